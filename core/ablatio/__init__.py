@@ -1,0 +1,54 @@
+"""ablatio: a laboratory for language-model ablations.
+
+Part authors need one line: `from ablatio import norms`, then `@norms.register("my_norm")`.
+"""
+
+from ablatio import plugins as _plugins
+from ablatio import registry as _registry
+from ablatio.kinds import (
+    activations,
+    architectures,
+    attentions,
+    blocks,
+    inits,
+    mlps,
+    norms,
+    objectives,
+    optimizers,
+    placements,
+    positions,
+    schedules,
+    sources,
+    stabilizers,
+    tokenizers,
+)
+from ablatio.knobs import Fraction, NonNegative, OptionOf, Positive, Range
+from ablatio.rules import rule
+
+__version__ = "0.1.0"
+
+_registry.on_first_lookup(_plugins.load)
+
+__all__ = [
+    "Fraction",
+    "NonNegative",
+    "OptionOf",
+    "Positive",
+    "Range",
+    "activations",
+    "architectures",
+    "attentions",
+    "blocks",
+    "inits",
+    "mlps",
+    "norms",
+    "objectives",
+    "optimizers",
+    "placements",
+    "positions",
+    "rule",
+    "schedules",
+    "sources",
+    "stabilizers",
+    "tokenizers",
+]

@@ -1,0 +1,111 @@
+"""Batches by step number: item k is a function of k alone, so workers, resume and batch order cannot change it.
+
+Use with `DataLoader(dataset, batch_size=None, sampler=range(start, total), num_workers=...)`.
+"""
+
+import os
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.lib.stride_tricks import sliding_window_view
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ablatio.data.order import Positions, WindowOrder
+from ablatio.data.types import Ids
+from ablatio.errors import UserError
+
+Batch = dict[str, Tensor]
+
+
+class Windows:
+    """Rows of `length` + 1 tokens, gathered by their starts; a memory-mapped stream travels to a worker as its path."""
+
+    def __init__(self, tokens: Ids, length: int) -> None:
+        self.tokens, self.length = tokens, length
+        self._view = sliding_window_view(tokens, length + 1)  # (N - T, T + 1), no copy
+
+    def __call__(self, starts: Positions) -> Tensor:
+        """(B,) -> (B, T + 1) int64."""
+        return torch.from_numpy(self._view[starts].astype(np.int64))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        tokens = self.tokens
+        if isinstance(tokens, np.memmap) and tokens.filename and os.path.getsize(tokens.filename) == tokens.nbytes:
+            return _reopen, (str(tokens.filename), tokens.dtype.str, self.length)
+        return Windows, (np.asarray(tokens), self.length)
+
+
+def _reopen(path: str, dtype: str, length: int) -> Windows:
+    return Windows(np.memmap(path, dtype=dtype, mode="r"), length)
+
+
+def segments(tokens: Tensor, eos: int) -> Tensor | None:
+    """Number of the document inside its row, from 0: (B, T + 1) int32; None if no row but at its start has an eos."""
+    opens = tokens == eos
+    opens[:, 0] = False
+    return opens.cumsum(1, dtype=torch.int32) if bool(opens.any()) else None
+
+
+def _batch(tokens: Tensor, eos: int, document_mask: bool) -> Batch:
+    numbers = segments(tokens, eos) if document_mask else None
+    return {"tokens": tokens} if numbers is None else {"tokens": tokens, "segments": numbers}
+
+
+class TrainBatches(Dataset[Batch]):
+    """step -> {"tokens": (B, T + 1) int64, and "segments": (B, T + 1) int32 where some row holds two documents}.
+
+    `batch` counts the rows of all ranks together; it has no end: one epoch runs into the next.
+    """
+
+    def __init__(
+        self,
+        tokens: Ids,
+        order: WindowOrder,
+        batch: int,
+        *,
+        eos: int,
+        document_mask: bool = True,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        if order.n_tokens != len(tokens):
+            raise ValueError(f"the order is for {order.n_tokens} tokens, the stream has {len(tokens)}")
+        self.windows, self.order, self.batch = Windows(tokens, order.length), order, batch
+        self.eos, self.document_mask, self.rank, self.world = eos, document_mask, rank, world
+
+    def __getitem__(self, step: int) -> Batch:
+        rows = self.order.rows(step, self.batch, self.rank, self.world)
+        return _batch(self.windows(self.order.starts(rows)), self.eos, self.document_mask)
+
+
+class ValidationBatches(Dataset[Batch]):
+    """Fixed windows over the validation stream; each target stands in one window only (stride T).
+
+    `val_tokens` > 0 caps the targets: then windows are taken at even distances over the whole stream. The last batch may
+    be shorter; a window never is.
+    """
+
+    def __init__(
+        self, tokens: Ids, length: int, batch: int, *, eos: int, document_mask: bool = True, val_tokens: int = 0
+    ) -> None:
+        if len(tokens) < length + 1:
+            raise UserError(
+                f"the validation split has {len(tokens)} tokens, and one window takes {length} + 1. "
+                "Give more text, a larger val_fraction, or a shorter context."
+            )
+        every = (len(tokens) - 1) // length
+        taken = min(every, max(1, val_tokens // length)) if val_tokens > 0 else every
+        self.starts: Positions = np.arange(taken, dtype=np.int64) * every // taken * length
+        self.windows, self.batch = Windows(tokens, length), batch
+        self.eos, self.document_mask = eos, document_mask
+
+    def __len__(self) -> int:
+        return -(-len(self.starts) // self.batch)
+
+    def __getitem__(self, index: int) -> Batch:
+        if not 0 <= index < len(self):
+            raise IndexError(index)  # also ends a plain `for batch in batches`
+        rows = self.starts[index * self.batch : (index + 1) * self.batch]
+        return _batch(self.windows(rows), self.eos, self.document_mask)

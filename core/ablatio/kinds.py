@@ -1,0 +1,227 @@
+"""The kinds of parts: what is handed over, what a part does, in which shapes, and the registry of each.
+
+Shapes: B batch, T query time, S key time, H heads, D width, V vocabulary.  Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from ablatio.registry import Registry
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch import Tensor, nn
+
+    from ablatio.data.types import Document
+    from ablatio.model.context import Context, Example
+    from ablatio.model.language_model import LanguageModel
+    from ablatio.model.roles import ParameterInfo
+    from ablatio.tasks.step import Step
+
+
+class Norm(Protocol):
+    """Normalises the last axis: (..., D) -> (..., D)."""
+
+    def forward(self, x: Tensor) -> Tensor: ...
+
+
+class Placement(Protocol):
+    """Wraps one sublayer and its norms: (B, T, D) -> (B, T, D).
+
+    n_norms     norms that each sublayer gets (one module, or a ModuleList when there are several)
+    final_norm  whether the stack ends with a norm of its own
+    gain        what the init of value, output and feed-forward matrices is multiplied with (deepnorm's beta)
+    """
+
+    n_norms: ClassVar[int]
+    final_norm: ClassVar[bool]
+    gain: float
+
+    def __call__(self, x: Tensor, sublayer: Any, norm: nn.Module) -> Tensor: ...
+
+
+class Activation(Protocol):
+    """Elementwise `(x)`, or gated `(gate, up)`: then the MLP adds a gate projection."""
+
+    def __call__(self, *args: Tensor) -> Tensor: ...
+
+
+class Mlp(Protocol):
+    """(B, T, D) -> (B, T, D); extra losses are appended to `ctx.losses`."""
+
+    def forward(self, x: Tensor, ctx: Context) -> Tensor: ...
+
+
+class Position(Protocol):
+    """Any of these methods; the one that is defined is used.  Positions are (T,) or (B, T) integers.
+
+    embed(x, pos)           (B, T, D) -> (B, T, D), once, on the embeddings
+    rotate(q, k, pos)       (B, H, T, d_head) each -> the same, in each layer
+    bias(q_pos, k_pos)      -> (H, T, S) or (B, H, T, S), once a pass, added to the attention logits
+    score(q, k, q_pos, k_pos)  (B, H, T, d_head), (B, H, S, d_head) -> (B, H, T, S), in each layer, added to the logits
+
+    extends  whether it may see positions beyond `max_len`
+    """
+
+    extends: ClassVar[bool]
+
+
+class Attention(Protocol):
+    """(B, T, D) -> (B, T, D), through `ctx` for positions, mask and cache."""
+
+    def forward(self, x: Tensor, ctx: Context) -> Tensor: ...
+
+
+class Block(Protocol):
+    """One layer: (B, T, D) -> (B, T, D)."""
+
+    def forward(self, x: Tensor, ctx: Context) -> Tensor: ...
+
+
+class Init(Protocol):
+    """Fills one matrix in place; called for each parameter with a generator that its name seeds."""
+
+    def __call__(self, weight: Tensor, info: ParameterInfo, generator: torch.Generator) -> None: ...
+
+
+class Objective(Protocol):
+    """Rows of tokens (B, T+1) -> what the model reads and what it has to say; deterministic in the generator."""
+
+    def __call__(self, tokens: Tensor, segments: Tensor | None, generator: torch.Generator) -> Example: ...
+
+
+class Schedule(Protocol):
+    """(step, total steps) -> the factor on the learning rate; step counts from 0."""
+
+    def __call__(self, step: int, total: int) -> float: ...
+
+
+class Stabilizer(Protocol):
+    """Any of `before_step(step)` and `after_step(step)`: gradients are ready before, weights are new after.
+
+    Both give a dict of numbers (tensors) to log under the names in `metrics`.
+    """
+
+    metrics: ClassVar[Sequence[str]]
+
+    def before_step(self, step: Step) -> dict[str, Tensor]: ...
+
+
+class Source(Protocol):
+    """Documents, in a stream."""
+
+    def documents(self) -> Iterator[Document]: ...
+
+    def fingerprint(self) -> str: ...
+
+
+class Tokenizer(Protocol):
+    """Text to ids and back; `eos` opens each document of the stream."""
+
+    vocab_size: int
+    eos: int
+    trained: ClassVar[bool]
+
+    def train(self, texts: Iterable[str]) -> None: ...
+
+    def encode(self, texts: Sequence[str]) -> list[np.ndarray]: ...
+
+    def decode(self, ids: Sequence[int]) -> str: ...
+
+    def token_bytes(self) -> np.ndarray: ...
+
+    def state(self) -> str: ...
+
+    def restore(self, state: str) -> None: ...
+
+
+norms: Registry[nn.Module] = Registry(
+    "norm", "Normalises the residual stream.", wiring=("d_model",), methods=("forward",)
+)
+placements: Registry[Placement] = Registry(
+    "placement",
+    "Where the norms stand around a sublayer, and how the residual is scaled.",
+    wiring=("d_model", "n_layers", "layer"),
+    methods=("__call__",),
+    facts={"n_norms": 1, "final_norm": True},
+)
+activations: Registry[Activation] = Registry(
+    "activation",
+    "The nonlinearity of the feed-forward part; gated ones take (gate, up).",
+    wiring=("d_ff",),
+    calls={("x",): {"gated": False}, ("gate", "up"): {"gated": True}},
+    methods=("forward",),
+    facts={"gated": False},
+)
+mlps: Registry[nn.Module] = Registry(
+    "mlp",
+    "The feed-forward part of a layer.",
+    wiring=("d_model", "d_ff", "activation", "gated", "bias", "dropout", "layer"),
+    methods=("forward",),
+)
+positions: Registry[Position] = Registry(
+    "position",
+    "How the model knows where a token stands.",
+    wiring=("d_model", "d_head", "n_heads", "n_layers", "max_len", "causal"),
+    any_of=("embed", "rotate", "bias", "score"),
+    facts={"extends": True},
+)
+attentions: Registry[nn.Module] = Registry(
+    "attention",
+    "How tokens look at one another.",
+    wiring=("d_model", "d_head", "n_heads", "n_layers", "max_len", "bias", "dropout", "layer"),
+    methods=("forward",),
+    facts={"caches": True, "takes_bias": True, "takes_segments": True},
+)
+blocks: Registry[nn.Module] = Registry(
+    "block", "How attention and feed-forward make a layer.", wiring=("parts",), methods=("forward",)
+)
+architectures: Registry[LanguageModel] = Registry(
+    "architecture", "Which stacks there are and what each token may see.", wiring=("assembly",), facts={"mask": "causal"}
+)
+inits: Registry[Init] = Registry(
+    "init",
+    "How the matrices start; vectors start as their part says.",
+    calls={("weight", "info", "generator"): {}},
+    methods=("__call__",),
+)
+objectives: Registry[Objective] = Registry(
+    "objective",
+    "What is predicted from what.",
+    wiring=("vocab_size", "eos", "max_len"),
+    methods=("__call__",),
+    facts={"masks": ("causal",)},
+)
+optimizers: Registry[torch.optim.Optimizer] = Registry(
+    "optimizer",
+    "How gradients change the weights; groups of parameters come by role.",
+    wiring=("groups",),
+    facts={"decays": True},
+)
+schedules: Registry[Schedule] = Registry(
+    "schedule", "The learning rate over the run.", calls={("step", "total"): {}}, methods=("__call__",)
+)
+stabilizers: Registry[Stabilizer] = Registry(
+    "stabilizer",
+    "What keeps a run from diverging; several at once.",
+    any_of=("before_step", "after_step"),
+    facts={"metrics": ()},
+    many=True,
+)
+sources: Registry[Source] = Registry(
+    "source", "Where documents come from.", methods=("documents", "fingerprint")
+)
+tokenizers: Registry[Tokenizer] = Registry(
+    "tokenizer",
+    "How text becomes ids.",
+    methods=("train", "encode", "decode", "token_bytes", "state", "restore"),
+    facts={"trained": True},
+)
+
+__all__ = [
+    "activations", "architectures", "attentions", "blocks", "inits", "mlps", "norms", "objectives", "optimizers",
+    "placements", "positions", "schedules", "sources", "stabilizers", "tokenizers",
+]  # fmt: skip

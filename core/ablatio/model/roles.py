@@ -1,0 +1,79 @@
+"""What each parameter is for: initialisation, weight decay and optimizers go by role, never by guessing from a shape."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, TypedDict
+
+import torch
+from torch import nn
+
+Role = Literal["matrix", "vector", "embedding", "head"]
+RESIDUAL_OUT = ("o_proj", "down_proj")
+GAINED = ("v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterInfo:
+    """Where a parameter stands.
+
+    role         matrix, vector (gains, biases), embedding or head
+    fan_in, fan_out  of a matrix; vocabulary and width of an embedding or head
+    residual     whether its output is added to the residual stream
+    gain         what the placement asks the init to multiply with (deepnorm's beta), else 1
+    """
+
+    name: str
+    role: Role
+    fan_in: int
+    fan_out: int
+    n_layers: int
+    residual: bool
+    gain: float
+
+
+class ParameterGroup(TypedDict):
+    """What an optimizer gets: the parameters of one role."""
+
+    params: list[nn.Parameter]
+    role: Role
+
+
+def describe(model: nn.Module, n_layers: int = 1, gain: float = 1.0) -> Iterator[tuple[nn.Parameter, ParameterInfo]]:
+    """Each parameter of the model once, with what it is for."""
+    owners = {id(p): m for m in model.modules() for p in m.parameters(recurse=False)}
+    for name, parameter in model.named_parameters():
+        parent = name.split(".")[-2] if "." in name else ""
+        role = _role(name, parameter, owners[id(parameter)])
+        fan_out, fan_in = (parameter.shape[0], parameter[0].numel()) if parameter.dim() > 1 else (parameter.numel(), 1)
+        gained = gain if role == "matrix" and parent in GAINED else 1.0
+        yield parameter, ParameterInfo(name, role, fan_in, fan_out, n_layers, parent in RESIDUAL_OUT, gained)
+
+
+def _role(name: str, parameter: nn.Parameter, owner: nn.Module) -> Role:
+    if parameter.dim() < 2:
+        return "vector"
+    if isinstance(owner, nn.Embedding):
+        return "embedding"
+    return "head" if name.split(".")[-2:-1] == ["lm_head"] else "matrix"
+
+
+def groups_by_role(model: nn.Module) -> list[ParameterGroup]:
+    """The trainable parameters, grouped for an optimizer; the order is fixed, so that its state can be restored."""
+    groups: dict[Role, ParameterGroup] = {}
+    for parameter, info in describe(model):
+        if parameter.requires_grad:
+            groups.setdefault(info.role, {"params": [], "role": info.role})["params"].append(parameter)
+    order: tuple[Role, ...] = ("matrix", "vector", "embedding", "head")
+    return [groups[role] for role in order if role in groups]
+
+
+def named_seed(seed: int, name: str) -> int:
+    """A seed for one name: equal names draw equal numbers, whatever else the model holds."""
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def named_generator(seed: int, name: str) -> torch.Generator:
+    """A CPU generator seeded by (seed, name)."""
+    return torch.Generator().manual_seed(named_seed(seed, name))

@@ -1,0 +1,218 @@
+"""Plugins: entry points found, scanned, rolled back when they fail, and known by name without importing them."""
+
+import contextlib
+import importlib
+import json
+import pkgutil
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from ablatio import rules
+from ablatio.catalogue import LOAD_SECONDS, Catalogue, PluginSource, conf_files, plugin_sources, read
+from ablatio.registry import REGISTRIES, ContractError, Entry, Provider, Registry, provided_by, transaction
+
+FORBIDDEN_KEYS = ("_target_", "class_path", "_builder_", "()")
+MAX_NODES = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A plugin that is left out, and why."""
+
+    plugin: str
+    provider: Provider
+    reason: str
+
+    def __str__(self) -> str:
+        return f"plugin {self.plugin} of {self.provider} is left out: {self.reason}"
+
+
+_failures: list[Failure] = []
+_sources: list[PluginSource] = []
+_loaded = False
+
+
+def load() -> None:
+    """Fill the registries from the catalogue; once.  No plugin is imported until one of its parts is made."""
+    global _loaded  # noqa: PLW0603
+    if _loaded:
+        return
+    _loaded = True
+    sources = plugin_sources()
+    catalogue = read(sources)
+    for kind in catalogue.kinds:
+        with provided_by(Provider(kind["dist"], kind["version"])):
+            if kind["kind"] not in REGISTRIES:
+                _registry_from(kind)
+    for data in catalogue.entries:
+        entry = Entry.from_json(data)
+        REGISTRIES[entry.kind].entries.setdefault(entry.name, entry)
+    for r in catalogue.rules:
+        rules.rule(**r)
+    _failures.extend(Failure(f["plugin"], Provider(f["dist"], f["version"]), f["reason"]) for f in catalogue.failures)
+    bad = {f.plugin for f in _failures}
+    _sources.extend(s for s in sources if s.name not in bad)
+
+
+def failures() -> list[Failure]:
+    """The plugins that are left out."""
+    load()
+    return list(_failures)
+
+
+def sources() -> list[PluginSource]:
+    """The plugins that work."""
+    load()
+    return list(_sources)
+
+
+def _registry_from(kind: Mapping[str, Any]) -> None:
+    Registry[Any](
+        kind["kind"],
+        kind["doc"],
+        wiring=tuple(kind["wiring"]),
+        calls={tuple(form): facts for form, facts in kind["calls"]},
+        methods=tuple(kind["methods"]),
+        any_of=tuple(kind["any_of"]),
+        facts=kind["facts"],
+        many=kind["many"],
+    )
+
+
+def scan_in_this_process() -> None:
+    """What the scanning child does: {leave_out, result, progress} on standard input, the catalogue as a file."""
+    request = json.load(sys.stdin)
+    catalogue = scan(plugin_sources(), request["leave_out"], Path(request["progress"]))
+    data = {f: getattr(catalogue, f) for f in Catalogue.__slots__}
+    Path(request["result"]).write_text(json.dumps(data))
+
+
+def scan(found: list[PluginSource], leave_out: Mapping[str, str], progress: Path | None = None) -> Catalogue:
+    """Import each plugin and write down what it registered; one that fails is rolled back and named."""
+    global _loaded  # noqa: PLW0603
+    _loaded = True  # the registries are being filled here: a lookup must not start a second scan
+    catalogue = Catalogue()
+    conf_names: dict[str, Provider] = {}
+    for source in found:
+        if progress:
+            with progress.open("a") as file:
+                file.write(f"\n{source.name}")
+        reason = leave_out.get(source.name) or _import(source, conf_names)
+        if reason:
+            provider = source.provider
+            failure = {"plugin": source.name, "dist": provider.dist, "version": provider.version, "reason": reason}
+            catalogue.failures.append(failure)
+    for registry in REGISTRIES.values():
+        catalogue.entries += [e.to_json() for e in registry.entries.values()]
+        catalogue.kinds.append(_kind_to_json(registry))
+    catalogue.rules += [r.to_json() for r in rules.RULES]
+    return catalogue
+
+
+def _kind_to_json(registry: Registry[Any]) -> dict[str, Any]:
+    return {
+        "kind": registry.kind,
+        "doc": registry.doc,
+        "wiring": registry.wiring,
+        "calls": [[form, facts] for form, facts in registry.calls.items()],
+        "methods": registry.methods,
+        "any_of": registry.any_of,
+        "facts": registry.facts,
+        "many": registry.many,
+        "dist": registry.provider.dist,
+        "version": registry.provider.version,
+    }
+
+
+def _import(source: PluginSource, conf_names: dict[str, Provider]) -> str:
+    """Import every module of a plugin and check its YAML; the reason why it is left out, or an empty string."""
+    before = list(rules.RULES)
+    try:
+        with transaction(), provided_by(source.provider), _time_limit(LOAD_SECONDS):
+            for module in _modules(source):
+                importlib.import_module(module)
+            _check_conf(source, conf_names)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a plugin may raise anything, SystemExit too
+        rules.RULES[:] = before
+        return _reason(error, source)
+    return ""
+
+
+def _modules(source: PluginSource) -> Iterator[str]:
+    """The module of an entry point and, of a package, all modules in it: a new part is a new file and no list."""
+    yield source.module
+    package = sys.modules.get(source.module)
+    for info in pkgutil.walk_packages(getattr(package, "__path__", []), f"{source.module}."):
+        if ".conf" not in info.name and not info.name.endswith(".__main__"):
+            yield info.name
+
+
+def _reason(error: BaseException, source: PluginSource) -> str:
+    if isinstance(error, ContractError | TimeoutError):
+        return str(error)
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if source.folder and str(source.folder) in f.filename]
+    where = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {error}{where}"
+
+
+@contextlib.contextmanager
+def _time_limit(seconds: float) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(_signal: int, _frame: FrameType | None) -> None:
+        raise TimeoutError(f"did not finish loading within {seconds:.0f} s")
+
+    old = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, old)
+
+
+def _check_conf(source: PluginSource, taken: dict[str, Provider]) -> None:
+    """A plugin's YAML adds options to groups; it holds no keys that build objects and touches no setting of Hydra's."""
+    if source.conf is None:
+        return
+    import yaml
+
+    for path in conf_files(source.conf):
+        name = path.relative_to(source.conf).with_suffix("").as_posix()
+        if "/" not in name or name.startswith("hydra"):
+            raise ContractError(f"{path} is no option of a group of its own; a plugin's conf holds group/option.yaml")
+        if owner := taken.setdefault(name, source.provider):
+            if owner != source.provider:
+                raise ContractError(f"the option {name} exists already: {owner} brings it; rename {path}")
+        refuse_objects(yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
+
+
+def refuse_objects(data: Any, where: str) -> None:
+    """ContractError when nested data holds a key that would build an object, or more nodes than any config has."""
+    stack, nodes = [(data, "")], 0
+    while stack:
+        node, path = stack.pop()
+        nodes += 1
+        if nodes > MAX_NODES:
+            raise ContractError(f"{where}: more than {MAX_NODES} values (or a cycle); this is no config")
+        if isinstance(node, Mapping):
+            for key, value in node.items():
+                full = f"{path}.{key}" if path else str(key)
+                if str(key) in FORBIDDEN_KEYS:
+                    raise ContractError(f"{where}: `{full}` would build an object from its name; parts are chosen by name")
+                if not path and str(key).split(".")[0] == "hydra":
+                    raise ContractError(f"{where}: `{full}` sets Hydra itself; that is the user's to set")
+                stack.append((value, full))
+        elif isinstance(node, list | tuple):
+            stack.extend((v, f"{path}.{i}") for i, v in enumerate(node))

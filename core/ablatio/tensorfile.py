@@ -1,0 +1,169 @@
+"""Tensors as a safetensors file: written in pieces that can be hashed on their way, read once and checked.
+
+The library's own writer makes the whole file in memory before it can be hashed, and its reader hands out views of one
+mapped file; neither notices a flipped bit. Any tool that reads safetensors reads these files.
+"""
+
+import functools
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ablatio.errors import DamagedFile, UserError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+# What torch and the safetensors format share: torch's name -> the format's name.
+DTYPE_NAMES = {
+    **{"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "complex64": "C64", "bool": "BOOL"},
+    **{"int64": "I64", "int32": "I32", "int16": "I16", "int8": "I8"},
+    **{"uint64": "U64", "uint32": "U32", "uint16": "U16", "uint8": "U8"},
+    **{"float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2"},
+}
+_MAX_HEADER = 100_000_000  # bytes; the limit of the format
+
+
+def type_name(obj: Any) -> str:
+    return f"{type(obj).__module__}.{type(obj).__qualname__}".removeprefix("builtins.")
+
+
+@functools.cache
+def _dtypes() -> "dict[torch.dtype, str]":
+    import torch
+
+    return {getattr(torch, ours): theirs for ours, theirs in DTYPE_NAMES.items()}
+
+
+def check_tensor(tensor: Any, where: str) -> None:
+    """Raise UserError unless the bytes of `tensor` are all there is to it: dense, here, and of a dtype with a name."""
+    import torch
+
+    if where == "__metadata__":
+        raise UserError("A tensor cannot be called '__metadata__': safetensors uses that name; rename it.")
+    if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
+        raise UserError(
+            f"{where}: a plain tensor was expected, not {type_name(tensor)}; gather or dequantize it first."
+        )
+    if tensor.layout is not torch.strided or tensor.is_meta or tensor.dtype not in _dtypes():
+        came = f"a {tensor.dtype} tensor with layout {tensor.layout} on {tensor.device}"
+        raise UserError(f"{where}: {came} cannot be saved as safetensors; make it dense and load it first.")
+
+
+def count_non_finite(tensor: "Tensor") -> int:
+    """How many values are NaN or infinite; one pass without a copy when none is."""
+    import torch
+
+    tensor = tensor.detach()
+    if not tensor.numel() or not (tensor.is_floating_point() or tensor.is_complex()):
+        return 0
+    if tensor.is_floating_point() and tensor.element_size() > 1:
+        low, high = torch.aminmax(tensor)
+        if math.isfinite(low.item()) and math.isfinite(high.item()):
+            return 0
+    wide = tensor.float() if tensor.element_size() == 1 else tensor
+    return tensor.numel() - int(torch.isfinite(wide).sum().item())
+
+
+def tensor_pieces(tensors: Mapping[str, "Tensor"]) -> tuple[Iterator[Any], dict[str, str]]:
+    """The buffers of a safetensors file, in order, and {name: stored name} for names that are the same memory.
+
+    Tied weights are stored once. A tensor that lies elsewhere or in another order is copied when its turn comes, so at
+    most one copy of one tensor exists at a time.
+    """
+    first: dict[Any, str] = {}
+    aliases = {}
+    for name, tensor in tensors.items():
+        memory = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        lazy = tensor.is_conj() or tensor.is_neg()  # the same memory, read differently
+        kept = first.setdefault(name if lazy or not tensor.numel() else memory, name)
+        if kept != name:
+            aliases[name] = kept
+    # Wide elements first keeps every tensor aligned, as safetensors' own writer does.
+    names = sorted((n for n in tensors if n not in aliases), key=lambda n: (-tensors[n].element_size(), n))
+    return _pieces({name: tensors[name] for name in names}, aliases), aliases
+
+
+def _pieces(tensors: Mapping[str, "Tensor"], aliases: Mapping[str, str]) -> Iterator[Any]:
+    import torch
+
+    header: dict[str, Any] = {"__metadata__": {**aliases, "format": "pt"}}
+    start = 0
+    for name, tensor in tensors.items():
+        end = start + tensor.nbytes
+        header[name] = {"dtype": _dtypes()[tensor.dtype], "shape": [*tensor.shape], "data_offsets": [start, end]}
+        start = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    yield len(text).to_bytes(8, "little") + text
+    for tensor in tensors.values():
+        flat = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
+        yield flat.view(torch.uint8).numpy().data
+
+
+def read_tensors(path: Path, record: Mapping[str, Any]) -> dict[str, "Tensor"]:
+    """Read a safetensors file once, into tensors that own their memory, and check it against {sha256, bytes, aliases}.
+
+    Nothing is returned unless the digest is right. Raises DamagedFile; OSError is the caller's.
+    """
+    import torch
+
+    by_name = {name: dtype for dtype, name in _dtypes().items()}
+    tensors: dict[str, Tensor] = {}
+    with path.open("rb") as file:
+        size = file.seek(0, 2)
+        file.seek(0)
+        if size != record["bytes"]:
+            raise DamagedFile(
+                f"{path.name} has {size} bytes instead of {record['bytes']}: it was cut short or replaced."
+            )
+        try:
+            head = file.read(8)
+            length = int.from_bytes(head, "little")
+            if len(head) < 8 or length > min(size - 8, _MAX_HEADER):
+                raise ValueError(f"a header of {length} bytes in a file of {size}")
+            text = file.read(length)
+            hasher = hashlib.sha256(head + text)
+            for name, dtype, shape in _entries(json.loads(text), size - 8 - length):
+                tensors[name] = torch.empty(shape, dtype=by_name[dtype])
+                _fill(tensors[name], file, hasher)
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+            raise DamagedFile(f"{path.name} has no sound safetensors header ({error}).") from error
+    if hasher.hexdigest() != record["sha256"]:
+        raise DamagedFile(f"{path.name} does not match its digest: its content changed after it was written.")
+    try:
+        return tensors | {alias: tensors[name] for alias, name in record["aliases"].items()}
+    except KeyError as error:
+        raise DamagedFile(f"{path.name} lacks the tensor {error}.") from error
+
+
+def _entries(header: dict[str, Any], room: int) -> Iterator[tuple[str, str, list[int]]]:
+    """Name, dtype and shape in file order; ValueError unless they fill the file from its first to its last byte."""
+    header.pop("__metadata__", None)
+    widths = {name: dtype.itemsize for dtype, name in _dtypes().items()}
+    at = 0
+    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+        shape, (start, end) = entry["shape"], entry["data_offsets"]
+        sound = all(type(n) is int and n >= 0 for n in (*shape, start, end)) and len(shape) <= 64
+        sound = sound and math.prod(n for n in shape if n) < 1 << 60  # also when another axis is empty
+        if not sound or start != at or end > room or math.prod(shape) * widths[entry["dtype"]] != end - start:
+            raise ValueError(f"{name!r}: {entry['dtype']} {shape} at bytes {start} to {end} of {room}"[:300])
+        yield name, entry["dtype"], shape
+        at = end
+    if at != room:
+        raise ValueError(f"{room - at} bytes belong to no tensor")
+
+
+def _fill(tensor: "Tensor", file: Any, hasher: Any) -> None:
+    import torch
+
+    room = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+    for start in range(0, len(room), 1 << 20):  # hashed while it is still in the processor's cache
+        piece = room[start : start + (1 << 20)]
+        if file.readinto(piece) != len(piece):
+            raise ValueError("the file ended early")
+        hasher.update(piece)

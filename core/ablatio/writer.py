@@ -1,0 +1,163 @@
+"""The one writer of everything that lasts.
+
+Each file is written beside its target, flushed to the disk and renamed, so a reader sees the old content or the new one.
+A failure removes what was begun and is an error that says why: never silence.
+"""
+
+import errno
+import fcntl
+import hashlib
+import json
+import math
+import os
+import secrets
+import shlex
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from ablatio.errors import EnvironmentFault, UserError
+
+_PIECE = 1 << 20  # bytes hashed and written at a time, so that they are still in the processor's cache
+_TEMP = ".ablatio-{}.tmp"
+_WHY = {
+    errno.ENOSPC: ("the disk is full", "df -h {folder}"),
+    errno.EDQUOT: ("your quota is used up", "quota -s"),
+    errno.EFBIG: ("the file would be larger than is allowed here", "ulimit -f unlimited"),
+    errno.EACCES: ("permission denied", "ls -ld {folder}"),
+    errno.EPERM: ("permission denied", "ls -ld {folder}"),
+    errno.EROFS: ("the filesystem is read-only", "findmnt -T {folder}"),
+    errno.ENOENT: ("it or its folder does not exist", "ls -ld {folder}"),
+    errno.ENOTDIR: ("a part of the path is a file, not a folder", "ls -ld {folder}"),
+    errno.EEXIST: ("a file of that name is in the way", "ls -ld {path}"),
+}
+
+
+@contextmanager
+def explained(verb: str, path: Path) -> Iterator[None]:
+    """Turn an OSError into an EnvironmentFault that says what, where, why and a command that helps."""
+    try:
+        yield
+    except OSError as error:
+        why, command = _WHY.get(error.errno or 0, ("the system refuses", "ls -ld {folder}"))
+        helps = command.format(folder=shlex.quote(str(path.parent)), path=shlex.quote(str(path)))
+        raise EnvironmentFault(f"Cannot {verb} {path}: {why} ({error.strerror}).\n    try: {helps}") from error
+
+
+def make_folder(path: str | Path) -> Path:
+    """Make `path` and what is missing above it, so that it survives a power cut. Raises EnvironmentFault."""
+    path = _checked(path)
+    with explained("make the folder", path):
+        missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+        path.mkdir(parents=True, exist_ok=True)
+        for folder in reversed(missing):
+            _sync_folder(folder.parent)
+    return path
+
+
+def write_bytes(path: str | Path, data: bytes) -> str:
+    """Replace the file at `path` by `data`, whole or not at all; returns the sha256. Raises EnvironmentFault."""
+    return str(write_pieces(_checked(path), [data])["sha256"])
+
+
+def write_text(path: str | Path, text: str) -> str:
+    """`write_bytes` in UTF-8, newlines as they are; half of a surrogate pair, which has no UTF-8, becomes its escape."""
+    return write_bytes(path, text.encode(errors="backslashreplace"))
+
+
+def write_json(path: str | Path, obj: Any) -> str:
+    """`write_bytes` as indented JSON, keys in their order. What JSON cannot hold (NaN, other types) is a UserError."""
+    check_json(obj, Path(path).name)
+    return write_text(path, json.dumps(obj, indent=2, ensure_ascii=False) + "\n")
+
+
+def check_json(obj: Any, where: str, depth: int = 0) -> None:
+    """Raise UserError, naming the key, unless `obj` comes back from JSON as it went in (tuples as lists)."""
+    if depth > 100:
+        raise UserError(f"{where[:200]}: contains itself or is nested deeper than 100 levels; flatten it.")
+    if isinstance(obj, dict):
+        for key, value in obj.items():
+            if not isinstance(key, str):
+                raise UserError(f"{where}: JSON keys are strings, not {key!r} ({type(key).__name__}); use str(key).")
+            check_json(value, f"{where}.{key}", depth + 1)
+    elif isinstance(obj, list | tuple):
+        for index, value in enumerate(obj):
+            check_json(value, f"{where}.{index}", depth + 1)
+    elif isinstance(obj, float) and not math.isfinite(obj):
+        raise UserError(f"{where}: JSON has no {obj!r}; write it as the string {str(obj)!r} or as None.")
+    elif not isinstance(obj, str | int | float | None):
+        raise UserError(
+            f"{where}: JSON cannot hold {type(obj).__name__}; use dict, list, str, int, float, bool or None."
+        )
+
+
+def digest(path: str | Path) -> str:
+    """sha256 of the file at `path`, in hexadecimal. Raises EnvironmentFault."""
+    path = _checked(path)
+    with explained("read", path), path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def remove_stray(folder: str | Path) -> int:
+    """Remove the temporary files in `folder` whose writer is dead; returns how many."""
+    count = 0
+    for path in _checked(folder).glob(_TEMP.format("*")):
+        with suppress(OSError), path.open("r+b") as file:  # a living writer holds the lock, or it is gone already
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
+            count += 1
+    return count
+
+
+def _checked(path: str | Path) -> Path:
+    if "\0" in str(path):
+        raise UserError(f"{str(path)!r} is not a path: it contains NUL.")
+    return Path(path)
+
+
+def write_pieces(path: Path, pieces: Iterable[Any]) -> dict[str, Any]:
+    """Write buffers through a temporary file in the same folder; returns {sha256, bytes}."""
+    hasher = hashlib.sha256()
+    size = 0
+    with explained("write", path):
+        temp, file = _open_temp(path.parent)
+        try:
+            with file:
+                for piece in pieces:
+                    for start in range(0, len(piece), _PIECE):
+                        part = memoryview(piece)[start : start + _PIECE]
+                        hasher.update(part)
+                        size += file.write(part)
+                file.flush()
+                os.fsync(file.fileno())
+                temp.replace(path)
+        except BaseException:
+            with suppress(OSError):
+                temp.unlink()
+            raise
+        _sync_folder(path.parent)
+    return {"sha256": hasher.hexdigest(), "bytes": size}
+
+
+def _open_temp(folder: Path) -> tuple[Path, BinaryIO]:
+    """A new file, locked as long as this process lives, so that `remove_stray` knows it from a dead writer's."""
+    while True:
+        temp = folder / _TEMP.format(secrets.token_hex(8))
+        file = temp.open("xb")
+        with suppress(OSError):  # some network filesystems have no locks; there strays stay
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if os.fstat(file.fileno()).st_nlink:
+            return temp, file
+        file.close()  # removed between open and lock
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # this filesystem cannot sync a folder
+            raise
+    finally:
+        os.close(handle)
