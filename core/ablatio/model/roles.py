@@ -41,7 +41,10 @@ class ParameterGroup(TypedDict):
 
 def describe(model: nn.Module, n_layers: int = 1, gain: float = 1.0) -> Iterator[tuple[nn.Parameter, ParameterInfo]]:
     """Each parameter of the model once, with what it is for."""
-    owners = {id(p): m for m in model.modules() for p in m.parameters(recurse=False)}
+    owners: dict[int, nn.Module] = {}
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            owners.setdefault(id(parameter), module)  # a tied head's matrix is the embedding's
     for name, parameter in model.named_parameters():
         parent = name.split(".")[-2] if "." in name else ""
         role = _role(name, parameter, owners[id(parameter)])
