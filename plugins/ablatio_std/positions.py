@@ -32,14 +32,12 @@ class Learned(nn.Module):
 class Sinusoidal(nn.Module):
     """x_t + p_t with p_t[2i] = sin(t / base^(2i/D)), p_t[2i+1] = cos of the same.  (B, T, D) -> same."""
 
-    frequencies: Tensor
-
     def __init__(self, d_model: int, *, base: Annotated[float, Range(1, open_low=True)] = 10000.0) -> None:
         super().__init__()
-        self.register_buffer("frequencies", _frequencies(d_model, base), persistent=False)
+        self.width, self.base = d_model, base
 
     def embed(self, x: Tensor, pos: Tensor) -> Tensor:
-        angles = pos[..., None].double() * self.frequencies  # (..., T, D/2)
+        angles = _angles(pos, self.width, self.base)  # (..., T, D/2)
         return x + torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2).to(x.dtype)
 
 
@@ -58,8 +56,6 @@ class Rope(nn.Module):
     `half` pairs (i, i + d/2) as transformers' Llama does: the same model with the rows of q_proj and k_proj permuted.
     """
 
-    frequencies: Tensor
-
     def __init__(
         self,
         d_head: int,
@@ -69,11 +65,10 @@ class Rope(nn.Module):
         layout: Literal["interleaved", "half"] = "interleaved",
     ) -> None:
         super().__init__()
-        self.width, self.layout = int(d_head * fraction), layout
-        self.register_buffer("frequencies", _frequencies(self.width, base), persistent=False)
+        self.width, self.base, self.layout = int(d_head * fraction), base, layout
 
     def rotate(self, q: Tensor, k: Tensor, pos: Tensor) -> tuple[Tensor, Tensor]:
-        angles = pos[..., None].double() * self.frequencies  # (T, d/2) or (B, T, d/2)
+        angles = _angles(pos, self.width, self.base)  # (T, d/2) or (B, T, d/2)
         if pos.dim() == 2:
             angles = angles[:, None]  # one for all heads
         return self._turn(q, angles), self._turn(k, angles)
@@ -103,8 +98,13 @@ def _turn_halves(x: Tensor, angles: Tensor) -> Tensor:
     return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
 
 
-def _frequencies(width: int, base: float) -> Tensor:
-    return base ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)  # (width / 2,)
+def _angles(pos: Tensor, width: int, base: float) -> Tensor:
+    """t * base^(-2i / width): (..., T) -> (..., T, width / 2).
+
+    The frequencies are no buffer: `model.to(torch.bfloat16)` would round them, and position 1000 be off by whole turns.
+    """
+    frequencies = base ** (-torch.arange(0, width, 2, dtype=torch.float64, device=pos.device) / width)
+    return pos[..., None].double() * frequencies
 
 
 rule(
