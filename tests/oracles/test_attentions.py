@@ -1,0 +1,86 @@
+"""Attention against an explicit softmax, torch's own module, and itself with heads repeated."""
+
+import math
+
+import pytest
+import torch
+from ablatio.kinds import attentions, positions
+from ablatio.model.context import make_context
+
+D, H, WIDTH = 12, 4, 3
+
+
+def made(name, knobs=None, bias=True):
+    wiring = {"d_model": D, "d_head": WIDTH, "n_heads": H, "n_layers": 1, "max_len": 16, "layer": 0}
+    part = attentions.build(name, knobs, bias=bias, dropout=0.0, **wiring).double()
+    for p in part.parameters():
+        torch.nn.init.normal_(p, std=0.5)
+    return part
+
+
+def context(length, position="none", segments=None, batch=2):
+    part = positions.build(position, {}, d_model=D, d_head=WIDTH, n_heads=H, n_layers=1, max_len=16, causal=True)
+    tokens = torch.zeros(batch, length, dtype=torch.long)
+    return make_context(tokens, part, "causal", segments, None, torch.float64)
+
+
+def by_loop(part, x, n_kv, bias, allowed):
+    """sum_s softmax_s(q_t . k_s / sqrt(d_head) + bias) v_s, one number after the other."""
+    q, k, v = (p(x).unflatten(-1, (-1, WIDTH)) for p in (part.q_proj, part.k_proj, part.v_proj))  # (B, T, heads, d_head)
+    batch, length = x.shape[:2]
+    heads = torch.zeros(batch, length, H, WIDTH, dtype=x.dtype)
+    for b, h, t in torch.cartesian_prod(torch.arange(batch), torch.arange(H), torch.arange(length)).tolist():
+        g = h // (H // n_kv)
+        seen = [s for s in range(t + 1) if allowed(b, t, s)]
+        scores = [math.exp((q[b, t, h] @ k[b, s, g]).item() / math.sqrt(WIDTH) + bias(h, t, s)) for s in seen]
+        for s, score in zip(seen, scores, strict=True):
+            heads[b, t, h] += score / sum(scores) * v[b, s, g]
+    return part.o_proj(heads.flatten(-2))
+
+
+CASES = [("mha", {}, H), ("gqa", {"n_kv_heads": 2}, 2), ("gqa", {"n_kv_heads": 4}, 4), ("gqa", {"n_kv_heads": 1}, 1), ("mqa", {}, 1)]  # fmt: skip
+
+
+@pytest.mark.parametrize("name, knobs, n_kv", CASES, ids=str)
+@pytest.mark.parametrize("position", ["none", "alibi"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_attention_by_loop(name, knobs, n_kv, position, packed):
+    part, x = made(name, knobs), torch.randn(2, 7, D, dtype=torch.float64)
+    segments = torch.tensor([[0, 0, 0, 1, 1, 1, 2], [0, 0, 0, 0, 0, 5, 5]]) if packed else None
+    slope = (lambda h: 2.0 ** (-8 * (h + 1) / H)) if position == "alibi" else (lambda h: 0.0)
+    same = (lambda b, t, s: segments[b, t] == segments[b, s]) if packed else (lambda b, t, s: True)
+    ours = part(x, context(7, position, segments))
+    theirs = by_loop(part, x, n_kv, lambda h, t, s: -slope(h) * (t - s), same)
+    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_mha_is_torchs(bias):
+    ours, theirs = made("mha", bias=bias), torch.nn.MultiheadAttention(D, H, bias=bias, batch_first=True).double()
+    qkv = [ours.q_proj, ours.k_proj, ours.v_proj]
+    state = {"in_proj_weight": torch.cat([p.weight for p in qkv]), "out_proj.weight": ours.o_proj.weight}
+    if bias:
+        state |= {"in_proj_bias": torch.cat([p.bias for p in qkv]), "out_proj.bias": ours.o_proj.bias}
+    theirs.load_state_dict({k: v.detach() for k, v in state.items()})
+    x = torch.randn(3, 9, D, dtype=torch.float64, requires_grad=True)
+    hidden = torch.ones(9, 9, dtype=torch.bool).triu(1)
+    a, b = ours(x, context(9, batch=3)), theirs(x, x, x, attn_mask=hidden, need_weights=False)[0]
+    torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(*(torch.autograd.grad(y.square().sum(), x)[0] for y in (a, b)), rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("name, knobs, n_kv", CASES, ids=str)
+def test_fewer_kv_heads_are_mha_with_repeated_rows(name, knobs, n_kv):
+    few, full = made(name, knobs), made("mha")
+    state = few.state_dict()
+    for key in [k for k in state if k[:2] in ("k_", "v_")]:
+        state[key] = state[key].unflatten(0, (n_kv, WIDTH)).repeat_interleave(H // n_kv, 0).flatten(0, 1)
+    full.load_state_dict(state)
+    x = torch.randn(2, 6, D, dtype=torch.float64)
+    torch.testing.assert_close(few(x, context(6)), full(x, context(6)), rtol=1e-12, atol=1e-13)
+
+
+def test_gradients_by_differences():
+    part, x = made("gqa", {"n_kv_heads": 2}), torch.randn(1, 4, D, dtype=torch.float64, requires_grad=True)
+    ctx = context(4, "t5", batch=1)
+    assert torch.autograd.gradcheck(lambda x: part(x, ctx), (x,))
