@@ -24,7 +24,7 @@ from ablatio.registry import Provider
 
 GROUP = "ablatio.plugins"
 OURS = "ablatio"
-LOAD_SECONDS = 30.0
+LOAD_SECONDS = float(os.environ.get("ABLATIO_PLUGIN_SECONDS", "30"))  # for all modules of one plugin
 FORMAT = 1
 
 
@@ -35,6 +35,11 @@ class PluginSource:
     name: str
     module: str
     provider: Provider
+
+    @property
+    def key(self) -> str:
+        """Names this plugin among all: two distributions may call their entry points alike."""
+        return f"{self.provider.dist}:{self.name}"
 
     @property
     def files(self) -> list[Path]:
@@ -138,14 +143,16 @@ def _scan(sources: list[PluginSource]) -> Catalogue:
     """Import all plugins in a child; one that kills the child or hangs it is left out of the next try."""
     lost: dict[str, str] = {}
     while True:
-        child, found = _scan_in_child([s.name for s in sources if s.name not in lost], lost)
+        found, culprit, ending = _scan_in_child(len(sources), lost)
         if found is not None:
             return found
-        if child in lost or child is None:
-            raise RuntimeError(f"the plugins cannot be scanned; the last one tried was {child}")
+        if not culprit or culprit in lost:
+            raise RuntimeError(f"the scan of the plugins {ending}")
+        lost[culprit] = ending
 
 
-def _scan_in_child(names: list[str], lost: dict[str, str]) -> tuple[str | None, Catalogue | None]:
+def _scan_in_child(count: int, lost: dict[str, str]) -> tuple[Catalogue | None, str, str]:
+    """(the catalogue, or None; the plugin at which the child ended; how it ended)."""
     with tempfile.TemporaryDirectory() as folder:
         result, progress = Path(folder) / "result.json", Path(folder) / "progress"
         request = json.dumps({"leave_out": lost, "result": str(result), "progress": str(progress)})
@@ -157,19 +164,15 @@ def _scan_in_child(names: list[str], lost: dict[str, str]) -> tuple[str | None, 
                 env=environment,
                 capture_output=True,
                 text=True,
-                timeout=LOAD_SECONDS * (len(names) + 1),
+                timeout=30 + LOAD_SECONDS * (count + 1),
                 check=False,
             )
-            ending = f"ended the process with code {run.returncode} {run.stderr.strip()[-300:]}"
+            ending = f"ended the process with code {run.returncode} {run.stderr.strip()[-300:]}".strip()
         except subprocess.TimeoutExpired:
-            ending = f"did not finish loading within {LOAD_SECONDS:.0f} s"
+            ending = f"did not finish loading within {LOAD_SECONDS:g} s"
         if result.exists():
-            return None, Catalogue(**json.loads(result.read_text()))
-        last = progress.read_text().split("\n")[-1] if progress.exists() else None
-        if last is None:
-            raise RuntimeError(f"the scan of the plugins {ending}")
-        lost[last] = ending
-        return None if last not in names else last, None
+            return Catalogue(**json.loads(result.read_text())), "", ending
+        return None, progress.read_text().split("\n")[-1] if progress.exists() else "", ending
 
 
 def conf_files(folder: Path) -> Iterator[Path]:

@@ -166,8 +166,8 @@ class Checkpoints:
         for name, tensor in (dict(model) | optimizer).items():
             if bad := count_non_finite(tensor):
                 raise Diverged(
-                    f"{name} at step {step}: {bad} of {tensor.numel()} values are NaN or infinite; nothing was saved.\n"
-                    f"    try: a lower optimizer.lr, or a stabilizer (`ablatio list stabilizer`), from the last checkpoint"
+                    f"{name} at step {step}: {bad} of {tensor.numel()} values are NaN or infinite; not saved.\n"
+                    f"    try: resume with a lower optimizer.lr or a stabilizer (`ablatio list stabilizer`)"
                 )
 
     def _manifest(self, step: int) -> tuple[dict[str, Any], str]:
@@ -209,7 +209,7 @@ class Checkpoints:
             return False
 
     def _free_revision(self, step: int) -> int:
-        """A step that is saved again gets other file names, so that the old one holds until the new one is committed."""
+        """A step that is saved again gets other file names: the old one holds until the new one is committed."""
         with suppress(DamagedFile):
             return 1 - int(self._manifest(step)[0]["revision"])
         return 0
@@ -218,7 +218,7 @@ class Checkpoints:
         for other in self.steps():
             if other > step and self._sound(other):
                 raise UserError(
-                    f"{self.folder} already holds step {other}, so step {step} cannot be saved: `load` would take {other}.\n"
+                    f"{self.folder} already holds step {other}: `load` would take it, not step {step}.\n"
                     f"    try: continue from step {other}, or give this run a folder of its own"
                 )
 

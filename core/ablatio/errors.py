@@ -47,11 +47,15 @@ class Preempted(AblatioError):
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong with a config: `where` (a dotted key), `what` came and why not, a command that works."""
+    """One thing that is wrong with a config: `where` (a dotted key), `what` came and why not, the setting that mends it.
+
+    combination: `where` is fine by itself, and wrong beside others.
+    """
 
     where: str
     what: str
     fix: str = ""
+    combination: bool = False
 
     def __str__(self) -> str:
         return f"{self.where}: {self.what}" + (f"\n    try: {self.fix}" if self.fix else "")

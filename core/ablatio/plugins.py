@@ -57,8 +57,8 @@ def load() -> None:
     for r in catalogue.rules:
         rules.rule(**r)
     _failures.extend(Failure(f["plugin"], Provider(f["dist"], f["version"]), f["reason"]) for f in catalogue.failures)
-    bad = {f.plugin for f in _failures}
-    _sources.extend(s for s in sources if s.name not in bad)
+    bad = {(f.plugin, f.provider) for f in _failures}
+    _sources.extend(s for s in sources if (s.name, s.provider) not in bad)
 
 
 def failures() -> list[Failure]:
@@ -89,6 +89,8 @@ def _registry_from(kind: Mapping[str, Any]) -> None:
 def scan_in_this_process() -> None:
     """What the scanning child does: {leave_out, result, progress} on standard input, the catalogue as a file."""
     request = json.load(sys.stdin)
+    with contextlib.suppress(ImportError):  # its two seconds are not the first plugin's
+        importlib.import_module("torch")
     catalogue = scan(plugin_sources(), request["leave_out"], Path(request["progress"]))
     data = {f: getattr(catalogue, f) for f in Catalogue.__slots__}
     Path(request["result"]).write_text(json.dumps(data))
@@ -103,8 +105,8 @@ def scan(found: list[PluginSource], leave_out: Mapping[str, str], progress: Path
     for source in found:
         if progress:
             with progress.open("a") as file:
-                file.write(f"\n{source.name}")
-        reason = leave_out.get(source.name) or _import(source, conf_names)
+                file.write(f"\n{source.key}")
+        reason = leave_out.get(source.key) or _import(source, conf_names)
         if reason:
             provider = source.provider
             failure = {"plugin": source.name, "dist": provider.dist, "version": provider.version, "reason": reason}
@@ -171,7 +173,7 @@ def _time_limit(seconds: float) -> Iterator[None]:
         return
 
     def stop(_signal: int, _frame: FrameType | None) -> None:
-        raise TimeoutError(f"did not finish loading within {seconds:.0f} s")
+        raise TimeoutError(f"did not finish loading within {seconds:g} s")
 
     old = signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, seconds)

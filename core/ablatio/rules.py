@@ -63,7 +63,7 @@ def broken(config: Mapping[str, Any]) -> list[Problem]:
         except Undecided:
             continue
         if applies:
-            problems.append(Problem(r.where, _fill(r.why, config), _fill(r.fix, config)))
+            problems.append(Problem(r.where, _fill(r.why, config), _fill(r.fix, config), combination=True))
     return problems
 
 

@@ -41,8 +41,9 @@ def refuse_builders(tree: Any, where: str) -> None:
 def encode_state(obj: Any, where: str = "state") -> tuple[Any, dict[str, "Tensor"]]:
     """Plain JSON of `obj` and the tensors in it, named by their key path.
 
-    Takes dict, list, tuple, set, str, int, float (also nan and inf), bool, None, bytes, torch.dtype, torch.device, numpy
-    scalars and arrays, tensors. Ordered and default dicts come back as dict. Anything else is a UserError with its key.
+    Takes dict, list, tuple, set, str, int, float (also nan and inf), bool, None, bytes, torch.dtype, torch.device,
+    numpy scalars and arrays, tensors. Ordered and default dicts come back as dict. Anything else is a UserError that
+    names its key.
     """
     tensors: dict[str, Tensor] = {}
     return _encode(obj, where, tensors, ()), tensors
@@ -101,8 +102,8 @@ def _encode_array(obj: Any, where: str, tensors: dict[str, "Tensor"]) -> Any:
         tag, tensor = "~array", torch.from_numpy(np.array(obj, dtype=obj.dtype.name, order="C"))
     if not isinstance(tensor, torch.Tensor):
         raise UserError(
-            f"{where}: {type_name(obj)} cannot be saved; state holds dict, list, tuple, set, str, numbers, bytes, None, "
-            f"dtype, device and tensors.\n    try: save what rebuilds it, for example its state_dict() or str()"
+            f"{where}: {type_name(obj)} cannot be saved; state holds dict, list, tuple, set, str, numbers, bytes, "
+            f"None, dtype, device and tensors.\n    try: save what rebuilds it, for example its state_dict() or str()"
         )
     check_tensor(tensor, where)
     name = where

@@ -20,10 +20,13 @@ if TYPE_CHECKING:
 
 # What torch and the safetensors format share: torch's name -> the format's name.
 DTYPE_NAMES = {
-    **{"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "complex64": "C64", "bool": "BOOL"},
-    **{"int64": "I64", "int32": "I32", "int16": "I16", "int8": "I8"},
-    **{"uint64": "U64", "uint32": "U32", "uint16": "U16", "uint8": "U8"},
-    **{"float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2"},
+    name: theirs
+    for names, theirs in (
+        ("float64 float32 float16 bfloat16 complex64 bool", "F64 F32 F16 BF16 C64 BOOL"),
+        ("int64 int32 int16 int8 uint64 uint32 uint16 uint8", "I64 I32 I16 I8 U64 U32 U16 U8"),
+        ("float8_e4m3fn float8_e5m2", "F8_E4M3 F8_E5M2"),
+    )
+    for name, theirs in zip(names.split(), theirs.split(), strict=True)
 }
 _MAX_HEADER = 100_000_000  # bytes; the limit of the format
 
@@ -161,7 +164,7 @@ def _entries(header: dict[str, Any], room: int) -> Iterator[tuple[str, str, list
 def _fill(tensor: "Tensor", file: Any, hasher: Any) -> None:
     import torch
 
-    room = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+    room = tensor.reshape(-1).view(torch.uint8).numpy().data
     for start in range(0, len(room), 1 << 20):  # hashed while it is still in the processor's cache
         piece = room[start : start + (1 << 20)]
         if file.readinto(piece) != len(piece):

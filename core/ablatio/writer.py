@@ -1,6 +1,6 @@
 """The one writer of everything that lasts.
 
-Each file is written beside its target, flushed to the disk and renamed, so a reader sees the old content or the new one.
+Each file is written beside its target, flushed to the disk and renamed, so a reader sees the old content or the new.
 A failure removes what was begun and is an error that says why: never silence.
 """
 
@@ -62,7 +62,7 @@ def write_bytes(path: str | Path, data: bytes) -> str:
 
 
 def write_text(path: str | Path, text: str) -> str:
-    """`write_bytes` in UTF-8, newlines as they are; half of a surrogate pair, which has no UTF-8, becomes its escape."""
+    """`write_bytes` in UTF-8, newlines as they are; half a surrogate pair, which has no UTF-8, becomes its escape."""
     return write_bytes(path, text.encode(errors="backslashreplace"))
 
 

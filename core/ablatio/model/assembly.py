@@ -79,11 +79,10 @@ class Assembly:
 
     def __init__(self, config: Mapping[str, Any], vocab_size: int, eos: int = 0, seed: int = 0) -> None:
         self.config, self.eos, self.seed = config, eos, seed
-        sizes = {k: v for k, v in config["model"].items() if k != "match"}
-        self.dims = Dimensions(vocab_size=vocab_size, **sizes)
+        self.dims = Dimensions(vocab_size=vocab_size, **config["model"])
         self.gated = bool(kinds.activations[self.choice("activation").name].facts["gated"])
         self.d_ff = self.dims.inner_width
-        if self.gated and config["model"].get("match") == "params":
+        if self.gated and config.get("match") == "params":
             self.d_ff = matched_width(self.dims.d_model, self.dims.inner_width, self.dims.bias)
 
     def choice(self, kind: str) -> Choice:
@@ -92,7 +91,8 @@ class Assembly:
     def model(self) -> LanguageModel:
         """The whole model, initialised: the weights of a part depend on its name and the seed, on nothing else."""
         choice = self.choice("architecture")
-        model = kinds.architectures.build(choice.name, choice.knobs, assembly=self)
+        with _seeded(self.seed):  # arms of other sizes leave the global generator, and so the dropout, as it was
+            model = kinds.architectures.build(choice.name, choice.knobs, assembly=self)
         placement = self.placement(0)
         initialise(model, self.choice("init"), self.seed, self.dims.n_layers, placement.gain)
         return model
@@ -184,7 +184,7 @@ class Assembly:
 def _seeded(seed: int) -> Iterator[None]:
     """What a part draws in its constructor depends on where it stands, not on what was made before it."""
     state = torch.random.get_rng_state()
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPU's too
     try:
         yield
     finally:

@@ -1,0 +1,85 @@
+"""The command line: `ablatio COMMAND ...`.  Errors come without a traceback, with the exit codes of `errors`."""
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from ablatio.errors import AblatioError
+
+COMMANDS = {
+    "train": "train a model assembled from named parts; -m sweeps",
+    "evaluate": "score a run on held-out text, at any length",
+    "generate": "sample text from a run",
+    "list": "the parts that can be chosen, of all kinds or of one",
+    "show": "one part (position=rope) or section (train): formula, knobs, source",
+    "check": "run the contract suites on a plugin's parts",
+    "new-plugin": "write a plugin that installs and passes its suite",
+    "doctor": "what this machine has, and what is wrong with it",
+    "completion": "the line that makes your shell complete parts and knobs",
+}
+HELP = """\
+ablatio asks what one part of a language model, or of its training, contributes.
+
+  ablatio train                                        the default model on the embedded corpus, 3 minutes
+  ablatio train norm=layernorm position=alibi seed=2   parts and settings by name
+  ablatio train -m norm=layernorm,rmsnorm seed=1,2,3   a sweep: all combinations
+  ablatio train -m +sweep=position_extrapolation       a study from sweeps/
+  ablatio train resume=runs/NAME                       continue an interrupted run, bit for bit
+
+commands:
+{commands}
+
+`ablatio COMMAND --help` says more.  Exit codes: 0 done, 2 your input, 3 some runs of a sweep failed,
+4 diverged, 5 the machine (disk, permission), 75 interrupted and resumable."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _dispatch(words)
+    except AblatioError as error:
+        print(f"ablatio: {error}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:  # `ablatio list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return 130
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        width = max(map(len, COMMANDS))
+        print(HELP.format(commands="\n".join(f"  {name:<{width}}  {what}" for name, what in COMMANDS.items())))
+        return 0 if words else 2
+    if words[0] == "--version":
+        from ablatio import __version__
+
+        print(f"ablatio {__version__}")
+        return 0
+    command, rest = words[0], words[1:]
+    if command == "__complete":
+        from ablatio.commands import completion
+
+        return completion.answer(rest)
+    if command not in COMMANDS:
+        from ablatio.knobs import did_you_mean
+
+        print(f"ablatio: there is no command `{command}`{did_you_mean(command, COMMANDS)}", file=sys.stderr)
+        print("    try: ablatio --help", file=sys.stderr)
+        return 2
+    module = importlib.import_module(f"ablatio.commands.{command.replace('-', '_')}")
+    run = module.run
+    return int(run(rest))
+
+
+def parser(command: str, **settings: str) -> argparse.ArgumentParser:
+    """The argument parser of one command."""
+    return argparse.ArgumentParser(f"ablatio {command}", description=COMMANDS[command], **settings)  # type: ignore[arg-type]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

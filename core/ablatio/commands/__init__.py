@@ -1,0 +1,1 @@
+"""What the command line can do, a module per command; each imports the heavy things inside its own `run`."""

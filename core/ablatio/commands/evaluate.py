@@ -1,0 +1,48 @@
+"""`ablatio evaluate RUN`: nats per token and bits per byte on held-out text, at the length of training or any other."""
+
+import json
+from pathlib import Path
+
+from ablatio.cli import parser
+from ablatio.errors import UserError
+
+
+def run(arguments: list[str]) -> int:
+    options = parser("evaluate")
+    options.add_argument("run", type=Path, help="a run folder")
+    options.add_argument("--length", help="tokens per row, several with commas; by default that of training")
+    options.add_argument("--tokens", type=int, default=0, help="how many to score at most; by default the whole split")
+    options.add_argument("--step", type=int, help="a checkpoint's step; by default the newest")
+    options.add_argument("--json", action="store_true", help="for programs")
+    asked = options.parse_args(arguments)
+    lengths = _lengths(asked.length)
+    from ablatio.tasks.load import load_run
+
+    run, step = load_run(asked.run, asked.step)
+    rows, refused = [], []
+    for length in lengths or [run.length]:
+        try:
+            score = run.score(run.validation(length, asked.tokens))
+        except UserError as error:
+            refused.append({"length": length, "refused": str(error).split("\n")[0]})
+            continue
+        rows.append({"length": length, "loss": score.loss, "bpb": score.bpb, "tokens": score.tokens})
+    if asked.json:
+        print(json.dumps({"run": str(asked.run), "step": step, "scores": rows + refused}))
+    else:
+        print(f"{asked.run} at step {step}")
+        for row in rows:
+            print(f"length {row['length']:>5}  {row['loss']:.4f} nats/token  {row['bpb']:.4f} bits/byte  {row['tokens']} tokens")
+        for row in refused:
+            print(f"length {row['length']:>5}  refused: {row['refused']}")
+    return 0 if rows else 2
+
+
+def _lengths(text: str | None) -> list[int]:
+    try:
+        lengths = [int(part) for part in (text or "").split(",") if part]
+    except ValueError:
+        lengths = [0]
+    if any(n < 1 for n in lengths):
+        raise UserError(f"--length {text} came, whole numbers were expected\n    try: --length 128,256")
+    return lengths

@@ -1,0 +1,72 @@
+"""`ablatio show position=rope`: formula, knobs with types, defaults and ranges, source, and who provides it."""
+
+from typing import Any
+
+from ablatio import config, plugins
+from ablatio.cli import parser
+from ablatio.errors import UserError
+from ablatio.knobs import Knob, did_you_mean
+from ablatio.registry import REGISTRIES, Entry
+
+FORMS = "a part (position=rope), a kind (position) or a section (train)"
+
+
+def run(arguments: list[str]) -> int:
+    options = parser("show")
+    options.add_argument("what", help=FORMS)
+    what = options.parse_args(arguments).what
+    plugins.load()
+    from rich.console import Console
+
+    console = Console()
+    kind, equals, name = what.partition("=")
+    if equals or "/" in what:
+        kind, name = (kind, name) if equals else what.split("/", 1)
+        if kind not in REGISTRIES:
+            raise UserError(f"there is no kind `{kind}`{did_you_mean(kind, REGISTRIES)}\n    try: ablatio list")
+        _show_entry(console, REGISTRIES[kind][name])
+    elif what in config.SECTIONS or what == "run":
+        section = config.SECTIONS.get(what, config.Run)
+        console.print(f"[bold]{what}[/]  {section.__doc__}\n")
+        prefix = "" if what == "run" else f"{what}."
+        console.print(knob_table(config.section_knobs(section), prefix))
+    elif what in REGISTRIES:
+        from ablatio.commands.list import _print
+
+        _print([REGISTRIES[what]])
+    else:
+        known = [*REGISTRIES, *config.SECTIONS, "run"]
+        raise UserError(f"there is nothing called `{what}`{did_you_mean(what, known)}\n    show takes {FORMS}")
+    return 0
+
+
+def _show_entry(console: Any, entry: Entry) -> None:
+    from rich.markup import escape
+
+    console.print(f"[bold]{entry.kind}={entry.name}[/]\n\n{escape(entry.doc)}\n", highlight=False)
+    if entry.knobs:
+        many = REGISTRIES[entry.kind].many
+        console.print(knob_table(entry.knobs, f"{entry.kind}.{entry.name}." if many else f"{entry.kind}."))
+    else:
+        console.print("It has no knobs.")
+    console.print(f"\nsource    {escape(entry.paper or 'none given')}", highlight=False)
+    console.print(f"provider  {escape(str(entry.provider))} ({entry.module}.{entry.qualname})", highlight=False)
+    if entry.facts:
+        facts = ", ".join(f"{k}: {v}" for k, v in entry.facts.items())
+        console.print(f"facts     {escape(facts)}", highlight=False)
+    if entry.wiring:
+        console.print(f"gets      {', '.join(entry.wiring)} from the model", highlight=False)
+
+
+def knob_table(knobs: tuple[Knob, ...], prefix: str) -> Any:
+    """Setting, type, default, range and meaning."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for column in ("setting", "type", "default", "range", "meaning"):
+        table.add_column(column, overflow="fold")
+    for knob in knobs:
+        default = "null" if knob.default is None else str(knob.default)
+        table.add_row(f"[bold]{prefix}{knob.name}[/]", escape(knob.type_text), escape(default), str(knob.range or ""), knob.help)
+    return table

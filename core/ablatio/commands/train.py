@@ -1,0 +1,140 @@
+"""`ablatio train [SETTING=VALUE ...]`: one run, a sweep with -m, or the continuation of a run."""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ablatio import config, plugins
+from ablatio.errors import ConfigError, EnvironmentFault, UserError
+from ablatio.registry import REGISTRIES
+
+USAGE = """\
+ablatio train [-m] [SETTING=VALUE ...]
+
+  norm=layernorm            choose a part                   `ablatio list` has all, `ablatio show norm=layernorm` one
+  optimizer.lr=1e-3         set a knob of a chosen part
+  train.steps=500 seed=2    set how long, how big, how often
+  size=tiny                 a model size: {sizes}
+  +experiment=NAME          settings from a file of conf/ or of a plugin
+  resume=RUN                continue an interrupted run; only trainer.* may be changed
+  -m norm=a,b seed=1,2      all combinations, one after the other; -m +sweep=NAME takes a study: {sweeps}
+  --cfg job                 print the composed config and stop; --info, --hydra-help: Hydra's own
+
+parts:
+{parts}
+
+settings (`ablatio show SECTION` explains each):
+{sections}
+
+A run leaves config.json, manifest.json, metrics.csv, summary.json and checkpoints/ in runs/TIME (out=, name=)."""
+HYDRA_FLAGS = ("--cfg", "-c", "--info", "-i", "--hydra-help", "--resolve", "--package", "-p", "--config-dir", "-cd")
+REFUSED_FLAGS = {
+    "--experimental-rerun": "it loads a pickle, which can run any code",
+    "--config-name": "the config is conf/train.yaml; put yours into an experiment: +experiment=NAME",
+    "--config-path": "the config is conf/train.yaml; add a folder of yours with --config-dir",
+}
+
+
+def run(arguments: list[str]) -> int:
+    if "-h" in arguments or "--help" in arguments:
+        print(_usage())
+        return 0
+    flags = [a for a in arguments if a.startswith("-")]
+    for flag in flags:
+        if reason := REFUSED_FLAGS.get(flag.split("=")[0]):
+            raise UserError(f"{flag} is refused: {reason}")
+    for failure in _failures():
+        print(f"ablatio: {failure}", file=sys.stderr)
+    overrides = [a for a in arguments if not a.startswith("-")]
+    if any(f.split("=")[0] in HYDRA_FLAGS for f in flags):
+        from ablatio.sweep.multirun import hydra_flags
+
+        return hydra_flags(arguments)
+    unknown = [f for f in flags if f not in ("-m", "--multirun")]
+    if unknown:
+        raise UserError(f"train has no flag {unknown[0]}\n    try: ablatio train --help")
+    resumed = [o.split("=", 1)[1] for o in overrides if o.startswith("resume=")]
+    if resumed:
+        return _resume(Path(resumed[-1]), [o for o in overrides if not o.startswith("resume=")], bool(flags))
+    if flags:
+        from ablatio.sweep.multirun import multirun
+
+        return multirun(overrides)
+    return _single(overrides)
+
+
+def _failures() -> list[plugins.Failure]:
+    return plugins.failures()
+
+
+def _single(overrides: list[str]) -> int:
+    from ablatio.compose import compose_run
+
+    composed = compose_run(overrides)
+    from ablatio.tasks.run import new_folder
+
+    folder = new_folder(composed.config)
+    _train(composed.config, composed.public, folder)
+    return 0
+
+
+def _train(settings: Mapping[str, Any], public: Mapping[str, Any], folder: Path, resume: bool = False) -> None:
+    from rich.console import Console
+
+    console = Console()
+    from ablatio.tasks.describe import show_parts, show_result
+    from ablatio.tasks.run import train
+
+    show_parts(console, settings, folder)
+    try:
+        summary = train(settings, public, folder, console, resume=resume)
+    except OSError as error:
+        raise EnvironmentFault(f"{error.filename or folder}: {error.strerror or error}\n    try: ablatio doctor") from error
+    show_result(console, summary, folder)
+
+
+def _resume(folder: Path, overrides: list[str], many: bool) -> int:
+    """Continue the run in `folder` with its own config; settings that make its numbers cannot be changed."""
+    if many:
+        raise UserError("resume= continues one run; -m has no meaning with it")
+    foreign = [o for o in overrides if not o.startswith("trainer.")]
+    if foreign:
+        raise UserError(
+            f"{foreign[0]} came with resume=: a resumed run keeps its settings, so that it equals an uninterrupted one\n"
+            f"    try: ablatio train resume={folder}"
+        )
+    import json
+
+    from ablatio.tasks.run import read_run
+
+    settings = read_run(folder)
+    for override in overrides:
+        key, _, value = override.removeprefix("trainer.").partition("=")
+        settings["trainer"][key] = {"true": True, "false": False, "null": None}.get(value, value)
+        if value.isdigit():
+            settings["trainer"][key] = int(value)
+    if problems := config.check(settings):
+        raise ConfigError(problems)
+    if json.loads(_read(folder / "summary.json", "{}")).get("status") == "done":
+        print(f"{folder} is finished; nothing is left to do")
+        return 0
+    _train(settings, json.loads(_read(folder / "config.json", "{}")), folder, resume=True)
+    return 0
+
+
+def _read(path: Path, default: str) -> str:
+    return path.read_text(encoding="utf-8") if path.exists() else default
+
+
+def _usage() -> str:
+    plugins.load()
+    from ablatio.paths import shipped
+
+    sizes = ", ".join(sorted(p.stem for p in (shipped("conf") / "size").glob("*.yaml")))
+    sweeps = ", ".join(sorted(p.stem for p in shipped("sweeps").glob("*.yaml"))) or "none yet"
+    width = max(map(len, REGISTRIES)) + 1
+    parts = "\n".join(f"  {kind + '=':<{width}}  {', '.join(r.entries)}" for kind, r in REGISTRIES.items())
+    rows = {"run": config.Run, **config.SECTIONS}
+    sections = "\n".join(f"  {n:<{width}}  {', '.join(k.name for k in config.section_knobs(s))}" for n, s in rows.items())
+    return USAGE.format(sizes=sizes, sweeps=sweeps, parts=parts, sections=sections)

@@ -1,0 +1,251 @@
+"""The run's config: sections with typed settings, and one pass that finds everything wrong with a composed config."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from ablatio import rules
+from ablatio.errors import Problem
+from ablatio.knobs import Knob, NonNegative, Positive, Range, did_you_mean, read_signature
+from ablatio.plugins import refuse_objects
+from ablatio.registry import REGISTRIES, ContractError, Registry
+
+NAME_PATTERN = "letters, digits, `.`, `_` and `-`, at most 100, the first a letter or digit"
+
+
+@dataclass(kw_only=True)
+class Run:
+    """What concerns the run as a whole; these stand at the top level: `seed=2`."""
+
+    seed: Annotated[int, Range(0, 2**31), "of everything that `seeds` leaves open"] = 1
+    match: Annotated[Literal["none", "params"], "params: a gated unit gets a narrower d_ff, so that arms are equal"] = (
+        "params"
+    )
+    out: Annotated[str, "folder that holds the run folders"] = "runs"
+    name: Annotated[str | None, "of the run folder; by default the time"] = None
+
+
+@dataclass(kw_only=True)
+class Model:
+    """The sizes of the model."""
+
+    d_model: Annotated[int, Positive, "width of the residual stream"] = 128
+    n_layers: Annotated[int, Positive] = 4
+    n_heads: Annotated[int, Positive] = 4
+    d_head: Annotated[int | None, Positive, "width of a head; by default d_model / n_heads"] = None
+    d_ff: Annotated[int | None, Positive, "inner width of the feed-forward part; by default 4 d_model"] = None
+    max_len: Annotated[int, Positive, "longest sequence that training shows, and the size of position tables"] = 128
+    tied: Annotated[bool, "the head is the embedding's own matrix"] = True
+    bias: Annotated[bool, "biases in the linear maps"] = False
+    dropout: Annotated[float, Range(0, 1, open_high=True)] = 0.0
+
+
+@dataclass(kw_only=True)
+class Data:
+    """How documents become batches."""
+
+    length: Annotated[int | None, Positive, "tokens per row; by default model.max_len"] = None
+    val_fraction: Annotated[float, Range(0, 0.5, open_low=True), "of the documents that carry no split of their own"] = (
+        0.02
+    )
+    val_tokens: Annotated[int | None, Positive, "of the validation split that are scored; null: all"] = 131072
+    document_mask: Annotated[bool, "tokens see only their own document of a packed row"] = True
+
+
+@dataclass(kw_only=True)
+class Train:
+    """How long and how often."""
+
+    steps: Annotated[int, Positive, "optimizer steps"] = 1920
+    batch_size: Annotated[int, Positive, "rows per batch"] = 8
+    accumulate: Annotated[int, Positive, "batches per step"] = 1
+    log_every: Annotated[int, Positive, "steps"] = 20
+    val_every: Annotated[int | None, Positive, "steps; null: only before and after"] = 480
+    checkpoint_every: Annotated[int | None, Positive, "steps; null: only at the end"] = 480
+    keep: Annotated[int, Positive, "checkpoints kept"] = 2
+
+
+@dataclass(kw_only=True)
+class Seeds:
+    """Independent streams of chance; each is `seed` unless it is set."""
+
+    init: Annotated[int | None, NonNegative, "initial weights, drawn per parameter name"] = None
+    data: Annotated[int | None, NonNegative, "order of the data"] = None
+    dropout: Annotated[int | None, NonNegative] = None
+
+
+@dataclass(kw_only=True)
+class Trainer:
+    """The machine."""
+
+    device: Annotated[Literal["auto", "cpu", "cuda"], "auto: cuda when there is one"] = "auto"
+    precision: Annotated[Literal["auto", "32", "bf16", "16"], "auto: bf16 where the device computes it natively"] = "auto"
+    threads: Annotated[int | None, Positive, "of torch; by default one per core"] = None
+    workers: Annotated[int, NonNegative, "processes that load data"] = 0
+    compile: Annotated[bool, "torch.compile each block: 1.2x faster after a minute"] = False
+    progress: Annotated[bool, "the progress bar"] = True
+
+
+SECTIONS: dict[str, type] = {"model": Model, "data": Data, "train": Train, "seeds": Seeds, "trainer": Trainer}
+SWEEP = "sweep"
+
+
+def section_knobs(section: type) -> tuple[Knob, ...]:
+    """The settings of a section, read from its dataclass as a part's knobs are from its signature."""
+    return read_signature(section, section.__name__.lower())[1]
+
+
+def defaults() -> dict[str, Any]:
+    """All sections with their default values."""
+    top: dict[str, Any] = {k.name: k.default for k in section_knobs(Run)}
+    top |= {kind: {} for kind, registry in REGISTRIES.items() if registry.many}
+    return top | {name: {k.name: k.default for k in section_knobs(s)} for name, s in SECTIONS.items()}
+
+
+rules.rule(
+    when="given.model.d_head is None",
+    unless="model.d_model % model.n_heads == 0",
+    why="each of the n_heads={model.n_heads} heads takes an equal share of d_model={model.d_model}, "
+    "and {model.n_heads} does not divide it",
+    fix="model.n_heads={nearest_divisor(model.d_model, model.n_heads)}",
+    where="model.n_heads",
+)
+rules.rule(
+    when="data.length > model.max_len",
+    unless="facts.position.extends",
+    why="rows of {data.length} tokens came, and position={position.name} knows only model.max_len={model.max_len}",
+    fix="model.max_len={data.length}",
+    where="data.length",
+)
+rules.rule(
+    when="facts.architecture.mask not in facts.objective.masks",
+    why="objective={objective.name} is for {facts.objective.masks} attention, and architecture={architecture.name} has "
+    "{facts.architecture.mask}",
+    fix="objective=lm",
+    where="objective",
+)
+
+
+def check(config: Mapping[str, Any]) -> list[Problem]:
+    """Everything wrong with a composed config (plain nested dicts): types, ranges, choices, names, combinations."""
+    try:
+        refuse_objects(config, "config")
+    except ContractError as error:
+        return [Problem("config", str(error))]
+    problems = [*_top_level(config), *_sections(config), *_parts(config)]
+    bad = {p.where for p in problems}
+    return problems + [p for p in rules.broken(effective(config, bad)) if p.where not in bad]
+
+
+def effective(config: Mapping[str, Any], leave_out: set[str] | frozenset[str] = frozenset()) -> dict[str, Any]:
+    """The config with open sizes filled in, what was `given`, and the `facts` of the chosen parts; what rules look at.
+
+    Keys in `leave_out` are missing in it, so that a rule is silent about values that are wrong by themselves.
+    """
+    view: dict[str, Any] = {}
+    for key, value in config.items():
+        if key in leave_out:
+            continue
+        view[key] = (
+            {k: v for k, v in value.items() if f"{key}.{k}" not in leave_out} if isinstance(value, Mapping) else value
+        )
+    view["given"] = {k: dict(v) for k, v in view.items() if isinstance(v, Mapping)}
+    view["facts"] = {
+        kind: dict(registry.entries[view[kind]["name"]].facts)
+        for kind, registry in REGISTRIES.items()
+        if not registry.many and isinstance(view.get(kind), dict) and view[kind].get("name") in registry.entries
+    }
+    model = view.get("model", {})
+    if isinstance(model, dict) and {"d_model", "n_heads", "d_head", "d_ff"} <= set(model):
+        model["d_head"] = model["d_head"] or model["d_model"] // model["n_heads"]
+        model["d_ff"] = model["d_ff"] or 4 * model["d_model"]
+    data = view.get("data", {})
+    if isinstance(data, dict) and "length" in data and "max_len" in model:
+        data["length"] = data["length"] or model["max_len"]
+    return view
+
+
+def _top_level(config: Mapping[str, Any]) -> Iterator[Problem]:
+    knobs = {k.name: k for k in section_knobs(Run)}
+    known = [*knobs, *SECTIONS, *REGISTRIES, SWEEP]
+    for key, value in config.items():
+        if key in knobs:
+            yield from _value(key, knobs[key], value)
+        elif key not in known:
+            yield unknown(key, key, known)
+    name = config.get("name")
+    if isinstance(name, str) and not is_run_name(name):
+        yield Problem("name", f"{name!r} cannot name a folder; expected {NAME_PATTERN}", "name=my-run")
+    for key in (*knobs, *SECTIONS, *REGISTRIES):
+        if key not in config:
+            yield Problem(key, "is missing from the config")
+
+
+def is_run_name(name: str) -> bool:
+    """Whether a run folder may be called so: it can never leave its root."""
+    plain = name.replace(".", "").replace("_", "").replace("-", "")
+    return 0 < len(name) <= 100 and plain.isascii() and plain.isalnum() and name[0].isalnum()
+
+
+def _sections(config: Mapping[str, Any]) -> Iterator[Problem]:
+    for name, section in SECTIONS.items():
+        node = config.get(name)
+        if node is None:
+            continue
+        if not isinstance(node, Mapping):
+            yield Problem(name, f"{node!r} came, a section was expected", f"{name}.{section_knobs(section)[0].name}=...")
+            continue
+        yield from _knobs(name, node, section_knobs(section))
+
+
+def _knobs(where: str, node: Mapping[str, Any], knobs: tuple[Knob, ...]) -> Iterator[Problem]:
+    by_name = {k.name: k for k in knobs}
+    for key, value in node.items():
+        if key in by_name:
+            yield from _value(f"{where}.{key}", by_name[key], value)
+        elif key != "name":
+            yield unknown(f"{where}.{key}", key, by_name, prefix=f"{where}.")
+
+
+def _value(where: str, knob: Knob, value: Any) -> Iterator[Problem]:
+    if problem := knob.problem(value):
+        default = "null" if knob.default is None else str(knob.default).replace(" ", "").replace("(", "[").replace(")", "]")
+        yield Problem(where, problem, f"{where}={default}")
+
+
+def unknown(where: str, word: str, known: Iterable[str], prefix: str = "") -> Problem:
+    """A name that nothing has; the fix is the nearest that exists."""
+    known = sorted(set(known))
+    near = did_you_mean(word, known)
+    fix = f"{prefix}{near.split('did you mean ')[1].split(' or ')[0].rstrip('?')}" if near else ""
+    what = f"there is no `{word}`{near}" if near else f"there is no `{word}`; there are {', '.join(known) or 'none'}"
+    return Problem(where, what, fix)
+
+
+def _parts(config: Mapping[str, Any]) -> Iterator[Problem]:
+    for kind, registry in REGISTRIES.items():
+        node = config.get(kind)
+        if registry.many:
+            yield from _several(kind, registry, node)
+        elif not isinstance(node, Mapping) or "name" not in node:
+            if kind in config:
+                yield Problem(kind, f"{node!r} came, one option was expected", f"{kind}={next(iter(registry.entries), '')}")
+        elif node["name"] not in registry.entries:
+            yield no_option(kind, str(node["name"]), registry.entries)
+        else:
+            yield from _knobs(kind, node, registry.entries[node["name"]].knobs)
+
+
+def no_option(kind: str, name: str, options: Any) -> Problem:
+    """An option that its group does not have."""
+    return unknown(kind, name, list(options), prefix=f"{kind}=")
+
+
+def _several(kind: str, registry: Registry[Any], node: Any) -> Iterator[Problem]:
+    for name, knobs in (node or {}).items() if isinstance(node, Mapping | None) else ():
+        if name not in registry.entries:
+            yield no_option(kind, name, registry.entries)
+        else:
+            yield from _knobs(f"{kind}.{name}", knobs or {}, registry.entries[name].knobs)
+
+

@@ -1,0 +1,51 @@
+"""What was assembled and what came out, as tables for the terminal."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from ablatio.registry import REGISTRIES
+
+
+def show_parts(console: Console, config: Mapping[str, Any], folder: Path) -> None:
+    """One row per kind: the chosen option and its knobs; then the sizes."""
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="dim")
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for kind, registry in REGISTRIES.items():
+        node = config.get(kind) or {}
+        chosen = node.items() if registry.many else [(node["name"], {k: v for k, v in node.items() if k != "name"})]
+        for name, knobs in chosen:
+            table.add_row(kind, name, escape("  ".join(f"{k}={_short(v)}" for k, v in (knobs or {}).items())))
+    model, train = config["model"], config["train"]
+    sizes = ("d_model", "n_layers", "n_heads", "max_len")
+    table.add_row("model", "", "  ".join(f"{k}={model[k]}" for k in sizes))
+    table.add_row("train", "", f"steps={train['steps']}  batch_size={train['batch_size']}  seed={config['seed']}")
+    table.add_row("folder", "", escape(str(folder)))
+    console.print(table)
+
+
+def _short(value: Any) -> str:
+    return "null" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def show_result(console: Console, summary: Mapping[str, Any], folder: Path) -> None:
+    """Bits per byte before and after, and what it cost."""
+    before, after = summary.get("before") or {}, summary.get("after") or {}
+    table = Table(box=None, pad_edge=False)
+    for column in ("held-out text", "before", "after"):
+        table.add_column(column, justify="left" if column == "held-out text" else "right")
+    for key, label in (("bpb", "bits per byte"), ("loss", "nats per token")):
+        table.add_row(label, *(f"{s[key]:.3f}" if s else "-" for s in (before, after)))
+    console.print(table)
+    million = summary["parameters"] / 1e6
+    console.print(
+        f"{million:.2f} M parameters, {summary['tokens'] / 1e6:.2f} M tokens, {summary['train_flops'] / 1e12:.1f} TFLOP, "
+        f"{summary['seconds']:.0f} s; everything is in {escape(str(folder))}",
+        highlight=False,
+    )

@@ -1,0 +1,58 @@
+"""The loss on held-out text, in nats per token and in bits per byte."""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ablatio.kinds import Objective
+from ablatio.model.language_model import LanguageModel
+from ablatio.model.roles import named_generator
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """loss: nats per predicted token; bpb: bits per byte of the text they stand for, comparable between tokenizers."""
+
+    loss: float
+    bpb: float
+    tokens: int
+    bytes: int
+
+    def metrics(self) -> dict[str, float]:
+        return {"val/loss": self.loss, "val/bpb": self.bpb}
+
+
+@torch.no_grad()
+def evaluate(
+    model: LanguageModel,
+    objective: Objective,
+    batches: Iterable[dict[str, Tensor]],
+    token_bytes: np.ndarray,
+    device: torch.device,
+    between: Callable[[int], None] = lambda batch: None,
+) -> Score:
+    """Score all batches; the model's mode is restored.  `between(n)` is called after each batch (progress, stop)."""
+    was_training = model.training
+    model.eval()
+    sizes = torch.from_numpy(np.asarray(token_bytes, dtype=np.int64)).to(device)
+    nats = torch.zeros((), dtype=torch.float64, device=device)
+    tokens = byte_count = torch.zeros((), dtype=torch.int64, device=device)
+    try:
+        for index, batch in enumerate(batches):
+            rows = {k: v.to(device, non_blocking=True) for k, v in batch.items()}
+            example = objective(rows["tokens"], rows.get("segments"), named_generator(0, f"validation/{index}"))
+            losses = model.token_losses(example).double()  # (B, T)
+            scored = torch.ones_like(losses) if example.weights is None else (example.weights > 0).double()
+            nats = nats + (losses * scored).sum()
+            tokens = tokens + scored.sum().long()
+            byte_count = byte_count + (sizes[example.targets] * scored.long()).sum()
+            between(index + 1)
+    finally:
+        model.train(was_training)
+    loss = nats.item() / max(1, int(tokens))
+    bpb = nats.item() / math.log(2) / max(1, int(byte_count))
+    return Score(loss, bpb, int(tokens), int(byte_count))

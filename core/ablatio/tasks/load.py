@@ -1,0 +1,17 @@
+"""A finished (or interrupted) run, ready to be used."""
+
+from pathlib import Path
+
+from ablatio.checkpoint import Checkpoints
+from ablatio.tasks.run import CHECKPOINTS, Prepared, run_id, prepare_run, read_run
+
+
+def load_run(folder: Path, step: int | None = None) -> tuple[Prepared, int]:
+    """The run in `folder` with the weights of its newest valid checkpoint (or of `step`), in evaluation mode."""
+    config = read_run(folder)
+    config["trainer"] = config["trainer"] | {"compile": False, "workers": 0}
+    found = Checkpoints(folder / CHECKPOINTS, run=run_id(config)).load(step)
+    run = prepare_run(config)
+    run.model.load_state_dict(found.model)
+    run.model.to(run.machine.device).eval()
+    return run, found.step

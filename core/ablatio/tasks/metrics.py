@@ -1,0 +1,45 @@
+"""metrics.csv: one row per log, columns known from the start, cut back to the checkpoint when a run is resumed."""
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+from ablatio.writer import explained, write_text
+
+COLUMNS = ("step", "tokens", "train/loss", "train/lr", "val/loss", "val/bpb", "tokens_per_second", "seconds")
+
+
+class MetricsFile:
+    """Rows of numbers; what a row lacks stays empty."""
+
+    def __init__(self, path: Path, extra: Sequence[str] = ()) -> None:
+        self.path = path
+        self.columns = [*COLUMNS, *(name for name in extra if name not in COLUMNS)]
+
+    def start(self, after_step: int | None = None) -> None:
+        """A new file, or the old one without the rows later than `after_step`."""
+        rows = self.read() if after_step is not None and self.path.exists() else []
+        kept = [r for r in rows if r["step"] and int(r["step"]) <= (after_step or 0)]
+        write_text(self.path, self._lines([self.columns, *([r.get(c, "") for c in self.columns] for r in kept)]))
+
+    def write(self, row: dict[str, float]) -> None:
+        """Append one row; it is on its way to the disk when this returns."""
+        with explained("write", self.path), self.path.open("a", newline="", encoding="utf-8") as file:
+            file.write(self._lines([[_text(row.get(c)) for c in self.columns]]))
+
+    def read(self) -> list[dict[str, str]]:
+        with self.path.open(newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+
+    @staticmethod
+    def _lines(rows: Sequence[Sequence[str]]) -> str:
+        out = io.StringIO()
+        csv.writer(out, lineterminator="\n").writerows(rows)
+        return out.getvalue()
+
+
+def _text(value: float | None) -> str:
+    if value is None:
+        return ""
+    return str(value) if isinstance(value, int) else f"{value:.9g}"

@@ -1,0 +1,76 @@
+"""What one sees while a run trains: a bar with loss, tokens per second and time left; plain lines where there is no terminal."""
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+REFRESH_SECONDS = 0.2
+LINE_SECONDS = 15.0
+
+
+class RunProgress:
+    """`update` may be called every step: it draws only when something can be seen."""
+
+    def __init__(self, console: Console, total: int, tokens_per_step: int, done: int = 0, shown: bool = True) -> None:
+        self.console, self.total, self.tokens_per_step, self.shown = console, total, tokens_per_step, shown
+        self.started, self.first = time.monotonic(), done
+        self._next = self.started
+        self.step, self._loss, self._bpb = done, "", ""
+        self._bar = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[info]}"),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            console=console,
+            auto_refresh=False,
+            disable=not (shown and console.is_terminal),
+        )
+        self._task = self._bar.add_task("training", total=total, completed=done, info="")
+
+    def __enter__(self) -> "RunProgress":
+        self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.draw()
+        self._bar.stop()
+
+    @property
+    def rate(self) -> float:
+        """Tokens per second since the start."""
+        return (self.step - self.first) * self.tokens_per_step / max(1e-9, time.monotonic() - self.started)
+
+    def due(self) -> bool:
+        """Whether it is time to draw: asking for the loss waits for the device, so nobody asks before."""
+        return self.shown and time.monotonic() >= self._next
+
+    def update(self, step: int, loss: float | None = None, bpb: float | None = None) -> None:
+        self.step = step
+        if loss is not None:
+            self._loss = f"loss {loss:.3f} "
+        if bpb is not None:
+            self._bpb = f"val {bpb:.3f} bits/byte "
+        if self.due() or bpb is not None or step == self.total:
+            self.draw()
+
+    def describe(self, what: str) -> None:
+        """Say what is going on instead of training."""
+        self._bar.update(self._task, description=what)
+        if self.console.is_terminal and self.shown:
+            self._bar.refresh()
+
+    def draw(self) -> None:
+        info = f"{self._loss}{self._bpb}{self.rate:,.0f} tokens/s"
+        if not self.shown:
+            return
+        if self.console.is_terminal:
+            self._next = time.monotonic() + REFRESH_SECONDS
+            self._bar.update(self._task, completed=self.step, info=info)
+            self._bar.refresh()
+        else:
+            self._next = time.monotonic() + LINE_SECONDS
+            left = (self.total - self.step) * self.tokens_per_step / max(1.0, self.rate)
+            self.console.print(f"step {self.step}/{self.total} {info} {left:.0f} s left", highlight=False)

@@ -1,0 +1,54 @@
+"""What a run was made of: versions and hashes of code, parts, plugins and data."""
+
+import hashlib
+import importlib.metadata
+import platform
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ablatio import plugins
+from ablatio.paths import HERE
+from ablatio.registry import REGISTRIES
+
+LIBRARIES = ("ablatio", "torch", "lightning", "hydra-core", "numpy", "tokenizers", "safetensors")
+
+
+def hash_of(files: Iterable[Path]) -> str:
+    """sha256 over names and contents, in the order of the names."""
+    total = hashlib.sha256()
+    for path in sorted(files):
+        total.update(f"{path.name}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
+    return total.hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Of Python, the system and the libraries that the numbers depend on."""
+    found = {"python": sys.version.split()[0], "system": platform.platform()}
+    for name in LIBRARIES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def parts(config: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """The chosen options: who provides them, and the hash of their source."""
+    found = {}
+    for kind, registry in REGISTRIES.items():
+        node = config.get(kind) or {}
+        for name in list(node) if registry.many else [node["name"]]:
+            entry = registry[name]
+            found[f"{kind}/{name}"] = {"provider": str(entry.provider), "sha256": entry.digest}
+    return found
+
+
+def code(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Hashes of the core and of every plugin."""
+    return {
+        "core": hash_of(HERE.rglob("*.py")),
+        "plugins": {f"{s.name} ({s.provider})": hash_of(s.files) for s in plugins.sources()},
+        "parts": parts(config),
+    }
