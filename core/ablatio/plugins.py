@@ -41,7 +41,7 @@ _loaded = False
 
 def load() -> None:
     """Fill the registries from the catalogue; once.  No plugin is imported until one of its parts is made."""
-    global _loaded  # noqa: PLW0603
+    global _loaded
     if _loaded:
         return
     _loaded = True
@@ -98,7 +98,7 @@ def scan_in_this_process() -> None:
 
 def scan(found: list[PluginSource], leave_out: Mapping[str, str], progress: Path | None = None) -> Catalogue:
     """Import each plugin and write down what it registered; one that fails is rolled back and named."""
-    global _loaded  # noqa: PLW0603
+    global _loaded
     _loaded = True  # the registries are being filled here: a lookup must not start a second scan
     catalogue = Catalogue()
     conf_names: dict[str, Provider] = {}
@@ -135,17 +135,18 @@ def _kind_to_json(registry: Registry[Any]) -> dict[str, Any]:
 
 def _import(source: PluginSource, conf_names: dict[str, Provider]) -> str:
     """Import every module of a plugin and check its YAML; the reason why it is left out, or an empty string."""
-    before = list(rules.RULES)
+    before, taken = list(rules.RULES), dict(conf_names)
     try:
         with transaction(), provided_by(source.provider), _time_limit(LOAD_SECONDS):
             for module in _modules(source):
                 importlib.import_module(module)
-            _check_conf(source, conf_names)
+            _check_conf(source, taken)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a plugin may raise anything, SystemExit too
         rules.RULES[:] = before
         return _reason(error, source)
+    conf_names.update(taken)
     return ""
 
 
@@ -161,7 +162,8 @@ def _modules(source: PluginSource) -> Iterator[str]:
 def _reason(error: BaseException, source: PluginSource) -> str:
     if isinstance(error, ContractError | TimeoutError):
         return str(error)
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if source.folder and str(source.folder) in f.filename]
+    folder = str(source.folder)
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if folder in f.filename]
     where = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
     return f"{type(error).__name__}: {error}{where}"
 
@@ -194,9 +196,8 @@ def _check_conf(source: PluginSource, taken: dict[str, Provider]) -> None:
         name = path.relative_to(source.conf).with_suffix("").as_posix()
         if "/" not in name or name.startswith("hydra"):
             raise ContractError(f"{path} is no option of a group of its own; a plugin's conf holds group/option.yaml")
-        if owner := taken.setdefault(name, source.provider):
-            if owner != source.provider:
-                raise ContractError(f"the option {name} exists already: {owner} brings it; rename {path}")
+        if (owner := taken.setdefault(name, source.provider)) != source.provider:
+            raise ContractError(f"the option {name} exists already: {owner} brings it; rename {path}")
         refuse_objects(yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
 
 
@@ -212,7 +213,9 @@ def refuse_objects(data: Any, where: str) -> None:
             for key, value in node.items():
                 full = f"{path}.{key}" if path else str(key)
                 if str(key) in FORBIDDEN_KEYS:
-                    raise ContractError(f"{where}: `{full}` would build an object from its name; parts are chosen by name")
+                    raise ContractError(
+                        f"{where}: `{full}` would build an object from its name; parts are chosen by name"
+                    )
                 if not path and str(key).split(".")[0] == "hydra":
                     raise ContractError(f"{where}: `{full}` sets Hydra itself; that is the user's to set")
                 stack.append((value, full))
