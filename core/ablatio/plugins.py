@@ -162,7 +162,7 @@ def _modules(source: PluginSource) -> Iterator[str]:
 def _reason(error: BaseException, source: PluginSource) -> str:
     if isinstance(error, ContractError | TimeoutError):
         return str(error)
-    folder = str(source.folder)
+    folder = str(source.folder or source.module)
     frames = [f for f in traceback.extract_tb(error.__traceback__) if folder in f.filename]
     where = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
     return f"{type(error).__name__}: {error}{where}"
