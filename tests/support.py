@@ -26,7 +26,6 @@ SIZES = {
     "tied": True,
     "bias": False,
     "dropout": 0.0,
-    "match": "params",
 }
 
 
@@ -35,7 +34,8 @@ def model_config(**options: Any) -> dict[str, Any]:
 
     Knobs that are not given have the registry's defaults: model_config(position="alibi", d_model=64, tied=False).
     """
-    config: dict[str, Any] = {"model": SIZES | {k: v for k, v in options.items() if k in SIZES}}
+    config: dict[str, Any] = {"match": options.pop("match", "params")}
+    config["model"] = SIZES | {k: v for k, v in options.items() if k in SIZES}
     if unknown := options.keys() - SIZES.keys() - PARTS.keys():
         raise TypeError(f"model_config does not know {sorted(unknown)}")
     for kind, default in PARTS.items():

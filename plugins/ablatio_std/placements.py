@@ -54,5 +54,5 @@ class DeepNorm:
 rule(
     when="placement.name == 'deepnorm' and block.name != 'sequential'",
     why="deepnorm's alpha and beta are derived for two sublayers in sequence; block={block.name} adds them up",
-    fix="block=sequential (or placement=pre)",
+    fix="block=sequential",
 )

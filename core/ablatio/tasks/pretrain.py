@@ -42,7 +42,7 @@ class Pretrain(pl.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         choice = self.optimizer_choice
-        self._parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self._trainable = [p for p in self.model.parameters() if p.requires_grad]
         return kinds.optimizers.build(choice.name, choice.knobs, groups=groups_by_role(self.model))
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
@@ -66,11 +66,11 @@ class Pretrain(pl.LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if self._weight_sum is not None:
             factor = self._rows_per_batch * self.settings["accumulate"] / self._weight_sum
-            torch._foreach_mul_([p.grad for p in self._parameters if p.grad is not None], factor)
+            torch._foreach_mul_([p.grad for p in self._trainable if p.grad is not None], factor)
             self._weight_sum = None
         if not self.stabilizers:
             return
-        step = Step(self.model, self._parameters, optimizer, self.global_step, self.settings["steps"])
+        step = Step(self.model, self._trainable, optimizer, self.global_step, self.settings["steps"])
         for part in self.stabilizers:
             if hasattr(part, "before_step"):
                 self.metrics |= part.before_step(step)
