@@ -5,10 +5,13 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from ablatio.kinds import activations
 from transformers.activations import NewGELUActivation
 
-POINTS = torch.cat([torch.linspace(-12, 12, 481, dtype=torch.float64), torch.tensor([0.0, -1e-9, 1e-9, 40, -40]).double()])
+from ablatio.kinds import activations
+
+POINTS = torch.cat(
+    [torch.linspace(-12, 12, 481, dtype=torch.float64), torch.tensor([0.0, -1e-9, 1e-9, 40, -40]).double()]
+)
 
 
 def phi(x):

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from ablatio.kinds import attentions, positions
 from ablatio.model.context import make_context
 
@@ -26,7 +27,8 @@ def context(length, position="none", segments=None, batch=2):
 
 def by_loop(part, x, n_kv, bias, allowed):
     """sum_s softmax_s(q_t . k_s / sqrt(d_head) + bias) v_s, one number after the other."""
-    q, k, v = (p(x).unflatten(-1, (-1, WIDTH)) for p in (part.q_proj, part.k_proj, part.v_proj))  # (B, T, heads, d_head)
+    projections = (part.q_proj, part.k_proj, part.v_proj)
+    q, k, v = (p(x).unflatten(-1, (-1, WIDTH)) for p in projections)  # (B, T, heads, d_head)
     batch, length = x.shape[:2]
     heads = torch.zeros(batch, length, H, WIDTH, dtype=x.dtype)
     for b, h, t in torch.cartesian_prod(torch.arange(batch), torch.arange(H), torch.arange(length)).tolist():
@@ -38,7 +40,7 @@ def by_loop(part, x, n_kv, bias, allowed):
     return part.o_proj(heads.flatten(-2))
 
 
-CASES = [("mha", {}, H), ("gqa", {"n_kv_heads": 2}, 2), ("gqa", {"n_kv_heads": 4}, 4), ("gqa", {"n_kv_heads": 1}, 1), ("mqa", {}, 1)]  # fmt: skip
+CASES = [("mha", {}, H), ("mqa", {}, 1), *(("gqa", {"n_kv_heads": n}, n) for n in (1, 2, 4))]
 
 
 @pytest.mark.parametrize("name, knobs, n_kv", CASES, ids=str)

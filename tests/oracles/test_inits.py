@@ -4,8 +4,9 @@ import math
 
 import pytest
 import torch
-from ablatio.model.assembly import build_model
 from support import model_config
+
+from ablatio.model.assembly import build_model
 
 
 def weights(seed=0, vocab=211, **options):

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+
 from ablatio.kinds import norms
 
 SHAPES = [(7,), (1, 1), (3, 16), (2, 5, 48), (2, 3, 4, 33)]

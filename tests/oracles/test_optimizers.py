@@ -5,16 +5,18 @@ import math
 
 import pytest
 import torch
+from support import model_config
+
 from ablatio.kinds import optimizers
 from ablatio.model.assembly import build_model
 from ablatio.model.roles import groups_by_role
-from support import model_config
 
 STEPS = 20
 
 
 def model():
-    made = build_model(model_config(norm="layernorm", position="learned", bias=True, d_model=8, tied=False), 13).double()
+    config = model_config(norm="layernorm", position="learned", bias=True, d_model=8, tied=False)
+    made = build_model(config, 13).double()
     for p in made.parameters():
         torch.nn.init.normal_(p)
     return made
@@ -43,7 +45,7 @@ def assert_follows(name, knobs, reference):
     start, ours = run(name, knobs, rates)
     assert any(p.dim() == 1 for p in start.values()) and any(p.dim() == 2 for p in start.values())
     for n, w in start.items():
-        grads = [gradients_of[n] for gradients_of in map(lambda s: GRADIENTS[s], range(STEPS))]
+        grads = [GRADIENTS[step][n] for step in range(STEPS)]
         decay = knobs["weight_decay"] if w.dim() > 1 else 0.0  # gains and biases do not decay
         expected = reference(w.detach().clone(), grads, rates, knobs, decay)
         torch.testing.assert_close(ours[n].detach(), expected, rtol=1e-11, atol=1e-13, msg=lambda m, n=n: f"{n}: {m}")

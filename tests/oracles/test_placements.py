@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
+from support import model_config
+
 from ablatio.kinds import placements
 from ablatio.model.assembly import build_model
-from support import model_config
 
 NORM = torch.nn.LayerNorm(6, dtype=torch.float64)
 LINEAR = torch.nn.Linear(6, 6, dtype=torch.float64)
@@ -32,8 +33,8 @@ def test_deepnorm_has_the_constants_of_a_decoder(layers):
 
 
 def test_only_the_pre_norm_stack_ends_with_a_norm():
-    ends = {name: build_model(model_config(placement=name), 11).model.norm is not None for name in ("pre", "post", "deepnorm")}
-    assert ends == {"pre": True, "post": False, "deepnorm": False}
+    for name, expected in [("pre", True), ("post", False), ("deepnorm", False)]:
+        assert (build_model(model_config(placement=name), 11).model.norm is not None) == expected
 
 
 def test_deepnorm_scales_value_output_and_feed_forward():

@@ -5,12 +5,13 @@ import math
 
 import pytest
 import torch
-from ablatio.kinds import positions
 from transformers import LlamaConfig, T5Config
 from transformers.models.bloom.modeling_bloom import build_alibi_tensor
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 from transformers.models.mpt.modeling_mpt import build_mpt_alibi_tensor
 from transformers.models.t5.modeling_t5 import T5Attention
+
+from ablatio.kinds import positions
 
 WIRING = {"d_model": 16, "d_head": 8, "n_heads": 4, "n_layers": 2, "max_len": 32, "causal": True}
 
@@ -39,8 +40,9 @@ def test_sinusoidal_by_hand(width, base):
 def test_learned_adds_its_rows():
     position, x = made("learned"), torch.randn(2, 3, 16)
     pos = torch.tensor([[0, 1, 2], [4, 0, 31]])
-    expected = torch.stack([torch.stack([x[b, t] + position.table.weight[pos[b, t]] for t in range(3)]) for b in range(2)])
-    assert torch.equal(position.embed(x, pos), expected)
+    y = position.embed(x, pos)
+    for b, t in torch.cartesian_prod(torch.arange(2), torch.arange(3)).tolist():
+        assert torch.equal(y[b, t], x[b, t] + position.table.weight[pos[b, t]])
 
 
 # Rotary
@@ -81,7 +83,8 @@ def test_rope_gradients_by_differences(layout):
 
 
 def test_rope_half_is_llamas():
-    config = LlamaConfig(hidden_size=64, num_attention_heads=4, rope_parameters={"rope_type": "default", "rope_theta": 1e4})
+    rope = {"rope_type": "default", "rope_theta": 1e4}
+    config = LlamaConfig(hidden_size=64, num_attention_heads=4, rope_parameters=rope)
     q, k, pos = torch.randn(2, 4, 200, 16), torch.randn(2, 2, 200, 16), torch.arange(200)
     cos, sin = LlamaRotaryEmbedding(config)(q, pos[None])
     theirs = apply_rotary_pos_emb(q, k, cos, sin)
@@ -124,7 +127,7 @@ def alibi_bias(n_heads, length, **wiring):
 
 @pytest.mark.parametrize("n_heads", range(1, 41))
 def test_alibi_is_blooms_and_mpts(n_heads):
-    """Both have slope * s where the paper has -slope * (t - s): the same to a softmax, which a shift of a row leaves."""
+    """Both have slope * s where the paper has -slope * (t - s): a softmax does not see the difference."""
     length = 33
     bloom = build_alibi_tensor(torch.ones(1, length), n_heads, torch.float32).view(n_heads, 1, length)
     mpt = build_mpt_alibi_tensor(n_heads, length)  # (H, 1, S), 0 at the last key
@@ -148,7 +151,7 @@ def test_alibi_slopes_of_the_paper():
 
 
 @pytest.mark.parametrize("causal", [True, False])
-@pytest.mark.parametrize("buckets, max_distance", [(32, 128), (32, 20), (8, 5), (4, 128), (64, 300), (10, 17), (320, 800)])
+@pytest.mark.parametrize("buckets, max_distance", [(32, 128), (32, 20), (8, 5), (4, 128), (10, 17), (320, 800)])
 def test_t5_buckets_are_t5s(buckets, max_distance, causal):
     distance = torch.arange(-300, 301)  # query - key; theirs counts key - query
     ours = made("t5", {"buckets": buckets, "max_distance": max_distance}, causal=causal).bucket(distance)
@@ -158,8 +161,8 @@ def test_t5_buckets_are_t5s(buckets, max_distance, causal):
 
 @pytest.mark.parametrize("causal", [True, False])
 def test_t5_bias_is_t5s(causal):
-    config = T5Config(d_model=16, d_kv=4, num_heads=4, relative_attention_num_buckets=12, relative_attention_max_distance=40)
-    config.is_decoder = causal
+    buckets = {"relative_attention_num_buckets": 12, "relative_attention_max_distance": 40}
+    config = T5Config(d_model=16, d_kv=4, num_heads=4, is_decoder=causal, **buckets)
     theirs = T5Attention(config, has_relative_attention_bias=True, layer_idx=0)
     ours = made("t5", {"buckets": 12, "max_distance": 40}, causal=causal)
     ours.relative_attention_bias.load_state_dict(theirs.relative_attention_bias.state_dict())

@@ -1,11 +1,13 @@
 """Schedules against closed forms at every step, and what holds for any setting."""
 
+import itertools
 import math
 
 import pytest
-from ablatio.kinds import schedules
 from hypothesis import given
 from hypothesis import strategies as st
+
+from ablatio.kinds import schedules
 
 TOTALS = [1, 2, 3, 7, 20, 100, 1920]
 
@@ -38,9 +40,9 @@ def test_constant_in_closed_form(total, warmup):
 @given(total=st.integers(2, 500), warmup=st.floats(0, 0.9), final=st.floats(0, 1))
 def test_cosine_rises_strictly_peaks_at_one_and_ends_at_final(total, warmup, final):
     values, rise = factors("cosine", total, warmup=warmup, final=final), round(warmup * total)
-    assert all(a < b for a, b in zip(values[:rise], values[1:rise], strict=False))
+    assert all(a < b for a, b in itertools.pairwise(values[:rise]))
     assert all(0 <= v <= 1 + 1e-12 for v in values) and max(values) == pytest.approx(1)
-    assert all(a >= b - 1e-12 for a, b in zip(values[rise:], values[rise + 1 :], strict=False))
+    assert all(a >= b - 1e-12 for a, b in itertools.pairwise(values[rise:]))
     if total - rise > 1:
         assert values[-1] == pytest.approx(final, abs=1e-12)
 

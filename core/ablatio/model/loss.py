@@ -10,13 +10,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 CHUNK_ROWS = 256
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, row_weights: Tensor | None, chunk: int
     ) -> Tensor:
         precise, matrix = _precise(hidden.dtype), weight.to(hidden.dtype)
@@ -46,9 +47,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:  # type: ignore[override]
-        d_hidden, d_weight = ctx.saved_tensors
-        scaled = [d if d is None else d.mul_(grad.to(d.dtype)) for d in (d_hidden, d_weight)]
+    @once_differentiable  # the gradients saved here know nothing of second derivatives
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+        # In place saves a copy of the head's gradient, unless the graph is kept for a second backward pass.
+        kept = torch._C._autograd._get_current_graph_task_keep_graph()
+        multiply = torch.mul if kept else Tensor.mul_
+        scaled = [d if d is None else multiply(d, grad.to(d.dtype)) for d in ctx.saved_tensors]
         return scaled[0], scaled[1], None, None, None
 
 
@@ -74,8 +78,10 @@ def linear_cross_entropy(
 
     hidden (N, D); weight (V, D); targets (N,); row_weights (N,) or None -> scalar, float32 or wider.
     """
+    if not torch.is_grad_enabled():  # `requires_grad` does not tell, and gradients are two thirds of the work
+        hidden, weight = hidden.detach(), weight.detach()
     hidden = hidden.to(compute_dtype(hidden.device, hidden.dtype))
-    result: Tensor = _LinearCrossEntropy.apply(hidden, weight, targets, row_weights, chunk)
+    result: Tensor = _LinearCrossEntropy.apply(hidden, weight, targets, row_weights, chunk)  # type: ignore[no-untyped-call]
     return result
 
 
