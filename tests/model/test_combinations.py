@@ -1,0 +1,158 @@
+"""What every combination of position, placement, attention and block promises."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from support import model_config
+
+from ablatio.errors import UserError
+from ablatio.kinds import attentions, blocks, placements, positions
+from ablatio.model.assembly import build_model
+from ablatio.model.cache import KVCache
+from ablatio.model.context import Example
+from ablatio.rules import broken
+
+V, LENGTH = 50, 12
+SIZES = {"d_model": 16, "n_layers": 2, "n_heads": 4, "max_len": 16, "tied": False}
+OPTIONS = [
+    dict(zip(("position", "placement", "attention", "block"), names, strict=True))
+    for names in itertools.product(positions.names(), placements.names(), attentions.names(), blocks.names())
+]
+COMBINATIONS = [options for options in OPTIONS if not broken(model_config(**SIZES, **options))]
+every_combination = pytest.mark.parametrize("options", COMBINATIONS, ids=lambda o: "-".join(o.values()))
+
+
+def sharp(options, **sizes):
+    """A model in float64 whose attention is far from uniform, so that nothing hides in small weights."""
+    model = build_model(model_config(**SIZES | sizes, **options), V).double().eval()
+    for p in model.parameters():
+        if p.dim() > 1:
+            torch.nn.init.normal_(p, std=0.4)
+    return model
+
+
+def tokens(rows=3, length=LENGTH):
+    return torch.randint(0, V, (rows, length))
+
+
+def assert_close(a, b):
+    torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
+
+
+@every_combination
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@torch.no_grad()
+def test_what_comes_later_changes_nothing(options, dtype):
+    model, x = sharp(options).to(dtype), tokens()
+    before = model(x)
+    for t in (0, 4, LENGTH - 2):
+        y = x.clone()
+        y[:, t + 1 :] = (y[:, t + 1 :] + 1 + torch.arange(LENGTH - t - 1)) % V
+        after = model(y)
+        assert torch.equal(after[:, : t + 1], before[:, : t + 1])
+        assert not torch.equal(after[:, t + 1 :], before[:, t + 1 :])
+
+
+@every_combination
+@torch.no_grad()
+def test_packed_documents_are_what_they_are_alone(options):
+    model, x = sharp(options), tokens(2)
+    segments = torch.tensor([[0] * 5 + [1] * 7, [3] * 1 + [4] * 6 + [9] * 5])
+    packed = model(x, segments)
+    for row, starts in [(0, (0, 5, 12)), (1, (0, 1, 7, 12))]:
+        for a, b in itertools.pairwise(starts):
+            assert_close(packed[row, a:b], model(x[row : row + 1, a:b])[0])
+
+
+@every_combination
+def test_no_gradient_crosses_a_border(options):
+    model = sharp(options)
+    x = torch.cat([torch.randint(0, V // 2, (2, 5)), torch.randint(V // 2, V, (2, 7))], dim=1)
+    segments = torch.tensor([[0] * 5 + [1] * 7] * 2)
+    model(x, segments)[:, 5:].square().sum().backward()
+    gradient = model.model.embed_tokens.weight.grad
+    assert not gradient[: V // 2].any() and gradient[V // 2 :].any()
+
+
+@every_combination
+@pytest.mark.parametrize("chunks", [[1] * LENGTH, [5, 1, 4, 2], [LENGTH - 1, 1]], ids=str)
+@torch.no_grad()
+def test_decoding_with_the_cache_is_the_whole_pass(options, chunks):
+    model, x, cache = sharp(options), tokens(), KVCache()
+    parts = [model(part, cache=cache) for part in x.split(chunks, dim=1)]
+    assert cache.length == LENGTH
+    assert_close(torch.cat(parts, dim=1), model(x))
+
+
+@every_combination
+@torch.no_grad()
+def test_left_padding_with_the_cache_is_each_row_alone(options):
+    model, x, pads, cache = sharp(options), tokens(), (0, 3, 4), KVCache()
+    segments = torch.tensor([[-1] * pad + [0] * (LENGTH - pad) for pad in pads])
+    parts = [model(x[:, :7], segments[:, :7], cache)]  # the prompt, in one pass, then a token at a time
+    parts += [model(x[:, t : t + 1], cache=cache) for t in range(7, LENGTH)]
+    together = torch.cat(parts, dim=1)
+    for row, pad in enumerate(pads):
+        assert_close(together[row, pad:], model(x[row : row + 1, pad:])[0])
+
+
+@every_combination
+@torch.no_grad()
+def test_rows_do_not_see_each_other(options):
+    model, x, order = sharp(options), tokens(4), torch.tensor([2, 0, 3, 1])
+    together = model(x)
+    assert_close(model(x[order]), together[order])
+    assert_close(model(x[1:2])[0], together[1])
+
+
+@every_combination
+@torch.no_grad()
+def test_loss_at_the_start_is_that_of_guessing(options):
+    vocab, margin = 1000, 0.05 if options["placement"] == "pre" else 0.06
+    for tied in (True, False):
+        model = build_model(model_config(**SIZES | {"d_model": 64, "tied": tied}, **options), vocab)
+        x = torch.randint(0, vocab, (16, 17))
+        total, count = model.loss(Example(x[:, :-1], x[:, 1:]))
+        assert abs(total / count - math.log(vocab)) < margin
+
+
+def one_option_each():
+    """The default combination, and each option in it."""
+    default = COMBINATIONS[0] | {"position": "rope", "placement": "pre", "attention": "mha", "block": "sequential"}
+    changed = [default | {kind: o[kind]} for kind in default for o in COMBINATIONS]
+    return [o for o in COMBINATIONS if o in changed]
+
+
+@pytest.mark.parametrize("options", one_option_each(), ids=lambda o: "-".join(o.values()))
+def test_one_batch_is_learnt_by_heart(options):
+    model = build_model(model_config(**SIZES | {"d_model": 32}, **options), V)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    x = tokens(4, 13)
+    for step in range(200):
+        optimizer.param_groups[0]["lr"] = 1e-2 * min(1.0, (step + 1) / 10)
+        total, count = model.loss(Example(x[:, :-1], x[:, 1:]))
+        if total / count < 0.1:
+            return
+        optimizer.zero_grad()
+        (total / count).backward()
+        optimizer.step()
+    pytest.fail(f"the loss is {total / count:.2f} after 200 steps")
+
+
+@pytest.mark.parametrize("name", positions.names())
+@torch.no_grad()
+def test_only_tables_end_at_max_len(name):
+    model = sharp({"position": name})
+    extends = positions[name].facts["extends"]
+    for cached in (False, True):
+        cache = KVCache() if cached else None
+        if cached:
+            model(tokens(1, 10), cache=cache)
+        x = tokens(1, 17 - (10 if cached else 0))
+        if extends:
+            assert model(x, cache=cache).isfinite().all()
+        else:
+            with pytest.raises(UserError, match=r"17 tokens came.*model.max_len=17"):
+                model(x, cache=cache)
