@@ -3,7 +3,7 @@
 Use with `DataLoader(dataset, batch_size=None, sampler=range(start, total), num_workers=...)`.
 """
 
-import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,7 @@ class Windows:
 
     def __reduce__(self) -> tuple[Any, ...]:
         tokens = self.tokens
-        if isinstance(tokens, np.memmap) and tokens.filename and os.path.getsize(tokens.filename) == tokens.nbytes:
+        if isinstance(tokens, np.memmap) and tokens.filename and Path(tokens.filename).stat().st_size == tokens.nbytes:
             return _reopen, (str(tokens.filename), tokens.dtype.str, self.length)
         return Windows, (np.asarray(tokens), self.length)
 
@@ -83,8 +83,8 @@ class TrainBatches(Dataset[Batch]):
 class ValidationBatches(Dataset[Batch]):
     """Fixed windows over the validation stream; each target stands in one window only (stride T).
 
-    `val_tokens` > 0 caps the targets: then windows are taken at even distances over the whole stream. The last batch may
-    be shorter; a window never is.
+    `val_tokens` > 0 caps the targets: then windows are taken at even distances over the whole stream. The last batch
+    may be shorter; a window never is.
     """
 
     def __init__(

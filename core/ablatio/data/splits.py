@@ -1,8 +1,9 @@
-"""Which documents are held out: the source's own word, else a hash of the text, so that order and count do not matter."""
+"""Which documents are held out: the source's own word, else a hash of the text; never a position in a list."""
 
 import hashlib
 import logging
 from collections.abc import Iterator
+from functools import cached_property
 
 from ablatio.data.types import Document, Source, Split
 from ablatio.errors import UserError
@@ -11,12 +12,13 @@ log = logging.getLogger("ablatio")
 
 
 def text_digest(document: Document) -> bytes:
+    """sha256 of the text in UTF-8."""
     try:
         return hashlib.sha256(document.text.encode()).digest()
     except UnicodeEncodeError as error:
         raise UserError(
             f"document {document.id!r}: character {error.start} is half of a surrogate pair, which is no Unicode text; "
-            "expected text that UTF-8 can hold. Read it with text.encode('utf-8', 'replace').decode() first."
+            "expected text that UTF-8 can hold.\n    try: text.encode('utf-8', 'replace').decode() in the source"
         ) from None
 
 
@@ -26,34 +28,63 @@ def hash_split(digest: bytes, val_fraction: float) -> Split:
 
 
 def split_rule(val_fraction: float) -> str:
-    """The rule by name, for the cache key: raise the number when the meaning of a split changes."""
+    """The rule by name, for the cache key; raise its number when the meaning of a split changes."""
     return f"split-1:{float(val_fraction)!r}"
 
 
-def divide(source: Source, val_fraction: float) -> Iterator[tuple[Split, Document]]:
-    """Each document that is not blank with its split; a training copy of a held-out text is left out.
+class Division:
+    """A source's documents by split, read when they are asked for. Blank ones are skipped.
 
-    Reads the source twice: first for what is held out, then to give the documents.
+    Training copies of held-out texts are left out: what a hash decides never parts two equal texts, a source could.
     """
-    held_out = {digest for split, digest, _ in _assigned(source, val_fraction) if split == "validation"}
-    copies = 0
-    for split, digest, document in _assigned(source, val_fraction):
-        if split == "train" and digest in held_out:
-            copies += 1
-        else:
-            yield split, document
-    if copies:
-        log.warning("%d training document(s) repeat the text of a held-out one and are left out", copies)
 
+    def __init__(self, source: Source, val_fraction: float) -> None:
+        self.source, self.val_fraction = source, val_fraction
+        self._warned = False
 
-def _assigned(source: Source, val_fraction: float) -> Iterator[tuple[Split, bytes, Document]]:
-    for document in source.documents():
-        if not document.text.strip():
-            continue
-        digest = text_digest(document)
-        if document.split not in ("train", "validation", ""):
-            raise UserError(
-                f"document {document.id!r} names the split {document.split!r}; expected 'train', 'validation' "
-                "or '' (decided by a hash of the text). Correct the source's documents()."
-            )
-        yield document.split or hash_split(digest, val_fraction), digest, document
+    @cached_property
+    def held_out(self) -> frozenset[bytes]:
+        """The digests of the validation texts; reads the source once. Raises UserError if a split is empty."""
+        total, held_out = 0, set()
+        for split, digest, _ in self._assigned():
+            total += 1
+            if split == "validation":
+                held_out.add(digest)
+        if not held_out:
+            raise UserError(self._empty("validation", total))
+        if all(split == "validation" or digest in held_out for split, digest, _ in self._assigned()):
+            raise UserError(self._empty("train", total))
+        return frozenset(held_out)
+
+    def documents(self, split: Split) -> Iterator[Document]:
+        """The documents of one split, as a stream."""
+        held_out, copies = self.held_out, 0
+        for assigned, digest, document in self._assigned():
+            if split == "train" and assigned == "train" and digest in held_out:
+                copies += 1
+            elif assigned == split:
+                yield document
+        if copies and not self._warned:
+            self._warned = True
+            log.warning("%d training document(s) repeat the text of a held-out one and are left out", copies)
+
+    def _empty(self, split: Split, total: int) -> str:
+        if not total:
+            return "the source has no document with text in it.\n    try: ablatio train source=sotu"
+        return (
+            f"the {split} split is empty: the source has {total} document(s), and a hash of the text holds out "
+            f"val_fraction={self.val_fraction} of them.\n    try: data.val_fraction=0.2, or more and shorter documents "
+            "(of a text file: source.separator='\\n\\n')"
+        )
+
+    def _assigned(self) -> Iterator[tuple[Split, bytes, Document]]:
+        for document in self.source.documents():
+            if not document.text.strip():
+                continue
+            if document.split not in ("train", "validation", ""):
+                raise UserError(
+                    f"document {document.id!r} names the split {document.split!r}; expected 'train', 'validation' or "
+                    "'' (a hash of the text decides).\n    try: Document(text, id, split='') in the source"
+                )
+            digest = text_digest(document)
+            yield document.split or hash_split(digest, self.val_fraction), digest, document

@@ -2,13 +2,18 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 Split = Literal["train", "validation"]
 Ids = NDArray[Any]  # of any unsigned integer type
+
+
+def token_type(vocab_size: int) -> type[np.unsignedinteger[Any]]:
+    """The smallest type of a stored token."""
+    return np.uint16 if vocab_size <= 1 << 16 else np.uint32
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +42,7 @@ class Tokenizer(Protocol):
     training, so that the size of the model is; ids that training leaves unused stand for 0 bytes.
     """
 
-    trained: bool  # whether it must see the training documents first; a class attribute
+    trained: ClassVar[bool]  # whether it must see the training documents first
 
     @property
     def vocab_size(self) -> int: ...

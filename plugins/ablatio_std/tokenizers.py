@@ -1,0 +1,146 @@
+"""Tokenizers: bytes, and byte-level BPE. Both give back any text exactly; `eos` is an id that no text encodes to."""
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Annotated, Any
+
+import numpy as np
+import tokenizers as hf
+from numpy.typing import NDArray
+
+from ablatio import Range, tokenizers
+from ablatio.data.types import Ids, token_type
+from ablatio.errors import DamagedFile
+
+_AT_ONCE = 256  # pieces that are encoded together: what the library keeps of each token takes a hundred bytes and more
+_PIECE = 1 << 14  # characters of a piece
+_CUT = re.compile(r"(?<=\S)[ \n]")  # a word never reaches over a space or a line end that follows anything else
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """GPT-2's printable stand-in for each byte: itself, or a character from U+0100 on for what is not printable."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
+
+
+_BYTE_OF = _byte_alphabet()
+_BYTES = [*(bytes([byte]) for byte in range(256)), b""]
+
+
+def _empty_bpe(vocab: dict[str, int] | None = None, merges: Sequence[tuple[str, str]] = ()) -> hf.Tokenizer:
+    alphabet = {character: i for i, character in enumerate(sorted(_BYTE_OF))}
+    model = hf.Tokenizer(hf.models.BPE(vocab or alphabet, list(merges)))
+    model.pre_tokenizer = hf.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return model
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """A long text in pieces that are tokenized alike alone and together."""
+    start = 0
+    while len(text) - start > _PIECE and (cut := _CUT.search(text, start + _PIECE)):
+        yield text[start : cut.start()]
+        start = cut.start()
+    yield text[start:]
+
+
+def _text(table: Sequence[bytes], ids: Sequence[int]) -> str:
+    """Ids that stand for no bytes are left out; an incomplete character becomes U+FFFD."""
+    return b"".join(table[i] for i in ids).decode("utf-8", errors="replace")
+
+
+@tokenizers.register("bytes")
+class Bytes:
+    """One id per UTF-8 byte, id = byte, and eos = 256: 257 ids, nothing to train."""
+
+    trained = False
+    vocab_size, eos = 257, 256
+
+    def train(self, texts: Iterable[str]) -> None:
+        """There is nothing to learn."""
+
+    def encode(self, texts: Sequence[str]) -> list[Ids]:
+        return [np.frombuffer(text.encode(), dtype=np.uint8).astype(np.uint16) for text in texts]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return _text(_BYTES, ids)
+
+    def token_bytes(self) -> NDArray[np.int64]:
+        return np.append(np.ones(256, dtype=np.int64), 0)
+
+    def state(self) -> str:
+        return json.dumps({"tokenizer": "bytes"})
+
+    def restore(self, state: str) -> None:
+        if _state(state).get("tokenizer") != "bytes":
+            raise DamagedFile("this is not the state of tokenizer=bytes; choose the tokenizer that it comes from")
+
+
+@tokenizers.register("bpe", paper="arXiv:1508.07909")
+class BPE:
+    """Byte-level byte-pair encoding (Sennrich et al. 2016; on bytes: GPT-2, Radford et al. 2019).
+
+    From 256 bytes on, the most frequent pair of neighbours inside a word becomes a new id until there are
+    vocab_size - 1; eos is the last id. A small corpus may have fewer pairs: the other ids then stay unused.
+    """
+
+    trained = True
+
+    def __init__(
+        self, *, vocab_size: Annotated[int, Range(257, 1_000_000), "ids in all, with 256 bytes and eos"] = 2048
+    ) -> None:
+        self.vocab_size, self.eos = vocab_size, vocab_size - 1
+        self._learned(_empty_bpe())
+
+    def _learned(self, model: hf.Tokenizer) -> None:
+        self._model = model
+        table = {i: bytes(_BYTE_OF[c] for c in token) for token, i in model.get_vocab().items()}
+        if set(table) != set(range(len(table))) or not 256 <= len(table) < self.vocab_size:
+            raise DamagedFile(f"a BPE of {len(table)} ids does not fit tokenizer.vocab_size={self.vocab_size}")
+        self._table = [table.get(i, b"") for i in range(self.vocab_size)]
+
+    def train(self, texts: Iterable[str]) -> None:
+        model = _empty_bpe()
+        trainer = hf.trainers.BpeTrainer(  # no special token: the library would find its name in the text
+            vocab_size=self.vocab_size - 1, initial_alphabet=sorted(_BYTE_OF), show_progress=False
+        )
+        model.train_from_iterator((piece for text in texts for piece in _pieces(text)), trainer)
+        self._learned(model)
+
+    def encode(self, texts: Sequence[str]) -> list[Ids]:
+        pieces = [(i, piece) for i, text in enumerate(texts) for piece in _pieces(text)]
+        parts: list[list[Ids]] = [[] for _ in texts]
+        dtype = token_type(self.vocab_size)
+        for start in range(0, len(pieces), _AT_ONCE):
+            group = pieces[start : start + _AT_ONCE]
+            encoded = self._model.encode_batch_fast([piece for _, piece in group], add_special_tokens=False)
+            for (i, _), result in zip(group, encoded, strict=True):
+                parts[i].append(np.array(result.ids, dtype=dtype))
+        return [np.concatenate(part) for part in parts]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return _text(self._table, ids)
+
+    def token_bytes(self) -> NDArray[np.int64]:
+        return np.array([len(token) for token in self._table], dtype=np.int64)
+
+    def state(self) -> str:
+        model = json.loads(self._model.to_str())["model"]
+        return json.dumps({"tokenizer": "bpe", "vocab": model["vocab"], "merges": model["merges"]}, ensure_ascii=False)
+
+    def restore(self, state: str) -> None:
+        came = _state(state)
+        try:
+            model = _empty_bpe(came["vocab"], [(left, right) for left, right in came["merges"]])
+            self._learned(model)
+        except (KeyError, TypeError, ValueError) as error:
+            raise DamagedFile(f"this is not the state of tokenizer=bpe ({type(error).__name__}: {error})") from error
+
+
+def _state(text: str) -> dict[str, Any]:
+    try:
+        state = json.loads(text)
+    except ValueError as error:
+        raise DamagedFile(f"the tokenizer state is no JSON ({error}); delete it and train again") from error
+    return state if isinstance(state, dict) else {}
