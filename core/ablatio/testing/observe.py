@@ -1,0 +1,197 @@
+"""What can be seen of a part from outside, on fixed inputs, as one digest: equal digests, equal behaviour.
+
+A plugin that adds a kind can say how its parts are looked at:
+
+    @observes("sampler")
+    def _sampler(entry, knobs):
+        return samples.made(entry, knobs)(torch.linspace(-3, 3, 64))
+"""
+
+import dataclasses
+import hashlib
+import random
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ablatio.model.cache import KVCache
+from ablatio.model.roles import named_generator
+from ablatio.registry import Entry
+from ablatio.testing import samples, tiny
+
+Observer = Callable[[Entry, Mapping[str, Any]], Any]
+OBSERVERS: dict[str, Observer] = {}
+TOTALS = (1, 2, 10, 1000)
+
+
+def observes(*kinds: str) -> Callable[[Observer], Observer]:
+    """Decorator: how the parts of these kinds are looked at.  The function gives tensors, numbers, texts, or nests."""
+
+    def add(function: Observer) -> Observer:
+        OBSERVERS.update(dict.fromkeys(kinds, function))
+        return function
+
+    return add
+
+
+def observe(entry: Entry, knobs: Mapping[str, Any] | None = None, seed: int = 0) -> str:
+    """The digest of all that can be seen of a part with these knobs (the defaults for those not given)."""
+    look = OBSERVERS.get(entry.kind, _plain_object)
+    with isolated(seed):
+        return digest(look(entry, entry.defaults | dict(knobs or {})))
+
+
+@contextmanager
+def isolated(seed: int = 0) -> Iterator[None]:
+    """Fixed global random states inside, the old ones after."""
+    states = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
+
+
+def digest(value: Any) -> str:
+    """sha256 over tensors, arrays, numbers, texts and nests of them."""
+    total = hashlib.sha256()
+    for piece in _pieces(value):
+        total.update(piece)
+    return total.hexdigest()
+
+
+def _pieces(value: Any) -> Iterator[bytes]:
+    if isinstance(value, Tensor):
+        plain = value.detach().cpu()
+        plain = plain.float() if plain.dtype is torch.bfloat16 else plain
+        yield f"{value.dtype}{tuple(value.shape)}".encode()
+        yield plain.contiguous().numpy().tobytes()
+    elif isinstance(value, np.ndarray):
+        yield f"{value.dtype}{value.shape}".encode() + value.tobytes()
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for field in dataclasses.fields(value):
+            yield from _pieces([field.name, getattr(value, field.name)])
+    elif isinstance(value, Mapping):
+        yield from _pieces([piece for pair in value.items() for piece in pair])
+    elif isinstance(value, list | tuple):
+        yield f"[{len(value)}".encode()
+        for item in value:
+            yield from _pieces(item)
+    elif isinstance(value, bool | int | float | str | bytes | None):
+        yield f"{type(value).__name__}:{value!r};".encode()
+    else:
+        yield f"{type(value).__name__};".encode()
+
+
+def tensors_of(value: object) -> list[Tensor]:
+    """Tensors in an object's state: parameters, buffers and plain attributes."""
+    if isinstance(value, nn.Module):
+        return [*value.state_dict().values(), *(b for _, b in value.named_buffers())]
+    return [v for v in vars(value).values() if isinstance(v, Tensor)] if hasattr(value, "__dict__") else []
+
+
+def gradients(value: object) -> list[Tensor | None]:
+    return [p.grad for p in value.parameters()] if isinstance(value, nn.Module) else []
+
+
+def _plain_object(entry: Entry, knobs: Mapping[str, Any]) -> Any:
+    """Of a kind without an observer: the state of the part, when it can be made from its knobs alone."""
+    made = samples.made(entry, knobs)
+    return vars(made) if hasattr(made, "__dict__") else made
+
+
+@observes("norm")
+def _norm(entry: Entry, knobs: Mapping[str, Any]) -> Any:
+    norm = samples.made(entry, knobs, d_model=16).double()
+    x = torch.randn(4, 3, 16, dtype=torch.float64, requires_grad=True)
+    outputs = [norm(x * scale + shift) for scale, shift in ((1, 0), (1e-4, 0), (1e3, 0), (1, 3), (0, 0))]
+    torch.stack(outputs).square().sum().backward()  # type: ignore[no-untyped-call]
+    return [outputs, x.grad, tensors_of(norm), gradients(norm)]
+
+
+@observes("activation")
+def _activation(entry: Entry, knobs: Mapping[str, Any]) -> Any:
+    part = samples.activation(entry, knobs, d_ff=64, dtype=torch.float64)
+    x = torch.cat([torch.linspace(-8, 8, 48), torch.tensor([*range(-80, 80, 10)])]).double().requires_grad_()
+    y = part(x, *([x.detach().flip(0)] if entry.facts["gated"] else []))
+    y.sum().backward()
+    return [y, x.grad, tensors_of(part)]
+
+
+@observes("position")
+def _position(entry: Entry, knobs: Mapping[str, Any]) -> Any:
+    seen = []
+    for causal in (True, False):
+        part = samples.position(entry, knobs, causal=causal)
+        places = [*range(24), *([100, 150, 400, 900, 5000] if entry.facts["extends"] else [])]
+        seen += [samples.use_position(entry, part, torch.tensor(places)), tensors_of(part)]
+    return [seen, _model(entry, knobs)]
+
+
+@observes("placement", "mlp", "attention", "block", "architecture", "init")
+def _model(entry: Entry, knobs: Mapping[str, Any]) -> Any:
+    net = tiny.model(entry, knobs).double()
+    seen: list[Any] = [net.state_dict(), net.eval()(tiny.tokens())]
+    net.train()
+    batch = tiny.example()
+    tiny.mean_loss(net, batch).backward()  # type: ignore[no-untyped-call]
+    seen.append(gradients(net))
+    if tiny.attention_facts(entry)["caches"]:
+        cache, row = KVCache(), tiny.tokens(1)
+        with torch.no_grad():
+            seen += [net.eval()(row[:, :10], cache=cache), net(row[:, 10:], cache=cache)]
+    return seen
+
+
+@observes("objective")
+def _objective(entry: Entry, knobs: Mapping[str, Any]) -> Any:
+    part = samples.objective(entry, knobs)
+    rows, segments = samples.token_rows()
+    return [part(rows, s, named_generator(i, "observe")) for s in (None, segments) for i in range(4)]
+
+
+@observes("optimizer")
+def _optimizer(entry: Entry, knobs: Mapping[str, Any]) -> Any:
+    groups = samples.groups(torch.float64)
+    optimizer = samples.made(entry, knobs, groups=groups)
+    generator, seen = torch.Generator().manual_seed(1), []
+    for step in range(12):
+        for p in samples.parameters(groups):
+            p.grad = torch.randn(p.shape, generator=generator, dtype=p.dtype) * 10.0 ** -(step % 4)
+        optimizer.step()
+        seen += [p.detach().clone() for p in samples.parameters(groups)]
+    return seen
+
+
+@observes("schedule")
+def _schedule(entry: Entry, knobs: Mapping[str, Any]) -> Any:
+    part = samples.made(entry, knobs)
+    return [float(part(step, total)) for total in TOTALS for step in range(total + 2)]
+
+
+@observes("stabilizer")
+def _stabilizer(entry: Entry, knobs: Mapping[str, Any]) -> Any:
+    net, part, seen = tiny.model(), samples.made(entry, knobs), []
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    losses = tiny.run(net, optimizer, 12, hooks=[part], spike=8, seen=lambda hook, metrics: seen.append(dict(metrics)))
+    return [losses, seen, net.state_dict(), tensors_of(part)]
+
+
+@observes("source")
+def _source(entry: Entry, knobs: Mapping[str, Any]) -> Any:
+    part = samples.source(entry, knobs)
+    return [part.fingerprint(), list(samples.first_documents(part))]
+
+
+@observes("tokenizer")
+def _tokenizer(entry: Entry, knobs: Mapping[str, Any]) -> Any:
+    part = samples.tokenizer(entry, knobs)
+    return [part.vocab_size, part.eos, part.state(), list(part.encode(samples.TEXTS)), part.token_bytes()]

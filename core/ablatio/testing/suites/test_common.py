@@ -1,0 +1,163 @@
+"""What every part of every kind promises: a complete signature, a docstring, live knobs, no chance of its own."""
+
+import inspect
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ablatio.errors import UserError
+from ablatio.knobs import Knob, read_signature
+from ablatio.registry import REGISTRIES, Entry
+from ablatio.testing import probe
+from ablatio.testing.observe import OBSERVERS, digest, isolated, observe
+from ablatio.testing.turn import other_values, settings
+
+KINDS = None  # all that are registered
+DATA = ("source", "tokenizer")  # come from their own makers
+SOURCE = re.compile(r"arXiv:\d{4}\.\d{4,5}|doi:10\.\S+|https?://\S+|\bSource: \S+")
+
+
+def _observe(part: Entry, knobs: dict[str, Any] | None = None, seed: int = 0) -> str:
+    """The digest of the part; kinds that nobody said how to look at are left alone when they cannot be made."""
+    try:
+        return observe(part, knobs, seed)
+    except TypeError as error:
+        if "was not handed over" in str(error):
+            pytest.skip(f"nothing says how a {part.kind} is looked at; see ablatio.testing.observe.observes")
+        raise
+
+
+def test_signature_is_complete(part: Entry) -> None:
+    target = REGISTRIES[part.kind].target(part.name)
+    wiring, knobs = read_signature(target, probe.label(part))
+    came = f"the signature has {wiring} and {[k.name for k in knobs]}, the catalogue {part.wiring} and "
+    assert (wiring, knobs) == (part.wiring, part.knobs), f"{probe.label(part)}: {came}{[k.name for k in part.knobs]}"
+    again = Entry.from_json(json.loads(json.dumps(part.to_json())))
+    assert again.knobs == part.knobs, f"{probe.label(part)}: its knobs do not survive JSON"
+
+
+def test_defaults_are_legal(part: Entry) -> None:
+    problems = [f"{k.name}: {k.problem(k.default)}" for k in part.knobs if k.problem(k.default)]
+    assert not problems, f"{probe.label(part)}: {'; '.join(problems)}"
+
+
+def test_says_what_it_does(part: Entry) -> None:
+    """The first line of the docstring stands in `ablatio list`."""
+    words = part.summary.split()
+    assert len(words) >= 3, f"{probe.label(part)}: the docstring starts with {part.summary!r}; a formula was expected"
+
+
+def test_says_where_it_comes_from(part: Entry) -> None:
+    if part.kind in DATA:
+        return
+    said = SOURCE.search(part.paper) or SOURCE.search(part.doc) or SOURCE.search(_module_doc(part))
+    assert said, (
+        f"{probe.label(part)}: no source; register(..., paper='arXiv:1910.07467') was expected, or a line "
+        "`Source: who, where` in the docstring"
+    )
+
+
+def _module_doc(part: Entry) -> str:
+    return getattr(inspect.getmodule(REGISTRIES[part.kind].target(part.name)), "__doc__", "") or ""
+
+
+def test_same_twice(part: Entry) -> None:
+    assert _observe(part) == _observe(part), f"{probe.label(part)}: made twice from one seed, it does different things"
+
+
+def test_made_from_json(part: Entry) -> None:
+    """Configs are kept as JSON: the knobs that come back make the same part."""
+    given = json.loads(json.dumps(part.defaults))
+    assert _observe(part, given) == _observe(part), (
+        f"{probe.label(part)}: its defaults, given as JSON, make another part"
+    )
+
+
+def test_knob_is_live(part: Entry, knob: Knob) -> None:
+    """Some other value of the knob changes something that can be seen."""
+    tried, refused = [], []
+    for beside in settings(part, knob):
+        try:
+            before = _observe(part, beside)
+        except UserError:
+            continue
+        for value in other_values(knob):
+            try:
+                after = _observe(part, beside | {knob.name: value})
+            except UserError as error:
+                refused.append(str(error))
+                continue
+            if after != before:
+                return
+            tried.append(value)
+    if not tried and refused and knob.type == "str":
+        return  # a text that only some values of can be: it was looked at
+    if not tried:
+        pytest.skip(f"no other value of `{knob.name}` can be tried: {'; '.join(refused[:1]) or 'it has none'}")
+    values = ", ".join(dict.fromkeys(map(str, tried)))
+    pytest.fail(f"{probe.label(part)}: the knob `{knob.name}` is dead: {values} all do what {knob.default} does")
+
+
+def test_leaves_the_process_alone(part: Entry) -> None:
+    """No seeding, no default dtype or device, no threads, no switches of torch."""
+    before, seen = dict(_switches()), []
+    for seed in (1, 2):
+        with isolated(seed):
+            _observe_unseeded(part)
+            seen.append(torch.random.get_rng_state())
+    after = dict(_switches())
+    changed = [f"{k} from {before[k]} to {after[k]}" for k in before if before[k] != after[k]]
+    assert not changed, f"{probe.label(part)}: changes {', '.join(changed)}"
+    assert not torch.equal(*seen), f"{probe.label(part)}: sets torch's global seed; take a generator instead"
+
+
+def _observe_unseeded(part: Entry) -> None:
+    look = OBSERVERS.get(part.kind)
+    if look is not None:
+        look(part, part.defaults)
+
+
+def _switches() -> Iterator[tuple[str, Any]]:
+    yield "the default dtype", torch.get_default_dtype()
+    yield "the default device", torch.get_default_device()
+    yield "torch's threads", torch.get_num_threads()
+    yield "gradient mode", torch.is_grad_enabled()
+    yield "deterministic algorithms", torch.are_deterministic_algorithms_enabled()
+    yield "the precision of matrix products", torch.get_float32_matmul_precision()
+    yield "anomaly detection", torch.is_anomaly_enabled()
+    yield "numpy's random state", digest(list(np.random.get_state(legacy=True)))
+    yield "the working directory", os.getcwd()  # noqa: PTH109
+    yield "the environment", hash(tuple(sorted(os.environ.items())))
+
+
+IMPORTS = """
+import importlib, json, os, random, sys
+import numpy, torch
+def look():
+    return [str(torch.get_default_dtype()), torch.get_num_threads(), torch.initial_seed(), random.getstate()[1][:3],
+            numpy.random.get_state()[1][:3].tolist(), torch.is_grad_enabled(), sorted(os.environ), os.getcwd()]
+import ablatio
+before = look()
+for name in sys.argv[1:]: importlib.import_module(name)
+print(json.dumps([before, look()]))
+"""
+
+
+def test_import_leaves_the_process_alone(dist: str) -> None:
+    modules = sorted({e.module for r in REGISTRIES.values() for e in r.entries.values() if e.provider.dist == dist})
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    command = [sys.executable, "-c", IMPORTS, *modules]
+    run = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert run.returncode == 0, f"{dist}: its modules cannot be imported: {run.stderr[-500:]}"
+    names = "default dtype, threads, torch's seed, random's state, numpy's state, gradient mode, environment, folder"
+    before, after = json.loads(run.stdout.splitlines()[-1])
+    changed = [n for n, a, b in zip(names.split(", "), before, after, strict=True) if a != b]
+    assert not changed, f"{dist}: importing its modules changes {', '.join(changed)}"

@@ -1,0 +1,168 @@
+"""Parts in the small default model: what a whole model must do, whatever it is made of."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ablatio.model.cache import KVCache
+from ablatio.model.count import measure
+from ablatio.model.language_model import LanguageModel
+from ablatio.registry import REGISTRIES, Entry
+from ablatio.testing import probe, tiny
+
+KINDS = ("norm", "placement", "activation", "mlp", "position", "attention", "block", "architecture")
+DEVICES = ("meta", "cuda") if torch.cuda.is_available() else ("meta",)
+EXACT = 1e-9  # of float64 models, relative
+
+
+def _model(part: Entry) -> LanguageModel:
+    return tiny.model(part).double().eval()
+
+
+def _causal(part: Entry) -> None:
+    name = tiny.config(part)["architecture"]["name"]
+    if REGISTRIES["architecture"][name].facts["mask"] != "causal":
+        pytest.skip(f"architecture={name} is not causal")
+
+
+@torch.no_grad()
+def test_causality(part: Entry) -> None:
+    """Tokens after t have no say in the logits up to t: exactly none."""
+    _causal(part)
+    net, tokens = _model(part), tiny.tokens()
+    changed = tokens.clone()
+    changed[:, 15:] = changed[:, 15:] % (tiny.VOCAB - 1) + 1
+    gap = (net(tokens) - net(changed))[:, :15].abs().max()
+    assert gap == 0, (
+        f"{probe.label(part)}: tokens from 15 on change the logits before them by {gap:.3g}; 0 was expected"
+    )
+
+
+@torch.no_grad()
+def test_rows_by_themselves(part: Entry) -> None:
+    net, tokens = _model(part), tiny.tokens()
+    order = torch.tensor([2, 0, 3, 1])
+    probe.near(part, net(tokens[order]), net(tokens)[order], "rows of a batch in another order", EXACT)
+    probe.near(part, net(tokens[:1]), net(tokens)[:1], "a row alone and in a batch", EXACT)
+
+
+@torch.no_grad()
+def test_packed_is_separate(part: Entry) -> None:
+    """Two documents in one row, the second of them changed."""
+    if not tiny.attention_facts(part)["takes_segments"]:
+        pytest.skip("its attention does not take packed documents (takes_segments = False)")
+    net, tokens = _model(part), tiny.tokens()
+    segments = torch.zeros_like(tokens)
+    segments[:, 11:] = 1
+    packed, alone = net(tokens, segments), torch.cat([net(tokens[:, :11]), net(tokens[:, 11:])], dim=1)
+    probe.near(part, packed, alone, "documents packed in a row and each alone", EXACT)
+    changed = tokens.clone()
+    changed[:, :11] = changed[:, :11] % (tiny.VOCAB - 1) + 1
+    gap = (net(changed, segments) - packed)[:, 11:].abs().max()
+    assert gap == 0, f"{probe.label(part)}: a document changes the logits of the next one by {gap:.3g}; 0 was expected"
+
+
+@torch.no_grad()
+def test_cached_decoding_is_the_full_pass(part: Entry) -> None:
+    _causal(part)
+    if not tiny.attention_facts(part)["caches"]:
+        pytest.skip("its attention keeps no cache (caches = False)")
+    net, tokens = _model(part), tiny.tokens()
+    cache, logits, start = KVCache(), [], 0
+    for length in (10, 1, 1, 5, 1, 6):
+        logits.append(net(tokens[:, start : start + length], cache=cache))
+        start += length
+    probe.near(part, torch.cat(logits, dim=1), net(tokens), "decoding with the KV cache and the full pass", EXACT)
+
+
+def test_starts_undecided(part: Entry) -> None:
+    loss = float(tiny.mean_loss(tiny.model(part), tiny.example()).detach())
+    expected = math.log(tiny.VOCAB)
+    came = f"the loss at initialisation is {loss:.3f}, ln(vocabulary) = {expected:.3f} +- 0.1 was expected"
+    assert abs(loss - expected) < 0.1, f"{probe.label(part)}: {came}"
+
+
+def test_gradient_reaches_every_parameter(part: Entry) -> None:
+    """In one of six steps: what starts closed (a gain of 0) opens first."""
+    net = tiny.model(part)
+    optimizer, lost = tiny.adamw(net), {n for n, p in net.named_parameters() if p.requires_grad}
+
+    class Look:
+        def before_step(self, step: Any) -> None:
+            lost.intersection_update(probe.without_gradient(net))
+
+    tiny.run(net, optimizer, 6, hooks=[Look()])
+    assert not lost, f"{probe.label(part)}: in 6 steps no gradient reaches {', '.join(sorted(lost))}"
+
+
+def test_learns_one_batch(part: Entry) -> None:
+    net = tiny.model(part)
+    losses = tiny.run(net, tiny.adamw(net), 60)
+    probe.finite(part, torch.tensor(losses), "in the loss")
+    came = f"60 steps of AdamW on one batch go from {losses[0]:.3f} to {losses[-1]:.3f}, half was expected"
+    assert losses[-1] < losses[0] / 2, f"{probe.label(part)}: {came}"
+
+
+@torch.no_grad()
+def test_weights_go_through_a_file(part: Entry) -> None:
+    """All that the logits depend on is in the state_dict (or follows from the config): safetensors, and back."""
+    from safetensors.torch import load, save
+
+    net, other = tiny.model(part), tiny.model(part, seed=1)
+    seen: dict[int, str] = {}
+    state = {n: t.contiguous() for n, t in net.state_dict().items() if seen.setdefault(t.data_ptr(), n) == n}
+    missing, unexpected = other.load_state_dict(load(save(state)), strict=False)
+    lost = [n for n in [*missing, *unexpected] if n in state]
+    assert not lost, f"{probe.label(part)}: {lost} do not come back"
+    same = torch.equal(net.eval()(tiny.tokens()), other.eval()(tiny.tokens()))
+    assert same, f"{probe.label(part)}: a model with the loaded weights gives other logits; is a tensor no buffer?"
+
+
+def test_autocast_bfloat16(part: Entry) -> None:
+    net, batch = tiny.model(part), tiny.example()
+    wide = tiny.mean_loss(net, batch).detach()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = tiny.mean_loss(net, batch)
+    loss.backward()  # type: ignore[no-untyped-call]
+    probe.near(part, loss.detach().float(), wide, "the loss in bfloat16 and in float32", 0.02)
+    for name, p in net.named_parameters():
+        if p.grad is not None:
+            probe.finite(part, p.grad, f"in the gradient of {name} in bfloat16")
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_moves(part: Entry, device: str) -> None:
+    net = tiny.model(part)
+    expected = net.eval()(tiny.tokens()).detach()
+    net.to(device)
+    stayed = [name for name, tensor in _held(net) if tensor.device.type != device]
+    assert not stayed, f"{probe.label(part)}: {stayed} stay behind in .to({device!r}); register them as buffers"
+    logits = net(tiny.tokens().to(device))
+    assert logits.device.type == device, f"{probe.label(part)}: the logits are on {logits.device}"
+    if device == "cuda":
+        probe.near(part, logits.cpu(), expected, "logits on the GPU and on the CPU", 1e-3)
+
+
+def _held(net: nn.Module) -> list[tuple[str, Tensor]]:
+    """Every tensor that a module, or a plain object in it, holds: also those that `.to` does not know of."""
+    found = []
+    for path, module in net.named_modules():
+        found += [(f"{path}.{n}", t) for n, t in module.named_parameters(recurse=False)]
+        found += [(f"{path}.{n}", t) for n, t in module.named_buffers(recurse=False)]
+        for name, value in vars(module).items():
+            if isinstance(value, Tensor):
+                found.append((f"{path}.{name}", value))
+            elif not name.startswith("_") and not isinstance(value, nn.Module) and hasattr(value, "__dict__"):
+                found += [(f"{path}.{name}.{n}", v) for n, v in vars(value).items() if isinstance(v, Tensor)]
+    return found
+
+
+def test_is_counted(part: Entry) -> None:
+    size, net = measure(tiny.config(part), tiny.VOCAB), tiny.model(part)
+    parameters = sum(p.numel() for p in net.parameters())
+    came = f"{size.parameters} parameters are counted, the model has {parameters}"
+    assert size.parameters == parameters, f"{probe.label(part)}: {came}"
+    assert size.flops_per_token > 0, f"{probe.label(part)}: {size.flops_per_token} FLOPs per token are counted"

@@ -1,0 +1,57 @@
+"""Placements: x, a sublayer and its norms -> (B, T, D)."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ablatio.registry import Entry
+from ablatio.testing import probe, samples
+
+KINDS = ("placement",)
+D = 8
+
+
+def _made(part: Entry) -> tuple[object, nn.Module]:
+    """The placement and as many norms as it wants."""
+    placement = samples.made(part, d_model=D, n_layers=4, layer=1)
+    norms = [nn.LayerNorm(D).double() for _ in range(part.facts["n_norms"])]
+    return placement, norms[0] if len(norms) == 1 else nn.ModuleList(norms)
+
+
+def _double(placement: object) -> object:
+    return placement.double() if isinstance(placement, nn.Module) else placement
+
+
+def test_wraps_the_sublayer(part: Entry) -> None:
+    placement, norms = _made(part)
+    x, calls = probe.randn(2, 3, D, dtype=torch.float64), []
+
+    def sublayer(h: Tensor) -> Tensor:
+        calls.append(h)
+        return h.tanh()
+
+    with probe.unchanged(part, x), probe.draws_nothing(part, "when called"):
+        probe.same_shape(part, x, _double(placement)(x, sublayer, norms))  # type: ignore[operator]
+    assert len(calls) == 1, f"{probe.label(part)}: calls its sublayer {len(calls)} times, once was expected"
+
+
+def test_gain_is_a_number(part: Entry) -> None:
+    gain = getattr(_made(part)[0], "gain", None)
+    number = isinstance(gain, int | float) and math.isfinite(gain) and gain > 0
+    assert number, f"{probe.label(part)}: `gain` is {gain!r}, a positive number was expected (1.0 for no change)"
+
+
+def test_norms_and_sublayer_are_used(part: Entry) -> None:
+    placement, norms = _made(part)
+    inner = nn.Linear(D, D).double()
+    x = probe.randn(2, 3, D, dtype=torch.float64).requires_grad_()
+    # A placement may start closed (rezero): every parameter is opened first.
+    with torch.no_grad():
+        for p in placement.parameters() if isinstance(placement, nn.Module) else ():
+            p.add_(0.5)
+    y = _double(placement)(x, inner, norms)  # type: ignore[operator]
+    (y * probe.randn(2, 3, D, seed=1, dtype=torch.float64)).sum().backward()
+    assert x.grad is not None and x.grad.any(), f"{probe.label(part)}: no gradient reaches x"
+    lost = [*probe.without_gradient(norms), *probe.without_gradient(inner)]
+    assert not lost, f"{probe.label(part)}: no gradient reaches {', '.join(lost)} of the norms and the sublayer"

@@ -1,0 +1,125 @@
+"""The small model, batch and run in which parts are tried: the defaults of `ablatio train`, a few thousand weights."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ablatio import config as run_config
+from ablatio import rules
+from ablatio.errors import UserError
+from ablatio.model.assembly import build_model
+from ablatio.model.context import Example
+from ablatio.model.language_model import LanguageModel
+from ablatio.model.roles import groups_by_role
+from ablatio.paths import shipped
+from ablatio.registry import REGISTRIES, Entry
+from ablatio.tasks.step import Step
+
+VOCAB = 64
+SIZES = {"d_model": 32, "n_layers": 2, "n_heads": 4, "max_len": 32}
+
+
+@functools.cache
+def default_parts() -> Mapping[str, str]:
+    """The default option of each kind, as conf/train.yaml names them."""
+    import yaml
+
+    listed = yaml.safe_load((shipped("conf") / "train.yaml").read_text(encoding="utf-8"))["defaults"]
+    return {
+        kind: name
+        for line in listed
+        if isinstance(line, dict)
+        for kind, name in line.items()
+        if kind in REGISTRIES and isinstance(name, str) and name in REGISTRIES[kind].names()
+    }
+
+
+def config(entry: Entry | None = None, knobs: Mapping[str, Any] | None = None, **sizes: Any) -> dict[str, Any]:
+    """The default config with this part in it.  UserError when its knobs break a rule.
+
+    A part that a rule forbids beside a default part gets the first other option that the rules allow.
+    """
+    made = run_config.defaults()
+    made["model"] |= SIZES | sizes
+    for kind, name in default_parts().items():
+        made[kind] = {"name": name, **REGISTRIES[kind][name].defaults}
+    if entry is not None:
+        values = entry.defaults | dict(knobs or {})
+        if REGISTRIES[entry.kind].many:
+            made[entry.kind] = {entry.name: values}
+        else:
+            made[entry.kind] = {"name": entry.name, **values}
+    if not (problems := broken_rules(made)):
+        return made
+    for kind in default_parts():
+        for other in REGISTRIES[kind] if entry is None or kind != entry.kind else ():
+            changed = made | {kind: {"name": other.name, **other.defaults}}
+            if not broken_rules(changed):
+                return changed
+    raise UserError("\n".join(map(str, problems)))
+
+
+def broken_rules(made: Mapping[str, Any]) -> list[Any]:
+    return rules.broken(run_config.effective(made))
+
+
+def model(
+    entry: Entry | None = None, knobs: Mapping[str, Any] | None = None, *, seed: int = 0, **sizes: Any
+) -> LanguageModel:
+    """The small model with this part in it."""
+    return build_model(config(entry, knobs, **sizes), VOCAB, seed=seed)
+
+
+def tokens(rows: int = 4, length: int = 24, seed: int = 0) -> Tensor:
+    """Random tokens (rows, length), none of them 0 (eos)."""
+    return torch.randint(1, VOCAB, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+def example(rows: int = 4, length: int = 24, seed: int = 0) -> Example:
+    row = tokens(rows, length + 1, seed)
+    return Example(row[:, :-1], row[:, 1:])
+
+
+def mean_loss(net: LanguageModel, batch: Example) -> Tensor:
+    total, count = net.loss(batch)
+    return total / count
+
+
+def run(
+    net: LanguageModel,
+    optimizer: torch.optim.Optimizer,
+    steps: int,
+    *,
+    hooks: Sequence[Any] = (),
+    spike: int | None = None,
+    seen: Callable[[str, Mapping[str, Tensor]], None] = lambda hook, metrics: None,
+) -> list[float]:
+    """Train on one batch and give the losses.  hooks: stabilizers; spike: the step whose loss is 100 times larger."""
+    net.train()
+    losses, parameters, batch = [], [p for group in groups_by_role(net) for p in group["params"]], example()
+    for index in range(steps):
+        optimizer.zero_grad()
+        loss = mean_loss(net, batch) * (100.0 if index == spike else 1.0)
+        loss.backward()  # type: ignore[no-untyped-call]
+        step = Step(net, parameters, optimizer, index, steps)
+        for name in ("before_step", "after_step"):
+            if name == "after_step":
+                optimizer.step()
+            for hook in hooks:
+                if hasattr(hook, name):
+                    seen(name, getattr(hook, name)(step))
+        losses.append(float(loss.detach()))
+    return losses
+
+
+def attention_facts(entry: Entry | None = None) -> Mapping[str, Any]:
+    """What the attention of the small model with this part can do."""
+    return REGISTRIES["attention"][config(entry)["attention"]["name"]].facts
+
+
+def adamw(net: LanguageModel, lr: float = 1e-2) -> torch.optim.Optimizer:
+    """A plain optimizer for suites of parts that are none."""
+    return torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=0.0)
