@@ -225,22 +225,21 @@ def _records(file: Path, field: str) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _record(line: str, field: str, where: str) -> dict[str, Any]:
+    example = f'one object a line, as {{{json.dumps(field)}: "..."}}'
+    plain = "    try: ablatio train source=text source.path=FILE, if it is plain text"
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise UserError(
-            f'{where}: no JSON ({error}); expected one object a line, as {{{json.dumps(field)}: "..."}}.\n'
-            "    try: ablatio train source=text source.path=book.txt, if it is plain text"
-        ) from None
+        raise UserError(f"{where}: no JSON ({error}); expected {example}.\n{plain}") from None
     if not isinstance(record, dict):
-        raise UserError(f'{where}: {type(record).__name__}; expected an object, as {{{json.dumps(field)}: "..."}}.')
+        raise UserError(f"{where}: a {type(record).__name__}; expected {example}.\n{plain}")
     value = record.get(field)
     if isinstance(value, str):
         return record
-    texts = [name for name, other in record.items() if isinstance(other, str)]
     came = f"the field {field!r} holds {type(value).__name__}" if field in record else f"there is no field {field!r}"
-    close = get_close_matches(field, texts, n=1, cutoff=0.5) or texts[:1] or ["text"]
+    texts = [name for name, other in record.items() if isinstance(other, str)]
+    close = get_close_matches(field, texts, n=1, cutoff=0.5) or texts[:1] or ["FIELD"]
     raise UserError(
-        f"{where}: {came}; expected text. Its fields: {', '.join(map(repr, record)) or 'none'}.\n"
-        f"    try: ablatio train source=jsonl source.path=... source.text={close[0]}"
+        f"{where}: {came}; expected text. Its fields: {', '.join(map(repr, list(record)[:20])) or 'none'}.\n"
+        f"    try: ablatio train source=jsonl source.path=FILE source.text={close[0]}"
     )

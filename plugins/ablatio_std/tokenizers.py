@@ -31,7 +31,7 @@ _BYTES = [*(bytes([byte]) for byte in range(256)), b""]
 
 def _empty_bpe(vocab: dict[str, int] | None = None, merges: Sequence[tuple[str, str]] = ()) -> hf.Tokenizer:
     alphabet = {character: i for i, character in enumerate(sorted(_BYTE_OF))}
-    model = hf.Tokenizer(hf.models.BPE(vocab or alphabet, list(merges)))
+    model = hf.Tokenizer(hf.models.BPE(alphabet if vocab is None else vocab, list(merges)))
     model.pre_tokenizer = hf.pre_tokenizers.ByteLevel(add_prefix_space=False)
     return model
 

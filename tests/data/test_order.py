@@ -1,0 +1,63 @@
+"""The order of windows: each once per epoch, and a function of nothing but seed and row."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ablatio.data.order import WindowOrder
+from ablatio.errors import UserError
+
+SIZES = st.integers(1, 40).flatmap(lambda length: st.tuples(st.integers(length + 1, 600), st.just(length)))
+
+
+@settings(max_examples=200, deadline=None)
+@given(SIZES, st.integers(0, 2**64), st.integers(0, 5))
+def test_each_epoch_meets_each_target_once(size: tuple[int, int], seed: int, epoch: int) -> None:
+    n_tokens, length = size
+    order = WindowOrder(n_tokens, length, seed)
+    starts = np.sort(order.starts(order.windows * epoch + np.arange(order.windows)))
+    assert starts[0] < length and starts[-1] + length < n_tokens
+    assert (np.diff(starts) == length).all()
+    assert n_tokens - order.windows * length < 2 * length + 1  # only the offset and one incomplete window are left
+
+
+def test_epochs_differ_in_order_and_offset() -> None:
+    order = WindowOrder(1000, 10, 3)
+    offsets = [order.epoch(e)[0] for e in range(20)]
+    assert len(set(offsets)) > 5
+    assert not (order.epoch(0)[1] == order.epoch(1)[1]).all()
+    assert not (order.epoch(0)[1] == WindowOrder(1000, 10, 4).epoch(0)[1]).all()
+
+
+def test_the_order_does_not_depend_on_the_batch_the_ranks_or_what_was_asked_before() -> None:
+    order = WindowOrder(500, 7, 0)
+    rows = np.arange(360)
+    expected = WindowOrder(500, 7, 0).starts(rows)
+    for batch in (1, 3, 8, 72, 180):
+        got = np.concatenate([order.starts(order.rows(s, batch)) for s in range(360 // batch)])
+        assert (got == expected).all()
+    for step in (14, 0, 9):
+        ranks = [order.starts(order.rows(step, 24, rank, 4)) for rank in range(4)]
+        assert (np.concatenate(ranks) == expected[step * 24 : step * 24 + 24]).all()
+
+
+def test_the_order_of_a_seed_is_fixed() -> None:
+    """A change here is a change of every run's data order: raise the version of ablatio and say so."""
+    order = WindowOrder(1000, 10, 7)
+    assert order.windows == 99
+    assert order.starts(np.array([0, 1, 2, 98, 99, 100, 990])).tolist() == [889, 429, 269, 419, 828, 28, 828]
+
+
+@pytest.mark.parametrize(
+    ("n_tokens", "length", "seed", "match"),
+    [(10, 10, 0, "10 tokens.*one window takes 10"), (0, 4, 0, "0 tokens"), (9, 0, 0, "at least 1"), (9, 2, -1, "seed")],
+)
+def test_what_cannot_be_ordered_is_refused(n_tokens: int, length: int, seed: int, match: str) -> None:
+    with pytest.raises(UserError, match=match):
+        WindowOrder(n_tokens, length, seed)
+
+
+def test_a_batch_that_ranks_cannot_share_is_refused() -> None:
+    with pytest.raises(UserError, match=r"10 rows.*4 ranks"):
+        WindowOrder(100, 5, 0).rows(0, 10, 0, 4)

@@ -1,0 +1,165 @@
+"""Sources: what they read, and what they say of files that cannot be read."""
+
+import gzip
+import json
+import lzma
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ablatio import sources
+from ablatio.errors import UserError
+from ablatio_std.sources import ChineseClassics, JsonLines, StateOfTheUnion, Text
+
+
+def read(source: Any) -> list[str]:
+    return [document.text for document in source.documents()]
+
+
+def refused(source: Any, *parts: str) -> str:
+    """The one message, without a traceback's noise; each of `parts` stands in it, and a command that works."""
+    with pytest.raises(UserError) as caught:
+        read(source)
+    message = str(caught.value)
+    assert "try: " in message
+    for part in parts:
+        assert part in message, message
+    return message
+
+
+def test_each_file_of_a_folder_is_a_document(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "two.md").write_text("second, naïve 世界")
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbffirst\r\n")
+    (tmp_path / "c.txt.gz").write_bytes(gzip.compress(b"third"))
+    (tmp_path / "d.txt.xz").write_bytes(lzma.compress(b"fourth"))
+    (tmp_path / "image.png").write_bytes(b"\x89PNG\0")
+    assert read(Text(path=str(tmp_path))) == ["first\r\n", "second, naïve 世界", "third", "fourth"]
+    assert read(Text(path=str(tmp_path / "**" / "*.txt*"))) == ["first\r\n", "third", "fourth"]
+    assert [d.id for d in Text(path=str(tmp_path)).documents()] == ["a.txt", "two.md", "c.txt.gz", "d.txt.xz"]
+
+
+def test_a_separator_parts_a_file(tmp_path: Path) -> None:
+    (tmp_path / "book.txt").write_text("one\n\ntwo\n\n\n\nthree\n")
+    for separator in ("\n\n", r"\n\n"):
+        documents = list(Text(path=str(tmp_path / "book.txt"), separator=separator).documents())
+        assert [d.text for d in documents] == ["one", "two", "three\n"]
+        assert {d.split for d in documents} == {""} and len({d.id for d in documents}) == 3
+
+
+def test_a_lone_file_holds_out_its_last_tenth(tmp_path: Path) -> None:
+    text = "".join(f"line {i}\n" for i in range(1000))
+    (tmp_path / "book.txt").write_text(text)
+    train, validation = Text(path=str(tmp_path / "book.txt")).documents()
+    assert (train.split, validation.split) == ("train", "validation")
+    assert train.text + validation.text == text and train.text.endswith("\n")
+    assert 0.09 < len(validation.text) / len(text) < 0.11
+
+
+def test_lines_of_json(tmp_path: Path) -> None:
+    rows = [{"text": "one", "body": "uno"}, {"text": "two\nlines", "body": "due"}]
+    data = ("\n".join(json.dumps(row) for row in rows) + "\n\n").encode()
+    (tmp_path / "a.jsonl").write_bytes(data)
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(data))
+    (tmp_path / "a.jsonl.xz").write_bytes(lzma.compress(data))
+    for name in ("a.jsonl", "a.jsonl.gz", "a.jsonl.xz"):
+        assert read(JsonLines(path=str(tmp_path / name))) == ["one", "two\nlines"]
+    assert read(JsonLines(path=str(tmp_path / "a.jsonl"), text="body")) == ["uno", "due"]
+    assert len(read(JsonLines(path=str(tmp_path)))) == 6
+    assert [d.id for d in JsonLines(path=str(tmp_path / "a.jsonl")).documents()] == ["a.jsonl:1", "a.jsonl:2"]
+
+
+def test_a_fingerprint_follows_content_and_knobs_and_not_the_place(tmp_path: Path) -> None:
+    for folder in ("here", "there and 世界"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.txt").write_text("one")
+    here, there = (str(tmp_path / folder) for folder in ("here", "there and 世界"))
+    first = Text(path=here).fingerprint()
+    assert first == Text(path=there).fingerprint() and len(first) == 64
+    assert first != Text(path=here, separator="|").fingerprint()
+    (tmp_path / "here" / "a.txt").write_text("two")
+    assert first != Text(path=here).fingerprint()
+    row = tmp_path / "a.jsonl"
+    row.write_text('{"text": "a", "b": "c"}')
+    assert JsonLines(path=str(row)).fingerprint() != JsonLines(path=str(row), text="b").fingerprint()
+    assert len({StateOfTheUnion().fingerprint(), ChineseClassics().fingerprint()}) == 2
+
+
+def test_the_registry_builds_them(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one|two")
+    assert read(sources.build("text", {"path": str(tmp_path), "separator": "|"})) == ["one", "two"]
+    assert {"text", "jsonl", "sotu", "zh_classics"} <= set(sources.names())
+
+
+@pytest.mark.parametrize("source", [Text, JsonLines])
+class TestPaths:
+    def test_no_path(self, source: Any) -> None:
+        refused(source(), "source.path", "came ''", "ablatio train source=")
+        refused(source(path="a\0b"), "came 'a\\x00b'")
+        with pytest.raises(UserError):
+            source().fingerprint()
+
+    def test_missing_file(self, source: Any, tmp_path: Path) -> None:
+        (tmp_path / "books.xyz").write_text("text")
+        refused(source(path=str(tmp_path / "boks.xyz")), "there is no file", f"did you mean {tmp_path / 'books.xyz'}?")
+        refused(source(path=str(tmp_path / "no" / "*.q")), "there is no file")
+        refused(source(path="x" * 5000), "cannot be read")
+
+    def test_folder_without_files(self, source: Any, tmp_path: Path) -> None:
+        refused(source(path=str(tmp_path)), "has no .")
+        (tmp_path / "a.png").write_bytes(b"")
+        refused(source(path=str(tmp_path)), "1 other file(s), as a.png", "**/*.*")
+
+    def test_permission(self, source: Any, tmp_path: Path, unprivileged: Any) -> None:
+        file = tmp_path / "a.txt"
+        file.write_text("secret")
+        file.chmod(0)
+        with unprivileged():
+            refused(source(path=str(file)), str(file), "permission", "chmod u+r")
+            with pytest.raises(UserError, match="permission"):
+                source(path=str(file)).fingerprint()
+
+    @pytest.mark.parametrize(
+        ("data", "parts"),
+        [
+            (b"abc\n\xe9t\xe9", ("byte 4 (0xe9) is not UTF-8", "iconv -f LATIN1")),
+            (b"\xef\xbb\xbfabc\xff", ("byte 6 (0xff)",)),
+            (b"ab\nc\0d", ("byte 4 is NUL", "no text")),
+            ("Text".encode("utf-16"), ("byte 0 (0xff)", "UTF-16", "iconv -f UTF-16")),
+        ],
+    )
+    def test_no_text(self, source: Any, tmp_path: Path, data: bytes, parts: tuple[str, ...]) -> None:
+        if source is JsonLines:  # blank lines are no JSON and no mistake
+            data = data.replace(b"abc\n", b"   \n").replace(b"ab\n", b"  \n")
+        (tmp_path / "a.bin").write_bytes(data)
+        refused(source(path=str(tmp_path / "a.bin")), str(tmp_path / "a.bin"), *parts)
+
+    @pytest.mark.parametrize("ending", [".gz", ".xz"])
+    def test_damaged_archive(self, source: Any, tmp_path: Path, ending: str) -> None:
+        whole = {".gz": gzip.compress, ".xz": lzma.compress}[ending](b'{"text": "one"}\n' * 5000)
+        for data in (whole[: len(whole) // 2], b"no archive", whole[:40] + b"????" + whole[44:]):
+            (tmp_path / f"a{ending}").write_bytes(data)
+            refused(source(path=str(tmp_path / f"a{ending}")), f"damaged {ending} archive", "--test")
+
+
+@pytest.mark.parametrize(
+    ("line", "parts"),
+    [
+        ("{'text': 1}", ("line 3", "no JSON", 'as {"text": "..."}')),
+        ("[" * 100_000, ("line 3", "no JSON")),
+        ('["a"]', ("line 3: a list", "expected one object a line")),
+        ('{"texts": "a", "n": 1}', ("line 3: there is no field 'text'", "'texts', 'n'", "source.text=texts")),
+        ('{"body": "a"}', ("there is no field 'text'", "source.text=body")),
+        ('{"text": 5}', ("the field 'text' holds int",)),
+        ("{}", ("Its fields: none",)),
+    ],
+)
+def test_lines_that_do_not_fit(tmp_path: Path, line: str, parts: tuple[str, ...]) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "good"}\n\n' + line + "\n")
+    assert len(refused(JsonLines(path=str(tmp_path / "a.jsonl")), *parts)) < 1000
+
+
+def test_an_offset_in_a_later_line_counts_from_the_start_of_the_file(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "a"}\n{"text": "\xff"}\n')
+    refused(JsonLines(path=str(tmp_path / "a.jsonl")), "byte 24 (0xff)")

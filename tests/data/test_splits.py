@@ -1,0 +1,100 @@
+"""What is held out: fixed by the text alone, and never in both splits."""
+
+import hashlib
+import logging
+from typing import Any
+
+import pytest
+
+from ablatio.data.splits import Division, hash_split, split_rule
+from ablatio.data.types import Document
+from ablatio.errors import UserError
+from ablatio_std.sources import ChineseClassics, StateOfTheUnion
+
+HELD_OUT = [
+    "1967 Lyndon B Johnson", "1976 Gerald R Ford", "1982 Ronald Reagan", "1984 Ronald Reagan", "1987 Ronald Reagan",
+    "1993 William J Clinton", "1997 William J Clinton", "1998 William J Clinton", "2001 George W Bush",
+    "2002 George W Bush", "2005 George W Bush", "2006 George W Bush", "2012 Barack Obama", "2015 Barack Obama",
+    "2016 Barack Obama", "2021 Joseph R Biden",
+]  # fmt: skip
+
+
+def texts(division: Division, split: Any) -> list[str]:
+    return [document.text for document in division.documents(split)]
+
+
+def test_the_hash_decides_by_the_text_alone(toy: Any) -> None:
+    source, mirrored = toy(), toy()
+    mirrored.given = mirrored.given[::-1][:30]
+    held_out = set(texts(Division(source, 0.3), "validation"))
+    assert held_out >= set(texts(Division(mirrored, 0.3), "validation"))
+    assert set(texts(Division(source, 0.1), "validation")) <= held_out  # a larger fraction adds and never swaps
+    assert held_out.isdisjoint(texts(Division(source, 0.3), "train"))
+
+
+def test_the_fraction_is_kept_and_the_rule_is_fixed() -> None:
+    digests = [hashlib.sha256(str(i).encode()).digest() for i in range(5000)]
+    share = sum(hash_split(digest, 0.2) == "validation" for digest in digests) / 5000
+    assert abs(share - 0.2) < 0.02
+    assert hash_split(bytes(32), 0.0) == "train" and hash_split(b"\xff" * 32, 0.999) == "train"
+    assert hash_split(b"\x33" + bytes(31), 0.2) == "validation" and hash_split(b"\x34" + bytes(31), 0.2) == "train"
+    assert split_rule(0.05) == "split-1:0.05"
+
+
+def test_copies_of_a_held_out_text_leave_training(toy: Any, caplog: pytest.LogCaptureFixture) -> None:
+    source = toy([Document("same", "1", "train"), Document("same", "2", "validation"), Document("other", "3", "train")])
+    division = Division(source, 0.5)
+    with caplog.at_level(logging.WARNING, "ablatio"):
+        assert texts(division, "train") == ["other"] and texts(division, "validation") == ["same"]
+        assert texts(division, "train") == ["other"]
+    assert [record.message for record in caplog.records] == [
+        "1 training document(s) repeat the text of a held-out one and are left out"
+    ]
+
+
+def test_equal_texts_share_their_split(toy: Any) -> None:
+    division = Division(toy([Document(f"text {i % 20}", str(i)) for i in range(60)]), 0.4)
+    assert len(texts(division, "train")) % 3 == 0 and set(texts(division, "train")).isdisjoint(
+        texts(division, "validation")
+    )
+
+
+@pytest.mark.parametrize(
+    ("documents", "match"),
+    [
+        ([], "no document with text"),
+        ([Document(" \n", "1"), Document("", "2")], "no document with text"),
+        ([Document("a", "1", "train")], "validation split is empty: the source has 1 document"),
+        ([Document("a", "1", "validation"), Document("a", "2", "train")], "train split is empty"),
+        ([Document("a", "1", "test")], "'1' names the split 'test'; expected 'train', 'validation' or ''"),  # type: ignore[arg-type]
+        ([Document("a\ud800", "7")], "'7': character 1 is half of a surrogate pair"),
+    ],
+)
+def test_what_cannot_be_divided_is_refused(toy: Any, documents: list[Document], match: str) -> None:
+    with pytest.raises(UserError, match=match) as caught:
+        texts(Division(toy(documents), 0.1), "train")
+    assert "try: " in str(caught.value)
+
+
+def test_the_split_of_the_messages_is_fixed_and_shares_nothing() -> None:
+    documents = list(StateOfTheUnion().documents())
+    held_out = [d for d in documents if d.split == "validation"]
+    training = [d for d in documents if d.split == "train"]
+    assert [d.id for d in held_out] == HELD_OUT
+    assert len(training) == 217 and len({d.id for d in documents}) == 233
+    assert {d.text for d in held_out}.isdisjoint(d.text for d in training)
+    shared = {words for d in held_out for words in spans(d.text)}
+    for document in training:  # a near copy would share most of its spans; formulas of greeting are below 1 %
+        own = spans(document.text)
+        assert len(own & shared) < 0.02 * len(own), document.id
+
+
+def spans(text: str) -> set[str]:
+    words = text.split()
+    return {" ".join(words[i : i + 8]) for i in range(len(words) - 7)}
+
+
+def test_the_classics_are_held_out_by_hash() -> None:
+    documents = list(ChineseClassics().documents())
+    assert len(documents) == 21_197 and {d.split for d in documents} == {""}
+    assert len({d.id for d in documents}) == len(documents)

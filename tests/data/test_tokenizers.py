@@ -1,0 +1,149 @@
+"""Tokenizers: lossless, deterministic, and no text makes an eos."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import ablatio_std.tokenizers as module
+from ablatio import tokenizers
+from ablatio.errors import DamagedFile
+from ablatio_std.tokenizers import BPE, Bytes
+
+TEXTS = st.text() | st.text(alphabet=" \n\t\r\x1c\x85\xa0　ab'sS1.é世🙂", max_size=60)
+
+
+@pytest.fixture(params=["bytes", "bpe", "bpe untrained"])
+def tokenizer(request: pytest.FixtureRequest, small_bpe: BPE) -> Any:
+    return {"bytes": Bytes(), "bpe": small_bpe, "bpe untrained": BPE(vocab_size=300)}[request.param]
+
+
+def test_any_text_comes_back_and_its_bytes_are_counted(tokenizer: Any) -> None:
+    width = tokenizer.token_bytes()
+    assert width.shape == (tokenizer.vocab_size,) and width[tokenizer.eos] == 0
+
+    @settings(max_examples=150, deadline=None)
+    @given(TEXTS)
+    def check(text: str) -> None:
+        (ids,) = tokenizer.encode([text])
+        assert tokenizer.decode(ids) == text
+        assert width[ids].sum() == len(text.encode())
+        assert tokenizer.eos not in ids
+
+    check()
+
+
+@pytest.mark.parametrize("text", ["<eos>", "</s>", "<|endoftext|>", "eos", "[EOS]", "\x00", "\x03\x04", "�", ""])
+def test_no_literal_makes_an_eos(tokenizer: Any, text: str) -> None:
+    (ids,) = tokenizer.encode([text])
+    assert tokenizer.eos not in ids and tokenizer.decode(ids) == text
+
+
+def test_every_unicode_block_comes_back(tokenizer: Any) -> None:
+    text = "".join(chr(c) for c in range(0, 0x110000, 37) if not 0xD800 <= c < 0xE000)
+    (ids,) = tokenizer.encode([text])
+    assert tokenizer.decode(ids) == text
+
+
+def test_eos_and_unused_ids_decode_to_nothing(tokenizer: Any) -> None:
+    (ids,) = tokenizer.encode(["a law"])
+    assert tokenizer.decode([tokenizer.eos, *ids, tokenizer.eos]) == "a law"
+    assert tokenizer.decode(range(tokenizer.vocab_size)) is not None
+
+
+def test_a_list_is_encoded_text_by_text(tokenizer: Any) -> None:
+    texts = ["the law", "", "of a people", "\n\n"]
+    together = tokenizer.encode(texts)
+    assert [ids.tolist() for ids in together] == [tokenizer.encode([text])[0].tolist() for text in texts]
+    assert tokenizer.encode([]) == []
+
+
+def test_state_restores_all(small_bpe: BPE) -> None:
+    other = BPE(vocab_size=320)
+    other.restore(small_bpe.state())
+    text = "the law of a free people, naïve 世界 🙂"
+    assert other.state() == small_bpe.state()
+    assert other.encode([text])[0].tolist() == small_bpe.encode([text])[0].tolist()
+    assert (other.token_bytes() == small_bpe.token_bytes()).all()
+    assert small_bpe.encode([text])[0].size < 0.7 * len(text.encode())  # it has learned something
+
+
+@pytest.mark.parametrize("state", ["", "{}", "[]", "null", '{"vocab": {}, "merges": []}', '{"vocab": 1, "merges": 2}'])
+def test_a_wrong_state_is_refused(state: str, small_bpe: BPE) -> None:
+    for tokenizer in (BPE(vocab_size=320), Bytes()):
+        with pytest.raises(DamagedFile):
+            tokenizer.restore(state)
+    with pytest.raises(DamagedFile, match="vocab_size=270"):
+        BPE(vocab_size=270).restore(small_bpe.state())
+
+
+def test_long_texts_in_pieces_are_encoded_as_one(small_bpe: BPE, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_PIECE", 3)
+    monkeypatch.setattr(module, "_AT_ONCE", 2)
+
+    @settings(max_examples=200, deadline=None)
+    @given(TEXTS)
+    def check(text: str) -> None:
+        assert "".join(module._pieces(text)) == text
+        assert small_bpe.encode([text])[0].tolist() == small_bpe._model.encode(text).ids
+
+    check()
+
+
+def test_a_corpus_with_few_pairs_leaves_ids_unused() -> None:
+    tokenizer = BPE(vocab_size=1000)
+    tokenizer.train(["ab ab ab"])
+    assert (tokenizer.vocab_size, tokenizer.eos) == (1000, 999)
+    assert (tokenizer.token_bytes()[300:] == 0).all()
+    assert tokenizer.decode(tokenizer.encode(["ab c"])[0]) == "ab c"
+
+
+def test_without_merges_bpe_is_bytes() -> None:
+    tokenizer = BPE(vocab_size=257)
+    tokenizer.train(["the law of the land"])
+    assert tokenizer.encode(["the law"])[0].size == 7
+
+
+def test_types_are_as_small_as_the_vocabulary_allows() -> None:
+    assert Bytes().encode(["a"])[0].dtype == np.uint16
+    assert BPE(vocab_size=1 << 16).encode(["a"])[0].dtype == np.uint16
+    assert BPE(vocab_size=(1 << 16) + 1).encode(["a"])[0].dtype == np.uint32
+
+
+def test_knobs_come_through_the_registry() -> None:
+    assert tokenizers.build("bpe", {"vocab_size": 400}).vocab_size == 400
+    assert tokenizers.build("bytes").vocab_size == 257
+    assert tokenizers["bpe"].facts["trained"] and not tokenizers["bytes"].facts["trained"]
+
+
+SCRIPT = """
+import random
+from ablatio_std.tokenizers import BPE
+draw = random.Random(5)
+words = ["".join(draw.choices("etaoin世", k=draw.randint(1, 6))) for _ in range(400)]
+tokenizer = BPE(vocab_size=600)
+tokenizer.train(" ".join(draw.choices(words, k=200)) for _ in range(30))
+print(tokenizer.state())
+"""
+
+
+def test_training_is_the_same_in_every_process() -> None:
+    states = set()
+    for hash_seed, threads in (("0", "1"), ("7", "4")):
+        env = os.environ | {
+            "PYTHONHASHSEED": hash_seed,
+            "RAYON_NUM_THREADS": threads,
+            "PYTHONUTF8": "1",
+            "TOKENIZERS_PARALLELISM": "true",
+        }
+        done = subprocess.run([sys.executable, "-c", SCRIPT], env=env, capture_output=True, check=True)
+        states.add(hashlib.sha256(done.stdout).hexdigest())
+        assert len(json.loads(done.stdout)["merges"]) > 100
+    assert len(states) == 1
