@@ -142,7 +142,7 @@ def _find(path: str, source: str, endings: tuple[str, ...]) -> list[Path]:
         # Path.glob takes no absolute pattern
         matches = [Path(m) for m in sorted(glob.glob(str(place), recursive=True)) if Path(m).is_file()]  # noqa: PTH207
     if not matches:
-        raise UserError(f"source.path: there is no file {place}{_nearest(place)}.\n    try: {command}")
+        raise UserError(f"source.path: there is no file {place}{_nearest(place)}\n    try: {command}")
     return matches
 
 
