@@ -77,7 +77,7 @@ class Checkpoints:
         if keep < 1:
             raise UserError(f"keep={keep}: at least one checkpoint must stay; set keep=1 or more.")
         self.folder, self.keep, self.run = Path(folder), keep, run
-        self._verified: set[str] = set()  # digests of the manifests whose data this object has written or checked
+        self._verified: set[tuple[str, ...]] = set()  # marks of the steps that this object has written or checked
 
     def steps(self) -> list[int]:
         """The committed steps, ascending; their files are not opened."""
@@ -92,11 +92,7 @@ class Checkpoints:
         return max(self.steps(), default=None)
 
     def save(
-        self,
-        step: int,
-        model: Mapping[str, "Tensor"],
-        state: Mapping[str, Any],
-        info: Mapping[str, Any] | None = None,
+        self, step: int, model: Mapping[str, "Tensor"], state: Mapping[str, Any], info: Mapping[str, Any] | None = None
     ) -> Path:
         """Commit a step and return its manifest; then remove what is older than the newest `keep` valid ones.
 
@@ -114,8 +110,8 @@ class Checkpoints:
         try:
             files = {}
             for part, content in zip(_PARTS, (model, tensors), strict=True):
-                pieces, aliases = tensor_pieces(content)
-                files[part] = {**write_pieces(self._data_path(step, revision, part), pieces), "aliases": aliases}
+                pieces, names = tensor_pieces(content)
+                files[part] = {**write_pieces(self._data_path(step, revision, part), pieces), "names": names}
             lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in (body | {"files": files}).items()]
             text = "{" + ",\n".join([*lines, f'"state": {json.dumps(structure)}']) + "}"
             write_bytes(self._manifest_path(step), sealed(text.encode()))
@@ -123,7 +119,7 @@ class Checkpoints:
             with suppress(Exception):  # the first error is the one to tell
                 self._tidy()
             raise
-        self._verified.add(seal(text.encode()))
+        self._verified.add(self._mark(step, revision, seal(text.encode())))
         self._prune(step)
         return self._manifest_path(step)
 
@@ -133,10 +129,13 @@ class Checkpoints:
         Raises UserError if there is none, DamagedFile if none is valid or the one of `step` is not.
         """
         found = self.steps()
-        if not found or (step is not None and step not in found):
-            asked = "no checkpoint" if step is None else f"no checkpoint of step {step}"
-            there = ", ".join(map(str, found)) or "none"
-            raise UserError(f"There is {asked} in {self.folder}.\n    try: one of the steps that are there: {there}")
+        if not found:
+            raise UserError(
+                f"There is no checkpoint in {self.folder}.\n    try: the folder of a run that has saved one"
+            )
+        if step is not None and step not in found:
+            there = ", ".join(map(str, found))
+            raise UserError(f"{self.folder} has no checkpoint of step {step}.\n    try: one of its steps: {there}")
         skipped: list[str] = []
         for candidate in reversed(found) if step is None else [step]:
             try:
@@ -163,21 +162,18 @@ class Checkpoints:
         for name, tensor in model.items():
             check_tensor(tensor, name)
         optimizer = {name: tensor for name, tensor in tensors.items() if name.startswith("state.optim")}
-        for name, tensor in (dict(model) | optimizer).items():
+        for name, tensor in (*model.items(), *optimizer.items()):
             if bad := count_non_finite(tensor):
                 raise Diverged(
                     f"{name} at step {step}: {bad} of {tensor.numel()} values are NaN or infinite; not saved.\n"
                     f"    try: resume with a lower optimizer.lr or a stabilizer (`ablatio list stabilizer`)"
                 )
 
-    def _manifest(self, step: int) -> tuple[dict[str, Any], str]:
-        return read_manifest(self._manifest_path(step), step)
-
     def _own(self, manifest: Mapping[str, Any]) -> bool:
         return self.run is None or manifest["run"] == self.run
 
     def _read(self, step: int) -> Checkpoint:
-        manifest, mark = self._manifest(step)
+        manifest, known = read_manifest(self._manifest_path(step), step)
         path = self._manifest_path(step)
         with understood(path):
             if not self._own(manifest):
@@ -188,20 +184,24 @@ class Checkpoints:
                 data = self._data_path(step, manifest["revision"], part)
                 with readable(data):
                     tensors.append(read_tensors(data, manifest["files"][part]))
-            self._verified.add(mark)
+            self._verified.add(self._mark(step, manifest["revision"], known))
             refuse_builders(manifest["info"], "info")
             return Checkpoint(step, tensors[0], decode_state(manifest["state"], tensors[1]), manifest["info"])
 
+    def _mark(self, step: int, revision: int, known: str) -> tuple[str, ...]:
+        """Changes when the manifest or a data file is written to: what has the same mark is not hashed again."""
+        stats = [self._data_path(step, revision, part).stat() for part in _PARTS]
+        return (known, *(f"{stat.st_ino} {stat.st_size} {stat.st_mtime_ns}" for stat in stats))
+
     def _sound(self, step: int) -> bool:
-        """Would `load` take it? The data is hashed at most once, then only its size is looked at."""
+        """Would `load` take it?"""
         try:
-            manifest, mark = self._manifest(step)
-            with understood(self._manifest_path(step)):
-                for part, record in manifest["files"].items():
-                    data = self._data_path(step, manifest["revision"], part)
-                    with readable(data):
-                        right = data.stat().st_size == record["bytes"]
-                    if not right or (mark not in self._verified and digest(data) != record["sha256"]):
+            manifest, known = read_manifest(self._manifest_path(step), step)
+            path = self._manifest_path(step)
+            with understood(path), readable(path):
+                mark = self._mark(step, manifest["revision"], known)
+                for part in () if mark in self._verified else _PARTS:
+                    if digest(self._data_path(step, manifest["revision"], part)) != manifest["files"][part]["sha256"]:
                         return False
                 self._verified.add(mark)
                 return self._own(manifest)
@@ -211,8 +211,8 @@ class Checkpoints:
     def _free_revision(self, step: int) -> int:
         """A step that is saved again gets other file names: the old one holds until the new one is committed."""
         with suppress(DamagedFile):
-            return 1 - int(self._manifest(step)[0]["revision"])
-        return 0
+            return 1 - int(read_manifest(self._manifest_path(step), step)[0]["revision"])
+        return 0  # nothing there, or nothing to lose
 
     def _refuse_rewind(self, step: int) -> None:
         for other in self.steps():
@@ -235,7 +235,7 @@ class Checkpoints:
         if not self._manifest_path(step).exists():
             return False
         with suppress(DamagedFile):
-            return bool(self._manifest(step)[0]["revision"] == revision)
+            return bool(read_manifest(self._manifest_path(step), step)[0]["revision"] == revision)
         return True  # a damaged manifest may have meant it
 
     def _prune(self, newest: int) -> None:
@@ -250,5 +250,5 @@ class Checkpoints:
 
     def _removable(self, step: int) -> bool:
         with suppress(DamagedFile):
-            return self._own(self._manifest(step)[0])
+            return self._own(read_manifest(self._manifest_path(step), step)[0])
         return True

@@ -1,24 +1,13 @@
 """The command line: `ablatio COMMAND ...`.  Errors come without a traceback, with the exit codes of `errors`."""
 
-import argparse
 import importlib
 import os
 import sys
 from collections.abc import Sequence
 
+from ablatio.commands import COMMANDS
 from ablatio.errors import AblatioError
 
-COMMANDS = {
-    "train": "train a model assembled from named parts; -m sweeps",
-    "evaluate": "score a run on held-out text, at any length",
-    "generate": "sample text from a run",
-    "list": "the parts that can be chosen, of all kinds or of one",
-    "show": "one part (position=rope) or section (train): formula, knobs, source",
-    "check": "run the contract suites on a plugin's parts",
-    "new-plugin": "write a plugin that installs and passes its suite",
-    "doctor": "what this machine has, and what is wrong with it",
-    "completion": "the line that makes your shell complete parts and knobs",
-}
 HELP = """\
 ablatio asks what one part of a language model, or of its training, contributes.
 
@@ -74,11 +63,6 @@ def _dispatch(words: list[str]) -> int:
     module = importlib.import_module(f"ablatio.commands.{command.replace('-', '_')}")
     run = module.run
     return int(run(rest))
-
-
-def parser(command: str, **settings: str) -> argparse.ArgumentParser:
-    """The argument parser of one command."""
-    return argparse.ArgumentParser(f"ablatio {command}", description=COMMANDS[command], **settings)  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ ADDED = ("experiment", "preset", run_config.SWEEP)
 MAX_ARMS = 10_000
 
 
-class RegistrySource(ConfigSource):  # type: ignore[misc]
+class RegistrySource(ConfigSource):
     """Each part is the option `<kind>/<name>`, made when it is chosen; `settings` has the sections' defaults."""
 
     @staticmethod
@@ -84,7 +84,7 @@ class RegistrySource(ConfigSource):  # type: ignore[misc]
         return sorted(REGISTRIES[path].entries) if path in REGISTRIES else sorted(groups)
 
 
-class AblatioSearchPath(SearchPathPlugin):  # type: ignore[misc]
+class AblatioSearchPath(SearchPathPlugin):
     """The registries, then the YAML folders of plugins."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
@@ -149,8 +149,9 @@ def compose_run(overrides: Sequence[str]) -> Composed:
     """Compose and check one run; ConfigError with all problems at once."""
     register_with_hydra()
     cleaned = [_normal(o) for o in overrides]
+    problems: list[Problem] = []
     try:
-        node, problems = _compose(cleaned), []
+        node = _compose(cleaned)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         good, problems = _diagnose(cleaned)
         if not problems:
@@ -163,7 +164,7 @@ def compose_run(overrides: Sequence[str]) -> Composed:
     problems += [p for p in run_config.check(resolved) if p.where not in {q.where for q in problems}]
     if problems:
         raise _config_error(problems, cleaned)
-    return Composed(resolved, public, list(overrides))
+    return Composed(run_config.cast(resolved), public, list(overrides))
 
 
 def config_of(node: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -171,7 +172,7 @@ def config_of(node: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     public, resolved = _plain(node)
     if problems := run_config.check(resolved):
         raise ConfigError(problems)
-    return public, resolved
+    return public, run_config.cast(resolved)
 
 
 def _compose(overrides: list[str]) -> Any:
@@ -294,7 +295,9 @@ def _key_problem(parsed: Override, tree: Any, options: dict[str, list[str]]) -> 
             if not path:
                 known += [g for g in options if "/" not in g]
             problem = run_config.unknown(key, part, known, prefix=f"{path}.".lstrip("."))
-            return Problem(key, problem.what, f"{problem.fix}={parsed.get_value_element_as_str()}" if problem.fix else "")
+            return Problem(
+                key, problem.what, f"{problem.fix}={parsed.get_value_element_as_str()}" if problem.fix else ""
+            )
         node, path = node[part], f"{path}.{part}".lstrip(".")
     return None
 
@@ -335,5 +338,3 @@ def expand(overrides: Sequence[str]) -> list[list[str]]:
         if count > MAX_ARMS:
             raise UserError(f"this sweep has more than {MAX_ARMS} runs; give fewer values")
     return [list(arm) for arm in itertools.product(*axes)]
-
-

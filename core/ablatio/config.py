@@ -45,9 +45,9 @@ class Data:
     """How documents become batches."""
 
     length: Annotated[int | None, Positive, "tokens per row; by default model.max_len"] = None
-    val_fraction: Annotated[float, Range(0, 0.5, open_low=True), "of the documents that carry no split of their own"] = (
-        0.02
-    )
+    val_fraction: Annotated[
+        float, Range(0, 0.5, open_low=True), "of the documents that carry no split of their own"
+    ] = 0.02
     val_tokens: Annotated[int | None, Positive, "of the validation split that are scored; null: all"] = 131072
     document_mask: Annotated[bool, "tokens see only their own document of a packed row"] = True
 
@@ -79,7 +79,9 @@ class Trainer:
     """The machine."""
 
     device: Annotated[Literal["auto", "cpu", "cuda"], "auto: cuda when there is one"] = "auto"
-    precision: Annotated[Literal["auto", "32", "bf16", "16"], "auto: bf16 where the device computes it natively"] = "auto"
+    precision: Annotated[Literal["auto", "32", "bf16", "16"], "auto: bf16 where the device computes it natively"] = (
+        "auto"
+    )
     threads: Annotated[int | None, Positive, "of torch; by default one per core"] = None
     workers: Annotated[int, NonNegative, "processes that load data"] = 0
     compile: Annotated[bool, "torch.compile each block: 1.2x faster after a minute"] = False
@@ -135,6 +137,23 @@ def check(config: Mapping[str, Any]) -> list[Problem]:
     problems = [*_top_level(config), *_sections(config), *_parts(config)]
     bad = {p.where for p in problems}
     return problems + [p for p in rules.broken(effective(config, bad)) if p.where not in bad]
+
+
+def cast(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A checked config with each value in its knob's own type, so that `1` and `1.0` are one config."""
+    knobs: dict[str, tuple[Knob, ...]] = {name: section_knobs(s) for name, s in SECTIONS.items()}
+    found = dict(config)
+    for kind, registry in REGISTRIES.items():
+        if registry.many:
+            found[kind] = {n: _cast(v or {}, registry.entries[n].knobs) for n, v in (config[kind] or {}).items()}
+        else:
+            knobs[kind] = registry.entries[config[kind]["name"]].knobs
+    return _cast(found, section_knobs(Run)) | {name: _cast(found[name], k) for name, k in knobs.items()}
+
+
+def _cast(node: Mapping[str, Any], knobs: tuple[Knob, ...]) -> dict[str, Any]:
+    values = dict(node) | {k.name: k.cast(node[k.name]) for k in knobs if k.name in node}
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
 
 def effective(config: Mapping[str, Any], leave_out: set[str] | frozenset[str] = frozenset()) -> dict[str, Any]:
@@ -193,7 +212,9 @@ def _sections(config: Mapping[str, Any]) -> Iterator[Problem]:
         if node is None:
             continue
         if not isinstance(node, Mapping):
-            yield Problem(name, f"{node!r} came, a section was expected", f"{name}.{section_knobs(section)[0].name}=...")
+            yield Problem(
+                name, f"{node!r} came, a section was expected", f"{name}.{section_knobs(section)[0].name}=..."
+            )
             continue
         yield from _knobs(name, node, section_knobs(section))
 
@@ -209,7 +230,9 @@ def _knobs(where: str, node: Mapping[str, Any], knobs: tuple[Knob, ...]) -> Iter
 
 def _value(where: str, knob: Knob, value: Any) -> Iterator[Problem]:
     if problem := knob.problem(value):
-        default = "null" if knob.default is None else str(knob.default).replace(" ", "").replace("(", "[").replace(")", "]")
+        default = (
+            "null" if knob.default is None else str(knob.default).replace(" ", "").replace("(", "[").replace(")", "]")
+        )
         yield Problem(where, problem, f"{where}={default}")
 
 
@@ -229,7 +252,9 @@ def _parts(config: Mapping[str, Any]) -> Iterator[Problem]:
             yield from _several(kind, registry, node)
         elif not isinstance(node, Mapping) or "name" not in node:
             if kind in config:
-                yield Problem(kind, f"{node!r} came, one option was expected", f"{kind}={next(iter(registry.entries), '')}")
+                yield Problem(
+                    kind, f"{node!r} came, one option was expected", f"{kind}={next(iter(registry.entries), '')}"
+                )
         elif node["name"] not in registry.entries:
             yield no_option(kind, str(node["name"]), registry.entries)
         else:
@@ -247,5 +272,3 @@ def _several(kind: str, registry: Registry[Any], node: Any) -> Iterator[Problem]
             yield no_option(kind, name, registry.entries)
         else:
             yield from _knobs(f"{kind}.{name}", knobs or {}, registry.entries[name].knobs)
-
-

@@ -47,7 +47,7 @@ class Preempted(AblatioError):
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong with a config: `where` (a dotted key), `what` came and why not, the setting that mends it.
+    """One thing that is wrong with a config: `where` (a dotted key), `what` came and why not, a `fix` (key=value).
 
     combination: `where` is fine by itself, and wrong beside others.
     """

@@ -26,8 +26,8 @@ class Sampling:
     def __post_init__(self) -> None:
         if not (self.temperature >= 0 and self.top_k >= 0 and 0 < self.top_p <= 1):
             raise UserError(
-                f"temperature {self.temperature}, top-k {self.top_k}, top-p {self.top_p} came; expected temperature >= 0, "
-                "top-k >= 0, 0 < top-p <= 1\n    try: --temperature 0.8 --top-k 0 --top-p 0.95"
+                f"temperature {self.temperature}, top-k {self.top_k}, top-p {self.top_p} came; expected "
+                "temperature >= 0, top-k >= 0, 0 < top-p <= 1\n    try: --temperature 0.8 --top-k 0 --top-p 0.95"
             )
 
 

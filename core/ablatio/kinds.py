@@ -180,7 +180,10 @@ blocks: Registry[nn.Module] = Registry(
     "block", "How attention and feed-forward make a layer.", wiring=("parts",), methods=("forward",)
 )
 architectures: Registry[LanguageModel] = Registry(
-    "architecture", "Which stacks there are and what each token may see.", wiring=("assembly",), facts={"mask": "causal"}
+    "architecture",
+    "Which stacks there are and what each token may see.",
+    wiring=("assembly",),
+    facts={"mask": "causal"},
 )
 inits: Registry[Init] = Registry(
     "init",
@@ -211,9 +214,7 @@ stabilizers: Registry[Stabilizer] = Registry(
     facts={"metrics": ()},
     many=True,
 )
-sources: Registry[Source] = Registry(
-    "source", "Where documents come from.", methods=("documents", "fingerprint")
-)
+sources: Registry[Source] = Registry("source", "Where documents come from.", methods=("documents", "fingerprint"))
 tokenizers: Registry[Tokenizer] = Registry(
     "tokenizer",
     "How text becomes ids.",

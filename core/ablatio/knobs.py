@@ -91,7 +91,7 @@ class Knob:
 
     def _scalar_problem(self, value: Any) -> str:
         if self.choices:
-            if value in self.choices and isinstance(value, bool) == any(value is c for c in (True, False)):
+            if any(self._same(value, c) for c in self.choices):
                 return ""
             return f"{value!r} came, one of {', '.join(map(str, self.choices))} was expected" + did_you_mean(
                 str(value), map(str, self.choices)
@@ -122,7 +122,16 @@ class Knob:
         return self._cast(value)
 
     def _cast(self, value: Any) -> Any:
-        return float(value) if self.type == "float" and not self.choices else value
+        if self.choices:
+            return next(c for c in self.choices if self._same(value, c))
+        return float(value) if self.type == "float" else value
+
+    @staticmethod
+    def _same(value: Any, choice: Scalar) -> bool:
+        """Equal, and no bool for a number; the choice "32" may come as the number 32, as YAML reads it."""
+        if isinstance(choice, str):
+            return not isinstance(value, bool) and str(value) == choice
+        return type(value) is type(choice) and bool(value == choice)
 
     def to_json(self) -> dict[str, Any]:
         data = {k: v for k, v in asdict(self).items() if k not in ("range",)}

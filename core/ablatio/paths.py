@@ -13,7 +13,7 @@ def shipped(folder: str) -> Path:
 
 
 def cache_root() -> Path:
-    """$ABLATIO_CACHE, else $XDG_CACHE_HOME/ablatio, else ~/.cache/ablatio, else a folder of this user's in the temp dir."""
+    """$ABLATIO_CACHE, else $XDG_CACHE_HOME/ablatio, else ~/.cache/ablatio, else one of this user's in the temp dir."""
     if folder := os.environ.get("ABLATIO_CACHE"):
         return Path(folder).expanduser()
     if folder := os.environ.get("XDG_CACHE_HOME"):

@@ -273,7 +273,7 @@ _loader: Callable[[], None] | None = None
 
 def on_first_lookup(loader: Callable[[], None]) -> None:
     """What fills the registries when somebody first asks for a part; the plugin layer says so."""
-    global _loader  # noqa: PLW0603
+    global _loader
     _loader = loader
 
 

@@ -67,7 +67,7 @@ def broken(config: Mapping[str, Any]) -> list[Problem]:
     return problems
 
 
-class Undecided(Exception):  # noqa: N818 (no failure: the expression has no value here)
+class Undecided(Exception):
     """The expression names something that the config does not have, or has as another type."""
 
 

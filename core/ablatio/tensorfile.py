@@ -46,8 +46,8 @@ def check_tensor(tensor: Any, where: str) -> None:
     """Raise UserError unless the bytes of `tensor` are all there is to it: dense, here, and of a dtype with a name."""
     import torch
 
-    if where == "__metadata__":
-        raise UserError("A tensor cannot be called '__metadata__': safetensors uses that name; rename it.")
+    if not isinstance(where, str) or where == "__metadata__":
+        raise UserError(f"A tensor cannot be called {where!r} in safetensors; use another string.")
     if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
         raise UserError(
             f"{where}: a plain tensor was expected, not {type_name(tensor)}; gather or dequantize it first."
@@ -73,28 +73,26 @@ def count_non_finite(tensor: "Tensor") -> int:
 
 
 def tensor_pieces(tensors: Mapping[str, "Tensor"]) -> tuple[Iterator[Any], dict[str, str]]:
-    """The buffers of a safetensors file, in order, and {name: stored name} for names that are the same memory.
+    """The buffers of a safetensors file, in order, and {name: stored name}, in the order of `tensors`.
 
-    Tied weights are stored once. A tensor that lies elsewhere or in another order is copied when its turn comes, so at
+    Tied weights, the same memory under two names, are stored once. A tensor that lies elsewhere or in another order is copied when its turn comes, so at
     most one copy of one tensor exists at a time.
     """
     first: dict[Any, str] = {}
-    aliases = {}
+    names = {}
     for name, tensor in tensors.items():
         memory = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
         lazy = tensor.is_conj() or tensor.is_neg()  # the same memory, read differently
-        kept = first.setdefault(name if lazy or not tensor.numel() else memory, name)
-        if kept != name:
-            aliases[name] = kept
+        names[name] = first.setdefault(name if lazy or not tensor.numel() else memory, name)
     # Wide elements first keeps every tensor aligned, as safetensors' own writer does.
-    names = sorted((n for n in tensors if n not in aliases), key=lambda n: (-tensors[n].element_size(), n))
-    return _pieces({name: tensors[name] for name in names}, aliases), aliases
+    stored = sorted(set(names.values()), key=lambda name: (-tensors[name].element_size(), name))
+    return _pieces({name: tensors[name] for name in stored}), names
 
 
-def _pieces(tensors: Mapping[str, "Tensor"], aliases: Mapping[str, str]) -> Iterator[Any]:
+def _pieces(tensors: Mapping[str, "Tensor"]) -> Iterator[Any]:
     import torch
 
-    header: dict[str, Any] = {"__metadata__": {**aliases, "format": "pt"}}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     start = 0
     for name, tensor in tensors.items():
         end = start + tensor.nbytes
@@ -109,7 +107,7 @@ def _pieces(tensors: Mapping[str, "Tensor"], aliases: Mapping[str, str]) -> Iter
 
 
 def read_tensors(path: Path, record: Mapping[str, Any]) -> dict[str, "Tensor"]:
-    """Read a safetensors file once, into tensors that own their memory, and check it against {sha256, bytes, aliases}.
+    """Read a safetensors file once, into tensors that own their memory, and check it against {sha256, bytes, names}.
 
     Nothing is returned unless the digest is right. Raises DamagedFile; OSError is the caller's.
     """
@@ -139,7 +137,7 @@ def read_tensors(path: Path, record: Mapping[str, Any]) -> dict[str, "Tensor"]:
     if hasher.hexdigest() != record["sha256"]:
         raise DamagedFile(f"{path.name} does not match its digest: its content changed after it was written.")
     try:
-        return tensors | {alias: tensors[name] for alias, name in record["aliases"].items()}
+        return {name: tensors[stored] for name, stored in record["names"].items()}
     except KeyError as error:
         raise DamagedFile(f"{path.name} lacks the tensor {error}.") from error
 

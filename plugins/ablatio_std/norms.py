@@ -36,7 +36,9 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(d_model)) if affine else None
 
     def forward(self, x: Tensor) -> Tensor:
-        fast = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and not torch.compiler.is_compiling()
+        fast = (
+            x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and not torch.compiler.is_compiling()
+        )
         if fast and self.weight is not None and self.weight.dtype == x.dtype:
             return _FastRMSNorm.apply(x, self.weight, self.eps)
         return F.rms_norm(x, x.shape[-1:], self.weight, self.eps)

@@ -42,9 +42,7 @@ def sgd(
     weight_decay: Annotated[float, NonNegative] = 0.0,
 ) -> Optimizer:
     """u <- momentum u + g + weight_decay w;  w <- w - lr u."""
-    return torch.optim.SGD(
-        decayed(groups, weight_decay), lr=lr, momentum=momentum, nesterov=nesterov, fused=True
-    )
+    return torch.optim.SGD(decayed(groups, weight_decay), lr=lr, momentum=momentum, nesterov=nesterov, fused=True)
 
 
 rule(

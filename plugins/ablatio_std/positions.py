@@ -16,7 +16,7 @@ class NoPosition:
 
 @positions.register("learned", paper="arXiv:1706.03762")
 class Learned(nn.Module):
-    """x_t + table[t], one trained vector per position; knows `model.max_len` positions and no more.  (B, T, D) -> same."""
+    """x_t + table[t], one trained vector for each of `model.max_len` positions.  (B, T, D) -> same."""
 
     extends = False
 
@@ -50,9 +50,9 @@ rule(
 
 @positions.register("rope", paper="arXiv:2104.09864")
 class Rope(nn.Module):
-    """Turn pair i of q_t and k_t by the angle t * base^(-2i/d); scores then depend on distances only.
+    """Turn pair i of q_t, k_t by the angle t * base^(-2i/d); scores then depend on distances only.
 
-    (B, H, T, d_head) each -> same.  `fraction` of each head is turned.  `interleaved` pairs (2i, 2i+1) as the paper does;
+    (B, H, T, d_head) each -> same.  `fraction` of each head is turned.  `interleaved` pairs (2i, 2i+1) as the paper;
     `half` pairs (i, i + d/2) as transformers' Llama does: the same model with the rows of q_proj and k_proj permuted.
     """
 
@@ -185,4 +185,3 @@ rule(
     "must be larger",
     fix="position.max_distance={position.buckets * 4}",
 )
-

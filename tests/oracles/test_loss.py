@@ -21,7 +21,7 @@ def plain(hidden, weight, targets, row_weights=None):
     return losses.sum() if row_weights is None else (losses * row_weights).sum()
 
 
-def assert_equal(inputs, row_weights=None, chunk=256, scale=0.37):
+def assert_equal(inputs, row_weights=None, chunk=None, scale=0.37):
     hidden, weight, targets = inputs
     ours = linear_cross_entropy(hidden, weight, targets, row_weights, chunk=chunk)
     theirs = plain(hidden, weight, targets, row_weights)
@@ -31,7 +31,7 @@ def assert_equal(inputs, row_weights=None, chunk=256, scale=0.37):
         torch.testing.assert_close(x, y, rtol=1e-11, atol=4e-12)
 
 
-@pytest.mark.parametrize("rows", [1, 2, 255, 256, 257, 700])
+@pytest.mark.parametrize("rows", [1, 2, 511, 512, 513, 1100])
 def test_any_number_of_rows(rows):
     assert_equal(case(rows))
 
@@ -115,10 +115,10 @@ def test_full_logits_never_exist():
     hidden, weight, targets = case(2048, vocab=3000, width=4, dtype=torch.float32)
     with Watch() as seen:
         linear_cross_entropy(hidden, weight, targets).backward()
-    assert seen.elements <= 256 * 3000 < hidden.shape[0] * len(weight) / 7
+    assert seen.elements <= 512 * 3000
     with Watch() as seen:
         token_losses(hidden, weight, targets)
-    assert seen.elements <= 256 * 3000
+    assert seen.elements <= 512 * 3000
     with Watch() as seen:  # the measure sees what plain cross-entropy makes
         plain(hidden, weight, targets)
     assert seen.elements == 2048 * 3000
@@ -131,7 +131,7 @@ def products(inputs):
 
 
 def test_only_wanted_gradients_are_made():
-    hidden, weight, _ = inputs = case(600)
+    hidden, weight, _ = inputs = case(1200)
     assert products(inputs) == 3 * 3  # three chunks: forward, and two gradients
     with torch.no_grad():
         assert products(inputs) == 3

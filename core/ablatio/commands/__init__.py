@@ -1,1 +1,20 @@
 """What the command line can do, a module per command; each imports the heavy things inside its own `run`."""
+
+import argparse
+
+COMMANDS = {
+    "train": "train a model assembled from named parts; -m sweeps",
+    "evaluate": "score a run on held-out text, at any length",
+    "generate": "sample text from a run",
+    "list": "the parts that can be chosen, of all kinds or of one",
+    "show": "one part (position=rope) or section (train): formula, knobs, source",
+    "check": "run the contract suites on a plugin's parts",
+    "new-plugin": "write a plugin that installs and passes its suite",
+    "doctor": "what this machine has, and what is wrong with it",
+    "completion": "the line that makes your shell complete parts and knobs",
+}
+
+
+def parser(command: str, **settings: str) -> argparse.ArgumentParser:
+    """The argument parser of one command."""
+    return argparse.ArgumentParser(f"ablatio {command}", description=COMMANDS[command], **settings)  # type: ignore[arg-type]

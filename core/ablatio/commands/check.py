@@ -1,6 +1,6 @@
 """`ablatio check DIST`: the contract suites on the parts that one distribution brings."""
 
-from ablatio.cli import parser
+from ablatio.commands import parser
 
 
 def run(arguments: list[str]) -> int:

@@ -4,7 +4,7 @@
 """
 
 from ablatio import config, plugins
-from ablatio.cli import COMMANDS, parser
+from ablatio.commands import COMMANDS, parser
 from ablatio.registry import REGISTRIES
 
 BASH = """\
@@ -94,7 +94,11 @@ def _values(key: str) -> list[str]:
     if key in REGISTRIES:
         return list(REGISTRIES[key].entries)
     section, _, name = key.rpartition(".")
-    knobs = config.section_knobs(config.SECTIONS.get(section, config.Run)) if not section or section in config.SECTIONS else ()
+    knobs = (
+        config.section_knobs(config.SECTIONS.get(section, config.Run))
+        if not section or section in config.SECTIONS
+        else ()
+    )
     if section in REGISTRIES:
         knobs = tuple(k for e in REGISTRIES[section] for k in e.knobs)
     for knob in knobs:

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 from ablatio import plugins
-from ablatio.cli import parser
+from ablatio.commands import parser
 from ablatio.paths import cache_root, shipped
 
 LOW_SPACE = 1 << 30
@@ -26,7 +26,9 @@ def run(arguments: list[str]) -> int:
     _folder("cache", cache_root(), problems)
     _folder("here", Path.cwd(), problems)
     if not (shipped("conf") / "train.yaml").exists():
-        problems.append("conf/train.yaml is missing from the installation\n    try: pip install --force-reinstall ablatio")
+        problems.append(
+            "conf/train.yaml is missing from the installation\n    try: pip install --force-reinstall ablatio"
+        )
     for source in plugins.sources():
         print(f"{'plugin':<12} {source.name} of {source.provider}")
     problems += [str(f) for f in plugins.failures()]
@@ -42,7 +44,11 @@ def _machine() -> None:
     from ablatio.tasks.machine import Machine, cores
 
     chosen = Machine.choose({"device": "auto", "precision": "auto", "threads": None})
-    name = torch.cuda.get_device_name() if chosen.device == "cuda" else f"{cores()} cores, {torch.backends.cpu.get_cpu_capability()}"
+    name = (
+        torch.cuda.get_device_name()
+        if chosen.device == "cuda"
+        else f"{cores()} cores, {torch.backends.cpu.get_cpu_capability()}"
+    )
     print(f"{'device':<12} {chosen.device} ({name}), precision {chosen.precision}, {chosen.threads} threads")
 
 

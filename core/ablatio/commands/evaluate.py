@@ -2,8 +2,9 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
-from ablatio.cli import parser
+from ablatio.commands import parser
 from ablatio.errors import UserError
 
 
@@ -19,7 +20,8 @@ def run(arguments: list[str]) -> int:
     from ablatio.tasks.load import load_run
 
     run, step = load_run(asked.run, asked.step)
-    rows, refused = [], []
+    rows: list[dict[str, Any]] = []
+    refused: list[dict[str, Any]] = []
     for length in lengths or [run.length]:
         try:
             score = run.score(run.validation(length, asked.tokens))
@@ -32,7 +34,8 @@ def run(arguments: list[str]) -> int:
     else:
         print(f"{asked.run} at step {step}")
         for row in rows:
-            print(f"length {row['length']:>5}  {row['loss']:.4f} nats/token  {row['bpb']:.4f} bits/byte  {row['tokens']} tokens")
+            line = f"{row['loss']:.4f} nats/token  {row['bpb']:.4f} bits/byte  {row['tokens']} tokens"
+            print(f"length {row['length']:>5}  {line}")
         for row in refused:
             print(f"length {row['length']:>5}  refused: {row['refused']}")
     return 0 if rows else 2

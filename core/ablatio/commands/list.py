@@ -4,7 +4,7 @@ import json
 import sys
 
 from ablatio import plugins
-from ablatio.cli import parser
+from ablatio.commands import parser
 from ablatio.errors import UserError
 from ablatio.knobs import did_you_mean
 from ablatio.registry import REGISTRIES, Entry, Registry

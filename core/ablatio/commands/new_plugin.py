@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ablatio.cli import parser
+from ablatio.commands import parser
 
 
 def run(arguments: list[str]) -> int:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from ablatio import config, plugins
-from ablatio.cli import parser
+from ablatio.commands import parser
 from ablatio.errors import UserError
 from ablatio.knobs import Knob, did_you_mean
 from ablatio.registry import REGISTRIES, Entry
@@ -68,5 +68,7 @@ def knob_table(knobs: tuple[Knob, ...], prefix: str) -> Any:
         table.add_column(column, overflow="fold")
     for knob in knobs:
         default = "null" if knob.default is None else str(knob.default)
-        table.add_row(f"[bold]{prefix}{knob.name}[/]", escape(knob.type_text), escape(default), str(knob.range or ""), knob.help)
+        table.add_row(
+            f"[bold]{prefix}{knob.name}[/]", escape(knob.type_text), escape(default), str(knob.range or ""), knob.help
+        )
     return table

@@ -90,7 +90,9 @@ def _train(settings: Mapping[str, Any], public: Mapping[str, Any], folder: Path,
     try:
         summary = train(settings, public, folder, console, resume=resume)
     except OSError as error:
-        raise EnvironmentFault(f"{error.filename or folder}: {error.strerror or error}\n    try: ablatio doctor") from error
+        raise EnvironmentFault(
+            f"{error.filename or folder}: {error.strerror or error}\n    try: ablatio doctor"
+        ) from error
     show_result(console, summary, folder)
 
 
@@ -101,7 +103,7 @@ def _resume(folder: Path, overrides: list[str], many: bool) -> int:
     foreign = [o for o in overrides if not o.startswith("trainer.")]
     if foreign:
         raise UserError(
-            f"{foreign[0]} came with resume=: a resumed run keeps its settings, so that it equals an uninterrupted one\n"
+            f"{foreign[0]} came with resume=: a resumed run keeps its settings, to equal an uninterrupted one\n"
             f"    try: ablatio train resume={folder}"
         )
     import json
@@ -136,5 +138,7 @@ def _usage() -> str:
     width = max(map(len, REGISTRIES)) + 1
     parts = "\n".join(f"  {kind + '=':<{width}}  {', '.join(r.entries)}" for kind, r in REGISTRIES.items())
     rows = {"run": config.Run, **config.SECTIONS}
-    sections = "\n".join(f"  {n:<{width}}  {', '.join(k.name for k in config.section_knobs(s))}" for n, s in rows.items())
+    sections = "\n".join(
+        f"  {n:<{width}}  {', '.join(k.name for k in config.section_knobs(s))}" for n, s in rows.items()
+    )
     return USAGE.format(sizes=sizes, sweeps=sweeps, parts=parts, sections=sections)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -12,6 +12,9 @@ from ablatio import kinds
 from ablatio.errors import UserError
 from ablatio.model.language_model import LanguageModel
 from ablatio.model.roles import describe, named_generator, named_seed
+from ablatio.registry import Registry
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +101,7 @@ class Assembly:
         return model
 
     def norm(self, path: str) -> nn.Module:
-        return self._make(kinds.norms, "norm", path, d_model=self.dims.d_model)
+        return self._make(kinds.norms, path, d_model=self.dims.d_model)
 
     def norms(self, path: str) -> nn.Module:
         """As many norms as the placement wants for one sublayer: one module, or a list."""
@@ -113,15 +116,12 @@ class Assembly:
 
     def placement(self, layer: int) -> Any:
         d = self.dims
-        return self._make(
-            kinds.placements, "placement", f"placement.{layer}", d_model=d.d_model, n_layers=d.n_layers, layer=layer
-        )
+        return self._make(kinds.placements, f"placement.{layer}", d_model=d.d_model, n_layers=d.n_layers, layer=layer)
 
     def position(self, causal: bool) -> Any:
         d = self.dims
         return self._make(
             kinds.positions,
-            "position",
             "model.position",
             d_model=d.d_model,
             d_head=d.head_width,
@@ -135,7 +135,6 @@ class Assembly:
         d = self.dims
         return self._make(
             kinds.attentions,
-            "attention",
             path,
             d_model=d.d_model,
             d_head=d.head_width,
@@ -149,10 +148,9 @@ class Assembly:
 
     def mlp(self, layer: int, path: str) -> nn.Module:
         d = self.dims
-        activation = self._make(kinds.activations, "activation", f"{path}.activation", d_ff=self.d_ff)
+        activation = self._make(kinds.activations, f"{path}.activation", d_ff=self.d_ff)
         return self._make(
             kinds.mlps,
-            "mlp",
             path,
             d_model=d.d_model,
             d_ff=self.d_ff,
@@ -172,10 +170,10 @@ class Assembly:
             norms=lambda: self.norms(f"{path}.{next(names)}"),
             placement=lambda: self.placement(layer),
         )
-        return self._make(kinds.blocks, "block", path, parts=parts)
+        return self._make(kinds.blocks, path, parts=parts)
 
-    def _make(self, registry: Any, kind: str, path: str, **wiring: Any) -> Any:
-        choice = self.choice(kind)
+    def _make(self, registry: Registry[T], path: str, **wiring: Any) -> T:
+        choice = self.choice(registry.kind)
         with _seeded(named_seed(self.seed, path)):
             return registry.build(choice.name, choice.knobs, **wiring)
 
@@ -213,5 +211,3 @@ def build_model(config: Mapping[str, Any], vocab_size: int, eos: int = 0, seed: 
     if assembly.dims.d_model % assembly.dims.n_heads and assembly.dims.d_head is None:
         raise UserError(f"{assembly.dims.n_heads} heads do not divide d_model={assembly.dims.d_model}")
     return assembly.model()
-
-

@@ -6,7 +6,9 @@ from torch import Tensor
 from ablatio.model.context import Context
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, ctx: Context, *, scale: float | None = None, dropout: float = 0.0) -> Tensor:
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, ctx: Context, *, scale: float | None = None, dropout: float = 0.0
+) -> Tensor:
     """softmax(q k^T * scale + bias) v over the keys that each query may see.
 
     q (B, H, T, d_head); k, v (B, H_kv, S, d_head) with H a multiple of H_kv -> (B, H, T, d_head).
@@ -36,7 +38,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, ctx: Context, *, scale: float | None
 
 def split_heads(x: Tensor, d_head: int) -> Tensor:
     """(B, T, H * d_head) -> (B, H, T, d_head)."""
-    return x.unflatten(-1, (-1, d_head)).transpose(1, 2)
+    return x.view(*x.shape[:-1], -1, d_head).transpose(1, 2)
 
 
 def merge_heads(x: Tensor) -> Tensor:

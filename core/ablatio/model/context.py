@@ -55,7 +55,7 @@ class Context:
 
     @property
     def is_causal(self) -> bool:
-        """Whether the fused causal path says all: no bias, one document, and queries that are the last keys or the only."""
+        """Whether the fused causal path says all: no bias, one document, nothing in the cache yet."""
         return self.mask == "causal" and self.bias is None and self.segments is None and self.past == 0
 
     def rotate(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
@@ -99,10 +99,7 @@ def make_context(
     if cache is not None and (segments is not None or cache.segments is not None):
         key_segments = cache.segments = _extend(cache.segments, segments, tokens, past)
         segments = key_segments[:, past:]
-    if key_segments is None:
-        k_pos = torch.arange(past + length, device=device)
-    else:
-        k_pos = _positions(key_segments)
+    k_pos = torch.arange(past + length, device=device) if key_segments is None else _positions(key_segments)
     q_pos = k_pos[..., past:]
     bias = position.bias(q_pos, k_pos).to(dtype) if hasattr(position, "bias") else None
     return Context(mask, q_pos, k_pos, past, position, segments, key_segments, cache, bias)

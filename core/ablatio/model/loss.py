@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-CHUNK_ROWS = 256
+BLOCK_LOGITS = 2**23  # 34 MB in float32; with 128 rows matrix products still run at full speed, with 64 no more
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -24,15 +24,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
         total = hidden.new_zeros((), dtype=precise)
         d_hidden = torch.empty_like(hidden) if hidden.requires_grad else None
         d_weight = torch.zeros_like(weight) if weight.requires_grad else None
-        # Two buffers for all blocks: allocating 50 MB anew costs more (page faults) than the softmax that fills them.
-        rows, vocab = min(chunk, len(hidden)), len(weight)
-        logits_buffer, probs_buffer = hidden.new_empty(rows, vocab), hidden.new_empty(rows, vocab, dtype=precise)
+        # One buffer for all blocks: allocating it anew costs more (page faults) than the softmax that fills it.
+        buffer = hidden.new_empty(min(chunk, len(hidden)), len(weight))
         for start in range(0, len(hidden), chunk):
             block, target = hidden[start : start + chunk], targets[start : start + chunk, None]
-            logits = torch.mm(block, matrix.T, out=logits_buffer[: len(block)]).to(precise)
-            probs = torch.softmax(logits, -1, out=probs_buffer[: len(block)])
+            logits = torch.mm(block, matrix.T, out=buffer[: len(block)]).to(precise)
+            margin = logits.amax(-1) - logits.gather(-1, target)[:, 0]
+            probs = torch.softmax(logits, -1, out=logits) if logits.is_cpu else torch.softmax(logits, -1)
             # The largest probability is exp(0) / sum, so its logarithm gives logsumexp without another pass of exp.
-            losses = logits.amax(-1) - probs.amax(-1).log() - logits.gather(-1, target)[:, 0]
+            losses = margin - probs.amax(-1).log()
             scale = None if row_weights is None else row_weights[start : start + chunk].to(precise)
             total += losses.sum() if scale is None else (losses * scale).sum()
             if d_hidden is None and d_weight is None:
@@ -63,6 +63,11 @@ def compute_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
     return torch.get_autocast_dtype(device.type)
 
 
+def block_rows(vocab: int) -> int:
+    """Rows whose logits are made at once: 128 at a vocabulary of 50304, 512 below 16384."""
+    return max(128, min(512, BLOCK_LOGITS // vocab // 64 * 64))
+
+
 def _precise(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
@@ -72,7 +77,7 @@ def _logits(hidden: Tensor, weight: Tensor) -> Tensor:
 
 
 def linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, targets: Tensor, row_weights: Tensor | None = None, *, chunk: int = CHUNK_ROWS
+    hidden: Tensor, weight: Tensor, targets: Tensor, row_weights: Tensor | None = None, *, chunk: int | None = None
 ) -> Tensor:
     """sum_i w_i * -log softmax(hidden_i weight^T)[target_i], in nats.
 
@@ -81,13 +86,14 @@ def linear_cross_entropy(
     if not torch.is_grad_enabled():  # `requires_grad` does not tell, and gradients are two thirds of the work
         hidden, weight = hidden.detach(), weight.detach()
     hidden = hidden.to(compute_dtype(hidden.device, hidden.dtype))
-    result: Tensor = _LinearCrossEntropy.apply(hidden, weight, targets, row_weights, chunk)  # type: ignore[no-untyped-call]
+    result: Tensor = _LinearCrossEntropy.apply(hidden, weight, targets, row_weights, chunk or block_rows(len(weight)))  # type: ignore[no-untyped-call]
     return result
 
 
 @torch.no_grad()
-def token_losses(hidden: Tensor, weight: Tensor, targets: Tensor, *, chunk: int = CHUNK_ROWS) -> Tensor:
+def token_losses(hidden: Tensor, weight: Tensor, targets: Tensor, *, chunk: int | None = None) -> Tensor:
     """-log softmax(hidden_i weight^T)[target_i] for each row, in nats: (N,)."""
+    chunk = chunk or block_rows(len(weight))
     blocks = [
         F.cross_entropy(_logits(hidden[i : i + chunk], weight), targets[i : i + chunk], reduction="none")
         for i in range(0, len(hidden), chunk)

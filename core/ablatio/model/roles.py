@@ -1,4 +1,4 @@
-"""What each parameter is for: initialisation, weight decay and optimizers go by role, never by guessing from a shape."""
+"""What each parameter is for: init, weight decay and optimizers go by role, not by a guess from the shape."""
 
 import hashlib
 from collections.abc import Iterator

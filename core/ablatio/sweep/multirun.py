@@ -54,7 +54,9 @@ def with_sweep_axes(overrides: list[str]) -> list[str]:
         return overrides
     files = sweep_files()
     if name not in files:
-        raise UserError(f"there is no sweep {name}{did_you_mean(name, files)}\n    there are {', '.join(files) or 'none'}")
+        raise UserError(
+            f"there is no sweep {name}{did_you_mean(name, files)}\n    there are {', '.join(files) or 'none'}"
+        )
     axes = (read_yaml(files[name]).get("sweep") or {}).get("axes") or {}
     given = {o.lstrip("+").split("=")[0] for o in overrides}
     return overrides + [f"{key}={','.join(map(str, values))}" for key, values in axes.items() if key not in given]

@@ -45,7 +45,7 @@ def show_result(console: Console, summary: Mapping[str, Any], folder: Path) -> N
     console.print(table)
     million = summary["parameters"] / 1e6
     console.print(
-        f"{million:.2f} M parameters, {summary['tokens'] / 1e6:.2f} M tokens, {summary['train_flops'] / 1e12:.1f} TFLOP, "
-        f"{summary['seconds']:.0f} s; everything is in {escape(str(folder))}",
+        f"{million:.2f} M parameters, {summary['tokens'] / 1e6:.2f} M tokens, "
+        f"{summary['train_flops'] / 1e12:.1f} TFLOP, {summary['seconds']:.0f} s; everything is in {escape(str(folder))}",
         highlight=False,
     )

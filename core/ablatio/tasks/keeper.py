@@ -16,7 +16,7 @@ _PREFIX = "model."
 
 
 class RunCheckpointIO(CheckpointIO):
-    """What Lightning would pickle goes through `Checkpoints` instead: verified, atomic, weights in a file of their own."""
+    """What Lightning would pickle goes through `Checkpoints`: verified, atomic, weights in a file of their own."""
 
     def __init__(self, checkpoints: Checkpoints) -> None:
         self.checkpoints = checkpoints
@@ -38,19 +38,19 @@ class StopRequest:
     """Set by SIGTERM or SIGINT; a second Ctrl-C interrupts at once."""
 
     def __init__(self) -> None:
-        self.signal: int | None = None
+        self.signal: signal.Signals | None = None
 
     def __bool__(self) -> bool:
         return self.signal is not None
 
     @property
     def name(self) -> str:
-        return signal.Signals(self.signal).name if self.signal else ""
+        return self.signal.name if self.signal else ""
 
     def _set(self, number: int, frame: FrameType | None) -> None:
         if self.signal == signal.SIGINT == number:
             raise KeyboardInterrupt
-        self.signal = number
+        self.signal = signal.Signals(number)
 
     @contextmanager
     def listening(self) -> Iterator["StopRequest"]:
@@ -58,7 +58,7 @@ class StopRequest:
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
-        old: dict[int, Callable[[int, FrameType | None], Any] | int | None] = {}
+        old: dict[signal.Signals, Callable[[int, FrameType | None], Any] | int | None] = {}
         for number in (signal.SIGTERM, signal.SIGINT):
             old[number] = signal.signal(number, self._set)
         try:

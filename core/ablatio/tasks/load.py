@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ablatio.checkpoint import Checkpoints
-from ablatio.tasks.run import CHECKPOINTS, Prepared, run_id, prepare_run, read_run
+from ablatio.tasks.run import CHECKPOINTS, Prepared, prepare_run, read_run, run_id
 
 
 def load_run(folder: Path, step: int | None = None) -> tuple[Prepared, int]:

@@ -18,18 +18,20 @@ from ablatio.tasks.step import Step
 class Pretrain(pl.LightningModule):
     """One optimizer step: seeded dropout, the objective's example, the loss, stabilizers, the scheduled rate.
 
-    Everything that happens in step k is a function of the weights, the optimizer's state and k: so a run that is resumed
-    after any step continues bit for bit.
+    What happens in step k is a function of the weights, the optimizer's state and k: so a run that is resumed after any
+    step continues bit for bit.
     """
 
-    def __init__(self, config: Mapping[str, Any], model: LanguageModel, vocab_size: int, eos: int, seeds: "Seeds") -> None:
+    def __init__(
+        self, config: Mapping[str, Any], model: LanguageModel, vocab_size: int, eos: int, seeds: "Seeds"
+    ) -> None:
         super().__init__()
         self.model, self.seeds, self.settings = model, seeds, config["train"]
         self.objective = self._part(config, kinds.objectives, vocab_size=vocab_size, eos=eos, max_len=_length(config))
         self.schedule = self._part(config, kinds.schedules)
         self.optimizer_choice = Choice.of(config["optimizer"])
         self.stabilizers = [kinds.stabilizers.build(n, knobs) for n, knobs in (config["stabilizer"] or {}).items()]
-        self.finite = True
+        self.finite: Tensor | bool = True
         self.metrics: dict[str, Tensor] = {}
         self.loss_sum, self.loss_count = torch.zeros(()), 0
         self._weight_sum: Tensor | None = None
@@ -46,7 +48,11 @@ class Pretrain(pl.LightningModule):
         return kinds.optimizers.build(choice.name, choice.knobs, groups=groups_by_role(self.model))
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        torch.manual_seed(named_seed(self.seeds.dropout, f"batch/{batch_idx}/{self.global_rank}"))
+        seed = named_seed(self.seeds.dropout, f"batch/{batch_idx}/{self.global_rank}")
+        # Not torch.manual_seed: it formats three stack traces for devices that are not there, half a millisecond.
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
         factor = self.schedule(self.global_step, self.settings["steps"])
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
@@ -61,7 +67,8 @@ class Pretrain(pl.LightningModule):
             self._weight_sum = count if self._weight_sum is None else self._weight_sum + count
         self._watch(total.detach() / count, "loss")
         self.loss_sum, self.loss_count = self.loss_sum + total.detach() / count, self.loss_count + 1
-        return total / self._rows_per_batch
+        loss: Tensor = total / self._rows_per_batch
+        return loss
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if self._weight_sum is not None:

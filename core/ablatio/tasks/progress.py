@@ -1,4 +1,4 @@
-"""What one sees while a run trains: a bar with loss, tokens per second and time left; plain lines where there is no terminal."""
+"""What one sees while a run trains: a bar with loss, tokens/s and time left; plain lines without a terminal."""
 
 import time
 from types import TracebackType
@@ -34,7 +34,9 @@ class RunProgress:
         self._bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.draw()
         self._bar.stop()
 

@@ -1,11 +1,11 @@
-"""One run from a checked config to its folder: data, model, training, the score before and after, what it was made of."""
+"""One run from a checked config to its folder: data, model, training, scores, and what it was made of."""
 
 import hashlib
 import json
 import logging
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -69,7 +69,9 @@ class Prepared:
             document_mask=self.config["data"]["document_mask"],
         )
         sampler = _From(start, train["steps"] * train["accumulate"])
-        return DataLoader(batches, batch_size=None, sampler=sampler, num_workers=workers, persistent_workers=workers > 0)
+        return DataLoader(
+            batches, batch_size=None, sampler=sampler, num_workers=workers, persistent_workers=workers > 0
+        )
 
     def validation(self, length: int | None = None, tokens: int | None = None) -> ValidationBatches:
         """The fixed held-out windows; rows of `length` tokens, about 1024 of them a batch at least."""
@@ -84,12 +86,10 @@ class Prepared:
             val_tokens=cap or 0,
         )
 
-    def score(self, batches: ValidationBatches, between: Any = lambda n: None) -> Score:
+    def score(self, batches: ValidationBatches, between: Callable[[int], None] = lambda n: None) -> Score:
         device = next(self.model.parameters()).device
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.machine.precision == "bf16"):
-            return evaluate(
-                self.model, self.task.objective, batches, self.tokenizer.token_bytes(), device, between
-            )
+            return evaluate(self.model, self.task.objective, iter(batches), self.tokenizer.token_bytes(), device, between)
 
 
 class _From(Sampler[int]):
@@ -109,7 +109,8 @@ def build_data(config: Mapping[str, Any]) -> tuple[Corpus, kinds.Tokenizer]:
     """The token cache and the (trained) tokenizer of a config."""
     source, tokens = Choice.of(config["source"]), Choice.of(config["tokenizer"])
     tokenizer = kinds.tokenizers.build(tokens.name, tokens.knobs)
-    key = json.dumps([tokens.name, dict(tokens.knobs)], sort_keys=True)
+    digest = kinds.tokenizers[tokens.name].digest
+    key = json.dumps([tokens.name, digest, dict(tokens.knobs)], sort_keys=True)
     corpus = prepare(
         kinds.sources.build(source.name, source.knobs), tokenizer, key, cache_root(), config["data"]["val_fraction"]
     )
@@ -191,7 +192,7 @@ def _manifest(run: Prepared) -> dict[str, Any]:
         "run": run_id(run.config),
         "versions": provenance.versions(),
         "code": provenance.code(run.config),
-        "data": run.corpus.describe(),
+        "data": {"fingerprint": run.corpus.fingerprint, "key": run.corpus.key, **run.corpus.counts},
         "seeds": {"init": seeds.init, "data": seeds.data, "dropout": seeds.dropout},
         "size": asdict(size) | {"non_embedding": size.non_embedding, "vocab_size": run.tokenizer.vocab_size},
         "machine": asdict(run.machine),
@@ -338,7 +339,7 @@ def read_run(folder: Path) -> dict[str, Any]:
     """The config of a run folder, with values from the environment filled in, checked like any other."""
     from omegaconf import OmegaConf
 
-    from ablatio.config import check
+    from ablatio.config import cast, check
     from ablatio.errors import ConfigError
     from ablatio.plugins import load
 
@@ -353,4 +354,4 @@ def read_run(folder: Path) -> dict[str, Any]:
     config: Any = OmegaConf.to_container(OmegaConf.create(data), resolve=True)
     if problems := check(config):
         raise ConfigError(problems)
-    return dict(config)
+    return cast(config)

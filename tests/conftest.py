@@ -1,0 +1,27 @@
+"""One thread per test process, and a cache of our own that the next run of the tests finds again."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    assert config.cache is not None
+    os.environ["ABLATIO_CACHE"] = str(config.cache.mkdir("ablatio"))
+
+
+@pytest.fixture
+def text_file(tmp_path: Path) -> Path:
+    """A small text that a model can learn: sentences over a few words, documents apart by blank lines."""
+    words = "the people of a great nation want peace and work for all who live in it".split()
+    documents = []
+    for number in range(60):
+        order = [words[(i * (number % 7 + 1) + number) % len(words)] for i in range(80)]
+        documents.append(" ".join(order) + ".")
+    path = tmp_path / "text.txt"
+    path.write_text("\n\n".join(documents), encoding="utf-8")
+    return path

@@ -1,0 +1,1 @@
+"""Its YAML sets Hydra itself."""

@@ -1,0 +1,5 @@
+"""Asks Python to end."""
+
+import sys
+
+sys.exit(3)

@@ -1,0 +1,1 @@
+"""Its YAML names an object to build."""

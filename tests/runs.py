@@ -1,0 +1,71 @@
+"""Runs for tests: the real command line, in a child process that is forked so that torch is imported once."""
+
+import csv
+import json
+import multiprocessing as mp
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+TINY = (
+    "model.d_model=16", "model.n_layers=1", "model.n_heads=2", "model.max_len=16", "tokenizer=bytes",
+    "source=text", "source.separator='\\n\\n'", "data.val_fraction=0.2", "data.val_tokens=256", "train.batch_size=4",
+    "train.log_every=2", "train.val_every=6", "train.checkpoint_every=4", "train.steps=12", "trainer.threads=1",
+    "trainer.progress=false",
+)  # fmt: skip
+
+
+@dataclass
+class Finished:
+    """Exit code and what was printed."""
+
+    code: int
+    out: str
+    err: str
+
+
+def _child(arguments: Sequence[str], folder: str) -> None:
+    from ablatio.cli import main
+
+    for number, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    code = main(list(arguments))
+    sys.stdout.flush()
+    os._exit(code)
+
+
+def ablatio(arguments: Sequence[str], folder: Path, kill_when: Path | None = None, number: int = signal.SIGKILL) -> Finished:
+    """`ablatio ARGUMENTS` in a forked child; it gets signal `number` as soon as `kill_when` exists."""
+    import torch
+
+    import ablatio.tasks.run  # noqa: F401  (imported before the fork, once for all tests)
+
+    torch.set_num_threads(1)
+    folder.mkdir(parents=True, exist_ok=True)
+    process = mp.get_context("fork").Process(target=_child, args=(arguments, str(folder)))
+    process.start()
+    deadline = time.monotonic() + 120
+    while process.is_alive() and time.monotonic() < deadline:
+        if kill_when is not None and kill_when.exists():
+            assert process.pid
+            os.kill(process.pid, number)
+            kill_when = None
+        process.join(0.01)
+    assert not process.is_alive(), "the run hangs"
+    out, err = (folder / "out").read_text(), (folder / "err").read_text()
+    return Finished(process.exitcode or 0, out, err)
+
+
+def summary(run: Path) -> dict[str, object]:
+    return dict(json.loads((run / "summary.json").read_text()))
+
+
+def metrics(run: Path) -> list[dict[str, str]]:
+    """The rows of metrics.csv without what depends on the clock."""
+    with (run / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [{k: v for k, v in row.items() if k not in ("seconds", "tokens_per_second")} for row in rows]
