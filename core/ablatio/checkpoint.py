@@ -215,7 +215,7 @@ class Checkpoints:
         return 0  # nothing there, or nothing to lose
 
     def _refuse_rewind(self, step: int) -> None:
-        for other in self.steps():
+        for other in reversed(self.steps()):
             if other > step and self._sound(other):
                 raise UserError(
                     f"{self.folder} already holds step {other}: `load` would take it, not step {step}.\n"
