@@ -149,14 +149,13 @@ def compose_run(overrides: Sequence[str]) -> Composed:
     """Compose and check one run; ConfigError with all problems at once."""
     register_with_hydra()
     cleaned = [_normal(o) for o in overrides]
-    problems: list[Problem] = []
-    try:
-        node = _compose(cleaned)
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
-        good, problems = _diagnose(cleaned)
-        if not problems:
-            raise ConfigError([Problem("config", _first_lines(error))]) from None
-        node = _try_compose(good)
+    good, values, problems = _sorted(cleaned)
+    node = None if problems else _try_compose(cleaned)
+    if node is None:
+        node, more = _diagnose(good, values)
+        problems += more
+    if not problems and node is None:
+        _compose(cleaned)
     if node is None:
         raise _config_error(problems, cleaned)
     _refuse_hydra_settings(node)
@@ -176,6 +175,14 @@ def config_of(node: Any) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _compose(overrides: list[str]) -> Any:
+    """The composed node; what Hydra refuses for a reason of its own is a ConfigError with its words."""
+    try:
+        return _hydra_compose(overrides)
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise ConfigError([Problem("config", _first_lines(error))]) from None
+
+
+def _hydra_compose(overrides: list[str]) -> Any:
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(shipped("conf")), version_base="1.3", job_name="ablatio"):
         return compose(MAIN, overrides=overrides, return_hydra_config=True)
@@ -183,7 +190,7 @@ def _compose(overrides: list[str]) -> Any:
 
 def _try_compose(overrides: list[str]) -> Any:
     try:
-        return _compose(overrides)
+        return _hydra_compose(overrides)
     except (HydraException, OmegaConfBaseException, ValueError):
         return None
 
@@ -228,42 +235,41 @@ def _first_lines(error: BaseException) -> str:
     return "; ".join(dict.fromkeys(chain))
 
 
-def _diagnose(overrides: list[str]) -> tuple[list[str], list[Problem]]:
-    """Which overrides can be composed, and what is wrong with the others."""
-    options, problems, chosen = groups(), [], dict[str, str]()
-    good_groups, values = [], []
+def _sorted(overrides: list[str]) -> tuple[list[str], list[tuple[str, Override]], list[Problem]]:
+    """(choices of options that can be made, values, what is wrong with the other choices)."""
+    options, problems, chosen = groups(), list[Problem](), dict[str, str]()
+    good, values = list[str](), list[tuple[str, Override]]()
     for text in overrides:
         try:
             parsed = OverridesParser.create().parse_override(text)
         except HydraException:  # a bad override, in one of the ways that the parser has to say so
             problems.append(Problem(text, f"{text!r} is no setting; write key=value, and quote special characters"))
             continue
-        key = parsed.key_or_group
-        if key in options and not parsed.is_delete():
+        if parsed.key_or_group in options and not parsed.is_delete():
             found = list(_group_problems(parsed, options, chosen))
             problems += found
-            if not found:
-                good_groups.append(text)
+            good += [] if found else [text]
         else:
             values.append((text, parsed))
-    node = _try_compose(good_groups)
+    return good, values, problems
+
+
+def _diagnose(good: list[str], values: list[tuple[str, Override]]) -> tuple[Any, list[Problem]]:
+    """(the config with all that can be composed, what is wrong with the other values)."""
+    node = _try_compose(good)
     if node is None:
-        return good_groups, problems
+        return None, []
     tree: Any = OmegaConf.to_container(node, resolve=False)
-    good_values = []
-    for text, parsed in values:
-        problem = _key_problem(parsed, tree, options)
-        if problem:
-            problems.append(problem)
-        else:
-            good_values.append(text)
-    return good_groups + good_values, problems
+    options = groups()
+    problems = {text: _key_problem(parsed, tree, options) for text, parsed in values}
+    node = _try_compose(good + [text for text, problem in problems.items() if problem is None])
+    return node, [p for p in problems.values() if p]
 
 
 def _group_problems(parsed: Override, options: dict[str, list[str]], chosen: dict[str, str]) -> Iterator[Problem]:
     group, value = parsed.key_or_group, parsed.value()
     if parsed.is_sweep_override():
-        yield Problem(group, f"several values came: {parsed.get_value_element_as_str()}; -m runs one after the other")
+        yield Problem(group, f"several values came: {_swept(parsed)}; -m runs one after the other")
         return
     many = group in REGISTRIES and REGISTRIES[group].many
     names = value if isinstance(value, list) else [value]
@@ -281,11 +287,14 @@ def _group_problems(parsed: Override, options: dict[str, list[str]], chosen: dic
             yield run_config.no_option(group, str(name), options[group])
 
 
+def _swept(parsed: Override) -> str:
+    return (parsed.input_line or "").split("=", 1)[-1]
+
+
 def _key_problem(parsed: Override, tree: Any, options: dict[str, list[str]]) -> Problem | None:
     key = parsed.key_or_group
     if parsed.is_sweep_override():
-        text = parsed.get_value_element_as_str()
-        return Problem(key, f"several values came: {text}; -m runs one after the other, quotes make one text of them")
+        return Problem(key, f"several values came: {_swept(parsed)}; -m runs one after the other, quotes make one text of them")
     if parsed.is_add() or key.startswith("hydra"):
         return None
     node, path = tree, ""

@@ -38,12 +38,12 @@ def test_killed_and_resumed_equals_uninterrupted(
 def test_a_signal_leaves_a_checkpoint_and_code_75(
     tmp_path: Path, text_file: Path, number: int, accumulate: int
 ) -> None:
-    settings = [*TINY, f"source.path={text_file}", f"out={tmp_path}", "model.dropout=0.2", "train.checkpoint_every=null"]
+    settings = [*TINY, f"source.path={text_file}", f"out={tmp_path}", "model.dropout=0.2", "train.checkpoint_every=60"]
     settings += ["train.steps=400", f"train.accumulate={accumulate}", "train.val_every=null"]
     assert ablatio(["train", *settings, "name=whole"], tmp_path / "log").code == 0
     cut = tmp_path / "cut"
     stopped = ablatio(
-        ["train", *settings, "name=cut"], tmp_path / "log", kill_when=cut / "metrics.csv", number=number
+        ["train", *settings, "name=cut"], tmp_path / "log", kill_when=cut / "checkpoints/step-00000060.json", number=number
     )
     assert stopped.code == 75, stopped.err
     assert f"resume={cut}" in stopped.err

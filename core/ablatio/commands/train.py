@@ -43,7 +43,7 @@ def run(arguments: list[str]) -> int:
     flags = [a for a in arguments if a.startswith("-")]
     for flag in flags:
         if reason := REFUSED_FLAGS.get(flag.split("=")[0]):
-            raise UserError(f"{flag} is refused: {reason}")
+            raise UserError(f"{flag.split('=')[0]} is refused: {reason}")
     for failure in _failures():
         print(f"ablatio: {failure}", file=sys.stderr)
     overrides = [a for a in arguments if not a.startswith("-")]

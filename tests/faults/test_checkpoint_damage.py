@@ -1,0 +1,298 @@
+"""Damaged, swapped and foreign checkpoints; full disks and refused permissions, on real filesystems where we may mount."""
+
+import json
+import resource
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ablatio import manifest, writer
+from ablatio.checkpoint import Checkpoints, make_folder, remove_stray, write_json, write_text
+from ablatio.errors import DamagedFile, EnvironmentFault, UserError
+
+FILES = ("model.safetensors", "state.safetensors", "json")
+
+
+def save(saved: Checkpoints, step: int, size: int = 50) -> None:
+    state = {"optimizer": {0: {"exp_avg": torch.full((size,), step / 2)}}, "rng": torch.arange(20, dtype=torch.uint8)}
+    saved.save(step, {"a.weight": torch.full((size,), float(step)), "b": torch.ones(3)}, state, {"tokens": step * 10})
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Checkpoints:
+    """Two good checkpoints, 1 and 2."""
+    saved = Checkpoints(tmp_path / "checkpoints", run="ours")
+    save(saved, 1)
+    save(saved, 2)
+    return saved
+
+
+def file_of(saved: Checkpoints, step: int, kind: str) -> Path:
+    return saved.folder / f"step-{step:08d}.{kind}"
+
+
+def falls_back(saved: Checkpoints, sentence: str) -> None:
+    """Loading gives step 1 and says why; step 2 is refused; the next save works, and counts the damage out."""
+    got = Checkpoints(saved.folder, run="ours").load()
+    assert (got.step, len(got.skipped)) == (1, 1)
+    assert sentence in got.skipped[0]
+    assert got.model["a.weight"].tolist() == [1.0] * 50
+    with pytest.raises(DamagedFile, match=r"(?s)No usable checkpoint.*one of the other steps: 1$"):
+        saved.load(2)
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_truncated_at_every_percent(saved: Checkpoints, kind: str) -> None:
+    path = file_of(saved, 2, kind)
+    whole = path.read_bytes()
+    for percent in range(100):
+        path.write_bytes(whole[: len(whole) * percent // 100])
+        falls_back(saved, path.name)
+    path.unlink()
+    if kind == "json":  # no manifest, no checkpoint
+        assert saved.load().step == 1
+    else:
+        falls_back(saved, f"{path.name} cannot be read")
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_one_bit_flipped(saved: Checkpoints, kind: str) -> None:
+    path = file_of(saved, 2, kind)
+    whole = path.read_bytes()
+    for number in range(100):
+        at = number * (len(whole) - 1) // 99  # from the first byte to the last
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ (1 << number % 8)]) + whole[at + 1 :])
+        falls_back(saved, path.name)
+    path.write_bytes(whole)
+    assert (saved.load().step, saved.load().skipped) == (2, ())
+
+
+def test_swapped_files(saved: Checkpoints) -> None:
+    first, second = file_of(saved, 1, FILES[0]), file_of(saved, 2, FILES[0])
+    keep = second.read_bytes()
+    shutil.copy(first, second)
+    falls_back(saved, "does not match its digest")
+    shutil.copy(file_of(saved, 2, FILES[1]), second)
+    falls_back(saved, second.name)
+    second.write_bytes(keep)
+    shutil.copy(file_of(saved, 1, "json"), file_of(saved, 2, "json"))
+    falls_back(saved, "belongs to step 1: it was copied or renamed")
+
+
+def test_foreign_run(saved: Checkpoints, tmp_path: Path) -> None:
+    other = Checkpoints(tmp_path / "other", run="theirs")
+    save(other, 2)
+    shutil.copy(file_of(other, 2, "json"), file_of(saved, 2, "json"))
+    falls_back(saved, "belongs to run 'theirs', not to run 'ours'")
+    for kind in FILES:
+        shutil.copy(file_of(other, 2, kind), file_of(saved, 2, kind))
+    falls_back(saved, "belongs to run 'theirs', not to run 'ours'")
+    for step in (3, 4, 5):
+        save(saved, step)
+    assert saved.steps() == [2, 4, 5]  # what is not ours is never removed
+    assert Checkpoints(saved.folder).load(2).step == 2  # who names no run takes any
+
+
+def test_damaged_ones_do_not_count_as_kept(saved: Checkpoints) -> None:
+    path = file_of(saved, 2, FILES[0])
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+    save(saved, 3)
+    assert saved.steps() == [1, 2, 3]
+    save(saved, 4)
+    assert saved.steps() == [3, 4]
+    assert len(list(saved.folder.iterdir())) == 6
+
+
+def test_none_is_valid(saved: Checkpoints) -> None:
+    for path in saved.folder.glob("*.model.safetensors"):
+        path.write_bytes(b"")
+    with pytest.raises(DamagedFile, match=r"(?s)step-00000002\.model.*step-00000001\.model.*start the run again$"):
+        saved.load()
+
+
+def forge(saved: Checkpoints, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Step 2 as an attacker would write it: changed, with digests that are right."""
+    path = file_of(saved, 2, "json")
+    content = json.loads(path.read_bytes())["content"]
+    content = change(content) or content
+    path.write_bytes(manifest.sealed(json.dumps(content).encode()))
+
+
+def forge_model(saved: Checkpoints, data: bytes) -> None:
+    file_of(saved, 2, FILES[0]).write_bytes(data)
+    record = {"sha256": manifest.seal(data), "bytes": len(data), "names": {"w": "w"}}
+    forge(saved, lambda content: content["files"].update(model=record))
+
+
+def header(**entry: Any) -> bytes:
+    text = json.dumps({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4], **entry}}).encode()
+    return len(text).to_bytes(8, "little") + text + bytes(4)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\xff" * 100,
+        (99_000_000).to_bytes(8, "little") + b"{}",
+        (6).to_bytes(8, "little") + b"[[[[[[",
+        (4).to_bytes(8, "little") + b"null",
+        (200_000).to_bytes(8, "little") + b"[" * 200_000,
+        header(shape=[2**62, 2**62]),
+        header(shape=[2**62, 0], data_offsets=[0, 0]),
+        header(shape=[-1]),
+        header(shape=[True]),
+        header(shape="1"),
+        header(dtype="F4096"),
+        header(data_offsets=[0, 2**64]),
+        header(data_offsets=[4, 8]),
+        header(data_offsets=[0]),
+    ],
+    ids=range(15),
+)
+def test_absurd_safetensors_headers(saved: Checkpoints, data: bytes) -> None:
+    forge_model(saved, data)
+    falls_back(saved, "no sound safetensors header")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: content.pop("files"),
+        lambda content: content.pop("revision"),
+        lambda content: content.update(revision="/../../x"),
+        lambda content: content.update(files=[]),
+        lambda content: content["files"]["model"].update(names={"a.weight": "gone"}),
+        lambda content: content["files"]["state"].update(names=None),
+        lambda content: content.update(state={"~tensor": "gone"}),
+        lambda content: content.update(state={"~numpy": ["O", "00"]}),
+        lambda content: content.update(state={"~eval": "1"}),
+        lambda content: [content],
+    ],
+    ids=range(10),
+)
+def test_manifests_with_right_digests_and_wrong_content(saved: Checkpoints, change: Callable[..., Any]) -> None:
+    forge(saved, lambda content: None if isinstance(change(content), dict | str | int | None) else [content])
+    falls_back(saved, "")
+
+
+@pytest.mark.parametrize("place", ["state", "info"])
+def test_a_config_attack_is_refused_by_its_key_and_not_skipped(saved: Checkpoints, place: str) -> None:
+    forge(saved, lambda content: content[place].update(hp={"model": [{"_target_": "os.system"}]}))
+    with pytest.raises(UserError, match=rf"^{place}\.hp\.model\.0\._target_: "):
+        saved.load()
+
+
+def test_a_newer_format_says_what_to_do(saved: Checkpoints) -> None:
+    forge(saved, lambda content: content.update(format=2))
+    with pytest.raises(UserError, match="pip install -U ablatio"):
+        saved.load()
+
+
+def test_strays_of_dead_writers_are_removed_and_of_living_ones_are_not(saved: Checkpoints) -> None:
+    (saved.folder / ".ablatio-0123.tmp").write_bytes(b"half")
+    orphan = file_of(saved, 7, FILES[0])  # renamed, but its manifest never came
+    orphan.write_bytes(b"whole")
+    living, file = writer._open_temp(saved.folder)
+    with file:
+        save(saved, 3)
+        assert living.exists()
+    assert remove_stray(saved.folder) == 1
+    assert len(list(saved.folder.iterdir())) == 6
+
+
+@contextmanager
+def small_disk(folder: Path) -> Iterator[None]:
+    """A filesystem of 1 MiB at `folder`; where mounting is refused, a limit on the size of a file."""
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", folder], capture_output=True).returncode == 0:
+        try:
+            yield
+        finally:
+            subprocess.run(["umount", "-l", folder], check=True)
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (600_000, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+# The model alone does not fit; only the state does not; only the manifest does not.
+@pytest.mark.parametrize("sizes", [(200_000, 10), (100_000, 100_000), (1000, 10)], ids=["model", "state", "manifest"])
+def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path: Path, sizes: tuple[int, int]) -> None:
+    with small_disk(tmp_path / "disk"):
+        saved = Checkpoints(tmp_path / "disk" / "checkpoints")
+        save(saved, 1)
+        before = sorted(path.name for path in saved.folder.iterdir())
+        note = {"note": "x" * 1_000_000} if sizes[0] == 1000 else {}
+        with pytest.raises(EnvironmentFault, match=r"(?s)Cannot write .*step-00000002.*\n    try: (df -h|ulimit)"):
+            saved.save(2, {"w": torch.ones(sizes[0] * 2)}, {"x": torch.ones(sizes[1])}, note)
+        assert sorted(path.name for path in saved.folder.iterdir()) == before
+        assert (saved.load().step, saved.load().skipped) == (1, ())
+        write_json(tmp_path / "disk" / "summary.json", {"loss": 1})
+        with pytest.raises(EnvironmentFault, match=r"Cannot write .*summary\.json"):
+            write_text(tmp_path / "disk" / "summary.json", "x" * 2_000_000)
+        assert json.loads((tmp_path / "disk" / "summary.json").read_text()) == {"loss": 1}
+
+
+def test_no_permission(saved: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root may do anything, so: a path under a file, a read-only mount, and a kernel that says EACCES."""
+    (tmp_path / "file").write_text("x")
+    for action in (make_folder, lambda path: write_text(path, "x"), lambda path: save(Checkpoints(path), 1)):
+        with pytest.raises(EnvironmentFault, match="(a part of the path is a file|in the way)"):
+            action(tmp_path / "file" / "x")
+    folder = str(saved.folder)
+    if subprocess.run(["mount", "--bind", "-o", "ro", folder, folder], capture_output=True).returncode == 0:
+        try:
+            with pytest.raises(EnvironmentFault, match=r"(?s)read-only.*try: findmnt -T"):
+                save(saved, 3)
+            assert saved.load().step == 2
+        finally:
+            subprocess.run(["umount", "-l", folder], check=True)
+
+    def refuse(path: Path, mode: str = "r", *args: Any) -> Any:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", refuse)
+        with pytest.raises(EnvironmentFault, match=r"(?s)Cannot write .*permission denied.*try: ls -ld"):
+            save(saved, 3)
+        with pytest.raises(EnvironmentFault, match="permission denied"):
+            saved.load()  # not damage: nothing older is taken in its place
+    assert saved.load().step == 2
+
+
+@pytest.mark.parametrize("name", ["fsync", "replace"])
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()], ids=["full", "ctrl-c"])
+@pytest.mark.parametrize("call", range(1, 4))
+def test_a_failure_at_each_step_leaves_no_trace(
+    saved: Checkpoints, monkeypatch: pytest.MonkeyPatch, name: str, error: BaseException, call: int
+) -> None:
+    """fsync fails at close on network filesystems; a rename may fail; the user may press Ctrl-C."""
+    owner: Any = writer.os if name == "fsync" else Path
+    real, count = getattr(owner, name), 0
+
+    def fail(*args: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count == call:
+            raise error
+        return real(*args)
+
+    monkeypatch.setattr(owner, name, fail)
+    with pytest.raises((EnvironmentFault, KeyboardInterrupt)):
+        save(saved, 3)
+    monkeypatch.undo()
+    assert len(list(saved.folder.iterdir())) == 6
+    with suppress(UserError):
+        assert saved.load().step == 2
+    save(saved, 3)
+    assert saved.load().step == 3

@@ -1,0 +1,44 @@
+"""`ablatio check` finds a part that breaks one promise, and says which: the suites are tested with bad parts."""
+
+import re
+
+import pytest
+
+FOUND = {
+    "norm=narrow": r"\(16,\) went in, \(15,\) came out",
+    "norm=scribbler": "input 0 was changed in place",
+    "norm=deadknob": "the knob `strength` is dead",
+    "norm=seeder": "sets torch's global seed",
+    "norm=mixer": "tokens from 15 on change the logits before them",
+    "norm=fragile": "values are NaN or infinite for a zero input",
+    "norm=silent": "the docstring starts with ''",
+    "activation=wrong_slope": "autograd's gradient is not the one that differences give",
+    "position=unbuffered": r"\['model.position.slopes'\] stay behind in .to\('meta'\)",
+    "mlp=lookahead": "tokens from 15 on change the logits before them",
+    "init=deaf": "draws from torch's global random state although it is handed a generator",
+    "objective=eraser": "input 0 was changed in place",
+    "optimizer=forgetful": r"after state_dict and load_state_dict, parameters \[.*\] go on differently",
+    "schedule=doubling": r"gives [\d.]+, 0 ... 1 was expected",
+    "stabilizer=chatty": r"after_step gives \['train/surprise'\], which `metrics` \[\] does not name",
+    "source=stutter": r"the ids \['same'\] come more than once",
+    "tokenizer=shouting": "'the quick brown fox, the lazy dog' comes back as 'THE QUICK",
+}
+
+
+@pytest.fixture(scope="module")
+def verdict(site):
+    return site.add("careless", "careless").check("careless")
+
+
+@pytest.mark.parametrize("part", FOUND)
+def test_bad_part_is_found(verdict, part):
+    assert re.search(rf"{part} of careless 1.0: .*{FOUND[part]}", verdict.stdout), verdict.stdout[-3000:]
+    assert re.search(rf"^{part}: BROKEN, \d+ of \d+ checks failed$", verdict.stdout, re.MULTILINE)
+
+
+def test_exit_code_is_that_of_a_user_error(verdict):
+    assert verdict.returncode == 2
+
+
+def test_only_the_distribution_is_tried(verdict):
+    assert "of ablatio 0.1.0" not in verdict.stdout and "norm=rmsnorm:" not in verdict.stdout
