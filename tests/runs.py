@@ -31,10 +31,10 @@ class Finished:
 def _child(arguments: Sequence[str], folder: str) -> None:
     from ablatio.cli import main
 
-    for number, name in ((1, "out"), (2, "err")):
-        os.dup2(os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    sys.stdout, sys.stderr = (Path(folder, name).open("w", encoding="utf-8") for name in ("out", "err"))
     code = main(list(arguments))
     sys.stdout.flush()
+    sys.stderr.flush()
     os._exit(code)
 
 
@@ -54,7 +54,7 @@ def ablatio(arguments: Sequence[str], folder: Path, kill_when: Path | None = Non
             assert process.pid
             os.kill(process.pid, number)
             kill_when = None
-        process.join(0.01)
+        process.join(0.002)
     assert not process.is_alive(), "the run hangs"
     out, err = (folder / "out").read_text(), (folder / "err").read_text()
     return Finished(process.exitcode or 0, out, err)

@@ -75,7 +75,8 @@ def count_non_finite(tensor: "Tensor") -> int:
 def tensor_pieces(tensors: Mapping[str, "Tensor"]) -> tuple[Iterator[Any], dict[str, str]]:
     """The buffers of a safetensors file, in order, and {name: stored name}, in the order of `tensors`.
 
-    Tied weights, the same memory under two names, are stored once. A tensor that lies elsewhere or in another order is copied when its turn comes, so at
+    Tied weights, the same memory under two names, are stored once.
+    A tensor that lies elsewhere or in another order is copied when its turn comes, so at
     most one copy of one tensor exists at a time.
     """
     first: dict[Any, str] = {}

@@ -40,9 +40,10 @@ def explained(verb: str, path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        why, command = _WHY.get(error.errno or 0, ("the system refuses", "ls -ld {folder}"))
+        why, command = _WHY.get(error.errno or 0, (str(error.strerror or error), "ls -ld {folder}"))
+        name = errno.errorcode.get(error.errno or 0, type(error).__name__)
         helps = command.format(folder=shlex.quote(str(path.parent)), path=shlex.quote(str(path)))
-        raise EnvironmentFault(f"Cannot {verb} {path}: {why} ({error.strerror}).\n    try: {helps}") from error
+        raise EnvironmentFault(f"Cannot {verb} {path}: {why} ({name}).\n    try: {helps}") from error
 
 
 def make_folder(path: str | Path) -> Path:

@@ -42,3 +42,9 @@ def test_exit_code_is_that_of_a_user_error(verdict):
 
 def test_only_the_distribution_is_tried(verdict):
     assert "of ablatio 0.1.0" not in verdict.stdout and "norm=rmsnorm:" not in verdict.stdout
+
+
+def test_a_kind_of_a_plugin_gets_the_common_suite(site):
+    verdict = site.add("kindly", "newkind").check("kindly")
+    assert "sampler=steady: keeps its contract" in verdict.stdout, verdict.stdout + verdict.stderr
+    assert "sampler=stuck of kindly 1.0: the knob `temperature` is dead" in verdict.stdout

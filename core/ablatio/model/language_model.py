@@ -1,7 +1,5 @@
 """A stack of blocks between an embedding and a head; the names of the parameters are LLaMA's."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,7 +8,7 @@ from torch import Tensor, nn
 from ablatio.errors import UserError
 from ablatio.model.cache import KVCache
 from ablatio.model.context import Context, Example, MaskKind, make_context
-from ablatio.model.loss import compute_dtype, linear_cross_entropy, token_losses
+from ablatio.model.loss import Tie, compute_dtype, linear_cross_entropy, token_losses
 
 if TYPE_CHECKING:
     from ablatio.model.assembly import Assembly
@@ -36,9 +34,10 @@ class Stack(nn.Module):
         segments: Tensor | None = None,
         cache: KVCache | None = None,
         losses: list[Tensor] | None = None,
+        tie: Tie | None = None,
     ) -> Tensor:
         """Hidden states (B, T, D).  segments (B, T): documents packed in a row; losses: collects the layers' own."""
-        x = self.embed_tokens(tokens)
+        x = self.embed_tokens(tokens) if tie is None else tie.embed(self.embed_tokens.weight, tokens)
         ctx = self._context(tokens, segments, cache, x.dtype)
         if hasattr(self.position, "embed"):
             x = self.position.embed(x, ctx.q_pos)
@@ -82,11 +81,11 @@ class LanguageModel(nn.Module):
     def loss(self, example: Example) -> tuple[Tensor, Tensor]:
         """(sum of the weighted losses in nats plus the layers' own, sum of the weights)."""
         losses: list[Tensor] = []
-        with _rows_of_gradient(self.model.embed_tokens, self.lm_head.weight):
-            hidden = self.model(example.inputs, example.segments, losses=losses)
+        tie = Tie.of(self.model.embed_tokens, self.lm_head.weight)
+        hidden = self.model(example.inputs, example.segments, losses=losses, tie=tie)
         weights = None if example.weights is None else example.weights.flatten()
         targets = example.targets.flatten()
-        total = linear_cross_entropy(hidden.flatten(0, 1), self.lm_head.weight, targets, weights)
+        total = linear_cross_entropy(hidden.flatten(0, 1), self.lm_head.weight, targets, weights, tie=tie)
         count = total.new_tensor(float(len(targets))) if weights is None else weights.sum().to(total.dtype)
         for extra in losses:
             total = total + extra * count
@@ -99,21 +98,3 @@ class LanguageModel(nn.Module):
         return token_losses(hidden.flatten(0, 1), self.lm_head.weight, example.targets.flatten()).view_as(
             example.targets
         )
-
-
-@contextmanager
-def _rows_of_gradient(embedding: nn.Module, head: Tensor) -> Iterator[None]:
-    """A tied embedding gives its gradient as the rows in use, and autograd adds them to the head's in place.
-
-    As a whole it would be a second V x D gradient: at vocabulary 50304 an eighth of a step's memory, 3 % of its time.
-    Only for use where the head's gradient surely comes too: a parameter's own must not be sparse.
-    """
-    plain = head.is_cpu and type(head.data) is Tensor and not torch.compiler.is_compiling()
-    if type(embedding) is not nn.Embedding or embedding.weight is not head or not plain:
-        yield
-        return
-    embedding.sparse = True
-    try:
-        yield
-    finally:
-        embedding.sparse = False

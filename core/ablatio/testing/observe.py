@@ -1,6 +1,6 @@
 """What can be seen of a part from outside, on fixed inputs, as one digest: equal digests, equal behaviour.
 
-A plugin that adds a kind can say how its parts are looked at:
+A plugin that adds a kind can say, in any module of its package, how its parts are looked at:
 
     @observes("sampler")
     def _sampler(entry, knobs):
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ablatio.model.cache import KVCache
 from ablatio.model.roles import named_generator
-from ablatio.registry import Entry
+from ablatio.registry import REGISTRIES, Entry
 from ablatio.testing import samples, tiny
 
 Observer = Callable[[Entry, Mapping[str, Any]], Any]
@@ -40,6 +40,7 @@ def observes(*kinds: str) -> Callable[[Observer], Observer]:
 
 def observe(entry: Entry, knobs: Mapping[str, Any] | None = None, seed: int = 0) -> str:
     """The digest of all that can be seen of a part with these knobs (the defaults for those not given)."""
+    REGISTRIES[entry.kind].target(entry.name)  # a plugin's module may bring the observer of its kind
     look = OBSERVERS.get(entry.kind, _plain_object)
     with isolated(seed):
         return digest(look(entry, entry.defaults | dict(knobs or {})))

@@ -1,0 +1,61 @@
+"""kill -9 while checkpoints are written: what was reported as saved is there, whole."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.faults
+KILLER = Path(__file__).with_name("checkpoint_killer.py")
+
+
+@pytest.fixture(params=["same filesystem as TMPDIR", "another filesystem"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where the checkpoints go: Lightning's writer loses them if that is not the filesystem of TMPDIR."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    if request.param.startswith("same") or not os.access("/dev/shm", os.W_OK):
+        yield tmp_path / "checkpoints"
+        return
+    other = Path(tempfile.mkdtemp(dir="/dev/shm"))
+    try:
+        assert other.stat().st_dev != tmp_path.stat().st_dev
+        yield other / "checkpoints"
+    finally:
+        shutil.rmtree(other)
+
+
+def killer(*args: Any) -> list[dict[str, Any]]:
+    done = subprocess.run([sys.executable, KILLER, *map(str, args)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_killed_at_random_times(folder: Path) -> None:
+    kills = killer("random", folder, 50)
+    assert len(kills) == 50
+    for kill in kills:
+        assert kill["right"] and not kill["skipped"], kill
+        assert kill["loaded"] - kill["committed"] in (0, 1), kill  # committed, and killed before it could say so
+    assert kills[-1]["loaded"] > 10  # they did write
+    assert len(list(folder.iterdir())) <= 9 + 3  # two, the next one, and what the last one left
+
+
+@pytest.mark.parametrize("step", [3, 2], ids=["a new step", "the same step again"])
+def test_killed_before_each_call_to_the_disk(tmp_path: Path, step: int) -> None:
+    lines = killer("points", tmp_path / "c", step)
+    kills, after = lines[::2], lines[1::2]
+    for kill in kills:
+        assert kill["right"] and not kill["skipped"], kill
+        assert (kill["loaded"], kill["mark"]) in ((2, 0), (step, 1)), kill
+    new = [kill["mark"] for kill in kills]
+    assert new == sorted(new) and {0, 1} == set(new)  # one point in time commits
+    assert len(kills) > 12
+    for line in after:
+        assert (line["next"], line["steps"][-1], line["files"]) == (4, 4, 6), line
