@@ -153,7 +153,9 @@ def linear_cross_entropy(
     if not torch.is_grad_enabled():  # `requires_grad` does not tell, and gradients are two thirds of the work
         hidden, weight = hidden.detach(), weight.detach()
     hidden = hidden.to(compute_dtype(hidden.device, hidden.dtype))
-    rows = None if tie is None else tie.rows
+    rows = None
+    if tie is not None:
+        rows, tie.rows = tie.rows, None  # or the graph would hold itself alive: rows -> its node -> tie -> rows
     chunk = chunk or block_rows(len(weight))
     result: Tensor = _LinearCrossEntropy.apply(hidden, weight, targets, row_weights, chunk, tie, rows)  # type: ignore[no-untyped-call]
     return result

@@ -1,0 +1,112 @@
+"""A tied matrix has one gradient, of embedding and head together, whatever backward passes run."""
+
+import gc
+import weakref
+
+import pytest
+import torch
+import torch.nn.functional as F
+from support import model_config
+
+from ablatio.model.assembly import build_model
+from ablatio.model.context import Example
+from ablatio.model.loss import Tie, linear_cross_entropy
+from ablatio.model.roles import describe
+
+V = 40
+
+
+def made(**options):
+    model = build_model(model_config(d_model=16, n_layers=1, **options), V).double()
+    x = torch.randint(0, V, (3, 9))
+    return model, Example(x[:, :-1], x[:, 1:])
+
+
+def plain_loss(model, example):
+    """By full logits, and a gradient of the embedding as torch makes it."""
+    return F.cross_entropy(model(example.inputs).flatten(0, 1), example.targets.flatten(), reduction="sum")
+
+
+def gradients(model, loss, **kwargs):
+    model.zero_grad()
+    loss.backward(**kwargs)
+    return [p.grad.clone() for p in model.parameters()]
+
+
+def assert_equal(a, b):
+    for x, y in zip(a, b, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-10, atol=1e-11)
+
+
+@pytest.mark.parametrize("position", ["rope", "learned"])
+def test_gradients_are_the_plain_ones(position):
+    model, example = made(position=position)
+    assert Tie.of(model.model.embed_tokens, model.lm_head.weight) is not None
+    assert_equal(gradients(model, model.loss(example)[0] * 0.3), gradients(model, plain_loss(model, example) * 0.3))
+
+
+def test_twice_through_one_graph_and_batches_added_up():
+    model, example = made()
+    expected = gradients(model, plain_loss(model, example))
+    loss, _ = model.loss(example)
+    assert_equal(gradients(model, loss, retain_graph=True), expected)
+    assert_equal(gradients(model, loss), expected)
+    model.loss(example)[0].backward()
+    assert_equal([p.grad for p in model.parameters()], [2 * g for g in expected])
+
+
+def test_a_pass_over_part_of_the_graph_leaves_nothing_for_the_next():
+    model, example = made()
+    tie = Tie()
+    hidden = model.model(example.inputs, tie=tie)
+    other = hidden.square().sum()
+    loss = linear_cross_entropy(hidden.flatten(0, 1), model.lm_head.weight, example.targets.flatten(), tie=tie)
+    torch.autograd.grad(loss, hidden, retain_graph=True)  # the head runs, the embedding does not
+    ours = gradients(model, other)
+    assert_equal(ours, gradients(model, model.model(example.inputs).square().sum()))
+
+
+def test_the_head_counts_even_where_hidden_states_are_cut_off():
+    model, example = made()
+    model.model.norm.register_forward_hook(lambda module, args, output: output.detach())
+    model.zero_grad()
+    model.loss(example)[0].backward()
+    ours = model.lm_head.weight.grad.clone()
+    model.zero_grad()
+    plain_loss(model, example).backward()
+    torch.testing.assert_close(ours, model.lm_head.weight.grad, rtol=1e-10, atol=1e-11)
+
+
+def test_steps_aside():
+    model, _ = made()
+    embedding, head = model.model.embed_tokens, model.lm_head.weight
+    with torch.no_grad():
+        assert Tie.of(embedding, head) is None
+    handle = embedding.register_forward_hook(lambda *_: None)
+    assert Tie.of(embedding, head) is None
+    handle.remove()
+    head.requires_grad_(False)
+    assert Tie.of(embedding, head) is None
+    untied, _ = made(tied=False)
+    assert Tie.of(untied.model.embed_tokens, untied.lm_head.weight) is None
+
+
+def test_a_dropped_graph_is_freed_at_once():
+    model, example = made()
+    gc.collect()
+    gc.disable()
+    try:
+        tie = Tie()
+        hidden = model.model(example.inputs, tie=tie)
+        loss = linear_cross_entropy(hidden.flatten(0, 1), model.lm_head.weight, example.targets.flatten(), tie=tie)
+        seen = weakref.ref(tie)
+        del tie, hidden, loss
+        assert seen() is None
+    finally:
+        gc.enable()
+
+
+def test_a_tied_matrix_is_an_embedding_once():
+    model, _ = made()
+    roles = [info.role for p, info in describe(model) if p is model.lm_head.weight]
+    assert roles == ["embedding"]
