@@ -224,7 +224,8 @@ def _refuse_hydra_settings(node: Any) -> None:
 def _normal(override: str) -> str:
     """`experiment=x` means `+experiment=x`: these groups have no default that could be overridden."""
     key = override.split("=")[0]
-    return f"+{override}" if key in ADDED else override
+    added = key in ADDED or (key in REGISTRIES and key not in run_config.NEEDED)
+    return f"+{override}" if added else override
 
 
 def _first_lines(error: BaseException) -> str:

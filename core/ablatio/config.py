@@ -4,12 +4,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from ablatio import rules
+from ablatio import kinds, rules
 from ablatio.errors import Problem
 from ablatio.knobs import Knob, NonNegative, Positive, Range, did_you_mean, read_signature
 from ablatio.plugins import refuse_objects
 from ablatio.registry import REGISTRIES, ContractError, Registry
 
+NEEDED = tuple(getattr(kinds, plural).kind for plural in kinds.__all__)  # a kind that a plugin adds may be left out
 NAME_PATTERN = "letters, digits, `.`, `_` and `-`, at most 100, the first a letter or digit"
 
 
@@ -195,7 +196,7 @@ def _top_level(config: Mapping[str, Any]) -> Iterator[Problem]:
     name = config.get("name")
     if isinstance(name, str) and not is_run_name(name):
         yield Problem("name", f"{name!r} cannot name a folder; expected {NAME_PATTERN}", "name=my-run")
-    for key in (*knobs, *SECTIONS, *REGISTRIES):
+    for key in (*knobs, *SECTIONS, *NEEDED):
         if key not in config:
             yield Problem(key, "is missing from the config")
 

@@ -74,7 +74,7 @@ def sources() -> list[PluginSource]:
 
 
 def _registry_from(kind: Mapping[str, Any]) -> None:
-    Registry[Any](
+    made = Registry[Any](
         kind["kind"],
         kind["doc"],
         wiring=tuple(kind["wiring"]),
@@ -84,6 +84,7 @@ def _registry_from(kind: Mapping[str, Any]) -> None:
         facts=kind["facts"],
         many=kind["many"],
     )
+    made.from_catalogue = True
 
 
 def scan_in_this_process() -> None:

@@ -122,6 +122,9 @@ class Registry(Generic[T]):
     many     several options may be chosen at once: `stabilizer=[clip,ema]`
     """
 
+    provider: Provider
+    from_catalogue: bool = False
+
     def __init__(
         self,
         kind: str,
@@ -136,14 +139,16 @@ class Registry(Generic[T]):
     ) -> None:
         if not NAME.match(kind):
             raise ContractError(f"{kind!r} cannot be the name of a kind; use lower-case letters, digits and _")
-        if kind in REGISTRIES:
-            raise ContractError(f"the kind {kind!r} exists already")
+        old = REGISTRIES.get(kind)
+        if old is not None and not old.from_catalogue:
+            raise ContractError(f"the kind {kind!r} exists already: {old.provider} brings it")
         self.kind, self.doc, self.many = kind, doc, many
         self.wiring, self.calls, self.facts = wiring, dict(calls or {}), dict(facts or {})
         self.methods, self.any_of = methods, any_of
         self.provider = current_provider()
-        self.entries: dict[str, Entry] = {}
-        self._targets: dict[str, Callable[..., T]] = {}
+        # A plugin's own kind is known from the catalogue before its module makes it: both share their contents.
+        self.entries: dict[str, Entry] = old.entries if old else {}
+        self._targets: dict[str, Callable[..., T]] = old._targets if old else {}
         REGISTRIES[kind] = self
 
     def register(self, name: str, *, paper: str = "") -> Callable[[Target], Target]:
