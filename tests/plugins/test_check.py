@@ -48,3 +48,14 @@ def test_a_kind_of_a_plugin_gets_the_common_suite(site):
     verdict = site.add("kindly", "newkind").check("kindly")
     assert "sampler=steady: keeps its contract" in verdict.stdout, verdict.stdout + verdict.stderr
     assert "sampler=stuck of kindly 1.0: the knob `temperature` is dead" in verdict.stdout
+
+
+COMPOSE = """
+from ablatio.compose import compose_run
+answer = [compose_run(words).config.get("sampler") for words in ([], ["sampler=steady", "sampler.temperature=0.5"])]
+"""
+
+
+def test_a_kind_of_a_plugin_can_be_left_out_or_chosen(tmp_path, new_site):
+    site = new_site(tmp_path).add("kindly", "newkind")
+    assert site.ask(COMPOSE) == [None, {"name": "steady", "temperature": 0.5}]
