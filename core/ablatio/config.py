@@ -8,7 +8,7 @@ from ablatio import kinds, rules
 from ablatio.errors import Problem
 from ablatio.knobs import Knob, NonNegative, Positive, Range, did_you_mean, read_signature
 from ablatio.plugins import refuse_objects
-from ablatio.registry import REGISTRIES, ContractError, Registry
+from ablatio.registry import REGISTRIES, ContractError, Entry, Registry
 
 NEEDED = tuple(getattr(kinds, plural).kind for plural in kinds.__all__)  # a kind that a plugin adds may be left out
 NAME_PATTERN = "letters, digits, `.`, `_` and `-`, at most 100, the first a letter or digit"
@@ -147,9 +147,18 @@ def cast(config: Mapping[str, Any]) -> dict[str, Any]:
     for kind, registry in REGISTRIES.items():
         if registry.many:
             found[kind] = {n: _cast(v or {}, registry.entries[n].knobs) for n, v in (config[kind] or {}).items()}
-        else:
+        elif kind in config:
             knobs[kind] = registry.entries[config[kind]["name"]].knobs
     return _cast(found, section_knobs(Run)) | {name: _cast(found[name], k) for name, k in knobs.items()}
+
+
+def chosen(config: Mapping[str, Any]) -> Iterator[tuple[Entry, dict[str, Any]]]:
+    """The options that the config names, and their knobs; a kind that a plugin adds may be left out."""
+    for kind, registry in REGISTRIES.items():
+        node = config.get(kind) or {}
+        options = node if registry.many else {node["name"]: node} if node else {}
+        for name, knobs in options.items():
+            yield registry[name], {k: v for k, v in (knobs or {}).items() if k != "name"}
 
 
 def _cast(node: Mapping[str, Any], knobs: tuple[Knob, ...]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ablatio.registry import REGISTRIES
+from ablatio.config import chosen
 
 
 def show_parts(console: Console, config: Mapping[str, Any], folder: Path) -> None:
@@ -17,11 +17,8 @@ def show_parts(console: Console, config: Mapping[str, Any], folder: Path) -> Non
     table.add_column(style="dim")
     table.add_column(style="bold")
     table.add_column(overflow="fold")
-    for kind, registry in REGISTRIES.items():
-        node = config.get(kind) or {}
-        chosen = node.items() if registry.many else [(node["name"], {k: v for k, v in node.items() if k != "name"})]
-        for name, knobs in chosen:
-            table.add_row(kind, name, escape("  ".join(f"{k}={_short(v)}" for k, v in (knobs or {}).items())))
+    for entry, knobs in chosen(config):
+        table.add_row(entry.kind, entry.name, escape("  ".join(f"{k}={_short(v)}" for k, v in knobs.items())))
     model, train = config["model"], config["train"]
     sizes = ("d_model", "n_layers", "n_heads", "max_len")
     table.add_row("model", "", "  ".join(f"{k}={model[k]}" for k in sizes))

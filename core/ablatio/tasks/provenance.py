@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ablatio import plugins
+from ablatio.config import chosen
 from ablatio.paths import HERE
-from ablatio.registry import REGISTRIES
 
 LIBRARIES = ("ablatio", "torch", "lightning", "hydra-core", "numpy", "tokenizers", "safetensors")
 
@@ -36,13 +36,10 @@ def versions() -> dict[str, str]:
 
 def parts(config: Mapping[str, Any]) -> dict[str, dict[str, str]]:
     """The chosen options: who provides them, and the hash of their source."""
-    found = {}
-    for kind, registry in REGISTRIES.items():
-        node = config.get(kind) or {}
-        for name in list(node) if registry.many else [node["name"]]:
-            entry = registry[name]
-            found[f"{kind}/{name}"] = {"provider": str(entry.provider), "sha256": entry.digest}
-    return found
+    return {
+        f"{entry.kind}/{entry.name}": {"provider": str(entry.provider), "sha256": entry.digest}
+        for entry, _ in chosen(config)
+    }
 
 
 def code(config: Mapping[str, Any]) -> dict[str, Any]:
