@@ -41,29 +41,35 @@ def right(got: Checkpoint) -> bool:
 def fork(work: Callable[[], Any]) -> int:
     if child := os.fork():
         return child
+    code = 1
     try:
         work()
+        code = 0
     finally:
-        os._exit(0)
+        os._exit(code)
 
 
 def kill_at_random(folder: Path, count: int) -> None:
     saved = Checkpoints(folder, run="killed")
     save(saved, 0)
+    begun = time.perf_counter()
+    save(saved, 0)
+    once = time.perf_counter() - begun
     for _ in range(count):
         read, write = os.pipe()
 
         def write_on(pipe: int = write) -> None:
             mine = Checkpoints(folder, run="killed")
-            os.write(pipe, b"%d\n" % mine.load().step)
-            for step in itertools.count(mine.load().step + 1):
+            begin = mine.load().step
+            os.write(pipe, b"%d\n" % begin)
+            for step in itertools.count(begin + 1):
                 save(mine, step)
                 os.write(pipe, b"%d\n" % step)
 
         child = fork(write_on)
         os.close(write)
         seen = os.read(read, 100)  # it has begun
-        time.sleep(random.uniform(0, 0.03))
+        time.sleep(random.uniform(0, 3 * once))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         while more := os.read(read, 100_000):
@@ -84,17 +90,18 @@ def kill_at_points(folder: Path, step: int) -> None:
             calls = itertools.count(1)
 
             def before(real: Callable[..., Any]) -> Callable[..., Any]:
-                def call(*args: Any) -> Any:
+                def call(*args: Any, **options: Any) -> Any:
                     if next(calls) == left:
                         os.kill(os.getpid(), signal.SIGKILL)
-                    return real(*args)
+                    return real(*args, **options)
 
                 return call
 
             class Slow(io.FileIO):
                 write = before(io.FileIO.write)
 
-            Path.open = lambda path, mode="r": Slow(path, mode) if "x" in mode else open(path, mode)  # type: ignore
+            opened = Path.open
+            Path.open = lambda path, mode="r": (Slow if mode == "xb" else opened)(path, mode)  # type: ignore
             os.fsync, Path.replace, Path.unlink = before(os.fsync), before(Path.replace), before(Path.unlink)  # type: ignore
             save(Checkpoints(folder, run="killed"), step, mark=1)
 
@@ -103,8 +110,8 @@ def kill_at_points(folder: Path, step: int) -> None:
         save(saved, 4)
         left = len(list(folder.iterdir()))
         print(json.dumps({"next": saved.load().step, "steps": saved.steps(), "files": left}))
-        if status == 0:
-            return
+        if status != signal.SIGKILL:  # it came to its end
+            sys.exit(os.waitstatus_to_exitcode(status))
 
 
 def report(committed: int, saved: Checkpoints, **more: int) -> None:
