@@ -1,6 +1,7 @@
 """`ablatio check` finds a part that breaks one promise, and says which: the suites are tested with bad parts."""
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -59,3 +60,8 @@ answer = [compose_run(words).config.get("sampler") for words in ([], ["sampler=s
 def test_a_kind_of_a_plugin_can_be_left_out_or_chosen(tmp_path, new_site):
     site = new_site(tmp_path).add("kindly", "newkind")
     assert site.ask(COMPOSE) == [None, {"name": "steady", "temperature": 0.5}]
+
+
+def test_unusual_but_honest_parts_pass(tmp_path, new_site):
+    verdict = new_site(tmp_path).add("unusual", "unusual", origin=Path(__file__).parent / "unusual").check("unusual")
+    assert verdict.returncode == 0, verdict.stdout[-5000:]

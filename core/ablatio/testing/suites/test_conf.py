@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-import pytest
-
 from ablatio.errors import AblatioError
+from ablatio.paths import shipped
+from ablatio.registry import REGISTRIES
 
 KINDS = ()
 
@@ -12,7 +12,12 @@ KINDS = ()
 def test_composes(conf: Path) -> None:
     from ablatio.compose import compose_run
 
+    folder = next(p for p in conf.parents if p.name == "conf")
+    group = conf.parent.relative_to(folder).as_posix()
+    stands = group in REGISTRIES or (shipped("conf") / group).is_dir()  # else nothing is there to be overridden
+    override, problem = f"{'' if stands else '+'}{group}={conf.stem}", ""
     try:
-        compose_run([f"+{conf.parent.name}={conf.stem}"])
+        compose_run([override])
     except AblatioError as error:
-        pytest.fail(f"{conf}: {error}")
+        problem = str(error)
+    assert not problem, f"{override} ({conf}): {problem}"

@@ -29,6 +29,14 @@ def test_runs_in(part: Entry, dtype: torch.dtype) -> None:
     probe.near(part, y.float(), samples.made(part, d_model=D)(x), f"{dtype} and float32", 0.05)
 
 
+def test_takes_bfloat16_beside_float32_weights(part: Entry) -> None:
+    """Under autocast a norm of a sublayer's output, or of queries, gets bfloat16; its own gains are float32."""
+    norm, x = samples.made(part, d_model=D), probe.randn(2, 3, D)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = norm(x.bfloat16())
+    probe.near(part, y.float(), norm(x), "a bfloat16 input under autocast and float32", 0.05)
+
+
 def test_each_position_by_itself(part: Entry) -> None:
     norm = samples.made(part, d_model=D).double()
     x = probe.randn(2, 3, D, dtype=torch.float64)
@@ -67,6 +75,8 @@ def test_gradients(part: Entry) -> None:
 
 def test_gradient_reaches_every_parameter(part: Entry) -> None:
     norm = samples.made(part, d_model=D)
-    (norm(probe.randn(4, D)) * probe.randn(4, D, seed=1)).sum().backward()
+    x = probe.randn(4, D).requires_grad_()
+    (norm(x) * probe.randn(4, D, seed=1)).sum().backward()
+    assert x.grad is not None and x.grad.any(), f"{probe.label(part)}: no gradient reaches its input"
     lost = probe.without_gradient(norm)
     assert not lost, f"{probe.label(part)}: no gradient reaches {', '.join(lost)}"
