@@ -41,7 +41,9 @@ class RMSNorm(nn.Module):
         )
         if fast and self.weight is not None and self.weight.dtype == x.dtype:
             return _FastRMSNorm.apply(x, self.weight, self.eps)
-        return F.rms_norm(x, x.shape[-1:], self.weight, self.eps)
+        # Under autocast x may be bfloat16 beside a float32 gain, which the fused kernel does not take.
+        weight = self.weight if self.weight is None else self.weight.to(x.dtype)
+        return F.rms_norm(x, x.shape[-1:], weight, self.eps)
 
 
 class _FastRMSNorm(torch.autograd.Function):
