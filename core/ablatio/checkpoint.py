@@ -111,7 +111,8 @@ class Checkpoints:
             files = {}
             for part, content in zip(_PARTS, (model, tensors), strict=True):
                 pieces, names = tensor_pieces(content)
-                files[part] = {**write_pieces(self._data_path(step, revision, part), pieces), "names": names}
+                path = self._data_path(step, revision, part)
+                files[part] = {**write_pieces(path, pieces, sync_folder=part == _PARTS[-1]), "names": names}
             lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in (body | {"files": files}).items()]
             text = "{" + ",\n".join([*lines, f'"state": {json.dumps(structure)}']) + "}"
             write_bytes(self._manifest_path(step), sealed(text.encode()))

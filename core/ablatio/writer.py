@@ -117,8 +117,11 @@ def _checked(path: str | Path) -> Path:
     return Path(path)
 
 
-def write_pieces(path: Path, pieces: Iterable[Any]) -> dict[str, Any]:
-    """Write buffers through a temporary file in the same folder; returns {sha256, bytes}."""
+def write_pieces(path: Path, pieces: Iterable[Any], *, sync_folder: bool = True) -> dict[str, Any]:
+    """Write buffers through a temporary file in the same folder; returns {sha256, bytes}.
+
+    `sync_folder=False` spares 4 ms on a disk where the next file is written to the same folder at once.
+    """
     hasher = hashlib.sha256()
     size = 0
     with explained("write", path):
@@ -137,7 +140,8 @@ def write_pieces(path: Path, pieces: Iterable[Any]) -> dict[str, Any]:
             with suppress(OSError):
                 temp.unlink()
             raise
-        _sync_folder(path.parent)
+        if sync_folder:
+            _sync_folder(path.parent)
     return {"sha256": hasher.hexdigest(), "bytes": size}
 
 

@@ -52,6 +52,13 @@ class StopRequest:
             raise KeyboardInterrupt
         self.signal = signal.Signals(number)
 
+    def take(self) -> None:
+        """Make the two signals ours; once more when `fit` has begun, for Lightning puts a handler of its own before it,
+        which ends the process in the middle of an accumulated step, without a checkpoint and with code 0."""
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, self._set)
+
     @contextmanager
     def listening(self) -> Iterator["StopRequest"]:
         """Take the two signals inside; only the main thread can."""
@@ -60,7 +67,8 @@ class StopRequest:
             return
         old: dict[signal.Signals, Callable[[int, FrameType | None], Any] | int | None] = {}
         for number in (signal.SIGTERM, signal.SIGINT):
-            old[number] = signal.signal(number, self._set)
+            old[number] = signal.getsignal(number)
+        self.take()
         try:
             yield self
         finally:

@@ -326,6 +326,9 @@ class _Keep(pl.Callback):
     def __init__(self, session: _Session) -> None:
         self.session, self.step = session, session.start
 
+    def on_train_start(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
+        self.session.stop.take()
+
     def on_train_batch_end(self, trainer: pl.Trainer, task: pl.LightningModule, *args: Any) -> None:
         if trainer.global_step != self.step:
             self.step = trainer.global_step

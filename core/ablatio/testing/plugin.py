@@ -1,5 +1,6 @@
 """The pytest plugin: hands each contract test the parts of its kinds, as the registries have them."""
 
+import functools
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -8,9 +9,11 @@ from typing import Any
 
 import pytest
 
+from ablatio.errors import UserError
 from ablatio.knobs import Knob
-from ablatio.plugins import sources
+from ablatio.plugins import failures, sources
 from ablatio.registry import REGISTRIES, Entry
+from ablatio.testing import installed
 
 PART = re.compile(r"(?<=\[)[a-z0-9_]+=[\w-]+?(?=[]-]|\.)")  # `norm=mine` in `test_x[norm=mine.eps]`
 
@@ -29,6 +32,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     dist = metafunc.config.getoption("--ablatio-dist") or getattr(metafunc.module, "ABLATIO_DIST", None)
     if not home.__name__.startswith("ablatio.testing.suites."):
         return
+    dist = dist and _working(dist)
     names = set(metafunc.fixturenames)
     parts = [e for e in _entries(getattr(home, "KINDS", None)) if dist in (None, e.provider.dist)]
     if {"part", "knob"} <= names:
@@ -46,6 +50,18 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def _parametrise(metafunc: pytest.Metafunc, names: str, values: Sequence[Any], ids: list[str]) -> None:
     metafunc.parametrize(names, values, ids=ids)
+
+
+@functools.cache
+def _working(dist: str) -> str:
+    """The distribution's own spelling; a suite that finds nothing to try because nothing was loaded is no success."""
+    try:
+        name = installed(dist)
+    except UserError as error:
+        raise pytest.UsageError(str(error)) from None
+    if broken := [str(f) for f in failures() if f.provider.dist == name]:
+        raise pytest.UsageError("\n".join(broken))
+    return name
 
 
 def _entries(kinds: Sequence[str] | None) -> list[Entry]:
