@@ -43,7 +43,9 @@ class Site:
             "OMP_NUM_THREADS": "1",
         }
         command = [sys.executable, *arguments]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        return subprocess.run(
+            command, env=environment, cwd=self.folder.parent, capture_output=True, text=True, check=False
+        )
 
     def ask(self, code: str) -> object:
         """The value that `code` leaves in `answer`."""

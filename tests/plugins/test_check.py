@@ -65,3 +65,9 @@ def test_a_kind_of_a_plugin_can_be_left_out_or_chosen(tmp_path, new_site):
 def test_unusual_but_honest_parts_pass(tmp_path, new_site):
     verdict = new_site(tmp_path).add("unusual", "unusual", origin=Path(__file__).parent / "unusual").check("unusual")
     assert verdict.returncode == 0, verdict.stdout[-5000:]
+
+
+def test_nothing_to_try_is_no_success(tmp_path, new_site):
+    suite = ["-m", "pytest", "-p", "no:cacheprovider", "--pyargs", "ablatio.testing.suites.test_schedule"]
+    run = new_site(tmp_path).run(*suite, "--ablatio-dist", "nonesuch")
+    assert run.returncode != 0 and "no installed distribution `nonesuch` brings parts" in run.stdout
