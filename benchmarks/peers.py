@@ -26,7 +26,7 @@ class Shape:
     length: int
 
 
-class NotInstalled(Exception):  # noqa: N818 (no failure: the peer is left out)
+class NotInstalled(Exception):
     """This peer's package is not here."""
 
 
@@ -41,7 +41,8 @@ def ours(shape: Shape, **parts: Any) -> tuple[nn.Module, Loss]:
     names = {"placement": "pre", "mlp": "dense", "attention": "mha", "block": "sequential", "architecture": "causal"}
     bias = bool(parts.pop("bias"))
     config: dict[str, Any] = {
-        kind: {"name": name, **REGISTRIES[kind][name].defaults} for kind, name in (names | parts | {"init": "gpt2"}).items()
+        kind: {"name": name, **REGISTRIES[kind][name].defaults}
+        for kind, name in (names | parts | {"init": "gpt2"}).items()
     }
     config["match"] = "params"
     config["model"] = {

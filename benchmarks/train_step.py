@@ -3,8 +3,9 @@
     python benchmarks/train_step.py [--vocab 4096 50304] [--compile] [--repeats 9] [--json FILE]
 
 A step: forward, loss on all tokens, backward, clipping to norm 1, fused AdamW.  Time is the CPU time of the process at
-one thread, so that other work on the machine shifts it little; the contenders take turns (A B C A B C ...), and a ratio
-is the median over the turns of theirs / ours.  Peak memory is that of a fresh process over what its imports took.
+one thread, so that other work on the machine shifts it little; the contenders, each in a process of its own, take
+turns (A B C A B C ...), and a ratio is the median over the turns of theirs / ours.  Peak memory is the process's over
+what its imports took: weights, gradients, optimizer state, activations.
 """
 
 import argparse
@@ -16,7 +17,9 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import torch
 from peers import FAMILIES, Maker, NotInstalled, Shape, compile_blocks
@@ -27,6 +30,7 @@ from torch import nn
 Step = Callable[[], None]
 TOKENS = ((8, 128), (4, 256))
 OURS = "ablatio"
+WARM_UP = 3
 
 
 def make_step(maker: Maker, shape: Shape, compiled: bool = False) -> tuple[Step, int]:
@@ -54,28 +58,8 @@ def make_step(maker: Maker, shape: Shape, compiled: bool = False) -> tuple[Step,
     return step, sum(p.numel() for p in parameters)
 
 
-def cpu_seconds(step: Step) -> float:
-    start = time.process_time()
-    step()
-    return time.process_time() - start
-
-
-def take_turns(steps: dict[str, Step], repeats: int) -> dict[str, list[float]]:
-    """The CPU seconds of each contender's steps; two warm-up steps each, then one step a turn."""
-    for step in steps.values():
-        step()
-        step()
-    gc.collect()
-    gc.disable()
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(repeats):
-        for name, step in steps.items():
-            times[name].append(cpu_seconds(step))
-    gc.enable()
-    return times
-
-
-# Memory
+# Each contender lives in a process of its own, as a training run does, and does one step when it is asked to: so no
+# one profits from memory that another has already fetched from the system.
 
 
 def status_kb(key: str) -> int:
@@ -83,83 +67,104 @@ def status_kb(key: str) -> int:
     return int(next(line for line in lines if line.startswith(key)).split()[1])
 
 
-def peak_in_child(family: str, name: str, shape: Shape, answer: "multiprocessing.Queue[float]") -> None:
-    """What three steps take over the memory that one small model of the same kind, and so its imports, left."""
+def contend(family: str, name: str, shape: Shape, compiled: bool, pipe: Connection) -> None:
+    """Answer (parameters, or why there are none), then for each request (CPU seconds of a step, peak MB till now).
+
+    The peak is counted from what the imports and a step of a tiny model of the same kind left behind.
+    """
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    maker = FAMILIES[family][name]
-    step, _ = make_step(maker, Shape(16, 1, 16))
-    step()
-    del step
+    try:
+        make_step(FAMILIES[family][name], Shape(16, 1, 16))[0]()
+    except NotInstalled:
+        pipe.send(None)
+        return
     gc.collect()
     before = status_kb("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts here
-    step, _ = make_step(maker, shape)
-    for _ in range(3):
+    step, parameters = make_step(FAMILIES[family][name], shape, compiled)
+    pipe.send(parameters)
+    while pipe.recv():
+        start = time.process_time()
         step()
-    answer.put((status_kb("VmHWM") - before) / 1024)
+        pipe.send((time.process_time() - start, (status_kb("VmHWM") - before) / 1024))
 
 
-def peak_megabytes(family: str, name: str, shape: Shape) -> float:
-    spawn = multiprocessing.get_context("spawn")
-    answer = spawn.Queue()
-    child = spawn.Process(target=peak_in_child, args=(family, name, shape, answer))
-    child.start()
-    child.join()
-    return answer.get(timeout=5) if child.exitcode == 0 else float("nan")
+class Contender:
+    def __init__(self, family: str, name: str, shape: Shape, compiled: bool = False) -> None:
+        spawn = multiprocessing.get_context("spawn")
+        self.pipe, theirs = spawn.Pipe()
+        self.process = spawn.Process(target=contend, args=(family, name, shape, compiled, theirs), daemon=True)
+        self.process.start()
+        theirs.close()
+        self.parameters: int | None = self.pipe.recv()
+        self.seconds: list[float] = []
+        self.peak = 0.0
+
+    def step(self) -> None:
+        self.pipe.send(True)
+        seconds, self.peak = self.pipe.recv()
+        self.seconds.append(seconds)
+
+    def stop(self) -> None:
+        if self.parameters is not None:
+            self.pipe.send(False)
+        self.process.join()
 
 
-# All together
+def take_turns(family: str, shape: Shape, with_compile: bool, repeats: int) -> dict[str, Contender]:
+    """Three warm-up steps each, then one step a turn."""
+    each = {name: Contender(family, name, shape) for name in FAMILIES[family]}
+    if with_compile:
+        found = [name for name in each if each[name].parameters is not None]
+        each |= {f"{name}, compiled": Contender(family, name, shape, compiled=True) for name in found}
+    racing = [c for c in each.values() if c.parameters is not None]
+    for turn in range(WARM_UP + repeats):
+        for contender in racing:
+            contender.step()
+            if turn < WARM_UP:
+                contender.seconds.clear()
+    for contender in each.values():
+        contender.stop()
+    return each
 
 
-def contenders(family: str, shape: Shape, with_compile: bool) -> tuple[dict[str, Step], dict[str, int], list[str]]:
-    steps, sizes, missing = {}, {}, []
-    for name, maker in FAMILIES[family].items():
-        try:
-            steps[name], sizes[name] = make_step(maker, shape)
-        except NotInstalled as reason:
-            missing.append(str(reason))
-            continue
-        if with_compile:
-            steps[f"{name}, compiled"], sizes[f"{name}, compiled"] = make_step(maker, shape, compiled=True)
-    return steps, sizes, missing
+Row = dict[str, Any]
 
 
-def compare(family: str, shape: Shape, args: argparse.Namespace) -> list[dict[str, object]]:
+def compare(family: str, shape: Shape, args: argparse.Namespace) -> list[Row]:
     """One row per contender: tokens a second, how much faster ours is, peak memory and ours as a share of it."""
-    steps, sizes, missing = contenders(family, shape, args.compile)
-    times = take_turns(steps, args.repeats)
-    steps.clear()
-    gc.collect()
-    peaks = {} if args.no_memory else {n: peak_megabytes(family, n, shape) for n in times if "compiled" not in n}
-    rows: list[dict[str, object]] = []
-    for name, seconds in times.items():
-        row = {"family": family, **{k: getattr(shape, k) for k in ("vocab", "batch", "length")}, "name": name}
-        row |= {"parameters": sizes[name], "tokens_per_second": shape.batch * shape.length / statistics.median(seconds)}
-        for ours in (OURS, f"{OURS}, compiled"):
-            if ours in times:
-                pairs = zip(seconds, times[ours], strict=True)
-                row[f"{ours}: speed"] = statistics.median(theirs / mine for theirs, mine in pairs)
-        row |= {"peak_mb": peaks.get(name), "memory": peaks[OURS] / peaks[name] if name in peaks else None}
+    each = take_turns(family, shape, args.compile, args.repeats)
+    rows: list[Row] = []
+    for name, contender in each.items():
+        row: Row = {"family": family, "name": name, "vocab": shape.vocab, "batch": shape.batch, "length": shape.length}
         rows.append(row)
-    return rows + [{"family": family, "name": name, "missing": True} for name in missing]
-
-
-def show(rows: list[dict[str, object]], title: str, console: Console) -> None:
-    table = Table(title=title, title_justify="left")
-    compiled = any(f"{OURS}, compiled: speed" in row for row in rows)
-    heads = ["", "parameters", "tokens/s", "ours is faster by"] + ["compiled, by"] * compiled
-    for head in [*heads, "peak MB", "ours takes"]:
-        table.add_column(head, justify="left" if not head else "right")
-    for row in rows:
-        if row.get("missing"):
-            table.add_row(str(row["name"]), "not installed")
+        row["parameters"] = contender.parameters
+        if contender.parameters is None:
             continue
-        ratios = [f"{row[f'{OURS}{kind}: speed']:.2f}x" for kind in ("", ", compiled")[: 1 + compiled]]
-        memory = ["", ""] if row["peak_mb"] is None else [f"{row['peak_mb']:.0f}", f"{row['memory']:.2f}x"]
-        table.add_row(
-            str(row["name"]), f"{row['parameters'] / 1e6:.2f} M", f"{row['tokens_per_second']:.0f}", *ratios, *memory
-        )
+        row["tokens_per_second"] = shape.batch * shape.length / statistics.median(contender.seconds)
+        row["speed"] = [against(contender, each[ours]) for ours in (OURS, f"{OURS}, compiled") if ours in each]
+        row |= {"peak_mb": contender.peak, "memory": each[OURS].peak / contender.peak}
+    return rows
+
+
+def against(theirs: Contender, ours: Contender) -> float:
+    return statistics.median(a / b for a, b in zip(theirs.seconds, ours.seconds, strict=True))
+
+
+def show(rows: list[Row], title: str, console: Console) -> None:
+    table = Table(title=title, title_justify="left")
+    compiled = max(len(row.get("speed", [])) for row in rows) > 1
+    heads = ["", "parameters", "tokens/s", "ours is faster by"] + ["ours compiled, by"] * compiled
+    for head in [*heads, "peak MB", "ours takes"]:
+        table.add_column(head, justify="right" if head else "left")
+    for row in rows:
+        if row["parameters"] is None:
+            table.add_row(row["name"], "not installed")
+            continue
+        numbers = [f"{row['parameters'] / 1e6:.2f} M", f"{row['tokens_per_second']:.0f}"]
+        numbers += [f"{ratio:.2f}x" for ratio in row["speed"]]
+        table.add_row(row["name"], *numbers, f"{row['peak_mb']:.0f}", f"{row['memory']:.2f}x")
     console.print(table)
 
 
@@ -170,13 +175,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--length", type=int, nargs="+", default=[128, 256], choices=[length for _, length in TOKENS])
     parser.add_argument("--compile", action="store_true", help="also with torch.compile on each layer, ours and peers'")
     parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--no-memory", action="store_true", help="skip the peak memory")
     parser.add_argument("--json", type=Path, metavar="FILE")
     return parser.parse_args()
 
 
 def main() -> None:
-    args, console, everything = arguments(), Console(width=110), []
+    args, console = arguments(), Console(width=110)
+    everything: list[Row] = []
     torch.set_num_threads(1)
     console.print(f"torch {torch.__version__}, {platform.machine()}, one thread, {args.repeats} turns")
     for vocab in args.vocab:

@@ -71,29 +71,27 @@ class Rope(nn.Module):
         angles = _angles(pos, self.width, self.base)  # (T, d/2) or (B, T, d/2)
         if pos.dim() == 2:
             angles = angles[:, None]  # one for all heads
-        return self._turn(q, angles), self._turn(k, angles)
+        cos, sin = angles.cos().to(q.dtype), angles.sin().to(q.dtype)
+        return self._turn(q, cos, sin), self._turn(k, cos, sin)
 
-    def _turn(self, x: Tensor, angles: Tensor) -> Tensor:
-        whole = self.width == x.shape[-1]
-        turned, kept = (x, None) if whole else (x[..., : self.width], x[..., self.width :])
-        turned = _turn_pairs(turned, angles) if self.layout == "interleaved" else _turn_halves(turned, angles)
-        return turned if kept is None else torch.cat([turned, kept], dim=-1)
+    def _turn(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        turn = _turn_pairs if self.layout == "interleaved" else _turn_halves
+        if self.width == x.shape[-1]:
+            return turn(x, cos, sin)
+        return torch.cat([turn(x[..., : self.width], cos, sin), x[..., self.width :]], dim=-1)
 
 
-def _turn_pairs(x: Tensor, angles: Tensor) -> Tensor:
+def _turn_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     pairs = x.unflatten(-1, (-1, 2))
     if x.dtype in (torch.float32, torch.float64) and not torch.compiler.is_compiling():
         # One complex product: 0.3x the time of rotate-half.
         wide = torch.view_as_complex(pairs if pairs.stride(-1) == 1 else pairs.contiguous())
-        turn = torch.polar(torch.ones_like(angles), angles).to(wide.dtype)
-        return torch.view_as_real(wide * turn).flatten(-2)
-    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+        return torch.view_as_real(wide * torch.complex(cos, sin)).flatten(-2)
     a, b = pairs.unbind(-1)
     return torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1).flatten(-2)
 
 
-def _turn_halves(x: Tensor, angles: Tensor) -> Tensor:
-    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+def _turn_halves(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     a, b = x.chunk(2, dim=-1)
     return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
 

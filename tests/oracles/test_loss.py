@@ -43,6 +43,12 @@ def test_any_shape_and_chunk(rows, chunk, vocab, weighted):
     assert_equal(inputs, torch.rand(rows, dtype=torch.float64) if weighted else None, chunk)
 
 
+def test_no_rows_at_all():
+    hidden, weight, targets = case(0)
+    loss = linear_cross_entropy(hidden, weight, targets)
+    assert loss == 0 and not torch.autograd.grad(loss, weight)[0].any()
+
+
 def test_weights_leave_rows_out():
     hidden, weight, targets = inputs = case(300)
     keep = torch.zeros(300, dtype=torch.float64)

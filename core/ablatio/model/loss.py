@@ -30,7 +30,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         precise, matrix = _precise(hidden.dtype), weight.to(hidden.dtype)
         total = hidden.new_zeros((), dtype=precise)
         d_hidden = torch.empty_like(hidden) if hidden.requires_grad else None
-        d_weight = torch.zeros_like(weight) if weight.requires_grad else None
+        d_weight = torch.empty_like(weight) if weight.requires_grad else None
         # One buffer for all blocks: allocating it anew costs more (page faults) than the softmax that fills it.
         buffer = hidden.new_empty(min(chunk, len(hidden)), len(weight))
         for start in range(0, len(hidden), chunk):
@@ -49,7 +49,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if d_hidden is not None:
                 torch.mm(d_logits, matrix, out=d_hidden[start : start + chunk])
             if d_weight is not None:
-                d_weight.addmm_(d_logits.T.to(weight.dtype), block.to(weight.dtype))
+                d_weight.addmm_(d_logits.T.to(weight.dtype), block.to(weight.dtype), beta=min(start, 1))
+        if d_weight is not None and not len(hidden):
+            d_weight.zero_()
         ctx.save_for_backward(d_hidden, d_weight)
         ctx.tie = tie
         return total
