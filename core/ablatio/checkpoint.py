@@ -103,8 +103,8 @@ class Checkpoints:
         structure, tensors = encode_state(dict(state))
         self._check(step, model, tensors, info)
         make_folder(self.folder)
-        self._tidy()
         self._refuse_rewind(step)
+        self._prune(step)  # what a writer that was killed after its commit could not
         revision = self._free_revision(step)
         body = {"format": FORMAT, "step": step, "run": self.run, "revision": revision, "info": info}
         try:

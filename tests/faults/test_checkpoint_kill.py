@@ -44,7 +44,7 @@ def test_killed_at_random_times(folder: Path) -> None:
         assert kill["right"] and not kill["skipped"], kill
         assert kill["loaded"] - kill["committed"] in (0, 1), kill  # committed, and killed before it could say so
     assert kills[-1]["loaded"] > 0  # they did write
-    assert len(list(folder.iterdir())) <= 9 + 3  # two, the next one, and what the last one left
+    assert len(list(folder.iterdir())) <= 9  # two checkpoints and what the last writer left, not what all of them did
 
 
 @pytest.mark.parametrize("step", [3, 2], ids=["a new step", "the same step again"])
@@ -56,6 +56,6 @@ def test_killed_before_each_call_to_the_disk(tmp_path: Path, step: int) -> None:
         assert (kill["loaded"], kill["mark"]) in ((2, 0), (step, 1)), kill
     new = [kill["mark"] for kill in kills]
     assert new == sorted(new) and {0, 1} == set(new)  # one point in time commits
-    assert len(kills) > 18
+    assert len(kills) > 15
     for line in after:
         assert (line["next"], line["steps"][-1], line["files"]) == (4, 4, 6), line

@@ -45,7 +45,7 @@ def test_a_signal_leaves_a_checkpoint_and_code_75(
     stopped = ablatio(
         ["train", *settings, "name=cut"], tmp_path / "log", kill_when=cut / "checkpoints/step-00000060.json", number=number
     )
-    assert stopped.code == 75, stopped.err
+    assert stopped.code == 75, stopped.out[-300:] + stopped.err
     assert f"resume={cut}" in stopped.err
     assert summary(cut)["status"] == "preempted"
     assert ablatio(["train", f"resume={cut}"], tmp_path / "log").code == 0

@@ -28,18 +28,19 @@ def multirun(overrides: list[str]) -> int:
     folder = _sweep_folder(arms[0])
     print(f"{len(arms)} runs in {folder}", flush=True)
     done: list[tuple[str, dict[str, Any] | None]] = []
+    varied = {o.split("=")[0] for o in set().union(*arms).difference(set(arms[0]).intersection(*arms[1:]))}
 
     def job(node: Any) -> float | None:
         from hydra.core.hydra_config import HydraConfig
 
         number = int(HydraConfig.get().job.num)
-        label = " ".join(HydraConfig.get().overrides.task)
+        label = " ".join(o for o in HydraConfig.get().overrides.task if o.split("=")[0] in varied) or "one run"
         done.append((label, _run_arm(node, folder / str(number), f"{number + 1}/{len(arms)} {label}")))
         result = done[-1][1]
         return result["val/loss"] if result else None
 
     # Hydra's own folder is ours: `out` and `name` are checked, and nothing is written beside it.
-    _hydra(["-m", *overrides, f"hydra.sweep.dir={json.dumps(str(folder))}", "trainer.progress=false"], job)
+    _hydra(["-m", *overrides, f"hydra.sweep.dir={json.dumps(str(folder))}"], job)
     show_table(done, folder)
     failed = sum(1 for _, result in done if result is None)
     if failed:

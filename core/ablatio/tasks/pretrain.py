@@ -99,7 +99,7 @@ class Pretrain(pl.LightningModule):
 
     def _diverge(self, what: str, value: float) -> None:
         raise Diverged(
-            f"the run diverged: {what} is {value} at step {self.global_step}; the last checkpoint is from before\n"
+            f"the run diverged: {what} is {value} at step {self.global_step}; nothing of it was saved\n"
             f"    try: a lower rate (optimizer.lr), a longer warm-up (schedule.warmup) or a stabilizer"
         )
 
