@@ -17,7 +17,24 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture
 def text_file(tmp_path: Path) -> Path:
     """A small text that a model can learn: sentences over a few words, documents apart by blank lines."""
-    words = "the people of a great nation want peace and work for all who live in it".split()
+    words = [
+        "the",
+        "people",
+        "of",
+        "a",
+        "great",
+        "nation",
+        "want",
+        "peace",
+        "and",
+        "work",
+        "for",
+        "all",
+        "who",
+        "live",
+        "in",
+        "it",
+    ]
     documents = []
     for number in range(60):
         order = [words[(i * (number % 7 + 1) + number) % len(words)] for i in range(80)]

@@ -31,14 +31,17 @@ class Finished:
 def _child(arguments: Sequence[str], folder: str) -> None:
     from ablatio.cli import main
 
-    sys.stdout, sys.stderr = (Path(folder, name).open("w", encoding="utf-8") for name in ("out", "err"))
+    sys.stdout = Path(folder, "out").open("w", encoding="utf-8")  # noqa: SIM115 (open until the process ends)
+    sys.stderr = Path(folder, "err").open("w", encoding="utf-8")  # noqa: SIM115
     code = main(list(arguments))
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
-def ablatio(arguments: Sequence[str], folder: Path, kill_when: Path | None = None, number: int = signal.SIGKILL) -> Finished:
+def ablatio(
+    arguments: Sequence[str], folder: Path, kill_when: Path | None = None, number: int = signal.SIGKILL
+) -> Finished:
     """`ablatio ARGUMENTS` in a forked child; it gets signal `number` as soon as `kill_when` exists."""
     import torch
 

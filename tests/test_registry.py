@@ -43,7 +43,11 @@ def test_one_signature_says_everything(things: Registry[Any]) -> None:
     assert rate is not None and rate.help == "how much" and str(rate.range) == "[0, 1]"
     assert things.build("good", {"rate": 1, "sizes": [1, 2]}, width=3, other=4).made == (3, 1.0, "a", (1, 2))
     assert Entry.from_json(entry.to_json()) == entry
-    for knobs, message in (({"rate": 2}, "in \\[0, 1\\]"), ({"moed": "a"}, "did you mean mode"), ({"mode": "c"}, "a, b")):
+    for knobs, message in (
+        ({"rate": 2}, "in \\[0, 1\\]"),
+        ({"moed": "a"}, "did you mean mode"),
+        ({"mode": "c"}, "a, b"),
+    ):
         with pytest.raises(UserError, match=message):
             things.build("good", knobs, width=3)
     with pytest.raises(UserError, match="did you mean good"):

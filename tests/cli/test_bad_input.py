@@ -24,7 +24,11 @@ CASES = {
     "bad choice": (["position.layout=diagonal"], "one of interleaved, half", "position.layout=interleaved"),
     "wrong length": (["optimizer.betas=[0.9]"], "1 values came, 2 were expected", "optimizer.betas=[0.9,0.95]"),
     "heads that do not divide": (["model.n_heads=3"], "3 does not divide it", "model.n_heads=2"),
-    "kv heads that do not divide": (["attention=gqa", "attention.n_kv_heads=3"], "must divide", "attention.n_kv_heads=2"),
+    "kv heads that do not divide": (
+        ["attention=gqa", "attention.n_kv_heads=3"],
+        "must divide",
+        "attention.n_kv_heads=2",
+    ),
     "odd rotary width": (["model.n_heads=128"], "must be even: 1 * 1 = 1", None),
     "odd rotary share": (["position.fraction=0.16"], "32 * 0.16 = 5", "position.fraction=0.1875"),
     "longer than a learned table": (["position=learned", "data.length=256"], "knows only model.max_len=128", None),
@@ -55,7 +59,15 @@ def test_one_problem_is_said_with_its_remedy(case: str, capsys: pytest.CaptureFi
 
 
 def test_all_problems_come_at_once() -> None:
-    bad = ["nrom=x", "norm=rmsnrom", "optimizer.lrr=1", "optimizer.lr=abc", "model.n_heads=3", "seed=???", "train.steps=0"]
+    bad = [
+        "nrom=x",
+        "norm=rmsnrom",
+        "optimizer.lrr=1",
+        "optimizer.lr=abc",
+        "model.n_heads=3",
+        "seed=???",
+        "train.steps=0",
+    ]
     with pytest.raises(ConfigError) as caught:
         compose_run(bad)
     assert {p.where for p in caught.value.problems} == {
@@ -78,7 +90,10 @@ def test_all_problems_come_at_once() -> None:
         (["train", "resume=/nowhere"], "is no run folder"),
         (["train", "-m", "+sweep=nothing"], "there is no sweep nothing"),
         (["train", "-m", "norm=rmsnorm,nothing", "seed=1,2"], "2 of 4 runs"),
-        (["train", "-m", f"seed={','.join(map(str, range(200)))}", f"model.d_model={','.join(map(str, range(99)))}"], "10000"),
+        (
+            ["train", "-m", f"seed={','.join(map(str, range(200)))}", f"model.d_model={','.join(map(str, range(99)))}"],
+            "10000",
+        ),
         (["train", "hydra.callbacks.x._target_=os.system"], "hydra"),
         (["train", "+hydra.callbacks.x.y=1"], "parts are chosen by name"),
     ],

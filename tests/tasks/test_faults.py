@@ -38,7 +38,9 @@ def test_a_weight_that_is_nan_never_becomes_a_checkpoint(tmp_path: Path, text_fi
     from ablatio.checkpoint import Checkpoints
     from ablatio.errors import Diverged
 
-    assert ablatio(["train", *TINY, f"source.path={text_file}", f"out={tmp_path}", "name=run"], tmp_path / "log").code == 0
+    assert (
+        ablatio(["train", *TINY, f"source.path={text_file}", f"out={tmp_path}", "name=run"], tmp_path / "log").code == 0
+    )
     found = Checkpoints(tmp_path / "run/checkpoints").load()
     name = next(n for n, t in found.model.items() if t.dim() == 2)
     found.model[name][0, 0] = float("nan")
@@ -48,7 +50,10 @@ def test_a_weight_that_is_nan_never_becomes_a_checkpoint(tmp_path: Path, text_fi
 
 
 def test_an_output_folder_that_cannot_be_written_is_code_5(tmp_path: Path, text_file: Path) -> None:
-    if os.getuid() == 0 and subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "none", str(_at(tmp_path))]).returncode == 0:
+    if (
+        os.getuid() == 0
+        and subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "none", str(_at(tmp_path))]).returncode == 0
+    ):
         out = _at(tmp_path)
     else:  # no right to mount: a file stands where the folder should be
         out = tmp_path / "file"

@@ -43,7 +43,10 @@ def test_a_signal_leaves_a_checkpoint_and_code_75(
     assert ablatio(["train", *settings, "name=whole"], tmp_path / "log").code == 0
     cut = tmp_path / "cut"
     stopped = ablatio(
-        ["train", *settings, "name=cut"], tmp_path / "log", kill_when=cut / "checkpoints/step-00000060.json", number=number
+        ["train", *settings, "name=cut"],
+        tmp_path / "log",
+        kill_when=cut / "checkpoints/step-00000060.json",
+        number=number,
     )
     assert stopped.code == 75, stopped.out[-300:] + stopped.err
     assert f"resume={cut}" in stopped.err
@@ -55,7 +58,9 @@ def test_a_signal_leaves_a_checkpoint_and_code_75(
 
 def test_a_finished_run_is_left_alone_and_settings_cannot_change(tmp_path: Path, text_file: Path) -> None:
     run = tmp_path / "run"
-    assert ablatio(["train", *TINY, f"source.path={text_file}", f"out={tmp_path}", "name=run"], tmp_path / "log").code == 0
+    assert (
+        ablatio(["train", *TINY, f"source.path={text_file}", f"out={tmp_path}", "name=run"], tmp_path / "log").code == 0
+    )
     before = weights(run, 12)
     again = ablatio(["train", f"resume={run}"], tmp_path / "log")
     assert again.code == 0 and "finished" in again.out

@@ -30,7 +30,7 @@ def scores(run: Path, log: Path) -> list[dict[str, object]]:
 
 @pytest.mark.slow
 def test_position_study_has_its_shape(tmp_path: Path) -> None:
-    """sweeps/position_extrapolation.yaml with two of its arms: alibi stays flat beyond training's length, rope does not."""
+    """sweeps/position_extrapolation.yaml with two of its arms: alibi stays flat beyond 128 bytes, rope does not."""
     ended = ablatio([*STUDY, f"out={tmp_path}", "position=alibi,rope"], tmp_path / "log")
     assert ended.code == 0, ended.err
     (alibi, alibi_far), (rope, rope_far) = (scores(tmp_path / "study" / n, tmp_path / "log") for n in "01")

@@ -72,7 +72,7 @@ def _single(overrides: list[str]) -> int:
     from ablatio.compose import compose_run
 
     composed = compose_run(overrides)
-    from ablatio.tasks.run import new_folder
+    from ablatio.tasks.folder import new_folder
 
     folder = new_folder(composed.config)
     _train(composed.config, composed.public, folder)
@@ -108,7 +108,7 @@ def _resume(folder: Path, overrides: list[str], many: bool) -> int:
         )
     import json
 
-    from ablatio.tasks.run import read_run
+    from ablatio.tasks.folder import read_run
 
     settings = read_run(folder)
     for override in overrides:

@@ -7,9 +7,11 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from ablatio.compose import compose_run, config_of, expand, read_yaml, register_with_hydra, sweep_files
+from ablatio.compose import compose_run, config_of
 from ablatio.errors import AblatioError, ConfigError, Preempted, Problem, SweepFailed, UserError
 from ablatio.knobs import did_you_mean
+from ablatio.options import read_yaml, register_with_hydra, sweep_files
+from ablatio.overrides import expand
 from ablatio.paths import shipped
 
 

@@ -43,6 +43,6 @@ def show_result(console: Console, summary: Mapping[str, Any], folder: Path) -> N
     million = summary["parameters"] / 1e6
     console.print(
         f"{million:.2f} M parameters, {summary['tokens'] / 1e6:.2f} M tokens, "
-        f"{summary['train_flops'] / 1e12:.1f} TFLOP, {summary['seconds']:.0f} s; everything is in {escape(str(folder))}",
+        f"{summary['train_flops'] / 1e12:.1f} TFLOP, {summary['seconds']:.0f} s; all is in {escape(str(folder))}",
         highlight=False,
     )

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from ablatio.checkpoint import Checkpoints
-from ablatio.tasks.run import CHECKPOINTS, Prepared, prepare_run, read_run, run_id
+from ablatio.tasks.folder import CHECKPOINTS, read_run, run_id
+from ablatio.tasks.prepared import Prepared, prepare_run
 
 
 def load_run(folder: Path, step: int | None = None) -> tuple[Prepared, int]:

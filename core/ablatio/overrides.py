@@ -1,0 +1,111 @@
+"""What the user said, `key=value` by `key=value`, in Hydra's grammar: sorted, checked, expanded into arms."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+
+from ablatio import config as run_config
+from ablatio.errors import Problem, UserError
+from ablatio.options import groups, register_with_hydra
+from ablatio.registry import REGISTRIES
+
+ADDED = ("experiment", "preset", run_config.SWEEP)
+MAX_ARMS = 10_000
+
+
+def normal(override: str) -> str:
+    """`experiment=x` means `+experiment=x`: these groups have no default that could be overridden."""
+    key = override.split("=")[0]
+    added = key in ADDED or (key in REGISTRIES and key not in run_config.NEEDED)
+    return f"+{override}" if added else override
+
+
+def sorted_out(overrides: list[str]) -> tuple[list[str], list[tuple[str, Override]], list[Problem]]:
+    """(choices of options that can be made, values, what is wrong with the other choices)."""
+    options, problems, chosen = groups(), list[Problem](), dict[str, str]()
+    good, values = list[str](), list[tuple[str, Override]]()
+    for text in overrides:
+        try:
+            parsed = OverridesParser.create().parse_override(text)
+        except HydraException:  # a bad override, in one of the ways that the parser has to say so
+            problems.append(Problem(text, f"{text!r} is no setting; write key=value, and quote special characters"))
+            continue
+        if parsed.key_or_group in options and not parsed.is_delete():
+            found = list(_group_problems(parsed, options, chosen))
+            problems += found
+            good += [] if found else [text]
+        else:
+            values.append((text, parsed))
+    return good, values, problems
+
+
+def _group_problems(parsed: Override, options: dict[str, list[str]], chosen: dict[str, str]) -> Iterator[Problem]:
+    group, value = parsed.key_or_group, parsed.value()
+    if parsed.is_sweep_override():
+        yield Problem(group, f"several values came: {_swept(parsed)}; -m runs one after the other")
+        return
+    many = group in REGISTRIES and REGISTRIES[group].many
+    names = value if isinstance(value, list) else [value]
+    if isinstance(value, list) and not many:
+        came = ", ".join(map(str, names))
+        yield Problem(group, f"{len(names)} options came ({came}), a model has one {group}", f"{group}={names[0]}")
+        return
+    if group in chosen and not many:
+        came = f"{chosen[group]} and {value}"
+        yield Problem(group, f"two options came ({came}), a model has one {group}", f"{group}={value}")
+        return
+    chosen[group] = str(value)
+    for name in names:
+        if name not in options[group]:
+            yield run_config.no_option(group, str(name), options[group])
+
+
+def _swept(parsed: Override) -> str:
+    return (parsed.input_line or "").split("=", 1)[-1]
+
+
+def key_problem(parsed: Override, tree: Any, options: dict[str, list[str]]) -> Problem | None:
+    key = parsed.key_or_group
+    if parsed.is_sweep_override():
+        return Problem(
+            key, f"several values came: {_swept(parsed)}; -m runs one after the other, quotes make one text of them"
+        )
+    if parsed.is_add() or key.startswith("hydra"):
+        return None
+    node, path = tree, ""
+    for part in key.split("."):
+        if not isinstance(node, dict) or part not in node:
+            known = [k for k in (node if isinstance(node, dict) else {}) if k not in ("hydra", "name")]
+            if not path:
+                known += [g for g in options if "/" not in g]
+            problem = run_config.unknown(key, part, known, prefix=f"{path}.".lstrip("."))
+            return Problem(
+                key, problem.what, f"{problem.fix}={parsed.get_value_element_as_str()}" if problem.fix else ""
+            )
+        node, path = node[part], f"{path}.{part}".lstrip(".")
+    return None
+
+
+def expand(overrides: Sequence[str]) -> list[list[str]]:
+    """The arms of a multirun: the product of all values that were given with commas, in Hydra's grammar."""
+    register_with_hydra()
+    axes: list[list[str]] = []
+    count = 1
+    for text in map(normal, overrides):
+        try:
+            parsed = OverridesParser.create().parse_override(text)
+        except HydraException:  # a bad override, in one of the ways that the parser has to say so
+            parsed = None
+        if parsed is None or not parsed.is_sweep_override():
+            axes.append([text])
+            continue
+        prefix = "+" if parsed.is_add() else ""
+        axes.append([f"{prefix}{parsed.key_or_group}={v}" for v in parsed.sweep_string_iterator()])
+        count *= len(axes[-1])
+        if count > MAX_ARMS:
+            raise UserError(f"this sweep has more than {MAX_ARMS} runs; give fewer values")
+    return [list(arm) for arm in itertools.product(*axes)]

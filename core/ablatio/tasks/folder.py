@@ -1,0 +1,57 @@
+"""Run folders: a fresh one, and what an existing one says of its run."""
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ablatio.checkpoint import make_folder
+from ablatio.errors import EnvironmentFault, UserError
+
+CHECKPOINTS = "checkpoints"
+
+
+def new_folder(config: Mapping[str, Any], name: str | None = None) -> Path:
+    """A fresh run folder under `out`; an existing one with a run in it is never overwritten."""
+    root = Path(config["out"]).expanduser()
+    name = name or config["name"] or time.strftime("%Y-%m-%d_%H-%M-%S")
+    folder = root / name
+    if (folder / "config.json").exists():
+        if config["name"]:
+            raise UserError(
+                f"{folder} holds a run already\n    try: ablatio train resume={folder}, or another name={name}-2"
+            )
+        return new_folder(config, f"{name}_{time.time_ns() % 1000:03d}")
+    return make_folder(folder)
+
+
+def run_id(config: Mapping[str, Any]) -> str:
+    """Names the run in its checkpoints: a hash of the settings that make its numbers."""
+    volatile = ("out", "name", "trainer", "sweep")
+    return hashlib.sha256(
+        json.dumps({k: v for k, v in config.items() if k not in volatile}, sort_keys=True).encode()
+    ).hexdigest()[:16]
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """The config of a run folder, with values from the environment filled in, checked like any other."""
+    from omegaconf import OmegaConf
+
+    from ablatio.config import cast, check
+    from ablatio.errors import ConfigError
+    from ablatio.plugins import load
+
+    load()
+    path = folder / "config.json"
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{folder} is no run folder: it has no config.json\n    try: ls {folder.parent}") from None
+    except (OSError, ValueError) as error:
+        raise EnvironmentFault(f"{path} cannot be read: {error}") from None
+    config: Any = OmegaConf.to_container(OmegaConf.create(data), resolve=True)
+    if problems := check(config):
+        raise ConfigError(problems)
+    return cast(config)

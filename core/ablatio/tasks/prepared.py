@@ -1,0 +1,116 @@
+"""Everything that a config makes before the first step: machine, data, model, task."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+from ablatio import kinds
+from ablatio.data.batches import TrainBatches, ValidationBatches
+from ablatio.data.cache import Corpus, prepare
+from ablatio.data.order import WindowOrder
+from ablatio.model.assembly import Choice, build_model
+from ablatio.model.language_model import LanguageModel
+from ablatio.paths import cache_root
+from ablatio.tasks.evaluate import Score, evaluate
+from ablatio.tasks.machine import Machine
+from ablatio.tasks.pretrain import Pretrain, Seeds
+
+
+@dataclass(slots=True)
+class Prepared:
+    """A run that is ready to start: everything made from the config, nothing trained yet."""
+
+    config: Mapping[str, Any]
+    corpus: Corpus
+    tokenizer: kinds.Tokenizer
+    model: LanguageModel
+    task: Pretrain
+    machine: Machine
+    length: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.length = int(self.config["data"]["length"] or self.config["model"]["max_len"])
+
+    @property
+    def tokens_per_step(self) -> int:
+        train = self.config["train"]
+        return int(train["batch_size"] * train["accumulate"] * self.length)
+
+    def training(self, start: int) -> "DataLoader[dict[str, torch.Tensor]]":
+        """Batches from number `start` on; the position in the data is this one integer."""
+        train, workers = self.config["train"], self.config["trainer"]["workers"]
+        order = WindowOrder(len(self.corpus.train), self.length, self.task.seeds.data)
+        batches = TrainBatches(
+            self.corpus.train,
+            order,
+            train["batch_size"],
+            eos=self.tokenizer.eos,
+            document_mask=self.config["data"]["document_mask"],
+        )
+        sampler = _From(start, train["steps"] * train["accumulate"])
+        return DataLoader(
+            batches, batch_size=None, sampler=sampler, num_workers=workers, persistent_workers=workers > 0
+        )
+
+    def validation(self, length: int | None = None, tokens: int | None = None) -> ValidationBatches:
+        """The fixed held-out windows; rows of `length` tokens, about 1024 of them a batch at least."""
+        length = length or self.length
+        cap = tokens if tokens is not None else self.config["data"]["val_tokens"]
+        return ValidationBatches(
+            self.corpus.validation,
+            length,
+            max(1, 4096 // length),
+            eos=self.tokenizer.eos,
+            document_mask=self.config["data"]["document_mask"],
+            val_tokens=cap or 0,
+        )
+
+    def score(self, batches: ValidationBatches, between: Callable[[int], None] = lambda n: None) -> Score:
+        device = next(self.model.parameters()).device
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.machine.precision == "bf16"):
+            return evaluate(
+                self.model, self.task.objective, iter(batches), self.tokenizer.token_bytes(), device, between
+            )
+
+
+class _From(Sampler[int]):
+    """start ... total - 1.  Its length is the total: Lightning counts the batches of the whole run."""
+
+    def __init__(self, start: int, total: int) -> None:
+        self.start, self.total = start, total
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.start, self.total))
+
+    def __len__(self) -> int:
+        return self.total
+
+
+def build_data(config: Mapping[str, Any]) -> tuple[Corpus, kinds.Tokenizer]:
+    """The token cache and the (trained) tokenizer of a config."""
+    source, tokens = Choice.of(config["source"]), Choice.of(config["tokenizer"])
+    tokenizer = kinds.tokenizers.build(tokens.name, tokens.knobs)
+    digest = kinds.tokenizers[tokens.name].digest
+    key = json.dumps([tokens.name, digest, dict(tokens.knobs)], sort_keys=True)
+    corpus = prepare(
+        kinds.sources.build(source.name, source.knobs), tokenizer, key, cache_root(), config["data"]["val_fraction"]
+    )
+    return corpus, tokenizer
+
+
+def prepare_run(config: Mapping[str, Any]) -> Prepared:
+    """Machine, data, model and task of a checked config."""
+    machine = Machine.choose(config["trainer"])
+    machine.prepare()
+    corpus, tokenizer = build_data(config)
+    seeds = Seeds(config)
+    model = build_model(config, tokenizer.vocab_size, tokenizer.eos, seeds.init)
+    if config["trainer"]["compile"]:
+        for layer in model.model.layers:
+            layer.compile()
+    task = Pretrain(config, model, tokenizer.vocab_size, tokenizer.eos, seeds)
+    return Prepared(config, corpus, tokenizer, model, task, machine)

@@ -1,0 +1,163 @@
+"""One stretch of training: log, validate, save, stop."""
+
+import time
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from rich.console import Console
+
+from ablatio.checkpoint import Checkpoint, Checkpoints, write_json
+from ablatio.errors import Preempted
+from ablatio.model.count import Size, measure
+from ablatio.tasks.folder import CHECKPOINTS
+from ablatio.tasks.keeper import RunCheckpointIO, StopRequest
+from ablatio.tasks.machine import LIGHTNING_PRECISION
+from ablatio.tasks.metrics import MetricsFile
+from ablatio.tasks.prepared import Prepared
+from ablatio.tasks.progress import RunProgress
+
+
+def size_of(run: Prepared) -> Size:
+    return measure(run.config, run.tokenizer.vocab_size)
+
+
+class Session:
+    """One stretch of training: from the start or from a checkpoint to the end, or to a signal."""
+
+    def __init__(
+        self, run: Prepared, folder: Path, console: Console, checkpoints: Checkpoints, found: Checkpoint | None
+    ) -> None:
+        self.run, self.folder, self.console, self.found = run, folder, console, found
+        self.io, self.stop = RunCheckpointIO(checkpoints), StopRequest()
+        self.io.loaded = found
+        self.settings = run.config["train"]
+        self.steps, self.start = int(self.settings["steps"]), found.step if found else 0
+        extra = [m for part in run.task.stabilizers for m in part.metrics]
+        self.file = MetricsFile(folder / "metrics.csv", extra)
+        self.scores: dict[str, Any] = {}
+        self.seconds = 0.0
+        if found:
+            self.scores, self.seconds = dict(found.state["scores"]), float(found.state["seconds"])
+
+    def train(self) -> dict[str, Any]:
+        run, config = self.run, self.run.config
+        self.progress = RunProgress(
+            self.console, self.steps, run.tokens_per_step, self.start, shown=config["trainer"]["progress"]
+        )
+        self.file.start(self.start if self.found else None)
+        with ExitStack() as stack:
+            stack.enter_context(self.stop.listening())
+            stack.enter_context(self.progress)
+            trainer = pl.Trainer(
+                max_steps=self.steps,
+                max_epochs=-1,
+                accumulate_grad_batches=self.settings["accumulate"],
+                accelerator="gpu" if run.machine.device == "cuda" else "cpu",
+                devices=1,
+                precision=LIGHTNING_PRECISION[run.machine.precision],  # type: ignore[arg-type]
+                callbacks=[_Keep(self)],
+                plugins=[self.io],
+                logger=False,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                num_sanity_val_steps=0,
+                limit_val_batches=0,
+                use_distributed_sampler=False,
+                default_root_dir=str(self.folder),
+            )
+            if not self.found:
+                self._before()
+            if self.start < self.steps:
+                path = str(self.folder / CHECKPOINTS / str(self.start)) if self.found else None
+                trainer.fit(run.task, run.training(self.start * self.settings["accumulate"]), ckpt_path=path)
+        summary = self.summary("done")
+        write_json(self.folder / "summary.json", summary)
+        return summary
+
+    def _before(self) -> None:
+        self.progress.describe("validating")
+        self.run.model.to(self.run.machine.device)
+        self._note("before", 0)
+        self.progress.describe("training")
+
+    def _note(self, when: str, step: int) -> None:
+        score = self.run.score(self.run.validation(), self._between)
+        self.scores[when] = asdict(score)
+        self.file.write({"step": step, "tokens": step * self.run.tokens_per_step} | score.metrics())
+        self.progress.update(step, bpb=score.bpb)
+
+    def _between(self, batch: int) -> None:
+        if self.stop and not self.found and "before" not in self.scores:
+            raise Preempted(f"{self.stop.name} came before the first step; there is nothing to continue")
+
+    def after_step(self, trainer: pl.Trainer, step: int) -> None:
+        """What follows optimizer step number `step` (from 1): log, validate, save, stop."""
+        task, last = self.run.task, step == self.steps
+        if last or self._every("log_every", step):
+            row = {"step": step, "tokens": step * self.run.tokens_per_step} | task.take_metrics()
+            elapsed = self.seconds + time.monotonic() - self.progress.started
+            self.file.write(row | {"tokens_per_second": self.progress.rate, "seconds": elapsed})
+            self.progress.update(step, loss=row["train/loss"])
+        else:
+            self.progress.update(step)
+        if last or (self._every("val_every", step) and not self.stop):
+            self._note("after", step)
+        if last or self.stop or self._every("checkpoint_every", step):
+            trainer.save_checkpoint(self.folder / CHECKPOINTS / str(step))
+        if self.stop and not last:
+            raise Preempted(
+                f"{self.stop.name} came at step {step}; the checkpoint is written\n"
+                f"    try: ablatio train resume={self.folder}"
+            )
+
+    def _every(self, key: str, step: int) -> bool:
+        every = self.settings[key]
+        return bool(every) and step % every == 0
+
+    def extra_state(self) -> dict[str, Any]:
+        """What a checkpoint keeps beside the task's own state."""
+        return {"scores": self.scores, "seconds": self.seconds + time.monotonic() - self.progress.started}
+
+    def summary(self, status: str) -> dict[str, Any]:
+        run, size = self.run, size_of(self.run)
+        progress = getattr(self, "progress", None)
+        step = progress.step if progress else self.start
+        seconds = self.seconds + (time.monotonic() - progress.started if progress else 0.0)
+        tokens = step * run.tokens_per_step
+        after = self.scores.get("after") or {}
+        return {
+            "status": status,
+            "val/loss": after.get("loss"),
+            "val/bpb": after.get("bpb"),
+            "before": self.scores.get("before"),
+            "after": after or None,
+            "steps": step,
+            "tokens": tokens,
+            "seconds": round(seconds, 2),
+            "tokens_per_second": round(progress.rate) if progress else None,
+            "parameters": size.parameters,
+            "non_embedding_parameters": size.non_embedding,
+            "train_flops": size.train_flops_per_token * tokens,
+        }
+
+
+class _Keep(pl.Callback):
+    """Calls the session after each optimizer step (not after each batch: a step may take several)."""
+
+    def __init__(self, session: Session) -> None:
+        self.session, self.step = session, session.start
+
+    def on_train_start(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
+        self.session.stop.take()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, task: pl.LightningModule, *args: Any) -> None:
+        if trainer.global_step != self.step:
+            self.step = trainer.global_step
+            self.session.after_step(trainer, self.step)
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, task: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint |= self.session.extra_state()
