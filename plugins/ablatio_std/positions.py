@@ -30,7 +30,10 @@ class Learned(nn.Module):
 
 @positions.register("sinusoidal", paper="arXiv:1706.03762")
 class Sinusoidal(nn.Module):
-    """x_t + p_t with p_t[2i] = sin(t / base^(2i/D)), p_t[2i+1] = cos of the same.  (B, T, D) -> same."""
+    """sqrt(D) x_t + p_t with p_t[2i] = sin(t / base^(2i/D)), p_t[2i+1] = cos of the same.  (B, T, D) -> same.
+
+    The factor on the embeddings is the paper's (section 3.4): without it the signal drowns them at the start.
+    """
 
     def __init__(self, d_model: int, *, base: Annotated[float, Range(1, open_low=True)] = 10000.0) -> None:
         super().__init__()
@@ -38,7 +41,8 @@ class Sinusoidal(nn.Module):
 
     def embed(self, x: Tensor, pos: Tensor) -> Tensor:
         angles = _angles(pos, self.width, self.base)  # (..., T, D/2)
-        return x + torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2).to(x.dtype)
+        signal = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2)
+        return math.sqrt(self.width) * x + signal.to(x.dtype)
 
 
 rule(

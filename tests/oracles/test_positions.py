@@ -34,7 +34,8 @@ def test_sinusoidal_by_hand(width, base):
         rows.append(row)
     x = torch.randn(3, 40, width, dtype=torch.float64)
     ours = made("sinusoidal", {"base": base}, d_model=width).embed(x, torch.arange(40))
-    torch.testing.assert_close(ours, x + torch.tensor(rows, dtype=torch.float64), rtol=0, atol=1e-12)
+    expected = math.sqrt(width) * x + torch.tensor(rows, dtype=torch.float64)
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12)
 
 
 def test_learned_adds_its_rows():
