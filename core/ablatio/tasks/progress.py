@@ -65,7 +65,8 @@ class RunProgress:
             self._bar.refresh()
 
     def draw(self) -> None:
-        info = f"{self._loss}{self._bpb}{self.rate:,.0f} tokens/s"
+        speed = f"{self.rate:,.0f} tokens/s" if self.step > self.first else ""
+        info = f"{self._loss}{self._bpb}{speed}".rstrip()
         if not self.shown:
             return
         if self.console.is_terminal:
@@ -75,4 +76,5 @@ class RunProgress:
         else:
             self._next = time.monotonic() + LINE_SECONDS
             left = (self.total - self.step) * self.tokens_per_step / max(1.0, self.rate)
-            self.console.print(f"step {self.step}/{self.total} {info} {left:.0f} s left", highlight=False)
+            ending = f" {left:.0f} s left" if self.first < self.step < self.total else ""
+            self.console.print(f"step {self.step}/{self.total} {info}{ending}", highlight=False)
