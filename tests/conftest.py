@@ -1,6 +1,7 @@
 """One thread per test process, and a cache of our own that the next run of the tests finds again."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    assert config.cache is not None
-    os.environ["ABLATIO_CACHE"] = str(config.cache.mkdir("ablatio"))
+    cache = getattr(config, "cache", None)  # -p no:cacheprovider takes it away
+    os.environ["ABLATIO_CACHE"] = str(cache.mkdir("ablatio")) if cache else tempfile.mkdtemp()
 
 
 @pytest.fixture

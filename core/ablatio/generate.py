@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ablatio.data.types import Tokenizer
 from ablatio.errors import UserError
-from ablatio.kinds import Tokenizer
 from ablatio.model.cache import KVCache
 from ablatio.model.language_model import LanguageModel
 

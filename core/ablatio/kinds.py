@@ -5,17 +5,16 @@ Shapes: B batch, T query time, S key time, H heads, D width, V vocabulary.  Noth
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from ablatio.registry import Registry
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
     from torch import Tensor, nn
 
-    from ablatio.data.types import Document
+    from ablatio.data.types import Source, Tokenizer
     from ablatio.model.context import Context, Example
     from ablatio.model.language_model import LanguageModel
     from ablatio.model.roles import ParameterInfo
@@ -108,34 +107,6 @@ class Stabilizer(Protocol):
     metrics: ClassVar[Sequence[str]]
 
     def before_step(self, step: Step) -> dict[str, Tensor]: ...
-
-
-class Source(Protocol):
-    """Documents, in a stream."""
-
-    def documents(self) -> Iterator[Document]: ...
-
-    def fingerprint(self) -> str: ...
-
-
-class Tokenizer(Protocol):
-    """Text to ids and back; `eos` opens each document of the stream."""
-
-    vocab_size: int
-    eos: int
-    trained: ClassVar[bool]
-
-    def train(self, texts: Iterable[str]) -> None: ...
-
-    def encode(self, texts: Sequence[str]) -> list[np.ndarray]: ...
-
-    def decode(self, ids: Sequence[int]) -> str: ...
-
-    def token_bytes(self) -> np.ndarray: ...
-
-    def state(self) -> str: ...
-
-    def restore(self, state: str) -> None: ...
 
 
 norms: Registry[nn.Module] = Registry(

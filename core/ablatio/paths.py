@@ -1,5 +1,6 @@
 """Where things lie on this machine."""
 
+import contextlib
 import os
 import tempfile
 from pathlib import Path
@@ -21,4 +22,8 @@ def cache_root() -> Path:
     home = os.environ.get("HOME")
     if home and os.access(home, os.W_OK):
         return Path(home) / ".cache" / "ablatio"
-    return Path(tempfile.gettempdir()) / f"ablatio-{os.getuid()}"
+    folder = Path(tempfile.gettempdir()) / f"ablatio-{os.getuid()}"
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    # Somebody else may have made it first, to put files of theirs before us.
+    return folder if folder.lstat().st_uid == os.getuid() else Path(tempfile.mkdtemp(prefix="ablatio-"))

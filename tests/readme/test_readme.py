@@ -51,7 +51,9 @@ def test_each_training_command_composes(command: str) -> None:
         compose_run(arm)
 
 
-@pytest.mark.parametrize("command", ["list", "list position", "show position=rope", "train --help", "--help", "list --json"])
+@pytest.mark.parametrize(
+    "command", ["list", "list position", "show position=rope", "train --help", "--help", "list --json"]
+)
 def test_commands_that_only_look_succeed(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(shlex.split(command)) == 0
     assert capsys.readouterr().out

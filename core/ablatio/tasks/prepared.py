@@ -12,6 +12,7 @@ from ablatio import kinds
 from ablatio.data.batches import TrainBatches, ValidationBatches
 from ablatio.data.cache import Corpus, prepare
 from ablatio.data.order import WindowOrder
+from ablatio.data.types import Tokenizer
 from ablatio.model.assembly import Choice, build_model
 from ablatio.model.language_model import LanguageModel
 from ablatio.paths import cache_root
@@ -26,7 +27,7 @@ class Prepared:
 
     config: Mapping[str, Any]
     corpus: Corpus
-    tokenizer: kinds.Tokenizer
+    tokenizer: Tokenizer
     model: LanguageModel
     task: Pretrain
     machine: Machine
@@ -90,7 +91,7 @@ class _From(Sampler[int]):
         return self.total
 
 
-def build_data(config: Mapping[str, Any]) -> tuple[Corpus, kinds.Tokenizer]:
+def build_data(config: Mapping[str, Any]) -> tuple[Corpus, Tokenizer]:
     """The token cache and the (trained) tokenizer of a config."""
     source, tokens = Choice.of(config["source"]), Choice.of(config["tokenizer"])
     tokenizer = kinds.tokenizers.build(tokens.name, tokens.knobs)

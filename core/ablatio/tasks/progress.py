@@ -37,7 +37,8 @@ class RunProgress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.draw()
+        if self.console.is_terminal:
+            self.draw()
         self._bar.stop()
 
     @property
@@ -55,7 +56,7 @@ class RunProgress:
             self._loss = f"loss {loss:.3f} "
         if bpb is not None:
             self._bpb = f"val {bpb:.3f} bits/byte "
-        if self.due() or bpb is not None or step == self.total:
+        if self.due() or bpb is not None:
             self.draw()
 
     def describe(self, what: str) -> None:

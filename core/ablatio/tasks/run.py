@@ -21,7 +21,7 @@ def train(
     config: Mapping[str, Any], public: Mapping[str, Any], folder: Path, console: Console, *, resume: bool = False
 ) -> dict[str, Any]:
     """Train in `folder` and return its summary.  `public` is the config as it may be written down."""
-    _quiet_libraries()
+    quiet_libraries()
     run = prepare_run(config)
     checkpoints = Checkpoints(folder / CHECKPOINTS, config["train"]["keep"], run=run_id(config))
     found = checkpoints.load() if resume and checkpoints.latest() is not None else None
@@ -39,7 +39,8 @@ def train(
         raise
 
 
-def _quiet_libraries() -> None:
+def quiet_libraries() -> None:
+    """Silence advice that does not apply here."""
     for name in ("lightning", "lightning.pytorch", "lightning.fabric", "pytorch_lightning"):
         logging.getLogger(name).setLevel(logging.ERROR)
     # Lightning's advice on workers and loggers, and that our loader cannot be resumed (it can: by its first number).
