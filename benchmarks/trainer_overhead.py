@@ -2,8 +2,8 @@
 
     python benchmarks/trainer_overhead.py
 
-The model is so small that little but overhead is left; both sides do the same work: data, seeding, rate, loss, backward,
-clip, fused AdamW.
+The model is so small that little but overhead is left; both sides do the same work: data, seeding, rate, loss,
+backward, clip, fused AdamW.
 """
 
 import argparse

@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     # Before torch is imported: OpenMP's threads spin while they wait, and when another program wants the cores too, a
-    # step of the default model takes 3.5 s instead of 0.1 s.  Threads that sleep lose a few per cent on a quiet machine.
+    # step of the default model takes 3.5 s instead of 0.1 s.  Threads that sleep lose little on a quiet machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         return _dispatch(words)

@@ -22,8 +22,8 @@ def cache_root() -> Path:
     home = os.environ.get("HOME")
     if home and os.access(home, os.W_OK):
         return Path(home) / ".cache" / "ablatio"
-    folder = Path(tempfile.gettempdir()) / f"ablatio-{os.getuid()}"
+    shared = Path(tempfile.gettempdir()) / f"ablatio-{os.getuid()}"
     with contextlib.suppress(FileExistsError):
-        folder.mkdir(mode=0o700)
+        shared.mkdir(mode=0o700)
     # Somebody else may have made it first, to put files of theirs before us.
-    return folder if folder.lstat().st_uid == os.getuid() else Path(tempfile.mkdtemp(prefix="ablatio-"))
+    return shared if shared.lstat().st_uid == os.getuid() else Path(tempfile.mkdtemp(prefix="ablatio-"))
