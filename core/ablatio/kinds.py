@@ -59,6 +59,7 @@ class Position(Protocol):
 
     embed(x, pos)           (B, T, D) -> (B, T, D), once, on the embeddings
     rotate(q, k, pos)       (B, H, T, d_head) each -> the same, in each layer
+    prepare(pos, dtype)     optional: made once a pass, and given to `rotate` in place of pos
     bias(q_pos, k_pos)      -> (H, T, S) or (B, H, T, S), once a pass, added to the attention logits
     score(q, k, q_pos, k_pos)  (B, H, T, d_head), (B, H, S, d_head) -> (B, H, T, S), in each layer, added to the logits
 

@@ -31,6 +31,7 @@ class Context:
     """One pass of T new tokens that see S = past + T.
 
     segments, key_segments  (B, T), (B, S): tokens see only their own document; None when there is only one
+    prepared                what the position's `rotate` takes in place of q_pos, if the position prepares it
     losses                  extra losses that layers add (scalars)
     """
 
@@ -43,6 +44,7 @@ class Context:
     key_segments: Tensor | None = None
     cache: KVCache | None = None
     bias: Tensor | None = None
+    prepared: Any = None
     losses: list[Tensor] = field(default_factory=list)
 
     @property
@@ -61,7 +63,7 @@ class Context:
     def rotate(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """q, k (B, H, T, d_head) turned by their positions, if the position does that."""
         rotate = getattr(self.position, "rotate", None)
-        return rotate(q, k, self.q_pos) if rotate else (q, k)
+        return rotate(q, k, self.q_pos if self.prepared is None else self.prepared) if rotate else (q, k)
 
     def remember(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """The keys and values of all tokens up to now: (B, H_kv, S, d_head)."""
@@ -102,7 +104,8 @@ def make_context(
     k_pos = torch.arange(past + length, device=device) if key_segments is None else _positions(key_segments)
     q_pos = k_pos[..., past:]
     bias = position.bias(q_pos, k_pos).to(dtype) if hasattr(position, "bias") else None
-    return Context(mask, q_pos, k_pos, past, position, segments, key_segments, cache, bias)
+    prepared = position.prepare(q_pos, dtype) if hasattr(position, "prepare") else None
+    return Context(mask, q_pos, k_pos, past, position, segments, key_segments, cache, bias, prepared)
 
 
 def _extend(old: Tensor | None, new: Tensor | None, tokens: Tensor, past: int) -> Tensor:
