@@ -341,11 +341,11 @@ def test_paths_with_spaces_and_unicode_in_locale_c(toy: Any, tmp_path: Path) -> 
 def test_the_messages_with_the_default_tokenizer(tmp_path: Path) -> None:
     """The real corpus, whole: counts, round trip, and an opening that costs milliseconds."""
     corpus = make(StateOfTheUnion(), tmp_path, BPE())
-    assert {split: corpus.counts[split]["documents"] for split in SPLITS} == {"train": 217, "validation": 16}
-    assert corpus.counts["validation"]["bytes"] == 542_144 and corpus.counts["train"]["bytes"] == 10_219_058
+    assert {split: corpus.counts[split]["documents"] for split in SPLITS} == {"train": 213, "validation": 19}
+    assert corpus.counts["validation"]["bytes"] == 714_927 and corpus.counts["train"]["bytes"] == 9_974_738
     width, tokens = corpus.tokenizer.token_bytes(), corpus.counts["train"]["tokens"]
-    assert width[corpus.validation].sum() == 542_144
-    assert 3.5 < 10_219_058 / tokens < 4
+    assert width[corpus.validation].sum() == 714_927
+    assert 3.5 < 9_974_738 / tokens < 4
     texts = {document.id: document.text for document in StateOfTheUnion().documents()}
     first = corpus.tokenizer.decode(corpus.train[: corpus.train_starts[1]].tolist())
     assert first == texts["1790 George Washington"]
