@@ -11,7 +11,7 @@ from ablatio.errors import AblatioError
 HELP = """\
 ablatio asks what one part of a language model, or of its training, contributes.
 
-  ablatio train                                        the default model on the embedded corpus, 3 minutes
+  ablatio train                                        the default model on the embedded corpus, 4 minutes
   ablatio train norm=layernorm position=alibi seed=2   parts and settings by name
   ablatio train -m norm=layernorm,rmsnorm seed=1,2,3   a sweep: all combinations
   ablatio train -m +sweep=position_extrapolation       a study from sweeps/

@@ -57,12 +57,12 @@ class Data:
 class Train:
     """How long and how often."""
 
-    steps: Annotated[int, Positive, "optimizer steps"] = 1920
-    batch_size: Annotated[int, Positive, "rows per batch"] = 8
+    steps: Annotated[int, Positive, "optimizer steps"] = 2400
+    batch_size: Annotated[int, Positive, "rows per batch"] = 4
     accumulate: Annotated[int, Positive, "batches per step"] = 1
     log_every: Annotated[int, Positive, "steps"] = 20
-    val_every: Annotated[int | None, Positive, "steps; null: only before and after"] = 480
-    checkpoint_every: Annotated[int | None, Positive, "steps; null: only at the end"] = 480
+    val_every: Annotated[int | None, Positive, "steps; null: only before and after"] = 600
+    checkpoint_every: Annotated[int | None, Positive, "steps; null: only at the end"] = 600
     keep: Annotated[int, Positive, "checkpoints kept"] = 2
 
 

@@ -31,7 +31,7 @@ CASES = {
     ),
     "odd rotary width": (["model.n_heads=128"], "must be even: 1 * 1 = 1", None),
     "odd rotary share": (["position.fraction=0.16"], "32 * 0.16 = 5", "position.fraction=0.1875"),
-    "longer than a learned table": (["position=learned", "data.length=256"], "knows only model.max_len=128", None),
+    "longer than a learned table": (["position=learned", "data.length=512"], "knows only model.max_len=256", None),
     "two position signals": (["position=[rope,alibi]"], "2 options came (rope, alibi)", "position=rope"),
     "two positions in a row": (["position=rope", "position=alibi"], "two options came", "position=alibi"),
     "deepnorm with pre-norm": (["placement=[deepnorm,pre]"], "a model has one placement", "placement=deepnorm"),
