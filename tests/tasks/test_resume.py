@@ -39,7 +39,7 @@ def test_a_signal_leaves_a_checkpoint_and_code_75(
     tmp_path: Path, text_file: Path, number: int, accumulate: int
 ) -> None:
     settings = [*TINY, f"source.path={text_file}", f"out={tmp_path}", "model.dropout=0.2", "train.checkpoint_every=60"]
-    settings += ["train.steps=900", f"train.accumulate={accumulate}", "train.val_every=null"]
+    settings += ["train.steps=900", f"train.accumulate={accumulate}", "train.val_every=3"]
     assert ablatio(["train", *settings, "name=whole"], tmp_path / "log").code == 0
     cut = tmp_path / "cut"
     stopped = ablatio(

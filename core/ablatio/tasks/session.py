@@ -30,7 +30,7 @@ class Session:
     def __init__(
         self, run: Prepared, folder: Path, console: Console, checkpoints: Checkpoints, found: Checkpoint | None
     ) -> None:
-        self.run, self.folder, self.console, self.found = run, folder, console, found
+        self.run, self.folder, self.found = run, folder, found
         self.io, self.stop = RunCheckpointIO(checkpoints), StopRequest()
         self.io.loaded = found
         self.settings = run.config["train"]
@@ -39,14 +39,15 @@ class Session:
         self.file = MetricsFile(folder / "metrics.csv", extra)
         self.scores: dict[str, Any] = {}
         self.seconds = 0.0
+        self.unscored = False  # a signal came before the validation of the last step was done
         if found:
             self.scores, self.seconds = dict(found.state["scores"]), float(found.state["seconds"])
+            self.unscored = bool(found.state["unscored"])
+        shown = run.config["trainer"]["progress"]
+        self.progress = RunProgress(console, self.steps, run.tokens_per_step, self.start, shown=shown)
 
     def train(self) -> dict[str, Any]:
-        run, config = self.run, self.run.config
-        self.progress = RunProgress(
-            self.console, self.steps, run.tokens_per_step, self.start, shown=config["trainer"]["progress"]
-        )
+        run = self.run
         self.file.start(self.start if self.found else None)
         with ExitStack() as stack:
             stack.enter_context(self.stop.listening())
@@ -69,8 +70,8 @@ class Session:
                 use_distributed_sampler=False,
                 default_root_dir=str(self.folder),
             )
-            if not self.found:
-                self._before()
+            if not self.found or self.unscored:
+                self._validate_first()
             if self.start < self.steps:
                 path = str(self.folder / CHECKPOINTS / str(self.start)) if self.found else None
                 trainer.fit(run.task, run.training(self.start * self.settings["accumulate"]), ckpt_path=path)
@@ -78,21 +79,31 @@ class Session:
         write_json(self.folder / "summary.json", summary)
         return summary
 
-    def _before(self) -> None:
+    def _validate_first(self) -> None:
+        """The score of the untrained model, or the one that a signal cut off at the step from which we continue."""
         self.progress.describe("validating")
+        if self.found:
+            self.run.model.load_state_dict(self.found.model)
         self.run.model.to(self.run.machine.device)
-        self._note("before", 0)
+        self.unscored = not self._validate("after" if self.found else "before", self.start)
+        if self.unscored:
+            raise Preempted(f"{self.stop.name} came before the first step; nothing is lost\n    try: the same command")
         self.progress.describe("training")
 
-    def _note(self, when: str, step: int) -> None:
-        score = self.run.score(self.run.validation(), self._between)
+    def _validate(self, when: str, step: int) -> bool:
+        """Score the held-out text; False when a signal came first."""
+        try:
+            score = self.run.score(self.run.validation(), self._between)
+        except _SignalCame:
+            return False
         self.scores[when] = asdict(score)
         self.file.write({"step": step, "tokens": step * self.run.tokens_per_step} | score.metrics())
         self.progress.update(step, bpb=score.bpb)
+        return True
 
     def _between(self, batch: int) -> None:
-        if self.stop and not self.found and "before" not in self.scores:
-            raise Preempted(f"{self.stop.name} came before the first step; there is nothing to continue")
+        if self.stop:
+            raise _SignalCame
 
     def after_step(self, trainer: pl.Trainer, step: int) -> None:
         """What follows optimizer step number `step` (from 1): log, validate, save, stop."""
@@ -104,11 +115,10 @@ class Session:
             self.progress.update(step, loss=row["train/loss"])
         else:
             self.progress.update(step)
-        if last or (self._every("val_every", step) and not self.stop):
-            self._note("after", step)
+        self.unscored = (last or self._every("val_every", step)) and not self._validate("after", step)
         if last or self.stop or self._every("checkpoint_every", step):
             trainer.save_checkpoint(self.folder / CHECKPOINTS / str(step))
-        if self.stop and not last:
+        if self.stop and (self.unscored or not last):
             raise Preempted(
                 f"{self.stop.name} came at step {step}; the checkpoint is written\n"
                 f"    try: ablatio train resume={self.folder}"
@@ -120,14 +130,13 @@ class Session:
 
     def extra_state(self) -> dict[str, Any]:
         """What a checkpoint keeps beside the task's own state."""
-        return {"scores": self.scores, "seconds": self.seconds + time.monotonic() - self.progress.started}
+        seconds = self.seconds + time.monotonic() - self.progress.started
+        return {"scores": self.scores, "seconds": seconds, "unscored": self.unscored}
 
     def summary(self, status: str) -> dict[str, Any]:
-        run, size = self.run, size_of(self.run)
-        progress = getattr(self, "progress", None)
-        step = progress.step if progress else self.start
-        seconds = self.seconds + (time.monotonic() - progress.started if progress else 0.0)
-        tokens = step * run.tokens_per_step
+        size, step = size_of(self.run), self.progress.step
+        seconds = self.seconds + time.monotonic() - self.progress.started
+        tokens = step * self.run.tokens_per_step
         after = self.scores.get("after") or {}
         return {
             "status": status,
@@ -138,11 +147,15 @@ class Session:
             "steps": step,
             "tokens": tokens,
             "seconds": round(seconds, 2),
-            "tokens_per_second": round(progress.rate) if progress else None,
+            "tokens_per_second": round(self.progress.rate),
             "parameters": size.parameters,
             "non_embedding_parameters": size.non_embedding,
             "train_flops": size.train_flops_per_token * tokens,
         }
+
+
+class _SignalCame(Exception):
+    """Ends a validation early."""
 
 
 class _Keep(pl.Callback):
