@@ -84,9 +84,10 @@ def _train(settings: Mapping[str, Any], public: Mapping[str, Any], folder: Path,
 
     console = Console()
     from ablatio.tasks.describe import show_parts, show_result
+
+    show_parts(console, settings, folder)  # before the seconds that the next import takes
     from ablatio.tasks.run import train
 
-    show_parts(console, settings, folder)
     try:
         summary = train(settings, public, folder, console, resume=resume)
     except OSError as error:
