@@ -71,3 +71,14 @@ def test_the_error_in_the_readme_is_the_true_one(capsys: pytest.CaptureFixture[s
     assert block
     assert main(shlex.split(block[1])) == 2
     assert capsys.readouterr().err.strip() == block[2].strip()
+
+
+def test_the_demo_s_commands_compose() -> None:
+    from ablatio.sweep.multirun import with_sweep_axes
+
+    lines = re.findall(r"\$\(BIN\)/ablatio train (.*)", (ROOT / "Makefile").read_text(encoding="utf-8"))
+    assert len(lines) == 2
+    for line in lines:
+        words = [w.replace("$(DEMO)", "demo") for w in shlex.split(line) if w != "-m"]
+        for arm in expand(with_sweep_axes(words)):
+            compose_run(arm)
