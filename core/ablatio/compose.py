@@ -20,6 +20,7 @@ from ablatio.overrides import key_problem, normal, sorted_out
 from ablatio.paths import shipped
 
 MAIN = "train"
+PLAIN_LOGGING = {"version", "root", "disable_existing_loggers"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +103,12 @@ def _merge_public(raw: Any, resolved: Any) -> Any:
 
 
 def _refuse_hydra_settings(node: Any) -> None:
-    callbacks = OmegaConf.select(node, "hydra.callbacks")
-    if callbacks:
+    """Callbacks and logging handlers are built by Hydra from names in the config: neither is open to a config."""
+    if OmegaConf.select(node, "hydra.callbacks"):
         raise UserError("hydra.callbacks would build objects by their names; parts are chosen by name from a registry")
+    for key in ("hydra.job_logging", "hydra.hydra_logging"):
+        if set(OmegaConf.select(node, key) or {}) - PLAIN_LOGGING:
+            raise UserError(f"{key} would build handlers by their names; leave it at `none`, a run writes its own log")
 
 
 def _first_lines(error: BaseException) -> str:

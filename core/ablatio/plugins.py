@@ -17,8 +17,8 @@ from typing import Any
 from ablatio import rules
 from ablatio.catalogue import LOAD_SECONDS, Catalogue, PluginSource, conf_files, plugin_sources, read
 from ablatio.registry import REGISTRIES, ContractError, Entry, Provider, Registry, provided_by, transaction
+from ablatio.state import BUILDER_KEYS
 
-FORBIDDEN_KEYS = ("_target_", "class_path", "_builder_", "()")
 MAX_NODES = 100_000
 
 
@@ -213,7 +213,7 @@ def refuse_objects(data: Any, where: str) -> None:
         if isinstance(node, Mapping):
             for key, value in node.items():
                 full = f"{path}.{key}" if path else str(key)
-                if str(key) in FORBIDDEN_KEYS:
+                if str(key) in BUILDER_KEYS:
                     raise ContractError(
                         f"{where}: `{full}` would build an object from its name; parts are chosen by name"
                     )

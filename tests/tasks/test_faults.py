@@ -111,6 +111,21 @@ def test_a_damaged_token_cache_is_built_again(tmp_path: Path, text_file: Path) -
     assert summary(tmp_path / "one")["after"] == summary(tmp_path / "two")["after"]
 
 
+@pytest.mark.parametrize(
+    ("content", "code", "message"),
+    [
+        ("[1]", 5, "an object was expected"),
+        ("{", 5, "cannot be read"),
+        ('{"name": "${oc.env:NOT_HERE}"}', 2, "NOT_HERE"),
+        ('{"seed": 1}', 2, "is missing from the config"),
+    ],
+)
+def test_a_run_folder_with_a_bad_config_is_refused(tmp_path: Path, content: str, code: int, message: str) -> None:
+    (tmp_path / "config.json").write_text(content)
+    ended = ablatio(["evaluate", str(tmp_path)], tmp_path / "log")
+    assert ended.code == code and message in ended.err and "Traceback" not in ended.err, ended.err
+
+
 def test_a_config_of_a_run_that_names_code_is_refused(tmp_path: Path, text_file: Path) -> None:
     arguments = ["train", *TINY, f"source.path={text_file}", f"out={tmp_path}", "name=run", *FINE]
     assert ablatio(arguments, tmp_path / "log").code == 0

@@ -28,11 +28,14 @@ settings (`ablatio show SECTION` explains each):
 {sections}
 
 A run leaves config.json, manifest.json, metrics.csv, summary.json and checkpoints/ in runs/TIME (out=, name=)."""
-HYDRA_FLAGS = ("--cfg", "-c", "--info", "-i", "--hydra-help", "--resolve", "--package", "-p", "--config-dir", "-cd")
+HYDRA_QUESTIONS = ("--cfg", "-c", "--info", "-i", "--hydra-help")
+PLUGIN_CONF = "bring options as a plugin's conf folder (`ablatio new-plugin my-options` writes one)"
 REFUSED_FLAGS = {
     "--experimental-rerun": "it loads a pickle, which can run any code",
     "--config-name": "the config is conf/train.yaml; put yours into an experiment: +experiment=NAME",
-    "--config-path": "the config is conf/train.yaml; add a folder of yours with --config-dir",
+    "--config-path": f"the config is conf/train.yaml; {PLUGIN_CONF}",
+    "--config-dir": PLUGIN_CONF,
+    "-cd": PLUGIN_CONF,
 }
 
 
@@ -47,7 +50,7 @@ def run(arguments: list[str]) -> int:
     for failure in _failures():
         print(f"ablatio: {failure}", file=sys.stderr)
     overrides = [a for a in arguments if not a.startswith("-")]
-    if any(f.split("=")[0] in HYDRA_FLAGS for f in flags):
+    if any(f.split("=")[0] in HYDRA_QUESTIONS for f in flags):
         from ablatio.sweep.multirun import hydra_flags
 
         return hydra_flags(arguments)

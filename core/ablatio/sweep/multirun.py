@@ -93,7 +93,7 @@ def _sweep_folder(arm: list[str]) -> Path:
 
     folder = Path(config["out"]).expanduser() / (config["name"] or f"{study}_{time.strftime('%Y-%m-%d_%H-%M-%S')}")
     if folder.exists() and any(folder.iterdir()):
-        raise UserError(f"{folder} holds runs already\n    try: another name=")
+        raise UserError(f"{folder} holds runs already\n    try: the same command with name={folder.name}-2")
     return make_folder(folder)
 
 

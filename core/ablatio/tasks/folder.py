@@ -38,6 +38,7 @@ def run_id(config: Mapping[str, Any]) -> str:
 def read_run(folder: Path) -> dict[str, Any]:
     """The config of a run folder, with values from the environment filled in, checked like any other."""
     from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
 
     from ablatio.config import cast, check
     from ablatio.errors import ConfigError
@@ -51,7 +52,12 @@ def read_run(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder} is no run folder: it has no config.json\n    try: ls {folder.parent}") from None
     except (OSError, ValueError) as error:
         raise EnvironmentFault(f"{path} cannot be read: {error}") from None
-    config: Any = OmegaConf.to_container(OmegaConf.create(data), resolve=True)
+    if not isinstance(data, dict):
+        raise EnvironmentFault(f"{path} holds no config: {type(data).__name__} came, an object was expected")
+    try:
+        config: Any = OmegaConf.to_container(OmegaConf.create(data), resolve=True)
+    except OmegaConfBaseException as error:  # such as a variable that this environment does not have
+        raise UserError(f"{path} cannot be resolved here: {str(error).splitlines()[0]}") from None
     if problems := check(config):
         raise ConfigError(problems)
     return cast(config)

@@ -58,7 +58,7 @@ class Prepared:
         )
 
     def validation(self, length: int | None = None, tokens: int | None = None) -> ValidationBatches:
-        """The fixed held-out windows; rows of `length` tokens, about 1024 of them a batch at least."""
+        """The fixed held-out windows; rows of `length` tokens, batches of about 4096."""
         length = length or self.length
         cap = tokens if tokens is not None else self.config["data"]["val_tokens"]
         return ValidationBatches(
