@@ -71,7 +71,7 @@ class Rope(nn.Module):
         super().__init__()
         self.width, self.base, self.layout = int(d_head * fraction), base, layout
 
-    def prepare(self, pos: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def prepare(self, pos: Tensor, dtype: torch.dtype, length: Tensor) -> tuple[Tensor, Tensor]:
         """Cosine and sine of each angle: (T, d/2), or (B, 1, T, d/2) for all heads of a row."""
         angles = _angles(pos, self.width, self.base)
         if pos.dim() == 2:
@@ -80,7 +80,7 @@ class Rope(nn.Module):
 
     def rotate(self, q: Tensor, k: Tensor, pos: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         # Made here, the tables would cost a compiled layer more than all else but its matrix products.
-        cos, sin = self.prepare(pos, q.dtype) if isinstance(pos, Tensor) else (t.to(q.dtype) for t in pos)
+        cos, sin = self.prepare(pos, q.dtype, pos) if isinstance(pos, Tensor) else (t.to(q.dtype) for t in pos)
         return self._turn(q, cos, sin), self._turn(k, cos, sin)
 
     def _turn(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

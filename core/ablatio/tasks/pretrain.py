@@ -33,6 +33,7 @@ class Pretrain(pl.LightningModule):
         self.stabilizers = [kinds.stabilizers.build(n, knobs) for n, knobs in (config["stabilizer"] or {}).items()]
         self.finite: Tensor | bool = True
         self.metrics: dict[str, Tensor] = {}
+        self.measures: dict[str, Tensor] = {}
         self.loss_sum, self.loss_count = torch.zeros(()), 0
         self._weight_sum: Tensor | None = None
         self._rows_per_batch = self.settings["batch_size"] * _length(config)
@@ -60,7 +61,7 @@ class Pretrain(pl.LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         generator = named_generator(self.seeds.data, f"objective/{batch_idx}")
         example = self.objective(batch["tokens"], batch.get("segments"), generator)
-        total, count = self.model.loss(example)
+        total, count, self.measures = self.model.loss(example)
         if example.weights is not None:
             # Gradients are summed over the accumulated batches here and divided by the true count before the step: a
             # mean of means is wrong when the batches have unequal numbers of targets.
@@ -109,7 +110,7 @@ class Pretrain(pl.LightningModule):
         rate = self.trainer.optimizers[0].param_groups[0]["lr"]
         row = {"train/loss": float(self.loss_sum) / max(1, self.loss_count), "train/lr": rate}
         self.loss_sum, self.loss_count = torch.zeros(()), 0
-        return row | {name: float(value) for name, value in self.metrics.items()}
+        return row | {name: float(value) for name, value in (self.metrics | self.measures).items()}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.check_finite()

@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 from rich.console import Console
 
 from ablatio.checkpoint import Checkpoint, Checkpoints, write_json
+from ablatio.config import chosen
 from ablatio.errors import Preempted
 from ablatio.model.count import Size, measure
 from ablatio.tasks.folder import CHECKPOINTS
@@ -35,7 +36,7 @@ class Session:
         self.io.loaded = found
         self.settings = run.config["train"]
         self.steps, self.start = int(self.settings["steps"]), found.step if found else 0
-        extra = [m for part in run.task.stabilizers for m in part.metrics]
+        extra = [m for entry, _ in chosen(run.config) for m in entry.facts.get("metrics", ())]
         self.file = MetricsFile(folder / "metrics.csv", extra)
         self.scores: dict[str, Any] = {}
         self.seconds = 0.0

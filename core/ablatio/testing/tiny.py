@@ -11,7 +11,7 @@ from ablatio import config as run_config
 from ablatio import rules
 from ablatio.errors import UserError
 from ablatio.model.assembly import build_model
-from ablatio.model.context import Example
+from ablatio.model.example import Example
 from ablatio.model.language_model import LanguageModel
 from ablatio.model.roles import groups_by_role
 from ablatio.paths import shipped
@@ -40,7 +40,7 @@ def default_parts() -> Mapping[str, str]:
 def config(entry: Entry | None = None, knobs: Mapping[str, Any] | None = None, **sizes: Any) -> dict[str, Any]:
     """The default config with this part in it.  UserError when its knobs break a rule.
 
-    A part that a rule forbids beside a default part gets the first other option that the rules allow.
+    What a rule forbids beside the part is changed as the rule proposes; else the first other option that fits is taken.
     """
     made = run_config.defaults()
     made["model"] |= SIZES | sizes
@@ -52,6 +52,7 @@ def config(entry: Entry | None = None, knobs: Mapping[str, Any] | None = None, *
             made[entry.kind] = {entry.name: values}
         else:
             made[entry.kind] = {"name": entry.name, **values}
+    made = mended(made, entry.kind if entry else "")
     if not (problems := broken_rules(made)):
         return made
     for kind in default_parts():
@@ -60,6 +61,26 @@ def config(entry: Entry | None = None, knobs: Mapping[str, Any] | None = None, *
             if not broken_rules(changed):
                 return changed
     raise UserError("\n".join(map(str, problems)))
+
+
+def mended(made: dict[str, Any], keep: str) -> dict[str, Any]:
+    """The config after the fixes that its broken rules propose, as long as they leave the kind `keep` alone."""
+    import yaml
+
+    for _ in range(4):
+        for problem in broken_rules(made):
+            key, _, value = problem.fix.partition("=")
+            section, _, setting = key.partition(".")
+            if section == keep or not value:
+                continue
+            if section in REGISTRIES and not setting and value in REGISTRIES[section].names():
+                made = made | {section: {"name": value, **REGISTRIES[section][value].defaults}}
+            elif setting:
+                made = made | {section: {**made[section], setting: yaml.safe_load(value)}}
+            break
+        else:
+            break
+    return made
 
 
 def broken_rules(made: Mapping[str, Any]) -> list[Any]:
@@ -84,7 +105,7 @@ def example(rows: int = 4, length: int = 24, seed: int = 0) -> Example:
 
 
 def mean_loss(net: LanguageModel, batch: Example) -> Tensor:
-    total, count = net.loss(batch)
+    total, count, _ = net.loss(batch)
     return total / count
 
 
