@@ -16,7 +16,7 @@ from ablatio.model.language_model import LanguageModel
 from ablatio.model.roles import groups_by_role
 from ablatio.paths import shipped
 from ablatio.registry import REGISTRIES, Entry
-from ablatio.tasks.step import Step
+from ablatio.tasks.step import Rewind, SkipStep, Step
 
 VOCAB = 64
 SIZES = {"d_model": 32, "n_layers": 2, "n_heads": 4, "max_len": 32}
@@ -116,25 +116,37 @@ def run(
     *,
     hooks: Sequence[Any] = (),
     spike: int | None = None,
-    seen: Callable[[str, Mapping[str, Tensor]], None] = lambda hook, metrics: None,
+    seen: Callable[[str, Mapping[str, Any]], None] = lambda hook, metrics: None,
 ) -> list[float]:
-    """Train on one batch and give the losses.  hooks: stabilizers; spike: the step whose loss is 100 times larger."""
+    """Train on one batch and give the losses.
+
+    hooks: stabilizers; spike: the step whose loss is 100 times larger; seen: gets what hooks give, or "raised" and what
+    they ask for when they leave a step out.
+    """
     net.train()
+    for hook in hooks:
+        if hasattr(hook, "attach"):
+            hook.attach(net)
     losses, parameters, batch = [], [p for group in groups_by_role(net) for p in group["params"]], example()
     for index in range(steps):
         optimizer.zero_grad()
         loss = mean_loss(net, batch) * (100.0 if index == spike else 1.0)
         loss.backward()  # type: ignore[no-untyped-call]
+        losses.append(float(loss.detach()))
         step = Step(
             net, parameters, optimizer, index, steps, loss=loss.detach(), sampled_loss=lambda: mean_loss(net, batch)
         )
-        for name in ("before_step", "after_step"):
-            if name == "after_step":
-                optimizer.step()
+        try:
             for hook in hooks:
-                if hasattr(hook, name):
-                    seen(name, getattr(hook, name)(step))
-        losses.append(float(loss.detach()))
+                if hasattr(hook, "before_step"):
+                    seen("before_step", hook.before_step(step))
+        except (SkipStep, Rewind) as asked:
+            seen("raised", {type(asked).__name__: str(vars(asked))})
+            continue
+        optimizer.step()
+        for hook in hooks:
+            if hasattr(hook, "after_step"):
+                seen("after_step", hook.after_step(step))
     return losses
 
 
