@@ -99,7 +99,7 @@ class Pretrain(pl.LightningModule):
         # Gradients are summed over the accumulated batches here and divided by the true count before the step: a mean
         # of means is wrong when the batches have unequal numbers of targets.
         self._weight_sum = weight if self._weight_sum is None else self._weight_sum + weight
-        return total / self._targets_per_batch
+        return total / self._targets_per_batch  # type: ignore[no-any-return]
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if self._weight_sum is not None:

@@ -1,7 +1,7 @@
 """The small model, batch and run in which parts are tried: the defaults of `ablatio train`, a few thousand weights."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -52,26 +52,37 @@ def config(entry: Entry | None = None, knobs: Mapping[str, Any] | None = None, *
             made[entry.kind] = {entry.name: values}
         else:
             made[entry.kind] = {"name": entry.name, **values}
-    made = mended(made, entry.kind if entry else "")
-    if not (problems := broken_rules(made)):
+    made = fitted(made, {entry.kind} if entry else set())
+    if problems := broken_rules(made):
+        raise UserError("\n".join(map(str, problems)))
+    return made
+
+
+def fitted(made: dict[str, Any], keep: Collection[str]) -> dict[str, Any]:
+    """The config with what no rule forbids beside the kinds in `keep`: a rule's own proposal, or another option.
+
+    It comes back with its broken rules where neither helps: then the kept parts cannot stand together.
+    """
+    made = mended(made, keep)
+    if not broken_rules(made):
         return made
     for kind in default_parts():
-        for other in REGISTRIES[kind] if entry is None or kind != entry.kind else ():
-            changed = made | {kind: {"name": other.name, **other.defaults}}
+        for other in REGISTRIES[kind] if kind not in keep else ():
+            changed = mended(made | {kind: {"name": other.name, **other.defaults}}, {*keep, kind})
             if not broken_rules(changed):
                 return changed
-    raise UserError("\n".join(map(str, problems)))
+    return made
 
 
-def mended(made: dict[str, Any], keep: str) -> dict[str, Any]:
-    """The config after the fixes that its broken rules propose, as long as they leave the kind `keep` alone."""
+def mended(made: dict[str, Any], keep: Collection[str]) -> dict[str, Any]:
+    """The config after the fixes that its broken rules propose, as long as they leave the kinds in `keep` alone."""
     import yaml
 
-    for _ in range(4):
+    for _ in range(8):
         for problem in broken_rules(made):
             key, _, value = problem.fix.partition("=")
             section, _, setting = key.partition(".")
-            if section == keep or not value:
+            if section in keep or not value:
                 continue
             if section in REGISTRIES and not setting and value in REGISTRIES[section].names():
                 made = made | {section: {"name": value, **REGISTRIES[section][value].defaults}}
