@@ -12,9 +12,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-WithSlope = Callable[[Tensor], tuple[Tensor, Tensor]]
+Fill = Callable[[Tensor, Tensor, Tensor], None]
+PIECE = 1 << 18  # numbers: 1 MiB of float32, and of Python's overhead no more than a hundredth
 STEEP, CUBIC = math.sqrt(8 / math.pi), 0.044715
 
 
@@ -43,41 +43,44 @@ def _on_cpu(x: Tensor) -> bool:
 class _ByItsSlope(torch.autograd.Function):
     """y = f(x) that keeps f'(x) in place of x: as much memory, and backward is one product.
 
-    f gives (y, slope).  Its second derivative is not kept; torch says so when somebody asks for it.
+    f(x, y, slope) fills the last two; it gets a piece at a time, which its passes find in the processor's cache.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, function: WithSlope) -> Tensor:
-        y, slope = function(x)
+    def forward(ctx: Any, x: Tensor, fill: Fill) -> Tensor:
+        x = x.contiguous()
+        y, slope = torch.empty_like(x), torch.empty_like(x)
+        for pieces in zip(*(t.view(-1).split(PIECE) for t in (x, y, slope)), strict=True):
+            fill(*pieces)
         ctx.save_for_backward(slope)
         return y
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        if torch.is_grad_enabled():  # once_differentiable would let a gradient that is constant in x pass
+            raise RuntimeError("tanh-GELU and mish keep no second derivative on the CPU; activation=gelu has one")
         (slope,) = ctx.saved_tensors
         return grad * slope, None
 
 
-def _tanh_gelu(x: Tensor) -> tuple[Tensor, Tensor]:
+def _tanh_gelu(x: Tensor, y: Tensor, slope: Tensor) -> None:
     """(1 + tanh(z / 2)) / 2 = sigmoid(z), so y = x s with s = sigmoid(z), and y' = s + x z' s (1 - s)."""
     steep = x.new_tensor(STEEP)
-    s = torch.addcmul(steep, x, x, value=STEEP * CUBIC).mul_(x).sigmoid_()
-    slope = torch.addcmul(steep, x, x, value=3 * STEEP * CUBIC).mul_(x)  # x z'
-    torch.ops.aten.sigmoid_backward(slope, s, grad_input=slope)
-    slope.add_(s)
-    return s.mul_(x), slope
+    s = torch.addcmul(steep, x, x, value=STEEP * CUBIC, out=y).mul_(x).sigmoid_()
+    torch.addcmul(steep, x, x, value=3 * STEEP * CUBIC, out=slope).mul_(x)  # x z'
+    torch.ops.aten.sigmoid_backward(slope, s, grad_input=slope).add_(s)
+    s.mul_(x)
 
 
-def _mish(x: Tensor) -> tuple[Tensor, Tensor]:
+def _mish(x: Tensor, y: Tensor, slope: Tensor) -> None:
     """tanh(log(1 + e^x)) = w / v with s = sigmoid(x), w = s (2 - s), v = 2 - w: nothing here overflows or cancels."""
     s = torch.sigmoid(x)
-    w = (2 - s).mul_(s)
+    w = torch.sub(2, s, out=y).mul_(s)
     v = 2 - w
-    slope = torch.ops.aten.sigmoid_backward(x, s).mul_(1 - s).div_(v).div_(v).mul_(4)  # x (w / v)'
+    torch.ops.aten.sigmoid_backward(x, s, grad_input=slope).mul_(1 - s).div_(v).div_(v).mul_(4)  # x (w / v)'
     t = w.div_(v)
     slope.add_(t)
-    return t.mul_(x), slope
+    t.mul_(x)
 
 
 class _ReLU2(torch.autograd.Function):

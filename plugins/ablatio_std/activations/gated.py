@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ablatio import OptionOf, Positive, activations
 from ablatio.errors import UserError
+from ablatio.rules import rule
 from ablatio_std.activations import _common
 
 
@@ -70,10 +71,21 @@ class Gated(nn.Module):
         super().__init__()
         if activations[gate].facts["gated"]:
             raise UserError(
-                f"activation.gate={gate} takes a gate of its own; `gated` makes one of an elementwise activation\n"
-                f"    try: activation={gate}"
+                f"activation.gate={gate} is gated already (activation={gate} by itself); the gate is an elementwise "
+                "one\n    try: activation.gate=silu"
             )
         self.function = activations.build(gate, d_ff=d_ff)
 
     def forward(self, gate: Tensor, up: Tensor) -> Tensor:
         return self.function(gate) * up
+
+
+# What other distributions bring is refused when it is built, as above: a rule does not know of it.
+_OURS = sorted(entry.name for entry in activations.entries.values() if entry.module == __name__)
+
+rule(
+    when=f"activation.name == 'gated' and activation.gate in {_OURS}",
+    why="{activation.gate} is gated already (activation={activation.gate} by itself); the gate is an elementwise one",
+    fix="activation.gate=silu",
+    where="activation.gate",
+)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ablatio import NonNegative, Positive, activations
 from ablatio.errors import UserError
+from ablatio.rules import rule
 from ablatio_std.activations._common import relu2
 
 
@@ -45,10 +46,7 @@ class XIELU(nn.Module):
     ) -> None:
         super().__init__()
         if alpha_n <= beta:
-            raise UserError(
-                f"activation.alpha_n={alpha_n:g} must be above activation.beta={beta:g}, or xielu falls on both sides\n"
-                f"    try: activation.alpha_n={beta + 0.3:g}"
-            )
+            raise UserError(f"xielu's alpha_n={alpha_n:g} must be above its beta={beta:g}, such as {beta + 0.3:g}")
         self.beta = beta
         self.alpha_p = nn.Parameter(torch.full((1,), _before_softplus(alpha_p)))
         self.alpha_n = nn.Parameter(torch.full((1,), _before_softplus(alpha_n - beta)))
@@ -58,6 +56,14 @@ class XIELU(nn.Module):
         n = (self.beta + F.softplus(self.alpha_n)).to(x.dtype)
         # elu(x) - x is e^x - 1 - x below zero, and nothing above.
         return p * relu2(x) + n * (F.elu(x) - x) + self.beta * x
+
+
+rule(
+    when="activation.name == 'xielu'",
+    unless="activation.alpha_n > activation.beta",
+    why="xielu needs alpha_n above beta, or it falls on both sides: {activation.alpha_n} <= {activation.beta}",
+    fix="activation.alpha_n={activation.beta + 0.3}",
+)
 
 
 def _before_softplus(y: float) -> float:

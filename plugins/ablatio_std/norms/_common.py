@@ -59,4 +59,4 @@ def _differentiable(grad: Tensor, x: Tensor, weight: Tensor | None, eps: float) 
     r = torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
     gained = grad if weight is None else grad * weight
     d_x = r * (gained - x * r.square() * (gained * x).mean(-1, keepdim=True))
-    return d_x, None if weight is None else (grad * x * r).flatten(0, -2).sum(0) if x.dim() > 1 else grad * x * r
+    return d_x, None if weight is None else (grad * x * r).reshape(-1, x.shape[-1]).sum(0)
