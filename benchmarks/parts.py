@@ -11,6 +11,7 @@ training (with the graph) and forward + backward, with 1024 tokens.
 
 import argparse
 import csv
+import ctypes
 import statistics
 import time
 import warnings
@@ -206,8 +207,22 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def keep_memory() -> None:
+    """What is freed stays with the process, as it does in the steps of a training run.
+
+    glibc would give it back whenever the end of the heap happens to be free; to fetch it page by page once more takes
+    longer than many a part, and would count for whichever part comes first.
+    """
+    trim_threshold, mmap_threshold = -1, -3
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(trim_threshold, 2**31 - 1)
+        libc.mallopt(mmap_threshold, 2**25)
+
+
 def main() -> None:
     args, console = arguments(), Console(width=120)
+    keep_memory()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     console.print(f"torch {torch.__version__}, {ROWS} x {LENGTH} tokens, one thread, {args.turns} turns, CPU time")

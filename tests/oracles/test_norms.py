@@ -137,7 +137,7 @@ BY_HAND = {
         lambda row, p: [(1 + w) * v / rms(row, 0.01) for v, w in zip(row, p["weight"], strict=True)],
     ),
     "simple_rmsnorm": ({"eps": 0.01}, lambda row, p: [v / rms(row, 0.01) for v in row]),
-    "scalenorm": ({}, lambda row, p: [p["weight"][0] * v / math.hypot(*row) for v in row]),
+    "scalenorm": ({"eps": 1e-14}, lambda row, p: [p["weight"][0] * v / math.hypot(*row) for v in row]),
     "dyt": (
         {},
         lambda row, p: [

@@ -4,13 +4,12 @@ import math
 from typing import Annotated
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ablatio import Positive, Range, norms
 from ablatio.errors import UserError
 from ablatio.rules import rule
-from ablatio_std.norms._common import affine as gained
+from ablatio_std.norms import _common
 
 
 @norms.register("layernorm", paper="arXiv:1607.06450")
@@ -26,7 +25,7 @@ class LayerNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(d_model)) if affine and bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps)
+        return _common.layer_norm(x, self.weight, self.bias, self.eps)
 
 
 @norms.register("nonparametric", paper="arXiv:2402.00838")
@@ -38,7 +37,7 @@ class NonparametricLayerNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, x.shape[-1:], eps=self.eps)
+        return _common.layer_norm(x, None, None, self.eps)
 
 
 @norms.register("groupnorm", paper="arXiv:1803.08494")
@@ -69,8 +68,8 @@ class GroupNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         grouped = x.unflatten(-1, (self.groups, -1))  # (..., groups, d_model / groups)
-        y = F.layer_norm(grouped, grouped.shape[-1:], eps=self.eps).flatten(-2)
-        return gained(y, self.weight, self.bias)
+        y = _common.layer_norm(grouped, None, None, self.eps).flatten(-2)
+        return _common.affine(y, self.weight, self.bias)
 
 
 rule(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ablatio import Positive, norms
-from ablatio_std.norms._common import affine as gained
+from ablatio_std.norms import _common
 
 
 @norms.register("dyt", paper="arXiv:2503.10622")
@@ -20,7 +20,7 @@ class DynamicTanh(nn.Module):
         self.bias = nn.Parameter(torch.zeros(d_model)) if affine else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return gained(torch.tanh(self.alpha.to(x.dtype) * x), self.weight, self.bias)
+        return _common.affine(torch.tanh(self.alpha.to(x.dtype) * x), self.weight, self.bias)
 
 
 @norms.register("derf", paper="arXiv:2512.10938")
@@ -36,7 +36,7 @@ class DynamicErf(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         moved = torch.addcmul(self.shift.to(x.dtype), self.alpha.to(x.dtype), x)
-        return gained(torch.erf(moved), self.weight, self.bias)
+        return _common.affine(torch.erf(moved), self.weight, self.bias)
 
 
 @norms.register("identity", paper="arXiv:2311.01906")

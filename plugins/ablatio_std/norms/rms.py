@@ -56,13 +56,16 @@ class SimpleRMSNorm(nn.Module):
 
 @norms.register("scalenorm", paper="arXiv:1910.05895")
 class ScaleNorm(nn.Module):
-    """y = g * x / max(|x|, eps) with one learned number g, which starts at sqrt(d_model).  (..., d_model) -> same."""
+    """y = g * x / |x| with one learned number g, the length of every token, which starts at sqrt(d_model).
 
-    def __init__(self, d_model: int, *, eps: Annotated[float, Positive] = 1e-5) -> None:
+    eps is added to mean(x^2), as in RMSNorm.  (..., d_model) -> same.
+    """
+
+    def __init__(self, d_model: int, *, eps: Annotated[float, Positive] = 1e-6) -> None:
         super().__init__()
         self.eps = eps
         self.weight = nn.Parameter(torch.full((1,), math.sqrt(d_model)))
 
     def forward(self, x: Tensor) -> Tensor:
-        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp(min=self.eps)  # (..., 1)
-        return x * (self.weight.to(x.dtype) / length)
+        d_model = x.shape[-1]
+        return rms_norm(x, (self.weight / math.sqrt(d_model)).expand(d_model), self.eps)
