@@ -224,11 +224,11 @@ def test_gated_refuses_a_gate_that_is_gated():
     assert not rules.broken({"activation": {"name": "gated", "gate": "silu"}})
 
 
-def test_xielu_refuses_to_fall_on_both_sides():
+def test_xielu_starts_above_beta():
     config = {"activation": {"name": "xielu", "alpha_n": 0.5, "alpha_p": 0.8, "beta": 0.5}}
     (problem,) = rules.broken(config)
     assert problem.fix == "activation.alpha_n=0.8"
-    with pytest.raises(UserError, match="above its beta"):
+    with pytest.raises(UserError, match="start above its beta"):
         activations.build("xielu", {"alpha_n": 0.5}, d_ff=4)
 
 
@@ -242,3 +242,18 @@ def test_a_second_derivative_that_is_not_kept_is_refused(name, approximate):
     x = torch.randn(5, requires_grad=True)
     with pytest.raises(RuntimeError, match="no second derivative"):
         torch.autograd.grad(made(name, approximate)(x).sum(), x, create_graph=True)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # torch's own compiler warns about itself
+def test_compiled_ones_equal_eager_ones():
+    """A compiler gets torch's own functions, in one graph."""
+    parts = [made("gelu", "tanh"), made("mish"), made("relu2"), made("xielu").float(), made("star_relu").float()]
+
+    def together(x):
+        return sum(part(x) for part in parts)
+
+    x = torch.randn(3, 50)
+    torch.compiler.reset()
+    compiled = torch.compile(together, fullgraph=True)
+    assert_all_close(value_and_gradients(compiled, x), value_and_gradients(together, x), 1e-5)

@@ -46,7 +46,7 @@ class XIELU(nn.Module):
     ) -> None:
         super().__init__()
         if alpha_n <= beta:
-            raise UserError(f"xielu's alpha_n={alpha_n:g} must be above its beta={beta:g}, such as {beta + 0.3:g}")
+            raise UserError(f"xielu's alpha_n={alpha_n:g} must start above its beta={beta:g}, such as {beta + 0.3:g}")
         self.beta = beta
         self.alpha_p = nn.Parameter(torch.full((1,), _before_softplus(alpha_p)))
         self.alpha_n = nn.Parameter(torch.full((1,), _before_softplus(alpha_n - beta)))
@@ -61,7 +61,7 @@ class XIELU(nn.Module):
 rule(
     when="activation.name == 'xielu'",
     unless="activation.alpha_n > activation.beta",
-    why="xielu needs alpha_n above beta, or it falls on both sides: {activation.alpha_n} <= {activation.beta}",
+    why="xielu learns an alpha_n above beta, and starts above it too: {activation.alpha_n} <= {activation.beta}",
     fix="activation.alpha_n={activation.beta + 0.3}",
 )
 
