@@ -116,7 +116,7 @@ def adafactor(
     lr: Annotated[float, Positive, "peak, as a share of a tensor's root mean square"] = 1e-2,
     decay: Annotated[float, Range(-1, 0, open_high=True), "beta2 at step t is 1 - t^decay"] = -0.8,
     floor: Annotated[float, Positive, "least root mean square of a tensor that lr is a share of"] = 1e-3,
-    clip: Annotated[float, Positive, "largest root mean square of an update"] = 1.0,
+    clip: Annotated[float, Range(1), "largest root mean square of an update"] = 1.0,
     weight_decay: Decay = 0.0,
 ) -> Optimizer:
     """w <- w - max(floor, rms(w)) min(lr, 1/sqrt(t)) u / max(1, rms(u) / clip),  u = g / sqrt(r c / mean(r)).

@@ -29,7 +29,7 @@ class Shampoo(Foreach):
         momentum: Annotated[float, Below1] = 0.9,
         eps: Eps = 1e-4,
         every: Every = 10,
-        largest: Largest = 2048,
+        largest: Largest = 1024,
         weight_decay: Decay = 0.0,
     ) -> None:
         settings = {"lr": lr, "momentum": momentum, "eps": eps, "every": every, "largest": largest}
@@ -76,7 +76,7 @@ class SOAP(Foreach):
         betas: Betas = (0.95, 0.95),
         eps: Eps = 1e-8,
         every: Every = 10,
-        largest: Largest = 2048,
+        largest: Largest = 1024,
         weight_decay: Decay = 0.01,
     ) -> None:
         settings = {"lr": lr, "betas": betas, "eps": eps, "every": every, "largest": largest}
