@@ -23,8 +23,9 @@ def model():
 
 
 def gradients(model, step):
+    """Noise about 1/2: what looks at the way since the start (prodigy) needs one that leads somewhere."""
     generator = torch.Generator().manual_seed(step)
-    return {n: torch.randn(p.shape, generator=generator, dtype=p.dtype) for n, p in model.named_parameters()}
+    return {n: torch.randn(p.shape, generator=generator, dtype=p.dtype) + 0.5 for n, p in model.named_parameters()}
 
 
 GRADIENTS = {step: gradients(model(), step) for step in range(STEPS)}
