@@ -113,7 +113,7 @@ def radam(
 def adafactor(
     groups: list[ParameterGroup],
     *,
-    lr: Annotated[float, Positive, "peak, as a share of a tensor's root mean square"] = 1e-2,
+    lr: Annotated[float, Positive, "peak, as a share of a tensor's root mean square"] = 5e-2,
     decay: Annotated[float, Range(-1, 0, open_high=True), "beta2 at step t is 1 - t^decay"] = -0.8,
     floor: Annotated[float, Positive, "least root mean square of a tensor that lr is a share of"] = 1e-3,
     clip: Annotated[float, Range(1), "largest root mean square of an update"] = 1.0,

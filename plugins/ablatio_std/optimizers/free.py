@@ -28,7 +28,7 @@ class ScheduleFree(Foreach):
         self,
         groups: list[ParameterGroup],
         *,
-        lr: Rate = 1e-2,
+        lr: Rate = 6e-3,
         betas: Averaging = (0.9, 0.999),
         eps: Eps = 1e-8,
         power: Annotated[float, NonNegative, "how much less the steps of a warm-up weigh in the mean"] = 2.0,

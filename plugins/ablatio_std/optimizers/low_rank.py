@@ -35,7 +35,7 @@ class GaLore(Foreach):
         self,
         groups: list[ParameterGroup],
         *,
-        lr: Rate = 6e-3,
+        lr: Rate = 1e-2,
         betas: Betas = (0.9, 0.999),
         eps: Eps = 1e-8,
         rank: Annotated[int, Positive, "at most the shorter side"] = 64,

@@ -174,7 +174,7 @@ class LAMB(Foreach):
         self,
         groups: list[ParameterGroup],
         *,
-        lr: Rate = 2e-2,
+        lr: Rate = 4e-2,
         betas: Betas = (0.9, 0.999),
         eps: Annotated[float, Positive] = 1e-6,
         weight_decay: Decay = 0.01,

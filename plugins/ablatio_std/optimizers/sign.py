@@ -15,7 +15,7 @@ from ablatio_std.optimizers._common import Betas, Decay, Eps, Foreach, Group, Ra
 class Lion(Foreach):
     """w <- w - lr (sign(b1 m + (1 - b1) g) + weight_decay w);  m <- b2 m + (1 - b2) g.
 
-    lr is a tenth of AdamW's and weight_decay ten times its: what counts is their product.
+    lr is a few times smaller than AdamW's and weight_decay as many times larger: what counts is their product.
     """
 
     buffers = ("m",)
@@ -24,9 +24,9 @@ class Lion(Foreach):
         self,
         groups: list[ParameterGroup],
         *,
-        lr: Rate = 6e-4,
+        lr: Rate = 1e-3,
         betas: Betas = (0.9, 0.99),
-        weight_decay: Decay = 1.0,
+        weight_decay: Decay = 0.6,
     ) -> None:
         super().__init__(groups, weight_decay=weight_decay, lr=lr, betas=betas)
 
