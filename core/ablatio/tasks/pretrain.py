@@ -128,9 +128,15 @@ class Pretrain(pl.LightningModule):
     def _step(self) -> Step:
         losses = self._step_losses or [torch.zeros(())]
         return Step(
-            self.model, self._trainable, self.optimizer, self.global_step, self.settings["steps"],
-            loss=torch.stack(losses).mean(), sampled_loss=self._sampled_loss,
-        )  # fmt: skip
+            self.model,
+            self._trainable,
+            self.optimizer,
+            self.global_step,
+            self.settings["steps"],
+            loss=torch.stack(losses).mean(),
+            sampled_loss=self._sampled_loss,
+            n_targets=0 if self._example is None else self._example.targets.numel(),
+        )
 
     def _sampled_loss(self) -> Tensor:
         """The mean loss of the last batch, with targets drawn from the model's own distribution."""
