@@ -59,14 +59,17 @@ class Position(Protocol):
 
     embed(x, pos)           (B, T, D) -> (B, T, D), once, on the embeddings
     rotate(q, k, pos)       (B, H, T, d_head) each -> the same, in each layer
-    prepare(pos, dtype)     optional: made once a pass, and given to `rotate` in place of pos
+    prepare(pos, dtype, length)  optional: made once a pass, and given to `rotate` in place of pos; length, which
+                            broadcasts to pos, counts the tokens of the sequence (of each token's document) seen so far
     bias(q_pos, k_pos)      -> (H, T, S) or (B, H, T, S), once a pass, added to the attention logits
     score(q, k, q_pos, k_pos)  (B, H, T, d_head), (B, H, S, d_head) -> (B, H, T, S), in each layer, added to the logits
 
     extends  whether it may see positions beyond `max_len`
+    late     whether the angles depend on the length: then the cache keeps keys unturned, and each pass turns them all
     """
 
     extends: ClassVar[bool]
+    late: bool
 
 
 class Attention(Protocol):
@@ -139,7 +142,7 @@ positions: Registry[Position] = Registry(
     "How the model knows where a token stands.",
     wiring=("d_model", "d_head", "n_heads", "n_layers", "max_len", "causal"),
     any_of=("embed", "rotate", "bias", "score"),
-    facts={"extends": True},
+    facts={"extends": True, "late": False},
 )
 attentions: Registry[nn.Module] = Registry(
     "attention",

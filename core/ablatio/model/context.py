@@ -32,6 +32,7 @@ class Context:
 
     segments, key_segments  (B, T), (B, S): tokens see only their own document; None when there is only one
     prepared                what the position's `rotate` takes in place of q_pos, if the position prepares it
+    key_turn                the same for all S keys, where the cache keeps them unturned (`late` positions)
     losses                  extra losses that layers add (scalars)
     """
 
@@ -45,6 +46,7 @@ class Context:
     cache: KVCache | None = None
     bias: Tensor | None = None
     prepared: Any = None
+    key_turn: Any = None
     losses: list[Tensor] = field(default_factory=list)
 
     @property
@@ -63,11 +65,20 @@ class Context:
     def rotate(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """q, k (B, H, T, d_head) turned by their positions, if the position does that."""
         rotate = getattr(self.position, "rotate", None)
-        return rotate(q, k, self.q_pos if self.prepared is None else self.prepared) if rotate else (q, k)
+        if rotate is None:
+            return q, k
+        turn = self.q_pos if self.prepared is None else self.prepared
+        if self.key_turn is not None:  # no heads of keys: these are turned when all of them are there
+            return rotate(q, q[:, :0], turn)[0], k
+        turned: tuple[Tensor, Tensor] = rotate(q, k, turn)
+        return turned
 
     def remember(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """The keys and values of all tokens up to now: (B, H_kv, S, d_head)."""
-        return self.cache.update(layer, k, v) if self.cache is not None else (k, v)
+        if self.cache is None:
+            return k, v
+        k, v = self.cache.update(layer, k, v)
+        return k if self.key_turn is None else self.position.rotate(k[:, :0], k, self.key_turn)[1], v
 
     @cached_property
     def visible(self) -> Tensor | None:
@@ -104,8 +115,13 @@ def make_context(
     k_pos = torch.arange(past + length, device=device) if key_segments is None else _positions(key_segments)
     q_pos = k_pos[..., past:]
     bias = position.bias(q_pos, k_pos).to(dtype) if hasattr(position, "bias") else None
-    prepared = position.prepare(q_pos, dtype) if hasattr(position, "prepare") else None
-    return Context(mask, q_pos, k_pos, past, position, segments, key_segments, cache, bias, prepared)
+    prepared = key_turn = None
+    if hasattr(position, "prepare"):
+        seen = torch.tensor(past + length, device=device) if key_segments is None else _lengths(key_segments, k_pos)
+        prepared = position.prepare(q_pos, dtype, seen[..., past:] if seen.dim() else seen)
+        if cache is not None and getattr(position, "late", False):
+            key_turn = position.prepare(k_pos, dtype, seen)
+    return Context(mask, q_pos, k_pos, past, position, segments, key_segments, cache, bias, prepared, key_turn)
 
 
 def _extend(old: Tensor | None, new: Tensor | None, tokens: Tensor, past: int) -> Tensor:
@@ -125,3 +141,12 @@ def _positions(segments: Tensor) -> Tensor:
     starts = torch.ones_like(segments, dtype=torch.bool)
     starts[:, 1:] = segments[:, 1:] != segments[:, :-1]
     return index - torch.where(starts, index, 0).cummax(dim=1).values
+
+
+def _lengths(segments: Tensor, pos: Tensor) -> Tensor:
+    """(B, S) -> (B, S): how many tokens of its own segment are there for each token."""
+    last = torch.ones_like(segments, dtype=torch.bool)
+    last[:, :-1] = segments[:, 1:] != segments[:, :-1]
+    index = torch.arange(segments.shape[1], device=segments.device).expand_as(segments)
+    ends = torch.where(last, index, segments.shape[1]).flip(1).cummin(dim=1).values.flip(1)
+    return pos + ends - index + 1
