@@ -41,7 +41,7 @@ class XPos(nn.Module):
             1 + self.gamma
         )
         limit = 0.9 * math.log(torch.finfo(dtype).max)  # beyond it the power is no number of this type
-        power = ((pos[..., None] - self.middle) / self.scale_base * z.log()).clamp(-limit, limit)
+        power = ((pos[..., None].double() - self.middle) / self.scale_base * z.log()).clamp(-limit, limit)
         turned = torch.polar(power.exp(), pos[..., None] * w), torch.polar((-power).exp(), pos[..., None] * w)
         q, k = (t[:, None] if pos.dim() == 2 else t for t in turned)
         return q.real.to(dtype), q.imag.to(dtype), k.real.to(dtype), k.imag.to(dtype)
