@@ -1,5 +1,6 @@
 """Rope's extensions against transformers' ROPE_INIT_FUNCTIONS and rotary module; xpos against a float64 loop."""
 
+import itertools
 import math
 
 import pytest
@@ -166,7 +167,7 @@ def test_each_packed_document_has_its_own_length(knobs):
     segments = torch.tensor([[0] * 5 + [1] * 20, [3] * 14 + [4] * 3 + [7] * 8])
     packed = model(x, segments)
     for row, starts in [(0, (0, 5, 25)), (1, (0, 14, 17, 25))]:
-        for a, b in zip(starts, starts[1:], strict=False):
+        for a, b in itertools.pairwise(starts):
             torch.testing.assert_close(packed[row, a:b], model(x[row : row + 1, a:b])[0], rtol=1e-9, atol=1e-9)
 
 
