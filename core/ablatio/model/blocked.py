@@ -54,7 +54,7 @@ class _Blocked(torch.autograd.Function):
         with torch.autocast(q.device.type, enabled=False):
             for b, rows, keys, added in _blocks(q, k, bias, first):
                 p = torch.baddbmm(added, q[b, :, rows], k[b, :, keys].mT).softmax(-1)
-                out[b, :, rows] = p @ v[b, :, keys]
+                out[b, :, rows] = torch.bmm(p, v[b, :, keys])
         ctx.save_for_backward(q, k, v, bias, first, out)
         return out
 
@@ -64,7 +64,7 @@ class _Blocked(torch.autograd.Function):
         q, k, v, bias, first, out = ctx.saved_tensors
         grad = grad.contiguous()
         less = (grad * out).sum(-1, keepdim=True).neg_()  # (B, H, T, 1)
-        dq, dk, dv = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
+        dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
         dbias = torch.zeros(bias.shape, dtype=bias.dtype, device=bias.device) if ctx.needs_input_grad[3] else None
         for b, rows, keys, added in _blocks(q, k, bias, first):
             queries, seen, g = q[b, :, rows], k[b, :, keys], grad[b, :, rows]
@@ -72,7 +72,7 @@ class _Blocked(torch.autograd.Function):
             ds = torch.baddbmm(less[b, :, rows], g, v[b, :, keys].mT).mul_(p)  # (H, rows, keys)
             dv[b, :, keys].baddbmm_(p.mT, g)
             dk[b, :, keys].baddbmm_(ds.mT, queries)
-            dq[b, :, rows] = ds @ seen
+            dq[b, :, rows] = torch.bmm(ds, seen)
             if dbias is not None:
                 (dbias if dbias.dim() == 3 else dbias[b])[:, rows, keys] += ds
         return dq, dk, dv, dbias, None
@@ -97,9 +97,13 @@ def _blocks(
 
 def _added(q: Tensor, bias: Tensor | None, starts: Tensor | None, rows: slice, keys: slice, past: int) -> Tensor:
     """The bias of a block, and -inf where a query does not see a key."""
-    key = torch.arange(keys.start, keys.stop, device=q.device)
-    hidden = key > torch.arange(past + rows.start, past + rows.stop, device=q.device)[:, None]
+    n, ninf = rows.stop - rows.start, float("-inf")
+    width = keys.stop - keys.start
+    block = (
+        q.new_zeros(1, n, width) if bias is None else bias[:, rows, keys].clone(memory_format=torch.contiguous_format)
+    )
+    block[..., width - n :] += q.new_full((n, n), ninf).triu_(1)
     if starts is not None:
-        hidden |= key < starts[:, None]
-    block = q.new_zeros(1, *hidden.shape) if bias is None else bias[:, rows, keys]
-    return block.masked_fill(hidden, float("-inf"))
+        key = torch.arange(keys.start, keys.stop, device=q.device)
+        block += torch.where(key < starts[:, None], ninf, 0.0).to(q.dtype)
+    return block
