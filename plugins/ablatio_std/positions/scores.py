@@ -7,6 +7,7 @@ import math
 from typing import Annotated
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ablatio import Positive, Range, positions, rule
@@ -32,7 +33,7 @@ class Shaw(nn.Module):
         self.table = nn.Embedding(self.most - self.least + 1, d_head)
 
     def score(self, q: Tensor, k: Tensor, q_pos: Tensor, k_pos: Tensor) -> Tensor:
-        by_distance = q @ self.table.weight.T / math.sqrt(q.shape[-1])  # (B, H, T, 2K + 1)
+        by_distance = q / math.sqrt(q.shape[-1]) @ self.table.weight.T  # (B, H, T, 2K + 1)
         return _at(by_distance, distances(q_pos, k_pos).clamp(self.least, self.most) - self.least, k).to(q.dtype)
 
 
@@ -61,13 +62,16 @@ class TransformerXL(nn.Module):
         self.r_proj = nn.Linear(d_model, n_heads * d_head, bias=False)
 
     def score(self, q: Tensor, k: Tensor, q_pos: Tensor, k_pos: Tensor) -> Tensor:
-        u, v = (w.view(-1, 1, self.d_head) for w in (self.u, self.v))  # (H, 1, d_head)
+        scale = 1 / math.sqrt(
+            self.d_head
+        )  # on the small tensors: each pass over (B, H, T, S) costs as much as a product
+        u, v = (w.view(-1, 1, self.d_head) * scale for w in (self.u, self.v))  # (H, 1, d_head)
         steps = torch.arange(self.least, self.most + 1, device=q.device)
         r = self.r_proj(waves(steps, self.d_model, 10000.0).to(self.r_proj.weight.dtype))
         r = r.view(len(steps), -1, self.d_head).transpose(0, 1)  # (H, distances, d_head)
-        by_key = u @ k.mT  # (B, H, 1, S)
-        by_distance = _at((q + v) @ r.mT, distances(q_pos, k_pos).clamp(self.least, self.most) - self.least, k)
-        return ((by_key + by_distance) / math.sqrt(self.d_head)).to(q.dtype)
+        by_distance = (q * scale + v) @ r.mT  # (B, H, T, distances)
+        index = distances(q_pos, k_pos).clamp(self.least, self.most) - self.least
+        return _at(by_distance, index, k).add_(u @ k.mT).to(q.dtype)
 
 
 rule(
@@ -92,20 +96,22 @@ class Cope(nn.Module):
         self.table = nn.Embedding(max_positions, d_head)
 
     def score(self, q: Tensor, k: Tensor, q_pos: Tensor, k_pos: Tensor) -> Tensor:
-        gates = (q @ k.mT / math.sqrt(q.shape[-1])).sigmoid() * self._counted(q_pos, q.shape[2], k.shape[2])
-        count = gates.flip(-1).cumsum(-1).flip(-1).clamp(max=len(self.table.weight) - 1)  # (B, H, T, S)
-        whole = q @ self.table.weight.T  # (B, H, T, max_positions)
-        below = count.detach().floor().long()
-        above = (below + 1).clamp(max=len(self.table.weight) - 1)
-        return whole.gather(-1, below).lerp(whole.gather(-1, above), (count - below).to(whole.dtype)).to(q.dtype)
+        # Keys from the last to the first, so that counts are running sums.
+        gates = (q / math.sqrt(q.shape[-1]) @ k.flip(2).mT).sigmoid() * self._counted(q_pos, q.shape[2], k.shape[2])
+        count = gates.cumsum(-1, dtype=torch.promote_types(q.dtype, torch.float32))
+        count = count.clamp(max=len(self.table.weight) - 1)  # (B, H, T, S)
+        whole, index = q @ self.table.weight.T, count.detach().long()  # (B, H, T, max_positions)
+        step = F.pad(whole.diff(dim=-1), (0, 1))
+        score = torch.addcmul(whole.gather(-1, index), count.frac().to(step.dtype), step.gather(-1, index))
+        return score.flip(-1).to(q.dtype)
 
     def _counted(self, q_pos: Tensor, queries: int, keys: int) -> Tensor:
-        """Keys of the query's own document, up to itself: (T, S) or (B, 1, T, S).
+        """Keys of the query's own document, from itself back: (T, S) or (B, 1, T, S), the last key first.
 
         The queries are the last of the keys, and q_pos says how many tokens of its document a query has behind it.
         """
         place = torch.arange(keys - queries, keys, device=q_pos.device)
-        behind = place[:, None] - torch.arange(keys, device=q_pos.device)
+        behind = place[:, None] - torch.arange(keys, device=q_pos.device).flip(0)
         return (behind >= 0) & (behind <= q_pos[..., :, None].unsqueeze(-3))
 
 
