@@ -82,28 +82,27 @@ def _blocks(
     q: Tensor, k: Tensor, bias: Tensor | None, first: Tensor | None
 ) -> Iterator[tuple[int, slice, slice, Tensor]]:
     """(row of the batch, queries, keys, what is added to their logits: (H or 1, queries, keys)) of each block."""
-    length, past = q.shape[2], k.shape[2] - q.shape[2]
-    alike = (bias is None or bias.dim() == 3) and (first is None or first.dim() == 1)
+    batch, length, past = len(q), q.shape[2], k.shape[2] - q.shape[2]
+    starts = torch.zeros(1, length, dtype=torch.long, device=q.device) if first is None else first.view(-1, length)
+    alike = len(starts) == 1 and (bias is None or bias.dim() == 3)
     added = q.new_empty(0)
     for start in range(0, length, BLOCK):
-        rows, keys = slice(start, min(start + BLOCK, length)), slice(0, 0)
-        for b in range(len(q)):
+        rows = slice(start, min(start + BLOCK, length))
+        end, lows = past + rows.stop, starts[:, rows].amin(1).tolist()
+        mask = _mask(starts[:, rows], slice(past + rows.start, end), slice(min(lows), end)).to(q.dtype)
+        for b in range(batch):
+            own = b if len(starts) > 1 else 0
+            keys = slice(lows[own], end)
             if b == 0 or not alike:
-                starts = None if first is None else (first if first.dim() == 1 else first[b])[rows]
-                keys = slice(0 if starts is None else int(starts.min()), past + rows.stop)
-                added = _added(q, bias if bias is None or bias.dim() == 3 else bias[b], starts, rows, keys, past)
+                added = mask[own : own + 1, :, keys.start - min(lows) :]
+                if bias is not None:
+                    added = (bias if bias.dim() == 3 else bias[b])[:, rows, keys] + added
             yield b, rows, keys, added
 
 
-def _added(q: Tensor, bias: Tensor | None, starts: Tensor | None, rows: slice, keys: slice, past: int) -> Tensor:
-    """The bias of a block, and -inf where a query does not see a key."""
-    n, ninf = rows.stop - rows.start, float("-inf")
-    width = keys.stop - keys.start
-    block = (
-        q.new_zeros(1, n, width) if bias is None else bias[:, rows, keys].clone(memory_format=torch.contiguous_format)
-    )
-    block[..., width - n :] += q.new_full((n, n), ninf).triu_(1)
-    if starts is not None:
-        key = torch.arange(keys.start, keys.stop, device=q.device)
-        block += torch.where(key < starts[:, None], ninf, 0.0).to(q.dtype)
-    return block
+def _mask(starts: Tensor, places: slice, keys: slice) -> Tensor:
+    """-inf for keys after a query, or before starts (B or 1, queries): (B or 1, queries, keys)."""
+    key = torch.arange(keys.start, keys.stop, device=starts.device)
+    hidden = key > torch.arange(places.start, places.stop, device=starts.device)[:, None]
+    # Added, not filled in: that is vectorised.
+    return torch.where(hidden | (key < starts[..., None]), float("-inf"), 0.0)
