@@ -82,27 +82,29 @@ def _blocks(
     q: Tensor, k: Tensor, bias: Tensor | None, first: Tensor | None
 ) -> Iterator[tuple[int, slice, slice, Tensor]]:
     """(row of the batch, queries, keys, what is added to their logits: (H or 1, queries, keys)) of each block."""
-    batch, length, past = len(q), q.shape[2], k.shape[2] - q.shape[2]
-    starts = torch.zeros(1, length, dtype=torch.long, device=q.device) if first is None else first.view(-1, length)
-    alike = len(starts) == 1 and (bias is None or bias.dim() == 3)
-    added = q.new_empty(0)
+    length, past = q.shape[2], k.shape[2] - q.shape[2]
+    starts = None if first is None else first.view(-1, length)
+    alike = (starts is None or len(starts) == 1) and (bias is None or bias.dim() == 3)
+    later = q.new_full((BLOCK, BLOCK), float("-inf")).triu_(1)  # masks are added, not filled in: that is vectorised
+    lows, before, added = [0], None, later
     for start in range(0, length, BLOCK):
         rows = slice(start, min(start + BLOCK, length))
-        end, lows = past + rows.stop, starts[:, rows].amin(1).tolist()
-        mask = _mask(starts[:, rows], slice(past + rows.start, end), slice(min(lows), end)).to(q.dtype)
-        for b in range(batch):
-            own = b if len(starts) > 1 else 0
+        count, end = rows.stop - start, past + rows.stop
+        if starts is not None:
+            lows = starts[:, rows].amin(1).tolist()
+            key = torch.arange(min(lows), end, device=q.device)
+            before = torch.where(key < starts[:, rows, None], float("-inf"), 0.0).to(q.dtype)  # (B or 1, queries, keys)
+        for b in range(len(q)):
+            own = b if len(lows) > 1 else 0
             keys = slice(lows[own], end)
             if b == 0 or not alike:
-                added = mask[own : own + 1, :, keys.start - min(lows) :]
-                if bias is not None:
-                    added = (bias if bias.dim() == 3 else bias[b])[:, rows, keys] + added
+                added = q.new_zeros(1, count, end - keys.start) if bias is None else _part(bias, b, rows, keys)
+                added[..., -count:] += later[:count, :count]
+                if before is not None:
+                    added += before[own, :, keys.start - min(lows) :]
             yield b, rows, keys, added
 
 
-def _mask(starts: Tensor, places: slice, keys: slice) -> Tensor:
-    """-inf for keys after a query, or before starts (B or 1, queries): (B or 1, queries, keys)."""
-    key = torch.arange(keys.start, keys.stop, device=starts.device)
-    hidden = key > torch.arange(places.start, places.stop, device=starts.device)[:, None]
-    # Added, not filled in: that is vectorised.
-    return torch.where(hidden | (key < starts[..., None]), float("-inf"), 0.0)
+def _part(bias: Tensor, b: int, rows: slice, keys: slice) -> Tensor:
+    part = (bias if bias.dim() == 3 else bias[b])[:, rows, keys]
+    return part.clone(memory_format=torch.contiguous_format)
