@@ -35,7 +35,7 @@ class NotInstalled(Exception):
 
 def ours(shape: Shape, **parts: Any) -> tuple[nn.Module, Loss]:
     from ablatio.model.assembly import build_model
-    from ablatio.model.context import Example
+    from ablatio.model.example import Example
     from ablatio.registry import REGISTRIES
 
     names = {"placement": "pre", "mlp": "dense", "attention": "mha", "block": "sequential", "architecture": "causal"}
@@ -51,7 +51,7 @@ def ours(shape: Shape, **parts: Any) -> tuple[nn.Module, Loss]:
     model = build_model(config, shape.vocab)
 
     def loss(x: Tensor, y: Tensor) -> Tensor:
-        total, count = model.loss(Example(x, y))
+        total, count, _ = model.loss(Example(x, y))
         return total / count
 
     return model, loss

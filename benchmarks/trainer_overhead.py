@@ -47,7 +47,7 @@ def bare(config: dict[str, Any], steps: int) -> float:
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * run.task.schedule(index, steps)
         example = run.task.objective(batch["tokens"], batch.get("segments"), named_generator(1, str(index)))
-        total, count = run.model.loss(example)
+        total, count, _ = run.model.loss(example)
         (total / count).backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0, foreach=True)
         optimizer.step()

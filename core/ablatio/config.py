@@ -39,6 +39,12 @@ class Model:
     tied: Annotated[bool, "the head is the embedding's own matrix"] = True
     bias: Annotated[bool, "biases in the linear maps"] = False
     dropout: Annotated[float, Range(0, 1, open_high=True)] = 0.0
+    encoder_layers: Annotated[int | None, Positive, "of an encoder beside a decoder; by default n_layers"] = None
+    embedding_norm: Annotated[bool, "a norm right after the embedding, as BLOOM has"] = False
+    embedding_scale: Annotated[float, Positive, "factor on the embeddings"] = 1.0
+    final_norm: Annotated[bool | None, "a norm after the last layer; by default as the placement wants"] = None
+    attention_scale: Annotated[float | None, Positive, "factor on q k^T; by default d_head^-1/2"] = None
+    logit_scale: Annotated[float | None, Positive, "factor on the logits; by default 1"] = None
 
 
 @dataclass(kw_only=True)
@@ -60,6 +66,7 @@ class Train:
     steps: Annotated[int, Positive, "optimizer steps"] = 2400
     batch_size: Annotated[int, Positive, "rows per batch"] = 4
     accumulate: Annotated[int, Positive, "batches per step"] = 1
+    label_smoothing: Annotated[float, Range(0, 1, open_high=True), "share of a target spread over the vocabulary"] = 0.0
     log_every: Annotated[int, Positive, "steps"] = 20
     val_every: Annotated[int | None, Positive, "steps; null: only before and after"] = 600
     checkpoint_every: Annotated[int | None, Positive, "steps; null: only at the end"] = 600
@@ -121,11 +128,65 @@ rules.rule(
     where="data.length",
 )
 rules.rule(
-    when="facts.architecture.mask not in facts.objective.masks",
-    why="objective={objective.name} is for {facts.objective.masks} attention, and architecture={architecture.name} has "
-    "{facts.architecture.mask}",
-    fix="objective=lm",
+    when="facts.objective.gives not in facts.architecture.takes",
+    why="objective={objective.name} gives {facts.objective.gives}, and architecture={architecture.name} learns from "
+    "{facts.architecture.takes}",
+    fix="objective={facts.architecture.objective}",
     where="objective",
+)
+rules.rule(
+    when="'encoder' in facts.architecture.stacks and not facts.attention.bidirectional",
+    why="architecture={architecture.name} has a stack in which tokens see what comes later, and attention="
+    "{attention.name} only looks back",
+    fix="attention=mha",
+    where="attention",
+)
+rules.rule(
+    when="facts.architecture.mask == 'prefix' and not facts.attention.bidirectional",
+    why="architecture={architecture.name} shows its prefix in both directions, and attention={attention.name} only "
+    "looks back",
+    fix="attention=mha",
+    where="attention",
+)
+rules.rule(
+    when="facts.architecture.mask == 'encoder_decoder' and not facts.attention.cross",
+    why="architecture={architecture.name} attends to its encoder, and attention={attention.name} attends to its own "
+    "tokens alone",
+    fix="attention=mha",
+    where="attention",
+)
+rules.rule(
+    when="facts.architecture.mask == 'encoder_decoder' and not facts.block.cross",
+    why="architecture={architecture.name} attends to its encoder in each layer, and block={block.name} has no place "
+    "for that",
+    fix="block=sequential",
+    where="block",
+)
+rules.rule(
+    when="('bias' in facts.position.uses or 'score' in facts.position.uses) and not facts.attention.takes_bias",
+    why="position={position.name} adds to the attention logits, and attention={attention.name} has none to add to",
+    fix="position=rope",
+    where="position",
+)
+rules.rule(
+    when="facts.placement.inner_norm and 'inner_norm' not in facts.attention.wiring",
+    why="placement={placement.name} puts a norm before attention's last projection, and attention={attention.name} "
+    "takes none",
+    fix="attention=mha",
+    where="placement",
+)
+rules.rule(
+    when="facts.placement.inner_norm and 'inner_norm' not in facts.mlp.wiring",
+    why="placement={placement.name} puts a norm before the last projection of the feed-forward part, and "
+    "mlp={mlp.name} takes none",
+    fix="mlp=dense",
+    where="placement",
+)
+rules.rule(
+    when="data.document_mask and not facts.attention.takes_segments",
+    why="attention={attention.name} cannot keep the documents of a packed row apart",
+    fix="data.document_mask=false",
+    where="data.document_mask",
 )
 
 
@@ -180,7 +241,7 @@ def effective(config: Mapping[str, Any], leave_out: set[str] | frozenset[str] = 
         )
     view["given"] = {k: dict(v) for k, v in view.items() if isinstance(v, Mapping)}
     view["facts"] = {
-        kind: dict(registry.entries[view[kind]["name"]].facts)
+        kind: {**(entry := registry.entries[view[kind]["name"]]).facts, "wiring": entry.wiring}
         for kind, registry in REGISTRIES.items()
         if not registry.many and isinstance(view.get(kind), dict) and view[kind].get("name") in registry.entries
     }
@@ -239,6 +300,11 @@ def _knobs(where: str, node: Mapping[str, Any], knobs: tuple[Knob, ...]) -> Iter
 
 
 def _value(where: str, knob: Knob, value: Any) -> Iterator[Problem]:
+    if knob.option_of in REGISTRIES and isinstance(value, str):
+        options = REGISTRIES[knob.option_of].entries
+        if value not in options:
+            yield unknown(where, value, list(options), prefix=f"{where}=")
+            return
     if problem := knob.problem(value):
         default = (
             "null" if knob.default is None else str(knob.default).replace(" ", "").replace("(", "[").replace(")", "]")

@@ -9,9 +9,8 @@ from torch import Tensor
 from ablatio.data.types import Tokenizer
 from ablatio.errors import UserError
 from ablatio.model.cache import KVCache
+from ablatio.model.example import PADDING
 from ablatio.model.language_model import LanguageModel
-
-PADDING = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +37,8 @@ def complete(
     rows = [[tokenizer.eos, *map(int, ids)] for ids in tokenizer.encode(list(prompts))]
     texts = []
     for row, new in zip(rows, generate(model, rows, new_tokens, sampling, stop=tokenizer.eos), strict=True):
-        texts.append(tokenizer.decode([*row[1:], *new]))
+        text = [i for i in (*row[1:], *new) if i < tokenizer.vocab_size]  # sentinels stand for no text
+        texts.append(tokenizer.decode(text))
     return texts
 
 
@@ -61,11 +61,11 @@ def generate(
     generator = torch.Generator(device).manual_seed(sampling.seed)
     cache, step = KVCache(), tokens.to(device)
     found: list[list[int]] = [[] for _ in prompts]
-    running = torch.ones(len(prompts), dtype=torch.bool)
+    running, started = torch.ones(len(prompts), dtype=torch.bool), False
     for _ in range(new_tokens):
-        hidden = model.model(step, packed, cache)[:, -1]  # only the last token needs the head
-        packed = None
-        chosen = pick(model.lm_head(hidden), sampling, generator)
+        logits = model.extend(step, cache) if started else model.read(step, packed, cache)
+        started = True
+        chosen = pick(logits, sampling, generator)
         for i, token in enumerate(chosen.tolist()):
             if running[i] and token != stop:
                 found[i].append(token)

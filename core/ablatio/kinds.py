@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from ablatio.data.types import Source, Tokenizer
-    from ablatio.model.context import Context, Example
+    from ablatio.model.context import Context
+    from ablatio.model.example import Example
     from ablatio.model.language_model import LanguageModel
     from ablatio.model.roles import ParameterInfo
     from ablatio.tasks.step import Step
@@ -32,11 +33,16 @@ class Placement(Protocol):
 
     n_norms     norms that each sublayer gets (one module, or a ModuleList when there are several)
     final_norm  whether the stack ends with a norm of its own
+    inner_norm  whether attention and feed-forward get a norm before their last projection
     gain        what the init of value, output and feed-forward matrices is multiplied with (deepnorm's beta)
+
+    A stream of another shape than (B, T, D) is made by `open(x)` before the first layer and taken back by `close(x)`
+    after the last one; both are called on an instance whose `layer` is None, which needs no weights for a sublayer.
     """
 
     n_norms: ClassVar[int]
     final_norm: ClassVar[bool]
+    inner_norm: ClassVar[bool]
     gain: float
 
     def __call__(self, x: Tensor, sublayer: Any, norm: nn.Module) -> Tensor: ...
@@ -49,7 +55,11 @@ class Activation(Protocol):
 
 
 class Mlp(Protocol):
-    """(B, T, D) -> (B, T, D); extra losses are appended to `ctx.losses`."""
+    """(B, T, D) -> (B, T, D).
+
+    Extra losses and numbers for the log go through `ctx.add_loss("train/balance", x)` and `ctx.measure(...)`; the fact
+    `metrics` lists their names.  The attribute `idle_parameters` counts the weights that a token passes by.
+    """
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor: ...
 
@@ -59,39 +69,78 @@ class Position(Protocol):
 
     embed(x, pos)           (B, T, D) -> (B, T, D), once, on the embeddings
     rotate(q, k, pos)       (B, H, T, d_head) each -> the same, in each layer
-    prepare(pos, dtype, length)  optional: made once a pass, and given to `rotate` in place of pos; length, which
-                            broadcasts to pos, counts the tokens of the sequence (of each token's document) seen so far
+    prepare(pos, dtype, length)  optional: made once a pass, and given to `rotate` in place of pos; length: the tokens
+                            seen up to now, () or as many as there are positions
+    skips(layer)            optional: whether `rotate` is left out in this layer
     bias(q_pos, k_pos)      -> (H, T, S) or (B, H, T, S), once a pass, added to the attention logits
     score(q, k, q_pos, k_pos)  (B, H, T, d_head), (B, H, S, d_head) -> (B, H, T, S), in each layer, added to the logits
 
     extends  whether it may see positions beyond `max_len`
-    late     whether the angles depend on the length: then the cache keeps keys unturned, and each pass turns them all
+    late     whether the angles depend on `length`: then the cache holds keys as they were, and all are turned each time
     """
 
     extends: ClassVar[bool]
-    late: bool
+    late: ClassVar[bool]
 
 
 class Attention(Protocol):
-    """(B, T, D) -> (B, T, D), through `ctx` for positions, mask and cache."""
+    """(B, T, D) -> (B, T, D), through `ctx` for positions, mask and cache.
+
+    caches          decodes with the KV cache (`ctx.place`, `ctx.cache`)
+    takes_bias      adds a position's bias or score to its logits
+    takes_segments  keeps packed documents apart
+    cross           attends to an encoder's states where `ctx.memory` is given (`ctx.keys_values`)
+    bidirectional   may see what comes later, when `ctx.mask` is "full" or a prefix is open
+    """
+
+    caches: ClassVar[bool]
+    takes_bias: ClassVar[bool]
+    takes_segments: ClassVar[bool]
+    cross: ClassVar[bool]
+    bidirectional: ClassVar[bool]
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor: ...
 
 
 class Block(Protocol):
-    """One layer: (B, T, D) -> (B, T, D)."""
+    """One layer: (B, T, D) -> (B, T, D); with `parts.cross` it also attends to an encoder, through `ctx.cross`."""
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor: ...
 
 
+class Architecture(Protocol):
+    """A function of the assembly that gives a LanguageModel.
+
+    mask       who sees whom: causal | prefix | full | encoder_decoder
+    takes      the kinds of examples that it can learn from (`gives` of an objective)
+    stacks     which stacks it has: encoder, decoder or both
+    objective  the option that is usual with it
+    """
+
+    mask: ClassVar[str]
+    takes: ClassVar[Sequence[str]]
+    stacks: ClassVar[Sequence[str]]
+    objective: ClassVar[str]
+
+
 class Init(Protocol):
-    """Fills one matrix in place; called for each parameter with a generator that its name seeds."""
+    """Fills one matrix in place; called for each parameter with a generator that its name seeds.
+
+    Optional: `rate(info)`, a factor on the learning rate of a parameter; `logit_scale(d_model)` and
+    `attention_scale(d_head)`, where `model.logit_scale` and `model.attention_scale` are left open.
+    """
 
     def __call__(self, weight: Tensor, info: ParameterInfo, generator: torch.Generator) -> None: ...
 
 
 class Objective(Protocol):
-    """Rows of tokens (B, T+1) -> what the model reads and what it has to say; deterministic in the generator."""
+    """Rows of tokens (B, T+1) -> what the model reads and what it has to say; deterministic in the generator.
+
+    gives         next tokens | source and target | blanks in place
+    extra_tokens  optional: ids that it needs behind the tokenizer's (sentinels, masks), known from knobs and wiring
+    """
+
+    gives: ClassVar[str]
 
     def __call__(self, tokens: Tensor, segments: Tensor | None, generator: torch.Generator) -> Example: ...
 
@@ -103,9 +152,16 @@ class Schedule(Protocol):
 
 
 class Stabilizer(Protocol):
-    """Any of `before_step(step)` and `after_step(step)`: gradients are ready before, weights are new after.
+    """Any of these.
 
-    Both give a dict of numbers (tensors) to log under the names in `metrics`.
+    before_step(step), after_step(step)  gradients are ready before, weights are new after; a dict of numbers to log
+                       under the names in `metrics`
+    attach(model)      once, before training: hooks, switches
+    averaged(model)    a context in which the model holds the weights that are to be scored and kept
+    batch_rows(seen, full)  rows of a batch before which `seen` tokens were trained on; `full`: train.batch_size
+
+    `before_step` may raise SkipStep (nothing moves) or, with the fact `rewinds`, Rewind (ablatio.tasks.step).
+    What lasts from step to step beyond the weights goes through `state_dict()` and `load_state_dict(state)`.
     """
 
     metrics: ClassVar[Sequence[str]]
@@ -119,9 +175,9 @@ norms: Registry[nn.Module] = Registry(
 placements: Registry[Placement] = Registry(
     "placement",
     "Where the norms stand around a sublayer, and how the residual is scaled.",
-    wiring=("d_model", "n_layers", "layer"),
+    wiring=("d_model", "n_layers", "layer", "sublayer", "side", "encoder_layers", "decoder_layers"),
     methods=("__call__",),
-    facts={"n_norms": 1, "final_norm": True},
+    facts={"n_norms": 1, "final_norm": True, "inner_norm": False},
 )
 activations: Registry[Activation] = Registry(
     "activation",
@@ -134,8 +190,9 @@ activations: Registry[Activation] = Registry(
 mlps: Registry[nn.Module] = Registry(
     "mlp",
     "The feed-forward part of a layer.",
-    wiring=("d_model", "d_ff", "activation", "gated", "bias", "dropout", "layer"),
+    wiring=("d_model", "d_ff", "activation", "gated", "bias", "dropout", "layer", "n_layers", "inner_norm"),
     methods=("forward",),
+    facts={"metrics": ()},
 )
 positions: Registry[Position] = Registry(
     "position",
@@ -147,18 +204,40 @@ positions: Registry[Position] = Registry(
 attentions: Registry[nn.Module] = Registry(
     "attention",
     "How tokens look at one another.",
-    wiring=("d_model", "d_head", "n_heads", "n_layers", "max_len", "bias", "dropout", "layer"),
+    wiring=(
+        "d_model",
+        "d_head",
+        "n_heads",
+        "n_layers",
+        "max_len",
+        "bias",
+        "dropout",
+        "layer",
+        "scale",
+        "inner_norm",
+    ),
     methods=("forward",),
-    facts={"caches": True, "takes_bias": True, "takes_segments": True},
+    facts={
+        "caches": True,
+        "takes_bias": True,
+        "takes_segments": True,
+        "cross": False,
+        "bidirectional": True,
+        "metrics": (),
+    },
 )
 blocks: Registry[nn.Module] = Registry(
-    "block", "How attention and feed-forward make a layer.", wiring=("parts",), methods=("forward",)
+    "block",
+    "How attention and feed-forward make a layer.",
+    wiring=("parts",),
+    methods=("forward",),
+    facts={"cross": False},
 )
 architectures: Registry[LanguageModel] = Registry(
     "architecture",
     "Which stacks there are and what each token may see.",
     wiring=("assembly",),
-    facts={"mask": "causal"},
+    facts={"mask": "causal", "takes": ("next tokens",), "stacks": ("decoder",), "objective": "lm"},
 )
 inits: Registry[Init] = Registry(
     "init",
@@ -171,7 +250,7 @@ objectives: Registry[Objective] = Registry(
     "What is predicted from what.",
     wiring=("vocab_size", "eos", "max_len"),
     methods=("__call__",),
-    facts={"masks": ("causal",)},
+    facts={"gives": "next tokens"},
 )
 optimizers: Registry[torch.optim.Optimizer] = Registry(
     "optimizer",
@@ -185,8 +264,8 @@ schedules: Registry[Schedule] = Registry(
 stabilizers: Registry[Stabilizer] = Registry(
     "stabilizer",
     "What keeps a run from diverging; several at once.",
-    any_of=("before_step", "after_step"),
-    facts={"metrics": ()},
+    any_of=("before_step", "after_step", "attach", "averaged", "batch_rows"),
+    facts={"metrics": (), "rewinds": False},
     many=True,
 )
 sources: Registry[Source] = Registry("source", "Where documents come from.", methods=("documents", "fingerprint"))

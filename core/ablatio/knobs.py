@@ -206,16 +206,21 @@ def _split_length(annotation: Any) -> tuple[Any, int | None]:
 
 
 def read_signature(target: Callable[..., Any], where: str) -> tuple[tuple[str, ...], tuple[Knob, ...]]:
-    """(wiring, knobs): the parameters left and right of the bare `*`."""
+    """(wiring, knobs): the parameters left and right of the bare `*`.
+
+    `**wiring: Unpack[SomeWiring]` asks for all that the TypedDict SomeWiring names, to hand it on to a base class.
+    """
     function = target.__init__ if inspect.isclass(target) else target
     if function is object.__init__:
         return (), ()
     hints = typing.get_type_hints(function, include_extras=True)
     wiring, knobs = [], []
     for p in list(inspect.signature(function).parameters.values())[1 if inspect.isclass(target) else 0 :]:
-        if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
+        if p.kind is p.VAR_KEYWORD and typing.get_origin(hints.get(p.name)) is typing.Unpack:
+            wiring.extend(typing.get_args(hints[p.name])[0].__annotations__)
+        elif p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
             raise SignatureError(f"{where}: `{p}` hides the knobs; name each one, with a type and a default")
-        if p.kind is p.KEYWORD_ONLY:
+        elif p.kind is p.KEYWORD_ONLY:
             knobs.append(knob_from(p.name, hints.get(p.name, p.empty), p.default, where))
         else:
             wiring.append(p.name)

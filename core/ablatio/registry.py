@@ -254,7 +254,7 @@ class Registry(Generic[T]):
             return functools.partial(target, **values)  # type: ignore[return-value]
         if lacking := [w for w in entry.wiring if w not in wiring]:
             raise TypeError(f"{self.kind}={name} asks for `{lacking[0]}`, which was not handed over")
-        return target(*(wiring[w] for w in entry.wiring), **values)
+        return target(**{w: wiring[w] for w in entry.wiring}, **values)
 
 
 def _plain(value: Any, key: str, where: str) -> Any:

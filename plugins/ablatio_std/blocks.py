@@ -1,8 +1,8 @@
-"""How attention and feed-forward make a layer."""
+"""How attention and feed-forward make a layer; with an encoder, attention to its states comes between them."""
 
 from torch import Tensor, nn
 
-from ablatio import blocks
+from ablatio import blocks, rule
 from ablatio.model.assembly import LayerParts
 from ablatio.model.context import Context
 
@@ -11,26 +11,55 @@ from ablatio.model.context import Context
 class Sequential(nn.Module):
     """Attention, then feed-forward, each with its own norm and residual.  (B, T, D) -> same."""
 
+    cross = True
+
     def __init__(self, parts: LayerParts) -> None:
         super().__init__()
         self.self_attn, self.mlp = parts.attention(), parts.mlp()
         self.input_layernorm, self.post_attention_layernorm = parts.norms(), parts.norms()
         self.around_attention, self.around_mlp = parts.placement(), parts.placement()
+        self.cross_attn = parts.cross() if parts.cross else None
+        if parts.cross:
+            self.cross_layernorm, self.around_cross = parts.norms(), parts.placement()
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
         x = self.around_attention(x, lambda h: self.self_attn(h, ctx), self.input_layernorm)
+        if self.cross_attn is not None:
+            x = self.around_cross(x, lambda h: self.cross_attn(h, ctx.cross), self.cross_layernorm)  # type: ignore[misc]
         return self.around_mlp(x, lambda h: self.mlp(h, ctx), self.post_attention_layernorm)
 
 
 @blocks.register("parallel", paper="arXiv:2204.02311")
 class Parallel(nn.Module):
-    """attention(norm(x)) + mlp(norm(x)) as one sublayer with one norm, as in GPT-J and PaLM.  (B, T, D) -> same."""
+    """attention(norm(x)) + mlp(norm(x)) as one sublayer.  (B, T, D) -> same.
 
-    def __init__(self, parts: LayerParts) -> None:
+    One norm for both as in GPT-J and PaLM; with `own_norms` one for each as in GPT-NeoX (arXiv:2204.06745).
+    """
+
+    cross = True
+
+    def __init__(self, parts: LayerParts, *, own_norms: bool = False) -> None:
         super().__init__()
         self.self_attn, self.mlp = parts.attention(), parts.mlp()
         self.input_layernorm = parts.norms()
+        self.post_attention_layernorm = parts.norms() if own_norms else None
         self.around = parts.placement()
+        self.cross_attn = parts.cross() if parts.cross else None
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
-        return self.around(x, lambda h: self.self_attn(h, ctx) + self.mlp(h, ctx), self.input_layernorm)
+        def both(h: Tensor) -> Tensor:
+            y = self.self_attn(h, ctx)
+            if self.cross_attn is not None:
+                y = y + self.cross_attn(h, ctx.cross)
+            own = self.post_attention_layernorm
+            return y + self.mlp(h if own is None else own(x), ctx)  # type: ignore[no-any-return]
+
+        return self.around(x, both, self.input_layernorm)
+
+
+rule(
+    when="block.name == 'parallel' and block.own_norms and placement.name != 'pre'",
+    why="own_norms gives attention and feed-forward each a norm of the layer's input, and placement={placement.name} "
+    "norms something else",
+    fix="placement=pre",
+)

@@ -14,16 +14,24 @@ class Dense(nn.Module):
     """down(activation(up(x))), or down(activation(gate(x), up(x))) when the activation is gated.  (B, T, D) -> same."""
 
     def __init__(
-        self, d_model: int, d_ff: int, activation: Callable[..., Tensor], gated: bool, bias: bool, dropout: float
+        self,
+        d_model: int,
+        d_ff: int,
+        activation: Callable[..., Tensor],
+        gated: bool,
+        bias: bool,
+        dropout: float,
+        inner_norm: Callable[[int], nn.Module] | None,
     ) -> None:
         super().__init__()
         self.gate_proj = nn.Linear(d_model, d_ff, bias=bias) if gated else None
         self.up_proj = nn.Linear(d_model, d_ff, bias=bias)
         self.down_proj = nn.Linear(d_ff, d_model, bias=bias)
+        self.inner_norm = inner_norm(d_ff) if inner_norm else None
         self.activation, self.dropout = activation, dropout
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
         up = self.up_proj(x)  # (B, T, d_ff)
         inner = self.activation(up) if self.gate_proj is None else self.activation(self.gate_proj(x), up)
-        y = self.down_proj(inner)
+        y = self.down_proj(inner if self.inner_norm is None else self.inner_norm(inner))
         return F.dropout(y, self.dropout, self.training) if self.dropout else y

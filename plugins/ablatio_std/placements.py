@@ -35,17 +35,25 @@ class PostNorm:
 
 @placements.register("deepnorm", paper="arXiv:2203.00555")
 class DeepNorm:
-    """norm(alpha x + f(x)) with alpha = (2 M)^(1/4) for a decoder of M layers.  (B, T, D) -> same.
+    """norm(alpha x + f(x)), and the init multiplies value, output and feed-forward matrices with beta (`gain`).
 
-    The init multiplies value, output and feed-forward matrices with beta = (8 M)^(-1/4) (`gain`).
+    N encoder and M decoder layers (the paper's table):
+    one stack of M layers            alpha = (2 M)^(1/4)            beta = (8 M)^(-1/4)
+    the encoder beside a decoder     alpha = 0.81 (N^4 M)^(1/16)    beta = 0.87 (N^4 M)^(-1/16)
+    the decoder beside an encoder    alpha = (3 M)^(1/4)            beta = (12 M)^(-1/4)
     """
 
     n_norms = 1
     final_norm = False
 
-    def __init__(self, n_layers: int) -> None:
-        self.alpha = (2 * n_layers) ** 0.25
-        self.gain = (8 * n_layers) ** -0.25
+    def __init__(self, side: str, encoder_layers: int, decoder_layers: int) -> None:
+        n, m = encoder_layers, decoder_layers
+        if not n or not m:
+            self.alpha, self.gain = (2 * (n or m)) ** 0.25, (8 * (n or m)) ** -0.25
+        elif side == "encoder":
+            self.alpha, self.gain = 0.81 * (n**4 * m) ** (1 / 16), 0.87 * (n**4 * m) ** (-1 / 16)
+        else:
+            self.alpha, self.gain = (3 * m) ** 0.25, (12 * m) ** -0.25
 
     def __call__(self, x: Tensor, sublayer: Sublayer, norm: nn.Module) -> Tensor:
         return norm(self.alpha * x + sublayer(x))

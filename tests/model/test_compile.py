@@ -5,7 +5,7 @@ import torch
 from support import model_config
 
 from ablatio.model.assembly import build_model
-from ablatio.model.context import Example
+from ablatio.model.example import Example
 
 GPT2 = {"norm": "layernorm", "activation": "gelu", "position": "learned", "bias": True}
 LLAMA = {"norm": "rmsnorm", "activation": "swiglu", "position": "rope", "attention": "gqa"}
@@ -21,7 +21,7 @@ def test_compiled_blocks_equal_eager_ones(options):
             for layer in model.model.layers:
                 layer.compile(fullgraph=True)
         x = torch.randint(0, 50, (2, 17), generator=torch.Generator().manual_seed(0))
-        total, _ = model.loss(Example(x[:, :-1], x[:, 1:]))
+        total, *_ = model.loss(Example(x[:, :-1], x[:, 1:]))
         total.backward()
         return [total.detach(), *(p.grad for p in model.parameters())]
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from support import model_config
 
 from ablatio.model.assembly import build_model
-from ablatio.model.context import Example
+from ablatio.model.example import Example
 from ablatio.model.loss import Tie, linear_cross_entropy
 from ablatio.model.roles import describe
 
@@ -48,7 +48,7 @@ def test_gradients_are_the_plain_ones(position):
 def test_twice_through_one_graph_and_batches_added_up():
     model, example = made()
     expected = gradients(model, plain_loss(model, example))
-    loss, _ = model.loss(example)
+    loss, *_ = model.loss(example)
     assert_equal(gradients(model, loss, retain_graph=True), expected)
     assert_equal(gradients(model, loss), expected)
     model.loss(example)[0].backward()

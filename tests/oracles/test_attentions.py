@@ -12,7 +12,16 @@ D, H, WIDTH = 12, 4, 3
 
 
 def made(name, knobs=None, bias=True):
-    wiring = {"d_model": D, "d_head": WIDTH, "n_heads": H, "n_layers": 1, "max_len": 16, "layer": 0}
+    wiring = {
+        "d_model": D,
+        "d_head": WIDTH,
+        "n_heads": H,
+        "n_layers": 1,
+        "max_len": 16,
+        "layer": 0,
+        "scale": WIDTH**-0.5,
+        "inner_norm": None,
+    }
     part = attentions.build(name, knobs, bias=bias, dropout=0.0, **wiring).double()
     for p in part.parameters():
         torch.nn.init.normal_(p, std=0.5)

@@ -14,7 +14,17 @@ LINEAR = torch.nn.Linear(6, 6, dtype=torch.float64)
 
 
 def made(name, n_layers=8):
-    return placements.build(name, {}, d_model=6, n_layers=n_layers, layer=0)
+    return placements.build(
+        name,
+        {},
+        d_model=6,
+        n_layers=n_layers,
+        layer=0,
+        sublayer=0,
+        side="decoder",
+        encoder_layers=0,
+        decoder_layers=n_layers,
+    )
 
 
 def test_formulas():

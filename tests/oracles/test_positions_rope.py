@@ -212,6 +212,16 @@ def test_settings_that_make_no_sense_are_refused(knobs, word):
     assert word in str(problem)
 
 
+def test_layers_are_left_out_as_in_smollm3():
+    from transformers import SmolLM3Config
+
+    for interval in (2, 3, 4):
+        theirs = SmolLM3Config(num_hidden_layers=12, no_rope_layer_interval=interval).no_rope_layers  # 1: turned
+        rope = made(knobs={"skip_every": interval})
+        assert [not rope.skips(layer) for layer in range(12)] == list(map(bool, theirs))
+    assert not any(made().skips(layer) for layer in range(12))
+
+
 # xpos
 
 

@@ -10,7 +10,7 @@ from support import model_config
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, MptConfig, MptForCausalLM
 
 from ablatio.model.assembly import build_model
-from ablatio.model.context import Example
+from ablatio.model.example import Example
 
 V, D, LAYERS, H, LENGTH = 61, 24, 3, 4, 19
 SIZES = {"d_model": D, "n_layers": LAYERS, "n_heads": H, "max_len": 32}
@@ -30,7 +30,7 @@ def assert_same_model(model, theirs, renamed, tolerance):
     theirs.train(False)
     tokens = torch.randint(0, V, (3, LENGTH))
     output = theirs(tokens, labels=tokens)
-    total, count = model.loss(Example(tokens[:, :-1], tokens[:, 1:]))
+    total, count, _ = model.loss(Example(tokens[:, :-1], tokens[:, 1:]))
     torch.testing.assert_close(model(tokens), output.logits, rtol=tolerance, atol=tolerance)
     torch.testing.assert_close((total / count).float(), output.loss, rtol=1e-6, atol=1e-6)  # theirs is float32
     loss = F.cross_entropy(output.logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())

@@ -12,6 +12,7 @@ from ablatio import kinds
 from ablatio.errors import UserError
 from ablatio.model.language_model import LanguageModel
 from ablatio.model.roles import describe, named_generator, named_seed
+from ablatio.model.stack import Side
 from ablatio.registry import Registry
 
 T = TypeVar("T")
@@ -31,7 +32,11 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Dimensions:
-    """The sizes of a model.  d_head and d_ff may be left open: d_model / n_heads, and 4 d_model."""
+    """The sizes of a model.
+
+    Left open, d_head is d_model / n_heads, d_ff 4 d_model, encoder_layers n_layers, attention_scale d_head^-1/2 and
+    logit_scale 1 (or what the init asks for); final_norm stands where the placement wants one.
+    """
 
     d_model: int
     n_layers: int
@@ -43,6 +48,12 @@ class Dimensions:
     tied: bool = True
     bias: bool = False
     dropout: float = 0.0
+    encoder_layers: int | None = None
+    embedding_norm: bool = False
+    embedding_scale: float = 1.0
+    final_norm: bool | None = None
+    attention_scale: float | None = None
+    logit_scale: float | None = None
 
     @property
     def head_width(self) -> int:
@@ -69,69 +80,117 @@ def matched_width(d_model: int, d_ff: int, bias: bool) -> int:
 
 @dataclass(frozen=True, slots=True)
 class LayerParts:
-    """What a block is made of: call these in the order in which the block holds them."""
+    """What a block is made of: call these in the order in which the block holds them.
+
+    cross: the attention to an encoder's states, in a decoder that has an encoder; None elsewhere
+    """
 
     attention: Callable[[], nn.Module]
+    cross: Callable[[], nn.Module] | None
     mlp: Callable[[], nn.Module]
     norms: Callable[[], nn.Module]
     placement: Callable[[], Any]
 
 
 class Assembly:
-    """Makes a model out of a resolved config: one Choice per kind, Dimensions, and the seed of the initial weights."""
+    """Makes a model out of a resolved config: one Choice per kind, Dimensions, and the seed of the initial weights.
+
+    vocab_size counts the tokenizer's ids; what the objective adds (sentinels, masks) comes behind them.
+    """
 
     def __init__(self, config: Mapping[str, Any], vocab_size: int, eos: int = 0, seed: int = 0) -> None:
         self.config, self.eos, self.seed = config, eos, seed
-        self.dims = Dimensions(vocab_size=vocab_size, **config["model"])
-        self.gated = bool(kinds.activations[self.choice("activation").name].facts["gated"])
+        self.dims = Dimensions(vocab_size=vocab_size + extra_tokens(config, vocab_size, eos), **config["model"])
+        self.gated = bool(self._facts(kinds.activations)["gated"])
         self.d_ff = self.dims.inner_width
         if self.gated and config.get("match") == "params":
             self.d_ff = matched_width(self.dims.d_model, self.dims.inner_width, self.dims.bias)
+        init = self.choice("init")
+        self.init = kinds.inits.build(init.name, init.knobs)
+        self.stacks: tuple[str, ...] = tuple(self._facts(kinds.architectures)["stacks"])
 
     def choice(self, kind: str) -> Choice:
         return Choice.of(self.config[kind])
+
+    def _facts(self, registry: Registry[Any]) -> Mapping[str, Any]:
+        return registry[self.choice(registry.kind).name].facts
 
     def model(self) -> LanguageModel:
         """The whole model, initialised: the weights of a part depend on its name and the seed, on nothing else."""
         choice = self.choice("architecture")
         with _seeded(self.seed):  # arms of other sizes leave the global generator, and so the dropout, as it was
             model = kinds.architectures.build(choice.name, choice.knobs, assembly=self)
-        placement = self.placement(0)
-        initialise(model, self.choice("init"), self.seed, self.dims.n_layers, placement.gain)
+        initialise(model, self.init, self.seed)
         return model
 
-    def norm(self, path: str) -> nn.Module:
-        return self._make(kinds.norms, path, d_model=self.dims.d_model)
+    def depth(self, side: Side) -> int:
+        """Layers of a stack; an encoder beside a decoder may have a number of its own."""
+        two = len(self.stacks) == 2
+        return self.dims.encoder_layers or self.dims.n_layers if side == "encoder" and two else self.dims.n_layers
+
+    def root(self, side: Side) -> str:
+        """Where a stack stands in the model."""
+        return "encoder" if side == "encoder" and len(self.stacks) == 2 else "model"
+
+    @property
+    def logit_scale(self) -> float:
+        given, asked = self.dims.logit_scale, getattr(self.init, "logit_scale", None)
+        return given if given is not None else float(asked(self.dims.d_model)) if asked else 1.0
+
+    @property
+    def attention_scale(self) -> float:
+        """What q k^T is multiplied with."""
+        given, asked, width = (
+            self.dims.attention_scale,
+            getattr(self.init, "attention_scale", None),
+            self.dims.head_width,
+        )
+        return given if given is not None else float(asked(width)) if asked else width**-0.5
+
+    def norm(self, path: str, width: int | None = None) -> nn.Module:
+        return self._make(kinds.norms, path, d_model=width or self.dims.d_model)
 
     def norms(self, path: str) -> nn.Module:
         """As many norms as the placement wants for one sublayer: one module, or a list."""
-        count = int(kinds.placements[self.choice("placement").name].facts["n_norms"])
+        count = int(self._facts(kinds.placements)["n_norms"])
         if count == 1:
             return self.norm(path)
         return nn.ModuleList([self.norm(f"{path}.{i}") for i in range(count)])
 
-    def final_norm(self) -> nn.Module | None:
-        wanted = kinds.placements[self.choice("placement").name].facts["final_norm"]
-        return self.norm("model.norm") if wanted else None
+    def final_norm(self, side: Side) -> nn.Module | None:
+        wanted = self.dims.final_norm
+        if wanted is None:
+            wanted = bool(self._facts(kinds.placements)["final_norm"])
+        return self.norm(f"{self.root(side)}.norm") if wanted else None
 
-    def placement(self, layer: int) -> Any:
-        d = self.dims
-        return self._make(kinds.placements, f"placement.{layer}", d_model=d.d_model, n_layers=d.n_layers, layer=layer)
+    def placement(self, layer: int | None, side: Side = "decoder", sublayer: int = 0) -> Any:
+        """layer None: the one that opens and closes the residual stream."""
+        return self._make(
+            kinds.placements,
+            f"{self.root(side)}.placement.{layer}.{sublayer}",
+            d_model=self.dims.d_model,
+            n_layers=self.depth(side),
+            layer=layer,
+            sublayer=sublayer,
+            side=side,
+            encoder_layers=self.depth("encoder") if "encoder" in self.stacks else 0,
+            decoder_layers=self.depth("decoder") if "decoder" in self.stacks else 0,
+        )
 
-    def position(self, causal: bool) -> Any:
+    def position(self, causal: bool, side: Side = "decoder") -> Any:
         d = self.dims
         return self._make(
             kinds.positions,
-            "model.position",
+            f"{self.root(side)}.position",
             d_model=d.d_model,
             d_head=d.head_width,
             n_heads=d.n_heads,
-            n_layers=d.n_layers,
+            n_layers=self.depth(side),
             max_len=d.max_len,
             causal=causal,
         )
 
-    def attention(self, layer: int, path: str) -> nn.Module:
+    def attention(self, layer: int, path: str, side: Side = "decoder") -> nn.Module:
         d = self.dims
         return self._make(
             kinds.attentions,
@@ -139,14 +198,16 @@ class Assembly:
             d_model=d.d_model,
             d_head=d.head_width,
             n_heads=d.n_heads,
-            n_layers=d.n_layers,
+            n_layers=self.depth(side),
             max_len=d.max_len,
             bias=d.bias,
             dropout=d.dropout,
             layer=layer,
+            scale=self.attention_scale,
+            inner_norm=self._inner_norm(path),
         )
 
-    def mlp(self, layer: int, path: str) -> nn.Module:
+    def mlp(self, layer: int, path: str, side: Side = "decoder") -> nn.Module:
         d = self.dims
         activation = self._make(kinds.activations, f"{path}.activation", d_ff=self.d_ff)
         return self._make(
@@ -159,16 +220,27 @@ class Assembly:
             bias=d.bias,
             dropout=d.dropout,
             layer=layer,
+            n_layers=self.depth(side),
+            inner_norm=self._inner_norm(path),
         )
 
-    def block(self, layer: int) -> nn.Module:
-        path = f"model.layers.{layer}"
+    def _inner_norm(self, path: str) -> Callable[[int], nn.Module] | None:
+        """Makes the norm before a sublayer's last projection, if the placement wants one there."""
+        if not self._facts(kinds.placements)["inner_norm"]:
+            return None
+        return lambda width: self.norm(f"{path}.inner_norm", width)
+
+    def block(self, layer: int, side: Side = "decoder") -> nn.Module:
+        path = f"{self.root(side)}.layers.{layer}"
         names = iter(("input_layernorm", "post_attention_layernorm", *(f"norm_{i}" for i in range(2, 16))))
+        sublayers = iter(range(16))
+        crossed = side == "decoder" and "encoder" in self.stacks
         parts = LayerParts(
-            attention=lambda: self.attention(layer, f"{path}.self_attn"),
-            mlp=lambda: self.mlp(layer, f"{path}.mlp"),
+            attention=lambda: self.attention(layer, f"{path}.self_attn", side),
+            cross=(lambda: self.attention(layer, f"{path}.cross_attn", side)) if crossed else None,
+            mlp=lambda: self.mlp(layer, f"{path}.mlp", side),
             norms=lambda: self.norms(f"{path}.{next(names)}"),
-            placement=lambda: self.placement(layer),
+            placement=lambda: self.placement(layer, side, next(sublayers)),
         )
         return self._make(kinds.blocks, path, parts=parts)
 
@@ -176,6 +248,13 @@ class Assembly:
         choice = self.choice(registry.kind)
         with _seeded(named_seed(self.seed, path)):
             return registry.build(choice.name, choice.knobs, **wiring)
+
+
+def extra_tokens(config: Mapping[str, Any], vocab_size: int, eos: int) -> int:
+    """The ids that the objective needs beyond the tokenizer's: sentinels, masks, names of tasks."""
+    choice, length = Choice.of(config["objective"]), int(config["model"]["max_len"])
+    objective = kinds.objectives.build(choice.name, choice.knobs, vocab_size=vocab_size, eos=eos, max_len=length)
+    return int(getattr(objective, "extra_tokens", 0))
 
 
 @contextmanager
@@ -190,10 +269,9 @@ def _seeded(seed: int) -> Iterator[None]:
 
 
 @torch.no_grad()
-def initialise(model: nn.Module, choice: Choice, seed: int, n_layers: int, gain: float) -> None:
+def initialise(model: nn.Module, init: Any, seed: int) -> None:
     """Draw each matrix, embedding and head anew, from a generator seeded by (seed, parameter name)."""
-    init = kinds.inits.build(choice.name, choice.knobs)
-    for parameter, info in describe(model, n_layers, gain):
+    for parameter, info in describe(model):
         if parameter.is_meta:
             continue
         if info.role == "vector":

@@ -1,5 +1,8 @@
 """The keys and values that decoding has seen, so that a new token costs one step and not a whole pass."""
 
+from collections.abc import Callable, Hashable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -10,7 +13,9 @@ class KVCache:
     def __init__(self) -> None:
         self.length = 0
         self.segments: Tensor | None = None  # (B, S) documents (or padding) of the tokens seen, if there are several
+        self.memory: Any = None  # what an encoder read, for the steps of its decoder
         self._buffers: dict[int, tuple[Tensor, Tensor]] = {}
+        self._states: dict[Hashable, tuple[Tensor, ...]] = {}
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store the new keys and values of `layer` behind the old ones; all of them come back."""
@@ -24,6 +29,29 @@ class KVCache:
         values[:, :, self.length : end] = v
         return keys[:, :, :end], values[:, :, :end]
 
+    def update_window(self, layer: int, k: Tensor, v: Tensor, window: int) -> tuple[Tensor, Tensor]:
+        """The same for a layer that looks back at most `window` tokens: only so many old ones are kept."""
+        old = self.state(layer)
+        if old is not None:
+            k, v = torch.cat([old[0], k], dim=2), torch.cat([old[1], v], dim=2)
+        self.keep(layer, k[:, :, -window:], v[:, :, -window:])
+        return k, v
+
+    def once(self, layer: int, make: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """Keys and values that do not change while a text is decoded (those of cross-attention): made at the start."""
+        held = self._states.get(("once", layer))
+        if held is None:
+            held = self._states["once", layer] = make()
+        return held[0], held[1]
+
+    def state(self, layer: int) -> tuple[Tensor, ...] | None:
+        """What `keep` stored for a layer: tensors whose first axis is the batch; None at the start of a text."""
+        return self._states.get(layer)
+
+    def keep(self, layer: int, *state: Tensor) -> None:
+        """Store the state of a layer that needs no keys and values (linear attention, a convolution)."""
+        self._states[layer] = state
+
     def advance(self, tokens: int) -> None:
         """All layers have stored `tokens` more."""
         self.length += tokens
@@ -31,8 +59,11 @@ class KVCache:
     def select(self, rows: Tensor) -> None:
         """Keep these rows of the batch, in this order."""
         self._buffers = {layer: (k[rows], v[rows]) for layer, (k, v) in self._buffers.items()}
+        self._states = {key: tuple(t[rows] for t in state) for key, state in self._states.items()}
         if self.segments is not None:
             self.segments = self.segments[rows]
+        if self.memory is not None:
+            self.memory = self.memory.select(rows)
 
 
 def _grown(old: Tensor | None, new: Tensor, need: int) -> Tensor:

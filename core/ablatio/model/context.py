@@ -1,39 +1,53 @@
 """What all layers of one forward pass share: positions, who may see whom, the position's bias, the cache."""
 
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
 from ablatio.model.cache import KVCache
+from ablatio.model.example import positions_in_documents
 
 MaskKind = Literal["causal", "full"]
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
-class Example:
-    """What an objective makes of rows of tokens.
+class Record:
+    """What the layers of one pass say beside their output, by name; layers that use one name are added up.
 
-    inputs, targets (B, T); weights (B, T) of each target's loss or None for all ones; segments (B, T) or None.
+    losses    scalars that are added to the training loss
+    measures  numbers for the log
     """
 
-    inputs: Tensor
-    targets: Tensor
-    weights: Tensor | None = None
+    losses: dict[str, Tensor] = field(default_factory=dict)
+    measures: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Memory:
+    """What an encoder gives to the decoder: states (B, S, D), and the documents (B, S) of their tokens."""
+
+    states: Tensor
     segments: Tensor | None = None
-    mask: MaskKind = "causal"
+
+    def select(self, rows: Tensor) -> "Memory":
+        """These rows of the batch."""
+        return Memory(self.states[rows], None if self.segments is None else self.segments[rows])
 
 
 @dataclass(frozen=True)
 class Context:
-    """One pass of T new tokens that see S = past + T.
+    """One pass of T new tokens that see S = past + T; in cross-attention, S states of the encoder.
 
     segments, key_segments  (B, T), (B, S): tokens see only their own document; None when there is only one
-    prepared                what the position's `rotate` takes in place of q_pos, if the position prepares it
-    key_turn                the same for all S keys, where the cache keeps them unturned (`late` positions)
-    losses                  extra losses that layers add (scalars)
+    opened                  (B, S): tokens that all of their document sees, also what stands before them (a prefix)
+    prepared, prepared_keys what the position's `rotate` takes in place of q_pos, k_pos, if the position prepares it
+    memory                  where keys and values come from in cross-attention; None in self-attention
+    cross                   the context of the cross-attention beside this one, in a decoder that has an encoder
     """
 
     mask: MaskKind
@@ -46,8 +60,12 @@ class Context:
     cache: KVCache | None = None
     bias: Tensor | None = None
     prepared: Any = None
-    key_turn: Any = None
-    losses: list[Tensor] = field(default_factory=list)
+    prepared_keys: Any = None
+    opened: Tensor | None = None
+    memory: Tensor | None = None
+    cross: "Context | None" = None
+    record: Record = field(default_factory=Record)
+    _shared: dict[Hashable, Any] = field(default_factory=dict)
 
     @property
     def length(self) -> int:
@@ -55,41 +73,79 @@ class Context:
 
     @property
     def key_length(self) -> int:
-        return self.past + self.length
+        return self.k_pos.shape[-1]
 
     @property
     def is_causal(self) -> bool:
-        """Whether the fused causal path says all: no bias, one document, nothing in the cache yet."""
-        return self.mask == "causal" and self.bias is None and self.segments is None and self.past == 0
+        """Whether the fused causal path says all: no bias, one document, no prefix, nothing in the cache yet."""
+        plain = self.bias is None and self.segments is None and self.opened is None
+        return self.mask == "causal" and plain and self.past == 0
 
-    def rotate(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        """q, k (B, H, T, d_head) turned by their positions, if the position does that."""
-        rotate = getattr(self.position, "rotate", None)
-        if rotate is None:
+    def add_loss(self, name: str, value: Tensor) -> None:
+        """A scalar that is added to the training loss (times the number of targets)."""
+        self._add(self.record.losses, name, value)
+
+    def measure(self, name: str, value: Tensor) -> None:
+        """A number for the log: layers are added up, so a share of a layer is divided by their number first."""
+        self._add(self.record.measures, name, value.detach())
+
+    @staticmethod
+    def _add(to: dict[str, Tensor], name: str, value: Tensor) -> None:
+        to[name] = to[name] + value if name in to else value
+
+    def shared(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What the first layer that asks makes, for all layers of this pass."""
+        if key not in self._shared:
+            self._shared[key] = make()
+        found: T = self._shared[key]
+        return found
+
+    def keys_values(
+        self, layer: int, x: Tensor, project: Callable[[Tensor], tuple[Tensor, Tensor]]
+    ) -> tuple[Tensor, Tensor]:
+        """Keys and values (B, H_kv, S, d_head): of x, or of the encoder's states, then once per decoded text."""
+        if self.memory is None:
+            return project(x)
+        if self.cache is None:
+            return project(self.memory)
+        return self.cache.once(layer, lambda: project(self.memory))  # type: ignore[arg-type]
+
+    def place(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k turned by their positions, and k, v with those of all tokens up to now: (B, H_kv, S, d_head)."""
+        if self.memory is not None:
+            return q, k, v
+        if not getattr(self.position, "late", False):
+            q, k = self.rotate(q, k, layer)
+            return q, *self._remember(layer, k, v)
+        k, v = self._remember(layer, k, v)
+        return self.rotate(q, q, layer)[0], self.rotate(k, k, layer, keys=True)[1], v
+
+    def rotate(self, q: Tensor, k: Tensor, layer: int = 0, *, keys: bool = False) -> tuple[Tensor, Tensor]:
+        """q, k (B, H, T, d_head) turned by their positions, if the position does that in this layer."""
+        rotate, skips = getattr(self.position, "rotate", None), getattr(self.position, "skips", None)
+        if rotate is None or (skips is not None and skips(layer)):
             return q, k
-        turn = self.q_pos if self.prepared is None else self.prepared
-        if self.key_turn is not None:  # no heads of keys: these are turned when all of them are there
-            return rotate(q, q[:, :0], turn)[0], k
-        turned: tuple[Tensor, Tensor] = rotate(q, k, turn)
+        prepared, plain = (self.prepared_keys, self.k_pos) if keys else (self.prepared, self.q_pos)
+        turned: tuple[Tensor, Tensor] = rotate(q, k, plain if prepared is None else prepared)
         return turned
 
-    def remember(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """The keys and values of all tokens up to now: (B, H_kv, S, d_head)."""
-        if self.cache is None:
-            return k, v
-        k, v = self.cache.update(layer, k, v)
-        return k if self.key_turn is None else self.position.rotate(k[:, :0], k, self.key_turn)[1], v
+    def _remember(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        return self.cache.update(layer, k, v) if self.cache is not None else (k, v)
 
     @cached_property
     def visible(self) -> Tensor | None:
         """True where a query may look: (T, S) or (B, 1, T, S); None when every key is seen."""
         device, rows = self.q_pos.device, None
         if self.mask == "causal" and self.length > 1:
-            q = torch.arange(self.past, self.key_length, device=device)
+            q = torch.arange(self.past, self.past + self.length, device=device)
             rows = q[:, None] >= torch.arange(self.key_length, device=device)
+            if self.opened is not None:
+                rows = rows | self.opened[:, None, None, :]
         if self.segments is None or self.key_segments is None:
             return rows
         same = (self.segments[:, :, None] == self.key_segments[:, None, :])[:, None]
+        if self.memory is not None:  # padding has no state to look at; a softmax over nothing would be NaN
+            same = same | ~same.any(-1, keepdim=True)
         return same if rows is None else same & rows
 
     @cached_property
@@ -101,27 +157,60 @@ class Context:
 
 
 def make_context(
-    tokens: Tensor, position: Any, mask: MaskKind, segments: Tensor | None, cache: KVCache | None, dtype: torch.dtype
+    tokens: Tensor,
+    position: Any,
+    mask: MaskKind,
+    segments: Tensor | None,
+    cache: KVCache | None,
+    dtype: torch.dtype,
+    *,
+    opened: Tensor | None = None,
+    memory: Memory | None = None,
+    record: Record | None = None,
 ) -> Context:
     """The context of one pass over `tokens` (B, T), which follow those in `cache`.
 
-    Positions count from the start of each segment, so that a packed document is what it is alone.
+    Positions count the tokens of the same document, so that a packed document is what it is alone.
     """
     past, length, device = cache.length if cache is not None else 0, tokens.shape[1], tokens.device
     key_segments = segments
     if cache is not None and (segments is not None or cache.segments is not None):
         key_segments = cache.segments = _extend(cache.segments, segments, tokens, past)
         segments = key_segments[:, past:]
-    k_pos = torch.arange(past + length, device=device) if key_segments is None else _positions(key_segments)
-    q_pos = k_pos[..., past:]
+    one_document = torch.arange(past + length, device=device)
+    k_pos = one_document if key_segments is None else positions_in_documents(key_segments)
+    q_pos, record = k_pos[..., past:], record or Record()
     bias = position.bias(q_pos, k_pos).to(dtype) if hasattr(position, "bias") else None
-    prepared = key_turn = None
+    prepared = prepared_keys = None
     if hasattr(position, "prepare"):
-        seen = torch.tensor(past + length, device=device) if key_segments is None else _lengths(key_segments, k_pos)
+        seen = _lengths(k_pos, key_segments) if getattr(position, "late", False) else k_pos.new_tensor(past + length)
         prepared = position.prepare(q_pos, dtype, seen[..., past:] if seen.dim() else seen)
-        if cache is not None and getattr(position, "late", False):
-            key_turn = position.prepare(k_pos, dtype, seen)
-    return Context(mask, q_pos, k_pos, past, position, segments, key_segments, cache, bias, prepared, key_turn)
+        prepared_keys = position.prepare(k_pos, dtype, seen) if getattr(position, "late", False) else None
+    cross = None if memory is None else _cross(q_pos, segments, memory, cache, record)
+    return Context(
+        mask, q_pos, k_pos, past, position, segments, key_segments, cache, bias, prepared, prepared_keys, opened,
+        cross=cross, record=record,
+    )  # fmt: skip
+
+
+def _cross(q_pos: Tensor, segments: Tensor | None, memory: Memory, cache: KVCache | None, record: Record) -> Context:
+    """Every token of a document sees all states of its document; positions have no say."""
+    batch, length = memory.states.shape[:2]
+    k_pos = torch.arange(length, device=q_pos.device)
+    if segments is None and memory.segments is not None:  # decoded texts: one document a row
+        segments = memory.segments.new_zeros(batch, q_pos.shape[-1])
+    key_segments = memory.segments
+    if key_segments is None and segments is not None:
+        key_segments = segments.new_zeros(batch, length)
+    return Context("full", q_pos, k_pos, 0, None, segments, key_segments, cache, memory=memory.states, record=record)
+
+
+def _lengths(k_pos: Tensor, segments: Tensor | None) -> Tensor:
+    """The number of tokens of each token's document: (), or (B, S)."""
+    if segments is None:
+        return k_pos.new_tensor(k_pos.shape[-1])
+    same = segments[:, :, None] == segments[:, None, :]
+    return same.sum(-1)
 
 
 def _extend(old: Tensor | None, new: Tensor | None, tokens: Tensor, past: int) -> Tensor:
@@ -133,20 +222,3 @@ def _extend(old: Tensor | None, new: Tensor | None, tokens: Tensor, past: int) -
         last = old[:, -1:] if past else torch.zeros(batch, 1, dtype=old.dtype, device=old.device)
         new = last.expand(batch, length)
     return torch.cat([old, new.to(old)], dim=1)
-
-
-def _positions(segments: Tensor) -> Tensor:
-    """(B, S) -> (B, S): how far each token is from the start of its segment."""
-    index = torch.arange(segments.shape[1], device=segments.device).expand_as(segments)
-    starts = torch.ones_like(segments, dtype=torch.bool)
-    starts[:, 1:] = segments[:, 1:] != segments[:, :-1]
-    return index - torch.where(starts, index, 0).cummax(dim=1).values
-
-
-def _lengths(segments: Tensor, pos: Tensor) -> Tensor:
-    """(B, S) -> (B, S): how many tokens of its own segment are there for each token."""
-    last = torch.ones_like(segments, dtype=torch.bool)
-    last[:, :-1] = segments[:, 1:] != segments[:, :-1]
-    index = torch.arange(segments.shape[1], device=segments.device).expand_as(segments)
-    ends = torch.where(last, index, segments.shape[1]).flip(1).cummin(dim=1).values.flip(1)
-    return pos + ends - index + 1

@@ -1,24 +1,31 @@
 """Parameters and FLOPs, exactly: counted on the model itself, without memory or arithmetic."""
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from ablatio.model.assembly import Assembly
+from ablatio import kinds
+from ablatio.model.assembly import Assembly, Choice
+from ablatio.model.example import Example
+from ablatio.model.roles import describe, named_generator
 
 
 @dataclass(frozen=True, slots=True)
 class Size:
     """parameters: each counted once (a tied head is no second one); embedding: tables for tokens and positions.
 
+    active: parameters that a token passes through, where a layer has experts of which it takes a few.
     flops_per_token: multiply and add are two; of one training step's forward pass at the full length, divided by the
-    tokens.  Attention counts all pairs, as torch's FlopCounter does.  The backward pass costs twice the forward one.
+    tokens of the text.  Attention counts all pairs, as torch's FlopCounter does.  The backward pass costs twice the
+    forward one.
     """
 
     parameters: int
     embedding: int
+    active: int
     flops_per_token: float
 
     @property
@@ -31,17 +38,29 @@ class Size:
 
 
 def measure(config: Mapping[str, Any], vocab_size: int) -> Size:
-    """The size of the model that `config` describes; nothing is allocated, so 176 billion parameters take no room."""
+    """The size of the model that `config` describes; nothing is allocated, so 176 billion parameters take no room.
+
+    vocab_size: the tokenizer's ids.
+    """
     from torch.utils.flop_counter import FlopCounterMode
 
-    from ablatio.model.roles import describe
-
+    example, length = _example(config, vocab_size)
     with torch.device("meta"):
         model = Assembly(config, vocab_size).model().eval()
-        length = int(config["model"]["max_len"])
-        tokens = torch.zeros(1, length, dtype=torch.long)
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            model(tokens)
+            model.logits(model.hidden(example))
     embedding = sum(p.numel() for p, info in describe(model) if info.role == "embedding")
     parameters = sum(p.numel() for p in model.parameters())
-    return Size(parameters, embedding, counter.get_total_flops() / length)
+    idle = sum(int(getattr(m, "idle_parameters", 0)) for m in model.modules())
+    return Size(parameters, embedding, parameters - idle, counter.get_total_flops() / length)
+
+
+def _example(config: Mapping[str, Any], vocab_size: int) -> tuple[Example, int]:
+    """What the objective makes of a row of text, as shapes alone; and the tokens of that row."""
+    length = int(config.get("data", {}).get("length") or config["model"]["max_len"])
+    choice = Choice.of(config["objective"])
+    objective = kinds.objectives.build(choice.name, choice.knobs, vocab_size=vocab_size, eos=0, max_len=length)
+    row = torch.ones(1, length + 1, dtype=torch.long)
+    made = objective(row, None, named_generator(0, "measure"))
+    given = {f.name: getattr(made, f.name) for f in dataclasses.fields(made)}
+    return dataclasses.replace(made, **{k: t.to("meta") for k, t in given.items() if t is not None}), length

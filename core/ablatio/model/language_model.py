@@ -1,100 +1,155 @@
-"""A stack of blocks between an embedding and a head; the names of the parameters are LLaMA's."""
+"""What trains and speaks: a stack (or two) and an output head."""
 
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ablatio.errors import UserError
 from ablatio.model.cache import KVCache
-from ablatio.model.context import Context, Example, MaskKind, make_context
-from ablatio.model.loss import Tie, compute_dtype, linear_cross_entropy, token_losses
+from ablatio.model.context import MaskKind, Memory, Record
+from ablatio.model.example import Example, joined
+from ablatio.model.loss import Tie, linear_cross_entropy, token_losses
+from ablatio.model.stack import Side, Stack
 
 if TYPE_CHECKING:
     from ablatio.model.assembly import Assembly
 
 
-class Stack(nn.Module):
-    """Embedding, position, layers and the last norm: tokens (B, T) -> hidden states (B, T, D)."""
+class Loss(NamedTuple):
+    """total: sum of the weighted losses in nats plus the layers' own; weight: what to divide by; measures: to log."""
 
-    def __init__(self, assembly: "Assembly", mask: MaskKind) -> None:
-        super().__init__()
-        dims = assembly.dims
-        self.mask: MaskKind = mask
-        self.max_len = dims.max_len
-        self.embed_tokens = nn.Embedding(dims.vocab_size, dims.d_model)
-        self.position = assembly.position(causal=mask == "causal")
-        self.dropout = dims.dropout
-        self.layers = nn.ModuleList([assembly.block(i) for i in range(dims.n_layers)])
-        self.norm = assembly.final_norm()
-
-    def forward(
-        self,
-        tokens: Tensor,
-        segments: Tensor | None = None,
-        cache: KVCache | None = None,
-        losses: list[Tensor] | None = None,
-        tie: Tie | None = None,
-    ) -> Tensor:
-        """Hidden states (B, T, D).  segments (B, T): documents packed in a row; losses: collects the layers' own."""
-        x = self.embed_tokens(tokens) if tie is None else tie.embed(self.embed_tokens.weight, tokens)
-        ctx = self._context(tokens, segments, cache, x.dtype)
-        if hasattr(self.position, "embed"):
-            x = self.position.embed(x, ctx.q_pos)
-        x = nn.functional.dropout(x, self.dropout, self.training) if self.dropout else x
-        for layer in self.layers:
-            x = layer(x, ctx)
-        if cache is not None:
-            cache.advance(tokens.shape[1])
-        if losses is not None:
-            losses.extend(ctx.losses)
-        hidden: Tensor = self.norm(x) if self.norm is not None else x
-        return hidden
-
-    def _context(self, tokens: Tensor, segments: Tensor | None, cache: KVCache | None, dtype: torch.dtype) -> Context:
-        length = tokens.shape[1] + (cache.length if cache is not None else 0)
-        if length > self.max_len and not getattr(self.position, "extends", True):
-            raise UserError(
-                f"{length} tokens came; this model's position knows model.max_len={self.max_len} and no more. "
-                f"Train with model.max_len={length}, or choose position=alibi or position=rope"
-            )
-        dtype = compute_dtype(tokens.device, dtype)
-        return make_context(tokens, self.position, self.mask, segments, cache, dtype)
+    total: Tensor
+    weight: Tensor
+    measures: dict[str, Tensor]
 
 
 class LanguageModel(nn.Module):
-    """A stack and its output head (`tied`: the embedding's own matrix)."""
+    """A decoder alone and its output head (`tied`: the embedding's own matrix).
 
-    def __init__(self, assembly: "Assembly", mask: MaskKind) -> None:
+    opens      whether the source of an example is seen in both directions (a prefix decoder) or read like all else
+    z_loss     weight of log^2 Z in the loss, Z the sum that the softmax divides by (arXiv:2204.02311, section 5)
+    smoothing  share of the target's probability that is spread over the vocabulary (arXiv:1512.00567, section 7)
+    """
+
+    def __init__(self, assembly: "Assembly", mask: MaskKind, *, opens: bool = False, side: Side = "decoder") -> None:
         super().__init__()
         dims = assembly.dims
-        self.model = Stack(assembly, mask)
+        self.opens, self.logit_scale, self.z_loss, self.smoothing = opens, assembly.logit_scale, 0.0, 0.0
+        self.model = Stack(assembly, mask, side)
         self.lm_head = nn.Linear(dims.d_model, dims.vocab_size, bias=False)
         if dims.tied:
             self.lm_head.weight = self.model.embed_tokens.weight
 
+    @property
+    def vocab_size(self) -> int:
+        return self.lm_head.out_features
+
     def forward(self, tokens: Tensor, segments: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
         """Logits (B, T, V): what decoding needs; training goes through `loss` and never makes them."""
-        logits: Tensor = self.lm_head(self.model(tokens, segments, cache))
-        return logits
+        return self.logits(self.model(tokens, segments, cache))
 
-    def loss(self, example: Example) -> tuple[Tensor, Tensor]:
-        """(sum of the weighted losses in nats plus the layers' own, sum of the weights)."""
-        losses: list[Tensor] = []
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(..., D) -> (..., V)."""
+        found: Tensor = self.lm_head(self._scaled(hidden))
+        return found
+
+    def read(self, tokens: Tensor, segments: Tensor | None, cache: KVCache) -> Tensor:
+        """Take in prompts (B, T) before the first new token: logits (B, V) of what follows them."""
+        opened = torch.ones_like(tokens, dtype=torch.bool) if self.opens else None
+        return self.logits(self.model(tokens, segments, cache, opened=opened)[:, -1])
+
+    def extend(self, tokens: Tensor, cache: KVCache) -> Tensor:
+        """Take in the next token of each text (B, 1): logits (B, V) of what follows."""
+        return self.logits(self.model(tokens, None, cache)[:, -1])
+
+    def hidden(self, example: Example, record: Record | None = None, tie: Tie | None = None) -> Tensor:
+        """The states that say the targets: (B, T, D)."""
+        row = joined(example)
+        opened = row.opened if self.opens else None
+        states: Tensor = self.model(row.tokens, row.segments, opened=opened, record=record, tie=tie)
+        return row.of_inputs(states, example.inputs.shape[1])
+
+    def loss(self, example: Example) -> Loss:
+        """The loss of one batch, and what the layers measured."""
+        record = Record()
         tie = Tie.of(self.model.embed_tokens, self.lm_head.weight)
-        hidden = self.model(example.inputs, example.segments, losses=losses, tie=tie)
+        hidden = self._scaled(self.hidden(example, record, tie))
         weights = None if example.weights is None else example.weights.flatten()
         targets = example.targets.flatten()
-        total = linear_cross_entropy(hidden.flatten(0, 1), self.lm_head.weight, targets, weights, tie=tie)
+        total = linear_cross_entropy(
+            hidden.flatten(0, 1), self.lm_head.weight, targets, weights,
+            z_loss=self.z_loss, smoothing=self.smoothing, tie=tie,
+        )  # fmt: skip
         count = total.new_tensor(float(len(targets))) if weights is None else weights.sum().to(total.dtype)
-        for extra in losses:
+        for extra in record.losses.values():
             total = total + extra * count
-        return total, count
+        return Loss(total, count, record.measures | {k: v.detach() for k, v in record.losses.items()})
+
+    @torch.no_grad()
+    def redrawn(self, example: Example, generator: torch.Generator) -> Example:
+        """The same example with targets that this model draws."""
+        states = self._scaled(self.hidden(example)).flatten(0, 1)
+        drawn = [
+            torch.multinomial(self.lm_head(block).float().softmax(-1), 1, generator=generator)
+            for block in torch.split(states, 512)
+        ]
+        return replace(example, targets=torch.cat(drawn).view_as(example.targets))
 
     @torch.no_grad()
     def token_losses(self, example: Example) -> Tensor:
         """The loss of each target in nats: (B, T)."""
-        hidden = self.model(example.inputs, example.segments)
-        return token_losses(hidden.flatten(0, 1), self.lm_head.weight, example.targets.flatten()).view_as(
-            example.targets
+        hidden = self._scaled(self.hidden(example)).flatten(0, 1)
+        return token_losses(hidden, self.lm_head.weight, example.targets.flatten()).view_as(example.targets)
+
+    def _scaled(self, hidden: Tensor) -> Tensor:
+        return hidden if self.logit_scale == 1.0 else hidden * self.logit_scale
+
+
+class Encoder(LanguageModel):
+    """A stack that sees all tokens at once; it fills blanks and cannot continue a text."""
+
+    def read(self, tokens: Tensor, segments: Tensor | None, cache: KVCache) -> Tensor:
+        raise UserError(
+            "this model fills blanks and cannot continue a text\n"
+            "    try: a run with architecture=causal, prefix or encoder_decoder"
         )
+
+
+class EncoderDecoder(LanguageModel):
+    """An encoder that reads the source, and a decoder that says the target; they share the embedding."""
+
+    def __init__(self, assembly: "Assembly") -> None:
+        super().__init__(assembly, "causal")
+        self.eos = assembly.eos
+        self.encoder = Stack(assembly, "full", "encoder", table=self.model.embed_tokens)
+
+    def forward(self, tokens: Tensor, segments: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+        """Logits (B, T, V) of a decoder that repeats what its encoder reads."""
+        if cache is None or cache.memory is None:
+            memory = self.encode(tokens, segments)
+            if cache is not None:
+                cache.memory = memory
+        else:
+            memory = cache.memory
+        return self.logits(self.model(tokens, segments, cache, memory=memory))
+
+    def encode(self, source: Tensor, segments: Tensor | None = None, record: Record | None = None) -> Memory:
+        """What the decoder looks at."""
+        return Memory(self.encoder(source, segments, record=record), segments)
+
+    def hidden(self, example: Example, record: Record | None = None, tie: Tie | None = None) -> Tensor:
+        if example.source is None:
+            memory = self.encode(example.inputs, example.segments, record)
+        else:
+            memory = self.encode(example.source, example.source_segments, record)
+        states: Tensor = self.model(example.inputs, example.segments, memory=memory, record=record, tie=tie)
+        return states
+
+    def read(self, tokens: Tensor, segments: Tensor | None, cache: KVCache) -> Tensor:
+        cache.memory = self.encode(tokens, segments)
+        return self.extend(tokens.new_full((len(tokens), 1), self.eos), cache)
+
+    def extend(self, tokens: Tensor, cache: KVCache) -> Tensor:
+        return self.logits(self.model(tokens, None, cache, memory=cache.memory)[:, -1])

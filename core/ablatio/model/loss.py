@@ -24,6 +24,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         targets: Tensor,
         row_weights: Tensor | None,
         chunk: int,
+        z_loss: float,
+        smoothing: float,
         tie: "Tie | None",
         rows: Tensor | None,
     ) -> Tensor:
@@ -36,15 +38,23 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for start in range(0, len(hidden), chunk):
             block, target = hidden[start : start + chunk], targets[start : start + chunk, None]
             logits = torch.mm(block, matrix.T, out=buffer[: len(block)]).to(precise)
-            margin = logits.amax(-1) - logits.gather(-1, target)[:, 0]
+            largest = logits.amax(-1)
+            said = logits.gather(-1, target)[:, 0]
+            if smoothing:
+                said = (1 - smoothing) * said + smoothing * logits.mean(-1)
             probs = torch.softmax(logits, -1, out=logits) if logits.is_cpu else torch.softmax(logits, -1)
             # The largest probability is exp(0) / sum, so its logarithm gives logsumexp without another pass of exp.
-            losses = margin - probs.amax(-1).log()
+            log_z = largest - probs.amax(-1).log()
+            losses = log_z - said + z_loss * log_z.square() if z_loss else log_z - said
             scale = None if row_weights is None else row_weights[start : start + chunk].to(precise)
             total += losses.sum() if scale is None else (losses * scale).sum()
             if d_hidden is None and d_weight is None:
                 continue
-            d_logits = probs.scatter_add_(-1, target, probs.new_full((), -1.0).expand(len(block), 1))
+            if z_loss:
+                probs.mul_(1 + 2 * z_loss * log_z[:, None])
+            if smoothing:
+                probs.sub_(smoothing / len(weight))
+            d_logits = probs.scatter_add_(-1, target, probs.new_full((), smoothing - 1.0).expand(len(block), 1))
             d_logits = (d_logits if scale is None else d_logits.mul_(scale[:, None])).to(hidden.dtype)
             if d_hidden is not None:
                 torch.mm(d_logits, matrix, out=d_hidden[start : start + chunk])
@@ -65,7 +75,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         d_hidden, d_weight = (d if d is None else multiply(d, grad.to(d.dtype)) for d in ctx.saved_tensors)
         if ctx.tie is not None:
             ctx.tie.gradient, d_weight = (torch._C._current_graph_task_id(), d_weight), None
-        return d_hidden, d_weight, None, None, None, None, None
+        return d_hidden, d_weight, None, None, None, None, None, None, None
 
 
 class Tie:
@@ -145,11 +155,14 @@ def linear_cross_entropy(
     row_weights: Tensor | None = None,
     *,
     chunk: int | None = None,
+    z_loss: float = 0.0,
+    smoothing: float = 0.0,
     tie: Tie | None = None,
 ) -> Tensor:
-    """sum_i w_i * -log softmax(hidden_i weight^T)[target_i], in nats.
+    """sum_i w_i * (-log softmax(hidden_i weight^T)[target_i] + z_loss * log^2 Z_i), in nats; Z_i = sum exp(logits_i).
 
     hidden (N, D); weight (V, D); targets (N,); row_weights (N,) or None -> scalar, float32 or wider.
+    smoothing: the target distribution is (1 - smoothing) * one-hot + smoothing / V.
     tie: of the embedding that shares the weight.
     """
     if not torch.is_grad_enabled():  # `requires_grad` does not tell, and gradients are two thirds of the work
@@ -159,7 +172,9 @@ def linear_cross_entropy(
     if tie is not None:
         rows, tie.rows = tie.rows, None  # or the graph would hold itself alive: rows -> its node -> tie -> rows
     chunk = chunk or block_rows(len(weight))
-    result: Tensor = _LinearCrossEntropy.apply(hidden, weight, targets, row_weights, chunk, tie, rows)  # type: ignore[no-untyped-call]
+    result: Tensor = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        hidden, weight, targets, row_weights, chunk, z_loss, smoothing, tie, rows
+    )
     return result
 
 

@@ -1,6 +1,7 @@
 """What each parameter is for: init, weight decay and optimizers go by role, not by a guess from the shape."""
 
 import hashlib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, TypedDict
@@ -10,6 +11,7 @@ from torch import nn
 
 Role = Literal["matrix", "vector", "embedding", "head"]
 RESIDUAL_OUT = ("o_proj", "down_proj")
+LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 GAINED = ("v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -19,6 +21,7 @@ class ParameterInfo:
 
     role         matrix, vector (gains, biases), embedding or head
     fan_in, fan_out  of a matrix; vocabulary and width of an embedding or head
+    n_layers     of the stack that it stands in, and the number of its own layer in it, from 0; None outside the layers
     residual     whether its output is added to the residual stream
     gain         what the placement asks the init to multiply with (deepnorm's beta), else 1
     """
@@ -30,6 +33,7 @@ class ParameterInfo:
     n_layers: int
     residual: bool
     gain: float
+    layer: int | None = None
 
 
 class ParameterGroup(TypedDict):
@@ -39,21 +43,45 @@ class ParameterGroup(TypedDict):
     role: Role
 
 
-def describe(model: nn.Module, n_layers: int = 1, gain: float = 1.0) -> Iterator[tuple[nn.Parameter, ParameterInfo]]:
-    """Each parameter of the model once, with what it is for."""
+def describe(model: nn.Module) -> Iterator[tuple[nn.Parameter, ParameterInfo]]:
+    """Each parameter of the model once, with what it is for.
+
+    A module says what its own parameters are where their shape does not: `fans` (out, in) of a matrix that is no plain
+    one (experts, a convolution), `roles` {parameter: role}.
+    """
     owners: dict[int, nn.Module] = {}
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
             owners.setdefault(id(parameter), module)  # a tied head's matrix is the embedding's
+    stacks = [(f"{path}.", m) for path, m in model.named_modules() if hasattr(m, "depth") and hasattr(m, "gain")]
     for name, parameter in model.named_parameters():
+        _, stack = max(((path, m) for path, m in stacks if name.startswith(path)), default=("", None), key=_length)
         parent = name.split(".")[-2] if "." in name else ""
-        role = _role(name, parameter, owners[id(parameter)])
-        fan_out, fan_in = (parameter.shape[0], parameter[0].numel()) if parameter.dim() > 1 else (parameter.numel(), 1)
-        gained = gain if role == "matrix" and parent in GAINED else 1.0
-        yield parameter, ParameterInfo(name, role, fan_in, fan_out, n_layers, parent in RESIDUAL_OUT, gained)
+        owner = owners[id(parameter)]
+        role = _role(name, parameter, owner)
+        fan_out, fan_in = _fans(parameter, owner)
+        gain = float(stack.gain) if stack is not None and role == "matrix" and parent in GAINED else 1.0
+        depth = int(stack.depth) if stack is not None else 1
+        numbered = LAYER.search(name)
+        layer = int(numbered[1]) if numbered else None
+        yield parameter, ParameterInfo(name, role, fan_in, fan_out, depth, parent in RESIDUAL_OUT, gain, layer)
+
+
+def _length(found: tuple[str, nn.Module | None]) -> int:
+    return len(found[0])
+
+
+def _fans(parameter: nn.Parameter, owner: nn.Module) -> tuple[int, int]:
+    if parameter.dim() < 2:
+        return parameter.numel(), 1
+    fans: tuple[int, int] | None = getattr(owner, "fans", None)
+    return fans or (parameter.shape[0], parameter[0].numel())
 
 
 def _role(name: str, parameter: nn.Parameter, owner: nn.Module) -> Role:
+    said: dict[str, Role] = getattr(owner, "roles", {})
+    if (own := name.rpartition(".")[2]) in said:
+        return said[own]
     if parameter.dim() < 2:
         return "vector"
     if isinstance(owner, nn.Embedding):

@@ -38,7 +38,10 @@ def evaluate(
     """Score all batches; the model's mode is restored.  `between(n)` is called after each batch (progress, stop)."""
     was_training = model.training
     model.eval()
-    sizes = torch.from_numpy(np.asarray(token_bytes, dtype=np.int64)).to(device)
+    sizes = torch.zeros(
+        max(model.vocab_size, len(token_bytes)), dtype=torch.int64, device=device
+    )  # sentinels: no bytes
+    sizes[: len(token_bytes)] = torch.from_numpy(np.asarray(token_bytes, dtype=np.int64))
     nats = torch.zeros((), dtype=torch.float64, device=device)
     tokens = byte_count = torch.zeros((), dtype=torch.int64, device=device)
     try:

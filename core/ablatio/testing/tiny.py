@@ -1,7 +1,7 @@
 """The small model, batch and run in which parts are tried: the defaults of `ablatio train`, a few thousand weights."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,12 +11,12 @@ from ablatio import config as run_config
 from ablatio import rules
 from ablatio.errors import UserError
 from ablatio.model.assembly import build_model
-from ablatio.model.context import Example
+from ablatio.model.example import Example
 from ablatio.model.language_model import LanguageModel
 from ablatio.model.roles import groups_by_role
 from ablatio.paths import shipped
 from ablatio.registry import REGISTRIES, Entry
-from ablatio.tasks.step import Step
+from ablatio.tasks.step import Rewind, SkipStep, Step
 
 VOCAB = 64
 SIZES = {"d_model": 32, "n_layers": 2, "n_heads": 4, "max_len": 32}
@@ -40,7 +40,7 @@ def default_parts() -> Mapping[str, str]:
 def config(entry: Entry | None = None, knobs: Mapping[str, Any] | None = None, **sizes: Any) -> dict[str, Any]:
     """The default config with this part in it.  UserError when its knobs break a rule.
 
-    A part that a rule forbids beside a default part gets the first other option that the rules allow.
+    What a rule forbids beside the part is changed as the rule proposes; else the first other option that fits is taken.
     """
     made = run_config.defaults()
     made["model"] |= SIZES | sizes
@@ -52,14 +52,46 @@ def config(entry: Entry | None = None, knobs: Mapping[str, Any] | None = None, *
             made[entry.kind] = {entry.name: values}
         else:
             made[entry.kind] = {"name": entry.name, **values}
-    if not (problems := broken_rules(made)):
+    made = fitted(made, {entry.kind} if entry else set())
+    if problems := broken_rules(made):
+        raise UserError("\n".join(map(str, problems)))
+    return made
+
+
+def fitted(made: dict[str, Any], keep: Collection[str]) -> dict[str, Any]:
+    """The config with what no rule forbids beside the kinds in `keep`: a rule's own proposal, or another option.
+
+    It comes back with its broken rules where neither helps: then the kept parts cannot stand together.
+    """
+    made = mended(made, keep)
+    if not broken_rules(made):
         return made
     for kind in default_parts():
-        for other in REGISTRIES[kind] if entry is None or kind != entry.kind else ():
-            changed = made | {kind: {"name": other.name, **other.defaults}}
+        for other in REGISTRIES[kind] if kind not in keep else ():
+            changed = mended(made | {kind: {"name": other.name, **other.defaults}}, {*keep, kind})
             if not broken_rules(changed):
                 return changed
-    raise UserError("\n".join(map(str, problems)))
+    return made
+
+
+def mended(made: dict[str, Any], keep: Collection[str]) -> dict[str, Any]:
+    """The config after the fixes that its broken rules propose, as long as they leave the kinds in `keep` alone."""
+    import yaml
+
+    for _ in range(8):
+        for problem in broken_rules(made):
+            key, _, value = problem.fix.partition("=")
+            section, _, setting = key.partition(".")
+            if section in keep or not value:
+                continue
+            if section in REGISTRIES and not setting and value in REGISTRIES[section].names():
+                made = made | {section: {"name": value, **REGISTRIES[section][value].defaults}}
+            elif setting:
+                made = made | {section: {**made[section], setting: yaml.safe_load(value)}}
+            break
+        else:
+            break
+    return made
 
 
 def broken_rules(made: Mapping[str, Any]) -> list[Any]:
@@ -84,7 +116,7 @@ def example(rows: int = 4, length: int = 24, seed: int = 0) -> Example:
 
 
 def mean_loss(net: LanguageModel, batch: Example) -> Tensor:
-    total, count = net.loss(batch)
+    total, count, _ = net.loss(batch)
     return total / count
 
 
@@ -95,23 +127,37 @@ def run(
     *,
     hooks: Sequence[Any] = (),
     spike: int | None = None,
-    seen: Callable[[str, Mapping[str, Tensor]], None] = lambda hook, metrics: None,
+    seen: Callable[[str, Mapping[str, Any]], None] = lambda hook, metrics: None,
 ) -> list[float]:
-    """Train on one batch and give the losses.  hooks: stabilizers; spike: the step whose loss is 100 times larger."""
+    """Train on one batch and give the losses.
+
+    hooks: stabilizers; spike: the step whose loss is 100 times larger; seen: gets what hooks give, or "raised" and what
+    they ask for when they leave a step out.
+    """
     net.train()
+    for hook in hooks:
+        if hasattr(hook, "attach"):
+            hook.attach(net)
     losses, parameters, batch = [], [p for group in groups_by_role(net) for p in group["params"]], example()
     for index in range(steps):
         optimizer.zero_grad()
         loss = mean_loss(net, batch) * (100.0 if index == spike else 1.0)
         loss.backward()  # type: ignore[no-untyped-call]
-        step = Step(net, parameters, optimizer, index, steps)
-        for name in ("before_step", "after_step"):
-            if name == "after_step":
-                optimizer.step()
-            for hook in hooks:
-                if hasattr(hook, name):
-                    seen(name, getattr(hook, name)(step))
         losses.append(float(loss.detach()))
+        step = Step(
+            net, parameters, optimizer, index, steps, loss=loss.detach(), sampled_loss=lambda: mean_loss(net, batch)
+        )
+        try:
+            for hook in hooks:
+                if hasattr(hook, "before_step"):
+                    seen("before_step", hook.before_step(step))
+        except (SkipStep, Rewind) as asked:
+            seen("raised", {type(asked).__name__: str(vars(asked))})
+            continue
+        optimizer.step()
+        for hook in hooks:
+            if hasattr(hook, "after_step"):
+                seen("after_step", hook.after_step(step))
     return losses
 
 

@@ -20,7 +20,8 @@ class Rope(nn.Module):
     `half` pairs (i, i + d/2) as transformers' Llama does: the same model with the rows of q_proj and k_proj permuted.
 
     `scaling` slows the angles, so that a model trained at `original_max_len` reads `factor` times as much: linear
-    2306.15595, ntk, dynamic and yarn 2309.00071, llama3 2407.21783, longrope 2402.13753.
+    2306.15595, ntk, dynamic and yarn 2309.00071, llama3 2407.21783, longrope 2402.13753.  With `skip_every` = n layers
+    n, 2n ... have no positions at all (2501.18795; n = 4 in SmolLM3 and Llama 4).
     """
 
     late = False
@@ -43,6 +44,7 @@ class Rope(nn.Module):
         short_factors: Annotated[list[float] | None, Positive, "longrope: one for all pairs, or one for each"] = None,
         long_factors: Annotated[list[float] | None, Positive, "longrope: the same beyond the original length"] = None,
         attention_factor: Annotated[float | None, Positive, "on q and on k; by default the scaling's own"] = None,
+        skip_every: Annotated[int | None, Range(2), "every n-th layer is not turned; null: all are"] = None,
     ) -> None:
         super().__init__()
         self.width, self.base, self.layout = int(d_head * fraction), base, layout
@@ -50,8 +52,11 @@ class Rope(nn.Module):
             base, factor, original_max_len or max_len, beta_fast, beta_slow, low_freq_factor, high_freq_factor,
             short_factors, long_factors,
         )  # fmt: skip
-        self.slow, self.late = METHODS[scaling], scaling in BY_LENGTH
+        self.slow, self.late, self.skip_every = METHODS[scaling], scaling in BY_LENGTH, skip_every
         self.attention_factor = attention_factor or sharpness(scaling, self.extension)
+
+    def skips(self, layer: int) -> bool:
+        return self.skip_every is not None and (layer + 1) % self.skip_every == 0
 
     def prepare(self, pos: Tensor, dtype: torch.dtype, length: Tensor) -> tuple[Tensor, Tensor]:
         """Cosine and sine of each angle: (T, d/2), or (B, 1, T, d/2) for all heads of a row."""

@@ -22,7 +22,7 @@ from ablatio import (
     tokenizers,
 )
 from ablatio.data.types import Document
-from ablatio.model.context import Example
+from ablatio.model.example import Example
 
 PAPER = "doi:10.0/0"
 

@@ -24,7 +24,7 @@ from ablatio import (
     stabilizers,
 )
 from ablatio.model.attend import merge_heads, split_heads
-from ablatio.model.context import Example
+from ablatio.model.example import Example
 
 PAPER = "doi:10.0/0"
 
@@ -106,6 +106,8 @@ class Keyed(nn.Module):
 class Experts(nn.Module):
     """The best of n small networks for each token, and a loss that spreads the tokens (Switch).  (B, T, D) -> same."""
 
+    metrics = ("train/balance",)
+
     def __init__(self, d_model: int, d_ff: int, *, experts: Annotated[int, Range(2, 64)] = 4) -> None:
         super().__init__()
         self.router = nn.Linear(d_model, experts, bias=False)
@@ -116,7 +118,7 @@ class Experts(nn.Module):
         share, best = self.router(x).softmax(-1).max(-1)  # (B, T)
         chosen = F.one_hot(best, self.up_proj.shape[0]).to(x.dtype)
         inner = torch.einsum("btd,edf->btef", x, self.up_proj).relu() * chosen[..., None]
-        ctx.losses.append(0.01 * share.square().mean())
+        ctx.add_loss("train/balance", 0.01 * share.square().mean())
         return torch.einsum("btef,efd->btd", inner, self.down_proj) * share[..., None]
 
 

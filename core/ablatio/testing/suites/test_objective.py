@@ -1,13 +1,11 @@
 """Objectives: rows of tokens (B, T + 1) -> inputs, targets, weights, mask."""
 
-from typing import get_args
-
 import torch
 from torch import Tensor
 
-from ablatio.model.context import Example, MaskKind
+from ablatio.model.example import Example, joined
 from ablatio.model.roles import named_generator
-from ablatio.registry import Entry
+from ablatio.registry import REGISTRIES, Entry
 from ablatio.testing import probe, samples, tiny
 from ablatio.testing.observe import digest
 
@@ -23,23 +21,30 @@ def test_example_is_whole(part: Entry) -> None:
     for segments in (False, True):
         got = _made(part, segments)
         assert isinstance(got, Example), f"{probe.label(part)}: gives {type(got).__name__}, an Example was expected"
-        _check_tokens(part, "inputs", got.inputs)
-        _check_tokens(part, "targets", got.targets)
+        for name in ("inputs", "targets", "source"):
+            if getattr(got, name) is not None:
+                _check_tokens(part, name, getattr(got, name))
         rows, shape = samples.token_rows()[0].shape[0], tuple(got.inputs.shape)
         assert shape[0] == rows, f"{probe.label(part)}: {rows} rows went in, {shape[0]} came out"
         for name in ("targets", "weights", "segments"):
             value = getattr(got, name)
             came = None if value is None else tuple(value.shape)
             assert came in (None, shape), f"{probe.label(part)}: {name} is {came}, inputs are {shape}"
+        if got.source_segments is not None:
+            same = got.source is not None and got.source_segments.shape == got.source.shape
+            assert same, f"{probe.label(part)}: source_segments do not have the shape of source"
         if segments:
             assert got.segments is not None, f"{probe.label(part)}: documents came and `segments` is None"
 
 
 def _check_tokens(part: Entry, name: str, ids: Tensor) -> None:
     assert ids.dtype is torch.long, f"{probe.label(part)}: {name} is {ids.dtype}, torch.long was expected"
-    low, high = int(ids.min()), int(ids.max())
-    inside = low >= 0 and high < tiny.VOCAB
-    assert inside, f"{probe.label(part)}: {name} has ids {low} ... {high}, 0 ... {tiny.VOCAB - 1} were expected"
+    low, high, size = int(ids.min()), int(ids.max()), tiny.VOCAB + extra(part)
+    assert low >= 0 and high < size, f"{probe.label(part)}: {name} has ids {low} ... {high}, 0 ... {size - 1} expected"
+
+
+def extra(part: Entry) -> int:
+    return int(getattr(samples.objective(part), "extra_tokens", 0))
 
 
 def test_weights(part: Entry) -> None:
@@ -50,12 +55,24 @@ def test_weights(part: Entry) -> None:
         assert low >= 0 and total > 0, f"{probe.label(part)}: weights from {low}, sum {total}; expected >= 0 and > 0"
 
 
-def test_mask_is_one_it_says(part: Entry) -> None:
-    legal = get_args(MaskKind)
-    wrong = [m for m in part.facts["masks"] if m not in legal]
-    assert not wrong, f"{probe.label(part)}: `masks` names {wrong}, any of {legal} was expected"
-    mask, said = _made(part, segments=False).mask, part.facts["masks"]
-    assert mask in said, f"{probe.label(part)}: the example's mask is {mask!r}, the class says {said}"
+def test_some_architecture_takes_it(part: Entry) -> None:
+    """What it gives is what it says, and there is a model that learns from it."""
+    gives = part.facts["gives"]
+    takers = [e.name for e in REGISTRIES["architecture"] if gives in e.facts["takes"]]
+    assert takers, f"{probe.label(part)}: gives {gives!r}, and no architecture takes that"
+    has_source = _made(part, segments=False).source is not None
+    says_source = gives == "source and target"
+    assert has_source == says_source, (
+        f"{probe.label(part)}: gives {gives!r}, and its examples have {'a' if has_source else 'no'} source"
+    )
+
+
+def test_fits_the_model(part: Entry) -> None:
+    """A decoder alone reads source and inputs in one row, which its position tables must hold."""
+    for segments in (False, True):
+        got = _made(part, segments)
+        length = joined(got).tokens.shape[1]
+        assert length <= 32, f"{probe.label(part)}: a row of 32 tokens becomes one of {length}; max_len is 32"
 
 
 def test_follows_the_generator_alone(part: Entry) -> None:

@@ -1,6 +1,7 @@
 """Placements: x, a sublayer and its norms -> (B, T, D)."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,11 +11,14 @@ from ablatio.testing import probe, samples
 
 KINDS = ("placement",)
 D = 8
+WIRING: dict[str, Any] = {
+    "d_model": D, "n_layers": 4, "sublayer": 0, "side": "decoder", "encoder_layers": 0, "decoder_layers": 4,
+}  # fmt: skip
 
 
 def _made(part: Entry) -> tuple[object, nn.Module]:
     """The placement and as many norms as it wants."""
-    placement = samples.made(part, d_model=D, n_layers=4, layer=1)
+    placement = samples.made(part, layer=1, **WIRING)
     norms = [nn.LayerNorm(D).double() for _ in range(part.facts["n_norms"])]
     return placement, norms[0] if len(norms) == 1 else nn.ModuleList(norms)
 
@@ -31,9 +35,24 @@ def test_wraps_the_sublayer(part: Entry) -> None:
         calls.append(h)
         return h.tanh()
 
-    with probe.unchanged(part, x), probe.draws_nothing(part, "when called"):
-        probe.same_shape(part, x, _double(placement)(x, sublayer, norms))  # type: ignore[operator]
+    stream = _opened(part, x)
+    with probe.unchanged(part, stream), probe.draws_nothing(part, "when called"):
+        probe.same_shape(part, stream, _double(placement)(stream, sublayer, norms))  # type: ignore[operator]
+    assert calls[0].shape == x.shape, (
+        f"{probe.label(part)}: the sublayer got {tuple(calls[0].shape)}, not {tuple(x.shape)}"
+    )
     assert len(calls) == 1, f"{probe.label(part)}: calls its sublayer {len(calls)} times, once was expected"
+
+
+def _opened(part: Entry, x: Tensor) -> Tensor:
+    """The residual stream that the placement makes of x: x itself, unless it says otherwise."""
+    ends = samples.made(part, layer=None, **WIRING)
+    if not hasattr(ends, "open"):
+        return x
+    assert hasattr(ends, "close"), f"{probe.label(part)}: has `open` and no `close`"
+    stream: Tensor = ends.open(x)
+    probe.same_shape(part, x, ends.close(stream), "closed stream")
+    return stream
 
 
 def test_gain_is_a_number(part: Entry) -> None:
@@ -50,8 +69,8 @@ def test_norms_and_sublayer_are_used(part: Entry) -> None:
     with torch.no_grad():
         for p in placement.parameters() if isinstance(placement, nn.Module) else ():
             p.add_(0.5)
-    y = _double(placement)(x, inner, norms)  # type: ignore[operator]
-    (y * probe.randn(2, 3, D, seed=1, dtype=torch.float64)).sum().backward()
+    y = _double(placement)(_opened(part, x), inner, norms)  # type: ignore[operator]
+    (y * probe.randn(*y.shape, seed=1, dtype=torch.float64)).sum().backward()
     assert x.grad is not None and x.grad.any(), f"{probe.label(part)}: no gradient reaches x"
     lost = [*probe.without_gradient(norms), *probe.without_gradient(inner)]
     assert not lost, f"{probe.label(part)}: no gradient reaches {', '.join(lost)} of the norms and the sublayer"

@@ -26,10 +26,14 @@ def test_gradients(part: Entry) -> None:
 def test_extra_losses_are_scalars(part: Entry) -> None:
     module, ctx, width = samples.sublayer(part)
     module.train()(probe.randn(2, 3, width, dtype=torch.float64), ctx)
-    for loss in ctx.losses:
-        scalar = isinstance(loss, Tensor) and loss.dim() == 0
-        assert scalar, f"{probe.label(part)}: ctx.losses got {loss!r}, a scalar tensor was expected"
-        probe.finite(part, loss, "in ctx.losses")
+    named = {**ctx.record.losses, **ctx.record.measures}
+    for name, value in named.items():
+        scalar = isinstance(value, Tensor) and value.dim() == 0
+        assert scalar, f"{probe.label(part)}: {name} got {value!r}, a scalar tensor was expected"
+        probe.finite(part, value, f"in {name}")
+    said = set(part.facts.get("metrics", ()))
+    unknown = sorted(named.keys() - said)
+    assert not unknown, f"{probe.label(part)}: gives {unknown}, which `metrics` {sorted(said)} does not name"
 
 
 def test_dropout_is_used(part: Entry) -> None:

@@ -1,0 +1,89 @@
+"""A stack of blocks on an embedding: tokens to hidden states; the names of the parameters are LLaMA's."""
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ablatio.errors import UserError
+from ablatio.model.cache import KVCache
+from ablatio.model.context import Context, MaskKind, Memory, Record, make_context
+from ablatio.model.loss import Tie, compute_dtype
+
+if TYPE_CHECKING:
+    from ablatio.model.assembly import Assembly
+
+Side = Literal["encoder", "decoder"]
+
+
+class Stack(nn.Module):
+    """Embedding, position, layers and the last norm: tokens (B, T) -> hidden states (B, T, D).
+
+    depth, gain  what inits ask for: the number of layers, and the factor that the placement puts on some matrices
+    """
+
+    def __init__(self, assembly: "Assembly", mask: MaskKind, side: Side = "decoder", table: Any = None) -> None:
+        """table: the embedding of another stack, to share it."""
+        super().__init__()
+        dims, placed = assembly.dims, assembly.placement(None, side)
+        self.mask, self.depth, self.gain = mask, assembly.depth(side), float(placed.gain)
+        self.max_len, self.dropout, self.scale = dims.max_len, dims.dropout, dims.embedding_scale
+        self.embed_tokens = table or nn.Embedding(dims.vocab_size, dims.d_model)
+        self.embed_norm = assembly.norm(f"{assembly.root(side)}.embed_norm") if dims.embedding_norm else None
+        self.position = assembly.position(mask == "causal", side)
+        self.layers = nn.ModuleList([assembly.block(i, side) for i in range(self.depth)])
+        self.norm = assembly.final_norm(side)
+        self.stream = placed if hasattr(placed, "open") else None
+
+    def forward(
+        self,
+        tokens: Tensor,
+        segments: Tensor | None = None,
+        cache: KVCache | None = None,
+        *,
+        opened: Tensor | None = None,
+        memory: Memory | None = None,
+        record: Record | None = None,
+        tie: Tie | None = None,
+    ) -> Tensor:
+        """Hidden states (B, T, D).
+
+        segments (B, T): documents packed in a row; opened (B, T): tokens that all of their document sees; memory: what
+        an encoder read; record: collects what the layers say beside their output.
+        """
+        x = self.embed_tokens(tokens) if tie is None else tie.embed(self.embed_tokens.weight, tokens)
+        x = x if self.scale == 1.0 else x * self.scale
+        ctx = self._context(tokens, segments, cache, x.dtype, opened, memory, record)
+        if hasattr(self.position, "embed"):
+            x = self.position.embed(x, ctx.q_pos)
+        x = x if self.embed_norm is None else self.embed_norm(x)
+        x = nn.functional.dropout(x, self.dropout, self.training) if self.dropout else x
+        x = x if self.stream is None else self.stream.open(x)
+        for layer in self.layers:
+            x = layer(x, ctx)
+        if cache is not None:
+            cache.advance(tokens.shape[1])
+        x = x if self.stream is None else self.stream.close(x)
+        hidden: Tensor = self.norm(x) if self.norm is not None else x
+        return hidden
+
+    def _context(
+        self,
+        tokens: Tensor,
+        segments: Tensor | None,
+        cache: KVCache | None,
+        dtype: torch.dtype,
+        opened: Tensor | None,
+        memory: Memory | None,
+        record: Record | None,
+    ) -> Context:
+        length = tokens.shape[1] + (cache.length if cache is not None else 0)
+        if length > self.max_len and not getattr(self.position, "extends", True):
+            raise UserError(
+                f"{length} tokens came; this model's position knows model.max_len={self.max_len} and no more. "
+                f"Train with model.max_len={length}, or choose position=alibi or position=rope"
+            )
+        dtype = compute_dtype(tokens.device, dtype)
+        return make_context(
+            tokens, self.position, self.mask, segments, cache, dtype, opened=opened, memory=memory, record=record
+        )
