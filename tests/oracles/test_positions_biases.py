@@ -23,6 +23,7 @@ def by_loop(value):
     return torch.tensor(rows, dtype=torch.float64)
 
 
+@pytest.mark.oracle("position=kerple", "float64 loop")
 @pytest.mark.parametrize("form", ["log", "power"])
 def test_kerple_by_loop(form):
     part = made("kerple", {"form": form}).requires_grad_(False)
@@ -48,6 +49,7 @@ def test_kerple_starts_in_the_authors_range_and_falls_whatever_is_learnt(form):
         assert (bias.diff(dim=1) > 0).all() and not bias[:, -1].any()
 
 
+@pytest.mark.oracle("position=sandwich", "float64 loop over cosines")
 @pytest.mark.parametrize("width, base", [(128, 10000.0), (6, 50.0)])
 def test_sandwich_by_loop(width, base):
     def value(h, t, s):
@@ -68,6 +70,7 @@ def test_sandwich_falls_with_the_logarithm():
     assert made("sandwich").bias(pos, pos).diagonal(dim1=1, dim2=2).abs().max() < 1e-6
 
 
+@pytest.mark.oracle("position=fire", "float64 loop")
 @pytest.mark.parametrize("c, threshold", [(0.1, 512.0), (2.0, 10.0)])
 def test_fire_by_loop(c, threshold):
     part = made("fire", {"c": c, "threshold": threshold, "hidden": 5})

@@ -53,6 +53,7 @@ CASES = [
 ]
 
 
+@pytest.mark.oracle("position=rope", "transformers ROPE_INIT_FUNCTIONS: linear, dynamic, yarn, llama3, longrope")
 @pytest.mark.parametrize("scaling, settings", CASES, ids=str)
 @pytest.mark.parametrize("length", [5, 128, 129, 1000])
 @pytest.mark.parametrize("shape", [{}, {"original": 4096, "base": 5e5}, {"original": 40, "base": 300.0}], ids=str)
@@ -67,6 +68,7 @@ def test_scaled_frequencies_are_transformers(scaling, settings, length, shape):
     torch.testing.assert_close(ours_factor, torch.full((16,), factor, dtype=torch.float64), rtol=1e-9, atol=0)
 
 
+@pytest.mark.oracle("position=rope", "transformers LlamaRotaryEmbedding, scaled")
 @pytest.mark.parametrize("scaling, settings", [c for c in CASES if c[0] != "longrope"], ids=str)
 def test_scaled_rotation_is_llamas(scaling, settings):
     """Through transformers' rotary module, which switches to the longer frequencies by itself."""
@@ -212,6 +214,7 @@ def test_settings_that_make_no_sense_are_refused(knobs, word):
     assert word in str(problem)
 
 
+@pytest.mark.oracle("position=rope", "transformers SmolLM3Config.no_rope_layers")
 def test_layers_are_left_out_as_in_smollm3():
     from transformers import SmolLM3Config
 
@@ -238,6 +241,7 @@ def xpos_by_hand(x, pos, sign, scale_base, gamma, middle):
     return y
 
 
+@pytest.mark.oracle("position=xpos", "complex numbers in a float64 loop")
 @pytest.mark.parametrize("scale_base, gamma", [(512.0, 0.4), (20.0, 1.0)])
 def test_xpos_by_hand(scale_base, gamma):
     q, k = torch.randn(2, 2, 3, 5, 8, dtype=torch.float64).unbind(0)

@@ -29,6 +29,7 @@ def queries_and_keys(queries=7, keys=7):
 # Shaw
 
 
+@pytest.mark.oracle("position=shaw", "transformers Wav2Vec2-BERT relative_key")
 @pytest.mark.parametrize("most", [2, 3, 20])
 def test_shaw_is_wav2vec2_berts(most):
     """Theirs counts key - query: the table is read from the other end."""
@@ -62,6 +63,7 @@ def test_shaw_is_the_same_beyond_its_distance():
 # Transformer-XL
 
 
+@pytest.mark.oracle("position=transformer_xl", "transformers XLNetRelativeAttention")
 @pytest.mark.parametrize("queries, keys", [(7, 7), (3, 9)])
 def test_transformer_xl_is_xlnets(queries, keys):
     """XLNet's relative attention: a table of sinusoids shifted row by row; its sines stand before its cosines."""
@@ -116,6 +118,7 @@ def cope_by_loop(q, k, table, first):
     return score
 
 
+@pytest.mark.oracle("position=cope", "float64 loop")
 @pytest.mark.parametrize("most", [64, 4])
 @pytest.mark.parametrize("starts", [[0], [0, 4, 5]], ids=str)
 def test_cope_by_loop(most, starts):

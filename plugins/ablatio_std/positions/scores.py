@@ -116,7 +116,7 @@ class Cope(nn.Module):
 
 
 rule(
-    when="position.name == 'cope' and (facts.architecture.mask != 'causal' or 'encoder' in facts.architecture.stacks)",
+    when="position.name == 'cope' and facts.architecture.mask != 'causal'",
     why="cope counts the keys between a key and the query after it, and architecture={architecture.name} also shows "
     "keys after the query",
     fix="position=shaw",

@@ -58,7 +58,7 @@ rule(
     fix="model.d_head={model.d_head + 1}",
 )
 rule(
-    when="position.name == 'xpos' and (facts.architecture.mask != 'causal' or 'encoder' in facts.architecture.stacks)",
+    when="position.name == 'xpos' and facts.architecture.mask != 'causal'",
     why="xpos lets scores grow with the distance to keys after the query, and architecture={architecture.name} shows "
     "them",
     fix="position=rope",
