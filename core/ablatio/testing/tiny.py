@@ -125,7 +125,9 @@ def run(
         optimizer.zero_grad()
         loss = mean_loss(net, batch) * (100.0 if index == spike else 1.0)
         loss.backward()  # type: ignore[no-untyped-call]
-        step = Step(net, parameters, optimizer, index, steps)
+        step = Step(
+            net, parameters, optimizer, index, steps, loss=loss.detach(), sampled_loss=lambda: mean_loss(net, batch)
+        )
         for name in ("before_step", "after_step"):
             if name == "after_step":
                 optimizer.step()
