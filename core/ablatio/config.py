@@ -57,6 +57,9 @@ class Data:
     ] = 0.02
     val_tokens: Annotated[int | None, Positive, "of the validation split that are scored; null: all"] = 131072
     document_mask: Annotated[bool, "tokens see only their own document of a packed row"] = True
+    rows: Annotated[Literal["windows", "documents"], "whether rows start anywhere in the stream or at documents"] = (
+        "windows"
+    )
 
 
 @dataclass(kw_only=True)

@@ -95,8 +95,9 @@ def objective(entry: Entry, knobs: Knobs | None = None, max_len: int = 32) -> An
 
 
 def token_rows(rows: int = 3, length: int = 33) -> tuple[Tensor, Tensor]:
-    """Tokens (B, T + 1) and the documents packed in them: eos opens each."""
-    tokens, starts = tiny.tokens(rows, length, seed=5), torch.zeros(rows, length, dtype=torch.long)
+    """Tokens (B, T + 1) and the documents packed in them: eos opens each; every id stands somewhere."""
+    order = torch.randperm(rows * length, generator=torch.Generator().manual_seed(5))
+    tokens, starts = (order % (tiny.VOCAB - 1) + 1).view(rows, length), torch.zeros(rows, length, dtype=torch.long)
     for row, places in enumerate(([0, 9, 20], [0], [0, 31])[:rows]):
         starts[row, places] = 1
     tokens[starts.bool()] = 0
