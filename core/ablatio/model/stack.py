@@ -29,7 +29,7 @@ class Stack(nn.Module):
         self.mask, self.depth, self.gain = mask, assembly.depth(side), float(placed.gain)
         self.max_len, self.dropout, self.scale = dims.max_len, dims.dropout, dims.embedding_scale
         self.embed_tokens = table or nn.Embedding(dims.vocab_size, dims.d_model)
-        self.embed_norm = assembly.norm(f"{assembly.root(side)}.embed_norm") if dims.embedding_norm else None
+        self.embed_norm = assembly.embedding_norm(side)
         self.position = assembly.position(mask == "causal", side)
         self.layers = nn.ModuleList([assembly.block(i, side) for i in range(self.depth)])
         self.norm = assembly.final_norm(side)
@@ -63,8 +63,8 @@ class Stack(nn.Module):
             x = layer(x, ctx)
         if cache is not None:
             cache.advance(tokens.shape[1])
-        x = x if self.stream is None else self.stream.close(x)
-        hidden: Tensor = self.norm(x) if self.norm is not None else x
+        norm = nn.Identity() if self.norm is None else self.norm
+        hidden: Tensor = norm(x) if self.stream is None else self.stream.close(x, norm)
         return hidden
 
     def _context(
