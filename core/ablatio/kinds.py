@@ -157,6 +157,19 @@ class Objective(Protocol):
     def __call__(self, tokens: Tensor, segments: Tensor | None, generator: torch.Generator) -> Example: ...
 
 
+class Optimizer(Protocol):
+    """A factory of a torch Optimizer from groups of parameters by role; function parts state facts in `register`.
+
+    decays     whether it has weight decay
+    entrywise  whether each weight's step has the size lr, whatever the size of its gradient (Adam, Lion): then muP's
+               rates hold.  False where the step follows the gradient's size (SGD) or is scaled for a whole matrix
+               (Muon, Shampoo, LAMB)
+    """
+
+    decays: ClassVar[bool]
+    entrywise: ClassVar[bool]
+
+
 class Schedule(Protocol):
     """(step, total steps) -> the factor on the learning rate; step counts from 0."""
 
@@ -267,7 +280,7 @@ optimizers: Registry[torch.optim.Optimizer] = Registry(
     "optimizer",
     "How gradients change the weights; groups of parameters come by role.",
     wiring=("groups",),
-    facts={"decays": True},
+    facts={"decays": True, "entrywise": True},
 )
 schedules: Registry[Schedule] = Registry(
     "schedule", "The learning rate over the run.", calls={("step", "total"): {}}, methods=("__call__",)

@@ -32,7 +32,7 @@ def adamw(
     return torch.optim.AdamW(decayed(groups, weight_decay), lr=lr, betas=betas, eps=eps, fused=True)
 
 
-@optimizers.register("sgd", paper="doi:10.1214/aoms/1177729586")
+@optimizers.register("sgd", paper="doi:10.1214/aoms/1177729586", entrywise=False)
 def sgd(
     groups: list[ParameterGroup],
     *,

@@ -19,7 +19,8 @@ Side = Literal["encoder", "decoder"]
 class Stack(nn.Module):
     """Embedding, position, layers and the last norm: tokens (B, T) -> hidden states (B, T, D).
 
-    depth, gain  what inits ask for: the number of layers, and the factor that the placement puts on some matrices
+    depth, d_model, gain  what inits ask for: the number of layers, the width, and the factor that the placement puts on
+                          some matrices
     """
 
     def __init__(self, assembly: "Assembly", mask: MaskKind, side: Side = "decoder", table: Any = None) -> None:
@@ -27,6 +28,7 @@ class Stack(nn.Module):
         super().__init__()
         dims, placed = assembly.dims, assembly.placement(None, side)
         self.mask, self.depth, self.gain = mask, assembly.depth(side), float(placed.gain)
+        self.d_model = dims.d_model
         self.max_len, self.dropout, self.scale = dims.max_len, dims.dropout, dims.embedding_scale
         self.embed_tokens = table or nn.Embedding(dims.vocab_size, dims.d_model)
         self.embed_norm = assembly.embedding_norm(side)
