@@ -7,10 +7,13 @@ import torch
 import torch.nn.functional as F
 from support import model_config
 
+from ablatio.config import effective
 from ablatio.kinds import placements
 from ablatio.model.assembly import build_model
 from ablatio.model.context import Memory, make_context
 from ablatio.model.example import Example
+from ablatio.rules import broken
+from ablatio.testing import tiny
 
 V, D, LAYERS = 11, 32, 3
 SIZES = {"n_layers": LAYERS, "d_model": D}
@@ -329,6 +332,15 @@ def test_wide_streams_in_every_architecture(name, architecture):
     model = build_model(model_config(placement=name, architecture=architecture), V)
     tokens = torch.randint(0, V, (2, 7))
     assert model(tokens).shape == (2, 7, V)
+
+
+def test_norms_that_differ_by_sublayer_need_two_sublayers():
+    parallel = {"name": "parallel", "own_norms": False}
+    one, other = (
+        broken(effective(tiny.config() | {"block": parallel, "placement": {"name": name}}))
+        for name in ("normformer", "sandwich")
+    )
+    assert [p.fix for p in one] == ["block=sequential"] and not other
 
 
 def test_every_placement_has_an_oracle():
