@@ -112,10 +112,10 @@ def groups(dtype: torch.dtype = torch.float32, seed: int = 0) -> list[ParameterG
         return nn.Parameter(torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype))
 
     return [
-        {"params": [parameter(8, 6), parameter(6, 12)], "role": "matrix"},
-        {"params": [parameter(6), parameter(12)], "role": "vector"},
-        {"params": [parameter(10, 6)], "role": "embedding"},
-        {"params": [parameter(10, 6)], "role": "head"},
+        {"params": [parameter(8, 6), parameter(6, 12)], "role": "matrix", "rate": 1.0},
+        {"params": [parameter(6), parameter(12)], "role": "vector", "rate": 1.0},
+        {"params": [parameter(10, 6)], "role": "embedding", "rate": 1.0},
+        {"params": [parameter(10, 6)], "role": "head", "rate": 1.0},
     ]
 
 
