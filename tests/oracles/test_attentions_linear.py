@@ -1,4 +1,4 @@
-"""Kernels and recurrences: the chunked forms against all pairs at once, token by token, and transformers' delta rule."""
+"""Kernels and recurrences: chunks against all pairs at once, token by token, and transformers' delta rule."""
 
 import math
 

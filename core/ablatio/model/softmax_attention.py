@@ -12,6 +12,7 @@ from ablatio.knobs import Range
 from ablatio.model.attend import Sight, attend, attend_by_steps, merge_heads, split_heads
 from ablatio.model.context import Context
 
+KVHeads = Annotated[int | None, Range(1), "heads of keys and values, a divisor of model.n_heads; null: as many"]
 QKNorm = Annotated[
     Literal["none", "layernorm", "rmsnorm", "l2"], "norm of each head's queries and keys; l2: cosines times a learned g"
 ]
@@ -134,10 +135,10 @@ def _head_norms(kind: str, d_head: int, max_len: int) -> tuple[nn.Module | None,
         return _Directions(math.log2(max(2, max_len * max_len - max_len))), _Directions()
     if kind == "layernorm":
         return nn.LayerNorm(d_head), nn.LayerNorm(d_head)
-    return _RMSNorm(d_head), _RMSNorm(d_head)
+    return RMSNorm(d_head), RMSNorm(d_head)
 
 
-class _RMSNorm(nn.Module):
+class RMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + 1e-6), times a gain."""
 
     def __init__(self, width: int) -> None:

@@ -120,19 +120,15 @@ class ShortConv(nn.Module):
         most, length = len(self.weight) - 1, x.shape[1]
         if past is None:
             past = x.new_zeros(len(x), most, x.shape[2])
-        line, documents = torch.cat([past.to(x.dtype), x], dim=1), None
+        line, same = torch.cat([past.to(x.dtype), x], dim=1), None
         if rows.documents is not None:
-            before = (
-                rows.documents[:, :0] if rows.before is None else rows.before[:, max(0, rows.before.shape[1] - most) :]
-            )
+            before = rows.documents[:, :0] if rows.before is None or most == 0 else rows.before[:, -most:]
             documents = nn.functional.pad(torch.cat([before, rows.documents], dim=1), (most - before.shape[1], 0))
+            same = documents.unfold(1, length, 1).mT == rows.documents[..., None]  # (B, T, width), the oldest first
         y = x * self.weight[0]
         for i in range(1, most + 1):
-            shifted = line[:, most - i : most - i + length]
-            if documents is not None:
-                same = documents[:, most - i : most - i + length] == rows.documents
-                shifted = shifted * same[..., None]
-            y = y + shifted * self.weight[i]
+            earlier = line[:, most - i : most - i + length]
+            y = y + (earlier if same is None else earlier * same[..., most - i, None]) * self.weight[i]
         return y, line[:, length:]
 
 

@@ -1,4 +1,4 @@
-"""Attention by a kernel phi(q) . phi(k) in place of exp(q . k): sums over keys are made once, the cost is linear in T."""
+"""Attention by a kernel phi(q) . phi(k) in place of exp(q . k): sums over keys are made once, at a cost linear in T."""
 
 import math
 from typing import Annotated, Literal, Unpack
@@ -17,8 +17,8 @@ from ablatio_std.attentions._common import Rows, accumulate, at_least_float32, k
 class KernelAttention(SoftmaxAttention):
     """y_t = sum_s phi(q_t) . phi(k_s) v_s / sum_s phi(q_t) . phi(k_s); a part says what phi is.
 
-    Causal: by running sums in chunks.  Both ways: one sum; with borders or a prefix, pair by pair.  Positions turn q and
-    k before phi.  The cache holds one sum, whatever the length.
+    Causal: by running sums in chunks.  Both ways: one sum; with borders or a prefix, pair by pair.  Positions turn q
+    and k before phi.  The cache holds one sum, whatever the length.
     """
 
     takes_bias = False
@@ -108,7 +108,8 @@ class Performer(KernelAttention):
         exponent = along - x.square().sum(-1, keepdim=True) / 2
         if query:  # a factor on all features of a query goes away; one on keys would have to know later ones
             exponent = exponent - exponent.amax(-1, keepdim=True)
-        return exponent.exp() + self.eps
+        found: Tensor = exponent.exp() + self.eps
+        return found
 
 
 keeps_no_keys("performer")

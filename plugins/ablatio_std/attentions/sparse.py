@@ -14,10 +14,9 @@ from torch import Tensor
 from ablatio import Positive, Range, attentions, rule
 from ablatio.model.attend import Sight
 from ablatio.model.context import Context
-from ablatio.model.softmax_attention import AttentionWiring, QKNorm, Sinks, Softcap, SoftmaxAttention
+from ablatio.model.softmax_attention import AttentionWiring, KVHeads, QKNorm, Sinks, Softcap, SoftmaxAttention
 
 Pattern = tuple[Callable[..., Tensor], *tuple[int, ...]]
-KVHeads = Annotated[int | None, Range(1), "heads of keys and values, a divisor of model.n_heads; null: as many"]
 Window = Annotated[int | None, Range(1), "tokens that are seen, the query's own included; null: model.max_len / 8"]
 
 
