@@ -1,6 +1,6 @@
 """Short causal convolutions: as the only mixer of tokens, and in front of softmax attention."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Literal, Unpack
 
 import torch
@@ -16,7 +16,7 @@ from ablatio_std.attentions._common import Rows, ShortConv
 Width = Annotated[int, Range(1), "tokens that a convolution reaches over, its own included"]
 
 
-def convolve(convs: Sequence[nn.Module], inputs: Sequence[Tensor], layer: int, ctx: Context) -> list[Tensor]:
+def convolve(convs: Iterable[nn.Module], inputs: Sequence[Tensor], layer: int, ctx: Context) -> list[Tensor]:
     """Each input (B, T, D) through its convolution, within documents; the cache holds the last inputs."""
     rows, found = Rows.of(ctx), []
     state = None if ctx.cache is None else ctx.cache.state(layer)
@@ -92,14 +92,17 @@ class ConvolvedMultiHead(SoftmaxAttention):
         super().__init__(n_kv, **wiring)
         queries, keys = wiring["n_heads"] * wiring["d_head"], n_kv * wiring["d_head"]
         channels = [wiring["d_model"]] if on == "input" else [queries, keys, keys]
-        self.on, self.convs = on, nn.ModuleList([ShortConv(n, conv) for n in channels])
-        for made in self.convs:
+        convs = [ShortConv(n, conv) for n in channels]
+        for made in convs:
             nn.init.zeros_(made.weight)
+        self.on, self.convs = on, nn.ModuleList(convs)
 
     def heads(self, x: Tensor, ctx: Context) -> Tensor:
         given = [x] if self.on == "input" else [p(x) for p in (self.q_proj, self.k_proj, self.v_proj)]
-        found = [a + b.to(a.dtype) for a, b in zip(given, convolve(self.convs, given, self.layer, ctx), strict=True)]
+        mixed = convolve(self.convs, given, self.layer, ctx)
+        found = [a + b.to(a.dtype) for a, b in zip(given, mixed, strict=True)]
         if self.on == "input":
             return super().heads(found[0], ctx)
-        q, k, v, sight = self.place(*(split_heads(t, self.d_head) for t in found), ctx)
+        q, k, v = (split_heads(t, self.d_head) for t in found)
+        q, k, v, sight = self.place(q, k, v, ctx)
         return merge_heads(self.mix(q, k, v, sight))

@@ -47,7 +47,8 @@ class MultiHeadLatent(nn.Module):
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
         narrow = x if self.q_down_proj is None or self.q_norm is None else self.q_norm(self.q_down_proj(x)).to(x.dtype)
-        plain, turned = split_heads(self.q_proj(narrow), self.nope + self.width).split([self.nope, self.width], dim=-1)
+        q = split_heads(self.q_proj(narrow), self.nope + self.width)
+        plain, turned = q[..., : self.nope], q[..., self.nope :]
         shared, c = ctx.keys_values(self.layer, x, self.latents)
         turned, shared, c = ctx.place(self.layer, turned.contiguous(), shared, c)
         k, v = split_heads(self.k_proj(c[:, 0]), self.nope), split_heads(self.v_proj(c[:, 0]), self.width)
