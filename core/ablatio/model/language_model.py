@@ -68,7 +68,7 @@ class LanguageModel(nn.Module):
         row = joined(example)
         opened = row.opened if self.opens else None
         states: Tensor = self.model(row.tokens, row.segments, opened=opened, record=record, tie=tie)
-        return states if example.source is None else states[:, example.source.shape[1] :]
+        return row.of_inputs(states, example.inputs.shape[1])
 
     def loss(self, example: Example) -> Loss:
         """The loss of one batch, and what the layers measured."""

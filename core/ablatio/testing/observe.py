@@ -154,8 +154,8 @@ def _model(entry: Entry, knobs: Mapping[str, Any]) -> Any:
 
 @observes("objective")
 def _objective(entry: Entry, knobs: Mapping[str, Any]) -> Any:
-    part = samples.objective(entry, knobs)
-    rows, segments = samples.token_rows()
+    part = samples.objective(entry, knobs, max_len=128)
+    rows, segments = samples.token_rows(length=129)
     return [part(rows, s, named_generator(i, "observe")) for s in (None, segments) for i in range(4)]
 
 

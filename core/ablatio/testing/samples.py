@@ -88,8 +88,8 @@ def sublayer(entry: Entry, knobs: Knobs | None = None, **sizes: Any) -> tuple[nn
     return made_by[entry.kind]().double(), ctx, 16
 
 
-def objective(entry: Entry, knobs: Knobs | None = None) -> Any:
-    return made(entry, knobs, vocab_size=tiny.VOCAB, eos=0, max_len=32)
+def objective(entry: Entry, knobs: Knobs | None = None, max_len: int = 32) -> Any:
+    return made(entry, knobs, vocab_size=tiny.VOCAB, eos=0, max_len=max_len)
 
 
 def token_rows(rows: int = 3, length: int = 33) -> tuple[Tensor, Tensor]:
