@@ -5,11 +5,14 @@
     norm: {name: layernorm, eps: 1.0e-5}
     position: alibi
     model: {bias: true, embedding_norm: true}
+    published:
+      model: {max_len: 2048, vocab_size: 250880}
     sizes:
       176b: {model: {d_model: 14336, n_layers: 70, n_heads: 112}, optimizer: {lr: 6.0e-5}}
 
 A part stands as on the command line, by its name or with knobs.  The knobs hold as long as the part is chosen: with
-`norm=rmsnorm` on the command line, those that the preset gives to layernorm are gone.  A size may set the same.
+`norm=rmsnorm` on the command line, those that the preset gives to layernorm are gone.  A size may set the same, and
+`published` holds at each of the preset's own sizes: at a size that trains here, what is left open has its default.
 """
 
 import functools
@@ -23,7 +26,7 @@ from ablatio import yamls
 from ablatio.errors import Problem
 from ablatio.registry import REGISTRIES, ContractError
 
-OWN_KEYS = ("paper", "sizes")
+OWN_KEYS = ("paper", "published", "sizes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,16 +41,18 @@ class Preset:
 
     def values(self, chosen: Mapping[str, str]) -> dict[str, Any]:
         """What the preset sets beside the options that were `chosen`: {size: 176b, norm: layernorm, ...}."""
-        found: dict[str, Any] = {}
-        for settings in (self.settings, self.sizes.get(chosen.get(yamls.SIZE, ""), {})):
-            for key, value in settings.items():
-                if self._stands(key, chosen):
-                    found[key] = found.get(key, {}) | value if isinstance(value, Mapping) else value
-        return found
+        found = merged(self.settings, self.sizes.get(chosen.get(yamls.SIZE, ""), {}))
+        return {key: value for key, value in found.items() if self._stands(key, chosen)}
 
     def _stands(self, key: str, chosen: Mapping[str, str]) -> bool:
         """Whether the settings of `key` have their meaning: those of a part, as long as it is the preset's own."""
         return key not in REGISTRIES or REGISTRIES[key].many or chosen.get(key) == self.parts.get(key, chosen.get(key))
+
+
+def merged(settings: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """Two configs in one, section by section; the second has the last word."""
+    both = {key: settings[key] | more[key] for key in settings if isinstance(more.get(key), Mapping)}
+    return {**settings, **more, **both}
 
 
 def presets() -> dict[str, Preset]:
@@ -75,7 +80,8 @@ def _load(name: str, path: Path, changed: int) -> Preset:
             settings |= {key: {k: v for k, v in value.items() if k != "name"}} if named else {}
         elif key not in OWN_KEYS:
             settings[key] = value
-    sizes = {str(size): values for size, values in (data.get("sizes") or {}).items()}
+    everywhere = data.get("published") or {}
+    sizes = {str(size): merged(everywhere, values or {}) for size, values in (data.get("sizes") or {}).items()}
     return Preset(name, str(data.get("paper", "")), parts, settings, sizes)
 
 

@@ -59,7 +59,7 @@ def candidates(words: list[str]) -> list[str]:
     elif before[0] == "show":
         found = [f"{kind}={e.name}" for kind, r in REGISTRIES.items() for e in r] + [*config.SECTIONS, "run"]
         found += [f"{group}={name}" for group, files in yamls.files().items() for name in files]
-    elif before[0] == "train":
+    elif before[0] in ("train", "size"):
         found = _settings(last, before[1:])
     elif before[0] == "check":
         found = sorted({s.provider.dist for s in plugins.sources()})
@@ -78,7 +78,11 @@ def _settings(last: str, before: list[str]) -> list[str]:
     chosen = _defaults() | {w.split("=")[0]: w.split("=")[1] for w in before if w.count("=") == 1}
     top = [f"{k.name}=" for k in config.section_knobs(config.Run)] + ["-m", "resume=", "--help", "--cfg"]
     if "." not in last:
-        return [*(f"{kind}=" for kind in [*REGISTRIES, *yamls.files()]), *(f"{s}." for s in [*config.SECTIONS, *REGISTRIES]), *top]
+        return [
+            *(f"{kind}=" for kind in [*REGISTRIES, *yamls.files()]),
+            *(f"{s}." for s in [*config.SECTIONS, *REGISTRIES]),
+            *top,
+        ]
     section = key.split(".")[0]
     if section in config.SECTIONS:
         return [f"{section}.{k.name}=" for k in config.section_knobs(config.SECTIONS[section])]

@@ -35,10 +35,10 @@ def run(arguments: list[str]) -> int:
         from ablatio.commands.list import print_kinds
 
         print_kinds([REGISTRIES[what]])
-    elif options := yamls.options_of(what):
+    elif files := yamls.options_of(what):
         from ablatio.commands.list import print_files
 
-        print_files({what: options})
+        print_files({what: files})
     else:
         known = [*REGISTRIES, *yamls.files(), *config.SECTIONS, "run"]
         raise UserError(f"there is nothing called `{what}`{did_you_mean(what, known)}\n    show takes {FORMS}")
@@ -80,7 +80,9 @@ def _show_file(console: Any, group: str, name: str) -> None:
     body = [line for line in text[len(file.doc.splitlines()) :] if not line.startswith("#")]
     console.print(f"[bold]{group}={name}[/]\n\n{escape(file.doc)}\n", highlight=False)
     console.print(escape("\n".join(body).strip()), highlight=False)
-    console.print(f"\nprovider  {escape(str(file.provider))} ({escape(str(file.path))})", highlight=False, soft_wrap=True)
+    console.print(
+        f"\nprovider  {escape(str(file.provider))} ({escape(str(file.path))})", highlight=False, soft_wrap=True
+    )
 
 
 def knob_table(knobs: tuple[Knob, ...], prefix: str) -> Any:
