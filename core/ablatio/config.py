@@ -67,6 +67,7 @@ class Train:
     steps: Annotated[int, Positive, "optimizer steps"] = 2400
     batch_size: Annotated[int, Positive, "rows per batch"] = 4
     accumulate: Annotated[int, Positive, "batches per step"] = 1
+    label_smoothing: Annotated[float, Range(0, 1, open_high=True), "share of a target spread over the vocabulary"] = 0.0
     log_every: Annotated[int, Positive, "steps"] = 20
     val_every: Annotated[int | None, Positive, "steps; null: only before and after"] = 600
     checkpoint_every: Annotated[int | None, Positive, "steps; null: only at the end"] = 600
@@ -309,6 +310,11 @@ def _knobs(where: str, node: Mapping[str, Any], knobs: tuple[Knob, ...]) -> Iter
 
 
 def _value(where: str, knob: Knob, value: Any) -> Iterator[Problem]:
+    if knob.option_of in REGISTRIES and isinstance(value, str):
+        options = REGISTRIES[knob.option_of].entries
+        if value not in options:
+            yield unknown(where, value, list(options), prefix=f"{where}=")
+            return
     if problem := knob.problem(value):
         default = (
             "null" if knob.default is None else str(knob.default).replace(" ", "").replace("(", "[").replace(")", "]")

@@ -1,5 +1,7 @@
 """The order of training windows, a pure function of (seed, epoch): no state to save, so resume is exact everywhere."""
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -38,12 +40,12 @@ class WindowOrder:
             self._epochs[epoch] = offset, rng.permutation(self.windows)
         return self._epochs[epoch]
 
-    def rows(self, step: int, batch: int, rank: int = 0, world: int = 1) -> Positions:
-        """The flat rows g that `rank` takes of step's `batch` rows (all ranks together): (batch // world,)."""
-        if batch % world:
-            raise UserError(f"a batch of {batch} rows cannot be shared by {world} ranks; make it a multiple of {world}")
-        share = batch // world
-        return step * batch + rank * share + np.arange(share, dtype=np.int64)
+    def rows(self, first: int, count: int, rank: int = 0, world: int = 1) -> Positions:
+        """The flat rows g that `rank` takes of `count` rows from `first` on (all ranks together): (count // world,)."""
+        if count % world:
+            raise UserError(f"a batch of {count} rows cannot be shared by {world} ranks; make it a multiple of {world}")
+        share = count // world
+        return first + rank * share + np.arange(share, dtype=np.int64)
 
     def starts(self, rows: Positions) -> Positions:
         """The first token of each row: (B,) -> (B,)."""
@@ -54,3 +56,31 @@ class WindowOrder:
             here = epochs == epoch
             starts[here] = offset + self.length * permutation[places[here]]
         return starts
+
+
+class RowPlan:
+    """Which rows each batch has: `full` of them, or as many as `ramp` says.
+
+    ramp(seen, full) gives the rows of the batches of a step before which `seen` rows were taken; a step has
+    `accumulate` batches.  A pure function of the numbers, so resume finds its place by the number of the batch alone.
+    """
+
+    def __init__(self, full: int, accumulate: int = 1, ramp: Callable[[int, int], int] | None = None) -> None:
+        self.full, self.accumulate, self.ramp = full, accumulate, ramp
+        self._steps: list[tuple[int, int]] = []  # of each ramped step: rows before it, rows of one of its batches
+
+    def step(self, index: int) -> tuple[int, int]:
+        """(rows before this step, rows of each of its batches)."""
+        if self.ramp is None:
+            return index * self.accumulate * self.full, self.full
+        while len(self._steps) <= index:
+            before, count = self._steps[-1] if self._steps else (0, 0)
+            seen = before + count * self.accumulate
+            self._steps.append((seen, min(self.full, max(1, self.ramp(seen, self.full)))))
+        return self._steps[index]
+
+    def batch(self, number: int) -> tuple[int, int]:
+        """(first row, rows) of a batch."""
+        step, place = divmod(number, self.accumulate)
+        before, count = self.step(step)
+        return before + place * count, count

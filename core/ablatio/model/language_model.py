@@ -1,5 +1,6 @@
 """What trains and speaks: a stack (or two) and an output head."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -85,6 +86,16 @@ class LanguageModel(nn.Module):
         for extra in record.losses.values():
             total = total + extra * count
         return Loss(total, count, record.measures | {k: v.detach() for k, v in record.losses.items()})
+
+    @torch.no_grad()
+    def redrawn(self, example: Example, generator: torch.Generator) -> Example:
+        """The same example with targets that this model draws."""
+        states = self._scaled(self.hidden(example)).flatten(0, 1)
+        drawn = [
+            torch.multinomial(self.lm_head(block).float().softmax(-1), 1, generator=generator)
+            for block in torch.split(states, 512)
+        ]
+        return replace(example, targets=torch.cat(drawn).view_as(example.targets))
 
     @torch.no_grad()
     def token_losses(self, example: Example) -> Tensor:

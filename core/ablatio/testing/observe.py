@@ -182,8 +182,10 @@ def _schedule(entry: Entry, knobs: Mapping[str, Any]) -> Any:
 def _stabilizer(entry: Entry, knobs: Mapping[str, Any]) -> Any:
     net, part, seen = tiny.model(), samples.made(entry, knobs), []
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    losses = tiny.run(net, optimizer, 12, hooks=[part], spike=8, seen=lambda hook, metrics: seen.append(dict(metrics)))
-    return [losses, seen, net.state_dict(), tensors_of(part)]
+    losses = tiny.run(net, optimizer, 48, hooks=[part], spike=40, seen=lambda *given: seen.append(given))
+    rows = [part.batch_rows(n * 1000, 64) for n in range(500)] if hasattr(part, "batch_rows") else []
+    kept = part.state_dict() if hasattr(part, "state_dict") else {}
+    return [losses, seen, rows, kept, net.state_dict(), tensors_of(part)]
 
 
 @observes("source")
