@@ -9,7 +9,7 @@ from ablatio.native.mapping import ATTENTION, Module, by_head, shifted, turned, 
 LAYER = "model.layers.#"
 QKV = tuple(f"{LAYER}.self_attn.{name}" for name in ATTENTION)
 COMMON = {"placement": ("pre",), "mlp": ("dense",), "architecture": ("causal",)}
-PLAIN = ("relu", "gelu", "silu")
+PLAIN = ("relu", "gelu", "silu", "relu2", "quick_gelu", "mish")
 
 
 class Llama(Family):

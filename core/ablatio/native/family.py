@@ -14,7 +14,9 @@ SHAPING = ("norm", "placement", "activation", "mlp", "position", "attention", "b
 # Our activation -> transformers' name of it; of a gated one, of the function on its gate.
 ACTIVATIONS = {
     ("relu", None): "relu", ("gelu", "none"): "gelu", ("gelu", "tanh"): "gelu_pytorch_tanh", ("silu", None): "silu",
-    ("relu", None): "relu", ("gelu", "none"): "gelu", ("gelu", "tanh"): "gelu_pytorch_tanh", ("silu", None): "silu",
+    ("relu2", None): "relu2", ("quick_gelu", None): "quick_gelu", ("mish", None): "mish",
+    ("reglu", None): "relu", ("geglu", "none"): "gelu", ("geglu", "tanh"): "gelu_pytorch_tanh",
+    ("swiglu", None): "silu",
 }  # fmt: skip
 
 
