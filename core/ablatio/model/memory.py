@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
 
 from ablatio import kinds
 from ablatio.model.assembly import Assembly, Choice
@@ -50,10 +51,18 @@ def _optimizer(model: LanguageModel, choice: Choice) -> int | None:
     """The state after one step on parameters of these shapes; one of each shape is enough to know the others."""
     shapes = Counter((group["role"], tuple(p.shape)) for group in groups_by_role(model) for p in group["params"])
     try:
-        with FakeTensorMode():
+        with FakeTensorMode(), _Ones():
             return sum(count * _state(choice, role, shape) for (role, shape), count in shapes.items())
     except Exception:  # an optimizer may ask for the numbers in its tensors, in a way of its own
         return None
+
+
+class _Ones(TorchFunctionMode):
+    """Tensors without numbers answer 1 when an optimizer asks for one, as Adafactor does for a tensor's mean square."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        asked = {Tensor.item: 1.0, Tensor.__float__: 1.0, Tensor.__int__: 1, Tensor.__bool__: True}
+        return asked[func] if func in asked else func(*args, **(kwargs or {}))
 
 
 def _state(choice: Choice, role: Role, shape: tuple[int, ...]) -> int:

@@ -68,7 +68,7 @@ class T5(Family):
         yield Module("lm_head", "lm_head")
 
     def _stack(self, ours: str, theirs: str, last: int) -> Iterator[Module]:
-        """last: the number of the feed-forward sublayer; attention, in a decoder also to the encoder, comes before it."""
+        """last: the number of the feed-forward sublayer; attention, also to an encoder, comes before it."""
         block = f"{theirs}.block.#.layer"
         for name, short in zip((*ATTENTION, "o_proj"), "qkvo", strict=True):
             yield Module(f"{ours}.layers.#.self_attn.{name}", f"{block}.0.SelfAttention.{short}")
