@@ -35,6 +35,7 @@ class Model:
     n_heads: Annotated[int, Positive] = 4
     d_head: Annotated[int | None, Positive, "width of a head; by default d_model / n_heads"] = None
     d_ff: Annotated[int | None, Positive, "inner width of the feed-forward part; by default 4 d_model"] = None
+    vocab_size: Annotated[int | None, Positive, "rows of the embedding; by default the ids that there are"] = None
     max_len: Annotated[int, Positive, "longest sequence that training shows, and the size of position tables"] = 128
     tied: Annotated[bool, "the head is the embedding's own matrix"] = True
     bias: Annotated[bool, "biases in the linear maps"] = False
@@ -57,6 +58,9 @@ class Data:
     ] = 0.02
     val_tokens: Annotated[int | None, Positive, "of the validation split that are scored; null: all"] = 131072
     document_mask: Annotated[bool, "tokens see only their own document of a packed row"] = True
+    rows: Annotated[Literal["windows", "documents"], "whether rows start anywhere in the stream or at documents"] = (
+        "windows"
+    )
 
 
 @dataclass(kw_only=True)
@@ -66,6 +70,7 @@ class Train:
     steps: Annotated[int, Positive, "optimizer steps"] = 2400
     batch_size: Annotated[int, Positive, "rows per batch"] = 4
     accumulate: Annotated[int, Positive, "batches per step"] = 1
+    label_smoothing: Annotated[float, Range(0, 1, open_high=True), "share of a target spread over the vocabulary"] = 0.0
     log_every: Annotated[int, Positive, "steps"] = 20
     val_every: Annotated[int | None, Positive, "steps; null: only before and after"] = 600
     checkpoint_every: Annotated[int | None, Positive, "steps; null: only at the end"] = 600
@@ -196,6 +201,15 @@ rules.rule(
 )
 
 
+rules.rule(
+    when="model.vocab_size is not None and model.vocab_size < tokenizer.vocab_size",
+    why="the embedding has a row for each id: tokenizer={tokenizer.name} has {tokenizer.vocab_size}, and "
+    "model.vocab_size={model.vocab_size}",
+    fix="model.vocab_size={tokenizer.vocab_size}",
+    where="model.vocab_size",
+)
+
+
 def check(config: Mapping[str, Any]) -> list[Problem]:
     """Everything wrong with a composed config (plain nested dicts): types, ranges, choices, names, combinations."""
     try:
@@ -306,6 +320,11 @@ def _knobs(where: str, node: Mapping[str, Any], knobs: tuple[Knob, ...]) -> Iter
 
 
 def _value(where: str, knob: Knob, value: Any) -> Iterator[Problem]:
+    if knob.option_of in REGISTRIES and isinstance(value, str):
+        options = REGISTRIES[knob.option_of].entries
+        if value not in options:
+            yield unknown(where, value, list(options), prefix=f"{where}=")
+            return
     if problem := knob.problem(value):
         default = (
             "null" if knob.default is None else str(knob.default).replace(" ", "").replace("(", "[").replace(")", "]")

@@ -183,8 +183,9 @@ class Stabilizer(Protocol):
                        under the names in `metrics`
     attach(model)      once, before training: hooks, switches
     averaged(model)    a context in which the model holds the weights that are to be scored and kept
-    batch_rows(step)   rows of the batch of this step, of `full` ones
+    batch_rows(seen, full)  rows of a batch before which `seen` tokens were trained on; `full`: train.batch_size
 
+    `before_step` may raise SkipStep (nothing moves) or, with the fact `rewinds`, Rewind (ablatio.tasks.step).
     What lasts from step to step beyond the weights goes through `state_dict()` and `load_state_dict(state)`.
     """
 
@@ -289,7 +290,7 @@ stabilizers: Registry[Stabilizer] = Registry(
     "stabilizer",
     "What keeps a run from diverging; several at once.",
     any_of=("before_step", "after_step", "attach", "averaged", "batch_rows"),
-    facts={"metrics": ()},
+    facts={"metrics": (), "rewinds": False},
     many=True,
 )
 sources: Registry[Source] = Registry("source", "Where documents come from.", methods=("documents", "fingerprint"))
