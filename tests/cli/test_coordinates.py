@@ -56,6 +56,7 @@ def test_mup_does_not_grow_and_the_plain_init_does(capsys: pytest.CaptureFixture
         ("norm=layernorm", "position=t5", "attention=mqa", "activation=geglu", "model.tied=false"),
         ("placement=hyper_connections", "block=macaron", "position=learned"),
         ("placement=post", "block=parallel", "activation=relu"),
+        ("architecture=encoder_decoder", "objective=span_corruption", "optimizer=lion", "optimizer.lr=1e-3"),
     ],
     ids=lambda parts: parts[0],
 )
