@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ablatio import config as run_config
 from ablatio import kinds
 from ablatio.data.batches import TrainBatches
-from ablatio.data.order import WindowOrder
+from ablatio.data.order import RowPlan, WindowOrder
 from ablatio.errors import ConfigError, Diverged, UserError
 from ablatio.model.assembly import Assembly, Choice
 from ablatio.model.example import Example
@@ -187,8 +187,8 @@ def _corpus(config: Mapping[str, Any], seeds: Iterable[int]) -> Iterator[Text]:
     found, tokenizer = build_data(config)
     for seed in seeds:
         order = WindowOrder(len(found.train), _length(config), seed)
-        mask, rows = config["data"]["document_mask"], config["train"]["batch_size"]
-        batch = TrainBatches(found.train, order, rows, eos=tokenizer.eos, document_mask=mask)[0]
+        mask, plan = config["data"]["document_mask"], RowPlan(config["train"]["batch_size"])
+        batch = TrainBatches(found.train, order, plan, eos=tokenizer.eos, document_mask=mask)[0]
         yield Text(batch["tokens"], batch.get("segments"), tokenizer.vocab_size, tokenizer.eos)
 
 
