@@ -1,6 +1,6 @@
 """What an objective makes of rows of tokens, and how a decoder alone reads a source and a target in one row."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -25,6 +25,11 @@ class Example:
     segments: Tensor | None = None
     source: Tensor | None = None
     source_segments: Tensor | None = None
+
+    def to(self, device: torch.device | str) -> "Example":
+        """The same on another device."""
+        held = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: t.to(device) for name, t in held.items() if t is not None})
 
 
 @dataclass(slots=True)

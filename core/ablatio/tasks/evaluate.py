@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ablatio.errors import UserError
 from ablatio.kinds import Objective
 from ablatio.model.language_model import LanguageModel
 from ablatio.model.roles import named_generator
@@ -48,8 +49,8 @@ def evaluate(
     tokens = byte_count = hits = torch.zeros((), dtype=torch.int64, device=device)
     try:
         for index, batch in enumerate(batches):
-            rows = {k: v.to(device, non_blocking=True) for k, v in batch.items()}
-            example = objective(rows["tokens"], rows.get("segments"), named_generator(0, f"validation/{index}"))
+            generator = named_generator(0, f"validation/{index}")
+            example = objective(batch["tokens"], batch.get("segments"), generator).to(device)
             losses, found = model.token_scores(example)  # (B, T)
             losses = losses.double()
             scored = torch.ones_like(losses) if example.weights is None else (example.weights > 0).double()
@@ -60,6 +61,11 @@ def evaluate(
             between(index + 1)
     finally:
         model.train(was_training)
-    loss = nats.item() / max(1, int(tokens))
+    if not int(tokens):
+        raise UserError(
+            "the objective asks for nothing in the held-out text, so there is no score\n"
+            "    try: a source that it is made for (ablatio list objective), or objective=lm"
+        )
+    loss = nats.item() / int(tokens)
     bpb = nats.item() / math.log(2) / max(1, int(byte_count))
-    return Score(loss, bpb, int(hits) / max(1, int(tokens)), int(tokens), int(byte_count))
+    return Score(loss, bpb, int(hits) / int(tokens), int(tokens), int(byte_count))

@@ -91,7 +91,7 @@ class Pretrain(pl.LightningModule):
         example: Example = batch["example"]
         self._example = example
         total, weight, self.measures = self.model.loss(example)
-        mean = total.detach() / weight
+        mean = total.detach() / torch.where(weight > 0, weight, 1.0)  # a batch may have nothing to say
         if not self.rewinds:
             self._watch(mean, "loss")
         self._step_losses.append(mean)
@@ -106,7 +106,8 @@ class Pretrain(pl.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if self._weight_sum is not None:
-            factor = self._targets_per_batch * self.settings["accumulate"] / self._weight_sum
+            weight = self._weight_sum
+            factor = self._targets_per_batch * self.settings["accumulate"] / torch.where(weight > 0, weight, 1.0)
             torch._foreach_mul_([p.grad for p in self._trainable if p.grad is not None], factor)
             self._weight_sum = None
         step = self._step()

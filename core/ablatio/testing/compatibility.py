@@ -72,6 +72,7 @@ def one_step(config: Mapping[str, Any]) -> float:
             part.attach(model)
     example = make(tiny.tokens(2, length + 1), None, named_generator(0, "pair"))
     total, weight, _ = model.loss(example)
+    weight = weight.clamp(min=1)  # an objective may find nothing to ask in random tokens
     (total / weight).backward()  # type: ignore[no-untyped-call]
     chosen, schedule = Choice.of(config["optimizer"]), Choice.of(config["schedule"])
     optimizer = kinds.optimizers.build(chosen.name, chosen.knobs, groups=groups_by_role(model))
