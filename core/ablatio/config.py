@@ -303,6 +303,11 @@ def _knobs(where: str, node: Mapping[str, Any], knobs: tuple[Knob, ...]) -> Iter
 
 
 def _value(where: str, knob: Knob, value: Any) -> Iterator[Problem]:
+    if knob.option_of in REGISTRIES and isinstance(value, str):
+        options = REGISTRIES[knob.option_of].entries
+        if value not in options:
+            yield unknown(where, value, list(options), prefix=f"{where}=")
+            return
     if problem := knob.problem(value):
         default = (
             "null" if knob.default is None else str(knob.default).replace(" ", "").replace("(", "[").replace(")", "]")

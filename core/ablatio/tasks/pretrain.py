@@ -99,8 +99,7 @@ class Pretrain(pl.LightningModule):
         # Gradients are summed over the accumulated batches here and divided by the true count before the step: a mean
         # of means is wrong when the batches have unequal numbers of targets.
         self._weight_sum = weight if self._weight_sum is None else self._weight_sum + weight
-        loss = total / self._targets_per_batch
-        return loss
+        return total / self._targets_per_batch  # type: ignore[no-any-return]
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if self._weight_sum is not None:
@@ -129,9 +128,15 @@ class Pretrain(pl.LightningModule):
     def _step(self) -> Step:
         losses = self._step_losses or [torch.zeros(())]
         return Step(
-            self.model, self._trainable, self.optimizer, self.global_step, self.settings["steps"],
-            loss=torch.stack(losses).mean(), sampled_loss=self._sampled_loss,
-        )  # fmt: skip
+            self.model,
+            self._trainable,
+            self.optimizer,
+            self.global_step,
+            self.settings["steps"],
+            loss=torch.stack(losses).mean(),
+            sampled_loss=self._sampled_loss,
+            n_targets=0 if self._example is None else self._example.targets.numel(),
+        )
 
     def _sampled_loss(self) -> Tensor:
         """The mean loss of the last batch, with targets drawn from the model's own distribution."""

@@ -49,15 +49,17 @@ def activation(entry: Entry, knobs: Knobs | None = None, *, d_ff: int, dtype: to
 
 
 def position(
-    entry: Entry, knobs: Knobs | None = None, *, causal: bool = True, dtype: torch.dtype = torch.float64
+    entry: Entry, knobs: Knobs | None = None, *, causal: bool = True, dtype: torch.dtype = torch.float64, **sizes: int
 ) -> Any:
-    sizes = {"d_model": HEADS * WIDTH, "d_head": WIDTH, "n_heads": HEADS, "n_layers": 2, "max_len": 32}
-    part = made(entry, knobs, causal=causal, **sizes)
+    plain = {"d_model": HEADS * WIDTH, "d_head": WIDTH, "n_heads": HEADS, "n_layers": 2, "max_len": 32}
+    part = made(entry, knobs, causal=causal, **plain | sizes)
     return part.to(dtype) if isinstance(part, nn.Module) else part
 
 
-def use_position(entry: Entry, part: Any, pos: Tensor, dtype: torch.dtype = torch.float64) -> dict[str, Any]:
-    """All that a position gives at `pos` (T,) or (B, T): method -> output."""
+def use_position(
+    entry: Entry, part: Any, pos: Tensor, dtype: torch.dtype = torch.float64, width: int = WIDTH
+) -> dict[str, Any]:
+    """All that a position gives at `pos` (T,) or (B, T) to heads of this width: method -> output."""
     rows, length = (pos.shape[0] if pos.dim() == 2 else 2), pos.shape[-1]
     generator = torch.Generator().manual_seed(3)
 
@@ -66,8 +68,8 @@ def use_position(entry: Entry, part: Any, pos: Tensor, dtype: torch.dtype = torc
 
     found: dict[str, Any] = {}
     for method in entry.facts["uses"]:
-        x = random(1, length, HEADS * WIDTH).expand(rows, -1, -1)
-        q, k = (random(1, HEADS, length, WIDTH).expand(rows, -1, -1, -1) for _ in "qk")
+        x = random(1, length, HEADS * width).expand(rows, -1, -1)
+        q, k = (random(1, HEADS, length, width).expand(rows, -1, -1, -1) for _ in "qk")
         arguments = {"embed": (x, pos), "rotate": (q, k, pos), "bias": (pos, pos), "score": (q, k, pos, pos)}
         found[method] = getattr(part, method)(*arguments[method])
     return found
