@@ -67,6 +67,7 @@ def copied(to, part):
     return to.double()
 
 
+@pytest.mark.oracle("mlp=moe", "transformers SwitchTransformersSparseMLP")
 @pytest.mark.parametrize("factor", [0.5, 1.0, 4.0])
 def test_switch_is_transformers(factor):
     """Training with dropped tokens: output and gradients of input, router and experts; both auxiliary losses."""
@@ -108,6 +109,7 @@ def _grad(linear):
     return torch.zeros_like(linear.weight) if linear.weight.grad is None else linear.weight.grad
 
 
+@pytest.mark.oracle("mlp=moe", "transformers MixtralSparseMoeBlock")
 def test_top_2_is_mixtral():
     part = made(knobs={"top_k": 2, "capacity_factor": None, **PLAIN, "balance": 1.0}, gated=True).train()
     config = MixtralConfig(hidden_size=D, intermediate_size=FF, num_local_experts=E, num_experts_per_tok=2)
@@ -127,6 +129,7 @@ def test_top_2_is_mixtral():
     torch.testing.assert_close(ctx.record.losses["train/moe_balance"].detach().float(), theirs.float())
 
 
+@pytest.mark.oracle("mlp=deepseek_moe", "transformers DeepseekV3MoE")
 @pytest.mark.parametrize("shared", [1, 2])
 def test_deepseek_is_transformers_v3(shared):
     """Sigmoid scores, a bias on the choice alone, normalised gates, shared experts."""
@@ -174,6 +177,7 @@ def by_loop(part, x, k, room, real=None):
     return y, dropped / (len(x) * T * k)
 
 
+@pytest.mark.oracle("mlp=moe", "loop in float64")
 @pytest.mark.parametrize("k", [1, 2, 3])
 @pytest.mark.parametrize("factor", [0.3, 1.25, None])
 def test_first_come_first_served_by_loop(k, factor):
@@ -315,6 +319,7 @@ def one(part, e, x):
 PACKED = torch.tensor([[0] * 9 + [1] * 12 + [-1] * 3, [0] * T])
 
 
+@pytest.mark.oracle("mlp=expert_choice", "loop in float64")
 @pytest.mark.parametrize("factor", [0.6, 2.0, 9.0])
 @pytest.mark.parametrize("segments", [None, PACKED])
 def test_expert_choice_by_loop(factor, segments):
@@ -334,6 +339,7 @@ def test_expert_choice_by_loop(factor, segments):
     torch.testing.assert_close(part(x, context(segments=segments)), expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.oracle("mlp=soft_moe", "loop in float64")
 @pytest.mark.parametrize("segments", [None, PACKED])
 def test_soft_moe_by_loop(segments):
     part = made("soft_moe", {"slots": 3})

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ablatio.errors import UserError
 from ablatio.kinds import Objective
 from ablatio.model.language_model import LanguageModel
 from ablatio.model.roles import named_generator
@@ -60,6 +61,11 @@ def evaluate(
             between(index + 1)
     finally:
         model.train(was_training)
-    loss = nats.item() / max(1, int(tokens))
+    if not int(tokens):
+        raise UserError(
+            "no token of the validation rows is scored: the objective finds no answer in these texts\n"
+            "    try: objective=lm, or set objective.marker to the id that announces an answer"
+        )
+    loss = nats.item() / int(tokens)
     bpb = nats.item() / math.log(2) / max(1, int(byte_count))
-    return Score(loss, bpb, int(hits) / max(1, int(tokens)), int(tokens), int(byte_count))
+    return Score(loss, bpb, int(hits) / int(tokens), int(tokens), int(byte_count))
