@@ -17,7 +17,6 @@ from ablatio.model.roles import groups_by_role, named_generator, named_seed
 from ablatio.tasks.step import SkipStep, Step
 
 TRAINING = "training_weights"
-NOTHING = 1e-6  # less than any target weighs: a batch in which nothing is scored moves nothing
 
 
 class Pretrain(pl.LightningModule):
@@ -89,7 +88,7 @@ class Pretrain(pl.LightningModule):
         example: Example = batch["example"]
         self._example = example
         total, weight, self.measures = self.model.loss(example)
-        mean = total.detach() / weight.clamp(min=NOTHING)
+        mean = total.detach() / weight
         if not self.rewinds:
             self._watch(mean, "loss")
         self._step_losses.append(mean)
@@ -104,7 +103,7 @@ class Pretrain(pl.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if self._weight_sum is not None:
-            factor = self._targets_per_batch * self.settings["accumulate"] / self._weight_sum.clamp(min=NOTHING)
+            factor = self._targets_per_batch * self.settings["accumulate"] / self._weight_sum
             torch._foreach_mul_([p.grad for p in self._trainable if p.grad is not None], factor)
             self._weight_sum = None
         step = self._step()
