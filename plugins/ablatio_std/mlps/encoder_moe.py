@@ -84,7 +84,7 @@ class SoftMoE(nn.Module):
     ) -> None:
         super().__init__()
         self.slots = nn.Linear(wiring["d_model"], experts * slots, bias=False)
-        self.scale = nn.Parameter(torch.ones(()))
+        self.scale = nn.Parameter(torch.ones(1))
         self.experts = experts_of(wiring, experts, wiring["d_ff"])
         self.count, self.dropout = slots, wiring["dropout"]
 
