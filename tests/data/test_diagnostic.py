@@ -158,3 +158,23 @@ def test_a_run_says_how_often_it_is_right(tmp_path: Path):
     after = json.loads((tmp_path / "run" / "summary.json").read_text())["after"]
     assert after["loss"] < np.log(31) * 1.05
     assert 0.01 < after["accuracy"] <= 1
+
+
+def test_texts_without_answers_are_refused(tmp_path: Path):
+    none = ablatio(["train", *TASK, "objective.marker=70", f"out={tmp_path}", "name=never"], tmp_path / "log")
+    assert none.code == 2 and "no token of the validation rows is scored" in none.err
+
+
+def test_a_batch_without_answers_moves_nothing(tmp_path: Path):
+    """Questions are rare: most batches of two rows have none, and the run goes on."""
+    lines = [f"{i:04d}abcdefgh" + ("?k0" if i % 12 == 0 else "...") for i in range(400)]
+    path = tmp_path / "rare.txt"
+    path.write_text("\n".join(lines))
+    settings = [s for s in TASK if not s.startswith("source") and "max_len" not in s and "batch_size" not in s]
+    done = ablatio(
+        ["train", *settings, "source=text", f"source.path={path}", "source.separator=\\n", "data.val_fraction=0.3",
+         "model.max_len=16", "train.batch_size=2", "optimizer.weight_decay=0", f"out={tmp_path}", "name=rare"],
+        tmp_path / "log",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    assert 0 < json.loads((tmp_path / "rare" / "summary.json").read_text())["after"]["loss"] < 5

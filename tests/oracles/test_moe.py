@@ -1,4 +1,5 @@
-"""mlp=moe and mlp=deepseek_moe against transformers' Switch, Mixtral and DeepSeek-V3 blocks, and against loops."""
+"""mlp=moe and deepseek_moe against transformers' Switch, Mixtral and DeepSeek-V3 blocks; they, expert_choice and
+soft_moe against loops."""
 
 import math
 from collections import Counter
@@ -20,11 +21,14 @@ from transformers.models.switch_transformers.modeling_switch_transformers import
     load_balancing_loss_func as switch_balance,
 )
 
+from ablatio import rules
+from ablatio.config import effective
 from ablatio.kinds import mlps, positions
 from ablatio.model.assembly import build_model
 from ablatio.model.context import make_context
 from ablatio.model.count import measure
 from ablatio.model.roles import describe
+from ablatio.testing import tiny
 
 D, FF, E, T = 12, 20, 4, 24
 PLAIN = {"balance": 0.0, "jitter": 0.0, "z_loss": 0.0}
@@ -63,6 +67,7 @@ def copied(to, part):
     return to.double()
 
 
+@pytest.mark.oracle("mlp=moe", "transformers SwitchTransformersSparseMLP")
 @pytest.mark.parametrize("factor", [0.5, 1.0, 4.0])
 def test_switch_is_transformers(factor):
     """Training with dropped tokens: output and gradients of input, router and experts; both auxiliary losses."""
@@ -104,6 +109,7 @@ def _grad(linear):
     return torch.zeros_like(linear.weight) if linear.weight.grad is None else linear.weight.grad
 
 
+@pytest.mark.oracle("mlp=moe", "transformers MixtralSparseMoeBlock")
 def test_top_2_is_mixtral():
     part = made(knobs={"top_k": 2, "capacity_factor": None, **PLAIN, "balance": 1.0}, gated=True).train()
     config = MixtralConfig(hidden_size=D, intermediate_size=FF, num_local_experts=E, num_experts_per_tok=2)
@@ -123,6 +129,7 @@ def test_top_2_is_mixtral():
     torch.testing.assert_close(ctx.record.losses["train/moe_balance"].detach().float(), theirs.float())
 
 
+@pytest.mark.oracle("mlp=deepseek_moe", "transformers DeepseekV3MoE")
 @pytest.mark.parametrize("shared", [1, 2])
 def test_deepseek_is_transformers_v3(shared):
     """Sigmoid scores, a bias on the choice alone, normalised gates, shared experts."""
@@ -170,6 +177,7 @@ def by_loop(part, x, k, room, real=None):
     return y, dropped / (len(x) * T * k)
 
 
+@pytest.mark.oracle("mlp=moe", "loop in float64")
 @pytest.mark.parametrize("k", [1, 2, 3])
 @pytest.mark.parametrize("factor", [0.3, 1.25, None])
 def test_first_come_first_served_by_loop(k, factor):
@@ -301,6 +309,64 @@ def test_fine_grained_experts_do_the_dense_part_s_work():
     assert size.flops_per_token == dense.flops_per_token + 2 * 2 * 32 * 15
     assert size.active == dense.active + 2 * 32 * 15
     assert size.parameters == dense.parameters + 2 * (12 * 2 * 32 * 24 + 32 * 15)
+
+
+def one(part, e, x):
+    """Expert e on one token."""
+    return part.experts.down_proj.weight[e] @ F.relu(part.experts.up_proj.weight[e] @ x)
+
+
+PACKED = torch.tensor([[0] * 9 + [1] * 12 + [-1] * 3, [0] * T])
+
+
+@pytest.mark.oracle("mlp=expert_choice", "loop in float64")
+@pytest.mark.parametrize("factor", [0.6, 2.0, 9.0])
+@pytest.mark.parametrize("segments", [None, PACKED])
+def test_expert_choice_by_loop(factor, segments):
+    """Each expert sorts each document's tokens and takes the first ones."""
+    part = made("expert_choice", {"capacity_factor": factor})
+    x, _, _ = inputs()
+    of = torch.zeros(2, T, dtype=torch.long) if segments is None else segments
+    expected = torch.zeros_like(x)
+    for row in range(2):
+        for document in of[row].unique():
+            tokens = [t for t in range(T) if of[row, t] == document and document >= 0]
+            p = (x[row] @ part.router.weight.T).softmax(-1)
+            room = math.ceil(len(tokens) * min(1.0, factor / E))
+            for e in range(E):
+                for t in sorted(tokens, key=lambda t: -float(p[t, e].detach()))[:room]:
+                    expected[row, t] += p[t, e] * one(part, e, x[row, t])
+    torch.testing.assert_close(part(x, context(segments=segments)), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.oracle("mlp=soft_moe", "loop in float64")
+@pytest.mark.parametrize("segments", [None, PACKED])
+def test_soft_moe_by_loop(segments):
+    part = made("soft_moe", {"slots": 3})
+    with torch.no_grad():
+        part.scale.fill_(2.5)
+    x, _, _ = inputs()
+    of = torch.zeros(2, T, dtype=torch.long) if segments is None else segments
+    expected = torch.zeros_like(x)
+    for row in range(2):
+        for document in of[row].unique():
+            tokens = [t for t in range(T) if of[row, t] == document and document >= 0]
+            if not tokens:
+                continue
+            unit = [part.slots.weight[s] / part.slots.weight[s].norm() for s in range(3 * E)]
+            rows = [[2.5 * (x[row, t] / x[row, t].norm()) @ u for u in unit] for t in tokens]
+            logits = torch.stack([torch.stack(r) for r in rows])  # (tokens, S)
+            slots = logits.softmax(0).T @ x[row, tokens]
+            said = torch.stack([one(part, s // 3, slots[s]) for s in range(3 * E)])
+            expected[row, tokens] = logits.softmax(1) @ said
+    torch.testing.assert_close(part(x, context(segments=segments)), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["expert_choice", "soft_moe"])
+@pytest.mark.parametrize("architecture", ["causal", "prefix", "encoder_decoder", "encoder"])
+def test_what_looks_ahead_is_for_encoders_alone(name, architecture):
+    found = rules.broken(effective(tiny.config() | {"mlp": {"name": name}, "architecture": {"name": architecture}}))
+    assert any("choose among all tokens" in problem.what for problem in found) == (architecture != "encoder")
 
 
 @pytest.mark.slow

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from ablatio.model.assembly import Assembly
 
 
+NOTHING = 1e-6  # less than any target weighs: a batch in which nothing is scored has the loss 0 and moves nothing
+
+
 class Loss(NamedTuple):
     """total: sum of the weighted losses in nats plus the layers' own; weight: what to divide by; measures: to log."""
 
@@ -82,7 +85,8 @@ class LanguageModel(nn.Module):
             hidden.flatten(0, 1), self.lm_head.weight, targets, weights,
             z_loss=self.z_loss, smoothing=self.smoothing, tie=tie,
         )  # fmt: skip
-        count = total.new_tensor(float(len(targets))) if weights is None else weights.sum().to(total.dtype)
+        summed = None if weights is None else weights.sum().clamp(min=NOTHING).to(total.dtype)
+        count = total.new_tensor(float(len(targets))) if summed is None else summed
         for extra in record.losses.values():
             total = total + extra * count
         return Loss(total, count, record.measures | {k: v.detach() for k, v in record.losses.items()})

@@ -63,8 +63,8 @@ def evaluate(
         model.train(was_training)
     if not int(tokens):
         raise UserError(
-            "the objective asks for nothing in the held-out text, so there is no score\n"
-            "    try: a source that it is made for (ablatio list objective), or objective=lm"
+            "no token of the validation rows is scored: the objective finds no answer in these texts\n"
+            "    try: objective=lm, or set objective.marker to the id that announces an answer"
         )
     loss = nats.item() / int(tokens)
     bpb = nats.item() / math.log(2) / max(1, int(byte_count))

@@ -50,3 +50,8 @@ class Dense(nn.Module):
         inner = self.activation(up) if self.gate_proj is None else self.activation(self.gate_proj(x), up)
         y = self.down_proj(inner if self.inner_norm is None else self.inner_norm(inner))
         return F.dropout(y, self.dropout, self.training) if self.dropout else y
+
+
+def plain(wiring: MlpWiring) -> Dense:
+    """The dense part where a layer has no experts, or beside them: the same names and so the same initial weights."""
+    return Dense(**{k: v for k, v in wiring.items() if k not in ("layer", "n_layers")})  # type: ignore[arg-type]

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .dense import MlpWiring
+
 BLOCK = 8  # rows; a matrix product of a multiple of these gives each row the same bits, however many stand beside it
 
 
@@ -59,16 +61,20 @@ class Experts(nn.Module):
         parts = (self.gate_proj, self.up_proj, self.down_proj)
         return sum(p.numel() for m in parts if m is not None for p in m.parameters()) // self.experts
 
-    @torch.compiler.disable  # the shapes follow the loads: a compiled graph would be made anew at each step
     def forward(self, x: Tensor, chosen: Tensor, gates: Tensor) -> Tensor:
         k = chosen.shape[1]
-        place, sizes = _layout(chosen.flatten(), self.experts)
         rows = x.repeat_interleave(k, 0) if k > 1 else x  # (N * k, D)
-        y = self._each(x.new_zeros(sum(sizes), x.shape[1]).index_copy(0, place, rows), sizes)
-        y = y.index_select(0, place).unflatten(0, (-1, k))  # (N, k, D)
+        y = self.each(rows, chosen.flatten()).unflatten(0, (-1, k))  # (N, k, D)
         return (y * gates.to(y.dtype)[..., None]).sum(1)
 
-    def _each(self, rows: Tensor, sizes: Sequence[int]) -> Tensor:
+    @torch.compiler.disable  # the shapes follow the loads: a compiled graph would be made anew at each step
+    def each(self, rows: Tensor, chosen: Tensor) -> Tensor:
+        """Every row through its expert: (M, D), (M,) -> (M, D)."""
+        place, sizes = _layout(chosen, self.experts)
+        y = self._mlp(rows.new_zeros(sum(sizes), rows.shape[1]).index_copy(0, place, rows), sizes)
+        return y.index_select(0, place)
+
+    def _mlp(self, rows: Tensor, sizes: Sequence[int]) -> Tensor:
         up = self.up_proj(rows, sizes)
         inner = self.activation(up) if self.gate_proj is None else self.activation(self.gate_proj(rows, sizes), up)
         y: Tensor = self.down_proj(inner if self.inner_norm is None else self.inner_norm(inner), sizes)
@@ -84,3 +90,9 @@ def _layout(chosen: Tensor, experts: int) -> tuple[Tensor, list[int]]:
     sizes = (hot.sum(0) + BLOCK - 1) // BLOCK * BLOCK
     earlier = hot.cumsum(0).gather(1, chosen[:, None])[:, 0] - 1
     return (sizes.cumsum(0) - sizes)[chosen] + earlier, sizes.tolist()
+
+
+def experts_of(wiring: MlpWiring, count: int, width: int) -> Experts:
+    """`count` experts of `width` inner units."""
+    w = wiring
+    return Experts(count, w["d_model"], width, w["activation"], w["gated"], w["bias"], w["inner_norm"])

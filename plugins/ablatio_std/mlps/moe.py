@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from ablatio import Fraction, NonNegative, Range, mlps, rule
 from ablatio.model.context import Context
 
-from .dense import Dense, MlpWiring
-from .experts import Experts
+from .dense import MlpWiring, plain
+from .experts import Experts, experts_of
 from .routing import BalanceBias, Router, balance_loss, capacity, normalised, shares, within, z_loss
 
 METRICS = ("train/moe_balance", "train/moe_z", "train/moe_dropped", "train/moe_load")
@@ -119,9 +119,9 @@ def moe(
     The balance loss is E sum_e f_e P_e with the shares f of all assignments: 1 when they are even.
     """
     if (wiring["layer"] + 1) % every:
-        return _dense(wiring)
+        return plain(wiring)
     return TokenChoice(
-        _experts(experts, wiring["d_ff"], wiring),
+        experts_of(wiring, experts, wiring["d_ff"]),
         Router(wiring["d_model"], experts, jitter),
         top_k,
         scores=softmax,
@@ -155,10 +155,10 @@ def deepseek_moe(
     moves by bias_rate against the sign of the excess load in each training pass; gates keep s_e.  (B, T, D) -> same.
     """
     if wiring["layer"] < dense_layers:
-        return _dense(wiring)
+        return plain(wiring)
     width = max(2, round(wiring["d_ff"] / granularity / 2) * 2)  # even: rows that start anywhere have the same bits
     return TokenChoice(
-        _experts(experts, width, wiring),
+        experts_of(wiring, experts, width),
         Router(wiring["d_model"], experts),
         top_k,
         scores=softmax if scores == "softmax" else torch.sigmoid,
@@ -167,18 +167,9 @@ def deepseek_moe(
         weights=(balance, 0.0),
         sparse_layers=wiring["n_layers"] - dense_layers,
         dropout=wiring["dropout"],
-        shared=_dense(wiring | {"d_ff": shared * width, "dropout": 0.0}) if shared else None,
+        shared=plain(wiring | {"d_ff": shared * width, "dropout": 0.0}) if shared else None,
         bias=BalanceBias(experts, bias_rate) if bias_rate else None,
     )
-
-
-def _dense(wiring: MlpWiring) -> Dense:
-    return Dense(**{k: v for k, v in wiring.items() if k not in ("layer", "n_layers")})  # type: ignore[arg-type]
-
-
-def _experts(count: int, width: int, wiring: MlpWiring) -> Experts:
-    w = wiring
-    return Experts(count, w["d_model"], width, w["activation"], w["gated"], w["bias"], w["inner_norm"])
 
 
 rule(
