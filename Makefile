@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DEMO := demo-$(shell date +%Y%m%d-%H%M%S)
 READY := $(VENV)/.ready-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 
-.PHONY: demo test fast lint bench clean setup
+.PHONY: demo test fast lint bench docs clean setup
 
 setup: $(READY)
 
@@ -36,6 +36,9 @@ lint: setup
 bench: setup
 	$(BIN)/python benchmarks/train_step.py
 	$(BIN)/python benchmarks/trainer_overhead.py
+
+docs: setup
+	$(BIN)/python -m ablatio.testing.compatibility > docs/compatibility.md
 
 clean:
 	rm -rf $(VENV) runs

@@ -148,6 +148,14 @@ class Checkpoints:
         advice = f"one of the other steps: {', '.join(map(str, others))}" if others else "start the run again"
         raise DamagedFile(f"No usable checkpoint in {self.folder}:{listed}\n    try: {advice}")
 
+    def forget(self, after: int) -> None:
+        """Remove this run's steps later than `after`: the run has gone back and does them again."""
+        for step in self.steps():
+            if step > after and self._removable(step):
+                with explained("remove", self._manifest_path(step)):
+                    self._manifest_path(step).unlink(missing_ok=True)
+        self._tidy()
+
     def _manifest_path(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}.json"
 

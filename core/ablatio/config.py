@@ -40,7 +40,7 @@ class Model:
     bias: Annotated[bool, "biases in the linear maps"] = False
     dropout: Annotated[float, Range(0, 1, open_high=True)] = 0.0
     encoder_layers: Annotated[int | None, Positive, "of an encoder beside a decoder; by default n_layers"] = None
-    embedding_norm: Annotated[bool, "a norm right after the embedding, as BLOOM has"] = False
+    embedding_norm: Annotated[bool | None, "one right after the embedding; by default as the placement wants"] = None
     embedding_scale: Annotated[float, Positive, "factor on the embeddings"] = 1.0
     final_norm: Annotated[bool | None, "a norm after the last layer; by default as the placement wants"] = None
     attention_scale: Annotated[float | None, Positive, "factor on q k^T; by default d_head^-1/2"] = None
@@ -57,6 +57,9 @@ class Data:
     ] = 0.02
     val_tokens: Annotated[int | None, Positive, "of the validation split that are scored; null: all"] = 131072
     document_mask: Annotated[bool, "tokens see only their own document of a packed row"] = True
+    rows: Annotated[Literal["windows", "documents"], "whether rows start anywhere in the stream or at documents"] = (
+        "windows"
+    )
 
 
 @dataclass(kw_only=True)
@@ -66,6 +69,7 @@ class Train:
     steps: Annotated[int, Positive, "optimizer steps"] = 2400
     batch_size: Annotated[int, Positive, "rows per batch"] = 4
     accumulate: Annotated[int, Positive, "batches per step"] = 1
+    label_smoothing: Annotated[float, Range(0, 1, open_high=True), "share of a target spread over the vocabulary"] = 0.0
     log_every: Annotated[int, Positive, "steps"] = 20
     val_every: Annotated[int | None, Positive, "steps; null: only before and after"] = 600
     checkpoint_every: Annotated[int | None, Positive, "steps; null: only at the end"] = 600
@@ -168,18 +172,25 @@ rules.rule(
     where="position",
 )
 rules.rule(
-    when="facts.placement.inner_norm and 'inner_norm' not in facts.attention.wiring",
+    when="'attention' in facts.placement.inner_norm and 'inner_norm' not in facts.attention.wiring",
     why="placement={placement.name} puts a norm before attention's last projection, and attention={attention.name} "
     "takes none",
     fix="attention=mha",
     where="placement",
 )
 rules.rule(
-    when="facts.placement.inner_norm and 'inner_norm' not in facts.mlp.wiring",
+    when="'mlp' in facts.placement.inner_norm and 'inner_norm' not in facts.mlp.wiring",
     why="placement={placement.name} puts a norm before the last projection of the feed-forward part, and "
     "mlp={mlp.name} takes none",
     fix="mlp=dense",
     where="placement",
+)
+rules.rule(  # one number of norms has no length: then the rule is silent
+    when="facts.block.adds_up and len(facts.placement.n_norms) == 2",
+    why="placement={placement.name} norms attention and feed-forward in different ways, and block={block.name} makes "
+    "one sublayer of both",
+    fix="block=sequential",
+    where="block",
 )
 rules.rule(
     when="data.document_mask and not facts.attention.takes_segments",
@@ -299,6 +310,11 @@ def _knobs(where: str, node: Mapping[str, Any], knobs: tuple[Knob, ...]) -> Iter
 
 
 def _value(where: str, knob: Knob, value: Any) -> Iterator[Problem]:
+    if knob.option_of in REGISTRIES and isinstance(value, str):
+        options = REGISTRIES[knob.option_of].entries
+        if value not in options:
+            yield unknown(where, value, list(options), prefix=f"{where}=")
+            return
     if problem := knob.problem(value):
         default = (
             "null" if knob.default is None else str(knob.default).replace(" ", "").replace("(", "[").replace(")", "]")

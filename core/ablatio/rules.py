@@ -187,6 +187,8 @@ def _fill(text: str, config: Mapping[str, Any]) -> str:
             value = evaluate(match[1], config)
         except Undecided:
             return "?"
+        if isinstance(value, list | tuple):
+            return " or ".join(map(str, value))
         return f"{value:g}" if isinstance(value, float) else str(value)
 
     return re.sub(r"\{([^{}]+)\}", show, text)

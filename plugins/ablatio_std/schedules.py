@@ -1,11 +1,18 @@
-"""The learning rate over the run, as a factor on its peak."""
+"""The learning rate over the run, as a factor on its peak.
+
+A run of n steps takes the factors of step 0 to n - 1: a rise ends at 1 in its last step, a fall at `final` in the last.
+"""
 
 import math
-from typing import Annotated
+from typing import Annotated, Literal
 
-from ablatio import Fraction, schedules
+from ablatio import Fraction, NonNegative, Positive, rule, schedules
+from ablatio.knobs import Range
 
 WarmUp = Annotated[float, Fraction, "share of all steps during which the rate rises"]
+Final = Annotated[float, Fraction, "the last factor"]
+Decay = Annotated[float, Fraction, "share of all steps, the last ones, during which the rate falls"]
+Cycles = Annotated[int, Positive, "in the whole run"]
 
 
 def rising(step: int, total: int, warmup: float) -> float:
@@ -14,19 +21,155 @@ def rising(step: int, total: int, warmup: float) -> float:
     return min(1.0, (step + 1) / steps) if steps else 1.0
 
 
-@schedules.register("cosine", paper="arXiv:1608.03983")
-def cosine(
-    step: int, total: int, *, warmup: WarmUp = 0.05, final: Annotated[float, Fraction, "the last factor"] = 0.1
-) -> float:
-    """Linear warm-up to 1, then half a cosine down to `final` at the last step."""
+def falling(step: int, total: int, decay: float) -> float:
+    """1, then over the n last steps from 1 - 1/n to 0."""
+    steps = round(decay * total)
+    return max(0.0, min(1.0, (total - 1 - step) / steps)) if steps else 1.0
+
+
+def progress(step: int, total: int, warmup: float) -> float:
+    """0 at the first step after the warm-up, 1 at the last of all."""
     start = round(warmup * total)
-    if step < start:
-        return rising(step, total, warmup)
-    progress = min(1.0, (step - start) / max(1, total - 1 - start))
-    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
+    return min(1.0, max(0, step - start) / max(1, total - 1 - start))
+
+
+@schedules.register("cosine", paper="arXiv:1608.03983")
+def cosine(step: int, total: int, *, warmup: WarmUp = 0.05, final: Final = 0.1) -> float:
+    """Linear warm-up to 1, then half a cosine down to `final` at the last step."""
+    done = progress(step, total, warmup)
+    return rising(step, total, warmup) * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * done)))
 
 
 @schedules.register("constant", paper="arXiv:1706.03762")
 def constant(step: int, total: int, *, warmup: WarmUp = 0.05) -> float:
     """Linear warm-up to 1, then 1."""
     return rising(step, total, warmup)
+
+
+@schedules.register("linear", paper="arXiv:1810.04805")
+def linear(step: int, total: int, *, warmup: WarmUp = 0.05, final: Final = 0.0) -> float:
+    """Linear warm-up to 1, then a line down to `final` at the last step."""
+    return rising(step, total, warmup) * (1 - (1 - final) * progress(step, total, warmup))
+
+
+@schedules.register("polynomial", paper="arXiv:1606.00915")
+def polynomial(
+    step: int,
+    total: int,
+    *,
+    warmup: WarmUp = 0.05,
+    power: Annotated[float, Positive] = 2.0,
+    final: Final = 0.0,
+) -> float:
+    """Linear warm-up to 1, then final + (1 - final) (1 - p)^power, p from 0 to 1 at the last step."""
+    left = 1 - progress(step, total, warmup)
+    return rising(step, total, warmup) * (final + (1 - final) * left**power)
+
+
+@schedules.register("inverse_sqrt", paper="arXiv:1910.10683")
+def inverse_sqrt(
+    step: int,
+    total: int,
+    *,
+    warmup: WarmUp = 0.05,
+    timescale: Annotated[float, Range(0, 1, open_low=True), "share of all steps; 1/2 is reached after three"] = 0.05,
+) -> float:
+    """Linear warm-up to 1, then 1 / sqrt(1 + s / tau): s steps after the warm-up, tau = timescale total."""
+    after = max(0, step + 1 - round(warmup * total))
+    return rising(step, total, warmup) / math.sqrt(1 + after / max(1.0, timescale * total))
+
+
+@schedules.register("noam", paper="arXiv:1706.03762")
+def noam(step: int, total: int, *, warmup: WarmUp = 0.04) -> float:
+    """min(s / n, sqrt(n / s)), s from 1, n the warm-up steps: the Transformer's own.
+
+    Over its peak d_model^-1/2 n^-1/2, which is optimizer.lr here; the paper's n is 4000 of 100,000 steps.
+    """
+    s, n = step + 1, max(1, round(warmup * total))
+    return min(s / n, math.sqrt(n / s))
+
+
+@schedules.register("wsd", paper="arXiv:2404.06395")
+def wsd(
+    step: int,
+    total: int,
+    *,
+    warmup: WarmUp = 0.05,
+    decay: Decay = 0.1,
+    shape: Annotated[Literal["linear", "cosine", "sqrt"], "of the fall; sqrt is 1 - sqrt(p)"] = "linear",
+    final: Final = 0.0,
+) -> float:
+    """Warm-up, stable, decay: a line up to 1, then 1, then down to `final` at the last step, p from 0 to 1.
+
+    linear: 1 - p;  cosine: (1 + cos(pi p)) / 2;  sqrt: 1 - sqrt(p) (arXiv:2405.18392).
+    """
+    left = falling(step, total, decay)
+    if shape == "cosine":
+        left = 0.5 * (1 - math.cos(math.pi * left))
+    elif shape == "sqrt":
+        left = 1 - math.sqrt(1 - left)
+    return rising(step, total, warmup) * (final + (1 - final) * left)
+
+
+@schedules.register("power", paper="arXiv:2408.13359")
+def power(
+    step: int,
+    total: int,
+    *,
+    warmup: WarmUp = 0.05,
+    flat: Annotated[float, Range(0, 1, open_low=True), "share of all steps after which the power law begins"] = 0.1,
+    exponent: Annotated[float, NonNegative] = 0.51,
+    decay: Decay = 0.1,
+    final: Final = 0.0,
+) -> float:
+    """Warm-up, then min(1, (s / n)^-exponent), s from 1 and n = flat total; a line down to `final` of it at the end.
+
+    The paper's law is in tokens, which steps of one size are in proportion to.
+    """
+    law = min(1.0, ((step + 1) / (flat * total)) ** -exponent)
+    return rising(step, total, warmup) * law * (final + (1 - final) * falling(step, total, decay))
+
+
+@schedules.register("cyclic", paper="arXiv:1506.01186")
+def cyclic(
+    step: int,
+    total: int,
+    *,
+    cycles: Cycles = 4,
+    low: Annotated[float, Fraction, "the factor between two peaks"] = 0.1,
+    gain: Annotated[float, Fraction, "height of a peak over that of the one before; 0.5 is `triangular2`"] = 1.0,
+) -> float:
+    """Triangles: low + (1 - low) gain^k (1 - |2 u - 1|), u from 0 to 1 in cycle k = 0, 1, ..."""
+    k, u = divmod(step * cycles / total, 1)
+    return low + (1 - low) * gain**k * (1 - abs(2 * u - 1))
+
+
+@schedules.register("restarts", paper="arXiv:1608.03983")
+def restarts(
+    step: int,
+    total: int,
+    *,
+    warmup: WarmUp = 0.05,
+    cycles: Cycles = 4,
+    growth: Annotated[float, Range(1, 10), "length of a cycle over that of the one before"] = 1.0,
+    low: Annotated[float, Fraction, "the factor that each cycle comes down to"] = 0.0,
+) -> float:
+    """Linear warm-up to 1, then cycles of half a cosine from 1 down to `low`, each of which starts at 1 again."""
+    start = round(warmup * total)
+    if step < start:
+        return rising(step, total, warmup)
+    lengths = [growth**k for k in range(cycles)]
+    u = (step - start) / max(1, total - start) * sum(lengths)
+    for length in lengths:
+        if u < length * (1 - 1e-12):
+            return low + (1 - low) * 0.5 * (1 + math.cos(math.pi * u / length))
+        u = max(0.0, u - length)
+    return low
+
+
+rule(
+    when="schedule.name == 'wsd' or schedule.name == 'power'",
+    unless="schedule.warmup + schedule.decay <= 1",
+    why="the warm-up and the decay take {schedule.warmup + schedule.decay} of the steps, more than all",
+    fix="schedule.decay={1 - schedule.warmup}",
+)

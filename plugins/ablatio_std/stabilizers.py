@@ -1,12 +1,15 @@
 """What keeps a run from diverging."""
 
-from typing import Annotated
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ablatio import Positive, stabilizers
-from ablatio.tasks.step import Step
+from ablatio import Fraction, NonNegative, Positive, Range, rule, stabilizers
+from ablatio.tasks.step import Rewind, SkipStep, Step
 
 
 @stabilizers.register("clip", paper="arXiv:1211.5063")
@@ -20,3 +23,183 @@ class Clip:
 
     def before_step(self, step: Step) -> dict[str, Tensor]:
         return {"train/grad_norm": torch.nn.utils.clip_grad_norm_(step.parameters, self.max_norm, foreach=True)}
+
+
+@stabilizers.register("embedding_shrink", paper="arXiv:2210.02414")
+class EmbeddingShrink:
+    """x <- alpha x + (1 - alpha) stop_gradient(x) behind the embedding: its gradient is alpha times as large.
+
+    As in GLM-130B.  A tied head's own gradient stays as it is.
+    """
+
+    def __init__(self, *, alpha: Annotated[float, Fraction] = 0.1) -> None:
+        self.alpha = alpha
+
+    def attach(self, model: Any) -> None:
+        def shrink(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+            return self.alpha * output + (1 - self.alpha) * output.detach()
+
+        model.model.embed_tokens.register_forward_hook(shrink)
+
+
+@stabilizers.register("z_loss", paper="arXiv:2204.02311")
+class ZLoss:
+    """loss += weight * log^2 Z, Z the sum that the softmax of the logits divides by: they do not drift (PaLM)."""
+
+    def __init__(self, *, weight: Annotated[float, NonNegative] = 1e-4) -> None:
+        self.weight = weight
+
+    def attach(self, model: Any) -> None:
+        model.z_loss = self.weight
+
+
+@stabilizers.register("ema", paper="arXiv:1803.05407")
+class Ema:
+    """a <- d a + (1 - d) w after each step, d = min(decay, (1 + t) / (10 + t)); a is scored and kept, w trains."""
+
+    def __init__(self, *, decay: Annotated[float, Fraction] = 0.999) -> None:
+        self.decay = decay
+        self.held: dict[str, Tensor] = {}
+
+    def after_step(self, step: Step) -> dict[str, Tensor]:
+        weights = {name: p.detach() for name, p in step.model.named_parameters() if p.requires_grad}
+        if not self.held:
+            self.held = {name: w.clone() for name, w in weights.items()}
+        decay = min(self.decay, (1 + step.index) / (10 + step.index))
+        torch._foreach_lerp_(list(self.held.values()), [weights[name] for name in self.held], 1 - decay)
+        return {}
+
+    @contextmanager
+    def averaged(self, model: nn.Module) -> Iterator[None]:
+        pairs = [(p, self.held[name]) for name, p in model.named_parameters() if name in self.held]
+        trained = [p.data for p, _ in pairs]
+        for p, average in pairs:
+            p.data = average.to(p.data)
+        try:
+            yield
+        finally:
+            for (p, _), weight in zip(pairs, trained, strict=True):
+                p.data = weight
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return dict(self.held)
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.held = dict(state)
+
+
+class _Recent:
+    """The last `window` finite numbers of a run, and whether another one is an outlier among them."""
+
+    def __init__(self, window: int, sigma: float) -> None:
+        self.window, self.sigma = window, sigma
+        self.values: list[float] = []
+
+    def outlier(self, value: float) -> bool:
+        """Not finite, or more than sigma standard deviations above the mean, once a quarter of the window is there."""
+        if not math.isfinite(value):
+            return True
+        count = len(self.values)
+        if count < max(2, self.window // 4):
+            return False
+        mean = sum(self.values) / count
+        spread = math.sqrt(sum((v - mean) ** 2 for v in self.values) / (count - 1))
+        return value > mean + self.sigma * spread
+
+    def add(self, value: float) -> None:
+        self.values = [*self.values, value][-self.window :]
+
+
+Window = Annotated[int, Range(4, 10_000), "steps that are looked back on"]
+Sigma = Annotated[float, Positive, "standard deviations above their mean"]
+
+
+@stabilizers.register("skip_step", paper="arXiv:2501.00656")
+class SkipStepOnOutliers:
+    """No update when the loss or the gradient's norm is an outlier among those of the last `window` steps (OLMo 2)."""
+
+    metrics = ("train/skipped_steps",)
+
+    def __init__(self, *, window: Window = 128, sigma: Sigma = 6.0) -> None:
+        self.losses, self.norms, self.skipped = _Recent(window, sigma), _Recent(window, sigma), 0
+
+    def before_step(self, step: Step) -> dict[str, Tensor]:
+        gradients = [p.grad for p in step.parameters if p.grad is not None]
+        pairs = ((self.losses, float(step.loss)), (self.norms, float(nn.utils.get_total_norm(gradients))))
+        outlying = any(recent.outlier(value) for recent, value in pairs)
+        for recent, value in pairs:
+            if math.isfinite(value):
+                recent.add(value)
+        if outlying:
+            self.skipped += 1
+            raise SkipStep
+        return {"train/skipped_steps": torch.tensor(float(self.skipped))}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"losses": self.losses.values, "norms": self.norms.values, "skipped": self.skipped}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.losses.values, self.norms.values = list(state["losses"]), list(state["norms"])
+        self.skipped = int(state["skipped"])
+
+
+@stabilizers.register("spike_rewind", paper="arXiv:2204.02311")
+class SpikeRewind:
+    """When the loss jumps: back to a checkpoint `back` steps before, and on with other batches, `skip` later (PaLM).
+
+    A jump is a loss that is no number, or more than sigma standard deviations and `rise` nats above the mean of the
+    last `window` steps.  What was done stands in the terminal, in summary.json and in each checkpoint.
+    """
+
+    rewinds = True
+
+    def __init__(
+        self,
+        *,
+        window: Window = 64,
+        sigma: Sigma = 6.0,
+        rise: Annotated[float, NonNegative, "nats above the mean, at least"] = 0.3,
+        back: Annotated[int, Positive, "steps, at least"] = 100,
+        skip: Annotated[int, Positive, "steps whose batches are left out"] = 200,
+        most: Annotated[int, Positive, "rewinds before the run counts as diverged"] = 5,
+    ) -> None:
+        self.recent, self.rise, self.back, self.skip, self.most = _Recent(window, sigma), rise, back, skip, most
+
+    def before_step(self, step: Step) -> dict[str, Tensor]:
+        loss = float(step.loss)
+        mean = sum(self.recent.values) / max(1, len(self.recent.values))
+        if self.recent.outlier(loss) and not loss <= mean + self.rise:
+            why = f"the loss is {loss:.3g} after a mean of {mean:.3g}"
+            raise Rewind(why, back=self.back, skip=self.skip, most=self.most)
+        self.recent.add(loss)
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"recent": self.recent.values}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.recent.values = list(state["recent"])
+
+
+rule(
+    when="train.checkpoint_every is None and stabilizer.spike_rewind.back > 0",
+    why="spike_rewind goes back to a checkpoint, and train.checkpoint_every=null writes none before the end",
+    fix="train.checkpoint_every=100",
+    where="train.checkpoint_every",
+)
+
+
+@stabilizers.register("batch_ramp", paper="arXiv:2005.14165")
+class BatchRamp:
+    """Rows per batch rise linearly, from `start` of train.batch_size to all of it, over the first `tokens` tokens."""
+
+    def __init__(
+        self,
+        *,
+        start: Annotated[float, Range(0, 1, open_low=True), "share of train.batch_size"] = 0.1,
+        tokens: Annotated[int, Positive, "over which the batch grows"] = 200_000,
+    ) -> None:
+        self.start, self.tokens = start, tokens
+
+    def batch_rows(self, seen: int, full: int) -> int:
+        return round(full * (self.start + (1 - self.start) * min(1.0, seen / self.tokens)))

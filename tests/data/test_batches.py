@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ablatio.data.batches import Batch, TrainBatches, ValidationBatches, segments
-from ablatio.data.order import WindowOrder
+from ablatio.data.order import RowPlan, WindowOrder
 from ablatio.errors import UserError
 
 EOS = 256
@@ -23,7 +23,7 @@ def loader(dataset: Any, start: int, total: int, workers: int = 0) -> Any:
 
 def train(corpus: Any, length: int = 96, batch: int = 3, **kwargs: Any) -> TrainBatches:
     order = WindowOrder(len(corpus.train), length, seed=5)
-    return TrainBatches(corpus.train, order, batch, eos=corpus.eos, **kwargs)
+    return TrainBatches(corpus.train, order, RowPlan(batch), eos=corpus.eos, **kwargs)
 
 
 def same(left: Batch, right: Batch) -> bool:
@@ -47,7 +47,7 @@ def test_windows_are_the_stream(corpus: Any) -> None:
     batches, order = train(corpus), WindowOrder(len(corpus.train), 96, 5)
     for step in (0, 1, 30, 1000):
         tokens = batches[step]["tokens"]
-        expected = [corpus.train[s : s + 97].tolist() for s in order.starts(order.rows(step, 3))]
+        expected = [corpus.train[s : s + 97].tolist() for s in order.starts(order.rows(step * 3, 3))]
         assert tokens.tolist() == expected and tokens.dtype == torch.int64
 
 
@@ -97,13 +97,13 @@ def test_a_worker_gets_a_path_and_not_the_stream(corpus: Any) -> None:
         assert len(data) < 4000
         assert same(pickle.loads(data)[1], dataset[1])
     part = corpus.train[100:900]  # a view has its file's name and not its content
-    batches = TrainBatches(part, WindowOrder(len(part), 20, 0), 2, eos=EOS)
+    batches = TrainBatches(part, WindowOrder(len(part), 20, 0), RowPlan(2), eos=EOS)
     assert same(pickle.loads(pickle.dumps(batches))[3], batches[3])
 
 
 def test_an_order_of_another_stream_is_refused(corpus: Any) -> None:
     with pytest.raises(ValueError, match="the order is for 50 tokens"):
-        TrainBatches(corpus.train, WindowOrder(50, 5, 0), 2, eos=EOS)
+        TrainBatches(corpus.train, WindowOrder(50, 5, 0), RowPlan(2), eos=EOS)
 
 
 def test_validation_meets_each_target_once(corpus: Any) -> None:
@@ -136,10 +136,21 @@ def test_a_split_shorter_than_a_window_is_refused(corpus: Any) -> None:
 @pytest.mark.parametrize(("batch", "length", "limit"), [(8, 128, 2e-4), (64, 1024, 2e-3)])
 def test_a_batch_costs_less_than_its_limit(batch: int, length: int, limit: float) -> None:
     tokens = np.arange(3_000_000, dtype=np.uint16) % 2000
-    batches = TrainBatches(tokens, WindowOrder(len(tokens), length, 0), batch, eos=1999)
+    batches = TrainBatches(tokens, WindowOrder(len(tokens), length, 0), RowPlan(batch), eos=1999)
     times = []
     for step in range(60):
         begin = time.perf_counter()
         batches[step]
         times.append(time.perf_counter() - begin)
     assert np.median(times) < 3 * limit  # the machine may be busy
+
+
+def test_validation_windows_at_documents() -> None:
+    """Each document that has room once, evenly thinned out under a cap."""
+    tokens = np.concatenate([[EOS, *range(10 * i, 10 * i + 5 + i)] for i in range(8)]).astype(np.uint16)
+    starts = np.flatnonzero(tokens == EOS)
+    found = ValidationBatches(tokens, 6, 3, eos=EOS, documents=starts)
+    rows = torch.cat([batch["tokens"] for batch in found])
+    assert (rows[:, 0] == EOS).all() and rows[:, 1].tolist() == [0, 10, 20, 30, 40, 50, 60, 70]
+    capped = ValidationBatches(tokens, 6, 3, eos=EOS, documents=starts, val_tokens=24)
+    assert torch.cat([batch["tokens"] for batch in capped])[:, 1].tolist() == [0, 20, 40, 60]

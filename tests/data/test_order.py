@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ablatio.data.order import WindowOrder
+from ablatio.data.order import DocumentOrder, RowPlan, WindowOrder
 from ablatio.errors import UserError
 
 SIZES = st.integers(1, 40).flatmap(lambda length: st.tuples(st.integers(length + 1, 600), st.just(length)))
@@ -35,10 +35,10 @@ def test_the_order_does_not_depend_on_the_batch_the_ranks_or_what_was_asked_befo
     rows = np.arange(360)
     expected = WindowOrder(500, 7, 0).starts(rows)
     for batch in (1, 3, 8, 72, 180):
-        got = np.concatenate([order.starts(order.rows(s, batch)) for s in range(360 // batch)])
+        got = np.concatenate([order.starts(order.rows(s * batch, batch)) for s in range(360 // batch)])
         assert (got == expected).all()
     for step in (14, 0, 9):
-        ranks = [order.starts(order.rows(step, 24, rank, 4)) for rank in range(4)]
+        ranks = [order.starts(order.rows(step * 24, 24, rank, 4)) for rank in range(4)]
         assert (np.concatenate(ranks) == expected[step * 24 : step * 24 + 24]).all()
 
 
@@ -47,6 +47,22 @@ def test_the_order_of_a_seed_is_fixed() -> None:
     order = WindowOrder(1000, 10, 7)
     assert order.windows == 99
     assert order.starts(np.array([0, 1, 2, 98, 99, 100, 990])).tolist() == [889, 429, 269, 419, 828, 28, 828]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=60), st.integers(1, 40), st.integers(0, 3))
+def test_rows_of_documents_start_at_each_document_once(sizes: list[int], length: int, epoch: int) -> None:
+    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int64)
+    total = sum(sizes)
+    whole = [s for s in starts.tolist() if s + length + 1 <= total]
+    if not whole:
+        with pytest.raises(UserError, match="tokens"):
+            DocumentOrder(starts, total, length, 3)
+        return
+    order = DocumentOrder(starts, total, length, 3)
+    assert order.windows == len(whole)
+    rows = order.starts(epoch * len(whole) + np.arange(len(whole)))
+    assert sorted(rows.tolist()) == whole
 
 
 @pytest.mark.parametrize(
@@ -61,3 +77,15 @@ def test_what_cannot_be_ordered_is_refused(n_tokens: int, length: int, seed: int
 def test_a_batch_that_ranks_cannot_share_is_refused() -> None:
     with pytest.raises(UserError, match=r"10 rows.*4 ranks"):
         WindowOrder(100, 5, 0).rows(0, 10, 0, 4)
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_a_ramp_takes_each_row_once_and_ends_with_full_batches(accumulate: int) -> None:
+    plan = RowPlan(16, accumulate, lambda seen, full: round(full * min(1.0, 0.1 + seen / 200)))
+    flat = [row for number in range(90) for first, count in [plan.batch(number)] for row in range(first, first + count)]
+    assert flat == list(range(len(flat)))
+    sizes = [plan.step(s)[1] for s in range(90 // accumulate)]
+    assert sizes == sorted(sizes) and sizes[0] == 2 and sizes[-1] == 16
+    fresh = RowPlan(16, accumulate, plan.ramp)
+    assert fresh.batch(47) == plan.batch(47)  # whatever was asked before
+    assert RowPlan(16, accumulate).batch(5) == (80, 16)

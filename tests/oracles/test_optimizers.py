@@ -1,72 +1,93 @@
 """Optimizers: 20 steps against float64 loops over numbers that are written as the papers have them."""
 
-import copy
 import math
 
 import pytest
 import torch
+import transformers
+from optimizer_oracle import STEPS, adam_means, adamw_by_hand, assert_follows, assert_like, model
 from support import model_config
 
 from ablatio.kinds import optimizers
 from ablatio.model.assembly import build_model
 from ablatio.model.roles import groups_by_role
 
-STEPS = 20
-
-
-def model():
-    config = model_config(norm="layernorm", position="learned", bias=True, d_model=8, tied=False)
-    made = build_model(config, 13).double()
-    for p in made.parameters():
-        torch.nn.init.normal_(p)
-    return made
-
-
-def gradients(model, step):
-    generator = torch.Generator().manual_seed(step)
-    return {n: torch.randn(p.shape, generator=generator, dtype=p.dtype) for n, p in model.named_parameters()}
-
-
-def run(name, knobs, rates):
-    ours = model()
-    start = copy.deepcopy(dict(ours.named_parameters()))
-    optimizer = optimizers.build(name, knobs, groups=groups_by_role(ours))
-    for step in range(STEPS):
-        for group in optimizer.param_groups:
-            group["lr"] = rates[step]
-        for n, g in gradients(ours, step).items():
-            ours.get_parameter(n).grad = g
-        optimizer.step()
-    return start, dict(ours.named_parameters())
-
-
-def assert_follows(name, knobs, reference):
-    rates = [knobs["lr"] * (step + 1) / STEPS for step in range(STEPS)]
-    start, ours = run(name, knobs, rates)
-    assert any(p.dim() == 1 for p in start.values()) and any(p.dim() == 2 for p in start.values())
-    for n, w in start.items():
-        grads = [GRADIENTS[step][n] for step in range(STEPS)]
-        decay = knobs["weight_decay"] if w.dim() > 1 else 0.0  # gains and biases do not decay
-        expected = reference(w.detach().clone(), grads, rates, knobs, decay)
-        torch.testing.assert_close(ours[n].detach(), expected, rtol=1e-11, atol=1e-13, msg=lambda m, n=n: f"{n}: {m}")
-
-
-GRADIENTS = {step: gradients(model(), step) for step in range(STEPS)}
-
-
-def adamw_by_hand(w, grads, rates, knobs, decay):
-    (b1, b2), m, v = knobs["betas"], torch.zeros_like(w), torch.zeros_like(w)
-    for t, (g, lr) in enumerate(zip(grads, rates, strict=True), start=1):
-        m = b1 * m + (1 - b1) * g
-        v = b2 * v + (1 - b2) * g * g
-        w = w - lr * (m / (1 - b1**t) / ((v / (1 - b2**t)).sqrt() + knobs["eps"]) + decay * w)
-    return w
-
 
 @pytest.mark.parametrize("betas", [(0.9, 0.95), (0.8, 0.999)])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 def test_adamw_by_hand(betas, weight_decay):
     assert_follows("adamw", {"lr": 0.03, "betas": betas, "eps": 1e-6, "weight_decay": weight_decay}, adamw_by_hand)
+
+
+def adam_by_hand(w, grads, rates, knobs, decay):
+    (b1, b2), m, v, top = knobs["betas"], 0, torch.zeros_like(w), torch.zeros_like(w)
+    for t, (g, lr) in enumerate(zip(grads, rates, strict=True), start=1):
+        g = g + decay * w
+        m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g * g
+        top = torch.maximum(top, v) if knobs["amsgrad"] else v
+        w = w - lr * m / (1 - b1**t) / ((top / (1 - b2**t)).sqrt() + knobs["eps"])
+    return w
+
+
+@pytest.mark.parametrize("amsgrad", [False, True])
+def test_adam_by_hand(amsgrad):
+    knobs = {"lr": 0.03, "betas": (0.9, 0.99), "eps": 1e-6, "weight_decay": 0.1, "amsgrad": amsgrad}
+    assert_follows("adam", knobs, adam_by_hand)
+
+
+@pytest.mark.parametrize("momentum_decay", [0.0, 4e-3])
+def test_nadam_is_torchs(momentum_decay):
+    knobs = {"lr": 0.03, "betas": (0.9, 0.99), "eps": 1e-6, "weight_decay": 0.1, "momentum_decay": momentum_decay}
+    given = {k: v for k, v in knobs.items() if k != "weight_decay"}
+    # torch keeps the product of the momenta in float32.
+    assert_like("nadam", knobs, lambda g: torch.optim.NAdam(g, **given, decoupled_weight_decay=True), rtol=1e-6)
+
+
+def radam_by_hand(w, grads, rates, knobs, decay):
+    """The paper's algorithm 2, and decoupled decay."""
+    b1, b2 = knobs["betas"]
+    limit = 2 / (1 - b2) - 1
+    for t, ((m, v), lr) in enumerate(zip(adam_means(grads, (b1, b2)), rates, strict=True), start=1):
+        rho, u = limit - 2 * t * b2**t / (1 - b2**t), m
+        if rho > 5:  # the paper says 4; torch and the authors' code 5
+            r = math.sqrt((rho - 4) * (rho - 2) * limit / ((limit - 4) * (limit - 2) * rho))
+            # the authors' code adds eps before the correction of v
+            u = r * m / (v.sqrt() + knobs["eps"] / math.sqrt(1 - b2**t))
+        w = w - lr * decay * w - lr * u
+    return w
+
+
+@pytest.mark.parametrize("b2", [0.9, 0.99])
+def test_radam_by_hand(b2):
+    assert_follows("radam", {"lr": 0.03, "betas": (0.9, b2), "eps": 1e-6, "weight_decay": 0.1}, radam_by_hand)
+
+
+def adafactor_by_hand(w, grads, rates, knobs, decay):
+    """The paper's algorithms 4 and 5, and decoupled decay."""
+    r = c = full = 0
+    for t, (g, lr) in enumerate(zip(grads, rates, strict=True), start=1):
+        b = 1 - t ** knobs["decay"]
+        size = max(knobs["floor"], float(w.square().mean().sqrt()))
+        r, full = b * r + (1 - b) * g.square().mean(-1), b * full + (1 - b) * g * g
+        if w.dim() > 1:
+            c = b * c + (1 - b) * g.square().mean(-2)
+        u = g / (r[:, None] * c[None] / r.mean() if w.dim() > 1 else full).sqrt()
+        u = u / max(1.0, float(u.square().mean().sqrt()) / knobs["clip"])
+        w = w - lr * decay * w - size * min(lr, 1 / math.sqrt(t)) * u
+    return w
+
+
+@pytest.mark.parametrize("lr", [0.05, 0.5])
+def test_adafactor_by_hand(lr):
+    knobs = {"lr": lr, "decay": -0.8, "floor": 1e-3, "clip": 1.0, "weight_decay": 0.1}
+    assert_follows("adafactor", knobs, adafactor_by_hand, rtol=1e-9)
+
+
+def test_adafactor_is_transformers():
+    """With their scale_parameter, which multiplies lr with the root mean square of the tensor; the norm is float32."""
+    given = {"scale_parameter": True, "relative_step": False, "warmup_init": False, "decay_rate": -0.8}
+    make = lambda groups: transformers.Adafactor(groups, lr=0.05, **given)  # noqa: E731
+    assert_like("adafactor", {"lr": 0.05, "weight_decay": 0.0}, make, rtol=1e-6)
 
 
 def sgd_by_hand(w, grads, rates, knobs, decay):
@@ -85,6 +106,20 @@ def test_sgd_by_hand(momentum, nesterov, weight_decay):
     assert_follows("sgd", knobs, sgd_by_hand)
 
 
+def adagrad_by_hand(w, grads, rates, knobs, decay):
+    s = torch.full_like(w, knobs["start"])
+    for g, lr in zip(grads, rates, strict=True):
+        g = g + decay * w
+        s = s + g * g
+        w = w - lr * g / (s.sqrt() + knobs["eps"])
+    return w
+
+
+@pytest.mark.parametrize("start", [0.0, 0.1])
+def test_adagrad_by_hand(start):
+    assert_follows("adagrad", {"lr": 0.1, "start": start, "eps": 1e-8, "weight_decay": 0.05}, adagrad_by_hand)
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_each_parameter_is_in_one_group_of_its_role(tied):
     made = build_model(model_config(norm="layernorm", position="t5", bias=True, tied=tied), 13)
@@ -101,3 +136,18 @@ def test_each_parameter_is_in_one_group_of_its_role(tied):
 def test_default_adamw_is_gpt3s():
     (group, *_) = optimizers.build("adamw", {}, groups=groups_by_role(model())).param_groups
     assert group["betas"] == (0.9, 0.95) and group["weight_decay"] == 0.1 and math.isclose(group["eps"], 1e-8)
+
+
+def test_steps_are_counted_for_each_parameter():
+    """A parameter whose gradient comes late starts like a new one: its corrections are those of step 1."""
+    late, new = (torch.nn.Parameter(torch.ones(3, dtype=torch.float64)) for _ in range(2))
+    other = torch.nn.Parameter(torch.ones(2, 2, dtype=torch.float64))
+    groups = [{"params": [other], "role": "matrix"}, {"params": [late], "role": "vector"}]
+    optimizer = optimizers.build("cautious_adamw", {}, groups=groups)
+    for step in range(STEPS):
+        other.grad = torch.ones_like(other)
+        late.grad = torch.ones_like(late) if step == STEPS - 1 else None
+        optimizer.step()
+    new.grad = torch.ones_like(new)
+    optimizers.build("cautious_adamw", {}, groups=[{"params": [new], "role": "vector"}]).step()
+    torch.testing.assert_close(late, new, rtol=0, atol=0)

@@ -58,7 +58,7 @@ def candidates(words: list[str]) -> list[str]:
         found = [*REGISTRIES, "--json"]
     elif before[0] == "show":
         found = [f"{kind}={e.name}" for kind, r in REGISTRIES.items() for e in r] + [*config.SECTIONS, "run"]
-    elif before[0] == "train":
+    elif before[0] in ("train", "coordinates"):
         found = _settings(last, before[1:])
     elif before[0] == "check":
         found = sorted({s.provider.dist for s in plugins.sources()})

@@ -12,7 +12,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ablatio.data.order import Positions, WindowOrder
+from ablatio.data.order import Positions, RowPlan, WindowOrder, whole_rows
 from ablatio.data.types import Ids
 from ablatio.errors import UserError
 
@@ -54,16 +54,16 @@ def _batch(tokens: Tensor, eos: int, document_mask: bool) -> Batch:
 
 
 class TrainBatches(Dataset[Batch]):
-    """step -> {"tokens": (B, T + 1) int64, and "segments": (B, T + 1) int32 where some row holds two documents}.
+    """number -> {"tokens": (B, T + 1) int64, and "segments": (B, T + 1) int32 where some row holds two documents}.
 
-    `batch` counts the rows of all ranks together; it has no end: one epoch runs into the next.
+    `plan` says which rows a batch has, of all ranks together; it has no end: one epoch runs into the next.
     """
 
     def __init__(
         self,
         tokens: Ids,
         order: WindowOrder,
-        batch: int,
+        plan: RowPlan,
         *,
         eos: int,
         document_mask: bool = True,
@@ -72,32 +72,46 @@ class TrainBatches(Dataset[Batch]):
     ) -> None:
         if order.n_tokens != len(tokens):
             raise ValueError(f"the order is for {order.n_tokens} tokens, the stream has {len(tokens)}")
-        self.windows, self.order, self.batch = Windows(tokens, order.length), order, batch
+        self.windows, self.order, self.plan = Windows(tokens, order.length), order, plan
         self.eos, self.document_mask, self.rank, self.world = eos, document_mask, rank, world
 
     def __getitem__(self, step: int) -> Batch:
-        rows = self.order.rows(step, self.batch, self.rank, self.world)
-        return _batch(self.windows(self.order.starts(rows)), self.eos, self.document_mask)
+        first, count = self.plan.batch(step)
+        rows = self.order.rows(first, count, self.rank, self.world)
+        made = _batch(self.windows(self.order.starts(rows)), self.eos, self.document_mask)
+        return made | {"number": torch.tensor(step)}
 
 
 class ValidationBatches(Dataset[Batch]):
     """Fixed windows over the validation stream; each target stands in one window only (stride T).
 
     `val_tokens` > 0 caps the targets: then windows are taken at even distances over the whole stream. The last batch
-    may be shorter; a window never is.
+    may be shorter; a window never is.  With `documents`, each window starts at one of them.
     """
 
     def __init__(
-        self, tokens: Ids, length: int, batch: int, *, eos: int, document_mask: bool = True, val_tokens: int = 0
+        self,
+        tokens: Ids,
+        length: int,
+        batch: int,
+        *,
+        eos: int,
+        document_mask: bool = True,
+        val_tokens: int = 0,
+        documents: Positions | None = None,
     ) -> None:
         if len(tokens) < length + 1:
             raise UserError(
                 f"the validation split has {len(tokens)} tokens, and one window takes {length} + 1. "
                 "Give more text, a larger val_fraction, or a shorter context."
             )
-        every = (len(tokens) - 1) // length
+        if documents is None:
+            starts = np.arange((len(tokens) - 1) // length, dtype=np.int64) * length
+        else:
+            starts = whole_rows(documents, len(tokens), length)
+        every = len(starts)
         taken = min(every, max(1, val_tokens // length)) if val_tokens > 0 else every
-        self.starts: Positions = np.arange(taken, dtype=np.int64) * every // taken * length
+        self.starts: Positions = starts[np.arange(taken, dtype=np.int64) * every // taken]
         self.windows, self.batch = Windows(tokens, length), batch
         self.eos, self.document_mask = eos, document_mask
 

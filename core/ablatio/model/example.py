@@ -29,24 +29,42 @@ class Example:
 
 @dataclass(slots=True)
 class Joined:
-    """A source and its target in one row: tokens, segments (B, S + T) and the tokens of the source (`opened`)."""
+    """A source and its target in one row of L tokens.
+
+    tokens, segments, opened  (B, L); opened: the tokens of the source; None where there is none
+    places                    (B, T) where the inputs stand in the row; None: at its end
+    """
 
     tokens: Tensor
-    segments: Tensor | None
-    opened: Tensor | None
+    segments: Tensor | None = None
+    opened: Tensor | None = None
+    places: Tensor | None = None
+
+    def of_inputs(self, states: Tensor, length: int) -> Tensor:
+        """(B, L, D) -> (B, length, D): the states of the inputs."""
+        if self.places is None:
+            return states if self.opened is None else states[:, -length:]
+        return states.gather(1, self.places[:, :, None].expand(-1, -1, states.shape[-1]))
 
 
 def joined(example: Example) -> Joined:
-    """The row that a decoder alone reads: the source, then the inputs."""
+    """The row that a decoder alone reads: the source, then the inputs; the padding of both goes to the row's end."""
     if example.source is None:
-        return Joined(example.inputs, example.segments, None)
+        return Joined(example.inputs, example.segments)
     tokens = torch.cat([example.source, example.inputs], dim=1)
     opened = torch.zeros_like(tokens, dtype=torch.bool)
     opened[:, : example.source.shape[1]] = True
-    segments = None
-    if example.segments is not None and example.source_segments is not None:
-        segments = torch.cat([example.source_segments, example.segments], dim=1)
-    return Joined(tokens, segments, opened)
+    if example.segments is None or example.source_segments is None:
+        return Joined(tokens, None, opened)
+    segments = torch.cat([example.source_segments, example.segments], dim=1)
+    filler = segments == PADDING
+    if not bool(filler.any()):
+        return Joined(tokens, segments, opened)
+    order = filler.long().argsort(dim=1, stable=True)
+    length = int((~filler).sum(1).max())
+    places = order.argsort(dim=1)[:, example.source.shape[1] :].clamp(max=length - 1)
+    rows = order[:, :length]
+    return Joined(tokens.gather(1, rows), segments.gather(1, rows), opened.gather(1, rows), places)
 
 
 def positions_in_documents(segments: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """What trains and speaks: a stack (or two) and an output head."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -9,7 +10,7 @@ from ablatio.errors import UserError
 from ablatio.model.cache import KVCache
 from ablatio.model.context import MaskKind, Memory, Record
 from ablatio.model.example import Example, joined
-from ablatio.model.loss import Tie, linear_cross_entropy, token_losses
+from ablatio.model.loss import Tie, linear_cross_entropy, token_scores
 from ablatio.model.stack import Side, Stack
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ class LanguageModel(nn.Module):
         row = joined(example)
         opened = row.opened if self.opens else None
         states: Tensor = self.model(row.tokens, row.segments, opened=opened, record=record, tie=tie)
-        return states if example.source is None else states[:, example.source.shape[1] :]
+        return row.of_inputs(states, example.inputs.shape[1])
 
     def loss(self, example: Example) -> Loss:
         """The loss of one batch, and what the layers measured."""
@@ -87,10 +88,25 @@ class LanguageModel(nn.Module):
         return Loss(total, count, record.measures | {k: v.detach() for k, v in record.losses.items()})
 
     @torch.no_grad()
+    def redrawn(self, example: Example, generator: torch.Generator) -> Example:
+        """The same example with targets that this model draws."""
+        states = self._scaled(self.hidden(example)).flatten(0, 1)
+        drawn = [
+            torch.multinomial(self.lm_head(block).float().softmax(-1), 1, generator=generator)
+            for block in torch.split(states, 512)
+        ]
+        return replace(example, targets=torch.cat(drawn).view_as(example.targets))
+
+    @torch.no_grad()
+    def token_scores(self, example: Example) -> tuple[Tensor, Tensor]:
+        """The loss of each target in nats, and whether the model holds it for the likeliest: (B, T)."""
+        hidden = self._scaled(self.hidden(example)).flatten(0, 1)
+        losses, hits = token_scores(hidden, self.lm_head.weight, example.targets.flatten())
+        return losses.view_as(example.targets), hits.view_as(example.targets)
+
     def token_losses(self, example: Example) -> Tensor:
         """The loss of each target in nats: (B, T)."""
-        hidden = self._scaled(self.hidden(example)).flatten(0, 1)
-        return token_losses(hidden, self.lm_head.weight, example.targets.flatten()).view_as(example.targets)
+        return self.token_scores(example)[0]
 
     def _scaled(self, hidden: Tensor) -> Tensor:
         return hidden if self.logit_scale == 1.0 else hidden * self.logit_scale

@@ -11,6 +11,7 @@ from typing import Any
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 
 from ablatio.checkpoint import Checkpoint, Checkpoints
+from ablatio.tasks.pretrain import TRAINING
 
 _PREFIX = "model."
 
@@ -28,7 +29,8 @@ class RunCheckpointIO(CheckpointIO):
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         found = self.loaded or self.checkpoints.load(int(Path(path).name))
-        return {**found.state, "state_dict": {_PREFIX + k: v for k, v in found.model.items()}}
+        averaged = {_PREFIX + k: v for k, v in found.model.items()}
+        return {**found.state, "state_dict": found.state.get(TRAINING, averaged)}
 
     def remove_checkpoint(self, path: Any) -> None:
         """`Checkpoints` decides what stays."""

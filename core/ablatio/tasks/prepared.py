@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Sampler
 from ablatio import kinds
 from ablatio.data.batches import TrainBatches, ValidationBatches
 from ablatio.data.cache import Corpus, prepare
-from ablatio.data.order import WindowOrder
+from ablatio.data.order import DocumentOrder, RowPlan, WindowOrder
 from ablatio.data.types import Tokenizer
 from ablatio.model.assembly import Choice, build_model
 from ablatio.model.language_model import LanguageModel
@@ -32,27 +32,36 @@ class Prepared:
     task: Pretrain
     machine: Machine
     length: int = field(init=False)
+    plan: RowPlan = field(init=False)
 
     def __post_init__(self) -> None:
         self.length = int(self.config["data"]["length"] or self.config["model"]["max_len"])
+        train = self.config["train"]
+        ramps = [part for part in self.task.stabilizers.values() if hasattr(part, "batch_rows")]
+        ramp = _Ramp(ramps[0], self.length) if ramps else None
+        self.plan = RowPlan(train["batch_size"], train["accumulate"], ramp)
 
     @property
-    def tokens_per_step(self) -> int:
-        train = self.config["train"]
-        return int(train["batch_size"] * train["accumulate"] * self.length)
+    def by_document(self) -> bool:
+        return bool(self.config["data"]["rows"] == "documents")
 
-    def training(self, start: int) -> "DataLoader[dict[str, torch.Tensor]]":
-        """Batches from number `start` on; the position in the data is this one integer."""
+    def tokens(self, steps: int) -> int:
+        """How many tokens these many steps take."""
+        return self.plan.step(steps)[0] * self.length
+
+    def training(self, start: int, skipped: int = 0) -> "DataLoader[dict[str, torch.Tensor]]":
+        """Batches from number `start` on, `skipped` batches later in the data; resume needs no other position."""
         train, workers = self.config["train"], self.config["trainer"]["workers"]
-        order = WindowOrder(len(self.corpus.train), self.length, self.task.seeds.data)
+        where = len(self.corpus.train), self.length, self.task.seeds.data
+        order = DocumentOrder(self.corpus.train_starts, *where) if self.by_document else WindowOrder(*where)
         batches = TrainBatches(
             self.corpus.train,
             order,
-            train["batch_size"],
+            self.plan,
             eos=self.tokenizer.eos,
             document_mask=self.config["data"]["document_mask"],
         )
-        sampler = _From(start, train["steps"] * train["accumulate"])
+        sampler = _From(start, train["steps"] * train["accumulate"], skipped)
         return DataLoader(
             batches, batch_size=None, sampler=sampler, num_workers=workers, persistent_workers=workers > 0
         )
@@ -68,6 +77,7 @@ class Prepared:
             eos=self.tokenizer.eos,
             document_mask=self.config["data"]["document_mask"],
             val_tokens=cap or 0,
+            documents=self.corpus.validation_starts if self.by_document else None,
         )
 
     def score(self, batches: ValidationBatches, between: Callable[[int], None] = lambda n: None) -> Score:
@@ -78,14 +88,25 @@ class Prepared:
             )
 
 
-class _From(Sampler[int]):
-    """start ... total - 1.  Its length is the total: Lightning counts the batches of the whole run."""
+@dataclass(frozen=True, slots=True)
+class _Ramp:
+    """A stabilizer's batch size, which counts tokens, as one that counts rows."""
 
-    def __init__(self, start: int, total: int) -> None:
-        self.start, self.total = start, total
+    part: Any
+    length: int
+
+    def __call__(self, seen: int, full: int) -> int:
+        return int(self.part.batch_rows(seen * self.length, full))
+
+
+class _From(Sampler[int]):
+    """start ... total - 1, each plus `skipped`.  Its length is the total: Lightning counts the whole run's batches."""
+
+    def __init__(self, start: int, total: int, skipped: int) -> None:
+        self.start, self.total, self.skipped = start, total, skipped
 
     def __iter__(self) -> Iterator[int]:
-        return iter(range(self.start, self.total))
+        return iter(range(self.start + self.skipped, self.total + self.skipped))
 
     def __len__(self) -> int:
         return self.total

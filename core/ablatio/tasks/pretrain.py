@@ -1,6 +1,7 @@
 """Pre-training as a LightningModule: the parts stand in the config, the data order and the seeds in here."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import lightning.pytorch as pl
@@ -10,16 +11,19 @@ from torch import Tensor
 from ablatio import kinds
 from ablatio.errors import Diverged
 from ablatio.model.assembly import Choice
+from ablatio.model.example import Example
 from ablatio.model.language_model import LanguageModel
-from ablatio.model.roles import groups_by_role, named_generator, named_seed
-from ablatio.tasks.step import Step
+from ablatio.model.roles import apply_rates, groups_by_role, named_generator, named_seed
+from ablatio.tasks.step import SkipStep, Step
+
+TRAINING = "training_weights"
 
 
 class Pretrain(pl.LightningModule):
     """One optimizer step: seeded dropout, the objective's example, the loss, stabilizers, the scheduled rate.
 
-    What happens in step k is a function of the weights, the optimizer's state and k: so a run that is resumed after any
-    step continues bit for bit.
+    What happens in step k is a function of the weights, the optimizer's and the stabilizers' state, k and the numbers
+    of its batches: so a run that is resumed after any step continues bit for bit.
     """
 
     def __init__(
@@ -27,63 +31,124 @@ class Pretrain(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.model, self.seeds, self.settings = model, seeds, config["train"]
+        model.smoothing = self.settings["label_smoothing"]
         self.objective = self._part(config, kinds.objectives, vocab_size=vocab_size, eos=eos, max_len=_length(config))
         self.schedule = self._part(config, kinds.schedules)
         self.optimizer_choice = Choice.of(config["optimizer"])
-        self.stabilizers = [kinds.stabilizers.build(n, knobs) for n, knobs in (config["stabilizer"] or {}).items()]
+        self.rate = getattr(self._part(config, kinds.inits), "rate", None)
+        options = config["stabilizer"] or {}
+        self.stabilizers = {name: kinds.stabilizers.build(name, knobs) for name, knobs in options.items()}
+        for part in self._having("attach"):
+            part.attach(model)
         self.finite: Tensor | bool = True
         self.metrics: dict[str, Tensor] = {}
         self.measures: dict[str, Tensor] = {}
         self.loss_sum, self.loss_count = torch.zeros(()), 0
+        self._step_losses: list[Tensor] = []
         self._weight_sum: Tensor | None = None
-        self._rows_per_batch = self.settings["batch_size"] * _length(config)
+        self._example: Example | None = None
+        self._targets_per_batch = self.settings["batch_size"] * _length(config)
+        self.rewinds = any(kinds.stabilizers[name].facts["rewinds"] for name in options)  # so a bad loss is no end
 
     @staticmethod
     def _part(config: Mapping[str, Any], registry: Any, **wiring: Any) -> Any:
         choice = Choice.of(config[registry.kind])
         return registry.build(choice.name, choice.knobs, **wiring)
 
+    def _having(self, method: str) -> list[Any]:
+        return [part for part in self.stabilizers.values() if hasattr(part, method)]
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         choice = self.optimizer_choice
         self._trainable = [p for p in self.model.parameters() if p.requires_grad]
-        return kinds.optimizers.build(choice.name, choice.knobs, groups=groups_by_role(self.model))
+        optimizer = kinds.optimizers.build(choice.name, choice.knobs, groups=groups_by_role(self.model, self.rate))
+        apply_rates(optimizer, self.model, self.rate)
+        return optimizer
 
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        seed = named_seed(self.seeds.dropout, f"batch/{batch_idx}/{self.global_rank}")
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The one optimizer, without Lightning's wrapper."""
+        return self.trainer.optimizers[0]
+
+    def on_before_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int) -> Any:
+        """The objective's example, made on the CPU: what it draws depends on the number of the batch alone."""
+        number = int(batch["number"])
+        generator = named_generator(self.seeds.data, f"objective/{number}")
+        example = self.objective(batch["tokens"], batch.get("segments"), generator)
+        return {"number": number, "example": example}
+
+    def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
+        seed = named_seed(self.seeds.dropout, f"batch/{batch['number']}/{self.global_rank}")
         # Not torch.manual_seed: it formats three stack traces for devices that are not there, half a millisecond.
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
         factor = self.schedule(self.global_step, self.settings["steps"])
-        for group in self.trainer.optimizers[0].param_groups:
+        for group in self.optimizer.param_groups:
             group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        generator = named_generator(self.seeds.data, f"objective/{batch_idx}")
-        example = self.objective(batch["tokens"], batch.get("segments"), generator)
-        total, count, self.measures = self.model.loss(example)
-        if example.weights is not None:
-            # Gradients are summed over the accumulated batches here and divided by the true count before the step: a
-            # mean of means is wrong when the batches have unequal numbers of targets.
-            self._weight_sum = count if self._weight_sum is None else self._weight_sum + count
-        self._watch(total.detach() / count, "loss")
-        self.loss_sum, self.loss_count = self.loss_sum + total.detach() / count, self.loss_count + 1
-        loss: Tensor = total / self._rows_per_batch
-        return loss
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        example: Example = batch["example"]
+        self._example = example
+        total, weight, self.measures = self.model.loss(example)
+        mean = total.detach() / weight
+        if not self.rewinds:
+            self._watch(mean, "loss")
+        self._step_losses.append(mean)
+        self.loss_sum, self.loss_count = self.loss_sum + mean, self.loss_count + 1
+        if example.weights is None:
+            loss: Tensor = total / example.targets.numel()
+            return loss
+        # Gradients are summed over the accumulated batches here and divided by the true count before the step: a mean
+        # of means is wrong when the batches have unequal numbers of targets.
+        self._weight_sum = weight if self._weight_sum is None else self._weight_sum + weight
+        return total / self._targets_per_batch  # type: ignore[no-any-return]
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if self._weight_sum is not None:
-            factor = self._rows_per_batch * self.settings["accumulate"] / self._weight_sum
+            factor = self._targets_per_batch * self.settings["accumulate"] / self._weight_sum
             torch._foreach_mul_([p.grad for p in self._trainable if p.grad is not None], factor)
             self._weight_sum = None
-        if not self.stabilizers:
-            return
-        step = Step(self.model, self._trainable, optimizer, self.global_step, self.settings["steps"])
-        for part in self.stabilizers:
-            if hasattr(part, "before_step"):
-                self.metrics |= part.before_step(step)
+        step = self._step()
+        self._step_losses = []
+        for part in self._having("before_step"):
+            self.metrics |= part.before_step(step)
+        if hasattr(self.optimizer, "observe"):
+            self.optimizer.observe(step)
         for name, value in self.metrics.items():
             self._watch(value, name)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        try:
+            super().optimizer_step(*args, **kwargs)
+        except SkipStep:
+            return
+        if after := self._having("after_step"):
+            step = self._step()
+            for part in after:
+                self.metrics |= part.after_step(step)
+
+    def _step(self) -> Step:
+        losses = self._step_losses or [torch.zeros(())]
+        return Step(
+            self.model,
+            self._trainable,
+            self.optimizer,
+            self.global_step,
+            self.settings["steps"],
+            loss=torch.stack(losses).mean(),
+            sampled_loss=self._sampled_loss,
+            n_targets=0 if self._example is None else self._example.targets.numel(),
+        )
+
+    def _sampled_loss(self) -> Tensor:
+        """The mean loss of the last batch, with targets drawn from the model's own distribution."""
+        assert self._example is not None
+        generator = torch.Generator(self.device).manual_seed(
+            named_seed(self.seeds.dropout, f"drawn/{self.global_step}")
+        )
+        total, weight, _ = self.model.loss(self.model.redrawn(self._example, generator))
+        return total / weight
 
     def _watch(self, value: Tensor, what: str) -> None:
         """Stop at once when a number is no longer finite; on a GPU, where asking waits, at the next `check_finite`."""
@@ -105,19 +170,47 @@ class Pretrain(pl.LightningModule):
         )
 
     def take_metrics(self) -> dict[str, float]:
-        """The mean loss since the last call, the rate, and what stabilizers measured last."""
+        """The mean loss since the last call, the rate, and what stabilizers and layers measured last."""
         self.check_finite()
-        rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+        rate = self.optimizer.param_groups[0]["lr"]
         row = {"train/loss": float(self.loss_sum) / max(1, self.loss_count), "train/lr": rate}
         self.loss_sum, self.loss_count = torch.zeros(()), 0
         return row | {name: float(value) for name, value in (self.metrics | self.measures).items()}
 
+    @property
+    def averages(self) -> bool:
+        """Whether the weights that are scored and kept are others than those that train."""
+        return bool(self._having("averaged")) or hasattr(self.optimizer, "eval")
+
+    @contextmanager
+    def scored_weights(self) -> Iterator[None]:
+        """Inside, the model holds the weights that are to be scored and kept: averages, if a part makes some."""
+        if getattr(self, "_trainer", None) is None or not self.trainer.optimizers:
+            yield
+            return
+        with ExitStack() as stack:
+            if hasattr(self.optimizer, "eval"):
+                self.optimizer.eval()
+                stack.callback(self.optimizer.train)  # type: ignore[attr-defined]
+            for part in self._having("averaged"):
+                stack.enter_context(part.averaged(self.model))
+            yield
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.check_finite()
         checkpoint["loss_sum"], checkpoint["loss_count"] = self.loss_sum, self.loss_count
+        checkpoint["stabilizers"] = {
+            name: part.state_dict() for name, part in self.stabilizers.items() if hasattr(part, "state_dict")
+        }
+        if self.averages:
+            checkpoint[TRAINING] = {name: weight.clone() for name, weight in checkpoint["state_dict"].items()}
+            with self.scored_weights():
+                checkpoint["state_dict"] = {name: weight.clone() for name, weight in self.state_dict().items()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.loss_sum, self.loss_count = checkpoint["loss_sum"], checkpoint["loss_count"]
+        for name, state in checkpoint["stabilizers"].items():
+            self.stabilizers[name].load_state_dict(state)  # type: ignore[attr-defined]
 
 
 class Seeds:

@@ -1,6 +1,7 @@
 """What one sees while a run trains: a bar with loss, tokens/s and time left; plain lines without a terminal."""
 
 import time
+from collections.abc import Callable
 from types import TracebackType
 
 from rich.console import Console
@@ -13,8 +14,11 @@ LINE_SECONDS = 15.0
 class RunProgress:
     """`update` may be called every step: it draws only when something can be seen."""
 
-    def __init__(self, console: Console, total: int, tokens_per_step: int, done: int = 0, shown: bool = True) -> None:
-        self.console, self.total, self.tokens_per_step, self.shown = console, total, tokens_per_step, shown
+    def __init__(
+        self, console: Console, total: int, tokens: Callable[[int], int], done: int = 0, shown: bool = True
+    ) -> None:
+        """tokens(n): how many tokens the first n steps take."""
+        self.console, self.total, self.tokens, self.shown = console, total, tokens, shown
         self.started, self.first = time.monotonic(), done
         self._next = self.started
         self.step, self._loss, self._bpb = done, "", ""
@@ -44,7 +48,8 @@ class RunProgress:
     @property
     def rate(self) -> float:
         """Tokens per second since the start."""
-        return (self.step - self.first) * self.tokens_per_step / max(1e-9, time.monotonic() - self.started)
+        done = self.tokens(self.step) - self.tokens(self.first)
+        return max(0, done) / max(1e-9, time.monotonic() - self.started)
 
     def due(self) -> bool:
         """Whether it is time to draw: asking for the loss waits for the device, so nobody asks before."""
@@ -76,6 +81,6 @@ class RunProgress:
             self._bar.refresh()
         else:
             self._next = time.monotonic() + LINE_SECONDS
-            left = (self.total - self.step) * self.tokens_per_step / max(1.0, self.rate)
+            left = (self.tokens(self.total) - self.tokens(self.step)) / max(1.0, self.rate)
             ending = f" {left:.0f} s left" if self.first < self.step < self.total else ""
             self.console.print(f"step {self.step}/{self.total} {info}{ending}", highlight=False)

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from ablatio.checkpoint import Checkpoint, Checkpoints, write_json
 from ablatio.config import chosen
-from ablatio.errors import Preempted
+from ablatio.errors import Diverged, Preempted
 from ablatio.model.count import Size, measure
 from ablatio.tasks.folder import CHECKPOINTS
 from ablatio.tasks.keeper import RunCheckpointIO, StopRequest
@@ -19,6 +19,7 @@ from ablatio.tasks.machine import LIGHTNING_PRECISION
 from ablatio.tasks.metrics import MetricsFile
 from ablatio.tasks.prepared import Prepared
 from ablatio.tasks.progress import RunProgress
+from ablatio.tasks.step import Rewind
 
 
 def size_of(run: Prepared) -> Size:
@@ -39,13 +40,16 @@ class Session:
         extra = [m for entry, _ in chosen(run.config) for m in entry.facts.get("metrics", ())]
         self.file = MetricsFile(folder / "metrics.csv", extra)
         self.scores: dict[str, Any] = {}
+        self.rewinds: list[
+            dict[str, Any]
+        ] = []  # each with the step of the spike, the step gone back to, batches skipped
         self.seconds = 0.0
         self.unscored = False  # a signal came before the validation of the last step was done
         if found:
             self.scores, self.seconds = dict(found.state["scores"]), float(found.state["seconds"])
-            self.unscored = bool(found.state["unscored"])
+            self.unscored, self.rewinds = bool(found.state["unscored"]), list(found.state["rewinds"])
         shown = run.config["trainer"]["progress"]
-        self.progress = RunProgress(console, self.steps, run.tokens_per_step, self.start, shown=shown)
+        self.progress = RunProgress(console, self.steps, run.tokens, self.start, shown=shown)
 
     def train(self) -> dict[str, Any]:
         run = self.run
@@ -53,32 +57,62 @@ class Session:
         with ExitStack() as stack:
             stack.enter_context(self.stop.listening())
             stack.enter_context(self.progress)
-            trainer = pl.Trainer(
-                max_steps=self.steps,
-                max_epochs=-1,
-                accumulate_grad_batches=self.settings["accumulate"],
-                accelerator="gpu" if run.machine.device == "cuda" else "cpu",
-                devices=1,
-                precision=LIGHTNING_PRECISION[run.machine.precision],  # type: ignore[arg-type]
-                callbacks=[_Keep(self)],
-                plugins=[self.io],
-                logger=False,
-                enable_checkpointing=False,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-                num_sanity_val_steps=0,
-                limit_val_batches=0,
-                use_distributed_sampler=False,
-                default_root_dir=str(self.folder),
-            )
             if not self.found or self.unscored:
                 self._validate_first()
-            if self.start < self.steps:
+            while self.start < self.steps:
+                trainer = self._trainer()
                 path = str(self.folder / CHECKPOINTS / str(self.start)) if self.found else None
-                trainer.fit(run.task, run.training(self.start * self.settings["accumulate"]), ckpt_path=path)
+                skipped = sum(r["skipped"] for r in self.rewinds) * self.settings["accumulate"]
+                batches = run.training(self.start * self.settings["accumulate"], skipped)
+                try:
+                    trainer.fit(run.task, batches, ckpt_path=path)
+                    break
+                except Rewind as asked:
+                    self._go_back(asked, trainer.global_step)
         summary = self.summary("done")
         write_json(self.folder / "summary.json", summary)
         return summary
+
+    def _trainer(self) -> pl.Trainer:
+        machine = self.run.machine
+        return pl.Trainer(
+            max_steps=self.steps,
+            max_epochs=-1,
+            accumulate_grad_batches=self.settings["accumulate"],
+            accelerator="gpu" if machine.device == "cuda" else "cpu",
+            devices=1,
+            precision=LIGHTNING_PRECISION[machine.precision],  # type: ignore[arg-type]
+            callbacks=[_Keep(self)],
+            plugins=[self.io],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            limit_val_batches=0,
+            use_distributed_sampler=False,
+            default_root_dir=str(self.folder),
+        )
+
+    def _go_back(self, asked: Rewind, step: int) -> None:
+        """Load an older checkpoint, forget what came later, and go on behind the batches of the spike."""
+        if len(self.rewinds) >= asked.most:
+            raise Diverged(
+                f"{asked.why} at step {step}, after {asked.most} rewinds; nothing of it was saved\n"
+                "    try: a lower rate (optimizer.lr) or a longer warm-up (schedule.warmup)"
+            )
+        known = self.io.checkpoints.steps()
+        target = max((s for s in known if s <= step - asked.back), default=known[0])
+        self.io.loaded = self.found = self.io.checkpoints.load(target)
+        self.io.checkpoints.forget(after=target)
+        self.rewinds.append({"at": step, "to": target, "skipped": max(asked.skip, step - target + 1), "why": asked.why})
+        self.start = self.progress.step = target
+        self.file.start(target)
+        self.progress.console.print(
+            f"[yellow]rewind:[/] {asked.why} at step {step}; back to step {target}, "
+            f"{self.rewinds[-1]['skipped']} steps' batches left out",
+            highlight=False,
+        )
 
     def _validate_first(self) -> None:
         """The score of the untrained model, or the one that a signal cut off at the step from which we continue."""
@@ -94,11 +128,12 @@ class Session:
     def _validate(self, when: str, step: int) -> bool:
         """Score the held-out text; False when a signal came first."""
         try:
-            score = self.run.score(self.run.validation(), self._between)
+            with self.run.task.scored_weights():
+                score = self.run.score(self.run.validation(), self._between)
         except _SignalCame:
             return False
         self.scores[when] = asdict(score)
-        self.file.write({"step": step, "tokens": step * self.run.tokens_per_step} | score.metrics())
+        self.file.write({"step": step, "tokens": self.run.tokens(step)} | score.metrics())
         self.progress.update(step, bpb=score.bpb)
         return True
 
@@ -110,7 +145,7 @@ class Session:
         """What follows optimizer step number `step` (from 1): log, validate, save, stop."""
         task, last = self.run.task, step == self.steps
         if last or self._every("log_every", step):
-            row = {"step": step, "tokens": step * self.run.tokens_per_step} | task.take_metrics()
+            row = {"step": step, "tokens": self.run.tokens(step)} | task.take_metrics()
             elapsed = self.seconds + time.monotonic() - self.progress.started
             self.file.write(row | {"tokens_per_second": self.progress.rate, "seconds": elapsed})
             self.progress.update(step, loss=row["train/loss"])
@@ -132,17 +167,23 @@ class Session:
     def extra_state(self) -> dict[str, Any]:
         """What a checkpoint keeps beside the task's own state."""
         seconds = self.seconds + time.monotonic() - self.progress.started
-        return {"scores": self.scores, "seconds": seconds, "unscored": self.unscored}
+        return {
+            "scores": self.scores,
+            "seconds": seconds,
+            "unscored": self.unscored,
+            "rewinds": self.rewinds,
+        }
 
     def summary(self, status: str) -> dict[str, Any]:
         size, step = size_of(self.run), self.progress.step
         seconds = self.seconds + time.monotonic() - self.progress.started
-        tokens = step * self.run.tokens_per_step
+        tokens = self.run.tokens(step)
         after = self.scores.get("after") or {}
         return {
             "status": status,
             "val/loss": after.get("loss"),
             "val/bpb": after.get("bpb"),
+            "val/accuracy": after.get("accuracy"),
             "before": self.scores.get("before"),
             "after": after or None,
             "steps": step,
@@ -152,7 +193,7 @@ class Session:
             "parameters": size.parameters,
             "non_embedding_parameters": size.non_embedding,
             "train_flops": size.train_flops_per_token * tokens,
-        }
+        } | ({"rewinds": self.rewinds} if self.rewinds else {})
 
 
 class _SignalCame(Exception):
@@ -166,7 +207,11 @@ class _Keep(pl.Callback):
         self.session, self.step = session, session.start
 
     def on_train_start(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
-        self.session.stop.take()
+        session = self.session
+        session.stop.take()
+        # Who may go back needs a place to go to, and must know after a crash what it has left out.
+        if session.rewinds or (session.run.task.rewinds and not session.found):
+            trainer.save_checkpoint(session.folder / CHECKPOINTS / str(session.start))
 
     def on_train_batch_end(self, trainer: pl.Trainer, task: pl.LightningModule, *args: Any) -> None:
         if trainer.global_step != self.step:

@@ -8,9 +8,11 @@ A plugin that adds a kind can say, in any module of its package, how its parts a
 """
 
 import dataclasses
+import functools
 import hashlib
 import random
-from collections.abc import Callable, Iterator, Mapping
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -134,6 +136,9 @@ def _position(entry: Entry, knobs: Mapping[str, Any]) -> Any:
         part = samples.position(entry, knobs, causal=causal)
         places = [*range(24), *([100, 150, 400, 900, 5000] if entry.facts["extends"] else [])]
         seen += [samples.use_position(entry, part, torch.tensor(places)), tensors_of(part)]
+    # Frequencies by the number of turns within max_len differ only where there are more than a handful of pairs.
+    wide = samples.position(entry, knobs, d_model=samples.HEADS * 64, d_head=64, max_len=2048)
+    seen.append(samples.use_position(entry, wide, torch.tensor([0, 1, 100, 2000]), width=64))
     return [seen, _model(entry, knobs)]
 
 
@@ -154,8 +159,8 @@ def _model(entry: Entry, knobs: Mapping[str, Any]) -> Any:
 
 @observes("objective")
 def _objective(entry: Entry, knobs: Mapping[str, Any]) -> Any:
-    part = samples.objective(entry, knobs)
-    rows, segments = samples.token_rows()
+    part = samples.objective(entry, knobs, max_len=128)
+    rows, segments = samples.token_rows(length=129)
     return [part(rows, s, named_generator(i, "observe")) for s in (None, segments) for i in range(4)]
 
 
@@ -167,9 +172,17 @@ def _optimizer(entry: Entry, knobs: Mapping[str, Any]) -> Any:
     for step in range(12):
         for p in samples.parameters(groups):
             p.grad = torch.randn(p.shape, generator=generator, dtype=p.dtype) * 10.0 ** -(step % 4)
+        if hasattr(optimizer, "observe"):  # it looks at the step before it is taken
+            weights, sizes = samples.parameters(groups), [10.0 ** -(i % 3) for i in range(12)]
+            loss = functools.partial(_bowl, weights, sizes[step])
+            optimizer.observe(types.SimpleNamespace(index=step, n_targets=8, sampled_loss=loss))
         optimizer.step()
         seen += [p.detach().clone() for p in samples.parameters(groups)]
     return seen
+
+
+def _bowl(weights: Sequence[Tensor], size: float) -> Tensor:
+    return torch.stack([w.square().sum() for w in weights]).sum() * size
 
 
 @observes("schedule")
@@ -182,8 +195,10 @@ def _schedule(entry: Entry, knobs: Mapping[str, Any]) -> Any:
 def _stabilizer(entry: Entry, knobs: Mapping[str, Any]) -> Any:
     net, part, seen = tiny.model(), samples.made(entry, knobs), []
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    losses = tiny.run(net, optimizer, 12, hooks=[part], spike=8, seen=lambda hook, metrics: seen.append(dict(metrics)))
-    return [losses, seen, net.state_dict(), tensors_of(part)]
+    losses = tiny.run(net, optimizer, 48, hooks=[part], spike=40, seen=lambda *given: seen.append(given))
+    rows = [part.batch_rows(n * 1000, 64) for n in range(500)] if hasattr(part, "batch_rows") else []
+    kept = part.state_dict() if hasattr(part, "state_dict") else {}
+    return [losses, seen, rows, kept, net.state_dict(), tensors_of(part)]
 
 
 @observes("source")

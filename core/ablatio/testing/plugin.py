@@ -14,6 +14,7 @@ from ablatio.knobs import Knob
 from ablatio.plugins import failures, sources
 from ablatio.registry import REGISTRIES, Entry
 from ablatio.testing import installed
+from ablatio.testing.record import Recorder, describe_marks
 
 PART = re.compile(r"(?<=\[)[a-z0-9_]+=[\w-]+?(?=[]-]|\.)")  # `norm=mine` in `test_x[norm=mine.eps]`
 
@@ -24,6 +25,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.getgroup("ablatio").addoption(
         "--ablatio-dist", metavar="DIST", help="contract suites only on the parts that this distribution brings"
     )
+    parser.getgroup("ablatio").addoption(
+        "--ablatio-record", metavar="FILE", help="write down which oracles parts agreed with, for `ablatio list`"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "oracle(part, against): what a part (norm=rmsnorm), or each of a kind, is held to"
+    )
+    path = config.getoption("--ablatio-record")
+    if path and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Recorder(Path(path)))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -83,7 +96,8 @@ def _label(entry: Entry) -> str:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Suites without a part to try are left out, not shown as skipped."""
+    """Suites without a part to try are left out, not shown as skipped; oracle tests say what they are about."""
+    describe_marks(items)
     empty = [item for item in items if _is_empty(item)]
     if empty:
         config.hook.pytest_deselected(items=empty)

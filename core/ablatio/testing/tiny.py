@@ -1,7 +1,7 @@
 """The small model, batch and run in which parts are tried: the defaults of `ablatio train`, a few thousand weights."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from ablatio.model.language_model import LanguageModel
 from ablatio.model.roles import groups_by_role
 from ablatio.paths import shipped
 from ablatio.registry import REGISTRIES, Entry
-from ablatio.tasks.step import Step
+from ablatio.tasks.step import Rewind, SkipStep, Step
 
 VOCAB = 64
 SIZES = {"d_model": 32, "n_layers": 2, "n_heads": 4, "max_len": 32}
@@ -52,26 +52,37 @@ def config(entry: Entry | None = None, knobs: Mapping[str, Any] | None = None, *
             made[entry.kind] = {entry.name: values}
         else:
             made[entry.kind] = {"name": entry.name, **values}
-    made = mended(made, entry.kind if entry else "")
-    if not (problems := broken_rules(made)):
+    made = fitted(made, {entry.kind} if entry else set())
+    if problems := broken_rules(made):
+        raise UserError("\n".join(map(str, problems)))
+    return made
+
+
+def fitted(made: dict[str, Any], keep: Collection[str]) -> dict[str, Any]:
+    """The config with what no rule forbids beside the kinds in `keep`: a rule's own proposal, or another option.
+
+    It comes back with its broken rules where neither helps: then the kept parts cannot stand together.
+    """
+    made = mended(made, keep)
+    if not broken_rules(made):
         return made
     for kind in default_parts():
-        for other in REGISTRIES[kind] if entry is None or kind != entry.kind else ():
-            changed = made | {kind: {"name": other.name, **other.defaults}}
+        for other in REGISTRIES[kind] if kind not in keep else ():
+            changed = mended(made | {kind: {"name": other.name, **other.defaults}}, {*keep, kind})
             if not broken_rules(changed):
                 return changed
-    raise UserError("\n".join(map(str, problems)))
+    return made
 
 
-def mended(made: dict[str, Any], keep: str) -> dict[str, Any]:
-    """The config after the fixes that its broken rules propose, as long as they leave the kind `keep` alone."""
+def mended(made: dict[str, Any], keep: Collection[str]) -> dict[str, Any]:
+    """The config after the fixes that its broken rules propose, as long as they leave the kinds in `keep` alone."""
     import yaml
 
-    for _ in range(4):
+    for _ in range(8):
         for problem in broken_rules(made):
             key, _, value = problem.fix.partition("=")
             section, _, setting = key.partition(".")
-            if section == keep or not value:
+            if section in keep or not value:
                 continue
             if section in REGISTRIES and not setting and value in REGISTRIES[section].names():
                 made = made | {section: {"name": value, **REGISTRIES[section][value].defaults}}
@@ -116,23 +127,44 @@ def run(
     *,
     hooks: Sequence[Any] = (),
     spike: int | None = None,
-    seen: Callable[[str, Mapping[str, Tensor]], None] = lambda hook, metrics: None,
+    seen: Callable[[str, Mapping[str, Any]], None] = lambda hook, metrics: None,
 ) -> list[float]:
-    """Train on one batch and give the losses.  hooks: stabilizers; spike: the step whose loss is 100 times larger."""
+    """Train on one batch and give the losses.
+
+    hooks: stabilizers; spike: the step whose loss is 100 times larger; seen: gets what hooks give, or "raised" and what
+    they ask for when they leave a step out.
+    """
     net.train()
+    for hook in hooks:
+        if hasattr(hook, "attach"):
+            hook.attach(net)
     losses, parameters, batch = [], [p for group in groups_by_role(net) for p in group["params"]], example()
     for index in range(steps):
         optimizer.zero_grad()
         loss = mean_loss(net, batch) * (100.0 if index == spike else 1.0)
         loss.backward()  # type: ignore[no-untyped-call]
-        step = Step(net, parameters, optimizer, index, steps)
-        for name in ("before_step", "after_step"):
-            if name == "after_step":
-                optimizer.step()
-            for hook in hooks:
-                if hasattr(hook, name):
-                    seen(name, getattr(hook, name)(step))
         losses.append(float(loss.detach()))
+        step = Step(
+            net,
+            parameters,
+            optimizer,
+            index,
+            steps,
+            loss=loss.detach(),
+            sampled_loss=lambda: mean_loss(net, batch),
+            n_targets=batch.targets.numel(),
+        )
+        try:
+            for hook in hooks:
+                if hasattr(hook, "before_step"):
+                    seen("before_step", hook.before_step(step))
+        except (SkipStep, Rewind) as asked:
+            seen("raised", {type(asked).__name__: str(vars(asked))})
+            continue
+        optimizer.step()
+        for hook in hooks:
+            if hasattr(hook, "after_step"):
+                seen("after_step", hook.after_step(step))
     return losses
 
 

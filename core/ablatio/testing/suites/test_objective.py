@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ablatio.model.example import Example
+from ablatio.model.example import Example, joined
 from ablatio.model.roles import named_generator
 from ablatio.registry import REGISTRIES, Entry
 from ablatio.testing import probe, samples, tiny
@@ -71,7 +71,7 @@ def test_fits_the_model(part: Entry) -> None:
     """A decoder alone reads source and inputs in one row, which its position tables must hold."""
     for segments in (False, True):
         got = _made(part, segments)
-        length = got.inputs.shape[1] + (got.source.shape[1] if got.source is not None else 0)
+        length = joined(got).tokens.shape[1]
         assert length <= 32, f"{probe.label(part)}: a row of 32 tokens becomes one of {length}; max_len is 32"
 
 

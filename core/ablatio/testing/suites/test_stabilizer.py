@@ -1,12 +1,13 @@
 """Stabilizers: hooks before and after each optimizer step that give numbers to log."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from ablatio.registry import Entry
 from ablatio.testing import probe, samples, tiny
+from ablatio.testing.observe import digest
 
 KINDS = ("stabilizer",)
 
@@ -14,7 +15,11 @@ KINDS = ("stabilizer",)
 def test_metrics_are_declared(part: Entry) -> None:
     said, seen = set(part.facts["metrics"]), set[str]()
 
-    def look(hook: str, metrics: Mapping[str, Tensor]) -> None:
+    def look(hook: str, metrics: Mapping[str, Any]) -> None:
+        if hook == "raised":
+            asked = "Rewind" not in metrics or part.facts["rewinds"]
+            assert asked, f"{probe.label(part)}: raises Rewind, and the class does not say `rewinds = True`"
+            return
         mapping = isinstance(metrics, Mapping)
         assert mapping, f"{probe.label(part)}: {hook} gives {type(metrics).__name__}, a dict of numbers was expected"
         unknown = sorted(metrics.keys() - said)
@@ -37,3 +42,23 @@ def test_a_run_still_learns(part: Entry) -> None:
     assert losses[-1] < 0.7 * losses[0], f"{probe.label(part)}: 40 steps go from {losses[0]:.3f} to {losses[-1]:.3f}"
     for name, weight in net.named_parameters():
         probe.finite(part, weight.detach(), f"in {name} after a tiny run")
+
+
+def test_state_comes_back(part: Entry) -> None:
+    """What lasts from step to step is in state_dict: another instance goes on alike."""
+    first = samples.made(part)
+    if not hasattr(first, "state_dict"):
+        return
+    outcomes = []
+    for again in (False, True):
+        net, used = tiny.model(), samples.made(part)
+        told: list[Any] = []
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        tiny.run(net, optimizer, 20, hooks=[used])
+        if again:
+            fresh = samples.made(part)
+            fresh.load_state_dict(used.state_dict())
+            used = fresh
+        tiny.run(net, optimizer, 12, hooks=[used], spike=9, seen=lambda *given, told=told: told.append(given))
+        outcomes.append(digest([told, net.state_dict(), used.state_dict()]))
+    assert outcomes[0] == outcomes[1], f"{probe.label(part)}: with the state of another instance it goes on differently"

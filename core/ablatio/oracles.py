@@ -1,0 +1,36 @@
+"""What each part was checked against, as its distribution's tests recorded it in `oracles.json` beside its modules.
+
+A test says `@pytest.mark.oracle("norm=rmsnorm", "torch.nn.functional.rms_norm")`; `pytest --ablatio-record FILE` writes
+down those that passed, with the digest of the part's source: a record of older source counts no more.
+"""
+
+import functools
+import importlib.util
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ablatio.registry import Entry
+
+FILE = "oracles.json"
+
+
+def checked_against(entry: Entry) -> tuple[str, ...]:
+    """The oracles of a part; none when nothing was recorded or its source has changed since."""
+    found = _records(entry.module.split(".")[0]).get(f"{entry.kind}={entry.name}", {})
+    return tuple(found.get("against", ())) if found.get("digest") == entry.digest else ()
+
+
+@functools.cache
+def _records(package: str) -> Mapping[str, Any]:
+    """The file of one top-level package, which is not imported for it."""
+    try:
+        spec = importlib.util.find_spec(package)
+    except (ImportError, ValueError):
+        return {}
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        path = Path(folder) / FILE
+        if path.is_file():
+            return dict(json.loads(path.read_text(encoding="utf-8")))
+    return {}

@@ -1,0 +1,146 @@
+"""Every pair of options of two kinds: it trains a step, or a rule refuses it before any tensor, with a way out.
+
+python -m ablatio.testing.compatibility > docs/compatibility.md
+"""
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ablatio import config as run_config
+from ablatio import kinds
+from ablatio.errors import Problem
+from ablatio.model.assembly import Choice, build_model
+from ablatio.model.roles import groups_by_role, named_generator
+from ablatio.plugins import load
+from ablatio.registry import REGISTRIES, Entry
+from ablatio.tasks.step import Rewind, SkipStep, Step
+from ablatio.testing import tiny
+
+KINDS = (
+    "norm", "placement", "activation", "mlp", "position", "attention", "block", "architecture", "init", "objective",
+    "optimizer", "schedule", "stabilizer",
+)  # fmt: skip
+SIZES = {"d_model": 16, "n_layers": 2, "n_heads": 4, "max_len": 24, "d_ff": 24}
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Two options that cannot stand together: why, and the override that lets one of them stand."""
+
+    first: Entry
+    second: Entry
+    problem: Problem
+
+
+def pairs() -> Iterator[tuple[str, str]]:
+    """Each two kinds that meet in a training step."""
+    return itertools.combinations(KINDS, 2)
+
+
+def config_of(*parts: Entry) -> dict[str, Any]:
+    """The small config with these parts; what else a rule forbids beside them is changed as it proposes."""
+    made = run_config.defaults()
+    made["model"] |= SIZES
+    for kind, name in tiny.default_parts().items():
+        made[kind] = {"name": name, **REGISTRIES[kind][name].defaults}
+    for part in parts:
+        many = REGISTRIES[part.kind].many
+        made[part.kind] = {part.name: part.defaults} if many else {"name": part.name, **part.defaults}
+    return tiny.fitted(made, {part.kind for part in parts})
+
+
+def refusals(first: str, second: str) -> Iterator[Refusal]:
+    """What the rules refuse of two kinds."""
+    for a, b in itertools.product(REGISTRIES[first], REGISTRIES[second]):
+        if problems := tiny.broken_rules(config_of(a, b)):
+            yield Refusal(a, b, problems[0])
+
+
+def one_step(config: Mapping[str, Any]) -> float:
+    """The loss before one optimizer step in the small model, or NaN if the step leaves a bad number behind."""
+    model = build_model(config, tiny.VOCAB).train()
+    length = config["model"]["max_len"]
+    objective = Choice.of(config["objective"])
+    make = kinds.objectives.build(objective.name, objective.knobs, vocab_size=tiny.VOCAB, eos=0, max_len=length)
+    stabilizers = [kinds.stabilizers.build(n, knobs) for n, knobs in config["stabilizer"].items()]
+    for part in stabilizers:
+        if hasattr(part, "attach"):
+            part.attach(model)
+    example = make(tiny.tokens(2, length + 1), None, named_generator(0, "pair"))
+    total, weight, _ = model.loss(example)
+    (total / weight).backward()  # type: ignore[no-untyped-call]
+    chosen, schedule = Choice.of(config["optimizer"]), Choice.of(config["schedule"])
+    optimizer = kinds.optimizers.build(chosen.name, chosen.knobs, groups=groups_by_role(model))
+    for group in optimizer.param_groups:
+        group["lr"] *= kinds.schedules.build(schedule.name, schedule.knobs)(1, 10)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    step = Step(
+        model,
+        parameters,
+        optimizer,
+        0,
+        10,
+        loss=(total / weight).detach(),
+        sampled_loss=lambda: model.loss(example)[0],
+        n_targets=8,
+    )
+    try:
+        for part in stabilizers:
+            if hasattr(part, "before_step"):
+                part.before_step(step)
+    except (SkipStep, Rewind):
+        return float(step.loss)
+    optimizer.step()
+    for part in stabilizers:
+        if hasattr(part, "after_step"):
+            part.after_step(step)
+    finite = all(bool(torch.isfinite(p).all()) for p in parameters)
+    return float(step.loss) if finite else float("nan")
+
+
+def page() -> str:
+    """docs/compatibility.md: how many options of each two kinds stand together, and each refusal with its reason."""
+    counts = "  ".join(f"{kind} {len(REGISTRIES[kind].names())}" for kind in KINDS)
+    lines = [
+        "# What stands together",
+        "",
+        "Made by `make docs` from the rules; a test trains one step of every pair that is not listed here.",
+        "Rules are checked before anything is built, so an impossible arm of a sweep costs nothing.",
+        "",
+        f"Options: {counts}.",
+        "",
+        "| | " + " | ".join(KINDS) + " |",
+        "|---" * (len(KINDS) + 1) + "|",
+    ]
+    found = {pair: list(refusals(*pair)) for pair in pairs()}
+    for row in KINDS:
+        cells = [_cell(row, column, found) for column in KINDS]
+        lines.append(f"| **{row}** | " + " | ".join(cells) + " |")
+    lines += ["", "A cell says how many pairs are refused, of how many.", ""]
+    for (first, second), refused in found.items():
+        if refused:
+            lines += [f"## {first} and {second}", "", "| pair | why not | one way out |", "|---|---|---|"]
+            lines += [*map(_row, refused), ""]
+    return "\n".join(lines)
+
+
+def _row(refusal: Refusal) -> str:
+    pair = " ".join(f"`{part.kind}={part.name}`" for part in (refusal.first, refusal.second))
+    return f"| {pair} | {refusal.problem.what} | `{refusal.problem.fix}` |"
+
+
+def _cell(row: str, column: str, found: Mapping[tuple[str, str], list[Refusal]]) -> str:
+    if row == column:
+        return ""
+    refused = found.get((row, column), found.get((column, row), []))
+    total = len(REGISTRIES[row].names()) * len(REGISTRIES[column].names())
+    return f"{len(refused)} of {total}" if refused else f"{total}"
+
+
+if __name__ == "__main__":
+    load()
+    print(page())

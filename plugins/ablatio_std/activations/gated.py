@@ -1,0 +1,91 @@
+"""Gated units (Dauphin et al. 2016, Shazeer 2020): one projection opens and closes another.
+
+(gate, up), two tensors of one shape -> the same.
+"""
+
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ablatio import OptionOf, Positive, activations
+from ablatio.errors import UserError
+from ablatio.rules import rule
+from ablatio_std.activations import _common
+
+
+@activations.register("glu", paper="arXiv:1612.08083")
+def glu(gate: Tensor, up: Tensor) -> Tensor:
+    """sigmoid(gate) * up.  Two tensors of one shape -> the same."""
+    return torch.sigmoid(gate) * up
+
+
+@activations.register("bilinear", paper="arXiv:2002.05202")
+def bilinear(gate: Tensor, up: Tensor) -> Tensor:
+    """gate * up, with no nonlinearity but the product.  Two tensors of one shape -> the same."""
+    return gate * up
+
+
+@activations.register("reglu", paper="arXiv:2002.05202")
+def reglu(gate: Tensor, up: Tensor) -> Tensor:
+    """max(0, gate) * up.  Two tensors of one shape -> the same."""
+    return F.relu(gate) * up
+
+
+@activations.register("geglu", paper="arXiv:2002.05202")
+def geglu(gate: Tensor, up: Tensor, *, approximate: Literal["none", "tanh"] = "none") -> Tensor:
+    """gelu(gate) * up.  Two tensors of one shape -> the same."""
+    return _common.gelu(gate, approximate) * up
+
+
+@activations.register("swiglu", paper="arXiv:2002.05202")
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up.  Two tensors of one shape -> the same."""
+    return F.silu(gate) * up
+
+
+@activations.register("clamped_swiglu", paper="arXiv:2508.10925")
+def clamped_swiglu(
+    gate: Tensor,
+    up: Tensor,
+    *,
+    limit: Annotated[float, Positive, "largest gate, and largest |up|"] = 7.0,
+    alpha: Annotated[float, Positive] = 1.702,
+) -> Tensor:
+    """g * sigmoid(alpha g) * (u + 1), g = min(gate, limit), u = up kept within -limit and limit; gpt-oss's unit.
+
+    Two tensors of one shape -> the same.
+    """
+    g, u = gate.clamp(max=limit), up.clamp(-limit, limit)
+    return F.silu(alpha * g) * (u + 1) / alpha
+
+
+@activations.register("gated", paper="arXiv:2002.05202")
+class Gated(nn.Module):
+    """f(gate) * up for any elementwise activation f, at its defaults.  Two tensors of one shape -> the same."""
+
+    gated = True
+
+    def __init__(self, d_ff: int, *, gate: Annotated[str, OptionOf("activation")] = "mish") -> None:
+        super().__init__()
+        if activations[gate].facts["gated"]:
+            raise UserError(
+                f"activation.gate={gate} is gated already (activation={gate} by itself); the gate is an elementwise "
+                "one\n    try: activation.gate=silu"
+            )
+        self.function = activations.build(gate, d_ff=d_ff)
+
+    def forward(self, gate: Tensor, up: Tensor) -> Tensor:
+        return self.function(gate) * up
+
+
+# What other distributions bring is refused when it is built, as above: a rule does not know of it.
+_OURS = sorted(entry.name for entry in activations.entries.values() if entry.module == __name__)
+
+rule(
+    when=f"activation.name == 'gated' and activation.gate in {_OURS}",
+    why="{activation.gate} is gated already (activation={activation.gate} by itself); the gate is an elementwise one",
+    fix="activation.gate=silu",
+    where="activation.gate",
+)

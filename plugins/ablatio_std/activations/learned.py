@@ -1,0 +1,71 @@
+"""Elementwise nonlinearities that learn their own shape."""
+
+import math
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ablatio import NonNegative, Positive, activations
+from ablatio.errors import UserError
+from ablatio.rules import rule
+from ablatio_std.activations._common import relu2
+
+
+@activations.register("star_relu", paper="arXiv:2210.13452")
+class StarReLU(nn.Module):
+    """s * max(0, x)^2 + b with learned numbers s and b; they start where normal x gives mean 0 and variance 1.
+
+    Any shape -> the same.
+    """
+
+    def __init__(self, *, scale: float = 0.8944, shift: float = -0.4472) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((1,), scale))
+        self.shift = nn.Parameter(torch.full((1,), shift))  # a `bias` would be set to zero with all the others
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.addcmul(self.shift.to(x.dtype), self.scale.to(x.dtype), relu2(x))
+
+
+@activations.register("xielu", paper="arXiv:2411.13010")
+class XIELU(nn.Module):
+    """p x^2 + beta x for x > 0, n (e^x - 1 - x) + beta x below: its derivative is linear above, an ELU's below.
+
+    p > 0 and n > beta are learned, p = softplus(alpha_p) and n = beta + softplus(alpha_n), and start at the two knobs.
+    Any shape -> the same.
+    """
+
+    def __init__(
+        self,
+        *,
+        alpha_p: Annotated[float, Positive] = 0.8,
+        alpha_n: Annotated[float, Positive, "above beta"] = 0.8,
+        beta: Annotated[float, NonNegative] = 0.5,
+    ) -> None:
+        super().__init__()
+        if alpha_n <= beta:
+            raise UserError(f"xielu's alpha_n={alpha_n:g} must start above its beta={beta:g}, such as {beta + 0.3:g}")
+        self.beta = beta
+        self.alpha_p = nn.Parameter(torch.full((1,), _before_softplus(alpha_p)))
+        self.alpha_n = nn.Parameter(torch.full((1,), _before_softplus(alpha_n - beta)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        p = F.softplus(self.alpha_p).to(x.dtype)
+        n = (self.beta + F.softplus(self.alpha_n)).to(x.dtype)
+        # elu(x) - x is e^x - 1 - x below zero, and nothing above.
+        return p * relu2(x) + n * (F.elu(x) - x) + self.beta * x
+
+
+rule(
+    when="activation.name == 'xielu'",
+    unless="activation.alpha_n > activation.beta",
+    why="xielu learns an alpha_n above beta, and starts above it too: {activation.alpha_n} <= {activation.beta}",
+    fix="activation.alpha_n={activation.beta + 0.3}",
+)
+
+
+def _before_softplus(y: float) -> float:
+    """x with softplus(x) = y."""
+    return y + math.log(-math.expm1(-y))

@@ -1,0 +1,71 @@
+"""Norms that divide by a length and leave the mean: RMSNorm (Zhang & Sennrich 2019) and its relatives."""
+
+import math
+from typing import Annotated
+
+import torch
+from torch import Tensor, nn
+
+from ablatio import Positive, norms
+from ablatio_std.norms._common import rms_norm
+
+
+@norms.register("rmsnorm", paper="arXiv:1910.07467")
+class RMSNorm(nn.Module):
+    """y = g * x / sqrt(mean(x^2) + eps), the mean over the last axis.  (..., d_model) -> same."""
+
+    def __init__(self, d_model: int, *, eps: Annotated[float, Positive] = 1e-6, affine: bool = True) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(d_model)) if affine else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rms_norm(x, self.weight, self.eps)
+
+
+@norms.register("gemma_rmsnorm", paper="arXiv:2403.08295")
+class GemmaRMSNorm(nn.Module):
+    """y = (1 + w) * x / sqrt(mean(x^2) + eps), where w starts at 0, so that decay pulls the gain to 1.
+
+    (..., d_model) -> same.
+    """
+
+    def __init__(self, d_model: int, *, eps: Annotated[float, Positive] = 1e-6) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.zeros(d_model))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rms_norm(x, 1 + self.weight, self.eps)
+
+
+@norms.register("simple_rmsnorm", paper="arXiv:2307.14995")
+class SimpleRMSNorm(nn.Module):
+    """y = sqrt(d_model) * x / |x|: every token gets the same length, and nothing is learned.  (..., d_model) -> same.
+
+    eps is added to mean(x^2), as in RMSNorm.
+    """
+
+    def __init__(self, *, eps: Annotated[float, Positive] = 1e-6) -> None:
+        super().__init__()
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rms_norm(x, None, self.eps)
+
+
+@norms.register("scalenorm", paper="arXiv:1910.05895")
+class ScaleNorm(nn.Module):
+    """y = g * x / |x| with one learned number g, the length of every token, which starts at sqrt(d_model).
+
+    eps is added to mean(x^2), as in RMSNorm.  (..., d_model) -> same.
+    """
+
+    def __init__(self, d_model: int, *, eps: Annotated[float, Positive] = 1e-6) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.full((1,), math.sqrt(d_model)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        d_model = x.shape[-1]
+        return rms_norm(x, (self.weight / math.sqrt(d_model)).expand(d_model), self.eps)

@@ -1,0 +1,100 @@
+"""What the objectives that give a source and a target share: documents out of packed rows, and back into rows."""
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ablatio.model.example import PADDING, Example
+
+LEAST = 4  # tokens; a shorter piece of a document has nothing worth hiding
+
+
+@dataclass(slots=True)
+class Pair:
+    """One document: what is read, and the steps of what is said (`inputs[t]` is given when `targets[t]` is asked)."""
+
+    source: list[int]
+    inputs: list[int]
+    targets: list[int]
+    asked: list[bool] | None = None  # which targets count; None: all
+
+    def __len__(self) -> int:
+        return len(self.source) + len(self.inputs)
+
+
+def said_after(start: int, target: list[int]) -> tuple[list[int], list[int]]:
+    """(inputs, targets) of a decoder that begins with `start`."""
+    return [start, *target[:-1]], target
+
+
+def documents(tokens: Tensor, segments: Tensor | None) -> list[list[list[int]]]:
+    """The documents of each row, as lists of ids; pieces that are too short are left out."""
+    rows: list[list[list[int]]] = []
+    for i, row in enumerate(tokens.tolist()):
+        borders = [0, len(row)]
+        if segments is not None:
+            borders[1:1] = (segments[i].diff().nonzero().flatten() + 1).tolist()
+        pieces = [row[a:b] for a, b in itertools.pairwise(borders)]
+        rows.append([p for p in pieces if len(p) >= LEAST] or [row])
+    return rows
+
+
+def paired(
+    tokens: Tensor, segments: Tensor | None, eos: int, longest: int, hide: Callable[[list[int]], Pair]
+) -> Example:
+    """Each document through `hide`, packed again: source and inputs of a row have at most `longest` tokens together.
+
+    What does not fit is cut from the row's end, so that a decoder alone and an encoder-decoder see the same text.
+    """
+    rows = [_fitting(found, longest, hide) for found in documents(tokens, segments)]
+    packed = segments is not None and any(len(row) > 1 for row in rows)
+    source, source_segments, _ = _block([[p.source for p in row] for row in rows], eos)
+    inputs, input_segments, real = _block([[p.inputs for p in row] for row in rows], eos)
+    targets, _, _ = _block([[p.targets for p in row] for row in rows], eos)
+    asked, _, _ = _block([[_asked(p) for p in row] for row in rows], 0)
+    whole = bool(real.all()) and bool((source_segments >= 0).all())
+    partial = not (whole and bool(asked.all()))
+    keep = packed or not whole or segments is not None
+    return Example(
+        inputs,
+        targets,
+        weights=(asked * real).float() if partial else None,
+        segments=input_segments if keep else None,
+        source=source,
+        source_segments=source_segments if keep else None,
+    )
+
+
+def _asked(pair: Pair) -> list[int]:
+    return [1] * len(pair.targets) if pair.asked is None else [int(a) for a in pair.asked]
+
+
+def _fitting(found: list[list[int]], longest: int, hide: Callable[[list[int]], Pair]) -> list[Pair]:
+    pairs: list[Pair] = []
+    room = longest
+    for document in found:
+        pair = hide(document)
+        while len(pair) > room and len(document) > LEAST:
+            document = document[: max(LEAST, len(document) - (len(pair) - room))]
+            pair = hide(document)
+        if len(pair) > room:
+            break
+        pairs.append(pair)
+        room -= len(pair)
+    return pairs or [pair]
+
+
+def _block(rows: list[list[list[int]]], filler: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(ids, document numbers, which are real): (B, L) each, filled up on the right."""
+    length = max(sum(map(len, row)) for row in rows)
+    ids = torch.full((len(rows), length), filler, dtype=torch.long)
+    segments = torch.full((len(rows), length), PADDING, dtype=torch.long)
+    for i, row in enumerate(rows):
+        flat = [t for piece in row for t in piece]
+        numbers = [n for n, piece in enumerate(row) for _ in piece]
+        ids[i, : len(flat)] = torch.tensor(flat)
+        segments[i, : len(flat)] = torch.tensor(numbers)
+    return ids, segments, segments >= 0

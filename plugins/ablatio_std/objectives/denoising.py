@@ -1,0 +1,207 @@
+"""Objectives that hide parts of a document and ask for them: T5, GLM, BART, UL2, and the prefix language model."""
+
+from typing import Annotated, Literal
+
+import torch
+from torch import Tensor
+
+from ablatio import Fraction, Range, objectives
+from ablatio.model.example import Example
+from ablatio_std.objectives._pairs import Pair, paired, said_after
+from ablatio_std.objectives._spans import spans_of, without
+
+Sentinels = Annotated[int, Range(1, 10_000), "signs that may stand for a hidden span, behind the tokenizer's ids"]
+Rate = Annotated[float, Range(0, 1, open_low=True, open_high=True), "share of the tokens that is hidden"]
+Mean = Annotated[float, Range(1), "tokens of a hidden span, on average"]
+
+
+@objectives.register("prefix_lm", paper="arXiv:1910.10683")
+class PrefixLM:
+    """A document is cut at a random place: the first part is the source, -log p of the second part is asked.
+
+    `rate` fixes the share of the second part instead (UL2's S-denoiser has 0.25).
+    """
+
+    gives = "source and target"
+
+    def __init__(
+        self,
+        eos: int,
+        max_len: int,
+        *,
+        rate: Annotated[float | None, Range(0, 1, open_low=True, open_high=True), "null: any place"] = None,
+    ) -> None:
+        self.eos, self.longest, self.rate = eos, max_len, rate
+
+    def __call__(self, tokens: Tensor, segments: Tensor | None, generator: torch.Generator) -> Example:
+        def hide(document: list[int]) -> Pair:
+            return continued(document, self.rate, self.eos, generator)
+
+        return paired(tokens, segments, self.eos, self.longest, hide)
+
+
+def continued(document: list[int], rate: float | None, eos: int, generator: torch.Generator) -> Pair:
+    """The end of a document, after its beginning."""
+    if rate is None:
+        cut = int(torch.randint(1, len(document), (), generator=generator))
+    else:
+        cut = min(max(round(len(document) * (1 - rate)), 1), len(document) - 1)
+    return Pair(document[:cut], *said_after(eos, document[cut:]))
+
+
+def corrupted(
+    document: list[int], rate: float, mean: float, sentinels: list[int], eos: int, generator: torch.Generator
+) -> Pair:
+    """T5's pair: sentinels in place of spans, and each sentinel with its span, then the end."""
+    spans = spans_of(len(document), rate, mean, len(sentinels), generator)
+    marks = sentinels[: len(spans)]
+    target = [t for mark, (a, b) in zip(marks, spans, strict=True) for t in (mark, *document[a:b])]
+    return Pair(without(document, spans, marks), *said_after(eos, [*target, eos]))
+
+
+@objectives.register("span_corruption", paper="arXiv:1910.10683")
+class SpanCorruption:
+    """Spans are replaced by sentinels <0>, <1> ...; asked is <0> span_0 <1> span_1 ... and the end."""
+
+    gives = "source and target"
+
+    def __init__(
+        self, vocab_size: int, eos: int, max_len: int, *, rate: Rate = 0.15, mean_span: Mean = 3.0,
+        sentinels: Sentinels = 100,
+    ) -> None:  # fmt: skip
+        self.eos, self.longest, self.rate, self.mean = eos, max_len, rate, mean_span
+        self.extra_tokens = sentinels
+        self.sentinels = list(range(vocab_size, vocab_size + sentinels))
+
+    def __call__(self, tokens: Tensor, segments: Tensor | None, generator: torch.Generator) -> Example:
+        def hide(document: list[int]) -> Pair:
+            return corrupted(document, self.rate, self.mean, self.sentinels, self.eos, generator)
+
+        return paired(tokens, segments, self.eos, self.longest, hide)
+
+
+@objectives.register("blank_infilling", paper="arXiv:2103.10360")
+class BlankInfilling:
+    """Spans are replaced by blanks; they are asked in random order, each after its blank's sign, each with an end.
+
+    GLM tells the blanks apart by a second position; here each has a sentinel of its own, which also opens its span, so
+    that any position part can be used.  The signs are given, not asked.  Spans are shuffled (`shuffle`) so that the
+    model learns how they depend on one another.
+    """
+
+    gives = "source and target"
+
+    def __init__(
+        self, vocab_size: int, eos: int, max_len: int, *, rate: Rate = 0.15, mean_span: Mean = 3.0,
+        sentinels: Sentinels = 100, shuffle: bool = True,
+    ) -> None:  # fmt: skip
+        self.eos, self.longest, self.rate, self.mean, self.shuffle = eos, max_len, rate, mean_span, shuffle
+        self.extra_tokens = sentinels
+        self.sentinels = list(range(vocab_size, vocab_size + sentinels))
+
+    def __call__(self, tokens: Tensor, segments: Tensor | None, generator: torch.Generator) -> Example:
+        def hide(document: list[int]) -> Pair:
+            spans = spans_of(len(document), self.rate, self.mean, len(self.sentinels), generator)
+            marks = self.sentinels[: len(spans)]
+            order = torch.randperm(len(spans), generator=generator).tolist() if self.shuffle else range(len(spans))
+            inputs: list[int] = []
+            targets: list[int] = []
+            for i in order:
+                span = document[spans[i][0] : spans[i][1]]
+                inputs += [marks[i], *span]
+                targets += [*span, self.eos]
+            return Pair(without(document, spans, marks), inputs, targets)
+
+        return paired(tokens, segments, self.eos, self.longest, hide)
+
+
+@objectives.register("text_infilling", paper="arXiv:1910.13461")
+class TextInfilling:
+    """BART: each of some spans becomes one mask, whatever its length; the whole document is asked."""
+
+    gives = "source and target"
+    extra_tokens = 1
+
+    def __init__(self, vocab_size: int, eos: int, max_len: int, *, rate: Rate = 0.3, mean_span: Mean = 3.0) -> None:
+        self.eos, self.longest, self.rate, self.mean, self.mask = eos, max_len, rate, mean_span, vocab_size
+
+    def __call__(self, tokens: Tensor, segments: Tensor | None, generator: torch.Generator) -> Example:
+        def hide(document: list[int]) -> Pair:
+            spans = spans_of(len(document), self.rate, self.mean, len(document), generator)
+            return Pair(without(document, spans, [self.mask] * len(spans)), *said_after(self.eos, document))
+
+        return paired(tokens, segments, self.eos, self.longest, hide)
+
+
+@objectives.register("mixture_of_denoisers", paper="arXiv:2205.05131")
+class MixtureOfDenoisers:
+    """Each document draws one of UL2's seven denoisers; the source begins with the sign of its mode.
+
+    R (regular)     spans of 3 or 8 tokens, 15 % hidden
+    X (extreme)     spans of 3 or 8 tokens, 50 % hidden; spans of 64 tokens, 15 % or 50 % hidden
+    S (sequential)  the last quarter of the document
+    `modes` keeps some of them.
+    """
+
+    gives = "source and target"
+    DENOISERS = (
+        ("R", 3.0, 0.15), ("R", 8.0, 0.15), ("S", 0.0, 0.25),
+        ("X", 3.0, 0.5), ("X", 8.0, 0.5), ("X", 64.0, 0.15), ("X", 64.0, 0.5),
+    )  # fmt: skip
+
+    def __init__(
+        self, vocab_size: int, eos: int, max_len: int, *,
+        modes: Literal["RSX", "RS", "RX", "SX", "R", "S", "X"] = "RSX", sentinels: Sentinels = 100,
+    ) -> None:  # fmt: skip
+        self.eos, self.longest = eos, max_len
+        self.extra_tokens = sentinels + 3
+        self.sentinels = list(range(vocab_size, vocab_size + sentinels))
+        self.signs = {mode: vocab_size + sentinels + i for i, mode in enumerate("RSX")}
+        self.denoisers = [d for d in self.DENOISERS if d[0] in modes]
+
+    def __call__(self, tokens: Tensor, segments: Tensor | None, generator: torch.Generator) -> Example:
+        def hide(document: list[int]) -> Pair:
+            drawn = int(torch.randint(len(self.denoisers), (), generator=generator))
+            mode, mean, rate = self.denoisers[drawn]
+            if mode == "S":
+                pair = continued(document, rate, self.eos, generator)
+            else:
+                pair = corrupted(document, rate, mean, self.sentinels, self.eos, generator)
+            pair.source.insert(0, self.signs[mode])
+            return pair
+
+        return paired(tokens, segments, self.eos, self.longest, hide)
+
+
+@objectives.register("masked_lm", paper="arXiv:1810.04805")
+class MaskedLM:
+    """-log p of a share of the tokens in their place; the model sees `masked` of them as [MASK], `random` as another.
+
+    The rest of them (10 % in BERT) it sees as they are.
+    """
+
+    gives = "blanks in place"
+    extra_tokens = 1
+
+    def __init__(
+        self,
+        vocab_size: int,
+        *,
+        rate: Rate = 0.15,
+        masked: Annotated[float, Fraction, "of the asked tokens"] = 0.8,
+        random: Annotated[float, Fraction, "of the asked tokens"] = 0.1,
+    ) -> None:
+        self.vocab_size, self.rate, self.masked, self.random = vocab_size, rate, masked, random
+
+    def __call__(self, tokens: Tensor, segments: Tensor | None, generator: torch.Generator) -> Example:
+        targets = tokens[:, 1:]
+        count = max(1, round(self.rate * targets.shape[1]))
+        chosen = torch.rand(targets.shape, generator=generator).argsort(dim=1)[:, :count]
+        asked = torch.zeros(targets.shape, dtype=torch.bool).scatter(1, chosen, True)
+        fate, other = torch.rand(targets.shape, generator=generator), torch.randint(
+            self.vocab_size, targets.shape, generator=generator
+        )  # fmt: skip
+        inputs = targets.masked_fill(asked & (fate < self.masked), self.vocab_size)
+        swapped = asked & (fate >= self.masked) & (fate < self.masked + self.random)
+        inputs = torch.where(swapped, other, inputs)
+        return Example(inputs, targets, asked.float(), None if segments is None else segments[:, 1:])

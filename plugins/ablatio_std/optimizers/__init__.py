@@ -1,0 +1,1 @@
+"""Optimizers: one module per family; parameters come in groups by role (matrix, vector, embedding, head)."""

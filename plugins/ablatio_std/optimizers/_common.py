@@ -1,0 +1,115 @@
+"""What optimizers share: no decay on vectors, and a step that is written once for a list of tensors."""
+
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from ablatio import NonNegative, Positive
+from ablatio.knobs import Range
+from ablatio.model.roles import ParameterGroup
+
+Below1 = Range(0, 1, open_high=True)
+Betas = Annotated[tuple[float, float], Below1]
+Eps = Annotated[float, Positive]
+Rate = Annotated[float, Positive, "peak of the schedule"]
+Decay = Annotated[float, NonNegative, "times lr, per step; none on vectors"]
+Group = dict[str, Any]
+Tensors = list[Tensor]
+
+
+def decayed(groups: list[ParameterGroup], weight_decay: float) -> list[dict[str, Any]]:
+    """Weight decay on matrices, embeddings and head; none on gains and biases, which have no scale to keep down."""
+    return [{**g, "weight_decay": 0.0 if g["role"] == "vector" else weight_decay} for g in groups]
+
+
+class Foreach(Optimizer):
+    """An optimizer that says how the tensors of a group move together.
+
+    buffers  names of the state tensors of a parameter, zeros of its shape unless `start` says otherwise
+    update   (group, t, w, g, *buffers): lists of tensors; t counts the steps of these, from 1
+    """
+
+    buffers: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, groups: list[ParameterGroup], *, weight_decay: float = 0.0, **settings: Any) -> None:
+        super().__init__(decayed(groups, weight_decay), settings)
+
+    def start(self, group: Group, p: Tensor) -> dict[str, Tensor]:
+        return {name: torch.zeros_like(p) for name in self.buffers}
+
+    def update(self, group: Group, t: int, w: Tensors, g: Tensors, *buffers: Tensors) -> None:
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self.update_all()
+        return loss
+
+    def update_all(self) -> None:
+        for group in self.param_groups:
+            for t, w, g in self.due(group):
+                self.update(group, t, w, g, *self.of(w))
+
+    def due(self, group: Group) -> Iterator[tuple[int, Tensors, Tensors]]:
+        """(t, weights, gradients) of what has a gradient; one list for each step count, mostly one in all."""
+        counts: dict[int, Tensors] = {}
+        for p in group["params"]:
+            if p.grad is not None:
+                state = self.state[p]
+                if not state:
+                    state |= {"t": 0, **self.start(group, p)}
+                state["t"] += 1
+                counts.setdefault(state["t"], []).append(p)
+        for t, w in counts.items():
+            yield t, w, [p.grad for p in w if p.grad is not None]
+
+    def of(self, w: Tensors) -> list[Tensors]:
+        """The buffers of these weights, a list for each name."""
+        return [[self.state[p][name] for p in w] for name in self.buffers]
+
+
+def shrink(group: Group, w: Tensors) -> None:
+    """w <- (1 - lr weight_decay) w."""
+    if group["weight_decay"]:
+        torch._foreach_mul_(w, 1 - group["lr"] * group["weight_decay"])
+
+
+def adam_moments(g: Tensors, m: Tensors, v: Tensors, b1: float, b2: float) -> None:
+    """m and v, the running means of g and g^2, take in this g."""
+    torch._foreach_lerp_(m, g, 1 - b1)
+    torch._foreach_mul_(v, b2)
+    torch._foreach_addcmul_(v, g, g, 1 - b2)
+
+
+def denominator(v: Tensors, t: int, b2: float, eps: float) -> Tensors:
+    """sqrt(v^) + eps in new tensors; v^ is corrected for its start at 0."""
+    d = torch._foreach_sqrt(v)
+    torch._foreach_div_(d, (1 - b2**t) ** 0.5)
+    torch._foreach_add_(d, eps)
+    return list(d)
+
+
+def adam_direction(group: Group, t: int, g: Tensors, m: Tensors, v: Tensors) -> Tensors:
+    """m^ / (sqrt(v^) + eps) in new tensors, after m and v have taken in g."""
+    b1, b2 = group["betas"]
+    adam_moments(g, m, v, b1, b2)
+    u = torch._foreach_div(m, denominator(v, t, b2, group["eps"]))
+    torch._foreach_div_(u, 1 - b1**t)
+    return list(u)
+
+
+def adamw_(group: Group, t: int, w: Tensors, g: Tensors, m: Tensors, v: Tensors) -> None:
+    """One step of AdamW in torch's fused kernel, for the roles that an optimizer leaves to it."""
+    (b1, b2), steps = group["betas"], [torch.full((), float(t), device=p.device) for p in w]
+    torch._fused_adamw_(
+        w, g, m, v, [], steps,
+        lr=group["lr"], beta1=b1, beta2=b2, weight_decay=group["weight_decay"], eps=group["eps"],
+        amsgrad=False, maximize=False,
+    )  # fmt: skip

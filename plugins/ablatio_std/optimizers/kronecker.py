@@ -1,0 +1,132 @@
+"""Preconditioners with a factor for the rows and one for the columns: shampoo, soap."""
+
+from typing import Annotated
+
+import torch
+from torch import Tensor
+
+from ablatio import Positive, optimizers
+from ablatio.model.roles import ParameterGroup
+from ablatio_std.optimizers._common import Below1, Betas, Decay, Eps, Foreach, Group, Rate, Tensors, adamw_, shrink
+
+Every = Annotated[int, Positive, "steps from one factorisation to the next"]
+Largest = Annotated[int, Positive, "a longer side has no factor; a vocabulary's would take most of the time"]
+
+
+@optimizers.register("shampoo", paper="arXiv:1802.09568", entrywise=False)
+class Shampoo(Foreach):
+    """W <- W - lr M, M <- momentum M + L^(-1/4) G R^(-1/4), with L <- L + G G^T and R <- R + G^T G from eps I.
+
+    Of a vector L^(-1/2) g.  A side longer than `largest` has no factor, and the other one takes the power -1/2.  The
+    roots are taken anew at each of the first `every` steps, where much is still unseen, then each `every` steps.
+    """
+
+    def __init__(
+        self,
+        groups: list[ParameterGroup],
+        *,
+        lr: Rate = 0.05,
+        momentum: Annotated[float, Below1] = 0.9,
+        eps: Eps = 1e-4,
+        every: Every = 10,
+        largest: Largest = 1024,
+        weight_decay: Decay = 0.0,
+    ) -> None:
+        settings = {"lr": lr, "momentum": momentum, "eps": eps, "every": every, "largest": largest}
+        super().__init__(groups, weight_decay=weight_decay, **settings)
+
+    def start(self, group: Group, p: Tensor) -> dict[str, Tensor]:
+        state = {"m": torch.zeros_like(p)}
+        for side, n in _sides(p, group["largest"]):
+            eye = torch.eye(n, dtype=p.dtype, device=p.device).expand(*p.shape[:-2], n, n)
+            state |= {side: eye * group["eps"], f"{side}_root": eye.clone()}
+        return state
+
+    def update(self, group: Group, t: int, w: Tensors, g: Tensors, *buffers: Tensors) -> None:
+        shrink(group, w)
+        for p, grad in zip(w, g, strict=True):
+            state, sides = self.state[p], _sides(p, group["largest"])
+            u = _columns(grad)
+            for side, _ in sides:
+                state[side] += _outer(_columns(grad), side)
+                if t < group["every"] or t % group["every"] == 0:
+                    values, basis = torch.linalg.eigh(state[side])
+                    values = values.clamp(min=group["eps"]) ** (-0.5 / len(sides))
+                    state[f"{side}_root"].copy_(basis * values[..., None, :] @ basis.mT)
+                u = _apply(u, side, state[f"{side}_root"])
+            state["m"].mul_(group["momentum"]).add_(u.view_as(p))
+            p.add_(state["m"], alpha=-group["lr"])
+
+
+@optimizers.register("soap", paper="arXiv:2409.11321", entrywise=False)
+class SOAP(Foreach):
+    """W <- W - lr (Q_L N Q_R^T + weight_decay W), N Adam's step in the eigenbases Q_L and Q_R of Shampoo's L and R.
+
+    L and R are running means (betas 2) of G G^T and G^T G.  The bases are eigh's at first, then each `every` steps
+    Q <- qr(L Q).  Adam's m is kept in the old axes, v in the new.  Vectors have no bases: theirs is AdamW.
+    """
+
+    buffers = ("m", "v")
+
+    def __init__(
+        self,
+        groups: list[ParameterGroup],
+        *,
+        lr: Rate = 6e-3,
+        betas: Betas = (0.95, 0.95),
+        eps: Eps = 1e-8,
+        every: Every = 10,
+        largest: Largest = 1024,
+        weight_decay: Decay = 0.01,
+    ) -> None:
+        settings = {"lr": lr, "betas": betas, "eps": eps, "every": every, "largest": largest}
+        super().__init__(groups, weight_decay=weight_decay, **settings)
+
+    def start(self, group: Group, p: Tensor) -> dict[str, Tensor]:
+        state = super().start(group, p)
+        if group["role"] != "vector" and p.grad is not None:
+            for side, _ in _sides(p, group["largest"]):
+                state[side] = _outer(p.grad, side) * (1 - group["betas"][1])
+                state[f"{side}_basis"] = torch.linalg.eigh(state[side]).eigenvectors.flip(-1)  # the largest first
+        return state
+
+    def update(self, group: Group, t: int, w: Tensors, g: Tensors, *buffers: Tensors) -> None:
+        if group["role"] == "vector":
+            return adamw_(group, t, w, g, *buffers)
+        shrink(group, w)
+        b1, b2 = group["betas"]
+        for p, grad, m, v in zip(w, g, *buffers, strict=True):
+            state, sides = self.state[p], [side for side, _ in _sides(p, group["largest"])]
+            m.lerp_(grad, 1 - b1)
+            turned, moved = grad, m
+            for side in sides:
+                turned, moved = (_apply(x, side, state[f"{side}_basis"].mT) for x in (turned, moved))
+            v.mul_(b2).addcmul_(turned, turned, value=1 - b2)
+            u = moved / (1 - b1**t) / ((v / (1 - b2**t)).sqrt() + group["eps"])
+            for side in sides:
+                u = _apply(u, side, state[f"{side}_basis"])
+                if t > 1:
+                    state[side].lerp_(_outer(grad, side), 1 - b2)
+                if t % group["every"] == 0:
+                    state[f"{side}_basis"].copy_(torch.linalg.qr(state[side] @ state[f"{side}_basis"]).Q)
+            p.add_(u, alpha=-group["lr"])
+        return None
+
+
+def _columns(x: Tensor) -> Tensor:
+    return x[:, None] if x.dim() == 1 else x
+
+
+def _sides(p: Tensor, largest: int) -> list[tuple[str, int]]:
+    """The sides that have a factor: (left, rows), (right, columns); of a vector, one column, the left."""
+    sides = [("left", p.shape[-2]), ("right", p.shape[-1])] if p.dim() > 1 else [("left", p.shape[0])]
+    return [(side, n) for side, n in sides if n <= largest]
+
+
+def _outer(g: Tensor, side: str) -> Tensor:
+    return g @ g.mT if side == "left" else g.mT @ g
+
+
+def _apply(x: Tensor, side: str, factor: Tensor) -> Tensor:
+    """factor x from the left, x factor^T from the right."""
+    return factor @ x if side == "left" else x @ factor.mT

@@ -1,0 +1,46 @@
+"""Gradient descent, and with a rate for each weight: sgd, adagrad."""
+
+from typing import Annotated
+
+import torch
+from torch.optim import Optimizer
+
+from ablatio import NonNegative, optimizers, rule
+from ablatio.model.roles import ParameterGroup
+from ablatio_std.optimizers._common import Below1, Eps, Rate, decayed
+
+Coupled = Annotated[float, NonNegative, "added to the gradient, times w; none on vectors"]
+
+
+@optimizers.register("sgd", paper="doi:10.1214/aoms/1177729586", entrywise=False)
+def sgd(
+    groups: list[ParameterGroup],
+    *,
+    lr: Rate = 0.5,
+    momentum: Annotated[float, Below1] = 0.9,
+    nesterov: bool = False,
+    weight_decay: Coupled = 0.0,
+) -> Optimizer:
+    """u <- momentum u + g + weight_decay w;  w <- w - lr u."""
+    return torch.optim.SGD(decayed(groups, weight_decay), lr=lr, momentum=momentum, nesterov=nesterov, fused=True)
+
+
+rule(
+    when="optimizer.name == 'sgd' and optimizer.nesterov and optimizer.momentum == 0",
+    why="Nesterov's step looks ahead along the momentum, and optimizer.momentum is 0",
+    fix="optimizer.momentum=0.9",
+)
+
+
+@optimizers.register("adagrad", paper="https://jmlr.org/papers/v12/duchi11a.html")
+def adagrad(
+    groups: list[ParameterGroup],
+    *,
+    lr: Rate = 2e-2,
+    start: Annotated[float, NonNegative, "s before the first step"] = 0.0,
+    eps: Eps = 1e-10,
+    weight_decay: Coupled = 0.0,
+) -> Optimizer:
+    """s <- s + g^2;  w <- w - lr g / (sqrt(s) + eps)."""
+    settings = {"lr": lr, "eps": eps, "initial_accumulator_value": start}
+    return torch.optim.Adagrad(decayed(groups, weight_decay), **settings, fused=True)
