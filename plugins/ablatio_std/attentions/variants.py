@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ablatio import Range, attentions, rule
-from ablatio.model.attend import Sight, attend, attend_by_steps, merge_heads
+from ablatio.model.attend import Reach, Sight, attend, attend_by_steps, merge_heads
 from ablatio.model.context import Context
 from ablatio.model.softmax_attention import AttentionWiring, KVHeads, QKNorm, SoftmaxAttention
 
@@ -160,4 +160,5 @@ class Forgetting(SoftmaxAttention):
         since = (kept[:, :, None] * seen).flip(-1).cumsum(-1).flip(-1)  # (B, H, T, S): from s on
         decay = F.pad(since[..., 1:], (0, 1)).to(q.dtype)
         bias = decay if ctx.bias is None else decay + ctx.bias
-        return merge_heads(self.mix(q, k, v, Sight(ctx.visible, bias, ctx.position, ctx.q_pos, ctx.k_pos)))
+        sight = Sight(ctx.visible, bias, ctx.position, ctx.q_pos, ctx.k_pos, Reach.of(ctx))
+        return merge_heads(self.mix(q, k, v, sight))
