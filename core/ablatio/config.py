@@ -35,6 +35,7 @@ class Model:
     n_heads: Annotated[int, Positive] = 4
     d_head: Annotated[int | None, Positive, "width of a head; by default d_model / n_heads"] = None
     d_ff: Annotated[int | None, Positive, "inner width of the feed-forward part; by default 4 d_model"] = None
+    vocab_size: Annotated[int | None, Positive, "rows of the embedding; by default the ids that there are"] = None
     max_len: Annotated[int, Positive, "longest sequence that training shows, and the size of position tables"] = 128
     tied: Annotated[bool, "the head is the embedding's own matrix"] = True
     bias: Annotated[bool, "biases in the linear maps"] = False
@@ -197,6 +198,15 @@ rules.rule(
     why="attention={attention.name} cannot keep the documents of a packed row apart",
     fix="data.document_mask=false",
     where="data.document_mask",
+)
+
+
+rules.rule(
+    when="model.vocab_size is not None and model.vocab_size < tokenizer.vocab_size",
+    why="the embedding has a row for each id: tokenizer={tokenizer.name} has {tokenizer.vocab_size}, and "
+    "model.vocab_size={model.vocab_size}",
+    fix="model.vocab_size={tokenizer.vocab_size}",
+    where="model.vocab_size",
 )
 
 

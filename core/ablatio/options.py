@@ -1,6 +1,6 @@
-"""The registries as Hydra options, through the scheme `registry://`; and the YAML files that stand beside them."""
+"""The registries and the presets as Hydra options, through the scheme `registry://`."""
 
-from pathlib import Path
+from collections.abc import Collection
 from typing import Any
 
 from hydra.core.config_search_path import ConfigSearchPath
@@ -11,15 +11,19 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import OmegaConf
 
 from ablatio import config as run_config
-from ablatio import plugins
-from ablatio.paths import shipped
+from ablatio import plugins, presets, yamls
 from ablatio.registry import REGISTRIES
 
 BASE = "settings"
+VALUES = "preset_values"  # what the preset sets beside the options that are chosen: see conf/train.yaml
 
 
 class RegistrySource(ConfigSource):
-    """Each part is the option `<kind>/<name>`, made when it is chosen; `settings` has the sections' defaults."""
+    """Each part is the option `<kind>/<name>`, made when it is chosen; `settings` has the sections' defaults.
+
+    A preset chooses parts; its settings follow in `preset_values`, when all choices are known.  A size that only
+    presets have leaves the sizes open, for the preset to set.
+    """
 
     @staticmethod
     def scheme() -> str:
@@ -30,50 +34,69 @@ class RegistrySource(ConfigSource):
 
     def is_group(self, config_path: str) -> bool:
         path = config_path.strip("/")
-        return path in REGISTRIES or path in ("", run_config.SWEEP)
+        return path in REGISTRIES or path in ("", run_config.SWEEP, yamls.PRESET, yamls.SIZE, VALUES)
 
     def is_config(self, config_path: str) -> bool:
-        path = _bare(config_path)
-        kind, _, name = path.partition("/")
-        if kind == run_config.SWEEP:
-            return name in sweep_files()
-        return path == BASE or (kind in REGISTRIES and name in REGISTRIES[kind].entries)
+        group, _, name = _bare(config_path).partition("/")
+        return name in self._names(group) or group == BASE or (group == VALUES and _split(name)[0] in presets.presets())
 
     def load_config(self, config_path: str) -> ConfigResult:
         path = _bare(config_path)
         if not self.is_config(path):
             raise ConfigLoadError(f"there is no {path}")
-        kind, _, name = path.partition("/")
-        package: str | None = None
-        if path == BASE:
-            content: Any = run_config.defaults()
-        elif kind == run_config.SWEEP:
-            content, package = read_yaml(sweep_files()[name]), "_global_"
-        else:
-            entry = REGISTRIES[kind].entries[name]
-            content = entry.defaults
-            if REGISTRIES[kind].many:
-                package = f"{kind}.{name}"
-            else:
-                content = {"name": name} | content
+        group, _, name = path.partition("/")
+        content, package = _content(group, name)
         # Flags on DictConfig do not matter here: our own check looks at every value after the composition.
         return ConfigResult("registry", "registry://", OmegaConf.create(content), {"package": package})
 
     def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
         path = config_path.strip("/")
-        groups = [*REGISTRIES, run_config.SWEEP] if path == "" and results_filter != ObjectType.CONFIG else []
-        if results_filter == ObjectType.GROUP:
-            return sorted(groups)
-        if path == run_config.SWEEP:
-            return sorted(sweep_files())
-        return sorted(REGISTRIES[path].entries) if path in REGISTRIES else sorted(groups)
+        top = [*REGISTRIES, run_config.SWEEP, yamls.PRESET, yamls.SIZE]
+        if results_filter == ObjectType.GROUP or path == "":
+            return sorted(top) if path == "" and results_filter != ObjectType.CONFIG else []
+        return sorted(self._names(path))
+
+    @staticmethod
+    def _names(group: str) -> Collection[str]:
+        if group == yamls.SIZE:
+            return presets.sizes()
+        if group in (run_config.SWEEP, yamls.PRESET):
+            return yamls.options_of(group)
+        return REGISTRIES[group].entries if group in REGISTRIES else ()
+
+
+def _content(group: str, name: str) -> tuple[Any, str | None]:
+    """The config of an option, and the package that it belongs into."""
+    if group == BASE:
+        return run_config.defaults(), None
+    if group == run_config.SWEEP:
+        return yamls.options_of(group)[name].read(), "_global_"
+    if group == yamls.SIZE:
+        open_size = f"set by preset={presets.sizes()[name][0]}"  # no number: without the preset the check refuses it
+        return dict.fromkeys(("d_model", "n_layers", "n_heads"), open_size), "model"
+    if group == yamls.PRESET:
+        parts = presets.presets()[name].parts
+        return {"defaults": [{f"override /{kind}": option} for kind, option in parts.items()]}, "_global_"
+    if group == VALUES:
+        preset, chosen = _split(name)
+        return presets.presets()[preset].values(chosen), "_global_"
+    entry = REGISTRIES[group].entries[name]
+    if REGISTRIES[group].many:
+        return entry.defaults, f"{group}.{name}"
+    return {"name": name} | entry.defaults, None
+
+
+def _split(name: str) -> tuple[str, dict[str, str]]:
+    """`bloom,size=small,norm=layernorm` -> (bloom, {size: small, norm: layernorm})."""
+    preset, *choices = name.split(",")
+    return preset, dict(choice.split("=", 1) for choice in choices if "=" in choice)
 
 
 class AblatioSearchPath(SearchPathPlugin):
-    """The registries, then the YAML folders of plugins."""
+    """The registries before the YAML of conf/, whose presets they read; then the YAML folders of plugins."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        search_path.append("ablatio", "registry://")
+        search_path.prepend("ablatio", "registry://")
         for source in plugins.sources():
             if source.conf is not None and source.provider.dist != "ablatio":
                 search_path.append(source.provider.dist, f"file://{source.conf}")
@@ -81,24 +104,6 @@ class AblatioSearchPath(SearchPathPlugin):
 
 def _bare(path: str) -> str:
     return path.strip("/").removesuffix(".yaml")
-
-
-def read_yaml(path: Path) -> Any:
-    """A YAML file of plain values; keys that would build objects are refused."""
-    import yaml
-
-    data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    plugins.refuse_objects(data, str(path))
-    return data
-
-
-def sweep_files() -> dict[str, Path]:
-    """Studies by name: ours, and those in the folder that a plugin calls conf/sweep."""
-    found = {p.stem: p for p in sorted(shipped("sweeps").glob("*.yaml"))}
-    for source in plugins.sources():
-        if source.conf is not None:
-            found |= {p.stem: p for p in sorted((source.conf / run_config.SWEEP).glob("*.yaml")) if p.stem not in found}
-    return found
 
 
 def register_with_hydra() -> None:
@@ -110,12 +115,9 @@ def register_with_hydra() -> None:
 
 
 def groups() -> dict[str, list[str]]:
-    """All groups and their options: kinds, sweeps, and the YAML folders of ours and of plugins."""
+    """All groups and their options: kinds, and the YAML files of ours and of plugins."""
     found: dict[str, list[str]] = {kind: sorted(r.entries) for kind, r in REGISTRIES.items()}
-    found[run_config.SWEEP] = sorted(sweep_files())
-    for folder in [shipped("conf"), *(s.conf for s in plugins.sources() if s.conf is not None)]:
-        for path in sorted(folder.rglob("*.yaml")):
-            group = path.parent.relative_to(folder).as_posix()
-            if group != "." and path.stem not in found.setdefault(group, []):
-                found[group].append(path.stem)
+    for group, files in yamls.files().items():
+        found[group] = [*found.get(group, []), *(name for name in files if name not in found.get(group, []))]
+    found[yamls.SIZE] = [*found[yamls.SIZE], *presets.sizes()]
     return found

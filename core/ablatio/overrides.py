@@ -9,11 +9,12 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
 from ablatio import config as run_config
+from ablatio import presets, yamls
 from ablatio.errors import Problem, UserError
 from ablatio.options import groups, register_with_hydra
 from ablatio.registry import REGISTRIES
 
-ADDED = ("experiment", "preset", run_config.SWEEP)
+ADDED = ("experiment", run_config.SWEEP)
 MAX_ARMS = 10_000
 
 
@@ -40,6 +41,8 @@ def sorted_out(overrides: list[str]) -> tuple[list[str], list[tuple[str, Overrid
             good += [] if found else [text]
         else:
             values.append((text, parsed))
+    if not problems and (problem := presets.size_problem(chosen.get(yamls.SIZE), chosen.get(yamls.PRESET))):
+        problems.append(problem)
     return good, values, problems
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from ablatio import rules
 from ablatio.catalogue import LOAD_SECONDS, Catalogue, PluginSource, conf_files, plugin_sources, read
+from ablatio.paths import shipped
 from ablatio.registry import REGISTRIES, ContractError, Entry, Provider, Registry, provided_by, transaction
 from ablatio.state import BUILDER_KEYS
 
@@ -199,6 +200,8 @@ def _check_conf(source: PluginSource, taken: dict[str, Provider]) -> None:
             raise ContractError(f"{path} is no option of a group of its own; a plugin's conf holds group/option.yaml")
         if (owner := taken.setdefault(name, source.provider)) != source.provider:
             raise ContractError(f"the option {name} exists already: {owner} brings it; rename {path}")
+        if (shipped("conf") / f"{name}.yaml").exists():
+            raise ContractError(f"the option {name} exists already: ablatio brings it; rename {path}")
         refuse_objects(yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
 
 

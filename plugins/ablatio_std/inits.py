@@ -111,19 +111,28 @@ def orthogonal(
 class T5:
     """N(0, 1 / fan_in) for matrices, N(0, 1) for embedding and head, whose logits are multiplied with d_model^-1/2.
 
-    Tables of relative positions are N(0, 1 / d_model).  T5 has no 1 / sqrt(d_head) in its attention and has it in the
-    init of the queries; here it stays in the attention (`model.attention_scale`), which starts as the same function.
+    Tables of relative positions are N(0, 1 / d_model).  With `fold` the factor d_head^-1/2 of the attention logits is
+    part of q_proj's start and applied no more, as in T5; PaLM (arXiv:2204.02311, section 5) leaves it in the attention.
     """
+
+    def __init__(self, *, fold: bool = True) -> None:
+        self.fold, self.q_scale = fold, 1.0
 
     def __call__(self, weight: Tensor, info: ParameterInfo, generator: torch.Generator) -> None:
         if info.role == "matrix":
-            variance = 1 / info.fan_in
+            std = info.fan_in**-0.5 * (self.q_scale if ".q_proj." in info.name else 1.0)
         else:
-            variance = 1.0 if info.fan_in == info.d_model else 1 / info.d_model
-        weight.normal_(0.0, math.sqrt(variance), generator=generator)
+            std = 1.0 if info.fan_in == info.d_model else info.d_model**-0.5
+        weight.normal_(0.0, std, generator=generator)
 
     def logit_scale(self, d_model: int) -> float:
         return d_model**-0.5
+
+    def attention_scale(self, d_head: int) -> float:
+        if not self.fold:
+            return d_head**-0.5
+        self.q_scale = d_head**-0.5
+        return 1.0
 
 
 @inits.register("mup", paper="arXiv:2203.03466")

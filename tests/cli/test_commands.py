@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from runs import TINY, ablatio
 
+from ablatio import yamls
 from ablatio.commands.completion import candidates
 from ablatio.config import SECTIONS, section_knobs
 from ablatio.registry import REGISTRIES
@@ -25,6 +26,7 @@ NO_TORCH = (
         ["list"],
         ["list", "--json"],
         ["show", "position=rope"],
+        ["show", "preset=bloom"],
         ["train", "--help"],
         ["train", "--cfg", "job"],
         ["train", "norm=nothing"],
@@ -44,7 +46,11 @@ def test_the_catalogue_as_json_knows_all_there_is(capsys: pytest.CaptureFixture[
 
     assert main(["list", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert {k: set(v) for k, v in found.items()} == {k: set(r.names()) for k, r in REGISTRIES.items()}
+    files = {group: set(options) for group, options in yamls.files().items()}
+    assert {k: set(v) for k, v in found.items()} == {k: set(r.names()) for k, r in REGISTRIES.items()} | files
+    bloom = found["preset"]["bloom"]
+    assert bloom["paper"] == "arXiv:2211.05100" and "176b" in bloom["sizes"] and bloom["parts"]["position"] == "alibi"
+    assert bloom["doc"].startswith("BLOOM") and bloom["dist"] == "ablatio"
     rope = found["position"]["rope"]
     assert rope["dist"] == "ablatio" and {k["name"] for k in rope["knobs"]} == {"base", "fraction", "layout"}
 

@@ -171,14 +171,14 @@ def test_zero_out_starts_as_the_embedding():
 
 
 def test_t5_against_transformers():
-    """Its spread per matrix; its queries also hold the 1 / sqrt(d_head) that our attention keeps."""
+    """Its spread per matrix; the queries hold the 1 / sqrt(d_head) of the attention."""
     torch.manual_seed(0)
     sizes = {"d_model": 96, "d_kv": 24, "num_heads": 4, "d_ff": 160, "num_layers": 1, "vocab_size": 2000}
     theirs = dict(T5ForConditionalGeneration(T5Config(**sizes, tie_word_embeddings=True)).named_parameters())
     ours = described("t5", position="t5", activation="relu")
     table = {
         "model.embed_tokens.weight": ("shared.weight", 1),
-        "model.layers.0.self_attn.q_proj.weight": ("encoder.block.0.layer.0.SelfAttention.q.weight", 24**0.5),
+        "model.layers.0.self_attn.q_proj.weight": ("encoder.block.0.layer.0.SelfAttention.q.weight", 1),
         "model.layers.0.self_attn.k_proj.weight": ("encoder.block.0.layer.0.SelfAttention.k.weight", 1),
         "model.layers.0.self_attn.v_proj.weight": ("encoder.block.0.layer.0.SelfAttention.v.weight", 1),
         "model.layers.0.self_attn.o_proj.weight": ("encoder.block.0.layer.0.SelfAttention.o.weight", 1),

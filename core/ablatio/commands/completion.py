@@ -3,7 +3,7 @@
 `ablatio completion bash` prints what the shell evaluates; the shell then asks `ablatio __complete WORD ...`.
 """
 
-from ablatio import config, plugins
+from ablatio import config, plugins, presets, yamls
 from ablatio.commands import COMMANDS, parser
 from ablatio.registry import REGISTRIES
 
@@ -55,10 +55,11 @@ def candidates(words: list[str]) -> list[str]:
     if not before:
         return [c for c in COMMANDS if c.startswith(last)]
     if before[0] == "list":
-        found = [*REGISTRIES, "--json"]
+        found = [*REGISTRIES, *yamls.files(), "--json"]
     elif before[0] == "show":
         found = [f"{kind}={e.name}" for kind, r in REGISTRIES.items() for e in r] + [*config.SECTIONS, "run"]
-    elif before[0] in ("train", "coordinates"):
+        found += [f"{group}={name}" for group, files in yamls.files().items() for name in files]
+    elif before[0] in ("train", "size", "coordinates"):
         found = _settings(last, before[1:])
     elif before[0] == "check":
         found = sorted({s.provider.dist for s in plugins.sources()})
@@ -73,11 +74,15 @@ def _settings(last: str, before: list[str]) -> list[str]:
     key, equals, value = last.partition("=")
     if equals:
         head = f"{key}=" + (f"{value.rpartition(',')[0]}," if "," in value else "")
-        return [head + v for v in _values(key)]
+        return [head + v for v in _values(key, before)]
     chosen = _defaults() | {w.split("=")[0]: w.split("=")[1] for w in before if w.count("=") == 1}
     top = [f"{k.name}=" for k in config.section_knobs(config.Run)] + ["-m", "resume=", "--help", "--cfg"]
     if "." not in last:
-        return [*(f"{kind}=" for kind in REGISTRIES), *(f"{s}." for s in [*config.SECTIONS, *REGISTRIES]), *top]
+        return [
+            *(f"{kind}=" for kind in [*REGISTRIES, *yamls.files()]),
+            *(f"{s}." for s in [*config.SECTIONS, *REGISTRIES]),
+            *top,
+        ]
     section = key.split(".")[0]
     if section in config.SECTIONS:
         return [f"{section}.{k.name}=" for k in config.section_knobs(config.SECTIONS[section])]
@@ -90,9 +95,13 @@ def _settings(last: str, before: list[str]) -> list[str]:
     return list(dict.fromkeys(f"{section}.{k.name}=" for o in options for k in registry.entries[o].knobs))
 
 
-def _values(key: str) -> list[str]:
+def _values(key: str, before: list[str]) -> list[str]:
     if key in REGISTRIES:
         return list(REGISTRIES[key].entries)
+    if files := yamls.options_of(key.lstrip("+")):
+        chosen = {w.split("=")[1] for w in before if w.startswith(f"{yamls.PRESET}=")}
+        own = [s for s, names in presets.sizes().items() if chosen & set(names)] if key == yamls.SIZE else []
+        return [*files, *own]
     section, _, name = key.rpartition(".")
     knobs = (
         config.section_knobs(config.SECTIONS.get(section, config.Run))

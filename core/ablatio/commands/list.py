@@ -1,9 +1,10 @@
-"""`ablatio list [KIND]`: every option, from the catalogue alone; no plugin is imported."""
+"""`ablatio list [KIND]`: every option, from the catalogue and the YAML files alone; no plugin is imported."""
 
 import json
 import sys
+from collections.abc import Mapping
 
-from ablatio import plugins
+from ablatio import plugins, presets, yamls
 from ablatio.commands import parser
 from ablatio.errors import UserError
 from ablatio.knobs import did_you_mean
@@ -12,24 +13,36 @@ from ablatio.registry import REGISTRIES, Entry, Registry
 
 def run(arguments: list[str]) -> int:
     options = parser("list")
-    options.add_argument("kind", nargs="?", help="norm, position, optimizer ...; by default all")
+    options.add_argument("kind", nargs="?", help="norm, position, optimizer, preset, size ...; by default all")
     options.add_argument("--json", action="store_true", help="everything that is known, for programs")
     asked = options.parse_args(arguments)
     plugins.load()
-    if asked.kind and asked.kind not in REGISTRIES:
-        near = did_you_mean(asked.kind, REGISTRIES)
-        raise UserError(f"there is no kind `{asked.kind}`{near}\n    there are {', '.join(sorted(REGISTRIES))}")
-    kinds = [REGISTRIES[asked.kind]] if asked.kind else list(REGISTRIES.values())
+    files = yamls.files()
+    if asked.kind and asked.kind not in REGISTRIES and asked.kind not in files:
+        known = [*REGISTRIES, *files]
+        near = did_you_mean(asked.kind, known)
+        raise UserError(f"there is no kind `{asked.kind}`{near}\n    there are {', '.join(sorted(known))}")
+    kinds = [r for kind, r in REGISTRIES.items() if asked.kind in (None, kind)]
+    groups = {group: options for group, options in files.items() if asked.kind in (None, group)}
     if asked.json:
-        print(json.dumps({r.kind: {e.name: e.to_json() for e in r} for r in kinds}, indent=1))
+        parts = {r.kind: {e.name: e.to_json() for e in r} for r in kinds}
+        print(json.dumps(parts | {g: {n: _file_json(f) for n, f in o.items()} for g, o in groups.items()}, indent=1))
     else:
-        _print(kinds)
+        print_kinds(kinds)
+        print_files(groups)
     for failure in plugins.failures():
         print(f"ablatio: {failure}", file=sys.stderr)
     return 0
 
 
-def _print(kinds: list[Registry[Entry]]) -> None:
+def _file_json(file: yamls.File) -> dict[str, object]:
+    if file.group != yamls.PRESET:
+        return file.to_json()
+    preset = presets.load(file)
+    return file.to_json() | {"paper": preset.paper, "parts": preset.parts, "sizes": [*preset.sizes]}
+
+
+def print_kinds(kinds: list[Registry[Entry]]) -> None:
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -42,5 +55,23 @@ def _print(kinds: list[Registry[Entry]]) -> None:
         for entry in registry:
             knobs = ", ".join(k.name for k in entry.knobs)
             table.add_row(entry.name, escape(knobs), escape(entry.summary), escape(str(entry.provider)))
+        console.print(table)
+        console.print()
+
+
+def print_files(groups: Mapping[str, Mapping[str, yamls.File]]) -> None:
+    """The options that are YAML files, each with the first line of its comment."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = Console()
+    for group, files in groups.items():
+        table = Table(title=f"{group}=", title_justify="left", box=None, pad_edge=False)
+        for column in ("option", *(["sizes"] if group == yamls.PRESET else []), "what it is", "from"):
+            table.add_column(column, overflow="fold", style="bold" if column == "option" else "")
+        for file in files.values():
+            sizes = [" ".join(presets.load(file).sizes)] if group == yamls.PRESET else []
+            table.add_row(file.name, *sizes, escape(file.summary), escape(str(file.provider)))
         console.print(table)
         console.print()

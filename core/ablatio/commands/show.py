@@ -2,13 +2,13 @@
 
 from typing import Any
 
-from ablatio import config, plugins
+from ablatio import config, plugins, presets, yamls
 from ablatio.commands import parser
 from ablatio.errors import UserError
 from ablatio.knobs import Knob, did_you_mean
 from ablatio.registry import REGISTRIES, Entry
 
-FORMS = "a part (position=rope), a kind (position) or a section (train)"
+FORMS = "a part (position=rope), a kind (position), a preset (preset=gpt2) or a section (train)"
 
 
 def run(arguments: list[str]) -> int:
@@ -22,20 +22,25 @@ def run(arguments: list[str]) -> int:
     kind, equals, name = what.partition("=")
     if equals or "/" in what:
         kind, name = (kind, name) if equals else what.split("/", 1)
-        if kind not in REGISTRIES:
-            raise UserError(f"there is no kind `{kind}`{did_you_mean(kind, REGISTRIES)}\n    try: ablatio list")
-        _show_entry(console, REGISTRIES[kind][name])
+        if kind in REGISTRIES:
+            _show_entry(console, REGISTRIES[kind][name])
+        else:
+            _show_file(console, kind, name)
     elif what in config.SECTIONS or what == "run":
         section = config.SECTIONS.get(what, config.Run)
         console.print(f"[bold]{what}[/]  {section.__doc__}\n")
         prefix = "" if what == "run" else f"{what}."
         console.print(knob_table(config.section_knobs(section), prefix))
     elif what in REGISTRIES:
-        from ablatio.commands.list import _print
+        from ablatio.commands.list import print_kinds
 
-        _print([REGISTRIES[what]])
+        print_kinds([REGISTRIES[what]])
+    elif files := yamls.options_of(what):
+        from ablatio.commands.list import print_files
+
+        print_files({what: files})
     else:
-        known = [*REGISTRIES, *config.SECTIONS, "run"]
+        known = [*REGISTRIES, *yamls.files(), *config.SECTIONS, "run"]
         raise UserError(f"there is nothing called `{what}`{did_you_mean(what, known)}\n    show takes {FORMS}")
     return 0
 
@@ -56,6 +61,28 @@ def _show_entry(console: Any, entry: Entry) -> None:
         console.print(f"facts     {escape(facts)}", highlight=False)
     if entry.wiring:
         console.print(f"gets      {', '.join(entry.wiring)} from the model", highlight=False)
+
+
+def _show_file(console: Any, group: str, name: str) -> None:
+    """A YAML file: its comment, then what it sets."""
+    from rich.markup import escape
+
+    known = yamls.files()
+    if group not in known:
+        near = did_you_mean(group, [*REGISTRIES, *known])
+        raise UserError(f"there is no kind `{group}`{near}\n    try: ablatio list")
+    if name not in known[group]:
+        own = presets.sizes().get(name, []) if group == yamls.SIZE else []
+        near = f"; it is a size of preset={own[0]}" if own else did_you_mean(name, known[group])
+        raise UserError(f"there is no {group}={name}{near}\n    there are {', '.join(known[group])}")
+    file = known[group][name]
+    text = file.path.read_text(encoding="utf-8").splitlines()
+    body = [line for line in text[len(file.doc.splitlines()) :] if not line.startswith("#")]
+    console.print(f"[bold]{group}={name}[/]\n\n{escape(file.doc)}\n", highlight=False)
+    console.print(escape("\n".join(body).strip()), highlight=False)
+    console.print(
+        f"\nprovider  {escape(str(file.provider))} ({escape(str(file.path))})", highlight=False, soft_wrap=True
+    )
 
 
 def knob_table(knobs: tuple[Knob, ...], prefix: str) -> Any:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ablatio import config, plugins
+from ablatio import config, plugins, yamls
 from ablatio.errors import ConfigError, EnvironmentFault, UserError
 from ablatio.registry import REGISTRIES
 
@@ -16,6 +16,8 @@ ablatio train [-m] [SETTING=VALUE ...]
   optimizer.lr=1e-3         set a knob of a chosen part
   train.steps=500 seed=2    set how long, how big, how often
   size=tiny                 a model size: {sizes}
+  preset=gpt2               a published combination: {presets}
+  preset=bloom size=176b    at its true size; `ablatio size preset=bloom size=176b` says what that takes
   +experiment=NAME          settings from a file of conf/ or of a plugin
   resume=RUN                continue an interrupted run; only trainer.* may be changed
   -m norm=a,b seed=1,2      all combinations, one after the other; -m +sweep=NAME takes a study: {sweeps}
@@ -135,14 +137,12 @@ def _read(path: Path, default: str) -> str:
 
 def _usage() -> str:
     plugins.load()
-    from ablatio.paths import shipped
-
-    sizes = ", ".join(sorted(p.stem for p in (shipped("conf") / "size").glob("*.yaml")))
-    sweeps = ", ".join(sorted(p.stem for p in shipped("sweeps").glob("*.yaml"))) or "none yet"
+    files = yamls.files()
+    sizes, presets, sweeps = (", ".join(sorted(files[g])) for g in (yamls.SIZE, yamls.PRESET, yamls.SWEEP))
     width = max(map(len, REGISTRIES)) + 1
     parts = "\n".join(f"  {kind + '=':<{width}}  {', '.join(r.entries)}" for kind, r in REGISTRIES.items())
     rows = {"run": config.Run, **config.SECTIONS}
     sections = "\n".join(
         f"  {n:<{width}}  {', '.join(k.name for k in config.section_knobs(s))}" for n, s in rows.items()
     )
-    return USAGE.format(sizes=sizes, sweeps=sweeps, parts=parts, sections=sections)
+    return USAGE.format(sizes=sizes, presets=presets, sweeps=sweeps, parts=parts, sections=sections)

@@ -97,12 +97,14 @@ class LayerParts:
 class Assembly:
     """Makes a model out of a resolved config: one Choice per kind, Dimensions, and the seed of the initial weights.
 
-    vocab_size counts the tokenizer's ids; what the objective adds (sentinels, masks) comes behind them.
+    vocab_size counts the tokenizer's ids; what the objective adds (sentinels, masks) comes behind them, and rows of the
+    embedding that no id has (`model.vocab_size`) last.
     """
 
     def __init__(self, config: Mapping[str, Any], vocab_size: int, eos: int = 0, seed: int = 0) -> None:
         self.config, self.eos, self.seed = config, eos, seed
-        self.dims = Dimensions(vocab_size=vocab_size + extra_tokens(config, vocab_size, eos), **config["model"])
+        ids = vocab_size + extra_tokens(config, vocab_size, eos)
+        self.dims = Dimensions(**{**config["model"], "vocab_size": rows_for(ids, config["model"].get("vocab_size"))})
         self.gated = bool(self._facts(kinds.activations)["gated"])
         self.d_ff = self.dims.inner_width
         if self.gated and config.get("match") == "params":
@@ -261,6 +263,13 @@ def n_norms(facts: Mapping[str, Any], around: Sublayer) -> int:
     """How many norms a placement with these facts wants around a sublayer."""
     count: int | list[int] = facts["n_norms"]
     return count if isinstance(count, int) else count[around == "mlp"]
+
+
+def rows_for(ids: int, wanted: int | None) -> int:
+    """Rows of the embedding: one for each id, or as many as were wanted."""
+    if wanted is not None and wanted < ids:
+        raise UserError(f"model.vocab_size={wanted} came, and there are {ids} ids\n    try: model.vocab_size={ids}")
+    return wanted or ids
 
 
 def extra_tokens(config: Mapping[str, Any], vocab_size: int, eos: int) -> int:

@@ -69,6 +69,12 @@ class KVCache:
         """Store the state of a layer that needs no keys and values (linear attention, a convolution)."""
         self._states[layer] = state
 
+    @property
+    def bytes_per_token(self) -> int:
+        """What one more token of each text adds; states that `keep` stored stay as large as they are."""
+        held = (t for pair in self._buffers.values() for t in pair)
+        return sum(t.shape[0] * t.shape[1] * t.shape[3] * t.element_size() for t in held)
+
     def advance(self, tokens: int) -> None:
         """All layers have stored `tokens` more."""
         self.length += tokens

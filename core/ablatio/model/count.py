@@ -44,7 +44,7 @@ def measure(config: Mapping[str, Any], vocab_size: int) -> Size:
     """
     from torch.utils.flop_counter import FlopCounterMode
 
-    example, length = _example(config, vocab_size)
+    example, length = example_of(config, vocab_size)
     with torch.device("meta"):
         model = Assembly(config, vocab_size).model().eval()
         with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -55,7 +55,7 @@ def measure(config: Mapping[str, Any], vocab_size: int) -> Size:
     return Size(parameters, embedding, parameters - idle, counter.get_total_flops() / length)
 
 
-def _example(config: Mapping[str, Any], vocab_size: int) -> tuple[Example, int]:
+def example_of(config: Mapping[str, Any], vocab_size: int) -> tuple[Example, int]:
     """What the objective makes of a row of text, as shapes alone; and the tokens of that row."""
     length = int(config.get("data", {}).get("length") or config["model"]["max_len"])
     choice = Choice.of(config["objective"])

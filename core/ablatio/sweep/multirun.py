@@ -7,10 +7,11 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from ablatio import yamls
 from ablatio.compose import compose_run, config_of
 from ablatio.errors import AblatioError, ConfigError, Preempted, Problem, SweepFailed, UserError
 from ablatio.knobs import did_you_mean
-from ablatio.options import read_yaml, register_with_hydra, sweep_files
+from ablatio.options import register_with_hydra
 from ablatio.overrides import expand
 from ablatio.paths import shipped
 
@@ -55,12 +56,12 @@ def with_sweep_axes(overrides: list[str]) -> list[str]:
     name = next((o.split("=", 1)[1] for o in overrides if o.lstrip("+").startswith("sweep=")), None)
     if name is None:
         return overrides
-    files = sweep_files()
+    files = yamls.options_of(yamls.SWEEP)
     if name not in files:
         raise UserError(
             f"there is no sweep {name}{did_you_mean(name, files)}\n    there are {', '.join(files) or 'none'}"
         )
-    axes = (read_yaml(files[name]).get("sweep") or {}).get("axes") or {}
+    axes = (files[name].read().get("sweep") or {}).get("axes") or {}
     given = {o.lstrip("+").split("=")[0] for o in overrides}
     return overrides + [f"{key}={','.join(map(str, values))}" for key, values in axes.items() if key not in given]
 

@@ -15,6 +15,7 @@ from ablatio.tasks import provenance
 from ablatio.tasks.folder import CHECKPOINTS, run_id
 from ablatio.tasks.prepared import Prepared, prepare_run
 from ablatio.tasks.session import Session, size_of
+from ablatio.tasks.weigh import refuse_what_cannot_fit
 
 
 def train(
@@ -22,6 +23,7 @@ def train(
 ) -> dict[str, Any]:
     """Train in `folder` and return its summary.  `public` is the config as it may be written down."""
     quiet_libraries()
+    refuse_what_cannot_fit(config)
     run = prepare_run(config)
     checkpoints = Checkpoints(folder / CHECKPOINTS, config["train"]["keep"], run=run_id(config))
     found = checkpoints.load() if resume and checkpoints.latest() is not None else None

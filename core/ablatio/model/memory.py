@@ -1,0 +1,128 @@
+"""Bytes that a model takes, found on shapes alone: weights, gradients, optimizer, activations, decoding cache."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
+
+from ablatio import kinds
+from ablatio.model.assembly import Assembly, Choice
+from ablatio.model.cache import KVCache
+from ablatio.model.count import example_of
+from ablatio.model.language_model import LanguageModel
+from ablatio.model.roles import ParameterGroup, Role, groups_by_role
+
+WIDTH = 4  # bytes of a weight: autocast keeps them at 32 bits
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes.  weights, gradients and optimizer last; activations: what one row keeps for its backward pass, at 32 bits;
+    cache: of one decoded token.  None: cannot be told from shapes."""
+
+    weights: int
+    gradients: int
+    optimizer: int | None
+    activations: int | None
+    cache: int | None
+
+    @property
+    def lasting(self) -> int:
+        """What training needs beside the activations; the optimizer as far as it is known."""
+        return self.weights + self.gradients + (self.optimizer or 0)
+
+
+def memory_of(config: Mapping[str, Any], vocab_size: int) -> Memory:
+    """Of training with 32-bit weights; nothing is allocated."""
+    with torch.device("meta"):
+        model = Assembly(config, vocab_size).model()
+    weights = WIDTH * sum(p.numel() for p in model.parameters())
+    choice = Choice.of(config["optimizer"])
+    return Memory(weights, weights, _optimizer(model, choice), _activations(config, vocab_size), _cache(model))
+
+
+def _optimizer(model: LanguageModel, choice: Choice) -> int | None:
+    """The state after one step on parameters of these shapes; one of each shape is enough to know the others."""
+    shapes = Counter((group["role"], tuple(p.shape)) for group in groups_by_role(model) for p in group["params"])
+    try:
+        with FakeTensorMode(), _Ones():
+            return sum(count * _state(choice, role, shape) for (role, shape), count in shapes.items())
+    except Exception:  # an optimizer may ask for the numbers in its tensors, in a way of its own
+        return None
+
+
+class _Ones(TorchFunctionMode):
+    """Tensors without numbers answer 1 when an optimizer asks for one, as Adafactor does for a tensor's mean square."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        asked = {Tensor.item: 1.0, Tensor.__float__: 1.0, Tensor.__int__: 1, Tensor.__bool__: True}
+        return asked[func] if func in asked else func(*args, **(kwargs or {}))
+
+
+def _state(choice: Choice, role: Role, shape: tuple[int, ...]) -> int:
+    parameter = nn.Parameter(torch.empty(shape))
+    groups: list[ParameterGroup] = [{"params": [parameter], "role": role, "rate": 1.0}]
+    optimizer = kinds.optimizers.build(choice.name, choice.knobs, groups=groups)
+    parameter.grad = torch.empty(shape)
+    optimizer.step()
+    held = (value for state in optimizer.state.values() for value in state.values())
+    return sum(t.numel() * t.element_size() for t in held if isinstance(t, Tensor))
+
+
+def _activations(config: Mapping[str, Any], vocab_size: int) -> int | None:
+    """Of one row: counted on few layers, the others keep as much (where patterns differ, on average)."""
+    layers, several = int(config["model"]["n_layers"]), 4
+    try:
+        if layers <= 2 * several:
+            return _saved(config, vocab_size, layers)
+        few, more = (_saved(config, vocab_size, n) for n in (several, 2 * several))
+    except Exception:  # an operation of a plugin may have no version for shapes
+        return None
+    return round(few + (more - few) * (layers - several) / several)
+
+
+def _saved(config: Mapping[str, Any], vocab_size: int, layers: int) -> int:
+    """Bytes that autograd keeps in a pass over one row, each storage once."""
+    model_config = {**config["model"], "n_layers": layers}
+    if model_config.get("encoder_layers") is not None:
+        model_config["encoder_layers"] = layers
+    small = {**config, "model": model_config}
+    example, _ = example_of(config, vocab_size)
+    kept: dict[int, Any] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = storage  # held, so that no other storage gets its address
+        return tensor
+
+    with torch.device("meta"):
+        model = Assembly(small, vocab_size).model().train()
+    weights = {p.untyped_storage()._cdata for p in model.parameters()}
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    with fake:
+        fields = {f.name: getattr(example, f.name) for f in dataclasses.fields(example)}
+        example = dataclasses.replace(
+            example, **{k: torch.zeros(t.shape, dtype=t.dtype) for k, t in fields.items() if t is not None}
+        )
+        model = model.to_empty(device="cpu")
+        weights = {p.untyped_storage()._cdata for p in model.parameters()}
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            model.hidden(example)
+    return sum(storage.nbytes() for key, storage in kept.items() if key not in weights)
+
+
+def _cache(model: LanguageModel) -> int | None:
+    """Bytes that one more token of a text adds, at 32 bits; states of a fixed size are not counted."""
+    cache = KVCache()
+    try:
+        with torch.no_grad(), torch.device("meta"):
+            model.eval().read(torch.zeros(1, 1, dtype=torch.long), None, cache)
+    except Exception:  # a model that fills blanks cannot decode
+        return None
+    return cache.bytes_per_token

@@ -1,0 +1,21 @@
+"""Combinations that are models of transformers' own: found, described in their terms, and renamed both ways."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ablatio.native.decoders import GPT2, OPT, Bloom, GPTNeoX, Llama
+from ablatio.native.encoder_decoders import T5
+from ablatio.native.family import Family
+
+FAMILIES: tuple[type[Family], ...] = (Llama, GPT2, OPT, Bloom, GPTNeoX, T5)  # the first that fits is taken
+
+
+def family_of(config: Mapping[str, Any], vocab_size: int, eos: int = 0) -> Family | None:
+    """The model of theirs that this combination is, if there is one."""
+    made = (family(config, vocab_size, eos) for family in FAMILIES)
+    return next((family for family in made if not family.misfits()), None)
+
+
+def misfits(config: Mapping[str, Any], vocab_size: int) -> dict[str, list[str]]:
+    """Why each family does not fit."""
+    return {family.model_type: family(config, vocab_size).misfits() for family in FAMILIES}

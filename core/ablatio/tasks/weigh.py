@@ -1,0 +1,59 @@
+"""What a config weighs, before it is made: on the meta device, and against the memory of this machine."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ablatio import kinds
+from ablatio.errors import EnvironmentFault
+from ablatio.model.assembly import Assembly, Choice
+from ablatio.model.count import measure
+from ablatio.model.memory import WIDTH, memory_of
+from ablatio.tasks.machine import Machine
+
+CGROUP = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
+
+def weigh(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters, FLOPs per token and bytes; `machine`: the memory of the device that would train."""
+    vocabulary = vocabulary_of(config)
+    size, memory = measure(config, vocabulary), memory_of(config, vocabulary)
+    length = int(config["data"]["length"] or config["model"]["max_len"])
+    counts = {"non_embedding": size.non_embedding, "train_flops_per_token": size.train_flops_per_token}
+    return asdict(size) | counts | asdict(memory) | {"length": length, "machine": memory_here(config["trainer"])}
+
+
+def vocabulary_of(config: Mapping[str, Any]) -> int:
+    """The ids of the tokenizer; it need not be trained for that."""
+    choice = Choice.of(config["tokenizer"])
+    return int(kinds.tokenizers.build(choice.name, choice.knobs).vocab_size)
+
+
+def memory_here(trainer: Mapping[str, Any]) -> int:
+    """Bytes of the GPU, or those that this process may have of the machine."""
+    if Machine.choose(trainer).device == "cuda":
+        return int(torch.cuda.mem_get_info()[1])
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    limits += [
+        int(text) for path in map(Path, CGROUP) if path.exists() and (text := path.read_text().strip()).isdigit()
+    ]
+    return min(limits)
+
+
+def refuse_what_cannot_fit(config: Mapping[str, Any]) -> None:
+    """EnvironmentFault when what training holds from the first step to the last is more than the machine has."""
+    room, vocabulary = memory_here(config["trainer"]), vocabulary_of(config)
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in Assembly(config, vocabulary).model().parameters())
+    if 16 * WIDTH * parameters < room:  # far from it: the exact figure takes a second
+        return
+    memory = memory_of(config, vocabulary)
+    if memory.lasting > room:
+        raise EnvironmentFault(
+            f"this model has {parameters:,} parameters: weights, gradients and the optimizer's state take "
+            f"{memory.lasting / 1e9:,.1f} GB, and this machine has {room / 1e9:,.1f} GB\n    try: size=small"
+        )
