@@ -42,7 +42,8 @@ def wide(name, knobs=None, layer=0):
 
 def with_rope(length):
     """Our context, and transformers' cosine and sine of the same angles and causal mask."""
-    place = positions.build("rope", {"layout": "half"}, d_head=WIDE)
+    sizes = {"d_model": D, "d_head": WIDE, "n_heads": H, "n_layers": 4, "max_len": 16}
+    place = positions.build("rope", {"layout": "half"}, **sizes, causal=True)
     ctx = make_context(torch.zeros(2, length).long(), place, "causal", None, None, torch.float64)
     angles = torch.outer(torch.arange(length).double(), 1e4 ** (-torch.arange(0, WIDE, 2).double() / WIDE))
     tables = [torch.cat([f(angles)] * 2, dim=-1).expand(2, -1, -1) for f in (torch.cos, torch.sin)]

@@ -118,4 +118,5 @@ def orthogonal(count: int, width: int) -> Tensor:
     turned = [torch.linalg.qr(torch.randn(width, width)) for _ in range(-(-count // width))]
     # The factorisation picks signs by a rule of its own; those of R's diagonal make all turns equally likely.
     directions = torch.cat([(q * r.diagonal().sign()).T for q, r in turned])[:count]
-    return directions * torch.randn(count, width).norm(dim=1, keepdim=True)
+    lengths: Tensor = torch.linalg.vector_norm(torch.randn(count, width), dim=1, keepdim=True)
+    return directions * lengths

@@ -77,7 +77,8 @@ class Patterned(SoftmaxAttention):
         shows, *settings = self.pattern
 
         def make() -> Sight:
-            return Sight.of(ctx, shows(ctx.q_pos[..., :, None], ctx.k_pos[..., None, :], *settings))
+            window = settings[0] if shows is near else None
+            return Sight.of(ctx, shows(ctx.q_pos[..., :, None], ctx.k_pos[..., None, :], *settings), window)
 
         return ctx.shared(("sight", self.pattern), make)
 

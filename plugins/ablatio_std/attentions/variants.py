@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ablatio import Range, attentions, rule
-from ablatio.model.attend import Sight, attend, attend_by_steps, merge_heads
+from ablatio.model.attend import Reach, Sight, attend, attend_by_steps, merge_heads
 from ablatio.model.context import Context
 from ablatio.model.softmax_attention import AttentionWiring, KVHeads, QKNorm, SoftmaxAttention
 
@@ -155,9 +155,13 @@ class Forgetting(SoftmaxAttention):
             old = ctx.cache.state(self.layer)
             kept = kept if old is None else torch.cat([old[0], kept], dim=2)
             ctx.cache.keep(self.layer, kept)
-        seen = torch.ones(1, 1, dtype=torch.bool, device=x.device) if ctx.visible is None else ctx.visible
-        # Summed up for each query by itself, over what it sees: other documents add exactly nothing.
-        since = (kept[:, :, None] * seen).flip(-1).cumsum(-1).flip(-1)  # (B, H, T, S): from s on
-        decay = F.pad(since[..., 1:], (0, 1)).to(q.dtype)
+        if ctx.segments is None or ctx.visible is None:
+            total = kept.cumsum(-1)
+            decay = total[..., ctx.past :, None] - total[..., None, :]  # (B, H, T, S)
+        else:  # summed up for each query by itself, over what it sees: other documents add exactly nothing
+            since = (kept[:, :, None] * ctx.visible).flip(-1).cumsum(-1).flip(-1)  # from s on
+            decay = F.pad(since[..., 1:], (0, 1))
+        decay = decay.to(q.dtype)
         bias = decay if ctx.bias is None else decay + ctx.bias
-        return merge_heads(self.mix(q, k, v, Sight(ctx.visible, bias, ctx.position, ctx.q_pos, ctx.k_pos)))
+        sight = Sight(ctx.visible, bias, ctx.position, ctx.q_pos, ctx.k_pos, Reach.of(ctx))
+        return merge_heads(self.mix(q, k, v, sight))
