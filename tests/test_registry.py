@@ -54,6 +54,16 @@ def test_one_signature_says_everything(things: Registry[Any]) -> None:
         things.build("godo", {}, width=3)
 
 
+def test_a_function_states_its_facts_when_it_registers(things: Registry[Any]) -> None:
+    @things.register("quick", fast=True)
+    def quick(width: int) -> int:
+        return width
+
+    assert things["quick"].facts == {"fast": True} and things.build("quick", width=3) == 3
+    with pytest.raises(ContractError, match=r"`slow` is no fact of a thing; there are fast"):
+        things.register("wrong", slow=True)(quick)
+
+
 def bad_untyped(self: Any, *, rate=0.5) -> None: ...  # type: ignore[no-untyped-def]
 def bad_no_default(self: Any, *, rate: float) -> None: ...
 def bad_type(self: Any, *, rate: object = 1) -> None: ...

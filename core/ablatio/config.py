@@ -41,7 +41,7 @@ class Model:
     bias: Annotated[bool, "biases in the linear maps"] = False
     dropout: Annotated[float, Range(0, 1, open_high=True)] = 0.0
     encoder_layers: Annotated[int | None, Positive, "of an encoder beside a decoder; by default n_layers"] = None
-    embedding_norm: Annotated[bool, "a norm right after the embedding, as BLOOM has"] = False
+    embedding_norm: Annotated[bool | None, "one right after the embedding; by default as the placement wants"] = None
     embedding_scale: Annotated[float, Positive, "factor on the embeddings"] = 1.0
     final_norm: Annotated[bool | None, "a norm after the last layer; by default as the placement wants"] = None
     attention_scale: Annotated[float | None, Positive, "factor on q k^T; by default d_head^-1/2"] = None
@@ -58,6 +58,9 @@ class Data:
     ] = 0.02
     val_tokens: Annotated[int | None, Positive, "of the validation split that are scored; null: all"] = 131072
     document_mask: Annotated[bool, "tokens see only their own document of a packed row"] = True
+    rows: Annotated[Literal["windows", "documents"], "whether rows start anywhere in the stream or at documents"] = (
+        "windows"
+    )
 
 
 @dataclass(kw_only=True)
@@ -170,18 +173,25 @@ rules.rule(
     where="position",
 )
 rules.rule(
-    when="facts.placement.inner_norm and 'inner_norm' not in facts.attention.wiring",
+    when="'attention' in facts.placement.inner_norm and 'inner_norm' not in facts.attention.wiring",
     why="placement={placement.name} puts a norm before attention's last projection, and attention={attention.name} "
     "takes none",
     fix="attention=mha",
     where="placement",
 )
 rules.rule(
-    when="facts.placement.inner_norm and 'inner_norm' not in facts.mlp.wiring",
+    when="'mlp' in facts.placement.inner_norm and 'inner_norm' not in facts.mlp.wiring",
     why="placement={placement.name} puts a norm before the last projection of the feed-forward part, and "
     "mlp={mlp.name} takes none",
     fix="mlp=dense",
     where="placement",
+)
+rules.rule(  # one number of norms has no length: then the rule is silent
+    when="facts.block.adds_up and len(facts.placement.n_norms) == 2",
+    why="placement={placement.name} norms attention and feed-forward in different ways, and block={block.name} makes "
+    "one sublayer of both",
+    fix="block=sequential",
+    where="block",
 )
 rules.rule(
     when="data.document_mask and not facts.attention.takes_segments",

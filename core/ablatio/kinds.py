@@ -31,18 +31,23 @@ class Norm(Protocol):
 class Placement(Protocol):
     """Wraps one sublayer and its norms: (B, T, D) -> (B, T, D).
 
-    n_norms     norms that each sublayer gets (one module, or a ModuleList when there are several)
+    around      wiring: the sublayer that it stands around: attention | cross | mlp | both (where they are added up)
+    n_norms     norms that each sublayer gets (one module, or a ModuleList of none or several), or a pair: those of
+                an attention, and those of a feed-forward part
     final_norm  whether the stack ends with a norm of its own
-    inner_norm  whether attention and feed-forward get a norm before their last projection
+    embedding_norm  whether it starts with one, right after the embedding
+    inner_norm  the sublayers (attention, mlp) that get a norm before their last projection
     gain        what the init of value, output and feed-forward matrices is multiplied with (deepnorm's beta)
 
-    A stream of another shape than (B, T, D) is made by `open(x)` before the first layer and taken back by `close(x)`
-    after the last one; both are called on an instance whose `layer` is None, which needs no weights for a sublayer.
+    A stream of another shape than (B, T, D) is made by `open(x)` before the first layer and taken back by
+    `close(x, norm)` after the last one, which also applies the final norm (the identity where there is none); both are
+    called on an instance whose `layer` is None, which needs no weights for a sublayer.
     """
 
-    n_norms: ClassVar[int]
+    n_norms: ClassVar[int | tuple[int, int]]
     final_norm: ClassVar[bool]
-    inner_norm: ClassVar[bool]
+    embedding_norm: ClassVar[bool]
+    inner_norm: ClassVar[Sequence[str]]
     gain: float
 
     def __call__(self, x: Tensor, sublayer: Any, norm: nn.Module) -> Tensor: ...
@@ -103,7 +108,14 @@ class Attention(Protocol):
 
 
 class Block(Protocol):
-    """One layer: (B, T, D) -> (B, T, D); with `parts.cross` it also attends to an encoder, through `ctx.cross`."""
+    """One layer: (B, T, D) -> (B, T, D); with `parts.cross` it also attends to an encoder, through `ctx.cross`.
+
+    cross     whether it has a place for `parts.cross`
+    adds_up   whether attention and feed-forward are one sublayer, with one placement around both
+    """
+
+    cross: ClassVar[bool]
+    adds_up: ClassVar[bool]
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor: ...
 
@@ -145,6 +157,19 @@ class Objective(Protocol):
     def __call__(self, tokens: Tensor, segments: Tensor | None, generator: torch.Generator) -> Example: ...
 
 
+class Optimizer(Protocol):
+    """A factory of a torch Optimizer from groups of parameters by role; function parts state facts in `register`.
+
+    decays     whether it has weight decay
+    entrywise  whether each weight's step has the size lr, whatever the size of its gradient (Adam, Lion): then muP's
+               rates hold.  False where the step follows the gradient's size (SGD) or is scaled for a whole matrix
+               (Muon, Shampoo, LAMB)
+    """
+
+    decays: ClassVar[bool]
+    entrywise: ClassVar[bool]
+
+
 class Schedule(Protocol):
     """(step, total steps) -> the factor on the learning rate; step counts from 0."""
 
@@ -175,9 +200,9 @@ norms: Registry[nn.Module] = Registry(
 placements: Registry[Placement] = Registry(
     "placement",
     "Where the norms stand around a sublayer, and how the residual is scaled.",
-    wiring=("d_model", "n_layers", "layer", "sublayer", "side", "encoder_layers", "decoder_layers"),
+    wiring=("d_model", "n_layers", "layer", "sublayer", "around", "side", "encoder_layers", "decoder_layers"),
     methods=("__call__",),
-    facts={"n_norms": 1, "final_norm": True, "inner_norm": False},
+    facts={"n_norms": 1, "final_norm": True, "embedding_norm": False, "inner_norm": ()},
 )
 activations: Registry[Activation] = Registry(
     "activation",
@@ -231,7 +256,7 @@ blocks: Registry[nn.Module] = Registry(
     "How attention and feed-forward make a layer.",
     wiring=("parts",),
     methods=("forward",),
-    facts={"cross": False},
+    facts={"cross": False, "adds_up": False},
 )
 architectures: Registry[LanguageModel] = Registry(
     "architecture",
@@ -256,7 +281,7 @@ optimizers: Registry[torch.optim.Optimizer] = Registry(
     "optimizer",
     "How gradients change the weights; groups of parameters come by role.",
     wiring=("groups",),
-    facts={"decays": True},
+    facts={"decays": True, "entrywise": True},
 )
 schedules: Registry[Schedule] = Registry(
     "schedule", "The learning rate over the run.", calls={("step", "total"): {}}, methods=("__call__",)

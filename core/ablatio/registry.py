@@ -151,11 +151,14 @@ class Registry(Generic[T]):
         self._targets: dict[str, Callable[..., T]] = old._targets if old else {}
         REGISTRIES[kind] = self
 
-    def register(self, name: str, *, paper: str = "") -> Callable[[Target], Target]:
-        """Decorator: make a class or a function the option `name` of this kind."""
+    def register(self, name: str, *, paper: str = "", **facts: Any) -> Callable[[Target], Target]:
+        """Decorator: make a class or a function the option `name` of this kind.
+
+        facts: those of a function, which has no class attributes to state them.
+        """
 
         def add(target: Target) -> Target:
-            entry = self._describe(name, target, paper)
+            entry = self._describe(name, target, paper, facts)
             old = self.entries.get(name)
             if old and (old.module, old.qualname) != (entry.module, entry.qualname):
                 raise ContractError(
@@ -171,12 +174,16 @@ class Registry(Generic[T]):
 
         return add
 
-    def _describe(self, name: str, target: Callable[..., Any], paper: str) -> Entry:
+    def _describe(self, name: str, target: Callable[..., Any], paper: str, said: Mapping[str, Any]) -> Entry:
         where = f"{self.kind}={name} ({target.__module__}.{target.__qualname__})"
         if not NAME.match(name):
             raise ContractError(f"{where}: a name has lower-case letters, digits and _, and starts with a letter")
+        if unknown := said.keys() - self.facts:
+            known = ", ".join(self.facts) or "none"
+            raise ContractError(f"{where}: `{min(unknown)}` is no fact of a {self.kind}; there are {known}")
         wiring, knobs = read_signature(target, where)
-        facts = {k: _plain(getattr(target, k, default), k, where) for k, default in self.facts.items()}
+        defaults = {k: getattr(target, k, default) for k, default in self.facts.items()}
+        facts = {k: _plain(value, k, where) for k, value in (defaults | dict(said)).items()}
         if self.calls and not inspect.isclass(target):
             if wiring not in self.calls:
                 forms = " or ".join(f"({', '.join(form)})" for form in self.calls)

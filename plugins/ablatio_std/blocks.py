@@ -16,17 +16,44 @@ class Sequential(nn.Module):
     def __init__(self, parts: LayerParts) -> None:
         super().__init__()
         self.self_attn, self.mlp = parts.attention(), parts.mlp()
-        self.input_layernorm, self.post_attention_layernorm = parts.norms(), parts.norms()
-        self.around_attention, self.around_mlp = parts.placement(), parts.placement()
+        self.input_layernorm, self.post_attention_layernorm = parts.norms("attention"), parts.norms("mlp")
+        self.around_attention, self.around_mlp = parts.placement("attention"), parts.placement("mlp")
         self.cross_attn = parts.cross() if parts.cross else None
         if parts.cross:
-            self.cross_layernorm, self.around_cross = parts.norms(), parts.placement()
+            self.cross_layernorm, self.around_cross = parts.norms("cross"), parts.placement("cross")
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
         x = self.around_attention(x, lambda h: self.self_attn(h, ctx), self.input_layernorm)
         if self.cross_attn is not None:
             x = self.around_cross(x, lambda h: self.cross_attn(h, ctx.cross), self.cross_layernorm)  # type: ignore[misc]
         return self.around_mlp(x, lambda h: self.mlp(h, ctx), self.post_attention_layernorm)
+
+
+@blocks.register("macaron", paper="arXiv:1906.02762")
+class Macaron(nn.Module):
+    """Half a feed-forward step, attention, half a feed-forward step: x + f(x) / 2, x + attention(x), x + g(x) / 2.
+
+    Two feed-forward parts with weights of their own; of the width d_ff each.  (B, T, D) -> same.
+    """
+
+    cross = True
+
+    def __init__(self, parts: LayerParts) -> None:
+        super().__init__()
+        self.mlp_before, self.self_attn, self.mlp = parts.mlp(), parts.attention(), parts.mlp()
+        self.mlp_before_layernorm, self.around_mlp_before = parts.norms("mlp"), parts.placement("mlp")
+        self.input_layernorm, self.around_attention = parts.norms("attention"), parts.placement("attention")
+        self.post_attention_layernorm, self.around_mlp = parts.norms("mlp"), parts.placement("mlp")
+        self.cross_attn = parts.cross() if parts.cross else None
+        if parts.cross:
+            self.cross_layernorm, self.around_cross = parts.norms("cross"), parts.placement("cross")
+
+    def forward(self, x: Tensor, ctx: Context) -> Tensor:
+        x = self.around_mlp_before(x, lambda h: 0.5 * self.mlp_before(h, ctx), self.mlp_before_layernorm)
+        x = self.around_attention(x, lambda h: self.self_attn(h, ctx), self.input_layernorm)
+        if self.cross_attn is not None:
+            x = self.around_cross(x, lambda h: self.cross_attn(h, ctx.cross), self.cross_layernorm)  # type: ignore[misc]
+        return self.around_mlp(x, lambda h: 0.5 * self.mlp(h, ctx), self.post_attention_layernorm)
 
 
 @blocks.register("parallel", paper="arXiv:2204.02311")
@@ -36,14 +63,14 @@ class Parallel(nn.Module):
     One norm for both as in GPT-J and PaLM; with `own_norms` one for each as in GPT-NeoX (arXiv:2204.06745).
     """
 
-    cross = True
+    cross, adds_up = True, True
 
     def __init__(self, parts: LayerParts, *, own_norms: bool = False) -> None:
         super().__init__()
         self.self_attn, self.mlp = parts.attention(), parts.mlp()
-        self.input_layernorm = parts.norms()
-        self.post_attention_layernorm = parts.norms() if own_norms else None
-        self.around = parts.placement()
+        self.input_layernorm = parts.norms("both")
+        self.post_attention_layernorm = parts.norms("mlp") if own_norms else None
+        self.around = parts.placement("both")
         self.cross_attn = parts.cross() if parts.cross else None
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:

@@ -1,4 +1,4 @@
-"""Tokenizers: bytes, and byte-level BPE. Both give back any text exactly; `eos` is an id that no text encodes to."""
+"""Tokenizers: bytes, byte-level BPE, symbols. All give back any text; `eos` is an id that no text encodes to."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ablatio import Range, tokenizers
 from ablatio.data.types import Ids, token_type
-from ablatio.errors import DamagedFile
+from ablatio.errors import DamagedFile, UserError
 
 _AT_ONCE = 256  # pieces that are encoded together: what the library keeps of each token takes a hundred bytes and more
 _PIECE = 1 << 14  # characters of a piece
@@ -160,3 +160,63 @@ def _state(text: str) -> dict[str, Any]:
     except ValueError as error:
         raise DamagedFile(f"the tokenizer state is no JSON ({error}); delete it and train again") from error
     return state if isinstance(state, dict) else {}
+
+
+@tokenizers.register("symbols")
+class Symbols:
+    """One id per character of a small alphabet, id = place in it; any other byte is two ids of 32 more: its halves.
+
+    For tasks that are made of symbols (source=mqar): a vocabulary of 64 + 32 + 1, and nothing to train.  The default
+    alphabet is the dot, the question mark, digits and letters.
+    """
+
+    trained = False
+
+    def __init__(
+        self,
+        *,
+        alphabet: Annotated[str, "each character once; the order gives the ids"] = (
+            ".?0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+        ),
+    ) -> None:
+        if len(set(alphabet)) != len(alphabet):
+            twice = next(c for i, c in enumerate(alphabet) if c in alphabet[:i])
+            raise UserError(f"tokenizer.alphabet: {twice!r} stands in it more than once; expected each character once")
+        self.alphabet, self.halves = alphabet, len(alphabet)
+        self.eos = len(alphabet) + 32
+        self.vocab_size = self.eos + 1
+        self._ids = {character: [i] for i, character in enumerate(alphabet)}
+
+    def train(self, texts: Iterable[str]) -> None:
+        """There is nothing to learn."""
+
+    def encode(self, texts: Sequence[str]) -> list[Ids]:
+        dtype = token_type(self.vocab_size)
+        return [
+            np.array([i for c in text for i in self._ids.get(c) or self._spelled(c)], dtype=dtype) for text in texts
+        ]
+
+    def _spelled(self, character: str) -> list[int]:
+        return [self.halves + 16 * low + half for b in character.encode() for low, half in enumerate(divmod(b, 16))]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        found, high = bytearray(), 0
+        for i in ids:
+            if i < self.halves:
+                found += self.alphabet[i].encode()
+            elif i < self.halves + 16:
+                high = i - self.halves
+            elif i < self.eos:
+                found.append(16 * high + i - self.halves - 16)
+        return found.decode("utf-8", errors="replace")
+
+    def token_bytes(self) -> NDArray[np.int64]:
+        """The upper half of a byte counts for nothing, the lower for one."""
+        return np.array([*(len(c.encode()) for c in self.alphabet), *[0] * 16, *[1] * 16, 0], dtype=np.int64)
+
+    def state(self) -> str:
+        return json.dumps({"tokenizer": "symbols", "alphabet": self.alphabet})
+
+    def restore(self, state: str) -> None:
+        if _state(state) != {"tokenizer": "symbols", "alphabet": self.alphabet}:
+            raise DamagedFile("this is not the state of tokenizer=symbols with this alphabet")

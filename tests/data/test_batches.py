@@ -143,3 +143,14 @@ def test_a_batch_costs_less_than_its_limit(batch: int, length: int, limit: float
         batches[step]
         times.append(time.perf_counter() - begin)
     assert np.median(times) < 3 * limit  # the machine may be busy
+
+
+def test_validation_windows_at_documents() -> None:
+    """Each document that has room once, evenly thinned out under a cap."""
+    tokens = np.concatenate([[EOS, *range(10 * i, 10 * i + 5 + i)] for i in range(8)]).astype(np.uint16)
+    starts = np.flatnonzero(tokens == EOS)
+    found = ValidationBatches(tokens, 6, 3, eos=EOS, documents=starts)
+    rows = torch.cat([batch["tokens"] for batch in found])
+    assert (rows[:, 0] == EOS).all() and rows[:, 1].tolist() == [0, 10, 20, 30, 40, 50, 60, 70]
+    capped = ValidationBatches(tokens, 6, 3, eos=EOS, documents=starts, val_tokens=24)
+    assert torch.cat([batch["tokens"] for batch in capped])[:, 1].tolist() == [0, 20, 40, 60]

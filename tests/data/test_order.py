@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ablatio.data.order import RowPlan, WindowOrder
+from ablatio.data.order import DocumentOrder, RowPlan, WindowOrder
 from ablatio.errors import UserError
 
 SIZES = st.integers(1, 40).flatmap(lambda length: st.tuples(st.integers(length + 1, 600), st.just(length)))
@@ -47,6 +47,22 @@ def test_the_order_of_a_seed_is_fixed() -> None:
     order = WindowOrder(1000, 10, 7)
     assert order.windows == 99
     assert order.starts(np.array([0, 1, 2, 98, 99, 100, 990])).tolist() == [889, 429, 269, 419, 828, 28, 828]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=60), st.integers(1, 40), st.integers(0, 3))
+def test_rows_of_documents_start_at_each_document_once(sizes: list[int], length: int, epoch: int) -> None:
+    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int64)
+    total = sum(sizes)
+    whole = [s for s in starts.tolist() if s + length + 1 <= total]
+    if not whole:
+        with pytest.raises(UserError, match="tokens"):
+            DocumentOrder(starts, total, length, 3)
+        return
+    order = DocumentOrder(starts, total, length, 3)
+    assert order.windows == len(whole)
+    rows = order.starts(epoch * len(whole) + np.arange(len(whole)))
+    assert sorted(rows.tolist()) == whole
 
 
 @pytest.mark.parametrize(

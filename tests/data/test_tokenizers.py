@@ -15,14 +15,15 @@ from hypothesis import strategies as st
 import ablatio_std.tokenizers as module
 from ablatio import tokenizers
 from ablatio.errors import DamagedFile
-from ablatio_std.tokenizers import BPE, Bytes
+from ablatio_std.tokenizers import BPE, Bytes, Symbols
 
 TEXTS = st.text() | st.text(alphabet=" \n\t\r\x1c\x85\xa0　ab'sS1.é世🙂", max_size=60)
 
 
-@pytest.fixture(params=["bytes", "bpe", "bpe untrained"])
+@pytest.fixture(params=["bytes", "symbols", "bpe", "bpe untrained"])
 def tokenizer(request: pytest.FixtureRequest, small_bpe: BPE) -> Any:
-    return {"bytes": Bytes(), "bpe": small_bpe, "bpe untrained": BPE(vocab_size=300)}[request.param]
+    made = {"bytes": Bytes(), "symbols": Symbols(), "bpe": small_bpe, "bpe untrained": BPE(vocab_size=300)}
+    return made[request.param]
 
 
 def test_any_text_comes_back_and_its_bytes_are_counted(tokenizer: Any) -> None:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ablatio.model.loss import linear_cross_entropy, token_losses
+from ablatio.model.loss import linear_cross_entropy, token_scores
 
 
 def case(rows, vocab=37, width=8, scale=1.0, dtype=torch.float64):
@@ -66,7 +66,7 @@ def test_extreme_logits(dtype):
     weight = torch.tensor([[1e4], [-1e4], [0.0], [9.9e3]], dtype=dtype, requires_grad=True)
     hidden = torch.tensor([[1.0], [1.0], [-1.0], [0.0], [1e-4]], dtype=dtype, requires_grad=True)
     targets = torch.tensor([0, 1, 2, 3, 0])
-    losses = token_losses(hidden, weight, targets)
+    losses = token_scores(hidden, weight, targets)[0]
     assert losses[:3].tolist() == [0.0, 2e4, 1e4]
     ours = linear_cross_entropy(hidden, weight, targets)
     theirs = plain(hidden, weight, targets)
@@ -85,7 +85,7 @@ def test_gradients_by_differences():
 
 def test_token_losses_are_its_summands():
     hidden, weight, targets = case(300)
-    losses = token_losses(hidden, weight, targets)
+    losses = token_scores(hidden, weight, targets)[0]
     expected = F.cross_entropy(hidden @ weight.T, targets, reduction="none")
     torch.testing.assert_close(losses, expected, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(losses.sum(), linear_cross_entropy(hidden, weight, targets), rtol=1e-12, atol=0)
@@ -123,7 +123,7 @@ def test_full_logits_never_exist():
         linear_cross_entropy(hidden, weight, targets).backward()
     assert seen.elements <= 512 * 3000
     with Watch() as seen:
-        token_losses(hidden, weight, targets)
+        token_scores(hidden, weight, targets)[0]
     assert seen.elements <= 512 * 3000
     with Watch() as seen:  # the measure sees what plain cross-entropy makes
         plain(hidden, weight, targets)

@@ -23,6 +23,7 @@ def made(name, knobs=None, **wiring):
 # Sinusoids and tables
 
 
+@pytest.mark.oracle("position=sinusoidal", "loop in Python floats")
 @pytest.mark.parametrize("width, base", [(16, 10000.0), (10, 50.0), (2, 3.0)])
 def test_sinusoidal_by_hand(width, base):
     rows = []
@@ -38,6 +39,7 @@ def test_sinusoidal_by_hand(width, base):
     torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.oracle("position=learned", "row by row")
 def test_learned_adds_its_rows():
     position, x = made("learned"), torch.randn(2, 3, 16)
     pos = torch.tensor([[0, 1, 2], [4, 0, 31]])
@@ -60,6 +62,7 @@ def turned_by_hand(x, pos, base, layout, width):
     return y
 
 
+@pytest.mark.oracle("position=rope", "complex numbers in a float64 loop")
 @pytest.mark.parametrize("layout", ["interleaved", "half"])
 @pytest.mark.parametrize("fraction", [1.0, 0.5])
 @pytest.mark.parametrize("base", [10000.0, 500.0])
@@ -83,6 +86,7 @@ def test_rope_gradients_by_differences(layout):
     assert torch.autograd.gradcheck(lambda q, k: rope.rotate(q, k, pos), (q, k))
 
 
+@pytest.mark.oracle("position=rope", "transformers LlamaRotaryEmbedding")
 def test_rope_half_is_llamas():
     rope = {"rope_type": "default", "rope_theta": 1e4}
     config = LlamaConfig(hidden_size=64, num_attention_heads=4, rope_parameters=rope)
@@ -126,6 +130,7 @@ def alibi_bias(n_heads, length, **wiring):
     return made("alibi", n_heads=n_heads, **wiring).bias(pos, pos)  # (H, T, S)
 
 
+@pytest.mark.oracle("position=alibi", "transformers BLOOM and MPT")
 @pytest.mark.parametrize("n_heads", range(1, 41))
 def test_alibi_is_blooms_and_mpts(n_heads):
     """Both have slope * s where the paper has -slope * (t - s): a softmax does not see the difference."""
@@ -160,6 +165,7 @@ def test_t5_buckets_are_t5s(buckets, max_distance, causal):
     assert torch.equal(ours, theirs)
 
 
+@pytest.mark.oracle("position=t5", "transformers T5Attention")
 @pytest.mark.parametrize("causal", [True, False])
 def test_t5_bias_is_t5s(causal):
     buckets = {"relative_attention_num_buckets": 12, "relative_attention_max_distance": 40}

@@ -168,7 +168,7 @@ def test_outliers_are_skipped_or_rewound(bad: float) -> None:
 
     def step(index: int, loss: float) -> Step:
         parameters = list(net.parameters())
-        return Step(net, parameters, None, index, 100, torch.tensor(loss), lambda: torch.tensor(0.0))  # type: ignore[arg-type]
+        return Step(net, parameters, None, index, 100, torch.tensor(loss), lambda: torch.tensor(0.0), 1)  # type: ignore[arg-type]
 
     skip, back = (stabilizers.build(name, {"window": 16}) for name in ("skip_step", "spike_rewind"))
     for part in (skip, back):

@@ -7,6 +7,7 @@ COMMANDS = {
     "evaluate": "score a run on held-out text, at any length",
     "generate": "sample text from a run",
     "export": "a run as a folder that transformers loads",
+    "coordinates": "does a learning rate transfer to other widths? (muP's coordinate check)",
     "size": "parameters, FLOPs and memory of a config, without allocating it",
     "list": "the parts that can be chosen, of all kinds or of one",
     "show": "one part (position=rope) or section (train): formula, knobs, source",

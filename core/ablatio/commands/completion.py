@@ -59,7 +59,7 @@ def candidates(words: list[str]) -> list[str]:
     elif before[0] == "show":
         found = [f"{kind}={e.name}" for kind, r in REGISTRIES.items() for e in r] + [*config.SECTIONS, "run"]
         found += [f"{group}={name}" for group, files in yamls.files().items() for name in files]
-    elif before[0] in ("train", "size"):
+    elif before[0] in ("train", "size", "coordinates"):
         found = _settings(last, before[1:])
     elif before[0] == "check":
         found = sorted({s.provider.dist for s in plugins.sources()})

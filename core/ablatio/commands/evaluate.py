@@ -28,7 +28,7 @@ def run(arguments: list[str]) -> int:
         except UserError as error:
             refused.append({"length": length, "refused": str(error).split("\n")[0]})
             continue
-        rows.append({"length": length, "loss": score.loss, "bpb": score.bpb, "tokens": score.tokens})
+        rows.append({"length": length} | {k: getattr(score, k) for k in ("loss", "bpb", "accuracy", "tokens")})
     if asked.json:
         print(json.dumps({"run": str(asked.run), "step": step, "scores": rows + refused}))
     else:

@@ -12,7 +12,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ablatio.data.order import Positions, RowPlan, WindowOrder
+from ablatio.data.order import Positions, RowPlan, WindowOrder, whole_rows
 from ablatio.data.types import Ids
 from ablatio.errors import UserError
 
@@ -86,20 +86,32 @@ class ValidationBatches(Dataset[Batch]):
     """Fixed windows over the validation stream; each target stands in one window only (stride T).
 
     `val_tokens` > 0 caps the targets: then windows are taken at even distances over the whole stream. The last batch
-    may be shorter; a window never is.
+    may be shorter; a window never is.  With `documents`, each window starts at one of them.
     """
 
     def __init__(
-        self, tokens: Ids, length: int, batch: int, *, eos: int, document_mask: bool = True, val_tokens: int = 0
+        self,
+        tokens: Ids,
+        length: int,
+        batch: int,
+        *,
+        eos: int,
+        document_mask: bool = True,
+        val_tokens: int = 0,
+        documents: Positions | None = None,
     ) -> None:
         if len(tokens) < length + 1:
             raise UserError(
                 f"the validation split has {len(tokens)} tokens, and one window takes {length} + 1. "
                 "Give more text, a larger val_fraction, or a shorter context."
             )
-        every = (len(tokens) - 1) // length
+        if documents is None:
+            starts = np.arange((len(tokens) - 1) // length, dtype=np.int64) * length
+        else:
+            starts = whole_rows(documents, len(tokens), length)
+        every = len(starts)
         taken = min(every, max(1, val_tokens // length)) if val_tokens > 0 else every
-        self.starts: Positions = np.arange(taken, dtype=np.int64) * every // taken * length
+        self.starts: Positions = starts[np.arange(taken, dtype=np.int64) * every // taken]
         self.windows, self.batch = Windows(tokens, length), batch
         self.eos, self.document_mask = eos, document_mask
 

@@ -28,13 +28,14 @@ class WindowOrder:
             )
         self.n_tokens, self.length, self.seed = n_tokens, length, seed
         self.windows = max(1, (n_tokens - length) // length)
+        self.offsets = min(length, n_tokens - self.windows * length)
         self._epochs: dict[int, tuple[int, Positions]] = {}
 
     def epoch(self, epoch: int) -> tuple[int, Positions]:
         """(offset, permutation (n,)) of one epoch."""
         if epoch not in self._epochs:
             rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([self.seed, epoch])))
-            offset = int(rng.integers(min(self.length, self.n_tokens - self.windows * self.length)))
+            offset = int(rng.integers(self.offsets))
             while len(self._epochs) > 1:  # a batch straddles two epochs at most, unless it is longer than one
                 del self._epochs[next(iter(self._epochs))]
             self._epochs[epoch] = offset, rng.permutation(self.windows)
@@ -54,8 +55,38 @@ class WindowOrder:
         for epoch in np.unique(epochs):
             offset, permutation = self.epoch(int(epoch))
             here = epochs == epoch
-            starts[here] = offset + self.length * permutation[places[here]]
+            starts[here] = self._first(offset, permutation[places[here]])
         return starts
+
+    def _first(self, offset: int, windows: Positions) -> Positions:
+        return offset + self.length * windows
+
+
+class DocumentOrder(WindowOrder):
+    """Rows that start where a document does, each document once per epoch; what is longer than a row is cut off.
+
+    Behind a document that is shorter the next ones follow.  Documents too near to the stream's end are left out.
+    """
+
+    def __init__(self, documents: Positions, n_tokens: int, length: int, seed: int) -> None:
+        """documents: where each one starts, in order."""
+        super().__init__(n_tokens, length, seed)
+        self.documents = whole_rows(documents, n_tokens, length)
+        self.windows, self.offsets = len(self.documents), 1
+
+    def _first(self, offset: int, windows: Positions) -> Positions:
+        return self.documents[windows]
+
+
+def whole_rows(documents: Positions, n_tokens: int, length: int) -> Positions:
+    """The documents from whose start on the stream has `length` + 1 tokens."""
+    found = documents[documents + length < n_tokens]
+    if not len(found):
+        raise UserError(
+            f"no document has {length} + 1 tokens from its start to the end of the split, which has {n_tokens}. "
+            "Give more text or a shorter context, or choose data.rows=windows."
+        )
+    return found
 
 
 class RowPlan:

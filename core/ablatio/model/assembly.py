@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import nn
@@ -16,6 +16,7 @@ from ablatio.model.stack import Side
 from ablatio.registry import Registry
 
 T = TypeVar("T")
+Sublayer = Literal["attention", "cross", "mlp", "both"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,7 @@ class Dimensions:
     """The sizes of a model.
 
     Left open, d_head is d_model / n_heads, d_ff 4 d_model, encoder_layers n_layers, attention_scale d_head^-1/2 and
-    logit_scale 1 (or what the init asks for); final_norm stands where the placement wants one.
+    logit_scale 1 (or what the init asks for); embedding_norm and final_norm stand where the placement wants them.
     """
 
     d_model: int
@@ -49,7 +50,7 @@ class Dimensions:
     bias: bool = False
     dropout: float = 0.0
     encoder_layers: int | None = None
-    embedding_norm: bool = False
+    embedding_norm: bool | None = None
     embedding_scale: float = 1.0
     final_norm: bool | None = None
     attention_scale: float | None = None
@@ -82,14 +83,15 @@ def matched_width(d_model: int, d_ff: int, bias: bool) -> int:
 class LayerParts:
     """What a block is made of: call these in the order in which the block holds them.
 
+    norms, placement: given the sublayer that they are for: attention | cross | mlp | both
     cross: the attention to an encoder's states, in a decoder that has an encoder; None elsewhere
     """
 
     attention: Callable[[], nn.Module]
     cross: Callable[[], nn.Module] | None
     mlp: Callable[[], nn.Module]
-    norms: Callable[[], nn.Module]
-    placement: Callable[[], Any]
+    norms: Callable[[Sublayer], nn.Module]
+    placement: Callable[[Sublayer], Any]
 
 
 class Assembly:
@@ -152,20 +154,24 @@ class Assembly:
     def norm(self, path: str, width: int | None = None) -> nn.Module:
         return self._make(kinds.norms, path, d_model=width or self.dims.d_model)
 
-    def norms(self, path: str) -> nn.Module:
+    def norms(self, path: str, around: Sublayer = "both") -> nn.Module:
         """As many norms as the placement wants for one sublayer: one module, or a list."""
-        count = int(self._facts(kinds.placements)["n_norms"])
+        count = n_norms(self._facts(kinds.placements), around)
         if count == 1:
             return self.norm(path)
         return nn.ModuleList([self.norm(f"{path}.{i}") for i in range(count)])
 
     def final_norm(self, side: Side) -> nn.Module | None:
-        wanted = self.dims.final_norm
-        if wanted is None:
-            wanted = bool(self._facts(kinds.placements)["final_norm"])
-        return self.norm(f"{self.root(side)}.norm") if wanted else None
+        return self._wanted_norm(f"{self.root(side)}.norm", self.dims.final_norm, "final_norm")
 
-    def placement(self, layer: int | None, side: Side = "decoder", sublayer: int = 0) -> Any:
+    def embedding_norm(self, side: Side) -> nn.Module | None:
+        return self._wanted_norm(f"{self.root(side)}.embed_norm", self.dims.embedding_norm, "embedding_norm")
+
+    def _wanted_norm(self, path: str, wanted: bool | None, fact: str) -> nn.Module | None:
+        """The norm at `path`, if the config, or where it leaves that open the placement, wants one."""
+        return self.norm(path) if (self._facts(kinds.placements)[fact] if wanted is None else wanted) else None
+
+    def placement(self, layer: int | None, side: Side = "decoder", sublayer: int = 0, around: Sublayer = "both") -> Any:
         """layer None: the one that opens and closes the residual stream."""
         return self._make(
             kinds.placements,
@@ -174,6 +180,7 @@ class Assembly:
             n_layers=self.depth(side),
             layer=layer,
             sublayer=sublayer,
+            around=around,
             side=side,
             encoder_layers=self.depth("encoder") if "encoder" in self.stacks else 0,
             decoder_layers=self.depth("decoder") if "decoder" in self.stacks else 0,
@@ -206,7 +213,7 @@ class Assembly:
             dropout=d.dropout,
             layer=layer,
             scale=self.attention_scale,
-            inner_norm=self._inner_norm(path),
+            inner_norm=self._inner_norm(path, "attention"),
         )
 
     def mlp(self, layer: int, path: str, side: Side = "decoder") -> nn.Module:
@@ -223,12 +230,12 @@ class Assembly:
             dropout=d.dropout,
             layer=layer,
             n_layers=self.depth(side),
-            inner_norm=self._inner_norm(path),
+            inner_norm=self._inner_norm(path, "mlp"),
         )
 
-    def _inner_norm(self, path: str) -> Callable[[int], nn.Module] | None:
+    def _inner_norm(self, path: str, sublayer: Sublayer) -> Callable[[int], nn.Module] | None:
         """Makes the norm before a sublayer's last projection, if the placement wants one there."""
-        if not self._facts(kinds.placements)["inner_norm"]:
+        if sublayer not in self._facts(kinds.placements)["inner_norm"]:
             return None
         return lambda width: self.norm(f"{path}.inner_norm", width)
 
@@ -241,8 +248,8 @@ class Assembly:
             attention=lambda: self.attention(layer, f"{path}.self_attn", side),
             cross=(lambda: self.attention(layer, f"{path}.cross_attn", side)) if crossed else None,
             mlp=lambda: self.mlp(layer, f"{path}.mlp", side),
-            norms=lambda: self.norms(f"{path}.{next(names)}"),
-            placement=lambda: self.placement(layer, side, next(sublayers)),
+            norms=lambda around: self.norms(f"{path}.{next(names)}", around),
+            placement=lambda around: self.placement(layer, side, next(sublayers), around),
         )
         return self._make(kinds.blocks, path, parts=parts)
 
@@ -250,6 +257,12 @@ class Assembly:
         choice = self.choice(registry.kind)
         with _seeded(named_seed(self.seed, path)):
             return registry.build(choice.name, choice.knobs, **wiring)
+
+
+def n_norms(facts: Mapping[str, Any], around: Sublayer) -> int:
+    """How many norms a placement with these facts wants around a sublayer."""
+    count: int | list[int] = facts["n_norms"]
+    return count if isinstance(count, int) else count[around == "mlp"]
 
 
 def rows_for(ids: int, wanted: int | None) -> int:

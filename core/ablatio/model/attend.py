@@ -1,13 +1,65 @@
 """Softmax attention, by the fastest kernel that says the same."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ablatio.model.context import Context
 
 
+@dataclass(frozen=True)
+class Sight:
+    """What the queries of a layer see of S keys, where that is not all that the pass shows to every layer.
+
+    visible  (T, S) or (B, 1, T, S), True where a query may look; None when every key is seen
+    bias     (H, T, S) or (B, H, T, S), added to the logits
+    q_pos, k_pos  (T,), (S,) or (B, T), (B, S): where queries and keys stand, for the position's `score`
+    """
+
+    visible: Tensor | None
+    bias: Tensor | None
+    position: Any
+    q_pos: Tensor
+    k_pos: Tensor
+    is_causal = False
+
+    @classmethod
+    def of(cls, ctx: Context, allowed: Tensor | None = None) -> "Sight":
+        """What `ctx` shows, as far as `allowed` (T, S) or (B, T, S) goes."""
+        visible = ctx.visible
+        if allowed is not None:
+            allowed = allowed[:, None] if allowed.dim() == 3 else allowed
+            visible = allowed if visible is None else visible & allowed
+        return cls(visible, ctx.bias, ctx.position, ctx.q_pos, ctx.k_pos)
+
+    def take(self, index: Tensor) -> "Sight":
+        """The same for the keys `index` (B, S') alone."""
+        batch, kept = index.shape
+
+        def picked(x: Tensor | None) -> Tensor | None:  # (..., T, S) -> (B, H or 1, T, S')
+            if x is None:
+                return None
+            x = x[(None,) * (4 - x.dim())]
+            return x.expand(batch, -1, -1, -1).gather(-1, index[:, None, None].expand(-1, *x.shape[1:3], kept))
+
+        q_pos, k_pos = (p.expand(batch, -1) for p in (self.q_pos, self.k_pos))
+        return Sight(picked(self.visible), picked(self.bias), self.position, q_pos, k_pos.gather(-1, index))
+
+    @cached_property
+    def additive(self) -> Tensor | None:
+        """Bias and mask in one tensor to be added to the logits."""
+        if self.visible is None or self.bias is None:
+            return self.bias
+        return self.bias.masked_fill(~self.visible, float("-inf"))
+
+
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, ctx: Context, *, scale: float | None = None, dropout: float = 0.0
+    q: Tensor, k: Tensor, v: Tensor, ctx: Context | Sight, *, scale: float | None = None, dropout: float = 0.0
 ) -> Tensor:
     """softmax(q k^T * scale + bias) v over the keys that each query may see.
 
@@ -15,17 +67,9 @@ def attend(
     scale: 1 / sqrt(d_head) by default.  dropout: of the attention probabilities.
     The fused causal kernel runs whenever no bias, no score and no document border asks for more.
     """
-    if k.shape[1] != q.shape[1]:
-        # Expanding before the kernel is what enable_gqa does on the CPU too; here gradients stay on the fused path.
-        groups = q.shape[1] // k.shape[1]
-        k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
-    score = getattr(ctx.position, "score", None)
-    if score is not None:
-        extra = score(q, k, ctx.q_pos, ctx.k_pos)
-        if ctx.additive is not None:
-            extra = extra + ctx.additive
-        elif ctx.visible is not None:
-            extra = extra.masked_fill(~ctx.visible, float("-inf"))
+    k, v = repeated(k, q.shape[1]), repeated(v, q.shape[1])
+    if hasattr(ctx.position, "score"):
+        extra = _with_score(q, k, ctx)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=extra, dropout_p=dropout, scale=scale)
     if ctx.is_causal:
         causal = q.shape[2] > 1
@@ -34,6 +78,65 @@ def attend(
     if mask is not None and mask.dim() == 3:  # (H, T, S): the kernel wants the batch axis
         mask = mask[None]
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scale)
+
+
+def attend_by_steps(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    ctx: Context | Sight,
+    *,
+    scale: float,
+    dropout: float = 0.0,
+    on_scores: Callable[[Tensor], Tensor] | None = None,
+    on_shares: Callable[[Tensor], Tensor] | None = None,
+    sinks: Tensor | None = None,
+) -> Tensor:
+    """The same for what no fused kernel does; shapes as in `attend`.
+
+    on_scores  of q k^T * scale (B, H, T, S), before bias and mask
+    on_shares  of the attention probabilities (B, H, T, S)
+    sinks      (H,): the logit of one more key whose value is zero, in each head
+    """
+    k, v = repeated(k, q.shape[1]), repeated(v, q.shape[1])
+    scores = (q * scale) @ k.transpose(-1, -2)
+    logits = shown(scores if on_scores is None else on_scores(scores), q, k, ctx)
+    if sinks is None:
+        shares = logits.softmax(-1)
+    else:
+        sink = sinks.to(logits.dtype)[:, None, None].expand(*logits.shape[:-1], 1)
+        shares = torch.cat([logits, sink], dim=-1).softmax(-1)[..., :-1]
+    shares = shares if on_shares is None else on_shares(shares)
+    shares = F.dropout(shares, dropout) if dropout else shares
+    return shares.to(v.dtype) @ v
+
+
+def shown(scores: Tensor, q: Tensor, k: Tensor, ctx: Context | Sight) -> Tensor:
+    """Scores (B, H, T, S) with the position's bias and score, -inf where a query may not look."""
+    if hasattr(ctx.position, "score"):
+        return scores + _with_score(q, k, ctx)
+    if ctx.bias is not None:
+        return scores + ctx.additive  # type: ignore[operator]
+    if ctx.visible is not None:
+        return scores.masked_fill(~ctx.visible, float("-inf"))
+    if ctx.is_causal and q.shape[2] > 1:
+        return scores.masked_fill(~torch.ones_like(scores[0, 0], dtype=torch.bool).tril(), float("-inf"))
+    return scores
+
+
+def _with_score(q: Tensor, k: Tensor, ctx: Context | Sight) -> Tensor:
+    extra: Tensor = ctx.position.score(q, k, ctx.q_pos, ctx.k_pos)
+    if ctx.additive is not None:
+        return extra + ctx.additive
+    return extra if ctx.visible is None else extra.masked_fill(~ctx.visible, float("-inf"))
+
+
+def repeated(x: Tensor, heads: int) -> Tensor:
+    """(B, H_kv, S, d_head) -> (B, heads, S, d_head), each head as often as it has queries.
+
+    Expanding before the kernel is what enable_gqa does on the CPU too; here gradients stay on the fused path.
+    """
+    return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], dim=1)
 
 
 def split_heads(x: Tensor, d_head: int) -> Tensor:

@@ -29,13 +29,30 @@ class KVCache:
         values[:, :, self.length : end] = v
         return keys[:, :, :end], values[:, :, :end]
 
-    def update_window(self, layer: int, k: Tensor, v: Tensor, window: int) -> tuple[Tensor, Tensor]:
-        """The same for a layer that looks back at most `window` tokens: only so many old ones are kept."""
+    def update_window(
+        self, layer: int, k: Tensor, v: Tensor, window: int, first: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The same for a layer that looks back at most `window` tokens: only so many old ones are kept.
+
+        first (B, n)  numbers of tokens that are kept for ever beside them: the start of each text
+        The third tensor that comes back says which tokens the keys are of, in rising order: (B, S), from 0.
+        """
+        end = self.length + k.shape[2]
+        index = torch.arange(self.length, end, device=k.device).expand(k.shape[0], -1)
         old = self.state(layer)
         if old is not None:
             k, v = torch.cat([old[0], k], dim=2), torch.cat([old[1], v], dim=2)
-        self.keep(layer, k[:, :, -window:], v[:, :, -window:])
-        return k, v
+            index = torch.cat([old[2], index], dim=1)
+        if first is None:
+            self.keep(layer, k[:, :, -window:].clone(), v[:, :, -window:].clone(), index[:, -window:].clone())
+            return k, v, index
+        wanted = (index >= end - window) | (index[:, :, None] == first[:, None]).any(-1)
+        size = min(window + first.shape[1], index.shape[1])
+        kept = wanted.int().argsort(dim=1, descending=True, stable=True)[:, :size].sort().values  # (B, size)
+        rows = kept[:, None, :, None]
+        keys, values = (x.gather(2, rows.expand(-1, x.shape[1], -1, x.shape[3])) for x in (k, v))
+        self.keep(layer, keys, values, index.gather(1, kept))
+        return k, v, index
 
     def once(self, layer: int, make: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         """Keys and values that do not change while a text is decoded (those of cross-attention): made at the start."""

@@ -10,7 +10,7 @@ from ablatio.errors import UserError
 from ablatio.model.cache import KVCache
 from ablatio.model.context import MaskKind, Memory, Record
 from ablatio.model.example import Example, joined
-from ablatio.model.loss import Tie, linear_cross_entropy, token_losses
+from ablatio.model.loss import Tie, linear_cross_entropy, token_scores
 from ablatio.model.stack import Side, Stack
 
 if TYPE_CHECKING:
@@ -98,10 +98,15 @@ class LanguageModel(nn.Module):
         return replace(example, targets=torch.cat(drawn).view_as(example.targets))
 
     @torch.no_grad()
+    def token_scores(self, example: Example) -> tuple[Tensor, Tensor]:
+        """The loss of each target in nats, and whether the model holds it for the likeliest: (B, T)."""
+        hidden = self._scaled(self.hidden(example)).flatten(0, 1)
+        losses, hits = token_scores(hidden, self.lm_head.weight, example.targets.flatten())
+        return losses.view_as(example.targets), hits.view_as(example.targets)
+
     def token_losses(self, example: Example) -> Tensor:
         """The loss of each target in nats: (B, T)."""
-        hidden = self._scaled(self.hidden(example)).flatten(0, 1)
-        return token_losses(hidden, self.lm_head.weight, example.targets.flatten()).view_as(example.targets)
+        return self.token_scores(example)[0]
 
     def _scaled(self, hidden: Tensor) -> Tensor:
         return hidden if self.logit_scale == 1.0 else hidden * self.logit_scale

@@ -179,11 +179,12 @@ def linear_cross_entropy(
 
 
 @torch.no_grad()
-def token_losses(hidden: Tensor, weight: Tensor, targets: Tensor, *, chunk: int | None = None) -> Tensor:
-    """-log softmax(hidden_i weight^T)[target_i] for each row, in nats: (N,)."""
+def token_scores(hidden: Tensor, weight: Tensor, targets: Tensor, *, chunk: int | None = None) -> tuple[Tensor, Tensor]:
+    """Of each row -log softmax(hidden_i weight^T)[target_i], in nats, and whether its target is the likeliest: (N,)."""
     chunk = chunk or block_rows(len(weight))
-    blocks = [
-        F.cross_entropy(_logits(hidden[i : i + chunk], weight), targets[i : i + chunk], reduction="none")
-        for i in range(0, len(hidden), chunk)
-    ]
-    return torch.cat(blocks)
+    losses, hits = [], []
+    for i in range(0, len(hidden), chunk):
+        logits, said = _logits(hidden[i : i + chunk], weight), targets[i : i + chunk]
+        losses.append(F.cross_entropy(logits, said, reduction="none"))
+        hits.append(logits.argmax(-1) == said)
+    return torch.cat(losses), torch.cat(hits)

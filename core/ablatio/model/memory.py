@@ -67,7 +67,7 @@ class _Ones(TorchFunctionMode):
 
 def _state(choice: Choice, role: Role, shape: tuple[int, ...]) -> int:
     parameter = nn.Parameter(torch.empty(shape))
-    groups: list[ParameterGroup] = [{"params": [parameter], "role": role}]
+    groups: list[ParameterGroup] = [{"params": [parameter], "role": role, "rate": 1.0}]
     optimizer = kinds.optimizers.build(choice.name, choice.knobs, groups=groups)
     parameter.grad = torch.empty(shape)
     optimizer.step()

@@ -2,14 +2,17 @@
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal, TypedDict
 
 import torch
 from torch import nn
 
+from ablatio.registry import ContractError
+
 Role = Literal["matrix", "vector", "embedding", "head"]
+ROLES: tuple[Role, ...] = ("matrix", "vector", "embedding", "head")
 RESIDUAL_OUT = ("o_proj", "down_proj")
 LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 GAINED = ("v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -23,6 +26,7 @@ class ParameterInfo:
     fan_in, fan_out  of a matrix; vocabulary and width of an embedding or head
     n_layers     of the stack that it stands in, and the number of its own layer in it, from 0; None outside the layers
     residual     whether its output is added to the residual stream
+    d_model      width of the residual stream
     gain         what the placement asks the init to multiply with (deepnorm's beta), else 1
     """
 
@@ -33,14 +37,22 @@ class ParameterInfo:
     n_layers: int
     residual: bool
     gain: float
-    layer: int | None = None
+    layer: int | None
+    d_model: int
+
+
+Rate = Callable[[ParameterInfo], float]
 
 
 class ParameterGroup(TypedDict):
-    """What an optimizer gets: the parameters of one role."""
+    """What an optimizer gets: the parameters of one role and one rate.
+
+    rate  the factor that the init asks for on their learning rate; `apply_rates` multiplies it in, no optimizer has to
+    """
 
     params: list[nn.Parameter]
     role: Role
+    rate: float
 
 
 def describe(model: nn.Module) -> Iterator[tuple[nn.Parameter, ParameterInfo]]:
@@ -54,6 +66,7 @@ def describe(model: nn.Module) -> Iterator[tuple[nn.Parameter, ParameterInfo]]:
         for parameter in module.parameters(recurse=False):
             owners.setdefault(id(parameter), module)  # a tied head's matrix is the embedding's
     stacks = [(f"{path}.", m) for path, m in model.named_modules() if hasattr(m, "depth") and hasattr(m, "gain")]
+    d_model = int(getattr(stacks[0][1], "d_model", 0)) if stacks else 0
     for name, parameter in model.named_parameters():
         _, stack = max(((path, m) for path, m in stacks if name.startswith(path)), default=("", None), key=_length)
         parent = name.split(".")[-2] if "." in name else ""
@@ -64,7 +77,7 @@ def describe(model: nn.Module) -> Iterator[tuple[nn.Parameter, ParameterInfo]]:
         depth = int(stack.depth) if stack is not None else 1
         numbered = LAYER.search(name)
         layer = int(numbered[1]) if numbered else None
-        yield parameter, ParameterInfo(name, role, fan_in, fan_out, depth, parent in RESIDUAL_OUT, gain, layer)
+        yield parameter, ParameterInfo(name, role, fan_in, fan_out, depth, parent in RESIDUAL_OUT, gain, layer, d_model)
 
 
 def _length(found: tuple[str, nn.Module | None]) -> int:
@@ -89,14 +102,39 @@ def _role(name: str, parameter: nn.Parameter, owner: nn.Module) -> Role:
     return "head" if name.split(".")[-2:-1] == ["lm_head"] else "matrix"
 
 
-def groups_by_role(model: nn.Module) -> list[ParameterGroup]:
-    """The trainable parameters, grouped for an optimizer; the order is fixed, so that its state can be restored."""
-    groups: dict[Role, ParameterGroup] = {}
+def groups_by_role(model: nn.Module, rate: Rate | None = None) -> list[ParameterGroup]:
+    """The trainable parameters, grouped for an optimizer; the order is fixed, so that its state can be restored.
+
+    rate: the init's, which splits what has one role and several rates.
+    """
+    groups: dict[tuple[Role, float], ParameterGroup] = {}
     for parameter, info in describe(model):
         if parameter.requires_grad:
-            groups.setdefault(info.role, {"params": [], "role": info.role})["params"].append(parameter)
-    order: tuple[Role, ...] = ("matrix", "vector", "embedding", "head")
-    return [groups[role] for role in order if role in groups]
+            key = (info.role, rate(info) if rate else 1.0)
+            groups.setdefault(key, {"params": [], "role": key[0], "rate": key[1]})["params"].append(parameter)
+    return sorted(groups.values(), key=lambda group: ROLES.index(group["role"]))
+
+
+def apply_rates(optimizer: torch.optim.Optimizer, model: nn.Module, rate: Rate | None) -> None:
+    """Multiply the learning rate of each of the optimizer's groups with the init's `rate`, and divide its weight decay.
+
+    Called once, before the first step; the decay per step, lr * weight_decay, stays as it was.  A group that holds
+    parameters of several rates is refused: it was not built from `groups_by_role(model, rate)`.
+    """
+    if rate is None:
+        return
+    rates = {id(parameter): rate(info) for parameter, info in describe(model)}
+    for group in optimizer.param_groups:
+        found = {rates[id(parameter)] for parameter in group["params"]}
+        if len(found) > 1:
+            raise ContractError(
+                f"{type(optimizer).__name__} merges groups of parameters whose learning rates differ by the init's "
+                f"factors {sorted(found)}; an optimizer keeps the groups that it is given, or splits them"
+            )
+        factor = found.pop() if found else 1.0
+        group["lr"] = group["lr"] * factor
+        if "weight_decay" in group:
+            group["weight_decay"] = group["weight_decay"] / factor
 
 
 def named_seed(seed: int, name: str) -> int:

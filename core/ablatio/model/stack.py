@@ -19,7 +19,8 @@ Side = Literal["encoder", "decoder"]
 class Stack(nn.Module):
     """Embedding, position, layers and the last norm: tokens (B, T) -> hidden states (B, T, D).
 
-    depth, gain  what inits ask for: the number of layers, and the factor that the placement puts on some matrices
+    depth, d_model, gain  what inits ask for: the number of layers, the width, and the factor that the placement puts on
+                          some matrices
     """
 
     def __init__(self, assembly: "Assembly", mask: MaskKind, side: Side = "decoder", table: Any = None) -> None:
@@ -27,9 +28,10 @@ class Stack(nn.Module):
         super().__init__()
         dims, placed = assembly.dims, assembly.placement(None, side)
         self.mask, self.depth, self.gain = mask, assembly.depth(side), float(placed.gain)
+        self.d_model = dims.d_model
         self.max_len, self.dropout, self.scale = dims.max_len, dims.dropout, dims.embedding_scale
         self.embed_tokens = table or nn.Embedding(dims.vocab_size, dims.d_model)
-        self.embed_norm = assembly.norm(f"{assembly.root(side)}.embed_norm") if dims.embedding_norm else None
+        self.embed_norm = assembly.embedding_norm(side)
         self.position = assembly.position(mask == "causal", side)
         self.layers = nn.ModuleList([assembly.block(i, side) for i in range(self.depth)])
         self.norm = assembly.final_norm(side)
@@ -63,8 +65,8 @@ class Stack(nn.Module):
             x = layer(x, ctx)
         if cache is not None:
             cache.advance(tokens.shape[1])
-        x = x if self.stream is None else self.stream.close(x)
-        hidden: Tensor = self.norm(x) if self.norm is not None else x
+        norm = nn.Identity() if self.norm is None else self.norm
+        hidden: Tensor = norm(x) if self.stream is None else self.stream.close(x, norm)
         return hidden
 
     def _context(

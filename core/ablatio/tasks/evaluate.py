@@ -1,4 +1,4 @@
-"""The loss on held-out text, in nats per token and in bits per byte."""
+"""The loss on held-out text, in nats per token and in bits per byte; and how often the likeliest token is right."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -15,15 +15,17 @@ from ablatio.model.roles import named_generator
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """loss: nats per predicted token; bpb: bits per byte of the text they stand for, comparable between tokenizers."""
+    """loss: nats per predicted token; bpb: bits per byte of the text they stand for, comparable between tokenizers;
+    accuracy: share of the predicted tokens that the model holds for the likeliest."""
 
     loss: float
     bpb: float
+    accuracy: float
     tokens: int
     bytes: int
 
     def metrics(self) -> dict[str, float]:
-        return {"val/loss": self.loss, "val/bpb": self.bpb}
+        return {"val/loss": self.loss, "val/bpb": self.bpb, "val/accuracy": self.accuracy}
 
 
 @torch.no_grad()
@@ -43,14 +45,16 @@ def evaluate(
     )  # sentinels: no bytes
     sizes[: len(token_bytes)] = torch.from_numpy(np.asarray(token_bytes, dtype=np.int64))
     nats = torch.zeros((), dtype=torch.float64, device=device)
-    tokens = byte_count = torch.zeros((), dtype=torch.int64, device=device)
+    tokens = byte_count = hits = torch.zeros((), dtype=torch.int64, device=device)
     try:
         for index, batch in enumerate(batches):
             rows = {k: v.to(device, non_blocking=True) for k, v in batch.items()}
             example = objective(rows["tokens"], rows.get("segments"), named_generator(0, f"validation/{index}"))
-            losses = model.token_losses(example).double()  # (B, T)
+            losses, found = model.token_scores(example)  # (B, T)
+            losses = losses.double()
             scored = torch.ones_like(losses) if example.weights is None else (example.weights > 0).double()
             nats = nats + (losses * scored).sum()
+            hits = hits + (found * scored).sum().long()
             tokens = tokens + scored.sum().long()
             byte_count = byte_count + (sizes[example.targets] * scored.long()).sum()
             between(index + 1)
@@ -58,4 +62,4 @@ def evaluate(
         model.train(was_training)
     loss = nats.item() / max(1, int(tokens))
     bpb = nats.item() / math.log(2) / max(1, int(byte_count))
-    return Score(loss, bpb, int(tokens), int(byte_count))
+    return Score(loss, bpb, int(hits) / max(1, int(tokens)), int(tokens), int(byte_count))

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from ablatio.writer import explained, write_text
 
-COLUMNS = ("step", "tokens", "train/loss", "train/lr", "val/loss", "val/bpb", "tokens_per_second", "seconds")
+COLUMNS = (
+    "step", "tokens", "train/loss", "train/lr", "val/loss", "val/bpb", "val/accuracy", "tokens_per_second", "seconds",
+)  # fmt: skip
 
 
 class MetricsFile:

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Sampler
 from ablatio import kinds
 from ablatio.data.batches import TrainBatches, ValidationBatches
 from ablatio.data.cache import Corpus, prepare
-from ablatio.data.order import RowPlan, WindowOrder
+from ablatio.data.order import DocumentOrder, RowPlan, WindowOrder
 from ablatio.data.types import Tokenizer
 from ablatio.model.assembly import Choice, build_model
 from ablatio.model.language_model import LanguageModel
@@ -41,6 +41,10 @@ class Prepared:
         ramp = _Ramp(ramps[0], self.length) if ramps else None
         self.plan = RowPlan(train["batch_size"], train["accumulate"], ramp)
 
+    @property
+    def by_document(self) -> bool:
+        return bool(self.config["data"]["rows"] == "documents")
+
     def tokens(self, steps: int) -> int:
         """How many tokens these many steps take."""
         return self.plan.step(steps)[0] * self.length
@@ -48,7 +52,8 @@ class Prepared:
     def training(self, start: int, skipped: int = 0) -> "DataLoader[dict[str, torch.Tensor]]":
         """Batches from number `start` on, `skipped` batches later in the data; resume needs no other position."""
         train, workers = self.config["train"], self.config["trainer"]["workers"]
-        order = WindowOrder(len(self.corpus.train), self.length, self.task.seeds.data)
+        where = len(self.corpus.train), self.length, self.task.seeds.data
+        order = DocumentOrder(self.corpus.train_starts, *where) if self.by_document else WindowOrder(*where)
         batches = TrainBatches(
             self.corpus.train,
             order,
@@ -72,6 +77,7 @@ class Prepared:
             eos=self.tokenizer.eos,
             document_mask=self.config["data"]["document_mask"],
             val_tokens=cap or 0,
+            documents=self.corpus.validation_starts if self.by_document else None,
         )
 
     def score(self, batches: ValidationBatches, between: Callable[[int], None] = lambda n: None) -> Score:

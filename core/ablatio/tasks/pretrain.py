@@ -13,7 +13,7 @@ from ablatio.errors import Diverged
 from ablatio.model.assembly import Choice
 from ablatio.model.example import Example
 from ablatio.model.language_model import LanguageModel
-from ablatio.model.roles import groups_by_role, named_generator, named_seed
+from ablatio.model.roles import apply_rates, groups_by_role, named_generator, named_seed
 from ablatio.tasks.step import SkipStep, Step
 
 TRAINING = "training_weights"
@@ -35,6 +35,7 @@ class Pretrain(pl.LightningModule):
         self.objective = self._part(config, kinds.objectives, vocab_size=vocab_size, eos=eos, max_len=_length(config))
         self.schedule = self._part(config, kinds.schedules)
         self.optimizer_choice = Choice.of(config["optimizer"])
+        self.rate = getattr(self._part(config, kinds.inits), "rate", None)
         options = config["stabilizer"] or {}
         self.stabilizers = {name: kinds.stabilizers.build(name, knobs) for name, knobs in options.items()}
         for part in self._having("attach"):
@@ -60,7 +61,9 @@ class Pretrain(pl.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         choice = self.optimizer_choice
         self._trainable = [p for p in self.model.parameters() if p.requires_grad]
-        return kinds.optimizers.build(choice.name, choice.knobs, groups=groups_by_role(self.model))
+        optimizer = kinds.optimizers.build(choice.name, choice.knobs, groups=groups_by_role(self.model, self.rate))
+        apply_rates(optimizer, self.model, self.rate)
+        return optimizer
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -128,9 +131,15 @@ class Pretrain(pl.LightningModule):
     def _step(self) -> Step:
         losses = self._step_losses or [torch.zeros(())]
         return Step(
-            self.model, self._trainable, self.optimizer, self.global_step, self.settings["steps"],
-            loss=torch.stack(losses).mean(), sampled_loss=self._sampled_loss,
-        )  # fmt: skip
+            self.model,
+            self._trainable,
+            self.optimizer,
+            self.global_step,
+            self.settings["steps"],
+            loss=torch.stack(losses).mean(),
+            sampled_loss=self._sampled_loss,
+            n_targets=0 if self._example is None else self._example.targets.numel(),
+        )
 
     def _sampled_loss(self) -> Tensor:
         """The mean loss of the last batch, with targets drawn from the model's own distribution."""

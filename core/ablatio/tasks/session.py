@@ -183,6 +183,7 @@ class Session:
             "status": status,
             "val/loss": after.get("loss"),
             "val/bpb": after.get("bpb"),
+            "val/accuracy": after.get("accuracy"),
             "before": self.scores.get("before"),
             "after": after or None,
             "steps": step,

@@ -27,7 +27,8 @@ class Step:
     """One optimizer step: gradients stand in the parameters, `index` counts from 0 to `total` - 1.
 
     loss          nats per target, the mean of the step's batches
-    sampled_loss  makes the loss of the last batch with targets that the model itself draws; for curvature estimates
+    sampled_loss  makes the loss of the last batch with targets that the model itself draws, for curvature estimates
+    n_targets     how many targets that loss is the mean of
     """
 
     model: nn.Module
@@ -37,3 +38,4 @@ class Step:
     total: int
     loss: Tensor
     sampled_loss: Callable[[], Tensor]
+    n_targets: int

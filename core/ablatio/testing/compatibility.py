@@ -79,7 +79,14 @@ def one_step(config: Mapping[str, Any]) -> float:
         group["lr"] *= kinds.schedules.build(schedule.name, schedule.knobs)(1, 10)
     parameters = [p for p in model.parameters() if p.requires_grad]
     step = Step(
-        model, parameters, optimizer, 0, 10, loss=(total / weight).detach(), sampled_loss=lambda: model.loss(example)[0]
+        model,
+        parameters,
+        optimizer,
+        0,
+        10,
+        loss=(total / weight).detach(),
+        sampled_loss=lambda: model.loss(example)[0],
+        n_targets=8,
     )
     try:
         for part in stabilizers:

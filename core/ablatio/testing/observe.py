@@ -136,6 +136,9 @@ def _position(entry: Entry, knobs: Mapping[str, Any]) -> Any:
         part = samples.position(entry, knobs, causal=causal)
         places = [*range(24), *([100, 150, 400, 900, 5000] if entry.facts["extends"] else [])]
         seen += [samples.use_position(entry, part, torch.tensor(places)), tensors_of(part)]
+    # Frequencies by the number of turns within max_len differ only where there are more than a handful of pairs.
+    wide = samples.position(entry, knobs, d_model=samples.HEADS * 64, d_head=64, max_len=2048)
+    seen.append(samples.use_position(entry, wide, torch.tensor([0, 1, 100, 2000]), width=64))
     return [seen, _model(entry, knobs)]
 
 

@@ -49,15 +49,17 @@ def activation(entry: Entry, knobs: Knobs | None = None, *, d_ff: int, dtype: to
 
 
 def position(
-    entry: Entry, knobs: Knobs | None = None, *, causal: bool = True, dtype: torch.dtype = torch.float64
+    entry: Entry, knobs: Knobs | None = None, *, causal: bool = True, dtype: torch.dtype = torch.float64, **sizes: int
 ) -> Any:
-    sizes = {"d_model": HEADS * WIDTH, "d_head": WIDTH, "n_heads": HEADS, "n_layers": 2, "max_len": 32}
-    part = made(entry, knobs, causal=causal, **sizes)
+    plain = {"d_model": HEADS * WIDTH, "d_head": WIDTH, "n_heads": HEADS, "n_layers": 2, "max_len": 32}
+    part = made(entry, knobs, causal=causal, **plain | sizes)
     return part.to(dtype) if isinstance(part, nn.Module) else part
 
 
-def use_position(entry: Entry, part: Any, pos: Tensor, dtype: torch.dtype = torch.float64) -> dict[str, Any]:
-    """All that a position gives at `pos` (T,) or (B, T): method -> output."""
+def use_position(
+    entry: Entry, part: Any, pos: Tensor, dtype: torch.dtype = torch.float64, width: int = WIDTH
+) -> dict[str, Any]:
+    """All that a position gives at `pos` (T,) or (B, T) to heads of this width: method -> output."""
     rows, length = (pos.shape[0] if pos.dim() == 2 else 2), pos.shape[-1]
     generator = torch.Generator().manual_seed(3)
 
@@ -66,8 +68,8 @@ def use_position(entry: Entry, part: Any, pos: Tensor, dtype: torch.dtype = torc
 
     found: dict[str, Any] = {}
     for method in entry.facts["uses"]:
-        x = random(1, length, HEADS * WIDTH).expand(rows, -1, -1)
-        q, k = (random(1, HEADS, length, WIDTH).expand(rows, -1, -1, -1) for _ in "qk")
+        x = random(1, length, HEADS * width).expand(rows, -1, -1)
+        q, k = (random(1, HEADS, length, width).expand(rows, -1, -1, -1) for _ in "qk")
         arguments = {"embed": (x, pos), "rotate": (q, k, pos), "bias": (pos, pos), "score": (q, k, pos, pos)}
         found[method] = getattr(part, method)(*arguments[method])
     return found
@@ -93,8 +95,9 @@ def objective(entry: Entry, knobs: Knobs | None = None, max_len: int = 32) -> An
 
 
 def token_rows(rows: int = 3, length: int = 33) -> tuple[Tensor, Tensor]:
-    """Tokens (B, T + 1) and the documents packed in them: eos opens each."""
-    tokens, starts = tiny.tokens(rows, length, seed=5), torch.zeros(rows, length, dtype=torch.long)
+    """Tokens (B, T + 1) and the documents packed in them: eos opens each; every id stands somewhere."""
+    order = torch.randperm(rows * length, generator=torch.Generator().manual_seed(5))
+    tokens, starts = (order % (tiny.VOCAB - 1) + 1).view(rows, length), torch.zeros(rows, length, dtype=torch.long)
     for row, places in enumerate(([0, 9, 20], [0], [0, 31])[:rows]):
         starts[row, places] = 1
     tokens[starts.bool()] = 0
@@ -109,10 +112,10 @@ def groups(dtype: torch.dtype = torch.float32, seed: int = 0) -> list[ParameterG
         return nn.Parameter(torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype))
 
     return [
-        {"params": [parameter(8, 6), parameter(6, 12)], "role": "matrix"},
-        {"params": [parameter(6), parameter(12)], "role": "vector"},
-        {"params": [parameter(10, 6)], "role": "embedding"},
-        {"params": [parameter(10, 6)], "role": "head"},
+        {"params": [parameter(8, 6), parameter(6, 12)], "role": "matrix", "rate": 1.0},
+        {"params": [parameter(6), parameter(12)], "role": "vector", "rate": 1.0},
+        {"params": [parameter(10, 6)], "role": "embedding", "rate": 1.0},
+        {"params": [parameter(10, 6)], "role": "head", "rate": 1.0},
     ]
 
 

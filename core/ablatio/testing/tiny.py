@@ -145,7 +145,14 @@ def run(
         loss.backward()  # type: ignore[no-untyped-call]
         losses.append(float(loss.detach()))
         step = Step(
-            net, parameters, optimizer, index, steps, loss=loss.detach(), sampled_loss=lambda: mean_loss(net, batch)
+            net,
+            parameters,
+            optimizer,
+            index,
+            steps,
+            loss=loss.detach(),
+            sampled_loss=lambda: mean_loss(net, batch),
+            n_targets=batch.targets.numel(),
         )
         try:
             for hook in hooks:

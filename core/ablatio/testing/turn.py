@@ -76,5 +76,5 @@ def settings(entry: Entry, knob: Knob) -> Iterator[dict[str, Any]]:
     yield entry.defaults
     for other in entry.knobs:
         if other.name != knob.name and (other.type == "bool" or other.choices or other.optional or not other.default):
-            for value in other_values(other)[:3]:
+            for value in other_values(other)[: None if other.choices else 3]:
                 yield entry.defaults | {other.name: value}

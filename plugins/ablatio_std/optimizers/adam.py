@@ -109,7 +109,7 @@ def radam(
     return torch.optim.RAdam(decayed(groups, weight_decay), **settings, decoupled_weight_decay=True, foreach=True)
 
 
-@optimizers.register("adafactor", paper="arXiv:1804.04235")
+@optimizers.register("adafactor", paper="arXiv:1804.04235", entrywise=False)
 def adafactor(
     groups: list[ParameterGroup],
     *,

@@ -89,7 +89,7 @@ rule(
 )
 
 
-@optimizers.register("prodigy", paper="arXiv:2306.06101")
+@optimizers.register("prodigy", paper="arXiv:2306.06101", entrywise=False)
 class Prodigy(Foreach):
     """w <- w - lr d (m / (sqrt(v) + d eps) + weight_decay w), d an estimate that grows up to |start - goal|.
 

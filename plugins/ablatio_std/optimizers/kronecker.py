@@ -13,7 +13,7 @@ Every = Annotated[int, Positive, "steps from one factorisation to the next"]
 Largest = Annotated[int, Positive, "a longer side has no factor; a vocabulary's would take most of the time"]
 
 
-@optimizers.register("shampoo", paper="arXiv:1802.09568")
+@optimizers.register("shampoo", paper="arXiv:1802.09568", entrywise=False)
 class Shampoo(Foreach):
     """W <- W - lr M, M <- momentum M + L^(-1/4) G R^(-1/4), with L <- L + G G^T and R <- R + G^T G from eps I.
 
@@ -58,7 +58,7 @@ class Shampoo(Foreach):
             p.add_(state["m"], alpha=-group["lr"])
 
 
-@optimizers.register("soap", paper="arXiv:2409.11321")
+@optimizers.register("soap", paper="arXiv:2409.11321", entrywise=False)
 class SOAP(Foreach):
     """W <- W - lr (Q_L N Q_R^T + weight_decay W), N Adam's step in the eigenbases Q_L and Q_R of Shampoo's L and R.
 

@@ -21,7 +21,7 @@ from ablatio_std.optimizers._common import (
 )  # fmt: skip
 
 
-@optimizers.register("galore", paper="arXiv:2403.03507")
+@optimizers.register("galore", paper="arXiv:2403.03507", entrywise=False)
 class GaLore(Foreach):
     """W <- W - lr (scale P N + weight_decay W), N Adam's step on P^T G, for hidden matrices; AdamW for other roles.
 

@@ -161,7 +161,7 @@ class AdamMini(Foreach):
         torch._foreach_add_(w, u, alpha=-group["lr"] / (1 - b1**t))
 
 
-@optimizers.register("lamb", paper="arXiv:1904.00962")
+@optimizers.register("lamb", paper="arXiv:1904.00962", entrywise=False)
 class LAMB(Foreach):
     """w <- w - lr |w| / |u| u, u = m^ / (sqrt(v^) + eps) + weight_decay w; the norms are of the whole tensor.
 

@@ -14,7 +14,7 @@ A, B, C = 3.4445, -4.7750, 2.0315  # steep at 0, so that 5 steps bring all singu
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
-@optimizers.register("muon", paper="https://kellerjordan.github.io/posts/muon/")
+@optimizers.register("muon", paper="https://kellerjordan.github.io/posts/muon/", entrywise=False)
 class Muon(Foreach):
     """W <- W - lr (scale U V^T + weight_decay W), U S V^T = momentum, for hidden matrices; AdamW for the other roles.
 

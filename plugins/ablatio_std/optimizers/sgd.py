@@ -12,7 +12,7 @@ from ablatio_std.optimizers._common import Below1, Eps, Rate, decayed
 Coupled = Annotated[float, NonNegative, "added to the gradient, times w; none on vectors"]
 
 
-@optimizers.register("sgd", paper="doi:10.1214/aoms/1177729586")
+@optimizers.register("sgd", paper="doi:10.1214/aoms/1177729586", entrywise=False)
 def sgd(
     groups: list[ParameterGroup],
     *,

@@ -15,7 +15,7 @@ SHAPES = {"matrix": (96, 32), "embedding": (64, 32), "head": (64, 32)}
 
 def _info(role: str, name: str = "model.layers.0.mlp.up_proj.weight", residual: bool = False) -> ParameterInfo:
     fan_out, fan_in = SHAPES[role]
-    return ParameterInfo(name, role, fan_in, fan_out, 4, residual, 1.0)  # type: ignore[arg-type]
+    return ParameterInfo(name, role, fan_in, fan_out, 4, residual, 1.0, 0, 32)  # type: ignore[arg-type]
 
 
 def _draw(part: Entry, info: ParameterInfo, seed: int = 0) -> Tensor:

@@ -3,9 +3,11 @@
 import math
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
+from ablatio.model.assembly import Sublayer, n_norms
 from ablatio.registry import Entry
 from ablatio.testing import probe, samples
 
@@ -16,19 +18,20 @@ WIRING: dict[str, Any] = {
 }  # fmt: skip
 
 
-def _made(part: Entry) -> tuple[object, nn.Module]:
-    """The placement and as many norms as it wants."""
-    placement = samples.made(part, layer=1, **WIRING)
-    norms = [nn.LayerNorm(D).double() for _ in range(part.facts["n_norms"])]
+SUBLAYERS: tuple[Sublayer, ...] = ("attention", "mlp")
+
+
+def _made(part: Entry, around: Sublayer = "attention") -> tuple[object, nn.Module]:
+    """The placement, in eval mode and float64, and as many norms as it wants."""
+    placement = samples.made(part, layer=1, around=around, **WIRING)
+    norms = [nn.LayerNorm(D).double() for _ in range(n_norms(part.facts, around))]
+    placement = placement.double().eval() if isinstance(placement, nn.Module) else placement
     return placement, norms[0] if len(norms) == 1 else nn.ModuleList(norms)
 
 
-def _double(placement: object) -> object:
-    return placement.double() if isinstance(placement, nn.Module) else placement
-
-
-def test_wraps_the_sublayer(part: Entry) -> None:
-    placement, norms = _made(part)
+@pytest.mark.parametrize("around", SUBLAYERS)
+def test_wraps_the_sublayer(part: Entry, around: Sublayer) -> None:
+    placement, norms = _made(part, around)
     x, calls = probe.randn(2, 3, D, dtype=torch.float64), []
 
     def sublayer(h: Tensor) -> Tensor:
@@ -37,7 +40,7 @@ def test_wraps_the_sublayer(part: Entry) -> None:
 
     stream = _opened(part, x)
     with probe.unchanged(part, stream), probe.draws_nothing(part, "when called"):
-        probe.same_shape(part, stream, _double(placement)(stream, sublayer, norms))  # type: ignore[operator]
+        probe.same_shape(part, stream, placement(stream, sublayer, norms))  # type: ignore[operator]
     assert calls[0].shape == x.shape, (
         f"{probe.label(part)}: the sublayer got {tuple(calls[0].shape)}, not {tuple(x.shape)}"
     )
@@ -46,12 +49,12 @@ def test_wraps_the_sublayer(part: Entry) -> None:
 
 def _opened(part: Entry, x: Tensor) -> Tensor:
     """The residual stream that the placement makes of x: x itself, unless it says otherwise."""
-    ends = samples.made(part, layer=None, **WIRING)
+    ends = samples.made(part, layer=None, around="both", **WIRING)
     if not hasattr(ends, "open"):
         return x
     assert hasattr(ends, "close"), f"{probe.label(part)}: has `open` and no `close`"
     stream: Tensor = ends.open(x)
-    probe.same_shape(part, x, ends.close(stream), "closed stream")
+    probe.same_shape(part, x, ends.close(stream, nn.Identity()), "closed stream")
     return stream
 
 
@@ -61,15 +64,16 @@ def test_gain_is_a_number(part: Entry) -> None:
     assert number, f"{probe.label(part)}: `gain` is {gain!r}, a positive number was expected (1.0 for no change)"
 
 
-def test_norms_and_sublayer_are_used(part: Entry) -> None:
-    placement, norms = _made(part)
+@pytest.mark.parametrize("around", SUBLAYERS)
+def test_norms_and_sublayer_are_used(part: Entry, around: Sublayer) -> None:
+    placement, norms = _made(part, around)
     inner = nn.Linear(D, D).double()
     x = probe.randn(2, 3, D, dtype=torch.float64).requires_grad_()
     # A placement may start closed (rezero): every parameter is opened first.
     with torch.no_grad():
         for p in placement.parameters() if isinstance(placement, nn.Module) else ():
             p.add_(0.5)
-    y = _double(placement)(_opened(part, x), inner, norms)  # type: ignore[operator]
+    y = placement(_opened(part, x), inner, norms)  # type: ignore[operator]
     (y * probe.randn(*y.shape, seed=1, dtype=torch.float64)).sum().backward()
     assert x.grad is not None and x.grad.any(), f"{probe.label(part)}: no gradient reaches x"
     lost = [*probe.without_gradient(norms), *probe.without_gradient(inner)]

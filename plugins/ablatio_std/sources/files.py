@@ -21,7 +21,7 @@ from ablatio import sources
 from ablatio.data.types import Document
 from ablatio.errors import UserError
 
-CORPORA = Path(__file__).parent / "corpora"
+CORPORA = Path(__file__).parents[1] / "corpora"
 _OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
 _ESCAPES = {r"\n": "\n", r"\r": "\r", r"\t": "\t"}
 _BOM = b"\xef\xbb\xbf"

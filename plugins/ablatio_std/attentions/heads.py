@@ -3,23 +3,37 @@
 from typing import Annotated, Unpack
 
 from ablatio import Range, attentions, rule
-from ablatio.model.softmax_attention import AttentionWiring, SoftmaxAttention
+from ablatio.model.softmax_attention import AttentionWiring, QKNorm, Sinks, Softcap, SoftmaxAttention
 
 
 @attentions.register("mha", paper="arXiv:1706.03762")
 class MultiHead(SoftmaxAttention):
     """softmax(q k^T / sqrt(d_head)) v in each of n_heads heads, each with keys and values of its own."""
 
-    def __init__(self, **wiring: Unpack[AttentionWiring]) -> None:
-        super().__init__(wiring["n_heads"], **wiring)
+    def __init__(
+        self,
+        *,
+        qk_norm: QKNorm = "none",
+        softcap: Softcap = 0.0,
+        sinks: Sinks = False,
+        **wiring: Unpack[AttentionWiring],
+    ) -> None:
+        super().__init__(wiring["n_heads"], qk_norm=qk_norm, softcap=softcap, sinks=sinks, **wiring)
 
 
 @attentions.register("mqa", paper="arXiv:1911.02150")
 class MultiQuery(SoftmaxAttention):
     """All heads share one head of keys and values: the cache is n_heads times smaller."""
 
-    def __init__(self, **wiring: Unpack[AttentionWiring]) -> None:
-        super().__init__(1, **wiring)
+    def __init__(
+        self,
+        *,
+        qk_norm: QKNorm = "none",
+        softcap: Softcap = 0.0,
+        sinks: Sinks = False,
+        **wiring: Unpack[AttentionWiring],
+    ) -> None:
+        super().__init__(1, qk_norm=qk_norm, softcap=softcap, sinks=sinks, **wiring)
 
 
 @attentions.register("gqa", paper="arXiv:2305.13245")
@@ -30,15 +44,19 @@ class GroupedQuery(SoftmaxAttention):
         self,
         *,
         n_kv_heads: Annotated[int, Range(1), "heads of keys and values; a divisor of model.n_heads"] = 2,
+        qk_norm: QKNorm = "none",
+        softcap: Softcap = 0.0,
+        sinks: Sinks = False,
         **wiring: Unpack[AttentionWiring],
     ) -> None:
-        super().__init__(n_kv_heads, **wiring)
+        super().__init__(n_kv_heads, qk_norm=qk_norm, softcap=softcap, sinks=sinks, **wiring)
 
 
+# Undecided, and so silent, for an attention that has no such knob.
 rule(
-    when="attention.name == 'gqa'",
-    unless="model.n_heads % attention.n_kv_heads == 0",
+    when="model.n_heads % attention.n_kv_heads != 0",
     why="each group of heads shares one key-value head, so n_kv_heads={attention.n_kv_heads} must divide "
     "model.n_heads={model.n_heads}",
     fix="attention.n_kv_heads={nearest_divisor(model.n_heads, attention.n_kv_heads)}",
+    where="attention",
 )

@@ -1,12 +1,27 @@
-"""Feed-forward parts."""
+"""The plain feed-forward part, and what every feed-forward part is handed."""
 
 from collections.abc import Callable
+from typing import TypedDict
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ablatio import mlps
 from ablatio.model.context import Context
+
+
+class MlpWiring(TypedDict):
+    """What the model hands to a feed-forward part; inner_norm: makes the norm before down_proj, or None."""
+
+    d_model: int
+    d_ff: int
+    activation: Callable[..., Tensor]
+    gated: bool
+    bias: bool
+    dropout: float
+    layer: int
+    n_layers: int
+    inner_norm: Callable[[int], nn.Module] | None
 
 
 @mlps.register("dense", paper="arXiv:1706.03762")

@@ -1,0 +1,121 @@
+"""Attention by a kernel phi(q) . phi(k) in place of exp(q . k): sums over keys are made once, at a cost linear in T."""
+
+import math
+from typing import Annotated, Literal, Unpack
+
+import torch
+from torch import Tensor
+
+from ablatio import Range, attentions
+from ablatio.model.attend import merge_heads
+from ablatio.model.context import Context
+from ablatio.model.softmax_attention import AttentionWiring, QKNorm, SoftmaxAttention
+from ablatio_std.attentions._common import Rows, accumulate, at_least_float32, keeps_no_keys, without_autocast
+
+
+class KernelAttention(SoftmaxAttention):
+    """y_t = sum_s phi(q_t) . phi(k_s) v_s / sum_s phi(q_t) . phi(k_s); a part says what phi is.
+
+    Causal: by running sums in chunks.  Both ways: one sum; with borders or a prefix, pair by pair.  Positions turn q
+    and k before phi.  The cache holds one sum, whatever the length.
+    """
+
+    takes_bias = False
+
+    def feature(self, x: Tensor, *, query: bool) -> Tensor:
+        """(B, H, T, d_head) -> (B, H, T, F), not negative."""
+        raise NotImplementedError
+
+    def heads(self, x: Tensor, ctx: Context) -> Tensor:
+        q = self.queries(x)
+        k, v = ctx.keys_values(self.layer, x, lambda x: self.keys_values(x, ctx))
+        if ctx.memory is None:
+            q, k = ctx.rotate(q, k, self.layer)
+        with without_autocast(x.device):
+            q, k, v = at_least_float32(q, k, v)
+            v = torch.cat([v, torch.ones_like(v[..., :1])], dim=-1)  # the last column sums up the weights
+            sums = self.sums(self.feature(q, query=True), self.feature(k, query=False), v, ctx)
+            y = sums[..., :-1] / sums[..., -1:]
+        return merge_heads(y).to(x.dtype)
+
+    def sums(self, q: Tensor, k: Tensor, v: Tensor, ctx: Context) -> Tensor:
+        """sum_s (q_t . k_s) v_s over what t sees: (B, H, T, V)."""
+        rows = Rows.of(ctx)
+        cache = ctx.cache if ctx.memory is None else None
+        if ctx.mask == "causal" and ctx.opened is None:
+            state = None if cache is None else cache.state(self.layer)
+            q, k, v = (rows.sorted(t) for t in (q, k, v))
+            said, held = accumulate(q, k, v, q.new_zeros(1, 1, 1), rows, None if state is None else state[0])
+            said = rows.restored(said)
+        elif ctx.visible is None:
+            said = q @ (held := k.mT @ v)
+        else:
+            said = (q @ k.mT * ctx.visible) @ v
+            last = 1.0 if ctx.segments is None else (ctx.segments == ctx.segments[:, -1:])[:, None, :, None]
+            held = said if cache is None else (k * last).mT @ v
+        if cache is not None:
+            cache.keep(self.layer, held)
+        return said
+
+
+@attentions.register("linear", paper="arXiv:2006.16236")
+class Linear(KernelAttention):
+    """phi(x) = elu(x) + 1 in place of the exponential of q . k: attention with a state of d_head x d_head a head."""
+
+    def __init__(self, *, qk_norm: QKNorm = "none", **wiring: Unpack[AttentionWiring]) -> None:
+        super().__init__(wiring["n_heads"], qk_norm=qk_norm, **wiring)
+
+    def feature(self, x: Tensor, *, query: bool) -> Tensor:
+        return torch.where(x > 0, x + 1, x.clamp(max=0).exp())  # elu itself rounds to -1 below -17
+
+
+keeps_no_keys("linear")
+
+
+@attentions.register("performer", paper="arXiv:2009.14794")
+class Performer(KernelAttention):
+    """exp(q . k) by random features phi_i(x) = exp(w_i . x - |x|^2 / 2) + eps, x with the root of the scale (FAVOR+).
+
+    The w_i are normal; `orthogonal` makes those of a block of d_head orthogonal to each other, at the same lengths:
+    less variance.  kernel=relu is the paper's generalised attention, phi_i(x) = relu(w_i . x) + eps.  The w_i are drawn
+    at the start, saved with the weights and not trained.
+    """
+
+    directions: Tensor
+
+    def __init__(
+        self,
+        *,
+        features: Annotated[int | None, Range(1), "null: d_head ln d_head"] = None,
+        draw: Literal["orthogonal", "independent"] = "orthogonal",
+        kernel: Literal["softmax", "relu"] = "softmax",
+        eps: Annotated[float, Range(0, 1)] = 1e-4,
+        **wiring: Unpack[AttentionWiring],
+    ) -> None:
+        super().__init__(wiring["n_heads"], **wiring)
+        width = wiring["d_head"]
+        count = features or max(1, round(width * math.log(width)))
+        self.kernel, self.eps = kernel, eps
+        drawn = orthogonal(count, width) if draw == "orthogonal" else torch.randn(count, width)
+        self.register_buffer("directions", drawn)
+
+    def feature(self, x: Tensor, *, query: bool) -> Tensor:
+        x = x * math.sqrt(self.scale)
+        along = x @ self.directions.to(x.dtype).T  # (B, H, T, F)
+        if self.kernel == "relu":
+            return along.relu() + self.eps
+        exponent = along - x.square().sum(-1, keepdim=True) / 2
+        if query:  # a factor on all features of a query goes away; one on keys would have to know later ones
+            exponent = exponent - exponent.amax(-1, keepdim=True)
+        return torch.exp(exponent) + self.eps
+
+
+keeps_no_keys("performer")
+
+
+def orthogonal(count: int, width: int) -> Tensor:
+    """(count, width) normal rows; in each block of `width` rows any two are orthogonal."""
+    turned = [torch.linalg.qr(torch.randn(width, width)) for _ in range(-(-count // width))]
+    # The factorisation picks signs by a rule of its own; those of R's diagonal make all turns equally likely.
+    directions = torch.cat([(q * r.diagonal().sign()).T for q, r in turned])[:count]
+    return directions * torch.randn(count, width).norm(dim=1, keepdim=True)

@@ -1,0 +1,202 @@
+"""Softmax attention to some of the keys: a pattern says which, from where query and key stand in their document.
+
+A pattern is a function of positions q (..., T, 1) and k (..., 1, S) and of its own settings; it looks both ways, and
+the architecture's mask takes away what comes later.  A new one takes ten lines: the function, and a class that names
+it.
+"""
+
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, Unpack
+
+import torch
+from torch import Tensor
+
+from ablatio import Positive, Range, attentions, rule
+from ablatio.model.attend import Sight
+from ablatio.model.context import Context
+from ablatio.model.softmax_attention import AttentionWiring, KVHeads, QKNorm, Sinks, Softcap, SoftmaxAttention
+
+Pattern = tuple[Callable[..., Tensor], *tuple[int, ...]]
+Window = Annotated[int | None, Range(1), "tokens that are seen, the query's own included; null: model.max_len / 8"]
+
+
+def near(q: Tensor, k: Tensor, window: int) -> Tensor:
+    return (q - k).abs() < window
+
+
+def near_or_first(q: Tensor, k: Tensor, window: int, first: int) -> Tensor:
+    return near(q, k, window) | (k < first)
+
+
+def strided(q: Tensor, k: Tensor, stride: int) -> Tensor:
+    return ((q - k).abs() <= stride) | ((q - k) % stride == 0)
+
+
+def fixed(q: Tensor, k: Tensor, stride: int, summary: int) -> Tensor:
+    return (q // stride == k // stride) | (k % stride >= stride - summary)
+
+
+def bigbird(q: Tensor, k: Tensor, block: int, window: int, globals_: int, random: int, seed: int) -> Tensor:
+    q_block, k_block = q // block, k // block
+    count = -(-max(q.shape[-2], k.shape[-1]) // block)
+    chosen = random_blocks(count, window, random, seed, q.device)
+    seen = chosen[torch.maximum(q_block, k_block), torch.minimum(q_block, k_block)]
+    return seen | near(q_block, k_block, window // 2 + 1) | (torch.minimum(q, k) < globals_)
+
+
+def random_blocks(count: int, window: int, random: int, seed: int, device: torch.device) -> Tensor:
+    """(count, count): True at [i, j] for `random` blocks j that lie before the window of block i.
+
+    Each pair draws a number that depends on it alone, so that a longer text changes nothing before its end.
+    """
+    i, j = torch.arange(count, device=device)[:, None], torch.arange(count, device=device)
+    draw = (i * 0x9E3779B1 + j * 0x85EBCA77 + seed * 0xC2B2AE3D) & 0xFFFFFFFF
+    for shift in (15, 13):
+        draw = ((draw ^ (draw >> shift)) * 0x2C1B3C6D) & 0xFFFFFFFF
+    free = j < i - window // 2
+    last = torch.where(free, draw, 1 << 32).sort(dim=-1).values[:, min(random, count) - 1, None]
+    return free & (draw <= last) if random else torch.zeros_like(free)
+
+
+class Patterned(SoftmaxAttention):
+    """Keys that a pattern picks; cross-attention sees all.  pattern: the function and its settings; None: every key."""
+
+    pattern: Pattern | None
+
+    def __init__(self, n_kv_heads: int | None, pattern: Pattern | None, **wiring: Any) -> None:
+        super().__init__(n_kv_heads or wiring["n_heads"], **wiring)
+        self.pattern = pattern
+
+    def place(self, q: Tensor, k: Tensor, v: Tensor, ctx: Context) -> tuple[Tensor, Tensor, Tensor, Context | Sight]:
+        return *ctx.place(self.layer, q, k, v), self.sight(ctx)
+
+    def sight(self, ctx: Context) -> Context | Sight:
+        """Mask and bias, made once a pass for all layers that share the pattern."""
+        if self.pattern is None or ctx.memory is not None:
+            return ctx
+        shows, *settings = self.pattern
+
+        def make() -> Sight:
+            return Sight.of(ctx, shows(ctx.q_pos[..., :, None], ctx.k_pos[..., None, :], *settings))
+
+        return ctx.shared(("sight", self.pattern), make)
+
+
+class Windowed(Patterned):
+    """A pattern that sees the last `window` tokens and the `first` ones: decoding keeps no others."""
+
+    def __init__(self, n_kv_heads: int | None, window: int, first: int, full: bool, **wiring: Any) -> None:
+        pattern = (near_or_first, window, first) if first else (near, window)
+        super().__init__(n_kv_heads, None if full else pattern, **wiring)
+        self.window, self.first = window, first
+
+    def place(self, q: Tensor, k: Tensor, v: Tensor, ctx: Context) -> tuple[Tensor, Tensor, Tensor, Context | Sight]:
+        place = ctx.position
+        late = getattr(place, "late", False) or (self.first and hasattr(place, "score"))  # these ask for every key
+        if ctx.cache is None or self.pattern is None or ctx.memory is not None or late:
+            return super().place(q, k, v, ctx)
+        q, k = ctx.rotate(q, k, self.layer)
+        first = None
+        if self.first:
+            start = ctx.past + ctx.length - 1 - ctx.k_pos[..., -1:]  # (1,) or (B, 1): where the text begins
+            first = (start + torch.arange(self.first, device=k.device)).expand(len(k), -1)
+        k, v, index = ctx.cache.update_window(self.layer, k, v, self.window, first)
+        sight = self.sight(ctx)
+        if index.shape[1] == ctx.key_length:
+            return q, k, v, sight
+        assert isinstance(sight, Sight)
+        return q, k, v, ctx.shared(("kept", self.pattern), lambda: sight.take(index))
+
+
+@attentions.register("sliding", paper="arXiv:2004.05150")
+class SlidingWindow(Windowed):
+    """Softmax over the keys less than `window` tokens away; every `full_every`-th layer sees all of them.
+
+    Decoding keeps `window` keys of a windowed layer.  full_every=2 is Gemma 2, 6 Gemma 3, 0 Mistral.
+    """
+
+    def __init__(
+        self,
+        *,
+        window: Window = None,
+        full_every: Annotated[int, Range(0), "layers n, 2n, ... (counted from 1) see every key; 0: none does"] = 0,
+        n_kv_heads: KVHeads = None,
+        qk_norm: QKNorm = "none",
+        softcap: Softcap = 0.0,
+        sinks: Sinks = False,
+        **wiring: Unpack[AttentionWiring],
+    ) -> None:
+        full = full_every > 0 and (wiring["layer"] + 1) % full_every == 0
+        window = window or max(1, wiring["max_len"] // 8)
+        super().__init__(n_kv_heads, window, 0, full, qk_norm=qk_norm, softcap=softcap, sinks=sinks, **wiring)
+
+
+@attentions.register("lambda_window", paper="arXiv:2308.16137")
+class LambdaWindow(Windowed):
+    """Softmax over the keys less than `window` tokens away and the document's `first` tokens (a mask shaped as a Λ).
+
+    Decoding keeps window + first keys, however long the text: the attention sinks of arXiv:2309.17453, with each token
+    at its true position.
+    """
+
+    def __init__(
+        self,
+        *,
+        window: Window = None,
+        first: Annotated[int, Range(1), "tokens at the start that are always seen"] = 4,
+        n_kv_heads: KVHeads = None,
+        **wiring: Unpack[AttentionWiring],
+    ) -> None:
+        super().__init__(n_kv_heads, window or max(1, wiring["max_len"] // 8), first, False, **wiring)
+
+
+@attentions.register("sparse", paper="arXiv:1904.10509")
+class Sparse(Patterned):
+    """Softmax over the near keys and one column in `stride`, the union of the Sparse Transformer's two heads.
+
+    strided  |t - s| <= stride, or stride divides t - s
+    fixed    s in the block of t (blocks of `stride`), or among the last `summary` tokens of a block
+    """
+
+    def __init__(
+        self,
+        *,
+        kind: Literal["strided", "fixed"] = "strided",
+        stride: Annotated[int | None, Range(1), "null: the square root of model.max_len"] = None,
+        summary: Annotated[int, Positive, "of kind=fixed: columns of a block that later blocks see"] = 1,
+        n_kv_heads: KVHeads = None,
+        **wiring: Unpack[AttentionWiring],
+    ) -> None:
+        stride = stride or max(1, round(wiring["max_len"] ** 0.5))
+        pattern = (strided, stride) if kind == "strided" else (fixed, stride, summary)
+        super().__init__(n_kv_heads, pattern, **wiring)
+
+
+rule(
+    when="attention.name == 'sparse' and attention.kind == 'fixed' and attention.summary >= attention.stride > 1",
+    why="the last summary={attention.summary} of stride={attention.stride} columns are seen from everywhere, which "
+    "leaves nothing out",
+    fix="attention.summary=1",
+)
+
+
+@attentions.register("bigbird", paper="arXiv:2007.14062")
+class BigBird(Patterned):
+    """Softmax over `window` blocks around the query's, the first `global_tokens` and `random` blocks before the window.
+
+    The random blocks follow from layer and block number.  Global tokens see all and are seen by all; where tokens see
+    only what came before them, both kinds lie among the earlier ones.
+    """
+
+    def __init__(
+        self,
+        *,
+        block: Annotated[int | None, Range(1), "tokens of a block; null: model.max_len / 16"] = None,
+        window: Annotated[int, Range(1), "blocks around the query's own, half of them on each side"] = 3,
+        global_tokens: Annotated[int, Range(0), "tokens at the start that see all and are seen by all"] = 2,
+        random: Annotated[int, Range(0), "random blocks for each block"] = 3,
+        n_kv_heads: KVHeads = None,
+        **wiring: Unpack[AttentionWiring],
+    ) -> None:
+        block = block or max(1, wiring["max_len"] // 16)
+        super().__init__(n_kv_heads, (bigbird, block, window, global_tokens, random, wiring["layer"]), **wiring)

@@ -1,0 +1,1 @@
+"""Feed-forward parts: dense, and mixtures of experts."""

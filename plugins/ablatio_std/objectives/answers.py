@@ -1,0 +1,46 @@
+"""Objectives that score a part of the text alone."""
+
+from typing import Annotated
+
+import torch
+from torch import Tensor
+
+from ablatio import NonNegative, Positive, objectives
+from ablatio.model.example import Example
+
+
+@objectives.register("answers", paper="arXiv:2312.04927")
+class Answers:
+    """As `lm`, but the loss stands on answers alone: `count` tokens from `skip` tokens after each marker on.
+
+    The marker is the id `marker` (`?` in tokenizer=symbols): `? k v` with skip=1 and count=1 scores v, when its input
+    is k.  count=null scores all that follows, up to the document's end.  A document whose beginning stands outside of
+    the row has no answers, as what they follow from may stand there too.
+    """
+
+    gives = "next tokens"
+
+    def __init__(
+        self,
+        vocab_size: int,
+        eos: int,
+        *,
+        marker: Annotated[int, NonNegative, "id of the token that announces an answer"] = 1,
+        skip: Annotated[int, NonNegative, "tokens between the marker and the answer"] = 1,
+        count: Annotated[int | None, Positive, "tokens of an answer; null: up to the document's end"] = 1,
+    ) -> None:
+        self.eos, self.marker, self.skip, self.count = eos, marker, skip, count
+
+    def __call__(self, tokens: Tensor, segments: Tensor | None, generator: torch.Generator) -> Example:
+        place = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+        opened = torch.where(tokens == self.eos, place, -1).cummax(1).values  # the last document's beginning
+        asked = torch.where(tokens == self.marker, place, -1)
+        asked = torch.where(place > self.skip, asked.roll(self.skip + 1, 1), -1).cummax(1).values
+        since = place - asked - self.skip - 1  # places since the last marker's answer began
+        scored = (opened >= 0) & (asked > opened) & (since < (tokens.shape[1] if self.count is None else self.count))
+        return Example(
+            inputs=tokens[:, :-1],
+            targets=tokens[:, 1:],
+            weights=(scored & (tokens != self.eos))[:, 1:].float(),
+            segments=None if segments is None else segments[:, :-1],
+        )

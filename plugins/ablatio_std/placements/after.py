@@ -1,0 +1,102 @@
+"""Norms after the sublayer: on its output, or on the residual stream."""
+
+import torch
+from torch import Tensor, nn
+
+from ablatio import placements, rule
+from ablatio_std.placements._common import Sublayer
+
+
+@placements.register("post", paper="arXiv:1706.03762")
+class PostNorm:
+    """norm(x + f(x)), as in the first transformer.  (B, T, D) -> same."""
+
+    final_norm = False
+    gain = 1.0
+
+    def __call__(self, x: Tensor, sublayer: Sublayer, norm: nn.Module) -> Tensor:
+        return norm(x + sublayer(x))
+
+
+@placements.register("deepnorm", paper="arXiv:2203.00555")
+class DeepNorm:
+    """norm(alpha x + f(x)), and the init multiplies value, output and feed-forward matrices with beta (`gain`).
+
+    N encoder and M decoder layers (the paper's table):
+    one stack of M layers            alpha = (2 M)^(1/4)            beta = (8 M)^(-1/4)
+    the encoder beside a decoder     alpha = 0.81 (N^4 M)^(1/16)    beta = 0.87 (N^4 M)^(-1/16)
+    the decoder beside an encoder    alpha = (3 M)^(1/4)            beta = (12 M)^(-1/4)
+    """
+
+    final_norm = False
+
+    def __init__(self, side: str, encoder_layers: int, decoder_layers: int) -> None:
+        n, m = encoder_layers, decoder_layers
+        if not n or not m:
+            self.alpha, self.gain = (2 * (n or m)) ** 0.25, (8 * (n or m)) ** -0.25
+        elif side == "encoder":
+            self.alpha, self.gain = 0.81 * (n**4 * m) ** (1 / 16), 0.87 * (n**4 * m) ** (-1 / 16)
+        else:
+            self.alpha, self.gain = (3 * m) ** 0.25, (12 * m) ** -0.25
+
+    def __call__(self, x: Tensor, sublayer: Sublayer, norm: nn.Module) -> Tensor:
+        return norm(self.alpha * x + sublayer(x))
+
+
+rule(
+    when="placement.name == 'deepnorm' and block.name != 'sequential'",
+    why="deepnorm's alpha and beta are derived for two sublayers in sequence, and block={block.name} has others",
+    fix="block=sequential",
+)
+
+
+@placements.register("sandwich", paper="arXiv:2105.13290")
+class Sandwich:
+    """x + norm'(f(norm(x))): a norm before and one after the sublayer (CogView).  (B, T, D) -> same."""
+
+    n_norms = 2
+    gain = 1.0
+
+    def __call__(self, x: Tensor, sublayer: Sublayer, norm: nn.ModuleList) -> Tensor:
+        before, after = norm
+        return x + after(sublayer(before(x)))  # type: ignore[no-any-return]
+
+
+@placements.register("peri", paper="arXiv:2502.02732")
+class Peri(Sandwich):
+    """x + norm'(f(norm(x))), and norms after the embedding and after the last layer.  (B, T, D) -> same."""
+
+    embedding_norm = True
+
+
+@placements.register("reordered", paper="arXiv:2501.00656")
+class Reordered:
+    """x + norm(f(x)): only what is added is normed (OLMo 2, and first Swin V2).  (B, T, D) -> same."""
+
+    gain = 1.0
+
+    def __call__(self, x: Tensor, sublayer: Sublayer, norm: nn.Module) -> Tensor:
+        return x + norm(sublayer(x))  # type: ignore[no-any-return]
+
+
+@placements.register("residual_dual", paper="arXiv:2304.14802")
+class ResidualDual:
+    """Two streams (ResiDual): u' = norm(u + f(u)) and v' = v + f(u); at the end u + norm(v).  (B, T, 2, D) -> same.
+
+    u is the post-norm stream that the sublayers read, v the sum of all that they say.
+    """
+
+    gain = 1.0
+
+    def open(self, x: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, 2, D)."""
+        return torch.stack([x, x], dim=-2)
+
+    def close(self, x: Tensor, norm: nn.Module) -> Tensor:
+        u, v = x.unbind(-2)
+        return u + norm(v)  # type: ignore[no-any-return]
+
+    def __call__(self, x: Tensor, sublayer: Sublayer, norm: nn.Module) -> Tensor:
+        u, v = x.unbind(-2)
+        y = sublayer(u)
+        return torch.stack([norm(u + y), v + y], dim=-2)

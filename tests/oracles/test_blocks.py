@@ -1,0 +1,78 @@
+"""Blocks against their equations, composed here from the block's own sublayers and norms (pre-norm)."""
+
+import pytest
+import torch
+from support import model_config
+
+from ablatio.kinds import blocks
+from ablatio.model.assembly import build_model
+from ablatio.model.context import Memory, make_context
+
+V, D = 11, 32
+
+
+def sequential(layer, x, a, c, m):
+    x = x + a(layer.input_layernorm(x))
+    x = x + c(layer.cross_layernorm(x)) if c else x
+    return x + m(layer.post_attention_layernorm(x))
+
+
+def parallel(layer, x, a, c, m):
+    h = layer.input_layernorm(x)
+    return x + a(h) + m(h) + (c(h) if c else 0)
+
+
+def parallel_with_own_norms(layer, x, a, c, m):
+    h = layer.input_layernorm(x)
+    return x + a(h) + m(layer.post_attention_layernorm(x)) + (c(h) if c else 0)
+
+
+def macaron(layer, x, a, c, m):
+    """arXiv:1906.02762, section 3.2: the Strang-Marchuk splitting."""
+    x = x + layer.mlp_before(layer.mlp_before_layernorm(x), None) / 2
+    x = x + a(layer.input_layernorm(x))
+    x = x + c(layer.cross_layernorm(x)) if c else x
+    return x + m(layer.post_attention_layernorm(x)) / 2
+
+
+EQUATIONS = {
+    "sequential": ({}, sequential),
+    "parallel": ({}, parallel),
+    "parallel_own_norms": ({"own_norms": True}, parallel_with_own_norms),
+    "macaron": ({}, macaron),
+}
+
+
+@pytest.mark.parametrize("crossed", [False, True])
+@pytest.mark.parametrize("name", EQUATIONS)
+def test_the_layer_is_its_equation(name, crossed):
+    knobs, equation = EQUATIONS[name]
+    architecture = "encoder_decoder" if crossed else "causal"
+    block = {"name": name.removesuffix("_own_norms"), **knobs}
+    model = build_model(model_config(block=block, architecture=architecture, d_model=D), V).double().eval()
+    for p in model.parameters():
+        p.data += 0.3 * torch.randn_like(p)
+    stack, tokens = model.model, torch.randint(0, V, (2, 7))
+    memory = Memory(torch.randn(2, 5, D).double()) if crossed else None
+    ctx = make_context(tokens, stack.position, "causal", None, None, torch.float64, memory=memory)
+    expected = stack.embed_tokens(tokens)
+    for layer in stack.layers:
+
+        def cross(h, layer=layer):
+            return layer.cross_attn(h, ctx.cross)
+
+        expected = equation(
+            layer, expected, lambda h, f=layer.self_attn: f(h, ctx), cross if crossed else None,
+            lambda h, f=layer.mlp: f(h, ctx),
+        )  # fmt: skip
+    torch.testing.assert_close(stack(tokens, memory=memory), stack.norm(expected), rtol=1e-12, atol=1e-12)
+
+
+def test_macaron_has_two_feed_forward_parts_of_their_own():
+    layer = build_model(model_config(block="macaron"), V).model.layers[0]
+    before, after = layer.mlp_before.up_proj.weight, layer.mlp.up_proj.weight
+    assert before.shape == after.shape and not torch.equal(before, after)
+
+
+def test_every_block_has_an_oracle():
+    assert {n.removesuffix("_own_norms") for n in EQUATIONS} == {e.name for e in blocks if e.provider.dist == "ablatio"}

@@ -1,0 +1,48 @@
+"""A killed run continues bit for bit with every optimizer, every stabilizer, and every kind of example."""
+
+import signal
+from pathlib import Path
+
+import pytest
+from runs import TINY, ablatio, metrics
+
+from ablatio.registry import REGISTRIES
+from ablatio.testing import tiny
+
+OPTIMIZERS = [f"optimizer={e.name}" for e in REGISTRIES["optimizer"]]
+STABILIZERS = [f"stabilizer=[{e.name}]" for e in REGISTRIES["stabilizer"]]
+EXAMPLES = [
+    f"architecture={a.name} objective={o.name}"
+    for o in REGISTRIES["objective"]
+    for a in REGISTRIES["architecture"]
+    if o.facts["gives"] in a.facts["takes"] and (a.name != "causal" or o.facts["gives"] == "next tokens")
+]
+
+
+def compatible(overrides: str) -> list[str]:
+    """The overrides, and what rules ask for beside them (schedule_free wants a constant rate)."""
+    words = overrides.split()
+    kind, _, name = words[0].partition("=")
+    if kind == "optimizer":
+        schedule = tiny.config(REGISTRIES[kind].entries[name])["schedule"]["name"]
+        words.append(f"schedule={schedule}")
+    return words
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("overrides", [*OPTIMIZERS, *STABILIZERS, *EXAMPLES])
+def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, text_file: Path, overrides: str) -> None:
+    settings = [*TINY, f"source.path={text_file}", f"out={tmp_path}", "model.dropout=0.1", "train.batch_size=8"]
+    settings += ["model.max_len=32", *compatible(overrides)]
+    whole = ablatio(["train", *settings, "name=whole"], tmp_path / "log")
+    assert whole.code == 0, whole.err
+    cut = tmp_path / "cut"
+    killed = ablatio(
+        ["train", *settings, "name=cut"], tmp_path / "log", kill_when=cut / "checkpoints/step-00000004.json"
+    )
+    assert killed.code == -signal.SIGKILL
+    resumed = ablatio(["train", f"resume={cut}"], tmp_path / "log")
+    assert resumed.code == 0, resumed.err
+    assert metrics(cut) == metrics(tmp_path / "whole")
+    last = "checkpoints/step-00000012.model.safetensors"
+    assert (cut / last).read_bytes() == (tmp_path / "whole" / last).read_bytes()
