@@ -2,6 +2,7 @@
 
 import pytest
 import yaml
+from runs import TINY, ablatio, summary
 
 from ablatio import presets, yamls
 from ablatio.commands.completion import candidates
@@ -24,6 +25,17 @@ def test_composes_at_a_size_that_trains_and_at_each_of_its_own(name):
         for section, values in settings.items():
             found = config[section]
             assert found == values if not isinstance(values, dict) else {k: found[k] for k in values} == values
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_learns(name, tmp_path, text_file):
+    """With its own optimizer and schedule, at a size that trains in a second."""
+    tiny = [o for o in TINY if not o.startswith(("train.steps", "train.val_every", "train.checkpoint_every"))]
+    settings = [*tiny, f"preset={name}", "train.steps=60", "train.val_every=null", "train.checkpoint_every=null"]
+    ended = ablatio(["train", *settings, f"source.path={text_file}", f"out={tmp_path}", "name=run"], tmp_path / "log")
+    assert ended.code == 0, ended.err
+    found = summary(tmp_path / "run")
+    assert found["after"]["loss"] < 0.93 * found["before"]["loss"]
 
 
 def test_the_command_line_has_the_last_word():
