@@ -56,6 +56,7 @@ def test_mup_does_not_grow_and_the_plain_init_does(capsys: pytest.CaptureFixture
         ("norm=layernorm", "position=t5", "attention=mqa", "activation=geglu", "model.tied=false"),
         ("placement=hyper_connections", "block=macaron", "position=learned"),
         ("placement=post", "block=parallel", "activation=relu"),
+        ("architecture=encoder_decoder", "objective=span_corruption", "optimizer=lion", "optimizer.lr=1e-3"),
     ],
     ids=lambda parts: parts[0],
 )
@@ -129,6 +130,16 @@ def test_it_leaves_the_global_generator_alone() -> None:
 def test_what_cannot_be_checked(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["coordinates", *arguments]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_the_text_may_come_from_the_corpus(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With another vocabulary the logits at the start are others; still nothing grows."""
+    book = tmp_path / "book.txt"
+    book.write_text("\n\n".join(f"Line {i}: {i * i} is a square, {i * i + 1} is none." for i in range(400)))
+    text = ("tokenizer=bytes", "source=text", f"source.path={book}", "source.separator='\\n\\n'")
+    found = checked(capsys, *MUP, *text, "--corpus", "--widths", "64,128,256", "--seeds", "4")
+    assert found["transfers"], found
+    assert found != checked(capsys, *MUP, *text, "--widths", "64,128,256", "--seeds", "4")
 
 
 def test_the_table_says_what_grows(capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,6 +18,7 @@ def run(arguments: list[str]) -> int:
     options.add_argument("--widths", default=WIDTHS, help=f"values of model.d_model, by default {WIDTHS}")
     options.add_argument("--steps", type=int, default=4, help="of training, by default 4")
     options.add_argument("--seeds", type=int, default=4, help="that are averaged, by default 4")
+    options.add_argument("--corpus", action="store_true", help="train on the text of `source`, not on random tokens")
     options.add_argument("--json", action="store_true", help="for programs")
     asked = options.parse_intermixed_args(arguments)
     widths = _widths(asked.widths)
@@ -28,7 +29,7 @@ def run(arguments: list[str]) -> int:
     config = compose_run(asked.settings).config
     from ablatio.tasks.coordinates import coordinates
 
-    found = coordinates(config, widths, asked.steps, asked.seeds)
+    found = coordinates(config, widths, asked.steps, asked.seeds, corpus=asked.corpus)
     if asked.json:
         rows = {
             g.name: {

@@ -37,7 +37,7 @@ class LanguageModel(nn.Module):
         super().__init__()
         dims = assembly.dims
         self.opens, self.logit_scale, self.z_loss, self.smoothing = opens, assembly.logit_scale, 0.0, 0.0
-        self.model = Stack(assembly, mask, side)
+        self.model = Stack(assembly, mask, side, opens=opens)
         self.lm_head = nn.Linear(dims.d_model, dims.vocab_size, bias=False)
         if dims.tied:
             self.lm_head.weight = self.model.embed_tokens.weight

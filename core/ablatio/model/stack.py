@@ -23,8 +23,10 @@ class Stack(nn.Module):
                           some matrices
     """
 
-    def __init__(self, assembly: "Assembly", mask: MaskKind, side: Side = "decoder", table: Any = None) -> None:
-        """table: the embedding of another stack, to share it."""
+    def __init__(
+        self, assembly: "Assembly", mask: MaskKind, side: Side = "decoder", *, opens: bool = False, table: Any = None
+    ) -> None:
+        """opens: whether a prefix is seen in both directions; table: the embedding of another stack, to share it."""
         super().__init__()
         dims, placed = assembly.dims, assembly.placement(None, side)
         self.mask, self.depth, self.gain = mask, assembly.depth(side), float(placed.gain)
@@ -32,7 +34,7 @@ class Stack(nn.Module):
         self.max_len, self.dropout, self.scale = dims.max_len, dims.dropout, dims.embedding_scale
         self.embed_tokens = table or nn.Embedding(dims.vocab_size, dims.d_model)
         self.embed_norm = assembly.embedding_norm(side)
-        self.position = assembly.position(mask == "causal", side)
+        self.position = assembly.position(mask == "causal" and not opens, side)
         self.layers = nn.ModuleList([assembly.block(i, side) for i in range(self.depth)])
         self.norm = assembly.final_norm(side)
         self.stream = placed if hasattr(placed, "open") else None

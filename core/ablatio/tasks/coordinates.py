@@ -3,7 +3,7 @@ with the width?  If nothing does, the learning rate of a narrow model is good fo
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from ablatio import config as run_config
 from ablatio import kinds
+from ablatio.data.batches import TrainBatches
+from ablatio.data.order import RowPlan, WindowOrder
 from ablatio.errors import ConfigError, Diverged, UserError
 from ablatio.model.assembly import Assembly, Choice
 from ablatio.model.example import Example
@@ -21,6 +23,16 @@ from ablatio.model.roles import apply_rates, groups_by_role, named_generator
 FLAT = 0.05  # the largest slope of log size against log width that counts as none
 VOCAB = 256
 Sizes = dict[str, tuple[float, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """One batch to train on: rows of tokens (B, T + 1), and the documents in them."""
+
+    tokens: Tensor
+    segments: Tensor | None
+    vocab_size: int
+    eos: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +51,12 @@ class Growth:
         return not (self.start_slope < FLAT and self.change_slope < FLAT)
 
 
-def coordinates(config: Mapping[str, Any], widths: Sequence[int], steps: int = 4, seeds: int = 4) -> list[Growth]:
+def coordinates(
+    config: Mapping[str, Any], widths: Sequence[int], steps: int = 4, seeds: int = 4, *, corpus: bool = False
+) -> list[Growth]:
     """Train a few steps at each width and fit log size = slope * log width, for each kind of output.
+
+    The text is random, or with `corpus` from the config's own source.
 
     Attention, feed-forward, residual stream (the mean over the layers) and logits are looked at, of whatever parts the
     config names.  Heads keep their width, so that a wider model has more of them; all widths see the same batch.
@@ -48,7 +64,9 @@ def coordinates(config: Mapping[str, Any], widths: Sequence[int], steps: int = 4
     if len(set(widths)) < 2:
         raise UserError(f"{len(set(widths))} width came, two or more were expected\n    try: --widths 64,128,256")
     configs = [at_width(config, width) for width in sorted(set(widths))]
-    found = [[_trained(c, steps, int(c["seed"]) + i) for i in range(seeds)] for c in configs]
+    numbers = range(int(config["seed"]), int(config["seed"]) + seeds)
+    texts = list(_corpus(config, numbers) if corpus else _random(config, numbers))
+    found = [[_trained(c, steps, seed, text) for seed, text in zip(numbers, texts, strict=True)] for c in configs]
     return [_growth(name, [c["model"]["d_model"] for c in configs], found) for name in found[0][0]]
 
 
@@ -109,12 +127,12 @@ class Watched(Assembly):
         return self.seen | {"logits": [logits]}
 
 
-def _trained(config: Mapping[str, Any], steps: int, seed: int) -> Sizes:
+def _trained(config: Mapping[str, Any], steps: int, seed: int, text: Text) -> Sizes:
     """Each output's mean size before training, and that of its change, on the batch that is trained on."""
-    assembly = Watched(config, VOCAB, seed=seed)
+    assembly = Watched(config, text.vocab_size, text.eos, seed)
     with torch.random.fork_rng(devices=[]):  # dropout; the same in all widths
         torch.default_generator.manual_seed(seed)
-        model, example = assembly.model().train(), _example(config, seed)
+        model, example = assembly.model().train(), _example(config, seed, text)
         before = assembly.outputs(model, example)
         for _ in _steps(config, assembly, model, example, steps):
             pass
@@ -142,14 +160,36 @@ def _steps(
         yield float(loss.detach())
 
 
-def _example(config: Mapping[str, Any], seed: int) -> Example:
-    """Random tokens, as the objective shows them."""
-    length = int(config["data"]["length"] or config["model"]["max_len"])
-    choice, rows = Choice.of(config["objective"]), config["train"]["batch_size"]
-    objective = kinds.objectives.build(choice.name, choice.knobs, vocab_size=VOCAB, eos=0, max_len=length)
-    tokens = torch.randint(1, VOCAB, (rows, length + 1), generator=named_generator(seed, "tokens"))
-    example: Example = objective(tokens, None, named_generator(seed, "objective"))
+def _example(config: Mapping[str, Any], seed: int, text: Text) -> Example:
+    """The text as the objective shows it."""
+    choice = Choice.of(config["objective"])
+    objective = kinds.objectives.build(
+        choice.name, choice.knobs, vocab_size=text.vocab_size, eos=text.eos, max_len=_length(config)
+    )
+    example: Example = objective(text.tokens, text.segments, named_generator(seed, "objective"))
     return example
+
+
+def _length(config: Mapping[str, Any]) -> int:
+    return int(config["data"]["length"] or config["model"]["max_len"])
+
+
+def _random(config: Mapping[str, Any], seeds: Iterable[int]) -> Iterator[Text]:
+    rows = config["train"]["batch_size"], _length(config) + 1
+    for seed in seeds:
+        yield Text(torch.randint(1, VOCAB, rows, generator=named_generator(seed, "tokens")), None, VOCAB, 0)
+
+
+def _corpus(config: Mapping[str, Any], seeds: Iterable[int]) -> Iterator[Text]:
+    """The first batch of a run with each seed."""
+    from ablatio.tasks.prepared import build_data
+
+    found, tokenizer = build_data(config)
+    for seed in seeds:
+        order = WindowOrder(len(found.train), _length(config), seed)
+        mask, plan = config["data"]["document_mask"], RowPlan(config["train"]["batch_size"])
+        batch = TrainBatches(found.train, order, plan, eos=tokenizer.eos, document_mask=mask)[0]
+        yield Text(batch["tokens"], batch.get("segments"), tokenizer.vocab_size, tokenizer.eos)
 
 
 def _size(outputs: Sequence[Tensor]) -> float:

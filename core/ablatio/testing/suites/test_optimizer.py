@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ablatio.model.roles import groups_by_role
+from ablatio.model.roles import ParameterInfo, apply_rates, describe, groups_by_role
 from ablatio.registry import Entry
 from ablatio.testing import probe, samples, tiny
 
@@ -102,6 +102,21 @@ def test_skips_what_has_no_gradient(part: Entry) -> None:
     assert torch.equal(parameters[0], before[0]), f"{probe.label(part)}: moves a parameter that has no gradient"
     still = [i for i, (p, b) in enumerate(zip(parameters, before, strict=True)) if i and torch.equal(p, b)]
     assert not still, f"{probe.label(part)}: leaves parameters {still} where they are, although they have gradients"
+
+
+def test_takes_rates_by_parameter(part: Entry) -> None:
+    """An init (mup) may ask for learning rates of their own: the groups that come in are kept, or split."""
+
+    def rate(info: ParameterInfo) -> float:
+        return 0.5 if info.layer == 0 else 1.0
+
+    net = tiny.model()
+    optimizer = samples.made(part, groups=groups_by_role(net, rate))
+    before = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    apply_rates(optimizer, net, rate)
+    after = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    wrong = [info.name for p, info in describe(net) if float(after[id(p)] / before[id(p)]) != rate(info)]
+    assert not wrong, f"{probe.label(part)}: the rate of {', '.join(wrong)} is not multiplied in"
 
 
 def test_follows_the_learning_rate(part: Entry) -> None:
