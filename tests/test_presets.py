@@ -1,13 +1,16 @@
 """Presets compose at each of their sizes, give way to the command line, and are refused where they mean nothing."""
 
+from types import SimpleNamespace
+
 import pytest
 import yaml
+from runs import TINY, ablatio, summary
 
-from ablatio import presets, yamls
+from ablatio import plugins, presets, yamls
 from ablatio.commands.completion import candidates
 from ablatio.compose import compose_run
 from ablatio.errors import ConfigError
-from ablatio.registry import ContractError
+from ablatio.registry import ContractError, Provider
 
 NAMES = sorted(p.stem for p in (yamls.shipped("conf") / "preset").glob("*.yaml"))
 
@@ -24,6 +27,18 @@ def test_composes_at_a_size_that_trains_and_at_each_of_its_own(name):
         for section, values in settings.items():
             found = config[section]
             assert found == values if not isinstance(values, dict) else {k: found[k] for k in values} == values
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_learns(name, tmp_path, text_file):
+    """With its own optimizer and schedule, at a size that trains in a second."""
+    own = ("train.steps", "train.val_every", "train.checkpoint_every", "model.n_layers")
+    tiny = [o for o in TINY if not o.startswith(own)] + ["model.n_layers=2"]
+    settings = [*tiny, f"preset={name}", "train.steps=60", "train.val_every=null", "train.checkpoint_every=null"]
+    ended = ablatio(["train", *settings, f"source.path={text_file}", f"out={tmp_path}", "name=run"], tmp_path / "log")
+    assert ended.code == 0, ended.err
+    found = summary(tmp_path / "run")
+    assert found["after"]["loss"] < 0.93 * found["before"]["loss"]
 
 
 def test_the_command_line_has_the_last_word():
@@ -98,3 +113,36 @@ def test_completion_knows_presets_and_their_sizes():
     assert "size=176b" in candidates(["train", "preset=bloom", "size=1"])
     assert "size=176b" not in candidates(["train", "preset=gpt2", "size=1"])
     assert "preset=bloom" in candidates(["show", "preset=b"])
+
+
+@pytest.fixture
+def plugin_conf(tmp_path, monkeypatch):
+    """The conf folder of a plugin."""
+    conf = tmp_path / "conf"
+    for group in ("preset", "experiment"):
+        (conf / group).mkdir(parents=True)
+    source = SimpleNamespace(conf=conf, provider=Provider("my-plugin", "1.0"))
+    known = plugins.sources()
+    monkeypatch.setattr(plugins, "sources", lambda: [*known, source])
+    return conf
+
+
+def test_a_plugin_brings_presets_and_sizes(plugin_conf):
+    sizes = "sizes:\n  5m: {model: {d_model: 96, n_layers: 3, n_heads: 3}}\n"
+    text = "# Mine.\npaper: doi:1\nnorm: {name: layernorm, eps: 1.0e-3}\n" + sizes
+    (plugin_conf / "preset" / "mine.yaml").write_text(text)
+    config = compose_run(["preset=mine", "size=5m"]).config
+    assert config["norm"]["eps"] == 1e-3 and config["model"]["d_model"] == 96
+    assert str(yamls.options_of("preset")["mine"].provider) == "my-plugin 1.0"
+    with pytest.raises(ConfigError, match="preset=bloom was not published at 5m"):
+        compose_run(["preset=bloom", "size=5m"])
+
+
+def test_an_experiment_starts_from_a_preset(plugin_conf):
+    chosen = "defaults:\n  - override /preset: bloom\n  - override /position: rope\n"
+    text = f"# @package _global_\n{chosen}\nmodel: {{bias: false}}\n"
+    (plugin_conf / "experiment" / "ours.yaml").write_text(text)
+    config = compose_run(["experiment=ours"]).config
+    assert config["position"]["name"] == "rope" and config["activation"] == {"name": "gelu", "approximate": "tanh"}
+    assert config["model"]["embedding_norm"] and not config["model"]["bias"]
+    assert compose_run(["experiment=ours", "position=alibi"]).config["position"]["name"] == "alibi"

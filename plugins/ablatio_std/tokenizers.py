@@ -50,6 +50,15 @@ def _text(table: Sequence[bytes], ids: Sequence[int]) -> str:
     return b"".join(table[i] for i in ids).decode("utf-8", errors="replace")
 
 
+def _fast(vocab: dict[str, int], merges: Sequence[tuple[str, str]], eos: tuple[str, int]) -> hf.Tokenizer:
+    """Byte-level BPE with its end sign in front of each text, as a document begins in training."""
+    model = _empty_bpe(vocab | dict([eos]), merges)
+    model.decoder = hf.decoders.ByteLevel()
+    model.add_special_tokens([eos[0]])
+    model.post_processor = hf.processors.TemplateProcessing(f"{eos[0]} $A", special_tokens=[eos])
+    return model
+
+
 @tokenizers.register("bytes")
 class Bytes:
     """One id per UTF-8 byte, id = byte, and eos = 256: 257 ids, nothing to train."""
@@ -71,6 +80,9 @@ class Bytes:
 
     def state(self) -> str:
         return json.dumps({"tokenizer": "bytes"})
+
+    def fast(self, eos: str) -> hf.Tokenizer:
+        return _fast(dict(_BYTE_OF), [], (eos, self.eos))
 
     def restore(self, state: str) -> None:
         if _state(state).get("tokenizer") != "bytes":
@@ -128,6 +140,10 @@ class BPE:
     def state(self) -> str:
         model = json.loads(self._model.to_str())["model"]
         return json.dumps({"tokenizer": "bpe", "vocab": model["vocab"], "merges": model["merges"]}, ensure_ascii=False)
+
+    def fast(self, eos: str) -> hf.Tokenizer:
+        model = json.loads(self._model.to_str())["model"]
+        return _fast(model["vocab"], [(left, right) for left, right in model["merges"]], (eos, self.eos))
 
     def restore(self, state: str) -> None:
         came = _state(state)

@@ -1,6 +1,7 @@
 """The command line as a person (or a shell, or a program) uses it."""
 
 import json
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -52,7 +53,7 @@ def test_the_catalogue_as_json_knows_all_there_is(capsys: pytest.CaptureFixture[
     assert bloom["paper"] == "arXiv:2211.05100" and "176b" in bloom["sizes"] and bloom["parts"]["position"] == "alibi"
     assert bloom["doc"].startswith("BLOOM") and bloom["dist"] == "ablatio"
     rope = found["position"]["rope"]
-    assert rope["dist"] == "ablatio" and {k["name"] for k in rope["knobs"]} == {"base", "fraction", "layout"}
+    assert rope["dist"] == "ablatio" and {k["name"] for k in rope["knobs"]} >= {"base", "fraction", "layout"}
 
 
 def test_show_says_formula_knobs_source_and_provider(capsys: pytest.CaptureFixture[str]) -> None:
@@ -117,6 +118,27 @@ def test_a_run_is_evaluated_and_sampled(tmp_path: Path, text_file: Path) -> None
     assert bad.code == 2 and "--temperature 0.8" in bad.err
     manifest = json.loads((run / "run/manifest.json").read_text())
     assert manifest["size"]["parameters"] > 0 and "norm/rmsnorm" in manifest["code"]["parts"]
+
+
+def test_size_tells_without_allocating(capsys: pytest.CaptureFixture[str]) -> None:
+    from ablatio.cli import main
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert main(["size", "preset=bloom", "size=176b", "--json"]) == 0
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1_000_000  # kB, of modules
+    found = json.loads(capsys.readouterr().out)
+    assert found["parameters"] == 176_247_271_424 and found["weights"] == 4 * found["parameters"]
+    assert found["optimizer"] >= 2 * found["weights"]
+    assert main(["size", "preset=bloom", "size=176b"]) == 0
+    out = capsys.readouterr().out
+    assert "176,247,271,424" in out and "705 GB" in out and "state of adamw" in out
+
+
+def test_what_cannot_fit_is_not_begun(tmp_path: Path) -> None:
+    ended = ablatio(["train", "preset=bloom", "size=176b", f"out={tmp_path}", "name=run"], tmp_path / "log")
+    assert ended.code == 5
+    assert "176,247,271,424 parameters" in ended.err and "2,820.0 GB" in ended.err and "try: size=small" in ended.err
+    assert not list((tmp_path / "run").iterdir())
 
 
 def test_doctor_is_well(capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,12 +15,8 @@ from ablatio.native import FAMILIES, family_of, misfits
 
 V, LENGTH = 61, 19
 TINY = ["model.d_model=32", "model.n_layers=3", "model.n_heads=4", "model.max_len=32", "model.dropout=0"]
-LAYERNORM = ["norm=layernorm", "model.bias=true", "model.tied=true"]
-NEOX = [*LAYERNORM, "activation=gelu", "position=rope", "position.fraction=0.5", "model.tied=false"]
-T5 = [
-    "architecture=encoder_decoder", "objective=span_corruption", "objective.sentinels=1", "position=t5",
-    "position.buckets=8", "position.max_distance=20", "model.d_head=10",
-]  # fmt: skip
+NEOX = ["preset=gpt_neox"]
+T5 = ["preset=t5", "objective.sentinels=1", "position.buckets=8", "position.max_distance=20", "model.d_head=10"]
 CASES = {
     "gpt2": ("gpt2", ["preset=gpt2"], torch.float64),
     "gpt2-wide": ("gpt2", ["preset=gpt2", "model.d_ff=40", "model.tied=false"], torch.float64),
@@ -29,14 +25,15 @@ CASES = {
     "llama2": ("llama", ["preset=llama2", "model.d_head=8"], torch.float32),
     "llama-scaled": ("llama", ["preset=llama", "model.logit_scale=0.5", "model.attention_scale=0.3"], torch.float32),
     "bloom": ("bloom", ["preset=bloom"], torch.float32),
-    "opt": ("opt", [*LAYERNORM, "activation=relu", "position=learned"], torch.float64),
-    "neox": ("gpt_neox", [*NEOX, "block=parallel", "block.own_norms=true"], torch.float32),
-    "neox-half": ("gpt_neox", [*NEOX, "block=parallel", "block.own_norms=true", "position.layout=half"], torch.float32),
-    "neox-sequential": ("gpt_neox", NEOX, torch.float32),
-    "t5-1.0": ("t5", [*T5, "activation=relu", "init=t5"], torch.float64),
+    "opt": ("opt", ["preset=opt"], torch.float64),
+    "opt-without-biases": ("opt", ["preset=opt", "model.bias=false", "activation=gelu"], torch.float64),
+    "neox": ("gpt_neox", NEOX, torch.float32),
+    "neox-interleaved": ("gpt_neox", [*NEOX, "position.layout=interleaved", "position.fraction=0.5"], torch.float32),
+    "neox-sequential": ("gpt_neox", [*NEOX, "block=sequential"], torch.float32),
+    "t5-1.0": ("t5", T5, torch.float64),
     "t5-1.1": (
         "t5",
-        [*T5, "activation=geglu", "activation.approximate=tanh", "init=t5", "model.tied=false", "model.logit_scale=1"],
+        [*T5, "activation=geglu", "activation.approximate=tanh", "model.tied=false", "model.logit_scale=1"],
         torch.float64,
     ),
     "t5-deeper-encoder": ("t5", [*T5, "activation=swiglu", "model.encoder_layers=2", "init=gpt2"], torch.float64),

@@ -10,8 +10,10 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     BloomConfig,
     GPT2Config,
+    GPTNeoXConfig,
     LlamaConfig,
     OPTConfig,
+    SwitchTransformersConfig,
     T5Config,
 )
 
@@ -50,6 +52,13 @@ def t5(width, layers, heads, d_ff, **more):
     return T5Config(d_model=width, num_layers=layers, num_heads=heads, d_ff=d_ff, **more)
 
 
+def switch(width, layers, heads, d_ff, experts):
+    sparse = {"num_sparse_encoder_layers": layers // 2, "num_sparse_decoder_layers": layers // 2}
+    return SwitchTransformersConfig(
+        d_model=width, num_layers=layers, num_heads=heads, d_ff=d_ff, num_experts=experts, **sparse
+    )
+
+
 PUBLISHED = {
     ("gpt2", "124m"): (gpt2(768, 12, 12), 124_439_808),
     ("gpt2", "1.5b"): (gpt2(1600, 48, 25), 1_557_611_200),
@@ -62,6 +71,8 @@ PUBLISHED = {
 PUBLISHED |= {
     ("opt", "125m"): (opt(768, 12, 12), 125_239_296),
     ("opt", "175b"): (opt(12288, 96, 96), None),
+    ("gpt_neox", "20b"): (GPTNeoXConfig(), 20_554_567_680),
+    ("switch", "7b"): (switch(768, 12, 12, 3072, 128), None),
     ("t5", "60m"): (t5(512, 6, 8, 2048), 60_506_624),
     ("t5", "220m"): (t5(768, 12, 12, 3072), 222_903_552),
     ("t5", "11b"): (t5(1024, 24, 128, 65536, d_kv=128), 11_307_321_344),

@@ -6,6 +6,7 @@ COMMANDS = {
     "train": "train a model assembled from named parts; -m sweeps",
     "evaluate": "score a run on held-out text, at any length",
     "generate": "sample text from a run",
+    "export": "a run as a folder that transformers loads",
     "coordinates": "does a learning rate transfer to other widths? (muP's coordinate check)",
     "size": "parameters, FLOPs and memory of a config, without allocating it",
     "list": "the parts that can be chosen, of all kinds or of one",

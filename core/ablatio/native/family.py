@@ -6,11 +6,16 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from ablatio.config import Model, section_knobs
 from ablatio.model.assembly import Assembly
 from ablatio.native.mapping import Module, scaled, to_ours, to_theirs, turned_by_halves
 from ablatio.registry import REGISTRIES
 
 SHAPING = ("norm", "placement", "activation", "mlp", "position", "attention", "block", "architecture")
+SIZES = (
+    "d_model", "n_layers", "n_heads", "d_head", "d_ff", "vocab_size", "max_len", "tied", "bias", "dropout",
+    "encoder_layers", "embedding_norm", "embedding_scale", "final_norm", "attention_scale", "logit_scale",
+)  # fmt: skip
 # Our activation -> transformers' name of it; of a gated one, of the function on its gate.
 ACTIVATIONS = {
     ("relu", None): "relu", ("gelu", "none"): "gelu", ("gelu", "tanh"): "gelu_pytorch_tanh", ("silu", None): "silu",
@@ -124,6 +129,10 @@ class Family:
             yield f"model.embedding_norm={bool(d.embedding_norm)}"
         if d.final_norm is False:
             yield "model.final_norm=false"
+        for knob in section_knobs(Model):  # a setting that this file does not know must not be set
+            value = self.config["model"].get(knob.name, knob.default)
+            if knob.name not in SIZES and value != knob.default:
+                yield f"model.{knob.name}={value}"
 
     def _factors(self) -> tuple[float, float]:
         """Ours over theirs: of the logits and of q k^T."""

@@ -1,0 +1,123 @@
+"""A run as a folder that transformers loads: config.json, model.safetensors, the tokenizer, how to generate."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ablatio.checkpoint import make_folder, write_json
+from ablatio.data.types import Tokenizer
+from ablatio.errors import UserError
+from ablatio.model.language_model import LanguageModel
+from ablatio.native import FAMILIES, family_of, misfits
+from ablatio.native.family import SHAPING as PARTS
+from ablatio.native.family import Family
+from ablatio.tensorfile import tensor_pieces
+from ablatio.writer import write_pieces, write_text
+
+OWN = "ablatio"
+END = "<|endoftext|>"
+SHAPING = (*PARTS, "init", "objective", "model", "match")  # init sets scales, an objective adds ids
+
+
+def export(
+    config: Mapping[str, Any], model: LanguageModel, tokenizer: Tokenizer, folder: Path, kind: str | None = None
+) -> str:
+    """Write the folder and return whose class loads it: one of transformers' own if the combination is that, or ours.
+
+    kind: asks for that class.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder} is not empty; nothing is written over\n    try: --to another folder")
+    family = _family(config, tokenizer, kind)
+    if family is not None:
+        settings, tensors = family.config_json(), family.to_native(model.state_dict())
+    else:
+        settings, tensors = own_config(config, model, tokenizer), dict(model.state_dict())
+    make_folder(folder)
+    _write_tensors(folder / "model.safetensors", tensors)
+    for name, data in _tokenizer_files(tokenizer, int(config["model"]["max_len"])).items():
+        (write_text if isinstance(data, str) else write_json)(folder / name, data)
+    starts = {"decoder_start_token_id": tokenizer.eos} if settings.get("is_encoder_decoder") else {}
+    ends = {"bos_token_id": tokenizer.eos, "eos_token_id": tokenizer.eos, "pad_token_id": tokenizer.eos}
+    write_json(folder / "generation_config.json", {**ends, **starts})
+    write_json(folder / "config.json", settings)  # last: without it the folder is no model
+    return str(settings["model_type"])
+
+
+def _family(config: Mapping[str, Any], tokenizer: Tokenizer, kind: str | None) -> Family | None:
+    arguments = (config, tokenizer.vocab_size, tokenizer.eos)
+    if kind is None:
+        found = family_of(*arguments)
+    elif kind == OWN:
+        found = None
+    else:
+        known = {family.model_type: family for family in FAMILIES}
+        if kind not in known:
+            raise UserError(f"there is no class {kind}; there are {', '.join((*known, OWN))}")
+        found = known[kind](*arguments)
+        if reasons := found.misfits():
+            raise UserError(f"this model is no {kind}: {'; '.join(reasons)}\n    try: --as {OWN}")
+    if found is None and config["architecture"]["name"] == "encoder_decoder":
+        reasons = misfits(config, tokenizer.vocab_size)["t5"]
+        raise UserError(f"transformers has T5's encoder-decoder alone, and this is another one: {'; '.join(reasons)}")
+    return found
+
+
+def own_config(config: Mapping[str, Any], model: LanguageModel, tokenizer: Tokenizer) -> dict[str, Any]:
+    """config.json of our own class: what shapes the model, and nothing of where and on what it was trained."""
+    return {
+        "architectures": ["AblatioForCausalLM"],
+        "model_type": OWN,
+        "vocab_size": model.vocab_size,
+        "ids": tokenizer.vocab_size,
+        "tie_word_embeddings": bool(config["model"]["tied"]),
+        "bos_token_id": tokenizer.eos,
+        "eos_token_id": tokenizer.eos,
+        "pad_token_id": None,
+        "parts": {key: config[key] for key in SHAPING},
+    }
+
+
+def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    pieces, names = tensor_pieces(tensors)
+    del names  # of tied matrices one is stored; the class that loads them ties them again
+    write_pieces(path, pieces)
+
+
+def _tokenizer_files(tokenizer: Tokenizer, length: int) -> dict[str, Any]:
+    """tokenizer.json and its settings, where the tokenizer can say itself in the terms of the tokenizers library."""
+    to_fast = getattr(tokenizer, "fast", None)
+    if to_fast is None:
+        return {}
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": END,
+        "eos_token": END,
+        "pad_token": END,
+        "model_max_length": length,
+        "padding_side": "left",
+        "clean_up_tokenization_spaces": False,
+        "split_special_tokens": True,  # text that looks like the sign of the end is text
+    }
+    return {"tokenizer.json": to_fast(END).to_str(), "tokenizer_config.json": settings}
+
+
+@torch.no_grad()
+def difference(folder: Path, model: LanguageModel) -> float | None:
+    """The largest difference of logits between the folder, as transformers loads it, and the model; None without it."""
+    try:
+        from transformers.utils.logging import disable_progress_bar
+
+        from ablatio.hf import load
+    except ImportError:
+        return None
+    disable_progress_bar()  # type: ignore[no-untyped-call]
+    loaded, two = load(folder).train(False), hasattr(model, "encoder")
+    device = next(model.parameters()).device
+    tokens = torch.randint(model.vocab_size, (2, 16), generator=torch.Generator().manual_seed(0))
+    inputs = {"input_ids": tokens} | ({"decoder_input_ids": tokens} if two else {})
+    theirs = loaded(**inputs).logits
+    return float((model(tokens.to(device)).cpu() - theirs).abs().max())
