@@ -4,8 +4,11 @@ import pytest
 import torch
 from support import model_config
 
-from ablatio.model.assembly import build_model
+from ablatio.compose import compose_run
+from ablatio.kinds import objectives
+from ablatio.model.assembly import Choice, build_model
 from ablatio.model.example import Example
+from ablatio.paths import shipped
 
 GPT2 = {"norm": "layernorm", "activation": "gelu", "position": "learned", "bias": True}
 LLAMA = {"norm": "rmsnorm", "activation": "swiglu", "position": "rope", "attention": "gqa"}
@@ -28,3 +31,37 @@ def test_compiled_blocks_equal_eager_ones(options):
     torch._dynamo.reset()
     for a, b in zip(run(True), run(False), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+def presets():
+    return sorted(path.stem for path in (shipped("conf") / "preset").glob("*.yaml"))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("preset", presets())
+def test_each_preset_compiles(preset):
+    """`trainer.compile=true`: loss and gradients are those of the eager model."""
+    torch._dynamo.reset()
+    layers = 2 if preset == "switch" else 1  # its second layer is the one with experts
+    sizes = ["model.d_model=32", f"model.n_layers={layers}", "model.n_heads=4", "model.max_len=32", "model.dropout=0"]
+    config = compose_run([f"preset={preset}", *sizes]).config
+    choice = Choice.of(config["objective"])
+    objective = objectives.build(choice.name, choice.knobs, vocab_size=64, eos=0, max_len=32)
+    rows = torch.randint(1, 64, (4, 33), generator=torch.Generator().manual_seed(0))
+    example = objective(rows, None, torch.Generator().manual_seed(1))
+    losses, gradients = [], []
+    for compiled in (False, True):
+        model = build_model(config, 64).eval()
+        if compiled:
+            model.compile_layers()
+        total, weight, _ = model.loss(example)
+        (total / weight).backward()
+        losses.append((total / weight).detach())
+        gradients.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-5, atol=1e-5)
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(
+            gradients[1][name], gradient, rtol=1e-3, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
+        )

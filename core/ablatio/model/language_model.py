@@ -49,6 +49,13 @@ class LanguageModel(nn.Module):
     def vocab_size(self) -> int:
         return self.lm_head.out_features
 
+    def compile_layers(self) -> None:
+        """torch.compile each layer by itself: layers of one shape share the work; nothing outside is traced."""
+        for stack in self.modules():
+            if isinstance(stack, Stack):
+                for layer in stack.layers:
+                    layer.compile()
+
     def forward(self, tokens: Tensor, segments: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
         """Logits (B, T, V): what decoding needs; training goes through `loss` and never makes them."""
         return self.logits(self.model(tokens, segments, cache))

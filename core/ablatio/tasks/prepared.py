@@ -158,7 +158,6 @@ def prepare_run(config: Mapping[str, Any]) -> Prepared:
     if config["trainer"]["compile"]:
         # The runs of a sweep compile the same layers: they find them here, 38 s of work become 5.
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_root() / "compiled"))
-        for layer in model.model.layers:
-            layer.compile()
+        model.compile_layers()
     task = Pretrain(config, model, tokenizer.vocab_size, tokenizer.eos, seeds)
     return Prepared(config, corpus, tokenizer, model, task, machine)
