@@ -2,10 +2,11 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+ORACLES := tests/oracles tests/data tests/tasks/test_stabilizers.py
 DEMO := demo-$(shell date +%Y%m%d-%H%M%S)
 READY := $(VENV)/.ready-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 
-.PHONY: demo test fast lint bench docs clean setup
+.PHONY: demo test fast lint bench docs oracles clean setup
 
 setup: $(READY)
 
@@ -39,6 +40,9 @@ bench: setup
 
 docs: setup
 	$(BIN)/python -m ablatio.testing.compatibility > docs/compatibility.md
+
+oracles: setup
+	$(BIN)/pytest $(ORACLES) --ablatio-record plugins/ablatio_std/oracles.json
 
 clean:
 	rm -rf $(VENV) runs
