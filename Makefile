@@ -23,10 +23,10 @@ demo: setup
 	$(BIN)/ablatio train -m name=$(DEMO)-sweep size=tiny train.steps=200 norm=layernorm,rmsnorm position=rope,alibi,none
 
 test: setup lint
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto
 
 fast: setup
-	$(BIN)/pytest -m "not slow and not faults"
+	$(BIN)/pytest -n auto -m "not slow and not faults"
 
 lint: setup
 	$(BIN)/ruff check .

@@ -75,6 +75,7 @@ def test_what_has_no_meaning_is_refused_with_a_command_that_works(overrides, wha
         compose_run(overrides)
     assert what in str(caught.value) and f"try: {fix}" in str(caught.value)
     assert "This runs: ablatio train" in str(caught.value)
+    assert len(caught.value.problems) == 1
 
 
 def test_a_size_that_came_without_its_preset_leaves_no_default_behind():

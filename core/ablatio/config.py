@@ -233,6 +233,47 @@ def cast(config: Mapping[str, Any]) -> dict[str, Any]:
     return _cast(found, section_knobs(Run)) | {name: _cast(found[name], k) for name, k in knobs.items()}
 
 
+def _given_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The default of everything in `config`: of the sections, and of the knobs of the options that it names."""
+    found = defaults()
+    for kind, registry in REGISTRIES.items():
+        node = config.get(kind)
+        if not isinstance(node, Mapping):
+            continue
+        if registry.many:
+            found[kind] = {n: registry.entries[n].defaults for n in node if n in registry.entries}
+        elif node.get("name") in registry.entries:
+            found[kind] = registry.entries[str(node["name"])].defaults
+    return found
+
+
+def completed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config with the defaults of what it does not say."""
+
+    def over(base: Any, given: Any) -> Any:
+        if not (isinstance(base, Mapping) and isinstance(given, Mapping)):
+            return given
+        return {**base, **{k: over(base.get(k), v) for k, v in given.items()}}
+
+    return dict(over(_given_defaults(config), config))
+
+
+def changed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What the config says beyond the defaults: options by name, settings where they have another value."""
+
+    def beyond(base: Any, given: Any) -> Any:
+        if not isinstance(given, Mapping):
+            return given
+        known = base if isinstance(base, Mapping) else {}
+        return {k: beyond(known.get(k), v) for k, v in given.items() if k not in known or _plain(known[k]) != _plain(v)}
+
+    return dict(beyond(_given_defaults(config), config))
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
 def chosen(config: Mapping[str, Any]) -> Iterator[tuple[Entry, dict[str, Any]]]:
     """The options that the config names, and their knobs; a kind that a plugin adds may be left out."""
     for kind, registry in REGISTRIES.items():

@@ -43,6 +43,7 @@ def sorted_out(overrides: list[str]) -> tuple[list[str], list[tuple[str, Overrid
             values.append((text, parsed))
     if not problems and (problem := presets.size_problem(chosen.get(yamls.SIZE), chosen.get(yamls.PRESET))):
         problems.append(problem)
+        good = [text for text in good if not text.startswith(f"{yamls.SIZE}=")]  # else its open sizes are blamed too
     return good, values, problems
 
 

@@ -14,12 +14,15 @@ def run(arguments: list[str]) -> int:
     options.add_argument("--length", help="tokens per row, several with commas; by default that of training")
     options.add_argument("--tokens", type=int, default=0, help="how many to score at most; by default the whole split")
     options.add_argument("--step", type=int, help="a checkpoint's step; by default the newest")
+    options.add_argument("--objective", help="score what this objective asks for; by default that of training")
     options.add_argument("--json", action="store_true", help="for programs")
     asked = options.parse_args(arguments)
     lengths = _lengths(asked.length)
     from ablatio.tasks.load import load_run
 
     run, step = load_run(asked.run, asked.step)
+    if asked.objective:
+        run.ask(asked.objective)
     rows: list[dict[str, Any]] = []
     refused: list[dict[str, Any]] = []
     for length in lengths or [run.length]:

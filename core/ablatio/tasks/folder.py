@@ -28,11 +28,15 @@ def new_folder(config: Mapping[str, Any], name: str | None = None) -> Path:
 
 
 def run_id(config: Mapping[str, Any]) -> str:
-    """Names the run in its checkpoints: a hash of the settings that make its numbers."""
+    """Names the run in its checkpoints: a hash of the settings that make its numbers, where they are not the default.
+
+    So a setting that a later version adds leaves the names of older runs as they are.
+    """
+    from ablatio.config import changed
+
     volatile = ("out", "name", "trainer", "sweep")
-    return hashlib.sha256(
-        json.dumps({k: v for k, v in config.items() if k not in volatile}, sort_keys=True).encode()
-    ).hexdigest()[:16]
+    made = {k: v for k, v in changed(config).items() if k not in volatile}
+    return hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def read_run(folder: Path) -> dict[str, Any]:
@@ -40,7 +44,7 @@ def read_run(folder: Path) -> dict[str, Any]:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    from ablatio.config import cast, check
+    from ablatio.config import cast, check, completed
     from ablatio.errors import ConfigError
     from ablatio.plugins import load
 
@@ -58,6 +62,7 @@ def read_run(folder: Path) -> dict[str, Any]:
         config: Any = OmegaConf.to_container(OmegaConf.create(data), resolve=True)
     except OmegaConfBaseException as error:  # such as a variable that this environment does not have
         raise UserError(f"{path} cannot be resolved here: {str(error).splitlines()[0]}") from None
+    config = completed(config)  # a run of an older version lacks the settings that came later
     if problems := check(config):
         raise ConfigError(problems)
     return cast(config)

