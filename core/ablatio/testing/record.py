@@ -62,6 +62,6 @@ class Recorder:
         records = {}
         for label in sorted(self.passed.keys() - self.failed):
             kind, _, name = label.partition("=")
-            entry = REGISTRIES[kind].entries[name]
+            entry = REGISTRIES[kind][name]  # loads the plugins, where other processes ran the tests
             records[label] = {"against": sorted(self.passed[label]), "digest": entry.digest}
         self.path.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
