@@ -1,0 +1,33 @@
+"""Every option in a real run of the command line: it ends well and lowers the loss on held-out text."""
+
+from pathlib import Path
+
+import pytest
+from runs import TINY, ablatio, summary
+
+from ablatio.registry import REGISTRIES
+from ablatio.testing import tiny
+from ablatio.testing.compatibility import KINDS
+
+OPTIONS = [(kind, entry.name) for kind in KINDS for entry in REGISTRIES[kind] if entry.name != "answers"]
+
+
+def beside(kind: str, name: str) -> list[str]:
+    """What rules ask for beside an option: other options than the default ones."""
+    config = tiny.config(REGISTRIES[kind].entries[name])
+    others = [
+        f"{k}={config[k]['name']}" for k, v in tiny.default_parts().items() if config[k]["name"] != v and k != kind
+    ]
+    return [*others, f"data.document_mask={str(config['data']['document_mask']).lower()}"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind, name", OPTIONS, ids=lambda value: value)
+def test_a_short_run_lowers_the_loss(tmp_path: Path, text_file: Path, kind: str, name: str) -> None:
+    option = f"{kind}=[{name}]" if REGISTRIES[kind].many else f"{kind}={name}"
+    settings = [*TINY, f"source.path={text_file}", f"out={tmp_path}", "name=run", "train.steps=40", "model.n_heads=4"]
+    settings += ["train.batch_size=8", "model.max_len=32", "model.n_layers=2", "train.checkpoint_every=20"]
+    ended = ablatio(["train", *settings, option, *beside(kind, name)], tmp_path / "log")
+    assert ended.code == 0, ended.err
+    result = summary(tmp_path / "run")
+    assert result["after"]["loss"] < result["before"]["loss"] - 0.05, (result["before"], result["after"])
