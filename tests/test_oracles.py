@@ -73,7 +73,8 @@ print(checked_against(REGISTRIES["activation"]["halved"]), checked_against(REGIS
 """
 
 
-def test_a_strangers_package_records_its_own(tmp_path: Path) -> None:
+@pytest.mark.parametrize("processes", [[], ["-n", "1"]], ids=["here", "another process"])
+def test_a_strangers_package_records_its_own(tmp_path: Path, processes: list[str]) -> None:
     """A part with a failing oracle is left out; a changed source, or a damaged file, makes the record void."""
     package, info = tmp_path / "my_norms", tmp_path / "my_norms-1.0.dist-info"
     package.mkdir()
@@ -89,7 +90,7 @@ def test_a_strangers_package_records_its_own(tmp_path: Path) -> None:
         command = [sys.executable, *arguments]
         return subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
 
-    tests = python("-m", "pytest", "-q", "test_mine.py", "--ablatio-record", str(package / FILE))
+    tests = python("-m", "pytest", "-q", *processes, "test_mine.py", "--ablatio-record", str(package / FILE))
     assert "1 failed, 2 passed" in tests.stdout, tests.stdout + tests.stderr
     assert json.loads((package / FILE).read_text()).keys() == {"activation=halved"}
     assert python("-c", SAID).stdout.strip() == "('multiplication',) ()"
