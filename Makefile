@@ -2,7 +2,6 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-ORACLES := tests/oracles tests/data tests/tasks/test_stabilizers.py
 DEMO := demo-$(shell date +%Y%m%d-%H%M%S)
 READY := $(VENV)/.ready-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 
@@ -42,7 +41,7 @@ docs: setup
 	$(BIN)/python -m ablatio.testing.compatibility > docs/compatibility.md
 
 oracles: setup
-	$(BIN)/pytest $(ORACLES) --ablatio-record plugins/ablatio_std/oracles.json
+	$(BIN)/pytest -m oracle --ablatio-record plugins/ablatio_std/oracles.json
 
 clean:
 	rm -rf $(VENV) runs
