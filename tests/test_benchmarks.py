@@ -12,7 +12,7 @@ SCRIPT = Path(__file__).parents[1] / "benchmarks" / "parts.py"
 
 @pytest.mark.slow
 def test_parts_are_measured(tmp_path):
-    parts = ["layernorm", "identity", "relu", "gelu", "glu", "none", "t5", "mha", "dense", "pre", "sequential"]
+    parts = ["layernorm", "identity", "relu", "gelu", "glu", "none", "t5", "dense", "pre", "sequential"]
     found = tmp_path / "parts.csv"
     command = [sys.executable, SCRIPT, "--parts", *parts, "--width", "64", "--turns", "1", "--csv", found]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -20,7 +20,7 @@ def test_parts_are_measured(tmp_path):
     rows = list(csv.DictReader(found.read_text().splitlines()))
     assert [r["part"] for r in rows] == [
         *("layernorm", "identity", "relu", "gelu", "gelu approximate=tanh", "glu"),
-        *("none", "t5", "mha", "dense", "pre", "sequential"),
+        *("none", "t5", "dense", "pre", "sequential"),
     ]
     assert next(r for r in rows if r["part"] == "glu")["against"] == "reglu"
     assert all(float(r["forward"]) > 0 and float(r["both_ms"]) > 0 for r in rows)

@@ -12,7 +12,7 @@ from ablatio.errors import ConfigError, UserError
 CASES = {
     "misspelt group": (["nrom=rmsnorm"], "did you mean norm", "norm=rmsnorm"),
     "misspelt option": (["norm=rmsnrom"], "did you mean rmsnorm", "norm=rmsnorm"),
-    "option of another kind": (["norm=rope"], "there are layernorm", None),
+    "option of another kind": (["norm=rope"], "there are derf, dyt", None),
     "misspelt knob": (["optimizer.lrr=0.1"], "did you mean lr", "optimizer.lr=0.1"),
     "misspelt section key": (["train.step=10"], "did you mean steps", "train.steps=10"),
     "knob of another option": (["norm=rmsnorm", "norm.bias=true"], "there is no `bias`", None),

@@ -124,7 +124,7 @@ def test_new_plugin_installs_and_passes_its_suite(fresh, tmp_path):
 def test_experiment_trains_beside_a_broken_distribution(fresh, book, tmp_path):
     fresh.install(ROOT / "tests" / "plugins" / "broken")
     command = ["train", "experiment=example", *TINY, book, f"out={tmp_path}", "name=one"]
-    run = fresh("-m", "ablatio.cli", *command, ABLATIO_PLUGIN_SECONDS="3")
+    run = fresh("-m", "ablatio.cli", *command, ABLATIO_PLUGIN_SECONDS="12")
     assert run.returncode == 0, run.stderr
     for plugin in ("exits", "raises", "shadows", "sleeps", "target", "untyped"):
         assert f"plugin {plugin} of ablatio-broken 0.1.0 is left out" in run.stdout + run.stderr

@@ -9,6 +9,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from ablatio.config import chosen
+from ablatio.registry import Entry
+
+SHOWN = 4  # knobs of a part that are listed whatever their values
 
 
 def show_parts(console: Console, config: Mapping[str, Any], folder: Path) -> None:
@@ -18,13 +21,22 @@ def show_parts(console: Console, config: Mapping[str, Any], folder: Path) -> Non
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for entry, knobs in chosen(config):
-        table.add_row(entry.kind, entry.name, escape("  ".join(f"{k}={_short(v)}" for k, v in knobs.items())))
+        table.add_row(entry.kind, entry.name, escape(_knobs(entry, knobs)))
     model, train = config["model"], config["train"]
     sizes = ("d_model", "n_layers", "n_heads", "max_len")
     table.add_row("model", "", "  ".join(f"{k}={model[k]}" for k in sizes))
     table.add_row("train", "", f"steps={train['steps']}  batch_size={train['batch_size']}  seed={config['seed']}")
     table.add_row("folder", "", escape(str(folder)))
     console.print(table)
+
+
+def _knobs(entry: Entry, knobs: Mapping[str, Any]) -> str:
+    """All knobs of a part that has few; else the first ones and those that were changed."""
+    leading = {k.name for k in entry.knobs[: SHOWN if len(entry.knobs) > SHOWN + 1 else SHOWN + 1]}
+    told = {k: v for k, v in knobs.items() if k in leading or v != entry.defaults.get(k)}
+    rest = len(knobs) - len(told)
+    more = [f"(+{rest} at their defaults)"] if rest else []
+    return "  ".join([*(f"{k}={_short(v)}" for k, v in told.items()), *more])
 
 
 def _short(value: Any) -> str:
