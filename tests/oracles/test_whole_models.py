@@ -80,7 +80,6 @@ def as_gpt2(tensors):
     return {n: t.T if n.endswith(turned) else t for n, t in result.items()}
 
 
-@pytest.mark.oracle("architecture=causal", "transformers GPT-2")
 @pytest.mark.parametrize("approximate, theirs", [("tanh", "gelu_new"), ("none", "gelu")])
 def test_gpt2(approximate, theirs):
     activation = {"name": "gelu", "approximate": approximate}
@@ -114,7 +113,6 @@ def llama(n_kv, d_ff, tied, eps=1e-6):
     return LlamaForCausalLM(config)
 
 
-@pytest.mark.oracle("architecture=causal", "transformers LLaMA")
 @pytest.mark.parametrize("attention, n_kv", [("mha", H), ("gqa", 2), ("mqa", 1)])
 @pytest.mark.parametrize("tied", [False, True])
 def test_llama(attention, n_kv, tied):
