@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DEMO := demo-$(shell date +%Y%m%d-%H%M%S)
 READY := $(VENV)/.ready-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 
-.PHONY: demo test fast lint bench docs clean setup
+.PHONY: demo test fast lint bench docs oracles clean setup
 
 setup: $(READY)
 
@@ -39,6 +39,9 @@ bench: setup
 
 docs: setup
 	$(BIN)/python -m ablatio.testing.compatibility > docs/compatibility.md
+
+oracles: setup
+	$(BIN)/pytest -m oracle --ablatio-record plugins/ablatio_std/oracles.json
 
 clean:
 	rm -rf $(VENV) runs

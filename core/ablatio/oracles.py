@@ -1,7 +1,10 @@
 """What each part was checked against, as its distribution's tests recorded it in `oracles.json` beside its modules.
 
-A test says `@pytest.mark.oracle("norm=rmsnorm", "torch.nn.functional.rms_norm")`; `pytest --ablatio-record FILE` writes
-down those that passed, with the digest of the part's source: a record of older source counts no more.
+A test says `@pytest.mark.oracle("norm=rmsnorm", "torch.nn.functional.rms_norm")`, or of a kind whose names are among
+its parameters `@pytest.mark.oracle("norm", "float64 loop")`.  `pytest --ablatio-record my_norms/oracles.json` writes
+down those that passed, with the digest of the part's source: a record of older source counts no more.  The digest is
+that of the class or function alone, so after a change of what it calls, record again.  The file is shipped in the wheel
+of `my_norms`, and `ablatio list` shows it; ours is made by `make oracles`.
 """
 
 import functools
@@ -32,5 +35,14 @@ def _records(package: str) -> Mapping[str, Any]:
     for folder in (spec.submodule_search_locations or ()) if spec else ():
         path = Path(folder) / FILE
         if path.is_file():
-            return dict(json.loads(path.read_text(encoding="utf-8")))
+            return _read(path)
     return {}
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    """Only objects of objects: a file that says anything else says nothing, and stops no command."""
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return {k: v for k, v in said.items() if isinstance(v, dict)} if isinstance(said, dict) else {}

@@ -22,6 +22,7 @@ def texts(**knobs):
     return [d.text for d in sources.build("mqar", {"texts": 300} | knobs).documents()]
 
 
+@pytest.mark.oracle("source=mqar", "its rules, text by text")
 @pytest.mark.parametrize("length, pairs", [(32, 4), (21, 4), (8, 1), (200, 31)])
 def test_mqar_keeps_its_rules(length, pairs):
     """By the book: pairs of distinct keys, then each key asked once, with its value, and dots around."""
@@ -105,6 +106,7 @@ def by_book(row, skip, count):
     return scored[1:]
 
 
+@pytest.mark.oracle("objective=answers", "loop over tokens")
 @pytest.mark.parametrize("skip", [0, 1, 3])
 @pytest.mark.parametrize("count", [1, 2, None])
 def test_answers_of_packed_rows_by_the_book(skip, count):

@@ -1,8 +1,10 @@
 """Sources: what they read, and what they say of files that cannot be read."""
 
 import gzip
+import hashlib
 import json
 import lzma
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ def refused(source: Any, *parts: str) -> str:
     return message
 
 
+@pytest.mark.oracle("source=text", "files written by the test")
 def test_each_file_of_a_folder_is_a_document(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "two.md").write_text("second, naïve 世界")
@@ -57,6 +60,7 @@ def test_a_lone_file_holds_out_its_last_tenth(tmp_path: Path) -> None:
     assert 0.09 < len(validation.text) / len(text) < 0.11
 
 
+@pytest.mark.oracle("source=jsonl", "files written by the test")
 def test_lines_of_json(tmp_path: Path) -> None:
     rows = [{"text": "one", "body": "uno"}, {"text": "two\nlines", "body": "due"}]
     data = ("\n".join(json.dumps(row) for row in rows) + "\n\n").encode()
@@ -90,6 +94,32 @@ def test_the_registry_builds_them(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("one|two")
     assert read(sources.build("text", {"path": str(tmp_path), "separator": "|"})) == ["one", "two"]
     assert {"text", "jsonl", "sotu", "zh_classics"} <= set(sources.names())
+
+
+def shipped(name: str) -> list[dict[str, Any]]:
+    file = resources.files("ablatio_std") / "corpora" / name
+    return [json.loads(line) for line in lzma.decompress(file.read_bytes()).decode().split("\n") if line]
+
+
+@pytest.mark.oracle("source=sotu", "lzma and json on the shipped file; the rule of the split, year by year")
+def test_the_messages_are_those_of_the_file() -> None:
+    documents = {d.id: d for d in StateOfTheUnion().documents()}
+    rows = {f"{r['year']} {r['president']}": r for r in shipped("sotu.jsonl.xz")}
+    assert rows.keys() - documents.keys() == {"1867 Andrew Johnson"}
+    assert all(d.text == rows[name]["text"] for name, d in documents.items())
+    expected = set()
+    for party in {r["party"] for r in rows.values()}:
+        of_party = [r for r in rows.values() if r["party"] == party]
+        late = [r for r in of_party if sum(q["year"] > r["year"] for q in of_party) < max(1, round(len(of_party) / 8))]
+        late.sort(key=lambda r: hashlib.sha256(r["text"].encode()).hexdigest())
+        expected |= {f"{r['year']} {r['president']}" for r in late[: (len(late) + 1) // 2]}
+    assert {name for name, d in documents.items() if d.split == "validation"} == expected
+
+
+@pytest.mark.oracle("source=zh_classics", "lzma and json on the shipped file")
+def test_the_classics_are_those_of_the_file() -> None:
+    rows = shipped("zh_classics.jsonl.xz")
+    assert [d.text for d in ChineseClassics().documents()] == [r["text"] for r in rows]
 
 
 @pytest.mark.parametrize("source", [Text, JsonLines])

@@ -1,10 +1,13 @@
 """Tokenizers: lossless, deterministic, and no text makes an eos."""
 
 import hashlib
+import itertools
 import json
 import os
+import random
 import subprocess
 import sys
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -26,6 +29,7 @@ def tokenizer(request: pytest.FixtureRequest, small_bpe: BPE) -> Any:
     return made[request.param]
 
 
+@pytest.mark.oracle("tokenizer", "its own inverse (any text comes back)")
 def test_any_text_comes_back_and_its_bytes_are_counted(tokenizer: Any) -> None:
     width = tokenizer.token_bytes()
     assert width.shape == (tokenizer.vocab_size,) and width[tokenizer.eos] == 0
@@ -39,6 +43,49 @@ def test_any_text_comes_back_and_its_bytes_are_counted(tokenizer: Any) -> None:
         assert tokenizer.eos not in ids
 
     check()
+
+
+@pytest.mark.oracle("tokenizer=bytes", "str.encode")
+@pytest.mark.oracle("tokenizer=symbols", "hexadecimal digits of str.encode")
+@given(TEXTS)
+def test_bytes_and_symbols_by_hand(text: str) -> None:
+    assert Bytes().encode([text])[0].tolist() == list(text.encode())
+    alphabet, expected = Symbols().alphabet, []
+    for character in text:
+        if character in alphabet:
+            expected.append(alphabet.index(character))
+        else:
+            digits = [int(digit, 16) for digit in character.encode().hex()]
+            expected += [len(alphabet) + digit + 16 * (i % 2) for i, digit in enumerate(digits)]
+    assert Symbols().encode([text])[0].tolist() == expected
+
+
+def joined_by(word: list[str], left: str, right: str) -> list[str]:
+    made, i = [], 0
+    while i < len(word):
+        both = word[i : i + 2] == [left, right]
+        made.append(left + right if both else word[i])
+        i += 1 + both
+    return made
+
+
+@pytest.mark.oracle("tokenizer=bpe", "a loop over merges, pairs counted anew for each")
+def test_bpe_by_hand() -> None:
+    """Every merge joins the most frequent pair of neighbours in the words; the merges in turn give the ids."""
+    draw = random.Random(0)
+    known = ["".join(draw.choices("abcde", k=draw.randint(1, 7))) for _ in range(60)]
+    text = " ".join(draw.choices(known, k=2000))
+    tokenizer = BPE(vocab_size=257 + 80)
+    tokenizer.train([text])
+    state = json.loads(tokenizer.state())
+    words = [list(("Ġ" if i else "") + word) for i, word in enumerate(text.split(" "))]  # Ġ stands for the space
+    assert len(state["merges"]) == 80
+    for left, right in state["merges"]:
+        counts = Counter(pair for word in words for pair in itertools.pairwise(word))
+        assert counts[left, right] == max(counts.values())
+        words = [joined_by(word, left, right) for word in words]
+    ids = [state["vocab"][symbol] for word in words for symbol in word]
+    assert tokenizer.encode([text])[0].tolist() == ids
 
 
 @pytest.mark.parametrize("text", ["<eos>", "</s>", "<|endoftext|>", "eos", "[EOS]", "\x00", "\x03\x04", "�", ""])
@@ -85,6 +132,7 @@ def test_a_wrong_state_is_refused(state: str, small_bpe: BPE) -> None:
         BPE(vocab_size=270).restore(small_bpe.state())
 
 
+@pytest.mark.oracle("tokenizer=bpe", "tokenizers library on the whole text")
 def test_long_texts_in_pieces_are_encoded_as_one(small_bpe: BPE, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_PIECE", 3)
     monkeypatch.setattr(module, "_AT_ONCE", 2)

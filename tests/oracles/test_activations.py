@@ -77,6 +77,7 @@ def made(name, approximate=None):
     return part.double() if isinstance(part, torch.nn.Module) else part
 
 
+@pytest.mark.oracle("activation", "float64 loop")
 @pytest.mark.parametrize("name, approximate", SCALAR, ids=str)
 def test_elementwise_by_hand(name, approximate):
     expected = torch.tensor([SCALAR[name, approximate](x) for x in POINTS.tolist()], dtype=torch.float64)
@@ -84,6 +85,7 @@ def test_elementwise_by_hand(name, approximate):
     torch.testing.assert_close(made(name, approximate)(POINTS), expected, rtol=1e-6 if learned else 1e-10, atol=1e-15)
 
 
+@pytest.mark.oracle("activation", "float64 loop")
 @pytest.mark.parametrize("name, approximate", GATED, ids=str)
 def test_gated_by_hand(name, approximate):
     up = torch.randn_like(POINTS)
@@ -118,6 +120,9 @@ TORCHS = {
 }
 
 
+@pytest.mark.oracle("activation=gelu", "torch gelu")
+@pytest.mark.oracle("activation=mish", "torch mish")
+@pytest.mark.oracle("activation=relu2", "torch relu, squared")
 @pytest.mark.parametrize("name, approximate", TORCHS, ids=str)
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-12), (torch.float32, 1e-6), (torch.bfloat16, 0)])
 def test_elementwise_are_torchs(name, approximate, dtype, tolerance):
@@ -128,6 +133,10 @@ def test_elementwise_are_torchs(name, approximate, dtype, tolerance):
     torch.testing.assert_close(ours[1], theirs[1], rtol=3 * tolerance, atol=3 * tolerance)
 
 
+@pytest.mark.oracle("activation=quick_gelu", "transformers ACT2FN")
+@pytest.mark.oracle("activation=relu2", "transformers ACT2FN")
+@pytest.mark.oracle("activation=mish", "transformers ACT2FN")
+@pytest.mark.oracle("activation=laplace", "transformers ACT2FN")
 @pytest.mark.parametrize("name", ["relu", "gelu", "quick_gelu", "relu2", "silu", "mish", "laplace", "tanh"])
 def test_elementwise_are_transformers(name):
     theirs = ACT2FN["swish" if name == "silu" else name]
@@ -160,6 +169,7 @@ def test_fast_ones_take_any_strides(shape):
             torch.testing.assert_close(a.grad, b.grad, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.oracle("activation=xielu", "transformers XIELUActivation")
 def test_xielu_is_transformers():
     """Theirs keeps its numbers in bfloat16 unless told otherwise; the gradients of the two learned ones as well."""
     ours, theirs = made("xielu"), XIELUActivation(dtype=torch.float64)
@@ -178,6 +188,7 @@ def test_star_relu_starts_with_mean_0_and_variance_1():
     torch.testing.assert_close(part.shift.item(), -math.sqrt(4 / 5) / 2, rtol=0, atol=5e-5)
 
 
+@pytest.mark.oracle("activation=clamped_swiglu", "transformers GptOssExperts")
 def test_clamped_swiglu_is_gpt_osss():
     gate, up = POINTS, POINTS.flip(0) * 0.7
     settings = SimpleNamespace(alpha=1.702, limit=7.0)
@@ -190,12 +201,14 @@ def test_clamped_swiglu_is_gpt_osss():
     )
 
 
+@pytest.mark.oracle("activation=glu", "torch glu")
 def test_glu_is_torchs():
     up, gate = torch.randn(2, 3, 8, dtype=torch.float64).unbind()
     ours, theirs = made("glu"), lambda gate, up: F.glu(torch.cat([up, gate], dim=-1))
     assert_all_close(value_and_gradients(ours, gate, up), value_and_gradients(theirs, gate, up), 1e-12)
 
 
+@pytest.mark.oracle("activation=gated", "each elementwise activation, times up")
 def test_gated_by_any_elementwise_one():
     """gate=relu is reglu and gate=silu swiglu; every elementwise part there is can be the gate."""
     gate, up = torch.randn(2, 3, 4, dtype=torch.float64).unbind()

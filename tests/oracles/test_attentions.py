@@ -7,6 +7,8 @@ from attention_loops import WIDTH, D, H, by_loop, context, made
 CASES = [("mha", {}, H), ("mqa", {}, 1), *(("gqa", {"n_kv_heads": n}, n) for n in (1, 2, 4))]
 
 
+@pytest.mark.oracle("attention", "float64 loop")
+@pytest.mark.oracle("position=none", "attention in a float64 loop")
 @pytest.mark.parametrize("name, knobs, n_kv", CASES, ids=str)
 @pytest.mark.parametrize("position", ["none", "alibi"])
 @pytest.mark.parametrize("packed", [False, True])
@@ -20,6 +22,7 @@ def test_attention_by_loop(name, knobs, n_kv, position, packed):
     torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.oracle("attention=mha", "torch MultiheadAttention")
 @pytest.mark.parametrize("bias", [True, False])
 def test_mha_is_torchs(bias):
     ours, theirs = made("mha", bias=bias), torch.nn.MultiheadAttention(D, H, bias=bias, batch_first=True).double()

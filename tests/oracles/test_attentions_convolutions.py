@@ -23,6 +23,7 @@ def convolved(x, weight, segments):
     return y
 
 
+@pytest.mark.oracle("attention=convolution", "torch conv1d on each document")
 @pytest.mark.parametrize("width", [1, 2, 5, 30])
 @pytest.mark.parametrize("packed", [False, True])
 def test_convolution(width, packed):
@@ -34,6 +35,7 @@ def test_convolution(width, packed):
     torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.oracle("attention=conv_mha", "torch conv1d on each document, then gqa")
 @pytest.mark.parametrize("on", ["input", "projections"])
 @pytest.mark.parametrize("packed", [False, True])
 def test_conv_mha_is_mha_on_convolved_tokens(on, packed):

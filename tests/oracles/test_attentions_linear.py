@@ -40,6 +40,7 @@ def features(name, part, x):
     return torch.stack([(x @ w_i - (x * x).sum(-1) / 2).exp() for w_i in w], dim=-1)
 
 
+@pytest.mark.oracle("attention", "sums over all pairs in float64")
 @pytest.mark.parametrize("name", ["linear", "performer"])
 @pytest.mark.parametrize("packed", [False, True, "pieces"])
 @pytest.mark.parametrize("mask", ["causal", "full", "prefix"])
@@ -55,6 +56,7 @@ def test_kernels_are_sums_over_all_pairs(name, packed, mask):
     torch.testing.assert_close(part(x, ctx), expected, rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.oracle("attention=performer", "softmax attention, in the limit")
 def test_performer_converges_to_softmax_attention():
     """FAVOR+ is unbiased: with many features it is mha with the same weights; the error falls with their number."""
     x, full, errors = 0.3 * torch.randn(2, 40, D, dtype=torch.float64), made("mha"), []
@@ -87,6 +89,7 @@ def test_performers_directions():
     assert error(orthogonal(400000, 4)) < 0.95 * error(torch.randn(400000, 4))
 
 
+@pytest.mark.oracle("attention=retention", "the paper's parallel form in float64")
 @pytest.mark.parametrize("packed", [False, True, "pieces"])
 def test_retention_is_the_paper_s_parallel_form(packed):
     """(q k^T * D) v with D[t, s] = gamma^(t - s), then a norm of each head and the gate."""
@@ -133,6 +136,7 @@ def by_token(part, x):
     return part.o_proj(g * g.sigmoid() * said.flatten(1))
 
 
+@pytest.mark.oracle("attention=gated_deltanet", "float64 loop over tokens")
 @pytest.mark.parametrize("packed", [False, True, "pieces"])
 def test_gated_deltanet_token_by_token(packed):
     part, x = made("gated_deltanet"), torch.randn(2, LONG, D, dtype=torch.float64)
@@ -145,6 +149,7 @@ def test_gated_deltanet_token_by_token(packed):
     torch.testing.assert_close(ours, expected, rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.oracle("attention=gated_deltanet", "transformers Qwen3-Next delta rule")
 def test_delta_rule_is_transformers():
     """The recurrence of transformers' Qwen3-Next, in float32."""
     from transformers.models.qwen3_next.modeling_qwen3_next import torch_recurrent_gated_delta_rule

@@ -26,6 +26,7 @@ PATTERNS = {
 }
 
 
+@pytest.mark.oracle("attention", "float64 loop")
 @pytest.mark.parametrize("case", PATTERNS)
 @pytest.mark.parametrize("position", ["none", "alibi"])
 @pytest.mark.parametrize("packed", [False, True])
@@ -81,6 +82,7 @@ def test_bigbird_random_blocks():
     assert (counts[39, :38] - expected).abs().max() < 5 * expected**0.5
 
 
+@pytest.mark.oracle("attention=bigbird", "float64 loop")
 def test_bigbird_by_loop_with_its_random_blocks():
     from ablatio_std.attentions.sparse import random_blocks
 
@@ -157,6 +159,7 @@ def test_every_nth_layer_is_full():
     assert changed.tolist() == [True] * 4 + [False] * 16
 
 
+@pytest.mark.oracle("attention=sliding", "transformers LongformerSelfAttention")
 def test_longformers_window():
     """transformers' sliding chunks, both directions: attention_window w there sees w / 2 tokens on each side."""
     from transformers.models.longformer.modeling_longformer import LongformerConfig, LongformerSelfAttention
@@ -173,6 +176,7 @@ def test_longformers_window():
     torch.testing.assert_close(ours(x, context(12, mask="full")), expected[0], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.oracle("attention=sliding", "transformers MistralForCausalLM")
 @torch.no_grad()
 def test_mistrals_window():
     """A whole transformers Mistral: sliding_window counts the query's own token, as `window` does."""

@@ -63,12 +63,14 @@ def same_as(theirs, part, tolerance=1e-9, tables=WIDE):
     torch.testing.assert_close(part(x, ctx), theirs(x, **given)[0], rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.oracle("attention=differential", "transformers DiffLlamaAttention")
 @pytest.mark.parametrize("layer", [0, 3])
 def test_differential_is_diffllamas(layer):
     config = DiffLlamaConfig(**COMMON, head_dim=WIDE, num_key_value_heads=H)
     same_as(DiffLlamaAttention(config, layer), wide("differential", layer=layer), tolerance=1e-5)  # float32 softmax
 
 
+@pytest.mark.oracle("attention=differential", "the paper's equation in float64")
 def test_differential_in_float64():
     """A pair at a time, by the paper's equations."""
     part, x, said = made("differential", layer=2), torch.randn(2, 7, D, dtype=torch.float64), []
@@ -82,11 +84,13 @@ def test_differential_in_float64():
     torch.testing.assert_close(part(x, context(7)), expected, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.oracle("attention=gqa", "transformers GptOssAttention (sinks)")
 def test_sinks_are_those_of_gpt_oss():
     config = GptOssConfig(**COMMON, head_dim=WIDE, num_key_value_heads=2, attention_bias=False)
     same_as(GptOssAttention(config, 1), wide("gqa", {"sinks": True}), tables=WIDE // 2)
 
 
+@pytest.mark.oracle("attention=gqa", "transformers Gemma2Attention (softcap)")
 def test_softcap_is_gemma2s():
     config = Gemma2Config(
         **COMMON, head_dim=WIDE, num_key_value_heads=2, query_pre_attn_scalar=WIDE, attn_logit_softcapping=0.7
@@ -94,11 +98,13 @@ def test_softcap_is_gemma2s():
     same_as(Gemma2Attention(config, 1), wide("gqa", {"softcap": 0.7}), tolerance=1e-6)  # their softmax is in float32
 
 
+@pytest.mark.oracle("attention=gqa", "transformers Qwen3Attention (qk_norm)")
 def test_qk_norm_is_qwen3s():
     config = Qwen3Config(**COMMON, head_dim=WIDE, num_key_value_heads=2, rms_norm_eps=1e-6, attention_bias=False)
     same_as(Qwen3Attention(config, 1), wide("gqa", {"qk_norm": "rmsnorm"}), tolerance=1e-5)  # float32 inside
 
 
+@pytest.mark.oracle("attention=mla", "transformers DeepseekV3Attention")
 @pytest.mark.parametrize("q_rank", [None, 5])
 def test_mla_is_deepseeks(q_rank):
     """With the two down-projections, and the two up-projections, of keys and values put together as theirs are."""
@@ -140,6 +146,7 @@ def softmax(part, x, scale, extra=0.0):
     return weights / weights.sum(-1, keepdim=True)
 
 
+@pytest.mark.oracle("attention", "float64 loop")
 @pytest.mark.parametrize("kind", ["layernorm", "l2"])
 @pytest.mark.parametrize("name, n_kv", [("mha", H), ("mqa", 1), ("sliding", H)])
 def test_qk_norm_by_loop(kind, name, n_kv):
@@ -185,6 +192,7 @@ def test_l2_starts_at_the_papers_scale():
     assert part.q_norm.gain.item() == pytest.approx(math.log2(240))
 
 
+@pytest.mark.oracle("attention=gated", "the paper's equation in float64")
 @pytest.mark.parametrize("per, width", [("element", WIDTH), ("head", 1)])
 def test_gated(per, width):
     part, x = made("gated", {"per": per}), torch.randn(2, 7, D, dtype=torch.float64)
@@ -194,6 +202,7 @@ def test_gated(per, width):
     torch.testing.assert_close(part(x, context(7)), expected, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.oracle("attention=talking_heads", "float64 loop")
 @pytest.mark.parametrize("sides", ["both", "logits", "weights"])
 def test_talking_heads(sides):
     part, x = made("talking_heads", {"sides": sides}), torch.randn(2, 6, D, dtype=torch.float64)
@@ -210,6 +219,7 @@ def test_talking_heads(sides):
     torch.testing.assert_close(part(x, context(6)), part.o_proj(merged(said)), rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.oracle("attention=forgetting", "products of the gates in float64")
 def test_forgetting():
     """The decay of each pair, multiplied up gate by gate."""
     part, x = made("forgetting"), torch.randn(2, 7, D, dtype=torch.float64)
@@ -221,6 +231,7 @@ def test_forgetting():
     torch.testing.assert_close(part(x, context(7)), expected, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.oracle("attention=value_residual", "the paper's equation in float64")
 @pytest.mark.parametrize("kind", ["learned", "identity"])
 def test_value_residual(kind):
     """Two layers in one pass: the second takes its values and those of the first."""

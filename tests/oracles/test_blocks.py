@@ -43,6 +43,7 @@ EQUATIONS = {
 }
 
 
+@pytest.mark.oracle("block", "the paper's equation in float64")
 @pytest.mark.parametrize("crossed", [False, True])
 @pytest.mark.parametrize("name", EQUATIONS)
 def test_the_layer_is_its_equation(name, crossed):

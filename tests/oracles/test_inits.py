@@ -21,6 +21,7 @@ def weights(seed=0, vocab=211, **options):
     return dict(build_model(model_config(**options), vocab, seed=seed).named_parameters())
 
 
+@pytest.mark.oracle("init=gpt2", "moments of normal distributions")
 @pytest.mark.parametrize("std, residual_scale", [(0.02, True), (0.02, False), (0.1, True)])
 def test_gpt2_statistics(std, residual_scale):
     init = {"name": "gpt2", "std": std, "residual_scale": residual_scale}
@@ -91,6 +92,7 @@ def is_normal(weight, std):
     return small and abs((z**4).mean() - 3) < 5 * math.sqrt(96 / n)
 
 
+@pytest.mark.oracle("init=xavier", "torch xavier_normal_, xavier_uniform_")
 @pytest.mark.parametrize("uniform", [False, True])
 def test_xavier_is_torchs(uniform):
     fill = torch.nn.init.xavier_uniform_ if uniform else torch.nn.init.xavier_normal_
@@ -102,6 +104,7 @@ def test_xavier_is_torchs(uniform):
             assert is_normal(weight, 0.02), name
 
 
+@pytest.mark.oracle("init=deepnorm", "torch xavier_normal_ with the paper's gains")
 def test_deepnorm_is_torchs_xavier_with_beta():
     """arXiv:2203.00555, figure 2: gain beta on value, output and feed-forward matrices, 1 on queries and keys."""
     beta, seen = (8 * 3) ** -0.25, set()
@@ -121,6 +124,7 @@ def test_deepnorm_is_refused_beside_other_placements():
     assert [p.fix for p in broken(effective(config))] == ["init=xavier"]
 
 
+@pytest.mark.oracle("init=orthogonal", "W W^T = gain^2 I")
 @pytest.mark.parametrize("gain", [1.0, 0.3])
 def test_orthogonal_is_torchs_and_orthogonal(gain):
     for name, (weight, info) in described({"name": "orthogonal", "gain": gain}).items():
@@ -143,6 +147,7 @@ STDS = {
 }
 
 
+@pytest.mark.oracle("init", "moments of normal distributions")
 @pytest.mark.parametrize("init", STDS)
 def test_standard_deviations(init):
     """By the papers' formulas, in a model of width 96 and 3 layers whose d_ff is no multiple of the width."""
@@ -162,6 +167,7 @@ def test_llama_depth_of_a_deeper_model_starts_with_the_shallower_one():
     assert all(torch.equal(weight, deep[name][0]) for name, (weight, _) in shallow.items())
 
 
+@pytest.mark.oracle("init=zero_out", "a model without layers")
 def test_zero_out_starts_as_the_embedding():
     model = build_model(model_config(init="zero_out", **WIDE), 211)
     tokens = torch.randint(0, 211, (2, 9))
@@ -170,6 +176,7 @@ def test_zero_out_starts_as_the_embedding():
         assert bool(p.any()) != residual(name), name
 
 
+@pytest.mark.oracle("init=t5", "transformers T5ForConditionalGeneration")
 def test_t5_against_transformers():
     """Its spread per matrix; the queries hold the 1 / sqrt(d_head) of the attention."""
     torch.manual_seed(0)
@@ -210,6 +217,7 @@ def test_mup_is_gpt2_at_its_base():
     assert math.isclose(one.attention_scale, other.attention_scale) and one.logit_scale == other.logit_scale == 1
 
 
+@pytest.mark.oracle("init=mup", "the paper's table 8")
 def test_mup_is_table_8():
     """arXiv:2203.03466, table 8 for Adam: hidden variance and rate 1 / fan_in, output multiplier 1 / fan_in."""
     part, m = inits.build("mup", {"base_width": BASE, "base_head": 12}), WIDTH / BASE

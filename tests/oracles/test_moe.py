@@ -177,7 +177,7 @@ def by_loop(part, x, k, room, real=None):
     return y, dropped / (len(x) * T * k)
 
 
-@pytest.mark.oracle("mlp=moe", "loop in float64")
+@pytest.mark.oracle("mlp=moe", "float64 loop")
 @pytest.mark.parametrize("k", [1, 2, 3])
 @pytest.mark.parametrize("factor", [0.3, 1.25, None])
 def test_first_come_first_served_by_loop(k, factor):
@@ -319,7 +319,7 @@ def one(part, e, x):
 PACKED = torch.tensor([[0] * 9 + [1] * 12 + [-1] * 3, [0] * T])
 
 
-@pytest.mark.oracle("mlp=expert_choice", "loop in float64")
+@pytest.mark.oracle("mlp=expert_choice", "float64 loop")
 @pytest.mark.parametrize("factor", [0.6, 2.0, 9.0])
 @pytest.mark.parametrize("segments", [None, PACKED])
 def test_expert_choice_by_loop(factor, segments):
@@ -339,7 +339,7 @@ def test_expert_choice_by_loop(factor, segments):
     torch.testing.assert_close(part(x, context(segments=segments)), expected, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.oracle("mlp=soft_moe", "loop in float64")
+@pytest.mark.oracle("mlp=soft_moe", "float64 loop")
 @pytest.mark.parametrize("segments", [None, PACKED])
 def test_soft_moe_by_loop(segments):
     part = made("soft_moe", {"slots": 3})

@@ -69,6 +69,8 @@ def named(family, tensors):
     return {n.replace("embed_out.", "lm_head."): t for n, t in family.to_native(tensors).items()}
 
 
+@pytest.mark.oracle("architecture=causal", "transformers GPT-2, LLaMA, BLOOM, OPT and GPT-NeoX")
+@pytest.mark.oracle("architecture=encoder_decoder", "transformers T5ForConditionalGeneration")
 @pytest.mark.parametrize("case", CASES)
 def test_logits_loss_and_gradients_are_those_of_transformers(case):
     name, overrides, dtype = CASES[case]

@@ -45,6 +45,7 @@ def test_layernorm_is_torchs(shape, eps):
     )
 
 
+@pytest.mark.oracle("norm=rmsnorm", "torch rms_norm")
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-12), (torch.float32, 2e-5), (torch.bfloat16, 0)])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("affine", [True, False])
@@ -74,6 +75,7 @@ def test_nonparametric_is_torchs():
     assert not list(ours.parameters())
 
 
+@pytest.mark.oracle("norm=gemma_rmsnorm", "transformers GemmaRMSNorm")
 def test_gemma_rmsnorm_is_transformers():
     """Theirs computes in float32 whatever comes in."""
     ours, theirs = ready("gemma_rmsnorm", 48, torch.float32), GemmaRMSNorm(48)
@@ -85,6 +87,7 @@ def test_gemma_rmsnorm_is_transformers():
     )
 
 
+@pytest.mark.oracle("norm=groupnorm", "torch GroupNorm")
 @pytest.mark.parametrize("groups, width, used", [(4, 48, 4), (1, 7, 1), (6, 48, 6), (4, 6, 2), (4, 7, 1)])
 def test_groupnorm_is_torchs(groups, width, used):
     """torch's groups run over the channels of (N, C), so each token is one of the N; gcd(groups, width) of them."""
@@ -155,6 +158,7 @@ BY_HAND = {
 }
 
 
+@pytest.mark.oracle("norm", "float64 loop")
 @pytest.mark.parametrize("name", BY_HAND)
 def test_norms_by_hand(name):
     knobs, function = BY_HAND[name]

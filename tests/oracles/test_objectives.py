@@ -1,6 +1,7 @@
 """Objectives: what was hidden can be put back, the rates are the papers', and no document sees another."""
 
 import itertools
+import re
 from collections import Counter
 
 import hypothesis.strategies as st
@@ -47,6 +48,7 @@ rates = st.floats(0.05, 0.8)
 means = st.floats(1, 20)
 
 
+@pytest.mark.oracle("objective=span_corruption", "its own inverse (the document comes back)")
 @settings(max_examples=60, deadline=None)
 @given(lengths, rates, means, st.integers(0, 10**6))
 def test_span_corruption_hides_what_it_asks(length, rate, mean, seed):
@@ -65,6 +67,7 @@ def test_span_corruption_hides_what_it_asks(length, rate, mean, seed):
     assert source[0] < V and not any(a >= V and b >= V for a, b in itertools.pairwise(source))
 
 
+@pytest.mark.oracle("objective=span_corruption", "lengths of a random partition's parts")
 def test_span_lengths_are_those_of_a_random_partition():
     """Cutting 30 hidden tokens into 10 spans: P(first span = k) = C(29 - k, 8) / C(29, 9)."""
     from math import comb
@@ -78,6 +81,7 @@ def test_span_lengths_are_those_of_a_random_partition():
         assert abs(counts[k] / 3000 - expected) < 5 * (expected * (1 - expected) / 3000) ** 0.5
 
 
+@pytest.mark.oracle("objective=blank_infilling", "its own inverse (the document comes back)")
 @settings(max_examples=40, deadline=None)
 @given(lengths, st.integers(0, 10**6), st.booleans())
 def test_blanks_are_filled_one_after_the_other(length, seed, shuffle):
@@ -99,6 +103,7 @@ def test_blanks_are_filled_one_after_the_other(length, seed, shuffle):
     assert targets.count(EOS) == len(order) and all(t >= V or t == targets[i - 1] for i, t in enumerate(inputs) if i)
 
 
+@pytest.mark.oracle("objective=prefix_lm", "its own inverse (the document comes back)")
 @settings(max_examples=40, deadline=None)
 @given(lengths, st.integers(0, 10**6), st.sampled_from([None, 0.25, 0.9]))
 def test_prefix_and_continuation_are_the_document(length, seed, rate):
@@ -110,6 +115,19 @@ def test_prefix_and_continuation_are_the_document(length, seed, rate):
         assert abs(len(targets) - rate * length) <= 1
 
 
+@pytest.mark.oracle("objective=lm", "pairs of neighbours, one by one")
+@pytest.mark.parametrize("packed", [False, True])
+def test_lm_asks_for_each_next_token(packed):
+    tokens = text(30, rows=3)
+    segments = (torch.arange(30) >= torch.tensor([[7], [20], [29]])).long() if packed else None
+    example = made("lm")(tokens, segments, generator())
+    told = zip(example.inputs.flatten().tolist(), example.targets.flatten().tolist(), strict=True)
+    assert list(told) == [pair for row in tokens.tolist() for pair in itertools.pairwise(row)]
+    assert example.weights is None and example.source is None
+    assert not packed or example.segments.tolist() == [row[:-1] for row in segments.tolist()]
+
+
+@pytest.mark.oracle("objective=text_infilling", "its source as a pattern of the document")
 def test_text_infilling_asks_for_the_whole_document():
     document = text(200)
     example = made("text_infilling")(document, None, generator())
@@ -117,8 +135,11 @@ def test_text_infilling_asks_for_the_whole_document():
     source = example.source[0].tolist()
     assert set(source) - set(document[0].tolist()) == {V} and source.count(V) == 20  # 60 of 200, in spans of 3
     assert len(source) == 200 - 60 + 20
+    letters = "".join(chr(0x4E00 + t) for t in document[0].tolist())
+    assert re.fullmatch("".join(".+" if t == V else chr(0x4E00 + t) for t in source), letters)
 
 
+@pytest.mark.oracle("objective=mixture_of_denoisers", "shares and rates of the paper's table 1")
 def test_the_mixture_draws_its_seven_denoisers_alike():
     """R 2, S 1 and X 4 of 7 (arXiv:2205.05131, table 1); each with its own share of hidden tokens."""
     part, modes, hidden = made("mixture_of_denoisers"), Counter(), {}
@@ -133,6 +154,7 @@ def test_the_mixture_draws_its_seven_denoisers_alike():
     assert hidden == {"R": {0.15}, "S": {0.25}, "X": {0.15, 0.5}}
 
 
+@pytest.mark.oracle("objective=masked_lm", "shares of the paper")
 def test_masked_lm_has_berts_shares():
     part, tokens = made("masked_lm"), text(401, rows=200)
     example = part(tokens, None, generator())
@@ -146,6 +168,7 @@ def test_masked_lm_has_berts_shares():
     assert abs(kept / n - (0.1 + 0.1 / V)) < 5 * (0.09 / n) ** 0.5
 
 
+@pytest.mark.oracle("objective=fim", "its own inverse (the document comes back)")
 @settings(max_examples=40, deadline=None)
 @given(lengths, st.integers(0, 10**6), st.sampled_from([0.0, 1.0]))
 def test_fill_in_the_middle_tells_the_document_in_another_order(length, seed, spm):

@@ -13,6 +13,7 @@ from ablatio.model.assembly import build_model
 from ablatio.model.roles import groups_by_role
 
 
+@pytest.mark.oracle("optimizer=adamw", "float64 loop")
 @pytest.mark.parametrize("betas", [(0.9, 0.95), (0.8, 0.999)])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 def test_adamw_by_hand(betas, weight_decay):
@@ -29,12 +30,14 @@ def adam_by_hand(w, grads, rates, knobs, decay):
     return w
 
 
+@pytest.mark.oracle("optimizer=adam", "float64 loop")
 @pytest.mark.parametrize("amsgrad", [False, True])
 def test_adam_by_hand(amsgrad):
     knobs = {"lr": 0.03, "betas": (0.9, 0.99), "eps": 1e-6, "weight_decay": 0.1, "amsgrad": amsgrad}
     assert_follows("adam", knobs, adam_by_hand)
 
 
+@pytest.mark.oracle("optimizer=nadam", "torch NAdam")
 @pytest.mark.parametrize("momentum_decay", [0.0, 4e-3])
 def test_nadam_is_torchs(momentum_decay):
     knobs = {"lr": 0.03, "betas": (0.9, 0.99), "eps": 1e-6, "weight_decay": 0.1, "momentum_decay": momentum_decay}
@@ -57,6 +60,7 @@ def radam_by_hand(w, grads, rates, knobs, decay):
     return w
 
 
+@pytest.mark.oracle("optimizer=radam", "float64 loop")
 @pytest.mark.parametrize("b2", [0.9, 0.99])
 def test_radam_by_hand(b2):
     assert_follows("radam", {"lr": 0.03, "betas": (0.9, b2), "eps": 1e-6, "weight_decay": 0.1}, radam_by_hand)
@@ -77,12 +81,14 @@ def adafactor_by_hand(w, grads, rates, knobs, decay):
     return w
 
 
+@pytest.mark.oracle("optimizer=adafactor", "float64 loop")
 @pytest.mark.parametrize("lr", [0.05, 0.5])
 def test_adafactor_by_hand(lr):
     knobs = {"lr": lr, "decay": -0.8, "floor": 1e-3, "clip": 1.0, "weight_decay": 0.1}
     assert_follows("adafactor", knobs, adafactor_by_hand, rtol=1e-9)
 
 
+@pytest.mark.oracle("optimizer=adafactor", "transformers Adafactor")
 def test_adafactor_is_transformers():
     """With their scale_parameter, which multiplies lr with the root mean square of the tensor; the norm is float32."""
     given = {"scale_parameter": True, "relative_step": False, "warmup_init": False, "decay_rate": -0.8}
@@ -99,6 +105,7 @@ def sgd_by_hand(w, grads, rates, knobs, decay):
     return w
 
 
+@pytest.mark.oracle("optimizer=sgd", "float64 loop")
 @pytest.mark.parametrize("momentum, nesterov", [(0.9, False), (0.9, True), (0.0, False)])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.05])
 def test_sgd_by_hand(momentum, nesterov, weight_decay):
@@ -115,6 +122,7 @@ def adagrad_by_hand(w, grads, rates, knobs, decay):
     return w
 
 
+@pytest.mark.oracle("optimizer=adagrad", "float64 loop")
 @pytest.mark.parametrize("start", [0.0, 0.1])
 def test_adagrad_by_hand(start):
     assert_follows("adagrad", {"lr": 0.1, "start": start, "eps": 1e-8, "weight_decay": 0.05}, adagrad_by_hand)

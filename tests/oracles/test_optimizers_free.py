@@ -27,11 +27,13 @@ def sequences(w, grads, rates, knobs, decay):
     return y, x
 
 
+@pytest.mark.oracle("optimizer=schedule_free", "float64 loop")
 @pytest.mark.parametrize("power", [0.0, 2.0])
 def test_schedule_free_by_hand(power):
     assert_follows("schedule_free", FREE | {"power": power}, lambda *given: sequences(*given)[0], rtol=1e-9)
 
 
+@pytest.mark.oracle("optimizer=schedule_free", "pytorch_optimizer ScheduleFreeAdamW")
 def test_schedule_free_is_pytorch_optimizers():
     given = {k: v for k, v in FREE.items() if k not in ("weight_decay", "power")}
     make = lambda g: pytorch_optimizer.ScheduleFreeAdamW(g, **given, weight_lr_power=2.0)  # noqa: E731
@@ -82,6 +84,7 @@ def test_schedule_free_wants_a_constant_rate():
 PRODIGY = {"lr": 1.0, "betas": (0.9, 0.95), "eps": 1e-8, "d0": 1e-3, "coef": 1.5, "weight_decay": 0.0}
 
 
+@pytest.mark.oracle("optimizer=prodigy", "float64 loop")
 def test_prodigy_by_hand():
     """All parameters as one long vector."""
     made, start, optimizer = run("prodigy", PRODIGY)
@@ -102,6 +105,7 @@ def test_prodigy_by_hand():
     torch.testing.assert_close(flat({n: p.detach() for n, p in made.named_parameters()}), w, rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.oracle("optimizer=prodigy", "pytorch_optimizer Prodigy")
 def test_prodigy_is_pytorch_optimizers():
     """Theirs keeps r in float32."""
     knobs = PRODIGY | {"weight_decay": 0.1}

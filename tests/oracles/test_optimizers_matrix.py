@@ -38,6 +38,7 @@ aux_adamw_by_hand.lr_of = "aux_lr"
 MUON = {"lr": 0.1, "aux_lr": 0.03, "betas": (0.9, 0.95), "eps": 1e-6, "weight_decay": 0.1, "momentum": 0.9}
 
 
+@pytest.mark.oracle("optimizer=muon", "singular values in float64")
 @pytest.mark.parametrize("nesterov, ns_steps, scale", [(True, 5, "shape"), (False, 5, "rms"), (True, 1, "rms")])
 def test_muon_by_hand(nesterov, ns_steps, scale):
     """Matrices by their singular values, the other roles by AdamW at aux_lr."""
@@ -62,6 +63,7 @@ def muon_steps(optimizer, parameters, count=3):
     return [p.detach() for p in parameters]
 
 
+@pytest.mark.oracle("optimizer=muon", "torch Muon")
 @pytest.mark.parametrize("nesterov", [True, False])
 @pytest.mark.parametrize("scale, theirs", [("shape", "original"), ("rms", "match_rms_adamw")])
 def test_muon_in_bfloat16_is_torchs(nesterov, scale, theirs):
@@ -138,6 +140,7 @@ def gram_schmidt(x):
 SOAP = {"lr": 0.03, "betas": (0.9, 0.95), "eps": 1e-6, "weight_decay": 0.1}
 
 
+@pytest.mark.oracle("optimizer=soap", "float64 loop")
 @pytest.mark.parametrize("every", [1, 4])
 def test_soap_by_hand(every):
     """Sides of 8 have bases; longer ones' would begin with a null space, in which any basis is as good."""
@@ -186,6 +189,7 @@ def matrix_power(x, power):
     return u @ torch.diag(s**power) @ u.T
 
 
+@pytest.mark.oracle("optimizer=shampoo", "float64 loop")
 @pytest.mark.parametrize("every, largest", [(1, 100), (4, 100), (4, 8), (20, 12)])
 def test_shampoo_by_hand(every, largest):
     knobs = {"lr": 0.1, "momentum": 0.9, "eps": 1e-2, "every": every, "largest": largest, "weight_decay": 0.1}
@@ -209,6 +213,7 @@ def galore_by_hand(w, grads, rates, knobs, decay):
     return w
 
 
+@pytest.mark.oracle("optimizer=galore", "float64 loop")
 @pytest.mark.parametrize("rank, every", [(3, 200), (4, 6), (100, 7)])
 def test_galore_by_hand(rank, every):
     knobs = {"lr": 0.03, "betas": (0.9, 0.99), "eps": 1e-6, "weight_decay": 0.1}

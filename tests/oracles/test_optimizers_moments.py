@@ -14,6 +14,7 @@ from ablatio.model.roles import groups_by_role
 ADAM = {"lr": 0.03, "betas": (0.9, 0.95), "eps": 1e-6, "weight_decay": 0.1}
 
 
+@pytest.mark.oracle("optimizer=ademamix", "pytorch_optimizer AdEMAMix")
 @pytest.mark.parametrize("ramp", [0, 8, 40])
 def test_ademamix_is_pytorch_optimizers(ramp):
     knobs = ADAM | {"betas": (0.9, 0.99, 0.999), "alpha": 5.0, "ramp": ramp}
@@ -32,6 +33,7 @@ def mars_by_hand(w, grads, rates, knobs, decay):
     return w
 
 
+@pytest.mark.oracle("optimizer=mars", "float64 loop")
 @pytest.mark.parametrize("gamma", [0.025, 0.5])
 def test_mars_by_hand(gamma):
     assert_follows("mars", ADAM | {"betas": (0.95, 0.99), "gamma": gamma}, mars_by_hand, rtol=1e-10)
@@ -45,6 +47,7 @@ def cautious_by_hand(w, grads, rates, knobs, decay):
     return w
 
 
+@pytest.mark.oracle("optimizer=cautious_adamw", "float64 loop")
 def test_cautious_adamw_by_hand():
     assert_follows("cautious_adamw", ADAM, cautious_by_hand)
 
@@ -64,6 +67,7 @@ def adam_mini_by_hand(w, grads, rates, knobs, decay):
     return rows[0] if w.dim() == 1 else torch.stack(rows)
 
 
+@pytest.mark.oracle("optimizer=adam_mini", "float64 loop")
 def test_adam_mini_by_hand():
     assert_follows("adam_mini", ADAM, adam_mini_by_hand)
 
@@ -83,6 +87,7 @@ def lamb_by_hand(w, grads, rates, knobs, decay):
     return w
 
 
+@pytest.mark.oracle("optimizer=lamb", "float64 loop")
 def test_lamb_by_hand():
     assert_follows("lamb", ADAM, lamb_by_hand)
 
@@ -94,6 +99,7 @@ def test_lamb_moves_weights_that_are_zero():
     torch.testing.assert_close(p.detach(), torch.full((3,), -0.1), rtol=1e-4, atol=0)
 
 
+@pytest.mark.oracle("optimizer=lion", "pytorch_optimizer Lion")
 def test_lion_is_pytorch_optimizers():
     knobs = {"lr": 0.03, "betas": (0.9, 0.99), "weight_decay": 0.5}
     assert_like("lion", knobs, lambda g: pytorch_optimizer.Lion(g, lr=0.03, betas=(0.9, 0.99), weight_decouple=True))
@@ -126,6 +132,7 @@ def sophia_by_hand(w, grads, rates, knobs, decay):
     return w
 
 
+@pytest.mark.oracle("optimizer=sophia", "float64 loop")
 @pytest.mark.parametrize("observed", [True, False])
 def test_sophia_by_hand(observed):
     shares = []

@@ -67,6 +67,7 @@ EQUATIONS = {
 WITHOUT_FINAL_NORM = ("post", "deepnorm", "rezero")
 
 
+@pytest.mark.oracle("placement", "the paper's equation in float64")
 @pytest.mark.parametrize("name", EQUATIONS)
 def test_the_stack_is_the_papers_equation(name):
     model, tokens = model_with(name), torch.randint(0, V, (2, 7))
@@ -76,6 +77,7 @@ def test_the_stack_is_the_papers_equation(name):
     torch.testing.assert_close(model.model(tokens), expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.oracle("placement=peri", "the paper's equation in float64")
 def test_peri_is_sandwich_with_a_normed_embedding():
     model, tokens = model_with("peri"), torch.randint(0, V, (2, 7))
     stack = model.model
@@ -85,6 +87,7 @@ def test_peri_is_sandwich_with_a_normed_embedding():
     torch.testing.assert_close(stack(tokens), stack.norm(x), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.oracle("placement=residual_dual", "the paper's equation in float64")
 def test_residual_dual_has_a_normed_and_a_plain_stream():
     """arXiv:2304.14802, equations of section 3: y = x_ln + LN(x_d)."""
     model, tokens = model_with("residual_dual"), torch.randint(0, V, (2, 7))
@@ -120,6 +123,7 @@ def attention_by_hand(attention, h, inner):
 PLAIN = {"activation": "gelu", "position": "none"}
 
 
+@pytest.mark.oracle("placement=subln", "attention and feed-forward by hand in float64")
 def test_subln_norms_before_each_last_projection():
     model, tokens = model_with("subln", **PLAIN), torch.randint(0, V, (2, 7))
     x = model.model.embed_tokens(tokens)
@@ -129,6 +133,7 @@ def test_subln_norms_before_each_last_projection():
     torch.testing.assert_close(model.model(tokens), rms(x, model.model.norm), rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.oracle("placement=normformer", "attention and feed-forward by hand in float64")
 def test_normformer_norms_after_attention_and_inside_feed_forward():
     model, tokens = model_with("normformer", **PLAIN), torch.randint(0, V, (2, 7))
     x = model.model.embed_tokens(tokens)
@@ -166,6 +171,7 @@ def hyper_connected(h, f, norm, part, dynamic):
     return torch.stack(rows, dim=-2)
 
 
+@pytest.mark.oracle("placement", "float64 loop over tokens")
 @pytest.mark.parametrize("name", ["hyper_connections", "static_hyper_connections"])
 def test_hyper_connections_token_by_token(name):
     model, tokens = model_with({"name": name, "streams": 3}), torch.randint(0, V, (2, 4))
@@ -228,6 +234,7 @@ def made(name, layers=8, layer=0, knobs=None, side="decoder", encoder=0, decoder
     )  # fmt: skip
 
 
+@pytest.mark.oracle("placement=drop_path", "shares of dropped rows by the linear rule")
 def test_drop_path_drops_rows_by_the_linear_rule():
     x, f = torch.randn(4000, 2, 6, dtype=torch.float64), torch.nn.Linear(6, 6, dtype=torch.float64)
     norm = torch.nn.Identity()
@@ -249,6 +256,7 @@ def test_drop_path_is_repeated_from_the_global_seed():
     assert torch.equal(seen[0], seen[1]) and not torch.equal(seen[0], seen[2])
 
 
+@pytest.mark.oracle("placement=deepnorm", "the paper's table of constants")
 @pytest.mark.parametrize("layers", [1, 2, 6, 12, 18, 50, 100, 200, 1000])
 def test_deepnorm_has_the_constants_of_its_table(layers):
     """arXiv:2203.00555, figure 2: decoder-only and encoder-only, and both sides of an encoder-decoder."""
@@ -264,6 +272,7 @@ def test_deepnorm_has_the_constants_of_its_table(layers):
     assert math.isclose(decoder.alpha**4, 3 * m) and math.isclose(decoder.gain**-4, 12 * m)
 
 
+@pytest.mark.oracle("placement=subln", "the paper's table of gains")
 @pytest.mark.parametrize("layers", [1, 2, 6, 12, 100])
 def test_subln_has_the_gains_of_its_table(layers):
     """arXiv:2210.06423, figure 2."""

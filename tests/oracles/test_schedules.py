@@ -23,6 +23,7 @@ def factors(name, total, **knobs):
     return [schedule(step, total) for step in range(total)]
 
 
+@pytest.mark.oracle("schedule=cosine", "closed form by half angles")
 @pytest.mark.parametrize("total", TOTALS)
 @pytest.mark.parametrize("warmup", [0.0, 0.05, 0.3, 1.0])
 @pytest.mark.parametrize("final", [0.0, 0.1, 1.0])
@@ -35,6 +36,7 @@ def test_cosine_in_closed_form(total, warmup, final):
     assert factors("cosine", total, warmup=warmup, final=final) == pytest.approx(up + down, abs=1e-12)
 
 
+@pytest.mark.oracle("schedule=constant", "closed form")
 @pytest.mark.parametrize("total", TOTALS)
 @pytest.mark.parametrize("warmup", [0.0, 0.05, 0.5, 1.0])
 def test_constant_in_closed_form(total, warmup):
@@ -81,12 +83,14 @@ def assert_falls_like(make, ours, rise, total):
 RISES = [(20, 0), (100, 5), (100, 30), (1920, 96)]
 
 
+@pytest.mark.oracle("schedule=linear", "transformers linear schedule")
 @pytest.mark.parametrize("total, rise", RISES)
 def test_linear_is_transformers(total, rise):
     ours = factors("linear", total, warmup=rise / total)
     assert_falls_like(transformers.get_linear_schedule_with_warmup, ours, rise, total)
 
 
+@pytest.mark.oracle("schedule=polynomial", "transformers polynomial schedule")
 @pytest.mark.parametrize("total, rise", RISES)
 @pytest.mark.parametrize("power, final", [(1.0, 0.2), (2.0, 0.0), (3.0, 0.1)])
 def test_polynomial_is_transformers(total, rise, power, final):
@@ -95,6 +99,7 @@ def test_polynomial_is_transformers(total, rise, power, final):
     assert_falls_like(lambda o, n, m: make(o, num_warmup_steps=n, num_training_steps=m), ours, rise, total)
 
 
+@pytest.mark.oracle("schedule=inverse_sqrt", "transformers inverse_sqrt schedule")
 @pytest.mark.parametrize("total, rise", RISES)
 @pytest.mark.parametrize("timescale", [4, 50])
 def test_inverse_sqrt_is_transformers_one_step_on(total, rise, timescale):
@@ -104,6 +109,7 @@ def test_inverse_sqrt_is_transformers_one_step_on(total, rise, timescale):
     assert ours == pytest.approx(theirs(make, total + 1)[1:], abs=1e-12)
 
 
+@pytest.mark.oracle("schedule=noam", "the paper's formula")
 @pytest.mark.parametrize("total, rise", [(100, 4), (1000, 40), (50, 50)])
 @pytest.mark.parametrize("d_model", [64, 512])
 def test_noam_is_the_papers_formula_over_its_peak(total, rise, d_model):
@@ -112,6 +118,7 @@ def test_noam_is_the_papers_formula_over_its_peak(total, rise, d_model):
     assert factors("noam", total, warmup=rise / total) == pytest.approx(expected, abs=1e-12)
 
 
+@pytest.mark.oracle("schedule=wsd", "transformers WSD schedule")
 @pytest.mark.parametrize("total, rise, fall", [(100, 5, 10), (200, 0, 40), (50, 25, 25)])
 @pytest.mark.parametrize("shape, name", [("linear", "linear"), ("cosine", "cosine"), ("sqrt", "1-sqrt")])
 @pytest.mark.parametrize("final", [0.0, 0.1])
@@ -127,6 +134,7 @@ def test_wsd_is_transformers_one_step_on(total, rise, fall, shape, name, final):
     assert ours == pytest.approx(expected, abs=1e-9)
 
 
+@pytest.mark.oracle("schedule=power", "the paper's formula")
 @pytest.mark.parametrize("total, rise, fall, flat, exponent", [(100, 5, 10, 10, 0.51), (400, 0, 0, 100, 0.3)])
 def test_power_is_the_minimum_of_cap_and_law(total, rise, fall, flat, exponent):
     """arXiv:2408.13359 (4): min(eta_max, beta a n^b) over eta_max; the law meets the cap at step `flat`."""
@@ -139,6 +147,7 @@ def test_power_is_the_minimum_of_cap_and_law(total, rise, fall, flat, exponent):
     assert factors("power", total, **shares, exponent=exponent) == pytest.approx(expected, abs=1e-12)
 
 
+@pytest.mark.oracle("schedule=cyclic", "torch CyclicLR")
 @pytest.mark.parametrize("cycles, period", [(4, 10), (3, 8), (1, 40)])
 @pytest.mark.parametrize("mode, gain", [("triangular", 1.0), ("triangular2", 0.5)])
 def test_cyclic_is_torchs_cyclic_lr(cycles, period, mode, gain):
@@ -149,6 +158,7 @@ def test_cyclic_is_torchs_cyclic_lr(cycles, period, mode, gain):
     assert factors("cyclic", cycles * period, cycles=cycles, low=0.1, gain=gain) == pytest.approx(expected, abs=1e-9)
 
 
+@pytest.mark.oracle("schedule=restarts", "torch CosineAnnealingWarmRestarts")
 @pytest.mark.parametrize("first, growth, cycles", [(10, 1, 4), (5, 2, 3), (7, 3, 2)])
 @pytest.mark.parametrize("low", [0.0, 0.2])
 def test_restarts_are_torchs_warm_restarts(first, growth, cycles, low):

@@ -156,6 +156,7 @@ def as_mpt(tensors):
     return renamed(tensors, table)
 
 
+@pytest.mark.oracle("architecture=causal", "transformers MPT")
 @pytest.mark.parametrize("heads", [4, 6])
 def test_mpt_with_alibi(heads):
     norm = {"name": "layernorm", "bias": False}

@@ -87,6 +87,7 @@ def test_averaged_weights_are_scored_and_kept_and_resume_is_exact(tmp_path: Path
     assert run.score(run.validation()).loss == state["loss"]  # what was kept is what was scored
 
 
+@pytest.mark.oracle("stabilizer=ema", "float64 loop")
 def test_ema_by_hand() -> None:
     part = stabilizers.build("ema", {"decay": 0.9})
     net, held = tiny.model(), None
@@ -105,6 +106,7 @@ def test_ema_by_hand() -> None:
     assert not torch.allclose(net.lm_head.weight.double(), held)
 
 
+@pytest.mark.oracle("stabilizer=batch_ramp", "rows of each batch, by hand")
 def test_the_batch_grows_with_the_tokens(tmp_path: Path, text_file: Path) -> None:
     settings = [*TINY, f"source.path={text_file}", f"out={tmp_path}", "stabilizer=[clip,batch_ramp]"]
     settings += ["stabilizer.batch_ramp.start=0.25", "stabilizer.batch_ramp.tokens=320", "train.batch_size=8"]
@@ -119,6 +121,7 @@ def test_the_batch_grows_with_the_tokens(tmp_path: Path, text_file: Path) -> Non
         seen += row * 16
 
 
+@pytest.mark.oracle("stabilizer=embedding_shrink", "the gradient without it")
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_embedding_gets_a_share_of_its_gradient(tied: bool) -> None:
     grads = []
@@ -141,6 +144,7 @@ def test_the_embedding_gets_a_share_of_its_gradient(tied: bool) -> None:
         assert not torch.allclose(shrunk[name][seen], full[name][seen])
 
 
+@pytest.mark.oracle("stabilizer=z_loss", "logsumexp of all logits")
 def test_z_loss_by_hand() -> None:
     net = build_model(model_config(), 50).double()
     for p in net.parameters():

@@ -8,6 +8,7 @@ from ablatio import plugins, presets, yamls
 from ablatio.commands import parser
 from ablatio.errors import UserError
 from ablatio.knobs import did_you_mean
+from ablatio.oracles import checked_against
 from ablatio.registry import REGISTRIES, Entry, Registry
 
 
@@ -25,7 +26,7 @@ def run(arguments: list[str]) -> int:
     kinds = [r for kind, r in REGISTRIES.items() if asked.kind in (None, kind)]
     groups = {group: options for group, options in files.items() if asked.kind in (None, group)}
     if asked.json:
-        parts = {r.kind: {e.name: e.to_json() for e in r} for r in kinds}
+        parts = {r.kind: {e.name: _part_json(e) for e in r} for r in kinds}
         print(json.dumps(parts | {g: {n: _file_json(f) for n, f in o.items()} for g, o in groups.items()}, indent=1))
     else:
         print_kinds(kinds)
@@ -33,6 +34,10 @@ def run(arguments: list[str]) -> int:
     for failure in plugins.failures():
         print(f"ablatio: {failure}", file=sys.stderr)
     return 0
+
+
+def _part_json(entry: Entry) -> dict[str, object]:
+    return entry.to_json() | {"oracles": list(checked_against(entry))}
 
 
 def _file_json(file: yamls.File) -> dict[str, object]:
@@ -50,11 +55,13 @@ def print_kinds(kinds: list[Registry[Entry]]) -> None:
     console = Console()
     for registry in kinds:
         table = Table(title=f"{registry.kind}=  {escape(registry.doc)}", title_justify="left", box=None, pad_edge=False)
-        for column in ("option", "knobs", "what it does", "from"):
+        for column in ("option", "knobs", "what it does", "checked against", "from"):
             table.add_column(column, overflow="fold", style="bold" if column == "option" else "")
         for entry in registry:
             knobs = ", ".join(k.name for k in entry.knobs)
-            table.add_row(entry.name, escape(knobs), escape(entry.summary), escape(str(entry.provider)))
+            oracles = "; ".join(checked_against(entry))
+            cells = (knobs, entry.summary, oracles, str(entry.provider))
+            table.add_row(entry.name, *map(escape, cells))
         console.print(table)
         console.print()
 

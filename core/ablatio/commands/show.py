@@ -6,6 +6,7 @@ from ablatio import config, plugins, presets, yamls
 from ablatio.commands import parser
 from ablatio.errors import UserError
 from ablatio.knobs import Knob, did_you_mean
+from ablatio.oracles import checked_against
 from ablatio.registry import REGISTRIES, Entry
 
 FORMS = "a part (position=rope), a kind (position), a preset (preset=gpt2) or a section (train)"
@@ -55,6 +56,8 @@ def _show_entry(console: Any, entry: Entry) -> None:
     else:
         console.print("It has no knobs.")
     console.print(f"\nsource    {escape(entry.paper or 'none given')}", highlight=False)
+    oracles = "; ".join(checked_against(entry)) or "nothing that was recorded for this source"
+    console.print(f"checked   against {escape(oracles)}", highlight=False)
     console.print(f"provider  {escape(str(entry.provider))} ({entry.module}.{entry.qualname})", highlight=False)
     if entry.facts:
         facts = ", ".join(f"{k}: {v}" for k, v in entry.facts.items())

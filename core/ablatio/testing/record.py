@@ -22,10 +22,11 @@ def describe_marks(items: list[pytest.Item]) -> None:
 
 
 def _parts(said: str, item: pytest.Item) -> Iterator[Entry]:
-    """The part that is named, or, for a kind, those among the test's parameters."""
+    """The part that is named, or, for a kind, what the test's parameter `name`, else any parameter, names of it."""
     kind, _, name = said.partition("=")
     options = {e.name: e for e in REGISTRIES[kind]} if kind in REGISTRIES else {}  # loads the plugins
-    names = [name] if name else _strings(getattr(getattr(item, "callspec", None), "params", {}))
+    parameters = getattr(getattr(item, "callspec", None), "params", {})
+    names = [name] if name else _strings(parameters.get("name", parameters))
     found = [options[n] for n in dict.fromkeys(names) if n in options]
     if name and not found:
         raise pytest.UsageError(f"{item.nodeid}: its oracle mark names {said}, which is not registered")
@@ -55,10 +56,12 @@ class Recorder:
             elif key == MARK and report.when == "call" and report.passed:
                 self.passed.setdefault(value[0], set()).add(value[1])  # type: ignore[index]
 
-    def pytest_sessionfinish(self) -> None:
+    def pytest_sessionfinish(self, exitstatus: int) -> None:
+        if exitstatus not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+            return  # an interrupted run knows less than the file that is there
         records = {}
         for label in sorted(self.passed.keys() - self.failed):
             kind, _, name = label.partition("=")
-            entry = REGISTRIES[kind].entries[name]
+            entry = REGISTRIES[kind][name]  # loads the plugins, where other processes ran the tests
             records[label] = {"against": sorted(self.passed[label]), "digest": entry.digest}
         self.path.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
