@@ -82,3 +82,14 @@ def test_the_demo_s_commands_compose() -> None:
         words = [w.replace("$(DEMO)", "demo") for w in shlex.split(line) if w != "-m"]
         for arm in expand(with_sweep_axes(words)):
             compose_run(arm)
+
+
+def test_the_table_of_options_is_whole() -> None:
+    rows = dict(re.findall(r"^\| `(\w+)=` \| (.*) \|$", README, re.M))
+    assert {"norm", "attention", "optimizer", "architecture"} <= rows.keys()
+    for kind, names in rows.items():
+        if kind == "preset":
+            known = sorted(path.stem for path in (ROOT / "conf" / "preset").glob("*.yaml"))
+        else:
+            known = sorted(e.name for e in REGISTRIES[kind] if e.provider.dist == "ablatio")
+        assert names.split() == known, f"README's row of {kind}"
