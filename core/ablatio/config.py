@@ -1,5 +1,6 @@
 """The run's config: sections with typed settings, and one pass that finds everything wrong with a composed config."""
 
+import functools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -104,6 +105,7 @@ SECTIONS: dict[str, type] = {"model": Model, "data": Data, "train": Train, "seed
 SWEEP = "sweep"
 
 
+@functools.cache
 def section_knobs(section: type) -> tuple[Knob, ...]:
     """The settings of a section, read from its dataclass as a part's knobs are from its signature."""
     return read_signature(section, section.__name__.lower())[1]
