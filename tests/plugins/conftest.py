@@ -34,7 +34,7 @@ class Site:
         (info / "entry_points.txt").write_text(f"[ablatio.plugins]\n{points}\n")
         return self
 
-    def run(self, *arguments: str, seconds: str = "3") -> subprocess.CompletedProcess[str]:
+    def run(self, *arguments: str, seconds: str = "8") -> subprocess.CompletedProcess[str]:
         """Python, with these distributions and an empty cache."""
         environment = os.environ | {
             "PYTHONPATH": str(self.folder),

@@ -6,6 +6,11 @@ from pathlib import Path
 import pytest
 from runs import TINY, ablatio, summary
 
+from ablatio.compose import compose_run
+from ablatio.overrides import expand
+from ablatio.sweep.multirun import with_sweep_axes
+from ablatio.yamls import SWEEP, options_of
+
 
 def test_a_sweep_runs_all_arms_on_the_same_data_and_a_bad_one_fails_alone(tmp_path: Path, text_file: Path) -> None:
     arguments = ["train", "-m", *TINY, f"source.path={text_file}", f"out={tmp_path}", "name=sweep", "train.steps=4"]
@@ -43,3 +48,25 @@ def test_a_learned_table_refuses_what_it_does_not_know(tmp_path: Path) -> None:
     assert ended.code == 0, ended.err
     known, beyond = scores(tmp_path / "study/0", tmp_path / "log")
     assert "bpb" in known and "model.max_len=128 and no more" in str(beyond["refused"])
+
+
+@pytest.mark.parametrize("name", sorted(options_of(SWEEP)))
+def test_each_study_is_whole_and_its_first_and_last_arm_take_a_step(tmp_path: Path, name: str) -> None:
+    """All arms pass the checks; what was recorded names arms of the study."""
+    study = options_of(SWEEP)[name].read()["sweep"]
+    assert study["question"] and study["expected"] and study["recorded"]
+    arms = expand(with_sweep_axes([f"+sweep={name}"]))
+    for arm in arms:
+        compose_run(arm)
+    values = {str(value) for axis in study["axes"].values() for value in axis}
+    assert {str(key).split()[0] for key in study["recorded"]} <= values
+    for number, arm in enumerate((arms[0], arms[-1])):
+        short = [
+            "train.steps=2",
+            "data.val_tokens=2048",
+            "trainer.progress=false",
+            f"out={tmp_path}",
+            f"name=arm{number}",
+        ]
+        ended = ablatio(["train", *arm, *short], tmp_path / "log")
+        assert ended.code == 0, ended.err

@@ -50,7 +50,14 @@ class LanguageModel(nn.Module):
         return self.lm_head.out_features
 
     def compile_layers(self) -> None:
-        """torch.compile each layer by itself: layers of one shape share the work; nothing outside is traced."""
+        """torch.compile each layer by itself: layers of one shape share the work; nothing outside is traced.
+
+        A module's methods in `uncompiled` stay as they are.  (Said by a decorator, it would cost each program that only
+        lists parts three seconds of torch's compiler.)
+        """
+        for module in self.modules():
+            for name in getattr(module, "uncompiled", ()):
+                setattr(module, name, torch.compiler.disable(getattr(module, name)))
         for stack in self.modules():
             if isinstance(stack, Stack):
                 for layer in stack.layers:

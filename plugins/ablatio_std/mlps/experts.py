@@ -38,6 +38,8 @@ class Experts(nn.Module):
     what an activation learns are shared by the experts.
     """
 
+    uncompiled = ("each",)  # its shapes follow the loads: a compiled graph would be made anew at each step
+
     def __init__(
         self,
         experts: int,
@@ -67,7 +69,6 @@ class Experts(nn.Module):
         y = self.each(rows, chosen.flatten()).unflatten(0, (-1, k))  # (N, k, D)
         return (y * gates.to(y.dtype)[..., None]).sum(1)
 
-    @torch.compiler.disable  # the shapes follow the loads: a compiled graph would be made anew at each step
     def each(self, rows: Tensor, chosen: Tensor) -> Tensor:
         """Every row through its expert: (M, D), (M,) -> (M, D)."""
         place, sizes = _layout(chosen, self.experts)
