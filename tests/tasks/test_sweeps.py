@@ -68,5 +68,5 @@ def test_each_study_is_whole_and_its_first_and_last_arm_take_a_step(tmp_path: Pa
             f"out={tmp_path}",
             f"name=arm{number}",
         ]
-        ended = ablatio(["train", *arm, *short], tmp_path / "log")
+        ended = ablatio(["train", *arm, *short, f"name=arm{number}"], tmp_path / "log")
         assert ended.code == 0, ended.err

@@ -57,7 +57,7 @@ class LanguageModel(nn.Module):
         """
         for module in self.modules():
             for name in getattr(module, "uncompiled", ()):
-                setattr(module, name, torch.compiler.disable(getattr(module, name)))
+                setattr(module, name, torch.compiler.disable(getattr(module, name)))  # type: ignore[no-untyped-call]
         for stack in self.modules():
             if isinstance(stack, Stack):
                 for layer in stack.layers:
