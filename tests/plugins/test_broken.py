@@ -28,7 +28,7 @@ REASONS = {
     "missing": "No module named 'a_package_that_nobody_has'",
     "raises": "RuntimeError: this plugin fails on purpose",
     "shadows": "norm=rmsnorm exists already: ablatio 0.1.0 brings it",
-    "sleeps": "did not finish loading within 3 s",
+    "sleeps": "did not finish loading within 8 s",
     "sysexit": "SystemExit: 3",
     "target": "`train.steps._target_` would build an object",
     "untyped": "the knob `eps` has no type; write `eps: float = ...`",
