@@ -24,7 +24,7 @@ def describe_marks(items: list[pytest.Item]) -> None:
 def _parts(said: str, item: pytest.Item) -> Iterator[Entry]:
     """The part that is named, or, for a kind, those among the test's parameters."""
     kind, _, name = said.partition("=")
-    options = REGISTRIES[kind].entries if kind in REGISTRIES else {}
+    options = {entry.name: entry for entry in REGISTRIES[kind]} if kind in REGISTRIES else {}
     names = [name] if name else _strings(getattr(getattr(item, "callspec", None), "params", {}))
     found = [options[n] for n in dict.fromkeys(names) if n in options]
     if name and not found:
