@@ -160,7 +160,7 @@ class Fire(nn.Module):
         threshold: Annotated[float, Positive, "start of L"] = 512.0,
     ) -> None:
         super().__init__()
-        self.c, self.threshold = nn.Parameter(torch.tensor(c)), nn.Parameter(torch.tensor(1.0))
+        self.c, self.threshold = nn.Parameter(torch.tensor([c])), nn.Parameter(torch.ones(1))
         self.start = threshold
         # As vectors these keep the start of a layer with one input; an init for wide matrices would silence them.
         self.slope, self.offset = (nn.Parameter(torch.empty(hidden).uniform_(-1, 1)) for _ in range(2))
