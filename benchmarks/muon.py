@@ -2,8 +2,8 @@
 
     python benchmarks/muon.py [--width 320] [--layers 8] [--repeats 9]
 
-The contenders take turns (A B C A B C ...) in one process on one thread; time is the CPU time of the process, a ratio the
-median over the turns of theirs / ours.  torch's Newton-Schulz is in bfloat16, which only some processors multiply
+The contenders take turns (A B C A B C ...) in one process on one thread; time is the CPU time of the process, a ratio
+the median over the turns of theirs / ours.  torch's Newton-Schulz is in bfloat16, which only some processors multiply
 natively, four times as fast as float32; ONEDNN_MAX_CPU_ISA=AVX512_CORE_VNNI shows the others.  Beside it stands how far
 an update is from that in float64: |u - u64| / |u64|, over all matrices.
 """

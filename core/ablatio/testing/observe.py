@@ -12,7 +12,7 @@ import functools
 import hashlib
 import random
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -178,7 +178,7 @@ def _optimizer(entry: Entry, knobs: Mapping[str, Any]) -> Any:
     return seen
 
 
-def _bowl(weights: list[Tensor], size: float) -> Tensor:
+def _bowl(weights: Sequence[Tensor], size: float) -> Tensor:
     return torch.stack([w.square().sum() for w in weights]).sum() * size
 
 
