@@ -25,7 +25,7 @@ class Shampoo(Foreach):
         self,
         groups: list[ParameterGroup],
         *,
-        lr: Rate = 0.05,
+        lr: Rate = 0.02,
         momentum: Annotated[float, Below1] = 0.9,
         eps: Eps = 1e-4,
         every: Every = 10,
