@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor
 
-from ablatio import Positive, optimizers
+from ablatio import Positive, optimizers, rule
 from ablatio.model.roles import ParameterGroup
 from ablatio_std.optimizers._common import Below1, Betas, Decay, Eps, Foreach, Group, Tensors, adamw_, shrink
 
@@ -61,6 +61,13 @@ class Muon(Foreach):
             o = orthogonal(stack.mT, group["ns_steps"]).mT if rows > columns else orthogonal(stack, group["ns_steps"])
             torch._foreach_add_(weights, list(o.to(weights[0].dtype)), alpha=-group["lr"] * size)
         return None
+
+
+rule(
+    when="optimizer.name == 'muon' and optimizer.nesterov and optimizer.momentum == 0",
+    why="Nesterov's step looks ahead along the momentum, and optimizer.momentum is 0",
+    fix="optimizer.nesterov=false",
+)
 
 
 def _precision(wish: Precision, w: Tensor) -> torch.dtype:

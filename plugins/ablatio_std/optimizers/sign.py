@@ -67,9 +67,11 @@ class Sophia(Foreach):
         self,
         groups: list[ParameterGroup],
         *,
-        lr: Rate = 6e-4,
+        lr: Rate = 1.5e-3,
         betas: Betas = (0.965, 0.99),
-        gamma: Annotated[float, Positive, "the larger, the fewer entries are clipped"] = 0.05,
+        gamma: Annotated[
+            float, Positive, "the larger, the fewer entries are clipped: the paper wants 50 to 90 %"
+        ] = 0.05,
         every: Annotated[int, Positive, "steps from one estimate of h to the next"] = 10,
         eps: Eps = 1e-12,
         weight_decay: Decay = 0.2,

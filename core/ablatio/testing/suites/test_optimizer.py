@@ -129,3 +129,22 @@ def test_follows_the_learning_rate(part: Entry) -> None:
     _steps(optimizer, parameters, 3)
     gap = max(float((p.detach() - b).abs().max()) for p, b in zip(parameters, before, strict=True))
     assert gap <= 1e-12, f"{probe.label(part)}: with lr 0 in all groups the weights move by {gap:.3g}"
+
+
+def test_takes_a_closure(part: Entry) -> None:
+    """The trainer hands forward and backward over: they run first, with gradients, and their loss comes back."""
+    optimizer, parameters = _made(part)
+    before = [p.detach().clone() for p in parameters]
+
+    def closure() -> Any:
+        optimizer.zero_grad()
+        loss = torch.stack([p.square().sum() for p in parameters]).sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    expected = sum(float(b.square().sum()) for b in before)
+    came = optimizer.step(closure)
+    back = came is not None and abs(float(torch.as_tensor(came).detach()) - expected) < 1e-9 * expected
+    assert back, f"{probe.label(part)}: step(closure) gives {came}, the closure's loss {expected} was expected"
+    still = [i for i, (p, b) in enumerate(zip(parameters, before, strict=True)) if torch.equal(p, b)]
+    assert not still, f"{probe.label(part)}: step(closure) leaves parameters {still} where they are"
