@@ -17,6 +17,7 @@ from ablatio.model.roles import apply_rates, groups_by_role, named_generator, na
 from ablatio.tasks.step import SkipStep, Step
 
 TRAINING = "training_weights"
+TINIEST = 1e-6  # targets of a step that has none: its gradients are zero
 
 
 class Pretrain(pl.LightningModule):
@@ -45,7 +46,7 @@ class Pretrain(pl.LightningModule):
         self.measures: dict[str, Tensor] = {}
         self.loss_sum, self.loss_count = torch.zeros(()), 0
         self._step_losses: list[Tensor] = []
-        self._weight_sum: Tensor | None = None
+        self._targets: Tensor | int = 0  # of the batches of this step; weighted ones are counted on the device
         self._example: Example | None = None
         self._targets_per_batch = self.settings["batch_size"] * _length(config)
         self.rewinds = any(kinds.stabilizers[name].facts["rewinds"] for name in options)  # so a bad loss is no end
@@ -96,20 +97,18 @@ class Pretrain(pl.LightningModule):
             self._watch(mean, "loss")
         self._step_losses.append(mean)
         self.loss_sum, self.loss_count = self.loss_sum + mean, self.loss_count + 1
-        if example.weights is None:
-            loss: Tensor = total / example.targets.numel()
-            return loss
         # Gradients are summed over the accumulated batches here and divided by the true count before the step: a mean
         # of means is wrong when the batches have unequal numbers of targets.
-        self._weight_sum = weight if self._weight_sum is None else self._weight_sum + weight
-        return total / self._targets_per_batch  # type: ignore[no-any-return]
+        self._targets = self._targets + (example.targets.numel() if example.weights is None else weight)
+        loss: Tensor = total / self._targets_per_batch
+        return loss
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        if self._weight_sum is not None:
-            weight = self._weight_sum
-            factor = self._targets_per_batch * self.settings["accumulate"] / torch.where(weight > 0, weight, 1.0)
+        expected, targets = self._targets_per_batch * self.settings["accumulate"], self._targets
+        if isinstance(targets, Tensor) or targets != expected:
+            factor = expected / torch.as_tensor(targets, device=self.device).clamp(min=TINIEST)
             torch._foreach_mul_([p.grad for p in self._trainable if p.grad is not None], factor)
-            self._weight_sum = None
+        self._targets = 0
         step = self._step()
         self._step_losses = []
         for part in self._having("before_step"):
