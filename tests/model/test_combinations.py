@@ -25,9 +25,9 @@ OPTIONS = [
 COMBINATIONS = [options for options in OPTIONS if not broken(effective(model_config(**SIZES, **options)))]
 
 
-def every(fact=None):
-    """Each combination whose attention has a fact."""
-    fitting = [o for o in COMBINATIONS if fact is None or attentions[o["attention"]].facts[fact]]
+def every(*facts):
+    """Each combination whose attention has these facts."""
+    fitting = [o for o in COMBINATIONS if all(attentions[o["attention"]].facts[fact] for fact in facts)]
     return pytest.mark.parametrize("options", fitting, ids=lambda o: "-".join(o.values()))
 
 
@@ -97,11 +97,9 @@ def test_decoding_with_the_cache_is_the_whole_pass(options):
         assert_close(torch.cat(parts, dim=1), whole)
 
 
-@every("caches")
+@every("caches", "takes_segments")  # padding is a document of its own
 @torch.no_grad()
 def test_left_padding_with_the_cache_is_each_row_alone(options):
-    if not attentions[options["attention"]].facts["takes_segments"]:
-        pytest.skip("padding is a document of its own, and this attention knows one document")
     model, x, pads, cache = sharp(options), tokens(), (0, 3, 4), KVCache()
     segments = torch.tensor([[-1] * pad + [0] * (LENGTH - pad) for pad in pads])
     parts = [model(x[:, :7], segments[:, :7], cache)]  # the prompt, in one pass, then a token at a time

@@ -139,6 +139,16 @@ class OPT(Family):
         yield Module("lm_head", "lm_head")
 
 
+def _fused_layers(theirs: str, attention: str, d_head: int) -> Iterator[Module]:
+    """The layers of Megatron's children, BLOOM and GPT-NeoX: queries, keys and values of a head in one matrix."""
+    yield Module(QKV, f"{theirs}.{attention}.query_key_value", *by_head(d_head))
+    yield Module(f"{LAYER}.self_attn.o_proj", f"{theirs}.{attention}.dense")
+    yield Module(f"{LAYER}.mlp.up_proj", f"{theirs}.mlp.dense_h_to_4h")
+    yield Module(f"{LAYER}.mlp.down_proj", f"{theirs}.mlp.dense_4h_to_h")
+    yield Module(f"{LAYER}.input_layernorm", f"{theirs}.input_layernorm")
+    yield Module(f"{LAYER}.post_attention_layernorm", f"{theirs}.post_attention_layernorm")
+
+
 class Bloom(Family):
     """LayerNorm, also after the embedding; tanh-GELU of four times the width; ALiBi; biases everywhere."""
 
@@ -165,13 +175,7 @@ class Bloom(Family):
         }
 
     def modules(self) -> Iterator[Module]:
-        theirs = "transformer.h.#"
-        yield Module(QKV, f"{theirs}.self_attention.query_key_value", *by_head(self.dims.head_width))
-        yield Module(f"{LAYER}.self_attn.o_proj", f"{theirs}.self_attention.dense")
-        yield Module(f"{LAYER}.mlp.up_proj", f"{theirs}.mlp.dense_h_to_4h")
-        yield Module(f"{LAYER}.mlp.down_proj", f"{theirs}.mlp.dense_4h_to_h")
-        yield Module(f"{LAYER}.input_layernorm", f"{theirs}.input_layernorm")
-        yield Module(f"{LAYER}.post_attention_layernorm", f"{theirs}.post_attention_layernorm")
+        yield from _fused_layers("transformer.h.#", "self_attention", self.dims.head_width)
         yield Module("model.embed_tokens", "transformer.word_embeddings")
         yield Module("model.embed_norm", "transformer.word_embeddings_layernorm")
         yield Module("model.norm", "transformer.ln_f")
@@ -208,13 +212,7 @@ class GPTNeoX(Family):
         }
 
     def modules(self) -> Iterator[Module]:
-        theirs = "gpt_neox.layers.#"
-        yield Module(QKV, f"{theirs}.attention.query_key_value", *by_head(self.dims.head_width))
-        yield Module(f"{LAYER}.self_attn.o_proj", f"{theirs}.attention.dense")
-        yield Module(f"{LAYER}.mlp.up_proj", f"{theirs}.mlp.dense_h_to_4h")
-        yield Module(f"{LAYER}.mlp.down_proj", f"{theirs}.mlp.dense_4h_to_h")
-        yield Module(f"{LAYER}.input_layernorm", f"{theirs}.input_layernorm")
-        yield Module(f"{LAYER}.post_attention_layernorm", f"{theirs}.post_attention_layernorm")
+        yield from _fused_layers("gpt_neox.layers.#", "attention", self.dims.head_width)
         yield Module("model.embed_tokens", "gpt_neox.embed_in")
         yield Module("model.norm", "gpt_neox.final_layer_norm")
         yield Module("lm_head", "embed_out")
