@@ -103,9 +103,8 @@ class MARS(Foreach):
         torch._foreach_add_(w, u, alpha=-group["lr"])
 
 
-@optimizers.register("cautious_adamw", paper="arXiv:2411.16085")
-class CautiousAdamW(Foreach):
-    """AdamW whose direction u keeps only the entries with u g > 0, times n / (their number + 1)."""
+class _LikeAdamW(Foreach):
+    """AdamW's two means and its knobs."""
 
     buffers = ("m", "v")
 
@@ -119,6 +118,11 @@ class CautiousAdamW(Foreach):
         weight_decay: Decay = 0.1,
     ) -> None:
         super().__init__(groups, weight_decay=weight_decay, lr=lr, betas=betas, eps=eps)
+
+
+@optimizers.register("cautious_adamw", paper="arXiv:2411.16085")
+class CautiousAdamW(_LikeAdamW):
+    """AdamW whose direction u keeps only the entries with u g > 0, times n / (their number + 1)."""
 
     def update(self, group: Group, t: int, w: Tensors, g: Tensors, *buffers: Tensors) -> None:
         u = adam_direction(group, t, g, *buffers)
@@ -130,24 +134,11 @@ class CautiousAdamW(Foreach):
 
 
 @optimizers.register("adam_mini", paper="arXiv:2406.16793")
-class AdamMini(Foreach):
+class AdamMini(_LikeAdamW):
     """AdamW with one v for each row of a matrix (output neuron, token) and one for each vector: half of Adam's memory.
 
     v is the running mean of the mean of g^2 over the row.  (The paper takes the rows of a query or key head together.)
     """
-
-    buffers = ("m", "v")
-
-    def __init__(
-        self,
-        groups: list[ParameterGroup],
-        *,
-        lr: Rate = 6e-3,
-        betas: Betas = (0.9, 0.95),
-        eps: Eps = 1e-8,
-        weight_decay: Decay = 0.1,
-    ) -> None:
-        super().__init__(groups, weight_decay=weight_decay, lr=lr, betas=betas, eps=eps)
 
     def start(self, group: Group, p: Tensor) -> dict[str, Tensor]:
         return {"m": torch.zeros_like(p), "v": torch.zeros_like(p[..., :1])}  # (..., rows, 1); (1,) of a vector

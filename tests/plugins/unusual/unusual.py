@@ -159,7 +159,9 @@ class Holes:
 
 class _Sign(torch.optim.Optimizer):
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> Any:
+        with torch.enable_grad():
+            loss = None if closure is None else closure()
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is None:
@@ -167,6 +169,7 @@ class _Sign(torch.optim.Optimizer):
                 m = self.state[p].setdefault("momentum", torch.zeros_like(p))
                 p.sub_((group["beta"] * m + (1 - group["beta"]) * p.grad).sign(), alpha=group["lr"])
                 m.lerp_(p.grad, 0.01)
+        return loss
 
 
 @optimizers.register("signs", paper=PAPER)
