@@ -1,0 +1,116 @@
+"""A study on disk: what was asked (study.json), its jobs (jobs/ID.json), their runs (runs/ID/), and the ledger.
+
+study.json      the question, the design, the axes, the arms that were refused; written before the first run
+jobs/ID.json    one run to do: its arm, its seed, its whole config
+runs/ID/        the run folder, as `ablatio train` writes one, and log.txt, what it printed
+ledger.jsonl    what became of each job (ablatio.sweep.ledger)
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from ablatio.writer import write_json
+
+STUDY, JOBS, RUNS, LEDGER = "study.json", "jobs", "runs", "ledger.jsonl"
+Role = Literal["run", "trial", "rung"]
+Arm = Mapping[str, str]  # axis -> value, as they were written; the seed is no part of it
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """A setting that varies, and its values as Hydra's grammar has them (`norm`: layernorm, rmsnorm)."""
+
+    key: str
+    values: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One run of a study.
+
+    id         hash of the config that makes its numbers and of the versions of its parts
+    arm, seed  where it stands in the design; runs of one seed share initial weights, data order and dropout
+    overrides  the command that makes it again: `ablatio train *overrides`
+    config     whole and checked; values from the environment stay unresolved
+    role       run: counts in comparisons; trial: of a search or a tuning; rung: part of a run that a search may stop
+    until      a rung ends at this step of its own schedule; None: at the end
+    """
+
+    id: str
+    arm: Arm
+    seed: int
+    overrides: tuple[str, ...]
+    config: Mapping[str, Any]
+    role: Role = "run"
+    until: int | None = None
+
+    @property
+    def label(self) -> str:
+        return " ".join(f"{k}={v}" for k, v in self.arm.items()) or "one arm"
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """An arm that cannot run."""
+
+    arm: Arm
+    why: str
+
+
+@dataclass(slots=True)
+class Study:
+    """What is asked, and how.
+
+    baseline   the arm that others are compared with; None: there is none, all pairs are
+    settings   the sweep's own settings that are not at their defaults (plan, match, tune ...)
+    overrides  what the user said
+    tuned      arm label -> the settings that were tuned for it, and their values
+    """
+
+    name: str
+    question: str = ""
+    expected: str = ""
+    design: Mapping[str, Any] = field(default_factory=lambda: {"name": "full"})
+    axes: Sequence[Axis] = ()
+    seeds: Sequence[int] = (1,)
+    baseline: Arm | None = None
+    refused: Sequence[Refused] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    overrides: Sequence[str] = ()
+    tuned: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    aliases: Sequence[str] = ()  # which effects a fractional design cannot tell apart
+
+    def write(self, folder: Path) -> None:
+        write_json(folder / STUDY, {"format": 1} | asdict(self))
+
+    @classmethod
+    def read(cls, folder: Path) -> Study:
+        data = json.loads((folder / STUDY).read_text(encoding="utf-8"))
+        data.pop("format")
+        data["axes"] = [Axis(a["key"], tuple(a["values"])) for a in data["axes"]]
+        data["refused"] = [Refused(**r) for r in data["refused"]]
+        return cls(**data)
+
+
+def write_job(folder: Path, job: Job) -> None:
+    write_json(folder / JOBS / f"{job.id}.json", asdict(job))
+
+
+def read_job(folder: Path, job_id: str) -> Job:
+    data = json.loads((folder / JOBS / f"{job_id}.json").read_text(encoding="utf-8"))
+    return Job(**data | {"overrides": tuple(data["overrides"])})
+
+
+def jobs_of(folder: Path) -> Iterator[Job]:
+    """All jobs, in the order in which they were planned (file names say nothing of it; the ledger does)."""
+    for path in sorted((folder / JOBS).glob("*.json")):
+        yield read_job(folder, path.stem)
+
+
+def run_folder(folder: Path, job_id: str) -> Path:
+    return folder / RUNS / job_id
