@@ -15,6 +15,7 @@ SHAPING = ("norm", "placement", "activation", "mlp", "position", "attention", "b
 SIZES = (
     "d_model", "n_layers", "n_heads", "d_head", "d_ff", "vocab_size", "max_len", "tied", "bias", "dropout",
     "encoder_layers", "embedding_norm", "embedding_scale", "final_norm", "attention_scale", "logit_scale",
+    "start", "path",
 )  # fmt: skip
 # Our activation -> transformers' name of it; of a gated one, of the function on its gate.
 ACTIVATIONS = {

@@ -11,10 +11,12 @@ from rich.console import Console
 
 from ablatio.checkpoint import Checkpoints, write_json
 from ablatio.errors import AblatioError
+from ablatio.model.assembly import Choice
 from ablatio.tasks import provenance
 from ablatio.tasks.folder import CHECKPOINTS, run_id
 from ablatio.tasks.prepared import Prepared, prepare_run
 from ablatio.tasks.session import Session, size_of
+from ablatio.tasks.start import take_over
 from ablatio.tasks.weigh import refuse_what_cannot_fit
 
 
@@ -30,8 +32,12 @@ def train(
     for sentence in found.skipped if found else ():
         console.print(f"[yellow]checkpoint left out:[/] {sentence}", highlight=False)
     if not found:
+        origin = take_over(run.model, config["model"])
+        if origin:
+            console.print(str(origin), highlight=False)
         write_json(folder / "config.json", public)
-        write_json(folder / "manifest.json", _manifest(run))
+        write_json(folder / "tokenizer.json", _tokenizer(run))
+        write_json(folder / "manifest.json", _manifest(run) | ({"origin": asdict(origin)} if origin else {}))
     session = Session(run, folder, console, checkpoints, found)
     try:
         return session.train()
@@ -47,6 +53,12 @@ def quiet_libraries() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     # Lightning's advice on workers and loggers, and that our loader cannot be resumed (it can: by its first number).
     warnings.filterwarnings("ignore", module=r"lightning\..*")
+
+
+def _tokenizer(run: Prepared) -> dict[str, Any]:
+    """The tokenizer with what it has learnt: other runs and tasks start from it, whatever they read."""
+    choice = Choice.of(run.config["tokenizer"])
+    return {"name": choice.name, "knobs": dict(choice.knobs), "state": run.tokenizer.state()}
 
 
 def _manifest(run: Prepared) -> dict[str, Any]:
