@@ -101,8 +101,12 @@ def _rope(theirs: Settings) -> dict[str, Any]:
     }
     if method == "default":
         return found
-    known: dict[str, tuple[str, ...]] = {"linear": (), "dynamic": (), "yarn": ("beta_fast", "beta_slow", "attention_factor"),
-             "llama3": ("low_freq_factor", "high_freq_factor")}  # fmt: skip
+    known: dict[str, tuple[str, ...]] = {
+        "linear": (),
+        "dynamic": (),
+        "yarn": ("beta_fast", "beta_slow", "attention_factor"),
+        "llama3": ("low_freq_factor", "high_freq_factor"),
+    }
     if method not in known:
         raise UserError(f"their rope scaling {method!r} cannot be read; there are {', '.join(known)}")
     original = said.get("original_max_position_embeddings", theirs.get("max_position_embeddings"))

@@ -81,7 +81,7 @@ def _of_hf(folder: Path) -> dict[str, Tensor]:
     config = compose_run(["model=hf", f"model.path='{folder}'"]).config  # its own parts, whatever the run replaces
     theirs = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     family = reader_of(theirs["model_type"])(config, int(theirs["vocab_size"]))
-    return family.from_native(_tensors(folder))
+    return family.from_native(_tensors(folder), rescaled=False)  # the config that was read has their factors
 
 
 def _tensors(folder: Path) -> dict[str, Tensor]:
