@@ -26,13 +26,25 @@ def inherited(overrides: Sequence[str]) -> list[str]:
     if not path or path == "null":
         folder = "RUN" if start == "run" else "DIR"
         raise UserError(f"model={start} needs a folder\n    try: ablatio train model={start} model.path={folder}")
-    return [*_overrides(settings_of(start, Path(path).expanduser()), given), *said]
+    return [*_overrides(_settings(start, folder_of(path)), given), *said]
 
 
-def settings_of(start: str, folder: Path) -> dict[str, Any]:
-    """Parts, sizes and tokenizer of the model in `folder`, as a config has them."""
-    if not folder.is_dir():
+def folder_of(path: str) -> Path:
+    """A folder, or the name of a model that `ablatio fetch` has brought."""
+    from ablatio.pretrained import MODELS, place_of, verified
+
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder
+    if path not in MODELS:
         raise UserError(f"model.path: there is no folder {folder}\n    try: ls {folder.parent}")
+    if not verified(place_of(path)):
+        raise UserError(f"{path} is not on this machine yet\n    try: ablatio fetch {path}")
+    return place_of(path)
+
+
+def _settings(start: str, folder: Path) -> dict[str, Any]:
+    """Parts, sizes and tokenizer of the model in `folder`, as a config has them."""
     found = _of_run(folder) if start == "run" else theirs.read(folder)
     return found | {"tokenizer": {"name": "pretrained", "path": str(folder)}}
 

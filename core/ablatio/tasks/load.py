@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ablatio.checkpoint import Checkpoints
-from ablatio.tasks.folder import CHECKPOINTS, read_run, run_id
+from ablatio.tasks.folder import CHECKPOINTS, read_run, run_id, with_own_tokenizer
 from ablatio.tasks.prepared import Prepared, prepare_run
 
 
@@ -12,9 +12,7 @@ def load_run(folder: Path, step: int | None = None) -> tuple[Prepared, int]:
     config = read_run(folder)
     found = Checkpoints(folder / CHECKPOINTS, run=run_id(config)).load(step)
     config["trainer"] = config["trainer"] | {"compile": False, "workers": 0}
-    if (folder / "tokenizer.json").exists():  # where it came from may be gone
-        config["tokenizer"] = {"name": "pretrained", "path": str(folder), "eos": None}
-    run = prepare_run(config)
+    run = prepare_run(with_own_tokenizer(config, folder))
     run.model.load_state_dict(found.model)
     run.model.to(run.machine.device).eval()
     return run, found.step

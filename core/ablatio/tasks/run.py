@@ -13,7 +13,7 @@ from ablatio.checkpoint import Checkpoints, write_json
 from ablatio.errors import AblatioError
 from ablatio.model.assembly import Choice
 from ablatio.tasks import provenance
-from ablatio.tasks.folder import CHECKPOINTS, run_id
+from ablatio.tasks.folder import CHECKPOINTS, TOKENIZER, run_id, with_own_tokenizer
 from ablatio.tasks.prepared import Prepared, prepare_run
 from ablatio.tasks.session import Session, size_of
 from ablatio.tasks.start import take_over
@@ -26,7 +26,7 @@ def train(
     """Train in `folder` and return its summary.  `public` is the config as it may be written down."""
     quiet_libraries()
     refuse_what_cannot_fit(config)
-    run = prepare_run(config)
+    run = prepare_run(with_own_tokenizer(config, folder) if resume else config)
     checkpoints = Checkpoints(folder / CHECKPOINTS, config["train"]["keep"], run=run_id(config))
     found = checkpoints.load() if resume and checkpoints.latest() is not None else None
     for sentence in found.skipped if found else ():
@@ -36,7 +36,7 @@ def train(
         if origin:
             console.print(str(origin), highlight=False)
         write_json(folder / "config.json", public)
-        write_json(folder / "tokenizer.json", _tokenizer(run))
+        write_json(folder / TOKENIZER, _tokenizer(run))
         write_json(folder / "manifest.json", _manifest(run) | ({"origin": asdict(origin)} if origin else {}))
     session = Session(run, folder, console, checkpoints, found)
     try:
@@ -58,7 +58,8 @@ def quiet_libraries() -> None:
 def _tokenizer(run: Prepared) -> dict[str, Any]:
     """The tokenizer with what it has learnt: other runs and tasks start from it, whatever they read."""
     choice = Choice.of(run.config["tokenizer"])
-    return {"name": choice.name, "knobs": dict(choice.knobs), "state": run.tokenizer.state()}
+    made = getattr(run.tokenizer, "made_as", {"name": choice.name, "knobs": dict(choice.knobs)})
+    return {**made, "state": run.tokenizer.state()}
 
 
 def _manifest(run: Prepared) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from ablatio.compose import compose_run
 from ablatio.errors import UserError
 from ablatio.model.language_model import LanguageModel
+from ablatio.start import folder_of
 
 ROWS = ("embed_tokens.weight", "lm_head.weight")  # a vocabulary may have grown: the rows that there were keep theirs
 
@@ -38,7 +39,7 @@ def take_over(model: LanguageModel, settings: Mapping[str, Any]) -> TakenOver | 
     """
     if settings["start"] == "scratch":
         return None
-    folder = Path(settings["path"]).expanduser()
+    folder = folder_of(settings["path"])
     found = weights_of(settings["start"], folder)
     taken, anew = list[str](), list[str]()
     for name, weight in model.state_dict().items():

@@ -111,8 +111,10 @@ def pretrained(
         raise UserError(f"{file} holds a {type(data).__name__}, a tokenizer was expected")
     if "state" in data:  # a run's own: the option that it used, and what that had learnt
         if data["name"] != "pretrained":
-            found: Tokenizer = tokenizers.build(str(data["name"]), data["knobs"])
+            found: Any = tokenizers.build(str(data["name"]), data["knobs"])
             found.restore(data["state"])
+            found.trained = False  # it has learnt what it knows: other documents must not change it
+            found.made_as = {"name": data["name"], "knobs": data["knobs"]}
             return found
         came = state_of(data["state"])
         data, eos = came["model"], came["eos"]
