@@ -38,11 +38,11 @@ def test_it_keeps_its_tokenizer_on_other_text(first: Path, tmp_path: Path) -> No
     other = tmp_path / "other.txt"
     other.write_text("\n\n".join(f"zebra {n} quilt jackdaw " * 30 for n in range(60)))
     settings = [*SAME, f"source.path={other}", f"out={tmp_path}", "name=next", "train.steps=2"]
-    ended = ablatio(["train", "model=run", f"model.path={first}", "norm=rmsnorm", *settings], tmp_path / "log")
+    ended = ablatio(["train", "model=run", f"model.path={first}", "activation=relu", *settings], tmp_path / "log")
     assert ended.code == 0, ended.err
     (run, _), (old, _) = load_run(tmp_path / "next"), load_run(first)
     assert run.tokenizer.encode(["We, the people"])[0].tolist() == old.tokenizer.encode(["We, the people"])[0].tolist()
-    assert "anew" in ended.out and "norm" in ended.out
+    assert "anew" in ended.out and "mlp" in ended.out
 
 
 def test_a_finished_run_needs_its_origin_no_more(first: Path, tmp_path: Path, text_file: Path) -> None:
