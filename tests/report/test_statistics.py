@@ -77,7 +77,7 @@ def test_dunnetts_integral_is_scipys(arms: int, per_arm: int) -> None:
 
 def test_dunnett_of_two_arms_is_the_paired_t() -> None:
     x = numbers(6, 2)
-    assert dunnett(x)[0] == pytest.approx(stats.ttest_rel(x[:, 0], x[:, 1]).pvalue, rel=1e-6)
+    assert dunnett(x)[0] == pytest.approx(stats.ttest_rel(x[:, 0], x[:, 1]).pvalue, rel=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -161,9 +161,7 @@ def test_diverged_and_missing_runs_are_counted() -> None:
     assert found.arm("gone").n == 0 and math.isnan(found.arm("gone").mean) and math.isnan(pairs["gone"].p)
     assert [a.label for a in found.ordered][:3] == ["wild", "late", "base"]
     assert found.arm("wild").rank == 1 and math.isnan(found.arm("none").rank)
-    assert pairs["late"].p == pytest.approx(
-        min(1, 4 * pairs["late"].difference.p)
-    )  # four comparisons, two of them void
+    assert pairs["late"].p == pytest.approx(4 * pairs["late"].difference.p)  # of four comparisons, two void
 
 
 def test_the_better_arm_is_the_lower_or_the_higher_one() -> None:
