@@ -5,7 +5,7 @@ Shapes: B batch, T query time, S key time, H heads, D width, V vocabulary.  Noth
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from ablatio.registry import Registry
@@ -194,6 +194,26 @@ class Stabilizer(Protocol):
     def before_step(self, step: Step) -> dict[str, Tensor]: ...
 
 
+class Logger(Protocol):
+    """Where the numbers of a run go beside metrics.csv.  Writes into the run's folder or beside it, never elsewhere.
+
+    start(rows)     begin with these rows in place of all that the log holds of this run: none, or those up to the step
+                    at which the run goes on; may come again
+    log(row)        name -> number, `step` and `tokens` among them; a validation is a row of its own, of the same step
+    finish(status)  done, preempted, diverged or failed
+
+    record  whether it is metrics.csv itself, which every run writes
+    """
+
+    record: ClassVar[bool]
+
+    def start(self, rows: Sequence[Mapping[str, float]]) -> None: ...
+
+    def log(self, row: Mapping[str, float]) -> None: ...
+
+    def finish(self, status: str) -> None: ...
+
+
 norms: Registry[nn.Module] = Registry(
     "norm", "Normalises the residual stream.", wiring=("d_model",), methods=("forward",)
 )
@@ -300,8 +320,16 @@ tokenizers: Registry[Tokenizer] = Registry(
     methods=("train", "encode", "decode", "token_bytes", "state", "restore"),
     facts={"trained": True},
 )
+loggers: Registry[Logger] = Registry(
+    "logger",
+    "Where the numbers of a run go beside metrics.csv; several at once.",
+    wiring=("folder", "config"),
+    methods=("start", "log", "finish"),
+    facts={"record": False},
+    many=True,
+)
 
 __all__ = [
-    "activations", "architectures", "attentions", "blocks", "inits", "mlps", "norms", "objectives", "optimizers",
-    "placements", "positions", "schedules", "sources", "stabilizers", "tokenizers",
+    "activations", "architectures", "attentions", "blocks", "inits", "loggers", "mlps", "norms", "objectives",
+    "optimizers", "placements", "positions", "schedules", "sources", "stabilizers", "tokenizers",
 ]  # fmt: skip

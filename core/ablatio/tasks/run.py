@@ -13,6 +13,7 @@ from ablatio.checkpoint import Checkpoints, write_json
 from ablatio.errors import AblatioError
 from ablatio.tasks import provenance
 from ablatio.tasks.folder import CHECKPOINTS, run_id
+from ablatio.tasks.logs import make_loggers
 from ablatio.tasks.prepared import Prepared, prepare_run
 from ablatio.tasks.session import Session, size_of
 from ablatio.tasks.weigh import refuse_what_cannot_fit
@@ -24,6 +25,7 @@ def train(
     """Train in `folder` and return its summary.  `public` is the config as it may be written down."""
     quiet_libraries()
     refuse_what_cannot_fit(config)
+    loggers = make_loggers(config, public, folder)
     run = prepare_run(config)
     checkpoints = Checkpoints(folder / CHECKPOINTS, config["train"]["keep"], run=run_id(config))
     found = checkpoints.load() if resume and checkpoints.latest() is not None else None
@@ -32,12 +34,13 @@ def train(
     if not found:
         write_json(folder / "config.json", public)
         write_json(folder / "manifest.json", _manifest(run))
-    session = Session(run, folder, console, checkpoints, found)
+    session = Session(run, folder, console, checkpoints, found, loggers)
     try:
         return session.train()
     except AblatioError as error:
         status = {4: "diverged", 75: "preempted"}.get(error.exit_code, "failed")
         write_json(folder / "summary.json", session.summary(status) | {"error": str(error)})
+        session.file.finish(status)
         raise
 
 

@@ -1,6 +1,7 @@
 """One stretch of training: log, validate, save, stop."""
 
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -12,9 +13,11 @@ from rich.console import Console
 from ablatio.checkpoint import Checkpoint, Checkpoints, write_json
 from ablatio.config import chosen
 from ablatio.errors import Diverged, Preempted
+from ablatio.kinds import Logger
 from ablatio.model.count import Size, measure
 from ablatio.tasks.folder import CHECKPOINTS
 from ablatio.tasks.keeper import RunCheckpointIO, StopRequest
+from ablatio.tasks.logs import Logs
 from ablatio.tasks.machine import LIGHTNING_PRECISION
 from ablatio.tasks.metrics import MetricsFile
 from ablatio.tasks.prepared import Prepared
@@ -30,7 +33,13 @@ class Session:
     """One stretch of training: from the start or from a checkpoint to the end, or to a signal."""
 
     def __init__(
-        self, run: Prepared, folder: Path, console: Console, checkpoints: Checkpoints, found: Checkpoint | None
+        self,
+        run: Prepared,
+        folder: Path,
+        console: Console,
+        checkpoints: Checkpoints,
+        found: Checkpoint | None,
+        loggers: Mapping[str, Logger],
     ) -> None:
         self.run, self.folder, self.found = run, folder, found
         self.io, self.stop = RunCheckpointIO(checkpoints), StopRequest()
@@ -38,7 +47,7 @@ class Session:
         self.settings = run.config["train"]
         self.steps, self.start = int(self.settings["steps"]), found.step if found else 0
         extra = [m for entry, _ in chosen(run.config) for m in entry.facts.get("metrics", ())]
-        self.file = MetricsFile(folder / "metrics.csv", extra)
+        self.file = Logs(MetricsFile(folder / "metrics.csv", extra), loggers, console)
         self.scores: dict[str, Any] = {}
         self.rewinds: list[
             dict[str, Any]
@@ -71,6 +80,7 @@ class Session:
                     self._go_back(asked, trainer.global_step)
         summary = self.summary("done")
         write_json(self.folder / "summary.json", summary)
+        self.file.finish("done")
         return summary
 
     def _trainer(self) -> pl.Trainer:
