@@ -34,7 +34,7 @@ def run_id(config: Mapping[str, Any]) -> str:
     """
     from ablatio.config import changed
 
-    volatile = ("out", "name", "trainer", "sweep")
+    volatile = ("out", "name", "trainer", "sweep", "logger")
     made = {k: v for k, v in changed(config).items() if k not in volatile}
     return hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -216,3 +216,8 @@ def tokenizer(entry: Entry, knobs: Knobs | None = None) -> Any:
     if entry.facts["trained"]:
         part.train([text * 20 for text in TEXTS])
     return part
+
+
+def logger(entry: Entry, folder: Path, knobs: Knobs | None = None) -> Any:
+    """A logger of a run with a secret in its config, as it is written down."""
+    return made(entry, knobs, folder=folder, config={"seed": 1, "model": {"d_model": 16}, "note": "${oc.env:SECRET}"})
