@@ -11,7 +11,8 @@ from ablatio.knobs import Knob, NonNegative, Positive, Range, did_you_mean, read
 from ablatio.plugins import refuse_objects
 from ablatio.registry import REGISTRIES, ContractError, Entry, Registry
 
-NEEDED = tuple(getattr(kinds, plural).kind for plural in kinds.__all__)  # a kind that a plugin adds may be left out
+_KINDS = [getattr(kinds, plural) for plural in kinds.__all__]
+NEEDED = tuple(r.kind for r in _KINDS if not r.optional)  # a kind that a plugin adds may be left out too
 NAME_PATTERN = "letters, digits, `.`, `_` and `-`, at most 100, the first a letter or digit"
 
 

@@ -5,15 +5,17 @@ Shapes: B batch, T query time, S key time, H heads, D width, V vocabulary.  Noth
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from ablatio.alignment import ALL_WORDS
 from ablatio.registry import Registry
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from ablatio.alignment import Advantages, Metrics
     from ablatio.data.types import Source, Tokenizer
     from ablatio.model.context import Context
     from ablatio.model.example import Example
@@ -194,6 +196,49 @@ class Stabilizer(Protocol):
     def before_step(self, step: Step) -> dict[str, Tensor]: ...
 
 
+class Alignment(Protocol):
+    """A loss on log-probabilities, pure: it names what it wants, from the words in ablatio.alignment.
+
+    data             pairs | rankings | labelled | prompts
+    loss(...)        (loss, metrics): the mean over the batch, and numbers to log under the names in `metrics`
+    rejected         given | reference: in the data, or an answer that the frozen reference gives to the same prompt
+    detached         a factor of the loss is held constant in its gradient (a weight, a clipped ratio)
+    moves_reference  the reference follows the policy: after each step it becomes rate x policy + (1 - rate) x itself,
+                     `reference_rate(step)`; so its log-probabilities cannot be kept
+
+    A policy method (data = prompts) has a second step and says how answers are used:
+
+    advantages(...)  Advantages, from the rewards of one rollout, without gradient
+    group            answers to each prompt
+    epochs           how often a rollout is passed over
+    minibatches      optimizer steps in one pass
+    whole_groups     the answers to one prompt stay in one minibatch
+    prompts          given | text: a text is cut into prompts, and what follows is the answer that is looked for
+    observe(kl)      optional: the mean KL to the reference of a rollout, before its advantages are asked for
+    stops(kl)        optional: whether to leave the rollout, `kl` being that from the policy that wrote it
+
+    What lasts from rollout to rollout goes through `state_dict()` and `load_state_dict(state)`.
+    """
+
+    data: ClassVar[str]
+    rejected: ClassVar[str]
+    detached: ClassVar[bool]
+    moves_reference: ClassVar[bool]
+    whole_groups: ClassVar[bool]
+    prompts: ClassVar[str]
+    metrics: ClassVar[Sequence[str]]
+    loss: Callable[..., tuple[Tensor, Metrics]]
+
+
+class PolicyMethod(Alignment, Protocol):
+    """An Alignment whose data are prompts."""
+
+    group: int
+    epochs: int
+    minibatches: int
+    advantages: Callable[..., Advantages]
+
+
 norms: Registry[nn.Module] = Registry(
     "norm", "Normalises the residual stream.", wiring=("d_model",), methods=("forward",)
 )
@@ -300,8 +345,24 @@ tokenizers: Registry[Tokenizer] = Registry(
     methods=("train", "encode", "decode", "token_bytes", "state", "restore"),
     facts={"trained": True},
 )
+alignments: Registry[Alignment] = Registry(
+    "alignment",
+    "What preferences and rewards teach: a loss on log-probabilities.",
+    methods=("loss",),
+    facts={
+        "data": "pairs",
+        "rejected": "given",
+        "detached": False,
+        "moves_reference": False,
+        "whole_groups": False,
+        "prompts": "given",
+        "metrics": (),
+    },
+    asks={"loss": ALL_WORDS, "advantages": ALL_WORDS},
+    optional=True,
+)
 
 __all__ = [
-    "activations", "architectures", "attentions", "blocks", "inits", "mlps", "norms", "objectives", "optimizers",
-    "placements", "positions", "schedules", "sources", "stabilizers", "tokenizers",
+    "activations", "alignments", "architectures", "attentions", "blocks", "inits", "mlps", "norms", "objectives",
+    "optimizers", "placements", "positions", "schedules", "sources", "stabilizers", "tokenizers",
 ]  # fmt: skip

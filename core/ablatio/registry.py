@@ -120,6 +120,9 @@ class Registry(Generic[T]):
     any_of   methods of which a class part may define any; the fact `uses` lists those it has
     facts    class attributes (with defaults) that rules and the model read: plain values, known without importing
     many     several options may be chosen at once: `stabilizer=[clip,ema]`
+    asks     methods of a class part that are handed what their parameters name, and the words there are; the fact
+             `asks` has the parameters of each: `{"loss": ["chosen", "rejected"]}`
+    optional a run may do without a part of this kind
     """
 
     provider: Provider
@@ -136,6 +139,8 @@ class Registry(Generic[T]):
         any_of: tuple[str, ...] = (),
         facts: Mapping[str, Any] | None = None,
         many: bool = False,
+        asks: Mapping[str, tuple[str, ...]] | None = None,
+        optional: bool = False,
     ) -> None:
         if not NAME.match(kind):
             raise ContractError(f"{kind!r} cannot be the name of a kind; use lower-case letters, digits and _")
@@ -145,6 +150,7 @@ class Registry(Generic[T]):
         self.kind, self.doc, self.many = kind, doc, many
         self.wiring, self.calls, self.facts = wiring, dict(calls or {}), dict(facts or {})
         self.methods, self.any_of = methods, any_of
+        self.asks, self.optional = dict(asks or {}), optional
         self.provider = current_provider()
         # A plugin's own kind is known from the catalogue before its module makes it: both share their contents.
         self.entries: dict[str, Entry] = old.entries if old else {}
@@ -193,6 +199,8 @@ class Registry(Generic[T]):
             self._check_made(target, wiring, where)
         if self.any_of:
             facts["uses"] = [m for m in self.any_of if callable(getattr(target, m, None))]
+        if self.asks:
+            facts["asks"] = {m: self._asked(target, m, where) for m in self.asks if hasattr(target, m)}
         if reserved := {k.name for k in knobs} & {"name", *self.wiring}:
             raise ContractError(f"{where}: the knob `{reserved.pop()}` has a name that is taken by the framework")
         return Entry(
@@ -218,6 +226,15 @@ class Registry(Generic[T]):
         missing = [m for m in self.methods if not callable(getattr(target, m, None))]
         if missing and inspect.isclass(target):
             raise ContractError(f"{where}: a {self.kind} needs the method `{missing[0]}`")
+
+    def _asked(self, target: Callable[..., Any], method: str, where: str) -> list[str]:
+        """The parameters of a method, each a word of the kind."""
+        names = [name for name in inspect.signature(getattr(target, method)).parameters if name != "self"]
+        words = self.asks[method]
+        if unknown := [n for n in names if n not in words]:
+            near = did_you_mean(unknown[0], words) or f"; there are {', '.join(words)}"
+            raise ContractError(f"{where}: `{method}` asks for `{unknown[0]}`, which no {self.kind} is handed{near}")
+        return names
 
     def names(self) -> list[str]:
         _load_plugins()
