@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from ablatio.alignment import Advantages, Metrics
     from ablatio.data.types import Source, Tokenizer
+    from ablatio.model.answers import Answer
+    from ablatio.model.answers import Step as AnswerStep
     from ablatio.model.context import Context
     from ablatio.model.example import Example
     from ablatio.model.language_model import LanguageModel
@@ -239,6 +241,18 @@ class PolicyMethod(Alignment, Protocol):
     advantages: Callable[..., Advantages]
 
 
+class Reward(Protocol):
+    """How good answers are: N answers (ablatio.model.answers.Answer) -> (N,), higher is better.
+
+    A function part judges one answer and gives a number.  A reward that judges steps gives a list of Steps for each
+    answer, and says `per_step`.  `open_run` (wiring) turns the folder of a reward model into a function of answers.
+    """
+
+    per_step: ClassVar[bool]
+
+    def __call__(self, answers: Sequence[Answer]) -> Tensor | list[list[AnswerStep]]: ...
+
+
 norms: Registry[nn.Module] = Registry(
     "norm", "Normalises the residual stream.", wiring=("d_model",), methods=("forward",)
 )
@@ -361,8 +375,17 @@ alignments: Registry[Alignment] = Registry(
     asks={"loss": ALL_WORDS, "advantages": ALL_WORDS},
     optional=True,
 )
+rewards: Registry[Reward] = Registry(
+    "reward",
+    "How good an answer is.",
+    wiring=("open_run",),
+    calls={("answer",): {"per_step": False}},
+    methods=("__call__",),
+    facts={"per_step": False},
+    optional=True,
+)
 
 __all__ = [
     "activations", "alignments", "architectures", "attentions", "blocks", "inits", "mlps", "norms", "objectives",
-    "optimizers", "placements", "positions", "schedules", "sources", "stabilizers", "tokenizers",
+    "optimizers", "placements", "positions", "rewards", "schedules", "sources", "stabilizers", "tokenizers",
 ]  # fmt: skip

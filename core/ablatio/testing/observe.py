@@ -223,6 +223,11 @@ def _alignment(entry: Entry, knobs: Mapping[str, Any]) -> Any:
     return [seen, stops, moves, settings]
 
 
+@observes("reward")
+def _reward(entry: Entry, knobs: Mapping[str, Any]) -> Any:
+    return samples.reward(entry, knobs)(samples.answers())
+
+
 @observes("source")
 def _source(entry: Entry, knobs: Mapping[str, Any]) -> Any:
     part = samples.source(entry, knobs)
