@@ -5,7 +5,7 @@ Shapes: B batch, T query time, S key time, H heads, D width, V vocabulary.  Noth
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from ablatio.alignment import ALL_WORDS
@@ -335,6 +335,19 @@ class Reward(Protocol):
     def __call__(self, answers: Sequence[Answer]) -> Tensor | list[list[AnswerStep]]: ...
 
 
+class Design(Protocol):
+    """Which arms a sweep runs; an arm is {key: value as text}.
+
+    axes      wiring: each has a `key`, its `values` as texts, and `at(u)`, the value at 0 <= u < 1; the seed is none
+    baseline  wiring: the arm that others are compared with; the first value of each axis where none was named
+    count     how many arms there are at most: asked before any is made
+    """
+
+    def count(self) -> int: ...
+
+    def arms(self) -> Iterable[Mapping[str, str]]: ...
+
+
 norms: Registry[nn.Module] = Registry(
     "norm", "Normalises the residual stream.", wiring=("d_model",), methods=("forward",)
 )
@@ -497,8 +510,17 @@ rewards: Registry[Reward] = Registry(
     optional=True,
 )
 
+designs: Registry[Design] = Registry(
+    "design",
+    "Which arms a sweep runs.",
+    wiring=("axes", "baseline"),
+    methods=("count", "arms"),
+    any_of=("aliases", "more"),
+    in_run=False,
+)
+
 __all__ = [
-    "activations", "alignments", "architectures", "attentions", "blocks", "inits", "loggers", "mlps", "norms",
-    "objectives", "optimizers", "placements", "positions", "rewards", "schedules", "sources", "stabilizers",
-    "tasks", "tokenizers",
+    "activations", "alignments", "architectures", "attentions", "blocks", "designs", "inits", "loggers", "mlps",
+    "norms", "objectives", "optimizers", "placements", "positions", "rewards", "schedules", "sources",
+    "stabilizers", "tasks", "tokenizers",
 ]  # fmt: skip

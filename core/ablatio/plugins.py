@@ -87,6 +87,7 @@ def _registry_from(kind: Mapping[str, Any]) -> None:
         default=kind["default"],
         asks={method: tuple(words) for method, words in kind["asks"].items()},
         optional=kind["optional"],
+        in_run=kind["in_run"],
     )
     made.from_catalogue = True
 
@@ -136,6 +137,7 @@ def _kind_to_json(registry: Registry[Any]) -> dict[str, Any]:
         "default": registry.default,
         "asks": registry.asks,
         "optional": registry.optional,
+        "in_run": registry.in_run,
         "dist": registry.provider.dist,
         "version": registry.provider.version,
     }

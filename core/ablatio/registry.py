@@ -124,6 +124,7 @@ class Registry(Generic[T]):
     asks     methods of a class part that are handed what their parameters name, and the words there are; the fact
              `asks` has the parameters of each: `{"loss": ["chosen", "rejected"]}`
     optional a config may choose none: `reward=null`
+    in_run   whether one of them stands in a run's config; what a sweep alone chooses does not
     """
 
     provider: Provider
@@ -143,6 +144,7 @@ class Registry(Generic[T]):
         default: str = "",
         asks: Mapping[str, tuple[str, ...]] | None = None,
         optional: bool = False,
+        in_run: bool = True,
     ) -> None:
         if not NAME.match(kind):
             raise ContractError(f"{kind!r} cannot be the name of a kind; use lower-case letters, digits and _")
@@ -150,6 +152,7 @@ class Registry(Generic[T]):
         if old is not None and not old.from_catalogue:
             raise ContractError(f"the kind {kind!r} exists already: {old.provider} brings it")
         self.kind, self.doc, self.many, self.default, self.optional = kind, doc, many, default, optional
+        self.in_run = in_run
         self.wiring, self.calls, self.facts = wiring, dict(calls or {}), dict(facts or {})
         self.methods, self.any_of = methods, any_of
         self.asks = dict(asks or {})
