@@ -1,0 +1,139 @@
+"""What a table of runs says: the arms compared, in numbers and in words.  Every output is written from this."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ablatio.report.arms import UNMATCHED, Arm, arms_of, choose_metric, higher_is_better, rate_is_free, tuned
+from ablatio.report.statistics import Comparison, Noise, Pair, compare, noise
+from ablatio.report.table import RATE, Table
+from ablatio.report.verdict import Facts, Language, Verdict, verdict
+
+UNITS = {"loss": "nats", "bpb": "bits/byte"}  # what a score is counted in, by how its name ends
+LANGUAGES: tuple[Language, ...] = ("en", "zh")
+
+ALL_PAIRS = 8  # arms; more than these have too many pairs for a page or a correction
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """An arm as it stands in the table; what cannot be said is None.
+
+    pair      against the baseline
+    residual  key of a size -> how much larger than the baseline's, as a share
+    """
+
+    arm: Arm
+    n: int
+    mean: float | None
+    sd: float | None
+    rank: float | None
+    pair: Pair | None
+    residual: Mapping[str, float]
+
+    @property
+    def unmatched(self) -> list[str]:
+        """Sizes in which it is larger than the baseline: a win may be due to these."""
+        return [k for k, share in self.residual.items() if share > UNMATCHED]
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """rows: the best first; arms without a value last."""
+
+    table: Table
+    metric: str
+    better: str
+    rows: Sequence[Row]
+    comparison: Comparison | None
+    verdicts: Mapping[Language, Verdict]
+
+    @property
+    def question(self) -> str:
+        return self.table.study.question
+
+    @property
+    def baseline(self) -> Row | None:
+        return next((r for r in self.rows if r.arm.baseline), None)
+
+    @property
+    def noise(self) -> Noise | None:
+        """The spread of the baseline over its seeds; without one, of the arm with the most seeds."""
+        row = self.baseline or max(self.rows, key=lambda r: r.n, default=None)
+        found = noise(list(row.arm.values.values())) if row else None
+        return found if found and found.n > 1 else None
+
+    def said(self, language: Language = "en") -> Sequence[str]:
+        """The headline and the sentences behind it, unless it is the only one of them; then what holds for all."""
+        words = self.verdicts.get(language)
+        if words is None:
+            return ()
+        texts = [s.text for s in words.sentences]
+        return [*([] if texts == [words.headline] else [words.headline]), *texts, *words.notes]
+
+    @property
+    def caption(self) -> str:
+        if self.comparison is None or not self.comparison.pairs:
+            return ""
+        against = "the baseline" if self.comparison.baseline else "every other arm"
+        return (
+            f"Differences are of runs with the same seed, against {against}, with 95 % intervals; "
+            f"p after {self.comparison.correction.capitalize()}; {self.metric}, "
+            f"{'lower' if self.better == 'low' else 'higher'} is better."
+        )
+
+
+def find(table: Table, metric: str | None = None, baseline: str | None = None) -> Findings:
+    """Compare the arms of a table."""
+    metric = choose_metric(table, metric)
+    better = "high" if higher_is_better(metric) else "low"
+    arms = arms_of(table, metric, baseline)
+    base = next((a for a in arms if a.baseline), None)
+    scored = {a.name: a.values for a in arms if a.values}
+    against = base.name if base and base.name in scored else None
+    comparison = None
+    if scored and (against or len(scored) <= ALL_PAIRS):
+        comparison = compare(scored, against, better="high" if better == "high" else "low")
+    elif scored:
+        table.notes.append(
+            f"{len(scored)} arms and no baseline: they are listed, not compared; name one with --baseline"
+        )
+    if table.several_data:
+        table.notes.append(
+            "the runs differ in text, tokenizer or token budget: differences are taken inside each folder, "
+            "and means are no better than their mixture"
+        )
+    rows = [_row(a, base, comparison) for a in arms]
+    sign = 1 if better == "low" else -1
+    rows.sort(key=lambda r: math.inf if r.mean is None else sign * r.mean)
+    return Findings(table, metric, better, rows, comparison, _verdicts(comparison, metric, table, arms))
+
+
+def _row(arm: Arm, base: Arm | None, comparison: Comparison | None) -> Row:
+    found = [v for v in arm.values.values() if math.isfinite(v)]
+    mean = sum(found) / len(found) if found else None
+    sd = math.sqrt(sum((v - mean) ** 2 for v in found) / (len(found) - 1)) if mean is not None and found[1:] else None
+    pair = rank = None
+    if comparison:
+        pair = next((p for p in comparison.pairs if p.a == arm.name), None) if comparison.baseline else None
+        rank = next((a.rank for a in comparison.arms if a.label == arm.name and not math.isnan(a.rank)), None)
+    residual = {}
+    if base is not None and not arm.baseline:
+        for key in ("parameters", "flops_per_token", "tokens"):
+            mine, other = arm.size(key), base.size(key)
+            if mine is not None and other:
+                residual[key] = mine / other - 1
+    return Row(arm, len(found), mean, sd, rank, pair, residual)
+
+
+def _verdicts(
+    comparison: Comparison | None, metric: str, table: Table, arms: Sequence[Arm]
+) -> Mapping[Language, Verdict]:
+    if comparison is None:
+        return {}
+    free = rate_is_free(table)
+    facts = {a.name: Facts(a.size("parameters"), None if free else RATE in tuned(table, a)) for a in arms}
+    unit = UNITS.get(metric.rsplit("/", 1)[-1], metric)
+    return {n: verdict(comparison, facts=facts, unit=unit, language=n) for n in LANGUAGES}
