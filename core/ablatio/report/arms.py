@@ -130,7 +130,7 @@ def _mark(arms: Sequence[Arm], table: Table, asked: str | None) -> None:
 
 
 def _name(arms: Sequence[Arm], design: str) -> None:
-    """`swiglu`, `layernorm rope`: values alone where they say it; `n_layers=4`, `norm=none`: with the setting where not.
+    """`swiglu`, `layernorm rope`: values alone where they say it; `n_layers=4`, `norm=none`: with it where not.
 
     Where one at a time varies, what differs from the baseline; the whole label if two arms would be named alike.
     """

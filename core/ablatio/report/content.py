@@ -12,14 +12,13 @@ from ablatio.report.arms import COSTS, SIZES, Arm, label_of, rate_is_free, tuned
 from ablatio.report.curves import Curve, band, minus
 from ablatio.report.escape import visible
 from ablatio.report.findings import Findings, Row
-from ablatio.report.statistics import Pair, effects, half_normal, ranks, rate_sensitivity, smallest_difference
+from ablatio.report.statistics import Pair, half_normal, ranks, rate_sensitivity, smallest_difference
 from ablatio.report.table import RATE, Run
 from ablatio.report.text import again
 from ablatio.report.verdict import Verdict
 
 CURVES = ("train/loss", "train/grad_norm")  # beside the score that is compared
 MANY = 24  # arms; more have curves of the score and the training loss alone
-SCREENING = ("plackett_burman", "fractional")
 
 
 def content(found: Findings) -> dict[str, Any]:
@@ -128,7 +127,7 @@ def _curves(found: Findings) -> list[dict[str, Any]]:
         base = next((arms[i] for i, row in enumerate(found.rows) if row.arm.baseline), {})
         bands = [_of(i, list(c.values())) for i, c in arms.items() if c]
         if any(len(b["steps"]) > 1 for b in bands):
-            made.append({"name": name, "difference": False, "arms": bands})
+            made.append({"name": name, "difference": False, "arms": bands, "broken": _broken(found, name)})
         if name != found.metric or not base:
             continue
         gaps = {i: [minus(c[s], base[s]) for s in c if s in base] for i, c in arms.items() if c is not base}
@@ -143,24 +142,23 @@ def _of(arm: int, curves: Sequence[Curve]) -> dict[str, Any]:
 
 
 def _by_seed(arm: Arm, name: str) -> dict[tuple[str, int], Curve]:
-    kept = [r for r in arm.runs if name in r.curves and r.state != "damaged"]
+    kept = [r for r in arm.runs if name in r.curves and r.state not in ("damaged", "diverged")]
     return {(r.group, r.seed): r.curves[name] for r in kept}
 
 
+def _broken(found: Findings, name: str) -> list[dict[str, Any]]:
+    """The curves of runs that diverged: they are in no mean."""
+    runs = [(i, r) for i, row in enumerate(found.rows) for r in row.arm.runs if r.state == "diverged"]
+    kept = [(i, r.curves[name]) for i, r in runs if name in r.curves]
+    return [_of(i, [curve]) for i, curve in kept[:MANY]]
+
+
 def _factors(found: Findings) -> dict[str, Any] | None:
-    """Main effects and interactions, where several settings vary together."""
-    runs = [r for r in found.table.counted if found.metric in r.scores]
-    axes = [k for k in dict.fromkeys(k for r in runs for k in r.arm) if len({r.arm.get(k) for r in runs}) > 1]
-    design = str(found.table.study.design.get("name", ""))
-    if len(axes) < 2 or found.table.several_data or design in ("one_at_a_time", "paired", "runs", "search"):
+    """Main effects and interactions, and for a screening design its half-normal plot."""
+    fit = found.factors
+    if fit is None:
         return None
-    try:
-        fit = effects([r.arm for r in runs], [r.seed for r in runs], [r.scores[found.metric] for r in runs])
-    except ValueError:
-        return None
-    if not fit.terms:
-        return None
-    sieve = half_normal(fit) if design in SCREENING or fit.df == 0 else None
+    sieve = half_normal(fit) if found.screening or fit.df == 0 else None
     return {
         "mean": fit.mean, "sd": fit.sd, "df": fit.df, "left_out": fit.left_out,
         "terms": [

@@ -7,13 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ablatio.report.arms import UNMATCHED, Arm, arms_of, choose_metric, higher_is_better, rate_is_free, tuned
-from ablatio.report.statistics import Comparison, Noise, Pair, compare, noise
+from ablatio.report.statistics import Comparison, Factors, Noise, Pair, compare, effects, holm, noise
 from ablatio.report.table import RATE, Table
 from ablatio.report.verdict import Facts, Language, Verdict, verdict
 
 UNITS = {"loss": "nats", "bpb": "bits/byte"}  # what a score is counted in, by how its name ends
 LANGUAGES: tuple[Language, ...] = ("en", "zh")
 
+SCREENING = ("plackett_burman", "fractional")  # designs that ask for effects: no arm of them is of interest by itself
+NO_FACTORS = ("one_at_a_time", "paired", "list", "runs")  # designs in which settings do not vary together
 ALL_PAIRS = 8  # arms; more than these have too many pairs for a page or a correction
 
 
@@ -48,7 +50,12 @@ class Findings:
     better: str
     rows: Sequence[Row]
     comparison: Comparison | None
+    factors: Factors | None
     verdicts: Mapping[Language, Verdict]
+
+    @property
+    def screening(self) -> bool:
+        return self.table.study.design.get("name") in SCREENING
 
     @property
     def question(self) -> str:
@@ -93,8 +100,11 @@ def find(table: Table, metric: str | None = None, baseline: str | None = None) -
     base = next((a for a in arms if a.baseline), None)
     scored = {a.name: a.values for a in arms if a.values}
     against = base.name if base and base.name in scored else None
+    factors = _factors(table, metric)
     comparison = None
-    if scored and (against or len(scored) <= ALL_PAIRS):
+    if factors and table.study.design.get("name") in SCREENING:
+        pass  # the arms are there to be added up, not to be compared
+    elif scored and (against or len(scored) <= ALL_PAIRS):
         comparison = compare(scored, against, better="high" if better == "high" else "low")
     elif scored:
         table.notes.append(
@@ -108,7 +118,9 @@ def find(table: Table, metric: str | None = None, baseline: str | None = None) -
     rows = [_row(a, base, comparison) for a in arms]
     sign = 1 if better == "low" else -1
     rows.sort(key=lambda r: math.inf if r.mean is None else sign * r.mean)
-    return Findings(table, metric, better, rows, comparison, _verdicts(comparison, metric, table, arms))
+    unit = UNITS.get(metric.rsplit("/", 1)[-1], metric)
+    words = _verdicts(comparison, unit, table, arms) or _on_effects(factors, unit)
+    return Findings(table, metric, better, rows, comparison, factors, words)
 
 
 def _row(arm: Arm, base: Arm | None, comparison: Comparison | None) -> Row:
@@ -128,12 +140,68 @@ def _row(arm: Arm, base: Arm | None, comparison: Comparison | None) -> Row:
     return Row(arm, len(found), mean, sd, rank, pair, residual)
 
 
+def _factors(table: Table, metric: str) -> Factors | None:
+    """What each setting does, where two or more vary together."""
+    runs = [r for r in table.counted if metric in r.scores]
+    keys = dict.fromkeys(k for r in runs for k in r.arm)
+    axes = [k for k in keys if len({r.arm.get(k) for r in runs}) > 1]
+    if len(axes) < 2 or table.several_data or table.study.design.get("name") in NO_FACTORS:
+        return None
+    try:
+        fit = effects([r.arm for r in runs], [r.seed for r in runs], [r.scores[metric] for r in runs])
+    except ValueError:
+        return None
+    return fit if fit.terms else None
+
+
+def _on_effects(factors: Factors | None, unit: str) -> Mapping[Language, Verdict]:
+    """Of a screening design: which main effects are more than chance, the largest first."""
+    main = (
+        sorted((t for t in factors.terms if len(t.factors) == 1), key=lambda t: -abs(t.difference)) if factors else []
+    )
+    if not main:
+        return {}
+    corrected = holm([t.p for t in main])
+    found: dict[Language, Verdict] = {}
+    for language in LANGUAGES:
+        words = WORDS[language]
+        sure: list[str] = []
+        rest: list[str] = []
+        for term, p in zip(main, corrected, strict=True):
+            text = words["effect"].format(
+                factor=term.factors[0], low=term.effects[0].levels[0], high=term.effects[-1].levels[0],
+                size=f"{term.difference:+.3f}", unit=unit, p="< 0.001" if p < 0.001 else f"= {p:.3f}",
+            )  # fmt: skip
+            (sure if p <= 0.05 else rest).append(text if not math.isnan(p) else term.factors[0])
+        headline = words["some"].format(k=len(sure), m=len(main)) if sure else words["none"].format(m=len(main))
+        notes = [words["rest"].format(names=words["comma"].join(rest))] if rest and sure else []
+        found[language] = Verdict(headline, (), (*sure, *notes))
+    return found
+
+
+WORDS: Mapping[Language, Mapping[str, str]] = {
+    "en": {
+        "effect": "{factor}, from {low} to {high}: {size} {unit}, Holm p {p}",
+        "some": "{k} of {m} settings matter.",
+        "none": "None of {m} settings is resolved; the half-normal plot shows which stand out.",
+        "rest": "Not resolved: {names}.",
+        "comma": "; ",
+    },
+    "zh": {
+        "effect": "{factor}，从 {low} 到 {high}：{size} {unit}，Holm p {p}",
+        "some": "{m} 个设置中有 {k} 个起作用。",
+        "none": "{m} 个设置均未能分辨；半正态图显示哪些突出。",
+        "rest": "未能分辨：{names}。",
+        "comma": "；",
+    },
+}
+
+
 def _verdicts(
-    comparison: Comparison | None, metric: str, table: Table, arms: Sequence[Arm]
+    comparison: Comparison | None, unit: str, table: Table, arms: Sequence[Arm]
 ) -> Mapping[Language, Verdict]:
     if comparison is None:
         return {}
     free = rate_is_free(table)
     facts = {a.name: Facts(a.size("parameters"), None if free else RATE in tuned(table, a)) for a in arms}
-    unit = UNITS.get(metric.rsplit("/", 1)[-1], metric)
     return {n: verdict(comparison, facts=facts, unit=unit, language=n) for n in LANGUAGES}

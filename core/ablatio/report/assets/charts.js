@@ -1,7 +1,7 @@
 "use strict";
 // Charts of arms: differences, learning curves, ranks, costs, rates, positions, noise.  Each takes a width and gives an SVG.
 
-const LINES = 8; // arms that one chart can tell apart by colour
+const LINES = 7; // arms beside the baseline that one chart can tell apart by colour
 const PANELS = 12;
 
 /** The colour of an arm where lines are told apart: the baseline is ink, the others in the order of the table. */
@@ -130,9 +130,17 @@ function drawCurves(data, set, width, t) {
   if (set.difference) f.root.append(s("line", { class: "zero", x1: f.box.left, x2: f.box.right, y1: y(0), y2: y(0) }));
   const group = clipped(f);
   for (const b of bands) drawBand(group, b, x, y, hue(data.arms, b.arm));
+  for (const b of set.broken || []) drawBroken(f, group, b, x, y, hue(data.arms, b.arm));
   if (width > 480) endLabels(f, bands, data, y, x, names, right);
   hoverCurves(f, bands, data, x, y, t);
   return f.root;
+}
+
+/** A run that diverged: a thin line to where it ended, and a cross there. */
+function drawBroken(f, group, b, x, y, kind) {
+  const end = [x(b.steps[b.steps.length - 1]), Math.max(f.box.top + 4, Math.min(f.box.bottom - 4, y(b.mean[b.mean.length - 1])))];
+  group.append(s("path", { class: `broken ${kind}`, d: pathOf(b.steps.map(x), b.mean.map(y)) }));
+  group.append(s("path", { class: `cross ${kind}`, d: `M${end[0] - 4} ${end[1] - 4}l8 8m0 -8l-8 8` }));
 }
 
 function endLabels(f, bands, data, y, x, names, right) {
@@ -180,7 +188,9 @@ function curvePanels(data, set, t) {
     const group = clipped(f);
     for (const b of inSight) if (b !== base && b.arm !== i) group.append(s("path", { class: "ghost", d: pathOf(b.steps.map(x), b.mean.map(y)) }));
     if (base) drawBand(group, base, x, y, "base");
-    drawBand(group, bands.get(i), x, y, known(data.arms[i].mean) && base ? outcome(data.arms[i].pair, data.arms[i].name) : "c0");
+    const kind = base ? outcome(data.arms[i].pair, data.arms[i].name) : "c0";
+    drawBand(group, bands.get(i), x, y, kind);
+    for (const b of set.broken || []) if (b.arm === i) drawBroken(f, group, b, x, y, kind);
     hoverCurves(f, base ? [base, bands.get(i)] : [bands.get(i)], data, x, y, t);
     return f.root;
   })));
@@ -302,7 +312,7 @@ function drawRates(data, width, t) {
 }
 
 function drawPositions(data, width, t) {
-  const wanted = new Set(chosenArms(data.arms, LINES));
+  const wanted = new Set(chosenArms(data.arms, LINES + Number(data.arms.some((a) => a.baseline))));
   const bands = data.positions.filter((b) => wanted.has(b.arm));
   const names = bands.map((b) => data.arms[b.arm].name);
   const right = width > 480 ? roomFor(names, width * 0.3) + 8 : 12;

@@ -191,7 +191,7 @@ function roomFor(labels, most) {
   return Math.min(most, 10 + Math.max(0, ...labels.map(widthOf)));
 }
 
-const LETTER = 6.9; // pixels of a letter at 12 px, in a wide face
+const LETTER = 7.3; // pixels of a letter at 12 px, in a wide face
 
 function widthOf(text) {
   let w = 0;

@@ -170,7 +170,7 @@ function curves() {
   const sets = data.curves.filter((x) => !x.difference);
   if (!sets.length) return null;
   const place = h("div");
-  const many = data.arms.length > LINES;
+  const many = data.arms.filter((a) => !a.baseline).length > LINES;
   const shown = chosenArms(data.arms, PANELS + 1).filter((i) => !data.arms[i].baseline).length;
   const draw = (set) => (many ? h("div", { class: "panels" }, curvePanels(data, set, t)) : figure((width) => drawCurves(data, set, width, t)));
   const buttons = sets.map((set) => h("button", { on: { click: () => choose(set) } }, set.name));
