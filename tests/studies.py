@@ -91,7 +91,7 @@ def _write_run(folder: Path, fake: Fake, place: int, arm: Mapping[str, str], see
         return
     done = state == "done"
     after = {"loss": final, "bpb": final / 2.9, "accuracy": 0.9 - final / 6, "tokens": 131072, "bytes": 455804}
-    after["by_position"] = [final + 1.1 / (1 + i) - 0.25 for i in range(16)]
+    after |= {f"position/{i}": final + 1.1 / i - 0.25 for i in range(1, 17)}
     summary: dict[str, Any] = {
         "status": state, "val/loss": final if done else None, "val/bpb": after["bpb"] if done else None,
         "val/accuracy": after["accuracy"] if done else None, "after": after if done else None, "steps": last,

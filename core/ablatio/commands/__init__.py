@@ -6,6 +6,8 @@ COMMANDS = {
     "train": "train a model assembled from named parts; -m sweeps",
     "evaluate": "score a run on held-out text, at any length",
     "report": "what a sweep says: verdict, tables, charts; CSV, Markdown and one HTML page",
+    "compare": "two runs: what differs, and their results side by side",
+    "noise": "how much chance alone moves a score, and what n seeds can see",
     "generate": "sample text from a run",
     "export": "a run as a folder that transformers loads",
     "coordinates": "does a learning rate transfer to other widths? (muP's coordinate check)",

@@ -91,18 +91,21 @@ def label_of(settings: Mapping[str, str]) -> str:
 
 
 def choose_metric(table: Table, asked: str | None) -> str:
-    """The score that is compared: what was asked for, else val/loss, else the first that all runs have."""
+    """The score that is compared: what was asked for, else what the task is judged by, else one that all runs have."""
     common = [set(r.scores) for r in table.counted]
     known = sorted(set.intersection(*common)) if common else []
     if asked is None:
-        return LOSS if LOSS in known or not known else known[0]
+        main = next((str(r.main["name"]) for r in table.counted if "name" in r.main), LOSS)
+        return main if main in known or not known else known[0]
     if known and asked not in known:
         raise UserError(f"no score {asked} is in every run that is done\n    there are {', '.join(known)}")
     return asked
 
 
-def higher_is_better(metric: str) -> bool:
-    return metric.rsplit("/", 1)[-1].endswith(HIGHER)
+def higher_is_better(table: Table, metric: str) -> bool:
+    """As the task says of its main score; of another one, as its name says."""
+    said = next((r.main.get("better") for r in table.counted if r.main.get("name") == metric), None)
+    return said == "higher" if said else metric.rsplit("/", 1)[-1].endswith(HIGHER)
 
 
 def tuned(table: Table, arm: Arm) -> Mapping[str, str]:
@@ -121,8 +124,8 @@ def _mark(arms: Sequence[Arm], table: Table, asked: str | None) -> None:
             arm.baseline = table.study.baseline is not None and dict(arm.settings) == dict(table.study.baseline)
         return
     wanted = set(asked.split())
-    found = [a for a in arms if wanted <= set(a.label.split())]
-    exact = [a for a in found if wanted == set(a.label.split())]
+    found = [a for a in arms if wanted <= {*a.label.split(), *a.settings.values()}]
+    exact = [a for a in found if wanted in (set(a.label.split()), set(a.settings.values()))]
     if len(exact or found) != 1:
         known = "\n    ".join(a.label for a in (found or arms)[:20])
         raise UserError(f"--baseline {asked!r} names {len(found)} arms, one was expected\n    {known}")

@@ -110,12 +110,12 @@ def _pairs(found: Findings) -> list[dict[str, Any]]:
 
 
 def _visible(found: Findings) -> float | None:
-    """The smallest difference that a study of this many seeds shows, from how much the differences vary in it."""
-    pairs = [p for p in (found.comparison.pairs if found.comparison else ()) if p.difference.sd > 0]
-    if not pairs:
+    """The smallest difference that a study of this many seeds and arms shows."""
+    if found.pair_sd is None or found.comparison is None:
         return None
-    n = int(median(p.difference.n for p in pairs))
-    return smallest_difference(n, median(p.difference.sd for p in pairs), len(pairs) + 1)
+    pairs = found.comparison.pairs
+    n = int(median(p.difference.n for p in pairs if p.difference.sd > 0))
+    return smallest_difference(n, found.pair_sd, len(pairs) + 1)
 
 
 def _curves(found: Findings) -> list[dict[str, Any]]:
@@ -238,15 +238,13 @@ def _positions(found: Findings) -> list[dict[str, Any]]:
 
 
 def _noise(found: Findings) -> dict[str, Any] | None:
-    noise, row = found.noise, found.baseline or max(found.rows, key=lambda r: r.n, default=None)
-    if noise is None or row is None:
+    floor, row = found.noise, found.reference
+    if floor is None or row is None:
         return None
-    spread = [p.difference.sd for p in (found.comparison.pairs if found.comparison else ()) if p.difference.sd > 0]
-    sd = median(spread) if spread else noise.sd * math.sqrt(2)
     return {
-        "name": row.arm.name, "n": noise.n, "mean": noise.mean, "sd": noise.sd, "low": noise.low, "high": noise.high,
-        "values": [v for v in row.arm.values.values() if math.isfinite(v)], "paired": bool(spread), "pair_sd": sd,
-        "smallest": [[n, smallest_difference(n, sd)] for n in range(2, 21)],
+        "name": row.arm.name, "n": floor.n, "mean": floor.mean, "sd": floor.sd, "low": floor.low, "high": floor.high,
+        "values": [v for v in row.arm.values.values() if math.isfinite(v)], "paired": found.pair_sd is not None,
+        "smallest": [[n, value] for n, value in found.smallest_visible().items()],
     }  # fmt: skip
 
 

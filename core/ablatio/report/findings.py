@@ -5,17 +5,32 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 
 from ablatio.report.arms import UNMATCHED, Arm, arms_of, choose_metric, higher_is_better, rate_is_free, tuned
-from ablatio.report.statistics import Comparison, Factors, Noise, Pair, compare, effects, holm, noise
+from ablatio.report.statistics import (
+    Comparison,
+    Factors,
+    Noise,
+    Pair,
+    compare,
+    effects,
+    holm,
+    noise,
+    smallest_difference,
+)
 from ablatio.report.table import RATE, Table
 from ablatio.report.verdict import Facts, Language, Verdict, verdict
 
 UNITS = {"loss": "nats", "bpb": "bits/byte"}  # what a score is counted in, by how its name ends
 LANGUAGES: tuple[Language, ...] = ("en", "zh")
 
-SCREENING = ("plackett_burman", "fractional")  # designs that ask for effects: no arm of them is of interest by itself
-NO_FACTORS = ("one_at_a_time", "paired", "list", "runs")  # designs in which settings do not vary together
+SCREENING = (
+    "plackett_burman",
+    "fractional",
+    "orthogonal",
+)  # designs that ask for effects: no arm of them is of interest by itself
+NO_FACTORS = ("one_at_a_time", "paired", "halving", "tpe", "runs")  # designs in which settings do not vary together
 ALL_PAIRS = 8  # arms; more than these have too many pairs for a page or a correction
 
 
@@ -66,11 +81,29 @@ class Findings:
         return next((r for r in self.rows if r.arm.baseline), None)
 
     @property
+    def reference(self) -> Row | None:
+        """The arm whose spread is the noise floor: the baseline; without one, the arm with the most seeds."""
+        return self.baseline or max(self.rows, key=lambda r: r.n, default=None)
+
+    @property
     def noise(self) -> Noise | None:
-        """The spread of the baseline over its seeds; without one, of the arm with the most seeds."""
-        row = self.baseline or max(self.rows, key=lambda r: r.n, default=None)
-        found = noise(list(row.arm.values.values())) if row else None
+        """The spread of the reference over its seeds; None where there are fewer than two."""
+        found = noise(list(self.reference.arm.values.values())) if self.reference else None
         return found if found and found.n > 1 else None
+
+    @property
+    def pair_sd(self) -> float | None:
+        """How much paired differences vary in this study; None where no two arms can say it."""
+        pairs = self.comparison.pairs if self.comparison else ()
+        return median(spread) if (spread := [p.difference.sd for p in pairs if p.difference.sd > 0]) else None
+
+    def smallest_visible(self, most: int = 20) -> dict[int, float]:
+        """n -> the smallest true difference between two arms that n seeds show with power 0.8."""
+        floor = self.noise
+        if floor is None:
+            return {}
+        sd = self.pair_sd or floor.sd * math.sqrt(2)
+        return {n: smallest_difference(n, sd) for n in range(2, most + 1)}
 
     def said(self, language: Language = "en") -> Sequence[str]:
         """The headline and the sentences behind it, unless it is the only one of them; then what holds for all."""
@@ -95,7 +128,7 @@ class Findings:
 def find(table: Table, metric: str | None = None, baseline: str | None = None) -> Findings:
     """Compare the arms of a table."""
     metric = choose_metric(table, metric)
-    better = "high" if higher_is_better(metric) else "low"
+    better = "high" if higher_is_better(table, metric) else "low"
     arms = arms_of(table, metric, baseline)
     base = next((a for a in arms if a.baseline), None)
     scored = {a.name: a.values for a in arms if a.values}

@@ -31,6 +31,7 @@ class Run:
 
     state     one of STATES; only `done` has numbers that may be compared
     scores    the numbers at the end of its schedule, by name (`val/loss`)
+    main      {name, better} of the score that its task is judged by
     size      parameters, non_embedding, flops_per_token (of a training step), tokens, steps: the same on any machine
     cost      seconds, step_seconds, memory (bytes): this machine's
     command   the words behind `ablatio train` that make it again
@@ -45,6 +46,7 @@ class Run:
     state: str
     why: str = ""
     scores: Mapping[str, float] = field(default_factory=dict)
+    main: Mapping[str, Any] = field(default_factory=dict)
     size: Mapping[str, float] = field(default_factory=dict)
     cost: Mapping[str, float] = field(default_factory=dict)
     curves: Curves = field(default_factory=dict)
@@ -216,14 +218,16 @@ def _read(folder: Path, group: str, job: Job) -> Run:
     if bad and state == DONE:
         why = f"{bad} rows of metrics.csv cannot be read"
     after = summary.get("after")
-    positions = after.get("by_position") if isinstance(after, Mapping) else None
+    after = after if isinstance(after, Mapping) else {}
+    places = [k for k in after if k.startswith("position/")]
     return Run(
         folder, group, job.id, job.arm, job.seed, job.role, state, why,
+        main=summary["score"] if isinstance(summary.get("score"), Mapping) else {},
         scores={k: v for k, v in summary.items() if "/" in k and _number(v)},
         size=_size(summary, manifest),
         cost=_cost(summary, curves),
         curves=curves,
-        by_position=[v if _number(v) else None for v in positions] if isinstance(positions, list) else (),
+        by_position=[v if _number(v := after.get(f"position/{i}")) else None for i in range(1, len(places) + 1)],
         command=_again(job.overrides),
         config=config,
         manifest=manifest,
