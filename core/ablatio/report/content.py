@@ -18,7 +18,7 @@ from ablatio.report.text import again
 from ablatio.report.verdict import Verdict
 
 CURVES = ("train/loss", "train/grad_norm")  # beside the score that is compared
-MANY = 24  # arms; more have curves of the score and the training loss alone
+BEST, WORST = 24, 8  # arms whose curves are in the page; it draws no more than a dozen
 
 
 def content(found: Findings) -> dict[str, Any]:
@@ -120,11 +120,12 @@ def _visible(found: Findings) -> float | None:
 
 def _curves(found: Findings) -> list[dict[str, Any]]:
     """Per score: each arm's mean over seeds with one sd to each side; and its paired difference to the baseline."""
-    names = [found.metric, *(CURVES if len(found.rows) <= MANY else CURVES[:1])]
-    made = []
-    for name in dict.fromkeys(names):
-        arms = {i: _by_seed(row.arm, name) for i, row in enumerate(found.rows)}
-        base = next((arms[i] for i, row in enumerate(found.rows) if row.arm.baseline), {})
+    last = len(found.rows)
+    shown = [i for i, row in enumerate(found.rows) if i < BEST or i >= last - WORST or row.arm.baseline]
+    made: list[dict[str, Any]] = []
+    for name in dict.fromkeys([found.metric, *CURVES]):
+        arms = {i: _by_seed(found.rows[i].arm, name) for i in shown}
+        base = next((arms[i] for i in shown if found.rows[i].arm.baseline), {})
         bands = [_of(i, list(c.values())) for i, c in arms.items() if c]
         if any(len(b["steps"]) > 1 for b in bands):
             made.append({"name": name, "difference": False, "arms": bands, "broken": _broken(found, name)})
@@ -150,7 +151,7 @@ def _broken(found: Findings, name: str) -> list[dict[str, Any]]:
     """The curves of runs that diverged: they are in no mean."""
     runs = [(i, r) for i, row in enumerate(found.rows) for r in row.arm.runs if r.state == "diverged"]
     kept = [(i, r.curves[name]) for i, r in runs if name in r.curves]
-    return [_of(i, [curve]) for i, curve in kept[:MANY]]
+    return [_of(i, [curve]) for i, curve in kept[:BEST]]
 
 
 def _factors(found: Findings) -> dict[str, Any] | None:
@@ -216,7 +217,7 @@ def _rates(found: Findings) -> list[dict[str, Any]]:
             cost = rate_sensitivity(means, median(start))
         line = sorted(means.items())
         made.append({"name": label, "points": points, "line": line, "sensitivity": cost})
-    return made if len(made) <= MANY else []
+    return made if len(made) <= BEST else []
 
 
 def _mean(values: Sequence[float | None]) -> float:
@@ -227,7 +228,7 @@ def _mean(values: Sequence[float | None]) -> float:
 def _positions(found: Findings) -> list[dict[str, Any]]:
     """Loss by position in the row: mean over seeds and one sd to each side."""
     made = []
-    for i, row in enumerate(found.rows[:MANY]):
+    for i, row in enumerate(found.rows[:BEST]):
         seeds = [r.by_position for r in row.arm.runs if r.done and len(r.by_position) > 1]
         kept = [s for s in seeds if all(v is not None for v in s)]
         if kept:

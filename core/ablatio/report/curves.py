@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 POINTS = 160  # of a curve; a chart is some 700 pixels wide, and a line is 2 of them
+READ = ("train/loss", "train/grad_norm", "seconds")  # columns that a report draws or counts, beside val/...
+_FLOAT = re.compile(r"[-+]?\d+(\.\d*)?([eE][-+]?\d+)?")
 Curve = tuple[list[int], list[float]]  # steps, values
 Curves = Mapping[str, Curve]
 Band = dict[str, list[float]]
@@ -18,33 +21,37 @@ Band = dict[str, list[float]]
 def read_curves(path: Path) -> tuple[dict[str, Curve], int]:
     """Column -> curve, and how many rows could not be read (the last one does not count: it may be half-written)."""
     try:
-        with path.open(newline="", encoding="utf-8", errors="replace") as file:
-            rows = list(csv.reader(line.replace("\0", "") for line in file))
+        text = path.read_text(encoding="utf-8", errors="replace").replace("\0", "")
+        rows = list(csv.reader(text.splitlines()))
     except (OSError, csv.Error):
         return {}, 0
     if not rows or "step" not in rows[0]:
         return {}, 0
-    header, found, bad = rows[0], dict[str, Curve](), 0
-    place = header.index("step")
-    for number, row in enumerate(rows[1:], 1):
-        if len(row) != len(header) or not row[place].isdecimal():
-            bad += number < len(rows) - 1
-            continue
-        step = int(row[place])
-        for name, text in zip(header, row, strict=True):
-            if text and name != "step" and (value := _value(text)) is not None:
-                steps, values = found.setdefault(name, ([], []))
-                steps.append(step)
-                values.append(value)
-    return {name: _thinned(*curve) for name, curve in found.items()}, bad
+    header = rows[0]
+    place, width = header.index("step"), len(header)
+    whole = [len(row) == width and row[place].isdecimal() for row in rows[1:]]
+    columns = list(zip(*(row for row, good in zip(rows[1:], whole, strict=True) if good), strict=True))
+    if not columns:
+        return {}, max(0, whole.count(False) - 1)
+    steps, found = [int(text) for text in columns[place]], dict[str, Curve]()
+    for name, column in zip(header, columns, strict=True):
+        if (name.startswith("val/") or name in READ) and any(column):
+            curve = _curve(steps, column)
+            if curve[0]:
+                found[name] = _thinned(*curve)
+    return found, whole[:-1].count(False)
 
 
-def _value(text: str) -> float | None:
+def _curve(steps: Sequence[int], column: Sequence[str]) -> Curve:
+    """The rows that have a finite number in this column."""
+    kept = [(step, text) for step, text in zip(steps, column, strict=True) if text]
     try:
-        value = float(text)
+        values = [float(text) for _, text in kept]
     except ValueError:
-        return None
-    return value if math.isfinite(value) else None
+        kept = [(step, text) for step, text in kept if _FLOAT.fullmatch(text)]
+        values = [float(text) for _, text in kept]
+    pairs = [(step, value) for (step, _), value in zip(kept, values, strict=True) if math.isfinite(value)]
+    return [step for step, _ in pairs], [value for _, value in pairs]
 
 
 def _thinned(steps: list[int], values: list[float]) -> Curve:
