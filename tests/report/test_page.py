@@ -1,4 +1,4 @@
-"""The page in a real browser: it draws everything, asks for nothing, says nothing wrong, in both themes and languages."""
+"""The page in a real browser: it draws everything and asks for nothing, in both themes and languages."""
 
 import importlib.util
 import json

@@ -131,7 +131,7 @@ function drawCurves(data, set, width, t) {
   const group = clipped(f);
   for (const b of bands) drawBand(group, b, x, y, hue(data.arms, b.arm));
   for (const b of set.broken || []) drawBroken(f, group, b, x, y, hue(data.arms, b.arm));
-  if (width > 480) endLabels(f, bands, data, y, x, names, right);
+  if (width > 480) endLabels(f, bands, data, y, names, right, (arm) => hue(data.arms, arm));
   hoverCurves(f, bands, data, x, y, t);
   return f.root;
 }
@@ -143,8 +143,8 @@ function drawBroken(f, group, b, x, y, kind) {
   group.append(s("path", { class: `cross ${kind}`, d: `M${end[0] - 4} ${end[1] - 4}l8 8m0 -8l-8 8` }));
 }
 
-function endLabels(f, bands, data, y, x, names, right) {
-  const labels = bands.map((b, i) => ({ y: y(b.mean[b.mean.length - 1]), name: names[i], kind: hue(data.arms, b.arm) }));
+function endLabels(f, bands, data, y, names, right, colour) {
+  const labels = bands.map((b, i) => ({ y: y(b.mean[b.mean.length - 1]), name: names[i], kind: colour(b.arm) }));
   for (const l of spread(labels, 14, f.box.top + 4, f.box.bottom))
     f.root.append(s("text", { class: `tinted ${l.kind}`, x: f.box.right + 7, y: l.y + 4 }, cut(l.name, Math.floor(right / LETTER))));
 }
@@ -323,8 +323,10 @@ function drawPositions(data, width, t) {
   x.ticks = () => bands[0].steps.filter((i) => i % (width > 500 ? 3 : 5) === 0);
   axisX(f, x, { title: t("position"), format: (i) => `${i + 1}/${bands[0].steps.length}` });
   const group = clipped(f);
-  for (const b of bands) drawBand(group, b, x, y, hue(data.arms, b.arm));
-  if (width > 480) endLabels(f, bands, data, y, x, names, right);
+  const colours = bands.filter((b) => !data.arms[b.arm].baseline).map((b) => b.arm); // of those that are shown
+  const colour = (arm) => (data.arms[arm].baseline ? "base" : `c${colours.indexOf(arm) % 7}`);
+  for (const b of bands) drawBand(group, b, x, y, colour(b.arm));
+  if (width > 480) endLabels(f, bands, data, y, names, right, colour);
   hoverCurves(f, bands, data, x, y, (word) => t(word === "step" ? "position" : word));
   return f.root;
 }

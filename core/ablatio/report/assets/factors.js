@@ -3,10 +3,11 @@
 
 const MANY_CELLS = 10; // an interaction with more cells is a map, not lines
 
-function drawEffect(term, domain, width) {
+/** `all`: the main effects that stand beside it; they share their axis, so that panels can be read across. */
+function drawEffect(term, all, domain, width) {
   const rows = term.effects;
   const names = rows.map((r) => r[0].join(" "));
-  const left = roomFor(names, width * 0.42);
+  const left = roomFor(all.flatMap((x) => x.effects.map((r) => r[0].join(" "))), width * 0.42);
   const f = frame(width, 14 + rows.length * 24 + 26, { left, right: 10, top: 6, bottom: 24 }, term.factors.join(" × "));
   const x = linear(...domain, f.box.left, f.box.right);
   axisX(f, x, { count: 3, grid: true });

@@ -47,12 +47,15 @@ function verdict() {
   const said = data.verdict[language];
   if (!said) return done() ? null : h("p", { class: "alert" }, t("nothing"));
   const alone = said.sentences.length === 1 && said.sentences[0].text === said.headline;
-  const items = alone ? [] : said.sentences.map((x) => h("li", { class: x.kind }, x.text));
+  const items = alone ? [] : said.sentences.map((x) => h("li", { class: x.kind }, whole(x.text)));
   const list = h("ul", { class: "verdict" }, items.slice(0, FIRST));
   const more = items.length > FIRST && h("button", { class: "more", on: { click: () => { list.append(...items.slice(FIRST)); more.remove(); } } }, t("show_all", { n: items.length }));
   const notes = said.notes.length ? h("p", { class: "facts" }, said.notes.join(" ")) : null;
-  return h("div", {}, h("p", { class: "headline" }, said.headline), list, more, notes);
+  return h("div", {}, h("p", { class: "headline" }, whole(said.headline)), list, more, notes);
 }
+
+/** `p = 0.003` stays on one line. */
+const whole = (text) => text.replace(/ ([=<]) /g, "\u00a0$1\u00a0");
 
 const done = () => (data.states.done || 0) > 0;
 
@@ -131,7 +134,7 @@ function armTable() {
   }
   show();
   const find = data.arms.length > 12 && h("input", { class: "find", type: "search", placeholder: t("filter"), "aria-label": t("filter"), on: { input: (e) => { order.word = e.target.value.toLowerCase(); show(); } } });
-  const table = h("table", {}, h("thead", {}, h("tr", {}, h("th", { class: "text", scope: "col" }, t("arm")), h("th", { scope: "col" }), heads)), body);
+  const table = h("table", {}, h("thead", {}, h("tr", {}, h("th", { class: "text", scope: "col" }, t("arm")), h("th", { scope: "col", "aria-label": t("again") }), heads)), body);
   const caption = based ? t("arms_caption", { correction: data.correction.replace(/^./, (c) => c.toUpperCase()) }) : t("arms_plain");
   return section("arms", t("arms"), [caption], [find, h("div", { class: "box" }, table), more], true);
 }
@@ -192,7 +195,7 @@ function effectsSection() {
   const main = data.factors.terms.filter((x) => x.factors.length === 1);
   if (!main.length) return null;
   const domain = extent([0, ...main.flatMap((x) => x.effects.flatMap((e) => [e[1], e[2], e[3]]))]);
-  const panels = main.map((x) => h("div", { class: "panel" }, h("h3", {}, x.factors[0]), figure((width) => drawEffect(x, domain, width)), h("p", {}, known(x.p) ? `p ${pText(x.p)}` : "", x.aliases.length ? ` = ${x.aliases.join(" = ")}` : "")));
+  const panels = main.map((x) => h("div", { class: "panel" }, h("h3", {}, x.factors[0]), figure((width) => drawEffect(x, main, domain, width)), h("p", {}, known(x.p) ? `p ${pText(x.p)}` : "", x.aliases.length ? ` = ${x.aliases.join(" = ")}` : "")));
   return section("effects", t("effects"), [t("effects_caption"), data.metric + ": " + t(data.better === "low" ? "lower" : "higher") + "."], h("div", { class: "panels" }, panels));
 }
 
