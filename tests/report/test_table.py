@@ -9,7 +9,9 @@ from studies import ACTIVATIONS, MIXED, Fake, write_study
 
 from ablatio.errors import UserError
 from ablatio.report.findings import find
+from ablatio.report.page import page_text
 from ablatio.report.table import read_table
+from ablatio.report.text import results_csv
 from ablatio.sweep.study import Refused
 
 SMALL = Fake(axes={"norm": ["rmsnorm", "layernorm"]}, seeds=(1, 2), steps=100, baseline={"norm": "rmsnorm"})
@@ -66,6 +68,10 @@ DAMAGES = {
         "manifest.json",
         lambda text: '{"code": {"parts": {"a": null}}, "size": {"parameters": []}}',
     ),
+    "a manifest of numbers": (
+        "manifest.json",
+        lambda text: '{"code": 1, "data": [2], "size": "x", "machine": 3, "versions": 4}',
+    ),
     "half a config": ("config.json", lambda text: text[:9]),
     "half a row of metrics": ("metrics.csv", lambda text: text[:-7]),
     "noise in the metrics": ("metrics.csv", lambda text: text.replace("\n50,", "\nx\0,,,\n50,")),
@@ -80,7 +86,7 @@ def test_a_damaged_run_is_a_row_that_says_so(tmp_path: Path, what: str):
     path = run_of(folder, "layernorm", 2) / name
     path.write_text(damage(path.read_text()))
     table = read_table([folder])
-    find(table)
+    assert page_text(find(table)) and results_csv(table)
     assert len(table.runs) == 4
     hurt = next(r for r in table.runs if r.folder == path.parent)
     assert hurt.state == ("damaged" if name == "summary.json" and "number" not in what else "done")

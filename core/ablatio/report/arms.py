@@ -9,7 +9,8 @@ from statistics import median
 
 from ablatio.errors import UserError
 from ablatio.report.escape import visible
-from ablatio.report.table import RATE, Run, Table
+from ablatio.report.run import RATE, Run
+from ablatio.report.table import Table
 
 LOSS = "val/loss"
 HIGHER = ("accuracy", "reward", "win_rate", "score", "margin", "match")  # how names of scores end where more is better

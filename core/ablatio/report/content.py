@@ -12,8 +12,8 @@ from ablatio.report.arms import COSTS, SIZES, Arm, label_of, rate_is_free, tuned
 from ablatio.report.curves import Curve, band, minus
 from ablatio.report.escape import visible
 from ablatio.report.findings import Findings, Row
+from ablatio.report.run import RATE, Run, inner
 from ablatio.report.statistics import Pair, half_normal, ranks, rate_sensitivity, smallest_difference
-from ablatio.report.table import RATE, Run
 from ablatio.report.text import again
 from ablatio.report.verdict import Verdict
 
@@ -277,14 +277,14 @@ def _provenance(found: Findings) -> list[list[Any]]:
 
     for run in found.table.runs:
         manifest = run.manifest
-        for name, version in (manifest.get("versions") or {}).items():
+        for name, version in inner(manifest, "versions").items():
             tell(name, version)
-        code = manifest.get("code") or {}
+        code = inner(manifest, "code")
         tell("code", code.get("core"))
-        for name, digest in (code.get("plugins") or {}).items():
+        for name, digest in inner(code, "plugins").items():
             tell(f"plugin {name}", digest)
         tell("data", run.data)
         tell("tokenizer", run.tokenizer)
-        tell("machine", " ".join(f"{k}={v}" for k, v in (manifest.get("machine") or {}).items()))
+        tell("machine", " ".join(f"{k}={v}" for k, v in inner(manifest, "machine").items()))
     order = list(dict.fromkeys(what for what, _ in facts))
     return [[what, value, n] for key in order for (what, value), n in facts.items() if what == key]

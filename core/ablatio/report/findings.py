@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from ablatio.report.arms import UNMATCHED, Arm, arms_of, choose_metric, higher_is_better, rate_is_free, tuned
+from ablatio.report.run import RATE
 from ablatio.report.statistics import (
     Comparison,
     Factors,
@@ -19,7 +20,7 @@ from ablatio.report.statistics import (
     noise,
     smallest_difference,
 )
-from ablatio.report.table import RATE, Table
+from ablatio.report.table import Table
 from ablatio.report.verdict import Facts, Language, Verdict, verdict
 
 UNITS = {"loss": "nats", "bpb": "bits/byte"}  # what a score is counted in, by how its name ends

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from ablatio.report.arms import COSTS, SIZES, Arm
 from ablatio.report.escape import csv_text, markdown, terminal, visible
 from ablatio.report.findings import Findings, Row
-from ablatio.report.table import Run, Table
+from ablatio.report.run import Run
+from ablatio.report.table import Table
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ablatio.errors import UserError
-from ablatio.report.table import Run, flatten, read_table
+from ablatio.report.plain import flatten
+from ablatio.report.run import Run, inner
+from ablatio.report.table import read_table
 
 COSTS = (
     "parameters", "non_embedding", "flops_per_token", "tokens", "steps", "seconds", "step_seconds", "memory",
@@ -65,11 +67,12 @@ def _settings(run: Run) -> Mapping[str, str]:
 
 def _made_of(run: Run) -> Mapping[str, str]:
     """Versions, data, code: names and hashes."""
-    code = run.manifest.get("code") or {}
-    found = {f"part {k}": (v or {}).get("sha256") for k, v in (code.get("parts") or {}).items()}
-    found |= {f"plugin {k}": v for k, v in (code.get("plugins") or {}).items()} | {"code": code.get("core")}
-    found |= {f"version of {k}": v for k, v in (run.manifest.get("versions") or {}).items()} | {"data": run.data}
-    found |= {f"machine {k}": str(v) for k, v in (run.manifest.get("machine") or {}).items()}
+    code = inner(run.manifest, "code")
+    parts = inner(code, "parts")
+    found = {f"part {k}": inner(parts, k).get("sha256") for k in parts}
+    found |= {f"plugin {k}": v for k, v in inner(code, "plugins").items()} | {"code": code.get("core")}
+    found |= {f"version of {k}": v for k, v in inner(run.manifest, "versions").items()} | {"data": run.data}
+    found |= {f"machine {k}": str(v) for k, v in inner(run.manifest, "machine").items()}
     return {k: str(v) for k, v in found.items() if v}
 
 
