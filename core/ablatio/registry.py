@@ -120,6 +120,7 @@ class Registry(Generic[T]):
     any_of   methods of which a class part may define any; the fact `uses` lists those it has
     facts    class attributes (with defaults) that rules and the model read: plain values, known without importing
     many     several options may be chosen at once: `stabilizer=[clip,ema]`
+    in_run   whether one of them stands in a run's config; what a sweep alone chooses does not
     """
 
     provider: Provider
@@ -136,13 +137,14 @@ class Registry(Generic[T]):
         any_of: tuple[str, ...] = (),
         facts: Mapping[str, Any] | None = None,
         many: bool = False,
+        in_run: bool = True,
     ) -> None:
         if not NAME.match(kind):
             raise ContractError(f"{kind!r} cannot be the name of a kind; use lower-case letters, digits and _")
         old = REGISTRIES.get(kind)
         if old is not None and not old.from_catalogue:
             raise ContractError(f"the kind {kind!r} exists already: {old.provider} brings it")
-        self.kind, self.doc, self.many = kind, doc, many
+        self.kind, self.doc, self.many, self.in_run = kind, doc, many, in_run
         self.wiring, self.calls, self.facts = wiring, dict(calls or {}), dict(facts or {})
         self.methods, self.any_of = methods, any_of
         self.provider = current_provider()

@@ -30,13 +30,20 @@ class Session:
     """One stretch of training: from the start or from a checkpoint to the end, or to a signal."""
 
     def __init__(
-        self, run: Prepared, folder: Path, console: Console, checkpoints: Checkpoints, found: Checkpoint | None
+        self,
+        run: Prepared,
+        folder: Path,
+        console: Console,
+        checkpoints: Checkpoints,
+        found: Checkpoint | None,
+        until: int | None = None,
     ) -> None:
         self.run, self.folder, self.found = run, folder, found
         self.io, self.stop = RunCheckpointIO(checkpoints), StopRequest()
         self.io.loaded = found
         self.settings = run.config["train"]
         self.steps, self.start = int(self.settings["steps"]), found.step if found else 0
+        self.until = min(until or self.steps, self.steps)
         extra = [m for entry, _ in chosen(run.config) for m in entry.facts.get("metrics", ())]
         self.file = MetricsFile(folder / "metrics.csv", extra)
         self.scores: dict[str, Any] = {}
@@ -59,7 +66,7 @@ class Session:
             stack.enter_context(self.progress)
             if not self.found or self.unscored:
                 self._validate_first()
-            while self.start < self.steps:
+            while self.start < self.until:
                 trainer = self._trainer()
                 path = str(self.folder / CHECKPOINTS / str(self.start)) if self.found else None
                 skipped = sum(r["skipped"] for r in self.rewinds) * self.settings["accumulate"]
@@ -69,7 +76,9 @@ class Session:
                     break
                 except Rewind as asked:
                     self._go_back(asked, trainer.global_step)
-        summary = self.summary("done")
+                except _Paused:
+                    break
+        summary = self.summary("done" if self.until == self.steps else "paused")
         write_json(self.folder / "summary.json", summary)
         return summary
 
@@ -151,14 +160,17 @@ class Session:
             self.progress.update(step, loss=row["train/loss"])
         else:
             self.progress.update(step)
-        self.unscored = (last or self._every("val_every", step)) and not self._validate("after", step)
-        if last or self.stop or self._every("checkpoint_every", step):
+        pause = step == self.until
+        self.unscored = (last or pause or self._every("val_every", step)) and not self._validate("after", step)
+        if last or pause or self.stop or self._every("checkpoint_every", step):
             trainer.save_checkpoint(self.folder / CHECKPOINTS / str(step))
         if self.stop and (self.unscored or not last):
             raise Preempted(
                 f"{self.stop.name} came at step {step}; the checkpoint is written\n"
                 f"    try: ablatio train resume={self.folder}"
             )
+        if pause and not last:
+            raise _Paused
 
     def _every(self, key: str, step: int) -> bool:
         every = self.settings[key]
@@ -198,6 +210,10 @@ class Session:
 
 class _SignalCame(Exception):
     """Ends a validation early."""
+
+
+class _Paused(Exception):
+    """Ends the training at `until`."""
 
 
 class _Keep(pl.Callback):
