@@ -5,7 +5,7 @@ Shapes: B batch, T query time, S key time, H heads, D width, V vocabulary.  Noth
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from ablatio.registry import Registry
@@ -219,6 +219,19 @@ class Launcher(Protocol):
     def stop(self) -> None: ...
 
 
+class Design(Protocol):
+    """Which arms a sweep runs; an arm is {key: value as text}.
+
+    axes      wiring: each has a `key`, its `values` as texts, and `at(u)`, the value at 0 <= u < 1; the seed is none
+    baseline  wiring: the arm that others are compared with; the first value of each axis where none was named
+    count     how many arms there are at most: asked before any is made
+    """
+
+    def count(self) -> int: ...
+
+    def arms(self) -> Iterable[Mapping[str, str]]: ...
+
+
 norms: Registry[nn.Module] = Registry(
     "norm", "Normalises the residual stream.", wiring=("d_model",), methods=("forward",)
 )
@@ -332,8 +345,16 @@ launchers: Registry[Launcher] = Registry(
     methods=("start", "submit", "poll", "cancel", "stop"),
     in_run=False,
 )
+designs: Registry[Design] = Registry(
+    "design",
+    "Which arms a sweep runs.",
+    wiring=("axes", "baseline"),
+    methods=("count", "arms"),
+    any_of=("aliases", "more"),
+    in_run=False,
+)
 
 __all__ = [
-    "activations", "architectures", "attentions", "blocks", "inits", "launchers", "mlps", "norms", "objectives",
-    "optimizers", "placements", "positions", "schedules", "sources", "stabilizers", "tokenizers",
+    "activations", "architectures", "attentions", "blocks", "designs", "inits", "launchers", "mlps", "norms",
+    "objectives", "optimizers", "placements", "positions", "schedules", "sources", "stabilizers", "tokenizers",
 ]  # fmt: skip
