@@ -4,6 +4,7 @@ import argparse
 
 COMMANDS = {
     "train": "train a model assembled from named parts; -m sweeps",
+    "resume": "go on with an interrupted sweep or run",
     "evaluate": "score a run on held-out text, at any length",
     "generate": "sample text from a run",
     "export": "a run as a folder that transformers loads",

@@ -70,6 +70,7 @@ class Board:
                 self.console.print(
                     f"[{ended}/{len(engine.jobs)}]".replace("[", "\\[") + f" {title}: {_said(engine, entry)}",
                     highlight=False,
+                    soft_wrap=True,
                 )
 
     def _drawn(self, engine: Engine) -> Group:

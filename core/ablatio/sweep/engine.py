@@ -38,7 +38,7 @@ class Result:
 
 
 # What a design asks for next: job -> its summary, None where it failed.
-More = Callable[[Mapping[str, Mapping[str, Any] | None]], Iterable[Job]]
+More = Callable[[Any], Iterable[Job]]
 
 
 class Watcher(Protocol):
@@ -172,6 +172,8 @@ class Engine:
         jobs = list(self.more({r.job.id: r.summary or None for r in self.results()}))
         if jobs:
             self._write(jobs)
+            if self.study:
+                self.study.write(self.folder)  # it says what was tuned
         return bool(jobs)
 
     def is_open(self, job: Job, entry: Entry | None) -> bool:
