@@ -85,6 +85,8 @@ def _registry_from(kind: Mapping[str, Any]) -> None:
         facts=kind["facts"],
         many=kind["many"],
         in_run=kind["in_run"],
+        default=kind["default"],
+        optional=kind["optional"],
     )
     made.from_catalogue = True
 
@@ -132,6 +134,8 @@ def _kind_to_json(registry: Registry[Any]) -> dict[str, Any]:
         "facts": registry.facts,
         "many": registry.many,
         "in_run": registry.in_run,
+        "default": registry.default,
+        "optional": registry.optional,
         "dist": registry.provider.dist,
         "version": registry.provider.version,
     }
