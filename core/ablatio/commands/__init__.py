@@ -4,6 +4,7 @@ import argparse
 
 COMMANDS = {
     "train": "train a model assembled from named parts; -m sweeps",
+    "resume": "go on with an interrupted sweep or run",
     "evaluate": "score a run on held-out text, at any length",
     "report": "what a sweep says: verdict, tables, charts; CSV, Markdown and one HTML page",
     "compare": "two runs: what differs, and their results side by side",
