@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ablatio.model.example import Example
     from ablatio.model.language_model import LanguageModel, Loss
     from ablatio.model.roles import ParameterInfo
+    from ablatio.sweep.orders import End, Order
     from ablatio.tasks.step import Step
 
 
@@ -198,6 +199,43 @@ class Stabilizer(Protocol):
     def before_step(self, step: Step) -> dict[str, Tensor]: ...
 
 
+class Launcher(Protocol):
+    """Runs the jobs of a sweep, each in a process of its own.
+
+    work   wiring: called there with an order; it does the job and writes its end into the ledger (ablatio.sweep.orders)
+    slots  how many run at a time
+
+    start() and stop() enclose all else; stop asks the runs for a checkpoint, and returns when they have ended.
+    submit(order) returns at once; poll(seconds) waits that long at most for the ends of orders; cancel(job) asks one
+    run to stop.
+    """
+
+    slots: int
+
+    def start(self) -> None: ...
+
+    def submit(self, order: Order) -> None: ...
+
+    def poll(self, seconds: float) -> Sequence[End]: ...
+
+    def cancel(self, job: str) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+class Design(Protocol):
+    """Which arms a sweep runs; an arm is {key: value as text}.
+
+    axes      wiring: each has a `key`, its `values` as texts, and `at(u)`, the value at 0 <= u < 1; the seed is none
+    baseline  wiring: the arm that others are compared with; the first value of each axis where none was named
+    count     how many arms there are at most: asked before any is made
+    """
+
+    def count(self) -> int: ...
+
+    def arms(self) -> Iterable[Mapping[str, str]]: ...
+
+
 class Task(Protocol):
     """What a run learns: its data, the loss of a batch, the scores of a model.  It knows neither Lightning nor Hydra.
 
@@ -335,19 +373,6 @@ class Reward(Protocol):
     def __call__(self, answers: Sequence[Answer]) -> Tensor | list[list[AnswerStep]]: ...
 
 
-class Design(Protocol):
-    """Which arms a sweep runs; an arm is {key: value as text}.
-
-    axes      wiring: each has a `key`, its `values` as texts, and `at(u)`, the value at 0 <= u < 1; the seed is none
-    baseline  wiring: the arm that others are compared with; the first value of each axis where none was named
-    count     how many arms there are at most: asked before any is made
-    """
-
-    def count(self) -> int: ...
-
-    def arms(self) -> Iterable[Mapping[str, str]]: ...
-
-
 norms: Registry[nn.Module] = Registry(
     "norm", "Normalises the residual stream.", wiring=("d_model",), methods=("forward",)
 )
@@ -459,6 +484,21 @@ tokenizers: Registry[Tokenizer] = Registry(
     methods=("train", "encode", "decode", "token_bytes", "state", "restore"),
     facts={"trained": True},
 )
+launchers: Registry[Launcher] = Registry(
+    "launcher",
+    "Where the runs of a sweep are executed.",
+    wiring=("work",),
+    methods=("start", "submit", "poll", "cancel", "stop"),
+    in_run=False,
+)
+designs: Registry[Design] = Registry(
+    "design",
+    "Which arms a sweep runs.",
+    wiring=("axes", "baseline"),
+    methods=("count", "arms"),
+    any_of=("aliases", "more"),
+    in_run=False,
+)
 tasks: Registry[Task] = Registry(
     "task",
     "What a run learns from: its data, its loss, its scores.",
@@ -510,17 +550,8 @@ rewards: Registry[Reward] = Registry(
     optional=True,
 )
 
-designs: Registry[Design] = Registry(
-    "design",
-    "Which arms a sweep runs.",
-    wiring=("axes", "baseline"),
-    methods=("count", "arms"),
-    any_of=("aliases", "more"),
-    in_run=False,
-)
-
 __all__ = [
-    "activations", "alignments", "architectures", "attentions", "blocks", "designs", "inits", "loggers", "mlps",
-    "norms", "objectives", "optimizers", "placements", "positions", "rewards", "schedules", "sources",
+    "activations", "alignments", "architectures", "attentions", "blocks", "designs", "inits", "launchers", "loggers",
+    "mlps", "norms", "objectives", "optimizers", "placements", "positions", "rewards", "schedules", "sources",
     "stabilizers", "tasks", "tokenizers",
 ]  # fmt: skip
