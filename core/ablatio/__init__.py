@@ -7,6 +7,7 @@ from ablatio import plugins as _plugins
 from ablatio import registry as _registry
 from ablatio.kinds import (
     activations,
+    alignments,
     architectures,
     attentions,
     blocks,
@@ -18,6 +19,7 @@ from ablatio.kinds import (
     optimizers,
     placements,
     positions,
+    rewards,
     schedules,
     sources,
     stabilizers,
@@ -37,6 +39,7 @@ __all__ = [
     "Positive",
     "Range",
     "activations",
+    "alignments",
     "architectures",
     "attentions",
     "blocks",
@@ -48,6 +51,7 @@ __all__ = [
     "optimizers",
     "placements",
     "positions",
+    "rewards",
     "rule",
     "schedules",
     "sources",
