@@ -15,7 +15,7 @@ from ablatio.sweep import asked
 from ablatio.sweep.asked import MAX_JOBS, Asked
 from ablatio.sweep.compose import Composer, has, is_value
 from ablatio.sweep.study import Arm, Job, Refused, Role, Study, label_of
-from ablatio.tasks.folder import run_id
+from ablatio.tasks.folder import VOLATILE, run_id
 
 ENOUGH = 8  # arms with mistakes in them: the next ones have the same
 
@@ -208,7 +208,11 @@ class Planner:
 
 def job_id(config: Mapping[str, Any]) -> str:
     """Hash of the settings that make the numbers, and of the source of each part that they name."""
-    parts = {f"{entry.kind}/{entry.name}": entry.digest for entry, _ in run_config.chosen(config)}
+    parts = {
+        f"{entry.kind}/{entry.name}": entry.digest
+        for entry, _ in run_config.chosen(config)
+        if entry.kind not in VOLATILE
+    }
     made = json.dumps([run_id(config), parts], sort_keys=True)
     return hashlib.sha256(made.encode()).hexdigest()[:16]
 
