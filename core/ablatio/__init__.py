@@ -7,6 +7,7 @@ from ablatio import plugins as _plugins
 from ablatio import registry as _registry
 from ablatio.kinds import (
     activations,
+    alignments,
     architectures,
     attentions,
     blocks,
@@ -20,6 +21,7 @@ from ablatio.kinds import (
     optimizers,
     placements,
     positions,
+    rewards,
     schedules,
     sources,
     stabilizers,
@@ -39,6 +41,7 @@ __all__ = [
     "Positive",
     "Range",
     "activations",
+    "alignments",
     "architectures",
     "attentions",
     "blocks",
@@ -52,6 +55,7 @@ __all__ = [
     "optimizers",
     "placements",
     "positions",
+    "rewards",
     "rule",
     "schedules",
     "sources",

@@ -8,13 +8,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from ablatio.alignment import ALL_WORDS
 from ablatio.registry import Registry
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from ablatio.alignment import Advantages, Metrics
     from ablatio.data.types import Source, Tokenizer
+    from ablatio.model.answers import Answer
+    from ablatio.model.answers import Step as AnswerStep
     from ablatio.model.context import Context
     from ablatio.model.example import Example
     from ablatio.model.language_model import LanguageModel, Loss
@@ -314,6 +318,61 @@ class Logger(Protocol):
     def finish(self, status: str) -> None: ...
 
 
+class Alignment(Protocol):
+    """A loss on log-probabilities, pure: it names what it wants, from the words in ablatio.alignment.
+
+    data             pairs | rankings | labelled | prompts
+    loss(...)        (loss, metrics): the mean over the batch, and numbers to log under the names in `metrics`
+    rejected         given | reference: in the data, or an answer that the frozen reference gives to the same prompt
+    detached         a factor of the loss is held constant in its gradient (a weight, a clipped ratio)
+    moves_reference  the reference follows the policy: after each step it becomes rate x policy + (1 - rate) x itself,
+                     `reference_rate(step)`; so its log-probabilities cannot be kept
+
+    A policy method (data = prompts) has a second step and says how answers are used:
+
+    advantages(...)  Advantages, from the rewards of one rollout, without gradient
+    group            answers to each prompt
+    epochs           how often a rollout is passed over
+    minibatches      optimizer steps in one pass
+    whole_groups     the answers to one prompt stay in one minibatch
+    prompts          given | text: a text is cut into prompts, and what follows is the answer that is looked for
+    observe(kl)      optional: the mean KL to the reference of a rollout, before its advantages are asked for
+    stops(kl)        optional: whether to leave the rollout, `kl` being that from the policy that wrote it
+
+    What lasts from rollout to rollout goes through `state_dict()` and `load_state_dict(state)`.
+    """
+
+    data: ClassVar[str]
+    rejected: ClassVar[str]
+    detached: ClassVar[bool]
+    moves_reference: ClassVar[bool]
+    whole_groups: ClassVar[bool]
+    prompts: ClassVar[str]
+    metrics: ClassVar[Sequence[str]]
+    loss: Callable[..., tuple[Tensor, Metrics]]
+
+
+class PolicyMethod(Alignment, Protocol):
+    """An Alignment whose data are prompts."""
+
+    group: int
+    epochs: int
+    minibatches: int
+    advantages: Callable[..., Advantages]
+
+
+class Reward(Protocol):
+    """How good answers are: N answers (ablatio.model.answers.Answer) -> (N,), higher is better.
+
+    A function part judges one answer and gives a number.  A reward that judges steps gives a list of Steps for each
+    answer, and says `per_step`.  `open_run` (wiring) turns the folder of a reward model into a function of answers.
+    """
+
+    per_step: ClassVar[bool]
+
+    def __call__(self, answers: Sequence[Answer]) -> Tensor | list[list[AnswerStep]]: ...
+
+
 norms: Registry[nn.Module] = Registry(
     "norm", "Normalises the residual stream.", wiring=("d_model",), methods=("forward",)
 )
@@ -465,7 +524,34 @@ loggers: Registry[Logger] = Registry(
     many=True,
 )
 
+alignments: Registry[Alignment] = Registry(
+    "alignment",
+    "What preferences and rewards teach: a loss on log-probabilities.",
+    methods=("loss",),
+    facts={
+        "data": "pairs",
+        "rejected": "given",
+        "detached": False,
+        "moves_reference": False,
+        "whole_groups": False,
+        "prompts": "given",
+        "metrics": (),
+    },
+    asks={"loss": ALL_WORDS, "advantages": ALL_WORDS},
+    optional=True,
+)
+rewards: Registry[Reward] = Registry(
+    "reward",
+    "How good an answer is.",
+    wiring=("open_run",),
+    calls={("answer",): {"per_step": False}},
+    methods=("__call__",),
+    facts={"per_step": False},
+    optional=True,
+)
+
 __all__ = [
-    "activations", "architectures", "attentions", "blocks", "designs", "inits", "launchers", "loggers", "mlps", "norms",
-    "objectives", "optimizers", "placements", "positions", "schedules", "sources", "stabilizers", "tasks", "tokenizers",
+    "activations", "alignments", "architectures", "attentions", "blocks", "designs", "inits", "launchers", "loggers",
+    "mlps", "norms", "objectives", "optimizers", "placements", "positions", "rewards", "schedules", "sources",
+    "stabilizers", "tasks", "tokenizers",
 ]  # fmt: skip

@@ -86,6 +86,7 @@ def _registry_from(kind: Mapping[str, Any]) -> None:
         many=kind["many"],
         in_run=kind["in_run"],
         default=kind["default"],
+        asks={method: tuple(words) for method, words in kind["asks"].items()},
         optional=kind["optional"],
     )
     made.from_catalogue = True
@@ -135,6 +136,7 @@ def _kind_to_json(registry: Registry[Any]) -> dict[str, Any]:
         "many": registry.many,
         "in_run": registry.in_run,
         "default": registry.default,
+        "asks": registry.asks,
         "optional": registry.optional,
         "dist": registry.provider.dist,
         "version": registry.provider.version,
