@@ -16,9 +16,9 @@ from ablatio.errors import ConfigError, Problem, UserError
 from ablatio.knobs import did_you_mean
 from ablatio.options import groups, register_with_hydra
 from ablatio.overrides import normal
+from ablatio.space import Axis
 from ablatio.sweep import settings
 from ablatio.sweep.settings import Settings
-from ablatio.sweep.study import Axis
 
 MAX_JOBS = 10_000
 SEED = "seed"

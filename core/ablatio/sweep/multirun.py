@@ -12,8 +12,9 @@ from ablatio.compose import config_of
 from ablatio.errors import AblatioError, Preempted, SweepFailed, UserError
 from ablatio.options import register_with_hydra
 from ablatio.paths import shipped
+from ablatio.sweep.forecast import show
 from ablatio.sweep.plan import Plan, plan_sweep
-from ablatio.sweep.study import Job, label_of
+from ablatio.sweep.study import Job
 
 
 def hydra_flags(arguments: list[str]) -> int:
@@ -27,8 +28,7 @@ def multirun(overrides: list[str]) -> int:
     """Plan the sweep and run its jobs; exit code 3 when some failed."""
     plan = plan_sweep(overrides)
     folder = _sweep_folder(plan)
-    for refused in plan.study.refused:
-        print(f"refused: {label_of(refused.arm)}: {refused.why}", file=sys.stderr)
+    show(plan, folder)
     print(f"{len(plan.jobs)} runs in {folder}", flush=True)
     done: list[tuple[str, dict[str, Any] | None]] = []
     for job in plan.jobs:
