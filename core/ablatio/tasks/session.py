@@ -215,6 +215,7 @@ class Session:
             "tokens": tokens,
             "seconds": round(seconds, 2),
             "tokens_per_second": round(self.progress.rate),
+            "memory": self.run.machine.peak_memory(),
             "parameters": size.parameters,
             "non_embedding_parameters": size.non_embedding,
             "train_flops": size.train_flops_per_token * tokens,
