@@ -18,6 +18,7 @@ from ablatio.errors import ConfigError, Problem, UserError
 from ablatio.options import groups, register_with_hydra
 from ablatio.overrides import key_problem, normal, sorted_out
 from ablatio.paths import shipped
+from ablatio.start import inherited
 
 MAIN = "train"
 PLAIN_LOGGING = {"version", "root", "disable_existing_loggers"}
@@ -35,22 +36,27 @@ class Composed:
 def compose_run(overrides: Sequence[str]) -> Composed:
     """Compose and check one run; ConfigError with all problems at once."""
     register_with_hydra()
-    cleaned = [normal(o) for o in overrides]
-    good, values, problems = sorted_out(cleaned)
-    node = None if problems else try_compose(cleaned)
+    words = cleaned(overrides)
+    good, values, problems = sorted_out(words)
+    node = None if problems else try_compose(words)
     if node is None:
         node, more = _diagnose(good, values)
         problems += more
     if not problems and node is None:
-        _compose(cleaned)
+        _compose(words)
     if node is None:
-        raise _config_error(problems, cleaned)
+        raise _config_error(problems, [normal(o) for o in overrides])
     refuse_hydra_settings(node)
     public, resolved = plain(node)
     problems += [p for p in run_config.check(resolved) if p.where not in {q.where for q in problems}]
     if problems:
-        raise _config_error(problems, cleaned)
+        raise _config_error(problems, [normal(o) for o in overrides])
     return Composed(run_config.cast(resolved), public, list(overrides))
+
+
+def cleaned(overrides: Sequence[str]) -> list[str]:
+    """What the user said in Hydra's words, behind what the model's origin brings."""
+    return [normal(o) for o in inherited(overrides)]
 
 
 def config_of(node: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -145,5 +151,5 @@ def _config_error(problems: list[Problem], overrides: list[str]) -> ConfigError:
 
 
 def _runs(overrides: list[str]) -> bool:
-    node = try_compose(overrides)
+    node = try_compose(cleaned(overrides))
     return node is not None and not run_config.check(plain(node)[1])

@@ -85,6 +85,9 @@ def _registry_from(kind: Mapping[str, Any]) -> None:
         facts=kind["facts"],
         many=kind["many"],
         in_run=kind["in_run"],
+        default=kind["default"],
+        asks={method: tuple(words) for method, words in kind["asks"].items()},
+        optional=kind["optional"],
     )
     made.from_catalogue = True
 
@@ -132,6 +135,9 @@ def _kind_to_json(registry: Registry[Any]) -> dict[str, Any]:
         "facts": registry.facts,
         "many": registry.many,
         "in_run": registry.in_run,
+        "default": registry.default,
+        "asks": registry.asks,
+        "optional": registry.optional,
         "dist": registry.provider.dist,
         "version": registry.provider.version,
     }

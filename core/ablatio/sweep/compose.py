@@ -60,7 +60,7 @@ class Composer:
     def tree(self, overrides: Sequence[str]) -> tuple[dict[str, Any], bool] | None:
         """(the config before interpolations are resolved, whether it has any); None where only Hydra can tell."""
         framing, parts, values = list[str](), dict[str, Any](), list[tuple[str, Any]]()
-        for text in overrides:
+        for text in compose.cleaned(overrides):
             parsed = parse(text)
             if parsed is None:
                 return None
