@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ablatio.model.example import Example
     from ablatio.model.language_model import LanguageModel, Loss
     from ablatio.model.roles import ParameterInfo
+    from ablatio.sweep.orders import End, Order
     from ablatio.tasks.step import Step
 
 
@@ -196,6 +197,30 @@ class Stabilizer(Protocol):
     metrics: ClassVar[Sequence[str]]
 
     def before_step(self, step: Step) -> dict[str, Tensor]: ...
+
+
+class Launcher(Protocol):
+    """Runs the jobs of a sweep, each in a process of its own.
+
+    work   wiring: called there with an order; it does the job and writes its end into the ledger (ablatio.sweep.orders)
+    slots  how many run at a time
+
+    start() and stop() enclose all else; stop asks the runs for a checkpoint, and returns when they have ended.
+    submit(order) returns at once; poll(seconds) waits that long at most for the ends of orders; cancel(job) asks one
+    run to stop.
+    """
+
+    slots: int
+
+    def start(self) -> None: ...
+
+    def submit(self, order: Order) -> None: ...
+
+    def poll(self, seconds: float) -> Sequence[End]: ...
+
+    def cancel(self, job: str) -> None: ...
+
+    def stop(self) -> None: ...
 
 
 class Design(Protocol):
@@ -463,6 +488,13 @@ tokenizers: Registry[Tokenizer] = Registry(
     methods=("train", "encode", "decode", "token_bytes", "state", "restore"),
     facts={"trained": True},
 )
+launchers: Registry[Launcher] = Registry(
+    "launcher",
+    "Where the runs of a sweep are executed.",
+    wiring=("work",),
+    methods=("start", "submit", "poll", "cancel", "stop"),
+    in_run=False,
+)
 designs: Registry[Design] = Registry(
     "design",
     "Which arms a sweep runs.",
@@ -525,7 +557,7 @@ rewards: Registry[Reward] = Registry(
 )
 
 __all__ = [
-    "activations", "alignments", "architectures", "attentions", "blocks", "designs", "inits", "loggers", "mlps",
-    "norms", "objectives", "optimizers", "placements", "positions", "rewards", "schedules", "sources",
+    "activations", "alignments", "architectures", "attentions", "blocks", "designs", "inits", "launchers", "loggers",
+    "mlps", "norms", "objectives", "optimizers", "placements", "positions", "rewards", "schedules", "sources",
     "stabilizers", "tasks", "tokenizers",
 ]  # fmt: skip

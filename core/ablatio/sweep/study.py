@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -120,3 +121,10 @@ def jobs_of(folder: Path) -> Iterator[Job]:
 
 def run_folder(folder: Path, job_id: str) -> Path:
     return folder / RUNS / job_id
+
+
+def summary_of(run: Path) -> dict[str, Any]:
+    """What a run folder says of its end; empty where it says nothing."""
+    with suppress(OSError, ValueError):
+        return dict(json.loads((run / "summary.json").read_text(encoding="utf-8")))
+    return {}
