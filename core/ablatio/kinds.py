@@ -504,6 +504,7 @@ designs: Registry[Design] = Registry(
     facts={"intervals": False},
     in_run=False,
 )
+
 tasks: Registry[Task] = Registry(
     "task",
     "What a run learns from: its data, its loss, its scores.",
