@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from ablatio.report.arms import COSTS, SIZES, Arm, label_of, rate_is_free, tuned
+from ablatio.report.arms import COSTS, SIZES, Arm, rate_is_free, tuned
 from ablatio.report.curves import Curve, band, minus
 from ablatio.report.escape import visible
 from ablatio.report.findings import Findings, Row
@@ -16,6 +16,7 @@ from ablatio.report.run import RATE, Run, inner
 from ablatio.report.statistics import Pair, half_normal, ranks, rate_sensitivity, smallest_difference
 from ablatio.report.text import again
 from ablatio.report.verdict import Verdict
+from ablatio.sweep.study import label_of
 
 CURVES = ("train/loss", "train/grad_norm")  # beside the score that is compared
 BEST, WORST = 24, 8  # arms whose curves are in the page; it draws no more than a dozen
