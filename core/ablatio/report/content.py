@@ -28,7 +28,8 @@ def content(found: Findings) -> dict[str, Any]:
     made: dict[str, Any] = clean({
         "study": {
             "name": study.name, "question": study.question, "expected": study.expected,
-            "design": study.design.get("name", ""), "settings": study.settings, "overrides": again(study.overrides),
+            "design": study.design.get("name", ""), "settings": study.settings, "overrides": _asked(study.overrides),
+            "axes": [a.key for a in study.axes if len(a.values) > 1],
             "folders": [str(f) for f in table.folders],
         },
         "written": time.strftime("%Y-%m-%d %H:%M"),
@@ -53,6 +54,11 @@ def content(found: Findings) -> dict[str, Any]:
         "notes": table.notes,
     })  # fmt: skip
     return made
+
+
+def _asked(overrides: Sequence[str]) -> str:
+    """The command that the user gave."""
+    return again(["-m", *(o for o in overrides if o != "-m")]) if overrides else ""
 
 
 def clean(node: Any) -> Any:
