@@ -11,6 +11,7 @@ from ablatio.checkpoint import make_folder
 from ablatio.errors import EnvironmentFault, UserError
 
 CHECKPOINTS, TOKENIZER = "checkpoints", "tokenizer.json"
+VOLATILE = ("out", "name", "trainer", "sweep", "logger")  # sections and kinds that make no number
 
 
 def new_folder(config: Mapping[str, Any], name: str | None = None) -> Path:
@@ -34,8 +35,7 @@ def run_id(config: Mapping[str, Any]) -> str:
     """
     from ablatio.config import changed
 
-    volatile = ("out", "name", "trainer", "sweep", "logger")
-    made = {k: v for k, v in changed(config).items() if k not in volatile}
+    made = {k: v for k, v in changed(config).items() if k not in VOLATILE}
     return hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:16]
 
 
