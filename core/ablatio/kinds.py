@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from ablatio.data.chat import Template
     from ablatio.data.types import Source, Tokenizer
     from ablatio.model.context import Context
     from ablatio.model.example import Example
@@ -367,6 +368,13 @@ tokenizers: Registry[Tokenizer] = Registry(
     methods=("train", "encode", "decode", "token_bytes", "state", "restore"),
     facts={"trained": True},
 )
+templates: Registry[Template] = Registry(
+    "template",
+    "The form in which a conversation is written.",
+    methods=("__call__",),
+    facts={"signs": (), "end": ""},
+    default="plain",
+)
 tasks: Registry[Task] = Registry(
     "task",
     "What a run learns from: its data, its loss, its scores.",
@@ -385,5 +393,5 @@ tasks: Registry[Task] = Registry(
 
 __all__ = [
     "activations", "architectures", "attentions", "blocks", "inits", "mlps", "norms", "objectives", "optimizers",
-    "placements", "positions", "schedules", "sources", "stabilizers", "tasks", "tokenizers",
+    "placements", "positions", "schedules", "sources", "stabilizers", "tasks", "templates", "tokenizers",
 ]  # fmt: skip
