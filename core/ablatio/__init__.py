@@ -7,6 +7,7 @@ from ablatio import plugins as _plugins
 from ablatio import registry as _registry
 from ablatio.kinds import (
     activations,
+    alignments,
     architectures,
     attentions,
     blocks,
@@ -36,6 +37,7 @@ __all__ = [
     "Positive",
     "Range",
     "activations",
+    "alignments",
     "architectures",
     "attentions",
     "blocks",

@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from ablatio.alignment import ALL_WORDS
 from ablatio.registry import Registry
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from ablatio.alignment import Advantages, Metrics
     from ablatio.data.chat import Template
     from ablatio.data.types import Source, Tokenizer
     from ablatio.model.context import Context
@@ -257,6 +259,49 @@ class Batches(Protocol):
     def __getitem__(self, number: int) -> dict[str, Tensor]: ...
 
 
+class Alignment(Protocol):
+    """A loss on log-probabilities, pure: it names what it wants, from the words in ablatio.alignment.
+
+    data             pairs | rankings | labelled | prompts
+    loss(...)        (loss, metrics): the mean over the batch, and numbers to log under the names in `metrics`
+    rejected         given | reference: in the data, or an answer that the frozen reference gives to the same prompt
+    detached         a factor of the loss is held constant in its gradient (a weight, a clipped ratio)
+    moves_reference  the reference follows the policy: after each step it becomes rate x policy + (1 - rate) x itself,
+                     `reference_rate(step)`; so its log-probabilities cannot be kept
+
+    A policy method (data = prompts) has a second step and says how answers are used:
+
+    advantages(...)  Advantages, from the rewards of one rollout, without gradient
+    group            answers to each prompt
+    epochs           how often a rollout is passed over
+    minibatches      optimizer steps in one pass
+    whole_groups     the answers to one prompt stay in one minibatch
+    prompts          given | text: a text is cut into prompts, and what follows is the answer that is looked for
+    observe(kl)      optional: the mean KL to the reference of a rollout, before its advantages are asked for
+    stops(kl)        optional: whether to leave the rollout, `kl` being that from the policy that wrote it
+
+    What lasts from rollout to rollout goes through `state_dict()` and `load_state_dict(state)`.
+    """
+
+    data: ClassVar[str]
+    rejected: ClassVar[str]
+    detached: ClassVar[bool]
+    moves_reference: ClassVar[bool]
+    whole_groups: ClassVar[bool]
+    prompts: ClassVar[str]
+    metrics: ClassVar[Sequence[str]]
+    loss: Callable[..., tuple[Tensor, Metrics]]
+
+
+class PolicyMethod(Alignment, Protocol):
+    """An Alignment whose data are prompts."""
+
+    group: int
+    epochs: int
+    minibatches: int
+    advantages: Callable[..., Advantages]
+
+
 norms: Registry[nn.Module] = Registry(
     "norm", "Normalises the residual stream.", wiring=("d_model",), methods=("forward",)
 )
@@ -391,7 +436,24 @@ tasks: Registry[Task] = Registry(
     default="pretrain",
 )
 
+alignments: Registry[Alignment] = Registry(
+    "alignment",
+    "What preferences and rewards teach: a loss on log-probabilities.",
+    methods=("loss",),
+    facts={
+        "data": "pairs",
+        "rejected": "given",
+        "detached": False,
+        "moves_reference": False,
+        "whole_groups": False,
+        "prompts": "given",
+        "metrics": (),
+    },
+    asks={"loss": ALL_WORDS, "advantages": ALL_WORDS},
+    optional=True,
+)
+
 __all__ = [
-    "activations", "architectures", "attentions", "blocks", "inits", "mlps", "norms", "objectives", "optimizers",
-    "placements", "positions", "schedules", "sources", "stabilizers", "tasks", "templates", "tokenizers",
+    "activations", "alignments", "architectures", "attentions", "blocks", "inits", "mlps", "norms", "objectives",
+    "optimizers", "placements", "positions", "schedules", "sources", "stabilizers", "tasks", "templates", "tokenizers",
 ]  # fmt: skip

@@ -29,7 +29,8 @@ class ExampleOrder:
         """(n,) places of the examples."""
         taken = [self._share(number, members, epoch) for number, members in enumerate(self.groups)]
         everything = np.concatenate(taken)
-        return everything[self._generator(epoch).permutation(len(everything))]
+        order: Positions = everything[self._generator(epoch).permutation(len(everything))]
+        return order
 
     def _share(self, number: int, members: Positions, epoch: int) -> Positions:
         n = len(members)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ablatio.model.cache import KVCache
 from ablatio.model.roles import named_generator
 from ablatio.registry import REGISTRIES, Entry
-from ablatio.testing import samples, tiny
+from ablatio.testing import alignments, samples, tiny
 
 Observer = Callable[[Entry, Mapping[str, Any]], Any]
 OBSERVERS: dict[str, Observer] = {}
@@ -199,6 +199,28 @@ def _stabilizer(entry: Entry, knobs: Mapping[str, Any]) -> Any:
     rows = [part.batch_rows(n * 1000, 64) for n in range(500)] if hasattr(part, "batch_rows") else []
     kept = part.state_dict() if hasattr(part, "state_dict") else {}
     return [losses, seen, rows, kept, net.state_dict(), tensors_of(part)]
+
+
+@observes("alignment")
+def _alignment(entry: Entry, knobs: Mapping[str, Any]) -> Any:
+    """Two batches: policy methods are told of a rollout's KL before the second."""
+    part, seen, asks = samples.made(entry, knobs), list[Any](), entry.facts["asks"]
+    for seed in range(2):
+        words = alignments.batch(entry.facts["data"], seed, group=getattr(part, "group", 1))
+        if "advantages" in asks:
+            found = part.advantages(**{w: words[w] for w in asks["advantages"]})
+            words |= {"advantages": found.advantages, "returns": found.returns}
+            seen.append(found)
+        given = alignments.leaves(words, asks["loss"])
+        loss, metrics = part.loss(**given)
+        loss.backward()
+        seen += [loss, metrics, [getattr(x, "grad", None) for x in given.values()]]
+        if hasattr(part, "observe"):
+            part.observe(9.0)
+    stops = [part.stops(kl / 100) for kl in range(20)] if hasattr(part, "stops") else []
+    moves = [part.reference_rate(step) for step in range(300)] if hasattr(part, "reference_rate") else []
+    settings = [v for v in vars(part).values() if isinstance(v, int | str)]  # what the task reads: group, epochs ...
+    return [seen, stops, moves, settings]
 
 
 @observes("source")
