@@ -226,6 +226,7 @@ class Task(Protocol):
     takes     what it makes of its source: documents | conversations | feedback
     scores    what it is scored by, under `val/`; `main` is the one that runs are compared by, `better` lower or higher
     template  whether it writes its texts in the form of `template`
+    needs     kinds that a config may leave out and this task may not, each with the option that is usual: alignment=dpo
     """
 
     takes: ClassVar[str]
@@ -233,6 +234,7 @@ class Task(Protocol):
     main: ClassVar[str]
     better: ClassVar[str]
     template: ClassVar[bool]
+    needs: ClassVar[Sequence[str]]
     metrics: ClassVar[Sequence[str]]
     tokenizer: Tokenizer
     content: dict[str, Any]
@@ -431,6 +433,7 @@ tasks: Registry[Task] = Registry(
         "main": "loss",
         "better": "lower",
         "template": False,
+        "needs": (),
         "metrics": (),
     },
     default="pretrain",

@@ -40,7 +40,8 @@ class ExampleOrder:
         first = epoch * count
         passes = range(first // n, (first + count - 1) // n + 1)
         orders = np.concatenate([self._generator(p, number + 1).permutation(n) for p in passes])
-        return members[orders[first - passes.start * n :][:count]]
+        share: Positions = members[orders[first - passes.start * n :][:count]]
+        return share
 
     def _generator(self, *numbers: int) -> np.random.Generator:
         return np.random.Generator(np.random.PCG64(np.random.SeedSequence([self.seed, *numbers])))

@@ -143,7 +143,16 @@ def _sample_files() -> list[Path]:
     asked = [{"prompt": q, "completion": f"There are {len(q)} of them."} for q in questions]
     asked.append({"prompt": f"What is it that {'very ' * 40}many are?", "completion": "A long question."})
     chats.write_text("".join(json.dumps(line) + "\n" for line in asked), encoding="utf-8")
-    return [text, rows, folder, chats]
+    judged = folder.with_name(f"{folder.name}-judged") / "judged.jsonl"
+    judged.parent.mkdir()
+    atexit.register(shutil.rmtree, judged.parent, ignore_errors=True)
+    pairs: list[dict[str, Any]] = [{"prompt": q, "chosen": f"{len(q)}.", "rejected": "No idea!"} for q in questions]
+    ranked = [{"prompt": f"{q} Really?", "answers": ["Yes.", "Perhaps.", "No, no."]} for q in questions]
+    rated = [{"prompt": f"{q} Sure?", "answers": ["Very.", "Hardly."], "elo": [1100, 1000]} for q in questions]
+    too_long = {"prompt": f"What is it that {'very ' * 40}many are?", "answers": ["Four.", "Many."], "scores": [2, 1]}
+    judgements: list[dict[str, Any]] = [*pairs, *ranked, *rated, too_long]
+    judged.write_text("".join(json.dumps(line) + "\n" for line in judgements), encoding="utf-8")
+    return [text, rows, folder, chats, judged]
 
 
 def source(entry: Entry, knobs: Knobs | None = None) -> Any:
@@ -187,7 +196,7 @@ def task(entry: Entry, knobs: Knobs | None = None, **settings: Any) -> tuple[Any
 
 def _learned_from(takes: str) -> dict[str, Any]:
     """A source of sample texts and a tokenizer that has nothing to learn."""
-    name, path = {"documents": ("text", 0), "conversations": ("chats", 3)}[takes]
+    name, path = {"documents": ("text", 0), "conversations": ("chats", 3), "feedback": ("feedback", 4)}[takes]
     return {
         "source": {"name": name, **REGISTRIES["source"][name].defaults, "path": str(_sample_files()[path])},
         "tokenizer": {"name": "bytes"},

@@ -250,12 +250,6 @@ def _filled(row: Tensor, length: int, value: float) -> Tensor:
 
 
 rule(
-    when="facts.task.takes not in facts.source.uses",
-    why="task={task.name} learns from {facts.task.takes}, and source={source.name} gives {facts.source.uses}",
-    fix="source=gsm_symbolic",
-    where="source",
-)
-rule(
     when="task.name == 'sft' and task.packing and not facts.attention.takes_segments",
     why="attention={attention.name} cannot keep the conversations of a packed row apart",
     fix="task.packing=false",
