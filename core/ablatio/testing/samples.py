@@ -179,10 +179,10 @@ def first_documents(part: Any, count: int = 50) -> Iterator[Document]:
 
 
 def task(entry: Entry, knobs: Knobs | None = None, **settings: Any) -> tuple[Any, Any]:
-    """A task on sample texts, and the small model that it trains; settings: `train.batch_size`-like, by section."""
+    """A task on sample texts, and the small model that it trains; settings: sections and options of the config."""
     given = tiny.config(entry, knobs, max_len=160)
     for section, values in {"data": {"val_fraction": 0.3}, "train": {"batch_size": 4}, **settings}.items():
-        given[section] = given[section] | values
+        given[section] = values if "name" in values else given[section] | values
     given |= _learned_from(entry.facts["takes"])
     setup = Setup(given, RowPlan(given["train"]["batch_size"]))
     part = made(entry, knobs, setup=setup)
