@@ -58,7 +58,7 @@ def timed(work: Callable[[], Any]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("repeats", 7), ("batch", 8), ("prompt", 32), ("new", 96), ("width", 128), ("layers", 4)):
+    for name, default in (("repeats", 7), ("batch", 8), ("prompt", 32), ("new", 96), ("width", 64), ("layers", 2)):
         parser.add_argument(f"--{name}", type=int, default=default)
     args = parser.parse_args()
     torch.set_num_threads(1)

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from ablatio.alignment import Advantages, Metrics
     from ablatio.data.chat import Template
     from ablatio.data.types import Source, Tokenizer
+    from ablatio.model.answers import Answer
+    from ablatio.model.answers import Step as AnswerStep
     from ablatio.model.context import Context
     from ablatio.model.example import Example
     from ablatio.model.language_model import LanguageModel, Loss
@@ -261,6 +263,26 @@ class Batches(Protocol):
     def __getitem__(self, number: int) -> dict[str, Tensor]: ...
 
 
+class Logger(Protocol):
+    """Where the numbers of a run go beside metrics.csv.  Writes into the run's folder or beside it, never elsewhere.
+
+    start(rows)     begin with these rows in place of all that the log holds of this run: none, or those up to the step
+                    at which the run goes on; may come again
+    log(row)        name -> number, `step` and `tokens` among them; a validation is a row of its own, of the same step
+    finish(status)  done, preempted, diverged or failed
+
+    record  whether it is metrics.csv itself, which every run writes
+    """
+
+    record: ClassVar[bool]
+
+    def start(self, rows: Sequence[Mapping[str, float]]) -> None: ...
+
+    def log(self, row: Mapping[str, float]) -> None: ...
+
+    def finish(self, status: str) -> None: ...
+
+
 class Alignment(Protocol):
     """A loss on log-probabilities, pure: it names what it wants, from the words in ablatio.alignment.
 
@@ -302,6 +324,18 @@ class PolicyMethod(Alignment, Protocol):
     epochs: int
     minibatches: int
     advantages: Callable[..., Advantages]
+
+
+class Reward(Protocol):
+    """How good answers are: N answers (ablatio.model.answers.Answer) -> (N,), higher is better.
+
+    A function part judges one answer and gives a number.  A reward that judges steps gives a list of Steps for each
+    answer, and says `per_step`.  `open_run` (wiring) turns the folder of a reward model into a function of answers.
+    """
+
+    per_step: ClassVar[bool]
+
+    def __call__(self, answers: Sequence[Answer]) -> Tensor | list[list[AnswerStep]]: ...
 
 
 norms: Registry[nn.Module] = Registry(
@@ -439,6 +473,15 @@ tasks: Registry[Task] = Registry(
     default="pretrain",
 )
 
+loggers: Registry[Logger] = Registry(
+    "logger",
+    "Where the numbers of a run go beside metrics.csv; several at once.",
+    wiring=("folder", "config"),
+    methods=("start", "log", "finish"),
+    facts={"record": False},
+    many=True,
+)
+
 alignments: Registry[Alignment] = Registry(
     "alignment",
     "What preferences and rewards teach: a loss on log-probabilities.",
@@ -455,8 +498,18 @@ alignments: Registry[Alignment] = Registry(
     asks={"loss": ALL_WORDS, "advantages": ALL_WORDS},
     optional=True,
 )
+rewards: Registry[Reward] = Registry(
+    "reward",
+    "How good an answer is.",
+    wiring=("open_run",),
+    calls={("answer",): {"per_step": False}},
+    methods=("__call__",),
+    facts={"per_step": False},
+    optional=True,
+)
 
 __all__ = [
-    "activations", "alignments", "architectures", "attentions", "blocks", "inits", "mlps", "norms", "objectives",
-    "optimizers", "placements", "positions", "schedules", "sources", "stabilizers", "tasks", "templates", "tokenizers",
+    "activations", "alignments", "architectures", "attentions", "blocks", "inits", "loggers", "mlps", "norms",
+    "objectives", "optimizers", "placements", "positions", "rewards", "schedules", "sources", "stabilizers",
+    "tasks", "templates", "tokenizers",
 ]  # fmt: skip

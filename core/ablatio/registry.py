@@ -123,7 +123,7 @@ class Registry(Generic[T]):
     default  the option of a config that names none: runs from before there was this kind stay what they were
     asks     methods of a class part that are handed what their parameters name, and the words there are; the fact
              `asks` has the parameters of each: `{"loss": ["chosen", "rejected"]}`
-    optional a run may do without a part of this kind
+    optional a config may choose none: `reward=null`
     """
 
     provider: Provider
@@ -149,10 +149,10 @@ class Registry(Generic[T]):
         old = REGISTRIES.get(kind)
         if old is not None and not old.from_catalogue:
             raise ContractError(f"the kind {kind!r} exists already: {old.provider} brings it")
-        self.kind, self.doc, self.many, self.default = kind, doc, many, default
+        self.kind, self.doc, self.many, self.default, self.optional = kind, doc, many, default, optional
         self.wiring, self.calls, self.facts = wiring, dict(calls or {}), dict(facts or {})
         self.methods, self.any_of = methods, any_of
-        self.asks, self.optional = dict(asks or {}), optional
+        self.asks = dict(asks or {})
         self.provider = current_provider()
         # A plugin's own kind is known from the catalogue before its module makes it: both share their contents.
         self.entries: dict[str, Entry] = old.entries if old else {}
