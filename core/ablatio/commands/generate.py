@@ -17,7 +17,7 @@ def conversation(system: str, question: str) -> list[Message]:
 
 def known_signs(tokenizer: Tokenizer, form: Template, run: Path) -> Tokenizer:
     """The run's tokenizer; UserError when its model has never seen what the template writes."""
-    known = getattr(tokenizer, "signs", {})
+    known = getattr(tokenizer, "specials", {})
     if missing := [sign for sign in form.signs if sign not in known]:
         raise UserError(
             f"{run} was trained without {missing[0]}, which its template writes: it is no chat run\n"

@@ -49,10 +49,10 @@ class Signed:
     """
 
     def __init__(self, base: Tokenizer, signs: Sequence[str]) -> None:
-        known: dict[str, int] = dict(getattr(base, "signs", {}))
+        known: dict[str, int] = dict(getattr(base, "specials", {}))
         added = [sign for sign in signs if sign not in known]
         self.base, self.trained, self.eos = base, type(base).trained, base.eos
-        self.signs = known | {sign: base.vocab_size + i for i, sign in enumerate(added)}
+        self.specials = known | {sign: base.vocab_size + i for i, sign in enumerate(added)}
         self.vocab_size = base.vocab_size + len(added)
         self._added = added
 
@@ -83,7 +83,7 @@ class Signed:
 
 def with_signs(tokenizer: Tokenizer, template: Template) -> Tokenizer:
     """The tokenizer, able to hold what the template writes; the same object where nothing is lacking."""
-    known = getattr(tokenizer, "signs", {})
+    known = getattr(tokenizer, "specials", {})
     if all(sign in known for sign in template.signs):
         return tokenizer
     made: Any = Signed(tokenizer, template.signs)  # `trained` is that of its base, and no constant of the class
@@ -126,7 +126,7 @@ def sign_id(tokenizer: Tokenizer, sign: str) -> int:
     """The id of a sign by its name."""
     if sign == EOS:
         return tokenizer.eos
-    known: dict[str, int] = getattr(tokenizer, "signs", {})
+    known: dict[str, int] = getattr(tokenizer, "specials", {})
     if sign not in known:
         raise UserError(
             f"the template writes {sign!r}, and tokenizer {type(tokenizer).__name__} has no such token\n"
