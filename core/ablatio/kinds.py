@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from ablatio.alignment import Advantages, Metrics
+    from ablatio.data.chat import Template
     from ablatio.data.types import Source, Tokenizer
     from ablatio.model.answers import Answer
     from ablatio.model.answers import Step as AnswerStep
@@ -269,6 +270,7 @@ class Task(Protocol):
     takes     what it makes of its source: documents | conversations | feedback
     scores    what it is scored by, under `val/`; `main` is the one that runs are compared by, `better` lower or higher
     template  whether it writes its texts in the form of `template`
+    needs     kinds that a config may leave out and this task may not, each with the option that is usual: alignment=dpo
     """
 
     takes: ClassVar[str]
@@ -276,6 +278,7 @@ class Task(Protocol):
     main: ClassVar[str]
     better: ClassVar[str]
     template: ClassVar[bool]
+    needs: ClassVar[Sequence[str]]
     metrics: ClassVar[Sequence[str]]
     tokenizer: Tokenizer
     content: dict[str, Any]
@@ -505,6 +508,13 @@ designs: Registry[Design] = Registry(
     in_run=False,
 )
 
+templates: Registry[Template] = Registry(
+    "template",
+    "The form in which a conversation is written.",
+    methods=("__call__",),
+    facts={"signs": (), "end": ""},
+    default="plain",
+)
 tasks: Registry[Task] = Registry(
     "task",
     "What a run learns from: its data, its loss, its scores.",
@@ -516,6 +526,7 @@ tasks: Registry[Task] = Registry(
         "main": "loss",
         "better": "lower",
         "template": False,
+        "needs": (),
         "metrics": (),
     },
     default="pretrain",
@@ -557,7 +568,7 @@ rewards: Registry[Reward] = Registry(
 )
 
 __all__ = [
-    "activations", "alignments", "architectures", "attentions", "blocks", "designs", "inits", "launchers", "loggers",
-    "mlps", "norms", "objectives", "optimizers", "placements", "positions", "rewards", "schedules", "sources",
-    "stabilizers", "tasks", "tokenizers",
+    "activations", "alignments", "architectures", "attentions", "blocks", "designs", "inits", "launchers",
+    "loggers", "mlps", "norms", "objectives", "optimizers", "placements", "positions", "rewards", "schedules",
+    "sources", "stabilizers", "tasks", "templates", "tokenizers",
 ]  # fmt: skip
