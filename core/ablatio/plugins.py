@@ -85,6 +85,7 @@ def _registry_from(kind: Mapping[str, Any]) -> None:
         facts=kind["facts"],
         many=kind["many"],
         asks={method: tuple(words) for method, words in kind["asks"].items()},
+        default=kind["default"],
         optional=kind["optional"],
     )
     made.from_catalogue = True
@@ -133,6 +134,7 @@ def _kind_to_json(registry: Registry[Any]) -> dict[str, Any]:
         "facts": registry.facts,
         "many": registry.many,
         "asks": registry.asks,
+        "default": registry.default,
         "optional": registry.optional,
         "dist": registry.provider.dist,
         "version": registry.provider.version,

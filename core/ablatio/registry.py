@@ -122,7 +122,8 @@ class Registry(Generic[T]):
     many     several options may be chosen at once: `stabilizer=[clip,ema]`
     asks     methods of a class part that are handed what their parameters name, and the words there are; the fact
              `asks` has the parameters of each: `{"loss": ["chosen", "rejected"]}`
-    optional a run may do without a part of this kind
+    default  the option of a config that names none: runs from before there was this kind stay what they were
+    optional a config may choose none: `peft=null`
     """
 
     provider: Provider
@@ -140,6 +141,7 @@ class Registry(Generic[T]):
         facts: Mapping[str, Any] | None = None,
         many: bool = False,
         asks: Mapping[str, tuple[str, ...]] | None = None,
+        default: str = "",
         optional: bool = False,
     ) -> None:
         if not NAME.match(kind):
@@ -147,10 +149,10 @@ class Registry(Generic[T]):
         old = REGISTRIES.get(kind)
         if old is not None and not old.from_catalogue:
             raise ContractError(f"the kind {kind!r} exists already: {old.provider} brings it")
-        self.kind, self.doc, self.many = kind, doc, many
+        self.kind, self.doc, self.many, self.default, self.optional = kind, doc, many, default, optional
         self.wiring, self.calls, self.facts = wiring, dict(calls or {}), dict(facts or {})
         self.methods, self.any_of = methods, any_of
-        self.asks, self.optional = dict(asks or {}), optional
+        self.asks = dict(asks or {})
         self.provider = current_provider()
         # A plugin's own kind is known from the catalogue before its module makes it: both share their contents.
         self.entries: dict[str, Entry] = old.entries if old else {}
@@ -235,6 +237,15 @@ class Registry(Generic[T]):
             near = did_you_mean(unknown[0], words) or f"; there are {', '.join(words)}"
             raise ContractError(f"{where}: `{method}` asks for `{unknown[0]}`, which no {self.kind} is handed{near}")
         return names
+
+    def is_default(self, node: Any) -> bool:
+        """Whether a config's node says what a config without this kind means."""
+        if node is None:
+            return self.optional
+        if not self.default or node.get("name") != self.default:
+            return False
+        held = self.entries[self.default].defaults
+        return all(held.get(k) == (list(v) if isinstance(v, tuple) else v) for k, v in node.items() if k != "name")
 
     def names(self) -> list[str]:
         _load_plugins()
