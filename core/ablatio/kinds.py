@@ -315,6 +315,26 @@ class Batches(Protocol):
     def __getitem__(self, number: int) -> dict[str, Tensor]: ...
 
 
+class Logger(Protocol):
+    """Where the numbers of a run go beside metrics.csv.  Writes into the run's folder or beside it, never elsewhere.
+
+    start(rows)     begin with these rows in place of all that the log holds of this run: none, or those up to the step
+                    at which the run goes on; may come again
+    log(row)        name -> number, `step` and `tokens` among them; a validation is a row of its own, of the same step
+    finish(status)  done, preempted, diverged or failed
+
+    record  whether it is metrics.csv itself, which every run writes
+    """
+
+    record: ClassVar[bool]
+
+    def start(self, rows: Sequence[Mapping[str, float]]) -> None: ...
+
+    def log(self, row: Mapping[str, float]) -> None: ...
+
+    def finish(self, status: str) -> None: ...
+
+
 norms: Registry[nn.Module] = Registry(
     "norm", "Normalises the residual stream.", wiring=("d_model",), methods=("forward",)
 )
@@ -468,7 +488,17 @@ tasks: Registry[Task] = Registry(
     default="pretrain",
 )
 
+loggers: Registry[Logger] = Registry(
+    "logger",
+    "Where the numbers of a run go beside metrics.csv; several at once.",
+    wiring=("folder", "config"),
+    methods=("start", "log", "finish"),
+    facts={"record": False},
+    many=True,
+)
+
 __all__ = [
-    "activations", "alignments", "architectures", "attentions", "blocks", "inits", "mlps", "norms", "objectives",
-    "optimizers", "placements", "positions", "rewards", "schedules", "sources", "stabilizers", "tasks", "tokenizers",
+    "activations", "alignments", "architectures", "attentions", "blocks", "inits", "loggers", "mlps", "norms",
+    "objectives", "optimizers", "placements", "positions", "rewards", "schedules", "sources", "stabilizers", "tasks",
+    "tokenizers",
 ]  # fmt: skip

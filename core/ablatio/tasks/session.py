@@ -1,6 +1,7 @@
 """One stretch of training: log, validate, save, stop."""
 
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ from rich.console import Console
 from ablatio.checkpoint import Checkpoint, Checkpoints, write_json
 from ablatio.config import chosen
 from ablatio.errors import Diverged, Preempted
+from ablatio.kinds import Logger
 from ablatio.model.count import Size, measure
 from ablatio.tasks.folder import CHECKPOINTS
 from ablatio.tasks.keeper import RunCheckpointIO, StopRequest
+from ablatio.tasks.logs import Logs
 from ablatio.tasks.machine import LIGHTNING_PRECISION
 from ablatio.tasks.metrics import MetricsFile
 from ablatio.tasks.prepared import Prepared
@@ -31,7 +34,13 @@ class Session:
     """One stretch of training: from the start or from a checkpoint to the end, or to a signal."""
 
     def __init__(
-        self, run: Prepared, folder: Path, console: Console, checkpoints: Checkpoints, found: Checkpoint | None
+        self,
+        run: Prepared,
+        folder: Path,
+        console: Console,
+        checkpoints: Checkpoints,
+        found: Checkpoint | None,
+        loggers: Mapping[str, Logger],
     ) -> None:
         self.run, self.folder, self.found = run, folder, found
         self.io, self.stop = RunCheckpointIO(checkpoints), StopRequest()
@@ -40,7 +49,7 @@ class Session:
         self.steps, self.start = int(self.settings["steps"]), found.step if found else 0
         extra = [m for entry, _ in chosen(run.config) for m in entry.facts.get("metrics", ())]
         self.told = Facts.of(run.config)
-        self.file = MetricsFile(folder / "metrics.csv", [*self.told.columns, *extra])
+        self.file = Logs(MetricsFile(folder / "metrics.csv", [*self.told.columns, *extra]), loggers, console)
         self.answers = SamplesFile(folder / "samples.jsonl")
         self.scores: dict[str, Any] = {}
         self.rewinds: list[
@@ -74,6 +83,7 @@ class Session:
                     self._go_back(asked, trainer.global_step)
         summary = self.summary("done")
         write_json(self.folder / "summary.json", summary)
+        self.file.finish("done")
         return summary
 
     def _start_files(self, after_step: int | None) -> None:

@@ -14,6 +14,7 @@ import random
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -254,3 +255,10 @@ def _task(entry: Entry, knobs: Mapping[str, Any]) -> Any:
 def _tokenizer(entry: Entry, knobs: Mapping[str, Any]) -> Any:
     part = samples.tokenizer(entry, knobs)
     return [part.vocab_size, part.eos, part.state(), list(part.encode(samples.TEXTS)), part.token_bytes()]
+
+
+@observes("logger")
+def _logger(entry: Entry, knobs: Mapping[str, Any]) -> Any:
+    """What it was told; what it writes is looked at in the suite of the kind."""
+    made = samples.logger(entry, Path("runs") / "one", knobs)
+    return sorted((k, v) for k, v in vars(made).items() if isinstance(v, str | bool | int))
