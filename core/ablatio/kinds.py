@@ -198,61 +198,6 @@ class Stabilizer(Protocol):
     def before_step(self, step: Step) -> dict[str, Tensor]: ...
 
 
-class Alignment(Protocol):
-    """A loss on log-probabilities, pure: it names what it wants, from the words in ablatio.alignment.
-
-    data             pairs | rankings | labelled | prompts
-    loss(...)        (loss, metrics): the mean over the batch, and numbers to log under the names in `metrics`
-    rejected         given | reference: in the data, or an answer that the frozen reference gives to the same prompt
-    detached         a factor of the loss is held constant in its gradient (a weight, a clipped ratio)
-    moves_reference  the reference follows the policy: after each step it becomes rate x policy + (1 - rate) x itself,
-                     `reference_rate(step)`; so its log-probabilities cannot be kept
-
-    A policy method (data = prompts) has a second step and says how answers are used:
-
-    advantages(...)  Advantages, from the rewards of one rollout, without gradient
-    group            answers to each prompt
-    epochs           how often a rollout is passed over
-    minibatches      optimizer steps in one pass
-    whole_groups     the answers to one prompt stay in one minibatch
-    prompts          given | text: a text is cut into prompts, and what follows is the answer that is looked for
-    observe(kl)      optional: the mean KL to the reference of a rollout, before its advantages are asked for
-    stops(kl)        optional: whether to leave the rollout, `kl` being that from the policy that wrote it
-
-    What lasts from rollout to rollout goes through `state_dict()` and `load_state_dict(state)`.
-    """
-
-    data: ClassVar[str]
-    rejected: ClassVar[str]
-    detached: ClassVar[bool]
-    moves_reference: ClassVar[bool]
-    whole_groups: ClassVar[bool]
-    prompts: ClassVar[str]
-    metrics: ClassVar[Sequence[str]]
-    loss: Callable[..., tuple[Tensor, Metrics]]
-
-
-class PolicyMethod(Alignment, Protocol):
-    """An Alignment whose data are prompts."""
-
-    group: int
-    epochs: int
-    minibatches: int
-    advantages: Callable[..., Advantages]
-
-
-class Reward(Protocol):
-    """How good answers are: N answers (ablatio.model.answers.Answer) -> (N,), higher is better.
-
-    A function part judges one answer and gives a number.  A reward that judges steps gives a list of Steps for each
-    answer, and says `per_step`.  `open_run` (wiring) turns the folder of a reward model into a function of answers.
-    """
-
-    per_step: ClassVar[bool]
-
-    def __call__(self, answers: Sequence[Answer]) -> Tensor | list[list[AnswerStep]]: ...
-
-
 class Task(Protocol):
     """What a run learns: its data, the loss of a batch, the scores of a model.  It knows neither Lightning nor Hydra.
 
@@ -333,6 +278,61 @@ class Logger(Protocol):
     def log(self, row: Mapping[str, float]) -> None: ...
 
     def finish(self, status: str) -> None: ...
+
+
+class Alignment(Protocol):
+    """A loss on log-probabilities, pure: it names what it wants, from the words in ablatio.alignment.
+
+    data             pairs | rankings | labelled | prompts
+    loss(...)        (loss, metrics): the mean over the batch, and numbers to log under the names in `metrics`
+    rejected         given | reference: in the data, or an answer that the frozen reference gives to the same prompt
+    detached         a factor of the loss is held constant in its gradient (a weight, a clipped ratio)
+    moves_reference  the reference follows the policy: after each step it becomes rate x policy + (1 - rate) x itself,
+                     `reference_rate(step)`; so its log-probabilities cannot be kept
+
+    A policy method (data = prompts) has a second step and says how answers are used:
+
+    advantages(...)  Advantages, from the rewards of one rollout, without gradient
+    group            answers to each prompt
+    epochs           how often a rollout is passed over
+    minibatches      optimizer steps in one pass
+    whole_groups     the answers to one prompt stay in one minibatch
+    prompts          given | text: a text is cut into prompts, and what follows is the answer that is looked for
+    observe(kl)      optional: the mean KL to the reference of a rollout, before its advantages are asked for
+    stops(kl)        optional: whether to leave the rollout, `kl` being that from the policy that wrote it
+
+    What lasts from rollout to rollout goes through `state_dict()` and `load_state_dict(state)`.
+    """
+
+    data: ClassVar[str]
+    rejected: ClassVar[str]
+    detached: ClassVar[bool]
+    moves_reference: ClassVar[bool]
+    whole_groups: ClassVar[bool]
+    prompts: ClassVar[str]
+    metrics: ClassVar[Sequence[str]]
+    loss: Callable[..., tuple[Tensor, Metrics]]
+
+
+class PolicyMethod(Alignment, Protocol):
+    """An Alignment whose data are prompts."""
+
+    group: int
+    epochs: int
+    minibatches: int
+    advantages: Callable[..., Advantages]
+
+
+class Reward(Protocol):
+    """How good answers are: N answers (ablatio.model.answers.Answer) -> (N,), higher is better.
+
+    A function part judges one answer and gives a number.  A reward that judges steps gives a list of Steps for each
+    answer, and says `per_step`.  `open_run` (wiring) turns the folder of a reward model into a function of answers.
+    """
+
+    per_step: ClassVar[bool]
+
+    def __call__(self, answers: Sequence[Answer]) -> Tensor | list[list[AnswerStep]]: ...
 
 
 norms: Registry[nn.Module] = Registry(
@@ -446,6 +446,31 @@ tokenizers: Registry[Tokenizer] = Registry(
     methods=("train", "encode", "decode", "token_bytes", "state", "restore"),
     facts={"trained": True},
 )
+tasks: Registry[Task] = Registry(
+    "task",
+    "What a run learns from: its data, its loss, its scores.",
+    wiring=("setup",),
+    methods=("validation", "tokens", "example", "loss", "score"),
+    facts={
+        "takes": "documents",
+        "scores": ("loss",),
+        "main": "loss",
+        "better": "lower",
+        "template": False,
+        "metrics": (),
+    },
+    default="pretrain",
+)
+
+loggers: Registry[Logger] = Registry(
+    "logger",
+    "Where the numbers of a run go beside metrics.csv; several at once.",
+    wiring=("folder", "config"),
+    methods=("start", "log", "finish"),
+    facts={"record": False},
+    many=True,
+)
+
 alignments: Registry[Alignment] = Registry(
     "alignment",
     "What preferences and rewards teach: a loss on log-probabilities.",
@@ -472,33 +497,8 @@ rewards: Registry[Reward] = Registry(
     optional=True,
 )
 
-tasks: Registry[Task] = Registry(
-    "task",
-    "What a run learns from: its data, its loss, its scores.",
-    wiring=("setup",),
-    methods=("validation", "tokens", "example", "loss", "score"),
-    facts={
-        "takes": "documents",
-        "scores": ("loss",),
-        "main": "loss",
-        "better": "lower",
-        "template": False,
-        "metrics": (),
-    },
-    default="pretrain",
-)
-
-loggers: Registry[Logger] = Registry(
-    "logger",
-    "Where the numbers of a run go beside metrics.csv; several at once.",
-    wiring=("folder", "config"),
-    methods=("start", "log", "finish"),
-    facts={"record": False},
-    many=True,
-)
-
 __all__ = [
     "activations", "alignments", "architectures", "attentions", "blocks", "inits", "loggers", "mlps", "norms",
-    "objectives", "optimizers", "placements", "positions", "rewards", "schedules", "sources", "stabilizers", "tasks",
-    "tokenizers",
+    "objectives", "optimizers", "placements", "positions", "rewards", "schedules", "sources", "stabilizers",
+    "tasks", "tokenizers",
 ]  # fmt: skip

@@ -120,10 +120,10 @@ class Registry(Generic[T]):
     any_of   methods of which a class part may define any; the fact `uses` lists those it has
     facts    class attributes (with defaults) that rules and the model read: plain values, known without importing
     many     several options may be chosen at once: `stabilizer=[clip,ema]`
+    default  the option of a config that names none: runs from before there was this kind stay what they were
     asks     methods of a class part that are handed what their parameters name, and the words there are; the fact
              `asks` has the parameters of each: `{"loss": ["chosen", "rejected"]}`
-    default  the option of a config that names none: runs from before there was this kind stay what they were
-    optional a config may choose none: `peft=null`
+    optional a config may choose none: `reward=null`
     """
 
     provider: Provider
@@ -140,8 +140,8 @@ class Registry(Generic[T]):
         any_of: tuple[str, ...] = (),
         facts: Mapping[str, Any] | None = None,
         many: bool = False,
-        asks: Mapping[str, tuple[str, ...]] | None = None,
         default: str = "",
+        asks: Mapping[str, tuple[str, ...]] | None = None,
         optional: bool = False,
     ) -> None:
         if not NAME.match(kind):
@@ -229,15 +229,6 @@ class Registry(Generic[T]):
         if missing and inspect.isclass(target):
             raise ContractError(f"{where}: a {self.kind} needs the method `{missing[0]}`")
 
-    def _asked(self, target: Callable[..., Any], method: str, where: str) -> list[str]:
-        """The parameters of a method, each a word of the kind."""
-        names = [name for name in inspect.signature(getattr(target, method)).parameters if name != "self"]
-        words = self.asks[method]
-        if unknown := [n for n in names if n not in words]:
-            near = did_you_mean(unknown[0], words) or f"; there are {', '.join(words)}"
-            raise ContractError(f"{where}: `{method}` asks for `{unknown[0]}`, which no {self.kind} is handed{near}")
-        return names
-
     def is_default(self, node: Any) -> bool:
         """Whether a config's node says what a config without this kind means."""
         if node is None:
@@ -246,6 +237,15 @@ class Registry(Generic[T]):
             return False
         held = self.entries[self.default].defaults
         return all(held.get(k) == (list(v) if isinstance(v, tuple) else v) for k, v in node.items() if k != "name")
+
+    def _asked(self, target: Callable[..., Any], method: str, where: str) -> list[str]:
+        """The parameters of a method, each a word of the kind."""
+        names = [name for name in inspect.signature(getattr(target, method)).parameters if name != "self"]
+        words = self.asks[method]
+        if unknown := [n for n in names if n not in words]:
+            near = did_you_mean(unknown[0], words) or f"; there are {', '.join(words)}"
+            raise ContractError(f"{where}: `{method}` asks for `{unknown[0]}`, which no {self.kind} is handed{near}")
+        return names
 
     def names(self) -> list[str]:
         _load_plugins()
