@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from ablatio.alignment import Advantages, Metrics
+    from ablatio.data.chat import Template
     from ablatio.data.types import Source, Tokenizer
     from ablatio.model.answers import Answer
     from ablatio.model.answers import Step as AnswerStep
@@ -227,6 +228,7 @@ class Task(Protocol):
     takes     what it makes of its source: documents | conversations | feedback
     scores    what it is scored by, under `val/`; `main` is the one that runs are compared by, `better` lower or higher
     template  whether it writes its texts in the form of `template`
+    needs     kinds that a config may leave out and this task may not, each with the option that is usual: alignment=dpo
     """
 
     takes: ClassVar[str]
@@ -234,6 +236,7 @@ class Task(Protocol):
     main: ClassVar[str]
     better: ClassVar[str]
     template: ClassVar[bool]
+    needs: ClassVar[Sequence[str]]
     metrics: ClassVar[Sequence[str]]
     tokenizer: Tokenizer
     content: dict[str, Any]
@@ -446,6 +449,13 @@ tokenizers: Registry[Tokenizer] = Registry(
     methods=("train", "encode", "decode", "token_bytes", "state", "restore"),
     facts={"trained": True},
 )
+templates: Registry[Template] = Registry(
+    "template",
+    "The form in which a conversation is written.",
+    methods=("__call__",),
+    facts={"signs": (), "end": ""},
+    default="plain",
+)
 tasks: Registry[Task] = Registry(
     "task",
     "What a run learns from: its data, its loss, its scores.",
@@ -457,6 +467,7 @@ tasks: Registry[Task] = Registry(
         "main": "loss",
         "better": "lower",
         "template": False,
+        "needs": (),
         "metrics": (),
     },
     default="pretrain",
@@ -499,6 +510,6 @@ rewards: Registry[Reward] = Registry(
 
 __all__ = [
     "activations", "alignments", "architectures", "attentions", "blocks", "inits", "loggers", "mlps", "norms",
-    "objectives", "optimizers", "placements", "positions", "rewards", "schedules", "sources", "stabilizers",
-    "tasks", "tokenizers",
+    "objectives", "optimizers", "placements", "positions", "rewards", "schedules", "sources", "stabilizers", "tasks",
+    "templates", "tokenizers",
 ]  # fmt: skip

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ablatio import kinds
 from ablatio.data.cache import Corpus, learned, prepare
+from ablatio.data.chat import Template, with_signs
 from ablatio.data.order import RowPlan
 from ablatio.data.types import Source, Tokenizer
 from ablatio.model.answers import Answer
@@ -71,6 +72,17 @@ class Setup:
         tokenizer, key = self._tokenizer()
         learned(source, tokenizer, key, self.cache, self.config["data"]["val_fraction"])
         return tokenizer
+
+    @property
+    def template(self) -> Template:
+        """The form of the conversations."""
+        made: Template = self.part("template")
+        return made
+
+    def chat(self, source: Source) -> tuple[Tokenizer, Template]:
+        """The tokenizer with the signs of the template, and the template."""
+        template = self.template
+        return with_signs(self.tokenizer(source), template), template
 
     def _tokenizer(self) -> tuple[Tokenizer, str]:
         """Untrained, and what names it with its knobs and version."""

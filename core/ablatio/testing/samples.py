@@ -140,7 +140,23 @@ def _sample_files() -> list[Path]:
     text.write_text("\n\n\n".join(paragraphs), encoding="utf-8")
     lines = [json.dumps({"text": p, "id": str(i)}, ensure_ascii=False) for i, p in enumerate(paragraphs)]
     rows.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return [text, rows, folder]
+    chats = folder.with_name(f"{folder.name}-chats") / "chats.jsonl"
+    chats.parent.mkdir()
+    atexit.register(shutil.rmtree, chats.parent, ignore_errors=True)
+    questions = [f"How many are {i} and {i + j}?" for i in range(12) for j in range(2)]
+    asked = [{"prompt": q, "completion": f"There are {len(q)} of them."} for q in questions]
+    asked.append({"prompt": f"What is it that {'very ' * 40}many are?", "completion": "A long question."})
+    chats.write_text("".join(json.dumps(line) + "\n" for line in asked), encoding="utf-8")
+    judged = folder.with_name(f"{folder.name}-judged") / "judged.jsonl"
+    judged.parent.mkdir()
+    atexit.register(shutil.rmtree, judged.parent, ignore_errors=True)
+    pairs: list[dict[str, Any]] = [{"prompt": q, "chosen": f"{len(q)}.", "rejected": "No idea!"} for q in questions]
+    ranked = [{"prompt": f"{q} Really?", "answers": ["Yes.", "Perhaps.", "No, no."]} for q in questions]
+    rated = [{"prompt": f"{q} Sure?", "answers": ["Very.", "Hardly."], "elo": [1100, 1000]} for q in questions]
+    too_long = {"prompt": f"What is it that {'very ' * 40}many are?", "answers": ["Four.", "Many."], "scores": [2, 1]}
+    judgements: list[dict[str, Any]] = [*pairs, *ranked, *rated, too_long]
+    judged.write_text("".join(json.dumps(line) + "\n" for line in judgements), encoding="utf-8")
+    return [text, rows, folder, chats, judged]
 
 
 @functools.cache
@@ -187,7 +203,7 @@ def first_documents(part: Any, count: int = 50) -> Iterator[Document]:
 
 def task(entry: Entry, knobs: Knobs | None = None, **settings: Any) -> tuple[Any, Any]:
     """A task on sample texts, and the small model that it trains; settings: `train.batch_size`-like, by section."""
-    given = tiny.config(entry, knobs)
+    given = tiny.config(entry, knobs, max_len=160)
     for section, values in {"data": {"val_fraction": 0.3}, "train": {"batch_size": 4}, **settings}.items():
         given[section] = given[section] | values
     given |= _learned_from(entry.facts["takes"])
@@ -203,10 +219,9 @@ def task(entry: Entry, knobs: Knobs | None = None, **settings: Any) -> tuple[Any
 
 def _learned_from(takes: str) -> dict[str, Any]:
     """A source of sample texts and a tokenizer that has nothing to learn."""
-    path = {"documents": _sample_files()[0]}[takes]
-    name = {"documents": "text"}[takes]
+    name, path = {"documents": ("text", 0), "conversations": ("chats", 3), "feedback": ("feedback", 4)}[takes]
     return {
-        "source": {"name": name, **REGISTRIES["source"][name].defaults, "path": str(path)},
+        "source": {"name": name, **REGISTRIES["source"][name].defaults, "path": str(_sample_files()[path])},
         "tokenizer": {"name": "bytes"},
     }
 

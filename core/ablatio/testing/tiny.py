@@ -52,6 +52,9 @@ def config(entry: Entry | None = None, knobs: Mapping[str, Any] | None = None, *
             made[entry.kind] = {entry.name: values}
         else:
             made[entry.kind] = {"name": entry.name, **values}
+    for usual in REGISTRIES["task"][made["task"]["name"]].facts["needs"]:
+        kind, _, name = usual.partition("=")
+        made.setdefault(kind, {"name": name, **REGISTRIES[kind][name].defaults})
     made = fitted(made, {entry.kind} if entry else set())
     if problems := broken_rules(made):
         raise UserError("\n".join(map(str, problems)))
