@@ -227,6 +227,7 @@ class Policy:
         return {
             "rewards": scores.to(rollout.mask), "token_rewards": earned, "mask": rollout.mask,
             "old_logps": old.logps, "ref_logps": reference.logps, "old_values": old.values, "entropy": old.entropy,
+            "max_length": self.answer_tokens,
         }  # fmt: skip
 
     def _head(self, model: LanguageModel) -> Any:
@@ -266,7 +267,7 @@ class Policy:
         assert self.rollout is not None
         said = said_of(model, self.rollout[rows], temperature=self.temperature, head=self._head(model))
         step = self._taken(self._of_step())["mask"].sum()
-        part |= {"logps": said.logps, "values": said.values, "entropy": said.entropy, "max_length": self.answer_tokens}
+        part |= {"logps": said.logps, "values": said.values, "entropy": said.entropy}
         part["tokens"] = step * len(rows) / self.per_step  # what is to be divided by, so that batches can be averaged
         loss, metrics = self.method.loss(**{w: part[w] for w in self.asks["loss"]})
         with torch.no_grad():
