@@ -120,6 +120,7 @@ class Registry(Generic[T]):
     any_of   methods of which a class part may define any; the fact `uses` lists those it has
     facts    class attributes (with defaults) that rules and the model read: plain values, known without importing
     many     several options may be chosen at once: `stabilizer=[clip,ema]`
+    in_run   whether one of them stands in a run's config; what a sweep alone chooses does not
     default  the option of a config that names none: runs from before there was this kind stay what they were
     asks     methods of a class part that are handed what their parameters name, and the words there are; the fact
              `asks` has the parameters of each: `{"loss": ["chosen", "rejected"]}`
@@ -140,6 +141,7 @@ class Registry(Generic[T]):
         any_of: tuple[str, ...] = (),
         facts: Mapping[str, Any] | None = None,
         many: bool = False,
+        in_run: bool = True,
         default: str = "",
         asks: Mapping[str, tuple[str, ...]] | None = None,
         optional: bool = False,
@@ -150,6 +152,7 @@ class Registry(Generic[T]):
         if old is not None and not old.from_catalogue:
             raise ContractError(f"the kind {kind!r} exists already: {old.provider} brings it")
         self.kind, self.doc, self.many, self.default, self.optional = kind, doc, many, default, optional
+        self.in_run = in_run
         self.wiring, self.calls, self.facts = wiring, dict(calls or {}), dict(facts or {})
         self.methods, self.any_of = methods, any_of
         self.asks = dict(asks or {})
