@@ -19,13 +19,24 @@ from ablatio.testing import samples, tiny
 METHODS = [e.name for e in alignments if e.facts["data"] == "prompts"]
 
 
-def made(method="ppo", reward="length", *, batch_size=8, accumulate=1, method_knobs=(), reward_knobs=(), **knobs):
+def made(
+    method="ppo",
+    reward="length",
+    *,
+    batch_size=8,
+    accumulate=1,
+    method_knobs=(),
+    reward_knobs=(),
+    source="documents",
+    **knobs,
+):
     """(task, model) of one method and one reward."""
     entry = tasks["policy"]
-    config = tiny.config(entry, knobs, max_len=160) | samples._learned_from("documents")
+    config = tiny.config(entry, knobs, max_len=160) | samples._learned_from(source)
     config["alignment"] = {"name": method, **alignments[method].defaults, **dict(method_knobs)}
     config["reward"] = {"name": reward, **rewards[reward].defaults, **dict(reward_knobs)}
     config["data"] |= {"val_fraction": 0.3}
+    config.setdefault("template", {"name": "plain"})
     config["train"] |= {"batch_size": batch_size, "accumulate": accumulate}
     setup = Setup(config, RowPlan(batch_size, accumulate))
     task = tasks.build("policy", knobs, setup=setup)
@@ -190,3 +201,22 @@ def test_a_run_cut_between_any_two_steps_goes_on_bit_for_bit(tmp_path, text_file
 def test_a_config_without_a_reward_is_refused(tmp_path, text_file):
     run = ablatio(["train", *TINY, "task=policy", "alignment=grpo", f"out={tmp_path}"], tmp_path / "log")
     assert run.code == 2 and "task=policy needs one" in run.err and "reward=length" in run.err
+
+
+def test_questions_of_conversations_are_prompts_and_their_answers_the_truth():
+    """Each epoch has every question once; the end of a turn ends an answer."""
+    task, model = made("grpo", "exact_answer", source="conversations", answer_tokens=8, batch_size=16)
+    size = len(task.prompts.pools["train"])
+    for epoch in range(2):
+        asked = task.prompts(range(epoch * size, (epoch + 1) * size))
+        assert sorted(p.ids for p in asked) == sorted(p.ids for p in task.prompts.pools["train"])
+    loss, measures = step(task, model, 0)
+    assert loss == loss and float(measures["train/reward"]) == 0
+    prompt = task.prompts([0])[0]
+    right = Answer("", f"#### {prompt.truth}", (), (), prompt.truth)
+    texts = task._texts([prompt], task._answer(model, [prompt], None), 1)
+    assert texts[0].truth == prompt.truth and texts[0].prompt
+    assert rewards.build("exact_answer")(right) in (0.0, 1.0)
+    assert task.content["left_out"] == 1  # one question has 243 tokens, and there is room for 152
+    with pytest.raises(UserError, match="prompts are longer than the"):
+        made("grpo", "length", source="conversations", answer_tokens=155)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from ablatio import Positive, alignments, rewards, rule
+from ablatio import Positive, alignments, rewards, rule, sources
 from ablatio.errors import UserError
 from ablatio.kinds import tasks
 from ablatio.model.answers import Answer, judged, token_rewards
@@ -20,7 +20,7 @@ from ablatio.model.roles import named_generator
 from ablatio.model.rollout import Rollout, roll_out, streams
 from ablatio.tasks.setup import Setup
 
-from ._prompts import Prompt, TextPrompts
+from ._prompts import ChatPrompts, Prompt, TextPrompts
 
 SHOWN = 4  # answers in samples.jsonl
 COLLAPSED = 0.9  # share of one token among all that a rollout holds from which on it is said
@@ -43,7 +43,8 @@ class Policy:
 
     `alignment` is the method (data = prompts), `reward` the judge.  A batch has `train.batch_size` answers; a
     rollout as many as its minibatches need.  The reference is the model before its first step; a critic is a head
-    beside the output, trained with the policy.  Prompts are cut out of the source's documents.
+    beside the output, trained with the policy.  Prompts are the questions of a source that
+    gives conversations, or are cut out of its documents.
     """
 
     takes, scores, main, better = "documents", ("reward", "kl", "entropy", "answer_length"), "reward", "higher"
@@ -75,11 +76,7 @@ class Policy:
         asked = {word for words in self.asks.values() for word in words}
         self.critic, self.greedy = bool(asked & {"values", "old_values"}), "greedy_rewards" in asked
         self.from_text = entry.facts["prompts"] == "text"
-        self.corpus, self.tokenizer = setup.corpus(setup.source())
-        self.content: dict[str, Any] = {"fingerprint": self.corpus.fingerprint, "key": self.corpus.key}
-        self.content |= self.corpus.counts
-        where = prompt_tokens, answer_tokens, self.tokenizer.eos, setup.seeds.data
-        self.prompts = TextPrompts(self.corpus, *where)
+        self._find_prompts()
         self.judge, self.judge_name = self._judge()
         train = setup.config["train"]
         self.per_step = int(train["batch_size"]) * int(train["accumulate"])
@@ -91,6 +88,21 @@ class Policy:
         self.words: dict[str, Any] = {}
         self.measures: dict[str, Tensor] = {}
         self.number, self.cursor, self.moved = -1, 0, 0.0
+
+    def _find_prompts(self) -> None:
+        """The questions of a source that gives conversations; else pieces of its documents."""
+        setup, source = self.setup, self.setup.source()
+        self.content: dict[str, Any]
+        self.prompts: ChatPrompts | TextPrompts
+        if "conversations" in sources[setup.config["source"]["name"]].facts["uses"] and not self.from_text:
+            self.prompts = chat = ChatPrompts(setup, source, setup.config["model"]["max_len"] - self.answer_tokens)
+            self.tokenizer, self.stop, self.content = chat.tokenizer, chat.stop, chat.content
+            return
+        corpus, self.tokenizer = setup.corpus(source)
+        self.stop = self.tokenizer.eos
+        self.content = {"fingerprint": corpus.fingerprint, "key": corpus.key, **corpus.counts}
+        where = self.prompt_tokens, self.answer_tokens, self.stop, setup.seeds.data
+        self.prompts = TextPrompts(corpus, *where)
 
     def _chosen(self, kind: str, usual: str) -> str:
         node = self.setup.config.get(kind)
@@ -197,7 +209,7 @@ class Policy:
         seed, rows = self.setup.seeds.data, len(prompts) * group
         draws = None if stream is None else streams(seed, stream, rows, self.answer_tokens)
         return roll_out(
-            model, [p.ids for p in prompts], draws, stop=self.tokenizer.eos, new_tokens=self.answer_tokens,
+            model, [p.ids for p in prompts], draws, stop=self.stop, new_tokens=self.answer_tokens,
             group=group, temperature=self.temperature,
         )  # fmt: skip
 
@@ -205,8 +217,8 @@ class Policy:
         made = []
         for row in range(len(rollout)):
             prompt, ids = prompts[row // group], rollout.answer(row)
-            text = self._decode(rollout.answer(row, self.tokenizer.eos))
-            truth = self._decode(prompt.following)
+            text = self._decode(rollout.answer(row, self.stop))
+            truth = prompt.truth if prompt.truth is not None else self._decode(prompt.following)
             asked = self._decode(prompt.ids)
             made.append(Answer(asked, text, prompt.ids, ids, truth, {"following": prompt.following}))
         return made
@@ -246,7 +258,7 @@ class Policy:
             "train/kl_k3": kl.k3,
             "train/entropy": masked_mean(words["entropy"], mask),
             "train/answer_length": length.mean(),
-            "train/ended": (last == self.tokenizer.eos).float().mean(),
+            "train/ended": (last == self.stop).float().mean(),
             "train/top_token": kept.bincount().max() / len(kept),
         }
 
