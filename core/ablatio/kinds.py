@@ -5,7 +5,7 @@ Shapes: B batch, T query time, S key time, H heads, D width, V vocabulary.  Noth
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from ablatio.alignment import ALL_WORDS
@@ -230,11 +230,15 @@ class Design(Protocol):
     axes      wiring: each has a `key`, its `values` as texts, and `at(u)`, the value at 0 <= u < 1; the seed is none
     baseline  wiring: the arm that others are compared with; the first value of each axis where none was named
     count     how many arms there are at most: asked before any is made
+    intervals  whether an axis may be an interval
+
+    Any of these: arms(), all of them; more(told), for a search: what it asks for next (ablatio.space), a function
+    of what it was told alone; aliases(), sentences: which effects the arms cannot tell apart.
     """
 
-    def count(self) -> int: ...
+    intervals: ClassVar[bool]
 
-    def arms(self) -> Iterable[Mapping[str, str]]: ...
+    def count(self) -> int: ...
 
 
 class Task(Protocol):
@@ -505,8 +509,9 @@ designs: Registry[Design] = Registry(
     "design",
     "Which arms a sweep runs.",
     wiring=("axes", "baseline"),
-    methods=("count", "arms"),
-    any_of=("aliases", "more"),
+    methods=("count",),
+    any_of=("arms", "more", "aliases"),
+    facts={"intervals": False},
     in_run=False,
 )
 tasks: Registry[Task] = Registry(

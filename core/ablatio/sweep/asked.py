@@ -16,13 +16,14 @@ from ablatio.errors import ConfigError, Problem, UserError
 from ablatio.knobs import did_you_mean
 from ablatio.options import groups, register_with_hydra
 from ablatio.overrides import normal
+from ablatio.space import Axis
 from ablatio.sweep import settings
 from ablatio.sweep.settings import Settings
-from ablatio.sweep.study import Axis
 
 MAX_JOBS = 10_000
 SEED = "seed"
 LAUNCHER = ("hydra/launcher", "hydra.launcher")
+EXECUTION = ("workers", "timeout", "retry", "join", "table")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +93,11 @@ def read(overrides: Sequence[str]) -> Asked:
         raise ConfigError(problems)
     parts = tuple(fixed), tuple(axes.values()), seeds, checked, tuple(launcher), study_name, study, tuple(overrides)
     return Asked(*parts)
+
+
+def lasting(overrides: Sequence[str]) -> list[str]:
+    """What of a command makes the jobs of a study, and not how they are executed."""
+    return sorted(text for text in overrides if _key(text) not in EXECUTION and not _key(text).startswith(LAUNCHER))
 
 
 @functools.cache
