@@ -255,24 +255,11 @@ def tokenizer(entry: Entry, knobs: Knobs | None = None) -> Any:
     return part
 
 
-def logger(entry: Entry, folder: Path, knobs: Knobs | None = None) -> Any:
-    """A logger of a run with a secret in its config, as it is written down."""
-    return made(entry, knobs, folder=folder, config={"seed": 1, "model": {"d_model": 16}, "note": "${oc.env:SECRET}"})
-
-
 def answers() -> list[Answer]:
     """Answers to a sum, right and wrong, long and short; each letter is a token."""
-    texts = [
-        "12 + 30 = 42\n#### 42",
-        "12 + 30 = 41\nso 41 + 1 = 42\n#### 41",
-        "I love this wonderful day!",
-        "no 42",
-        "?",
-    ]
-    return [
-        Answer("12 + 30?\n", text, prompt_ids=tuple(b"12 + 30?\n"), ids=tuple(text.encode()), truth="42")
-        for text in texts
-    ]
+    texts = ["12 + 30 = 42\n#### 42", "12 + 30 = 41\nso 41 + 1 = 42\n#### 41", "I love this day!", "no 42", "?"]
+    prompt = "A great sum: 12 + 30?\n"
+    return [Answer(prompt, text, tuple(prompt.encode()), tuple(text.encode()), truth="42") for text in texts]
 
 
 def reward(entry: Entry, knobs: Knobs | None = None) -> Any:
@@ -288,3 +275,8 @@ def reward(entry: Entry, knobs: Knobs | None = None) -> Any:
         return lambda answers: torch.tensor([len(a.text + path) / 9 for a in answers])
 
     return made(entry, values, open_run=open_run)
+
+
+def logger(entry: Entry, folder: Path, knobs: Knobs | None = None) -> Any:
+    """A logger of a run with a secret in its config, as it is written down."""
+    return made(entry, knobs, folder=folder, config={"seed": 1, "model": {"d_model": 16}, "note": "${oc.env:SECRET}"})
