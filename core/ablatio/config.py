@@ -12,6 +12,7 @@ from ablatio.plugins import refuse_objects
 from ablatio.registry import REGISTRIES, ContractError, Entry, Registry
 
 NEEDED = tuple(getattr(kinds, plural).kind for plural in kinds.__all__)  # a kind that a plugin adds may be left out
+LATER = {"quantization": "none", "peft": "none"}  # kinds that older runs do not name, and what they ran with
 NAME_PATTERN = "letters, digits, `.`, `_` and `-`, at most 100, the first a letter or digit"
 
 
@@ -152,6 +153,8 @@ def _given_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
             found[kind] = {n: registry.entries[n].defaults for n in node if n in registry.entries}
         elif node.get("name") in registry.entries:
             found[kind] = registry.entries[str(node["name"])].defaults
+    for kind, name in LATER.items():
+        found[kind] = {"name": name} | found.get(kind, {})
     return found
 
 

@@ -170,6 +170,36 @@ class Optimizer(Protocol):
     entrywise: ClassVar[bool]
 
 
+class Quantization(Protocol):
+    """`apply(model)` turns the matrices of linear maps into codes of few bits, in place; the maps stay where they are.
+
+    bits   of a code; 32: nothing is done
+    aware  a knob, if it has one: weights stay as they are, and each pass rounds them (straight-through gradients)
+    """
+
+    bits: ClassVar[int]
+
+    def apply(self, model: nn.Module) -> None: ...
+
+
+class Peft(Protocol):
+    """Makes few weights train in place of all: what is learned stands beside the base, which is frozen bit for bit.
+
+    apply(model, seed)  changes the model in place; afterwards `requires_grad` stands on what trains and on nothing else
+    prepare(model)      optional, before that: what becomes of the base itself (its quantisation)
+    rate(info)          optional: a factor on the learning rate of a parameter (ablatio.model.roles)
+    before_step(step), after_step(step)  optional, as in a stabilizer; what lasts is kept in buffers of the model
+
+    exact    whether the model at step 0 is the base to the last bit, and not only to rounding
+    virtual  whether it adds keys and values of tokens that are not there: then attention must have such
+    """
+
+    exact: ClassVar[bool]
+    virtual: ClassVar[bool]
+
+    def apply(self, model: nn.Module, seed: int) -> None: ...
+
+
 class Schedule(Protocol):
     """(step, total steps) -> the factor on the learning rate; step counts from 0."""
 
@@ -283,6 +313,15 @@ optimizers: Registry[torch.optim.Optimizer] = Registry(
     wiring=("groups",),
     facts={"decays": True, "entrywise": True},
 )
+quantizations: Registry[Quantization] = Registry(
+    "quantization", "How many bits a frozen weight takes.", methods=("apply",), facts={"bits": 32}
+)
+pefts: Registry[Peft] = Registry(
+    "peft",
+    "Which weights train: all, or a few beside a frozen base.",
+    methods=("apply",),
+    facts={"exact": True, "virtual": False, "metrics": ()},
+)
 schedules: Registry[Schedule] = Registry(
     "schedule", "The learning rate over the run.", calls={("step", "total"): {}}, methods=("__call__",)
 )
@@ -303,5 +342,5 @@ tokenizers: Registry[Tokenizer] = Registry(
 
 __all__ = [
     "activations", "architectures", "attentions", "blocks", "inits", "mlps", "norms", "objectives", "optimizers",
-    "placements", "positions", "schedules", "sources", "stabilizers", "tokenizers",
+    "pefts", "placements", "positions", "quantizations", "schedules", "sources", "stabilizers", "tokenizers",
 ]  # fmt: skip

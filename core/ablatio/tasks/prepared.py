@@ -21,6 +21,7 @@ from ablatio.paths import cache_root
 from ablatio.tasks.evaluate import Score, evaluate
 from ablatio.tasks.machine import Machine
 from ablatio.tasks.pretrain import Pretrain, Seeds
+from ablatio.tasks.tuning import Tuning, tune
 
 
 @dataclass(slots=True)
@@ -33,6 +34,7 @@ class Prepared:
     model: LanguageModel
     task: Pretrain
     machine: Machine
+    tuning: Tuning
     length: int = field(init=False)
     plan: RowPlan = field(init=False)
 
@@ -155,9 +157,10 @@ def prepare_run(config: Mapping[str, Any]) -> Prepared:
     corpus, tokenizer = build_data(config)
     seeds = Seeds(config)
     model = build_model(config, tokenizer.vocab_size, tokenizer.eos, seeds.init)
+    tuning = tune(model, config, seeds.init)
     if config["trainer"]["compile"]:
         # The runs of a sweep compile the same layers: they find them here, 38 s of work become 5.
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_root() / "compiled"))
         model.compile_layers()
-    task = Pretrain(config, model, tokenizer.vocab_size, tokenizer.eos, seeds)
-    return Prepared(config, corpus, tokenizer, model, task, machine)
+    task = Pretrain(config, model, tokenizer.vocab_size, tokenizer.eos, seeds, tuning)
+    return Prepared(config, corpus, tokenizer, model, task, machine, tuning)

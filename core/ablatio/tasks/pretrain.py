@@ -13,8 +13,9 @@ from ablatio.errors import Diverged
 from ablatio.model.assembly import Choice
 from ablatio.model.example import Example
 from ablatio.model.language_model import LanguageModel
-from ablatio.model.roles import apply_rates, groups_by_role, named_generator, named_seed
+from ablatio.model.roles import Rate, apply_rates, groups_by_role, named_generator, named_seed
 from ablatio.tasks.step import SkipStep, Step
+from ablatio.tasks.tuning import Tuning
 
 TRAINING = "training_weights"
 TINIEST = 1e-6  # targets of a step that has none: its gradients are zero
@@ -28,7 +29,13 @@ class Pretrain(pl.LightningModule):
     """
 
     def __init__(
-        self, config: Mapping[str, Any], model: LanguageModel, vocab_size: int, eos: int, seeds: "Seeds"
+        self,
+        config: Mapping[str, Any],
+        model: LanguageModel,
+        vocab_size: int,
+        eos: int,
+        seeds: "Seeds",
+        tuning: Tuning | None = None,
     ) -> None:
         super().__init__()
         self.model, self.seeds, self.settings = model, seeds, config["train"]
@@ -36,7 +43,8 @@ class Pretrain(pl.LightningModule):
         self.objective = self._part(config, kinds.objectives, vocab_size=vocab_size, eos=eos, max_len=_length(config))
         self.schedule = self._part(config, kinds.schedules)
         self.optimizer_choice = Choice.of(config["optimizer"])
-        self.rate = getattr(self._part(config, kinds.inits), "rate", None)
+        rate: Rate | None = getattr(self._part(config, kinds.inits), "rate", None)
+        self.rate, self.peft = tuning.rate(rate) if tuning else rate, tuning.part if tuning else None
         options = config["stabilizer"] or {}
         self.stabilizers = {name: kinds.stabilizers.build(name, knobs) for name, knobs in options.items()}
         for part in self._having("attach"):
@@ -57,7 +65,7 @@ class Pretrain(pl.LightningModule):
         return registry.build(choice.name, choice.knobs, **wiring)
 
     def _having(self, method: str) -> list[Any]:
-        return [part for part in self.stabilizers.values() if hasattr(part, method)]
+        return [part for part in (self.peft, *self.stabilizers.values()) if hasattr(part, method)]
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         choice = self.optimizer_choice

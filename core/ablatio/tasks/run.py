@@ -58,5 +58,6 @@ def _manifest(run: Prepared) -> dict[str, Any]:
         "data": {"fingerprint": run.corpus.fingerprint, "key": run.corpus.key, **run.corpus.counts},
         "seeds": {"init": seeds.init, "data": seeds.data, "dropout": seeds.dropout},
         "size": asdict(size) | {"non_embedding": size.non_embedding, "vocab_size": run.tokenizer.vocab_size},
+        "tuning": run.tuning.to_json(),
         "machine": asdict(run.machine),
     }

@@ -20,6 +20,7 @@ from ablatio.tasks.metrics import MetricsFile
 from ablatio.tasks.prepared import Prepared
 from ablatio.tasks.progress import RunProgress
 from ablatio.tasks.step import Rewind
+from ablatio.tasks.tuning import peak_memory
 
 
 def size_of(run: Prepared) -> Size:
@@ -192,6 +193,9 @@ class Session:
             "tokens_per_second": round(self.progress.rate),
             "parameters": size.parameters,
             "non_embedding_parameters": size.non_embedding,
+            "trainable_parameters": self.run.tuning.trainable,
+            "weight_bytes": self.run.tuning.bytes,
+            "peak_memory_bytes": peak_memory(),
             "train_flops": size.train_flops_per_token * tokens,
         } | ({"rewinds": self.rewinds} if self.rewinds else {})
 

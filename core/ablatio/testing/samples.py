@@ -17,6 +17,7 @@ from ablatio.data.types import Document
 from ablatio.errors import UserError
 from ablatio.model.assembly import Assembly
 from ablatio.model.context import Context, make_context
+from ablatio.model.language_model import LanguageModel
 from ablatio.model.roles import ParameterGroup
 from ablatio.registry import REGISTRIES, Entry
 from ablatio.testing import tiny
@@ -121,6 +122,28 @@ def groups(dtype: torch.dtype = torch.float32, seed: int = 0) -> list[ParameterG
 
 def parameters(of: Iterable[ParameterGroup]) -> list[nn.Parameter]:
     return [p for group in of for p in group["params"]]
+
+
+def peft(entry: Entry, knobs: Knobs | None = None) -> Any:
+    """A method of peft; one that starts from trained adapters gets two that were just made."""
+    return made(entry, knobs)
+
+
+def tuned(entry: Entry, knobs: Knobs | None = None, seed: int = 0) -> tuple[LanguageModel, Any]:
+    """The small model with the method applied, and the method."""
+    net, part = tiny.model(entry, seed=0), peft(entry, knobs)
+    if hasattr(part, "prepare"):
+        part.prepare(net)
+    part.apply(net, seed)
+    return net, part
+
+
+def tuned_and_trained(entry: Entry, knobs: Knobs | None = None, steps: int = 4) -> LanguageModel:
+    """The same in float64 after a few steps: nothing of it is zero any more."""
+    net, part = tuned(entry, knobs)
+    net.double()
+    tiny.tune(net, part, steps, lr=3e-2)
+    return net
 
 
 @functools.cache
