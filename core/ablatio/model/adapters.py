@@ -30,13 +30,6 @@ class Adapter(nn.Module):
     def forward(self, layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError
 
-    def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """The weight (out, in) and bias of a linear layer that does the same without an adapter."""
-        raise UserError(
-            f"{type(self).__name__} computes something of its own beside the layer: no weight can take it in"
-            "\n    try: keep the adapter apart (ablatio export RUN --adapter DIR)"
-        )
-
 
 class MatrixAdapter(Adapter):
     """Of a linear map: W becomes `matrix(W)`, b becomes `vector(b)`.
@@ -56,6 +49,7 @@ class MatrixAdapter(Adapter):
         return F.linear(x, self.matrix(weight).to(x.dtype), self.vector(bias))
 
     def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """W' and b', with which the layer does the same without an adapter."""
         return self.matrix(weight), self.vector(bias)
 
 
@@ -144,7 +138,7 @@ def targets_of(
     there = dict(_candidates(model, fits))
     found: dict[str, nn.Module] = {}
     for pattern in wanted:
-        met = {path: layer for path, layer in there.items() if _means(pattern, path)}
+        met = {path: layer for path, layer in there.items() if matches(pattern, path)}
         if not met:
             raise UserError(_nothing(pattern, there))
         found |= met
@@ -158,11 +152,18 @@ def _candidates(model: nn.Module, fits: Callable[[nn.Module], bool]) -> Iterator
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     for path, layer in model.named_modules():
         inside = f".{ADAPTER}." in f".{path}."
-        if fits(layer) and path not in bare and not inside and id(layer._parameters.get("weight", ())) not in tables:
+        if (
+            path
+            and fits(layer)
+            and path not in bare
+            and not inside
+            and id(layer._parameters.get("weight", ())) not in tables
+        ):
             yield path, layer
 
 
-def _means(pattern: str, path: str) -> bool:
+def matches(pattern: str, path: str) -> bool:
+    """Whether a pattern of `targets` means the module at a path."""
     return pattern == "linear" or pattern == path.rpartition(".")[2] or fnmatchcase(path, pattern)
 
 
@@ -190,7 +191,7 @@ class Merged:
         self.held: list[tuple[Any, Adapter, Tensor, Tensor | None]] = []
 
     @torch.no_grad()
-    def fold(self, layer: Any, adapter: Adapter) -> None:
+    def fold(self, layer: Any, adapter: MatrixAdapter) -> None:
         weight, bias = adapter.fold(weight_of(layer), bias_of(layer))
         self.held.append((layer, adapter, layer.weight, layer.bias))
         detach(layer)
@@ -221,6 +222,11 @@ def merge(model: nn.Module) -> Merged:
         for path, layer, adapter in list(adapted(model)):
             if "codes" in layer._buffers:
                 raise UserError(f"{path} is quantised, and its codes cannot hold the sum\n    try: dequantise it first")
+            if not isinstance(adapter, MatrixAdapter):
+                raise UserError(
+                    f"{type(adapter).__name__} at {path} computes something of its own: no weight can take it in"
+                    "\n    try: keep the adapter apart (ablatio export RUN --adapter DIR)"
+                )
             merged.fold(layer, adapter)
     except UserError:
         merged.restore()

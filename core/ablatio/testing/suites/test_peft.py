@@ -46,7 +46,7 @@ def test_base_stays_as_it_is(part: Entry) -> None:
 
 
 def test_few_weights_train(part: Entry) -> None:
-    net, _ = samples.tuned(part, {"rank": 2} if part.knob("rank") else None)
+    net, _ = samples.tuned(part, {name: 2 for name in ("rank", "size", "tokens") if part.knob(name)})
     total = sum(p.numel() for p in tiny.model(part).parameters())
     trains = sum(p.numel() for p in net.parameters() if p.requires_grad)
     if part.name != "none":
