@@ -11,8 +11,8 @@ from ablatio.knobs import Knob, NonNegative, Positive, Range, did_you_mean, read
 from ablatio.plugins import refuse_objects
 from ablatio.registry import REGISTRIES, ContractError, Entry, Registry
 
-NEEDED = tuple(getattr(kinds, plural).kind for plural in kinds.__all__)  # a kind that a plugin adds may be left out
-LATER = {"quantization": "none", "peft": "none"}  # kinds that older runs do not name, and what they ran with
+_KINDS = [getattr(kinds, plural) for plural in kinds.__all__]
+NEEDED = tuple(r.kind for r in _KINDS if not r.optional)  # a kind that a plugin adds may be left out too
 NAME_PATTERN = "letters, digits, `.`, `_` and `-`, at most 100, the first a letter or digit"
 
 
@@ -137,7 +137,7 @@ def cast(config: Mapping[str, Any]) -> dict[str, Any]:
     for kind, registry in REGISTRIES.items():
         if registry.many:
             found[kind] = {n: _cast(v or {}, registry.entries[n].knobs) for n, v in (config[kind] or {}).items()}
-        elif kind in config:
+        elif config.get(kind) is not None:
             knobs[kind] = registry.entries[config[kind]["name"]].knobs
     return _cast(found, section_knobs(Run)) | {name: _cast(found[name], k) for name, k in knobs.items()}
 
@@ -153,8 +153,6 @@ def _given_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
             found[kind] = {n: registry.entries[n].defaults for n in node if n in registry.entries}
         elif node.get("name") in registry.entries:
             found[kind] = registry.entries[str(node["name"])].defaults
-    for kind, name in LATER.items():
-        found[kind] = {"name": name} | found.get(kind, {})
     return found
 
 
@@ -166,7 +164,12 @@ def completed(config: Mapping[str, Any]) -> dict[str, Any]:
             return given
         return {**base, **{k: over(base.get(k), v) for k, v in given.items()}}
 
-    return dict(over(_given_defaults(config), config))
+    came_later = {
+        kind: {"name": registry.default, **registry.entries[registry.default].defaults}
+        for kind, registry in REGISTRIES.items()
+        if registry.default and config.get(kind) is None
+    }
+    return dict(over(_given_defaults(config), config)) | came_later
 
 
 def changed(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -178,7 +181,12 @@ def changed(config: Mapping[str, Any]) -> dict[str, Any]:
         known = base if isinstance(base, Mapping) else {}
         return {k: beyond(known.get(k), v) for k, v in given.items() if k not in known or _plain(known[k]) != _plain(v)}
 
-    return dict(beyond(_given_defaults(config), config))
+    said = {k: v for k, v in config.items() if not (k in REGISTRIES and _is_default(REGISTRIES[k], v))}
+    return dict(beyond(_given_defaults(config), said))
+
+
+def _is_default(registry: Registry[Any], node: Any) -> bool:
+    return not registry.many and (node is None or isinstance(node, Mapping)) and registry.is_default(node)
 
 
 def _plain(value: Any) -> Any:
@@ -239,7 +247,7 @@ def _top_level(config: Mapping[str, Any]) -> Iterator[Problem]:
     if isinstance(name, str) and not is_run_name(name):
         yield Problem("name", f"{name!r} cannot name a folder; expected {NAME_PATTERN}", "name=my-run")
     for key in (*knobs, *SECTIONS, *NEEDED):
-        if key not in config:
+        if key not in config and not (key in REGISTRIES and REGISTRIES[key].default):
             yield Problem(key, "is missing from the config")
 
 
@@ -298,6 +306,8 @@ def _parts(config: Mapping[str, Any]) -> Iterator[Problem]:
         node = config.get(kind)
         if registry.many:
             yield from _several(kind, registry, node)
+        elif node is None and registry.optional:
+            continue
         elif not isinstance(node, Mapping) or "name" not in node:
             if kind in config:
                 yield Problem(

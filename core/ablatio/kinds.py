@@ -5,7 +5,7 @@ Shapes: B batch, T query time, S key time, H heads, D width, V vocabulary.  Noth
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from ablatio.registry import Registry
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ablatio.data.types import Source, Tokenizer
     from ablatio.model.context import Context
     from ablatio.model.example import Example
-    from ablatio.model.language_model import LanguageModel
+    from ablatio.model.language_model import LanguageModel, Loss
     from ablatio.model.roles import ParameterInfo
     from ablatio.tasks.step import Step
 
@@ -224,6 +224,68 @@ class Stabilizer(Protocol):
     def before_step(self, step: Step) -> dict[str, Tensor]: ...
 
 
+class Task(Protocol):
+    """What a run learns: its data, the loss of a batch, the scores of a model.  It knows neither Lightning nor Hydra.
+
+    Made from `setup` (ablatio.tasks.setup.Setup: the config, the seeds, which rows each batch has); then it has
+
+    tokenizer   trained, with all ids that the model must know
+    content     what the manifest says of the data: plain values, a fingerprint among them
+    example(batch, generator)  what a batch of `training` becomes on the CPU; deterministic in the generator, which the
+                number of the batch seeds.  Anything with `.to(device)`
+    loss(model, example)  the sum, what to divide it by, and numbers to log under the names in `metrics`
+    score(model, batches, device, between)  {name: value} for the names in `scores` at least; `between(n)` is called
+                after each batch
+
+    training    batches by number, without an end: item k is {"number": k, ...} and depends on k alone
+    validation(length, tokens)  the fixed held-out batches; None: as the config says
+    tokens(steps)  how many tokens these many steps take
+
+    Optional:
+    attach(model)    once, when the model is built: a reward or value head, whatever it trains beside the model
+    prepare(model)   once, when the model has its first weights and stands on its device: what the reference says
+    begin_step(model, step)  before the first batch of an optimizer step: new rollouts
+    redrawn(model, example, generator)  the example with targets that the model draws, for curvature estimates
+    samples(model)   what the model answers now, as rows of texts for samples.jsonl
+    ask(objective, model)  score what another objective asks for from now on
+    state_dict(), load_state_dict(state)  what lasts from step to step beyond the weights
+
+    takes     what it makes of its source: documents | conversations | feedback
+    scores    what it is scored by, under `val/`; `main` is the one that runs are compared by, `better` lower or higher
+    template  whether it writes its texts in the form of `template`
+    """
+
+    takes: ClassVar[str]
+    scores: ClassVar[Sequence[str]]
+    main: ClassVar[str]
+    better: ClassVar[str]
+    template: ClassVar[bool]
+    metrics: ClassVar[Sequence[str]]
+    tokenizer: Tokenizer
+    content: dict[str, Any]
+
+    @property
+    def training(self) -> Batches: ...
+
+    def validation(self, length: int | None = None, tokens: int | None = None) -> Batches: ...
+
+    def tokens(self, steps: int) -> int: ...
+
+    def example(self, batch: Mapping[str, Tensor], generator: torch.Generator) -> Any: ...
+
+    def loss(self, model: Any, example: Any) -> Loss: ...
+
+    def score(
+        self, model: Any, batches: Batches, device: torch.device, between: Callable[[int], None]
+    ) -> dict[str, float]: ...
+
+
+class Batches(Protocol):
+    """Batches by number."""
+
+    def __getitem__(self, number: int) -> dict[str, Tensor]: ...
+
+
 norms: Registry[nn.Module] = Registry(
     "norm", "Normalises the residual stream.", wiring=("d_model",), methods=("forward",)
 )
@@ -314,13 +376,18 @@ optimizers: Registry[torch.optim.Optimizer] = Registry(
     facts={"decays": True, "entrywise": True},
 )
 quantizations: Registry[Quantization] = Registry(
-    "quantization", "How many bits a frozen weight takes.", methods=("apply",), facts={"bits": 32}
+    "quantization",
+    "How many bits a frozen weight takes.",
+    methods=("apply",),
+    facts={"bits": 32},
+    default="none",
 )
 pefts: Registry[Peft] = Registry(
     "peft",
     "Which weights train: all, or a few beside a frozen base.",
     methods=("apply",),
     facts={"exact": True, "virtual": False, "metrics": ()},
+    default="none",
 )
 schedules: Registry[Schedule] = Registry(
     "schedule", "The learning rate over the run.", calls={("step", "total"): {}}, methods=("__call__",)
@@ -332,15 +399,35 @@ stabilizers: Registry[Stabilizer] = Registry(
     facts={"metrics": (), "rewinds": False},
     many=True,
 )
-sources: Registry[Source] = Registry("source", "Where documents come from.", methods=("documents", "fingerprint"))
+sources: Registry[Source] = Registry(
+    "source",
+    "Where documents come from.",
+    methods=("documents", "fingerprint"),
+    any_of=("documents", "conversations", "feedback"),
+)
 tokenizers: Registry[Tokenizer] = Registry(
     "tokenizer",
     "How text becomes ids.",
     methods=("train", "encode", "decode", "token_bytes", "state", "restore"),
     facts={"trained": True},
 )
+tasks: Registry[Task] = Registry(
+    "task",
+    "What a run learns from: its data, its loss, its scores.",
+    wiring=("setup",),
+    methods=("validation", "tokens", "example", "loss", "score"),
+    facts={
+        "takes": "documents",
+        "scores": ("loss",),
+        "main": "loss",
+        "better": "lower",
+        "template": False,
+        "metrics": (),
+    },
+    default="pretrain",
+)
 
 __all__ = [
     "activations", "architectures", "attentions", "blocks", "inits", "mlps", "norms", "objectives", "optimizers",
-    "pefts", "placements", "positions", "quantizations", "schedules", "sources", "stabilizers", "tokenizers",
+    "pefts", "placements", "positions", "quantizations", "schedules", "sources", "stabilizers", "tasks", "tokenizers",
 ]  # fmt: skip

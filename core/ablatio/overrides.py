@@ -53,6 +53,8 @@ def _group_problems(parsed: Override, options: dict[str, list[str]], chosen: dic
         yield Problem(group, f"several values came: {_swept(parsed)}; -m runs one after the other")
         return
     many = group in REGISTRIES and REGISTRIES[group].many
+    if value is None and group in REGISTRIES and REGISTRIES[group].optional:
+        return  # `peft=null`: none
     names = value if isinstance(value, list) else [value]
     if isinstance(value, list) and not many:
         came = ", ".join(map(str, names))

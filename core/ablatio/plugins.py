@@ -84,6 +84,8 @@ def _registry_from(kind: Mapping[str, Any]) -> None:
         any_of=tuple(kind["any_of"]),
         facts=kind["facts"],
         many=kind["many"],
+        default=kind["default"],
+        optional=kind["optional"],
     )
     made.from_catalogue = True
 
@@ -130,6 +132,8 @@ def _kind_to_json(registry: Registry[Any]) -> dict[str, Any]:
         "any_of": registry.any_of,
         "facts": registry.facts,
         "many": registry.many,
+        "default": registry.default,
+        "optional": registry.optional,
         "dist": registry.provider.dist,
         "version": registry.provider.version,
     }

@@ -120,6 +120,8 @@ class Registry(Generic[T]):
     any_of   methods of which a class part may define any; the fact `uses` lists those it has
     facts    class attributes (with defaults) that rules and the model read: plain values, known without importing
     many     several options may be chosen at once: `stabilizer=[clip,ema]`
+    default  the option of a config that names none: runs from before there was this kind stay what they were
+    optional a config may choose none: `peft=null`
     """
 
     provider: Provider
@@ -136,13 +138,15 @@ class Registry(Generic[T]):
         any_of: tuple[str, ...] = (),
         facts: Mapping[str, Any] | None = None,
         many: bool = False,
+        default: str = "",
+        optional: bool = False,
     ) -> None:
         if not NAME.match(kind):
             raise ContractError(f"{kind!r} cannot be the name of a kind; use lower-case letters, digits and _")
         old = REGISTRIES.get(kind)
         if old is not None and not old.from_catalogue:
             raise ContractError(f"the kind {kind!r} exists already: {old.provider} brings it")
-        self.kind, self.doc, self.many = kind, doc, many
+        self.kind, self.doc, self.many, self.default, self.optional = kind, doc, many, default, optional
         self.wiring, self.calls, self.facts = wiring, dict(calls or {}), dict(facts or {})
         self.methods, self.any_of = methods, any_of
         self.provider = current_provider()
@@ -218,6 +222,15 @@ class Registry(Generic[T]):
         missing = [m for m in self.methods if not callable(getattr(target, m, None))]
         if missing and inspect.isclass(target):
             raise ContractError(f"{where}: a {self.kind} needs the method `{missing[0]}`")
+
+    def is_default(self, node: Any) -> bool:
+        """Whether a config's node says what a config without this kind means."""
+        if node is None:
+            return self.optional
+        if not self.default or node.get("name") != self.default:
+            return False
+        held = self.entries[self.default].defaults
+        return all(held.get(k) == (list(v) if isinstance(v, tuple) else v) for k, v in node.items() if k != "name")
 
     def names(self) -> list[str]:
         _load_plugins()

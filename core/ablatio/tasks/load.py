@@ -7,12 +7,17 @@ from ablatio.tasks.folder import CHECKPOINTS, read_run, run_id
 from ablatio.tasks.prepared import Prepared, prepare_run
 
 
-def load_run(folder: Path, step: int | None = None) -> tuple[Prepared, int]:
-    """The run in `folder` with the weights of its newest valid checkpoint (or of `step`), in evaluation mode."""
+def load_run(folder: Path, step: int | None = None, *, scored: bool = False) -> tuple[Prepared, int]:
+    """The run in `folder` with the weights of its newest valid checkpoint (or of `step`), in evaluation mode.
+
+    scored: whether its task will be asked for scores, which may need the model as it started
+    """
     config = read_run(folder)
     config["trainer"] = config["trainer"] | {"compile": False, "workers": 0}
     found = Checkpoints(folder / CHECKPOINTS, run=run_id(config)).load(step)
     run = prepare_run(config)
+    if scored:
+        run.begin()
     run.model.load_state_dict(found.model)
     run.model.to(run.machine.device).eval()
     return run, found.step

@@ -32,6 +32,7 @@ def train(
     if not found:
         write_json(folder / "config.json", public)
         write_json(folder / "manifest.json", _manifest(run))
+    run.begin()
     session = Session(run, folder, console, checkpoints, found)
     try:
         return session.train()
@@ -50,12 +51,12 @@ def quiet_libraries() -> None:
 
 
 def _manifest(run: Prepared) -> dict[str, Any]:
-    size, seeds = size_of(run), run.task.seeds
+    size, seeds = size_of(run), run.setup.seeds
     return {
         "run": run_id(run.config),
         "versions": provenance.versions(),
         "code": provenance.code(run.config),
-        "data": {"fingerprint": run.corpus.fingerprint, "key": run.corpus.key, **run.corpus.counts},
+        "data": run.task.content,
         "seeds": {"init": seeds.init, "data": seeds.data, "dropout": seeds.dropout},
         "size": asdict(size) | {"non_embedding": size.non_embedding, "vocab_size": run.tokenizer.vocab_size},
         "tuning": run.tuning.to_json(),

@@ -2,7 +2,6 @@
 
 import time
 from contextlib import ExitStack
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,8 @@ from ablatio.tasks.machine import LIGHTNING_PRECISION
 from ablatio.tasks.metrics import MetricsFile
 from ablatio.tasks.prepared import Prepared
 from ablatio.tasks.progress import RunProgress
+from ablatio.tasks.samples import SamplesFile
+from ablatio.tasks.scores import Facts
 from ablatio.tasks.step import Rewind
 from ablatio.tasks.tuning import peak_memory
 
@@ -39,7 +40,9 @@ class Session:
         self.settings = run.config["train"]
         self.steps, self.start = int(self.settings["steps"]), found.step if found else 0
         extra = [m for entry, _ in chosen(run.config) for m in entry.facts.get("metrics", ())]
-        self.file = MetricsFile(folder / "metrics.csv", extra)
+        self.told = Facts.of(run.config)
+        self.file = MetricsFile(folder / "metrics.csv", [*self.told.columns, *extra])
+        self.answers = SamplesFile(folder / "samples.jsonl")
         self.scores: dict[str, Any] = {}
         self.rewinds: list[
             dict[str, Any]
@@ -50,11 +53,11 @@ class Session:
             self.scores, self.seconds = dict(found.state["scores"]), float(found.state["seconds"])
             self.unscored, self.rewinds = bool(found.state["unscored"]), list(found.state["rewinds"])
         shown = run.config["trainer"]["progress"]
-        self.progress = RunProgress(console, self.steps, run.tokens, self.start, shown=shown)
+        self.progress = RunProgress(console, self.steps, run.task.tokens, self.start, shown=shown)
 
     def train(self) -> dict[str, Any]:
         run = self.run
-        self.file.start(self.start if self.found else None)
+        self._start_files(self.start if self.found else None)
         with ExitStack() as stack:
             stack.enter_context(self.stop.listening())
             stack.enter_context(self.progress)
@@ -66,13 +69,17 @@ class Session:
                 skipped = sum(r["skipped"] for r in self.rewinds) * self.settings["accumulate"]
                 batches = run.training(self.start * self.settings["accumulate"], skipped)
                 try:
-                    trainer.fit(run.task, batches, ckpt_path=path)
+                    trainer.fit(run.learner, batches, ckpt_path=path)
                     break
                 except Rewind as asked:
                     self._go_back(asked, trainer.global_step)
         summary = self.summary("done")
         write_json(self.folder / "summary.json", summary)
         return summary
+
+    def _start_files(self, after_step: int | None) -> None:
+        self.file.start(after_step)
+        self.answers.start(after_step)
 
     def _trainer(self) -> pl.Trainer:
         machine = self.run.machine
@@ -108,7 +115,7 @@ class Session:
         self.io.checkpoints.forget(after=target)
         self.rewinds.append({"at": step, "to": target, "skipped": max(asked.skip, step - target + 1), "why": asked.why})
         self.start = self.progress.step = target
-        self.file.start(target)
+        self._start_files(target)
         self.progress.console.print(
             f"[yellow]rewind:[/] {asked.why} at step {step}; back to step {target}, "
             f"{self.rewinds[-1]['skipped']} steps' batches left out",
@@ -129,13 +136,14 @@ class Session:
     def _validate(self, when: str, step: int) -> bool:
         """Score the held-out text; False when a signal came first."""
         try:
-            with self.run.task.scored_weights():
-                score = self.run.score(self.run.validation(), self._between)
+            with self.run.learner.scored_weights():
+                found = self.run.score(self.run.task.validation(), self._between)
+                self.answers.write(step, self.run.samples())
         except _SignalCame:
             return False
-        self.scores[when] = asdict(score)
-        self.file.write({"step": step, "tokens": self.run.tokens(step)} | score.metrics())
-        self.progress.update(step, bpb=score.bpb)
+        self.scores[when] = found
+        self.file.write({"step": step, "tokens": self.run.task.tokens(step)} | self.told.row(found))
+        self.progress.update(step, score=self.told.line(found))
         return True
 
     def _between(self, batch: int) -> None:
@@ -144,9 +152,9 @@ class Session:
 
     def after_step(self, trainer: pl.Trainer, step: int) -> None:
         """What follows optimizer step number `step` (from 1): log, validate, save, stop."""
-        task, last = self.run.task, step == self.steps
+        last = step == self.steps
         if last or self._every("log_every", step):
-            row = {"step": step, "tokens": self.run.tokens(step)} | task.take_metrics()
+            row = {"step": step, "tokens": self.run.task.tokens(step)} | self.run.learner.take_metrics()
             elapsed = self.seconds + time.monotonic() - self.progress.started
             self.file.write(row | {"tokens_per_second": self.progress.rate, "seconds": elapsed})
             self.progress.update(step, loss=row["train/loss"])
@@ -178,13 +186,12 @@ class Session:
     def summary(self, status: str) -> dict[str, Any]:
         size, step = size_of(self.run), self.progress.step
         seconds = self.seconds + time.monotonic() - self.progress.started
-        tokens = self.run.tokens(step)
+        tokens = self.run.task.tokens(step)
         after = self.scores.get("after") or {}
         return {
             "status": status,
-            "val/loss": after.get("loss"),
-            "val/bpb": after.get("bpb"),
-            "val/accuracy": after.get("accuracy"),
+            "score": self.told.main(after),
+            **self.told.row(after),
             "before": self.scores.get("before"),
             "after": after or None,
             "steps": step,
@@ -214,7 +221,7 @@ class _Keep(pl.Callback):
         session = self.session
         session.stop.take()
         # Who may go back needs a place to go to, and must know after a crash what it has left out.
-        if session.rewinds or (session.run.task.rewinds and not session.found):
+        if session.rewinds or (session.run.learner.rewinds and not session.found):
             trainer.save_checkpoint(session.folder / CHECKPOINTS / str(session.start))
 
     def on_train_batch_end(self, trainer: pl.Trainer, task: pl.LightningModule, *args: Any) -> None:

@@ -224,6 +224,22 @@ def _source(entry: Entry, knobs: Mapping[str, Any]) -> Any:
     return [part.fingerprint(), list(samples.first_documents(part))]
 
 
+@observes("task")
+def _task(entry: Entry, knobs: Mapping[str, Any]) -> Any:
+    part, net = samples.task(entry, knobs)
+    seen: list[Any] = [part.content, part.tokens(10), part.tokenizer.vocab_size]
+    for number in range(3):
+        batch = part.training[number]
+        example = part.example(batch, named_generator(number, "observe"))
+        if hasattr(part, "begin_step"):
+            part.begin_step(net, number)
+        total, weight, measures = part.loss(net, example)
+        (total / weight).backward()
+        seen += [batch, total, weight, measures]
+    seen.append(gradients(net))
+    return [*seen, part.score(net, part.validation(), torch.device("cpu"), lambda n: None)]
+
+
 @observes("tokenizer")
 def _tokenizer(entry: Entry, knobs: Mapping[str, Any]) -> Any:
     part = samples.tokenizer(entry, knobs)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ablatio.data.order import RowPlan
 from ablatio.data.types import Document
 from ablatio.errors import UserError
 from ablatio.model.assembly import Assembly
@@ -20,6 +21,8 @@ from ablatio.model.context import Context, make_context
 from ablatio.model.language_model import LanguageModel
 from ablatio.model.roles import ParameterGroup
 from ablatio.registry import REGISTRIES, Entry
+from ablatio.tasks.setup import Setup
+from ablatio.tasks.start import start_model
 from ablatio.testing import tiny
 
 Knobs = Mapping[str, Any]
@@ -180,6 +183,32 @@ def source(entry: Entry, knobs: Knobs | None = None) -> Any:
 
 def first_documents(part: Any, count: int = 50) -> Iterator[Document]:
     return itertools.islice(part.documents(), count)
+
+
+def task(entry: Entry, knobs: Knobs | None = None, **settings: Any) -> tuple[Any, Any]:
+    """A task on sample texts, and the small model that it trains; settings: `train.batch_size`-like, by section."""
+    given = tiny.config(entry, knobs)
+    for section, values in {"data": {"val_fraction": 0.3}, "train": {"batch_size": 4}, **settings}.items():
+        given[section] = given[section] | values
+    given |= _learned_from(entry.facts["takes"])
+    setup = Setup(given, RowPlan(given["train"]["batch_size"]))
+    part = made(entry, knobs, setup=setup)
+    model = start_model(given, part.tokenizer, setup.seeds.init)
+    if hasattr(part, "attach"):
+        part.attach(model)
+    if hasattr(part, "prepare"):
+        part.prepare(model)
+    return part, model
+
+
+def _learned_from(takes: str) -> dict[str, Any]:
+    """A source of sample texts and a tokenizer that has nothing to learn."""
+    path = {"documents": _sample_files()[0]}[takes]
+    name = {"documents": "text"}[takes]
+    return {
+        "source": {"name": name, **REGISTRIES["source"][name].defaults, "path": str(path)},
+        "tokenizer": {"name": "bytes"},
+    }
 
 
 def tokenizer(entry: Entry, knobs: Knobs | None = None) -> Any:
