@@ -18,6 +18,7 @@ from ablatio.errors import ConfigError, Problem, UserError
 from ablatio.options import groups, register_with_hydra
 from ablatio.overrides import key_problem, normal, sorted_out
 from ablatio.paths import shipped
+from ablatio.start import inherited
 
 MAIN = "train"
 PLAIN_LOGGING = {"version", "root", "disable_existing_loggers"}
@@ -35,7 +36,7 @@ class Composed:
 def compose_run(overrides: Sequence[str]) -> Composed:
     """Compose and check one run; ConfigError with all problems at once."""
     register_with_hydra()
-    cleaned = [normal(o) for o in overrides]
+    cleaned = _cleaned(overrides)
     good, values, problems = sorted_out(cleaned)
     node = None if problems else _try_compose(cleaned)
     if node is None:
@@ -44,13 +45,18 @@ def compose_run(overrides: Sequence[str]) -> Composed:
     if not problems and node is None:
         _compose(cleaned)
     if node is None:
-        raise _config_error(problems, cleaned)
+        raise _config_error(problems, [normal(o) for o in overrides])
     _refuse_hydra_settings(node)
     public, resolved = _plain(node)
     problems += [p for p in run_config.check(resolved) if p.where not in {q.where for q in problems}]
     if problems:
-        raise _config_error(problems, cleaned)
+        raise _config_error(problems, [normal(o) for o in overrides])
     return Composed(run_config.cast(resolved), public, list(overrides))
+
+
+def _cleaned(overrides: Sequence[str]) -> list[str]:
+    """What the user said in Hydra's words, behind what the model's origin brings."""
+    return [normal(o) for o in inherited(overrides)]
 
 
 def config_of(node: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -144,5 +150,5 @@ def _config_error(problems: list[Problem], overrides: list[str]) -> ConfigError:
 
 
 def _runs(overrides: list[str]) -> bool:
-    node = _try_compose(overrides)
+    node = _try_compose(_cleaned(overrides))
     return node is not None and not run_config.check(_plain(node)[1])

@@ -30,8 +30,12 @@ class Run:
 
 @dataclass(kw_only=True)
 class Model:
-    """The sizes of the model."""
+    """Where the model comes from, and its sizes."""
 
+    start: Annotated[Literal["scratch", "run", "hf"], "its init, a run of ours, or a folder of transformers"] = (
+        "scratch"
+    )
+    path: Annotated[str | None, "the folder of that run or model"] = None
     d_model: Annotated[int, Positive, "width of the residual stream"] = 128
     n_layers: Annotated[int, Positive] = 4
     n_heads: Annotated[int, Positive] = 4

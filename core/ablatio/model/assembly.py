@@ -15,6 +15,7 @@ from ablatio.model.stack import Side
 from ablatio.registry import Registry
 
 T = TypeVar("T")
+ORIGIN = ("start", "path")  # settings of the model that say where it comes from, not what it is
 Sublayer = Literal["attention", "cross", "mlp", "both"]
 
 
@@ -103,7 +104,8 @@ class Assembly:
     def __init__(self, config: Mapping[str, Any], vocab_size: int, eos: int = 0, seed: int = 0) -> None:
         self.config, self.eos, self.seed = config, eos, seed
         ids = vocab_size + extra_tokens(config, vocab_size, eos)
-        self.dims = Dimensions(**{**config["model"], "vocab_size": rows_for(ids, config["model"].get("vocab_size"))})
+        sizes = {k: v for k, v in config["model"].items() if k not in ORIGIN}
+        self.dims = Dimensions(**{**sizes, "vocab_size": rows_for(ids, sizes.get("vocab_size"))})
         self.gated = bool(self._facts(kinds.activations)["gated"])
         self.d_ff = self.dims.inner_width
         if self.gated and config.get("match") == "params":

@@ -19,7 +19,7 @@ from ablatio.paths import cache_root
 from ablatio.tasks.learner import Learner
 from ablatio.tasks.machine import Machine
 from ablatio.tasks.setup import Setup, length_of
-from ablatio.tasks.start import start_model
+from ablatio.tasks.start import TakenOver, start_model
 from ablatio.tasks.tuning import Tuning, tune
 
 
@@ -33,6 +33,7 @@ class Prepared:
     model: LanguageModel
     learner: Learner
     machine: Machine
+    origin: TakenOver | None
     tuning: Tuning
 
     @property
@@ -115,8 +116,13 @@ def row_plan(config: Mapping[str, Any], stabilizers: Mapping[str, Stabilizer]) -
     return RowPlan(train["batch_size"], train["accumulate"], _Ramp(ramps[0], length_of(config)) if ramps else None)
 
 
-def prepare_run(config: Mapping[str, Any]) -> Prepared:
-    """Machine, data, model and task of a checked config."""
+def looks_back(config: Mapping[str, Any]) -> bool:
+    """Whether the task needs the model as it started, even where the run goes on from a checkpoint."""
+    return hasattr(kinds.tasks.target(config["task"]["name"]), "prepare")
+
+
+def prepare_run(config: Mapping[str, Any], *, fresh: bool = True) -> Prepared:
+    """Machine, data, model and task of a checked config.  fresh: False where a checkpoint will fill the model."""
     machine = Machine.choose(config["trainer"])
     machine.prepare()
     options = config["stabilizer"] or {}
@@ -124,7 +130,7 @@ def prepare_run(config: Mapping[str, Any]) -> Prepared:
     setup = Setup(config, row_plan(config, stabilizers))
     choice = Choice.of(config["task"])
     task = kinds.tasks.build(choice.name, choice.knobs, setup=setup)
-    model = start_model(config, task.tokenizer, setup.seeds.init)
+    model, origin = start_model(config, task.tokenizer, setup.seeds.init, fresh=fresh)
     tuning = tune(model, config, setup.seeds.init)
     if config["trainer"]["compile"]:
         # The runs of a sweep compile the same layers: they find them here, 38 s of work become 5.
@@ -132,4 +138,5 @@ def prepare_run(config: Mapping[str, Any]) -> Prepared:
         model.compile_layers()
     if hasattr(task, "attach"):
         task.attach(model)
-    return Prepared(config, setup, task, model, Learner(setup, task, model, stabilizers, tuning), machine, tuning)
+    learner = Learner(setup, task, model, stabilizers, tuning)
+    return Prepared(config, setup, task, model, learner, machine, origin, tuning)

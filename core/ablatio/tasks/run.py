@@ -11,9 +11,10 @@ from rich.console import Console
 
 from ablatio.checkpoint import Checkpoints, write_json
 from ablatio.errors import AblatioError
+from ablatio.model.assembly import Choice
 from ablatio.tasks import provenance
-from ablatio.tasks.folder import CHECKPOINTS, run_id
-from ablatio.tasks.prepared import Prepared, prepare_run
+from ablatio.tasks.folder import CHECKPOINTS, TOKENIZER, run_id, with_own_tokenizer
+from ablatio.tasks.prepared import Prepared, looks_back, prepare_run
 from ablatio.tasks.session import Session, size_of
 from ablatio.tasks.weigh import refuse_what_cannot_fit
 
@@ -24,13 +25,16 @@ def train(
     """Train in `folder` and return its summary.  `public` is the config as it may be written down."""
     quiet_libraries()
     refuse_what_cannot_fit(config)
-    run = prepare_run(config)
     checkpoints = Checkpoints(folder / CHECKPOINTS, config["train"]["keep"], run=run_id(config))
     found = checkpoints.load() if resume and checkpoints.latest() is not None else None
     for sentence in found.skipped if found else ():
         console.print(f"[yellow]checkpoint left out:[/] {sentence}", highlight=False)
+    run = prepare_run(with_own_tokenizer(config, folder) if found else config, fresh=not found or looks_back(config))
     if not found:
+        if run.origin:
+            console.print(str(run.origin), highlight=False)
         write_json(folder / "config.json", public)
+        write_json(folder / TOKENIZER, _tokenizer(run))
         write_json(folder / "manifest.json", _manifest(run))
     run.begin()
     session = Session(run, folder, console, checkpoints, found)
@@ -50,6 +54,13 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", module=r"lightning\..*")
 
 
+def _tokenizer(run: Prepared) -> dict[str, Any]:
+    """The tokenizer with what it has learnt: other runs and tasks start from it, whatever they read."""
+    choice = Choice.of(run.config["tokenizer"])
+    made = getattr(run.tokenizer, "made_as", {"name": choice.name, "knobs": dict(choice.knobs)})
+    return {**made, "state": run.tokenizer.state()}
+
+
 def _manifest(run: Prepared) -> dict[str, Any]:
     size, seeds = size_of(run), run.setup.seeds
     return {
@@ -61,4 +72,4 @@ def _manifest(run: Prepared) -> dict[str, Any]:
         "size": asdict(size) | {"non_embedding": size.non_embedding, "vocab_size": run.tokenizer.vocab_size},
         "tuning": run.tuning.to_json(),
         "machine": asdict(run.machine),
-    }
+    } | ({"origin": asdict(run.origin)} if run.origin else {})

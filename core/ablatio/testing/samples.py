@@ -43,7 +43,10 @@ TEXTS = (
 
 
 def made(entry: Entry, knobs: Knobs | None = None, **wiring: Any) -> Any:
-    """The part, made as the model makes it."""
+    """The part, made as the model makes it; a tokenizer with a knob `path` reads a generated tokenizer.json."""
+    knob = entry.knob("path")
+    if entry.kind == "tokenizer" and knob and (knobs or {}).get("path", knob.default) == knob.default:
+        knobs = {**(knobs or {}), "path": str(_sample_tokenizer())}
     return REGISTRIES[entry.kind].build(entry.name, knobs, **wiring)
 
 
@@ -162,6 +165,25 @@ def _sample_files() -> list[Path]:
     return [text, rows, folder]
 
 
+@functools.cache
+def _sample_tokenizer() -> Path:
+    """A folder with a byte-level tokenizer.json, as transformers writes it."""
+    import tokenizers as hf
+
+    folder = Path(tempfile.mkdtemp(prefix="ablatio-samples-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    model = hf.Tokenizer(hf.models.BPE())
+    model.pre_tokenizer, model.decoder = hf.pre_tokenizers.ByteLevel(add_prefix_space=False), hf.decoders.ByteLevel()
+    signs = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    letters = hf.pre_tokenizers.ByteLevel.alphabet()
+    trainer = hf.trainers.BpeTrainer(
+        vocab_size=300, special_tokens=signs, initial_alphabet=letters, show_progress=False
+    )
+    model.train_from_iterator(TEXTS, trainer)
+    model.save(str(folder / "tokenizer.json"))
+    return folder
+
+
 def source(entry: Entry, knobs: Knobs | None = None) -> Any:
     """A source; one with a knob `path` reads the first generated file that it accepts (text, JSON lines, a folder)."""
     knob = entry.knob("path")
@@ -193,7 +215,7 @@ def task(entry: Entry, knobs: Knobs | None = None, **settings: Any) -> tuple[Any
     given |= _learned_from(entry.facts["takes"])
     setup = Setup(given, RowPlan(given["train"]["batch_size"]))
     part = made(entry, knobs, setup=setup)
-    model = start_model(given, part.tokenizer, setup.seeds.init)
+    model, _ = start_model(given, part.tokenizer, setup.seeds.init)
     if hasattr(part, "attach"):
         part.attach(model)
     if hasattr(part, "prepare"):

@@ -3,7 +3,7 @@
 from typing import Annotated, Unpack
 
 from ablatio import Range, attentions, rule
-from ablatio.model.softmax_attention import AttentionWiring, QKNorm, Sinks, Softcap, SoftmaxAttention
+from ablatio.model.softmax_attention import AttentionWiring, QKNorm, QKVBias, Sinks, Softcap, SoftmaxAttention
 
 
 @attentions.register("mha", paper="arXiv:1706.03762")
@@ -16,9 +16,10 @@ class MultiHead(SoftmaxAttention):
         qk_norm: QKNorm = "none",
         softcap: Softcap = 0.0,
         sinks: Sinks = False,
+        qkv_bias: QKVBias = None,
         **wiring: Unpack[AttentionWiring],
     ) -> None:
-        super().__init__(wiring["n_heads"], qk_norm=qk_norm, softcap=softcap, sinks=sinks, **wiring)
+        super().__init__(wiring["n_heads"], qk_norm=qk_norm, softcap=softcap, sinks=sinks, qkv_bias=qkv_bias, **wiring)
 
 
 @attentions.register("mqa", paper="arXiv:1911.02150")
@@ -31,9 +32,10 @@ class MultiQuery(SoftmaxAttention):
         qk_norm: QKNorm = "none",
         softcap: Softcap = 0.0,
         sinks: Sinks = False,
+        qkv_bias: QKVBias = None,
         **wiring: Unpack[AttentionWiring],
     ) -> None:
-        super().__init__(1, qk_norm=qk_norm, softcap=softcap, sinks=sinks, **wiring)
+        super().__init__(1, qk_norm=qk_norm, softcap=softcap, sinks=sinks, qkv_bias=qkv_bias, **wiring)
 
 
 @attentions.register("gqa", paper="arXiv:2305.13245")
@@ -47,9 +49,10 @@ class GroupedQuery(SoftmaxAttention):
         qk_norm: QKNorm = "none",
         softcap: Softcap = 0.0,
         sinks: Sinks = False,
+        qkv_bias: QKVBias = None,
         **wiring: Unpack[AttentionWiring],
     ) -> None:
-        super().__init__(n_kv_heads, qk_norm=qk_norm, softcap=softcap, sinks=sinks, **wiring)
+        super().__init__(n_kv_heads, qk_norm=qk_norm, softcap=softcap, sinks=sinks, qkv_bias=qkv_bias, **wiring)
 
 
 # Undecided, and so silent, for an attention that has no such knob.

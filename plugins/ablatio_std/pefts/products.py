@@ -146,9 +146,9 @@ class Spectral(MatrixAdapter):
 
 @pefts.register("fourierft", paper="arXiv:2405.03003")
 class FourierFT(LayerPeft):
-    """W' = W + alpha Re(ifft2(C)): n learned coefficients C at random frequencies, the same ones in layers of one shape.
+    """W' = W + alpha Re(ifft2(C)): n learned coefficients C at random frequencies.
 
-    The paper draws C from N(0, 1) (`init=gaussian`); zeros begin exactly at the base.
+    Layers of one shape share the frequencies.  The paper draws C from N(0, 1) (`init=gaussian`); zeros begin exactly at the base.
     """
 
     def __init__(
