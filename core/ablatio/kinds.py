@@ -96,6 +96,7 @@ class Attention(Protocol):
     takes_segments  keeps packed documents apart
     cross           attends to an encoder's states where `ctx.memory` is given (`ctx.keys_values`)
     bidirectional   may see what comes later, when `ctx.mask` is "full" or a prefix is open
+    prefix          its keys and values may begin with those of tokens that are not there
     """
 
     caches: ClassVar[bool]
@@ -103,6 +104,7 @@ class Attention(Protocol):
     takes_segments: ClassVar[bool]
     cross: ClassVar[bool]
     bidirectional: ClassVar[bool]
+    prefix: ClassVar[bool]
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor: ...
 
@@ -340,6 +342,7 @@ attentions: Registry[nn.Module] = Registry(
         "takes_segments": True,
         "cross": False,
         "bidirectional": True,
+        "prefix": False,
         "metrics": (),
     },
 )

@@ -39,6 +39,11 @@ class Tuning:
         return {"trainable": self.trainable, "total": self.total, "bytes": self.bytes}
 
 
+def is_tuned(config: Mapping[str, Any]) -> bool:
+    """Whether the weights of such a run are more than those of its model."""
+    return any((config.get(kind) or {}).get("name", "none") != "none" for kind in ("quantization", "peft"))
+
+
 def tune(model: nn.Module, config: Mapping[str, Any], seed: int) -> Tuning:
     """Apply the config's quantization and peft to a model that holds its base weights."""
     quantization, peft = (Choice.of(config.get(kind) or {"name": "none"}) for kind in ("quantization", "peft"))

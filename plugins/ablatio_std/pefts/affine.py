@@ -145,7 +145,7 @@ class OwnVectors:
             if not met:
                 listed = ", ".join(sorted({path.rpartition(".")[2] for path, _ in there})) or "none"
                 raise UserError(
-                    f"peft.targets: {pattern or 'an empty list'} matches no {self.what} of this model; there are {listed}"
+                    f"peft.targets: {pattern or 'an empty list'} matches no {self.what} here; there are {listed}"
                     "\n    try: peft.targets=['*']"
                 )
             for parameter in met:

@@ -68,8 +68,8 @@ class Butterfly(MatrixAdapter):
         self.size, self.count = size, blocks_of(width, size)
         if factors > 1 and (size % 2 or self.count % 2 ** (factors - 1)):
             raise UserError(
-                f"{factors} butterfly factors pair halves of blocks over 2^{factors - 1} of them: {self.count} blocks of "
-                f"{size} came\n    try: peft.factors=1"
+                f"{factors} butterfly factors pair halves of blocks over 2^{factors - 1} of them: {self.count} "
+                f"blocks of {size} came\n    try: peft.factors=1"
             )
         self.boft_R = nn.Parameter(torch.zeros(factors, self.count, size, size))
         self.boft_s = nn.Parameter(torch.ones(out, 1))
@@ -87,7 +87,7 @@ class Butterfly(MatrixAdapter):
 
 @pefts.register("boft", paper="arXiv:2311.06243")
 class BOFT(LayerPeft):
-    """y = diag(s) W R^T x, R = R_m ... R_1 of butterfly factors: each orthogonal in blocks, m of them turn wide spans."""
+    """y = diag(s) W R^T x, R = R_m ... R_1: butterfly factors, orthogonal in blocks that reach further each."""
 
     def __init__(
         self,

@@ -113,7 +113,7 @@ def split(size: int, factor: int | None) -> tuple[int, int]:
 
 @pefts.register("lokr", paper="arXiv:2309.14859")
 class LoKr(LayerPeft):
-    """W' = W + (alpha / r) C (x) (A B): the Kronecker product of a small matrix, zero at the start, and a low-rank one."""
+    """W' = W + (alpha / r) C (x) (A B): a Kronecker product of a small matrix, zero at first, and a low-rank one."""
 
     def __init__(
         self,
@@ -148,7 +148,8 @@ class Spectral(MatrixAdapter):
 class FourierFT(LayerPeft):
     """W' = W + alpha Re(ifft2(C)): n learned coefficients C at random frequencies.
 
-    Layers of one shape share the frequencies.  The paper draws C from N(0, 1) (`init=gaussian`); zeros begin exactly at the base.
+    Layers of one shape share the frequencies.  The paper draws C from N(0, 1) (`init=gaussian`); with zeros the model
+    starts exactly at the base.
     """
 
     def __init__(

@@ -62,7 +62,7 @@ class AdaLoRA(LayerPeft):
     """y = W x + (alpha / r) B diag(E) A x; of all layers' triplets the least important are set to E = 0.
 
     From `rank` a layer, the budget falls to `target_rank` by (1 - (t - t_i) / (T - t_i - t_f))^3 between a warm-up and
-    a last phase in which it is fixed.  Importance: running means of |w dL/dw| times their spread, summed over a triplet.
+    a last phase in which it is fixed.  Importance: running means of |w dL/dw| times their spread, over a triplet.
     A and B are kept orthogonal by a penalty `orthogonal` (|A A^T - I|^2 + |B^T B - I|^2) on the loss.
     """
 
