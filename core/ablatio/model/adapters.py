@@ -217,6 +217,10 @@ def merge(model: nn.Module) -> Merged:
 
     UserError, with the model as it was, where a method has no such weights.
     """
+    if wrapped := [path for path, layer in model.named_modules() if "base_layer" in layer._modules]:
+        raise UserError(
+            f"{wrapped[0]} is a layer of the library peft, which keeps its own way to merge\n    try: peft=lora, ours"
+        )
     merged = Merged()
     try:
         for path, layer, adapter in list(adapted(model)):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ablatio.data.order import RowPlan
+from ablatio.adapter_folder import save_adapter
 from ablatio.data.types import Document
 from ablatio.errors import UserError
 from ablatio.model.assembly import Assembly
@@ -131,8 +132,25 @@ def parameters(of: Iterable[ParameterGroup]) -> list[nn.Parameter]:
 
 
 def peft(entry: Entry, knobs: Knobs | None = None) -> Any:
-    """A method of peft; one that starts from trained adapters gets two that were just made."""
-    return made(entry, knobs)
+    """A method of peft; one that starts from trained adapters gets two of the small model's."""
+    given = dict(knobs or {})
+    if entry.knob("adapters") and not given.get("adapters"):
+        given["adapters"] = _sample_adapters()
+    return made(entry, given)
+
+
+@functools.cache
+def _sample_adapters() -> tuple[str, ...]:
+    """Two LoRAs of the small model, in folders that last as long as the process."""
+    folders = []
+    for seed in (0, 1):
+        net, part = tiny.model(), REGISTRIES["peft"].build("lora")
+        part.apply(net, seed)
+        tiny.tune(net, part, 3, lr=3e-2)
+        folders.append(Path(tempfile.mkdtemp(prefix="ablatio-adapter-")))
+        atexit.register(shutil.rmtree, folders[-1], ignore_errors=True)
+        save_adapter(folders[-1], net, {"name": "lora", **REGISTRIES["peft"]["lora"].defaults})
+    return tuple(map(str, folders))
 
 
 def tuned(entry: Entry, knobs: Knobs | None = None, seed: int = 0) -> tuple[LanguageModel, Any]:
