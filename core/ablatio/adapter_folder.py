@@ -1,7 +1,7 @@
 """What PEFT has learned, in a folder of its own: verified on reading, and refused beside another base model.
 
-    adapter.json         the method and its knobs, the digest of its base, the digest of the tensors
-    adapter.safetensors  the tensors, under the names that they have in the model
+adapter.json         the method and its knobs, the digest of its base, the digest of the tensors
+adapter.safetensors  the tensors, under the names that they have in the model
 """
 
 import hashlib

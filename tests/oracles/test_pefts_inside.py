@@ -1,4 +1,4 @@
-"""PEFT that stands inside a model: soft prompts, prefixes, adapters and edits, against loops and transformers' own cache."""
+"""PEFT inside a model: soft prompts, prefixes, adapters and edits, against loops and transformers' own cache."""
 
 import math
 from typing import Any

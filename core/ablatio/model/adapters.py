@@ -221,6 +221,11 @@ def merge(model: nn.Module) -> Merged:
         raise UserError(
             f"{wrapped[0]} is a layer of the library peft, which keeps its own way to merge\n    try: peft=lora, ours"
         )
+    if any("virtual" in m._modules for m in model.modules()):
+        raise UserError(
+            "this model has virtual tokens before each text, and no weight can take them in"
+            "\n    try: keep them apart (ablatio export RUN --adapter DIR)"
+        )
     merged = Merged()
     try:
         for path, layer, adapter in list(adapted(model)):

@@ -83,7 +83,7 @@ class Stack(nn.Module):
         return x
 
     def keys_values_of(self, x: Tensor) -> dict[int, tuple[Tensor, Tensor]]:
-        """What the layers make of embeddings (n, D) at the start of a text: keys and values (H_kv, n, d_head) of each."""
+        """What each layer makes of embeddings (n, D) at the start of a text: keys and values (H_kv, n, d_head)."""
         recording = Recording()
         ids = torch.zeros(1, len(x), dtype=torch.long, device=x.device)
         self.through(x[None], self._context(ids, None, recording, x.dtype, None, None, None))

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ablatio.data.order import RowPlan
 from ablatio.adapter_folder import save_adapter
+from ablatio.data.order import RowPlan
 from ablatio.data.types import Document
 from ablatio.errors import UserError
 from ablatio.model.assembly import Assembly

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ablatio import Positive, kinds, pefts, rule
-from ablatio.model.adapters import LayerPeft, Targets, weight_of, widths
+from ablatio.model.adapters import LayerPeft, Targets, adapted, weight_of, widths
 from ablatio.model.roles import ParameterInfo
 from ablatio_std.pefts._common import QUERY_VALUE, Alpha, Dropout, LowRank, Rank
 
@@ -49,6 +49,19 @@ class LoRA(LayerPeft):
         elif self.init != "kaiming":
             take_out(layer, made, self.init)
         return made
+
+    def to_peft(self, model: nn.Module) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]], set[str]]:
+        """The library peft's config and names (ablatio.peft_format)."""
+        layers: dict[str, dict[str, Tensor]] = {}
+        for path, _, adapter in adapted(model):
+            assert isinstance(adapter, LowRank)
+            layers[path] = {"lora_A.weight": adapter.lora_A, "lora_B.weight": adapter.lora_B}
+            if isinstance(adapter, Directed):
+                layers[path]["lora_magnitude_vector"] = adapter.magnitude
+            scale, rank = adapter.scale, len(adapter.lora_A)
+        config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": scale * rank, "bias": "none"}
+        config |= {"use_dora": isinstance(adapter, Directed), "lora_dropout": self.dropout, "inference_mode": True}
+        return config, layers, {"lora_B.weight", "lora_magnitude_vector"}
 
     def rate(self, info: ParameterInfo) -> float:
         return self.lr_ratio if info.name.endswith("lora_B") else 1.0

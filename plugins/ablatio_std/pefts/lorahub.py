@@ -51,8 +51,8 @@ class Mixed(MatrixAdapter):
 class LoraHub(LayerPeft):
     """y = W x + s (sum_i w_i B_i) (sum_i w_i A_i) x: A_i, B_i of trained LoRAs, frozen; w, one number each, from 0.
 
-    w is searched for, without gradients: each step tries w + sigma N(0, 1) on its batch and keeps it where the loss plus
-    `l1` |w|_1 is the lowest so far; sigma grows with success (one success in five keeps it).
+    w is searched for, without gradients: each step tries w + sigma N(0, 1) on its batch and keeps it where the loss
+    plus `l1` |w|_1 is the lowest so far; sigma grows with success (one success in five keeps it).
     """
 
     def __init__(

@@ -56,8 +56,8 @@ rule(
 for _name in ("prompt", "p_tuning"):
     rule(
         when=f"peft.name == '{_name}' and 'encoder' in facts.architecture.stacks",
-        why="virtual tokens of peft={peft.name} read one another alone, and those of an encoder would read its text; keys "
-        "and values need not read",
+        why="virtual tokens of peft={peft.name} read one another alone, and those of an encoder would read its text; "
+        "keys and values need not read",
         fix="peft=prefix",
         where="peft",
     )
