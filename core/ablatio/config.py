@@ -12,7 +12,7 @@ from ablatio.plugins import refuse_objects
 from ablatio.registry import REGISTRIES, ContractError, Entry, Registry
 
 _KINDS = [getattr(kinds, plural) for plural in kinds.__all__]
-NEEDED = tuple(r.kind for r in _KINDS if not r.optional)  # a kind that a plugin adds may be left out too
+NEEDED = tuple(r.kind for r in _KINDS if r.in_run and not r.optional)  # a kind that a plugin adds may be left out too
 NAME_PATTERN = "letters, digits, `.`, `_` and `-`, at most 100, the first a letter or digit"
 
 
@@ -244,7 +244,7 @@ def _top_level(config: Mapping[str, Any]) -> Iterator[Problem]:
     known = [*knobs, *SECTIONS, *REGISTRIES, SWEEP]
     for key, value in config.items():
         if key in knobs:
-            yield from _value(key, knobs[key], value)
+            yield from value_problems(key, knobs[key], value)
         elif key not in known:
             yield unknown(key, key, known)
     name = config.get("name")
@@ -278,12 +278,13 @@ def _knobs(where: str, node: Mapping[str, Any], knobs: tuple[Knob, ...]) -> Iter
     by_name = {k.name: k for k in knobs}
     for key, value in node.items():
         if key in by_name:
-            yield from _value(f"{where}.{key}", by_name[key], value)
+            yield from value_problems(f"{where}.{key}", by_name[key], value)
         elif key != "name":
             yield unknown(f"{where}.{key}", key, by_name, prefix=f"{where}.")
 
 
-def _value(where: str, knob: Knob, value: Any) -> Iterator[Problem]:
+def value_problems(where: str, knob: Knob, value: Any) -> Iterator[Problem]:
+    """What is wrong with one value; the fix is the knob's default."""
     if knob.option_of in REGISTRIES and isinstance(value, str):
         options = REGISTRIES[knob.option_of].entries
         if value not in options:
@@ -308,7 +309,10 @@ def unknown(where: str, word: str, known: Iterable[str], prefix: str = "") -> Pr
 def _parts(config: Mapping[str, Any]) -> Iterator[Problem]:
     for kind, registry in REGISTRIES.items():
         node = config.get(kind)
-        if registry.many:
+        if not registry.in_run:
+            if kind in config:
+                yield Problem(kind, "is chosen for a sweep, and this is one run; add -m")
+        elif registry.many:
             yield from _several(kind, registry, node)
         elif node is None and registry.optional:
             continue

@@ -12,9 +12,13 @@ from omegaconf import OmegaConf
 
 from ablatio import config as run_config
 from ablatio import plugins, presets, yamls
+from ablatio.launching import LauncherSource
 from ablatio.registry import REGISTRIES
 
 BASE = "settings"
+OPEN = (
+    "__open__"  # an option without knobs: the frame of many arms (ablatio.sweep.compose) leaves its kinds open with it
+)
 VALUES = "preset_values"  # what the preset sets beside the options that are chosen: see conf/train.yaml
 
 
@@ -38,7 +42,12 @@ class RegistrySource(ConfigSource):
 
     def is_config(self, config_path: str) -> bool:
         group, _, name = _bare(config_path).partition("/")
-        return name in self._names(group) or group == BASE or (group == VALUES and _split(name)[0] in presets.presets())
+        return (
+            name in self._names(group)
+            or group == BASE
+            or (name == OPEN and group in REGISTRIES)
+            or (group == VALUES and _split(name)[0] in presets.presets())
+        )
 
     def load_config(self, config_path: str) -> ConfigResult:
         path = _bare(config_path)
@@ -80,6 +89,8 @@ def _content(group: str, name: str) -> tuple[Any, str | None]:
     if group == VALUES:
         preset, chosen = _split(name)
         return presets.presets()[preset].values(chosen), "_global_"
+    if name == OPEN:
+        return {"name": OPEN}, None
     entry = REGISTRIES[group].entries[name]
     if REGISTRIES[group].many:
         return entry.defaults, f"{group}.{name}"
@@ -97,6 +108,7 @@ class AblatioSearchPath(SearchPathPlugin):
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         search_path.prepend("ablatio", "registry://")
+        search_path.prepend("ablatio-launcher", "launcher://")
         for source in plugins.sources():
             if source.conf is not None and source.provider.dist != "ablatio":
                 search_path.append(source.provider.dist, f"file://{source.conf}")
@@ -111,6 +123,7 @@ def register_with_hydra() -> None:
     plugins.load()
     if RegistrySource not in Plugins.instance().discover(ConfigSource):
         Plugins.instance().register(RegistrySource)
+        Plugins.instance().register(LauncherSource)
         Plugins.instance().register(AblatioSearchPath)
 
 

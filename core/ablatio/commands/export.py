@@ -1,4 +1,4 @@
-"""`ablatio export RUN --to DIR`: a folder that transformers loads and generates with; `--adapter DIR`: what peft added."""
+"""`ablatio export RUN --to DIR`: a folder that transformers loads; `--adapter DIR`: what peft added, apart."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING

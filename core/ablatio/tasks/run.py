@@ -14,17 +14,28 @@ from ablatio.errors import AblatioError
 from ablatio.model.assembly import Choice
 from ablatio.tasks import provenance
 from ablatio.tasks.folder import CHECKPOINTS, TOKENIZER, run_id, with_own_tokenizer
+from ablatio.tasks.logs import make_loggers
 from ablatio.tasks.prepared import Prepared, looks_back, prepare_run
 from ablatio.tasks.session import Session, size_of
 from ablatio.tasks.weigh import refuse_what_cannot_fit
 
 
 def train(
-    config: Mapping[str, Any], public: Mapping[str, Any], folder: Path, console: Console, *, resume: bool = False
+    config: Mapping[str, Any],
+    public: Mapping[str, Any],
+    folder: Path,
+    console: Console,
+    *,
+    resume: bool = False,
+    until: int | None = None,
 ) -> dict[str, Any]:
-    """Train in `folder` and return its summary.  `public` is the config as it may be written down."""
+    """Train in `folder` and return its summary.  `public` is the config as it may be written down.
+
+    until: pause at this step of the run's own schedule, with a score and a checkpoint; resume=True goes on from there
+    """
     quiet_libraries()
     refuse_what_cannot_fit(config)
+    loggers = make_loggers(config, public, folder)
     checkpoints = Checkpoints(folder / CHECKPOINTS, config["train"]["keep"], run=run_id(config))
     found = checkpoints.load() if resume and checkpoints.latest() is not None else None
     for sentence in found.skipped if found else ():
@@ -37,12 +48,13 @@ def train(
         write_json(folder / TOKENIZER, _tokenizer(run))
         write_json(folder / "manifest.json", _manifest(run))
     run.begin()
-    session = Session(run, folder, console, checkpoints, found)
+    session = Session(run, folder, console, checkpoints, found, loggers, until)
     try:
         return session.train()
     except AblatioError as error:
         status = {4: "diverged", 75: "preempted"}.get(error.exit_code, "failed")
         write_json(folder / "summary.json", session.summary(status) | {"error": str(error)})
+        session.file.finish(status)
         raise
 
 

@@ -17,6 +17,7 @@ from ablatio.adapter_folder import save_adapter
 from ablatio.data.order import RowPlan
 from ablatio.data.types import Document
 from ablatio.errors import UserError
+from ablatio.model.answers import Answer
 from ablatio.model.assembly import Assembly
 from ablatio.model.context import Context, make_context
 from ablatio.model.language_model import LanguageModel
@@ -257,3 +258,38 @@ def tokenizer(entry: Entry, knobs: Knobs | None = None) -> Any:
     if entry.facts["trained"]:
         part.train([text * 20 for text in TEXTS])
     return part
+
+
+def logger(entry: Entry, folder: Path, knobs: Knobs | None = None) -> Any:
+    """A logger of a run with a secret in its config, as it is written down."""
+    return made(entry, knobs, folder=folder, config={"seed": 1, "model": {"d_model": 16}, "note": "${oc.env:SECRET}"})
+
+
+def answers() -> list[Answer]:
+    """Answers to a sum, right and wrong, long and short; each letter is a token."""
+    texts = [
+        "12 + 30 = 42\n#### 42",
+        "12 + 30 = 41\nso 41 + 1 = 42\n#### 41",
+        "I love this wonderful day!",
+        "no 42",
+        "?",
+    ]
+    return [
+        Answer("12 + 30?\n", text, prompt_ids=tuple(b"12 + 30?\n"), ids=tuple(text.encode()), truth="42")
+        for text in texts
+    ]
+
+
+def reward(entry: Entry, knobs: Knobs | None = None) -> Any:
+    """A reward as a task calls it: of answers; a run that it opens counts letters."""
+    if entry.wiring == ("answer",):
+        judge = made(entry, knobs)
+        return lambda answers: torch.tensor([float(judge(a)) for a in answers])
+    values = dict(knobs or {})
+    if entry.knob("path") and not values.get("path"):
+        values["path"] = "a run"
+
+    def open_run(path: str) -> Any:
+        return lambda answers: torch.tensor([len(a.text + path) / 9 for a in answers])
+
+    return made(entry, values, open_run=open_run)
