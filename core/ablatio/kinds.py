@@ -102,6 +102,7 @@ class Attention(Protocol):
     takes_segments  keeps packed documents apart
     cross           attends to an encoder's states where `ctx.memory` is given (`ctx.keys_values`)
     bidirectional   may see what comes later, when `ctx.mask` is "full" or a prefix is open
+    prefix          its keys and values may begin with those of tokens that are not there
     """
 
     caches: ClassVar[bool]
@@ -109,6 +110,7 @@ class Attention(Protocol):
     takes_segments: ClassVar[bool]
     cross: ClassVar[bool]
     bidirectional: ClassVar[bool]
+    prefix: ClassVar[bool]
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor: ...
 
@@ -174,6 +176,36 @@ class Optimizer(Protocol):
 
     decays: ClassVar[bool]
     entrywise: ClassVar[bool]
+
+
+class Quantization(Protocol):
+    """`apply(model)` turns the matrices of linear maps into codes of few bits, in place; the maps stay where they are.
+
+    bits   of a code; 32: nothing is done
+    aware  a knob, if it has one: weights stay as they are, and each pass rounds them (straight-through gradients)
+    """
+
+    bits: ClassVar[int]
+
+    def apply(self, model: nn.Module) -> None: ...
+
+
+class Peft(Protocol):
+    """Makes few weights train in place of all: what is learned stands beside the base, which is frozen bit for bit.
+
+    apply(model, seed)  changes the model in place; afterwards `requires_grad` stands on what trains and on nothing else
+    prepare(model)      optional, before that: what becomes of the base itself (its quantisation)
+    rate(info)          optional: a factor on the learning rate of a parameter (ablatio.model.roles)
+    before_step(step), after_step(step)  optional, as in a stabilizer; what lasts is kept in buffers of the model
+
+    exact    whether the model at step 0 is the base to the last bit, and not only to rounding
+    virtual  whether it adds keys and values of tokens that are not there: then attention must have such
+    """
+
+    exact: ClassVar[bool]
+    virtual: ClassVar[bool]
+
+    def apply(self, model: nn.Module, seed: int) -> None: ...
 
 
 class Schedule(Protocol):
@@ -434,6 +466,7 @@ attentions: Registry[nn.Module] = Registry(
         "takes_segments": True,
         "cross": False,
         "bidirectional": True,
+        "prefix": False,
         "metrics": (),
     },
 )
@@ -468,6 +501,20 @@ optimizers: Registry[torch.optim.Optimizer] = Registry(
     "How gradients change the weights; groups of parameters come by role.",
     wiring=("groups",),
     facts={"decays": True, "entrywise": True},
+)
+quantizations: Registry[Quantization] = Registry(
+    "quantization",
+    "How many bits a frozen weight takes.",
+    methods=("apply",),
+    facts={"bits": 32},
+    default="none",
+)
+pefts: Registry[Peft] = Registry(
+    "peft",
+    "Which weights train: all, or a few beside a frozen base.",
+    methods=("apply",),
+    facts={"exact": True, "virtual": False, "metrics": ()},
+    default="none",
 )
 schedules: Registry[Schedule] = Registry(
     "schedule", "The learning rate over the run.", calls={("step", "total"): {}}, methods=("__call__",)
@@ -569,6 +616,6 @@ rewards: Registry[Reward] = Registry(
 
 __all__ = [
     "activations", "alignments", "architectures", "attentions", "blocks", "designs", "inits", "launchers",
-    "loggers", "mlps", "norms", "objectives", "optimizers", "placements", "positions", "rewards", "schedules",
-    "sources", "stabilizers", "tasks", "templates", "tokenizers",
+    "loggers", "mlps", "norms", "objectives", "optimizers", "pefts", "placements", "positions", "quantizations",
+    "rewards", "schedules", "sources", "stabilizers", "tasks", "templates", "tokenizers",
 ]  # fmt: skip

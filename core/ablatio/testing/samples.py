@@ -13,12 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ablatio.adapter_folder import save_adapter
 from ablatio.data.order import RowPlan
 from ablatio.data.types import Document
 from ablatio.errors import UserError
 from ablatio.model.answers import Answer
 from ablatio.model.assembly import Assembly
 from ablatio.model.context import Context, make_context
+from ablatio.model.language_model import LanguageModel
 from ablatio.model.roles import ParameterGroup
 from ablatio.registry import REGISTRIES, Entry
 from ablatio.space import Arm, Ask, Axis, Told
@@ -149,6 +151,45 @@ def groups(dtype: torch.dtype = torch.float32, seed: int = 0) -> list[ParameterG
 
 def parameters(of: Iterable[ParameterGroup]) -> list[nn.Parameter]:
     return [p for group in of for p in group["params"]]
+
+
+def peft(entry: Entry, knobs: Knobs | None = None) -> Any:
+    """A method of peft; one that starts from trained adapters gets two of the small model's."""
+    given = dict(knobs or {})
+    if entry.knob("adapters") and not given.get("adapters"):
+        given["adapters"] = _sample_adapters()
+    return made(entry, given)
+
+
+@functools.cache
+def _sample_adapters() -> tuple[str, ...]:
+    """Two LoRAs of the small model, in folders that last as long as the process."""
+    folders = []
+    for seed in (0, 1):
+        net, part = tiny.model(), REGISTRIES["peft"].build("lora")
+        part.apply(net, seed)
+        tiny.tune(net, part, 3, lr=3e-2)
+        folders.append(Path(tempfile.mkdtemp(prefix="ablatio-adapter-")))
+        atexit.register(shutil.rmtree, folders[-1], ignore_errors=True)
+        save_adapter(folders[-1], net, {"name": "lora", **REGISTRIES["peft"]["lora"].defaults})
+    return tuple(map(str, folders))
+
+
+def tuned(entry: Entry, knobs: Knobs | None = None, seed: int = 0) -> tuple[LanguageModel, Any]:
+    """The small model with the method applied, and the method."""
+    net, part = tiny.model(entry, seed=0), peft(entry, knobs)
+    if hasattr(part, "prepare"):
+        part.prepare(net)
+    part.apply(net, seed)
+    return net, part
+
+
+def tuned_and_trained(entry: Entry, knobs: Knobs | None = None, steps: int = 4) -> LanguageModel:
+    """The same in float64 after a few steps: nothing of it is zero any more."""
+    net, part = tuned(entry, knobs)
+    net.double()
+    tiny.tune(net, part, steps, lr=3e-2)
+    return net
 
 
 @functools.cache
