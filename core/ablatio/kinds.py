@@ -150,9 +150,13 @@ class Objective(Protocol):
 
     gives         next tokens | source and target | blanks in place
     extra_tokens  optional: ids that it needs behind the tokenizer's (sentinels, masks), known from knobs and wiring
+    ahead         optional: how many coming tokens a position has to say, by default 1; the model then has ahead - 1
+                  siblings of its last layer, and the example `further` targets for them
+    metrics       what the loss logs beside itself
     """
 
     gives: ClassVar[str]
+    metrics: ClassVar[Sequence[str]]
 
     def __call__(self, tokens: Tensor, segments: Tensor | None, generator: torch.Generator) -> Example: ...
 
@@ -275,7 +279,7 @@ objectives: Registry[Objective] = Registry(
     "What is predicted from what.",
     wiring=("vocab_size", "eos", "max_len"),
     methods=("__call__",),
-    facts={"gives": "next tokens"},
+    facts={"gives": "next tokens", "metrics": ()},
 )
 optimizers: Registry[torch.optim.Optimizer] = Registry(
     "optimizer",

@@ -103,7 +103,8 @@ class Assembly:
 
     def __init__(self, config: Mapping[str, Any], vocab_size: int, eos: int = 0, seed: int = 0) -> None:
         self.config, self.eos, self.seed = config, eos, seed
-        ids = vocab_size + extra_tokens(config, vocab_size, eos)
+        objective = objective_of(config, vocab_size, eos)
+        ids, self.ahead = vocab_size + int(getattr(objective, "extra_tokens", 0)), int(getattr(objective, "ahead", 1))
         self.dims = Dimensions(**{**config["model"], "vocab_size": rows_for(ids, config["model"].get("vocab_size"))})
         self.gated = bool(self._facts(kinds.activations)["gated"])
         self.d_ff = self.dims.inner_width
@@ -239,8 +240,13 @@ class Assembly:
             return None
         return lambda width: self.norm(f"{path}.inner_norm", width)
 
-    def block(self, layer: int, side: Side = "decoder") -> nn.Module:
-        path = f"{self.root(side)}.layers.{layer}"
+    def siblings(self, side: Side = "decoder") -> list[nn.Module]:
+        """Of a decoder's last layer: one for each token that the objective asks for beyond the next one."""
+        count, last = self.ahead - 1 if side == "decoder" else 0, self.depth(side) - 1
+        return [self.block(last, side, f"{self.root(side)}.further.{i}") for i in range(count)]
+
+    def block(self, layer: int, side: Side = "decoder", path: str = "") -> nn.Module:
+        path = path or f"{self.root(side)}.layers.{layer}"
         names = iter(("input_layernorm", "post_attention_layernorm", *(f"norm_{i}" for i in range(2, 16))))
         sublayers = iter(range(16))
         crossed = side == "decoder" and "encoder" in self.stacks
@@ -272,11 +278,10 @@ def rows_for(ids: int, wanted: int | None) -> int:
     return wanted or ids
 
 
-def extra_tokens(config: Mapping[str, Any], vocab_size: int, eos: int) -> int:
-    """The ids that the objective needs beyond the tokenizer's: sentinels, masks, names of tasks."""
+def objective_of(config: Mapping[str, Any], vocab_size: int, eos: int) -> kinds.Objective:
+    """The objective, which may need ids beyond the tokenizer's (sentinels, masks) and siblings of the last layer."""
     choice, length = Choice.of(config["objective"]), int(config["model"]["max_len"])
-    objective = kinds.objectives.build(choice.name, choice.knobs, vocab_size=vocab_size, eos=eos, max_len=length)
-    return int(getattr(objective, "extra_tokens", 0))
+    return kinds.objectives.build(choice.name, choice.knobs, vocab_size=vocab_size, eos=eos, max_len=length)
 
 
 @contextmanager

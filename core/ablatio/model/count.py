@@ -8,6 +8,7 @@ import torch
 
 from ablatio import kinds
 from ablatio.model.assembly import Assembly, Choice
+from ablatio.model.context import Record
 from ablatio.model.example import Example
 from ablatio.model.roles import describe, named_generator
 
@@ -47,7 +48,8 @@ def measure(config: Mapping[str, Any], vocab_size: int) -> Size:
     with torch.device("meta"):
         model = Assembly(config, vocab_size).model().eval()
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            model.logits(model.hidden(example))
+            for states in model.states(example, Record()):
+                model.logits(states)
     embedding = sum(p.numel() for p, info in describe(model) if info.role == "embedding")
     parameters = sum(p.numel() for p in model.parameters())
     idle = sum(int(getattr(m, "idle_parameters", 0)) for m in model.modules())

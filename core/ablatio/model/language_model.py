@@ -60,7 +60,7 @@ class LanguageModel(nn.Module):
                 setattr(module, name, torch.compiler.disable(getattr(module, name)))  # type: ignore[no-untyped-call]
         for stack in self.modules():
             if isinstance(stack, Stack):
-                for layer in stack.layers:
+                for layer in (*stack.layers, *stack.further):
                     layer.compile()
 
     def forward(self, tokens: Tensor, segments: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
@@ -88,22 +88,36 @@ class LanguageModel(nn.Module):
         states: Tensor = self.model(row.tokens, row.segments, opened=opened, record=record, tie=tie)
         return row.of_inputs(states, example.inputs.shape[1])
 
+    def states(self, example: Example, record: Record, tie: Tie | None = None) -> list[Tensor]:
+        """All states that training asks: those that say the targets, then those that say what is further ahead."""
+        record.further = None if example.further is None else []
+        return [self.hidden(example, record, tie), *(record.further or ())]
+
     def loss(self, example: Example) -> Loss:
         """The loss of one batch, and what the layers measured."""
         record = Record()
         tie = Tie.of(self.model.embed_tokens, self.lm_head.weight)
-        hidden = self._scaled(self.hidden(example, record, tie))
-        weights = None if example.weights is None else example.weights.flatten()
-        targets = example.targets.flatten()
-        total = linear_cross_entropy(
-            hidden.flatten(0, 1), self.lm_head.weight, targets, weights,
-            z_loss=self.z_loss, smoothing=self.smoothing, tie=tie,
-        )  # fmt: skip
-        summed = None if weights is None else weights.sum().clamp(min=NOTHING).to(total.dtype)
-        count = total.new_tensor(float(len(targets))) if summed is None else summed
+        hidden, *further = self.states(example, record, tie)
+        total = self._cross_entropy(hidden, example.targets, example.weights, tie)
+        if example.weights is None:
+            count = total.new_tensor(float(example.targets.numel()))
+        else:
+            count = example.weights.sum().clamp(min=NOTHING).to(total.dtype)
+        if example.further is not None:
+            assert example.further_weights is not None
+            record.measures["train/next_token"] = total.detach() / count
+            states, weights = torch.stack(further, dim=2), example.further_weights
+            total = total + self._cross_entropy(states, example.further, weights)
         for extra in record.losses.values():
             total = total + extra * count
         return Loss(total, count, record.measures | {k: v.detach() for k, v in record.losses.items()})
+
+    def _cross_entropy(self, hidden: Tensor, targets: Tensor, weights: Tensor | None, tie: Tie | None = None) -> Tensor:
+        """The weighted sum over states (..., D) and their targets (...)."""
+        return linear_cross_entropy(
+            self._scaled(hidden).flatten(0, -2), self.lm_head.weight, targets.flatten(),
+            None if weights is None else weights.flatten(), z_loss=self.z_loss, smoothing=self.smoothing, tie=tie,
+        )  # fmt: skip
 
     @torch.no_grad()
     def redrawn(self, example: Example, generator: torch.Generator) -> Example:
@@ -113,7 +127,7 @@ class LanguageModel(nn.Module):
             torch.multinomial(self.lm_head(block).float().softmax(-1), 1, generator=generator)
             for block in torch.split(states, 512)
         ]
-        return replace(example, targets=torch.cat(drawn).view_as(example.targets))
+        return replace(example, targets=torch.cat(drawn).view_as(example.targets), further=None, further_weights=None)
 
     @torch.no_grad()
     def token_scores(self, example: Example) -> tuple[Tensor, Tensor]:

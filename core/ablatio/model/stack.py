@@ -21,6 +21,8 @@ class Stack(nn.Module):
 
     depth, d_model, gain  what inits ask for: the number of layers, the width, and the factor that the placement puts on
                           some matrices
+    further               siblings of the last layer, for an objective that asks for tokens further ahead: they read
+                          what it reads, and only training asks them
     """
 
     def __init__(
@@ -36,6 +38,7 @@ class Stack(nn.Module):
         self.embed_norm = assembly.embedding_norm(side)
         self.position = assembly.position(mask == "causal" and not opens, side)
         self.layers = nn.ModuleList([assembly.block(i, side) for i in range(self.depth)])
+        self.further = nn.ModuleList(assembly.siblings(side))
         self.norm = assembly.final_norm(side)
         self.stream = placed if hasattr(placed, "open") else None
 
@@ -63,10 +66,18 @@ class Stack(nn.Module):
         x = x if self.embed_norm is None else self.embed_norm(x)
         x = nn.functional.dropout(x, self.dropout, self.training) if self.dropout else x
         x = x if self.stream is None else self.stream.open(x)
-        for layer in self.layers:
+        *layers, last = self.layers
+        for layer in layers:
             x = layer(x, ctx)
+        if record is not None and record.further is not None:
+            record.further += [self._leave(sibling(x, ctx)) for sibling in self.further]
+        x = last(x, ctx)
         if cache is not None:
             cache.advance(tokens.shape[1])
+        return self._leave(x)
+
+    def _leave(self, x: Tensor) -> Tensor:
+        """The stream after the last layer -> hidden states (B, T, D)."""
         norm = nn.Identity() if self.norm is None else self.norm
         hidden: Tensor = norm(x) if self.stream is None else self.stream.close(x, norm)
         return hidden

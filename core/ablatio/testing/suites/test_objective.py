@@ -21,7 +21,7 @@ def test_example_is_whole(part: Entry) -> None:
     for segments in (False, True):
         got = _made(part, segments)
         assert isinstance(got, Example), f"{probe.label(part)}: gives {type(got).__name__}, an Example was expected"
-        for name in ("inputs", "targets", "source"):
+        for name in ("inputs", "targets", "source", "further"):
             if getattr(got, name) is not None:
                 _check_tokens(part, name, getattr(got, name))
         rows, shape = samples.token_rows()[0].shape[0], tuple(got.inputs.shape)
@@ -30,6 +30,11 @@ def test_example_is_whole(part: Entry) -> None:
             value = getattr(got, name)
             came = None if value is None else tuple(value.shape)
             assert came in (None, shape), f"{probe.label(part)}: {name} is {came}, inputs are {shape}"
+        ahead = int(getattr(samples.objective(part), "ahead", 1))
+        for name in ("further", "further_weights") if ahead > 1 else ():
+            came = None if getattr(got, name) is None else tuple(getattr(got, name).shape)
+            expected = (*shape, ahead - 1)
+            assert came == expected, f"{probe.label(part)}: {name} is {came}, {expected} was expected"
         if got.source_segments is not None:
             same = got.source is not None and got.source_segments.shape == got.source.shape
             assert same, f"{probe.label(part)}: source_segments do not have the shape of source"
