@@ -11,6 +11,12 @@ rule(
     where="model.n_heads",
 )
 rule(
+    when="model.distinct_layers is not None and model.distinct_layers > model.n_layers",
+    why="distinct_layers={model.distinct_layers} of n_layers={model.n_layers} layers cannot have weights of their own",
+    fix="model.distinct_layers={model.n_layers}",
+    where="model.distinct_layers",
+)
+rule(
     when="data.length > model.max_len",
     unless="facts.position.extends",
     why="rows of {data.length} tokens came, and position={position.name} knows only model.max_len={model.max_len}",

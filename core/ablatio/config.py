@@ -42,6 +42,10 @@ class Model:
     bias: Annotated[bool, "biases in the linear maps"] = False
     dropout: Annotated[float, Range(0, 1, open_high=True)] = 0.0
     encoder_layers: Annotated[int | None, Positive, "of an encoder beside a decoder; by default n_layers"] = None
+    distinct_layers: Annotated[int | None, Positive, "with weights of their own, used again by the others"] = None
+    sharing: Annotated[Literal["cycle", "runs"], "of 2 distinct layers in 4: cycle uses them as 0101, runs as 0011"] = (
+        "cycle"
+    )
     embedding_norm: Annotated[bool | None, "one right after the embedding; by default as the placement wants"] = None
     embedding_scale: Annotated[float, Positive, "factor on the embeddings"] = 1.0
     final_norm: Annotated[bool | None, "a norm after the last layer; by default as the placement wants"] = None

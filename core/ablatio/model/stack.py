@@ -37,7 +37,7 @@ class Stack(nn.Module):
         self.embed_tokens = table or nn.Embedding(dims.vocab_size, dims.d_model)
         self.embed_norm = assembly.embedding_norm(side)
         self.position = assembly.position(mask == "causal" and not opens, side)
-        self.layers = nn.ModuleList([assembly.block(i, side) for i in range(self.depth)])
+        self.layers = nn.ModuleList(assembly.layers(side))
         self.further = nn.ModuleList(assembly.siblings(side))
         self.norm = assembly.final_norm(side)
         self.stream = placed if hasattr(placed, "open") else None
