@@ -86,6 +86,12 @@ rule(  # one number of norms has no length: then the rule is silent
     where="block",
 )
 rule(
+    when="facts.schedule.watches and train.val_every is None",
+    why="schedule={schedule.name} watches the held-out loss, and train.val_every=null scores it only before and after",
+    fix="train.val_every=100",
+    where="train.val_every",
+)
+rule(
     when="data.document_mask and not facts.attention.takes_segments",
     why="attention={attention.name} cannot keep the documents of a packed row apart",
     fix="data.document_mask=false",

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from ablatio import combinations, kinds, rules  # noqa: F401  (combinations: its rules are among those checked)
 from ablatio.errors import Problem
-from ablatio.knobs import Knob, NonNegative, Positive, Range, did_you_mean, read_signature
+from ablatio.knobs import Knob, NonNegative, OptionOf, Positive, Range, did_you_mean, read_signature
 from ablatio.plugins import refuse_objects
 from ablatio.registry import REGISTRIES, ContractError, Entry, Registry
 
@@ -82,6 +82,24 @@ class Train:
     keep: Annotated[int, Positive, "checkpoints kept"] = 2
 
 
+RateFactor = Annotated[float, Positive, "factor on the learning rate; the decay per step stays as it is"]
+OwnSchedule = Annotated[str | None, OptionOf("schedule"), "in place of `schedule`, whose knobs it takes where it can"]
+
+
+@dataclass(kw_only=True)
+class Roles:
+    """Learning rates and schedules of parameters by what they are for, where they are not those of all."""
+
+    matrix_rate: RateFactor = 1.0
+    vector_rate: RateFactor = 1.0
+    embedding_rate: RateFactor = 1.0
+    head_rate: RateFactor = 1.0
+    matrix_schedule: OwnSchedule = None
+    vector_schedule: OwnSchedule = None
+    embedding_schedule: OwnSchedule = None
+    head_schedule: OwnSchedule = None
+
+
 @dataclass(kw_only=True)
 class Seeds:
     """Independent streams of chance; each is `seed` unless it is set."""
@@ -105,7 +123,9 @@ class Trainer:
     progress: Annotated[bool, "the progress bar"] = True
 
 
-SECTIONS: dict[str, type] = {"model": Model, "data": Data, "train": Train, "seeds": Seeds, "trainer": Trainer}
+SECTIONS: dict[str, type] = {
+    "model": Model, "data": Data, "train": Train, "roles": Roles, "seeds": Seeds, "trainer": Trainer,
+}  # fmt: skip
 SWEEP = "sweep"
 
 

@@ -175,9 +175,17 @@ class Optimizer(Protocol):
 
 
 class Schedule(Protocol):
-    """(step, total steps) -> the factor on the learning rate; step counts from 0."""
+    """(step, total steps) -> the factor on the learning rate; step counts from 0.
 
-    def __call__(self, step: int, total: int) -> float: ...
+    One that takes (step, total, scores) also gets the held-out losses up to now, the untrained model's first.  It keeps
+    nothing by itself: they stand in the checkpoints, so that a resumed run sees the same.
+
+    watches  whether it takes the scores
+    """
+
+    watches: ClassVar[bool]
+
+    def __call__(self, step: int, total: int, scores: Sequence[float] = ()) -> float: ...
 
 
 class Stabilizer(Protocol):
@@ -288,7 +296,11 @@ optimizers: Registry[torch.optim.Optimizer] = Registry(
     facts={"decays": True, "entrywise": True},
 )
 schedules: Registry[Schedule] = Registry(
-    "schedule", "The learning rate over the run.", calls={("step", "total"): {}}, methods=("__call__",)
+    "schedule",
+    "The learning rate over the run.",
+    calls={("step", "total"): {}, ("step", "total", "scores"): {"watches": True}},
+    methods=("__call__",),
+    facts={"watches": False},
 )
 stabilizers: Registry[Stabilizer] = Registry(
     "stabilizer",

@@ -14,6 +14,7 @@ from ablatio.model.assembly import Choice
 from ablatio.model.example import Example
 from ablatio.model.language_model import LanguageModel
 from ablatio.model.roles import apply_rates, groups_by_role, named_generator, named_seed
+from ablatio.tasks.rates import Rates
 from ablatio.tasks.step import SkipStep, Step
 
 TRAINING = "training_weights"
@@ -34,9 +35,9 @@ class Pretrain(pl.LightningModule):
         self.model, self.seeds, self.settings = model, seeds, config["train"]
         model.smoothing = self.settings["label_smoothing"]
         self.objective = self._part(config, kinds.objectives, vocab_size=vocab_size, eos=eos, max_len=_length(config))
-        self.schedule = self._part(config, kinds.schedules)
+        self.rates = Rates(config, getattr(self._part(config, kinds.inits), "rate", None))
+        self.scores: list[float] = []  # held-out losses up to now, for schedules that watch them
         self.optimizer_choice = Choice.of(config["optimizer"])
-        self.rate = getattr(self._part(config, kinds.inits), "rate", None)
         options = config["stabilizer"] or {}
         self.stabilizers = {name: kinds.stabilizers.build(name, knobs) for name, knobs in options.items()}
         for part in self._having("attach"):
@@ -60,10 +61,11 @@ class Pretrain(pl.LightningModule):
         return [part for part in self.stabilizers.values() if hasattr(part, method)]
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        choice = self.optimizer_choice
+        choice, rate = self.optimizer_choice, self.rates.rate
         self._trainable = [p for p in self.model.parameters() if p.requires_grad]
-        optimizer = kinds.optimizers.build(choice.name, choice.knobs, groups=groups_by_role(self.model, self.rate))
-        apply_rates(optimizer, self.model, self.rate)
+        optimizer = kinds.optimizers.build(choice.name, choice.knobs, groups=groups_by_role(self.model, rate))
+        apply_rates(optimizer, self.model, rate)
+        self.rates.bind(optimizer, self.model)
         return optimizer
 
     @property
@@ -84,9 +86,7 @@ class Pretrain(pl.LightningModule):
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
-        factor = self.schedule(self.global_step, self.settings["steps"])
-        for group in self.optimizer.param_groups:
-            group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
+        self.rates.set(self.optimizer, self.global_step, self.settings["steps"], self.scores)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         example: Example = batch["example"]

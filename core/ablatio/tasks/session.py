@@ -1,6 +1,7 @@
 """One stretch of training: log, validate, save, stop."""
 
 import time
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -40,6 +41,7 @@ class Session:
         extra = [m for entry, _ in chosen(run.config) for m in entry.facts.get("metrics", ())]
         self.file = MetricsFile(folder / "metrics.csv", extra)
         self.scores: dict[str, Any] = {}
+        self.held_out: list[list[float]] = []  # step and loss of each validation: schedules may watch them
         self.rewinds: list[
             dict[str, Any]
         ] = []  # each with the step of the spike, the step gone back to, batches skipped
@@ -48,6 +50,7 @@ class Session:
         if found:
             self.scores, self.seconds = dict(found.state["scores"]), float(found.state["seconds"])
             self.unscored, self.rewinds = bool(found.state["unscored"]), list(found.state["rewinds"])
+            self._remember(found.state.get("held_out", ()))  # older runs have none
         shown = run.config["trainer"]["progress"]
         self.progress = RunProgress(console, self.steps, run.tokens, self.start, shown=shown)
 
@@ -107,6 +110,7 @@ class Session:
         self.io.checkpoints.forget(after=target)
         self.rewinds.append({"at": step, "to": target, "skipped": max(asked.skip, step - target + 1), "why": asked.why})
         self.start = self.progress.step = target
+        self._remember(seen for seen in self.held_out if seen[0] <= target)
         self.file.start(target)
         self.progress.console.print(
             f"[yellow]rewind:[/] {asked.why} at step {step}; back to step {target}, "
@@ -133,9 +137,14 @@ class Session:
         except _SignalCame:
             return False
         self.scores[when] = asdict(score)
+        self._remember([*self.held_out, [step, score.loss]])
         self.file.write({"step": step, "tokens": self.run.tokens(step)} | score.metrics())
         self.progress.update(step, bpb=score.bpb)
         return True
+
+    def _remember(self, held_out: Iterable[Sequence[float]]) -> None:
+        self.held_out = [list(seen) for seen in held_out]
+        self.run.task.scores = [loss for _, loss in self.held_out]
 
     def _between(self, batch: int) -> None:
         if self.stop:
@@ -172,6 +181,7 @@ class Session:
             "seconds": seconds,
             "unscored": self.unscored,
             "rewinds": self.rewinds,
+            "held_out": self.held_out,
         }
 
     def summary(self, status: str) -> dict[str, Any]:

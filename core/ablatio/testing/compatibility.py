@@ -17,6 +17,7 @@ from ablatio.model.assembly import Choice, build_model
 from ablatio.model.roles import groups_by_role, named_generator
 from ablatio.plugins import load
 from ablatio.registry import REGISTRIES, Entry
+from ablatio.tasks.rates import factor_of
 from ablatio.tasks.step import Rewind, SkipStep, Step
 from ablatio.testing import tiny
 
@@ -74,10 +75,10 @@ def one_step(config: Mapping[str, Any]) -> float:
     total, weight, _ = model.loss(example)
     weight = weight.clamp(min=1)  # an objective may find nothing to ask in random tokens
     (total / weight).backward()  # type: ignore[no-untyped-call]
-    chosen, schedule = Choice.of(config["optimizer"]), Choice.of(config["schedule"])
+    chosen, factor = Choice.of(config["optimizer"]), factor_of(Choice.of(config["schedule"]))(1, 10, [])
     optimizer = kinds.optimizers.build(chosen.name, chosen.knobs, groups=groups_by_role(model))
     for group in optimizer.param_groups:
-        group["lr"] *= kinds.schedules.build(schedule.name, schedule.knobs)(1, 10)
+        group["lr"] *= factor
     parameters = [p for p in model.parameters() if p.requires_grad]
     step = Step(
         model,

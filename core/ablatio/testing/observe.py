@@ -187,8 +187,9 @@ def _bowl(weights: Sequence[Tensor], size: float) -> Tensor:
 
 @observes("schedule")
 def _schedule(entry: Entry, knobs: Mapping[str, Any]) -> Any:
-    part = samples.made(entry, knobs)
-    return [float(part(step, total)) for total in TOTALS for step in range(total + 2)]
+    plain, flat = samples.schedule(entry, knobs), [5.0, 4.0, 3.999, 3.998, *[3.9] * 40]
+    watched = [samples.schedule(entry, knobs, flat[:n])(500, 1000) for n in range(len(flat) + 1)]
+    return [watched, [float(plain(step, total)) for total in TOTALS for step in range(total + 2)]]
 
 
 @observes("stabilizer")
