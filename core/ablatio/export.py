@@ -77,8 +77,13 @@ def own_config(config: Mapping[str, Any], model: LanguageModel, tokenizer: Token
         "bos_token_id": tokenizer.eos,
         "eos_token_id": tokenizer.eos,
         "pad_token_id": None,
-        "parts": {key: config[key] for key in SHAPING},
+        "parts": {key: config[key] for key in SHAPING} | {"objective": _without_folders(config["objective"])},
     }
+
+
+def _without_folders(objective: Mapping[str, Any]) -> dict[str, Any]:
+    """Where a teacher stood on this machine is of no concern to those who get the model."""
+    return dict(objective) | ({"teacher": "teacher"} if objective.get("teacher") else {})
 
 
 def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:

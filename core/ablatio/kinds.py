@@ -153,6 +153,8 @@ class Objective(Protocol):
     ahead         optional: how many coming tokens a position has to say, by default 1; the model then has ahead - 1
                   siblings of its last layer, and the example `further` targets for them
     metrics       what the loss logs beside itself
+    loss(model, example)  optional: in place of the model's cross-entropy; scores are those of the cross-entropy still
+    teacher       optional: the folder of the run to learn from, whose model `learn_from(model)` gets before training
     """
 
     gives: ClassVar[str]

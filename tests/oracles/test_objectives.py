@@ -7,6 +7,7 @@ from collections import Counter
 import hypothesis.strategies as st
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from support import model_config
 
@@ -299,3 +300,51 @@ def test_siblings_have_no_say_in_scores_and_cost_training_alone():
     fewer = measure(model_config(objective={"name": "multi_token", "ahead": 2}, n_layers=2), V)
     more = fewer.flops_per_token - measure(model_config(n_layers=3), V).flops_per_token
     assert fewer.parameters == measure(model_config(n_layers=3), V).parameters and more == 2 * 32 * V
+
+
+@pytest.mark.oracle("objective=distillation", "torch kl_div and cross_entropy of the full logits in float64")
+@pytest.mark.parametrize("weighted", [False, True])
+def test_distillation_is_its_equation(weighted):
+    """Two models of different widths; with documents' weights and without; loss and every gradient."""
+    part = made("distillation", temperature=3.0, hard=0.3)
+    student = build_model(model_config(d_model=16), V).double()
+    teacher = build_model(model_config(d_model=32, position="alibi", tied=False), V, seed=1).double()
+    for p in (*student.parameters(), *teacher.parameters()):
+        p.data += 0.2 * torch.randn_like(p)
+    part.learn_from(teacher)
+    example = part(text(41, rows=3), None, generator())
+    example.weights = torch.rand(3, 40).double() if weighted else None
+    w = torch.ones(120).double() if example.weights is None else example.weights.flatten()
+    total, count, measures = part.loss(student, example)
+    total.backward()
+    ours = [p.grad.clone() for p in student.parameters()]
+    assert count == w.sum() and all(p.grad is None for p in teacher.parameters())
+
+    student.zero_grad()
+    logits, known = student(example.inputs).flatten(0, 1), teacher(example.inputs).flatten(0, 1).detach()
+    soft = F.kl_div(
+        (logits / 3).log_softmax(-1), (known / 3).log_softmax(-1), reduction="none", log_target=True
+    ).sum(-1)  # fmt: skip
+    hard = F.cross_entropy(logits, example.targets.flatten(), reduction="none")
+    expected = (w * (0.3 * hard + 0.7 * 9 * soft)).sum()
+    torch.testing.assert_close(total, expected, rtol=1e-10, atol=0)
+    torch.testing.assert_close(measures["train/divergence"], ((w * soft).sum() / w.sum()).detach(), rtol=1e-10, atol=0)
+    expected.backward()
+    for a, b in zip(ours, [p.grad for p in student.parameters()], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
+
+
+def test_a_student_that_is_its_teacher_has_nothing_left_to_learn_from_it():
+    part, model = made("distillation", hard=0.0), build_model(model_config(), V).double()
+    part.learn_from(build_model(model_config(), V).double())
+    total, _, measures = part.loss(model, part(text(30), None, generator()))
+    total.backward()
+    assert abs(measures["train/divergence"]) < 1e-14 and all(p.grad.abs().max() < 1e-13 for p in model.parameters())
+
+
+def test_blocks_of_rows_give_the_same_divergence():
+    from ablatio.model.loss import linear_divergence
+
+    a, b, c, d = (torch.randn(n, 5).double() for n in (23, 11, 23, 11))
+    whole, parts = (linear_divergence(a, b, c, d, temperature=2.0, chunk=n) for n in (64, 7))
+    torch.testing.assert_close(whole, parts, rtol=1e-12, atol=0)

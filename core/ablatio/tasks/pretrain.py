@@ -12,7 +12,7 @@ from ablatio import kinds
 from ablatio.errors import Diverged
 from ablatio.model.assembly import Choice
 from ablatio.model.example import Example
-from ablatio.model.language_model import LanguageModel
+from ablatio.model.language_model import LanguageModel, loss_of
 from ablatio.model.roles import apply_rates, groups_by_role, named_generator, named_seed
 from ablatio.tasks.rates import Rates
 from ablatio.tasks.step import SkipStep, Step
@@ -91,7 +91,7 @@ class Pretrain(pl.LightningModule):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         example: Example = batch["example"]
         self._example = example
-        total, weight, self.measures = self.model.loss(example)
+        total, weight, self.measures = loss_of(self.objective, self.model, example)
         mean = total.detach() / torch.where(weight > 0, weight, 1.0)  # a batch may have nothing to say
         if not self.rewinds:
             self._watch(mean, "loss")

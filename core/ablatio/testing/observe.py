@@ -161,7 +161,11 @@ def _model(entry: Entry, knobs: Mapping[str, Any]) -> Any:
 def _objective(entry: Entry, knobs: Mapping[str, Any]) -> Any:
     part = samples.objective(entry, knobs, max_len=128)
     rows, segments = samples.token_rows(length=129)
-    return [part(rows, s, named_generator(i, "observe")) for s in (None, segments) for i in range(4)]
+    examples = [part(rows, s, named_generator(i, "observe")) for s in (None, segments) for i in range(4)]
+    if not hasattr(part, "loss"):
+        return examples
+    losses = [part.loss(tiny.model(max_len=128), example) for example in examples[::4]]
+    return [examples, getattr(part, "teacher", None), losses]
 
 
 @observes("optimizer")

@@ -91,7 +91,10 @@ def sublayer(entry: Entry, knobs: Knobs | None = None, **sizes: Any) -> tuple[nn
 
 
 def objective(entry: Entry, knobs: Knobs | None = None, max_len: int = 32) -> Any:
-    return made(entry, knobs, vocab_size=tiny.VOCAB, eos=0, max_len=max_len)
+    part = made(entry, knobs, vocab_size=tiny.VOCAB, eos=0, max_len=max_len)
+    if hasattr(part, "learn_from"):  # from another model than those that suites make
+        part.learn_from(tiny.model(seed=7, max_len=max_len))
+    return part
 
 
 def schedule(entry: Entry, knobs: Knobs | None = None, scores: Sequence[float] = ()) -> Callable[[int, int], float]:

@@ -90,3 +90,20 @@ def test_leaves_tokens_alone(part: Entry) -> None:
     rows, documents = samples.token_rows()
     with probe.unchanged(part, rows, documents):
         samples.objective(part)(rows, documents, named_generator(0, "objective"))
+
+
+def test_an_own_loss_teaches_the_model_alone(part: Entry) -> None:
+    """A sum over the targets, with gradients for the model and none for a teacher."""
+    objective = samples.objective(part)
+    if not hasattr(objective, "loss"):
+        return
+    net = tiny.model()
+    total, count, measures = objective.loss(net, _made(part, segments=True))
+    total.backward()
+    probe.finite(part, total.detach(), "in its loss")
+    targets = _made(part, segments=True).targets.numel()
+    assert float(count) == targets, f"{probe.label(part)}: counts {float(count)} targets of {targets}"
+    unknown = sorted(measures.keys() - set(part.facts["metrics"]))
+    assert not unknown, f"{probe.label(part)}: its loss gives {unknown}, which `metrics` does not name"
+    lost = probe.without_gradient(net)
+    assert not lost, f"{probe.label(part)}: no gradient of its loss reaches {', '.join(lost)}"
