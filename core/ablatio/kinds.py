@@ -96,6 +96,8 @@ class Attention(Protocol):
     takes_segments  keeps packed documents apart
     cross           attends to an encoder's states where `ctx.memory` is given (`ctx.keys_values`)
     bidirectional   may see what comes later, when `ctx.mask` is "full" or a prefix is open
+
+    hidden_flops(ctx)  optional: of one row, the FLOPs of pairs that a counter takes for seen and a pattern hides
     """
 
     caches: ClassVar[bool]
