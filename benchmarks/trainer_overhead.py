@@ -48,7 +48,7 @@ def bare(config: dict[str, Any], steps: int) -> float:
         torch.default_generator.manual_seed(named_seed(1, str(index)))
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * factor(index, steps, [])
-        example = run.task.objective(batch["tokens"], batch.get("segments"), named_generator(1, str(index)))
+        example = run.task.example(batch, named_generator(1, str(index)))
         total, count, _ = run.model.loss(example)
         (total / count).backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0, foreach=True)

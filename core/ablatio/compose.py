@@ -18,6 +18,7 @@ from ablatio.errors import ConfigError, Problem, UserError
 from ablatio.options import groups, register_with_hydra
 from ablatio.overrides import key_problem, normal, sorted_out
 from ablatio.paths import shipped
+from ablatio.start import inherited
 
 MAIN = "train"
 PLAIN_LOGGING = {"version", "root", "disable_existing_loggers"}
@@ -35,27 +36,32 @@ class Composed:
 def compose_run(overrides: Sequence[str]) -> Composed:
     """Compose and check one run; ConfigError with all problems at once."""
     register_with_hydra()
-    cleaned = [normal(o) for o in overrides]
+    cleaned = _cleaned(overrides)
     good, values, problems = sorted_out(cleaned)
-    node = None if problems else _try_compose(cleaned)
+    node = None if problems else try_compose(cleaned)
     if node is None:
         node, more = _diagnose(good, values)
         problems += more
     if not problems and node is None:
         _compose(cleaned)
     if node is None:
-        raise _config_error(problems, cleaned)
-    _refuse_hydra_settings(node)
-    public, resolved = _plain(node)
+        raise _config_error(problems, [normal(o) for o in overrides])
+    refuse_hydra_settings(node)
+    public, resolved = plain(node)
     problems += [p for p in run_config.check(resolved) if p.where not in {q.where for q in problems}]
     if problems:
-        raise _config_error(problems, cleaned)
+        raise _config_error(problems, [normal(o) for o in overrides])
     return Composed(run_config.cast(resolved), public, list(overrides))
+
+
+def _cleaned(overrides: Sequence[str]) -> list[str]:
+    """What the user said in Hydra's words, behind what the model's origin brings."""
+    return [normal(o) for o in inherited(overrides)]
 
 
 def config_of(node: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """(public, resolved) of a node that Hydra composed, checked once more: a launcher may have come between."""
-    public, resolved = _plain(node)
+    public, resolved = plain(node)
     if problems := run_config.check(resolved):
         raise ConfigError(problems)
     return public, run_config.cast(resolved)
@@ -75,14 +81,15 @@ def _hydra_compose(overrides: list[str]) -> Any:
         return compose(MAIN, overrides=overrides, return_hydra_config=True)
 
 
-def _try_compose(overrides: list[str]) -> Any:
+def try_compose(overrides: list[str]) -> Any:
+    """What Hydra composes, its own settings with it; None when it refuses."""
     try:
         return _hydra_compose(overrides)
     except (HydraException, OmegaConfBaseException, ValueError):
         return None
 
 
-def _plain(node: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+def plain(node: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """(what may be written down, what the run uses): values from the environment stay unresolved in the former."""
     OmegaConf.set_struct(node, False)
     node.pop("hydra", None)
@@ -102,7 +109,7 @@ def _merge_public(raw: Any, resolved: Any) -> Any:
     return raw if isinstance(raw, str) and re.search(r"\$\{\s*(oc\.)?env:", raw) else resolved
 
 
-def _refuse_hydra_settings(node: Any) -> None:
+def refuse_hydra_settings(node: Any) -> None:
     """Callbacks and logging handlers are built by Hydra from names in the config: neither is open to a config."""
     if OmegaConf.select(node, "hydra.callbacks"):
         raise UserError("hydra.callbacks would build objects by their names; parts are chosen by name from a registry")
@@ -121,13 +128,13 @@ def _first_lines(error: BaseException) -> str:
 
 def _diagnose(good: list[str], values: list[tuple[str, Override]]) -> tuple[Any, list[Problem]]:
     """(the config with all that can be composed, what is wrong with the other values)."""
-    node = _try_compose(good)
+    node = try_compose(good)
     if node is None:
         return None, []
     tree: Any = OmegaConf.to_container(node, resolve=False)
     options = groups()
     problems = {text: key_problem(parsed, tree, options) for text, parsed in values}
-    node = _try_compose(good + [text for text, problem in problems.items() if problem is None])
+    node = try_compose(good + [text for text, problem in problems.items() if problem is None])
     return node, [p for p in problems.values() if p]
 
 
@@ -144,5 +151,5 @@ def _config_error(problems: list[Problem], overrides: list[str]) -> ConfigError:
 
 
 def _runs(overrides: list[str]) -> bool:
-    node = _try_compose(overrides)
-    return node is not None and not run_config.check(_plain(node)[1])
+    node = try_compose(_cleaned(overrides))
+    return node is not None and not run_config.check(plain(node)[1])

@@ -11,7 +11,8 @@ from ablatio.knobs import Knob, NonNegative, OptionOf, Positive, Range, did_you_
 from ablatio.plugins import refuse_objects
 from ablatio.registry import REGISTRIES, ContractError, Entry, Registry
 
-NEEDED = tuple(getattr(kinds, plural).kind for plural in kinds.__all__)  # a kind that a plugin adds may be left out
+_KINDS = [getattr(kinds, plural) for plural in kinds.__all__]
+NEEDED = tuple(r.kind for r in _KINDS if r.in_run and not r.optional)  # one that a plugin adds may be left out too
 NAME_PATTERN = "letters, digits, `.`, `_` and `-`, at most 100, the first a letter or digit"
 
 
@@ -29,8 +30,12 @@ class Run:
 
 @dataclass(kw_only=True)
 class Model:
-    """The sizes of the model."""
+    """Where the model comes from, and its sizes."""
 
+    start: Annotated[Literal["scratch", "run", "hf"], "its init, a run of ours, or a folder of transformers"] = (
+        "scratch"
+    )
+    path: Annotated[str | None, "the folder of that run or model"] = None
     d_model: Annotated[int, Positive, "width of the residual stream"] = 128
     n_layers: Annotated[int, Positive] = 4
     n_heads: Annotated[int, Positive] = 4
@@ -160,7 +165,7 @@ def cast(config: Mapping[str, Any]) -> dict[str, Any]:
     for kind, registry in REGISTRIES.items():
         if registry.many:
             found[kind] = {n: _cast(v or {}, registry.entries[n].knobs) for n, v in (config[kind] or {}).items()}
-        elif kind in config:
+        elif config.get(kind) is not None:
             knobs[kind] = registry.entries[config[kind]["name"]].knobs
     return _cast(found, section_knobs(Run)) | {name: _cast(found[name], k) for name, k in knobs.items()}
 
@@ -187,7 +192,12 @@ def completed(config: Mapping[str, Any]) -> dict[str, Any]:
             return given
         return {**base, **{k: over(base.get(k), v) for k, v in given.items()}}
 
-    return dict(over(_given_defaults(config), config))
+    came_later = {
+        kind: {"name": registry.default, **registry.entries[registry.default].defaults}
+        for kind, registry in REGISTRIES.items()
+        if registry.default and config.get(kind) is None
+    }
+    return dict(over(_given_defaults(config), config)) | came_later
 
 
 def changed(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -199,7 +209,12 @@ def changed(config: Mapping[str, Any]) -> dict[str, Any]:
         known = base if isinstance(base, Mapping) else {}
         return {k: beyond(known.get(k), v) for k, v in given.items() if k not in known or _plain(known[k]) != _plain(v)}
 
-    return dict(beyond(_given_defaults(config), config))
+    said = {k: v for k, v in config.items() if not (k in REGISTRIES and _is_default(REGISTRIES[k], v))}
+    return dict(beyond(_given_defaults(config), said))
+
+
+def _is_default(registry: Registry[Any], node: Any) -> bool:
+    return not registry.many and (node is None or isinstance(node, Mapping)) and registry.is_default(node)
 
 
 def _plain(value: Any) -> Any:
@@ -253,14 +268,14 @@ def _top_level(config: Mapping[str, Any]) -> Iterator[Problem]:
     known = [*knobs, *SECTIONS, *REGISTRIES, SWEEP]
     for key, value in config.items():
         if key in knobs:
-            yield from _value(key, knobs[key], value)
+            yield from value_problems(key, knobs[key], value)
         elif key not in known:
             yield unknown(key, key, known)
     name = config.get("name")
     if isinstance(name, str) and not is_run_name(name):
         yield Problem("name", f"{name!r} cannot name a folder; expected {NAME_PATTERN}", "name=my-run")
     for key in (*knobs, *SECTIONS, *NEEDED):
-        if key not in config:
+        if key not in config and not (key in REGISTRIES and REGISTRIES[key].default):
             yield Problem(key, "is missing from the config")
 
 
@@ -287,12 +302,13 @@ def _knobs(where: str, node: Mapping[str, Any], knobs: tuple[Knob, ...]) -> Iter
     by_name = {k.name: k for k in knobs}
     for key, value in node.items():
         if key in by_name:
-            yield from _value(f"{where}.{key}", by_name[key], value)
+            yield from value_problems(f"{where}.{key}", by_name[key], value)
         elif key != "name":
             yield unknown(f"{where}.{key}", key, by_name, prefix=f"{where}.")
 
 
-def _value(where: str, knob: Knob, value: Any) -> Iterator[Problem]:
+def value_problems(where: str, knob: Knob, value: Any) -> Iterator[Problem]:
+    """What is wrong with one value; the fix is the knob's default."""
     if knob.option_of in REGISTRIES and isinstance(value, str):
         options = REGISTRIES[knob.option_of].entries
         if value not in options:
@@ -317,8 +333,13 @@ def unknown(where: str, word: str, known: Iterable[str], prefix: str = "") -> Pr
 def _parts(config: Mapping[str, Any]) -> Iterator[Problem]:
     for kind, registry in REGISTRIES.items():
         node = config.get(kind)
-        if registry.many:
+        if not registry.in_run:
+            if kind in config:
+                yield Problem(kind, "is chosen for a sweep, and this is one run; add -m")
+        elif registry.many:
             yield from _several(kind, registry, node)
+        elif node is None and registry.optional:
+            continue
         elif not isinstance(node, Mapping) or "name" not in node:
             if kind in config:
                 yield Problem(

@@ -10,6 +10,7 @@ from torch import Tensor
 from ablatio.checkpoint import make_folder, write_json
 from ablatio.data.types import Tokenizer
 from ablatio.errors import UserError
+from ablatio.model.assembly import ORIGIN
 from ablatio.model.language_model import LanguageModel
 from ablatio.native import FAMILIES, family_of, misfits
 from ablatio.native.family import SHAPING as PARTS
@@ -77,7 +78,9 @@ def own_config(config: Mapping[str, Any], model: LanguageModel, tokenizer: Token
         "bos_token_id": tokenizer.eos,
         "eos_token_id": tokenizer.eos,
         "pad_token_id": None,
-        "parts": {key: config[key] for key in SHAPING} | {"objective": _without_folders(config["objective"])},
+        "parts": {key: config[key] for key in SHAPING}
+        | {"model": {k: v for k, v in config["model"].items() if k not in ORIGIN}}
+        | {"objective": _without_folders(config["objective"])},
     }
 
 

@@ -30,8 +30,7 @@ from ablatio.model.assembly import build_model
 from ablatio.model.cache import KVCache
 from ablatio.model.example import PADDING
 from ablatio.state import refuse_builders
-
-CODE_KEYS = ("auto_map", "custom_pipelines", "_attn_implementation_internal", "quantization_config")
+from ablatio.theirs import CODE_KEYS, refuse_code
 
 
 class AblatioConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
@@ -159,23 +158,12 @@ def checked(parts: Mapping[str, Any]) -> dict[str, Any]:
 
 def load(folder: str | Path) -> PreTrainedModel:
     """The model in a folder that `export` wrote, of our class or of transformers' own; code in it is refused."""
-    refuse_code(folder)
+    refuse_code(Path(folder))
     settings = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
     auto = AutoModelForSeq2SeqLM if settings.get("is_encoder_decoder") else AutoModelForCausalLM
     how = {"local_files_only": True, "trust_remote_code": False, "use_safetensors": True}
     found: PreTrainedModel = auto.from_pretrained(folder, dtype=torch.float32, **how)
     return found
-
-
-def refuse_code(folder: str | Path) -> None:
-    """UserError when a model folder names code, or holds any: only what is installed runs."""
-    folder = Path(folder)
-    for path in (folder / "config.json", folder / "tokenizer_config.json"):
-        data = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        if found := [key for key in CODE_KEYS if isinstance(data, dict) and data.get(key)]:
-            raise UserError(f"{path} holds `{found[0]}`, which names code; only the code that is installed runs")
-    if files := sorted(p.name for p in folder.glob("*") if p.suffix in (".py", ".bin", ".pt", ".pth", ".pkl", ".ckpt")):
-        raise UserError(f"{folder / files[0]} could run code; a folder of ours has config, tokenizer and safetensors")
 
 
 AutoConfig.register("ablatio", AblatioConfig, exist_ok=True)

@@ -5,19 +5,23 @@ Shapes: B batch, T query time, S key time, H heads, D width, V vocabulary.  Noth
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from ablatio.alignment import ALL_WORDS
 from ablatio.registry import Registry
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from ablatio.alignment import Advantages, Metrics
     from ablatio.data.types import Source, Tokenizer
+    from ablatio.model.answers import Answer
+    from ablatio.model.answers import Step as AnswerStep
     from ablatio.model.context import Context
     from ablatio.model.example import Example
-    from ablatio.model.language_model import LanguageModel
+    from ablatio.model.language_model import LanguageModel, Loss
     from ablatio.model.roles import ParameterInfo
     from ablatio.tasks.step import Step
 
@@ -210,6 +214,156 @@ class Stabilizer(Protocol):
     def before_step(self, step: Step) -> dict[str, Tensor]: ...
 
 
+class Task(Protocol):
+    """What a run learns: its data, the loss of a batch, the scores of a model.  It knows neither Lightning nor Hydra.
+
+    Made from `setup` (ablatio.tasks.setup.Setup: the config, the seeds, which rows each batch has); then it has
+
+    tokenizer   trained, with all ids that the model must know
+    content     what the manifest says of the data: plain values, a fingerprint among them
+    example(batch, generator)  what a batch of `training` becomes on the CPU; deterministic in the generator, which the
+                number of the batch seeds.  Anything with `.to(device)`
+    loss(model, example)  the sum, what to divide it by, and numbers to log under the names in `metrics`
+    score(model, batches, device, between)  {name: value} for the names in `scores` at least; `between(n)` is called
+                after each batch
+
+    training    batches by number, without an end: item k is {"number": k, ...} and depends on k alone
+    validation(length, tokens)  the fixed held-out batches; None: as the config says
+    tokens(steps)  how many tokens these many steps take
+
+    Optional:
+    attach(model)    once, when the model is built: a reward or value head, whatever it trains beside the model
+    prepare(model)   once, when the model has its first weights and stands on its device: what the reference says
+    begin_step(model, step)  before the first batch of an optimizer step: new rollouts
+    redrawn(model, example, generator)  the example with targets that the model draws, for curvature estimates
+    samples(model)   what the model answers now, as rows of texts for samples.jsonl
+    ask(objective, model)  score what another objective asks for from now on
+    state_dict(), load_state_dict(state)  what lasts from step to step beyond the weights
+
+    takes     what it makes of its source: documents | conversations | feedback
+    scores    what it is scored by, under `val/`; `main` is the one that runs are compared by, `better` lower or higher
+    template  whether it writes its texts in the form of `template`
+    """
+
+    takes: ClassVar[str]
+    scores: ClassVar[Sequence[str]]
+    main: ClassVar[str]
+    better: ClassVar[str]
+    template: ClassVar[bool]
+    metrics: ClassVar[Sequence[str]]
+    tokenizer: Tokenizer
+    content: dict[str, Any]
+
+    @property
+    def training(self) -> Batches: ...
+
+    def validation(self, length: int | None = None, tokens: int | None = None) -> Batches: ...
+
+    def tokens(self, steps: int) -> int: ...
+
+    def example(self, batch: Mapping[str, Tensor], generator: torch.Generator) -> Any: ...
+
+    def loss(self, model: Any, example: Any) -> Loss: ...
+
+    def score(
+        self, model: Any, batches: Batches, device: torch.device, between: Callable[[int], None]
+    ) -> dict[str, float]: ...
+
+
+class Batches(Protocol):
+    """Batches by number."""
+
+    def __getitem__(self, number: int) -> dict[str, Tensor]: ...
+
+
+class Logger(Protocol):
+    """Where the numbers of a run go beside metrics.csv.  Writes into the run's folder or beside it, never elsewhere.
+
+    start(rows)     begin with these rows in place of all that the log holds of this run: none, or those up to the step
+                    at which the run goes on; may come again
+    log(row)        name -> number, `step` and `tokens` among them; a validation is a row of its own, of the same step
+    finish(status)  done, preempted, diverged or failed
+
+    record  whether it is metrics.csv itself, which every run writes
+    """
+
+    record: ClassVar[bool]
+
+    def start(self, rows: Sequence[Mapping[str, float]]) -> None: ...
+
+    def log(self, row: Mapping[str, float]) -> None: ...
+
+    def finish(self, status: str) -> None: ...
+
+
+class Alignment(Protocol):
+    """A loss on log-probabilities, pure: it names what it wants, from the words in ablatio.alignment.
+
+    data             pairs | rankings | labelled | prompts
+    loss(...)        (loss, metrics): the mean over the batch, and numbers to log under the names in `metrics`
+    rejected         given | reference: in the data, or an answer that the frozen reference gives to the same prompt
+    detached         a factor of the loss is held constant in its gradient (a weight, a clipped ratio)
+    moves_reference  the reference follows the policy: after each step it becomes rate x policy + (1 - rate) x itself,
+                     `reference_rate(step)`; so its log-probabilities cannot be kept
+
+    A policy method (data = prompts) has a second step and says how answers are used:
+
+    advantages(...)  Advantages, from the rewards of one rollout, without gradient
+    group            answers to each prompt
+    epochs           how often a rollout is passed over
+    minibatches      optimizer steps in one pass
+    whole_groups     the answers to one prompt stay in one minibatch
+    prompts          given | text: a text is cut into prompts, and what follows is the answer that is looked for
+    observe(kl)      optional: the mean KL to the reference of a rollout, before its advantages are asked for
+    stops(kl)        optional: whether to leave the rollout, `kl` being that from the policy that wrote it
+
+    What lasts from rollout to rollout goes through `state_dict()` and `load_state_dict(state)`.
+    """
+
+    data: ClassVar[str]
+    rejected: ClassVar[str]
+    detached: ClassVar[bool]
+    moves_reference: ClassVar[bool]
+    whole_groups: ClassVar[bool]
+    prompts: ClassVar[str]
+    metrics: ClassVar[Sequence[str]]
+    loss: Callable[..., tuple[Tensor, Metrics]]
+
+
+class PolicyMethod(Alignment, Protocol):
+    """An Alignment whose data are prompts."""
+
+    group: int
+    epochs: int
+    minibatches: int
+    advantages: Callable[..., Advantages]
+
+
+class Reward(Protocol):
+    """How good answers are: N answers (ablatio.model.answers.Answer) -> (N,), higher is better.
+
+    A function part judges one answer and gives a number.  A reward that judges steps gives a list of Steps for each
+    answer, and says `per_step`.  `open_run` (wiring) turns the folder of a reward model into a function of answers.
+    """
+
+    per_step: ClassVar[bool]
+
+    def __call__(self, answers: Sequence[Answer]) -> Tensor | list[list[AnswerStep]]: ...
+
+
+class Design(Protocol):
+    """Which arms a sweep runs; an arm is {key: value as text}.
+
+    axes      wiring: each has a `key`, its `values` as texts, and `at(u)`, the value at 0 <= u < 1; the seed is none
+    baseline  wiring: the arm that others are compared with; the first value of each axis where none was named
+    count     how many arms there are at most: asked before any is made
+    """
+
+    def count(self) -> int: ...
+
+    def arms(self) -> Iterable[Mapping[str, str]]: ...
+
+
 norms: Registry[nn.Module] = Registry(
     "norm", "Normalises the residual stream.", wiring=("d_model",), methods=("forward",)
 )
@@ -313,15 +467,80 @@ stabilizers: Registry[Stabilizer] = Registry(
     facts={"metrics": (), "rewinds": False},
     many=True,
 )
-sources: Registry[Source] = Registry("source", "Where documents come from.", methods=("documents", "fingerprint"))
+sources: Registry[Source] = Registry(
+    "source",
+    "Where documents come from.",
+    methods=("documents", "fingerprint"),
+    any_of=("documents", "conversations", "feedback"),
+)
 tokenizers: Registry[Tokenizer] = Registry(
     "tokenizer",
     "How text becomes ids.",
     methods=("train", "encode", "decode", "token_bytes", "state", "restore"),
     facts={"trained": True},
 )
+tasks: Registry[Task] = Registry(
+    "task",
+    "What a run learns from: its data, its loss, its scores.",
+    wiring=("setup",),
+    methods=("validation", "tokens", "example", "loss", "score"),
+    facts={
+        "takes": "documents",
+        "scores": ("loss",),
+        "main": "loss",
+        "better": "lower",
+        "template": False,
+        "metrics": (),
+    },
+    default="pretrain",
+)
+
+loggers: Registry[Logger] = Registry(
+    "logger",
+    "Where the numbers of a run go beside metrics.csv; several at once.",
+    wiring=("folder", "config"),
+    methods=("start", "log", "finish"),
+    facts={"record": False},
+    many=True,
+)
+
+alignments: Registry[Alignment] = Registry(
+    "alignment",
+    "What preferences and rewards teach: a loss on log-probabilities.",
+    methods=("loss",),
+    facts={
+        "data": "pairs",
+        "rejected": "given",
+        "detached": False,
+        "moves_reference": False,
+        "whole_groups": False,
+        "prompts": "given",
+        "metrics": (),
+    },
+    asks={"loss": ALL_WORDS, "advantages": ALL_WORDS},
+    optional=True,
+)
+rewards: Registry[Reward] = Registry(
+    "reward",
+    "How good an answer is.",
+    wiring=("open_run",),
+    calls={("answer",): {"per_step": False}},
+    methods=("__call__",),
+    facts={"per_step": False},
+    optional=True,
+)
+
+designs: Registry[Design] = Registry(
+    "design",
+    "Which arms a sweep runs.",
+    wiring=("axes", "baseline"),
+    methods=("count", "arms"),
+    any_of=("aliases", "more"),
+    in_run=False,
+)
 
 __all__ = [
-    "activations", "architectures", "attentions", "blocks", "inits", "mlps", "norms", "objectives", "optimizers",
-    "placements", "positions", "schedules", "sources", "stabilizers", "tokenizers",
+    "activations", "alignments", "architectures", "attentions", "blocks", "designs", "inits", "loggers", "mlps",
+    "norms", "objectives", "optimizers", "placements", "positions", "rewards", "schedules", "sources",
+    "stabilizers", "tasks", "tokenizers",
 ]  # fmt: skip

@@ -15,6 +15,9 @@ from ablatio import plugins, presets, yamls
 from ablatio.registry import REGISTRIES
 
 BASE = "settings"
+OPEN = (
+    "__open__"  # an option without knobs: the frame of many arms (ablatio.sweep.compose) leaves its kinds open with it
+)
 VALUES = "preset_values"  # what the preset sets beside the options that are chosen: see conf/train.yaml
 
 
@@ -38,7 +41,12 @@ class RegistrySource(ConfigSource):
 
     def is_config(self, config_path: str) -> bool:
         group, _, name = _bare(config_path).partition("/")
-        return name in self._names(group) or group == BASE or (group == VALUES and _split(name)[0] in presets.presets())
+        return (
+            name in self._names(group)
+            or group == BASE
+            or (name == OPEN and group in REGISTRIES)
+            or (group == VALUES and _split(name)[0] in presets.presets())
+        )
 
     def load_config(self, config_path: str) -> ConfigResult:
         path = _bare(config_path)
@@ -80,6 +88,8 @@ def _content(group: str, name: str) -> tuple[Any, str | None]:
     if group == VALUES:
         preset, chosen = _split(name)
         return presets.presets()[preset].values(chosen), "_global_"
+    if name == OPEN:
+        return {"name": OPEN}, None
     entry = REGISTRIES[group].entries[name]
     if REGISTRIES[group].many:
         return entry.defaults, f"{group}.{name}"

@@ -1,7 +1,6 @@
-"""What the user said, `key=value` by `key=value`, in Hydra's grammar: sorted, checked, expanded into arms."""
+"""What the user said, `key=value` by `key=value`, in Hydra's grammar: sorted and checked."""
 
-import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -10,12 +9,11 @@ from hydra.errors import HydraException
 
 from ablatio import config as run_config
 from ablatio import presets, yamls
-from ablatio.errors import Problem, UserError
-from ablatio.options import groups, register_with_hydra
+from ablatio.errors import Problem
+from ablatio.options import groups
 from ablatio.registry import REGISTRIES
 
 ADDED = ("experiment", run_config.SWEEP)
-MAX_ARMS = 10_000
 
 
 def normal(override: str) -> str:
@@ -53,6 +51,8 @@ def _group_problems(parsed: Override, options: dict[str, list[str]], chosen: dic
         yield Problem(group, f"several values came: {_swept(parsed)}; -m runs one after the other")
         return
     many = group in REGISTRIES and REGISTRIES[group].many
+    if value is None and group in REGISTRIES and REGISTRIES[group].optional:
+        return  # `peft=null`: none
     names = value if isinstance(value, list) else [value]
     if isinstance(value, list) and not many:
         came = ", ".join(map(str, names))
@@ -92,24 +92,3 @@ def key_problem(parsed: Override, tree: Any, options: dict[str, list[str]]) -> P
             )
         node, path = node[part], f"{path}.{part}".lstrip(".")
     return None
-
-
-def expand(overrides: Sequence[str]) -> list[list[str]]:
-    """The arms of a multirun: the product of all values that were given with commas, in Hydra's grammar."""
-    register_with_hydra()
-    axes: list[list[str]] = []
-    count = 1
-    for text in map(normal, overrides):
-        try:
-            parsed = OverridesParser.create().parse_override(text)
-        except HydraException:  # a bad override, in one of the ways that the parser has to say so
-            parsed = None
-        if parsed is None or not parsed.is_sweep_override():
-            axes.append([text])
-            continue
-        prefix = "+" if parsed.is_add() else ""
-        axes.append([f"{prefix}{parsed.key_or_group}={v}" for v in parsed.sweep_string_iterator()])
-        count *= len(axes[-1])
-        if count > MAX_ARMS:
-            raise UserError(f"this sweep has more than {MAX_ARMS} runs; give fewer values")
-    return [list(arm) for arm in itertools.product(*axes)]

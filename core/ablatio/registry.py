@@ -120,6 +120,11 @@ class Registry(Generic[T]):
     any_of   methods of which a class part may define any; the fact `uses` lists those it has
     facts    class attributes (with defaults) that rules and the model read: plain values, known without importing
     many     several options may be chosen at once: `stabilizer=[clip,ema]`
+    default  the option of a config that names none: runs from before there was this kind stay what they were
+    asks     methods of a class part that are handed what their parameters name, and the words there are; the fact
+             `asks` has the parameters of each: `{"loss": ["chosen", "rejected"]}`
+    optional a config may choose none: `reward=null`
+    in_run   whether one of them stands in a run's config; what a sweep alone chooses does not
     """
 
     provider: Provider
@@ -136,15 +141,21 @@ class Registry(Generic[T]):
         any_of: tuple[str, ...] = (),
         facts: Mapping[str, Any] | None = None,
         many: bool = False,
+        default: str = "",
+        asks: Mapping[str, tuple[str, ...]] | None = None,
+        optional: bool = False,
+        in_run: bool = True,
     ) -> None:
         if not NAME.match(kind):
             raise ContractError(f"{kind!r} cannot be the name of a kind; use lower-case letters, digits and _")
         old = REGISTRIES.get(kind)
         if old is not None and not old.from_catalogue:
             raise ContractError(f"the kind {kind!r} exists already: {old.provider} brings it")
-        self.kind, self.doc, self.many = kind, doc, many
+        self.kind, self.doc, self.many, self.default, self.optional = kind, doc, many, default, optional
+        self.in_run = in_run
         self.wiring, self.calls, self.facts = wiring, dict(calls or {}), dict(facts or {})
         self.methods, self.any_of = methods, any_of
+        self.asks = dict(asks or {})
         self.provider = current_provider()
         # A plugin's own kind is known from the catalogue before its module makes it: both share their contents.
         self.entries: dict[str, Entry] = old.entries if old else {}
@@ -193,6 +204,8 @@ class Registry(Generic[T]):
             self._check_made(target, wiring, where)
         if self.any_of:
             facts["uses"] = [m for m in self.any_of if callable(getattr(target, m, None))]
+        if self.asks:
+            facts["asks"] = {m: self._asked(target, m, where) for m in self.asks if hasattr(target, m)}
         if reserved := {k.name for k in knobs} & {"name", *self.wiring}:
             raise ContractError(f"{where}: the knob `{reserved.pop()}` has a name that is taken by the framework")
         return Entry(
@@ -218,6 +231,24 @@ class Registry(Generic[T]):
         missing = [m for m in self.methods if not callable(getattr(target, m, None))]
         if missing and inspect.isclass(target):
             raise ContractError(f"{where}: a {self.kind} needs the method `{missing[0]}`")
+
+    def is_default(self, node: Any) -> bool:
+        """Whether a config's node says what a config without this kind means."""
+        if node is None:
+            return self.optional
+        if not self.default or node.get("name") != self.default:
+            return False
+        held = self.entries[self.default].defaults
+        return all(held.get(k) == (list(v) if isinstance(v, tuple) else v) for k, v in node.items() if k != "name")
+
+    def _asked(self, target: Callable[..., Any], method: str, where: str) -> list[str]:
+        """The parameters of a method, each a word of the kind."""
+        names = [name for name in inspect.signature(getattr(target, method)).parameters if name != "self"]
+        words = self.asks[method]
+        if unknown := [n for n in names if n not in words]:
+            near = did_you_mean(unknown[0], words) or f"; there are {', '.join(words)}"
+            raise ContractError(f"{where}: `{method}` asks for `{unknown[0]}`, which no {self.kind} is handed{near}")
+        return names
 
     def names(self) -> list[str]:
         _load_plugins()

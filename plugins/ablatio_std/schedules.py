@@ -183,12 +183,12 @@ def plateau(
 ) -> float:
     """Linear warm-up to 1, then factor^n, n how often the held-out loss gained nothing (ReduceLROnPlateau).
 
-    A fall comes after more than `patience` scores in a row that are not below (1 - gain) times the best one.  A score
-    is made every train.val_every steps.
+    A fall comes after more than `patience` scores in a row that are not a share `gain` below the best one.  A score is
+    made every train.val_every steps; where a task's score is better the higher it is, its negative counts.
     """
     left, best, waited, resting = 1.0, math.inf, 0, 0
     for score in scores:
-        if score < best * (1 - gain):
+        if math.isinf(best) or score < best - gain * abs(best):
             best, waited = score, 0
         else:
             waited += 1

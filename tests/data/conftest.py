@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ablatio.data.types import Document
-from ablatio_std.tokenizers import BPE
+from ablatio_std.tokenizers.trained import BPE
 
 WORDS = ["the", "law", "of", "a", "free", "people", "is", "will,", "and", "世界", "naïve", "🙂", "1790", "it's"]
 
@@ -56,7 +56,7 @@ def small_bpe() -> BPE:
 def corpus(tmp_path: Path, toy: Callable[..., Toy]) -> Any:
     """40 documents as bytes, about 200 each."""
     from ablatio.data.cache import prepare
-    from ablatio_std.tokenizers import Bytes
+    from ablatio_std.tokenizers.trained import Bytes
 
     return prepare(toy(), Bytes(), "bytes", tmp_path / "cache", 0.2)
 

@@ -22,7 +22,7 @@ from ablatio.data.cache import SPLITS, Corpus, prepare
 from ablatio.data.types import Document
 from ablatio.errors import EnvironmentFault, UserError
 from ablatio_std.sources import StateOfTheUnion
-from ablatio_std.tokenizers import BPE, Bytes
+from ablatio_std.tokenizers.trained import BPE, Bytes
 
 FILES = ["train.bin", "validation.bin", "train.documents", "validation.documents", "meta.json"]
 
@@ -325,7 +325,7 @@ def test_paths_with_spaces_and_unicode_in_locale_c(toy: Any, tmp_path: Path) -> 
     book.write_text("\n".join(d.text for d in toy().given), encoding="utf-8")
     script = (
         "import sys; from pathlib import Path; from ablatio.data.cache import prepare\n"
-        "from ablatio_std.sources import Text; from ablatio_std.tokenizers import BPE\n"
+        "from ablatio_std.sources import Text; from ablatio_std.tokenizers.trained import BPE\n"
         "for _ in range(2):\n"
         "    corpus = prepare(Text(path=sys.argv[1]), BPE(vocab_size=300), 'bpe', Path(sys.argv[2]), 0.1)\n"
         "print(corpus.key, corpus.counts['validation']['documents'], 'torch' in sys.modules)\n"

@@ -15,10 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import ablatio_std.tokenizers as module
+import ablatio_std.tokenizers.trained as module
 from ablatio import tokenizers
 from ablatio.errors import DamagedFile
-from ablatio_std.tokenizers import BPE, Bytes, Symbols
+from ablatio_std.tokenizers.trained import BPE, Bytes, Symbols
 
 TEXTS = st.text() | st.text(alphabet=" \n\t\r\x1c\x85\xa0　ab'sS1.é世🙂", max_size=60)
 
@@ -174,7 +174,7 @@ def test_knobs_come_through_the_registry() -> None:
 
 SCRIPT = """
 import random
-from ablatio_std.tokenizers import BPE
+from ablatio_std.tokenizers.trained import BPE
 draw = random.Random(5)
 words = ["".join(draw.choices("etaoin世", k=draw.randint(1, 6))) for _ in range(400)]
 tokenizer = BPE(vocab_size=600)

@@ -6,9 +6,7 @@ from pathlib import Path
 import pytest
 from runs import TINY, ablatio, summary
 
-from ablatio.compose import compose_run
-from ablatio.overrides import expand
-from ablatio.sweep.multirun import with_sweep_axes
+from ablatio.sweep.plan import plan_sweep
 from ablatio.yamls import SWEEP, options_of
 
 
@@ -55,9 +53,7 @@ def test_each_study_is_whole_and_its_first_and_last_arm_take_a_step(tmp_path: Pa
     """All arms pass the checks; what was recorded names arms of the study."""
     study = options_of(SWEEP)[name].read()["sweep"]
     assert study["question"] and study["expected"] and study["recorded"]
-    arms = expand(with_sweep_axes([f"+sweep={name}"]))
-    for arm in arms:
-        compose_run(arm)
+    arms = [job.overrides for job in plan_sweep([f"+sweep={name}"]).jobs]
     values = {str(value) for axis in study["axes"].values() for value in axis}
     assert {str(key).split()[0] for key in study["recorded"]} <= values
     for number, arm in enumerate((arms[0], arms[-1])):

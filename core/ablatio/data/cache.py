@@ -57,14 +57,7 @@ def prepare(source: Source, tokenizer: Tokenizer, tokenizer_key: str, cache: Pat
     `tokenizer_key` names the tokenizer with its knobs and version. Raises UserError for input that cannot be used,
     EnvironmentFault if the cache cannot be written.
     """
-    if not 0.0 <= val_fraction < 1.0:
-        raise UserError(f"val_fraction={val_fraction}: a fraction of the documents, 0 <= val_fraction < 1; try 0.05")
-    fingerprint = source.fingerprint()
-    content = key_of("content", fingerprint, split_rule(val_fraction))
-    division = Division(source, val_fraction)
-    if tokenizer.trained:
-        entry = cache / "tokenizers" / key_of("tokenizer", content, tokenizer_key)
-        tokenizer.restore(obtain(entry, lambda _: _train(tokenizer, division))["state"])
+    division, fingerprint, content = learned(source, tokenizer, tokenizer_key, cache, val_fraction)
     state = hashlib.sha256(tokenizer.state().encode()).hexdigest()
     key = key_of("tokens", content, state, str(tokenizer.vocab_size), str(tokenizer.eos))
     folder = cache / "tokens" / key
@@ -74,6 +67,24 @@ def prepare(source: Source, tokenizer: Tokenizer, tokenizer_key: str, cache: Pat
         train, validation = (np.memmap(folder / f"{split}.bin", dtype=dtype, mode="r") for split in SPLITS)
         train_at, validation_at = (np.fromfile(folder / f"{split}.documents", dtype=np.int64) for split in SPLITS)
     return Corpus(train, validation, train_at, validation_at, tokenizer, counts, fingerprint, key, folder)
+
+
+def learned(
+    source: Source, tokenizer: Tokenizer, tokenizer_key: str, cache: Path, val_fraction: float
+) -> tuple[Division, str, str]:
+    """Train `tokenizer` on the training documents, or restore what the cache has of that.
+
+    Gives the division of the documents, the source's fingerprint, and the key of both splits.
+    """
+    if not 0.0 <= val_fraction < 1.0:
+        raise UserError(f"val_fraction={val_fraction}: a fraction of the documents, 0 <= val_fraction < 1; try 0.05")
+    fingerprint = source.fingerprint()
+    content = key_of("content", fingerprint, split_rule(val_fraction))
+    division = Division(source, val_fraction)
+    if tokenizer.trained:
+        entry = cache / "tokenizers" / key_of("tokenizer", content, tokenizer_key)
+        tokenizer.restore(obtain(entry, lambda _: _train(tokenizer, division))["state"])
+    return division, fingerprint, content
 
 
 def _train(tokenizer: Tokenizer, division: Division) -> dict[str, str]:

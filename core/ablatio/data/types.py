@@ -38,7 +38,8 @@ class Source(Protocol):
 class Tokenizer(Protocol):
     """Text to ids and back, without loss.
 
-    Optional: `fast(eos)`, the same as a `tokenizers.Tokenizer` in which the end is written `eos`, for export.
+    Optional: `fast(eos)`, the same as a `tokenizers.Tokenizer` in which the end is written `eos`, for export;
+    `made_as`, the option and knobs that restore it, where they are not those of the config.
 
     `eos` opens each document in the stream of tokens; no text ever encodes to it. `vocab_size` is known before
     training, so that the size of the model is; ids that training leaves unused stand for 0 bytes.

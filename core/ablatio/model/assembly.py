@@ -16,6 +16,7 @@ from ablatio.model.stack import Side
 from ablatio.registry import Registry
 
 T = TypeVar("T")
+ORIGIN = ("start", "path")  # settings of the model that say where it comes from, not what it is
 Sublayer = Literal["attention", "cross", "mlp", "both"]
 
 
@@ -114,7 +115,8 @@ class Assembly:
         self.config, self.eos, self.seed = config, eos, seed
         objective = objective_of(config, vocab_size, eos)
         ids, self.ahead = vocab_size + int(getattr(objective, "extra_tokens", 0)), int(getattr(objective, "ahead", 1))
-        self.dims = Dimensions(**{**config["model"], "vocab_size": rows_for(ids, config["model"].get("vocab_size"))})
+        sizes = {k: v for k, v in config["model"].items() if k not in ORIGIN}
+        self.dims = Dimensions(**{**sizes, "vocab_size": rows_for(ids, sizes.get("vocab_size"))})
         self.gated = bool(self._facts(kinds.activations)["gated"])
         self.d_ff = self.dims.inner_width
         if self.gated and config.get("match") == "params":

@@ -30,6 +30,11 @@ class Example:
     further: Tensor | None = None
     further_weights: Tensor | None = None
 
+    @property
+    def count(self) -> int | None:
+        """What the weights add up to, where that is known without asking the device."""
+        return self.targets.numel() if self.weights is None else None
+
     def to(self, device: torch.device | str) -> "Example":
         """The same on another device."""
         held = {f.name: getattr(self, f.name) for f in fields(self)}

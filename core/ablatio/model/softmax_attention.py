@@ -22,6 +22,7 @@ VNorm = Annotated[
 ]
 WHOLE = "whole_"
 Softcap = Annotated[float, Range(0), "c tanh(x / c) of the scores x, before bias and mask; 0: none (arXiv:2408.00118)"]
+QKVBias = Annotated[bool | None, "biases of queries, keys and values; by default as model.bias says"]
 Sinks = Annotated[bool, "a learned logit in each head for looking at nothing (arXiv:2309.17453)"]
 
 
@@ -69,11 +70,13 @@ class SoftmaxAttention(nn.Module):
         v_norm: str = "none",
         softcap: float = 0.0,
         sinks: bool = False,
+        qkv_bias: bool | None = None,
     ) -> None:
         super().__init__()
-        self.q_proj = nn.Linear(d_model, n_heads * d_head, bias=bias)
-        self.k_proj = nn.Linear(d_model, n_kv_heads * d_head, bias=bias)
-        self.v_proj = nn.Linear(d_model, n_kv_heads * d_head, bias=bias)
+        inner = bias if qkv_bias is None else qkv_bias
+        self.q_proj = nn.Linear(d_model, n_heads * d_head, bias=inner)
+        self.k_proj = nn.Linear(d_model, n_kv_heads * d_head, bias=inner)
+        self.v_proj = nn.Linear(d_model, n_kv_heads * d_head, bias=inner)
         self.o_proj = nn.Linear(n_heads * d_head, d_model, bias=bias)
         self.inner_norm = inner_norm(n_heads * d_head) if inner_norm else None
         self.d_head, self.dropout, self.layer, self.softcap = d_head, dropout, layer, softcap

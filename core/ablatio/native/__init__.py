@@ -3,11 +3,18 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ablatio.native.decoders import GPT2, OPT, Bloom, GPTNeoX, Llama
+from ablatio.native.decoders import GPT2, OPT, Bloom, GPTNeoX, Llama, Mistral, Qwen2, Qwen3
 from ablatio.native.encoder_decoders import T5
 from ablatio.native.family import Family
 
-FAMILIES: tuple[type[Family], ...] = (Llama, GPT2, OPT, Bloom, GPTNeoX, T5)  # the first that fits is taken
+# The first that fits is taken.
+FAMILIES: tuple[type[Family], ...] = (Llama, Qwen2, Qwen3, GPT2, OPT, Bloom, GPTNeoX, T5)
+
+
+def reader_of(model_type: str) -> type[Family]:
+    """The family whose weights these are."""
+    families: tuple[type[Family], ...] = (*FAMILIES, Mistral)
+    return next(family for family in families if family.model_type == model_type)
 
 
 def family_of(config: Mapping[str, Any], vocab_size: int, eos: int = 0) -> Family | None:

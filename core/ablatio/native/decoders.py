@@ -51,6 +51,42 @@ class Llama(Family):
             yield Module(name, name)
 
 
+class Mistral(Llama):
+    """LLaMA by another name, as long as no window slides over it."""
+
+    model_type, class_name = "mistral", "MistralForCausalLM"
+
+
+class Qwen2(Llama):
+    """LLaMA with biases on queries, keys and values alone."""
+
+    model_type, class_name = "qwen2", "Qwen2ForCausalLM"
+    fixed: ClassVar = {"attention.qkv_bias": True}
+
+    def own_misfits(self) -> Iterator[str]:
+        if self.dims.bias:
+            yield "model.bias=true"
+
+    def settings(self) -> dict[str, Any]:
+        return {k: v for k, v in super().settings().items() if k not in ("attention_bias", "mlp_bias")}
+
+
+class Qwen3(Llama):
+    """LLaMA with an RMSNorm on the queries and keys of each head."""
+
+    model_type, class_name = "qwen3", "Qwen3ForCausalLM"
+    fixed: ClassVar = {"attention.qk_norm": "rmsnorm"}
+
+    def own_misfits(self) -> Iterator[str]:
+        if self.dims.bias:
+            yield "model.bias=true"
+
+    def modules(self) -> Iterator[Module]:
+        yield from super().modules()
+        for name in ("q_norm", "k_norm"):
+            yield Module(f"{LAYER}.self_attn.{name}", f"{LAYER}.self_attn.{name}")
+
+
 class GPT2(Family):
     """LayerNorm, GELU, trained vectors for positions, biases everywhere."""
 

@@ -16,6 +16,7 @@ SHAPING = ("norm", "placement", "activation", "mlp", "position", "attention", "b
 SIZES = (
     "d_model", "n_layers", "n_heads", "d_head", "d_ff", "vocab_size", "max_len", "tied", "bias", "dropout",
     "encoder_layers", "embedding_norm", "embedding_scale", "final_norm", "attention_scale", "logit_scale",
+    "start", "path",
 )  # fmt: skip
 # Our activation -> transformers' name of it; of a gated one, of the function on its gate.
 ACTIVATIONS = {
@@ -78,13 +79,14 @@ class Family:
             tensors = turned_by_halves(tensors, self.dims.head_width, self._turned)
         return to_theirs(tensors, self._numbered())
 
-    def from_native(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Their weights as ours."""
+    def from_native(self, tensors: Mapping[str, Tensor], *, rescaled: bool = True) -> dict[str, Tensor]:
+        """Their weights as ours.  rescaled: their factors on logits and scores go into weights, where ours differ."""
         found = to_ours(tensors, self._numbered())
         if self._interleaved:
             found = turned_by_halves(found, self.dims.head_width, self._turned, back=True)
-        logits, attention = self._factors()
-        found = scaled(found, 1 / logits, 1 / attention)
+        if rescaled:
+            logits, attention = self._factors()
+            found = scaled(found, 1 / logits, 1 / attention)
         tied = {
             "lm_head.weight": "model.embed_tokens.weight",
             "encoder.embed_tokens.weight": "model.embed_tokens.weight",

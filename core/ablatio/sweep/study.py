@@ -9,6 +9,7 @@ ledger.jsonl    what became of each job (ablatio.sweep.ledger)
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,10 +24,51 @@ Arm = Mapping[str, str]  # axis -> value, as they were written; the seed is no p
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """A setting that varies, and its values as Hydra's grammar has them (`norm`: layernorm, rmsnorm)."""
+    """A setting that varies, and its values as Hydra's grammar has them (`norm`: layernorm, rmsnorm).
+
+    An interval is one value, `interval(0.1, 1)`; `tag(log, interval(1e-4, 1e-2))` is even on a logarithmic scale.
+    """
 
     key: str
     values: tuple[str, ...]
+
+    @property
+    def interval(self) -> Interval | None:
+        return Interval.read(self.values[0]) if len(self.values) == 1 else None
+
+    def at(self, u: float) -> str:
+        """The value at the share 0 <= u < 1 of the way through the axis."""
+        interval = self.interval
+        return interval.at(u) if interval else self.values[int(u * len(self.values))]
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """low <= x <= high, as Hydra writes it; `whole`: integers only."""
+
+    low: float
+    high: float
+    log: bool = False
+    whole: bool = False
+
+    @classmethod
+    def read(cls, text: str) -> Interval | None:
+        found = _INTERVAL.fullmatch(text.replace(" ", ""))
+        if found is None:
+            return None
+        return cls(float(found["low"]), float(found["high"]), "log" in text, "int(" in text)
+
+    def at(self, u: float) -> str:
+        if self.log:
+            x = self.low * (self.high / self.low) ** u
+        elif self.whole:
+            x = self.low + u * (self.high + 1 - self.low)  # each integer has an equal share
+        else:
+            x = self.low + u * (self.high - self.low)
+        return str(min(int(x), int(self.high))) if self.whole else f"{x:.6g}"
+
+
+_INTERVAL = re.compile(r"(?:tag\(log,)?(?:int\()?interval\((?P<low>[-+.\de]+),(?P<high>[-+.\de]+)\)+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +93,12 @@ class Job:
 
     @property
     def label(self) -> str:
-        return " ".join(f"{k}={v}" for k, v in self.arm.items()) or "one arm"
+        return label_of(self.arm)
+
+
+def label_of(arm: Arm) -> str:
+    """How an arm is called: `norm=rmsnorm position=rope`."""
+    return " ".join(f"{k}={v}" for k, v in arm.items()) or "one arm"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +117,7 @@ class Study:
     settings   the sweep's own settings that are not at their defaults (plan, match, tune ...)
     overrides  what the user said
     tuned      arm label -> the settings that were tuned for it, and their values
+    same       arm label -> the label of the arm that means the same and runs for both
     """
 
     name: str
@@ -83,6 +131,7 @@ class Study:
     settings: Mapping[str, Any] = field(default_factory=dict)
     overrides: Sequence[str] = ()
     tuned: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    same: Mapping[str, str] = field(default_factory=dict)
     aliases: Sequence[str] = ()  # which effects a fractional design cannot tell apart
 
     def write(self, folder: Path) -> None:

@@ -19,6 +19,7 @@ from ablatio.model.assembly import Assembly, Choice
 from ablatio.model.example import Example
 from ablatio.model.language_model import LanguageModel
 from ablatio.model.roles import apply_rates, groups_by_role, named_generator
+from ablatio.tasks.setup import Setup, length_of
 
 FLAT = 0.05  # the largest slope of log size against log width that counts as none
 VOCAB = 256
@@ -164,31 +165,26 @@ def _example(config: Mapping[str, Any], seed: int, text: Text) -> Example:
     """The text as the objective shows it."""
     choice = Choice.of(config["objective"])
     objective = kinds.objectives.build(
-        choice.name, choice.knobs, vocab_size=text.vocab_size, eos=text.eos, max_len=_length(config)
+        choice.name, choice.knobs, vocab_size=text.vocab_size, eos=text.eos, max_len=length_of(config)
     )
     example: Example = objective(text.tokens, text.segments, named_generator(seed, "objective"))
     return example
 
 
-def _length(config: Mapping[str, Any]) -> int:
-    return int(config["data"]["length"] or config["model"]["max_len"])
-
-
 def _random(config: Mapping[str, Any], seeds: Iterable[int]) -> Iterator[Text]:
-    rows = config["train"]["batch_size"], _length(config) + 1
+    rows = config["train"]["batch_size"], length_of(config) + 1
     for seed in seeds:
         yield Text(torch.randint(1, VOCAB, rows, generator=named_generator(seed, "tokens")), None, VOCAB, 0)
 
 
 def _corpus(config: Mapping[str, Any], seeds: Iterable[int]) -> Iterator[Text]:
     """The first batch of a run with each seed."""
-    from ablatio.tasks.prepared import build_data
-
-    found, tokenizer = build_data(config)
+    setup = Setup(config, RowPlan(config["train"]["batch_size"]))
+    found, tokenizer = setup.corpus(setup.source())
     for seed in seeds:
-        order = WindowOrder(len(found.train), _length(config), seed)
-        mask, plan = config["data"]["document_mask"], RowPlan(config["train"]["batch_size"])
-        batch = TrainBatches(found.train, order, plan, eos=tokenizer.eos, document_mask=mask)[0]
+        order = WindowOrder(len(found.train), length_of(config), seed)
+        mask = config["data"]["document_mask"]
+        batch = TrainBatches(found.train, order, setup.plan, eos=tokenizer.eos, document_mask=mask)[0]
         yield Text(batch["tokens"], batch.get("segments"), tokenizer.vocab_size, tokenizer.eos)
 
 

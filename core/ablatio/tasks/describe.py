@@ -9,8 +9,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from ablatio.config import chosen
-from ablatio.registry import Entry
+from ablatio.registry import REGISTRIES, Entry
 
+LABELS = {"bpb": "bits per byte", "loss": "nats per token"}
 SHOWN = 4  # knobs of a part that are listed whatever their values
 
 
@@ -21,6 +22,8 @@ def show_parts(console: Console, config: Mapping[str, Any], folder: Path) -> Non
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for entry, knobs in chosen(config):
+        if REGISTRIES[entry.kind].is_default({"name": entry.name, **knobs}):
+            continue
         table.add_row(entry.kind, entry.name, escape(_knobs(entry, knobs)))
     model, train = config["model"], config["train"]
     sizes = ("d_model", "n_layers", "n_heads", "max_len")
@@ -44,13 +47,14 @@ def _short(value: Any) -> str:
 
 
 def show_result(console: Console, summary: Mapping[str, Any], folder: Path) -> None:
-    """Bits per byte before and after, and what it cost."""
+    """The scores before and after, and what it cost."""
     before, after = summary.get("before") or {}, summary.get("after") or {}
     table = Table(box=None, pad_edge=False)
     for column in ("held-out text", "before", "after"):
         table.add_column(column, justify="left" if column == "held-out text" else "right")
-    for key, label in (("bpb", "bits per byte"), ("loss", "nats per token")):
-        table.add_row(label, *(f"{s[key]:.3f}" if s else "-" for s in (before, after)))
+    names = [key.removeprefix("val/") for key in summary if key.startswith("val/")]
+    for name in ("bpb", "loss") if "bpb" in names else names:
+        table.add_row(LABELS.get(name, name), *(f"{s[name]:.3f}" if s else "-" for s in (before, after)))
     console.print(table)
     million = summary["parameters"] / 1e6
     console.print(

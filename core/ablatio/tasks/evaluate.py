@@ -25,9 +25,6 @@ class Score:
     tokens: int
     bytes: int
 
-    def metrics(self) -> dict[str, float]:
-        return {"val/loss": self.loss, "val/bpb": self.bpb, "val/accuracy": self.accuracy}
-
 
 @torch.no_grad()
 def evaluate(

@@ -10,7 +10,7 @@ from typing import Any
 from ablatio.checkpoint import make_folder
 from ablatio.errors import EnvironmentFault, UserError
 
-CHECKPOINTS = "checkpoints"
+CHECKPOINTS, TOKENIZER = "checkpoints", "tokenizer.json"
 
 
 def new_folder(config: Mapping[str, Any], name: str | None = None) -> Path:
@@ -34,7 +34,7 @@ def run_id(config: Mapping[str, Any]) -> str:
     """
     from ablatio.config import changed
 
-    volatile = ("out", "name", "trainer", "sweep")
+    volatile = ("out", "name", "trainer", "sweep", "logger")
     made = {k: v for k, v in changed(config).items() if k not in volatile}
     return hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -66,3 +66,10 @@ def read_run(folder: Path) -> dict[str, Any]:
     if problems := check(config):
         raise ConfigError(problems)
     return cast(config)
+
+
+def with_own_tokenizer(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The config of the run in `folder` with the tokenizer that lies there: where that came from may be gone."""
+    if not (folder / TOKENIZER).exists():  # written before runs kept theirs
+        return dict(config)
+    return {**config, "tokenizer": {"name": "pretrained", "path": str(folder), "eos": None}}

@@ -11,7 +11,7 @@ from typing import Any
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 
 from ablatio.checkpoint import Checkpoint, Checkpoints
-from ablatio.tasks.pretrain import TRAINING
+from ablatio.tasks.learner import TRAINING
 
 _PREFIX = "model."
 

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ablatio.writer import explained, write_text
@@ -25,10 +25,12 @@ class MetricsFile:
         kept = [r for r in rows if r["step"] and int(r["step"]) <= (after_step or 0)]
         write_text(self.path, self._lines([self.columns, *([r.get(c, "") for c in self.columns] for r in kept)]))
 
-    def write(self, row: dict[str, float]) -> None:
-        """Append one row; it is on its way to the disk when this returns."""
+    def write(self, row: Mapping[str, float]) -> dict[str, float]:
+        """Append one row and give its numbers as they are written; it is on its way to the disk when this returns."""
+        texts = {c: _text(row.get(c)) for c in self.columns}
         with explained("write", self.path), self.path.open("a", newline="", encoding="utf-8") as file:
-            file.write(self._lines([[_text(row.get(c)) for c in self.columns]]))
+            file.write(self._lines([[*texts.values()]]))
+        return numbers(texts)
 
     def read(self) -> list[dict[str, str]]:
         with self.path.open(newline="", encoding="utf-8") as file:
@@ -39,6 +41,11 @@ class MetricsFile:
         out = io.StringIO()
         csv.writer(out, lineterminator="\n").writerows(rows)
         return out.getvalue()
+
+
+def numbers(row: Mapping[str, str]) -> dict[str, float]:
+    """The numbers of a row of the file; what it lacks is left out."""
+    return {c: int(text) if text.lstrip("-").isdigit() else float(text) for c, text in row.items() if text}
 
 
 def _text(value: float | None) -> str:

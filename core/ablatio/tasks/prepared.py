@@ -1,26 +1,25 @@
 """Everything that a config makes before the first step: machine, data, model, task."""
 
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Sampler
 
 from ablatio import kinds
-from ablatio.data.batches import TrainBatches, ValidationBatches
-from ablatio.data.cache import Corpus, prepare
-from ablatio.data.order import DocumentOrder, RowPlan, WindowOrder
+from ablatio.data.order import RowPlan
 from ablatio.data.types import Tokenizer
 from ablatio.errors import UserError
-from ablatio.model.assembly import Choice, build_model
+from ablatio.kinds import Batches, Stabilizer, Task
+from ablatio.model.assembly import Choice
 from ablatio.model.language_model import LanguageModel
 from ablatio.paths import cache_root
-from ablatio.tasks.evaluate import Score, evaluate
+from ablatio.tasks.learner import Learner
 from ablatio.tasks.machine import Machine
-from ablatio.tasks.pretrain import Pretrain, Seeds
+from ablatio.tasks.setup import Setup, length_of
+from ablatio.tasks.start import TakenOver, start_model
 
 
 @dataclass(slots=True)
@@ -28,88 +27,60 @@ class Prepared:
     """A run that is ready to start: everything made from the config, nothing trained yet."""
 
     config: Mapping[str, Any]
-    corpus: Corpus
-    tokenizer: Tokenizer
+    setup: Setup
+    task: Task
     model: LanguageModel
-    task: Pretrain
+    learner: Learner
     machine: Machine
-    length: int = field(init=False)
-    plan: RowPlan = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.length = int(self.config["data"]["length"] or self.config["model"]["max_len"])
-        train = self.config["train"]
-        ramps = [part for part in self.task.stabilizers.values() if hasattr(part, "batch_rows")]
-        ramp = _Ramp(ramps[0], self.length) if ramps else None
-        self.plan = RowPlan(train["batch_size"], train["accumulate"], ramp)
+    origin: TakenOver | None
 
     @property
-    def by_document(self) -> bool:
-        return bool(self.config["data"]["rows"] == "documents")
+    def tokenizer(self) -> Tokenizer:
+        return self.task.tokenizer
 
-    def tokens(self, steps: int) -> int:
-        """How many tokens these many steps take."""
-        return self.plan.step(steps)[0] * self.length
+    @property
+    def length(self) -> int:
+        return self.setup.length
+
+    def begin(self) -> None:
+        """What the task needs of the model as it is now: `prepare` of the contract, on the model's device."""
+        self.model.to(self.machine.device)
+        if hasattr(self.task, "prepare"):
+            with self._precision():
+                self.task.prepare(self.model)
 
     def training(self, start: int, skipped: int = 0) -> "DataLoader[dict[str, torch.Tensor]]":
         """Batches from number `start` on, `skipped` batches later in the data; resume needs no other position."""
         train, workers = self.config["train"], self.config["trainer"]["workers"]
-        where = len(self.corpus.train), self.length, self.task.seeds.data
-        order = DocumentOrder(self.corpus.train_starts, *where) if self.by_document else WindowOrder(*where)
-        batches = TrainBatches(
-            self.corpus.train,
-            order,
-            self.plan,
-            eos=self.tokenizer.eos,
-            document_mask=self.config["data"]["document_mask"],
-        )
         sampler = _From(start, train["steps"] * train["accumulate"], skipped)
+        batches: Any = self.task.training
         return DataLoader(
             batches, batch_size=None, sampler=sampler, num_workers=workers, persistent_workers=workers > 0
         )
 
-    def validation(self, length: int | None = None, tokens: int | None = None) -> ValidationBatches:
-        """The fixed held-out windows; rows of `length` tokens, batches of about 4096."""
-        length = length or self.length
-        cap = tokens if tokens is not None else self.config["data"]["val_tokens"]
-        return ValidationBatches(
-            self.corpus.validation,
-            length,
-            max(1, 4096 // length),
-            eos=self.tokenizer.eos,
-            document_mask=self.config["data"]["document_mask"],
-            val_tokens=cap or 0,
-            documents=self.corpus.validation_starts if self.by_document else None,
-        )
-
     def ask(self, name: str) -> None:
-        """Score what another objective (with its default knobs) asks for; UserError where this model cannot say it."""
-        gives = kinds.objectives[name].facts["gives"]
-        architecture = self.config["architecture"]["name"]
-        takes = kinds.architectures[architecture].facts["takes"]
-        if gives not in takes:
-            usual = kinds.architectures[architecture].facts["objective"]
-            raise UserError(
-                f"objective={name} gives {gives}, and architecture={architecture} can say {' or '.join(takes)}\n"
-                f"    try: --objective {usual}"
-            )
-        ids, eos = self.tokenizer.vocab_size, self.tokenizer.eos
-        objective = kinds.objectives.build(name, {}, vocab_size=ids, eos=eos, max_len=self.length)
-        needed = ids + int(getattr(objective, "extra_tokens", 0))
-        if needed > self.model.vocab_size:
-            plain = "prefix_lm" if gives == "source and target" else "lm"
-            raise UserError(
-                f"objective={name} needs {needed - ids} signs beyond the tokenizer's {ids} ids, and this model has "
-                f"{self.model.vocab_size - ids}\n    try: --objective {plain}"
-            )
-        self.task.objective = objective
+        """Score what another objective asks for."""
+        if not hasattr(self.task, "ask"):
+            raise UserError(f"--objective {name} came, and task={self.config['task']['name']} knows one loss alone")
+        self.task.ask(name, self.model)
 
-    def score(self, batches: ValidationBatches, between: Callable[[int], None] = lambda n: None) -> Score:
+    def score(self, batches: Batches, between: Callable[[int], None] = lambda n: None) -> dict[str, float]:
+        """What the task finds of the model: {name: value}, those in its `scores` and what they rest on."""
         device = next(self.model.parameters()).device
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.machine.precision == "bf16"):
-            return evaluate(
-                self.model, self.task.objective, iter(batches), self.tokenizer.token_bytes(), device, between
-            )
+        with self._precision():
+            return self.task.score(self.model, batches, device, between)
+
+    def samples(self) -> list[dict[str, str]]:
+        """What the model answers now, if its task asks for samples."""
+        if not hasattr(self.task, "samples"):
+            return []
+        with self._precision():
+            found: list[dict[str, str]] = self.task.samples(self.model)
+        return found
+
+    def _precision(self) -> torch.autocast:
+        device = next(self.model.parameters()).device
+        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.machine.precision == "bf16")
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,28 +107,32 @@ class _From(Sampler[int]):
         return self.total
 
 
-def build_data(config: Mapping[str, Any]) -> tuple[Corpus, Tokenizer]:
-    """The token cache and the (trained) tokenizer of a config."""
-    source, tokens = Choice.of(config["source"]), Choice.of(config["tokenizer"])
-    tokenizer = kinds.tokenizers.build(tokens.name, tokens.knobs)
-    digest = kinds.tokenizers[tokens.name].digest
-    key = json.dumps([tokens.name, digest, dict(tokens.knobs)], sort_keys=True)
-    corpus = prepare(
-        kinds.sources.build(source.name, source.knobs), tokenizer, key, cache_root(), config["data"]["val_fraction"]
-    )
-    return corpus, tokenizer
+def row_plan(config: Mapping[str, Any], stabilizers: Mapping[str, Stabilizer]) -> RowPlan:
+    """Which rows each batch has; a stabilizer may let it grow."""
+    train = config["train"]
+    ramps = [part for part in stabilizers.values() if hasattr(part, "batch_rows")]
+    return RowPlan(train["batch_size"], train["accumulate"], _Ramp(ramps[0], length_of(config)) if ramps else None)
 
 
-def prepare_run(config: Mapping[str, Any]) -> Prepared:
-    """Machine, data, model and task of a checked config."""
+def looks_back(config: Mapping[str, Any]) -> bool:
+    """Whether the task needs the model as it started, even where the run goes on from a checkpoint."""
+    return hasattr(kinds.tasks.target(config["task"]["name"]), "prepare")
+
+
+def prepare_run(config: Mapping[str, Any], *, fresh: bool = True) -> Prepared:
+    """Machine, data, model and task of a checked config.  fresh: False where a checkpoint will fill the model."""
     machine = Machine.choose(config["trainer"])
     machine.prepare()
-    corpus, tokenizer = build_data(config)
-    seeds = Seeds(config)
-    model = build_model(config, tokenizer.vocab_size, tokenizer.eos, seeds.init)
+    options = config["stabilizer"] or {}
+    stabilizers = {name: kinds.stabilizers.build(name, knobs) for name, knobs in options.items()}
+    setup = Setup(config, row_plan(config, stabilizers))
+    choice = Choice.of(config["task"])
+    task = kinds.tasks.build(choice.name, choice.knobs, setup=setup)
+    model, origin = start_model(config, task.tokenizer, setup.seeds.init, fresh=fresh)
     if config["trainer"]["compile"]:
         # The runs of a sweep compile the same layers: they find them here, 38 s of work become 5.
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_root() / "compiled"))
         model.compile_layers()
-    task = Pretrain(config, model, tokenizer.vocab_size, tokenizer.eos, seeds)
-    return Prepared(config, corpus, tokenizer, model, task, machine)
+    if hasattr(task, "attach"):
+        task.attach(model)
+    return Prepared(config, setup, task, model, Learner(setup, task, model, stabilizers), machine, origin)

@@ -21,7 +21,7 @@ class RunProgress:
         self.console, self.total, self.tokens, self.shown = console, total, tokens, shown
         self.started, self.first = time.monotonic(), done
         self._next = self.started
-        self.step, self._loss, self._bpb = done, "", ""
+        self.step, self._loss, self._score = done, "", ""
         self._bar = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=30),
@@ -55,13 +55,14 @@ class RunProgress:
         """Whether it is time to draw: asking for the loss waits for the device, so nobody asks before."""
         return self.shown and time.monotonic() >= self._next
 
-    def update(self, step: int, loss: float | None = None, bpb: float | None = None) -> None:
+    def update(self, step: int, loss: float | None = None, score: str = "") -> None:
+        """score: the main one of a validation, as it is shown."""
         self.step = step
         if loss is not None:
             self._loss = f"loss {loss:.3f} "
-        if bpb is not None:
-            self._bpb = f"val {bpb:.3f} bits/byte "
-        if self.due() or bpb is not None:
+        if score:
+            self._score = f"val {score} "
+        if self.due() or score:
             self.draw()
 
     def describe(self, what: str) -> None:
@@ -72,7 +73,7 @@ class RunProgress:
 
     def draw(self) -> None:
         speed = f"{self.rate:,.0f} tokens/s" if self.step > self.first else ""
-        info = f"{self._loss}{self._bpb}{speed}".rstrip()
+        info = f"{self._loss}{self._score}{speed}".rstrip()
         if not self.shown:
             return
         if self.console.is_terminal:

@@ -12,9 +12,11 @@ from rich.console import Console
 
 from ablatio.checkpoint import Checkpoints, write_json
 from ablatio.errors import AblatioError, EnvironmentFault
+from ablatio.model.assembly import Choice
 from ablatio.tasks import provenance
-from ablatio.tasks.folder import CHECKPOINTS, run_id
-from ablatio.tasks.prepared import Prepared, prepare_run
+from ablatio.tasks.folder import CHECKPOINTS, TOKENIZER, run_id, with_own_tokenizer
+from ablatio.tasks.logs import make_loggers
+from ablatio.tasks.prepared import Prepared, looks_back, prepare_run
 from ablatio.tasks.session import Session, size_of
 from ablatio.tasks.teacher import teach
 from ablatio.tasks.weigh import refuse_what_cannot_fit
@@ -26,21 +28,27 @@ def train(
     """Train in `folder` and return its summary.  `public` is the config as it may be written down."""
     quiet_libraries()
     refuse_what_cannot_fit(config)
-    run = prepare_run(config)
+    loggers = make_loggers(config, public, folder)
     checkpoints = Checkpoints(folder / CHECKPOINTS, config["train"]["keep"], run=run_id(config))
     found = checkpoints.load() if resume and checkpoints.latest() is not None else None
     for sentence in found.skipped if found else ():
         console.print(f"[yellow]checkpoint left out:[/] {sentence}", highlight=False)
+    run = prepare_run(with_own_tokenizer(config, folder) if found else config, fresh=not found or looks_back(config))
     teacher = teach(run, _recorded(folder / "manifest.json").get("teacher") if found else None)
     if not found:
+        if run.origin:
+            console.print(str(run.origin), highlight=False)
         write_json(folder / "config.json", public)
+        write_json(folder / TOKENIZER, _tokenizer(run))
         write_json(folder / "manifest.json", _manifest(run) | ({"teacher": teacher} if teacher else {}))
-    session = Session(run, folder, console, checkpoints, found)
+    run.begin()
+    session = Session(run, folder, console, checkpoints, found, loggers)
     try:
         return session.train()
     except AblatioError as error:
         status = {4: "diverged", 75: "preempted"}.get(error.exit_code, "failed")
         write_json(folder / "summary.json", session.summary(status) | {"error": str(error)})
+        session.file.finish(status)
         raise
 
 
@@ -61,14 +69,21 @@ def _recorded(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def _tokenizer(run: Prepared) -> dict[str, Any]:
+    """The tokenizer with what it has learnt: other runs and tasks start from it, whatever they read."""
+    choice = Choice.of(run.config["tokenizer"])
+    made = getattr(run.tokenizer, "made_as", {"name": choice.name, "knobs": dict(choice.knobs)})
+    return {**made, "state": run.tokenizer.state()}
+
+
 def _manifest(run: Prepared) -> dict[str, Any]:
-    size, seeds = size_of(run), run.task.seeds
+    size, seeds = size_of(run), run.setup.seeds
     return {
         "run": run_id(run.config),
         "versions": provenance.versions(),
         "code": provenance.code(run.config),
-        "data": {"fingerprint": run.corpus.fingerprint, "key": run.corpus.key, **run.corpus.counts},
+        "data": run.task.content,
         "seeds": {"init": seeds.init, "data": seeds.data, "dropout": seeds.dropout},
         "size": asdict(size) | {"non_embedding": size.non_embedding, "vocab_size": run.tokenizer.vocab_size},
         "machine": asdict(run.machine),
-    }
+    } | ({"origin": asdict(run.origin)} if run.origin else {})

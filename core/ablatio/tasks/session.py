@@ -1,9 +1,8 @@
 """One stretch of training: log, validate, save, stop."""
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,17 @@ from rich.console import Console
 from ablatio.checkpoint import Checkpoint, Checkpoints, write_json
 from ablatio.config import chosen
 from ablatio.errors import Diverged, Preempted
+from ablatio.kinds import Logger
 from ablatio.model.count import Size, measure
 from ablatio.tasks.folder import CHECKPOINTS
 from ablatio.tasks.keeper import RunCheckpointIO, StopRequest
+from ablatio.tasks.logs import Logs
 from ablatio.tasks.machine import LIGHTNING_PRECISION
 from ablatio.tasks.metrics import MetricsFile
 from ablatio.tasks.prepared import Prepared
 from ablatio.tasks.progress import RunProgress
+from ablatio.tasks.samples import SamplesFile
+from ablatio.tasks.scores import Facts
 from ablatio.tasks.step import Rewind
 
 
@@ -31,7 +34,13 @@ class Session:
     """One stretch of training: from the start or from a checkpoint to the end, or to a signal."""
 
     def __init__(
-        self, run: Prepared, folder: Path, console: Console, checkpoints: Checkpoints, found: Checkpoint | None
+        self,
+        run: Prepared,
+        folder: Path,
+        console: Console,
+        checkpoints: Checkpoints,
+        found: Checkpoint | None,
+        loggers: Mapping[str, Logger],
     ) -> None:
         self.run, self.folder, self.found = run, folder, found
         self.io, self.stop = RunCheckpointIO(checkpoints), StopRequest()
@@ -39,9 +48,13 @@ class Session:
         self.settings = run.config["train"]
         self.steps, self.start = int(self.settings["steps"]), found.step if found else 0
         extra = [m for entry, _ in chosen(run.config) for m in entry.facts.get("metrics", ())]
-        self.file = MetricsFile(folder / "metrics.csv", extra)
+        self.told = Facts.of(run.config)
+        self.file = Logs(MetricsFile(folder / "metrics.csv", [*self.told.columns, *extra]), loggers, console)
+        self.answers = SamplesFile(folder / "samples.jsonl")
         self.scores: dict[str, Any] = {}
-        self.held_out: list[list[float]] = []  # step and loss of each validation: schedules may watch them
+        self.held_out: list[
+            list[float]
+        ] = []  # step and score of each validation: schedules may watch
         self.rewinds: list[
             dict[str, Any]
         ] = []  # each with the step of the spike, the step gone back to, batches skipped
@@ -52,11 +65,11 @@ class Session:
             self.unscored, self.rewinds = bool(found.state["unscored"]), list(found.state["rewinds"])
             self._remember(found.state.get("held_out", ()))  # older runs have none
         shown = run.config["trainer"]["progress"]
-        self.progress = RunProgress(console, self.steps, run.tokens, self.start, shown=shown)
+        self.progress = RunProgress(console, self.steps, run.task.tokens, self.start, shown=shown)
 
     def train(self) -> dict[str, Any]:
         run = self.run
-        self.file.start(self.start if self.found else None)
+        self._start_files(self.start if self.found else None)
         with ExitStack() as stack:
             stack.enter_context(self.stop.listening())
             stack.enter_context(self.progress)
@@ -68,13 +81,18 @@ class Session:
                 skipped = sum(r["skipped"] for r in self.rewinds) * self.settings["accumulate"]
                 batches = run.training(self.start * self.settings["accumulate"], skipped)
                 try:
-                    trainer.fit(run.task, batches, ckpt_path=path)
+                    trainer.fit(run.learner, batches, ckpt_path=path)
                     break
                 except Rewind as asked:
                     self._go_back(asked, trainer.global_step)
         summary = self.summary("done")
         write_json(self.folder / "summary.json", summary)
+        self.file.finish("done")
         return summary
+
+    def _start_files(self, after_step: int | None) -> None:
+        self.file.start(after_step)
+        self.answers.start(after_step)
 
     def _trainer(self) -> pl.Trainer:
         machine = self.run.machine
@@ -111,7 +129,7 @@ class Session:
         self.rewinds.append({"at": step, "to": target, "skipped": max(asked.skip, step - target + 1), "why": asked.why})
         self.start = self.progress.step = target
         self._remember(seen for seen in self.held_out if seen[0] <= target)
-        self.file.start(target)
+        self._start_files(target)
         self.progress.console.print(
             f"[yellow]rewind:[/] {asked.why} at step {step}; back to step {target}, "
             f"{self.rewinds[-1]['skipped']} steps' batches left out",
@@ -132,19 +150,20 @@ class Session:
     def _validate(self, when: str, step: int) -> bool:
         """Score the held-out text; False when a signal came first."""
         try:
-            with self.run.task.scored_weights():
-                score = self.run.score(self.run.validation(), self._between)
+            with self.run.learner.scored_weights():
+                found = self.run.score(self.run.task.validation(), self._between)
+                self.answers.write(step, self.run.samples())
         except _SignalCame:
             return False
-        self.scores[when] = asdict(score)
-        self._remember([*self.held_out, [step, score.loss]])
-        self.file.write({"step": step, "tokens": self.run.tokens(step)} | score.metrics())
-        self.progress.update(step, bpb=score.bpb)
+        self.scores[when] = found
+        self._remember([*self.held_out, [step, found[self.told.name] * (1 if self.told.better == "lower" else -1)]])
+        self.file.write({"step": step, "tokens": self.run.task.tokens(step)} | self.told.row(found))
+        self.progress.update(step, score=self.told.line(found))
         return True
 
     def _remember(self, held_out: Iterable[Sequence[float]]) -> None:
         self.held_out = [list(seen) for seen in held_out]
-        self.run.task.scores = [loss for _, loss in self.held_out]
+        self.run.learner.scores = [score for _, score in self.held_out]
 
     def _between(self, batch: int) -> None:
         if self.stop:
@@ -152,9 +171,9 @@ class Session:
 
     def after_step(self, trainer: pl.Trainer, step: int) -> None:
         """What follows optimizer step number `step` (from 1): log, validate, save, stop."""
-        task, last = self.run.task, step == self.steps
+        last = step == self.steps
         if last or self._every("log_every", step):
-            row = {"step": step, "tokens": self.run.tokens(step)} | task.take_metrics()
+            row = {"step": step, "tokens": self.run.task.tokens(step)} | self.run.learner.take_metrics()
             elapsed = self.seconds + time.monotonic() - self.progress.started
             self.file.write(row | {"tokens_per_second": self.progress.rate, "seconds": elapsed})
             self.progress.update(step, loss=row["train/loss"])
@@ -187,13 +206,12 @@ class Session:
     def summary(self, status: str) -> dict[str, Any]:
         size, step = size_of(self.run), self.progress.step
         seconds = self.seconds + time.monotonic() - self.progress.started
-        tokens = self.run.tokens(step)
+        tokens = self.run.task.tokens(step)
         after = self.scores.get("after") or {}
         return {
             "status": status,
-            "val/loss": after.get("loss"),
-            "val/bpb": after.get("bpb"),
-            "val/accuracy": after.get("accuracy"),
+            "score": self.told.main(after),
+            **self.told.row(after),
             "before": self.scores.get("before"),
             "after": after or None,
             "steps": step,
@@ -220,7 +238,7 @@ class _Keep(pl.Callback):
         session = self.session
         session.stop.take()
         # Who may go back needs a place to go to, and must know after a crash what it has left out.
-        if session.rewinds or (session.run.task.rewinds and not session.found):
+        if session.rewinds or (session.run.learner.rewinds and not session.found):
             trainer.save_checkpoint(session.folder / CHECKPOINTS / str(session.start))
 
     def on_train_batch_end(self, trainer: pl.Trainer, task: pl.LightningModule, *args: Any) -> None:

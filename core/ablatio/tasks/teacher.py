@@ -7,8 +7,9 @@ from ablatio.checkpoint import Checkpoints
 from ablatio.errors import UserError
 from ablatio.model.assembly import build_model
 from ablatio.model.language_model import LanguageModel
-from ablatio.tasks.folder import CHECKPOINTS, read_run, run_id
-from ablatio.tasks.prepared import Prepared, build_data
+from ablatio.tasks.folder import CHECKPOINTS, read_run, run_id, with_own_tokenizer
+from ablatio.tasks.prepared import Prepared, row_plan
+from ablatio.tasks.setup import Setup
 
 Mark = dict[str, Any]  # names the weights of a teacher
 
@@ -19,9 +20,10 @@ def load_teacher(folder: Path, run: Prepared) -> tuple[LanguageModel, Mark]:
     The folder's config is checked as that of any run, and its weights against their digests.
     """
     config = read_run(folder)
-    _, tokenizer = build_data(config)
+    setup = Setup(with_own_tokenizer(config, folder), row_plan(config, {}))
+    tokenizer = setup.tokenizer(setup.source())
     ours, theirs = run.config["tokenizer"]["name"], config["tokenizer"]["name"]
-    if (theirs, tokenizer.state()) != (ours, run.tokenizer.state()):
+    if tokenizer.state() != run.tokenizer.state():
         raise UserError(
             f"the teacher in {folder} reads other tokens than this run: tokenizer={theirs} there and {ours} here, or "
             "trained on another text\n    try: the teacher's own source and tokenizer"
@@ -39,7 +41,8 @@ def load_teacher(folder: Path, run: Prepared) -> tuple[LanguageModel, Mark]:
 
 def teach(run: Prepared, recorded: Mark | None) -> Mark | None:
     """Hand the objective its teacher, if it asks for one; `recorded`: whom the run had before it was interrupted."""
-    asked = getattr(run.task.objective, "teacher", None)
+    objective: Any = getattr(run.task, "objective", None)
+    asked = getattr(objective, "teacher", None)
     if asked is None:
         return None
     model, mark = load_teacher(Path(asked).expanduser(), run)
@@ -48,5 +51,5 @@ def teach(run: Prepared, recorded: Mark | None) -> Mark | None:
             f"the teacher in {asked} is at step {mark['step']} of run {mark['run']}; this run began with step "
             f"{recorded['step']} of run {recorded['run']}\n    try: a run of its own, under another name"
         )
-    run.task.objective.learn_from(model)
+    objective.learn_from(model)
     return mark

@@ -14,6 +14,7 @@ import random
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from ablatio.model.cache import KVCache
 from ablatio.model.roles import named_generator
 from ablatio.registry import REGISTRIES, Entry
-from ablatio.testing import samples, tiny
+from ablatio.testing import alignments, samples, tiny
 
 Observer = Callable[[Entry, Mapping[str, Any]], Any]
 OBSERVERS: dict[str, Observer] = {}
@@ -206,13 +207,63 @@ def _stabilizer(entry: Entry, knobs: Mapping[str, Any]) -> Any:
     return [losses, seen, rows, kept, net.state_dict(), tensors_of(part)]
 
 
+@observes("alignment")
+def _alignment(entry: Entry, knobs: Mapping[str, Any]) -> Any:
+    """Two batches: policy methods are told of a rollout's KL before the second."""
+    part, seen, asks = samples.made(entry, knobs), list[Any](), entry.facts["asks"]
+    for seed in range(2):
+        words = alignments.batch(entry.facts["data"], seed, group=getattr(part, "group", 1))
+        if "advantages" in asks:
+            found = part.advantages(**{w: words[w] for w in asks["advantages"]})
+            words |= {"advantages": found.advantages, "returns": found.returns}
+            seen.append(found)
+        given = alignments.leaves(words, asks["loss"])
+        loss, metrics = part.loss(**given)
+        loss.backward()
+        seen += [loss, metrics, [getattr(x, "grad", None) for x in given.values()]]
+        if hasattr(part, "observe"):
+            part.observe(9.0)
+    stops = [part.stops(kl / 100) for kl in range(20)] if hasattr(part, "stops") else []
+    moves = [part.reference_rate(step) for step in range(300)] if hasattr(part, "reference_rate") else []
+    settings = [v for v in vars(part).values() if isinstance(v, int | str)]  # what the task reads: group, epochs ...
+    return [seen, stops, moves, settings]
+
+
+@observes("reward")
+def _reward(entry: Entry, knobs: Mapping[str, Any]) -> Any:
+    return samples.reward(entry, knobs)(samples.answers())
+
+
 @observes("source")
 def _source(entry: Entry, knobs: Mapping[str, Any]) -> Any:
     part = samples.source(entry, knobs)
     return [part.fingerprint(), list(samples.first_documents(part))]
 
 
+@observes("task")
+def _task(entry: Entry, knobs: Mapping[str, Any]) -> Any:
+    part, net = samples.task(entry, knobs)
+    seen: list[Any] = [part.content, part.tokens(10), part.tokenizer.vocab_size]
+    for number in range(3):
+        batch = part.training[number]
+        example = part.example(batch, named_generator(number, "observe"))
+        if hasattr(part, "begin_step"):
+            part.begin_step(net, number)
+        total, weight, measures = part.loss(net, example)
+        (total / weight).backward()
+        seen += [batch, total, weight, measures]
+    seen.append(gradients(net))
+    return [*seen, part.score(net, part.validation(), torch.device("cpu"), lambda n: None)]
+
+
 @observes("tokenizer")
 def _tokenizer(entry: Entry, knobs: Mapping[str, Any]) -> Any:
     part = samples.tokenizer(entry, knobs)
     return [part.vocab_size, part.eos, part.state(), list(part.encode(samples.TEXTS)), part.token_bytes()]
+
+
+@observes("logger")
+def _logger(entry: Entry, knobs: Mapping[str, Any]) -> Any:
+    """What it was told; what it writes is looked at in the suite of the kind."""
+    made = samples.logger(entry, Path("runs") / "one", knobs)
+    return sorted((k, v) for k, v in vars(made).items() if isinstance(v, str | bool | int))

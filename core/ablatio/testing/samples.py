@@ -13,12 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ablatio.data.order import RowPlan
 from ablatio.data.types import Document
 from ablatio.errors import UserError
+from ablatio.model.answers import Answer
 from ablatio.model.assembly import Assembly
 from ablatio.model.context import Context, make_context
 from ablatio.model.roles import ParameterGroup
 from ablatio.registry import REGISTRIES, Entry
+from ablatio.tasks.setup import Setup
+from ablatio.tasks.start import start_model
 from ablatio.testing import tiny
 
 Knobs = Mapping[str, Any]
@@ -39,7 +43,10 @@ TEXTS = (
 
 
 def made(entry: Entry, knobs: Knobs | None = None, **wiring: Any) -> Any:
-    """The part, made as the model makes it."""
+    """The part, made as the model makes it; a tokenizer with a knob `path` reads a generated tokenizer.json."""
+    knob = entry.knob("path")
+    if entry.kind == "tokenizer" and knob and (knobs or {}).get("path", knob.default) == knob.default:
+        knobs = {**(knobs or {}), "path": str(_sample_tokenizer())}
     return REGISTRIES[entry.kind].build(entry.name, knobs, **wiring)
 
 
@@ -145,6 +152,25 @@ def _sample_files() -> list[Path]:
     return [text, rows, folder]
 
 
+@functools.cache
+def _sample_tokenizer() -> Path:
+    """A folder with a byte-level tokenizer.json, as transformers writes it."""
+    import tokenizers as hf
+
+    folder = Path(tempfile.mkdtemp(prefix="ablatio-samples-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    model = hf.Tokenizer(hf.models.BPE())
+    model.pre_tokenizer, model.decoder = hf.pre_tokenizers.ByteLevel(add_prefix_space=False), hf.decoders.ByteLevel()
+    signs = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    letters = hf.pre_tokenizers.ByteLevel.alphabet()
+    trainer = hf.trainers.BpeTrainer(
+        vocab_size=300, special_tokens=signs, initial_alphabet=letters, show_progress=False
+    )
+    model.train_from_iterator(TEXTS, trainer)
+    model.save(str(folder / "tokenizer.json"))
+    return folder
+
+
 def source(entry: Entry, knobs: Knobs | None = None) -> Any:
     """A source; one with a knob `path` reads the first generated file that it accepts (text, JSON lines, a folder)."""
     knob = entry.knob("path")
@@ -168,9 +194,70 @@ def first_documents(part: Any, count: int = 50) -> Iterator[Document]:
     return itertools.islice(part.documents(), count)
 
 
+def task(entry: Entry, knobs: Knobs | None = None, **settings: Any) -> tuple[Any, Any]:
+    """A task on sample texts, and the small model that it trains; settings: `train.batch_size`-like, by section."""
+    given = tiny.config(entry, knobs)
+    for section, values in {"data": {"val_fraction": 0.3}, "train": {"batch_size": 4}, **settings}.items():
+        given[section] = given[section] | values
+    given |= _learned_from(entry.facts["takes"])
+    setup = Setup(given, RowPlan(given["train"]["batch_size"]))
+    part = made(entry, knobs, setup=setup)
+    model, _ = start_model(given, part.tokenizer, setup.seeds.init)
+    if hasattr(part, "attach"):
+        part.attach(model)
+    if hasattr(part, "prepare"):
+        part.prepare(model)
+    return part, model
+
+
+def _learned_from(takes: str) -> dict[str, Any]:
+    """A source of sample texts and a tokenizer that has nothing to learn."""
+    path = {"documents": _sample_files()[0]}[takes]
+    name = {"documents": "text"}[takes]
+    return {
+        "source": {"name": name, **REGISTRIES["source"][name].defaults, "path": str(path)},
+        "tokenizer": {"name": "bytes"},
+    }
+
+
 def tokenizer(entry: Entry, knobs: Knobs | None = None) -> Any:
     """A tokenizer, trained on the samples if it has to be."""
     part = made(entry, knobs)
     if entry.facts["trained"]:
         part.train([text * 20 for text in TEXTS])
     return part
+
+
+def logger(entry: Entry, folder: Path, knobs: Knobs | None = None) -> Any:
+    """A logger of a run with a secret in its config, as it is written down."""
+    return made(entry, knobs, folder=folder, config={"seed": 1, "model": {"d_model": 16}, "note": "${oc.env:SECRET}"})
+
+
+def answers() -> list[Answer]:
+    """Answers to a sum, right and wrong, long and short; each letter is a token."""
+    texts = [
+        "12 + 30 = 42\n#### 42",
+        "12 + 30 = 41\nso 41 + 1 = 42\n#### 41",
+        "I love this wonderful day!",
+        "no 42",
+        "?",
+    ]
+    return [
+        Answer("12 + 30?\n", text, prompt_ids=tuple(b"12 + 30?\n"), ids=tuple(text.encode()), truth="42")
+        for text in texts
+    ]
+
+
+def reward(entry: Entry, knobs: Knobs | None = None) -> Any:
+    """A reward as a task calls it: of answers; a run that it opens counts letters."""
+    if entry.wiring == ("answer",):
+        judge = made(entry, knobs)
+        return lambda answers: torch.tensor([float(judge(a)) for a in answers])
+    values = dict(knobs or {})
+    if entry.knob("path") and not values.get("path"):
+        values["path"] = "a run"
+
+    def open_run(path: str) -> Any:
+        return lambda answers: torch.tensor([len(a.text + path) / 9 for a in answers])
+
+    return made(entry, values, open_run=open_run)

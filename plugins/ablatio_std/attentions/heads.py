@@ -3,7 +3,15 @@
 from typing import Annotated, Unpack
 
 from ablatio import Range, attentions, rule
-from ablatio.model.softmax_attention import AttentionWiring, QKNorm, Sinks, Softcap, SoftmaxAttention, VNorm
+from ablatio.model.softmax_attention import (
+    AttentionWiring,
+    QKNorm,
+    QKVBias,
+    Sinks,
+    Softcap,
+    SoftmaxAttention,
+    VNorm,
+)
 
 
 @attentions.register("mha", paper="arXiv:1706.03762")
@@ -17,9 +25,12 @@ class MultiHead(SoftmaxAttention):
         v_norm: VNorm = "none",
         softcap: Softcap = 0.0,
         sinks: Sinks = False,
+        qkv_bias: QKVBias = None,
         **wiring: Unpack[AttentionWiring],
     ) -> None:
-        super().__init__(wiring["n_heads"], qk_norm=qk_norm, v_norm=v_norm, softcap=softcap, sinks=sinks, **wiring)
+        super().__init__(
+            wiring["n_heads"], qk_norm=qk_norm, v_norm=v_norm, softcap=softcap, sinks=sinks, qkv_bias=qkv_bias, **wiring
+        )  # fmt: skip
 
 
 @attentions.register("mqa", paper="arXiv:1911.02150")
@@ -33,9 +44,12 @@ class MultiQuery(SoftmaxAttention):
         v_norm: VNorm = "none",
         softcap: Softcap = 0.0,
         sinks: Sinks = False,
+        qkv_bias: QKVBias = None,
         **wiring: Unpack[AttentionWiring],
     ) -> None:
-        super().__init__(1, qk_norm=qk_norm, v_norm=v_norm, softcap=softcap, sinks=sinks, **wiring)
+        super().__init__(
+            1, qk_norm=qk_norm, v_norm=v_norm, softcap=softcap, sinks=sinks, qkv_bias=qkv_bias, **wiring
+        )  # fmt: skip
 
 
 @attentions.register("gqa", paper="arXiv:2305.13245")
@@ -50,9 +64,12 @@ class GroupedQuery(SoftmaxAttention):
         v_norm: VNorm = "none",
         softcap: Softcap = 0.0,
         sinks: Sinks = False,
+        qkv_bias: QKVBias = None,
         **wiring: Unpack[AttentionWiring],
     ) -> None:
-        super().__init__(n_kv_heads, qk_norm=qk_norm, v_norm=v_norm, softcap=softcap, sinks=sinks, **wiring)
+        super().__init__(
+            n_kv_heads, qk_norm=qk_norm, v_norm=v_norm, softcap=softcap, sinks=sinks, qkv_bias=qkv_bias, **wiring
+        )  # fmt: skip
 
 
 # Undecided, and so silent, for an attention that has no such knob.

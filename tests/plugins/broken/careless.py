@@ -22,6 +22,7 @@ from ablatio import (
     tokenizers,
 )
 from ablatio.data.types import Document
+from ablatio.kinds import tasks
 from ablatio.model.example import Example
 
 PAPER = "doi:10.0/0"
@@ -174,6 +175,36 @@ class Chatty:
 
     def after_step(self, step: Any) -> dict[str, Tensor]:
         return {"train/surprise": torch.tensor(1.0)}
+
+
+@tasks.register("restless", paper=PAPER)
+class Restless:
+    """Draws its batches one after the other, whatever number is asked for."""
+
+    def __init__(self, setup: Any) -> None:
+        self.setup, self.generator = setup, torch.Generator().manual_seed(0)
+        self.tokenizer, self.content = setup.tokenizer(setup.source()), {"fingerprint": ""}
+        self.training = self
+
+    def __getitem__(self, number: int) -> dict[str, Tensor]:
+        rows = torch.randint(0, 256, (2, 9), generator=self.generator)
+        return {"tokens": rows, "number": torch.tensor(number)}
+
+    def validation(self, length: int | None = None, tokens: int | None = None) -> list[dict[str, Tensor]]:
+        return [{"tokens": torch.ones(1, 9, dtype=torch.long)}]
+
+    def tokens(self, steps: int) -> int:
+        return 16 * steps
+
+    def example(self, batch: dict[str, Tensor], generator: torch.Generator) -> Example:
+        return Example(batch["tokens"][:, :-1], batch["tokens"][:, 1:])
+
+    def loss(self, model: Any, example: Example) -> Any:
+        return model.loss(example)
+
+    def score(self, model: Any, batches: Any, device: Any, between: Any) -> dict[str, float]:
+        between(1)
+        return {"loss": float(model.token_losses(self.example(batches[0], self.generator)).mean())}
 
 
 @sources.register("stutter")

@@ -1,6 +1,7 @@
 """Honest parts that stretch their kind's contract: the suites must let all of them pass."""
 
 import math
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import torch
@@ -23,8 +24,12 @@ from ablatio import (
     schedules,
     stabilizers,
 )
+from ablatio.data.batches import TrainBatches, ValidationBatches
+from ablatio.data.order import WindowOrder
+from ablatio.kinds import tasks
 from ablatio.model.attend import merge_heads, split_heads
 from ablatio.model.example import Example
+from ablatio.model.language_model import Loss
 
 PAPER = "doi:10.0/0"
 
@@ -198,3 +203,73 @@ class Average:
         now = torch.cat([p.detach().flatten() for p in step.parameters])
         self.held = torch.lerp(now, self.held, self.decay) if self.held.numel() else now.clone()
         return {}
+
+
+@dataclass
+class Lengths:
+    """Rows of tokens, and how many of each row's are `common`."""
+
+    rows: Tensor
+    shares: Tensor
+
+    def to(self, device: Any) -> "Lengths":
+        return Lengths(self.rows.to(device), self.shares.to(device))
+
+
+@tasks.register("spaces", paper=PAPER)
+class Spaces:
+    """(head(h_T) - share of bytes up to 32)^2, less a running mean: no objective, no tokens to say, a state."""
+
+    takes, scores, main, better, metrics = "documents", ("correlation",), "correlation", "higher", ("train/mean",)
+
+    def __init__(self, setup: Any, *, momentum: Annotated[float, Fraction] = 0.9) -> None:
+        self.setup, self.momentum, self.mean = setup, momentum, torch.zeros(())
+        self.corpus, self.tokenizer = setup.corpus(setup.source())
+        self.content = {"fingerprint": self.corpus.fingerprint}
+
+    @property
+    def training(self) -> TrainBatches:
+        order = WindowOrder(len(self.corpus.train), self.setup.length, self.setup.seeds.data)
+        return TrainBatches(self.corpus.train, order, self.setup.plan, eos=self.tokenizer.eos, document_mask=False)
+
+    def validation(self, length: int | None = None, tokens: int | None = None) -> ValidationBatches:
+        stream = self.corpus.validation
+        return ValidationBatches(stream, length or self.setup.length, 8, eos=self.tokenizer.eos, document_mask=False)
+
+    def tokens(self, steps: int) -> int:
+        return self.setup.plan.step(steps)[0] * (self.setup.length + 1)
+
+    def attach(self, model: Any) -> None:
+        model.space_head = nn.Linear(model.lm_head.in_features, 1)
+        nn.init.zeros_(model.space_head.weight)
+        nn.init.zeros_(model.space_head.bias)
+
+    def example(self, batch: Any, generator: torch.Generator) -> Lengths:
+        return Lengths(batch["tokens"][:, :-1], (batch["tokens"][:, :-1] <= 32).float().mean(1))
+
+    def _said(self, model: Any, example: Lengths) -> Tensor:
+        return model.space_head(model.model(example.rows).mean(1))[:, 0]
+
+    def loss(self, model: Any, example: Lengths) -> Loss:
+        self.mean = torch.lerp(example.shares.mean(), self.mean, self.momentum)
+        error = self._said(model, example) - (example.shares - self.mean)
+        return Loss(error.square().sum(), torch.tensor(float(len(error))), {"train/mean": self.mean})
+
+    @torch.no_grad()
+    def score(self, model: Any, batches: Any, device: Any, between: Any) -> dict[str, float]:
+        mode, said, true = model.training, [], []
+        model.eval()
+        for number, batch in enumerate(batches):
+            example = self.example(batch, torch.Generator()).to(device)
+            said.append(self._said(model, example))
+            true.append(example.shares)
+            between(number)
+        model.train(mode)
+        a, b = torch.cat(said), torch.cat(true)
+        return {"correlation": float(F.cosine_similarity(a - a.mean(), b - b.mean(), dim=0)), "rows": len(a)}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"mean": self.mean}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.mean = state["mean"]

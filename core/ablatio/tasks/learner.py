@@ -1,4 +1,4 @@
-"""Pre-training as a LightningModule: the parts stand in the config, the data order and the seeds in here."""
+"""The one LightningModule: it hosts any task, and what all of them share stands in here, once."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -9,53 +9,47 @@ import torch
 from torch import Tensor
 
 from ablatio import kinds
-from ablatio.errors import Diverged
+from ablatio.errors import Diverged, UserError
+from ablatio.kinds import Stabilizer, Task
 from ablatio.model.assembly import Choice
-from ablatio.model.example import Example
-from ablatio.model.language_model import LanguageModel, loss_of
+from ablatio.model.language_model import LanguageModel
 from ablatio.model.roles import apply_rates, groups_by_role, named_generator, named_seed
 from ablatio.tasks.rates import Rates
+from ablatio.tasks.setup import Setup
 from ablatio.tasks.step import SkipStep, Step
 
 TRAINING = "training_weights"
 TINIEST = 1e-6  # targets of a step that has none: its gradients are zero
 
 
-class Pretrain(pl.LightningModule):
-    """One optimizer step: seeded dropout, the objective's example, the loss, stabilizers, the scheduled rate.
+class Learner(pl.LightningModule):
+    """One optimizer step: seeded dropout, the task's example, its loss, stabilizers, the scheduled rate.
 
     What happens in step k is a function of the weights, the optimizer's and the stabilizers' state, k and the numbers
     of its batches: so a run that is resumed after any step continues bit for bit.
     """
 
-    def __init__(
-        self, config: Mapping[str, Any], model: LanguageModel, vocab_size: int, eos: int, seeds: "Seeds"
-    ) -> None:
+    def __init__(self, setup: Setup, task: Task, model: LanguageModel, stabilizers: Mapping[str, Stabilizer]) -> None:
         super().__init__()
-        self.model, self.seeds, self.settings = model, seeds, config["train"]
+        config = setup.config
+        self.task, self.model, self.seeds, self.settings = task, model, setup.seeds, config["train"]
+        self.name, self.stabilizers = config["task"]["name"], stabilizers
         model.smoothing = self.settings["label_smoothing"]
-        self.objective = self._part(config, kinds.objectives, vocab_size=vocab_size, eos=eos, max_len=_length(config))
-        self.rates = Rates(config, getattr(self._part(config, kinds.inits), "rate", None))
-        self.scores: list[float] = []  # held-out losses up to now, for schedules that watch them
+        self.rates = Rates(config, getattr(setup.part("init"), "rate", None))
+        self.scores: list[float] = []  # held-out scores up to now, lower ones better, for schedules that watch them
         self.optimizer_choice = Choice.of(config["optimizer"])
-        options = config["stabilizer"] or {}
-        self.stabilizers = {name: kinds.stabilizers.build(name, knobs) for name, knobs in options.items()}
         for part in self._having("attach"):
             part.attach(model)
+        self._begins = getattr(task, "begin_step", None)
         self.finite: Tensor | bool = True
         self.metrics: dict[str, Tensor] = {}
         self.measures: dict[str, Tensor] = {}
         self.loss_sum, self.loss_count = torch.zeros(()), 0
         self._step_losses: list[Tensor] = []
         self._targets: Tensor | int = 0  # of the batches of this step; weighted ones are counted on the device
-        self._example: Example | None = None
-        self._targets_per_batch = self.settings["batch_size"] * _length(config)
-        self.rewinds = any(kinds.stabilizers[name].facts["rewinds"] for name in options)  # so a bad loss is no end
-
-    @staticmethod
-    def _part(config: Mapping[str, Any], registry: Any, **wiring: Any) -> Any:
-        choice = Choice.of(config[registry.kind])
-        return registry.build(choice.name, choice.knobs, **wiring)
+        self._example: Any = None
+        self._targets_per_batch = self.settings["batch_size"] * setup.length
+        self.rewinds = any(kinds.stabilizers[name].facts["rewinds"] for name in stabilizers)  # so a bad loss is no end
 
     def _having(self, method: str) -> list[Any]:
         return [part for part in self.stabilizers.values() if hasattr(part, method)]
@@ -74,11 +68,10 @@ class Pretrain(pl.LightningModule):
         return self.trainer.optimizers[0]
 
     def on_before_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int) -> Any:
-        """The objective's example, made on the CPU: what it draws depends on the number of the batch alone."""
+        """The task's example, made on the CPU: what it draws depends on the number of the batch alone."""
         number = int(batch["number"])
         generator = named_generator(self.seeds.data, f"objective/{number}")
-        example = self.objective(batch["tokens"], batch.get("segments"), generator)
-        return {"number": number, "example": example}
+        return {"number": number, "example": self.task.example(batch, generator)}
 
     def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
         seed = named_seed(self.seeds.dropout, f"batch/{batch['number']}/{self.global_rank}")
@@ -87,11 +80,13 @@ class Pretrain(pl.LightningModule):
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
         self.rates.set(self.optimizer, self.global_step, self.settings["steps"], self.scores)
+        if self._begins is not None and not self._step_losses:
+            self._begins(self.model, self.global_step)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        example: Example = batch["example"]
+        example = batch["example"]
         self._example = example
-        total, weight, self.measures = loss_of(self.objective, self.model, example)
+        total, weight, self.measures = self.task.loss(self.model, example)
         mean = total.detach() / torch.where(weight > 0, weight, 1.0)  # a batch may have nothing to say
         if not self.rewinds:
             self._watch(mean, "loss")
@@ -99,7 +94,8 @@ class Pretrain(pl.LightningModule):
         self.loss_sum, self.loss_count = self.loss_sum + mean, self.loss_count + 1
         # Gradients are summed over the accumulated batches here and divided by the true count before the step: a mean
         # of means is wrong when the batches have unequal numbers of targets.
-        self._targets = self._targets + (example.targets.numel() if example.weights is None else weight)
+        count = getattr(example, "count", None)  # None: only the device knows
+        self._targets = self._targets + (weight if count is None else count)
         loss: Tensor = total / self._targets_per_batch
         return loss
 
@@ -138,16 +134,21 @@ class Pretrain(pl.LightningModule):
             self.settings["steps"],
             loss=torch.stack(losses).mean(),
             sampled_loss=self._sampled_loss,
-            n_targets=0 if self._example is None else self._example.targets.numel(),
+            n_targets=self._example.targets.numel() if hasattr(self._example, "targets") else 0,
         )
 
     def _sampled_loss(self) -> Tensor:
         """The mean loss of the last batch, with targets drawn from the model's own distribution."""
-        assert self._example is not None
+        redrawn = getattr(self.task, "redrawn", None)
+        if redrawn is None:
+            raise UserError(
+                f"optimizer={self.optimizer_choice.name} asks for targets that the model draws, and task={self.name} "
+                "has none\n    try: optimizer=adamw"
+            )
         generator = torch.Generator(self.device).manual_seed(
             named_seed(self.seeds.dropout, f"drawn/{self.global_step}")
         )
-        total, weight, _ = self.model.loss(self.model.redrawn(self._example, generator))
+        total, weight, _ = self.task.loss(self.model, redrawn(self.model, self._example, generator))
         return total / weight
 
     def _watch(self, value: Tensor, what: str) -> None:
@@ -202,6 +203,8 @@ class Pretrain(pl.LightningModule):
         checkpoint["stabilizers"] = {
             name: part.state_dict() for name, part in self.stabilizers.items() if hasattr(part, "state_dict")
         }
+        if hasattr(self.task, "state_dict"):
+            checkpoint["task"] = self.task.state_dict()
         if self.averages:
             checkpoint[TRAINING] = {name: weight.clone() for name, weight in checkpoint["state_dict"].items()}
             with self.scored_weights():
@@ -211,18 +214,5 @@ class Pretrain(pl.LightningModule):
         self.loss_sum, self.loss_count = checkpoint["loss_sum"], checkpoint["loss_count"]
         for name, state in checkpoint["stabilizers"].items():
             self.stabilizers[name].load_state_dict(state)  # type: ignore[attr-defined]
-
-
-class Seeds:
-    """Independent streams of chance: init, data, dropout; each is `seed` unless it was set."""
-
-    def __init__(self, config: Mapping[str, Any]) -> None:
-        def pick(name: str) -> int:
-            value = config["seeds"][name]
-            return int(config["seed"] if value is None else value)
-
-        self.init, self.data, self.dropout = pick("init"), pick("data"), pick("dropout")
-
-
-def _length(config: Mapping[str, Any]) -> int:
-    return int(config["data"]["length"] or config["model"]["max_len"])
+        if hasattr(self.task, "load_state_dict"):
+            self.task.load_state_dict(checkpoint["task"])

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import tokenizers as hf
@@ -12,25 +12,18 @@ from numpy.typing import NDArray
 from ablatio import Range, tokenizers
 from ablatio.data.types import Ids, token_type
 from ablatio.errors import DamagedFile, UserError
+from ablatio_std.tokenizers._common import BYTE_OF, state_of, text_of
 
 _AT_ONCE = 256  # pieces that are encoded together: what the library keeps of each token takes a hundred bytes and more
 _PIECE = 1 << 14  # characters of a piece
 _CUT = re.compile(r"(?<=\S)[ \n]")  # a word never reaches over a space or a line end that follows anything else
 
 
-def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's printable stand-in for each byte: itself, or a character from U+0100 on for what is not printable."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
-
-
-_BYTE_OF = _byte_alphabet()
 _BYTES = [*(bytes([byte]) for byte in range(256)), b""]
 
 
 def _empty_bpe(vocab: dict[str, int] | None = None, merges: Sequence[tuple[str, str]] = ()) -> hf.Tokenizer:
-    alphabet = {character: i for i, character in enumerate(sorted(_BYTE_OF))}
+    alphabet = {character: i for i, character in enumerate(sorted(BYTE_OF))}
     model = hf.Tokenizer(hf.models.BPE(alphabet if vocab is None else vocab, list(merges)))
     model.pre_tokenizer = hf.pre_tokenizers.ByteLevel(add_prefix_space=False)
     return model
@@ -43,11 +36,6 @@ def _pieces(text: str) -> Iterator[str]:
         yield text[start : cut.start()]
         start = cut.start()
     yield text[start:]
-
-
-def _text(table: Sequence[bytes], ids: Sequence[int]) -> str:
-    """Ids that stand for no bytes are left out; an incomplete character becomes U+FFFD."""
-    return b"".join(table[i] for i in ids).decode("utf-8", errors="replace")
 
 
 def _fast(vocab: dict[str, int], merges: Sequence[tuple[str, str]], eos: tuple[str, int]) -> hf.Tokenizer:
@@ -73,7 +61,7 @@ class Bytes:
         return [np.frombuffer(text.encode(), dtype=np.uint8).astype(np.uint16) for text in texts]
 
     def decode(self, ids: Sequence[int]) -> str:
-        return _text(_BYTES, ids)
+        return text_of(_BYTES, ids)
 
     def token_bytes(self) -> NDArray[np.int64]:
         return np.append(np.ones(256, dtype=np.int64), 0)
@@ -82,10 +70,10 @@ class Bytes:
         return json.dumps({"tokenizer": "bytes"})
 
     def fast(self, eos: str) -> hf.Tokenizer:
-        return _fast(dict(_BYTE_OF), [], (eos, self.eos))
+        return _fast(dict(BYTE_OF), [], (eos, self.eos))
 
     def restore(self, state: str) -> None:
-        if _state(state).get("tokenizer") != "bytes":
+        if state_of(state).get("tokenizer") != "bytes":
             raise DamagedFile("this is not the state of tokenizer=bytes; choose the tokenizer that it comes from")
 
 
@@ -107,7 +95,7 @@ class BPE:
 
     def _learned(self, model: hf.Tokenizer) -> None:
         self._model = model
-        table = {i: bytes(_BYTE_OF[c] for c in token) for token, i in model.get_vocab().items()}
+        table = {i: bytes(BYTE_OF[c] for c in token) for token, i in model.get_vocab().items()}
         if set(table) != set(range(len(table))) or not 256 <= len(table) < self.vocab_size:
             raise DamagedFile(f"a BPE of {len(table)} ids does not fit tokenizer.vocab_size={self.vocab_size}")
         self._table = [table.get(i, b"") for i in range(self.vocab_size)]
@@ -115,7 +103,7 @@ class BPE:
     def train(self, texts: Iterable[str]) -> None:
         model = _empty_bpe()
         trainer = hf.trainers.BpeTrainer(  # no special token: the library would find its name in the text
-            vocab_size=self.vocab_size - 1, initial_alphabet=sorted(_BYTE_OF), show_progress=False
+            vocab_size=self.vocab_size - 1, initial_alphabet=sorted(BYTE_OF), show_progress=False
         )
         model.train_from_iterator((piece for text in texts for piece in _pieces(text)), trainer)
         self._learned(model)
@@ -132,7 +120,7 @@ class BPE:
         return [np.concatenate(part) for part in parts]
 
     def decode(self, ids: Sequence[int]) -> str:
-        return _text(self._table, ids)
+        return text_of(self._table, ids)
 
     def token_bytes(self) -> NDArray[np.int64]:
         return np.array([len(token) for token in self._table], dtype=np.int64)
@@ -146,20 +134,12 @@ class BPE:
         return _fast(model["vocab"], [(left, right) for left, right in model["merges"]], (eos, self.eos))
 
     def restore(self, state: str) -> None:
-        came = _state(state)
+        came = state_of(state)
         try:
             model = _empty_bpe(came["vocab"], [(left, right) for left, right in came["merges"]])
             self._learned(model)
         except (KeyError, TypeError, ValueError) as error:
             raise DamagedFile(f"this is not the state of tokenizer=bpe ({type(error).__name__}: {error})") from error
-
-
-def _state(text: str) -> dict[str, Any]:
-    try:
-        state = json.loads(text)
-    except ValueError as error:
-        raise DamagedFile(f"the tokenizer state is no JSON ({error}); delete it and train again") from error
-    return state if isinstance(state, dict) else {}
 
 
 @tokenizers.register("symbols")
@@ -218,5 +198,5 @@ class Symbols:
         return json.dumps({"tokenizer": "symbols", "alphabet": self.alphabet})
 
     def restore(self, state: str) -> None:
-        if _state(state) != {"tokenizer": "symbols", "alphabet": self.alphabet}:
+        if state_of(state) != {"tokenizer": "symbols", "alphabet": self.alphabet}:
             raise DamagedFile("this is not the state of tokenizer=symbols with this alphabet")

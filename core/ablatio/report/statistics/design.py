@@ -1,0 +1,89 @@
+"""The columns of a linear model of factors, and which of its effects the arms cannot tell apart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from itertools import combinations, product
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.floating[Any]]
+EXACT = 1e-8  # a cosine this close to 0 or 1 is 0 or 1
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """A main effect or an interaction as columns of the design, and the way back from coefficients to levels.
+
+    contrast  (levels, columns): effect of each level, or combination of levels, from the columns' coefficients;
+              they sum to zero over the levels of each factor
+    basis     orthonormal, of what is left of the columns beside mean and seeds
+    """
+
+    factors: tuple[str, ...]
+    levels: tuple[tuple[str, ...], ...]
+    values: Array  # (rows, columns)
+    contrast: Array
+    basis: Array
+
+    @property
+    def name(self) -> str:
+        return " x ".join(self.factors)
+
+
+def block(seeds: Sequence[Any]) -> Array:
+    """The mean and, where there are several, the seeds: (rows, seeds)."""
+    return np.hstack([np.ones((len(seeds), 1)), _code(seeds)[1]])
+
+
+def terms(arms: Sequence[Mapping[str, str]], nuisance: Array, order: int) -> list[Columns]:
+    """Main effects and, with order 2, all two-way interactions, of the factors that every arm has and that vary."""
+    common = [k for k in arms[0] if all(k in arm for arm in arms) and len({arm[k] for arm in arms}) > 1]
+    coded = {k: _code([arm[k] for arm in arms]) for k in common}
+    found = []
+    for size in range(1, order + 1):
+        for chosen in combinations(common, size):
+            values = reduce(_products, [coded[k][1] for k in chosen])
+            contrast = reduce(lambda a, b: np.kron(a, b), [_contrast(len(coded[k][0])) for k in chosen])
+            levels = tuple(product(*(coded[k][0] for k in chosen)))
+            found.append(Columns(chosen, levels, values, contrast, orthonormal(values, nuisance)))
+    return found
+
+
+def orthonormal(values: Array, nuisance: Array) -> Array:
+    """An orthonormal basis of the columns' part that is orthogonal to `nuisance`."""
+    known = np.linalg.qr(nuisance)[0]
+    left = values - known @ (known.T @ values)
+    u, s, _ = np.linalg.svd(left, full_matrices=False)
+    return np.asarray(u[:, s > EXACT * max(1.0, float(np.linalg.norm(values)))])
+
+
+def cosine(a: Columns, b: Columns) -> float:
+    """1: some part of the one effect is some part of the other; 0: they have nothing to do with each other."""
+    if not (a.basis.size and b.basis.size):
+        return 0.0
+    return float(np.linalg.svd(a.basis.T @ b.basis, compute_uv=False)[0])
+
+
+def independent(chosen: Sequence[Columns], nuisance: Array) -> bool:
+    """Whether all of their coefficients can be told."""
+    design = np.hstack([nuisance, *(t.values for t in chosen)])
+    return bool(np.linalg.matrix_rank(design) == design.shape[1])
+
+
+def _code(values: Sequence[Any]) -> tuple[list[Any], Array]:
+    """Levels in the order in which they come, and their columns, which sum to zero: the last level is -1 in each."""
+    levels = list(dict.fromkeys(values))
+    return levels, _contrast(len(levels))[[levels.index(v) for v in values]]
+
+
+def _contrast(levels: int) -> Array:
+    return np.vstack([np.eye(levels - 1), -np.ones((1, levels - 1))])
+
+
+def _products(a: Array, b: Array) -> Array:
+    return (a[:, :, None] * b[:, None, :]).reshape(len(a), -1)

@@ -1,0 +1,94 @@
+"""Corrections for many comparisons: what stays of a p when it is the best of several."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import special
+
+
+def holm(p: ArrayLike) -> Any:
+    """Holm's step-down p over the last axis (..., m): the smallest times m, the next times m - 1, never falling.
+
+    Keeps the chance of any false claim at alpha however the comparisons hang together.  A nan (no statement) stays nan
+    and counts as a comparison: leaving it out would make the others look surer than the study was planned.
+    """
+    values = np.asarray(p, dtype=np.float64)
+    m = values.shape[-1]
+    order = np.argsort(values, axis=-1)  # nan last
+    stepped = np.take_along_axis(values, order, -1) * np.arange(m, 0, -1)
+    return _back(np.minimum(np.maximum.accumulate(stepped, axis=-1), 1.0), order)
+
+
+def benjamini_hochberg(p: ArrayLike) -> Any:
+    """Benjamini and Hochberg's p over the last axis: of what it lets through at 0.05, 5 % are false.  For screening."""
+    values = np.asarray(p, dtype=np.float64)
+    m = values.shape[-1]
+    order = np.argsort(values, axis=-1)
+    scaled = np.take_along_axis(values, order, -1) * m / np.arange(1, m + 1)
+    least = np.fmin.accumulate(scaled[..., ::-1], axis=-1)[..., ::-1]
+    return _back(np.where(np.isnan(scaled), np.nan, np.minimum(least, 1.0)), order)
+
+
+def _back(ordered: Any, order: Any) -> Any:
+    found = np.empty_like(ordered)
+    np.put_along_axis(found, order, ordered, -1)
+    return found
+
+
+def dunnett(values: ArrayLike) -> Any:
+    """Dunnett's two-sided p of each arm against the first one: values (seeds, arms), the seed as a block.
+
+    One spread for all arms, with (seeds - 1)(arms - 1) degrees of freedom: it sees more than Holm with few seeds, as
+    long as all arms vary alike.  An arm that varies twice as much breaks its promise, so Holm is the default.
+    """
+    x = np.asarray(values, dtype=np.float64)
+    seeds, arms = x.shape
+    left = x - x.mean(0) - x.mean(1, keepdims=True) + x.mean()
+    df = (seeds - 1) * (arms - 1)
+    error = np.sqrt(2 * (left**2).sum() / df / seeds)
+    return np.array([_beyond(abs(t), arms - 1, df) for t in (x[:, 1:].mean(0) - x[:, 0].mean()) / error])
+
+
+def _beyond(limit: float, m: int, df: int) -> float:
+    """P(max |T_i| > limit), T_i = (Z_i - Z_0) / sqrt(2) / S, i = 1..m: integrated over Z_0 and S = chi / sqrt(df)."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(40)
+    share, share_weights = np.polynomial.legendre.leggauss(60)
+    spread = np.sqrt(special.chdtri(df, 0.5 - share / 2) / df)[:, None]
+    inside = special.ndtr(nodes + np.sqrt(2) * limit * spread) - special.ndtr(nodes - np.sqrt(2) * limit * spread)
+    return float(np.clip(1 - share_weights / 2 @ inside**m @ weights / np.sqrt(2 * np.pi), 0.0, 1.0))
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """Mean rank of each arm over the tasks (1 is best), Friedman's p that they are all one, Nemenyi's p of each pair.
+
+    Two arms whose mean ranks differ by more than `critical` differ at 0.05.
+    """
+
+    mean: tuple[float, ...]
+    p: float
+    pairs: Any  # (arms, arms)
+    critical: float
+
+
+def ranks(scores: ArrayLike, *, better: str = "low") -> Ranks:
+    """Arms over several tasks: scores (tasks, arms), each task ranked by itself; ties share their rank."""
+    from scipy import stats
+
+    x = np.asarray(scores, dtype=np.float64)
+    tasks, arms = x.shape
+    placed = stats.rankdata(x if better == "low" else -x, axis=1)
+    mean = placed.mean(0)
+    ties = 1 - sum((c**3 - c).sum() for c in (np.unique(row, return_counts=True)[1] for row in placed)) / (
+        tasks * arms * (arms**2 - 1)
+    )
+    squares = 12 * tasks / (arms * (arms + 1)) * ((mean - (arms + 1) / 2) ** 2).sum()
+    error = np.sqrt(arms * (arms + 1) / (6 * tasks))
+    apart = np.abs(mean[:, None] - mean) / error * np.sqrt(2)  # Nemenyi's q: of a range, hence the root of two
+    pairs = stats.studentized_range.sf(apart, arms, np.inf)
+    np.fill_diagonal(pairs, 1.0)
+    critical = stats.studentized_range.isf(0.05, arms, np.inf) / np.sqrt(2) * error
+    p = float(special.chdtrc(arms - 1, squares / ties)) if ties > 0 else 1.0
+    return Ranks(tuple(mean.tolist()), p, pairs, float(critical))

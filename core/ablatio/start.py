@@ -1,0 +1,89 @@
+"""Where a model comes from: `model=run model.path=RUN`, `model=hf model.path=DIR`; nothing: it starts from its init.
+
+A model that exists brings its parts and sizes, as a preset does: what the command line says itself has the last word,
+so a part can be replaced.  Its weights are taken over where names and shapes still fit (ablatio.tasks.start).
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ablatio import theirs
+from ablatio.errors import UserError
+
+SHAPING = ("norm", "placement", "activation", "mlp", "position", "attention", "block", "architecture", "objective")
+ORIGINS = ("scratch", "run", "hf")
+
+
+def inherited(overrides: Sequence[str]) -> list[str]:
+    """The overrides with what the model's origin brings in front; those without an origin as they are."""
+    said = [f"model.start={o.removeprefix('model=')}" if o.startswith("model=") else o for o in overrides]
+    given = {key: value for key, _, value in (o.partition("=") for o in said)}
+    start, path = given.get("model.start", "scratch"), given.get("model.path", "").strip("\"'")
+    if start not in ("run", "hf"):
+        return said
+    if not path or path == "null":
+        folder = "RUN" if start == "run" else "DIR"
+        raise UserError(f"model={start} needs a folder\n    try: ablatio train model={start} model.path={folder}")
+    return [*_overrides(_settings(start, folder_of(path)), given), *said]
+
+
+def folder_of(path: str) -> Path:
+    """A folder, or the name of a model that `ablatio fetch` has brought."""
+    from ablatio.pretrained import MODELS, place_of, verified
+
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder
+    if path not in MODELS:
+        raise UserError(f"model.path: there is no folder {folder}\n    try: ls {folder.parent}")
+    if not verified(place_of(path)):
+        raise UserError(f"{path} is not on this machine yet\n    try: ablatio fetch {path}")
+    return place_of(path)
+
+
+def _settings(start: str, folder: Path) -> dict[str, Any]:
+    """Parts, sizes and tokenizer of the model in `folder`, as a config has them."""
+    found = _of_run(folder) if start == "run" else theirs.read(folder)
+    return found | {"tokenizer": {"name": "pretrained", "path": str(folder)}}
+
+
+def _of_run(folder: Path) -> dict[str, Any]:
+    from ablatio.plugins import refuse_objects
+
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{folder} is no run folder: it has no config.json\n    try: ls {folder.parent}") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON: {error}") from None
+    refuse_objects(config, str(path))
+    model = {k: v for k, v in config["model"].items() if k not in ("start", "path")}
+    return {key: config[key] for key in (*SHAPING, "match") if key in config} | {"model": model}
+
+
+def _overrides(settings: Mapping[str, Any], given: Mapping[str, str]) -> Iterator[str]:
+    """Settings as overrides, less what is given: an option that is chosen anew brings its own knobs."""
+    for key, value in settings.items():
+        if not isinstance(value, Mapping):
+            if key not in given:
+                yield f"{key}={_text(value)}"
+            continue
+        if key in given:
+            continue
+        if "name" in value:
+            yield f"{key}={value['name']}"
+        for knob, setting in value.items():
+            if knob != "name" and f"{key}.{knob}" not in given:
+                yield f"{key}.{knob}={_text(setting)}"
+
+
+def _text(value: Any) -> str:
+    """A value in Hydra's grammar."""
+    return json.dumps(value, ensure_ascii=False) if not isinstance(value, str) else _quoted(value)
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"

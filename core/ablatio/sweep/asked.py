@@ -1,0 +1,211 @@
+"""What a command line asks of a sweep: settings of its own, axes, seeds, and what all runs share."""
+
+import functools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob, IntervalSweep, Override, RangeSweep, Transformer
+from hydra.errors import HydraException
+
+from ablatio import config as run_config
+from ablatio import yamls
+from ablatio.errors import ConfigError, Problem, UserError
+from ablatio.knobs import did_you_mean
+from ablatio.options import groups, register_with_hydra
+from ablatio.overrides import normal
+from ablatio.sweep import settings
+from ablatio.sweep.settings import Settings
+from ablatio.sweep.study import Axis
+
+MAX_JOBS = 10_000
+SEED = "seed"
+LAUNCHER = ("hydra/launcher", "hydra.launcher")
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A sweep as it was asked for.
+
+    fixed     overrides that all arms share
+    axes      what varies; the seed is none of them
+    seeds     the blocks: each arm runs with each of them
+    launcher  overrides of Hydra's launcher, for the engine
+    study     the words of the study's file: question, expected ...
+    """
+
+    fixed: tuple[str, ...]
+    axes: tuple[Axis, ...]
+    seeds: tuple[int, ...]
+    settings: Settings
+    launcher: tuple[str, ...]
+    name: str
+    study: Mapping[str, Any]
+    overrides: tuple[str, ...]
+
+    @property
+    def baseline(self) -> dict[str, str] | None:
+        """The arm that was named as the baseline; where it says nothing of an axis, the axis' first value."""
+        text = self.settings["baseline"]
+        return None if text is None else _baseline(text, self.axes)
+
+    @property
+    def first(self) -> dict[str, str]:
+        """The baseline, or else the first value of each axis."""
+        return self.baseline or {axis.key: axis.at(0.0) for axis in self.axes}
+
+
+def read(overrides: Sequence[str]) -> Asked:
+    """Sort a command line; ConfigError with everything that is wrong with it."""
+    register_with_hydra()
+    study_name, study = _study(overrides)
+    given: dict[str, Any] = {k: _plain(k, v) for k, v in study.items() if k not in settings.WORDS}
+    file_axes = {str(key): [_text(v) for v in values] for key, values in (study.get("axes") or {}).items()}
+    fixed, axes, launcher, problems = list[str](), dict[str, Axis](), list[str](), list[Problem]()
+    for text in overrides:
+        key = _key(text)
+        if key.startswith(LAUNCHER):
+            launcher.append(text)
+        elif settings.is_setting(key) and not (key == "match" and "," in text):
+            given[key] = _setting_value(key, text)
+            if key == "match" and given[key] == "none":  # a run can hold to that by itself
+                fixed.append(text)
+        elif (parsed := parse(text)) is None:
+            problems.append(Problem(text, f"{text!r} is no setting; write key=value, and quote special characters"))
+        elif parsed.is_sweep_override():
+            problems += [Problem(key, "came twice; give all its values at once")] if key in axes else []
+            axes[key] = axis(parsed)
+        else:
+            fixed.append(normal(text))
+    said = {_key(text) for text in overrides}
+    for key, values in file_axes.items():
+        if key not in said:
+            axes |= {key: Axis(key, tuple(values))}
+    fixed_keys = {_key(text) for text in fixed}
+    problems += [Problem(key, f"came with one value and with several; drop {key}=") for key in fixed_keys & axes.keys()]
+    seeds, fixed, more = _seeds(axes.pop(SEED, None), fixed)
+    checked, wrong = settings.check(given)
+    problems += [*more, *wrong, *_axis_problems(axes.values())]
+    if problems or checked is None:
+        raise ConfigError(problems)
+    parts = tuple(fixed), tuple(axes.values()), seeds, checked, tuple(launcher), study_name, study, tuple(overrides)
+    return Asked(*parts)
+
+
+@functools.cache
+def parse(text: str) -> Override | None:
+    """One override in Hydra's grammar; None when it is none."""
+    try:
+        return OverridesParser.create().parse_override(normal(text))
+    except HydraException:  # in one of the ways that the parser has to say so
+        return None
+
+
+def axis(parsed: Override) -> Axis:
+    """The values of a sweep in Hydra's grammar: a,b  choice(a,b)  range(1,4)  glob(*)  interval(0,1)."""
+    key, value = parsed.key_or_group, parsed.value()
+    if isinstance(value, RangeSweep) and abs(((value.stop or 0) - (value.start or 0)) / (value.step or 1)) > MAX_JOBS:
+        raise too_many(key)
+    if isinstance(value, IntervalSweep):
+        return Axis(key, ((parsed.input_line or "").split("=", 1)[1],))
+    if isinstance(value, Glob):
+        return Axis(key, tuple(value.filter(groups().get(key, []))))
+    found = islice(parsed.sweep_iterator(Transformer.identity), MAX_JOBS + 1)
+    values = tuple(dict.fromkeys(_text(v) if isinstance(v, bool | None) else str(Transformer.encode(v)) for v in found))
+    if len(values) > MAX_JOBS:
+        raise too_many(key)
+    return Axis(key, values)
+
+
+def too_many(what: str, count: int | None = None) -> UserError:
+    came = f"{count:,}" if count else f"more than {MAX_JOBS:,}"
+    return UserError(
+        f"{what}: {came} runs came, at most {MAX_JOBS:,} can be planned\n"
+        "    try: fewer values, or design=random design.runs=100, which takes a sample of them"
+    )
+
+
+def _study(overrides: Sequence[str]) -> tuple[str, Mapping[str, Any]]:
+    """(name, content of `sweep:`) of the study that was asked for by `+sweep=NAME`."""
+    name = next((o.split("=", 1)[1] for o in overrides if o.lstrip("+").startswith("sweep=")), None)
+    if name is None:
+        return "sweep", {}
+    files = yamls.options_of(yamls.SWEEP)
+    if name not in files:
+        raise UserError(
+            f"there is no sweep {name}{did_you_mean(name, files)}\n    there are {', '.join(files) or 'none'}"
+        )
+    return name, files[name].read().get("sweep") or {}
+
+
+def _key(text: str) -> str:
+    return text.lstrip("+~").split("=")[0].split("@")[0]
+
+
+def _plain(key: str, value: Any) -> Any:
+    """A setting of a study's file, as the command line would have it."""
+    if key == "baseline" and isinstance(value, Mapping):
+        return ",".join(f"{k}={_text(v)}" for k, v in value.items())
+    return value
+
+
+def _setting_value(key: str, text: str) -> Any:
+    if key == "baseline":  # holds `=`, which Hydra's grammar does not take in a value
+        return text.split("=", 1)[1] or None
+    parsed = parse(text)
+    return text.split("=", 1)[-1] if parsed is None or parsed.is_sweep_override() else parsed.value()
+
+
+def _text(value: Any) -> str:
+    """A value of a YAML file as the command line has it."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, list):
+        return f"[{','.join(map(_text, value))}]"
+    return str(value)
+
+
+def _seeds(given: Axis | None, fixed: list[str]) -> tuple[tuple[int, ...], list[str], list[Problem]]:
+    """(the seeds, the other overrides, what is wrong with the seeds)."""
+    texts = given.values if given else tuple(t.split("=", 1)[1] for t in fixed if _key(t) == SEED)[-1:] or ("1",)
+    rest = [t for t in fixed if _key(t) != SEED]
+    knob = next(k for k in run_config.section_knobs(run_config.Run) if k.name == SEED)
+    values = [int(t) if t.lstrip("-").isdigit() else t for t in texts]
+    problems = [p for v in values for p in run_config.value_problems(SEED, knob, v)]
+    return tuple(v for v in values if isinstance(v, int)), rest, problems
+
+
+def _axis_problems(axes: Iterable[Axis]) -> Iterator[Problem]:
+    options = groups()
+    for one in axes:
+        if not one.values:
+            yield Problem(one.key, "no value is left")
+        if one.key in options:
+            for name in one.values:
+                for single in name.strip("[]").split(",") if name != "null" else ():
+                    if single and single.strip() not in options[one.key]:
+                        yield run_config.no_option(one.key, single.strip(), options[one.key])
+
+
+def _baseline(text: str, axes: Sequence[Axis]) -> dict[str, str]:
+    """`gelu`, or `activation=gelu,norm=rmsnorm`: one value for each axis."""
+    found = {a.key: a.at(0.0) for a in axes}
+    for piece in text.replace(" ", ",").split(","):
+        key, equals, value = piece.rpartition("=")
+        having = [a.key for a in axes if (a.key == key or not equals) and value in a.values]
+        if len(having) != 1:
+            known = [f"{a.key}={v}" for a in axes for v in a.values]
+            why = (
+                f"is a value of {' and of '.join(having)}"
+                if having
+                else f"is no value of this sweep{_near(piece, known)}"
+            )
+            raise ConfigError([Problem("baseline", f"`{piece}` {why}", f"baseline={known[0]}" if known else "")])
+        found[having[0]] = value
+    return found
+
+
+def _near(piece: str, known: Sequence[str]) -> str:
+    return did_you_mean(piece, [*known, *(k.partition("=")[2] for k in known)])

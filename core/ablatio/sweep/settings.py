@@ -1,0 +1,105 @@
+"""The sweep's own settings: given bare beside the run's (`-m norm=a,b plan=0.01`), or under `sweep:` of a study.
+
+They say how arms are chosen, compared and executed.  None of them reaches a run's config, so a run has the same id
+whatever the sweep that asked for it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from ablatio.config import section_knobs, unknown, value_problems
+from ablatio.errors import Problem
+from ablatio.kinds import designs
+from ablatio.knobs import Fraction, NonNegative, Positive
+
+DESIGN = "design"
+WORDS = ("question", "expected", "recorded", "lengths", "axes")  # of a study: for its reader, and its axes
+
+
+@dataclass(kw_only=True)
+class Sweep:
+    """How arms are chosen, compared and executed."""
+
+    baseline: Annotated[
+        str | None, "the arm that others are compared with: `gelu`, or `activation=gelu,norm=rmsnorm`; null: all pairs"
+    ] = None
+    match: Annotated[
+        Literal["none", "params", "flops", "time"] | None,
+        "what arms have equal; null: as each run has it (a gated unit gets a narrower d_ff)",
+    ] = None
+    resize: Annotated[
+        Literal["model.d_ff", "model.n_layers", "train.steps"] | None,
+        "what match= changes; by default model.d_ff, and train.steps for time",
+    ] = None
+    tune: Annotated[str | None, "a setting that each arm gets at its own best value: optimizer.lr"] = None
+    trials: Annotated[int, Positive, "values that are tried for tune=, the same number for each arm"] = 5
+    plan: Annotated[float | None, Positive, "nats to be told apart: says how many seeds that needs"] = None
+    alpha: Annotated[float, Fraction, "share of studies without any effect that may name a winner"] = 0.05
+    power: Annotated[float, Fraction, "share of studies that shall see a difference of plan="] = 0.8
+    workers: Annotated[int | None, Positive, "runs at a time; by default one per core"] = None
+    timeout: Annotated[float | None, Positive, "seconds after which a run is stopped and counts as failed"] = None
+    retry: Annotated[str | None, "run failed ones again: `failed` for all, or one kind of failure"] = None
+    join: Annotated[bool, "share the work with a sweep that is at this folder already"] = False
+    table: Annotated[int, NonNegative, "arms that are shown before the first run"] = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Checked settings of a sweep: `design` with its knobs, and one value for each field of `Sweep`."""
+
+    design: Mapping[str, Any]
+    values: Mapping[str, Any]
+
+    def __getitem__(self, name: str) -> Any:
+        return self.values[name]
+
+    @property
+    def changed(self) -> dict[str, Any]:
+        """Those that are not at their defaults."""
+        return {k.name: self.values[k.name] for k in section_knobs(Sweep) if self.values[k.name] != k.default}
+
+
+def is_setting(key: str) -> bool:
+    """Whether a key of the command line is the sweep's, not the run's."""
+    return key.split(".")[0] == DESIGN or key in {k.name for k in section_knobs(Sweep)}
+
+
+def check(given: Mapping[str, Any]) -> tuple[Settings | None, list[Problem]]:
+    """The settings that `given` means, {plan: 0.01, design: full, design.runs: 12}; or everything wrong with them."""
+    knobs = {k.name: k for k in section_knobs(Sweep)}
+    named = given.get(DESIGN, "full")
+    design = dict(named) if isinstance(named, Mapping) else {"name": named}
+    problems: list[Problem] = []
+    values = {name: knob.default for name, knob in knobs.items()}
+    for key, value in given.items():
+        if key.startswith(f"{DESIGN}."):
+            design[key.removeprefix(f"{DESIGN}.")] = value
+        elif key in knobs:
+            problems += (found := list(value_problems(key, knobs[key], value)))
+            values[key] = None if found else knobs[key].cast(value)
+        elif key != DESIGN:
+            problems.append(unknown(key, key, [*knobs, DESIGN]))
+    problems += _design_problems(design)
+    return (None if problems else Settings(_cast(design), values)), problems
+
+
+def _design_problems(design: Mapping[str, Any]) -> list[Problem]:
+    names = designs.names()
+    name = str(design.get("name", "full"))
+    if name not in names:
+        return [unknown(DESIGN, name, names, prefix=f"{DESIGN}=")]
+    knobs = {k.name: k for k in designs[name].knobs}
+    found: list[Problem] = []
+    for key, value in design.items():
+        where = f"{DESIGN}.{key}"
+        if key in knobs:
+            found += value_problems(where, knobs[key], value)
+        elif key != "name":
+            found.append(unknown(where, key, knobs, prefix=f"{DESIGN}."))
+    return found
+
+
+def _cast(design: Mapping[str, Any]) -> dict[str, Any]:
+    knobs = {k.name: k for k in designs[str(design.get("name", "full"))].knobs}
+    return {"name": "full"} | {k: knobs[k].cast(v) if k in knobs else v for k, v in design.items()}

@@ -1,0 +1,75 @@
+"""What a task is made from: the config, the seeds, which rows each batch has, and how its tokenizer learns."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ablatio import kinds
+from ablatio.data.cache import Corpus, learned, prepare
+from ablatio.data.order import RowPlan
+from ablatio.data.types import Source, Tokenizer
+from ablatio.model.assembly import Choice
+from ablatio.paths import cache_root
+
+
+class Seeds:
+    """Independent streams of chance: init, data, dropout; each is `seed` unless it was set."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        def pick(name: str) -> int:
+            value = config["seeds"][name]
+            return int(config["seed"] if value is None else value)
+
+        self.init, self.data, self.dropout = pick("init"), pick("data"), pick("dropout")
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """config: of the run, resolved and checked; length: tokens of a row; plan: which rows each batch has."""
+
+    config: Mapping[str, Any]
+    plan: RowPlan
+    length: int = field(init=False)
+    seeds: Seeds = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "length", length_of(self.config))
+        object.__setattr__(self, "seeds", Seeds(self.config))
+
+    @property
+    def cache(self) -> Path:
+        """The folder for what is made once and used by many runs."""
+        return cache_root()
+
+    def part(self, kind: str, **wiring: Any) -> Any:
+        """The config's option of a kind, made."""
+        choice = Choice.of(self.config[kind])
+        return getattr(kinds, f"{kind}s").build(choice.name, choice.knobs, **wiring)
+
+    def source(self) -> Source:
+        made: Source = self.part("source")
+        return made
+
+    def corpus(self, source: Source) -> tuple[Corpus, Tokenizer]:
+        """The source as streams of tokens, and the tokenizer, which learned on its training documents."""
+        tokenizer, key = self._tokenizer()
+        return prepare(source, tokenizer, key, self.cache, self.config["data"]["val_fraction"]), tokenizer
+
+    def tokenizer(self, source: Source) -> Tokenizer:
+        """The tokenizer alone."""
+        tokenizer, key = self._tokenizer()
+        learned(source, tokenizer, key, self.cache, self.config["data"]["val_fraction"])
+        return tokenizer
+
+    def _tokenizer(self) -> tuple[Tokenizer, str]:
+        """Untrained, and what names it with its knobs and version."""
+        choice = Choice.of(self.config["tokenizer"])
+        digest = kinds.tokenizers[choice.name].digest
+        made = kinds.tokenizers.build(choice.name, choice.knobs)
+        return made, json.dumps([choice.name, digest, dict(choice.knobs)], sort_keys=True)
+
+
+def length_of(config: Mapping[str, Any]) -> int:
+    return int(config["data"]["length"] or config["model"]["max_len"])

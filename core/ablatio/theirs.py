@@ -1,0 +1,255 @@
+"""transformers' config.json in our terms: which parts a model of theirs is made of, and its sizes.
+
+Each reader takes their settings and gives ours, kind by kind, as a preset has them.  Nothing here imports torch: a
+command line is composed from it.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ablatio.errors import UserError
+
+Settings = Mapping[str, Any]
+READERS: dict[str, Callable[[Settings], dict[str, Any]]] = {}
+CODE_KEYS = ("auto_map", "custom_pipelines", "_attn_implementation_internal", "quantization_config")
+CODE_FILES = (".py", ".bin", ".pt", ".pth", ".pkl", ".ckpt")
+GATED = {"silu": "swiglu", "swish": "swiglu", "relu": "reglu"}
+TANH = ("gelu_pytorch_tanh", "gelu_new", "gelu_fast", "gelu_accurate")
+EXACT = ("gelu", "gelu_python")
+
+
+def refuse_code(folder: Path) -> None:
+    """UserError when a model folder names code, or holds any: only what is installed runs."""
+    for path in (folder / "config.json", folder / "tokenizer_config.json"):
+        data = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        if found := [key for key in CODE_KEYS if isinstance(data, dict) and data.get(key)]:
+            raise UserError(f"{path} holds `{found[0]}`, which names code; only the code that is installed runs")
+    if files := sorted(p.name for p in folder.glob("*") if p.suffix in CODE_FILES):
+        raise UserError(f"{folder / files[0]} could run code; a model folder has config, tokenizer and safetensors")
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The model in `folder` in our terms: {"norm": {"name": "rmsnorm", ...}, ..., "model": {"d_model": 576, ...}}."""
+    refuse_code(folder)
+    path = folder / "config.json"
+    try:
+        theirs = json.loads(path.read_text(encoding="utf-8"))
+        kind = str(theirs["model_type"])
+    except FileNotFoundError:
+        raise UserError(f"{folder} is no model folder: it has no config.json\n    try: ls {folder.parent}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is no config of a model ({type(error).__name__}: {error})") from None
+    if kind not in READERS:
+        raise UserError(f"{path}: a {kind} cannot be read; there are {', '.join(sorted(READERS))}")
+    try:
+        ours = READERS[kind](theirs)
+    except KeyError as error:
+        raise UserError(f"{path}: a {kind} needs `{error.args[0]}`, which is missing") from None
+    # T5's rows are left open: the sentinels of our objective come behind the ids of its tokenizer.
+    rows = {} if "architecture" in ours else {"vocab_size": theirs["vocab_size"]}
+    ours["model"] = {**rows, "tied": _tied(theirs), **ours["model"]}
+    usual = {"placement": "pre", "mlp": "dense", "block": "sequential", "architecture": "causal", "objective": "lm"}
+    return {**{kind: {"name": name} for kind, name in usual.items()}, "match": "none", **ours}
+
+
+def _tied(theirs: Settings) -> bool:
+    """Most classes tie where nothing is said; LLaMA and its children do not."""
+    return bool(theirs.get("tie_word_embeddings", theirs["model_type"] not in ("llama", "mistral", "qwen2", "qwen3")))
+
+
+def _reader(*names: str) -> Callable[[Callable[[Settings], dict[str, Any]]], Callable[[Settings], dict[str, Any]]]:
+    def keep(function: Callable[[Settings], dict[str, Any]]) -> Callable[[Settings], dict[str, Any]]:
+        READERS.update(dict.fromkeys(names, function))
+        return function
+
+    return keep
+
+
+def _plain(name: str) -> dict[str, Any]:
+    """An elementwise activation by their name."""
+    if name in TANH or name in EXACT:
+        return {"name": "gelu", "approximate": "tanh" if name in TANH else "none"}
+    if name in ("relu", "silu", "mish", "quick_gelu", "relu2"):
+        return {"name": name}
+    raise UserError(f"their activation {name!r} has no counterpart here")
+
+
+def _gated(name: str) -> dict[str, Any]:
+    """A gated unit by the function on its gate."""
+    if name in TANH or name in EXACT:
+        return {"name": "geglu", "approximate": "tanh" if name in TANH else "none"}
+    if name in GATED:
+        return {"name": GATED[name]}
+    raise UserError(f"their gate {name!r} has no counterpart here")
+
+
+def _layernorm(theirs: Settings, key: str) -> dict[str, Any]:
+    return {"name": "layernorm", "eps": theirs.get(key, 1e-5)}
+
+
+def _rope(theirs: Settings) -> dict[str, Any]:
+    """Base, share and scaling, as transformers 5 writes them (rope_parameters) and as 4 did (rope_theta, ...)."""
+    said: dict[str, Any] = {**(theirs.get("rope_scaling") or {}), **(theirs.get("rope_parameters") or {})}
+    method = said.get("rope_type", said.get("type", "default"))
+    found = {
+        "name": "rope",
+        "layout": "half",
+        "base": float(said.get("rope_theta") or theirs.get("rope_theta") or theirs.get("rotary_emb_base") or 10000.0),
+        "fraction": float(said.get("partial_rotary_factor") or theirs.get("partial_rotary_factor") or 1.0),
+    }
+    if method == "default":
+        return found
+    known: dict[str, tuple[str, ...]] = {
+        "linear": (),
+        "dynamic": (),
+        "yarn": ("beta_fast", "beta_slow", "attention_factor"),
+        "llama3": ("low_freq_factor", "high_freq_factor"),
+    }
+    if method not in known:
+        raise UserError(f"their rope scaling {method!r} cannot be read; there are {', '.join(known)}")
+    original = said.get("original_max_position_embeddings", theirs.get("max_position_embeddings"))
+    more = {key: said[key] for key in known[method] if said.get(key) is not None}
+    return {**found, "scaling": method, "factor": said["factor"], "original_max_len": original, **more}
+
+
+@_reader("llama", "mistral", "qwen2", "qwen3")
+def _llama(theirs: Settings) -> dict[str, Any]:
+    kind, heads = theirs["model_type"], theirs["num_attention_heads"]
+    groups = theirs.get("num_key_value_heads") or heads
+    if theirs.get("use_sliding_window") or (kind == "mistral" and theirs.get("sliding_window")):
+        raise UserError("their sliding window in all layers is not read; set it off in config.json if it is not needed")
+    if bool(theirs.get("attention_bias")) != bool(theirs.get("mlp_bias")) and kind == "llama":
+        raise UserError("biases in the attention alone, or in the feed-forward part alone, have no counterpart here")
+    head = theirs.get("head_dim") or theirs["hidden_size"] // heads
+    attention: dict[str, Any] = {"name": "mha"} if groups == heads else {"name": "gqa", "n_kv_heads": groups}
+    if kind == "qwen2":
+        attention["qkv_bias"] = True
+    if kind == "qwen3":
+        attention["qk_norm"] = "rmsnorm"
+    return {
+        "norm": {"name": "rmsnorm", "eps": theirs.get("rms_norm_eps", 1e-6)},
+        "activation": _gated(theirs.get("hidden_act", "silu")),
+        "position": _rope(theirs),
+        "attention": attention,
+        "model": {
+            "d_model": theirs["hidden_size"],
+            "n_layers": theirs["num_hidden_layers"],
+            "n_heads": heads,
+            "d_head": head,
+            "d_ff": theirs["intermediate_size"],
+            "max_len": theirs.get("max_position_embeddings", 2048),
+            "bias": bool(theirs.get("mlp_bias", False)),
+        },
+    }
+
+
+@_reader("gpt2")
+def _gpt2(theirs: Settings) -> dict[str, Any]:
+    return {
+        "norm": _layernorm(theirs, "layer_norm_epsilon"),
+        "activation": _plain(theirs.get("activation_function", "gelu_new")),
+        "position": {"name": "learned"},
+        "attention": {"name": "mha"},
+        "model": {
+            "d_model": theirs["n_embd"],
+            "n_layers": theirs["n_layer"],
+            "n_heads": theirs["n_head"],
+            "d_ff": theirs.get("n_inner") or 4 * theirs["n_embd"],
+            "max_len": theirs["n_positions"],
+            "bias": True,
+        },
+    }
+
+
+@_reader("opt")
+def _opt(theirs: Settings) -> dict[str, Any]:
+    if not theirs.get("do_layer_norm_before", True) or theirs["word_embed_proj_dim"] != theirs["hidden_size"]:
+        raise UserError("OPT-350m's norms behind the sublayers and its narrow embedding cannot be read")
+    return {
+        "norm": {"name": "layernorm", "eps": 1e-5},
+        "activation": _plain(theirs.get("activation_function", "relu")),
+        "position": {"name": "learned"},
+        "attention": {"name": "mha"},
+        "model": {
+            "d_model": theirs["hidden_size"],
+            "n_layers": theirs["num_hidden_layers"],
+            "n_heads": theirs["num_attention_heads"],
+            "d_ff": theirs["ffn_dim"],
+            "max_len": theirs["max_position_embeddings"],
+            "bias": bool(theirs.get("enable_bias", True)),
+        },
+    }
+
+
+@_reader("bloom")
+def _bloom(theirs: Settings) -> dict[str, Any]:
+    return {
+        "norm": _layernorm(theirs, "layer_norm_epsilon"),
+        "activation": {"name": "gelu", "approximate": "tanh"},
+        "position": {"name": "alibi"},
+        "attention": {"name": "mha"},
+        "model": {
+            "d_model": theirs["hidden_size"],
+            "n_layers": theirs["n_layer"],
+            "n_heads": theirs["n_head"],
+            "max_len": theirs.get("seq_length", 2048),
+            "bias": True,
+            "embedding_norm": True,
+        },
+    }
+
+
+@_reader("gpt_neox")
+def _gpt_neox(theirs: Settings) -> dict[str, Any]:
+    parallel = theirs.get("use_parallel_residual", True)
+    rope = _rope({"partial_rotary_factor": theirs.get("rotary_pct", 0.25), **theirs})
+    return {
+        "norm": _layernorm(theirs, "layer_norm_eps"),
+        "activation": _plain(theirs.get("hidden_act", "gelu")),
+        "position": rope,
+        "attention": {"name": "mha"},
+        "block": {"name": "parallel", "own_norms": True} if parallel else {"name": "sequential"},
+        "model": {
+            "d_model": theirs["hidden_size"],
+            "n_layers": theirs["num_hidden_layers"],
+            "n_heads": theirs["num_attention_heads"],
+            "d_ff": theirs["intermediate_size"],
+            "max_len": theirs["max_position_embeddings"],
+            "bias": True,
+        },
+    }
+
+
+@_reader("t5")
+def _t5(theirs: Settings) -> dict[str, Any]:
+    form = theirs.get("feed_forward_proj", "relu")
+    activation = form.removeprefix("gated-")
+    gated = form != activation
+    if gated and activation == "gelu":
+        activation = TANH[0]  # transformers makes the tanh form of `gated-gelu`, whatever it is called
+    scaled = theirs.get("scale_decoder_outputs", _tied(theirs))  # 1.0 does, 1.1 does not
+    return {
+        "norm": {"name": "rmsnorm", "eps": theirs.get("layer_norm_epsilon", 1e-6)},
+        "activation": _gated(activation) if gated else _plain(activation),
+        "position": {
+            "name": "t5",
+            "buckets": theirs.get("relative_attention_num_buckets", 32),
+            "max_distance": theirs.get("relative_attention_max_distance", 128),
+        },
+        "attention": {"name": "mha"},
+        "architecture": {"name": "encoder_decoder"},
+        "objective": {"name": "span_corruption"},
+        "model": {
+            "d_model": theirs["d_model"],
+            "n_layers": theirs.get("num_decoder_layers") or theirs["num_layers"],
+            "encoder_layers": theirs["num_layers"],
+            "n_heads": theirs["num_heads"],
+            "d_head": theirs["d_kv"],
+            "d_ff": theirs["d_ff"],
+            "max_len": theirs.get("n_positions", 512),
+            "attention_scale": 1.0,
+            "logit_scale": theirs["d_model"] ** -0.5 if scaled else 1.0,
+        },
+    }

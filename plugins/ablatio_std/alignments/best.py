@@ -1,0 +1,127 @@
+"""Learning from the best of several answers: as examples to imitate, as pairs, as rankings."""
+
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ablatio import Range, alignments
+from ablatio.alignment import Advantages
+from ablatio_std.alignments._common import PAIR_METRICS, Beta, Metrics, pair_metrics
+from ablatio_std.alignments._policy import Epochs, Group, Minibatches, best_of
+from ablatio_std.alignments.grouped import Grouped
+
+
+class _Imitation:
+    """Advantages are 1 for the answers that are kept and 0 for the others; L = -log p per token of those kept."""
+
+    data = "prompts"
+    metrics = ("train/kept", "train/kept_reward")
+
+    def kept(self, rewards: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def advantages(self, rewards: Tensor) -> Advantages:
+        kept = self.kept(rewards)
+        mean = (kept * rewards).sum() / kept.sum().clamp(min=1)
+        return Advantages(kept, metrics=dict(zip(self.metrics, (kept.mean(), mean), strict=True)))
+
+    def loss(self, logps: Tensor, mask: Tensor, advantages: Tensor) -> tuple[Tensor, Metrics]:
+        weight = mask * advantages[:, None]
+        return -(weight * logps).sum() / weight.sum().clamp(min=1), {}
+
+
+@alignments.register("rejection_sampling", paper="arXiv:2307.09288")
+class RejectionSampling(_Imitation):
+    """The best of `group` answers to each prompt is imitated; KL to the old policy at most ln n - (n - 1) / n."""
+
+    def __init__(self, *, group: Group = 8, epochs: Epochs = 1, minibatches: Minibatches = 1) -> None:
+        self.group, self.epochs, self.minibatches = group, epochs, minibatches
+
+    def kept(self, rewards: Tensor) -> Tensor:
+        return best_of(rewards, self.group)
+
+
+@alignments.register("raft", paper="arXiv:2304.06767")
+class RAFT(_Imitation):
+    """The answers with the highest rewards, a share of all that were drawn, are imitated for some epochs.  (B,) -> (B,)
+
+    `among`: the share is taken of the answers to each prompt, or of all answers of the rollout whatever their prompt.
+    """
+
+    def __init__(
+        self,
+        *,
+        group: Group = 8,
+        share: Annotated[float, Range(0, 1, open_low=True), "at least one is kept"] = 0.125,
+        among: Literal["prompt", "rollout"] = "prompt",
+        epochs: Epochs = 2,
+        minibatches: Minibatches = 1,
+    ) -> None:
+        self.group, self.share, self.among, self.epochs, self.minibatches = group, share, among, epochs, minibatches
+
+    def kept(self, rewards: Tensor) -> Tensor:
+        rows = rewards.view(-1, self.group) if self.among == "prompt" else rewards[None]
+        count = max(1, round(self.share * rows.shape[1]))
+        return torch.zeros_like(rows).scatter(1, rows.topk(count, dim=1).indices, 1.0).flatten()
+
+
+@alignments.register("online_dpo", paper="arXiv:2402.04792")
+class OnlineDPO:
+    """DPO on answers of the policy itself: the best and the worst of the answers to a prompt are the pair.
+
+    Advantages are 1, -1 and 0: better, worse, not used; two answers of one reward teach nothing.  (B,), (B, T)
+    """
+
+    data = "prompts"
+    metrics = PAIR_METRICS
+    whole_groups = True
+
+    def __init__(self, *, group: Group = 2, beta: Beta = 0.1, epochs: Epochs = 1, minibatches: Minibatches = 1) -> None:
+        self.group, self.beta, self.epochs, self.minibatches = group, beta, epochs, minibatches
+
+    def advantages(self, rewards: Tensor) -> Advantages:
+        grouped = rewards.view(-1, self.group)
+        differ = (grouped.amax(1) > grouped.amin(1)).repeat_interleave(self.group)
+        return Advantages((best_of(rewards, self.group) - best_of(-rewards, self.group)) * differ)
+
+    def loss(self, logps: Tensor, ref_logps: Tensor, mask: Tensor, advantages: Tensor) -> tuple[Tensor, Metrics]:
+        ratios = ((logps - ref_logps) * mask).sum(1).view(-1, self.group)
+        signs = advantages.view(-1, self.group)
+        better, worse = (ratios * (signs > 0)).sum(1), (ratios * (signs < 0)).sum(1)
+        used = (signs != 0).any(1)
+        losses = -F.logsigmoid(self.beta * (better - worse)) * used
+        return losses.sum() / used.sum().clamp(min=1), pair_metrics(self.beta * better, self.beta * worse)
+
+
+@alignments.register("rpt", paper="arXiv:2506.08007")
+class RPT(Grouped):
+    """GRPO on plain text: the prompt is a passage, the answer ends with a guess of what follows, the reward is 1 or 0.
+
+    The guess stands behind the last `marker` (all of the answer, if it has none) and is right when it is a prefix of
+    what follows and ends where one of its tokens ends.  `guess(answer)` gives it; the task compares.
+    """
+
+    prompts = "text"
+
+    def __init__(
+        self,
+        *,
+        group: Group = 8,
+        clip: Annotated[float, Range(0, 1, open_low=True)] = 0.2,
+        beta: Annotated[float, Range(0)] = 0.0,
+        marker: Annotated[str, "text between the thought and the guess"] = "=>",
+        epochs: Epochs = 1,
+        minibatches: Minibatches = 1,
+    ) -> None:
+        self.group, self.clip, self.clip_high, self.beta = group, clip, clip, beta
+        self.marker, self.epochs, self.minibatches = marker, epochs, minibatches
+
+    def guess(self, answer: str) -> str:
+        return answer.rpartition(self.marker)[2] if self.marker else answer
+
+    def correct(self, answer: str, following: str, ends: list[int]) -> float:
+        """1.0 when the guess is what follows; ends: the lengths in letters after each token of what follows."""
+        guess = self.guess(answer)
+        return float(bool(guess) and following.startswith(guess) and len(guess) in ends)

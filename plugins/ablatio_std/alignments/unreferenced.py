@@ -1,0 +1,182 @@
+"""Losses that need no reference model: on log-probabilities of the policy alone, sums or means over tokens.
+
+log p is the sum over an answer's tokens, |y| their number; w the better answer, l the worse one.
+"""
+
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ablatio import NonNegative, Positive, alignments
+from ablatio_std.alignments._common import PAIR_METRICS, Metrics, Smoothing, pair_metrics, smoothed_logsigmoid
+
+
+@alignments.register("sft", paper="arXiv:2203.02155")
+class SFT:
+    """L = -log p(w), per token of the batch: the better answer is imitated and the other ignored; the baseline."""
+
+    data = "pairs"
+    metrics = PAIR_METRICS
+
+    def loss(
+        self, chosen: Tensor, rejected: Tensor, chosen_length: Tensor, rejected_length: Tensor
+    ) -> tuple[Tensor, Metrics]:
+        means = chosen / chosen_length.clamp(min=1), rejected / rejected_length.clamp(min=1)
+        return -chosen.sum() / chosen_length.sum().clamp(min=1), pair_metrics(*means)
+
+
+@alignments.register("cpo", paper="arXiv:2401.08417")
+class CPO:
+    """L = -log sigmoid(beta (log p(w) - log p(l))) - alpha log p(w) / |w|: a uniform reference, and imitation."""
+
+    data = "pairs"
+    metrics = PAIR_METRICS
+
+    def __init__(
+        self,
+        *,
+        beta: Annotated[float, Positive] = 0.1,
+        alpha: Annotated[float, NonNegative, "weight of the imitation"] = 1.0,
+        label_smoothing: Smoothing = 0.0,
+    ) -> None:
+        self.beta, self.alpha, self.label_smoothing = beta, alpha, label_smoothing
+
+    def loss(self, chosen: Tensor, rejected: Tensor, chosen_length: Tensor) -> tuple[Tensor, Metrics]:
+        preference = smoothed_logsigmoid(self.beta * (chosen - rejected), self.label_smoothing).mean()
+        imitation = -chosen.sum() / chosen_length.sum().clamp(min=1)
+        return preference + self.alpha * imitation, pair_metrics(self.beta * chosen, self.beta * rejected)
+
+
+@alignments.register("simpo", paper="arXiv:2405.14734")
+class SimPO:
+    """L = -log sigmoid(beta (log p(w) / |w| - log p(l) / |l|) - gamma): the mean per token is the reward."""
+
+    data = "pairs"
+    metrics = PAIR_METRICS
+
+    def __init__(
+        self,
+        *,
+        beta: Annotated[float, Positive] = 2.0,
+        gamma: Annotated[float, NonNegative, "margin that is asked for"] = 1.0,
+    ) -> None:
+        self.beta, self.gamma = beta, gamma
+
+    def loss(
+        self, chosen: Tensor, rejected: Tensor, chosen_length: Tensor, rejected_length: Tensor
+    ) -> tuple[Tensor, Metrics]:
+        better, worse = (
+            self.beta * logp / length.clamp(min=1)
+            for logp, length in ((chosen, chosen_length), (rejected, rejected_length))
+        )
+        return -F.logsigmoid(better - worse - self.gamma).mean(), pair_metrics(better, worse)
+
+
+@alignments.register("orpo", paper="arXiv:2403.07691")
+class ORPO:
+    """L = -log p(w) / |w| - lam log sigmoid(log odds(w) - log odds(l)), odds = p / (1 - p), p the mean per token."""
+
+    data = "pairs"
+    metrics = (*PAIR_METRICS, "train/log_odds_ratio")
+
+    def __init__(self, *, lam: Annotated[float, NonNegative, "weight of the odds ratio"] = 0.1) -> None:
+        self.lam = lam
+
+    def loss(
+        self, chosen: Tensor, rejected: Tensor, chosen_length: Tensor, rejected_length: Tensor
+    ) -> tuple[Tensor, Metrics]:
+        better, worse = chosen / chosen_length.clamp(min=1), rejected / rejected_length.clamp(min=1)
+        log_odds = (better - worse) - (_log1mexp(better) - _log1mexp(worse))
+        imitation = -chosen.sum() / chosen_length.sum().clamp(min=1)
+        metrics = pair_metrics(better, worse) | {"train/log_odds_ratio": log_odds.detach().mean()}
+        return imitation - self.lam * F.logsigmoid(log_odds).mean(), metrics
+
+
+def _log1mexp(x: Tensor) -> Tensor:
+    """log(1 - exp(x)) for x < 0, exact near 0 and far from it."""
+    x = x.clamp(max=-torch.finfo(x.dtype).eps)
+    near = torch.log(-torch.expm1(x.clamp(min=-0.7)))
+    far = torch.log1p(-torch.exp(x.clamp(max=-0.6)))
+    return torch.where(x > -0.6931471805599453, near, far)
+
+
+@alignments.register("slic", paper="arXiv:2305.10425")
+class SLiC:
+    """L = max(0, delta - log p(w) + log p(l)) - lam log p(w): a margin in likelihood, and imitation (SLiC-HF)."""
+
+    data = "pairs"
+    metrics = PAIR_METRICS
+
+    def __init__(
+        self,
+        *,
+        delta: Annotated[float, Positive, "margin in nats"] = 1.0,
+        lam: Annotated[float, NonNegative, "weight of the imitation"] = 0.1,
+    ) -> None:
+        self.delta, self.lam = delta, lam
+
+    def loss(self, chosen: Tensor, rejected: Tensor) -> tuple[Tensor, Metrics]:
+        loss = torch.relu(self.delta - chosen + rejected) - self.lam * chosen
+        return loss.mean(), pair_metrics(chosen, rejected)
+
+
+class _Rankings:
+    """K answers to a prompt with a score each."""
+
+    data = "rankings"
+    metrics = ("train/rank_accuracy",)
+
+
+@alignments.register("rrhf", paper="arXiv:2304.05302")
+class RRHF(_Rankings):
+    """L = sum over pairs of max(0, p_j - p_i) where i scores higher, - lam log p(best); p the mean per token.
+
+    (B, K) each -> ()
+    """
+
+    def __init__(self, *, lam: Annotated[float, NonNegative, "weight of the imitation of the best"] = 1.0) -> None:
+        self.lam = lam
+
+    def loss(self, logps: Tensor, scores: Tensor, length: Tensor, present: Tensor) -> tuple[Tensor, Metrics]:
+        means = logps / length.clamp(min=1)
+        above = _above(scores, present)
+        gap = means[:, None, :] - means[:, :, None]  # (B, K, K): p_j - p_i
+        ranking = (torch.relu(gap) * above).sum((1, 2))
+        best = scores.masked_fill(~present, float("-inf")).argmax(1, keepdim=True)
+        loss = (ranking - self.lam * logps.gather(1, best)[:, 0]).mean()
+        return loss, {"train/rank_accuracy": _rank_accuracy(gap, above)}
+
+
+@alignments.register("plackett_luce", paper="arXiv:2305.18290")
+class PlackettLuce(_Rankings):
+    """L = -sum over k of log(exp(r_k) / sum over the answers from rank k on of exp(r)), r = beta x log-ratio.
+
+    DPO for whole rankings (its appendix A.3): each answer is the choice among those that are left.  (B, K) each -> ()
+    """
+
+    def __init__(self, *, beta: Annotated[float, Positive] = 0.1) -> None:
+        self.beta = beta
+
+    def loss(self, logps: Tensor, ref_logps: Tensor, scores: Tensor, present: Tensor) -> tuple[Tensor, Metrics]:
+        lowest = float("-inf")
+        reward = self.beta * (logps - ref_logps)
+        order = scores.masked_fill(~present, lowest).argsort(dim=1, descending=True, stable=True)
+        there = present.gather(1, order)
+        ranked = reward.gather(1, order).masked_fill(~there, torch.finfo(reward.dtype).min)
+        rest = ranked.flip(1).logcumsumexp(1).flip(1)  # (B, K): log of the sum from here on
+        loss = ((rest - ranked) * there).sum(1).mean()
+        gap = reward[:, None, :] - reward[:, :, None]
+        return loss, {"train/rank_accuracy": _rank_accuracy(gap, _above(scores, present))}
+
+
+def _above(scores: Tensor, present: Tensor) -> Tensor:
+    """(B, K, K): whether answer i scores higher than answer j, both being there."""
+    both = present[:, :, None] & present[:, None, :]
+    return (scores[:, :, None] > scores[:, None, :]) & both
+
+
+def _rank_accuracy(gap: Tensor, above: Tensor) -> Tensor:
+    """The share of pairs that the policy orders as the scores do."""
+    return ((gap.detach() < 0) & above).sum() / above.sum().clamp(min=1)

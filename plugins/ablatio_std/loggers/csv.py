@@ -1,0 +1,32 @@
+"""The table that every run writes."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ablatio import loggers
+from ablatio.tasks.metrics import MetricsFile
+
+
+@loggers.register("csv")
+class Csv:
+    """metrics.csv in the run's folder, one row per log: what reports read; written whether it is named or not.
+
+    Source: ours.
+    """
+
+    record = True
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "metrics.csv"
+
+    def start(self, rows: Sequence[Mapping[str, float]]) -> None:
+        self.file = MetricsFile(self.path)
+        self.file.start()
+        for row in rows:
+            self.file.write(row)
+
+    def log(self, row: Mapping[str, float]) -> None:
+        self.file.write(row)
+
+    def finish(self, status: str) -> None:
+        """Each row is on the disk already."""

@@ -1,0 +1,104 @@
+"""Pre-training: rows out of a stream of documents, as the objective shows them."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ablatio import kinds
+from ablatio.data.batches import TrainBatches, ValidationBatches
+from ablatio.data.order import DocumentOrder, WindowOrder
+from ablatio.errors import UserError
+from ablatio.kinds import tasks
+from ablatio.model.example import Example
+from ablatio.model.language_model import LanguageModel, Loss, loss_of
+from ablatio.tasks.evaluate import evaluate
+from ablatio.tasks.setup import Setup
+
+
+@tasks.register("pretrain", paper="arXiv:1801.10198")
+class Pretrain:
+    """sum_t -log p(target_t | what the objective shows) over rows of the source's documents, in nats.
+
+    A row has `data.length` tokens of the stream of documents; `objective` says what of them is read and what is said.
+    """
+
+    takes, scores, main, better = "documents", ("loss", "bpb", "accuracy"), "loss", "lower"
+
+    def __init__(self, setup: Setup) -> None:
+        self.setup = setup
+        self.corpus, self.tokenizer = setup.corpus(setup.source())
+        self.objective = setup.part("objective", **self._wiring())
+        self.content: dict[str, Any] = {"fingerprint": self.corpus.fingerprint, "key": self.corpus.key}
+        self.content |= self.corpus.counts
+
+    def _wiring(self) -> dict[str, int]:
+        return {"vocab_size": self.tokenizer.vocab_size, "eos": self.tokenizer.eos, "max_len": self.setup.length}
+
+    @property
+    def by_document(self) -> bool:
+        return bool(self.setup.config["data"]["rows"] == "documents")
+
+    @property
+    def training(self) -> TrainBatches:
+        where = len(self.corpus.train), self.setup.length, self.setup.seeds.data
+        order = DocumentOrder(self.corpus.train_starts, *where) if self.by_document else WindowOrder(*where)
+        mask = self.setup.config["data"]["document_mask"]
+        return TrainBatches(self.corpus.train, order, self.setup.plan, eos=self.tokenizer.eos, document_mask=mask)
+
+    def validation(self, length: int | None = None, tokens: int | None = None) -> ValidationBatches:
+        """The fixed held-out windows; rows of `length` tokens, batches of about 4096."""
+        length, data = length or self.setup.length, self.setup.config["data"]
+        cap = tokens if tokens is not None else data["val_tokens"]
+        return ValidationBatches(
+            self.corpus.validation,
+            length,
+            max(1, 4096 // length),
+            eos=self.tokenizer.eos,
+            document_mask=data["document_mask"],
+            val_tokens=cap or 0,
+            documents=self.corpus.validation_starts if self.by_document else None,
+        )
+
+    def tokens(self, steps: int) -> int:
+        return self.setup.plan.step(steps)[0] * self.setup.length
+
+    def example(self, batch: Mapping[str, Tensor], generator: torch.Generator) -> Example:
+        made: Example = self.objective(batch["tokens"], batch.get("segments"), generator)
+        return made
+
+    def loss(self, model: LanguageModel, example: Example) -> Loss:
+        return loss_of(self.objective, model, example)
+
+    def redrawn(self, model: LanguageModel, example: Example, generator: torch.Generator) -> Example:
+        return model.redrawn(example, generator)
+
+    def score(
+        self, model: LanguageModel, batches: ValidationBatches, device: torch.device, between: Callable[[int], None]
+    ) -> dict[str, float]:
+        sizes = self.tokenizer.token_bytes()
+        return asdict(evaluate(model, self.objective, iter(batches), sizes, device, between))
+
+    def ask(self, name: str, model: LanguageModel) -> None:
+        """Score what another objective (with its default knobs) asks for; UserError where this model cannot say it."""
+        gives = kinds.objectives[name].facts["gives"]
+        architecture = self.setup.config["architecture"]["name"]
+        takes = kinds.architectures[architecture].facts["takes"]
+        if gives not in takes:
+            usual = kinds.architectures[architecture].facts["objective"]
+            raise UserError(
+                f"objective={name} gives {gives}, and architecture={architecture} can say {' or '.join(takes)}\n"
+                f"    try: --objective {usual}"
+            )
+        objective: Any = kinds.objectives.build(name, {}, **self._wiring())
+        ids = self.tokenizer.vocab_size
+        needed = ids + int(getattr(objective, "extra_tokens", 0))
+        if needed > model.vocab_size:
+            plain = "prefix_lm" if gives == "source and target" else "lm"
+            raise UserError(
+                f"objective={name} needs {needed - ids} signs beyond the tokenizer's {ids} ids, and this model has "
+                f"{model.vocab_size - ids}\n    try: --objective {plain}"
+            )
+        self.objective = objective

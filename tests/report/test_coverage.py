@@ -1,0 +1,75 @@
+"""By simulation: false winners, what intervals hold, and why the paired t-test is the default."""
+
+import math
+
+import numpy as np
+import pytest
+
+from ablatio.report.statistics import compare, dunnett, paired
+from ablatio.report.statistics.many import holm
+from ablatio.report.statistics.pairs import bca, t_test
+
+STUDIES = 5000
+
+
+def null_studies(studies: int, arms: int, n: int, seed: int) -> np.ndarray:
+    """Arms that are all the same: (studies, arms, seeds); a seed moves all arms of a study together."""
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(studies, arms, n)) + 2 * rng.normal(size=(studies, 1, n))
+
+
+@pytest.mark.parametrize("n", [3, 5, 10])
+def test_five_percent_of_null_studies_have_a_false_winner(n: int) -> None:
+    values = null_studies(STUDIES, 20, n, n)
+    p = t_test(values[:, 1:] - values[:, :1])[-1]
+    assert np.mean(holm(p).min(-1) <= 0.05) == pytest.approx(0.05, abs=0.01)
+    assert np.mean(p.min(-1) <= 0.05) > 0.4  # what Holm is for
+    for study in range(40):  # and `compare` does just this
+        arms = {f"arm{a}": dict(enumerate(values[study, a])) for a in range(20)}
+        assert [q.p for q in compare(arms, "arm0").pairs] == pytest.approx(holm(p[study]).tolist(), rel=1e-9)
+
+
+def test_all_pairs_without_a_baseline_have_no_more() -> None:
+    values = null_studies(STUDIES, 6, 5, 0)
+    first, second = np.triu_indices(6, 1)
+    p = holm(t_test(values[:, first] - values[:, second])[-1])
+    assert np.mean(p.min(-1) <= 0.05) == pytest.approx(0.05, abs=0.01)
+
+
+def test_dunnett_keeps_its_promise() -> None:
+    values = null_studies(800, 6, 4, 1)
+    assert np.mean([dunnett(study.T).min() <= 0.05 for study in values]) == pytest.approx(0.05, abs=0.02)
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 10])
+def test_the_paired_interval_holds_the_truth_in_95_of_100(n: int) -> None:
+    values = null_studies(20_000, 2, n, n)
+    _, _, low, high, _ = t_test(values[:, 0] + 0.3 - values[:, 1])
+    assert np.mean((low <= 0.3) & (high >= 0.3)) == pytest.approx(0.95, abs=0.01)
+
+
+@pytest.mark.parametrize(("n", "held"), [(3, 0.72), (5, 0.84), (10, 0.91), (20, 0.93)])
+def test_bca_is_too_narrow_for_few_seeds(n: int, held: float) -> None:
+    values = null_studies(1000, 2, n, n)
+    intervals = np.array([bca(d, 0.95, 999, 0) for d in values[:, 0] - values[:, 1]])
+    covered = np.mean((intervals[:, 0] <= 0) & (intervals[:, 1] >= 0))
+    assert covered == pytest.approx(held, abs=0.03)
+
+
+def test_more_seeds_needed_are_enough() -> None:
+    """A pair that is as far apart as it looks is resolved in 80 % of studies with the seeds that were asked for."""
+    rng = np.random.default_rng(5)
+    d = rng.normal(size=4)
+    d = (d - d.mean()) / d.std(ddof=1) + 0.7
+    pair = compare({"a": dict(enumerate(d)), "b": dict.fromkeys(range(4), 0.0)}).pairs[0]
+    assert pair.better is None and pair.more_seeds is not None
+    n = 4 + pair.more_seeds
+    p = t_test(rng.normal(0.7, 1.0, size=(20_000, n)))[-1]
+    assert 0.79 < np.mean(p <= 0.05) < 0.86
+
+
+def test_an_interval_without_zero_has_a_small_p() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        found = paired(rng.normal(0.8, 1, 6), rng.normal(0, 1, 6))
+        assert (found.p < 0.05) == (not found.low <= 0 <= found.high) and not math.isnan(found.p)
