@@ -23,7 +23,6 @@ from ablatio.options import OPEN
 from ablatio.registry import REGISTRIES
 from ablatio.sweep.asked import parse
 
-
 BRINGS_ITS_OWN = ("model=", "model.start=", "model.path=")  # a model that exists: it brings parts and sizes
 
 
