@@ -12,7 +12,7 @@ from ablatio.plugins import refuse_objects
 from ablatio.registry import REGISTRIES, ContractError, Entry, Registry
 
 _KINDS = [getattr(kinds, plural) for plural in kinds.__all__]
-NEEDED = tuple(r.kind for r in _KINDS if r.in_run and not r.optional)  # one that a plugin adds may be left out too
+NEEDED = tuple(r.kind for r in _KINDS if r.in_run and not r.optional)  # a kind that a plugin adds may be left out too
 NAME_PATTERN = "letters, digits, `.`, `_` and `-`, at most 100, the first a letter or digit"
 
 

@@ -5,7 +5,7 @@ Shapes: B batch, T query time, S key time, H heads, D width, V vocabulary.  Noth
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from ablatio.alignment import ALL_WORDS
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ablatio.model.example import Example
     from ablatio.model.language_model import LanguageModel, Loss
     from ablatio.model.roles import ParameterInfo
+    from ablatio.sweep.orders import End, Order
     from ablatio.tasks.step import Step
 
 
@@ -214,6 +215,47 @@ class Stabilizer(Protocol):
     def before_step(self, step: Step) -> dict[str, Tensor]: ...
 
 
+class Launcher(Protocol):
+    """Runs the jobs of a sweep, each in a process of its own.
+
+    work   wiring: called there with an order; it does the job and writes its end into the ledger (ablatio.sweep.orders)
+    slots  how many run at a time
+
+    start() and stop() enclose all else; stop asks the runs for a checkpoint, and returns when they have ended.
+    submit(order) returns at once; poll(seconds) waits that long at most for the ends of orders; cancel(job) asks one
+    run to stop.
+    """
+
+    slots: int
+
+    def start(self) -> None: ...
+
+    def submit(self, order: Order) -> None: ...
+
+    def poll(self, seconds: float) -> Sequence[End]: ...
+
+    def cancel(self, job: str) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+class Design(Protocol):
+    """Which arms a sweep runs; an arm is {key: value as text}.
+
+    axes      wiring: each has a `key`, its `values` as texts, and `at(u)`, the value at 0 <= u < 1; the seed is none
+    baseline  wiring: the arm that others are compared with; the first value of each axis where none was named
+    count     how many arms there are at most: asked before any is made
+    intervals  whether an axis may be an interval
+
+    Any of these: arms(), all of them; more(told), for a search: what it asks for next (ablatio.space), a function
+    of what it was told alone; aliases(), sentences: which effects the arms cannot tell apart.
+    """
+
+    intervals: ClassVar[bool]
+
+    def count(self) -> int: ...
+
+
 class Task(Protocol):
     """What a run learns: its data, the loss of a batch, the scores of a model.  It knows neither Lightning nor Hydra.
 
@@ -351,19 +393,6 @@ class Reward(Protocol):
     def __call__(self, answers: Sequence[Answer]) -> Tensor | list[list[AnswerStep]]: ...
 
 
-class Design(Protocol):
-    """Which arms a sweep runs; an arm is {key: value as text}.
-
-    axes      wiring: each has a `key`, its `values` as texts, and `at(u)`, the value at 0 <= u < 1; the seed is none
-    baseline  wiring: the arm that others are compared with; the first value of each axis where none was named
-    count     how many arms there are at most: asked before any is made
-    """
-
-    def count(self) -> int: ...
-
-    def arms(self) -> Iterable[Mapping[str, str]]: ...
-
-
 norms: Registry[nn.Module] = Registry(
     "norm", "Normalises the residual stream.", wiring=("d_model",), methods=("forward",)
 )
@@ -479,6 +508,23 @@ tokenizers: Registry[Tokenizer] = Registry(
     methods=("train", "encode", "decode", "token_bytes", "state", "restore"),
     facts={"trained": True},
 )
+launchers: Registry[Launcher] = Registry(
+    "launcher",
+    "Where the runs of a sweep are executed.",
+    wiring=("work",),
+    methods=("start", "submit", "poll", "cancel", "stop"),
+    in_run=False,
+)
+designs: Registry[Design] = Registry(
+    "design",
+    "Which arms a sweep runs.",
+    wiring=("axes", "baseline"),
+    methods=("count",),
+    any_of=("arms", "more", "aliases"),
+    facts={"intervals": False},
+    in_run=False,
+)
+
 tasks: Registry[Task] = Registry(
     "task",
     "What a run learns from: its data, its loss, its scores.",
@@ -530,17 +576,8 @@ rewards: Registry[Reward] = Registry(
     optional=True,
 )
 
-designs: Registry[Design] = Registry(
-    "design",
-    "Which arms a sweep runs.",
-    wiring=("axes", "baseline"),
-    methods=("count", "arms"),
-    any_of=("aliases", "more"),
-    in_run=False,
-)
-
 __all__ = [
-    "activations", "alignments", "architectures", "attentions", "blocks", "designs", "inits", "loggers", "mlps",
-    "norms", "objectives", "optimizers", "placements", "positions", "rewards", "schedules", "sources",
+    "activations", "alignments", "architectures", "attentions", "blocks", "designs", "inits", "launchers", "loggers",
+    "mlps", "norms", "objectives", "optimizers", "placements", "positions", "rewards", "schedules", "sources",
     "stabilizers", "tasks", "tokenizers",
 ]  # fmt: skip

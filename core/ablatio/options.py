@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from ablatio import config as run_config
 from ablatio import plugins, presets, yamls
+from ablatio.launching import LauncherSource
 from ablatio.registry import REGISTRIES
 
 BASE = "settings"
@@ -107,6 +108,7 @@ class AblatioSearchPath(SearchPathPlugin):
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         search_path.prepend("ablatio", "registry://")
+        search_path.prepend("ablatio-launcher", "launcher://")
         for source in plugins.sources():
             if source.conf is not None and source.provider.dist != "ablatio":
                 search_path.append(source.provider.dist, f"file://{source.conf}")
@@ -121,6 +123,7 @@ def register_with_hydra() -> None:
     plugins.load()
     if RegistrySource not in Plugins.instance().discover(ConfigSource):
         Plugins.instance().register(RegistrySource)
+        Plugins.instance().register(LauncherSource)
         Plugins.instance().register(AblatioSearchPath)
 
 

@@ -84,10 +84,10 @@ def _registry_from(kind: Mapping[str, Any]) -> None:
         any_of=tuple(kind["any_of"]),
         facts=kind["facts"],
         many=kind["many"],
+        in_run=kind["in_run"],
         default=kind["default"],
         asks={method: tuple(words) for method, words in kind["asks"].items()},
         optional=kind["optional"],
-        in_run=kind["in_run"],
     )
     made.from_catalogue = True
 
@@ -134,10 +134,10 @@ def _kind_to_json(registry: Registry[Any]) -> dict[str, Any]:
         "any_of": registry.any_of,
         "facts": registry.facts,
         "many": registry.many,
+        "in_run": registry.in_run,
         "default": registry.default,
         "asks": registry.asks,
         "optional": registry.optional,
-        "in_run": registry.in_run,
         "dist": registry.provider.dist,
         "version": registry.provider.version,
     }

@@ -120,11 +120,11 @@ class Registry(Generic[T]):
     any_of   methods of which a class part may define any; the fact `uses` lists those it has
     facts    class attributes (with defaults) that rules and the model read: plain values, known without importing
     many     several options may be chosen at once: `stabilizer=[clip,ema]`
+    in_run   whether one of them stands in a run's config; what a sweep alone chooses does not
     default  the option of a config that names none: runs from before there was this kind stay what they were
     asks     methods of a class part that are handed what their parameters name, and the words there are; the fact
              `asks` has the parameters of each: `{"loss": ["chosen", "rejected"]}`
     optional a config may choose none: `reward=null`
-    in_run   whether one of them stands in a run's config; what a sweep alone chooses does not
     """
 
     provider: Provider
@@ -141,10 +141,10 @@ class Registry(Generic[T]):
         any_of: tuple[str, ...] = (),
         facts: Mapping[str, Any] | None = None,
         many: bool = False,
+        in_run: bool = True,
         default: str = "",
         asks: Mapping[str, tuple[str, ...]] | None = None,
         optional: bool = False,
-        in_run: bool = True,
     ) -> None:
         if not NAME.match(kind):
             raise ContractError(f"{kind!r} cannot be the name of a kind; use lower-case letters, digits and _")

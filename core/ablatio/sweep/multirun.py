@@ -1,106 +1,193 @@
-"""`-m`: all arms are planned and checked before the first one starts; then they run one after the other."""
+"""`-m`: all arms are planned and checked before the first one starts; then the engine runs what is not done."""
 
 import sys
 import time
-import traceback
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
 
-from ablatio.compose import config_of
-from ablatio.errors import AblatioError, Preempted, SweepFailed, UserError
+from ablatio.errors import ConfigError, Problem, SweepFailed, UserError
+from ablatio.kinds import launchers
 from ablatio.options import register_with_hydra
 from ablatio.paths import shipped
+from ablatio.registry import Entry
+from ablatio.sweep.asked import lasting
+from ablatio.sweep.board import Board, titled
+from ablatio.sweep.engine import Engine, Result
+from ablatio.sweep.forecast import show
+from ablatio.sweep.ledger import Ledger
 from ablatio.sweep.plan import Plan, plan_sweep
-from ablatio.sweep.study import Job, label_of
+from ablatio.sweep.study import LEDGER, STUDY, Study
+from ablatio.sweep.worker import work
+
+SHORT = "launcher"  # launcher=ray means hydra/launcher=ray
+KNOBS = ("workers", "timeout")  # settings of the sweep that are knobs of its launcher
+PASSING = ("retry", "join")  # of one command: they are not repeated when the study is resumed
+HYDRAS = "it runs jobs without a ledger, so nothing could be resumed; expected one of"
 
 
 def hydra_flags(arguments: list[str]) -> int:
     """What Hydra itself answers: --cfg, --info, --hydra-help."""
+    import hydra
+    from hydra.core.global_hydra import GlobalHydra
+
     register_with_hydra()
-    _hydra(arguments, lambda node: None)
+    GlobalHydra.instance().clear()
+    old, sys.argv = sys.argv, ["ablatio", *arguments]
+    try:
+        hydra.main(config_path=str(shipped("conf")), config_name="train", version_base="1.3")(lambda node: None)()
+    finally:
+        sys.argv = old
     return 0
 
 
-def multirun(overrides: list[str]) -> int:
-    """Plan the sweep and run its jobs; exit code 3 when some failed."""
-    plan = plan_sweep(overrides)
-    folder = _sweep_folder(plan)
-    for refused in plan.study.refused:
-        print(f"refused: {label_of(refused.arm)}: {refused.why}", file=sys.stderr)
-    print(f"{len(plan.jobs)} runs in {folder}", flush=True)
-    done: list[tuple[str, dict[str, Any] | None]] = []
-    for job in plan.jobs:
-        name = f"{job.label} seed={job.seed}"
-        done.append((name, _run_arm(job, folder / str(len(done)), f"{len(done) + 1}/{len(plan.jobs)} {name}")))
-    show_table(done, folder)
-    failed = sum(1 for _, result in done if result is None)
-    if failed:
-        raise SweepFailed(f"{failed} of {len(done)} runs failed; each one's error is in its folder in {folder}")
-    return 0
+def multirun(overrides: Sequence[str], folder: Path | None = None) -> int:
+    """Plan the sweep and run what is not done; exit code 3 when some runs failed.  folder: of a study to go on with."""
+    said = [_long(text) for text in overrides]
+    for text in said:
+        if text.startswith(("hydra/sweeper", "hydra.sweeper")):
+            raise UserError(f"{text} came: arms are planned by ablatio's own sweeper\n    try: design=full, or another")
+    plan = plan_sweep(said, folder)
+    plan.study.overrides = [text for text in said if text.split("=")[0] not in PASSING]
+    folder = folder or _folder(plan)
+    _refuse_another_study(folder, plan)
+    return _through_hydra(plan, folder)
 
 
-def _sweep_folder(plan: Plan) -> Path:
-    from ablatio.checkpoint import make_folder
+def resume(folder: Path, overrides: Sequence[str]) -> int:
+    """Go on with the study in `folder`; only how it is executed can be changed."""
+    allowed = (*KNOBS, *PASSING)
+    for text in map(_long, overrides):
+        key = text.split("=")[0]
+        if key not in allowed and not key.startswith(("hydra/launcher", "hydra.launcher")):
+            raise UserError(
+                f"{text} came: a study that is resumed keeps its settings; {', '.join(allowed)} and launcher can "
+                f"change\n    try: ablatio resume {folder}"
+            )
+    given = {_long(text).split("=")[0] for text in overrides}
+    kept = [text for text in Study.read(folder).overrides if text.split("=")[0] not in given]
+    return multirun([*kept, *overrides], folder)
 
+
+def _long(text: str) -> str:
+    """launcher=ray launcher.num_cpus=2, as Hydra calls them."""
+    if text.startswith(f"{SHORT}="):
+        return f"hydra/{text}"
+    return f"hydra.{text}" if text.startswith(f"{SHORT}.") else text
+
+
+def _folder(plan: Plan) -> Path:
     name = plan.config["name"] or f"{plan.study.name}_{time.strftime('%Y-%m-%d_%H-%M-%S')}"
-    folder = Path(plan.config["out"]).expanduser() / name
-    if folder.exists() and any(folder.iterdir()):
-        raise UserError(f"{folder} holds runs already\n    try: the same command with name={folder.name}-2")
-    return make_folder(folder)
+    return Path(plan.config["out"]).expanduser() / name
 
 
-def _run_arm(job: Job, folder: Path, title: str) -> dict[str, Any] | None:
-    """One run of a sweep: what goes wrong in it is its own, and is written into its folder."""
+def _refuse_another_study(folder: Path, plan: Plan) -> None:
+    """A folder takes the same study again, or one that has all jobs of the old one and more."""
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    other = f"    try: the same command with name={folder.name}-2"
+    if not (folder / STUDY).exists():
+        raise UserError(f"{folder} holds runs already, and is no study\n{other}")
+    old = Study.read(folder)
+    missing = Ledger(folder / LEDGER).read().keys() - {job.id for job in plan.jobs}
+    if missing and lasting(old.overrides) != lasting(plan.study.overrides):
+        raise UserError(
+            f"{folder} holds another study: {len(missing)} of its jobs are no part of this one\n{other}, or "
+            f"`ablatio resume {folder}`"
+        )
+
+
+def _through_hydra(plan: Plan, folder: Path) -> int:
+    """Hydra composes its launcher, and calls our sweeper with it; the sweeper calls the task below."""
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    register_with_hydra()
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(shipped("conf")), version_base="1.3", job_name="ablatio"):
+            hydra = GlobalHydra.instance().hydra
+            assert hydra is not None
+            task: Any = _Task()
+            hydra.multirun("train", task, list(plan.launcher), with_log_configuration=False)
+    except (HydraException, OmegaConfBaseException) as error:
+        words = "; ".join(line.strip() for line in str(error).splitlines()[:2] if line.strip())
+        raise ConfigError([Problem("hydra/launcher", words, "hydra/launcher=pool")]) from None
+    return _execute(plan, folder, *task.chosen())
+
+
+class _Task:
+    """What our sweeper calls."""
+
+    launcher: Any = None
+
+    def sweep(self, launcher: Any) -> None:
+        self.launcher = launcher
+
+    def chosen(self) -> tuple[Entry, dict[str, Any]]:
+        """The launcher that was chosen, and its knobs."""
+        from hydra_plugins.ablatio import AblatioLauncher
+
+        names = ", ".join(launchers.names())
+        if not isinstance(self.launcher, AblatioLauncher):
+            name = type(self.launcher).__name__
+            raise UserError(f"hydra/launcher: {name} came; {HYDRAS} {names}\n    try: hydra/launcher=pool")
+        return launchers[self.launcher.name], dict(self.launcher.knobs)
+
+
+def _execute(plan: Plan, folder: Path, entry: Entry, knobs: dict[str, Any]) -> int:
     from rich.console import Console
 
-    from ablatio.checkpoint import make_folder, write_text
-    from ablatio.tasks.run import train
+    settings = plan.settings
+    knobs |= {key: settings[key] for key in KNOBS if settings[key] is not None}
+    launcher = launchers.build(entry.name, knobs, work=work)
+    show(plan, folder)
+    print(f"{len(plan.jobs)} runs in {folder}", flush=True)
+    with Board(Console()) as board:
+        engine = Engine(
+            folder, plan.jobs, launcher,
+            more=plan.more, study=plan.study, join=settings["join"], retry=settings["retry"], watcher=board,
+        )  # fmt: skip
+        results = engine.run()
+    for number in engine.ledger.damaged:
+        print(f"ablatio: line {number} of {folder / LEDGER} is damaged and was left out", file=sys.stderr)
+    show_table(results, folder)
+    failed = [r for r in results if r.entry.state == "failed"]
+    if failed:
+        raise SweepFailed(
+            f"{len(failed)} of {len(results)} runs failed; each one's error is in its folder in {folder / 'runs'}\n"
+            f"    try: ablatio resume {folder} retry=failed"
+        )
+    return 0
 
-    print(f"[{title}]", flush=True)
-    try:
-        public, settings = config_of(OmegaConf.create(dict(job.config)))
-        summary = train(settings, public, make_folder(folder), Console())
-        print(f"    val {summary['val/bpb']:.4f} bits/byte, {summary['val/loss']:.4f} nats/token", flush=True)
-        return summary
-    except Preempted:
-        raise SystemExit(Preempted.exit_code) from None
-    except AblatioError as error:
-        print(f"    failed: {error}", file=sys.stderr)
-        write_text(folder / "error.txt", str(error))
-    except Exception as error:  # a part may raise anything; the next arm is none of its business
-        print(f"    failed: {type(error).__name__}: {error}; see {folder / 'error.txt'}", file=sys.stderr)
-        write_text(folder / "error.txt", traceback.format_exc())
-    return None
 
-
-def show_table(done: list[tuple[str, dict[str, Any] | None]], folder: Path) -> None:
-    """The arms by their held-out loss; failed ones last."""
+def show_table(results: Sequence[Result], folder: Path) -> None:
+    """The runs by their held-out loss; failed ones last."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=f"{len(done)} runs in {escape(str(folder))}", title_justify="left", box=None, pad_edge=False)
+    table = Table(title=f"{len(results)} runs in {escape(str(folder))}", title_justify="left", box=None, pad_edge=False)
     for column in ("arm", "bits/byte", "nats/token", "parameters", "seconds"):
         table.add_column(column, justify="left" if column == "arm" else "right", overflow="fold")
-    ordered = sorted(done, key=lambda pair: pair[1]["val/loss"] if pair[1] else float("inf"))
-    for label, result in ordered:
-        if result is None:
-            table.add_row(escape(label), "failed")
+    for result in sorted(results, key=_loss):
+        if result.entry.state == "failed":
+            table.add_row(escape(titled(result.job)), f"failed ({result.entry.kind})")
         else:
-            numbers = (f"{result['val/bpb']:.4f}", f"{result['val/loss']:.4f}", f"{result['parameters']:,}")
-            table.add_row(escape(label), *numbers, f"{result['seconds']:.0f}")
+            table.add_row(escape(titled(result.job)), *_numbers(result.summary))
     Console().print(table)
 
 
-def _hydra(arguments: list[str], task: Any) -> None:
-    import hydra
-    from hydra.core.global_hydra import GlobalHydra
+def _loss(result: Result) -> float:
+    with suppress(KeyError, TypeError):
+        return float(result.summary["val/loss"])
+    return float("inf")
 
-    GlobalHydra.instance().clear()
-    old, sys.argv = sys.argv, ["ablatio", *arguments]
-    try:
-        hydra.main(config_path=str(shipped("conf")), config_name="train", version_base="1.3")(task)()
-    finally:
-        sys.argv = old
+
+def _numbers(summary: Mapping[str, Any]) -> list[str]:
+    formats = {"val/bpb": ".4f", "val/loss": ".4f", "parameters": ",", "seconds": ".0f"}
+    return [format(summary[k], how) if summary.get(k) is not None else "" for k, how in formats.items()]

@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ablatio.errors import UserError
@@ -13,17 +14,26 @@ from ablatio.kinds import Objective
 from ablatio.model.language_model import LanguageModel
 from ablatio.model.roles import named_generator
 
+PARTS = 16  # of a row, for the loss by position
+
 
 @dataclass(frozen=True, slots=True)
 class Score:
     """loss: nats per predicted token; bpb: bits per byte of the text they stand for, comparable between tokenizers;
-    accuracy: share of the predicted tokens that the model holds for the likeliest."""
+    accuracy: share of the predicted tokens that the model holds for the likeliest.
+    by_position: the loss in each sixteenth of the row, from its first tokens to its last; nan where none is scored."""
 
     loss: float
     bpb: float
     accuracy: float
     tokens: int
     bytes: int
+    by_position: tuple[float, ...] = ()
+
+    def numbers(self) -> dict[str, float]:
+        """All of it as {name: number}; the loss by position as `position/1` to `position/16`."""
+        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "by_position"}
+        return plain | {f"position/{i}": v for i, v in enumerate(self.by_position, 1) if math.isfinite(v)}
 
 
 @torch.no_grad()
@@ -43,6 +53,7 @@ def evaluate(
     )  # sentinels: no bytes
     sizes[: len(token_bytes)] = torch.from_numpy(np.asarray(token_bytes, dtype=np.int64))
     nats = torch.zeros((), dtype=torch.float64, device=device)
+    by_place = torch.zeros(2, 0, dtype=torch.float64, device=device)  # nats and tokens at each place of the row
     tokens = byte_count = hits = torch.zeros((), dtype=torch.int64, device=device)
     try:
         for index, batch in enumerate(batches):
@@ -52,6 +63,7 @@ def evaluate(
             losses = losses.double()
             scored = torch.ones_like(losses) if example.weights is None else (example.weights > 0).double()
             nats = nats + (losses * scored).sum()
+            by_place = _sum_of(by_place, torch.stack([(losses * scored).sum(0), scored.sum(0)]))
             hits = hits + (found * scored).sum().long()
             tokens = tokens + scored.sum().long()
             byte_count = byte_count + (sizes[example.targets] * scored.long()).sum()
@@ -65,4 +77,12 @@ def evaluate(
         )
     loss = nats.item() / int(tokens)
     bpb = nats.item() / math.log(2) / max(1, int(byte_count))
-    return Score(loss, bpb, int(hits) / int(tokens), int(tokens), int(byte_count))
+    parts = [part.sum(1).tolist() for part in by_place.tensor_split(min(PARTS, by_place.shape[1]), dim=1)]
+    by_position = tuple(total / count if count else math.nan for total, count in parts)
+    return Score(loss, bpb, int(hits) / int(tokens), int(tokens), int(byte_count), by_position)
+
+
+def _sum_of(a: Tensor, b: Tensor) -> Tensor:
+    """(2, S) + (2, T) -> (2, max(S, T)): batches may have rows of different lengths."""
+    length = max(a.shape[1], b.shape[1])
+    return F.pad(a, (0, length - a.shape[1])) + F.pad(b, (0, length - b.shape[1]))

@@ -11,6 +11,7 @@ from ablatio.checkpoint import make_folder
 from ablatio.errors import EnvironmentFault, UserError
 
 CHECKPOINTS, TOKENIZER = "checkpoints", "tokenizer.json"
+VOLATILE = ("out", "name", "trainer", "sweep", "logger")  # sections and kinds that make no number
 
 
 def new_folder(config: Mapping[str, Any], name: str | None = None) -> Path:
@@ -34,21 +35,12 @@ def run_id(config: Mapping[str, Any]) -> str:
     """
     from ablatio.config import changed
 
-    volatile = ("out", "name", "trainer", "sweep", "logger")
-    made = {k: v for k, v in changed(config).items() if k not in volatile}
+    made = {k: v for k, v in changed(config).items() if k not in VOLATILE}
     return hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def read_run(folder: Path) -> dict[str, Any]:
     """The config of a run folder, with values from the environment filled in, checked like any other."""
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    from ablatio.config import cast, check, completed
-    from ablatio.errors import ConfigError
-    from ablatio.plugins import load
-
-    load()
     path = folder / "config.json"
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
@@ -58,10 +50,23 @@ def read_run(folder: Path) -> dict[str, Any]:
         raise EnvironmentFault(f"{path} cannot be read: {error}") from None
     if not isinstance(data, dict):
         raise EnvironmentFault(f"{path} holds no config: {type(data).__name__} came, an object was expected")
+    return resolved(data, str(path))
+
+
+def resolved(public: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """A config that was written down in `where`, with values from the environment filled in, checked like any other."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    from ablatio.config import cast, check, completed
+    from ablatio.errors import ConfigError
+    from ablatio.plugins import load
+
+    load()
     try:
-        config: Any = OmegaConf.to_container(OmegaConf.create(data), resolve=True)
+        config: Any = OmegaConf.to_container(OmegaConf.create(dict(public)), resolve=True)
     except OmegaConfBaseException as error:  # such as a variable that this environment does not have
-        raise UserError(f"{path} cannot be resolved here: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{where} cannot be resolved here: {str(error).splitlines()[0]}") from None
     config = completed(config)  # a run of an older version lacks the settings that came later
     if problems := check(config):
         raise ConfigError(problems)

@@ -1,6 +1,8 @@
 """What the machine offers: device, precision and threads, chosen from what it does natively."""
 
 import os
+import resource
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -43,6 +45,13 @@ class Machine:
         torch.set_num_threads(self.threads)
         if self.device == "cuda":
             torch.set_float32_matmul_precision("high")
+
+    def peak_memory(self) -> int:
+        """The most bytes that were in use at once: of the GPU, or of this process."""
+        if self.device == "cuda":
+            return torch.cuda.max_memory_allocated()
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def cores() -> int:

@@ -23,9 +23,18 @@ from ablatio.tasks.weigh import refuse_what_cannot_fit
 
 
 def train(
-    config: Mapping[str, Any], public: Mapping[str, Any], folder: Path, console: Console, *, resume: bool = False
+    config: Mapping[str, Any],
+    public: Mapping[str, Any],
+    folder: Path,
+    console: Console,
+    *,
+    resume: bool = False,
+    until: int | None = None,
 ) -> dict[str, Any]:
-    """Train in `folder` and return its summary.  `public` is the config as it may be written down."""
+    """Train in `folder` and return its summary.  `public` is the config as it may be written down.
+
+    until: pause at this step of the run's own schedule, with a score and a checkpoint; resume=True goes on from there
+    """
     quiet_libraries()
     refuse_what_cannot_fit(config)
     loggers = make_loggers(config, public, folder)
@@ -42,7 +51,7 @@ def train(
         write_json(folder / TOKENIZER, _tokenizer(run))
         write_json(folder / "manifest.json", _manifest(run) | ({"teacher": teacher} if teacher else {}))
     run.begin()
-    session = Session(run, folder, console, checkpoints, found, loggers)
+    session = Session(run, folder, console, checkpoints, found, loggers, until)
     try:
         return session.train()
     except AblatioError as error:

@@ -41,12 +41,14 @@ class Session:
         checkpoints: Checkpoints,
         found: Checkpoint | None,
         loggers: Mapping[str, Logger],
+        until: int | None = None,
     ) -> None:
         self.run, self.folder, self.found = run, folder, found
         self.io, self.stop = RunCheckpointIO(checkpoints), StopRequest()
         self.io.loaded = found
         self.settings = run.config["train"]
         self.steps, self.start = int(self.settings["steps"]), found.step if found else 0
+        self.until = min(until or self.steps, self.steps)
         extra = [m for entry, _ in chosen(run.config) for m in entry.facts.get("metrics", ())]
         self.told = Facts.of(run.config)
         self.file = Logs(MetricsFile(folder / "metrics.csv", [*self.told.columns, *extra]), loggers, console)
@@ -75,7 +77,7 @@ class Session:
             stack.enter_context(self.progress)
             if not self.found or self.unscored:
                 self._validate_first()
-            while self.start < self.steps:
+            while self.start < self.until:
                 trainer = self._trainer()
                 path = str(self.folder / CHECKPOINTS / str(self.start)) if self.found else None
                 skipped = sum(r["skipped"] for r in self.rewinds) * self.settings["accumulate"]
@@ -85,9 +87,12 @@ class Session:
                     break
                 except Rewind as asked:
                     self._go_back(asked, trainer.global_step)
-        summary = self.summary("done")
+                except _Paused:
+                    break
+        whole = self.until == self.steps
+        summary = self.summary("done" if whole else "paused")
         write_json(self.folder / "summary.json", summary)
-        self.file.finish("done")
+        self.file.finish("done" if whole else "preempted")
         return summary
 
     def _start_files(self, after_step: int | None) -> None:
@@ -179,14 +184,17 @@ class Session:
             self.progress.update(step, loss=row["train/loss"])
         else:
             self.progress.update(step)
-        self.unscored = (last or self._every("val_every", step)) and not self._validate("after", step)
-        if last or self.stop or self._every("checkpoint_every", step):
+        pause = step == self.until
+        self.unscored = (last or pause or self._every("val_every", step)) and not self._validate("after", step)
+        if last or pause or self.stop or self._every("checkpoint_every", step):
             trainer.save_checkpoint(self.folder / CHECKPOINTS / str(step))
         if self.stop and (self.unscored or not last):
             raise Preempted(
                 f"{self.stop.name} came at step {step}; the checkpoint is written\n"
                 f"    try: ablatio train resume={self.folder}"
             )
+        if pause and not last:
+            raise _Paused
 
     def _every(self, key: str, step: int) -> bool:
         every = self.settings[key]
@@ -218,6 +226,7 @@ class Session:
             "tokens": tokens,
             "seconds": round(seconds, 2),
             "tokens_per_second": round(self.progress.rate),
+            "memory": self.run.machine.peak_memory(),
             "parameters": size.parameters,
             "non_embedding_parameters": size.non_embedding,
             "train_flops": size.train_flops_per_token * tokens,
@@ -226,6 +235,10 @@ class Session:
 
 class _SignalCame(Exception):
     """Ends a validation early."""
+
+
+class _Paused(Exception):
+    """Ends the training at `until`."""
 
 
 class _Keep(pl.Callback):

@@ -234,6 +234,13 @@ def _reward(entry: Entry, knobs: Mapping[str, Any]) -> Any:
     return samples.reward(entry, knobs)(samples.answers())
 
 
+@observes("design")
+def _design(entry: Entry, knobs: Mapping[str, Any]) -> Any:
+    design = samples.design(entry, knobs)
+    asked = samples.searched(design) if hasattr(design, "more") else [dict(arm) for arm in design.arms()]
+    return [design.count(), asked, design.aliases() if hasattr(design, "aliases") else []]
+
+
 @observes("source")
 def _source(entry: Entry, knobs: Mapping[str, Any]) -> Any:
     part = samples.source(entry, knobs)

@@ -21,6 +21,7 @@ from ablatio.model.assembly import Assembly
 from ablatio.model.context import Context, make_context
 from ablatio.model.roles import ParameterGroup
 from ablatio.registry import REGISTRIES, Entry
+from ablatio.space import Arm, Ask, Axis, Told
 from ablatio.tasks.setup import Setup
 from ablatio.tasks.start import start_model
 from ablatio.testing import tiny
@@ -48,6 +49,26 @@ def made(entry: Entry, knobs: Knobs | None = None, **wiring: Any) -> Any:
     if entry.kind == "tokenizer" and knob and (knobs or {}).get("path", knob.default) == knob.default:
         knobs = {**(knobs or {}), "path": str(_sample_tokenizer())}
     return REGISTRIES[entry.kind].build(entry.name, knobs, **wiring)
+
+
+AXES = tuple(Axis(key, ("low", "high")) for key in ("norm", "position", "mlp", "model.d_ff", "optimizer.lr", "init"))
+
+
+def design(entry: Entry, knobs: Knobs | None = None) -> Any:
+    """A design of six axes of two values; the baseline has the first of each."""
+    return made(entry, knobs, axes=AXES, baseline={axis.key: "low" for axis in AXES})
+
+
+def searched(part: Any, most: int = 200) -> list[Ask]:
+    """All that a search asks for; the loss grows with the number of high values."""
+    told: list[Told] = []
+    while len(told) < most and (asks := part.more(told)):
+        told += [Told(ask, loss_of(ask.arm) / ask.share) for ask in asks]
+    return [t.ask for t in told]
+
+
+def loss_of(arm: Arm) -> float:
+    return sum((value == "high") * (i + 1) for i, value in enumerate(arm.values())) + 1.0
 
 
 def activation(entry: Entry, knobs: Knobs | None = None, *, d_ff: int, dtype: torch.dtype = torch.float32) -> Any:

@@ -1,5 +1,6 @@
 """What loggers share: a library that may be missing, its noise, its settings, and rows written in one go."""
 
+import fcntl
 import importlib.util
 import logging
 import os
@@ -7,6 +8,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from ablatio.errors import UserError
@@ -37,6 +39,15 @@ def quiet(library: str, **environment: str) -> Iterator[None]:
         for name in os.environ.keys() - before.keys():
             del os.environ[name]
         os.environ |= {k: v for k, v in before.items() if os.environ.get(k) != v}
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """The only process that is in here for this file: runs of a sweep share a database."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(f"{path.name}.lock").open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

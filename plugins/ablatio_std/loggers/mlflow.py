@@ -1,13 +1,14 @@
 """MLflow's tracking database."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
 from ablatio import loggers
 from ablatio.errors import UserError
-from ablatio_std.loggers._common import Collected, Row, flat, needs, quiet
+from ablatio_std.loggers._common import Collected, Row, alone, flat, needs, quiet
 
 STATUS = {"done": "FINISHED", "preempted": "KILLED"}
 OFFLINE = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "MLFLOW_LOGGING_LEVEL": "ERROR"}
@@ -39,8 +40,18 @@ class MLflow(Collected):
         self.folder, self.config, self.experiment = folder, config, experiment
         self.uri = uri or f"sqlite:///{folder.absolute().parent / 'mlflow.db'}"
 
-    def open(self) -> None:
+    @contextmanager
+    def _database(self) -> Iterator[None]:
+        """Two processes at once would both make its tables, which takes seconds, and both fail."""
         with quiet("mlflow", **OFFLINE):
+            import mlflow.store.tracking.sqlalchemy_store  # noqa: F401  (nobody needs to wait for this import of ours)
+
+            path = Path(self.uri.removeprefix("sqlite:///"))
+            with alone(path), nullcontext() if path.exists() else _new_tables():
+                yield
+
+    def open(self) -> None:
+        with self._database():
             from mlflow import MlflowClient
             from mlflow.entities import Param
 
@@ -56,22 +67,14 @@ class MLflow(Collected):
                 self.client.log_batch(self.id, params=params[i : i + 100])
 
     def _experiment(self) -> str:
-        """Made by the first run; of several that start together, one wins and the others find it."""
-        from mlflow.exceptions import MlflowException
-
         found = self.client.get_experiment_by_name(self.experiment)
-        if found is None:
-            files = self.folder.absolute().parent / "mlflow-files"
-            try:
-                return str(self.client.create_experiment(self.experiment, artifact_location=files.as_uri()))
-            except MlflowException:
-                found = self.client.get_experiment_by_name(self.experiment)
-                if found is None:
-                    raise
-        return str(found.experiment_id)
+        if found is not None:
+            return str(found.experiment_id)
+        files = self.folder.absolute().parent / "mlflow-files"
+        return str(self.client.create_experiment(self.experiment, artifact_location=files.as_uri()))
 
     def insert(self, rows: Sequence[Row]) -> None:
-        with quiet("mlflow", **OFFLINE):
+        with self._database():
             from mlflow.entities import Metric
 
             now = int(time.time() * 1000)
@@ -80,5 +83,21 @@ class MLflow(Collected):
                 self.client.log_batch(self.id, metrics=found[i : i + 1000], synchronous=True)
 
     def close(self, status: str) -> None:
-        with quiet("mlflow", **OFFLINE):
+        with self._database():
             self.client.set_terminated(self.id, STATUS.get(status, "FAILED"))
+
+
+@contextmanager
+def _new_tables() -> Iterator[None]:
+    """A new database does not wait for the disk: MLflow makes its tables in 80 commits, 10 s of waiting."""
+    from sqlalchemy import event
+    from sqlalchemy.engine import Engine
+
+    def hurry(connection: Any, record: Any) -> None:
+        connection.execute("PRAGMA synchronous = OFF")
+
+    event.listen(Engine, "connect", hurry)
+    try:
+        yield
+    finally:
+        event.remove(Engine, "connect", hurry)

@@ -1,7 +1,6 @@
 """Pre-training: rows out of a stream of documents, as the objective shows them."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -79,7 +78,7 @@ class Pretrain:
         self, model: LanguageModel, batches: ValidationBatches, device: torch.device, between: Callable[[int], None]
     ) -> dict[str, float]:
         sizes = self.tokenizer.token_bytes()
-        return asdict(evaluate(model, self.objective, iter(batches), sizes, device, between))
+        return evaluate(model, self.objective, iter(batches), sizes, device, between).numbers()
 
     def ask(self, name: str, model: LanguageModel) -> None:
         """Score what another objective (with its default knobs) asks for; UserError where this model cannot say it."""

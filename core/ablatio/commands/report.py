@@ -1,0 +1,37 @@
+"""`ablatio report FOLDER...`: what a study says so far, in the terminal and as files; it may still be running."""
+
+from pathlib import Path
+
+from ablatio.commands import parser
+
+
+def run(arguments: list[str]) -> int:
+    options = parser("report")
+    options.add_argument(
+        "folders", type=Path, nargs="+", help="sweeps, runs, or folders of runs; several are one study"
+    )
+    options.add_argument("--out", type=Path, help="where the files go; by default FOLDER/report")
+    options.add_argument("--metric", help="the score that is compared; by default val/loss")
+    options.add_argument("--baseline", help="the arm that others are compared with: 'norm=rmsnorm position=rope'")
+    options.add_argument("--quiet", action="store_true", help="the files alone")
+    asked = options.parse_args(arguments)
+    from rich.console import Console
+
+    from ablatio.report import text
+    from ablatio.report.escape import visible
+    from ablatio.report.findings import find
+    from ablatio.report.page import page_text
+    from ablatio.report.table import read_table
+    from ablatio.writer import make_folder, write_text
+
+    table = read_table(asked.folders)
+    findings = find(table, asked.metric, asked.baseline)
+    if not asked.quiet:
+        text.show(Console(), findings)
+    out = make_folder(asked.out or (asked.folders[0] if len(asked.folders) == 1 else Path()) / "report")
+    write_text(out / "results.csv", text.results_csv(table))
+    write_text(out / "costs.csv", text.costs_csv(table))
+    write_text(out / "report.md", text.markdown_text(findings))
+    write_text(out / "report.html", page_text(findings))
+    print(f"written: {visible(out)}/report.html, report.md, results.csv, costs.csv")
+    return 0

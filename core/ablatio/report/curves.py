@@ -1,0 +1,88 @@
+"""Learning curves from metrics.csv: read whatever state the file is in, thinned to what a pixel can show."""
+
+from __future__ import annotations
+
+import csv
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+POINTS = 160  # of a curve; a chart is some 700 pixels wide, and a line is 2 of them
+READ = ("train/loss", "train/grad_norm", "seconds")  # columns that a report draws or counts, beside val/...
+_FLOAT = re.compile(r"[-+]?\d+(\.\d*)?([eE][-+]?\d+)?")
+Curve = tuple[list[int], list[float]]  # steps, values
+Curves = Mapping[str, Curve]
+Band = dict[str, list[float]]
+
+
+def read_curves(path: Path) -> tuple[dict[str, Curve], int]:
+    """Column -> curve, and how many rows could not be read (the last one does not count: it may be half-written)."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace").replace("\0", "")
+        rows = list(csv.reader(text.splitlines()))
+    except (OSError, csv.Error):
+        return {}, 0
+    if not rows or "step" not in rows[0]:
+        return {}, 0
+    header = rows[0]
+    place, width = header.index("step"), len(header)
+    whole = [len(row) == width and row[place].isdecimal() for row in rows[1:]]
+    columns = list(zip(*(row for row, good in zip(rows[1:], whole, strict=True) if good), strict=True))
+    if not columns:
+        return {}, max(0, whole.count(False) - 1)
+    steps, found = [int(text) for text in columns[place]], dict[str, Curve]()
+    for name, column in zip(header, columns, strict=True):
+        if (name.startswith("val/") or name in READ) and any(column):
+            curve = _curve(steps, column)
+            if curve[0]:
+                found[name] = _thinned(*curve)
+    return found, whole[:-1].count(False)
+
+
+def _curve(steps: Sequence[int], column: Sequence[str]) -> Curve:
+    """The rows that have a finite number in this column."""
+    kept = [(step, text) for step, text in zip(steps, column, strict=True) if text]
+    try:
+        values = [float(text) for _, text in kept]
+    except ValueError:
+        kept = [(step, text) for step, text in kept if _FLOAT.fullmatch(text)]
+        values = [float(text) for _, text in kept]
+    pairs = [(step, value) for (step, _), value in zip(kept, values, strict=True) if math.isfinite(value)]
+    return [step for step, _ in pairs], [value for _, value in pairs]
+
+
+def _thinned(steps: list[int], values: list[float]) -> Curve:
+    """Means over neighbours, so that noise is not sampled but averaged; the last point stays as it is."""
+    if len(steps) <= POINTS:
+        return steps, values
+    edges = np.linspace(0, len(steps) - 1, POINTS).astype(int)
+    counts = np.diff(edges)
+    x = np.add.reduceat(np.asarray(steps[:-1], float), edges[:-1]) / counts
+    y = np.add.reduceat(np.asarray(values[:-1], float), edges[:-1]) / counts
+    return [*x.round().astype(int).tolist(), steps[-1]], [*y.tolist(), values[-1]]
+
+
+def band(curves: Sequence[Curve]) -> Band:
+    """Mean and one sd to each side over seeds, at the steps of the longest curve; a seed counts as far as it came."""
+    steps, _ = max(curves, key=lambda c: (c[0][-1], len(c[0])))
+    grid = np.asarray(steps, float)
+    rows = np.full((len(curves), len(grid)), np.nan)
+    for row, (x, y) in zip(rows, curves, strict=True):
+        inside = (grid >= x[0]) & (grid <= x[-1])
+        row[inside] = np.interp(grid[inside], x, y)
+    count = np.maximum(1, (~np.isnan(rows)).sum(0))
+    mean = np.nansum(rows, 0) / count
+    spread = np.sqrt(np.nansum((rows - mean) ** 2, 0) / np.maximum(1, count - 1))
+    spread[count < 2] = 0.0
+    made = {"steps": grid, "mean": mean, "low": mean - spread, "high": mean + spread}
+    return {k: [float(f"{v:.6g}") for v in values] for k, values in made.items()}
+
+
+def minus(a: Curve, b: Curve) -> Curve:
+    """a - b at the steps that both have."""
+    other = dict(zip(*b, strict=True))
+    common = [(s, v - other[s]) for s, v in zip(*a, strict=True) if s in other]
+    return [s for s, _ in common], [v for _, v in common]

@@ -1,0 +1,196 @@
+"""The table of arms for the terminal, as CSV and as Markdown."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from ablatio.report.arms import COSTS, SIZES, Arm
+from ablatio.report.escape import csv_text, markdown, terminal, visible
+from ablatio.report.findings import Findings, Row
+from ablatio.report.run import Run
+from ablatio.report.table import Table
+from ablatio.sweep.study import label_of
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table as Grid
+
+SHOWN, SENTENCES = 40, 10  # arms and sentences in the terminal; the files have all
+UNITS = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+def short(number: float | None) -> str:
+    """360689172480 -> 360.7 G."""
+    if number is None:
+        return ""
+    factor, unit = next(((f, u) for f, u in UNITS if abs(number) >= f), (1.0, ""))
+    return f"{number / factor:.4g} {unit}".rstrip()
+
+
+def seconds_text(seconds: float | None) -> str:
+    """0.0123 -> 12.3 ms; 7260 -> 2.02 h."""
+    if seconds is None:
+        return ""
+    for limit, factor, unit in ((1, 1e-3, "ms"), (120, 1, "s"), (7200, 60, "min")):
+        if seconds < limit:
+            return f"{seconds / factor:.3g} {unit}"
+    return f"{seconds / 3600:.3g} h"
+
+
+def number(value: float | None, signed: bool = False) -> str:
+    """Four decimals; a minus that is one."""
+    if value is None or math.isnan(value):
+        return ""
+    text = f"{value:+.4f}" if signed else f"{value:.4f}"
+    return text.replace("-", "−")
+
+
+def interval(row: Row) -> str:
+    d = row.pair.difference if row.pair else None
+    if d is None or math.isnan(d.mean):
+        return ""
+    reach = "" if math.isnan(d.low) else f" [{number(d.low, True)}, {number(d.high, True)}]"
+    return number(d.mean, True) + reach
+
+
+def p_text(p: float | None) -> str:
+    if p is None or math.isnan(p):
+        return ""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def state_text(arm: Arm) -> str:
+    """`3 of 5 done, 1 diverged`; nothing when all are done."""
+    states = [r.state for r in arm.runs]
+    if set(states) == {"done"}:
+        return ""
+    others = [f"{states.count(s)} {s}" for s in dict.fromkeys(states) if s != "done"]
+    return f"{states.count('done')} of {len(states)} done, " + ", ".join(others)
+
+
+def show(console: Console, findings: Findings) -> None:
+    """Question, verdict and arms, the best first."""
+    if findings.question:
+        console.print(f"[bold]{terminal(findings.question)}[/]", highlight=False)
+    said = findings.said()
+    for sentence in said[:SENTENCES]:
+        console.print(f"  {terminal(sentence)}", highlight=False)
+    if len(said) > SENTENCES:
+        console.print(f"  ... and {len(said) - SENTENCES} sentences more in report.md", highlight=False)
+    console.print()
+    console.print(_grid(findings, console.width))
+    if len(findings.rows) > SHOWN:
+        console.print(f"... and {len(findings.rows) - SHOWN} arms more in the files", highlight=False)
+    for refused in findings.table.refused:
+        console.print(f"refused: {terminal(label_of(refused.arm))}: {terminal(refused.why)}", highlight=False)
+    for note in findings.table.notes:
+        console.print(f"note: {terminal(note)}", highlight=False)
+
+
+def _grid(findings: Findings, width: int) -> Grid:
+    """The arms; in a narrow terminal without size and time, so that names and numbers stay on their lines."""
+    compared, wide = any(row.pair for row in findings.rows), width >= 110
+    head = ["arm", "n", findings.metric, "sd", *(["difference", "p"] if compared else [])]
+    head += ["parameters", "time", ""] if wide else [""]
+    from rich.table import Table as Grid
+
+    grid = Grid(box=None, pad_edge=False)
+    longest = max((len(row.arm.name) for row in findings.rows), default=0)
+    for name in head:
+        words = name in ("arm", "")
+        least = min(longest, 24) if name == "arm" else None
+        grid.add_column(terminal(name), justify="left" if words else "right", overflow="fold", no_wrap=not words,
+                        min_width=least)  # fmt: skip
+    for row in findings.rows[:SHOWN]:
+        arm = row.arm
+        middle = [interval(row), p_text(row.pair.p if row.pair else None)] if compared else []
+        costs = [short(arm.size("parameters")), seconds_text(arm.cost("seconds"))] if wide else []
+        mark = "baseline" if arm.baseline else terminal(state_text(arm))
+        grid.add_row(terminal(arm.name), str(row.n), number(row.mean), number(row.sd), *middle, *costs, mark)
+    return grid
+
+
+def again(command: Sequence[str]) -> str:
+    """The line that makes a run again, as a shell takes it."""
+    return "ablatio train " + shlex.join(command) if command else ""
+
+
+def results_csv(table: Table) -> str:
+    """What a run is and what came out: nothing that another machine or another day would make different."""
+    keys = list(dict.fromkeys([a.key for a in table.study.axes] + [k for r in table.runs for k in r.arm]))
+    scores = sorted({k for r in table.runs for k in r.scores})
+    groups = len({r.group for r in table.runs}) > 1
+    header = [*(["folder"] if groups else []), *keys, "seed", "role", "state", *scores, *SIZES, "rate"]
+    header += ["run", "data", "code", "parts", "command"]
+
+    def line(run: Run) -> list[Any]:
+        came = [run.scores.get(k) for k in scores] if run.done else [None] * len(scores)
+        sizes = [run.size.get(k) if run.done or k not in ("tokens", "steps") else None for k in SIZES]
+        first = [run.group] if groups else []
+        made = [run.id, run.data, run.code, run.parts, again(run.command)]
+        return [
+            *first,
+            *(run.arm.get(k, "") for k in keys),
+            run.seed,
+            run.role,
+            run.state,
+            *came,
+            *sizes,
+            run.rate,
+            *made,
+        ]
+
+    return csv_text(header, map(line, table.runs))
+
+
+def costs_csv(table: Table) -> str:
+    """What each run cost on the machine that it ran on."""
+    lines = ([r.id, r.seed, r.state, *(r.cost.get(k) for k in COSTS), r.device, str(r.folder)] for r in table.runs)
+    return csv_text(["run", "seed", "state", *COSTS, "device", "folder"], lines)
+
+
+def markdown_text(findings: Findings) -> str:
+    """The report for an issue, a README or a wiki."""
+    lines = [f"# {markdown(findings.question or findings.table.study.name)}", ""]
+    lines += [f"- {markdown(sentence)}" for sentence in findings.said()]
+    head = (
+        "arm",
+        "n",
+        findings.metric,
+        "sd",
+        "difference to the baseline",
+        "p",
+        "parameters",
+        "FLOPs/token",
+        "time",
+        "",
+    )
+    lines += ["", "| " + " | ".join(map(markdown, head)) + " |", "|---|" + "---:|" * (len(head) - 2) + "---|"]
+    for row in findings.rows:
+        arm = row.arm
+        cells = (
+            arm.name, str(row.n), number(row.mean), number(row.sd), interval(row),
+            p_text(row.pair.p if row.pair else None), short(arm.size("parameters")), short(arm.size("flops_per_token")),
+            seconds_text(arm.cost("seconds")), "baseline" if arm.baseline else state_text(arm),
+        )  # fmt: skip
+        lines.append("| " + " | ".join(map(markdown, cells)) + " |")
+    if findings.caption:
+        lines += ["", markdown(findings.caption)]
+    if findings.table.refused:
+        lines += [
+            "",
+            "## Refused",
+            "",
+            *(f"- {markdown(label_of(r.arm))}: {markdown(r.why)}" for r in findings.table.refused),
+        ]
+    if lost := [r for r in findings.table.runs if r.state in ("failed", "diverged", "damaged")]:
+        lines += ["", "## Failed and diverged", ""]
+        lines += [f"- {markdown(label_of(r.arm))} seed={r.seed}: {r.state}: {markdown(r.why)}" for r in lost]
+    if findings.table.notes:
+        lines += ["", *(f"Note: {markdown(note)}" for note in findings.table.notes)]
+    lines += ["", "## Again", ""]
+    lines += [f"    {visible(again(row.arm.command))}" for row in findings.rows if row.arm.command]
+    return "\n".join(lines) + "\n"

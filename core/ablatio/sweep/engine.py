@@ -1,0 +1,295 @@
+"""Executes the jobs of a study: takes one after the other in hand, gives it to the launcher, and knows how it ended."""
+
+import fcntl
+import json
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+from ablatio.errors import Preempted, UserError
+from ablatio.kinds import Launcher
+from ablatio.sweep.ledger import Claim, Entry, Ledger, alive, this_process
+from ablatio.sweep.orders import End, Order
+from ablatio.sweep.study import JOBS, LEDGER, RUNS, Job, Study, read_job, run_folder, summary_of, write_job
+from ablatio.writer import explained, make_folder
+
+LOCK = "sweeper.lock"
+TICK = 0.25  # seconds between two looks at what is going on
+LIVES = 3  # attempts of a run that is killed, or lost with its server
+GRACE = 25.0  # seconds for a run to end after its server has
+RETRY = ("failed", "running", "user", "diverged", "environment", "crash", "killed", "timeout", "exited", "lost")
+ENDED = ("done", "failed", "paused")
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What became of a job; `summary`: of its run, empty where it failed."""
+
+    job: Job
+    entry: Entry
+    summary: Mapping[str, Any] = field(default_factory=dict)
+
+
+# What a design asks for next: job -> its summary, None where it failed.
+More = Callable[[Any], Iterable[Job]]
+
+
+class Watcher(Protocol):
+    """Is told how things stand, some times a second."""
+
+    def update(self, engine: "Engine") -> None: ...
+
+
+class Engine:
+    """Runs what is open of `jobs`, and what `more` asks for when it sees the results.
+
+    more   called with all results whenever there is a new one; gives further jobs, or old ones with a later `until`
+    study  is written down before the first run
+    join   share the work with a sweep that is at this folder already, instead of refusing to
+    retry  the kinds of failures that are tried once more: `failed` is all; `running`: what runs on a machine that
+           cannot be asked from here
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        jobs: Iterable[Job],
+        launcher: Launcher,
+        *,
+        more: More = lambda results: (),
+        study: Study | None = None,
+        join: bool = False,
+        retry: str | None = None,
+        watcher: Watcher | None = None,
+    ) -> None:
+        if retry and retry not in RETRY:
+            raise UserError(f"retry={retry} came; expected one of {', '.join(RETRY)}\n    try: retry=failed")
+        self.folder, self.launcher, self.more, self.watcher = folder, launcher, more, watcher
+        self.study, self.join = study, join
+        self.jobs = {job.id: job for job in jobs}
+        self.ledger = Ledger(folder / LEDGER)
+        self.held: dict[str, Claim] = {}
+        self.lost: dict[str, tuple[Claim, float]] = {}
+        self.deaths: Counter[str] = Counter()
+        self.retry = retry
+        self.again = {e.job for e in self.ledger.read().values() if e.state == "failed" and retry in ("failed", e.kind)}
+        self.stopped, self.started = "", False
+        self._results: dict[str, Result] = {}
+
+    def run(self) -> list[Result]:
+        """The results of all jobs, in their order; Preempted when a signal came, and then nothing is lost."""
+        with owned(self.folder, self.join) as owner, self._listening():
+            if owner:
+                if self.study:
+                    self.study.write(self.folder)
+                self._write(self.jobs.values())
+            else:
+                self.more = lambda results: ()  # the owner asks the design; we only help it
+            try:
+                self._loop()
+            finally:
+                if self.started:
+                    self.launcher.stop()
+                self._release()
+        if self.stopped:
+            raise Preempted(
+                f"{self.stopped} came; what ran has a checkpoint\n    try: ablatio resume {self.folder}",
+            )
+        return self.results()
+
+    def results(self) -> list[Result]:
+        """Of the jobs that have ended, in the order of the study."""
+        return [result for job in self.jobs if (result := self.result(job))]
+
+    def result(self, name: str) -> Result | None:
+        """What became of a job; None while it is not over."""
+        job, entry = self.jobs[name], self.ledger.entries.get(name)
+        if entry is None or entry.state not in ENDED:
+            return None
+        known = self._results.get(name)
+        if known is None or known.entry != entry or known.job != job:
+            summary = {} if entry.state == "failed" else summary_of(run_folder(self.folder, name))
+            known = self._results[name] = Result(job, entry, summary)
+        return known
+
+    def _known(self) -> Iterator[tuple[Job, Entry | None]]:
+        entries = self.ledger.entries
+        return ((job, entries.get(job.id)) for job in self.jobs.values())
+
+    def _loop(self) -> None:
+        seen = -1
+        while not self.stopped:
+            self.ledger.read()
+            self._bury()
+            self._look_for_new()
+            self._fill()
+            if self.watcher:
+                self.watcher.update(self)
+            changed = sum(e.attempt for e in self.ledger.entries.values() if e.state in ENDED)
+            if changed != seen:
+                seen = changed
+                if self._extend():
+                    continue
+            if not self.held and not self.lost and not any(self._unfinished(e) for e in self.ledger.entries.values()):
+                break
+            for end in self.launcher.poll(TICK):
+                self._settle(end)
+
+    def _unfinished(self, entry: Entry) -> bool:
+        job = self.jobs.get(entry.job)
+        return job is not None and (entry.taken or self.is_open(job, entry))
+
+    def _write(self, jobs: Iterable[Job]) -> None:
+        for name in (RUNS, JOBS):
+            make_folder(self.folder / name)
+        for job in list(jobs):
+            self.jobs[job.id] = job
+            if self._on_disk(job.id) != job:
+                write_job(self.folder, job)
+        self.ledger.plan(self.jobs)
+
+    def _look_for_new(self) -> None:
+        """Jobs that another sweeper of this folder has planned."""
+        for name in self.ledger.entries:
+            if name not in self.jobs and (job := self._on_disk(name)):
+                self.jobs[name] = job
+
+    def _on_disk(self, job: str) -> Job | None:
+        try:
+            return read_job(self.folder, job)
+        except FileNotFoundError:
+            return None
+
+    def _extend(self) -> bool:
+        """Ask for further jobs; whether there are any."""
+        jobs = list(self.more({r.job.id: r.summary or None for r in self.results()}))
+        if jobs:
+            self._write(jobs)
+            if self.study:
+                self.study.write(self.folder)  # it says what was tuned
+        return bool(jobs)
+
+    def is_open(self, job: Job, entry: Entry | None) -> bool:
+        """Whether somebody should take it in hand."""
+        if job.id in self.held or job.id in self.lost:
+            return False
+        if entry is None or entry.state in ("planned", "preempted"):
+            return True
+        if entry.state == "paused":
+            return job.until is None or job.until > entry.step
+        if entry.state == "failed":
+            return job.id in self.again
+        if entry.state == "done":
+            return False
+        return not entry.taken or (self.retry == "running" and entry.elsewhere)
+
+    def _fill(self) -> None:
+        for job, entry in list(self._known()):
+            if len(self.held) + len(self.lost) >= self.launcher.slots:
+                return
+            if self.is_open(job, entry) and (claim := self.ledger.claim(job.id, entry)):
+                if not self.started:
+                    self.started = True
+                    self.launcher.start()
+                self.again.discard(job.id)
+                self.held[job.id] = claim
+                self.launcher.submit(Order(str(self.folder), job.id, claim.attempt, claim.offset))
+
+    def _settle(self, end: End) -> None:
+        """Write what a process that is dead could not write itself."""
+        claim = self.held.pop(end.order.job, None)
+        if claim is None or claim.attempt != end.order.attempt:
+            return
+        entry = self.ledger.read()[claim.job]
+        if entry.attempt != claim.attempt or entry.state in ENDED:
+            return
+        if end.how == "timeout":
+            self.ledger.end(claim, "failed", "timeout", "it took longer than timeout= allows")
+        elif end.how == "lost":
+            self.lost[claim.job] = claim, time.monotonic() + GRACE
+        elif entry.state == "preempted":
+            return
+        elif end.how == "signal":
+            self._died(claim, "killed", f"killed by {signal.Signals(end.code).name}")
+        else:
+            self.ledger.end(claim, "failed", "exited", f"it left with code {end.code} and without a result")
+
+    def _died(self, claim: Claim, kind: Any, message: str) -> None:
+        self.deaths[claim.job] += 1
+        state = "failed" if self.deaths[claim.job] >= LIVES else "preempted"
+        self.ledger.end(claim, state, kind, message)  # type: ignore[arg-type]
+
+    def _bury(self) -> None:
+        """Runs whose server died were asked to stop; wait for them, then end them."""
+        for job, (claim, deadline) in list(self.lost.items()):
+            entry = self.ledger.entries[job]
+            ours = entry.attempt == claim.attempt and entry.state not in ENDED
+            if ours and entry.state == "running" and alive(entry) is not False:
+                if time.monotonic() < deadline:
+                    continue
+                if alive(entry):
+                    with suppress(ProcessLookupError, PermissionError):
+                        os.killpg(entry.pid, signal.SIGKILL)
+            del self.lost[job]
+            if ours:
+                self._died(claim, "lost", "the server died that it ran under")
+
+    def _release(self) -> None:
+        """Give back what is claimed and has not begun."""
+        for claim in (*self.held.values(), *(claim for claim, _ in self.lost.values())):
+            entry = self.ledger.read()[claim.job]
+            if entry.state == "claimed" and entry.attempt == claim.attempt:
+                self.ledger.end(claim, "preempted", message="it had not begun")
+
+    @contextmanager
+    def _listening(self) -> Iterator[None]:
+        """SIGINT and SIGTERM end the sweep in good order; a second Ctrl-C ends it at once."""
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            if self.stopped and number == signal.SIGINT:
+                raise KeyboardInterrupt
+            self.stopped = signal.Signals(number).name
+
+        old = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in old.items():
+                signal.signal(number, handler)
+
+
+@contextmanager
+def owned(folder: Path, join: bool) -> Iterator[bool]:
+    """Own the folder; False where another sweep owns it and `join` is set, else UserError."""
+    make_folder(folder)
+    path = folder / LOCK
+    with ExitStack() as stack:
+        with explained("lock", path):
+            file = stack.enter_context(path.open("a+", encoding="utf-8"))
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # which a forked server does not inherit
+                owner = True
+            except (BlockingIOError, PermissionError):
+                owner = False
+            if owner:
+                file.truncate(0)
+                file.write(json.dumps(this_process()))
+                file.flush()
+        if not (owner or join):
+            raise UserError(_owner(path, folder))
+        yield owner
+
+
+def _owner(path: Path, folder: Path) -> str:
+    with suppress(OSError, ValueError):
+        data = json.loads(path.read_text(encoding="utf-8"))
+        who = f"process {data['pid']} on {data['host']}"
+        return f"{who} runs this sweep already\n    try: the same command with join=true, or `ablatio report {folder}`"
+    return f"another sweep is at work in {folder}\n    try: the same command with join=true"

@@ -1,0 +1,106 @@
+"""What happens in the process of one run of a study: its job, its folder, its end in the ledger."""
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from ablatio.errors import AblatioError, Diverged, EnvironmentFault, Preempted
+from ablatio.sweep.ledger import Claim, Kind, Ledger
+from ablatio.sweep.orders import Order
+from ablatio.sweep.study import LEDGER, Job, read_job, run_folder, summary_of
+from ablatio.writer import make_folder, write_text
+
+LOG, ERROR = "log.txt", "error.txt"
+RunJob = Callable[[Job, Path, int], Mapping[str, Any]]  # (job, its folder, threads) -> its summary
+
+
+def train_job(job: Job, folder: Path, threads: int) -> Mapping[str, Any]:
+    """The run of a job, which goes on from its checkpoint where there is one."""
+    from rich.console import Console
+
+    from ablatio.tasks.folder import resolved
+    from ablatio.tasks.run import train
+
+    known = summary_of(folder)
+    if known.get("status") == "done":  # it was killed between its summary and its line in the ledger
+        return known
+    here = {"progress": False, "threads": job.config["trainer"]["threads"] or threads}
+    public = {**job.config, "trainer": {**job.config["trainer"], **here}}
+    return train(resolved(public, str(folder)), public, folder, Console(), resume=True, until=job.until)
+
+
+def work(order: Order, threads: int, run_job: RunJob = train_job) -> int:
+    """Do the job of an order and write its end into the ledger; the exit code of `ablatio train`."""
+    _stoppable()
+    folder = Path(order.folder)
+    claim, ledger = Claim(order.job, order.attempt, order.offset), Ledger(folder / LEDGER)
+    if not ledger.begin(claim):
+        return 0
+    run = make_folder(run_folder(folder, order.job))
+    _log_into(run / LOG)
+    try:
+        summary = run_job(read_job(folder, order.job), run, threads)
+    except BaseException as error:  # a part may raise anything, also SystemExit: it is this run's own
+        kind, code = _kind(error)
+        message = str(error) if isinstance(error, AblatioError) else f"{type(error).__name__}: {error}"
+        if kind:
+            write_text(run / ERROR, message if isinstance(error, AblatioError) else traceback.format_exc())
+        print(message if kind != "crash" else traceback.format_exc(), file=sys.stderr)
+        ledger.end(claim, "failed" if kind else "preempted", kind, message.splitlines()[0] if message else "")
+        return code
+    (run / ERROR).unlink(missing_ok=True)  # of an attempt before
+    ledger.end(claim, "paused" if summary["status"] == "paused" else "done", step=int(summary["steps"]))
+    return 0
+
+
+def warm() -> None:
+    """The imports that each run would make."""
+    import lightning.pytorch  # noqa: F401
+
+    import ablatio.tasks.run  # noqa: F401
+    from ablatio.plugins import load
+
+    load()
+
+
+work.warm = warm  # type: ignore[attr-defined]
+
+
+def _kind(error: BaseException) -> tuple[Kind, int]:
+    """The kind of failure ("" is none: it was asked to stop) and the exit code."""
+    if isinstance(error, Preempted | KeyboardInterrupt):
+        return "", Preempted.exit_code
+    if isinstance(error, Diverged):
+        return "diverged", Diverged.exit_code
+    if isinstance(error, OSError | MemoryError | EnvironmentFault):
+        return "environment", EnvironmentFault.exit_code
+    if isinstance(error, SystemExit):
+        return "exited", 1
+    return ("user", error.exit_code) if isinstance(error, AblatioError) else ("crash", 1)
+
+
+def _stoppable() -> None:
+    """Until training listens to the two signals itself, they end the run in good order."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Preempted(f"{signal.Signals(number).name} came before the first step")
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+
+
+def _log_into(path: Path) -> None:
+    """All that this process prints, also below Python, goes into the file."""
+    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(log)
+    sys.stdout = open(1, "w", encoding="utf-8", buffering=1, closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", encoding="utf-8", buffering=1, closefd=False)  # noqa: SIM115

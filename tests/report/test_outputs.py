@@ -1,0 +1,140 @@
+"""CSV, Markdown and terminal: deterministic, and harmless whatever an arm is called."""
+
+import csv
+import io
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from report_attacks import ATTACKS, attacked
+from rich.console import Console
+from studies import ACTIVATIONS, MIXED, Fake, plackett_burman, write_study
+
+from ablatio.cli import main
+from ablatio.report import text
+from ablatio.report.escape import cell, markdown, script_json, terminal, visible
+from ablatio.report.findings import find
+from ablatio.report.page import page_text
+from ablatio.report.table import read_table
+
+
+def test_results_do_not_depend_on_the_clock_the_folder_or_the_order(tmp_path: Path):
+    """What a sweep that was interrupted leaves differs in times, in the name of its folder, and in nothing else."""
+    one, two = write_study(tmp_path / "one", MIXED), tmp_path / "two"
+    shutil.copytree(one, two)
+    for path in two.glob("runs/*/summary.json"):
+        again = json.loads(path.read_text()) | {"seconds": 99.5, "tokens_per_second": 3, "memory": 5}
+        path.write_text(json.dumps(again))
+    for path in two.glob("runs/*/metrics.csv"):
+        path.write_text(path.read_text().replace(",20000,", ",19999,"))
+    first, second = read_table([one]), read_table([two])
+    assert text.results_csv(first) == text.results_csv(second)
+    assert text.costs_csv(first) != text.costs_csv(second)
+
+
+def test_results_hold_every_number_of_every_run(tmp_path: Path):
+    table = read_table([write_study(tmp_path / "s", MIXED)])
+    rows = list(csv.DictReader(io.StringIO(text.results_csv(table))))
+    assert len(rows) == 27
+    for row, run in zip(rows, table.runs, strict=True):
+        assert (row["norm"], row["position"], row["seed"]) == (run.arm["norm"], run.arm["position"], str(run.seed))
+        assert row["val/loss"] == (repr(run.scores["val/loss"]) if run.done else "")
+        assert row["command"].startswith("ablatio train norm=")
+    assert {row["state"] for row in rows} == {"done", "diverged"}
+
+
+def test_no_cell_of_a_csv_is_a_formula(tmp_path: Path):
+    table = read_table([attacked(tmp_path / "s")])
+    for made in (text.results_csv(table), text.costs_csv(table)):
+        cells = [c for row in csv.reader(io.StringIO(made)) for c in row]
+        assert not [
+            c for c in cells if c.startswith(("=", "+", "@", "\t", "\r")) or (c.startswith("-") and not _number(c))
+        ]
+        assert "\x1b" not in made and "\u202e" not in made
+
+
+def _number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("value", [*ATTACKS, "  =1"])
+def test_cells_keep_what_they_say(value: str):
+    made = cell(value)
+    assert made in (visible(value), "'" + visible(value))
+    assert made != visible(value) or not visible(value).lstrip().startswith(("=", "+", "-", "@"))
+    assert cell(-1.5) == "-1.5" and cell(None) == ""
+
+
+def test_the_terminal_gets_no_escape_codes_and_no_markup(tmp_path: Path):
+    out = io.StringIO()
+    text.show(Console(file=out, width=300, force_terminal=False), find(read_table([attacked(tmp_path / "s")])))
+    shown = out.getvalue()
+    assert "\x1b" not in shown and "\x07" not in shown and "\u202e" not in shown
+    assert r"\x1b[2J" in shown and "[red]x[/]" in shown
+    assert "\\[red]" in terminal("[red]")
+
+
+def test_markdown_has_no_html_and_no_more_cells_than_columns(tmp_path: Path):
+    made = text.markdown_text(find(read_table([attacked(tmp_path / "s")])))
+    table = [line for line in made.splitlines() if line.startswith("| ")]
+    bars = {line.replace("\\\\", "").replace("\\|", "").count("|") for line in table}
+    assert len(bars) == 1
+    prose = made.split("## Again")[0]  # behind it stands code, indented
+    assert "<script" not in prose and "<img" not in prose and "](javascript" not in prose.replace("\\]", "")
+    assert markdown("a|b`c") == "a\\|b\\`c"
+
+
+def test_nothing_in_the_page_ends_its_data(tmp_path: Path):
+    page = page_text(find(read_table([attacked(tmp_path / "s")])))
+    assert page.count("<script") == 3 and page.count("</script") == 3
+    assert "alert(1)</script" not in page and "<img" not in page and "\u2028" not in page
+    assert json.loads(script_json(ATTACKS[0])) == ATTACKS[0]
+    assert "<title>&lt;script&gt;" in page
+
+
+def test_the_page_allows_its_own_code_alone(tmp_path: Path):
+    page = page_text(find(read_table([write_study(tmp_path / "s", ACTIVATIONS)])))
+    policy = page.split('Content-Security-Policy" content="')[1].split('"')[0]
+    assert "default-src 'none'" in policy and "unsafe" not in policy and "http" not in policy
+    assert 'src="' not in page and "@import" not in page and "url(" not in page.replace("`url(#${id})`", "")
+
+
+def test_the_command_writes_all_files_and_says_the_verdict(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    folder = write_study(tmp_path / "s", ACTIVATIONS)
+    assert main(["report", str(folder)]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "swiglu beats gelu by 0.026 nats" in out and "silu against gelu: not resolved" in out
+    assert {p.name for p in (folder / "report").iterdir()} == {"report.html", "report.md", "results.csv", "costs.csv"}
+    assert "| swiglu | 5 |" in (folder / "report" / "report.md").read_text()
+
+
+def test_a_screening_design_is_told_by_its_settings(tmp_path: Path):
+    found = find(read_table([write_study(tmp_path / "s", plackett_burman())]))
+    said = " ".join(found.said())
+    assert "2 of 7 settings matter" in said and "norm, from rmsnorm to layernorm: +0.0" in said
+    assert "activation" in said.split("Not resolved")[0] and "position" in said.split("Not resolved")[1]
+
+
+def test_a_study_without_any_result_has_a_report(tmp_path: Path):
+    fake = Fake(axes={"norm": ["a", "b"]}, states={("norm=a", None): "planned", ("norm=b", None): "running"})
+    found = find(read_table([write_study(tmp_path / "s", fake)]))
+    assert "planned" in text.markdown_text(found) and page_text(found)
+
+
+@pytest.mark.slow
+def test_a_thousand_runs_are_reported_in_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    import time
+
+    axes = {k: [f"{k}{i}" for i in range(n)] for k, n in (("norm", 10), ("position", 10), ("activation", 5))}
+    base = {k: v[0] for k, v in axes.items()}
+    folder = write_study(tmp_path / "s", Fake(axes=axes, seeds=(1, 2), baseline=base, steps=2000))
+    start = time.process_time()
+    assert main(["report", str(folder)]) == 0
+    assert time.process_time() - start < 20
+    assert (folder / "report" / "report.html").stat().st_size < 6e6
+    assert "more in the files" in capsys.readouterr().out

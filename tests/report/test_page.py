@@ -1,0 +1,148 @@
+"""The page in a real browser: it draws everything and asks for nothing, in both themes and languages."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+from browser import CHROMIUM, Page, browser
+from report_attacks import attacked
+from studies import ACTIVATIONS, MIXED, RATES, Fake, plackett_burman, write_study
+
+from ablatio.cli import main
+
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None or importlib.util.find_spec("websockets") is None,
+    reason="the page is looked at in Chromium: apt-get install chromium, and pip install websockets",
+)
+STUDIES = {"activations": ACTIVATIONS, "mixed": MIXED, "rates": RATES, "screening": plackett_burman()}
+SECTIONS = {
+    "activations": "differences arms curves ranks costs positions noise bill provenance",
+    "mixed": "differences arms curves effects interactions ranks costs positions noise lost bill provenance",
+    "rates": "arms curves effects interactions ranks costs rates positions noise bill provenance",
+    "screening": "arms curves effects half-normal aliases ranks costs positions noise bill provenance",
+}
+HOLE = """
+    document.body.insertAdjacentHTML("beforeend", '<img src="http://evil.example/x" onerror="window.owned = 1">');
+    const hole = document.createElement("script");
+    hole.textContent = "window.owned = 1";
+    document.body.append(hole);
+    fetch("http://evil.example/y").catch(() => 0)
+"""
+MISSING_WORDS = """
+    (([a, b]) => [...a.filter((k) => !b.includes(k)), ...b.filter((k) => !a.includes(k))])(
+        [Object.keys(words.en), Object.keys(words.zh)])
+"""
+EMPTY_CHARTS = "[...document.querySelectorAll('.figure')].filter(f => !f.querySelector('svg .mark')).length"
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("reports")
+    for name, fake in STUDIES.items():
+        assert main(["report", str(write_study(root / name, fake)), "--quiet"]) == 0
+    attacked(root / "attacked")
+    assert main(["report", str(root / "attacked"), "--quiet"]) == 0
+    return {name: root / name / "report" / "report.html" for name in (*STUDIES, "attacked")}
+
+
+def check(page: Page, file: Path) -> None:
+    """No error, no request but for the file itself, no chart without a mark, nothing wider than the window."""
+    assert page.errors == []
+    assert {a for a in page.asked if not a.startswith("data:,")} == {file.resolve().as_uri()}
+    assert page.value("document.querySelectorAll('.figure').length") > 4
+    assert page.value(EMPTY_CHARTS) == 0
+    assert page.value("document.documentElement.scrollWidth <= innerWidth")
+    assert not page.value("[...document.querySelectorAll('svg')].some(e => /NaN|undefined|Infinity/.test(e.outerHTML))")
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_every_chart_is_drawn(reports: dict[str, Path], dark: bool):
+    with browser(dark=dark) as page:
+        for name in STUDIES:
+            page.asked.clear()
+            page.open(reports[name])
+            check(page, reports[name])
+            found = page.value("[...document.querySelectorAll('section')].map(s => s.id).join(' ')")
+            assert found == SECTIONS[name], name
+            paper = page.value("getComputedStyle(document.documentElement).backgroundColor")
+            assert (sum(json.loads(paper.replace("rgb(", "[").replace(")", "]"))) < 200) == dark
+
+
+def test_switches_work(reports: dict[str, Path]):
+    """Language and theme; the sentences come in Chinese, and no word is left without a translation."""
+    with browser() as page:
+        page.open(reports["mixed"])
+        assert "No arm beats rmsnorm rope" in page.value("document.querySelector('.headline').textContent")
+        page.click("#language")
+        assert "没有方案优于 rmsnorm rope" in page.value("document.querySelector('.headline').textContent")
+        assert page.value("document.documentElement.lang") == "zh"
+        assert page.value("document.querySelector('#curves h2').textContent") == "学习曲线"
+        page.click("#theme")
+        assert page.value("document.documentElement.dataset.theme") == "dark"
+        page.click("#curves .tabs button:nth-child(2)")
+        page.click("#arms th button")
+        check(page, reports["mixed"])
+        assert page.value(MISSING_WORDS) == []
+
+
+def test_a_browser_in_chinese_sees_chinese(reports: dict[str, Path]):
+    with browser("zh-CN") as page:
+        page.open(reports["activations"])
+        assert page.value("document.documentElement.lang") == "zh"
+
+
+def test_reads_on_a_phone_and_on_paper(reports: dict[str, Path], tmp_path: Path):
+    with browser(dark=True) as page:
+        for width in (360, 800, 1600):
+            page.asked.clear()
+            page.open(reports["mixed"], width)
+            check(page, reports["mixed"])
+        page.pdf(tmp_path / "page.pdf")
+        assert (tmp_path / "page.pdf").read_bytes().startswith(b"%PDF")
+        assert page.value("document.documentElement.dataset.theme") == "dark", "printing leaves the screen as it was"
+
+
+def test_names_that_attack_stay_text(reports: dict[str, Path]):
+    with browser() as page:
+        page.open(reports["attacked"])
+        check(page, reports["attacked"])
+        assert page.value("document.scripts.length") == 3
+        assert page.value("document.querySelectorAll('img, iframe, object, embed, form').length") == 0
+        assert "<script>alert('q')</script>" in page.value("document.querySelector('h1').textContent")
+
+
+def test_the_policy_stops_what_gets_in_all_the_same(reports: dict[str, Path]):
+    """Were there a hole, a script of somebody else would not run, and a picture would not be asked for."""
+    with browser() as page:
+        page.open(reports["activations"])
+        page.asked.clear()
+        page.value(HOLE)
+        page.settle()
+        assert page.value("window.owned") is None
+        assert any("Content Security Policy" in e for e in page.errors)
+
+
+def test_a_point_under_the_mouse_says_its_numbers(reports: dict[str, Path]):
+    with browser() as page:
+        page.open(reports["activations"])
+        place = page.value(
+            "(() => { const e = document.querySelector('#differences .hit'); e.scrollIntoView({block: 'center'});"
+            "const b = e.getBoundingClientRect(); return [b.x + b.width / 2, b.y + b.height / 2] })()"
+        )
+        page.call("Input.dispatchMouseEvent", type="mouseMoved", x=place[0], y=place[1])
+        page.settle()
+        shown = page.value("document.querySelector('.tip.on').textContent")
+        assert shown.startswith("swiglu") and "−0.0257 [−0.0357, −0.0156]" in shown and "0.008" in shown
+
+
+def test_a_large_study_is_still_a_page(tmp_path: Path):
+    axes = {"norm": [f"n{i}" for i in range(8)], "position": [f"p{i}" for i in range(8)]}
+    fake = Fake(axes=axes, seeds=(1, 2), steps=200, baseline={"norm": "n0", "position": "p0"})
+    main(["report", str(write_study(tmp_path / "s", fake)), "--quiet"])
+    with browser() as page:
+        page.open(tmp_path / "s" / "report" / "report.html")
+        assert page.errors == [] and page.value(EMPTY_CHARTS) == 0
+        assert page.value("document.querySelectorAll('#arms tbody tr').length") == 60
+        page.click("#arms .more")
+        assert page.value("document.querySelectorAll('#arms tbody tr').length") == 64

@@ -1,0 +1,186 @@
+"""Reading folders: studies, runs, several at once; whatever is damaged is named and stops nothing."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from studies import ACTIVATIONS, MIXED, Fake, write_study
+
+from ablatio.errors import UserError
+from ablatio.report.findings import find
+from ablatio.report.page import page_text
+from ablatio.report.table import read_table
+from ablatio.report.text import results_csv
+from ablatio.sweep.ledger import Ledger
+from ablatio.sweep.study import LEDGER, Refused
+
+SMALL = Fake(axes={"norm": ["rmsnorm", "layernorm"]}, seeds=(1, 2), steps=100, baseline={"norm": "rmsnorm"})
+
+
+def run_of(folder: Path, norm: str, seed: int) -> Path:
+    runs = read_table([folder]).runs
+    found = next(r for r in runs if r.arm["norm"] == norm and r.seed == seed)
+    return folder / "runs" / found.id
+
+
+def test_runs_stand_in_the_order_of_the_design(tmp_path: Path):
+    table = read_table([write_study(tmp_path / "s", SMALL)])
+    assert [(r.arm["norm"], r.seed) for r in table.runs] == [
+        ("rmsnorm", 1), ("rmsnorm", 2), ("layernorm", 1), ("layernorm", 2),
+    ]  # fmt: skip
+    assert table.count() == {"done": 4}
+
+
+def test_says_of_a_run_what_its_files_say(tmp_path: Path):
+    run = read_table([write_study(tmp_path / "s", SMALL)]).runs[0]
+    summary = json.loads((run.folder / "summary.json").read_text())
+    assert run.scores["val/loss"] == summary["val/loss"]
+    assert run.size["flops_per_token"] == summary["train_flops"] / summary["tokens"]
+    assert run.by_position[0] == summary["after"]["position/1"] and len(run.by_position) == 16
+    assert run.rate == 0.003 and run.data == SMALL.data and run.tokenizer == "bpe 2048"
+    steps, clock = run.curves["seconds"]
+    assert run.cost["step_seconds"] == pytest.approx((clock[-1] - clock[0]) / (steps[-1] - steps[0]), rel=0.1)
+
+
+def test_what_is_not_done_counts_in_no_mean(tmp_path: Path):
+    """A run that diverged or was interrupted has validated on its way: that score is not the one at its end."""
+    states = {("norm=layernorm", 1): "diverged", ("norm=rmsnorm", 2): "preempted"}
+    folder = write_study(tmp_path / "s", Fake(**{**vars(SMALL), "seeds": (1, 2, 3), "states": states}))
+    for run in (run_of(folder, "layernorm", 1), run_of(folder, "rmsnorm", 2)):
+        path = run / "summary.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"val/loss": 0.001}))
+    found = find(read_table([folder]))
+    rows = {row.arm.name: row for row in found.rows}
+    assert [rows[n].n for n in ("rmsnorm", "layernorm")] == [2, 2]
+    assert all(row.mean is not None and row.mean > 3 for row in found.rows)
+    assert found.comparison is not None and found.comparison.arm("layernorm").diverged == (1,)
+
+
+DAMAGES = {
+    "half a summary": ("summary.json", lambda text: text[: len(text) // 2]),
+    "an empty summary": ("summary.json", lambda text: ""),
+    "a list for a summary": ("summary.json", lambda text: "[1]"),
+    "a state of nowhere": ("summary.json", lambda text: text.replace('"done"', '"\x1b[2J<b>"')),
+    "text for a number": ("summary.json", lambda text: text.replace('"parameters": 1', '"parameters": "x", "y": 1')),
+    "NaN for a number": ("summary.json", lambda text: text.replace('"memory": 3', '"memory": NaN, "z": 3')),
+    "half a manifest": ("manifest.json", lambda text: text[: len(text) // 2]),
+    "a manifest of lists": (
+        "manifest.json",
+        lambda text: '{"code": {"parts": {"a": null}}, "size": {"parameters": []}}',
+    ),
+    "a manifest of numbers": (
+        "manifest.json",
+        lambda text: '{"code": 1, "data": [2], "size": "x", "machine": 3, "versions": 4}',
+    ),
+    "half a config": ("config.json", lambda text: text[:9]),
+    "half a row of metrics": ("metrics.csv", lambda text: text[:-7]),
+    "noise in the metrics": ("metrics.csv", lambda text: text.replace("\n50,", "\nx\0,,,\n50,")),
+    "no metrics": ("metrics.csv", lambda text: ""),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGES)
+def test_a_damaged_run_is_a_row_that_says_so(tmp_path: Path, what: str):
+    folder = write_study(tmp_path / "s", SMALL)
+    name, damage = DAMAGES[what]
+    path = run_of(folder, "layernorm", 2) / name
+    path.write_text(damage(path.read_text()))
+    table = read_table([folder])
+    assert page_text(find(table)) and results_csv(table)
+    assert len(table.runs) == 4
+    hurt = next(r for r in table.runs if r.folder == path.parent)
+    assert hurt.state == ("damaged" if name == "summary.json" and "number" not in what else "done")
+    assert "summary.json" in hurt.why or hurt.state == "done"
+
+
+def test_damaged_jobs_and_studies_are_named(tmp_path: Path):
+    folder = write_study(tmp_path / "s", SMALL)
+    sorted((folder / "jobs").glob("*.json"))[0].write_text("{")
+    (folder / "study.json").write_text("{}")
+    table = read_table([folder])
+    assert table.count()["damaged"] == 1 and table.count()["done"] == 3
+    assert "study.json cannot be read" in table.notes[0]
+
+
+def test_a_study_that_runs_is_read_as_it_stands(tmp_path: Path):
+    states = {("norm=layernorm", 1): "running", ("norm=layernorm", 2): "planned"}
+    table = read_table([write_study(tmp_path / "s", Fake(**{**vars(SMALL), "states": states}))])
+    assert table.count() == {"done": 2, "running": 1, "planned": 1}
+    running = next(r for r in table.runs if r.state == "running")
+    assert running.curves["val/loss"][0][-1] < SMALL.steps
+    assert find(table).rows[-1].mean is None
+
+
+def test_the_ledger_has_the_last_word(tmp_path: Path):
+    """A folder may hold what an older attempt left, or what a killed process did not write."""
+    states = {("norm=layernorm", 1): "failed"}
+    folder = write_study(tmp_path / "s", Fake(**{**vars(SMALL), "states": states}))
+    first, second = run_of(folder, "rmsnorm", 1), run_of(folder, "rmsnorm", 2)
+    third, fourth = run_of(folder, "layernorm", 1), run_of(folder, "layernorm", 2)
+    ledger = Ledger(folder / LEDGER)
+    ledger.plan(r.name for r in (first, second, third, fourth))
+    claims = {r: ledger.claim(r.name, ledger.entries[r.name]) for r in (second, third, fourth)}
+    assert all(claims.values())
+    for run in (second, third):
+        ledger.begin(claims[run])
+    ledger.end(claims[second], "failed", "timeout", "no step for 60 s")
+    ledger.end(claims[fourth], "done")
+    (fourth / "summary.json").unlink()
+    found = {r.folder: r for r in read_table([folder]).runs}
+    assert found[first].state == "planned"
+    assert (found[second].state, found[second].why) == ("failed", "no step for 60 s")
+    assert found[third].state == "running", "it failed once, and this process has it in hand again"
+    assert found[fourth].state == "damaged" and "holds no result" in found[fourth].why
+    text = (folder / LEDGER).read_bytes()
+    (folder / LEDGER).write_bytes(text.replace(b"no step", b"No step"))
+    assert read_table([folder]).notes == [f"{folder / LEDGER}: damaged lines are left out: 10"]
+
+
+def test_plain_runs_are_told_apart_by_what_differs(tmp_path: Path):
+    folder = write_study(tmp_path / "s", SMALL)
+    shutil.move(folder / "runs", tmp_path / "runs")
+    table = read_table([tmp_path / "runs"])
+    assert {tuple(r.arm.items()) for r in table.runs} == {(("norm", "rmsnorm"),), (("norm", "layernorm"),)}
+    one = read_table([next((tmp_path / "runs").iterdir())])
+    assert len(one.runs) == 1 and one.runs[0].arm == {}
+
+
+def test_several_folders_are_one_study(tmp_path: Path):
+    first = write_study(tmp_path / "a", SMALL)
+    second = write_study(tmp_path / "b", Fake(**{**vars(SMALL), "seeds": (2, 3)}))
+    found = find(read_table([first, second]))
+    assert [row.n for row in found.rows] == [3, 3]
+    assert any("is there twice" in note for note in found.table.notes)
+
+
+def test_folders_with_other_data_are_compared_inside_each(tmp_path: Path):
+    first = write_study(tmp_path / "a", SMALL)
+    second = write_study(tmp_path / "b", Fake(**{**vars(SMALL), "data": "cd" * 32, "effects": {"norm=rmsnorm": 2.0}}))
+    found = find(read_table([first, second]))
+    assert [row.n for row in found.rows] == [4, 4]
+    assert any("differ in text" in note for note in found.table.notes)
+
+
+def test_a_baseline_and_a_score_can_be_chosen(tmp_path: Path):
+    table = read_table([write_study(tmp_path / "s", MIXED)])
+    found = find(table, "val/accuracy", "layernorm alibi")
+    assert found.better == "high" and found.baseline and found.baseline.arm.name == "layernorm alibi"
+    assert found.rows[0].mean == max(r.mean for r in found.rows if r.mean)
+    with pytest.raises(UserError, match="names 3 arms"):
+        find(table, None, "norm=rmsnorm")
+    with pytest.raises(UserError, match="there are val/accuracy, val/bpb, val/loss"):
+        find(table, "val/x")
+
+
+def test_nothing_there_is_a_user_error(tmp_path: Path):
+    with pytest.raises(UserError, match="holds no runs"):
+        read_table([tmp_path])
+
+
+def test_refused_arms_stay_and_names_are_short(tmp_path: Path):
+    found = find(read_table([write_study(tmp_path / "s", MIXED)]))
+    assert isinstance(found.table.refused[0], Refused)
+    assert {r.arm.name for r in found.rows} >= {"rmsnorm rope", "norm=none alibi", "layernorm position=none"}
+    one = find(read_table([write_study(tmp_path / "a", ACTIVATIONS)]))
+    assert {r.arm.name for r in one.rows} == set(ACTIVATIONS.axes["activation"])
