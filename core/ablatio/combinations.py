@@ -92,3 +92,9 @@ rule(
     fix="model.vocab_size={tokenizer.vocab_size}",
     where="model.vocab_size",
 )
+rule(
+    when="facts.task.takes not in facts.source.uses",
+    why="task={task.name} learns from {facts.task.takes}, and source={source.name} gives {facts.source.uses}",
+    fix="source={'gsm_symbolic' if facts.task.takes == 'conversations' else 'sentiment'}",
+    where="source",
+)

@@ -129,7 +129,7 @@ def check(config: Mapping[str, Any]) -> list[Problem]:
         refuse_objects(config, "config")
     except ContractError as error:
         return [Problem("config", str(error))]
-    problems = [*_top_level(config), *_sections(config), *_parts(config)]
+    problems = [*_top_level(config), *_sections(config), *_parts(config), *_needs(config)]
     bad = {p.where for p in problems}
     return problems + [p for p in rules.broken(effective(config, bad)) if p.where not in bad]
 
@@ -325,6 +325,17 @@ def _parts(config: Mapping[str, Any]) -> Iterator[Problem]:
             yield no_option(kind, str(node["name"]), registry.entries)
         else:
             yield from _knobs(kind, node, registry.entries[node["name"]].knobs)
+
+
+def _needs(config: Mapping[str, Any]) -> Iterator[Problem]:
+    """What the task cannot do without, of the kinds that a config may leave out."""
+    node = config.get("task")
+    name = node.get("name") if isinstance(node, Mapping) else None
+    entry = REGISTRIES["task"].entries.get(str(name))
+    for usual in entry.facts["needs"] if entry else ():
+        kind = usual.partition("=")[0]
+        if config.get(kind) is None:
+            yield Problem(kind, f"task={name} needs one, and none came", usual)
 
 
 def no_option(kind: str, name: str, options: Any) -> Problem:

@@ -32,7 +32,7 @@ def export(
     """
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty; nothing is written over\n    try: --to another folder")
-    family = _family(config, tokenizer, kind)
+    family = family_for(config, tokenizer, kind)
     if family is not None:
         settings, tensors = family.config_json(), family.to_native(model.state_dict())
     else:
@@ -48,7 +48,8 @@ def export(
     return str(settings["model_type"])
 
 
-def _family(config: Mapping[str, Any], tokenizer: Tokenizer, kind: str | None) -> Family | None:
+def family_for(config: Mapping[str, Any], tokenizer: Tokenizer, kind: str | None) -> Family | None:
+    """The class of transformers' own that this combination is, or that was asked for; None: ours."""
     arguments = (config, tokenizer.vocab_size, tokenizer.eos)
     if kind is None:
         found = family_of(*arguments)

@@ -57,7 +57,7 @@ class DecodingCache(Cache):
         self.ours = KVCache()
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        return self.ours.length
+        return self.ours.length - self.ours.virtual
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         self.ours.select(beam_idx)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from ablatio.alignment import Advantages, Metrics
+    from ablatio.data.chat import Template
     from ablatio.data.types import Source, Tokenizer
     from ablatio.model.answers import Answer
     from ablatio.model.answers import Step as AnswerStep
@@ -101,6 +102,7 @@ class Attention(Protocol):
     takes_segments  keeps packed documents apart
     cross           attends to an encoder's states where `ctx.memory` is given (`ctx.keys_values`)
     bidirectional   may see what comes later, when `ctx.mask` is "full" or a prefix is open
+    prefix          its keys and values may begin with those of tokens that are not there
     """
 
     caches: ClassVar[bool]
@@ -108,6 +110,7 @@ class Attention(Protocol):
     takes_segments: ClassVar[bool]
     cross: ClassVar[bool]
     bidirectional: ClassVar[bool]
+    prefix: ClassVar[bool]
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor: ...
 
@@ -173,6 +176,36 @@ class Optimizer(Protocol):
 
     decays: ClassVar[bool]
     entrywise: ClassVar[bool]
+
+
+class Quantization(Protocol):
+    """`apply(model)` turns the matrices of linear maps into codes of few bits, in place; the maps stay where they are.
+
+    bits   of a code; 32: nothing is done
+    aware  a knob, if it has one: weights stay as they are, and each pass rounds them (straight-through gradients)
+    """
+
+    bits: ClassVar[int]
+
+    def apply(self, model: nn.Module) -> None: ...
+
+
+class Peft(Protocol):
+    """Makes few weights train in place of all: what is learned stands beside the base, which is frozen bit for bit.
+
+    apply(model, seed)  changes the model in place; afterwards `requires_grad` stands on what trains and on nothing else
+    prepare(model)      optional, before that: what becomes of the base itself (its quantisation)
+    rate(info)          optional: a factor on the learning rate of a parameter (ablatio.model.roles)
+    before_step(step), after_step(step)  optional, as in a stabilizer; what lasts is kept in buffers of the model
+
+    exact    whether the model at step 0 is the base to the last bit, and not only to rounding
+    virtual  whether it adds keys and values of tokens that are not there: then attention must have such
+    """
+
+    exact: ClassVar[bool]
+    virtual: ClassVar[bool]
+
+    def apply(self, model: nn.Module, seed: int) -> None: ...
 
 
 class Schedule(Protocol):
@@ -269,6 +302,7 @@ class Task(Protocol):
     takes     what it makes of its source: documents | conversations | feedback
     scores    what it is scored by, under `val/`; `main` is the one that runs are compared by, `better` lower or higher
     template  whether it writes its texts in the form of `template`
+    needs     kinds that a config may leave out and this task may not, each with the option that is usual: alignment=dpo
     """
 
     takes: ClassVar[str]
@@ -276,6 +310,7 @@ class Task(Protocol):
     main: ClassVar[str]
     better: ClassVar[str]
     template: ClassVar[bool]
+    needs: ClassVar[Sequence[str]]
     metrics: ClassVar[Sequence[str]]
     tokenizer: Tokenizer
     content: dict[str, Any]
@@ -431,6 +466,7 @@ attentions: Registry[nn.Module] = Registry(
         "takes_segments": True,
         "cross": False,
         "bidirectional": True,
+        "prefix": False,
         "metrics": (),
     },
 )
@@ -465,6 +501,20 @@ optimizers: Registry[torch.optim.Optimizer] = Registry(
     "How gradients change the weights; groups of parameters come by role.",
     wiring=("groups",),
     facts={"decays": True, "entrywise": True},
+)
+quantizations: Registry[Quantization] = Registry(
+    "quantization",
+    "How many bits a frozen weight takes.",
+    methods=("apply",),
+    facts={"bits": 32},
+    default="none",
+)
+pefts: Registry[Peft] = Registry(
+    "peft",
+    "Which weights train: all, or a few beside a frozen base.",
+    methods=("apply",),
+    facts={"exact": True, "virtual": False, "metrics": ()},
+    default="none",
 )
 schedules: Registry[Schedule] = Registry(
     "schedule", "The learning rate over the run.", calls={("step", "total"): {}}, methods=("__call__",)
@@ -504,6 +554,14 @@ designs: Registry[Design] = Registry(
     facts={"intervals": False},
     in_run=False,
 )
+
+templates: Registry[Template] = Registry(
+    "template",
+    "The form in which a conversation is written.",
+    methods=("__call__",),
+    facts={"signs": (), "end": ""},
+    default="plain",
+)
 tasks: Registry[Task] = Registry(
     "task",
     "What a run learns from: its data, its loss, its scores.",
@@ -515,6 +573,7 @@ tasks: Registry[Task] = Registry(
         "main": "loss",
         "better": "lower",
         "template": False,
+        "needs": (),
         "metrics": (),
     },
     default="pretrain",
@@ -556,7 +615,7 @@ rewards: Registry[Reward] = Registry(
 )
 
 __all__ = [
-    "activations", "alignments", "architectures", "attentions", "blocks", "designs", "inits", "launchers", "loggers",
-    "mlps", "norms", "objectives", "optimizers", "placements", "positions", "rewards", "schedules", "sources",
-    "stabilizers", "tasks", "tokenizers",
+    "activations", "alignments", "architectures", "attentions", "blocks", "designs", "inits", "launchers",
+    "loggers", "mlps", "norms", "objectives", "optimizers", "pefts", "placements", "positions", "quantizations",
+    "rewards", "schedules", "sources", "stabilizers", "tasks", "templates", "tokenizers",
 ]  # fmt: skip

@@ -106,6 +106,10 @@ def test_each_arm_is_tuned_with_an_equal_budget() -> None:
 
 def test_an_arm_is_compared_as_soon_as_it_is_tuned() -> None:
     plan = plan_sweep(["norm=rmsnorm,layernorm", "tune=optimizer.lr", "trials=3"])
-    first = {job.id: {"val/loss": loss(job)} for job in plan.jobs if job.arm["norm"] == "rmsnorm"}
+    first = {
+        job.id: {"val/loss": loss(job), "steps": job.config["train"]["steps"]}
+        for job in plan.jobs
+        if job.arm["norm"] == "rmsnorm"
+    }
     assert [job.label for job in plan.more(first)] == ["norm=rmsnorm"]
     assert plan.more(first) == []  # asked once

@@ -20,6 +20,12 @@ def test_an_axis_holds_where_the_arm_has_it_and_equal_arms_run_once() -> None:
     assert labels("stabilizer=[clip],[skip_step]", "stabilizer.clip.max_norm=1.0,2.0")[2:] == ["stabilizer=[skip_step]"]
 
 
+def test_a_study_s_baseline_goes_with_its_axis() -> None:
+    assert plan_sweep(["+sweep=position_extrapolation"]).study.baseline == {"position": "rope"}
+    assert plan_sweep(["+sweep=position_extrapolation", "position=learned"]).study.baseline is None
+    assert plan_sweep(["+sweep=glu_variants", "seed=1"]).study.matched["activation=swiglu"]["what"] == "params"
+
+
 def test_arms_that_mean_the_same_are_one_job() -> None:
     plan = plan_sweep(["optimizer.lr=0.01,1e-2,0.02", "seed=1,2"])
     assert len(plan.jobs) == 4 and plan.study.axes[0].values == ("0.01", "0.02")

@@ -16,6 +16,7 @@ def run(arguments: list[str]) -> int:
     options.add_argument("--tokens", type=int, default=0, help="how many to score at most; by default the whole split")
     options.add_argument("--step", type=int, help="a checkpoint's step; by default the newest")
     options.add_argument("--objective", help="score what this objective asks for; by default that of training")
+    options.add_argument("--quantization", help="score the model a second time, quantised: int8, int4")
     options.add_argument("--json", action="store_true", help="for programs")
     asked = options.parse_args(arguments)
     lengths = _lengths(asked.length)
@@ -34,25 +35,32 @@ def run(arguments: list[str]) -> int:
             refused.append({"length": length, "refused": str(error).split("\n")[0]})
             continue
         rows.append({"length": length} | {k: found[k] for k in (*names, "tokens") if k in found})
+    if asked.quantization:
+        kinds.quantizations.build(asked.quantization).apply(run.model)
+        for row in list(rows):
+            found = run.score(run.task.validation(row["length"], asked.tokens))
+            cost = {"quantization": asked.quantization, "cost": found["loss"] - row["loss"]} if "loss" in row else {}
+            rows.append(row | {k: found[k] for k in row if k in found} | cost)
     if asked.json:
         print(json.dumps({"run": str(asked.run), "step": step, "scores": rows + refused}))
     else:
         print(f"{asked.run} at step {step}")
         for row in rows:
-            told = "  ".join(_told(k, v) for k, v in row.items() if k not in ("length", *_UNTOLD))
-            print(f"length {row['length']:>5}  {told}")
+            shown = {k: v for k, v in row.items() if k not in ("length", "quantization", *_UNTOLD)}
+            told = "  ".join(_told(k, v, "bpb" in row) for k, v in shown.items())
+            print(f"length {row['length']:>5}  {told}" + (f"  {row['quantization']}" if "quantization" in row else ""))
         for row in refused:
             print(f"length {row['length']:>5}  refused: {row['refused']}")
     return 0 if rows else 2
 
 
-_UNITS = {"loss": "nats/token", "bpb": "bits/byte", "tokens": "tokens"}
+_UNITS = {"loss": "nats/token", "bpb": "bits/byte", "tokens": "tokens", "cost": "nats more"}
 _UNTOLD = ("accuracy",)
 
 
-def _told(name: str, value: float) -> str:
+def _told(name: str, value: float, text: bool) -> str:
     number = str(value) if isinstance(value, int) else f"{value:.4f}"
-    return f"{number} {_UNITS.get(name, name)}"
+    return f"{number} {_UNITS.get(name, name) if text else name}"
 
 
 def _lengths(text: str | None) -> list[int]:

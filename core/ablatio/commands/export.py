@@ -1,24 +1,41 @@
-"""`ablatio export RUN --to DIR`: a folder that transformers loads and generates with."""
+"""`ablatio export RUN --to DIR`: a folder that transformers loads; `--adapter DIR`: what peft added, apart."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ablatio.commands import parser
+
+if TYPE_CHECKING:
+    from ablatio.tasks.prepared import Prepared
 
 
 def run(arguments: list[str]) -> int:
     options = parser("export")
     options.add_argument("run", type=Path, help="a run folder")
-    options.add_argument("--to", type=Path, required=True, help="the folder to write; it must be new or empty")
+    options.add_argument("--to", type=Path, help="the folder to write; it must be new or empty")
+    options.add_argument("--adapter", type=Path, help="keep the adapter apart, in this folder; --to gets its base")
     options.add_argument("--step", type=int, help="a checkpoint's step; by default the newest")
     options.add_argument(
         "--as", dest="kind", help="llama, gpt2, opt, bloom, gpt_neox, t5 or ablatio; by default what fits"
     )
     asked = options.parse_args(arguments)
-    from ablatio.errors import EnvironmentFault
+    from ablatio.errors import EnvironmentFault, UserError
     from ablatio.export import OWN, difference, export
     from ablatio.tasks.load import load_run
 
+    if asked.to is None and asked.adapter is None:
+        raise UserError(f"export needs a folder\n    try: ablatio export {asked.run} --to DIR")
     run, step = load_run(asked.run, asked.step)
+    if asked.adapter is not None:
+        _adapter(run, asked.adapter, asked.kind)
+        if asked.to is None:
+            return 0
+    else:
+        from ablatio.model.adapters import merge
+        from ablatio.model.quantized import dequantise
+
+        dequantise(run.model)
+        merge(run.model)
     kind = export(run.config, run.model, run.tokenizer, asked.to, asked.kind)
     apart = difference(asked.to, run.model)
     if apart is not None and not apart < 1e-3:
@@ -30,3 +47,29 @@ def run(arguments: list[str]) -> int:
     if kind == OWN:
         print("    load it with: import ablatio.hf; AutoModelForCausalLM.from_pretrained(...)")
     return 0
+
+
+def _adapter(run: "Prepared", folder: Path, kind: str | None) -> None:
+    """Write what was learned, and leave the base in the run's model."""
+    from ablatio.adapter_folder import save_adapter
+    from ablatio.errors import UserError
+    from ablatio.export import family_for
+    from ablatio.model.adapters import adapted, detach
+    from ablatio.model.quantized import dequantise
+    from ablatio.peft_format import export_adapter
+
+    choice = run.config["peft"]
+    if choice["name"] == "none":
+        raise UserError("this run has no adapter: all of its weights were trained\n    try: --to DIR alone")
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder} is not empty; nothing is written over\n    try: --adapter another folder")
+    family = family_for(run.config, run.tokenizer, kind)
+    save_adapter(folder, run.model, choice)
+    theirs = export_adapter(folder, run.model, run.tuning.part, family)
+    print(f"{folder}: what peft={choice['name']} learned" + (", and the same as the library peft loads it" * theirs))
+    dequantise(run.model)
+    for _, layer, _ in list(adapted(run.model)):
+        detach(layer)
+    for module in run.model.modules():
+        if "virtual" in module._modules:
+            module.virtual = None  # type: ignore[assignment]

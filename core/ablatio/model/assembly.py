@@ -1,7 +1,6 @@
 """From names to a model: each part is built with the wiring that it asks for, and starts from its own seed."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -11,7 +10,7 @@ from torch import nn
 from ablatio import kinds
 from ablatio.errors import UserError
 from ablatio.model.language_model import LanguageModel
-from ablatio.model.roles import describe, named_generator, named_seed
+from ablatio.model.roles import describe, named_generator, named_seed, seeded
 from ablatio.model.stack import Side
 from ablatio.registry import Registry
 
@@ -124,7 +123,7 @@ class Assembly:
     def model(self) -> LanguageModel:
         """The whole model, initialised: the weights of a part depend on its name and the seed, on nothing else."""
         choice = self.choice("architecture")
-        with _seeded(self.seed):  # arms of other sizes leave the global generator, and so the dropout, as it was
+        with seeded(self.seed):  # arms of other sizes leave the global generator, and so the dropout, as it was
             model = kinds.architectures.build(choice.name, choice.knobs, assembly=self)
         initialise(model, self.init, self.seed)
         return model
@@ -257,7 +256,7 @@ class Assembly:
 
     def _make(self, registry: Registry[T], path: str, **wiring: Any) -> T:
         choice = self.choice(registry.kind)
-        with _seeded(named_seed(self.seed, path)):
+        with seeded(named_seed(self.seed, path)):
             return registry.build(choice.name, choice.knobs, **wiring)
 
 
@@ -279,17 +278,6 @@ def extra_tokens(config: Mapping[str, Any], vocab_size: int, eos: int) -> int:
     choice, length = Choice.of(config["objective"]), int(config["model"]["max_len"])
     objective = kinds.objectives.build(choice.name, choice.knobs, vocab_size=vocab_size, eos=eos, max_len=length)
     return int(getattr(objective, "extra_tokens", 0))
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """What a part draws in its constructor depends on where it stands, not on what was made before it."""
-    state = torch.random.get_rng_state()
-    torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPU's too
-    try:
-        yield
-    finally:
-        torch.random.set_rng_state(state)
 
 
 @torch.no_grad()

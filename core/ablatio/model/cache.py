@@ -1,6 +1,6 @@
 """The keys and values that decoding has seen, so that a new token costs one step and not a whole pass."""
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ class KVCache:
     def __init__(self) -> None:
         self.length = 0
         self.segments: Tensor | None = None  # (B, S) documents (or padding) of the tokens seen, if there are several
+        self.virtual = 0  # tokens at the start that are no text: all documents see them
         self.memory: Any = None  # what an encoder read, for the steps of its decoder
         self._buffers: dict[int, tuple[Tensor, Tensor]] = {}
         self._states: dict[Hashable, tuple[Tensor, ...]] = {}
@@ -87,6 +88,49 @@ class KVCache:
             self.segments = self.segments[rows]
         if self.memory is not None:
             self.memory = self.memory.select(rows)
+
+
+class Standing(KVCache):
+    """Keys and values (H_kv, n, d_head) per layer that stand before texts which are read in one go.
+
+    Nothing is stored behind them, so that gradients flow to them and to the text alike.
+    """
+
+    def __init__(self, held: Mapping[int, tuple[Tensor, Tensor]]) -> None:
+        super().__init__()
+        self.held, self.length = held, next(iter(held.values()))[0].shape[-2]
+        self.virtual = self.length
+
+    def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        before = (x.to(k.dtype).expand(k.shape[0], -1, -1, -1) for x in self.held[layer])
+        keys, values = (torch.cat(pair, dim=2) for pair in zip(before, (k, v), strict=True))
+        return keys, values
+
+    def once(self, layer: int, make: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        return make()
+
+    def advance(self, tokens: int) -> None:
+        pass
+
+    def put_before(self, cache: KVCache, batch: int) -> KVCache:
+        """The same at the start of a text that will be decoded token by token."""
+        for layer, (k, v) in self.held.items():
+            cache.update(layer, k.expand(batch, -1, -1, -1), v.expand(batch, -1, -1, -1))
+        cache.advance(self.length)
+        cache.virtual = self.length
+        return cache
+
+
+class Recording(KVCache):
+    """What each layer makes of a few tokens: keys and values, with their gradients."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        self.seen[layer] = k[0], v[0]
+        return k, v
 
 
 def _grown(old: Tensor | None, new: Tensor, need: int) -> Tensor:

@@ -6,10 +6,11 @@ from functools import cached_property
 from typing import Any, Literal, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ablatio.model.cache import KVCache
-from ablatio.model.example import positions_in_documents
+from ablatio.model.example import SHARED, positions_in_documents
 
 MaskKind = Literal["causal", "full"]
 T = TypeVar("T")
@@ -47,6 +48,7 @@ class Context:
     opened                  (B, S): tokens that all of their document sees, also what stands before them (a prefix)
     prepared, prepared_keys what the position's `rotate` takes in place of q_pos, k_pos, if the position prepares it
     memory                  where keys and values come from in cross-attention; None in self-attention
+    virtual                 keys at the start that stand for no token of the text
     cross                   the context of the cross-attention beside this one, in a decoder that has an encoder
     """
 
@@ -64,6 +66,7 @@ class Context:
     opened: Tensor | None = None
     memory: Tensor | None = None
     cross: "Context | None" = None
+    virtual: int = 0
     record: Record = field(default_factory=Record)
     _shared: dict[Hashable, Any] = field(default_factory=dict)
 
@@ -144,6 +147,8 @@ class Context:
         if self.segments is None or self.key_segments is None:
             return rows
         same = (self.segments[:, :, None] == self.key_segments[:, None, :])[:, None]
+        if self.virtual:
+            same = same | (self.key_segments == SHARED)[:, None, None, :]
         if self.memory is not None:  # padding has no state to look at; a softmax over nothing would be NaN
             same = same | ~same.any(-1, keepdim=True)
         return same if rows is None else same & rows
@@ -175,10 +180,17 @@ def make_context(
     past, length, device = cache.length if cache is not None else 0, tokens.shape[1], tokens.device
     key_segments = segments
     if cache is not None and (segments is not None or cache.segments is not None):
-        key_segments = cache.segments = _extend(cache.segments, segments, tokens, past)
+        before = cache.segments
+        if before is None and cache.virtual:
+            before = torch.full((len(tokens), past), SHARED, device=device)
+            before[:, cache.virtual :] = 0
+        key_segments = cache.segments = _extend(before, segments, tokens, past)
         segments = key_segments[:, past:]
     one_document = torch.arange(past + length, device=device)
-    k_pos = one_document if key_segments is None else positions_in_documents(key_segments)
+    virtual = cache.virtual if cache is not None else 0
+    k_pos = one_document if key_segments is None else _positions(key_segments, virtual)
+    if virtual and opened is not None:
+        opened = F.pad(opened, (past, 0), value=True)
     q_pos, record = k_pos[..., past:], record or Record()
     bias = position.bias(q_pos, k_pos).to(dtype) if hasattr(position, "bias") else None
     prepared = prepared_keys = None
@@ -189,7 +201,7 @@ def make_context(
     cross = None if memory is None else _cross(q_pos, segments, memory, cache, record)
     return Context(
         mask, q_pos, k_pos, past, position, segments, key_segments, cache, bias, prepared, prepared_keys, opened,
-        cross=cross, record=record,
+        cross=cross, virtual=virtual, record=record,
     )  # fmt: skip
 
 
@@ -209,8 +221,14 @@ def _lengths(k_pos: Tensor, segments: Tensor | None) -> Tensor:
     """The number of tokens of each token's document: (), or (B, S)."""
     if segments is None:
         return k_pos.new_tensor(k_pos.shape[-1])
-    same = segments[:, :, None] == segments[:, None, :]
+    same = (segments[:, :, None] == segments[:, None, :]) | (segments == SHARED)[:, None, :]
     return same.sum(-1)
+
+
+def _positions(segments: Tensor, virtual: int) -> Tensor:
+    """(B, S): those in the documents, each of which begins behind the virtual tokens."""
+    found = positions_in_documents(segments)
+    return found + virtual * (segments != SHARED) if virtual else found
 
 
 def _extend(old: Tensor | None, new: Tensor | None, tokens: Tensor, past: int) -> Tensor:

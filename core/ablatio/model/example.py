@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 PADDING = -1  # the document of tokens that stand for nothing
+SHARED = -2  # and of those that stand before every document
 
 
 @dataclass(slots=True)

@@ -33,8 +33,11 @@ class LanguageModel(nn.Module):
 
     opens      whether the source of an example is seen in both directions (a prefix decoder) or read like all else
     z_loss     weight of log^2 Z in the loss, Z the sum that the softmax divides by (arXiv:2204.02311, section 5)
+    bare       layers whose matrix is read beside their `forward`, where nothing attached to them is seen
     smoothing  share of the target's probability that is spread over the vocabulary (arXiv:1512.00567, section 7)
     """
+
+    bare = ("lm_head",)
 
     def __init__(self, assembly: "Assembly", mask: MaskKind, *, opens: bool = False, side: Side = "decoder") -> None:
         super().__init__()

@@ -3,6 +3,7 @@
 import hashlib
 import re
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, TypedDict
 
@@ -146,3 +147,14 @@ def named_seed(seed: int, name: str) -> int:
 def named_generator(seed: int, name: str) -> torch.Generator:
     """A CPU generator seeded by (seed, name)."""
     return torch.Generator().manual_seed(named_seed(seed, name))
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """What a part draws in its constructor depends on where it stands, not on what was made before it."""
+    state = torch.random.get_rng_state()
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPU's too
+    try:
+        yield
+    finally:
+        torch.random.set_rng_state(state)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ablatio.errors import UserError
-from ablatio.model.cache import KVCache
+from ablatio.model.cache import KVCache, Recording, Standing
 from ablatio.model.context import Context, MaskKind, Memory, Record, make_context
 from ablatio.model.loss import Tie, compute_dtype
 
@@ -16,8 +16,23 @@ if TYPE_CHECKING:
 Side = Literal["encoder", "decoder"]
 
 
+class Virtual(nn.Module):
+    """Tokens that are not there, before each text of a stack: what its layers would have kept of them.
+
+    tokens  how many
+    """
+
+    tokens: int
+
+    def forward(self, stack: "Stack") -> dict[int, tuple[Tensor, Tensor]]:
+        """Keys and values of each layer, as they would lie in the cache: (H_kv, n, d_head)."""
+        raise NotImplementedError
+
+
 class Stack(nn.Module):
     """Embedding, position, layers and the last norm: tokens (B, T) -> hidden states (B, T, D).
+
+    virtual  tokens before each text (prefixes, soft prompts), which every document of a row sees
 
     depth, d_model, gain  what inits ask for: the number of layers, the width, and the factor that the placement puts on
                           some matrices
@@ -38,6 +53,7 @@ class Stack(nn.Module):
         self.layers = nn.ModuleList([assembly.block(i, side) for i in range(self.depth)])
         self.norm = assembly.final_norm(side)
         self.stream = placed if hasattr(placed, "open") else None
+        self.virtual: Virtual | None = None
 
     def forward(
         self,
@@ -55,9 +71,26 @@ class Stack(nn.Module):
         segments (B, T): documents packed in a row; opened (B, T): tokens that all of their document sees; memory: what
         an encoder read; record: collects what the layers say beside their output.
         """
+        if self.virtual is not None and (cache is None or cache.length == 0):
+            standing = Standing(self.virtual(self))
+            cache = standing if cache is None else standing.put_before(cache, len(tokens))
         x = self.embed_tokens(tokens) if tie is None else tie.embed(self.embed_tokens.weight, tokens)
         x = x if self.scale == 1.0 else x * self.scale
         ctx = self._context(tokens, segments, cache, x.dtype, opened, memory, record)
+        x = self.through(x, ctx)
+        if cache is not None:
+            cache.advance(tokens.shape[1])
+        return x
+
+    def keys_values_of(self, x: Tensor) -> dict[int, tuple[Tensor, Tensor]]:
+        """What each layer makes of embeddings (n, D) at the start of a text: keys and values (H_kv, n, d_head)."""
+        recording = Recording()
+        ids = torch.zeros(1, len(x), dtype=torch.long, device=x.device)
+        self.through(x[None], self._context(ids, None, recording, x.dtype, None, None, None))
+        return recording.seen
+
+    def through(self, x: Tensor, ctx: Context) -> Tensor:
+        """Embeddings (B, T, D) -> hidden states (B, T, D)."""
         if hasattr(self.position, "embed"):
             x = self.position.embed(x, ctx.q_pos)
         x = x if self.embed_norm is None else self.embed_norm(x)
@@ -65,8 +98,6 @@ class Stack(nn.Module):
         x = x if self.stream is None else self.stream.open(x)
         for layer in self.layers:
             x = layer(x, ctx)
-        if cache is not None:
-            cache.advance(tokens.shape[1])
         norm = nn.Identity() if self.norm is None else self.norm
         hidden: Tensor = norm(x) if self.stream is None else self.stream.close(x, norm)
         return hidden

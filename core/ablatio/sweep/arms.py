@@ -15,8 +15,9 @@ from ablatio.sweep import asked
 from ablatio.sweep.asked import Asked
 from ablatio.sweep.compose import Composer, has, is_value
 from ablatio.sweep.study import Job, Role, label_of
-from ablatio.tasks.folder import run_id
+from ablatio.tasks.folder import VOLATILE, run_id
 
+ORIGIN = ("model", "model.start", "model.path")  # say which parts there are
 ENOUGH = 8  # arms with mistakes in them: the next ones have the same
 
 
@@ -113,7 +114,8 @@ class Planner:
     def _value_key(text: str) -> str:
         """The key, where an override gives a plain value; else an empty string."""
         parsed = asked.parse(text)
-        return parsed.key_or_group if parsed is not None and is_value(parsed) else ""
+        own = parsed is not None and is_value(parsed) and parsed.key_or_group not in ORIGIN
+        return parsed.key_or_group if parsed is not None and own else ""
 
     def _unused(self, key: str) -> Problem:
         """An axis that no arm has: the nearest key that one has."""
@@ -161,7 +163,11 @@ def _nameless(overrides: Sequence[str]) -> list[str]:
 
 def job_id(config: Mapping[str, Any]) -> str:
     """Hash of the settings that make the numbers, and of the source of each part that they name."""
-    parts = {f"{entry.kind}/{entry.name}": entry.digest for entry, _ in run_config.chosen(config)}
+    parts = {
+        f"{entry.kind}/{entry.name}": entry.digest
+        for entry, _ in run_config.chosen(config)
+        if entry.kind not in VOLATILE
+    }
     made = json.dumps([run_id(config), parts], sort_keys=True)
     return hashlib.sha256(made.encode()).hexdigest()[:16]
 

@@ -87,6 +87,8 @@ def read(overrides: Sequence[str]) -> Asked:
     fixed_keys = {_key(text) for text in fixed}
     problems += [Problem(key, f"came with one value and with several; drop {key}=") for key in fixed_keys & axes.keys()]
     seeds, fixed, more = _seeds(axes.pop(SEED, None), fixed)
+    if "baseline" in study and "baseline" not in said and not _is_arm(given["baseline"], [*axes.values()]):
+        del given["baseline"]  # the study's, of an axis that has other values now
     checked, wrong = settings.check(given)
     problems += [*more, *wrong, *_axis_problems(axes.values())]
     if problems or checked is None:
@@ -211,6 +213,13 @@ def _baseline(text: str, axes: Sequence[Axis]) -> dict[str, str]:
             raise ConfigError([Problem("baseline", f"`{piece}` {why}", f"baseline={known[0]}" if known else "")])
         found[having[0]] = value
     return found
+
+
+def _is_arm(text: str, axes: Sequence[Axis]) -> bool:
+    try:
+        return bool(_baseline(text, axes))
+    except ConfigError:
+        return False
 
 
 def _near(piece: str, known: Sequence[str]) -> str:

@@ -64,7 +64,7 @@ class Composer:
         if any(text.startswith(BRINGS_ITS_OWN) for text in overrides):
             return None
         framing, parts, values = list[str](), dict[str, Any](), list[tuple[str, Any]]()
-        for text in overrides:
+        for text in compose.cleaned(overrides):
             parsed = parse(text)
             if parsed is None:
                 return None

@@ -16,9 +16,16 @@ from ablatio.sweep.study import Job
 Results = Mapping[str, Mapping[str, Any] | None]  # job id -> the summary of its run; None when it failed
 
 
-def loss_of(summary: Mapping[str, Any] | None) -> float:
-    """Held-out nats per token; infinite for a run that failed."""
-    loss = summary.get("val/loss") if summary else None
+def outcome(job: Job, results: Results) -> float | None:
+    """Held-out nats per token at the job's end; infinite when it failed, None while it has not come so far."""
+    if job.id not in results:
+        return None
+    summary = results[job.id] or {"status": "failed"}
+    if summary.get("status") in ("failed", "diverged"):
+        return math.inf
+    if summary.get("steps") != (job.until or job.config["train"]["steps"]):  # interrupted, or at an earlier rung
+        return None
+    loss = summary.get("val/loss")
     return float(loss) if loss is not None and math.isfinite(loss) else math.inf
 
 
@@ -62,14 +69,13 @@ class Search:
             return [], math.inf
         if ask.final:
             jobs = [self.planner.job(cell, seed) for seed in self.seeds]
-            known = [loss_of(results[job.id]) for job in jobs if job.id in results]
+            known = [loss for job in jobs if (loss := outcome(job, results)) is not None]
             return jobs, sum(known) / len(known) if len(known) == len(jobs) else None
         job = self._trial(cell, ask.share)
-        if (job.id, job.until) not in self._losses and job.id in results:
-            summary, end = results[job.id], job.until or int(cell.config["train"]["steps"])
-            if summary is None or summary.get("steps") == end:  # else it is that of an earlier rung
-                self._losses[job.id, job.until] = loss_of(summary)
-        return [job], self._losses.get((job.id, job.until))
+        loss = self._losses.get((job.id, job.until), outcome(job, results))
+        if loss is not None:
+            self._losses[job.id, job.until] = loss
+        return [job], loss
 
     def _trial(self, cell: Cell, share: float) -> Job:
         steps = int(cell.config["train"]["steps"])
@@ -97,10 +103,12 @@ class Search:
 class Tuning:
     """Each arm gets its own best value of one setting, from equally many trials on a logarithmic grid."""
 
-    def __init__(self, planner: Planner, cells: Sequence[Cell]) -> None:
+    def __init__(
+        self, planner: Planner, cells: Sequence[Cell], tuned: Mapping[str, Mapping[str, str]] | None = None
+    ) -> None:
         self.planner, self.cells = planner, cells
         self.key, self.trials = planner.sweep.settings["tune"], planner.sweep.settings["trials"]
-        self.tuned: dict[str, dict[str, str]] = {}
+        self.tuned = dict(tuned or {})
         if any(axis.key == self.key for axis in planner.sweep.axes):
             what = f"{self.key} is an axis: each of its values is an arm of its own"
             raise ConfigError([Problem("tune", what, "tune=null")])
@@ -112,13 +120,13 @@ class Tuning:
         waiting, ready = list[Job](), list[Job]()
         for cell in self.cells:
             trials = {value: self._trial(cell, value) for value in self.values(cell)}
-            if open_ones := [job for job in trials.values() if job.id not in results]:
-                waiting += open_ones
+            losses = {value: outcome(job, results) for value, job in trials.items()}
+            if None in losses.values():
+                waiting += trials.values()
                 continue
             chosen: dict[str, str] = {}
             if trials:
-                losses = {value: loss_of(results[job.id]) for value, job in trials.items()}
-                chosen = {self.key: min(losses, key=losses.__getitem__)}
+                chosen = {self.key: min(trials, key=lambda value: losses[value] or 0.0)}
                 self.tuned[cell.label] = chosen
             ready += [self.planner.job(cell, seed, more=chosen) for seed in self.planner.sweep.seeds]
         seeds = list(self.planner.sweep.seeds)

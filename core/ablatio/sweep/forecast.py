@@ -142,7 +142,7 @@ def show(plan: Plan, folder: Path | None = None) -> None:
 
     console = Console()
     most = int(plan.settings["table"])
-    seen = sights(plan.cells, {job.label: job.config for job in plan.jobs})
+    seen = sights(plan.cells, {job.label: job.config for job in plan.jobs}) if most else []
     if most:
         table = Table(box=None, pad_edge=False)
         for column in ("arm", "state", "parameters", "a run"):

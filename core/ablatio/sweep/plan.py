@@ -35,7 +35,6 @@ class Plan:
     settings: Mapping[str, Any]
     launcher: Sequence[str] = ()
     follow: Follow | None = None
-    refresh: Callable[[Study], None] = lambda study: None
     _given: set[tuple[str, int | None]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -51,7 +50,6 @@ class Plan:
         new ones, or old ones with a later `until`."""
         jobs = [j for j in (self.follow(results) if self.follow else ()) if (j.id, j.until) not in self._given]
         self._given |= {(job.id, job.until) for job in jobs}
-        self.refresh(self.study)
         return jobs
 
 
@@ -75,9 +73,10 @@ def plan_sweep(overrides: Sequence[str], folder: Path | None = None) -> Plan:
     study.matched = matching.found if matching else {}
     plan = Plan(study, [], cells, cells[0].config, sweep.settings.values, sweep.launcher)
     if sweep.settings["tune"]:
-        tuning = Tuning(planner, cells)
-        _follow(plan, tuning.more, _known(plan, folder))
-        plan.refresh = lambda study: setattr(study, "tuned", tuning.tuned)
+        begun, known = _begun(plan, folder)
+        tuning = Tuning(planner, cells, begun.tuned if begun else {})
+        _follow(plan, tuning.more, known)
+        study.tuned = tuning.tuned  # which grows
     else:
         plan.jobs = [planner.job(cell, seed) for seed in sweep.seeds for cell in cells]
     return plan
@@ -94,15 +93,16 @@ def _search(sweep: Asked, planner: Planner, design: Any, folder: Path | None) ->
         raise ConfigError(by_problem(planner.refused, len(planner.refused)))
     study = _study(sweep, planner, design)
     plan = Plan(study, [], search.cells, search.cells[0].config, sweep.settings.values, sweep.launcher)
-    known = _known(plan, folder)
+    begun, known = _begun(plan, folder)
     search.remember(known.values())
-    _follow(plan, search.more, known)
 
-    def refresh(study: Study) -> None:
-        study.refused, study.matched = _refused(planner), search.matched
+    def follow(results: Results) -> list[Job]:
+        jobs = search.more(results)
+        study.matched = {**(begun.matched if begun else {}), **search.matched}
+        study.refused = _refused(planner)
+        return jobs
 
-    plan.refresh = refresh
-    refresh(study)
+    _follow(plan, follow, known)
     return plan
 
 
@@ -114,15 +114,16 @@ def _follow(plan: Plan, follow: Follow, known: Mapping[str, Job]) -> None:
     plan._given |= {(job.id, job.until) for job in plan.jobs}
 
 
-def _known(plan: Plan, folder: Path | None) -> dict[str, Job]:
-    """The jobs of a study that the same command began."""
+def _begun(plan: Plan, folder: Path | None) -> tuple[Study | None, dict[str, Job]]:
+    """The study that the same command began, and its jobs."""
     if folder is None and plan.config["name"]:
         folder = Path(plan.config["out"]).expanduser() / plan.config["name"]
     if folder is None or not (folder / STUDY).exists():
-        return {}
-    if asked.lasting(Study.read(folder).overrides) != asked.lasting(plan.study.overrides):
-        return {}
-    return {job.id: job for job in jobs_of(folder)}
+        return None, {}
+    begun = Study.read(folder)
+    if asked.lasting(begun.overrides) != asked.lasting(plan.study.overrides):
+        return None, {}
+    return begun, {job.id: job for job in jobs_of(folder)}
 
 
 def design_of(sweep: Asked) -> Any:

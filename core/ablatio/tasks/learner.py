@@ -13,9 +13,10 @@ from ablatio.errors import Diverged, UserError
 from ablatio.kinds import Stabilizer, Task
 from ablatio.model.assembly import Choice
 from ablatio.model.language_model import LanguageModel
-from ablatio.model.roles import apply_rates, groups_by_role, named_generator, named_seed
+from ablatio.model.roles import Rate, apply_rates, groups_by_role, named_generator, named_seed
 from ablatio.tasks.setup import Setup
 from ablatio.tasks.step import SkipStep, Step
+from ablatio.tasks.tuning import Tuning
 
 TRAINING = "training_weights"
 TINIEST = 1e-6  # targets of a step that has none: its gradients are zero
@@ -28,7 +29,14 @@ class Learner(pl.LightningModule):
     of its batches: so a run that is resumed after any step continues bit for bit.
     """
 
-    def __init__(self, setup: Setup, task: Task, model: LanguageModel, stabilizers: Mapping[str, Stabilizer]) -> None:
+    def __init__(
+        self,
+        setup: Setup,
+        task: Task,
+        model: LanguageModel,
+        stabilizers: Mapping[str, Stabilizer],
+        tuning: Tuning | None = None,
+    ) -> None:
         super().__init__()
         config = setup.config
         self.task, self.model, self.seeds, self.settings = task, model, setup.seeds, config["train"]
@@ -36,7 +44,8 @@ class Learner(pl.LightningModule):
         model.smoothing = self.settings["label_smoothing"]
         self.schedule = setup.part("schedule")
         self.optimizer_choice = Choice.of(config["optimizer"])
-        self.rate = getattr(setup.part("init"), "rate", None)
+        rate: Rate | None = getattr(setup.part("init"), "rate", None)
+        self.rate, self.peft = tuning.rate(rate) if tuning else rate, tuning.part if tuning else None
         for part in self._having("attach"):
             part.attach(model)
         self._begins = getattr(task, "begin_step", None)
@@ -51,7 +60,7 @@ class Learner(pl.LightningModule):
         self.rewinds = any(kinds.stabilizers[name].facts["rewinds"] for name in stabilizers)  # so a bad loss is no end
 
     def _having(self, method: str) -> list[Any]:
-        return [part for part in self.stabilizers.values() if hasattr(part, method)]
+        return [part for part in (self.peft, *self.stabilizers.values()) if hasattr(part, method)]
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         choice = self.optimizer_choice

@@ -16,10 +16,12 @@ from ablatio.kinds import Batches, Stabilizer, Task
 from ablatio.model.assembly import Choice
 from ablatio.model.language_model import LanguageModel
 from ablatio.paths import cache_root
+from ablatio.tasks.judge import open_reward
 from ablatio.tasks.learner import Learner
 from ablatio.tasks.machine import Machine
 from ablatio.tasks.setup import Setup, length_of
 from ablatio.tasks.start import TakenOver, start_model
+from ablatio.tasks.tuning import Tuning, tune
 
 
 @dataclass(slots=True)
@@ -33,6 +35,7 @@ class Prepared:
     learner: Learner
     machine: Machine
     origin: TakenOver | None
+    tuning: Tuning
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -125,14 +128,16 @@ def prepare_run(config: Mapping[str, Any], *, fresh: bool = True) -> Prepared:
     machine.prepare()
     options = config["stabilizer"] or {}
     stabilizers = {name: kinds.stabilizers.build(name, knobs) for name, knobs in options.items()}
-    setup = Setup(config, row_plan(config, stabilizers))
+    setup = Setup(config, row_plan(config, stabilizers), open_reward)
     choice = Choice.of(config["task"])
     task = kinds.tasks.build(choice.name, choice.knobs, setup=setup)
     model, origin = start_model(config, task.tokenizer, setup.seeds.init, fresh=fresh)
+    tuning = tune(model, config, setup.seeds.init)
     if config["trainer"]["compile"]:
         # The runs of a sweep compile the same layers: they find them here, 38 s of work become 5.
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_root() / "compiled"))
         model.compile_layers()
     if hasattr(task, "attach"):
         task.attach(model)
-    return Prepared(config, setup, task, model, Learner(setup, task, model, stabilizers), machine, origin)
+    learner = Learner(setup, task, model, stabilizers, tuning)
+    return Prepared(config, setup, task, model, learner, machine, origin, tuning)

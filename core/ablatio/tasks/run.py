@@ -82,5 +82,6 @@ def _manifest(run: Prepared) -> dict[str, Any]:
         "data": run.task.content,
         "seeds": {"init": seeds.init, "data": seeds.data, "dropout": seeds.dropout},
         "size": asdict(size) | {"non_embedding": size.non_embedding, "vocab_size": run.tokenizer.vocab_size},
+        "tuning": run.tuning.to_json(),
         "machine": asdict(run.machine),
     } | ({"origin": asdict(run.origin)} if run.origin else {})

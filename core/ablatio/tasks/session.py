@@ -24,6 +24,7 @@ from ablatio.tasks.progress import RunProgress
 from ablatio.tasks.samples import SamplesFile
 from ablatio.tasks.scores import Facts
 from ablatio.tasks.step import Rewind
+from ablatio.tasks.tuning import peak_memory
 
 
 def size_of(run: Prepared) -> Size:
@@ -224,6 +225,9 @@ class Session:
             "memory": self.run.machine.peak_memory(),
             "parameters": size.parameters,
             "non_embedding_parameters": size.non_embedding,
+            "trainable_parameters": self.run.tuning.trainable,
+            "weight_bytes": self.run.tuning.bytes,
+            "peak_memory_bytes": peak_memory(),
             "train_flops": size.train_flops_per_token * tokens,
         } | ({"rewinds": self.rewinds} if self.rewinds else {})
 

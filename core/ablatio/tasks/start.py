@@ -83,8 +83,19 @@ def weights_of(start: str, folder: Path) -> dict[str, Tensor]:
 def _of_run(folder: Path) -> dict[str, Tensor]:
     from ablatio.checkpoint import Checkpoints
     from ablatio.tasks.folder import CHECKPOINTS, read_run, run_id
+    from ablatio.tasks.tuning import is_tuned
 
-    return Checkpoints(folder / CHECKPOINTS, run=run_id(read_run(folder))).load().model
+    config = read_run(folder)
+    if is_tuned(config):  # its adapters become part of the weights, and its codes plain numbers
+        from ablatio.model.adapters import merge
+        from ablatio.model.quantized import dequantise
+        from ablatio.tasks.load import load_run
+
+        model = load_run(folder)[0].model
+        dequantise(model)
+        merge(model)
+        return {name: tensor.cpu() for name, tensor in model.state_dict().items()}
+    return Checkpoints(folder / CHECKPOINTS, run=run_id(config)).load().model
 
 
 def _of_hf(folder: Path) -> dict[str, Tensor]:

@@ -202,6 +202,23 @@ def _stabilizer(entry: Entry, knobs: Mapping[str, Any]) -> Any:
     return [losses, seen, rows, kept, net.state_dict(), tensors_of(part)]
 
 
+@observes("peft")
+def _peft(entry: Entry, knobs: Mapping[str, Any]) -> Any:
+    net, part = samples.tuned(entry, knobs)
+    net.double()
+    seen: list[Any] = [net.state_dict(), [n for n, p in net.named_parameters() if p.requires_grad]]
+    seen.append(tiny.tune(net, part, 6, lr=3e-2))
+    return [*seen, net.state_dict(), net.eval()(tiny.tokens())]
+
+
+@observes("quantization")
+def _quantization(entry: Entry, knobs: Mapping[str, Any]) -> Any:
+    net = tiny.model(entry)
+    samples.made(entry, knobs).apply(net)
+    seen = [net.state_dict(), net.eval()(tiny.tokens()), net(8 * tiny.tokens().flip(0) % tiny.VOCAB)]
+    return [*seen, tiny.run(net, tiny.adamw(net), 3), net.state_dict()]
+
+
 @observes("alignment")
 def _alignment(entry: Entry, knobs: Mapping[str, Any]) -> Any:
     """Two batches: policy methods are told of a rollout's KL before the second."""

@@ -15,12 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ablatio.adapter_folder import save_adapter
 from ablatio.data.order import RowPlan
 from ablatio.data.types import Document
 from ablatio.errors import UserError
 from ablatio.model.answers import Answer
 from ablatio.model.assembly import Assembly
 from ablatio.model.context import Context, make_context
+from ablatio.model.language_model import LanguageModel
 from ablatio.model.roles import ParameterGroup
 from ablatio.orders import Order
 from ablatio.registry import REGISTRIES, Entry
@@ -171,6 +173,45 @@ def parameters(of: Iterable[ParameterGroup]) -> list[nn.Parameter]:
     return [p for group in of for p in group["params"]]
 
 
+def peft(entry: Entry, knobs: Knobs | None = None) -> Any:
+    """A method of peft; one that starts from trained adapters gets two of the small model's."""
+    given = dict(knobs or {})
+    if entry.knob("adapters") and not given.get("adapters"):
+        given["adapters"] = _sample_adapters()
+    return made(entry, given)
+
+
+@functools.cache
+def _sample_adapters() -> tuple[str, ...]:
+    """Two LoRAs of the small model, in folders that last as long as the process."""
+    folders = []
+    for seed in (0, 1):
+        net, part = tiny.model(), REGISTRIES["peft"].build("lora")
+        part.apply(net, seed)
+        tiny.tune(net, part, 3, lr=3e-2)
+        folders.append(Path(tempfile.mkdtemp(prefix="ablatio-adapter-")))
+        atexit.register(shutil.rmtree, folders[-1], ignore_errors=True)
+        save_adapter(folders[-1], net, {"name": "lora", **REGISTRIES["peft"]["lora"].defaults})
+    return tuple(map(str, folders))
+
+
+def tuned(entry: Entry, knobs: Knobs | None = None, seed: int = 0) -> tuple[LanguageModel, Any]:
+    """The small model with the method applied, and the method."""
+    net, part = tiny.model(entry, seed=0), peft(entry, knobs)
+    if hasattr(part, "prepare"):
+        part.prepare(net)
+    part.apply(net, seed)
+    return net, part
+
+
+def tuned_and_trained(entry: Entry, knobs: Knobs | None = None, steps: int = 4) -> LanguageModel:
+    """The same in float64 after a few steps: nothing of it is zero any more."""
+    net, part = tuned(entry, knobs)
+    net.double()
+    tiny.tune(net, part, steps, lr=3e-2)
+    return net
+
+
 @functools.cache
 def _sample_files() -> list[Path]:
     """A few documents in the formats that sources read; the folder lasts as long as the process."""
@@ -181,7 +222,23 @@ def _sample_files() -> list[Path]:
     text.write_text("\n\n\n".join(paragraphs), encoding="utf-8")
     lines = [json.dumps({"text": p, "id": str(i)}, ensure_ascii=False) for i, p in enumerate(paragraphs)]
     rows.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return [text, rows, folder]
+    chats = folder.with_name(f"{folder.name}-chats") / "chats.jsonl"
+    chats.parent.mkdir()
+    atexit.register(shutil.rmtree, chats.parent, ignore_errors=True)
+    questions = [f"How many are {i} and {i + j}?" for i in range(12) for j in range(2)]
+    asked = [{"prompt": q, "completion": f"There are {len(q)} of them."} for q in questions]
+    asked.append({"prompt": f"What is it that {'very ' * 40}many are?", "completion": "A long question."})
+    chats.write_text("".join(json.dumps(line) + "\n" for line in asked), encoding="utf-8")
+    judged = folder.with_name(f"{folder.name}-judged") / "judged.jsonl"
+    judged.parent.mkdir()
+    atexit.register(shutil.rmtree, judged.parent, ignore_errors=True)
+    pairs: list[dict[str, Any]] = [{"prompt": q, "chosen": f"{len(q)}.", "rejected": "No idea!"} for q in questions]
+    ranked = [{"prompt": f"{q} Really?", "answers": ["Yes.", "Perhaps.", "No, no."]} for q in questions]
+    rated = [{"prompt": f"{q} Sure?", "answers": ["Very.", "Hardly."], "elo": [1100, 1000]} for q in questions]
+    too_long = {"prompt": f"What is it that {'very ' * 40}many are?", "answers": ["Four.", "Many."], "scores": [2, 1]}
+    judgements: list[dict[str, Any]] = [*pairs, *ranked, *rated, too_long]
+    judged.write_text("".join(json.dumps(line) + "\n" for line in judgements), encoding="utf-8")
+    return [text, rows, folder, chats, judged]
 
 
 @functools.cache
@@ -227,10 +284,10 @@ def first_documents(part: Any, count: int = 50) -> Iterator[Document]:
 
 
 def task(entry: Entry, knobs: Knobs | None = None, **settings: Any) -> tuple[Any, Any]:
-    """A task on sample texts, and the small model that it trains; settings: `train.batch_size`-like, by section."""
-    given = tiny.config(entry, knobs)
+    """A task on sample texts, and the small model that it trains; settings: sections and options of the config."""
+    given = tiny.config(entry, knobs, max_len=160)
     for section, values in {"data": {"val_fraction": 0.3}, "train": {"batch_size": 4}, **settings}.items():
-        given[section] = given[section] | values
+        given[section] = values if "name" in values else given[section] | values
     given |= _learned_from(entry.facts["takes"])
     setup = Setup(given, RowPlan(given["train"]["batch_size"]))
     part = made(entry, knobs, setup=setup)
@@ -244,10 +301,9 @@ def task(entry: Entry, knobs: Knobs | None = None, **settings: Any) -> tuple[Any
 
 def _learned_from(takes: str) -> dict[str, Any]:
     """A source of sample texts and a tokenizer that has nothing to learn."""
-    path = {"documents": _sample_files()[0]}[takes]
-    name = {"documents": "text"}[takes]
+    name, path = {"documents": ("text", 0), "conversations": ("chats", 3), "feedback": ("feedback", 4)}[takes]
     return {
-        "source": {"name": name, **REGISTRIES["source"][name].defaults, "path": str(path)},
+        "source": {"name": name, **REGISTRIES["source"][name].defaults, "path": str(_sample_files()[path])},
         "tokenizer": {"name": "bytes"},
     }
 
@@ -260,24 +316,11 @@ def tokenizer(entry: Entry, knobs: Knobs | None = None) -> Any:
     return part
 
 
-def logger(entry: Entry, folder: Path, knobs: Knobs | None = None) -> Any:
-    """A logger of a run with a secret in its config, as it is written down."""
-    return made(entry, knobs, folder=folder, config={"seed": 1, "model": {"d_model": 16}, "note": "${oc.env:SECRET}"})
-
-
 def answers() -> list[Answer]:
     """Answers to a sum, right and wrong, long and short; each letter is a token."""
-    texts = [
-        "12 + 30 = 42\n#### 42",
-        "12 + 30 = 41\nso 41 + 1 = 42\n#### 41",
-        "I love this wonderful day!",
-        "no 42",
-        "?",
-    ]
-    return [
-        Answer("12 + 30?\n", text, prompt_ids=tuple(b"12 + 30?\n"), ids=tuple(text.encode()), truth="42")
-        for text in texts
-    ]
+    texts = ["12 + 30 = 42\n#### 42", "12 + 30 = 41\nso 41 + 1 = 42\n#### 41", "I love this day!", "no 42", "?"]
+    prompt = "A great sum: 12 + 30?\n"
+    return [Answer(prompt, text, tuple(prompt.encode()), tuple(text.encode()), truth="42") for text in texts]
 
 
 def reward(entry: Entry, knobs: Knobs | None = None) -> Any:
@@ -293,3 +336,8 @@ def reward(entry: Entry, knobs: Knobs | None = None) -> Any:
         return lambda answers: torch.tensor([len(a.text + path) / 9 for a in answers])
 
     return made(entry, values, open_run=open_run)
+
+
+def logger(entry: Entry, folder: Path, knobs: Knobs | None = None) -> Any:
+    """A logger of a run with a secret in its config, as it is written down."""
+    return made(entry, knobs, folder=folder, config={"seed": 1, "model": {"d_model": 16}, "note": "${oc.env:SECRET}"})

@@ -52,6 +52,9 @@ def config(entry: Entry | None = None, knobs: Mapping[str, Any] | None = None, *
             made[entry.kind] = {entry.name: values}
         else:
             made[entry.kind] = {"name": entry.name, **values}
+    for usual in REGISTRIES["task"][made["task"]["name"]].facts["needs"]:
+        kind, _, name = usual.partition("=")
+        made.setdefault(kind, {"name": name, **REGISTRIES[kind][name].defaults})
     made = fitted(made, {entry.kind} if entry else set())
     if problems := broken_rules(made):
         raise UserError("\n".join(map(str, problems)))
@@ -176,3 +179,10 @@ def attention_facts(entry: Entry | None = None) -> Mapping[str, Any]:
 def adamw(net: LanguageModel, lr: float = 1e-2) -> torch.optim.Optimizer:
     """A plain optimizer for suites of parts that are none."""
     return torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=0.0)
+
+
+def tune(net: LanguageModel, part: Any, steps: int, lr: float = 1e-2) -> list[float]:
+    """Train what a method of peft leaves to train, at its own rates; the losses."""
+    groups = groups_by_role(net, getattr(part, "rate", None))
+    optimizer = torch.optim.AdamW([{"params": g["params"], "lr": lr * g["rate"]} for g in groups], weight_decay=0.0)
+    return run(net, optimizer, steps, hooks=[part])

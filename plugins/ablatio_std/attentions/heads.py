@@ -10,6 +10,8 @@ from ablatio.model.softmax_attention import AttentionWiring, QKNorm, QKVBias, Si
 class MultiHead(SoftmaxAttention):
     """softmax(q k^T / sqrt(d_head)) v in each of n_heads heads, each with keys and values of its own."""
 
+    prefix = True
+
     def __init__(
         self,
         *,
@@ -26,6 +28,8 @@ class MultiHead(SoftmaxAttention):
 class MultiQuery(SoftmaxAttention):
     """All heads share one head of keys and values: the cache is n_heads times smaller."""
 
+    prefix = True
+
     def __init__(
         self,
         *,
@@ -41,6 +45,8 @@ class MultiQuery(SoftmaxAttention):
 @attentions.register("gqa", paper="arXiv:2305.13245")
 class GroupedQuery(SoftmaxAttention):
     """Groups of n_heads / n_kv_heads heads share keys and values."""
+
+    prefix = True
 
     def __init__(
         self,

@@ -20,6 +20,8 @@ class Gated(SoftmaxAttention):
     per=element: a gate for each number (the paper's G1); per=head: one for each head.
     """
 
+    prefix = True
+
     def __init__(
         self,
         *,
@@ -44,6 +46,8 @@ class TalkingHeads(SoftmaxAttention):
 
     Both start as the identity.  Bias and mask come between the first mixture and the softmax.
     """
+
+    prefix = True
 
     roles = {"logits": "vector", "weights": "vector"}  # noqa: RUF012  (an identity is no init's to draw)
 

@@ -1,0 +1,144 @@
+"""PEFT: a frozen base and something small that learns beside it; alone, packed, cached, merged and kept."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ablatio.errors import UserError
+from ablatio.model.adapters import adapted, merge
+from ablatio.model.cache import KVCache
+from ablatio.model.roles import groups_by_role
+from ablatio.registry import Entry
+from ablatio.testing import probe, samples, tiny
+
+KINDS = ("peft",)
+ROUNDING = 1e-5
+
+
+def test_starts_at_the_base(part: Entry) -> None:
+    if part.facts["virtual"]:
+        return  # what stands before a text is read from the first step on
+    net, tokens = tiny.model(part), tiny.tokens()
+    made = samples.peft(part)
+    if hasattr(made, "prepare"):
+        made.prepare(net)
+    with torch.no_grad():
+        before = net.eval()(tokens)
+        made.apply(net, 0)
+        after = net.eval()(tokens)
+    apart = float((after - before).abs().max())
+    allowed = 0.0 if part.facts["exact"] else ROUNDING
+    assert apart <= allowed, f"{probe.label(part)}: at step 0 its logits are {apart:g} from the base's"
+
+
+def test_base_stays_as_it_is(part: Entry) -> None:
+    """Bit for bit, after steps in which something else learns."""
+    net, made = samples.tuned(part)
+    before = {name: t.clone() for name, t in net.state_dict().items()}
+    trains = {name for name, p in net.named_parameters(remove_duplicate=False) if p.requires_grad}
+    assert trains, f"{probe.label(part)}: nothing trains"
+    buffers = {name for name, _ in net.named_buffers() if ".adapter." in f".{name}"}
+    tiny.tune(net, made, 5)
+    after = net.state_dict()
+    moved = [n for n, t in after.items() if n not in trains | buffers and not torch.equal(t, before[n])]
+    assert not moved, f"{probe.label(part)}: {moved[0]} is frozen and has moved"
+    assert any(not torch.equal(after[n], before[n]) for n in trains), f"{probe.label(part)}: 5 steps move nothing"
+
+
+def test_few_weights_train(part: Entry) -> None:
+    net, _ = samples.tuned(part, {name: 2 for name in ("rank", "size", "tokens", "hidden") if part.knob(name)})
+    total = sum(p.numel() for p in tiny.model(part).parameters())
+    trains = sum(p.numel() for p in net.parameters() if p.requires_grad)
+    if part.name != "none":
+        assert trains < total / 2, f"{probe.label(part)}: {trains} of {total} parameters train"
+
+
+def test_learns(part: Entry) -> None:
+    net, made = samples.tuned(part)
+    losses = tiny.tune(net, made, 30, lr=3e-2)
+    probe.finite(part, torch.tensor(losses), "in the loss")
+    assert min(losses[-5:]) < losses[0] - 0.003, f"{probe.label(part)}: {losses[0]:.4f} becomes {losses[-1]:.4f}"
+
+
+def _logits(net: nn.Module, tokens: Tensor, **given: Any) -> Tensor:
+    with torch.no_grad():
+        found: Tensor = net.eval()(tokens, **given)
+    return found
+
+
+def test_looks_back_only(part: Entry) -> None:
+    net, tokens = samples.tuned_and_trained(part), tiny.tokens()
+    other = torch.cat([tokens[:, :12], tiny.tokens(seed=9)[:, 12:]], dim=1)
+    apart = (_logits(net, tokens) - _logits(net, other))[:, :12].abs().max()
+    assert apart == 0, f"{probe.label(part)}: what comes later changes logits by {apart:g}"
+
+
+def test_decodes_with_the_cache(part: Entry) -> None:
+    net, tokens, cache = samples.tuned_and_trained(part), tiny.tokens(2), KVCache()
+    whole = _logits(net, tokens)
+    pieces = [_logits(net, tokens[:, a:b], cache=cache) for a, b in ((0, 9), (9, 10), (10, 24))]
+    apart = float((torch.cat(pieces, 1) - whole).abs().max())
+    assert apart < 1e-9, f"{probe.label(part)}: decoding is {apart:g} from the whole pass"
+
+
+def test_packed_documents_are_alone(part: Entry) -> None:
+    net, rows = samples.tuned_and_trained(part), tiny.tokens(1)
+    if not tiny.attention_facts(part)["takes_segments"]:
+        return
+    segments = torch.tensor([[0] * 7 + [1] * 12 + [2] * 5])
+    packed = _logits(net, rows, segments=segments)
+    alone = torch.cat([_logits(net, rows[:, a:b]) for a, b in ((0, 7), (7, 19), (19, 24))], dim=1)
+    apart = float((packed - alone).abs().max())
+    assert apart < 1e-9, f"{probe.label(part)}: packed documents are {apart:g} from what they are alone"
+
+
+def test_merges_and_comes_apart(part: Entry) -> None:
+    net, tokens = samples.tuned_and_trained(part), tiny.tokens()
+    there, state = len(list(adapted(net))), {n: t.clone() for n, t in net.state_dict().items()}
+    before = _logits(net, tokens)
+    try:
+        merged = merge(net)
+    except UserError:
+        assert torch.equal(_logits(net, tokens), before), f"{probe.label(part)}: a refused merge changes the model"
+        return
+    apart = float((_logits(net, tokens) - before).abs().max())
+    assert apart < 1e-6, f"{probe.label(part)}: merged into the weights it says something else, by {apart:g}"
+    assert not list(adapted(net))
+    merged.restore()
+    back = net.state_dict()
+    assert back.keys() == state.keys() and all(torch.equal(back[n], t) for n, t in state.items())
+    assert len(list(adapted(net))) == there and torch.equal(_logits(net, tokens), before)
+
+
+def test_comes_back_from_its_state(part: Entry) -> None:
+    """What a checkpoint keeps makes the same model again, on which training goes on alike."""
+    first, other = samples.tuned_and_trained(part), samples.tuned(part, seed=5)[0].double()
+    other.load_state_dict(first.state_dict())
+    tokens = tiny.tokens()
+    assert torch.equal(_logits(first, tokens), _logits(other, tokens)), (
+        f"{probe.label(part)}: its state is not all of it"
+    )
+
+
+def test_seed_decides(part: Entry) -> None:
+    """The same seed, the same start, whatever was drawn before."""
+    starts = []
+    for drawn in (0, 3):
+        torch.rand(drawn)
+        starts.append(samples.tuned(part)[0].state_dict())
+    assert all(torch.equal(starts[0][n], starts[1][n]) for n in starts[0]), f"{probe.label(part)}: starts by chance"
+
+
+def test_groups_hold_what_trains(part: Entry) -> None:
+    net, _ = samples.tuned(part)
+    grouped = {id(p) for group in groups_by_role(net) for p in group["params"]}
+    assert grouped == {id(p) for p in net.parameters() if p.requires_grad}
+
+
+def test_targets_that_are_not_there(part: Entry) -> None:
+    if part.knob("targets") is None:
+        return
+    with pytest.raises(UserError, match=r"there are .*\n.*try: peft.targets="):
+        samples.peft(part, {"targets": ("nowhere",)}).apply(tiny.model(part), 0)

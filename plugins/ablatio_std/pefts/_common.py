@@ -1,0 +1,69 @@
+"""What methods of low rank share: two thin matrices beside a frozen one, in a pass of its own."""
+
+from typing import Annotated, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from ablatio.knobs import Positive, Range
+from ablatio.model.adapters import MatrixAdapter, bias_of, said, weight_of
+from ablatio.model.loss import compute_dtype
+
+Rank = Annotated[int, Positive, "r, the rank of the change"]
+Alpha = Annotated[float, Positive, "the change is multiplied with alpha / r"]
+Dropout = Annotated[float, Range(0, 1, open_high=True), "of what the change reads"]
+QUERY_VALUE = ("q_proj", "v_proj")
+
+
+class LowRank(MatrixAdapter):
+    """W x + b + s B A x; A (r, in), B (out, r)."""
+
+    def __init__(self, out: int, width: int, rank: int, scale: float, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.scale, self.dropout = scale, dropout
+        self.lora_A = nn.Parameter(torch.empty(rank, width))
+        self.lora_B = nn.Parameter(torch.zeros(out, rank))
+        nn.init.kaiming_uniform_(self.lora_A, a=5**0.5)
+
+    def forward(self, layer: nn.Module, x: Tensor) -> Tensor:
+        if type(layer) is not nn.Linear or (self.dropout and self.training):
+            seen = F.dropout(x, self.dropout, self.training)
+            return said(layer, x) + self.scale * F.linear(F.linear(seen, self.lora_A), self.lora_B)
+        return low_rank_linear(x, weight_of(layer), bias_of(layer), self.lora_A, self.lora_B, self.scale)
+
+    def matrix(self, weight: Tensor) -> Tensor:
+        return weight + self.scale * (self.lora_B @ self.lora_A)
+
+
+def low_rank_linear(x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """x W^T + bias + scale x A^T B^T with W and bias frozen: (..., in) -> (..., out)."""
+    dtype = compute_dtype(x.device, x.dtype)
+    cast = (t if t is None or t.dtype == dtype else t.to(dtype) for t in (x, weight, bias, a, b))
+    found: Tensor = _LowRankLinear.apply(*cast, scale)  # type: ignore[no-untyped-call]
+    return found
+
+
+class _LowRankLinear(torch.autograd.Function):
+    """One product less than autograd's own in each direction: the thin ones are added where the wide one stands."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        seen = rows @ a.T  # (N, r)
+        y = rows @ weight.T if bias is None else torch.addmm(bias, rows, weight.T)
+        y.addmm_(seen, b.T, alpha=scale)
+        ctx.save_for_backward(rows, weight, a, b, seen)
+        ctx.scale, ctx.shape = scale, x.shape
+        return y.view(*x.shape[:-1], len(weight))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        rows, weight, a, b, seen = ctx.saved_tensors
+        grad = grad.reshape(-1, grad.shape[-1])
+        through = (grad @ b).mul_(ctx.scale)  # (N, r)
+        d_x = (grad @ weight).addmm_(through, a).view(ctx.shape) if ctx.needs_input_grad[0] else None
+        d_b = (grad.T @ seen).mul_(ctx.scale)
+        return d_x, None, None, through.T @ rows, d_b, None

@@ -1,0 +1,69 @@
+"""LLaMA-Adapter: prompts in the upper layers, whose say grows from nothing."""
+
+from typing import Annotated, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ablatio import Positive, pefts, rule
+from ablatio.model.adapters import Adapter, LayerPeft, Targets, targets_of
+from ablatio.model.attend import merge_heads, repeated
+from ablatio.model.context import Context
+from ablatio.model.softmax_attention import SoftmaxAttention
+
+
+class Gated(Adapter):
+    """o(heads(x) + g softmax(q P_k^T) P_v): the layer's own projections make keys and values of the prompt P (n, D)."""
+
+    def __init__(self, tokens: int, width: int) -> None:
+        super().__init__()
+        self.prompt = nn.Parameter(torch.randn(tokens, width))
+        self.gate = nn.Parameter(torch.zeros(1))
+
+    def forward(self, layer: Any, x: Tensor, ctx: Context) -> Tensor:
+        q = layer.queries(x)
+        q = ctx.rotate(q, q, layer.layer)[0]  # (B, H, T, d_head)
+        prompts = layer.keys_values(self.prompt[None], ctx)
+        k, v = (repeated(y, q.shape[1]).expand(len(q), -1, -1, -1) for y in prompts)  # (B, H, n, d_head)
+        seen = F.scaled_dot_product_attention(q, k, v, scale=layer.scale)
+        found: Tensor = layer.project(layer.heads(x, ctx) + self.gate * merge_heads(seen))
+        return found
+
+
+@pefts.register("llama_adapter", paper="arXiv:2303.16199")
+class LlamaAdapter(LayerPeft):
+    """o(softmax(q k^T) v + g softmax(q P_k^T) P_v), the gate g = 0 at first; P_k, P_v: the layer's maps of prompts.
+
+    The two softmaxes are apart, so that the prompts take nothing from the text.  Only in the upper layers.
+    """
+
+    def __init__(
+        self,
+        *,
+        targets: Targets = ("self_attn",),
+        tokens: Annotated[int, Positive, "prompts in each layer"] = 10,
+        layers: Annotated[int | None, Positive, "how many of the last targets get them; null: all"] = None,
+    ) -> None:
+        super().__init__(targets)
+        self.tokens, self.layers = tokens, layers
+
+    @staticmethod
+    def fits(layer: nn.Module) -> bool:
+        return isinstance(layer, SoftmaxAttention)
+
+    def apply(self, model: nn.Module, seed: int) -> None:
+        if self.layers is not None:
+            self.targets = tuple(targets_of(model, self.targets, self.fits))[-self.layers :]
+        super().apply(model, seed)
+
+    def adapter(self, layer: Any, path: str) -> Gated:
+        return Gated(self.tokens, layer.q_proj.in_features)
+
+
+rule(
+    when="peft.name == 'llama_adapter' and not facts.attention.prefix",
+    why="peft=llama_adapter needs queries, keys and values of its own, and attention={attention.name} has none to give",
+    fix="attention=mha",
+    where="peft",
+)

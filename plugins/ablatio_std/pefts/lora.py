@@ -1,0 +1,158 @@
+"""LoRA and its near relations: a frozen matrix and a change of low rank beside it."""
+
+import math
+from typing import Annotated, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ablatio import Positive, kinds, pefts, rule
+from ablatio.model.adapters import LayerPeft, Targets, adapted, weight_of, widths
+from ablatio.model.roles import ParameterInfo
+from ablatio_std.pefts._common import QUERY_VALUE, Alpha, Dropout, LowRank, Rank
+
+Stabilized = Annotated[bool, "alpha / sqrt(r) in place of alpha / r (rsLoRA, arXiv:2312.03732)"]
+Ratio = Annotated[float, Positive, "B learns so many times faster than A (LoRA+, arXiv:2402.12354: 16)"]
+Start = Annotated[
+    Literal["kaiming", "gaussian", "pissa", "olora"],
+    "of A, with B = 0; or of both, taken out of W: pissa (arXiv:2404.02948) its largest directions, olora "
+    "(arXiv:2406.01775) the first of its QR",
+]
+
+
+@pefts.register("lora", paper="arXiv:2106.09685")
+class LoRA(LayerPeft):
+    """y = W x + (alpha / r) B A x: W frozen, A (r, in) random and B (out, r) zero at the start.
+
+    The products with A and B are added into those with W, so that a step makes no tensor of the layer's width for them.
+    """
+
+    def __init__(
+        self,
+        *,
+        targets: Targets = QUERY_VALUE,
+        rank: Rank = 8,
+        alpha: Alpha = 16.0,
+        dropout: Dropout = 0.0,
+        rank_stabilized: Stabilized = False,
+        lr_ratio: Ratio = 1.0,
+        init: Start = "kaiming",
+    ) -> None:
+        super().__init__(targets)
+        self.rank, self.dropout, self.init, self.lr_ratio = rank, dropout, init, lr_ratio
+        self.scale = alpha / math.sqrt(rank) if rank_stabilized else alpha / rank
+
+    def adapter(self, layer: Any, path: str) -> LowRank:
+        made = LowRank(*widths(layer), self.rank, self.scale, self.dropout)
+        if self.init == "gaussian":
+            nn.init.normal_(made.lora_A, std=1 / self.rank)
+        elif self.init != "kaiming":
+            take_out(layer, made, self.init)
+        return made
+
+    def to_peft(self, model: nn.Module) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]], set[str]]:
+        """The library peft's config and names (ablatio.peft_format)."""
+        layers: dict[str, dict[str, Tensor]] = {}
+        for path, _, adapter in adapted(model):
+            assert isinstance(adapter, LowRank)
+            layers[path] = {"lora_A.weight": adapter.lora_A, "lora_B.weight": adapter.lora_B}
+            if isinstance(adapter, Directed):
+                layers[path]["lora_magnitude_vector"] = adapter.magnitude
+            scale, rank = adapter.scale, len(adapter.lora_A)
+        config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": scale * rank, "bias": "none"}
+        config |= {"use_dora": isinstance(adapter, Directed), "lora_dropout": self.dropout, "inference_mode": True}
+        return config, layers, {"lora_B.weight", "lora_magnitude_vector"}
+
+    def rate(self, info: ParameterInfo) -> float:
+        return self.lr_ratio if info.name.endswith("lora_B") else 1.0
+
+
+@torch.no_grad()
+def take_out(layer: Any, made: LowRank, how: str) -> None:
+    """Give A and B a part of W, and leave the rest in W, which then is frozen: W = W' + s B A."""
+    weight, rank = weight_of(layer), len(made.lora_A)
+    if how == "pissa":
+        u, s, v = torch.linalg.svd(weight.float(), full_matrices=False)
+        root = (s[:rank] / made.scale).sqrt()
+        b, a = u[:, :rank] * root, root[:, None] * v[:rank]
+    else:
+        q, r = torch.linalg.qr(weight.float())
+        b, a = q[:, :rank], r[:rank]
+    made.lora_A.data, made.lora_B.data = a.contiguous(), b.contiguous()
+    weight.sub_(made.scale * (b @ a).to(weight.dtype))
+
+
+@pefts.register("qlora", paper="arXiv:2305.14314")
+class QLoRA(LoRA):
+    """y = dequantised(W) x + (alpha / r) B A x: W in 4-bit normal floats, on every linear map."""
+
+    def __init__(
+        self,
+        *,
+        targets: Targets = ("linear",),
+        rank: Rank = 64,
+        alpha: Alpha = 16.0,
+        dropout: Dropout = 0.1,
+        rank_stabilized: Stabilized = False,
+        lr_ratio: Ratio = 1.0,
+        group: Annotated[int, Positive, "weights that share a scale"] = 64,
+    ) -> None:
+        super().__init__(
+            targets=targets,
+            rank=rank,
+            alpha=alpha,
+            dropout=dropout,
+            rank_stabilized=rank_stabilized,
+            lr_ratio=lr_ratio,
+        )
+        self.base = kinds.quantizations.build("int4", {"code": "nf4", "group": group, "double": True})
+
+    def prepare(self, model: nn.Module) -> None:
+        self.base.apply(model)
+
+
+rule(
+    when="peft.name == 'qlora' and quantization.name != 'none'",
+    why="peft=qlora puts the base into 4 bits itself, and quantization={quantization.name} was asked for beside it",
+    fix="quantization=none",
+    where="quantization",
+)
+
+
+class Directed(LowRank):
+    """m V / |V|, V = W + s B A; m (out,) learned, |.| of each row, which is no path for gradients (section 4.3)."""
+
+    def __init__(self, weight: Tensor, *low_rank: Any) -> None:
+        super().__init__(*low_rank)
+        self.magnitude = nn.Parameter(self._norm(weight.detach()))
+
+    def _norm(self, weight: Tensor) -> Tensor:
+        return torch.linalg.vector_norm(super().matrix(weight), dim=1)
+
+    def _factor(self, weight: Tensor) -> Tensor:
+        with torch.no_grad():
+            norm = self._norm(weight)
+        return self.magnitude / norm  # (out,)
+
+    def forward(self, layer: Any, x: Tensor) -> Tensor:
+        bias, y = layer.bias, super().forward(layer, x)
+        more = self._factor(weight_of(layer)) - 1  # exactly 0 at the start, and so is what it adds
+        return y + more * (y if bias is None else y - bias)
+
+    def matrix(self, weight: Tensor) -> Tensor:
+        return self._factor(weight)[:, None] * super().matrix(weight)
+
+
+@pefts.register("dora", paper="arXiv:2402.09353")
+class DoRA(LoRA):
+    """y = m (W + s B A) x / |W + s B A|: lengths m of the rows and their directions learn apart.
+
+    |.| is the length of each row; as in the paper's section 4.3, no gradient goes through it.
+    """
+
+    def adapter(self, layer: Any, path: str) -> LowRank:
+        plain = super().adapter(layer, path)
+        made = Directed(weight_of(layer), *widths(layer), self.rank, self.scale, self.dropout)
+        made.lora_A.data, made.lora_B.data = plain.lora_A.data, plain.lora_B.data
+        made.magnitude.data = made._norm(weight_of(layer).detach())
+        return made

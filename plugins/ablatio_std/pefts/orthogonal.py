@@ -1,0 +1,135 @@
+"""Rotations of what a layer reads: W R with R orthogonal, so that angles between neurons stay."""
+
+from typing import Annotated, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ablatio import Positive, pefts
+from ablatio.errors import UserError
+from ablatio.model.adapters import LayerPeft, MatrixAdapter, Targets, widths
+from ablatio_std.pefts._common import QUERY_VALUE, Rank
+
+Block = Annotated[int, Positive, "entries that are turned together; it divides the width of the input"]
+
+
+def cayley(skew: Tensor) -> Tensor:
+    """(I - S) (I + S)^-1, orthogonal for S = -S^T, and exactly I for S = 0.  (..., b, b) -> same."""
+    eye = torch.eye(skew.shape[-1], dtype=skew.dtype, device=skew.device).expand_as(skew)
+    return torch.linalg.solve(eye + skew, eye - skew, left=False)
+
+
+def blocks_of(width: int, size: int) -> int:
+    if width % size:
+        raise UserError(f"blocks of {size} do not divide an input of {width}\n    try: peft.block=2")
+    return width // size
+
+
+class Rotated(MatrixAdapter):
+    """W R^T, R = diag(R_1, ..., R_n), R_i = cayley(S_i); S_i by the entries above its diagonal."""
+
+    def __init__(self, width: int, size: int, shared: bool) -> None:
+        super().__init__()
+        self.size, self.count = size, blocks_of(width, size)
+        self.register_buffer("above", torch.triu_indices(size, size, 1), persistent=False)
+        self.oft_R = nn.Parameter(torch.zeros(1 if shared else self.count, size * (size - 1) // 2))
+
+    def matrix(self, weight: Tensor) -> Tensor:
+        upper = self.oft_R.new_zeros(len(self.oft_R), self.size, self.size)
+        upper[:, self.above[0], self.above[1]] = self.oft_R
+        turns = cayley(upper - upper.mT)  # (n or 1, b, b)
+        return (weight.unflatten(1, (self.count, 1, self.size)) @ turns.mT).flatten(1)
+
+
+@pefts.register("oft", paper="arXiv:2306.07280")
+class OFT(LayerPeft):
+    """y = W R^T x, R block-diagonal and orthogonal: R_i = (I - S_i) (I + S_i)^-1, S_i = -S_i^T, zero at the start."""
+
+    def __init__(
+        self,
+        *,
+        targets: Targets = QUERY_VALUE,
+        block: Block = 8,
+        shared: Annotated[bool, "one block for all"] = False,
+    ) -> None:
+        super().__init__(targets)
+        self.block, self.shared = block, shared
+
+    def adapter(self, layer: Any, path: str) -> Rotated:
+        return Rotated(widths(layer)[1], self.block, self.shared)
+
+
+class Butterfly(MatrixAdapter):
+    """diag(s) W R^T, R a product of rotations in blocks; each reaches twice as far as the one before."""
+
+    def __init__(self, out: int, width: int, size: int, factors: int) -> None:
+        super().__init__()
+        self.size, self.count = size, blocks_of(width, size)
+        if factors > 1 and (size % 2 or self.count % 2 ** (factors - 1)):
+            raise UserError(
+                f"{factors} butterfly factors pair halves of blocks over 2^{factors - 1} of them: {self.count} "
+                f"blocks of {size} came\n    try: peft.factors=1"
+            )
+        self.boft_R = nn.Parameter(torch.zeros(factors, self.count, size, size))
+        self.boft_s = nn.Parameter(torch.ones(out, 1))
+
+    def matrix(self, weight: Tensor) -> Tensor:
+        turns = cayley((self.boft_R - self.boft_R.mT) / 2)
+        for level, turn in reversed(list(enumerate(turns))):
+            # Level i joins half-blocks whose numbers differ in bit i alone; level 0 takes the blocks as they lie.
+            shape = (-1, 2, 2**level, self.size // 2) if level else (-1, 1, 1, self.size)
+            blocks = weight.unflatten(1, shape).transpose(2, 3)  # (out, outer, 2^i, 2, b / 2)
+            turned = blocks.reshape(len(weight), self.count, 1, self.size) @ turn.mT
+            weight = turned.view(blocks.shape).transpose(2, 3).flatten(1)
+        return self.boft_s * weight
+
+
+@pefts.register("boft", paper="arXiv:2311.06243")
+class BOFT(LayerPeft):
+    """y = diag(s) W R^T x, R = R_m ... R_1: butterfly factors, orthogonal in blocks that reach further each."""
+
+    def __init__(
+        self,
+        *,
+        targets: Targets = QUERY_VALUE,
+        block: Block = 8,
+        factors: Annotated[int, Positive, "m; 1: one block-diagonal rotation"] = 1,
+    ) -> None:
+        super().__init__(targets)
+        self.block, self.factors = block, factors
+
+    def adapter(self, layer: Any, path: str) -> Butterfly:
+        return Butterfly(*widths(layer), self.block, self.factors)
+
+
+class Reflected(MatrixAdapter):
+    """W H_1 ... H_r, H_i = I - 2 u_i u_i^T / |u_i|^2."""
+
+    def __init__(self, width: int, rank: int) -> None:
+        super().__init__()
+        half = torch.empty(width, (rank + 1) // 2)
+        nn.init.kaiming_uniform_(half, a=5**0.5)
+        self.hra_u = nn.Parameter(half.repeat_interleave(2, dim=1))
+
+    def matrix(self, weight: Tensor) -> Tensor:
+        for u in F.normalize(self.hra_u, dim=0).T:
+            weight = weight - 2 * torch.outer(weight @ u, u)
+        return weight
+
+
+@pefts.register("hra", paper="arXiv:2405.17484")
+class HRA(LayerPeft):
+    """y = W H_1 ... H_r x, H_i = I - 2 u_i u_i^T / |u_i|^2: reflections, which start in equal pairs that cancel.
+
+    Two reflections by one vector give W back to rounding.
+    """
+
+    exact = False
+
+    def __init__(self, *, targets: Targets = QUERY_VALUE, rank: Rank = 8) -> None:
+        super().__init__(targets)
+        self.rank = rank
+
+    def adapter(self, layer: Any, path: str) -> Reflected:
+        return Reflected(widths(layer)[1], self.rank)

@@ -1,0 +1,146 @@
+"""Weights in few bits: none, eight with an exact path for outliers, four by a table."""
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ablatio import NonNegative, Positive, quantizations
+from ablatio.model.quantized import quantise
+
+Aware = Annotated[bool, "weights stay as they are and train, and each pass rounds them (straight-through gradients)"]
+# The quantiles of a normal distribution between which a sixteenth of it lies, scaled to [-1, 1]: arXiv:2305.14314,
+# appendix E.  Zero is among them.
+NF4 = (
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
+    -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+)  # fmt: skip
+ABSMAX = tuple(i / 7 for i in range(-7, 8))
+ALL = slice(None)
+SCALES = 256  # scales that share one of their own
+
+
+@quantizations.register("none")
+class Unquantized:
+    """W stays W: 32 bits, or 16.  Source: plain training."""
+
+    def apply(self, model: nn.Module) -> None:
+        pass
+
+
+@quantizations.register("int8", paper="arXiv:2208.07339")
+class Int8:
+    """W ~ s c, c = round(W / s) in -127 ... 127, s = max |W| / 127 of a row; x likewise, but for its outliers.
+
+    Each token's input is rounded to 8 bits too, with a scale of its own; entries beyond `threshold` keep all their bits
+    and have no part in the scale (LLM.int8's outlier split; there whole columns of a batch are split off, here each
+    token's own, so that no token feels a later one).  With `group`, s is of so many weights in a row, as in ZeroQuant
+    (arXiv:2206.01861).
+    """
+
+    bits = 8
+
+    def __init__(
+        self,
+        *,
+        group: Annotated[int | None, Positive, "weights of a row that share a scale; null: the whole row"] = None,
+        activations: Annotated[bool, "whether a layer's input is rounded too"] = True,
+        threshold: Annotated[float, NonNegative, "inputs beyond it are outliers; 0: there are none"] = 6.0,
+        aware: Aware = False,
+    ) -> None:
+        self.group, self.activations, self.threshold, self.aware = group, activations, threshold, aware
+
+    def apply(self, model: nn.Module) -> None:
+        quantise(model, self, aware=self.aware)
+
+    def encode(self, weight: Tensor) -> dict[str, Tensor]:
+        grouped = in_groups(weight.float(), self.group or weight.shape[1])  # (out, groups, group)
+        scales = grouped.abs().amax(-1, keepdim=True) / 127
+        codes = (grouped / above_zero(scales)).round().to(torch.int8).flatten(1)
+        return {"codes": codes[:, : weight.shape[1]].contiguous(), "scales": scales[..., 0]}
+
+    def decode(self, held: dict[str, Tensor], width: int, rows: slice = ALL) -> Tensor:
+        scales = held["scales"][rows]
+        grouped = in_groups(held["codes"][rows].to(scales.dtype), self.group or width)
+        return (grouped * scales[..., None]).flatten(1)[:, :width]
+
+    def read(self, x: Tensor) -> Tensor:
+        if not self.activations:
+            return x
+        outlier = x.abs() > self.threshold if self.threshold else torch.zeros_like(x, dtype=torch.bool)
+        plain = x.masked_fill(outlier, 0.0)
+        scale = above_zero(plain.abs().amax(-1, keepdim=True) / 127)
+        return torch.where(outlier, x, (plain / scale).round() * scale)
+
+
+@quantizations.register("int4", paper="arXiv:2305.14314")
+class Int4:
+    """W ~ s t[c], c the nearest of the table t to W / s, s = max |W| of a group; two codes in a byte.
+
+    t: nf4, made for normally distributed weights, or absmax: -7/7 ... 7/7.  With `double`, s - mean(s) is kept in 8
+    bits, 256 of them to a scale of their own: 4.13 bits a weight in place of 4.5.
+    """
+
+    bits = 4
+
+    def __init__(
+        self,
+        *,
+        code: Annotated[Literal["nf4", "absmax"], "the table"] = "nf4",
+        group: Annotated[int, Positive, "weights of a row that share a scale"] = 64,
+        double: Annotated[bool, "whether the scales are quantised too"] = True,
+        aware: Aware = False,
+    ) -> None:
+        self.table: Sequence[float] = NF4 if code == "nf4" else ABSMAX
+        self.group, self.double, self.aware = group, double, aware
+
+    def apply(self, model: nn.Module) -> None:
+        quantise(model, self, aware=self.aware)
+
+    def encode(self, weight: Tensor) -> dict[str, Tensor]:
+        grouped = in_groups(weight.float(), self.group)
+        scales = grouped.abs().amax(-1)  # (out, groups)
+        table = grouped.new_tensor(self.table)
+        between = (table[1:] + table[:-1]) / 2
+        codes = torch.bucketize(grouped / above_zero(scales)[..., None], between).to(torch.uint8).flatten(1)
+        codes = F.pad(codes, (0, codes.shape[1] % 2))
+        packed = {"codes": codes[:, ::2] << 4 | codes[:, 1::2]}  # the first one in the high bits
+        return packed | (self._in_8_bits(scales) if self.double else {"scales": scales})
+
+    def decode(self, held: dict[str, Tensor], width: int, rows: slice = ALL) -> Tensor:
+        packed = held["codes"][rows]
+        codes = torch.stack([packed >> 4, packed & 15], dim=-1).flatten(1)[:, :width]
+        scales = self._scales(held, rows) if self.double else held["scales"][rows]
+        values = scales.new_tensor(self.table)[codes.int()]
+        return (in_groups(values, self.group) * scales[..., None]).flatten(1)[:, :width]
+
+    def read(self, x: Tensor) -> Tensor:
+        return x
+
+    @staticmethod
+    def _in_8_bits(scales: Tensor) -> dict[str, Tensor]:
+        mean = scales.mean()
+        grouped = in_groups((scales - mean).reshape(1, -1), SCALES)[0]
+        steps = above_zero(grouped.abs().amax(-1) / 127)
+        codes = (grouped / steps[:, None]).round().to(torch.int8).flatten()[: scales.numel()]
+        return {"scales": codes.view_as(scales), "steps": steps, "mean": mean}
+
+    @staticmethod
+    def _scales(held: dict[str, Tensor], rows: slice) -> Tensor:
+        """(rows, groups) of the scales, out of their 8 bits."""
+        codes = held["scales"]
+        number = torch.arange(codes.numel(), device=codes.device).view_as(codes)[rows]
+        return codes[rows].to(held["mean"].dtype) * held["steps"][number // SCALES] + held["mean"]
+
+
+def in_groups(weight: Tensor, size: int) -> Tensor:
+    """(rows, in) -> (rows, groups, size), the last group filled up with zeros."""
+    return F.pad(weight, (0, -weight.shape[1] % size)).unflatten(1, (-1, size))
+
+
+def above_zero(scales: Tensor) -> Tensor:
+    """Scales to divide by: 1 for a group of zeros."""
+    return torch.where(scales > 0, scales, 1.0)

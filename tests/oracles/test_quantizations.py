@@ -1,0 +1,114 @@
+"""Quantised matrices against their definitions, number by number, in float64."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from ablatio import quantizations
+from ablatio.model.quantized import Coded
+from ablatio_std.quantizations import NF4
+
+
+def coded(name: str, layer: nn.Linear, **knobs: object) -> Coded:
+    model = nn.Sequential(layer)
+    quantizations.build(name, knobs).apply(model)
+    assert isinstance(model[0], Coded)
+    return model[0]
+
+
+@pytest.mark.oracle("quantization=int4", "the table's definition, from scipy's normal quantiles")
+def test_nf4_table() -> None:
+    """Appendix E of arXiv:2305.14314: eight quantiles above zero, seven below, and zero; scaled to [-1, 1]."""
+    from scipy.stats import norm
+
+    offset = (1 - 1 / 32 + 1 - 1 / 30) / 2
+    above = norm.ppf(torch.linspace(offset, 0.5, 9)[:-1].double().numpy())
+    below = -norm.ppf(torch.linspace(offset, 0.5, 8)[:-1].double().numpy())
+    wanted = sorted([*above, 0.0, *below])
+    torch.testing.assert_close(
+        torch.tensor(NF4), torch.tensor([w / wanted[-1] for w in wanted]).float(), rtol=0, atol=1e-5
+    )
+
+
+@pytest.mark.oracle("quantization=int4", "a search over the table for each weight")
+@pytest.mark.parametrize("code", ["nf4", "absmax"])
+@pytest.mark.parametrize("width, group", [(128, 64), (40, 16), (33, 8)])
+def test_int4(code: str, width: int, group: int) -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(width, 6)
+    weight = layer.weight.detach().double()
+    found = coded("int4", layer, code=code, group=group, double=False).weight
+    table = list(NF4) if code == "nf4" else [i / 7 for i in range(-7, 8)]
+    for row in range(6):
+        for start in range(0, width, group):
+            part = weight[row, start : start + group]
+            scale = part.abs().max().item()
+            wanted = [scale * min(table, key=lambda t, w=w: abs(t - w / scale)) for w in part.tolist()]
+            torch.testing.assert_close(
+                found[row, start : start + group].double(), torch.tensor(wanted).double(), rtol=1e-5, atol=1e-6
+            )
+
+
+@pytest.mark.oracle("quantization=int4", "bitsandbytes' layout: two codes in a byte, the first one high")
+def test_codes_of_four_bits() -> None:
+    layer = nn.Linear(4, 1, bias=False)
+    layer.weight.data = torch.tensor([[1.0, -1.0, 0.0, 0.3379152]])
+    held = coded("int4", layer, group=4, double=False)
+    assert held.codes.tolist() == [[15 << 4 | 0, 7 << 4 | 11]] and held.scales.tolist() == [[1.0]]
+
+
+def test_double_quantisation_costs_little_and_saves_bits() -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(512, 512, bias=False)
+    weight, found = layer.weight.detach().clone(), {}
+    for double in (False, True):
+        layer = nn.Linear(512, 512, bias=False)
+        layer.weight.data = weight.clone()
+        held = coded("int4", layer, double=double)
+        bits = 8 * sum(b.numel() * b.element_size() for b in held.buffers()) / weight.numel()
+        found[double] = bits, float((held.weight - weight).norm() / weight.norm())
+    assert math.isclose(found[False][0], 4.5) and math.isclose(found[True][0], 4.127, abs_tol=0.002)
+    assert found[True][1] < 1.02 * found[False][1]
+
+
+@pytest.mark.oracle("quantization=int8", "whole-number products and an exact path for outliers, in float64")
+@pytest.mark.parametrize("group", [None, 16])
+def test_int8(group: int | None) -> None:
+    torch.manual_seed(0)
+    layer, x = nn.Linear(40, 7), torch.randn(5, 40)
+    x[1, 3], x[4, 0] = 9.0, -20.0
+    weight, bias = layer.weight.detach().double(), layer.bias.detach().double()
+    held, wanted = coded("int8", layer, group=group), torch.zeros(5, 7).double()
+    size = group or 40
+    for t in range(5):
+        outlier = x[t].abs() > 6
+        scale = x[t][~outlier].abs().max().double() / 127
+        codes = torch.where(outlier, 0.0, (x[t].double() / scale)).round().long()
+        for o in range(7):
+            total = bias[o].clone()
+            for start in range(0, 40, size):
+                part = slice(start, start + size)
+                step = weight[o, part].abs().max() / 127
+                whole = (weight[o, part] / step).round().long()
+                total += scale * step * int((codes[part] * whole).sum())
+                total += sum(
+                    x[t, i].double() * step * whole[i - start]
+                    for i in range(start, min(40, start + size))
+                    if outlier[i]
+                )
+            wanted[t, o] = total
+    torch.testing.assert_close(held(x).double(), wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_products_in_blocks_are_the_whole_product() -> None:
+    """More weights than are made again at once: the same numbers, forward and back."""
+    layer = nn.Linear(2048, 1200)
+    held = coded("int4", layer)
+    x = torch.randn(3, 2048, requires_grad=True)
+    g = torch.randn(3, 1200)
+    y = held(x)
+    y.backward(g)
+    torch.testing.assert_close(y, x @ held.weight.T + held.bias, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(x.grad, g @ held.weight, rtol=1e-4, atol=1e-4)
