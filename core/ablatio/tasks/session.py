@@ -28,7 +28,9 @@ from ablatio.tasks.tuning import peak_memory
 
 
 def size_of(run: Prepared) -> Size:
-    return measure(run.config, run.tokenizer.vocab_size)
+    if run.size is None:  # counting takes as long as all the rest of a tiny run's set-up
+        run.size = measure(run.config, run.tokenizer.vocab_size)
+    return run.size
 
 
 class Session:
