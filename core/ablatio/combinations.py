@@ -11,6 +11,12 @@ rule(
     where="model.n_heads",
 )
 rule(
+    when="model.distinct_layers is not None and model.distinct_layers > model.n_layers",
+    why="distinct_layers={model.distinct_layers} of n_layers={model.n_layers} layers cannot have weights of their own",
+    fix="model.distinct_layers={model.n_layers}",
+    where="model.distinct_layers",
+)
+rule(
     when="data.length > model.max_len",
     unless="facts.position.extends",
     why="rows of {data.length} tokens came, and position={position.name} knows only model.max_len={model.max_len}",
@@ -80,6 +86,12 @@ rule(  # one number of norms has no length: then the rule is silent
     where="block",
 )
 rule(
+    when="facts.schedule.watches and train.val_every is None",
+    why="schedule={schedule.name} watches the held-out loss, and train.val_every=null scores it only before and after",
+    fix="train.val_every=100",
+    where="train.val_every",
+)
+rule(
     when="data.document_mask and not facts.attention.takes_segments",
     why="attention={attention.name} cannot keep the documents of a packed row apart",
     fix="data.document_mask=false",
@@ -91,4 +103,10 @@ rule(
     "model.vocab_size={model.vocab_size}",
     fix="model.vocab_size={tokenizer.vocab_size}",
     where="model.vocab_size",
+)
+rule(
+    when="facts.task.takes not in facts.source.uses",
+    why="task={task.name} learns from {facts.task.takes}, and source={source.name} gives {facts.source.uses}",
+    fix="source={'gsm_symbolic' if facts.task.takes == 'conversations' else 'sentiment'}",
+    where="source",
 )

@@ -36,14 +36,14 @@ class Composed:
 def compose_run(overrides: Sequence[str]) -> Composed:
     """Compose and check one run; ConfigError with all problems at once."""
     register_with_hydra()
-    cleaned = _cleaned(overrides)
-    good, values, problems = sorted_out(cleaned)
-    node = None if problems else try_compose(cleaned)
+    words = cleaned(overrides)
+    good, values, problems = sorted_out(words)
+    node = None if problems else try_compose(words)
     if node is None:
         node, more = _diagnose(good, values)
         problems += more
     if not problems and node is None:
-        _compose(cleaned)
+        _compose(words)
     if node is None:
         raise _config_error(problems, [normal(o) for o in overrides])
     refuse_hydra_settings(node)
@@ -54,7 +54,7 @@ def compose_run(overrides: Sequence[str]) -> Composed:
     return Composed(run_config.cast(resolved), public, list(overrides))
 
 
-def _cleaned(overrides: Sequence[str]) -> list[str]:
+def cleaned(overrides: Sequence[str]) -> list[str]:
     """What the user said in Hydra's words, behind what the model's origin brings."""
     return [normal(o) for o in inherited(overrides)]
 
@@ -151,5 +151,5 @@ def _config_error(problems: list[Problem], overrides: list[str]) -> ConfigError:
 
 
 def _runs(overrides: list[str]) -> bool:
-    node = try_compose(_cleaned(overrides))
+    node = try_compose(cleaned(overrides))
     return node is not None and not run_config.check(plain(node)[1])

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ablatio.data.types import Tokenizer
+from ablatio.data.chat import Template, sign_id, write
+from ablatio.data.types import Message, Tokenizer
 from ablatio.errors import UserError
 from ablatio.model.cache import KVCache
 from ablatio.model.example import PADDING
@@ -40,6 +41,21 @@ def complete(
         text = [i for i in (*row[1:], *new) if i < tokenizer.vocab_size]  # sentinels stand for no text
         texts.append(tokenizer.decode(text))
     return texts
+
+
+def answer(
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    template: Template,
+    conversations: Sequence[Sequence[Message]],
+    new_tokens: int,
+    sampling: Sampling,
+) -> list[str]:
+    """What the model says next in each conversation; an answer ends at the template's sign."""
+    rows = [written.ids.tolist() for written in write(tokenizer, template, conversations, answering=True)]
+    stop = sign_id(tokenizer, template.end)
+    found = generate(model, rows, new_tokens, sampling, stop)
+    return [tokenizer.decode([i for i in new if i < tokenizer.vocab_size]).strip() for new in found]
 
 
 @torch.no_grad()

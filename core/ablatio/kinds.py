@@ -5,7 +5,7 @@ Shapes: B batch, T query time, S key time, H heads, D width, V vocabulary.  Noth
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from ablatio.alignment import ALL_WORDS
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from ablatio.alignment import Advantages, Metrics
+    from ablatio.data.chat import Template
     from ablatio.data.types import Source, Tokenizer
     from ablatio.model.answers import Answer
     from ablatio.model.answers import Step as AnswerStep
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from ablatio.model.example import Example
     from ablatio.model.language_model import LanguageModel, Loss
     from ablatio.model.roles import ParameterInfo
-    from ablatio.sweep.orders import End, Order
+    from ablatio.orders import End, Order
     from ablatio.tasks.step import Step
 
 
@@ -102,6 +103,8 @@ class Attention(Protocol):
     cross           attends to an encoder's states where `ctx.memory` is given (`ctx.keys_values`)
     bidirectional   may see what comes later, when `ctx.mask` is "full" or a prefix is open
     prefix          its keys and values may begin with those of tokens that are not there
+
+    hidden_flops(ctx)  optional: of one row, the FLOPs of pairs that a counter takes for seen and a pattern hides
     """
 
     caches: ClassVar[bool]
@@ -157,9 +160,15 @@ class Objective(Protocol):
 
     gives         next tokens | source and target | blanks in place
     extra_tokens  optional: ids that it needs behind the tokenizer's (sentinels, masks), known from knobs and wiring
+    ahead         optional: how many coming tokens a position has to say, by default 1; the model then has ahead - 1
+                  siblings of its last layer, and the example `further` targets for them
+    metrics       what the loss logs beside itself
+    loss(model, example)  optional: in place of the model's cross-entropy; scores are those of the cross-entropy still
+    teacher       optional: the folder of the run to learn from, whose model `learn_from(model)` gets before training
     """
 
     gives: ClassVar[str]
+    metrics: ClassVar[Sequence[str]]
 
     def __call__(self, tokens: Tensor, segments: Tensor | None, generator: torch.Generator) -> Example: ...
 
@@ -208,9 +217,17 @@ class Peft(Protocol):
 
 
 class Schedule(Protocol):
-    """(step, total steps) -> the factor on the learning rate; step counts from 0."""
+    """(step, total steps) -> the factor on the learning rate; step counts from 0.
 
-    def __call__(self, step: int, total: int) -> float: ...
+    One that takes (step, total, scores) also gets the held-out losses up to now, the untrained model's first.  It keeps
+    nothing by itself: they stand in the checkpoints, so that a resumed run sees the same.
+
+    watches  whether it takes the scores
+    """
+
+    watches: ClassVar[bool]
+
+    def __call__(self, step: int, total: int, scores: Sequence[float] = ()) -> float: ...
 
 
 class Stabilizer(Protocol):
@@ -234,7 +251,7 @@ class Stabilizer(Protocol):
 class Launcher(Protocol):
     """Runs the jobs of a sweep, each in a process of its own.
 
-    work   wiring: called there with an order; it does the job and writes its end into the ledger (ablatio.sweep.orders)
+    work   wiring: called there with an order; it does the job and writes its end into the ledger (ablatio.orders)
     slots  how many run at a time
 
     start() and stop() enclose all else; stop asks the runs for a checkpoint, and returns when they have ended.
@@ -261,11 +278,15 @@ class Design(Protocol):
     axes      wiring: each has a `key`, its `values` as texts, and `at(u)`, the value at 0 <= u < 1; the seed is none
     baseline  wiring: the arm that others are compared with; the first value of each axis where none was named
     count     how many arms there are at most: asked before any is made
+    intervals  whether an axis may be an interval
+
+    Any of these: arms(), all of them; more(told), for a search: what it asks for next (ablatio.space), a function
+    of what it was told alone; aliases(), sentences: which effects the arms cannot tell apart.
     """
 
-    def count(self) -> int: ...
+    intervals: ClassVar[bool]
 
-    def arms(self) -> Iterable[Mapping[str, str]]: ...
+    def count(self) -> int: ...
 
 
 class Task(Protocol):
@@ -297,6 +318,7 @@ class Task(Protocol):
     takes     what it makes of its source: documents | conversations | feedback
     scores    what it is scored by, under `val/`; `main` is the one that runs are compared by, `better` lower or higher
     template  whether it writes its texts in the form of `template`
+    needs     kinds that a config may leave out and this task may not, each with the option that is usual: alignment=dpo
     """
 
     takes: ClassVar[str]
@@ -304,6 +326,7 @@ class Task(Protocol):
     main: ClassVar[str]
     better: ClassVar[str]
     template: ClassVar[bool]
+    needs: ClassVar[Sequence[str]]
     metrics: ClassVar[Sequence[str]]
     tokenizer: Tokenizer
     content: dict[str, Any]
@@ -487,7 +510,7 @@ objectives: Registry[Objective] = Registry(
     "What is predicted from what.",
     wiring=("vocab_size", "eos", "max_len"),
     methods=("__call__",),
-    facts={"gives": "next tokens"},
+    facts={"gives": "next tokens", "metrics": ()},
 )
 optimizers: Registry[torch.optim.Optimizer] = Registry(
     "optimizer",
@@ -510,7 +533,11 @@ pefts: Registry[Peft] = Registry(
     default="none",
 )
 schedules: Registry[Schedule] = Registry(
-    "schedule", "The learning rate over the run.", calls={("step", "total"): {}}, methods=("__call__",)
+    "schedule",
+    "The learning rate over the run.",
+    calls={("step", "total"): {}, ("step", "total", "scores"): {"watches": True}},
+    methods=("__call__",),
+    facts={"watches": False},
 )
 stabilizers: Registry[Stabilizer] = Registry(
     "stabilizer",
@@ -542,9 +569,18 @@ designs: Registry[Design] = Registry(
     "design",
     "Which arms a sweep runs.",
     wiring=("axes", "baseline"),
-    methods=("count", "arms"),
-    any_of=("aliases", "more"),
+    methods=("count",),
+    any_of=("arms", "more", "aliases"),
+    facts={"intervals": False},
     in_run=False,
+)
+
+templates: Registry[Template] = Registry(
+    "template",
+    "The form in which a conversation is written.",
+    methods=("__call__",),
+    facts={"signs": (), "end": ""},
+    default="plain",
 )
 tasks: Registry[Task] = Registry(
     "task",
@@ -557,6 +593,7 @@ tasks: Registry[Task] = Registry(
         "main": "loss",
         "better": "lower",
         "template": False,
+        "needs": (),
         "metrics": (),
     },
     default="pretrain",
@@ -598,7 +635,7 @@ rewards: Registry[Reward] = Registry(
 )
 
 __all__ = [
-    "activations", "alignments", "architectures", "attentions", "blocks", "designs", "inits", "launchers", "loggers",
-    "mlps", "norms", "objectives", "optimizers", "pefts", "placements", "positions", "quantizations", "rewards",
-    "schedules", "sources", "stabilizers", "tasks", "tokenizers",
+    "activations", "alignments", "architectures", "attentions", "blocks", "designs", "inits", "launchers",
+    "loggers", "mlps", "norms", "objectives", "optimizers", "pefts", "placements", "positions", "quantizations",
+    "rewards", "schedules", "sources", "stabilizers", "tasks", "templates", "tokenizers",
 ]  # fmt: skip

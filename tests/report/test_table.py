@@ -12,7 +12,8 @@ from ablatio.report.findings import find
 from ablatio.report.page import page_text
 from ablatio.report.table import read_table
 from ablatio.report.text import results_csv
-from ablatio.sweep.study import Refused
+from ablatio.sweep.ledger import Ledger
+from ablatio.sweep.study import LEDGER, Refused
 
 SMALL = Fake(axes={"norm": ["rmsnorm", "layernorm"]}, seeds=(1, 2), steps=100, baseline={"norm": "rmsnorm"})
 
@@ -109,6 +110,31 @@ def test_a_study_that_runs_is_read_as_it_stands(tmp_path: Path):
     running = next(r for r in table.runs if r.state == "running")
     assert running.curves["val/loss"][0][-1] < SMALL.steps
     assert find(table).rows[-1].mean is None
+
+
+def test_the_ledger_has_the_last_word(tmp_path: Path):
+    """A folder may hold what an older attempt left, or what a killed process did not write."""
+    states = {("norm=layernorm", 1): "failed"}
+    folder = write_study(tmp_path / "s", Fake(**{**vars(SMALL), "states": states}))
+    first, second = run_of(folder, "rmsnorm", 1), run_of(folder, "rmsnorm", 2)
+    third, fourth = run_of(folder, "layernorm", 1), run_of(folder, "layernorm", 2)
+    ledger = Ledger(folder / LEDGER)
+    ledger.plan(r.name for r in (first, second, third, fourth))
+    claims = {r: ledger.claim(r.name, ledger.entries[r.name]) for r in (second, third, fourth)}
+    assert all(claims.values())
+    for run in (second, third):
+        ledger.begin(claims[run])
+    ledger.end(claims[second], "failed", "timeout", "no step for 60 s")
+    ledger.end(claims[fourth], "done")
+    (fourth / "summary.json").unlink()
+    found = {r.folder: r for r in read_table([folder]).runs}
+    assert found[first].state == "planned"
+    assert (found[second].state, found[second].why) == ("failed", "no step for 60 s")
+    assert found[third].state == "running", "it failed once, and this process has it in hand again"
+    assert found[fourth].state == "damaged" and "holds no result" in found[fourth].why
+    text = (folder / LEDGER).read_bytes()
+    (folder / LEDGER).write_bytes(text.replace(b"no step", b"No step"))
+    assert read_table([folder]).notes == [f"{folder / LEDGER}: damaged lines are left out: 10"]
 
 
 def test_plain_runs_are_told_apart_by_what_differs(tmp_path: Path):

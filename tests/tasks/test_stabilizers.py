@@ -84,7 +84,7 @@ def test_averaged_weights_are_scored_and_kept_and_resume_is_exact(tmp_path: Path
     assert metrics(cut) == metrics(tmp_path / "whole")
     run, _ = load_run(cut)
     state = json.loads((cut / "summary.json").read_text())["after"]
-    assert run.score(run.validation()).loss == state["loss"]  # what was kept is what was scored
+    assert run.score(run.task.validation())["loss"] == state["loss"]  # what was kept is what was scored
 
 
 @pytest.mark.oracle("stabilizer=ema", "float64 loop")

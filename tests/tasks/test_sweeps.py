@@ -56,9 +56,9 @@ def test_position_study_has_its_shape(tmp_path: Path) -> None:
 
 
 def test_a_learned_table_refuses_what_it_does_not_know(tmp_path: Path) -> None:
-    ended = ablatio([*STUDY, f"out={tmp_path}", "position=learned", "train.steps=4"], tmp_path / "log")
+    ended = ablatio([*STUDY, f"out={tmp_path}", "position=learned,rope", "train.steps=4"], tmp_path / "log")
     assert ended.code == 0, ended.err
-    known, beyond = scores(next(iter(runs(tmp_path / "study").values())), tmp_path / "log")
+    known, beyond = scores(runs(tmp_path / "study")["position=learned"], tmp_path / "log")
     assert "bpb" in known and "model.max_len=128 and no more" in str(beyond["refused"])
 
 

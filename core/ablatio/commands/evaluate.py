@@ -46,7 +46,8 @@ def run(arguments: list[str]) -> int:
     else:
         print(f"{asked.run} at step {step}")
         for row in rows:
-            told = "  ".join(_told(k, v) for k, v in row.items() if k not in ("length", "quantization", *_UNTOLD))
+            shown = {k: v for k, v in row.items() if k not in ("length", "quantization", *_UNTOLD)}
+            told = "  ".join(_told(k, v, "bpb" in row) for k, v in shown.items())
             print(f"length {row['length']:>5}  {told}" + (f"  {row['quantization']}" if "quantization" in row else ""))
         for row in refused:
             print(f"length {row['length']:>5}  refused: {row['refused']}")
@@ -57,9 +58,9 @@ _UNITS = {"loss": "nats/token", "bpb": "bits/byte", "tokens": "tokens", "cost": 
 _UNTOLD = ("accuracy",)
 
 
-def _told(name: str, value: float) -> str:
+def _told(name: str, value: float, text: bool) -> str:
     number = str(value) if isinstance(value, int) else f"{value:.4f}"
-    return f"{number} {_UNITS.get(name, name)}"
+    return f"{number} {_UNITS.get(name, name) if text else name}"
 
 
 def _lengths(text: str | None) -> list[int]:

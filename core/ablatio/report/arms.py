@@ -11,6 +11,7 @@ from ablatio.errors import UserError
 from ablatio.report.escape import visible
 from ablatio.report.run import RATE, Run
 from ablatio.report.table import Table
+from ablatio.sweep.study import label_of
 
 LOSS = "val/loss"
 HIGHER = ("accuracy", "reward", "win_rate", "score", "margin", "match")  # how names of scores end where more is better
@@ -85,10 +86,6 @@ def _fill(arms: Sequence[Arm], table: Table, metric: str) -> None:
                 table.notes.append(f"{arm.label} seed={run.seed} in {where} is there twice; the first one counts")
             else:
                 arm.values[block] = run.scores[metric] if run.done else math.nan
-
-
-def label_of(settings: Mapping[str, str]) -> str:
-    return " ".join(f"{k}={v}" for k, v in settings.items()) or "one arm"
 
 
 def choose_metric(table: Table, asked: str | None) -> str:

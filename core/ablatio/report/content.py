@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from ablatio.report.arms import COSTS, SIZES, Arm, label_of, rate_is_free, tuned
+from ablatio.report.arms import COSTS, SIZES, Arm, rate_is_free, tuned
 from ablatio.report.curves import Curve, band, minus
 from ablatio.report.escape import visible
 from ablatio.report.findings import Findings, Row
@@ -16,6 +16,7 @@ from ablatio.report.run import RATE, Run, inner
 from ablatio.report.statistics import Pair, half_normal, ranks, rate_sensitivity, smallest_difference
 from ablatio.report.text import again
 from ablatio.report.verdict import Verdict
+from ablatio.sweep.study import label_of
 
 CURVES = ("train/loss", "train/grad_norm")  # beside the score that is compared
 BEST, WORST = 24, 8  # arms whose curves are in the page; it draws no more than a dozen
@@ -27,7 +28,8 @@ def content(found: Findings) -> dict[str, Any]:
     made: dict[str, Any] = clean({
         "study": {
             "name": study.name, "question": study.question, "expected": study.expected,
-            "design": study.design.get("name", ""), "settings": study.settings, "overrides": again(study.overrides),
+            "design": study.design.get("name", ""), "settings": study.settings, "overrides": _asked(study.overrides),
+            "axes": [a.key for a in study.axes if len(a.values) > 1],
             "folders": [str(f) for f in table.folders],
         },
         "written": time.strftime("%Y-%m-%d %H:%M"),
@@ -52,6 +54,11 @@ def content(found: Findings) -> dict[str, Any]:
         "notes": table.notes,
     })  # fmt: skip
     return made
+
+
+def _asked(overrides: Sequence[str]) -> str:
+    """The command that the user gave."""
+    return again(["-m", *(o for o in overrides if o != "-m")]) if overrides else ""
 
 
 def clean(node: Any) -> Any:

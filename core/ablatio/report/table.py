@@ -6,15 +6,16 @@ an error: a report must not be lost to the one run that went wrong.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ablatio.errors import UserError
+from ablatio.errors import AblatioError, UserError
 from ablatio.report.plain import folders_in, runs_of
 from ablatio.report.run import STATES, Run, read_folder, short_error, what_must_agree
-from ablatio.sweep.study import JOBS, STUDY, Refused, Study, read_job, run_folder
+from ablatio.sweep.ledger import Entry, Ledger, alive
+from ablatio.sweep.study import JOBS, LEDGER, STUDY, Refused, Study, read_job, run_folder
 
 
 @dataclass(slots=True)
@@ -74,7 +75,11 @@ def _add_study(table: Table, studies: list[Study], folder: Path) -> None:
         table.notes.append(f"{folder / STUDY} cannot be read ({short_error(error)}); the axes come from the jobs")
         study = Study(folder.name)
     studies.append(study)
+    table.notes += [
+        f"{label} means the same as {other}; one run stands for both" for label, other in study.same.items()
+    ]
     table.refused += [r for r in study.refused if r not in table.refused]
+    known = _ledger(folder, table.notes)
     for path in sorted((folder / JOBS).glob("*.json")):
         try:
             job = read_job(folder, path.stem)
@@ -82,7 +87,39 @@ def _add_study(table: Table, studies: list[Study], folder: Path) -> None:
             why = f"{path} cannot be read: {short_error(error)}"
             table.runs.append(Run(folder, folder.name, path.stem, {}, 0, "run", "damaged", why))
             continue
-        table.runs.append(read_folder(run_folder(folder, job.id), folder.name, job))
+        run = read_folder(run_folder(folder, job.id), folder.name, job)
+        table.runs.append(settled(run, known.get(job.id)))
+
+
+def _ledger(folder: Path, notes: list[str]) -> Mapping[str, Entry]:
+    """The last word on each job; nothing where there is no ledger, as in a study of an older version."""
+    ledger = Ledger(folder / LEDGER)
+    try:
+        found = ledger.read()
+    except AblatioError as error:
+        notes.append(f"{folder / LEDGER} cannot be read: {short_error(error)}")
+        return {}
+    if ledger.damaged:
+        lines = ", ".join(map(str, ledger.damaged[:10]))
+        notes.append(f"{folder / LEDGER}: damaged lines are left out: {lines}")
+    return found
+
+
+def settled(run: Run, word: Entry | None) -> Run:
+    """The run as the ledger has it: what lies in its folder may be of an attempt before, or of one that was killed."""
+    if word is None or run.state == "damaged":
+        return run
+    if word.state == "done":
+        gone = "the ledger has it as done, and its folder holds no result"
+        return run if run.done else replace(run, state="damaged", why=gone)
+    if word.state == "failed":
+        state = "diverged" if word.kind == "diverged" else "failed"
+        return replace(run, state=state, why=run.why or word.message or word.kind)
+    if word.state in ("claimed", "running"):
+        if alive(word) is False:
+            return replace(run, state="preempted", why="its process is gone; the same command goes on with it")
+        return replace(run, state="running", why="") if word.state == "running" else replace(run, state="planned")
+    return replace(run, state=word.state)  # planned, paused, preempted
 
 
 def _merged(studies: Sequence[Study], table: Table) -> Study:
@@ -103,6 +140,7 @@ def _merged(studies: Sequence[Study], table: Table) -> Study:
         baseline=next((s.baseline for s in studies if s.baseline is not None), None),
         settings=first.settings,
         overrides=first.overrides,
+        same={k: v for s in reversed(studies) for k, v in s.same.items()},
         tuned={k: v for s in reversed(studies) for k, v in s.tuned.items()},
         aliases=first.aliases,
     )

@@ -12,6 +12,7 @@ from ablatio.report.escape import csv_text, markdown, terminal, visible
 from ablatio.report.findings import Findings, Row
 from ablatio.report.run import Run
 from ablatio.report.table import Table
+from ablatio.sweep.study import label_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -84,7 +85,7 @@ def show(console: Console, findings: Findings) -> None:
     if len(findings.rows) > SHOWN:
         console.print(f"... and {len(findings.rows) - SHOWN} arms more in the files", highlight=False)
     for refused in findings.table.refused:
-        console.print(f"refused: {terminal(label(refused.arm))}: {terminal(refused.why)}", highlight=False)
+        console.print(f"refused: {terminal(label_of(refused.arm))}: {terminal(refused.why)}", highlight=False)
     for note in findings.table.notes:
         console.print(f"note: {terminal(note)}", highlight=False)
 
@@ -110,10 +111,6 @@ def _grid(findings: Findings, width: int) -> Grid:
         mark = "baseline" if arm.baseline else terminal(state_text(arm))
         grid.add_row(terminal(arm.name), str(row.n), number(row.mean), number(row.sd), *middle, *costs, mark)
     return grid
-
-
-def label(arm: Any) -> str:
-    return " ".join(f"{k}={v}" for k, v in arm.items())
 
 
 def again(command: Sequence[str]) -> str:
@@ -187,11 +184,11 @@ def markdown_text(findings: Findings) -> str:
             "",
             "## Refused",
             "",
-            *(f"- {markdown(label(r.arm))}: {markdown(r.why)}" for r in findings.table.refused),
+            *(f"- {markdown(label_of(r.arm))}: {markdown(r.why)}" for r in findings.table.refused),
         ]
     if lost := [r for r in findings.table.runs if r.state in ("failed", "diverged", "damaged")]:
         lines += ["", "## Failed and diverged", ""]
-        lines += [f"- {markdown(label(r.arm))} seed={r.seed}: {r.state}: {markdown(r.why)}" for r in lost]
+        lines += [f"- {markdown(label_of(r.arm))} seed={r.seed}: {r.state}: {markdown(r.why)}" for r in lost]
     if findings.table.notes:
         lines += ["", *(f"Note: {markdown(note)}" for note in findings.table.notes)]
     lines += ["", "## Again", ""]

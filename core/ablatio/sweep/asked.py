@@ -16,13 +16,14 @@ from ablatio.errors import ConfigError, Problem, UserError
 from ablatio.knobs import did_you_mean
 from ablatio.options import groups, register_with_hydra
 from ablatio.overrides import normal
+from ablatio.space import Axis
 from ablatio.sweep import settings
 from ablatio.sweep.settings import Settings
-from ablatio.sweep.study import Axis
 
 MAX_JOBS = 10_000
 SEED = "seed"
 LAUNCHER = ("hydra/launcher", "hydra.launcher")
+EXECUTION = ("workers", "timeout", "retry", "join", "table")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +87,19 @@ def read(overrides: Sequence[str]) -> Asked:
     fixed_keys = {_key(text) for text in fixed}
     problems += [Problem(key, f"came with one value and with several; drop {key}=") for key in fixed_keys & axes.keys()]
     seeds, fixed, more = _seeds(axes.pop(SEED, None), fixed)
+    if "baseline" in study and "baseline" not in said and not _is_arm(given["baseline"], [*axes.values()]):
+        del given["baseline"]  # the study's, of an axis that has other values now
     checked, wrong = settings.check(given)
     problems += [*more, *wrong, *_axis_problems(axes.values())]
     if problems or checked is None:
         raise ConfigError(problems)
     parts = tuple(fixed), tuple(axes.values()), seeds, checked, tuple(launcher), study_name, study, tuple(overrides)
     return Asked(*parts)
+
+
+def lasting(overrides: Sequence[str]) -> list[str]:
+    """What of a command makes the jobs of a study, and not how they are executed."""
+    return sorted(text for text in overrides if _key(text) not in EXECUTION and not _key(text).startswith(LAUNCHER))
 
 
 @functools.cache
@@ -205,6 +213,13 @@ def _baseline(text: str, axes: Sequence[Axis]) -> dict[str, str]:
             raise ConfigError([Problem("baseline", f"`{piece}` {why}", f"baseline={known[0]}" if known else "")])
         found[having[0]] = value
     return found
+
+
+def _is_arm(text: str, axes: Sequence[Axis]) -> bool:
+    try:
+        return bool(_baseline(text, axes))
+    except ConfigError:
+        return False
 
 
 def _near(piece: str, known: Sequence[str]) -> str:

@@ -6,7 +6,6 @@ one kind) is a *frame*, which Hydra composes once for all arms that have it.  In
 stands open: Hydra lays presets and studies over an option without knobs, and so shows what they say whatever is chosen.
 """
 
-import copy
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,14 +30,13 @@ class Frame:
     """What some overrides make of a config, with the chosen kinds left open."""
 
     tree: Mapping[str, Any]
-    choices: Mapping[str, str]  # group -> option, as Hydra has them
+    preset: presets.Preset | None
+    size: str
     interpolated: bool
 
     def part(self, kind: str, name: str) -> dict[str, Any]:
         """The section of a kind when `name` is chosen: its defaults, the preset's values, then all that came later."""
-        preset = presets.presets().get(self.choices.get(yamls.PRESET) or "")
-        chosen = {yamls.SIZE: self.choices.get(yamls.SIZE, ""), kind: name}
-        theirs = preset.values(chosen).get(kind) or {} if preset else {}
+        theirs = self.preset.values({yamls.SIZE: self.size, kind: name}).get(kind) or {} if self.preset else {}
         over = {k: v for k, v in self.tree[kind].items() if k != "name"}
         return {"name": name} | REGISTRIES[kind].entries[name].defaults | dict(theirs) | over
 
@@ -47,6 +45,7 @@ class Composer:
     """Composes arms; frames are kept, so that arms that differ in parts and values alone cost a millisecond."""
 
     def __init__(self) -> None:
+        self.interpolated = False  # whether a value of any frame is made of others
         self._frames: dict[tuple[tuple[str, ...], tuple[str, ...]], Frame | None] = {}
 
     def compose(self, overrides: Sequence[str]) -> Composed:
@@ -65,7 +64,7 @@ class Composer:
         if any(text.startswith(BRINGS_ITS_OWN) for text in overrides):
             return None
         framing, parts, values = list[str](), dict[str, Any](), list[tuple[str, Any]]()
-        for text in overrides:
+        for text in compose.cleaned(overrides):
             parsed = parse(text)
             if parsed is None:
                 return None
@@ -80,7 +79,7 @@ class Composer:
         frame = self._frame(tuple(framing), tuple(sorted(parts)))
         if frame is None:
             return None
-        node = copy.deepcopy(dict(frame.tree))
+        node = {key: _copy(value) for key, value in frame.tree.items() if key not in parts}
         for kind, name in parts.items():
             node[kind] = frame.part(kind, name)
         for key, value in values:
@@ -90,7 +89,9 @@ class Composer:
 
     def _frame(self, framing: tuple[str, ...], kinds: tuple[str, ...]) -> Frame | None:
         if (framing, kinds) not in self._frames:
-            self._frames[framing, kinds] = _compose_frame([*framing, *(f"{kind}={OPEN}" for kind in kinds)])
+            frame = _compose_frame([*framing, *(f"{kind}={OPEN}" for kind in kinds)])
+            self._frames[framing, kinds] = frame
+            self.interpolated |= frame is None or frame.interpolated
         return self._frames[framing, kinds]
 
 
@@ -100,12 +101,13 @@ def _compose_frame(overrides: list[str]) -> Frame | None:
         return None
     compose.refuse_hydra_settings(node)
     choices = {str(group): str(name) for group, name in node.hydra.runtime.choices.items() if name is not None}
-    if presets.size_problem(choices.get(yamls.SIZE), choices.get(yamls.PRESET)):
+    preset, size = choices.get(yamls.PRESET), choices.get(yamls.SIZE, "")
+    if presets.size_problem(size, preset):
         return None
     OmegaConf.set_struct(node, False)
     node.pop("hydra", None)
     tree: Any = OmegaConf.to_container(node, resolve=False)
-    return Frame(tree, choices, "${" in repr(tree))
+    return Frame(tree, presets.presets().get(preset or ""), size, "${" in repr(tree))
 
 
 def is_part(parsed: Override) -> bool:
@@ -147,6 +149,11 @@ def _is_plain(value: Any) -> bool:
     if isinstance(value, str):
         return "${" not in value and "\\" not in value
     return isinstance(value, bool | int | float | None)
+
+
+def _copy(value: Any) -> Any:
+    """Fresh dicts; values are set in them, never changed."""
+    return {k: _copy(v) for k, v in value.items()} if isinstance(value, dict) else value
 
 
 def put(node: dict[str, Any], key: str, value: Any) -> bool:

@@ -15,15 +15,17 @@ from ablatio.kinds import launchers
 from ablatio.options import register_with_hydra
 from ablatio.paths import shipped
 from ablatio.registry import Entry
+from ablatio.sweep.asked import lasting
 from ablatio.sweep.board import Board, titled
 from ablatio.sweep.engine import Engine, Result
+from ablatio.sweep.forecast import show
 from ablatio.sweep.ledger import Ledger
 from ablatio.sweep.plan import Plan, plan_sweep
-from ablatio.sweep.study import LEDGER, STUDY, Study, label_of
+from ablatio.sweep.study import LEDGER, STUDY, Study
 from ablatio.sweep.worker import work
 
 SHORT = "launcher"  # launcher=ray means hydra/launcher=ray
-EXECUTION = ("workers", "timeout")  # settings of the sweep that are knobs of its launcher
+KNOBS = ("workers", "timeout")  # settings of the sweep that are knobs of its launcher
 PASSING = ("retry", "join")  # of one command: they are not repeated when the study is resumed
 HYDRAS = "it runs jobs without a ledger, so nothing could be resumed; expected one of"
 
@@ -49,7 +51,7 @@ def multirun(overrides: Sequence[str], folder: Path | None = None) -> int:
     for text in said:
         if text.startswith(("hydra/sweeper", "hydra.sweeper")):
             raise UserError(f"{text} came: arms are planned by ablatio's own sweeper\n    try: design=full, or another")
-    plan = plan_sweep(said)
+    plan = plan_sweep(said, folder)
     plan.study.overrides = [text for text in said if text.split("=")[0] not in PASSING]
     folder = folder or _folder(plan)
     _refuse_another_study(folder, plan)
@@ -58,7 +60,7 @@ def multirun(overrides: Sequence[str], folder: Path | None = None) -> int:
 
 def resume(folder: Path, overrides: Sequence[str]) -> int:
     """Go on with the study in `folder`; only how it is executed can be changed."""
-    allowed = (*EXECUTION, *PASSING)
+    allowed = (*KNOBS, *PASSING)
     for text in map(_long, overrides):
         key = text.split("=")[0]
         if key not in allowed and not key.startswith(("hydra/launcher", "hydra.launcher")):
@@ -92,16 +94,11 @@ def _refuse_another_study(folder: Path, plan: Plan) -> None:
         raise UserError(f"{folder} holds runs already, and is no study\n{other}")
     old = Study.read(folder)
     missing = Ledger(folder / LEDGER).read().keys() - {job.id for job in plan.jobs}
-    if missing and _lasting(old.overrides) != _lasting(plan.study.overrides):
+    if missing and lasting(old.overrides) != lasting(plan.study.overrides):
         raise UserError(
             f"{folder} holds another study: {len(missing)} of its jobs are no part of this one\n{other}, or "
             f"`ablatio resume {folder}`"
         )
-
-
-def _lasting(overrides: Sequence[str]) -> set[str]:
-    """What of a command makes its jobs."""
-    return {o for o in overrides if o.split("=")[0] not in (*EXECUTION, "table") and not o.startswith("hydra")}
 
 
 def _through_hydra(plan: Plan, folder: Path) -> int:
@@ -146,10 +143,9 @@ def _execute(plan: Plan, folder: Path, entry: Entry, knobs: dict[str, Any]) -> i
     from rich.console import Console
 
     settings = plan.settings
-    knobs |= {key: settings[key] for key in EXECUTION if settings[key] is not None}
+    knobs |= {key: settings[key] for key in KNOBS if settings[key] is not None}
     launcher = launchers.build(entry.name, knobs, work=work)
-    for refused in plan.study.refused:
-        print(f"refused: {label_of(refused.arm)}: {refused.why}", file=sys.stderr)
+    show(plan, folder)
     print(f"{len(plan.jobs)} runs in {folder}", flush=True)
     with Board(Console()) as board:
         engine = Engine(

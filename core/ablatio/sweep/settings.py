@@ -41,7 +41,7 @@ class Sweep:
     timeout: Annotated[float | None, Positive, "seconds after which a run is stopped and counts as failed"] = None
     retry: Annotated[str | None, "run failed ones again: `failed` for all, or one kind of failure"] = None
     join: Annotated[bool, "share the work with a sweep that is at this folder already"] = False
-    table: Annotated[int, NonNegative, "arms that are shown before the first run"] = 40
+    table: Annotated[int, NonNegative, "arms that are shown before the first run; 0: none, and nothing is timed"] = 40
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,67 +9,17 @@ ledger.jsonl    what became of each job (ablatio.sweep.ledger)
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from ablatio.space import Arm, Axis
 from ablatio.writer import write_json
 
 STUDY, JOBS, RUNS, LEDGER = "study.json", "jobs", "runs", "ledger.jsonl"
 Role = Literal["run", "trial", "rung"]
-Arm = Mapping[str, str]  # axis -> value, as they were written; the seed is no part of it
-
-
-@dataclass(frozen=True, slots=True)
-class Axis:
-    """A setting that varies, and its values as Hydra's grammar has them (`norm`: layernorm, rmsnorm).
-
-    An interval is one value, `interval(0.1, 1)`; `tag(log, interval(1e-4, 1e-2))` is even on a logarithmic scale.
-    """
-
-    key: str
-    values: tuple[str, ...]
-
-    @property
-    def interval(self) -> Interval | None:
-        return Interval.read(self.values[0]) if len(self.values) == 1 else None
-
-    def at(self, u: float) -> str:
-        """The value at the share 0 <= u < 1 of the way through the axis."""
-        interval = self.interval
-        return interval.at(u) if interval else self.values[int(u * len(self.values))]
-
-
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """low <= x <= high, as Hydra writes it; `whole`: integers only."""
-
-    low: float
-    high: float
-    log: bool = False
-    whole: bool = False
-
-    @classmethod
-    def read(cls, text: str) -> Interval | None:
-        found = _INTERVAL.fullmatch(text.replace(" ", ""))
-        if found is None:
-            return None
-        return cls(float(found["low"]), float(found["high"]), "log" in text, "int(" in text)
-
-    def at(self, u: float) -> str:
-        if self.log:
-            x = self.low * (self.high / self.low) ** u
-        elif self.whole:
-            x = self.low + u * (self.high + 1 - self.low)  # each integer has an equal share
-        else:
-            x = self.low + u * (self.high - self.low)
-        return str(min(int(x), int(self.high))) if self.whole else f"{x:.6g}"
-
-
-_INTERVAL = re.compile(r"(?:tag\(log,)?(?:int\()?interval\((?P<low>[-+.\de]+),(?P<high>[-+.\de]+)\)+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +32,7 @@ class Job:
     config     whole and checked; values from the environment stay unresolved
     role       run: counts in comparisons; trial: of a search or a tuning; rung: part of a run that a search may stop
     until      a rung ends at this step of its own schedule; None: at the end
+    rungs      what it lost at earlier rungs, step -> held-out loss
     """
 
     id: str
@@ -91,6 +42,10 @@ class Job:
     config: Mapping[str, Any]
     role: Role = "run"
     until: int | None = None
+    rungs: Mapping[str, float] = field(default_factory=dict)
+
+    def with_rungs(self, rungs: Mapping[str, float]) -> Job:
+        return replace(self, rungs=rungs)
 
     @property
     def label(self) -> str:
@@ -118,6 +73,7 @@ class Study:
     settings   the sweep's own settings that are not at their defaults (plan, match, tune ...)
     overrides  what the user said
     tuned      arm label -> the settings that were tuned for it, and their values
+    matched    arm label -> what was held equal (`match=`), what was changed for it, and the residual
     same       arm label -> the label of the arm that means the same and runs for both
     """
 
@@ -132,6 +88,7 @@ class Study:
     settings: Mapping[str, Any] = field(default_factory=dict)
     overrides: Sequence[str] = ()
     tuned: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    matched: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     same: Mapping[str, str] = field(default_factory=dict)
     aliases: Sequence[str] = ()  # which effects a fractional design cannot tell apart
 

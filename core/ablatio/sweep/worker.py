@@ -10,8 +10,8 @@ from types import FrameType
 from typing import Any
 
 from ablatio.errors import AblatioError, Diverged, EnvironmentFault, Preempted
+from ablatio.orders import Order
 from ablatio.sweep.ledger import Claim, Kind, Ledger
-from ablatio.sweep.orders import Order
 from ablatio.sweep.study import LEDGER, Job, read_job, run_folder, summary_of
 from ablatio.writer import make_folder, write_text
 

@@ -53,8 +53,9 @@ def show_result(console: Console, summary: Mapping[str, Any], folder: Path) -> N
     for column in ("held-out text", "before", "after"):
         table.add_column(column, justify="left" if column == "held-out text" else "right")
     names = [key.removeprefix("val/") for key in summary if key.startswith("val/")]
-    for name in ("bpb", "loss") if "bpb" in names else names:
-        table.add_row(LABELS.get(name, name), *(f"{s[name]:.3f}" if s else "-" for s in (before, after)))
+    text = "bpb" in names
+    for name in ("bpb", "loss") if text else names:
+        table.add_row(LABELS[name] if text else name, *(f"{s[name]:.3f}" if s else "-" for s in (before, after)))
     console.print(table)
     million = summary["parameters"] / 1e6
     console.print(

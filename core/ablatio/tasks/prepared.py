@@ -16,6 +16,7 @@ from ablatio.kinds import Batches, Stabilizer, Task
 from ablatio.model.assembly import Choice
 from ablatio.model.language_model import LanguageModel
 from ablatio.paths import cache_root
+from ablatio.tasks.judge import open_reward
 from ablatio.tasks.learner import Learner
 from ablatio.tasks.machine import Machine
 from ablatio.tasks.setup import Setup, length_of
@@ -127,7 +128,7 @@ def prepare_run(config: Mapping[str, Any], *, fresh: bool = True) -> Prepared:
     machine.prepare()
     options = config["stabilizer"] or {}
     stabilizers = {name: kinds.stabilizers.build(name, knobs) for name, knobs in options.items()}
-    setup = Setup(config, row_plan(config, stabilizers))
+    setup = Setup(config, row_plan(config, stabilizers), open_reward)
     choice = Choice.of(config["task"])
     task = kinds.tasks.build(choice.name, choice.knobs, setup=setup)
     model, origin = start_model(config, task.tokenizer, setup.seeds.init, fresh=fresh)

@@ -1,7 +1,7 @@
 """One stretch of training: log, validate, save, stop."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -55,14 +55,18 @@ class Session:
         self.file = Logs(MetricsFile(folder / "metrics.csv", [*self.told.columns, *extra]), loggers, console)
         self.answers = SamplesFile(folder / "samples.jsonl")
         self.scores: dict[str, Any] = {}
+        self.held_out: list[list[float]] = []  # step and score of each validation: schedules may watch
         self.rewinds: list[
             dict[str, Any]
         ] = []  # each with the step of the spike, the step gone back to, batches skipped
         self.seconds = 0.0
+        self.trained = self.resumed_at = 0.0  # seconds of steps alone, and when the last stretch of them began
         self.unscored = False  # a signal came before the validation of the last step was done
         if found:
             self.scores, self.seconds = dict(found.state["scores"]), float(found.state["seconds"])
             self.unscored, self.rewinds = bool(found.state["unscored"]), list(found.state["rewinds"])
+            self._remember(found.state.get("held_out", ()))  # older runs have none
+            self.trained = float(found.state.get("trained", 0.0))
         shown = run.config["trainer"]["progress"]
         self.progress = RunProgress(console, self.steps, run.task.tokens, self.start, shown=shown)
 
@@ -130,6 +134,7 @@ class Session:
         self.io.checkpoints.forget(after=target)
         self.rewinds.append({"at": step, "to": target, "skipped": max(asked.skip, step - target + 1), "why": asked.why})
         self.start = self.progress.step = target
+        self._remember(seen for seen in self.held_out if seen[0] <= target)
         self._start_files(target)
         self.progress.console.print(
             f"[yellow]rewind:[/] {asked.why} at step {step}; back to step {target}, "
@@ -157,9 +162,14 @@ class Session:
         except _SignalCame:
             return False
         self.scores[when] = found
+        self._remember([*self.held_out, [step, found[self.told.name] * (1 if self.told.better == "lower" else -1)]])
         self.file.write({"step": step, "tokens": self.run.task.tokens(step)} | self.told.row(found))
         self.progress.update(step, score=self.told.line(found))
         return True
+
+    def _remember(self, held_out: Iterable[Sequence[float]]) -> None:
+        self.held_out = [list(seen) for seen in held_out]
+        self.run.learner.scores = [score for _, score in self.held_out]
 
     def _between(self, batch: int) -> None:
         if self.stop:
@@ -168,6 +178,7 @@ class Session:
     def after_step(self, trainer: pl.Trainer, step: int) -> None:
         """What follows optimizer step number `step` (from 1): log, validate, save, stop."""
         last = step == self.steps
+        self.trained += time.monotonic() - self.resumed_at
         if last or self._every("log_every", step):
             row = {"step": step, "tokens": self.run.task.tokens(step)} | self.run.learner.take_metrics()
             elapsed = self.seconds + time.monotonic() - self.progress.started
@@ -186,6 +197,7 @@ class Session:
             )
         if pause and not last:
             raise _Paused
+        self.resumed_at = time.monotonic()
 
     def _every(self, key: str, step: int) -> bool:
         every = self.settings[key]
@@ -197,8 +209,10 @@ class Session:
         return {
             "scores": self.scores,
             "seconds": seconds,
+            "trained": self.trained,
             "unscored": self.unscored,
             "rewinds": self.rewinds,
+            "held_out": self.held_out,
         }
 
     def summary(self, status: str) -> dict[str, Any]:
@@ -215,6 +229,7 @@ class Session:
             "steps": step,
             "tokens": tokens,
             "seconds": round(seconds, 2),
+            "train_seconds": round(self.trained, 3),
             "tokens_per_second": round(self.progress.rate),
             "memory": self.run.machine.peak_memory(),
             "parameters": size.parameters,
@@ -246,6 +261,7 @@ class _Keep(pl.Callback):
         # Who may go back needs a place to go to, and must know after a crash what it has left out.
         if session.rewinds or (session.run.learner.rewinds and not session.found):
             trainer.save_checkpoint(session.folder / CHECKPOINTS / str(session.start))
+        session.resumed_at = time.monotonic()
 
     def on_train_batch_end(self, trainer: pl.Trainer, task: pl.LightningModule, *args: Any) -> None:
         if trainer.global_step != self.step:

@@ -1,17 +1,23 @@
 """What a task is made from: the config, the seeds, which rows each batch has, and how its tokenizer learns."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from ablatio import kinds
 from ablatio.data.cache import Corpus, learned, prepare
+from ablatio.data.chat import Template, with_signs
 from ablatio.data.order import RowPlan
 from ablatio.data.types import Source, Tokenizer
+from ablatio.model.answers import Answer
 from ablatio.model.assembly import Choice
 from ablatio.paths import cache_root
+
+OpenReward = Callable[[str, Tokenizer], Callable[[Sequence[Answer]], Tensor]]
 
 
 class Seeds:
@@ -27,10 +33,14 @@ class Seeds:
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """config: of the run, resolved and checked; length: tokens of a row; plan: which rows each batch has."""
+    """config: of the run, resolved and checked; length: tokens of a row; plan: which rows each batch has.
+
+    open_reward  turns the folder of a run of task=reward into a function of answers; None outside a run
+    """
 
     config: Mapping[str, Any]
     plan: RowPlan
+    open_reward: OpenReward | None = None
     length: int = field(init=False)
     seeds: Seeds = field(init=False)
 
@@ -62,6 +72,17 @@ class Setup:
         tokenizer, key = self._tokenizer()
         learned(source, tokenizer, key, self.cache, self.config["data"]["val_fraction"])
         return tokenizer
+
+    @property
+    def template(self) -> Template:
+        """The form of the conversations."""
+        made: Template = self.part("template")
+        return made
+
+    def chat(self, source: Source) -> tuple[Tokenizer, Template]:
+        """The tokenizer with the signs of the template, and the template."""
+        template = self.template
+        return with_signs(self.tokenizer(source), template), template
 
     def _tokenizer(self) -> tuple[Tokenizer, str]:
         """Untrained, and what names it with its knobs and version."""

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ablatio import kinds
+from ablatio.data.chat import with_signs
 from ablatio.errors import EnvironmentFault
 from ablatio.model.assembly import Assembly, Choice
 from ablatio.model.count import measure
@@ -28,9 +29,13 @@ def weigh(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def vocabulary_of(config: Mapping[str, Any]) -> int:
-    """The ids of the tokenizer; it need not be trained for that."""
+    """The ids of the tokenizer and of a template's signs; it need not be trained for that."""
     choice = Choice.of(config["tokenizer"])
-    return int(kinds.tokenizers.build(choice.name, choice.knobs).vocab_size)
+    tokenizer = kinds.tokenizers.build(choice.name, choice.knobs)
+    if kinds.tasks[config["task"]["name"]].facts["template"]:
+        form = Choice.of(config["template"])
+        tokenizer = with_signs(tokenizer, kinds.templates.build(form.name, form.knobs))
+    return int(tokenizer.vocab_size)
 
 
 def memory_here(trainer: Mapping[str, Any]) -> int:

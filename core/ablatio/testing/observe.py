@@ -162,7 +162,11 @@ def _model(entry: Entry, knobs: Mapping[str, Any]) -> Any:
 def _objective(entry: Entry, knobs: Mapping[str, Any]) -> Any:
     part = samples.objective(entry, knobs, max_len=128)
     rows, segments = samples.token_rows(length=129)
-    return [part(rows, s, named_generator(i, "observe")) for s in (None, segments) for i in range(4)]
+    examples = [part(rows, s, named_generator(i, "observe")) for s in (None, segments) for i in range(4)]
+    if not hasattr(part, "loss"):
+        return examples
+    losses = [part.loss(tiny.model(max_len=128), example) for example in examples[::4]]
+    return [examples, getattr(part, "teacher", None), losses]
 
 
 @observes("optimizer")
@@ -188,8 +192,9 @@ def _bowl(weights: Sequence[Tensor], size: float) -> Tensor:
 
 @observes("schedule")
 def _schedule(entry: Entry, knobs: Mapping[str, Any]) -> Any:
-    part = samples.made(entry, knobs)
-    return [float(part(step, total)) for total in TOTALS for step in range(total + 2)]
+    plain, flat = samples.schedule(entry, knobs), [5.0, 4.0, 3.999, 3.998, *[3.9] * 40]
+    watched = [samples.schedule(entry, knobs, flat[:n])(500, 1000) for n in range(len(flat) + 1)]
+    return [watched, [float(plain(step, total)) for total in TOTALS for step in range(total + 2)]]
 
 
 @observes("stabilizer")
@@ -244,6 +249,20 @@ def _alignment(entry: Entry, knobs: Mapping[str, Any]) -> Any:
 @observes("reward")
 def _reward(entry: Entry, knobs: Mapping[str, Any]) -> Any:
     return samples.reward(entry, knobs)(samples.answers())
+
+
+@observes("launcher")
+def _launcher(entry: Entry, knobs: Mapping[str, Any]) -> Any:
+    """The settings that it runs by; what it does with them is in its suite and in tests/sweep."""
+    part = samples.launcher(entry, knobs)
+    return [part.slots, {k: v for k, v in vars(part).items() if isinstance(v, int | float | str | None)}]
+
+
+@observes("design")
+def _design(entry: Entry, knobs: Mapping[str, Any]) -> Any:
+    design = samples.design(entry, knobs)
+    asked = samples.searched(design) if hasattr(design, "more") else [dict(arm) for arm in design.arms()]
+    return [design.count(), asked, design.aliases() if hasattr(design, "aliases") else []]
 
 
 @observes("source")

@@ -4,9 +4,11 @@ import atexit
 import functools
 import itertools
 import json
+import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,9 @@ from ablatio.model.assembly import Assembly
 from ablatio.model.context import Context, make_context
 from ablatio.model.language_model import LanguageModel
 from ablatio.model.roles import ParameterGroup
+from ablatio.orders import Order
 from ablatio.registry import REGISTRIES, Entry
+from ablatio.space import Arm, Ask, Axis, Told
 from ablatio.tasks.setup import Setup
 from ablatio.tasks.start import start_model
 from ablatio.testing import tiny
@@ -50,6 +54,43 @@ def made(entry: Entry, knobs: Knobs | None = None, **wiring: Any) -> Any:
     if entry.kind == "tokenizer" and knob and (knobs or {}).get("path", knob.default) == knob.default:
         knobs = {**(knobs or {}), "path": str(_sample_tokenizer())}
     return REGISTRIES[entry.kind].build(entry.name, knobs, **wiring)
+
+
+AXES = tuple(Axis(key, ("low", "high")) for key in ("norm", "position", "mlp", "model.d_ff", "optimizer.lr", "init"))
+
+
+def design(entry: Entry, knobs: Knobs | None = None) -> Any:
+    """A design of six axes of two values; the baseline has the first of each."""
+    return made(entry, knobs, axes=AXES, baseline={axis.key: "low" for axis in AXES})
+
+
+def launcher(entry: Entry, knobs: Knobs | None = None) -> Any:
+    """One that calls `obey` for each order."""
+    return made(entry, knobs, work=obey)
+
+
+def obey(order: Order, threads: int) -> int:
+    """Leave with the code `attempt`; by that signal, or not at all, where the name of the job says so."""
+    if order.job == "signal":
+        os.kill(os.getpid(), order.attempt)
+    if order.job == "sleep":
+        time.sleep(600)
+    return order.attempt
+
+
+obey.warm = lambda: None  # type: ignore[attr-defined]
+
+
+def searched(part: Any, most: int = 200) -> list[Ask]:
+    """All that a search asks for; the loss grows with the number of high values."""
+    told: list[Told] = []
+    while len(told) < most and (asks := part.more(told)):
+        told += [Told(ask, loss_of(ask.arm) / ask.share) for ask in asks]
+    return [t.ask for t in told]
+
+
+def loss_of(arm: Arm) -> float:
+    return sum((value == "high") * (i + 1) for i, value in enumerate(arm.values())) + 1.0
 
 
 def activation(entry: Entry, knobs: Knobs | None = None, *, d_ff: int, dtype: torch.dtype = torch.float32) -> Any:
@@ -100,7 +141,16 @@ def sublayer(entry: Entry, knobs: Knobs | None = None, **sizes: Any) -> tuple[nn
 
 
 def objective(entry: Entry, knobs: Knobs | None = None, max_len: int = 32) -> Any:
-    return made(entry, knobs, vocab_size=tiny.VOCAB, eos=0, max_len=max_len)
+    part = made(entry, knobs, vocab_size=tiny.VOCAB, eos=0, max_len=max_len)
+    if hasattr(part, "learn_from"):  # from another model than those that suites make
+        part.learn_from(tiny.model(seed=7, max_len=max_len))
+    return part
+
+
+def schedule(entry: Entry, knobs: Knobs | None = None, scores: Sequence[float] = ()) -> Callable[[int, int], float]:
+    """A schedule in a run whose held-out losses up to now are `scores`."""
+    part = made(entry, knobs)
+    return (lambda step, total: part(step, total, scores)) if entry.facts["watches"] else part
 
 
 def token_rows(rows: int = 3, length: int = 33) -> tuple[Tensor, Tensor]:
@@ -181,7 +231,23 @@ def _sample_files() -> list[Path]:
     text.write_text("\n\n\n".join(paragraphs), encoding="utf-8")
     lines = [json.dumps({"text": p, "id": str(i)}, ensure_ascii=False) for i, p in enumerate(paragraphs)]
     rows.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return [text, rows, folder]
+    chats = folder.with_name(f"{folder.name}-chats") / "chats.jsonl"
+    chats.parent.mkdir()
+    atexit.register(shutil.rmtree, chats.parent, ignore_errors=True)
+    questions = [f"How many are {i} and {i + j}?" for i in range(12) for j in range(2)]
+    asked = [{"prompt": q, "completion": f"There are {len(q)} of them."} for q in questions]
+    asked.append({"prompt": f"What is it that {'very ' * 40}many are?", "completion": "A long question."})
+    chats.write_text("".join(json.dumps(line) + "\n" for line in asked), encoding="utf-8")
+    judged = folder.with_name(f"{folder.name}-judged") / "judged.jsonl"
+    judged.parent.mkdir()
+    atexit.register(shutil.rmtree, judged.parent, ignore_errors=True)
+    pairs: list[dict[str, Any]] = [{"prompt": q, "chosen": f"{len(q)}.", "rejected": "No idea!"} for q in questions]
+    ranked = [{"prompt": f"{q} Really?", "answers": ["Yes.", "Perhaps.", "No, no."]} for q in questions]
+    rated = [{"prompt": f"{q} Sure?", "answers": ["Very.", "Hardly."], "elo": [1100, 1000]} for q in questions]
+    too_long = {"prompt": f"What is it that {'very ' * 40}many are?", "answers": ["Four.", "Many."], "scores": [2, 1]}
+    judgements: list[dict[str, Any]] = [*pairs, *ranked, *rated, too_long]
+    judged.write_text("".join(json.dumps(line) + "\n" for line in judgements), encoding="utf-8")
+    return [text, rows, folder, chats, judged]
 
 
 @functools.cache
@@ -227,10 +293,10 @@ def first_documents(part: Any, count: int = 50) -> Iterator[Document]:
 
 
 def task(entry: Entry, knobs: Knobs | None = None, **settings: Any) -> tuple[Any, Any]:
-    """A task on sample texts, and the small model that it trains; settings: `train.batch_size`-like, by section."""
-    given = tiny.config(entry, knobs)
+    """A task on sample texts, and the small model that it trains; settings: sections and options of the config."""
+    given = tiny.config(entry, knobs, max_len=160)
     for section, values in {"data": {"val_fraction": 0.3}, "train": {"batch_size": 4}, **settings}.items():
-        given[section] = given[section] | values
+        given[section] = values if "name" in values else given[section] | values
     given |= _learned_from(entry.facts["takes"])
     setup = Setup(given, RowPlan(given["train"]["batch_size"]))
     part = made(entry, knobs, setup=setup)
@@ -244,10 +310,9 @@ def task(entry: Entry, knobs: Knobs | None = None, **settings: Any) -> tuple[Any
 
 def _learned_from(takes: str) -> dict[str, Any]:
     """A source of sample texts and a tokenizer that has nothing to learn."""
-    path = {"documents": _sample_files()[0]}[takes]
-    name = {"documents": "text"}[takes]
+    name, path = {"documents": ("text", 0), "conversations": ("chats", 3), "feedback": ("feedback", 4)}[takes]
     return {
-        "source": {"name": name, **REGISTRIES["source"][name].defaults, "path": str(path)},
+        "source": {"name": name, **REGISTRIES["source"][name].defaults, "path": str(_sample_files()[path])},
         "tokenizer": {"name": "bytes"},
     }
 
@@ -260,24 +325,11 @@ def tokenizer(entry: Entry, knobs: Knobs | None = None) -> Any:
     return part
 
 
-def logger(entry: Entry, folder: Path, knobs: Knobs | None = None) -> Any:
-    """A logger of a run with a secret in its config, as it is written down."""
-    return made(entry, knobs, folder=folder, config={"seed": 1, "model": {"d_model": 16}, "note": "${oc.env:SECRET}"})
-
-
 def answers() -> list[Answer]:
     """Answers to a sum, right and wrong, long and short; each letter is a token."""
-    texts = [
-        "12 + 30 = 42\n#### 42",
-        "12 + 30 = 41\nso 41 + 1 = 42\n#### 41",
-        "I love this wonderful day!",
-        "no 42",
-        "?",
-    ]
-    return [
-        Answer("12 + 30?\n", text, prompt_ids=tuple(b"12 + 30?\n"), ids=tuple(text.encode()), truth="42")
-        for text in texts
-    ]
+    texts = ["12 + 30 = 42\n#### 42", "12 + 30 = 41\nso 41 + 1 = 42\n#### 41", "I love this day!", "no 42", "?"]
+    prompt = "A great sum: 12 + 30?\n"
+    return [Answer(prompt, text, tuple(prompt.encode()), tuple(text.encode()), truth="42") for text in texts]
 
 
 def reward(entry: Entry, knobs: Knobs | None = None) -> Any:
@@ -293,3 +345,8 @@ def reward(entry: Entry, knobs: Knobs | None = None) -> Any:
         return lambda answers: torch.tensor([len(a.text + path) / 9 for a in answers])
 
     return made(entry, values, open_run=open_run)
+
+
+def logger(entry: Entry, folder: Path, knobs: Knobs | None = None) -> Any:
+    """A logger of a run with a secret in its config, as it is written down."""
+    return made(entry, knobs, folder=folder, config={"seed": 1, "model": {"d_model": 16}, "note": "${oc.env:SECRET}"})

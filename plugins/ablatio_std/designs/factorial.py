@@ -2,13 +2,12 @@
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ablatio import designs
 from ablatio.errors import UserError
-
-Arm = Mapping[str, str]
+from ablatio.space import Arm
 
 
 @designs.register("full")

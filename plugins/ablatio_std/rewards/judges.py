@@ -31,16 +31,14 @@ class Rule:
     def __init__(
         self,
         *,
-        functions: Annotated[list[str], OptionOf("reward"), "rules by name"] = ["exact_answer"],  # noqa: B006
+        functions: Annotated[tuple[str, ...], OptionOf("reward"), "rules by name"] = ("exact_answer",),
         weights: Annotated[list[float] | None, "one for each; by default all 1"] = None,
     ) -> None:
         self.functions = [_function(name, "rule") for name in functions]
         self.weights = [1.0] * len(functions) if weights is None else list(weights)
         if len(self.weights) != len(functions):
-            raise UserError(
-                f"reward.weights has {len(self.weights)} numbers for {len(functions)} functions: {', '.join(functions)}"
-                "\n    try: reward.weights=null"
-            )
+            came = f"{len(self.weights)} numbers for {len(functions)} functions ({', '.join(functions)})"
+            raise UserError(f"reward.weights: {came}; one for each was expected\n    try: reward.weights=null")
 
     def __call__(self, answers: Sequence[Answer]) -> Tensor:
         pairs = list(zip(self.weights, self.functions, strict=True))

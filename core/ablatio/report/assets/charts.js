@@ -335,7 +335,8 @@ function drawNoise(noise, width, t) {
   const f = frame(width, 230, { left: 52, right: 14, top: 24, bottom: 42 }, t("noise"));
   const x = linear(1.5, 20.5, f.box.left, f.box.right);
   const values = noise.smallest.map((p) => p[1]);
-  const y = linear(0, Math.min(Math.max(...values), values[1] * 1.9) * 1.05, f.box.bottom, f.box.top);
+  const here = noise.smallest.find((p) => p[0] === noise.n);
+  const y = linear(0, Math.max(Math.min(values[0], values[1] * 1.9), here ? here[1] : 0) * 1.05, f.box.bottom, f.box.top);
   axisY(f, y, { title: t("smallest") });
   x.ticks = () => [2, 5, 10, 15, 20];
   axisX(f, x, { title: t("seeds_axis"), format: String });
@@ -343,7 +344,6 @@ function drawNoise(noise, width, t) {
   group.append(s("path", { class: "line mark c0", d: pathOf(noise.smallest.map((p) => x(p[0])), values.map(y)) }));
   for (const [n, value] of noise.smallest)
     group.append(tip(s("circle", { class: n === noise.n ? "dot c1" : "dot c0", cx: x(n), cy: y(value), r: n === noise.n ? 5 : 3 }), t("seeds", { n }), [[t("smallest"), fixed(value)]]));
-  const here = noise.smallest.find((p) => p[0] === noise.n);
   if (here) f.root.append(s("text", { class: "strong", x: x(here[0]) + 9, y: Math.max(f.box.top + 10, y(here[1]) - 7) }, fixed(here[1])));
   return f.root;
 }

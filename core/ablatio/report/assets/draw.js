@@ -38,25 +38,25 @@ function digitsFor(spread) {
   return known(spread) && spread > 0 ? Math.max(0, Math.min(6, 2 - Math.floor(Math.log10(spread)))) : 4;
 }
 
-function short(x) {
+function short(x, digits = 3) {
   if (!known(x)) return "–";
   for (const [factor, unit] of [[1e15, " P"], [1e12, " T"], [1e9, " G"], [1e6, " M"], [1e3, " k"]])
-    if (Math.abs(x) >= factor) return minus(trim(x / factor)) + unit;
-  return minus(trim(x));
+    if (Math.abs(x) >= factor) return minus(trim(x / factor, digits)) + unit;
+  return minus(trim(x, digits));
 }
 
-const trim = (x) => String(Number(x.toPrecision(3)));
+const trim = (x, digits = 3) => String(Number(x.toPrecision(digits)));
 
-function duration(x) {
+function duration(x, digits = 3) {
   if (!known(x)) return "–";
   for (const [limit, factor, unit] of [[1, 1e-3, " ms"], [120, 1, " s"], [7200, 60, " min"], [172800, 3600, " h"]])
-    if (x < limit) return trim(x / factor) + unit;
-  return trim(x / 86400) + " d";
+    if (x < limit) return trim(x / factor, digits) + unit;
+  return trim(x / 86400, digits) + " d";
 }
 
-const bytes = (x) => (known(x) ? short(x) + "B" : "–");
+const bytes = (x, digits = 3) => (known(x) ? short(x, digits) + "B" : "–");
 const pText = (p) => (!known(p) ? "–" : p < 0.001 ? "< 0.001" : p.toFixed(3));
-const rateText = (x) => (!known(x) ? "–" : minus(x >= 0.001 ? trim(x) : x.toExponential().replace("e", "e")));
+const rateText = (x) => (!known(x) ? "–" : minus(x >= 0.001 ? trim(x) : x.toExponential()));
 
 // ---------------------------------------------------------------- scales
 
@@ -115,6 +115,21 @@ function tickText(ticks) {
   return (x) => minus(x.toFixed(digits));
 }
 
+/** At least two ticks: one alone tells no distance. */
+function ticksOf(scale, count) {
+  const ticks = scale.ticks(count);
+  return ticks.length > 1 ? ticks : scale.ticks(count * 2);
+}
+
+/** `format` with as many digits as tell all ticks apart. */
+function distinct(format, ticks) {
+  for (let digits = 3; digits < 8; digits++) {
+    const text = (x) => format(x, digits);
+    if (new Set(ticks.map(text)).size === ticks.length) return text;
+  }
+  return (x) => format(x, 8);
+}
+
 // ---------------------------------------------------------------- a chart's frame
 
 /** An SVG with axes: x and y are scales that are made from the inner size; returns what a chart draws into. */
@@ -125,8 +140,8 @@ function frame(width, height, margin, label) {
 }
 
 function axisX(f, scale, { title = "", count = 5, format = null, grid = false } = {}) {
-  const ticks = scale.ticks(count);
-  const text = format || tickText(ticks);
+  const ticks = ticksOf(scale, count);
+  const text = format ? distinct(format, ticks) : tickText(ticks);
   const group = s("g");
   for (const t of ticks) {
     const x = scale(t);
@@ -139,8 +154,8 @@ function axisX(f, scale, { title = "", count = 5, format = null, grid = false } 
 }
 
 function axisY(f, scale, { title = "", count = 4, format = null } = {}) {
-  const ticks = scale.ticks(count);
-  const text = format || tickText(ticks);
+  const ticks = ticksOf(scale, count);
+  const text = format ? distinct(format, ticks) : tickText(ticks);
   const group = s("g");
   for (const t of ticks) {
     const y = scale(t);

@@ -33,11 +33,18 @@ function head() {
   const running = ["running", "planned", "paused"].some((k) => data.states[k]);
   return h("header", {},
     h("p", { class: "over" }, `${t("report")} · ${data.study.name}`),
-    h("h1", {}, data.study.question || t("no_question")),
+    h("h1", {}, data.study.question || fallback()),
     verdict(),
     running && h("p", { class: "alert" }, t("running_now")),
     data.study.expected && h("p", { class: "facts" }, `${t("expected")}: ${data.study.expected}`),
     h("p", { class: "facts" }, facts.map((f) => h("span", {}, f))));
+}
+
+/** The question of a study that states none: what varies. */
+function fallback() {
+  const axes = data.study.axes;
+  if (!axes.length || axes.length > 3) return t("no_question");
+  return t(axes.length > 1 ? "question_axes" : "question_axis", { axes: axes.join(t("and")) });
 }
 
 const FIRST = 6;

@@ -70,7 +70,8 @@ def test_loss(part: Entry) -> None:
         assert one, f"{probe.label(part)}: the loss's {name} is {value!r:.60}; a tensor with one number was expected"
         probe.finite(part, value.detach().double(), f"in the loss's {name}")
     assert float(weight) > 0, f"{probe.label(part)}: the weight of a batch is {float(weight)}"
-    unknown = sorted(measures.keys() - set(part.facts["metrics"]))
+    methods = [m for e in REGISTRIES["alignment"] for m in e.facts["metrics"]]
+    unknown = sorted(measures.keys() - {*part.facts["metrics"], *methods})
     assert not unknown, (
         f"{probe.label(part)}: measures {unknown}, which `metrics` {part.facts['metrics']} does not name"
     )

@@ -1,0 +1,90 @@
+"""Examples of unequal length in rows of one length: an order by (seed, epoch), packing by first fit, mixing with caps.
+
+Row g of a run is a function of g and the seed alone, as with windows of text.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Positions = NDArray[np.int64]
+
+
+class ExampleOrder:
+    """Which examples an epoch has, in which order: all of them, of each group at most `cap`.
+
+    A group of n examples takes part with min(n, cap) (examples-proportional mixing with a limit, arXiv:1910.10683,
+    section 3.5.2); the next epoch goes on where this one stopped in it, so that all examples come in the end.
+    """
+
+    def __init__(self, groups: Sequence[str], seed: int, cap: int | None = None) -> None:
+        self.seed, self.cap = seed, cap
+        names = sorted(set(groups))
+        place = np.array([names.index(g) for g in groups], dtype=np.int64)
+        self.groups = [np.flatnonzero(place == i) for i in range(len(names))]
+        self.size = sum(min(len(g), cap or len(g)) for g in self.groups)  # examples of an epoch
+
+    def epoch(self, epoch: int) -> Positions:
+        """(n,) places of the examples."""
+        taken = [self._share(number, members, epoch) for number, members in enumerate(self.groups)]
+        everything = np.concatenate(taken)
+        order: Positions = everything[self._generator(epoch).permutation(len(everything))]
+        return order
+
+    def _share(self, number: int, members: Positions, epoch: int) -> Positions:
+        n = len(members)
+        count = min(n, self.cap or n)
+        if count == n:
+            return members
+        first = epoch * count
+        passes = range(first // n, (first + count - 1) // n + 1)
+        orders = np.concatenate([self._generator(p, number + 1).permutation(n) for p in passes])
+        share: Positions = members[orders[first - passes.start * n :][:count]]
+        return share
+
+    def _generator(self, *numbers: int) -> np.random.Generator:
+        return np.random.Generator(np.random.PCG64(np.random.SeedSequence([self.seed, *numbers])))
+
+
+class PackedRows:
+    """Row number -> the examples in it; `length` None: each has a row to itself."""
+
+    def __init__(self, sizes: Sequence[int], order: ExampleOrder, length: int | None) -> None:
+        self.sizes, self.order, self.length = np.asarray(sizes, dtype=np.int64), order, length
+        self._first = [0]  # row number at which each epoch begins, as far as it is known
+        self._held: dict[int, list[list[int]]] = {}
+
+    def row(self, number: int) -> list[int]:
+        while self._first[-1] <= number:
+            self._first.append(self._first[-1] + len(self._epoch(len(self._first) - 1)))
+        epoch = int(np.searchsorted(self._first, number, side="right")) - 1
+        return self._epoch(epoch)[number - self._first[epoch]]
+
+    def _epoch(self, epoch: int) -> list[list[int]]:
+        if epoch not in self._held:
+            while len(self._held) > 1:
+                del self._held[next(iter(self._held))]
+            order = self.order.epoch(epoch)
+            self._held[epoch] = [[int(i)] for i in order] if self.length is None else self._pack(order)
+        return self._held[epoch]
+
+    def _pack(self, order: Positions) -> list[list[int]]:
+        assert self.length is not None
+        return first_fit(self.sizes, order, self.length)
+
+
+def first_fit(sizes: Positions, order: Positions, length: int) -> list[list[int]]:
+    """Each example goes into the first row that has room for it; the rows come in the order of their first example."""
+    rows: list[list[int]] = []
+    room = np.zeros(len(order), dtype=np.int64)
+    for i in order.tolist():
+        size = int(sizes[i])
+        at = int(np.argmax(room[: len(rows)] >= size)) if rows else 0
+        if at == len(rows) or room[at] < size:
+            at = len(rows)
+            rows.append([])
+            room[at] = length
+        rows[at].append(i)
+        room[at] -= size
+    return rows

@@ -1,0 +1,187 @@
+"""Arms that are checked: what was refused and why, which arms are the same, and the jobs that they make."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ablatio import config as run_config
+from ablatio.compose import Composed
+from ablatio.errors import ConfigError, Problem
+from ablatio.registry import REGISTRIES
+from ablatio.space import Arm
+from ablatio.sweep import asked
+from ablatio.sweep.asked import Asked
+from ablatio.sweep.compose import Composer, has, is_value
+from ablatio.sweep.study import Job, Role, label_of
+from ablatio.tasks.folder import VOLATILE, run_id
+
+ORIGIN = ("model", "model.start", "model.path")  # say which parts there are
+ENOUGH = 8  # arms with mistakes in them: the next ones have the same
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One arm as it will run, checked.  `more`: what makes it comparable with others, such as a narrower d_ff."""
+
+    arm: Arm
+    composed: Composed
+    more: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        return label_of(self.arm)
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        return self.composed.config
+
+
+class Planner:
+    """Makes checked cells of arms; remembers what was refused, what was the same, and which axes came to bear."""
+
+    def __init__(self, sweep: Asked) -> None:
+        self.sweep = sweep
+        self.composer = Composer()
+        self.refused: list[tuple[Arm, list[Problem]]] = []
+        self.same: dict[str, str] = {}  # arm -> the one that it equals
+        self.used: set[str] = set()
+        self._ids: dict[str, Arm] = {}
+        self._tried: set[tuple[tuple[str, str], ...]] = set()
+
+    def cells(self, arms: Iterable[Arm]) -> list[Cell]:
+        """One cell for each arm that can run; equal ones once.  ConfigError when arms hold mistakes."""
+        mistakes: list[tuple[Arm, list[Problem]]] = []
+        made, total = list[Cell](), 0
+        for total, wish in enumerate(arms, 1):  # noqa: B007 (the number of arms)
+            try:
+                cell = self.cell(wish)
+            except ConfigError as error:
+                mistakes.append((self.applicable(wish)[0], error.problems))
+                if len(mistakes) == ENOUGH:
+                    break
+                continue
+            made += [cell] if cell else []
+        if mistakes:
+            raise ConfigError(by_problem(mistakes, total))
+        if unused := [axis.key for axis in self.sweep.axes if axis.key not in self.used]:
+            raise ConfigError([self._unused(key) for key in unused])
+        return made
+
+    def cell(self, wish: Arm) -> Cell | None:
+        """The arm as it will run; None when it is refused, or equals an earlier one.  ConfigError for a mistake."""
+        arm, overrides = self.applicable(wish)
+        key = tuple(sorted(arm.items()))
+        if key in self._tried:
+            return None
+        self._tried.add(key)
+        try:
+            composed = self.composer.compose(overrides)
+        except ConfigError as error:
+            if wrong := [p for p in error.problems if not p.combination]:
+                raise ConfigError(wrong) from None
+            self.refused.append((arm, error.problems))
+            return None
+        found = self._ids.setdefault(job_id(composed.config), arm)
+        if found is not arm:
+            self.same[label_of(arm)] = label_of(found)
+            return None
+        return Cell(arm, composed)
+
+    def applicable(self, wish: Arm) -> tuple[Arm, list[str]]:
+        """(the arm without what it cannot have, its overrides): `norm.eps` says nothing where the norm has no eps.
+
+        A fixed knob of a kind that varies is dropped likewise.
+        """
+        shared = [text for text in self.sweep.fixed if not self._value_key(text)]
+        pairs = {key: f"{key}={value}" for key, value in wish.items()}
+        shape = self.composer.tree([*shared, *(t for t in pairs.values() if not self._value_key(t))])
+        if shape is None:  # only Hydra can tell, and it will say what is wrong
+            self.used |= pairs.keys()
+            return wish, [*self.sweep.fixed, *pairs.values()]
+        varied = {axis.key.split(".")[0] for axis in self.sweep.axes} & REGISTRIES.keys()
+        kept = [
+            text
+            for text in self.sweep.fixed
+            if not (key := self._value_key(text)) or key.split(".")[0] not in varied or has(shape[0], key)
+        ]
+        arm = {k: v for k, v in wish.items() if not self._value_key(pairs[k]) or has(shape[0], k)}
+        self.used |= arm.keys()
+        return arm, [*kept, *(pairs[key] for key in arm)]
+
+    @staticmethod
+    def _value_key(text: str) -> str:
+        """The key, where an override gives a plain value; else an empty string."""
+        parsed = asked.parse(text)
+        own = parsed is not None and is_value(parsed) and parsed.key_or_group not in ORIGIN
+        return parsed.key_or_group if parsed is not None and own else ""
+
+    def _unused(self, key: str) -> Problem:
+        """An axis that no arm has: the nearest key that one has."""
+        section = key.split(".")[0]
+        known = {f"{kind}.{k.name}" for kind, r in REGISTRIES.items() if r.in_run for e in r for k in e.knobs}
+        known |= {f"{n}.{k.name}" for n, s in run_config.SECTIONS.items() for k in run_config.section_knobs(s)}
+        values = ",".join(next(a.values for a in self.sweep.axes if a.key == key))
+        if key in known:
+            having = [e.name for e in REGISTRIES[section] if e.knob(key.split(".", 1)[1])]
+            why = f"no arm has it; it is a knob of {section}={', '.join(having)}"
+            return Problem(key, why, f"{section}={having[0]}")
+        problem = run_config.unknown(key, key, known)
+        fix = f"{problem.fix}={values}" if problem.fix else ""
+        return Problem(key, f"no arm has it: {problem.what}" if fix else "no arm has it", fix)
+
+    def composed(self, cell: Cell, more: Mapping[str, str] | None = None) -> Composed:
+        """The cell's config, and that of its settings beside the arm's."""
+        said = [f"{k}={v}" for k, v in {**cell.more, **(more or {})}.items()]
+        return self.composer.compose([*_nameless(cell.composed.overrides), *said])
+
+    def job(
+        self,
+        cell: Cell,
+        seed: int,
+        *,
+        more: Mapping[str, str] | None = None,
+        role: Role = "run",
+        until: int | None = None,
+    ) -> Job:
+        """One run of a cell; `more`: settings beside the cell's own."""
+        if more or cell.more or self.composer.interpolated:
+            composed = self.composed(cell, {**(more or {}), asked.SEED: str(seed)})
+        else:  # nothing else depends on the seed
+            known = cell.composed
+            seeded = {**known.config, asked.SEED: seed}, {**known.public, asked.SEED: seed}
+            composed = Composed(*seeded, [*_nameless(known.overrides), f"{asked.SEED}={seed}"])
+        public = {k: v for k, v in composed.public.items() if k != run_config.SWEEP}
+        return Job(job_id(composed.config), cell.arm, seed, tuple(composed.overrides), public, role, until)
+
+
+def _nameless(overrides: Sequence[str]) -> list[str]:
+    """Without the study's name: a single run that is made again would find its folder taken."""
+    return [text for text in overrides if not text.startswith("name=")]
+
+
+def job_id(config: Mapping[str, Any]) -> str:
+    """Hash of the settings that make the numbers, and of the source of each part that they name."""
+    parts = {
+        f"{entry.kind}/{entry.name}": entry.digest
+        for entry, _ in run_config.chosen(config)
+        if entry.kind not in VOLATILE
+    }
+    made = json.dumps([run_id(config), parts], sort_keys=True)
+    return hashlib.sha256(made.encode()).hexdigest()[:16]
+
+
+def by_problem(found: Sequence[tuple[Arm, list[Problem]]], total: int) -> list[Problem]:
+    """Each problem once, with the arms that have it."""
+    where: dict[tuple[str, str, str], list[str]] = {}
+    for arm, problems in found:
+        for p in problems:
+            where.setdefault((p.where, p.what, p.fix), []).append(label_of(arm))
+    return [Problem(key, f"{what} ({_which(arms, total)})", fix) for (key, what, fix), arms in where.items()]
+
+
+def _which(arms: Sequence[str], total: int) -> str:
+    if len(arms) == total:
+        return "every arm"
+    return arms[0] if len(arms) == 1 else f"{len(arms)} of {total} arms, such as {arms[0]}"

@@ -1,0 +1,107 @@
+"""Prompts by their number: cut out of a text, or the questions of conversations."""
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from ablatio.data.batches import Windows
+from ablatio.data.cache import Corpus
+from ablatio.data.chat import sign_id, write
+from ablatio.data.order import WindowOrder
+from ablatio.data.splits import hash_split
+from ablatio.data.types import Conversation
+from ablatio.errors import UserError
+from ablatio.model.roles import named_generator
+from ablatio.tasks.setup import Setup
+
+log = logging.getLogger("ablatio")
+
+
+class Prompt(NamedTuple):
+    """ids of a prompt and of what follows it in the data, and that as text where it is known for right."""
+
+    ids: list[int]
+    following: list[int]
+    truth: str | None = None
+
+
+class TextPrompts:
+    """Prompt i is `length` tokens from somewhere in the text, without an end of a document in them."""
+
+    def __init__(self, corpus: Corpus, length: int, following: int, eos: int, seed: int) -> None:
+        self.length, self.eos = length, eos
+        size = length + following
+        self.pools: dict[str, tuple[Windows, Any]] = {}
+        for split, tokens in (("train", corpus.train), ("validation", corpus.validation)):
+            if len(tokens) < size + 1:
+                raise UserError(
+                    f"the {split} text has {len(tokens)} tokens, and a prompt with what follows takes {size}\n"
+                    "    try: task.prompt_tokens=8"
+                )
+            self.pools[split] = Windows(tokens, size), WindowOrder(len(tokens), size, seed)
+
+    def __call__(self, numbers: Sequence[int], split: str = "train") -> list[Prompt]:
+        windows, order = self.pools[split]
+        rows = windows(order.starts(np.array(numbers))).tolist()
+        return [self._prompt(row) for row in rows]
+
+    def _prompt(self, row: list[int]) -> Prompt:
+        """What stands behind the last end of a document in the prompt, or all of it; a prompt has at least a token."""
+        head, tail = row[: self.length], row[self.length :]
+        ends = [i for i, token in enumerate(head[:-1]) if token == self.eos]
+        return Prompt(head[ends[-1] :] if ends else head, tail)
+
+
+class ChatPrompts:
+    """Prompt i is a conversation up to its last answer, which is held for right; each epoch has its order."""
+
+    def __init__(self, setup: Setup, source: Any, room: int) -> None:
+        self.tokenizer, form = setup.chat(source)
+        self.stop, self.seed = sign_id(self.tokenizer, form.end), setup.seeds.data
+        self.pools: dict[str, list[Prompt]] = {"train": [], "validation": []}
+        every = list(source.conversations())
+        asked = write(self.tokenizer, form, [c.messages[:-1] for c in every], answering=True)
+        right = [c.messages[-1].text for c in every]
+        answers = self.tokenizer.encode(right)
+        fraction = setup.config["data"]["val_fraction"]
+        for c, prompt, truth, ids in zip(every, asked, right, answers, strict=True):
+            found = Prompt(prompt.ids.tolist(), list(map(int, ids)), truth)
+            self.pools[c.split or self._split(c, fraction)].append(found)
+        self._check(source, room)
+
+    @staticmethod
+    def _split(conversation: Conversation, fraction: float) -> str:
+        asked = next(m.text for m in conversation.messages if m.role == "user")
+        return hash_split(hashlib.sha256(asked.encode()).digest(), fraction)
+
+    def _check(self, source: Any, room: int) -> None:
+        """What does not fit beside an answer is left out, and that is said; a cut question would be another one."""
+        longest = max((len(p.ids) for pool in self.pools.values() for p in pool), default=0)
+        whole = sum(map(len, self.pools.values()))
+        self.pools = {split: [p for p in pool if len(p.ids) <= room] for split, pool in self.pools.items()}
+        left = whole - sum(map(len, self.pools.values()))
+        said = (
+            f"{left} of {whole} prompts are longer than the {room} tokens that model.max_len leaves beside an answer; "
+            f"the longest has {longest}"
+        )
+        for split, pool in self.pools.items():
+            if not pool:
+                fix = f"model.max_len={longest + 64}" if left else "data.val_fraction=0.2"
+                raise UserError(f"the {split} split has no prompt: {said}\n    try: {fix}")
+        if left:
+            log.warning("%s: they are left out", said)
+        self.content: dict[str, Any] = {"fingerprint": source.fingerprint(), "left_out": left}
+        self.content |= {split: len(pool) for split, pool in self.pools.items()}
+
+    def __call__(self, numbers: Sequence[int], split: str = "train") -> list[Prompt]:
+        pool = self.pools[split]
+        return [pool[self._place(number, split, len(pool))] for number in numbers]
+
+    def _place(self, number: int, split: str, size: int) -> int:
+        epoch, at = divmod(number, size)
+        generator = named_generator(self.seed, f"prompts/{split}/{epoch}")
+        return int(torch.randperm(size, generator=generator)[at])

@@ -1,0 +1,394 @@
+"""Learning from rewards: the model answers prompts, a reward judges the answers, a policy method learns from that."""
+
+import copy
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Annotated, Any
+
+import torch
+from torch import Tensor
+
+from ablatio import Positive, alignments, rewards, rule, sources
+from ablatio.errors import UserError
+from ablatio.kinds import tasks
+from ablatio.model.answers import Answer, judged, token_rewards
+from ablatio.model.estimates import kl_estimates, masked_mean
+from ablatio.model.language_model import LanguageModel, Loss
+from ablatio.model.policy import ValueHead, said_of
+from ablatio.model.roles import named_generator
+from ablatio.model.rollout import Rollout, roll_out, streams
+from ablatio.tasks.setup import Setup
+
+from ._prompts import ChatPrompts, Prompt, TextPrompts
+
+SHOWN = 4  # answers in samples.jsonl
+COLLAPSED = 0.9  # share of one token among all that a rollout holds from which on it is said
+log = logging.getLogger("ablatio")
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Which batch of its optimizer step this is."""
+
+    number: int
+
+    def to(self, device: torch.device | str) -> "Part":
+        return self
+
+
+@tasks.register("policy", paper="arXiv:2203.02155")
+class Policy:
+    """Steps: answers to new prompts, their rewards, advantages, then `epochs` passes in `minibatches` steps each.
+
+    `alignment` is the method (data = prompts), `reward` the judge.  A batch has `train.batch_size` answers; a
+    rollout as many as its minibatches need.  The reference is the model before its first step; a critic is a head
+    beside the output, trained with the policy.  Prompts are the questions of a source that
+    gives conversations, or are cut out of its documents.
+    """
+
+    takes, scores, main, better = "documents", ("reward", "kl", "entropy", "answer_length"), "reward", "higher"
+    needs = ("alignment=ppo", "reward=length")
+    metrics = (
+        "train/reward", "train/reward_std", "train/kl_k1", "train/kl_k2", "train/kl_k3", "train/entropy",
+        "train/old_kl", "train/answer_length", "train/ended", "train/top_token",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        setup: Setup,
+        *,
+        prompt_tokens: Annotated[int, Positive, "of a prompt that is cut out of a text"] = 16,
+        answer_tokens: Annotated[int, Positive, "that an answer may have"] = 32,
+        temperature: Annotated[float, Positive, "at which answers are drawn and judged"] = 1.0,
+    ) -> None:
+        self.setup, self.prompt_tokens, self.answer_tokens = setup, prompt_tokens, answer_tokens
+        self.temperature = temperature
+        self.name = self._chosen("alignment", "ppo")
+        entry = alignments[self.name]
+        if entry.facts["data"] != "prompts":
+            raise UserError(
+                f"alignment={self.name} learns from {entry.facts['data']}, and task=policy has prompts\n"
+                "    try: alignment=grpo"
+            )
+        self.method: Any = setup.part("alignment")
+        self.asks: dict[str, list[str]] = entry.facts["asks"]
+        asked = {word for words in self.asks.values() for word in words}
+        self.critic, self.greedy = bool(asked & {"values", "old_values"}), "greedy_rewards" in asked
+        self.from_text = entry.facts["prompts"] == "text"
+        self._find_prompts()
+        self.judge, self.judge_name = self._judge()
+        train = setup.config["train"]
+        self.per_step = int(train["batch_size"]) * int(train["accumulate"])
+        self.answers = self.per_step * self.method.minibatches
+        self._fits()
+        self.reference: LanguageModel | None = None
+        self.head: ValueHead | None = None
+        self.rollout: Rollout | None = None
+        self.words: dict[str, Any] = {}
+        self.measures: dict[str, Tensor] = {}
+        self.number, self.cursor, self.moved = -1, 0, 0.0
+
+    def _find_prompts(self) -> None:
+        """The questions of a source that gives conversations; else pieces of its documents."""
+        setup, source = self.setup, self.setup.source()
+        self.content: dict[str, Any]
+        self.prompts: ChatPrompts | TextPrompts
+        if "conversations" in sources[setup.config["source"]["name"]].facts["uses"] and not self.from_text:
+            self.prompts = chat = ChatPrompts(setup, source, setup.config["model"]["max_len"] - self.answer_tokens)
+            self.tokenizer, self.stop, self.content = chat.tokenizer, chat.stop, chat.content
+            return
+        corpus, self.tokenizer = setup.corpus(source)
+        self.stop = self.tokenizer.eos
+        self.content = {"fingerprint": corpus.fingerprint, "key": corpus.key, **corpus.counts}
+        where = self.prompt_tokens, self.answer_tokens, self.stop, setup.seeds.data
+        self.prompts = TextPrompts(corpus, *where)
+
+    def _chosen(self, kind: str, usual: str) -> str:
+        node = self.setup.config.get(kind)
+        if not node:
+            raise UserError(f"task=policy needs a {kind}, and the config names none\n    try: {kind}={usual}")
+        return str(node["name"])
+
+    def _judge(self) -> tuple[Callable[[Sequence[Answer]], Any], str]:
+        if self.from_text:  # the text itself says what is right
+            return (lambda answers: torch.tensor([self._right(a) for a in answers])), self.name
+        name = self._chosen("reward", "length")
+        made = self.setup.part("reward", open_run=self._open_run)
+        if rewards[name].wiring == ("answer",):
+            return (lambda answers: torch.tensor([float(made(a)) for a in answers])), name
+        return made, name
+
+    def _open_run(self, path: str) -> Callable[[Sequence[Answer]], Tensor]:
+        if self.setup.open_reward is None:
+            raise UserError("a reward model is opened by a run, and this is none")
+        return self.setup.open_reward(path, self.tokenizer)
+
+    def _right(self, answer: Answer) -> float:
+        ids = answer.more["following"]
+        ends = [len(self.tokenizer.decode(ids[: n + 1])) for n in range(len(ids))]
+        return float(self.method.correct(answer.text, answer.truth, ends))
+
+    def _fits(self) -> None:
+        group, rows = self.method.group, self.per_step if self._whole else self.answers
+        if rows % group:
+            raise UserError(
+                f"{rows} answers (train.batch_size x train.accumulate{'' if self._whole else ' x minibatches'}) are no "
+                f"whole number of groups of alignment.group={group}\n    try: train.batch_size={group}"
+            )
+        longest, room = self.prompt_tokens + self.answer_tokens, int(self.setup.config["model"]["max_len"])
+        if longest > room:
+            raise UserError(
+                f"a prompt of {self.prompt_tokens} tokens and an answer of {self.answer_tokens} are {longest}, and "
+                f"model.max_len={room}\n    try: task.answer_tokens={max(1, room - self.prompt_tokens)}"
+            )
+
+    @property
+    def _whole(self) -> bool:
+        return bool(alignments[self.name].facts["whole_groups"])
+
+    def attach(self, model: LanguageModel) -> None:
+        if self.critic:
+            model.value_head = ValueHead(model.lm_head.in_features)
+
+    def prepare(self, model: LanguageModel) -> None:
+        """The reference is the model as it is now."""
+        self.reference = copy.deepcopy(model).eval().requires_grad_(False)
+
+    @property
+    def training(self) -> "Numbers":
+        return Numbers()
+
+    def validation(self, length: int | None = None, tokens: int | None = None) -> list[dict[str, Any]]:
+        """Held-out prompts in batches; each draws its answers from streams of its own."""
+        count = max(1, min(64, (tokens or 2048) // (self.prompt_tokens + self.answer_tokens)))
+        return [{"number": torch.tensor(i), "first": i, "count": min(16, count - i)} for i in range(0, count, 16)]
+
+    def tokens(self, steps: int) -> int:
+        """Tokens of prompts and answers, at most: how long answers are is only known when they are written."""
+        return steps * self.per_step * (self.prompt_tokens + self.answer_tokens)
+
+    def example(self, batch: Mapping[str, Tensor], generator: torch.Generator) -> Part:
+        return Part(int(batch["number"]))
+
+    def begin_step(self, model: LanguageModel, step: int) -> None:
+        """A new rollout when the last one is used up, or when the policy has moved too far from it."""
+        self.cursor += 1
+        stops = getattr(self.method, "stops", None)
+        used = self.cursor >= self.method.epochs * self.method.minibatches
+        if self.rollout is None or used or (stops is not None and stops(self.moved)):
+            self._roll(model)
+            self.cursor = 0
+
+    @torch.no_grad()
+    def _roll(self, model: LanguageModel) -> None:
+        self.number += 1
+        count = self.answers // self.method.group
+        prompts = self.prompts(range(self.number * count, (self.number + 1) * count))
+        rollout = self._answer(model, prompts, self.number, group=self.method.group)
+        words = self._words(model, prompts, rollout)
+        if self.greedy:
+            greedy = self._answer(model, prompts, None)
+            scores, _ = judged(self.judge, self.judge_name, self._texts(prompts, greedy, 1))
+            words["greedy_rewards"] = scores.to(rollout.mask).repeat_interleave(self.method.group)
+        price = (words["old_logps"] - words["ref_logps"]).sum(1).mean()
+        if hasattr(self.method, "observe"):
+            self.method.observe(float(price))
+        found = self.method.advantages(**{w: words[w] for w in self.asks["advantages"]})
+        words["advantages"] = found.advantages
+        if found.returns is not None:
+            words["returns"] = found.returns
+        self.rollout, self.words, self.moved = rollout, words, 0.0
+        self.measures = self._measured(rollout, words) | dict(found.metrics or {})
+        self._watch(rollout)
+
+    def _answer(
+        self, model: LanguageModel, prompts: Sequence[Prompt], stream: int | None, *, group: int = 1
+    ) -> Rollout:
+        """Answers drawn from the streams of one rollout, or the likeliest ones."""
+        seed, rows = self.setup.seeds.data, len(prompts) * group
+        draws = None if stream is None else streams(seed, stream, rows, self.answer_tokens)
+        return roll_out(
+            model, [p.ids for p in prompts], draws, stop=self.stop, new_tokens=self.answer_tokens,
+            group=group, temperature=self.temperature,
+        )  # fmt: skip
+
+    def _texts(self, prompts: Sequence[Prompt], rollout: Rollout, group: int) -> list[Answer]:
+        made = []
+        for row in range(len(rollout)):
+            prompt, ids = prompts[row // group], rollout.answer(row)
+            text = self._decode(rollout.answer(row, self.stop))
+            truth = prompt.truth if prompt.truth is not None else self._decode(prompt.following)
+            asked = self._decode(prompt.ids)
+            made.append(Answer(asked, text, prompt.ids, ids, truth, {"following": prompt.following}))
+        return made
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return self.tokenizer.decode([i for i in ids if i < self.tokenizer.vocab_size])
+
+    def _words(self, model: LanguageModel, prompts: Sequence[Prompt], rollout: Rollout) -> dict[str, Any]:
+        """What a method may ask for, as far as it is known when the answers are written (ablatio.alignment)."""
+        assert self.reference is not None, "prepare() comes before the first step"
+        texts = self._texts(prompts, rollout, self.method.group)
+        scores, steps = judged(self.judge, self.judge_name, texts)
+        mode = model.training
+        old = said_of(model.eval(), rollout, temperature=self.temperature, head=self._head(model))
+        model.train(mode)
+        reference = said_of(self.reference, rollout, temperature=self.temperature)
+        earned = token_rewards(scores.to(rollout.mask.device), steps, rollout.mask, texts, self._decode)
+        return {
+            "rewards": scores.to(rollout.mask), "token_rewards": earned, "mask": rollout.mask,
+            "old_logps": old.logps, "ref_logps": reference.logps, "old_values": old.values, "entropy": old.entropy,
+            "max_length": self.answer_tokens,
+        }  # fmt: skip
+
+    def _head(self, model: LanguageModel) -> Any:
+        return model.value_head if self.critic else None
+
+    def _measured(self, rollout: Rollout, words: Mapping[str, Any]) -> dict[str, Tensor]:
+        mask, length = rollout.mask, rollout.mask.sum(1)
+        kl = kl_estimates(words["old_logps"], words["ref_logps"], mask)
+        last = rollout.tokens.gather(1, (length.long() - 1)[:, None])
+        kept = rollout.tokens[mask.bool()]
+        return {
+            "train/reward": words["rewards"].mean(),
+            "train/reward_std": words["rewards"].std(correction=0),
+            "train/kl_k1": kl.k1,
+            "train/kl_k2": kl.k2,
+            "train/kl_k3": kl.k3,
+            "train/entropy": masked_mean(words["entropy"], mask),
+            "train/answer_length": length.mean(),
+            "train/ended": (last == self.stop).float().mean(),
+            "train/top_token": kept.bincount().max() / len(kept),
+        }
+
+    def _watch(self, rollout: Rollout) -> None:
+        """A policy that says one thing alone earns what it can, and learns nothing more."""
+        share = float(self.measures["train/top_token"])
+        if share >= COLLAPSED and int(rollout.mask.sum()) >= 2 * len(rollout):
+            token = int(rollout.tokens[rollout.mask.bool()].bincount().argmax())
+            log.warning(
+                "the policy has collapsed: %.0f %% of the tokens of its last %d answers are %r\n"
+                "    try: a lower rate (optimizer.lr), a stronger tie to the reference, or another reward",
+                100 * share, len(rollout), self._decode([token]),
+            )  # fmt: skip
+
+    def loss(self, model: LanguageModel, example: Part) -> Loss:
+        rows = self._rows(example.number)
+        part = self._taken(rows)
+        assert self.rollout is not None
+        said = said_of(model, self.rollout[rows], temperature=self.temperature, head=self._head(model))
+        step = self._taken(self._of_step())["mask"].sum()
+        part |= {"logps": said.logps, "values": said.values, "entropy": said.entropy}
+        part["tokens"] = step * len(rows) / self.per_step  # what is to be divided by, so that batches can be averaged
+        loss, metrics = self.method.loss(**{w: part[w] for w in self.asks["loss"]})
+        with torch.no_grad():
+            old = kl_estimates(part["old_logps"], said.logps, part["mask"]).k3
+            self.moved = float(old)
+        found = self.measures | metrics | {"train/old_kl": old}
+        return Loss(loss * len(rows), loss.new_tensor(float(len(rows))), found)
+
+    def _of_step(self) -> Tensor:
+        """The answers of this optimizer step: each pass has an order of its own, of groups if they stay together."""
+        minibatches, unit = self.method.minibatches, self.method.group if self._whole else 1
+        epoch, place = divmod(self.cursor, minibatches)
+        generator = named_generator(self.setup.seeds.data, f"minibatches/{self.number}/{epoch}")
+        order = torch.randperm(self.answers // unit, generator=generator)
+        rows = (order[:, None] * unit + torch.arange(unit)).flatten()
+        return rows[place * self.per_step : (place + 1) * self.per_step]
+
+    def _rows(self, number: int) -> Tensor:
+        size = int(self.setup.config["train"]["batch_size"])
+        at = number % int(self.setup.config["train"]["accumulate"])
+        return self._of_step()[at * size : (at + 1) * size]
+
+    def _taken(self, rows: Tensor) -> dict[str, Any]:
+        return {w: x[rows.to(x.device)] if isinstance(x, Tensor) and x.dim() else x for w, x in self.words.items()}
+
+    @torch.no_grad()
+    def score(
+        self,
+        model: LanguageModel,
+        batches: Sequence[dict[str, Any]],
+        device: torch.device,
+        between: Callable[[int], None],
+    ) -> dict[str, float]:
+        """Means over answers to held-out prompts; KL to the reference in nats per answer."""
+        reference = self.reference if self.reference is not None else model
+        mode, sums, count = model.training, torch.zeros(4, dtype=torch.float64), 0
+        model.eval()
+        try:
+            for done, batch in enumerate(batches):
+                prompts = self.prompts(range(batch["first"], batch["first"] + batch["count"]), "validation")
+                rollout = self._answer(model, prompts, -1 - batch["first"])
+                scores, _ = judged(self.judge, self.judge_name, self._texts(prompts, rollout, 1))
+                own, other = (said_of(m, rollout, temperature=self.temperature) for m in (model, reference))
+                kl = ((own.logps - other.logps) * rollout.mask).sum()
+                sums += torch.stack([scores.sum().cpu().double(), kl.cpu().double(), own.entropy.sum().cpu().double(),
+                                     rollout.mask.sum().cpu().double()])  # fmt: skip
+                count += len(rollout)
+                between(done + 1)
+        finally:
+            model.train(mode)
+        reward, kl, entropy, length = sums.tolist()
+        return {
+            "reward": reward / count, "kl": kl / count, "entropy": entropy / max(1.0, length),
+            "answer_length": length / count, "answers": count,
+        }  # fmt: skip
+
+    def samples(self, model: LanguageModel) -> list[dict[str, str]]:
+        """Answers to the first held-out prompts, each with its reward."""
+        prompts = self.prompts(range(SHOWN), "validation")
+        mode = model.training
+        texts = self._texts(prompts, self._answer(model.eval(), prompts, -1), 1)
+        model.train(mode)
+        scores, _ = judged(self.judge, self.judge_name, texts)
+        return [
+            {"prompt": a.prompt, "answer": a.text, "reward": f"{s:.3f}"}
+            for a, s in zip(texts, scores.tolist(), strict=True)
+        ]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything between two optimizer steps: the rollout is in the middle of its passes."""
+        held = self.rollout
+        return {
+            "number": self.number, "cursor": self.cursor, "moved": self.moved, "words": dict(self.words),
+            "measures": dict(self.measures),
+            "rollout": None if held is None else {f.name: getattr(held, f.name) for f in fields(held)},
+            "method": self.method.state_dict() if hasattr(self.method, "state_dict") else {},
+        }  # fmt: skip
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.number, self.cursor, self.moved = state["number"], state["cursor"], state["moved"]
+        self.words, self.measures = dict(state["words"]), dict(state["measures"])
+        self.rollout = None if state["rollout"] is None else Rollout(**state["rollout"])
+        if hasattr(self.method, "load_state_dict"):
+            self.method.load_state_dict(state["method"])
+
+
+class Numbers:
+    """Batches are nothing but their numbers: what they hold is written when they are needed."""
+
+    def __getitem__(self, number: int) -> dict[str, Tensor]:
+        return {"number": torch.tensor(number)}
+
+
+rule(
+    when="task.name == 'policy' and facts.alignment.data != 'prompts'",
+    why="task=policy answers prompts itself, and alignment={alignment.name} learns from {facts.alignment.data}",
+    fix="alignment=grpo",
+    where="alignment",
+)
+rule(
+    when="task.name == 'policy' and 'next tokens' not in facts.architecture.takes",
+    why="task=policy reads an answer behind its prompt, and architecture={architecture.name} learns from "
+    "{facts.architecture.takes}",
+    fix="architecture=causal",
+    where="architecture",
+)
+rule(
+    when="task.name == 'policy' and not facts.attention.caches",
+    why="task=policy decodes with the KV cache, and attention={attention.name} has none",
+    fix="attention=mha",
+    where="attention",
+)

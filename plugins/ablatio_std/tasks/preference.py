@@ -1,0 +1,289 @@
+"""Preference tuning: any method of `alignment` that learns from pairs, rankings or labelled answers."""
+
+import copy
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ablatio import kinds, rule
+from ablatio.data.store import key_of, obtain
+from ablatio.kinds import tasks
+from ablatio.model.language_model import LanguageModel, Loss
+from ablatio.tasks.setup import Setup
+from ablatio.writer import write_bytes
+
+from ._answers import Answered, Answers, AnswerSet, Judged, Units, example_of, groups_of
+
+AT_ONCE = 8  # answers whose reference log-probabilities are made together
+
+
+@tasks.register("preference", paper="arXiv:2305.18290")
+class Preference:
+    """The loss of `alignment` on sums of log p(token | prompt, answer so far) over the tokens of an answer.
+
+    The reference is the model before its first step: what it says of each answer is worked out once and kept on disk.
+    Score: how often training has raised the better of two held-out answers more than the worse one, which means the
+    same for every method.
+    """
+
+    takes, template, needs = "feedback", True, ("alignment=dpo",)
+    scores, main, better = ("accuracy", "margin", "chosen_change", "rejected_change"), "accuracy", "higher"
+
+    def __init__(
+        self,
+        setup: Setup,
+        *,
+        pairs: Annotated[
+            Literal["all", "extremes"], "of the answers to a prompt: all pairs, or best against worst"
+        ] = "all",
+        too_long: Annotated[
+            Literal["cut", "drop", "refuse"], "a prompt too long beside its answers loses its beginning, or ..."
+        ] = "cut",
+    ) -> None:
+        self.setup, self.which = setup, pairs
+        self.method = setup.part("alignment")
+        facts = kinds.alignments[setup.config["alignment"]["name"]].facts
+        self.data, self.moves, self.written = facts["data"], facts["moves_reference"], facts["rejected"] == "reference"
+        self.asked: list[str] = facts["asks"]["loss"]
+        self.referenced = any(word.startswith("ref_") for word in self.asked) and not self.moves
+        self.set = AnswerSet(setup, too_long)
+        self.tokenizer, self.content = self.set.tokenizer, self.set.content
+        self.held_out = [p for line in self.set.judged["validation"] for p in self._pairs_of(line)]
+        self.units = [unit for line in self.set.judged["train"] for unit in self._units_of(line)]
+        self.strangers = self._strangers() if "kl_logps" in self.asked else []
+        self.content["units"] = len(self.units)
+        self.reference: LanguageModel | None = None
+        self.said: np.ndarray = np.zeros(0, dtype=np.float32)
+        self.starts: np.ndarray = np.zeros(0, dtype=np.int64)
+
+    def _pairs_of(self, line: Judged) -> list[tuple[int, int]]:
+        """(better, worse) places of answers."""
+        ranked = sorted(zip(line.scores, line.members, strict=True), key=lambda pair: -pair[0])
+        if self.which == "extremes":
+            ranked = [ranked[0], ranked[-1]]
+        return [(a, b) for (s, a), (t, b) in combinations(ranked, 2) if s > t]
+
+    def _units_of(self, line: Judged) -> list[tuple[tuple[int, ...], tuple[float, ...]]]:
+        """What one row of a batch is: a pair, a ranking, or an answer with 1 where it is wanted."""
+        if self.data == "pairs":
+            return [(pair, (1.0, 0.0)) for pair in self._pairs_of(line)]
+        if self.data == "rankings":
+            return [(line.members, line.scores)]
+        middle = sum(line.scores) / len(line.scores) if len(set(line.scores)) > 1 else 0.5
+        return [((i,), (float(s > middle),)) for i, s in zip(line.members, line.scores, strict=True)]
+
+    def _strangers(self) -> list[int]:
+        """For each unit the next one's answer behind its own prompt: places of answers that are made for it."""
+        made = []
+        for number, (members, _) in enumerate(self.units):
+            own, other = (
+                self.set.answers[members[0]],
+                self.set.answers[self.units[(number + 1) % len(self.units)][0][0]],
+            )
+            room = self.setup.length + 1 - own.first
+            ids = np.concatenate([own.ids[: own.first], other.ids[other.first :][: max(1, room)]])
+            made.append(len(self.set.answers))
+            self.set.answers.append(Answered(ids, own.first))
+        return made
+
+    def attach(self, model: LanguageModel) -> None:
+        """A reference that moves is a second model; it comes back with the checkpoint."""
+        if self.moves:
+            self.reference = copy.deepcopy(model).eval().requires_grad_(False)
+
+    def prepare(self, model: LanguageModel) -> None:
+        """What the model says now, of held-out answers and of all that the method compares with its reference."""
+        mode = model.training
+        model.eval()
+        if self.reference is not None:
+            self.reference.load_state_dict(model.state_dict())
+            self.reference.to(next(model.parameters()).device)
+        if self.written:
+            self._write_rejected(model)
+        weights = hashlib.sha256()
+        for name, tensor in model.state_dict().items():
+            weights.update(name.encode() + tensor.detach().cpu().float().numpy().tobytes())
+        device = next(model.parameters()).device
+        key = key_of("reference", weights.hexdigest(), self.set.digest(), str(self._wanted()), str(device.type),
+                     str(torch.is_autocast_enabled(device.type)))  # fmt: skip
+        folder = self.setup.cache / "reference" / key
+        self.starts = np.array(obtain(folder, lambda f: self._refer(model, device, f))["starts"])
+        self.said = np.fromfile(folder / "logps.bin", dtype=np.float32)
+        model.train(mode)
+
+    def _wanted(self) -> list[int]:
+        """Places of the answers that the reference is asked about."""
+        trained = [i for members, _ in self.units for i in members] if self.referenced else []
+        return sorted({i for pair in self.held_out for i in pair} | set(trained) | set(self.strangers))
+
+    @torch.no_grad()
+    def _refer(self, model: LanguageModel, device: torch.device, folder: Path) -> dict[str, Any]:
+        starts, said, at = [-1] * len(self.set.answers), [], 0
+        wanted = sorted(self._wanted(), key=lambda i: len(self.set.answers[i].ids))  # rows of about one length
+        for group in groups_of(len(wanted), AT_ONCE):
+            members = [wanted[i] for i in group]
+            logps = example_of(self.set.batch(members)).to(device).spoken(model).logps.float().cpu().numpy()
+            for i, row in zip(members, logps, strict=True):
+                n = self.set.answers[i].length
+                starts[i], at = at, at + n
+                said.append(row[:n])
+        write_bytes(folder / "logps.bin", np.concatenate(said).astype(np.float32).tobytes())
+        return {"starts": starts}
+
+    def _write_rejected(self, model: LanguageModel) -> None:
+        """The worse answer of each pair becomes one that the model gives now: the same for the same weights."""
+        from ablatio.data.chat import sign_id
+        from ablatio.generate import Sampling, generate
+
+        stop = sign_id(self.tokenizer, self.set.form.end)
+        for group in groups_of(len(self.units), AT_ONCE):
+            held = [self.units[i][0] for i in group]
+            better = [self.set.answers[pair[0]] for pair in held]
+            room = min(self.setup.length + 1 - a.first for a in better)
+            prompts = [a.ids[: a.first].tolist() for a in better]
+            longest = min(room - 1, max(a.length for a in better))
+            found = generate(model, prompts, max(0, longest), Sampling(seed=self.setup.seeds.data + group[0]), stop)
+            for pair, a, new in zip(held, better, found, strict=True):
+                ids = np.array([*a.ids[: a.first].tolist(), *new, stop], dtype=a.ids.dtype)
+                self.set.answers[pair[1]] = Answered(ids, a.first)
+
+    @property
+    def training(self) -> Units:
+        return Units(self.setup, len(self.units), self._batch)
+
+    def validation(self, length: int | None = None, tokens: int | None = None) -> list[dict[str, Tensor]]:
+        pairs = self.held_out
+        groups = ([pairs[i] for i in group] for group in groups_of(len(pairs), AT_ONCE))
+        return [self._referred(self.set.batch([p[0] for p in g] + [p[1] for p in g])) for g in groups]
+
+    def _batch(self, numbers: Sequence[int]) -> dict[str, Tensor]:
+        """Pairs: the better answers, then the worse ones.  Rankings: K side by side.  Labelled: each with its label."""
+        units = [self.units[i] for i in numbers]
+        if self.data == "pairs":
+            return self._referred(self.set.batch([m[0] for m, _ in units] + [m[1] for m, _ in units]))
+        most = max(len(members) for members, _ in units)
+        index = [i for members, _ in units for i in (*members, *members[:1] * (most - len(members)))]
+        strangers = [self.strangers[i] for i in numbers] if self.strangers else []
+        made = self._referred(self.set.batch(index + strangers))
+        rows = [(*scores, *(0.0,) * (most - len(scores))) for _, scores in units]
+        present = [[i < len(members) for i in range(most)] for members, _ in units]
+        return made | {"scores": torch.tensor(rows), "present": torch.tensor(present)}
+
+    def _referred(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """With what the reference says of each token, where it was asked."""
+        found = torch.zeros_like(batch["mask"])
+        for row, i in enumerate(batch["index"].tolist()):
+            at = int(self.starts[i]) if len(self.starts) else -1
+            if at >= 0:
+                n = self.set.answers[i].length
+                found[row, :n] = torch.from_numpy(self.said[at : at + n])
+        return batch | {"reference": found}
+
+    def tokens(self, steps: int) -> int:
+        lengths = sum(len(self.set.answers[i].ids) for members, _ in self.units for i in members)
+        return round(self.setup.plan.step(steps)[0] * lengths / len(self.units))
+
+    def example(self, batch: Mapping[str, Tensor], generator: torch.Generator) -> Answers:
+        return example_of(batch)
+
+    def begin_step(self, model: LanguageModel, step: int) -> None:
+        """A reference that moves does so between steps."""
+        rate = self.method.reference_rate(step) if self.reference is not None and step else 0.0
+        if rate and self.reference is not None:
+            with torch.no_grad():
+                for own, new in zip(self.reference.parameters(), model.parameters(), strict=True):
+                    own.lerp_(new, rate)
+
+    def loss(self, model: LanguageModel, example: Answers) -> Loss:
+        words = self.words(model, example)
+        loss, metrics = self.method.loss(**{word: words[word] for word in self.asked})
+        count = len(example.index) // 2 if self.data == "pairs" else len(example.more["scores"])
+        return Loss(loss * count, loss.new_tensor(float(count)), metrics)
+
+    def words(self, model: LanguageModel, example: Answers) -> dict[str, Tensor]:
+        """What a method may ask for, of this batch (ablatio.alignment)."""
+        collision = any(word.endswith("collision") for word in self.asked)
+        said = example.spoken(model, collision)
+        reference = example.more["reference"]
+        if self.reference is not None:
+            with torch.no_grad():
+                reference = example.spoken(self.reference).logps
+        if self.data == "pairs":
+            return self._pair_words(said.logps, reference, example.mask, said.collision)
+        own = example.more["scores"].numel()
+        shape = example.more["scores"].shape
+        found = {
+            "logps": said.logps[:own].sum(1).view(shape),
+            "ref_logps": reference[:own].sum(1).view(shape),
+            "length": example.mask[:own].sum(1).view(shape),
+            "scores": example.more["scores"],
+            "present": example.more["present"],
+        }
+        if self.data == "rankings":
+            return found
+        strange = {"kl_logps": said.logps[own:].sum(1).detach(), "ref_kl_logps": reference[own:].sum(1)}
+        flat = {name: value[:, 0] for name, value in found.items()}
+        return flat | strange | {"labels": flat["scores"] > 0}
+
+    @staticmethod
+    def _pair_words(logps: Tensor, reference: Tensor, mask: Tensor, collision: Tensor | None) -> dict[str, Tensor]:
+        half = len(logps) // 2
+        found: dict[str, Tensor] = {}
+        for which, rows in (("chosen", slice(0, half)), ("rejected", slice(half, None))):
+            found |= {
+                which: logps[rows].sum(1),
+                f"ref_{which}": reference[rows].sum(1),
+                f"{which}_length": mask[rows].sum(1),
+                f"{which}_tokens": logps[rows],
+                f"ref_{which}_tokens": reference[rows],
+                f"{which}_mask": mask[rows],
+            }
+            if collision is not None:
+                found[f"{which}_collision"] = collision[rows]
+        return found
+
+    @torch.no_grad()
+    def score(
+        self,
+        model: LanguageModel,
+        batches: Sequence[dict[str, Tensor]],
+        device: torch.device,
+        between: Callable[[int], None],
+    ) -> dict[str, float]:
+        mode, found = model.training, []
+        model.eval()
+        try:
+            for number, batch in enumerate(batches):
+                example = example_of(batch).to(device)
+                change = (example.spoken(model).logps - example.more["reference"]).double().sum(1)
+                found.append(change.view(2, -1))
+                between(number + 1)
+        finally:
+            model.train(mode)
+        chosen, rejected = torch.cat(found, 1).cpu()
+        margin = chosen - rejected
+        right = (margin > 1e-4).double() + 0.5 * (margin.abs() <= 1e-4)  # before the first step all are equal
+        values = right, margin, chosen, rejected
+        return {name: float(v.mean()) for name, v in zip(self.scores, values, strict=True)} | {"pairs": len(margin)}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return dict(self.reference.state_dict()) if self.reference is not None else {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        if self.reference is not None:
+            self.reference.load_state_dict(state)
+
+
+rule(
+    when="task.name == 'preference' and facts.alignment.data == 'prompts'",
+    why="alignment={alignment.name} learns from rewards of what the model writes itself, and task=preference from "
+    "answers that are given",
+    fix="alignment=dpo",
+    where="alignment",
+)

@@ -1,0 +1,118 @@
+"""Chat templates: how turns are written, and where an answer ends.  Only what the assistant says is marked `said`.
+
+A document's own sign stands in front of each conversation; it is what the published forms call <s>, <|begin_of_text|>.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import Annotated
+
+from ablatio.data.chat import EOS, Piece
+from ablatio.data.types import Message
+from ablatio.kinds import templates
+
+
+@templates.register("plain", paper="https://github.com/huggingface/trl")
+class Plain:
+    """User: question (line) Assistant: answer (end) (line): no token of its own, any tokenizer can hold it."""
+
+    signs, end = (), EOS
+
+    def __call__(self, messages: Sequence[Message], answering: bool = False) -> Iterator[Piece]:
+        for message in messages:
+            if message.role == "assistant":
+                yield Piece("Assistant:")
+                yield from (Piece(f" {message.text}", said=True), Piece(EOS, sign=True, said=True), Piece("\n"))
+            else:
+                yield Piece(f"{message.role.capitalize()}: {message.text}\n")
+        if answering:
+            yield Piece("Assistant:")
+
+
+@templates.register("chatml", paper="https://github.com/openai/openai-python/blob/v0.28.1/chatml.md")
+class ChatML:
+    """<|im_start|>role (line) text<|im_end|> (line): two tokens of its own."""
+
+    signs, end = ("<|im_start|>", "<|im_end|>"), "<|im_end|>"
+
+    def __init__(self, *, system: Annotated[str, "what the system says where a conversation does not"] = "") -> None:
+        self.system = system
+
+    def __call__(self, messages: Sequence[Message], answering: bool = False) -> Iterator[Piece]:
+        opening = [Message("system", self.system)] if self.system and not _has_system(messages) else []
+        for message in (*opening, *messages):
+            said = message.role == "assistant"
+            yield from (Piece("<|im_start|>", sign=True), Piece(f"{message.role}\n"))
+            yield from (Piece(message.text, said=said), Piece("<|im_end|>", sign=True, said=said), Piece("\n"))
+        if answering:
+            yield from (Piece("<|im_start|>", sign=True), Piece("assistant\n"))
+
+
+@templates.register("llama3", paper="arXiv:2407.21783")
+class Llama3:
+    """<|start_header_id|>role<|end_header_id|> (two lines) text<|eot_id|>: three tokens of its own."""
+
+    signs, end = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"), "<|eot_id|>"
+
+    def __call__(self, messages: Sequence[Message], answering: bool = False) -> Iterator[Piece]:
+        for message in messages:
+            said = message.role == "assistant"
+            yield from self._header(message.role)
+            yield from (Piece(message.text.strip(), said=said), Piece("<|eot_id|>", sign=True, said=said))
+        if answering:
+            yield from self._header("assistant")
+
+    @staticmethod
+    def _header(role: str) -> Iterator[Piece]:
+        yield from (Piece("<|start_header_id|>", sign=True), Piece(role), Piece("<|end_header_id|>", sign=True))
+        yield Piece("\n\n")
+
+
+@templates.register("llama2", paper="arXiv:2307.09288")
+class Llama2:
+    """[INST] <<SYS>> system <</SYS>> question [/INST] answer (end); a document's sign stands before each question.
+
+    Its marks are text of people's; what the system says stands inside the first question.
+    """
+
+    signs, end = (), EOS
+
+    def __call__(self, messages: Sequence[Message], answering: bool = False) -> Iterator[Piece]:
+        system, first = "", True
+        for message in messages:
+            if message.role == "system":
+                system = f"<<SYS>>\n{message.text}\n<</SYS>>\n\n"
+            elif message.role == "user":
+                if not first:
+                    yield Piece(EOS, sign=True)
+                yield Piece(f"[INST] {system}{message.text.strip()} [/INST]")
+                system, first = "", False
+            else:
+                yield from (Piece(f" {message.text.strip()} ", said=True), Piece(EOS, sign=True, said=True))
+
+
+@templates.register("alpaca", paper="https://github.com/tatsu-lab/stanford_alpaca")
+class Alpaca:
+    """### Instruction: question ### Response: answer (end), behind a sentence on what follows; no token of its own."""
+
+    signs, end = (), EOS
+    opening = (
+        "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+    )
+
+    def __call__(self, messages: Sequence[Message], answering: bool = False) -> Iterator[Piece]:
+        yield Piece(f"{messages[0].text}\n\n" if _has_system(messages) else self.opening)
+        spoken = [m for m in messages if m.role != "system"]
+        for before, message in pairwise([None, *spoken]):
+            assert message is not None
+            if message.role == "user":
+                yield Piece(f"{'' if before is None else f'{chr(10)}{chr(10)}'}### Instruction:\n{message.text}\n\n")
+            else:
+                yield from (Piece("### Response:\n"), Piece(message.text, said=True))
+                yield Piece(EOS, sign=True, said=True)
+        if answering:
+            yield Piece("### Response:\n")
+
+
+def _has_system(messages: Sequence[Message]) -> bool:
+    return bool(messages) and messages[0].role == "system"

@@ -1,0 +1,102 @@
+"""The rollout engine against full passes, and what a row may depend on."""
+
+import pytest
+import torch
+
+from ablatio.generate import Sampling, generate
+from ablatio.model.policy import ValueHead, said_of
+from ablatio.model.rollout import roll_out, streams
+from ablatio.testing import tiny
+
+PROMPTS = [[5, 9, 3], [7, 7, 1, 2, 30, 11], [8], [12, 4, 50]]
+
+
+@pytest.fixture(scope="module")
+def net():
+    return tiny.model().eval()
+
+
+def drawn(net, prompts, *, group=1, stop=None, seed=0, length=10, draws=None, **settings):
+    numbers = streams(seed, 0, len(prompts) * group, length) if draws is None else draws
+    return roll_out(net, prompts, numbers, stop=stop, new_tokens=length, group=group, **settings)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("stop", [None, 17])
+def test_log_probabilities_are_those_of_a_full_pass(net, temperature, stop):
+    """Row by row, without cache, padding or batch."""
+    found = drawn(net, PROMPTS, group=3, stop=stop, temperature=temperature)
+    for row in range(12):
+        prompt, answer = found.prompt(row), found.answer(row)
+        assert prompt == PROMPTS[row // 3]
+        with torch.no_grad():
+            logits = net(torch.tensor([prompt + answer]))[0, len(prompt) - 1 : -1] / temperature
+        expected = logits.log_softmax(-1)[torch.arange(len(answer)), answer]
+        assert torch.allclose(found.logps[row, : len(answer)], expected, atol=1e-5)
+        assert not found.logps[row, len(answer) :].any() and not found.tokens[row, len(answer) :].any()
+        said = stop in answer
+        assert not said or answer.index(stop) == len(answer) - 1
+        assert said or len(answer) == 10
+
+
+def test_a_row_depends_on_its_prompt_and_its_stream_alone(net):
+    """Neither the company, nor what else has ended, nor the size of a batch has a say."""
+    draws = streams(3, 1, 8, 10)
+    whole = drawn(net, PROMPTS, group=2, stop=17, draws=draws)
+    for rows in (1, 2, 64):
+        again = drawn(net, PROMPTS, group=2, stop=17, draws=draws, rows=rows)
+        assert torch.equal(whole.tokens, again.tokens)
+        assert torch.allclose(whole.logps, again.logps, atol=1e-5)
+    for i, prompt in enumerate(PROMPTS):
+        alone = drawn(net, [prompt], group=2, stop=17, draws=draws[2 * i : 2 * i + 2])
+        width = alone.tokens.shape[1]
+        assert torch.equal(whole.tokens[2 * i : 2 * i + 2, :width], alone.tokens)
+
+
+def test_streams_have_names():
+    whole = streams(5, 2, 6, 9)
+    assert torch.equal(whole, streams(5, 2, 6, 9))
+    assert torch.equal(whole[:3], streams(5, 2, 3, 9))
+    others = [streams(6, 2, 6, 9), streams(5, 3, 6, 9)]
+    assert all(not torch.equal(whole, other) for other in others)
+    assert len({tuple(row.tolist()) for row in whole}) == 6
+
+
+def test_tokens_are_drawn_as_often_as_they_are_likely(net):
+    """The first token of 20000 answers, by a chi-square of its counts."""
+    count = 20_000
+    found = drawn(net, [PROMPTS[0]], group=count, length=1, rows=count)
+    with torch.no_grad():
+        chances = net(torch.tensor([PROMPTS[0]]))[0, -1].double().softmax(-1)
+    counts = found.tokens[:, 0].bincount(minlength=tiny.VOCAB).double()
+    distance = float(((counts - count * chances).square() / (count * chances)).sum())
+    assert distance < len(chances) + 5 * (2 * len(chances)) ** 0.5
+
+
+def test_without_draws_it_is_greedy_decoding(net):
+    found = roll_out(net, PROMPTS, None, stop=None, new_tokens=8)
+    expected = generate(net, PROMPTS, 8, Sampling(temperature=0))
+    assert [found.answer(row) for row in range(4)] == expected
+
+
+def test_what_is_said_of_written_answers(net):
+    """Entropy and values at each token, against a pass of each row by itself; gradients reach the weights."""
+    found = drawn(net, PROMPTS, group=2, stop=17)
+    head = ValueHead(32)
+    with torch.no_grad():
+        head.weight.normal_(generator=torch.Generator().manual_seed(0))
+        head.bias.fill_(0.3)
+    said = said_of(net, found, temperature=0.8, head=head)
+    assert torch.allclose(said_of(net, found).logps, found.logps, atol=1e-5)
+    for row in range(8):
+        prompt, answer = found.prompt(row), found.answer(row)
+        hidden = net.model(torch.tensor([prompt + answer]))[0, len(prompt) - 1 : -1]
+        chances = (net.logits(hidden) / 0.8).softmax(-1)
+        entropy = -(chances * chances.log()).sum(-1)
+        value = hidden @ head.weight / 32**0.5 + 0.3
+        assert torch.allclose(said.entropy[row, : len(answer)], entropy, atol=1e-5)
+        assert torch.allclose(said.values[row, : len(answer)], value, atol=1e-5)
+        assert not said.values[row, len(answer) :].any()
+    said.logps.sum().backward()
+    assert net.lm_head.weight.grad.any()
+    net.zero_grad()

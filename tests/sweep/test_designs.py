@@ -1,0 +1,130 @@
+"""Designs recover effects that were planted, and say which ones they cannot tell apart."""
+
+import itertools
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from ablatio.errors import UserError
+from ablatio.kinds import designs
+from ablatio.space import Axis, Interval
+
+KEYS = "abcdefgh"
+
+
+def axes(count: int, levels: int = 2) -> tuple[Axis, ...]:
+    return tuple(Axis(key, tuple(f"{key}{i}" for i in range(levels))) for key in KEYS[:count])
+
+
+def made(name: str, over: tuple[Axis, ...], **knobs: object):
+    return designs.build(name, knobs, axes=over, baseline={axis.key: axis.values[0] for axis in over})
+
+
+def signs(arms: list[dict[str, str]], over: tuple[Axis, ...]) -> np.ndarray:
+    return np.array([[1.0 if arm[axis.key] == axis.values[1] else -1.0 for axis in over] for arm in arms])
+
+
+@pytest.mark.parametrize(
+    ("name", "knobs", "arms"),
+    [
+        ("plackett_burman", {}, 8),
+        ("plackett_burman", {"runs": 12}, 12),
+        ("plackett_burman", {"foldover": True}, 16),
+        ("fractional", {"resolution": 3}, 8),
+        ("fractional", {"resolution": 4}, 16),
+        ("fractional", {"generators": "a b c d abc bcd"}, 16),
+        ("orthogonal", {}, 8),
+        ("full", {}, 64),
+    ],
+)
+def test_planted_main_effects_are_recovered(name: str, knobs: dict[str, object], arms: int) -> None:
+    """Oracle: least squares (numpy) on losses made from known effects."""
+    over = axes(6)
+    found = list(made(name, over, **knobs).arms())
+    assert len(found) == made(name, over, **knobs).count() == arms
+    x = signs(found, over)
+    planted = np.array([0.3, -0.2, 0.0, 0.05, 0.0, -0.4])
+    fitted = np.linalg.lstsq(np.c_[np.ones(arms), x], 2.5 + x @ planted, rcond=None)[0]
+    assert np.allclose(fitted, [2.5, *planted], atol=1e-12)
+    assert np.allclose(x.T @ x, arms * np.eye(6))  # orthogonal: each effect has the least variance that it can have
+
+
+def test_a_foldover_frees_main_effects_from_two_way_interactions() -> None:
+    over = axes(6)
+    loss = lambda x: x[:, 0] * 0.3 + 0.5 * x[:, 1] * x[:, 2] - 0.2 * x[:, 3] * x[:, 4]  # noqa: E731
+    errors = {}
+    for fold in (False, True):
+        x = signs(list(made("plackett_burman", over, runs=12, foldover=fold).arms()), over)
+        errors[fold] = abs(x.T @ loss(x) / len(x) - np.array([0.3, 0, 0, 0, 0, 0])).max()
+    assert errors[True] < 1e-12 < 0.05 < errors[False]
+
+
+def test_the_alias_table_is_that_of_the_defining_relation() -> None:
+    """2^(4-1) with d = abc: I = abcd, so ab = cd, ac = bd, ad = bc; by hand."""
+    over = axes(4)
+    assert made("fractional", over, generators="a b c abc").aliases() == [
+        "a x b = c x d",
+        "a x c = b x d",
+        "a x d = b x c",
+    ]
+    assert made("fractional", over, generators="a b c -ab").aliases() == [
+        "a = -b x d", "b = -a x d", "d = -a x b"
+    ]  # fmt: skip
+    assert made("fractional", axes(5), resolution=5).aliases() == []
+    assert all(" = " in line for line in made("fractional", axes(6), resolution=3).aliases())
+
+
+@pytest.mark.parametrize("levels", [(2, 2, 2), (3, 3, 3, 3), (2, 3, 3, 3), (4, 4, 4), (5, 5), (2, 4, 4), (6, 3, 3)])
+def test_an_orthogonal_array_has_each_pair_of_values_equally_often(levels: tuple[int, ...]) -> None:
+    over = tuple(Axis(key, tuple(f"{key}{i}" for i in range(n))) for key, n in zip(KEYS, levels, strict=False))
+    arms = list(made("orthogonal", over).arms())
+    assert len(arms) <= math.prod(levels)
+    for a, b in itertools.combinations(over, 2):
+        pairs = Counter((arm[a.key], arm[b.key]) for arm in arms)
+        assert len(pairs) == len(a.values) * len(b.values) and len(set(pairs.values())) == 1
+
+
+def test_one_at_a_time_changes_one_thing() -> None:
+    over = axes(3, levels=3)
+    base, *others = made("one_at_a_time", over).arms()
+    assert len(others) == 6
+    assert all(sum(arm[key] != base[key] for key in base) == 1 for arm in others)
+
+
+def test_samples() -> None:
+    over = (*axes(2, levels=3), Axis("lr", ("tag(log, interval(1e-4, 1e-2))",)))
+    arms = list(made("latin_hypercube", over, runs=12).arms())
+    rates = sorted(math.log10(float(arm["lr"])) for arm in arms)
+    assert all(-4 + i / 6 <= rate <= -4 + (i + 1) / 6 for i, rate in enumerate(rates))  # one in each twelfth
+    assert set(Counter(arm["a"] for arm in arms).values()) == {4}
+    arms = list(made("random", axes(8), runs=100).arms())
+    assert len({tuple(arm.values()) for arm in arms}) == 100  # none twice
+    assert len(list(made("random", axes(2), runs=100).arms())) == 4
+
+
+def test_intervals_are_hydra_s() -> None:
+    assert Interval.read("interval(0.1,1)") == Interval(0.1, 1.0)
+    assert Interval.read("tag(log, int(interval(1, 512)))") == Interval(1.0, 512.0, log=True, whole=True)
+    assert Interval.read("0.1") is None
+    whole = Interval.read("int(interval(1,3))")
+    assert whole and Counter(whole.at(i / 300) for i in range(300)) == {"1": 100, "2": 100, "3": 100}
+
+
+@pytest.mark.parametrize(
+    ("name", "knobs", "message"),
+    [
+        ("plackett_burman", {"runs": 10}, "multiple of 4 from 8"),
+        ("fractional", {"generators": "a b"}, "6 letters"),
+        ("fractional", {"resolution": 9}, ""),
+    ],
+)
+def test_what_a_design_cannot_do_is_refused(name: str, knobs: dict[str, object], message: str) -> None:
+    if not message:
+        assert made(name, axes(6), **knobs).count() == 64  # that fine a resolution is the full factorial
+        return
+    with pytest.raises(UserError, match=message):
+        made(name, axes(6), **knobs)
+    with pytest.raises(UserError, match="a has 3"):
+        made(name, axes(6, levels=3))

@@ -1,0 +1,125 @@
+"""Plans: axes that some arms do not have, arms that are the same, refused arms, too many arms, the sweep's settings."""
+
+from pathlib import Path
+
+import pytest
+
+from ablatio.errors import AblatioError, ConfigError, UserError
+from ablatio.sweep.plan import plan_sweep
+from ablatio.sweep.study import read_job, write_job
+
+
+def labels(*overrides: str) -> list[str]:
+    return [cell.label for cell in plan_sweep(overrides).cells]
+
+
+def test_an_axis_holds_where_the_arm_has_it_and_equal_arms_run_once() -> None:
+    found = labels("norm=layernorm,dyt", "norm.eps=1e-3,1e-4")
+    assert found == ["norm=layernorm norm.eps=0.001", "norm=layernorm norm.eps=0.0001", "norm=dyt"]
+    assert labels("norm=layernorm,dyt", "norm.eps=1e-3") == ["norm=layernorm", "norm=dyt"]  # one value, likewise
+    assert labels("stabilizer=[clip],[skip_step]", "stabilizer.clip.max_norm=1.0,2.0")[2:] == ["stabilizer=[skip_step]"]
+
+
+def test_a_study_s_baseline_goes_with_its_axis() -> None:
+    assert plan_sweep(["+sweep=position_extrapolation"]).study.baseline == {"position": "rope"}
+    assert plan_sweep(["+sweep=position_extrapolation", "position=learned"]).study.baseline is None
+    assert plan_sweep(["+sweep=glu_variants", "seed=1"]).study.matched["activation=swiglu"]["what"] == "params"
+
+
+def test_arms_that_mean_the_same_are_one_job() -> None:
+    plan = plan_sweep(["optimizer.lr=0.01,1e-2,0.02", "seed=1,2"])
+    assert len(plan.jobs) == 4 and plan.study.axes[0].values == ("0.01", "0.02")
+    plan = plan_sweep(["data.length=null,256", "size=small"])
+    assert [cell.label for cell in plan.cells] == ["data.length=null", "data.length=256"]
+    plan = plan_sweep(
+        ["seeds.init=7", "norm=rmsnorm,layernorm", "norm.affine=true,false", "optimizer.eps=1e-8,0.00000001"]
+    )
+    assert len(plan.cells) == 4
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["norm=layernorm,dyt", "norm.epps=1,2"], "did you mean norm.eps"),
+        (["position=alibi", "position.base=1,2"], "no arm has it; it is a knob of position="),
+        (["norm=layernorm,rmsnrom"], "did you mean rmsnorm"),
+        (["norm=layernorm,rmsnorm", "norm.eps=abc"], "float was expected"),
+        (["norm=layernorm,rmsnorm", "plan=abc", "trails=3"], "plan: 'abc' came"),
+        (["norm=layernorm,rmsnorm", "design=ful"], "did you mean full"),
+        (["norm=layernorm,rmsnorm", "design.runs=3"], "there is no `runs`"),
+        (["norm=layernorm,rmsnorm", "baseline=rmsnrm"], "did you mean rmsnorm"),
+        (["norm=layernorm,rmsnorm", "norm=dyt"], "drop norm="),
+        (["optimizer.lr=interval(0.1,1)"], "design=full takes values"),
+        (["optimizer.lr=0.1,0.2", "tune=optimizer.lr"], "optimizer.lr is an axis"),
+        (["norm=layernorm,rmsnorm", "seed=1,x"], "seed: 'x' came"),
+        (["norm=layernorm,rmsnorm", "position=rope,alibi,none", "design=paired"], "norm has 2, position has 3"),
+        (["norm=layernorm,rmsnorm", "match=params", "resize=train.steps"], "more steps make no parameters"),
+    ],
+)
+def test_a_mistake_is_said_before_anything_runs(overrides: list[str], message: str) -> None:
+    with pytest.raises(AblatioError) as caught:
+        plan_sweep(overrides)
+    assert message in str(caught.value)
+
+
+def test_all_mistakes_of_the_settings_come_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        plan_sweep(["norm=rmsnrom,dyt", "plan=abc", "design=ful", "workers=0"])
+    assert {p.where for p in caught.value.problems} == {"norm", "plan", "design", "workers"}
+
+
+def test_an_arm_that_cannot_stand_is_refused_with_the_rule_s_reason_and_the_others_run() -> None:
+    plan = plan_sweep(["position=rope,alibi", "model.d_head=3,4"])
+    assert [cell.label for cell in plan.cells][1:] == ["position=alibi model.d_head=3", "position=alibi model.d_head=4"]
+    (refused,) = plan.study.refused
+    assert refused.arm == {"position": "rope", "model.d_head": "3"} and "rope turns pairs" in refused.why
+    with pytest.raises(ConfigError, match=r"2 problems(.|\n)*rope turns pairs.*model.d_head=5"):
+        plan_sweep(["position=rope", "model.d_head=3,5"])
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["train.steps=range(1,1000000001)"],
+        [f"train.{k}={','.join(map(str, range(1, 1001)))}" for k in ("steps", "batch_size", "accumulate")],
+        ["norm=layernorm,rmsnorm", "seed=range(1,1000000001)"],
+    ],
+)
+def test_a_thousand_million_arms_are_counted_not_made(overrides: list[str]) -> None:
+    with pytest.raises(UserError, match=r"at most 10,000 can be planned"):
+        plan_sweep(overrides)
+    if len(overrides) == 3:
+        assert len(plan_sweep([*overrides, "design=random", "design.runs=5"]).cells) == 5
+
+
+def test_the_settings_of_the_sweep_reach_no_run() -> None:
+    plain = plan_sweep(["norm=layernorm,rmsnorm", "seed=1,2"])
+    asked = ["design=one_at_a_time", "baseline=rmsnorm", "plan=0.01", "workers=3", "retry=failed", "join=true"]
+    said = plan_sweep(["norm=layernorm,rmsnorm", "seed=1,2", *asked])
+    assert {job.id for job in plain.jobs} == {job.id for job in said.jobs}
+    assert said.study.baseline == {"norm": "rmsnorm"} and said.study.settings["plan"] == 0.01
+    assert not {"sweep", "design", "plan"} & said.jobs[0].config.keys()
+
+
+def test_the_id_of_a_job_hears_of_the_source_of_its_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dataclasses import replace
+
+    from ablatio.registry import REGISTRIES
+
+    ids = [job.id for job in plan_sweep(["norm=layernorm,rmsnorm"]).jobs]
+    entries = REGISTRIES["norm"].entries
+    monkeypatch.setitem(entries, "rmsnorm", replace(entries["rmsnorm"], digest="changed"))
+    again = [job.id for job in plan_sweep(["norm=layernorm,rmsnorm"]).jobs]
+    assert ids[0] == again[0] and ids[1] != again[1]
+
+
+def test_each_job_says_the_command_that_makes_it_again(tmp_path: Path) -> None:
+    from ablatio.compose import compose_run
+    from ablatio.tasks.folder import run_id
+
+    plan = plan_sweep(["+sweep=glu_variants", "activation=gelu,swiglu", "seed=4,5", "name=x", "norm.eps=0.01"])
+    for job in plan.jobs:
+        assert run_id(compose_run(job.overrides).config) == run_id(job.config) and job.config["seed"] == job.seed
+    (tmp_path / "jobs").mkdir()
+    write_job(tmp_path, plan.jobs[0])
+    assert read_job(tmp_path, plan.jobs[0].id) == plan.jobs[0]
