@@ -19,8 +19,10 @@ from rich.console import Console
 from ablatio import kinds
 from ablatio.checkpoint import Checkpoints
 from ablatio.compose import compose_run
+from ablatio.model.assembly import Choice
 from ablatio.model.roles import groups_by_role, named_generator, named_seed
 from ablatio.tasks.prepared import prepare_run
+from ablatio.tasks.rates import factor_of
 from ablatio.tasks.run import quiet_libraries
 from ablatio.tasks.session import Session
 
@@ -38,14 +40,14 @@ def bare(config: dict[str, Any], steps: int) -> float:
     choice = dict(config["optimizer"])
     optimizer = kinds.optimizers.build(choice.pop("name"), choice, groups=groups_by_role(run.model))
     parameters, batches = list(run.model.parameters()), iter(run.training(0))
-    rates = [g["lr"] for g in optimizer.param_groups]
+    rates, factor = [g["lr"] for g in optimizer.param_groups], factor_of(Choice.of(run.config["schedule"]))
     for index in range(steps):
         if index == WARM:
             start = time.process_time()
         batch = next(batches)
         torch.default_generator.manual_seed(named_seed(1, str(index)))
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate * run.learner.schedule(index, steps)
+            group["lr"] = rate * factor(index, steps, [])
         example = run.task.example(batch, named_generator(1, str(index)))
         total, count, _ = run.model.loss(example)
         (total / count).backward()

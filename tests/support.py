@@ -26,6 +26,8 @@ SIZES = {
     "tied": True,
     "bias": False,
     "dropout": 0.0,
+    "distinct_layers": None,
+    "sharing": "cycle",
 }
 
 

@@ -11,6 +11,12 @@ rule(
     where="model.n_heads",
 )
 rule(
+    when="model.distinct_layers is not None and model.distinct_layers > model.n_layers",
+    why="distinct_layers={model.distinct_layers} of n_layers={model.n_layers} layers cannot have weights of their own",
+    fix="model.distinct_layers={model.n_layers}",
+    where="model.distinct_layers",
+)
+rule(
     when="data.length > model.max_len",
     unless="facts.position.extends",
     why="rows of {data.length} tokens came, and position={position.name} knows only model.max_len={model.max_len}",
@@ -78,6 +84,12 @@ rule(  # one number of norms has no length: then the rule is silent
     "one sublayer of both",
     fix="block=sequential",
     where="block",
+)
+rule(
+    when="facts.schedule.watches and train.val_every is None",
+    why="schedule={schedule.name} watches the held-out loss, and train.val_every=null scores it only before and after",
+    fix="train.val_every=100",
+    where="train.val_every",
 )
 rule(
     when="data.document_mask and not facts.attention.takes_segments",

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from ablatio import combinations, kinds, rules  # noqa: F401  (combinations: its rules are among those checked)
 from ablatio.errors import Problem
-from ablatio.knobs import Knob, NonNegative, Positive, Range, did_you_mean, read_signature
+from ablatio.knobs import Knob, NonNegative, OptionOf, Positive, Range, did_you_mean, read_signature
 from ablatio.plugins import refuse_objects
 from ablatio.registry import REGISTRIES, ContractError, Entry, Registry
 
@@ -47,6 +47,10 @@ class Model:
     bias: Annotated[bool, "biases in the linear maps"] = False
     dropout: Annotated[float, Range(0, 1, open_high=True)] = 0.0
     encoder_layers: Annotated[int | None, Positive, "of an encoder beside a decoder; by default n_layers"] = None
+    distinct_layers: Annotated[int | None, Positive, "with weights of their own, used again by the others"] = None
+    sharing: Annotated[Literal["cycle", "runs"], "of 2 distinct layers in 4: cycle uses them as 0101, runs as 0011"] = (
+        "cycle"
+    )
     embedding_norm: Annotated[bool | None, "one right after the embedding; by default as the placement wants"] = None
     embedding_scale: Annotated[float, Positive, "factor on the embeddings"] = 1.0
     final_norm: Annotated[bool | None, "a norm after the last layer; by default as the placement wants"] = None
@@ -83,6 +87,24 @@ class Train:
     keep: Annotated[int, Positive, "checkpoints kept"] = 2
 
 
+RateFactor = Annotated[float, Positive, "factor on the learning rate; the decay per step stays as it is"]
+OwnSchedule = Annotated[str | None, OptionOf("schedule"), "in place of `schedule`, whose knobs it takes where it can"]
+
+
+@dataclass(kw_only=True)
+class Roles:
+    """Learning rates and schedules of parameters by what they are for, where they are not those of all."""
+
+    matrix_rate: RateFactor = 1.0
+    vector_rate: RateFactor = 1.0
+    embedding_rate: RateFactor = 1.0
+    head_rate: RateFactor = 1.0
+    matrix_schedule: OwnSchedule = None
+    vector_schedule: OwnSchedule = None
+    embedding_schedule: OwnSchedule = None
+    head_schedule: OwnSchedule = None
+
+
 @dataclass(kw_only=True)
 class Seeds:
     """Independent streams of chance; each is `seed` unless it is set."""
@@ -106,7 +128,9 @@ class Trainer:
     progress: Annotated[bool, "the progress bar"] = True
 
 
-SECTIONS: dict[str, type] = {"model": Model, "data": Data, "train": Train, "seeds": Seeds, "trainer": Trainer}
+SECTIONS: dict[str, type] = {
+    "model": Model, "data": Data, "train": Train, "roles": Roles, "seeds": Seeds, "trainer": Trainer,
+}  # fmt: skip
 SWEEP = "sweep"
 
 

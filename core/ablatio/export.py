@@ -80,8 +80,14 @@ def own_config(config: Mapping[str, Any], model: LanguageModel, tokenizer: Token
         "eos_token_id": tokenizer.eos,
         "pad_token_id": None,
         "parts": {key: config[key] for key in SHAPING}
-        | {"model": {k: v for k, v in config["model"].items() if k not in ORIGIN}},
+        | {"model": {k: v for k, v in config["model"].items() if k not in ORIGIN}}
+        | {"objective": _without_folders(config["objective"])},
     }
+
+
+def _without_folders(objective: Mapping[str, Any]) -> dict[str, Any]:
+    """Where a teacher stood on this machine is of no concern to those who get the model."""
+    return dict(objective) | ({"teacher": "teacher"} if objective.get("teacher") else {})
 
 
 def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:

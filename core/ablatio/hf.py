@@ -92,8 +92,11 @@ class AblatioForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-u
         self.inner = [made]  # in a list: its modules are registered below, under the names that they have in a run
         for name, module in made.named_children():
             self.add_module(name, module)
-        if made.lm_head.weight is made.model.embed_tokens.weight:
-            self._tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+        names = dict[int, str]()  # of a tied head, and of layers that share their weights, one name is in the file
+        every = made.named_parameters(remove_duplicate=False)
+        tied = {n: names[id(p)] for n, p in every if names.setdefault(id(p), n) != n}
+        if tied:
+            self._tied_weights_keys = tied
         self.post_init()  # type: ignore[no-untyped-call]
 
     def _init_weights(self, module: Any) -> None:

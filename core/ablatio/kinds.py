@@ -103,6 +103,8 @@ class Attention(Protocol):
     cross           attends to an encoder's states where `ctx.memory` is given (`ctx.keys_values`)
     bidirectional   may see what comes later, when `ctx.mask` is "full" or a prefix is open
     prefix          its keys and values may begin with those of tokens that are not there
+
+    hidden_flops(ctx)  optional: of one row, the FLOPs of pairs that a counter takes for seen and a pattern hides
     """
 
     caches: ClassVar[bool]
@@ -158,9 +160,15 @@ class Objective(Protocol):
 
     gives         next tokens | source and target | blanks in place
     extra_tokens  optional: ids that it needs behind the tokenizer's (sentinels, masks), known from knobs and wiring
+    ahead         optional: how many coming tokens a position has to say, by default 1; the model then has ahead - 1
+                  siblings of its last layer, and the example `further` targets for them
+    metrics       what the loss logs beside itself
+    loss(model, example)  optional: in place of the model's cross-entropy; scores are those of the cross-entropy still
+    teacher       optional: the folder of the run to learn from, whose model `learn_from(model)` gets before training
     """
 
     gives: ClassVar[str]
+    metrics: ClassVar[Sequence[str]]
 
     def __call__(self, tokens: Tensor, segments: Tensor | None, generator: torch.Generator) -> Example: ...
 
@@ -209,9 +217,17 @@ class Peft(Protocol):
 
 
 class Schedule(Protocol):
-    """(step, total steps) -> the factor on the learning rate; step counts from 0."""
+    """(step, total steps) -> the factor on the learning rate; step counts from 0.
 
-    def __call__(self, step: int, total: int) -> float: ...
+    One that takes (step, total, scores) also gets the held-out losses up to now, the untrained model's first.  It keeps
+    nothing by itself: they stand in the checkpoints, so that a resumed run sees the same.
+
+    watches  whether it takes the scores
+    """
+
+    watches: ClassVar[bool]
+
+    def __call__(self, step: int, total: int, scores: Sequence[float] = ()) -> float: ...
 
 
 class Stabilizer(Protocol):
@@ -494,7 +510,7 @@ objectives: Registry[Objective] = Registry(
     "What is predicted from what.",
     wiring=("vocab_size", "eos", "max_len"),
     methods=("__call__",),
-    facts={"gives": "next tokens"},
+    facts={"gives": "next tokens", "metrics": ()},
 )
 optimizers: Registry[torch.optim.Optimizer] = Registry(
     "optimizer",
@@ -517,7 +533,11 @@ pefts: Registry[Peft] = Registry(
     default="none",
 )
 schedules: Registry[Schedule] = Registry(
-    "schedule", "The learning rate over the run.", calls={("step", "total"): {}}, methods=("__call__",)
+    "schedule",
+    "The learning rate over the run.",
+    calls={("step", "total"): {}, ("step", "total", "scores"): {"watches": True}},
+    methods=("__call__",),
+    facts={"watches": False},
 )
 stabilizers: Registry[Stabilizer] = Registry(
     "stabilizer",

@@ -2,9 +2,9 @@
 
 A test says `@pytest.mark.oracle("norm=rmsnorm", "torch.nn.functional.rms_norm")`, or of a kind whose names are among
 its parameters `@pytest.mark.oracle("norm", "float64 loop")`.  `pytest --ablatio-record my_norms/oracles.json` writes
-down those that passed, with the digest of the part's source: a record of older source counts no more.  The digest is
-that of the class or function alone, so after a change of what it calls, record again.  The file is shipped in the wheel
-of `my_norms`, and `ablatio list` shows it; ours is made by `make oracles`.
+down those that passed, with the digest of the part's source: a record of older source counts no more.  The digest
+covers the class or function and what it uses of its own package.  The file is shipped in the wheel of `my_norms`, and
+`ablatio list` shows it; ours is made by `make oracles`.
 """
 
 import functools

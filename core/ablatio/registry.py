@@ -1,7 +1,6 @@
 """Registries: parts by name.  One decorator makes the option, its checks, its help and its catalogue entry."""
 
 import functools
-import hashlib
 import importlib
 import inspect
 import re
@@ -23,6 +22,7 @@ from ablatio.knobs import (  # noqa: F401  (the vocabulary of part authors)
     did_you_mean,
     read_signature,
 )
+from ablatio.sources import source_digest
 
 T = TypeVar("T")
 Target = TypeVar("Target", bound=Callable[..., Any])
@@ -219,7 +219,7 @@ class Registry(Generic[T]):
             facts=facts,
             doc=inspect.getdoc(target) or "",
             paper=paper,
-            digest=_source_digest(target),
+            digest=source_digest(target.__module__, target.__qualname__),
         )
 
     def _check_made(self, target: Callable[..., Any], wiring: tuple[str, ...], where: str) -> None:
@@ -301,13 +301,6 @@ def _plain(value: Any, key: str, where: str) -> Any:
     if not isinstance(value, bool | int | float | str | None):
         raise ContractError(f"{where}: `{key}` must be a plain value, known from the class alone; got {value!r}")
     return value
-
-
-def _source_digest(target: Callable[..., Any]) -> str:
-    try:
-        return hashlib.sha256(inspect.getsource(target).encode()).hexdigest()
-    except (OSError, TypeError):  # made in an interactive session
-        return ""
 
 
 REGISTRIES: dict[str, Registry[Any]] = {}

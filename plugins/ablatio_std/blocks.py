@@ -1,5 +1,6 @@
 """How attention and feed-forward make a layer; with an encoder, attention to its states comes between them."""
 
+import torch
 from torch import Tensor, nn
 
 from ablatio import blocks, rule
@@ -27,6 +28,27 @@ class Sequential(nn.Module):
         if self.cross_attn is not None:
             x = self.around_cross(x, lambda h: self.cross_attn(h, ctx.cross), self.cross_layernorm)  # type: ignore[misc]
         return self.around_mlp(x, lambda h: self.mlp(h, ctx), self.post_attention_layernorm)
+
+
+@blocks.register("unet", paper="arXiv:2209.12152")
+class UNet(Sequential):
+    """Sequential, with skips between mirrored layers: layer n - 1 - l reads x + w_l h_l, h_l what layer l gave.
+
+    The numbers w_l are learned and start at `initial`.  U-ViT joins the two by a linear map of both; the weighted sum
+    is that of modded-nanogpt.  (B, T, D) -> same.
+    """
+
+    def __init__(self, parts: LayerParts, *, initial: float = 1.0) -> None:
+        super().__init__(parts)
+        half, self.layer, self.mirror = parts.n_layers // 2, parts.layer, parts.n_layers - 1 - parts.layer
+        self.gives, takes = parts.layer < half, self.mirror < half
+        self.skip = nn.Parameter(torch.tensor([initial])) if takes else None
+
+    def forward(self, x: Tensor, ctx: Context) -> Tensor:
+        if self.skip is not None:
+            x = x + self.skip * ctx.shared(("skip", self.mirror), lambda: x)
+        y = super().forward(x, ctx)
+        return ctx.shared(("skip", self.layer), lambda: y) if self.gives else y
 
 
 @blocks.register("macaron", paper="arXiv:1906.02762")

@@ -4,6 +4,7 @@ A run of n steps takes the factors of step 0 to n - 1: a rise ends at 1 in its l
 """
 
 import math
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from ablatio import Fraction, NonNegative, Positive, rule, schedules
@@ -165,6 +166,46 @@ def restarts(
             return low + (1 - low) * 0.5 * (1 + math.cos(math.pi * u / length))
         u = max(0.0, u - length)
     return low
+
+
+@schedules.register("plateau", paper="https://docs.pytorch.org/docs/stable/optim.html")
+def plateau(
+    step: int,
+    total: int,
+    scores: Sequence[float],
+    *,
+    warmup: WarmUp = 0.05,
+    patience: Annotated[int, Range(0, 1000), "scores without a gain that are let pass"] = 1,
+    gain: Annotated[float, Fraction, "share by which a score must be below the best one"] = 1e-3,
+    cooldown: Annotated[int, Range(0, 1000), "scores after a fall that do not count"] = 0,
+    factor: Annotated[float, Range(0, 1, open_low=True, open_high=True), "what each fall multiplies with"] = 0.5,
+    final: Final = 0.01,
+) -> float:
+    """Linear warm-up to 1, then factor^n, n how often the held-out loss gained nothing (ReduceLROnPlateau).
+
+    A fall comes after more than `patience` scores in a row that are not a share `gain` below the best one.  A score is
+    made every train.val_every steps; where a task's score is better the higher it is, its negative counts.
+    """
+    left, best, waited, resting = 1.0, math.inf, 0, 0
+    for score in scores:
+        if math.isinf(best) or score < best - gain * abs(best):
+            best, waited = score, 0
+        else:
+            waited += 1
+        if resting:
+            resting, waited = resting - 1, 0
+        if waited > patience:
+            left, waited, resting = left * factor, 0, cooldown
+    return rising(step, total, warmup) * max(final, left)
+
+
+rule(
+    when="train.val_every is None and 'plateau' in (roles.matrix_schedule, roles.vector_schedule, "
+    "roles.embedding_schedule, roles.head_schedule)",
+    why="schedule plateau watches the held-out loss, and train.val_every=null scores it only before and after",
+    fix="train.val_every=100",
+    where="train.val_every",
+)
 
 
 rule(

@@ -35,17 +35,23 @@ def features(name, part, x):
     """phi in the words of the papers."""
     if name == "linear":
         return torch.where(x > 0, x + 1, x.exp())
+    if name == "rfa":
+        x = x / x.square().sum(-1, keepdim=True).sqrt()
+        angles = torch.einsum("bhtd,md,d->bhtm", x, part.directions.double(), 1 / part.sigma)
+        return torch.cat([angles.sin(), angles.cos()], -1) * len(part.directions) ** -0.5
     x = x * WIDTH**-0.25
     w = part.directions.double()
     return torch.stack([(x @ w_i - (x * x).sum(-1) / 2).exp() for w_i in w], dim=-1)
 
 
 @pytest.mark.oracle("attention", "sums over all pairs in float64")
-@pytest.mark.parametrize("name", ["linear", "performer"])
+@pytest.mark.parametrize("name", ["linear", "performer", "rfa"])
 @pytest.mark.parametrize("packed", [False, True, "pieces"])
 @pytest.mark.parametrize("mask", ["causal", "full", "prefix"])
 def test_kernels_are_sums_over_all_pairs(name, packed, mask):
-    part = made(name, {"eps": 0.0} if name == "performer" else {})
+    part = made(name, {"eps": 0.0} if name == "performer" else {"features": 300} if name == "rfa" else {})
+    if name == "rfa":
+        part.sigma.data.uniform_(0.8, 1.5)
     x = torch.randn(2, LONG, D, dtype=torch.float64)
     segments = documents(LONG, packed == "pieces") if packed else None
     opened = torch.arange(LONG).expand(2, -1) < 60 if mask == "prefix" else None
@@ -64,6 +70,22 @@ def test_performer_converges_to_softmax_attention():
         part = made("performer", {"features": count, "eps": 0.0})
         part.load_state_dict(full.state_dict(), strict=False)
         errors.append((part(x, context(40)) - full(x, context(40))).square().mean().sqrt() / full(x, context(40)).std())
+    assert errors[1] < 0.05 and errors[1] < errors[0] / 4
+
+
+@pytest.mark.oracle("attention=rfa", "softmax over cosines, in the limit")
+def test_rfa_converges_to_a_softmax_over_cosines():
+    """E phi(q) . phi(k) = exp(-|q - k|^2 / 2) = exp(cos(q, k) - 1) for unit vectors: the 1 goes away in the softmax."""
+    x, errors = torch.randn(2, 40, D, dtype=torch.float64), []
+    for count in (64, 16384):
+        part = made("rfa", {"features": count})
+        part.sigma.data.fill_(1.0)
+        q, k = (torch.nn.functional.normalize(heads(p(x)), dim=-1) for p in (part.q_proj, part.k_proj))
+        weights = (q @ k.mT).exp() * seen(40, None, True)
+        expected = part.o_proj(
+            (weights / weights.sum(-1, keepdim=True) @ heads(part.v_proj(x))).transpose(1, 2).flatten(2)
+        )
+        errors.append((part(x, context(40)) - expected).square().mean().sqrt() / expected.std())
     assert errors[1] < 0.05 and errors[1] < errors[0] / 4
 
 
@@ -168,7 +190,7 @@ def test_delta_rule_is_transformers():
     torch.testing.assert_close(state, held, rtol=1e-4, atol=1e-4)
 
 
-RECURRENT = ["linear", "performer", "retention", "gated_deltanet"]
+RECURRENT = ["linear", "performer", "rfa", "retention", "gated_deltanet"]
 
 
 @pytest.mark.parametrize("name", RECURRENT)

@@ -11,6 +11,7 @@ from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Atten
 from transformers.models.diffllama.modeling_diffllama import DiffLlamaAttention, DiffLlamaConfig
 from transformers.models.gemma2.modeling_gemma2 import Gemma2Attention, Gemma2Config
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssAttention, GptOssConfig
+from transformers.models.olmo2.modeling_olmo2 import Olmo2Attention, Olmo2Config
 from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention, Qwen3Config
 
 from ablatio.kinds import positions
@@ -102,6 +103,40 @@ def test_softcap_is_gemma2s():
 def test_qk_norm_is_qwen3s():
     config = Qwen3Config(**COMMON, head_dim=WIDE, num_key_value_heads=2, rms_norm_eps=1e-6, attention_bias=False)
     same_as(Qwen3Attention(config, 1), wide("gqa", {"qk_norm": "rmsnorm"}), tolerance=1e-5)  # float32 inside
+
+
+@pytest.mark.oracle("attention=gqa", "transformers Olmo2Attention (qk_norm of all heads together)")
+def test_whole_qk_norm_is_olmo2s():
+    config = Olmo2Config(**COMMON, num_key_value_heads=2, rms_norm_eps=1e-6, attention_bias=False)
+    config.head_dim = WIDE
+    same_as(Olmo2Attention(config, 1), wide("gqa", {"qk_norm": "whole_rmsnorm"}), tolerance=1e-5)  # float32 inside
+
+
+@pytest.mark.oracle("attention", "the same attention on values that were normed by hand")
+@pytest.mark.parametrize("name, knobs", [("mha", {}), ("mqa", {}), ("gqa", {"n_kv_heads": 2})])
+@pytest.mark.parametrize("kind", ["layernorm", "rmsnorm", "whole_layernorm", "whole_rmsnorm"])
+def test_v_norm_norms_values_alone(name, knobs, kind):
+    part, x = made(name, knobs | {"v_norm": kind}), torch.randn(2, 6, D, dtype=torch.float64)
+    plain = made(name, knobs)
+    plain.load_state_dict({k: v for k, v in part.state_dict().items() if "v_norm" not in k})
+    v = part.v_proj(x)
+    groups = v.view(2, 6, -1, v.shape[-1] if kind.startswith("whole") else WIDTH)
+    if kind.endswith("layernorm"):
+        groups = groups - groups.mean(-1, keepdim=True)
+    eps = 1e-5 if kind.endswith("layernorm") else 1e-6
+    width = groups.shape[-1]
+    weight = torch.rand(width, dtype=torch.float64)
+    part.v_norm.weight.data = weight
+    if kind.endswith("layernorm"):
+        part.v_norm.bias.data.zero_()
+    normed = groups / (groups.square().sum(-1, keepdim=True) / width + eps).sqrt() * weight
+
+    class Given(torch.nn.Module):
+        def forward(self, x):
+            return normed.flatten(2)
+
+    plain.v_proj = Given()
+    torch.testing.assert_close(part(x, context(6)), plain(x, context(6)), rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.oracle("attention=mla", "transformers DeepseekV3Attention")

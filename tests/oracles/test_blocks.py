@@ -69,6 +69,23 @@ def test_the_layer_is_its_equation(name, crossed):
     torch.testing.assert_close(stack(tokens, memory=memory), stack.norm(expected), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.oracle("block=unet", "the skips in a list, in float64")
+@pytest.mark.parametrize("depth", [1, 4, 5])
+def test_unet_adds_to_each_layer_what_its_mirror_gave(depth):
+    model = build_model(model_config(block={"name": "unet", "initial": 0.7}, n_layers=depth), V).double().eval()
+    stack, tokens = model.model, torch.randint(0, V, (2, 7))
+    assert [layer.skip is not None for layer in stack.layers] == [i >= depth - depth // 2 for i in range(depth)]
+    for p in model.parameters():
+        p.data += 0.3 * torch.randn_like(p)
+    ctx = make_context(tokens, stack.position, "causal", None, None, torch.float64)
+    x, given = stack.embed_tokens(tokens), []
+    for i, layer in enumerate(stack.layers):
+        x = x + layer.skip * given.pop() if i >= depth - depth // 2 else x  # the last that was given is the mirror's
+        x = sequential(layer, x, lambda h, f=layer.self_attn: f(h, ctx), None, lambda h, f=layer.mlp: f(h, ctx))
+        given += [x] if i < depth // 2 else []
+    torch.testing.assert_close(stack(tokens), stack.norm(x), rtol=1e-12, atol=1e-12)
+
+
 def test_macaron_has_two_feed_forward_parts_of_their_own():
     layer = build_model(model_config(block="macaron"), V).model.layers[0]
     before, after = layer.mlp_before.up_proj.weight, layer.mlp.up_proj.weight
@@ -76,4 +93,5 @@ def test_macaron_has_two_feed_forward_parts_of_their_own():
 
 
 def test_every_block_has_an_oracle():
-    assert {n.removesuffix("_own_norms") for n in EQUATIONS} == {e.name for e in blocks if e.provider.dist == "ablatio"}
+    known = {n.removesuffix("_own_norms") for n in EQUATIONS} | {"unet"}
+    assert known == {e.name for e in blocks if e.provider.dist == "ablatio"}

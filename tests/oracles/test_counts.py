@@ -79,3 +79,45 @@ def test_published_totals_without_memory(name, parameters):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert published(name).parameters == parameters
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB
+
+
+PATTERNS = [
+    ({"name": "sliding", "window": 7}, lambda t, s: abs(t - s) < 7),
+    ({"name": "lambda_window", "window": 5, "first": 3}, lambda t, s: abs(t - s) < 5 or s < 3),
+    ({"name": "sparse", "stride": 6}, lambda t, s: abs(t - s) <= 6 or (t - s) % 6 == 0),
+    ({"name": "sparse", "kind": "fixed", "stride": 6, "summary": 2}, lambda t, s: t // 6 == s // 6 or s % 6 >= 4),
+]
+
+
+@pytest.mark.parametrize("attention, shows", PATTERNS, ids=lambda o: o["name"] if isinstance(o, dict) else "")
+def test_a_pattern_is_counted_with_the_pairs_that_it_shows(attention, shows):
+    """Pair by pair in a loop; later tokens are pairs here too, as they are for full attention."""
+    sizes = {"d_model": 48, "n_layers": 3, "max_len": 40, "n_heads": 4}
+    full = measure(model_config(attention="mha", **sizes), 97)
+    found = measure(model_config(attention=attention, **sizes), 97)
+    pairs = sum(shows(t, s) for t in range(40) for s in range(40))
+    assert found.parameters == full.parameters
+    hidden = (full.flops_per_token - found.flops_per_token) * 40
+    assert hidden == pytest.approx(3 * 4 * 48 * (40 * 40 - pairs), rel=1e-9)
+
+
+def test_layers_that_see_all_and_windows_as_wide_as_the_text_are_counted_as_full():
+    sizes = {"d_model": 48, "n_layers": 4, "max_len": 40, "n_heads": 4}
+    full, none, some = (
+        measure(model_config(attention=a, **sizes), 97).flops_per_token
+        for a in ("mha", {"name": "sliding", "window": 40}, {"name": "sliding", "window": 4, "full_every": 2})
+    )
+    every = measure(model_config(attention={"name": "sliding", "window": 4}, **sizes), 97).flops_per_token
+    assert full == none and full - some == pytest.approx((full - every) / 2, rel=1e-9)
+
+
+def test_a_window_in_encoder_and_decoder_leaves_cross_attention_whole():
+    sizes = {"d_model": 48, "n_layers": 2, "max_len": 40, "n_heads": 4, "architecture": "encoder_decoder"}
+    sizes |= {"objective": "prefix_lm"}
+    full = measure(model_config(attention="mha", **sizes), 97).flops_per_token
+    window = measure(model_config(attention={"name": "sliding", "window": 1}, **sizes), 97).flops_per_token
+    from ablatio.model.count import example_of
+
+    example, length = example_of(model_config(**sizes), 97)
+    lengths = example.source.shape[1], example.inputs.shape[1]
+    assert (full - window) * length == pytest.approx(2 * 4 * 48 * sum(n * n - n for n in lengths))

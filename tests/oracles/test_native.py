@@ -129,3 +129,13 @@ def test_what_transformers_does_not_have_fits_nowhere(overrides):
     config = compose_run([*TINY, *overrides]).config
     assert family_of(config, V) is None
     assert all(misfits(config, V).values()) and len(misfits(config, V)) == len(FAMILIES)
+
+
+def test_siblings_of_the_last_layer_stay_at_home():
+    """They speak in training alone: what transformers loads is the model that decodes."""
+    config = compose_run([*TINY, "preset=llama", "objective=multi_token"]).config
+    model, family = build_model(config, V), family_of(config, V)
+    named_, plain = family.to_native(model.state_dict()), family_of(compose_run([*TINY, "preset=llama"]).config, V)
+    kept = {n: t for n, t in model.state_dict().items() if ".further." not in n}
+    assert named_.keys() == plain.to_native(kept).keys() and len(kept) < len(model.state_dict())
+    assert all(torch.equal(plain.from_native(named_)[n], t) for n, t in kept.items())

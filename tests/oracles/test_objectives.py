@@ -7,12 +7,14 @@ from collections import Counter
 import hypothesis.strategies as st
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from support import model_config
 
 from ablatio.kinds import objectives
 from ablatio.model.assembly import build_model
 from ablatio.model.context import make_context
+from ablatio.model.count import measure
 from ablatio.model.example import PADDING, Example, joined, positions_in_documents
 
 V, EOS = 200, 0
@@ -247,3 +249,102 @@ def test_positions_count_the_tokens_of_a_document_wherever_they_lie():
     segments = torch.tensor([[0, 0, 1, 1, 0, 1, 0, -1], [2, 2, 2, 2, 0, 0, 0, 0]])
     expected = [[int((row[:i] == row[i]).sum()) for i in range(8)] for row in segments]
     assert positions_in_documents(segments).tolist() == expected
+
+
+@pytest.mark.oracle("objective=multi_token", "targets one by one, and cross-entropy of the heads' logits by hand")
+@pytest.mark.parametrize("packed", [False, True])
+def test_each_position_says_the_next_tokens(packed):
+    tokens, segments = text(13, rows=2), None
+    if packed:
+        tokens[:, 5] = EOS
+        segments = torch.tensor([[0] * 5 + [1] * 8] * 2)
+    example = made("multi_token", ahead=3, weight=0.5)(tokens, segments, generator())
+    plain = made("lm")(tokens, segments, generator())
+    assert torch.equal(example.inputs, plain.inputs) and torch.equal(example.targets, plain.targets)
+    for row, t, i in itertools.product(range(2), range(12), (2, 3)):
+        weight = float(example.further_weights[row, t, i - 2])
+        # With documents 0-4 and 5-12 the last target of the first one is the sign that opens the second.
+        end = 5 if packed and t < 5 else 12
+        assert weight == (0.5 if t + i <= end else 0.0)
+        if weight:
+            assert example.further[row, t, i - 2] == tokens[row, t + i]
+
+    config = model_config(objective={"name": "multi_token", "ahead": 3, "weight": 0.5}, n_layers=3)
+    model = build_model(config, V).double().eval()
+    total, count, measures = model.loss(example)
+    stack = model.model
+    ctx = make_context(example.inputs, stack.position, "causal", example.segments, None, torch.float64)
+    trunk = stack.layers[1](stack.layers[0](stack.embed_tokens(example.inputs), ctx), ctx)
+    expected = 0.0
+    for i, last in enumerate([stack.layers[2], *stack.further], start=1):
+        logs = model.lm_head(stack.norm(last(trunk, ctx))).log_softmax(-1)
+        for row, t in itertools.product(range(2), range(12)):
+            if i == 1 or example.further_weights[row, t, i - 2]:
+                expected -= (1.0 if i == 1 else 0.5) * logs[row, t, tokens[row, t + i]]
+        if i == 1:
+            torch.testing.assert_close(measures["train/next_token"], expected.detach() / 24, rtol=1e-10, atol=0)
+    assert count == 24
+    torch.testing.assert_close(total, expected, rtol=1e-10, atol=0)
+    total.backward()
+    assert all(p.grad is not None and p.grad.any() for p in model.parameters())
+
+
+def test_siblings_have_no_say_in_scores_and_cost_training_alone():
+    config = model_config(objective={"name": "multi_token", "ahead": 2}, n_layers=3)
+    model, plain = build_model(config, V).eval(), build_model(model_config(n_layers=3), V).eval()
+    example = made("multi_token", ahead=2)(text(9), None, generator())
+    assert torch.equal(model.token_losses(example), plain.token_losses(example))
+    layer = sum(p.numel() for p in plain.model.layers[2].parameters())
+    assert measure(config, V).parameters - measure(model_config(n_layers=3), V).parameters == layer
+    # A model with one layer less and a head with a layer of its own: the same parameters, one more pass of the head.
+    fewer = measure(model_config(objective={"name": "multi_token", "ahead": 2}, n_layers=2), V)
+    more = fewer.flops_per_token - measure(model_config(n_layers=3), V).flops_per_token
+    assert fewer.parameters == measure(model_config(n_layers=3), V).parameters and more == 2 * 32 * V
+
+
+@pytest.mark.oracle("objective=distillation", "torch kl_div and cross_entropy of the full logits in float64")
+@pytest.mark.parametrize("weighted", [False, True])
+def test_distillation_is_its_equation(weighted):
+    """Two models of different widths; with documents' weights and without; loss and every gradient."""
+    part = made("distillation", temperature=3.0, hard=0.3)
+    student = build_model(model_config(d_model=16), V).double()
+    teacher = build_model(model_config(d_model=32, position="alibi", tied=False), V, seed=1).double()
+    for p in (*student.parameters(), *teacher.parameters()):
+        p.data += 0.2 * torch.randn_like(p)
+    part.learn_from(teacher)
+    example = part(text(41, rows=3), None, generator())
+    example.weights = torch.rand(3, 40).double() if weighted else None
+    w = torch.ones(120).double() if example.weights is None else example.weights.flatten()
+    total, count, measures = part.loss(student, example)
+    total.backward()
+    ours = [p.grad.clone() for p in student.parameters()]
+    assert count == w.sum() and all(p.grad is None for p in teacher.parameters())
+
+    student.zero_grad()
+    logits, known = student(example.inputs).flatten(0, 1), teacher(example.inputs).flatten(0, 1).detach()
+    soft = F.kl_div(
+        (logits / 3).log_softmax(-1), (known / 3).log_softmax(-1), reduction="none", log_target=True
+    ).sum(-1)  # fmt: skip
+    hard = F.cross_entropy(logits, example.targets.flatten(), reduction="none")
+    expected = (w * (0.3 * hard + 0.7 * 9 * soft)).sum()
+    torch.testing.assert_close(total, expected, rtol=1e-10, atol=0)
+    torch.testing.assert_close(measures["train/divergence"], ((w * soft).sum() / w.sum()).detach(), rtol=1e-10, atol=0)
+    expected.backward()
+    for a, b in zip(ours, [p.grad for p in student.parameters()], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
+
+
+def test_a_student_that_is_its_teacher_has_nothing_left_to_learn_from_it():
+    part, model = made("distillation", hard=0.0), build_model(model_config(), V).double()
+    part.learn_from(build_model(model_config(), V).double())
+    total, _, measures = part.loss(model, part(text(30), None, generator()))
+    total.backward()
+    assert abs(measures["train/divergence"]) < 1e-14 and all(p.grad.abs().max() < 1e-13 for p in model.parameters())
+
+
+def test_blocks_of_rows_give_the_same_divergence():
+    from ablatio.model.loss import linear_divergence
+
+    a, b, c, d = (torch.randn(n, 5).double() for n in (23, 11, 23, 11))
+    whole, parts = (linear_divergence(a, b, c, d, temperature=2.0, chunk=n) for n in (64, 7))
+    torch.testing.assert_close(whole, parts, rtol=1e-12, atol=0)

@@ -99,6 +99,23 @@ def test_residual_dual_has_a_normed_and_a_plain_stream():
     torch.testing.assert_close(stack(tokens), ln + stack.norm(d), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.oracle("placement=hybrid", "the paper's equation in float64")
+def test_hybrid_adds_the_normed_stream():
+    """Y = X + MHA(X) with normed q, k and v; X' = norm(Y) + FFN(norm(Y))."""
+    model = model_with("hybrid", attention={"name": "mha", "qk_norm": "rmsnorm", "v_norm": "rmsnorm"})
+    stack, tokens = model.model, torch.randint(0, V, (2, 7))
+    x = stack.embed_tokens(tokens)
+    for i, (_, f, norm, _) in enumerate(sublayers(stack, context(stack, tokens))):
+        if i % 2 == 0:
+            assert len(norm) == 0
+            x = x + f(x)
+        else:
+            x = norm(x) + f(norm(x))
+    torch.testing.assert_close(stack(tokens), stack.norm(x), rtol=1e-12, atol=1e-12)
+    refused = broken(effective(model_config(placement="hybrid")))
+    assert {p.fix for p in refused} == {"attention.qk_norm=rmsnorm", "attention.v_norm=rmsnorm"}
+
+
 def rms(x, norm):
     """RMSNorm by hand."""
     return x / (x.pow(2).mean(-1, keepdim=True) + norm.eps).sqrt() * norm.weight
@@ -353,5 +370,5 @@ def test_norms_that_differ_by_sublayer_need_two_sublayers():
 
 
 def test_every_placement_has_an_oracle():
-    more = {"peri", "residual_dual", "subln", "normformer", "hyper_connections", "static_hyper_connections"}
+    more = {"peri", "hybrid", "residual_dual", "subln", "normformer", "hyper_connections", "static_hyper_connections"}
     assert EQUATIONS.keys() | more == {e.name for e in placements if e.provider.dist == "ablatio"}

@@ -8,9 +8,9 @@ import warnings
 import pytest
 import torch
 import transformers
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, CyclicLR
+from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, CyclicLR, ReduceLROnPlateau
 
 from ablatio import rules
 from ablatio.kinds import schedules
@@ -189,3 +189,26 @@ def test_warm_up_and_decay_must_fit():
     assert "1.1" in problem.what and problem.fix == "schedule.decay=0.5"
     wrong["schedule"]["decay"] = 0.5
     assert not rules.broken(wrong)
+
+
+@pytest.mark.oracle("schedule=plateau", "torch ReduceLROnPlateau")
+@settings(deadline=None)
+@given(
+    scores=st.lists(st.floats(0.1, 5.0), max_size=60),
+    patience=st.integers(0, 4),
+    gain=st.sampled_from([0.0, 1e-3, 0.2]),
+    cooldown=st.integers(0, 3),
+    factor=st.sampled_from([0.1, 0.5, 0.9]),
+)
+def test_plateau_falls_where_torch_s_does(scores, patience, gain, cooldown, factor):
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    theirs = ReduceLROnPlateau(
+        optimizer, factor=factor, patience=patience, threshold=gain, cooldown=cooldown, min_lr=0.05, eps=0.0
+    )
+    knobs = {"patience": patience, "gain": gain, "cooldown": cooldown, "factor": factor, "final": 0.05, "warmup": 0.1}
+    ours = schedules.build("plateau", knobs)
+    for count in range(len(scores) + 1):
+        assert ours(50, 100, scores[:count]) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-12)
+        assert ours(4, 100, scores[:count]) == pytest.approx(0.5 * optimizer.param_groups[0]["lr"], rel=1e-12)
+        if count < len(scores):
+            theirs.step(scores[count])

@@ -9,7 +9,8 @@ from ablatio.registry import REGISTRIES
 from ablatio.testing import tiny
 from ablatio.testing.compatibility import KINDS
 
-OPTIONS = [(kind, entry.name) for kind in KINDS for entry in REGISTRIES[kind] if entry.name != "answers"]
+ELSEWHERE = ("answers", "distillation")  # ask for data, or for another run, that stand in tests of their own
+OPTIONS = [(kind, entry.name) for kind in KINDS for entry in REGISTRIES[kind] if entry.name not in ELSEWHERE]
 
 
 def beside(kind: str, name: str) -> list[str]:

@@ -16,7 +16,9 @@ EXAMPLES = [
     f"architecture={a.name} objective={o.name}"
     for o in REGISTRIES["objective"]
     for a in REGISTRIES["architecture"]
-    if o.facts["gives"] in a.facts["takes"] and (a.name != "causal" or o.facts["gives"] == "next tokens")
+    if o.name != "distillation"  # needs another run: see test_distillation
+    and o.facts["gives"] in a.facts["takes"]
+    and (a.name != "causal" or o.facts["gives"] == "next tokens")
 ]
 
 

@@ -35,6 +35,10 @@ class Choice:
 class Dimensions:
     """The sizes of a model.
 
+    Of the n_layers of a stack distinct_layers have weights, and the others are these again: in a cycle (looped, as the
+    Universal Transformer, arXiv:1807.03819) or each several times in a run (as ALBERT's groups, arXiv:1909.11942).
+    Parameters are counted once, FLOPs as often as a layer is passed.
+
     Left open, d_head is d_model / n_heads, d_ff 4 d_model, encoder_layers n_layers, attention_scale d_head^-1/2 and
     logit_scale 1 (or what the init asks for); embedding_norm and final_norm stand where the placement wants them.
     """
@@ -50,6 +54,8 @@ class Dimensions:
     bias: bool = False
     dropout: float = 0.0
     encoder_layers: int | None = None
+    distinct_layers: int | None = None
+    sharing: Literal["cycle", "runs"] = "cycle"
     embedding_norm: bool | None = None
     embedding_scale: float = 1.0
     final_norm: bool | None = None
@@ -83,10 +89,13 @@ def matched_width(d_model: int, d_ff: int, bias: bool) -> int:
 class LayerParts:
     """What a block is made of: call these in the order in which the block holds them.
 
+    layer, n_layers: its number in the stack, from 0, and their count
     norms, placement: given the sublayer that they are for: attention | cross | mlp | both
     cross: the attention to an encoder's states, in a decoder that has an encoder; None elsewhere
     """
 
+    layer: int
+    n_layers: int
     attention: Callable[[], nn.Module]
     cross: Callable[[], nn.Module] | None
     mlp: Callable[[], nn.Module]
@@ -103,7 +112,8 @@ class Assembly:
 
     def __init__(self, config: Mapping[str, Any], vocab_size: int, eos: int = 0, seed: int = 0) -> None:
         self.config, self.eos, self.seed = config, eos, seed
-        ids = vocab_size + extra_tokens(config, vocab_size, eos)
+        objective = objective_of(config, vocab_size, eos)
+        ids, self.ahead = vocab_size + int(getattr(objective, "extra_tokens", 0)), int(getattr(objective, "ahead", 1))
         sizes = {k: v for k, v in config["model"].items() if k not in ORIGIN}
         self.dims = Dimensions(**{**sizes, "vocab_size": rows_for(ids, sizes.get("vocab_size"))})
         self.gated = bool(self._facts(kinds.activations)["gated"])
@@ -240,12 +250,29 @@ class Assembly:
             return None
         return lambda width: self.norm(f"{path}.inner_norm", width)
 
-    def block(self, layer: int, side: Side = "decoder") -> nn.Module:
-        path = f"{self.root(side)}.layers.{layer}"
+    def layers(self, side: Side = "decoder") -> list[nn.Module]:
+        """The layers of a stack, in order; some may share their weights."""
+        found = [self.block(i, side) for i in range(self.depth(side))]
+        count = min(self.dims.distinct_layers or len(found), len(found))
+        owners = dict[int, nn.Module]()
+        for i, layer in enumerate(found):
+            number = i % count if self.dims.sharing == "cycle" else i * count // len(found)
+            share_weights(owners.setdefault(number, layer), layer)
+        return found
+
+    def siblings(self, side: Side = "decoder") -> list[nn.Module]:
+        """Of a decoder's last layer: one for each token that the objective asks for beyond the next one."""
+        count, last = self.ahead - 1 if side == "decoder" else 0, self.depth(side) - 1
+        return [self.block(last, side, f"{self.root(side)}.further.{i}") for i in range(count)]
+
+    def block(self, layer: int, side: Side = "decoder", path: str = "") -> nn.Module:
+        path = path or f"{self.root(side)}.layers.{layer}"
         names = iter(("input_layernorm", "post_attention_layernorm", *(f"norm_{i}" for i in range(2, 16))))
         sublayers = iter(range(16))
         crossed = side == "decoder" and "encoder" in self.stacks
         parts = LayerParts(
+            layer=layer,
+            n_layers=self.depth(side),
             attention=lambda: self.attention(layer, f"{path}.self_attn", side),
             cross=(lambda: self.attention(layer, f"{path}.cross_attn", side)) if crossed else None,
             mlp=lambda: self.mlp(layer, f"{path}.mlp", side),
@@ -258,6 +285,22 @@ class Assembly:
         choice = self.choice(registry.kind)
         with seeded(named_seed(self.seed, path)):
             return registry.build(choice.name, choice.knobs, **wiring)
+
+
+def share_weights(first: nn.Module, other: nn.Module) -> None:
+    """Make the parameters and buffers of two modules one and the same, wherever either is moved or loaded.
+
+    What a layer knows of its own place (its number in the cache, a mask of its own) stays with it.
+    """
+    pairs = list(zip(first.named_modules(), other.named_modules(), strict=False))
+    shapes = [{n: t.shape for n, t in module.state_dict().items()} for module in (first, other)]
+    if shapes[0] != shapes[1]:
+        raise UserError(
+            "layers that share their weights must be built alike, and here some have other parts than others\n"
+            "    try: model.distinct_layers=null"
+        )
+    for (_, one), (_, two) in pairs:
+        two._parameters, two._buffers = one._parameters, one._buffers
 
 
 def n_norms(facts: Mapping[str, Any], around: Sublayer) -> int:
@@ -273,11 +316,10 @@ def rows_for(ids: int, wanted: int | None) -> int:
     return wanted or ids
 
 
-def extra_tokens(config: Mapping[str, Any], vocab_size: int, eos: int) -> int:
-    """The ids that the objective needs beyond the tokenizer's: sentinels, masks, names of tasks."""
+def objective_of(config: Mapping[str, Any], vocab_size: int, eos: int) -> kinds.Objective:
+    """The objective, which may need ids beyond the tokenizer's (sentinels, masks) and siblings of the last layer."""
     choice, length = Choice.of(config["objective"]), int(config["model"]["max_len"])
-    objective = kinds.objectives.build(choice.name, choice.knobs, vocab_size=vocab_size, eos=eos, max_len=length)
-    return int(getattr(objective, "extra_tokens", 0))
+    return kinds.objectives.build(choice.name, choice.knobs, vocab_size=vocab_size, eos=eos, max_len=length)
 
 
 @torch.no_grad()

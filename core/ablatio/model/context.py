@@ -22,10 +22,12 @@ class Record:
 
     losses    scalars that are added to the training loss
     measures  numbers for the log
+    further   where siblings of the last layer leave their states (B, T, D); None: they are not asked
     """
 
     losses: dict[str, Tensor] = field(default_factory=dict)
     measures: dict[str, Tensor] = field(default_factory=dict)
+    further: list[Tensor] | None = None
 
 
 @dataclass(slots=True)

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from ablatio import kinds
 from ablatio.model.assembly import Assembly, Choice
+from ablatio.model.context import Record
 from ablatio.model.example import Example
 from ablatio.model.roles import describe, named_generator
 
@@ -18,8 +20,8 @@ class Size:
 
     active: parameters that a token passes through, where a layer has experts of which it takes a few.
     flops_per_token: multiply and add are two; of one training step's forward pass at the full length, divided by the
-    tokens of the text.  Attention counts all pairs, as torch's FlopCounter does.  The backward pass costs twice the
-    forward one.
+    tokens of the text.  Attention counts all pairs, those with later tokens too, as torch's FlopCounter does; of a
+    pattern (a window) only the pairs that it shows.  The backward pass costs twice the forward one.
     """
 
     parameters: int
@@ -46,12 +48,31 @@ def measure(config: Mapping[str, Any], vocab_size: int) -> Size:
     example, length = example_of(config, vocab_size)
     with torch.device("meta"):
         model = Assembly(config, vocab_size).model().eval()
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            model.logits(model.hidden(example))
+        with _Hidden(model) as hidden, FlopCounterMode(display=False) as counter, torch.no_grad():
+            for states in model.states(example, Record()):
+                model.logits(states)
     embedding = sum(p.numel() for p, info in describe(model) if info.role == "embedding")
     parameters = sum(p.numel() for p in model.parameters())
     idle = sum(int(getattr(m, "idle_parameters", 0)) for m in model.modules())
-    return Size(parameters, embedding, parameters - idle, counter.get_total_flops() / length)
+    return Size(parameters, embedding, parameters - idle, (counter.get_total_flops() - hidden.flops) / length)
+
+
+class _Hidden:
+    """Adds up, inside, the FLOPs of pairs that attentions hide from themselves: `hidden_flops(ctx)` of each call."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.modules, self.flops = [m for m in model.modules() if hasattr(m, "hidden_flops")], 0
+
+    def __enter__(self) -> "_Hidden":
+        self.hooks = [m.register_forward_hook(self._seen) for m in self.modules]
+        return self
+
+    def _seen(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        self.flops += int(module.hidden_flops(inputs[1]))  # type: ignore[operator]
+
+    def __exit__(self, *error: object) -> None:
+        for hook in self.hooks:
+            hook.remove()
 
 
 def example_of(config: Mapping[str, Any], vocab_size: int) -> tuple[Example, int]:

@@ -18,6 +18,8 @@ class Example:
     segments         (B, T) the documents of a packed row, PADDING (-1) for none; or None for one document
     source           (B, S): what is read and not said; an encoder reads it, a decoder alone has it in front of inputs
     source_segments  (B, S), when there are `segments`
+    further          (B, T, n): what follows the targets, for the n siblings of a model's last layer (`ahead` of an
+                     objective); further_weights: of each one's loss, 0 where there is none
     """
 
     inputs: Tensor
@@ -26,6 +28,8 @@ class Example:
     segments: Tensor | None = None
     source: Tensor | None = None
     source_segments: Tensor | None = None
+    further: Tensor | None = None
+    further_weights: Tensor | None = None
 
     @property
     def count(self) -> int | None:

@@ -1,7 +1,8 @@
 """What trains and speaks: a stack (or two) and an output head."""
 
+from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -63,7 +64,7 @@ class LanguageModel(nn.Module):
                 setattr(module, name, torch.compiler.disable(getattr(module, name)))  # type: ignore[no-untyped-call]
         for stack in self.modules():
             if isinstance(stack, Stack):
-                for layer in stack.layers:
+                for layer in (*stack.layers, *stack.further):
                     layer.compile()
 
     def forward(self, tokens: Tensor, segments: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
@@ -72,7 +73,7 @@ class LanguageModel(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., D) -> (..., V)."""
-        found: Tensor = self.lm_head(self._scaled(hidden))
+        found: Tensor = self.lm_head(self.scaled(hidden))
         return found
 
     def read(self, tokens: Tensor, segments: Tensor | None, cache: KVCache) -> Tensor:
@@ -91,37 +92,57 @@ class LanguageModel(nn.Module):
         states: Tensor = self.model(row.tokens, row.segments, opened=opened, record=record, tie=tie)
         return row.of_inputs(states, example.inputs.shape[1])
 
-    def loss(self, example: Example) -> Loss:
-        """The loss of one batch, and what the layers measured."""
+    def states(self, example: Example, record: Record, tie: Tie | None = None) -> list[Tensor]:
+        """All states that training asks: those that say the targets, then those that say what is further ahead."""
+        record.further = None if example.further is None else []
+        return [self.hidden(example, record, tie), *(record.further or ())]
+
+    def loss(self, example: Example, *, share: float = 1.0, beside: Callable[[Tensor], Tensor] | None = None) -> Loss:
+        """The loss of one batch, and what the layers measured.
+
+        share, beside: an objective's own loss is share times the cross-entropy plus what `beside` makes of the states
+        (B, T, D) that say the targets, a sum over them.
+        """
         record = Record()
         tie = Tie.of(self.model.embed_tokens, self.lm_head.weight)
-        hidden = self._scaled(self.hidden(example, record, tie))
-        weights = None if example.weights is None else example.weights.flatten()
-        targets = example.targets.flatten()
-        total = linear_cross_entropy(
-            hidden.flatten(0, 1), self.lm_head.weight, targets, weights,
-            z_loss=self.z_loss, smoothing=self.smoothing, tie=tie,
-        )  # fmt: skip
-        summed = None if weights is None else weights.sum().clamp(min=NOTHING).to(total.dtype)
-        count = total.new_tensor(float(len(targets))) if summed is None else summed
+        hidden, *further = self.states(example, record, tie)
+        total = self._cross_entropy(hidden, example.targets, example.weights, tie)
+        total = total if share == 1.0 else share * total
+        total = total if beside is None else total + beside(hidden)
+        if example.weights is None:
+            count = total.new_tensor(float(example.targets.numel()))
+        else:
+            count = example.weights.sum().clamp(min=NOTHING).to(total.dtype)
+        if example.further is not None:
+            assert example.further_weights is not None
+            record.measures["train/next_token"] = total.detach() / count
+            states, weights = torch.stack(further, dim=2), example.further_weights
+            total = total + self._cross_entropy(states, example.further, weights)
         for extra in record.losses.values():
             total = total + extra * count
         return Loss(total, count, record.measures | {k: v.detach() for k, v in record.losses.items()})
 
+    def _cross_entropy(self, hidden: Tensor, targets: Tensor, weights: Tensor | None, tie: Tie | None = None) -> Tensor:
+        """The weighted sum over states (..., D) and their targets (...)."""
+        return linear_cross_entropy(
+            self.scaled(hidden).flatten(0, -2), self.lm_head.weight, targets.flatten(),
+            None if weights is None else weights.flatten(), z_loss=self.z_loss, smoothing=self.smoothing, tie=tie,
+        )  # fmt: skip
+
     @torch.no_grad()
     def redrawn(self, example: Example, generator: torch.Generator) -> Example:
         """The same example with targets that this model draws."""
-        states = self._scaled(self.hidden(example)).flatten(0, 1)
+        states = self.scaled(self.hidden(example)).flatten(0, 1)
         drawn = [
             torch.multinomial(self.lm_head(block).float().softmax(-1), 1, generator=generator)
             for block in torch.split(states, 512)
         ]
-        return replace(example, targets=torch.cat(drawn).view_as(example.targets))
+        return replace(example, targets=torch.cat(drawn).view_as(example.targets), further=None, further_weights=None)
 
     @torch.no_grad()
     def token_scores(self, example: Example) -> tuple[Tensor, Tensor]:
         """The loss of each target in nats, and whether the model holds it for the likeliest: (B, T)."""
-        hidden = self._scaled(self.hidden(example)).flatten(0, 1)
+        hidden = self.scaled(self.hidden(example)).flatten(0, 1)
         losses, hits = token_scores(hidden, self.lm_head.weight, example.targets.flatten())
         return losses.view_as(example.targets), hits.view_as(example.targets)
 
@@ -129,8 +150,15 @@ class LanguageModel(nn.Module):
         """The loss of each target in nats: (B, T)."""
         return self.token_scores(example)[0]
 
-    def _scaled(self, hidden: Tensor) -> Tensor:
+    def scaled(self, hidden: Tensor) -> Tensor:
+        """What the head takes: its product with the head's matrix gives the logits."""
         return hidden if self.logit_scale == 1.0 else hidden * self.logit_scale
+
+
+def loss_of(objective: Any, model: LanguageModel, example: Example) -> Loss:
+    """The loss that the objective asks for: its own, or the model's cross-entropy."""
+    own: Callable[[LanguageModel, Example], Loss] | None = getattr(objective, "loss", None)
+    return model.loss(example) if own is None else own(model, example)
 
 
 class Encoder(LanguageModel):

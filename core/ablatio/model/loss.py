@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
 BLOCK_LOGITS = 2**23  # 34 MB in float32; with 128 rows matrix products still run at full speed, with 64 no more
 
@@ -176,6 +177,36 @@ def linear_cross_entropy(
         hidden, weight, targets, row_weights, chunk, z_loss, smoothing, tie, rows
     )
     return result
+
+
+def linear_divergence(
+    hidden: Tensor,
+    weight: Tensor,
+    other: Tensor,
+    other_weight: Tensor,
+    row_weights: Tensor | None = None,
+    *,
+    temperature: float = 1.0,
+    chunk: int | None = None,
+) -> Tensor:
+    """sum_i w_i KL(q_i || p_i), p_i = softmax(hidden_i weight^T / t), q_i = softmax(other_i other_weight^T / t).
+
+    hidden (N, D), weight (V, D); other (N, D'), other_weight (V, D'), which get no gradient -> scalar in nats.  Logits
+    are made a block of rows at a time, and once more for the gradient.
+    """
+    chunk, total = chunk or block_rows(len(weight)), hidden.new_zeros((), dtype=_precise(hidden.dtype))
+
+    def block(mine: Tensor, matrix: Tensor, theirs: Tensor, scale: Tensor | None) -> Tensor:
+        p = torch.log_softmax(_logits(mine, matrix) / temperature, -1)
+        q = torch.log_softmax(_logits(theirs, other_weight) / temperature, -1)
+        rows = (q.exp() * (q - p)).sum(-1)
+        return rows.sum() if scale is None else (rows * scale.to(rows.dtype)).sum()
+
+    for start in range(0, len(hidden), chunk):
+        rows = slice(start, start + chunk)
+        scale = None if row_weights is None else row_weights[rows]
+        total = total + checkpoint(block, hidden[rows], weight, other[rows].detach(), scale, use_reentrant=False)
+    return total
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from ablatio import kinds
 from ablatio.model.assembly import Assembly, Choice
 from ablatio.model.cache import KVCache
+from ablatio.model.context import Record
 from ablatio.model.count import example_of
 from ablatio.model.language_model import LanguageModel
 from ablatio.model.roles import ParameterGroup, Role, groups_by_role
@@ -113,7 +114,7 @@ def _saved(config: Mapping[str, Any], vocab_size: int, layers: int) -> int:
         model = model.to_empty(device="cpu")
         weights = {p.untyped_storage()._cdata for p in model.parameters()}
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-            model.hidden(example)
+            model.states(example, Record())
     return sum(storage.nbytes() for key, storage in kept.items() if key not in weights)
 
 

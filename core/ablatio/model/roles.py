@@ -16,6 +16,7 @@ Role = Literal["matrix", "vector", "embedding", "head"]
 ROLES: tuple[Role, ...] = ("matrix", "vector", "embedding", "head")
 RESIDUAL_OUT = ("o_proj", "down_proj")
 LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
+SIBLING = re.compile(r"(?:^|\.)further\.\d+\.")  # of the last layer
 GAINED = ("v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -77,7 +78,7 @@ def describe(model: nn.Module) -> Iterator[tuple[nn.Parameter, ParameterInfo]]:
         gain = float(stack.gain) if stack is not None and role == "matrix" and parent in GAINED else 1.0
         depth = int(stack.depth) if stack is not None else 1
         numbered = LAYER.search(name)
-        layer = int(numbered[1]) if numbered else None
+        layer = int(numbered[1]) if numbered else depth - 1 if SIBLING.search(name) else None
         yield parameter, ParameterInfo(name, role, fan_in, fan_out, depth, parent in RESIDUAL_OUT, gain, layer, d_model)
 
 

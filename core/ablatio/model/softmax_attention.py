@@ -14,8 +14,13 @@ from ablatio.model.context import Context
 
 KVHeads = Annotated[int | None, Range(1), "heads of keys and values, a divisor of model.n_heads; null: as many"]
 QKNorm = Annotated[
-    Literal["none", "layernorm", "rmsnorm", "l2"], "norm of each head's queries and keys; l2: cosines times a learned g"
+    Literal["none", "layernorm", "rmsnorm", "l2", "whole_layernorm", "whole_rmsnorm"],
+    "norm of each head's queries and keys, or of all heads' as a whole; l2: cosines times a learned g",
 ]
+VNorm = Annotated[
+    Literal["none", "layernorm", "rmsnorm", "whole_layernorm", "whole_rmsnorm"], "norm of the values, likewise"
+]
+WHOLE = "whole_"
 Softcap = Annotated[float, Range(0), "c tanh(x / c) of the scores x, before bias and mask; 0: none (arXiv:2408.00118)"]
 QKVBias = Annotated[bool | None, "biases of queries, keys and values; by default as model.bias says"]
 Sinks = Annotated[bool, "a learned logit in each head for looking at nothing (arXiv:2309.17453)"]
@@ -41,7 +46,8 @@ class SoftmaxAttention(nn.Module):
     A part overrides `place` to look at other keys, `mix` to weigh them in another way, `heads` to change the outcome.
 
     qk_norm  of each head, before positions turn it; l2: g cos(q, k), g starts at log2(L^2 - L), L = max_len
-             (arXiv:2010.04245)
+             (arXiv:2010.04245); whole_...: of all heads together, as in OLMo 2 (arXiv:2501.00656)
+    v_norm   of the values; with qk_norm it is the QKV norm of HybridNorm (arXiv:2503.04598)
     softcap, sinks  see their types above
     """
 
@@ -61,6 +67,7 @@ class SoftmaxAttention(nn.Module):
         scale: float,
         inner_norm: Callable[[int], nn.Module] | None,
         qk_norm: str = "none",
+        v_norm: str = "none",
         softcap: float = 0.0,
         sinks: bool = False,
         qkv_bias: bool | None = None,
@@ -74,7 +81,16 @@ class SoftmaxAttention(nn.Module):
         self.inner_norm = inner_norm(n_heads * d_head) if inner_norm else None
         self.d_head, self.dropout, self.layer, self.softcap = d_head, dropout, layer, softcap
         self.scale = 1.0 if qk_norm == "l2" else scale
-        self.q_norm, self.k_norm = _head_norms(qk_norm, d_head, max_len)
+        self.whole_qk, self.whole_v = qk_norm.startswith(WHOLE), v_norm.startswith(WHOLE)
+        self.q_norm: nn.Module | None
+        self.k_norm: nn.Module | None
+        if qk_norm == "l2":
+            gain = math.log2(max(2, max_len * max_len - max_len))
+            self.q_norm, self.k_norm = _Directions(gain), _Directions()
+        else:
+            self.q_norm = _norm(qk_norm, d_head, n_heads)
+            self.k_norm = _norm(qk_norm, d_head, n_kv_heads)
+        self.v_norm = _norm(v_norm, d_head, n_kv_heads)
         self.sinks = nn.Parameter(torch.zeros(n_heads)) if sinks else None
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
@@ -89,13 +105,19 @@ class SoftmaxAttention(nn.Module):
 
     def queries(self, x: Tensor) -> Tensor:
         """(B, T, D) -> (B, H, T, d_head)."""
-        q = split_heads(self.q_proj(x), self.d_head)
-        return q if self.q_norm is None else self.q_norm(q).to(q.dtype)
+        return self._heads(self.q_proj(x), self.q_norm, self.whole_qk)
 
     def keys_values(self, x: Tensor, ctx: Context) -> tuple[Tensor, Tensor]:
         """(B, S, D) -> (B, H_kv, S, d_head), twice."""
-        k, v = split_heads(self.k_proj(x), self.d_head), split_heads(self.v_proj(x), self.d_head)
-        return (k if self.k_norm is None else self.k_norm(k).to(k.dtype)), v
+        k = self._heads(self.k_proj(x), self.k_norm, self.whole_qk)
+        return k, self._heads(self.v_proj(x), self.v_norm, self.whole_v)
+
+    def _heads(self, x: Tensor, norm: nn.Module | None, whole: bool) -> Tensor:
+        """(B, T, H * d_head) -> (B, H, T, d_head), normed before or after it is split."""
+        if norm is None:
+            return split_heads(x, self.d_head)
+        normed: Tensor = split_heads(norm(x), self.d_head) if whole else norm(split_heads(x, self.d_head))
+        return normed.to(x.dtype)
 
     def place(self, q: Tensor, k: Tensor, v: Tensor, ctx: Context) -> tuple[Tensor, Tensor, Tensor, Context | Sight]:
         """q, k turned by their positions, all keys and values up to now, and what the queries see of them."""
@@ -131,14 +153,11 @@ class _Directions(nn.Module):
         return x if self.gain is None else self.gain * x
 
 
-def _head_norms(kind: str, d_head: int, max_len: int) -> tuple[nn.Module | None, nn.Module | None]:
-    if kind == "none":
-        return None, None
-    if kind == "l2":
-        return _Directions(math.log2(max(2, max_len * max_len - max_len))), _Directions()
-    if kind == "layernorm":
-        return nn.LayerNorm(d_head), nn.LayerNorm(d_head)
-    return RMSNorm(d_head), RMSNorm(d_head)
+def _norm(kind: str, d_head: int, heads: int) -> nn.Module | None:
+    """Of each head, or of all `heads` together."""
+    width = d_head * heads if kind.startswith(WHOLE) else d_head
+    made: dict[str, Callable[[int], nn.Module]] = {"layernorm": nn.LayerNorm, "rmsnorm": RMSNorm}
+    return None if kind == "none" else made[kind.removeprefix(WHOLE)](width)
 
 
 class RMSNorm(nn.Module):

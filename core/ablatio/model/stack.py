@@ -36,6 +36,8 @@ class Stack(nn.Module):
 
     depth, d_model, gain  what inits ask for: the number of layers, the width, and the factor that the placement puts on
                           some matrices
+    further               siblings of the last layer, for an objective that asks for tokens further ahead: they read
+                          what it reads, and only training asks them
     """
 
     def __init__(
@@ -50,7 +52,8 @@ class Stack(nn.Module):
         self.embed_tokens = table or nn.Embedding(dims.vocab_size, dims.d_model)
         self.embed_norm = assembly.embedding_norm(side)
         self.position = assembly.position(mask == "causal" and not opens, side)
-        self.layers = nn.ModuleList([assembly.block(i, side) for i in range(self.depth)])
+        self.layers = nn.ModuleList(assembly.layers(side))
+        self.further = nn.ModuleList(assembly.siblings(side))
         self.norm = assembly.final_norm(side)
         self.stream = placed if hasattr(placed, "open") else None
         self.virtual: Virtual | None = None
@@ -77,7 +80,7 @@ class Stack(nn.Module):
         x = self.embed_tokens(tokens) if tie is None else tie.embed(self.embed_tokens.weight, tokens)
         x = x if self.scale == 1.0 else x * self.scale
         ctx = self._context(tokens, segments, cache, x.dtype, opened, memory, record)
-        x = self.through(x, ctx)
+        x = self.through(x, ctx, record)
         if cache is not None:
             cache.advance(tokens.shape[1])
         return x
@@ -89,15 +92,22 @@ class Stack(nn.Module):
         self.through(x[None], self._context(ids, None, recording, x.dtype, None, None, None))
         return recording.seen
 
-    def through(self, x: Tensor, ctx: Context) -> Tensor:
+    def through(self, x: Tensor, ctx: Context, record: Record | None = None) -> Tensor:
         """Embeddings (B, T, D) -> hidden states (B, T, D)."""
         if hasattr(self.position, "embed"):
             x = self.position.embed(x, ctx.q_pos)
         x = x if self.embed_norm is None else self.embed_norm(x)
         x = nn.functional.dropout(x, self.dropout, self.training) if self.dropout else x
         x = x if self.stream is None else self.stream.open(x)
-        for layer in self.layers:
+        *layers, last = self.layers
+        for layer in layers:
             x = layer(x, ctx)
+        if record is not None and record.further is not None:
+            record.further += [self._leave(sibling(x, ctx)) for sibling in self.further]
+        return self._leave(last(x, ctx))
+
+    def _leave(self, x: Tensor) -> Tensor:
+        """The stream after the last layer -> hidden states (B, T, D)."""
         norm = nn.Identity() if self.norm is None else self.norm
         hidden: Tensor = norm(x) if self.stream is None else self.stream.close(x, norm)
         return hidden

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ablatio.config import Model, section_knobs
 from ablatio.model.assembly import Assembly
+from ablatio.model.roles import SIBLING
 from ablatio.native.mapping import Module, scaled, to_ours, to_theirs, turned_by_halves
 from ablatio.registry import REGISTRIES
 
@@ -71,8 +72,8 @@ class Family:
         return 1.0
 
     def to_native(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Our weights as theirs; those of a tied head are left out."""
-        tensors = {n: t for n, t in tensors.items() if n not in self._doubles()}
+        """Our weights as theirs, without those of a tied head and of what only training asks."""
+        tensors = {n: t for n, t in tensors.items() if n not in self._doubles() and not SIBLING.search(n)}
         tensors = scaled(tensors, *self._factors())
         if self._interleaved:
             tensors = turned_by_halves(tensors, self.dims.head_width, self._turned)

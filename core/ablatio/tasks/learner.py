@@ -14,6 +14,7 @@ from ablatio.kinds import Stabilizer, Task
 from ablatio.model.assembly import Choice
 from ablatio.model.language_model import LanguageModel
 from ablatio.model.roles import Rate, apply_rates, groups_by_role, named_generator, named_seed
+from ablatio.tasks.rates import Rates
 from ablatio.tasks.setup import Setup
 from ablatio.tasks.step import SkipStep, Step
 from ablatio.tasks.tuning import Tuning
@@ -42,10 +43,11 @@ class Learner(pl.LightningModule):
         self.task, self.model, self.seeds, self.settings = task, model, setup.seeds, config["train"]
         self.name, self.stabilizers = config["task"]["name"], stabilizers
         model.smoothing = self.settings["label_smoothing"]
-        self.schedule = setup.part("schedule")
-        self.optimizer_choice = Choice.of(config["optimizer"])
         rate: Rate | None = getattr(setup.part("init"), "rate", None)
-        self.rate, self.peft = tuning.rate(rate) if tuning else rate, tuning.part if tuning else None
+        self.rates = Rates(config, tuning.rate(rate) if tuning else rate)
+        self.peft = tuning.part if tuning else None
+        self.scores: list[float] = []  # held-out scores up to now, lower ones better, for schedules that watch them
+        self.optimizer_choice = Choice.of(config["optimizer"])
         for part in self._having("attach"):
             part.attach(model)
         self._begins = getattr(task, "begin_step", None)
@@ -63,10 +65,11 @@ class Learner(pl.LightningModule):
         return [part for part in (self.peft, *self.stabilizers.values()) if hasattr(part, method)]
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        choice = self.optimizer_choice
+        choice, rate = self.optimizer_choice, self.rates.rate
         self._trainable = [p for p in self.model.parameters() if p.requires_grad]
-        optimizer = kinds.optimizers.build(choice.name, choice.knobs, groups=groups_by_role(self.model, self.rate))
-        apply_rates(optimizer, self.model, self.rate)
+        optimizer = kinds.optimizers.build(choice.name, choice.knobs, groups=groups_by_role(self.model, rate))
+        apply_rates(optimizer, self.model, rate)
+        self.rates.bind(optimizer, self.model)
         return optimizer
 
     @property
@@ -86,9 +89,7 @@ class Learner(pl.LightningModule):
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
-        factor = self.schedule(self.global_step, self.settings["steps"])
-        for group in self.optimizer.param_groups:
-            group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
+        self.rates.set(self.optimizer, self.global_step, self.settings["steps"], self.scores)
         if self._begins is not None and not self._step_losses:
             self._begins(self.model, self.global_step)
 

@@ -1,5 +1,6 @@
 """One run from a checked config to its folder: training, scores, and what it was made of."""
 
+import json
 import logging
 import warnings
 from collections.abc import Mapping
@@ -10,13 +11,14 @@ from typing import Any
 from rich.console import Console
 
 from ablatio.checkpoint import Checkpoints, write_json
-from ablatio.errors import AblatioError
+from ablatio.errors import AblatioError, EnvironmentFault
 from ablatio.model.assembly import Choice
 from ablatio.tasks import provenance
 from ablatio.tasks.folder import CHECKPOINTS, TOKENIZER, run_id, with_own_tokenizer
 from ablatio.tasks.logs import make_loggers
 from ablatio.tasks.prepared import Prepared, looks_back, prepare_run
 from ablatio.tasks.session import Session, size_of
+from ablatio.tasks.teacher import teach
 from ablatio.tasks.weigh import refuse_what_cannot_fit
 
 
@@ -41,12 +43,13 @@ def train(
     for sentence in found.skipped if found else ():
         console.print(f"[yellow]checkpoint left out:[/] {sentence}", highlight=False)
     run = prepare_run(with_own_tokenizer(config, folder) if found else config, fresh=not found or looks_back(config))
+    teacher = teach(run, _recorded(folder / "manifest.json").get("teacher") if found else None)
     if not found:
         if run.origin:
             console.print(str(run.origin), highlight=False)
         write_json(folder / "config.json", public)
         write_json(folder / TOKENIZER, _tokenizer(run))
-        write_json(folder / "manifest.json", _manifest(run))
+        write_json(folder / "manifest.json", _manifest(run) | ({"teacher": teacher} if teacher else {}))
     run.begin()
     session = Session(run, folder, console, checkpoints, found, loggers, until)
     try:
@@ -64,6 +67,15 @@ def quiet_libraries() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     # Lightning's advice on workers and loggers, and that our loader cannot be resumed (it can: by its first number).
     warnings.filterwarnings("ignore", module=r"lightning\..*")
+
+
+def _recorded(path: Path) -> dict[str, Any]:
+    """The manifest of a run that is resumed."""
+    try:
+        found: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise EnvironmentFault(f"{path} cannot be read: {error}") from None
+    return found if isinstance(found, dict) else {}
 
 
 def _tokenizer(run: Prepared) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """One stretch of training: log, validate, save, stop."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,7 @@ class Session:
         self.file = Logs(MetricsFile(folder / "metrics.csv", [*self.told.columns, *extra]), loggers, console)
         self.answers = SamplesFile(folder / "samples.jsonl")
         self.scores: dict[str, Any] = {}
+        self.held_out: list[list[float]] = []  # step and score of each validation: schedules may watch
         self.rewinds: list[
             dict[str, Any]
         ] = []  # each with the step of the spike, the step gone back to, batches skipped
@@ -66,6 +67,7 @@ class Session:
         if found:
             self.scores, self.seconds = dict(found.state["scores"]), float(found.state["seconds"])
             self.unscored, self.rewinds = bool(found.state["unscored"]), list(found.state["rewinds"])
+            self._remember(found.state.get("held_out", ()))  # older runs have none
             self.trained = float(found.state.get("trained", 0.0))
         shown = run.config["trainer"]["progress"]
         self.progress = RunProgress(console, self.steps, run.task.tokens, self.start, shown=shown)
@@ -134,6 +136,7 @@ class Session:
         self.io.checkpoints.forget(after=target)
         self.rewinds.append({"at": step, "to": target, "skipped": max(asked.skip, step - target + 1), "why": asked.why})
         self.start = self.progress.step = target
+        self._remember(seen for seen in self.held_out if seen[0] <= target)
         self._start_files(target)
         self.progress.console.print(
             f"[yellow]rewind:[/] {asked.why} at step {step}; back to step {target}, "
@@ -161,9 +164,14 @@ class Session:
         except _SignalCame:
             return False
         self.scores[when] = found
+        self._remember([*self.held_out, [step, found[self.told.name] * (1 if self.told.better == "lower" else -1)]])
         self.file.write({"step": step, "tokens": self.run.task.tokens(step)} | self.told.row(found))
         self.progress.update(step, score=self.told.line(found))
         return True
+
+    def _remember(self, held_out: Iterable[Sequence[float]]) -> None:
+        self.held_out = [list(seen) for seen in held_out]
+        self.run.learner.scores = [score for _, score in self.held_out]
 
     def _between(self, batch: int) -> None:
         if self.stop:
@@ -206,6 +214,7 @@ class Session:
             "trained": self.trained,
             "unscored": self.unscored,
             "rewinds": self.rewinds,
+            "held_out": self.held_out,
         }
 
     def summary(self, status: str) -> dict[str, Any]:

@@ -14,9 +14,11 @@ from ablatio import config as run_config
 from ablatio import kinds
 from ablatio.errors import Problem
 from ablatio.model.assembly import Choice, build_model
+from ablatio.model.language_model import loss_of
 from ablatio.model.roles import groups_by_role, named_generator
 from ablatio.plugins import load
 from ablatio.registry import REGISTRIES, Entry
+from ablatio.tasks.rates import factor_of
 from ablatio.tasks.step import Rewind, SkipStep, Step
 from ablatio.testing import tiny
 
@@ -49,7 +51,7 @@ def config_of(*parts: Entry) -> dict[str, Any]:
         made[kind] = {"name": name, **REGISTRIES[kind][name].defaults}
     for part in parts:
         many = REGISTRIES[part.kind].many
-        made[part.kind] = {part.name: part.defaults} if many else {"name": part.name, **part.defaults}
+        made[part.kind] = {part.name: part.defaults} if many else {"name": part.name, **tiny.given(part)}
     return tiny.fitted(made, {part.kind for part in parts})
 
 
@@ -65,19 +67,21 @@ def one_step(config: Mapping[str, Any]) -> float:
     model = build_model(config, tiny.VOCAB).train()
     length = config["model"]["max_len"]
     objective = Choice.of(config["objective"])
-    make = kinds.objectives.build(objective.name, objective.knobs, vocab_size=tiny.VOCAB, eos=0, max_len=length)
+    make: Any = kinds.objectives.build(objective.name, objective.knobs, vocab_size=tiny.VOCAB, eos=0, max_len=length)
     stabilizers = [kinds.stabilizers.build(n, knobs) for n, knobs in config["stabilizer"].items()]
     for part in stabilizers:
         if hasattr(part, "attach"):
             part.attach(model)
     example = make(tiny.tokens(2, length + 1), None, named_generator(0, "pair"))
-    total, weight, _ = model.loss(example)
+    if hasattr(make, "learn_from"):
+        make.learn_from(build_model(config, tiny.VOCAB, seed=1))
+    total, weight, _ = loss_of(make, model, example)
     weight = weight.clamp(min=1)  # an objective may find nothing to ask in random tokens
     (total / weight).backward()  # type: ignore[no-untyped-call]
-    chosen, schedule = Choice.of(config["optimizer"]), Choice.of(config["schedule"])
+    chosen, factor = Choice.of(config["optimizer"]), factor_of(Choice.of(config["schedule"]))(1, 10, [])
     optimizer = kinds.optimizers.build(chosen.name, chosen.knobs, groups=groups_by_role(model))
     for group in optimizer.param_groups:
-        group["lr"] *= kinds.schedules.build(schedule.name, schedule.knobs)(1, 10)
+        group["lr"] *= factor
     parameters = [p for p in model.parameters() if p.requires_grad]
     step = Step(
         model,

@@ -162,7 +162,11 @@ def _model(entry: Entry, knobs: Mapping[str, Any]) -> Any:
 def _objective(entry: Entry, knobs: Mapping[str, Any]) -> Any:
     part = samples.objective(entry, knobs, max_len=128)
     rows, segments = samples.token_rows(length=129)
-    return [part(rows, s, named_generator(i, "observe")) for s in (None, segments) for i in range(4)]
+    examples = [part(rows, s, named_generator(i, "observe")) for s in (None, segments) for i in range(4)]
+    if not hasattr(part, "loss"):
+        return examples
+    losses = [part.loss(tiny.model(max_len=128), example) for example in examples[::4]]
+    return [examples, getattr(part, "teacher", None), losses]
 
 
 @observes("optimizer")
@@ -188,8 +192,9 @@ def _bowl(weights: Sequence[Tensor], size: float) -> Tensor:
 
 @observes("schedule")
 def _schedule(entry: Entry, knobs: Mapping[str, Any]) -> Any:
-    part = samples.made(entry, knobs)
-    return [float(part(step, total)) for total in TOTALS for step in range(total + 2)]
+    plain, flat = samples.schedule(entry, knobs), [5.0, 4.0, 3.999, 3.998, *[3.9] * 40]
+    watched = [samples.schedule(entry, knobs, flat[:n])(500, 1000) for n in range(len(flat) + 1)]
+    return [watched, [float(plain(step, total)) for total in TOTALS for step in range(total + 2)]]
 
 
 @observes("stabilizer")

@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +141,16 @@ def sublayer(entry: Entry, knobs: Knobs | None = None, **sizes: Any) -> tuple[nn
 
 
 def objective(entry: Entry, knobs: Knobs | None = None, max_len: int = 32) -> Any:
-    return made(entry, knobs, vocab_size=tiny.VOCAB, eos=0, max_len=max_len)
+    part = made(entry, knobs, vocab_size=tiny.VOCAB, eos=0, max_len=max_len)
+    if hasattr(part, "learn_from"):  # from another model than those that suites make
+        part.learn_from(tiny.model(seed=7, max_len=max_len))
+    return part
+
+
+def schedule(entry: Entry, knobs: Knobs | None = None, scores: Sequence[float] = ()) -> Callable[[int, int], float]:
+    """A schedule in a run whose held-out losses up to now are `scores`."""
+    part = made(entry, knobs)
+    return (lambda step, total: part(step, total, scores)) if entry.facts["watches"] else part
 
 
 def token_rows(rows: int = 3, length: int = 33) -> tuple[Tensor, Tensor]:

@@ -47,7 +47,7 @@ def config(entry: Entry | None = None, knobs: Mapping[str, Any] | None = None, *
     for kind, name in default_parts().items():
         made[kind] = {"name": name, **REGISTRIES[kind][name].defaults}
     if entry is not None:
-        values = entry.defaults | dict(knobs or {})
+        values = given(entry) | dict(knobs or {})
         if REGISTRIES[entry.kind].many:
             made[entry.kind] = {entry.name: values}
         else:
@@ -59,6 +59,11 @@ def config(entry: Entry | None = None, knobs: Mapping[str, Any] | None = None, *
     if problems := broken_rules(made):
         raise UserError("\n".join(map(str, problems)))
     return made
+
+
+def given(entry: Entry) -> dict[str, Any]:
+    """A part's defaults, and a name for the run that it learns from, which has no default."""
+    return entry.defaults | ({"teacher": "runs/teacher"} if entry.knob("teacher") else {})
 
 
 def fitted(made: dict[str, Any], keep: Collection[str]) -> dict[str, Any]:

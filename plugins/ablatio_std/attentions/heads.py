@@ -3,7 +3,15 @@
 from typing import Annotated, Unpack
 
 from ablatio import Range, attentions, rule
-from ablatio.model.softmax_attention import AttentionWiring, QKNorm, QKVBias, Sinks, Softcap, SoftmaxAttention
+from ablatio.model.softmax_attention import (
+    AttentionWiring,
+    QKNorm,
+    QKVBias,
+    Sinks,
+    Softcap,
+    SoftmaxAttention,
+    VNorm,
+)
 
 
 @attentions.register("mha", paper="arXiv:1706.03762")
@@ -16,12 +24,15 @@ class MultiHead(SoftmaxAttention):
         self,
         *,
         qk_norm: QKNorm = "none",
+        v_norm: VNorm = "none",
         softcap: Softcap = 0.0,
         sinks: Sinks = False,
         qkv_bias: QKVBias = None,
         **wiring: Unpack[AttentionWiring],
     ) -> None:
-        super().__init__(wiring["n_heads"], qk_norm=qk_norm, softcap=softcap, sinks=sinks, qkv_bias=qkv_bias, **wiring)
+        super().__init__(
+            wiring["n_heads"], qk_norm=qk_norm, v_norm=v_norm, softcap=softcap, sinks=sinks, qkv_bias=qkv_bias, **wiring
+        )  # fmt: skip
 
 
 @attentions.register("mqa", paper="arXiv:1911.02150")
@@ -34,12 +45,15 @@ class MultiQuery(SoftmaxAttention):
         self,
         *,
         qk_norm: QKNorm = "none",
+        v_norm: VNorm = "none",
         softcap: Softcap = 0.0,
         sinks: Sinks = False,
         qkv_bias: QKVBias = None,
         **wiring: Unpack[AttentionWiring],
     ) -> None:
-        super().__init__(1, qk_norm=qk_norm, softcap=softcap, sinks=sinks, qkv_bias=qkv_bias, **wiring)
+        super().__init__(
+            1, qk_norm=qk_norm, v_norm=v_norm, softcap=softcap, sinks=sinks, qkv_bias=qkv_bias, **wiring
+        )  # fmt: skip
 
 
 @attentions.register("gqa", paper="arXiv:2305.13245")
@@ -53,12 +67,15 @@ class GroupedQuery(SoftmaxAttention):
         *,
         n_kv_heads: Annotated[int, Range(1), "heads of keys and values; a divisor of model.n_heads"] = 2,
         qk_norm: QKNorm = "none",
+        v_norm: VNorm = "none",
         softcap: Softcap = 0.0,
         sinks: Sinks = False,
         qkv_bias: QKVBias = None,
         **wiring: Unpack[AttentionWiring],
     ) -> None:
-        super().__init__(n_kv_heads, qk_norm=qk_norm, softcap=softcap, sinks=sinks, qkv_bias=qkv_bias, **wiring)
+        super().__init__(
+            n_kv_heads, qk_norm=qk_norm, v_norm=v_norm, softcap=softcap, sinks=sinks, qkv_bias=qkv_bias, **wiring
+        )  # fmt: skip
 
 
 # Undecided, and so silent, for an attention that has no such knob.

@@ -4,7 +4,8 @@ import math
 from typing import Annotated, Literal, Unpack
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from ablatio import Range, attentions
 from ablatio.model.attend import merge_heads
@@ -21,9 +22,10 @@ class KernelAttention(SoftmaxAttention):
     """
 
     takes_bias = False
+    least: float | None = None  # of the sum that is divided by, where features may be negative
 
     def feature(self, x: Tensor, *, query: bool) -> Tensor:
-        """(B, H, T, d_head) -> (B, H, T, F), not negative."""
+        """(B, H, T, d_head) -> (B, H, T, F)."""
         raise NotImplementedError
 
     def heads(self, x: Tensor, ctx: Context) -> Tensor:
@@ -35,7 +37,7 @@ class KernelAttention(SoftmaxAttention):
             q, k, v = at_least_float32(q, k, v)
             v = torch.cat([v, torch.ones_like(v[..., :1])], dim=-1)  # the last column sums up the weights
             sums = self.sums(self.feature(q, query=True), self.feature(k, query=False), v, ctx)
-            y = sums[..., :-1] / sums[..., -1:]
+            y = sums[..., :-1] / (sums[..., -1:] if self.least is None else sums[..., -1:].clamp(min=self.least))
         return merge_heads(y).to(x.dtype)
 
     def sums(self, q: Tensor, k: Tensor, v: Tensor, ctx: Context) -> Tensor:
@@ -111,6 +113,37 @@ class Performer(KernelAttention):
 
 
 keeps_no_keys("performer")
+
+
+@attentions.register("rfa", paper="arXiv:2103.02143")
+class RandomFeatures(KernelAttention):
+    """exp(q . k / s^2) of unit q, k by phi(x) = (sin(w_1 . x), cos(w_1 . x), ...) / sqrt(m), w_i ~ N(0, 1 / s^2) (RFA).
+
+    q and k are brought to length 1, and the m directions w_i are drawn at the start, saved with the weights and not
+    trained; s, one for each of their numbers, is learned through them.  phi(q) . phi(k) may be negative, the sum that
+    is divided by is at least `eps`.  The paper's gate is left out, and its directions are drawn anew in training.
+    """
+
+    directions: Tensor
+
+    def __init__(
+        self,
+        *,
+        features: Annotated[int, Range(1), "directions m; phi has two numbers for each"] = 64,
+        eps: Annotated[float, Range(0, 1)] = 1e-4,
+        **wiring: Unpack[AttentionWiring],
+    ) -> None:
+        super().__init__(wiring["n_heads"], **wiring)
+        self.least = eps
+        self.register_buffer("directions", torch.randn(features, wiring["d_head"]))
+        self.sigma = nn.Parameter(torch.ones(wiring["d_head"]))
+
+    def feature(self, x: Tensor, *, query: bool) -> Tensor:
+        along = F.normalize(x, dim=-1) @ (self.directions.to(x.dtype) / self.sigma.to(x.dtype)).T
+        return torch.cat([along.sin(), along.cos()], dim=-1) / math.sqrt(len(self.directions))
+
+
+keeps_no_keys("rfa")
 
 
 def orthogonal(count: int, width: int) -> Tensor:

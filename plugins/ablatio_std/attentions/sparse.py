@@ -5,6 +5,7 @@ the architecture's mask takes away what comes later.  A new one takes ten lines:
 it.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, Unpack
 
@@ -58,6 +59,16 @@ def random_blocks(count: int, window: int, random: int, seed: int, device: torch
     return free & (draw <= last) if random else torch.zeros_like(free)
 
 
+@functools.cache
+def hidden_pairs(length: int, pattern: Pattern) -> int:
+    """Pairs of `length` tokens that a pattern does not show, looking both ways; counted a block of rows at a time."""
+    shows, *settings = pattern
+    with torch.device("cpu"):  # also where a model is counted on the meta device, which has no numbers
+        place = torch.arange(length)
+        rows = (shows(q[:, None], place[None], *settings) for q in place.split(512))
+        return length * length - sum(int(row.sum()) for row in rows)
+
+
 class Patterned(SoftmaxAttention):
     """Keys that a pattern picks; cross-attention sees all.  pattern: the function and its settings; None: every key."""
 
@@ -81,6 +92,13 @@ class Patterned(SoftmaxAttention):
             return Sight.of(ctx, shows(ctx.q_pos[..., :, None], ctx.k_pos[..., None, :], *settings), window)
 
         return ctx.shared(("sight", self.pattern), make)
+
+    def hidden_flops(self, ctx: Context) -> int:
+        """Two products of d_head for each pair that the pattern leaves out of T x S, in each head."""
+        if self.pattern is None or ctx.memory is not None:
+            return 0
+        heads = self.o_proj.in_features // self.d_head
+        return 4 * self.d_head * heads * hidden_pairs(ctx.length, self.pattern)
 
 
 class Windowed(Patterned):

@@ -1,12 +1,14 @@
 """Objectives on the text as it stands: the next token."""
 
 import itertools
+from dataclasses import replace
 from typing import Annotated
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from ablatio import Fraction, objectives
+from ablatio import Fraction, NonNegative, Range, objectives
 from ablatio.model.example import Example
 
 
@@ -22,6 +24,36 @@ class NextToken:
             targets=tokens[:, 1:],
             segments=None if segments is None else segments[:, :-1],
         )
+
+
+@objectives.register("multi_token", paper="arXiv:2404.19737")
+class MultiToken(NextToken):
+    """-log p(x_{t+1}) - weight sum_i log p(x_{t+i}), i = 2 ... ahead: each position says the next tokens, all at once.
+
+    The layers but the last are shared.  The last one says x_{t+1}, and a sibling of it with weights of its own says
+    x_{t+i} through the same norm and head.  Scores and decoding take the next token alone and leave the siblings out;
+    at equal parameters a model has ahead - 1 layers less.  Nothing is asked beyond a document's end.
+    """
+
+    metrics = ("train/next_token",)
+
+    def __init__(
+        self,
+        *,
+        ahead: Annotated[int, Range(2, 32), "coming tokens that a position says"] = 4,
+        weight: Annotated[float, NonNegative, "of each token beyond the next"] = 1.0,
+    ) -> None:
+        self.ahead, self.weight = ahead, weight
+
+    def __call__(self, tokens: Tensor, segments: Tensor | None, generator: torch.Generator) -> Example:
+        example, length = super().__call__(tokens, segments, generator), tokens.shape[1] - 1
+        row = F.pad(tokens, (0, self.ahead - 1))
+        place = torch.arange(length)[:, None] + torch.arange(2, self.ahead + 1)  # (T, n)
+        asked = (place <= length).expand(len(tokens), -1, -1)
+        if segments is not None:  # the last input before the target stands in the same document
+            documents = F.pad(segments, (0, self.ahead - 1), value=-1)
+            asked = asked & (documents[:, place - 1] == segments[:, :-1, None])
+        return replace(example, further=row[:, place], further_weights=self.weight * asked.float())
 
 
 @objectives.register("fim", paper="arXiv:2207.14255")

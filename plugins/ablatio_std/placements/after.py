@@ -79,6 +79,40 @@ class Reordered:
         return x + norm(sublayer(x))  # type: ignore[no-any-return]
 
 
+@placements.register("hybrid", paper="arXiv:2503.04598")
+class HybridNorm:
+    """x + attention(x), then h + f(h) with h = norm(x): post-norm whose last norm is the next one's (HybridNorm).
+
+    What the attention reads is not normed: the paper norms queries, keys and values in its place, which are
+    attention.qk_norm=rmsnorm and attention.v_norm=rmsnorm.  (B, T, D) -> same.
+    """
+
+    n_norms = (0, 1)
+    gain = 1.0
+
+    def __call__(self, x: Tensor, sublayer: Sublayer, norm: nn.Module) -> Tensor:
+        if isinstance(norm, nn.ModuleList):  # of an attention, which has none
+            return x + sublayer(x)
+        h: Tensor = norm(x)
+        return h + sublayer(h)
+
+
+rule(
+    when="placement.name == 'hybrid' and attention.qk_norm == 'none'",
+    why="placement=hybrid norms queries, keys and values in place of what the attention reads, and "
+    "attention.qk_norm=none norms neither",
+    fix="attention.qk_norm=rmsnorm",
+    where="attention.qk_norm",
+)
+rule(
+    when="placement.name == 'hybrid' and attention.v_norm == 'none'",
+    why="placement=hybrid norms queries, keys and values in place of what the attention reads, and "
+    "attention.v_norm=none leaves the values out",
+    fix="attention.v_norm=rmsnorm",
+    where="attention.v_norm",
+)
+
+
 @placements.register("residual_dual", paper="arXiv:2304.14802")
 class ResidualDual:
     """Two streams (ResiDual): u' = norm(u + f(u)) and v' = v + f(u); at the end u + norm(v).  (B, T, 2, D) -> same.

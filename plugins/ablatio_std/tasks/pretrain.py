@@ -12,7 +12,7 @@ from ablatio.data.order import DocumentOrder, WindowOrder
 from ablatio.errors import UserError
 from ablatio.kinds import tasks
 from ablatio.model.example import Example
-from ablatio.model.language_model import LanguageModel, Loss
+from ablatio.model.language_model import LanguageModel, Loss, loss_of
 from ablatio.tasks.evaluate import evaluate
 from ablatio.tasks.setup import Setup
 
@@ -69,7 +69,7 @@ class Pretrain:
         return made
 
     def loss(self, model: LanguageModel, example: Example) -> Loss:
-        return model.loss(example)
+        return loss_of(self.objective, model, example)
 
     def redrawn(self, model: LanguageModel, example: Example, generator: torch.Generator) -> Example:
         return model.redrawn(example, generator)

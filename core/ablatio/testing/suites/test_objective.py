@@ -21,7 +21,7 @@ def test_example_is_whole(part: Entry) -> None:
     for segments in (False, True):
         got = _made(part, segments)
         assert isinstance(got, Example), f"{probe.label(part)}: gives {type(got).__name__}, an Example was expected"
-        for name in ("inputs", "targets", "source"):
+        for name in ("inputs", "targets", "source", "further"):
             if getattr(got, name) is not None:
                 _check_tokens(part, name, getattr(got, name))
         rows, shape = samples.token_rows()[0].shape[0], tuple(got.inputs.shape)
@@ -30,6 +30,11 @@ def test_example_is_whole(part: Entry) -> None:
             value = getattr(got, name)
             came = None if value is None else tuple(value.shape)
             assert came in (None, shape), f"{probe.label(part)}: {name} is {came}, inputs are {shape}"
+        ahead = int(getattr(samples.objective(part), "ahead", 1))
+        for name in ("further", "further_weights") if ahead > 1 else ():
+            came = None if getattr(got, name) is None else tuple(getattr(got, name).shape)
+            expected = (*shape, ahead - 1)
+            assert came == expected, f"{probe.label(part)}: {name} is {came}, {expected} was expected"
         if got.source_segments is not None:
             same = got.source is not None and got.source_segments.shape == got.source.shape
             assert same, f"{probe.label(part)}: source_segments do not have the shape of source"
@@ -85,3 +90,20 @@ def test_leaves_tokens_alone(part: Entry) -> None:
     rows, documents = samples.token_rows()
     with probe.unchanged(part, rows, documents):
         samples.objective(part)(rows, documents, named_generator(0, "objective"))
+
+
+def test_an_own_loss_teaches_the_model_alone(part: Entry) -> None:
+    """A sum over the targets, with gradients for the model and none for a teacher."""
+    objective = samples.objective(part)
+    if not hasattr(objective, "loss"):
+        return
+    net = tiny.model()
+    total, count, measures = objective.loss(net, _made(part, segments=True))
+    total.backward()
+    probe.finite(part, total.detach(), "in its loss")
+    targets = _made(part, segments=True).targets.numel()
+    assert float(count) == targets, f"{probe.label(part)}: counts {float(count)} targets of {targets}"
+    unknown = sorted(measures.keys() - set(part.facts["metrics"]))
+    assert not unknown, f"{probe.label(part)}: its loss gives {unknown}, which `metrics` does not name"
+    lost = probe.without_gradient(net)
+    assert not lost, f"{probe.label(part)}: no gradient of its loss reaches {', '.join(lost)}"

@@ -1,0 +1,140 @@
+"""What a part is made of, as text: its own source and what it uses of its own package, followed from name to name.
+
+Read from the syntax alone, so it costs no import.  A digest changes with a helper in another module of the package and
+with a constant above the class, and stays when a neighbour in the same file changes.
+"""
+
+import ast
+import functools
+import hashlib
+import importlib.util
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class _Module:
+    """The top level of a file: what each name is defined by, and what is imported from the same package.
+
+    definitions  name -> the statements that define it
+    imports      name -> (module, the name in it, or "" for the module itself)
+    """
+
+    text: str
+    definitions: dict[str, list[ast.stmt]] = field(default_factory=dict)
+    imports: dict[str, tuple[str, str]] = field(default_factory=dict)
+
+
+def source_digest(module: str, qualname: str) -> str:
+    """sha256 of the part and of all that it uses in its own top-level package; "" where there is no file."""
+    pieces = dict[tuple[str, str], str]()
+    _follow(module, qualname.split(".")[0], pieces)
+    if not pieces:
+        return ""
+    total = hashlib.sha256()
+    for (_, name), text in sorted(pieces.items()):
+        total.update(f"{name}\0{text}\0".encode())
+    return total.hexdigest()
+
+
+def _follow(module: str, name: str, pieces: dict[tuple[str, str], str]) -> None:
+    read = _read(module)
+    if read is None or (module, name) in pieces:
+        return
+    if name in read.imports and name not in read.definitions:
+        origin, inner = read.imports[name]
+        _follow(origin, inner, pieces)
+        return
+    statements = read.definitions.get(name)
+    if not statements:
+        return
+    pieces[module, name] = "\n".join(_text(read.text, s) for s in statements)
+    for statement in statements:
+        for used, attribute in _names(statement):
+            origin, inner = read.imports.get(used, ("", ""))
+            if origin and not inner:  # a module: what is taken from it
+                _follow(origin, attribute, pieces)
+            else:
+                _follow(module, used, pieces)
+
+
+def _text(text: str, statement: ast.stmt) -> str:
+    """The statement as it is written, with its decorators."""
+    first = min([statement.lineno, *(d.lineno for d in getattr(statement, "decorator_list", ()))])
+    return "\n".join(text.splitlines()[first - 1 : statement.end_lineno])
+
+
+def _names(statement: ast.stmt) -> Iterator[tuple[str, str]]:
+    """Each name that a statement reads, with the attribute that is taken of it, if any."""
+    taken = {id(n.value): n.attr for n in ast.walk(statement) if isinstance(n, ast.Attribute)}
+    for node in ast.walk(statement):
+        if isinstance(node, ast.Name):
+            yield node.id, taken.get(id(node), "")
+
+
+def _read(module: str) -> _Module | None:
+    path = _path(module)
+    try:
+        return _parsed(module, path, path.stat().st_mtime_ns) if path else None
+    except (OSError, SyntaxError, ValueError):
+        return None
+
+
+@functools.lru_cache(maxsize=512)
+def _parsed(module: str, path: Path, stamp: int) -> _Module:
+    text = path.read_text(encoding="utf-8")
+    tree, read = ast.parse(text), _Module(text)
+    parent = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    for statement in tree.body:
+        if isinstance(statement, ast.ImportFrom | ast.Import):
+            read.imports.update(_imports(statement, parent, module.split(".")[0]))
+        for name in _defined(statement):
+            read.definitions.setdefault(name, []).append(statement)
+    return read
+
+
+def _defined(statement: ast.stmt) -> list[str]:
+    if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return [statement.name]
+    targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
+    return [n.id for target in targets if target is not None for n in ast.walk(target) if isinstance(n, ast.Name)]
+
+
+def _imports(statement: ast.ImportFrom | ast.Import, parent: str, top: str) -> Iterator[tuple[str, tuple[str, str]]]:
+    """What the statement brings from the top-level package `top`."""
+    if isinstance(statement, ast.Import):
+        for alias in statement.names:
+            if alias.asname and alias.name.split(".")[0] == top:
+                yield alias.asname, (alias.name, "")
+        return
+    levels = parent.split(".")[: len(parent.split(".")) - statement.level + 1] if statement.level else []
+    origin = ".".join([*levels, *([statement.module] if statement.module else [])])
+    if origin.split(".")[0] != top:
+        return
+    for alias in statement.names:
+        submodule = _path(f"{origin}.{alias.name}") is not None
+        yield alias.asname or alias.name, (f"{origin}.{alias.name}", "") if submodule else (origin, alias.name)
+
+
+def _path(module: str) -> Path | None:
+    """The file of a module; its parents are not imported for it."""
+    top, *rest = module.split(".")
+    known = getattr(sys.modules.get(top), "__file__", None)
+    try:
+        spec = None if known else importlib.util.find_spec(top)
+    except (ImportError, ValueError):
+        return None
+    origin = known or (spec.origin if spec else None)
+    if not origin:
+        return None
+    path = Path(origin)
+    for name in rest:
+        folder = path.parent if path.name == "__init__.py" else None
+        if folder is None:
+            return None
+        path = folder / f"{name}.py"
+        if not path.is_file():
+            path = folder / name / "__init__.py"
+    return path if path.is_file() else None

@@ -1,0 +1,106 @@
+"""Layers that share their weights: the stack is its distinct layers, applied in the order that `sharing` says."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from support import model_config
+
+from ablatio.errors import UserError
+from ablatio.model.assembly import build_model
+from ablatio.model.cache import KVCache
+from ablatio.model.context import make_context
+from ablatio.model.count import measure
+from ablatio.model.example import Example
+
+V = 19
+ORDERS = {"cycle": [0, 1, 0, 1, 0], "runs": [0, 0, 0, 1, 1]}
+
+
+def looped(sharing="cycle", **options):
+    config = model_config(n_layers=5, distinct_layers=2, sharing=sharing, **options)
+    return build_model(config, V).double().eval()
+
+
+@pytest.mark.parametrize("sharing", ORDERS)
+def test_the_stack_is_its_distinct_layers_in_order(sharing):
+    """Against a loop over the layers of a model that has only those; gradients of all passes add up."""
+    model, tokens = looped(sharing), torch.randint(0, V, (2, 8))
+    plain = build_model(model_config(n_layers=2), V).double().eval()
+    own = [i for i, _ in enumerate(ORDERS[sharing]) if ORDERS[sharing].index(ORDERS[sharing][i]) == i]
+    for layer, first in zip(plain.model.layers, own, strict=True):
+        layer.load_state_dict(model.model.layers[first].state_dict())
+    plain.model.norm.load_state_dict(model.model.norm.state_dict())
+    plain.model.embed_tokens.load_state_dict(model.model.embed_tokens.state_dict())
+    stack = plain.model
+    ctx = make_context(tokens, stack.position, "causal", None, None, torch.float64)
+    x = stack.embed_tokens(tokens)
+    for i in ORDERS[sharing]:
+        x = stack.layers[i](x, ctx)
+    expected = plain.lm_head(stack.norm(x))
+    torch.testing.assert_close(model(tokens), expected, rtol=1e-12, atol=1e-12)
+    weight = torch.randn_like(expected)
+    (expected * weight).sum().backward()
+    (model(tokens) * weight).sum().backward()
+    for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-10, atol=1e-12)
+
+
+def test_parameters_count_once_and_flops_each_time():
+    deep, shared, few = (
+        measure(model_config(n_layers=n, distinct_layers=d), V) for n, d in ((6, None), (6, 2), (2, None))
+    )
+    assert shared.parameters == few.parameters < deep.parameters
+    assert shared.flops_per_token == deep.flops_per_token > few.flops_per_token
+
+
+@pytest.mark.parametrize("attention", ["mha", "sliding", "retention", "performer"])
+def test_each_pass_has_a_cache_of_its_own(attention):
+    model, tokens = looped(attention=attention), torch.randint(0, V, (2, 12))
+    with torch.no_grad():
+        cache = KVCache()
+        parts = [model(tokens[:, a:b], cache=cache) for a, b in ((0, 5), (5, 6), (6, 12))]
+        torch.testing.assert_close(torch.cat(parts, 1), model(tokens), rtol=1e-9, atol=1e-9)
+
+
+def test_weights_stay_shared_wherever_the_model_goes():
+    model = build_model(model_config(n_layers=4, distinct_layers=2, tied=False), V)
+    other = build_model(model_config(n_layers=4, distinct_layers=2, tied=False), V, seed=3)
+    model.load_state_dict(other.state_dict(), assign=True)
+    model = model.double()
+    first, third = model.model.layers[0], model.model.layers[2]
+    assert first.mlp.up_proj.weight is third.mlp.up_proj.weight
+    assert len(list(model.parameters())) == len(list(other.parameters()))
+    tokens = torch.randint(0, V, (1, 6))
+    torch.testing.assert_close(model(tokens), other.double()(tokens), rtol=0, atol=0)
+
+
+def test_a_balancing_bias_is_moved_by_every_pass():
+    model = looped(mlp={"name": "deepseek_moe", "bias_rate": 0.01, "balance": 0.0}).train()
+    x = torch.randint(0, V, (2, 9))
+    model.loss(Example(x[:, :-1], x[:, 1:]))
+    biases = [layer.mlp.balance_bias.bias for layer in model.model.layers]
+    assert biases[0].any() and biases[0] is biases[2] is biases[4] and biases[1] is biases[3] is not biases[0]
+
+
+@pytest.mark.parametrize("options", [{"mlp": {"name": "moe", "every": 2}}, {"attention": "value_residual"}])
+def test_layers_of_several_builds_cannot_share(options):
+    with pytest.raises(UserError, match="built alike"):
+        build_model(model_config(n_layers=4, distinct_layers=1, **options), V)
+
+
+def test_export_and_load_give_the_same_logits(tmp_path: Path):
+    """transformers loads our own class; each weight is in the file once."""
+    from safetensors import safe_open
+
+    from ablatio.compose import compose_run
+    from ablatio.export import difference, export
+    from ablatio.kinds import tokenizers
+
+    config = compose_run(["size=tiny", "model.n_layers=4", "model.distinct_layers=2", "tokenizer=bytes"]).config
+    tokenizer = tokenizers.build("bytes", {})
+    model = build_model(config, tokenizer.vocab_size).eval()
+    assert export(config, model, tokenizer, tmp_path / "out") == "ablatio"
+    assert difference(tmp_path / "out", model) < 1e-5
+    with safe_open(tmp_path / "out" / "model.safetensors", "pt") as file:
+        assert len(list(file.keys())) == len(list(model.parameters()))
