@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DEMO := demo-$(shell date +%Y%m%d-%H%M%S)
 READY := $(VENV)/.ready-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 
-.PHONY: demo test fast lint bench docs oracles clean setup
+.PHONY: demo test fast browser lint bench docs oracles clean setup
 
 setup: $(READY)
 
@@ -19,13 +19,20 @@ $(READY): pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/ablatio train name=$(DEMO)
 	$(BIN)/ablatio generate runs/$(DEMO) "The people of the United States" --tokens 120
-	$(BIN)/ablatio train -m name=$(DEMO)-sweep size=tiny train.steps=200 norm=layernorm,rmsnorm position=rope,alibi,none
+	$(BIN)/ablatio train -m +sweep=first_study name=$(DEMO)-study
+	$(BIN)/ablatio report runs/$(DEMO)-study
 
-test: setup lint
+test: setup lint browser
 	$(BIN)/pytest -n auto
 
 fast: setup
 	$(BIN)/pytest -n auto -m "not slow and not faults"
+
+# The report is tested in a real browser, where there is one or root can install it.
+browser:
+	@command -v chromium chromium-browser google-chrome >/dev/null || \
+	  { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq chromium >/dev/null; } || \
+	  echo "no chromium: the tests of the report's page are skipped"
 
 lint: setup
 	$(BIN)/ruff check .

@@ -11,8 +11,8 @@ from typing import Any
 
 from ablatio import launchers
 from ablatio.errors import Diverged
+from ablatio.orders import Order
 from ablatio.sweep.engine import Engine
-from ablatio.sweep.orders import Order
 from ablatio.sweep.study import Job
 from ablatio.sweep.worker import work
 from ablatio.writer import write_json

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ablatio.model.example import Example
     from ablatio.model.language_model import LanguageModel, Loss
     from ablatio.model.roles import ParameterInfo
-    from ablatio.sweep.orders import End, Order
+    from ablatio.orders import End, Order
     from ablatio.tasks.step import Step
 
 
@@ -251,7 +251,7 @@ class Stabilizer(Protocol):
 class Launcher(Protocol):
     """Runs the jobs of a sweep, each in a process of its own.
 
-    work   wiring: called there with an order; it does the job and writes its end into the ledger (ablatio.sweep.orders)
+    work   wiring: called there with an order; it does the job and writes its end into the ledger (ablatio.orders)
     slots  how many run at a time
 
     start() and stop() enclose all else; stop asks the runs for a checkpoint, and returns when they have ended.

@@ -237,6 +237,8 @@ def test_virtual_tokens_need_a_model_of_ours() -> None:
         pefts.build("prefix").apply(nn.Sequential(nn.Linear(2, 2)), 0)
 
 
+@pytest.mark.oracle("peft=bitfit", "the names of the parameters")
+@pytest.mark.oracle("peft=lntuning", "the names of the parameters")
 def test_bias_and_norms_alone() -> None:
     for name, options, learned in (
         ("bitfit", {"bias": True}, lambda n: n.endswith(".bias")),

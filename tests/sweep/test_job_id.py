@@ -1,7 +1,7 @@
 """What a job is called: by what makes its numbers, and by nothing else."""
 
 from ablatio.compose import compose_run
-from ablatio.sweep.plan import job_id
+from ablatio.sweep.arms import job_id
 
 
 def test_a_logger_or_a_folder_is_no_other_job() -> None:

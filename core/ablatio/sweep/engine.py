@@ -15,8 +15,8 @@ from typing import Any, Protocol
 
 from ablatio.errors import Preempted, UserError
 from ablatio.kinds import Launcher
+from ablatio.orders import End, Order
 from ablatio.sweep.ledger import Claim, Entry, Ledger, alive, this_process
-from ablatio.sweep.orders import End, Order
 from ablatio.sweep.study import JOBS, LEDGER, RUNS, Job, Study, read_job, run_folder, summary_of, write_job
 from ablatio.writer import explained, make_folder
 

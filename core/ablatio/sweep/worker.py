@@ -5,13 +5,14 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from ablatio.errors import AblatioError, Diverged, EnvironmentFault, Preempted
+from ablatio.orders import Order
 from ablatio.sweep.ledger import Claim, Kind, Ledger
-from ablatio.sweep.orders import Order
 from ablatio.sweep.study import LEDGER, Job, read_job, run_folder, summary_of
 from ablatio.writer import make_folder, write_text
 
@@ -59,13 +60,20 @@ def work(order: Order, threads: int, run_job: RunJob = train_job) -> int:
 
 
 def warm() -> None:
-    """The imports that each run would make."""
+    """The imports that each run would make, those of the parts among them: 0.4 s."""
     import lightning.pytorch  # noqa: F401
 
     import ablatio.tasks.run  # noqa: F401
     from ablatio.plugins import load
+    from ablatio.registry import REGISTRIES
+    from ablatio.tasks.provenance import versions
 
     load()
+    versions()
+    for registry in REGISTRIES.values():
+        for name in registry.entries if registry.in_run else ():
+            with suppress(Exception):  # a part that cannot be imported is said by the run that asks for it
+                registry.target(name)
 
 
 work.warm = warm  # type: ignore[attr-defined]

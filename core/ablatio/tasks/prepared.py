@@ -14,6 +14,7 @@ from ablatio.data.types import Tokenizer
 from ablatio.errors import UserError
 from ablatio.kinds import Batches, Stabilizer, Task
 from ablatio.model.assembly import Choice
+from ablatio.model.count import Size
 from ablatio.model.language_model import LanguageModel
 from ablatio.paths import cache_root
 from ablatio.tasks.judge import open_reward
@@ -36,6 +37,7 @@ class Prepared:
     machine: Machine
     origin: TakenOver | None
     tuning: Tuning
+    size: Size | None = None
 
     @property
     def tokenizer(self) -> Tokenizer:

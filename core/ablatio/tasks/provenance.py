@@ -1,5 +1,6 @@
 """What a run was made of: versions and hashes of code, parts, plugins and data."""
 
+import functools
 import hashlib
 import importlib.metadata
 import platform
@@ -23,6 +24,7 @@ def hash_of(files: Iterable[Path]) -> str:
     return total.hexdigest()
 
 
+@functools.cache
 def versions() -> dict[str, str]:
     """Of Python, the system and the libraries that the numbers depend on."""
     found = {"python": sys.version.split()[0], "system": platform.platform()}

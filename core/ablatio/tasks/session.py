@@ -28,7 +28,9 @@ from ablatio.tasks.tuning import peak_memory
 
 
 def size_of(run: Prepared) -> Size:
-    return measure(run.config, run.tokenizer.vocab_size)
+    if run.size is None:  # counting takes as long as all the rest of a tiny run's set-up
+        run.size = measure(run.config, run.tokenizer.vocab_size)
+    return run.size
 
 
 class Session:
@@ -60,11 +62,13 @@ class Session:
             dict[str, Any]
         ] = []  # each with the step of the spike, the step gone back to, batches skipped
         self.seconds = 0.0
+        self.trained = self.resumed_at = 0.0  # seconds of steps alone, and when the last stretch of them began
         self.unscored = False  # a signal came before the validation of the last step was done
         if found:
             self.scores, self.seconds = dict(found.state["scores"]), float(found.state["seconds"])
             self.unscored, self.rewinds = bool(found.state["unscored"]), list(found.state["rewinds"])
             self._remember(found.state.get("held_out", ()))  # older runs have none
+            self.trained = float(found.state.get("trained", 0.0))
         shown = run.config["trainer"]["progress"]
         self.progress = RunProgress(console, self.steps, run.task.tokens, self.start, shown=shown)
 
@@ -176,6 +180,7 @@ class Session:
     def after_step(self, trainer: pl.Trainer, step: int) -> None:
         """What follows optimizer step number `step` (from 1): log, validate, save, stop."""
         last = step == self.steps
+        self.trained += time.monotonic() - self.resumed_at
         if last or self._every("log_every", step):
             row = {"step": step, "tokens": self.run.task.tokens(step)} | self.run.learner.take_metrics()
             elapsed = self.seconds + time.monotonic() - self.progress.started
@@ -194,6 +199,7 @@ class Session:
             )
         if pause and not last:
             raise _Paused
+        self.resumed_at = time.monotonic()
 
     def _every(self, key: str, step: int) -> bool:
         every = self.settings[key]
@@ -205,6 +211,7 @@ class Session:
         return {
             "scores": self.scores,
             "seconds": seconds,
+            "trained": self.trained,
             "unscored": self.unscored,
             "rewinds": self.rewinds,
             "held_out": self.held_out,
@@ -224,6 +231,7 @@ class Session:
             "steps": step,
             "tokens": tokens,
             "seconds": round(seconds, 2),
+            "train_seconds": round(self.trained, 3),
             "tokens_per_second": round(self.progress.rate),
             "memory": self.run.machine.peak_memory(),
             "parameters": size.parameters,
@@ -255,6 +263,7 @@ class _Keep(pl.Callback):
         # Who may go back needs a place to go to, and must know after a crash what it has left out.
         if session.rewinds or (session.run.learner.rewinds and not session.found):
             trainer.save_checkpoint(session.folder / CHECKPOINTS / str(session.start))
+        session.resumed_at = time.monotonic()
 
     def on_train_batch_end(self, trainer: pl.Trainer, task: pl.LightningModule, *args: Any) -> None:
         if trainer.global_step != self.step:

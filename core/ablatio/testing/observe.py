@@ -251,6 +251,13 @@ def _reward(entry: Entry, knobs: Mapping[str, Any]) -> Any:
     return samples.reward(entry, knobs)(samples.answers())
 
 
+@observes("launcher")
+def _launcher(entry: Entry, knobs: Mapping[str, Any]) -> Any:
+    """The settings that it runs by; what it does with them is in its suite and in tests/sweep."""
+    part = samples.launcher(entry, knobs)
+    return [part.slots, {k: v for k, v in vars(part).items() if isinstance(v, int | float | str | None)}]
+
+
 @observes("design")
 def _design(entry: Entry, knobs: Mapping[str, Any]) -> Any:
     design = samples.design(entry, knobs)

@@ -4,8 +4,10 @@ import atexit
 import functools
 import itertools
 import json
+import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from ablatio.model.assembly import Assembly
 from ablatio.model.context import Context, make_context
 from ablatio.model.language_model import LanguageModel
 from ablatio.model.roles import ParameterGroup
+from ablatio.orders import Order
 from ablatio.registry import REGISTRIES, Entry
 from ablatio.space import Arm, Ask, Axis, Told
 from ablatio.tasks.setup import Setup
@@ -59,6 +62,23 @@ AXES = tuple(Axis(key, ("low", "high")) for key in ("norm", "position", "mlp", "
 def design(entry: Entry, knobs: Knobs | None = None) -> Any:
     """A design of six axes of two values; the baseline has the first of each."""
     return made(entry, knobs, axes=AXES, baseline={axis.key: "low" for axis in AXES})
+
+
+def launcher(entry: Entry, knobs: Knobs | None = None) -> Any:
+    """One that calls `obey` for each order."""
+    return made(entry, knobs, work=obey)
+
+
+def obey(order: Order, threads: int) -> int:
+    """Leave with the code `attempt`; by that signal, or not at all, where the name of the job says so."""
+    if order.job == "signal":
+        os.kill(os.getpid(), order.attempt)
+    if order.job == "sleep":
+        time.sleep(600)
+    return order.attempt
+
+
+obey.warm = lambda: None  # type: ignore[attr-defined]
 
 
 def searched(part: Any, most: int = 200) -> list[Ask]:

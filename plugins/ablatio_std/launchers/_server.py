@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 
-from ablatio.sweep.orders import End, Order, Work
+from ablatio.orders import End, Order, Work
 
 GRACE = 20.0  # seconds from the request to stop until it is no longer a request
 _PR_SET_PDEATHSIG = 1

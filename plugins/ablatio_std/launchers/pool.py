@@ -10,7 +10,7 @@ from typing import Annotated
 
 from ablatio import Positive, launchers
 from ablatio.errors import EnvironmentFault
-from ablatio.sweep.orders import End, Order, Work
+from ablatio.orders import End, Order, Work
 from ablatio_std.launchers._server import GRACE, serve
 
 Seconds = Annotated[float | None, Positive, "after which a run is stopped and counts as failed"]
@@ -23,6 +23,8 @@ class Pool:
 
     A run that crashes, leaks, hangs or exits is alone in that.  A server that dies takes its runs along, each with a
     checkpoint, and a new one is started.
+
+    Source: prefork servers, as Apache httpd and multiprocessing's forkserver have them
     """
 
     def __init__(

@@ -1,0 +1,69 @@
+"""Launchers: each order is worked on in a process of its own, and its end comes back once."""
+
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from ablatio.orders import End, Order
+from ablatio.registry import Entry
+from ablatio.testing import probe, samples
+
+KINDS = ("launcher",)
+PATIENCE = 60.0
+
+
+def ends(launcher: Any, orders: list[Order], act: Callable[[], None] = lambda: None) -> list[End]:
+    """What comes back of the orders."""
+    launcher.start()
+    try:
+        for order in orders:
+            launcher.submit(order)
+        act()
+        found: list[End] = []
+        deadline = time.monotonic() + PATIENCE
+        while len(found) < len(orders) and time.monotonic() < deadline:
+            found += launcher.poll(0.1)
+        return found + list(launcher.poll(0.1))
+    finally:
+        launcher.stop()
+
+
+def order(name: str, code: int = 0) -> Order:
+    """samples.obey leaves with the code `attempt`."""
+    return Order(str(os.getpid()), name, code, 0)
+
+
+def test_each_end_comes_back_once(part: Entry) -> None:
+    wanted = [order("a"), order("b", 3), order("c"), order("signal", 9)]
+    found = {e.order.job: (e.how, e.code) for e in ends(samples.launcher(part), wanted)}
+    expected = {"a": ("exit", 0), "b": ("exit", 3), "c": ("exit", 0), "signal": ("signal", 9)}
+    assert found == expected, f"{probe.label(part)}: the ends are {found}, {expected} was expected"
+
+
+def test_cancel_asks_one_run_to_stop(part: Entry) -> None:
+    launcher = samples.launcher(part)
+    found = ends(launcher, [order("sleep")], lambda: launcher.cancel("sleep"))
+    assert [e.order.job for e in found] == ["sleep"], (
+        f"{probe.label(part)}: a cancelled run gave {found}, one end was due"
+    )
+
+
+def test_stop_ends_what_runs(part: Entry) -> None:
+    launcher = samples.launcher(part)
+    launcher.start()
+    launcher.submit(order("sleep"))
+    launcher.poll(0.2)
+    started = time.monotonic()
+    launcher.stop()
+    took = time.monotonic() - started
+    assert took < PATIENCE, f"{probe.label(part)}: stop took {took:.0f} s"
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_has_slots(part: Entry, count: int) -> None:
+    launcher = samples.launcher(part, {"workers": count} if part.knob("workers") else {})
+    good = launcher.slots == count if part.knob("workers") else launcher.slots >= 1
+    assert good, f"{probe.label(part)}: slots is {launcher.slots!r}"
