@@ -1,6 +1,7 @@
 """`-m`: all arms are planned and checked before the first one starts; then the engine runs what is not done."""
 
 import math
+import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -48,6 +49,8 @@ def hydra_flags(arguments: list[str]) -> int:
 
 def multirun(overrides: Sequence[str], folder: Path | None = None) -> int:
     """Plan the sweep and run what is not done; exit code 3 when some runs failed.  folder: of a study to go on with."""
+    # The sweeper computes next to nothing; without threads of torch's it can be forked, so imports are paid once.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     said = [_long(text) for text in overrides]
     for text in said:
         if text.startswith(("hydra/sweeper", "hydra.sweeper")):
