@@ -81,7 +81,8 @@ fake_work.warm = lambda: None  # type: ignore[attr-defined]
 
 def engine(folder: Path, *jobs: Job, **options: Any) -> Engine:
     knobs = options.pop("knobs", {"workers": 2})
-    return Engine(folder, jobs, launchers.build("pool", knobs, work=fake_work), **options)
+    launcher = launchers.build(options.pop("launcher", "pool"), knobs, work=fake_work)
+    return Engine(folder, jobs, launcher, **options)
 
 
 def states(made: Engine) -> dict[str, str]:

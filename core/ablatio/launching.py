@@ -12,6 +12,18 @@ SWEEPER, LAUNCHER, OURS = "hydra/sweeper", "hydra/launcher", "ablatio"
 PLUGIN = "hydra_plugins.ablatio"  # the namespace where Hydra looks for such classes
 
 
+class Whole(ConfigResult):
+    """A config that is whole: Hydra does not merge it into one of the same name that another plugin has stored."""
+
+    @property
+    def is_schema_source(self) -> bool:
+        return True
+
+    @is_schema_source.setter
+    def is_schema_source(self, value: bool) -> None:
+        """What Hydra says of the source."""
+
+
 class LauncherSource(ConfigSource):
     """`hydra/launcher=NAME` for each part of the kind, before a launcher of the same name that another plugin has."""
 
@@ -36,7 +48,7 @@ class LauncherSource(ConfigSource):
             content = {"_target_": f"{PLUGIN}.AblatioSweeper"}
         else:
             content = {"_target_": f"{PLUGIN}.AblatioLauncher", "name": name, **REGISTRIES["launcher"][name].defaults}
-        return ConfigResult("launcher", "launcher://", OmegaConf.create(content), {"package": None})
+        return Whole("launcher", "launcher://", OmegaConf.create(content), {"package": None})
 
     def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
         return [] if results_filter == ObjectType.GROUP else [*self._names(config_path.strip("/"))]

@@ -200,7 +200,8 @@ class Engine:
                     self.launcher.start()
                 self.again.discard(job.id)
                 self.held[job.id] = claim
-                self.launcher.submit(Order(str(self.folder), job.id, claim.attempt, claim.offset))
+                where = str(self.folder.absolute())  # a node of a cluster works elsewhere
+                self.launcher.submit(Order(where, job.id, claim.attempt, claim.offset))
 
     def _settle(self, end: End) -> None:
         """Write what a process that is dead could not write itself."""

@@ -65,8 +65,10 @@ def design(entry: Entry, knobs: Knobs | None = None) -> Any:
 
 
 def launcher(entry: Entry, knobs: Knobs | None = None) -> Any:
-    """One that calls `obey` for each order."""
-    return made(entry, knobs, work=obey)
+    """One that calls `obey` for each order; a cluster that there may not be is played by this machine."""
+    knob = entry.knob("cluster")
+    given = {"cluster": "local"} if knob and "local" in knob.choices else {}
+    return made(entry, {**given, **(knobs or {})}, work=obey)
 
 
 def obey(order: Order, threads: int) -> int:

@@ -1,0 +1,214 @@
+"""The same jobs, the same ledger: on a Ray cluster of two nodes and as jobs of submitit.  The runs are fakes."""
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes import engine, fake_work, job, states, table
+
+import ablatio
+import ablatio_std
+from ablatio import launchers
+from ablatio.errors import Preempted, UserError
+from ablatio.sweep.ledger import Ledger
+from ablatio.sweep.multirun import multirun
+
+JOBS = [job(f"j{i}") for i in range(4)]
+TROUBLE = [job("bad", "raise"), job("dead", "kill"), job("left", "exit")]
+LOCAL = {"cluster": "local", "workers": 2}
+# A Slurm that begins each job at once.
+SBATCH = """#!/bin/sh
+for script; do :; done
+last=$(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\).*/\\1/p' "$script")
+echo "$last" >> "$(dirname "$0")/arrays"
+for i in $(seq 0 "${last:-0}"); do
+  export SLURM_JOB_ID=$$
+  [ -z "$last" ] || export SLURM_ARRAY_JOB_ID=$$ SLURM_ARRAY_TASK_ID="$i"
+  sh "$script" > /dev/null 2>&1 &
+done
+echo "Submitted batch job $$"
+"""
+SRUN = """#!/bin/sh
+while [ "${1%/python*}" = "$1" ]; do shift; done
+exec "$@"
+"""
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The processes that a library starts find the fakes and the packages where this one does."""
+    homes = [Path(__file__).parents[1], *(Path(str(m.__file__)).parents[1] for m in (ablatio, ablatio_std))]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, homes)))
+
+
+@pytest.fixture
+def cluster(importable: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A head that runs nothing, and one node with one core."""
+    pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    from ray.cluster_utils import Cluster
+
+    node = {"object_store_memory": 80_000_000, "include_dashboard": False}
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **node})
+    made.grow = lambda: made.add_node(num_cpus=1, **node)
+    made.first = made.grow()
+    yield made
+    made.shutdown()
+
+
+@pytest.mark.slow
+def test_two_nodes_of_ray_do_what_the_pool_does(cluster: Any, tmp_path: Path) -> None:
+    cluster.grow()
+    engine(tmp_path / "pool", *JOBS, *TROUBLE).run()
+    made = engine(tmp_path / "ray", *JOBS, *TROUBLE, launcher="ray", knobs={"address": cluster.address})
+    kinds = {r.job.id: r.entry.kind for r in made.run()}
+    assert made.launcher.slots == 2
+    assert states(made) == {n: e.state for n, e in Ledger(tmp_path / "pool/ledger.jsonl").read().items()}
+    assert table(tmp_path / "ray") == table(tmp_path / "pool")
+    assert [kinds[j.id] for j in TROUBLE] == ["crash", "killed", "exited"]
+
+
+@pytest.mark.slow
+def test_a_node_that_is_gone_loses_its_run_and_no_other(cluster: Any, tmp_path: Path) -> None:
+    """It goes on from its checkpoint on the node that is left."""
+
+    class Unplug:
+        """A second node comes while the first is busy for long; when it has done all else, the first one goes."""
+
+        def __init__(self) -> None:
+            self.wanted = 0
+            self.steps = iter([lambda: cluster.grow(), lambda: cluster.remove_node(cluster.first, False)])
+
+        def update(self, made: Any) -> None:
+            done = sum(e.state == "done" for e in made.ledger.entries.values())
+            if (tmp_path / "runs/slow/once").exists() and done == self.wanted:
+                next(self.steps, lambda: None)()
+                self.wanted = 4
+
+    made = engine(
+        tmp_path, job("slow", "once:slow"), *JOBS, launcher="ray", watcher=Unplug(),
+        knobs={"address": cluster.address, "workers": 2},
+    )  # fmt: skip
+    assert {r.entry.state for r in made.run()} == {"done"}
+    assert made.ledger.entries["slow"].attempt == 2
+    assert "slow starts at step 2" in (tmp_path / "runs/slow/log.txt").read_text()
+
+
+@pytest.mark.slow
+def test_a_signal_stops_a_sweep_on_ray_and_the_same_sweep_goes_on(tmp_path: Path) -> None:
+    """Ray puts its own handler of SIGTERM into this process; ours is the one that counts."""
+    pytest.importorskip("ray")
+    with pytest.raises(Preempted, match="ablatio resume"):
+        engine(tmp_path, job("slow", "once:slow"), launcher="ray", watcher=Stop(tmp_path), knobs={"workers": 1}).run()
+    assert Ledger(tmp_path / "ledger.jsonl").read()["slow"].state == "preempted"
+    assert [r.entry.state for r in engine(tmp_path, job("slow", "once:slow")).run()] == ["done"]
+
+
+class Stop:
+    """SIGTERM for this process, once the job `slow` is at its second step."""
+
+    def __init__(self, folder: Path) -> None:
+        self.sign, self.said = folder / "runs/slow/once", False
+
+    def update(self, made: Any) -> None:
+        if self.sign.exists() and not self.said:
+            self.said = True
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_submitit_does_what_the_pool_does(tmp_path: Path) -> None:
+    pytest.importorskip("submitit")
+    engine(tmp_path / "pool", JOBS[0], *TROUBLE[::2]).run()
+    made = engine(tmp_path / "local", JOBS[0], *TROUBLE[::2], launcher="slurm", knobs=LOCAL)
+    kinds = {r.job.id: r.entry.kind for r in made.run()}
+    assert states(made) == {"j0": "done", "bad": "failed", "left": "failed"}
+    assert table(tmp_path / "local") == table(tmp_path / "pool")
+    assert [kinds[j.id] for j in TROUBLE[::2]] == ["crash", "exited"]
+
+
+def test_a_signal_stops_a_sweep_on_submitit_and_the_same_sweep_goes_on(tmp_path: Path) -> None:
+    pytest.importorskip("submitit")
+    with pytest.raises(Preempted, match="ablatio resume"):
+        engine(tmp_path, job("slow", "once:slow"), launcher="slurm", watcher=Stop(tmp_path), knobs=LOCAL).run()
+    assert Ledger(tmp_path / "ledger.jsonl").read()["slow"].state == "preempted"
+    results = engine(tmp_path, job("slow", "once:slow"), launcher="slurm", knobs=LOCAL).run()
+    assert [r.entry.state for r in results] == ["done"]
+    assert "slow starts at step 2" in (tmp_path / "runs/slow/log.txt").read_text()
+
+
+def test_jobs_that_are_ready_together_are_one_array_of_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("submitit")
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    for name, text in {"sbatch": SBATCH, "srun": SRUN, "sacct": "#!/bin/sh\necho 'JobID|State'\n"}.items():
+        (commands / name).write_text(text)
+        (commands / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{commands}{os.pathsep}{os.environ['PATH']}")
+    made = engine(
+        tmp_path / "study", *JOBS[:2], TROUBLE[2], launcher="slurm",
+        knobs={"workers": 7, "partition": "short", "time": 30, "cpus": 2, "gpus": 1, "memory": 3.0},
+    )  # fmt: skip
+    assert {r.job.id: r.entry.state for r in made.run()} == {"j0": "done", "j1": "done", "left": "failed"}
+    assert (commands / "arrays").read_text() == "2\n"
+    script = next((tmp_path / "study/slurm").glob("*submission*.sh")).read_text()
+    for line in ("array=0-2%3", "partition=short", "time=30", "cpus-per-task=2", "gpus-per-node=1", "mem=3GB"):
+        assert f"#SBATCH --{line}\n" in script
+
+
+@pytest.mark.filterwarnings("ignore:.*DEBUG_.*_log:pytest.PytestUnraisableExceptionWarning")
+def test_debug_runs_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """submitit leaves its log files open."""
+    pytest.importorskip("submitit")
+    handler = signal.getsignal(signal.SIGTERM)
+    made = engine(tmp_path, *JOBS[:2], TROUBLE[0], launcher="slurm", knobs={"cluster": "debug"})
+    assert made.launcher.slots == 1
+    assert [r.entry.state for r in made.run()] == ["done", "done", "failed"]
+    assert signal.getsignal(signal.SIGTERM) is handler
+
+
+@pytest.mark.parametrize(("name", "library"), [("ray", "ray"), ("slurm", "submitit")])
+def test_a_missing_library_is_named(name: str, library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(UserError, match=rf"pip install 'ablatio\[{name}\]'"):
+        launchers.build(name, work=fake_work).start()
+
+
+def test_a_machine_without_slurm_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("submitit")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match=r"srun(.|\n)*launcher.cluster=local"):
+        engine(tmp_path / "study", JOBS[0], launcher="slurm").run()
+    assert Ledger(tmp_path / "study/ledger.jsonl").read()["j0"].state == "preempted"
+
+
+@pytest.mark.parametrize(
+    ("said", "name", "knobs"),
+    [
+        (["hydra/launcher=ray", "hydra.launcher.num_cpus=2"], "ray", {"num_cpus": 2, "address": None}),
+        (["launcher=slurm", "launcher.cluster=local"], "slurm", {"cluster": "local", "time": 240}),
+    ],
+)
+def test_ours_wins_over_a_launcher_of_the_same_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[str], name: str, knobs: dict[str, Any]
+) -> None:
+    """hydra-ray-launcher and its like put theirs into the ConfigStore."""
+    from hydra.core.config_store import ConfigStore
+
+    store = ConfigStore.instance()
+    monkeypatch.setattr(store, "repo", dict(store.repo))
+    store.repo["hydra"] = {**store.repo["hydra"], "launcher": dict(store.repo["hydra"].get("launcher", {}))}
+    store.store(group="hydra/launcher", name=name, node={"_target_": "theirs.Launcher", "theirs": 1}, provider="theirs")
+    chosen: dict[str, Any] = {}
+
+    def execute(plan: Any, folder: Path, entry: Any, given: dict[str, Any]) -> int:
+        chosen.update(given, name=entry.name)
+        return 0
+
+    monkeypatch.setattr("ablatio.sweep.multirun._execute", execute)
+    assert multirun(["seed=1", f"out={tmp_path}", "table=0", *said]) == 0
+    assert chosen.items() >= {"name": name, **knobs}.items() and "theirs" not in chosen
