@@ -303,8 +303,11 @@ def owned(folder: Path, join: bool) -> Iterator[bool]:
 
 
 def _owner(path: Path, folder: Path) -> str:
-    with suppress(OSError, ValueError):
-        data = json.loads(path.read_text(encoding="utf-8"))
-        who = f"process {data['pid']} on {data['host']}"
-        return f"{who} runs this sweep already\n    try: the same command with join=true, or `ablatio report {folder}`"
+    for _ in range(20):  # one that has the lock since a moment ago may not have said who it is
+        with suppress(OSError, ValueError):
+            data = json.loads(path.read_text(encoding="utf-8"))
+            if alive(Entry("", "claimed", **data)) is not False:
+                who = f"process {data['pid']} on {data['host']} runs this sweep already"
+                return f"{who}\n    try: the same command with join=true, or `ablatio report {folder}`"
+        time.sleep(0.05)
     return f"another sweep is at work in {folder}\n    try: the same command with join=true"

@@ -42,7 +42,7 @@ class Sweep:
     hang: Annotated[
         float | None,
         Positive,
-        "seconds without a line in metrics.csv or log.txt after which a run is stopped and fails",
+        "seconds of silence in metrics.csv and log.txt after which a run is stopped and fails",
     ] = None
     retry: Annotated[str | None, "run failed ones again: `failed` for all, or one kind of failure"] = None
     join: Annotated[bool, "share the work with a sweep that is at this folder already"] = False
