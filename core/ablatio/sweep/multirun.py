@@ -1,9 +1,9 @@
 """`-m`: all arms are planned and checked before the first one starts; then the engine runs what is not done."""
 
+import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from ablatio.sweep.engine import Engine, Result
 from ablatio.sweep.forecast import show
 from ablatio.sweep.ledger import Ledger
 from ablatio.sweep.plan import Plan, plan_sweep
+from ablatio.sweep.score import UNITS, score_of
 from ablatio.sweep.study import LEDGER, STUDY, Study
 from ablatio.sweep.worker import work
 
@@ -168,28 +169,31 @@ def _execute(plan: Plan, folder: Path, entry: Entry, knobs: dict[str, Any]) -> i
 
 
 def show_table(results: Sequence[Result], folder: Path) -> None:
-    """The runs by their held-out loss; failed ones last."""
+    """The runs, the best score first; failed ones last."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
+    scored = [score for result in results if (score := score_of(result.summary))]
+    columns = {name: UNITS.get(name, name) for name in dict.fromkeys(score.name for score in scored)}
+    if "val/loss" in columns:
+        columns = {"val/bpb": UNITS["val/bpb"], **columns}
     table = Table(title=f"{len(results)} runs in {escape(str(folder))}", title_justify="left", box=None, pad_edge=False)
-    for column in ("arm", "bits/byte", "nats/token", "parameters", "seconds"):
+    for column in ("arm", *columns.values(), "parameters", "seconds"):
         table.add_column(column, justify="left" if column == "arm" else "right", overflow="fold")
-    for result in sorted(results, key=_loss):
+    for result in sorted(results, key=_cost):
         if result.entry.state == "failed":
             table.add_row(escape(titled(result.job)), f"failed ({result.entry.kind})")
         else:
-            table.add_row(escape(titled(result.job)), *_numbers(result.summary))
+            table.add_row(escape(titled(result.job)), *_numbers(result.summary, list(columns)))
     Console().print(table)
 
 
-def _loss(result: Result) -> float:
-    with suppress(KeyError, TypeError):
-        return float(result.summary["val/loss"])
-    return float("inf")
+def _cost(result: Result) -> float:
+    score = score_of(result.summary)
+    return score.cost if score else math.inf
 
 
-def _numbers(summary: Mapping[str, Any]) -> list[str]:
-    formats = {"val/bpb": ".4f", "val/loss": ".4f", "parameters": ",", "seconds": ".0f"}
+def _numbers(summary: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    formats = {**dict.fromkeys(names, ".4f"), "parameters": ",", "seconds": ".0f"}
     return [format(summary[k], how) if summary.get(k) is not None else "" for k, how in formats.items()]
