@@ -56,7 +56,7 @@ def fresh(folder: Path, settings: str) -> None:
     while waiting or going:
         while waiting and len(going) < WORKERS:
             seed = waiting.pop(0)
-            words = ["train", *settings.split(), "trainer.threads=1", f"seed={seed}", f"out={folder}", f"name={seed}"]
+            words = ["train", *settings.split(), "trainer.threads=1", f"seed={seed}", f"out={folder}", f"name=run{seed}"]
             going.append(call("-m", "ablatio.cli", *words))
         for process in [p for p in going if p.poll() is not None]:
             finish(process)
