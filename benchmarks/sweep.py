@@ -56,8 +56,8 @@ def fresh(folder: Path, settings: str) -> None:
     while waiting or going:
         while waiting and len(going) < WORKERS:
             seed = waiting.pop(0)
-            words = ["train", *settings.split(), "trainer.threads=1", f"seed={seed}", f"out={folder}", f"name=run{seed}"]
-            going.append(call("-m", "ablatio.cli", *words))
+            place = [f"seed={seed}", f"out={folder}", f"name=run{seed}"]
+            going.append(call("-m", "ablatio.cli", "train", *settings.split(), "trainer.threads=1", *place))
         for process in [p for p in going if p.poll() is not None]:
             finish(process)
             going.remove(process)
