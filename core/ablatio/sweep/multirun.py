@@ -28,6 +28,7 @@ from ablatio.sweep.worker import work
 
 SHORT = "launcher"  # launcher=ray means hydra/launcher=ray
 KNOBS = ("workers", "timeout")  # settings of the sweep that are knobs of its launcher
+HANG = "hang"
 PASSING = ("retry", "join")  # of one command: they are not repeated when the study is resumed
 HYDRAS = "it runs jobs without a ledger, so nothing could be resumed; expected one of"
 
@@ -64,7 +65,7 @@ def multirun(overrides: Sequence[str], folder: Path | None = None) -> int:
 
 def resume(folder: Path, overrides: Sequence[str]) -> int:
     """Go on with the study in `folder`; only how it is executed can be changed."""
-    allowed = (*KNOBS, *PASSING)
+    allowed = (*KNOBS, HANG, *PASSING)
     for text in map(_long, overrides):
         key = text.split("=")[0]
         if key not in allowed and not key.startswith(("hydra/launcher", "hydra.launcher")):
@@ -154,7 +155,8 @@ def _execute(plan: Plan, folder: Path, entry: Entry, knobs: dict[str, Any]) -> i
     with Board(Console()) as board:
         engine = Engine(
             folder, plan.jobs, launcher,
-            more=plan.more, study=plan.study, join=settings["join"], retry=settings["retry"], watcher=board,
+            more=plan.more, study=plan.study, join=settings["join"], retry=settings["retry"], hang=settings[HANG],
+            watcher=board,
         )  # fmt: skip
         results = engine.run()
     for number in engine.ledger.damaged:
