@@ -64,6 +64,12 @@ def trouble(what: str) -> None:
     elif what == "hang":
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
         time.sleep(600)
+    elif what == "chat":
+        for _ in range(30):
+            print("still here", flush=True)
+            time.sleep(0.1)
+    elif what == "nap":
+        time.sleep(0.1)
     elif what == "slow":
         time.sleep(600)
     elif what == "leak":

@@ -39,10 +39,8 @@ def _child(arguments: Sequence[str], folder: str) -> None:
     os._exit(code)
 
 
-def ablatio(
-    arguments: Sequence[str], folder: Path, kill_when: Path | None = None, number: int = signal.SIGKILL
-) -> Finished:
-    """`ablatio ARGUMENTS` in a forked child; it gets signal `number` as soon as `kill_when` exists."""
+def begin(arguments: Sequence[str], folder: Path) -> mp.process.BaseProcess:
+    """`ablatio ARGUMENTS` in a forked child, which writes what it prints into `folder`."""
     import torch
 
     import ablatio.tasks.run  # noqa: F401  (imported before the fork, once for all tests)
@@ -51,6 +49,14 @@ def ablatio(
     folder.mkdir(parents=True, exist_ok=True)
     process = mp.get_context("fork").Process(target=_child, args=(arguments, str(folder)))
     process.start()
+    return process
+
+
+def ablatio(
+    arguments: Sequence[str], folder: Path, kill_when: Path | None = None, number: int = signal.SIGKILL
+) -> Finished:
+    """`ablatio ARGUMENTS` in a forked child; it gets signal `number` as soon as `kill_when` exists."""
+    process = begin(arguments, folder)
     deadline = time.monotonic() + 120
     while process.is_alive() and time.monotonic() < deadline:
         if kill_when is not None and kill_when.exists():

@@ -4,6 +4,7 @@ import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -18,7 +19,7 @@ from ablatio.errors import ConfigError, Problem, UserError
 from ablatio.options import groups, register_with_hydra
 from ablatio.overrides import key_problem, normal, sorted_out
 from ablatio.paths import shipped
-from ablatio.start import inherited
+from ablatio.start import Coming, inherited
 
 MAIN = "train"
 PLAIN_LOGGING = {"version", "root", "disable_existing_loggers"}
@@ -33,10 +34,13 @@ class Composed:
     overrides: list[str]
 
 
-def compose_run(overrides: Sequence[str]) -> Composed:
-    """Compose and check one run; ConfigError with all problems at once."""
+def compose_run(overrides: Sequence[str], coming: Coming = MappingProxyType({})) -> Composed:
+    """Compose and check one run; ConfigError with all problems at once.
+
+    coming: the configs of runs that are planned, by their folders; this one may begin with the model of one of them
+    """
     register_with_hydra()
-    words = cleaned(overrides)
+    words = cleaned(overrides, coming)
     good, values, problems = sorted_out(words)
     node = None if problems else try_compose(words)
     if node is None:
@@ -45,18 +49,18 @@ def compose_run(overrides: Sequence[str]) -> Composed:
     if not problems and node is None:
         _compose(words)
     if node is None:
-        raise _config_error(problems, [normal(o) for o in overrides])
+        raise _config_error(problems, [normal(o) for o in overrides], coming)
     refuse_hydra_settings(node)
     public, resolved = plain(node)
     problems += [p for p in run_config.check(resolved) if p.where not in {q.where for q in problems}]
     if problems:
-        raise _config_error(problems, [normal(o) for o in overrides])
+        raise _config_error(problems, [normal(o) for o in overrides], coming)
     return Composed(run_config.cast(resolved), public, list(overrides))
 
 
-def cleaned(overrides: Sequence[str]) -> list[str]:
+def cleaned(overrides: Sequence[str], coming: Coming = MappingProxyType({})) -> list[str]:
     """What the user said in Hydra's words, behind what the model's origin brings."""
-    return [normal(o) for o in inherited(overrides)]
+    return [normal(o) for o in inherited(overrides, coming)]
 
 
 def config_of(node: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -138,18 +142,18 @@ def _diagnose(good: list[str], values: list[tuple[str, Override]]) -> tuple[Any,
     return node, [p for p in problems.values() if p]
 
 
-def _config_error(problems: list[Problem], overrides: list[str]) -> ConfigError:
+def _config_error(problems: list[Problem], overrides: list[str], coming: Coming) -> ConfigError:
     """The problems, and the user's own command with every fix in it, if that runs."""
     error = ConfigError(problems)
     fixes = {p.fix.split("=")[0]: p.fix for p in problems if "=" in p.fix}
     wrong = {p.where for p in problems if not p.combination}
     kept = [o for o in overrides if o not in wrong and not {o.lstrip("+").split("=")[0]} & (wrong | set(fixes))]
     repaired = [*kept, *fixes.values()]
-    if repaired != overrides and _runs(repaired):
+    if repaired != overrides and _runs(repaired, coming):
         error.args = (f"{error}\nThis runs: {shlex.join(['ablatio', 'train', *repaired])}",)
     return error
 
 
-def _runs(overrides: list[str]) -> bool:
-    node = try_compose(cleaned(overrides))
+def _runs(overrides: list[str], coming: Coming) -> bool:
+    node = try_compose(cleaned(overrides, coming))
     return node is not None and not run_config.check(plain(node)[1])

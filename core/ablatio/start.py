@@ -7,6 +7,7 @@ so a part can be replaced.  Its weights are taken over where names and shapes st
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from ablatio import theirs
@@ -14,10 +15,14 @@ from ablatio.errors import UserError
 
 SHAPING = ("norm", "placement", "activation", "mlp", "position", "attention", "block", "architecture", "objective")
 ORIGINS = ("scratch", "run", "hf")
+Coming = Mapping[str, Mapping[str, Any]]
 
 
-def inherited(overrides: Sequence[str]) -> list[str]:
-    """The overrides with what the model's origin brings in front; those without an origin as they are."""
+def inherited(overrides: Sequence[str], coming: Coming = MappingProxyType({})) -> list[str]:
+    """The overrides with what the model's origin brings in front; those without an origin as they are.
+
+    coming: the configs of runs that are planned, by their folders
+    """
     said = [f"model.start={o.removeprefix('model=')}" if o.startswith("model=") else o for o in overrides]
     given = {key: value for key, _, value in (o.partition("=") for o in said)}
     start, path = given.get("model.start", "scratch"), given.get("model.path", "").strip("\"'")
@@ -26,7 +31,11 @@ def inherited(overrides: Sequence[str]) -> list[str]:
     if not path or path == "null":
         folder = "RUN" if start == "run" else "DIR"
         raise UserError(f"model={start} needs a folder\n    try: ablatio train model={start} model.path={folder}")
-    return [*_overrides(_settings(start, folder_of(path)), given), *said]
+    if start == "run" and path in coming:
+        settings = _shaping(coming[path]) | _tokenizer(Path(path))
+    else:
+        settings = _settings(start, folder_of(path))
+    return [*_overrides(settings, given), *said]
 
 
 def folder_of(path: str) -> Path:
@@ -46,7 +55,11 @@ def folder_of(path: str) -> Path:
 def _settings(start: str, folder: Path) -> dict[str, Any]:
     """Parts, sizes and tokenizer of the model in `folder`, as a config has them."""
     found = _of_run(folder) if start == "run" else theirs.read(folder)
-    return found | {"tokenizer": {"name": "pretrained", "path": str(folder)}}
+    return found | _tokenizer(folder)
+
+
+def _tokenizer(folder: Path) -> dict[str, Any]:
+    return {"tokenizer": {"name": "pretrained", "path": str(folder)}}
 
 
 def _of_run(folder: Path) -> dict[str, Any]:
@@ -60,6 +73,11 @@ def _of_run(folder: Path) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(f"{path} is not JSON: {error}") from None
     refuse_objects(config, str(path))
+    return _shaping(config)
+
+
+def _shaping(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a run's config makes its model."""
     model = {k: v for k, v in config["model"].items() if k not in ("start", "path")}
     return {key: config[key] for key in (*SHAPING, "match") if key in config} | {"model": model}
 
@@ -82,8 +100,9 @@ def _overrides(settings: Mapping[str, Any], given: Mapping[str, str]) -> Iterato
 
 def _text(value: Any) -> str:
     """A value in Hydra's grammar."""
-    return json.dumps(value, ensure_ascii=False) if not isinstance(value, str) else _quoted(value)
+    return json.dumps(value, ensure_ascii=False) if not isinstance(value, str) else quoted(value)
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
+    """Any text as a value in Hydra's grammar."""
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"

@@ -119,3 +119,19 @@ def test_sentiment_is_that_of_vader() -> None:
     for line in found:
         golds = [judge.polarity_scores(f"{line.prompt[0].text} {a}")["compound"] for a in line.answers]
         assert list(line.scores) == golds and len(set(golds)) == 3
+
+
+def test_the_best_answers_of_feedback_are_examples_to_follow(tmp_path: Path) -> None:
+    lines = (
+        {"prompt": "a", "chosen": "good", "rejected": "bad"},
+        {"prompt": "b", "answers": ["x", "y", "z"], "scores": [1, 3, 2]},
+        {"prompt": "c", "completion": "no", "label": False},
+        {"prompt": "d", "completion": "yes", "label": True},
+    )
+    (tmp_path / "f.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    source: Any = sources.build("feedback", {"path": str(tmp_path / "f.jsonl")})
+    assert [c.messages[-1].text for c in source.conversations()] == ["good", "y", "yes"]
+    generated: Any = sources.build("sentiment", {"size": 20})
+    for line, example in zip(generated.feedback(), generated.conversations(), strict=True):
+        assert example.messages[:-1] == line.prompt
+        assert example.messages[-1].text == line.answers[line.scores.index(max(line.scores))]

@@ -193,3 +193,12 @@ def test_lines_that_do_not_fit(tmp_path: Path, line: str, parts: tuple[str, ...]
 def test_an_offset_in_a_later_line_counts_from_the_start_of_the_file(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(b'{"text": "a"}\n{"text": "\xff"}\n')
     refused(JsonLines(path=str(tmp_path / "a.jsonl")), "byte 24 (0xff)")
+
+
+def test_messages_since_a_year() -> None:
+    """`since` takes messages away and moves none to the other split."""
+    whole = {d.id: d for d in sources.build("sotu").documents()}
+    recent = list(sources.build("sotu", {"since": 1945}).documents())
+    assert {d.id for d in recent} == {name for name in whole if int(name[:4]) >= 1945}
+    assert all(whole[d.id] == d for d in recent) and {d.split for d in recent} == {"train", "validation"}
+    assert sources.build("sotu", {"since": 1945}).fingerprint() != sources.build("sotu").fingerprint()

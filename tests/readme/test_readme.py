@@ -41,12 +41,15 @@ def test_the_part_in_the_readme_works(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("command", [c for c in commands() if c.startswith("ablatio train")])
 def test_each_training_command_composes(command: str) -> None:
+    from ablatio.recipes.plan import plan_recipe
     from ablatio.sweep.plan import plan_sweep
 
     words = [w for w in shlex.split(command)[2:] if w not in ("-m", "--help")]
     if any("RUN" in w or w.startswith("resume=") for w in words):
         return
-    if "-m" in shlex.split(command):
+    if any(w.startswith("recipe=") for w in words):
+        assert plan_recipe(words).stages
+    elif "-m" in shlex.split(command):
         assert plan_sweep(words).jobs
     else:
         compose_run(words)

@@ -78,6 +78,16 @@ def test_a_run_that_goes_wrong_is_alone_in_that(
     assert len([e for e in words(tmp_path, "running") if e["job"] == "bad"]) == (3 if do == "kill" else 1)
 
 
+@pytest.mark.parametrize("do", ["hang", "slow"])  # which does not listen to SIGTERM, and which does
+def test_a_run_that_falls_silent_is_stopped(tmp_path: Path, do: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ablatio_std.launchers._server.GRACE", 0.5)
+    made = engine(tmp_path, job("bad", do), job("talks", "chat"), *JOBS, knobs={"workers": 3}, hang=1.5)
+    results = {r.job.id: r.entry for r in made.run()}
+    assert {n for n, e in results.items() if e.state == "done"} == {"talks", "j0", "j1", "j2", "j3"}
+    assert (results["bad"].state, results["bad"].kind) == ("failed", "hung") and "1.5 s" in results["bad"].message
+    assert len(words(tmp_path, "running")) == 6
+
+
 def test_what_a_run_leaves_behind_is_ended(tmp_path: Path) -> None:
     engine(tmp_path, job("leaks", "leak"), *JOBS).run()
     pid = words(tmp_path, "running")[0]["pid"]

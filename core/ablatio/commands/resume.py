@@ -8,10 +8,10 @@ USAGE = """\
 ablatio resume FOLDER [SETTING=VALUE ...]
 
 A sweep: runs what is not done, each interrupted run from its last checkpoint.
-  retry=failed       failed runs too; or one kind of failure: diverged, crash, killed, timeout, environment, user
+  retry=failed       failed runs too; or one kind of failure: diverged, crash, killed, timeout, hung, environment, user
   retry=running      also what is said to run on a machine that cannot be asked from here
   join=true          share the work with a sweep that is at this folder already
-  workers=4 timeout=3600 launcher=ray launcher.KNOB=VALUE    how the runs are executed
+  workers=4 timeout=3600 hang=600 launcher=ray launcher.KNOB=VALUE    how the runs are executed
 
 A run: goes on from its last checkpoint; trainer.* may be changed."""
 

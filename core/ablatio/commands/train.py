@@ -7,6 +7,7 @@ from typing import Any
 
 from ablatio import config, plugins, yamls
 from ablatio.errors import ConfigError, EnvironmentFault, UserError
+from ablatio.recipes import read as recipes
 from ablatio.registry import REGISTRIES
 
 USAGE = """\
@@ -19,7 +20,9 @@ ablatio train [-m] [SETTING=VALUE ...]
   preset=gpt2               a published combination: {presets}
   preset=bloom size=176b    at its true size; `ablatio size preset=bloom size=176b` says what that takes
   +experiment=NAME          settings from a file of conf/ or of a plugin
-  resume=RUN                continue an interrupted run; only trainer.* may be changed
+  recipe=instructgpt        runs that follow one another: {recipes}
+  stages.sft.train.steps=50 a setting of one stage of a recipe; all others go to each stage
+  resume=RUN                continue an interrupted run or recipe; only trainer.* may be changed
   -m norm=a,b seed=1,2      all combinations, one after the other; -m +sweep=NAME takes a study: {sweeps}
   --cfg job                 print the composed config and stop; --info, --hydra-help: Hydra's own
 
@@ -52,6 +55,8 @@ def run(arguments: list[str]) -> int:
     for failure in _failures():
         print(f"ablatio: {failure}", file=sys.stderr)
     overrides = [a for a in arguments if not a.startswith("-")]
+    if any(o.lstrip("+").startswith(f"{recipes.RECIPE}=") for o in overrides):
+        return _recipe(overrides, flags)
     if any(f.split("=")[0] in HYDRA_QUESTIONS for f in flags):
         from ablatio.sweep.multirun import hydra_flags
 
@@ -67,6 +72,32 @@ def run(arguments: list[str]) -> int:
 
         return multirun(overrides)
     return _single(overrides)
+
+
+def _recipe(overrides: list[str], flags: list[str]) -> int:
+    """Stages one after the other; the same command goes on where it ended."""
+    if flags:
+        name = next(o for o in overrides if o.lstrip("+").startswith(f"{recipes.RECIPE}="))
+        if flags[0] not in ("-m", "--multirun"):
+            raise UserError(f"{flags[0]} asks of one run, and a recipe is several\n    try: ablatio show {name}")
+        raise UserError(
+            f"{flags[0]} came with {name}: an arm of a sweep is one run, and a recipe is several\n"
+            f"    try: for n in 1 2 3; do ablatio train {name} seed=$n name=recipe-$n; done"
+        )
+    from ablatio.recipes.follow import follow, show_table
+    from ablatio.recipes.plan import plan_recipe
+
+    plan = plan_recipe(overrides)
+    show_table(follow(plan, _train), plan.folder)
+    return 0
+
+
+def _resume_recipe(folder: Path, overrides: list[str]) -> int:
+    from ablatio.recipes.follow import follow, resumed, show_table
+
+    plan = resumed(folder, overrides)
+    show_table(follow(plan, _train), plan.folder)
+    return 0
 
 
 def _failures() -> list[plugins.Failure]:
@@ -106,6 +137,8 @@ def _resume(folder: Path, overrides: list[str], many: bool) -> int:
     """Continue the run in `folder` with its own config; settings that make its numbers cannot be changed."""
     if many:
         raise UserError("resume= continues one run; -m has no meaning with it")
+    if (folder / recipes.FILE).exists():
+        return _resume_recipe(folder, overrides)
     foreign = [o for o in overrides if not o.startswith("trainer.")]
     if foreign:
         raise UserError(
@@ -138,11 +171,12 @@ def _read(path: Path, default: str) -> str:
 def _usage() -> str:
     plugins.load()
     files = yamls.files()
-    sizes, presets, sweeps = (", ".join(sorted(files[g])) for g in (yamls.SIZE, yamls.PRESET, yamls.SWEEP))
+    groups = {"sizes": yamls.SIZE, "presets": yamls.PRESET, "sweeps": yamls.SWEEP, "recipes": recipes.RECIPE}
+    options = {word: ", ".join(sorted(files[group])) for word, group in groups.items()}
     width = max(map(len, REGISTRIES)) + 1
     parts = "\n".join(f"  {kind + '=':<{width}}  {', '.join(r.entries)}" for kind, r in REGISTRIES.items())
     rows = {"run": config.Run, **config.SECTIONS}
     sections = "\n".join(
         f"  {n:<{width}}  {', '.join(k.name for k in config.section_knobs(s))}" for n, s in rows.items()
     )
-    return USAGE.format(sizes=sizes, presets=presets, sweeps=sweeps, parts=parts, sections=sections)
+    return USAGE.format(**options, parts=parts, sections=sections)

@@ -23,7 +23,7 @@ from ablatio.sweep.settings import Settings
 MAX_JOBS = 10_000
 SEED = "seed"
 LAUNCHER = ("hydra/launcher", "hydra.launcher")
-EXECUTION = ("workers", "timeout", "retry", "join", "table")
+EXECUTION = ("workers", "timeout", "hang", "retry", "join", "table")
 
 
 @dataclass(frozen=True, slots=True)

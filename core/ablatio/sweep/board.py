@@ -16,6 +16,7 @@ from rich.table import Table
 
 from ablatio.sweep.engine import Engine
 from ablatio.sweep.ledger import Entry
+from ablatio.sweep.score import score_of
 from ablatio.sweep.study import Job, run_folder
 
 REFRESH_SECONDS = 0.5
@@ -140,9 +141,9 @@ def _said(engine: Engine, entry: Entry) -> str:
     if entry.state == "failed":
         return f"[red]failed[/] ({entry.kind}): {escape(entry.message)}"
     result = engine.result(entry.job)
-    loss = result.summary.get("val/loss") if result else None
+    score = score_of(result.summary) if result else None
     at_step = f" at step {entry.step}" if entry.state == "paused" else ""
-    return f"{entry.state}{at_step}" + (f", val {loss:.4f} nats/token" if loss is not None else "")
+    return f"{entry.state}{at_step}" + (f", {score}" if score else "")
 
 
 def _steps(job: Job) -> int:

@@ -17,6 +17,7 @@ from ablatio.errors import Preempted, UserError
 from ablatio.kinds import Launcher
 from ablatio.orders import End, Order
 from ablatio.sweep.ledger import Claim, Entry, Ledger, alive, this_process
+from ablatio.sweep.pulse import Pulse
 from ablatio.sweep.study import JOBS, LEDGER, RUNS, Job, Study, read_job, run_folder, summary_of, write_job
 from ablatio.writer import explained, make_folder
 
@@ -24,7 +25,7 @@ LOCK = "sweeper.lock"
 TICK = 0.25  # seconds between two looks at what is going on
 LIVES = 3  # attempts of a run that is killed, or lost with its server
 GRACE = 25.0  # seconds for a run to end after its server has
-RETRY = ("failed", "running", "user", "diverged", "environment", "crash", "killed", "timeout", "exited", "lost")
+RETRY = ("failed", "running", "user", "diverged", "environment", "crash", "killed", "timeout", "hung", "exited", "lost")
 ENDED = ("done", "failed", "paused")
 
 
@@ -55,6 +56,7 @@ class Engine:
     join   share the work with a sweep that is at this folder already, instead of refusing to
     retry  the kinds of failures that are tried once more: `failed` is all; `running`: what runs on a machine that
            cannot be asked from here
+    hang   seconds after which a run that writes nothing is stopped
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class Engine:
         study: Study | None = None,
         join: bool = False,
         retry: str | None = None,
+        hang: float | None = None,
         watcher: Watcher | None = None,
     ) -> None:
         if retry and retry not in RETRY:
@@ -78,6 +81,7 @@ class Engine:
         self.held: dict[str, Claim] = {}
         self.lost: dict[str, tuple[Claim, float]] = {}
         self.deaths: Counter[str] = Counter()
+        self.pulse, self.hung = Pulse(hang), set[Claim]()
         self.retry = retry
         self.again = {e.job for e in self.ledger.read().values() if e.state == "failed" and retry in ("failed", e.kind)}
         self.stopped, self.started = "", False
@@ -128,6 +132,7 @@ class Engine:
         while not self.stopped:
             self.ledger.read()
             self._bury()
+            self._stop_the_hung()
             self._look_for_new()
             self._fill()
             if self.watcher:
@@ -213,6 +218,8 @@ class Engine:
             return
         if end.how == "timeout":
             self.ledger.end(claim, "failed", "timeout", "it took longer than timeout= allows")
+        elif claim in self.hung and end.how != "lost":
+            self.ledger.end(claim, "failed", "hung", f"it wrote nothing for {self.pulse.seconds:g} s (hang=)")
         elif end.how == "lost":
             self.lost[claim.job] = claim, time.monotonic() + GRACE
         elif entry.state == "preempted":
@@ -226,6 +233,14 @@ class Engine:
         self.deaths[claim.job] += 1
         state = "failed" if self.deaths[claim.job] >= LIVES else "preempted"
         self.ledger.end(claim, state, kind, message)  # type: ignore[arg-type]
+
+    def _stop_the_hung(self) -> None:
+        """They are asked to stop; one that does not listen is ended by its launcher."""
+        for job, claim in self.held.items():
+            running = self.ledger.entries[job].state == "running"
+            if running and claim not in self.hung and self.pulse.gone(claim, run_folder(self.folder, job)):
+                self.hung.add(claim)
+                self.launcher.cancel(job)
 
     def _bury(self) -> None:
         """Runs whose server died were asked to stop; wait for them, then end them."""
@@ -289,8 +304,11 @@ def owned(folder: Path, join: bool) -> Iterator[bool]:
 
 
 def _owner(path: Path, folder: Path) -> str:
-    with suppress(OSError, ValueError):
-        data = json.loads(path.read_text(encoding="utf-8"))
-        who = f"process {data['pid']} on {data['host']}"
-        return f"{who} runs this sweep already\n    try: the same command with join=true, or `ablatio report {folder}`"
+    for _ in range(20):  # one that has the lock since a moment ago may not have said who it is
+        with suppress(OSError, ValueError):
+            data = json.loads(path.read_text(encoding="utf-8"))
+            if alive(Entry("", "claimed", **data)) is not False:
+                who = f"process {data['pid']} on {data['host']} runs this sweep already"
+                return f"{who}\n    try: the same command with join=true, or `ablatio report {folder}`"
+        time.sleep(0.05)
     return f"another sweep is at work in {folder}\n    try: the same command with join=true"

@@ -11,13 +11,14 @@ from ablatio.errors import ConfigError, Problem
 from ablatio.space import Arm, Ask, Told
 from ablatio.sweep import fair
 from ablatio.sweep.arms import Cell, Planner
+from ablatio.sweep.score import score_of
 from ablatio.sweep.study import Job
 
 Results = Mapping[str, Mapping[str, Any] | None]  # job id -> the summary of its run; None when it failed
 
 
 def outcome(job: Job, results: Results) -> float | None:
-    """Held-out nats per token at the job's end; infinite when it failed, None while it has not come so far."""
+    """The cost of the job's score at its end; infinite when it failed, None while it has not come so far."""
     if job.id not in results:
         return None
     summary = results[job.id] or {"status": "failed"}
@@ -25,8 +26,8 @@ def outcome(job: Job, results: Results) -> float | None:
         return math.inf
     if summary.get("steps") != (job.until or job.config["train"]["steps"]):  # interrupted, or at an earlier rung
         return None
-    loss = summary.get("val/loss")
-    return float(loss) if loss is not None and math.isfinite(loss) else math.inf
+    score = score_of(summary)
+    return score.cost if score else math.inf
 
 
 def trial_seed(seeds: Sequence[int]) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 
 from ablatio.sweep.arms import Cell
 from ablatio.sweep.plan import Plan
+from ablatio.sweep.score import score_of
 from ablatio.sweep.study import STUDY, Study, jobs_of, run_folder
 from ablatio.sweep.weights import parameters, seconds_per_step, train_flops
 
@@ -80,10 +81,12 @@ def _deviations(folder: Path, plan: Plan) -> tuple[list[float], int]:
     """(squared deviations of paired differences from their means, their degrees of freedom) of comparable arms."""
     losses: dict[str, dict[int, float]] = {}
     lengths = {cell.config["train"]["steps"] for cell in plan.cells}
+    tasks = {cell.config["task"]["name"] for cell in plan.cells}
     for job in jobs_of(folder):
-        loss = _summary(folder, job.id).get("val/loss")
-        if job.role == "run" and loss is not None and job.config["train"]["steps"] in lengths:
-            losses.setdefault(job.label, {})[job.seed] = float(loss)
+        score = score_of(_summary(folder, job.id))
+        comparable = job.config["train"]["steps"] in lengths and job.config["task"]["name"] in tasks
+        if job.role == "run" and score and comparable:
+            losses.setdefault(job.label, {})[job.seed] = score.value
     arms = list(losses.values())
     squares, free = list[float](), 0
     for other in arms[1:]:

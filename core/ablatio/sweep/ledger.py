@@ -27,7 +27,7 @@ from typing import Any, BinaryIO, Literal
 from ablatio.writer import explained, make_folder
 
 State = Literal["planned", "claimed", "running", "done", "failed", "paused", "preempted"]
-Kind = Literal["", "user", "diverged", "environment", "crash", "killed", "timeout", "exited", "lost"]
+Kind = Literal["", "user", "diverged", "environment", "crash", "killed", "timeout", "hung", "exited", "lost"]
 _SEAL = ', "sha256": "'
 
 

@@ -1,9 +1,10 @@
 """`-m`: all arms are planned and checked before the first one starts; then the engine runs what is not done."""
 
+import math
+import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,13 @@ from ablatio.sweep.engine import Engine, Result
 from ablatio.sweep.forecast import show
 from ablatio.sweep.ledger import Ledger
 from ablatio.sweep.plan import Plan, plan_sweep
+from ablatio.sweep.score import UNITS, score_of
 from ablatio.sweep.study import LEDGER, STUDY, Study
 from ablatio.sweep.worker import work
 
 SHORT = "launcher"  # launcher=ray means hydra/launcher=ray
 KNOBS = ("workers", "timeout")  # settings of the sweep that are knobs of its launcher
+HANG = "hang"
 PASSING = ("retry", "join")  # of one command: they are not repeated when the study is resumed
 HYDRAS = "it runs jobs without a ledger, so nothing could be resumed; expected one of"
 
@@ -47,6 +50,8 @@ def hydra_flags(arguments: list[str]) -> int:
 
 def multirun(overrides: Sequence[str], folder: Path | None = None) -> int:
     """Plan the sweep and run what is not done; exit code 3 when some runs failed.  folder: of a study to go on with."""
+    # The sweeper computes next to nothing; without threads of torch's it can be forked, so imports are paid once.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     said = [_long(text) for text in overrides]
     for text in said:
         if text.startswith(("hydra/sweeper", "hydra.sweeper")):
@@ -60,7 +65,7 @@ def multirun(overrides: Sequence[str], folder: Path | None = None) -> int:
 
 def resume(folder: Path, overrides: Sequence[str]) -> int:
     """Go on with the study in `folder`; only how it is executed can be changed."""
-    allowed = (*KNOBS, *PASSING)
+    allowed = (*KNOBS, HANG, *PASSING)
     for text in map(_long, overrides):
         key = text.split("=")[0]
         if key not in allowed and not key.startswith(("hydra/launcher", "hydra.launcher")):
@@ -150,7 +155,8 @@ def _execute(plan: Plan, folder: Path, entry: Entry, knobs: dict[str, Any]) -> i
     with Board(Console()) as board:
         engine = Engine(
             folder, plan.jobs, launcher,
-            more=plan.more, study=plan.study, join=settings["join"], retry=settings["retry"], watcher=board,
+            more=plan.more, study=plan.study, join=settings["join"], retry=settings["retry"], hang=settings[HANG],
+            watcher=board,
         )  # fmt: skip
         results = engine.run()
     for number in engine.ledger.damaged:
@@ -166,28 +172,31 @@ def _execute(plan: Plan, folder: Path, entry: Entry, knobs: dict[str, Any]) -> i
 
 
 def show_table(results: Sequence[Result], folder: Path) -> None:
-    """The runs by their held-out loss; failed ones last."""
+    """The runs, the best score first; failed ones last."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
+    scored = [score for result in results if (score := score_of(result.summary))]
+    columns = {name: UNITS.get(name, name) for name in dict.fromkeys(score.name for score in scored)}
+    if "val/loss" in columns:
+        columns = {"val/bpb": UNITS["val/bpb"], **columns}
     table = Table(title=f"{len(results)} runs in {escape(str(folder))}", title_justify="left", box=None, pad_edge=False)
-    for column in ("arm", "bits/byte", "nats/token", "parameters", "seconds"):
+    for column in ("arm", *columns.values(), "parameters", "seconds"):
         table.add_column(column, justify="left" if column == "arm" else "right", overflow="fold")
-    for result in sorted(results, key=_loss):
+    for result in sorted(results, key=_cost):
         if result.entry.state == "failed":
             table.add_row(escape(titled(result.job)), f"failed ({result.entry.kind})")
         else:
-            table.add_row(escape(titled(result.job)), *_numbers(result.summary))
+            table.add_row(escape(titled(result.job)), *_numbers(result.summary, list(columns)))
     Console().print(table)
 
 
-def _loss(result: Result) -> float:
-    with suppress(KeyError, TypeError):
-        return float(result.summary["val/loss"])
-    return float("inf")
+def _cost(result: Result) -> float:
+    score = score_of(result.summary)
+    return score.cost if score else math.inf
 
 
-def _numbers(summary: Mapping[str, Any]) -> list[str]:
-    formats = {"val/bpb": ".4f", "val/loss": ".4f", "parameters": ",", "seconds": ".0f"}
+def _numbers(summary: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    formats = {**dict.fromkeys(names, ".4f"), "parameters": ",", "seconds": ".0f"}
     return [format(summary[k], how) if summary.get(k) is not None else "" for k, how in formats.items()]

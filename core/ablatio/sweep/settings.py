@@ -39,6 +39,11 @@ class Sweep:
     power: Annotated[float, Fraction, "share of studies that shall see a difference of plan="] = 0.8
     workers: Annotated[int | None, Positive, "runs at a time; by default one per core"] = None
     timeout: Annotated[float | None, Positive, "seconds after which a run is stopped and counts as failed"] = None
+    hang: Annotated[
+        float | None,
+        Positive,
+        "seconds of silence in metrics.csv and log.txt after which a run is stopped and fails",
+    ] = None
     retry: Annotated[str | None, "run failed ones again: `failed` for all, or one kind of failure"] = None
     join: Annotated[bool, "share the work with a sweep that is at this folder already"] = False
     table: Annotated[int, NonNegative, "arms that are shown before the first run; 0: none, and nothing is timed"] = 40

@@ -4,13 +4,13 @@ import hashlib
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any
 
 import numpy as np
 
 from ablatio import Range, sources
-from ablatio.data.types import Document, Feedback, Message
+from ablatio.data.types import Conversation, Document, Feedback, Message
 from ablatio.errors import EnvironmentFault, UserError
 
 from .chats import _checked, field, objects
@@ -29,7 +29,8 @@ class FeedbackLines:
     """Answers to prompts and how good they are, one JSON object a line: a file, a folder's .jsonl files, or a glob.
 
     A line is a pair (chosen, rejected), a ranking (answers, the best first), answers with scores or Elo ratings, or
-    one answer with a label.  A prompt is a text or a list of messages (role, content).
+    one answer with a label.  A prompt is a text or a list of messages (role, content).  As conversations, for tasks
+    that learn from examples, it gives the best answer of each line, and of labelled ones those that are good.
     """
 
     def __init__(
@@ -41,6 +42,9 @@ class FeedbackLines:
         for file in _find(self.path, "feedback", (".jsonl",)):
             for number, record in objects(file):
                 yield _feedback(record, f"{file}, line {number}", f"{file.name}:{number}")
+
+    def conversations(self) -> Iterator[Conversation]:
+        yield from _demonstrations(self.feedback())
 
     def documents(self) -> Iterator[Document]:
         yield from (Document(f.text, f.id, f.split) for f in self.feedback())
@@ -55,6 +59,7 @@ class Sentiment:
 
     Sentences that begin with the same `opening` words are answers to one another's beginning.  The judge is VADER
     (Hutto & Gilbert 2014, doi:10.1609/icwsm.v8i1.14550), so the gold reward of what a model writes is known too.
+    As conversations it gives the best answer to each beginning.
     Source: controlled sentiment, as in arXiv:2305.18290, section 6.
     """
 
@@ -101,12 +106,23 @@ class Sentiment:
                     found[" ".join(words[: self.opening])].append(" ".join(words[self.opening :]))
         return {opening: list(dict.fromkeys(texts)) for opening, texts in found.items() if len(texts) >= self.answers}
 
+    def conversations(self) -> Iterator[Conversation]:
+        yield from _demonstrations(self.feedback())
+
     def documents(self) -> Iterator[Document]:
         yield from (Document(f.text, f.id, f.split) for f in self.feedback())
 
     def fingerprint(self) -> str:
         knobs = (self.size, self.answers, self.opening, self.gap, self.seed, sources.build("sotu").fingerprint())
         return hashlib.sha256(f"sentiment-1 {knobs}".encode()).hexdigest()
+
+
+def _demonstrations(feedback: Iterable[Feedback]) -> Iterator[Conversation]:
+    """The best answer of each line as an example to follow; a lone answer that was found bad is none."""
+    for line in feedback:
+        score, answer = max(zip(line.scores, line.answers, strict=True), key=lambda pair: pair[0])
+        if len(line.answers) > 1 or score > 0:
+            yield Conversation((*line.prompt, Message("assistant", answer)), line.id, line.split)
 
 
 def sentiment_of() -> Any:

@@ -17,7 +17,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import IO, Annotated, Any, Literal, cast
 
-from ablatio import sources
+from ablatio import Range, sources
 from ablatio.data.types import Document
 from ablatio.errors import UserError
 
@@ -95,11 +95,16 @@ class StateOfTheUnion:
     newest, held_out = 1 / 8, 1 / 2
     repeated = (1867, "Andrew Johnson")
 
+    def __init__(
+        self, *, since: Annotated[int | None, Range(1790, 2000), "only messages of this year and later"] = None
+    ) -> None:
+        self.since = since
+
     def documents(self) -> Iterator[Document]:
         records = [record for _, record in _records(CORPORA / "sotu.jsonl.xz", "text")]
         validation = {id(record) for party in {r["party"] for r in records} for record in self._chosen(records, party)}
         for record in records:
-            if (record["year"], record["president"]) == self.repeated:
+            if (record["year"], record["president"]) == self.repeated or record["year"] < (self.since or 0):
                 continue
             split: Literal["train", "validation"] = "validation" if id(record) in validation else "train"
             yield Document(record["text"], f"{record['year']} {record['president']}", split)
@@ -112,7 +117,8 @@ class StateOfTheUnion:
         return by_hash[: math.ceil(count * self.held_out)]
 
     def fingerprint(self) -> str:
-        return _fingerprint([CORPORA / "sotu.jsonl.xz"], "sotu-2")
+        since = () if self.since is None else (str(self.since),)
+        return _fingerprint([CORPORA / "sotu.jsonl.xz"], "sotu-2", *since)
 
 
 @sources.register("zh_classics")

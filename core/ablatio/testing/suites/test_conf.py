@@ -11,13 +11,18 @@ KINDS = ()
 
 def test_composes(conf: Path) -> None:
     from ablatio.compose import compose_run
+    from ablatio.recipes.plan import plan_recipe
+    from ablatio.recipes.read import RECIPE
 
     folder = next(p for p in conf.parents if p.name == "conf")
     group = conf.parent.relative_to(folder).as_posix()
     stands = group in REGISTRIES or (shipped("conf") / group).is_dir()  # else nothing is there to be overridden
     override, problem = f"{'' if stands else '+'}{group}={conf.stem}", ""
     try:
-        compose_run([override])
+        if group == RECIPE:
+            plan_recipe([override])
+        else:
+            compose_run([override])
     except AblatioError as error:
         problem = str(error)
     assert not problem, f"{override} ({conf}): {problem}"

@@ -1,0 +1,194 @@
+"""Eight tiny runs on two cores: under our pool, as fresh processes, under Hydra's launchers, under Ray.
+
+    python benchmarks/sweep.py [--rounds 3] [--steps 20]    how many times as fast ours is, and its CPU beside training
+    python benchmarks/sweep.py --efficiency [--seconds 30]  training time / (wall time x workers) of longer runs
+
+Each contender is one command, timed from its start to its end.  They take turns (A B C A B C ...); a ratio is the
+median over the turns of theirs / ours.  What all share is made before: the corpus, its tokens, the index of parts.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ablatio.orders import Order
+from ablatio.sweep import worker
+
+RUNS, WORKERS = 8, 2
+HERE = Path(__file__).parent
+TINY = "size=tiny train.val_every=null train.checkpoint_every=null data.val_tokens=1024 trainer.progress=false"
+LEAST_EFFICIENCY, MOST_CPU = 0.93, 0.1
+
+Contender = Callable[[Path, str], None]  # (an empty folder, settings): comes back when all runs are done
+
+
+def call(*words: str | Path, threads: int = 1) -> subprocess.Popen[bytes]:
+    here = os.environ | {"OMP_NUM_THREADS": str(threads), "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+    return subprocess.Popen([sys.executable, *words], env=here, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+def finish(process: subprocess.Popen[bytes]) -> None:
+    _, said = process.communicate()
+    if process.returncode:
+        sys.exit(f"{process.args} ended with code {process.returncode}:\n{said.decode()[-2000:]}")
+
+
+def seeds() -> str:
+    return f"seed={','.join(map(str, range(1, RUNS + 1)))}"
+
+
+def ours(folder: Path, settings: str) -> None:
+    words = ["train", "-m", *settings.split(), seeds(), f"workers={WORKERS}", "table=0", f"out={folder}", "name=study"]
+    finish(call("-m", "ablatio.cli", *words))
+
+
+def fresh(folder: Path, settings: str) -> None:
+    """A process for each run, `WORKERS` at a time."""
+    waiting, going = list(range(1, RUNS + 1)), list[subprocess.Popen[bytes]]()
+    while waiting or going:
+        while waiting and len(going) < WORKERS:
+            seed = waiting.pop(0)
+            place = [f"seed={seed}", f"out={folder}", f"name=run{seed}"]
+            going.append(call("-m", "ablatio.cli", "train", *settings.split(), "trainer.threads=1", *place))
+        for process in [p for p in going if p.poll() is not None]:
+            finish(process)
+            going.remove(process)
+        time.sleep(0.005)
+
+
+def joblib(folder: Path, settings: str) -> None:
+    launcher = ["-m", f"+{seeds()}", "hydra/launcher=joblib", f"hydra.launcher.n_jobs={WORKERS}"]
+    finish(call(HERE / "sweep_peers.py", "hydra", folder, f"{settings} trainer.threads=1", *launcher))
+
+
+def basic(folder: Path, settings: str) -> None:
+    """One process that does the runs one after the other, with as many threads as the others have workers."""
+    threads = f"{settings} trainer.threads={WORKERS}"
+    finish(call(HERE / "sweep_peers.py", "hydra", folder, threads, "-m", f"+{seeds()}", threads=WORKERS))
+
+
+def ray(folder: Path, settings: str) -> None:
+    finish(call(HERE / "sweep_peers.py", "ray", folder, f"{settings} trainer.threads=1", str(RUNS), str(WORKERS)))
+
+
+# name -> (the command, how many times as fast ours shall be, the package that it needs)
+PEERS: dict[str, tuple[Contender, float, str]] = {
+    "fresh processes, two at a time": (fresh, 3.0, "ablatio"),
+    "Hydra's joblib launcher": (joblib, 1.25, "hydra_plugins.hydra_joblib_launcher"),
+    "Hydra's basic launcher, two threads": (basic, 1.4, "hydra"),
+    "Ray": (ray, 1.4, "ray"),
+}
+
+
+def installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def timed(contender: Contender, settings: str) -> float:
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        contender(Path(folder), settings)
+        return time.perf_counter() - start
+
+
+def summaries(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(path.read_text()) for path in folder.glob("runs/*/summary.json")]
+
+
+def throughput(settings: str, rounds: int) -> bool:
+    """Print how ours stands against each peer; whether all goals are reached."""
+    peers = {name: peer for name, peer in PEERS.items() if installed(peer[2])}
+    for name in PEERS.keys() - peers:
+        print(f"{name}: left out, {PEERS[name][2]} is not installed")
+    mine, theirs = list[float](), {name: list[float]() for name in peers}
+    for _ in range(rounds):
+        mine.append(timed(ours, settings))
+        for name, (contender, _, _) in peers.items():
+            theirs[name].append(timed(contender, settings))
+    print(f"{'ablatio train -m':<36} {statistics.median(mine):6.1f} s   {RUNS} runs, {WORKERS} workers, {rounds} turns")
+    well = True
+    for name, (_, goal, _) in peers.items():
+        ratio = statistics.median(b / a for a, b in zip(mine, theirs[name], strict=True))
+        well &= ratio >= goal
+        print(f"{name:<36} {statistics.median(theirs[name]):6.1f} s   ours is {ratio:.2f}x as fast (goal {goal:g})")
+    return well
+
+
+def counted_work(order: Order, threads: int) -> int:
+    """A run that leaves behind what CPU its process took since the fork."""
+    code = worker.work(order, threads)
+    (Path(order.folder) / "runs" / order.job / "cpu").write_text(str(time.process_time()))
+    return code
+
+
+counted_work.warm = worker.warm  # type: ignore[attr-defined]
+
+
+def beside_training(settings: str) -> bool:
+    """Print the CPU seconds of a run that are not training; whether they are few enough.
+
+    Training is told in seconds of the clock, so this means something on a machine that does nothing else.
+    """
+    from ablatio.kinds import launchers
+    from ablatio.sweep.engine import Engine
+    from ablatio.sweep.plan import plan_sweep
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        plan = plan_sweep([*settings.split(), seeds(), "table=0"])
+        Engine(folder, plan.jobs, launchers.build("pool", {"workers": WORKERS}, work=counted_work)).run()
+        each = [
+            float((run / "cpu").read_text()) - json.loads((run / "summary.json").read_text())["train_seconds"]
+            for run in folder.glob("runs/*")
+        ]
+    middle = statistics.median(each)
+    print(f"CPU of a run beside training: {middle:.3f} s, {min(each):.3f} to {max(each):.3f} (at most {MOST_CPU:g})")
+    return middle <= MOST_CPU
+
+
+def efficiency(settings: str, steps: int, seconds: float) -> bool:
+    """Print which share of the workers' time was training, in runs of about `seconds`; whether it is enough."""
+    with tempfile.TemporaryDirectory() as name:
+        ours(Path(name, "probe"), f"{settings} train.steps={steps}")
+        probe = statistics.median(s["train_seconds"] for s in summaries(Path(name, "probe", "study")))
+        longer = max(steps, round(steps * seconds / probe))
+        start = time.perf_counter()
+        ours(Path(name, "long"), f"{settings} train.steps={longer}")
+        wall = time.perf_counter() - start
+        each = [s["train_seconds"] for s in summaries(Path(name, "long", "study"))]
+    share = sum(each) / (wall * WORKERS)
+    print(f"{RUNS} runs of {longer} steps, {statistics.mean(each):.1f} s each, on {WORKERS} workers: {wall:.1f} s")
+    print(f"training / (wall x workers): {share:.3f} (goal {LEAST_EFFICIENCY:g})")
+    return share >= LEAST_EFFICIENCY
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--rounds", type=int, default=3)
+    options.add_argument("--steps", type=int, default=20, help="of each run; with --efficiency, of the probe")
+    options.add_argument("--efficiency", action="store_true")
+    options.add_argument("--seconds", type=float, default=30.0, help="that a run takes with --efficiency")
+    asked = options.parse_args(arguments)
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:WORKERS])
+    os.environ["OMP_NUM_THREADS"] = "1"
+    if asked.efficiency:
+        return 1 - efficiency(TINY, asked.steps, asked.seconds)
+    settings = f"{TINY} train.steps={asked.steps}"
+    few = beside_training(settings)  # which also makes what all contenders share
+    return 0 if throughput(settings, asked.rounds) and few else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
