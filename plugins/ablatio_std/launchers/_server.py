@@ -92,8 +92,12 @@ class Server:
 
     def _fork(self, order: Order) -> None:
         server = os.getpid()
+        signal.pthread_sigmask(
+            signal.SIG_BLOCK, [signal.SIGTERM]
+        )  # a run that is asked at once must not hear as server
         pid = os.fork()
         if pid:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
             self.children[pid] = Child(order, time.monotonic() + self.timeout)
             return
         code = 1
@@ -113,6 +117,7 @@ class Server:
         for number in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)
         os.setsid()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
         self.pipe.close()
         os.close(self.woken)
         os.close(self.wake)
