@@ -26,6 +26,7 @@ def lines(tmp_path: Path, *records: Any) -> str:
     return str(path)
 
 
+@pytest.mark.oracle("source=chats", "one conversation written in each layout")
 @pytest.mark.parametrize("layout", CHATS)
 @pytest.mark.parametrize("said", [True, False])
 def test_layouts_say_the_same(tmp_path: Path, layout: str, said: bool) -> None:
@@ -70,6 +71,7 @@ def test_a_bad_conversation_is_named(tmp_path: Path, bad: Any, what: str) -> Non
     assert "lines.jsonl, line 2" in str(error.value)
 
 
+@pytest.mark.oracle("source=feedback", "lines written by the test, in each layout")
 def test_feedback_layouts(tmp_path: Path) -> None:
     path = lines(
         tmp_path,
@@ -109,6 +111,28 @@ def test_bad_feedback_is_named(tmp_path: Path, bad: Any, what: str) -> None:
     assert "lines.jsonl, line 2" in str(error.value)
 
 
+@pytest.mark.oracle("source=gsm_symbolic", "reasoning-gym's own scorer: each worked answer is right")
+def test_worked_answers_are_right() -> None:
+    import reasoning_gym
+
+    data = reasoning_gym.create_dataset("gsm_symbolic", size=12, seed=5)
+    source: Any = sources.build("gsm_symbolic", {"size": 12, "seed": 5})
+    for problem, found in zip(data, source.conversations(), strict=True):
+        question, answer = found.messages
+        assert question.text == problem["question"]
+        assert data.score_answer(answer.text.rpartition("####")[2].strip(), problem) == 1.0
+
+
+@pytest.mark.oracle("source=several", "its sources one after the other")
+def test_several_sources_are_one_after_the_other(tmp_path: Path) -> None:
+    path = lines(tmp_path, *CHATS.values())
+    source: Any = sources.build("several", {"of": [f"chats:{path}", "gsm_symbolic"]})
+    parts: list[Any] = [sources.build("chats", {"path": path}), sources.build("gsm_symbolic", {})]
+    alone = [c.messages for part in parts for c in part.conversations()]
+    assert [c.messages for c in source.conversations()] == alone
+
+
+@pytest.mark.oracle("source=sentiment", "vaderSentiment's analyser")
 def test_sentiment_is_that_of_vader() -> None:
     from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 

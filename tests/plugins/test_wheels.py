@@ -103,14 +103,14 @@ def test_its_own_tests_pass(fresh):
 def test_parts_are_swept(fresh, book, tmp_path):
     axes = ["norm=rmsnorm,l1norm", "position=rope,gaussian"]
     fresh.ablatio("train", "-m", *axes, *TINY, book, f"out={tmp_path}", "name=study")
-    arms = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("study/*/config.json"))]
+    arms = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("study/runs/*/config.json"))]
     assert {(a["norm"]["name"], a["position"]["name"]) for a in arms} == {
         ("rmsnorm", "rope"),
         ("rmsnorm", "gaussian"),
         ("l1norm", "rope"),
         ("l1norm", "gaussian"),
     }
-    assert len(list(tmp_path.glob("study/*/summary.json"))) == 4
+    assert len(list(tmp_path.glob("study/runs/*/summary.json"))) == 4
 
 
 def test_new_plugin_installs_and_passes_its_suite(fresh, tmp_path):

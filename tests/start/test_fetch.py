@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tokenizers.pre_tokenizers import ByteLevel
 
 from ablatio import pretrained
 from ablatio.errors import EnvironmentFault, UserError
@@ -45,7 +46,7 @@ def write_gguf(path: Path, model: Any, tokenizer: str = "gpt2") -> None:
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_freq_base(10000.0)
     writer.add_tokenizer_model(tokenizer)
-    letters = sorted(transformers.convert_slow_tokenizer.bytes_to_unicode().values())
+    letters = sorted(ByteLevel.alphabet())
     tokens = ["<|endoftext|>", *letters, "th"]
     writer.add_token_list(tokens)
     writer.add_token_types([3] + [1] * 257)
@@ -81,6 +82,19 @@ def test_the_folder_is_the_model(tmp_path: Path, llama: Any) -> None:
         torch.testing.assert_close(loaded(tokens).logits, llama(tokens).logits, atol=1e-5, rtol=1e-5)
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
     assert tokenizer("the")["input_ids"] == [257, tokenizer.convert_tokens_to_ids("e")]
+
+
+@pytest.mark.oracle("tokenizer=pretrained", "transformers' tokenizer of the same folder")
+def test_its_tokenizer_gives_the_same_ids(tmp_path: Path, llama: Any) -> None:
+    from ablatio.registry import REGISTRIES
+
+    write_gguf(tmp_path / "model.gguf", llama)
+    convert(tmp_path / "model.gguf", tmp_path)
+    theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"))
+    ours = REGISTRIES["tokenizer"].build("pretrained", {"path": str(tmp_path)})
+    for text in ("the other path", "Größe  日本語\n\t 12345", " th th"):
+        (ids,) = ours.encode([text])
+        assert ids.tolist() == theirs(text, add_special_tokens=False)["input_ids"] and ours.decode(ids.tolist()) == text
 
 
 def test_another_kind_of_model_is_refused(tmp_path: Path, llama: Any) -> None:

@@ -9,6 +9,7 @@ from ablatio.errors import ConfigError
 from ablatio.options import groups, register_with_hydra
 from ablatio.registry import REGISTRIES
 from ablatio.sweep.compose import Composer
+from ablatio.yamls import SWEEP, options_of
 
 register_with_hydra()
 GROUPS = groups()
@@ -51,12 +52,12 @@ def test_the_fast_way_is_hydras() -> None:
 
 
 def test_one_frame_serves_all_arms_that_differ_in_parts_and_values() -> None:
-    composer = Composer()
+    composer, as_written = Composer(), options_of(SWEEP)["glu_variants"].read()["train"]["batch_size"]
     for norm in ("layernorm", "rmsnorm", "dyt"):
         for lr in ("0.1", "0.2"):
             made = composer.compose(["+sweep=glu_variants", f"norm={norm}", f"optimizer.lr={lr}", "train.steps=9"])
             assert made.config["norm"]["name"] == norm and made.config["optimizer"]["lr"] == float(lr)
-            assert made.config["train"]["batch_size"] == 8  # as the study has it
+            assert made.config["train"]["batch_size"] == as_written
     assert len(composer._frames) == 1
 
 

@@ -10,6 +10,7 @@ from ablatio.testing import tiny
 from ablatio.testing.compatibility import KINDS
 
 ELSEWHERE = ("answers", "distillation")  # ask for data, or for another run, that stand in tests of their own
+NEEDS = {"placement=hybrid": ["attention.qk_norm=rmsnorm", "attention.v_norm=rmsnorm"]}  # knobs that a rule asks for
 OPTIONS = [(kind, entry.name) for kind in KINDS for entry in REGISTRIES[kind] if entry.name not in ELSEWHERE]
 
 
@@ -28,6 +29,7 @@ def test_a_short_run_lowers_the_loss(tmp_path: Path, text_file: Path, kind: str,
     option = f"{kind}=[{name}]" if REGISTRIES[kind].many else f"{kind}={name}"
     settings = [*TINY, f"source.path={text_file}", f"out={tmp_path}", "name=run", "train.steps=40", "model.n_heads=4"]
     settings += ["train.batch_size=8", "model.max_len=32", "model.n_layers=2", "train.checkpoint_every=20"]
+    settings += NEEDS.get(f"{kind}={name}", [])
     ended = ablatio(["train", *settings, option, *beside(kind, name)], tmp_path / "log")
     assert ended.code == 0, ended.err
     result = summary(tmp_path / "run")

@@ -185,8 +185,8 @@ def signs(
     return _Sign([dict(g) for g in groups], {"lr": lr, "beta": beta})
 
 
-@schedules.register("plateau", paper=PAPER)
-def plateau(step: int, total: int, *, decay: Annotated[float, Fraction] = 0.2) -> float:
+@schedules.register("shelf", paper=PAPER)
+def shelf(step: int, total: int, *, decay: Annotated[float, Fraction] = 0.2) -> float:
     """1, then a line to 0 over the last share of the steps (WSD)."""
     last = max(1, round(decay * total))
     return min(1.0, max(0.0, (total - step) / last))

@@ -13,7 +13,7 @@ from ablatio.registry import Entry
 from ablatio.testing import probe, samples
 
 KINDS = ("launcher",)
-PATIENCE = 60.0
+PATIENCE = 120.0  # seconds: a cluster starts slowly on a busy machine
 
 
 def start(launcher: Any) -> None:
