@@ -18,6 +18,7 @@ from ablatio_std.launchers._server import GRACE
 from ablatio_std.launchers.pool import Pool, Seconds
 
 OBJECT_STORE = 100_000_000  # bytes, near Ray's minimum: orders and ends are all that travels
+AGAIN = 5.0  # seconds after which a run that was asked to stop is asked again
 
 
 class Runner:
@@ -29,14 +30,17 @@ class Runner:
             os.chdir(home)
         self.pool = Pool(work, workers=1, threads=threads, timeout=timeout)
         self.pool.start()
+        self.asked: set[str] = set()  # jobs that are to stop
 
     async def run(self, order: Order) -> End:
         self.pool.submit(order)
-        while not (ends := await asyncio.to_thread(self.pool.poll, 60.0)):
-            pass
+        while not (ends := await asyncio.to_thread(self.pool.poll, AGAIN)):
+            if order.job in self.asked:  # the first word came before there was a process to hear it
+                self.pool.cancel(order.job)
         return ends[0]
 
     async def cancel(self, job: str) -> None:
+        self.asked.add(job)
         self.pool.cancel(job)
 
 
