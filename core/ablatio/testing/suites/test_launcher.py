@@ -1,8 +1,8 @@
 """Launchers: each order is worked on in a process of its own, and its end comes back once."""
 
-import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -42,19 +42,20 @@ def ends(launcher: Any, orders: list[Order], act: Callable[[], None] = lambda: N
         launcher.stop()
 
 
-def order(name: str, code: int = 0) -> Order:
+@pytest.fixture
+def order(tmp_path: Path) -> Callable[..., Order]:
     """samples.obey leaves with the code `attempt`."""
-    return Order(str(os.getpid()), name, code, 0)
+    return lambda name, code=0: Order(str(tmp_path), name, code, 0)
 
 
-def test_each_end_comes_back_once(part: Entry) -> None:
+def test_each_end_comes_back_once(part: Entry, order: Callable[..., Order]) -> None:
     wanted = [order("a"), order("b", 3), order("c"), order("signal", 9)]
     found = {e.order.job: (e.how, e.code) for e in ends(samples.launcher(part), wanted)}
     expected = {"a": ("exit", 0), "b": ("exit", 3), "c": ("exit", 0), "signal": ("signal", 9)}
     assert found == expected, f"{probe.label(part)}: the ends are {found}, {expected} was expected"
 
 
-def test_cancel_asks_one_run_to_stop(part: Entry) -> None:
+def test_cancel_asks_one_run_to_stop(part: Entry, order: Callable[..., Order]) -> None:
     launcher = samples.launcher(part)
     found = ends(launcher, [order("sleep")], lambda: launcher.cancel("sleep"))
     assert [e.order.job for e in found] == ["sleep"], (
@@ -62,7 +63,7 @@ def test_cancel_asks_one_run_to_stop(part: Entry) -> None:
     )
 
 
-def test_stop_ends_what_runs(part: Entry) -> None:
+def test_stop_ends_what_runs(part: Entry, order: Callable[..., Order]) -> None:
     launcher = samples.launcher(part)
     start(launcher)
     launcher.submit(order("sleep"))
