@@ -35,6 +35,7 @@ class LanguageModel(nn.Module):
     opens      whether the source of an example is seen in both directions (a prefix decoder) or read like all else
     z_loss     weight of log^2 Z in the loss, Z the sum that the softmax divides by (arXiv:2204.02311, section 5)
     bare       layers whose matrix is read beside their `forward`, where nothing attached to them is seen
+    branches   whether texts may go on from a start that was read once: they learn what they would learn as rows
     smoothing  share of the target's probability that is spread over the vocabulary (arXiv:1512.00567, section 7)
     """
 
@@ -45,6 +46,7 @@ class LanguageModel(nn.Module):
         dims = assembly.dims
         self.opens, self.logit_scale, self.z_loss, self.smoothing = opens, assembly.logit_scale, 0.0, 0.0
         self.model = Stack(assembly, mask, side, opens=opens)
+        self.branches = mask == "causal" and assembly.branches and not getattr(self.model.position, "late", False)
         self.lm_head = nn.Linear(dims.d_model, dims.vocab_size, bias=False)
         if dims.tied:
             self.lm_head.weight = self.model.embed_tokens.weight
@@ -176,7 +178,7 @@ class EncoderDecoder(LanguageModel):
 
     def __init__(self, assembly: "Assembly") -> None:
         super().__init__(assembly, "causal")
-        self.eos = assembly.eos
+        self.eos, self.branches = assembly.eos, False
         self.encoder = Stack(assembly, "full", "encoder", table=self.model.embed_tokens)
 
     def forward(self, tokens: Tensor, segments: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
