@@ -126,10 +126,14 @@ class LanguageModel(nn.Module):
 
     def _cross_entropy(self, hidden: Tensor, targets: Tensor, weights: Tensor | None, tie: Tie | None = None) -> Tensor:
         """The weighted sum over states (..., D) and their targets (...)."""
+        hidden, targets = self.scaled(hidden).flatten(0, -2), targets.flatten()
+        weights = None if weights is None else weights.flatten()
+        if weights is not None and weights.is_cpu and not bool(weights.all()):  # a GPU would have to be waited for
+            kept = weights.nonzero()[:, 0]
+            hidden, targets, weights = hidden.index_select(0, kept), targets[kept], weights[kept]
         return linear_cross_entropy(
-            self.scaled(hidden).flatten(0, -2), self.lm_head.weight, targets.flatten(),
-            None if weights is None else weights.flatten(), z_loss=self.z_loss, smoothing=self.smoothing, tie=tie,
-        )  # fmt: skip
+            hidden, self.lm_head.weight, targets, weights, z_loss=self.z_loss, smoothing=self.smoothing, tie=tie
+        )
 
     @torch.no_grad()
     def redrawn(self, example: Example, generator: torch.Generator) -> Example:
