@@ -16,7 +16,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from ablatio.sweep.engine import Engine
-from ablatio.sweep.ledger import Entry
+from ablatio.sweep.ledger import Entry, State
 from ablatio.sweep.score import score_of
 from ablatio.sweep.study import Job, run_folder
 
@@ -143,7 +143,7 @@ def titled(job: Job) -> str:
 def _counted(engine: Engine) -> str:
     """How many jobs are in each state; that none is starting, or has failed, is not said."""
     entries = engine.ledger.entries
-    names = {"done": "done", "running": "running", "claimed": "starting", "failed": "failed"}
+    names: dict[State, str] = {"done": "done", "running": "running", "claimed": "starting", "failed": "failed"}
     states = Counter(e.state for e in entries.values())
     parts = [f"{states[s]} {name}" for s, name in names.items() if states[s] or s in ("done", "running")]
     waiting = sum(engine.is_open(job, entries.get(job.id)) for job in engine.jobs.values())
