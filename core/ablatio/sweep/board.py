@@ -67,7 +67,7 @@ class Board:
             self.known[name] = entry
             if not first and entry.state in ("done", "failed", "paused"):
                 ended = sum(e.state in ("done", "failed") for e in engine.ledger.entries.values())
-                title = escape(titled(engine.jobs[name]))
+                title = escape(engine.jobs[name].title)
                 self.console.print(
                     f"[{ended}/{len(engine.jobs)}]".replace("[", "\\[") + f" {title}: {_said(engine, entry)}",
                     highlight=False,
@@ -83,7 +83,7 @@ class Board:
         for name, place in list(running.items())[:SHOWN]:
             if name in engine.jobs:
                 job = engine.jobs[name]
-                table.add_row(escape(titled(job)), f"{place.step}/{_steps(job)}", place.loss)
+                table.add_row(escape(job.title), f"{place.step}/{_steps(job)}", place.loss)
         done, total = self._progress(engine, running)
         counts = [f"{sum(e.state == s for e in entries.values())} {s}" for s in ("done", "running", "failed")]
         waiting = sum(engine.is_open(job, entries.get(job.id)) for job in engine.jobs.values())
@@ -130,11 +130,6 @@ def _rows_backwards(path: Path) -> Iterator[dict[str, str]]:
         for values in csv.reader(reversed(whole)):
             if len(values) == len(header):
                 yield dict(zip(header, values, strict=True))
-
-
-def titled(job: Job) -> str:
-    role = "" if job.role == "run" else f" ({job.role})"
-    return f"{job.label} seed={job.seed}{role}"
 
 
 def _said(engine: Engine, entry: Entry) -> str:
