@@ -15,6 +15,11 @@ def parameters(config: Mapping[str, Any]) -> int:
     return _parameters(_shape(config))
 
 
+def trainable(config: Mapping[str, Any]) -> int:
+    """The parameters that the optimizer gets; nothing is allocated."""
+    return _trainable(_shape(config))
+
+
 def train_flops(config: Mapping[str, Any]) -> float:
     """Of all steps, forward and backward."""
     return _flops_per_token(_shape(config)) * _tokens(config) * int(config["train"]["steps"])
@@ -62,6 +67,18 @@ def _parameters(shape: str) -> int:
     config = json.loads(shape)
     with torch.device("meta"):
         return sum(p.numel() for p in Assembly(config, _vocabulary(config)).model().parameters())
+
+
+@functools.lru_cache(4096)
+def _trainable(shape: str) -> int:
+    import torch
+
+    from ablatio.model.assembly import Assembly
+    from ablatio.tasks.tuning import tune
+
+    config = json.loads(shape)
+    with torch.device("meta"):
+        return tune(Assembly(config, _vocabulary(config)).model(), config, 0).trainable
 
 
 @functools.lru_cache(4096)
