@@ -26,7 +26,7 @@ class Sweep:
     ] = None
     match: Annotated[
         Literal["none", "params", "trainable", "flops", "time"] | None,
-        "what arms have equal (trainable: parameters that learn); null: as each run has it (a gated unit gets a narrower d_ff)",
+        "what arms have equal (trainable: what learns); null: as each run has it (a gated unit gets a narrower d_ff)",
     ] = None
     resize: Annotated[
         Literal["model.d_ff", "model.n_layers", "train.steps", "peft"] | None,
