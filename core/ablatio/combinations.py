@@ -86,6 +86,14 @@ rule(  # one number of norms has no length: then the rule is silent
     where="block",
 )
 rule(
+    when="facts.placement.first_norms is not None and model.distinct_layers is not None "
+    "and model.distinct_layers < model.n_layers",
+    why="placement={placement.name} norms the first layer in a way of its own, and model.distinct_layers="
+    "{model.distinct_layers} makes later layers share its weights",
+    fix="model.distinct_layers=null",
+    where="model.distinct_layers",
+)
+rule(
     when="facts.schedule.watches and train.val_every is None",
     why="schedule={schedule.name} watches the held-out loss, and train.val_every=null scores it only before and after",
     fix="train.val_every=100",
