@@ -51,7 +51,7 @@ class KernelAttention(SoftmaxAttention):
         return None
 
     def sums(self, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, ctx: Context) -> Tensor:
-        """sum_s (q_t . k_s) v_s over what t sees: (B, H, T, V).  Causal ones forget by log_decay (B, H, T, 1), or zero."""
+        """sum_s (q_t . k_s) v_s over what t sees: (B, H, T, V); causal ones forget by log_decay (B, H, T, 1)."""
         rows = Rows.of(ctx)
         cache = ctx.cache if ctx.memory is None else None
         if ctx.mask == "causal" and ctx.opened is None:
