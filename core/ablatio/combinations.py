@@ -65,6 +65,13 @@ rule(
     where="position",
 )
 rule(
+    when="facts.position.late and not facts.attention.turns_late",
+    why="position={position.name} turns all keys anew when a text grows, and attention={attention.name} turns each "
+    "once",
+    fix="position=rope",
+    where="position",
+)
+rule(
     when="'attention' in facts.placement.inner_norm and 'inner_norm' not in facts.attention.wiring",
     why="placement={placement.name} puts a norm before attention's last projection, and attention={attention.name} "
     "takes none",

@@ -105,6 +105,7 @@ class Attention(Protocol):
     cross           attends to an encoder's states where `ctx.memory` is given (`ctx.keys_values`)
     bidirectional   may see what comes later, when `ctx.mask` is "full" or a prefix is open
     prefix          its keys and values may begin with those of tokens that are not there
+    turns_late      keeps keys as they were, for a position that turns all of them anew when a text grows (`late`)
 
     hidden_flops(ctx)  optional: of one row, the FLOPs of pairs that a counter takes for seen and a pattern hides
     """
@@ -115,6 +116,7 @@ class Attention(Protocol):
     cross: ClassVar[bool]
     bidirectional: ClassVar[bool]
     prefix: ClassVar[bool]
+    turns_late: ClassVar[bool]
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor: ...
 
@@ -485,6 +487,7 @@ attentions: Registry[nn.Module] = Registry(
         "cross": False,
         "bidirectional": True,
         "prefix": False,
+        "turns_late": True,
         "metrics": (),
     },
 )

@@ -11,7 +11,7 @@ from ablatio import Range, attentions
 from ablatio.model.attend import merge_heads
 from ablatio.model.context import Context
 from ablatio.model.softmax_attention import AttentionWiring, QKNorm, SoftmaxAttention
-from ablatio_std.attentions._common import Rows, accumulate, at_least_float32, keeps_no_keys, without_autocast
+from ablatio_std.attentions._common import Rows, accumulate, at_least_float32, without_autocast
 
 
 class KernelAttention(SoftmaxAttention):
@@ -22,6 +22,7 @@ class KernelAttention(SoftmaxAttention):
     """
 
     takes_bias = False
+    turns_late = False
     least: float | None = None  # of the sum that is divided by, where features may be negative
 
     def feature(self, x: Tensor, *, query: bool) -> Tensor:
@@ -82,9 +83,6 @@ class Linear(KernelAttention):
         return torch.where(x > 0, x + 1, x.clamp(max=0).exp())  # elu itself rounds to -1 below -17
 
 
-keeps_no_keys("linear")
-
-
 @attentions.register("performer", paper="arXiv:2009.14794")
 class Performer(KernelAttention):
     """exp(q . k) by random features phi_i(x) = exp(w_i . x - |x|^2 / 2) + eps, x with the root of the scale (FAVOR+).
@@ -123,9 +121,6 @@ class Performer(KernelAttention):
         return torch.exp(exponent) + self.eps
 
 
-keeps_no_keys("performer")
-
-
 @attentions.register("rfa", paper="arXiv:2103.02143")
 class RandomFeatures(KernelAttention):
     """exp(q . k / s^2) of unit q, k by phi(x) = (sin(w_1 . x), cos(w_1 . x), ...) / sqrt(m), w_i ~ N(0, 1 / s^2) (RFA).
@@ -154,9 +149,6 @@ class RandomFeatures(KernelAttention):
         return torch.cat([along.sin(), along.cos()], dim=-1) / math.sqrt(len(self.directions))
 
 
-keeps_no_keys("rfa")
-
-
 @attentions.register("rfa_gate", paper="arXiv:2103.02143")
 class GatedRandomFeatures(RandomFeatures):
     """rfa with sums that forget: S_t = g_t S_{t-1} + (1 - g_t) phi(k_t) v_t, and so for the sum of phi (RFA-Gate).
@@ -179,9 +171,6 @@ class GatedRandomFeatures(RandomFeatures):
 
     def gate(self, x: Tensor) -> Tensor | None:
         return self.g_proj(x).transpose(1, 2)[..., None]  # type: ignore[no-any-return]
-
-
-keeps_no_keys("rfa_gate")
 
 
 def orthogonal(count: int, width: int) -> Tensor:
