@@ -40,6 +40,7 @@ class Placement(Protocol):
     around      wiring: the sublayer that it stands around: attention | cross | mlp | both (where they are added up)
     n_norms     norms that each sublayer gets (one module, or a ModuleList of none or several), or a pair: those of
                 an attention, and those of a feed-forward part
+    first_norms  the same of the first layer, where it has others (None: it has not)
     final_norm  whether the stack ends with a norm of its own
     embedding_norm  whether it starts with one, right after the embedding
     inner_norm  the sublayers (attention, mlp) that get a norm before their last projection
@@ -51,6 +52,7 @@ class Placement(Protocol):
     """
 
     n_norms: ClassVar[int | tuple[int, int]]
+    first_norms: ClassVar[int | tuple[int, int] | None]
     final_norm: ClassVar[bool]
     embedding_norm: ClassVar[bool]
     inner_norm: ClassVar[Sequence[str]]
@@ -103,6 +105,7 @@ class Attention(Protocol):
     cross           attends to an encoder's states where `ctx.memory` is given (`ctx.keys_values`)
     bidirectional   may see what comes later, when `ctx.mask` is "full" or a prefix is open
     prefix          its keys and values may begin with those of tokens that are not there
+    turns_late      keeps keys as they were, for a position that turns all of them anew when a text grows (`late`)
 
     hidden_flops(ctx)  optional: of one row, the FLOPs of pairs that a counter takes for seen and a pattern hides
     """
@@ -113,6 +116,7 @@ class Attention(Protocol):
     cross: ClassVar[bool]
     bidirectional: ClassVar[bool]
     prefix: ClassVar[bool]
+    turns_late: ClassVar[bool]
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor: ...
 
@@ -439,7 +443,7 @@ placements: Registry[Placement] = Registry(
     "Where the norms stand around a sublayer, and how the residual is scaled.",
     wiring=("d_model", "n_layers", "layer", "sublayer", "around", "side", "encoder_layers", "decoder_layers"),
     methods=("__call__",),
-    facts={"n_norms": 1, "final_norm": True, "embedding_norm": False, "inner_norm": ()},
+    facts={"n_norms": 1, "first_norms": None, "final_norm": True, "embedding_norm": False, "inner_norm": ()},
 )
 activations: Registry[Activation] = Registry(
     "activation",
@@ -486,6 +490,7 @@ attentions: Registry[nn.Module] = Registry(
         "cross": False,
         "bidirectional": True,
         "prefix": False,
+        "turns_late": True,
         "metrics": (),
     },
 )
