@@ -45,6 +45,7 @@ class Placement(Protocol):
     embedding_norm  whether it starts with one, right after the embedding
     inner_norm  the sublayers (attention, mlp) that get a norm before their last projection
     gain        what the init of value, output and feed-forward matrices is multiplied with (deepnorm's beta)
+    whole_rows  as in an Mlp
 
     A stream of another shape than (B, T, D) is made by `open(x)` before the first layer and taken back by
     `close(x, norm)` after the last one, which also applies the final norm (the identity where there is none); both are
@@ -57,6 +58,7 @@ class Placement(Protocol):
     embedding_norm: ClassVar[bool]
     inner_norm: ClassVar[Sequence[str]]
     gain: float
+    whole_rows: ClassVar[bool]
 
     def __call__(self, x: Tensor, sublayer: Any, norm: nn.Module) -> Tensor: ...
 
@@ -72,7 +74,11 @@ class Mlp(Protocol):
 
     Extra losses and numbers for the log go through `ctx.add_loss("train/balance", x)` and `ctx.measure(...)`; the fact
     `metrics` lists their names.  The attribute `idle_parameters` counts the weights that a token passes by.
+
+    whole_rows  in training what becomes of a token also depends on how its row, or the batch, is cut into passes
     """
+
+    whole_rows: ClassVar[bool]
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor: ...
 
@@ -212,10 +218,12 @@ class Peft(Protocol):
 
     exact    whether the model at step 0 is the base to the last bit, and not only to rounding
     virtual  whether it adds keys and values of tokens that are not there: then attention must have such
+    whole_rows  as in an Mlp
     """
 
     exact: ClassVar[bool]
     virtual: ClassVar[bool]
+    whole_rows: ClassVar[bool]
 
     def apply(self, model: nn.Module, seed: int) -> None: ...
 
@@ -443,7 +451,14 @@ placements: Registry[Placement] = Registry(
     "Where the norms stand around a sublayer, and how the residual is scaled.",
     wiring=("d_model", "n_layers", "layer", "sublayer", "around", "side", "encoder_layers", "decoder_layers"),
     methods=("__call__",),
-    facts={"n_norms": 1, "first_norms": None, "final_norm": True, "embedding_norm": False, "inner_norm": ()},
+    facts={
+        "n_norms": 1,
+        "first_norms": None,
+        "final_norm": True,
+        "embedding_norm": False,
+        "inner_norm": (),
+        "whole_rows": False,
+    },
 )
 activations: Registry[Activation] = Registry(
     "activation",
@@ -458,7 +473,7 @@ mlps: Registry[nn.Module] = Registry(
     "The feed-forward part of a layer.",
     wiring=("d_model", "d_ff", "activation", "gated", "bias", "dropout", "layer", "n_layers", "inner_norm"),
     methods=("forward",),
-    facts={"metrics": ()},
+    facts={"metrics": (), "whole_rows": False},
 )
 positions: Registry[Position] = Registry(
     "position",
@@ -537,7 +552,7 @@ pefts: Registry[Peft] = Registry(
     "peft",
     "Which weights train: all, or a few beside a frozen base.",
     methods=("apply",),
-    facts={"exact": True, "virtual": False, "metrics": ()},
+    facts={"exact": True, "virtual": False, "metrics": (), "whole_rows": False},
     default="none",
 )
 schedules: Registry[Schedule] = Registry(
