@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Annotated, Any
@@ -9,7 +10,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from ablatio import Positive, alignments, rewards, rule, sources
+from ablatio import OptionOf, Positive, alignments, rewards, rule, sources
 from ablatio.errors import UserError
 from ablatio.kinds import tasks
 from ablatio.model.answers import Answer, judged, token_rewards
@@ -19,6 +20,7 @@ from ablatio.model.policy import ValueHead, said_of
 from ablatio.model.roles import named_generator
 from ablatio.model.rollout import Rollout, roll_out, streams
 from ablatio.tasks.setup import Setup
+from ablatio.tasks.step import SkipStep, Step
 
 from ._prompts import ChatPrompts, Prompt, TextPrompts
 
@@ -44,10 +46,12 @@ class Policy:
     `alignment` is the method (data = prompts), `reward` the judge.  A batch has `train.batch_size` answers; a
     rollout as many as its minibatches need.  The reference is the model before its first step; a critic is a head
     beside the output, trained with the policy.  Prompts are the questions of a source that
-    gives conversations, or are cut out of its documents.
+    gives conversations, or are cut out of its documents.  `gold` judges held-out answers too, and nothing is learned
+    from it: what it says as the reward rises shows whether the reward is still a measure (arXiv:2210.10760).
     """
 
-    takes, scores, main, better = "documents", ("reward", "kl", "entropy", "answer_length"), "reward", "higher"
+    takes, main, better = "documents", "reward", "higher"
+    scores = ("reward", "gold", "kl", "entropy", "answer_length")
     needs = ("alignment=ppo", "reward=length")
     metrics = (
         "train/reward", "train/reward_std", "train/kl_k1", "train/kl_k2", "train/kl_k3", "train/entropy",
@@ -61,9 +65,11 @@ class Policy:
         prompt_tokens: Annotated[int, Positive, "of a prompt that is cut out of a text"] = 16,
         answer_tokens: Annotated[int, Positive, "that an answer may have"] = 32,
         temperature: Annotated[float, Positive, "at which answers are drawn and judged"] = 1.0,
+        held_out: Annotated[int, Positive, "prompts that a score is the mean of"] = 42,
+        gold: Annotated[str | None, OptionOf("reward"), "a rule that judges beside; null: the reward itself"] = None,
     ) -> None:
         self.setup, self.prompt_tokens, self.answer_tokens = setup, prompt_tokens, answer_tokens
-        self.temperature = temperature
+        self.temperature, self.held_out = temperature, held_out
         self.name = self._chosen("alignment", "ppo")
         entry = alignments[self.name]
         if entry.facts["data"] != "prompts":
@@ -78,6 +84,9 @@ class Policy:
         self.from_text = entry.facts["prompts"] == "text"
         self._find_prompts()
         self.judge, self.judge_name = self._judge()
+        self.gold = (_rule(gold), gold) if gold is not None else None
+        self.off_policy = getattr(self.method, "writer", "policy") == "reference"
+        self.best_of = getattr(self.method, "best_of", None) or 1
         train = setup.config["train"]
         self.per_step = int(train["batch_size"]) * int(train["accumulate"])
         self.answers = self.per_step * self.method.minibatches
@@ -115,9 +124,7 @@ class Policy:
             return (lambda answers: torch.tensor([self._right(a) for a in answers])), self.name
         name = self._chosen("reward", "length")
         made = self.setup.part("reward", open_run=self._open_run)
-        if rewards[name].wiring == ("answer",):
-            return (lambda answers: torch.tensor([float(made(a)) for a in answers])), name
-        return made, name
+        return (_each(made) if rewards[name].wiring == ("answer",) else made), name
 
     def _open_run(self, path: str) -> Callable[[Sequence[Answer]], Tensor]:
         if self.setup.open_reward is None:
@@ -161,7 +168,7 @@ class Policy:
 
     def validation(self, length: int | None = None, tokens: int | None = None) -> list[dict[str, Any]]:
         """Held-out prompts in batches; each draws its answers from streams of its own."""
-        count = max(1, min(64, (tokens or 2048) // (self.prompt_tokens + self.answer_tokens)))
+        count = max(1, tokens // (self.prompt_tokens + self.answer_tokens)) if tokens else self.held_out
         return [{"number": torch.tensor(i), "first": i, "count": min(16, count - i)} for i in range(0, count, 16)]
 
     def tokens(self, steps: int) -> int:
@@ -173,6 +180,8 @@ class Policy:
 
     def begin_step(self, model: LanguageModel, step: int) -> None:
         """A new rollout when the last one is used up, or when the policy has moved too far from it."""
+        if self.best_of > 1 and self.rollout is not None:
+            return  # nothing is learned from it
         self.cursor += 1
         stops = getattr(self.method, "stops", None)
         used = self.cursor >= self.method.epochs * self.method.minibatches
@@ -185,7 +194,9 @@ class Policy:
         self.number += 1
         count = self.answers // self.method.group
         prompts = self.prompts(range(self.number * count, (self.number + 1) * count))
-        rollout = self._answer(model, prompts, self.number, group=self.method.group)
+        writer = self.reference if self.off_policy else model
+        assert writer is not None, "prepare() comes before the first step"
+        rollout = self._answer(writer, prompts, self.number, group=self.method.group)
         words = self._words(model, prompts, rollout)
         if self.greedy:
             greedy = self._answer(model, prompts, None)
@@ -250,12 +261,14 @@ class Policy:
         kl = kl_estimates(words["old_logps"], words["ref_logps"], mask)
         last = rollout.tokens.gather(1, (length.long() - 1)[:, None])
         kept = rollout.tokens[mask.bool()]
-        return {
+        of_policy = {} if self.off_policy else {  # answers of another model say nothing of these
             "train/reward": words["rewards"].mean(),
             "train/reward_std": words["rewards"].std(correction=0),
             "train/kl_k1": kl.k1,
             "train/kl_k2": kl.k2,
             "train/kl_k3": kl.k3,
+        }  # fmt: skip
+        return of_policy | {
             "train/entropy": masked_mean(words["entropy"], mask),
             "train/answer_length": length.mean(),
             "train/ended": (last == self.stop).float().mean(),
@@ -288,6 +301,11 @@ class Policy:
         found = self.measures | metrics | {"train/old_kl": old}
         return Loss(loss * len(rows), loss.new_tensor(float(len(rows))), found)
 
+    def before_step(self, step: Step) -> dict[str, Tensor]:
+        if self.best_of > 1:
+            raise SkipStep  # not even decay: the policy is the model that it began with
+        return {}
+
     def _of_step(self) -> Tensor:
         """The answers of this optimizer step: each pass has an order of its own, of groups if they stay together."""
         minibatches, unit = self.method.minibatches, self.method.group if self._whole else 1
@@ -313,28 +331,42 @@ class Policy:
         device: torch.device,
         between: Callable[[int], None],
     ) -> dict[str, float]:
-        """Means over answers to held-out prompts; KL to the reference in nats per answer."""
+        """Means over answers to held-out prompts, the best of n where n are drawn; KL in nats per answer.
+
+        KL(best of n, reference) = ln n - (n - 1) / n + the mean of log policy / reference over the best; less where
+        answers earn the same.
+        """
         reference = self.reference if self.reference is not None else model
-        mode, sums, count = model.training, torch.zeros(4, dtype=torch.float64), 0
+        mode, found = model.training, []
         model.eval()
         try:
             for done, batch in enumerate(batches):
                 prompts = self.prompts(range(batch["first"], batch["first"] + batch["count"]), "validation")
-                rollout = self._answer(model, prompts, -1 - batch["first"])
-                scores, _ = judged(self.judge, self.judge_name, self._texts(prompts, rollout, 1))
+                rollout, scores, gold = self._given(model, prompts, -1 - batch["first"])
                 own, other = (said_of(m, rollout, temperature=self.temperature) for m in (model, reference))
-                kl = ((own.logps - other.logps) * rollout.mask).sum()
-                sums += torch.stack([scores.sum().cpu().double(), kl.cpu().double(), own.entropy.sum().cpu().double(),
-                                     rollout.mask.sum().cpu().double()])  # fmt: skip
-                count += len(rollout)
+                kl = ((own.logps - other.logps) * rollout.mask).sum(1)
+                row = scores, gold, kl.cpu(), own.entropy.sum(1).cpu(), rollout.mask.sum(1).cpu()
+                found.append(torch.stack([x.double() for x in row]))
                 between(done + 1)
         finally:
             model.train(mode)
-        reward, kl, entropy, length = sums.tolist()
+        each = torch.cat(found, 1)
+        reward, gold, kl, entropy, length = each.mean(1).tolist()
+        chosen = math.log(self.best_of) - (self.best_of - 1) / self.best_of
         return {
-            "reward": reward / count, "kl": kl / count, "entropy": entropy / max(1.0, length),
-            "answer_length": length / count, "answers": count,
+            "reward": reward, "gold": gold, "kl": kl + chosen, "entropy": entropy / max(length, 1 / each.shape[1]),
+            "answer_length": length, "answers": each.shape[1],
         }  # fmt: skip
+
+    def _given(self, model: LanguageModel, prompts: Sequence[Prompt], stream: int) -> tuple[Rollout, Tensor, Tensor]:
+        """(one answer to each prompt, its reward, its gold): the best of n by the reward."""
+        rollout = self._answer(model, prompts, stream, group=self.best_of)
+        texts = self._texts(prompts, rollout, self.best_of)
+        scores, _ = judged(self.judge, self.judge_name, texts)
+        best = scores.view(-1, self.best_of).argmax(1) + self.best_of * torch.arange(len(prompts))
+        scores, texts = scores[best], [texts[i] for i in best.tolist()]
+        gold = judged(*self.gold, texts)[0] if self.gold is not None else scores
+        return rollout[best.to(rollout.mask.device)], scores, gold
 
     def samples(self, model: LanguageModel) -> list[dict[str, str]]:
         """Answers to the first held-out prompts, each with its reward."""
@@ -364,6 +396,20 @@ class Policy:
         self.rollout = None if state["rollout"] is None else Rollout(**state["rollout"])
         if hasattr(self.method, "load_state_dict"):
             self.method.load_state_dict(state["method"])
+
+
+def _each(rule: Callable[[Answer], float]) -> Callable[[Sequence[Answer]], Tensor]:
+    """A function of one answer as one of many."""
+    return lambda answers: torch.tensor([float(rule(a)) for a in answers])
+
+
+def _rule(name: str) -> Callable[[Sequence[Answer]], Tensor]:
+    """A rule by name, with its defaults; UserError where that is none."""
+    if rewards[name].wiring != ("answer",):
+        known = ", ".join(e.name for e in rewards if e.wiring == ("answer",))
+        raise UserError(f"task.gold={name} came; a function of one answer was expected: {known}")
+    made: Any = rewards.build(name)
+    return _each(made)
 
 
 class Numbers:
