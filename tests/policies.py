@@ -1,4 +1,4 @@
-"""A task=policy without a run around it: one method, one reward, a tiny model, and its steps."""
+"""Small policies for tests: a task with one method and one reward, its model, and a step of it."""
 
 from ablatio.data.order import RowPlan
 from ablatio.kinds import alignments, rewards, tasks

@@ -310,6 +310,7 @@ class Task(Protocol):
     attach(model)    once, when the model is built: a reward or value head, whatever it trains beside the model
     prepare(model)   once, when the model has its first weights and stands on its device: what the reference says
     begin_step(model, step)  before the first batch of an optimizer step: new rollouts
+    before_step(step)  gradients are ready; a dict of numbers to log, or SkipStep, as of a stabilizer
     redrawn(model, example, generator)  the example with targets that the model draws, for curvature estimates
     samples(model)   what the model answers now, as rows of texts for samples.jsonl
     ask(objective, model)  score what another objective asks for from now on
@@ -391,6 +392,8 @@ class Alignment(Protocol):
     minibatches      optimizer steps in one pass
     whole_groups     the answers to one prompt stay in one minibatch
     prompts          given | text: a text is cut into prompts, and what follows is the answer that is looked for
+    writer           optional: policy | reference: who writes the answers that are learned from; by default the policy
+    best_of          optional: n, where the weights stay and the best of n answers is what the model gives
     observe(kl)      optional: the mean KL to the reference of a rollout, before its advantages are asked for
     stops(kl)        optional: whether to leave the rollout, `kl` being that from the policy that wrote it
     resample         optional: how often prompts whose answers all have the advantage 0 are replaced by others, for a

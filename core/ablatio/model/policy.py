@@ -32,32 +32,41 @@ class ValueHead(nn.Module):
 
 
 def said_of(
-    model: Any, rollout: Rollout, *, temperature: float = 1.0, head: nn.Module | None = None, learns: bool = False
+    model: Any,
+    rollout: Rollout,
+    *,
+    temperature: float = 1.0,
+    head: nn.Module | None = None,
+    entropy: bool = True,
+    learns: bool = False,
 ) -> Said:
     """One pass over prompts and answers; logits are made at the answers' tokens alone.
 
-    learns: whether the entropy is to have a gradient too
+    entropy: whether it is asked for, else it is 0; learns: and with a gradient
     """
+    how = temperature, entropy, learns
     kept = rollout.mask.bool()
     states, tokens = answer_states(model, rollout)[kept], rollout.tokens[kept]  # (tokens of all answers, D)
     rows = max(1, MOST_LOGITS // model.vocab_size)
     if len(states) <= rows or not torch.is_grad_enabled():
         blocks = zip(torch.split(states, rows), torch.split(tokens, rows), strict=True)
-        found = [_spoken(model, s, t, temperature, learns) for s, t in blocks]
+        found = [_spoken(model, s, t, *how) for s, t in blocks]
     else:  # made again in the backward pass, so that the logits of a block alone are ever held
         blocks = zip(torch.split(states, rows), torch.split(tokens, rows), strict=True)
-        found = [checkpoint(_spoken, model, s, t, temperature, learns, use_reentrant=False) for s, t in blocks]
-    logps, entropy = (torch.cat(x) for x in zip(*found, strict=True))
+        found = [checkpoint(_spoken, model, s, t, *how, use_reentrant=False) for s, t in blocks]
+    logps, spread = (torch.cat(x) for x in zip(*found, strict=True))
     values = head(states).float() if head is not None else torch.zeros_like(logps)
-    return Said(*(torch.zeros_like(rollout.mask).masked_scatter(kept, x) for x in (logps, entropy, values)))
+    return Said(*(torch.zeros_like(rollout.mask).masked_scatter(kept, x) for x in (logps, spread, values)))
 
 
-def _spoken(model: Any, states: Tensor, tokens: Tensor, temperature: float, learns: bool) -> tuple[Tensor, Tensor]:
+def _spoken(
+    model: Any, states: Tensor, tokens: Tensor, temperature: float, entropy: bool, learns: bool
+) -> tuple[Tensor, Tensor]:
     """(log-probability of each token, entropy there): (N, D), (N,) -> (N,) each."""
     logits = model.logits(states).float()
     logp = (logits if temperature == 1 else logits / temperature).log_softmax(-1)
-    spread = logp if learns else logp.detach()
-    return logp.gather(1, tokens[:, None])[:, 0], -(spread.exp() * spread).sum(-1)
+    said, spread = logp.gather(1, tokens[:, None])[:, 0], logp if learns else logp.detach()
+    return said, -(spread.exp() * spread).sum(-1) if entropy else torch.zeros_like(said)
 
 
 def values_of(model: Any, rollout: Rollout, head: nn.Module) -> Tensor:

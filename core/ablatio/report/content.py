@@ -12,6 +12,7 @@ from ablatio.report.arms import COSTS, SIZES, Arm, rate_is_free, tuned
 from ablatio.report.curves import Curve, band, minus
 from ablatio.report.escape import visible
 from ablatio.report.findings import Findings, Row
+from ablatio.report.frontier import frontier
 from ablatio.report.run import RATE, Run, inner
 from ablatio.report.statistics import Pair, half_normal, ranks, rate_sensitivity, smallest_difference
 from ablatio.report.text import again
@@ -45,6 +46,7 @@ def content(found: Findings) -> dict[str, Any]:
         "factors": _factors(found),
         "ranks": _ranks(found),
         "rates": _rates(found),
+        "frontier": frontier(found),
         "positions": _positions(found),
         "noise": _noise(found),
         "lost": [_lost(r) for r in table.runs if r.state in ("failed", "diverged", "damaged", "preempted")],

@@ -34,13 +34,24 @@ class _Imitation:
 
 @alignments.register("rejection_sampling", paper="arXiv:2307.09288")
 class RejectionSampling(_Imitation):
-    """The best of `group` answers to each prompt is imitated; KL to the old policy at most ln n - (n - 1) / n."""
+    """The best of `group` answers to each prompt is imitated; KL to the old policy at most ln n - (n - 1) / n.
 
-    def __init__(self, *, group: Group = 8, epochs: Epochs = 1, minibatches: Minibatches = 1) -> None:
-        self.group, self.epochs, self.minibatches = group, epochs, minibatches
+    With `best_of` n nothing is imitated: the weights stay, and of n answers the best is what the model gives (best-of-n
+    sampling, arXiv:2009.01325).
+    """
+
+    def __init__(
+        self,
+        *,
+        group: Group = 8,
+        best_of: Annotated[int | None, Range(2), "n: the best of n answers is given, nothing is trained"] = None,
+        epochs: Epochs = 1,
+        minibatches: Minibatches = 1,
+    ) -> None:
+        self.group, self.best_of, self.epochs, self.minibatches = group, best_of, epochs, minibatches
 
     def kept(self, rewards: Tensor) -> Tensor:
-        return best_of(rewards, self.group)
+        return best_of(rewards, self.group) if self.best_of is None else torch.zeros_like(rewards)
 
 
 @alignments.register("raft", paper="arXiv:2304.06767")
@@ -73,6 +84,8 @@ class OnlineDPO:
 
     L = mean over pairs of -log sigmoid(beta (better's log-ratio - worse's)); two answers of one reward are no pair.
     Advantages say who beats whom: 1 and -1 (the others 0), or an answer's place among its siblings.  (B,), (B, T)
+    With writer=reference the answers are those of the model that training began with: DPO as it was published, on pairs
+    sampled from the reference and ranked by the reward (arXiv:2305.18290, section 6.1).
     """
 
     data = "prompts"
@@ -85,10 +98,12 @@ class OnlineDPO:
         group: Group = 2,
         beta: Beta = 0.1,
         pairs: Annotated[Literal["extremes", "all"], "of the answers to a prompt"] = "extremes",
+        writer: Annotated[Literal["policy", "reference"], "whose answers are compared"] = "policy",
         epochs: Epochs = 1,
         minibatches: Minibatches = 1,
     ) -> None:
-        self.group, self.beta, self.pairs, self.epochs, self.minibatches = group, beta, pairs, epochs, minibatches
+        self.group, self.beta, self.pairs, self.writer = group, beta, pairs, writer
+        self.epochs, self.minibatches = epochs, minibatches
 
     def advantages(self, rewards: Tensor) -> Advantages:
         grouped = rewards.view(-1, self.group)

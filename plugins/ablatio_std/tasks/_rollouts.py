@@ -84,7 +84,7 @@ class Asking:
             model, [p.ids for p in prompts], draws, stop=self.stop, new_tokens=self.answer_tokens,
             group=group, temperature=self.temperature,
         )  # fmt: skip
-        texts = self._texts(prompts, rollout, group)
+        texts = self.texts(prompts, rollout, group)
         return Drawn(list(prompts), rollout, texts, *judged(self.judge, self.judge_name, texts))
 
     def training(self, model: LanguageModel, reference: LanguageModel, method: Any, stream: int, count: int) -> Drawn:
@@ -145,7 +145,7 @@ class Asking:
         self.left_out += len(seen) / count - 1
         return found
 
-    def _texts(self, prompts: Sequence[Prompt], rollout: Rollout, group: int) -> list[Answer]:
+    def texts(self, prompts: Sequence[Prompt], rollout: Rollout, group: int) -> list[Answer]:
         made = []
         for row in range(len(rollout)):
             prompt, ids = prompts[row // group], rollout.answer(row)
@@ -175,3 +175,11 @@ def reward_of(setup: Setup, name: str, tokenizer: Tokenizer) -> Reward:
 
     made: Any = setup.part("reward", open_run=open_run)
     return one_by_one(made, name) if rewards[name].wiring == ("answer",) else made
+
+
+def rule_of(name: str) -> Reward:
+    """A rule by name, with its defaults; UserError where that is none."""
+    if rewards[name].wiring != ("answer",):
+        known = ", ".join(e.name for e in rewards if e.wiring == ("answer",))
+        raise UserError(f"task.gold={name} came; a function of one answer was expected: {known}")
+    return one_by_one(rewards.build(name), name)

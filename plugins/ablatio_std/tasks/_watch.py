@@ -11,10 +11,8 @@ from ablatio.model.estimates import kl_estimates
 from ablatio.model.rollout import Rollout
 
 COLLAPSED = 0.9  # share of one token among all that a rollout holds, or of empty answers, from which on it is said
-MEASURES = (
-    "train/reward", "train/reward_std", "train/kl_k1", "train/kl_k2", "train/kl_k3", "train/answer_length",
-    "train/ended", "train/top_token", "train/collapsed",
-)  # fmt: skip
+OF_POLICY = ("train/reward", "train/reward_std", "train/kl_k1", "train/kl_k2", "train/kl_k3")
+MEASURES = (*OF_POLICY, "train/answer_length", "train/ended", "train/top_token", "train/collapsed")
 log = logging.getLogger("ablatio")
 
 

@@ -1,6 +1,7 @@
 """Learning from rewards: the model answers prompts, a reward judges the answers, a policy method learns from that."""
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Annotated, Any
@@ -8,20 +9,21 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from ablatio import Positive, alignments, rule, sources
+from ablatio import OptionOf, Positive, alignments, rule, sources
 from ablatio.errors import UserError
 from ablatio.kinds import tasks
-from ablatio.model.answers import Answer, one_by_one, token_rewards
+from ablatio.model.answers import Answer, judged, one_by_one, token_rewards
 from ablatio.model.estimates import kl_estimates, masked_mean
 from ablatio.model.language_model import LanguageModel, Loss
 from ablatio.model.policy import ValueHead, said_of, values_of
 from ablatio.model.roles import named_generator
 from ablatio.model.rollout import Rollout
 from ablatio.tasks.setup import Setup
+from ablatio.tasks.step import SkipStep, Step
 
-from ._prompts import ChatPrompts, TextPrompts
-from ._rollouts import Asking, Drawn, Reward, reward_of
-from ._watch import MEASURES, Collapse, measured
+from ._prompts import ChatPrompts, Prompt, TextPrompts
+from ._rollouts import Asking, Drawn, Reward, reward_of, rule_of
+from ._watch import MEASURES, OF_POLICY, Collapse, measured
 
 SHOWN = 4  # answers in samples.jsonl
 
@@ -43,10 +45,12 @@ class Policy:
     `alignment` is the method (data = prompts), `reward` the judge.  A batch has `train.batch_size` answers; a
     rollout as many as its minibatches need.  The reference is the model before its first step; a critic is a head
     beside the output, trained with the policy.  Prompts are the questions of a source that
-    gives conversations, or are cut out of its documents.
+    gives conversations, or are cut out of its documents.  `gold` judges held-out answers too, and nothing is learned
+    from it: what it says as the reward rises shows whether the reward is still a measure (arXiv:2210.10760).
     """
 
-    takes, scores, main, better = "documents", ("reward", "kl", "entropy", "answer_length"), "reward", "higher"
+    takes, main, better = "documents", "reward", "higher"
+    scores = ("reward", "gold", "kl", "entropy", "answer_length")
     needs = ("alignment=ppo", "reward=length")
     metrics = (*MEASURES, "train/old_kl", "train/entropy", "train/clip_fraction")
 
@@ -57,9 +61,11 @@ class Policy:
         prompt_tokens: Annotated[int, Positive, "of a prompt that is cut out of a text"] = 16,
         answer_tokens: Annotated[int, Positive, "that an answer may have"] = 32,
         temperature: Annotated[float, Positive, "at which answers are drawn and judged"] = 1.0,
+        held_out: Annotated[int, Positive, "prompts that a score is the mean of"] = 42,
+        gold: Annotated[str | None, OptionOf("reward"), "a rule that judges beside; null: the reward itself"] = None,
     ) -> None:
         self.setup, self.prompt_tokens, self.answer_tokens = setup, prompt_tokens, answer_tokens
-        self.temperature = temperature
+        self.temperature, self.held_out = temperature, held_out
         self.name = self._chosen("alignment", "ppo")
         entry = alignments[self.name]
         if entry.facts["data"] != "prompts":
@@ -78,6 +84,9 @@ class Policy:
             temperature,
         )  # fmt: skip
         self.collapse = Collapse(self.stop, self.asking.decode)
+        self.gold = (rule_of(gold), gold) if gold is not None else None
+        self.off_policy = getattr(self.method, "writer", "policy") == "reference"
+        self.best_of = getattr(self.method, "best_of", None) or 1
         train = setup.config["train"]
         self.per_step = int(train["batch_size"]) * int(train["accumulate"])
         self.answers = self.per_step * self.method.minibatches
@@ -153,7 +162,7 @@ class Policy:
 
     def validation(self, length: int | None = None, tokens: int | None = None) -> list[dict[str, Any]]:
         """Held-out prompts in batches; each draws its answers from streams of its own."""
-        count = max(1, min(64, (tokens or 2048) // (self.prompt_tokens + self.answer_tokens)))
+        count = max(1, tokens // (self.prompt_tokens + self.answer_tokens)) if tokens else self.held_out
         return [{"number": torch.tensor(i), "first": i, "count": min(16, count - i)} for i in range(0, count, 16)]
 
     def tokens(self, steps: int) -> int:
@@ -165,6 +174,8 @@ class Policy:
 
     def begin_step(self, model: LanguageModel, step: int) -> None:
         """A new rollout when the last one is used up, or when the policy has moved too far from it."""
+        if self.best_of > 1 and self.rollout is not None:
+            return  # nothing is learned from it
         self.cursor += 1
         stops = getattr(self.method, "stops", None)
         used = self.cursor >= self.method.epochs * self.method.minibatches
@@ -176,7 +187,9 @@ class Policy:
     def _roll(self, model: LanguageModel) -> None:
         assert self.reference is not None, "prepare() comes before the first step"
         self.number += 1
-        drawn = self.asking.training(model, self.reference, self.method, self.number, self.answers // self.method.group)
+        writer = self.reference if self.off_policy else model
+        count = self.answers // self.method.group
+        drawn = self.asking.training(writer, self.reference, self.method, self.number, count)
         words = self._words(model, drawn)
         if self.greedy:
             greedy = self.asking(model, drawn.prompts, None)
@@ -190,6 +203,8 @@ class Policy:
             words["returns"] = found.returns
         self.rollout, self.words, self.moved = drawn.rollout, words, 0.0
         self.measures = measured(drawn.rollout, words, self.stop) | dict(found.metrics or {})
+        for name in OF_POLICY if self.off_policy else ():  # answers of another model say nothing of this one
+            del self.measures[name]
         self.measures["train/collapsed"] = self.collapse(drawn.rollout, self.measures["train/top_token"])
         if hasattr(self.method, "resample"):
             self.measures["train/resampled"] = torch.tensor(self.asking.redrawn)
@@ -200,15 +215,17 @@ class Policy:
         """What a method may ask for, as far as it is known when the answers are written (ablatio.alignment)."""
         assert self.reference is not None
         rollout = drawn.rollout
-        reference = said_of(self.reference, rollout, temperature=self.temperature)
-        mode = model.training
-        values = values_of(model.eval(), rollout, model.value_head) if self.critic else torch.zeros_like(rollout.mask)
-        model.train(mode)
         scores, mask = drawn.scores.to(rollout.mask), rollout.mask
+        how = {"temperature": self.temperature, "entropy": False}
+        reference, mode = said_of(self.reference, rollout, **how), model.training
+        model.eval()
+        values = values_of(model, rollout, model.value_head) if self.critic else torch.zeros_like(mask)
+        old = said_of(model, rollout, **how).logps if self.off_policy else rollout.logps
+        model.train(mode)
         return {
             "rewards": scores, "mask": mask, "max_length": self.answer_tokens,
             "token_rewards": token_rewards(scores, drawn.steps, mask, drawn.texts, self.asking.decode),
-            "old_logps": rollout.logps, "ref_logps": reference.logps, "old_values": values,
+            "old_logps": old, "ref_logps": reference.logps, "old_values": values,
         }  # fmt: skip
 
     def _head(self, model: LanguageModel) -> Any:
@@ -231,6 +248,11 @@ class Policy:
         found = self.measures | {"train/clip_fraction": torch.zeros(())} | metrics
         found |= {"train/old_kl": old, "train/entropy": entropy}
         return Loss(loss * len(rows), loss.new_tensor(float(len(rows))), found)
+
+    def before_step(self, step: Step) -> dict[str, Tensor]:
+        if self.best_of > 1:
+            raise SkipStep  # not even decay: the policy is the model that it began with
+        return {}
 
     def _of_step(self) -> Tensor:
         """The answers of this optimizer step: each pass has an order of its own, of groups if they stay together."""
@@ -257,28 +279,40 @@ class Policy:
         device: torch.device,
         between: Callable[[int], None],
     ) -> dict[str, float]:
-        """Means over answers to held-out prompts; KL to the reference in nats per answer."""
+        """Means over answers to held-out prompts, the best of n where n are drawn; KL in nats per answer.
+
+        KL(best of n, reference) = ln n - (n - 1) / n + the mean of log policy / reference over the best; less where
+        answers earn the same.
+        """
         reference = self.reference if self.reference is not None else model
-        mode, sums, count = model.training, torch.zeros(4, dtype=torch.float64), 0
+        mode, found = model.training, []
         model.eval()
         try:
             for done, batch in enumerate(batches):
                 prompts = self.prompts(range(batch["first"], batch["first"] + batch["count"]), "validation")
-                drawn = self.asking(model, prompts, -1 - batch["first"])
-                rollout = drawn.rollout
+                rollout, scores, gold = self._given(model, prompts, -1 - batch["first"])
                 own, other = (said_of(m, rollout, temperature=self.temperature) for m in (model, reference))
-                kl = ((own.logps - other.logps) * rollout.mask).sum()
-                each = drawn.scores.sum(), kl, own.entropy.sum(), rollout.mask.sum()
-                sums += torch.stack([x.cpu().double() for x in each])
-                count += len(rollout)
+                kl = ((own.logps - other.logps) * rollout.mask).sum(1)
+                row = scores, gold, kl.cpu(), own.entropy.sum(1).cpu(), rollout.mask.sum(1).cpu()
+                found.append(torch.stack([x.double() for x in row]))
                 between(done + 1)
         finally:
             model.train(mode)
-        reward, kl, entropy, length = sums.tolist()
+        each = torch.cat(found, 1)
+        reward, gold, kl, entropy, length = each.mean(1).tolist()
+        chosen = math.log(self.best_of) - (self.best_of - 1) / self.best_of
         return {
-            "reward": reward / count, "kl": kl / count, "entropy": entropy / max(1.0, length),
-            "answer_length": length / count, "answers": count,
+            "reward": reward, "gold": gold, "kl": kl + chosen, "entropy": entropy / max(length, 1 / each.shape[1]),
+            "answer_length": length, "answers": each.shape[1],
         }  # fmt: skip
+
+    def _given(self, model: LanguageModel, prompts: Sequence[Prompt], stream: int) -> tuple[Rollout, Tensor, Tensor]:
+        """(one answer to each prompt, its reward, its gold): the best of n by the reward."""
+        drawn = self.asking(model, prompts, stream, group=self.best_of)
+        best = drawn.scores.view(-1, self.best_of).argmax(1) + self.best_of * torch.arange(len(prompts))
+        scores, texts = drawn.scores[best], [drawn.texts[i] for i in best.tolist()]
+        gold = judged(*self.gold, texts)[0] if self.gold is not None else scores
+        return drawn.rollout[best.to(drawn.rollout.mask.device)], scores, gold
 
     def samples(self, model: LanguageModel) -> list[dict[str, str]]:
         """Answers to the first held-out prompts, each with its reward."""

@@ -254,6 +254,12 @@ function rates() {
   return section("rates", t("rates"), [t("rates_caption"), ...costs.slice(0, 8)], figure((width) => drawRates(data, width, t)));
 }
 
+function frontierSection() {
+  if (!data.frontier) return null;
+  const words = [t("frontier_caption"), data.frontier.gold && t("frontier_gold_caption")];
+  return section("frontier", t("frontier"), words, figure((width) => drawFrontier(data, width, t)));
+}
+
 function positions() {
   if (!data.positions.length) return null;
   return section("positions", t("positions"), [t("positions_caption")], figure((width) => drawPositions(data, width, t)));
@@ -298,7 +304,7 @@ function provenance() {
 
 // ---------------------------------------------------------------- the whole
 
-const SECTIONS = [forest, armTable, curves, effectsSection, interactions, halfNormal, aliases, ranksSection, costs, rates, positions, noiseSection, lost, bill, provenance];
+const SECTIONS = [forest, armTable, frontierSection, curves, effectsSection, interactions, halfNormal, aliases, ranksSection, costs, rates, positions, noiseSection, lost, bill, provenance];
 
 function theme() {
   return document.documentElement.dataset.theme;
