@@ -408,6 +408,10 @@ class Alignment(Protocol):
     best_of          optional: n, where the weights stay and the best of n answers is what the model gives
     observe(kl)      optional: the mean KL to the reference of a rollout, before its advantages are asked for
     stops(kl)        optional: whether to leave the rollout, `kl` being that from the policy that wrote it
+    resample         optional: how often prompts whose answers all have the advantage 0 are replaced by others, for a
+                     method whose advantages ask for nothing but rewards, mask and max_length
+    hardness(logits), least_entropy  optional: how hard a prompt is by what the reference says comes next, (N, V) ->
+                     (N,), and how hard it must be to be asked; 0: all are asked
 
     What lasts from rollout to rollout goes through `state_dict()` and `load_state_dict(state)`.
     """
