@@ -40,6 +40,7 @@ class Placement(Protocol):
     around      wiring: the sublayer that it stands around: attention | cross | mlp | both (where they are added up)
     n_norms     norms that each sublayer gets (one module, or a ModuleList of none or several), or a pair: those of
                 an attention, and those of a feed-forward part
+    first_norms  the same of the first layer, where it has others (None: it has not)
     final_norm  whether the stack ends with a norm of its own
     embedding_norm  whether it starts with one, right after the embedding
     inner_norm  the sublayers (attention, mlp) that get a norm before their last projection
@@ -52,6 +53,7 @@ class Placement(Protocol):
     """
 
     n_norms: ClassVar[int | tuple[int, int]]
+    first_norms: ClassVar[int | tuple[int, int] | None]
     final_norm: ClassVar[bool]
     embedding_norm: ClassVar[bool]
     inner_norm: ClassVar[Sequence[str]]
@@ -109,6 +111,7 @@ class Attention(Protocol):
     cross           attends to an encoder's states where `ctx.memory` is given (`ctx.keys_values`)
     bidirectional   may see what comes later, when `ctx.mask` is "full" or a prefix is open
     prefix          its keys and values may begin with those of tokens that are not there
+    turns_late      keeps keys as they were, for a position that turns all of them anew when a text grows (`late`)
 
     hidden_flops(ctx)  optional: of one row, the FLOPs of pairs that a counter takes for seen and a pattern hides
     """
@@ -119,6 +122,7 @@ class Attention(Protocol):
     cross: ClassVar[bool]
     bidirectional: ClassVar[bool]
     prefix: ClassVar[bool]
+    turns_late: ClassVar[bool]
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor: ...
 
@@ -318,6 +322,7 @@ class Task(Protocol):
     attach(model)    once, when the model is built: a reward or value head, whatever it trains beside the model
     prepare(model)   once, when the model has its first weights and stands on its device: what the reference says
     begin_step(model, step)  before the first batch of an optimizer step: new rollouts
+    before_step(step)  gradients are ready; a dict of numbers to log, or SkipStep, as of a stabilizer
     redrawn(model, example, generator)  the example with targets that the model draws, for curvature estimates
     samples(model)   what the model answers now, as rows of texts for samples.jsonl
     ask(objective, model)  score what another objective asks for from now on
@@ -399,8 +404,14 @@ class Alignment(Protocol):
     minibatches      optimizer steps in one pass
     whole_groups     the answers to one prompt stay in one minibatch
     prompts          given | text: a text is cut into prompts, and what follows is the answer that is looked for
+    writer           optional: policy | reference: who writes the answers that are learned from; by default the policy
+    best_of          optional: n, where the weights stay and the best of n answers is what the model gives
     observe(kl)      optional: the mean KL to the reference of a rollout, before its advantages are asked for
     stops(kl)        optional: whether to leave the rollout, `kl` being that from the policy that wrote it
+    resample         optional: how often prompts whose answers all have the advantage 0 are replaced by others, for a
+                     method whose advantages ask for nothing but rewards, mask and max_length
+    hardness(logits), least_entropy  optional: how hard a prompt is by what the reference says comes next, (N, V) ->
+                     (N,), and how hard it must be to be asked; 0: all are asked
 
     What lasts from rollout to rollout goes through `state_dict()` and `load_state_dict(state)`.
     """
@@ -444,7 +455,14 @@ placements: Registry[Placement] = Registry(
     "Where the norms stand around a sublayer, and how the residual is scaled.",
     wiring=("d_model", "n_layers", "layer", "sublayer", "around", "side", "encoder_layers", "decoder_layers"),
     methods=("__call__",),
-    facts={"n_norms": 1, "final_norm": True, "embedding_norm": False, "inner_norm": (), "whole_rows": False},
+    facts={
+        "n_norms": 1,
+        "first_norms": None,
+        "final_norm": True,
+        "embedding_norm": False,
+        "inner_norm": (),
+        "whole_rows": False,
+    },
 )
 activations: Registry[Activation] = Registry(
     "activation",
@@ -491,6 +509,7 @@ attentions: Registry[nn.Module] = Registry(
         "cross": False,
         "bidirectional": True,
         "prefix": False,
+        "turns_late": True,
         "metrics": (),
     },
 )
