@@ -48,15 +48,16 @@ def measure(config: Mapping[str, Any], vocab_size: int) -> Size:
 
     vocab_size: the tokenizer's ids.
     """
-    return _measured(_shape(config), vocab_size)
+    return _measured(shape_of(config), vocab_size)
 
 
 def parameters(config: Mapping[str, Any], vocab_size: int) -> int:
     """The parameters alone, in a fraction of the time."""
-    return _parameters(_shape(config), vocab_size)
+    return _parameters(shape_of(config), vocab_size)
 
 
-def _shape(config: Mapping[str, Any]) -> str:
+def shape_of(config: Mapping[str, Any]) -> str:
+    """All that a size depends on, as a key."""
     return json.dumps({k: v for k, v in config.items() if k not in ASIDE}, sort_keys=True)
 
 

@@ -1,5 +1,7 @@
 """What one arm weighs: parameters, FLOPs of the whole training, seconds of a step; Lightning is not needed for that."""
 
+import functools
+import json
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -13,6 +15,13 @@ def parameters(config: Mapping[str, Any]) -> int:
     from ablatio.model.count import parameters
 
     return parameters(config, _vocabulary(config))
+
+
+def trainable(config: Mapping[str, Any]) -> int:
+    """The parameters that the optimizer gets; nothing is allocated."""
+    from ablatio.model.count import shape_of
+
+    return _trainable(shape_of(config))
 
 
 def train_flops(config: Mapping[str, Any]) -> float:
@@ -33,6 +42,18 @@ def _tokens(config: Mapping[str, Any]) -> int:
     """Of one step."""
     length = int(config["data"]["length"] or config["model"]["max_len"])
     return int(config["train"]["batch_size"] * config["train"]["accumulate"]) * length
+
+
+@functools.lru_cache(4096)
+def _trainable(shape: str) -> int:
+    import torch
+
+    from ablatio.model.assembly import Assembly
+    from ablatio.tasks.tuning import tune
+
+    config = json.loads(shape)
+    with torch.device("meta"):
+        return tune(Assembly(config, _vocabulary(config)).model(), config, 0).trainable
 
 
 def _flops_per_token(config: Mapping[str, Any]) -> float:
