@@ -88,3 +88,12 @@ def states_of(model: Any, rollout: Rollout) -> Tensor:
     read = torch.cat([rollout.prompts[:, -1:], rollout.tokens[:, : most - 1]], dim=1)
     states = answer_states(model, prompts, lengths, parents, read, int((length + said).max()) - 1)
     return F.pad(states, (0, 0, 0, rollout.tokens.shape[1] - most))
+
+
+def tokens_read(model: Any, rollout: Rollout) -> int:
+    """How many tokens `states_of` reads: each prompt once for its answers, or once in each row."""
+    length, said = rollout.prompt_length, int(rollout.mask.sum())
+    if not model.branches:
+        return int(length.sum()) + said - len(rollout)
+    keys = torch.cat([length[:, None], rollout.prompts], dim=1)
+    return int((torch.unique(keys, dim=0)[:, 0] - 1).sum()) + said
