@@ -4,10 +4,11 @@ import math
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ablatio.model.example import Example
+from ablatio.model.branches import answer_states
 from ablatio.model.logps import MOST_LOGITS
 from ablatio.model.rollout import Rollout
 
@@ -46,7 +47,7 @@ def said_of(
     """
     how = temperature, entropy, learns
     kept = rollout.mask.bool()
-    states, tokens = answer_states(model, rollout)[kept], rollout.tokens[kept]  # (tokens of all answers, D)
+    states, tokens = states_of(model, rollout)[kept], rollout.tokens[kept]  # (tokens of all answers, D)
     rows = max(1, MOST_LOGITS // model.vocab_size)
     if len(states) <= rows or not torch.is_grad_enabled():
         blocks = zip(torch.split(states, rows), torch.split(tokens, rows), strict=True)
@@ -71,22 +72,28 @@ def _spoken(
 
 def values_of(model: Any, rollout: Rollout, head: nn.Module) -> Tensor:
     """What the critic expects before each answer token, 0 behind an answer's end; no logits are made.  (B, T)"""
-    values: Tensor = head(answer_states(model, rollout)).float() * rollout.mask
+    values: Tensor = head(states_of(model, rollout)).float() * rollout.mask
     return values
 
 
-def answer_states(model: Any, rollout: Rollout) -> Tensor:
-    """The hidden state from which each answer token was drawn: (B, T, D).
+def states_of(model: Any, rollout: Rollout) -> Tensor:
+    """The hidden state from which each answer token was drawn: (B, T, D); each prompt is read once for its answers."""
+    length, said = rollout.prompt_length, rollout.mask.sum(1).long()
+    most, width = int(said.max()), int(length.max())
+    prompts, parents = torch.unique(
+        torch.cat([length[:, None], rollout.prompts[:, rollout.prompts.shape[1] - width :]], dim=1),
+        dim=0, return_inverse=True,
+    )  # fmt: skip
+    lengths, prompts = prompts[:, 0] - 1, prompts[:, 1:-1]  # what a prompt ends with is read with the answer
+    read = torch.cat([rollout.prompts[:, -1:], rollout.tokens[:, : most - 1]], dim=1)
+    states = answer_states(model, prompts, lengths, parents, read, int((length + said).max()) - 1)
+    return F.pad(states, (0, 0, 0, rollout.tokens.shape[1] - most))
 
-    Rows are laid out anew with the padding behind them, where no token before it can see it: no mask is needed.  The
-    last token of an answer says nothing and is not read.
-    """
-    prompts, length = rollout.prompts, rollout.prompt_length
-    row = torch.cat([prompts, rollout.tokens], dim=1)
-    places = torch.arange(row.shape[1], device=row.device) + (prompts.shape[1] - length)[:, None]
-    row = row.gather(1, places.clamp(max=row.shape[1] - 1))
-    row = row[:, : max(1, int((length + rollout.mask.sum(1).long()).max()) - 1)]
-    hidden: Tensor = model.hidden(Example(row, row))
-    at = (length - 1)[:, None] + torch.arange(rollout.tokens.shape[1], device=row.device)
-    at = at.clamp(max=row.shape[1] - 1)[:, :, None].expand(-1, -1, hidden.shape[-1])
-    return hidden.gather(1, at)
+
+def tokens_read(model: Any, rollout: Rollout) -> int:
+    """How many tokens `states_of` reads: each prompt once for its answers, or once in each row."""
+    length, said = rollout.prompt_length, int(rollout.mask.sum())
+    if not model.branches:
+        return int(length.sum()) + said - len(rollout)
+    keys = torch.cat([length[:, None], rollout.prompts], dim=1)
+    return int((torch.unique(keys, dim=0)[:, 0] - 1).sum()) + said

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from ablatio.model.answers import Answer, Step, judged, one_by_one
 from ablatio.model.language_model import LanguageModel
 from ablatio.model.rollout import Rollout, next_logits, roll_out, streams
 from ablatio.tasks.setup import Setup
+from ablatio.tasks.work import Work
 
 from ._prompts import ChatPrompts, Prompt, TextPrompts
 
@@ -57,6 +58,7 @@ class Asking:
 
     words    what the method's advantages are made of
     asked    prompts that training has taken so far
+    work     what training has passed through models so far
     left_out, redrawn  of the last rollout, for each of its prompts: those too easy before it, and those whose answers
              all earned the same
     """
@@ -71,6 +73,7 @@ class Asking:
     answer_tokens: int
     temperature: float
     asked: int = 0
+    work: Work = field(default_factory=Work)
     left_out: float = 0.0
     redrawn: float = 0.0
 
@@ -87,11 +90,19 @@ class Asking:
         texts = self.texts(prompts, rollout, group)
         return Drawn(list(prompts), rollout, texts, *judged(self.judge, self.judge_name, texts))
 
+    def counted(self, *asked: Any, **how: Any) -> Drawn:
+        """The same in training, where it is work: prompts are read once, and each answer's tokens but for its last."""
+        drawn = self(*asked, **how)
+        said = float(drawn.rollout.mask.sum())
+        read = sum(len(p.ids) for p in drawn.prompts) + said - len(drawn.texts)
+        self.work += Work(read=read, read_said=len(drawn.prompts) + said - len(drawn.texts))
+        return drawn
+
     def training(self, model: LanguageModel, reference: LanguageModel, method: Any, stream: int, count: int) -> Drawn:
         """Answers to `count` new prompts; those that teach nothing are replaced, where the method asks for that."""
         start, group = self.asked, method.group
         self.left_out = self.redrawn = 0.0
-        drawn = self(model, self._next(reference, method, count), stream, group=group)
+        drawn = self.counted(model, self._next(reference, method, count), stream, group=group)
         for turn in range(1, 1 + getattr(method, "resample", 0)):
             good = self._teaching(method, drawn)
             if len(good) == count:
@@ -99,7 +110,7 @@ class Asking:
             self.redrawn += (count - len(good)) / count
             prompts = self._next(reference, method, count - len(good))
             first = turn * count * group  # a round has streams of its own, however many answers it draws
-            more = self(model, prompts, stream, group=group, first=first)
+            more = self.counted(model, prompts, stream, group=group, first=first)
             drawn = Drawn.joined([drawn.of_prompts(good), more] if good else [more])
         else:
             self._tell_flat(method, drawn, start)
@@ -132,6 +143,7 @@ class Asking:
             self.asked += len(some)
             if not least:
                 return some
+            self.work += Work(read=sum(len(p.ids) for p in some), read_said=len(some))
             hardness = method.hardness(next_logits(reference, [p.ids for p in some])).tolist()
             found += [p for p, h in zip(some, hardness, strict=True) if h >= least]
             seen += hardness
@@ -159,10 +171,10 @@ class Asking:
         return self.tokenizer.decode([i for i in ids if i < self.tokenizer.vocab_size])
 
     def state_dict(self) -> dict[str, Any]:
-        return {"asked": self.asked}
+        return {"asked": self.asked, "work": asdict(self.work)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.asked = int(state["asked"])
+        self.asked, self.work = int(state["asked"]), Work(**state["work"])
 
 
 def reward_of(setup: Setup, name: str, tokenizer: Tokenizer) -> Reward:

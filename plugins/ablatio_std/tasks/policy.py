@@ -15,11 +15,12 @@ from ablatio.kinds import tasks
 from ablatio.model.answers import Answer, judged, one_by_one, token_rewards
 from ablatio.model.estimates import kl_estimates, masked_mean
 from ablatio.model.language_model import LanguageModel, Loss
-from ablatio.model.policy import ValueHead, said_of, values_of
+from ablatio.model.policy import ValueHead, said_of, tokens_read, values_of
 from ablatio.model.roles import named_generator
 from ablatio.model.rollout import Rollout
 from ablatio.tasks.setup import Setup
 from ablatio.tasks.step import SkipStep, Step
+from ablatio.tasks.work import Work
 
 from ._prompts import ChatPrompts, Prompt, TextPrompts
 from ._rollouts import Asking, Drawn, Reward, reward_of, rule_of
@@ -51,7 +52,7 @@ class Policy:
 
     takes, main, better = "documents", "reward", "higher"
     scores = ("reward", "gold", "kl", "entropy", "answer_length")
-    needs = ("alignment=ppo", "reward=length")
+    needs, copies = ("alignment=ppo", "reward=length"), 1
     metrics = (*MEASURES, "train/old_kl", "train/entropy", "train/clip_fraction")
 
     def __init__(
@@ -169,6 +170,16 @@ class Policy:
         """Tokens of prompts and answers, at most: how long answers are is only known when they are written."""
         return steps * self.per_step * (self.prompt_tokens + self.answer_tokens)
 
+    @property
+    def row_length(self) -> int:
+        """Tokens of a prompt and its answer, at most."""
+        asked = self.prompt_tokens if isinstance(self.prompts, TextPrompts) else self.prompts.longest
+        return asked + self.answer_tokens
+
+    def work(self, steps: int) -> Work:
+        """Up to now: rollouts, what the reference and the critic say of them, and the passes that learn from them."""
+        return self.asking.work
+
     def example(self, batch: Mapping[str, Tensor], generator: torch.Generator) -> Part:
         return Part(int(batch["number"]))
 
@@ -192,7 +203,7 @@ class Policy:
         drawn = self.asking.training(writer, self.reference, self.method, self.number, count)
         words = self._words(model, drawn)
         if self.greedy:
-            greedy = self.asking(model, drawn.prompts, None)
+            greedy = self.asking.counted(model, drawn.prompts, None)
             words["greedy_rewards"] = greedy.scores.to(words["mask"]).repeat_interleave(self.method.group)
         price = (words["old_logps"] - words["ref_logps"]).sum(1).mean()
         if hasattr(self.method, "observe"):
@@ -222,6 +233,9 @@ class Policy:
         values = values_of(model, rollout, model.value_head) if self.critic else torch.zeros_like(mask)
         old = said_of(model, rollout, **how).logps if self.off_policy else rollout.logps
         model.train(mode)
+        said, passed = float(mask.sum()), tokens_read(model, rollout)
+        passes, logits = 1 + self.critic + self.off_policy, 1 + self.off_policy
+        self.asking.work += Work(read=passes * passed, read_said=logits * said)
         return {
             "rewards": scores, "mask": mask, "max_length": self.answer_tokens,
             "token_rewards": token_rewards(scores, drawn.steps, mask, drawn.texts, self.asking.decode),
@@ -235,8 +249,9 @@ class Policy:
         rows = self._rows(example.number)
         part = self._taken(rows)
         assert self.rollout is not None
-        head, learns = self._head(model), "entropy" in self.asks["loss"]
-        said = said_of(model, self.rollout[rows], temperature=self.temperature, head=head, learns=learns)
+        head, learns, answers = self._head(model), "entropy" in self.asks["loss"], self.rollout[rows]
+        said = said_of(model, answers, temperature=self.temperature, head=head, learns=learns)
+        self.asking.work += Work(learnt=tokens_read(model, answers), learnt_said=float(answers.mask.sum()))
         step = self._taken(self._of_step())["mask"].sum()
         part |= {"logps": said.logps, "values": said.values, "entropy": said.entropy}
         part["tokens"] = step * len(rows) / self.per_step  # what is to be divided by, so that batches can be averaged
