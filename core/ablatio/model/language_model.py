@@ -11,7 +11,7 @@ from ablatio.errors import UserError
 from ablatio.model.cache import KVCache
 from ablatio.model.context import MaskKind, Memory, Record
 from ablatio.model.example import Example, joined
-from ablatio.model.loss import Tie, linear_cross_entropy, token_scores
+from ablatio.model.loss import Tie, linear_cross_entropy, scored_rows, token_scores
 from ablatio.model.stack import Side, Stack
 
 if TYPE_CHECKING:
@@ -124,10 +124,13 @@ class LanguageModel(nn.Module):
 
     def _cross_entropy(self, hidden: Tensor, targets: Tensor, weights: Tensor | None, tie: Tie | None = None) -> Tensor:
         """The weighted sum over states (..., D) and their targets (...)."""
+        rows, said = self.scaled(hidden).flatten(0, -2), targets.flatten()
+        of_rows = None if weights is None else weights.flatten()
+        if of_rows is not None and (scored := scored_rows(of_rows)) is not None:
+            rows, said, of_rows = rows[scored], said[scored], of_rows[scored]
         return linear_cross_entropy(
-            self.scaled(hidden).flatten(0, -2), self.lm_head.weight, targets.flatten(),
-            None if weights is None else weights.flatten(), z_loss=self.z_loss, smoothing=self.smoothing, tie=tie,
-        )  # fmt: skip
+            rows, self.lm_head.weight, said, of_rows, z_loss=self.z_loss, smoothing=self.smoothing, tie=tie
+        )
 
     @torch.no_grad()
     def redrawn(self, example: Example, generator: torch.Generator) -> Example:
@@ -145,6 +148,15 @@ class LanguageModel(nn.Module):
         hidden = self.scaled(self.hidden(example)).flatten(0, 1)
         losses, hits = token_scores(hidden, self.lm_head.weight, example.targets.flatten())
         return losses.view_as(example.targets), hits.view_as(example.targets)
+
+    @torch.no_grad()
+    def scored_targets(self, example: Example) -> tuple[Tensor, Tensor, Tensor]:
+        """(loss, whether it is held for the likeliest, weight) of the targets that weigh something: (N,)."""
+        assert example.weights is not None
+        rows = example.weights.flatten().nonzero()[:, 0]
+        hidden = self.scaled(self.hidden(example)).flatten(0, 1)[rows]
+        losses, hits = token_scores(hidden, self.lm_head.weight, example.targets.flatten()[rows])
+        return losses, hits, example.weights.flatten()[rows]
 
     def token_losses(self, example: Example) -> Tensor:
         """The loss of each target in nats: (B, T)."""
