@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ablatio.tasks.machine import Machine, onednn_is_faster
+from ablatio.tasks.machine import Machine, multiply_with_onednn, onednn_is_faster
 
 EPYC = {"cpu_name": "AMD EPYC", "avx512_f": True, "avx512_bf16": True}
 
@@ -22,7 +22,6 @@ def as_before():
         (EPYC, True),
         ({**EPYC, "avx512_f": False}, False),
         ({**EPYC, "cpu_name": "Intel(R) Xeon(R)"}, False),
-        ({**EPYC, "amx_tile": True}, False),  # oneDNN would round to bfloat16 there
         ({}, False),
     ],
 )
@@ -32,6 +31,18 @@ def test_onednn_multiplies_where_it_is_faster_and_exact(monkeypatch, as_before, 
     Machine("cpu", "32", 1).prepare()
     assert onednn_is_faster() == faster
     assert torch.backends.mkldnn.matmul.fp32_precision == ("bf16" if faster else before)
+
+
+def test_onednn_is_not_taken_where_it_rounds(monkeypatch, as_before):
+    """A product that is rounded to bfloat16, as one would be on a processor with units for that."""
+    exact = torch.Tensor.__matmul__
+
+    def coarse(a, b):
+        return exact(a.bfloat16(), b.bfloat16()).float() if a.dtype == torch.float32 else exact(a, b)
+
+    monkeypatch.setattr(torch.Tensor, "__matmul__", coarse)
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    assert not multiply_with_onednn() and torch.backends.mkldnn.matmul.fp32_precision == before
 
 
 def test_products_stay_those_of_float32(as_before):
