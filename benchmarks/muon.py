@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ablatio.kinds import optimizers
+from ablatio.tasks.machine import Machine
 
 Parameters = list[torch.nn.Parameter]
 SETTINGS = {"lr": 0.02, "weight_decay": 0.1, "momentum": 0.95, "nesterov": True, "ns_steps": 5}
@@ -53,7 +54,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=9)
     args = parser.parse_args()
-    torch.set_num_threads(1)
+    Machine("cpu", "32", 1).prepare()  # as a run does
     makers = {
         "torch.optim.Muon, bfloat16": lambda p: torch.optim.Muon(p, **SETTINGS),
         "ours, float32": lambda p: ours(p, "float32"),

@@ -70,7 +70,7 @@ def turn(group: Group, w: Tensors, g: Tensors, m: Tensors) -> None:
     u = torch._foreach_lerp(g, m, group["momentum"]) if group["nesterov"] else m
     shrink(group, w)
     rows, columns = w[0].shape
-    stack = torch.stack(list(u)).to(_precision(group["precision"], w[0]))
+    stack = (torch.stack(list(u)) if len(u) > 1 else u[0][None]).to(_precision(group["precision"], w[0]))
     o = orthogonal(stack.mT, group["ns_steps"]).mT if rows > columns else orthogonal(stack, group["ns_steps"])
     size = max(1, rows / columns) ** 0.5 if group["scale"] == "shape" else 0.2 * max(rows, columns) ** 0.5
     torch._foreach_add_(w, list(o.to(w[0].dtype)), alpha=-group["lr"] * size)
