@@ -45,6 +45,7 @@ class Placement(Protocol):
     embedding_norm  whether it starts with one, right after the embedding
     inner_norm  the sublayers (attention, mlp) that get a norm before their last projection
     gain        what the init of value, output and feed-forward matrices is multiplied with (deepnorm's beta)
+    whole_rows  as in an Mlp
 
     A stream of another shape than (B, T, D) is made by `open(x)` before the first layer and taken back by
     `close(x, norm)` after the last one, which also applies the final norm (the identity where there is none); both are
@@ -57,6 +58,7 @@ class Placement(Protocol):
     embedding_norm: ClassVar[bool]
     inner_norm: ClassVar[Sequence[str]]
     gain: float
+    whole_rows: ClassVar[bool]
 
     def __call__(self, x: Tensor, sublayer: Any, norm: nn.Module) -> Tensor: ...
 
@@ -72,7 +74,11 @@ class Mlp(Protocol):
 
     Extra losses and numbers for the log go through `ctx.add_loss("train/balance", x)` and `ctx.measure(...)`; the fact
     `metrics` lists their names.  The attribute `idle_parameters` counts the weights that a token passes by.
+
+    whole_rows  in training what becomes of a token also depends on how its row, or the batch, is cut into passes
     """
+
+    whole_rows: ClassVar[bool]
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor: ...
 
@@ -212,10 +218,12 @@ class Peft(Protocol):
 
     exact    whether the model at step 0 is the base to the last bit, and not only to rounding
     virtual  whether it adds keys and values of tokens that are not there: then attention must have such
+    whole_rows  as in an Mlp
     """
 
     exact: ClassVar[bool]
     virtual: ClassVar[bool]
+    whole_rows: ClassVar[bool]
 
     def apply(self, model: nn.Module, seed: int) -> None: ...
 
@@ -317,10 +325,13 @@ class Task(Protocol):
     before_step(step)  gradients are ready; a dict of numbers to log, or SkipStep, as of a stabilizer
     redrawn(model, example, generator)  the example with targets that the model draws, for curvature estimates
     samples(model)   what the model answers now, as rows of texts for samples.jsonl
+    work(steps)      ablatio.tasks.work.Work: tokens that were learnt and those that were only read; by default all of
+                     `tokens` are learnt.  row_length: tokens of a row, where that is not the config's
     ask(objective, model)  score what another objective asks for from now on
     state_dict(), load_state_dict(state)  what lasts from step to step beyond the weights
 
     takes     what it makes of its source: documents | conversations | feedback
+    copies    models held beside the one that trains: a reference
     scores    what it is scored by, under `val/`; `main` is the one that runs are compared by, `better` lower or higher
     template  whether it writes its texts in the form of `template`
     needs     kinds that a config may leave out and this task may not, each with the option that is usual: alignment=dpo
@@ -333,6 +344,7 @@ class Task(Protocol):
     template: ClassVar[bool]
     needs: ClassVar[Sequence[str]]
     metrics: ClassVar[Sequence[str]]
+    copies: ClassVar[int]
     tokenizer: Tokenizer
     content: dict[str, Any]
 
@@ -400,6 +412,10 @@ class Alignment(Protocol):
     best_of          optional: n, where the weights stay and the best of n answers is what the model gives
     observe(kl)      optional: the mean KL to the reference of a rollout, before its advantages are asked for
     stops(kl)        optional: whether to leave the rollout, `kl` being that from the policy that wrote it
+    resample         optional: how often prompts whose answers all have the advantage 0 are replaced by others, for a
+                     method whose advantages ask for nothing but rewards, mask and max_length
+    hardness(logits), least_entropy  optional: how hard a prompt is by what the reference says comes next, (N, V) ->
+                     (N,), and how hard it must be to be asked; 0: all are asked
 
     What lasts from rollout to rollout goes through `state_dict()` and `load_state_dict(state)`.
     """
@@ -443,7 +459,14 @@ placements: Registry[Placement] = Registry(
     "Where the norms stand around a sublayer, and how the residual is scaled.",
     wiring=("d_model", "n_layers", "layer", "sublayer", "around", "side", "encoder_layers", "decoder_layers"),
     methods=("__call__",),
-    facts={"n_norms": 1, "first_norms": None, "final_norm": True, "embedding_norm": False, "inner_norm": ()},
+    facts={
+        "n_norms": 1,
+        "first_norms": None,
+        "final_norm": True,
+        "embedding_norm": False,
+        "inner_norm": (),
+        "whole_rows": False,
+    },
 )
 activations: Registry[Activation] = Registry(
     "activation",
@@ -458,7 +481,7 @@ mlps: Registry[nn.Module] = Registry(
     "The feed-forward part of a layer.",
     wiring=("d_model", "d_ff", "activation", "gated", "bias", "dropout", "layer", "n_layers", "inner_norm"),
     methods=("forward",),
-    facts={"metrics": ()},
+    facts={"metrics": (), "whole_rows": False},
 )
 positions: Registry[Position] = Registry(
     "position",
@@ -537,7 +560,7 @@ pefts: Registry[Peft] = Registry(
     "peft",
     "Which weights train: all, or a few beside a frozen base.",
     methods=("apply",),
-    facts={"exact": True, "virtual": False, "metrics": ()},
+    facts={"exact": True, "virtual": False, "metrics": (), "whole_rows": False},
     default="none",
 )
 schedules: Registry[Schedule] = Registry(
@@ -603,6 +626,7 @@ tasks: Registry[Task] = Registry(
         "template": False,
         "needs": (),
         "metrics": (),
+        "copies": 0,
     },
     default="pretrain",
 )

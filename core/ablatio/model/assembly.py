@@ -148,6 +148,13 @@ class Assembly:
         return "encoder" if side == "encoder" and len(self.stacks) == 2 else "model"
 
     @property
+    def branches(self) -> bool:
+        """Whether all parts take a text in two passes for what it is in one, in training too."""
+        attention = self._facts(kinds.attentions)
+        whole = (self._facts(registry)["whole_rows"] for registry in (kinds.mlps, kinds.placements))
+        return bool(attention["caches"] and attention["takes_segments"]) and not any(whole)
+
+    @property
     def logit_scale(self) -> float:
         given, asked = self.dims.logit_scale, getattr(self.init, "logit_scale", None)
         return given if given is not None else float(asked(self.dims.d_model)) if asked else 1.0
