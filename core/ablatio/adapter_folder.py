@@ -40,12 +40,13 @@ def base_digest(model: nn.Module) -> str:
     return total.hexdigest()
 
 
-def save_adapter(folder: Path, model: nn.Module, choice: Mapping[str, Any]) -> None:
-    """choice: the method as a config names it, {name, knobs ...}."""
+def save_adapter(folder: Path, model: nn.Module, choice: Mapping[str, Any], of: str = "") -> None:
+    """choice: the method as a config names it, {name, knobs ...}; of: the settings that bring its base."""
     make_folder(folder)
     pieces, names = tensor_pieces(learned(model))
     record = {**write_pieces(folder / TENSORS, pieces), "names": names}
-    write_json(folder / INDEX, {"format": FORMAT, "peft": dict(choice), "base": base_digest(model), "tensors": record})
+    said = {"format": FORMAT, "peft": dict(choice), "base": base_digest(model), "of": of, "tensors": record}
+    write_json(folder / INDEX, said)
 
 
 def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -80,7 +81,8 @@ def load_adapter(folder: Path, model: nn.Module) -> None:
 def refuse_other_base(folder: Path, index: Mapping[str, Any], model: nn.Module) -> None:
     """UserError unless the frozen weights are those beside which the adapter was learned."""
     if index["base"] != (came := base_digest(model)):
+        its_own = index.get("of") or "model=run model.path=RUN, the run that it was learned on"
         raise UserError(
             f"{folder} was learned beside another base model: its weights have the digest {index['base'][:12]}, these "
-            f"have {came[:12]}\n    try: the model that it was learned on"
+            f"have {came[:12]}\n    try: {its_own}"
         )

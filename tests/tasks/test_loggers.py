@@ -245,3 +245,16 @@ def test_a_run_says_how_it_ended(tmp_path: Path) -> None:
 
 def test_the_summary_of_a_plain_run(plain: Path) -> None:
     assert summary(plain)["status"] == "done" and not (plain.parent / "mlflow.db").exists()
+
+
+def test_a_number_that_two_parts_name_has_one_column(tmp_path: Path) -> None:
+    """A policy task and its method both log the share that is clipped; what stands behind it must not move."""
+    file = MetricsFile(
+        tmp_path / "metrics.csv", ["train/clip_fraction", "train/ratio", "train/clip_fraction", "train/kl"]
+    )
+    file.start()
+    file.write({"step": 3, "train/clip_fraction": 0.5, "train/ratio": 1.25, "train/kl": 0.01})
+    (row,) = file.read()
+    told = {name: row[name] for name in ("step", "train/clip_fraction", "train/ratio", "train/kl")}
+    assert told == {"step": "3", "train/clip_fraction": "0.5", "train/ratio": "1.25", "train/kl": "0.01"}
+    assert len(row) == len(set(file.columns)) == len(file.columns)

@@ -66,7 +66,10 @@ def _adapter(run: "Prepared", folder: Path, kind: str | None) -> None:
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty; nothing is written over\n    try: --adapter another folder")
     family = family_for(run.config, run.tokenizer, kind)
-    save_adapter(folder, run.model, choice)
+    model = run.config["model"]
+    save_adapter(
+        folder, run.model, choice, "" if model["path"] is None else f"model={model['start']} model.path={model['path']}"
+    )
     theirs = export_adapter(folder, run.model, run.tuning.part, family)
     print(f"{folder}: what peft={choice['name']} learned" + (", and the same as the library peft loads it" * theirs))
     dequantise(run.model)

@@ -17,7 +17,7 @@ class MetricsFile:
 
     def __init__(self, path: Path, extra: Sequence[str] = ()) -> None:
         self.path = path
-        self.columns = [*COLUMNS, *(name for name in extra if name not in COLUMNS)]
+        self.columns = list(dict.fromkeys([*COLUMNS, *extra]))  # a task and its method may both name one
 
     def start(self, after_step: int | None = None) -> None:
         """A new file, or the old one without the rows later than `after_step`."""

@@ -17,6 +17,7 @@ from ablatio.tasks import provenance
 from ablatio.tasks.folder import CHECKPOINTS, TOKENIZER, run_id, with_own_tokenizer
 from ablatio.tasks.logs import make_loggers
 from ablatio.tasks.prepared import Prepared, looks_back, prepare_run
+from ablatio.tasks.reference import digest_of, refuse_a_lost_one, refuse_another
 from ablatio.tasks.session import Session, size_of
 from ablatio.tasks.teacher import teach
 from ablatio.tasks.weigh import refuse_what_cannot_fit
@@ -36,20 +37,26 @@ def train(
     until: pause at this step of the run's own schedule, with a score and a checkpoint; resume=True goes on from there
     """
     quiet_libraries()
-    refuse_what_cannot_fit(config)
-    loggers = make_loggers(config, public, folder)
     checkpoints = Checkpoints(folder / CHECKPOINTS, config["train"]["keep"], run=run_id(config))
-    found = checkpoints.load() if resume and checkpoints.latest() is not None else None
+    goes_on = resume and checkpoints.latest() is not None
+    if goes_on:
+        refuse_a_lost_one(config, folder)
+    refuse_what_cannot_fit(with_own_tokenizer(config, folder) if goes_on else config)
+    loggers = make_loggers(config, public, folder)
+    found = checkpoints.load() if goes_on else None
     for sentence in found.skipped if found else ():
         console.print(f"[yellow]checkpoint left out:[/] {sentence}", highlight=False)
     run = prepare_run(with_own_tokenizer(config, folder) if found else config, fresh=not found or looks_back(config))
-    teacher = teach(run, _recorded(folder / "manifest.json").get("teacher") if found else None)
+    recorded = _recorded(folder / "manifest.json") if found else {}
+    refuse_another(run, str(recorded.get("reference", "")), folder)
+    teacher = teach(run, recorded.get("teacher"))
     if not found:
         if run.origin:
             console.print(str(run.origin), highlight=False)
+        told = {key: text for key, text in (("teacher", teacher), ("reference", digest_of(run))) if text}
         write_json(folder / "config.json", public)
         write_json(folder / TOKENIZER, _tokenizer(run))
-        write_json(folder / "manifest.json", _manifest(run) | ({"teacher": teacher} if teacher else {}))
+        write_json(folder / "manifest.json", _manifest(run) | told)
     run.begin()
     session = Session(run, folder, console, checkpoints, found, loggers, until)
     try:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -53,7 +54,7 @@ class Chats:
                 where = f"{file}, line {number}"
                 turns = list(_turns(record, self.layout, where))
                 if not turns:
-                    raise UserError(f"{where}: nobody answers in this tree\n    try: delete the line")
+                    raise bad_line(where, "nobody answers in this tree")
                 for i, messages in enumerate(turns):
                     yield Conversation(_checked(messages, where), f"{file.name}:{number}{f'.{i}' if i else ''}")
 
@@ -137,6 +138,15 @@ class Several:
         return hashlib.sha256(json.dumps(["several-1", held]).encode()).hexdigest()
 
 
+def bad_line(where: str, what: str) -> UserError:
+    """What is wrong with a line, and a command that shows it; where: `FILE, line N`."""
+    file, _, number = where.rpartition(", line ")
+    reader = {".xz": "xzcat", ".gz": "zcat"}.get(Path(file).suffix, "cat")
+    return UserError(
+        f"{where}: {what}\n    try: {reader} {shlex.quote(file)} | sed -n {number}p, then mend or delete it"
+    )
+
+
 def objects(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line number, object) of each line that is not blank."""
     offset = 0
@@ -149,7 +159,7 @@ def objects(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             try:
                 record = json.loads(text)
             except (ValueError, RecursionError) as error:
-                raise UserError(f"{file}, line {number}: no JSON ({error})\n    try: sed -n {number}p {file}") from None
+                raise bad_line(f"{file}, line {number}", f"no JSON ({error})") from None
             if not isinstance(record, dict):
                 raise UserError(f"{file}, line {number}: a {type(record).__name__} came, an object was expected")
             yield number, record
@@ -162,7 +172,7 @@ def _turns(record: Mapping[str, Any], layout: str, where: str) -> Iterator[list[
         layout = next((name for name, key in KEYS.items() if key in cast(Any, flat)), "")
         if not layout:
             forms = "\n".join(f"    {name}: {form}" for name, form in LAYOUTS.items())
-            raise UserError(f"{where}: the fields {', '.join(record) or 'none'} are of no layout; there are\n{forms}")
+            raise bad_line(where, f"the fields {', '.join(record) or 'none'} are of no layout; there are\n{forms}")
     if layout == "alpaca":
         asked = [field(record, "instruction", where), field(record, "input", where, optional=True)]
         yield [("user", "\n\n".join(filter(None, asked))), ("assistant", record.get("output"))]
@@ -196,7 +206,7 @@ def field(record: Mapping[str, Any], name: str, where: str, *, optional: bool = 
     value = record.get(name, "" if optional else None)
     if not isinstance(value, str) or not (optional or value.strip()):
         came = "is missing" if name not in record else "is empty" if value == "" else f"is {value!r:.40}"
-        raise UserError(f"{where}: `{name}` {came}; a text was expected\n    try: sed -n {where.split()[-1]}p the file")
+        raise bad_line(where, f"`{name}` {came}; a text was expected")
     return value
 
 
@@ -205,7 +215,7 @@ def _checked(turns: Sequence[tuple[Any, Any]], where: str) -> tuple[Message, ...
     while turns and ROLES.get(str(turns[-1][0])) in ("user", "system"):
         turns = turns[:-1]
     if not turns:
-        raise UserError(f"{where}: there is no answer of the assistant's in it\n    try: delete the line")
+        raise bad_line(where, "there is no answer of the assistant's in it")
     messages = []
     for i, (role, text) in enumerate(turns, 1):
         if str(role) not in ROLES:
@@ -213,8 +223,8 @@ def _checked(turns: Sequence[tuple[Any, Any]], where: str) -> tuple[Message, ...
         if not isinstance(text, str) or not text.strip():
             what = "answer" if ROLES[str(role)] == "assistant" else "turn"
             came = "is missing" if text is None else "is empty" if isinstance(text, str) else f"is {text!r:.40}"
-            raise UserError(f"{where}: the {what} in turn {i} {came}; a text was expected\n    try: delete the line")
+            raise bad_line(where, f"the {what} in turn {i} {came}; a text was expected")
         messages.append(Message(ROLES[str(role)], text))
     if not any(m.role == "user" for m in messages[:-1]):
-        raise UserError(f"{where}: nobody asks anything before the first answer\n    try: delete the line")
+        raise bad_line(where, "nobody asks anything before the first answer")
     return tuple(messages)

@@ -11,9 +11,9 @@ import numpy as np
 
 from ablatio import Range, sources
 from ablatio.data.types import Conversation, Document, Feedback, Message
-from ablatio.errors import EnvironmentFault, UserError
+from ablatio.errors import EnvironmentFault
 
-from .chats import _checked, field, objects
+from .chats import _checked, bad_line, field, objects
 from .files import _find, _fingerprint
 
 LAYOUTS = """\
@@ -151,7 +151,7 @@ def _feedback(record: Mapping[str, Any], where: str, name: str) -> Feedback:
     for i, answer in enumerate(answers, 1):
         if not isinstance(answer, str) or not answer.strip():
             came = "is empty" if isinstance(answer, str) else f"is {answer!r:.40}"
-            raise UserError(f"{where}: answer {i} {came}; a text was expected\n    try: delete the line")
+            raise bad_line(where, f"answer {i} {came}; a text was expected")
     return Feedback(_prompt(record, where), tuple(answers), tuple(scores), name, elo="elo" in record)
 
 
@@ -160,23 +160,23 @@ def _judged(record: Mapping[str, Any], where: str) -> tuple[list[Any], list[floa
     if "chosen" in record or "rejected" in record:
         answers = [_text(record.get(key), key, where) for key in ("chosen", "rejected")]
         if answers[0] == answers[1]:
-            raise UserError(f"{where}: `chosen` and `rejected` are the same answer\n    try: delete the line")
+            raise bad_line(where, "`chosen` and `rejected` are the same answer")
         return answers, [1.0, 0.0]
     if "answers" in record:
         answers = record["answers"]
         if not isinstance(answers, list) or len(answers) < 2:
-            raise UserError(f"{where}: `answers` is {answers!r:.40}; a list of two or more was expected")
+            raise bad_line(where, f"`answers` is {answers!r:.40}; a list of two or more was expected")
         key = "elo" if "elo" in record else "scores"
         scores = record.get(key, [float(-i) for i in range(len(answers))])
         numbers = isinstance(scores, list) and all(isinstance(s, int | float) and np.isfinite(s) for s in scores)
         if not numbers or len(scores) != len(answers):
-            raise UserError(f"{where}: `{key}` is {scores!r:.60}; {len(answers)} numbers were expected, one an answer")
+            raise bad_line(where, f"`{key}` is {scores!r:.60}; {len(answers)} numbers were expected, one an answer")
         return answers, [float(s) for s in scores]
     if "label" in record:
         if not isinstance(record["label"], bool | int):
-            raise UserError(f"{where}: `label` is {record['label']!r:.40}; true or false was expected")
+            raise bad_line(where, f"`label` is {record['label']!r:.40}; true or false was expected")
         return [record.get("completion")], [float(bool(record["label"]))]
-    raise UserError(f"{where}: the fields {', '.join(record) or 'none'} are of no layout; there are\n{LAYOUTS}")
+    raise bad_line(where, f"the fields {', '.join(record) or 'none'} are of no layout; there are\n{LAYOUTS}")
 
 
 def _text(value: Any, key: str, where: str) -> Any:
@@ -184,7 +184,7 @@ def _text(value: Any, key: str, where: str) -> Any:
     if isinstance(value, list) and value and isinstance(value[-1], dict):
         return value[-1].get("content")
     if value is None:
-        raise UserError(f"{where}: `{key}` is missing\n    try: delete the line")
+        raise bad_line(where, f"`{key}` is missing")
     return value
 
 

@@ -117,7 +117,8 @@ class AnswerSet:
     def _read(self, lines: Sequence[Feedback]) -> None:
         prompts = write(self.tokenizer, self.form, [line.prompt for line in lines], answering=True)
         whole = [(*line.prompt, Message("assistant", answer)) for line in lines for answer in line.answers]
-        written = iter(write(self.tokenizer, self.form, whole))
+        everything = write(self.tokenizer, self.form, whole)
+        written = iter(everything)
         lost = Counter[str]()
         for line, prompt in zip(lines, prompts, strict=True):
             _refuse_contradictions(line)
@@ -126,12 +127,14 @@ class AnswerSet:
             ends = [int(np.flatnonzero(w.said)[-1]) + 1 for w in found]
             answers = [Answered(w.ids[:end], at) for w, at, end in zip(found, first, ends, strict=True)]
             self._add(line, answers, lost)
+        longest = max((len(w) for w in everything), default=0)
         for split, judged in self.judged.items():
             self.content[split] = {"lines": len(judged), "answers": sum(len(j.members) for j in judged)}
             if not judged:
                 raise UserError(
                     f"the {split} split is empty: {len(lines)} lines of feedback came, {lost['dropped']} do not fit "
-                    f"into {self.setup.length} tokens\n    try: data.val_fraction=0.2, or a larger model.max_len"
+                    f"into {self.setup.length} tokens, the longest has {longest}\n    try: "
+                    + (f"model.max_len={longest}" if lost["dropped"] else "data.val_fraction=0.2")
                 )
         self.content |= {"cut": lost["cut"], "dropped": lost["dropped"]}
         if lost:
@@ -209,7 +212,8 @@ def _refuse_contradictions(line: Feedback) -> None:
         for j in range(i):
             if a == line.answers[j] and line.scores[i] != line.scores[j]:
                 raise UserError(
-                    f"{line.id}: the better answer and the worse one are the same\n    try: delete the line"
+                    f"{line.id}: the better answer and the worse one are the same: {a[:60]!r}\n"
+                    "    try: ablatio show source=feedback, for what a line may hold"
                 )
 
 

@@ -89,9 +89,11 @@ class SupervisedFineTuning:
         count |= {"conversations": len(found), "tokens": sum(map(len, found))}
         self.held[split], self.content[split] = kept, dict(count)
         if not found:
+            longest = max(map(len, whole), default=0)
             raise UserError(
                 f"the {split} split is empty: {len(conversations)} conversations came, and {count['dropped']} of them "
-                f"do not fit into {self.setup.length} tokens\n    try: data.val_fraction=0.2, or a larger model.max_len"
+                f"do not fit into {self.setup.length} tokens, the longest has {longest}\n    try: "
+                + (f"model.max_len={longest}" if count["dropped"] else "data.val_fraction=0.2")
             )
         if count["cut"] or count["dropped"]:
             log.warning(
