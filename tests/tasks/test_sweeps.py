@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+from llamas import small_llama
 from runs import TINY, ablatio, summary
 
+from ablatio.sweep.asked import _text
 from ablatio.sweep.plan import plan_sweep
 from ablatio.sweep.study import jobs_of, run_folder
 from ablatio.yamls import SWEEP, options_of
@@ -62,13 +64,28 @@ def test_a_learned_table_refuses_what_it_does_not_know(tmp_path: Path) -> None:
     assert "bpb" in known and "model.max_len=128 and no more" in str(beyond["refused"])
 
 
+def begins_with(name: str, folder: Path) -> list[str]:
+    """The model that a study begins with: made by the command in its head, shortened; for SmolLM2 a small LLaMA."""
+    file = options_of(SWEEP)[name]
+    named = file.read().get("model", {}).get("path")
+    if named is None:
+        return []
+    if named == "smollm2":
+        return [f"model.path={small_llama(folder / 'llama')}"]
+    made = next(line.split()[1:] for line in file.doc.splitlines() if f"name={Path(named).name}" in line.split())
+    short = ["train.steps=2", "data.val_tokens=2048", "trainer.progress=false", f"out={folder}"]
+    ended = ablatio([word for word in made if not word.startswith("train.steps")] + short, folder / "log")
+    assert ended.code == 0, ended.err
+    return [f"model.path={folder / Path(named).name}"]
+
+
 @pytest.mark.parametrize("name", sorted(options_of(SWEEP)))
 def test_each_study_is_whole_and_its_first_and_last_arm_take_a_step(tmp_path: Path, name: str) -> None:
     """All arms pass the checks; what was recorded names arms of the study."""
     study = options_of(SWEEP)[name].read()["sweep"]
     assert study["question"] and study["expected"] and study["recorded"]
-    arms = [job.overrides for job in plan_sweep([f"+sweep={name}"]).jobs]
-    values = {str(value) for axis in study["axes"].values() for value in axis}
+    arms = [job.overrides for job in plan_sweep([f"+sweep={name}", *begins_with(name, tmp_path)]).jobs]
+    values = {_text(value) for axis in study["axes"].values() for value in axis}
     assert {str(key).split()[0] for key in study["recorded"]} <= values
     for number, arm in enumerate((arms[0], arms[-1])):
         short = [
