@@ -20,6 +20,8 @@ class Fake:
     effects      {"norm=rmsnorm": -0.02}: nats that a value adds to the loss, each by itself
     pairs        {("norm=rmsnorm", "position=alibi"): 0.03}: what two add together
     seed_sd      nats between seeds, shared by all arms; noise: nats of a run's own
+    kl           {"alignment.beta=0.1": 3.0}: nats that a policy ends from its reference; the reward grows as their
+                 root, the gold falls again
     states       {("norm=none", 2): "diverged"}: by one value of the arm and the seed; None: all seeds
     """
 
@@ -29,6 +31,7 @@ class Fake:
     effects: Mapping[str, float] = field(default_factory=dict)
     pairs: Mapping[tuple[str, str], float] = field(default_factory=dict)
     rates: Mapping[str, float] = field(default_factory=dict)
+    kl: Mapping[str, float] = field(default_factory=dict)
     baseline: Mapping[str, str] | None = None
     arms: Sequence[Mapping[str, str]] | None = None
     refused: Sequence[Refused] = ()
@@ -88,6 +91,9 @@ def _write_run(folder: Path, fake: Fake, place: int, arm: Mapping[str, str], see
     (run / "manifest.json").write_text(json.dumps(_manifest(name, seed, parameters, fake)))
     last = fake.steps if state == "done" else int(fake.steps * 0.37)
     seconds = _write_metrics(run / "metrics.csv", fake, final, last, rng, 0.01 * (1 + 0.07 * (place % 7)), state)
+    distance = next((fake.kl[w] * rng.uniform(0.9, 1.1) for w in words if w in fake.kl), None)
+    if distance is not None:
+        _add_policy(run / "metrics.csv", fake, distance)
     if state == "running":
         return
     done = state == "done"
@@ -101,6 +107,7 @@ def _write_run(folder: Path, fake: Fake, place: int, arm: Mapping[str, str], see
         "non_embedding_parameters": parameters - 260_000,
         "train_flops": 7.1e6 * (1 + 0.004 * (place % 5)) * last * TOKENS,
     }  # fmt: skip
+    summary |= policy_scores(distance) if done and distance is not None else {}
     if fake.samples:
         summary["samples"] = list(fake.samples)
     if state == "diverged":
@@ -110,6 +117,23 @@ def _write_run(folder: Path, fake: Fake, place: int, arm: Mapping[str, str], see
     elif not done:
         summary["error"] = f"it was {state} at step {last}"
     (run / "summary.json").write_text(json.dumps(summary))
+
+
+def policy_scores(kl: float) -> dict[str, float]:
+    """Of a policy at this distance from its reference."""
+    reward = 0.2 + 0.4 * math.sqrt(kl)
+    return {"val/kl": kl, "val/reward": reward, "val/gold": reward - 0.1 * kl}
+
+
+def _add_policy(path: Path, fake: Fake, kl: float) -> None:
+    """Columns of a policy: it goes its way at an even pace."""
+    header, *lines = path.read_text().splitlines()
+    made = [f"{header},val/kl,val/reward,val/gold"]
+    for line in lines:
+        at, validated = int(line.split(",")[0]), bool(line.split(",")[4])
+        found = policy_scores(kl * at / fake.steps).values() if validated else ("", "", "")
+        made.append(",".join([line, *map(str, found)]))
+    path.write_text("\n".join(made) + "\n")
 
 
 def _write_metrics(
@@ -195,6 +219,12 @@ RATES = Fake(
         {"prompt": "How many?", "expected": "2 + 2 = 4\n#### 4", "before": "Many.", "after": "2 + 2 = 4\n#### 4"},
         {"prompt": "How long?", "reward": "0.1 -> 0.4", "before": "", "after": "An hour."},
     ],
+)
+
+POLICIES = Fake(
+    axes={"alignment": ["ppo", "grpo"], "alignment.beta": ["0.01", "0.1", "1"]},
+    question="How far do policies go for their reward?",
+    kl={"alignment.beta=0.01": 16.0, "alignment.beta=0.1": 4.0, "alignment.beta=1": 1.0},
 )
 
 

@@ -27,11 +27,15 @@ PLAIN_LOGGING = {"version", "root", "disable_existing_loggers"}
 
 @dataclass(frozen=True, slots=True)
 class Composed:
-    """A config that may run: `config` is plain and resolved, `overrides` are what the user said."""
+    """A config that may run: `config` is plain and resolved, `overrides` are what the user said.
+
+    interpolated: whether a value of it is made of others
+    """
 
     config: dict[str, Any]
     public: dict[str, Any]
     overrides: list[str]
+    interpolated: bool = False
 
 
 def compose_run(overrides: Sequence[str], coming: Coming = MappingProxyType({})) -> Composed:
@@ -52,10 +56,11 @@ def compose_run(overrides: Sequence[str], coming: Coming = MappingProxyType({}))
         raise _config_error(problems, [normal(o) for o in overrides], coming)
     refuse_hydra_settings(node)
     public, resolved = plain(node)
+    interpolated = "${" in repr(OmegaConf.to_container(node, resolve=False))
     problems += [p for p in run_config.check(resolved) if p.where not in {q.where for q in problems}]
     if problems:
         raise _config_error(problems, [normal(o) for o in overrides], coming)
-    return Composed(run_config.cast(resolved), public, list(overrides))
+    return Composed(run_config.cast(resolved), public, list(overrides), interpolated)
 
 
 def cleaned(overrides: Sequence[str], coming: Coming = MappingProxyType({})) -> list[str]:

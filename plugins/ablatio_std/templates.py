@@ -34,6 +34,20 @@ class Plain:
             yield Piece("Assistant:")
 
 
+@templates.register("bare", paper="arXiv:2305.18290")
+class Bare:
+    """question (space) answer (end): a text and how it goes on, as in pre-training; no token of its own."""
+
+    signs, end = (), EOS
+
+    def __call__(self, messages: Sequence[Message], answering: bool = False) -> Iterator[Piece]:
+        for message in messages:
+            said = message.role == "assistant"
+            yield Piece(f" {message.text}" if said else message.text, said=said)
+            if said:
+                yield Piece(EOS, sign=True, said=True)
+
+
 @templates.register("chatml", paper="https://github.com/openai/openai-python/blob/v0.28.1/chatml.md")
 class ChatML:
     """<|im_start|>role (line) text<|im_end|> (line): two tokens of its own."""

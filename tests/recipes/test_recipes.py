@@ -132,7 +132,6 @@ def test_each_recipe_may_run(name: str, tmp_path: Path) -> None:
         (["name=../x"], ["cannot name a folder"]),
         (["stages.sft.name=x"], ["follows from the recipe's"]),
         (["recipe=staged_pretraining"], ["2 recipes came"]),
-        (["seed=1,2", "-m"], ["a recipe is several"]),
         (["--cfg"], ["try: ablatio show recipe=instructgpt"]),
     ],
 )

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from browser import CHROMIUM, Page, browser
 from report_attacks import attacked
-from studies import ACTIVATIONS, MIXED, RATES, Fake, plackett_burman, write_study
+from studies import ACTIVATIONS, MIXED, POLICIES, RATES, Fake, plackett_burman, write_study
 
 from ablatio.cli import main
 
@@ -15,11 +15,13 @@ pytestmark = pytest.mark.skipif(
     CHROMIUM is None or importlib.util.find_spec("websockets") is None,
     reason="the page is looked at in Chromium: apt-get install chromium, and pip install websockets",
 )
-STUDIES = {"activations": ACTIVATIONS, "mixed": MIXED, "rates": RATES, "screening": plackett_burman()}
+STUDIES = {"activations": ACTIVATIONS, "mixed": MIXED, "rates": RATES, "screening": plackett_burman(),
+           "policies": POLICIES}  # fmt: skip
 SECTIONS = {
     "activations": "differences arms curves ranks costs positions noise bill provenance",
     "mixed": "differences arms curves effects interactions ranks costs positions noise lost bill provenance",
     "rates": "arms curves effects interactions ranks costs rates positions samples noise bill provenance",
+    "policies": "differences arms frontier curves effects interactions ranks costs positions noise bill provenance",
     "screening": "arms curves effects half-normal aliases ranks costs positions noise bill provenance",
 }
 HOLE = """

@@ -14,6 +14,7 @@ from ablatio.options import groups, register_with_hydra
 from ablatio.registry import REGISTRIES
 from ablatio.start import in_files
 from ablatio.sweep.compose import Composer
+from ablatio.sweep.plan import plan_sweep
 from ablatio.yamls import SWEEP, options_of
 
 register_with_hydra()
@@ -97,3 +98,14 @@ def test_a_model_that_is_not_there_is_asked_for_by_the_command_that_makes_it(
         compose_run(["+sweep=lora_rates"])
     with pytest.raises(UserError, match="try: ablatio fetch smollm2"):
         compose_run(["+sweep=lora_matrices"])
+
+
+def test_a_kind_that_may_be_left_out_is_chosen_and_left_out_like_any_other() -> None:
+    """Also after a file has chosen it: what is said on the command line comes last."""
+    for said in ("reward=length", "+reward=length"):
+        assert compose_run([said, "reward.target=9"]).config["reward"] == {"name": "length", "target": 9}
+    assert compose_run(["reward=null"]).config.get("reward") is None
+    assert [arm.config.get("reward") for arm in plan_sweep(["reward=null,length"]).cells] == [
+        None,
+        {"name": "length", "target": 64},
+    ]

@@ -5,55 +5,14 @@ import signal
 
 import pytest
 import torch
+from policies import made, step
 from runs import TINY, ablatio, metrics, summary
 
-from ablatio.data.order import RowPlan
 from ablatio.errors import UserError
 from ablatio.kinds import alignments, rewards, tasks
 from ablatio.model.answers import Answer, RewardError, Step, judged, token_rewards
-from ablatio.model.roles import named_generator
-from ablatio.tasks.setup import Setup
-from ablatio.tasks.start import start_model
-from ablatio.testing import samples, tiny
 
 METHODS = [e.name for e in alignments if e.facts["data"] == "prompts"]
-
-
-def made(
-    method="ppo",
-    reward="length",
-    *,
-    batch_size=8,
-    accumulate=1,
-    method_knobs=(),
-    reward_knobs=(),
-    source="documents",
-    **knobs,
-):
-    """(task, model) of one method and one reward."""
-    entry = tasks["policy"]
-    config = tiny.config(entry, knobs, max_len=160) | samples._learned_from(source)
-    config["alignment"] = {"name": method, **alignments[method].defaults, **dict(method_knobs)}
-    config["reward"] = {"name": reward, **rewards[reward].defaults, **dict(reward_knobs)}
-    config["data"] |= {"val_fraction": 0.3}
-    config.setdefault("template", {"name": "plain"})
-    config["train"] |= {"batch_size": batch_size, "accumulate": accumulate}
-    setup = Setup(config, RowPlan(batch_size, accumulate))
-    task = tasks.build("policy", knobs, setup=setup)
-    model, _ = start_model(config, task.tokenizer, 0)
-    task.attach(model)
-    task.prepare(model)
-    return task, model
-
-
-def step(task, model, number, optimizer=None):
-    task.begin_step(model, number)
-    total, weight, measures = task.loss(model, task.example(task.training[number], named_generator(0, "x")))
-    if optimizer is not None:
-        optimizer.zero_grad()
-        (total / weight).backward()
-        optimizer.step()
-    return float(total.detach() / weight), measures
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -214,7 +173,7 @@ def test_questions_of_conversations_are_prompts_and_their_answers_the_truth():
     assert loss == loss and float(measures["train/reward"]) == 0
     prompt = task.prompts([0])[0]
     right = Answer("", f"#### {prompt.truth}", (), (), prompt.truth)
-    texts = task._texts([prompt], task._answer(model, [prompt], None), 1)
+    texts = task.asking(model, [prompt], None).texts
     assert texts[0].truth == prompt.truth and texts[0].prompt
     assert rewards.build("exact_answer")(right) in (0.0, 1.0)
     assert task.content["left_out"] == 1  # one question has 243 tokens, and there is room for 152

@@ -84,7 +84,8 @@ def test_each_study_is_whole_and_its_first_and_last_arm_take_a_step(tmp_path: Pa
     """All arms pass the checks; what was recorded names arms of the study."""
     study = options_of(SWEEP)[name].read()["sweep"]
     assert study["question"] and study["expected"] and study["recorded"]
-    arms = [job.overrides for job in plan_sweep([f"+sweep={name}", *begins_with(name, tmp_path)]).jobs]
+    jobs = plan_sweep([f"+sweep={name}", *begins_with(name, tmp_path)]).jobs
+    arms = [[word for word in job.overrides if ".train.steps=" not in word] for job in jobs]  # a stage's own length
     values = {_text(value) for axis in study["axes"].values() for value in axis}
     assert {str(key).split()[0] for key in study["recorded"]} <= values
     for number, arm in enumerate((arms[0], arms[-1])):

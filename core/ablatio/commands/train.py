@@ -24,6 +24,7 @@ ablatio train [-m] [SETTING=VALUE ...]
   stages.sft.train.steps=50 a setting of one stage of a recipe; all others go to each stage
   resume=RUN                continue an interrupted run or recipe; only trainer.* may be changed
   -m norm=a,b seed=1,2      all combinations, one after the other; -m +sweep=NAME takes a study: {sweeps}
+                            with recipe= an arm is a whole recipe, and stages that arms have in common run once
   --cfg job                 print the composed config and stop; --info, --hydra-help: Hydra's own
 
 parts:
@@ -78,12 +79,11 @@ def _recipe(overrides: list[str], flags: list[str]) -> int:
     """Stages one after the other; the same command goes on where it ended."""
     if flags:
         name = next(o for o in overrides if o.lstrip("+").startswith(f"{recipes.RECIPE}="))
-        if flags[0] not in ("-m", "--multirun"):
-            raise UserError(f"{flags[0]} asks of one run, and a recipe is several\n    try: ablatio show {name}")
-        raise UserError(
-            f"{flags[0]} came with {name}: an arm of a sweep is one run, and a recipe is several\n"
-            f"    try: for n in 1 2 3; do ablatio train {name} seed=$n name=recipe-$n; done"
-        )
+        if wrong := [flag for flag in flags if flag not in ("-m", "--multirun")]:
+            raise UserError(f"{wrong[0]} asks of one run, and a recipe is several\n    try: ablatio show {name}")
+        from ablatio.sweep.multirun import multirun
+
+        return multirun(overrides)
     from ablatio.recipes.follow import follow, show_table
     from ablatio.recipes.plan import plan_recipe
 

@@ -8,7 +8,7 @@ begin from scratch: a model that is taken over brings its own.
 
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,25 +20,32 @@ from ablatio.compose import Composed, compose_run
 from ablatio.config import NAME_PATTERN, Run, is_run_name, section_knobs
 from ablatio.errors import ConfigError, Problem, UserError
 from ablatio.knobs import did_you_mean
-from ablatio.recipes.read import RECIPE, Recipe, find, folder_name
+from ablatio.recipes.read import RECIPE, Recipe, Stage, find, folder_name
 from ablatio.registry import REGISTRIES
-from ablatio.start import quoted
+from ablatio.start import Coming, quoted
 
 ONE = "stages."  # before a setting of one stage
 REFERENCE = re.compile(r"\$\{stage\.([^}]*)\}")
 OWN = ("task", "model", "model.start", "model.path")  # what makes a stage what it is
 PLACE = ("out", "name")  # of the recipe's folder; a stage's follow from it
+Compose = Callable[[Sequence[str], Coming], Composed]
 
 
 @dataclass(frozen=True, slots=True)
-class Planned:
-    """A stage that may run in `folder`; `takes`: the earlier stages that it takes something from."""
+class Staged:
+    """A stage, composed; `takes`: the earlier stages that it takes something from."""
 
     name: str
     what: str
-    folder: Path
     takes: tuple[str, ...]
     composed: Composed
+
+
+@dataclass(frozen=True, slots=True)
+class Planned(Staged):
+    """A stage that may run in `folder`."""
+
+    folder: Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +71,14 @@ def key_of(text: str) -> str:
     return text.split("=", 1)[0].lstrip("+~")
 
 
+def split(key: str) -> tuple[str, str]:
+    """(the stage whose setting it is, the setting): `stages.sft.train.steps` -> sft, train.steps; else of all: ""."""
+    if not key.startswith(ONE):
+        return "", key
+    stage, _, setting = key.removeprefix(ONE).partition(".")
+    return stage, setting
+
+
 def plan_recipe(overrides: Sequence[str]) -> Plan:
     """The plan of `ablatio train recipe=NAME OVERRIDES`; ConfigError with everything that is wrong in any stage."""
     named = [text.partition("=")[2] for text in overrides if key_of(text) == RECIPE]
@@ -72,11 +87,19 @@ def plan_recipe(overrides: Sequence[str]) -> Plan:
             f"{len(named)} recipes came ({', '.join(named)}), one was expected\n    try: recipe={named[-1]}"
         )
     recipe = find(named[0])
-    said = _sorted(recipe, [text for text in overrides if key_of(text) != RECIPE])
+    said = sorted_for(recipe, [text for text in overrides if key_of(text) != RECIPE])
     name = said.place.get("name") or f"{recipe.name}_{time.strftime('%Y-%m-%d_%H-%M-%S')}"
     folder = Path(said.place["out"]).expanduser() / name
+    folders = {s.name: folder / folder_name(n, s.name) for n, s in enumerate(recipe.stages, 1)}
+    found = compose_stages(
+        recipe,
+        said,
+        places=lambda stage: (f"out={quoted(str(folder))}", f"name={folders[stage].name}"),
+        path_of=lambda stage, composed: str(folders[stage]),
+    )
+    stages = tuple(Planned(s.name, s.what, s.takes, s.composed, folders[s.name]) for s in found)
     again = tuple(text for text in overrides if key_of(text) != "name")
-    return Plan(recipe, folder, (*again, f"name={name}"), tuple(_composed(recipe, said, folder)))
+    return Plan(recipe, folder, (*again, f"name={name}"), stages)
 
 
 def laid_over(*layers: Iterable[str]) -> tuple[str, ...]:
@@ -84,20 +107,21 @@ def laid_over(*layers: Iterable[str]) -> tuple[str, ...]:
     found: list[str] = []
     for layer in map(tuple, layers):
         keys = {key_of(text) for text in layer}
-        knobs = tuple(f"{key}." for key in keys if key in REGISTRIES)
+        knobs = tuple(f"{key}." for key in keys if split(key)[1] in REGISTRIES)
         found = [text for text in found if key_of(text) not in keys and not key_of(text).startswith(knobs)]
         found += layer  # two of one layer with one key both stay, for the composition to refuse
     return tuple(found)
 
 
-def _sorted(recipe: Recipe, overrides: Sequence[str]) -> Said:
+def sorted_for(recipe: Recipe, overrides: Sequence[str]) -> Said:
+    """The command line of a recipe, less `recipe=`."""
     names = [stage.name for stage in recipe.stages]
     every, one, place = list[str](), dict[str, tuple[str, ...]](), {"out": str(_default("out"))}
     for text in overrides:
         key, first = key_of(text), key_of(text).split(".")[0]
         if key.startswith(ONE):
-            stage, dot, setting = text.lstrip("+~").removeprefix(ONE).partition(".")
-            if stage not in names or not dot:
+            stage, setting = split(text.lstrip("+~"))
+            if stage not in names or not setting:
                 raise _no_stage(text, stage, names)
             if key_of(setting) in PLACE:
                 raise UserError(
@@ -141,41 +165,57 @@ def _no_stage(text: str, stage: str, names: Sequence[str]) -> UserError:
     )
 
 
-def _composed(recipe: Recipe, said: Said, folder: Path) -> list[Planned]:
-    """Each stage, composed with the configs that the earlier ones will have; all problems of all stages at once."""
-    folders = {s.name: folder / folder_name(n, s.name) for n, s in enumerate(recipe.stages, 1)}
-    found, coming, lost = list[Planned](), dict[str, Mapping[str, Any]](), set[str]()
+def compose_stages(
+    recipe: Recipe,
+    said: Said,
+    places: Callable[[str], Sequence[str]],
+    path_of: Callable[[str, Composed], str],
+    compose: Compose = compose_run,
+) -> list[Staged]:
+    """Each stage, composed with the configs that the earlier ones will have; all problems of all stages at once.
+
+    places   what is said of a stage's own folder
+    path_of  where a stage will lie, for those that take something from it
+    """
+    found, coming, lost = list[Staged](), dict[str, Mapping[str, Any]](), set[str]()
     problems: dict[str, Problem] = {}
+    known = {stage.name: stage.name for stage in recipe.stages}  # of one that is lost only its name
     for number, stage in enumerate(recipe.stages):
-        known = {s.name: folders[s.name] for s in recipe.stages[:number]}
-        words = laid_over(recipe.overrides, stage.overrides, said.every, said.one.get(stage.name, ()))
-        if takes_model(words):
-            spoken = [text for text in said.every if key_of(text).split(".")[0] == "tokenizer"]
-            words = tuple(text for text in words if text not in spoken)
+        earlier = [s.name for s in recipe.stages[:number]]
+        words = words_of(recipe, said, stage)
         takes = tuple(dict.fromkeys(name for text in words for name in REFERENCE.findall(text)))
         if any(name in lost for text in words if key_of(text) == "model.path" for name in REFERENCE.findall(text)):
             lost.add(stage.name)  # what its model will be is not known
             continue
         try:
-            words = tuple(_filled(text, stage.name, known) for text in words)
-            place = f"out={quoted(str(folder))}", f"name={folders[stage.name].name}"
-            composed = compose_run([*words, *place], coming)
+            words = tuple(_filled(text, stage.name, known, earlier) for text in words)
+            composed = compose([*words, *places(stage.name)], coming)
         except ConfigError as error:
             problems |= {str(p): p for p in (_told(p, stage.name, said) for p in error.problems)}
             lost.add(stage.name)
             continue
-        coming[str(folders[stage.name])] = composed.public
-        found.append(Planned(stage.name, stage.what, folders[stage.name], takes, composed))
+        known[stage.name] = path_of(stage.name, composed)
+        coming[known[stage.name]] = composed.public
+        found.append(Staged(stage.name, stage.what, takes, composed))
     if problems:
         raise ConfigError([*problems.values()])
     return found
+
+
+def words_of(recipe: Recipe, said: Said, stage: Stage) -> tuple[str, ...]:
+    """What is said of a stage: by the recipe, for all stages, for this one."""
+    words = laid_over(recipe.overrides, stage.overrides, said.every, said.one.get(stage.name, ()))
+    if not takes_model(words):
+        return words
+    spoken = [text for text in said.every if key_of(text).split(".")[0] == "tokenizer"]
+    return tuple(text for text in words if text not in spoken)
 
 
 def takes_model(words: Iterable[str]) -> bool:
     return any(text in ("model=run", "model=hf", "model.start=run", "model.start=hf") for text in words)
 
 
-def _filled(text: str, stage: str, known: Mapping[str, Path]) -> str:
+def _filled(text: str, stage: str, known: Mapping[str, str], earlier: Sequence[str]) -> str:
     """A setting with the folder of an earlier stage in the place of `${stage.NAME}`."""
     key, _, value = text.partition("=")
     if "${stage." not in value:
@@ -183,12 +223,11 @@ def _filled(text: str, stage: str, known: Mapping[str, Path]) -> str:
     whole = REFERENCE.fullmatch(value.strip("\"'"))
     if whole is None:
         raise ConfigError([Problem(key, f"{value} came; a reference is the whole value, as in {key}=${{stage.sft}}")])
-    if whole[1] not in known:
-        earlier = ", ".join(known) or "none"
-        near = did_you_mean(whole[1], list(known))
-        what = f"{value} came, and {stage} has no earlier stage `{whole[1]}`{near}; there are {earlier}"
+    if whole[1] not in earlier:
+        near, there = did_you_mean(whole[1], earlier), ", ".join(earlier) or "none"
+        what = f"{value} came, and {stage} has no earlier stage `{whole[1]}`{near}; there are {there}"
         raise ConfigError([Problem(key, what)])
-    return f"{key}={quoted(str(known[whole[1]]))}"
+    return f"{key}={quoted(known[whole[1]])}"
 
 
 def _told(problem: Problem, stage: str, said: Said) -> Problem:

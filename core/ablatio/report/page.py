@@ -15,7 +15,7 @@ from ablatio.report.content import content
 from ablatio.report.escape import script_json, visible
 from ablatio.report.findings import LANGUAGES, Findings
 
-STYLES, SCRIPTS = ("page.css",), ("draw.js", "charts.js", "factors.js", "page.js")
+STYLES, SCRIPTS = ("page.css",), ("draw.js", "charts.js", "factors.js", "frontier.js", "page.js")
 
 PAGE = """\
 <!doctype html>

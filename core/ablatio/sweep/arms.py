@@ -9,6 +9,7 @@ from typing import Any
 from ablatio import config as run_config
 from ablatio.compose import Composed
 from ablatio.errors import ConfigError, Problem
+from ablatio.recipes.plan import split
 from ablatio.registry import REGISTRIES
 from ablatio.space import Arm
 from ablatio.sweep import asked
@@ -36,6 +37,11 @@ class Cell:
     @property
     def config(self) -> Mapping[str, Any]:
         return self.composed.config
+
+    @property
+    def id(self) -> str:
+        """Equal for arms that mean the same."""
+        return job_id(self.config)
 
 
 class Planner:
@@ -77,17 +83,20 @@ class Planner:
             return None
         self._tried.add(key)
         try:
-            composed = self.composer.compose(overrides)
+            cell = self.made(arm, overrides)
         except ConfigError as error:
             if wrong := [p for p in error.problems if not p.combination]:
                 raise ConfigError(wrong) from None
             self.refused.append((arm, error.problems))
             return None
-        found = self._ids.setdefault(job_id(composed.config), arm)
+        found = self._ids.setdefault(cell.id, arm)
         if found is not arm:
             self.same[label_of(arm)] = label_of(found)
             return None
-        return Cell(arm, composed)
+        return cell
+
+    def made(self, arm: Arm, overrides: Sequence[str]) -> Cell:
+        return Cell(arm, self.composer.compose(overrides))
 
     def applicable(self, wish: Arm) -> tuple[Arm, list[str]]:
         """(the arm without what it cannot have, its overrides): `norm.eps` says nothing where the norm has no eps.
@@ -119,22 +128,27 @@ class Planner:
 
     def _unused(self, key: str) -> Problem:
         """An axis that no arm has: the nearest key that one has."""
-        section = key.split(".")[0]
+        bare = split(key)[1]
+        whose, section = key.removesuffix(bare), bare.split(".")[0]
         known = {f"{kind}.{k.name}" for kind, r in REGISTRIES.items() if r.in_run for e in r for k in e.knobs}
         known |= {f"{n}.{k.name}" for n, s in run_config.SECTIONS.items() for k in run_config.section_knobs(s)}
         values = ",".join(next(a.values for a in self.sweep.axes if a.key == key))
-        if key in known:
-            having = [e.name for e in REGISTRIES[section] if e.knob(key.split(".", 1)[1])]
+        if bare in known:
+            having = [e.name for e in REGISTRIES[section] if e.knob(bare.split(".", 1)[1])]
             why = f"no arm has it; it is a knob of {section}={', '.join(having)}"
-            return Problem(key, why, f"{section}={having[0]}")
-        problem = run_config.unknown(key, key, known)
-        fix = f"{problem.fix}={values}" if problem.fix else ""
+            return Problem(key, why, f"{whose}{section}={having[0]}")
+        problem = run_config.unknown(key, bare, known)
+        fix = f"{whose}{problem.fix}={values}" if problem.fix else ""
         return Problem(key, f"no arm has it: {problem.what}" if fix else "no arm has it", fix)
 
     def composed(self, cell: Cell, more: Mapping[str, str] | None = None) -> Composed:
         """The cell's config, and that of its settings beside the arm's."""
         said = [f"{k}={v}" for k, v in {**cell.more, **(more or {})}.items()]
-        return self.composer.compose([*_nameless(cell.composed.overrides), *said])
+        return self.composer.compose([*nameless(cell.composed.overrides), *said])
+
+    def jobs(self, cell: Cell, seed: int) -> list[Job]:
+        """All that an arm does with a seed."""
+        return [self.job(cell, seed)]
 
     def job(
         self,
@@ -151,12 +165,20 @@ class Planner:
         else:  # nothing else depends on the seed
             known = cell.composed
             seeded = {**known.config, asked.SEED: seed}, {**known.public, asked.SEED: seed}
-            composed = Composed(*seeded, [*_nameless(known.overrides), f"{asked.SEED}={seed}"])
+            composed = Composed(*seeded, [*nameless(known.overrides), f"{asked.SEED}={seed}"])
         public = {k: v for k, v in composed.public.items() if k != run_config.SWEEP}
         return Job(job_id(composed.config), cell.arm, seed, tuple(composed.overrides), public, role, until)
 
 
-def _nameless(overrides: Sequence[str]) -> list[str]:
+def distinct(jobs: Iterable[Job]) -> list[Job]:
+    """Each job once: what several arms or seeds ask for runs for all of them."""
+    found: dict[str, Job] = {}
+    for job in jobs:
+        found[job.id] = found[job.id].shared_with(job) if job.id in found else job
+    return [*found.values()]
+
+
+def nameless(overrides: Sequence[str]) -> list[str]:
     """Without the study's name: a single run that is made again would find its folder taken."""
     return [text for text in overrides if not text.startswith("name=")]
 

@@ -17,6 +17,8 @@ from ablatio.errors import ConfigError, Problem, UserError
 from ablatio.knobs import did_you_mean
 from ablatio.options import groups, register_with_hydra
 from ablatio.overrides import normal
+from ablatio.recipes.plan import laid_over
+from ablatio.recipes.read import RECIPE
 from ablatio.space import Axis
 from ablatio.sweep import settings
 from ablatio.sweep.settings import Settings
@@ -48,6 +50,11 @@ class Asked:
     overrides: tuple[str, ...]
 
     @property
+    def of_recipes(self) -> bool:
+        """Whether an arm is a recipe: runs that follow one another."""
+        return RECIPE in {*map(_key, self.fixed), *(axis.key for axis in self.axes)}
+
+    @property
     def baseline(self) -> dict[str, str] | None:
         """The arm that was named as the baseline; where it says nothing of an axis, the axis' first value."""
         text = self.settings["baseline"]
@@ -66,10 +73,12 @@ def read(overrides: Sequence[str]) -> Asked:
     given: dict[str, Any] = {k: _plain(k, v) for k, v in study.items() if k not in settings.WORDS}
     file_axes = {str(key): [_text(v) for v in values] for key, values in (study.get("axes") or {}).items()}
     fixed, axes, launcher, problems = list[str](), dict[str, Axis](), list[str](), list[Problem]()
-    for text in overrides:
+    for text in [*_of_recipe(study_name, study, overrides), *overrides]:
         key = _key(text)
         if key.startswith(LAUNCHER):
             launcher.append(text)
+        elif key == yamls.SWEEP and RECIPE in study:
+            continue  # it holds nothing that a stage could be composed of
         elif settings.is_setting(key) and not (key == "match" and "," in text):
             given[key] = _setting_value(key, text)
             if key == "match" and given[key] == "none":  # a run can hold to that by itself
@@ -147,6 +156,19 @@ def _study(overrides: Sequence[str]) -> tuple[str, Mapping[str, Any]]:
             f"there is no sweep {name}{did_you_mean(name, files)}\n    there are {', '.join(files) or 'none'}"
         )
     return name, files[name].read().get("sweep") or {}
+
+
+def _of_recipe(name: str, study: Mapping[str, Any], overrides: Sequence[str]) -> tuple[str, ...]:
+    """What the file of a study on a recipe says of all arms, less what the command line says anew."""
+    if RECIPE not in study:
+        return ()
+    own = [f"{RECIPE}={study[RECIPE]}", *study.get("overrides", ())]
+    if beside := [key for key in yamls.options_of(yamls.SWEEP)[name].read() if key != yamls.SWEEP]:
+        raise UserError(
+            f"the study {name} is on recipe={study[RECIPE]}, and `{beside[0]}:` stands beside `sweep:`: stages have "
+            f"their settings from the recipe\n    try: sweep: {{overrides: [{beside[0]}...=...]}} in its file"
+        )
+    return laid_over(own, overrides)[: -len(overrides)]
 
 
 def _key(text: str) -> str:

@@ -1,4 +1,8 @@
-"""Executes the jobs of a study: takes one after the other in hand, gives it to the launcher, and knows how it ended."""
+"""Executes the jobs of a study: takes one after the other in hand, gives it to the launcher, and knows how it ended.
+
+A job that takes something from others (a stage of a recipe) is taken in hand when those are done.  One that waits for
+a job which failed stays planned, and is open again when that one was repeated (`retry=`).
+"""
 
 import fcntl
 import json
@@ -183,7 +187,7 @@ class Engine:
 
     def is_open(self, job: Job, entry: Entry | None) -> bool:
         """Whether somebody should take it in hand."""
-        if job.id in self.held or job.id in self.lost:
+        if job.id in self.held or job.id in self.lost or not self._is_ready(job):
             return False
         if entry is None or entry.state in ("planned", "preempted"):
             return True
@@ -194,6 +198,10 @@ class Engine:
         if entry.state == "done":
             return False
         return not entry.taken or (self.retry == "running" and entry.elsewhere)
+
+    def _is_ready(self, job: Job) -> bool:
+        """Whether all is done that it takes something from."""
+        return all((known := self.ledger.entries.get(name)) and known.state == "done" for name in job.takes)
 
     def _fill(self) -> None:
         for job, entry in list(self._known()):

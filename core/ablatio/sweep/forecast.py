@@ -11,7 +11,7 @@ from typing import Any
 from ablatio.sweep.arms import Cell
 from ablatio.sweep.plan import Plan
 from ablatio.sweep.score import score_of
-from ablatio.sweep.study import STUDY, Study, jobs_of, run_folder
+from ablatio.sweep.study import STUDY, Study, jobs_of, label_of, run_folder
 from ablatio.sweep.weights import parameters, seconds_per_step, train_flops
 
 PROBE_SECONDS = 3.0  # what the user waits for the estimate
@@ -159,9 +159,7 @@ def show(plan: Plan, folder: Path | None = None) -> None:
             size = f"{sight.parameters:,}" if sight.parameters else ""
             table.add_row(escape(cell.label), state, size, duration(sight.seconds) if sight.seconds else "")
         for refused in plan.study.refused[:most]:
-            table.add_row(
-                escape(" ".join(f"{k}={v}" for k, v in refused.arm.items())), escape(f"refused: {refused.why}")
-            )
+            table.add_row(escape(label_of(refused.arm)), escape(f"refused: {refused.why}"))
         console.print(table, highlight=False)
         left = len(plan.cells) + len(plan.study.refused) - 2 * most
         if left > 0:

@@ -17,12 +17,13 @@ from ablatio.options import register_with_hydra
 from ablatio.paths import shipped
 from ablatio.registry import Entry
 from ablatio.sweep.asked import lasting
-from ablatio.sweep.board import Board, titled
+from ablatio.sweep.board import Board
 from ablatio.sweep.engine import Engine, Result
 from ablatio.sweep.forecast import show
 from ablatio.sweep.ledger import Ledger
 from ablatio.sweep.plan import Plan, plan_sweep
 from ablatio.sweep.score import UNITS, score_of
+from ablatio.sweep.stages import show_recipes, show_results
 from ablatio.sweep.study import LEDGER, STUDY, Study
 from ablatio.sweep.worker import work
 
@@ -150,7 +151,7 @@ def _execute(plan: Plan, folder: Path, entry: Entry, knobs: dict[str, Any]) -> i
     settings = plan.settings
     knobs |= {key: settings[key] for key in KNOBS if settings[key] is not None}
     launcher = launchers.build(entry.name, knobs, work=work)
-    show(plan, folder)
+    (show_recipes if plan.study.stages else show)(plan, folder)
     print(f"{len(plan.jobs)} runs in {folder}", flush=True)
     with Board(Console()) as board:
         engine = Engine(
@@ -161,12 +162,18 @@ def _execute(plan: Plan, folder: Path, entry: Entry, knobs: dict[str, Any]) -> i
         results = engine.run()
     for number in engine.ledger.damaged:
         print(f"ablatio: line {number} of {folder / LEDGER} is damaged and was left out", file=sys.stderr)
-    show_table(results, folder)
+    if plan.study.stages:
+        show_results(results, plan.study.stages, folder)
+    else:
+        show_table(results, folder)
+    print(f"ablatio report {folder}  says what can be concluded from them", flush=True)
     failed = [r for r in results if r.entry.state == "failed"]
     if failed:
+        waiting = len(engine.jobs) - len(results)
         raise SweepFailed(
-            f"{len(failed)} of {len(results)} runs failed; each one's error is in its folder in {folder / 'runs'}\n"
-            f"    try: ablatio resume {folder} retry=failed"
+            f"{len(failed)} of {len(engine.jobs)} runs failed"
+            + (f", and {waiting} that go on from them have not begun" if waiting else "")
+            + f"; each one's error is in its folder in {folder / 'runs'}\n    try: ablatio resume {folder} retry=failed"
         )
     return 0
 
@@ -186,9 +193,9 @@ def show_table(results: Sequence[Result], folder: Path) -> None:
         table.add_column(column, justify="left" if column == "arm" else "right", overflow="fold")
     for result in sorted(results, key=_cost):
         if result.entry.state == "failed":
-            table.add_row(escape(titled(result.job)), f"failed ({result.entry.kind})")
+            table.add_row(escape(result.job.title), f"failed ({result.entry.kind})")
         else:
-            table.add_row(escape(titled(result.job)), *_numbers(result.summary, list(columns)))
+            table.add_row(escape(result.job.title), *_numbers(result.summary, list(columns)))
     Console().print(table)
 
 

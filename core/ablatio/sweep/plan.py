@@ -8,7 +8,7 @@ from typing import Any
 from ablatio.errors import ConfigError, Problem
 from ablatio.kinds import designs
 from ablatio.sweep import asked, fair
-from ablatio.sweep.arms import Cell, Planner, by_problem
+from ablatio.sweep.arms import Cell, Planner, by_problem, distinct
 from ablatio.sweep.asked import MAX_JOBS, Asked
 from ablatio.sweep.follow import Results, Search, Tuning
 from ablatio.sweep.study import STUDY, Job, Refused, Study, jobs_of
@@ -59,7 +59,7 @@ def plan_sweep(overrides: Sequence[str], folder: Path | None = None) -> Plan:
     folder: of a study that was begun there; by default out/name, where a name was given
     """
     sweep = asked.read(overrides)
-    planner, design = Planner(sweep), design_of(sweep)
+    planner, design = planner_of(sweep), design_of(sweep)
     _count(sweep, design)
     if hasattr(design, "more"):
         return _search(sweep, planner, design, folder)
@@ -78,11 +78,24 @@ def plan_sweep(overrides: Sequence[str], folder: Path | None = None) -> Plan:
         _follow(plan, tuning.more, known)
         study.tuned = tuning.tuned  # which grows
     else:
-        plan.jobs = [planner.job(cell, seed) for seed in sweep.seeds for cell in cells]
+        plan.jobs = distinct(job for seed in sweep.seeds for cell in cells for job in planner.jobs(cell, seed))
+    study.stages = tuple(dict.fromkeys(job.stage for job in plan.jobs if job.stage))
     return plan
 
 
+def planner_of(sweep: Asked) -> Planner:
+    """Of arms that are single runs, or of arms that are recipes."""
+    if not sweep.of_recipes:
+        return Planner(sweep)
+    from ablatio.sweep.recipes import RecipePlanner
+
+    return RecipePlanner(sweep)
+
+
 def _search(sweep: Asked, planner: Planner, design: Any, folder: Path | None) -> Plan:
+    if sweep.of_recipes:
+        what = f"design={sweep.settings.design['name']} searches with runs, and an arm of this sweep is a recipe"
+        raise ConfigError([Problem("design", what, "design=full")])
     if sweep.settings["tune"]:
         name = sweep.settings.design["name"]
         what = f"design={name} searches itself; make {sweep.settings['tune']} one of its axes"

@@ -14,7 +14,7 @@ from ablatio.kinds import designs
 from ablatio.knobs import Fraction, NonNegative, Positive
 
 DESIGN = "design"
-WORDS = ("question", "expected", "recorded", "lengths", "axes")  # of a study: for its reader, and its axes
+WORDS = ("question", "expected", "recorded", "lengths", "axes", "recipe", "overrides")  # of a study, not of the sweep
 
 
 @dataclass(kw_only=True)

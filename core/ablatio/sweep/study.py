@@ -19,7 +19,7 @@ from ablatio.space import Arm, Axis
 from ablatio.writer import write_json
 
 STUDY, JOBS, RUNS, LEDGER = "study.json", "jobs", "runs", "ledger.jsonl"
-Role = Literal["run", "trial", "rung"]
+Role = Literal["run", "trial", "rung", "stage"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +30,12 @@ class Job:
     arm, seed  where it stands in the design; runs of one seed share initial weights, data order and dropout
     overrides  the command that makes it again: `ablatio train *overrides`
     config     whole and checked; values from the environment stay unresolved
-    role       run: counts in comparisons; trial: of a search or a tuning; rung: part of a run that a search may stop
+    role       run: counts in comparisons; trial: of a search or a tuning; rung: part of a run that a search may stop;
+               stage: of a recipe, before its last
     until      a rung ends at this step of its own schedule; None: at the end
     rungs      what it lost at earlier rungs, step -> held-out loss
+    stage      its name in a recipe
+    takes      ids of the jobs that must be done before it begins; in its config they stand as `runs/ID`
     """
 
     id: str
@@ -43,6 +46,14 @@ class Job:
     role: Role = "run"
     until: int | None = None
     rungs: Mapping[str, float] = field(default_factory=dict)
+    stage: str = ""
+    takes: tuple[str, ...] = ()
+
+    def shared_with(self, other: Job) -> Job:
+        """The same job, asked for by another arm or seed: it is of what the two have in common."""
+        if "run" in (self.role, other.role):
+            return self if self.role == "run" else other
+        return replace(self, arm={k: v for k, v in self.arm.items() if other.arm.get(k) == v})
 
     def with_rungs(self, rungs: Mapping[str, float]) -> Job:
         return replace(self, rungs=rungs)
@@ -50,6 +61,13 @@ class Job:
     @property
     def label(self) -> str:
         return label_of(self.arm)
+
+    @property
+    def title(self) -> str:
+        """How it is called where jobs are listed: `norm=rmsnorm seed=1`, `sft seed=1`."""
+        role = "" if self.role in ("run", "stage") else f" ({self.role})"
+        words = [self.stage, self.label if self.arm or not self.stage else "", f"seed={self.seed}"]
+        return " ".join(word for word in words if word) + role
 
 
 def label_of(arm: Arm) -> str:
@@ -75,6 +93,7 @@ class Study:
     tuned      arm label -> the settings that were tuned for it, and their values
     matched    arm label -> what was held equal (`match=`), what was changed for it, and the residual
     same       arm label -> the label of the arm that means the same and runs for both
+    stages     of a recipe, in their order: an arm is then one run of each
     """
 
     name: str
@@ -91,6 +110,7 @@ class Study:
     matched: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     same: Mapping[str, str] = field(default_factory=dict)
     aliases: Sequence[str] = ()  # which effects a fractional design cannot tell apart
+    stages: Sequence[str] = ()
 
     def write(self, folder: Path) -> None:
         write_json(folder / STUDY, {"format": 1} | asdict(self))
@@ -110,7 +130,7 @@ def write_job(folder: Path, job: Job) -> None:
 
 def read_job(folder: Path, job_id: str) -> Job:
     data = json.loads((folder / JOBS / f"{job_id}.json").read_text(encoding="utf-8"))
-    return Job(**data | {"overrides": tuple(data["overrides"])})
+    return Job(**data | {key: tuple(data.get(key, ())) for key in ("overrides", "takes")})
 
 
 def jobs_of(folder: Path) -> Iterator[Job]:
@@ -121,6 +141,20 @@ def jobs_of(folder: Path) -> Iterator[Job]:
 
 def run_folder(folder: Path, job_id: str) -> Path:
     return folder / RUNS / job_id
+
+
+def run_of(job_id: str) -> str:
+    """How a config speaks of a job's run: wherever the study lies, it is the same config."""
+    return f"{RUNS}/{job_id}"
+
+
+def placed(node: Any, places: Mapping[str, str]) -> Any:
+    """A config in which values are replaced: each run that is taken over by its folder."""
+    if isinstance(node, Mapping):
+        return {key: placed(value, places) for key, value in node.items()}
+    if isinstance(node, list):
+        return [placed(value, places) for value in node]
+    return places.get(node, node) if isinstance(node, str) else node
 
 
 def summary_of(run: Path) -> dict[str, Any]:

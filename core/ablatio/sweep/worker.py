@@ -13,7 +13,7 @@ from typing import Any
 from ablatio.errors import AblatioError, Diverged, EnvironmentFault, Preempted
 from ablatio.orders import Order
 from ablatio.sweep.ledger import Claim, Kind, Ledger
-from ablatio.sweep.study import LEDGER, Job, read_job, run_folder, summary_of
+from ablatio.sweep.study import LEDGER, Job, placed, read_job, run_folder, run_of, summary_of
 from ablatio.writer import make_folder, write_text
 
 LOG, ERROR = "log.txt", "error.txt"
@@ -31,7 +31,9 @@ def train_job(job: Job, folder: Path, threads: int) -> Mapping[str, Any]:
     if known.get("status") == "done":  # it was killed between its summary and its line in the ledger
         return known
     here = {"progress": False, "threads": job.config["trainer"]["threads"] or threads}
-    public = {**job.config, "trainer": {**job.config["trainer"], **here}}
+    study = folder.parent.parent
+    taken = {run_of(other): str(run_folder(study, other)) for other in job.takes}
+    public = {**placed(job.config, taken), "trainer": {**job.config["trainer"], **here}}
     return train(resolved(public, str(folder)), public, folder, Console(), resume=True, until=job.until)
 
 
@@ -60,16 +62,17 @@ def work(order: Order, threads: int, run_job: RunJob = train_job) -> int:
 
 
 def warm() -> None:
-    """The imports that each run would make, those of the parts among them: 0.4 s."""
+    """What each run would import or find out again: libraries, parts, versions and hashes of the code."""
     import lightning.pytorch  # noqa: F401
 
     import ablatio.tasks.run  # noqa: F401
     from ablatio.plugins import load
     from ablatio.registry import REGISTRIES
-    from ablatio.tasks.provenance import versions
+    from ablatio.tasks import provenance
 
     load()
-    versions()
+    provenance.versions()
+    provenance.code({})
     for registry in REGISTRIES.values():
         for name in registry.entries if registry.in_run else ():
             with suppress(Exception):  # a part that cannot be imported is said by the run that asks for it

@@ -117,7 +117,7 @@ class Learner(pl.LightningModule):
         self._targets = 0
         step = self._step()
         self._step_losses = []
-        for part in self._having("before_step"):
+        for part in (*self._having("before_step"), *([self.task] if hasattr(self.task, "before_step") else [])):
             self.metrics |= part.before_step(step)
         if hasattr(self.optimizer, "observe"):
             self.optimizer.observe(step)

@@ -5,7 +5,7 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
@@ -59,7 +59,7 @@ class Sentiment:
 
     Sentences that begin with the same `opening` words are answers to one another's beginning.  The judge is VADER
     (Hutto & Gilbert 2014, doi:10.1609/icwsm.v8i1.14550), so the gold reward of what a model writes is known too.
-    As conversations it gives the best answer to each beginning.
+    As conversations it gives the best answer to each beginning, or all of them.
     Source: controlled sentiment, as in arXiv:2305.18290, section 6.
     """
 
@@ -70,9 +70,11 @@ class Sentiment:
         answers: Annotated[int, Range(2, 16), "to each prompt"] = 2,
         opening: Annotated[int, Range(1, 8), "words of a prompt"] = 2,
         gap: Annotated[float, Range(0, 2), "least difference in sentiment (-1 ... 1) of two answers"] = 0.3,
+        shown: Annotated[Literal["best", "all"], "answers that are examples to follow"] = "best",
         seed: Annotated[int, Range(0, 2**31), "of the choice"] = 1,
     ) -> None:
         self.size, self.answers, self.opening, self.gap, self.seed = size, answers, opening, gap, seed
+        self.shown = shown
 
     def feedback(self) -> Iterator[Feedback]:
         judge = sentiment_of()
@@ -107,14 +109,20 @@ class Sentiment:
         return {opening: list(dict.fromkeys(texts)) for opening, texts in found.items() if len(texts) >= self.answers}
 
     def conversations(self) -> Iterator[Conversation]:
-        yield from _demonstrations(self.feedback())
+        if self.shown == "best":
+            yield from _demonstrations(self.feedback())
+            return
+        for line in self.feedback():
+            for i, answer in enumerate(line.answers):
+                yield Conversation((*line.prompt, Message("assistant", answer)), f"{line.id}/{i}", line.split)
 
     def documents(self) -> Iterator[Document]:
         yield from (Document(f.text, f.id, f.split) for f in self.feedback())
 
     def fingerprint(self) -> str:
         knobs = (self.size, self.answers, self.opening, self.gap, self.seed, sources.build("sotu").fingerprint())
-        return hashlib.sha256(f"sentiment-1 {knobs}".encode()).hexdigest()
+        shown = "" if self.shown == "best" else f" {self.shown}"  # older runs have the former's
+        return hashlib.sha256(f"sentiment-1 {knobs}{shown}".encode()).hexdigest()
 
 
 def _demonstrations(feedback: Iterable[Feedback]) -> Iterator[Conversation]:
