@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from llamas import small_llama
@@ -98,3 +99,16 @@ def test_each_study_is_whole_and_its_first_and_last_arm_take_a_step(tmp_path: Pa
         ]
         ended = ablatio(["train", *arm, *short, f"name=arm{number}"], tmp_path / "log")
         assert ended.code == 0, ended.err
+
+
+def test_the_experiment_with_smollm2_on_a_small_llama(tmp_path: Path) -> None:
+    """Its own chat form, LoRA on a frozen base, the likeliest answers before and after in the summary."""
+    start = ["experiment=smollm2_gsm", f"model.path={small_llama(tmp_path / 'llama')}", "train.steps=2"]
+    short = ["source.size=60", "data.val_fraction=0.2", "data.val_tokens=2048", "trainer.progress=false"]
+    ended = ablatio(["train", *start, *short, f"out={tmp_path}", "name=gsm"], tmp_path / "log")
+    assert ended.code == 0, ended.err
+    found: Any = summary(tmp_path / "gsm")
+    assert len(found["samples"]) == 4 and "####" in found["samples"][0]["expected"]
+    assert 0 < found["trainable_parameters"] < found["parameters"]
+    config = json.loads((tmp_path / "gsm/config.json").read_text())
+    assert config["template"]["name"] == "chatml" and "SmolLM" in config["template"]["system"]
