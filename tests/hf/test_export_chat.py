@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from llamas import END, small_llama
 from runs import TINY, ablatio, summary
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from ablatio.data.chat import sign_id, write
 from ablatio.data.types import Message
@@ -42,23 +42,6 @@ def chats(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder as transformers writes it, with the signs of ChatML in its tokenizer, and ends called otherwise."""
-    transformers = pytest.importorskip("transformers")
-    folder = tmp_path_factory.mktemp("llama")
-    tokens = ["</s>", "<|im_start|>", "<|im_end|>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-    config = transformers.LlamaConfig(**sizes, num_key_value_heads=2, vocab_size=len(tokens), tie_word_embeddings=True)
-    transformers.LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, []))
-    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    tokenizer.add_special_tokens(tokens[:3])
-    (folder / "tokenizer.json").write_text(tokenizer.to_str())
-    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|im_end|>"}))
-    return folder
-
-
 def taught(folder: Path, chats: Path, options: list[str]) -> Path:
     given = {o.split("=")[0] for o in options} | {"source", "source.separator", "model.max_len"}
     sizes = ("model.d_model", "model.n_layers", "model.n_heads", "tokenizer") if "model=hf" in options else ()
@@ -85,14 +68,20 @@ def test_transformers_speaks_as_the_run_was_taught(tmp_path: Path, chats: Path, 
     compare(folder, tmp_path)
 
 
-def test_a_model_of_theirs_goes_back_with_its_signs(tmp_path: Path, chats: Path, llama: Path) -> None:
+def test_a_model_of_theirs_goes_back_with_its_signs(tmp_path: Path, chats: Path) -> None:
     """Read with model=hf, tuned with LoRA in its own ChatML, merged, exported: as LLaMA, with the ends that it had."""
-    options = ["model=hf", f"model.path={llama}", "template=chatml", "template.system='Be brief.'", "peft=lora"]
+    options = [
+        "model=hf",
+        f"model.path={small_llama(tmp_path / 'llama')}",
+        "template=chatml",
+        "template.system='Be brief.'",
+        "peft=lora",
+    ]
     folder = taught(tmp_path, chats, options)
     assert len(summary(folder)["samples"]) == 4  # type: ignore[arg-type]
     compare(folder, tmp_path)
     settings = json.loads((tmp_path / "out/tokenizer_config.json").read_text())
-    assert settings["eos_token"] == "</s>"
+    assert settings["eos_token"] == END
     assert json.loads((tmp_path / "out/generation_config.json").read_text())["eos_token_id"] == [2, 0]
 
 

@@ -1,19 +1,26 @@
 """Arms that are laid over a frame have the configs that Hydra itself composes."""
 
 import random
+from pathlib import Path
 from typing import Any
+
+import pytest
+from llamas import small_llama
 
 from ablatio.compose import compose_run
 from ablatio.config import NEEDED
-from ablatio.errors import ConfigError
+from ablatio.errors import ConfigError, UserError
 from ablatio.options import groups, register_with_hydra
 from ablatio.registry import REGISTRIES
+from ablatio.start import in_files
 from ablatio.sweep.compose import Composer
 from ablatio.sweep.plan import plan_sweep
 from ablatio.yamls import SWEEP, options_of
 
 register_with_hydra()
 GROUPS = groups()
+# A study that begins with a model that is not here is refused in one and the same way: tests/tasks/test_sweeps.py.
+GROUPS[SWEEP] = [name for name in GROUPS[SWEEP] if not in_files([f"+sweep={name}"]).get("model.start")]
 VALUES = (
     "optimizer.lr=0.01", "model.d_ff=100", "train.steps=7", "seeds.init=${seed}", "norm.eps=1e-3", "name='a b'",
     "optimizer.lr=null", "+model.new=1",
@@ -67,6 +74,30 @@ def test_a_preset_s_values_of_a_part_hold_as_long_as_it_is_chosen() -> None:
     kept, gone = (composer.compose(["preset=llama", f"norm={n}"]).config["norm"] for n in ("rmsnorm", "layernorm"))
     assert kept["eps"] == compose_run(["preset=llama"]).config["norm"]["eps"]
     assert gone["eps"] == compose_run(["norm=layernorm"]).config["norm"]["eps"]
+
+
+def test_arms_that_begin_with_a_model_are_hydras(tmp_path: Path) -> None:
+    """Oracle: Hydra composes each arm by itself.  The study names the model; what else it says, holds."""
+    start = ["+sweep=lora_matrices", f"model.path={small_llama(tmp_path)}"]
+    composer, more = Composer(), ([], ["peft=none"], ["peft.targets=[k_proj]", "peft.rank=3"], ["position=alibi"])
+    for arm in ([*start, *said] for said in (*more, ["norm=layernorm"], ["model.max_len=128", "size=tiny"])):
+        assert outcome(composer.compose, arm) == outcome(compose_run, arm), arm
+    made = composer.compose(start).config
+    assert made["model"]["d_model"] == 32 and made["attention"]["name"] == "gqa"  # the model's
+    assert made["model"]["max_len"] == 512 and made["peft"]["rank"] == 6  # the study's
+    changed = composer.compose([*start, "norm=layernorm"]).config
+    assert changed["norm"]["name"] == "layernorm" and changed["position"] == made["position"]
+
+
+def test_a_model_that_is_not_there_is_asked_for_by_the_command_that_makes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ABLATIO_CACHE", str(tmp_path))
+    with pytest.raises(UserError, match=r"try: ablatio train .* name=base"):
+        compose_run(["+sweep=lora_rates"])
+    with pytest.raises(UserError, match="try: ablatio fetch smollm2"):
+        compose_run(["+sweep=lora_matrices"])
 
 
 def test_a_kind_that_may_be_left_out_is_chosen_and_left_out_like_any_other() -> None:

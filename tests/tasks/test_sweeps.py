@@ -2,10 +2,13 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+from llamas import small_llama
 from runs import TINY, ablatio, summary
 
+from ablatio.sweep.asked import _text
 from ablatio.sweep.plan import plan_sweep
 from ablatio.sweep.study import jobs_of, run_folder
 from ablatio.yamls import SWEEP, options_of
@@ -62,14 +65,29 @@ def test_a_learned_table_refuses_what_it_does_not_know(tmp_path: Path) -> None:
     assert "bpb" in known and "model.max_len=128 and no more" in str(beyond["refused"])
 
 
+def begins_with(name: str, folder: Path) -> list[str]:
+    """The model that a study begins with: made by the command in its head, shortened; for SmolLM2 a small LLaMA."""
+    file = options_of(SWEEP)[name]
+    named = file.read().get("model", {}).get("path")
+    if named is None:
+        return []
+    if named == "smollm2":
+        return [f"model.path={small_llama(folder / 'llama')}"]
+    made = next(line.split()[1:] for line in file.doc.splitlines() if f"name={Path(named).name}" in line.split())
+    short = ["train.steps=2", "data.val_tokens=2048", "trainer.progress=false", f"out={folder}"]
+    ended = ablatio([word for word in made if not word.startswith("train.steps")] + short, folder / "log")
+    assert ended.code == 0, ended.err
+    return [f"model.path={folder / Path(named).name}"]
+
+
 @pytest.mark.parametrize("name", sorted(options_of(SWEEP)))
 def test_each_study_is_whole_and_its_first_and_last_arm_take_a_step(tmp_path: Path, name: str) -> None:
     """All arms pass the checks; what was recorded names arms of the study."""
     study = options_of(SWEEP)[name].read()["sweep"]
     assert study["question"] and study["expected"] and study["recorded"]
-    jobs = plan_sweep([f"+sweep={name}"]).jobs
+    jobs = plan_sweep([f"+sweep={name}", *begins_with(name, tmp_path)]).jobs
     arms = [[word for word in job.overrides if ".train.steps=" not in word] for job in jobs]  # a stage's own length
-    values = {str(value) for axis in study["axes"].values() for value in axis}
+    values = {_text(value) for axis in study["axes"].values() for value in axis}
     assert {str(key).split()[0] for key in study["recorded"]} <= values
     for number, arm in enumerate((arms[0], arms[-1])):
         short = [
@@ -81,3 +99,16 @@ def test_each_study_is_whole_and_its_first_and_last_arm_take_a_step(tmp_path: Pa
         ]
         ended = ablatio(["train", *arm, *short, f"name=arm{number}"], tmp_path / "log")
         assert ended.code == 0, ended.err
+
+
+def test_the_experiment_with_smollm2_on_a_small_llama(tmp_path: Path) -> None:
+    """Its own chat form, LoRA on a frozen base, the likeliest answers before and after in the summary."""
+    start = ["experiment=smollm2_gsm", f"model.path={small_llama(tmp_path / 'llama')}", "train.steps=2"]
+    short = ["source.size=60", "data.val_fraction=0.2", "data.val_tokens=2048", "trainer.progress=false"]
+    ended = ablatio(["train", *start, *short, f"out={tmp_path}", "name=gsm"], tmp_path / "log")
+    assert ended.code == 0, ended.err
+    found: Any = summary(tmp_path / "gsm")
+    assert len(found["samples"]) == 4 and "####" in found["samples"][0]["expected"]
+    assert 0 < found["trainable_parameters"] < found["parameters"]
+    config = json.loads((tmp_path / "gsm/config.json").read_text())
+    assert config["template"]["name"] == "chatml" and "SmolLM" in config["template"]["system"]
