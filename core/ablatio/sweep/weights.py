@@ -69,6 +69,8 @@ def seconds_per_step(config: Mapping[str, Any], times: int = 3) -> float:
     """
     import torch
 
+    from ablatio.tasks.machine import Machine
+
     size = parameters(config)
     length, rows = int(config["data"]["length"] or config["model"]["max_len"]), int(config["train"]["batch_size"])
     row_flops = _flops_per_token(config) * length
@@ -76,7 +78,7 @@ def seconds_per_step(config: Mapping[str, Any], times: int = 3) -> float:
         return 0.0
     few = max(1, min(rows, int(PROBE_FLOPS / row_flops)))
     threads = torch.get_num_threads()
-    torch.set_num_threads(config["trainer"]["threads"] or 1)
+    Machine("cpu", "32", config["trainer"]["threads"] or 1).prepare()
     try:
         with torch.random.fork_rng(devices=[]):
             forward, step = _probe(config, few, length)

@@ -11,6 +11,7 @@ import torch
 
 from ablatio.errors import EnvironmentFault
 
+FLOAT32 = 1e-5  # how far a product of float32 may be from the exact one; of bfloat16 it is 2e-3
 LIGHTNING_PRECISION = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 
 
@@ -45,6 +46,8 @@ class Machine:
         torch.set_num_threads(self.threads)
         if self.device == "cuda":
             torch.set_float32_matmul_precision("high")
+        elif onednn_is_faster():
+            multiply_with_onednn()
 
     def peak_memory(self) -> int:
         """The most bytes that were in use at once: of the GPU, or of this process."""
@@ -52,6 +55,28 @@ class Machine:
             return torch.cuda.max_memory_allocated()
         unit = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def onednn_is_faster() -> bool:
+    """Whether oneDNN multiplies float32 faster than MKL: twice as fast on AMD processors with AVX-512."""
+    known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return "AMD" in str(known.get("cpu_name")) and bool(known.get("avx512_f"))
+
+
+def multiply_with_onednn() -> bool:
+    """Hand float32 products to oneDNN, unless it would round them; whether it has them.
+
+    torch does so where it may round to bfloat16, and there is no other switch.  oneDNN rounds on processors with units
+    for it (AMX) alone, and a product is tried, for what a later version does is not known.
+    """
+    matmul: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before, matmul.fp32_precision = matmul.fp32_precision, "bf16"
+    thirds = torch.arange(1.0, 16385.0).view(128, 128) / 3
+    exact = thirds.double() @ thirds.double().T
+    apart = float(((thirds @ thirds.T).double() - exact).norm() / exact.norm())
+    if apart > FLOAT32:
+        matmul.fp32_precision = before
+    return apart <= FLOAT32
 
 
 def cores() -> int:
