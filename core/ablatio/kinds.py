@@ -442,11 +442,14 @@ class PolicyMethod(Alignment, Protocol):
 class Reward(Protocol):
     """How good answers are: N answers (ablatio.model.answers.Answer) -> (N,), higher is better.
 
-    A function part judges one answer and gives a number.  A reward that judges steps gives a list of Steps for each
-    answer, and says `per_step`.  `open_run` (wiring) turns the folder of a reward model into a function of answers.
+    A function part judges one answer and gives a number, or two (answer, other) and gives the chance that the first is
+    better, which reward=ranking makes a reward of.  A reward that judges steps gives a list of Steps for each answer,
+    and says `per_step`; one that looks at the answers to a prompt side by side says `compares`.  `open_run` (wiring)
+    turns the folder of a reward model into a function of answers.
     """
 
     per_step: ClassVar[bool]
+    compares: ClassVar[bool]
 
     def __call__(self, answers: Sequence[Answer]) -> Tensor | list[list[AnswerStep]]: ...
 
@@ -660,9 +663,12 @@ rewards: Registry[Reward] = Registry(
     "reward",
     "How good an answer is.",
     wiring=("open_run",),
-    calls={("answer",): {"per_step": False}},
+    calls={
+        ("answer",): {"per_step": False, "compares": False},
+        ("answer", "other"): {"per_step": False, "compares": True},
+    },
     methods=("__call__",),
-    facts={"per_step": False},
+    facts={"per_step": False, "compares": False},
     optional=True,
 )
 

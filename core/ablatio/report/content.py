@@ -10,7 +10,7 @@ from statistics import median
 from typing import Any
 
 from ablatio.report.arms import COSTS, SIZES, Arm, rate_is_free, tuned
-from ablatio.report.curves import Curve, band, minus
+from ablatio.report.curves import POLICY, Curve, band, minus
 from ablatio.report.escape import lines_of, visible
 from ablatio.report.findings import Findings, Row
 from ablatio.report.frontier import frontier
@@ -21,7 +21,7 @@ from ablatio.report.text import again
 from ablatio.report.verdict import Verdict
 from ablatio.sweep.study import label_of
 
-CURVES = ("train/loss", "train/grad_norm")  # beside the score that is compared
+CURVES = ("train/loss", "train/grad_norm", *POLICY)  # beside the score that is compared
 BEST, WORST = 24, 8  # arms whose curves are in the page; it draws no more than a dozen
 
 

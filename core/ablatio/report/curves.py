@@ -11,7 +11,9 @@ from pathlib import Path
 import numpy as np
 
 POINTS = 160  # of a curve; a chart is some 700 pixels wide, and a line is 2 of them
-READ = ("train/loss", "train/grad_norm", "seconds")  # columns that a report draws or counts, beside val/...
+POLICY = ("train/reward", "train/kl_k3", "train/entropy")  # of a policy's rollouts
+COLLAPSED = "train/collapsed"  # 1 where a policy says one thing alone
+READ = ("train/loss", "train/grad_norm", *POLICY, COLLAPSED, "seconds")  # that a report draws or counts, beside val/...
 _FLOAT = re.compile(r"[-+]?\d+(\.\d*)?([eE][-+]?\d+)?")
 Curve = tuple[list[int], list[float]]  # steps, values
 Curves = Mapping[str, Curve]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from ablatio.report.arms import UNMATCHED, Arm, arms_of, choose_metric, higher_is_better, rate_is_free, tuned
+from ablatio.report.curves import COLLAPSED
 from ablatio.report.run import RATE
 from ablatio.report.statistics import (
     Comparison,
@@ -149,12 +150,25 @@ def find(table: Table, metric: str | None = None, baseline: str | None = None) -
             "the runs differ in text, tokenizer or token budget: differences are taken inside each folder, "
             "and means are no better than their mixture"
         )
+    table.notes += _collapses(arms)
     rows = [_row(a, base, comparison) for a in arms]
     sign = 1 if better == "low" else -1
     rows.sort(key=lambda r: math.inf if r.mean is None else sign * r.mean)
     unit = UNITS.get(metric.rsplit("/", 1)[-1], metric)
     words = _verdicts(comparison, unit, table, arms) or _on_effects(factors, unit)
     return Findings(table, metric, better, rows, comparison, factors, words)
+
+
+def _collapses(arms: Sequence[Arm]) -> list[str]:
+    """Which policies came to say one thing alone: their scores are no measure of the method."""
+    said = []
+    for arm in arms:
+        curves = [r.curves[COLLAPSED] for r in arm.runs if COLLAPSED in r.curves]
+        first = [next(s for s, v in zip(*curve, strict=True) if v > 0) for curve in curves if any(curve[1])]
+        if first:
+            runs = f"{len(first)} of {len(curves)} runs" if len(curves) > 1 else "the run"
+            said.append(f"{arm.label}: the policy of {runs} collapsed to one answer, first seen at step {min(first)}")
+    return said
 
 
 def _row(arm: Arm, base: Arm | None, comparison: Comparison | None) -> Row:

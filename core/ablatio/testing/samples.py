@@ -339,6 +339,9 @@ def reward(entry: Entry, knobs: Knobs | None = None) -> Any:
     if entry.wiring == ("answer",):
         judge = made(entry, knobs)
         return lambda answers: torch.tensor([float(judge(a)) for a in answers])
+    if entry.wiring == ("answer", "other"):
+        wins = made(entry, knobs)
+        return lambda answers: torch.tensor([sum(float(wins(a, b)) for b in answers) for a in answers])
     values = dict(knobs or {})
     if entry.knob("path") and not values.get("path"):
         values["path"] = "a run"

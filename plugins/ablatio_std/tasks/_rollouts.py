@@ -185,6 +185,10 @@ def reward_of(setup: Setup, name: str, tokenizer: Tokenizer) -> Reward:
             raise UserError("a reward model is opened by a run, and this is none")
         return setup.open_reward(path, tokenizer)
 
+    if rewards[name].wiring == ("answer", "other"):
+        raise UserError(
+            f"reward={name} says which of two answers is better\n    try: reward=ranking reward.function={name}"
+        )
     made: Any = setup.part("reward", open_run=open_run)
     return one_by_one(made, name) if rewards[name].wiring == ("answer",) else made
 

@@ -17,7 +17,12 @@ def test_scores_are_finite_numbers(part: Entry) -> None:
 
 
 def test_each_answer_is_judged_by_itself(part: Entry) -> None:
+    """Or, where a reward compares, its place in the row does not matter."""
     reward, answers = samples.reward(part), samples.answers()
+    if part.facts["compares"]:
+        forward, backward = (judged(reward, part.name, row)[0] for row in (answers, answers[::-1]))
+        probe.near(part, forward.double(), backward.flip(0).double(), "answers in the other order", 1e-6)
+        return
     together, _ = judged(reward, part.name, answers)
     alone = torch.cat([judged(reward, part.name, [a])[0] for a in reversed(answers)]).flip(0)
     probe.near(part, together.double(), alone.double(), "answers together and one by one", 1e-6)

@@ -1,0 +1,41 @@
+"""Policy runs in a report: their rewards and KL as curves, and a word on those that collapsed."""
+
+from pathlib import Path
+
+from studies import POLICIES, write_study
+
+from ablatio.report.content import content
+from ablatio.report.findings import find
+from ablatio.report.page import page_text
+from ablatio.report.table import read_table
+
+
+def add_columns(path: Path, collapsed_from: int | None) -> None:
+    header, *lines = path.read_text().splitlines()
+    made = [f"{header},train/reward,train/kl_k3,train/entropy,train/collapsed"]
+    for line in lines:
+        at = int(line.split(",")[0])
+        fallen = collapsed_from is not None and at >= collapsed_from
+        made.append(f"{line},{at / 100},{at / 1000},{3.0 - at / 1000},{float(fallen)}")
+    path.write_text("\n".join(made) + "\n")
+
+
+def test_rewards_and_kl_are_drawn_and_a_collapse_is_told(tmp_path: Path):
+    folder = write_study(tmp_path / "s", POLICIES)
+    plain = content(find(read_table([folder])))
+    assert not any("collapsed" in note for note in plain["notes"])
+    before = {c["name"] for c in plain["curves"]}
+    assert not before & {"train/reward", "train/kl_k3", "train/entropy"}
+    paths = sorted(folder.glob("runs/*/metrics.csv"))
+    steps = [int(line.split(",")[0]) for line in paths[0].read_text().splitlines()[1:]]
+    for number, path in enumerate(paths):
+        add_columns(path, steps[len(steps) // 2] if number == 0 else None)
+    findings = find(read_table([folder]))
+    found = content(findings)
+    curves = {c["name"]: c for c in found["curves"] if not c["difference"]}
+    assert set(curves) == before | {"train/reward", "train/kl_k3", "train/entropy"}
+    rising = curves["train/reward"]["arms"][0]["mean"]
+    assert rising == sorted(rising) and rising[-1] > rising[0]
+    told = [note for note in found["notes"] if "collapsed" in note]
+    assert len(told) == 1 and f"first seen at step {steps[len(steps) // 2]}" in told[0] and "1 of 3 runs" in told[0]
+    assert told[0] in page_text(findings)
