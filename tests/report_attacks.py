@@ -19,5 +19,6 @@ def attacked(folder: Path) -> Path:
         axes={"norm": [a["norm"] for a in arms]}, arms=arms, seeds=(1, 2), steps=60, baseline={"norm": "rmsnorm"},
         question="<script>alert('q')</script> | =1+1", refused=[Refused({"norm": "</script>"}, "why\x1b[2J <b>|")],
         states={(f"norm={ATTACKS[2]}", 1): "diverged"},
+        samples=[{"prompt": text, text: "x", "before": text, "after": f"{text}\n{text}"} for text in ATTACKS],
     )  # fmt: skip
     return write_study(folder, fake)

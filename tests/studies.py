@@ -44,6 +44,7 @@ class Fake:
     every: int = EVERY
     data: str = "ab" * 32
     tuned: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    samples: Sequence[Mapping[str, str]] = ()
 
     def all_arms(self) -> list[dict[str, str]]:
         if self.arms is not None:
@@ -107,6 +108,8 @@ def _write_run(folder: Path, fake: Fake, place: int, arm: Mapping[str, str], see
         "train_flops": 7.1e6 * (1 + 0.004 * (place % 5)) * last * TOKENS,
     }  # fmt: skip
     summary |= policy_scores(distance) if done and distance is not None else {}
+    if fake.samples:
+        summary["samples"] = list(fake.samples)
     if state == "diverged":
         summary["error"] = (
             f"the run diverged: loss is nan at step {last}; nothing of it was saved\n    try: a lower rate"
@@ -212,6 +215,10 @@ RATES = Fake(
     axes={"optimizer": ["adamw", "lion"], "optimizer.lr": ["0.0003", "0.001", "0.003", "0.01", "0.03"]},
     question="How much does the rate matter for Lion and AdamW?",
     effects={"optimizer=lion": 0.02},
+    samples=[
+        {"prompt": "How many?", "expected": "2 + 2 = 4\n#### 4", "before": "Many.", "after": "2 + 2 = 4\n#### 4"},
+        {"prompt": "How long?", "reward": "0.1 -> 0.4", "before": "", "after": "An hour."},
+    ],
 )
 
 POLICIES = Fake(

@@ -30,6 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Before torch is imported: OpenMP's threads spin while they wait, and when another program wants the cores too, a
     # step of the default model takes 3.5 s instead of 0.1 s.  Threads that sleep lose little on a quiet machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # Whether there is a GPU is asked without starting CUDA: a sweep forks its runs from a process that has asked.
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     try:
         return _dispatch(words)
     except AblatioError as error:

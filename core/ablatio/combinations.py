@@ -65,6 +65,13 @@ rule(
     where="position",
 )
 rule(
+    when="facts.position.late and not facts.attention.turns_late",
+    why="position={position.name} turns all keys anew when a text grows, and attention={attention.name} turns each "
+    "once",
+    fix="position=rope",
+    where="position",
+)
+rule(
     when="'attention' in facts.placement.inner_norm and 'inner_norm' not in facts.attention.wiring",
     why="placement={placement.name} puts a norm before attention's last projection, and attention={attention.name} "
     "takes none",
@@ -84,6 +91,14 @@ rule(  # one number of norms has no length: then the rule is silent
     "one sublayer of both",
     fix="block=sequential",
     where="block",
+)
+rule(
+    when="facts.placement.first_norms is not None and model.distinct_layers is not None "
+    "and model.distinct_layers < model.n_layers",
+    why="placement={placement.name} norms the first layer in a way of its own, and model.distinct_layers="
+    "{model.distinct_layers} makes later layers share its weights",
+    fix="model.distinct_layers=null",
+    where="model.distinct_layers",
 )
 rule(
     when="facts.schedule.watches and train.val_every is None",

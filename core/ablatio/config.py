@@ -13,6 +13,7 @@ from ablatio.registry import REGISTRIES, ContractError, Entry, Registry
 
 _KINDS = [getattr(kinds, plural) for plural in kinds.__all__]
 NEEDED = tuple(r.kind for r in _KINDS if r.in_run and not r.optional)  # a kind that a plugin adds may be left out too
+LISTED = tuple(r.kind for r in _KINDS if r.in_run)  # in conf/train.yaml, some of them with none
 NAME_PATTERN = "letters, digits, `.`, `_` and `-`, at most 100, the first a letter or digit"
 
 

@@ -40,10 +40,12 @@ class Placement(Protocol):
     around      wiring: the sublayer that it stands around: attention | cross | mlp | both (where they are added up)
     n_norms     norms that each sublayer gets (one module, or a ModuleList of none or several), or a pair: those of
                 an attention, and those of a feed-forward part
+    first_norms  the same of the first layer, where it has others (None: it has not)
     final_norm  whether the stack ends with a norm of its own
     embedding_norm  whether it starts with one, right after the embedding
     inner_norm  the sublayers (attention, mlp) that get a norm before their last projection
     gain        what the init of value, output and feed-forward matrices is multiplied with (deepnorm's beta)
+    whole_rows  as in an Mlp
 
     A stream of another shape than (B, T, D) is made by `open(x)` before the first layer and taken back by
     `close(x, norm)` after the last one, which also applies the final norm (the identity where there is none); both are
@@ -51,10 +53,12 @@ class Placement(Protocol):
     """
 
     n_norms: ClassVar[int | tuple[int, int]]
+    first_norms: ClassVar[int | tuple[int, int] | None]
     final_norm: ClassVar[bool]
     embedding_norm: ClassVar[bool]
     inner_norm: ClassVar[Sequence[str]]
     gain: float
+    whole_rows: ClassVar[bool]
 
     def __call__(self, x: Tensor, sublayer: Any, norm: nn.Module) -> Tensor: ...
 
@@ -70,7 +74,11 @@ class Mlp(Protocol):
 
     Extra losses and numbers for the log go through `ctx.add_loss("train/balance", x)` and `ctx.measure(...)`; the fact
     `metrics` lists their names.  The attribute `idle_parameters` counts the weights that a token passes by.
+
+    whole_rows  in training what becomes of a token also depends on how its row, or the batch, is cut into passes
     """
+
+    whole_rows: ClassVar[bool]
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor: ...
 
@@ -103,6 +111,7 @@ class Attention(Protocol):
     cross           attends to an encoder's states where `ctx.memory` is given (`ctx.keys_values`)
     bidirectional   may see what comes later, when `ctx.mask` is "full" or a prefix is open
     prefix          its keys and values may begin with those of tokens that are not there
+    turns_late      keeps keys as they were, for a position that turns all of them anew when a text grows (`late`)
 
     hidden_flops(ctx)  optional: of one row, the FLOPs of pairs that a counter takes for seen and a pattern hides
     """
@@ -113,6 +122,7 @@ class Attention(Protocol):
     cross: ClassVar[bool]
     bidirectional: ClassVar[bool]
     prefix: ClassVar[bool]
+    turns_late: ClassVar[bool]
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor: ...
 
@@ -208,10 +218,12 @@ class Peft(Protocol):
 
     exact    whether the model at step 0 is the base to the last bit, and not only to rounding
     virtual  whether it adds keys and values of tokens that are not there: then attention must have such
+    whole_rows  as in an Mlp
     """
 
     exact: ClassVar[bool]
     virtual: ClassVar[bool]
+    whole_rows: ClassVar[bool]
 
     def apply(self, model: nn.Module, seed: int) -> None: ...
 
@@ -439,7 +451,14 @@ placements: Registry[Placement] = Registry(
     "Where the norms stand around a sublayer, and how the residual is scaled.",
     wiring=("d_model", "n_layers", "layer", "sublayer", "around", "side", "encoder_layers", "decoder_layers"),
     methods=("__call__",),
-    facts={"n_norms": 1, "final_norm": True, "embedding_norm": False, "inner_norm": ()},
+    facts={
+        "n_norms": 1,
+        "first_norms": None,
+        "final_norm": True,
+        "embedding_norm": False,
+        "inner_norm": (),
+        "whole_rows": False,
+    },
 )
 activations: Registry[Activation] = Registry(
     "activation",
@@ -454,7 +473,7 @@ mlps: Registry[nn.Module] = Registry(
     "The feed-forward part of a layer.",
     wiring=("d_model", "d_ff", "activation", "gated", "bias", "dropout", "layer", "n_layers", "inner_norm"),
     methods=("forward",),
-    facts={"metrics": ()},
+    facts={"metrics": (), "whole_rows": False},
 )
 positions: Registry[Position] = Registry(
     "position",
@@ -486,6 +505,7 @@ attentions: Registry[nn.Module] = Registry(
         "cross": False,
         "bidirectional": True,
         "prefix": False,
+        "turns_late": True,
         "metrics": (),
     },
 )
@@ -532,7 +552,7 @@ pefts: Registry[Peft] = Registry(
     "peft",
     "Which weights train: all, or a few beside a frozen base.",
     methods=("apply",),
-    facts={"exact": True, "virtual": False, "metrics": ()},
+    facts={"exact": True, "virtual": False, "metrics": (), "whole_rows": False},
     default="none",
 )
 schedules: Registry[Schedule] = Registry(

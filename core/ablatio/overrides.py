@@ -17,10 +17,16 @@ ADDED = ("experiment", run_config.SWEEP)
 
 
 def normal(override: str) -> str:
-    """`experiment=x` means `+experiment=x`: these groups have no default that could be overridden."""
-    key = override.split("=")[0]
-    added = key in ADDED or (key in REGISTRIES and key not in run_config.NEEDED)
-    return f"+{override}" if added else override
+    """`experiment=x` means `+experiment=x`: these groups, and kinds that plugins add, have no default to be overridden.
+
+    Kinds of ours have one, if only null: `+reward=x` means `reward=x`, and `reward=null` takes away what a file chose.
+    """
+    key, _, value = override.partition("=")
+    if value == "null" and key in REGISTRIES and REGISTRIES[key].optional:
+        return f"~{key}" if key in run_config.LISTED else override
+    if key.removeprefix("+") in run_config.LISTED:
+        return override.removeprefix("+")
+    return f"+{override}" if key in ADDED or key in REGISTRIES else override
 
 
 def sorted_out(overrides: list[str]) -> tuple[list[str], list[tuple[str, Override]], list[Problem]]:

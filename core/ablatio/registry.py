@@ -169,8 +169,9 @@ class Registry(Generic[T]):
         """
 
         def add(target: Target) -> Target:
-            entry = self._describe(name, target, paper, facts)
             old = self.entries.get(name)
+            listed = old if name not in self._targets else None  # what the catalogue says of the files as they are
+            entry = self._describe(name, target, paper, facts, listed.digest if listed else "")
             if old and (old.module, old.qualname) != (entry.module, entry.qualname):
                 raise ContractError(
                     f"{self.kind}={name} exists already: {old.provider} brings it ({old.module}), and now "
@@ -185,7 +186,9 @@ class Registry(Generic[T]):
 
         return add
 
-    def _describe(self, name: str, target: Callable[..., Any], paper: str, said: Mapping[str, Any]) -> Entry:
+    def _describe(
+        self, name: str, target: Callable[..., Any], paper: str, said: Mapping[str, Any], digest: str
+    ) -> Entry:
         where = f"{self.kind}={name} ({target.__module__}.{target.__qualname__})"
         if not NAME.match(name):
             raise ContractError(f"{where}: a name has lower-case letters, digits and _, and starts with a letter")
@@ -219,7 +222,7 @@ class Registry(Generic[T]):
             facts=facts,
             doc=inspect.getdoc(target) or "",
             paper=paper,
-            digest=source_digest(target.__module__, target.__qualname__),
+            digest=digest or source_digest(target.__module__, target.__qualname__),
         )
 
     def _check_made(self, target: Callable[..., Any], wiring: tuple[str, ...], where: str) -> None:

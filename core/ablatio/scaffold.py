@@ -1,14 +1,17 @@
-"""`ablatio new-plugin NAME`: a distribution of one norm, one experiment and its tests, to be changed into one's own."""
+"""`ablatio new-plugin NAME`: a distribution of one part, one experiment and its tests, to be changed into one's own."""
 
 import importlib.util
 import keyword
 import re
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from string import Template
 
 from ablatio.errors import EnvironmentFault, UserError
-from ablatio.kinds import norms
+from ablatio.knobs import did_you_mean
+from ablatio.registry import REGISTRIES
+from ablatio.scaffold_parts import STARTS
 
 DISTRIBUTION = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9])?")
 
@@ -47,50 +50,24 @@ Parts for ablatio.
 
     pip install -e .
     ablatio check $dist                         # the contracts of the kinds, on these parts
-    ablatio show norm=$package
-    ablatio train -m norm=rmsnorm,$package seed=1,2,3
+    ablatio show $kind=$package
+    ablatio train -m $tries seed=1,2,3
     ablatio train experiment=$package
 
 Each module in `$package/` is imported; each registered class or function becomes an option, and each parameter right of
-its bare `*` a knob: `norm.eps=1e-5`. Parameters left of it are what the model hands over (`ablatio show norm=$package`
-says what there is). YAML files in `$package/conf/experiment/` become `experiment=NAME`.
+its bare `*` a knob (`ablatio show $kind=$package`). Parameters left of it are what is handed over. YAML files in
+`$package/conf/experiment/` become `experiment=NAME`.
 """
 
 INIT = '''\
 """Parts for ablatio: every module in this package is imported, so a new part is a new file."""
 '''
 
-NORMS = '''\
-"""A norm to start from; give yours its name, its formula and its paper."""
-
-from typing import Annotated
-
-import torch
-from torch import Tensor, nn
-
-from ablatio import Positive, norms
-
-
-@norms.register("$package", paper="arXiv:1803.01814")
-class MeanAbsoluteNorm(nn.Module):
-    """y = g * x / (mean|x| + eps), the mean over the last axis.  (..., d_model) -> same."""
-
-    def __init__(self, d_model: int, *, eps: Annotated[float, Positive] = 1e-6, affine: bool = True) -> None:
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(d_model)) if affine else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = x / (x.abs().mean(-1, keepdim=True) + self.eps)
-        return y if self.weight is None else y * self.weight
-'''
-
 EXPERIMENT = """\
 # @package _global_
 # ablatio train experiment=$package
 defaults:
-  - override /norm: $package
-
+${defaults}
 model: {d_model: 64, n_layers: 2}
 train: {steps: 200}
 """
@@ -98,37 +75,43 @@ train: {steps: 200}
 TESTS = '''\
 """The contracts of the kinds, on the parts of this distribution; then what is special about them."""
 
-import torch
-
-from ablatio import norms
+$imports
 from ablatio.testing import contract_tests
 
 ABLATIO_DIST = "$dist"
 globals().update(contract_tests())
 
 
-def test_mean_absolute_value_is_one():
-    y = norms.build("$package", d_model=8)(torch.linspace(-3, 5, 8))
-    torch.testing.assert_close(y.abs().mean(), torch.tensor(1.0))
-'''
+$test'''
 
 FILES = {
     "pyproject.toml": PYPROJECT,
     "README.md": README,
     "$package/__init__.py": INIT,
-    "$package/norms.py": NORMS,
+    "$package/$module.py": "$part",
     "$package/conf/experiment/$package.yaml": EXPERIMENT,
     "tests/test_$package.py": TESTS,
 }
 
 
-def new_plugin(name: str, folder: Path) -> Path:
-    """Write the distribution `name` into `folder`/`name`; UserError when the name or the place is taken or illegal."""
-    package = import_name(name)
+def new_plugin(name: str, folder: Path, kind: str = "norm") -> Path:
+    """Write the distribution `name`, which begins with a part of `kind`, into `folder`/`name`.
+
+    UserError when the name or the place is taken or illegal.
+    """
+    if kind not in STARTS:
+        near, known = did_you_mean(kind, list(STARTS)), ", ".join(STARTS)
+        raise UserError(
+            f"--kind {kind} came{near or ';'} there are {known}; a part of any other kind is a file like theirs\n"
+            f"    try: ablatio new-plugin {name} --kind norm"
+        )
+    package = import_name(name, kind)
     place = folder.expanduser() / name
     if place.exists():
         raise UserError(f"{place} exists already; nothing is written over it\n    try: ablatio new-plugin {name}-2")
-    words = {"dist": name, "package": package}
+    own = asdict(STARTS[kind])
+    inner = {key: Template(text).substitute(package=package) for key, text in own.items()}
+    words = {"dist": name, "package": package, "kind": kind, **inner}
     try:
         for path, text in FILES.items():
             target = place / Template(path).substitute(words)
@@ -139,7 +122,7 @@ def new_plugin(name: str, folder: Path) -> Path:
     return place
 
 
-def import_name(name: str) -> str:
+def import_name(name: str, kind: str = "norm") -> str:
     """The package of a distribution `name`; UserError when the one or the other cannot be."""
     if not DISTRIBUTION.fullmatch(name):
         raise UserError(
@@ -157,9 +140,9 @@ def import_name(name: str) -> str:
             f"{name!r} would be imported as `{package}`, and a package of that name is installed already\n"
             f"    try: ablatio new-plugin {_repaired(name)}"
         )
-    if package in norms.names():
+    if package in (known := REGISTRIES[kind]).names():
         raise UserError(
-            f"{name!r} would bring norm={package}, and {norms[package].provider} brings that already\n"
+            f"{name!r} would bring {kind}={package}, and {known[package].provider} brings that already\n"
             f"    try: ablatio new-plugin {_repaired(name)}"
         )
     return package

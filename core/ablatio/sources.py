@@ -9,7 +9,7 @@ import functools
 import hashlib
 import importlib.util
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,17 +20,27 @@ class _Module:
 
     definitions  name -> the statements that define it
     imports      name -> (module, the name in it, or "" for the module itself)
+    uses         name -> what its definition leads to, as far as it has been asked for
     """
 
     text: str
     definitions: dict[str, list[ast.stmt]] = field(default_factory=dict)
     imports: dict[str, tuple[str, str]] = field(default_factory=dict)
+    uses: dict[str, "_Use"] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Use:
+    """A definition as text, and what else it needs: (module, name)."""
+
+    text: str
+    needs: tuple[tuple[str, str], ...]
 
 
 def source_digest(module: str, qualname: str) -> str:
     """sha256 of the part and of all that it uses in its own top-level package; "" where there is no file."""
     pieces = dict[tuple[str, str], str]()
-    _follow(module, qualname.split(".")[0], pieces)
+    _follow(module, qualname.split(".")[0], pieces, functools.cache(_read))  # it looks at each file once
     if not pieces:
         return ""
     total = hashlib.sha256()
@@ -39,25 +49,30 @@ def source_digest(module: str, qualname: str) -> str:
     return total.hexdigest()
 
 
-def _follow(module: str, name: str, pieces: dict[tuple[str, str], str]) -> None:
-    read = _read(module)
-    if read is None or (module, name) in pieces:
+def _follow(module: str, name: str, pieces: dict[tuple[str, str], str], read: Callable[[str], _Module | None]) -> None:
+    here = read(module)
+    if here is None or (module, name) in pieces:
         return
-    if name in read.imports and name not in read.definitions:
-        origin, inner = read.imports[name]
-        _follow(origin, inner, pieces)
+    if name in here.imports and name not in here.definitions:
+        _follow(*here.imports[name], pieces, read)
         return
-    statements = read.definitions.get(name)
-    if not statements:
+    if name not in here.definitions:
         return
-    pieces[module, name] = "\n".join(_text(read.text, s) for s in statements)
-    for statement in statements:
-        for used, attribute in _names(statement):
-            origin, inner = read.imports.get(used, ("", ""))
-            if origin and not inner:  # a module: what is taken from it
-                _follow(origin, attribute, pieces)
-            else:
-                _follow(module, used, pieces)
+    if name not in here.uses:
+        here.uses[name] = _use(module, name, here)
+    pieces[module, name] = here.uses[name].text
+    for needed in here.uses[name].needs:
+        _follow(*needed, pieces, read)
+
+
+def _use(module: str, name: str, here: _Module) -> _Use:
+    needs = dict[tuple[str, str], None]()
+    for used, attribute in (found for statement in here.definitions[name] for found in _names(statement)):
+        origin, inner = here.imports.get(used, ("", ""))
+        of_a_module = origin and not inner  # what is taken from it
+        needs[(origin, attribute) if of_a_module else (module, used)] = None
+    text = "\n".join(_text(here.text, statement) for statement in here.definitions[name])
+    return _Use(text, tuple(n for n in needs if n[0] != module or n[1] in here.definitions or n[1] in here.imports))
 
 
 def _text(text: str, statement: ast.stmt) -> str:

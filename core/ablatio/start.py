@@ -1,20 +1,23 @@
 """Where a model comes from: `model=run model.path=RUN`, `model=hf model.path=DIR`; nothing: it starts from its init.
 
 A model that exists brings its parts and sizes, as a preset does: what the command line says itself has the last word,
-so a part can be replaced.  Its weights are taken over where names and shapes still fit (ablatio.tasks.start).
+so a part can be replaced.  Its weights are taken over where names and shapes still fit (ablatio.tasks.start).  A study
+or an experiment may name the model in its file (`model: {start: hf, path: smollm2}`); what else stands there, holds.
 """
 
+import functools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from ablatio import theirs
+from ablatio import theirs, yamls
 from ablatio.errors import UserError
 
 SHAPING = ("norm", "placement", "activation", "mlp", "position", "attention", "block", "architecture", "objective")
 ORIGINS = ("scratch", "run", "hf")
+FILES = ("experiment", yamls.SWEEP)  # groups of files that may say which model a run begins with
 Coming = Mapping[str, Mapping[str, Any]]
 
 
@@ -24,7 +27,7 @@ def inherited(overrides: Sequence[str], coming: Coming = MappingProxyType({})) -
     coming: the configs of runs that are planned, by their folders
     """
     said = [f"model.start={o.removeprefix('model=')}" if o.startswith("model=") else o for o in overrides]
-    given = {key: value for key, _, value in (o.partition("=") for o in said)}
+    given = in_files(said) | {key: value for key, _, value in (o.partition("=") for o in said)}
     start, path = given.get("model.start", "scratch"), given.get("model.path", "").strip("\"'")
     if start not in ("run", "hf"):
         return said
@@ -34,19 +37,56 @@ def inherited(overrides: Sequence[str], coming: Coming = MappingProxyType({})) -
     if start == "run" and path in coming:
         settings = _shaping(coming[path]) | _tokenizer(Path(path))
     else:
-        settings = _settings(start, folder_of(path))
+        settings = _settings(start, folder_of(path, _making(path, said)))
     return [*_overrides(settings, given), *said]
 
 
-def folder_of(path: str) -> Path:
-    """A folder, or the name of a model that `ablatio fetch` has brought."""
+def in_files(overrides: Sequence[str]) -> dict[str, str]:
+    """What the study or the experiment of a command line sets: {task: sft, model.start: hf, model.path: DIR, ...}."""
+    found: dict[str, str] = {}
+    for text in overrides:
+        group, _, name = text.lstrip("+").partition("=")
+        if group in FILES and (file := yamls.options_of(group).get(name)):
+            found |= _settings_in(file.path, file.path.stat().st_mtime_ns)
+    return found
+
+
+@functools.cache
+def _settings_in(path: Path, changed: int) -> Mapping[str, str]:
+    """The choices and the settings of a YAML file; `changed`: when it was written."""
+    found: dict[str, str] = {}
+    for key, value in yamls.read_yaml(path).items():
+        if key == "defaults":
+            choices = [item for item in value if isinstance(item, Mapping)]
+            found |= {_group(k): str(option) for item in choices for k, option in item.items()}
+        elif isinstance(value, Mapping) and key != yamls.SWEEP:
+            found |= {f"{key}.{knob}": str(setting) for knob, setting in value.items()}
+    return found
+
+
+def _group(key: str) -> str:
+    """`override /task` -> task."""
+    return key.removeprefix("override").strip().lstrip("/")
+
+
+def _making(path: str, overrides: Sequence[str]) -> str:
+    """The command that makes a folder, where the head of a study says one: `ablatio train ... name=base`."""
+    named = [text.lstrip("+").partition("=") for text in overrides]
+    files = [yamls.options_of(group).get(name) for group, _, name in named if group in FILES]
+    lines = [line.strip() for file in files if file for line in file.doc.splitlines()]
+    own = f"name={Path(path).name}"
+    return next((line for line in lines if line.startswith("ablatio ") and own in line.split()), "")
+
+
+def folder_of(path: str, making: str = "") -> Path:
+    """A folder, or the name of a model that `ablatio fetch` has brought.  making: the command that makes it."""
     from ablatio.pretrained import MODELS, place_of, verified
 
     folder = Path(path).expanduser()
     if folder.is_dir():
         return folder
     if path not in MODELS:
-        raise UserError(f"model.path: there is no folder {folder}\n    try: ls {folder.parent}")
+        raise UserError(f"model.path: there is no folder {folder}\n    try: {making or f'ls {folder.parent}'}")
     if not verified(place_of(path)):
         raise UserError(f"{path} is not on this machine yet\n    try: ablatio fetch {path}")
     return place_of(path)

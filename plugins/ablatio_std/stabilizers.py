@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ablatio import Fraction, NonNegative, Positive, Range, rule, stabilizers
+from ablatio.model.roles import describe
 from ablatio.tasks.step import Rewind, SkipStep, Step
 
 
@@ -51,6 +52,39 @@ class ZLoss:
 
     def attach(self, model: Any) -> None:
         model.z_loss = self.weight
+
+
+@stabilizers.register("unit_weights", paper="arXiv:2410.01131")
+class UnitWeights:
+    """w <- w / |w| at the start and after each step, over the axis of the residual stream (nGPT).
+
+    w: rows of matrices that read the stream, columns of those that write to it, the vector of each token.  The rows of
+    an untied head keep their lengths, which are the paper's learned scales of the logits.  What has no axis of the
+    stream's width (a low rank, a convolution) is left alone.
+    """
+
+    def attach(self, model: nn.Module) -> None:
+        found = [(p, info) for p, info in describe(model) if info.role in ("matrix", "embedding") and p.requires_grad]
+        axes = [(p, -2 if info.residual else -1, info.d_model) for p, info in found]
+        self.turned = [(p, axis) for p, axis, width in axes if p.shape[axis] == width]
+        self._project()
+
+    def after_step(self, step: Step) -> dict[str, Tensor]:
+        self._project()
+        return {}
+
+    @torch.no_grad()
+    def _project(self) -> None:
+        for weight, axis in self.turned:
+            weight.div_(torch.linalg.vector_norm(weight, dim=axis, keepdim=True).clamp(min=1e-12))
+
+
+rule(
+    when="'unit_weights' in stabilizer and peft.name != 'none'",
+    why="unit_weights gives all matrices rows of length 1, and peft={peft.name} keeps the base as it is",
+    fix="peft=none",
+    where="stabilizer",
+)
 
 
 @stabilizers.register("ema", paper="arXiv:1803.05407")

@@ -11,6 +11,7 @@ from ablatio.config import effective
 from ablatio.errors import UserError
 from ablatio.kinds import attentions, blocks, placements, positions
 from ablatio.model.assembly import build_model
+from ablatio.model.branches import answer_states
 from ablatio.model.cache import KVCache
 from ablatio.model.example import Example
 from ablatio.rules import broken
@@ -107,6 +108,27 @@ def test_left_padding_with_the_cache_is_each_row_alone(options):
     together = torch.cat(parts, dim=1)
     for row, pad in enumerate(pads):
         assert_close(together[row, pad:], model(x[row : row + 1, pad:])[0])
+
+
+@every("caches", "takes_segments")
+def test_a_prompt_read_once_teaches_what_each_row_teaches(options):
+    """States and gradients of answers behind one prompt, against each row through the model by itself."""
+    model, prompts, answers = sharp(options), tokens(2, 8), tokens(3, 4)
+    if not model.branches:
+        pytest.skip("a part takes each text as a whole")
+    lengths, parents, weights = torch.tensor([5, 8]), torch.tensor([0, 1, 0]), torch.randn(3, 4, 16).double()
+    together = answer_states(model, prompts, lengths, parents, answers)
+    alone = [
+        torch.cat([prompts[p, 8 - lengths[p] :], answer])[None] for p, answer in zip(parents, answers, strict=True)
+    ]
+    apart = torch.cat([model.model(row)[:, -4:] for row in alone])
+    assert_close(together, apart)
+    learnt = [p for p in model.parameters() if p is not model.lm_head.weight]
+    once, whole = (torch.autograd.grad((s * weights).sum(), learnt, allow_unused=True) for s in (together, apart))
+    for a, b in zip(once, whole, strict=True):
+        assert (a is None) == (b is None)
+        if a is not None and b is not None:
+            assert_close(a, b)
 
 
 @every_combination

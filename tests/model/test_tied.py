@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
@@ -43,6 +44,25 @@ def test_gradients_are_the_plain_ones(position):
     model, example = made(position=position)
     assert Tie.of(model.model.embed_tokens, model.lm_head.weight) is not None
     assert_equal(gradients(model, model.loss(example)[0] * 0.3), gradients(model, plain_loss(model, example) * 0.3))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
+def test_logits_are_made_where_something_is_scored(share, monkeypatch):
+    """Loss and gradients are those of all rows, weighted, and the head sees the rows that weigh something."""
+    model, example = made()
+    weights = torch.rand(3, 8).double() * (torch.rand(3, 8) < share)
+    losses = F.cross_entropy(model(example.inputs).flatten(0, 1), example.targets.flatten(), reduction="none")
+    expected, seen = gradients(model, (losses * weights.flatten()).sum()), []
+
+    def head(hidden, *given, **settings):
+        seen.append(len(hidden))
+        return linear_cross_entropy(hidden, *given, **settings)
+
+    monkeypatch.setattr("ablatio.model.language_model.linear_cross_entropy", head)
+    total = model.loss(replace(example, weights=weights))[0]
+    torch.testing.assert_close(total, (losses * weights.flatten()).sum())
+    assert_equal(gradients(model, total), expected)
+    assert seen == [int((weights > 0).sum())]
 
 
 def test_twice_through_one_graph_and_batches_added_up():

@@ -89,6 +89,28 @@ def test_rfa_converges_to_a_softmax_over_cosines():
     assert errors[1] < 0.05 and errors[1] < errors[0] / 4
 
 
+@pytest.mark.oracle("attention=rfa_gate", "the paper's recurrence, token by token in float64")
+@pytest.mark.parametrize("packed", [False, True, "pieces"])
+def test_rfa_s_gate_token_by_token(packed):
+    """S_t = g_t S_{t-1} + (1 - g_t) phi(k_t) v_t^T and z_t likewise; the output is phi(q_t) S_t / phi(q_t) . z_t."""
+    part, x = made("rfa_gate", {"features": 300}), torch.randn(2, LONG, D, dtype=torch.float64)
+    part.sigma.data.uniform_(0.8, 1.5)
+    segments = documents(LONG, packed == "pieces") if packed else torch.zeros(2, LONG).long()
+    q, k = (features("rfa", part, heads(p(x))) for p in (part.q_proj, part.k_proj))
+    v, gates = heads(part.v_proj(x)), torch.sigmoid(x @ part.g_proj.weight.T + part.g_proj.bias)  # (B, T, H)
+    said = torch.zeros(2, LONG, H, WIDTH, dtype=torch.float64)
+    for b, h in torch.cartesian_prod(torch.arange(2), torch.arange(H)).tolist():
+        held = {}
+        for t in range(LONG):
+            s, z = held.get(int(segments[b, t]), (0.0, 0.0))
+            g = gates[b, t, h]
+            s, z = g * s + (1 - g) * k[b, h, t, :, None] * v[b, h, t], g * z + (1 - g) * k[b, h, t]
+            held[int(segments[b, t])] = s, z
+            said[b, t, h] = q[b, h, t] @ s / (q[b, h, t] @ z).clamp(min=1e-4)
+    ctx = context(LONG, segments=segments if packed else None)
+    torch.testing.assert_close(part(x, ctx), part.o_proj(said.flatten(2)), rtol=1e-9, atol=1e-11)
+
+
 def test_performers_directions():
     """Orthogonal in each block, with the lengths of normal vectors, all directions alike."""
     from ablatio_std.attentions.kernels import orthogonal
@@ -190,7 +212,7 @@ def test_delta_rule_is_transformers():
     torch.testing.assert_close(state, held, rtol=1e-4, atol=1e-4)
 
 
-RECURRENT = ["linear", "performer", "rfa", "retention", "gated_deltanet"]
+RECURRENT = ["linear", "performer", "rfa", "rfa_gate", "retention", "gated_deltanet"]
 
 
 @pytest.mark.parametrize("name", RECURRENT)

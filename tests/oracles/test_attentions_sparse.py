@@ -5,10 +5,12 @@ import torch
 from attention_loops import D, H, by_loop, context, made
 from support import model_config
 
+from ablatio.config import effective
 from ablatio.kinds import positions
 from ablatio.model.assembly import build_model
 from ablatio.model.cache import KVCache
 from ablatio.model.context import Memory, make_context
+from ablatio.rules import broken
 
 # Each says of one pair of positions, in words of its paper, whether t looks at s.
 PATTERNS = {
@@ -47,6 +49,47 @@ def test_patterns_by_loop(case, position, packed, mask):
     torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.oracle("attention=parallel_windows", "all pairs in float64, each document by itself")
+@pytest.mark.parametrize("position", ["none", "alibi", "t5", "rope"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_parallel_windows_pair_by_pair(position, packed):
+    """Two windows of 3 side by side at the places 0, 1, 2; what comes behind them goes on at 3 and sees both."""
+    part, x = made("parallel_windows", {"windows": 2, "window": 3}), torch.randn(2, 11, D, dtype=torch.float64)
+    sizes = {"d_model": D, "d_head": 3, "n_heads": H, "n_layers": 1, "max_len": 16, "causal": True}
+    place = positions.build(position, {"fraction": 0.67} if position == "rope" else {}, **sizes)
+    segments = torch.tensor([[0] * 9 + [1] * 2, [0] * 11]) if packed else None
+    ctx = make_context(torch.zeros(2, 11).long(), place, "causal", segments, None, torch.float64)
+    expected = torch.zeros(2, 11, D, dtype=torch.float64)
+    for row, start, end in [(0, 0, 9), (0, 9, 11), (1, 0, 11)] if packed else [(0, 0, 11), (1, 0, 11)]:
+        document = x[row : row + 1, start:end]
+        at = torch.tensor([0, 1, 2, 0, 1, 2, 3, 4, 5, 6, 7])[: end - start]
+        window = [0, 0, 0, 1, 1, 1, 2, 2, 2, 2, 2]
+        sees = [[s <= t and (window[t] in (2, window[s])) for s in range(end - start)] for t in range(end - start)]
+        q, (k, v) = part.queries(document), part.keys_values(document, ctx)
+        q, k = place.rotate(q, k, at) if position == "rope" else (q, k)
+        logits = q @ k.mT / 3**0.5 + (place.bias(at, at) if hasattr(place, "bias") else 0.0)
+        heads = logits.masked_fill(~torch.tensor(sees), -torch.inf).softmax(-1) @ v
+        expected[row, start:end] = part.o_proj(heads.transpose(1, 2).flatten(2))[0]
+    torch.testing.assert_close(part(x, ctx), expected, rtol=1e-6, atol=1e-7)  # bias and angles are float32
+
+
+@torch.no_grad()
+def test_one_parallel_window_is_plain_attention_and_many_are_decoded_alike():
+    tokens = torch.randint(0, 50, (2, 30))
+    model, plain = sharp({"name": "parallel_windows", "windows": 1}), sharp("mha")
+    plain.load_state_dict(model.state_dict())
+    torch.testing.assert_close(model(tokens), plain(tokens), rtol=1e-9, atol=1e-10)
+    model, cache = sharp({"name": "parallel_windows", "windows": 3, "window": 4}), KVCache()
+    parts = [model(part, cache=cache) for part in tokens.split([5, *[1] * 20, 5], dim=1)]
+    torch.testing.assert_close(torch.cat(parts, dim=1), model(tokens), rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("attention", ["linear", "retention", "parallel_windows"])
+def test_keys_that_are_turned_once_need_angles_that_stay(attention):
+    config = model_config(attention=attention, position={"name": "rope", "scaling": "dynamic", "factor": 2.0})
+    assert {p.fix for p in broken(effective(config))} == {"position.scaling=ntk"}
+
+
 @pytest.mark.parametrize("case", PATTERNS)
 def test_a_prefix_is_seen_from_before_it(case):
     knobs, allowed = PATTERNS[case]
@@ -58,7 +101,7 @@ def test_a_prefix_is_seen_from_before_it(case):
     torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["sliding", "lambda_window", "sparse", "bigbird"])
+@pytest.mark.parametrize("name", ["sliding", "lambda_window", "sparse", "bigbird", "parallel_windows"])
 def test_cross_attention_sees_the_whole_source(name):
     part, full = made(name), made("mha")
     full.load_state_dict(part.state_dict())

@@ -80,13 +80,31 @@ def test_muon_in_float32_is_nearer_than_torchs_to_float64():
     exact, single, half = matrices(*SHAPES, dtype=torch.float64), matrices(*SHAPES), matrices(*SHAPES)
     start = [p.detach().clone() for p in exact]
     for weights in (exact, single):
-        knobs = {"lr": 0.1, "weight_decay": 0.0}
+        precision = "float32" if weights is single else "auto"  # which leaves float64 as it is
+        knobs = {"lr": 0.1, "weight_decay": 0.0, "precision": precision}
         muon_steps(optimizers.build("muon", knobs, groups=[{"params": weights, "role": "matrix"}]), weights)
     muon_steps(torch.optim.Muon(half, lr=0.1, weight_decay=0.0), half)
     for p, *moved in zip(start, exact, single, half, strict=True):
         x, y, z = (q.detach().double() - p for q in moved)
         off, theirs = (float((q - x).norm() / x.norm()) for q in (y, z))
         assert off < 1e-4 and off < theirs < 0.05
+
+
+@pytest.mark.parametrize("unit, taken", [("avx512_bf16", "bfloat16"), ("amx_bf16", "bfloat16"), ("avx2", "float32")])
+def test_muon_takes_the_units_that_the_processor_has(monkeypatch, unit, taken):
+    """`auto` is bfloat16 where it is native, and to the bit what that precision gives; else float32."""
+    from ablatio_std.optimizers import muon
+
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {unit: True, "amx_tile": False})
+    muon._has_bfloat16_units.cache_clear()
+    moved = []
+    for precision in ("auto", taken):
+        weights = matrices(*SHAPES[:3])
+        groups = [{"params": weights, "role": "matrix"}]
+        moved.append(muon_steps(optimizers.build("muon", {"precision": precision}, groups=groups), weights))
+    muon._has_bfloat16_units.cache_clear()
+    for a, b in zip(*moved, strict=True):
+        assert torch.equal(a, b)
 
 
 def test_muon_takes_more_axes_for_a_stack():

@@ -116,6 +116,36 @@ def test_hybrid_adds_the_normed_stream():
     assert {p.fix for p in refused} == {"attention.qk_norm=rmsnorm", "attention.v_norm=rmsnorm"}
 
 
+@pytest.mark.oracle("placement=hybrid_star", "the paper's equation in float64")
+@pytest.mark.parametrize("architecture", ["causal", "encoder_decoder"])
+def test_hybrid_star_has_a_pre_norm_layer_first(architecture):
+    """The authors' setting of layer 0: `attn_norm` on, `ffn_residual` off; all others as in hybrid."""
+    attention = {"name": "mha", "qk_norm": "rmsnorm", "v_norm": "rmsnorm"}
+    model = model_with("hybrid_star", attention=attention, architecture=architecture)
+    source, tokens = torch.randint(0, V, (2, 5)), torch.randint(0, V, (2, 7))
+
+    def hybrid(x, f, norm, number, _):
+        if number == 1:
+            return x + f(norm(x))
+        if isinstance(norm, torch.nn.ModuleList):
+            assert len(norm) == 0
+            return x + f(x)
+        return norm(x) + f(norm(x))
+
+    if architecture == "causal":
+        states, ours = None, model.model(tokens)
+    else:
+        states = model.encoder.norm(composed(model.encoder, source, hybrid))
+        ours = model.hidden(Example(tokens, tokens, source=source))
+    x = composed(model.model, tokens, hybrid, None if states is None else Memory(states))
+    torch.testing.assert_close(ours, model.model.norm(x), rtol=1e-12, atol=1e-12)
+
+
+def test_a_first_layer_of_its_own_shares_no_weights():
+    config = effective(model_config(placement="hybrid_star", distinct_layers=1))
+    assert "model.distinct_layers=null" in {p.fix for p in broken(config)}
+
+
 def rms(x, norm):
     """RMSNorm by hand."""
     return x / (x.pow(2).mean(-1, keepdim=True) + norm.eps).sqrt() * norm.weight
@@ -370,5 +400,6 @@ def test_norms_that_differ_by_sublayer_need_two_sublayers():
 
 
 def test_every_placement_has_an_oracle():
-    more = {"peri", "hybrid", "residual_dual", "subln", "normformer", "hyper_connections", "static_hyper_connections"}
+    more = {"peri", "hybrid", "hybrid_star", "residual_dual", "subln", "normformer", "hypersphere"}
+    more |= {"hyper_connections", "static_hyper_connections"}
     assert EQUATIONS.keys() | more == {e.name for e in placements if e.provider.dist == "ablatio"}

@@ -266,3 +266,15 @@ def test_xpos_scores_depend_on_distances_and_fade():
     far = scores(0, step=4096)[-1].flip(0).abs()  # of the last query, by distance
     limit = q[0, 0, 0].square().sum() * (0.4 / 1.4 + 15 / 16 / 1.4) ** (torch.arange(9) * 8.0)
     assert (far <= limit + 1e-9).all()  # no pair fades more slowly than the slowest
+
+
+@pytest.mark.parametrize("layout", ["interleaved", "half"])
+def test_a_part_of_heads_of_an_odd_width_is_turned(layout):
+    """Two of five numbers: each head's own pair as a complex number, the rest as it was."""
+    rope = made(knobs={"fraction": 0.4, "layout": layout}, d_head=5)
+    x = torch.randn(2, 7, 15, dtype=torch.float64).unflatten(-1, (3, 5)).transpose(1, 2)
+    turned, _ = rope.rotate(x, x, torch.arange(7))
+    for t in range(7):
+        expected = torch.complex(x[:, :, t, 0], x[:, :, t, 1]) * complex(math.cos(t), math.sin(t))
+        torch.testing.assert_close(torch.complex(turned[:, :, t, 0], turned[:, :, t, 1]), expected)
+    assert torch.equal(turned[..., 2:], x[..., 2:])

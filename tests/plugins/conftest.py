@@ -37,7 +37,7 @@ class Site:
     def run(self, *arguments: str, seconds: str = "8") -> subprocess.CompletedProcess[str]:
         """Python, with these distributions and an empty cache."""
         environment = os.environ | {
-            "PYTHONPATH": str(self.folder),
+            "PYTHONPATH": os.pathsep.join([str(self.folder), *filter(None, [os.environ.get("PYTHONPATH")])]),
             "ABLATIO_CACHE": str(self.cache),
             "ABLATIO_PLUGIN_SECONDS": seconds,
             "OMP_NUM_THREADS": "1",

@@ -83,20 +83,22 @@ def test_is_installed_and_not_seen_from_here(fresh):
 def test_parts_are_listed_with_their_provider(fresh):
     parts = json.loads(fresh.ablatio("list", "--json"))
     text = json.dumps(parts)
-    assert "l1norm" in text and "gaussian" in text and "ablatio-example" in text
+    assert all(name in text for name in ("l1norm", "gaussian", "dpop", "lora_xs", "distinct", "ablatio-example"))
     shown = fresh.ablatio("show", "norm=l1norm")
     assert "ablatio-example 0.1.0" in shown and "norm.eps" in shown and "arXiv:1803.01814" in shown
 
 
 def test_check_passes(fresh):
     report = fresh.ablatio("check", "ablatio-example")
-    for part in ("norm=l1norm", "position=gaussian", "experiment=example"):
+    parts = ("norm=l1norm", "position=gaussian", "alignment=dpop", "peft=lora_xs", "reward=distinct")
+    for part in (*parts, "experiment=example", "experiment=aligned"):
         assert f"{part}: keeps its contract" in report
 
 
 def test_its_own_tests_pass(fresh):
     tests = ROOT / "plugins" / "example" / "tests"
-    run = fresh("-m", "pytest", "-p", "no:cacheprovider", "-W", "error", str(tests), "-k", "l1norm or gaussian_is")
+    chosen = "l1norm_of or gaussian_is or dpop_is or falls or lora_xs_ or distinct_counts"
+    run = fresh("-m", "pytest", "-p", "no:cacheprovider", "-W", "error", str(tests), "-k", chosen)
     assert run.returncode == 0 and " passed" in run.stdout, run.stdout
 
 
@@ -111,6 +113,34 @@ def test_parts_are_swept(fresh, book, tmp_path):
         ("l1norm", "gaussian"),
     }
     assert len(list(tmp_path.glob("study/runs/*/summary.json"))) == 4
+
+
+PAIRS = [
+    {"prompt": f"{a} + {b} =", "chosen": f" {a + b}, and no more", "rejected": f" {a * b + 1} or so"}
+    for a in range(8) for b in range(8)
+]  # fmt: skip
+
+
+def test_its_preference_method_and_its_adapter_train(fresh, tmp_path):
+    """From the wheel, each of them alone, and both against those of ablatio in one sweep."""
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, PAIRS)))
+    data = ["source=feedback", f"source.path={tmp_path / 'pairs.jsonl'}", "tokenizer=bytes", "data.val_fraction=0.3"]
+    short = ["size=tiny", "train.steps=3", "train.val_every=null", "trainer.progress=false", f"out={tmp_path}"]
+    fresh.ablatio("train", "task=preference", "alignment=dpop", *data, *short, "name=alone")
+    fresh.ablatio("train", "-m", "experiment=aligned", "alignment=dpo,dpop", "peft=lora,lora_xs", *data, *short,
+                  "name=study")  # fmt: skip
+    runs = [tmp_path / "alone", *sorted(tmp_path.glob("study/runs/*"))]
+    configs = [json.loads((run / "config.json").read_text()) for run in runs]
+    assert {(c["alignment"]["name"], c["peft"]["name"]) for c in configs} == {
+        ("dpop", "none"), ("dpo", "lora"), ("dpop", "lora"), ("dpo", "lora_xs"), ("dpop", "lora_xs"),
+    }  # fmt: skip
+    for run, config in zip(runs, configs, strict=True):
+        assert json.loads((run / "summary.json").read_text())["status"] == "done"
+        logged = (run / "metrics.csv").read_text().splitlines()[0]
+        assert ("train/fallen" in logged) == (config["alignment"]["name"] == "dpop")
+        parts = json.loads((run / "manifest.json").read_text())["code"]["parts"]
+        ours = any("ablatio-example" in part["provider"] for part in parts.values())
+        assert ours == (config["alignment"]["name"] == "dpop" or config["peft"]["name"] == "lora_xs")
 
 
 def test_new_plugin_installs_and_passes_its_suite(fresh, tmp_path):

@@ -20,7 +20,7 @@ STUDIES = {"activations": ACTIVATIONS, "mixed": MIXED, "rates": RATES, "screenin
 SECTIONS = {
     "activations": "differences arms curves ranks costs positions noise bill provenance",
     "mixed": "differences arms curves effects interactions ranks costs positions noise lost bill provenance",
-    "rates": "arms curves effects interactions ranks costs rates positions noise bill provenance",
+    "rates": "arms curves effects interactions ranks costs rates positions samples noise bill provenance",
     "policies": "differences arms frontier curves effects interactions ranks costs positions noise bill provenance",
     "screening": "arms curves effects half-normal aliases ranks costs positions noise bill provenance",
 }
@@ -86,6 +86,22 @@ def test_switches_work(reports: dict[str, Path]):
         page.click("#arms th button")
         check(page, reports["mixed"])
         assert page.value(MISSING_WORDS) == []
+
+
+def test_answers_before_and_after_stand_side_by_side(reports: dict[str, Path]):
+    """Each prompt with both answers, their line breaks kept; another arm's under its own name."""
+    with browser() as page:
+        page.open(reports["rates"])
+        assert page.value("document.querySelectorAll('#samples .sample').length") == 2
+        texts = "[...document.querySelectorAll('#samples .sample:first-child .said')].map(e => e.textContent)"
+        assert page.value(texts) == ["How many?", "Many.", "2 + 2 = 4\n#### 4", "2 + 2 = 4\n#### 4"]
+        tops = "[...document.querySelectorAll('#samples .sample:first-child .panels > div')].map(e => e.offsetTop)"
+        before, after = page.value(tops)
+        assert before == after and "reward" in page.value("document.querySelector('#samples').textContent")
+        page.click("#samples .tabs button:nth-child(2)")
+        assert page.value("document.querySelectorAll('#samples [aria-pressed=true]').length") == 1
+        page.open(reports["activations"])
+        assert page.value("document.querySelector('#samples')") is None
 
 
 def test_a_browser_in_chinese_sees_chinese(reports: dict[str, Path]):

@@ -9,6 +9,7 @@ from ablatio.errors import ConfigError
 from ablatio.options import groups, register_with_hydra
 from ablatio.registry import REGISTRIES
 from ablatio.sweep.compose import Composer
+from ablatio.sweep.plan import plan_sweep
 from ablatio.yamls import SWEEP, options_of
 
 register_with_hydra()
@@ -66,3 +67,14 @@ def test_a_preset_s_values_of_a_part_hold_as_long_as_it_is_chosen() -> None:
     kept, gone = (composer.compose(["preset=llama", f"norm={n}"]).config["norm"] for n in ("rmsnorm", "layernorm"))
     assert kept["eps"] == compose_run(["preset=llama"]).config["norm"]["eps"]
     assert gone["eps"] == compose_run(["norm=layernorm"]).config["norm"]["eps"]
+
+
+def test_a_kind_that_may_be_left_out_is_chosen_and_left_out_like_any_other() -> None:
+    """Also after a file has chosen it: what is said on the command line comes last."""
+    for said in ("reward=length", "+reward=length"):
+        assert compose_run([said, "reward.target=9"]).config["reward"] == {"name": "length", "target": 9}
+    assert compose_run(["reward=null"]).config.get("reward") is None
+    assert [arm.config.get("reward") for arm in plan_sweep(["reward=null,length"]).cells] == [
+        None,
+        {"name": "length", "target": 64},
+    ]

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from ablatio.errors import ConfigError
 from ablatio.model.assembly import Assembly
 from ablatio.sweep.fair import CLOSE, nearest
 from ablatio.sweep.forecast import duration, sights
@@ -41,6 +42,46 @@ def test_flops_are_those_of_the_baseline(resize: str) -> None:
     residual = plan.study.matched["attention=mqa"]["residual"]
     assert other / first - 1 == pytest.approx(residual, abs=1e-9)
     assert abs(residual) < (0.06 if resize == "model.n_layers" else CLOSE)  # a layer is a large step
+
+
+def trained_parameters(config) -> int:
+    from ablatio.tasks.tuning import tune
+
+    model = Assembly(config, vocabulary_of(config)).model()
+    return tune(model, config, 0).trainable
+
+
+def test_as_many_parameters_train_in_each_arm() -> None:
+    """Oracle: numel of what has a gradient in the model that the job's own config makes, which is on no meta device."""
+    asked = [*SIZE, "peft=lora,prefix,p_tuning_v2,prompt,adapter", "peft.hidden=4", "match=trainable", "baseline=lora"]
+    plan = plan_sweep(asked)
+    target = 2 * 2 * 2 * 64 * 8  # layers x (q, v) x (A, B) x width x rank
+    sizes = {"prefix": "tokens", "p_tuning_v2": "tokens", "prompt": "tokens", "adapter": "size"}
+    for job in plan.jobs:
+        matched, peft = plan.study.matched[job.label], job.config["peft"]["name"]
+        assert trained_parameters(job.config) == matched["value"] == pytest.approx(target, rel=0.07)
+        assert matched["residual"] == pytest.approx(matched["value"] / target - 1)
+        assert list(matched["set"]) == ([f"peft.{sizes[peft]}"] if peft in sizes else [])
+
+
+def test_adapted_matrices_share_a_budget() -> None:
+    """Half as many matrices, twice the rank; a baseline may be a list."""
+    axis = "peft.targets=[q_proj],[q_proj,v_proj],[q_proj,k_proj,v_proj,o_proj]"
+    plan = plan_sweep([*SIZE, "peft=lora", axis, "match=trainable", "baseline=peft.targets=[q_proj,v_proj]"])
+    assert [job.config["peft"]["rank"] for job in plan.jobs] == [16, 8, 4]
+    assert plan.study.baseline == {"peft.targets": "[q_proj,v_proj]"}
+
+
+@pytest.mark.parametrize(
+    "words, what",
+    [
+        (["peft=lora,lntuning"], "lntuning has no knob with which more"),
+        (["peft=lora,adapter", "resize=model.d_ff"], "those of a peft method"),
+    ],
+)
+def test_what_cannot_be_matched_is_said(words: list[str], what: str) -> None:
+    with pytest.raises(ConfigError, match=what):
+        plan_sweep([*SIZE, *words, "match=trainable"])
 
 
 def test_time_is_measured_and_evened_out_by_steps(monkeypatch: pytest.MonkeyPatch) -> None:

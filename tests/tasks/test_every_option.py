@@ -10,7 +10,8 @@ from ablatio.testing import tiny
 from ablatio.testing.compatibility import KINDS
 
 ELSEWHERE = ("answers", "distillation")  # ask for data, or for another run, that stand in tests of their own
-NEEDS = {"placement=hybrid": ["attention.qk_norm=rmsnorm", "attention.v_norm=rmsnorm"]}  # knobs that a rule asks for
+QKV_NORM = ["attention.qk_norm=rmsnorm", "attention.v_norm=rmsnorm"]
+NEEDS = {"placement=hybrid": QKV_NORM, "placement=hybrid_star": QKV_NORM}  # knobs that a rule asks for
 OPTIONS = [(kind, entry.name) for kind in KINDS for entry in REGISTRIES[kind] if entry.name not in ELSEWHERE]
 
 

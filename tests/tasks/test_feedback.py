@@ -65,6 +65,20 @@ def Units_row(task: Any, number: int) -> int:  # noqa: N802 (reads like the task
     return found
 
 
+def test_of_two_answers_the_prompt_goes_through_the_model_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokens that the first layer sees in a step: the prompts', and each answer's."""
+    task, model = samples.task(PREFERENCE)
+    example, seen = task.example(task.training[0], named_generator(0, "unused")), []
+    model.model.layers[0].register_forward_pre_hook(lambda _, given: seen.append(given[0].shape[:2].numel()))
+    task.loss(model, example)
+    assert len(example.prompts) == len(example.tokens) / 2
+    assert seen == [example.prompts.numel(), example.tokens[:, :-1].numel()]
+    seen.clear()
+    model.branches = False
+    task.loss(model, example)
+    assert seen == [len(example.tokens) * (example.longest - 1)]
+
+
 @pytest.mark.parametrize("name", [e.name for e in kinds.alignments if e.facts["data"] != "prompts"])
 def test_each_method_is_handed_what_it_asks_for(name: str) -> None:
     """The loss is finite, reaches the model, and at the start policy and reference say the same."""

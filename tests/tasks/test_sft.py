@@ -104,8 +104,16 @@ def test_a_run_resumes_bit_for_bit_and_answers(tmp_path: Path, chats: Path) -> N
     assert (cut / "samples.jsonl").read_text() == (tmp_path / "whole/samples.jsonl").read_text()
     rows = [json.loads(line) for line in (cut / "samples.jsonl").read_text().splitlines()]
     assert {row["step"] for row in rows} == {0, 6, 12} and rows[0].keys() == {"step", "prompt", "answer", "expected"}
-    result = summary(cut)
-    assert result["score"] == {"name": "val/loss", "value": result["after"]["loss"], "better": "lower"}  # type: ignore[index]
+    result: Any = summary(cut)
+    sides = [(row["prompt"], row["expected"], row["before"], row["after"]) for row in result["samples"]]
+    first, last = ([row for row in rows if row["step"] == step] for step in (0, 12))
+    assert sides == [(b["prompt"], b["expected"], b["answer"], a["answer"]) for b, a in zip(first, last, strict=True)]
+    assert "before" in resumed.out and sides[0][0] in resumed.out
+    assert ablatio(["report", str(cut)], tmp_path / "log").code == 0
+    told = (cut / "report/report.md").read_text(), (cut / "report/report.html").read_text()
+    assert sides[0][0] in (tmp_path / "log/out").read_text() and f"    {sides[0][1]}" in told[0]
+    assert json.dumps(sides[0][0])[1:-1] in told[1]
+    assert result["score"] == {"name": "val/loss", "value": result["after"]["loss"], "better": "lower"}
     spoken = ablatio(["generate", str(cut), "1 and 2?", "--chat", "--tokens", "8"], tmp_path / "log")
     assert spoken.code == 0 and "<|im" not in spoken.out
     scored = ablatio(["evaluate", str(cut), "--json", "--tokens", "256"], tmp_path / "log")

@@ -8,10 +8,13 @@ from ablatio.commands import parser
 def run(arguments: list[str]) -> int:
     options = parser("new-plugin")
     options.add_argument("name", help="name of the distribution: my-norms")
+    options.add_argument(
+        "--kind", default="norm", help="what it begins with: norm (the default), alignment, peft, reward"
+    )
     options.add_argument("--in", dest="folder", default=".", help="where to write it; by default here")
     asked = options.parse_args(arguments)
     from ablatio.scaffold import new_plugin
 
-    written = new_plugin(asked.name, Path(asked.folder))
+    written = new_plugin(asked.name, Path(asked.folder), asked.kind)
     print(f"{written} is ready:\n  pip install -e {written}\n  ablatio check {asked.name}")
     return 0

@@ -148,6 +148,13 @@ class Assembly:
         return "encoder" if side == "encoder" and len(self.stacks) == 2 else "model"
 
     @property
+    def branches(self) -> bool:
+        """Whether all parts take a text in two passes for what it is in one, in training too."""
+        attention = self._facts(kinds.attentions)
+        whole = (self._facts(registry)["whole_rows"] for registry in (kinds.mlps, kinds.placements))
+        return bool(attention["caches"] and attention["takes_segments"]) and not any(whole)
+
+    @property
     def logit_scale(self) -> float:
         given, asked = self.dims.logit_scale, getattr(self.init, "logit_scale", None)
         return given if given is not None else float(asked(self.dims.d_model)) if asked else 1.0
@@ -165,9 +172,9 @@ class Assembly:
     def norm(self, path: str, width: int | None = None) -> nn.Module:
         return self._make(kinds.norms, path, d_model=width or self.dims.d_model)
 
-    def norms(self, path: str, around: Sublayer = "both") -> nn.Module:
+    def norms(self, path: str, around: Sublayer, layer: int) -> nn.Module:
         """As many norms as the placement wants for one sublayer: one module, or a list."""
-        count = n_norms(self._facts(kinds.placements), around)
+        count = n_norms(self._facts(kinds.placements), around, layer)
         if count == 1:
             return self.norm(path)
         return nn.ModuleList([self.norm(f"{path}.{i}") for i in range(count)])
@@ -276,7 +283,7 @@ class Assembly:
             attention=lambda: self.attention(layer, f"{path}.self_attn", side),
             cross=(lambda: self.attention(layer, f"{path}.cross_attn", side)) if crossed else None,
             mlp=lambda: self.mlp(layer, f"{path}.mlp", side),
-            norms=lambda around: self.norms(f"{path}.{next(names)}", around),
+            norms=lambda around: self.norms(f"{path}.{next(names)}", around, layer),
             placement=lambda around: self.placement(layer, side, next(sublayers), around),
         )
         return self._make(kinds.blocks, path, parts=parts)
@@ -303,9 +310,10 @@ def share_weights(first: nn.Module, other: nn.Module) -> None:
         two._parameters, two._buffers = one._parameters, one._buffers
 
 
-def n_norms(facts: Mapping[str, Any], around: Sublayer) -> int:
-    """How many norms a placement with these facts wants around a sublayer."""
-    count: int | list[int] = facts["n_norms"]
+def n_norms(facts: Mapping[str, Any], around: Sublayer, layer: int) -> int:
+    """How many norms a placement with these facts wants around a sublayer of this layer."""
+    first = facts["first_norms"]
+    count: int | list[int] = facts["n_norms"] if layer or first is None else first
     return count if isinstance(count, int) else count[around == "mlp"]
 
 

@@ -82,12 +82,26 @@ class KVCache:
 
     def select(self, rows: Tensor) -> None:
         """Keep these rows of the batch, in this order."""
-        self._buffers = {layer: (k[rows], v[rows]) for layer, (k, v) in self._buffers.items()}
-        self._states = {key: tuple(t[rows] for t in state) for key, state in self._states.items()}
+        self._buffers = {i: (k.index_select(0, rows), v.index_select(0, rows)) for i, (k, v) in self._buffers.items()}
+        self._states = {key: tuple(t.index_select(0, rows) for t in state) for key, state in self._states.items()}
         if self.segments is not None:
             self.segments = self.segments[rows]
         if self.memory is not None:
             self.memory = self.memory.select(rows)
+
+
+class Branching(KVCache):
+    """What texts have in common at their start, with its gradients: nothing is written in place.
+
+    Read the starts, `select` for each text the one that it goes on from, and read the texts.
+    """
+
+    def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        held = self._buffers.get(layer)
+        if held is not None:
+            k, v = torch.cat([held[0], k], dim=2), torch.cat([held[1], v], dim=2)
+        self._buffers[layer] = k, v
+        return k, v
 
 
 class Standing(KVCache):

@@ -1,7 +1,7 @@
 """What all layers of one forward pass share: positions, who may see whom, the position's bias, the cache."""
 
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, TypeVar
 
@@ -133,6 +133,13 @@ class Context:
         prepared, plain = (self.prepared_keys, self.k_pos) if keys else (self.prepared, self.q_pos)
         turned: tuple[Tensor, Tensor] = rotate(q, k, plain if prepared is None else prepared)
         return turned
+
+    def moved(self, place: Callable[[Tensor], Tensor], dtype: torch.dtype) -> "Context":
+        """The same pass with its tokens at other positions: for what layers make of them, not for what they see."""
+        q_pos, k_pos, position = place(self.q_pos), place(self.k_pos), self.position
+        bias = position.bias(q_pos, k_pos).to(dtype) if self.bias is not None else None
+        prepared = None if self.prepared is None else position.prepare(q_pos, dtype, k_pos.amax() + 1)
+        return replace(self, q_pos=q_pos, k_pos=k_pos, bias=bias, prepared=prepared, _shared={})
 
     def _remember(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         return self.cache.update(layer, k, v) if self.cache is not None else (k, v)

@@ -35,6 +35,7 @@ class LanguageModel(nn.Module):
     opens      whether the source of an example is seen in both directions (a prefix decoder) or read like all else
     z_loss     weight of log^2 Z in the loss, Z the sum that the softmax divides by (arXiv:2204.02311, section 5)
     bare       layers whose matrix is read beside their `forward`, where nothing attached to them is seen
+    branches   whether texts may go on from a start that was read once: they learn what they would learn as rows
     smoothing  share of the target's probability that is spread over the vocabulary (arXiv:1512.00567, section 7)
     """
 
@@ -45,6 +46,7 @@ class LanguageModel(nn.Module):
         dims = assembly.dims
         self.opens, self.logit_scale, self.z_loss, self.smoothing = opens, assembly.logit_scale, 0.0, 0.0
         self.model = Stack(assembly, mask, side, opens=opens)
+        self.branches = mask == "causal" and assembly.branches and not getattr(self.model.position, "late", False)
         self.lm_head = nn.Linear(dims.d_model, dims.vocab_size, bias=False)
         if dims.tied:
             self.lm_head.weight = self.model.embed_tokens.weight
@@ -124,10 +126,14 @@ class LanguageModel(nn.Module):
 
     def _cross_entropy(self, hidden: Tensor, targets: Tensor, weights: Tensor | None, tie: Tie | None = None) -> Tensor:
         """The weighted sum over states (..., D) and their targets (...)."""
+        hidden, targets = self.scaled(hidden).flatten(0, -2), targets.flatten()
+        weights = None if weights is None else weights.flatten()
+        if weights is not None and weights.is_cpu and not bool(weights.all()):  # a GPU would have to be waited for
+            kept = weights.nonzero()[:, 0]
+            hidden, targets, weights = hidden.index_select(0, kept), targets[kept], weights[kept]
         return linear_cross_entropy(
-            self.scaled(hidden).flatten(0, -2), self.lm_head.weight, targets.flatten(),
-            None if weights is None else weights.flatten(), z_loss=self.z_loss, smoothing=self.smoothing, tie=tie,
-        )  # fmt: skip
+            hidden, self.lm_head.weight, targets, weights, z_loss=self.z_loss, smoothing=self.smoothing, tie=tie
+        )
 
     @torch.no_grad()
     def redrawn(self, example: Example, generator: torch.Generator) -> Example:
@@ -176,7 +182,7 @@ class EncoderDecoder(LanguageModel):
 
     def __init__(self, assembly: "Assembly") -> None:
         super().__init__(assembly, "causal")
-        self.eos = assembly.eos
+        self.eos, self.branches = assembly.eos, False
         self.encoder = Stack(assembly, "full", "encoder", table=self.model.embed_tokens)
 
     def forward(self, tokens: Tensor, segments: Tensor | None = None, cache: KVCache | None = None) -> Tensor:

@@ -112,6 +112,13 @@ class Stack(nn.Module):
         hidden: Tensor = norm(x) if self.stream is None else self.stream.close(x, norm)
         return hidden
 
+    def reaches(self, tokens: int) -> bool:
+        """Whether so many tokens of a text fit behind the virtual ones."""
+        return self._knows(tokens + (0 if self.virtual is None else self.virtual.tokens))
+
+    def _knows(self, length: int) -> bool:
+        return length <= self.max_len or bool(getattr(self.position, "extends", True))
+
     def _context(
         self,
         tokens: Tensor,
@@ -123,7 +130,7 @@ class Stack(nn.Module):
         record: Record | None,
     ) -> Context:
         length = tokens.shape[1] + (cache.length if cache is not None else 0)
-        if length > self.max_len and not getattr(self.position, "extends", True):
+        if not self._knows(length):
             raise UserError(
                 f"{length} tokens came; this model's position knows model.max_len={self.max_len} and no more. "
                 f"Train with model.max_len={length}, or choose position=alibi or position=rope"

@@ -16,7 +16,7 @@ from ablatio.sweep.study import label_of
 LOSS = "val/loss"
 HIGHER = ("accuracy", "reward", "win_rate", "score", "margin", "match")  # how names of scores end where more is better
 UNMATCHED = 0.01  # a share of the baseline's parameters or FLOPs; beyond it sizes are not equal
-SIZES = ("parameters", "non_embedding", "flops_per_token", "tokens", "steps")
+SIZES = ("parameters", "trainable", "non_embedding", "flops_per_token", "tokens", "steps")
 COSTS = ("seconds", "step_seconds", "memory")
 
 

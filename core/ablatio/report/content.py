@@ -10,7 +10,7 @@ from typing import Any
 
 from ablatio.report.arms import COSTS, SIZES, Arm, rate_is_free, tuned
 from ablatio.report.curves import Curve, band, minus
-from ablatio.report.escape import visible
+from ablatio.report.escape import lines_of, visible
 from ablatio.report.findings import Findings, Row
 from ablatio.report.frontier import frontier
 from ablatio.report.run import RATE, Run, inner
@@ -55,7 +55,7 @@ def content(found: Findings) -> dict[str, Any]:
         "provenance": _provenance(found),
         "notes": table.notes,
     })  # fmt: skip
-    return made
+    return made | {"samples": _samples(found)}  # whose line breaks mean something
 
 
 def _asked(overrides: Sequence[str]) -> str:
@@ -244,6 +244,17 @@ def _positions(found: Findings) -> list[dict[str, Any]]:
             length = min(map(len, kept))
             curves: list[Curve] = [(list(range(length)), [v for v in s[:length] if v is not None]) for s in kept]
             made.append(_of(i, curves))
+    return made
+
+
+def _samples(found: Findings) -> list[dict[str, Any]]:
+    """What the first run of each arm answered before and after; the best arms and the baseline."""
+    made = []
+    for i, row in enumerate(found.rows):
+        run = next((r for r in row.arm.runs if r.samples), None)
+        if run is not None and (i < BEST or row.arm.baseline):
+            rows = [{visible(k): lines_of(v) for k, v in sample.items()} for sample in run.samples]
+            made.append({"arm": i, "seed": run.seed, "rows": rows})
     return made
 
 

@@ -16,6 +16,11 @@ def visible(text: object) -> str:
     return "".join(_shown(c) for c in " ".join(str(text).splitlines()))
 
 
+def lines_of(text: object) -> str:
+    """The same, with its line breaks."""
+    return "\n".join(map(visible, str(text).split("\n")))
+
+
 def _shown(character: str) -> str:
     # Cc: control; Cf: changes of direction, zero width; Cs: half a surrogate pair, which has no UTF-8
     if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp"):

@@ -167,7 +167,7 @@ def _row(arm: Arm, base: Arm | None, comparison: Comparison | None) -> Row:
         rank = next((a.rank for a in comparison.arms if a.label == arm.name and not math.isnan(a.rank)), None)
     residual = {}
     if base is not None and not arm.baseline:
-        for key in ("parameters", "flops_per_token", "tokens"):
+        for key in ("parameters", "trainable", "flops_per_token", "tokens"):
             mine, other = arm.size(key), base.size(key)
             if mine is not None and other:
                 residual[key] = mine / other - 1

@@ -26,8 +26,10 @@ class Run:
     state     one of STATES; only `done` has numbers that may be compared
     scores    the numbers at the end of its schedule, by name (`val/loss`)
     main      {name, better} of the score that its task is judged by
-    size      parameters, non_embedding, flops_per_token (of a training step), tokens, steps: the same on any machine
+    size      parameters, trainable (where not all are), non_embedding, flops_per_token (of a training step), tokens,
+              steps: the same on any machine
     cost      seconds, step_seconds, memory (bytes): this machine's
+    samples   what it answered before and after, as its summary has them
     command   the words behind `ablatio train` that make it again
     """
 
@@ -45,6 +47,7 @@ class Run:
     cost: Mapping[str, float] = field(default_factory=dict)
     curves: Curves = field(default_factory=dict)
     by_position: Sequence[float | None] = ()
+    samples: Sequence[Mapping[str, str]] = ()
     command: Sequence[str] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
     manifest: Mapping[str, Any] = field(default_factory=dict)
@@ -110,6 +113,7 @@ def read_folder(folder: Path, group: str, job: Job) -> Run:
         cost=_cost(summary, curves),
         curves=curves,
         by_position=[v if _number(v := after.get(f"position/{i}")) else None for i in range(1, len(places) + 1)],
+        samples=_samples(summary),
         command=_again(job.overrides),
         config=config,
         manifest=manifest,
@@ -133,11 +137,13 @@ def _size(summary: Mapping[str, Any], manifest: Mapping[str, Any]) -> dict[str, 
     """What the run is, on any machine; before its end from its manifest."""
     planned = inner(manifest, "size")
     tokens, flops = summary.get("tokens"), summary.get("train_flops")
+    trainable = summary.get("trainable_parameters")
     per_token = flops / tokens if _number(flops) and _number(tokens) and tokens else None
     if per_token is None and _number(planned.get("flops_per_token")):
         per_token = 3 * planned["flops_per_token"]
     found = {
         "parameters": summary.get("parameters", planned.get("parameters")),
+        "trainable": trainable if trainable != summary.get("parameters") else None,
         "non_embedding": summary.get("non_embedding_parameters", planned.get("non_embedding")),
         "flops_per_token": per_token,
         "flops": flops,
@@ -157,6 +163,16 @@ def _cost(summary: Mapping[str, Any], curves: Curves) -> dict[str, float]:
         if each:
             found["step_seconds"] = median(each)
     return found
+
+
+def _samples(summary: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Rows of texts; whatever else stands there is left out."""
+    rows = summary.get("samples")
+    return [
+        {str(k): v for k, v in row.items() if isinstance(v, str)}
+        for row in (rows if isinstance(rows, list) else ())
+        if isinstance(row, Mapping)
+    ]
 
 
 def _again(overrides: Iterable[str]) -> tuple[str, ...]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ablatio.report.arms import COSTS, SIZES, Arm
-from ablatio.report.escape import csv_text, markdown, terminal, visible
+from ablatio.report.escape import csv_text, lines_of, markdown, terminal, visible
 from ablatio.report.findings import Findings, Row
 from ablatio.report.run import Run
 from ablatio.report.table import Table
@@ -88,6 +88,17 @@ def show(console: Console, findings: Findings) -> None:
         console.print(f"refused: {terminal(label_of(refused.arm))}: {terminal(refused.why)}", highlight=False)
     for note in findings.table.notes:
         console.print(f"note: {terminal(note)}", highlight=False)
+    if samples := _of_one_run(findings):
+        from ablatio.tasks.describe import side_by_side
+
+        console.print()
+        console.print(side_by_side(samples))
+
+
+def _of_one_run(findings: Findings) -> Sequence[Mapping[str, str]]:
+    """The answers of a run that is looked at by itself; those of several are in the page alone."""
+    runs = findings.table.runs
+    return runs[0].samples if len(runs) == 1 else ()
 
 
 def _grid(findings: Findings, width: int) -> Grid:
@@ -191,6 +202,16 @@ def markdown_text(findings: Findings) -> str:
         lines += [f"- {markdown(label_of(r.arm))} seed={r.seed}: {r.state}: {markdown(r.why)}" for r in lost]
     if findings.table.notes:
         lines += ["", *(f"Note: {markdown(note)}" for note in findings.table.notes)]
+    lines += _answers(_of_one_run(findings))
     lines += ["", "## Again", ""]
     lines += [f"    {visible(again(row.arm.command))}" for row in findings.rows if row.arm.command]
     return "\n".join(lines) + "\n"
+
+
+def _answers(samples: Sequence[Mapping[str, str]]) -> list[str]:
+    """Each prompt with its answers before and after, as indented text: nothing in it is markup."""
+    lines = ["", "## Answers before and after"] if samples else []
+    for row in samples:
+        for key, value in row.items():
+            lines += ["", f"{markdown(key)}:", "", *(f"    {line}" for line in lines_of(value).split("\n"))]
+    return lines

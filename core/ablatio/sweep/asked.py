@@ -1,6 +1,7 @@
 """What a command line asks of a sweep: settings of its own, axes, seeds, and what all runs share."""
 
 import functools
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -220,9 +221,9 @@ def _axis_problems(axes: Iterable[Axis]) -> Iterator[Problem]:
 
 
 def _baseline(text: str, axes: Sequence[Axis]) -> dict[str, str]:
-    """`gelu`, or `activation=gelu,norm=rmsnorm`: one value for each axis."""
+    """`gelu`, or `activation=gelu,norm=rmsnorm`: one value for each axis; a list keeps its commas."""
     found = {a.key: a.at(0.0) for a in axes}
-    for piece in text.replace(" ", ",").split(","):
+    for piece in re.split(r",(?![^\[]*\])", text.replace(" ", ",")):
         key, equals, value = piece.rpartition("=")
         having = [a.key for a in axes if (a.key == key or not equals) and value in a.values]
         if len(having) != 1:

@@ -2,6 +2,7 @@
 
 import csv
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -15,12 +16,13 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from ablatio.sweep.engine import Engine
-from ablatio.sweep.ledger import Entry
+from ablatio.sweep.ledger import Entry, State
 from ablatio.sweep.score import score_of
 from ablatio.sweep.study import Job, run_folder
 
 REFRESH_SECONDS = 0.5
 SHOWN = 20  # running jobs that are listed
+BAR = 30  # characters
 
 
 class Now(NamedTuple):
@@ -85,10 +87,11 @@ class Board:
                 job = engine.jobs[name]
                 table.add_row(escape(job.title), f"{place.step}/{_steps(job)}", place.loss)
         done, total = self._progress(engine, running)
-        counts = [f"{sum(e.state == s for e in entries.values())} {s}" for s in ("done", "running", "failed")]
-        waiting = sum(engine.is_open(job, entries.get(job.id)) for job in engine.jobs.values())
-        line = ", ".join([*counts, f"{waiting} to come"]) + self._left(done, total)
-        return Group(table, ProgressBar(total=max(1, total), completed=done, width=60), line)
+        line = Table.grid(padding=(0, 1))
+        line.add_row(
+            ProgressBar(total=max(1, total), completed=done, width=BAR), _counted(engine) + self._left(done, total)
+        )
+        return Group(table, line) if running else Group(line)
 
     def _progress(self, engine: Engine, running: dict[str, Now]) -> tuple[int, int]:
         """(steps that are done, steps of all jobs)."""
@@ -130,6 +133,16 @@ def _rows_backwards(path: Path) -> Iterator[dict[str, str]]:
         for values in csv.reader(reversed(whole)):
             if len(values) == len(header):
                 yield dict(zip(header, values, strict=True))
+
+
+def _counted(engine: Engine) -> str:
+    """How many jobs are in each state; that none is starting, or has failed, is not said."""
+    entries = engine.ledger.entries
+    names: dict[State, str] = {"done": "done", "running": "running", "claimed": "starting", "failed": "failed"}
+    states = Counter(e.state for e in entries.values())
+    parts = [f"{states[s]} {name}" for s, name in names.items() if states[s] or s in ("done", "running")]
+    waiting = sum(engine.is_open(job, entries.get(job.id)) for job in engine.jobs.values())
+    return ", ".join([*parts, f"{waiting} to come"])
 
 
 def _said(engine: Engine, entry: Entry) -> str:

@@ -22,8 +22,6 @@ from ablatio.options import OPEN
 from ablatio.registry import REGISTRIES
 from ablatio.sweep.asked import parse
 
-BRINGS_ITS_OWN = ("model=", "model.start=", "model.path=")  # a model that exists: it brings parts and sizes
-
 
 @dataclass(frozen=True, slots=True)
 class Frame:
@@ -61,8 +59,6 @@ class Composer:
 
     def tree(self, overrides: Sequence[str]) -> tuple[dict[str, Any], bool] | None:
         """(the config before interpolations are resolved, whether it has any); None where only Hydra can tell."""
-        if any(text.startswith(BRINGS_ITS_OWN) for text in overrides):
-            return None
         framing, parts, values = list[str](), dict[str, Any](), list[tuple[str, Any]]()
         for text in compose.cleaned(overrides):
             parsed = parse(text)

@@ -1,17 +1,19 @@
-"""Arms of equal size: d_ff, layers or steps change until parameters, FLOPs or time are the baseline's."""
+"""Arms of equal size: d_ff, layers, steps or an adapter's rank change until all have what the baseline has."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from ablatio.errors import ConfigError, Problem
+from ablatio.kinds import pefts
 from ablatio.sweep import weights
 from ablatio.sweep.arms import Cell, Planner
 
-MEASURES = ("params", "flops", "time")
+MEASURES = ("params", "trainable", "flops", "time")
 CLOSE = 0.01  # what counts as equal
 TRIES = 24
 TIMES = 10  # steps that are timed for match=time
+PEFT = "peft"  # resize: the knob of an arm's own method that makes it larger
 
 
 class Matching:
@@ -21,15 +23,18 @@ class Matching:
         self.planner = planner
         settings = planner.sweep.settings
         self.what = str(settings["match"])
-        self.key = str(settings["resize"] or ("train.steps" if self.what == "time" else "model.d_ff"))
+        self.resize = str(settings["resize"] or {"time": "train.steps", "trainable": PEFT}.get(self.what, "model.d_ff"))
         self.found: dict[str, dict[str, Any]] = {}
         self._target: float | None = None
         self._seconds: dict[str, float] = {}
-        if self.what == "params" and self.key == "train.steps":
+        if self.what == "params" and self.resize == "train.steps":
             raise ConfigError([Problem("resize", "more steps make no parameters", "resize=model.d_ff")])
-        if self.what == "time" and self.key != "train.steps":
-            what = f"time is measured, and {self.key} would have to be measured at each width"
+        if self.what == "time" and self.resize != "train.steps":
+            what = f"time is measured, and {self.resize} would have to be measured at each width"
             raise ConfigError([Problem("resize", what, "resize=train.steps")])
+        if (self.what == "trainable") != (self.resize == PEFT):
+            what = f"match={self.what} and resize={self.resize}: parameters that train are those of a peft method"
+            raise ConfigError([Problem("resize", what, "resize=null")])
 
     def matched(self, cells: Sequence[Cell]) -> list[Cell]:
         return [self.one(cell) for cell in cells]
@@ -44,25 +49,39 @@ class Matching:
 
     def one(self, cell: Cell) -> Cell:
         """The cell at the size of the baseline."""
-        now, value = _now(cell.config, self.key), self.measure(cell.config)
+        value = self.measure(cell.config)
         if not value:
             raise ConfigError([Problem("match", f"{cell.label} is too large to be timed", "match=flops")])
-        size = now
+        changed: dict[str, str] = {}
         if abs(value / self.target - 1) > CLOSE:
-            size, value = nearest(lambda n: self._at(cell, n), now, self.target)
-        changed = {self.key: str(size)} if size != now else {}
+            key = self._grows(cell) if self.resize == PEFT else self.resize
+            now = _now(cell.config, key)
+            size, value = nearest(lambda n: self._at(cell, key, n), now, self.target)
+            changed = {key: str(size)} if size != now else {}
         residual = value / self.target - 1
         self.found[cell.label] = {"what": self.what, "value": value, "residual": residual, "set": changed}
         return replace(cell, more={**cell.more, **changed})
 
-    def _at(self, cell: Cell, size: int) -> float:
-        if self.key == "train.steps":  # in proportion, and nothing is timed twice
-            return self.measure(cell.config) * size / _now(cell.config, self.key)
-        return self.measure(self.planner.composed(cell, {self.key: str(size)}).config)
+    def _at(self, cell: Cell, key: str, size: int) -> float:
+        if key == "train.steps":  # in proportion, and nothing is timed twice
+            return self.measure(cell.config) * size / _now(cell.config, key)
+        return self.measure(self.planner.composed(cell, {key: str(size)}).config)
+
+    def _grows(self, cell: Cell) -> str:
+        """The first whole-number knob of the cell's method with which more trains: a rank, a width, virtual tokens."""
+        peft = cell.config[PEFT]
+        for knob in pefts[peft["name"]].knobs:
+            now = peft[knob.name]
+            if type(now) is int and self._at(cell, key := f"{PEFT}.{knob.name}", 2 * now) > self.measure(cell.config):
+                return key
+        what = f"{cell.label}: peft={peft['name']} has no knob with which more or fewer parameters train"
+        raise ConfigError([Problem("match", what, "match=none")])
 
     def measure(self, config: Mapping[str, Any]) -> float:
         if self.what == "params":
             return float(weights.parameters(config))
+        if self.what == "trainable":
+            return float(weights.trainable(config))
         if self.what == "flops":
             return weights.train_flops(config)
         steps = int(config["train"]["steps"])

@@ -163,6 +163,7 @@ def _execute(plan: Plan, folder: Path, entry: Entry, knobs: dict[str, Any]) -> i
     for number in engine.ledger.damaged:
         print(f"ablatio: line {number} of {folder / LEDGER} is damaged and was left out", file=sys.stderr)
     show_table(results, folder, plan.study.stages)
+    print(f"ablatio report {folder}  says what can be concluded from them", flush=True)
     failed = [r for r in results if r.entry.state == "failed"]
     if failed:
         waiting = len(engine.jobs) - len(results)

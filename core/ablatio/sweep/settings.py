@@ -25,12 +25,12 @@ class Sweep:
         str | None, "the arm that others are compared with: `gelu`, or `activation=gelu,norm=rmsnorm`; null: all pairs"
     ] = None
     match: Annotated[
-        Literal["none", "params", "flops", "time"] | None,
-        "what arms have equal; null: as each run has it (a gated unit gets a narrower d_ff)",
+        Literal["none", "params", "trainable", "flops", "time"] | None,
+        "what arms have equal (trainable: what learns); null: as each run has it (a gated unit gets a narrower d_ff)",
     ] = None
     resize: Annotated[
-        Literal["model.d_ff", "model.n_layers", "train.steps"] | None,
-        "what match= changes; by default model.d_ff, and train.steps for time",
+        Literal["model.d_ff", "model.n_layers", "train.steps", "peft"] | None,
+        "what match= changes; by default model.d_ff, train.steps for time, the size of the peft method for trainable",
     ] = None
     tune: Annotated[str | None, "a setting that each arm gets at its own best value: optimizer.lr"] = None
     trials: Annotated[int, Positive, "values that are tried for tune=, the same number for each arm"] = 5

@@ -12,12 +12,21 @@ PROBE_PARAMETERS = 100_000_000
 
 def parameters(config: Mapping[str, Any]) -> int:
     """Each counted once; nothing is allocated."""
-    return _parameters(_shape(config))
+    from ablatio.model.count import parameters
+
+    return parameters(config, _vocabulary(config))
+
+
+def trainable(config: Mapping[str, Any]) -> int:
+    """The parameters that the optimizer gets; nothing is allocated."""
+    from ablatio.model.count import shape_of
+
+    return _trainable(shape_of(config))
 
 
 def train_flops(config: Mapping[str, Any]) -> float:
     """Of all steps, forward and backward."""
-    return _flops_per_token(_shape(config)) * _tokens(config) * int(config["train"]["steps"])
+    return _flops_per_token(config) * _tokens(config) * int(config["train"]["steps"])
 
 
 def _vocabulary(config: Mapping[str, Any]) -> int:
@@ -35,40 +44,21 @@ def _tokens(config: Mapping[str, Any]) -> int:
     return int(config["train"]["batch_size"] * config["train"]["accumulate"]) * length
 
 
-def _shape(config: Mapping[str, Any]) -> str:
-    """What sizes depend on; arms that differ in other settings are measured once."""
-    aside = (
-        "train",
-        "optimizer",
-        "schedule",
-        "stabilizer",
-        "seed",
-        "seeds",
-        "trainer",
-        "out",
-        "name",
-        "source",
-        "sweep",
-    )
-    return json.dumps({k: v for k, v in config.items() if k not in aside}, sort_keys=True)
-
-
 @functools.lru_cache(4096)
-def _parameters(shape: str) -> int:
+def _trainable(shape: str) -> int:
     import torch
 
     from ablatio.model.assembly import Assembly
+    from ablatio.tasks.tuning import tune
 
     config = json.loads(shape)
     with torch.device("meta"):
-        return sum(p.numel() for p in Assembly(config, _vocabulary(config)).model().parameters())
+        return tune(Assembly(config, _vocabulary(config)).model(), config, 0).trainable
 
 
-@functools.lru_cache(4096)
-def _flops_per_token(shape: str) -> float:
+def _flops_per_token(config: Mapping[str, Any]) -> float:
     from ablatio.model.count import measure
 
-    config = json.loads(shape)
     return measure(config, _vocabulary(config)).train_flops_per_token
 
 
@@ -81,7 +71,7 @@ def seconds_per_step(config: Mapping[str, Any], times: int = 3) -> float:
 
     size = parameters(config)
     length, rows = int(config["data"]["length"] or config["model"]["max_len"]), int(config["train"]["batch_size"])
-    row_flops = _flops_per_token(_shape(config)) * length
+    row_flops = _flops_per_token(config) * length
     if size > PROBE_PARAMETERS or row_flops > 20 * PROBE_FLOPS:
         return 0.0
     few = max(1, min(rows, int(PROBE_FLOPS / row_flops)))

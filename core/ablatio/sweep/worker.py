@@ -62,16 +62,17 @@ def work(order: Order, threads: int, run_job: RunJob = train_job) -> int:
 
 
 def warm() -> None:
-    """The imports that each run would make, those of the parts among them: 0.4 s."""
+    """What each run would import or find out again: libraries, parts, versions and hashes of the code."""
     import lightning.pytorch  # noqa: F401
 
     import ablatio.tasks.run  # noqa: F401
     from ablatio.plugins import load
     from ablatio.registry import REGISTRIES
-    from ablatio.tasks.provenance import versions
+    from ablatio.tasks import provenance
 
     load()
-    versions()
+    provenance.versions()
+    provenance.code({})
     for registry in REGISTRIES.values():
         for name in registry.entries if registry.in_run else ():
             with suppress(Exception):  # a part that cannot be imported is said by the run that asks for it

@@ -1,6 +1,6 @@
 """What was assembled and what came out, as tables for the terminal."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from rich.table import Table
 from ablatio.config import chosen
 from ablatio.registry import REGISTRIES, Entry
 
+ANSWERED = 2  # prompts whose answers are shown when a run ends; its summary has all
 LABELS = {"bpb": "bits per byte", "loss": "nats per token"}
 SHOWN = 4  # knobs of a part that are listed whatever their values
 
@@ -57,9 +58,29 @@ def show_result(console: Console, summary: Mapping[str, Any], folder: Path) -> N
     for name in ("bpb", "loss") if text else names:
         table.add_row(LABELS[name] if text else name, *(f"{s[name]:.3f}" if s else "-" for s in (before, after)))
     console.print(table)
+    if samples := summary.get("samples"):
+        console.print(side_by_side(samples[:ANSWERED]))
     million = summary["parameters"] / 1e6
     console.print(
         f"{million:.2f} M parameters, {summary['tokens'] / 1e6:.2f} M tokens, "
         f"{summary['train_flops'] / 1e12:.1f} TFLOP, {summary['seconds']:.0f} s; all is in {escape(str(folder))}",
         highlight=False,
     )
+
+
+def side_by_side(samples: Sequence[Mapping[str, str]]) -> Table:
+    """The answers before and after under their prompts, and what was expected."""
+    table = Table(show_lines=True, expand=True, header_style="dim")
+    for column in ("prompt", "before", "after"):
+        table.add_column(column, ratio=1, overflow="fold")
+    for row in samples:
+        more = [f"[dim]{key}:[/] {_plainly(v)}" for key, v in row.items() if key not in ("prompt", "before", "after")]
+        asked = "\n\n".join([_plainly(row.get("prompt", "")), *more])
+        table.add_row(asked, *(_plainly(row.get(when, "")) for when in ("before", "after")))
+    return table
+
+
+def _plainly(text: str) -> str:
+    """Line by line what can be printed, for rich: neither escape codes nor [markup]."""
+    lines = ("".join(c if c.isprintable() else repr(c)[1:-1] for c in line) for line in text.strip().splitlines())
+    return escape("\n".join(lines))

@@ -45,9 +45,19 @@ def parts(config: Mapping[str, Any]) -> dict[str, dict[str, str]]:
 
 
 def code(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Hashes of the core and of every plugin."""
+    """Hashes of the core and of every plugin, as they were when this process first asked: what it has imported."""
     return {
-        "core": hash_of(HERE.rglob("*.py")),
-        "plugins": {f"{s.name} ({s.provider})": hash_of(s.files) for s in plugins.sources()},
+        "core": _core(),
+        "plugins": {f"{s.name} ({s.provider})": _hash_once(tuple(s.files)) for s in plugins.sources()},
         "parts": parts(config),
     }
+
+
+@functools.cache
+def _core() -> str:
+    return hash_of(HERE.rglob("*.py"))
+
+
+@functools.cache
+def _hash_once(files: tuple[Path, ...]) -> str:
+    return hash_of(files)

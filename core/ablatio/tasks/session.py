@@ -240,7 +240,7 @@ class Session:
             "weight_bytes": self.run.tuning.bytes,
             "peak_memory_bytes": peak_memory(),
             "train_flops": size.train_flops_per_token * tokens,
-        } | ({"rewinds": self.rewinds} if self.rewinds else {})
+        } | {key: found for key, found in (("rewinds", self.rewinds), ("samples", self.answers.compared())) if found}
 
 
 class _SignalCame(Exception):

@@ -10,6 +10,7 @@ from torch import nn
 from ablatio import kinds
 from ablatio.kinds import Peft
 from ablatio.model.assembly import Choice
+from ablatio.model.language_model import LanguageModel
 from ablatio.model.roles import Rate
 
 
@@ -55,6 +56,8 @@ def apply_peft(model: nn.Module, part: Peft, seed: int) -> Tuning:
     if hasattr(part, "prepare"):
         part.prepare(model)
     part.apply(model, seed)
+    if isinstance(model, LanguageModel):
+        model.branches = model.branches and not getattr(part, "whole_rows", False)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     held = {id(t): t for t in (*model.parameters(), *model.buffers())}.values()
     weights = sum(p.numel() for p in model.parameters()) + sum(getattr(m, "coded", 0) for m in model.modules())

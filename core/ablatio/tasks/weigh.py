@@ -11,8 +11,8 @@ import torch
 from ablatio import kinds
 from ablatio.data.chat import with_signs
 from ablatio.errors import EnvironmentFault
-from ablatio.model.assembly import Assembly, Choice
-from ablatio.model.count import measure
+from ablatio.model.assembly import Choice
+from ablatio.model.count import measure, parameters
 from ablatio.model.memory import WIDTH, memory_of
 from ablatio.tasks.machine import Machine
 
@@ -52,13 +52,12 @@ def memory_here(trainer: Mapping[str, Any]) -> int:
 def refuse_what_cannot_fit(config: Mapping[str, Any]) -> None:
     """EnvironmentFault when what training holds from the first step to the last is more than the machine has."""
     room, vocabulary = memory_here(config["trainer"]), vocabulary_of(config)
-    with torch.device("meta"):
-        parameters = sum(p.numel() for p in Assembly(config, vocabulary).model().parameters())
-    if 16 * WIDTH * parameters < room:  # far from it: the exact figure takes a second
+    count = parameters(config, vocabulary)
+    if 16 * WIDTH * count < room:  # far from it: the exact figure takes a second
         return
     memory = memory_of(config, vocabulary)
     if memory.lasting > room:
         raise EnvironmentFault(
-            f"this model has {parameters:,} parameters: weights, gradients and the optimizer's state take "
+            f"this model has {count:,} parameters: weights, gradients and the optimizer's state take "
             f"{memory.lasting / 1e9:,.1f} GB, and this machine has {room / 1e9:,.1f} GB\n    try: size=small"
         )

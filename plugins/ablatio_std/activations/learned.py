@@ -29,6 +29,24 @@ class StarReLU(nn.Module):
         return torch.addcmul(self.shift.to(x.dtype), self.scale.to(x.dtype), relu2(x))
 
 
+@activations.register("scaled_swiglu", paper="arXiv:2410.01131")
+class ScaledSwiGLU(nn.Module):
+    """silu(s_g gate) * (s_u up) with a learned s_g and s_u for each of the d_ff features, 1 at the start (nGPT).
+
+    For matrices whose rows keep the length 1 (stabilizer=unit_weights): the size that each feature needs is learned
+    here.  Two tensors of one shape -> the same.
+    """
+
+    gated = True
+
+    def __init__(self, d_ff: int) -> None:
+        super().__init__()
+        self.gate_scale, self.up_scale = (nn.Parameter(torch.ones(d_ff)) for _ in range(2))
+
+    def forward(self, gate: Tensor, up: Tensor) -> Tensor:
+        return F.silu(self.gate_scale.to(gate.dtype) * gate) * (self.up_scale.to(up.dtype) * up)
+
+
 @activations.register("xielu", paper="arXiv:2411.13010")
 class XIELU(nn.Module):
     """p x^2 + beta x for x > 0, n (e^x - 1 - x) + beta x below: its derivative is linear above, an ELU's below.

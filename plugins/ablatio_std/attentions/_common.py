@@ -7,7 +7,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ablatio import rule
 from ablatio.model.context import Context
 
 CHUNK = 64  # tokens whose pairs are looked at one by one
@@ -139,13 +138,3 @@ def at_least_float32(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
-
-
-def keeps_no_keys(name: str) -> None:
-    """The rule of an attention that holds a state in place of keys."""
-    rule(
-        when=f"attention.name == '{name}' and facts.position.late",
-        why="position={position.name} turns all keys anew when a text grows, and attention={attention.name} keeps none",
-        fix="position=rope",
-        where="position",
-    )

@@ -11,7 +11,7 @@ from ablatio import Range, attentions
 from ablatio.model.attend import merge_heads
 from ablatio.model.context import Context
 from ablatio.model.softmax_attention import AttentionWiring, QKNorm, SoftmaxAttention
-from ablatio_std.attentions._common import Rows, accumulate, at_least_float32, keeps_no_keys, without_autocast
+from ablatio_std.attentions._common import Rows, accumulate, at_least_float32, without_autocast
 
 
 class KernelAttention(SoftmaxAttention):
@@ -22,6 +22,7 @@ class KernelAttention(SoftmaxAttention):
     """
 
     takes_bias = False
+    turns_late = False
     least: float | None = None  # of the sum that is divided by, where features may be negative
 
     def feature(self, x: Tensor, *, query: bool) -> Tensor:
@@ -36,18 +37,29 @@ class KernelAttention(SoftmaxAttention):
         with without_autocast(x.device):
             q, k, v = at_least_float32(q, k, v)
             v = torch.cat([v, torch.ones_like(v[..., :1])], dim=-1)  # the last column sums up the weights
-            sums = self.sums(self.feature(q, query=True), self.feature(k, query=False), v, ctx)
+            q, k = self.feature(q, query=True), self.feature(k, query=False)
+            gate = self.gate(x)
+            if gate is None:
+                sums = self.sums(q, k, v, q.new_zeros(1, 1, 1, 1), ctx)
+            else:
+                gate = gate.to(k.dtype)
+                sums = self.sums(q, k * torch.sigmoid(-gate), v, F.logsigmoid(gate), ctx)
             y = sums[..., :-1] / (sums[..., -1:] if self.least is None else sums[..., -1:].clamp(min=self.least))
         return merge_heads(y).to(x.dtype)
 
-    def sums(self, q: Tensor, k: Tensor, v: Tensor, ctx: Context) -> Tensor:
-        """sum_s (q_t . k_s) v_s over what t sees: (B, H, T, V)."""
+    def gate(self, x: Tensor) -> Tensor | None:
+        """(B, T, D) -> (B, H, T, 1) or None: S_t = g_t S_{t-1} + (1 - g_t) phi(k_t) v_t, g = sigmoid of this."""
+        return None
+
+    def sums(self, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, ctx: Context) -> Tensor:
+        """sum_s (q_t . k_s) v_s over what t sees: (B, H, T, V); causal ones forget by log_decay (B, H, T, 1)."""
         rows = Rows.of(ctx)
         cache = ctx.cache if ctx.memory is None else None
         if ctx.mask == "causal" and ctx.opened is None:
             state = None if cache is None else cache.state(self.layer)
             q, k, v = (rows.sorted(t) for t in (q, k, v))
-            said, held = accumulate(q, k, v, q.new_zeros(1, 1, 1), rows, None if state is None else state[0])
+            decay = (log_decay if log_decay.numel() == 1 else rows.sorted(log_decay))[..., 0]
+            said, held = accumulate(q, k, v, decay, rows, None if state is None else state[0])
             said = rows.restored(said)
         elif ctx.visible is None:
             said = q @ (held := k.mT @ v)
@@ -69,9 +81,6 @@ class Linear(KernelAttention):
 
     def feature(self, x: Tensor, *, query: bool) -> Tensor:
         return torch.where(x > 0, x + 1, x.clamp(max=0).exp())  # elu itself rounds to -1 below -17
-
-
-keeps_no_keys("linear")
 
 
 @attentions.register("performer", paper="arXiv:2009.14794")
@@ -112,16 +121,13 @@ class Performer(KernelAttention):
         return torch.exp(exponent) + self.eps
 
 
-keeps_no_keys("performer")
-
-
 @attentions.register("rfa", paper="arXiv:2103.02143")
 class RandomFeatures(KernelAttention):
     """exp(q . k / s^2) of unit q, k by phi(x) = (sin(w_1 . x), cos(w_1 . x), ...) / sqrt(m), w_i ~ N(0, 1 / s^2) (RFA).
 
     q and k are brought to length 1, and the m directions w_i are drawn at the start, saved with the weights and not
     trained; s, one for each of their numbers, is learned through them.  phi(q) . phi(k) may be negative, the sum that
-    is divided by is at least `eps`.  The paper's gate is left out, and its directions are drawn anew in training.
+    is divided by is at least `eps`.  The paper draws its directions anew in training.
     """
 
     directions: Tensor
@@ -143,7 +149,28 @@ class RandomFeatures(KernelAttention):
         return torch.cat([along.sin(), along.cos()], dim=-1) / math.sqrt(len(self.directions))
 
 
-keeps_no_keys("rfa")
+@attentions.register("rfa_gate", paper="arXiv:2103.02143")
+class GatedRandomFeatures(RandomFeatures):
+    """rfa with sums that forget: S_t = g_t S_{t-1} + (1 - g_t) phi(k_t) v_t, and so for the sum of phi (RFA-Gate).
+
+    g = sigmoid(g_proj x), a number for each head and token.
+    """
+
+    cross = False
+    bidirectional = False
+
+    def __init__(
+        self,
+        *,
+        features: Annotated[int, Range(1), "directions m; phi has two numbers for each"] = 64,
+        eps: Annotated[float, Range(0, 1)] = 1e-4,
+        **wiring: Unpack[AttentionWiring],
+    ) -> None:
+        super().__init__(features=features, eps=eps, **wiring)
+        self.g_proj = nn.Linear(wiring["d_model"], wiring["n_heads"])
+
+    def gate(self, x: Tensor) -> Tensor | None:
+        return self.g_proj(x).transpose(1, 2)[..., None]  # type: ignore[no-any-return]
 
 
 def orthogonal(count: int, width: int) -> Tensor:

@@ -16,7 +16,6 @@ from ablatio_std.attentions._common import (
     accumulate,
     at_least_float32,
     chunks,
-    keeps_no_keys,
     without_autocast,
 )
 
@@ -25,6 +24,7 @@ class Recurrent(SoftmaxAttention):
     """Projections and output of an attention, without softmax; what the heads say is gated: swish(g x) * norm(o)."""
 
     takes_bias = False
+    turns_late = False
     cross = False
     bidirectional = False
 
@@ -62,9 +62,6 @@ class Retention(Recurrent):
             ctx.cache.keep(self.layer, held)
         y = F.layer_norm(rows.restored(y), (self.d_head,)).to(x.dtype)
         return F.silu(self.g_proj(x)) * merge_heads(y)
-
-
-keeps_no_keys("retention")
 
 
 @attentions.register("gated_deltanet", paper="arXiv:2412.06464")
@@ -137,6 +134,3 @@ def delta_rule(
         said.append((q_ @ k_.mT * within) @ u + (q_ * start) @ held)
         held = held * whole + (k_ * end).mT @ u
     return torch.cat(said, dim=2), held
-
-
-keeps_no_keys("gated_deltanet")

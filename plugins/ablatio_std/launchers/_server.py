@@ -1,8 +1,8 @@
 """The server of a pool: a process that has done the heavy imports once and forks one process per run.
 
 Nothing but imports happens in here: no CUDA, no threads, no training.  A run is a process group of its own, so whatever
-it leaves behind is ended with it.  When the sweeper is gone, the runs are asked to stop with a checkpoint; when the
-server is gone, the kernel asks them.
+it leaves behind is ended with it, and it sees one GPU, that which the fewest runs have.  When the sweeper is gone, the
+runs are asked to stop with a checkpoint; when the server is gone, the kernel asks them.
 """
 
 import ctypes
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 
 from ablatio.orders import End, Order, Work
+from ablatio_std.launchers._gpus import gpus, least_used
 
 GRACE = 20.0  # seconds from the request to stop until it is no longer a request
 _PR_SET_PDEATHSIG = 1
@@ -28,6 +29,7 @@ class Child:
 
     order: Order
     deadline: float
+    gpu: str
     asked: bool = False
     late: bool = False
 
@@ -39,6 +41,7 @@ class Server:
         self.pipe, self.work, self.threads = pipe, work, threads
         self.timeout = timeout or float("inf")
         self.children: dict[int, Child] = {}
+        self.gpus: list[str] = []
         self.stopping = False
         self.libc = ctypes.CDLL(None) if sys.platform == "linux" else None
         self.woken, self.wake = os.pipe()
@@ -46,7 +49,9 @@ class Server:
     def serve(self) -> None:
         os.setsid()  # Ctrl-C is the sweeper's business
         self._signals()
+        os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # is there a GPU?  asked without starting CUDA
         self.work.warm()
+        self.gpus = gpus()
         gc.collect()
         gc.freeze()  # what is here stays shared with the runs
         self._say(None)
@@ -91,18 +96,18 @@ class Server:
             os.kill(pid, signal.SIGTERM)  # it is not reaped yet, so the pid is still its own
 
     def _fork(self, order: Order) -> None:
-        server = os.getpid()
+        server, gpu = os.getpid(), least_used(self.gpus, (child.gpu for child in self.children.values()))
         signal.pthread_sigmask(
             signal.SIG_BLOCK, [signal.SIGTERM]
         )  # a run that is asked at once must not hear as server
         pid = os.fork()
         if pid:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
-            self.children[pid] = Child(order, time.monotonic() + self.timeout)
+            self.children[pid] = Child(order, time.monotonic() + self.timeout, gpu)
             return
         code = 1
         try:
-            self._become_a_run(server)
+            self._become_a_run(server, gpu)
             code = self.work(order, self.threads)
         except BaseException:  # nothing that a run raises may reach the loop of the server
             traceback.print_exc()
@@ -112,7 +117,7 @@ class Server:
                     stream.flush()
             os._exit(code)
 
-    def _become_a_run(self, server: int) -> None:
+    def _become_a_run(self, server: int, gpu: str) -> None:
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)
@@ -125,6 +130,8 @@ class Server:
             self.libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != server:  # it went in the meantime
             os._exit(75)
+        if gpu:
+            os.environ["CUDA_VISIBLE_DEVICES"] = gpu
 
     def _reap(self) -> None:
         while self.children:

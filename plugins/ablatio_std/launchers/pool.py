@@ -21,8 +21,8 @@ Threads = Annotated[int, Positive, "of torch in each run that does not set train
 class Pool:
     """One process per run, forked from a server that has done the heavy imports once.
 
-    A run that crashes, leaks, hangs or exits is alone in that.  A server that dies takes its runs along, each with a
-    checkpoint, and a new one is started.
+    Where there are GPUs, a run has one, which others may share.  A run that crashes, leaks, hangs or exits is alone in
+    that.  A server that dies takes its runs along, each with a checkpoint, and a new one is started.
 
     Source: prefork servers, as Apache httpd and multiprocessing's forkserver have them
     """

@@ -98,7 +98,7 @@ def softmax(logits: Tensor) -> Tensor:
 
 
 @mlps.register("moe", paper="arXiv:2101.03961")
-@says(metrics=METRICS)
+@says(metrics=METRICS, whole_rows=True)
 def moe(
     *,
     experts: Annotated[int, Range(2, 4096), "in each sparse layer"] = 8,
@@ -134,7 +134,7 @@ def moe(
 
 
 @mlps.register("deepseek_moe", paper="arXiv:2401.06066")
-@says(metrics=METRICS)
+@says(metrics=METRICS, whole_rows=True)
 def deepseek_moe(
     *,
     experts: Annotated[int, Range(2, 4096), "that are chosen from, in each sparse layer"] = 15,

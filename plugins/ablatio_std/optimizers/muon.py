@@ -1,5 +1,6 @@
 """Muon: hidden matrices move along the nearest orthogonal matrix of their momentum."""
 
+import functools
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
@@ -37,7 +38,7 @@ class Muon(Foreach):
         aux_lr: Annotated[float, Positive, "peak, of embedding, head and vectors"] = 6e-3,
         betas: Annotated[Betas, "of the auxiliary AdamW"] = (0.9, 0.95),
         eps: Eps = 1e-8,
-        precision: Annotated[Precision, "of Newton-Schulz; auto: bfloat16 on CUDA, float32 elsewhere"] = "auto",
+        precision: Annotated[Precision, "of Newton-Schulz; auto: bfloat16 on devices with units for it"] = "auto",
     ) -> None:
         rates: list[Any] = [{**g, "lr": lr if g["role"] == "matrix" else aux_lr} for g in groups]
         settings = {"momentum": momentum, "nesterov": nesterov, "ns_steps": ns_steps, "scale": scale}
@@ -51,15 +52,8 @@ class Muon(Foreach):
         m = [self.state[p]["m"] for p in w]
         if group["role"] != "matrix":
             return adamw_(group, t, w, g, m, [self.state[p]["v"] for p in w])
-        torch._foreach_lerp_(m, g, 1 - group["momentum"])
-        u = torch._foreach_lerp(g, m, group["momentum"]) if group["nesterov"] else m
-        shrink(group, w)
-        for weights, directions in batches(w, list(u)):
-            stack = torch.stack(directions).to(_precision(group["precision"], weights[0]))
-            rows, columns = weights[0].shape
-            size = max(1, rows / columns) ** 0.5 if group["scale"] == "shape" else 0.2 * max(rows, columns) ** 0.5
-            o = orthogonal(stack.mT, group["ns_steps"]).mT if rows > columns else orthogonal(stack, group["ns_steps"])
-            torch._foreach_add_(weights, list(o.to(weights[0].dtype)), alpha=-group["lr"] * size)
+        for batch in batches(w, g, m):
+            turn(group, *batch)
         return None
 
 
@@ -70,24 +64,43 @@ rule(
 )
 
 
+def turn(group: Group, w: Tensors, g: Tensors, m: Tensors) -> None:
+    """One step of matrices of one shape: while they are in the cache, all that is done with them."""
+    torch._foreach_lerp_(m, g, 1 - group["momentum"])
+    u = torch._foreach_lerp(g, m, group["momentum"]) if group["nesterov"] else m
+    shrink(group, w)
+    rows, columns = w[0].shape
+    stack = torch.stack(list(u)).to(_precision(group["precision"], w[0]))
+    o = orthogonal(stack.mT, group["ns_steps"]).mT if rows > columns else orthogonal(stack, group["ns_steps"])
+    size = max(1, rows / columns) ** 0.5 if group["scale"] == "shape" else 0.2 * max(rows, columns) ** 0.5
+    torch._foreach_add_(w, list(o.to(w[0].dtype)), alpha=-group["lr"] * size)
+
+
 def _precision(wish: Precision, w: Tensor) -> torch.dtype:
     """float64 weights are there to be exact: `auto` leaves them so."""
-    if wish == "auto":
-        return torch.bfloat16 if w.is_cuda and w.dtype != torch.float64 else torch.promote_types(w.dtype, torch.float32)
-    return torch.float32 if wish == "float32" else torch.bfloat16
+    if wish != "auto":
+        return torch.float32 if wish == "float32" else torch.bfloat16
+    native = w.is_cuda or (w.is_cpu and _has_bfloat16_units())
+    return torch.bfloat16 if native and w.dtype != torch.float64 else torch.promote_types(w.dtype, torch.float32)
 
 
-def batches(w: Tensors, u: Tensors) -> Iterator[tuple[Tensors, Tensors]]:
+@functools.cache
+def _has_bfloat16_units() -> bool:
+    """Of the processor; without them a product in bfloat16 takes up to five times as long as one in float32."""
+    known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(known.get(unit) for unit in ("avx512_bf16", "amx_bf16"))
+
+
+def batches(*tensors: Tensors) -> Iterator[list[Tensors]]:
     """Matrices of one shape at a time; on the CPU as many as the cache holds, on a GPU enough to fill it."""
-    alike: dict[Any, list[tuple[Tensor, Tensor]]] = {}
-    for p, d in zip(w, u, strict=True):
-        key = p.shape[-2:], p.dtype, p.device
-        alike.setdefault(key, []).extend(zip(_matrices(p), _matrices(d), strict=True))
-    for (shape, _, device), pairs in alike.items():
+    alike: dict[Any, list[tuple[Tensor, ...]]] = {}
+    for same in zip(*tensors, strict=True):
+        key = same[0].shape[-2:], same[0].dtype, same[0].device
+        alike.setdefault(key, []).extend(zip(*map(_matrices, same), strict=True))
+    for (shape, _, device), found in alike.items():
         count = max(1, (1 << 17 if device.type == "cpu" else 1 << 26) // shape.numel())
-        for i in range(0, len(pairs), count):
-            first, second = zip(*pairs[i : i + count], strict=True)
-            yield list(first), list(second)
+        for i in range(0, len(found), count):
+            yield [list(matrices) for matrices in zip(*found[i : i + count], strict=True)]
 
 
 def _matrices(x: Tensor) -> Tensors:

@@ -162,6 +162,8 @@ class DyLoRA(LayerPeft):
     used_rank  b once trained
     """
 
+    whole_rows = True
+
     def __init__(
         self,
         *,

@@ -97,16 +97,29 @@ class HybridNorm:
         return h + sublayer(h)
 
 
+@placements.register("hybrid_star", paper="arXiv:2503.04598")
+class HybridNormStar(HybridNorm):
+    """hybrid, with a first layer of x + f(norm(x)) around attention and feed-forward (HybridNorm*)."""
+
+    first_norms = (1, 1)
+
+    def __init__(self, layer: int | None) -> None:
+        self.first = layer == 0
+
+    def __call__(self, x: Tensor, sublayer: Sublayer, norm: nn.Module) -> Tensor:
+        return x + sublayer(norm(x)) if self.first else super().__call__(x, sublayer, norm)
+
+
 rule(
-    when="placement.name == 'hybrid' and attention.qk_norm == 'none'",
-    why="placement=hybrid norms queries, keys and values in place of what the attention reads, and "
+    when="placement.name in ['hybrid', 'hybrid_star'] and attention.qk_norm == 'none'",
+    why="placement={placement.name} norms queries, keys and values in place of what the attention reads, and "
     "attention.qk_norm=none norms neither",
     fix="attention.qk_norm=rmsnorm",
     where="attention.qk_norm",
 )
 rule(
-    when="placement.name == 'hybrid' and attention.v_norm == 'none'",
-    why="placement=hybrid norms queries, keys and values in place of what the attention reads, and "
+    when="placement.name in ['hybrid', 'hybrid_star'] and attention.v_norm == 'none'",
+    why="placement={placement.name} norms queries, keys and values in place of what the attention reads, and "
     "attention.v_norm=none leaves the values out",
     fix="attention.v_norm=rmsnorm",
     where="attention.v_norm",

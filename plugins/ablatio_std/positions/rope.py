@@ -94,6 +94,13 @@ rule(
     "so high_freq_factor={position.high_freq_factor} must be larger than {position.low_freq_factor}",
     fix="position.high_freq_factor={position.low_freq_factor * 4}",
 )
+rule(
+    when=f"position.name == 'rope' and position.scaling in {list(BY_LENGTH)} and not facts.attention.turns_late",
+    why="scaling={position.scaling} turns all keys anew when a text grows, and attention={attention.name} turns each "
+    "once",
+    fix="position.scaling=ntk",
+    where="position.scaling",
+)
 for _name in ("short_factors", "long_factors"):
     rule(
         when=f"position.name == 'rope' and position.scaling == 'longrope' and "

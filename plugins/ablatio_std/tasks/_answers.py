@@ -16,7 +16,7 @@ from ablatio.data.rows import ExampleOrder, PackedRows
 from ablatio.data.splits import hash_split
 from ablatio.data.types import Feedback, Ids, Message
 from ablatio.errors import UserError
-from ablatio.model.example import Example
+from ablatio.model.branches import answer_states
 from ablatio.model.language_model import LanguageModel
 from ablatio.model.logps import Spoken, token_logps
 from ablatio.tasks.setup import Setup
@@ -36,6 +36,11 @@ class Answered:
     def length(self) -> int:
         return len(self.ids) - self.first
 
+    @property
+    def start(self) -> Ids:
+        """The prompt but for its last token, which is the first that something is said behind."""
+        return self.ids[: self.first - 1]
+
 
 @dataclass(frozen=True, slots=True)
 class Judged:
@@ -49,46 +54,59 @@ class Judged:
 
 @dataclass(slots=True)
 class Answers:
-    """N answers behind their prompts, filled up on the right.
+    """N answers to G prompts.
 
-    tokens (N, L); places, targets, mask (N, A): where the hidden states that say the answer stand, what they say, and
-    which are real; index (N,): places in the AnswerSet; more: what a task adds, by name
+    prompts (G, P), lengths (G,): all of a prompt but its last token, padded on the left; parents (N,): the prompt of an
+    answer; tokens (N, A + 1): the last token of the prompt, then the answer, filled up on the right; mask (N, A): which
+    are an answer's; index (N,): places in the AnswerSet; longest: tokens of the longest prompt and answer; more: what
+    a task adds, by name
     """
 
+    prompts: Tensor
+    lengths: Tensor
+    parents: Tensor
     tokens: Tensor
-    places: Tensor
-    targets: Tensor
     mask: Tensor
     index: Tensor
+    longest: int
     more: dict[str, Tensor]
 
-    def to(self, device: torch.device | str) -> "Answers":
-        held = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "more"}
-        return replace(self, **held, more={name: t.to(device) for name, t in self.more.items()})
+    @property
+    def targets(self) -> Tensor:
+        """(N, A): the answers."""
+        return self.tokens[:, 1:]
 
-    def hidden(self, model: LanguageModel) -> Tensor:
-        """(N, L, D); what fills a row up stands behind all that is looked at."""
-        return model.hidden(Example(self.tokens, self.tokens))
+    def to(self, device: torch.device | str) -> "Answers":
+        held = {f.name: getattr(self, f.name) for f in fields(self)}
+        moved = {name: value.to(device) for name, value in held.items() if isinstance(value, Tensor)}
+        return replace(self, **moved, more={name: t.to(device) for name, t in self.more.items()})
 
     def spoken(self, model: LanguageModel, collision: bool = False) -> Spoken:
         """Of each token of each answer: (N, A), 0 behind its end."""
-        states = self.hidden(model)
-        picked = states.gather(1, self.places[:, :, None].expand(-1, -1, states.shape[-1]))
-        found = token_logps(model, picked, self.targets, collision=collision)
-        return Spoken(found.logps * self.mask, None if found.collision is None else found.collision * self.mask)
+        states = answer_states(model, self.prompts, self.lengths, self.parents, self.tokens[:, :-1], self.longest - 1)
+        kept = self.mask.flatten().nonzero()[:, 0]
+        said = states.flatten(0, 1).index_select(0, kept)
+        found = token_logps(model, said, self.targets.flatten()[kept], collision=collision)
+
+        def placed(values: Tensor) -> Tensor:
+            return values.new_zeros(self.mask.numel()).index_copy(0, kept, values).view_as(self.mask)
+
+        return Spoken(placed(found.logps), None if found.collision is None else placed(found.collision))
 
     def last(self, model: LanguageModel) -> Tensor:
         """(N, D): the state at the end of each answer."""
-        ends = (self.places[:, :1] + self.mask.sum(1, keepdim=True).long()).clamp(max=self.tokens.shape[1] - 1)
-        states = self.hidden(model)
-        return states.gather(1, ends[:, :, None].expand(-1, -1, states.shape[-1]))[:, 0]
+        states = answer_states(model, self.prompts, self.lengths, self.parents, self.tokens, self.longest)
+        return states[torch.arange(len(states), device=states.device), self.mask.sum(1).long()]
 
 
 class AnswerSet:
-    """The feedback of a source: each answer written behind its prompt, split by the hash of the prompt."""
+    """The feedback of a source: each answer written behind its prompt, split by the hash of the prompt.
 
-    def __init__(self, setup: Setup, too_long: str) -> None:
-        self.setup, self.too_long = setup, too_long
+    ahead: tokens of an answer that nobody reads: its last one is only said, where a task asks how likely it is
+    """
+
+    def __init__(self, setup: Setup, too_long: str, ahead: int = 1) -> None:
+        self.setup, self.too_long, self.room = setup, too_long, setup.length + ahead
         source: Any = setup.source()
         self.tokenizer, self.form = setup.chat(source)
         self.answers: list[Answered] = []
@@ -119,15 +137,15 @@ class AnswerSet:
         if lost:
             log.warning(
                 "%d of %d prompts lost their beginning, %d were left out: with their answers they are longer than %d "
-                "tokens", lost["cut"], len(lines), lost["dropped"], self.setup.length,
+                "tokens", lost["cut"], len(lines), lost["dropped"], self.room,
             )  # fmt: skip
 
     def _add(self, line: Feedback, answers: list[Answered], lost: Counter[str]) -> None:
         """Answers to one prompt lose the same beginning of it, so that they stay comparable."""
-        over = max(len(a.ids) for a in answers) - self.setup.length - 1
+        over = max(len(a.ids) for a in answers) - self.room
         if over > 0 and self.too_long == "refuse":
             raise UserError(
-                f"{line.id}: {over + self.setup.length + 1} tokens came, and a row takes {self.setup.length} + 1\n"
+                f"{line.id}: {over + self.room} tokens came, and there is room for {self.room}\n"
                 f"    try: model.max_len={over + self.setup.length}, or task.too_long=cut"
             )
         if over > 0:
@@ -153,19 +171,36 @@ class AnswerSet:
             total.update(f"{answer.first}/".encode() + answer.ids.astype(np.int64).tobytes())
         return total.hexdigest()
 
+    def arranged(self, index: Iterable[int]) -> list[int]:
+        """The same places: answers to one prompt side by side, and prompts of about one length."""
+        groups: dict[bytes, list[int]] = {}
+        for i in index:
+            groups.setdefault(self.answers[i].start.tobytes(), []).append(i)
+        lengths = {start: max(len(self.answers[i].ids) for i in places) for start, places in groups.items()}
+        return [i for start in sorted(groups, key=lambda s: (lengths[s], s)) for i in groups[start]]
+
     def batch(self, index: Sequence[int]) -> dict[str, Tensor]:
-        """The answers at these places; `filled` makes an example of it."""
+        """The answers at these places; `example_of` makes an example of it."""
         held = [self.answers[i] for i in index]
-        length, longest = max(len(a.ids) for a in held), max(a.length for a in held)
-        tokens = np.full((len(held), length), self.tokenizer.eos, dtype=np.int64)
-        places, targets = (np.zeros((len(held), longest), dtype=np.int64) for _ in "ab")
-        mask = np.zeros((len(held), longest), dtype=np.float32)
+        prompts = {a.start.tobytes(): a.start for a in held}
+        parents = {start: i for i, start in enumerate(prompts)}
+        lengths, most = [len(p) for p in prompts.values()], max(a.length for a in held)
+        starts = np.full((len(prompts), max(lengths)), self.tokenizer.eos, dtype=np.int64)
+        for row, prompt in zip(starts, prompts.values(), strict=True):
+            row[len(row) - len(prompt) :] = prompt
+        tokens = np.full((len(held), most + 1), self.tokenizer.eos, dtype=np.int64)
+        mask = np.zeros((len(held), most), dtype=np.float32)
         for i, answer in enumerate(held):
-            n = answer.length
-            tokens[i, : len(answer.ids)] = answer.ids
-            places[i, :n] = np.arange(answer.first - 1, answer.first - 1 + n)
-            targets[i, :n], mask[i, :n] = answer.ids[answer.first :], 1
-        made = {"tokens": tokens, "places": places, "targets": targets, "mask": mask, "index": np.array(index)}
+            tokens[i, : answer.length + 1], mask[i, : answer.length] = answer.ids[answer.first - 1 :], 1
+        made = {
+            "prompts": starts,
+            "lengths": np.array(lengths),
+            "parents": np.array([parents[a.start.tobytes()] for a in held]),
+            "tokens": tokens,
+            "mask": mask,
+            "index": np.array(index),
+            "longest": np.array(max(len(a.ids) for a in held)),
+        }
         return {name: torch.from_numpy(values) for name, values in made.items()}
 
 
@@ -179,9 +214,9 @@ def _refuse_contradictions(line: Feedback) -> None:
 
 
 def example_of(batch: Mapping[str, Tensor]) -> Answers:
-    own = {f.name for f in fields(Answers)}
-    more = {name: value for name, value in batch.items() if name not in own and name != "number"}
-    return Answers(*(batch[name] for name in ("tokens", "places", "targets", "mask", "index")), more)
+    own = [f.name for f in fields(Answers) if f.type is Tensor]
+    more = {name: value for name, value in batch.items() if name not in (*own, "longest", "number")}
+    return Answers(**{name: batch[name] for name in own}, longest=int(batch["longest"]), more=more)
 
 
 class Units:

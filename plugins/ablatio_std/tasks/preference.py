@@ -125,7 +125,7 @@ class Preference:
     @torch.no_grad()
     def _refer(self, model: LanguageModel, device: torch.device, folder: Path) -> dict[str, Any]:
         starts, said, at = [-1] * len(self.set.answers), [], 0
-        wanted = sorted(self._wanted(), key=lambda i: len(self.set.answers[i].ids))  # rows of about one length
+        wanted = self.set.arranged(self._wanted())
         for group in groups_of(len(wanted), AT_ONCE):
             members = [wanted[i] for i in group]
             logps = example_of(self.set.batch(members)).to(device).spoken(model).logps.float().cpu().numpy()

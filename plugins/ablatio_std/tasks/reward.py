@@ -56,7 +56,7 @@ class RewardModel:
         ] = "cut",
     ) -> None:
         self.setup, self.margin, self.centering, self.elo = setup, margin, centering, elo
-        self.set = AnswerSet(setup, too_long)
+        self.set = AnswerSet(setup, too_long, ahead=0)
         self.tokenizer, self.content = self.set.tokenizer, self.set.content
 
     def attach(self, model: LanguageModel) -> None:

@@ -2,9 +2,13 @@
 
 import math
 
+import pytest
 import torch
+from torch import nn
 
-from ablatio import norms, positions
+from ablatio import alignments, norms, pefts, positions, rewards
+from ablatio.model.adapters import adapted
+from ablatio.model.answers import Answer
 from ablatio.testing import contract_tests
 
 ABLATIO_DIST = "ablatio-example"
@@ -23,3 +27,55 @@ def test_gaussian_is_the_logarithm_of_a_normal_density():
         density = torch.distributions.Normal(4.0, sigma)
         expected = density.log_prob(torch.arange(6.0)) + math.log(sigma * math.sqrt(2 * math.pi))
         torch.testing.assert_close(bias[head, 4].detach(), expected)
+
+
+PAIRS = torch.tensor([[-9.0, -12.0, -8.0, -11.0], [-9.0, -12.0, -10.0, -11.0], [-5.0, -5.0, -6.0, -4.0]]).double()
+
+
+def of_pairs(method, pairs):
+    words = ("chosen", "rejected", "ref_chosen", "ref_rejected")
+    return method.loss(**dict(zip(words, pairs.T, strict=True)))
+
+
+def test_dpop_is_its_formula_pair_by_pair():
+    loss, metrics = of_pairs(alignments.build("dpop", {"beta": 0.2, "lam": 3.0}), PAIRS)
+    expected = []
+    for w, worse, ref_w, ref_worse in PAIRS.tolist():
+        margin = (w - ref_w) - (worse - ref_worse) - 3.0 * max(0.0, ref_w - w)
+        expected.append(math.log1p(math.exp(-0.2 * margin)))
+    assert math.isclose(float(loss), sum(expected) / 3, rel_tol=1e-12)
+    assert float(metrics["train/fallen"]) == pytest.approx(1 / 3)
+
+
+def test_a_better_answer_that_falls_is_lifted_more_than_the_worse_one_is_pushed():
+    pairs = PAIRS.clone().requires_grad_()
+    of_pairs(alignments.build("dpop", {"lam": 5.0}), pairs)[0].backward()
+    ratio = -pairs.grad[:, 0] / pairs.grad[:, 1]
+    torch.testing.assert_close(ratio, torch.tensor([6.0, 1.0, 1.0]).double())  # 1 + lam where it fell, as DPO elsewhere
+
+
+def tuned(width: int, **knobs):
+    """One linear map with lora_xs, and its adapter."""
+    model = nn.Sequential()
+    model.add_module("q_proj", nn.Linear(width, width, bias=False))
+    pefts.build("lora_xs", {"targets": ["q_proj"], **knobs}).apply(model, 0)
+    return model, next(adapted(model))[2]
+
+
+def test_lora_xs_reaches_any_change_when_no_direction_is_left_out():
+    """W' = W + U S R V: with all directions the R of any change is (U S)^-1 change V^-1."""
+    model, core = tuned(6, rank=6, alpha=6.0)
+    change, x = torch.randn(6, 6), torch.randn(3, 6)
+    core.core.data = torch.linalg.solve(core.left, change) @ torch.linalg.inv(core.right)
+    torch.testing.assert_close(model(x), x @ (model.q_proj.weight + change).T, atol=1e-3, rtol=1e-3)
+
+
+def test_lora_xs_learns_rank_squared_weights_however_wide_the_layer():
+    counts = [sum(p.numel() for p in tuned(width, rank=3)[0].parameters() if p.requires_grad) for width in (8, 64)]
+    assert counts == [9, 9]
+
+
+def test_distinct_counts_what_comes_twice():
+    reward = rewards.build("distinct", {"n": 2})
+    texts = {"a b a b": 2 / 3, "One two three.": 1.0, "no no no no no": 1 / 4, "word": 0.0, "": 0.0}
+    assert [reward(Answer("", text)) for text in texts] == pytest.approx(list(texts.values()))

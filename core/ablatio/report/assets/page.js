@@ -97,7 +97,7 @@ function columns() {
     [t("sd"), (a) => a.sd, (a) => fixed(a.sd, digits)],
     based && [t("difference"), (a) => a.pair?.mean, (a) => differenceCell(a, digits)],
     based && [t("p"), (a) => a.pair?.p, (a) => (a.pair ? pText(a.pair.p) : "")],
-    size("parameters", short), size("non_embedding", short), size("flops_per_token", short), size("tokens", short),
+    size("parameters", short), size("trainable", short), size("non_embedding", short), size("flops_per_token", short), size("tokens", short),
     [t("rate"), (a) => a.rate, (a) => rateCell(a)],
     [t("diverged_of"), (a) => a.states.diverged || 0, (a) => t("of", { k: a.states.diverged || 0, n: Object.values(a.states).reduce((x, y) => x + y, 0) })],
     [t("memory"), (a) => a.memory, (a) => bytes(a.memory)],
@@ -265,6 +265,26 @@ function positions() {
   return section("positions", t("positions"), [t("positions_caption")], figure((width) => drawPositions(data, width, t)));
 }
 
+/** What the model answered before and after, prompt by prompt; of several arms one at a time. */
+function samplesSection() {
+  if (!data.samples.length) return null;
+  const place = h("div");
+  const buttons = data.samples.map((x) => h("button", { on: { click: () => choose(x) } }, data.arms[x.arm].name));
+  function choose(x) {
+    buttons.forEach((b, i) => b.setAttribute("aria-pressed", String(data.samples[i] === x)));
+    place.replaceChildren(...x.rows.map(sampleCard));
+  }
+  choose(data.samples[0]);
+  return section("samples", t("samples"), [t("samples_caption")], [buttons.length > 1 && h("div", { class: "tabs" }, buttons), place]);
+}
+
+function sampleCard(row) {
+  const word = (key) => words[language][`sample_${key}`] || key;
+  const box = (key) => h("div", {}, h("h3", {}, word(key)), h("p", { class: "said" }, row[key] || "–"));
+  const rest = Object.keys(row).filter((k) => !["prompt", "before", "after"].includes(k));
+  return h("article", { class: "sample" }, h("p", { class: "said asked" }, row.prompt), h("div", { class: "panels two" }, box("before"), box("after")), rest.map(box));
+}
+
 function noiseSection() {
   const n = data.noise;
   if (!n) return null;
@@ -304,7 +324,7 @@ function provenance() {
 
 // ---------------------------------------------------------------- the whole
 
-const SECTIONS = [forest, armTable, frontierSection, curves, effectsSection, interactions, halfNormal, aliases, ranksSection, costs, rates, positions, noiseSection, lost, bill, provenance];
+const SECTIONS = [forest, armTable, frontierSection, curves, effectsSection, interactions, halfNormal, aliases, ranksSection, costs, rates, positions, samplesSection, noiseSection, lost, bill, provenance];
 
 function theme() {
   return document.documentElement.dataset.theme;

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ablatio.model.branches import answer_states
 from ablatio.model.cache import KVCache
 from ablatio.model.count import measure
 from ablatio.model.language_model import LanguageModel
@@ -76,6 +77,25 @@ def test_cached_decoding_is_the_full_pass(part: Entry) -> None:
         logits.append(net(tokens[:, start : start + length], cache=cache))
         start += length
     probe.near(part, torch.cat(logits, dim=1), net(tokens), "decoding with the KV cache and the full pass", EXACT)
+
+
+def test_a_prompt_read_once_is_learnt_as_in_whole_rows(part: Entry) -> None:
+    """Answers that go on from one prompt have the states and the gradients, in training, of rows by themselves."""
+    net = tiny.model(part).double().train()
+    if not net.branches:
+        pytest.skip("it reads each text in one pass: no cache, no padding, or whole_rows = True")
+    prompts, answers, weights = tiny.tokens(2, 12), tiny.tokens(4, 7, seed=1), torch.randn(4, 7, 32).double()
+    lengths, parents = torch.tensor([12, 8]), torch.tensor([0, 1, 1, 0])
+    states, gradients = [], []
+    for net.branches in (True, False):
+        states.append(answer_states(net, prompts, lengths, parents, answers))
+        loss = (states[-1] * weights).sum()
+        gradients.append(torch.autograd.grad(loss, list(net.parameters()), allow_unused=True))
+    probe.near(part, states[0].detach(), states[1].detach(), "the states behind a prompt that was read once", 1e-10)
+    for (name, _), once, whole in zip(net.named_parameters(), *gradients, strict=True):
+        assert (once is None) == (whole is None), f"{probe.label(part)}: {name} has a gradient in one of the two"
+        if once is not None and whole is not None:
+            probe.near(part, once, whole, f"the gradient of {name}, of prompts read once and of whole rows", 1e-10)
 
 
 def test_starts_undecided(part: Entry) -> None:

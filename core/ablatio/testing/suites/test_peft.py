@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from ablatio.errors import UserError
 from ablatio.model.adapters import adapted, merge
+from ablatio.model.branches import answer_states
 from ablatio.model.cache import KVCache
-from ablatio.model.roles import groups_by_role
+from ablatio.model.roles import groups_by_role, named_generator
 from ablatio.registry import Entry
 from ablatio.testing import probe, samples, tiny
 
@@ -53,6 +54,27 @@ def test_few_weights_train(part: Entry) -> None:
     trains = sum(p.numel() for p in net.parameters() if p.requires_grad)
     if part.name != "none":
         assert trains < total / 2, f"{probe.label(part)}: {trains} of {total} parameters train"
+
+
+def test_a_prompt_read_once_teaches_what_whole_rows_teach(part: Entry) -> None:
+    """Answers behind prompts of two lengths, in training: states and gradients of rows by themselves."""
+    if part.facts["whole_rows"]:
+        pytest.skip("it reads each text in one pass (whole_rows = True)")
+    net, _ = samples.tuned(part, {"dropout": 0.0} if part.knob("dropout") else None)
+    net.double().train()
+    learnt = [p for p in net.parameters() if p.requires_grad]
+    for i, p in enumerate(learnt):
+        p.data += 0.05 * torch.randn(p.shape, generator=named_generator(i, "start"), dtype=torch.float64)
+    prompts, answers, weights = tiny.tokens(2, 12), tiny.tokens(4, 7, seed=1), torch.randn(4, 7, 32).double()
+    lengths, parents = torch.tensor([12, 8]), torch.tensor([0, 1, 1, 0])
+    found = []
+    for net.branches in (True, False):
+        states = answer_states(net, prompts, lengths, parents, answers)
+        found.append((states.detach(), *torch.autograd.grad((states * weights).sum(), learnt, allow_unused=True)))
+    for once, whole in zip(*found, strict=True):
+        assert (once is None) == (whole is None), f"{probe.label(part)}: a weight has a gradient in one of the two"
+        if once is not None:
+            probe.near(part, once, whole, "prompts read once and whole rows", 1e-10)
 
 
 def test_learns(part: Entry) -> None:

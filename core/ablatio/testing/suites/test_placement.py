@@ -21,17 +21,18 @@ WIRING: dict[str, Any] = {
 SUBLAYERS: tuple[Sublayer, ...] = ("attention", "mlp")
 
 
-def _made(part: Entry, around: Sublayer = "attention") -> tuple[object, nn.Module]:
+def _made(part: Entry, around: Sublayer = "attention", layer: int = 1) -> tuple[object, nn.Module]:
     """The placement, in eval mode and float64, and as many norms as it wants."""
-    placement = samples.made(part, layer=1, around=around, **WIRING)
-    norms = [nn.LayerNorm(D).double() for _ in range(n_norms(part.facts, around))]
+    placement = samples.made(part, layer=layer, around=around, **WIRING)
+    norms = [nn.LayerNorm(D).double() for _ in range(n_norms(part.facts, around, layer))]
     placement = placement.double().eval() if isinstance(placement, nn.Module) else placement
     return placement, norms[0] if len(norms) == 1 else nn.ModuleList(norms)
 
 
+@pytest.mark.parametrize("layer", [0, 1])
 @pytest.mark.parametrize("around", SUBLAYERS)
-def test_wraps_the_sublayer(part: Entry, around: Sublayer) -> None:
-    placement, norms = _made(part, around)
+def test_wraps_the_sublayer(part: Entry, around: Sublayer, layer: int) -> None:
+    placement, norms = _made(part, around, layer)
     x, calls = probe.randn(2, 3, D, dtype=torch.float64), []
 
     def sublayer(h: Tensor) -> Tensor:
@@ -64,9 +65,10 @@ def test_gain_is_a_number(part: Entry) -> None:
     assert number, f"{probe.label(part)}: `gain` is {gain!r}, a positive number was expected (1.0 for no change)"
 
 
+@pytest.mark.parametrize("layer", [0, 1])
 @pytest.mark.parametrize("around", SUBLAYERS)
-def test_norms_and_sublayer_are_used(part: Entry, around: Sublayer) -> None:
-    placement, norms = _made(part, around)
+def test_norms_and_sublayer_are_used(part: Entry, around: Sublayer, layer: int) -> None:
+    placement, norms = _made(part, around, layer)
     inner = nn.Linear(D, D).double()
     x = probe.randn(2, 3, D, dtype=torch.float64).requires_grad_()
     # A placement may start closed (rezero): every parameter is opened first.
