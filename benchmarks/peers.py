@@ -42,7 +42,7 @@ def ours(shape: Shape, **parts: Any) -> tuple[nn.Module, Loss]:
     bias = bool(parts.pop("bias"))
     config: dict[str, Any] = {
         kind: {"name": name, **REGISTRIES[kind][name].defaults}
-        for kind, name in (names | parts | {"init": "gpt2"}).items()
+        for kind, name in (names | parts | {"init": "gpt2", "objective": "lm"}).items()
     }
     config["match"] = "params"
     config["model"] = {

@@ -1,6 +1,7 @@
 """The benchmarks run, shortened, and compare what they say they compare."""
 
 import csv
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -70,3 +71,16 @@ def test_preferences_are_timed():
     assert run.returncode == 0, run.stdout + run.stderr
     row = next(line for line in run.stdout.splitlines() if "RewardTrainer" in line).split("│")
     assert all(float(cell) > 0 for cell in row[2:-1])
+
+
+@pytest.mark.slow
+def test_policies_are_measured_against_trl_and_transformers(tmp_path):
+    """Both sides assert that they do the same work: one model, prompts and answers of one length."""
+    pytest.importorskip("trl")
+    found = tmp_path / "policies.json"
+    sizes = ["--width", "32", "--turns", "1", "--prompt", "4", "--new", "4"]
+    command = [sys.executable, BENCHMARKS / "policies.py", "--only", "generation", "grpo", *sizes, "--json", found]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
+    rows = json.loads(found.read_text())
+    assert len(rows) == 3 and all(min(r["ours"], r["theirs"], r["ratio"]) > 0 for r in rows)

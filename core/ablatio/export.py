@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ablatio.checkpoint import make_folder, write_json
+from ablatio.data.chat import Template, sign_id
 from ablatio.data.types import Tokenizer
 from ablatio.errors import UserError
 from ablatio.model.assembly import ORIGIN
@@ -24,11 +25,16 @@ SHAPING = (*PARTS, "init", "objective", "model", "match")  # init sets scales, a
 
 
 def export(
-    config: Mapping[str, Any], model: LanguageModel, tokenizer: Tokenizer, folder: Path, kind: str | None = None
+    config: Mapping[str, Any],
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    folder: Path,
+    kind: str | None = None,
+    template: Template | None = None,
 ) -> str:
     """Write the folder and return whose class loads it: one of transformers' own if the combination is that, or ours.
 
-    kind: asks for that class.
+    kind: asks for that class.  template: the form in which the model was taught to speak.
     """
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty; nothing is written over\n    try: --to another folder")
@@ -39,10 +45,14 @@ def export(
         settings, tensors = own_config(config, model, tokenizer), dict(model.state_dict())
     make_folder(folder)
     _write_tensors(folder / "model.safetensors", tensors)
-    for name, data in _tokenizer_files(tokenizer, int(config["model"]["max_len"])).items():
+    for name, data in _tokenizer_files(tokenizer, int(config["model"]["max_len"]), template).items():
         (write_text if isinstance(data, str) else write_json)(folder / name, data)
     starts = {"decoder_start_token_id": tokenizer.eos} if settings.get("is_encoder_decoder") else {}
-    ends = {"bos_token_id": tokenizer.eos, "eos_token_id": tokenizer.eos, "pad_token_id": tokenizer.eos}
+    stops = list(
+        dict.fromkeys([tokenizer.eos if template is None else sign_id(tokenizer, template.end), tokenizer.eos])
+    )
+    last = stops if len(stops) > 1 else tokenizer.eos
+    ends = {"bos_token_id": tokenizer.eos, "eos_token_id": last, "pad_token_id": tokenizer.eos}
     write_json(folder / "generation_config.json", {**ends, **starts})
     write_json(folder / "config.json", settings)  # last: without it the folder is no model
     return str(settings["model_type"])
@@ -96,22 +106,26 @@ def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     write_pieces(path, pieces)
 
 
-def _tokenizer_files(tokenizer: Tokenizer, length: int) -> dict[str, Any]:
+def _tokenizer_files(tokenizer: Tokenizer, length: int, template: Template | None) -> dict[str, Any]:
     """tokenizer.json and its settings, where the tokenizer can say itself in the terms of the tokenizers library."""
     to_fast = getattr(tokenizer, "fast", None)
     if to_fast is None:
         return {}
+    fast, jinja = to_fast(END), getattr(template, "jinja", None)
+    end = fast.id_to_token(tokenizer.eos)
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": END,
-        "eos_token": END,
-        "pad_token": END,
+        "bos_token": end,
+        "eos_token": end,
+        "pad_token": end,
         "model_max_length": length,
         "padding_side": "left",
         "clean_up_tokenization_spaces": False,
-        "split_special_tokens": True,  # text that looks like the sign of the end is text
+        # Text that looks like a sign is text; but transformers writes a whole conversation as one text, signs and all.
+        "split_special_tokens": jinja is None,
     }
-    return {"tokenizer.json": to_fast(END).to_str(), "tokenizer_config.json": settings}
+    spoken = {} if jinja is None else {"chat_template.jinja": jinja}
+    return {"tokenizer.json": fast.to_str(), "tokenizer_config.json": settings} | spoken
 
 
 @torch.no_grad()

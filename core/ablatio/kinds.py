@@ -325,10 +325,13 @@ class Task(Protocol):
     before_step(step)  gradients are ready; a dict of numbers to log, or SkipStep, as of a stabilizer
     redrawn(model, example, generator)  the example with targets that the model draws, for curvature estimates
     samples(model)   what the model answers now, as rows of texts for samples.jsonl
+    work(steps)      ablatio.tasks.work.Work: tokens that were learnt and those that were only read; by default all of
+                     `tokens` are learnt.  row_length: tokens of a row, where that is not the config's
     ask(objective, model)  score what another objective asks for from now on
     state_dict(), load_state_dict(state)  what lasts from step to step beyond the weights
 
     takes     what it makes of its source: documents | conversations | feedback
+    copies    models held beside the one that trains: a reference
     scores    what it is scored by, under `val/`; `main` is the one that runs are compared by, `better` lower or higher
     template  whether it writes its texts in the form of `template`
     needs     kinds that a config may leave out and this task may not, each with the option that is usual: alignment=dpo
@@ -341,6 +344,7 @@ class Task(Protocol):
     template: ClassVar[bool]
     needs: ClassVar[Sequence[str]]
     metrics: ClassVar[Sequence[str]]
+    copies: ClassVar[int]
     tokenizer: Tokenizer
     content: dict[str, Any]
 
@@ -408,6 +412,10 @@ class Alignment(Protocol):
     best_of          optional: n, where the weights stay and the best of n answers is what the model gives
     observe(kl)      optional: the mean KL to the reference of a rollout, before its advantages are asked for
     stops(kl)        optional: whether to leave the rollout, `kl` being that from the policy that wrote it
+    resample         optional: how often prompts whose answers all have the advantage 0 are replaced by others, for a
+                     method whose advantages ask for nothing but rewards, mask and max_length
+    hardness(logits), least_entropy  optional: how hard a prompt is by what the reference says comes next, (N, V) ->
+                     (N,), and how hard it must be to be asked; 0: all are asked
 
     What lasts from rollout to rollout goes through `state_dict()` and `load_state_dict(state)`.
     """
@@ -618,6 +626,7 @@ tasks: Registry[Task] = Registry(
         "template": False,
         "needs": (),
         "metrics": (),
+        "copies": 0,
     },
     default="pretrain",
 )

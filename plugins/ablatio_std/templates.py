@@ -17,6 +17,11 @@ class Plain:
     """User: question (line) Assistant: answer (end) (line): no token of its own, any tokenizer can hold it."""
 
     signs, end = (), EOS
+    jinja = (
+        "{{ bos_token }}{% for m in messages %}{{ m.role | capitalize + ': ' + m.content }}"
+        "{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}{{ '\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+    )
 
     def __call__(self, messages: Sequence[Message], answering: bool = False) -> Iterator[Piece]:
         for message in messages:
@@ -52,6 +57,16 @@ class ChatML:
     def __init__(self, *, system: Annotated[str, "what the system says where a conversation does not"] = "") -> None:
         self.system = system
 
+    @property
+    def jinja(self) -> str:
+        said = f"<|im_start|>system\n{self.system}<|im_end|>\n"
+        opening = "{% if messages[0].role != 'system' %}{{ " + repr(said) + " }}{% endif %}" if self.system else ""
+        turn = "'<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n'"
+        return (
+            f"{{{{ bos_token }}}}{opening}{{% for m in messages %}}{{{{ {turn} }}}}{{% endfor %}}"
+            "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+        )
+
     def __call__(self, messages: Sequence[Message], answering: bool = False) -> Iterator[Piece]:
         opening = [Message("system", self.system)] if self.system and not _has_system(messages) else []
         for message in (*opening, *messages):
@@ -67,6 +82,11 @@ class Llama3:
     """<|start_header_id|>role<|end_header_id|> (two lines) text<|eot_id|>: three tokens of its own."""
 
     signs, end = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"), "<|eot_id|>"
+    jinja = (
+        "{{ bos_token }}{% for m in messages %}{{ '<|start_header_id|>' + m.role + '<|end_header_id|>\n\n' }}"
+        "{{ m.content | trim + '<|eot_id|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+    )
 
     def __call__(self, messages: Sequence[Message], answering: bool = False) -> Iterator[Piece]:
         for message in messages:
@@ -90,6 +110,13 @@ class Llama2:
     """
 
     signs, end = (), EOS
+    jinja = (
+        "{{ bos_token }}{% set now = namespace(system='', first=true) %}{% for m in messages %}"
+        "{% if m.role == 'system' %}{% set now.system = '<<SYS>>\n' + m.content + '\n<</SYS>>\n\n' %}"
+        "{% elif m.role == 'user' %}{{ '' if now.first else bos_token }}"
+        "{{ '[INST] ' + now.system + m.content | trim + ' [/INST]' }}{% set now.system = '' %}"
+        "{% set now.first = false %}{% else %}{{ ' ' + m.content | trim + ' ' + eos_token }}{% endif %}{% endfor %}"
+    )
 
     def __call__(self, messages: Sequence[Message], answering: bool = False) -> Iterator[Piece]:
         system, first = "", True
@@ -112,6 +139,15 @@ class Alpaca:
     signs, end = (), EOS
     opening = (
         "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+    )
+
+    jinja = (
+        "{{ bos_token }}{{ messages[0].content + '\n\n' if messages[0].role == 'system' else "
+        + repr(opening)
+        + " }}{% for m in messages if m.role != 'system' %}"
+        "{% if m.role == 'user' %}{{ '' if loop.first else '\n\n' }}{{ '### Instruction:\n' + m.content + '\n\n' }}"
+        "{% else %}{{ '### Response:\n' + m.content + eos_token }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '### Response:\n' }}{% endif %}"
     )
 
     def __call__(self, messages: Sequence[Message], answering: bool = False) -> Iterator[Piece]:

@@ -52,6 +52,22 @@ def test_a_template_writes_what_its_jinja_form_writes(name: str, answering: bool
     assert said == expected.removeprefix("<s>")  # the framework puts a document's own sign in front
 
 
+@pytest.mark.parametrize("system", [False, True])
+@pytest.mark.parametrize("answering", [False, True])
+@pytest.mark.parametrize("name", [e.name for e in templates])
+def test_its_own_jinja_form_is_the_template(name: str, answering: bool, system: bool) -> None:
+    """Whoever loads an exported folder speaks as the run was taught; oracle: transformers' renderer."""
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    messages = [*([SYSTEM] if system else []), *(TURNS[:3] if answering else TURNS)]
+    plain = [{"role": m.role, "content": m.text} for m in messages]
+    form: Any = templates.build(name, {"system": 'Don\'t "guess".'} if name == "chatml" else {})
+    (found,), _ = render_jinja_template(
+        [plain], chat_template=form.jinja, add_generation_prompt=answering, bos_token="</s>", eos_token="</s>"
+    )
+    assert found == "</s>" + "".join(p.text or "</s>" for p in form(messages, answering))
+
+
 @pytest.mark.parametrize("name", [e.name for e in templates])
 def test_an_answer_and_its_end_are_said_and_nothing_else(name: str) -> None:
     form = templates.build(name)

@@ -100,3 +100,20 @@ def test_what_is_said_of_written_answers(net):
     said.logps.sum().backward()
     assert net.lm_head.weight.grad.any()
     net.zero_grad()
+
+
+@pytest.mark.parametrize("prompts", [PROMPTS, [[5, 9, 3, 7, 7, 1, 2, 30], [12, 4, 50]]], ids=["short", "two tokens on"])
+def test_a_prompt_that_is_read_once_teaches_what_it_teaches_in_each_row(net, prompts):
+    """Losses and gradients of every row by itself, in any order of the rows; one prompt may have a single token."""
+    found = drawn(net, prompts, group=6, stop=17)[torch.randperm(6 * len(prompts))]
+    weights = torch.rand(found.mask.shape) * found.mask
+    (said_of(net, found).logps * weights).sum().backward()
+    shared = {name: p.grad.clone() for name, p in net.named_parameters()}
+    net.zero_grad()
+    for row, weight in enumerate(weights):
+        prompt, answer = found.prompt(row), found.answer(row)
+        logps = net(torch.tensor([prompt + answer]))[0, len(prompt) - 1 : -1].log_softmax(-1)
+        (logps[torch.arange(len(answer)), answer] * weight[: len(answer)]).sum().backward()
+    for name, p in net.named_parameters():
+        assert torch.allclose(shared[name], p.grad, atol=1e-4), name
+    net.zero_grad()

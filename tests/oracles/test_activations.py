@@ -271,3 +271,16 @@ def test_compiled_ones_equal_eager_ones():
     torch.compiler.reset()
     compiled = torch.compile(together, fullgraph=True)
     assert_all_close(value_and_gradients(compiled, x), value_and_gradients(together, x), 1e-5)
+
+
+@pytest.mark.parametrize("name", ["gelu", "mish", "relu2"])
+def test_a_kept_graph_gives_the_same_gradient_again(name):
+    """What backward writes over is not asked for again, unless somebody said that it would be."""
+    x = POINTS.clone().requires_grad_()
+    y = made(name, "tanh" if name == "gelu" else None)(x)
+    weight = torch.linspace(-1, 2, y.numel(), dtype=y.dtype)
+    kept = [torch.autograd.grad(y, x, weight, retain_graph=True)[0] for _ in range(2)]
+    last = torch.autograd.grad(y, x, weight)[0]
+    assert torch.equal(kept[0], kept[1]) and torch.equal(kept[0], last)
+    with pytest.raises(RuntimeError, match="second time"):
+        torch.autograd.grad(y, x, weight)

@@ -173,7 +173,7 @@ def test_questions_of_conversations_are_prompts_and_their_answers_the_truth():
     assert loss == loss and float(measures["train/reward"]) == 0
     prompt = task.prompts([0])[0]
     right = Answer("", f"#### {prompt.truth}", (), (), prompt.truth)
-    texts = task._texts([prompt], task._answer(model, [prompt], None), 1)
+    texts = task.asking(model, [prompt], None).texts
     assert texts[0].truth == prompt.truth and texts[0].prompt
     assert rewards.build("exact_answer")(right) in (0.0, 1.0)
     assert task.content["left_out"] == 1  # one question has 243 tokens, and there is room for 152

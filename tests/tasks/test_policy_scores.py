@@ -35,7 +35,7 @@ def test_the_best_of_n_is_what_is_scored():
         prompts = task.prompts(range(first, min(20, first + 16)), "validation")
         for number, prompt in enumerate(prompts):
             draws = streams(task.setup.seeds.data, -1 - first, len(prompts) * 5, 12)[5 * number : 5 * number + 5]
-            single = [task._texts([prompt], _one(task, model, prompt, row), 1)[0] for row in draws]
+            single = [task.asking.texts([prompt], _one(task, model, prompt, row), 1)[0] for row in draws]
             best.append(max(judge(a) for a in single))
     assert found["answers"] == 20 and found["reward"] == pytest.approx(sum(best) / 20, abs=1e-6)
     assert found["kl"] == pytest.approx(math.log(5) - 4 / 5, abs=1e-5)  # the policy is its reference
@@ -52,7 +52,7 @@ def _one(task, model, prompt, draws):
 def test_the_kl_of_the_best_of_n_of_a_policy_that_has_moved(n):
     """The reward of a token is its id, so that no two answers earn the same; the sum knows nothing of the formula."""
     task, model = made("rejection_sampling", method_knobs={"best_of": n}, held_out=1500, answer_tokens=1)
-    task.judge = lambda answers: torch.tensor([float(a.ids[0]) for a in answers])
+    task.asking.judge = lambda answers: torch.tensor([float(a.ids[0]) for a in answers])
     found, exact = scored(task, moved(model, 6.0)), []
     for prompt in task.prompts(range(40), "validation"):
         own, other = (_next(m, prompt.ids) for m in (model, task.reference))
@@ -86,7 +86,7 @@ def test_a_run_that_gives_the_best_of_n_changes_no_weight(tmp_path, text_file):
 def test_gold_judges_the_answers_that_the_reward_judges():
     task, model = made("grpo", reward_knobs={"target": 4}, gold="length", held_out=16, answer_tokens=8)
     found, prompts = scored(task, model), task.prompts(range(16), "validation")
-    answers = task._texts(prompts, task._answer(model, prompts, -1), 1)
+    answers = task.asking.texts(prompts, task.asking(model, prompts, -1).rollout, 1)
     for name, target in (("reward", 4), ("gold", 64)):  # the gold has its defaults
         judge = rewards.build("length", {"target": target})
         assert found[name] == pytest.approx(sum(map(judge, answers)) / 16, abs=1e-6)

@@ -19,6 +19,7 @@ def run(arguments: list[str]) -> int:
         "--as", dest="kind", help="llama, gpt2, opt, bloom, gpt_neox, t5 or ablatio; by default what fits"
     )
     asked = options.parse_args(arguments)
+    from ablatio import kinds
     from ablatio.errors import EnvironmentFault, UserError
     from ablatio.export import OWN, difference, export
     from ablatio.tasks.load import load_run
@@ -36,7 +37,8 @@ def run(arguments: list[str]) -> int:
 
         dequantise(run.model)
         merge(run.model)
-    kind = export(run.config, run.model, run.tokenizer, asked.to, asked.kind)
+    template = run.setup.template if kinds.tasks[run.config["task"]["name"]].facts["template"] else None
+    kind = export(run.config, run.model, run.tokenizer, asked.to, asked.kind, template)
     apart = difference(asked.to, run.model)
     if apart is not None and not apart < 1e-3:
         raise EnvironmentFault(f"{asked.to} is wrong: its logits are {apart:g} from the run's; do not use it")

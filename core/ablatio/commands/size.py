@@ -36,9 +36,10 @@ def _print(found: Mapping[str, Any], config: Mapping[str, Any]) -> None:
         ("active", f"{found['active']:,}", "a token passes through these"),
         ("non-embedding", f"{found['non_embedding']:,}", "without the tables of tokens and positions"),
         ("FLOPs per token", short(found["flops_per_token"]), f"forward, in rows of {length}"),
-        ("", short(found["train_flops_per_token"]), "forward and backward"),
+        ("", short(found["train_flops_per_token"]), "forward and backward, with the weights that train"),
         ("weights", bytes_text(found["weights"]), "32 bits"),
-        ("gradients", bytes_text(found["gradients"]), "32 bits"),
+        *([("reference", bytes_text(found["beside"]), "the weights before training")] if found["beside"] else []),
+        ("gradients", bytes_text(found["gradients"]), "32 bits, of the weights that train"),
         (
             "optimizer",
             bytes_text(found["optimizer"]),

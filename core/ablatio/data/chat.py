@@ -1,6 +1,8 @@
 """Conversations as tokens: a template's signs become ids of their own, and it is known which tokens were said."""
 
-from collections.abc import Iterable, Sequence
+import functools
+import json
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, cast
 
@@ -32,6 +34,8 @@ class Template(Protocol):
     signs  names of tokens of its own
     end    the sign that ends an answer, with which decoding stops; EOS: the tokenizer's own end
 
+    jinja  optional: the same form as transformers writes it, `bos_token` and `eos_token` being the tokenizer's own sign
+
     With `answering`, the beginning of an answer is written behind the messages, for a model to go on.  What is written
     up to an answer is the same with and without it.
     """
@@ -57,9 +61,19 @@ class Signed:
         self._added = added
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("base", "fast"):
+        if name == "base":
             raise AttributeError(name)
-        return getattr(self.base, name)
+        found = getattr(self.base, name)
+        return functools.partial(self._fast, found) if name == "fast" else found
+
+    def _fast(self, of_base: Callable[[str], Any], eos: str) -> Any:
+        """The base's own form in the terms of the tokenizers library, with the signs at their ids."""
+        made = of_base(eos)
+        data = json.loads(made.to_str())
+        data["model"]["vocab"] |= {sign: self.specials[sign] for sign in self._added}
+        found = type(made).from_str(json.dumps(data))
+        found.add_special_tokens(self._added)
+        return found
 
     def train(self, texts: Iterable[str]) -> None:
         self.base.train(texts)

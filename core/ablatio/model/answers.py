@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ablatio.errors import UserError
+from ablatio.errors import AblatioError, UserError
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,15 +34,43 @@ class RewardError(UserError):
     """A reward gave what cannot be learnt from."""
 
 
+def one_by_one(function: Callable[[Answer], float], name: str) -> Callable[[Sequence[Answer]], Tensor]:
+    """A reward out of a function of one answer; where that raises, the error says for which answer."""
+
+    def reward(answers: Sequence[Answer]) -> Tensor:
+        found = torch.empty(len(answers))
+        for i, answer in enumerate(answers):
+            try:
+                found[i] = float(function(answer))
+            except AblatioError:
+                raise
+            except Exception as error:  # a function of a plugin raises what it likes
+                raise _raised(name, error, f"the answer to {_brief(answer)}") from error
+        return found
+
+    return reward
+
+
 def judged(reward: Any, name: str, answers: Sequence[Answer]) -> tuple[Tensor, list[list[Step]] | None]:
     """(score of each answer (N,), the steps of each if the reward judges steps); RewardError where it says nonsense."""
-    said = reward(answers)
+    try:
+        said = reward(answers)
+    except AblatioError:
+        raise
+    except Exception as error:
+        raise _raised(name, error, f"{len(answers)} answers, the first to {_brief(answers[0])}") from error
     if _is_steps(said):
         _check(name, torch.tensor([len(s) for s in said]).float(), len(said), answers)
         flat = torch.tensor([step.score for steps in said for step in steps], dtype=torch.float32)
         _check(name, flat, len(flat), answers, of=[a for a, steps in zip(answers, said, strict=True) for _ in steps])
         return torch.tensor([sum(step.score for step in steps) for steps in said], dtype=torch.float32), said
-    scores = torch.as_tensor(said)
+    try:
+        scores = torch.as_tensor(said)
+    except (TypeError, ValueError, RuntimeError):
+        raise RewardError(
+            f"reward={name} gave {type(said).__name__} {str(said)[:60]!r} for {len(answers)} answers; one number for "
+            f"each answer was expected\n    try: ablatio show reward={name}"
+        ) from None
     _check(name, scores, len(scores) if scores.dim() == 1 else -1, answers)
     return scores.detach().float(), None
 
@@ -65,9 +93,18 @@ def _check(
         answer = (answers if of is None else of)[bad[0]]
         raise RewardError(
             f"reward={name} gave {float(scores[bad[0]])} for {len(bad)} of {expected} answers, the first to "
-            f"{answer.prompt[-60:]!r}: {answer.text[:60]!r}; a finite number was expected\n    "
-            f"try: ablatio show reward={name}"
+            f"{_brief(answer)}; a finite number was expected\n    try: ablatio show reward={name}"
         )
+
+
+def _brief(answer: Answer) -> str:
+    return f"{answer.prompt[-60:]!r}: {answer.text[:60]!r}"
+
+
+def _raised(name: str, error: Exception, where: str) -> RewardError:
+    return RewardError(
+        f"reward={name} raised {type(error).__name__}: {error} on {where}\n    try: ablatio show reward={name}"
+    )
 
 
 def token_rewards(

@@ -25,10 +25,10 @@ class KVCache:
         if held is None or held[0].shape[2] < end:
             held = (_grown(held[0] if held else None, k, end), _grown(held[1] if held else None, v, end))
             self._buffers[layer] = held
-        keys, values = held
-        keys[:, :, self.length : end] = k
-        values[:, :, self.length : end] = v
-        return keys[:, :, :end], values[:, :, :end]
+        keys, values = (buffer.narrow(2, 0, end) for buffer in held)
+        keys.narrow(2, self.length, k.shape[2]).copy_(k)
+        values.narrow(2, self.length, k.shape[2]).copy_(v)
+        return keys, values
 
     def update_window(
         self, layer: int, k: Tensor, v: Tensor, window: int, first: Tensor | None = None

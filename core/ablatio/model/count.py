@@ -79,7 +79,7 @@ def _measured(shape: str, vocab_size: int) -> Size:
     example, length = example_of(config, vocab_size)
     with torch.device("meta"):
         model = Assembly(config, vocab_size).model().eval()
-        with _Hidden(model) as hidden, FlopCounterMode(display=False) as counter, torch.no_grad():
+        with Hidden(model) as hidden, FlopCounterMode(display=False) as counter, torch.no_grad():
             for states in model.states(example, Record()):
                 model.logits(states)
     embedding = sum(p.numel() for p, info in describe(model) if info.role == "embedding")
@@ -88,13 +88,13 @@ def _measured(shape: str, vocab_size: int) -> Size:
     return Size(total, embedding, total - idle, (counter.get_total_flops() - hidden.flops) / length)
 
 
-class _Hidden:
+class Hidden:
     """Adds up, inside, the FLOPs of pairs that attentions hide from themselves: `hidden_flops(ctx)` of each call."""
 
     def __init__(self, model: nn.Module) -> None:
         self.modules, self.flops = [m for m in model.modules() if hasattr(m, "hidden_flops")], 0
 
-    def __enter__(self) -> "_Hidden":
+    def __enter__(self) -> "Hidden":
         self.hooks = [m.register_forward_hook(self._seen) for m in self.modules]
         return self
 

@@ -11,7 +11,7 @@ from ablatio.errors import UserError
 from ablatio.model.cache import KVCache
 from ablatio.model.context import MaskKind, Memory, Record
 from ablatio.model.example import Example, joined
-from ablatio.model.loss import Tie, linear_cross_entropy, token_scores
+from ablatio.model.loss import Tie, linear_cross_entropy, scored_rows, token_scores
 from ablatio.model.stack import Side, Stack
 
 if TYPE_CHECKING:
@@ -128,8 +128,7 @@ class LanguageModel(nn.Module):
         """The weighted sum over states (..., D) and their targets (...)."""
         hidden, targets = self.scaled(hidden).flatten(0, -2), targets.flatten()
         weights = None if weights is None else weights.flatten()
-        if weights is not None and weights.is_cpu and not bool(weights.all()):  # a GPU would have to be waited for
-            kept = weights.nonzero()[:, 0]
+        if weights is not None and (kept := scored_rows(weights)) is not None:
             hidden, targets, weights = hidden.index_select(0, kept), targets[kept], weights[kept]
         return linear_cross_entropy(
             hidden, self.lm_head.weight, targets, weights, z_loss=self.z_loss, smoothing=self.smoothing, tie=tie
@@ -151,6 +150,15 @@ class LanguageModel(nn.Module):
         hidden = self.scaled(self.hidden(example)).flatten(0, 1)
         losses, hits = token_scores(hidden, self.lm_head.weight, example.targets.flatten())
         return losses.view_as(example.targets), hits.view_as(example.targets)
+
+    @torch.no_grad()
+    def scored_targets(self, example: Example) -> tuple[Tensor, Tensor, Tensor]:
+        """(loss, whether it is held for the likeliest, weight) of the targets that weigh something: (N,)."""
+        assert example.weights is not None
+        rows = example.weights.flatten().nonzero()[:, 0]
+        hidden = self.scaled(self.hidden(example)).flatten(0, 1)[rows]
+        losses, hits = token_scores(hidden, self.lm_head.weight, example.targets.flatten()[rows])
+        return losses, hits, example.weights.flatten()[rows]
 
     def token_losses(self, example: Example) -> Tensor:
         """The loss of each target in nats: (B, T)."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+MOST_SCORED = 0.9  # of the rows: with more of them, picking them out is not worth it
 BLOCK_LOGITS = 2**23  # 34 MB in float32; with 128 rows matrix products still run at full speed, with 64 no more
 
 
@@ -139,6 +140,18 @@ def compute_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
 def block_rows(vocab: int) -> int:
     """Rows whose logits are made at once: 128 at a vocabulary of 50304, 512 below 16384."""
     return max(128, min(512, BLOCK_LOGITS // vocab // 64 * 64))
+
+
+def scored_rows(weights: Tensor) -> Tensor | None:
+    """The rows (N,) that weigh something, where the others are worth leaving out; None: all.
+
+    Of a conversation half is not scored, and the head's products are a fifth of a small model's work.  A GPU would have
+    to be waited for.
+    """
+    if not weights.is_cpu or torch.compiler.is_compiling():
+        return None
+    rows = weights.nonzero()[:, 0]
+    return rows if len(rows) < MOST_SCORED * len(weights) else None
 
 
 def _precise(dtype: torch.dtype) -> torch.dtype:

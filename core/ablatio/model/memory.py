@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,28 +24,43 @@ WIDTH = 4  # bytes of a weight: autocast keeps them at 32 bits
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes.  weights, gradients and optimizer last; activations: what one row keeps for its backward pass, at 32 bits;
-    cache: of one decoded token.  None: cannot be told from shapes."""
+    """Bytes.  weights, gradients (of what trains) and optimizer last, and so does what stands beside: the weights of a
+    reference; activations: what one row keeps for its backward pass, at 32 bits; cache: of one decoded token.  None:
+    cannot be told from shapes."""
 
     weights: int
     gradients: int
     optimizer: int | None
     activations: int | None
     cache: int | None
+    beside: int = 0
 
     @property
     def lasting(self) -> int:
         """What training needs beside the activations; the optimizer as far as it is known."""
-        return self.weights + self.gradients + (self.optimizer or 0)
+        return self.weights + self.gradients + (self.optimizer or 0) + self.beside
 
 
-def memory_of(config: Mapping[str, Any], vocab_size: int) -> Memory:
-    """Of training with 32-bit weights; nothing is allocated."""
+def memory_of(
+    config: Mapping[str, Any],
+    vocab_size: int,
+    tune: Callable[[LanguageModel], object] | None = None,
+    copies: int = 0,
+) -> Memory:
+    """Of training with 32-bit weights; nothing is allocated.
+
+    tune: adds what few weights train in place of all, and freezes the others; copies: models that stand beside
+    """
     with torch.device("meta"):
         model = Assembly(config, vocab_size).model()
-    weights = WIDTH * sum(p.numel() for p in model.parameters())
-    choice = Choice.of(config["optimizer"])
-    return Memory(weights, weights, _optimizer(model, choice), _activations(config, vocab_size), _cache(model))
+        cache = _cache(model)
+        if tune is not None:
+            tune(model)
+    held = {id(t): t for t in (*model.parameters(), *(model.buffers() if tune else ()))}.values()
+    weights = sum(t.numel() * t.element_size() for t in held)
+    gradients = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    state = _optimizer(model, Choice.of(config["optimizer"]))
+    return Memory(weights, gradients, state, _activations(config, vocab_size), cache, copies * weights)
 
 
 def _optimizer(model: LanguageModel, choice: Choice) -> int | None:

@@ -4,9 +4,12 @@ import math
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from ablatio.model.example import Example
+from ablatio.model.branches import answer_states
+from ablatio.model.logps import MOST_LOGITS
 from ablatio.model.rollout import Rollout
 
 
@@ -29,29 +32,68 @@ class ValueHead(nn.Module):
         return hidden @ self.weight.to(hidden.dtype) / math.sqrt(len(self.weight)) + self.bias.to(hidden.dtype)
 
 
-def said_of(model: Any, rollout: Rollout, *, temperature: float = 1.0, head: nn.Module | None = None) -> Said:
-    """One pass over prompts and answers; logits are made at the answers' tokens alone."""
-    hidden = answer_states(model, rollout)
-    kept = rollout.mask.bool()
-    states, tokens = hidden[kept], rollout.tokens[kept]  # (tokens of all answers, D)
-    logp = (model.logits(states).float() / temperature).log_softmax(-1)
-    found = logp.gather(1, tokens[:, None])[:, 0]
-    entropy = -(logp.exp() * logp).sum(-1)
-    values = head(states).float() if head is not None else torch.zeros_like(found)
-    return Said(*(torch.zeros_like(rollout.mask).masked_scatter(kept, x) for x in (found, entropy, values)))
+def said_of(
+    model: Any,
+    rollout: Rollout,
+    *,
+    temperature: float = 1.0,
+    head: nn.Module | None = None,
+    entropy: bool = True,
+    learns: bool = False,
+) -> Said:
+    """One pass over prompts and answers; logits are made at the answers' tokens alone.
 
-
-def answer_states(model: Any, rollout: Rollout) -> Tensor:
-    """The hidden state from which each answer token was drawn: (B, T, D).
-
-    Rows are laid out anew with the padding behind them, where no token before it can see it: no mask is needed.
+    entropy: whether it is asked for, else it is 0; learns: and with a gradient
     """
-    prompts, length = rollout.prompts, rollout.prompt_length
-    row = torch.cat([prompts, rollout.tokens], dim=1)
-    places = torch.arange(row.shape[1], device=row.device) + (prompts.shape[1] - length)[:, None]
-    row = row.gather(1, places.clamp(max=row.shape[1] - 1))
-    row = row[:, : int((length + rollout.mask.sum(1).long()).max())]
-    hidden: Tensor = model.hidden(Example(row, row))
-    at = (length - 1)[:, None] + torch.arange(rollout.tokens.shape[1], device=row.device)
-    at = at.clamp(max=row.shape[1] - 1)[:, :, None].expand(-1, -1, hidden.shape[-1])
-    return hidden.gather(1, at)
+    how = temperature, entropy, learns
+    kept = rollout.mask.bool()
+    states, tokens = states_of(model, rollout)[kept], rollout.tokens[kept]  # (tokens of all answers, D)
+    rows = max(1, MOST_LOGITS // model.vocab_size)
+    if len(states) <= rows or not torch.is_grad_enabled():
+        blocks = zip(torch.split(states, rows), torch.split(tokens, rows), strict=True)
+        found = [_spoken(model, s, t, *how) for s, t in blocks]
+    else:  # made again in the backward pass, so that the logits of a block alone are ever held
+        blocks = zip(torch.split(states, rows), torch.split(tokens, rows), strict=True)
+        found = [checkpoint(_spoken, model, s, t, *how, use_reentrant=False) for s, t in blocks]
+    logps, spread = (torch.cat(x) for x in zip(*found, strict=True))
+    values = head(states).float() if head is not None else torch.zeros_like(logps)
+    return Said(*(torch.zeros_like(rollout.mask).masked_scatter(kept, x) for x in (logps, spread, values)))
+
+
+def _spoken(
+    model: Any, states: Tensor, tokens: Tensor, temperature: float, entropy: bool, learns: bool
+) -> tuple[Tensor, Tensor]:
+    """(log-probability of each token, entropy there): (N, D), (N,) -> (N,) each."""
+    logits = model.logits(states).float()
+    logp = (logits if temperature == 1 else logits / temperature).log_softmax(-1)
+    said, spread = logp.gather(1, tokens[:, None])[:, 0], logp if learns else logp.detach()
+    return said, -(spread.exp() * spread).sum(-1) if entropy else torch.zeros_like(said)
+
+
+def values_of(model: Any, rollout: Rollout, head: nn.Module) -> Tensor:
+    """What the critic expects before each answer token, 0 behind an answer's end; no logits are made.  (B, T)"""
+    values: Tensor = head(states_of(model, rollout)).float() * rollout.mask
+    return values
+
+
+def states_of(model: Any, rollout: Rollout) -> Tensor:
+    """The hidden state from which each answer token was drawn: (B, T, D); each prompt is read once for its answers."""
+    length, said = rollout.prompt_length, rollout.mask.sum(1).long()
+    most, width = int(said.max()), int(length.max())
+    prompts, parents = torch.unique(
+        torch.cat([length[:, None], rollout.prompts[:, rollout.prompts.shape[1] - width :]], dim=1),
+        dim=0, return_inverse=True,
+    )  # fmt: skip
+    lengths, prompts = prompts[:, 0] - 1, prompts[:, 1:-1]  # what a prompt ends with is read with the answer
+    read = torch.cat([rollout.prompts[:, -1:], rollout.tokens[:, : most - 1]], dim=1)
+    states = answer_states(model, prompts, lengths, parents, read, int((length + said).max()) - 1)
+    return F.pad(states, (0, 0, 0, rollout.tokens.shape[1] - most))
+
+
+def tokens_read(model: Any, rollout: Rollout) -> int:
+    """How many tokens `states_of` reads: each prompt once for its answers, or once in each row."""
+    length, said = rollout.prompt_length, int(rollout.mask.sum())
+    if not model.branches:
+        return int(length.sum()) + said - len(rollout)
+    keys = torch.cat([length[:, None], rollout.prompts], dim=1)
+    return int((torch.unique(keys, dim=0)[:, 0] - 1).sum()) + said

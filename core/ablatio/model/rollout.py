@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ablatio.model.cache import KVCache
@@ -38,6 +39,19 @@ class Rollout:
     def __getitem__(self, rows: Any) -> "Rollout":
         return Rollout(*(getattr(self, f.name)[rows] for f in fields(self)))
 
+    @classmethod
+    def joined(cls, parts: Sequence["Rollout"]) -> "Rollout":
+        """The rows of several, one behind the other."""
+        before, behind = (max(getattr(p, name).shape[1] for p in parts) for name in ("prompts", "tokens"))
+        rows = {
+            "prompts": [F.pad(p.prompts, (before - p.prompts.shape[1], 0)) for p in parts],
+            "prompt_length": [p.prompt_length for p in parts],
+        } | {
+            name: [F.pad(getattr(p, name), (0, behind - getattr(p, name).shape[1])) for p in parts]
+            for name in ("tokens", "mask", "logps")
+        }
+        return cls(**{name: torch.cat(found) for name, found in rows.items()})
+
     def prompt(self, row: int) -> list[int]:
         ids: list[int] = self.prompts[row, self.prompts.shape[1] - int(self.prompt_length[row]) :].tolist()
         return ids
@@ -48,11 +62,11 @@ class Rollout:
         return ids[:-1] if ids and ids[-1] == stop else ids
 
 
-def streams(seed: int, step: int, rows: int, length: int) -> Tensor:
-    """(rows, length) numbers in [0, 1), row i from a stream of its own."""
+def streams(seed: int, step: int, rows: int, length: int, first: int = 0) -> Tensor:
+    """(rows, length) numbers in [0, 1), row i from a stream of its own: that of number first + i."""
     found = torch.empty(rows, length)
     for row in range(rows):
-        found[row].uniform_(generator=named_generator(seed, f"rollout/{step}/{row}"))
+        found[row].uniform_(generator=named_generator(seed, f"rollout/{step}/{first + row}"))
     return found
 
 
@@ -91,6 +105,18 @@ def roll_out(
     padded, _ = _padded(prompts, device)
     length = torch.tensor([len(p) for p in prompts], device=device)
     return Rollout(padded[rows_of], length[rows_of], *(x[:, :longest] for x in (tokens, mask, logps)))
+
+
+@torch.no_grad()
+def next_logits(model: Any, prompts: Sequence[Sequence[int]], rows: int = 64) -> Tensor:
+    """What a model says comes after each prompt: (N, V)."""
+    device = next(model.parameters()).device
+    found: list[Tensor] = [torch.empty(0)] * len(prompts)
+    for bucket in _buckets(prompts, rows):
+        logits = model.read(*_padded([prompts[i] for i in bucket], device), KVCache())
+        for i, row in zip(bucket, logits.float(), strict=True):
+            found[i] = row
+    return torch.stack(found)
 
 
 def _buckets(prompts: Sequence[Sequence[int]], size: int) -> Iterator[list[int]]:
@@ -181,11 +207,11 @@ class _Written:
 def _draw(logits: Tensor, numbers: Tensor | None, temperature: float) -> tuple[Tensor, Tensor]:
     """(token, its log-probability), (B,) each: the first token whose cumulated chance passes the row's number."""
     logits = logits.float() if temperature == 1 else logits.float() / temperature
-    logp = logits.log_softmax(-1)
     if numbers is None:
-        chosen = logp.argmax(-1)
-    else:
-        mass = logp.exp().cumsum(-1)
-        wanted = numbers[:, None] * mass[:, -1:]
-        chosen = torch.searchsorted(mass, wanted, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
-    return chosen, logp.gather(1, chosen[:, None])[:, 0]
+        best = logits.max(-1)
+        return best.indices, best.values - logits.logsumexp(-1)
+    above = logits - logits.amax(-1, keepdim=True)
+    mass = above.exp().cumsum(-1)
+    total = mass[:, -1:]
+    chosen = torch.searchsorted(mass, numbers[:, None] * total, right=True).clamp_(max=logits.shape[-1] - 1)
+    return chosen[:, 0], (above.gather(1, chosen) - total.log())[:, 0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from statistics import median
 from typing import Any
 
@@ -14,6 +15,7 @@ from ablatio.report.escape import lines_of, visible
 from ablatio.report.findings import Findings, Row
 from ablatio.report.frontier import frontier
 from ablatio.report.run import RATE, Run, inner
+from ablatio.report.stages import stages_of
 from ablatio.report.statistics import Pair, half_normal, ranks, rate_sensitivity, smallest_difference
 from ablatio.report.text import again
 from ablatio.report.verdict import Verdict
@@ -49,6 +51,7 @@ def content(found: Findings) -> dict[str, Any]:
         "frontier": frontier(found),
         "positions": _positions(found),
         "noise": _noise(found),
+        "stages": [asdict(stage) for stage in stages_of(table.runs)],
         "lost": [_lost(r) for r in table.runs if r.state in ("failed", "diverged", "damaged", "preempted")],
         "refused": [{"label": label_of(r.arm), "why": r.why} for r in table.refused],
         "cost": _cost(found),
@@ -209,7 +212,7 @@ def _rates(found: Findings) -> list[dict[str, Any]]:
     """Score against the learning rate, wherever one arm ran at two or more: as an axis, or while it was tuned."""
     lines: dict[str, dict[float, list[Run]]] = {}
     for run in found.table.runs:
-        if run.rate is not None and (run.done or run.state == "diverged"):
+        if run.role != "stage" and run.rate is not None and (run.done or run.state == "diverged"):
             settings = {k: v for k, v in run.arm.items() if k != RATE}
             lines.setdefault(label_of(settings), {}).setdefault(run.rate, []).append(run)
     made = []
@@ -271,7 +274,7 @@ def _noise(found: Findings) -> dict[str, Any] | None:
 
 def _lost(run: Run) -> dict[str, Any]:
     return {
-        "label": label_of(run.arm) if run.arm else run.id, "seed": run.seed, "state": run.state,
+        "label": run.title if run.stage or not run.arm else label_of(run.arm), "seed": run.seed, "state": run.state,
         "why": run.why.split("\n")[0], "steps": run.size.get("steps"), "command": again(run.command),
     }  # fmt: skip
 
@@ -280,7 +283,7 @@ def _cost(found: Findings) -> dict[str, Any]:
     """What the whole study took, whatever became of its runs."""
     runs = found.table.runs
     return {
-        "runs": len(runs), "trials": sum(r.role != "run" for r in runs),
+        "runs": len(runs), "trials": sum(r.role not in ("run", "stage") for r in runs),
         "seconds": sum(r.cost.get("seconds", 0) for r in runs), "flops": sum(r.size.get("flops", 0) for r in runs),
         "tokens": sum(r.size.get("tokens", 0) for r in runs),
         "memory": max((r.cost["memory"] for r in runs if "memory" in r.cost), default=None),

@@ -12,7 +12,7 @@ from statistics import median
 from typing import Any
 
 from ablatio.report.curves import Curves, read_curves
-from ablatio.sweep.study import Job
+from ablatio.sweep.study import Job, label_of
 
 DONE = "done"
 STATES = (DONE, "running", "planned", "paused", "preempted", "diverged", "failed", "damaged")
@@ -31,6 +31,8 @@ class Run:
     cost      seconds, step_seconds, memory (bytes): this machine's
     samples   what it answered before and after, as its summary has them
     command   the words behind `ablatio train` that make it again
+    before    the main score before the first step
+    stage     its name in a recipe; takes: ids of the runs that it goes on with
     """
 
     folder: Path
@@ -51,6 +53,15 @@ class Run:
     command: Sequence[str] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
     manifest: Mapping[str, Any] = field(default_factory=dict)
+    before: float | None = None
+    stage: str = ""
+    takes: Sequence[str] = ()
+
+    @property
+    def title(self) -> str:
+        """How it is called in a list of runs, without its seed."""
+        label = label_of(self.arm) if self.arm else ""
+        return " ".join(word for word in (self.stage, label) if word) or self.id
 
     @property
     def done(self) -> bool:
@@ -117,7 +128,16 @@ def read_folder(folder: Path, group: str, job: Job) -> Run:
         command=_again(job.overrides),
         config=config,
         manifest=manifest,
+        before=_before(summary),
+        stage=job.stage,
+        takes=job.takes,
     )  # fmt: skip
+
+
+def _before(summary: Mapping[str, Any]) -> float | None:
+    name = str(inner(summary, "score").get("name", "")).removeprefix("val/")
+    found = inner(summary, "before").get(name)
+    return float(found) if found is not None and _number(found) else None
 
 
 def _state(folder: Path, summary: Mapping[str, Any], trouble: str) -> tuple[str, str]:

@@ -14,6 +14,7 @@ from typing import Any
 from ablatio.errors import AblatioError, UserError
 from ablatio.report.plain import folders_in, runs_of
 from ablatio.report.run import STATES, Run, read_folder, short_error, what_must_agree
+from ablatio.report.stages import RECIPE, of_recipes, ordered
 from ablatio.sweep.ledger import Entry, Ledger, alive
 from ablatio.sweep.study import JOBS, LEDGER, STUDY, Refused, Study, read_job, run_folder
 
@@ -52,9 +53,12 @@ def read_table(folders: Sequence[Path]) -> Table:
     studies: list[Study] = []
     table = Table(Study(""), [Path(f) for f in folders], [])
     plain: list[Path] = []
+    recipes = [folder for folder in table.folders if (folder / RECIPE).exists()]
     for folder in table.folders:
         if (folder / STUDY).exists():
             _add_study(table, studies, folder)
+        elif folder in recipes:
+            continue
         elif found := folders_in(folder):
             plain += found
         else:
@@ -63,6 +67,9 @@ def read_table(folders: Sequence[Path]) -> Table:
                 f"    try: ls {folder.parent}"
             )
     table.runs += runs_of(plain)
+    stages, notes = of_recipes(recipes)
+    table.runs += stages
+    table.notes += notes
     table.study = _merged(studies, table)
     _sort(table)
     return table
@@ -149,11 +156,13 @@ def _merged(studies: Sequence[Study], table: Table) -> Study:
 def _sort(table: Table) -> None:
     """By folder, then as the axes list their values, then by seed: the order in which they finished says nothing."""
     places = {a.key: {v: i for i, v in enumerate(a.values)} for a in table.study.axes}
+    stages = ordered(table.runs)
     groups = {g: i for i, g in enumerate(dict.fromkeys(r.group for r in table.runs))}
 
     def where(run: Run) -> tuple[Any, ...]:
         axes = [*places, *sorted(k for k in run.arm if k not in places)]
         values = [(places.get(k, {}).get(run.arm.get(k, ""), 1 << 30), run.arm.get(k, "")) for k in axes]
-        return groups[run.group], run.role != "run", values, run.seed, run.id
+        stage = stages.index(run.stage) if run.role == "stage" else 0
+        return groups[run.group], run.role != "run", stage, values, run.seed, run.id
 
     table.runs.sort(key=where)

@@ -12,6 +12,7 @@ from ablatio.report.escape import csv_text, lines_of, markdown, terminal, visibl
 from ablatio.report.findings import Findings, Row
 from ablatio.report.frontier import frontier, in_words
 from ablatio.report.run import Run
+from ablatio.report.stages import Stage, stages_of
 from ablatio.report.table import Table
 from ablatio.sweep.study import label_of
 
@@ -82,6 +83,9 @@ def show(console: Console, findings: Findings) -> None:
     if len(said) > SENTENCES:
         console.print(f"  ... and {len(said) - SENTENCES} sentences more in report.md", highlight=False)
     console.print()
+    if stages := stages_of(findings.table.runs):
+        console.print(_stages_grid(stages, {row.arm.label: row.arm.name for row in findings.rows}))
+        console.print()
     console.print(_grid(findings, console.width))
     if len(findings.rows) > SHOWN:
         console.print(f"... and {len(findings.rows) - SHOWN} arms more in the files", highlight=False)
@@ -94,6 +98,31 @@ def show(console: Console, findings: Findings) -> None:
 
         console.print()
         console.print(side_by_side(samples))
+
+
+STAGES = ("stage", "arm", "task", "takes", "score", "before", "after", "better", "done")
+
+
+def _cells(stage: Stage, names: Mapping[str, str]) -> tuple[str, ...]:
+    """One stage, as STAGES names its columns."""
+    done, arm = f"{stage.done} of {stage.runs}", names.get(stage.arm, stage.arm) or "all"
+    scores = number(stage.before), number(stage.after)
+    return stage.name, arm, stage.task, ", ".join(stage.takes), stage.score, *scores, stage.better, done
+
+
+def _stages_grid(stages: Sequence[Stage], names: Mapping[str, str]) -> Grid:
+    """Each stage of a recipe; where all arms have one in common, it is there once."""
+    from rich.table import Table as Grid
+
+    grid, several = Grid(box=None, pad_edge=False), any(stage.arm for stage in stages)
+    plain = {"done"} if all(s.done == s.runs for s in stages) else set()
+    plain |= set() if several else {"arm"}
+    kept = [i for i, name in enumerate(STAGES) if name not in plain]
+    for i in kept:
+        grid.add_column(STAGES[i], justify="right" if STAGES[i] in ("before", "after") else "left", overflow="fold")
+    for stage in stages[:SHOWN]:
+        grid.add_row(*(terminal(_cells(stage, names)[i]) for i in kept))
+    return grid
 
 
 def _of_one_run(findings: Findings) -> Sequence[Mapping[str, str]]:
@@ -135,7 +164,18 @@ def results_csv(table: Table) -> str:
     keys = list(dict.fromkeys([a.key for a in table.study.axes] + [k for r in table.runs for k in r.arm]))
     scores = sorted({k for r in table.runs for k in r.scores})
     groups = len({r.group for r in table.runs}) > 1
-    header = [*(["folder"] if groups else []), *keys, "seed", "role", "state", *scores, *SIZES, "rate"]
+    stages = any(r.stage for r in table.runs)
+    header = [
+        *(["folder"] if groups else []),
+        *keys,
+        *(["stage"] if stages else []),
+        "seed",
+        "role",
+        "state",
+        *scores,
+        *SIZES,
+        "rate",
+    ]
     header += ["run", "data", "code", "parts", "command"]
 
     def line(run: Run) -> list[Any]:
@@ -146,6 +186,7 @@ def results_csv(table: Table) -> str:
         return [
             *first,
             *(run.arm.get(k, "") for k in keys),
+            *([run.stage] if stages else []),
             run.seed,
             run.role,
             run.state,
@@ -180,6 +221,10 @@ def markdown_text(findings: Findings) -> str:
         "time",
         "",
     )
+    if stages := stages_of(findings.table.runs):
+        rows = [STAGES, *(_cells(stage, {}) for stage in stages)]
+        told = ["| " + " | ".join(map(markdown, row)) + " |" for row in rows]
+        lines += ["", told[0], "|" + "---|" * len(STAGES), *told[1:]]
     lines += ["", "| " + " | ".join(map(markdown, head)) + " |", "|---|" + "---:|" * (len(head) - 2) + "---|"]
     for row in findings.rows:
         arm = row.arm
@@ -202,7 +247,7 @@ def markdown_text(findings: Findings) -> str:
         ]
     if lost := [r for r in findings.table.runs if r.state in ("failed", "diverged", "damaged")]:
         lines += ["", "## Failed and diverged", ""]
-        lines += [f"- {markdown(label_of(r.arm))} seed={r.seed}: {r.state}: {markdown(r.why)}" for r in lost]
+        lines += [f"- {markdown(r.title)} seed={r.seed}: {r.state}: {markdown(r.why)}" for r in lost]
     if findings.table.notes:
         lines += ["", *(f"Note: {markdown(note)}" for note in findings.table.notes)]
     lines += _answers(_of_one_run(findings))

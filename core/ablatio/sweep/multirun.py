@@ -23,7 +23,7 @@ from ablatio.sweep.forecast import show
 from ablatio.sweep.ledger import Ledger
 from ablatio.sweep.plan import Plan, plan_sweep
 from ablatio.sweep.score import UNITS, score_of
-from ablatio.sweep.stages import show_recipes
+from ablatio.sweep.stages import show_recipes, show_results
 from ablatio.sweep.study import LEDGER, STUDY, Study
 from ablatio.sweep.worker import work
 
@@ -162,7 +162,10 @@ def _execute(plan: Plan, folder: Path, entry: Entry, knobs: dict[str, Any]) -> i
         results = engine.run()
     for number in engine.ledger.damaged:
         print(f"ablatio: line {number} of {folder / LEDGER} is damaged and was left out", file=sys.stderr)
-    show_table(results, folder, plan.study.stages)
+    if plan.study.stages:
+        show_results(results, plan.study.stages, folder)
+    else:
+        show_table(results, folder)
     print(f"ablatio report {folder}  says what can be concluded from them", flush=True)
     failed = [r for r in results if r.entry.state == "failed"]
     if failed:
@@ -175,8 +178,8 @@ def _execute(plan: Plan, folder: Path, entry: Entry, knobs: dict[str, Any]) -> i
     return 0
 
 
-def show_table(results: Sequence[Result], folder: Path, stages: Sequence[str] = ()) -> None:
-    """The runs, those of a recipe stage by stage, and of these the best score first; failed ones last."""
+def show_table(results: Sequence[Result], folder: Path) -> None:
+    """The runs, the best score first; failed ones last."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -188,7 +191,7 @@ def show_table(results: Sequence[Result], folder: Path, stages: Sequence[str] = 
     table = Table(title=f"{len(results)} runs in {escape(str(folder))}", title_justify="left", box=None, pad_edge=False)
     for column in ("arm", *columns.values(), "parameters", "seconds"):
         table.add_column(column, justify="left" if column == "arm" else "right", overflow="fold")
-    for result in sorted(results, key=lambda r: (stages.index(r.job.stage) if r.job.stage in stages else 0, _cost(r))):
+    for result in sorted(results, key=_cost):
         if result.entry.state == "failed":
             table.add_row(escape(result.job.title), f"failed ({result.entry.kind})")
         else:

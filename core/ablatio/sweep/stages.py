@@ -1,9 +1,12 @@
-"""What a sweep of recipes will do, before its first run: which runs an arm has to itself, and which serve several."""
+"""What a sweep of recipes says before its first run (which runs an arm has to itself) and after its last (scores)."""
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from ablatio.sweep.engine import Result
 from ablatio.sweep.plan import Plan
+from ablatio.sweep.score import score_of
 from ablatio.sweep.study import Job, label_of, run_folder, summary_of
 
 
@@ -62,6 +65,34 @@ def _whose(arms: int, total: int) -> str:
 
 def _is_done(folder: Path | None, job: str) -> bool:
     return folder is not None and summary_of(run_folder(folder, job)).get("status") == "done"
+
+
+def show_results(results: Sequence[Result], stages: Sequence[str], folder: Path) -> None:
+    """The runs stage by stage, and in each the best score first; failed ones last."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    title = f"{len(results)} runs in {escape(str(folder))}"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for column in ("stage", "arm", "seed", "score", "before", "after", "seconds"):
+        right = column in ("seed", "before", "after", "seconds")
+        table.add_column(column, justify="right" if right else "left", overflow="fold")
+    for result in sorted(results, key=lambda r: (stages.index(r.job.stage), _cost(r))):
+        job, summary, score = result.job, result.summary, score_of(result.summary)
+        arm = " ".join(f"{k.removeprefix(f'stages.{job.stage}.')}={v}" for k, v in job.arm.items())
+        cells = [f"failed ({result.entry.kind})" if result.entry.state == "failed" else "", "", "", ""]
+        if score:
+            before = (summary.get("before") or {}).get(score.name.removeprefix("val/"))
+            known = f"{before:.4f}" if isinstance(before, float | int) else ""
+            cells = [score.name.removeprefix("val/"), known, f"{score.value:.4f}", f"{summary['seconds']:.0f}"]
+        table.add_row(job.stage, escape(arm), str(job.seed), *map(escape, cells))
+    Console().print(table)
+
+
+def _cost(result: Result) -> float:
+    score = score_of(result.summary)
+    return score.cost if score else math.inf
 
 
 def sentences(plan: Plan) -> Iterator[str]:

@@ -57,9 +57,9 @@ def _trainable(shape: str) -> int:
 
 
 def _flops_per_token(config: Mapping[str, Any]) -> float:
-    from ablatio.model.count import measure
+    from ablatio.tasks.work import cost_of
 
-    return measure(config, _vocabulary(config)).train_flops_per_token
+    return cost_of(config, _vocabulary(config)).train
 
 
 def seconds_per_step(config: Mapping[str, Any], times: int = 3) -> float:

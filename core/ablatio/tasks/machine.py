@@ -45,6 +45,9 @@ class Machine:
         torch.set_num_threads(self.threads)
         if self.device == "cuda":
             torch.set_float32_matmul_precision("high")
+        elif onednn_is_faster():
+            onednn: Any = torch.backends.mkldnn
+            onednn.matmul.fp32_precision = "bf16"
 
     def peak_memory(self) -> int:
         """The most bytes that were in use at once: of the GPU, or of this process."""
@@ -52,6 +55,17 @@ class Machine:
             return torch.cuda.max_memory_allocated()
         unit = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def onednn_is_faster() -> bool:
+    """Whether float32 products are to be oneDNN's, which on an AMD processor with AVX-512 is twice as fast as MKL.
+
+    torch hands them to oneDNN where it may round to bfloat16.  oneDNN does so on processors with AMX units alone; on
+    the others the products stay those of float32 (the test of this compares them with float64).
+    """
+    known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    rounds = any(known.get(unit) for unit in ("amx_tile", "amx_bf16", "avx10_2"))
+    return "AMD" in str(known.get("cpu_name")) and bool(known.get("avx512_f")) and not rounds
 
 
 def cores() -> int:

@@ -25,6 +25,7 @@ from ablatio.tasks.samples import SamplesFile
 from ablatio.tasks.scores import Facts
 from ablatio.tasks.step import Rewind
 from ablatio.tasks.tuning import peak_memory
+from ablatio.tasks.work import Work, cost_of
 
 
 def size_of(run: Prepared) -> Size:
@@ -217,6 +218,12 @@ class Session:
             "held_out": self.held_out,
         }
 
+    def _flops(self, step: int) -> float:
+        """Of all steps: what this task passes through this model, as it is tuned."""
+        run, task = self.run, self.run.task
+        work: Work = task.work(step) if hasattr(task, "work") else Work.trained(task.tokens(step))
+        return cost_of(run.config, run.tokenizer.vocab_size, getattr(task, "row_length", None)).of(work)
+
     def summary(self, status: str) -> dict[str, Any]:
         size, step = size_of(self.run), self.progress.step
         seconds = self.seconds + time.monotonic() - self.progress.started
@@ -239,7 +246,7 @@ class Session:
             "trainable_parameters": self.run.tuning.trainable,
             "weight_bytes": self.run.tuning.bytes,
             "peak_memory_bytes": peak_memory(),
-            "train_flops": size.train_flops_per_token * tokens,
+            "train_flops": self._flops(step),
         } | {key: found for key, found in (("rewinds", self.rewinds), ("samples", self.answers.compared())) if found}
 
 

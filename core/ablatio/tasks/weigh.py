@@ -13,8 +13,10 @@ from ablatio.data.chat import with_signs
 from ablatio.errors import EnvironmentFault
 from ablatio.model.assembly import Choice
 from ablatio.model.count import measure, parameters
-from ablatio.model.memory import WIDTH, memory_of
+from ablatio.model.memory import WIDTH, Memory, memory_of
 from ablatio.tasks.machine import Machine
+from ablatio.tasks.tuning import is_tuned, tune
+from ablatio.tasks.work import cost_of
 
 CGROUP = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
@@ -22,10 +24,22 @@ CGROUP = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_by
 def weigh(config: Mapping[str, Any]) -> dict[str, Any]:
     """Parameters, FLOPs per token and bytes; `machine`: the memory of the device that would train."""
     vocabulary = vocabulary_of(config)
-    size, memory = measure(config, vocabulary), memory_of(config, vocabulary)
+    size, memory = measure(config, vocabulary), _memory(config, vocabulary)
     length = int(config["data"]["length"] or config["model"]["max_len"])
-    counts = {"non_embedding": size.non_embedding, "train_flops_per_token": size.train_flops_per_token}
+    cost = cost_of(config, vocabulary)
+    counts = {"non_embedding": size.non_embedding, "train_flops_per_token": cost.train}
     return asdict(size) | counts | asdict(memory) | {"length": length, "machine": memory_here(config["trainer"])}
+
+
+def _memory(config: Mapping[str, Any], vocabulary: int) -> Memory:
+    """With the weights that train alone, and with a reference where the task or its method holds one."""
+    copies = int(kinds.tasks[config["task"]["name"]].facts["copies"])
+    method = (config.get("alignment") or {}).get("name")
+    copies += method is not None and bool(kinds.alignments[method].facts["moves_reference"])
+    try:
+        return memory_of(config, vocabulary, (lambda m: tune(m, config, 0)) if is_tuned(config) else None, copies)
+    except Exception:  # a method may ask for the numbers in its tensors, which shapes do not have
+        return memory_of(config, vocabulary, None, copies)
 
 
 def vocabulary_of(config: Mapping[str, Any]) -> int:
@@ -55,9 +69,11 @@ def refuse_what_cannot_fit(config: Mapping[str, Any]) -> None:
     count = parameters(config, vocabulary)
     if 16 * WIDTH * count < room:  # far from it: the exact figure takes a second
         return
-    memory = memory_of(config, vocabulary)
+    memory = _memory(config, vocabulary)
     if memory.lasting > room:
+        held = "weights, a reference" if memory.beside else "weights"
         raise EnvironmentFault(
-            f"this model has {count:,} parameters: weights, gradients and the optimizer's state take "
-            f"{memory.lasting / 1e9:,.1f} GB, and this machine has {room / 1e9:,.1f} GB\n    try: size=small"
+            f"this model has {count:,} parameters: {held}, gradients and the "
+            f"optimizer's state take {memory.lasting / 1e9:,.1f} GB, and this machine has {room / 1e9:,.1f} GB\n"
+            "    try: size=small"
         )

@@ -20,6 +20,11 @@ def batch(data: str, seed: int = 0, *, group: int = 1) -> dict[str, Any]:
     return _prompts(generator, group) if data == "prompts" else make[data](generator)
 
 
+def logits() -> Tensor:
+    """Of what comes after each of B prompts: (B, 40)."""
+    return 3 * torch.randn(B, 40, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
 def leaves(words: Mapping[str, Any], asked: list[str]) -> dict[str, Any]:
     """What a method asks for; what the policy says requires a gradient."""
     found = {w: words[w].detach().clone() if isinstance(words[w], Tensor) else words[w] for w in asked}

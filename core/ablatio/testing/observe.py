@@ -242,8 +242,9 @@ def _alignment(entry: Entry, knobs: Mapping[str, Any]) -> Any:
             part.observe(9.0)
     stops = [part.stops(kl / 100) for kl in range(20)] if hasattr(part, "stops") else []
     moves = [part.reference_rate(step) for step in range(300)] if hasattr(part, "reference_rate") else []
+    hard = [part.least_entropy, part.hardness(alignments.logits())] if hasattr(part, "hardness") else []
     settings = [v for v in vars(part).values() if isinstance(v, int | str)]  # what the task reads: group, epochs ...
-    return [seen, stops, moves, settings]
+    return [seen, stops, moves, hard, settings]
 
 
 @observes("reward")

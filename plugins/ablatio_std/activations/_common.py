@@ -1,9 +1,9 @@
 """Functions that torch's CPU kernels are slow at, on kernels that are fast; elsewhere torch's own.
 
-An elementwise function costs what it moves through memory and the one transcendental in it.  torch's CPU kernels
-vectorise exp and sigmoid well and tanh badly, and the backward of a square is that of any power.  Forward and backward,
-eager, tanh-GELU takes 1.7 to 2.9 times as long as erf-GELU, here 1.1 to 1.6 (2 beside other work that fills the cache);
-mish 4 to 7 times, here 1.7 to 2.5; relu(x)^2 takes 8 to 15 times as long as relu, here 1.3 to 1.7.
+An elementwise function costs what it moves through memory, fresh memory above all, and the one transcendental in it.
+torch's CPU kernels vectorise exp and sigmoid well and tanh badly, and the backward of a square is that of any power.
+Forward and backward, eager, tanh-GELU takes 1.7 to 2.9 times as long as erf-GELU, here 0.7 to 1.3; mish 4 to 7 times,
+here 0.9 to 2; relu(x)^2 takes 8 to 15 times as long as relu, here 0.9 to 1.5.
 """
 
 import math
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Fill = Callable[[Tensor, Tensor, Tensor | None], None]
-PIECE = 1 << 18  # numbers: 1 MiB of float32, and of Python's overhead no more than a hundredth
+PIECE = 1 << 17  # numbers: half a MiB of float32, and of Python's overhead a fiftieth
 STEEP, CUBIC = math.sqrt(8 / math.pi), 0.044715
 
 
@@ -34,7 +34,7 @@ def mish(x: Tensor) -> Tensor:
 
 def relu2(x: Tensor) -> Tensor:
     """max(0, x)^2.  Any shape."""
-    return _ReLU2.apply(x) if _on_cpu(x) else F.relu(x).square()
+    return _ReLU2.apply(x)[0] if _on_cpu(x) else F.relu(x).square()
 
 
 def _on_cpu(x: Tensor) -> bool:
@@ -43,7 +43,7 @@ def _on_cpu(x: Tensor) -> bool:
 
 
 class _ByItsSlope(torch.autograd.Function):
-    """y = f(x) that keeps f'(x) in place of x: as much memory, and backward is one product.
+    """y = f(x) that keeps f'(x) in place of x: as much memory, and backward is one product, in place.
 
     f(x, y, slope) fills the last two, or y alone when slope is None because nothing is trained; it gets a piece at a
     time, which its passes find in the processor's cache.
@@ -64,7 +64,8 @@ class _ByItsSlope(torch.autograd.Function):
         if torch.is_grad_enabled():  # once_differentiable would let a gradient that is constant in x pass
             raise RuntimeError("tanh-GELU and mish keep no second derivative on the CPU; activation=gelu has one")
         (slope,) = ctx.saved_tensors
-        return grad * slope, None
+        kept = torch._C._autograd._get_current_graph_task_keep_graph()  # for a second backward pass
+        return grad * slope if kept else slope.mul_(grad), None
 
 
 def _tanh_gelu(x: Tensor, y: Tensor, slope: Tensor | None) -> None:
@@ -90,18 +91,23 @@ def _mish(x: Tensor, y: Tensor, slope: Tensor | None) -> None:
 
 
 class _ReLU2(torch.autograd.Function):
-    """max(0, x)^2, squared in place; backward is max(0, x) once more and one pass for 2 max(0, x) dy."""
+    """max(0, x)^2 and r = max(0, x), which alone is kept: backward is one pass over it, 2 r dy, in its own memory.
+
+    r is an output so that it has a derivative, for those who want a second one.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        positive = torch.relu(x)
-        return positive.mul_(positive)
+    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        r = torch.relu(x)
+        ctx.save_for_backward(r)
+        ctx.set_materialize_grads(False)
+        return r * r, r
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
-        positive = torch.relu(x)
-        if torch.is_grad_enabled():  # a second derivative is wanted
-            return 2 * positive * grad
-        return torch.addcmul(x.new_zeros(()), positive, grad, value=2, out=positive)
+    def backward(ctx: Any, d_square: Tensor | None, d_r: Tensor | None) -> Tensor | None:
+        (r,) = ctx.saved_tensors
+        kept = torch._C._autograd._get_current_graph_task_keep_graph()
+        if d_square is not None and d_r is None and not kept and not torch.is_grad_enabled():
+            return torch.addcmul(r.new_zeros(()), r, d_square, value=2, out=r.detach())
+        parts = [p * d for p, d in ((2 * r, d_square), (r > 0, d_r)) if d is not None]
+        return sum(parts[1:], parts[0]) if parts else None

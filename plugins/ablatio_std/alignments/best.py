@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ablatio import Range, alignments
+from ablatio import NonNegative, Range, alignments
 from ablatio.alignment import Advantages
 from ablatio_std.alignments._common import PAIR_METRICS, Beta, Metrics, pair_metrics
 from ablatio_std.alignments._policy import Epochs, Group, Minibatches, best_of
@@ -80,9 +80,10 @@ class RAFT(_Imitation):
 
 @alignments.register("online_dpo", paper="arXiv:2402.04792")
 class OnlineDPO:
-    """DPO on answers of the policy itself: the best and the worst of the answers to a prompt are the pair.
+    """DPO on answers of the policy itself: the best and the worst answer to a prompt are the pair, or each two are one.
 
-    Advantages are 1, -1 and 0: better, worse, not used; two answers of one reward teach nothing.  (B,), (B, T)
+    L = mean over pairs of -log sigmoid(beta (better's log-ratio - worse's)); two answers of one reward are no pair.
+    Advantages say who beats whom: 1 and -1 (the others 0), or an answer's place among its siblings.  (B,), (B, T)
     With writer=reference the answers are those of the model that training began with: DPO as it was published, on pairs
     sampled from the reference and ranked by the reward (arXiv:2305.18290, section 6.1).
     """
@@ -96,25 +97,30 @@ class OnlineDPO:
         *,
         group: Group = 2,
         beta: Beta = 0.1,
+        pairs: Annotated[Literal["extremes", "all"], "of the answers to a prompt"] = "extremes",
         writer: Annotated[Literal["policy", "reference"], "whose answers are compared"] = "policy",
         epochs: Epochs = 1,
         minibatches: Minibatches = 1,
     ) -> None:
-        self.group, self.beta, self.writer = group, beta, writer
+        self.group, self.beta, self.pairs, self.writer = group, beta, pairs, writer
         self.epochs, self.minibatches = epochs, minibatches
 
     def advantages(self, rewards: Tensor) -> Advantages:
         grouped = rewards.view(-1, self.group)
+        if self.pairs == "all":  # how many are worse: equal rewards share a place
+            return Advantages((grouped[:, :, None] > grouped[:, None]).to(rewards.dtype).sum(2).flatten())
         differ = (grouped.amax(1) > grouped.amin(1)).repeat_interleave(self.group)
         return Advantages((best_of(rewards, self.group) - best_of(-rewards, self.group)) * differ)
 
     def loss(self, logps: Tensor, ref_logps: Tensor, mask: Tensor, advantages: Tensor) -> tuple[Tensor, Metrics]:
         ratios = ((logps - ref_logps) * mask).sum(1).view(-1, self.group)
-        signs = advantages.view(-1, self.group)
-        better, worse = (ratios * (signs > 0)).sum(1), (ratios * (signs < 0)).sum(1)
-        used = (signs != 0).any(1)
-        losses = -F.logsigmoid(self.beta * (better - worse)) * used
-        return losses.sum() / used.sum().clamp(min=1), pair_metrics(self.beta * better, self.beta * worse)
+        place = advantages.view(-1, self.group)
+        least = 0 if self.pairs == "all" else 1  # of the extremes, 1 beats -1
+        prompt, better, worse = (place[:, :, None] - place[:, None] > least).nonzero(as_tuple=True)
+        better, worse = self.beta * ratios[prompt, better], self.beta * ratios[prompt, worse]
+        if not len(better):
+            return 0.0 * ratios.sum(), dict.fromkeys(PAIR_METRICS, logps.new_zeros(()))
+        return -F.logsigmoid(better - worse).mean(), pair_metrics(better, worse)
 
 
 @alignments.register("rpt", paper="arXiv:2506.08007")
@@ -123,9 +129,13 @@ class RPT(Grouped):
 
     The guess stands behind the last `marker` (all of the answer, if it has none) and is right when it is a prefix of
     what follows and ends where one of its tokens ends.  `guess(answer)` gives it; the task compares.
+
+    Easy places are left out: those where the reference's next token, among its `likeliest`, has less than
+    `least_entropy` nats (the paper's proxy is a smaller model, and 16 are looked at).  Held-out prompts are all taken.
     """
 
     prompts = "text"
+    metrics = (*Grouped.metrics, "train/left_out")
 
     def __init__(
         self,
@@ -134,11 +144,19 @@ class RPT(Grouped):
         clip: Annotated[float, Range(0, 1, open_low=True)] = 0.2,
         beta: Annotated[float, Range(0)] = 0.0,
         marker: Annotated[str, "text between the thought and the guess"] = "=>",
+        least_entropy: Annotated[float, NonNegative, "nats of the next token; 0: every place of the text"] = 0.0,
+        likeliest: Annotated[int, Range(2), "tokens that the entropy is of"] = 16,
         epochs: Epochs = 1,
         minibatches: Minibatches = 1,
     ) -> None:
         self.group, self.clip, self.clip_high, self.beta = group, clip, clip, beta
         self.marker, self.epochs, self.minibatches = marker, epochs, minibatches
+        self.least_entropy, self.likeliest = least_entropy, likeliest
+
+    def hardness(self, logits: Tensor) -> Tensor:
+        """The entropy of the likeliest next tokens, in nats: (N, V) -> (N,)."""
+        logp = logits.topk(min(self.likeliest, logits.shape[-1])).values.log_softmax(-1)
+        return -(logp.exp() * logp).sum(-1)
 
     def guess(self, answer: str) -> str:
         return answer.rpartition(self.marker)[2] if self.marker else answer

@@ -123,9 +123,10 @@ class DAPO(Grouped):
     """GRPO clipped at (1 - clip, 1 + clip_high) and averaged over the step's tokens, with a price on length.
 
     Within the last `overlong` of the tokens that an answer may have, the reward falls linearly by 1 (eq. 13).
+    Dynamic sampling: prompts whose answers all have the advantage 0 are replaced, in `resample` rounds at most.
     """
 
-    metrics = (*Grouped.metrics, "train/overlong")
+    metrics = (*Grouped.metrics, "train/overlong", "train/resampled")
 
     def __init__(
         self,
@@ -135,11 +136,12 @@ class DAPO(Grouped):
         clip_high: Clip = 0.28,
         beta: KLWeight = 0.0,
         overlong: Annotated[int, NonNegative, "tokens before the longest length in which the reward falls"] = 0,
+        resample: Annotated[int, NonNegative, "rounds of other prompts for those that teach nothing; 0: none"] = 4,
         epochs: Epochs = 1,
         minibatches: Minibatches = 1,
     ) -> None:
         self.group, self.clip, self.clip_high, self.beta = group, clip, clip_high, beta
-        self.overlong, self.epochs, self.minibatches = overlong, epochs, minibatches
+        self.overlong, self.resample, self.epochs, self.minibatches = overlong, resample, epochs, minibatches
 
     def advantages(self, rewards: Tensor, mask: Tensor, max_length: int) -> Advantages:  # type: ignore[override]
         over = (mask.sum(1) - (max_length - self.overlong)).clamp(min=0) / max(1, self.overlong)

@@ -135,7 +135,7 @@ def symmetric_product(
 ) -> Tensor:
     """alpha a b + beta plus, known to be symmetric: on the CPU only the blocks from the diagonal on are computed."""
     n = a.shape[-2]
-    size = -(-n // 4) if n >= 256 and a.device.type == "cpu" and a.dtype != torch.bfloat16 else n
+    size = -(-n // 2) if n >= 256 and a.device.type == "cpu" and a.dtype != torch.bfloat16 else n
     out = a.new_empty(*a.shape[:-1], n)
     for i in range(0, n, size):
         block, rest = out[:, i : i + size, i:], (a[:, i : i + size], b[:, :, i:])

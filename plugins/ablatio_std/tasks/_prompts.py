@@ -94,6 +94,7 @@ class ChatPrompts:
                 raise UserError(f"the {split} split has no prompt: {said}\n    try: {fix}")
         if left:
             log.warning("%s: they are left out", said)
+        self.longest = max(len(p.ids) for p in self.pools["train"])
         self.content: dict[str, Any] = {"fingerprint": source.fingerprint(), "left_out": left}
         self.content |= {split: len(pool) for split, pool in self.pools.items()}
 

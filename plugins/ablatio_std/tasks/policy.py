@@ -1,7 +1,6 @@
 """Learning from rewards: the model answers prompts, a reward judges the answers, a policy method learns from that."""
 
 import copy
-import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -10,23 +9,24 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from ablatio import OptionOf, Positive, alignments, rewards, rule, sources
+from ablatio import OptionOf, Positive, alignments, rule, sources
 from ablatio.errors import UserError
 from ablatio.kinds import tasks
-from ablatio.model.answers import Answer, judged, token_rewards
+from ablatio.model.answers import Answer, judged, one_by_one, token_rewards
 from ablatio.model.estimates import kl_estimates, masked_mean
 from ablatio.model.language_model import LanguageModel, Loss
-from ablatio.model.policy import ValueHead, said_of
+from ablatio.model.policy import ValueHead, said_of, tokens_read, values_of
 from ablatio.model.roles import named_generator
-from ablatio.model.rollout import Rollout, roll_out, streams
+from ablatio.model.rollout import Rollout
 from ablatio.tasks.setup import Setup
 from ablatio.tasks.step import SkipStep, Step
+from ablatio.tasks.work import Work
 
 from ._prompts import ChatPrompts, Prompt, TextPrompts
+from ._rollouts import Asking, Drawn, Reward, reward_of, rule_of
+from ._watch import MEASURES, OF_POLICY, Collapse, measured
 
 SHOWN = 4  # answers in samples.jsonl
-COLLAPSED = 0.9  # share of one token among all that a rollout holds from which on it is said
-log = logging.getLogger("ablatio")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +52,8 @@ class Policy:
 
     takes, main, better = "documents", "reward", "higher"
     scores = ("reward", "gold", "kl", "entropy", "answer_length")
-    needs = ("alignment=ppo", "reward=length")
-    metrics = (
-        "train/reward", "train/reward_std", "train/kl_k1", "train/kl_k2", "train/kl_k3", "train/entropy",
-        "train/old_kl", "train/answer_length", "train/ended", "train/top_token",
-    )  # fmt: skip
+    needs, copies = ("alignment=ppo", "reward=length"), 1
+    metrics = (*MEASURES, "train/old_kl", "train/entropy", "train/clip_fraction")
 
     def __init__(
         self,
@@ -83,8 +80,12 @@ class Policy:
         self.critic, self.greedy = bool(asked & {"values", "old_values"}), "greedy_rewards" in asked
         self.from_text = entry.facts["prompts"] == "text"
         self._find_prompts()
-        self.judge, self.judge_name = self._judge()
-        self.gold = (_rule(gold), gold) if gold is not None else None
+        self.asking = Asking(
+            setup, self.prompts, self.tokenizer, *self._judge(), self.asks["advantages"], self.stop, answer_tokens,
+            temperature,
+        )  # fmt: skip
+        self.collapse = Collapse(self.stop, self.asking.decode)
+        self.gold = (rule_of(gold), gold) if gold is not None else None
         self.off_policy = getattr(self.method, "writer", "policy") == "reference"
         self.best_of = getattr(self.method, "best_of", None) or 1
         train = setup.config["train"]
@@ -119,17 +120,11 @@ class Policy:
             raise UserError(f"task=policy needs a {kind}, and the config names none\n    try: {kind}={usual}")
         return str(node["name"])
 
-    def _judge(self) -> tuple[Callable[[Sequence[Answer]], Any], str]:
+    def _judge(self) -> tuple[Reward, str]:
         if self.from_text:  # the text itself says what is right
-            return (lambda answers: torch.tensor([self._right(a) for a in answers])), self.name
+            return one_by_one(self._right, self.name), self.name
         name = self._chosen("reward", "length")
-        made = self.setup.part("reward", open_run=self._open_run)
-        return (_each(made) if rewards[name].wiring == ("answer",) else made), name
-
-    def _open_run(self, path: str) -> Callable[[Sequence[Answer]], Tensor]:
-        if self.setup.open_reward is None:
-            raise UserError("a reward model is opened by a run, and this is none")
-        return self.setup.open_reward(path, self.tokenizer)
+        return reward_of(self.setup, name, self.tokenizer), name
 
     def _right(self, answer: Answer) -> float:
         ids = answer.more["following"]
@@ -177,6 +172,16 @@ class Policy:
         """Tokens of prompts and answers, at most: how long answers are is only known when they are written."""
         return steps * self.per_step * (self.prompt_tokens + self.answer_tokens)
 
+    @property
+    def row_length(self) -> int:
+        """Tokens of a prompt and its answer, at most."""
+        asked = self.prompt_tokens if isinstance(self.prompts, TextPrompts) else self.prompts.longest
+        return asked + self.answer_tokens
+
+    def work(self, steps: int) -> Work:
+        """Up to now: rollouts, what the reference and the critic say of them, and the passes that learn from them."""
+        return self.asking.work
+
     def example(self, batch: Mapping[str, Tensor], generator: torch.Generator) -> Part:
         return Part(int(batch["number"]))
 
@@ -193,17 +198,15 @@ class Policy:
 
     @torch.no_grad()
     def _roll(self, model: LanguageModel) -> None:
+        assert self.reference is not None, "prepare() comes before the first step"
         self.number += 1
-        count = self.answers // self.method.group
-        prompts = self.prompts(range(self.number * count, (self.number + 1) * count))
         writer = self.reference if self.off_policy else model
-        assert writer is not None, "prepare() comes before the first step"
-        rollout = self._answer(writer, prompts, self.number, group=self.method.group)
-        words = self._words(model, prompts, rollout)
+        count = self.answers // self.method.group
+        drawn = self.asking.training(writer, self.reference, self.method, self.number, count)
+        words = self._words(model, drawn)
         if self.greedy:
-            greedy = self._answer(model, prompts, None)
-            scores, _ = judged(self.judge, self.judge_name, self._texts(prompts, greedy, 1))
-            words["greedy_rewards"] = scores.to(rollout.mask).repeat_interleave(self.method.group)
+            greedy = self.asking.counted(model, drawn.prompts, None)
+            words["greedy_rewards"] = greedy.scores.to(words["mask"]).repeat_interleave(self.method.group)
         price = (words["old_logps"] - words["ref_logps"]).sum(1).mean()
         if hasattr(self.method, "observe"):
             self.method.observe(float(price))
@@ -211,88 +214,46 @@ class Policy:
         words["advantages"] = found.advantages
         if found.returns is not None:
             words["returns"] = found.returns
-        self.rollout, self.words, self.moved = rollout, words, 0.0
-        self.measures = self._measured(rollout, words) | dict(found.metrics or {})
-        self._watch(rollout)
+        self.rollout, self.words, self.moved = drawn.rollout, words, 0.0
+        self.measures = measured(drawn.rollout, words, self.stop) | dict(found.metrics or {})
+        for name in OF_POLICY if self.off_policy else ():  # answers of another model say nothing of this one
+            del self.measures[name]
+        self.measures["train/collapsed"] = self.collapse(drawn.rollout, self.measures["train/top_token"])
+        if hasattr(self.method, "resample"):
+            self.measures["train/resampled"] = torch.tensor(self.asking.redrawn)
+        if hasattr(self.method, "least_entropy"):
+            self.measures["train/left_out"] = torch.tensor(self.asking.left_out)
 
-    def _answer(
-        self, model: LanguageModel, prompts: Sequence[Prompt], stream: int | None, *, group: int = 1
-    ) -> Rollout:
-        """Answers drawn from the streams of one rollout, or the likeliest ones."""
-        seed, rows = self.setup.seeds.data, len(prompts) * group
-        draws = None if stream is None else streams(seed, stream, rows, self.answer_tokens)
-        return roll_out(
-            model, [p.ids for p in prompts], draws, stop=self.stop, new_tokens=self.answer_tokens,
-            group=group, temperature=self.temperature,
-        )  # fmt: skip
-
-    def _texts(self, prompts: Sequence[Prompt], rollout: Rollout, group: int) -> list[Answer]:
-        made = []
-        for row in range(len(rollout)):
-            prompt, ids = prompts[row // group], rollout.answer(row)
-            text = self._decode(rollout.answer(row, self.stop))
-            truth = prompt.truth if prompt.truth is not None else self._decode(prompt.following)
-            asked = self._decode(prompt.ids)
-            made.append(Answer(asked, text, prompt.ids, ids, truth, {"following": prompt.following}))
-        return made
-
-    def _decode(self, ids: Sequence[int]) -> str:
-        return self.tokenizer.decode([i for i in ids if i < self.tokenizer.vocab_size])
-
-    def _words(self, model: LanguageModel, prompts: Sequence[Prompt], rollout: Rollout) -> dict[str, Any]:
+    def _words(self, model: LanguageModel, drawn: Drawn) -> dict[str, Any]:
         """What a method may ask for, as far as it is known when the answers are written (ablatio.alignment)."""
-        assert self.reference is not None, "prepare() comes before the first step"
-        texts = self._texts(prompts, rollout, self.method.group)
-        scores, steps = judged(self.judge, self.judge_name, texts)
-        mode = model.training
-        old = said_of(model.eval(), rollout, temperature=self.temperature, head=self._head(model))
+        assert self.reference is not None
+        rollout = drawn.rollout
+        scores, mask = drawn.scores.to(rollout.mask), rollout.mask
+        how = {"temperature": self.temperature, "entropy": False}
+        reference, mode = said_of(self.reference, rollout, **how), model.training
+        model.eval()
+        values = values_of(model, rollout, model.value_head) if self.critic else torch.zeros_like(mask)
+        old = said_of(model, rollout, **how).logps if self.off_policy else rollout.logps
         model.train(mode)
-        reference = said_of(self.reference, rollout, temperature=self.temperature)
-        earned = token_rewards(scores.to(rollout.mask.device), steps, rollout.mask, texts, self._decode)
+        said, passed = float(mask.sum()), tokens_read(model, rollout)
+        passes, logits = 1 + self.critic + self.off_policy, 1 + self.off_policy
+        self.asking.work += Work(read=passes * passed, read_said=logits * said)
         return {
-            "rewards": scores.to(rollout.mask), "token_rewards": earned, "mask": rollout.mask,
-            "old_logps": old.logps, "ref_logps": reference.logps, "old_values": old.values, "entropy": old.entropy,
-            "max_length": self.answer_tokens,
+            "rewards": scores, "mask": mask, "max_length": self.answer_tokens,
+            "token_rewards": token_rewards(scores, drawn.steps, mask, drawn.texts, self.asking.decode),
+            "old_logps": old, "ref_logps": reference.logps, "old_values": values,
         }  # fmt: skip
 
     def _head(self, model: LanguageModel) -> Any:
         return model.value_head if self.critic else None
 
-    def _measured(self, rollout: Rollout, words: Mapping[str, Any]) -> dict[str, Tensor]:
-        mask, length = rollout.mask, rollout.mask.sum(1)
-        kl = kl_estimates(words["old_logps"], words["ref_logps"], mask)
-        last = rollout.tokens.gather(1, (length.long() - 1)[:, None])
-        kept = rollout.tokens[mask.bool()]
-        of_policy = {} if self.off_policy else {  # answers of another model say nothing of these
-            "train/reward": words["rewards"].mean(),
-            "train/reward_std": words["rewards"].std(correction=0),
-            "train/kl_k1": kl.k1,
-            "train/kl_k2": kl.k2,
-            "train/kl_k3": kl.k3,
-        }  # fmt: skip
-        return of_policy | {
-            "train/entropy": masked_mean(words["entropy"], mask),
-            "train/answer_length": length.mean(),
-            "train/ended": (last == self.stop).float().mean(),
-            "train/top_token": kept.bincount().max() / len(kept),
-        }
-
-    def _watch(self, rollout: Rollout) -> None:
-        """A policy that says one thing alone earns what it can, and learns nothing more."""
-        share = float(self.measures["train/top_token"])
-        if share >= COLLAPSED and int(rollout.mask.sum()) >= 2 * len(rollout):
-            token = int(rollout.tokens[rollout.mask.bool()].bincount().argmax())
-            log.warning(
-                "the policy has collapsed: %.0f %% of the tokens of its last %d answers are %r\n"
-                "    try: a lower rate (optimizer.lr), a stronger tie to the reference, or another reward",
-                100 * share, len(rollout), self._decode([token]),
-            )  # fmt: skip
-
     def loss(self, model: LanguageModel, example: Part) -> Loss:
         rows = self._rows(example.number)
         part = self._taken(rows)
         assert self.rollout is not None
-        said = said_of(model, self.rollout[rows], temperature=self.temperature, head=self._head(model))
+        head, learns, answers = self._head(model), "entropy" in self.asks["loss"], self.rollout[rows]
+        said = said_of(model, answers, temperature=self.temperature, head=head, learns=learns)
+        self.asking.work += Work(learnt=tokens_read(model, answers), learnt_said=float(answers.mask.sum()))
         step = self._taken(self._of_step())["mask"].sum()
         part |= {"logps": said.logps, "values": said.values, "entropy": said.entropy}
         part["tokens"] = step * len(rows) / self.per_step  # what is to be divided by, so that batches can be averaged
@@ -300,7 +261,9 @@ class Policy:
         with torch.no_grad():
             old = kl_estimates(part["old_logps"], said.logps, part["mask"]).k3
             self.moved = float(old)
-        found = self.measures | metrics | {"train/old_kl": old}
+            entropy = masked_mean(said.entropy.detach(), part["mask"])
+        found = self.measures | {"train/clip_fraction": torch.zeros(())} | metrics
+        found |= {"train/old_kl": old, "train/entropy": entropy}
         return Loss(loss * len(rows), loss.new_tensor(float(len(rows))), found)
 
     def before_step(self, step: Step) -> dict[str, Tensor]:
@@ -362,24 +325,21 @@ class Policy:
 
     def _given(self, model: LanguageModel, prompts: Sequence[Prompt], stream: int) -> tuple[Rollout, Tensor, Tensor]:
         """(one answer to each prompt, its reward, its gold): the best of n by the reward."""
-        rollout = self._answer(model, prompts, stream, group=self.best_of)
-        texts = self._texts(prompts, rollout, self.best_of)
-        scores, _ = judged(self.judge, self.judge_name, texts)
-        best = scores.view(-1, self.best_of).argmax(1) + self.best_of * torch.arange(len(prompts))
-        scores, texts = scores[best], [texts[i] for i in best.tolist()]
+        drawn = self.asking(model, prompts, stream, group=self.best_of)
+        best = drawn.scores.view(-1, self.best_of).argmax(1) + self.best_of * torch.arange(len(prompts))
+        scores, texts = drawn.scores[best], [drawn.texts[i] for i in best.tolist()]
         gold = judged(*self.gold, texts)[0] if self.gold is not None else scores
-        return rollout[best.to(rollout.mask.device)], scores, gold
+        return drawn.rollout[best.to(drawn.rollout.mask.device)], scores, gold
 
     def samples(self, model: LanguageModel) -> list[dict[str, str]]:
         """Answers to the first held-out prompts, each with its reward."""
         prompts = self.prompts(range(SHOWN), "validation")
         mode = model.training
-        texts = self._texts(prompts, self._answer(model.eval(), prompts, -1), 1)
+        drawn = self.asking(model.eval(), prompts, -1)
         model.train(mode)
-        scores, _ = judged(self.judge, self.judge_name, texts)
         return [
             {"prompt": a.prompt, "answer": a.text, "reward": f"{s:.3f}"}
-            for a, s in zip(texts, scores.tolist(), strict=True)
+            for a, s in zip(drawn.texts, drawn.scores.tolist(), strict=True)
         ]
 
     def state_dict(self) -> dict[str, Any]:
@@ -387,7 +347,7 @@ class Policy:
         held = self.rollout
         return {
             "number": self.number, "cursor": self.cursor, "moved": self.moved, "words": dict(self.words),
-            "measures": dict(self.measures),
+            "measures": dict(self.measures), "asking": self.asking.state_dict(), "collapsed": self.collapse.now,
             "rollout": None if held is None else {f.name: getattr(held, f.name) for f in fields(held)},
             "method": self.method.state_dict() if hasattr(self.method, "state_dict") else {},
         }  # fmt: skip
@@ -395,23 +355,14 @@ class Policy:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.number, self.cursor, self.moved = state["number"], state["cursor"], state["moved"]
         self.words, self.measures = dict(state["words"]), dict(state["measures"])
+        if "asking" in state:  # older runs took a prompt for each group of each rollout
+            self.asking.load_state_dict(state["asking"])
+        else:
+            self.asking.asked = (self.number + 1) * (self.answers // self.method.group)
+        self.collapse.now = bool(state.get("collapsed", False))
         self.rollout = None if state["rollout"] is None else Rollout(**state["rollout"])
         if hasattr(self.method, "load_state_dict"):
             self.method.load_state_dict(state["method"])
-
-
-def _each(rule: Callable[[Answer], float]) -> Callable[[Sequence[Answer]], Tensor]:
-    """A function of one answer as one of many."""
-    return lambda answers: torch.tensor([float(rule(a)) for a in answers])
-
-
-def _rule(name: str) -> Callable[[Sequence[Answer]], Tensor]:
-    """A rule by name, with its defaults; UserError where that is none."""
-    if rewards[name].wiring != ("answer",):
-        known = ", ".join(e.name for e in rewards if e.wiring == ("answer",))
-        raise UserError(f"task.gold={name} came; a function of one answer was expected: {known}")
-    made: Any = rewards.build(name)
-    return _each(made)
 
 
 class Numbers:

@@ -16,6 +16,7 @@ from ablatio.data.store import key_of, obtain
 from ablatio.kinds import tasks
 from ablatio.model.language_model import LanguageModel, Loss
 from ablatio.tasks.setup import Setup
+from ablatio.tasks.work import Work
 from ablatio.writer import write_bytes
 
 from ._answers import Answered, Answers, AnswerSet, Judged, Units, example_of, groups_of
@@ -59,6 +60,7 @@ class Preference:
         self.strangers = self._strangers() if "kl_logps" in self.asked else []
         self.content["units"] = len(self.units)
         self.reference: LanguageModel | None = None
+        self.once = True  # whether a prompt is read once for all of its answers
         self.said: np.ndarray = np.zeros(0, dtype=np.float32)
         self.starts: np.ndarray = np.zeros(0, dtype=np.int64)
 
@@ -99,7 +101,7 @@ class Preference:
 
     def prepare(self, model: LanguageModel) -> None:
         """What the model says now, of held-out answers and of all that the method compares with its reference."""
-        mode = model.training
+        mode, self.once = model.training, model.branches
         model.eval()
         if self.reference is not None:
             self.reference.load_state_dict(model.state_dict())
@@ -188,6 +190,22 @@ class Preference:
     def tokens(self, steps: int) -> int:
         lengths = sum(len(self.set.answers[i].ids) for members, _ in self.units for i in members)
         return round(self.setup.plan.step(steps)[0] * lengths / len(self.units))
+
+    def work(self, steps: int) -> Work:
+        """What is learnt, and what the reference said of it: once of each answer, or in each step where it moves."""
+        share = self.setup.plan.step(steps)[0] / len(self.units)
+        learnt = [Work(learnt=p, learnt_said=s) for p, s in (self._passed(members) for members, _ in self.units)]
+        asked = [members for members, _ in self.units] if self.moves else [(i,) for i in self._wanted()]
+        read = [Work(read=p, read_said=s) for p, s in map(self._passed, asked)]
+        once = 1.0 if not self.moves else share
+        return sum(learnt, Work()) * share + sum(read, Work()) * once
+
+    def _passed(self, members: Sequence[int]) -> tuple[int, int]:
+        """(tokens read, of which so many say an answer) of one unit; a prompt is read once where the model can."""
+        answers = [self.set.answers[i] for i in members]
+        starts = {a.start.tobytes(): len(a.start) for a in answers} if self.once else {}
+        said = sum(a.length for a in answers)
+        return said + (sum(starts.values()) if self.once else sum(len(a.start) for a in answers)), said
 
     def example(self, batch: Mapping[str, Tensor], generator: torch.Generator) -> Answers:
         return example_of(batch)

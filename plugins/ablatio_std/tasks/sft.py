@@ -25,7 +25,7 @@ from ablatio.model.example import PADDING, Example
 from ablatio.model.language_model import LanguageModel, Loss
 from ablatio.tasks.setup import Setup
 
-SHOWN, LONGEST = 4, 128  # answers in samples.jsonl, and their tokens
+SHOWN, LONGEST = 4, 192  # answers in samples.jsonl, and their tokens
 log = logging.getLogger("ablatio")
 
 
@@ -201,9 +201,8 @@ class SupervisedFineTuning:
         try:
             for number, batch in enumerate(batches):
                 example = self._example(batch).to(device)
-                losses, found = model.token_scores(example)
-                assert example.weights is not None
-                weights = example.weights.double()
+                losses, found, weights = model.scored_targets(example)
+                weights = weights.double()
                 nats += float((losses.double() * weights).sum())
                 hits += float((found * weights).sum())
                 count += float(weights.sum())

@@ -299,6 +299,14 @@ function noiseSection() {
 
 // ---------------------------------------------------------------- what went wrong, what it took, what it was made of
 
+function stagesTable() {
+  if (!data.stages.length) return null;
+  const heads = [["stage", true], ["arm", true], ["task", true], ["takes", true], ["score", true], ["before"], ["after"], ["runs"]].map(([k, text]) => h("th", { scope: "col", class: text ? "text" : null }, t(k)));
+  const cell = (text, kind) => h("td", { class: kind }, text);
+  const body = data.stages.slice(0, 400).map((s) => h("tr", {}, cell(s.name, "text name"), cell(s.arm || t("all_arms"), "text"), cell(s.task, "text"), cell(s.takes.join(", "), "text"), cell(s.score + (s.better ? ` (${t(s.better)})` : ""), "text"), cell(known(s.before) ? fixed(s.before, 4) : ""), cell(known(s.after) ? fixed(s.after, 4) : ""), cell(s.done === s.runs ? String(s.runs) : `${s.done} / ${s.runs}`)));
+  return section("stages", t("stages"), [t("stages_caption")], h("div", { class: "box" }, h("table", {}, h("thead", {}, h("tr", {}, heads)), h("tbody", {}, body))));
+}
+
 function lost() {
   const rows = [...data.lost.map((r) => [r.label, String(r.seed), t(r.state) + (known(r.steps) ? ` · ${t("at_step", { x: short(r.steps) })}` : ""), r.why, r.command]), ...data.refused.map((r) => [r.label, "", t("refused"), r.why, ""])];
   if (!rows.length) return null;
@@ -326,7 +334,7 @@ function provenance() {
 
 // ---------------------------------------------------------------- the whole
 
-const SECTIONS = [forest, armTable, frontierSection, curves, effectsSection, interactions, halfNormal, aliases, ranksSection, costs, rates, positions, samplesSection, noiseSection, lost, bill, provenance];
+const SECTIONS = [forest, armTable, stagesTable, frontierSection, curves, effectsSection, interactions, halfNormal, aliases, ranksSection, costs, rates, positions, samplesSection, noiseSection, lost, bill, provenance];
 
 function theme() {
   return document.documentElement.dataset.theme;

@@ -1,0 +1,134 @@
+"""Recipes in a report: each stage with its score before and after, arms compared on the last stage's score."""
+
+import csv
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ablatio.cli import main
+from ablatio.report.content import content
+from ablatio.report.findings import find
+from ablatio.report.stages import ordered, stages_of
+from ablatio.report.table import read_table
+from ablatio.space import Axis
+from ablatio.sweep.study import JOBS, Job, Study, run_folder, write_job
+
+KL = "stages.ppo.alignment.kl_coef"
+REWARDS = {("0.05", 1): 0.9, ("0.05", 2): 0.7, ("0.2", 1): 0.5, ("0.2", 2): 0.4}
+
+
+def write_run(folder: Path, task: str, seed: int, name: str, better: str, before: float, after: float) -> None:
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"task": {"name": task}, "seed": seed, "optimizer": {"lr": 0.1}}))
+    summary = {
+        "status": "done", f"val/{name}": after, "before": {name: before}, "after": {name: after}, "steps": 4,
+        "tokens": 64, "seconds": 2.0, "score": {"name": f"val/{name}", "value": after, "better": better},
+    }  # fmt: skip
+    (folder / "summary.json").write_text(json.dumps(summary))
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Path:
+    """A study as a sweep of two prices and two seeds leaves it: eight runs, of which four serve both arms."""
+    (tmp_path / JOBS).mkdir()
+    Study("prices", "What does leaving cost?", axes=[Axis(KL, ("0.05", "0.2"))], seeds=(1, 2),
+          stages=("sft", "reward", "ppo")).write(tmp_path)  # fmt: skip
+
+    def put(name: str, arm: Mapping[str, str], seed: int, stage: str, takes: tuple[str, ...], *run: Any) -> None:
+        role: Any = "run" if stage == "ppo" else "stage"
+        write_job(tmp_path, Job(name, arm, seed, ("recipe=instructgpt",), {}, role, stage=stage, takes=takes))
+        write_run(run_folder(tmp_path, name), *run)
+
+    for seed in (1, 2):
+        put(f"s{seed}", {}, seed, "sft", (), "sft", seed, "loss", "lower", 5.0, 4.0 + seed / 10)
+        put(f"r{seed}", {}, seed, "reward", (f"s{seed}",), "reward", seed, "accuracy", "higher", 0.5, 0.8)
+    for (price, seed), reward in REWARDS.items():
+        takes = f"r{seed}", f"s{seed}"
+        put(f"p{price}{seed}", {KL: price}, seed, "ppo", takes, "policy", seed, "reward", "higher", 0.1, reward)
+    return tmp_path
+
+
+def test_each_stage_has_its_score_before_and_after(sweep: Path) -> None:
+    found = stages_of(read_table([sweep]).runs)
+    assert [(s.name, s.task, list(s.takes), s.runs) for s in found] == [
+        ("sft", "sft", [], 2), ("reward", "reward", ["sft"], 2),
+        ("ppo", "policy", ["reward", "sft"], 2), ("ppo", "policy", ["reward", "sft"], 2),
+    ]  # fmt: skip
+    assert [s.arm for s in found] == ["", "", f"{KL}=0.05", f"{KL}=0.2"]
+    assert (found[0].before, found[0].after) == (5.0, pytest.approx(4.15))
+    assert (found[2].score, found[2].better, found[2].after) == ("val/reward", "higher", pytest.approx(0.8))
+
+
+def test_arms_are_compared_on_the_last_stage_s_score(sweep: Path) -> None:
+    found = find(read_table([sweep]))
+    assert found.metric == "val/reward" and found.better == "high"
+    assert [(row.arm.name, row.n, pytest.approx(row.mean)) for row in found.rows] == [
+        ("0.05", 2, 0.8),
+        ("0.2", 2, 0.45),
+    ]
+    page = content(found)
+    assert [s["name"] for s in page["stages"]] == ["sft", "reward", "ppo", "ppo"]
+    assert page["cost"]["runs"] == 8 and page["cost"]["trials"] == 0 and page["rates"] == []
+
+
+def test_the_files_of_a_sweep_of_recipes_tell_its_stages(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(sweep)]) == 0
+    assert "reward, sft" in capsys.readouterr().out
+    text = (sweep / "report" / "report.md").read_text()
+    assert "| reward | all | reward | sft | val/accuracy | 0.5000 | 0.8000 | higher | 2 of 2 |" in text
+    with (sweep / "report" / "results.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["role"] for row in rows].count("stage") == 4 and {row["stage"] for row in rows} == {
+        "sft",
+        "reward",
+        "ppo",
+    }
+
+
+def write_recipe(folder: Path, price: str, reward: float, seed: int = 1) -> Path:
+    """The folder of one recipe."""
+    write_run(folder / "01-sft", "sft", seed, "loss", "lower", 5.0, 4.0)
+    write_run(folder / "02-ppo", "policy", seed, "reward", "higher", 0.1, reward)
+    stages = [
+        {"stage": "sft", "folder": "01-sft", "takes": []},
+        {"stage": "ppo", "folder": "02-ppo", "takes": ["sft"]},
+    ]
+    overrides = ["recipe=mine", f"{KL}={price}", f"seed={seed}", f"name={folder.name}"]
+    (folder / "recipe.json").write_text(json.dumps({"overrides": overrides, "stages": stages}))
+    return folder
+
+
+def test_a_recipe_s_folder_is_stages_and_not_arms(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_recipe(tmp_path / "r", "0.1", 0.6)
+    found = find(read_table([folder]))
+    assert [row.mean for row in found.rows] == [0.6]
+    assert [(s.name, s.before, s.after) for s in stages_of(found.table.runs)] == [("sft", 5, 4), ("ppo", 0.1, 0.6)]
+    assert main(["report", str(folder)]) == 0 and "policy" in capsys.readouterr().out
+
+
+def test_recipes_side_by_side_are_arms_by_what_their_commands_differ_in(tmp_path: Path) -> None:
+    cells = [("0.1", 1, 0.6), ("0.1", 2, 0.7), ("0.3", 1, 0.3), ("0.3", 2, 0.5)]
+    folders = [write_recipe(tmp_path / f"r{i}", price, reward, seed) for i, (price, seed, reward) in enumerate(cells)]
+    found = find(read_table(folders))
+    assert [(row.arm.label, row.n, pytest.approx(row.mean)) for row in found.rows] == [
+        (f"{KL}=0.1", 2, 0.65), (f"{KL}=0.3", 2, 0.4),
+    ]  # fmt: skip
+    assert [(s.name, s.runs) for s in stages_of(found.table.runs)] == [("sft", 2), ("sft", 2), ("ppo", 2), ("ppo", 2)]
+
+
+def test_stages_stand_behind_those_that_they_take_something_from(sweep: Path) -> None:
+    runs = read_table([sweep]).runs
+    assert ordered(runs[::-1]) == ordered(runs) == ["sft", "reward", "ppo"]
+
+
+def test_a_recipe_that_has_just_begun_can_be_looked_at(tmp_path: Path) -> None:
+    folder = write_recipe(tmp_path / "r", "0.1", 0.6)
+    for path in (folder / "02-ppo").iterdir():
+        path.unlink()
+    found = find(read_table([folder]))
+    assert [(s.name, s.done) for s in stages_of(found.table.runs)] == [("sft", 1), ("ppo", 0)]
+    (folder / "recipe.json").write_text("{")
+    assert "recipe.json cannot be read" in read_table([folder]).notes[0]

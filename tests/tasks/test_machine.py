@@ -1,0 +1,48 @@
+"""What the machine does natively is chosen by what it says of itself, and changes no result."""
+
+import pytest
+import torch
+
+from ablatio.tasks.machine import Machine, onednn_is_faster
+
+EPYC = {"cpu_name": "AMD EPYC", "avx512_f": True, "avx512_bf16": True}
+
+
+@pytest.fixture
+def as_before():
+    before, threads = torch.backends.mkldnn.matmul.fp32_precision, torch.get_num_threads()
+    yield
+    torch.backends.mkldnn.matmul.fp32_precision = before
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize(
+    "known, faster",
+    [
+        (EPYC, True),
+        ({**EPYC, "avx512_f": False}, False),
+        ({**EPYC, "cpu_name": "Intel(R) Xeon(R)"}, False),
+        ({**EPYC, "amx_tile": True}, False),  # oneDNN would round to bfloat16 there
+        ({}, False),
+    ],
+)
+def test_onednn_multiplies_where_it_is_faster_and_exact(monkeypatch, as_before, known, faster):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known)
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    Machine("cpu", "32", 1).prepare()
+    assert onednn_is_faster() == faster
+    assert torch.backends.mkldnn.matmul.fp32_precision == ("bf16" if faster else before)
+
+
+def test_products_stay_those_of_float32(as_before):
+    """On this very processor, forward and backward: as near to float64 as float32 is, not as bfloat16 (4e-3)."""
+    Machine("cpu", "32", 1).prepare()
+    x, w = (torch.randn(256, 256, requires_grad=True) for _ in range(2))
+    exact = [t.detach().double().requires_grad_() for t in (x, w)]
+    for a, b in ((x, w), tuple(exact)):
+        torch.nn.functional.linear(a, b).square().sum().backward()
+    for ours, theirs in zip((x, w), exact, strict=True):
+        assert (ours.grad.double() - theirs.grad).norm() < 2e-6 * theirs.grad.norm()
+    batch = torch.randn(3, 200, 100), torch.randn(3, 100, 300)
+    exact_batch = batch[0].double() @ batch[1].double()
+    assert ((batch[0] @ batch[1]).double() - exact_batch).norm() < 2e-6 * exact_batch.norm()
