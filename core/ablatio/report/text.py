@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ablatio.report.arms import COSTS, SIZES, Arm
 from ablatio.report.escape import csv_text, lines_of, markdown, terminal, visible
 from ablatio.report.findings import Findings, Row
+from ablatio.report.frontier import frontier, in_words
 from ablatio.report.run import Run
 from ablatio.report.stages import Stage, stages_of
 from ablatio.report.table import Table
@@ -235,6 +236,8 @@ def markdown_text(findings: Findings) -> str:
         lines.append("| " + " | ".join(map(markdown, cells)) + " |")
     if findings.caption:
         lines += ["", markdown(findings.caption)]
+    if distance := in_words(frontier(findings)):
+        lines += ["", "## Reward against KL", "", markdown(distance)]
     if findings.table.refused:
         lines += [
             "",

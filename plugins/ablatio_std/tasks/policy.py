@@ -163,7 +163,9 @@ class Policy:
 
     def validation(self, length: int | None = None, tokens: int | None = None) -> list[dict[str, Any]]:
         """Held-out prompts in batches; each draws its answers from streams of its own."""
-        count = max(1, tokens // (self.prompt_tokens + self.answer_tokens)) if tokens else self.held_out
+        limit, each = tokens or self.setup.config["data"]["val_tokens"], self.prompt_tokens + self.answer_tokens
+        count = self.held_out if limit is None else max(1, limit // each)
+        count = count if tokens else min(count, self.held_out)
         return [{"number": torch.tensor(i), "first": i, "count": min(16, count - i)} for i in range(0, count, 16)]
 
     def tokens(self, steps: int) -> int:

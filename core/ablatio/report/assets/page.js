@@ -256,7 +256,9 @@ function rates() {
 
 function frontierSection() {
   if (!data.frontier) return null;
-  const words = [t("frontier_caption"), data.frontier.gold && t("frontier_gold_caption")];
+  const { equal, gold } = data.frontier;
+  const said = equal && t("frontier_equal", { kl: trim(equal.kl), what: t(gold ? "frontier_gold" : "frontier_reward"), list: equal.methods.map(([name, mean, sd]) => `${name} ${fixed(mean, 2)}${known(sd) ? ` ± ${fixed(sd, 2)}` : ""}`).join(", ") });
+  const words = [said, t("frontier_caption"), gold && t("frontier_gold_caption")];
   return section("frontier", t("frontier"), words, figure((width) => drawFrontier(data, width, t)));
 }
 
