@@ -1,7 +1,9 @@
 """One thread per test process, and a cache of our own that the next run of the tests finds again."""
 
 import os
+import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,14 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 def pytest_configure(config: pytest.Config) -> None:
     cache = getattr(config, "cache", None)  # -p no:cacheprovider takes it away
     os.environ["ABLATIO_CACHE"] = str(cache.mkdir("ablatio")) if cache else tempfile.mkdtemp()
+
+
+@pytest.fixture(autouse=True)
+def torch_as_it_comes() -> Iterator[None]:
+    """A training in this process hands products to oneDNN for good; the next test starts without that."""
+    yield
+    if torch := sys.modules.get("torch"):
+        torch.set_float32_matmul_precision("highest")
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from runs import TINY, ablatio, metrics, summary
 
 from ablatio import kinds
 from ablatio.errors import UserError
+from ablatio.tasks.metrics import MetricsFile
 
 Points = dict[tuple[str, int], float]
 

@@ -10,9 +10,8 @@ EPYC = {"cpu_name": "AMD EPYC", "avx512_f": True, "avx512_bf16": True}
 
 @pytest.fixture
 def as_before():
-    before, threads = torch.backends.mkldnn.matmul.fp32_precision, torch.get_num_threads()
+    threads = torch.get_num_threads()
     yield
-    torch.backends.mkldnn.matmul.fp32_precision = before
     torch.set_num_threads(threads)
 
 
@@ -27,10 +26,9 @@ def as_before():
 )
 def test_onednn_multiplies_where_it_is_faster_and_exact(monkeypatch, as_before, known, faster):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known)
-    before = torch.backends.mkldnn.matmul.fp32_precision
     Machine("cpu", "32", 1).prepare()
     assert onednn_is_faster() == faster
-    assert torch.backends.mkldnn.matmul.fp32_precision == ("bf16" if faster else before)
+    assert torch.get_float32_matmul_precision() == ("medium" if faster else "highest")
 
 
 def test_onednn_is_not_taken_where_it_rounds(monkeypatch, as_before):
@@ -41,8 +39,7 @@ def test_onednn_is_not_taken_where_it_rounds(monkeypatch, as_before):
         return exact(a.bfloat16(), b.bfloat16()).float() if a.dtype == torch.float32 else exact(a, b)
 
     monkeypatch.setattr(torch.Tensor, "__matmul__", coarse)
-    before = torch.backends.mkldnn.matmul.fp32_precision
-    assert not multiply_with_onednn() and torch.backends.mkldnn.matmul.fp32_precision == before
+    assert not multiply_with_onednn() and torch.get_float32_matmul_precision() == "highest"
 
 
 def test_products_stay_those_of_float32(as_before):

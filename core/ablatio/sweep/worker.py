@@ -74,7 +74,7 @@ def warm() -> None:
     provenance.versions()
     provenance.code({})
     for registry in REGISTRIES.values():
-        for name in registry.entries if registry.in_run else ():
+        for name in list(registry.entries) if registry.in_run else ():  # an import may register more
             with suppress(Exception):  # a part that cannot be imported is said by the run that asks for it
                 registry.target(name)
 

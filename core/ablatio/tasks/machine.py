@@ -66,16 +66,16 @@ def onednn_is_faster() -> bool:
 def multiply_with_onednn() -> bool:
     """Hand float32 products to oneDNN, unless it would round them; whether it has them.
 
-    torch does so where it may round to bfloat16, and there is no other switch.  oneDNN rounds on processors with units
-    for it (AMX) alone, and a product is tried, for what a later version does is not known.
+    torch does so where it may round to bfloat16 ("medium"), and there is no other switch.  oneDNN rounds on processors
+    with units for it (AMX) alone, and a product is tried, for what a later version does is not known.
     """
-    matmul: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-    before, matmul.fp32_precision = matmul.fp32_precision, "bf16"
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
     thirds = torch.arange(1.0, 16385.0).view(128, 128) / 3
     exact = thirds.double() @ thirds.double().T
     apart = float(((thirds @ thirds.T).double() - exact).norm() / exact.norm())
     if apart > FLOAT32:
-        matmul.fp32_precision = before
+        torch.set_float32_matmul_precision(before)
     return apart <= FLOAT32
 
 
