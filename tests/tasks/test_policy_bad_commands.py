@@ -103,7 +103,7 @@ def test_a_policy_that_collapses_to_one_token_is_told_and_goes_on(tmp_path: Path
     ended = train(tmp_path, *given, "optimizer.lr=1.0", "name=run")
     assert ended.code == 0, ended.err
     assert ended.err.count("the policy has collapsed") == 1 and "answers are" in ended.err, ended.err
-    assert [row["train/collapsed"] for row in metrics(tmp_path / "run") if row["train/collapsed"]][-1] == "1.0"
+    assert any(float(row["train/collapsed"] or 0) == 1 for row in metrics(tmp_path / "run"))
     assert summary(tmp_path / "run")["status"] == "done"
     assert fix_in(ended) == "optimizer.lr=0.1"
     calm = train(tmp_path, *given, "optimizer.lr=0.001", "name=calm")
