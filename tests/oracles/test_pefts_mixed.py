@@ -1,5 +1,6 @@
 """LoraHub against its formula, and peft's own methods through peft=hf against peft itself."""
 
+import importlib.util
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +16,7 @@ from torch import nn
 from ablatio import pefts
 from ablatio.adapter_folder import save_adapter
 from ablatio.compose import compose_run
-from ablatio.errors import UserError
+from ablatio.errors import EnvironmentFault, UserError
 from ablatio.model.assembly import build_model
 from ablatio.model.merging import merge
 from ablatio.testing import tiny
@@ -265,3 +266,10 @@ def test_the_library_peft_loads_what_was_learned(tmp_path: Path, name: str, layo
     with torch.no_grad():
         found = theirs(input_ids=rows, attention_mask=torch.ones_like(rows)).logits[:, -9:]
     torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4)
+
+
+def test_a_library_that_a_method_needs_is_named() -> None:
+    if importlib.util.find_spec("sklearn"):
+        pytest.skip("scikit-learn is here")
+    with pytest.raises(EnvironmentFault, match=r"scikit-learn is required.*\n.*try: pip install scikit-learn"):
+        pefts.build("hf", {"method": "adamss", "targets": ("linear",)}).apply(base(), 0)

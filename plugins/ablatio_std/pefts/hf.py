@@ -1,6 +1,7 @@
 """Every method of the library peft through one part: beside layers, or before the texts."""
 
 import dataclasses
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
@@ -58,7 +59,7 @@ class HuggingFace:
             try:
                 self._apply(model, tuner, seed)
             except ImportError as error:
-                raise EnvironmentFault(f"peft's {self.method}: {error}") from None
+                raise self._lacking(error) from None
             except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError) as error:
                 raise UserError(f"peft's {self.method} refuses this model: {error}\n{self._way_out()}") from error
         if not any(p.requires_grad for p in model.parameters()):
@@ -107,7 +108,7 @@ class HuggingFace:
         try:
             return made(**values), TUNERS[known[self.method]]
         except ImportError as error:
-            raise EnvironmentFault(f"peft's {self.method}: {error}") from None
+            raise self._lacking(error) from None
         except (ValueError, TypeError) as error:
             raise UserError(
                 f"peft's {made.__name__} refuses {list(self.settings)}: {error}\n{self._way_out()}"
@@ -121,6 +122,11 @@ class HuggingFace:
         if self.method in PROMPTS:
             found["num_virtual_tokens"] = 20
         return found
+
+    def _lacking(self, error: ImportError) -> EnvironmentFault:
+        """A method may need another library; peft names it."""
+        command = re.search(r"pip install [\w-]+", str(error))
+        return EnvironmentFault(f"peft's {self.method}: {error}" + (f"\n    try: {command[0]}" if command else ""))
 
     def _way_out(self) -> str:
         """What can be set, and a method that goes everywhere."""
