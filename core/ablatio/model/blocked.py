@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ablatio.model.shapes import numberless
+
 BLOCK = 64  # queries; the probabilities of one row of the batch then stay in the L2 cache up to a few thousand keys
 
 
@@ -34,11 +36,13 @@ def blocked_attention(
     window   how many keys a query sees at most, its own included
     scale    1 / sqrt(d) by default
     """
+    if window is not None:
+        edge = torch.arange(k.shape[2] - q.shape[2], k.shape[2], device=q.device) - window + 1
+        first = edge.clamp(min=0) if first is None else torch.maximum(first, edge)
     if bias is not None:
         bias = (bias[0] if bias.dim() == 4 and len(bias) == 1 else bias).to(q.dtype)
         bias = bias.expand(*bias.shape[:-3], *q.shape[1:3], k.shape[2])
-    q = q * (q.shape[-1] ** -0.5 if scale is None else scale)
-    out: Tensor = _Blocked.apply(q, k, v, bias, first, window)  # type: ignore[no-untyped-call]
+    out: Tensor = _Blocked.apply(q * (q.shape[-1] ** -0.5 if scale is None else scale), k, v, bias, first)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -46,17 +50,15 @@ class _Blocked(torch.autograd.Function):
     """P = softmax(q k^T + bias), out = P v, with dS = P (dP - rowsum(dP P)) and rowsum(dP P) = rowsum(dout out)."""
 
     @staticmethod
-    def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, first: Tensor | None, window: int | None
-    ) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, first: Tensor | None) -> Tensor:
         q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
         out = q.new_empty(q.shape[0], *q.shape[2:0:-1], q.shape[3]).transpose(1, 2)  # as split_heads lays out its input
+        blocks = () if numberless(q) else _blocks(q, k, bias, first)
         with torch.autocast(q.device.type, enabled=False):
-            for b, rows, keys, added in _blocks(q, k, bias, first, window):
+            for b, rows, keys, added in blocks:
                 p = torch.baddbmm(added, q[b, :, rows], k[b, :, keys].mT).softmax(-1)
                 out[b, :, rows] = torch.bmm(p, v[b, :, keys])
         ctx.save_for_backward(q, k, v, bias, first, out)
-        ctx.window = window
         return out
 
     @staticmethod
@@ -67,7 +69,7 @@ class _Blocked(torch.autograd.Function):
         less = (grad * out).sum(-1, keepdim=True).neg_()  # (B, H, T, 1)
         dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
         dbias = torch.zeros(bias.shape, dtype=bias.dtype, device=bias.device) if ctx.needs_input_grad[3] else None
-        for b, rows, keys, added in _blocks(q, k, bias, first, ctx.window):
+        for b, rows, keys, added in _blocks(q, k, bias, first):
             queries, seen, g = q[b, :, rows], k[b, :, keys], grad[b, :, rows]
             p = torch.baddbmm(added, queries, seen.mT).softmax(-1)
             ds = torch.baddbmm(less[b, :, rows], g, v[b, :, keys].mT).mul_(p)  # (H, rows, keys)
@@ -76,18 +78,15 @@ class _Blocked(torch.autograd.Function):
             dq[b, :, rows] = torch.bmm(ds, seen)
             if dbias is not None:
                 (dbias if dbias.dim() == 3 else dbias[b])[:, rows, keys] += ds
-        return dq, dk, dv, dbias, None, None
+        return dq, dk, dv, dbias, None
 
 
 def _blocks(
-    q: Tensor, k: Tensor, bias: Tensor | None, first: Tensor | None, window: int | None
+    q: Tensor, k: Tensor, bias: Tensor | None, first: Tensor | None
 ) -> Iterator[tuple[int, slice, slice, Tensor]]:
     """(row of the batch, queries, keys, what is added to their logits: (H or 1, queries, keys)) of each block."""
     length, past = q.shape[2], k.shape[2] - q.shape[2]
     starts = None if first is None else first.view(-1, length)
-    if window is not None:
-        edge = torch.arange(past - window + 1, past - window + 1 + length, device=q.device)[None]
-        starts = edge if starts is None else torch.maximum(starts, edge)
     alike = (starts is None or len(starts) == 1) and (bias is None or bias.dim() == 3)
     later = q.new_full((BLOCK, BLOCK), float("-inf")).triu_(1)  # masks are added, not filled in: that is vectorised
     lows, before, added = [0], None, later
@@ -95,9 +94,7 @@ def _blocks(
         rows = slice(start, min(start + BLOCK, length))
         count, end = rows.stop - start, past + rows.stop
         if starts is not None:
-            # Of a window alone it is known without asking the tensor, which may be a shape (ablatio.model.shapes).
-            alone = max(0, past + start + 1 - (window or 0))
-            lows = [alone] if first is None else starts[:, rows].amin(1).tolist()
+            lows = starts[:, rows].amin(1).tolist()
             key = torch.arange(min(lows), end, device=q.device)
             before = torch.where(key < starts[:, rows, None], float("-inf"), 0.0).to(q.dtype)  # (B or 1, queries, keys)
         for b in range(len(q)):
