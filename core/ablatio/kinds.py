@@ -228,6 +228,15 @@ class Peft(Protocol):
     def apply(self, model: nn.Module, seed: int) -> None: ...
 
 
+class Checkpointing(Protocol):
+    """`apply(model)`, in place: layers keep less for their backward pass and are computed once more there.
+
+    Losses and gradients stay what they are, to the last bit (ablatio.model.recompute).
+    """
+
+    def apply(self, model: LanguageModel) -> None: ...
+
+
 class Schedule(Protocol):
     """(step, total steps) -> the factor on the learning rate; step counts from 0.
 
@@ -566,6 +575,12 @@ pefts: Registry[Peft] = Registry(
     facts={"exact": True, "virtual": False, "metrics": (), "whole_rows": False},
     default="none",
 )
+checkpointings: Registry[Checkpointing] = Registry(
+    "checkpointing",
+    "Which activations are kept for the backward pass; the others are computed once more.",
+    methods=("apply",),
+    default="none",
+)
 schedules: Registry[Schedule] = Registry(
     "schedule",
     "The learning rate over the run.",
@@ -673,7 +688,7 @@ rewards: Registry[Reward] = Registry(
 )
 
 __all__ = [
-    "activations", "alignments", "architectures", "attentions", "blocks", "designs", "inits", "launchers",
-    "loggers", "mlps", "norms", "objectives", "optimizers", "pefts", "placements", "positions", "quantizations",
-    "rewards", "schedules", "sources", "stabilizers", "tasks", "templates", "tokenizers",
+    "activations", "alignments", "architectures", "attentions", "blocks", "checkpointings", "designs", "inits",
+    "launchers", "loggers", "mlps", "norms", "objectives", "optimizers", "pefts", "placements", "positions",
+    "quantizations", "rewards", "schedules", "sources", "stabilizers", "tasks", "templates", "tokenizers",
 ]  # fmt: skip

@@ -1,6 +1,7 @@
 """What the user said, `key=value` by `key=value`, in Hydra's grammar: sorted and checked."""
 
 from collections.abc import Iterator
+from difflib import SequenceMatcher
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -102,9 +103,20 @@ def key_problem(parsed: Override, tree: Any, options: dict[str, list[str]]) -> P
             known = [k for k in (node if isinstance(node, dict) else {}) if k not in ("hydra", "name")]
             if not path:
                 known += [g for g in options if "/" not in g]
+            if having := _options_with(path, part):
+                chosen = str(node.get("name"))
+                nearest = max(having, key=lambda name: SequenceMatcher(None, name, chosen).ratio())
+                what = f"there is no `{part}` in {path}={chosen}; it is a knob of {', '.join(having)}"
+                return Problem(key, what, f"{path}={nearest}")
             problem = run_config.unknown(key, part, known, prefix=f"{path}.".lstrip("."))
             return Problem(
                 key, problem.what, f"{problem.fix}={parsed.get_value_element_as_str()}" if problem.fix else ""
             )
         node, path = node[part], f"{path}.{part}".lstrip(".")
     return None
+
+
+def _options_with(kind: str, knob: str) -> list[str]:
+    """The options of a kind, where it has one at a time, that have this knob."""
+    registry = REGISTRIES.get(kind)
+    return [] if registry is None or registry.many else [e.name for e in registry if e.knob(knob)]

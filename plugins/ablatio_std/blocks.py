@@ -51,6 +51,15 @@ class UNet(Sequential):
         return ctx.shared(("skip", self.layer), lambda: y) if self.gives else y
 
 
+rule(
+    when="block.name == 'unet' and model.distinct_layers is not None and model.distinct_layers < model.n_layers",
+    why="the later half of the layers has weights for its skips and the first half has none, and "
+    "model.distinct_layers={model.distinct_layers} of model.n_layers={model.n_layers} makes them share",
+    fix="model.distinct_layers=null",
+    where="model.distinct_layers",
+)
+
+
 @blocks.register("macaron", paper="arXiv:1906.02762")
 class Macaron(nn.Module):
     """Half a feed-forward step, attention, half a feed-forward step: x + f(x) / 2, x + attention(x), x + g(x) / 2.

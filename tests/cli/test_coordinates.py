@@ -12,8 +12,9 @@ import torch
 from ablatio import config as run_config
 from ablatio.cli import main
 from ablatio.kinds import norms
+from ablatio.registry import REGISTRIES
 from ablatio.tasks.coordinates import Growth, at_width, coordinates, slope
-from ablatio.testing import tiny
+from ablatio.testing import compatibility, tiny
 
 SMALL = [
     "model.d_model=64", "model.n_layers=1", "model.n_heads=4", "model.max_len=32", "optimizer.lr=3e-3",
@@ -91,6 +92,17 @@ def test_the_parts_of_a_plugin_are_checked_too(monkeypatch: pytest.MonkeyPatch) 
 
     assert not [g for g in found("l1norm") if g.grows]
     assert all(g.grows for g in found("growing"))
+
+
+@pytest.mark.parametrize("kind", compatibility.KINDS)
+def test_it_runs_for_every_option(kind: str) -> None:
+    for entry in REGISTRIES[kind]:
+        config = tiny.config(entry, n_layers=1, max_len=12)
+        found = coordinates(config, [32, 64], steps=1, seeds=1)
+        label = f"{kind}={entry.name}"
+        assert sorted(g.name for g in found) == sorted(OUTPUTS), label
+        for growth in found:
+            assert all(math.isfinite(x) for x in (*growth.start, *growth.change)), f"{label}: {growth}"
 
 
 def test_slopes_against_numpy() -> None:

@@ -6,7 +6,8 @@ import pytest
 import torch
 from support import model_config
 
-from ablatio.errors import UserError
+from ablatio.compose import compose_run
+from ablatio.errors import ConfigError, UserError
 from ablatio.model.assembly import build_model
 from ablatio.model.cache import KVCache
 from ablatio.model.context import make_context
@@ -89,11 +90,21 @@ def test_layers_of_several_builds_cannot_share(options):
         build_model(model_config(n_layers=4, distinct_layers=1, **options), V)
 
 
+@pytest.mark.parametrize(
+    "part, fix", [("block=unet", "model.distinct_layers=null"), ("attention=value_residual", "attention.kind=identity")]
+)
+def test_what_never_shares_is_refused_with_the_config(part, fix):
+    settings = ["size=tiny", part, "model.distinct_layers=1"]
+    with pytest.raises(ConfigError, match=fix):
+        compose_run(settings)
+    made = compose_run([*settings, fix]).config
+    assert build_model(made, V)
+
+
 def test_export_and_load_give_the_same_logits(tmp_path: Path):
     """transformers loads our own class; each weight is in the file once."""
     from safetensors import safe_open
 
-    from ablatio.compose import compose_run
     from ablatio.export import difference, export
     from ablatio.kinds import tokenizers
 

@@ -202,6 +202,20 @@ def test_every_nth_layer_is_full():
     assert changed.tolist() == [True] * 4 + [False] * 16
 
 
+@pytest.mark.parametrize("case", PATTERNS)
+def test_every_nth_layer_of_each_pattern_is_full(case):
+    """full_every=2: layer 2 (counted from 1) is plain attention, layers 1 and 3 keep the pattern."""
+    name, (knobs, _) = case.split("-")[0], PATTERNS[case]
+    x, plain = torch.randn(2, 13, D, dtype=torch.float64), made("mha")
+    for layer in range(3):
+        part, narrow = (made(name, knobs | more, layer=layer) for more in ({"full_every": 2}, {}))
+        for other in (narrow, plain):
+            other.load_state_dict(part.state_dict())
+        torch.testing.assert_close(part(x, context(13)), (plain if layer == 1 else narrow)(x, context(13)))
+        assert not torch.allclose(narrow(x, context(13)), plain(x, context(13)))
+        assert (part.hidden_flops(context(13)) == 0) == (layer == 1)
+
+
 @pytest.mark.oracle("attention=sliding", "transformers LongformerSelfAttention")
 def test_longformers_window():
     """transformers' sliding chunks, both directions: attention_window w there sees w / 2 tokens on each side."""

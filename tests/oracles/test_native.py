@@ -36,6 +36,7 @@ CASES = {
         [*T5, "activation=geglu", "activation.approximate=tanh", "model.tied=false", "model.logit_scale=1"],
         torch.float64,
     ),
+    "ul2": ("t5", ["preset=ul2", "objective=span_corruption", *T5[1:]], torch.float64),
     "t5-deeper-encoder": ("t5", [*T5, "activation=swiglu", "model.encoder_layers=2", "init=gpt2"], torch.float64),
 }
 

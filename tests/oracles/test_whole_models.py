@@ -7,8 +7,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support import model_config
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, MptConfig, MptForCausalLM
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MptConfig,
+    MptForCausalLM,
+)
 
+from ablatio.compose import compose_run
 from ablatio.model.assembly import build_model
 from ablatio.model.example import Example
 
@@ -96,6 +106,37 @@ def test_gpt2(approximate, theirs):
         eos_token_id=0,
     )
     assert_same_model(model, GPT2LMHeadModel(config).double(), as_gpt2, 1e-10)
+
+
+QKV_BIASES = ("q_proj.bias", "k_proj.bias", "v_proj.bias")
+
+
+def as_gpt_neo(tensors):
+    """Its queries, keys and values have no biases: ours are zero."""
+    table = {
+        "model.embed_tokens": "transformer.wte", "model.position.table": "transformer.wpe",
+        "model.layers": "transformer.h", "model.norm": "transformer.ln_f", "self_attn": "attn.attention",
+        "self_attn.o_proj": "attn.attention.out_proj", "up_proj": "c_fc", "down_proj": "c_proj",
+        "input_layernorm": "ln_1", "post_attention_layernorm": "ln_2",
+    }  # fmt: skip
+    return renamed({n: t for n, t in tensors.items() if not n.endswith(QKV_BIASES)}, table)
+
+
+@pytest.mark.oracle("attention=sliding", "transformers GPTNeoForCausalLM")
+def test_gpt3_is_gpt_neo_with_a_factor_on_its_scores():
+    """GPT-Neo was made after GPT-3: every second layer sees a window of the last tokens, the others all."""
+    settings = [f"model.{key}={value}" for key, value in SIZES.items()]
+    config = compose_run(["preset=gpt3", *settings, "attention.window=5", "model.attention_scale=1"]).config
+    model = build_model(config, V).double().eval()
+    for name, p in model.named_parameters():
+        torch.nn.init.normal_(p, mean=float("norm" in name and name.endswith("weight")), std=0.2)
+        if name.endswith(QKV_BIASES):
+            torch.nn.init.zeros_(p)
+    neo = GPTNeoConfig(
+        vocab_size=V, max_position_embeddings=32, hidden_size=D, num_layers=LAYERS, num_heads=H, window_size=5,
+        attention_types=[[["local", "global"], 1], [["local"], 1]], bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    assert_same_model(model, GPTNeoForCausalLM(neo).double(), as_gpt_neo, 2e-5)  # their scores are float32
 
 
 def llama(n_kv, d_ff, tied, eps=1e-6):

@@ -13,7 +13,7 @@ def forget(run: Path, *keys: str) -> None:
     config = json.loads(path.read_text())
     for key in keys:
         section, _, setting = key.partition(".")
-        del config[section][setting]
+        del (config[section] if setting else config)[setting or section]
     path.write_text(json.dumps(config))
 
 
@@ -25,7 +25,7 @@ def test_settings_that_came_later_have_their_defaults(tmp_path: Path, text_file:
         ["train", *settings, "name=cut"], tmp_path / "log", kill_when=cut / "checkpoints/step-00000004.json"
     )
     assert killed.code == -signal.SIGKILL
-    forget(cut, "data.rows", "model.logit_scale", "norm.affine", "train.label_smoothing")
+    forget(cut, "data.rows", "model.logit_scale", "norm.affine", "train.label_smoothing", "checkpointing")
     assert ablatio(["evaluate", str(cut)], tmp_path / "log").code == 0
     assert ablatio(["train", f"resume={cut}"], tmp_path / "log").code == 0
     assert metrics(cut) == metrics(tmp_path / "whole")

@@ -136,6 +136,9 @@ class Assembly:
         with seeded(self.seed):  # arms of other sizes leave the global generator, and so the dropout, as it was
             model = kinds.architectures.build(choice.name, choice.knobs, assembly=self)
         initialise(model, self.init, self.seed)
+        if self.config.get("checkpointing"):
+            again = self.choice("checkpointing")
+            kinds.checkpointings.build(again.name, again.knobs).apply(model)
         return model
 
     def depth(self, side: Side) -> int:

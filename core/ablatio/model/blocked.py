@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ablatio.model.shapes import numberless
+
 BLOCK = 64  # queries; the probabilities of one row of the batch then stay in the L2 cache up to a few thousand keys
 
 
@@ -51,8 +53,9 @@ class _Blocked(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, first: Tensor | None) -> Tensor:
         q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
         out = q.new_empty(q.shape[0], *q.shape[2:0:-1], q.shape[3]).transpose(1, 2)  # as split_heads lays out its input
+        blocks = () if numberless(q) else _blocks(q, k, bias, first)
         with torch.autocast(q.device.type, enabled=False):
-            for b, rows, keys, added in _blocks(q, k, bias, first):
+            for b, rows, keys, added in blocks:
                 p = torch.baddbmm(added, q[b, :, rows], k[b, :, keys].mT).softmax(-1)
                 out[b, :, rows] = torch.bmm(p, v[b, :, keys])
         ctx.save_for_backward(q, k, v, bias, first, out)

@@ -134,6 +134,13 @@ class Context:
         turned: tuple[Tensor, Tensor] = rotate(q, k, plain if prepared is None else prepared)
         return turned
 
+    def as_now(self) -> "Context":
+        """This pass as it stands, for layers that go through it a second time: what they say then goes nowhere."""
+        copy: Context = object.__new__(Context)
+        cross = None if self.cross is None else self.cross.as_now()
+        copy.__dict__.update(self.__dict__, cross=cross, record=Record(), _shared=dict(self._shared))
+        return copy
+
     def moved(self, place: Callable[[Tensor], Tensor], dtype: torch.dtype) -> "Context":
         """The same pass with its tokens at other positions: for what layers make of them, not for what they see."""
         q_pos, k_pos, position = place(self.q_pos), place(self.k_pos), self.position

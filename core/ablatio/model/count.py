@@ -16,7 +16,10 @@ from ablatio.model.example import Example
 from ablatio.model.roles import describe, named_generator
 
 # Sections of a config that no size depends on: runs that differ in these alone are counted once.
-ASIDE = ("train", "optimizer", "schedule", "stabilizer", "seed", "seeds", "trainer", "out", "name", "source", "sweep")
+ASIDE = (
+    "train", "optimizer", "schedule", "stabilizer", "checkpointing", "seed", "seeds", "trainer", "out", "name",
+    "source", "sweep",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,15 +18,17 @@ from ablatio.model.context import Record
 from ablatio.model.count import example_of
 from ablatio.model.language_model import LanguageModel
 from ablatio.model.roles import ParameterGroup, Role, groups_by_role
+from ablatio.model.stack import Stack
 
+SEVERAL = 4  # layers on which activations are counted
 WIDTH = 4  # bytes of a weight: autocast keeps them at 32 bits
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
     """Bytes.  weights, gradients (of what trains) and optimizer last, and so does what stands beside: the weights of a
-    reference; activations: what one row keeps for its backward pass, at 32 bits; cache: of one decoded token.  None:
-    cannot be told from shapes."""
+    reference; activations: the most that one row holds for its backward pass, at 32 bits; cache: of one decoded token.
+    None: cannot be told from shapes."""
 
     weights: int
     gradients: int
@@ -60,7 +62,9 @@ def memory_of(
     weights = sum(t.numel() * t.element_size() for t in held)
     gradients = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     state = _optimizer(model, Choice.of(config["optimizer"]))
-    return Memory(weights, gradients, state, _activations(config, vocab_size), cache, copies * weights)
+    segment = max(int(getattr(m.run, "segment", 0)) for m in model.modules() if isinstance(m, Stack))
+    activations = _activations(config, vocab_size, segment)
+    return Memory(weights, gradients, state, activations, cache, copies * weights)
 
 
 def _optimizer(model: LanguageModel, choice: Choice) -> int | None:
@@ -91,16 +95,25 @@ def _state(choice: Choice, role: Role, shape: tuple[int, ...]) -> int:
     return sum(t.numel() * t.element_size() for t in held if isinstance(t, Tensor))
 
 
-def _activations(config: Mapping[str, Any], vocab_size: int) -> int | None:
-    """Of one row: counted on few layers, the others keep as much (where patterns differ, on average)."""
-    layers, several = int(config["model"]["n_layers"]), 4
+def _activations(config: Mapping[str, Any], vocab_size: int, segment: int) -> int | None:
+    """Of one row, at the moment when there are most: those of layers that are passed twice come when they are needed.
+
+    Counted on few layers, the others keep as much (where patterns differ, on average).
+    """
+    layers, several = int(config["model"]["n_layers"]), SEVERAL * max(1, segment)
     try:
         if layers <= 2 * several:
-            return _saved(config, vocab_size, layers)
-        few, more = (_saved(config, vocab_size, n) for n in (several, 2 * several))
+            kept: float = _saved(config, vocab_size, layers)
+        else:
+            few, more = (_saved(config, vocab_size, n) for n in (several, 2 * several))
+            kept = few + (more - few) * (layers - several) / several
+        if segment:
+            whole = {**config, "checkpointing": None}
+            few, more = (_saved(whole, vocab_size, n) for n in (SEVERAL, 2 * SEVERAL))
+            kept += (more - few) * min(segment, layers) / SEVERAL
     except Exception:  # an operation of a plugin may have no version for shapes
         return None
-    return round(few + (more - few) * (layers - several) / several)
+    return round(kept)
 
 
 def _saved(config: Mapping[str, Any], vocab_size: int, layers: int) -> int:

@@ -1,5 +1,6 @@
 """A stack of blocks on an embedding: tokens to hidden states; the names of the parameters are LLaMA's."""
 
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -14,6 +15,16 @@ if TYPE_CHECKING:
     from ablatio.model.assembly import Assembly
 
 Side = Literal["encoder", "decoder"]
+
+
+def in_turn(layers: Sequence[nn.Module], x: Tensor, ctx: Context) -> Tensor:
+    """One layer after the other: (B, T, D) -> same."""
+    for layer in layers:
+        x = layer(x, ctx)
+    return x
+
+
+Run = Callable[[Sequence[nn.Module], Tensor, Context], Tensor]
 
 
 class Virtual(nn.Module):
@@ -33,6 +44,7 @@ class Stack(nn.Module):
     """Embedding, position, layers and the last norm: tokens (B, T) -> hidden states (B, T, D).
 
     virtual  tokens before each text (prefixes, soft prompts), which every document of a row sees
+    run      how the stream goes through layers: in turn, or so that less of it is kept (ablatio.model.recompute)
 
     depth, d_model, gain  what inits ask for: the number of layers, the width, and the factor that the placement puts on
                           some matrices
@@ -57,6 +69,7 @@ class Stack(nn.Module):
         self.norm = assembly.final_norm(side)
         self.stream = placed if hasattr(placed, "open") else None
         self.virtual: Virtual | None = None
+        self.run: Run = in_turn
 
     def forward(
         self,
@@ -100,11 +113,10 @@ class Stack(nn.Module):
         x = nn.functional.dropout(x, self.dropout, self.training) if self.dropout else x
         x = x if self.stream is None else self.stream.open(x)
         *layers, last = self.layers
-        for layer in layers:
-            x = layer(x, ctx)
+        x = self.run(layers, x, ctx)
         if record is not None and record.further is not None:
-            record.further += [self._leave(sibling(x, ctx)) for sibling in self.further]
-        return self._leave(last(x, ctx))
+            record.further += [self._leave(self.run([sibling], x, ctx)) for sibling in self.further]
+        return self._leave(self.run([last], x, ctx))
 
     def _leave(self, x: Tensor) -> Tensor:
         """The stream after the last layer -> hidden states (B, T, D)."""

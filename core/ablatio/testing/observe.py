@@ -224,6 +224,14 @@ def _quantization(entry: Entry, knobs: Mapping[str, Any]) -> Any:
     return [*seen, tiny.run(net, tiny.adamw(net), 3), net.state_dict()]
 
 
+@observes("checkpointing")
+def _checkpointing(entry: Entry, knobs: Mapping[str, Any]) -> Any:
+    net = samples.recomputed(entry, knobs)
+    loss, kept = samples.kept_for_backward(net)
+    loss.backward()  # type: ignore[no-untyped-call]
+    return [kept, loss, gradients(net)]
+
+
 @observes("alignment")
 def _alignment(entry: Entry, knobs: Mapping[str, Any]) -> Any:
     """Two batches: policy methods are told of a rollout's KL before the second."""

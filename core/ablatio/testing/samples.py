@@ -223,6 +223,29 @@ def tuned_and_trained(entry: Entry, knobs: Knobs | None = None, steps: int = 4) 
     return net
 
 
+def recomputed(entry: Entry, knobs: Knobs | None = None) -> LanguageModel:
+    """Six layers with dropout under this kind of checkpointing."""
+    net = tiny.model(n_layers=6, dropout=0.2).train()
+    made(entry, knobs).apply(net)
+    return net
+
+
+def kept_for_backward(net: LanguageModel) -> tuple[Tensor, int]:
+    """The loss of the small batch, and the bytes that are kept for its backward pass beside the weights."""
+    weights = {p.data_ptr() for p in net.parameters()}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = tiny.mean_loss(net, tiny.example())
+    return loss, sum(kept.values())
+
+
 @functools.cache
 def _sample_files() -> list[Path]:
     """A few documents in the formats that sources read; the folder lasts as long as the process."""

@@ -33,13 +33,17 @@ def hidden_pairs(length: int, pattern: Pattern) -> int:
 
 
 class Patterned(SoftmaxAttention):
-    """Keys that a pattern picks; cross-attention sees all.  pattern: the function and its settings; None: every key."""
+    """Keys that a pattern picks; cross-attention sees all, and so does each `full_every`-th layer.
+
+    pattern  the function and its settings; None where every key is seen
+    """
 
     pattern: Pattern | None
 
-    def __init__(self, n_kv_heads: int | None, pattern: Pattern | None, **wiring: Any) -> None:
+    def __init__(self, n_kv_heads: int | None, pattern: Pattern, full_every: int = 0, **wiring: Any) -> None:
         super().__init__(n_kv_heads or wiring["n_heads"], **wiring)
-        self.pattern = pattern
+        full = full_every > 0 and (wiring["layer"] + 1) % full_every == 0
+        self.pattern = None if full else pattern
 
     def place(self, q: Tensor, k: Tensor, v: Tensor, ctx: Context) -> tuple[Tensor, Tensor, Tensor, Context | Sight]:
         return *ctx.place(self.layer, q, k, v), self.sight(ctx)

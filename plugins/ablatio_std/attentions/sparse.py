@@ -15,6 +15,7 @@ from ablatio.model.softmax_attention import AttentionWiring, KVHeads, QKNorm, Si
 from ablatio_std.attentions._patterns import Patterned, near
 
 Window = Annotated[int | None, Range(1), "tokens that are seen, the query's own included; null: model.max_len / 8"]
+FullEvery = Annotated[int, Range(0), "layers n, 2n, ... (counted from 1) see every key; 0: none does"]
 
 
 def near_or_first(q: Tensor, k: Tensor, window: int, first: int) -> Tensor:
@@ -54,9 +55,10 @@ def random_blocks(count: int, window: int, random: int, seed: int, device: torch
 class Windowed(Patterned):
     """A pattern that sees the last `window` tokens and the `first` ones: decoding keeps no others."""
 
-    def __init__(self, n_kv_heads: int | None, window: int, first: int, full: bool, **wiring: Any) -> None:
+    def __init__(self, n_kv_heads: int | None, window: int | None, first: int, full_every: int, **wiring: Any) -> None:
+        window = window or max(1, wiring["max_len"] // 8)
         pattern = (near_or_first, window, first) if first else (near, window)
-        super().__init__(n_kv_heads, None if full else pattern, **wiring)
+        super().__init__(n_kv_heads, pattern, full_every, **wiring)
         self.window, self.first = window, first
 
     def place(self, q: Tensor, k: Tensor, v: Tensor, ctx: Context) -> tuple[Tensor, Tensor, Tensor, Context | Sight]:
@@ -88,16 +90,14 @@ class SlidingWindow(Windowed):
         self,
         *,
         window: Window = None,
-        full_every: Annotated[int, Range(0), "layers n, 2n, ... (counted from 1) see every key; 0: none does"] = 0,
+        full_every: FullEvery = 0,
         n_kv_heads: KVHeads = None,
         qk_norm: QKNorm = "none",
         softcap: Softcap = 0.0,
         sinks: Sinks = False,
         **wiring: Unpack[AttentionWiring],
     ) -> None:
-        full = full_every > 0 and (wiring["layer"] + 1) % full_every == 0
-        window = window or max(1, wiring["max_len"] // 8)
-        super().__init__(n_kv_heads, window, 0, full, qk_norm=qk_norm, softcap=softcap, sinks=sinks, **wiring)
+        super().__init__(n_kv_heads, window, 0, full_every, qk_norm=qk_norm, softcap=softcap, sinks=sinks, **wiring)
 
 
 @attentions.register("lambda_window", paper="arXiv:2308.16137")
@@ -113,10 +113,11 @@ class LambdaWindow(Windowed):
         *,
         window: Window = None,
         first: Annotated[int, Range(1), "tokens at the start that are always seen"] = 4,
+        full_every: FullEvery = 0,
         n_kv_heads: KVHeads = None,
         **wiring: Unpack[AttentionWiring],
     ) -> None:
-        super().__init__(n_kv_heads, window or max(1, wiring["max_len"] // 8), first, False, **wiring)
+        super().__init__(n_kv_heads, window, first, full_every, **wiring)
 
 
 @attentions.register("sparse", paper="arXiv:1904.10509")
@@ -133,12 +134,13 @@ class Sparse(Patterned):
         kind: Literal["strided", "fixed"] = "strided",
         stride: Annotated[int | None, Range(1), "null: the square root of model.max_len"] = None,
         summary: Annotated[int, Positive, "of kind=fixed: columns of a block that later blocks see"] = 1,
+        full_every: FullEvery = 0,
         n_kv_heads: KVHeads = None,
         **wiring: Unpack[AttentionWiring],
     ) -> None:
         stride = stride or max(1, round(wiring["max_len"] ** 0.5))
         pattern = (strided, stride) if kind == "strided" else (fixed, stride, summary)
-        super().__init__(n_kv_heads, pattern, **wiring)
+        super().__init__(n_kv_heads, pattern, full_every, **wiring)
 
 
 rule(
@@ -164,8 +166,10 @@ class BigBird(Patterned):
         window: Annotated[int, Range(1), "blocks around the query's own, half of them on each side"] = 3,
         global_tokens: Annotated[int, Range(0), "tokens at the start that see all and are seen by all"] = 2,
         random: Annotated[int, Range(0), "random blocks for each block"] = 3,
+        full_every: FullEvery = 0,
         n_kv_heads: KVHeads = None,
         **wiring: Unpack[AttentionWiring],
     ) -> None:
         block = block or max(1, wiring["max_len"] // 16)
-        super().__init__(n_kv_heads, (bigbird, block, window, global_tokens, random, wiring["layer"]), **wiring)
+        pattern = (bigbird, block, window, global_tokens, random, wiring["layer"])
+        super().__init__(n_kv_heads, pattern, full_every, **wiring)

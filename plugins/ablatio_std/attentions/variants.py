@@ -135,6 +135,16 @@ class ValueResidual(SoftmaxAttention):
         return k, own * v + old * first
 
 
+rule(
+    when="attention.name == 'value_residual' and attention.kind == 'learned' and model.distinct_layers is not None "
+    "and model.distinct_layers < model.n_layers",
+    why="from the second layer on there are shares to learn and the first layer has none, and model.distinct_layers="
+    "{model.distinct_layers} of model.n_layers={model.n_layers} makes them share their weights",
+    fix="attention.kind=identity",
+    where="model.distinct_layers",
+)
+
+
 @attentions.register("forgetting", paper="arXiv:2503.02130")
 class Forgetting(SoftmaxAttention):
     """softmax(q k^T + D) v, D[t, s] = sum of log f_l over l = s+1 ... t, f = sigmoid(f_proj x) in each head (FoX).

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ablatio.model.shapes import numberless
+
 from .dense import MlpWiring
 
 BLOCK = 8  # rows; a matrix product of a multiple of these gives each row the same bits, however many stand beside it
@@ -84,7 +86,7 @@ class Experts(nn.Module):
 
 def _layout(chosen: Tensor, experts: int) -> tuple[Tensor, list[int]]:
     """Where each assignment stands when they are laid out by expert, and the rows of each, filled up to blocks."""
-    if chosen.is_meta:  # there are no loads where nothing is computed
+    if numberless(chosen):  # there are no loads where nothing is computed
         n = len(chosen)
         return chosen, [n // experts + (i < n % experts) for i in range(experts)]
     hot = F.one_hot(chosen, experts)  # (N, E)
