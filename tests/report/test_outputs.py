@@ -17,6 +17,7 @@ from ablatio.report.escape import cell, markdown, script_json, terminal, visible
 from ablatio.report.findings import find
 from ablatio.report.page import page_text
 from ablatio.report.table import read_table
+from ablatio.report.written import markdown_text
 
 
 def test_results_do_not_depend_on_the_clock_the_folder_or_the_order(tmp_path: Path):
@@ -80,7 +81,7 @@ def test_the_terminal_gets_no_escape_codes_and_no_markup(tmp_path: Path):
 
 
 def test_markdown_has_no_html_and_no_more_cells_than_columns(tmp_path: Path):
-    made = text.markdown_text(find(read_table([attacked(tmp_path / "s")])))
+    made = markdown_text(find(read_table([attacked(tmp_path / "s")])))
     table = [line for line in made.splitlines() if line.startswith("| ")]
     bars = {line.replace("\\\\", "").replace("\\|", "").count("|") for line in table}
     assert len(bars) == 1
@@ -123,7 +124,7 @@ def test_a_screening_design_is_told_by_its_settings(tmp_path: Path):
 def test_a_study_without_any_result_has_a_report(tmp_path: Path):
     fake = Fake(axes={"norm": ["a", "b"]}, states={("norm=a", None): "planned", ("norm=b", None): "running"})
     found = find(read_table([write_study(tmp_path / "s", fake)]))
-    assert "planned" in text.markdown_text(found) and page_text(found)
+    assert "planned" in markdown_text(found) and page_text(found)
 
 
 @pytest.mark.slow

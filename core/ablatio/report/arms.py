@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from statistics import median
 
 from ablatio.errors import UserError
+from ablatio.report.again import of_arm
 from ablatio.report.escape import visible
 from ablatio.report.run import RATE, Run
 from ablatio.report.table import Table
@@ -56,8 +57,9 @@ class Arm:
         return next((r.rate for r in self.runs if r.rate is not None), None)
 
     @property
-    def command(self) -> Sequence[str]:
-        return next((r.command for r in self.runs if r.command), ())
+    def again(self) -> str:
+        """The command that makes all of its runs again."""
+        return of_arm([r.command for r in self.runs])
 
 
 def arms_of(table: Table, metric: str, baseline: str | None = None) -> list[Arm]:

@@ -87,7 +87,15 @@ def _add_study(table: Table, studies: list[Study], folder: Path) -> None:
     ]
     table.refused += [r for r in study.refused if r not in table.refused]
     known = _ledger(folder, table.notes)
+    old = sum(entry.state == "replaced" for entry in known.values())
+    if old:
+        table.notes.append(
+            f"{folder}: {old} {'run' if old == 1 else 'runs'} made before the source of a part changed count no more; "
+            "others took their place"
+        )
     for path in sorted((folder / JOBS).glob("*.json")):
+        if (word := known.get(path.stem)) and word.state == "replaced":
+            continue
         try:
             job = read_job(folder, path.stem)
         except (OSError, ValueError, TypeError, KeyError) as error:

@@ -1,16 +1,15 @@
-"""The table of arms for the terminal, as CSV and as Markdown."""
+"""The table of arms for the terminal and as CSV."""
 
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ablatio.report import again
 from ablatio.report.arms import COSTS, SIZES, Arm
-from ablatio.report.escape import csv_text, lines_of, markdown, terminal, visible
+from ablatio.report.escape import csv_text, terminal
 from ablatio.report.findings import Findings, Row
-from ablatio.report.frontier import frontier, in_words
 from ablatio.report.run import Run
 from ablatio.report.stages import Stage, stages_of
 from ablatio.report.table import Table
@@ -93,7 +92,7 @@ def show(console: Console, findings: Findings) -> None:
         console.print(f"refused: {terminal(label_of(refused.arm))}: {terminal(refused.why)}", highlight=False)
     for note in findings.table.notes:
         console.print(f"note: {terminal(note)}", highlight=False)
-    if samples := _of_one_run(findings):
+    if samples := of_one_run(findings):
         from ablatio.tasks.describe import side_by_side
 
         console.print()
@@ -103,7 +102,7 @@ def show(console: Console, findings: Findings) -> None:
 STAGES = ("stage", "arm", "task", "takes", "score", "before", "after", "better", "done")
 
 
-def _cells(stage: Stage, names: Mapping[str, str]) -> tuple[str, ...]:
+def stage_cells(stage: Stage, names: Mapping[str, str]) -> tuple[str, ...]:
     """One stage, as STAGES names its columns."""
     done, arm = f"{stage.done} of {stage.runs}", names.get(stage.arm, stage.arm) or "all"
     scores = number(stage.before), number(stage.after)
@@ -121,11 +120,11 @@ def _stages_grid(stages: Sequence[Stage], names: Mapping[str, str]) -> Grid:
     for i in kept:
         grid.add_column(STAGES[i], justify="right" if STAGES[i] in ("before", "after") else "left", overflow="fold")
     for stage in stages[:SHOWN]:
-        grid.add_row(*(terminal(_cells(stage, names)[i]) for i in kept))
+        grid.add_row(*(terminal(stage_cells(stage, names)[i]) for i in kept))
     return grid
 
 
-def _of_one_run(findings: Findings) -> Sequence[Mapping[str, str]]:
+def of_one_run(findings: Findings) -> Sequence[Mapping[str, str]]:
     """The answers of a run that is looked at by itself; those of several are in the page alone."""
     runs = findings.table.runs
     return runs[0].samples if len(runs) == 1 else ()
@@ -154,11 +153,6 @@ def _grid(findings: Findings, width: int) -> Grid:
     return grid
 
 
-def again(command: Sequence[str]) -> str:
-    """The line that makes a run again, as a shell takes it."""
-    return "ablatio train " + shlex.join(command) if command else ""
-
-
 def results_csv(table: Table) -> str:
     """What a run is and what came out: nothing that another machine or another day would make different."""
     keys = list(dict.fromkeys([a.key for a in table.study.axes] + [k for r in table.runs for k in r.arm]))
@@ -182,7 +176,7 @@ def results_csv(table: Table) -> str:
         came = [run.scores.get(k) for k in scores] if run.done else [None] * len(scores)
         sizes = [run.size.get(k) if run.done or k not in ("tokens", "steps") else None for k in SIZES]
         first = [run.group] if groups else []
-        made = [run.id, run.data, run.code, run.parts, again(run.command)]
+        made = [run.id, run.data, run.code, run.parts, again.line(run.command)]
         return [
             *first,
             *(run.arm.get(k, "") for k in keys),
@@ -203,63 +197,3 @@ def costs_csv(table: Table) -> str:
     """What each run cost on the machine that it ran on."""
     lines = ([r.id, r.seed, r.state, *(r.cost.get(k) for k in COSTS), r.device, str(r.folder)] for r in table.runs)
     return csv_text(["run", "seed", "state", *COSTS, "device", "folder"], lines)
-
-
-def markdown_text(findings: Findings) -> str:
-    """The report for an issue, a README or a wiki."""
-    lines = [f"# {markdown(findings.question or findings.table.study.name)}", ""]
-    lines += [f"- {markdown(sentence)}" for sentence in findings.said()]
-    head = (
-        "arm",
-        "n",
-        findings.metric,
-        "sd",
-        "difference to the baseline",
-        "p",
-        "parameters",
-        "FLOPs/token",
-        "time",
-        "",
-    )
-    if stages := stages_of(findings.table.runs):
-        rows = [STAGES, *(_cells(stage, {}) for stage in stages)]
-        told = ["| " + " | ".join(map(markdown, row)) + " |" for row in rows]
-        lines += ["", told[0], "|" + "---|" * len(STAGES), *told[1:]]
-    lines += ["", "| " + " | ".join(map(markdown, head)) + " |", "|---|" + "---:|" * (len(head) - 2) + "---|"]
-    for row in findings.rows:
-        arm = row.arm
-        cells = (
-            arm.name, str(row.n), number(row.mean), number(row.sd), interval(row),
-            p_text(row.pair.p if row.pair else None), short(arm.size("parameters")), short(arm.size("flops_per_token")),
-            seconds_text(arm.cost("seconds")), "baseline" if arm.baseline else state_text(arm),
-        )  # fmt: skip
-        lines.append("| " + " | ".join(map(markdown, cells)) + " |")
-    if findings.caption:
-        lines += ["", markdown(findings.caption)]
-    if distance := in_words(frontier(findings)):
-        lines += ["", "## Reward against KL", "", markdown(distance)]
-    if findings.table.refused:
-        lines += [
-            "",
-            "## Refused",
-            "",
-            *(f"- {markdown(label_of(r.arm))}: {markdown(r.why)}" for r in findings.table.refused),
-        ]
-    if lost := [r for r in findings.table.runs if r.state in ("failed", "diverged", "damaged")]:
-        lines += ["", "## Failed and diverged", ""]
-        lines += [f"- {markdown(r.title)} seed={r.seed}: {r.state}: {markdown(r.why)}" for r in lost]
-    if findings.table.notes:
-        lines += ["", *(f"Note: {markdown(note)}" for note in findings.table.notes)]
-    lines += _answers(_of_one_run(findings))
-    lines += ["", "## Again", ""]
-    lines += [f"    {visible(again(row.arm.command))}" for row in findings.rows if row.arm.command]
-    return "\n".join(lines) + "\n"
-
-
-def _answers(samples: Sequence[Mapping[str, str]]) -> list[str]:
-    """Each prompt with its answers before and after, as indented text: nothing in it is markup."""
-    lines = ["", "## Answers before and after"] if samples else []
-    for row in samples:
-        for key, value in row.items():
-            lines += ["", f"{markdown(key)}:", "", *(f"    {line}" for line in lines_of(value).split("\n"))]
-    return lines
