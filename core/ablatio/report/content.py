@@ -10,7 +10,7 @@ from statistics import median
 from typing import Any
 
 from ablatio.report import again
-from ablatio.report.arms import COSTS, SIZES, Arm, rate_is_free, tuned
+from ablatio.report.arms import COSTS, SIZES, Arm, matched, rate_is_free, tuned
 from ablatio.report.curves import POLICY, Curve, band, minus
 from ablatio.report.escape import lines_of, visible
 from ablatio.report.findings import CORRECTIONS, Findings, Row, alpha_of
@@ -100,6 +100,7 @@ def _arm(found: Findings, row: Row) -> dict[str, Any]:
         "pair": _pair(row.pair) if row.pair else None,
         "states": {s: states.count(s) for s in dict.fromkeys(states)},
         "residual": row.residual, "unmatched": row.unmatched,
+        "matched": matched(found.table, arm),
         "rate": arm.rate, "tuned": tuned(found.table, arm), "rate_is_free": rate_is_free(found.table),
         "command": arm.again,
     } | {k: arm.size(k) for k in SIZES} | {k: arm.cost(k) for k in COSTS}  # fmt: skip

@@ -157,6 +157,7 @@ def _merged(studies: Sequence[Study], table: Table) -> Study:
         overrides=first.overrides,
         same={k: v for s in reversed(studies) for k, v in s.same.items()},
         tuned={k: v for s in reversed(studies) for k, v in s.tuned.items()},
+        matched={k: v for s in reversed(studies) for k, v in s.matched.items()},
         aliases=first.aliases,
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ablatio.report import again
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table as Grid
 
+LOST = ("failed", "diverged", "damaged")
 SHOWN, SENTENCES = 40, 10  # arms and sentences in the terminal; the files have all
 UNITS = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
@@ -88,6 +89,8 @@ def show(console: Console, findings: Findings) -> None:
     console.print(_grid(findings, console.width))
     if len(findings.rows) > SHOWN:
         console.print(f"... and {len(findings.rows) - SHOWN} arms more in the files", highlight=False)
+    for sentence in lost(findings.table):
+        console.print(terminal(sentence), highlight=False)
     for refused in findings.table.refused:
         console.print(f"refused: {terminal(label_of(refused.arm))}: {terminal(refused.why)}", highlight=False)
     for note in findings.table.notes:
@@ -97,6 +100,19 @@ def show(console: Console, findings: Findings) -> None:
 
         console.print()
         console.print(side_by_side(samples))
+
+
+def lost(table: Table) -> Iterator[str]:
+    """What went wrong, each reason once; that nothing is done yet."""
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for run in table.runs:
+        if run.state in LOST:
+            reasons.setdefault((run.state, run.why.split("\n")[0]), []).append(f"{run.title} seed={run.seed}")
+    for (state, why), runs in reasons.items():
+        which = runs[0] if len(runs) == 1 else f"{len(runs)} runs, such as {runs[0]}"
+        yield f"{state}: {which}: {why}"
+    if not table.counted:
+        yield "No run is done yet: there is nothing to compare."
 
 
 STAGES = ("stage", "arm", "task", "takes", "score", "before", "after", "better", "done")
@@ -118,7 +134,8 @@ def _stages_grid(stages: Sequence[Stage], names: Mapping[str, str]) -> Grid:
     plain |= set() if several else {"arm"}
     kept = [i for i, name in enumerate(STAGES) if name not in plain]
     for i in kept:
-        grid.add_column(STAGES[i], justify="right" if STAGES[i] in ("before", "after") else "left", overflow="fold")
+        right, folds = STAGES[i] in ("before", "after"), STAGES[i] in ("arm", "takes")
+        grid.add_column(STAGES[i], justify="right" if right else "left", overflow="fold", no_wrap=not folds)
     for stage in stages[:SHOWN]:
         grid.add_row(*(terminal(stage_cells(stage, names)[i]) for i in kept))
     return grid
@@ -139,17 +156,19 @@ def _grid(findings: Findings, width: int) -> Grid:
 
     grid = Grid(box=None, pad_edge=False)
     longest = max((len(row.arm.name) for row in findings.rows), default=0)
+    marks = ["baseline" if row.arm.baseline else state_text(row.arm) for row in findings.rows]
+    widest = max((len(word) for mark in marks for word in mark.split()), default=0)
+    least = {"arm": min(longest, 24 if width >= 100 else 12), "": widest}  # no word of these is cut
     for name in head:
-        words = name in ("arm", "")
-        least = min(longest, 24) if name == "arm" else None
+        words = name in least
         grid.add_column(terminal(name), justify="left" if words else "right", overflow="fold", no_wrap=not words,
-                        min_width=least)  # fmt: skip
-    for row in findings.rows[:SHOWN]:
+                        min_width=least.get(name))  # fmt: skip
+    for row, mark in zip(findings.rows[:SHOWN], marks, strict=False):
         arm = row.arm
         middle = [interval(row), p_text(row.pair.p if row.pair else None)] if compared else []
         costs = [short(arm.size("parameters")), seconds_text(arm.cost("seconds"))] if wide else []
-        mark = "baseline" if arm.baseline else terminal(state_text(arm))
-        grid.add_row(terminal(arm.name), str(row.n), number(row.mean), number(row.sd), *middle, *costs, mark)
+        cells = (str(row.n), number(row.mean), number(row.sd), *middle, *costs)
+        grid.add_row(terminal(arm.name), *cells, terminal(mark))
     return grid
 
 

@@ -89,7 +89,8 @@ class _Speaker:
         if pair.difference.mean == 0 == pair.difference.sd:
             return self.say("equal", a=pair.a, b=pair.b, n=pair.difference.n)
         more = pair.more_seeds
-        need = self.say("need", more=more) if more is not None and more <= MANY else self.say("need many", many=MANY)
+        some = "need one" if more == 1 else "need"
+        need = self.say(some, more=more) if more is not None and more <= MANY else self.say("need many", many=MANY)
         return self.say("open", a=pair.a, b=pair.b, figures=self._figures(pair), need=need)
 
     def _silent(self, pair: Pair) -> str:
@@ -165,7 +166,7 @@ class _Speaker:
             found.append(self.say("untuned"))
         elif untuned:
             found.append(self.say("partly tuned", arms=self.words["comma"].join(untuned)))
-        if self.comparison.pairs:
+        if not all(math.isnan(pair.p) for pair in self.comparison.pairs):
             found.append(self.say("chance", interval=self.words[self._interval], p=self.words[self._correction]))
         return found
 
@@ -187,6 +188,7 @@ TEXTS: Mapping[Language, Mapping[str, str]] = {
         "resolved": "{winner} beats {loser} by {figures}",
         "open": "{a} against {b}: not resolved ({figures}), {need}",
         "need": "about {more} more seeds needed",
+        "need one": "about one more seed needed",
         "need many": "more than {many} more seeds needed",
         "equal": "{a} and {b} gave the same numbers in all {n} seeds: the setting changes nothing here",
         "one seed": "{a} against {b}: one seed ({mean} {unit}): no statement",
@@ -220,6 +222,7 @@ TEXTS: Mapping[Language, Mapping[str, str]] = {
         "resolved": "{winner} 优于 {loser}，相差 {figures}",
         "open": "{a} 与 {b}：未能分辨（{figures}），{need}",
         "need": "大约还需 {more} 个随机种子",
+        "need one": "大约还需 1 个随机种子",
         "need many": "还需 {many} 个以上的随机种子",
         "equal": "{a} 与 {b} 在全部 {n} 个种子下结果完全相同：该设置在此不起作用",
         "one seed": "{a} 与 {b}：只有一个种子（{mean} {unit}），无法下结论",

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
-from ablatio.report.arms import Arm, rate_is_free, tuned
+from ablatio.report.arms import Arm, matched, rate_is_free, tuned
 from ablatio.report.escape import lines_of, markdown, visible
 from ablatio.report.findings import Findings, Row
 from ablatio.report.frontier import frontier, in_words
 from ablatio.report.provenance import provenance
 from ablatio.report.stages import stages_of
 from ablatio.report.text import (
+    LOST,
     STAGES,
     interval,
     number,
@@ -23,8 +24,6 @@ from ablatio.report.text import (
     state_text,
 )
 from ablatio.sweep.study import label_of
-
-LOST = ("failed", "diverged", "damaged")
 
 
 def markdown_text(findings: Findings) -> str:
@@ -116,6 +115,7 @@ def _design(findings: Findings) -> Iterator[str]:
         )
     if study.settings:
         yield " ".join(f"{key}={value}" for key, value in study.settings.items())
+    yield from (f"{row.arm.name}: {how}" for row in findings.rows if (how := matched(findings.table, row.arm)))
     yield from (f"not told apart: {alias}" for alias in study.aliases)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol, get_args
 
-from ablatio.errors import Preempted, UserError
+from ablatio.errors import EnvironmentFault, Preempted, UserError
 from ablatio.kinds import Launcher
 from ablatio.orders import End, Order
 from ablatio.sweep.ledger import Claim, Entry, Ledger, Retry, alive
@@ -251,6 +251,10 @@ class Engine:
             return
         elif end.how == "signal":
             self._died(claim, "killed", f"killed by {signal.Signals(end.code).name}")
+        elif end.code == EnvironmentFault.exit_code:
+            self.ledger.end(
+                claim, "failed", "environment", f"it could not write into {run_folder(self.folder, claim.job)}"
+            )
         else:
             self.ledger.end(claim, "failed", "exited", f"it left with code {end.code} and without a result")
 

@@ -11,13 +11,15 @@ from typing import Any
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from ablatio.errors import ConfigError, Problem, SweepFailed, UserError
+from ablatio.errors import ConfigError, SweepFailed, UserError
 from ablatio.kinds import launchers
 from ablatio.options import register_with_hydra
 from ablatio.paths import shipped
 from ablatio.registry import Entry
+from ablatio.sweep import chosen
 from ablatio.sweep.asked import lasting
 from ablatio.sweep.board import Board
+from ablatio.sweep.chosen import SHORT
 from ablatio.sweep.engine import Engine, Result
 from ablatio.sweep.forecast import show
 from ablatio.sweep.ledger import Ledger
@@ -28,7 +30,6 @@ from ablatio.sweep.stages import show_recipes, show_results
 from ablatio.sweep.study import LEDGER, STUDY, Study
 from ablatio.sweep.worker import work
 
-SHORT = "launcher"  # launcher=ray means hydra/launcher=ray
 KNOBS = ("workers", "timeout")  # settings of the sweep that are knobs of its launcher
 HANG = "hang"
 PASSING = ("retry", "join")  # of one command: they are not repeated when the study is resumed
@@ -58,6 +59,7 @@ def multirun(overrides: Sequence[str], folder: Path | None = None) -> int:
     for text in said:
         if text.startswith(("hydra/sweeper", "hydra.sweeper")):
             raise UserError(f"{text} came: arms are planned by ablatio's own sweeper\n    try: design=full, or another")
+    chosen.check(said)
     plan = plan_sweep(said, folder)
     plan.study.overrides = [text for text in said if text.split("=")[0] not in PASSING]
     folder = folder or _folder(plan)
@@ -104,13 +106,13 @@ def _replaced(folder: Path, plan: Plan) -> list[str]:
     old, planned = Study.read(folder), {job.id for job in plan.jobs}
     entries = Ledger(folder / LEDGER).read()
     missing = [name for name, entry in entries.items() if name not in planned and entry.state != "replaced"]
-    if missing and plan.adaptive:  # another sweep may have planned more since
-        missing = [name for name in missing if name not in current(folder)]
     if missing and lasting(old.overrides) != lasting(plan.study.overrides):
         raise UserError(
             f"{folder} holds another study: {len(missing)} of its jobs are no part of this one\n{other}, or "
             f"`ablatio resume {folder}`"
         )
+    if missing and plan.adaptive:  # another sweep may have planned more since
+        missing = [name for name in missing if name not in current(folder)]
     return missing
 
 
@@ -128,8 +130,7 @@ def _through_hydra(plan: Plan, folder: Path, replaced: Sequence[str]) -> int:
             task: Any = _Task()
             hydra.multirun("train", task, list(plan.launcher), with_log_configuration=False)
     except (HydraException, OmegaConfBaseException) as error:
-        words = "; ".join(line.strip() for line in str(error).splitlines()[:2] if line.strip())
-        raise ConfigError([Problem("hydra/launcher", words, "hydra/launcher=pool")]) from None
+        raise ConfigError([chosen.refused(plan.launcher, error)]) from None
     return _execute(plan, folder, replaced, *task.chosen())
 
 

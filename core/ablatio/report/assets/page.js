@@ -325,7 +325,7 @@ function bill() {
 }
 
 function provenance() {
-  const pairs = [[t("design"), data.study.design], [t("settings"), Object.entries(data.study.settings).map(([k, v]) => `${k}=${typeof v === "object" ? JSON.stringify(v) : v}`).join(" ")], [t("asked"), data.study.overrides], [t("folders"), data.study.folders.join(" ")]].filter((p) => p[1]);
+  const pairs = [[t("design"), data.study.design], [t("settings"), Object.entries(data.study.settings).map(([k, v]) => `${k}=${typeof v === "object" ? JSON.stringify(v) : v}`).join(" ")], [t("matched"), data.arms.filter((a) => a.matched).map((a) => `${a.name}: ${a.matched}`).join("; ")], [t("asked"), data.study.overrides], [t("folders"), data.study.folders.join(" ")]].filter((p) => p[1]);
   const most = data.provenance.reduce((a, p) => Math.max(a, p[2]), 0);
   const rows = data.provenance.map(([what, value, n]) => [words[language][what] || what, /^[0-9a-f]{40,}$/.test(value) ? value.slice(0, 16) : value, n]);
   const list = [...pairs, ...rows].map(([what, value, n]) => [h("dt", {}, what), h("dd", {}, h("code", {}, value), n && n < most ? h("span", {}, ` ${t("in_runs", { n })}`) : null)]);
