@@ -34,6 +34,7 @@ from train_step import status_kb
 
 from ablatio import rewards
 from ablatio.model.answers import Answer
+from ablatio.tasks.machine import Machine
 
 PARTS = ("norm=rmsnorm", "activation=swiglu", "position=rope", "tokenizer=bytes", "trainer.threads=1",
          "trainer.device=cpu", "trainer.precision=32", "trainer.progress=false", "schedule=constant",
@@ -221,7 +222,7 @@ def their_rloo(shape: Shape, tick: Tick) -> None:
 
 def contend(work: Callable[[Shape, Tick], None], shape: Shape, pipe: Connection) -> None:
     """For each request (CPU seconds of a step, peak MB since its imports and a tiny run of the same kind)."""
-    torch.set_num_threads(1)
+    Machine("cpu", "32", 1).prepare()  # the same products for all, those of a run of ours
     warnings.simplefilter("ignore")
     with contextlib.suppress(_Enough):
         work(Shape(1, 2, 4, 4, 16, 1), _stop)

@@ -61,6 +61,12 @@ class Page:
         """Two frames: whatever waits for the next one is drawn."""
         self.value("new Promise(r => requestAnimationFrame(() => requestAnimationFrame(() => r(1))))")
 
+    def wait_for(self, selector: str) -> None:
+        """Until there is one; a busy machine takes its time."""
+        deadline = time.monotonic() + 20
+        while not self.value(f"!!document.querySelector({json.dumps(selector)})") and time.monotonic() < deadline:
+            time.sleep(0.05)
+
     def resize(self, width: int, height: int = 900) -> None:
         metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         self.call("Emulation.setDeviceMetricsOverride", **metrics)

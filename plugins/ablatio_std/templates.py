@@ -39,6 +39,10 @@ class Bare:
     """question (space) answer (end): a text and how it goes on, as in pre-training; no token of its own."""
 
     signs, end = (), EOS
+    jinja = (
+        "{{ bos_token }}{% for m in messages %}"
+        "{{ ' ' + m.content + eos_token if m.role == 'assistant' else m.content }}{% endfor %}"
+    )
 
     def __call__(self, messages: Sequence[Message], answering: bool = False) -> Iterator[Piece]:
         for message in messages:

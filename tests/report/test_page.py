@@ -149,7 +149,7 @@ def test_a_point_under_the_mouse_says_its_numbers(reports: dict[str, Path]):
             "const b = e.getBoundingClientRect(); return [b.x + b.width / 2, b.y + b.height / 2] })()"
         )
         page.call("Input.dispatchMouseEvent", type="mouseMoved", x=place[0], y=place[1])
-        page.settle()
+        page.wait_for(".tip.on")
         shown = page.value("document.querySelector('.tip.on').textContent")
         assert shown.startswith("swiglu") and "−0.0257 [−0.0357, −0.0156]" in shown and "0.008" in shown
 

@@ -1,27 +1,12 @@
 """Runs that go at the same time have a GPU each, as far as they reach; no GPU is needed to see that."""
 
-import os
-import time
 from pathlib import Path
 
 import pytest
+from visible_gpus import TOGETHER, say
 
 from ablatio import launchers
 from ablatio.orders import Order
-
-TOGETHER = 4
-
-
-def say(order: Order, threads: int) -> int:
-    """Write down which GPU one sees, and wait until all have."""
-    Path(order.folder, order.job).write_text(os.environ.get("CUDA_VISIBLE_DEVICES", "none"))
-    deadline = time.monotonic() + 60
-    while len(list(Path(order.folder).iterdir())) < TOGETHER and time.monotonic() < deadline:
-        time.sleep(0.01)
-    return 0
-
-
-say.warm = lambda: None  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ python -m ablatio.testing.compatibility > docs/compatibility.md
 """
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,8 +109,21 @@ def one_step(config: Mapping[str, Any]) -> float:
 
 def page() -> str:
     """docs/compatibility.md: how many options of each two kinds stand together, and each refusal with its reason."""
+    found = {pair: list(refusals(*pair)) for pair in pairs()}
+    lines = [*heading()]
+    for row in KINDS:
+        cells = [cell(row, column, found.get((row, column), found.get((column, row), []))) for column in KINDS]
+        lines.append(f"| **{row}** | " + " | ".join(cells) + " |")
+    lines += ["", "A cell says how many pairs are refused, of how many.", ""]
+    for pair, refused in found.items():
+        lines += section(*pair, refused)
+    return "\n".join(lines)
+
+
+def heading() -> list[str]:
+    """What stands above the rows of the table."""
     counts = "  ".join(f"{kind} {len(REGISTRIES[kind].names())}" for kind in KINDS)
-    lines = [
+    return [
         "# What stands together",
         "",
         "Made by `make docs` from the rules; a test trains one step of every pair that is not listed here.",
@@ -121,29 +134,33 @@ def page() -> str:
         "| | " + " | ".join(KINDS) + " |",
         "|---" * (len(KINDS) + 1) + "|",
     ]
-    found = {pair: list(refusals(*pair)) for pair in pairs()}
-    for row in KINDS:
-        cells = [_cell(row, column, found) for column in KINDS]
-        lines.append(f"| **{row}** | " + " | ".join(cells) + " |")
-    lines += ["", "A cell says how many pairs are refused, of how many.", ""]
-    for (first, second), refused in found.items():
-        if refused:
-            lines += [f"## {first} and {second}", "", "| pair | why not | one way out |", "|---|---|---|"]
-            lines += [*map(_row, refused), ""]
-    return "\n".join(lines)
+
+
+def cell(row: str, column: str, refused: Sequence[Refusal]) -> str:
+    """What the table says of two kinds."""
+    if row == column:
+        return ""
+    total = len(REGISTRIES[row].names()) * len(REGISTRIES[column].names())
+    return f"{len(refused)} of {total}" if refused else f"{total}"
+
+
+def section(first: str, second: str, refused: Sequence[Refusal]) -> list[str]:
+    """What is refused of two kinds."""
+    if not refused:
+        return []
+    return [
+        f"## {first} and {second}",
+        "",
+        "| pair | why not | one way out |",
+        "|---|---|---|",
+        *map(_row, refused),
+        "",
+    ]
 
 
 def _row(refusal: Refusal) -> str:
     pair = " ".join(f"`{part.kind}={part.name}`" for part in (refusal.first, refusal.second))
     return f"| {pair} | {refusal.problem.what} | `{refusal.problem.fix}` |"
-
-
-def _cell(row: str, column: str, found: Mapping[tuple[str, str], list[Refusal]]) -> str:
-    if row == column:
-        return ""
-    refused = found.get((row, column), found.get((column, row), []))
-    total = len(REGISTRIES[row].names()) * len(REGISTRIES[column].names())
-    return f"{len(refused)} of {total}" if refused else f"{total}"
 
 
 if __name__ == "__main__":

@@ -38,8 +38,11 @@ def relu2(x: Tensor) -> Tensor:
 
 
 def _on_cpu(x: Tensor) -> bool:
-    """A compiler fuses the plain form better, and low precision would round between the passes."""
-    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and not torch.compiler.is_compiling()
+    """A compiler fuses the plain form better, low precision would round between the passes, and a tensor of a class of
+    its own may be a shape without numbers: of a large one each piece would be traced.
+    """
+    plain = type(x) is Tensor and x.dtype in (torch.float32, torch.float64)
+    return plain and x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 class _ByItsSlope(torch.autograd.Function):

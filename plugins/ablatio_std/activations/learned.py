@@ -47,6 +47,15 @@ class ScaledSwiGLU(nn.Module):
         return F.silu(self.gate_scale.to(gate.dtype) * gate) * (self.up_scale.to(up.dtype) * up)
 
 
+rule(
+    when="activation.name == 'scaled_swiglu' and mlp.name == 'deepseek_moe'",
+    unless="mlp.granularity == 1 and mlp.shared < 2",
+    why="scaled_swiglu learns a size for each of the model's d_ff features, and an expert of deepseek_moe has "
+    "1 / {mlp.granularity} of them, its {mlp.shared} shared ones as many each",
+    fix="mlp=moe",
+)
+
+
 @activations.register("xielu", paper="arXiv:2411.13010")
 class XIELU(nn.Module):
     """p x^2 + beta x for x > 0, n (e^x - 1 - x) + beta x below: its derivative is linear above, an ELU's below.

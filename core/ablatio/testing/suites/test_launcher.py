@@ -42,31 +42,30 @@ def ends(launcher: Any, orders: list[Order], act: Callable[[], None] = lambda: N
         launcher.stop()
 
 
-@pytest.fixture
-def order(tmp_path: Path) -> Callable[..., Order]:
+def order(folder: Path, name: str, code: int = 0) -> Order:
     """samples.obey leaves with the code `attempt`."""
-    return lambda name, code=0: Order(str(tmp_path), name, code, 0)
+    return Order(str(folder), name, code, 0)
 
 
-def test_each_end_comes_back_once(part: Entry, order: Callable[..., Order]) -> None:
-    wanted = [order("a"), order("b", 3), order("c"), order("signal", 9)]
+def test_each_end_comes_back_once(part: Entry, tmp_path: Path) -> None:
+    wanted = [order(tmp_path, name, code) for name, code in {"a": 0, "b": 3, "c": 0, "signal": 9}.items()]
     found = {e.order.job: (e.how, e.code) for e in ends(samples.launcher(part), wanted)}
     expected = {"a": ("exit", 0), "b": ("exit", 3), "c": ("exit", 0), "signal": ("signal", 9)}
     assert found == expected, f"{probe.label(part)}: the ends are {found}, {expected} was expected"
 
 
-def test_cancel_asks_one_run_to_stop(part: Entry, order: Callable[..., Order]) -> None:
+def test_cancel_asks_one_run_to_stop(part: Entry, tmp_path: Path) -> None:
     launcher = samples.launcher(part)
-    found = ends(launcher, [order("sleep")], lambda: launcher.cancel("sleep"))
+    found = ends(launcher, [order(tmp_path, "sleep")], lambda: launcher.cancel("sleep"))
     assert [e.order.job for e in found] == ["sleep"], (
         f"{probe.label(part)}: a cancelled run gave {found}, one end was due"
     )
 
 
-def test_stop_ends_what_runs(part: Entry, order: Callable[..., Order]) -> None:
+def test_stop_ends_what_runs(part: Entry, tmp_path: Path) -> None:
     launcher = samples.launcher(part)
     start(launcher)
-    launcher.submit(order("sleep"))
+    launcher.submit(order(tmp_path, "sleep"))
     launcher.poll(0.2)
     started = time.monotonic()
     launcher.stop()
