@@ -151,11 +151,13 @@ def cpu_seconds(settings: str) -> float:
     """Of the middle one of the runs, since its fork."""
     from ablatio.kinds import launchers
     from ablatio.sweep.engine import Engine
+    from ablatio.sweep.forecast import sights
     from ablatio.sweep.plan import plan_sweep
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         plan = plan_sweep([*settings.split(), seeds(), "table=0"])
+        sights(plan.cells, {})  # sizes for the table before the first run, which the runs inherit
         Engine(folder, plan.jobs, launchers.build("pool", {"workers": WORKERS}, work=counted_work)).run()
         return statistics.median(float((run / "cpu").read_text()) for run in folder.glob("runs/*"))
 

@@ -47,10 +47,10 @@ def test_each_training_command_composes(command: str) -> None:
     words = [w for w in shlex.split(command)[2:] if w not in ("-m", "--help")]
     if any("RUN" in w or w.startswith("resume=") for w in words):
         return
-    if any(w.startswith("recipe=") for w in words):
-        assert plan_recipe(words).stages
-    elif "-m" in shlex.split(command):
+    if "-m" in shlex.split(command):
         assert plan_sweep(words).jobs
+    elif any(w.startswith("recipe=") for w in words):
+        assert plan_recipe(words).stages
     else:
         compose_run(words)
 

@@ -63,8 +63,10 @@ def resolved(public: Mapping[str, Any], where: str) -> dict[str, Any]:
     from ablatio.plugins import load
 
     load()
+    text = json.dumps(public)
     try:
-        config: Any = OmegaConf.to_container(OmegaConf.create(dict(public)), resolve=True)
+        to_fill = "${" in text
+        config: Any = OmegaConf.to_container(OmegaConf.create(text), resolve=True) if to_fill else json.loads(text)
     except OmegaConfBaseException as error:  # such as a variable that this environment does not have
         raise UserError(f"{where} cannot be resolved here: {str(error).splitlines()[0]}") from None
     config = completed(config)  # a run of an older version lacks the settings that came later
