@@ -200,6 +200,16 @@ def test_a_second_sweep_is_refused_or_joins(tmp_path: Path) -> None:
     assert sorted(e["job"] for e in done) == ["j0", "j1", "j2", "j3", "slow"]
 
 
+def test_who_joins_when_all_is_taken_waits(tmp_path: Path) -> None:
+    """It has nothing to launch, and ends when the others have ended."""
+    process = in_child(lambda: engine(tmp_path, job("only", "nap"), job("last", "chat"), knobs={"workers": 2}).run())
+    until(lambda: (tmp_path / "ledger.jsonl").exists() and len(words(tmp_path, "running")) == 2)
+    helper = engine(tmp_path, job("only", "nap"), job("last", "chat"), join=True)
+    assert {r.entry.state for r in helper.run()} == {"done"} and not helper.started
+    process.join(30)
+    assert process.exitcode == 0 and len(words(tmp_path, "done")) == 2
+
+
 def test_a_rung_pauses_and_goes_on(tmp_path: Path) -> None:
     asked: list[Mapping[str, Any]] = []
 

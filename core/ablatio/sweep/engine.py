@@ -151,6 +151,9 @@ class Engine:
                     continue
             if not self.held and not self.lost and not any(self._unfinished(e) for e in self.ledger.entries.values()):
                 break
+            if not self.started:  # others have it all in hand
+                time.sleep(TICK)
+                continue
             for end in self.launcher.poll(TICK):
                 self._settle(end)
 
