@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 import multiprocessing as mp
 import os
 import signal
@@ -31,6 +32,7 @@ class Finished:
 def _child(arguments: Sequence[str], folder: str) -> None:
     from ablatio.cli import main
 
+    logging.getLogger().handlers.clear()  # pytest's own would keep what is told to people
     sys.stdout = Path(folder, "out").open("w", encoding="utf-8")  # noqa: SIM115 (open until the process ends)
     sys.stderr = Path(folder, "err").open("w", encoding="utf-8")  # noqa: SIM115
     code = main(list(arguments))

@@ -50,14 +50,17 @@ class AblatioConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
 
 
 class DecodingCache(Cache):
-    """Our cache of keys, values and states, as `generate` hands it from step to step."""
+    """Our cache of keys, values and states, as `generate` hands it from step to step.
+
+    started  tokens in it that begin a target behind its source, which `generate` has not handed over
+    """
 
     def __init__(self) -> None:
         super().__init__(layers=[])
-        self.ours = KVCache()
+        self.ours, self.started = KVCache(), 0
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        return self.ours.length - self.ours.virtual
+        return self.ours.length - self.ours.virtual - self.started
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         self.ours.select(beam_idx)
@@ -66,7 +69,7 @@ class DecodingCache(Cache):
         self.ours.select(indices)
 
     def reset(self) -> None:
-        self.ours = KVCache()
+        self.ours, self.started = KVCache(), 0
 
     @property
     def is_compileable(self) -> bool:
@@ -134,8 +137,8 @@ class AblatioForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-u
         if attention_mask is not None and not bool(attention_mask.all()):
             segments = torch.where(attention_mask[:, -input_ids.shape[1] :].bool(), 0, PADDING)
         if cache is not None and cache.length == 0 and made.opens:
-            opened = torch.ones_like(input_ids, dtype=torch.bool)
-            logits = made.logits(made.model(input_ids, segments, cache, opened=opened))
+            assert past_key_values is not None
+            logits, past_key_values.started = made.read(input_ids, segments, cache)[:, None], 1
         else:
             logits = made(input_ids, segments, cache)
         loss = None

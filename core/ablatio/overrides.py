@@ -78,6 +78,14 @@ def _swept(parsed: Override) -> str:
     return (parsed.input_line or "").split("=", 1)[-1]
 
 
+def _knob_of_nothing(kind: str, key: str) -> Problem:
+    """A knob was set of a kind of which no option is chosen."""
+    knob = key.partition(".")[2]
+    has_it = [entry.name for entry in REGISTRIES[kind] if entry.knob(knob)]
+    what = f"no {kind} is chosen, of which this could be a knob"
+    return Problem(key, f"{what}; {', '.join(has_it)} have it", f"{kind}={has_it[0]}") if has_it else Problem(key, what)
+
+
 def key_problem(parsed: Override, tree: Any, options: dict[str, list[str]]) -> Problem | None:
     key = parsed.key_or_group
     if parsed.is_sweep_override():
@@ -89,6 +97,8 @@ def key_problem(parsed: Override, tree: Any, options: dict[str, list[str]]) -> P
     node, path = tree, ""
     for part in key.split("."):
         if not isinstance(node, dict) or part not in node:
+            if not path and part in REGISTRIES and not isinstance(node.get(part), dict):
+                return _knob_of_nothing(part, key)
             known = [k for k in (node if isinstance(node, dict) else {}) if k not in ("hydra", "name")]
             if not path:
                 known += [g for g in options if "/" not in g]

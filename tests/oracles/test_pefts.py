@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ablatio import pefts
-from ablatio.model.adapters import Adapter, attach, merge
+from ablatio.model.adapters import Adapter, attach
+from ablatio.model.merging import merge
 
 OUT, IN, RANK = 24, 16, 4
 

@@ -17,7 +17,7 @@ from ablatio.testing import tiny
 WIDE = ("model.n_layers=2", "train.steps=8", "train.checkpoint_every=4", "train.val_every=null")
 
 
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("dylora", "prefix", "qlora")]
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("dylora", "prefix", "qlora", "hf")]
 
 
 @pytest.mark.parametrize("peft", ["adalora", *SLOW])
@@ -81,9 +81,10 @@ def test_what_cannot_be_merged_says_so(tmp_path: Path, base: list[str]) -> None:
     assert refused.code == 2 and "has no adapter" in refused.err
 
 
-def test_the_next_stage_starts_from_the_sum(tmp_path: Path, base: list[str]) -> None:
-    """A run on a run with LoRA begins where that one ended."""
-    assert ablatio([*base, "name=lora", "peft=lora", "optimizer.lr=0.05"], tmp_path / "log").code == 0
+@pytest.mark.parametrize("peft", [("peft=lora",), ("peft=hf", "peft.method=randlora")], ids=["lora", "hf"])
+def test_the_next_stage_starts_from_the_sum(tmp_path: Path, base: list[str], peft: tuple[str, ...]) -> None:
+    """A run on a run with LoRA, ours or peft's own layers, begins where that one ended."""
+    assert ablatio([*base, "name=lora", *peft, "optimizer.lr=0.05"], tmp_path / "log").code == 0
     on = ablatio([*base[:-1], f"model.path={tmp_path / 'lora'}", "name=next"], tmp_path / "log")
     assert on.code == 0, on.err
     first: Any = summary(tmp_path / "lora")

@@ -32,7 +32,7 @@ def run(arguments: list[str]) -> int:
         if asked.to is None:
             return 0
     else:
-        from ablatio.model.adapters import merge
+        from ablatio.model.merging import merge
         from ablatio.model.quantized import dequantise
 
         dequantise(run.model)
@@ -56,7 +56,7 @@ def _adapter(run: "Prepared", folder: Path, kind: str | None) -> None:
     from ablatio.adapter_folder import save_adapter
     from ablatio.errors import UserError
     from ablatio.export import family_for
-    from ablatio.model.adapters import adapted, detach
+    from ablatio.model.merging import bare_base
     from ablatio.model.quantized import dequantise
     from ablatio.peft_format import export_adapter
 
@@ -70,11 +70,8 @@ def _adapter(run: "Prepared", folder: Path, kind: str | None) -> None:
     save_adapter(
         folder, run.model, choice, "" if model["path"] is None else f"model={model['start']} model.path={model['path']}"
     )
-    theirs = export_adapter(folder, run.model, run.tuning.part, family)
-    print(f"{folder}: what peft={choice['name']} learned" + (", and the same as the library peft loads it" * theirs))
+    why_not = export_adapter(folder, run.model, run.tuning.part, family)
+    as_theirs = f"not as the library peft has it: {why_not}" if why_not else "also as the library peft loads it"
+    print(f"{folder}: what peft={choice['name']} learned, {as_theirs}")
     dequantise(run.model)
-    for _, layer, _ in list(adapted(run.model)):
-        detach(layer)
-    for module in run.model.modules():
-        if "virtual" in module._modules:
-            module.virtual = None  # type: ignore[assignment]
+    bare_base(run.model)

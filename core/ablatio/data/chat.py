@@ -149,19 +149,21 @@ def sign_id(tokenizer: Tokenizer, sign: str) -> int:
     return known[sign]
 
 
-def fitted(written: Written, length: int, too_long: str, where: str) -> Written | None:
-    """At most `length` + 1 tokens: `cut` takes the beginning of the prompt away, `drop` gives None, `refuse` raises.
+def fitted(written: Written, length: int, too_long: str, where: str, ahead: int = 1) -> Written | None:
+    """At most `length` + `ahead` tokens: `cut` takes the beginning of the prompt away, `drop` gives None, `refuse`
+    raises.  ahead: tokens that take no place in a row, since they are said and not read.
 
     An answer that does not fit by itself is never cut: it would teach to end in the middle.
     """
-    if len(written) <= length + 1:
+    room = length + ahead
+    if len(written) <= room:
         return written
     if too_long == "refuse":
         raise UserError(
-            f"{where}: {len(written)} tokens came, and a row takes {length} + 1\n"
-            f"    try: model.max_len={len(written) - 1}, or task.too_long=cut"
+            f"{where}: {len(written)} tokens came, and a row takes {length}{f' + {ahead}' if ahead else ''}\n"
+            f"    try: model.max_len={len(written) - ahead}, or task.too_long=cut"
         )
-    first = len(written) - length  # one place is for the sign that opens the row
+    first = len(written) - room + 1  # one place is for the sign that opens the row
     kept = Written(np.concatenate([written.ids[:1], written.ids[first:]]), np.append(False, written.said[first:]))
     whole = bool(written.said[first:].any()) and not written.said[first]
     return kept if too_long == "cut" and whole else None

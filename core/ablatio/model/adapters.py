@@ -1,4 +1,4 @@
-"""Something learned beside the layers of a frozen model: found by name, attached in place, folded into the weights.
+"""Something learned beside the layers of a frozen model: found by name, attached in place.
 
 Works on any nn.Module; the base's own parameters keep their names, and an adapter's stand below its layer:
 `model.layers.0.self_attn.q_proj.adapter.lora_A`.
@@ -133,7 +133,7 @@ def targets_of(
     """The layers that names or patterns mean, by path.  UserError, with a list of what there is, when one means none.
 
     A head whose matrix the loss reads (LanguageModel.bare), and one that is tied, cannot take an adapter: whoever reads
-    the matrix passes the adapter by.
+    the matrix passes the adapter by.  No head is meant, also where it could.
     """
     there = dict(_candidates(model, fits))
     found: dict[str, nn.Module] = {}
@@ -150,12 +150,15 @@ def targets_of(
 def _candidates(model: nn.Module, fits: Callable[[nn.Module], bool]) -> Iterator[tuple[str, nn.Module]]:
     bare = {f"{path}.{name}".strip(".") for path, m in model.named_modules() for name in getattr(m, "bare", ())}
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    find_head: Any = getattr(model, "get_output_embeddings", None)  # of a model of transformers
+    head = find_head() if find_head is not None else None
     for path, layer in model.named_modules():
         inside = f".{ADAPTER}." in f".{path}."
         if (
             path
             and fits(layer)
             and path not in bare
+            and layer is not head
             and not inside
             and id(layer._parameters.get("weight", ())) not in tables
         ):
@@ -184,60 +187,7 @@ def _place(layer: nn.Module) -> tuple[torch.device, torch.dtype]:
     return device, next((t.dtype for t in held if isinstance(t, nn.Parameter)), torch.float32)
 
 
-class Merged:
-    """The layers as they were before `merge`; `restore` puts them back, to the last bit."""
-
-    def __init__(self) -> None:
-        self.held: list[tuple[Any, Adapter, Tensor, Tensor | None]] = []
-
-    @torch.no_grad()
-    def fold(self, layer: Any, adapter: MatrixAdapter) -> None:
-        weight, bias = adapter.fold(weight_of(layer), bias_of(layer))
-        self.held.append((layer, adapter, layer.weight, layer.bias))
-        detach(layer)
-        weight = (weight if isinstance(layer, nn.Linear) else weight.T).to(layer.weight.dtype).contiguous()
-        layer.weight = nn.Parameter(weight, requires_grad=False)
-        layer.bias = None if bias is None else nn.Parameter(bias.clone(), requires_grad=False)
-
-    def restore(self) -> None:
-        for layer, adapter, weight, bias in self.held:
-            layer.weight, layer.bias = weight, bias
-            attach(layer, adapter)
-        self.held = []
-
-
 def detach(layer: nn.Module) -> None:
     """Take the adapter off a layer."""
     del layer._modules[ADAPTER]
     del layer.forward
-
-
-def merge(model: nn.Module) -> Merged:
-    """Fold each adapter into the weights of its layer: a model without adapters that says the same.
-
-    UserError, with the model as it was, where a method has no such weights.
-    """
-    if wrapped := [path for path, layer in model.named_modules() if "base_layer" in layer._modules]:
-        raise UserError(
-            f"{wrapped[0]} is a layer of the library peft, which keeps its own way to merge\n    try: peft=lora, ours"
-        )
-    if any("virtual" in m._modules for m in model.modules()):
-        raise UserError(
-            "this model has virtual tokens before each text, and no weight can take them in"
-            "\n    try: keep them apart (ablatio export RUN --adapter DIR)"
-        )
-    merged = Merged()
-    try:
-        for path, layer, adapter in list(adapted(model)):
-            if "codes" in layer._buffers:
-                raise UserError(f"{path} is quantised, and its codes cannot hold the sum\n    try: dequantise it first")
-            if not isinstance(adapter, MatrixAdapter):
-                raise UserError(
-                    f"{type(adapter).__name__} at {path} computes something of its own: no weight can take it in"
-                    "\n    try: keep the adapter apart (ablatio export RUN --adapter DIR)"
-                )
-            merged.fold(layer, adapter)
-    except UserError:
-        merged.restore()
-        raise
-    return merged

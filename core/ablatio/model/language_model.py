@@ -33,6 +33,7 @@ class LanguageModel(nn.Module):
     """A decoder alone and its output head (`tied`: the embedding's own matrix).
 
     opens      whether the source of an example is seen in both directions (a prefix decoder) or read like all else
+    eos        the sign between documents, with which a target begins behind its source
     z_loss     weight of log^2 Z in the loss, Z the sum that the softmax divides by (arXiv:2204.02311, section 5)
     bare       layers whose matrix is read beside their `forward`, where nothing attached to them is seen
     branches   whether texts may go on from a start that was read once: they learn what they would learn as rows
@@ -44,6 +45,7 @@ class LanguageModel(nn.Module):
     def __init__(self, assembly: "Assembly", mask: MaskKind, *, opens: bool = False, side: Side = "decoder") -> None:
         super().__init__()
         dims = assembly.dims
+        self.eos = assembly.eos
         self.opens, self.logit_scale, self.z_loss, self.smoothing = opens, assembly.logit_scale, 0.0, 0.0
         self.model = Stack(assembly, mask, side, opens=opens)
         self.branches = mask == "causal" and assembly.branches and not getattr(self.model.position, "late", False)
@@ -79,9 +81,14 @@ class LanguageModel(nn.Module):
         return found
 
     def read(self, tokens: Tensor, segments: Tensor | None, cache: KVCache) -> Tensor:
-        """Take in prompts (B, T) before the first new token: logits (B, V) of what follows them."""
-        opened = torch.ones_like(tokens, dtype=torch.bool) if self.opens else None
-        return self.logits(self.model(tokens, segments, cache, opened=opened)[:, -1])
+        """Take in prompts (B, T) before the first new token: logits (B, V) of what follows them.
+
+        Where they are a source that is seen in both directions, a target begins behind them, as in training.
+        """
+        if not self.opens:
+            return self.logits(self.model(tokens, segments, cache)[:, -1])
+        self.model(tokens, segments, cache, opened=torch.ones_like(tokens, dtype=torch.bool))
+        return self.extend(tokens.new_full((len(tokens), 1), self.eos), cache)
 
     def extend(self, tokens: Tensor, cache: KVCache) -> Tensor:
         """Take in the next token of each text (B, 1): logits (B, V) of what follows."""
@@ -190,7 +197,7 @@ class EncoderDecoder(LanguageModel):
 
     def __init__(self, assembly: "Assembly") -> None:
         super().__init__(assembly, "causal")
-        self.eos, self.branches = assembly.eos, False
+        self.branches = False
         self.encoder = Stack(assembly, "full", "encoder", table=self.model.embed_tokens)
 
     def forward(self, tokens: Tensor, segments: Tensor | None = None, cache: KVCache | None = None) -> Tensor:

@@ -91,7 +91,13 @@ class Aware(nn.Linear):
 @torch.no_grad()
 def quantise(model: nn.Module, codec: Codec, *, aware: bool) -> None:
     """Every linear map of the layers; embeddings and the head, whose errors weigh most, stay as they are."""
-    layers: list[Any] = [layer for layer in targets_of(model, ("linear",)).values() if isinstance(layer, nn.Linear)]
+    found = targets_of(model, ("linear",))
+    if other := [path for path, layer in found.items() if not isinstance(layer, nn.Linear)]:
+        raise UserError(
+            f"{other[0]} is a {type(found[other[0]]).__name__} of another library, which no codes can stand in"
+            "\n    try: model=hf model.path=DIR, which reads its folder into layers of ours"
+        )
+    layers: list[Any] = list(found.values())
     if done := [layer for layer in layers if type(layer) is Coded]:
         raise UserError(
             f"{len(done)} of this model's linear maps are quantised already\n    try: a run with quantization=none"

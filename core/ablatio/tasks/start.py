@@ -87,7 +87,7 @@ def _of_run(folder: Path) -> dict[str, Tensor]:
 
     config = read_run(folder)
     if is_tuned(config):  # its adapters become part of the weights, and its codes plain numbers
-        from ablatio.model.adapters import merge
+        from ablatio.model.merging import merge
         from ablatio.model.quantized import dequantise
         from ablatio.tasks.load import load_run
 

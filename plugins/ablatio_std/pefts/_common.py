@@ -1,5 +1,6 @@
-"""What methods of low rank share: two thin matrices beside a frozen one, in a pass of its own."""
+"""What methods share: two thin matrices beside a frozen one, in a pass of their own; the library peft's names."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import torch
@@ -8,13 +9,32 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ablatio.knobs import Positive, Range
-from ablatio.model.adapters import MatrixAdapter, bias_of, said, weight_of
+from ablatio.model.adapters import MatrixAdapter, adapted, bias_of, said, weight_of
 from ablatio.model.loss import compute_dtype
 
 Rank = Annotated[int, Positive, "r, the rank of the change"]
 Alpha = Annotated[float, Positive, "the change is multiplied with alpha / r"]
 Dropout = Annotated[float, Range(0, 1, open_high=True), "of what the change reads"]
 QUERY_VALUE = ("q_proj", "v_proj")
+Layers = dict[str, dict[str, Tensor]]  # path -> name of peft's -> tensor
+ToPeft = tuple[dict[str, Any], Layers, set[str] | None]  # ablatio.peft_format
+
+
+def to_peft(kind: str, layers: Layers, by_row: set[str] | None, **config: Any) -> ToPeft:
+    """What `to_peft` of a method gives: peft's config of its `kind`, and the tensors under peft's names."""
+    return {"peft_type": kind, "task_type": "CAUSAL_LM", "inference_mode": True, **config}, layers, by_row
+
+
+def renamed(model: nn.Module, names: Mapping[str, str]) -> Layers:
+    """The tensors of each adapter under peft's names: {peft's: ours}."""
+    return {path: {theirs: a.get_parameter(own) for theirs, own in names.items()} for path, _, a in adapted(model)}
+
+
+def as_lora(pairs: Mapping[str, tuple[Tensor, Tensor]], scale: float, **config: Any) -> ToPeft:
+    """A change of low rank, whatever has found it, as peft's LoRA: {path: (A, B)}."""
+    layers = {path: {"lora_A.weight": a, "lora_B.weight": b} for path, (a, b) in pairs.items()}
+    rank = len(next(iter(pairs.values()))[0])
+    return to_peft("LORA", layers, {"lora_B.weight"}, r=rank, lora_alpha=scale * rank, bias="none", **config)
 
 
 class LowRank(MatrixAdapter):

@@ -10,8 +10,19 @@ from torch import Tensor, nn
 
 from ablatio import pefts, rule
 from ablatio.errors import UserError
-from ablatio.model.adapters import LayerPeft, MatrixAdapter, Targets, bias_of, freeze, matches, said, weight_of, widths
-from ablatio_std.pefts._common import Rank
+from ablatio.model.adapters import (
+    LayerPeft,
+    MatrixAdapter,
+    Targets,
+    adapted,
+    bias_of,
+    freeze,
+    matches,
+    said,
+    weight_of,
+    widths,
+)
+from ablatio_std.pefts._common import Layers, Rank, ToPeft, to_peft
 
 Names = Annotated[tuple[str, ...], "modules by name or path; `*`: all"]
 
@@ -51,6 +62,11 @@ class IA3(LayerPeft):
         out, width = widths(layer)
         at_input = any(matches(pattern, path) for pattern in self.feedforward)
         return Stretched(width if at_input else out, at_input)
+
+    def to_peft(self, model: nn.Module) -> ToPeft:
+        held = {path: a for path, _, a in adapted(model) if isinstance(a, Stretched)}
+        layers = {path: {"ia3_l": a.ia3_l[None] if a.at_input else a.ia3_l[:, None]} for path, a in held.items()}
+        return to_peft("IA3", layers, {"ia3_l"}, feedforward_modules=[path for path, a in held.items() if a.at_input])
 
 
 Path = Literal["lora", "vector", "constant", "none"]
@@ -120,6 +136,22 @@ class GLoRA(LayerPeft):
     def adapter(self, layer: Any, path: str) -> Generalised:
         return Generalised(*widths(layer), self.rank, *self.paths)
 
+    def to_peft(self, model: nn.Module) -> ToPeft | None:
+        """None where a layer without a bias gets one, which peft's does not."""
+        layers: Layers = {}
+        for path, layer, adapter in adapted(model):
+            layers[path] = {}
+            for name, p in adapter.named_parameters():
+                letter, way = name.split(".")
+                if letter in "CDE" and layer.bias is None:
+                    return None
+                thin = getattr(adapter.get_submodule(letter), "up", None) is not None
+                theirs = {"up": "Xu", "down": "Xd" if thin else "X"}[way]
+                layers[path][f"glora_{letter}.{theirs}"] = p.flatten() if letter in "DE" else p
+        kinds = dict(zip(("config_A_B", "config_C", "config_D_E"), self.paths, strict=True))
+        rows = {f"glora_{letter}.{way}" for letter in "ABDE" for way in ("X", "Xd")}
+        return to_peft("GLORA", layers, rows, r=self.rank, **kinds)
+
 
 class OwnVectors:
     """Some of the base's own parameters learn, all others are frozen; nothing is added."""
@@ -184,3 +216,10 @@ class NormTuning(OwnVectors):
 
     def wanted(self, path: str, name: str, module: nn.Module) -> bool:
         return "norm" in type(module).__name__.lower() or "norm" in path.rpartition(".")[2].lower()
+
+    def to_peft(self, model: nn.Module) -> ToPeft:
+        learned = [n.rpartition(".") for n, p in model.named_parameters() if p.requires_grad]
+        paths = sorted({path for path, _, _ in learned})
+        layers = {path: dict(model.get_submodule(path).named_parameters(recurse=False)) for path in paths}
+        told = {path: {f"ln_tuning_layers.{name}": p for name, p in held.items()} for path, held in layers.items()}
+        return to_peft("LN_TUNING", told, set())

@@ -7,10 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ablatio import Positive, pefts, rule
-from ablatio.model.adapters import Adapter, LayerPeft, Targets, targets_of
+from ablatio.model.adapters import Adapter, LayerPeft, Targets, adapted, targets_of
 from ablatio.model.attend import merge_heads, repeated
 from ablatio.model.context import Context
 from ablatio.model.softmax_attention import SoftmaxAttention
+from ablatio_std.pefts._common import ToPeft, to_peft
 
 
 class Gated(Adapter):
@@ -59,6 +60,13 @@ class LlamaAdapter(LayerPeft):
 
     def adapter(self, layer: Any, path: str) -> Gated:
         return Gated(self.tokens, layer.q_proj.in_features)
+
+    def to_peft(self, model: nn.Module) -> ToPeft:
+        held = [(path, a) for path, _, a in adapted(model) if isinstance(a, Gated)]
+        named = {f"{path}.adaption_{name}": p for path, a in held for name, p in (("prompt", a.prompt[None]),
+                 ("gate", a.gate))}  # fmt: skip
+        layers = {"": {f"base_model.model.{name}": tensor for name, tensor in named.items()}}
+        return to_peft("ADAPTION_PROMPT", layers, None, adapter_len=self.tokens, adapter_layers=len(held))
 
 
 rule(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ablatio import Positive, kinds, pefts, rule
 from ablatio.model.adapters import LayerPeft, Targets, adapted, weight_of, widths
 from ablatio.model.roles import ParameterInfo
-from ablatio_std.pefts._common import QUERY_VALUE, Alpha, Dropout, LowRank, Rank
+from ablatio_std.pefts._common import QUERY_VALUE, Alpha, Dropout, LowRank, Rank, ToPeft, as_lora
 
 Stabilized = Annotated[bool, "alpha / sqrt(r) in place of alpha / r (rsLoRA, arXiv:2312.03732)"]
 Ratio = Annotated[float, Positive, "B learns so many times faster than A (LoRA+, arXiv:2402.12354: 16)"]
@@ -50,18 +50,9 @@ class LoRA(LayerPeft):
             take_out(layer, made, self.init)
         return made
 
-    def to_peft(self, model: nn.Module) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]], set[str]]:
-        """The library peft's config and names (ablatio.peft_format)."""
-        layers: dict[str, dict[str, Tensor]] = {}
-        for path, _, adapter in adapted(model):
-            assert isinstance(adapter, LowRank)
-            layers[path] = {"lora_A.weight": adapter.lora_A, "lora_B.weight": adapter.lora_B}
-            if isinstance(adapter, Directed):
-                layers[path]["lora_magnitude_vector"] = adapter.magnitude
-            scale, rank = adapter.scale, len(adapter.lora_A)
-        config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": scale * rank, "bias": "none"}
-        config |= {"use_dora": isinstance(adapter, Directed), "lora_dropout": self.dropout, "inference_mode": True}
-        return config, layers, {"lora_B.weight", "lora_magnitude_vector"}
+    def to_peft(self, model: nn.Module) -> ToPeft:
+        pairs = {path: (a.lora_A, a.lora_B) for path, _, a in adapted(model) if isinstance(a, LowRank)}
+        return as_lora(pairs, self.scale, lora_dropout=self.dropout)
 
     def rate(self, info: ParameterInfo) -> float:
         return self.lr_ratio if info.name.endswith("lora_B") else 1.0
@@ -156,3 +147,9 @@ class DoRA(LoRA):
         made.lora_A.data, made.lora_B.data = plain.lora_A.data, plain.lora_B.data
         made.magnitude.data = made._norm(weight_of(layer).detach())
         return made
+
+    def to_peft(self, model: nn.Module) -> ToPeft:
+        config, layers, by_row = super().to_peft(model)
+        for path, _, adapter in adapted(model):
+            layers[path]["lora_magnitude_vector"] = adapter.get_parameter("magnitude")
+        return config | {"use_dora": True}, layers, {*(by_row or ()), "lora_magnitude_vector"}

@@ -13,7 +13,7 @@ from ablatio.errors import UserError
 from ablatio.model.adapters import LayerPeft, MatrixAdapter, adapted, bias_of, freeze, said, weight_of
 from ablatio.model.roles import named_generator
 from ablatio.tasks.step import Step
-from ablatio_std.pefts._common import low_rank_linear
+from ablatio_std.pefts._common import ToPeft, as_lora, low_rank_linear
 
 GROW = 1.5  # of the step size after a success; a fourth root of it back after a failure: one in five keeps it
 
@@ -93,6 +93,11 @@ class LoraHub(LayerPeft):
         a, b = (torch.stack([t[f"{path}.adapter.lora_{n}"] for t in self.held]) for n in "AB")
         device = torch.get_default_device()
         return Mixed(a.to(device), b.to(device), self.scale, self.weights, self.sigma)
+
+    def to_peft(self, model: nn.Module) -> ToPeft:
+        """The mixture is a LoRA of the same rank."""
+        pairs = {path: a.eval().mixed() for path, _, a in adapted(model) if isinstance(a, Mixed)}
+        return as_lora(pairs, self.scale)
 
     @torch.no_grad()
     def before_step(self, step: Step) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ablatio import Positive, pefts
 from ablatio.errors import UserError
 from ablatio.model.adapters import LayerPeft, MatrixAdapter, Targets, widths
-from ablatio_std.pefts._common import QUERY_VALUE, Rank
+from ablatio_std.pefts._common import QUERY_VALUE, Rank, ToPeft, renamed, to_peft
 
 Block = Annotated[int, Positive, "entries that are turned together; it divides the width of the input"]
 
@@ -59,6 +59,10 @@ class OFT(LayerPeft):
     def adapter(self, layer: Any, path: str) -> Rotated:
         return Rotated(widths(layer)[1], self.block, self.shared)
 
+    def to_peft(self, model: nn.Module) -> ToPeft:
+        config = {"oft_block_size": self.block, "r": 0, "block_share": self.shared, "use_cayley_neumann": False}
+        return to_peft("OFT", renamed(model, {"oft_R.weight": "oft_R"}), set(), **config)
+
 
 class Butterfly(MatrixAdapter):
     """diag(s) W R^T, R a product of rotations in blocks; each reaches twice as far as the one before."""
@@ -102,6 +106,13 @@ class BOFT(LayerPeft):
     def adapter(self, layer: Any, path: str) -> Butterfly:
         return Butterfly(*widths(layer), self.block, self.factors)
 
+    def to_peft(self, model: nn.Module) -> ToPeft | None:
+        """None for several factors, whose blocks peft pairs in another order."""
+        if self.factors > 1:
+            return None
+        layers = renamed(model, {"boft_R": "boft_R", "boft_s": "boft_s"})
+        return to_peft("BOFT", layers, {"boft_s"}, boft_block_size=self.block, boft_block_num=0)
+
 
 class Reflected(MatrixAdapter):
     """W H_1 ... H_r, H_i = I - 2 u_i u_i^T / |u_i|^2."""
@@ -133,3 +144,6 @@ class HRA(LayerPeft):
 
     def adapter(self, layer: Any, path: str) -> Reflected:
         return Reflected(widths(layer)[1], self.rank)
+
+    def to_peft(self, model: nn.Module) -> ToPeft:
+        return to_peft("HRA", renamed(model, {"hra_u": "hra_u"}), set(), r=self.rank)

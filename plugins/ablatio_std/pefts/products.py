@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ablatio import Positive, pefts
-from ablatio.model.adapters import LayerPeft, MatrixAdapter, Targets, said, targets_of, widths
-from ablatio.model.roles import named_generator
-from ablatio_std.pefts._common import QUERY_VALUE, Alpha, Rank
+from ablatio.model.adapters import LayerPeft, MatrixAdapter, Targets, adapted, said, targets_of, widths
+from ablatio.model.roles import named_generator, named_seed
+from ablatio_std.pefts._common import QUERY_VALUE, Alpha, Rank, ToPeft, renamed, to_peft
 
 
 class Scaled(MatrixAdapter):
@@ -56,6 +56,15 @@ class VeRA(LayerPeft):
         out, width = widths(layer)
         return Scaled(self.a[:, :width].clone(), self.b[:out].clone(), self.d_initial)
 
+    def to_peft(self, model: nn.Module) -> ToPeft:
+        """With A and B of the widest layer, of which the others have parts."""
+        layers = renamed(model, {"vera_lambda_b": "lambda_b", "vera_lambda_d": "lambda_d"})
+        held = [a for _, _, a in adapted(model) if isinstance(a, Scaled)]
+        wide, tall = max((a.vera_A for a in held), key=lambda t: t.shape[1]), max((a.vera_B for a in held), key=len)
+        layers[""] = {"base_model.vera_A": wide, "base_model.vera_B": tall}
+        config = {"r": self.rank, "save_projection": True, "projection_prng_key": 0, "vera_dropout": 0.0}
+        return to_peft("VERA", layers, None, **config)
+
 
 class Hadamard(MatrixAdapter):
     """W + s (A1 B1) * (A2 B2)."""
@@ -84,6 +93,10 @@ class LoHa(LayerPeft):
 
     def adapter(self, layer: Any, path: str) -> Hadamard:
         return Hadamard(*widths(layer), self.rank, self.scale)
+
+    def to_peft(self, model: nn.Module) -> ToPeft:
+        layers = renamed(model, {f"hada_w{i}_{x}": f"w{i}_{x}" for i in "12" for x in "ab"})
+        return to_peft("LOHA", layers, {"hada_w1_a", "hada_w2_a"}, r=self.rank, alpha=self.scale * self.rank)
 
 
 class Kronecker(MatrixAdapter):
@@ -129,6 +142,11 @@ class LoKr(LayerPeft):
     def adapter(self, layer: Any, path: str) -> Kronecker:
         return Kronecker(*widths(layer), self.rank, self.scale, self.factor)
 
+    def to_peft(self, model: nn.Module) -> ToPeft:
+        layers = {path: {f"lokr_{name}": p for name, p in a.named_parameters()} for path, _, a in adapted(model)}
+        factor = -1 if self.factor is None else self.factor
+        return to_peft("LOKR", layers, None, r=self.rank, alpha=self.scale * self.rank, decompose_factor=factor)
+
 
 class Spectral(MatrixAdapter):
     """W + s Re(ifft2(C)), C (out, in) zero but for n entries."""
@@ -172,3 +190,13 @@ class FourierFT(LayerPeft):
         generator = named_generator(self.seed, f"fourierft/{out}/{width}")
         entries = torch.randperm(out * width, generator=generator, device="cpu")[: self.n_frequency]
         return Spectral(out, width, entries.to(torch.get_default_device()), self.alpha, self.init == "gaussian")
+
+    def to_peft(self, model: nn.Module) -> ToPeft | None:
+        """None for layers of several shapes: peft draws the frequencies of all of them from one seed."""
+        shapes = {widths(layer) for _, layer, _ in adapted(model)}
+        if len(shapes) > 1:
+            return None
+        out, width = shapes.pop()
+        config = {"n_frequency": self.n_frequency, "scaling": self.alpha}
+        config["random_loc_seed"] = named_seed(self.seed, f"fourierft/{out}/{width}")
+        return to_peft("FOURIERFT", renamed(model, {"fourierft_spectrum": "spectrum"}), None, **config)

@@ -11,6 +11,7 @@ from ablatio.errors import UserError
 from ablatio.model.adapters import freeze, widths
 from ablatio.model.roles import named_seed, seeded
 from ablatio.model.stack import Stack, Virtual
+from ablatio_std.pefts._common import Layers, ToPeft, to_peft
 
 Tokens = Annotated[int, Positive, "virtual tokens before each text"]
 Hidden = Annotated[int | None, Positive, "width of the network that makes them; null: model.d_model"]
@@ -32,12 +33,23 @@ class VirtualPeft:
         if not stacks:
             raise UserError(
                 "this model has no place for virtual tokens: it is none of ablatio's\n"
-                "    try: peft=hf peft.method=prefix_tuning, on a model of transformers"
+                "    try: model=hf model.path=DIR, which reads a folder of transformers into one of ours"
             )
         freeze(model)
         for path, stack in stacks:
             with seeded(named_seed(seed, f"{path}.virtual")), torch.device(stack.embed_tokens.weight.device):
                 stack.virtual = self.before(stack).to(stack.embed_tokens.weight.dtype)
+
+    def to_peft(self, model: nn.Module) -> ToPeft | None:
+        """The tokens as they are made, and not what makes them; None for two stacks, of which peft has one set."""
+        found = [m for m in model.modules() if isinstance(m, Stack) and m.virtual is not None]
+        if len(found) > 1:
+            return None
+        return to_peft(*self.as_peft(found[0]), num_virtual_tokens=self.tokens, num_transformer_submodules=1)
+
+    def as_peft(self, stack: Stack) -> tuple[str, Layers, set[str] | None]:
+        """peft's kind, its tensors, and whether rows of keys may stand in another order (None)."""
+        raise NotImplementedError
 
 
 rule(
@@ -70,12 +82,21 @@ class SoftPrompt(Virtual):
         super().__init__()
         self.tokens, self.prompt, self.made = len(start), nn.Parameter(start), made
 
+    def embeddings(self) -> Tensor:
+        return self.prompt if self.made is None else self.made(self.prompt)
+
     def forward(self, stack: Stack) -> dict[int, tuple[Tensor, Tensor]]:
-        return stack.keys_values_of(self.prompt if self.made is None else self.made(self.prompt))
+        return stack.keys_values_of(self.embeddings())
+
+
+class _PromptPeft(VirtualPeft):
+    def as_peft(self, stack: Stack) -> tuple[str, Layers, set[str] | None]:
+        assert isinstance(stack.virtual, SoftPrompt)
+        return "PROMPT_TUNING", {"": {"prompt_embeddings": stack.virtual.embeddings().detach() / stack.scale}}, set()
 
 
 @pefts.register("prompt", paper="arXiv:2104.08691")
-class PromptTuning(VirtualPeft):
+class PromptTuning(_PromptPeft):
     """[P; x]: n learned embeddings before those of the text; every document of a row has them before it.
 
     They start as embeddings of random tokens, as in the paper.
@@ -104,7 +125,7 @@ class LstmEncoder(nn.Module):
 
 
 @pefts.register("p_tuning", paper="arXiv:2103.10385")
-class PTuning(VirtualPeft):
+class PTuning(_PromptPeft):
     """[MLP(LSTM(P)); x]: a two-way LSTM and two linear maps with a ReLU make the virtual embeddings."""
 
     def __init__(
@@ -134,8 +155,12 @@ class Prefix(Virtual):
         if hidden is not None:
             self.made = nn.Sequential(nn.Linear(width, hidden), nn.Tanh(), nn.Linear(hidden, total))
 
+    def flat(self) -> Tensor:
+        """(n, total): of each layer its keys, then its values."""
+        return self.table if self.made is None else self.made(self.table)
+
     def forward(self, stack: Stack) -> dict[int, tuple[Tensor, Tensor]]:
-        flat = self.table if self.made is None else self.made(self.table)  # (n, total)
+        flat = self.flat()
         sizes = [2 * heads * d_head for heads, d_head in self.shapes.values()]
         held = {}
         for (layer, (heads, d_head)), part in zip(self.shapes.items(), flat.split(sizes, dim=1), strict=True):
@@ -144,17 +169,27 @@ class Prefix(Virtual):
         return held
 
 
+def shapes_of(stack: Stack) -> dict[int, tuple[int, int]]:
+    """Heads of keys and values in each layer, and how wide they are."""
+    shapes = {}
+    for path, layer in stack.layers.named_modules():
+        if path.endswith("self_attn"):
+            attention: Any = layer
+            shapes[attention.layer] = widths(attention.k_proj)[0] // attention.d_head, attention.d_head
+    return shapes
+
+
 class _PrefixPeft(VirtualPeft):
     hidden: int | None
     network: bool
 
     def before(self, stack: Stack) -> Prefix:
-        shapes = {}
-        for path, layer in stack.layers.named_modules():
-            if path.endswith("self_attn"):
-                attention: Any = layer
-                shapes[attention.layer] = widths(attention.k_proj)[0] // attention.d_head, attention.d_head
-        return Prefix(shapes, self.tokens, stack.d_model, (self.hidden or stack.d_model) if self.network else None)
+        hidden = (self.hidden or stack.d_model) if self.network else None
+        return Prefix(shapes_of(stack), self.tokens, stack.d_model, hidden)
+
+    def as_peft(self, stack: Stack) -> tuple[str, Layers, set[str] | None]:
+        assert isinstance(stack.virtual, Prefix)
+        return "PREFIX_TUNING", {"": {"prompt_embeddings": stack.virtual.flat().detach()}}, None
 
 
 @pefts.register("prefix", paper="arXiv:2101.00190")

@@ -10,7 +10,7 @@ from ablatio import Fraction, NonNegative, Positive, pefts, rule
 from ablatio.knobs import Range
 from ablatio.model.adapters import LayerPeft, MatrixAdapter, Targets, adapted, said, widths
 from ablatio.tasks.step import Step
-from ablatio_std.pefts._common import QUERY_VALUE, Alpha, LowRank, Rank
+from ablatio_std.pefts._common import QUERY_VALUE, Alpha, LowRank, Rank, ToPeft, as_lora
 
 Beta = Annotated[float, Range(0, 1, open_high=True)]
 
@@ -86,9 +86,17 @@ class AdaLoRA(LayerPeft):
     def adapter(self, layer: Any, path: str) -> Triplets:
         return Triplets(*widths(layer), self.rank, self.scale)
 
+    def to_peft(self, model: nn.Module) -> ToPeft:
+        """As a LoRA: E goes into A, and a pruned triplet is zero."""
+        return as_lora({path: (t.lora_A * t.lora_E, t.lora_B) for path, t in self._paths(model)}, self.scale)
+
+    @staticmethod
+    def _paths(model: nn.Module) -> list[tuple[str, Triplets]]:
+        return [(path, adapter) for path, _, adapter in adapted(model) if isinstance(adapter, Triplets)]
+
     @staticmethod
     def _all(model: nn.Module) -> list[Triplets]:
-        return [adapter for _, _, adapter in adapted(model) if isinstance(adapter, Triplets)]
+        return [adapter for _, adapter in AdaLoRA._paths(model)]
 
     def before_step(self, step: Step) -> dict[str, Tensor]:
         if self.orthogonal:
@@ -178,6 +186,12 @@ class DyLoRA(LayerPeft):
 
     def adapter(self, layer: Any, path: str) -> Nested:
         return Nested(*widths(layer), self.rank, 1.0, alpha=self.alpha, frozen=self.frozen, used=self.used)
+
+    def to_peft(self, model: nn.Module) -> ToPeft:
+        """As a LoRA of the rank that is used."""
+        used = self.used or self.rank
+        nested = [(path, a) for path, _, a in adapted(model) if isinstance(a, Nested)]
+        return as_lora({path: (a.lora_A[:used], a.lora_B[:, :used]) for path, a in nested}, self.alpha / used)
 
 
 rule(

@@ -36,8 +36,9 @@ class Collapse:
     there, and one warning is given each time that it begins.
     """
 
-    def __init__(self, stop: int, decode: Callable[[Sequence[int]], str]) -> None:
-        self.stop, self.decode, self.now = stop, decode, False
+    def __init__(self, stop: int, decode: Callable[[Sequence[int]], str], rate: float) -> None:
+        """rate: the learning rate of the run, of which a tenth is proposed."""
+        self.stop, self.decode, self.rate, self.now = stop, decode, rate, False
 
     def __call__(self, rollout: Rollout, top_token: Tensor) -> Tensor:
         """1 where the answers of a rollout are one token over and over, or are empty."""
@@ -57,5 +58,5 @@ class Collapse:
             what = f"{100 * empty:.0f} % of its last {len(rollout)} answers are empty"
         log.warning(
             "the policy has collapsed: %s\n"
-            "    try: a lower rate (optimizer.lr), a stronger tie to the reference, or another reward", what,
+            "    try: optimizer.lr=%g, or a stronger tie to the reference, or another reward", what, self.rate / 10,
         )  # fmt: skip

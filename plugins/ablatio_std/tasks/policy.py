@@ -84,7 +84,7 @@ class Policy:
             setup, self.prompts, self.tokenizer, *self._judge(), self.asks["advantages"], self.stop, answer_tokens,
             temperature,
         )  # fmt: skip
-        self.collapse = Collapse(self.stop, self.asking.decode)
+        self.collapse = Collapse(self.stop, self.asking.decode, float(setup.config["optimizer"].get("lr", 1e-3)))
         self.gold = (rule_of(gold), gold) if gold is not None else None
         self.off_policy = getattr(self.method, "writer", "policy") == "reference"
         self.best_of = getattr(self.method, "best_of", None) or 1

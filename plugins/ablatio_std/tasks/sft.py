@@ -1,32 +1,30 @@
 """Supervised fine-tuning: conversations in a template's form, the loss on what the assistant says."""
 
 import hashlib
-import logging
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ablatio import Fraction, OptionOf, Positive, rule, sources
+from ablatio import Fraction, OptionOf, Positive, kinds, rule, sources
 from ablatio.data.batches import Windows, segments
 from ablatio.data.cache import prepare
-from ablatio.data.chat import Written, fitted, sign_id, write
+from ablatio.data.chat import Written, sign_id, write
 from ablatio.data.order import WindowOrder
 from ablatio.data.rows import ExampleOrder, PackedRows, first_fit
-from ablatio.data.splits import hash_split
-from ablatio.data.types import Conversation
 from ablatio.errors import UserError
 from ablatio.generate import Sampling, generate
 from ablatio.kinds import tasks
-from ablatio.model.example import PADDING, Example
+from ablatio.model.example import Example
 from ablatio.model.language_model import LanguageModel, Loss
+from ablatio.model.roles import named_generator
 from ablatio.tasks.setup import Setup
 
+from ._talks import OneText, Reading, Row, SourceAndTarget, Talks
+
 SHOWN, LONGEST = 4, 192  # answers in samples.jsonl, and their tokens
-log = logging.getLogger("ablatio")
 
 
 @tasks.register("sft", paper="arXiv:2203.02155")
@@ -34,7 +32,8 @@ class SupervisedFineTuning:
     """sum -log p(token | the conversation before it) over the tokens that the assistant says, its end sign included.
 
     Conversations are packed into rows of `data.length` tokens by first fit; tokens see their own conversation alone.
-    A share of the rows may be plain text, as in pre-training, with the loss on each token.
+    Where the architecture learns from source and target, what comes before an answer is the source of that answer.
+    A share of the rows may be plain text, as in pre-training: of a decoder alone, with the loss on each token.
     """
 
     takes, scores, main, better, template = "conversations", ("loss", "accuracy"), "loss", "lower", True
@@ -57,50 +56,24 @@ class SupervisedFineTuning:
         self.share = share
         source = setup.source()
         self.tokenizer, self.form = setup.chat(source)
-        every = list(source.conversations())  # type: ignore[attr-defined]  (a rule asks for it)
-        self.held = {split: [c for c in every if self._split(c) == split] for split in ("train", "validation")}
-        self.content: dict[str, Any] = {"fingerprint": source.fingerprint()}
-        self.written = {split: self._write(split) for split in self.held}
-        groups = [c.group for c in self.held["train"]]
-        sizes = [len(w) - 1 for w in self.written["train"]]
-        order = ExampleOrder(groups, setup.seeds.data, cap)
-        self.rows = PackedRows(sizes, order, setup.length if packing else None)
+        self.reading = self._reading()
+        talks = Talks(setup, source, self.tokenizer, self.form, self.reading, too_long)
+        self.held, self.written, self.content = talks.held, talks.written, talks.content
+        order = ExampleOrder([c.group for c in self.held["train"]], setup.seeds.data, cap)
+        self.rows = PackedRows(self._sizes(self.written["train"]), order, setup.length if packing else None)
         self.plain = self._plain(text) if share else None
 
-    def _split(self, conversation: Conversation) -> str:
-        """By the hash of the first question, so that one question never stands on both sides."""
-        if conversation.split:
-            return conversation.split
-        asked = next(m.text for m in conversation.messages if m.role == "user")
-        return hash_split(hashlib.sha256(asked.encode()).digest(), self.setup.config["data"]["val_fraction"])
+    def _reading(self) -> Reading:
+        """How the architecture reads a conversation."""
+        facts, eos = kinds.architectures[self.setup.config["architecture"]["name"]].facts, self.tokenizer.eos
+        if "next tokens" in facts["takes"]:
+            return OneText(eos, prompts=self.prompts, causal=facts["mask"] == "causal")
+        wiring = {"vocab_size": self.tokenizer.vocab_size, "eos": eos, "max_len": self.setup.length}
+        return SourceAndTarget(eos, self.setup.part("objective", **wiring))
 
-    def _write(self, split: str) -> list[Written]:
-        """The conversations that fit, as tokens; `held` keeps those alone."""
-        conversations, kept, count = self.held[split], [], Counter[str]()
-        found: list[Written] = []
-        whole = write(self.tokenizer, self.form, [c.messages for c in conversations])
-        for conversation, written in zip(conversations, whole, strict=True):
-            fits = fitted(written, self.setup.length, self.too_long, conversation.id)
-            count["cut"] += fits is not None and fits is not written
-            count["dropped"] += fits is None
-            if fits is not None:
-                found.append(fits)
-                kept.append(conversation)
-        count |= {"conversations": len(found), "tokens": sum(map(len, found))}
-        self.held[split], self.content[split] = kept, dict(count)
-        if not found:
-            longest = max(map(len, whole), default=0)
-            raise UserError(
-                f"the {split} split is empty: {len(conversations)} conversations came, and {count['dropped']} of them "
-                f"do not fit into {self.setup.length} tokens, the longest has {longest}\n    try: "
-                + (f"model.max_len={longest}" if count["dropped"] else "data.val_fraction=0.2")
-            )
-        if count["cut"] or count["dropped"]:
-            log.warning(
-                "%s: %d of %d conversations lost their beginning, %d were left out: they are longer than %d tokens",
-                split, count["cut"], len(conversations), count["dropped"], self.setup.length,
-            )  # fmt: skip
-        return found
+    def _sizes(self, pieces: Sequence[Written]) -> list[int]:
+        """Tokens that each takes in a row."""
+        return [len(piece) - self.reading.ahead for piece in pieces]
 
     def _plain(self, name: str) -> tuple[Windows, WindowOrder]:
         source = sources.build(name)
@@ -116,71 +89,44 @@ class SupervisedFineTuning:
     def validation(self, length: int | None = None, tokens: int | None = None) -> list[dict[str, Tensor]]:
         """Held-out conversations packed in their own order; at most `data.val_tokens` tokens."""
         length = length or self.setup.length
-        written = [w for w in self.written["validation"] if len(w) <= length + 1]
+        written = [w for w in self.written["validation"] if len(w) <= length + self.reading.ahead]
         if not written:
             raise UserError(
                 f"no held-out conversation fits into {length} tokens\n    try: --length {self.setup.length}"
             )
-        sizes = np.array([len(w) - 1 for w in written])
+        sizes = np.array(self._sizes(written))
         packed = first_fit(sizes, np.arange(len(sizes)), length) if self.packing else [[i] for i in range(len(sizes))]
         cap = tokens if tokens is not None else self.setup.config["data"]["val_tokens"]
         packed = packed[: max(1, cap // length)] if cap else packed
         at_once = max(1, 4096 // length)
         groups = [packed[i : i + at_once] for i in range(0, len(packed), at_once)]
-        return [self._batch([self._row(written, row, length) for row in group]) for group in groups]
+        return [self._batch([self.reading.row([written[i] for i in row]) for row in group]) for group in groups]
 
     def tokens(self, steps: int) -> int:
         """Packed rows count as whole; without packing, as many as conversations have on average."""
-        rows = self.setup.plan.step(steps)[0]
-        mean = sum(len(w) - 1 for w in self.written["train"]) / len(self.written["train"])
-        return rows * self.setup.length if self.packing else round(rows * mean)
+        rows, sizes = self.setup.plan.step(steps)[0], self._sizes(self.written["train"])
+        return rows * self.setup.length if self.packing else round(rows * sum(sizes) / len(sizes))
 
-    def row(self, number: int) -> dict[str, Tensor]:
+    def row(self, number: int) -> Row:
         """Row of the run: conversations, or a window of plain text."""
         texts = int(number * self.share)
         if self.plain is None or int((number + 1) * self.share) == texts:
-            return self._row(self.written["train"], self.rows.row(number - texts), self.setup.length)
+            return self.reading.row([self.written["train"][i] for i in self.rows.row(number - texts)])
         windows, order = self.plain
         tokens = windows(order.starts(np.array([texts])))
-        documents = segments(tokens, self.tokenizer.eos)
-        numbers = torch.zeros_like(tokens) if documents is None else documents.long()
-        return {
-            "inputs": tokens[0, :-1], "targets": tokens[0, 1:], "weights": torch.ones(self.setup.length),
-            "segments": numbers[0, :-1],
-        }  # fmt: skip
+        generator = named_generator(self.setup.seeds.data, f"text/{texts}")
+        return self.reading.plain(tokens, segments(tokens, self.tokenizer.eos), generator)
 
-    def _row(self, written: Sequence[Written], members: Sequence[int], length: int) -> dict[str, Tensor]:
-        """Conversations side by side; each begins anew, and what its last token would say is no target."""
-        held = [written[i] for i in members]
-        ids = [w.ids.astype(np.int64) for w in held]
-        said = [np.ones(len(w), dtype=bool) if self.prompts else w.said for w in held]
-        row = {
-            "inputs": np.concatenate([i[:-1] for i in ids]),
-            "targets": np.concatenate([i[1:] for i in ids]),
-            "weights": np.concatenate([s[1:] for s in said]).astype(np.float32),
-            "segments": np.concatenate([np.full(len(i) - 1, n) for n, i in enumerate(ids)]),
-        }
-        return {name: torch.from_numpy(values) for name, values in row.items()}
-
-    def _batch(self, rows: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Rows filled up to the longest; packed ones to the same length always, which compiled code likes."""
-        longest = self.setup.length if self.packing else 0
-        longest = max([longest, *(len(row["inputs"]) for row in rows)])
-        filled = {"inputs": self.tokenizer.eos, "targets": self.tokenizer.eos, "weights": 0.0, "segments": PADDING}
+    def _batch(self, rows: Sequence[Row]) -> Row:
+        """Rows filled up to the longest; packed ones to the same length always, where the form is even."""
+        least = self.setup.length if self.packing and self.reading.even else 0
         return {
-            name: torch.stack([_filled(row[name], longest, value) for row in rows]) for name, value in filled.items()
+            name: torch.stack([_filled(row[name], max(least, *(len(r[name]) for r in rows)), value) for row in rows])
+            for name, value in self.reading.fill.items()
         }
 
     def example(self, batch: Mapping[str, Tensor], generator: torch.Generator) -> Example:
-        return self._example(batch)
-
-    def _example(self, batch: Mapping[str, Tensor]) -> Example:
-        """A row of one conversation needs no segments: what fills it up stands behind all that is said."""
-        numbers: Tensor | None = batch["segments"]
-        assert numbers is not None
-        if self.setup.config["architecture"]["name"] == "causal" and not bool((numbers > 0).any()):
-            numbers = None
-        return Example(batch["inputs"], batch["targets"], batch["weights"], numbers)
+        return self.reading.example(batch)
 
     def loss(self, model: LanguageModel, example: Example) -> Loss:
         return model.loss(example)
@@ -202,7 +148,7 @@ class SupervisedFineTuning:
         nats = hits = count = 0.0
         try:
             for number, batch in enumerate(batches):
-                example = self._example(batch).to(device)
+                example = self.reading.example(batch).to(device)
                 losses, found, weights = model.scored_targets(example)
                 weights = weights.double()
                 nats += float((losses.double() * weights).sum())
@@ -215,7 +161,8 @@ class SupervisedFineTuning:
 
     def samples(self, model: LanguageModel) -> list[dict[str, str]]:
         """The likeliest answers to the first held-out questions, and what was expected."""
-        asked = [c.messages[:-1] for c in self.held["validation"][:SHOWN]]
+        shown = list(dict.fromkeys(self.held["validation"]))[:SHOWN]
+        asked = [c.messages[:-1] for c in shown]
         prompts = [w.ids.tolist() for w in write(self.tokenizer, self.form, asked, answering=True)]
         room = [p[-self.setup.length // 2 :] for p in prompts]
         longest = min(LONGEST, self.setup.length - max(map(len, room)))
@@ -227,10 +174,9 @@ class SupervisedFineTuning:
             return []
         finally:
             model.train(mode)
-        expected = [c.messages[-1].text for c in self.held["validation"]]
         return [
-            {"prompt": messages[-1].text, "answer": self.tokenizer.decode(answer), "expected": right}
-            for messages, answer, right in zip(asked, found, expected, strict=False)
+            {"prompt": c.messages[-2].text, "answer": self.tokenizer.decode(answer), "expected": c.messages[-1].text}
+            for c, answer in zip(shown, found, strict=True)
         ]
 
 
@@ -257,9 +203,16 @@ rule(
     where="task.packing",
 )
 rule(
-    when="task.name == 'sft' and 'next tokens' not in facts.architecture.takes",
-    why="task=sft teaches a decoder what follows, and architecture={architecture.name} learns from "
+    when="task.name == 'sft' and 'next tokens' not in facts.architecture.takes "
+    "and 'source and target' not in facts.architecture.takes",
+    why="task=sft teaches a decoder to answer, and architecture={architecture.name} learns from "
     "{facts.architecture.takes}",
     fix="architecture=causal",
     where="architecture",
+)
+rule(
+    when="task.name == 'sft' and task.prompts and 'next tokens' not in facts.architecture.takes",
+    why="architecture={architecture.name} reads questions and says answers alone: no loss can stand on a question",
+    fix="task.prompts=false",
+    where="task.prompts",
 )

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from ablatio.errors import UserError
-from ablatio.model.adapters import adapted, merge
+from ablatio.model.adapters import adapted
 from ablatio.model.branches import answer_states
 from ablatio.model.cache import KVCache
+from ablatio.model.merging import merge
 from ablatio.model.roles import groups_by_role, named_generator
 from ablatio.registry import Entry
 from ablatio.testing import probe, samples, tiny
