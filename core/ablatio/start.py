@@ -7,6 +7,7 @@ or an experiment may name the model in its file (`model: {start: hf, path: smoll
 
 import functools
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -144,5 +145,5 @@ def _text(value: Any) -> str:
 
 
 def quoted(text: str) -> str:
-    """Any text as a value in Hydra's grammar."""
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    """Any text as a value in Hydra's grammar, in which a backslash means itself unless a quote comes behind it."""
+    return "'" + re.sub(r"(\\*)('|\Z)", lambda found: found[1] * 2 + found[2].replace("'", "\\'"), text) + "'"

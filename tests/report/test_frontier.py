@@ -11,7 +11,7 @@ from ablatio.report.arms import Arm
 from ablatio.report.findings import find
 from ablatio.report.frontier import _at, frontier, in_words, series
 from ablatio.report.table import read_table
-from ablatio.report.text import markdown_text
+from ablatio.report.written import markdown_text
 
 
 def test_a_line_is_a_method_and_goes_from_near_to_far(tmp_path: Path):

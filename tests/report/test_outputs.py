@@ -17,6 +17,7 @@ from ablatio.report.escape import cell, markdown, script_json, terminal, visible
 from ablatio.report.findings import find
 from ablatio.report.page import page_text
 from ablatio.report.table import read_table
+from ablatio.report.written import markdown_text
 
 
 def test_results_do_not_depend_on_the_clock_the_folder_or_the_order(tmp_path: Path):
@@ -80,7 +81,7 @@ def test_the_terminal_gets_no_escape_codes_and_no_markup(tmp_path: Path):
 
 
 def test_markdown_has_no_html_and_no_more_cells_than_columns(tmp_path: Path):
-    made = text.markdown_text(find(read_table([attacked(tmp_path / "s")])))
+    made = markdown_text(find(read_table([attacked(tmp_path / "s")])))
     table = [line for line in made.splitlines() if line.startswith("| ")]
     bars = {line.replace("\\\\", "").replace("\\|", "").count("|") for line in table}
     assert len(bars) == 1
@@ -123,7 +124,7 @@ def test_a_screening_design_is_told_by_its_settings(tmp_path: Path):
 def test_a_study_without_any_result_has_a_report(tmp_path: Path):
     fake = Fake(axes={"norm": ["a", "b"]}, states={("norm=a", None): "planned", ("norm=b", None): "running"})
     found = find(read_table([write_study(tmp_path / "s", fake)]))
-    assert "planned" in text.markdown_text(found) and page_text(found)
+    assert "planned" in markdown_text(found) and page_text(found)
 
 
 @pytest.mark.slow
@@ -138,3 +139,55 @@ def test_a_thousand_runs_are_reported_in_time(tmp_path: Path, capsys: pytest.Cap
     assert time.process_time() - start < 20
     assert (folder / "report" / "report.html").stat().st_size < 6e6
     assert "more in the files" in capsys.readouterr().out
+
+
+def test_markdown_says_of_each_arm_what_the_page_says(tmp_path: Path):
+    """Sizes, the rate and whether it was tuned, divergences, what was made equal, noise, hashes, the command."""
+    folder = write_study(tmp_path / "s", MIXED)
+    path = folder / "study.json"
+    made = {"set": {"model.d_ff": "301"}, "what": "params", "residual": 0.0004}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"matched": {"norm=none position=rope": made}}))
+    told = markdown_text(find(read_table([folder])))
+    assert "| learning rate | diverged | memory | step | time |" in told and "0.003 untuned | 1 of 3 |" in told
+    assert "none rope: model.d\\_ff=301, params +0.04%" in told and "norm = rmsnorm, layernorm, none" in told
+    assert "rmsnorm rope over 3 seeds: val/loss" in told and "4 of 5 studies from" in told
+    assert f"data: {MIXED.data}" in told and "- code: c3d3" in told and "- plugin std" in told
+    assert "ablatio train -m norm=rmsnorm position=rope trainer.threads=1 seed=1,2,3" in told
+
+
+def test_a_study_in_which_all_failed_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    fake = Fake(
+        axes={"norm": ["rmsnorm", "layernorm"]},
+        states={("norm=rmsnorm", None): "failed", ("norm=layernorm", None): "failed"},
+    )
+    assert main(["report", str(write_study(tmp_path / "s", fake))]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "failed: 6 runs, such as norm=rmsnorm seed=1: it was failed at step 740" in out
+    assert "No run is done yet" in out
+
+
+def test_the_correction_and_the_intervals_can_be_chosen(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    folder = write_study(tmp_path / "s", ACTIVATIONS)
+    for correction, words in (("dunnett", "Dunnett p"), ("bh", "Benjamini-Hochberg p"), ("none", "p is not corrected")):
+        assert main(["report", str(folder), "--correction", correction]) == 0
+        assert words in " ".join(capsys.readouterr().out.split())
+    assert main(["report", str(folder), "--interval", "bootstrap"]) == 0
+    assert "Bootstrapped intervals are too narrow" in " ".join(capsys.readouterr().out.split())
+    table = read_table([folder])
+    pair = {m: find(table, method=m).comparison.pairs[0].difference for m in ("t", "bootstrap", "permutation")}
+    assert pair["bootstrap"].high - pair["bootstrap"].low < pair["t"].high - pair["t"].low
+    assert pair["permutation"].p >= 2 ** (1 - 5)
+    plain = write_study(tmp_path / "p", Fake(axes={"norm": ["rmsnorm", "layernorm"]}))
+    assert main(["report", str(plain), "--correction", "dunnett"]) == 2
+    assert "try: --baseline norm=rmsnorm" in capsys.readouterr().err
+
+
+def test_the_level_is_that_of_the_study(tmp_path: Path):
+    """A study that was planned at alpha=0.001 names no winner at p = 0.01."""
+    folder = write_study(tmp_path / "s", ACTIVATIONS)
+    path = folder / "study.json"
+    won = sum(pair.better is not None for pair in find(read_table([folder])).comparison.pairs)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"settings": {"alpha": 1e-4}}))
+    found = find(read_table([folder]))
+    assert won > sum(pair.better is not None for pair in found.comparison.pairs)
+    assert found.smallest_visible()[5] > 0.01

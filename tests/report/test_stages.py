@@ -66,8 +66,8 @@ def test_arms_are_compared_on_the_last_stage_s_score(sweep: Path) -> None:
     found = find(read_table([sweep]))
     assert found.metric == "val/reward" and found.better == "high"
     assert [(row.arm.name, row.n, pytest.approx(row.mean)) for row in found.rows] == [
-        ("0.05", 2, 0.8),
-        ("0.2", 2, 0.45),
+        ("kl_coef=0.05", 2, 0.8),
+        ("kl_coef=0.2", 2, 0.45),
     ]
     page = content(found)
     assert [s["name"] for s in page["stages"]] == ["sft", "reward", "ppo", "ppo"]

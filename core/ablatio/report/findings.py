@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
+from ablatio.errors import UserError
 from ablatio.report.arms import UNMATCHED, Arm, arms_of, choose_metric, higher_is_better, rate_is_free, tuned
 from ablatio.report.curves import COLLAPSED
 from ablatio.report.run import RATE
 from ablatio.report.statistics import (
+    Better,
     Comparison,
+    Correction,
     Factors,
+    Method,
     Noise,
     Pair,
     compare,
@@ -23,8 +28,10 @@ from ablatio.report.statistics import (
 )
 from ablatio.report.table import Table
 from ablatio.report.verdict import Facts, Language, Verdict, verdict
+from ablatio.sweep.study import Study
 
 UNITS = {"loss": "nats", "bpb": "bits/byte"}  # what a score is counted in, by how its name ends
+CORRECTIONS = {"holm": "Holm", "dunnett": "Dunnett", "bh": "Benjamini-Hochberg", "none": ""}
 LANGUAGES: tuple[Language, ...] = ("en", "zh")
 
 SCREENING = (
@@ -34,6 +41,11 @@ SCREENING = (
 )  # designs that ask for effects: no arm of them is of interest by itself
 NO_FACTORS = ("one_at_a_time", "paired", "halving", "tpe", "runs")  # designs in which settings do not vary together
 ALL_PAIRS = 8  # arms; more than these have too many pairs for a page or a correction
+
+
+def alpha_of(study: Study) -> float:
+    """The share of studies without any effect that may name a winner, as the sweep has set it."""
+    return float(study.settings.get("alpha", 0.05))
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +117,7 @@ class Findings:
         if floor is None:
             return {}
         sd = self.pair_sd or floor.sd * math.sqrt(2)
-        return {n: smallest_difference(n, sd) for n in range(2, most + 1)}
+        return {n: smallest_difference(n, sd, alpha=alpha_of(self.table.study)) for n in range(2, most + 1)}
 
     def said(self, language: Language = "en") -> Sequence[str]:
         """The headline and the sentences behind it, unless it is the only one of them; then what holds for all."""
@@ -120,15 +132,27 @@ class Findings:
         if self.comparison is None or not self.comparison.pairs:
             return ""
         against = "the baseline" if self.comparison.baseline else "every other arm"
+        corrected = CORRECTIONS[self.comparison.correction]
         return (
             f"Differences are of runs with the same seed, against {against}, with 95 % intervals; "
-            f"p after {self.comparison.correction.capitalize()}; {self.metric}, "
+            f"p {f'after {corrected}' if corrected else 'not corrected'}; {self.metric}, "
             f"{'lower' if self.better == 'low' else 'higher'} is better."
         )
 
 
-def find(table: Table, metric: str | None = None, baseline: str | None = None) -> Findings:
-    """Compare the arms of a table."""
+def find(
+    table: Table,
+    metric: str | None = None,
+    baseline: str | None = None,
+    *,
+    correction: Correction = "holm",
+    method: Method = "t",
+) -> Findings:
+    """Compare the arms of a table, at the alpha of its study.
+
+    correction  for many comparisons: holm, dunnett, bh (Benjamini-Hochberg, for screening), none
+    method      of the intervals and of p: t, bootstrap (BCa), permutation
+    """
     metric = choose_metric(table, metric)
     better = "high" if higher_is_better(table, metric) else "low"
     arms = arms_of(table, metric, baseline)
@@ -140,7 +164,15 @@ def find(table: Table, metric: str | None = None, baseline: str | None = None) -
     if factors and table.study.design.get("name") in SCREENING:
         pass  # the arms are there to be added up, not to be compared
     elif scored and (against or len(scored) <= ALL_PAIRS):
-        comparison = compare(scored, against, better="high" if better == "high" else "low")
+        if correction == "dunnett" and against is None:
+            raise UserError(
+                "--correction dunnett compares with a baseline, and there is none\n    try: --baseline "
+                f"{shlex.quote(next(iter(arms)).label)}"
+            )
+        how: Better = "high" if better == "high" else "low"
+        comparison = compare(
+            scored, against, better=how, correction=correction, method=method, alpha=alpha_of(table.study)
+        )
     elif scored:
         table.notes.append(
             f"{len(scored)} arms and no baseline: they are listed, not compared; name one with --baseline"
@@ -150,12 +182,16 @@ def find(table: Table, metric: str | None = None, baseline: str | None = None) -
             "the runs differ in text, tokenizer or token budget: differences are taken inside each folder, "
             "and means are no better than their mixture"
         )
+    if (codes := len({run.code for run in table.counted if run.code})) > 1:
+        table.notes.append(
+            f"the runs were made by {codes} versions of ablatio's own code: a difference may be one of versions"
+        )
     table.notes += _collapses(arms)
     rows = [_row(a, base, comparison) for a in arms]
     sign = 1 if better == "low" else -1
     rows.sort(key=lambda r: math.inf if r.mean is None else sign * r.mean)
     unit = UNITS.get(metric.rsplit("/", 1)[-1], metric)
-    words = _verdicts(comparison, unit, table, arms) or _on_effects(factors, unit)
+    words = _verdicts(comparison, unit, table, arms) or _on_effects(factors, unit, alpha_of(table.study))
     return Findings(table, metric, better, rows, comparison, factors, words)
 
 
@@ -202,7 +238,7 @@ def _factors(table: Table, metric: str) -> Factors | None:
     return fit if fit.terms else None
 
 
-def _on_effects(factors: Factors | None, unit: str) -> Mapping[Language, Verdict]:
+def _on_effects(factors: Factors | None, unit: str, alpha: float) -> Mapping[Language, Verdict]:
     """Of a screening design: which main effects are more than chance, the largest first."""
     main = (
         sorted((t for t in factors.terms if len(t.factors) == 1), key=lambda t: -abs(t.difference)) if factors else []
@@ -220,7 +256,7 @@ def _on_effects(factors: Factors | None, unit: str) -> Mapping[Language, Verdict
                 factor=term.factors[0], low=term.effects[0].levels[0], high=term.effects[-1].levels[0],
                 size=f"{term.difference:+.3f}", unit=unit, p="< 0.001" if p < 0.001 else f"= {p:.3f}",
             )  # fmt: skip
-            (sure if p <= 0.05 else rest).append(text if not math.isnan(p) else term.factors[0])
+            (sure if p <= alpha else rest).append(text if not math.isnan(p) else term.factors[0])
         headline = words["some"].format(k=len(sure), m=len(main)) if sure else words["none"].format(m=len(main))
         notes = [words["rest"].format(names=words["comma"].join(rest))] if rest and sure else []
         found[language] = Verdict(headline, (), (*sure, *notes))

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ablatio.report.again import of_config
 from ablatio.report.run import Run, object_in, read_folder
 from ablatio.sweep.study import Job
 
@@ -32,9 +33,8 @@ def runs_of(folders: Sequence[Path]) -> list[Run]:
     runs = []
     for folder, config, values in zip(folders, configs, flat, strict=True):
         arm = {k.removesuffix(".name"): values[k] for k in axes if k in values}
-        command = tuple(f"{k.removesuffix('.name')}={v}" for k, v in values.items() if k in axes)
         seed = config.get("seed")
-        job = Job(folder.name, arm, seed if isinstance(seed, int) else 0, (*command, f"seed={seed}"), config)
+        job = Job(folder.name, arm, seed if isinstance(seed, int) else 0, of_config(config), config)
         runs.append(read_folder(folder, folder.parent.name, job))
     return runs
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from ablatio.report.again import of_run
 from ablatio.report.curves import Curves, read_curves
 from ablatio.sweep.study import Job, label_of
 
@@ -125,7 +126,7 @@ def read_folder(folder: Path, group: str, job: Job) -> Run:
         curves=curves,
         by_position=[v if _number(v := after.get(f"position/{i}")) else None for i in range(1, len(places) + 1)],
         samples=_samples(summary),
-        command=_again(job.overrides),
+        command=of_run(job.overrides, config, manifest),
         config=config,
         manifest=manifest,
         before=_before(summary),
@@ -193,11 +194,6 @@ def _samples(summary: Mapping[str, Any]) -> list[dict[str, str]]:
         for row in (rows if isinstance(rows, list) else ())
         if isinstance(row, Mapping)
     ]
-
-
-def _again(overrides: Iterable[str]) -> tuple[str, ...]:
-    """The overrides that make the numbers; the folder of this run is no part of them."""
-    return tuple(o for o in overrides if o.lstrip("+").split("=")[0] not in ("out", "name"))
 
 
 def object_in(path: Path) -> tuple[dict[str, Any], str]:

@@ -87,7 +87,15 @@ def _add_study(table: Table, studies: list[Study], folder: Path) -> None:
     ]
     table.refused += [r for r in study.refused if r not in table.refused]
     known = _ledger(folder, table.notes)
+    old = sum(entry.state == "replaced" for entry in known.values())
+    if old:
+        table.notes.append(
+            f"{folder}: {old} {'run' if old == 1 else 'runs'} made before the source of a part changed count no more; "
+            "others took their place"
+        )
     for path in sorted((folder / JOBS).glob("*.json")):
+        if (word := known.get(path.stem)) and word.state == "replaced":
+            continue
         try:
             job = read_job(folder, path.stem)
         except (OSError, ValueError, TypeError, KeyError) as error:
@@ -149,6 +157,7 @@ def _merged(studies: Sequence[Study], table: Table) -> Study:
         overrides=first.overrides,
         same={k: v for s in reversed(studies) for k, v in s.same.items()},
         tuned={k: v for s in reversed(studies) for k, v in s.tuned.items()},
+        matched={k: v for s in reversed(studies) for k, v in s.matched.items()},
         aliases=first.aliases,
     )
 

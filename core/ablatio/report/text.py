@@ -1,16 +1,15 @@
-"""The table of arms for the terminal, as CSV and as Markdown."""
+"""The table of arms for the terminal and as CSV."""
 
 from __future__ import annotations
 
 import math
-import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ablatio.report import again
 from ablatio.report.arms import COSTS, SIZES, Arm
-from ablatio.report.escape import csv_text, lines_of, markdown, terminal, visible
+from ablatio.report.escape import csv_text, terminal
 from ablatio.report.findings import Findings, Row
-from ablatio.report.frontier import frontier, in_words
 from ablatio.report.run import Run
 from ablatio.report.stages import Stage, stages_of
 from ablatio.report.table import Table
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table as Grid
 
+LOST = ("failed", "diverged", "damaged")
 SHOWN, SENTENCES = 40, 10  # arms and sentences in the terminal; the files have all
 UNITS = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
@@ -89,21 +89,36 @@ def show(console: Console, findings: Findings) -> None:
     console.print(_grid(findings, console.width))
     if len(findings.rows) > SHOWN:
         console.print(f"... and {len(findings.rows) - SHOWN} arms more in the files", highlight=False)
+    for sentence in lost(findings.table):
+        console.print(terminal(sentence), highlight=False)
     for refused in findings.table.refused:
         console.print(f"refused: {terminal(label_of(refused.arm))}: {terminal(refused.why)}", highlight=False)
     for note in findings.table.notes:
         console.print(f"note: {terminal(note)}", highlight=False)
-    if samples := _of_one_run(findings):
+    if samples := of_one_run(findings):
         from ablatio.tasks.describe import side_by_side
 
         console.print()
         console.print(side_by_side(samples))
 
 
+def lost(table: Table) -> Iterator[str]:
+    """What went wrong, each reason once; that nothing is done yet."""
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for run in table.runs:
+        if run.state in LOST:
+            reasons.setdefault((run.state, run.why.split("\n")[0]), []).append(f"{run.title} seed={run.seed}")
+    for (state, why), runs in reasons.items():
+        which = runs[0] if len(runs) == 1 else f"{len(runs)} runs, such as {runs[0]}"
+        yield f"{state}: {which}: {why}"
+    if not table.counted:
+        yield "No run is done yet: there is nothing to compare."
+
+
 STAGES = ("stage", "arm", "task", "takes", "score", "before", "after", "better", "done")
 
 
-def _cells(stage: Stage, names: Mapping[str, str]) -> tuple[str, ...]:
+def stage_cells(stage: Stage, names: Mapping[str, str]) -> tuple[str, ...]:
     """One stage, as STAGES names its columns."""
     done, arm = f"{stage.done} of {stage.runs}", names.get(stage.arm, stage.arm) or "all"
     scores = number(stage.before), number(stage.after)
@@ -119,13 +134,14 @@ def _stages_grid(stages: Sequence[Stage], names: Mapping[str, str]) -> Grid:
     plain |= set() if several else {"arm"}
     kept = [i for i, name in enumerate(STAGES) if name not in plain]
     for i in kept:
-        grid.add_column(STAGES[i], justify="right" if STAGES[i] in ("before", "after") else "left", overflow="fold")
+        right, folds = STAGES[i] in ("before", "after"), STAGES[i] in ("arm", "takes")
+        grid.add_column(STAGES[i], justify="right" if right else "left", overflow="fold", no_wrap=not folds)
     for stage in stages[:SHOWN]:
-        grid.add_row(*(terminal(_cells(stage, names)[i]) for i in kept))
+        grid.add_row(*(terminal(stage_cells(stage, names)[i]) for i in kept))
     return grid
 
 
-def _of_one_run(findings: Findings) -> Sequence[Mapping[str, str]]:
+def of_one_run(findings: Findings) -> Sequence[Mapping[str, str]]:
     """The answers of a run that is looked at by itself; those of several are in the page alone."""
     runs = findings.table.runs
     return runs[0].samples if len(runs) == 1 else ()
@@ -140,23 +156,20 @@ def _grid(findings: Findings, width: int) -> Grid:
 
     grid = Grid(box=None, pad_edge=False)
     longest = max((len(row.arm.name) for row in findings.rows), default=0)
+    marks = ["baseline" if row.arm.baseline else state_text(row.arm) for row in findings.rows]
+    widest = max((len(word) for mark in marks for word in mark.split()), default=0)
+    least = {"arm": min(longest, 24 if width >= 100 else 12), "": widest}  # no word of these is cut
     for name in head:
-        words = name in ("arm", "")
-        least = min(longest, 24) if name == "arm" else None
+        words = name in least
         grid.add_column(terminal(name), justify="left" if words else "right", overflow="fold", no_wrap=not words,
-                        min_width=least)  # fmt: skip
-    for row in findings.rows[:SHOWN]:
+                        min_width=least.get(name))  # fmt: skip
+    for row, mark in zip(findings.rows[:SHOWN], marks, strict=False):
         arm = row.arm
         middle = [interval(row), p_text(row.pair.p if row.pair else None)] if compared else []
         costs = [short(arm.size("parameters")), seconds_text(arm.cost("seconds"))] if wide else []
-        mark = "baseline" if arm.baseline else terminal(state_text(arm))
-        grid.add_row(terminal(arm.name), str(row.n), number(row.mean), number(row.sd), *middle, *costs, mark)
+        cells = (str(row.n), number(row.mean), number(row.sd), *middle, *costs)
+        grid.add_row(terminal(arm.name), *cells, terminal(mark))
     return grid
-
-
-def again(command: Sequence[str]) -> str:
-    """The line that makes a run again, as a shell takes it."""
-    return "ablatio train " + shlex.join(command) if command else ""
 
 
 def results_csv(table: Table) -> str:
@@ -182,7 +195,7 @@ def results_csv(table: Table) -> str:
         came = [run.scores.get(k) for k in scores] if run.done else [None] * len(scores)
         sizes = [run.size.get(k) if run.done or k not in ("tokens", "steps") else None for k in SIZES]
         first = [run.group] if groups else []
-        made = [run.id, run.data, run.code, run.parts, again(run.command)]
+        made = [run.id, run.data, run.code, run.parts, again.line(run.command)]
         return [
             *first,
             *(run.arm.get(k, "") for k in keys),
@@ -203,63 +216,3 @@ def costs_csv(table: Table) -> str:
     """What each run cost on the machine that it ran on."""
     lines = ([r.id, r.seed, r.state, *(r.cost.get(k) for k in COSTS), r.device, str(r.folder)] for r in table.runs)
     return csv_text(["run", "seed", "state", *COSTS, "device", "folder"], lines)
-
-
-def markdown_text(findings: Findings) -> str:
-    """The report for an issue, a README or a wiki."""
-    lines = [f"# {markdown(findings.question or findings.table.study.name)}", ""]
-    lines += [f"- {markdown(sentence)}" for sentence in findings.said()]
-    head = (
-        "arm",
-        "n",
-        findings.metric,
-        "sd",
-        "difference to the baseline",
-        "p",
-        "parameters",
-        "FLOPs/token",
-        "time",
-        "",
-    )
-    if stages := stages_of(findings.table.runs):
-        rows = [STAGES, *(_cells(stage, {}) for stage in stages)]
-        told = ["| " + " | ".join(map(markdown, row)) + " |" for row in rows]
-        lines += ["", told[0], "|" + "---|" * len(STAGES), *told[1:]]
-    lines += ["", "| " + " | ".join(map(markdown, head)) + " |", "|---|" + "---:|" * (len(head) - 2) + "---|"]
-    for row in findings.rows:
-        arm = row.arm
-        cells = (
-            arm.name, str(row.n), number(row.mean), number(row.sd), interval(row),
-            p_text(row.pair.p if row.pair else None), short(arm.size("parameters")), short(arm.size("flops_per_token")),
-            seconds_text(arm.cost("seconds")), "baseline" if arm.baseline else state_text(arm),
-        )  # fmt: skip
-        lines.append("| " + " | ".join(map(markdown, cells)) + " |")
-    if findings.caption:
-        lines += ["", markdown(findings.caption)]
-    if distance := in_words(frontier(findings)):
-        lines += ["", "## Reward against KL", "", markdown(distance)]
-    if findings.table.refused:
-        lines += [
-            "",
-            "## Refused",
-            "",
-            *(f"- {markdown(label_of(r.arm))}: {markdown(r.why)}" for r in findings.table.refused),
-        ]
-    if lost := [r for r in findings.table.runs if r.state in ("failed", "diverged", "damaged")]:
-        lines += ["", "## Failed and diverged", ""]
-        lines += [f"- {markdown(r.title)} seed={r.seed}: {r.state}: {markdown(r.why)}" for r in lost]
-    if findings.table.notes:
-        lines += ["", *(f"Note: {markdown(note)}" for note in findings.table.notes)]
-    lines += _answers(_of_one_run(findings))
-    lines += ["", "## Again", ""]
-    lines += [f"    {visible(again(row.arm.command))}" for row in findings.rows if row.arm.command]
-    return "\n".join(lines) + "\n"
-
-
-def _answers(samples: Sequence[Mapping[str, str]]) -> list[str]:
-    """Each prompt with its answers before and after, as indented text: nothing in it is markup."""
-    lines = ["", "## Answers before and after"] if samples else []
-    for row in samples:
-        for key, value in row.items():
-            lines += ["", f"{markdown(key)}:", "", *(f"    {line}" for line in lines_of(value).split("\n"))]
-    return lines

@@ -89,7 +89,8 @@ class _Speaker:
         if pair.difference.mean == 0 == pair.difference.sd:
             return self.say("equal", a=pair.a, b=pair.b, n=pair.difference.n)
         more = pair.more_seeds
-        need = self.say("need", more=more) if more is not None and more <= MANY else self.say("need many", many=MANY)
+        some = "need one" if more == 1 else "need"
+        need = self.say(some, more=more) if more is not None and more <= MANY else self.say("need many", many=MANY)
         return self.say("open", a=pair.a, b=pair.b, figures=self._figures(pair), need=need)
 
     def _silent(self, pair: Pair) -> str:
@@ -165,9 +166,18 @@ class _Speaker:
             found.append(self.say("untuned"))
         elif untuned:
             found.append(self.say("partly tuned", arms=self.words["comma"].join(untuned)))
-        if self.comparison.pairs:
-            found.append(self.say("interval"))
+        if not all(math.isnan(pair.p) for pair in self.comparison.pairs):
+            found.append(self.say("chance", interval=self.words[self._interval], p=self.words[self._correction]))
         return found
+
+    @property
+    def _interval(self) -> str:
+        bootstrapped = any(pair.difference.method.startswith("BCa") for pair in self.comparison.pairs)
+        return "bootstrapped" if bootstrapped else "interval"
+
+    @property
+    def _correction(self) -> str:
+        return {"bh": "screened", "none": "uncorrected"}.get(self.comparison.correction, "corrected")
 
 
 TEXTS: Mapping[Language, Mapping[str, str]] = {
@@ -178,6 +188,7 @@ TEXTS: Mapping[Language, Mapping[str, str]] = {
         "resolved": "{winner} beats {loser} by {figures}",
         "open": "{a} against {b}: not resolved ({figures}), {need}",
         "need": "about {more} more seeds needed",
+        "need one": "about one more seed needed",
         "need many": "more than {many} more seeds needed",
         "equal": "{a} and {b} gave the same numbers in all {n} seeds: the setting changes nothing here",
         "one seed": "{a} against {b}: one seed ({mean} {unit}): no statement",
@@ -197,7 +208,12 @@ TEXTS: Mapping[Language, Mapping[str, str]] = {
         "some resolved": "{k} of {m} pairs resolved. The largest difference: {best}",
         "untuned": "The learning rate was tuned for no arm: a difference may be one of rates.",
         "partly tuned": "The learning rate was not tuned for {arms}: this favours the others.",
-        "interval": "Each interval holds its own difference in 95 of 100 studies; p is corrected for all comparisons.",
+        "chance": "{interval}; {p}.",
+        "interval": "Each interval holds its own difference in 95 of 100 studies",
+        "bootstrapped": "Bootstrapped intervals are too narrow for few seeds: of 5, they hold in 84 of 100 studies",
+        "corrected": "p is corrected for all comparisons",
+        "screened": "of the differences that are called resolved, some 5 in 100 are false",
+        "uncorrected": "p is not corrected: of 20 equal arms one is called better or worse",
     },
     "zh": {
         "mark": "；",
@@ -206,6 +222,7 @@ TEXTS: Mapping[Language, Mapping[str, str]] = {
         "resolved": "{winner} 优于 {loser}，相差 {figures}",
         "open": "{a} 与 {b}：未能分辨（{figures}），{need}",
         "need": "大约还需 {more} 个随机种子",
+        "need one": "大约还需 1 个随机种子",
         "need many": "还需 {many} 个以上的随机种子",
         "equal": "{a} 与 {b} 在全部 {n} 个种子下结果完全相同：该设置在此不起作用",
         "one seed": "{a} 与 {b}：只有一个种子（{mean} {unit}），无法下结论",
@@ -225,6 +242,11 @@ TEXTS: Mapping[Language, Mapping[str, str]] = {
         "some resolved": "{m} 组比较中有 {k} 组可以分辨。差距最大的：{best}",
         "untuned": "所有方案都没有调过学习率：差异可能来自学习率。",
         "partly tuned": "没有为 {arms} 调学习率：这对其他方案有利。",
-        "interval": "每个区间在 100 次研究中有 95 次包含该差值的真值；p 值已按全部比较校正。",
+        "chance": "{interval}；{p}。",
+        "interval": "每个区间在 100 次研究中有 95 次包含该差值的真值",
+        "bootstrapped": "区间由自助法得出，种子少时偏窄（5 个种子时 100 次研究中只有 84 次包含真值）",
+        "corrected": "p 值已按全部比较校正",
+        "screened": "被判为可分辨的差值中，约有 5 % 是假的",
+        "uncorrected": "p 值未校正：20 个完全相同的方案中约有一个会被误判",
     },
 }

@@ -167,7 +167,8 @@ class Planner:
             seeded = {**known.config, asked.SEED: seed}, {**known.public, asked.SEED: seed}
             composed = Composed(*seeded, [*nameless(known.overrides), f"{asked.SEED}={seed}"])
         public = {k: v for k, v in composed.public.items() if k != run_config.SWEEP}
-        return Job(job_id(composed.config), cell.arm, seed, tuple(composed.overrides), public, role, until)
+        tried = dict(more or {}) if role == "trial" else {}
+        return Job(job_id(composed.config), cell.arm, seed, tuple(composed.overrides), public, role, until, tried=tried)
 
 
 def distinct(jobs: Iterable[Job]) -> list[Job]:

@@ -4,32 +4,31 @@ A job that takes something from others (a stage of a recipe) is taken in hand wh
 a job which failed stays planned, and is open again when that one was repeated (`retry=`).
 """
 
-import fcntl
-import json
 import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
-from ablatio.errors import Preempted, UserError
+from ablatio.errors import EnvironmentFault, Preempted, UserError
 from ablatio.kinds import Launcher
 from ablatio.orders import End, Order
-from ablatio.sweep.ledger import Claim, Entry, Ledger, alive, this_process
+from ablatio.sweep.ledger import Claim, Entry, Ledger, Retry, alive
+from ablatio.sweep.owner import owned
 from ablatio.sweep.pulse import Pulse
 from ablatio.sweep.study import JOBS, LEDGER, RUNS, Job, Study, read_job, run_folder, summary_of, write_job
-from ablatio.writer import explained, make_folder
+from ablatio.writer import make_folder
 
-LOCK = "sweeper.lock"
 TICK = 0.25  # seconds between two looks at what is going on
 LIVES = 3  # attempts of a run that is killed, or lost with its server
 GRACE = 25.0  # seconds for a run to end after its server has
-RETRY = ("failed", "running", "user", "diverged", "environment", "crash", "killed", "timeout", "hung", "exited", "lost")
+PATIENCE = 30.0  # seconds for the owner of a folder to write down its plan
+RETRY = get_args(Retry)
 ENDED = ("done", "failed", "paused")
 
 
@@ -57,6 +56,7 @@ class Engine:
 
     more   called with all results whenever there is a new one; gives further jobs, or old ones with a later `until`
     study  is written down before the first run
+    replaced  jobs of this folder that others took the place of; they count no more
     join   share the work with a sweep that is at this folder already, instead of refusing to
     retry  the kinds of failures that are tried once more: `failed` is all; `running`: what runs on a machine that
            cannot be asked from here
@@ -71,6 +71,7 @@ class Engine:
         *,
         more: More = lambda results: (),
         study: Study | None = None,
+        replaced: Sequence[str] = (),
         join: bool = False,
         retry: str | None = None,
         hang: float | None = None,
@@ -79,7 +80,7 @@ class Engine:
         if retry and retry not in RETRY:
             raise UserError(f"retry={retry} came; expected one of {', '.join(RETRY)}\n    try: retry=failed")
         self.folder, self.launcher, self.more, self.watcher = folder, launcher, more, watcher
-        self.study, self.join = study, join
+        self.study, self.replaced, self.join = study, replaced, join
         self.jobs = {job.id: job for job in jobs}
         self.ledger = Ledger(folder / LEDGER)
         self.held: dict[str, Claim] = {}
@@ -98,8 +99,10 @@ class Engine:
                 if self.study:
                     self.study.write(self.folder)
                 self._write(self.jobs.values())
+                self.ledger.replace(self.replaced)
             else:
                 self.more = lambda results: ()  # the owner asks the design; we only help it
+                self._refuse_another_plan()
             try:
                 self._loop()
             finally:
@@ -148,6 +151,9 @@ class Engine:
                     continue
             if not self.held and not self.lost and not any(self._unfinished(e) for e in self.ledger.entries.values()):
                 break
+            if not self.started:  # others have it all in hand
+                time.sleep(TICK)
+                continue
             for end in self.launcher.poll(TICK):
                 self._settle(end)
 
@@ -164,10 +170,24 @@ class Engine:
                 write_job(self.folder, job)
         self.ledger.plan(self.jobs)
 
+    def _refuse_another_plan(self) -> None:
+        """The owner writes down what is to be done; what it has not planned has no settings on the disk."""
+        deadline = time.monotonic() + PATIENCE
+        while not self.ledger.read() and not self.stopped and time.monotonic() < deadline:
+            time.sleep(TICK)
+        if self.stopped:
+            return
+        if unknown := [name for name in self.jobs if name not in self.ledger.entries]:
+            raise UserError(
+                f"{len(unknown)} of {len(self.jobs)} runs are not among those that the sweep in {self.folder} has "
+                f"planned: it has other settings or seeds, or its code is another version\n    try: ablatio report "
+                f"{self.folder}, and the same command when it is over"
+            )
+
     def _look_for_new(self) -> None:
         """Jobs that another sweeper of this folder has planned."""
-        for name in self.ledger.entries:
-            if name not in self.jobs and (job := self._on_disk(name)):
+        for name, entry in self.ledger.entries.items():
+            if name not in self.jobs and entry.state != "replaced" and (job := self._on_disk(name)):
                 self.jobs[name] = job
 
     def _on_disk(self, job: str) -> Job | None:
@@ -234,6 +254,10 @@ class Engine:
             return
         elif end.how == "signal":
             self._died(claim, "killed", f"killed by {signal.Signals(end.code).name}")
+        elif end.code == EnvironmentFault.exit_code:
+            self.ledger.end(
+                claim, "failed", "environment", f"it could not write into {run_folder(self.folder, claim.job)}"
+            )
         else:
             self.ledger.end(claim, "failed", "exited", f"it left with code {end.code} and without a result")
 
@@ -287,36 +311,3 @@ class Engine:
         finally:
             for number, handler in old.items():
                 signal.signal(number, handler)
-
-
-@contextmanager
-def owned(folder: Path, join: bool) -> Iterator[bool]:
-    """Own the folder; False where another sweep owns it and `join` is set, else UserError."""
-    make_folder(folder)
-    path = folder / LOCK
-    with ExitStack() as stack:
-        with explained("lock", path):
-            file = stack.enter_context(path.open("a+", encoding="utf-8"))
-            try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # which a forked server does not inherit
-                owner = True
-            except (BlockingIOError, PermissionError):
-                owner = False
-            if owner:
-                file.truncate(0)
-                file.write(json.dumps(this_process()))
-                file.flush()
-        if not (owner or join):
-            raise UserError(_owner(path, folder))
-        yield owner
-
-
-def _owner(path: Path, folder: Path) -> str:
-    for _ in range(20):  # one that has the lock since a moment ago may not have said who it is
-        with suppress(OSError, ValueError):
-            data = json.loads(path.read_text(encoding="utf-8"))
-            if alive(Entry("", "claimed", **data)) is not False:
-                who = f"process {data['pid']} on {data['host']} runs this sweep already"
-                return f"{who}\n    try: the same command with join=true, or `ablatio report {folder}`"
-        time.sleep(0.05)
-    return f"another sweep is at work in {folder}\n    try: the same command with join=true"

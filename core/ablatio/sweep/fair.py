@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 from ablatio.errors import ConfigError, Problem
@@ -17,10 +18,14 @@ PEFT = "peft"  # resize: the knob of an arm's own method that makes it larger
 
 
 class Matching:
-    """Resizes cells to the baseline; `found` says for each arm what was changed and how near it came."""
+    """Resizes cells to the baseline; `found` says for each arm what was changed and how near it came.
 
-    def __init__(self, planner: Planner) -> None:
-        self.planner = planner
+    known: what was found when the study began.  Times hold: an arm that is timed again comes out a little different,
+    and would be another one.
+    """
+
+    def __init__(self, planner: Planner, known: Mapping[str, Mapping[str, Any]] = MappingProxyType({})) -> None:
+        self.planner, self.known = planner, known
         settings = planner.sweep.settings
         self.what = str(settings["match"])
         self.resize = str(settings["resize"] or {"time": "train.steps", "trainable": PEFT}.get(self.what, "model.d_ff"))
@@ -49,6 +54,9 @@ class Matching:
 
     def one(self, cell: Cell) -> Cell:
         """The cell at the size of the baseline."""
+        if self.what == "time" and (before := self.known.get(cell.label)):
+            self.found[cell.label] = dict(before)
+            return replace(cell, more={**cell.more, **before["set"]})
         value = self.measure(cell.config)
         if not value:
             raise ConfigError([Problem("match", f"{cell.label} is too large to be timed", "match=flops")])

@@ -5,6 +5,7 @@ Both are functions of the results alone, so a resumed sweep asks for what the in
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from ablatio.errors import ConfigError, Problem
@@ -38,13 +39,15 @@ def trial_seed(seeds: Sequence[int]) -> int:
 class Search:
     """Asks a design for trials until it names its survivors; those run with all seeds."""
 
-    def __init__(self, planner: Planner, design: Any) -> None:
+    def __init__(
+        self, planner: Planner, design: Any, matched: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
+    ) -> None:
         self.planner, self.design = planner, design
         self.seeds = planner.sweep.seeds
         self.cells: list[Cell] = []
         self._cells: dict[tuple[tuple[str, str], ...], Cell | None] = {}
         self._losses: dict[tuple[str, int | None], float] = {}
-        self._matching = fair.Matching(planner) if planner.sweep.settings["match"] in fair.MEASURES else None
+        self._matching = fair.Matching(planner, matched) if planner.sweep.settings["match"] in fair.MEASURES else None
 
     @property
     def matched(self) -> Mapping[str, Mapping[str, Any]]:

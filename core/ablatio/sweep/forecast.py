@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ablatio.kinds import tasks
 from ablatio.sweep.arms import Cell
 from ablatio.sweep.plan import Plan
 from ablatio.sweep.score import score_of
@@ -28,10 +29,11 @@ class Sight:
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """The standard deviation of a paired difference in nats, and where it comes from."""
+    """The standard deviation of a paired difference, where it comes from, and what it is counted in."""
 
     sd: float
     source: str
+    unit: str = "nats"
 
 
 def sights(
@@ -49,6 +51,7 @@ def sights(
         flops = train_flops(config)
         if reference is None:
             reference = _timed(config), flops
+            started = time.monotonic()  # that one has imported torch
         took = reference[0] * flops / reference[1] if reference[0] else None
         found.append(Sight(parameters(config), took))
     return found
@@ -65,37 +68,43 @@ def _timed(config: Mapping[str, Any]) -> float:
     return step * float(train["steps"] + passes * (data["val_tokens"] or 0) / tokens / 3)
 
 
-def spread(plan: Plan, folder: Path | None) -> Spread:
-    """From paired runs of this study or of others in the same place; else an assumption."""
+def spread(plan: Plan, folder: Path | None) -> Spread | None:
+    """From paired runs of this study or of others in the same place; else an assumption on losses, and none on others.
+
+    Runs are comparable when they have the task and the number of steps of the plan's.
+    """
+    unit = _unit(plan)
     places = [folder] if folder and (folder / STUDY).exists() else []
     root = Path(plan.config["out"]).expanduser()
     places += sorted(p.parent for p in root.glob(f"*/{STUDY}") if p.parent not in places)
     for place in places:
-        deviations, n = _deviations(place, plan)
-        if n:
-            return Spread(math.sqrt(sum(deviations) / n), f"{n + 1} paired runs in {place}")
-    return Spread(ASSUMED_SD, "assumed; `ablatio noise` measures it")
+        groups = _differences(place, plan)
+        if groups:
+            squares = sum((d - sum(group) / len(group)) ** 2 for group in groups for d in group)
+            free, pairs = sum(len(group) - 1 for group in groups), sum(map(len, groups))
+            return Spread(math.sqrt(squares / free), f"{pairs} pairs of runs in {place}", unit)
+    return Spread(ASSUMED_SD, "assumed; `ablatio noise` measures it", unit) if unit == "nats" else None
 
 
-def _deviations(folder: Path, plan: Plan) -> tuple[list[float], int]:
-    """(squared deviations of paired differences from their means, their degrees of freedom) of comparable arms."""
+def _unit(plan: Plan) -> str:
+    """What the score of the plan's task is counted in."""
+    task = tasks[plan.cells[0].config["task"]["name"]]
+    return "nats" if task.facts["main"] == "loss" else str(task.facts["main"])
+
+
+def _differences(folder: Path, plan: Plan) -> list[list[float]]:
+    """Of each comparable arm to the first one, seed by seed; of two seeds or more."""
     losses: dict[str, dict[int, float]] = {}
     lengths = {cell.config["train"]["steps"] for cell in plan.cells}
-    tasks = {cell.config["task"]["name"] for cell in plan.cells}
+    names = {cell.config["task"]["name"] for cell in plan.cells}
     for job in jobs_of(folder):
         score = score_of(_summary(folder, job.id))
-        comparable = job.config["train"]["steps"] in lengths and job.config["task"]["name"] in tasks
+        comparable = job.config["train"]["steps"] in lengths and job.config["task"]["name"] in names
         if job.role == "run" and score and comparable:
             losses.setdefault(job.label, {})[job.seed] = score.value
     arms = list(losses.values())
-    squares, free = list[float](), 0
-    for other in arms[1:]:
-        differences = [other[s] - arms[0][s] for s in other.keys() & arms[0].keys()]
-        if len(differences) > 1:
-            mean = sum(differences) / len(differences)
-            squares += [(d - mean) ** 2 for d in differences]
-            free += len(differences) - 1
-    return squares, free
+    groups = ([other[s] - arms[0][s] for s in other.keys() & arms[0].keys()] for other in arms[1:])
+    return [group for group in groups if len(group) > 1]
 
 
 def sentences(plan: Plan, seen: Sequence[Sight], folder: Path | None = None) -> Iterator[str]:
@@ -110,23 +119,40 @@ def sentences(plan: Plan, seen: Sequence[Sight], folder: Path | None = None) -> 
         text += f"; {others} trials first, then {seeds} seed{'s' * (seeds != 1)} of what they choose"
     else:
         text += f"; {len(runs)} runs"
+    left = [job for job in plan.jobs if folder is None or _summary(folder, job.id).get("status") != "done"]
+    text += f", {len(plan.jobs) - len(left)} of them done" if len(left) < len(plan.jobs) else ""
     seconds = [s.seconds for s in seen if s.seconds is not None]
-    if seconds:
-        total = sum(seconds) / len(seconds) * len(plan.jobs)
-        text += f", about {duration(total)} of computing on one core"
+    if seconds and (left or plan.coming):
+        shares = sum(job.until / int(job.config["train"]["steps"]) if job.until else 1.0 for job in left)
+        total = sum(seconds) / len(seconds) * (shares + plan.coming)
+        text += f", {'at least' if plan.adaptive else 'about'} {duration(total)} of computing on one core"
     yield text + "."
-    if delta := plan.settings.get("plan"):
-        from ablatio.report.statistics import seeds_needed
+    each = sum(seconds) / len(seconds) if seconds else None
+    yield from seeds_sentence(plan, folder, each)
 
-        known = spread(plan, folder)
-        need = seeds_needed(delta, known.sd, max(2, arms), plan.settings["alpha"], plan.settings["power"])
-        cost = f", {need * arms} runs"
-        if seconds:
-            cost += f", {duration(sum(seconds) / len(seconds) * need * arms)}"
+
+def seeds_sentence(plan: Plan, folder: Path | None, seconds: float | None = None) -> Iterator[str]:
+    """What `plan=` asks: how many seeds the difference takes.  seconds: of a run, where that is known."""
+    delta = plan.settings.get("plan")
+    if not delta:
+        return
+    from ablatio.report.statistics import seeds_needed
+
+    known, arms, seeds = spread(plan, folder), len(plan.cells), len(plan.study.seeds)
+    if known is None:
         yield (
-            f"To see {delta:g} nats between {arms} arms takes {need} seeds{cost} "
-            f"(sd of a paired difference {known.sd:.3g} nats: {known.source}). This sweep has {seeds}."
+            f"plan={delta:g}: how much {_unit(plan)} varies from seed to seed is not known before the first runs; the "
+            "same command says it when two seeds are done."
         )
+        return
+    need = seeds_needed(delta, known.sd, max(2, arms), plan.settings["alpha"], plan.settings["power"])
+    cost = f", {need * arms} runs" if not plan.study.stages else ""
+    if seconds:
+        cost += f", {duration(seconds * need * arms)}"
+    yield (
+        f"To see {delta:g} {known.unit} between {arms} arms takes {need} seeds{cost} "
+        f"(sd of a paired difference {known.sd:.3g} {known.unit}: {known.source}). This sweep has {seeds}."
+    )
 
 
 def duration(seconds: float) -> str:

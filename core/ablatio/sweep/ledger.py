@@ -6,6 +6,7 @@ planned    in the order of the study
 claimed    a sweeper has it in hand; should that process die, the job is open again
 running    by the process that does it; should it die without a word, the job is open again
 done, failed, paused (a rung: at its step), preempted (asked to stop: it goes on from its checkpoint)
+replaced   the study has another job in its place, made by other code; what it gave counts no more
 
 Each claim is a new attempt, and what an older attempt says later counts no more.  A last line that is torn or damaged
 is left out, and the next append takes it away.  A damaged line further up is left out too; `damaged` has its
@@ -26,8 +27,12 @@ from typing import Any, BinaryIO, Literal
 
 from ablatio.writer import explained, make_folder
 
-State = Literal["planned", "claimed", "running", "done", "failed", "paused", "preempted"]
+State = Literal["planned", "claimed", "running", "done", "failed", "paused", "preempted", "replaced"]
 Kind = Literal["", "user", "diverged", "environment", "crash", "killed", "timeout", "hung", "exited", "lost"]
+# What may be tried once more: all failures, those of a kind, or what runs where it cannot be asked.
+Retry = Literal[
+    "failed", "running", "user", "diverged", "environment", "crash", "killed", "timeout", "hung", "exited", "lost"
+]
 _SEAL = ', "sha256": "'
 
 
@@ -92,6 +97,12 @@ class Ledger:
         """Put down the jobs that it does not know."""
         with self._locked() as file:
             self._append(file, [Entry(job, "planned") for job in jobs if job not in self.entries])
+
+    def replace(self, jobs: Iterable[str]) -> None:
+        """Put down that these count no more; one that runs has lost its claim."""
+        with self._locked() as file:
+            known = [entry for job in jobs if (entry := self.entries.get(job)) and entry.state != "replaced"]
+            self._append(file, [Entry(entry.job, "replaced", entry.attempt + 1) for entry in known])
 
     def claim(self, job: str, known: Entry | None) -> Claim | None:
         """Take a job in hand; None when it is no longer as it was `known`: then somebody else was faster."""

@@ -11,23 +11,25 @@ from typing import Any
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from ablatio.errors import ConfigError, Problem, SweepFailed, UserError
+from ablatio.errors import ConfigError, SweepFailed, UserError
 from ablatio.kinds import launchers
 from ablatio.options import register_with_hydra
 from ablatio.paths import shipped
 from ablatio.registry import Entry
+from ablatio.sweep import chosen
 from ablatio.sweep.asked import lasting
 from ablatio.sweep.board import Board
+from ablatio.sweep.chosen import SHORT
 from ablatio.sweep.engine import Engine, Result
 from ablatio.sweep.forecast import show
 from ablatio.sweep.ledger import Ledger
-from ablatio.sweep.plan import Plan, plan_sweep
+from ablatio.sweep.plan import Plan, current, plan_sweep
+from ablatio.sweep.replaced import in_words
 from ablatio.sweep.score import UNITS, score_of
 from ablatio.sweep.stages import show_recipes, show_results
 from ablatio.sweep.study import LEDGER, STUDY, Study
 from ablatio.sweep.worker import work
 
-SHORT = "launcher"  # launcher=ray means hydra/launcher=ray
 KNOBS = ("workers", "timeout")  # settings of the sweep that are knobs of its launcher
 HANG = "hang"
 PASSING = ("retry", "join")  # of one command: they are not repeated when the study is resumed
@@ -57,11 +59,11 @@ def multirun(overrides: Sequence[str], folder: Path | None = None) -> int:
     for text in said:
         if text.startswith(("hydra/sweeper", "hydra.sweeper")):
             raise UserError(f"{text} came: arms are planned by ablatio's own sweeper\n    try: design=full, or another")
+    chosen.check(said)
     plan = plan_sweep(said, folder)
     plan.study.overrides = [text for text in said if text.split("=")[0] not in PASSING]
     folder = folder or _folder(plan)
-    _refuse_another_study(folder, plan)
-    return _through_hydra(plan, folder)
+    return _through_hydra(plan, folder, _replaced(folder, plan))
 
 
 def resume(folder: Path, overrides: Sequence[str]) -> int:
@@ -91,23 +93,30 @@ def _folder(plan: Plan) -> Path:
     return Path(plan.config["out"]).expanduser() / name
 
 
-def _refuse_another_study(folder: Path, plan: Plan) -> None:
-    """A folder takes the same study again, or one that has all jobs of the old one and more."""
+def _replaced(folder: Path, plan: Plan) -> list[str]:
+    """The jobs in the folder that this plan has others for: of the same command, when the source of a part is another.
+
+    UserError where they are another study's.  A folder takes the same one again, or one that has all its jobs and more.
+    """
     if not folder.exists() or not any(folder.iterdir()):
-        return
+        return []
     other = f"    try: the same command with name={folder.name}-2"
     if not (folder / STUDY).exists():
         raise UserError(f"{folder} holds runs already, and is no study\n{other}")
-    old = Study.read(folder)
-    missing = Ledger(folder / LEDGER).read().keys() - {job.id for job in plan.jobs}
+    old, planned = Study.read(folder), {job.id for job in plan.jobs}
+    entries = Ledger(folder / LEDGER).read()
+    missing = [name for name, entry in entries.items() if name not in planned and entry.state != "replaced"]
     if missing and lasting(old.overrides) != lasting(plan.study.overrides):
         raise UserError(
             f"{folder} holds another study: {len(missing)} of its jobs are no part of this one\n{other}, or "
             f"`ablatio resume {folder}`"
         )
+    if missing and plan.adaptive:  # another sweep may have planned more since
+        missing = [name for name in missing if name not in current(folder)]
+    return missing
 
 
-def _through_hydra(plan: Plan, folder: Path) -> int:
+def _through_hydra(plan: Plan, folder: Path, replaced: Sequence[str]) -> int:
     """Hydra composes its launcher, and calls our sweeper with it; the sweeper calls the task below."""
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
@@ -121,9 +130,8 @@ def _through_hydra(plan: Plan, folder: Path) -> int:
             task: Any = _Task()
             hydra.multirun("train", task, list(plan.launcher), with_log_configuration=False)
     except (HydraException, OmegaConfBaseException) as error:
-        words = "; ".join(line.strip() for line in str(error).splitlines()[:2] if line.strip())
-        raise ConfigError([Problem("hydra/launcher", words, "hydra/launcher=pool")]) from None
-    return _execute(plan, folder, *task.chosen())
+        raise ConfigError([chosen.refused(plan.launcher, error)]) from None
+    return _execute(plan, folder, replaced, *task.chosen())
 
 
 class _Task:
@@ -145,19 +153,21 @@ class _Task:
         return launchers[self.launcher.name], dict(self.launcher.knobs)
 
 
-def _execute(plan: Plan, folder: Path, entry: Entry, knobs: dict[str, Any]) -> int:
+def _execute(plan: Plan, folder: Path, replaced: Sequence[str], entry: Entry, knobs: dict[str, Any]) -> int:
     from rich.console import Console
 
     settings = plan.settings
     knobs |= {key: settings[key] for key in KNOBS if settings[key] is not None}
     launcher = launchers.build(entry.name, knobs, work=work)
     (show_recipes if plan.study.stages else show)(plan, folder)
+    if replaced and not settings["join"]:
+        print(in_words(folder, replaced), flush=True)
     print(f"{len(plan.jobs)} runs in {folder}", flush=True)
     with Board(Console()) as board:
         engine = Engine(
             folder, plan.jobs, launcher,
-            more=plan.more, study=plan.study, join=settings["join"], retry=settings["retry"], hang=settings[HANG],
-            watcher=board,
+            more=plan.more, study=plan.study, replaced=replaced, join=settings["join"], retry=settings["retry"],
+            hang=settings[HANG], watcher=board,
         )  # fmt: skip
         results = engine.run()
     for number in engine.ledger.damaged:

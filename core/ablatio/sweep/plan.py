@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ablatio.errors import ConfigError, Problem
+from ablatio.errors import AblatioError, ConfigError, Problem
 from ablatio.kinds import designs
 from ablatio.sweep import asked, fair
-from ablatio.sweep.arms import Cell, Planner, by_problem, distinct
+from ablatio.sweep.arms import Cell, Planner, by_problem, distinct, job_id
 from ablatio.sweep.asked import MAX_JOBS, Asked
 from ablatio.sweep.follow import Results, Search, Tuning
 from ablatio.sweep.study import STUDY, Job, Refused, Study, jobs_of
@@ -26,6 +26,7 @@ class Plan:
     config    that of the first arm, for what concerns the folder: `out` and `name`
     settings  the sweep's own
     launcher  what was said of Hydra's launcher
+    coming    how many runs follow from the results of `jobs` at least
     """
 
     study: Study
@@ -35,6 +36,7 @@ class Plan:
     settings: Mapping[str, Any]
     launcher: Sequence[str] = ()
     follow: Follow | None = None
+    coming: int = 0
     _given: set[tuple[str, int | None]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -66,16 +68,18 @@ def plan_sweep(overrides: Sequence[str], folder: Path | None = None) -> Plan:
     cells = planner.cells(design.arms())
     if not cells:
         raise ConfigError(by_problem(planner.refused, len(planner.refused)))
-    matching = fair.Matching(planner) if sweep.settings["match"] in fair.MEASURES else None
-    if matching:
+    begun, place = _begun(sweep, cells[0].config, folder)
+    matching = None
+    if sweep.settings["match"] in fair.MEASURES:
+        matching = fair.Matching(planner, begun.matched if begun else {})
         cells = matching.matched(cells)
     study = _study(sweep, planner, design)
     study.matched = matching.found if matching else {}
     plan = Plan(study, [], cells, cells[0].config, sweep.settings.values, sweep.launcher)
     if sweep.settings["tune"]:
-        begun, known = _begun(plan, folder)
         tuning = Tuning(planner, cells, begun.tuned if begun else {})
-        _follow(plan, tuning.more, known)
+        _follow(plan, tuning.more, current(place) if begun else {})
+        plan.coming = len(cells) * len(sweep.seeds) - sum(job.role == "run" for job in plan.jobs)
         study.tuned = tuning.tuned  # which grows
     else:
         plan.jobs = distinct(job for seed in sweep.seeds for cell in cells for job in planner.jobs(cell, seed))
@@ -101,12 +105,16 @@ def _search(sweep: Asked, planner: Planner, design: Any, folder: Path | None) ->
         what = f"design={name} searches itself; make {sweep.settings['tune']} one of its axes"
         raise ConfigError([Problem("tune", what, "tune=null")])
     search = Search(planner, design)
-    first = search.more({})
-    if not first:
+    if not search.more({}):
         raise ConfigError(by_problem(planner.refused, len(planner.refused)))
+    begun, place = _begun(sweep, search.cells[0].config, folder)
+    if begun and begun.matched:
+        planner = Planner(sweep)
+        search = Search(planner, design, begun.matched)
+        search.more({})
     study = _study(sweep, planner, design)
     plan = Plan(study, [], search.cells, search.cells[0].config, sweep.settings.values, sweep.launcher)
-    begun, known = _begun(plan, folder)
+    known = current(place) if begun else {}
     search.remember(known.values())
 
     def follow(results: Results) -> list[Job]:
@@ -116,6 +124,7 @@ def _search(sweep: Asked, planner: Planner, design: Any, folder: Path | None) ->
         return jobs
 
     _follow(plan, follow, known)
+    plan.coming = max(0, design.count() - len(plan.jobs))
     return plan
 
 
@@ -127,16 +136,31 @@ def _follow(plan: Plan, follow: Follow, known: Mapping[str, Job]) -> None:
     plan._given |= {(job.id, job.until) for job in plan.jobs}
 
 
-def _begun(plan: Plan, folder: Path | None) -> tuple[Study | None, dict[str, Job]]:
-    """The study that the same command began, and its jobs."""
-    if folder is None and plan.config["name"]:
-        folder = Path(plan.config["out"]).expanduser() / plan.config["name"]
-    if folder is None or not (folder / STUDY).exists():
-        return None, {}
+def _begun(sweep: Asked, config: Mapping[str, Any], folder: Path | None) -> tuple[Study | None, Path]:
+    """(the study that the same command began, where it lies); None where there is none."""
+    folder = folder or Path(config["out"]).expanduser() / (config["name"] or "")
+    if not (folder / STUDY).exists():
+        return None, folder
     begun = Study.read(folder)
-    if asked.lasting(begun.overrides) != asked.lasting(plan.study.overrides):
-        return None, {}
-    return begun, {job.id: job for job in jobs_of(folder)}
+    return (begun if asked.lasting(begun.overrides) == asked.lasting(sweep.overrides) else None), folder
+
+
+def current(folder: Path) -> dict[str, Job]:
+    """The jobs of a study that this code would plan as they stand; the source of a part of the others has changed."""
+    jobs = {job.id: job for job in jobs_of(folder)}
+    stale = {job.id for job in jobs.values() if not _is_current(job)}
+    while more := {job.id for job in jobs.values() if stale.intersection(job.takes)} - stale:
+        stale |= more
+    return {name: job for name, job in jobs.items() if name not in stale}
+
+
+def _is_current(job: Job) -> bool:
+    from ablatio.tasks.folder import resolved
+
+    try:
+        return job_id(resolved(job.config, job.id)) == job.id
+    except AblatioError:  # it names a part, or a setting, that is gone
+        return False
 
 
 def design_of(sweep: Asked) -> Any:

@@ -12,6 +12,7 @@ from ablatio.config import section_knobs, unknown, value_problems
 from ablatio.errors import Problem
 from ablatio.kinds import designs
 from ablatio.knobs import Fraction, NonNegative, Positive
+from ablatio.sweep.ledger import Retry
 
 DESIGN = "design"
 WORDS = ("question", "expected", "recorded", "lengths", "axes", "recipe", "overrides")  # of a study, not of the sweep
@@ -44,7 +45,7 @@ class Sweep:
         Positive,
         "seconds of silence in metrics.csv and log.txt after which a run is stopped and fails",
     ] = None
-    retry: Annotated[str | None, "run failed ones again: `failed` for all, or one kind of failure"] = None
+    retry: Annotated[Retry | None, "run failed ones again: `failed` for all, or one kind of failure"] = None
     join: Annotated[bool, "share the work with a sweep that is at this folder already"] = False
     table: Annotated[int, NonNegative, "arms that are shown before the first run; 0: none, and nothing is timed"] = 40
 

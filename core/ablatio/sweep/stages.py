@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ablatio.sweep.engine import Result
+from ablatio.sweep.forecast import seeds_sentence
 from ablatio.sweep.plan import Plan
 from ablatio.sweep.score import score_of
 from ablatio.sweep.study import Job, label_of, run_folder, summary_of
@@ -34,7 +35,7 @@ def show_recipes(plan: Plan, folder: Path | None = None) -> None:
         console.print(table, highlight=False)
         if len(plan.cells) > most:
             console.print(f"... and more; table={len(plan.cells)} shows all", highlight=False)
-    for sentence in sentences(plan):
+    for sentence in (*sentences(plan), *seeds_sentence(plan, folder)):
         console.print(sentence, highlight=False, markup=False)
 
 

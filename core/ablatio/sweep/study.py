@@ -36,6 +36,7 @@ class Job:
     rungs      what it lost at earlier rungs, step -> held-out loss
     stage      its name in a recipe
     takes      ids of the jobs that must be done before it begins; in its config they stand as `runs/ID`
+    tried      of a trial: the settings that are tuned, and what they are in it
     """
 
     id: str
@@ -48,6 +49,7 @@ class Job:
     rungs: Mapping[str, float] = field(default_factory=dict)
     stage: str = ""
     takes: tuple[str, ...] = ()
+    tried: Mapping[str, str] = field(default_factory=dict)
 
     def shared_with(self, other: Job) -> Job:
         """The same job, asked for by another arm or seed: it is of what the two have in common."""
@@ -66,7 +68,8 @@ class Job:
     def title(self) -> str:
         """How it is called where jobs are listed: `norm=rmsnorm seed=1`, `sft seed=1`."""
         role = "" if self.role in ("run", "stage") else f" ({self.role})"
-        words = [self.stage, self.label if self.arm or not self.stage else "", f"seed={self.seed}"]
+        arm = self.label if self.arm or not self.stage else ""
+        words = [self.stage, arm, *(f"{k}={v}" for k, v in self.tried.items()), f"seed={self.seed}"]
         return " ".join(word for word in words if word) + role
 
 

@@ -38,8 +38,19 @@ def train_job(job: Job, folder: Path, threads: int) -> Mapping[str, Any]:
 
 
 def work(order: Order, threads: int, run_job: RunJob = train_job) -> int:
-    """Do the job of an order and write its end into the ledger; the exit code of `ablatio train`."""
+    """Do the job of an order and write its end into the ledger; the exit code of `ablatio train`.
+
+    A run that cannot write its end, for the disk is full, leaves with a code that says so; the sweeper writes it then.
+    """
     _stoppable()
+    try:
+        return _work(order, threads, run_job)
+    except (OSError, EnvironmentFault) as error:
+        print(error, file=sys.stderr)
+        return EnvironmentFault.exit_code
+
+
+def _work(order: Order, threads: int, run_job: RunJob) -> int:
     folder = Path(order.folder)
     claim, ledger = Claim(order.job, order.attempt, order.offset), Ledger(folder / LEDGER)
     if not ledger.begin(claim):

@@ -227,11 +227,20 @@ function drawRanks(data, width, t) {
 
 // ---------------------------------------------------------------- costs
 
+/** How far chance moves the reference, behind everything else: what lies in it is no difference yet. */
+function noiseBand(f, y, data) {
+  if (!data.noise) return;
+  const inside = (v) => Math.max(f.box.top, Math.min(f.box.bottom, y(v)));
+  const [top, bottom] = [inside(data.noise.mean + data.noise.sd), inside(data.noise.mean - data.noise.sd)];
+  f.root.append(s("rect", { class: "shade", x: f.box.left, y: top, width: f.box.right - f.box.left, height: Math.max(0, bottom - top) }));
+}
+
 function drawTrade(data, key, title, format, width) {
   const arms = data.arms.map((a, i) => ({ ...a, i })).filter((a) => known(a[key]) && known(a.mean));
   const f = frame(width, 240, { left: 52, right: 14, top: 24, bottom: 40 }, title);
   const x = linear(...extent(arms.map((a) => a[key]), 0.12), f.box.left, f.box.right);
   const y = linear(...extent(arms.flatMap((a) => [a.mean - (a.sd || 0), a.mean + (a.sd || 0)]), 0.08), f.box.bottom, f.box.top);
+  noiseBand(f, y, data);
   axisY(f, y, { title: data.metric });
   axisX(f, x, { count: 3, format, title });
   const front = paretoFront(arms, key, data.better);
@@ -290,6 +299,7 @@ function drawRates(data, width, t) {
   const rates = lines.flatMap((l) => l.points.map((p) => p[0]));
   const x = logarithmic(Math.min(...rates) / 1.15, Math.max(...rates) * 1.15, f.box.left, f.box.right);
   const y = linear(...extent(lines.flatMap((l) => l.points.map((p) => p[1]))), f.box.bottom, f.box.top);
+  noiseBand(f, y, data);
   axisY(f, y, { count: 5, title: data.metric });
   axisX(f, x, { title: t("learning_rate"), format: rateText });
   lines.forEach((l, i) => {

@@ -142,7 +142,7 @@ function armTable() {
   show();
   const find = data.arms.length > 12 && h("input", { class: "find", type: "search", placeholder: t("filter"), "aria-label": t("filter"), on: { input: (e) => { order.word = e.target.value.toLowerCase(); show(); } } });
   const table = h("table", {}, h("thead", {}, h("tr", {}, h("th", { class: "text", scope: "col" }, t("arm")), h("th", { scope: "col", "aria-label": t("again") }), heads)), body);
-  const caption = based ? t("arms_caption", { correction: data.correction.replace(/^./, (c) => c.toUpperCase()) }) : t("arms_plain");
+  const caption = based ? t("arms_caption", { p: t(data.correction ? "p_after" : "p_plain", { correction: data.correction }) }) : t("arms_plain");
   return section("arms", t("arms"), [caption], [find, h("div", { class: "box" }, table), more], true);
 }
 
@@ -235,13 +235,16 @@ function ranksSection() {
   return section("ranks", t("ranks"), [t("ranks_caption", { n: data.ranks.blocks, friedman })], figure((width) => drawRanks(data, width, t)));
 }
 
+/** What the shaded band of a chart is. */
+const band = () => (data.noise ? t("noise_band", { name: data.noise.name, n: data.noise.n }) : null);
+
 function costs() {
   const kinds = [["parameters", short], ["flops_per_token", short], ["step_seconds", duration], ["seconds", duration], ["memory", bytes]];
   const differ = ([key]) => { const v = data.arms.filter((a) => known(a.mean)).map((a) => a[key]).filter(known); return v.length > 1 && Math.max(...v) > Math.min(...v); };
   const shown = kinds.filter(differ).filter(([key], _, all) => key !== "seconds" || !all.some(([k]) => k === "step_seconds") || tokensDiffer());
   if (!shown.length) return null;
   const panels = shown.map(([key, format]) => h("div", { class: "panel" }, figure((width) => drawTrade(data, key, t(key), format, width))));
-  return section("costs", t("costs"), [t("costs_caption")], h("div", { class: "panels two" }, panels));
+  return section("costs", t("costs"), [t("costs_caption"), band()], h("div", { class: "panels two" }, panels));
 }
 
 function tokensDiffer() {
@@ -251,7 +254,7 @@ function tokensDiffer() {
 function rates() {
   if (!data.rates.length) return null;
   const costs = data.rates.filter((r) => known(r.sensitivity)).map((r) => `${r.name}: ${t("sensitivity", { x: fixed(r.sensitivity, 3) })}`);
-  return section("rates", t("rates"), [t("rates_caption"), ...costs.slice(0, 8)], figure((width) => drawRates(data, width, t)));
+  return section("rates", t("rates"), [t("rates_caption"), band(), ...costs.slice(0, 8)], figure((width) => drawRates(data, width, t)));
 }
 
 function frontierSection() {
@@ -322,7 +325,7 @@ function bill() {
 }
 
 function provenance() {
-  const pairs = [[t("design"), data.study.design], [t("settings"), Object.entries(data.study.settings).map(([k, v]) => `${k}=${typeof v === "object" ? JSON.stringify(v) : v}`).join(" ")], [t("asked"), data.study.overrides], [t("folders"), data.study.folders.join(" ")]].filter((p) => p[1]);
+  const pairs = [[t("design"), data.study.design], [t("settings"), Object.entries(data.study.settings).map(([k, v]) => `${k}=${typeof v === "object" ? JSON.stringify(v) : v}`).join(" ")], [t("matched"), data.arms.filter((a) => a.matched).map((a) => `${a.name}: ${a.matched}`).join("; ")], [t("asked"), data.study.overrides], [t("folders"), data.study.folders.join(" ")]].filter((p) => p[1]);
   const most = data.provenance.reduce((a, p) => Math.max(a, p[2]), 0);
   const rows = data.provenance.map(([what, value, n]) => [words[language][what] || what, /^[0-9a-f]{40,}$/.test(value) ? value.slice(0, 16) : value, n]);
   const list = [...pairs, ...rows].map(([what, value, n]) => [h("dt", {}, what), h("dd", {}, h("code", {}, value), n && n < most ? h("span", {}, ` ${t("in_runs", { n })}`) : null)]);

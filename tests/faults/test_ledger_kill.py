@@ -1,0 +1,103 @@
+"""kill -9 in the middle of a line of the ledger, wherever in it and whoever writes it: each job is done once."""
+
+import os
+import signal
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pytest
+from fakes import fake_work, job, states, table
+
+from ablatio.orders import End, Order
+from ablatio.sweep import ledger as ledgers
+from ablatio.sweep.engine import Engine
+from ablatio.sweep.ledger import Entry, Ledger
+
+pytestmark = [pytest.mark.faults, pytest.mark.slow]
+
+OFFSETS = 200
+WORDS = ("planned", "claimed", "running", "done")
+JOBS = [job("a"), job("b")]
+
+
+class Forks:
+    """A launcher without a server: a process for each run, one after the other."""
+
+    slots = 1
+
+    def start(self) -> None:
+        self.ends: list[End] = []
+
+    def submit(self, order: Order) -> None:
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                code = fake_work(order, 1)
+            finally:
+                os._exit(code)
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        self.ends.append(End(order, "signal" if code < 0 else "exit", abs(code)))
+
+    def poll(self, seconds: float) -> Sequence[End]:
+        ends, self.ends = getattr(self, "ends", []), []
+        return ends
+
+    def cancel(self, job: str) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+def sweep(folder: Path) -> Engine:
+    made = Engine(folder, JOBS, Forks())
+    made.run()
+    return made
+
+
+def killed_at(folder: Path, word: str, share: float) -> None:
+    """A sweep in which the first line that says `word` is cut by SIGKILL behind this share of its bytes."""
+    whole = Ledger._append
+
+    def append(self: Ledger, file: BinaryIO, entries: Iterable[Entry]) -> int:
+        written = list(entries)
+        if any(entry.state == word for entry in written) and not (folder / "killed").exists():
+            (folder / "killed").touch()
+            line = b"".join(map(ledgers._sealed, written))
+            file.write(line[: int(len(line) * share)])
+            file.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return whole(self, file, written)
+
+    folder.mkdir()
+    pid = os.fork()
+    if pid == 0:
+        Ledger._append = append  # type: ignore[method-assign]
+        try:
+            sweep(folder)
+        finally:
+            os._exit(0)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    assert code == (0 if word in ("running", "done") else -signal.SIGKILL)  # a run died, or the sweeper itself
+    assert (folder / "killed").exists()
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_a_line_that_is_cut_anywhere_loses_and_doubles_nothing(
+    tmp_path: Path, word: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fsync", lambda file: None)  # a process is killed, not the machine
+    sweep(tmp_path / "whole")
+    expected: dict[str, Any] = table(tmp_path / "whole")
+    for offset in range(OFFSETS // len(WORDS)):
+        folder = tmp_path / str(offset)
+        killed_at(folder, word, (offset + 0.5) * len(WORDS) / OFFSETS)
+        made = sweep(folder)
+        assert set(states(made).values()) == {"done"} and not made.ledger.damaged
+        lines = (folder / "ledger.jsonl").read_text().splitlines()
+        assert Counter(line.split('"job": "')[1][0] for line in lines if '"done"' in line) == {"a": 1, "b": 1}
+        assert table(folder) == expected
+        for name in ("a", "b"):
+            files = [at / "runs" / name / "summary.json" for at in (folder, tmp_path / "whole")]
+            assert files[0].read_bytes() == files[1].read_bytes()
