@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from ablatio.generate import Sampling, generate
+from ablatio.model.cache import KVCache
+from ablatio.model.few_rows import few_rows
 from ablatio.model.policy import ValueHead, said_of
 from ablatio.model.rollout import roll_out, streams
 from ablatio.testing import tiny
@@ -117,3 +119,19 @@ def test_a_prompt_that_is_read_once_teaches_what_it_teaches_in_each_row(net, pro
     for name, p in net.named_parameters():
         assert torch.allclose(shared[name], p.grad, atol=1e-4), name
     net.zero_grad()
+
+
+@pytest.mark.parametrize("rows, whose", [(3, "highest"), (400, "medium")])
+def test_few_rows_are_multiplied_by_torch_and_many_by_whom_the_run_chose(net, rows, whose, monkeypatch):
+    torch.set_float32_matmul_precision("medium")
+    seen, forward = set(), net.lm_head.forward
+    monkeypatch.setattr(net.lm_head, "forward", lambda x: seen.add(torch.get_float32_matmul_precision()) or forward(x))
+    with torch.no_grad():
+        cache = KVCache()
+        net.read(torch.ones(rows, 4, dtype=torch.long), None, cache)
+        seen.clear()
+        net.extend(torch.ones(rows, 1, dtype=torch.long), cache)
+    assert seen == {whose} and torch.get_float32_matmul_precision() == "medium"
+    with pytest.raises(RuntimeError), few_rows(1, 8):
+        raise RuntimeError
+    assert torch.get_float32_matmul_precision() == "medium"

@@ -11,6 +11,7 @@ from ablatio.errors import UserError
 from ablatio.model.cache import KVCache
 from ablatio.model.context import MaskKind, Memory, Record
 from ablatio.model.example import Example, joined
+from ablatio.model.few_rows import few_rows
 from ablatio.model.loss import Tie, linear_cross_entropy, scored_rows, token_scores
 from ablatio.model.stack import Side, Stack
 
@@ -92,7 +93,8 @@ class LanguageModel(nn.Module):
 
     def extend(self, tokens: Tensor, cache: KVCache) -> Tensor:
         """Take in the next token of each text (B, 1): logits (B, V) of what follows."""
-        return self.logits(self.model(tokens, None, cache)[:, -1])
+        with few_rows(len(tokens), self.lm_head.in_features):
+            return self.logits(self.model(tokens, None, cache)[:, -1])
 
     def hidden(self, example: Example, record: Record | None = None, tie: Tie | None = None) -> Tensor:
         """The states that say the targets: (B, T, D)."""
@@ -227,4 +229,5 @@ class EncoderDecoder(LanguageModel):
         return self.extend(tokens.new_full((len(tokens), 1), self.eos), cache)
 
     def extend(self, tokens: Tensor, cache: KVCache) -> Tensor:
-        return self.logits(self.model(tokens, None, cache, memory=cache.memory)[:, -1])
+        with few_rows(len(tokens), self.lm_head.in_features):
+            return self.logits(self.model(tokens, None, cache, memory=cache.memory)[:, -1])
