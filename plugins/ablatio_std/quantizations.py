@@ -1,5 +1,7 @@
 """Weights in few bits: none, eight with an exact path for outliers, four by a table."""
 
+import functools
+import importlib.util
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
@@ -21,6 +23,7 @@ NF4 = (
 ABSMAX = tuple(i / 7 for i in range(-7, 8))
 ALL = slice(None)
 SCALES = 256  # scales that share one of their own
+KERNELS = (32, 64, 128, 256, 512, 1024, 2048, 4096)  # groups that bitsandbytes has been compiled for
 
 
 @quantizations.register("none")
@@ -80,7 +83,8 @@ class Int8:
 class Int4:
     """W ~ s t[c], c the nearest of the table t to W / s, s = max |W| of a group; two codes in a byte.
 
-    t: nf4, made for normally distributed weights, or absmax: -7/7 ... 7/7.  With `double`, s - mean(s) is kept in 8
+    t: nf4, made for normally distributed weights, or absmax: -7/7 ... 7/7.  On a GPU bitsandbytes decodes nf4 where it
+    is installed (`pip install ablatio[quantization]`).  With `double`, s - mean(s) is kept in 8
     bits, 256 of them to a scale of their own: 4.13 bits a weight in place of 4.5.
     """
 
@@ -112,8 +116,10 @@ class Int4:
 
     def decode(self, held: dict[str, Tensor], width: int, rows: slice = ALL) -> Tensor:
         packed = held["codes"][rows]
-        codes = torch.stack([packed >> 4, packed & 15], dim=-1).flatten(1)[:, :width]
         scales = self._scales(held, rows) if self.double else held["scales"][rows]
+        if packed.is_cuda and self.table is NF4 and width % self.group == 0 and self.group in KERNELS and has_kernels():
+            return by_bitsandbytes(packed, scales, self.group)
+        codes = torch.stack([packed >> 4, packed & 15], dim=-1).flatten(1)[:, :width]
         values = scales.new_tensor(self.table)[codes.int()]
         return (in_groups(values, self.group) * scales[..., None]).flatten(1)[:, :width]
 
@@ -134,6 +140,28 @@ class Int4:
         codes = held["scales"]
         number = torch.arange(codes.numel(), device=codes.device).view_as(codes)[rows]
         return codes[rows].to(held["mean"].dtype) * held["steps"][number // SCALES] + held["mean"]
+
+
+@functools.cache
+def has_kernels() -> bool:
+    """Whether bitsandbytes is installed."""
+    return importlib.util.find_spec("bitsandbytes") is not None
+
+
+def by_bitsandbytes(packed: Tensor, scales: Tensor, group: int) -> Tensor:
+    """What `Int4.decode` gives, by one kernel of bitsandbytes: its layout of codes, its table and its scales are ours.
+
+    packed (rows, in / 2), scales (rows, in / group), whole groups; (rows, in).
+    """
+    from bitsandbytes.functional import QuantState, dequantize_4bit
+
+    shape = torch.Size((scales.shape[0], scales.shape[1] * group))
+    table = scales.new_tensor(NF4, dtype=torch.float32)
+    state = QuantState(
+        absmax=scales.float().flatten(), shape=shape, dtype=torch.float32, blocksize=group, quant_type="nf4", code=table
+    )
+    found: Tensor = dequantize_4bit(packed.reshape(-1, 1), state)
+    return found.to(scales.dtype)
 
 
 def in_groups(weight: Tensor, size: int) -> Tensor:

@@ -8,7 +8,7 @@ from torch import nn
 
 from ablatio import quantizations
 from ablatio.model.quantized import Coded
-from ablatio_std.quantizations import NF4
+from ablatio_std.quantizations import NF4, by_bitsandbytes
 
 
 def coded(name: str, layer: nn.Linear, **knobs: object) -> Coded:
@@ -49,6 +49,26 @@ def test_int4(code: str, width: int, group: int) -> None:
             torch.testing.assert_close(
                 found[row, start : start + group].double(), torch.tensor(wanted).double(), rtol=1e-5, atol=1e-6
             )
+
+
+@pytest.mark.oracle("quantization=int4", "bitsandbytes")
+@pytest.mark.parametrize("double", [False, True])
+@pytest.mark.parametrize("width, group", [(128, 64), (192, 64), (256, 32)])
+def test_codes_are_those_of_bitsandbytes(width: int, group: int, double: bool) -> None:
+    """Its codes and scales of the same matrix, and its kernel on ours, which a GPU takes: the same weights."""
+    functional = pytest.importorskip("bitsandbytes.functional")
+    weight = torch.randn(48, width, generator=torch.Generator().manual_seed(0))
+    codec = quantizations.build("int4", {"group": group, "double": double})
+    held = codec.encode(weight)
+    packed, state = functional.quantize_4bit(weight, blocksize=group, quant_type="nf4")
+    assert torch.equal(held["codes"].flatten(), packed.flatten())
+    scales = codec._scales(held, slice(None)) if double else held["scales"]
+    assert double or torch.equal(scales.flatten(), state.absmax)
+    for rows in (slice(None), slice(8, 24)):
+        ours, theirs = codec.decode(held, width, rows), by_bitsandbytes(held["codes"][rows], scales[rows], group)
+        assert theirs.shape == ours.shape and torch.equal(theirs, ours)
+    if not double:
+        assert torch.equal(functional.dequantize_4bit(packed, state), codec.decode(held, width))
 
 
 @pytest.mark.oracle("quantization=int4", "bitsandbytes' layout: two codes in a byte, the first one high")
