@@ -11,7 +11,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from ablatio.tasks.machine import Machine
+from ablatio.tasks.machine import WIDE, Machine
 
 Step = Callable[[], float]
 WARM_UP = 2
@@ -27,7 +27,7 @@ def contend(make: Callable[..., Step], given: tuple[Any, ...], tiny: tuple[Any, 
 
     The peak is counted from what the imports and two steps of a tiny model left behind.
     """
-    Machine("cpu", "32", 1).prepare()  # the same products for all, those of a run of ours
+    Machine("cpu", "32", 1).prepare(WIDE)  # the same products for all, those of a run of ours
     warnings.simplefilter("ignore")
     first = make(*tiny)
     first(), first()

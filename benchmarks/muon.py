@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=9)
     args = parser.parse_args()
-    Machine("cpu", "32", 1).prepare()  # as a run does
+    Machine("cpu", "32", 1).prepare(args.width)  # as a run does
     makers = {
         "torch.optim.Muon, bfloat16": lambda p: torch.optim.Muon(p, **SETTINGS),
         "ours, float32": lambda p: ours(p, "float32"),

@@ -71,7 +71,7 @@ def main() -> None:
     options.add_argument("--turns", type=int, default=15)
     asked = options.parse_args()
     warnings.simplefilter("ignore")
-    Machine("cpu", "32", 1).prepare()  # the same products for all, those of a run of ours
+    Machine("cpu", "32", 1).prepare(asked.width)  # the same products for all, those of a run of ours
     every = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     for label, targets in (("q_proj, v_proj", ["q_proj", "v_proj"]), ("every linear map", every)):
         print(f"targets: {label}")

@@ -222,7 +222,7 @@ def their_rloo(shape: Shape, tick: Tick) -> None:
 
 def contend(work: Callable[[Shape, Tick], None], shape: Shape, pipe: Connection) -> None:
     """For each request (CPU seconds of a step, peak MB since its imports and a tiny run of the same kind)."""
-    Machine("cpu", "32", 1).prepare()  # the same products for all, those of a run of ours
+    Machine("cpu", "32", 1).prepare(shape.width)  # the same products for all, those of a run of ours
     warnings.simplefilter("ignore")
     with contextlib.suppress(_Enough):
         work(Shape(1, 2, 4, 4, 16, 1), _stop)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ablatio.tasks.machine import Machine, multiply_with_onednn, onednn_is_faster
+from ablatio.tasks.machine import WIDE, Machine, multiply_with_onednn, onednn_is_faster
 
 EPYC = {"cpu_name": "AMD EPYC", "avx512_f": True, "avx512_bf16": True}
 
@@ -26,9 +26,15 @@ def as_before():
 )
 def test_onednn_multiplies_where_it_is_faster_and_exact(monkeypatch, as_before, known, faster):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known)
-    Machine("cpu", "32", 1).prepare()
+    Machine("cpu", "32", 1).prepare(WIDE)
     assert onednn_is_faster() == faster
     assert torch.get_float32_matmul_precision() == ("medium" if faster else "highest")
+
+
+def test_a_narrow_model_stays_with_torch_s_products(monkeypatch, as_before):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: EPYC)
+    Machine("cpu", "32", 1).prepare(WIDE - 1)
+    assert torch.get_float32_matmul_precision() == "highest"
 
 
 def test_onednn_is_not_taken_where_it_rounds(monkeypatch, as_before):
@@ -44,7 +50,7 @@ def test_onednn_is_not_taken_where_it_rounds(monkeypatch, as_before):
 
 def test_products_stay_those_of_float32(as_before):
     """On this very processor, forward and backward: as near to float64 as float32 is, not as bfloat16 (4e-3)."""
-    Machine("cpu", "32", 1).prepare()
+    Machine("cpu", "32", 1).prepare(WIDE)
     x, w = (torch.randn(256, 256, requires_grad=True) for _ in range(2))
     exact = [t.detach().double().requires_grad_() for t in (x, w)]
     for a, b in ((x, w), tuple(exact)):

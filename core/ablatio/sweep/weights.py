@@ -78,7 +78,7 @@ def seconds_per_step(config: Mapping[str, Any], times: int = 3) -> float:
         return 0.0
     few = max(1, min(rows, int(PROBE_FLOPS / row_flops)))
     threads = torch.get_num_threads()
-    Machine("cpu", "32", config["trainer"]["threads"] or 1).prepare()
+    Machine("cpu", "32", config["trainer"]["threads"] or 1).prepare(int(config["model"]["d_model"]))
     try:
         with torch.random.fork_rng(devices=[]):
             forward, step = _probe(config, few, length)

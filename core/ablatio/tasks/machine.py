@@ -11,6 +11,7 @@ import torch
 
 from ablatio.errors import EnvironmentFault
 
+WIDE = 128  # d_model: of narrower ones a run is over before oneDNN's kernels, half a millisecond a shape, have paid
 FLOAT32 = 1e-5  # how far a product of float32 may be from the exact one; of bfloat16 it is 2e-3
 LIGHTNING_PRECISION = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 
@@ -41,12 +42,12 @@ class Machine:
             precision = "bf16" if native else "32"
         return cls(device, precision, trainer["threads"] or cores())
 
-    def prepare(self) -> None:
-        """Make torch use it."""
+    def prepare(self, width: int) -> None:
+        """Make torch use it, for a model of this width."""
         torch.set_num_threads(self.threads)
         if self.device == "cuda":
             torch.set_float32_matmul_precision("high")
-        elif onednn_is_faster():
+        elif width >= WIDE and onednn_is_faster():
             multiply_with_onednn()
 
     def peak_memory(self) -> int:

@@ -142,7 +142,7 @@ def _share_compiled_code() -> None:
 def prepare_run(config: Mapping[str, Any], *, fresh: bool = True) -> Prepared:
     """Machine, data, model and task of a checked config.  fresh: False where a checkpoint will fill the model."""
     machine = Machine.choose(config["trainer"])
-    machine.prepare()
+    machine.prepare(int(config["model"]["d_model"]))
     options = config["stabilizer"] or {}
     stabilizers = {name: kinds.stabilizers.build(name, knobs) for name, knobs in options.items()}
     setup = Setup(config, row_plan(config, stabilizers), open_reward)
