@@ -27,7 +27,8 @@ def test_an_open_prefix_and_the_cache(name, padded):
     segments = torch.tensor([[-1] * pad + [0] * (12 - pad) for pad in pads]) if padded else None
     steps = [model.read(tokens[:, :12], segments, cache)[:, None]]
     steps += [model.extend(t, cache)[:, None] for t in tokens[:, 12:].split(1, dim=1)]
-    for row, pad in enumerate(pads):
-        opened = (torch.arange(30 - pad) < 12 - pad)[None]
-        alone = model.logits(model.model(tokens[row : row + 1, pad:], opened=opened))[0, 11 - pad :]
+    begun = torch.cat([tokens[:, :12], tokens.new_full((2, 1), model.eos), tokens[:, 12:]], dim=1)
+    for row, pad in enumerate(pads):  # behind the prefix stands the sign that a target begins with
+        opened = (torch.arange(31 - pad) < 12 - pad)[None]
+        alone = model.logits(model.model(begun[row : row + 1, pad:], opened=opened))[0, 12 - pad :]
         torch.testing.assert_close(torch.cat(steps, dim=1)[row], alone, rtol=1e-8, atol=1e-9)

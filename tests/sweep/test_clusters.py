@@ -205,7 +205,7 @@ def test_ours_wins_over_a_launcher_of_the_same_name(
     store.store(group="hydra/launcher", name=name, node={"_target_": "theirs.Launcher", "theirs": 1}, provider="theirs")
     chosen: dict[str, Any] = {}
 
-    def execute(plan: Any, folder: Path, entry: Any, given: dict[str, Any]) -> int:
+    def execute(plan: Any, folder: Path, replaced: Any, entry: Any, given: dict[str, Any]) -> int:
         chosen.update(given, name=entry.name)
         return 0
 

@@ -3,6 +3,7 @@
 import json
 import multiprocessing as mp
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable, Mapping
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 from fakes import engine, job, states, table
 
-from ablatio.errors import EnvironmentFault, Preempted, UserError
+from ablatio.errors import Preempted, UserError
 from ablatio.sweep.engine import Engine, owned
 from ablatio.sweep.ledger import Ledger
 
@@ -88,20 +89,15 @@ def test_a_run_that_falls_silent_is_stopped(tmp_path: Path, do: str, monkeypatch
     assert len(words(tmp_path, "running")) == 6
 
 
-def test_a_run_that_cannot_write_its_end_is_the_machine_s_fault(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The disk is full: neither the run's error nor its line in the ledger can be written."""
-
-    def full(path: Path, text: str) -> None:
-        raise EnvironmentFault("Cannot write: the disk is full")
-
-    monkeypatch.setattr("ablatio.sweep.worker.write_text", full)
+def test_a_run_that_cannot_write_its_end_is_the_machine_s_fault(tmp_path: Path) -> None:
+    """As when the disk is full: neither the run's error nor its line in the ledger can be written."""
+    in_its_place = tmp_path / "runs/bad/error.txt/taken"
+    in_its_place.mkdir(parents=True)
     results = {r.job.id: r.entry for r in engine(tmp_path, job("bad", "raise"), *JOBS).run()}
     assert (results["bad"].state, results["bad"].kind) == ("failed", "environment") and "write" in results[
         "bad"
     ].message
-    monkeypatch.undo()
+    shutil.rmtree(in_its_place.parent)
     retried = engine(tmp_path, job("bad", "raise"), *JOBS, retry="environment").run()
     assert [r.entry.kind for r in retried if r.job.id == "bad"] == ["crash"]
 
