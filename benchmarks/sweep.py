@@ -23,6 +23,7 @@ from ablatio.orders import Order
 from ablatio.sweep import worker
 
 RUNS, WORKERS = 8, 2
+LONGER = 4  # times the steps of a short run
 HERE = Path(__file__).parent
 TINY = "size=tiny train.val_every=null train.checkpoint_every=null data.val_tokens=1024 trainer.progress=false"
 LEAST_EFFICIENCY, MOST_CPU = 0.93, 0.1
@@ -139,27 +140,31 @@ counted_work.warm = worker.warm  # type: ignore[attr-defined]
 def beside_training(steps: int) -> bool:
     """Print the CPU seconds of a run that are not training; whether they are few enough.
 
-    A run of twice the steps takes as much more as its steps take; the rest of the shorter run is beside training.
+    Runs of `LONGER` times the steps, in the same study, say what a step takes; the rest of a short run is beside it.
     """
-    short, long = (cpu_seconds(f"{TINY} train.steps={count}") for count in (steps, 2 * steps))
-    beside = 2 * short - long
+    short, long = cpu_seconds(steps)
+    beside = short - (long - short) / (LONGER - 1)
     print(f"CPU of a run: {short:.3f} s, beside training {beside:.3f} s (at most {MOST_CPU:g})")
     return beside <= MOST_CPU
 
 
-def cpu_seconds(settings: str) -> float:
-    """Of the middle one of the runs, since its fork."""
+def cpu_seconds(steps: int) -> tuple[float, float]:
+    """Of the middle one of the short runs and of the long ones, each since its fork; their seeds take turns."""
     from ablatio.kinds import launchers
     from ablatio.sweep.engine import Engine
     from ablatio.sweep.forecast import sights
     from ablatio.sweep.plan import plan_sweep
 
+    lengths = steps, LONGER * steps
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        plan = plan_sweep([*settings.split(), seeds(), "table=0"])
+        plan = plan_sweep([*TINY.split(), f"train.steps={lengths[0]},{lengths[1]}", seeds(), "table=0"])
         sights(plan.cells, {})  # sizes for the table before the first run, which the runs inherit
         Engine(folder, plan.jobs, launchers.build("pool", {"workers": WORKERS}, work=counted_work)).run()
-        return statistics.median(float((run / "cpu").read_text()) for run in folder.glob("runs/*"))
+        each: dict[int, list[float]] = {length: [] for length in lengths}
+        for job in plan.jobs:
+            each[job.config["train"]["steps"]].append(float((folder / "runs" / job.id / "cpu").read_text()))
+        return statistics.median(each[lengths[0]]), statistics.median(each[lengths[1]])
 
 
 def efficiency(settings: str, steps: int, seconds: float) -> bool:

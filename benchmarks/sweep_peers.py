@@ -37,7 +37,8 @@ def with_hydra(folder: str, settings: str) -> None:
 def with_ray(folder: str, settings: str, runs: str, workers: str) -> None:
     import ray
 
-    ray.init(num_cpus=int(workers), include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
+    ray.init(address="local", num_cpus=int(workers), **quiet)
     task = ray.remote(num_cpus=1)(train_once)
     ray.get([task.remote(folder, settings, seed) for seed in range(1, int(runs) + 1)])
     ray.shutdown()

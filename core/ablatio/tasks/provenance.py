@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ablatio import plugins
+from ablatio.catalogue import PluginSource
 from ablatio.config import chosen
 from ablatio.paths import HERE
 
@@ -48,7 +49,7 @@ def code(config: Mapping[str, Any]) -> dict[str, Any]:
     """Hashes of the core and of every plugin, as they were when this process first asked: what it has imported."""
     return {
         "core": _core(),
-        "plugins": {f"{s.name} ({s.provider})": _hash_once(tuple(s.files)) for s in plugins.sources()},
+        "plugins": {f"{s.name} ({s.provider})": _hash_once(s) for s in plugins.sources()},
         "parts": parts(config),
     }
 
@@ -59,5 +60,5 @@ def _core() -> str:
 
 
 @functools.cache
-def _hash_once(files: tuple[Path, ...]) -> str:
-    return hash_of(files)
+def _hash_once(source: PluginSource) -> str:
+    return hash_of(source.files)

@@ -50,10 +50,10 @@ class Server:
         os.setsid()  # Ctrl-C is the sweeper's business
         self._signals()
         os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # is there a GPU?  asked without starting CUDA
+        gc.disable()  # what the imports make stays
         self.work.warm()
         self.gpus = gpus()
-        gc.collect()
-        gc.freeze()  # what is here stays shared with the runs
+        gc.freeze()  # it is shared with the runs, as long as nobody writes into it
         self._say(None)
         while not self.stopping or self.children:
             ready = wait([self.pipe, self.woken], self._patience())
@@ -126,6 +126,7 @@ class Server:
         self.pipe.close()
         os.close(self.woken)
         os.close(self.wake)
+        gc.enable()
         if self.libc is not None:
             self.libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != server:  # it went in the meantime

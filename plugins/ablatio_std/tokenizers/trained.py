@@ -94,7 +94,7 @@ class BPE:
         self._learned(_empty_bpe())
 
     def _learned(self, model: hf.Tokenizer) -> None:
-        self._model = model
+        self._model, self._state = model, ""
         table = {i: bytes(BYTE_OF[c] for c in token) for token, i in model.get_vocab().items()}
         if set(table) != set(range(len(table))) or not 256 <= len(table) < self.vocab_size:
             raise DamagedFile(f"a BPE of {len(table)} ids does not fit tokenizer.vocab_size={self.vocab_size}")
@@ -126,8 +126,11 @@ class BPE:
         return np.array([len(token) for token in self._table], dtype=np.int64)
 
     def state(self) -> str:
-        model = json.loads(self._model.to_str())["model"]
-        return json.dumps({"tokenizer": "bpe", "vocab": model["vocab"], "merges": model["merges"]}, ensure_ascii=False)
+        if not self._state:  # written once: a run asks several times, and it takes milliseconds
+            told = json.loads(self._model.to_str())["model"]
+            known = {"tokenizer": "bpe", "vocab": told["vocab"], "merges": told["merges"]}
+            self._state = json.dumps(known, ensure_ascii=False)
+        return self._state
 
     def fast(self, eos: str) -> hf.Tokenizer:
         model = json.loads(self._model.to_str())["model"]
