@@ -94,7 +94,7 @@ class LanguageModel(nn.Module):
     def extend(self, tokens: Tensor, cache: KVCache) -> Tensor:
         """Take in the next token of each text (B, 1): logits (B, V) of what follows."""
         with few_rows(len(tokens), self.lm_head.in_features):
-            return self.logits(self.model(tokens, None, cache)[:, -1])
+            return self.logits(self.model(tokens, None, cache, memory=cache.memory)[:, -1])
 
     def hidden(self, example: Example, record: Record | None = None, tie: Tie | None = None) -> Tensor:
         """The states that say the targets: (B, T, D)."""
@@ -227,7 +227,3 @@ class EncoderDecoder(LanguageModel):
     def read(self, tokens: Tensor, segments: Tensor | None, cache: KVCache) -> Tensor:
         cache.memory = self.encode(tokens, segments)
         return self.extend(tokens.new_full((len(tokens), 1), self.eos), cache)
-
-    def extend(self, tokens: Tensor, cache: KVCache) -> Tensor:
-        with few_rows(len(tokens), self.lm_head.in_features):
-            return self.logits(self.model(tokens, None, cache, memory=cache.memory)[:, -1])

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ablatio.model.shapes import numberless
+
 Fill = Callable[[Tensor, Tensor, Tensor | None], None]
 PIECE = 1 << 17  # numbers: half a MiB of float32, and of Python's overhead a fiftieth
 STEEP, CUBIC = math.sqrt(8 / math.pi), 0.044715
@@ -38,11 +40,11 @@ def relu2(x: Tensor) -> Tensor:
 
 
 def _on_cpu(x: Tensor) -> bool:
-    """A compiler fuses the plain form better, low precision would round between the passes, and a tensor of a class of
-    its own may be a shape without numbers: of a large one each piece would be traced.
+    """A compiler fuses the plain form better, low precision would round between the passes, and of a large shape
+    without numbers each piece would be traced.
     """
-    plain = type(x) is Tensor and x.dtype in (torch.float32, torch.float64)
-    return plain and x.device.type == "cpu" and not torch.compiler.is_compiling()
+    wide = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
+    return wide and not torch.compiler.is_compiling() and not numberless(x)
 
 
 class _ByItsSlope(torch.autograd.Function):
