@@ -71,6 +71,17 @@ def ablatio(
     return Finished(process.exitcode or 0, out, err)
 
 
+def cut_and_resumed(settings: Sequence[str], out: Path, at: int = 4) -> Path:
+    """The run `cut` in `out`: killed at the checkpoint of step `at`, and resumed to its end."""
+    cut = out / "cut"
+    mark = cut / f"checkpoints/step-{at:08d}.json"
+    killed = ablatio(["train", *settings, "name=cut"], out / "log", kill_when=mark)
+    assert killed.code == -signal.SIGKILL
+    resumed = ablatio(["train", f"resume={cut}"], out / "log")
+    assert resumed.code == 0, resumed.err
+    return cut
+
+
 def summary(run: Path) -> dict[str, object]:
     return dict(json.loads((run / "summary.json").read_text()))
 

@@ -1,11 +1,10 @@
 """A run that learns from another run: end to end, killed and resumed, and what it refuses of a teacher's folder."""
 
 import json
-import signal
 from pathlib import Path
 
 import pytest
-from runs import TINY, Finished, ablatio, metrics, summary
+from runs import TINY, Finished, ablatio, cut_and_resumed, metrics, summary
 
 
 @pytest.fixture
@@ -30,13 +29,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, settings: list[
     assert result["after"]["loss"] < result["before"]["loss"]
     rows = metrics(tmp_path / "whole")
     assert any(row["train/divergence"] for row in rows)
-    cut = tmp_path / "cut"
-    killed = ablatio(
-        ["train", *settings, "name=cut"], tmp_path / "log", kill_when=cut / "checkpoints/step-00000004.json"
-    )
-    assert killed.code == -signal.SIGKILL
-    resumed = ablatio(["train", f"resume={cut}"], tmp_path / "log")
-    assert resumed.code == 0, resumed.err
+    cut = cut_and_resumed(settings, tmp_path)
     assert metrics(cut) == rows
     last = "checkpoints/step-00000012.model.safetensors"
     assert (cut / last).read_bytes() == (tmp_path / "whole" / last).read_bytes()

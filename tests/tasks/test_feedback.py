@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from runs import TINY, ablatio, metrics, summary
+from runs import TINY, ablatio, cut_and_resumed, metrics, summary
 from torch import Tensor
 
 from ablatio import kinds
@@ -148,10 +148,7 @@ def test_a_run_resumes_bit_for_bit(tmp_path: Path, judged: Path, task: list[str]
     given = [*settings(tmp_path, judged), *task]
     whole = ablatio(["train", *given, "name=whole"], tmp_path / "log")
     assert whole.code == 0, whole.err
-    cut = tmp_path / "cut"
-    ablatio(["train", *given, "name=cut"], tmp_path / "log", kill_when=cut / "checkpoints/step-00000004.json")
-    resumed = ablatio(["train", f"resume={cut}"], tmp_path / "log")
-    assert resumed.code == 0, resumed.err
+    cut = cut_and_resumed(given, tmp_path)
     assert metrics(cut) == metrics(tmp_path / "whole")
     scored = ablatio(["evaluate", str(cut), "--json"], tmp_path / "log")
     result = summary(cut)

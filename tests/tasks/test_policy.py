@@ -1,12 +1,11 @@
 """task=policy: every method makes its steps, a cut run goes on bit for bit, and bad input is refused in words."""
 
 import logging
-import signal
 
 import pytest
 import torch
 from policies import made, step
-from runs import TINY, ablatio, metrics, summary
+from runs import TINY, ablatio, cut_and_resumed, metrics, summary
 
 from ablatio.errors import UserError
 from ablatio.kinds import alignments, rewards, tasks
@@ -145,11 +144,7 @@ def test_a_run_cut_between_any_two_steps_goes_on_bit_for_bit(tmp_path, text_file
     settings += ["train.keep=20", "data.val_tokens=64", "train.steps=10"]
     settings += ["alignment.kl_target=1.0"] if method == "ppo" else []
     assert ablatio(["train", *settings, "name=whole"], tmp_path / "log").code == 0
-    cut = tmp_path / "cut"
-    mark = cut / f"checkpoints/step-{kill_at:08d}.json"
-    killed = ablatio(["train", *settings, "name=cut"], tmp_path / "log", kill_when=mark)
-    assert killed.code == -signal.SIGKILL
-    assert ablatio(["train", f"resume={cut}"], tmp_path / "log").code == 0
+    cut = cut_and_resumed(settings, tmp_path, kill_at)
     last = "checkpoints/step-00000010.model.safetensors"
     assert (cut / last).read_bytes() == (tmp_path / "whole" / last).read_bytes()
     assert metrics(cut) == metrics(tmp_path / "whole")

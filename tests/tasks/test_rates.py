@@ -1,10 +1,9 @@
 """Rates and schedules by role reach every parameter, with every optimizer; a watched loss survives a kill."""
 
-import signal
 from pathlib import Path
 
 import pytest
-from runs import TINY, ablatio, metrics
+from runs import TINY, ablatio, cut_and_resumed, metrics
 
 from ablatio.compose import compose_run
 from ablatio.kinds import optimizers
@@ -62,12 +61,7 @@ def test_a_watched_loss_lowers_the_rate_and_survives_a_kill(tmp_path: Path, text
     rates = [float(row["train/lr"]) for row in rows if row["train/lr"]]
     # No score gains 90 %, so each after the first lowers the rate of the steps that follow it, to a hundredth at least.
     assert rates == [pytest.approx(rates[0] * max(0.01, 0.5**i), rel=1e-6) for i in range(len(rates))]
-    cut = tmp_path / "cut"
-    killed = ablatio(
-        ["train", *settings, "name=cut"], tmp_path / "log", kill_when=cut / "checkpoints/step-00000004.json"
-    )
-    assert killed.code == -signal.SIGKILL
-    assert ablatio(["train", f"resume={cut}"], tmp_path / "log").code == 0
+    cut = cut_and_resumed(settings, tmp_path)
     assert metrics(cut) == rows
     last = "checkpoints/step-00000012.model.safetensors"
     assert (cut / last).read_bytes() == (tmp_path / "whole" / last).read_bytes()

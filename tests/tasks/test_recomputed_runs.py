@@ -1,9 +1,8 @@
 """Runs with `checkpointing=full` end where plain ones end, also after a kill."""
 
-import signal
 from pathlib import Path
 
-from runs import TINY, ablatio, metrics, summary
+from runs import TINY, ablatio, cut_and_resumed, metrics, summary
 
 
 def test_a_run_ends_where_the_plain_one_ends(tmp_path: Path, text_file: Path) -> None:
@@ -12,11 +11,7 @@ def test_a_run_ends_where_the_plain_one_ends(tmp_path: Path, text_file: Path) ->
     run = ablatio(["train", *settings, "name=full", "checkpointing=full"], tmp_path / "log")
     assert run.code == 0 and "checkpointing" in run.out and "segment=1" in run.out
     assert metrics(tmp_path / "full") == metrics(tmp_path / "plain")
-    cut = tmp_path / "cut"
-    stop = cut / "checkpoints/step-00000008.json"
-    killed = ablatio(["train", *settings, "name=cut", "checkpointing=full"], tmp_path / "log", kill_when=stop)
-    assert killed.code == -signal.SIGKILL
-    assert ablatio(["train", f"resume={cut}"], tmp_path / "log").code == 0
+    cut = cut_and_resumed([*settings, "checkpointing=full"], tmp_path, 8)
     assert metrics(cut) == metrics(tmp_path / "plain")
     assert summary(cut)["after"] == summary(tmp_path / "plain")["after"]
 

@@ -4,7 +4,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from runs import TINY, ablatio, metrics, summary
+from runs import TINY, ablatio, cut_and_resumed, metrics, summary
 from safetensors.torch import load_file
 
 
@@ -22,12 +22,7 @@ def test_killed_and_resumed_equals_uninterrupted(
     settings = [*TINY, f"source.path={text_file}", f"out={tmp_path}", f"model.dropout={dropout}"]
     settings += ["train.batch_size=60", "train.accumulate=1", f"trainer.workers={workers}"]
     assert ablatio(["train", *settings, "name=whole"], tmp_path / "log").code == 0
-    cut = tmp_path / "cut"
-    killed = ablatio(
-        ["train", *settings, "name=cut"], tmp_path / "log", kill_when=cut / f"checkpoints/step-{kill_at:08d}.json"
-    )
-    assert killed.code == -signal.SIGKILL
-    assert ablatio(["train", f"resume={cut}"], tmp_path / "log").code == 0
+    cut = cut_and_resumed(settings, tmp_path, kill_at)
     assert weights(cut, 12) == weights(tmp_path / "whole", 12)
     assert metrics(cut) == metrics(tmp_path / "whole")
     assert summary(cut)["after"] == summary(tmp_path / "whole")["after"]

@@ -1,10 +1,9 @@
 """A killed run continues bit for bit with every optimizer, every stabilizer, and every kind of example."""
 
-import signal
 from pathlib import Path
 
 import pytest
-from runs import TINY, ablatio, metrics
+from runs import TINY, ablatio, cut_and_resumed, metrics
 
 from ablatio.registry import REGISTRIES
 from ablatio.testing import tiny
@@ -41,13 +40,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, text_file: Path
     settings += ["model.max_len=32", *compatible(overrides)]
     whole = ablatio(["train", *settings, "name=whole"], tmp_path / "log")
     assert whole.code == 0, whole.err
-    cut = tmp_path / "cut"
-    killed = ablatio(
-        ["train", *settings, "name=cut"], tmp_path / "log", kill_when=cut / "checkpoints/step-00000004.json"
-    )
-    assert killed.code == -signal.SIGKILL
-    resumed = ablatio(["train", f"resume={cut}"], tmp_path / "log")
-    assert resumed.code == 0, resumed.err
+    cut = cut_and_resumed(settings, tmp_path)
     assert metrics(cut) == metrics(tmp_path / "whole")
     last = "checkpoints/step-00000012.model.safetensors"
     assert (cut / last).read_bytes() == (tmp_path / "whole" / last).read_bytes()

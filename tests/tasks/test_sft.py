@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from runs import TINY, ablatio, metrics, summary
+from runs import TINY, ablatio, cut_and_resumed, metrics, summary
 
 from ablatio import kinds
 from ablatio.data.types import Message
@@ -96,10 +96,7 @@ def test_a_run_resumes_bit_for_bit_and_answers(tmp_path: Path, chats: Path) -> N
     given = [*settings(tmp_path, chats), "template=chatml"]
     whole = ablatio(["train", *given, "name=whole"], tmp_path / "log")
     assert whole.code == 0, whole.err
-    cut = tmp_path / "cut"
-    ablatio(["train", *given, "name=cut"], tmp_path / "log", kill_when=cut / "checkpoints/step-00000004.json")
-    resumed = ablatio(["train", f"resume={cut}"], tmp_path / "log")
-    assert resumed.code == 0, resumed.err
+    cut = cut_and_resumed(given, tmp_path)
     assert metrics(cut) == metrics(tmp_path / "whole")
     assert (cut / "samples.jsonl").read_text() == (tmp_path / "whole/samples.jsonl").read_text()
     rows = [json.loads(line) for line in (cut / "samples.jsonl").read_text().splitlines()]
@@ -108,7 +105,8 @@ def test_a_run_resumes_bit_for_bit_and_answers(tmp_path: Path, chats: Path) -> N
     sides = [(row["prompt"], row["expected"], row["before"], row["after"]) for row in result["samples"]]
     first, last = ([row for row in rows if row["step"] == step] for step in (0, 12))
     assert sides == [(b["prompt"], b["expected"], b["answer"], a["answer"]) for b, a in zip(first, last, strict=True)]
-    assert "before" in resumed.out and sides[0][0] in resumed.out
+    said = (tmp_path / "log/out").read_text()
+    assert "before" in said and sides[0][0] in said
     assert ablatio(["report", str(cut)], tmp_path / "log").code == 0
     told = (cut / "report/report.md").read_text(), (cut / "report/report.html").read_text()
     assert sides[0][0] in (tmp_path / "log/out").read_text() and f"    {sides[0][1]}" in told[0]

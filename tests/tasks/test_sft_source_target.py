@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from runs import TINY, ablatio, metrics, summary
+from runs import TINY, ablatio, cut_and_resumed, metrics, summary
 
 from ablatio import kinds
 from ablatio.data.chat import write
@@ -141,10 +141,7 @@ def test_an_encoder_decoder_resumes_bit_for_bit_and_answers(tmp_path: Path, chat
     given = settings(tmp_path, chats, *T5_PARTS, "peft=lora")
     whole = ablatio(["train", *given, "name=whole"], tmp_path / "log")
     assert whole.code == 0, whole.err
-    cut = tmp_path / "cut"
-    ablatio(["train", *given, "name=cut"], tmp_path / "log", kill_when=cut / "checkpoints/step-00000004.json")
-    resumed = ablatio(["train", f"resume={cut}"], tmp_path / "log")
-    assert resumed.code == 0, resumed.err
+    cut = cut_and_resumed(given, tmp_path)
     assert metrics(cut) == metrics(tmp_path / "whole")
     result: Any = summary(cut)
     assert result["samples"][0].keys() == {"prompt", "expected", "before", "after"}

@@ -2,12 +2,11 @@
 
 import json
 import random
-import signal
 from pathlib import Path
 
 import pytest
 import torch
-from runs import TINY, ablatio, metrics, summary
+from runs import TINY, ablatio, cut_and_resumed, metrics, summary
 from support import model_config
 
 from ablatio.kinds import stabilizers
@@ -49,13 +48,7 @@ def test_a_spike_is_left_behind_and_told(tmp_path: Path, spiked_text: Path) -> N
     rows = [int(row["step"]) for row in metrics(tmp_path / "whole")]
     assert rows == sorted(rows) and rows[-1] == 300  # what was undone stands in no row
     # The same run, killed after its first rewind and resumed, leaves out the same batches.
-    cut = tmp_path / "cut"
-    later = (rewinds[0]["at"] // 10 + 2) * 10
-    killed = ablatio(
-        ["train", *settings, "name=cut"], tmp_path / "log", kill_when=cut / f"checkpoints/step-{later:08d}.json"
-    )
-    assert killed.code == -signal.SIGKILL
-    assert ablatio(["train", f"resume={cut}"], tmp_path / "log").code == 0
+    cut = cut_and_resumed(settings, tmp_path, (rewinds[0]["at"] // 10 + 2) * 10)
     assert summary(cut)["rewinds"] == rewinds
     assert summary(cut)["after"] == summary(tmp_path / "whole")["after"]
 
@@ -78,9 +71,7 @@ def test_rewinding_needs_checkpoints(tmp_path: Path, text_file: Path) -> None:
 def test_averaged_weights_are_scored_and_kept_and_resume_is_exact(tmp_path: Path, text_file: Path) -> None:
     settings = [*TINY, f"source.path={text_file}", f"out={tmp_path}", "stabilizer=[clip,ema]", "model.dropout=0.2"]
     assert ablatio(["train", *settings, "name=whole"], tmp_path / "log").code == 0
-    cut = tmp_path / "cut"
-    ablatio(["train", *settings, "name=cut"], tmp_path / "log", kill_when=cut / "checkpoints/step-00000008.json")
-    assert ablatio(["train", f"resume={cut}"], tmp_path / "log").code == 0
+    cut = cut_and_resumed(settings, tmp_path, 8)
     assert metrics(cut) == metrics(tmp_path / "whole")
     run, _ = load_run(cut)
     state = json.loads((cut / "summary.json").read_text())["after"]

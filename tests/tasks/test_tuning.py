@@ -1,13 +1,12 @@
 """Runs with PEFT and quantised bases on the command line: resume, export, adapters of another base, what it costs."""
 
 import json
-import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from runs import TINY, ablatio, metrics, summary
+from runs import TINY, ablatio, cut_and_resumed, metrics, summary
 
 from ablatio import pefts
 from ablatio.adapter_folder import load_adapter, save_adapter
@@ -22,13 +21,9 @@ SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("dylora", "prefi
 
 @pytest.mark.parametrize("peft", ["adalora", *SLOW])
 def test_resumes_bit_for_bit(tmp_path: Path, text_file: Path, peft: str) -> None:
-    settings = ["train", *TINY, *WIDE, f"source.path={text_file}", f"out={tmp_path}", f"peft={peft}"]
-    assert ablatio([*settings, "name=whole"], tmp_path / "log").code == 0
-    cut = tmp_path / "cut"
-    killed = ablatio([*settings, "name=cut"], tmp_path / "log", kill_when=cut / "checkpoints/step-00000004.json")
-    assert killed.code == -signal.SIGKILL
-    ended = ablatio(["train", f"resume={cut}"], tmp_path / "log")
-    assert ended.code == 0, ended.err
+    settings = [*TINY, *WIDE, f"source.path={text_file}", f"out={tmp_path}", f"peft={peft}"]
+    assert ablatio(["train", *settings, "name=whole"], tmp_path / "log").code == 0
+    cut = cut_and_resumed(settings, tmp_path)
     assert metrics(cut) == metrics(tmp_path / "whole")
     told: dict[str, Any] = summary(cut)
     assert told["trainable_parameters"] > 0 and 0 < told["weight_bytes"] < told["peak_memory_bytes"]
