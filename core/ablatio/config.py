@@ -11,7 +11,7 @@ from ablatio.knobs import Knob, NonNegative, OptionOf, Positive, Range, did_you_
 from ablatio.plugins import refuse_objects
 from ablatio.registry import REGISTRIES, ContractError, Entry, Registry
 
-_KINDS = [getattr(kinds, plural) for plural in kinds.__all__]
+_KINDS = [part for part in vars(kinds).values() if isinstance(part, Registry)]
 NEEDED = tuple(r.kind for r in _KINDS if r.in_run and not r.optional)  # a kind that a plugin adds may be left out too
 LISTED = tuple(r.kind for r in _KINDS if r.in_run)  # in conf/train.yaml, some of them with none
 NAME_PATTERN = "letters, digits, `.`, `_` and `-`, at most 100, the first a letter or digit"
