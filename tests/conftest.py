@@ -19,10 +19,17 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(autouse=True)
 def torch_as_it_comes() -> Iterator[None]:
-    """A training in this process hands products to oneDNN for good; the next test starts without that."""
+    """A training in this process hands products to oneDNN for good; the next test starts without that.
+
+    Nor with the compiler that the library peft names in the environment and leaves there.
+    """
+    compilers = {key: os.environ[key] for key in ("CC", "CXX") if key in os.environ}
     yield
     if torch := sys.modules.get("torch"):
         torch.set_float32_matmul_precision("highest")
+    for key in ("CC", "CXX"):
+        os.environ.pop(key, None)
+    os.environ.update(compilers)
 
 
 @pytest.fixture

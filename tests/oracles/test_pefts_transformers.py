@@ -1,5 +1,6 @@
 """Our methods on models of transformers as they are: nothing of them is ours, and all that PEFT promises holds."""
 
+import os
 from typing import Any
 
 import pytest
@@ -92,6 +93,15 @@ def test_the_promises_of_peft(name: str, form: str) -> None:
             torch.testing.assert_close(logits(net, rows), tuned, rtol=1e-4, atol=1e-4)
             merged.restore()
         assert torch.equal(logits(net, rows), tuned)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_the_environment_stays_as_it_is() -> None:
+    """peft's BOFT asks for gcc where it finds no compiler for CUDA, and all that is compiled after it would fail."""
+    before = dict(os.environ)
+    knobs = {"method": "boft", "targets": ("q_proj",), "settings": ("boft_block_size=4",)}
+    pefts.build("hf", knobs).apply(model_of("llama"), 0)
+    assert dict(os.environ) == before
 
 
 def test_maps_that_no_codec_can_hold_are_not_passed_over() -> None:

@@ -27,7 +27,6 @@ def train(*arguments: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason="once in a whole run: what g++ linked lacked a symbol of libstdc++", strict=False)
 def test_the_runs_of_a_sweep_share_what_was_compiled(
     tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

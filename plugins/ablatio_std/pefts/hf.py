@@ -1,9 +1,11 @@
 """Every method of the library peft through one part: beside layers, or before the texts."""
 
 import dataclasses
+import os
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import torch
@@ -33,6 +35,17 @@ ELSEWHERE = {
 }
 
 
+@contextmanager
+def _own_environment() -> Iterator[None]:
+    """Without a compiler for CUDA peft's BOFT leaves CXX=gcc behind, and what torch compiles then lacks libstdc++."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
 @pefts.register("hf")
 class HuggingFace:
     """W x + what peft's `method` adds, in peft's own layers; or peft's own virtual tokens before each text.
@@ -54,7 +67,7 @@ class HuggingFace:
     def apply(self, model: nn.Module, seed: int) -> None:
         paths = [] if self.method in PROMPTS else list(targets_of(model, self.targets))
         self.made, tuner = self.config(paths)
-        with warnings.catch_warnings(), seeded(named_seed(seed, "peft")):
+        with warnings.catch_warnings(), _own_environment(), seeded(named_seed(seed, "peft")):
             warnings.simplefilter("ignore")  # on dtypes and names of models that it does not know
             try:
                 self._apply(model, tuner, seed)
