@@ -1,7 +1,6 @@
 """Learning from rewards: the model answers prompts, a reward judges the answers, a policy method learns from that."""
 
 import copy
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Annotated, Any
@@ -12,7 +11,7 @@ from torch import Tensor
 from ablatio import OptionOf, Positive, alignments, rule, sources
 from ablatio.errors import UserError
 from ablatio.kinds import tasks
-from ablatio.model.answers import Answer, judged, one_by_one, token_rewards
+from ablatio.model.answers import Answer, one_by_one, token_rewards
 from ablatio.model.estimates import kl_estimates, masked_mean
 from ablatio.model.language_model import LanguageModel, Loss
 from ablatio.model.policy import ValueHead, said_of, tokens_read, values_of
@@ -22,11 +21,10 @@ from ablatio.tasks.setup import Setup
 from ablatio.tasks.step import SkipStep, Step
 from ablatio.tasks.work import Work
 
-from ._prompts import ChatPrompts, Prompt, TextPrompts
-from ._rollouts import Asking, Drawn, Reward, reward_of, rule_of
+from ._held_out import HeldOut
+from ._prompts import ChatPrompts, TextPrompts
+from ._rollouts import Asking, Drawn, Reward, reward_of
 from ._watch import MEASURES, OF_POLICY, Collapse, measured
-
-SHOWN = 4  # answers in samples.jsonl
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +83,9 @@ class Policy:
             temperature,
         )  # fmt: skip
         self.collapse = Collapse(self.stop, self.asking.decode, float(setup.config["optimizer"].get("lr", 1e-3)))
-        self.gold = (rule_of(gold), gold) if gold is not None else None
         self.off_policy = getattr(self.method, "writer", "policy") == "reference"
         self.best_of = getattr(self.method, "best_of", None) or 1
+        self.held_out_answers = HeldOut(self.asking, self.best_of, gold)
         train = setup.config["train"]
         self.per_step = int(train["batch_size"]) * int(train["accumulate"])
         self.answers = self.per_step * self.method.minibatches
@@ -288,7 +286,6 @@ class Policy:
     def _taken(self, rows: Tensor) -> dict[str, Any]:
         return {w: x[rows.to(x.device)] if isinstance(x, Tensor) and x.dim() else x for w, x in self.words.items()}
 
-    @torch.no_grad()
     def score(
         self,
         model: LanguageModel,
@@ -296,51 +293,11 @@ class Policy:
         device: torch.device,
         between: Callable[[int], None],
     ) -> dict[str, float]:
-        """Means over answers to held-out prompts, the best of n where n are drawn; KL in nats per answer.
-
-        KL(best of n, reference) = ln n - (n - 1) / n + the mean of log policy / reference over the best; less where
-        answers earn the same.
-        """
-        reference = self.reference if self.reference is not None else model
-        mode, found = model.training, []
-        model.eval()
-        try:
-            for done, batch in enumerate(batches):
-                prompts = self.prompts(range(batch["first"], batch["first"] + batch["count"]), "validation")
-                rollout, scores, gold = self._given(model, prompts, -1 - batch["first"])
-                own, other = (said_of(m, rollout, temperature=self.temperature) for m in (model, reference))
-                kl = ((own.logps - other.logps) * rollout.mask).sum(1)
-                row = scores, gold, kl.cpu(), own.entropy.sum(1).cpu(), rollout.mask.sum(1).cpu()
-                found.append(torch.stack([x.double() for x in row]))
-                between(done + 1)
-        finally:
-            model.train(mode)
-        each = torch.cat(found, 1)
-        reward, gold, kl, entropy, length = each.mean(1).tolist()
-        chosen = math.log(self.best_of) - (self.best_of - 1) / self.best_of
-        return {
-            "reward": reward, "gold": gold, "kl": kl + chosen, "entropy": entropy / max(length, 1 / each.shape[1]),
-            "answer_length": length, "answers": each.shape[1],
-        }  # fmt: skip
-
-    def _given(self, model: LanguageModel, prompts: Sequence[Prompt], stream: int) -> tuple[Rollout, Tensor, Tensor]:
-        """(one answer to each prompt, its reward, its gold): the best of n by the reward."""
-        drawn = self.asking(model, prompts, stream, group=self.best_of)
-        best = drawn.scores.view(-1, self.best_of).argmax(1) + self.best_of * torch.arange(len(prompts))
-        scores, texts = drawn.scores[best], [drawn.texts[i] for i in best.tolist()]
-        gold = judged(*self.gold, texts)[0] if self.gold is not None else scores
-        return drawn.rollout[best.to(drawn.rollout.mask.device)], scores, gold
+        """Of answers to held-out prompts."""
+        return self.held_out_answers.score(model, model if self.reference is None else self.reference, batches, between)
 
     def samples(self, model: LanguageModel) -> list[dict[str, str]]:
-        """Answers to the first held-out prompts, each with its reward."""
-        prompts = self.prompts(range(SHOWN), "validation")
-        mode = model.training
-        drawn = self.asking(model.eval(), prompts, -1)
-        model.train(mode)
-        return [
-            {"prompt": a.prompt, "answer": a.text, "reward": f"{s:.3f}"}
-            for a, s in zip(drawn.texts, drawn.scores.tolist(), strict=True)
-        ]
+        return self.held_out_answers.samples(model)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything between two optimizer steps: the rollout is in the middle of its passes."""
