@@ -23,6 +23,7 @@ from ablatio.knobs import did_you_mean
 from ablatio.recipes.read import RECIPE, Recipe, Stage, find, folder_name
 from ablatio.registry import REGISTRIES
 from ablatio.start import Coming, quoted
+from ablatio.words import key_of, value_of
 
 ONE = "stages."  # before a setting of one stage
 REFERENCE = re.compile(r"\$\{stage\.([^}]*)\}")
@@ -67,10 +68,6 @@ class Said:
     place: Mapping[str, str]
 
 
-def key_of(text: str) -> str:
-    return text.split("=", 1)[0].lstrip("+~")
-
-
 def split(key: str) -> tuple[str, str]:
     """(the stage whose setting it is, the setting): `stages.sft.train.steps` -> sft, train.steps; else of all: ""."""
     if not key.startswith(ONE):
@@ -81,7 +78,7 @@ def split(key: str) -> tuple[str, str]:
 
 def plan_recipe(overrides: Sequence[str]) -> Plan:
     """The plan of `ablatio train recipe=NAME OVERRIDES`; ConfigError with everything that is wrong in any stage."""
-    named = [text.partition("=")[2] for text in overrides if key_of(text) == RECIPE]
+    named = [value_of(text) for text in overrides if key_of(text) == RECIPE]
     if len(named) != 1:
         raise UserError(
             f"{len(named)} recipes came ({', '.join(named)}), one was expected\n    try: recipe={named[-1]}"

@@ -9,6 +9,8 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ablatio.words import key_of, value_of
+
 if TYPE_CHECKING:
     from ablatio.sweep.compose import Composer
 
@@ -27,10 +29,10 @@ def line(command: Sequence[str], *, many: bool = False) -> str:
 def of_run(overrides: Sequence[str], config: Mapping[str, Any], manifest: Mapping[str, Any]) -> tuple[str, ...]:
     """What the user said of the run, without its place, and with the threads that it had: a run of a sweep has one,
     a run by itself as many as there are cores, and sums over more threads are rounded in another order."""
-    kept = [text for text in overrides if _key(text) not in PLACES]
+    kept = [text for text in overrides if key_of(text) not in PLACES]
     threads = _inner(config, "trainer").get("threads")
     on_cpu = _inner(manifest, "machine").get("device") == "cpu"
-    if kept and on_cpu and isinstance(threads, int) and THREADS not in map(_key, kept):
+    if kept and on_cpu and isinstance(threads, int) and THREADS not in map(key_of, kept):
         kept.append(f"{THREADS}={threads}")
     return tuple(kept)
 
@@ -40,9 +42,9 @@ def of_arm(commands: Sequence[Sequence[str]]) -> str:
     known = [command for command in commands if command]
     if not known:
         return ""
-    rest = [text for text in known[0] if _key(text) != SEED]
-    seeds = [text.partition("=")[2] for command in known for text in command if _key(text) == SEED]
-    alike = all([t for t in command if _key(t) != SEED] == rest for command in known)
+    rest = [text for text in known[0] if key_of(text) != SEED]
+    seeds = [value_of(text) for command in known for text in command if key_of(text) == SEED]
+    alike = all([t for t in command if key_of(t) != SEED] == rest for command in known)
     if len(known) < 2 or not alike or len({*seeds}) != len(known):
         return line(known[0])
     one = ONE_ARM if any(text.lstrip("+").startswith("sweep=") for text in rest) else ()
@@ -58,7 +60,7 @@ def of_config(config: Mapping[str, Any]) -> tuple[str, ...]:
     base = _composed(parts)
     if not base:
         return ()
-    rest = (text for text in _values(config, base, "") if _key(text) != SEED)
+    rest = (text for text in _values(config, base, "") if key_of(text) != SEED)
     return (*parts, *rest, f"{SEED}={config.get(SEED, 1)}")
 
 
@@ -118,10 +120,6 @@ def _text(value: Any) -> str:
     if isinstance(value, Mapping):
         return "{" + ",".join(f"{k}:{_text(v)}" for k, v in value.items()) + "}"
     return json.dumps(value)
-
-
-def _key(text: str) -> str:
-    return text.lstrip("+~").partition("=")[0]
 
 
 def _inner(node: Mapping[str, Any], key: str) -> Mapping[str, Any]:

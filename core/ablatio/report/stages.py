@@ -10,6 +10,7 @@ from typing import Any
 
 from ablatio.report.run import Run, inner, object_in, read_folder
 from ablatio.sweep.study import Job, label_of
+from ablatio.words import key_of, value_of
 
 RECIPE = "recipe.json"  # in the folder of one recipe; a sweep of recipes is a study
 OF_CHANCE = ("seed", "out", "name", "trainer")
@@ -97,7 +98,7 @@ def of_recipes(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
     """(the stages of recipes that stand by themselves, what could not be read): what their commands differ in is the
     arm, and the last stage is what is compared."""
     told = [object_in(folder / RECIPE) for folder in folders]
-    said = [{_key(text): text.partition("=")[2] for text in one.get("overrides") or ()} for one, _ in told]
+    said = [{key_of(str(text)): value_of(str(text)) for text in one.get("overrides") or ()} for one, _ in told]
     keys = dict.fromkeys(k for one in said for k in one if k.split(".")[0] not in OF_CHANCE)
     axes = [k for k in keys if len({one.get(k) for one in said}) > 1]
     runs = list[Run]()
@@ -117,7 +118,3 @@ def of_recipes(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
             )  # fmt: skip
             runs.append(replace(read_folder(place, folder.name, job), group=folder.parent.name))
     return runs, [trouble for _, trouble in told if trouble]
-
-
-def _key(text: str) -> str:
-    return str(text).lstrip("+~").partition("=")[0]

@@ -22,6 +22,7 @@ from ablatio.recipes.read import RECIPE
 from ablatio.space import Axis
 from ablatio.sweep import settings
 from ablatio.sweep.settings import Settings
+from ablatio.words import key_of
 
 MAX_JOBS = 10_000
 SEED = "seed"
@@ -52,7 +53,7 @@ class Asked:
     @property
     def of_recipes(self) -> bool:
         """Whether an arm is a recipe: runs that follow one another."""
-        return RECIPE in {*map(_key, self.fixed), *(axis.key for axis in self.axes)}
+        return RECIPE in {*map(key_of, self.fixed), *(axis.key for axis in self.axes)}
 
     @property
     def baseline(self) -> dict[str, str] | None:
@@ -74,7 +75,7 @@ def read(overrides: Sequence[str]) -> Asked:
     file_axes = {str(key): [_text(v) for v in values] for key, values in (study.get("axes") or {}).items()}
     fixed, axes, launcher, problems = list[str](), dict[str, Axis](), list[str](), list[Problem]()
     for text in [*_of_recipe(study_name, study, overrides), *overrides]:
-        key = _key(text)
+        key = key_of(text)
         if key.startswith(LAUNCHER):
             launcher.append(text)
         elif key == yamls.SWEEP and RECIPE in study:
@@ -90,11 +91,11 @@ def read(overrides: Sequence[str]) -> Asked:
             axes[key] = axis(parsed)
         else:
             fixed.append(normal(text))
-    said = {_key(text) for text in overrides}
+    said = {key_of(text) for text in overrides}
     for key, values in file_axes.items():
         if key not in said:
             axes |= {key: Axis(key, tuple(values))}
-    fixed_keys = {_key(text) for text in fixed}
+    fixed_keys = {key_of(text) for text in fixed}
     problems += [Problem(key, f"came with one value and with several; drop {key}=") for key in fixed_keys & axes.keys()]
     seeds, fixed, more = _seeds(axes.pop(SEED, None), fixed)
     if "baseline" in study and "baseline" not in said and not _is_arm(given["baseline"], [*axes.values()]):
@@ -109,7 +110,7 @@ def read(overrides: Sequence[str]) -> Asked:
 
 def lasting(overrides: Sequence[str]) -> list[str]:
     """What of a command makes the jobs of a study, and not how they are executed."""
-    return sorted(text for text in overrides if _key(text) not in EXECUTION and not _key(text).startswith(LAUNCHER))
+    return sorted(text for text in overrides if key_of(text) not in EXECUTION and not key_of(text).startswith(LAUNCHER))
 
 
 @functools.cache
@@ -171,10 +172,6 @@ def _of_recipe(name: str, study: Mapping[str, Any], overrides: Sequence[str]) ->
     return laid_over(own, overrides)[: -len(overrides)]
 
 
-def _key(text: str) -> str:
-    return text.lstrip("+~").split("=")[0].split("@")[0]
-
-
 def _plain(key: str, value: Any) -> Any:
     """A setting of a study's file, as the command line would have it."""
     if key == "baseline" and isinstance(value, Mapping):
@@ -200,8 +197,8 @@ def _text(value: Any) -> str:
 
 def _seeds(given: Axis | None, fixed: list[str]) -> tuple[tuple[int, ...], list[str], list[Problem]]:
     """(the seeds, the other overrides, what is wrong with the seeds)."""
-    texts = given.values if given else tuple(t.split("=", 1)[1] for t in fixed if _key(t) == SEED)[-1:] or ("1",)
-    rest = [t for t in fixed if _key(t) != SEED]
+    texts = given.values if given else tuple(t.split("=", 1)[1] for t in fixed if key_of(t) == SEED)[-1:] or ("1",)
+    rest = [t for t in fixed if key_of(t) != SEED]
     knob = next(k for k in run_config.section_knobs(run_config.Run) if k.name == SEED)
     values = [int(t) if t.lstrip("-").isdigit() else t for t in texts]
     problems = [p for v in values for p in run_config.value_problems(SEED, knob, v)]

@@ -1,6 +1,5 @@
 """What a plan will take: sizes, time from a short probe, and the seeds that a difference needs."""
 
-import json
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +11,7 @@ from ablatio.kinds import tasks
 from ablatio.sweep.arms import Cell
 from ablatio.sweep.plan import Plan
 from ablatio.sweep.score import score_of
-from ablatio.sweep.study import STUDY, Study, jobs_of, label_of, run_folder
+from ablatio.sweep.study import STUDY, Study, is_done, jobs_of, label_of, run_folder, summary_of
 from ablatio.sweep.weights import parameters, seconds_per_step, train_flops
 
 PROBE_SECONDS = 3.0  # what the user waits for the estimate
@@ -98,7 +97,7 @@ def _differences(folder: Path, plan: Plan) -> list[list[float]]:
     lengths = {cell.config["train"]["steps"] for cell in plan.cells}
     names = {cell.config["task"]["name"] for cell in plan.cells}
     for job in jobs_of(folder):
-        score = score_of(_summary(folder, job.id))
+        score = score_of(summary_of(run_folder(folder, job.id)))
         comparable = job.config["train"]["steps"] in lengths and job.config["task"]["name"] in names
         if job.role == "run" and score and comparable:
             losses.setdefault(job.label, {})[job.seed] = score.value
@@ -119,7 +118,7 @@ def sentences(plan: Plan, seen: Sequence[Sight], folder: Path | None = None) -> 
         text += f"; {others} trials first, then {seeds} seed{'s' * (seeds != 1)} of what they choose"
     else:
         text += f"; {len(runs)} runs"
-    left = [job for job in plan.jobs if folder is None or _summary(folder, job.id).get("status") != "done"]
+    left = [job for job in plan.jobs if not is_done(folder, job.id)]
     text += f", {len(plan.jobs) - len(left)} of them done" if len(left) < len(plan.jobs) else ""
     seconds = [s.seconds for s in seen if s.seconds is not None]
     if seconds and (left or plan.coming):
@@ -196,15 +195,6 @@ def show(plan: Plan, folder: Path | None = None) -> None:
         console.print(sentence, highlight=False, markup=False)
 
 
-def _summary(folder: Path, job: str) -> dict[str, Any]:
-    """What a run's summary says; empty where there is none that can be read."""
-    try:
-        found = json.loads((run_folder(folder, job) / "summary.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
 def _matched(study: Study, label: str) -> str:
     found = study.matched[label]
     changed = " ".join(f"{k}={v}" for k, v in found["set"].items()) or "as it is"
@@ -215,7 +205,6 @@ def _done(plan: Plan, folder: Path | None) -> dict[str, tuple[int, int]]:
     """(runs that are done, all) by arm."""
     found: dict[str, tuple[int, int]] = {}
     for job in plan.jobs:
-        summary = _summary(folder, job.id) if folder else {}
         n, total = found.get(job.label, (0, 0))
-        found[job.label] = n + (summary.get("status") == "done"), total + 1
+        found[job.label] = n + is_done(folder, job.id), total + 1
     return found

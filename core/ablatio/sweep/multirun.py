@@ -1,6 +1,5 @@
 """`-m`: all arms are planned and checked before the first one starts; then the engine runs what is not done."""
 
-import math
 import os
 import sys
 import time
@@ -25,7 +24,7 @@ from ablatio.sweep.forecast import show
 from ablatio.sweep.ledger import Ledger
 from ablatio.sweep.plan import Plan, current, plan_sweep
 from ablatio.sweep.replaced import in_words
-from ablatio.sweep.score import UNITS, score_of
+from ablatio.sweep.score import UNITS, cost_of, score_of
 from ablatio.sweep.stages import show_recipes, show_results
 from ablatio.sweep.study import LEDGER, STUDY, Study
 from ablatio.sweep.worker import work
@@ -201,17 +200,12 @@ def show_table(results: Sequence[Result], folder: Path) -> None:
     table = Table(title=f"{len(results)} runs in {escape(str(folder))}", title_justify="left", box=None, pad_edge=False)
     for column in ("arm", *columns.values(), "parameters", "seconds"):
         table.add_column(column, justify="left" if column == "arm" else "right", overflow="fold")
-    for result in sorted(results, key=_cost):
+    for result in sorted(results, key=lambda result: cost_of(result.summary)):
         if result.entry.state == "failed":
             table.add_row(escape(result.job.title), f"failed ({result.entry.kind})")
         else:
             table.add_row(escape(result.job.title), *_numbers(result.summary, list(columns)))
     Console().print(table)
-
-
-def _cost(result: Result) -> float:
-    score = score_of(result.summary)
-    return score.cost if score else math.inf
 
 
 def _numbers(summary: Mapping[str, Any], names: Sequence[str]) -> list[str]:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from ablatio import config as run_config
 from ablatio.compose import Composed, compose_run
 from ablatio.errors import ConfigError, Problem
-from ablatio.recipes.plan import ONE, Said, Staged, compose_stages, key_of, sorted_for, split, words_of
+from ablatio.recipes.plan import ONE, Said, Staged, compose_stages, sorted_for, split, words_of
 from ablatio.recipes.read import RECIPE, Recipe, find
 from ablatio.registry import REGISTRIES
 from ablatio.space import Arm
@@ -26,6 +26,7 @@ from ablatio.sweep import asked, fair
 from ablatio.sweep.arms import Cell, Planner, job_id, nameless
 from ablatio.sweep.asked import Asked
 from ablatio.sweep.study import Job, placed, run_of
+from ablatio.words import key_of, value_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,14 +129,14 @@ class RecipePlanner(Planner):
 
 def _read(overrides: Sequence[str]) -> tuple[Recipe, Said]:
     """The recipe of an arm, and what is said of it."""
-    name = next(text.partition("=")[2] for text in overrides if key_of(text) == RECIPE)
+    name = next(value_of(text) for text in overrides if key_of(text) == RECIPE)
     recipe = find(name)
     return recipe, sorted_for(recipe, [text for text in overrides if key_of(text) != RECIPE])
 
 
 def _has(words: Sequence[str], kind: str, knob: str) -> bool:
     """Whether the option that a stage chooses has the knob; so too where it says nothing of the kind."""
-    chosen = [text.partition("=")[2] for text in words if key_of(text) == kind]
+    chosen = [value_of(text) for text in words if key_of(text) == kind]
     if not chosen or kind not in REGISTRIES:
         return True
     entry = REGISTRIES[kind].entries.get(chosen[-1])

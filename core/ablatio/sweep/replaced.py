@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from ablatio.registry import REGISTRIES
-from ablatio.sweep.study import run_folder, summary_of
+from ablatio.sweep.study import is_done, run_folder
 
 
 def in_words(folder: Path, jobs: Sequence[str]) -> str:
     """What the user should know before these run again."""
-    done = sum(summary_of(run_folder(folder, job)).get("status") == "done" for job in jobs)
+    done = sum(is_done(folder, job) for job in jobs)
     parts = changed_parts(folder, jobs)
     why = f"of {', '.join(parts)}" if parts else "of a part of them, or of a default,"
     what = "1 job was" if len(jobs) == 1 else f"{len(jobs)} jobs were"

@@ -31,3 +31,9 @@ def score_of(summary: Mapping[str, Any]) -> Score | None:
     found = summary.get("score") or {"name": "val/loss", "value": summary.get("val/loss"), "better": "lower"}
     value = found["value"]
     return Score(found["name"], float(value), found["better"]) if value is not None and math.isfinite(value) else None
+
+
+def cost_of(summary: Mapping[str, Any]) -> float:
+    """What runs are sorted by, the best first; those without a score are last."""
+    score = score_of(summary)
+    return score.cost if score else math.inf

@@ -1,14 +1,13 @@
 """What a sweep of recipes says before its first run (which runs an arm has to itself) and after its last (scores)."""
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ablatio.sweep.engine import Result
 from ablatio.sweep.forecast import seeds_sentence
 from ablatio.sweep.plan import Plan
-from ablatio.sweep.score import score_of
-from ablatio.sweep.study import Job, label_of, run_folder, summary_of
+from ablatio.sweep.score import cost_of, score_of
+from ablatio.sweep.study import Job, is_done, label_of
 
 
 def chain(job: Job, jobs: Mapping[str, Job]) -> list[Job]:
@@ -53,7 +52,7 @@ def _rows(plan: Plan, folder: Path | None) -> dict[str, list[str]]:
     rows = {}
     for label, lines in chains.items():
         runs = {job.id for line in lines for job in line}
-        done = sum(_is_done(folder, name) for name in runs)
+        done = sum(is_done(folder, name) for name in runs)
         whose = {job.stage: _whose(len(users[job.id]), len(chains)) for job in lines[0]}
         state = f"{done} of {len(runs)} done" if done else "ready"
         rows[label] = [state, *(whose.get(stage, "") for stage in plan.study.stages)]
@@ -62,10 +61,6 @@ def _rows(plan: Plan, folder: Path | None) -> dict[str, list[str]]:
 
 def _whose(arms: int, total: int) -> str:
     return "its own" if arms == 1 else f"all {total} arms'" if arms == total else f"{arms} arms'"
-
-
-def _is_done(folder: Path | None, job: str) -> bool:
-    return folder is not None and summary_of(run_folder(folder, job)).get("status") == "done"
 
 
 def show_results(results: Sequence[Result], stages: Sequence[str], folder: Path) -> None:
@@ -79,7 +74,7 @@ def show_results(results: Sequence[Result], stages: Sequence[str], folder: Path)
     for column in ("stage", "arm", "seed", "score", "before", "after", "seconds"):
         right = column in ("seed", "before", "after", "seconds")
         table.add_column(column, justify="right" if right else "left", overflow="fold")
-    for result in sorted(results, key=lambda r: (stages.index(r.job.stage), _cost(r))):
+    for result in sorted(results, key=lambda r: (stages.index(r.job.stage), cost_of(r.summary))):
         job, summary, score = result.job, result.summary, score_of(result.summary)
         arm = " ".join(f"{k.removeprefix(f'stages.{job.stage}.')}={v}" for k, v in job.arm.items())
         cells = [f"failed ({result.entry.kind})" if result.entry.state == "failed" else "", "", "", ""]
@@ -89,11 +84,6 @@ def show_results(results: Sequence[Result], stages: Sequence[str], folder: Path)
             cells = [score.name.removeprefix("val/"), known, f"{score.value:.4f}", f"{summary['seconds']:.0f}"]
         table.add_row(job.stage, escape(arm), str(job.seed), *map(escape, cells))
     Console().print(table)
-
-
-def _cost(result: Result) -> float:
-    score = score_of(result.summary)
-    return score.cost if score else math.inf
 
 
 def sentences(plan: Plan) -> Iterator[str]:

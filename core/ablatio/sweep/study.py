@@ -160,6 +160,11 @@ def placed(node: Any, places: Mapping[str, str]) -> Any:
     return places.get(node, node) if isinstance(node, str) else node
 
 
+def is_done(study: Path | None, job: str) -> bool:
+    """Whether the run of a job has come to its end; none has where there is no study yet."""
+    return study is not None and summary_of(run_folder(study, job)).get("status") == "done"
+
+
 def summary_of(run: Path) -> dict[str, Any]:
     """What a run folder says of its end; empty where it says nothing."""
     with suppress(OSError, ValueError):
