@@ -34,6 +34,7 @@ settings (`ablatio show SECTION` explains each):
 {sections}
 
 A run leaves config.json, manifest.json, metrics.csv, summary.json and checkpoints/ in runs/TIME (out=, name=)."""
+MANY = ("-m", "--multirun")
 HYDRA_QUESTIONS = ("--cfg", "-c", "--info", "-i", "--hydra-help")
 PLUGIN_CONF = "bring options as a plugin's conf folder (`ablatio new-plugin my-options` writes one)"
 REFUSED_FLAGS = {
@@ -58,11 +59,16 @@ def run(arguments: list[str]) -> int:
     overrides = [a for a in arguments if not a.startswith("-")]
     if any(o.lstrip("+").startswith(f"{recipes.RECIPE}=") for o in overrides):
         return _recipe(overrides, flags)
-    if any(f.split("=")[0] in HYDRA_QUESTIONS for f in flags):
+    if asked := [flag for flag in flags if flag.split("=")[0] in HYDRA_QUESTIONS]:
+        if several := [flag for flag in flags if flag in MANY]:
+            raise UserError(
+                f"{asked[0]} asks of one run, and {several[0]} means several\n"
+                "    try: ablatio train --cfg job, with one value of each setting"
+            )
         from ablatio.sweep.multirun import hydra_flags
 
         return hydra_flags(arguments)
-    unknown = [f for f in flags if f not in ("-m", "--multirun")]
+    unknown = [f for f in flags if f not in MANY]
     if unknown:
         raise UserError(f"train has no flag {unknown[0]}\n    try: ablatio train --help")
     resumed = [o.split("=", 1)[1] for o in overrides if o.startswith("resume=")]
@@ -79,7 +85,7 @@ def _recipe(overrides: list[str], flags: list[str]) -> int:
     """Stages one after the other; the same command goes on where it ended."""
     if flags:
         name = next(o for o in overrides if o.lstrip("+").startswith(f"{recipes.RECIPE}="))
-        if wrong := [flag for flag in flags if flag not in ("-m", "--multirun")]:
+        if wrong := [flag for flag in flags if flag not in MANY]:
             raise UserError(f"{wrong[0]} asks of one run, and a recipe is several\n    try: ablatio show {name}")
         from ablatio.sweep.multirun import multirun
 
