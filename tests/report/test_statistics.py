@@ -9,7 +9,6 @@ from scipy import stats
 from ablatio.report import statistics
 from ablatio.report.statistics import (
     benjamini_hochberg,
-    clustered_error,
     compare,
     dunnett,
     holm,
@@ -105,17 +104,6 @@ def test_noise_holds_the_spread_in_95_of_100() -> None:
     assert one.smallest == statistics.smallest_difference(4, one.sd * math.sqrt(2))
     assert noise([1.0, 1.2, 1.1, 1.3], correlation=0.83).smallest == pytest.approx(one.smallest * math.sqrt(0.17))
     assert math.isnan(noise([1.0, math.nan]).sd) and noise([1.0, math.nan]).n == 1
-
-
-def test_clustered_error_is_statsmodels() -> None:
-    import statsmodels.api as sm
-
-    clusters = np.repeat(np.arange(12), 5)
-    scores = numbers(60) + np.repeat(numbers(12, seed=1), 5)
-    fit = sm.OLS(scores, np.ones(60)).fit(cov_type="cluster", cov_kwds={"groups": clusters, "use_correction": False})
-    assert clustered_error(scores, clusters.tolist()) == pytest.approx(fit.bse[0], rel=1e-10)
-    alone = clustered_error(scores, list(range(60)))
-    assert alone == pytest.approx(scores.std() / math.sqrt(60)) and alone < clustered_error(scores, clusters.tolist())
 
 
 def test_sensitivity_to_the_rate() -> None:

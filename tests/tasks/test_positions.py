@@ -1,4 +1,4 @@
-"""The loss by position that a validation leaves, against a loop over all tokens."""
+"""What a validation says beside the loss: the loss by position, and how sure it is of the text."""
 
 import json
 import math
@@ -79,3 +79,19 @@ def test_a_run_leaves_them(tmp_path: Path, text_file: Path):
     parts = [summary["after"][f"position/{i}"] for i in range(1, 17)]
     assert np.mean(parts) == pytest.approx(summary["after"]["loss"], rel=1e-6)
     assert summary["memory"] > 50e6
+
+
+def test_the_error_of_the_loss_is_that_of_statsmodels() -> None:
+    """Each row is a cluster of tokens, which are hard together here: they say less than as many that are not."""
+    import statsmodels.api as sm
+
+    generator = torch.Generator().manual_seed(5)
+    losses = [torch.rand(3, n, generator=generator) + torch.rand(3, 1, generator=generator) for n in (16, 16, 9)]
+    rows = np.concatenate([np.repeat(3 * i + np.arange(3), loss.shape[1]) for i, loss in enumerate(losses)])
+    tokens = torch.cat([loss.flatten() for loss in losses]).double().numpy()
+    fit = sm.OLS(tokens, np.ones_like(tokens)).fit(
+        cov_type="cluster", cov_kwds={"groups": rows, "use_correction": False}
+    )
+    found = score(losses)
+    assert found.loss == pytest.approx(fit.params[0]) and found.error == pytest.approx(fit.bse[0])
+    assert found.error > tokens.std() / len(tokens) ** 0.5

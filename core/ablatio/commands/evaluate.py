@@ -10,7 +10,9 @@ from ablatio.errors import UserError
 
 
 def run(arguments: list[str]) -> int:
-    options = parser("evaluate")
+    options = parser(
+        "evaluate", epilog="± is the standard error of the loss: what other held-out text would move it by."
+    )
     options.add_argument("run", type=Path, help="a run folder")
     options.add_argument("--length", help="tokens per row, several with commas; by default that of training")
     options.add_argument("--tokens", type=int, default=0, help="how many to score at most; by default the whole split")
@@ -34,7 +36,7 @@ def run(arguments: list[str]) -> int:
         except UserError as error:
             refused.append({"length": length, "refused": str(error).split("\n")[0]})
             continue
-        rows.append({"length": length} | {k: found[k] for k in (*names, "tokens") if k in found})
+        rows.append({"length": length} | {k: found[k] for k in (*names, "error", "tokens") if k in found})
     if asked.quantization:
         kinds.quantizations.build(asked.quantization).apply(run.model)
         for row in list(rows):
@@ -47,7 +49,7 @@ def run(arguments: list[str]) -> int:
         print(f"{asked.run} at step {step}")
         for row in rows:
             shown = {k: v for k, v in row.items() if k not in ("length", "quantization", *_UNTOLD)}
-            told = "  ".join(_told(k, v, "bpb" in row) for k, v in shown.items())
+            told = "  ".join(_told(k, v, "bpb" in row, row.get("error")) for k, v in shown.items())
             print(f"length {row['length']:>5}  {told}" + (f"  {row['quantization']}" if "quantization" in row else ""))
         for row in refused:
             print(f"length {row['length']:>5}  refused: {row['refused']}")
@@ -55,11 +57,13 @@ def run(arguments: list[str]) -> int:
 
 
 _UNITS = {"loss": "nats/token", "bpb": "bits/byte", "tokens": "tokens", "cost": "nats more"}
-_UNTOLD = ("accuracy",)
+_UNTOLD = ("accuracy", "error")
 
 
-def _told(name: str, value: float, text: bool) -> str:
+def _told(name: str, value: float, text: bool, error: float | None) -> str:
+    """error: of the loss, by what other held-out text would move it."""
     number = str(value) if isinstance(value, int) else f"{value:.4f}"
+    number += f" ± {error:.4f}" if name == "loss" and error is not None else ""
     return f"{number} {_UNITS.get(name, name) if text else name}"
 
 

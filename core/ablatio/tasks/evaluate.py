@@ -21,11 +21,15 @@ PARTS = 16  # of a row, for the loss by position
 class Score:
     """loss: nats per predicted token; bpb: bits per byte of the text they stand for, comparable between tokenizers;
     accuracy: share of the predicted tokens that the model holds for the likeliest.
+    error: the standard error of the loss, sqrt(sum over rows of (nats - loss * tokens)^2) / tokens in all: what other
+    held-out text would have moved it by.  Tokens of a row are easy or hard together and count as one cluster
+    (arXiv:2411.00640, equation 4).  Models that are scored on the same text share most of it.
     by_position: the loss in each sixteenth of the row, from its first tokens to its last; nan where none is scored."""
 
     loss: float
     bpb: float
     accuracy: float
+    error: float
     tokens: int
     bytes: int
     by_position: tuple[float, ...] = ()
@@ -52,9 +56,9 @@ def evaluate(
         max(model.vocab_size, len(token_bytes)), dtype=torch.int64, device=device
     )  # sentinels: no bytes
     sizes[: len(token_bytes)] = torch.from_numpy(np.asarray(token_bytes, dtype=np.int64))
-    nats = torch.zeros((), dtype=torch.float64, device=device)
+    by_row = [torch.zeros(2, 0, dtype=torch.float64, device=device)]  # nats and tokens of each row
     by_place = torch.zeros(2, 0, dtype=torch.float64, device=device)  # nats and tokens at each place of the row
-    tokens = byte_count = hits = torch.zeros((), dtype=torch.int64, device=device)
+    byte_count = hits = torch.zeros((), dtype=torch.int64, device=device)
     try:
         for index, batch in enumerate(batches):
             generator = named_generator(0, f"validation/{index}")
@@ -62,24 +66,27 @@ def evaluate(
             losses, found = model.token_scores(example)  # (B, T)
             losses = losses.double()
             scored = torch.ones_like(losses) if example.weights is None else (example.weights > 0).double()
-            nats = nats + (losses * scored).sum()
-            by_place = _sum_of(by_place, torch.stack([(losses * scored).sum(0), scored.sum(0)]))
+            each = torch.stack([losses * scored, scored])
+            by_row.append(each.sum(2))
+            by_place = _sum_of(by_place, each.sum(1))
             hits = hits + (found * scored).sum().long()
-            tokens = tokens + scored.sum().long()
             byte_count = byte_count + (sizes[example.targets] * scored.long()).sum()
             between(index + 1)
     finally:
         model.train(was_training)
-    if not int(tokens):
+    nats, counts = torch.cat(by_row, 1)
+    tokens = int(counts.sum())
+    if not tokens:
         raise UserError(
             "no token of the validation rows is scored: the objective finds no answer in these texts\n"
             "    try: objective=lm, or set objective.marker to the id that announces an answer"
         )
-    loss = nats.item() / int(tokens)
-    bpb = nats.item() / math.log(2) / max(1, int(byte_count))
+    loss = nats.sum().item() / tokens
+    error = (nats - loss * counts).norm().item() / tokens
+    bpb = nats.sum().item() / math.log(2) / max(1, int(byte_count))
     parts = [part.sum(1).tolist() for part in by_place.tensor_split(min(PARTS, by_place.shape[1]), dim=1)]
     by_position = tuple(total / count if count else math.nan for total, count in parts)
-    return Score(loss, bpb, int(hits) / int(tokens), int(tokens), int(byte_count), by_position)
+    return Score(loss, bpb, int(hits) / tokens, error, tokens, int(byte_count), by_position)
 
 
 def _sum_of(a: Tensor, b: Tensor) -> Tensor:

@@ -3,13 +3,13 @@
 from ablatio.report.statistics.comparison import ArmScore, Better, Comparison, Correction, Pair, compare
 from ablatio.report.statistics.factors import Effect, Factors, Term, effects, half_normal
 from ablatio.report.statistics.many import Ranks, benjamini_hochberg, dunnett, holm, ranks
-from ablatio.report.statistics.noise import Noise, clustered_error, noise, rate_sensitivity
+from ablatio.report.statistics.noise import Noise, noise, rate_sensitivity
 from ablatio.report.statistics.pairs import Difference, Method, paired
 from ablatio.report.statistics.planning import power, seeds_needed, smallest_difference
 
 __all__ = [
     "ArmScore", "Better", "Comparison", "Correction", "Difference", "Effect", "Factors", "Method", "Noise", "Pair",
     "Ranks", "Term",
-    "benjamini_hochberg", "clustered_error", "compare", "dunnett", "effects", "half_normal", "holm", "noise", "paired",
+    "benjamini_hochberg", "compare", "dunnett", "effects", "half_normal", "holm", "noise", "paired",
     "power", "ranks", "rate_sensitivity", "seeds_needed", "smallest_difference",
 ]  # fmt: skip

@@ -1,7 +1,7 @@
 """How much of a score is chance: of seeds, of test questions, of the learning rate that was picked."""
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,20 +42,6 @@ def noise(values: ArrayLike, *, correlation: float = 0.0, arms: int = 2) -> Nois
     sd = float(x.std(ddof=1))
     low, high = (sd * math.sqrt((n - 1) / special.chdtri(n - 1, tail)) for tail in (0.025, 0.975))
     return Noise(n, mean, sd, low, high, smallest_difference(n, sd * math.sqrt(2 * (1 - correlation)), arms))
-
-
-def clustered_error(scores: ArrayLike, clusters: Sequence[Hashable]) -> float:
-    """The standard error of a mean score when questions come in clusters (arXiv:2411.00640, equation 4).
-
-    sqrt(sum over clusters of (sum of its scores' distances from the mean)^2) / n: questions on one text, say, are
-    right or wrong together, and count for less than as many that have nothing to do with one another.
-    """
-    x = np.asarray(scores, dtype=np.float64)
-    if len(x) != len(clusters):
-        raise ValueError(f"one cluster per score is expected; {len(clusters)} came for {len(x)} scores")
-    number = {name: i for i, name in enumerate(dict.fromkeys(clusters))}
-    sums = np.bincount([number[c] for c in clusters], weights=x - x.mean())
-    return float(np.sqrt((sums**2).sum()) / len(x))
 
 
 def rate_sensitivity(losses: Mapping[float, float], initial: float) -> float:
