@@ -34,7 +34,7 @@ def test_a_signal_leaves_a_checkpoint_and_code_75(
     tmp_path: Path, text_file: Path, number: int, accumulate: int
 ) -> None:
     settings = [*TINY, f"source.path={text_file}", f"out={tmp_path}", "model.dropout=0.2", "train.checkpoint_every=60"]
-    settings += ["train.steps=900", f"train.accumulate={accumulate}", "train.val_every=3"]
+    settings += ["train.steps=300", f"train.accumulate={accumulate}", "train.val_every=3"]
     assert ablatio(["train", *settings, "name=whole"], tmp_path / "log").code == 0
     cut = tmp_path / "cut"
     stopped = ablatio(
@@ -47,7 +47,7 @@ def test_a_signal_leaves_a_checkpoint_and_code_75(
     assert f"resume={cut}" in stopped.err
     assert summary(cut)["status"] == "preempted"
     assert ablatio(["train", f"resume={cut}"], tmp_path / "log").code == 0
-    assert weights(cut, 900) == weights(tmp_path / "whole", 900)
+    assert weights(cut, 300) == weights(tmp_path / "whole", 300)
     assert metrics(cut) == metrics(tmp_path / "whole")
 
 
