@@ -90,6 +90,7 @@ def test_the_bottom_of_a_parabola() -> None:
     [
         ([1e6] * 6, [1e6] * 6, "there are 6 runs, 1 sizes"),
         ([1e6, 2e6, 4e6], [1e6] * 3, "3 runs"),
+        ([230208, 230528, 230533] * 3, [30720] * 9, "9 runs, 1 sizes, 1 numbers"),  # norms, not sizes
         ([1e6, 2e6, 4e6, 8e6, 9e6], [2e6, 4e6, 8e6, 16e6, 18e6], "grow together"),
         ([1e6, 2e6, 4e6, 0], [1e6] * 4, "above 0"),
     ],

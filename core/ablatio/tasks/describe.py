@@ -60,12 +60,17 @@ def show_result(console: Console, summary: Mapping[str, Any], folder: Path) -> N
     console.print(table)
     if samples := summary.get("samples"):
         console.print(side_by_side(samples[:ANSWERED]))
-    million = summary["parameters"] / 1e6
+    million, tokens, flops = summary["parameters"] / 1e6, summary["tokens"] / 1e6, summary["train_flops"] / 1e12
     console.print(
-        f"{million:.2f} M parameters, {summary['tokens'] / 1e6:.2f} M tokens, "
-        f"{summary['train_flops'] / 1e12:.1f} TFLOP, {summary['seconds']:.0f} s; all is in {escape(str(folder))}",
+        f"{_digits(million)} M parameters, {_digits(tokens)} M tokens, {_digits(flops)} TFLOP, "
+        f"{summary['seconds']:.0f} s; all is in {escape(str(folder))}",
         highlight=False,
     )
+
+
+def _digits(x: float) -> str:
+    """Three that count: 0.0484, 19.4, 1,234."""
+    return f"{x:.3g}" if x < 1000 else f"{x:,.0f}"
 
 
 def side_by_side(samples: Sequence[Mapping[str, str]]) -> Table:

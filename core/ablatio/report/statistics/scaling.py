@@ -18,6 +18,7 @@ Array = NDArray[np.floating[Any]]
 DELTA = 1e-3  # of Huber's loss, in log nats: beyond it a residual counts by its size, not by its square
 GRID = np.geomspace(0.02, 2.0, 28)  # exponents that are tried
 STARTS = 4
+APART = 1.1  # times: sizes that are nearer to one another than this count as one
 NAMES = ("E", "A", "alpha", "B", "beta")
 
 
@@ -80,7 +81,7 @@ def fit(n: Sequence[float], d: Sequence[float], losses: Sequence[float], *, draw
     while len(found) < draws:
         rows = rng.integers(0, len(z), len(z))
         drawn = {name: column[rows] for name, column in terms.items()}
-        if all(len(np.unique(column)) > 2 for column in drawn.values()):  # else they do not tell the law
+        if all(_different(column) > 2 for column in drawn.values()):  # else they do not tell the law
             found.append(_law(_minimum(drawn, z[rows], start, near=1e-7)))
     residuals = np.log(z) - np.log(law.loss(x, y))
     return Fit(law, residuals.tolist(), found, ((x.min(), x.max()), (y.min(), y.max())))
@@ -88,16 +89,22 @@ def fit(n: Sequence[float], d: Sequence[float], losses: Sequence[float], *, draw
 
 def _terms(n: Array, d: Array) -> dict[str, Array]:
     """What varies, of `A` (parameters) and `B` (tokens)."""
-    terms = {name: v for name, v in (("A", n), ("B", d)) if len(np.unique(v)) > 2}
+    terms = {name: v for name, v in (("A", n), ("B", d)) if _different(v) > 2}
     needed = 2 * len(terms) + 1
     if not terms or len(n) < max(4, needed):
         raise ValueError(
-            f"a law takes {max(4, needed)} runs or more, of three sizes or three numbers of tokens; there are {len(n)} "
-            f"runs, {len(np.unique(n))} sizes, {len(np.unique(d))} numbers of tokens"
+            f"a law takes {max(4, needed)} runs or more, of three sizes or three numbers of tokens that are "
+            f"{APART - 1:.0%} apart; there are {len(n)} runs, {_different(n)} sizes, {_different(d)} numbers of tokens"
         )
     if len(terms) == 2 and abs(np.corrcoef(np.log(n), np.log(d))[0, 1]) > 0.999:
         raise ValueError("parameters and tokens grow together in these runs: which of them lowers the loss is not told")
     return terms
+
+
+def _different(values: Array) -> int:
+    """How many there are, when those near to one another count as one."""
+    steps = np.diff(np.log(np.sort(values)))
+    return 1 + int((steps > math.log(APART)).sum())
 
 
 def _starts(terms: dict[str, Array], z: Array) -> list[Array]:
@@ -182,9 +189,9 @@ def budgets(
     x, c, z = (np.asarray(v, dtype=np.float64)[order] for v in (n, flops, losses))
     edges = np.flatnonzero(np.diff(np.log(c)) > close) + 1
     for rows in np.split(np.arange(len(c)), edges):
-        logs = np.log(x[rows])
-        if len(np.unique(logs)) < 3:
+        if _different(x[rows]) < 3:
             continue
+        logs = np.log(x[rows])
         curve, slope, level = np.polyfit(logs, z[rows], 2)
         if curve > 0:
             bottom = -slope / (2 * curve)
