@@ -31,8 +31,10 @@ def test_onednn_multiplies_where_it_is_faster_and_exact(monkeypatch, as_before, 
     assert torch.get_float32_matmul_precision() == ("medium" if faster else "highest")
 
 
-def test_a_narrow_model_stays_with_torch_s_products(monkeypatch, as_before):
+def test_a_narrow_model_has_torch_s_products_also_after_a_wide_one(monkeypatch, as_before):
+    """A sweep times one arm for its table, and forks the runs of all: each has the products that it has alone."""
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: EPYC)
+    Machine("cpu", "32", 1).prepare(WIDE)
     Machine("cpu", "32", 1).prepare(WIDE - 1)
     assert torch.get_float32_matmul_precision() == "highest"
 

@@ -45,9 +45,9 @@ class Machine:
     def prepare(self, width: int) -> None:
         """Make torch use it, for a model of this width."""
         torch.set_num_threads(self.threads)
-        if self.device == "cuda":
-            torch.set_float32_matmul_precision("high")
-        elif width >= WIDE and onednn_is_faster():
+        # Said anew for each model: the sweep that forks its runs may have timed a wider one for its table.
+        torch.set_float32_matmul_precision("high" if self.device == "cuda" else "highest")
+        if self.device == "cpu" and width >= WIDE and onednn_is_faster():
             multiply_with_onednn()
 
     def peak_memory(self) -> int:
