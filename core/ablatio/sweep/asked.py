@@ -22,7 +22,7 @@ from ablatio.recipes.read import RECIPE
 from ablatio.space import Axis
 from ablatio.sweep import settings
 from ablatio.sweep.settings import Settings
-from ablatio.words import key_of
+from ablatio.words import key_of, value_of
 
 MAX_JOBS = 10_000
 SEED = "seed"
@@ -197,7 +197,7 @@ def _text(value: Any) -> str:
 
 def _seeds(given: Axis | None, fixed: list[str]) -> tuple[tuple[int, ...], list[str], list[Problem]]:
     """(the seeds, the other overrides, what is wrong with the seeds)."""
-    texts = given.values if given else tuple(t.split("=", 1)[1] for t in fixed if key_of(t) == SEED)[-1:] or ("1",)
+    texts = given.values if given else tuple(value_of(t) for t in fixed if key_of(t) == SEED)[-1:] or ("1",)
     rest = [t for t in fixed if key_of(t) != SEED]
     knob = next(k for k in run_config.section_knobs(run_config.Run) if k.name == SEED)
     values = [int(t) if t.lstrip("-").isdigit() else t for t in texts]

@@ -166,7 +166,8 @@ def is_done(study: Path | None, job: str) -> bool:
 
 
 def summary_of(run: Path) -> dict[str, Any]:
-    """What a run folder says of its end; empty where it says nothing."""
+    """What a run folder says of its end; empty where it says nothing, or nothing that is a summary."""
+    found: Any = None
     with suppress(OSError, ValueError):
-        return dict(json.loads((run / "summary.json").read_text(encoding="utf-8")))
-    return {}
+        found = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    return found if isinstance(found, dict) else {}

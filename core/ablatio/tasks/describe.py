@@ -70,7 +70,7 @@ def show_result(console: Console, summary: Mapping[str, Any], folder: Path) -> N
 
 def _digits(x: float) -> str:
     """Three that count: 0.0484, 19.4, 1,234."""
-    return f"{x:.3g}" if x < 1000 else f"{x:,.0f}"
+    return f"{x:.3g}" if x < 999.5 else f"{x:,.0f}"
 
 
 def side_by_side(samples: Sequence[Mapping[str, str]]) -> Table:
