@@ -17,13 +17,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from ablatio.orders import Order
 from ablatio.sweep import worker
 
 RUNS, WORKERS = 8, 2
-LONGER = 4  # times the steps of a short run
 HERE = Path(__file__).parent
 TINY = "size=tiny train.val_every=null train.checkpoint_every=null data.val_tokens=1024 trainer.progress=false"
 LEAST_EFFICIENCY, MOST_CPU = 0.93, 0.1
@@ -128,9 +129,31 @@ def throughput(settings: str, rounds: int) -> bool:
 
 
 def counted_work(order: Order, threads: int) -> int:
-    """A run that leaves behind what CPU its process took since the fork."""
+    """A run that leaves behind what CPU it took since its fork: in all, in a step, and in scoring held-out text."""
+    import lightning.pytorch as pl
+
+    from ablatio.tasks import session
+    from ablatio.tasks.prepared import Prepared
+
+    starts, scoring = list[float](), list[float]()
+    make, score = session.make_trainer, Prepared.score
+
+    class Clock(pl.Callback):
+        def on_train_batch_start(self, *given: Any) -> None:
+            starts.append(time.process_time())
+
+    def scored(*given: Any) -> dict[str, float]:
+        start = time.process_time()
+        found = score(*given)
+        scoring.append(time.process_time() - start)
+        return found
+
+    session.make_trainer = lambda callbacks, **others: make(callbacks=[*callbacks, Clock()], **others)
+    Prepared.score = scored  # type: ignore[method-assign]
     code = worker.work(order, threads)
-    (Path(order.folder) / "runs" / order.job / "cpu").write_text(str(time.process_time()))
+    step = statistics.median(b - a for a, b in pairwise(starts))
+    found = {"all": time.process_time(), "step": step, "steps": len(starts), "scoring": sum(scoring)}
+    (Path(order.folder) / "runs" / order.job / "cpu.json").write_text(json.dumps(found))
     return code
 
 
@@ -140,31 +163,32 @@ counted_work.warm = worker.warm  # type: ignore[attr-defined]
 def beside_training(steps: int) -> bool:
     """Print the CPU seconds of a run that are not training; whether they are few enough.
 
-    Runs of `LONGER` times the steps, in the same study, say what a step takes; the rest of a short run is beside it.
+    All that its process took since its fork, less its middle step times their number.  Each run has a step of its own:
+    the speed of a shared machine changes by a third within minutes.
     """
-    short, long = cpu_seconds(steps)
-    beside = short - (long - short) / (LONGER - 1)
-    print(f"CPU of a run: {short:.3f} s, beside training {beside:.3f} s (at most {MOST_CPU:g})")
+    runs = cpu_seconds(steps)
+    beside = statistics.median(run["all"] - run["steps"] * run["step"] for run in runs)
+    whole, scoring = (statistics.median(run[what] for run in runs) for what in ("all", "scoring"))
+    print(
+        f"CPU of a run: {whole:.3f} s, of a step {1e3 * statistics.median(run['step'] for run in runs):.1f} ms; "
+        f"beside {steps} steps {beside:.3f} s (at most {MOST_CPU:g}), of which {scoring:.3f} score held-out text"
+    )
     return beside <= MOST_CPU
 
 
-def cpu_seconds(steps: int) -> tuple[float, float]:
-    """Of the middle one of the short runs and of the long ones, each since its fork; their seeds take turns."""
+def cpu_seconds(steps: int) -> list[dict[str, float]]:
+    """What each run of a study left behind."""
     from ablatio.kinds import launchers
     from ablatio.sweep.engine import Engine
     from ablatio.sweep.forecast import sights
     from ablatio.sweep.plan import plan_sweep
 
-    lengths = steps, LONGER * steps
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        plan = plan_sweep([*TINY.split(), f"train.steps={lengths[0]},{lengths[1]}", seeds(), "table=0"])
+        plan = plan_sweep([*TINY.split(), f"train.steps={steps}", seeds(), "table=0"])
         sights(plan.cells, {})  # sizes for the table before the first run, which the runs inherit
         Engine(folder, plan.jobs, launchers.build("pool", {"workers": WORKERS}, work=counted_work)).run()
-        each: dict[int, list[float]] = {length: [] for length in lengths}
-        for job in plan.jobs:
-            each[job.config["train"]["steps"]].append(float((folder / "runs" / job.id / "cpu").read_text()))
-        return statistics.median(each[lengths[0]]), statistics.median(each[lengths[1]])
+        return [json.loads((folder / "runs" / job.id / "cpu.json").read_text()) for job in plan.jobs]
 
 
 def efficiency(settings: str, steps: int, seconds: float) -> bool:

@@ -132,6 +132,36 @@ def test_a_wrong_state_is_refused(state: str, small_bpe: BPE) -> None:
         BPE(vocab_size=270).restore(small_bpe.state())
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda known: known["merges"].append(["a", "\u0100\u0101\u0102\u0103"]), "no token"),
+        (lambda known: known["merges"].append(["a"]), "ValueError"),
+        (lambda known: known["vocab"].update({"世": len(known["vocab"])}), "stands for no byte"),
+        (lambda known: known["vocab"].popitem(), "no token"),
+        (lambda known: known["vocab"].update(a=-1), "ids does not fit"),
+        (lambda known: known["vocab"].update(a="b"), "TypeError"),
+        (lambda known: known.pop("merges"), "KeyError"),
+    ],
+)
+def test_a_damaged_vocabulary_is_refused_before_a_text_comes(change: Any, said: str, small_bpe: BPE) -> None:
+    known = json.loads(small_bpe.state())
+    change(known)
+    with pytest.raises(DamagedFile, match=said):
+        BPE(vocab_size=320).restore(json.dumps(known))
+
+
+def test_a_run_that_reads_its_tokens_makes_no_model_of_the_library(
+    small_bpe: BPE, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state, made = small_bpe.state(), []
+    monkeypatch.setattr(module, "_bpe", lambda *known, real=module._bpe: made.append(1) or real(*known))
+    other = BPE(vocab_size=320)
+    other.restore(state)
+    assert other.state() == state and other.token_bytes().sum() and other.decode([0, 1]) and not made
+    assert other.encode(["a text"])[0].tolist() == small_bpe.encode(["a text"])[0].tolist() and made
+
+
 @pytest.mark.oracle("tokenizer=bpe", "tokenizers library on the whole text")
 def test_long_texts_in_pieces_are_encoded_as_one(small_bpe: BPE, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_PIECE", 3)

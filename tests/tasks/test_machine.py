@@ -1,5 +1,10 @@
 """What the machine does natively is chosen by what it says of itself, and changes no result."""
 
+import os
+import platform
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -62,3 +67,33 @@ def test_products_stay_those_of_float32(as_before):
     batch = torch.randn(3, 200, 100), torch.randn(3, 100, 300)
     exact_batch = batch[0].double() @ batch[1].double()
     assert ((batch[0] @ batch[1]).double() - exact_batch).norm() < 2e-6 * exact_batch.norm()
+
+
+FREED = """
+import resource, torch
+from ablatio.tasks.machine import Machine
+if {prepared}:
+    Machine("cpu", "32", 1).prepare(64)
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+def use():
+    return [torch.ones(1 << 20) for _ in range(6)]  # 4 MB each
+for _ in range(3):
+    use()
+before = faults()
+for _ in range(10):
+    use()
+print(faults() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator has other ways")
+def test_memory_that_is_freed_is_not_cleared_again():
+    """24 MB, ten times: 6144 pages each time where glibc gives them back, as it is told to here."""
+
+    def faults(prepared):
+        code, here = FREED.format(prepared=prepared), os.environ | {"MALLOC_MMAP_THRESHOLD_": str(1 << 17)}
+        ended = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True, env=here)
+        return int(ended.stdout)
+
+    assert faults(True) < 6144 < 61_440 <= faults(False)

@@ -343,9 +343,12 @@ def initialise(model: nn.Module, init: Any, seed: int) -> None:
             if info.name.endswith(".bias"):
                 parameter.zero_()
             continue
-        weight = torch.empty(parameter.shape, dtype=torch.float32)
+        plain = parameter.dtype == torch.float32 and parameter.is_contiguous() and parameter.is_cpu
+        weight = parameter.data if plain else torch.empty(parameter.shape, dtype=torch.float32)
         init(weight, info, named_generator(seed, info.name))
-        parameter.copy_(weight.mul_(info.gain))
+        weight.mul_(info.gain)
+        if not plain:
+            parameter.copy_(weight)
 
 
 def build_model(config: Mapping[str, Any], vocab_size: int, eos: int = 0, seed: int = 0) -> LanguageModel:

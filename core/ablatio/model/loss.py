@@ -225,10 +225,19 @@ def linear_divergence(
 @torch.no_grad()
 def token_scores(hidden: Tensor, weight: Tensor, targets: Tensor, *, chunk: int | None = None) -> tuple[Tensor, Tensor]:
     """Of each row -log softmax(hidden_i weight^T)[target_i], in nats, and whether its target is the likeliest: (N,)."""
-    chunk = chunk or block_rows(len(weight))
-    losses, hits = [], []
-    for i in range(0, len(hidden), chunk):
-        logits, said = _logits(hidden[i : i + chunk], weight), targets[i : i + chunk]
-        losses.append(F.cross_entropy(logits, said, reduction="none"))
-        hits.append(logits.argmax(-1) == said)
-    return torch.cat(losses), torch.cat(hits)
+    # Nothing is summed over a block, so it may be small and stays in the cache, as one buffer for all of them does:
+    # 7.5 ms in place of 12 at a vocabulary of 2048, 285 in place of 430 at one of 50304.
+    chunk = chunk or (128 if hidden.is_cpu else block_rows(len(weight)))
+    hidden = hidden.to(compute_dtype(hidden.device, hidden.dtype))
+    precise, matrix = _precise(hidden.dtype), weight.to(hidden.dtype)
+    losses = hidden.new_empty(len(hidden), dtype=precise)
+    hits = torch.empty_like(targets, dtype=torch.bool)
+    buffer = hidden.new_empty(min(chunk, len(hidden)), len(weight))
+    for start in range(0, len(hidden), chunk):
+        rows = slice(start, start + chunk)
+        block, target = hidden[rows], targets[rows]
+        logits = torch.mm(block, matrix.T, out=buffer[: len(block)]).to(precise)
+        hits[rows] = logits.argmax(-1) == target
+        said = torch.log_softmax(logits, -1, out=logits) if logits.is_cpu else torch.log_softmax(logits, -1)
+        losses[rows] = -said.gather(-1, target[:, None])[:, 0]
+    return losses, hits

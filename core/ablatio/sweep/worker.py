@@ -42,7 +42,7 @@ def work(order: Order, threads: int, run_job: RunJob = train_job) -> int:
 
     A run that cannot write its end, for the disk is full, leaves with a code that says so; the sweeper writes it then.
     """
-    _stoppable()
+    stoppable()
     try:
         return _work(order, threads, run_job)
     except (OSError, EnvironmentFault) as error:
@@ -56,7 +56,7 @@ def _work(order: Order, threads: int, run_job: RunJob) -> int:
     if not ledger.begin(claim):
         return 0
     run = make_folder(run_folder(folder, order.job))
-    _log_into(run / LOG)
+    log_into(run / LOG)
     try:
         summary = run_job(read_job(folder, order.job), run, threads)
     except BaseException as error:  # a part may raise anything, also SystemExit: it is this run's own
@@ -74,13 +74,14 @@ def _work(order: Order, threads: int, run_job: RunJob) -> int:
 
 def warm() -> None:
     """What each run would import or find out again: libraries, parts, versions and hashes of the code."""
-    import lightning.pytorch  # noqa: F401
-
-    import ablatio.tasks.run  # noqa: F401
     from ablatio.plugins import load
     from ablatio.registry import REGISTRIES
     from ablatio.tasks import provenance
+    from ablatio.tasks.run import quiet_libraries
+    from ablatio.tasks.trainer import fit_nothing
 
+    quiet_libraries()
+    fit_nothing()
     load()
     provenance.versions()
     provenance.code({})
@@ -106,7 +107,7 @@ def _kind(error: BaseException) -> tuple[Kind, int]:
     return ("user", error.exit_code) if isinstance(error, AblatioError) else ("crash", 1)
 
 
-def _stoppable() -> None:
+def stoppable() -> None:
     """Until training listens to the two signals itself, they end the run in good order."""
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -116,7 +117,7 @@ def _stoppable() -> None:
         signal.signal(number, stop)
 
 
-def _log_into(path: Path) -> None:
+def log_into(path: Path) -> None:
     """All that this process prints, also below Python, goes into the file."""
     log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for stream in (sys.stdout, sys.stderr):

@@ -71,7 +71,8 @@ def train(
 def quiet_libraries() -> None:
     """Silence advice that does not apply here."""
     for name in ("lightning", "lightning.pytorch", "lightning.fabric", "pytorch_lightning"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+        if (logger := logging.getLogger(name)).level != logging.ERROR:  # setting it goes through all loggers there are
+            logger.setLevel(logging.ERROR)
     # Lightning's advice on workers and loggers, and that our loader cannot be resumed (it can: by its first number).
     warnings.filterwarnings("ignore", module=r"lightning\..*")
 

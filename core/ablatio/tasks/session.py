@@ -24,6 +24,7 @@ from ablatio.tasks.progress import RunProgress
 from ablatio.tasks.samples import SamplesFile
 from ablatio.tasks.scores import Facts
 from ablatio.tasks.step import Rewind
+from ablatio.tasks.trainer import make_trainer
 from ablatio.tasks.tuning import peak_memory
 from ablatio.tasks.work import Work, cost_of
 
@@ -105,13 +106,13 @@ class Session:
 
     def _trainer(self) -> pl.Trainer:
         machine = self.run.machine
-        return pl.Trainer(
+        return make_trainer(
             max_steps=self.steps,
             max_epochs=-1,
             accumulate_grad_batches=self.settings["accumulate"],
             accelerator="gpu" if machine.device == "cuda" else "cpu",
             devices=1,
-            precision=LIGHTNING_PRECISION[machine.precision],  # type: ignore[arg-type]
+            precision=LIGHTNING_PRECISION[machine.precision],
             callbacks=[_Keep(self)],
             plugins=[self.io],
             logger=False,

@@ -20,11 +20,14 @@ _CUT = re.compile(r"(?<=\S)[ \n]")  # a word never reaches over a space or a lin
 
 
 _BYTES = [*(bytes([byte]) for byte in range(256)), b""]
+_ALPHABET = {character: i for i, character in enumerate(sorted(BYTE_OF))}
+_AS_BYTES = str.maketrans({character: chr(byte) for character, byte in BYTE_OF.items()})
+
+Merges = Sequence[tuple[str, str]]
 
 
-def _empty_bpe(vocab: dict[str, int] | None = None, merges: Sequence[tuple[str, str]] = ()) -> hf.Tokenizer:
-    alphabet = {character: i for i, character in enumerate(sorted(BYTE_OF))}
-    model = hf.Tokenizer(hf.models.BPE(alphabet if vocab is None else vocab, list(merges)))
+def _bpe(vocab: dict[str, int], merges: Merges = ()) -> hf.Tokenizer:
+    model = hf.Tokenizer(hf.models.BPE(vocab, list(merges)))
     model.pre_tokenizer = hf.pre_tokenizers.ByteLevel(add_prefix_space=False)
     return model
 
@@ -38,9 +41,9 @@ def _pieces(text: str) -> Iterator[str]:
     yield text[start:]
 
 
-def _fast(vocab: dict[str, int], merges: Sequence[tuple[str, str]], eos: tuple[str, int]) -> hf.Tokenizer:
+def _fast(vocab: dict[str, int], merges: Merges, eos: tuple[str, int]) -> hf.Tokenizer:
     """Byte-level BPE with its end sign in front of each text, as a document begins in training."""
-    model = _empty_bpe(vocab | dict([eos]), merges)
+    model = _bpe(vocab | dict([eos]), merges)
     model.decoder = hf.decoders.ByteLevel()
     model.add_special_tokens([eos[0]])
     model.post_processor = hf.processors.TemplateProcessing(f"{eos[0]} $A", special_tokens=[eos])
@@ -91,22 +94,40 @@ class BPE:
         self, *, vocab_size: Annotated[int, Range(257, 1_000_000), "ids in all, with 256 bytes and eos"] = 2048
     ) -> None:
         self.vocab_size, self.eos = vocab_size, vocab_size - 1
-        self._learned(_empty_bpe())
+        self._know(_ALPHABET, [])
 
-    def _learned(self, model: hf.Tokenizer) -> None:
-        self._model, self._state = model, ""
-        table = {i: bytes(BYTE_OF[c] for c in token) for token, i in model.get_vocab().items()}
-        if set(table) != set(range(len(table))) or not 256 <= len(table) < self.vocab_size:
-            raise DamagedFile(f"a BPE of {len(table)} ids does not fit tokenizer.vocab_size={self.vocab_size}")
-        self._table = [table.get(i, b"") for i in range(self.vocab_size)]
+    def _know(self, vocab: dict[str, int], merges: Merges) -> None:
+        """What was learnt.  The library's model of it is made when a text comes: most runs read tokens from the cache.
+
+        Raises KeyError, TypeError or ValueError for what is no vocabulary with its merges.
+        """
+        tokens = sorted(vocab, key=vocab.__getitem__)
+        if [vocab[token] for token in tokens] != list(range(len(tokens))) or not 256 <= len(tokens) < self.vocab_size:
+            raise DamagedFile(f"a BPE of {len(tokens)} ids does not fit tokenizer.vocab_size={self.vocab_size}")
+        if strange := set().union(*tokens) - BYTE_OF.keys():
+            raise ValueError(f"{min(strange)!r} stands for no byte")
+        for left, right in merges:
+            if not (left in vocab and right in vocab and left + right in vocab):
+                raise ValueError(f"{left!r} and {right!r} are merged, and one of the three is no token")
+        self._vocab, self._merges = {token: i for i, token in enumerate(tokens)}, merges
+        self._table = [token.translate(_AS_BYTES).encode("latin-1") for token in tokens]
+        self._table += [b""] * (self.vocab_size - len(tokens))
+        self._state = ""
+        self._made: hf.Tokenizer | None = None
+
+    @property
+    def _model(self) -> hf.Tokenizer:
+        self._made = self._made or _bpe(self._vocab, self._merges)
+        return self._made
 
     def train(self, texts: Iterable[str]) -> None:
-        model = _empty_bpe()
+        model = _bpe(_ALPHABET)
         trainer = hf.trainers.BpeTrainer(  # no special token: the library would find its name in the text
             vocab_size=self.vocab_size - 1, initial_alphabet=sorted(BYTE_OF), show_progress=False
         )
         model.train_from_iterator((piece for text in texts for piece in _pieces(text)), trainer)
-        self._learned(model)
+        told = json.loads(model.to_str())["model"]
+        self._know(told["vocab"], [(left, right) for left, right in told["merges"]])
 
     def encode(self, texts: Sequence[str]) -> list[Ids]:
         pieces = [(i, piece) for i, text in enumerate(texts) for piece in _pieces(text)]
@@ -126,22 +147,19 @@ class BPE:
         return np.array([len(token) for token in self._table], dtype=np.int64)
 
     def state(self) -> str:
-        if not self._state:  # written once: a run asks several times, and it takes milliseconds
-            told = json.loads(self._model.to_str())["model"]
-            known = {"tokenizer": "bpe", "vocab": told["vocab"], "merges": told["merges"]}
+        if not self._state:  # written once: a run asks several times
+            known = {"tokenizer": "bpe", "vocab": self._vocab, "merges": self._merges}
             self._state = json.dumps(known, ensure_ascii=False)
         return self._state
 
     def fast(self, eos: str) -> hf.Tokenizer:
-        model = json.loads(self._model.to_str())["model"]
-        return _fast(model["vocab"], [(left, right) for left, right in model["merges"]], (eos, self.eos))
+        return _fast(self._vocab, self._merges, (eos, self.eos))
 
     def restore(self, state: str) -> None:
         came = state_of(state)
         try:
-            model = _empty_bpe(came["vocab"], [(left, right) for left, right in came["merges"]])
-            self._learned(model)
-        except (KeyError, TypeError, ValueError) as error:
+            self._know(came["vocab"], [(left, right) for left, right in came["merges"]])
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise DamagedFile(f"this is not the state of tokenizer=bpe ({type(error).__name__}: {error})") from error
 
 
