@@ -74,6 +74,14 @@ def test_two_nodes_of_ray_do_what_the_pool_does(cluster: Any, tmp_path: Path) ->
 
 
 @pytest.mark.slow
+def test_runs_go_where_there_is_a_place_and_wait_for_none_that_never_comes(cluster: Any, tmp_path: Path) -> None:
+    """Two workers on a cluster with room for one; Ray waits for a second place as long as it takes."""
+    knobs = {"address": cluster.address, "workers": 2}
+    made = engine(tmp_path, *JOBS, launcher="ray", knobs=knobs)
+    assert [r.entry.state for r in made.run()] == ["done"] * len(JOBS)
+
+
+@pytest.mark.slow
 def test_a_node_that_is_gone_loses_its_run_and_no_other(cluster: Any, tmp_path: Path) -> None:
     """It goes on from its checkpoint on the node that is left."""
 

@@ -32,6 +32,9 @@ class Runner:
         self.pool.start()
         self.asked: set[str] = set()  # jobs that are to stop
 
+    async def ready(self) -> None:
+        """It has a place."""
+
     async def run(self, order: Order) -> End:
         self.pool.submit(order)
         while not (ends := await asyncio.to_thread(self.pool.poll, AGAIN)):
@@ -67,9 +70,8 @@ class Ray:
         self.work, self.timeout, self.address = work, timeout, address
         self.workers, self.num_cpus, self.num_gpus = workers, num_cpus, num_gpus
         self.slots = workers or 1  # until the nodes can be counted
-        self.waiting: list[
-            Order
-        ] = []  # for a runner: Ray itself would wait for another place, not for one that is idle
+        self.waiting: list[Order] = []  # for a runner that has a place: another may never get one
+        self.starting: dict[Any, Any] = {}
         self.idle: list[Any] = []
         self.running: dict[Any, tuple[Order, Any]] = {}
 
@@ -102,13 +104,16 @@ class Ray:
                 runner.cancel.remote(job)
 
     def poll(self, seconds: float) -> Sequence[End]:
-        if not self.running:
+        asked = [*self.running, *self.starting]
+        if not asked:
             time.sleep(seconds)
             return []
-        asked = list(self.running)
         if not self.ray.wait(asked, timeout=seconds)[0]:
             return []
-        ends = [self._end(answer) for answer in self.ray.wait(asked, num_returns=len(asked), timeout=0)[0]]
+        told = self.ray.wait(asked, num_returns=len(asked), timeout=0)[0]
+        ends = [self._end(answer) for answer in told if answer in self.running]
+        for answer in told:
+            self._arrived(answer)
         self._send()
         return ends
 
@@ -120,26 +125,44 @@ class Ray:
         while self.running and time.monotonic() < deadline:
             with suppress(EnvironmentFault):
                 self.poll(1.0)
-        for runner in (*self.idle, *(runner for _, runner in self.running.values())):
+        for runner in (*self.idle, *self.starting.values(), *(runner for _, runner in self.running.values())):
             self.ray.kill(runner)
-        self.idle, self.running = [], {}
+        self.idle, self.starting, self.running = [], {}, {}
         self._disconnect()
 
     def _send(self) -> None:
-        threads = max(1, int(self.num_cpus))
-        while self.waiting and len(self.running) < self.slots:
+        while self.waiting and self.idle:
+            runner = self.idle.pop()
             order = self.waiting.pop(0)
-            runner = self.idle.pop() if self.idle else self.runner.remote(self.work, threads, self.timeout, Path.cwd())
             self.running[runner.run.remote(order)] = order, runner
+        threads = max(1, int(self.num_cpus))
+        while len(self.starting) < min(len(self.waiting), self.slots - len(self.running)):
+            runner = self.runner.remote(self.work, threads, self.timeout, Path.cwd())
+            self.starting[runner.ready.remote()] = runner
+
+    def _arrived(self, answer: Any) -> None:
+        """A runner has its place; one whose node is gone before that is asked for anew."""
+        runner = self.starting.pop(answer, None)
+        if runner is None:
+            return
+        try:
+            self.ray.get(answer)
+        except self.ray.exceptions.RayError as error:
+            self._refuse(error)
+        else:
+            self.idle.append(runner)
+
+    def _refuse(self, error: Any) -> None:
+        """Raise where it would meet every run."""
+        if isinstance(error, self.ray.exceptions.RayTaskError) or getattr(error, "actor_init_failed", False):
+            raise EnvironmentFault(f"a node of the cluster cannot run ablatio: {error}") from None
 
     def _end(self, answer: Any) -> End:
         order, runner = self.running.pop(answer)
         try:
             end: End = self.ray.get(answer)
         except self.ray.exceptions.RayError as error:
-            ours = isinstance(error, self.ray.exceptions.RayTaskError)
-            if ours or getattr(error, "actor_init_failed", False):  # it would meet every run
-                raise EnvironmentFault(f"a node of the cluster cannot run ablatio: {error}") from None
+            self._refuse(error)
             return End(order, "lost")
         self.idle.append(runner)
         return end
