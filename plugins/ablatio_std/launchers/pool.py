@@ -11,6 +11,7 @@ from typing import Annotated
 from ablatio import Positive, launchers
 from ablatio.errors import EnvironmentFault
 from ablatio.orders import End, Order, Work
+from ablatio_std.launchers._gpus import gpus
 from ablatio_std.launchers._server import GRACE, serve
 
 Seconds = Annotated[float | None, Positive, "after which a run is stopped and counts as failed"]
@@ -105,7 +106,11 @@ def _cores() -> int:
 
 
 def _may_fork() -> bool:
-    """Whether this process can be copied: a library's threads or a GPU's context would be missing in the copy."""
+    """Whether this process can be copied: a library's threads or a GPU's context would be missing in the copy.
+
+    Where there are GPUs, torch's first backward pass starts a thread for each, and no child can do one after that: the
+    table before the first run has timed a step.
+    """
     torch = sys.modules.get("torch")
-    busy = torch is not None and (torch.get_num_threads() > 1 or torch.cuda.is_initialized())
+    busy = torch is not None and (torch.get_num_threads() > 1 or gpus())
     return sys.platform == "linux" and threading.active_count() == 1 and not busy
