@@ -8,20 +8,13 @@ from pathlib import Path
 import pytest
 from fakes import engine, job, states
 from runs import Finished, ablatio, metrics
+from studies import KL, SMALL_RECIPE
 
 from ablatio import yamls
 from ablatio.errors import AblatioError, UserError
 from ablatio.registry import Provider
 from ablatio.sweep.plan import plan_sweep
 from ablatio.sweep.study import Job, Study, jobs_of, run_folder
-
-KL = "stages.ppo.alignment.kl_coef=0.05,0.2"
-SMALL = (
-    "recipe=instructgpt", "model.d_model=16", "model.n_layers=1", "model.n_heads=2", "model.max_len=256",
-    "tokenizer=bytes", "source.size=40", "data.val_fraction=0.3", "train.batch_size=4", "train.log_every=2",
-    "train.val_every=null", "train.checkpoint_every=2", "train.steps=6", "trainer.threads=1", "trainer.progress=false",
-    "stages.sft.task.share=0", "stages.ppo.train.steps=4", "stages.ppo.task.answer_tokens=8", "name=r",
-)  # fmt: skip
 
 
 def plan(*overrides: str) -> dict[str, list[Job]]:
@@ -151,7 +144,7 @@ def test_what_goes_on_from_a_failed_job_waits_until_that_is_repeated(tmp_path: P
 
 
 def train(out: Path, *overrides: str, kill_when: Path | None = None) -> Finished:
-    return ablatio(["train", *SMALL, f"out={out}", *overrides], out / "log", kill_when)
+    return ablatio(["train", *SMALL_RECIPE, f"out={out}", *overrides], out / "log", kill_when)
 
 
 SWEEP = ("-m", KL, "seed=1,2", "workers=1")
@@ -168,7 +161,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("recipes")
     ended = train(out, *SWEEP)
     assert ended.code == 0, ended.err
-    assert "2 arms of 3 stages with 2 seeds: 8 runs; 12 if arms shared none" in ended.out
+    assert "2 arms of 3 stages with 2 seeds: 8 runs; 12 if arms shared none; about " in ended.out
+    assert "of computing on one core" in " ".join(ended.out.split())
     return out / "r"
 
 
@@ -198,7 +192,7 @@ def test_the_models_of_a_sweep_s_arms_come_from_one_run(whole: Path) -> None:
                                          ("ppo", "checkpoints/step-00000002.json")])  # fmt: skip
 def test_a_killed_sweep_goes_on_between_and_inside_stages(whole: Path, tmp_path: Path, stage: str, file: str) -> None:
     first = next(one.id for one in jobs_of(whole) if one.stage == stage and one.seed == 1)
-    killed = train(tmp_path, *SWEEP, kill_when=tmp_path / "r" / "runs" / first / file)
+    killed = train(tmp_path, *SWEEP, "table=0", kill_when=tmp_path / "r" / "runs" / first / file)
     assert killed.code == -signal.SIGKILL
     again = ablatio(["resume", str(tmp_path / "r")], tmp_path / "log")
     assert again.code == 0, again.err
@@ -218,7 +212,7 @@ def test_a_finished_sweep_takes_further_arms_and_repeats_nothing(whole: Path) ->
 
 def test_a_failed_stage_is_told_and_repeated_on_demand(tmp_path: Path) -> None:
     """A rate that diverges in the first stage of one arm; the other arm is done all the same."""
-    ended = train(tmp_path, "-m", "stages.sft.optimizer.lr=1e-3,1e30", "workers=1")
+    ended = train(tmp_path, "-m", "stages.sft.optimizer.lr=1e-3,1e30", "workers=1", "table=0")
     assert ended.code == 3
     assert "1 of 6 runs failed, and 2 that go on from them have not begun" in ended.err
     again = ablatio(["resume", str(tmp_path / "r"), "retry=failed"], tmp_path / "log")

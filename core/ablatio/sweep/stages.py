@@ -4,8 +4,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ablatio.sweep.engine import Result
-from ablatio.sweep.forecast import seeds_sentence
+from ablatio.sweep.forecast import duration, seeds_sentence
 from ablatio.sweep.plan import Plan
+from ablatio.sweep.rehearsal import Times, times
 from ablatio.sweep.score import cost_of, score_of
 from ablatio.sweep.study import Job, is_done, label_of
 
@@ -17,29 +18,41 @@ def chain(job: Job, jobs: Mapping[str, Job]) -> list[Job]:
 
 
 def show_recipes(plan: Plan, folder: Path | None = None) -> None:
-    """The table of arms: which are ready or done, and with how many others each shares a stage."""
+    """The table of arms: which are ready or done, with how many others each shares a stage, and how long it takes."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     console, most = Console(), int(plan.settings["table"])
+    known = Times()
     if most:
+        with console.status("each stage is begun for a moment, to tell how long the runs take"):
+            known = _times(plan, folder)
         table = Table(box=None, pad_edge=False)
-        for column in ("arm", "state", *plan.study.stages):
+        for column in ("arm", "state", *plan.study.stages, "all stages"):
             table.add_column(escape(column), overflow="fold")
-        for label, cells in list(_rows(plan, folder).items())[:most]:
+        for label, cells in list(_rows(plan, folder, known).items())[:most]:
             table.add_row(escape(label), *map(escape, cells))
         for refused in plan.study.refused[:most]:
             table.add_row(escape(label_of(refused.arm)), escape(f"refused: {refused.why}"))
         console.print(table, highlight=False)
         if len(plan.cells) > most:
             console.print(f"... and more; table={len(plan.cells)} shows all", highlight=False)
-    for sentence in (*sentences(plan), *seeds_sentence(plan, folder)):
+    for sentence in (*sentences(plan, known, folder), *seeds_sentence(plan, folder)):
         console.print(sentence, highlight=False, markup=False)
 
 
-def _rows(plan: Plan, folder: Path | None) -> dict[str, list[str]]:
-    """arm -> its state, and whom each of its stages serves, of the first seed."""
+def _times(plan: Plan, folder: Path | None) -> Times:
+    """Of all runs; one arm is begun for it where no run of this study says it yet."""
+    jobs = {job.id: job for job in plan.jobs}
+    if all(is_done(folder, name) for name in jobs):
+        return Times()
+    line = next(chain(job, jobs) for job in plan.jobs if job.role == "run")
+    return times(plan.jobs, line, folder)
+
+
+def _rows(plan: Plan, folder: Path | None, known: Times) -> dict[str, list[str]]:
+    """arm -> its state, whom each of its stages serves, and the time of all of them, of the first seed."""
     jobs = {job.id: job for job in plan.jobs}
     chains: dict[str, list[list[Job]]] = {}
     for job in plan.jobs:
@@ -55,7 +68,9 @@ def _rows(plan: Plan, folder: Path | None) -> dict[str, list[str]]:
         done = sum(is_done(folder, name) for name in runs)
         whose = {job.stage: _whose(len(users[job.id]), len(chains)) for job in lines[0]}
         state = f"{done} of {len(runs)} done" if done else "ready"
-        rows[label] = [state, *(whose.get(stage, "") for stage in plan.study.stages)]
+        each = [known.seconds.get(job.id) for job in lines[0]]
+        whole = "" if None in each else duration(sum(s for s in each if s))
+        rows[label] = [state, *(whose.get(stage, "") for stage in plan.study.stages), whole]
     return rows
 
 
@@ -86,7 +101,7 @@ def show_results(results: Sequence[Result], stages: Sequence[str], folder: Path)
     Console().print(table)
 
 
-def sentences(plan: Plan) -> Iterator[str]:
+def sentences(plan: Plan, known: Times, folder: Path | None = None) -> Iterator[str]:
     """What is planned, in words."""
     arms, seeds, stages = len(plan.cells), len(plan.study.seeds), len(plan.study.stages)
     text = f"{_count(arms, 'arm')} of {_count(stages, 'stage')} with {_count(seeds, 'seed')}: {len(plan.jobs)} runs"
@@ -94,7 +109,13 @@ def sentences(plan: Plan) -> Iterator[str]:
     if apart > len(plan.jobs):
         text += f"; {apart} if arms shared none"
     text += f"; {len(plan.study.refused)} arms refused" if plan.study.refused else ""
+    left = [job for job in plan.jobs if not is_done(folder, job.id)]
+    text += f"; {len(plan.jobs) - len(left)} of them done" if len(left) < len(plan.jobs) else ""
+    if known.seconds and not known.untold:
+        text += f"; about {duration(sum(known.seconds[job.id] for job in left))} of computing on one core"
     yield text + "."
+    if known.untold:
+        yield f"How long that takes is not told: {known.untold} came to no step in the time for which it was tried."
 
 
 def _count(n: int, what: str) -> str:
