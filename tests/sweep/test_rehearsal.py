@@ -21,7 +21,9 @@ def line_of(plan: Plan) -> list[Job]:
 
 @pytest.fixture(scope="module")
 def plan() -> Plan:
-    return plan_sweep([*SMALL_RECIPE, KL, "train.steps=100000", "stages.sft.train.val_every=1000"])
+    return plan_sweep(
+        [*SMALL_RECIPE, KL, "train.steps=100000", "stages.sft.train.val_every=1000", "logger=tensorboard"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -50,6 +52,7 @@ def test_stages_of_hours_are_begun_and_stopped(plan: Plan, tmp_path: Path) -> No
         assert 0 < summary["steps"] < 100_000 and summary["steps"] == done
         assert pace.step == pytest.approx(summary["train_seconds"] / summary["steps"])
         assert min(pace.start, pace.score, pace.flops) > 0
+    assert not [*tmp_path.rglob("events.out.*")], "a run that counts for nothing told a logger"
     assert not [pid for pid in Path("/proc").glob("[0-9]*") if _has_open(pid, tmp_path)]
 
 

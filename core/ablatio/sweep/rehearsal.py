@@ -113,8 +113,8 @@ def rehearse(line: Sequence[Job], folder: Path, patience: float = PATIENCE) -> d
 
 
 def _unhurried(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Without scores and checkpoints on the way: each is done once, and counted."""
-    return {**config, "train": {**config["train"], "val_every": None, "checkpoint_every": None}}
+    """Without scores and checkpoints on the way, each is done once and counted; and told to no logger."""
+    return {**config, "train": {**config["train"], "val_every": None, "checkpoint_every": None}, "logger": {}}
 
 
 def _run(pool: Launcher, folder: Path, job: Job, deadline: float) -> None:

@@ -43,9 +43,9 @@ def show_recipes(plan: Plan, folder: Path | None = None) -> None:
 
 
 def _times(plan: Plan, folder: Path | None) -> Times:
-    """Of all runs; one arm is begun for it where no run of this study says it yet."""
+    """Of all runs; one arm is begun for it where no run of this study says it yet.  Who only helps asks nothing."""
     jobs = {job.id: job for job in plan.jobs}
-    if all(is_done(folder, name) for name in jobs):
+    if plan.settings["join"] or all(is_done(folder, name) for name in jobs):
         return Times()
     line = next(chain(job, jobs) for job in plan.jobs if job.role == "run")
     return times(plan.jobs, line, folder)

@@ -74,6 +74,7 @@ class Ray:
         self.starting: dict[Any, Any] = {}
         self.idle: list[Any] = []
         self.running: dict[Any, tuple[Order, Any]] = {}
+        self.asked: set[str] = set()  # jobs that are to stop as soon as they have a place
 
     def start(self) -> None:
         self.ray = _ray()
@@ -102,6 +103,8 @@ class Ray:
         for order, runner in self.running.values():
             if order.job == job:
                 runner.cancel.remote(job)
+        if any(order.job == job for order in self.waiting):
+            self.asked.add(job)
 
     def poll(self, seconds: float) -> Sequence[End]:
         asked = [*self.running, *self.starting]
@@ -135,6 +138,9 @@ class Ray:
             runner = self.idle.pop()
             order = self.waiting.pop(0)
             self.running[runner.run.remote(order)] = order, runner
+            if order.job in self.asked:
+                self.asked.remove(order.job)
+                runner.cancel.remote(order.job)
         threads = max(1, int(self.num_cpus))
         while len(self.starting) < min(len(self.waiting), self.slots - len(self.running)):
             runner = self.runner.remote(self.work, threads, self.timeout, Path.cwd())
