@@ -1,10 +1,14 @@
 """Runs that go at the same time have a GPU each, as far as they reach; no GPU is needed to see that."""
 
+import sys
+import threading
 from pathlib import Path
 
 import pytest
+import torch
 from visible_gpus import TOGETHER, say
 
+import ablatio_std.launchers.pool as pool_module
 from ablatio import launchers
 from ablatio.orders import Order
 
@@ -34,3 +38,16 @@ def test_runs_share_the_gpus_evenly(
         pool.stop()
     assert {end.code for end in ends} == {0}
     assert sorted(path.read_text() for path in tmp_path.iterdir()) == expected
+
+
+@pytest.mark.parametrize("machine, forks", [("0,1", False), ("", True)])
+def test_where_there_are_gpus_no_process_is_copied_that_may_have_done_a_backward_pass(
+    machine: str, forks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", machine)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        assert pool_module._may_fork() == (forks and sys.platform == "linux" and threading.active_count() == 1)
+    finally:
+        torch.set_num_threads(threads)
