@@ -18,6 +18,14 @@ TINY = (
     "train.log_every=2", "train.val_every=6", "train.checkpoint_every=4", "train.steps=12", "trainer.threads=1",
     "trainer.progress=false",
 )  # fmt: skip
+# A recipe of three stages that takes seconds, and an axis of its last one.
+KL = "stages.ppo.alignment.kl_coef=0.05,0.2"
+SMALL_RECIPE = (
+    "recipe=instructgpt", "model.d_model=16", "model.n_layers=1", "model.n_heads=2", "model.max_len=256",
+    "tokenizer=bytes", "source.size=40", "data.val_fraction=0.3", "train.batch_size=4", "train.log_every=2",
+    "train.val_every=null", "train.checkpoint_every=2", "train.steps=6", "trainer.threads=1", "trainer.progress=false",
+    "stages.sft.task.share=0", "stages.ppo.train.steps=4", "stages.ppo.task.answer_tokens=8", "name=r",
+)  # fmt: skip
 
 
 @dataclass

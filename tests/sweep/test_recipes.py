@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 from fakes import engine, job, states
-from runs import Finished, ablatio, metrics
-from studies import KL, SMALL_RECIPE
+from runs import KL, SMALL_RECIPE, Finished, ablatio, metrics
 
 from ablatio import yamls
 from ablatio.errors import AblatioError, UserError

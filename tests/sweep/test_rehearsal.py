@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from studies import KL, SMALL_RECIPE
+from runs import KL, SMALL_RECIPE
 
 from ablatio.sweep import rehearsal
 from ablatio.sweep.plan import Plan, plan_sweep

@@ -343,6 +343,7 @@ def initialise(model: nn.Module, init: Any, seed: int) -> None:
             if info.name.endswith(".bias"):
                 parameter.zero_()
             continue
+        # In place where it can be: else there would be a second copy of the largest matrix.
         plain = parameter.dtype == torch.float32 and parameter.is_contiguous() and parameter.is_cpu
         weight = parameter.data if plain else torch.empty(parameter.shape, dtype=torch.float32)
         init(weight, info, named_generator(seed, info.name))

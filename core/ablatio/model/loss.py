@@ -225,8 +225,8 @@ def linear_divergence(
 @torch.no_grad()
 def token_scores(hidden: Tensor, weight: Tensor, targets: Tensor, *, chunk: int | None = None) -> tuple[Tensor, Tensor]:
     """Of each row -log softmax(hidden_i weight^T)[target_i], in nats, and whether its target is the likeliest: (N,)."""
-    # Nothing is summed over a block, so it may be small and stays in the cache, as one buffer for all of them does:
-    # 7.5 ms in place of 12 at a vocabulary of 2048, 285 in place of 430 at one of 50304.
+    # Nothing is summed over a block, so it may be small and stays in the cache, as one buffer for all of them does: at a
+    # vocabulary of 2048 a quarter less time than in blocks of 512, from 8192 on none.
     chunk = chunk or (128 if hidden.is_cpu else block_rows(len(weight)))
     hidden = hidden.to(compute_dtype(hidden.device, hidden.dtype))
     precise, matrix = _precise(hidden.dtype), weight.to(hidden.dtype)

@@ -1,7 +1,7 @@
 """How long the runs of a recipe take: each stage of one arm is begun, in a folder that is gone afterwards.
 
 What a step of a stage costs follows from no shape: a policy answers before it learns, a preference asks its reference.
-So the very runs are started, one after the other as the recipe has them, and stopped after some seconds of training.
+So the very runs are started, one after the other as the recipe has them, and stopped after a second of training.
 """
 
 import tempfile

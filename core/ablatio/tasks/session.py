@@ -111,17 +111,9 @@ class Session:
             max_epochs=-1,
             accumulate_grad_batches=self.settings["accumulate"],
             accelerator="gpu" if machine.device == "cuda" else "cpu",
-            devices=1,
             precision=LIGHTNING_PRECISION[machine.precision],
             callbacks=[_Keep(self)],
             plugins=[self.io],
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-            limit_val_batches=0,
-            use_distributed_sampler=False,
             default_root_dir=str(self.folder),
         )
 

@@ -15,14 +15,26 @@ from lightning.pytorch.trainer.connectors import callback_connector
 from torch.utils.data import DataLoader, TensorDataset
 
 _PREFIX = "PL_TRAINER_"
+_OURS: dict[str, Any] = {  # what a run does itself, and Lightning shall not
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "num_sanity_val_steps": 0,
+    "limit_val_batches": 0,
+    "use_distributed_sampler": False,
+}
 
 
 def make_trainer(**settings: Any) -> pl.Trainer:
-    """`pl.Trainer` from these settings and Lightning's own defaults alone."""
+    """`pl.Trainer` on one device, from these settings and Lightning's own defaults alone.
+
+    Logs, checkpoints, progress and validation are the session's own, so Lightning's are off.
+    """
     with patch.dict(os.environ), patch.object(callback_connector, "_load_external_callbacks", lambda group: []):
         for name in [name for name in os.environ if name.startswith(_PREFIX)]:
             del os.environ[name]
-        return pl.Trainer(**settings)
+        return pl.Trainer(devices=1, **_OURS, **settings)
 
 
 class _Idle(pl.LightningModule):
@@ -41,15 +53,5 @@ class _Idle(pl.LightningModule):
 
 def fit_nothing() -> None:
     """Let Lightning find out what it finds out once per process, 7 ms of each run that is forked from this one."""
-    trainer = make_trainer(
-        max_steps=1,
-        accelerator="cpu",
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        limit_val_batches=0,
-    )
+    trainer = make_trainer(max_steps=1, max_epochs=-1, accelerator="cpu")
     trainer.fit(_Idle(), DataLoader(TensorDataset(torch.zeros(1)), batch_size=None))

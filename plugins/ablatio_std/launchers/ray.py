@@ -71,7 +71,7 @@ class Ray:
         self.workers, self.num_cpus, self.num_gpus = workers, num_cpus, num_gpus
         self.slots = workers or 1  # until the nodes can be counted
         self.waiting: list[Order] = []  # for a runner that has a place: another may never get one
-        self.starting: dict[Any, Any] = {}
+        self.starting: dict[Any, Any] = {}  # what will say that it has a place -> the runner
         self.idle: list[Any] = []
         self.running: dict[Any, tuple[Order, Any]] = {}
         self.asked: set[str] = set()  # jobs that are to stop as soon as they have a place
