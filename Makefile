@@ -45,7 +45,7 @@ bench: setup
 	$(BIN)/python benchmarks/trainer_overhead.py
 
 docs: setup
-	$(BIN)/python -m ablatio.testing.compatibility > docs/compatibility.md
+	$(BIN)/python -m ablatio.testing.compatibility_table > docs/compatibility.md
 
 oracles: setup
 	$(BIN)/pytest -m oracle --ablatio-record plugins/ablatio_std/oracles.json

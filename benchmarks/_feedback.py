@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from ablatio import config as run_config
-from ablatio import kinds
+from ablatio.config import schema as run_config
 from ablatio.data.order import RowPlan
-from ablatio.registry import REGISTRIES
-from ablatio.tasks.setup import Setup
-from ablatio.tasks.start import start_model
+from ablatio.registry import kinds
+from ablatio.registry.registry import REGISTRIES
+from ablatio.training.initial_weights import start_model
+from ablatio.training.task_context import TaskContext
 
 Step = Callable[[], float]
 LETTERS = "abcdefghijklmnopqrstuvwxyz "
@@ -72,7 +72,7 @@ def start(name: str, shape: Shape, folder: Path) -> tuple[Any, Any]:
     config["source"]["path"] = str(folder / "pairs.jsonl")
     if name == "sft":
         config["task"]["packing"] = False  # as trl's trainer does it by default: a conversation is a row
-    setup = Setup(config, RowPlan(shape.pairs))
+    setup = TaskContext(config, RowPlan(shape.pairs))
     task = kinds.tasks.build(name, {k: v for k, v in config["task"].items() if k != "name"}, setup=setup)
     model, _ = start_model(config, task.tokenizer, setup.seeds.init)
     for step in ("attach", "prepare"):
@@ -131,7 +131,7 @@ def _trainer(name: str, shape: Shape, more: Mapping[str, Any], folder: Path) -> 
     from datasets import Dataset
     from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
-    from ablatio.native.decoders import Llama
+    from ablatio.interop.families.decoders import Llama
 
     task, model = start(name, shape, folder)
     family = Llama(task.setup.config, shape.vocab)

@@ -11,7 +11,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from ablatio.tasks.machine import WIDE, Machine
+from ablatio.training.device import WIDE, Machine
 
 Step = Callable[[], float]
 WARM_UP = 2

@@ -17,8 +17,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from ablatio.kinds import optimizers
-from ablatio.tasks.machine import Machine
+from ablatio.registry.kinds import optimizers
+from ablatio.training.device import Machine
 
 Parameters = list[torch.nn.Parameter]
 SETTINGS = {"lr": 0.02, "weight_decay": 0.1, "momentum": 0.95, "nesterov": True, "ns_steps": 5}

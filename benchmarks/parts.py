@@ -26,17 +26,17 @@ from rich.markup import escape
 from rich.table import Table
 from torch import Tensor, nn
 
-from ablatio.model.assembly import Assembly
+from ablatio.model.build import ModelBuilder
 from ablatio.model.context import Context, make_context
-from ablatio.registry import REGISTRIES, Entry
-from ablatio.testing import tiny
+from ablatio.registry.registry import REGISTRIES, PartSpec
+from ablatio.testing import tiny_models
 
 ROWS, LENGTH, HEAD = 4, 256, 64
 LEAST = 0.004  # seconds of CPU time in a turn: as many calls as that takes
 
 # Where a part of a kind is measured, and the plainest part of the kind.  A kind that is not here has no share of its
 # own in forward and backward, or nobody has said yet what to hold it against.
-MEASURED: dict[str, tuple[Callable[[Assembly], Any], str]] = {
+MEASURED: dict[str, tuple[Callable[[ModelBuilder], Any], str]] = {
     "norm": (lambda a: a.norm("part"), "layernorm"),
     "activation": (lambda a: activation(a), "relu"),
     "position": (lambda a: a.attention(0, "part"), "none"),
@@ -49,12 +49,12 @@ PLAINEST_GATED = "reglu"
 ALONE = ("norm", "activation")
 
 
-def activation(assembly: Assembly) -> Any:
+def activation(assembly: ModelBuilder) -> Any:
     choice = assembly.choice("activation")
     return REGISTRIES["activation"].build(choice.name, choice.knobs, d_ff=assembly.d_ff)
 
 
-def plainest(entry: Entry) -> str:
+def plainest(entry: PartSpec) -> str:
     return PLAINEST_GATED if entry.facts.get("gated") else MEASURED[entry.kind][1]
 
 
@@ -62,7 +62,7 @@ class Contender:
     """A part in place: `run` does a forward pass, and a backward pass if it is asked to, and gives the CPU seconds."""
 
     def __init__(self, kind: str, config: Mapping[str, Any], compiled: bool) -> None:
-        assembly = Assembly(config, tiny.VOCAB)
+        assembly = ModelBuilder(config, tiny_models.VOCAB)
         part = MEASURED[kind][0](assembly)
         self.call = torch.compile(part) if compiled else part
         self.kind, self.position = kind, assembly.position(causal=True)
@@ -116,7 +116,7 @@ class Figures:
     both: float
 
 
-def measure(entry: Entry, knobs: Mapping[str, Any], width: int, args: argparse.Namespace) -> Figures:
+def measure(entry: PartSpec, knobs: Mapping[str, Any], width: int, args: argparse.Namespace) -> Figures:
     """The part against the plainest, both in the same model."""
     against, made = args.against or plainest(entry), config(entry, knobs, width)
     other = made | {entry.kind: defaults(entry.kind, against)}
@@ -145,8 +145,8 @@ def calls_in_a_turn(contender: Contender, backward: bool) -> int:
     return max(1, round(LEAST / max(contender.run(backward), 1e-6)))
 
 
-def config(entry: Entry, knobs: Mapping[str, Any], width: int) -> dict[str, Any]:
-    made = tiny.config(entry, knobs, d_model=width, n_heads=max(1, width // HEAD), max_len=LENGTH)
+def config(entry: PartSpec, knobs: Mapping[str, Any], width: int) -> dict[str, Any]:
+    made = tiny_models.config(entry, knobs, d_model=width, n_heads=max(1, width // HEAD), max_len=LENGTH)
     if entry.kind == "position":
         made["attention"] = defaults("attention", MEASURED["attention"][1])
     return made
@@ -156,14 +156,14 @@ def defaults(kind: str, name: str) -> dict[str, Any]:
     return {"name": name, **REGISTRIES[kind][name].defaults}
 
 
-def variants(entry: Entry) -> Iterator[dict[str, Any]]:
+def variants(entry: PartSpec) -> Iterator[dict[str, Any]]:
     """The defaults, then each other choice of each knob that has named ones."""
     yield {}
     for knob in entry.knobs:
         yield from ({knob.name: choice} for choice in knob.choices if choice != knob.default)
 
 
-def label(entry: Entry, knobs: Mapping[str, Any]) -> str:
+def label(entry: PartSpec, knobs: Mapping[str, Any]) -> str:
     return " ".join([entry.name, *(f"{key}={value}" for key, value in knobs.items())])
 
 

@@ -34,9 +34,9 @@ class NotInstalled(Exception):
 
 
 def ours(shape: Shape, **parts: Any) -> tuple[nn.Module, Loss]:
-    from ablatio.model.assembly import build_model
+    from ablatio.model.build import build_model
     from ablatio.model.example import Example
-    from ablatio.registry import REGISTRIES
+    from ablatio.registry.registry import REGISTRIES
 
     names = {"placement": "pre", "mlp": "dense", "attention": "mha", "block": "sequential", "architecture": "causal"}
     bias = bool(parts.pop("bias"))

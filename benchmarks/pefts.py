@@ -17,7 +17,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from ablatio.tasks.machine import Machine
+from ablatio.training.device import Machine
 
 Step = Callable[[], float]
 

@@ -18,7 +18,7 @@ AXES = (
 
 def plan_1000() -> tuple[float, int, int]:
     """(seconds, arms that can run, arms that were refused) of a random sample of 1000."""
-    from ablatio.plugins import load
+    from ablatio.registry.discovery import load
     from ablatio.sweep.plan import plan_sweep
 
     load()  # scans the plugins once after each change of their files

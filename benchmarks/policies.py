@@ -33,8 +33,8 @@ from rich.table import Table
 from train_step import status_kb
 
 from ablatio import rewards
-from ablatio.model.answers import Answer
-from ablatio.tasks.machine import Machine
+from ablatio.model.rl.answers import Answer
+from ablatio.training.device import Machine
 
 PARTS = ("norm=rmsnorm", "activation=swiglu", "position=rope", "tokenizer=bytes", "trainer.threads=1",
          "trainer.device=cpu", "trainer.precision=32", "trainer.progress=false", "schedule=constant",
@@ -75,9 +75,9 @@ def settings(shape: Shape) -> list[str]:
 
 def own_model(shape: Shape) -> tuple[Any, Any]:
     """(our model, its family in transformers)."""
-    from ablatio.compose import compose_run
-    from ablatio.model.assembly import build_model
-    from ablatio.native.decoders import Llama
+    from ablatio.config.compose import compose_run
+    from ablatio.interop.families.decoders import Llama
+    from ablatio.model.build import build_model
 
     config = compose_run(settings(shape)).config
     return build_model(config, VOCABULARY), Llama(config, VOCABULARY)
@@ -97,13 +97,13 @@ def their_model(shape: Shape) -> Any:
 
 
 def own_generation(shape: Shape, tick: Tick) -> None:
-    from ablatio.model.rollout import roll_out, streams
+    from ablatio.model.decoding.rollout import sample_rollouts, streams
 
     model, _ = own_model(shape)
     rows = prompts_of(shape).tolist()
     while True:
         draws = streams(1, 0, shape.prompts * shape.group, shape.new)
-        found = roll_out(model, rows, draws, stop=None, new_tokens=shape.new, group=shape.group)
+        found = sample_rollouts(model, rows, draws, stop=None, new_tokens=shape.new, group=shape.group)
         assert found.logps.shape == (shape.prompts * shape.group, shape.new)
         tick()
 
@@ -131,11 +131,11 @@ def prompts_of(shape: Shape) -> torch.Tensor:
 
 def own_training(method: str, shape: Shape, tick: Tick) -> None:
     """`ablatio train` without its validation: Lightning, the task, the optimizer."""
-    from ablatio.checkpoint import Checkpoints
-    from ablatio.compose import compose_run
-    from ablatio.tasks.prepared import prepare_run
-    from ablatio.tasks.run import quiet_libraries
-    from ablatio.tasks.session import Session
+    from ablatio.config.compose import compose_run
+    from ablatio.storage.checkpoints import Checkpoints
+    from ablatio.training.loop import TrainingLoop
+    from ablatio.training.prepare import prepare_run
+    from ablatio.training.run import quiet_libraries
 
     quiet_libraries()
     knobs = {"group": shape.group, "beta": 0.04, "clip": 0.2}
@@ -149,7 +149,7 @@ def own_training(method: str, shape: Shape, tick: Tick) -> None:
     task.stop = task.asking.stop = -1
     run.begin()
     folder = Path(tempfile.mkdtemp())
-    session = Session(run, folder, Console(quiet=True), Checkpoints(folder / "checkpoints"), None, {})
+    session = TrainingLoop(run, folder, Console(quiet=True), Checkpoints(folder / "checkpoints"), None, {})
     session._validate = lambda when, step: True  # type: ignore[method-assign]
     after = session.after_step
 

@@ -21,7 +21,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from ablatio.orders import Order
+from ablatio.registry.kinds.launch_types import LaunchRequest
 from ablatio.sweep import worker
 
 RUNS, WORKERS = 8, 2
@@ -128,15 +128,15 @@ def throughput(settings: str, rounds: int) -> bool:
     return well
 
 
-def counted_work(order: Order, threads: int) -> int:
+def counted_work(order: LaunchRequest, threads: int) -> int:
     """A run that leaves behind what CPU it took since its fork: in all, in a step, and in scoring held-out text."""
     import lightning.pytorch as pl
 
-    from ablatio.tasks import session
-    from ablatio.tasks.prepared import Prepared
+    from ablatio.training import loop
+    from ablatio.training.prepare import PreparedRun
 
     starts, scoring = list[float](), list[float]()
-    make, score = session.make_trainer, Prepared.score
+    make, score = loop.make_trainer, PreparedRun.score
 
     class Clock(pl.Callback):
         def on_train_batch_start(self, *given: Any) -> None:
@@ -148,8 +148,8 @@ def counted_work(order: Order, threads: int) -> int:
         scoring.append(time.process_time() - start)
         return found
 
-    session.make_trainer = lambda callbacks, **others: make(callbacks=[*callbacks, Clock()], **others)
-    Prepared.score = scored  # type: ignore[method-assign]
+    loop.make_trainer = lambda callbacks, **others: make(callbacks=[*callbacks, Clock()], **others)
+    PreparedRun.score = scored  # type: ignore[method-assign]
     code = worker.work(order, threads)
     step = statistics.median(b - a for a, b in pairwise(starts))
     found = {"all": time.process_time(), "step": step, "steps": len(starts), "scoring": sum(scoring)}
@@ -178,15 +178,15 @@ def beside_training(steps: int) -> bool:
 
 def cpu_seconds(steps: int) -> list[dict[str, float]]:
     """What each run of a study left behind."""
-    from ablatio.kinds import launchers
+    from ablatio.registry.kinds import launchers
+    from ablatio.report.terminal.plan_table import detectable_differences
     from ablatio.sweep.engine import Engine
-    from ablatio.sweep.forecast import sights
     from ablatio.sweep.plan import plan_sweep
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         plan = plan_sweep([*TINY.split(), f"train.steps={steps}", seeds(), "table=0"])
-        sights(plan.cells, {})  # sizes for the table before the first run, which the runs inherit
+        detectable_differences(plan.cells, {})  # sizes for the table before the first run, which the runs inherit
         Engine(folder, plan.jobs, launchers.build("pool", {"workers": WORKERS}, work=counted_work)).run()
         return [json.loads((folder / "runs" / job.id / "cpu.json").read_text()) for job in plan.jobs]
 

@@ -13,9 +13,9 @@ def train_once(folder: str, settings: str, seed: int) -> None:
     """What a run of `ablatio train` does, in this process."""
     from rich.console import Console
 
-    from ablatio.compose import compose_run
-    from ablatio.tasks.folder import resolved
-    from ablatio.tasks.run import train
+    from ablatio.config.compose import compose_run
+    from ablatio.training.run import train
+    from ablatio.training.run_folder import resolved
 
     run = Path(folder, str(seed))
     run.mkdir(parents=True)

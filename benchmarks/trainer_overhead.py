@@ -16,15 +16,15 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from ablatio import kinds
-from ablatio.checkpoint import Checkpoints
-from ablatio.compose import compose_run
-from ablatio.model.assembly import Choice
-from ablatio.model.roles import groups_by_role, named_generator, named_seed
-from ablatio.tasks.prepared import prepare_run
-from ablatio.tasks.rates import factor_of
-from ablatio.tasks.run import quiet_libraries
-from ablatio.tasks.session import Session
+from ablatio.config.compose import compose_run
+from ablatio.model.build import PartChoice
+from ablatio.model.parameter_roles import groups_by_role, named_generator, named_seed
+from ablatio.registry import kinds
+from ablatio.storage.checkpoints import Checkpoints
+from ablatio.training.learning_rates import factor_of
+from ablatio.training.loop import TrainingLoop
+from ablatio.training.prepare import prepare_run
+from ablatio.training.run import quiet_libraries
 
 SMALL = (
     "model.d_model=16", "model.n_layers=1", "model.n_heads=2", "model.max_len=16", "tokenizer=bytes",
@@ -40,7 +40,7 @@ def bare(config: dict[str, Any], steps: int) -> float:
     choice = dict(config["optimizer"])
     optimizer = kinds.optimizers.build(choice.pop("name"), choice, groups=groups_by_role(run.model))
     parameters, batches = list(run.model.parameters()), iter(run.training(0))
-    rates, factor = [g["lr"] for g in optimizer.param_groups], factor_of(Choice.of(run.config["schedule"]))
+    rates, factor = [g["lr"] for g in optimizer.param_groups], factor_of(PartChoice.of(run.config["schedule"]))
     for index in range(steps):
         if index == WARM:
             start = time.process_time()
@@ -60,7 +60,7 @@ def bare(config: dict[str, Any], steps: int) -> float:
 def whole(config: dict[str, Any], steps: int) -> float:
     """The step of a real session: Lightning, callbacks, logging every train.log_every steps."""
     with tempfile.TemporaryDirectory() as folder:
-        session = Session(
+        session = TrainingLoop(
             prepare_run(config), Path(folder), Console(quiet=True), Checkpoints(Path(folder) / "checkpoints"), None
         )
         marks: list[float] = []

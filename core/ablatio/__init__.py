@@ -3,9 +3,9 @@
 Part authors need one line: `from ablatio import norms`, then `@norms.register("my_norm")`.
 """
 
-from ablatio import plugins as _plugins
-from ablatio import registry as _registry
-from ablatio.kinds import (
+from ablatio.registry import discovery as _plugins
+from ablatio.registry import registry as _registry
+from ablatio.registry.kinds import (
     activations,
     alignments,
     architectures,
@@ -30,8 +30,8 @@ from ablatio.kinds import (
     stabilizers,
     tokenizers,
 )
-from ablatio.knobs import Fraction, NonNegative, OptionOf, Positive, Range
-from ablatio.rules import rule
+from ablatio.registry.knobs import Fraction, NonNegative, OptionOf, Positive, Range
+from ablatio.registry.rules import rule
 
 __version__ = "0.1.0"
 

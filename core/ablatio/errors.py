@@ -3,7 +3,8 @@
 Exit codes: 0 done, 2 user error, 3 sweep partly failed, 4 diverged, 5 environment (disk, permission), 75 preempted.
 """
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 
@@ -68,3 +69,9 @@ class ConfigError(UserError):
         self.problems = list(problems)
         count = "1 problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
         super().__init__("\n".join([f"This config cannot run ({count}):", *(f"  {p}" for p in self.problems)]))
+
+
+def did_you_mean(word: str, options: Iterable[str]) -> str:
+    """'; did you mean rope or nope?', or an empty string when nothing is near."""
+    near = difflib.get_close_matches(word, list(options), n=3, cutoff=0.55)
+    return f"; did you mean {' or '.join(near)}?" if near else ""

@@ -1,7 +1,7 @@
 """Which stacks there are and what each token may see."""
 
 from ablatio import architectures
-from ablatio.model.assembly import Assembly
+from ablatio.model.build import ModelBuilder
 from ablatio.model.language_model import Encoder, EncoderDecoder, LanguageModel
 
 
@@ -11,7 +11,7 @@ class Causal(LanguageModel):
 
     mask, takes, stacks, objective = "causal", ("next tokens", "source and target"), ("decoder",), "lm"
 
-    def __init__(self, assembly: Assembly) -> None:
+    def __init__(self, assembly: ModelBuilder) -> None:
         super().__init__(assembly, "causal")
 
 
@@ -21,7 +21,7 @@ class Prefix(LanguageModel):
 
     mask, takes, stacks, objective = "prefix", ("source and target",), ("decoder",), "prefix_lm"
 
-    def __init__(self, assembly: Assembly) -> None:
+    def __init__(self, assembly: ModelBuilder) -> None:
         super().__init__(assembly, "causal", opens=True)
 
 
@@ -36,7 +36,7 @@ class EncoderAndDecoder(EncoderDecoder):
         "span_corruption",
     )
 
-    def __init__(self, assembly: Assembly) -> None:
+    def __init__(self, assembly: ModelBuilder) -> None:
         super().__init__(assembly)
 
 
@@ -46,5 +46,5 @@ class EncoderAlone(Encoder):
 
     mask, takes, stacks, objective = "full", ("blanks in place",), ("encoder",), "masked_lm"
 
-    def __init__(self, assembly: Assembly) -> None:
+    def __init__(self, assembly: ModelBuilder) -> None:
         super().__init__(assembly, "full", side="encoder")

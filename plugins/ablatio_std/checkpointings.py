@@ -3,8 +3,8 @@
 from typing import Annotated
 
 from ablatio import Range, checkpointings
+from ablatio.model.activation_checkpointing import recompute
 from ablatio.model.language_model import LanguageModel
-from ablatio.model.recompute import recompute
 
 
 @checkpointings.register("none")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ablatio import Positive, inits, rule
-from ablatio.model.roles import ParameterInfo
+from ablatio.model.parameter_roles import ParameterInfo
 
 Std = Annotated[float, Positive, "standard deviation"]
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ablatio import NonNegative, Positive, quantizations
-from ablatio.model.quantized import quantise
+from ablatio.model.quantized import quantize
 
 Aware = Annotated[bool, "weights stay as they are and train, and each pass rounds them (straight-through gradients)"]
 # The quantiles of a normal distribution between which a sixteenth of it lies, scaled to [-1, 1]: arXiv:2305.14314,
@@ -57,7 +57,7 @@ class Int8:
         self.group, self.activations, self.threshold, self.aware = group, activations, threshold, aware
 
     def apply(self, model: nn.Module) -> None:
-        quantise(model, self, aware=self.aware)
+        quantize(model, self, aware=self.aware)
 
     def encode(self, weight: Tensor) -> dict[str, Tensor]:
         grouped = in_groups(weight.float(), self.group or weight.shape[1])  # (out, groups, group)
@@ -102,7 +102,7 @@ class Int4:
         self.group, self.double, self.aware = group, double, aware
 
     def apply(self, model: nn.Module) -> None:
-        quantise(model, self, aware=self.aware)
+        quantize(model, self, aware=self.aware)
 
     def encode(self, weight: Tensor) -> dict[str, Tensor]:
         grouped = in_groups(weight.float(), self.group)

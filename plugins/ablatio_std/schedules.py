@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from ablatio import Fraction, NonNegative, Positive, rule, schedules
-from ablatio.knobs import Range
+from ablatio.registry.knobs import Range
 
 WarmUp = Annotated[float, Fraction, "share of all steps during which the rate rises"]
 Final = Annotated[float, Fraction, "the last factor"]

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ablatio import Fraction, NonNegative, Positive, Range, rule, stabilizers
-from ablatio.model.roles import describe
-from ablatio.tasks.step import Rewind, SkipStep, Step
+from ablatio.model.optimizer_step import OptimizerStep, Rewind, SkipStep
+from ablatio.model.parameter_roles import describe
 
 
 @stabilizers.register("clip", paper="arXiv:1211.5063")
@@ -22,7 +22,7 @@ class Clip:
     def __init__(self, *, max_norm: Annotated[float, Positive] = 1.0) -> None:
         self.max_norm = max_norm
 
-    def before_step(self, step: Step) -> dict[str, Tensor]:
+    def before_step(self, step: OptimizerStep) -> dict[str, Tensor]:
         return {"train/grad_norm": torch.nn.utils.clip_grad_norm_(step.parameters, self.max_norm, foreach=True)}
 
 
@@ -69,7 +69,7 @@ class UnitWeights:
         self.turned = [(p, axis) for p, axis, width in axes if p.shape[axis] == width]
         self._project()
 
-    def after_step(self, step: Step) -> dict[str, Tensor]:
+    def after_step(self, step: OptimizerStep) -> dict[str, Tensor]:
         self._project()
         return {}
 
@@ -95,7 +95,7 @@ class Ema:
         self.decay = decay
         self.held: dict[str, Tensor] = {}
 
-    def after_step(self, step: Step) -> dict[str, Tensor]:
+    def after_step(self, step: OptimizerStep) -> dict[str, Tensor]:
         weights = {name: p.detach() for name, p in step.model.named_parameters() if p.requires_grad}
         if not self.held:
             self.held = {name: w.clone() for name, w in weights.items()}
@@ -157,7 +157,7 @@ class SkipStepOnOutliers:
     def __init__(self, *, window: Window = 128, sigma: Sigma = 6.0) -> None:
         self.losses, self.norms, self.skipped = _Recent(window, sigma), _Recent(window, sigma), 0
 
-    def before_step(self, step: Step) -> dict[str, Tensor]:
+    def before_step(self, step: OptimizerStep) -> dict[str, Tensor]:
         gradients = [p.grad for p in step.parameters if p.grad is not None]
         pairs = ((self.losses, float(step.loss)), (self.norms, float(nn.utils.get_total_norm(gradients))))
         outlying = any(recent.outlier(value) for recent, value in pairs)
@@ -199,7 +199,7 @@ class SpikeRewind:
     ) -> None:
         self.recent, self.rise, self.back, self.skip, self.most = _Recent(window, sigma), rise, back, skip, most
 
-    def before_step(self, step: Step) -> dict[str, Tensor]:
+    def before_step(self, step: OptimizerStep) -> dict[str, Tensor]:
         loss = float(step.loss)
         mean = sum(self.recent.values) / max(1, len(self.recent.values))
         if self.recent.outlier(loss) and not loss <= mean + self.rise:

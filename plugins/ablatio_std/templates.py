@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Annotated
 
-from ablatio.data.chat import EOS, Piece
+from ablatio.data.chat import EOS, ChatSegment
 from ablatio.data.types import Message
-from ablatio.kinds import templates
+from ablatio.registry.kinds import templates
 
 
 @templates.register("plain", paper="https://github.com/huggingface/trl")
@@ -23,15 +23,19 @@ class Plain:
         "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
     )
 
-    def __call__(self, messages: Sequence[Message], answering: bool = False) -> Iterator[Piece]:
+    def __call__(self, messages: Sequence[Message], answering: bool = False) -> Iterator[ChatSegment]:
         for message in messages:
             if message.role == "assistant":
-                yield Piece("Assistant:")
-                yield from (Piece(f" {message.text}", said=True), Piece(EOS, sign=True, said=True), Piece("\n"))
+                yield ChatSegment("Assistant:")
+                yield from (
+                    ChatSegment(f" {message.text}", said=True),
+                    ChatSegment(EOS, sign=True, said=True),
+                    ChatSegment("\n"),
+                )
             else:
-                yield Piece(f"{message.role.capitalize()}: {message.text}\n")
+                yield ChatSegment(f"{message.role.capitalize()}: {message.text}\n")
         if answering:
-            yield Piece("Assistant:")
+            yield ChatSegment("Assistant:")
 
 
 @templates.register("bare", paper="arXiv:2305.18290")
@@ -44,12 +48,12 @@ class Bare:
         "{{ ' ' + m.content + eos_token if m.role == 'assistant' else m.content }}{% endfor %}"
     )
 
-    def __call__(self, messages: Sequence[Message], answering: bool = False) -> Iterator[Piece]:
+    def __call__(self, messages: Sequence[Message], answering: bool = False) -> Iterator[ChatSegment]:
         for message in messages:
             said = message.role == "assistant"
-            yield Piece(f" {message.text}" if said else message.text, said=said)
+            yield ChatSegment(f" {message.text}" if said else message.text, said=said)
             if said:
-                yield Piece(EOS, sign=True, said=True)
+                yield ChatSegment(EOS, sign=True, said=True)
 
 
 @templates.register("chatml", paper="https://github.com/openai/openai-python/blob/v0.28.1/chatml.md")
@@ -71,14 +75,18 @@ class ChatML:
             "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
         )
 
-    def __call__(self, messages: Sequence[Message], answering: bool = False) -> Iterator[Piece]:
+    def __call__(self, messages: Sequence[Message], answering: bool = False) -> Iterator[ChatSegment]:
         opening = [Message("system", self.system)] if self.system and not _has_system(messages) else []
         for message in (*opening, *messages):
             said = message.role == "assistant"
-            yield from (Piece("<|im_start|>", sign=True), Piece(f"{message.role}\n"))
-            yield from (Piece(message.text, said=said), Piece("<|im_end|>", sign=True, said=said), Piece("\n"))
+            yield from (ChatSegment("<|im_start|>", sign=True), ChatSegment(f"{message.role}\n"))
+            yield from (
+                ChatSegment(message.text, said=said),
+                ChatSegment("<|im_end|>", sign=True, said=said),
+                ChatSegment("\n"),
+            )
         if answering:
-            yield from (Piece("<|im_start|>", sign=True), Piece("assistant\n"))
+            yield from (ChatSegment("<|im_start|>", sign=True), ChatSegment("assistant\n"))
 
 
 @templates.register("llama3", paper="arXiv:2407.21783")
@@ -92,18 +100,22 @@ class Llama3:
         "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
     )
 
-    def __call__(self, messages: Sequence[Message], answering: bool = False) -> Iterator[Piece]:
+    def __call__(self, messages: Sequence[Message], answering: bool = False) -> Iterator[ChatSegment]:
         for message in messages:
             said = message.role == "assistant"
             yield from self._header(message.role)
-            yield from (Piece(message.text.strip(), said=said), Piece("<|eot_id|>", sign=True, said=said))
+            yield from (ChatSegment(message.text.strip(), said=said), ChatSegment("<|eot_id|>", sign=True, said=said))
         if answering:
             yield from self._header("assistant")
 
     @staticmethod
-    def _header(role: str) -> Iterator[Piece]:
-        yield from (Piece("<|start_header_id|>", sign=True), Piece(role), Piece("<|end_header_id|>", sign=True))
-        yield Piece("\n\n")
+    def _header(role: str) -> Iterator[ChatSegment]:
+        yield from (
+            ChatSegment("<|start_header_id|>", sign=True),
+            ChatSegment(role),
+            ChatSegment("<|end_header_id|>", sign=True),
+        )
+        yield ChatSegment("\n\n")
 
 
 @templates.register("llama2", paper="arXiv:2307.09288")
@@ -122,18 +134,18 @@ class Llama2:
         "{% set now.first = false %}{% else %}{{ ' ' + m.content | trim + ' ' + eos_token }}{% endif %}{% endfor %}"
     )
 
-    def __call__(self, messages: Sequence[Message], answering: bool = False) -> Iterator[Piece]:
+    def __call__(self, messages: Sequence[Message], answering: bool = False) -> Iterator[ChatSegment]:
         system, first = "", True
         for message in messages:
             if message.role == "system":
                 system = f"<<SYS>>\n{message.text}\n<</SYS>>\n\n"
             elif message.role == "user":
                 if not first:
-                    yield Piece(EOS, sign=True)
-                yield Piece(f"[INST] {system}{message.text.strip()} [/INST]")
+                    yield ChatSegment(EOS, sign=True)
+                yield ChatSegment(f"[INST] {system}{message.text.strip()} [/INST]")
                 system, first = "", False
             else:
-                yield from (Piece(f" {message.text.strip()} ", said=True), Piece(EOS, sign=True, said=True))
+                yield from (ChatSegment(f" {message.text.strip()} ", said=True), ChatSegment(EOS, sign=True, said=True))
 
 
 @templates.register("alpaca", paper="https://github.com/tatsu-lab/stanford_alpaca")
@@ -154,18 +166,20 @@ class Alpaca:
         "{% if add_generation_prompt %}{{ '### Response:\n' }}{% endif %}"
     )
 
-    def __call__(self, messages: Sequence[Message], answering: bool = False) -> Iterator[Piece]:
-        yield Piece(f"{messages[0].text}\n\n" if _has_system(messages) else self.opening)
+    def __call__(self, messages: Sequence[Message], answering: bool = False) -> Iterator[ChatSegment]:
+        yield ChatSegment(f"{messages[0].text}\n\n" if _has_system(messages) else self.opening)
         spoken = [m for m in messages if m.role != "system"]
         for before, message in pairwise([None, *spoken]):
             assert message is not None
             if message.role == "user":
-                yield Piece(f"{'' if before is None else f'{chr(10)}{chr(10)}'}### Instruction:\n{message.text}\n\n")
+                yield ChatSegment(
+                    f"{'' if before is None else f'{chr(10)}{chr(10)}'}### Instruction:\n{message.text}\n\n"
+                )
             else:
-                yield from (Piece("### Response:\n"), Piece(message.text, said=True))
-                yield Piece(EOS, sign=True, said=True)
+                yield from (ChatSegment("### Response:\n"), ChatSegment(message.text, said=True))
+                yield ChatSegment(EOS, sign=True, said=True)
         if answering:
-            yield Piece("### Response:\n")
+            yield ChatSegment("### Response:\n")
 
 
 def _has_system(messages: Sequence[Message]) -> bool:

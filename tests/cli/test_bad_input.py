@@ -5,8 +5,8 @@ import shlex
 
 import pytest
 
-from ablatio.cli import main
-from ablatio.compose import compose_run
+from ablatio.cli.main import main
+from ablatio.config.compose import compose_run
 from ablatio.errors import ConfigError, UserError
 
 CASES = {

@@ -7,15 +7,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from runs import TINY, ablatio
+from helpers.runs import TINY, ablatio
 
-from ablatio import yamls
-from ablatio.commands.completion import candidates
-from ablatio.config import SECTIONS, section_knobs
-from ablatio.registry import REGISTRIES
+from ablatio.cli.completion import candidates
+from ablatio.config import yaml_files
+from ablatio.config.schema import SECTIONS, section_knobs
+from ablatio.registry.registry import REGISTRIES
 
 NO_TORCH = (
-    "import sys; from ablatio.cli import main; code = main({arguments}); "
+    "import sys; from ablatio.cli.main import main; code = main({arguments}); "
     "heavy = [m for m in ('torch', 'lightning', 'transformers') if m in sys.modules]; "
     "sys.exit(f'imported {{heavy}}' if heavy else code)"
 )
@@ -43,11 +43,11 @@ def test_looking_and_checking_import_no_torch(arguments: list[str]) -> None:
 
 
 def test_the_catalogue_as_json_knows_all_there_is(capsys: pytest.CaptureFixture[str]) -> None:
-    from ablatio.cli import main
+    from ablatio.cli.main import main
 
     assert main(["list", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    files = {group: set(options) for group, options in yamls.files().items()}
+    files = {group: set(options) for group, options in yaml_files.files().items()}
     assert {k: set(v) for k, v in found.items()} == {k: set(r.names()) for k, r in REGISTRIES.items()} | files
     bloom = found["preset"]["bloom"]
     assert bloom["paper"] == "arXiv:2211.05100" and "176b" in bloom["sizes"] and bloom["parts"]["position"] == "alibi"
@@ -57,7 +57,7 @@ def test_the_catalogue_as_json_knows_all_there_is(capsys: pytest.CaptureFixture[
 
 
 def test_show_says_formula_knobs_source_and_provider(capsys: pytest.CaptureFixture[str]) -> None:
-    from ablatio.cli import main
+    from ablatio.cli.main import main
 
     assert main(["show", "position=rope"]) == 0
     out = capsys.readouterr().out
@@ -121,7 +121,7 @@ def test_a_run_is_evaluated_and_sampled(tmp_path: Path, text_file: Path) -> None
 
 
 def test_size_tells_without_allocating(capsys: pytest.CaptureFixture[str]) -> None:
-    from ablatio.cli import main
+    from ablatio.cli.main import main
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert main(["size", "preset=bloom", "size=176b", "--json"]) == 0
@@ -142,7 +142,7 @@ def test_what_cannot_fit_is_not_begun(tmp_path: Path) -> None:
 
 
 def test_doctor_is_well(capsys: pytest.CaptureFixture[str]) -> None:
-    from ablatio.cli import main
+    from ablatio.cli.main import main
 
     assert main(["doctor"]) == 0
     assert "all is well" in capsys.readouterr().out

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from ablatio import config as run_config
-from ablatio.cli import main
-from ablatio.kinds import norms
-from ablatio.registry import REGISTRIES
-from ablatio.tasks.coordinates import Growth, at_width, coordinates, slope
-from ablatio.testing import compatibility, tiny
+from ablatio.cli.main import main
+from ablatio.config import schema as run_config
+from ablatio.registry.kinds import norms
+from ablatio.registry.registry import REGISTRIES
+from ablatio.testing import compatibility_table, tiny_models
+from ablatio.training.mup_check import Growth, at_width, coordinates, slope
 
 SMALL = [
     "model.d_model=64", "model.n_layers=1", "model.n_heads=4", "model.max_len=32", "optimizer.lr=3e-3",
@@ -84,7 +84,7 @@ def test_the_parts_of_a_plugin_are_checked_too(monkeypatch: pytest.MonkeyPatch) 
     norms.register("growing", paper="arXiv:0000.00000")(Growing)
 
     def found(norm: str) -> list[Growth]:
-        config = tiny.config(max_len=32, n_layers=1, n_heads=4, d_model=64)
+        config = tiny_models.config(max_len=32, n_layers=1, n_heads=4, d_model=64)
         config["norm"] = {"name": norm, **norms[norm].defaults}
         config["init"] = {"name": "mup", "base_width": 64, "base_head": 16, "std": 0.02, "residual_scale": True}
         config["optimizer"]["lr"] = 2e-3
@@ -94,10 +94,10 @@ def test_the_parts_of_a_plugin_are_checked_too(monkeypatch: pytest.MonkeyPatch) 
     assert all(g.grows for g in found("growing"))
 
 
-@pytest.mark.parametrize("kind", compatibility.KINDS)
+@pytest.mark.parametrize("kind", compatibility_table.KINDS)
 def test_it_runs_for_every_option(kind: str) -> None:
     for entry in REGISTRIES[kind]:
-        config = tiny.config(entry, n_layers=1, max_len=12)
+        config = tiny_models.config(entry, n_layers=1, max_len=12)
         found = coordinates(config, [32, 64], steps=1, seeds=1)
         label = f"{kind}={entry.name}"
         assert sorted(g.name for g in found) == sorted(OUTPUTS), label
@@ -113,18 +113,18 @@ def test_slopes_against_numpy() -> None:
 
 
 def test_heads_keep_their_width() -> None:
-    wider = at_width(tiny.config(d_model=32, n_heads=4, d_ff=48), 96)["model"]
+    wider = at_width(tiny_models.config(d_model=32, n_heads=4, d_ff=48), 96)["model"]
     assert {k: wider[k] for k in ("d_model", "n_heads", "d_head", "d_ff")} == {
         "d_model": 96, "n_heads": 12, "d_head": 8, "d_ff": 144,
     }  # fmt: skip
-    assert not run_config.check(at_width(tiny.config(), 64))
+    assert not run_config.check(at_width(tiny_models.config(), 64))
 
 
 def test_it_leaves_the_global_generator_alone() -> None:
     torch.manual_seed(3)
     expected = torch.rand(2)
     torch.manual_seed(3)
-    coordinates(tiny.config(n_layers=1, max_len=8, dropout=0.1), [32, 64], steps=1, seeds=1)
+    coordinates(tiny_models.config(n_layers=1, max_len=8, dropout=0.1), [32, 64], steps=1, seeds=1)
     assert torch.equal(torch.rand(2), expected)
 
 

@@ -55,7 +55,7 @@ def small_bpe() -> BPE:
 @pytest.fixture
 def corpus(tmp_path: Path, toy: Callable[..., Toy]) -> Any:
     """40 documents as bytes, about 200 each."""
-    from ablatio.data.cache import prepare
+    from ablatio.data.corpus import prepare
     from ablatio_std.tokenizers.trained import Bytes
 
     return prepare(toy(), Bytes(), "bytes", tmp_path / "cache", 0.2)

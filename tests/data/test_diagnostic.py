@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from runs import ablatio
+from helpers.runs import ablatio
 
-from ablatio.data.cache import prepare
-from ablatio.data.splits import Division
+from ablatio.data.corpus import prepare
+from ablatio.data.splits import TrainValSplit
 from ablatio.errors import UserError
-from ablatio.kinds import objectives, sources, tokenizers
-from ablatio.tasks.evaluate import evaluate
-from ablatio_std.sources.diagnostic import KEYS, VALUES
+from ablatio.registry.kinds import objectives, sources, tokenizers
+from ablatio.training.evaluate import evaluate
+from ablatio_std.sources.synthetic import KEYS, VALUES
 
 MARKER, FILLER = 1, 0
 
@@ -61,7 +61,7 @@ def test_answers_cannot_be_told_from_the_place_or_the_value_s_frequency():
 
 
 def test_no_text_is_in_both_splits():
-    division = Division(sources.build("mqar", {"texts": 3000, "pairs": 1, "length": 8}), 0.1)
+    division = TrainValSplit(sources.build("mqar", {"texts": 3000, "pairs": 1, "length": 8}), 0.1)
     train, held_out = ({d.text for d in division.documents(split)} for split in ("train", "validation"))
     assert held_out and not train & held_out
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ablatio.data.splits import Division, hash_split, split_rule
+from ablatio.data.splits import TrainValSplit, hash_split, split_rule
 from ablatio.data.types import Document
 from ablatio.errors import UserError
 from ablatio_std.sources import ChineseClassics, StateOfTheUnion
@@ -19,17 +19,17 @@ HELD_OUT = [
 ]  # fmt: skip
 
 
-def texts(division: Division, split: Any) -> list[str]:
+def texts(division: TrainValSplit, split: Any) -> list[str]:
     return [document.text for document in division.documents(split)]
 
 
 def test_the_hash_decides_by_the_text_alone(toy: Any) -> None:
     source, mirrored = toy(), toy()
     mirrored.given = mirrored.given[::-1][:30]
-    held_out = set(texts(Division(source, 0.3), "validation"))
-    assert held_out >= set(texts(Division(mirrored, 0.3), "validation"))
-    assert set(texts(Division(source, 0.1), "validation")) <= held_out  # a larger fraction adds and never swaps
-    assert held_out.isdisjoint(texts(Division(source, 0.3), "train"))
+    held_out = set(texts(TrainValSplit(source, 0.3), "validation"))
+    assert held_out >= set(texts(TrainValSplit(mirrored, 0.3), "validation"))
+    assert set(texts(TrainValSplit(source, 0.1), "validation")) <= held_out  # a larger fraction adds and never swaps
+    assert held_out.isdisjoint(texts(TrainValSplit(source, 0.3), "train"))
 
 
 def test_the_fraction_is_kept_and_the_rule_is_fixed() -> None:
@@ -43,7 +43,7 @@ def test_the_fraction_is_kept_and_the_rule_is_fixed() -> None:
 
 def test_copies_of_a_held_out_text_leave_training(toy: Any, caplog: pytest.LogCaptureFixture) -> None:
     source = toy([Document("same", "1", "train"), Document("same", "2", "validation"), Document("other", "3", "train")])
-    division = Division(source, 0.5)
+    division = TrainValSplit(source, 0.5)
     with caplog.at_level(logging.WARNING, "ablatio"):
         assert texts(division, "train") == ["other"] and texts(division, "validation") == ["same"]
         assert texts(division, "train") == ["other"]
@@ -53,7 +53,7 @@ def test_copies_of_a_held_out_text_leave_training(toy: Any, caplog: pytest.LogCa
 
 
 def test_equal_texts_share_their_split(toy: Any) -> None:
-    division = Division(toy([Document(f"text {i % 20}", str(i)) for i in range(60)]), 0.4)
+    division = TrainValSplit(toy([Document(f"text {i % 20}", str(i)) for i in range(60)]), 0.4)
     assert len(texts(division, "train")) % 3 == 0 and set(texts(division, "train")).isdisjoint(
         texts(division, "validation")
     )
@@ -72,7 +72,7 @@ def test_equal_texts_share_their_split(toy: Any) -> None:
 )
 def test_what_cannot_be_divided_is_refused(toy: Any, documents: list[Document], match: str) -> None:
     with pytest.raises(UserError, match=match) as caught:
-        texts(Division(toy(documents), 0.1), "train")
+        texts(TrainValSplit(toy(documents), 0.1), "train")
     assert "try: " in str(caught.value)
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from ablatio.checkpoint import Checkpoint, Checkpoints
+from ablatio.storage.checkpoints import Checkpoint, Checkpoints
 
 SIZE = 100_000
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from ablatio import manifest, writer
-from ablatio.checkpoint import Checkpoints, remove_stray
 from ablatio.errors import DamagedFile, UserError
+from ablatio.storage import atomic_write, manifest
+from ablatio.storage.checkpoints import Checkpoints, remove_stray
 
 FILES = ("model.safetensors", "state.safetensors", "json")
 
@@ -196,7 +196,7 @@ def test_strays_of_dead_writers_are_removed_and_of_living_ones_are_not(saved: Ch
     (saved.folder / ".ablatio-0123.tmp").write_bytes(b"half")
     orphan = file_of(saved, 7, FILES[0])  # renamed, but its manifest never came
     orphan.write_bytes(b"whole")
-    living, file = writer._open_temp(saved.folder)
+    living, file = atomic_write._open_temp(saved.folder)
     with file:
         save(saved, 3)
         assert living.exists()

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from ablatio import writer
-from ablatio.checkpoint import Checkpoints, make_folder, write_json, write_text
 from ablatio.errors import DamagedFile, EnvironmentFault
+from ablatio.storage import atomic_write
+from ablatio.storage.checkpoints import Checkpoints, make_folder, write_json, write_text
 
 
 def save(saved: Checkpoints, step: int) -> None:
@@ -112,7 +112,7 @@ def test_a_failure_at_each_step_leaves_no_trace(
     saved: Checkpoints, monkeypatch: pytest.MonkeyPatch, name: str, error: BaseException, call: int
 ) -> None:
     """Three files are synced and renamed, the folder is synced before and after the last rename, which commits."""
-    owner: Any = writer.os if name == "fsync" else Path
+    owner: Any = atomic_write.os if name == "fsync" else Path
     real, count = getattr(owner, name), 0
 
     def fail(*args: Any) -> Any:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import pytest
-from fakes import fake_work, job, states, table
+from helpers.fakes import fake_work, job, states, table
 
-from ablatio.orders import End, Order
+from ablatio.registry.kinds.launch_types import LaunchOutcome, LaunchRequest
 from ablatio.sweep import ledger as ledgers
 from ablatio.sweep.engine import Engine
 from ablatio.sweep.ledger import Entry, Ledger
@@ -28,9 +28,9 @@ class Forks:
     slots = 1
 
     def start(self) -> None:
-        self.ends: list[End] = []
+        self.ends: list[LaunchOutcome] = []
 
-    def submit(self, order: Order) -> None:
+    def submit(self, order: LaunchRequest) -> None:
         pid = os.fork()
         if pid == 0:
             code = 1
@@ -39,9 +39,9 @@ class Forks:
             finally:
                 os._exit(code)
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        self.ends.append(End(order, "signal" if code < 0 else "exit", abs(code)))
+        self.ends.append(LaunchOutcome(order, "signal" if code < 0 else "exit", abs(code)))
 
-    def poll(self, seconds: float) -> Sequence[End]:
+    def poll(self, seconds: float) -> Sequence[LaunchOutcome]:
         ends, self.ends = getattr(self, "ends", []), []
         return ends
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import engine, job, table
-from runs import TINY, ablatio, begin
+from helpers.fakes import engine, job, table
+from helpers.runs import TINY, ablatio, begin
 
 from ablatio.errors import UserError
 from ablatio.sweep.ledger import Ledger, alive

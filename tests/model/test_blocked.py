@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from ablatio.model.blocked import BLOCK, blocked_attention
+from ablatio.model.attention.blocked import BLOCK, blocked_attention
 
 B, H, WIDTH = 3, 2, 4
 

@@ -5,16 +5,16 @@ import math
 
 import pytest
 import torch
-from support import model_config
+from helpers.support import model_config
 
-from ablatio.config import effective
+from ablatio.config.schema import effective
 from ablatio.errors import UserError
-from ablatio.kinds import attentions, blocks, placements, positions
-from ablatio.model.assembly import build_model
-from ablatio.model.branches import answer_states
-from ablatio.model.cache import KVCache
+from ablatio.model.build import build_model
+from ablatio.model.decoding.shared_prefix import answer_states
 from ablatio.model.example import Example
-from ablatio.rules import broken
+from ablatio.model.kv_cache import KVCache
+from ablatio.registry.kinds import attentions, blocks, placements, positions
+from ablatio.registry.rules import violated_rules
 
 V, LENGTH = 50, 12
 SIZES = {"d_model": 16, "n_layers": 2, "n_heads": 4, "max_len": 16, "tied": False}
@@ -23,7 +23,7 @@ OPTIONS = [
     *(DEFAULT | {"position": p, "attention": a} for p in positions.names() for a in attentions.names()),
     *(DEFAULT | {"placement": p, "block": b} for p in placements.names() for b in blocks.names()),
 ]
-COMBINATIONS = [options for options in OPTIONS if not broken(effective(model_config(**SIZES, **options)))]
+COMBINATIONS = [options for options in OPTIONS if not violated_rules(effective(model_config(**SIZES, **options)))]
 
 
 def every(*facts):

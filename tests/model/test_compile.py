@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from support import model_config
+from helpers.support import model_config
 
-from ablatio.compose import compose_run
-from ablatio.kinds import objectives
-from ablatio.model.assembly import Choice, build_model
+from ablatio.config.compose import compose_run
+from ablatio.model.build import PartChoice, build_model
 from ablatio.model.example import Example
-from ablatio.paths import shipped
+from ablatio.registry.kinds import objectives
+from ablatio.storage.paths import shipped
 
 GPT2 = {"norm": "layernorm", "activation": "gelu", "position": "learned", "bias": True}
 LLAMA = {"norm": "rmsnorm", "activation": "swiglu", "position": "rope", "attention": "gqa"}
@@ -46,7 +46,7 @@ def test_each_preset_compiles(preset):
     layers = 2 if preset == "switch" else 1  # its second layer is the one with experts
     sizes = ["model.d_model=32", f"model.n_layers={layers}", "model.n_heads=4", "model.max_len=32", "model.dropout=0"]
     config = compose_run([f"preset={preset}", *sizes]).config
-    choice = Choice.of(config["objective"])
+    choice = PartChoice.of(config["objective"])
     objective = objectives.build(choice.name, choice.knobs, vocab_size=64, eos=0, max_len=32)
     rows = torch.randint(1, 64, (4, 33), generator=torch.Generator().manual_seed(0))
     example = objective(rows, None, torch.Generator().manual_seed(1))

@@ -3,24 +3,24 @@
 import pytest
 import torch
 
-from ablatio.generate import Sampling, generate
-from ablatio.model.cache import KVCache
-from ablatio.model.few_rows import few_rows
-from ablatio.model.policy import ValueHead, said_of
-from ablatio.model.rollout import roll_out, streams
-from ablatio.testing import tiny
+from ablatio.model.decoding.generate import Sampling, generate
+from ablatio.model.decoding.rollout import sample_rollouts, streams
+from ablatio.model.kv_cache import KVCache
+from ablatio.model.matmul_backend import few_rows
+from ablatio.model.rl.policy_outputs import ValueHead, policy_outputs
+from ablatio.testing import tiny_models
 
 PROMPTS = [[5, 9, 3], [7, 7, 1, 2, 30, 11], [8], [12, 4, 50]]
 
 
 @pytest.fixture(scope="module")
 def net():
-    return tiny.model().eval()
+    return tiny_models.model().eval()
 
 
 def drawn(net, prompts, *, group=1, stop=None, seed=0, length=10, draws=None, **settings):
     numbers = streams(seed, 0, len(prompts) * group, length) if draws is None else draws
-    return roll_out(net, prompts, numbers, stop=stop, new_tokens=length, group=group, **settings)
+    return sample_rollouts(net, prompts, numbers, stop=stop, new_tokens=length, group=group, **settings)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -70,13 +70,13 @@ def test_tokens_are_drawn_as_often_as_they_are_likely(net):
     found = drawn(net, [PROMPTS[0]], group=count, length=1, rows=count)
     with torch.no_grad():
         chances = net(torch.tensor([PROMPTS[0]]))[0, -1].double().softmax(-1)
-    counts = found.tokens[:, 0].bincount(minlength=tiny.VOCAB).double()
+    counts = found.tokens[:, 0].bincount(minlength=tiny_models.VOCAB).double()
     distance = float(((counts - count * chances).square() / (count * chances)).sum())
     assert distance < len(chances) + 5 * (2 * len(chances)) ** 0.5
 
 
 def test_without_draws_it_is_greedy_decoding(net):
-    found = roll_out(net, PROMPTS, None, stop=None, new_tokens=8)
+    found = sample_rollouts(net, PROMPTS, None, stop=None, new_tokens=8)
     expected = generate(net, PROMPTS, 8, Sampling(temperature=0))
     assert [found.answer(row) for row in range(4)] == expected
 
@@ -88,8 +88,8 @@ def test_what_is_said_of_written_answers(net):
     with torch.no_grad():
         head.weight.normal_(generator=torch.Generator().manual_seed(0))
         head.bias.fill_(0.3)
-    said = said_of(net, found, temperature=0.8, head=head)
-    assert torch.allclose(said_of(net, found).logps, found.logps, atol=1e-5)
+    said = policy_outputs(net, found, temperature=0.8, head=head)
+    assert torch.allclose(policy_outputs(net, found).logps, found.logps, atol=1e-5)
     for row in range(8):
         prompt, answer = found.prompt(row), found.answer(row)
         hidden = net.model(torch.tensor([prompt + answer]))[0, len(prompt) - 1 : -1]
@@ -109,7 +109,7 @@ def test_a_prompt_that_is_read_once_teaches_what_it_teaches_in_each_row(net, pro
     """Losses and gradients of every row by itself, in any order of the rows; one prompt may have a single token."""
     found = drawn(net, prompts, group=6, stop=17)[torch.randperm(6 * len(prompts))]
     weights = torch.rand(found.mask.shape) * found.mask
-    (said_of(net, found).logps * weights).sum().backward()
+    (policy_outputs(net, found).logps * weights).sum().backward()
     shared = {name: p.grad.clone() for name, p in net.named_parameters()}
     net.zero_grad()
     for row, weight in enumerate(weights):

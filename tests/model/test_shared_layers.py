@@ -4,15 +4,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import model_config
+from helpers.support import model_config
 
-from ablatio.compose import compose_run
+from ablatio.config.compose import compose_run
 from ablatio.errors import ConfigError, UserError
-from ablatio.model.assembly import build_model
-from ablatio.model.cache import KVCache
+from ablatio.model.build import build_model
 from ablatio.model.context import make_context
-from ablatio.model.count import measure
+from ablatio.model.cost.parameters import measure
 from ablatio.model.example import Example
+from ablatio.model.kv_cache import KVCache
 
 V = 19
 ORDERS = {"cycle": [0, 1, 0, 1, 0], "runs": [0, 0, 0, 1, 1]}
@@ -105,8 +105,8 @@ def test_export_and_load_give_the_same_logits(tmp_path: Path):
     """transformers loads our own class; each weight is in the file once."""
     from safetensors import safe_open
 
-    from ablatio.export import difference, export
-    from ablatio.kinds import tokenizers
+    from ablatio.interop.export import difference, export
+    from ablatio.registry.kinds import tokenizers
 
     config = compose_run(["size=tiny", "model.n_layers=4", "model.distinct_layers=2", "tokenizer=bytes"]).config
     tokenizer = tokenizers.build("bytes", {})

@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from support import model_config
+from helpers.support import model_config
 
-from ablatio.model.assembly import build_model
+from ablatio.model.build import build_model
+from ablatio.model.cross_entropy import Tie, linear_cross_entropy
 from ablatio.model.example import Example
-from ablatio.model.loss import Tie, linear_cross_entropy
-from ablatio.model.roles import describe
+from ablatio.model.parameter_roles import describe
 
 V = 40
 

@@ -6,11 +6,11 @@ import statistics
 from pathlib import Path
 
 import pytest
-from studies import ACTIVATIONS, Fake, write_study
+from helpers.studies import ACTIVATIONS, Fake, write_study
 
-from ablatio.cli import main
-from ablatio.report.table import read_table
-from ablatio.report.two import one_run, side_by_side
+from ablatio.cli.main import main
+from ablatio.report.analysis.compare_runs import one_run, side_by_side
+from ablatio.report.read.table import read_table
 
 SMALL = Fake(axes={"norm": ["rmsnorm", "layernorm"]}, seeds=(1, 2), steps=60)
 

@@ -7,8 +7,8 @@ import pytest
 from scipy.optimize import brentq
 
 from ablatio.report.statistics import compare, dunnett, paired
-from ablatio.report.statistics.many import _beyond, holm
-from ablatio.report.statistics.pairs import bca, t_test
+from ablatio.report.statistics.multiple_testing import _beyond, holm
+from ablatio.report.statistics.paired_tests import bca, t_test
 
 STUDIES = 5000
 

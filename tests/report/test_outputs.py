@@ -7,17 +7,17 @@ import shutil
 from pathlib import Path
 
 import pytest
-from report_attacks import ATTACKS, attacked
+from helpers.report_attacks import ATTACKS, attacked
+from helpers.studies import ACTIVATIONS, MIXED, Fake, plackett_burman, write_study
 from rich.console import Console
-from studies import ACTIVATIONS, MIXED, Fake, plackett_burman, write_study
 
-from ablatio.cli import main
-from ablatio.report import text
+from ablatio.cli.main import main
+from ablatio.report.analysis.findings import find
 from ablatio.report.escape import cell, markdown, script_json, terminal, visible
-from ablatio.report.findings import find
-from ablatio.report.page import page_text
-from ablatio.report.table import read_table
-from ablatio.report.written import markdown_text
+from ablatio.report.html.render import page_text
+from ablatio.report.markdown import markdown_text
+from ablatio.report.read.table import read_table
+from ablatio.report.terminal import arm_table
 
 
 def test_results_do_not_depend_on_the_clock_the_folder_or_the_order(tmp_path: Path):
@@ -30,13 +30,13 @@ def test_results_do_not_depend_on_the_clock_the_folder_or_the_order(tmp_path: Pa
     for path in two.glob("runs/*/metrics.csv"):
         path.write_text(path.read_text().replace(",20000,", ",19999,"))
     first, second = read_table([one]), read_table([two])
-    assert text.results_csv(first) == text.results_csv(second)
-    assert text.costs_csv(first) != text.costs_csv(second)
+    assert arm_table.results_csv(first) == arm_table.results_csv(second)
+    assert arm_table.costs_csv(first) != arm_table.costs_csv(second)
 
 
 def test_results_hold_every_number_of_every_run(tmp_path: Path):
     table = read_table([write_study(tmp_path / "s", MIXED)])
-    rows = list(csv.DictReader(io.StringIO(text.results_csv(table))))
+    rows = list(csv.DictReader(io.StringIO(arm_table.results_csv(table))))
     assert len(rows) == 27
     for row, run in zip(rows, table.runs, strict=True):
         assert (row["norm"], row["position"], row["seed"]) == (run.arm["norm"], run.arm["position"], str(run.seed))
@@ -47,7 +47,7 @@ def test_results_hold_every_number_of_every_run(tmp_path: Path):
 
 def test_no_cell_of_a_csv_is_a_formula(tmp_path: Path):
     table = read_table([attacked(tmp_path / "s")])
-    for made in (text.results_csv(table), text.costs_csv(table)):
+    for made in (arm_table.results_csv(table), arm_table.costs_csv(table)):
         cells = [c for row in csv.reader(io.StringIO(made)) for c in row]
         assert not [
             c for c in cells if c.startswith(("=", "+", "@", "\t", "\r")) or (c.startswith("-") and not _number(c))
@@ -73,7 +73,7 @@ def test_cells_keep_what_they_say(value: str):
 
 def test_the_terminal_gets_no_escape_codes_and_no_markup(tmp_path: Path):
     out = io.StringIO()
-    text.show(Console(file=out, width=300, force_terminal=False), find(read_table([attacked(tmp_path / "s")])))
+    arm_table.show(Console(file=out, width=300, force_terminal=False), find(read_table([attacked(tmp_path / "s")])))
     shown = out.getvalue()
     assert "\x1b" not in shown and "\x07" not in shown and "\u202e" not in shown
     assert r"\x1b[2J" in shown and "[red]x[/]" in shown

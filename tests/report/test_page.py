@@ -5,11 +5,11 @@ import json
 from pathlib import Path
 
 import pytest
-from browser import CHROMIUM, Page, browser
-from report_attacks import attacked
-from studies import ACTIVATIONS, MIXED, POLICIES, RATES, Fake, plackett_burman, write_study
+from helpers.browser import CHROMIUM, Page, browser
+from helpers.report_attacks import attacked
+from helpers.studies import ACTIVATIONS, MIXED, POLICIES, RATES, Fake, plackett_burman, write_study
 
-from ablatio.cli import main
+from ablatio.cli.main import main
 
 pytestmark = pytest.mark.skipif(
     CHROMIUM is None or importlib.util.find_spec("websockets") is None,

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from studies import POLICIES, write_study
+from helpers.studies import POLICIES, write_study
 
-from ablatio.report.content import content
-from ablatio.report.findings import find
-from ablatio.report.page import page_text
-from ablatio.report.table import read_table
+from ablatio.report.analysis.findings import find
+from ablatio.report.html.page_data import content
+from ablatio.report.html.render import page_text
+from ablatio.report.read.table import read_table
 
 
 def add_columns(path: Path, collapsed_from: int | None) -> None:

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.studies import Fake, write_study
 from scipy.optimize import curve_fit, minimize_scalar
-from studies import Fake, write_study
 
-from ablatio.cli import main
-from ablatio.report.statistics.scaling import NAMES, Law, budgets, fit
+from ablatio.cli.main import main
+from ablatio.report.statistics.scaling_law import NAMES, Law, budgets, fit
 
 CHINCHILLA = Law(1.69, 406.4, 0.34, 410.7, 0.28)  # arXiv:2203.15556, equation 10
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from ablatio.cli import main
-from ablatio.report.content import content
-from ablatio.report.findings import find
-from ablatio.report.stages import ordered, stages_of
-from ablatio.report.table import read_table
-from ablatio.space import Axis
+from ablatio.cli.main import main
+from ablatio.registry.kinds.search_space import Axis
+from ablatio.report.analysis.findings import find
+from ablatio.report.html.page_data import content
+from ablatio.report.read.stages import ordered, stages_of
+from ablatio.report.read.table import read_table
 from ablatio.sweep.study import JOBS, Job, Study, run_folder, write_job
 
 KL = "stages.ppo.alignment.kl_coef"

@@ -17,7 +17,7 @@ from ablatio.report.statistics import (
     ranks,
     rate_sensitivity,
 )
-from ablatio.report.statistics.many import _beyond
+from ablatio.report.statistics.multiple_testing import _beyond
 
 
 def numbers(*shape: int, seed: int = 0) -> np.ndarray:

@@ -5,13 +5,13 @@ import shutil
 from pathlib import Path
 
 import pytest
-from studies import ACTIVATIONS, MIXED, Fake, write_study
+from helpers.studies import ACTIVATIONS, MIXED, Fake, write_study
 
 from ablatio.errors import UserError
-from ablatio.report.findings import find
-from ablatio.report.page import page_text
-from ablatio.report.table import read_table
-from ablatio.report.text import results_csv
+from ablatio.report.analysis.findings import find
+from ablatio.report.html.render import page_text
+from ablatio.report.read.table import read_table
+from ablatio.report.terminal.arm_table import results_csv
 from ablatio.sweep.ledger import Ledger
 from ablatio.sweep.study import LEDGER, Refused
 

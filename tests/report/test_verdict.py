@@ -6,8 +6,8 @@ import string
 import numpy as np
 import pytest
 
+from ablatio.report.analysis.verdict import TEXTS, ArmFacts, verdict
 from ablatio.report.statistics import compare
-from ablatio.report.verdict import TEXTS, Facts, verdict
 
 SEEDS = range(1, 6)
 SPREAD = dict(zip(SEEDS, (0.004, -0.006, 0.001, 0.005, -0.004), strict=True))
@@ -42,11 +42,11 @@ def test_the_winner_has_the_higher_score_where_high_is_good() -> None:
 
 def test_an_unmatched_or_diverged_win_is_marked() -> None:
     values = {"small": arm(2.0, 0.0), "large": arm(1.9)}
-    facts = {"small": Facts(1000, False), "large": Facts(1125, False)}
+    facts = {"small": ArmFacts(1000, False), "large": ArmFacts(1125, False)}
     found = verdict(compare(values, "small"), facts=facts)
     assert found.headline.endswith("; unmatched: large has 12.5 % more parameters") and not found.sentences[0].fair
     assert any("tuned for no arm" in n for n in found.notes)
-    near = verdict(compare(values, "small"), facts={"small": Facts(1000, True), "large": Facts(1009, False)})
+    near = verdict(compare(values, "small"), facts={"small": ArmFacts(1000, True), "large": ArmFacts(1009, False)})
     assert near.sentences[0].fair and any("not tuned for large" in n for n in near.notes)
     values["large"][3] = math.nan
     wild = verdict(compare(values, "small"))

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import engine, fake_work, job, states, table
+from helpers.fakes import engine, fake_work, job, states, table
 
 import ablatio
 import ablatio_std
 from ablatio import launchers
+from ablatio.cli.multirun import multirun
 from ablatio.errors import Preempted, UserError
 from ablatio.sweep.ledger import Ledger
-from ablatio.sweep.multirun import multirun
 
 JOBS = [job(f"j{i}") for i in range(4)]
 TROUBLE = [job("bad", "raise"), job("dead", "kill"), job("left", "exit")]
@@ -217,6 +217,6 @@ def test_ours_wins_over_a_launcher_of_the_same_name(
         chosen.update(given, name=entry.name)
         return 0
 
-    monkeypatch.setattr("ablatio.sweep.multirun._execute", execute)
+    monkeypatch.setattr("ablatio.cli.multirun._execute", execute)
     assert multirun(["seed=1", f"out={tmp_path}", "table=0", *said]) == 0
     assert chosen.items() >= {"name": name, **knobs}.items() and "theirs" not in chosen

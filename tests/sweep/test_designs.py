@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from ablatio.errors import UserError
-from ablatio.kinds import designs
-from ablatio.space import Axis, Interval
+from ablatio.registry.kinds import designs
+from ablatio.registry.kinds.search_space import Axis, Interval
 
 KEYS = "abcdefgh"
 

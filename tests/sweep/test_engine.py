@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import engine, job, states, table
+from helpers.fakes import engine, job, states, table
 
 from ablatio.errors import Preempted, UserError
 from ablatio.sweep.engine import Engine, owned

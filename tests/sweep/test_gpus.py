@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from visible_gpus import TOGETHER, say
+from helpers.visible_gpus import TOGETHER, say
 
 import ablatio_std.launchers.pool as pool_module
 from ablatio import launchers
-from ablatio.orders import Order
+from ablatio.registry.kinds.launch_types import LaunchRequest
 
 
 @pytest.mark.parametrize(
@@ -30,7 +30,7 @@ def test_runs_share_the_gpus_evenly(
     pool.start()
     try:
         for i in range(TOGETHER):
-            pool.submit(Order(str(tmp_path), f"run{i}", 1, 0))
+            pool.submit(LaunchRequest(str(tmp_path), f"run{i}", 1, 0))
         ends = []
         while len(ends) < TOGETHER:
             ends += pool.poll(1.0)

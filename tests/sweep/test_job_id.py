@@ -1,6 +1,6 @@
 """What a job is called: by what makes its numbers, and by nothing else."""
 
-from ablatio.compose import compose_run
+from ablatio.config.compose import compose_run
 from ablatio.sweep.arms import job_id
 
 

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from runs import TINY, ablatio
+from helpers.runs import TINY, ablatio
 
 from ablatio.sweep.study import Study, jobs_of
 

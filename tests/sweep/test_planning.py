@@ -104,7 +104,7 @@ def test_the_settings_of_the_sweep_reach_no_run() -> None:
 def test_the_id_of_a_job_hears_of_the_source_of_its_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     from dataclasses import replace
 
-    from ablatio.registry import REGISTRIES
+    from ablatio.registry.registry import REGISTRIES
 
     ids = [job.id for job in plan_sweep(["norm=layernorm,rmsnorm"]).jobs]
     entries = REGISTRIES["norm"].entries
@@ -114,8 +114,8 @@ def test_the_id_of_a_job_hears_of_the_source_of_its_parts(monkeypatch: pytest.Mo
 
 
 def test_each_job_says_the_command_that_makes_it_again(tmp_path: Path) -> None:
-    from ablatio.compose import compose_run
-    from ablatio.tasks.folder import run_id
+    from ablatio.config.compose import compose_run
+    from ablatio.training.run_folder import run_id
 
     plan = plan_sweep(["+sweep=glu_variants", "activation=gelu,swiglu", "seed=4,5", "name=x", "norm.eps=0.01"])
     for job in plan.jobs:

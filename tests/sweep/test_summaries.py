@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from ablatio.sweep.study import is_done, run_folder, summary_of
-from ablatio.tasks.describe import _digits
+from ablatio.training.run_summary import _digits
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", "3", "null", '"done"', "[]"])

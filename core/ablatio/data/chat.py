@@ -16,7 +16,7 @@ EOS = ""  # the name of the sign that opens and ends documents; each tokenizer h
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class ChatSegment:
     """A part of a conversation as it is written.
 
     sign  the text names a sign, which is one token, and no text of people's
@@ -43,10 +43,10 @@ class Template(Protocol):
     signs: ClassVar[Sequence[str]]
     end: ClassVar[str]
 
-    def __call__(self, messages: Sequence[Message], answering: bool = False) -> Iterable[Piece]: ...
+    def __call__(self, messages: Sequence[Message], answering: bool = False) -> Iterable[ChatSegment]: ...
 
 
-class Signed:
+class SpecialTokenTokenizer:
     """A tokenizer with a template's signs behind its own ids; a sign that it knows already keeps its id.
 
     No text encodes to a sign: what people write can never open a turn.
@@ -95,12 +95,14 @@ class Signed:
         self.base.restore(state)
 
 
-def with_signs(tokenizer: Tokenizer, template: Template) -> Tokenizer:
+def with_special_tokens(tokenizer: Tokenizer, template: Template) -> Tokenizer:
     """The tokenizer, able to hold what the template writes; the same object where nothing is lacking."""
     known = getattr(tokenizer, "specials", {})
     if all(sign in known for sign in template.signs):
         return tokenizer
-    made: Any = Signed(tokenizer, template.signs)  # `trained` is that of its base, and no constant of the class
+    made: Any = SpecialTokenTokenizer(
+        tokenizer, template.signs
+    )  # `trained` is that of its base, and no constant of the class
     return cast(Tokenizer, made)
 
 
@@ -124,7 +126,7 @@ def write(
     ids = dict(zip(texts, tokenizer.encode(texts), strict=True)) if texts else {}
     dtype = token_type(tokenizer.vocab_size)
 
-    def joined(found: list[Piece]) -> Written:
+    def joined(found: list[ChatSegment]) -> Written:
         parts = [np.array([tokenizer.eos], dtype=dtype)]
         said = [np.zeros(1, dtype=bool)]
         for piece in found:
@@ -149,7 +151,7 @@ def sign_id(tokenizer: Tokenizer, sign: str) -> int:
     return known[sign]
 
 
-def fitted(written: Written, length: int, too_long: str, where: str, ahead: int = 1) -> Written | None:
+def truncate_to_length(written: Written, length: int, too_long: str, where: str, ahead: int = 1) -> Written | None:
     """At most `length` + `ahead` tokens: `cut` takes the beginning of the prompt away, `drop` gives None, `refuse`
     raises.  ahead: tokens that take no place in a row, since they are said and not read.
 

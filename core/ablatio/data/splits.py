@@ -32,7 +32,7 @@ def split_rule(val_fraction: float) -> str:
     return f"split-1:{float(val_fraction)!r}"
 
 
-class Division:
+class TrainValSplit:
     """A source's documents by split, read when they are asked for. Blank ones are skipped.
 
     Training copies of held-out texts are left out: what a hash decides never parts two equal texts, a source could.

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ablatio.model.cache import KVCache
 from ablatio.model.example import SHARED, positions_in_documents
+from ablatio.model.kv_cache import KVCache
 
 MaskKind = Literal["causal", "full"]
 T = TypeVar("T")
@@ -31,15 +31,15 @@ class Record:
 
 
 @dataclass(slots=True)
-class Memory:
+class EncoderOutput:
     """What an encoder gives to the decoder: states (B, S, D), and the documents (B, S) of their tokens."""
 
     states: Tensor
     segments: Tensor | None = None
 
-    def select(self, rows: Tensor) -> "Memory":
+    def select(self, rows: Tensor) -> "EncoderOutput":
         """These rows of the batch."""
-        return Memory(self.states[rows], None if self.segments is None else self.segments[rows])
+        return EncoderOutput(self.states[rows], None if self.segments is None else self.segments[rows])
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ def make_context(
     dtype: torch.dtype,
     *,
     opened: Tensor | None = None,
-    memory: Memory | None = None,
+    memory: EncoderOutput | None = None,
     record: Record | None = None,
 ) -> Context:
     """The context of one pass over `tokens` (B, T), which follow those in `cache`.
@@ -221,7 +221,9 @@ def make_context(
     )  # fmt: skip
 
 
-def _cross(q_pos: Tensor, segments: Tensor | None, memory: Memory, cache: KVCache | None, record: Record) -> Context:
+def _cross(
+    q_pos: Tensor, segments: Tensor | None, memory: EncoderOutput, cache: KVCache | None, record: Record
+) -> Context:
     """Every token of a document sees all states of its document; positions have no say."""
     batch, length = memory.states.shape[:2]
     k_pos = torch.arange(length, device=q_pos.device)

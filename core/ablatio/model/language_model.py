@@ -8,15 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from ablatio.errors import UserError
-from ablatio.model.cache import KVCache
-from ablatio.model.context import MaskKind, Memory, Record
+from ablatio.model.context import EncoderOutput, MaskKind, Record
+from ablatio.model.cross_entropy import Tie, linear_cross_entropy, scored_rows, token_scores
 from ablatio.model.example import Example, joined
-from ablatio.model.few_rows import few_rows
-from ablatio.model.loss import Tie, linear_cross_entropy, scored_rows, token_scores
+from ablatio.model.kv_cache import KVCache
+from ablatio.model.matmul_backend import few_rows
 from ablatio.model.stack import Side, Stack
 
 if TYPE_CHECKING:
-    from ablatio.model.assembly import Assembly
+    from ablatio.model.build import ModelBuilder
 
 
 NOTHING = 1e-6  # less than any target weighs: a batch in which nothing is scored has the loss 0 and moves nothing
@@ -43,7 +43,9 @@ class LanguageModel(nn.Module):
 
     bare = ("lm_head",)
 
-    def __init__(self, assembly: "Assembly", mask: MaskKind, *, opens: bool = False, side: Side = "decoder") -> None:
+    def __init__(
+        self, assembly: "ModelBuilder", mask: MaskKind, *, opens: bool = False, side: Side = "decoder"
+    ) -> None:
         super().__init__()
         dims = assembly.dims
         self.eos = assembly.eos
@@ -197,7 +199,7 @@ class Encoder(LanguageModel):
 class EncoderDecoder(LanguageModel):
     """An encoder that reads the source, and a decoder that says the target; they share the embedding."""
 
-    def __init__(self, assembly: "Assembly") -> None:
+    def __init__(self, assembly: "ModelBuilder") -> None:
         super().__init__(assembly, "causal")
         self.branches = False
         self.encoder = Stack(assembly, "full", "encoder", table=self.model.embed_tokens)
@@ -212,9 +214,9 @@ class EncoderDecoder(LanguageModel):
             memory = cache.memory
         return self.logits(self.model(tokens, segments, cache, memory=memory))
 
-    def encode(self, source: Tensor, segments: Tensor | None = None, record: Record | None = None) -> Memory:
+    def encode(self, source: Tensor, segments: Tensor | None = None, record: Record | None = None) -> EncoderOutput:
         """What the decoder looks at."""
-        return Memory(self.encoder(source, segments, record=record), segments)
+        return EncoderOutput(self.encoder(source, segments, record=record), segments)
 
     def hidden(self, example: Example, record: Record | None = None, tie: Tie | None = None) -> Tensor:
         if example.source is None:

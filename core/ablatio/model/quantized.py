@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ablatio.errors import UserError
-from ablatio.model.adapters import targets_of
+from ablatio.model.peft.adapters import targets_of
 
 BLOCK = 2**20  # weights that are made again at once: 4 MB
 
@@ -89,7 +89,7 @@ class Aware(nn.Linear):
 
 
 @torch.no_grad()
-def quantise(model: nn.Module, codec: Codec, *, aware: bool) -> None:
+def quantize(model: nn.Module, codec: Codec, *, aware: bool) -> None:
     """Every linear map of the layers; embeddings and the head, whose errors weigh most, stay as they are."""
     found = targets_of(model, ("linear",))
     if other := [path for path, layer in found.items() if not isinstance(layer, nn.Linear)]:
@@ -116,7 +116,7 @@ def quantise(model: nn.Module, codec: Codec, *, aware: bool) -> None:
 
 
 @torch.no_grad()
-def dequantise(model: nn.Module) -> None:
+def dequantize(model: nn.Module) -> None:
     """Plain linear maps again, with the rounded weights."""
     found: list[Any] = [m for m in model.modules() if isinstance(m, Coded | Aware)]
     for layer in found:

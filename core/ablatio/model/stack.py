@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from ablatio.errors import UserError
-from ablatio.model.cache import KVCache, Recording, Standing
-from ablatio.model.context import Context, MaskKind, Memory, Record, make_context
-from ablatio.model.loss import Tie, compute_dtype
+from ablatio.model.context import Context, EncoderOutput, MaskKind, Record, make_context
+from ablatio.model.cross_entropy import Tie, compute_dtype
+from ablatio.model.kv_cache import KVCache, Recording, Standing
 
 if TYPE_CHECKING:
-    from ablatio.model.assembly import Assembly
+    from ablatio.model.build import ModelBuilder
 
 Side = Literal["encoder", "decoder"]
 
@@ -44,7 +44,7 @@ class Stack(nn.Module):
     """Embedding, position, layers and the last norm: tokens (B, T) -> hidden states (B, T, D).
 
     virtual  tokens before each text (prefixes, soft prompts), which every document of a row sees
-    run      how the stream goes through layers: in turn, or so that less of it is kept (ablatio.model.recompute)
+    run      how the stream goes through layers: in turn, or so that less of it is kept (activation checkpointing)
 
     depth, d_model, gain  what inits ask for: the number of layers, the width, and the factor that the placement puts on
                           some matrices
@@ -53,7 +53,13 @@ class Stack(nn.Module):
     """
 
     def __init__(
-        self, assembly: "Assembly", mask: MaskKind, side: Side = "decoder", *, opens: bool = False, table: Any = None
+        self,
+        assembly: "ModelBuilder",
+        mask: MaskKind,
+        side: Side = "decoder",
+        *,
+        opens: bool = False,
+        table: Any = None,
     ) -> None:
         """opens: whether a prefix is seen in both directions; table: the embedding of another stack, to share it."""
         super().__init__()
@@ -78,7 +84,7 @@ class Stack(nn.Module):
         cache: KVCache | None = None,
         *,
         opened: Tensor | None = None,
-        memory: Memory | None = None,
+        memory: EncoderOutput | None = None,
         record: Record | None = None,
         tie: Tie | None = None,
     ) -> Tensor:
@@ -138,7 +144,7 @@ class Stack(nn.Module):
         cache: KVCache | None,
         dtype: torch.dtype,
         opened: Tensor | None,
-        memory: Memory | None,
+        memory: EncoderOutput | None,
         record: Record | None,
     ) -> Context:
         length = tokens.shape[1] + (cache.length if cache is not None else 0)

@@ -6,17 +6,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ablatio import config as run_config
-from ablatio.compose import Composed
+from ablatio.config import schema as run_config
+from ablatio.config.compose import Composed
+from ablatio.config.compose_many import Composer, has, is_value
+from ablatio.config.grammar import parse
 from ablatio.errors import ConfigError, Problem
-from ablatio.recipes.plan import split
-from ablatio.registry import REGISTRIES
-from ablatio.space import Arm
-from ablatio.sweep import asked
-from ablatio.sweep.asked import Asked
-from ablatio.sweep.compose import Composer, has, is_value
+from ablatio.registry.kinds.search_space import Arm
+from ablatio.registry.registry import REGISTRIES
+from ablatio.sweep import request
+from ablatio.sweep.recipes.plan import split
+from ablatio.sweep.request import SweepRequest
 from ablatio.sweep.study import Job, Role, label_of
-from ablatio.tasks.folder import VOLATILE, run_id
+from ablatio.training.run_folder import VOLATILE, run_id
 
 ORIGIN = ("model", "model.start", "model.path")  # say which parts there are
 ENOUGH = 8  # arms with mistakes in them: the next ones have the same
@@ -47,7 +48,7 @@ class Cell:
 class Planner:
     """Makes checked cells of arms; remembers what was refused, what was the same, and which axes came to bear."""
 
-    def __init__(self, sweep: Asked) -> None:
+    def __init__(self, sweep: SweepRequest) -> None:
         self.sweep = sweep
         self.composer = Composer()
         self.refused: list[tuple[Arm, list[Problem]]] = []
@@ -122,7 +123,7 @@ class Planner:
     @staticmethod
     def _value_key(text: str) -> str:
         """The key, where an override gives a plain value; else an empty string."""
-        parsed = asked.parse(text)
+        parsed = parse(text)
         own = parsed is not None and is_value(parsed) and parsed.key_or_group not in ORIGIN
         return parsed.key_or_group if parsed is not None and own else ""
 
@@ -161,11 +162,11 @@ class Planner:
     ) -> Job:
         """One run of a cell; `more`: settings beside the cell's own."""
         if more or cell.more or self.composer.interpolated:
-            composed = self.composed(cell, {**(more or {}), asked.SEED: str(seed)})
+            composed = self.composed(cell, {**(more or {}), request.SEED: str(seed)})
         else:  # nothing else depends on the seed
             known = cell.composed
-            seeded = {**known.config, asked.SEED: seed}, {**known.public, asked.SEED: seed}
-            composed = Composed(*seeded, [*nameless(known.overrides), f"{asked.SEED}={seed}"])
+            seeded = {**known.config, request.SEED: seed}, {**known.public, request.SEED: seed}
+            composed = Composed(*seeded, [*nameless(known.overrides), f"{request.SEED}={seed}"])
         public = {k: v for k, v in composed.public.items() if k != run_config.SWEEP}
         tried = dict(more or {}) if role == "trial" else {}
         return Job(job_id(composed.config), cell.arm, seed, tuple(composed.overrides), public, role, until, tried=tried)

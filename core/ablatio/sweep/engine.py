@@ -16,13 +16,13 @@ from types import FrameType
 from typing import Any, Protocol, get_args
 
 from ablatio.errors import EnvironmentFault, Preempted, UserError
-from ablatio.kinds import Launcher
-from ablatio.orders import End, Order
+from ablatio.registry.kinds import Launcher
+from ablatio.registry.kinds.launch_types import LaunchOutcome, LaunchRequest
+from ablatio.storage.atomic_write import make_folder
+from ablatio.sweep.hang_detector import HangDetector
 from ablatio.sweep.ledger import Claim, Entry, Ledger, Retry, alive
-from ablatio.sweep.owner import owned
-from ablatio.sweep.pulse import Pulse
+from ablatio.sweep.lock import owned
 from ablatio.sweep.study import JOBS, LEDGER, RUNS, Job, Study, read_job, run_folder, summary_of, write_job
-from ablatio.writer import make_folder
 
 TICK = 0.25  # seconds between two looks at what is going on
 LIVES = 3  # attempts of a run that is killed, or lost with its server
@@ -86,7 +86,7 @@ class Engine:
         self.held: dict[str, Claim] = {}
         self.lost: dict[str, tuple[Claim, float]] = {}
         self.deaths: Counter[str] = Counter()
-        self.pulse, self.hung = Pulse(hang), set[Claim]()
+        self.pulse, self.hung = HangDetector(hang), set[Claim]()
         self.retry = retry
         self.again = {e.job for e in self.ledger.read().values() if e.state == "failed" and retry in ("failed", e.kind)}
         self.stopped, self.started = "", False
@@ -234,9 +234,9 @@ class Engine:
                 self.again.discard(job.id)
                 self.held[job.id] = claim
                 where = str(self.folder.absolute())  # a node of a cluster works elsewhere
-                self.launcher.submit(Order(where, job.id, claim.attempt, claim.offset))
+                self.launcher.submit(LaunchRequest(where, job.id, claim.attempt, claim.offset))
 
-    def _settle(self, end: End) -> None:
+    def _settle(self, end: LaunchOutcome) -> None:
         """Write what a process that is dead could not write itself."""
         claim = self.held.pop(end.order.job, None)
         if claim is None or claim.attempt != end.order.attempt:

@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-from ablatio.writer import explained, make_folder
+from ablatio.storage.atomic_write import explained, make_folder
 
 State = Literal["planned", "claimed", "running", "done", "failed", "paused", "preempted", "replaced"]
 Kind = Literal["", "user", "diverged", "environment", "crash", "killed", "timeout", "hung", "exited", "lost"]

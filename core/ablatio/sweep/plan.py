@@ -5,12 +5,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ablatio.config.grammar import MAX_JOBS, too_many
 from ablatio.errors import AblatioError, ConfigError, Problem
-from ablatio.kinds import designs
-from ablatio.sweep import asked, fair
+from ablatio.registry.kinds import designs
+from ablatio.sweep import request, size_matching
+from ablatio.sweep.adaptive import Results, Search, TuningDriver
 from ablatio.sweep.arms import Cell, Planner, by_problem, distinct, job_id
-from ablatio.sweep.asked import MAX_JOBS, Asked
-from ablatio.sweep.follow import Results, Search, Tuning
+from ablatio.sweep.request import SweepRequest
 from ablatio.sweep.study import STUDY, Job, Refused, Study, jobs_of
 
 Follow = Callable[[Results], list[Job]]
@@ -60,7 +61,7 @@ def plan_sweep(overrides: Sequence[str], folder: Path | None = None) -> Plan:
 
     folder: of a study that was begun there; by default out/name, where a name was given
     """
-    sweep = asked.read(overrides)
+    sweep = request.read(overrides)
     planner, design = planner_of(sweep), design_of(sweep)
     _count(sweep, design)
     if hasattr(design, "more"):
@@ -70,14 +71,14 @@ def plan_sweep(overrides: Sequence[str], folder: Path | None = None) -> Plan:
         raise ConfigError(by_problem(planner.refused, len(planner.refused)))
     begun, place = _begun(sweep, cells[0].config, folder)
     matching = None
-    if sweep.settings["match"] in fair.MEASURES:
-        matching = fair.Matching(planner, begun.matched if begun else {})
+    if sweep.settings["match"] in size_matching.MEASURES:
+        matching = size_matching.Matching(planner, begun.matched if begun else {})
         cells = matching.matched(cells)
     study = _study(sweep, planner, design)
     study.matched = matching.found if matching else {}
     plan = Plan(study, [], cells, cells[0].config, sweep.settings.values, sweep.launcher)
     if sweep.settings["tune"]:
-        tuning = Tuning(planner, cells, begun.tuned if begun else {})
+        tuning = TuningDriver(planner, cells, begun.tuned if begun else {})
         _follow(plan, tuning.more, current(place) if begun else {})
         plan.coming = len(cells) * len(sweep.seeds) - sum(job.role == "run" for job in plan.jobs)
         study.tuned = tuning.tuned  # which grows
@@ -87,16 +88,16 @@ def plan_sweep(overrides: Sequence[str], folder: Path | None = None) -> Plan:
     return plan
 
 
-def planner_of(sweep: Asked) -> Planner:
+def planner_of(sweep: SweepRequest) -> Planner:
     """Of arms that are single runs, or of arms that are recipes."""
     if not sweep.of_recipes:
         return Planner(sweep)
-    from ablatio.sweep.recipes import RecipePlanner
+    from ablatio.sweep.recipes.arms import RecipePlanner
 
     return RecipePlanner(sweep)
 
 
-def _search(sweep: Asked, planner: Planner, design: Any, folder: Path | None) -> Plan:
+def _search(sweep: SweepRequest, planner: Planner, design: Any, folder: Path | None) -> Plan:
     if sweep.of_recipes:
         what = f"design={sweep.settings.design['name']} searches with runs, and an arm of this sweep is a recipe"
         raise ConfigError([Problem("design", what, "design=full")])
@@ -136,13 +137,13 @@ def _follow(plan: Plan, follow: Follow, known: Mapping[str, Job]) -> None:
     plan._given |= {(job.id, job.until) for job in plan.jobs}
 
 
-def _begun(sweep: Asked, config: Mapping[str, Any], folder: Path | None) -> tuple[Study | None, Path]:
+def _begun(sweep: SweepRequest, config: Mapping[str, Any], folder: Path | None) -> tuple[Study | None, Path]:
     """(the study that the same command began, where it lies); None where there is none."""
     folder = folder or Path(config["out"]).expanduser() / (config["name"] or "")
     if not (folder / STUDY).exists():
         return None, folder
     begun = Study.read(folder)
-    return (begun if asked.lasting(begun.overrides) == asked.lasting(sweep.overrides) else None), folder
+    return (begun if request.lasting(begun.overrides) == request.lasting(sweep.overrides) else None), folder
 
 
 def current(folder: Path) -> dict[str, Job]:
@@ -155,7 +156,7 @@ def current(folder: Path) -> dict[str, Job]:
 
 
 def _is_current(job: Job) -> bool:
-    from ablatio.tasks.folder import resolved
+    from ablatio.training.run_folder import resolved
 
     try:
         return job_id(resolved(job.config, job.id)) == job.id
@@ -163,18 +164,18 @@ def _is_current(job: Job) -> bool:
         return False
 
 
-def design_of(sweep: Asked) -> Any:
+def design_of(sweep: SweepRequest) -> Any:
     """The design, made from the axes and its own knobs."""
     chosen = dict(sweep.settings.design)
     return designs.build(chosen.pop("name"), chosen, axes=sweep.axes, baseline=sweep.first)
 
 
-def _count(sweep: Asked, design: Any) -> None:
+def _count(sweep: SweepRequest, design: Any) -> None:
     """UserError when there are too many runs; none is made for that."""
     name, seeds = sweep.settings.design["name"], len(sweep.seeds)
     trials = sweep.settings["trials"] if sweep.settings["tune"] else 0
     if (count := design.count() * (seeds + trials)) > MAX_JOBS:
-        raise asked.too_many(f"design={name} with {seeds} seed{'s' * (seeds > 1)}", count)
+        raise too_many(f"design={name} with {seeds} seed{'s' * (seeds > 1)}", count)
     intervals = [axis.key for axis in sweep.axes if axis.interval]
     if intervals and not designs[name].facts["intervals"]:
         able = [entry.name for entry in designs if entry.facts["intervals"]]
@@ -182,7 +183,7 @@ def _count(sweep: Asked, design: Any) -> None:
         raise ConfigError([Problem(intervals[0], what, f"design={able[0]}")])
 
 
-def _study(sweep: Asked, planner: Planner, design: Any) -> Study:
+def _study(sweep: SweepRequest, planner: Planner, design: Any) -> Study:
     return Study(
         name=sweep.name,
         question=str(sweep.study.get("question", "")),

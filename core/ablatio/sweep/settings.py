@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from ablatio.config import section_knobs, unknown, value_problems
+from ablatio.config.schema import section_knobs, unknown, value_problems
 from ablatio.errors import Problem
-from ablatio.kinds import designs
-from ablatio.knobs import Fraction, NonNegative, Positive
+from ablatio.registry.kinds import designs
+from ablatio.registry.knobs import Fraction, NonNegative, Positive
 from ablatio.sweep.ledger import Retry
 
 DESIGN = "design"

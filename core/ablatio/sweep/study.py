@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from ablatio.space import Arm, Axis
-from ablatio.writer import write_json
+from ablatio.registry.kinds.search_space import Arm, Axis
+from ablatio.storage.atomic_write import write_json
 
 STUDY, JOBS, RUNS, LEDGER = "study.json", "jobs", "runs", "ledger.jsonl"
 Role = Literal["run", "trial", "rung", "stage"]

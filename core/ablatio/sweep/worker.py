@@ -11,10 +11,10 @@ from types import FrameType
 from typing import Any
 
 from ablatio.errors import AblatioError, Diverged, EnvironmentFault, Preempted
-from ablatio.orders import Order
+from ablatio.registry.kinds.launch_types import LaunchRequest
+from ablatio.storage.atomic_write import make_folder, write_text
 from ablatio.sweep.ledger import Claim, Kind, Ledger
 from ablatio.sweep.study import LEDGER, Job, placed, read_job, run_folder, run_of, summary_of
-from ablatio.writer import make_folder, write_text
 
 LOG, ERROR = "log.txt", "error.txt"
 RunJob = Callable[[Job, Path, int], Mapping[str, Any]]  # (job, its folder, threads) -> its summary
@@ -24,8 +24,8 @@ def train_job(job: Job, folder: Path, threads: int) -> Mapping[str, Any]:
     """The run of a job, which goes on from its checkpoint where there is one."""
     from rich.console import Console
 
-    from ablatio.tasks.folder import resolved
-    from ablatio.tasks.run import train
+    from ablatio.training.run import train
+    from ablatio.training.run_folder import resolved
 
     known = summary_of(folder)
     if known.get("status") == "done":  # it was killed between its summary and its line in the ledger
@@ -37,7 +37,7 @@ def train_job(job: Job, folder: Path, threads: int) -> Mapping[str, Any]:
     return train(resolved(public, str(folder)), public, folder, Console(), resume=True, until=job.until)
 
 
-def work(order: Order, threads: int, run_job: RunJob = train_job) -> int:
+def work(order: LaunchRequest, threads: int, run_job: RunJob = train_job) -> int:
     """Do the job of an order and write its end into the ledger; the exit code of `ablatio train`.
 
     A run that cannot write its end, for the disk is full, leaves with a code that says so; the sweeper writes it then.
@@ -50,7 +50,7 @@ def work(order: Order, threads: int, run_job: RunJob = train_job) -> int:
         return EnvironmentFault.exit_code
 
 
-def _work(order: Order, threads: int, run_job: RunJob) -> int:
+def _work(order: LaunchRequest, threads: int, run_job: RunJob) -> int:
     folder = Path(order.folder)
     claim, ledger = Claim(order.job, order.attempt, order.offset), Ledger(folder / LEDGER)
     if not ledger.begin(claim):
@@ -74,11 +74,11 @@ def _work(order: Order, threads: int, run_job: RunJob) -> int:
 
 def warm() -> None:
     """What each run would import or find out again: libraries, parts, versions and hashes of the code."""
-    from ablatio.plugins import load
-    from ablatio.registry import REGISTRIES
-    from ablatio.tasks import provenance
-    from ablatio.tasks.run import quiet_libraries
-    from ablatio.tasks.trainer import fit_nothing
+    from ablatio.registry.discovery import load
+    from ablatio.registry.registry import REGISTRIES
+    from ablatio.training import provenance
+    from ablatio.training.lightning_trainer import fit_nothing
+    from ablatio.training.run import quiet_libraries
 
     quiet_libraries()
     fit_nothing()

@@ -14,10 +14,9 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from ablatio import plugins
-from ablatio.catalogue import plugin_sources
-from ablatio.errors import UserError
-from ablatio.knobs import did_you_mean
+from ablatio.errors import UserError, did_you_mean
+from ablatio.registry import discovery
+from ablatio.registry.catalogue import plugin_sources
 
 SUITES = Path(__file__).parent / "suites"
 FAILED = 2
@@ -41,7 +40,7 @@ def check(dist: str) -> int:
     dist = installed(dist)
     if importlib.util.find_spec("pytest") is None:
         raise UserError("the suites run under pytest, which is not installed\n    try: pip install 'ablatio[test]'")
-    failures = [f for f in plugins.failures() if f.provider.dist == dist]
+    failures = [f for f in discovery.failures() if f.provider.dist == dist]
     for failure in failures:
         print(failure, flush=True)
     if failures:

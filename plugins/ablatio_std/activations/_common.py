@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ablatio.model.shapes import numberless
+from ablatio.model.cost.meta_tensors import is_meta_tensor
 
 Fill = Callable[[Tensor, Tensor, Tensor | None], None]
 PIECE = 1 << 17  # numbers: half a MiB of float32, and of Python's overhead a fiftieth
@@ -44,7 +44,7 @@ def _on_cpu(x: Tensor) -> bool:
     without numbers each piece would be traced.
     """
     wide = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
-    return wide and not torch.compiler.is_compiling() and not numberless(x)
+    return wide and not torch.compiler.is_compiling() and not is_meta_tensor(x)
 
 
 class _ByItsSlope(torch.autograd.Function):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ablatio import OptionOf, Positive, activations
 from ablatio.errors import UserError
-from ablatio.rules import rule
+from ablatio.registry.rules import rule
 from ablatio_std.activations import _common
 
 

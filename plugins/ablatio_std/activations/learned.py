@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ablatio import NonNegative, Positive, activations
 from ablatio.errors import UserError
-from ablatio.rules import rule
+from ablatio.registry.rules import rule
 from ablatio_std.activations._common import relu2
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ablatio import NonNegative, Positive, Range
-from ablatio.model.estimates import masked_mean
+from ablatio.model.rl.kl import masked_mean
 from ablatio_std.alignments._common import Metrics
 
 Clip = Annotated[float, Positive, "the ratio of new to old probability counts from 1 - clip to 1 + clip"]

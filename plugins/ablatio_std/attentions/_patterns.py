@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ablatio.model.attend import Sight
+from ablatio.model.attention.kernels import AttentionView
+from ablatio.model.attention.softmax_attention import SoftmaxAttention
 from ablatio.model.context import Context
-from ablatio.model.softmax_attention import SoftmaxAttention
 
 Pattern = tuple[Callable[..., Tensor], *tuple[int, ...]]
 
@@ -45,18 +45,20 @@ class Patterned(SoftmaxAttention):
         full = full_every > 0 and (wiring["layer"] + 1) % full_every == 0
         self.pattern = None if full else pattern
 
-    def place(self, q: Tensor, k: Tensor, v: Tensor, ctx: Context) -> tuple[Tensor, Tensor, Tensor, Context | Sight]:
+    def place(
+        self, q: Tensor, k: Tensor, v: Tensor, ctx: Context
+    ) -> tuple[Tensor, Tensor, Tensor, Context | AttentionView]:
         return *ctx.place(self.layer, q, k, v), self.sight(ctx)
 
-    def sight(self, ctx: Context) -> Context | Sight:
+    def sight(self, ctx: Context) -> Context | AttentionView:
         """Mask and bias, made once a pass for all layers that share the pattern."""
         if self.pattern is None or ctx.memory is not None:
             return ctx
         shows, *settings = self.pattern
 
-        def make() -> Sight:
+        def make() -> AttentionView:
             window = settings[0] if shows is near else None
-            return Sight.of(ctx, shows(ctx.q_pos[..., :, None], ctx.k_pos[..., None, :], *settings), window)
+            return AttentionView.of(ctx, shows(ctx.q_pos[..., :, None], ctx.k_pos[..., None, :], *settings), window)
 
         return ctx.shared(("sight", self.pattern), make)
 

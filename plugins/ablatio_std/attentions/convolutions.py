@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ablatio import Range, attentions, rule
-from ablatio.model.attend import merge_heads, split_heads
+from ablatio.model.attention.kernels import merge_heads, split_heads
+from ablatio.model.attention.softmax_attention import AttentionWiring, KVHeads, SoftmaxAttention
 from ablatio.model.context import Context
-from ablatio.model.softmax_attention import AttentionWiring, KVHeads, SoftmaxAttention
 from ablatio_std.attentions._common import Rows, ShortConv
 
 Width = Annotated[int, Range(1), "tokens that a convolution reaches over, its own included"]

@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ablatio import Range, attentions
-from ablatio.model.attend import merge_heads, split_heads
+from ablatio.model.attention.kernels import merge_heads, split_heads
+from ablatio.model.attention.softmax_attention import AttentionWiring, SoftmaxAttention
 from ablatio.model.context import Context
-from ablatio.model.softmax_attention import AttentionWiring, SoftmaxAttention
 from ablatio_std.attentions._common import (
     Rows,
     ShortConv,

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from ablatio import Positive, Range, attentions, rule
-from ablatio.model.attend import Sight
+from ablatio.model.attention.kernels import AttentionView
+from ablatio.model.attention.softmax_attention import AttentionWiring, KVHeads, QKNorm, Sinks, Softcap
 from ablatio.model.context import Context
-from ablatio.model.softmax_attention import AttentionWiring, KVHeads, QKNorm, Sinks, Softcap
 from ablatio_std.attentions._patterns import Patterned, near
 
 Window = Annotated[int | None, Range(1), "tokens that are seen, the query's own included; null: model.max_len / 8"]
@@ -61,7 +61,9 @@ class Windowed(Patterned):
         super().__init__(n_kv_heads, pattern, full_every, **wiring)
         self.window, self.first = window, first
 
-    def place(self, q: Tensor, k: Tensor, v: Tensor, ctx: Context) -> tuple[Tensor, Tensor, Tensor, Context | Sight]:
+    def place(
+        self, q: Tensor, k: Tensor, v: Tensor, ctx: Context
+    ) -> tuple[Tensor, Tensor, Tensor, Context | AttentionView]:
         place = ctx.position
         late = getattr(place, "late", False) or (self.first and hasattr(place, "score"))  # these ask for every key
         if ctx.cache is None or self.pattern is None or ctx.memory is not None or late:
@@ -75,7 +77,7 @@ class Windowed(Patterned):
         sight = self.sight(ctx)
         if index.shape[1] == ctx.key_length:
             return q, k, v, sight
-        assert isinstance(sight, Sight)
+        assert isinstance(sight, AttentionView)
         return q, k, v, ctx.shared(("kept", self.pattern), lambda: sight.take(index))
 
 

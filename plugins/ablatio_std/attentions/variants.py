@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ablatio import Range, attentions, rule
-from ablatio.model.attend import Reach, Sight, attend, attend_by_steps, merge_heads
+from ablatio.model.attention.kernels import AttentionView, Reach, attend, attend_by_steps, merge_heads
+from ablatio.model.attention.softmax_attention import AttentionWiring, KVHeads, QKNorm, SoftmaxAttention
 from ablatio.model.context import Context
-from ablatio.model.softmax_attention import AttentionWiring, KVHeads, QKNorm, SoftmaxAttention
 
 
 @attentions.register("gated", paper="arXiv:2505.06708")
@@ -62,7 +62,7 @@ class TalkingHeads(SoftmaxAttention):
         self.logits = nn.Parameter(torch.eye(heads)) if sides != "weights" else None
         self.weights = nn.Parameter(torch.eye(heads)) if sides != "logits" else None
 
-    def mix(self, q: Tensor, k: Tensor, v: Tensor, ctx: Context | Sight) -> Tensor:
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, ctx: Context | AttentionView) -> Tensor:
         return attend_by_steps(
             q, k, v, ctx, scale=self.scale, dropout=self.dropout if self.training else 0.0,
             on_scores=lambda x: _talk(x, self.logits), on_shares=lambda x: _talk(x, self.weights),
@@ -88,7 +88,7 @@ class Differential(SoftmaxAttention):
         drawn = (nn.Parameter(0.1 * torch.randn(wiring["d_head"])) for _ in range(4))
         self.lambda_q1, self.lambda_k1, self.lambda_q2, self.lambda_k2 = drawn
 
-    def mix(self, q: Tensor, k: Tensor, v: Tensor, ctx: Context | Sight) -> Tensor:
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, ctx: Context | AttentionView) -> Tensor:
         wide = torch.cat(v.chunk(2, dim=1), dim=-1).repeat(1, 2, 1, 1)  # (B, H, S, 2 d_head)
         dropout = self.dropout if self.training else 0.0
         signal, noise = attend(q, k, wide, ctx, scale=self.scale, dropout=dropout).chunk(2, dim=1)
@@ -177,5 +177,5 @@ class Forgetting(SoftmaxAttention):
             decay = F.pad(since[..., 1:], (0, 1))
         decay = decay.to(q.dtype)
         bias = decay if ctx.bias is None else decay + ctx.bias
-        sight = Sight(ctx.visible, bias, ctx.position, ctx.q_pos, ctx.k_pos, Reach.of(ctx))
+        sight = AttentionView(ctx.visible, bias, ctx.position, ctx.q_pos, ctx.k_pos, Reach.of(ctx))
         return merge_heads(self.mix(q, k, v, sight))

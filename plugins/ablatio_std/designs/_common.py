@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ablatio.errors import UserError
-from ablatio.space import Arm
+from ablatio.registry.kinds.search_space import Arm
 
 
 def tables() -> Any:

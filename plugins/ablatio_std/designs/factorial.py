@@ -7,7 +7,7 @@ from typing import Any
 
 from ablatio import designs
 from ablatio.errors import UserError
-from ablatio.space import Arm
+from ablatio.registry.kinds.search_space import Arm
 
 
 @designs.register("full")

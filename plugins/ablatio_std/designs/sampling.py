@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Annotated, Any
 
 from ablatio import NonNegative, Positive, designs
-from ablatio.space import Arm
+from ablatio.registry.kinds.search_space import Arm
 from ablatio_std.designs._common import tables
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from ablatio import Positive, Range, designs
 from ablatio.errors import UserError
-from ablatio.space import Arm
+from ablatio.registry.kinds.search_space import Arm
 from ablatio_std.designs._common import alias_table, arms_of, levels_of_two, tables
 
 MOST = 1024  # rows of a table

@@ -11,22 +11,22 @@ from typing import Annotated, Any
 
 from ablatio import NonNegative, Positive, Range, designs
 from ablatio.errors import UserError
-from ablatio.space import Arm, Ask, Told
+from ablatio.registry.kinds.search_space import Arm, Trial, TrialResult
 from ablatio_std.designs.sampling import Random
 
 
-def best(told: Sequence[Told], count: int) -> list[Arm]:
+def best(told: Sequence[TrialResult], count: int) -> list[Arm]:
     """The `count` different arms with the least loss."""
     ordered = sorted((t for t in told if math.isfinite(t.loss)), key=lambda t: t.loss)
     unique = {tuple(t.ask.arm.items()): t.ask.arm for t in ordered}
     return list(itertools.islice(unique.values(), count))
 
 
-def finals(told: Sequence[Told], trials: Sequence[Told], survivors: int) -> list[Ask]:
+def finals(told: Sequence[TrialResult], trials: Sequence[TrialResult], survivors: int) -> list[Trial]:
     """The survivors, unless they were asked for already."""
     if any(t.ask.final for t in told):
         return []
-    return [Ask(arm, final=True) for arm in best(trials, survivors)]
+    return [Trial(arm, final=True) for arm in best(trials, survivors)]
 
 
 @designs.register("halving", paper="arXiv:1502.07943")
@@ -55,16 +55,16 @@ class Halving:
     def count(self) -> int:
         return self.sample.count() + self.survivors
 
-    def more(self, told: Sequence[Told]) -> list[Ask]:
+    def more(self, told: Sequence[TrialResult]) -> list[Trial]:
         trials = [t for t in told if not t.ask.final]
         if not trials:
-            return [Ask(arm, self.first) for arm in self.sample.arms()]
+            return [Trial(arm, self.first) for arm in self.sample.arms()]
         share = max(t.ask.share for t in trials)
         rung = [t for t in trials if t.ask.share == share]
         if share == 1.0:
             return finals(told, rung, self.survivors)
         further = min(1.0, share * self.eta)
-        return [Ask(arm, further) for arm in best(rung, math.ceil(len(rung) / self.eta))]
+        return [Trial(arm, further) for arm in best(rung, math.ceil(len(rung) / self.eta))]
 
 
 @designs.register("tpe", paper="arXiv:2304.11127")
@@ -92,13 +92,13 @@ class Tpe:
     def count(self) -> int:
         return self.trials + self.survivors
 
-    def more(self, told: Sequence[Told]) -> list[Ask]:
+    def more(self, told: Sequence[TrialResult]) -> list[Trial]:
         trials = [t for t in told if not t.ask.final]
         if len(trials) >= self.trials:
             return finals(told, trials, self.survivors)
-        return [Ask(arm) for arm in self._asked(trials, min(self.batch, self.trials - len(trials)))]
+        return [Trial(arm) for arm in self._asked(trials, min(self.batch, self.trials - len(trials)))]
 
-    def _asked(self, trials: Sequence[Told], count: int) -> list[Arm]:
+    def _asked(self, trials: Sequence[TrialResult], count: int) -> list[Arm]:
         optuna = _optuna()
         sampler = optuna.samplers.TPESampler(
             seed=random.Random(f"{self.seed} {len(trials)}").randrange(2**31), n_startup_trials=self.startup

@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 
-from ablatio.orders import End, Order, Work
+from ablatio.registry.kinds.launch_types import LaunchOutcome, LaunchRequest, Work
 from ablatio_std.launchers._gpus import gpus, least_used
 
 GRACE = 20.0  # seconds from the request to stop until it is no longer a request
@@ -27,7 +27,7 @@ _PR_SET_PDEATHSIG = 1
 class Child:
     """deadline: when it will be asked to stop, and once it is `asked`, when it will be made to."""
 
-    order: Order
+    order: LaunchRequest
     deadline: float
     gpu: str
     asked: bool = False
@@ -76,7 +76,7 @@ class Server:
             said = self.pipe.recv()
         except (EOFError, OSError):  # the sweeper is gone
             said = None
-        if isinstance(said, Order):
+        if isinstance(said, LaunchRequest):
             self._fork(said)
         elif said is None:
             self._stop()
@@ -95,7 +95,7 @@ class Server:
             child.asked, child.deadline = True, time.monotonic() + GRACE
             os.kill(pid, signal.SIGTERM)  # it is not reaped yet, so the pid is still its own
 
-    def _fork(self, order: Order) -> None:
+    def _fork(self, order: LaunchRequest) -> None:
         server, gpu = os.getpid(), least_used(self.gpus, (child.gpu for child in self.children.values()))
         signal.pthread_sigmask(
             signal.SIG_BLOCK, [signal.SIGTERM]
@@ -146,7 +146,7 @@ class Server:
                 os.killpg(pid, signal.SIGKILL)
             code = os.waitstatus_to_exitcode(status)
             how = "timeout" if child.late else "signal" if code < 0 else "exit"
-            self._say(End(child.order, how, abs(code)))  # type: ignore[arg-type]
+            self._say(LaunchOutcome(child.order, how, abs(code)))  # type: ignore[arg-type]
 
     def _enforce(self) -> None:
         now = time.monotonic()
@@ -163,7 +163,7 @@ class Server:
         first = min((c.deadline for c in self.children.values()), default=float("inf"))
         return None if first == float("inf") else max(0.0, first - time.monotonic())
 
-    def _say(self, said: End | None) -> None:
+    def _say(self, said: LaunchOutcome | None) -> None:
         with suppress(OSError):  # the sweeper is gone; the next reading says so
             self.pipe.send(said)
 

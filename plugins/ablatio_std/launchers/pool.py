@@ -10,7 +10,7 @@ from typing import Annotated
 
 from ablatio import Positive, launchers
 from ablatio.errors import EnvironmentFault
-from ablatio.orders import End, Order, Work
+from ablatio.registry.kinds.launch_types import LaunchOutcome, LaunchRequest, Work
 from ablatio_std.launchers._gpus import gpus
 from ablatio_std.launchers._server import GRACE, serve
 
@@ -38,7 +38,7 @@ class Pool:
     ) -> None:
         self.work, self.threads, self.timeout = work, threads, timeout
         self.slots = workers or max(1, _cores() // threads)
-        self.orders: dict[str, Order] = {}
+        self.orders: dict[str, LaunchRequest] = {}
         self.deaths = 0
 
     def start(self) -> None:
@@ -50,22 +50,22 @@ class Pool:
         self.server.start()
         theirs.close()
 
-    def submit(self, order: Order) -> None:
+    def submit(self, order: LaunchRequest) -> None:
         self.orders[order.job] = order
         self._say(order)
 
     def cancel(self, job: str) -> None:
         self._say(job)
 
-    def poll(self, seconds: float) -> Sequence[End]:
-        ends: list[End] = []
+    def poll(self, seconds: float) -> Sequence[LaunchOutcome]:
+        ends: list[LaunchOutcome] = []
         while wait([self.pipe], seconds):
             try:
                 said = self.pipe.recv()
             except (EOFError, OSError):
                 return ends + self._revive()
             self.deaths, seconds = 0, 0.0  # it is well: its imports are done, or a run has ended
-            if isinstance(said, End):
+            if isinstance(said, LaunchOutcome):
                 del self.orders[said.order.job]
                 ends.append(said)
         return ends
@@ -79,7 +79,7 @@ class Pool:
             self.server.join()
         self.pipe.close()
 
-    def _revive(self) -> list[End]:
+    def _revive(self) -> list[LaunchOutcome]:
         """A new server; what the old one was doing is lost."""
         self.pipe.close()
         self.server.join()
@@ -89,12 +89,12 @@ class Pool:
                 f"the server of the pool has died {self.deaths} times in a row, the last time with code "
                 f"{self.server.exitcode}\n    try: ablatio doctor"
             )
-        lost = [End(order, "lost") for order in self.orders.values()]
+        lost = [LaunchOutcome(order, "lost") for order in self.orders.values()]
         self.orders.clear()
         self.start()
         return lost
 
-    def _say(self, said: Order | str | None) -> None:
+    def _say(self, said: LaunchRequest | str | None) -> None:
         try:
             self.pipe.send(said)
         except OSError:  # the server is dead: the next poll finds that out, and gives back what it was to do

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from ablatio import NonNegative, Positive, launchers
 from ablatio.errors import EnvironmentFault, UserError
-from ablatio.orders import End, Order, Work
+from ablatio.registry.kinds.launch_types import LaunchOutcome, LaunchRequest, Work
 from ablatio_std.launchers._server import GRACE
 from ablatio_std.launchers.pool import Pool, Seconds
 
@@ -35,7 +35,7 @@ class Runner:
     async def ready(self) -> None:
         """It has a place."""
 
-    async def run(self, order: Order) -> End:
+    async def run(self, order: LaunchRequest) -> LaunchOutcome:
         self.pool.submit(order)
         while not (ends := await asyncio.to_thread(self.pool.poll, AGAIN)):
             if order.job in self.asked:  # the first word came before there was a process to hear it
@@ -70,10 +70,10 @@ class Ray:
         self.work, self.timeout, self.address = work, timeout, address
         self.workers, self.num_cpus, self.num_gpus = workers, num_cpus, num_gpus
         self.slots = workers or 1  # until the nodes can be counted
-        self.waiting: list[Order] = []  # for a runner that has a place: another may never get one
+        self.waiting: list[LaunchRequest] = []  # for a runner that has a place: another may never get one
         self.starting: dict[Any, Any] = {}  # what will say that it has a place -> the runner
         self.idle: list[Any] = []
-        self.running: dict[Any, tuple[Order, Any]] = {}
+        self.running: dict[Any, tuple[LaunchRequest, Any]] = {}
         self.asked: set[str] = set()  # jobs that are to stop as soon as they have a place
 
     def start(self) -> None:
@@ -95,7 +95,7 @@ class Ray:
             num_cpus=self.num_cpus, num_gpus=self.num_gpus, max_restarts=0, max_task_retries=0
         )
 
-    def submit(self, order: Order) -> None:
+    def submit(self, order: LaunchRequest) -> None:
         self.waiting.append(order)
         self._send()
 
@@ -106,7 +106,7 @@ class Ray:
         if any(order.job == job for order in self.waiting):
             self.asked.add(job)
 
-    def poll(self, seconds: float) -> Sequence[End]:
+    def poll(self, seconds: float) -> Sequence[LaunchOutcome]:
         asked = [*self.running, *self.starting]
         if not asked:
             time.sleep(seconds)
@@ -163,13 +163,13 @@ class Ray:
         if isinstance(error, self.ray.exceptions.RayTaskError) or getattr(error, "actor_init_failed", False):
             raise EnvironmentFault(f"a node of the cluster cannot run ablatio: {error}") from None
 
-    def _end(self, answer: Any) -> End:
+    def _end(self, answer: Any) -> LaunchOutcome:
         order, runner = self.running.pop(answer)
         try:
-            end: End = self.ray.get(answer)
+            end: LaunchOutcome = self.ray.get(answer)
         except self.ray.exceptions.RayError as error:
             self._refuse(error)
-            return End(order, "lost")
+            return LaunchOutcome(order, "lost")
         self.idle.append(runner)
         return end
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from ablatio import NonNegative, Positive, launchers
 from ablatio.errors import UserError
-from ablatio.orders import End, Order, Work
+from ablatio.registry.kinds.launch_types import LaunchOutcome, LaunchRequest, Work
 from ablatio_std.launchers._server import GRACE
 from ablatio_std.launchers.pool import Pool, Seconds, _cores
 
@@ -19,7 +19,7 @@ LOOK = 0.25  # seconds between two looks at the jobs
 QUEUE = 100  # jobs in the queue, if nothing is said
 
 
-def alone(work: Work, order: Order, threads: int, timeout: float | None, listen: bool) -> End:
+def alone(work: Work, order: LaunchRequest, threads: int, timeout: float | None, listen: bool) -> LaunchOutcome:
     """The run in a process of its own, so that its end can be told; what `submitit` calls on the node.
 
     Slurm says by SIGUSR2 that the time is over, or that others come first, and by SIGTERM that the job is cancelled;
@@ -71,14 +71,14 @@ class Slurm:
         self.time, self.cpus, self.gpus, self.memory = time, cpus, gpus, memory
         here = 1 if cluster == "debug" else max(1, _cores() // cpus)
         self.slots = workers or (QUEUE if cluster == "slurm" else here)
-        self.waiting: list[Order] = []
-        self.running: dict[str, tuple[Order, Any]] = {}
+        self.waiting: list[LaunchRequest] = []
+        self.running: dict[str, tuple[LaunchRequest, Any]] = {}
 
     def start(self) -> None:
         self.submitit = _submitit()
         self.executor: Any = None
 
-    def submit(self, order: Order) -> None:
+    def submit(self, order: LaunchRequest) -> None:
         self.waiting.append(order)  # until the next poll: what is ready together becomes one array
 
     def cancel(self, job: str) -> None:
@@ -91,7 +91,7 @@ class Slurm:
         else:
             submitted.cancel(check=False)
 
-    def poll(self, seconds: float) -> Sequence[End]:
+    def poll(self, seconds: float) -> Sequence[LaunchOutcome]:
         self._send()
         deadline = time.monotonic() + seconds
         while not (over := [job for job, (_, submitted) in self.running.items() if _over(submitted)]):
@@ -131,11 +131,11 @@ class Slurm:
         )  # fmt: skip
         return executor
 
-    def _end(self, order: Order, submitted: Any) -> End:
+    def _end(self, order: LaunchRequest, submitted: Any) -> LaunchOutcome:
         try:
-            end: End = submitted.result()
+            end: LaunchOutcome = submitted.result()
         except Exception:  # no result, or another's error: how the process ended is not known
-            return End(order, "lost")
+            return LaunchOutcome(order, "lost")
         return end
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ablatio import loggers
-from ablatio.tasks.metrics import MetricsFile
+from ablatio.training.metrics_csv import MetricsFile
 
 
 @loggers.register("csv")

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from ablatio import Range, mlps, rule
 from ablatio.model.context import Context
+from ablatio.model.cost.meta_tensors import is_meta_tensor
 from ablatio.model.example import positions_in_documents
-from ablatio.model.shapes import numberless
 
 from .dense import MlpWiring
 from .experts import experts_of
@@ -55,7 +55,7 @@ class ExpertChoice(nn.Module):
     def _chosen(self, probs: Tensor, of: Tensor) -> tuple[Tensor, Tensor]:
         """Numbers of tokens (of B * T) and their experts, (M,) each: all pairs whose rank in the document is in."""
         count = probs.shape[-1]
-        if numberless(probs):
+        if is_meta_tensor(probs):
             pairs = round(self.share * count * of.numel())
             return of.new_empty(pairs), of.new_empty(pairs)
         best = probs.argsort(dim=1, descending=True, stable=True)  # (B, T, E)

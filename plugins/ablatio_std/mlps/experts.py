@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ablatio.model.shapes import numberless
+from ablatio.model.cost.meta_tensors import is_meta_tensor
 
 from .dense import MlpWiring
 
@@ -86,7 +86,7 @@ class Experts(nn.Module):
 
 def _layout(chosen: Tensor, experts: int) -> tuple[Tensor, list[int]]:
     """Where each assignment stands when they are laid out by expert, and the rows of each, filled up to blocks."""
-    if numberless(chosen):  # there are no loads where nothing is computed
+    if is_meta_tensor(chosen):  # there are no loads where nothing is computed
         n = len(chosen)
         return chosen, [n // experts + (i < n % experts) for i in range(experts)]
     hot = F.one_hot(chosen, experts)  # (N, E)

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from ablatio import Fraction, Positive, objectives, rule
+from ablatio.model.cross_entropy import linear_divergence
 from ablatio.model.example import Example
 from ablatio.model.language_model import LanguageModel, Loss
-from ablatio.model.loss import linear_divergence
-from ablatio_std.objectives.streams import NextToken
+from ablatio_std.objectives.autoregressive import NextToken
 
 
 @objectives.register("distillation", paper="arXiv:1503.02531")

@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ablatio import NonNegative, Positive
-from ablatio.knobs import Range
-from ablatio.model.roles import ParameterGroup
+from ablatio.model.parameter_roles import ParameterGroup
+from ablatio.registry.knobs import Range
 
 Below1 = Range(0, 1, open_high=True)
 Betas = Annotated[tuple[float, float], Below1]

@@ -6,8 +6,8 @@ import torch
 from torch.optim import Optimizer
 
 from ablatio import NonNegative, Positive, optimizers
-from ablatio.knobs import Range
-from ablatio.model.roles import ParameterGroup
+from ablatio.model.parameter_roles import ParameterGroup
+from ablatio.registry.knobs import Range
 from ablatio_std.optimizers._common import (
     Betas,
     Decay,

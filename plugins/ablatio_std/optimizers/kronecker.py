@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ablatio import Positive, optimizers
-from ablatio.model.roles import ParameterGroup
+from ablatio.model.parameter_roles import ParameterGroup
 from ablatio_std.optimizers._common import Below1, Betas, Decay, Eps, Foreach, Group, Rate, Tensors, adamw_, shrink
 
 Every = Annotated[int, Positive, "steps from one factorisation to the next"]

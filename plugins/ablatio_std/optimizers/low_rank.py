@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ablatio import NonNegative, Positive, optimizers
-from ablatio.model.roles import ParameterGroup
+from ablatio.model.parameter_roles import ParameterGroup
 from ablatio_std.optimizers._common import (
     Betas,
     Decay,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ablatio import Positive, optimizers, rule
-from ablatio.model.roles import ParameterGroup
+from ablatio.model.parameter_roles import ParameterGroup
 from ablatio_std.optimizers._common import Below1, Betas, Decay, Eps, Foreach, Group, Tensors, adamw_, shrink
 
 A, B, C = 3.4445, -4.7750, 2.0315  # steep at 0, so that 5 steps bring all singular values into 0.7 ... 1.2

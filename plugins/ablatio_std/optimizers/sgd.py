@@ -6,7 +6,7 @@ import torch
 from torch.optim import Optimizer
 
 from ablatio import NonNegative, optimizers, rule
-from ablatio.model.roles import ParameterGroup
+from ablatio.model.parameter_roles import ParameterGroup
 from ablatio_std.optimizers._common import Below1, Eps, Rate, decayed
 
 Coupled = Annotated[float, NonNegative, "added to the gradient, times w; none on vectors"]

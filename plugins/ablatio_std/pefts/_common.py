@@ -8,16 +8,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ablatio.knobs import Positive, Range
-from ablatio.model.adapters import MatrixAdapter, adapted, bias_of, said, weight_of
-from ablatio.model.loss import compute_dtype
+from ablatio.model.cross_entropy import compute_dtype
+from ablatio.model.peft.adapters import MatrixAdapter, adapted, bias_of, said, weight_of
+from ablatio.registry.knobs import Positive, Range
 
 Rank = Annotated[int, Positive, "r, the rank of the change"]
 Alpha = Annotated[float, Positive, "the change is multiplied with alpha / r"]
 Dropout = Annotated[float, Range(0, 1, open_high=True), "of what the change reads"]
 QUERY_VALUE = ("q_proj", "v_proj")
 Layers = dict[str, dict[str, Tensor]]  # path -> name of peft's -> tensor
-ToPeft = tuple[dict[str, Any], Layers, set[str] | None]  # ablatio.peft_format
+ToPeft = tuple[dict[str, Any], Layers, set[str] | None]  # ablatio.interop.peft_export
 
 
 def to_peft(kind: str, layers: Layers, by_row: set[str] | None, **config: Any) -> ToPeft:

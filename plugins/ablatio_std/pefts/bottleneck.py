@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ablatio import Positive, pefts
-from ablatio.model.adapters import Adapter, LayerPeft, Targets, is_linear, said, widths
+from ablatio.model.peft.adapters import Adapter, LayerPeft, Targets, is_linear, said, widths
 from ablatio_std.pefts._common import Rank
 
 Size = Annotated[int, Positive, "width of the bottleneck"]

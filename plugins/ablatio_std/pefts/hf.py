@@ -13,10 +13,9 @@ import yaml
 from torch import Tensor, nn
 
 from ablatio import pefts, rule
-from ablatio.errors import EnvironmentFault, UserError
-from ablatio.knobs import did_you_mean
-from ablatio.model.adapters import Targets, freeze, targets_of
-from ablatio.model.roles import named_seed, seeded
+from ablatio.errors import EnvironmentFault, UserError, did_you_mean
+from ablatio.model.parameter_roles import named_seed, seeded
+from ablatio.model.peft.adapters import Targets, freeze, targets_of
 from ablatio_std.pefts._common import QUERY_VALUE, ToPeft
 
 PROMPTS = ("prompt_tuning", "multitask_prompt_tuning", "p_tuning", "prefix_tuning", "cartridge")

@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ablatio import Positive, pefts, rule
-from ablatio.model.adapters import Adapter, LayerPeft, Targets, adapted, targets_of
-from ablatio.model.attend import merge_heads, repeated
+from ablatio.model.attention.kernels import merge_heads, repeated
+from ablatio.model.attention.softmax_attention import SoftmaxAttention
 from ablatio.model.context import Context
-from ablatio.model.softmax_attention import SoftmaxAttention
+from ablatio.model.peft.adapters import Adapter, LayerPeft, Targets, adapted, targets_of
 from ablatio_std.pefts._common import ToPeft, to_peft
 
 

@@ -6,9 +6,10 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ablatio import Positive, kinds, pefts, rule
-from ablatio.model.adapters import LayerPeft, Targets, adapted, weight_of, widths
-from ablatio.model.roles import ParameterInfo
+from ablatio import Positive, pefts, rule
+from ablatio.model.parameter_roles import ParameterInfo
+from ablatio.model.peft.adapters import LayerPeft, Targets, adapted, weight_of, widths
+from ablatio.registry import kinds
 from ablatio_std.pefts._common import QUERY_VALUE, Alpha, Dropout, LowRank, Rank, ToPeft, as_lora
 
 Stabilized = Annotated[bool, "alpha / sqrt(r) in place of alpha / r (rsLoRA, arXiv:2312.03732)"]

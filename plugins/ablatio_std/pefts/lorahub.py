@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ablatio import NonNegative, Positive, pefts
-from ablatio.adapter_folder import read_adapter, refuse_other_base
 from ablatio.errors import UserError
-from ablatio.model.adapters import LayerPeft, MatrixAdapter, adapted, bias_of, freeze, said, weight_of
-from ablatio.model.roles import named_generator
-from ablatio.tasks.step import Step
+from ablatio.model.optimizer_step import OptimizerStep
+from ablatio.model.parameter_roles import named_generator
+from ablatio.model.peft.adapter_files import read_adapter, refuse_other_base
+from ablatio.model.peft.adapters import LayerPeft, MatrixAdapter, adapted, bias_of, freeze, said, weight_of
 from ablatio_std.pefts._common import ToPeft, as_lora, low_rank_linear
 
 GROW = 1.5  # of the step size after a success; a fourth root of it back after a failure: one in five keeps it
@@ -100,7 +100,7 @@ class LoraHub(LayerPeft):
         return as_lora(pairs, self.scale)
 
     @torch.no_grad()
-    def before_step(self, step: Step) -> dict[str, Tensor]:
+    def before_step(self, step: OptimizerStep) -> dict[str, Tensor]:
         """Judge the candidate that made this step's loss, and set the next one."""
         all_ = [adapter for _, _, adapter in adapted(step.model) if isinstance(adapter, Mixed)]
         first = all_[0]

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ablatio import Positive, pefts
 from ablatio.errors import UserError
-from ablatio.model.adapters import LayerPeft, MatrixAdapter, Targets, widths
+from ablatio.model.peft.adapters import LayerPeft, MatrixAdapter, Targets, widths
 from ablatio_std.pefts._common import QUERY_VALUE, Rank, ToPeft, renamed, to_peft
 
 Block = Annotated[int, Positive, "entries that are turned together; it divides the width of the input"]

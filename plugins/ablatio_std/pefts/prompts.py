@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from ablatio import Positive, pefts, rule
 from ablatio.errors import UserError
-from ablatio.model.adapters import freeze, widths
-from ablatio.model.roles import named_seed, seeded
+from ablatio.model.parameter_roles import named_seed, seeded
+from ablatio.model.peft.adapters import freeze, widths
 from ablatio.model.stack import Stack, Virtual
 from ablatio_std.pefts._common import Layers, ToPeft, to_peft
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ablatio import OptionOf, rewards
 from ablatio.errors import UserError
-from ablatio.model.answers import Answer
+from ablatio.model.rl.answers import Answer
 
 FORMS = (("answer",), ("answer", "other"))
 STEPS = 30  # of Newton's method, on a function with one maximum; ten are enough

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from ablatio import Positive, Range, rewards
 from ablatio.errors import EnvironmentFault
-from ablatio.model.answers import Answer
+from ablatio.model.rl.answers import Answer
 
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 EQUATION = re.compile(r"(-?[\d.]+)\s*([-+*/x])\s*(-?[\d.]+)\s*=\s*(-?[\d.]+)")

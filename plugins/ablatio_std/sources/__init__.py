@@ -1,5 +1,5 @@
 """Sources: text from files and the corpora that ship with ablatio; tasks that are made, with answers to be found."""
 
-from .files import ChineseClassics, JsonLines, StateOfTheUnion, Text
+from .text import ChineseClassics, JsonLines, StateOfTheUnion, Text
 
 __all__ = ["ChineseClassics", "JsonLines", "StateOfTheUnion", "Text"]

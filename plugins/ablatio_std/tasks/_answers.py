@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from ablatio.data.chat import write
-from ablatio.data.rows import ExampleOrder, PackedRows
+from ablatio.data.packing import ExampleOrder, PackedRows
 from ablatio.data.splits import hash_split
 from ablatio.data.types import Feedback, Ids, Message
 from ablatio.errors import UserError
-from ablatio.model.branches import answer_states
+from ablatio.model.decoding.shared_prefix import answer_states
 from ablatio.model.language_model import LanguageModel
-from ablatio.model.logps import Spoken, token_logps
-from ablatio.tasks.setup import Setup
+from ablatio.model.rl.token_logprobs import TokenLogProbs, token_logps
+from ablatio.training.task_context import TaskContext
 
 SPLITS = ("train", "validation")
 log = logging.getLogger("ablatio")
@@ -81,7 +81,7 @@ class Answers:
         moved = {name: value.to(device) for name, value in held.items() if isinstance(value, Tensor)}
         return replace(self, **moved, more={name: t.to(device) for name, t in self.more.items()})
 
-    def spoken(self, model: LanguageModel, collision: bool = False) -> Spoken:
+    def spoken(self, model: LanguageModel, collision: bool = False) -> TokenLogProbs:
         """Of each token of each answer: (N, A), 0 behind its end."""
         states = answer_states(model, self.prompts, self.lengths, self.parents, self.tokens[:, :-1], self.longest - 1)
         kept = self.mask.flatten().nonzero()[:, 0]
@@ -91,7 +91,7 @@ class Answers:
         def placed(values: Tensor) -> Tensor:
             return values.new_zeros(self.mask.numel()).index_copy(0, kept, values).view_as(self.mask)
 
-        return Spoken(placed(found.logps), None if found.collision is None else placed(found.collision))
+        return TokenLogProbs(placed(found.logps), None if found.collision is None else placed(found.collision))
 
     def last(self, model: LanguageModel) -> Tensor:
         """(N, D): the state at the end of each answer."""
@@ -105,7 +105,7 @@ class AnswerSet:
     ahead: tokens of an answer that nobody reads: its last one is only said, where a task asks how likely it is
     """
 
-    def __init__(self, setup: Setup, too_long: str, ahead: int = 1) -> None:
+    def __init__(self, setup: TaskContext, too_long: str, ahead: int = 1) -> None:
         self.setup, self.too_long, self.room = setup, too_long, setup.length + ahead
         source: Any = setup.source()
         self.tokenizer, self.form = setup.chat(source)
@@ -226,7 +226,7 @@ def example_of(batch: Mapping[str, Tensor]) -> Answers:
 class Units:
     """Training batches by number: each has as many units (pairs, rankings, answers) as `train.batch_size` says."""
 
-    def __init__(self, setup: Setup, count: int, make: Any) -> None:
+    def __init__(self, setup: TaskContext, count: int, make: Any) -> None:
         self.setup, self.make = setup, make
         self.rows = PackedRows([1] * count, ExampleOrder([""] * count, setup.seeds.data), None)
 

@@ -9,14 +9,14 @@ import numpy as np
 import torch
 
 from ablatio.data.batches import Windows
-from ablatio.data.cache import Corpus
 from ablatio.data.chat import sign_id, write
+from ablatio.data.corpus import Corpus
 from ablatio.data.order import WindowOrder
 from ablatio.data.splits import hash_split
 from ablatio.data.types import Conversation
 from ablatio.errors import UserError
-from ablatio.model.roles import named_generator
-from ablatio.tasks.setup import Setup
+from ablatio.model.parameter_roles import named_generator
+from ablatio.training.task_context import TaskContext
 
 log = logging.getLogger("ablatio")
 
@@ -59,7 +59,7 @@ class TextPrompts:
 class ChatPrompts:
     """Prompt i is a conversation up to its last answer, which is held for right; each epoch has its order."""
 
-    def __init__(self, setup: Setup, source: Any, room: int) -> None:
+    def __init__(self, setup: TaskContext, source: Any, room: int) -> None:
         self.tokenizer, form = setup.chat(source)
         self.stop, self.seed = sign_id(self.tokenizer, form.end), setup.seeds.data
         self.pools: dict[str, list[Prompt]] = {"train": [], "validation": []}

@@ -11,11 +11,11 @@ from torch import Tensor
 from ablatio import rewards
 from ablatio.data.types import Tokenizer
 from ablatio.errors import UserError
-from ablatio.model.answers import Answer, Step, judged, one_by_one
+from ablatio.model.cost.flops import Work
+from ablatio.model.decoding.rollout import Rollout, next_logits, sample_rollouts, streams
 from ablatio.model.language_model import LanguageModel
-from ablatio.model.rollout import Rollout, next_logits, roll_out, streams
-from ablatio.tasks.setup import Setup
-from ablatio.tasks.work import Work
+from ablatio.model.rl.answers import Answer, ReasoningStep, judged, one_by_one
+from ablatio.training.task_context import TaskContext
 
 from ._prompts import ChatPrompts, Prompt, TextPrompts
 
@@ -32,7 +32,7 @@ class Drawn:
     rollout: Rollout
     texts: list[Answer]
     scores: Tensor
-    steps: list[list[Step]] | None
+    steps: list[list[ReasoningStep]] | None
 
     @classmethod
     def joined(cls, parts: "Sequence[Drawn]") -> "Drawn":
@@ -63,7 +63,7 @@ class Asking:
              all earned the same
     """
 
-    setup: Setup
+    setup: TaskContext
     prompts: ChatPrompts | TextPrompts
     tokenizer: Tokenizer
     judge: Reward
@@ -83,7 +83,7 @@ class Asking:
         """Answers drawn from the streams of rollout number `stream` from row `first` on, or the likeliest ones."""
         seed, rows = self.setup.seeds.data, len(prompts) * group
         draws = None if stream is None else streams(seed, stream, rows, self.answer_tokens, first)
-        rollout = roll_out(
+        rollout = sample_rollouts(
             model, [p.ids for p in prompts], draws, stop=self.stop, new_tokens=self.answer_tokens,
             group=group, temperature=self.temperature,
         )  # fmt: skip
@@ -177,7 +177,7 @@ class Asking:
         self.asked, self.work = int(state["asked"]), Work(**state["work"])
 
 
-def reward_of(setup: Setup, name: str, tokenizer: Tokenizer) -> Reward:
+def reward_of(setup: TaskContext, name: str, tokenizer: Tokenizer) -> Reward:
     """The config's reward, as a function of answers."""
 
     def open_run(path: str) -> Callable[[Sequence[Answer]], Tensor]:

@@ -8,23 +8,24 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from ablatio import OptionOf, Positive, alignments, rule, sources
+from ablatio import OptionOf, Positive, alignments, rule
 from ablatio.errors import UserError
-from ablatio.kinds import tasks
-from ablatio.model.answers import Answer, one_by_one, token_rewards
-from ablatio.model.estimates import kl_estimates, masked_mean
+from ablatio.model.cost.flops import Work
+from ablatio.model.decoding.rollout import Rollout
 from ablatio.model.language_model import LanguageModel, Loss
-from ablatio.model.policy import ValueHead, said_of, tokens_read, values_of
-from ablatio.model.roles import named_generator
-from ablatio.model.rollout import Rollout
-from ablatio.tasks.setup import Setup
-from ablatio.tasks.step import SkipStep, Step
-from ablatio.tasks.work import Work
+from ablatio.model.optimizer_step import OptimizerStep, SkipStep
+from ablatio.model.parameter_roles import named_generator
+from ablatio.model.rl.answers import Answer, one_by_one, token_rewards
+from ablatio.model.rl.kl import kl_estimates, masked_mean
+from ablatio.model.rl.policy_outputs import ValueHead, policy_outputs, tokens_read, values_of
+from ablatio.registry import source_digest
+from ablatio.registry.kinds import tasks
+from ablatio.training.task_context import TaskContext
 
-from ._held_out import HeldOut
+from ._policy_evaluation import HeldOut
 from ._prompts import ChatPrompts, TextPrompts
+from ._rollout_metrics import MEASURES, OF_POLICY, Collapse, measured
 from ._rollouts import Asking, Drawn, Reward, reward_of
-from ._watch import MEASURES, OF_POLICY, Collapse, measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,7 @@ class Policy:
 
     def __init__(
         self,
-        setup: Setup,
+        setup: TaskContext,
         *,
         prompt_tokens: Annotated[int, Positive, "of a prompt that is cut out of a text"] = 16,
         answer_tokens: Annotated[int, Positive, "that an answer may have"] = 32,
@@ -102,7 +103,7 @@ class Policy:
         setup, source = self.setup, self.setup.source()
         self.content: dict[str, Any]
         self.prompts: ChatPrompts | TextPrompts
-        if "conversations" in sources[setup.config["source"]["name"]].facts["uses"] and not self.from_text:
+        if "conversations" in source_digest[setup.config["source"]["name"]].facts["uses"] and not self.from_text:
             self.prompts = chat = ChatPrompts(setup, source, setup.config["model"]["max_len"] - self.answer_tokens)
             self.tokenizer, self.stop, self.content = chat.tokenizer, chat.stop, chat.content
             return
@@ -223,15 +224,15 @@ class Policy:
             self.measures["train/left_out"] = torch.tensor(self.asking.left_out)
 
     def _words(self, model: LanguageModel, drawn: Drawn) -> dict[str, Any]:
-        """What a method may ask for, as far as it is known when the answers are written (ablatio.alignment)."""
+        """The inputs of a method (alignment_inputs) that are known when the answers are written."""
         assert self.reference is not None
         rollout = drawn.rollout
         scores, mask = drawn.scores.to(rollout.mask), rollout.mask
         how = {"temperature": self.temperature, "entropy": False}
-        reference, mode = said_of(self.reference, rollout, **how), model.training
+        reference, mode = policy_outputs(self.reference, rollout, **how), model.training
         model.eval()
         values = values_of(model, rollout, model.value_head) if self.critic else torch.zeros_like(mask)
-        old = said_of(model, rollout, **how).logps if self.off_policy else rollout.logps
+        old = policy_outputs(model, rollout, **how).logps if self.off_policy else rollout.logps
         model.train(mode)
         said, passed = float(mask.sum()), tokens_read(model, rollout)
         passes, logits = 1 + self.critic + self.off_policy, 1 + self.off_policy
@@ -250,7 +251,7 @@ class Policy:
         part = self._taken(rows)
         assert self.rollout is not None
         head, learns, answers = self._head(model), "entropy" in self.asks["loss"], self.rollout[rows]
-        said = said_of(model, answers, temperature=self.temperature, head=head, learns=learns)
+        said = policy_outputs(model, answers, temperature=self.temperature, head=head, learns=learns)
         self.asking.work += Work(learnt=tokens_read(model, answers), learnt_said=float(answers.mask.sum()))
         step = self._taken(self._of_step())["mask"].sum()
         part |= {"logps": said.logps, "values": said.values, "entropy": said.entropy}
@@ -264,7 +265,7 @@ class Policy:
         found |= {"train/old_kl": old, "train/entropy": entropy}
         return Loss(loss * len(rows), loss.new_tensor(float(len(rows))), found)
 
-    def before_step(self, step: Step) -> dict[str, Tensor]:
+    def before_step(self, step: OptimizerStep) -> dict[str, Tensor]:
         if self.best_of > 1:
             raise SkipStep  # not even decay: the policy is the model that it began with
         return {}

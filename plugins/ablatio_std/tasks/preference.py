@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ablatio import kinds, rule
-from ablatio.data.store import key_of, obtain
-from ablatio.kinds import tasks
+from ablatio import rule
+from ablatio.data.cache_store import get_or_build, key_of
+from ablatio.model.cost.flops import Work
 from ablatio.model.language_model import LanguageModel, Loss
-from ablatio.tasks.setup import Setup
-from ablatio.tasks.work import Work
-from ablatio.writer import write_bytes
+from ablatio.registry import kinds
+from ablatio.registry.kinds import tasks
+from ablatio.storage.atomic_write import write_bytes
+from ablatio.training.task_context import TaskContext
 
 from ._answers import Answered, Answers, AnswerSet, Judged, Units, example_of, groups_of
 
@@ -38,7 +39,7 @@ class Preference:
 
     def __init__(
         self,
-        setup: Setup,
+        setup: TaskContext,
         *,
         pairs: Annotated[
             Literal["all", "extremes"], "of the answers to a prompt: all pairs, or best against worst"
@@ -115,7 +116,7 @@ class Preference:
         key = key_of("reference", weights.hexdigest(), self.set.digest(), str(self._wanted()), str(device.type),
                      str(torch.is_autocast_enabled(device.type)))  # fmt: skip
         folder = self.setup.cache / "reference" / key
-        self.starts = np.array(obtain(folder, lambda f: self._refer(model, device, f))["starts"])
+        self.starts = np.array(get_or_build(folder, lambda f: self._refer(model, device, f))["starts"])
         self.said = np.fromfile(folder / "logps.bin", dtype=np.float32)
         model.train(mode)
 
@@ -141,7 +142,7 @@ class Preference:
     def _write_rejected(self, model: LanguageModel) -> None:
         """The worse answer of each pair becomes one that the model gives now: the same for the same weights."""
         from ablatio.data.chat import sign_id
-        from ablatio.generate import Sampling, generate
+        from ablatio.model.decoding.generate import Sampling, generate
 
         stop = sign_id(self.tokenizer, self.set.form.end)
         for group in groups_of(len(self.units), AT_ONCE):
@@ -225,7 +226,7 @@ class Preference:
         return Loss(loss * count, loss.new_tensor(float(count)), metrics)
 
     def words(self, model: LanguageModel, example: Answers) -> dict[str, Tensor]:
-        """What a method may ask for, of this batch (ablatio.alignment)."""
+        """What a method may ask for, of this batch (ablatio.registry.kinds.alignment_inputs)."""
         collision = any(word.endswith("collision") for word in self.asked)
         said = example.spoken(model, collision)
         reference = example.more["reference"]

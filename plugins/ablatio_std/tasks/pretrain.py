@@ -6,15 +6,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ablatio import kinds
 from ablatio.data.batches import TrainBatches, ValidationBatches
 from ablatio.data.order import DocumentOrder, WindowOrder
 from ablatio.errors import UserError
-from ablatio.kinds import tasks
 from ablatio.model.example import Example
 from ablatio.model.language_model import LanguageModel, Loss, loss_of
-from ablatio.tasks.evaluate import evaluate
-from ablatio.tasks.setup import Setup
+from ablatio.registry import kinds
+from ablatio.registry.kinds import tasks
+from ablatio.training.evaluate import evaluate
+from ablatio.training.task_context import TaskContext
 
 
 @tasks.register("pretrain", paper="arXiv:1801.10198")
@@ -26,7 +26,7 @@ class Pretrain:
 
     takes, scores, main, better = "documents", ("loss", "bpb", "accuracy"), "loss", "lower"
 
-    def __init__(self, setup: Setup) -> None:
+    def __init__(self, setup: TaskContext) -> None:
         self.setup = setup
         self.corpus, self.tokenizer = setup.corpus(setup.source())
         self.objective = setup.part("objective", **self._wiring())

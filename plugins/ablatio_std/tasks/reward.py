@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ablatio import NonNegative, rule
-from ablatio.kinds import tasks
 from ablatio.model.language_model import LanguageModel, Loss
-from ablatio.model.roles import named_generator
-from ablatio.tasks.setup import Setup
+from ablatio.model.parameter_roles import named_generator
+from ablatio.registry.kinds import tasks
+from ablatio.training.task_context import TaskContext
 
 from ._answers import Answers, AnswerSet, Units, example_of, groups_of
 
@@ -46,7 +46,7 @@ class RewardModel:
 
     def __init__(
         self,
-        setup: Setup,
+        setup: TaskContext,
         *,
         margin: Annotated[float, NonNegative, "asked for each point of difference in the scores"] = 0.0,
         centering: Annotated[float, NonNegative, "weight of the squared sum of a pair's rewards"] = 0.0,

@@ -8,21 +8,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ablatio import Fraction, OptionOf, Positive, kinds, rule, sources
+from ablatio import Fraction, OptionOf, Positive, rule
 from ablatio.data.batches import Windows, segments
-from ablatio.data.cache import prepare
 from ablatio.data.chat import Written, sign_id, write
+from ablatio.data.corpus import prepare
 from ablatio.data.order import WindowOrder
-from ablatio.data.rows import ExampleOrder, PackedRows, first_fit
+from ablatio.data.packing import ExampleOrder, PackedRows, first_fit
 from ablatio.errors import UserError
-from ablatio.generate import Sampling, generate
-from ablatio.kinds import tasks
+from ablatio.model.decoding.generate import Sampling, generate
 from ablatio.model.example import Example
 from ablatio.model.language_model import LanguageModel, Loss
-from ablatio.model.roles import named_generator
-from ablatio.tasks.setup import Setup
+from ablatio.model.parameter_roles import named_generator
+from ablatio.registry import kinds, source_digest
+from ablatio.registry.kinds import tasks
+from ablatio.training.task_context import TaskContext
 
-from ._talks import OneText, Reading, Row, SourceAndTarget, Talks
+from ._conversations import OneText, Reading, Row, SourceAndTarget, Talks
 
 SHOWN, LONGEST = 4, 192  # answers in samples.jsonl, and their tokens
 
@@ -40,7 +41,7 @@ class SupervisedFineTuning:
 
     def __init__(
         self,
-        setup: Setup,
+        setup: TaskContext,
         *,
         prompts: Annotated[bool, "the loss stands on questions too"] = False,
         packing: Annotated[bool, "several conversations in a row"] = True,
@@ -76,7 +77,7 @@ class SupervisedFineTuning:
         return [len(piece) - self.reading.ahead for piece in pieces]
 
     def _plain(self, name: str) -> tuple[Windows, WindowOrder]:
-        source = sources.build(name)
+        source = source_digest.build(name)
         key = hashlib.sha256(self.tokenizer.state().encode()).hexdigest()
         corpus = prepare(source, self.tokenizer, key, self.setup.cache, self.setup.config["data"]["val_fraction"])
         order = WindowOrder(len(corpus.train), self.setup.length, self.setup.seeds.data)

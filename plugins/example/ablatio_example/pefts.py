@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ablatio import Positive, pefts
-from ablatio.model.adapters import LayerPeft, MatrixAdapter, Targets, weight_of
+from ablatio.model.peft.adapters import LayerPeft, MatrixAdapter, Targets, weight_of
 
 
 class Core(MatrixAdapter):

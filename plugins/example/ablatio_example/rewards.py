@@ -3,7 +3,7 @@
 from typing import Annotated
 
 from ablatio import Positive, rewards
-from ablatio.model.answers import Answer
+from ablatio.model.rl.answers import Answer
 
 
 @rewards.register("distinct", paper="arXiv:1510.03055")

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from ablatio import alignments, norms, pefts, positions, rewards
-from ablatio.model.adapters import adapted
-from ablatio.model.answers import Answer
+from ablatio.model.peft.adapters import adapted
+from ablatio.model.rl.answers import Answer
 from ablatio.testing import contract_tests
 
 ABLATIO_DIST = "ablatio-example"

@@ -1,11 +1,11 @@
 """When is one variant better than another?  Pure functions on numbers: no files, no torch."""
 
 from ablatio.report.statistics.comparison import ArmScore, Better, Comparison, Correction, Pair, compare
-from ablatio.report.statistics.factors import Effect, Factors, Term, effects, half_normal
-from ablatio.report.statistics.many import Ranks, benjamini_hochberg, dunnett, holm, ranks
+from ablatio.report.statistics.effects import Effect, Factors, Term, effects, half_normal
+from ablatio.report.statistics.multiple_testing import Ranks, benjamini_hochberg, dunnett, holm, ranks
 from ablatio.report.statistics.noise import Noise, noise, rate_sensitivity
-from ablatio.report.statistics.pairs import Difference, Method, paired
-from ablatio.report.statistics.planning import power, seeds_needed, smallest_difference
+from ablatio.report.statistics.paired_tests import Difference, Method, paired
+from ablatio.report.statistics.power import power, seeds_needed, smallest_difference
 
 __all__ = [
     "ArmScore", "Better", "Comparison", "Correction", "Difference", "Effect", "Factors", "Method", "Noise", "Pair",

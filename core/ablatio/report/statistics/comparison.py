@@ -8,9 +8,9 @@ from typing import Literal
 
 import numpy as np
 
-from ablatio.report.statistics.many import benjamini_hochberg, dunnett, holm
-from ablatio.report.statistics.pairs import Difference, Method, paired
-from ablatio.report.statistics.planning import seeds_needed
+from ablatio.report.statistics.multiple_testing import benjamini_hochberg, dunnett, holm
+from ablatio.report.statistics.paired_tests import Difference, Method, paired
+from ablatio.report.statistics.power import seeds_needed
 
 Better = Literal["low", "high"]
 Correction = Literal["holm", "dunnett", "bh", "none"]

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
 
-from ablatio.report.statistics.planning import smallest_difference
+from ablatio.report.statistics.power import smallest_difference
 
 
 @dataclass(frozen=True, slots=True)

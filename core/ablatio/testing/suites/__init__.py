@@ -1,1 +1,1 @@
-"""One module per kind, and `common` for all of them; `ablatio.testing.plugin` hands them the parts."""
+"""One module per kind, and `common` for all of them; `ablatio.testing.pytest_plugin` hands them the parts."""

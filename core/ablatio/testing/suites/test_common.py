@@ -14,18 +14,18 @@ import pytest
 import torch
 
 from ablatio.errors import UserError
-from ablatio.knobs import Knob, read_signature
-from ablatio.registry import REGISTRIES, Entry
-from ablatio.testing import probe
+from ablatio.registry.knobs import Knob, read_signature
+from ablatio.registry.registry import REGISTRIES, PartSpec
+from ablatio.testing import checks
 from ablatio.testing.observe import OBSERVERS, digest, isolated, observe
-from ablatio.testing.turn import other_values, settings
+from ablatio.testing.other_knob_values import other_values, settings
 
 KINDS = None  # all that are registered
 DATA = ("source", "tokenizer")  # come from their own makers
 SOURCE = re.compile(r"arXiv:\d{4}\.\d{4,5}|doi:10\.\S+|https?://\S+|\bSource: \S+")
 
 
-def _observe(part: Entry, knobs: dict[str, Any] | None = None, seed: int = 0) -> str:
+def _observe(part: PartSpec, knobs: dict[str, Any] | None = None, seed: int = 0) -> str:
     """The digest of the part; kinds that nobody said how to look at are left alone when they cannot be made."""
     try:
         return observe(part, knobs, seed)
@@ -35,53 +35,53 @@ def _observe(part: Entry, knobs: dict[str, Any] | None = None, seed: int = 0) ->
         raise
 
 
-def test_signature_is_complete(part: Entry) -> None:
+def test_signature_is_complete(part: PartSpec) -> None:
     target = REGISTRIES[part.kind].target(part.name)
-    wiring, knobs = read_signature(target, probe.label(part))
+    wiring, knobs = read_signature(target, checks.label(part))
     came = f"the signature has {wiring} and {[k.name for k in knobs]}, the catalogue {part.wiring} and "
-    assert (wiring, knobs) == (part.wiring, part.knobs), f"{probe.label(part)}: {came}{[k.name for k in part.knobs]}"
-    again = Entry.from_json(json.loads(json.dumps(part.to_json())))
-    assert again.knobs == part.knobs, f"{probe.label(part)}: its knobs do not survive JSON"
+    assert (wiring, knobs) == (part.wiring, part.knobs), f"{checks.label(part)}: {came}{[k.name for k in part.knobs]}"
+    again = PartSpec.from_json(json.loads(json.dumps(part.to_json())))
+    assert again.knobs == part.knobs, f"{checks.label(part)}: its knobs do not survive JSON"
 
 
-def test_defaults_are_legal(part: Entry) -> None:
+def test_defaults_are_legal(part: PartSpec) -> None:
     problems = [f"{k.name}: {k.problem(k.default)}" for k in part.knobs if k.problem(k.default)]
-    assert not problems, f"{probe.label(part)}: {'; '.join(problems)}"
+    assert not problems, f"{checks.label(part)}: {'; '.join(problems)}"
 
 
-def test_says_what_it_does(part: Entry) -> None:
+def test_says_what_it_does(part: PartSpec) -> None:
     """The first line of the docstring stands in `ablatio list`."""
     words = part.summary.split()
-    assert len(words) >= 3, f"{probe.label(part)}: the docstring starts with {part.summary!r}; a formula was expected"
+    assert len(words) >= 3, f"{checks.label(part)}: the docstring starts with {part.summary!r}; a formula was expected"
 
 
-def test_says_where_it_comes_from(part: Entry) -> None:
+def test_says_where_it_comes_from(part: PartSpec) -> None:
     if part.kind in DATA:
         return
     said = SOURCE.search(part.paper) or SOURCE.search(part.doc) or SOURCE.search(_module_doc(part))
     assert said, (
-        f"{probe.label(part)}: no source; register(..., paper='arXiv:1910.07467') was expected, or a line "
+        f"{checks.label(part)}: no source; register(..., paper='arXiv:1910.07467') was expected, or a line "
         "`Source: who, where` in the docstring"
     )
 
 
-def _module_doc(part: Entry) -> str:
+def _module_doc(part: PartSpec) -> str:
     return getattr(inspect.getmodule(REGISTRIES[part.kind].target(part.name)), "__doc__", "") or ""
 
 
-def test_same_twice(part: Entry) -> None:
-    assert _observe(part) == _observe(part), f"{probe.label(part)}: made twice from one seed, it does different things"
+def test_same_twice(part: PartSpec) -> None:
+    assert _observe(part) == _observe(part), f"{checks.label(part)}: made twice from one seed, it does different things"
 
 
-def test_made_from_json(part: Entry) -> None:
+def test_made_from_json(part: PartSpec) -> None:
     """Configs are kept as JSON: the knobs that come back make the same part."""
     given = json.loads(json.dumps(part.defaults))
     assert _observe(part, given) == _observe(part), (
-        f"{probe.label(part)}: its defaults, given as JSON, make another part"
+        f"{checks.label(part)}: its defaults, given as JSON, make another part"
     )
 
 
-def test_knob_is_live(part: Entry, knob: Knob) -> None:
+def test_knob_is_live(part: PartSpec, knob: Knob) -> None:
     """Some other value of the knob changes something that can be seen."""
     tried, refused = [], []
     for beside in settings(part, knob):
@@ -103,10 +103,10 @@ def test_knob_is_live(part: Entry, knob: Knob) -> None:
     if not tried:
         pytest.skip(f"no other value of `{knob.name}` can be tried: {'; '.join(refused[:1]) or 'it has none'}")
     values = ", ".join(dict.fromkeys(map(str, tried)))
-    pytest.fail(f"{probe.label(part)}: the knob `{knob.name}` is dead: {values} all do what {knob.default} does")
+    pytest.fail(f"{checks.label(part)}: the knob `{knob.name}` is dead: {values} all do what {knob.default} does")
 
 
-def test_leaves_the_process_alone(part: Entry) -> None:
+def test_leaves_the_process_alone(part: PartSpec) -> None:
     """No seeding, no default dtype or device, no threads, no switches of torch."""
     before, seen = dict(_switches()), []
     for seed in (1, 2):
@@ -115,11 +115,11 @@ def test_leaves_the_process_alone(part: Entry) -> None:
             seen.append(torch.random.get_rng_state())
     after = dict(_switches())
     changed = [f"{k} from {before[k]} to {after[k]}" for k in before if before[k] != after[k]]
-    assert not changed, f"{probe.label(part)}: changes {', '.join(changed)}"
-    assert not torch.equal(*seen), f"{probe.label(part)}: sets torch's global seed; take a generator instead"
+    assert not changed, f"{checks.label(part)}: changes {', '.join(changed)}"
+    assert not torch.equal(*seen), f"{checks.label(part)}: sets torch's global seed; take a generator instead"
 
 
-def _observe_unseeded(part: Entry) -> None:
+def _observe_unseeded(part: PartSpec) -> None:
     look = OBSERVERS.get(part.kind)
     if look is not None:
         look(part, part.defaults)

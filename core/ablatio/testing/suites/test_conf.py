@@ -3,16 +3,16 @@
 from pathlib import Path
 
 from ablatio.errors import AblatioError
-from ablatio.paths import shipped
-from ablatio.registry import REGISTRIES
+from ablatio.registry.registry import REGISTRIES
+from ablatio.storage.paths import shipped
 
 KINDS = ()
 
 
 def test_composes(conf: Path) -> None:
-    from ablatio.compose import compose_run
-    from ablatio.recipes.plan import plan_recipe
-    from ablatio.recipes.read import RECIPE
+    from ablatio.config.compose import compose_run
+    from ablatio.sweep.recipes.plan import plan_recipe
+    from ablatio.sweep.recipes.schema import RECIPE
 
     folder = next(p for p in conf.parents if p.name == "conf")
     group = conf.parent.relative_to(folder).as_posix()

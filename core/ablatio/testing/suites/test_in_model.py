@@ -7,163 +7,167 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ablatio.model.branches import answer_states
-from ablatio.model.cache import KVCache
-from ablatio.model.count import measure
+from ablatio.model.cost.parameters import measure
+from ablatio.model.decoding.shared_prefix import answer_states
+from ablatio.model.kv_cache import KVCache
 from ablatio.model.language_model import LanguageModel
-from ablatio.registry import REGISTRIES, Entry
-from ablatio.testing import probe, tiny
+from ablatio.registry.registry import REGISTRIES, PartSpec
+from ablatio.testing import checks, tiny_models
 
 KINDS = ("norm", "placement", "activation", "mlp", "position", "attention", "block", "architecture")
 DEVICES = ("meta", "cuda") if torch.cuda.is_available() else ("meta",)
 EXACT = 1e-9  # of float64 models, relative
 
 
-def _model(part: Entry) -> LanguageModel:
-    return tiny.model(part).double().eval()
+def _model(part: PartSpec) -> LanguageModel:
+    return tiny_models.model(part).double().eval()
 
 
-def _causal(part: Entry) -> None:
-    name = tiny.config(part)["architecture"]["name"]
+def _causal(part: PartSpec) -> None:
+    name = tiny_models.config(part)["architecture"]["name"]
     if REGISTRIES["architecture"][name].facts["mask"] not in ("causal", "prefix"):
         pytest.skip(f"architecture={name} is not causal")
 
 
 @torch.no_grad()
-def test_causality(part: Entry) -> None:
+def test_causality(part: PartSpec) -> None:
     """Tokens after t have no say in the logits up to t: exactly none."""
     _causal(part)
-    net, tokens = _model(part), tiny.tokens()
+    net, tokens = _model(part), tiny_models.tokens()
     changed = tokens.clone()
-    changed[:, 15:] = changed[:, 15:] % (tiny.VOCAB - 1) + 1
+    changed[:, 15:] = changed[:, 15:] % (tiny_models.VOCAB - 1) + 1
     gap = (net(tokens) - net(changed))[:, :15].abs().max()
     assert gap == 0, (
-        f"{probe.label(part)}: tokens from 15 on change the logits before them by {gap:.3g}; 0 was expected"
+        f"{checks.label(part)}: tokens from 15 on change the logits before them by {gap:.3g}; 0 was expected"
     )
 
 
 @torch.no_grad()
-def test_rows_by_themselves(part: Entry) -> None:
-    net, tokens = _model(part), tiny.tokens()
+def test_rows_by_themselves(part: PartSpec) -> None:
+    net, tokens = _model(part), tiny_models.tokens()
     order = torch.tensor([2, 0, 3, 1])
-    probe.near(part, net(tokens[order]), net(tokens)[order], "rows of a batch in another order", EXACT)
-    probe.near(part, net(tokens[:1]), net(tokens)[:1], "a row alone and in a batch", EXACT)
+    checks.near(part, net(tokens[order]), net(tokens)[order], "rows of a batch in another order", EXACT)
+    checks.near(part, net(tokens[:1]), net(tokens)[:1], "a row alone and in a batch", EXACT)
 
 
 @torch.no_grad()
-def test_packed_is_separate(part: Entry) -> None:
+def test_packed_is_separate(part: PartSpec) -> None:
     """Two documents in one row, the second of them changed."""
-    if not tiny.attention_facts(part)["takes_segments"]:
+    if not tiny_models.attention_facts(part)["takes_segments"]:
         pytest.skip("its attention does not take packed documents (takes_segments = False)")
-    net, tokens = _model(part), tiny.tokens()
+    net, tokens = _model(part), tiny_models.tokens()
     segments = torch.zeros_like(tokens)
     segments[:, 11:] = 1
     packed, alone = net(tokens, segments), torch.cat([net(tokens[:, :11]), net(tokens[:, 11:])], dim=1)
-    probe.near(part, packed, alone, "documents packed in a row and each alone", EXACT)
+    checks.near(part, packed, alone, "documents packed in a row and each alone", EXACT)
     changed = tokens.clone()
-    changed[:, :11] = changed[:, :11] % (tiny.VOCAB - 1) + 1
+    changed[:, :11] = changed[:, :11] % (tiny_models.VOCAB - 1) + 1
     gap = (net(changed, segments) - packed)[:, 11:].abs().max()
-    assert gap == 0, f"{probe.label(part)}: a document changes the logits of the next one by {gap:.3g}; 0 was expected"
+    assert gap == 0, f"{checks.label(part)}: a document changes the logits of the next one by {gap:.3g}; 0 was expected"
 
 
 @torch.no_grad()
-def test_cached_decoding_is_the_full_pass(part: Entry) -> None:
+def test_cached_decoding_is_the_full_pass(part: PartSpec) -> None:
     _causal(part)
-    if not tiny.attention_facts(part)["caches"]:
+    if not tiny_models.attention_facts(part)["caches"]:
         pytest.skip("its attention keeps no cache (caches = False)")
-    net, tokens = _model(part), tiny.tokens()
+    net, tokens = _model(part), tiny_models.tokens()
     cache, logits, start = KVCache(), [], 0
     for length in (10, 1, 1, 5, 1, 6):
         logits.append(net(tokens[:, start : start + length], cache=cache))
         start += length
-    probe.near(part, torch.cat(logits, dim=1), net(tokens), "decoding with the KV cache and the full pass", EXACT)
+    checks.near(part, torch.cat(logits, dim=1), net(tokens), "decoding with the KV cache and the full pass", EXACT)
 
 
-def test_a_prompt_read_once_is_learnt_as_in_whole_rows(part: Entry) -> None:
+def test_a_prompt_read_once_is_learnt_as_in_whole_rows(part: PartSpec) -> None:
     """Answers that go on from one prompt have the states and the gradients, in training, of rows by themselves."""
-    net = tiny.model(part).double().train()
+    net = tiny_models.model(part).double().train()
     if not net.branches:
         pytest.skip("it reads each text in one pass: no cache, no padding, or whole_rows = True")
-    prompts, answers, weights = tiny.tokens(2, 12), tiny.tokens(4, 7, seed=1), torch.randn(4, 7, 32).double()
+    prompts, answers, weights = (
+        tiny_models.tokens(2, 12),
+        tiny_models.tokens(4, 7, seed=1),
+        torch.randn(4, 7, 32).double(),
+    )
     lengths, parents = torch.tensor([12, 8]), torch.tensor([0, 1, 1, 0])
     states, gradients = [], []
     for net.branches in (True, False):
         states.append(answer_states(net, prompts, lengths, parents, answers))
         loss = (states[-1] * weights).sum()
         gradients.append(torch.autograd.grad(loss, list(net.parameters()), allow_unused=True))
-    probe.near(part, states[0].detach(), states[1].detach(), "the states behind a prompt that was read once", 1e-10)
+    checks.near(part, states[0].detach(), states[1].detach(), "the states behind a prompt that was read once", 1e-10)
     for (name, _), once, whole in zip(net.named_parameters(), *gradients, strict=True):
-        assert (once is None) == (whole is None), f"{probe.label(part)}: {name} has a gradient in one of the two"
+        assert (once is None) == (whole is None), f"{checks.label(part)}: {name} has a gradient in one of the two"
         if once is not None and whole is not None:
-            probe.near(part, once, whole, f"the gradient of {name}, of prompts read once and of whole rows", 1e-10)
+            checks.near(part, once, whole, f"the gradient of {name}, of prompts read once and of whole rows", 1e-10)
 
 
-def test_starts_undecided(part: Entry) -> None:
-    net = tiny.model(part)
-    loss, expected = float(tiny.mean_loss(net, tiny.example()).detach()), math.log(net.vocab_size)
+def test_starts_undecided(part: PartSpec) -> None:
+    net = tiny_models.model(part)
+    loss, expected = float(tiny_models.mean_loss(net, tiny_models.example()).detach()), math.log(net.vocab_size)
     came = f"the loss at initialisation is {loss:.3f}, ln(vocabulary) = {expected:.3f} +- 0.1 was expected"
-    assert abs(loss - expected) < 0.1, f"{probe.label(part)}: {came}"
+    assert abs(loss - expected) < 0.1, f"{checks.label(part)}: {came}"
 
 
-def test_gradient_reaches_every_parameter(part: Entry) -> None:
+def test_gradient_reaches_every_parameter(part: PartSpec) -> None:
     """In one of six steps: what starts closed (a gain of 0) opens first."""
-    net = tiny.model(part)
-    optimizer, lost = tiny.adamw(net), {n for n, p in net.named_parameters() if p.requires_grad}
+    net = tiny_models.model(part)
+    optimizer, lost = tiny_models.adamw(net), {n for n, p in net.named_parameters() if p.requires_grad}
 
     class Look:
         def before_step(self, step: Any) -> None:
-            lost.intersection_update(probe.without_gradient(net))
+            lost.intersection_update(checks.without_gradient(net))
 
-    tiny.run(net, optimizer, 6, hooks=[Look()])
-    assert not lost, f"{probe.label(part)}: in 6 steps no gradient reaches {', '.join(sorted(lost))}"
+    tiny_models.run(net, optimizer, 6, hooks=[Look()])
+    assert not lost, f"{checks.label(part)}: in 6 steps no gradient reaches {', '.join(sorted(lost))}"
 
 
-def test_learns_one_batch(part: Entry) -> None:
-    net = tiny.model(part)
-    losses = tiny.run(net, tiny.adamw(net), 60)
-    probe.finite(part, torch.tensor(losses), "in the loss")
+def test_learns_one_batch(part: PartSpec) -> None:
+    net = tiny_models.model(part)
+    losses = tiny_models.run(net, tiny_models.adamw(net), 60)
+    checks.finite(part, torch.tensor(losses), "in the loss")
     came = f"60 steps of AdamW on one batch go from {losses[0]:.3f} to {losses[-1]:.3f}, half was expected"
-    assert losses[-1] < losses[0] / 2, f"{probe.label(part)}: {came}"
+    assert losses[-1] < losses[0] / 2, f"{checks.label(part)}: {came}"
 
 
 @torch.no_grad()
-def test_weights_go_through_a_file(part: Entry) -> None:
+def test_weights_go_through_a_file(part: PartSpec) -> None:
     """All that the logits depend on is in the state_dict (or follows from the config): safetensors, and back."""
     from safetensors.torch import load, save
 
-    net, other = tiny.model(part), tiny.model(part, seed=1)
+    net, other = tiny_models.model(part), tiny_models.model(part, seed=1)
     seen: dict[int, str] = {}
     state = {n: t.contiguous() for n, t in net.state_dict().items() if seen.setdefault(t.data_ptr(), n) == n}
     missing, unexpected = other.load_state_dict(load(save(state)), strict=False)
     lost = [n for n in [*missing, *unexpected] if n in state]
-    assert not lost, f"{probe.label(part)}: {lost} do not come back"
-    same = torch.equal(net.eval()(tiny.tokens()), other.eval()(tiny.tokens()))
-    assert same, f"{probe.label(part)}: a model with the loaded weights gives other logits; is a tensor no buffer?"
+    assert not lost, f"{checks.label(part)}: {lost} do not come back"
+    same = torch.equal(net.eval()(tiny_models.tokens()), other.eval()(tiny_models.tokens()))
+    assert same, f"{checks.label(part)}: a model with the loaded weights gives other logits; is a tensor no buffer?"
 
 
-def test_autocast_bfloat16(part: Entry) -> None:
-    net, batch = tiny.model(part), tiny.example()
-    wide = tiny.mean_loss(net, batch).detach()
+def test_autocast_bfloat16(part: PartSpec) -> None:
+    net, batch = tiny_models.model(part), tiny_models.example()
+    wide = tiny_models.mean_loss(net, batch).detach()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = tiny.mean_loss(net, batch)
+        loss = tiny_models.mean_loss(net, batch)
     loss.backward()  # type: ignore[no-untyped-call]
-    probe.near(part, loss.detach().float(), wide, "the loss in bfloat16 and in float32", 0.02)
+    checks.near(part, loss.detach().float(), wide, "the loss in bfloat16 and in float32", 0.02)
     for name, p in net.named_parameters():
         if p.grad is not None:
-            probe.finite(part, p.grad, f"in the gradient of {name} in bfloat16")
+            checks.finite(part, p.grad, f"in the gradient of {name} in bfloat16")
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_moves(part: Entry, device: str) -> None:
-    net = tiny.model(part)
-    expected = net.eval()(tiny.tokens()).detach()
+def test_moves(part: PartSpec, device: str) -> None:
+    net = tiny_models.model(part)
+    expected = net.eval()(tiny_models.tokens()).detach()
     net.to(device)
     stayed = [name for name, tensor in _held(net) if tensor.device.type != device]
-    assert not stayed, f"{probe.label(part)}: {stayed} stay behind in .to({device!r}); register them as buffers"
-    logits = net(tiny.tokens().to(device))
-    assert logits.device.type == device, f"{probe.label(part)}: the logits are on {logits.device}"
+    assert not stayed, f"{checks.label(part)}: {stayed} stay behind in .to({device!r}); register them as buffers"
+    logits = net(tiny_models.tokens().to(device))
+    assert logits.device.type == device, f"{checks.label(part)}: the logits are on {logits.device}"
     if device == "cuda":
-        probe.near(part, logits.cpu(), expected, "logits on the GPU and on the CPU", 1e-3)
+        checks.near(part, logits.cpu(), expected, "logits on the GPU and on the CPU", 1e-3)
 
 
 def _held(net: nn.Module) -> list[tuple[str, Tensor]]:
@@ -180,9 +184,9 @@ def _held(net: nn.Module) -> list[tuple[str, Tensor]]:
     return found
 
 
-def test_is_counted(part: Entry) -> None:
-    size, net = measure(tiny.config(part), tiny.VOCAB), tiny.model(part)
+def test_is_counted(part: PartSpec) -> None:
+    size, net = measure(tiny_models.config(part), tiny_models.VOCAB), tiny_models.model(part)
     parameters = sum(p.numel() for p in net.parameters())
     came = f"{size.parameters} parameters are counted, the model has {parameters}"
-    assert size.parameters == parameters, f"{probe.label(part)}: {came}"
-    assert size.flops_per_token > 0, f"{probe.label(part)}: {size.flops_per_token} FLOPs per token are counted"
+    assert size.parameters == parameters, f"{checks.label(part)}: {came}"
+    assert size.flops_per_token > 0, f"{checks.label(part)}: {size.flops_per_token} FLOPs per token are counted"

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from ablatio.errors import UserError
-from ablatio.orders import End, Order
-from ablatio.registry import Entry
-from ablatio.testing import probe, samples
+from ablatio.registry.kinds.launch_types import LaunchOutcome, LaunchRequest
+from ablatio.registry.registry import PartSpec
+from ablatio.testing import checks, sample_parts
 
 KINDS = ("launcher",)
 PATIENCE = 120.0  # seconds: a cluster starts slowly on a busy machine
@@ -26,14 +26,14 @@ def start(launcher: Any) -> None:
         raise
 
 
-def ends(launcher: Any, orders: list[Order], act: Callable[[], None] = lambda: None) -> list[End]:
+def ends(launcher: Any, orders: list[LaunchRequest], act: Callable[[], None] = lambda: None) -> list[LaunchOutcome]:
     """What comes back of the orders."""
     start(launcher)
     try:
         for order in orders:
             launcher.submit(order)
         act()
-        found: list[End] = []
+        found: list[LaunchOutcome] = []
         deadline = time.monotonic() + PATIENCE
         while len(found) < len(orders) and time.monotonic() < deadline:
             found += launcher.poll(0.1)
@@ -42,39 +42,39 @@ def ends(launcher: Any, orders: list[Order], act: Callable[[], None] = lambda: N
         launcher.stop()
 
 
-def order(folder: Path, name: str, code: int = 0) -> Order:
+def order(folder: Path, name: str, code: int = 0) -> LaunchRequest:
     """samples.obey leaves with the code `attempt`."""
-    return Order(str(folder), name, code, 0)
+    return LaunchRequest(str(folder), name, code, 0)
 
 
-def test_each_end_comes_back_once(part: Entry, tmp_path: Path) -> None:
+def test_each_end_comes_back_once(part: PartSpec, tmp_path: Path) -> None:
     wanted = [order(tmp_path, name, code) for name, code in {"a": 0, "b": 3, "c": 0, "signal": 9}.items()]
-    found = {e.order.job: (e.how, e.code) for e in ends(samples.launcher(part), wanted)}
+    found = {e.order.job: (e.how, e.code) for e in ends(sample_parts.launcher(part), wanted)}
     expected = {"a": ("exit", 0), "b": ("exit", 3), "c": ("exit", 0), "signal": ("signal", 9)}
-    assert found == expected, f"{probe.label(part)}: the ends are {found}, {expected} was expected"
+    assert found == expected, f"{checks.label(part)}: the ends are {found}, {expected} was expected"
 
 
-def test_cancel_asks_one_run_to_stop(part: Entry, tmp_path: Path) -> None:
-    launcher = samples.launcher(part)
+def test_cancel_asks_one_run_to_stop(part: PartSpec, tmp_path: Path) -> None:
+    launcher = sample_parts.launcher(part)
     found = ends(launcher, [order(tmp_path, "sleep")], lambda: launcher.cancel("sleep"))
     assert [e.order.job for e in found] == ["sleep"], (
-        f"{probe.label(part)}: a cancelled run gave {found}, one end was due"
+        f"{checks.label(part)}: a cancelled run gave {found}, one end was due"
     )
 
 
-def test_stop_ends_what_runs(part: Entry, tmp_path: Path) -> None:
-    launcher = samples.launcher(part)
+def test_stop_ends_what_runs(part: PartSpec, tmp_path: Path) -> None:
+    launcher = sample_parts.launcher(part)
     start(launcher)
     launcher.submit(order(tmp_path, "sleep"))
     launcher.poll(0.2)
     started = time.monotonic()
     launcher.stop()
     took = time.monotonic() - started
-    assert took < PATIENCE, f"{probe.label(part)}: stop took {took:.0f} s"
+    assert took < PATIENCE, f"{checks.label(part)}: stop took {took:.0f} s"
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_has_slots(part: Entry, count: int) -> None:
-    launcher = samples.launcher(part, {"workers": count} if part.knob("workers") else {})
+def test_has_slots(part: PartSpec, count: int) -> None:
+    launcher = sample_parts.launcher(part, {"workers": count} if part.knob("workers") else {})
     good = launcher.slots == count if part.knob("workers") else launcher.slots >= 1
-    assert good, f"{probe.label(part)}: slots is {launcher.slots!r}"
+    assert good, f"{checks.label(part)}: slots is {launcher.slots!r}"

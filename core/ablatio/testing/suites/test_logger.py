@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from ablatio.errors import UserError
-from ablatio.registry import Entry
-from ablatio.testing import probe, samples
+from ablatio.registry.registry import PartSpec
+from ablatio.testing import checks, sample_parts
 from ablatio.testing.observe import isolated
 from ablatio.testing.suites.test_common import _switches
 
@@ -17,13 +17,13 @@ ROWS = [{"step": s, "tokens": 64 * s, "train/loss": 5.0 - 0.1 * s, "val/loss": f
 
 
 def test_writes_in_its_place_and_nothing_else(
-    part: Entry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    part: PartSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """A run, and its continuation from step 4: no word, no network, no secret, no file elsewhere, no random number."""
 
     def refused(self: socket.socket, address: Any) -> None:
         local = self.family == socket.AF_UNIX or address[0] in ("127.0.0.1", "::1", "localhost")
-        assert local, f"{probe.label(part)}: connects to {address}"
+        assert local, f"{checks.label(part)}: connects to {address}"
         connect(self, address)
 
     connect = socket.socket.connect
@@ -33,10 +33,10 @@ def test_writes_in_its_place_and_nothing_else(
     folder = tmp_path / "runs" / "one"
     folder.mkdir(parents=True)
     try:
-        logger = samples.logger(part, folder)
+        logger = sample_parts.logger(part, folder)
     except UserError as error:
         pytest.skip(str(error).splitlines()[0])
-    assert not list(folder.iterdir()), f"{probe.label(part)}: writes before `start`"
+    assert not list(folder.iterdir()), f"{checks.label(part)}: writes before `start`"
     before = dict(_switches())
     with isolated(1):
         first = dict(_switches())
@@ -46,13 +46,13 @@ def test_writes_in_its_place_and_nothing_else(
         logger.start(ROWS[:2])
         logger.log(ROWS[2])
         logger.finish("done")
-        assert dict(_switches()) == first, f"{probe.label(part)}: draws random numbers or turns a switch"
+        assert dict(_switches()) == first, f"{checks.label(part)}: draws random numbers or turns a switch"
     assert dict(_switches()) == before
     said = "".join(capfd.readouterr())
-    assert not said, f"{probe.label(part)}: prints {said!r}"
+    assert not said, f"{checks.label(part)}: prints {said!r}"
     files = [p for p in tmp_path.rglob("*") if p.is_file()]
-    assert any(p.is_relative_to(folder.parent) for p in files), f"{probe.label(part)}: writes nothing"
+    assert any(p.is_relative_to(folder.parent) for p in files), f"{checks.label(part)}: writes nothing"
     elsewhere = [p for p in files if not p.is_relative_to(folder.parent)]
-    assert not elsewhere, f"{probe.label(part)}: writes {elsewhere[0]}, which is not beside the run"
+    assert not elsewhere, f"{checks.label(part)}: writes {elsewhere[0]}, which is not beside the run"
     told = [p for p in files if b"swordfish" in p.read_bytes()]
-    assert not told, f"{probe.label(part)}: writes a value of the environment into {told[:1]}"
+    assert not told, f"{checks.label(part)}: writes a value of the environment into {told[:1]}"

@@ -7,23 +7,23 @@ import torch
 from torch import Tensor, nn
 
 from ablatio.errors import UserError
-from ablatio.model.adapters import adapted
-from ablatio.model.branches import answer_states
-from ablatio.model.cache import KVCache
-from ablatio.model.merging import merge
-from ablatio.model.roles import groups_by_role, named_generator
-from ablatio.registry import Entry
-from ablatio.testing import probe, samples, tiny
+from ablatio.model.decoding.shared_prefix import answer_states
+from ablatio.model.kv_cache import KVCache
+from ablatio.model.parameter_roles import groups_by_role, named_generator
+from ablatio.model.peft.adapters import adapted
+from ablatio.model.peft.merge import merge
+from ablatio.registry.registry import PartSpec
+from ablatio.testing import checks, sample_parts, tiny_models
 
 KINDS = ("peft",)
 ROUNDING = 1e-5
 
 
-def test_starts_at_the_base(part: Entry) -> None:
+def test_starts_at_the_base(part: PartSpec) -> None:
     if part.facts["virtual"]:
         return  # what stands before a text is read from the first step on
-    net, tokens = tiny.model(part), tiny.tokens()
-    made = samples.peft(part)
+    net, tokens = tiny_models.model(part), tiny_models.tokens()
+    made = sample_parts.peft(part)
     if hasattr(made, "prepare"):
         made.prepare(net)
     with torch.no_grad():
@@ -32,57 +32,61 @@ def test_starts_at_the_base(part: Entry) -> None:
         after = net.eval()(tokens)
     apart = float((after - before).abs().max())
     allowed = 0.0 if part.facts["exact"] else ROUNDING
-    assert apart <= allowed, f"{probe.label(part)}: at step 0 its logits are {apart:g} from the base's"
+    assert apart <= allowed, f"{checks.label(part)}: at step 0 its logits are {apart:g} from the base's"
 
 
-def test_base_stays_as_it_is(part: Entry) -> None:
+def test_base_stays_as_it_is(part: PartSpec) -> None:
     """Bit for bit, after steps in which something else learns."""
-    net, made = samples.tuned(part)
+    net, made = sample_parts.tuned(part)
     before = {name: t.clone() for name, t in net.state_dict().items()}
     trains = {name for name, p in net.named_parameters(remove_duplicate=False) if p.requires_grad}
-    assert trains, f"{probe.label(part)}: nothing trains"
+    assert trains, f"{checks.label(part)}: nothing trains"
     buffers = {name for name, _ in net.named_buffers() if ".adapter." in f".{name}"}
-    tiny.tune(net, made, 5)
+    tiny_models.tune(net, made, 5)
     after = net.state_dict()
     moved = [n for n, t in after.items() if n not in trains | buffers and not torch.equal(t, before[n])]
-    assert not moved, f"{probe.label(part)}: {moved[0]} is frozen and has moved"
-    assert any(not torch.equal(after[n], before[n]) for n in trains), f"{probe.label(part)}: 5 steps move nothing"
+    assert not moved, f"{checks.label(part)}: {moved[0]} is frozen and has moved"
+    assert any(not torch.equal(after[n], before[n]) for n in trains), f"{checks.label(part)}: 5 steps move nothing"
 
 
-def test_few_weights_train(part: Entry) -> None:
-    net, _ = samples.tuned(part, {name: 2 for name in ("rank", "size", "tokens", "hidden") if part.knob(name)})
-    total = sum(p.numel() for p in tiny.model(part).parameters())
+def test_few_weights_train(part: PartSpec) -> None:
+    net, _ = sample_parts.tuned(part, {name: 2 for name in ("rank", "size", "tokens", "hidden") if part.knob(name)})
+    total = sum(p.numel() for p in tiny_models.model(part).parameters())
     trains = sum(p.numel() for p in net.parameters() if p.requires_grad)
     if part.name != "none":
-        assert trains < total / 2, f"{probe.label(part)}: {trains} of {total} parameters train"
+        assert trains < total / 2, f"{checks.label(part)}: {trains} of {total} parameters train"
 
 
-def test_a_prompt_read_once_teaches_what_whole_rows_teach(part: Entry) -> None:
+def test_a_prompt_read_once_teaches_what_whole_rows_teach(part: PartSpec) -> None:
     """Answers behind prompts of two lengths, in training: states and gradients of rows by themselves."""
     if part.facts["whole_rows"]:
         pytest.skip("it reads each text in one pass (whole_rows = True)")
-    net, _ = samples.tuned(part, {"dropout": 0.0} if part.knob("dropout") else None)
+    net, _ = sample_parts.tuned(part, {"dropout": 0.0} if part.knob("dropout") else None)
     net.double().train()
     learnt = [p for p in net.parameters() if p.requires_grad]
     for i, p in enumerate(learnt):
         p.data += 0.05 * torch.randn(p.shape, generator=named_generator(i, "start"), dtype=torch.float64)
-    prompts, answers, weights = tiny.tokens(2, 12), tiny.tokens(4, 7, seed=1), torch.randn(4, 7, 32).double()
+    prompts, answers, weights = (
+        tiny_models.tokens(2, 12),
+        tiny_models.tokens(4, 7, seed=1),
+        torch.randn(4, 7, 32).double(),
+    )
     lengths, parents = torch.tensor([12, 8]), torch.tensor([0, 1, 1, 0])
     found = []
     for net.branches in (True, False):
         states = answer_states(net, prompts, lengths, parents, answers)
         found.append((states.detach(), *torch.autograd.grad((states * weights).sum(), learnt, allow_unused=True)))
     for once, whole in zip(*found, strict=True):
-        assert (once is None) == (whole is None), f"{probe.label(part)}: a weight has a gradient in one of the two"
+        assert (once is None) == (whole is None), f"{checks.label(part)}: a weight has a gradient in one of the two"
         if once is not None:
-            probe.near(part, once, whole, "prompts read once and whole rows", 1e-10)
+            checks.near(part, once, whole, "prompts read once and whole rows", 1e-10)
 
 
-def test_learns(part: Entry) -> None:
-    net, made = samples.tuned(part)
-    losses = tiny.tune(net, made, 30, lr=3e-2)
-    probe.finite(part, torch.tensor(losses), "in the loss")
-    assert min(losses[-5:]) < losses[0] - 0.003, f"{probe.label(part)}: {losses[0]:.4f} becomes {losses[-1]:.4f}"
+def test_learns(part: PartSpec) -> None:
+    net, made = sample_parts.tuned(part)
+    losses = tiny_models.tune(net, made, 30, lr=3e-2)
+    checks.finite(part, torch.tensor(losses), "in the loss")
+    assert min(losses[-5:]) < losses[0] - 0.003, f"{checks.label(part)}: {losses[0]:.4f} becomes {losses[-1]:.4f}"
 
 
 def _logits(net: nn.Module, tokens: Tensor, **given: Any) -> Tensor:
@@ -91,43 +95,43 @@ def _logits(net: nn.Module, tokens: Tensor, **given: Any) -> Tensor:
     return found
 
 
-def test_looks_back_only(part: Entry) -> None:
-    net, tokens = samples.tuned_and_trained(part), tiny.tokens()
-    other = torch.cat([tokens[:, :12], tiny.tokens(seed=9)[:, 12:]], dim=1)
+def test_looks_back_only(part: PartSpec) -> None:
+    net, tokens = sample_parts.tuned_and_trained(part), tiny_models.tokens()
+    other = torch.cat([tokens[:, :12], tiny_models.tokens(seed=9)[:, 12:]], dim=1)
     apart = (_logits(net, tokens) - _logits(net, other))[:, :12].abs().max()
-    assert apart == 0, f"{probe.label(part)}: what comes later changes logits by {apart:g}"
+    assert apart == 0, f"{checks.label(part)}: what comes later changes logits by {apart:g}"
 
 
-def test_decodes_with_the_cache(part: Entry) -> None:
-    net, tokens, cache = samples.tuned_and_trained(part), tiny.tokens(2), KVCache()
+def test_decodes_with_the_cache(part: PartSpec) -> None:
+    net, tokens, cache = sample_parts.tuned_and_trained(part), tiny_models.tokens(2), KVCache()
     whole = _logits(net, tokens)
     pieces = [_logits(net, tokens[:, a:b], cache=cache) for a, b in ((0, 9), (9, 10), (10, 24))]
     apart = float((torch.cat(pieces, 1) - whole).abs().max())
-    assert apart < 1e-9, f"{probe.label(part)}: decoding is {apart:g} from the whole pass"
+    assert apart < 1e-9, f"{checks.label(part)}: decoding is {apart:g} from the whole pass"
 
 
-def test_packed_documents_are_alone(part: Entry) -> None:
-    net, rows = samples.tuned_and_trained(part), tiny.tokens(1)
-    if not tiny.attention_facts(part)["takes_segments"]:
+def test_packed_documents_are_alone(part: PartSpec) -> None:
+    net, rows = sample_parts.tuned_and_trained(part), tiny_models.tokens(1)
+    if not tiny_models.attention_facts(part)["takes_segments"]:
         return
     segments = torch.tensor([[0] * 7 + [1] * 12 + [2] * 5])
     packed = _logits(net, rows, segments=segments)
     alone = torch.cat([_logits(net, rows[:, a:b]) for a, b in ((0, 7), (7, 19), (19, 24))], dim=1)
     apart = float((packed - alone).abs().max())
-    assert apart < 1e-9, f"{probe.label(part)}: packed documents are {apart:g} from what they are alone"
+    assert apart < 1e-9, f"{checks.label(part)}: packed documents are {apart:g} from what they are alone"
 
 
-def test_merges_and_comes_apart(part: Entry) -> None:
-    net, tokens = samples.tuned_and_trained(part), tiny.tokens()
+def test_merges_and_comes_apart(part: PartSpec) -> None:
+    net, tokens = sample_parts.tuned_and_trained(part), tiny_models.tokens()
     there, state = len(list(adapted(net))), {n: t.clone() for n, t in net.state_dict().items()}
     before = _logits(net, tokens)
     try:
         merged = merge(net)
     except UserError:
-        assert torch.equal(_logits(net, tokens), before), f"{probe.label(part)}: a refused merge changes the model"
+        assert torch.equal(_logits(net, tokens), before), f"{checks.label(part)}: a refused merge changes the model"
         return
     apart = float((_logits(net, tokens) - before).abs().max())
-    assert apart < 1e-6, f"{probe.label(part)}: merged into the weights it says something else, by {apart:g}"
+    assert apart < 1e-6, f"{checks.label(part)}: merged into the weights it says something else, by {apart:g}"
     assert not list(adapted(net))
     merged.restore()
     back = net.state_dict()
@@ -135,33 +139,33 @@ def test_merges_and_comes_apart(part: Entry) -> None:
     assert len(list(adapted(net))) == there and torch.equal(_logits(net, tokens), before)
 
 
-def test_comes_back_from_its_state(part: Entry) -> None:
+def test_comes_back_from_its_state(part: PartSpec) -> None:
     """What a checkpoint keeps makes the same model again, on which training goes on alike."""
-    first, other = samples.tuned_and_trained(part), samples.tuned(part, seed=5)[0].double()
+    first, other = sample_parts.tuned_and_trained(part), sample_parts.tuned(part, seed=5)[0].double()
     other.load_state_dict(first.state_dict())
-    tokens = tiny.tokens()
+    tokens = tiny_models.tokens()
     assert torch.equal(_logits(first, tokens), _logits(other, tokens)), (
-        f"{probe.label(part)}: its state is not all of it"
+        f"{checks.label(part)}: its state is not all of it"
     )
 
 
-def test_seed_decides(part: Entry) -> None:
+def test_seed_decides(part: PartSpec) -> None:
     """The same seed, the same start, whatever was drawn before."""
     starts = []
     for drawn in (0, 3):
         torch.rand(drawn)
-        starts.append(samples.tuned(part)[0].state_dict())
-    assert all(torch.equal(starts[0][n], starts[1][n]) for n in starts[0]), f"{probe.label(part)}: starts by chance"
+        starts.append(sample_parts.tuned(part)[0].state_dict())
+    assert all(torch.equal(starts[0][n], starts[1][n]) for n in starts[0]), f"{checks.label(part)}: starts by chance"
 
 
-def test_groups_hold_what_trains(part: Entry) -> None:
-    net, _ = samples.tuned(part)
+def test_groups_hold_what_trains(part: PartSpec) -> None:
+    net, _ = sample_parts.tuned(part)
     grouped = {id(p) for group in groups_by_role(net) for p in group["params"]}
     assert grouped == {id(p) for p in net.parameters() if p.requires_grad}
 
 
-def test_targets_that_are_not_there(part: Entry) -> None:
+def test_targets_that_are_not_there(part: PartSpec) -> None:
     if part.knob("targets") is None:
         return
     with pytest.raises(UserError, match=r"there are .*\n.*try: peft.targets="):
-        samples.peft(part, {"targets": ("nowhere",)}).apply(tiny.model(part), 0)
+        sample_parts.peft(part, {"targets": ("nowhere",)}).apply(tiny_models.model(part), 0)

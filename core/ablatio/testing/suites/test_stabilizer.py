@@ -5,60 +5,64 @@ from typing import Any
 
 import torch
 
-from ablatio.registry import Entry
-from ablatio.testing import probe, samples, tiny
+from ablatio.registry.registry import PartSpec
+from ablatio.testing import checks, sample_parts, tiny_models
 from ablatio.testing.observe import digest
 
 KINDS = ("stabilizer",)
 
 
-def test_metrics_are_declared(part: Entry) -> None:
+def test_metrics_are_declared(part: PartSpec) -> None:
     said, seen = set(part.facts["metrics"]), set[str]()
 
     def look(hook: str, metrics: Mapping[str, Any]) -> None:
         if hook == "raised":
             asked = "Rewind" not in metrics or part.facts["rewinds"]
-            assert asked, f"{probe.label(part)}: raises Rewind, and the class does not say `rewinds = True`"
+            assert asked, f"{checks.label(part)}: raises Rewind, and the class does not say `rewinds = True`"
             return
         mapping = isinstance(metrics, Mapping)
-        assert mapping, f"{probe.label(part)}: {hook} gives {type(metrics).__name__}, a dict of numbers was expected"
+        assert mapping, f"{checks.label(part)}: {hook} gives {type(metrics).__name__}, a dict of numbers was expected"
         unknown = sorted(metrics.keys() - said)
-        assert not unknown, f"{probe.label(part)}: {hook} gives {unknown}, which `metrics` {sorted(said)} does not name"
+        assert not unknown, (
+            f"{checks.label(part)}: {hook} gives {unknown}, which `metrics` {sorted(said)} does not name"
+        )
         for name, value in metrics.items():
-            probe.finite(part, torch.as_tensor(value, dtype=torch.float64), f"in {name}")
+            checks.finite(part, torch.as_tensor(value, dtype=torch.float64), f"in {name}")
             one = torch.as_tensor(value).numel() == 1
-            assert one, f"{probe.label(part)}: {name} has {torch.as_tensor(value).numel()} values, one was expected"
+            assert one, f"{checks.label(part)}: {name} has {torch.as_tensor(value).numel()} values, one was expected"
         seen.update(metrics)
 
-    net = tiny.model()
-    tiny.run(net, tiny.adamw(net), 8, hooks=[samples.made(part)], spike=5, seen=look)
-    assert seen == said, f"{probe.label(part)}: `metrics` names {sorted(said - seen)}, which no hook gave in 8 steps"
+    net = tiny_models.model()
+    tiny_models.run(net, tiny_models.adamw(net), 8, hooks=[sample_parts.made(part)], spike=5, seen=look)
+    assert seen == said, f"{checks.label(part)}: `metrics` names {sorted(said - seen)}, which no hook gave in 8 steps"
 
 
-def test_a_run_still_learns(part: Entry) -> None:
-    net = tiny.model()
-    losses = tiny.run(net, tiny.adamw(net), 40, hooks=[samples.made(part)])
-    probe.finite(part, torch.tensor(losses), "in the loss of a tiny run")
-    assert losses[-1] < 0.7 * losses[0], f"{probe.label(part)}: 40 steps go from {losses[0]:.3f} to {losses[-1]:.3f}"
+def test_a_run_still_learns(part: PartSpec) -> None:
+    net = tiny_models.model()
+    losses = tiny_models.run(net, tiny_models.adamw(net), 40, hooks=[sample_parts.made(part)])
+    checks.finite(part, torch.tensor(losses), "in the loss of a tiny run")
+    assert losses[-1] < 0.7 * losses[0], f"{checks.label(part)}: 40 steps go from {losses[0]:.3f} to {losses[-1]:.3f}"
     for name, weight in net.named_parameters():
-        probe.finite(part, weight.detach(), f"in {name} after a tiny run")
+        checks.finite(part, weight.detach(), f"in {name} after a tiny run")
 
 
-def test_state_comes_back(part: Entry) -> None:
+def test_state_comes_back(part: PartSpec) -> None:
     """What lasts from step to step is in state_dict: another instance goes on alike."""
-    first = samples.made(part)
+    first = sample_parts.made(part)
     if not hasattr(first, "state_dict"):
         return
     outcomes = []
     for again in (False, True):
-        net, used = tiny.model(), samples.made(part)
+        net, used = tiny_models.model(), sample_parts.made(part)
         told: list[Any] = []
         optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-        tiny.run(net, optimizer, 20, hooks=[used])
+        tiny_models.run(net, optimizer, 20, hooks=[used])
         if again:
-            fresh = samples.made(part)
+            fresh = sample_parts.made(part)
             fresh.load_state_dict(used.state_dict())
             used = fresh
-        tiny.run(net, optimizer, 12, hooks=[used], spike=9, seen=lambda *given, told=told: told.append(given))
+        tiny_models.run(net, optimizer, 12, hooks=[used], spike=9, seen=lambda *given, told=told: told.append(given))
         outcomes.append(digest([told, net.state_dict(), used.state_dict()]))
-    assert outcomes[0] == outcomes[1], f"{probe.label(part)}: with the state of another instance it goes on differently"
+    assert outcomes[0] == outcomes[1], (
+        f"{checks.label(part)}: with the state of another instance it goes on differently"
+    )

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from ablatio.model.roles import groups_by_role, named_generator
-from ablatio.registry import REGISTRIES, Entry
-from ablatio.testing import probe, samples, tiny
+from ablatio.model.parameter_roles import groups_by_role, named_generator
+from ablatio.registry.registry import REGISTRIES, PartSpec
+from ablatio.testing import checks, sample_parts, tiny_models
 from ablatio.testing.observe import digest
 
 KINDS = ("task",)
@@ -30,82 +30,82 @@ def _scores(part: Any, net: Any) -> dict[str, float]:
     return found
 
 
-def test_says_what_it_is_scored_by(part: Entry) -> None:
+def test_says_what_it_is_scored_by(part: PartSpec) -> None:
     facts = part.facts
     named = facts["main"] in facts["scores"]
-    assert named, f"{probe.label(part)}: the main score `{facts['main']}` is none of its scores {facts['scores']}"
+    assert named, f"{checks.label(part)}: the main score `{facts['main']}` is none of its scores {facts['scores']}"
     known = facts["better"] in ("lower", "higher")
-    assert known, f"{probe.label(part)}: better is {facts['better']!r}; 'lower' or 'higher' was expected"
+    assert known, f"{checks.label(part)}: better is {facts['better']!r}; 'lower' or 'higher' was expected"
     gives = REGISTRIES["source"].any_of
     assert facts["takes"] in gives, (
-        f"{probe.label(part)}: takes {facts['takes']!r}, and a source gives {' or '.join(gives)}"
+        f"{checks.label(part)}: takes {facts['takes']!r}, and a source gives {' or '.join(gives)}"
     )
 
 
-def test_batches_depend_on_their_number_alone(part: Entry) -> None:
+def test_batches_depend_on_their_number_alone(part: PartSpec) -> None:
     """So workers, resume and the order in which batches are asked for cannot change a run."""
-    (first, _), (second, _) = samples.task(part), samples.task(part)
+    (first, _), (second, _) = sample_parts.task(part), sample_parts.task(part)
     numbers = (0, 1, 7, 40)
     forth = {n: digest([first.training[n], _example(first, n)]) for n in numbers}
     back = {n: digest([second.training[n], _example(second, n)]) for n in reversed(numbers)}
     differing = [n for n in numbers if forth[n] != back[n]]
-    assert not differing, f"{probe.label(part)}: batch {differing[0]} is another one when it is asked for earlier"
-    assert len(set(forth.values())) > 1, f"{probe.label(part)}: all batches are equal"
+    assert not differing, f"{checks.label(part)}: batch {differing[0]} is another one when it is asked for earlier"
+    assert len(set(forth.values())) > 1, f"{checks.label(part)}: all batches are equal"
     for n in numbers:
         said = first.training[n].get("number")
-        assert said is not None and int(said) == n, f"{probe.label(part)}: batch {n} says that its number is {said}"
+        assert said is not None and int(said) == n, f"{checks.label(part)}: batch {n} says that its number is {said}"
 
 
-def test_examples_draw_from_their_generator(part: Entry) -> None:
-    task, _ = samples.task(part)
-    with probe.draws_nothing(part, "although it is handed a generator"):
+def test_examples_draw_from_their_generator(part: PartSpec) -> None:
+    task, _ = sample_parts.task(part)
+    with checks.draws_nothing(part, "although it is handed a generator"):
         _example(task, 3)
 
 
-def test_loss(part: Entry) -> None:
-    task, net = samples.task(part)
+def test_loss(part: PartSpec) -> None:
+    task, net = sample_parts.task(part)
     total, weight, measures = _loss(task, net.train(), 0)
     for name, value in {"total": total, "weight": weight}.items():
         one = isinstance(value, torch.Tensor) and value.numel() == 1
-        assert one, f"{probe.label(part)}: the loss's {name} is {value!r:.60}; a tensor with one number was expected"
-        probe.finite(part, value.detach().double(), f"in the loss's {name}")
-    assert float(weight) > 0, f"{probe.label(part)}: the weight of a batch is {float(weight)}"
+        assert one, f"{checks.label(part)}: the loss's {name} is {value!r:.60}; a tensor with one number was expected"
+        checks.finite(part, value.detach().double(), f"in the loss's {name}")
+    assert float(weight) > 0, f"{checks.label(part)}: the weight of a batch is {float(weight)}"
     methods = [m for e in REGISTRIES["alignment"] for m in e.facts["metrics"]]
     unknown = sorted(measures.keys() - {*part.facts["metrics"], *methods})
     assert not unknown, (
-        f"{probe.label(part)}: measures {unknown}, which `metrics` {part.facts['metrics']} does not name"
+        f"{checks.label(part)}: measures {unknown}, which `metrics` {part.facts['metrics']} does not name"
     )
     (total / weight).backward()
     reached = [n for n, p in net.named_parameters() if p.grad is not None and p.grad.any()]
-    assert reached, f"{probe.label(part)}: the loss gives no parameter a gradient"
+    assert reached, f"{checks.label(part)}: the loss gives no parameter a gradient"
 
 
-def test_scores(part: Entry) -> None:
-    task, net = samples.task(part)
+def test_scores(part: PartSpec) -> None:
+    task, net = sample_parts.task(part)
     before, mode, seen = copy.deepcopy(net.state_dict()), net.train().training, list[int]()
     found = task.score(net, task.validation(), CPU, seen.append)
     missing = [name for name in part.facts["scores"] if name not in found]
-    assert not missing, f"{probe.label(part)}: `scores` names {missing}, which score() does not give"
+    assert not missing, f"{checks.label(part)}: `scores` names {missing}, which score() does not give"
     for name, value in found.items():
         plain = isinstance(value, int | float)
-        assert plain, f"{probe.label(part)}: the score {name} is {value!r:.60}; a plain number was expected"
-    probe.finite(part, torch.tensor(found[part.facts["main"]], dtype=torch.float64), "in the main score")
-    assert seen, f"{probe.label(part)}: score() never calls `between`, so a signal cannot stop it"
-    assert net.training == mode, f"{probe.label(part)}: score() leaves the model in another mode"
+        assert plain, f"{checks.label(part)}: the score {name} is {value!r:.60}; a plain number was expected"
+    checks.finite(part, torch.tensor(found[part.facts["main"]], dtype=torch.float64), "in the main score")
+    assert seen, f"{checks.label(part)}: score() never calls `between`, so a signal cannot stop it"
+    assert net.training == mode, f"{checks.label(part)}: score() leaves the model in another mode"
     changed = [n for n, w in net.state_dict().items() if not torch.equal(w, before[n])]
-    assert not changed, f"{probe.label(part)}: score() changes {changed[0]}"
-    assert found == _scores(task, net), f"{probe.label(part)}: scored twice, a model gets two scores"
+    assert not changed, f"{checks.label(part)}: score() changes {changed[0]}"
+    assert found == _scores(task, net), f"{checks.label(part)}: scored twice, a model gets two scores"
 
 
-def test_tokens_add_up(part: Entry) -> None:
-    task, _ = samples.task(part)
+def test_tokens_add_up(part: PartSpec) -> None:
+    task, _ = sample_parts.task(part)
     counts = [task.tokens(steps) for steps in (0, 1, 2, 10)]
     rising = counts[0] == 0 and all(a < b for a, b in itertools.pairwise(counts))
-    assert rising and all(isinstance(n, int) for n in counts), f"{probe.label(part)}: 0, 1, 2, 10 steps take {counts}"
+    assert rising and all(isinstance(n, int) for n in counts), f"{checks.label(part)}: 0, 1, 2, 10 steps take {counts}"
 
 
-def test_a_run_still_learns(part: Entry) -> None:
-    task, net = samples.task(part)
+def test_a_run_still_learns(part: PartSpec) -> None:
+    task, net = sample_parts.task(part)
     optimizer = torch.optim.Adam([p for g in groups_by_role(net) for p in g["params"]], lr=1e-2)
     losses = []
     net.train()
@@ -115,32 +115,34 @@ def test_a_run_still_learns(part: Entry) -> None:
         (total / weight).backward()
         optimizer.step()
         losses.append(float(total.detach() / weight))
-    probe.finite(part, torch.tensor(losses), "in the loss of a tiny run")
+    checks.finite(part, torch.tensor(losses), "in the loss of a tiny run")
     assert min(losses[-5:]) < losses[0], (
-        f"{probe.label(part)}: 40 steps on one batch go from {losses[0]} to {losses[-1]}"
+        f"{checks.label(part)}: 40 steps on one batch go from {losses[0]} to {losses[-1]}"
     )
 
 
-def test_state_comes_back(part: Entry) -> None:
+def test_state_comes_back(part: PartSpec) -> None:
     """What lasts from step to step is in state_dict: another instance goes on alike."""
-    task, net = samples.task(part)
+    task, net = sample_parts.task(part)
     if not hasattr(task, "state_dict"):
         return
     for step in range(3):
         _loss(task, net, step, step)
-    again, other = samples.task(part)
+    again, other = sample_parts.task(part)
     other.load_state_dict(net.state_dict())
     again.load_state_dict(copy.deepcopy(task.state_dict()))
     outcomes = [digest([_loss(t, n, k, k)[:2] for k in range(3, 6)]) for t, n in ((task, net), (again, other))]
-    assert outcomes[0] == outcomes[1], f"{probe.label(part)}: with the state of another instance it goes on differently"
+    assert outcomes[0] == outcomes[1], (
+        f"{checks.label(part)}: with the state of another instance it goes on differently"
+    )
 
 
-def test_adds_its_weights_from_the_seed(part: Entry) -> None:
+def test_adds_its_weights_from_the_seed(part: PartSpec) -> None:
     """What it attaches starts alike each time; and the model's own weights stay what they were."""
-    (_, net), (_, again) = samples.task(part), samples.task(part)
-    plain = tiny.model(vocab_size=net.vocab_size)
+    (_, net), (_, again) = sample_parts.task(part), sample_parts.task(part)
+    plain = tiny_models.model(vocab_size=net.vocab_size)
     assert digest(net.state_dict()) == digest(again.state_dict()), (
-        f"{probe.label(part)}: attaches other weights each time"
+        f"{checks.label(part)}: attaches other weights each time"
     )
     lost = plain.state_dict().keys() - net.state_dict().keys()
-    assert not lost, f"{probe.label(part)}: the model lost {sorted(lost)[0]}"
+    assert not lost, f"{checks.label(part)}: the model lost {sorted(lost)[0]}"

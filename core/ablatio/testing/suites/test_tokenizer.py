@@ -6,74 +6,76 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ablatio.registry import Entry
-from ablatio.testing import probe, samples
+from ablatio.registry.registry import PartSpec
+from ablatio.testing import checks, sample_parts
 
 KINDS = ("tokenizer",)
-TRAINING = [text * 20 for text in samples.TEXTS]
+TRAINING = [text * 20 for text in sample_parts.TEXTS]
 
 
 _trained: dict[tuple[str, str], Any] = {}
 
 
-def _made(part: Entry) -> Any:
+def _made(part: PartSpec) -> Any:
     """Trained once for all tests."""
     key = part.name, part.digest
     if key not in _trained:
-        _trained[key] = samples.tokenizer(part)
+        _trained[key] = sample_parts.tokenizer(part)
     return _trained[key]
 
 
-@pytest.mark.parametrize("text", samples.TEXTS, ids=range(len(samples.TEXTS)))
-def test_round_trip(part: Entry, text: str) -> None:
+@pytest.mark.parametrize("text", sample_parts.TEXTS, ids=range(len(sample_parts.TEXTS)))
+def test_round_trip(part: PartSpec, text: str) -> None:
     tokenizer = _made(part)
     (ids,) = tokenizer.encode([text])
     back = tokenizer.decode(ids.tolist())
-    assert back == text, f"{probe.label(part)}: {text!r} comes back as {back!r}"
+    assert back == text, f"{checks.label(part)}: {text!r} comes back as {back!r}"
     bad = [i for i in ids.tolist() if not 0 <= i < tokenizer.vocab_size]
-    assert not bad, f"{probe.label(part)}: ids {bad[:5]} are not in 0 ... {tokenizer.vocab_size - 1}"
-    assert tokenizer.eos not in ids.tolist(), f"{probe.label(part)}: eos ({tokenizer.eos}) comes from the text {text!r}"
+    assert not bad, f"{checks.label(part)}: ids {bad[:5]} are not in 0 ... {tokenizer.vocab_size - 1}"
+    assert tokenizer.eos not in ids.tolist(), (
+        f"{checks.label(part)}: eos ({tokenizer.eos}) comes from the text {text!r}"
+    )
     size, expected = int(tokenizer.token_bytes()[ids].sum()) if len(ids) else 0, len(text.encode())
-    assert size == expected, f"{probe.label(part)}: token_bytes gives {size} for {text!r}, which has {expected} bytes"
+    assert size == expected, f"{checks.label(part)}: token_bytes gives {size} for {text!r}, which has {expected} bytes"
 
 
-def test_many_as_one_by_one(part: Entry) -> None:
+def test_many_as_one_by_one(part: PartSpec) -> None:
     tokenizer = _made(part)
-    together, alone = tokenizer.encode(samples.TEXTS), [tokenizer.encode([t])[0] for t in samples.TEXTS]
-    for text, a, b in zip(samples.TEXTS, together, alone, strict=True):
+    together, alone = tokenizer.encode(sample_parts.TEXTS), [tokenizer.encode([t])[0] for t in sample_parts.TEXTS]
+    for text, a, b in zip(sample_parts.TEXTS, together, alone, strict=True):
         array = isinstance(a, np.ndarray) and (a.dtype.kind == "u" or not len(a))
         assert array, (
-            f"{probe.label(part)}: encode gives {getattr(a, 'dtype', type(a))}, unsigned integers were expected"
+            f"{checks.label(part)}: encode gives {getattr(a, 'dtype', type(a))}, unsigned integers were expected"
         )
-        assert np.array_equal(a, b), f"{probe.label(part)}: {text!r} encodes differently among other texts"
+        assert np.array_equal(a, b), f"{checks.label(part)}: {text!r} encodes differently among other texts"
 
 
-def test_sizes_are_known_before_training(part: Entry) -> None:
-    fresh, tokenizer = samples.made(part), _made(part)
+def test_sizes_are_known_before_training(part: PartSpec) -> None:
+    fresh, tokenizer = sample_parts.made(part), _made(part)
     for name in ("vocab_size", "eos"):
         a, b = getattr(fresh, name), getattr(tokenizer, name)
-        assert a == b, f"{probe.label(part)}: {name} is {a} before training and {b} after"
-    assert 0 <= fresh.eos < fresh.vocab_size, f"{probe.label(part)}: eos={fresh.eos}, vocab_size={fresh.vocab_size}"
+        assert a == b, f"{checks.label(part)}: {name} is {a} before training and {b} after"
+    assert 0 <= fresh.eos < fresh.vocab_size, f"{checks.label(part)}: eos={fresh.eos}, vocab_size={fresh.vocab_size}"
     table = tokenizer.token_bytes()
     shape, expected = table.shape, (tokenizer.vocab_size,)
-    assert shape == expected, f"{probe.label(part)}: token_bytes has the shape {shape}, {expected} was expected"
+    assert shape == expected, f"{checks.label(part)}: token_bytes has the shape {shape}, {expected} was expected"
     assert table[tokenizer.eos] == 0, (
-        f"{probe.label(part)}: eos stands for {table[tokenizer.eos]} bytes, 0 was expected"
+        f"{checks.label(part)}: eos stands for {table[tokenizer.eos]} bytes, 0 was expected"
     )
 
 
-def test_state_restores(part: Entry) -> None:
-    tokenizer, fresh = _made(part), samples.made(part)
+def test_state_restores(part: PartSpec) -> None:
+    tokenizer, fresh = _made(part), sample_parts.made(part)
     state = tokenizer.state()
     json.loads(state)
     fresh.restore(state)
-    assert fresh.state() == state, f"{probe.label(part)}: restore(state()) has another state()"
-    for a, b in zip(fresh.encode(samples.TEXTS), tokenizer.encode(samples.TEXTS), strict=True):
-        assert np.array_equal(a, b), f"{probe.label(part)}: encodes differently after restore(state())"
+    assert fresh.state() == state, f"{checks.label(part)}: restore(state()) has another state()"
+    for a, b in zip(fresh.encode(sample_parts.TEXTS), tokenizer.encode(sample_parts.TEXTS), strict=True):
+        assert np.array_equal(a, b), f"{checks.label(part)}: encodes differently after restore(state())"
 
 
-def test_training_is_deterministic(part: Entry) -> None:
+def test_training_is_deterministic(part: PartSpec) -> None:
     if part.facts["trained"]:
-        again = samples.made(part)
+        again = sample_parts.made(part)
         again.train(TRAINING)
-        assert again.state() == _made(part).state(), f"{probe.label(part)}: equal training gives another state"
+        assert again.state() == _made(part).state(), f"{checks.label(part)}: equal training gives another state"

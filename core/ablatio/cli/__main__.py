@@ -1,0 +1,7 @@
+"""`python -m ablatio.cli`."""
+
+import sys
+
+from ablatio.cli.main import main
+
+sys.exit(main())

@@ -1,0 +1,71 @@
+"""`ablatio compare RUN RUN`: what differs between two runs, and their results side by side."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ablatio.cli.commands import parser
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ablatio.report.analysis.compare_runs import Line
+
+
+def run(arguments: list[str]) -> int:
+    options = parser("compare")
+    options.add_argument("first", type=Path, help="a run folder")
+    options.add_argument("second", type=Path, help="another one")
+    options.add_argument("--json", action="store_true", help="for programs")
+    asked = options.parse_args(arguments)
+    import json
+    from dataclasses import asdict
+
+    from rich.console import Console
+
+    from ablatio.report.analysis.compare_runs import one_run, side_by_side
+    from ablatio.report.escape import terminal
+
+    two = side_by_side(one_run(asked.first), one_run(asked.second))
+    if asked.json:
+        told = ("settings", "code", "results", "costs", "obstacles", "cautions")
+        print(json.dumps({k: v for k, v in asdict(two).items() if k in told}, indent=1))
+        return 0
+    console = Console()
+    console.print(f"first   {terminal(asked.first)}\nsecond  {terminal(asked.second)}", highlight=False)
+    for title, lines in (("settings", two.settings), ("code, data, machine", two.code)):
+        _table(console, title, lines)
+    if not two.settings and not two.code:
+        console.print("\nnothing differs but chance and place", highlight=False)
+    _table(console, "not comparable" if two.obstacles else "results", two.results, numbers=True)
+    _table(console, "costs", two.costs, numbers=True)
+    for mark, sentences in (("not comparable", two.obstacles), ("mind", two.cautions)):
+        for sentence in sentences:
+            console.print(f"[bold]{mark}:[/] {terminal(sentence)}", highlight=False)
+    return 0
+
+
+def _table(console: "Console", title: str, lines: "Sequence[Line]", numbers: bool = False) -> None:
+    from rich.table import Table
+
+    from ablatio.report.escape import terminal
+
+    if not lines:
+        return
+    grid = Table(title=f"\n{title}", title_justify="left", box=None, pad_edge=False)
+    for name in ("", "first", "second", *(["second - first"] if numbers else [])):
+        grid.add_column(name, justify="right" if numbers and name else "left", overflow="fold")
+    for line in lines:
+        a, b = line.first, line.second
+        apart = [f"{b - a:+.6g}"] if numbers and a is not None and b is not None else [""] if numbers else []
+        grid.add_row(terminal(line.what), *(terminal(_shown(x)) for x in (a, b)), *apart)
+    console.print(grid, highlight=False)
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    text = str(value)
+    return text[:16] if len(text) == 64 else text  # a hash: its beginning tells it from another

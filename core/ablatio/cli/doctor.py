@@ -1,0 +1,66 @@
+"""`ablatio doctor`: versions, device, folders and plugins; what is wrong is said with what to do."""
+
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from ablatio.cli.commands import parser
+from ablatio.registry import discovery
+from ablatio.storage.paths import cache_root, shipped
+
+LOW_SPACE = 1 << 30
+
+
+def run(arguments: list[str]) -> int:
+    parser("doctor").parse_args(arguments)
+    from ablatio.training.provenance import versions
+
+    problems: list[str] = []
+    for name, version in versions().items():
+        print(f"{name:<12} {version}")
+        if version == "not installed":
+            problems.append(f"{name} is not installed\n    try: pip install {name}")
+    _machine()
+    _folder("cache", cache_root(), problems)
+    _folder("here", Path.cwd(), problems)
+    if not (shipped("conf") / "train.yaml").exists():
+        problems.append(
+            "conf/train.yaml is missing from the installation\n    try: pip install --force-reinstall ablatio"
+        )
+    for source in discovery.sources():
+        print(f"{'plugin':<12} {source.name} of {source.provider}")
+    problems += [str(f) for f in discovery.failures()]
+    for problem in problems:
+        print(f"PROBLEM      {problem}", file=sys.stderr)
+    print("all is well" if not problems else f"{len(problems)} problem(s)")
+    return 5 if problems else 0
+
+
+def _machine() -> None:
+    import torch
+
+    from ablatio.training.device import Machine, cores
+
+    chosen = Machine.choose({"device": "auto", "precision": "auto", "threads": None})
+    name = (
+        torch.cuda.get_device_name()
+        if chosen.device == "cuda"
+        else f"{cores()} cores, {torch.backends.cpu.get_cpu_capability()}"
+    )
+    print(f"{'device':<12} {chosen.device} ({name}), precision {chosen.precision}, {chosen.threads} threads")
+
+
+def _folder(what: str, folder: Path, problems: list[str]) -> None:
+    existing = next(p for p in (folder, *folder.parents) if p.exists())
+    free = shutil.disk_usage(existing).free
+    print(f"{what:<12} {folder} ({free / 2**30:.1f} GiB free)")
+    try:
+        with tempfile.NamedTemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        hint = "set ABLATIO_CACHE to a folder of yours" if what == "cache" else "go to a folder of yours"
+        problems.append(f"{existing} cannot be written: {os.strerror(error.errno or 0)}\n    try: {hint}")
+    if free < LOW_SPACE:
+        problems.append(f"{existing} has {free / 2**20:.0f} MiB left; a run of the default model writes 25 MiB")

@@ -1,0 +1,213 @@
+"""`-m`: all arms are planned and checked before the first one starts; then the engine runs what is not done."""
+
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from ablatio.config.hydra_sources import register_with_hydra
+from ablatio.errors import ConfigError, SweepFailed, UserError
+from ablatio.registry.kinds import launchers
+from ablatio.registry.registry import PartSpec
+from ablatio.report.terminal.live_table import LiveTable
+from ablatio.report.terminal.plan_table import show
+from ablatio.report.terminal.stage_table import show_recipes, show_results
+from ablatio.storage.paths import shipped
+from ablatio.sweep import launcher_choice
+from ablatio.sweep.engine import Engine, Result
+from ablatio.sweep.launcher_choice import SHORT
+from ablatio.sweep.ledger import Ledger
+from ablatio.sweep.plan import Plan, current, plan_sweep
+from ablatio.sweep.request import lasting
+from ablatio.sweep.score import UNITS, cost_of, score_of
+from ablatio.sweep.stale_jobs import in_words
+from ablatio.sweep.study import LEDGER, STUDY, Study
+from ablatio.sweep.worker import work
+
+KNOBS = ("workers", "timeout")  # settings of the sweep that are knobs of its launcher
+HANG = "hang"
+PASSING = ("retry", "join")  # of one command: they are not repeated when the study is resumed
+HYDRAS = "it runs jobs without a ledger, so nothing could be resumed; expected one of"
+
+
+def hydra_flags(arguments: list[str]) -> int:
+    """What Hydra itself answers: --cfg, --info, --hydra-help."""
+    import hydra
+    from hydra.core.global_hydra import GlobalHydra
+
+    register_with_hydra()
+    GlobalHydra.instance().clear()
+    old, sys.argv = sys.argv, ["ablatio", *arguments]
+    try:
+        hydra.main(config_path=str(shipped("conf")), config_name="train", version_base="1.3")(lambda node: None)()
+    finally:
+        sys.argv = old
+    return 0
+
+
+def multirun(overrides: Sequence[str], folder: Path | None = None) -> int:
+    """Plan the sweep and run what is not done; exit code 3 when some runs failed.  folder: of a study to go on with."""
+    # The sweeper computes next to nothing; without threads of torch's it can be forked, so imports are paid once.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    said = [_long(text) for text in overrides]
+    for text in said:
+        if text.startswith(("hydra/sweeper", "hydra.sweeper")):
+            raise UserError(f"{text} came: arms are planned by ablatio's own sweeper\n    try: design=full, or another")
+    launcher_choice.check(said)
+    plan = plan_sweep(said, folder)
+    plan.study.overrides = [text for text in said if text.split("=")[0] not in PASSING]
+    folder = folder or _folder(plan)
+    return _through_hydra(plan, folder, _replaced(folder, plan))
+
+
+def resume(folder: Path, overrides: Sequence[str]) -> int:
+    """Go on with the study in `folder`; only how it is executed can be changed."""
+    allowed = (*KNOBS, HANG, *PASSING)
+    for text in map(_long, overrides):
+        key = text.split("=")[0]
+        if key not in allowed and not key.startswith(("hydra/launcher", "hydra.launcher")):
+            raise UserError(
+                f"{text} came: a study that is resumed keeps its settings; {', '.join(allowed)} and launcher can "
+                f"change\n    try: ablatio resume {folder}"
+            )
+    given = {_long(text).split("=")[0] for text in overrides}
+    kept = [text for text in Study.read(folder).overrides if text.split("=")[0] not in given]
+    return multirun([*kept, *overrides], folder)
+
+
+def _long(text: str) -> str:
+    """launcher=ray launcher.num_cpus=2, as Hydra calls them."""
+    if text.startswith(f"{SHORT}="):
+        return f"hydra/{text}"
+    return f"hydra.{text}" if text.startswith(f"{SHORT}.") else text
+
+
+def _folder(plan: Plan) -> Path:
+    name = plan.config["name"] or f"{plan.study.name}_{time.strftime('%Y-%m-%d_%H-%M-%S')}"
+    return Path(plan.config["out"]).expanduser() / name
+
+
+def _replaced(folder: Path, plan: Plan) -> list[str]:
+    """The jobs in the folder that this plan has others for: of the same command, when the source of a part is another.
+
+    UserError where they are another study's.  A folder takes the same one again, or one that has all its jobs and more.
+    """
+    if not folder.exists() or not any(folder.iterdir()):
+        return []
+    other = f"    try: the same command with name={folder.name}-2"
+    if not (folder / STUDY).exists():
+        raise UserError(f"{folder} holds runs already, and is no study\n{other}")
+    old, planned = Study.read(folder), {job.id for job in plan.jobs}
+    entries = Ledger(folder / LEDGER).read()
+    missing = [name for name, entry in entries.items() if name not in planned and entry.state != "replaced"]
+    if missing and lasting(old.overrides) != lasting(plan.study.overrides):
+        raise UserError(
+            f"{folder} holds another study: {len(missing)} of its jobs are no part of this one\n{other}, or "
+            f"`ablatio resume {folder}`"
+        )
+    if missing and plan.adaptive:  # another sweep may have planned more since
+        missing = [name for name in missing if name not in current(folder)]
+    return missing
+
+
+def _through_hydra(plan: Plan, folder: Path, replaced: Sequence[str]) -> int:
+    """Hydra composes its launcher, and calls our sweeper with it; the sweeper calls the task below."""
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    register_with_hydra()
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(shipped("conf")), version_base="1.3", job_name="ablatio"):
+            hydra = GlobalHydra.instance().hydra
+            assert hydra is not None
+            task: Any = _Task()
+            hydra.multirun("train", task, list(plan.launcher), with_log_configuration=False)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError([launcher_choice.refused(plan.launcher, error)]) from None
+    return _execute(plan, folder, replaced, *task.chosen())
+
+
+class _Task:
+    """What our sweeper calls."""
+
+    launcher: Any = None
+
+    def sweep(self, launcher: Any) -> None:
+        self.launcher = launcher
+
+    def chosen(self) -> tuple[PartSpec, dict[str, Any]]:
+        """The launcher that was chosen, and its knobs."""
+        from hydra_plugins.ablatio import AblatioLauncher
+
+        names = ", ".join(launchers.names())
+        if not isinstance(self.launcher, AblatioLauncher):
+            name = type(self.launcher).__name__
+            raise UserError(f"hydra/launcher: {name} came; {HYDRAS} {names}\n    try: hydra/launcher=pool")
+        return launchers[self.launcher.name], dict(self.launcher.knobs)
+
+
+def _execute(plan: Plan, folder: Path, replaced: Sequence[str], entry: PartSpec, knobs: dict[str, Any]) -> int:
+    from rich.console import Console
+
+    settings = plan.settings
+    knobs |= {key: settings[key] for key in KNOBS if settings[key] is not None}
+    launcher = launchers.build(entry.name, knobs, work=work)
+    (show_recipes if plan.study.stages else show)(plan, folder)
+    if replaced and not settings["join"]:
+        print(in_words(folder, replaced), flush=True)
+    print(f"{len(plan.jobs)} runs in {folder}", flush=True)
+    with LiveTable(Console()) as board:
+        engine = Engine(
+            folder, plan.jobs, launcher,
+            more=plan.more, study=plan.study, replaced=replaced, join=settings["join"], retry=settings["retry"],
+            hang=settings[HANG], watcher=board,
+        )  # fmt: skip
+        results = engine.run()
+    for number in engine.ledger.damaged:
+        print(f"ablatio: line {number} of {folder / LEDGER} is damaged and was left out", file=sys.stderr)
+    if plan.study.stages:
+        show_results(results, plan.study.stages, folder)
+    else:
+        show_table(results, folder)
+    print(f"ablatio report {folder}  says what can be concluded from them", flush=True)
+    failed = [r for r in results if r.entry.state == "failed"]
+    if failed:
+        waiting = len(engine.jobs) - len(results)
+        raise SweepFailed(
+            f"{len(failed)} of {len(engine.jobs)} runs failed"
+            + (f", and {waiting} that go on from them have not begun" if waiting else "")
+            + f"; each one's error is in its folder in {folder / 'runs'}\n    try: ablatio resume {folder} retry=failed"
+        )
+    return 0
+
+
+def show_table(results: Sequence[Result], folder: Path) -> None:
+    """The runs, the best score first; failed ones last."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    scored = [score for result in results if (score := score_of(result.summary))]
+    columns = {name: UNITS.get(name, name) for name in dict.fromkeys(score.name for score in scored)}
+    if "val/loss" in columns:
+        columns = {"val/bpb": UNITS["val/bpb"], **columns}
+    table = Table(title=f"{len(results)} runs in {escape(str(folder))}", title_justify="left", box=None, pad_edge=False)
+    for column in ("arm", *columns.values(), "parameters", "seconds"):
+        table.add_column(column, justify="left" if column == "arm" else "right", overflow="fold")
+    for result in sorted(results, key=lambda result: cost_of(result.summary)):
+        if result.entry.state == "failed":
+            table.add_row(escape(result.job.title), f"failed ({result.entry.kind})")
+        else:
+            table.add_row(escape(result.job.title), *_numbers(result.summary, list(columns)))
+    Console().print(table)
+
+
+def _numbers(summary: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    formats = {**dict.fromkeys(names, ".4f"), "parameters": ",", "seconds": ".0f"}
+    return [format(summary[k], how) if summary.get(k) is not None else "" for k, how in formats.items()]

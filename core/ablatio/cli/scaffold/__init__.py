@@ -1,0 +1,1 @@
+"""`ablatio new-plugin`: templates of a plugin distribution."""

@@ -1,0 +1,105 @@
+"""`ablatio show position=rope`: formula, knobs with types, defaults and ranges, source, and who provides it."""
+
+from typing import Any
+
+from ablatio.cli.commands import parser
+from ablatio.config import presets, schema, yaml_files
+from ablatio.errors import UserError, did_you_mean
+from ablatio.registry import discovery
+from ablatio.registry.knobs import Knob
+from ablatio.registry.oracles import checked_against
+from ablatio.registry.registry import REGISTRIES, PartSpec
+
+FORMS = "a part (position=rope), a kind (position), a preset (preset=gpt2) or a section (train)"
+
+
+def run(arguments: list[str]) -> int:
+    options = parser("show")
+    options.add_argument("what", help=FORMS)
+    what = options.parse_args(arguments).what
+    discovery.load()
+    from rich.console import Console
+
+    console = Console()
+    kind, equals, name = what.partition("=")
+    if equals or "/" in what:
+        kind, name = (kind, name) if equals else what.split("/", 1)
+        if kind in REGISTRIES:
+            _show_entry(console, REGISTRIES[kind][name])
+        else:
+            _show_file(console, kind, name)
+    elif what in schema.SECTIONS or what == "run":
+        section = schema.SECTIONS.get(what, schema.Run)
+        console.print(f"[bold]{what}[/]  {section.__doc__}\n")
+        prefix = "" if what == "run" else f"{what}."
+        console.print(knob_table(schema.section_knobs(section), prefix))
+    elif what in REGISTRIES:
+        from ablatio.cli.list import print_kinds
+
+        print_kinds([REGISTRIES[what]])
+    elif files := yaml_files.options_of(what):
+        from ablatio.cli.list import print_files
+
+        print_files({what: files})
+    else:
+        known = [*REGISTRIES, *yaml_files.files(), *schema.SECTIONS, "run"]
+        raise UserError(f"there is nothing called `{what}`{did_you_mean(what, known)}\n    show takes {FORMS}")
+    return 0
+
+
+def _show_entry(console: Any, entry: PartSpec) -> None:
+    from rich.markup import escape
+
+    console.print(f"[bold]{entry.kind}={entry.name}[/]\n\n{escape(entry.doc)}\n", highlight=False)
+    if entry.knobs:
+        many = REGISTRIES[entry.kind].many
+        console.print(knob_table(entry.knobs, f"{entry.kind}.{entry.name}." if many else f"{entry.kind}."))
+    else:
+        console.print("It has no knobs.")
+    console.print(f"\nsource    {escape(entry.paper or 'none given')}", highlight=False)
+    oracles = "; ".join(checked_against(entry)) or "nothing that was recorded for this source"
+    console.print(f"checked   against {escape(oracles)}", highlight=False)
+    console.print(f"provider  {escape(str(entry.provider))} ({entry.module}.{entry.qualname})", highlight=False)
+    if entry.facts:
+        facts = ", ".join(f"{k}: {v}" for k, v in entry.facts.items())
+        console.print(f"facts     {escape(facts)}", highlight=False)
+    if entry.wiring:
+        console.print(f"gets      {', '.join(entry.wiring)} from the model", highlight=False)
+
+
+def _show_file(console: Any, group: str, name: str) -> None:
+    """A YAML file: its comment, then what it sets."""
+    from rich.markup import escape
+
+    known = yaml_files.files()
+    if group not in known:
+        near = did_you_mean(group, [*REGISTRIES, *known])
+        raise UserError(f"there is no kind `{group}`{near}\n    try: ablatio list")
+    if name not in known[group]:
+        own = presets.sizes().get(name, []) if group == yaml_files.SIZE else []
+        near = f"; it is a size of preset={own[0]}" if own else did_you_mean(name, known[group])
+        raise UserError(f"there is no {group}={name}{near}\n    there are {', '.join(known[group])}")
+    file = known[group][name]
+    text = file.path.read_text(encoding="utf-8").splitlines()
+    body = [line for line in text[len(file.doc.splitlines()) :] if not line.startswith("#")]
+    console.print(f"[bold]{group}={name}[/]\n\n{escape(file.doc)}\n", highlight=False)
+    console.print(escape("\n".join(body).strip()), highlight=False)
+    console.print(
+        f"\nprovider  {escape(str(file.provider))} ({escape(str(file.path))})", highlight=False, soft_wrap=True
+    )
+
+
+def knob_table(knobs: tuple[Knob, ...], prefix: str) -> Any:
+    """Setting, type, default, range and meaning."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for column in ("setting", "type", "default", "range", "meaning"):
+        table.add_column(column, overflow="fold")
+    for knob in knobs:
+        default = "null" if knob.default is None else str(knob.default)
+        table.add_row(
+            f"[bold]{prefix}{knob.name}[/]", escape(knob.type_text), escape(default), str(knob.range or ""), knob.help
+        )
+    return table

@@ -1,0 +1,194 @@
+"""`ablatio train [SETTING=VALUE ...]`: one run, a sweep with -m, or the continuation of a run."""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ablatio.config import schema, yaml_files
+from ablatio.errors import ConfigError, EnvironmentFault, UserError
+from ablatio.registry import discovery
+from ablatio.registry.registry import REGISTRIES
+from ablatio.sweep.recipes import schema as recipes
+
+USAGE = """\
+ablatio train [-m] [SETTING=VALUE ...]
+
+  norm=layernorm            choose a part                   `ablatio list` has all, `ablatio show norm=layernorm` one
+  optimizer.lr=1e-3         set a knob of a chosen part
+  train.steps=500 seed=2    set how long, how big, how often
+  size=tiny                 a model size: {sizes}
+  preset=gpt2               a published combination: {presets}
+  preset=bloom size=176b    at its true size; `ablatio size preset=bloom size=176b` says what that takes
+  +experiment=NAME          settings from a file of conf/ or of a plugin
+  recipe=instructgpt        runs that follow one another: {recipes}
+  stages.sft.train.steps=50 a setting of one stage of a recipe; all others go to each stage
+  resume=RUN                continue an interrupted run or recipe; only trainer.* may be changed
+  -m norm=a,b seed=1,2      all combinations, one after the other; -m +sweep=NAME takes a study: {sweeps}
+                            with recipe= an arm is a whole recipe, and stages that arms have in common run once
+  --cfg job                 print the composed config and stop; --info, --hydra-help: Hydra's own
+
+parts:
+{parts}
+
+settings (`ablatio show SECTION` explains each):
+{sections}
+
+A run leaves config.json, manifest.json, metrics.csv, summary.json and checkpoints/ in runs/TIME (out=, name=)."""
+MANY = ("-m", "--multirun")
+HYDRA_QUESTIONS = ("--cfg", "-c", "--info", "-i", "--hydra-help")
+PLUGIN_CONF = "bring options as a plugin's conf folder (`ablatio new-plugin my-options` writes one)"
+REFUSED_FLAGS = {
+    "--experimental-rerun": "it loads a pickle, which can run any code",
+    "--config-name": "the config is conf/train.yaml; put yours into an experiment: +experiment=NAME",
+    "--config-path": f"the config is conf/train.yaml; {PLUGIN_CONF}",
+    "--config-dir": PLUGIN_CONF,
+    "-cd": PLUGIN_CONF,
+}
+
+
+def run(arguments: list[str]) -> int:
+    if "-h" in arguments or "--help" in arguments:
+        print(_usage())
+        return 0
+    flags = [a for a in arguments if a.startswith("-")]
+    for flag in flags:
+        if reason := REFUSED_FLAGS.get(flag.split("=")[0]):
+            raise UserError(f"{flag.split('=')[0]} is refused: {reason}")
+    for failure in _failures():
+        print(f"ablatio: {failure}", file=sys.stderr)
+    overrides = [a for a in arguments if not a.startswith("-")]
+    if any(o.lstrip("+").startswith(f"{recipes.RECIPE}=") for o in overrides):
+        return _recipe(overrides, flags)
+    if asked := [flag for flag in flags if flag.split("=")[0] in HYDRA_QUESTIONS]:
+        if several := [flag for flag in flags if flag in MANY]:
+            raise UserError(
+                f"{asked[0]} asks of one run, and {several[0]} means several\n"
+                "    try: ablatio train --cfg job, with one value of each setting"
+            )
+        from ablatio.cli.multirun import hydra_flags
+
+        return hydra_flags(arguments)
+    unknown = [f for f in flags if f not in MANY]
+    if unknown:
+        raise UserError(f"train has no flag {unknown[0]}\n    try: ablatio train --help")
+    resumed = [o.split("=", 1)[1] for o in overrides if o.startswith("resume=")]
+    if resumed:
+        return _resume(Path(resumed[-1]), [o for o in overrides if not o.startswith("resume=")], bool(flags))
+    if flags:
+        from ablatio.cli.multirun import multirun
+
+        return multirun(overrides)
+    return _single(overrides)
+
+
+def _recipe(overrides: list[str], flags: list[str]) -> int:
+    """Stages one after the other; the same command goes on where it ended."""
+    if flags:
+        name = next(o for o in overrides if o.lstrip("+").startswith(f"{recipes.RECIPE}="))
+        if wrong := [flag for flag in flags if flag not in MANY]:
+            raise UserError(f"{wrong[0]} asks of one run, and a recipe is several\n    try: ablatio show {name}")
+        from ablatio.cli.multirun import multirun
+
+        return multirun(overrides)
+    from ablatio.sweep.recipes.plan import plan_recipe
+    from ablatio.sweep.recipes.run import run_recipe, show_table
+
+    plan = plan_recipe(overrides)
+    show_table(run_recipe(plan, _train), plan.folder)
+    return 0
+
+
+def _resume_recipe(folder: Path, overrides: list[str]) -> int:
+    from ablatio.sweep.recipes.run import resumed, run_recipe, show_table
+
+    plan = resumed(folder, overrides)
+    show_table(run_recipe(plan, _train), plan.folder)
+    return 0
+
+
+def _failures() -> list[discovery.Failure]:
+    return discovery.failures()
+
+
+def _single(overrides: list[str]) -> int:
+    from ablatio.config.compose import compose_run
+
+    composed = compose_run(overrides)
+    from ablatio.training.run_folder import new_folder
+
+    folder = new_folder(composed.config)
+    _train(composed.config, composed.public, folder)
+    return 0
+
+
+def _train(settings: Mapping[str, Any], public: Mapping[str, Any], folder: Path, resume: bool = False) -> None:
+    from rich.console import Console
+
+    console = Console()
+    from ablatio.training.run_summary import show_parts, show_result
+
+    show_parts(console, settings, folder)  # before the seconds that the next import takes
+    from ablatio.training.run import train
+
+    try:
+        summary = train(settings, public, folder, console, resume=resume)
+    except OSError as error:
+        raise EnvironmentFault(
+            f"{error.filename or folder}: {error.strerror or error}\n    try: ablatio doctor"
+        ) from error
+    show_result(console, summary, folder)
+
+
+def _resume(folder: Path, overrides: list[str], many: bool) -> int:
+    """Continue the run in `folder` with its own config; settings that make its numbers cannot be changed."""
+    if many:
+        raise UserError("resume= continues one run; -m has no meaning with it")
+    if (folder / recipes.FILE).exists():
+        return _resume_recipe(folder, overrides)
+    foreign = [o for o in overrides if not o.startswith("trainer.")]
+    if foreign:
+        raise UserError(
+            f"{foreign[0]} came with resume=: a resumed run keeps its settings, to equal an uninterrupted one\n"
+            f"    try: ablatio train resume={folder}"
+        )
+    import json
+
+    from ablatio.training.run_folder import read_run
+
+    settings = read_run(folder)
+    for override in overrides:
+        key, _, value = override.removeprefix("trainer.").partition("=")
+        settings["trainer"][key] = {"true": True, "false": False, "null": None}.get(value, value)
+        if value.isdigit():
+            settings["trainer"][key] = int(value)
+    if problems := schema.check(settings):
+        raise ConfigError(problems)
+    if json.loads(_read(folder / "summary.json", "{}")).get("status") == "done":
+        print(f"{folder} is finished; nothing is left to do")
+        return 0
+    _train(settings, json.loads(_read(folder / "config.json", "{}")), folder, resume=True)
+    return 0
+
+
+def _read(path: Path, default: str) -> str:
+    return path.read_text(encoding="utf-8") if path.exists() else default
+
+
+def _usage() -> str:
+    discovery.load()
+    files = yaml_files.files()
+    groups = {
+        "sizes": yaml_files.SIZE,
+        "presets": yaml_files.PRESET,
+        "sweeps": yaml_files.SWEEP,
+        "recipes": recipes.RECIPE,
+    }
+    options = {word: ", ".join(sorted(files[group])) for word, group in groups.items()}
+    width = max(map(len, REGISTRIES)) + 1
+    parts = "\n".join(f"  {kind + '=':<{width}}  {', '.join(r.entries)}" for kind, r in REGISTRIES.items())
+    rows = {"run": schema.Run, **schema.SECTIONS}
+    sections = "\n".join(
+        f"  {n:<{width}}  {', '.join(k.name for k in schema.section_knobs(s))}" for n, s in rows.items()
+    )
+    return USAGE.format(**options, parts=parts, sections=sections)

@@ -1,0 +1,1 @@
+"""The run config: typed sections, rules, YAML files, Hydra sources, composition."""

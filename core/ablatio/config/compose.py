@@ -1,0 +1,164 @@
+"""Hydra composes a run's config; everything wrong with it is said at once, with a command that runs."""
+
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ablatio.config import schema as run_config
+from ablatio.config.hydra_sources import groups, register_with_hydra
+from ablatio.config.inherit import Coming, inherited
+from ablatio.config.overrides import classify_overrides, key_problem, normal
+from ablatio.errors import ConfigError, Problem, UserError
+from ablatio.storage.paths import shipped
+
+MAIN = "train"
+PLAIN_LOGGING = {"version", "root", "disable_existing_loggers"}
+
+
+@dataclass(frozen=True, slots=True)
+class Composed:
+    """A config that may run: `config` is plain and resolved, `overrides` are what the user said.
+
+    interpolated: whether a value of it is made of others
+    """
+
+    config: dict[str, Any]
+    public: dict[str, Any]
+    overrides: list[str]
+    interpolated: bool = False
+
+
+def compose_run(overrides: Sequence[str], coming: Coming = MappingProxyType({})) -> Composed:
+    """Compose and check one run; ConfigError with all problems at once.
+
+    coming: the configs of runs that are planned, by their folders; this one may begin with the model of one of them
+    """
+    register_with_hydra()
+    words = cleaned(overrides, coming)
+    good, values, problems = classify_overrides(words)
+    node = None if problems else try_compose(words)
+    if node is None:
+        node, more = _diagnose(good, values)
+        problems += more
+    if not problems and node is None:
+        _compose(words)
+    if node is None:
+        raise _config_error(problems, [normal(o) for o in overrides], coming)
+    refuse_hydra_settings(node)
+    public, resolved = plain(node)
+    interpolated = "${" in repr(OmegaConf.to_container(node, resolve=False))
+    problems += [p for p in run_config.check(resolved) if p.where not in {q.where for q in problems}]
+    if problems:
+        raise _config_error(problems, [normal(o) for o in overrides], coming)
+    return Composed(run_config.cast(resolved), public, list(overrides), interpolated)
+
+
+def cleaned(overrides: Sequence[str], coming: Coming = MappingProxyType({})) -> list[str]:
+    """What the user said in Hydra's words, behind what the model's origin brings."""
+    return [normal(o) for o in inherited(overrides, coming)]
+
+
+def config_of(node: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(public, resolved) of a node that Hydra composed, checked once more: a launcher may have come between."""
+    public, resolved = plain(node)
+    if problems := run_config.check(resolved):
+        raise ConfigError(problems)
+    return public, run_config.cast(resolved)
+
+
+def _compose(overrides: list[str]) -> Any:
+    """The composed node; what Hydra refuses for a reason of its own is a ConfigError with its words."""
+    try:
+        return _hydra_compose(overrides)
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise ConfigError([Problem("config", _first_lines(error))]) from None
+
+
+def _hydra_compose(overrides: list[str]) -> Any:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(shipped("conf")), version_base="1.3", job_name="ablatio"):
+        return compose(MAIN, overrides=overrides, return_hydra_config=True)
+
+
+def try_compose(overrides: list[str]) -> Any:
+    """What Hydra composes, its own settings with it; None when it refuses."""
+    try:
+        return _hydra_compose(overrides)
+    except (HydraException, OmegaConfBaseException, ValueError):
+        return None
+
+
+def plain(node: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(what may be written down, what the run uses): values from the environment stay unresolved in the former."""
+    OmegaConf.set_struct(node, False)
+    node.pop("hydra", None)
+    raw: Any = OmegaConf.to_container(node, resolve=False)
+    try:
+        resolved: Any = OmegaConf.to_container(node, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError([Problem("config", _first_lines(error))]) from None
+    return _merge_public(raw, resolved), resolved
+
+
+def _merge_public(raw: Any, resolved: Any) -> Any:
+    if isinstance(raw, dict):
+        return {k: _merge_public(v, resolved[k]) for k, v in raw.items()}
+    if isinstance(raw, list):
+        return [_merge_public(a, b) for a, b in zip(raw, resolved, strict=True)]
+    return raw if isinstance(raw, str) and re.search(r"\$\{\s*(oc\.)?env:", raw) else resolved
+
+
+def refuse_hydra_settings(node: Any) -> None:
+    """Callbacks and logging handlers are built by Hydra from names in the config: neither is open to a config."""
+    if OmegaConf.select(node, "hydra.callbacks"):
+        raise UserError("hydra.callbacks would build objects by their names; parts are chosen by name from a registry")
+    for key in ("hydra.job_logging", "hydra.hydra_logging"):
+        if set(OmegaConf.select(node, key) or {}) - PLAIN_LOGGING:
+            raise UserError(f"{key} would build handlers by their names; leave it at `none`, a run writes its own log")
+
+
+def _first_lines(error: BaseException) -> str:
+    chain: list[str] = []
+    while error is not None and len(chain) < 2:
+        chain += [line.strip() for line in str(error).splitlines() if line.strip()][:2]
+        error = error.__cause__  # type: ignore[assignment]
+    return "; ".join(dict.fromkeys(chain))
+
+
+def _diagnose(good: list[str], values: list[tuple[str, Override]]) -> tuple[Any, list[Problem]]:
+    """(the config with all that can be composed, what is wrong with the other values)."""
+    node = try_compose(good)
+    if node is None:
+        return None, []
+    tree: Any = OmegaConf.to_container(node, resolve=False)
+    options = groups()
+    problems = {text: key_problem(parsed, tree, options) for text, parsed in values}
+    node = try_compose(good + [text for text, problem in problems.items() if problem is None])
+    return node, [p for p in problems.values() if p]
+
+
+def _config_error(problems: list[Problem], overrides: list[str], coming: Coming) -> ConfigError:
+    """The problems, and the user's own command with every fix in it, if that runs."""
+    error = ConfigError(problems)
+    fixes = {p.fix.split("=")[0]: p.fix for p in problems if "=" in p.fix}
+    wrong = {p.where for p in problems if not p.combination}
+    kept = [o for o in overrides if o not in wrong and not {o.lstrip("+").split("=")[0]} & (wrong | set(fixes))]
+    repaired = [*kept, *fixes.values()]
+    if repaired != overrides and _runs(repaired, coming):
+        error.args = (f"{error}\nThis runs: {shlex.join(['ablatio', 'train', *repaired])}",)
+    return error
+
+
+def _runs(overrides: list[str], coming: Coming) -> bool:
+    node = try_compose(cleaned(overrides, coming))
+    return node is not None and not run_config.check(plain(node)[1])

@@ -1,0 +1,60 @@
+"""Hydra's override grammar: one override, and the values of a sweep axis."""
+
+import functools
+from itertools import islice
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob, IntervalSweep, Override, RangeSweep, Transformer
+from hydra.errors import HydraException
+
+from ablatio.config.hydra_sources import groups
+from ablatio.config.overrides import normal
+from ablatio.errors import UserError
+from ablatio.registry.kinds.search_space import Axis
+
+MAX_JOBS = 10_000
+
+
+@functools.cache
+def parse(text: str) -> Override | None:
+    """One override in Hydra's grammar; None when it is none."""
+    try:
+        return OverridesParser.create().parse_override(normal(text))
+    except HydraException:  # in one of the ways that the parser has to say so
+        return None
+
+
+def axis(parsed: Override) -> Axis:
+    """The values of a sweep in Hydra's grammar: a,b  choice(a,b)  range(1,4)  glob(*)  interval(0,1)."""
+    key, value = parsed.key_or_group, parsed.value()
+    if isinstance(value, RangeSweep) and abs(((value.stop or 0) - (value.start or 0)) / (value.step or 1)) > MAX_JOBS:
+        raise too_many(key)
+    if isinstance(value, IntervalSweep):
+        return Axis(key, ((parsed.input_line or "").split("=", 1)[1],))
+    if isinstance(value, Glob):
+        return Axis(key, tuple(value.filter(groups().get(key, []))))
+    found = islice(parsed.sweep_iterator(Transformer.identity), MAX_JOBS + 1)
+    values = tuple(
+        dict.fromkeys(text_of(v) if isinstance(v, bool | None) else str(Transformer.encode(v)) for v in found)
+    )
+    if len(values) > MAX_JOBS:
+        raise too_many(key)
+    return Axis(key, values)
+
+
+def too_many(what: str, count: int | None = None) -> UserError:
+    came = f"{count:,}" if count else f"more than {MAX_JOBS:,}"
+    return UserError(
+        f"{what}: {came} runs came, at most {MAX_JOBS:,} can be planned\n"
+        "    try: fewer values, or design=random design.runs=100, which takes a sample of them"
+    )
+
+
+def text_of(value: Any) -> str:
+    """A value of a YAML file as the command line has it."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, list):
+        return f"[{','.join(map(text_of, value))}]"
+    return str(value)

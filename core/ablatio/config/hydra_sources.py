@@ -1,0 +1,135 @@
+"""The registries and the presets as Hydra options, through the scheme `registry://`."""
+
+from collections.abc import Collection
+from typing import Any
+
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.object_type import ObjectType
+from hydra.core.plugins import Plugins
+from hydra.plugins.config_source import ConfigLoadError, ConfigResult, ConfigSource
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import OmegaConf
+
+from ablatio.config import presets, yaml_files
+from ablatio.config import schema as run_config
+from ablatio.config.hydra_launchers import LauncherSource
+from ablatio.registry import discovery
+from ablatio.registry.registry import REGISTRIES
+
+BASE = "settings"
+OPEN = "__open__"  # an option without knobs: config.compose_many leaves the kinds that arms choose open with it
+VALUES = "preset_values"  # what the preset sets beside the options that are chosen: see conf/train.yaml
+
+
+class RegistrySource(ConfigSource):
+    """Each part is the option `<kind>/<name>`, made when it is chosen; `settings` has the sections' defaults.
+
+    A preset chooses parts; its settings follow in `preset_values`, when all choices are known.  A size that only
+    presets have leaves the sizes open, for the preset to set.
+    """
+
+    @staticmethod
+    def scheme() -> str:
+        return "registry"
+
+    def available(self) -> bool:
+        return True
+
+    def is_group(self, config_path: str) -> bool:
+        path = config_path.strip("/")
+        return path in REGISTRIES or path in ("", run_config.SWEEP, yaml_files.PRESET, yaml_files.SIZE, VALUES)
+
+    def is_config(self, config_path: str) -> bool:
+        group, _, name = _bare(config_path).partition("/")
+        return (
+            name in self._names(group)
+            or group == BASE
+            or (name == OPEN and group in REGISTRIES)
+            or (group == VALUES and _split(name)[0] in presets.presets())
+        )
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        path = _bare(config_path)
+        if not self.is_config(path):
+            raise ConfigLoadError(f"there is no {path}")
+        group, _, name = path.partition("/")
+        content, package = _content(group, name)
+        # Flags on DictConfig do not matter here: our own check looks at every value after the composition.
+        return ConfigResult("registry", "registry://", OmegaConf.create(content), {"package": package})
+
+    def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
+        path = config_path.strip("/")
+        top = [*REGISTRIES, run_config.SWEEP, yaml_files.PRESET, yaml_files.SIZE]
+        if results_filter == ObjectType.GROUP or path == "":
+            return sorted(top) if path == "" and results_filter != ObjectType.CONFIG else []
+        return sorted(self._names(path))
+
+    @staticmethod
+    def _names(group: str) -> Collection[str]:
+        if group == yaml_files.SIZE:
+            return presets.sizes()
+        if group in (run_config.SWEEP, yaml_files.PRESET):
+            return yaml_files.options_of(group)
+        return REGISTRIES[group].entries if group in REGISTRIES else ()
+
+
+def _content(group: str, name: str) -> tuple[Any, str | None]:
+    """The config of an option, and the package that it belongs into."""
+    if group == BASE:
+        return run_config.defaults(), None
+    if group == run_config.SWEEP:
+        return yaml_files.options_of(group)[name].read(), "_global_"
+    if group == yaml_files.SIZE:
+        open_size = f"set by preset={presets.sizes()[name][0]}"  # no number: without the preset the check refuses it
+        return dict.fromkeys(("d_model", "n_layers", "n_heads"), open_size), "model"
+    if group == yaml_files.PRESET:
+        parts = presets.presets()[name].parts
+        return {"defaults": [{f"override /{kind}": option} for kind, option in parts.items()]}, "_global_"
+    if group == VALUES:
+        preset, chosen = _split(name)
+        return presets.presets()[preset].values(chosen), "_global_"
+    if name == OPEN:
+        return {"name": OPEN}, None
+    entry = REGISTRIES[group].entries[name]
+    if REGISTRIES[group].many:
+        return entry.defaults, f"{group}.{name}"
+    return {"name": name} | entry.defaults, None
+
+
+def _split(name: str) -> tuple[str, dict[str, str]]:
+    """`bloom,size=small,norm=layernorm` -> (bloom, {size: small, norm: layernorm})."""
+    preset, *choices = name.split(",")
+    return preset, dict(choice.split("=", 1) for choice in choices if "=" in choice)
+
+
+class AblatioSearchPath(SearchPathPlugin):
+    """The registries before the YAML of conf/, whose presets they read; then the YAML folders of plugins."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        search_path.prepend("ablatio", "registry://")
+        search_path.prepend("ablatio-launcher", "launcher://")
+        for source in discovery.sources():
+            if source.conf is not None and source.provider.dist != "ablatio":
+                search_path.append(source.provider.dist, f"file://{source.conf}")
+
+
+def _bare(path: str) -> str:
+    return path.strip("/").removesuffix(".yaml")
+
+
+def register_with_hydra() -> None:
+    """Make Hydra know the registries; once."""
+    discovery.load()
+    if RegistrySource not in Plugins.instance().discover(ConfigSource):
+        Plugins.instance().register(RegistrySource)
+        Plugins.instance().register(LauncherSource)
+        Plugins.instance().register(AblatioSearchPath)
+
+
+def groups() -> dict[str, list[str]]:
+    """All groups and their options: kinds, and the YAML files of ours and of plugins."""
+    found: dict[str, list[str]] = {kind: sorted(r.entries) for kind, r in REGISTRIES.items()}
+    for group, files in yaml_files.files().items():
+        found[group] = [*found.get(group, []), *(name for name in files if name not in found.get(group, []))]
+    found[yaml_files.SIZE] = [*found[yaml_files.SIZE], *presets.sizes()]
+    return found

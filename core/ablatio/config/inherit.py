@@ -1,0 +1,150 @@
+"""Where a model comes from: `model=run model.path=RUN`, `model=hf model.path=DIR`; nothing: it starts from its init.
+
+A model that exists brings its parts and sizes, as a preset does: what the command line says itself has the last word,
+so a part can be replaced.  Its weights are taken over where names and shapes still fit
+(ablatio.training.initial_weights).  A study or an experiment
+may name the model in its file (`model: {start: hf, path: smollm2}`); what else stands there, holds.
+"""
+
+import functools
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from ablatio.config import from_transformers, yaml_files
+from ablatio.errors import UserError
+
+SHAPING = ("norm", "placement", "activation", "mlp", "position", "attention", "block", "architecture", "objective")
+ORIGINS = ("scratch", "run", "hf")
+FILES = ("experiment", yaml_files.SWEEP)  # groups of files that may say which model a run begins with
+Coming = Mapping[str, Mapping[str, Any]]
+
+
+def inherited(overrides: Sequence[str], coming: Coming = MappingProxyType({})) -> list[str]:
+    """The overrides with what the model's origin brings in front; those without an origin as they are.
+
+    coming: the configs of runs that are planned, by their folders
+    """
+    said = [f"model.start={o.removeprefix('model=')}" if o.startswith("model=") else o for o in overrides]
+    given = in_files(said) | {key: value for key, _, value in (o.partition("=") for o in said)}
+    start, path = given.get("model.start", "scratch"), given.get("model.path", "").strip("\"'")
+    if start not in ("run", "hf"):
+        return said
+    if not path or path == "null":
+        folder = "RUN" if start == "run" else "DIR"
+        raise UserError(f"model={start} needs a folder\n    try: ablatio train model={start} model.path={folder}")
+    if start == "run" and path in coming:
+        settings = _shaping(coming[path]) | _tokenizer(Path(path))
+    else:
+        settings = _settings(start, folder_of(path, _making(path, said)))
+    return [*_overrides(settings, given), *said]
+
+
+def in_files(overrides: Sequence[str]) -> dict[str, str]:
+    """What the study or the experiment of a command line sets: {task: sft, model.start: hf, model.path: DIR, ...}."""
+    found: dict[str, str] = {}
+    for text in overrides:
+        group, _, name = text.lstrip("+").partition("=")
+        if group in FILES and (file := yaml_files.options_of(group).get(name)):
+            found |= _settings_in(file.path, file.path.stat().st_mtime_ns)
+    return found
+
+
+@functools.cache
+def _settings_in(path: Path, changed: int) -> Mapping[str, str]:
+    """The choices and the settings of a YAML file; `changed`: when it was written."""
+    found: dict[str, str] = {}
+    for key, value in yaml_files.read_yaml(path).items():
+        if key == "defaults":
+            choices = [item for item in value if isinstance(item, Mapping)]
+            found |= {_group(k): str(option) for item in choices for k, option in item.items()}
+        elif isinstance(value, Mapping) and key != yaml_files.SWEEP:
+            found |= {f"{key}.{knob}": str(setting) for knob, setting in value.items()}
+    return found
+
+
+def _group(key: str) -> str:
+    """`override /task` -> task."""
+    return key.removeprefix("override").strip().lstrip("/")
+
+
+def _making(path: str, overrides: Sequence[str]) -> str:
+    """The command that makes a folder, where the head of a study says one: `ablatio train ... name=base`."""
+    named = [text.lstrip("+").partition("=") for text in overrides]
+    files = [yaml_files.options_of(group).get(name) for group, _, name in named if group in FILES]
+    lines = [line.strip() for file in files if file for line in file.doc.splitlines()]
+    own = f"name={Path(path).name}"
+    return next((line for line in lines if line.startswith("ablatio ") and own in line.split()), "")
+
+
+def folder_of(path: str, making: str = "") -> Path:
+    """A folder, or the name of a model that `ablatio fetch` has brought.  making: the command that makes it."""
+    from ablatio.storage.pretrained import MODELS, place_of, verified
+
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder
+    if path not in MODELS:
+        raise UserError(f"model.path: there is no folder {folder}\n    try: {making or f'ls {folder.parent}'}")
+    if not verified(place_of(path)):
+        raise UserError(f"{path} is not on this machine yet\n    try: ablatio fetch {path}")
+    return place_of(path)
+
+
+def _settings(start: str, folder: Path) -> dict[str, Any]:
+    """Parts, sizes and tokenizer of the model in `folder`, as a config has them."""
+    found = _of_run(folder) if start == "run" else from_transformers.read(folder)
+    return found | _tokenizer(folder)
+
+
+def _tokenizer(folder: Path) -> dict[str, Any]:
+    return {"tokenizer": {"name": "pretrained", "path": str(folder)}}
+
+
+def _of_run(folder: Path) -> dict[str, Any]:
+    from ablatio.registry.discovery import refuse_objects
+
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{folder} is no run folder: it has no config.json\n    try: ls {folder.parent}") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON: {error}") from None
+    refuse_objects(config, str(path))
+    return _shaping(config)
+
+
+def _shaping(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a run's config makes its model."""
+    model = {k: v for k, v in config["model"].items() if k not in ("start", "path")}
+    return {key: config[key] for key in (*SHAPING, "match") if key in config} | {"model": model}
+
+
+def _overrides(settings: Mapping[str, Any], given: Mapping[str, str]) -> Iterator[str]:
+    """Settings as overrides, less what is given: an option that is chosen anew brings its own knobs."""
+    for key, value in settings.items():
+        if not isinstance(value, Mapping):
+            if key not in given:
+                yield f"{key}={_text(value)}"
+            continue
+        if key in given:
+            continue
+        if "name" in value:
+            yield f"{key}={value['name']}"
+        for knob, setting in value.items():
+            if knob != "name" and f"{key}.{knob}" not in given:
+                yield f"{key}.{knob}={_text(setting)}"
+
+
+def _text(value: Any) -> str:
+    """A value in Hydra's grammar."""
+    return json.dumps(value, ensure_ascii=False) if not isinstance(value, str) else quoted(value)
+
+
+def quoted(text: str) -> str:
+    """Any text as a value in Hydra's grammar, in which a backslash means itself unless a quote comes behind it."""
+    return "'" + re.sub(r"(\\*)('|\Z)", lambda found: found[1] * 2 + found[2].replace("'", "\\'"), text) + "'"

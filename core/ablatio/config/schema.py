@@ -1,0 +1,377 @@
+"""The run's config: sections with typed settings, and one pass that finds everything wrong with a composed config."""
+
+import functools
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from ablatio.config import rules as _own_rules  # noqa: F401  (registers them)
+from ablatio.errors import Problem, did_you_mean
+from ablatio.registry import kinds, rules
+from ablatio.registry.discovery import refuse_objects
+from ablatio.registry.knobs import Knob, NonNegative, OptionOf, Positive, Range, read_signature
+from ablatio.registry.registry import REGISTRIES, ContractError, PartSpec, Registry
+
+_KINDS = [part for part in vars(kinds).values() if isinstance(part, Registry)]
+NEEDED = tuple(r.kind for r in _KINDS if r.in_run and not r.optional)  # a kind that a plugin adds may be left out too
+LISTED = tuple(r.kind for r in _KINDS if r.in_run)  # in conf/train.yaml, some of them with none
+NAME_PATTERN = "letters, digits, `.`, `_` and `-`, at most 100, the first a letter or digit"
+
+
+@dataclass(kw_only=True)
+class Run:
+    """What concerns the run as a whole; these stand at the top level: `seed=2`."""
+
+    seed: Annotated[int, Range(0, 2**31), "of everything that `seeds` leaves open"] = 1
+    match: Annotated[Literal["none", "params"], "params: a gated unit gets a narrower d_ff, so that arms are equal"] = (
+        "params"
+    )
+    out: Annotated[str, "folder that holds the run folders"] = "runs"
+    name: Annotated[str | None, "of the run folder; by default the time"] = None
+
+
+@dataclass(kw_only=True)
+class Model:
+    """Where the model comes from, and its sizes."""
+
+    start: Annotated[Literal["scratch", "run", "hf"], "its init, a run of ours, or a folder of transformers"] = (
+        "scratch"
+    )
+    path: Annotated[str | None, "the folder of that run or model"] = None
+    d_model: Annotated[int, Positive, "width of the residual stream"] = 128
+    n_layers: Annotated[int, Positive] = 4
+    n_heads: Annotated[int, Positive] = 4
+    d_head: Annotated[int | None, Positive, "width of a head; by default d_model / n_heads"] = None
+    d_ff: Annotated[int | None, Positive, "inner width of the feed-forward part; by default 4 d_model"] = None
+    vocab_size: Annotated[int | None, Positive, "rows of the embedding; by default the ids that there are"] = None
+    max_len: Annotated[int, Positive, "longest sequence that training shows, and the size of position tables"] = 128
+    tied: Annotated[bool, "the head is the embedding's own matrix"] = True
+    bias: Annotated[bool, "biases in the linear maps"] = False
+    dropout: Annotated[float, Range(0, 1, open_high=True)] = 0.0
+    encoder_layers: Annotated[int | None, Positive, "of an encoder beside a decoder; by default n_layers"] = None
+    distinct_layers: Annotated[int | None, Positive, "with weights of their own, used again by the others"] = None
+    sharing: Annotated[Literal["cycle", "runs"], "of 2 distinct layers in 4: cycle uses them as 0101, runs as 0011"] = (
+        "cycle"
+    )
+    embedding_norm: Annotated[bool | None, "one right after the embedding; by default as the placement wants"] = None
+    embedding_scale: Annotated[float, Positive, "factor on the embeddings"] = 1.0
+    final_norm: Annotated[bool | None, "a norm after the last layer; by default as the placement wants"] = None
+    attention_scale: Annotated[float | None, Positive, "factor on q k^T; by default d_head^-1/2"] = None
+    logit_scale: Annotated[float | None, Positive, "factor on the logits; by default 1"] = None
+
+
+@dataclass(kw_only=True)
+class Data:
+    """How documents become batches."""
+
+    length: Annotated[int | None, Positive, "tokens per row; by default model.max_len"] = None
+    val_fraction: Annotated[
+        float, Range(0, 0.5, open_low=True), "of the documents that carry no split of their own"
+    ] = 0.02
+    val_tokens: Annotated[int | None, Positive, "of the validation split that are scored; null: all"] = 131072
+    document_mask: Annotated[bool, "tokens see only their own document of a packed row"] = True
+    rows: Annotated[Literal["windows", "documents"], "whether rows start anywhere in the stream or at documents"] = (
+        "windows"
+    )
+
+
+@dataclass(kw_only=True)
+class Train:
+    """How long and how often."""
+
+    steps: Annotated[int, Positive, "optimizer steps"] = 2400
+    batch_size: Annotated[int, Positive, "rows per batch"] = 4
+    accumulate: Annotated[int, Positive, "batches per step"] = 1
+    label_smoothing: Annotated[float, Range(0, 1, open_high=True), "share of a target spread over the vocabulary"] = 0.0
+    log_every: Annotated[int, Positive, "steps"] = 20
+    val_every: Annotated[int | None, Positive, "steps; null: only before and after"] = 600
+    checkpoint_every: Annotated[int | None, Positive, "steps; null: only at the end"] = 600
+    keep: Annotated[int, Positive, "checkpoints kept"] = 2
+
+
+RateFactor = Annotated[float, Positive, "factor on the learning rate; the decay per step stays as it is"]
+OwnSchedule = Annotated[str | None, OptionOf("schedule"), "in place of `schedule`, whose knobs it takes where it can"]
+
+
+@dataclass(kw_only=True)
+class Roles:
+    """Learning rates and schedules of parameters by what they are for, where they are not those of all."""
+
+    matrix_rate: RateFactor = 1.0
+    vector_rate: RateFactor = 1.0
+    embedding_rate: RateFactor = 1.0
+    head_rate: RateFactor = 1.0
+    matrix_schedule: OwnSchedule = None
+    vector_schedule: OwnSchedule = None
+    embedding_schedule: OwnSchedule = None
+    head_schedule: OwnSchedule = None
+
+
+@dataclass(kw_only=True)
+class Seeds:
+    """Independent streams of chance; each is `seed` unless it is set."""
+
+    init: Annotated[int | None, NonNegative, "initial weights, drawn per parameter name"] = None
+    data: Annotated[int | None, NonNegative, "order of the data"] = None
+    dropout: Annotated[int | None, NonNegative] = None
+
+
+@dataclass(kw_only=True)
+class Trainer:
+    """The machine."""
+
+    device: Annotated[Literal["auto", "cpu", "cuda"], "auto: cuda when there is one"] = "auto"
+    precision: Annotated[Literal["auto", "32", "bf16", "16"], "auto: bf16 where the device computes it natively"] = (
+        "auto"
+    )
+    threads: Annotated[int | None, Positive, "of torch; by default one per core"] = None
+    workers: Annotated[int, NonNegative, "processes that load data"] = 0
+    compile: Annotated[bool, "torch.compile each block: 1.2x faster after a minute"] = False
+    progress: Annotated[bool, "the progress bar"] = True
+
+
+SECTIONS: dict[str, type] = {
+    "model": Model, "data": Data, "train": Train, "roles": Roles, "seeds": Seeds, "trainer": Trainer,
+}  # fmt: skip
+SWEEP = "sweep"
+
+
+@functools.cache
+def section_knobs(section: type) -> tuple[Knob, ...]:
+    """The settings of a section, read from its dataclass as a part's knobs are from its signature."""
+    return read_signature(section, section.__name__.lower())[1]
+
+
+def defaults() -> dict[str, Any]:
+    """All sections with their default values."""
+    top: dict[str, Any] = {k.name: k.default for k in section_knobs(Run)}
+    top |= {kind: {} for kind, registry in REGISTRIES.items() if registry.many}
+    return top | {name: {k.name: k.default for k in section_knobs(s)} for name, s in SECTIONS.items()}
+
+
+def check(config: Mapping[str, Any]) -> list[Problem]:
+    """Everything wrong with a composed config (plain nested dicts): types, ranges, choices, names, combinations."""
+    try:
+        refuse_objects(config, "config")
+    except ContractError as error:
+        return [Problem("config", str(error))]
+    problems = [*_top_level(config), *_sections(config), *_parts(config), *_needs(config)]
+    bad = {p.where for p in problems}
+    return problems + [p for p in rules.violated_rules(effective(config, bad)) if p.where not in bad]
+
+
+def cast(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A checked config with each value in its knob's own type, so that `1` and `1.0` are one config."""
+    knobs: dict[str, tuple[Knob, ...]] = {name: section_knobs(s) for name, s in SECTIONS.items()}
+    found = dict(config)
+    for kind, registry in REGISTRIES.items():
+        if registry.many:
+            found[kind] = {n: _cast(v or {}, registry.entries[n].knobs) for n, v in (config[kind] or {}).items()}
+        elif config.get(kind) is not None:
+            knobs[kind] = registry.entries[config[kind]["name"]].knobs
+    return _cast(found, section_knobs(Run)) | {name: _cast(found[name], k) for name, k in knobs.items()}
+
+
+def _given_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The default of everything in `config`: of the sections, and of the knobs of the options that it names."""
+    found = defaults()
+    for kind, registry in REGISTRIES.items():
+        node = config.get(kind)
+        if not isinstance(node, Mapping):
+            continue
+        if registry.many:
+            found[kind] = {n: registry.entries[n].defaults for n in node if n in registry.entries}
+        elif node.get("name") in registry.entries:
+            found[kind] = registry.entries[str(node["name"])].defaults
+    return found
+
+
+def completed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config with the defaults of what it does not say."""
+
+    def over(base: Any, given: Any) -> Any:
+        if not (isinstance(base, Mapping) and isinstance(given, Mapping)):
+            return given
+        return {**base, **{k: over(base.get(k), v) for k, v in given.items()}}
+
+    came_later = {
+        kind: {"name": registry.default, **registry.entries[registry.default].defaults}
+        for kind, registry in REGISTRIES.items()
+        if registry.default and config.get(kind) is None
+    }
+    return dict(over(_given_defaults(config), config)) | came_later
+
+
+def changed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What the config says beyond the defaults: options by name, settings where they have another value."""
+
+    def beyond(base: Any, given: Any) -> Any:
+        if not isinstance(given, Mapping):
+            return given
+        known = base if isinstance(base, Mapping) else {}
+        return {k: beyond(known.get(k), v) for k, v in given.items() if k not in known or _plain(known[k]) != _plain(v)}
+
+    said = {k: v for k, v in config.items() if not (k in REGISTRIES and _is_default(REGISTRIES[k], v))}
+    return dict(beyond(_given_defaults(config), said))
+
+
+def _is_default(registry: Registry[Any], node: Any) -> bool:
+    return not registry.many and (node is None or isinstance(node, Mapping)) and registry.is_default(node)
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def chosen(config: Mapping[str, Any]) -> Iterator[tuple[PartSpec, dict[str, Any]]]:
+    """The options that the config names, and their knobs; a kind that a plugin adds may be left out."""
+    for kind, registry in REGISTRIES.items():
+        node = config.get(kind) or {}
+        options = node if registry.many else {node["name"]: node} if node else {}
+        for name, knobs in options.items():
+            yield registry[name], {k: v for k, v in (knobs or {}).items() if k != "name"}
+
+
+def _cast(node: Mapping[str, Any], knobs: tuple[Knob, ...]) -> dict[str, Any]:
+    values = dict(node) | {k.name: k.cast(node[k.name]) for k in knobs if k.name in node}
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+
+
+def effective(config: Mapping[str, Any], leave_out: set[str] | frozenset[str] = frozenset()) -> dict[str, Any]:
+    """The config with open sizes filled in, what was `given`, and the `facts` of the chosen parts; what rules look at.
+
+    Keys in `leave_out` are missing in it, so that a rule is silent about values that are wrong by themselves.
+    """
+    view: dict[str, Any] = {}
+    for key, value in config.items():
+        if key in leave_out:
+            continue
+        view[key] = (
+            {k: v for k, v in value.items() if f"{key}.{k}" not in leave_out} if isinstance(value, Mapping) else value
+        )
+    view["given"] = {k: dict(v) for k, v in view.items() if isinstance(v, Mapping)}
+    view["facts"] = {
+        kind: {**(entry := registry.entries[view[kind]["name"]]).facts, "wiring": entry.wiring}
+        for kind, registry in REGISTRIES.items()
+        if not registry.many and isinstance(view.get(kind), dict) and view[kind].get("name") in registry.entries
+    }
+    model = view.get("model", {})
+    if isinstance(model, dict) and {"d_model", "n_heads", "d_head", "d_ff"} <= set(model):
+        model["d_head"] = model["d_head"] or model["d_model"] // model["n_heads"]
+        model["d_ff"] = model["d_ff"] or 4 * model["d_model"]
+    data = view.get("data", {})
+    if isinstance(data, dict) and "length" in data and "max_len" in model:
+        data["length"] = data["length"] or model["max_len"]
+    return view
+
+
+def _top_level(config: Mapping[str, Any]) -> Iterator[Problem]:
+    knobs = {k.name: k for k in section_knobs(Run)}
+    known = [*knobs, *SECTIONS, *REGISTRIES, SWEEP]
+    for key, value in config.items():
+        if key in knobs:
+            yield from value_problems(key, knobs[key], value)
+        elif key not in known:
+            yield unknown(key, key, known)
+    name = config.get("name")
+    if isinstance(name, str) and not is_run_name(name):
+        yield Problem("name", f"{name!r} cannot name a folder; expected {NAME_PATTERN}", "name=my-run")
+    for key in (*knobs, *SECTIONS, *NEEDED):
+        if key not in config and not (key in REGISTRIES and REGISTRIES[key].default):
+            yield Problem(key, "is missing from the config")
+
+
+def is_run_name(name: str) -> bool:
+    """Whether a run folder may be called so: it can never leave its root."""
+    plain = name.replace(".", "").replace("_", "").replace("-", "")
+    return 0 < len(name) <= 100 and plain.isascii() and plain.isalnum() and name[0].isalnum()
+
+
+def _sections(config: Mapping[str, Any]) -> Iterator[Problem]:
+    for name, section in SECTIONS.items():
+        node = config.get(name)
+        if node is None:
+            continue
+        if not isinstance(node, Mapping):
+            yield Problem(
+                name, f"{node!r} came, a section was expected", f"{name}.{section_knobs(section)[0].name}=..."
+            )
+            continue
+        yield from _knobs(name, node, section_knobs(section))
+
+
+def _knobs(where: str, node: Mapping[str, Any], knobs: tuple[Knob, ...]) -> Iterator[Problem]:
+    by_name = {k.name: k for k in knobs}
+    for key, value in node.items():
+        if key in by_name:
+            yield from value_problems(f"{where}.{key}", by_name[key], value)
+        elif key != "name":
+            yield unknown(f"{where}.{key}", key, by_name, prefix=f"{where}.")
+
+
+def value_problems(where: str, knob: Knob, value: Any) -> Iterator[Problem]:
+    """What is wrong with one value; the fix is the knob's default."""
+    if knob.option_of in REGISTRIES and isinstance(value, str):
+        options = REGISTRIES[knob.option_of].entries
+        if value not in options:
+            yield unknown(where, value, list(options), prefix=f"{where}=")
+            return
+    if problem := knob.problem(value):
+        default = (
+            "null" if knob.default is None else str(knob.default).replace(" ", "").replace("(", "[").replace(")", "]")
+        )
+        yield Problem(where, problem, f"{where}={default}")
+
+
+def unknown(where: str, word: str, known: Iterable[str], prefix: str = "") -> Problem:
+    """A name that nothing has; the fix is the nearest that exists."""
+    known = sorted(set(known))
+    near = did_you_mean(word, known)
+    fix = f"{prefix}{near.split('did you mean ')[1].split(' or ')[0].rstrip('?')}" if near else ""
+    what = f"there is no `{word}`{near}" if near else f"there is no `{word}`; there are {', '.join(known) or 'none'}"
+    return Problem(where, what, fix)
+
+
+def _parts(config: Mapping[str, Any]) -> Iterator[Problem]:
+    for kind, registry in REGISTRIES.items():
+        node = config.get(kind)
+        if not registry.in_run:
+            if kind in config:
+                yield Problem(kind, "is chosen for a sweep, and this is one run; add -m")
+        elif registry.many:
+            yield from _several(kind, registry, node)
+        elif node is None and registry.optional:
+            continue
+        elif not isinstance(node, Mapping) or "name" not in node:
+            if kind in config:
+                yield Problem(
+                    kind, f"{node!r} came, one option was expected", f"{kind}={next(iter(registry.entries), '')}"
+                )
+        elif node["name"] not in registry.entries:
+            yield no_option(kind, str(node["name"]), registry.entries)
+        else:
+            yield from _knobs(kind, node, registry.entries[node["name"]].knobs)
+
+
+def _needs(config: Mapping[str, Any]) -> Iterator[Problem]:
+    """What the task cannot do without, of the kinds that a config may leave out."""
+    node = config.get("task")
+    name = node.get("name") if isinstance(node, Mapping) else None
+    entry = REGISTRIES["task"].entries.get(str(name))
+    for usual in entry.facts["needs"] if entry else ():
+        kind = usual.partition("=")[0]
+        if config.get(kind) is None:
+            yield Problem(kind, f"task={name} needs one, and none came", usual)
+
+
+def no_option(kind: str, name: str, options: Any) -> Problem:
+    """An option that its group does not have."""
+    return unknown(kind, name, list(options), prefix=f"{kind}=")
+
+
+def _several(kind: str, registry: Registry[Any], node: Any) -> Iterator[Problem]:
+    for name, knobs in (node or {}).items() if isinstance(node, Mapping | None) else ():
+        if name not in registry.entries:
+            yield no_option(kind, name, registry.entries)
+        else:
+            yield from _knobs(f"{kind}.{name}", knobs or {}, registry.entries[name].knobs)

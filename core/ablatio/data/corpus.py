@@ -1,0 +1,151 @@
+"""From a source and a tokenizer to two memory-mapped streams of tokens, made once and shared by all runs.
+
+For each document the stream holds [eos] + tokens: the eos predicts the first token, the next eos ends the document.
+All keys follow from the source's fingerprint and the tokenizer's state, so a second run opens the cache and tokenizes
+nothing.
+"""
+
+import hashlib
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ablatio.data.cache_store import get_or_build, key_of
+from ablatio.data.splits import TrainValSplit, split_rule
+from ablatio.data.types import Document, Ids, Source, Split, Tokenizer, token_type
+from ablatio.errors import UserError
+from ablatio.storage.atomic_write import explained, write_bytes, write_pieces
+
+SPLITS: tuple[Split, Split] = ("train", "validation")
+_GROUP = 1 << 20  # characters that are tokenized at a time
+
+log = logging.getLogger("ablatio")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Corpus:
+    """The streams of both splits, where each document starts (its eos), and the counts of documents, tokens, bytes."""
+
+    train: Ids
+    validation: Ids
+    train_starts: NDArray[np.int64]
+    validation_starts: NDArray[np.int64]
+    tokenizer: Tokenizer
+    counts: dict[str, dict[str, int]]  # split -> {"documents", "tokens", "bytes"}; tokens with the eos of each document
+    fingerprint: str
+    key: str
+    folder: Path
+
+    @property
+    def eos(self) -> int:
+        return self.tokenizer.eos
+
+    @property
+    def vocab_size(self) -> int:
+        return self.tokenizer.vocab_size
+
+
+def prepare(source: Source, tokenizer: Tokenizer, tokenizer_key: str, cache: Path, val_fraction: float) -> Corpus:
+    """Open the corpus, and make what is not in the cache yet; trains or restores `tokenizer` in place.
+
+    `tokenizer_key` names the tokenizer with its knobs and version. Raises UserError for input that cannot be used,
+    EnvironmentFault if the cache cannot be written.
+    """
+    division, fingerprint, content = train_or_load_tokenizer(source, tokenizer, tokenizer_key, cache, val_fraction)
+    state = hashlib.sha256(tokenizer.state().encode()).hexdigest()
+    key = key_of("tokens", content, state, str(tokenizer.vocab_size), str(tokenizer.eos))
+    folder = cache / "tokens" / key
+    counts = get_or_build(folder, partial(_tokenize, tokenizer, division))
+    dtype = token_type(tokenizer.vocab_size)
+    with explained("open", folder):
+        train, validation = (np.memmap(folder / f"{split}.bin", dtype=dtype, mode="r") for split in SPLITS)
+        train_at, validation_at = (np.fromfile(folder / f"{split}.documents", dtype=np.int64) for split in SPLITS)
+    return Corpus(train, validation, train_at, validation_at, tokenizer, counts, fingerprint, key, folder)
+
+
+def train_or_load_tokenizer(
+    source: Source, tokenizer: Tokenizer, tokenizer_key: str, cache: Path, val_fraction: float
+) -> tuple[TrainValSplit, str, str]:
+    """Train `tokenizer` on the training documents, or restore what the cache has of that.
+
+    Gives the division of the documents, the source's fingerprint, and the key of both splits.
+    """
+    if not 0.0 <= val_fraction < 1.0:
+        raise UserError(f"val_fraction={val_fraction}: a fraction of the documents, 0 <= val_fraction < 1; try 0.05")
+    fingerprint = source.fingerprint()
+    content = key_of("content", fingerprint, split_rule(val_fraction))
+    division = TrainValSplit(source, val_fraction)
+    if tokenizer.trained:
+        entry = cache / "tokenizers" / key_of("tokenizer", content, tokenizer_key)
+        tokenizer.restore(get_or_build(entry, lambda _: _train(tokenizer, division))["state"])
+    return division, fingerprint, content
+
+
+def _train(tokenizer: Tokenizer, division: TrainValSplit) -> dict[str, str]:
+    begin = time.perf_counter()
+    tokenizer.train(document.text for document in division.documents("train"))
+    log.info("trained the tokenizer in %.1f s", time.perf_counter() - begin)
+    return {"state": tokenizer.state()}
+
+
+def _tokenize(tokenizer: Tokenizer, division: TrainValSplit, folder: Path) -> dict[str, dict[str, int]]:
+    begin = time.perf_counter()
+    counts: dict[str, dict[str, int]] = {}
+    for split in SPLITS:
+        starts: list[NDArray[np.int64]] = []
+        counts[split] = {"documents": 0, "tokens": 0, "bytes": 0}
+        write_pieces(folder / f"{split}.bin", _stream(tokenizer, division.documents(split), counts[split], starts))
+        write_bytes(folder / f"{split}.documents", np.concatenate(starts).tobytes())
+    log.info("tokenized %s in %.1f s", counts, time.perf_counter() - begin)
+    return counts
+
+
+def _stream(
+    tokenizer: Tokenizer, documents: Iterator[Document], count: dict[str, int], starts: list[NDArray[np.int64]]
+) -> Iterator[bytes]:
+    """The stream in pieces; counts and starts are filled on the way."""
+    eos = np.array([tokenizer.eos], dtype=np.int64)
+    dtype = token_type(tokenizer.vocab_size)
+    for texts in _groups(documents):
+        encoded = tokenizer.encode(texts)
+        if len(encoded) != len(texts):
+            raise UserError(f"tokenizer {type(tokenizer).__name__}: {len(encoded)} results for {len(texts)} texts")
+        lengths = np.array([len(ids) + 1 for ids in encoded], dtype=np.int64)
+        piece = np.concatenate([part for ids in encoded for part in (eos, ids)])
+        _check(piece, len(texts), tokenizer)
+        starts.append(count["tokens"] + np.cumsum(lengths) - lengths)
+        count["documents"] += len(texts)
+        count["tokens"] += len(piece)
+        count["bytes"] += sum(len(text.encode()) for text in texts)
+        yield piece.astype(dtype).tobytes()
+
+
+def _groups(documents: Iterator[Document]) -> Iterator[list[str]]:
+    group: list[str] = []
+    size = 0
+    for document in documents:
+        group.append(document.text)
+        size += len(document.text)
+        if size >= _GROUP:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
+
+
+def _check(piece: Ids, documents: int, tokenizer: Tokenizer) -> None:
+    """A tokenizer from anywhere may be wrong; what it gives is checked before it lasts."""
+    name = type(tokenizer).__name__
+    if not np.issubdtype(piece.dtype, np.integer):
+        raise UserError(f"tokenizer {name}: encode gave {piece.dtype}, expected integers")
+    low, high = int(piece.min()), int(piece.max())
+    if low < 0 or high >= tokenizer.vocab_size:
+        raise UserError(f"tokenizer {name}: ids from {low} to {high}, expected 0 to {tokenizer.vocab_size - 1}")
+    if int((piece == tokenizer.eos).sum()) != documents:
+        raise UserError(f"tokenizer {name}: a text encodes to eos ({tokenizer.eos}), which is kept for the framework")

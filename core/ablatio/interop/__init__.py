@@ -1,0 +1,1 @@
+"""Models of other libraries: export to transformers, families of native configs, PEFT adapters."""

@@ -1,0 +1,1 @@
+"""Softmax attention: the module, its kernels, and blocked patterns."""

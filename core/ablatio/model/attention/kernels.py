@@ -1,0 +1,195 @@
+"""Softmax attention, by the fastest kernel that says the same."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ablatio.model.attention.blocked import blocked_attention
+from ablatio.model.context import Context
+
+LEAST = 512  # tokens from which attention by blocks is faster than a mask: 1.2 to 1.8x, at 256 it may be 0.8x
+LEAST_TRAINED = 128  # and where the bias is trained, whose gradient costs the fused kernel a sum over the batch: 1.1x
+
+
+class Reach(NamedTuple):
+    """A causal mask in two numbers a query: the first key of its document (B, T), and how many keys it sees at most."""
+
+    first: Tensor | None
+    window: int | None
+
+    @classmethod
+    def of(cls, ctx: Context, window: int | None = None) -> "Reach | None":
+        """None where these do not say all, or where blocks are no gain: on a GPU, compiled, without gradients."""
+        plain = ctx.mask == "causal" and ctx.past == 0 and ctx.opened is None and ctx.memory is None
+        least = LEAST_TRAINED if ctx.bias is not None and ctx.bias.requires_grad else LEAST
+        if not plain or ctx.q_pos.device.type != "cpu" or ctx.length < least or torch.compiler.is_compiling():
+            return None
+        if not torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+            return None
+        if ctx.segments is None:
+            return cls(None, window)
+        first = ctx.shared("document starts", lambda: _starts(ctx))
+        return None if first is None else cls(first, window)
+
+
+def _starts(ctx: Context) -> Tensor | None:
+    """(B, T) where the document of each token starts; None when one lies in several pieces."""
+    segments, place = ctx.segments, torch.arange(ctx.length)
+    assert segments is not None
+    border = F.pad(segments[:, 1:] != segments[:, :-1], (1, 0), value=True)
+    first = place - ctx.q_pos
+    return first if torch.equal(border, first == place) else None
+
+
+@dataclass(frozen=True)
+class AttentionView:
+    """What the queries of a layer see of S keys, where that is not all that the pass shows to every layer.
+
+    visible  (T, S) or (B, 1, T, S), True where a query may look; None when every key is seen
+    bias     (H, T, S) or (B, H, T, S), added to the logits
+    q_pos, k_pos  (T,), (S,) or (B, T), (B, S): where queries and keys stand, for the position's `score`
+    reach    the same as `visible`, where it can be said so
+    """
+
+    visible: Tensor | None
+    bias: Tensor | None
+    position: Any
+    q_pos: Tensor
+    k_pos: Tensor
+    reach: Reach | None = None
+    is_causal = False
+
+    @classmethod
+    def of(cls, ctx: Context, allowed: Tensor, window: int | None = None) -> "AttentionView":
+        """What `ctx` shows, as far as `allowed` (T, S) or (B, T, S) goes; window: the same as a number."""
+        visible = ctx.visible
+        allowed = allowed[:, None] if allowed.dim() == 3 else allowed
+        visible = allowed if visible is None else visible & allowed
+        reach = None if window is None else Reach.of(ctx, window)
+        return cls(visible, ctx.bias, ctx.position, ctx.q_pos, ctx.k_pos, reach)
+
+    def take(self, index: Tensor) -> "AttentionView":
+        """The same for the keys `index` (B, S') alone."""
+        batch, kept = index.shape
+
+        def picked(x: Tensor | None) -> Tensor | None:  # (..., T, S) -> (B, H or 1, T, S')
+            if x is None:
+                return None
+            x = x[(None,) * (4 - x.dim())]
+            return x.expand(batch, -1, -1, -1).gather(-1, index[:, None, None].expand(-1, *x.shape[1:3], kept))
+
+        q_pos, k_pos = (p.expand(batch, -1) for p in (self.q_pos, self.k_pos))
+        return AttentionView(picked(self.visible), picked(self.bias), self.position, q_pos, k_pos.gather(-1, index))
+
+    @cached_property
+    def additive(self) -> Tensor | None:
+        """Bias and mask in one tensor to be added to the logits."""
+        if self.visible is None or self.bias is None:
+            return self.bias
+        return self.bias.masked_fill(~self.visible, float("-inf"))
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, ctx: Context | AttentionView, *, scale: float | None = None, dropout: float = 0.0
+) -> Tensor:
+    """softmax(q k^T * scale + bias) v over the keys that each query may see.
+
+    q (B, H, T, d_head); k, v (B, H_kv, S, d_head) with H a multiple of H_kv -> (B, H, T, d_head); v may be of another
+    width, which then is the output's.  scale: 1 / sqrt(d_head) by default.  dropout: of the attention probabilities.
+    The fused causal kernel runs whenever no bias, no score and no document border asks for more; long rows that do are
+    trained by blocks on a CPU.
+    """
+    k, v, width = repeated(k, q.shape[1]), repeated(v, q.shape[1]), v.shape[-1]
+    score = _with_score(q, k, ctx) if hasattr(ctx.position, "score") else None
+    if width != q.shape[-1]:  # the fused kernel takes one width; 0.75x the time of the plain one at length 1024
+        scale = q.shape[-1] ** -0.5 if scale is None else scale
+        q, k, v = (F.pad(x, (0, max(width, q.shape[-1]) - x.shape[-1])) for x in (q, k, v))
+    if score is None and ctx.is_causal:
+        causal = q.shape[2] > 1
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=causal, dropout_p=dropout, scale=scale)
+    elif score is None and not dropout and (reach := _reach(ctx)) is not None:
+        y = blocked_attention(q, k, v, ctx.bias, first=reach.first, window=reach.window, scale=scale)
+    else:
+        mask = score if score is not None else ctx.additive if ctx.bias is not None else ctx.visible
+        if mask is not None and mask.dim() == 3:  # (H, T, S): the kernel wants the batch axis
+            mask = mask[None]
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scale)
+    return y[..., :width]
+
+
+def _reach(ctx: Context | AttentionView) -> Reach | None:
+    return Reach.of(ctx) if isinstance(ctx, Context) else ctx.reach
+
+
+def attend_by_steps(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    ctx: Context | AttentionView,
+    *,
+    scale: float,
+    dropout: float = 0.0,
+    on_scores: Callable[[Tensor], Tensor] | None = None,
+    on_shares: Callable[[Tensor], Tensor] | None = None,
+    sinks: Tensor | None = None,
+) -> Tensor:
+    """The same for what no fused kernel does; shapes as in `attend`.
+
+    on_scores  of q k^T * scale (B, H, T, S), before bias and mask
+    on_shares  of the attention probabilities (B, H, T, S)
+    sinks      (H,): the logit of one more key whose value is zero, in each head
+    """
+    k, v = repeated(k, q.shape[1]), repeated(v, q.shape[1])
+    scores = (q * scale) @ k.transpose(-1, -2)
+    logits = shown(scores if on_scores is None else on_scores(scores), q, k, ctx)
+    if sinks is None:
+        shares = logits.softmax(-1)
+    else:
+        sink = sinks.to(logits.dtype)[:, None, None].expand(*logits.shape[:-1], 1)
+        shares = torch.cat([logits, sink], dim=-1).softmax(-1)[..., :-1]
+    shares = shares if on_shares is None else on_shares(shares)
+    shares = F.dropout(shares, dropout) if dropout else shares
+    return shares.to(v.dtype) @ v
+
+
+def shown(scores: Tensor, q: Tensor, k: Tensor, ctx: Context | AttentionView) -> Tensor:
+    """Scores (B, H, T, S) with the position's bias and score, -inf where a query may not look."""
+    if hasattr(ctx.position, "score"):
+        return scores + _with_score(q, k, ctx)
+    if ctx.bias is not None:
+        return scores + ctx.additive  # type: ignore[operator]
+    if ctx.visible is not None:
+        return scores.masked_fill(~ctx.visible, float("-inf"))
+    if ctx.is_causal and q.shape[2] > 1:
+        return scores.masked_fill(~torch.ones_like(scores[0, 0], dtype=torch.bool).tril(), float("-inf"))
+    return scores
+
+
+def _with_score(q: Tensor, k: Tensor, ctx: Context | AttentionView) -> Tensor:
+    extra: Tensor = ctx.position.score(q, k, ctx.q_pos, ctx.k_pos)
+    if ctx.additive is not None:
+        return extra + ctx.additive
+    return extra if ctx.visible is None else extra.masked_fill(~ctx.visible, float("-inf"))
+
+
+def repeated(x: Tensor, heads: int) -> Tensor:
+    """(B, H_kv, S, d_head) -> (B, heads, S, d_head), each head as often as it has queries.
+
+    Expanding before the kernel is what enable_gqa does on the CPU too; here gradients stay on the fused path.
+    """
+    return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], dim=1)
+
+
+def split_heads(x: Tensor, d_head: int) -> Tensor:
+    """(B, T, H * d_head) -> (B, H, T, d_head)."""
+    return x.view(*x.shape[:-1], -1, d_head).transpose(1, 2)
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    """(B, H, T, d_head) -> (B, T, H * d_head)."""
+    return x.transpose(1, 2).flatten(-2)

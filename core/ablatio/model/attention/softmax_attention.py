@@ -1,0 +1,173 @@
+"""The base of attentions that take a softmax over q k^T; a part says what differs."""
+
+import math
+from collections.abc import Callable
+from typing import Annotated, Literal, TypedDict
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ablatio.model.attention.kernels import AttentionView, attend, attend_by_steps, merge_heads, split_heads
+from ablatio.model.context import Context
+from ablatio.registry.knobs import Range
+
+KVHeads = Annotated[int | None, Range(1), "heads of keys and values, a divisor of model.n_heads; null: as many"]
+QKNorm = Annotated[
+    Literal["none", "layernorm", "rmsnorm", "l2", "whole_layernorm", "whole_rmsnorm"],
+    "norm of each head's queries and keys, or of all heads' as a whole; l2: cosines times a learned g",
+]
+VNorm = Annotated[
+    Literal["none", "layernorm", "rmsnorm", "whole_layernorm", "whole_rmsnorm"], "norm of the values, likewise"
+]
+WHOLE = "whole_"
+Softcap = Annotated[float, Range(0), "c tanh(x / c) of the scores x, before bias and mask; 0: none (arXiv:2408.00118)"]
+QKVBias = Annotated[bool | None, "biases of queries, keys and values; by default as model.bias says"]
+Sinks = Annotated[bool, "a learned logit in each head for looking at nothing (arXiv:2309.17453)"]
+
+
+class AttentionWiring(TypedDict):
+    """What the model hands to an attention; scale: of q k^T; inner_norm: makes the norm before o_proj, or None."""
+
+    d_model: int
+    d_head: int
+    n_heads: int
+    max_len: int
+    bias: bool
+    dropout: float
+    layer: int
+    scale: float
+    inner_norm: Callable[[int], nn.Module] | None
+
+
+class SoftmaxAttention(nn.Module):
+    """o(softmax(scale q k^T + bias) v), with `n_kv_heads` heads for keys and values.  (B, T, D) -> same.
+
+    A part overrides `place` to look at other keys, `mix` to weigh them in another way, `heads` to change the outcome.
+
+    qk_norm  of each head, before positions turn it; l2: g cos(q, k), g starts at log2(L^2 - L), L = max_len
+             (arXiv:2010.04245); whole_...: of all heads together, as in OLMo 2 (arXiv:2501.00656)
+    v_norm   of the values; with qk_norm it is the QKV norm of HybridNorm (arXiv:2503.04598)
+    softcap, sinks  see their types above
+    """
+
+    cross = True
+
+    def __init__(
+        self,
+        n_kv_heads: int,
+        *,
+        d_model: int,
+        d_head: int,
+        n_heads: int,
+        max_len: int,
+        bias: bool,
+        dropout: float,
+        layer: int,
+        scale: float,
+        inner_norm: Callable[[int], nn.Module] | None,
+        qk_norm: str = "none",
+        v_norm: str = "none",
+        softcap: float = 0.0,
+        sinks: bool = False,
+        qkv_bias: bool | None = None,
+    ) -> None:
+        super().__init__()
+        inner = bias if qkv_bias is None else qkv_bias
+        self.q_proj = nn.Linear(d_model, n_heads * d_head, bias=inner)
+        self.k_proj = nn.Linear(d_model, n_kv_heads * d_head, bias=inner)
+        self.v_proj = nn.Linear(d_model, n_kv_heads * d_head, bias=inner)
+        self.o_proj = nn.Linear(n_heads * d_head, d_model, bias=bias)
+        self.inner_norm = inner_norm(n_heads * d_head) if inner_norm else None
+        self.d_head, self.dropout, self.layer, self.softcap = d_head, dropout, layer, softcap
+        self.scale = 1.0 if qk_norm == "l2" else scale
+        self.whole_qk, self.whole_v = qk_norm.startswith(WHOLE), v_norm.startswith(WHOLE)
+        self.q_norm: nn.Module | None
+        self.k_norm: nn.Module | None
+        if qk_norm == "l2":
+            gain = math.log2(max(2, max_len * max_len - max_len))
+            self.q_norm, self.k_norm = _Directions(gain), _Directions()
+        else:
+            self.q_norm = _norm(qk_norm, d_head, n_heads)
+            self.k_norm = _norm(qk_norm, d_head, n_kv_heads)
+        self.v_norm = _norm(v_norm, d_head, n_kv_heads)
+        self.sinks = nn.Parameter(torch.zeros(n_heads)) if sinks else None
+
+    def forward(self, x: Tensor, ctx: Context) -> Tensor:
+        return self.project(self.heads(x, ctx))
+
+    def heads(self, x: Tensor, ctx: Context) -> Tensor:
+        """(B, T, D) -> (B, T, H * d_head): what the heads say."""
+        q = self.queries(x)
+        k, v = ctx.keys_values(self.layer, x, lambda x: self.keys_values(x, ctx))
+        q, k, v, sight = self.place(q, k, v, ctx)
+        return merge_heads(self.mix(q, k, v, sight))
+
+    def queries(self, x: Tensor) -> Tensor:
+        """(B, T, D) -> (B, H, T, d_head)."""
+        return self._heads(self.q_proj(x), self.q_norm, self.whole_qk)
+
+    def keys_values(self, x: Tensor, ctx: Context) -> tuple[Tensor, Tensor]:
+        """(B, S, D) -> (B, H_kv, S, d_head), twice."""
+        k = self._heads(self.k_proj(x), self.k_norm, self.whole_qk)
+        return k, self._heads(self.v_proj(x), self.v_norm, self.whole_v)
+
+    def _heads(self, x: Tensor, norm: nn.Module | None, whole: bool) -> Tensor:
+        """(B, T, H * d_head) -> (B, H, T, d_head), normed before or after it is split."""
+        if norm is None:
+            return split_heads(x, self.d_head)
+        normed: Tensor = split_heads(norm(x), self.d_head) if whole else norm(split_heads(x, self.d_head))
+        return normed.to(x.dtype)
+
+    def place(
+        self, q: Tensor, k: Tensor, v: Tensor, ctx: Context
+    ) -> tuple[Tensor, Tensor, Tensor, Context | AttentionView]:
+        """q, k turned by their positions, all keys and values up to now, and what the queries see of them."""
+        return *ctx.place(self.layer, q, k, v), ctx
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, ctx: Context | AttentionView) -> Tensor:
+        """q (B, H, T, d_head); k, v (B, H_kv, S, d_head) -> (B, H, T, d_head)."""
+        dropout = self.dropout if self.training else 0.0
+        if not self.softcap and self.sinks is None:
+            return attend(q, k, v, ctx, scale=self.scale, dropout=dropout)
+        cap = self.cap if self.softcap else None
+        return attend_by_steps(q, k, v, ctx, scale=self.scale, dropout=dropout, on_scores=cap, sinks=self.sinks)
+
+    def cap(self, scores: Tensor) -> Tensor:
+        """Smoothly kept between -softcap and softcap."""
+        return self.softcap * torch.tanh(scores / self.softcap)
+
+    def project(self, y: Tensor) -> Tensor:
+        """(B, T, H * d_head) -> (B, T, D)."""
+        y = self.o_proj(y if self.inner_norm is None else self.inner_norm(y))
+        return F.dropout(y, self.dropout, self.training) if self.dropout else y
+
+
+class _Directions(nn.Module):
+    """x / |x|, times a learned g where one is given."""
+
+    def __init__(self, gain: float | None = None) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.tensor([gain])) if gain is not None else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.normalize(x, dim=-1)
+        return x if self.gain is None else self.gain * x
+
+
+def _norm(kind: str, d_head: int, heads: int) -> nn.Module | None:
+    """Of each head, or of all `heads` together."""
+    width = d_head * heads if kind.startswith(WHOLE) else d_head
+    made: dict[str, Callable[[int], nn.Module]] = {"layernorm": nn.LayerNorm, "rmsnorm": RMSNorm}
+    return None if kind == "none" else made[kind.removeprefix(WHOLE)](width)
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + 1e-6), times a gain."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6) * self.weight

@@ -1,0 +1,360 @@
+"""From names to a model: each part is built with the wiring that it asks for, and starts from its own seed."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import nn
+
+from ablatio.errors import UserError
+from ablatio.model.language_model import LanguageModel
+from ablatio.model.parameter_roles import describe, named_generator, named_seed, seeded
+from ablatio.model.stack import Side
+from ablatio.registry import kinds
+from ablatio.registry.registry import Registry
+
+T = TypeVar("T")
+ORIGIN = ("start", "path")  # settings of the model that say where it comes from, not what it is
+Sublayer = Literal["attention", "cross", "mlp", "both"]
+
+
+@dataclass(frozen=True, slots=True)
+class PartChoice:
+    """An option and the values of its knobs."""
+
+    name: str
+    knobs: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, node: Mapping[str, Any]) -> "PartChoice":
+        return cls(node["name"], {k: v for k, v in node.items() if k != "name"})
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDims:
+    """The sizes of a model.
+
+    Of the n_layers of a stack distinct_layers have weights, and the others are these again: in a cycle (looped, as the
+    Universal Transformer, arXiv:1807.03819) or each several times in a run (as ALBERT's groups, arXiv:1909.11942).
+    Parameters are counted once, FLOPs as often as a layer is passed.
+
+    Left open, d_head is d_model / n_heads, d_ff 4 d_model, encoder_layers n_layers, attention_scale d_head^-1/2 and
+    logit_scale 1 (or what the init asks for); embedding_norm and final_norm stand where the placement wants them.
+    """
+
+    d_model: int
+    n_layers: int
+    n_heads: int
+    max_len: int
+    vocab_size: int
+    d_head: int | None = None
+    d_ff: int | None = None
+    tied: bool = True
+    bias: bool = False
+    dropout: float = 0.0
+    encoder_layers: int | None = None
+    distinct_layers: int | None = None
+    sharing: Literal["cycle", "runs"] = "cycle"
+    embedding_norm: bool | None = None
+    embedding_scale: float = 1.0
+    final_norm: bool | None = None
+    attention_scale: float | None = None
+    logit_scale: float | None = None
+
+    @property
+    def head_width(self) -> int:
+        return self.d_head or self.d_model // self.n_heads
+
+    @property
+    def inner_width(self) -> int:
+        return self.d_ff or 4 * self.d_model
+
+
+def matched_width(d_model: int, d_ff: int, bias: bool) -> int:
+    """The d_ff of a gated MLP with the parameters of a plain one: 3 d f' (+ biases) = 2 d f (+ biases).
+
+    Of the widths within 1 % the one that divides by the largest power of two up to 8: matrix products like it.
+    """
+    plain = 2 * d_model * d_ff + (d_ff + d_model if bias else 0)
+    exact = (plain - (d_model if bias else 0)) / (3 * d_model + (2 if bias else 0))
+    for step in (8, 4, 2, 1):
+        width = max(step, round(exact / step) * step)
+        if abs(width - exact) <= 0.01 * exact:
+            return width
+    return max(1, round(exact))
+
+
+@dataclass(frozen=True, slots=True)
+class LayerParts:
+    """What a block is made of: call these in the order in which the block holds them.
+
+    layer, n_layers: its number in the stack, from 0, and their count
+    norms, placement: given the sublayer that they are for: attention | cross | mlp | both
+    cross: the attention to an encoder's states, in a decoder that has an encoder; None elsewhere
+    """
+
+    layer: int
+    n_layers: int
+    attention: Callable[[], nn.Module]
+    cross: Callable[[], nn.Module] | None
+    mlp: Callable[[], nn.Module]
+    norms: Callable[[Sublayer], nn.Module]
+    placement: Callable[[Sublayer], Any]
+
+
+class ModelBuilder:
+    """Makes a model out of a resolved config: one Choice per kind, Dimensions, and the seed of the initial weights.
+
+    vocab_size counts the tokenizer's ids; what the objective adds (sentinels, masks) comes behind them, and rows of the
+    embedding that no id has (`model.vocab_size`) last.
+    """
+
+    def __init__(self, config: Mapping[str, Any], vocab_size: int, eos: int = 0, seed: int = 0) -> None:
+        self.config, self.eos, self.seed = config, eos, seed
+        objective = objective_of(config, vocab_size, eos)
+        ids, self.ahead = vocab_size + int(getattr(objective, "extra_tokens", 0)), int(getattr(objective, "ahead", 1))
+        sizes = {k: v for k, v in config["model"].items() if k not in ORIGIN}
+        self.dims = ModelDims(**{**sizes, "vocab_size": rows_for(ids, sizes.get("vocab_size"))})
+        self.gated = bool(self._facts(kinds.activations)["gated"])
+        self.d_ff = self.dims.inner_width
+        if self.gated and config.get("match") == "params":
+            self.d_ff = matched_width(self.dims.d_model, self.dims.inner_width, self.dims.bias)
+        init = self.choice("init")
+        self.init = kinds.inits.build(init.name, init.knobs)
+        self.stacks: tuple[str, ...] = tuple(self._facts(kinds.architectures)["stacks"])
+
+    def choice(self, kind: str) -> PartChoice:
+        return PartChoice.of(self.config[kind])
+
+    def _facts(self, registry: Registry[Any]) -> Mapping[str, Any]:
+        return registry[self.choice(registry.kind).name].facts
+
+    def model(self) -> LanguageModel:
+        """The whole model, initialised: the weights of a part depend on its name and the seed, on nothing else."""
+        choice = self.choice("architecture")
+        with seeded(self.seed):  # arms of other sizes leave the global generator, and so the dropout, as it was
+            model = kinds.architectures.build(choice.name, choice.knobs, assembly=self)
+        initialize(model, self.init, self.seed)
+        if self.config.get("checkpointing"):
+            again = self.choice("checkpointing")
+            kinds.checkpointings.build(again.name, again.knobs).apply(model)
+        return model
+
+    def depth(self, side: Side) -> int:
+        """Layers of a stack; an encoder beside a decoder may have a number of its own."""
+        two = len(self.stacks) == 2
+        return self.dims.encoder_layers or self.dims.n_layers if side == "encoder" and two else self.dims.n_layers
+
+    def root(self, side: Side) -> str:
+        """Where a stack stands in the model."""
+        return "encoder" if side == "encoder" and len(self.stacks) == 2 else "model"
+
+    @property
+    def branches(self) -> bool:
+        """Whether all parts take a text in two passes for what it is in one, in training too."""
+        attention = self._facts(kinds.attentions)
+        whole = (self._facts(registry)["whole_rows"] for registry in (kinds.mlps, kinds.placements))
+        return bool(attention["caches"] and attention["takes_segments"]) and not any(whole)
+
+    @property
+    def logit_scale(self) -> float:
+        given, asked = self.dims.logit_scale, getattr(self.init, "logit_scale", None)
+        return given if given is not None else float(asked(self.dims.d_model)) if asked else 1.0
+
+    @property
+    def attention_scale(self) -> float:
+        """What q k^T is multiplied with."""
+        given, asked, width = (
+            self.dims.attention_scale,
+            getattr(self.init, "attention_scale", None),
+            self.dims.head_width,
+        )
+        return given if given is not None else float(asked(width)) if asked else width**-0.5
+
+    def norm(self, path: str, width: int | None = None) -> nn.Module:
+        return self._make(kinds.norms, path, d_model=width or self.dims.d_model)
+
+    def norms(self, path: str, around: Sublayer, layer: int) -> nn.Module:
+        """As many norms as the placement wants for one sublayer: one module, or a list."""
+        count = n_norms(self._facts(kinds.placements), around, layer)
+        if count == 1:
+            return self.norm(path)
+        return nn.ModuleList([self.norm(f"{path}.{i}") for i in range(count)])
+
+    def final_norm(self, side: Side) -> nn.Module | None:
+        return self._wanted_norm(f"{self.root(side)}.norm", self.dims.final_norm, "final_norm")
+
+    def embedding_norm(self, side: Side) -> nn.Module | None:
+        return self._wanted_norm(f"{self.root(side)}.embed_norm", self.dims.embedding_norm, "embedding_norm")
+
+    def _wanted_norm(self, path: str, wanted: bool | None, fact: str) -> nn.Module | None:
+        """The norm at `path`, if the config, or where it leaves that open the placement, wants one."""
+        return self.norm(path) if (self._facts(kinds.placements)[fact] if wanted is None else wanted) else None
+
+    def placement(self, layer: int | None, side: Side = "decoder", sublayer: int = 0, around: Sublayer = "both") -> Any:
+        """layer None: the one that opens and closes the residual stream."""
+        return self._make(
+            kinds.placements,
+            f"{self.root(side)}.placement.{layer}.{sublayer}",
+            d_model=self.dims.d_model,
+            n_layers=self.depth(side),
+            layer=layer,
+            sublayer=sublayer,
+            around=around,
+            side=side,
+            encoder_layers=self.depth("encoder") if "encoder" in self.stacks else 0,
+            decoder_layers=self.depth("decoder") if "decoder" in self.stacks else 0,
+        )
+
+    def position(self, causal: bool, side: Side = "decoder") -> Any:
+        d = self.dims
+        return self._make(
+            kinds.positions,
+            f"{self.root(side)}.position",
+            d_model=d.d_model,
+            d_head=d.head_width,
+            n_heads=d.n_heads,
+            n_layers=self.depth(side),
+            max_len=d.max_len,
+            causal=causal,
+        )
+
+    def attention(self, layer: int, path: str, side: Side = "decoder") -> nn.Module:
+        d = self.dims
+        return self._make(
+            kinds.attentions,
+            path,
+            d_model=d.d_model,
+            d_head=d.head_width,
+            n_heads=d.n_heads,
+            n_layers=self.depth(side),
+            max_len=d.max_len,
+            bias=d.bias,
+            dropout=d.dropout,
+            layer=layer,
+            scale=self.attention_scale,
+            inner_norm=self._inner_norm(path, "attention"),
+        )
+
+    def mlp(self, layer: int, path: str, side: Side = "decoder") -> nn.Module:
+        d = self.dims
+        activation = self._make(kinds.activations, f"{path}.activation", d_ff=self.d_ff)
+        return self._make(
+            kinds.mlps,
+            path,
+            d_model=d.d_model,
+            d_ff=self.d_ff,
+            activation=activation,
+            gated=self.gated,
+            bias=d.bias,
+            dropout=d.dropout,
+            layer=layer,
+            n_layers=self.depth(side),
+            inner_norm=self._inner_norm(path, "mlp"),
+        )
+
+    def _inner_norm(self, path: str, sublayer: Sublayer) -> Callable[[int], nn.Module] | None:
+        """Makes the norm before a sublayer's last projection, if the placement wants one there."""
+        if sublayer not in self._facts(kinds.placements)["inner_norm"]:
+            return None
+        return lambda width: self.norm(f"{path}.inner_norm", width)
+
+    def layers(self, side: Side = "decoder") -> list[nn.Module]:
+        """The layers of a stack, in order; some may share their weights."""
+        found = [self.block(i, side) for i in range(self.depth(side))]
+        count = min(self.dims.distinct_layers or len(found), len(found))
+        owners = dict[int, nn.Module]()
+        for i, layer in enumerate(found):
+            number = i % count if self.dims.sharing == "cycle" else i * count // len(found)
+            share_weights(owners.setdefault(number, layer), layer)
+        return found
+
+    def siblings(self, side: Side = "decoder") -> list[nn.Module]:
+        """Of a decoder's last layer: one for each token that the objective asks for beyond the next one."""
+        count, last = self.ahead - 1 if side == "decoder" else 0, self.depth(side) - 1
+        return [self.block(last, side, f"{self.root(side)}.further.{i}") for i in range(count)]
+
+    def block(self, layer: int, side: Side = "decoder", path: str = "") -> nn.Module:
+        path = path or f"{self.root(side)}.layers.{layer}"
+        names = iter(("input_layernorm", "post_attention_layernorm", *(f"norm_{i}" for i in range(2, 16))))
+        sublayers = iter(range(16))
+        crossed = side == "decoder" and "encoder" in self.stacks
+        parts = LayerParts(
+            layer=layer,
+            n_layers=self.depth(side),
+            attention=lambda: self.attention(layer, f"{path}.self_attn", side),
+            cross=(lambda: self.attention(layer, f"{path}.cross_attn", side)) if crossed else None,
+            mlp=lambda: self.mlp(layer, f"{path}.mlp", side),
+            norms=lambda around: self.norms(f"{path}.{next(names)}", around, layer),
+            placement=lambda around: self.placement(layer, side, next(sublayers), around),
+        )
+        return self._make(kinds.blocks, path, parts=parts)
+
+    def _make(self, registry: Registry[T], path: str, **wiring: Any) -> T:
+        choice = self.choice(registry.kind)
+        with seeded(named_seed(self.seed, path)):
+            return registry.build(choice.name, choice.knobs, **wiring)
+
+
+def share_weights(first: nn.Module, other: nn.Module) -> None:
+    """Make the parameters and buffers of two modules one and the same, wherever either is moved or loaded.
+
+    What a layer knows of its own place (its number in the cache, a mask of its own) stays with it.
+    """
+    pairs = list(zip(first.named_modules(), other.named_modules(), strict=False))
+    shapes = [{n: t.shape for n, t in module.state_dict().items()} for module in (first, other)]
+    if shapes[0] != shapes[1]:
+        raise UserError(
+            "layers that share their weights must be built alike, and here some have other parts than others\n"
+            "    try: model.distinct_layers=null"
+        )
+    for (_, one), (_, two) in pairs:
+        two._parameters, two._buffers = one._parameters, one._buffers
+
+
+def n_norms(facts: Mapping[str, Any], around: Sublayer, layer: int) -> int:
+    """How many norms a placement with these facts wants around a sublayer of this layer."""
+    first = facts["first_norms"]
+    count: int | list[int] = facts["n_norms"] if layer or first is None else first
+    return count if isinstance(count, int) else count[around == "mlp"]
+
+
+def rows_for(ids: int, wanted: int | None) -> int:
+    """Rows of the embedding: one for each id, or as many as were wanted."""
+    if wanted is not None and wanted < ids:
+        raise UserError(f"model.vocab_size={wanted} came, and there are {ids} ids\n    try: model.vocab_size={ids}")
+    return wanted or ids
+
+
+def objective_of(config: Mapping[str, Any], vocab_size: int, eos: int) -> kinds.Objective:
+    """The objective, which may need ids beyond the tokenizer's (sentinels, masks) and siblings of the last layer."""
+    choice, length = PartChoice.of(config["objective"]), int(config["model"]["max_len"])
+    return kinds.objectives.build(choice.name, choice.knobs, vocab_size=vocab_size, eos=eos, max_len=length)
+
+
+@torch.no_grad()
+def initialize(model: nn.Module, init: Any, seed: int) -> None:
+    """Draw each matrix, embedding and head anew, from a generator seeded by (seed, parameter name)."""
+    for parameter, info in describe(model):
+        if parameter.is_meta:
+            continue
+        if info.role == "vector":
+            if info.name.endswith(".bias"):
+                parameter.zero_()
+            continue
+        # In place where it can be: else there would be a second copy of the largest matrix.
+        plain = parameter.dtype == torch.float32 and parameter.is_contiguous() and parameter.is_cpu
+        weight = parameter.data if plain else torch.empty(parameter.shape, dtype=torch.float32)
+        init(weight, info, named_generator(seed, info.name))
+        weight.mul_(info.gain)
+        if not plain:
+            parameter.copy_(weight)
+
+
+def build_model(config: Mapping[str, Any], vocab_size: int, eos: int = 0, seed: int = 0) -> LanguageModel:
+    """A model from a resolved config and the vocabulary of its tokenizer."""
+    assembly = ModelBuilder(config, vocab_size, eos, seed)
+    if assembly.dims.d_model % assembly.dims.n_heads and assembly.dims.d_head is None:
+        raise UserError(f"{assembly.dims.n_heads} heads do not divide d_model={assembly.dims.d_model}")
+    return assembly.model()

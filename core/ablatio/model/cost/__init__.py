@@ -1,0 +1,1 @@
+"""Parameters, FLOPs and memory of a config, counted before it is built."""

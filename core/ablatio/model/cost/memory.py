@@ -1,0 +1,157 @@
+"""Bytes that a model takes, found on shapes alone: weights, gradients, optimizer, activations, decoding cache."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
+
+from ablatio.model.build import ModelBuilder, PartChoice
+from ablatio.model.context import Record
+from ablatio.model.cost.parameters import example_of
+from ablatio.model.kv_cache import KVCache
+from ablatio.model.language_model import LanguageModel
+from ablatio.model.parameter_roles import ParameterGroup, Role, groups_by_role
+from ablatio.model.stack import Stack
+from ablatio.registry import kinds
+
+SEVERAL = 4  # layers on which activations are counted
+WIDTH = 4  # bytes of a weight: autocast keeps them at 32 bits
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryEstimate:
+    """Bytes.  weights, gradients (of what trains) and optimizer last, and so does what stands beside: the weights of a
+    reference; activations: the most that one row holds for its backward pass, at 32 bits; cache: of one decoded token.
+    None: cannot be told from shapes."""
+
+    weights: int
+    gradients: int
+    optimizer: int | None
+    activations: int | None
+    cache: int | None
+    beside: int = 0
+
+    @property
+    def lasting(self) -> int:
+        """What training needs beside the activations; the optimizer as far as it is known."""
+        return self.weights + self.gradients + (self.optimizer or 0) + self.beside
+
+
+def memory_of(
+    config: Mapping[str, Any],
+    vocab_size: int,
+    tune: Callable[[LanguageModel], object] | None = None,
+    copies: int = 0,
+) -> MemoryEstimate:
+    """Of training with 32-bit weights; nothing is allocated.
+
+    tune: adds what few weights train in place of all, and freezes the others; copies: models that stand beside
+    """
+    with torch.device("meta"):
+        model = ModelBuilder(config, vocab_size).model()
+        cache = _cache(model)
+        if tune is not None:
+            tune(model)
+    held = {id(t): t for t in (*model.parameters(), *(model.buffers() if tune else ()))}.values()
+    weights = sum(t.numel() * t.element_size() for t in held)
+    gradients = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    state = _optimizer(model, PartChoice.of(config["optimizer"]))
+    segment = max(int(getattr(m.run, "segment", 0)) for m in model.modules() if isinstance(m, Stack))
+    activations = _activations(config, vocab_size, segment)
+    return MemoryEstimate(weights, gradients, state, activations, cache, copies * weights)
+
+
+def _optimizer(model: LanguageModel, choice: PartChoice) -> int | None:
+    """The state after one step on parameters of these shapes; one of each shape is enough to know the others."""
+    shapes = Counter((group["role"], tuple(p.shape)) for group in groups_by_role(model) for p in group["params"])
+    try:
+        with FakeTensorMode(), _Ones():
+            return sum(count * _state(choice, role, shape) for (role, shape), count in shapes.items())
+    except Exception:  # an optimizer may ask for the numbers in its tensors, in a way of its own
+        return None
+
+
+class _Ones(TorchFunctionMode):
+    """Tensors without numbers answer 1 when an optimizer asks for one, as Adafactor does for a tensor's mean square."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        asked = {Tensor.item: 1.0, Tensor.__float__: 1.0, Tensor.__int__: 1, Tensor.__bool__: True}
+        return asked[func] if func in asked else func(*args, **(kwargs or {}))
+
+
+def _state(choice: PartChoice, role: Role, shape: tuple[int, ...]) -> int:
+    parameter = nn.Parameter(torch.empty(shape))
+    groups: list[ParameterGroup] = [{"params": [parameter], "role": role, "rate": 1.0}]
+    optimizer = kinds.optimizers.build(choice.name, choice.knobs, groups=groups)
+    parameter.grad = torch.empty(shape)
+    optimizer.step()
+    held = (value for state in optimizer.state.values() for value in state.values())
+    return sum(t.numel() * t.element_size() for t in held if isinstance(t, Tensor))
+
+
+def _activations(config: Mapping[str, Any], vocab_size: int, segment: int) -> int | None:
+    """Of one row, at the moment when there are most: those of layers that are passed twice come when they are needed.
+
+    Counted on few layers, the others keep as much (where patterns differ, on average).
+    """
+    layers, several = int(config["model"]["n_layers"]), SEVERAL * max(1, segment)
+    try:
+        if layers <= 2 * several:
+            kept: float = _saved(config, vocab_size, layers)
+        else:
+            few, more = (_saved(config, vocab_size, n) for n in (several, 2 * several))
+            kept = few + (more - few) * (layers - several) / several
+        if segment:
+            whole = {**config, "checkpointing": None}
+            few, more = (_saved(whole, vocab_size, n) for n in (SEVERAL, 2 * SEVERAL))
+            kept += (more - few) * min(segment, layers) / SEVERAL
+    except Exception:  # an operation of a plugin may have no version for shapes
+        return None
+    return round(kept)
+
+
+def _saved(config: Mapping[str, Any], vocab_size: int, layers: int) -> int:
+    """Bytes that autograd keeps in a pass over one row, each storage once."""
+    model_config = {**config["model"], "n_layers": layers}
+    if model_config.get("encoder_layers") is not None:
+        model_config["encoder_layers"] = layers
+    small = {**config, "model": model_config}
+    example, _ = example_of(config, vocab_size)
+    kept: dict[int, Any] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = storage  # held, so that no other storage gets its address
+        return tensor
+
+    with torch.device("meta"):
+        model = ModelBuilder(small, vocab_size).model().train()
+    weights = {p.untyped_storage()._cdata for p in model.parameters()}
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    with fake:
+        fields = {f.name: getattr(example, f.name) for f in dataclasses.fields(example)}
+        example = dataclasses.replace(
+            example, **{k: torch.zeros(t.shape, dtype=t.dtype) for k, t in fields.items() if t is not None}
+        )
+        model = model.to_empty(device="cpu")
+        weights = {p.untyped_storage()._cdata for p in model.parameters()}
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            model.states(example, Record())
+    return sum(storage.nbytes() for key, storage in kept.items() if key not in weights)
+
+
+def _cache(model: LanguageModel) -> int | None:
+    """Bytes that one more token of a text adds, at 32 bits; states of a fixed size are not counted."""
+    cache = KVCache()
+    try:
+        with torch.no_grad(), torch.device("meta"):
+            model.eval().read(torch.zeros(1, 1, dtype=torch.long), None, cache)
+    except Exception:  # a model that fills blanks cannot decode
+        return None
+    return cache.bytes_per_token

@@ -1,0 +1,1 @@
+"""Text from a model: sampling with the KV cache, rollouts, shared prompts."""

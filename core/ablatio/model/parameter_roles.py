@@ -1,0 +1,161 @@
+"""What each parameter is for: init, weight decay and optimizers go by role, not by a guess from the shape."""
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal, TypedDict
+
+import torch
+from torch import nn
+
+from ablatio.registry.registry import ContractError
+
+Role = Literal["matrix", "vector", "embedding", "head"]
+ROLES: tuple[Role, ...] = ("matrix", "vector", "embedding", "head")
+RESIDUAL_OUT = ("o_proj", "down_proj")
+LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
+SIBLING = re.compile(r"(?:^|\.)further\.\d+\.")  # of the last layer
+GAINED = ("v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterInfo:
+    """Where a parameter stands.
+
+    role         matrix, vector (gains, biases), embedding or head
+    fan_in, fan_out  of a matrix; vocabulary and width of an embedding or head
+    n_layers     of the stack that it stands in, and the number of its own layer in it, from 0; None outside the layers
+    residual     whether its output is added to the residual stream
+    d_model      width of the residual stream
+    gain         what the placement asks the init to multiply with (deepnorm's beta), else 1
+    """
+
+    name: str
+    role: Role
+    fan_in: int
+    fan_out: int
+    n_layers: int
+    residual: bool
+    gain: float
+    layer: int | None
+    d_model: int
+
+
+Rate = Callable[[ParameterInfo], float]
+
+
+class ParameterGroup(TypedDict):
+    """What an optimizer gets: the parameters of one role and one rate.
+
+    rate  the factor that the init asks for on their learning rate; `apply_rates` multiplies it in, no optimizer has to
+    """
+
+    params: list[nn.Parameter]
+    role: Role
+    rate: float
+
+
+def describe(model: nn.Module) -> Iterator[tuple[nn.Parameter, ParameterInfo]]:
+    """Each parameter of the model once, with what it is for.
+
+    A module says what its own parameters are where their shape does not: `fans` (out, in) of a matrix that is no plain
+    one (experts, a convolution), `roles` {parameter: role}.
+    """
+    owners: dict[int, nn.Module] = {}
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            owners.setdefault(id(parameter), module)  # a tied head's matrix is the embedding's
+    stacks = [(f"{path}.", m) for path, m in model.named_modules() if hasattr(m, "depth") and hasattr(m, "gain")]
+    d_model = int(getattr(stacks[0][1], "d_model", 0)) if stacks else 0
+    for name, parameter in model.named_parameters():
+        _, stack = max(((path, m) for path, m in stacks if name.startswith(path)), default=("", None), key=_length)
+        parent = name.split(".")[-2] if "." in name else ""
+        owner = owners[id(parameter)]
+        role = _role(name, parameter, owner)
+        fan_out, fan_in = _fans(parameter, owner)
+        gain = float(stack.gain) if stack is not None and role == "matrix" and parent in GAINED else 1.0
+        depth = int(stack.depth) if stack is not None else 1
+        numbered = LAYER.search(name)
+        layer = int(numbered[1]) if numbered else depth - 1 if SIBLING.search(name) else None
+        yield parameter, ParameterInfo(name, role, fan_in, fan_out, depth, parent in RESIDUAL_OUT, gain, layer, d_model)
+
+
+def _length(found: tuple[str, nn.Module | None]) -> int:
+    return len(found[0])
+
+
+def _fans(parameter: nn.Parameter, owner: nn.Module) -> tuple[int, int]:
+    if parameter.dim() < 2:
+        return parameter.numel(), 1
+    fans: tuple[int, int] | None = getattr(owner, "fans", None)
+    return fans or (parameter.shape[0], parameter[0].numel())
+
+
+def _role(name: str, parameter: nn.Parameter, owner: nn.Module) -> Role:
+    said: dict[str, Role] = getattr(owner, "roles", {})
+    if (own := name.rpartition(".")[2]) in said:
+        return said[own]
+    if parameter.dim() < 2:
+        return "vector"
+    if isinstance(owner, nn.Embedding):
+        return "embedding"
+    return "head" if name.split(".")[-2:-1] == ["lm_head"] else "matrix"
+
+
+def groups_by_role(model: nn.Module, rate: Rate | None = None) -> list[ParameterGroup]:
+    """The trainable parameters, grouped for an optimizer; the order is fixed, so that its state can be restored.
+
+    rate: the init's, which splits what has one role and several rates.
+    """
+    groups: dict[tuple[Role, float], ParameterGroup] = {}
+    for parameter, info in describe(model):
+        if parameter.requires_grad:
+            key = (info.role, rate(info) if rate else 1.0)
+            groups.setdefault(key, {"params": [], "role": key[0], "rate": key[1]})["params"].append(parameter)
+    return sorted(groups.values(), key=lambda group: ROLES.index(group["role"]))
+
+
+def apply_rates(optimizer: torch.optim.Optimizer, model: nn.Module, rate: Rate | None) -> None:
+    """Multiply the learning rate of each of the optimizer's groups with the init's `rate`, and divide its weight decay.
+
+    Called once, before the first step; the decay per step, lr * weight_decay, stays as it was.  A group that holds
+    parameters of several rates is refused: it was not built from `groups_by_role(model, rate)`.
+    """
+    if rate is None:
+        return
+    rates = {id(parameter): rate(info) for parameter, info in describe(model)}
+    for group in optimizer.param_groups:
+        found = {rates[id(parameter)] for parameter in group["params"]}
+        if len(found) > 1:
+            raise ContractError(
+                f"{type(optimizer).__name__} merges groups of parameters whose learning rates differ by the init's "
+                f"factors {sorted(found)}; an optimizer keeps the groups that it is given, or splits them"
+            )
+        factor = found.pop() if found else 1.0
+        group["lr"] = group["lr"] * factor
+        if "weight_decay" in group:
+            group["weight_decay"] = group["weight_decay"] / factor
+
+
+def named_seed(seed: int, name: str) -> int:
+    """A seed for one name: equal names draw equal numbers, whatever else the model holds."""
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def named_generator(seed: int, name: str) -> torch.Generator:
+    """A CPU generator seeded by (seed, name)."""
+    return torch.Generator().manual_seed(named_seed(seed, name))
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """What a part draws in its constructor depends on where it stands, not on what was made before it."""
+    state = torch.random.get_rng_state()
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPU's too
+    try:
+        yield
+    finally:
+        torch.random.set_rng_state(state)

@@ -1,0 +1,1 @@
+"""What policy methods measure: log-probabilities of tokens, answers, KL estimates."""

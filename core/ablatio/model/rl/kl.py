@@ -1,0 +1,41 @@
+"""Numbers of policies from the log-probabilities of what was drawn: masked means, whitening, the KL three ways."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class KL(NamedTuple):
+    """Estimates of KL(policy, reference) in nats per token, from tokens that the policy drew.  () each."""
+
+    k1: Tensor
+    k2: Tensor
+    k3: Tensor
+
+
+def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
+    """The mean of x where mask is 1; 0 where nothing is."""
+    return (x * mask).sum() / mask.sum().clamp(min=1)
+
+
+def whiten(x: Tensor, mask: Tensor, epsilon: float = 1e-8) -> Tensor:
+    """Mean 0 and variance 1 over the masked places, 0 elsewhere."""
+    mean = masked_mean(x, mask)
+    variance = masked_mean((x - mean).square(), mask)
+    return (x - mean) * torch.rsqrt(variance + epsilon) * mask
+
+
+def k3(logps: Tensor, ref_logps: Tensor) -> Tensor:
+    """exp(-d) - 1 + d at each token, d the log-ratio: unbiased, never negative (Schulman 2020)."""
+    d = logps - ref_logps
+    return torch.expm1(-d) + d
+
+
+def kl_estimates(logps: Tensor, ref_logps: Tensor, mask: Tensor) -> KL:
+    """k1 = d, k2 = d^2 / 2, k3 = exp(-d) - 1 + d, each a mean over tokens.
+
+    Source: Schulman 2020, http://joschu.net/blog/kl-approx.html
+    """
+    d = logps - ref_logps
+    return KL(*(masked_mean(x, mask) for x in (d, d.square() / 2, k3(logps, ref_logps))))

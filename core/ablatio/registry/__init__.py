@@ -1,0 +1,1 @@
+"""Registries of parts, the catalogue of what is installed, and plugin discovery."""

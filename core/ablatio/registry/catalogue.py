@@ -1,0 +1,180 @@
+"""The catalogue: what all plugins offer, read from their real signatures once, then kept as JSON.
+
+Importing every plugin means importing torch (2 s).  A child process does it once and writes what it found; from then on
+listing, completing, composing and checking read the file.  The child also takes the blow of a plugin that never
+returns or ends the process: it is named, left out, and the rest works.
+"""
+
+import contextlib
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ablatio.registry.registry import Distribution
+from ablatio.storage.paths import HERE, cache_root
+
+GROUP = "ablatio.plugins"
+OURS = "ablatio"
+LOAD_SECONDS = float(os.environ.get("ABLATIO_PLUGIN_SECONDS", "30"))  # for all modules of one plugin
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class PluginSource:
+    """One entry point: a package (or module) of some distribution."""
+
+    name: str
+    module: str
+    provider: Distribution
+
+    @property
+    def key(self) -> str:
+        """Names this plugin among all: two distributions may call their entry points alike."""
+        return f"{self.provider.dist}:{self.name}"
+
+    @property
+    def files(self) -> list[Path]:
+        """The Python and YAML files of the package, found without importing it."""
+        root = self.folder
+        if root is None:
+            spec = _find_spec(self.module)
+            return [Path(spec.origin)] if spec and spec.origin else []
+        return sorted(p for p in root.rglob("*") if p.suffix in (".py", ".yaml", ".yml"))
+
+    @property
+    def folder(self) -> Path | None:
+        spec = _find_spec(self.module)
+        places = list(spec.submodule_search_locations or []) if spec else []
+        return Path(places[0]) if places else None
+
+    @property
+    def conf(self) -> Path | None:
+        """The folder of YAML options that this plugin brings, if any."""
+        folder = self.folder
+        return folder / "conf" if folder is not None and (folder / "conf").is_dir() else None
+
+
+def _find_spec(module: str) -> Any:
+    # find_spec of a dotted name would import the parents: only the top package is asked for.
+    top, *rest = module.split(".")
+    try:
+        spec = importlib.util.find_spec(top)
+    except (ImportError, ValueError):
+        return None
+    for name in rest:
+        places = list(spec.submodule_search_locations or []) if spec else []
+        spec = importlib.machinery.PathFinder.find_spec(name, places)
+    return spec
+
+
+def plugin_sources() -> list[PluginSource]:
+    """All entry points, ours first, then by distribution: so nobody can take one of our names before us."""
+    found = {}
+    for point in importlib.metadata.entry_points(group=GROUP):
+        dist = point.dist
+        provider = Distribution(dist.name, dist.version) if dist else Distribution("unknown", "")
+        found[provider.dist, point.value] = PluginSource(point.name, point.value.split(":")[0], provider)
+    return sorted(found.values(), key=lambda s: (s.provider.dist != OURS, s.provider.dist.lower(), s.name))
+
+
+@dataclass(slots=True)
+class Catalogue:
+    """What the scan found; plain data."""
+
+    kinds: list[dict[str, Any]] = field(default_factory=list)
+    entries: list[dict[str, Any]] = field(default_factory=list)
+    rules: list[dict[str, str]] = field(default_factory=list)
+    failures: list[dict[str, str]] = field(default_factory=list)
+
+
+def read(sources: list[PluginSource]) -> Catalogue:
+    """The catalogue of these plugins: from the cache when no file of theirs has changed, else scanned now."""
+    key = _fingerprint(sources)
+    path = cache_root() / "catalogue" / f"{key}.json"
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        stored = json.loads(path.read_text())
+        if stored["digest"] == _digest(stored["catalogue"]):
+            return Catalogue(**stored["catalogue"])
+    found = _scan(sources)
+    data = {f: getattr(found, f) for f in Catalogue.__slots__}
+    with contextlib.suppress(OSError):  # a cache that cannot be written costs time, nothing else
+        _replace(path, json.dumps({"digest": _digest(data), "catalogue": data}))
+    return found
+
+
+def _digest(data: Any) -> str:
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+
+
+def _replace(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+        file.write(text)
+    Path(file.name).replace(path)
+
+
+def _fingerprint(sources: list[PluginSource]) -> str:
+    """Changes with any Python or YAML file of a plugin, or of the code that reads them."""
+    lines = [f"{FORMAT} {sys.version} {sys.prefix}"]
+    for source in sources:
+        lines.append(f"{source.provider} {source.name} {source.module}")
+        lines += [_stamp(p) for p in source.files]
+    lines += [_stamp(p) for p in sorted(HERE.glob("*.py"))]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]
+
+
+def _stamp(path: Path) -> str:
+    with contextlib.suppress(OSError):
+        stat = path.stat()
+        return f"{path} {stat.st_mtime_ns} {stat.st_size}"
+    return f"{path} gone"
+
+
+def _scan(sources: list[PluginSource]) -> Catalogue:
+    """Import all plugins in a child; one that kills the child or hangs it is left out of the next try."""
+    lost: dict[str, str] = {}
+    while True:
+        found, culprit, ending = _scan_in_child(len(sources), lost)
+        if found is not None:
+            return found
+        if not culprit or culprit in lost:
+            raise RuntimeError(f"the scan of the plugins {ending}")
+        lost[culprit] = ending
+
+
+def _scan_in_child(count: int, lost: dict[str, str]) -> tuple[Catalogue | None, str, str]:
+    """(the catalogue, or None; the plugin at which the child ended; how it ended)."""
+    with tempfile.TemporaryDirectory() as folder:
+        result, progress = Path(folder) / "result.json", Path(folder) / "progress"
+        request = json.dumps({"leave_out": lost, "result": str(result), "progress": str(progress)})
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+        try:
+            run = subprocess.run(
+                [sys.executable, "-c", "from ablatio.registry.discovery import scan_in_this_process as scan; scan()"],
+                input=request,
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=30 + LOAD_SECONDS * (count + 1),
+                check=False,
+            )
+            ending = f"ended the process with code {run.returncode} {run.stderr.strip()[-300:]}".strip()
+        except subprocess.TimeoutExpired:
+            ending = f"did not finish loading within {LOAD_SECONDS:g} s"
+        if result.exists():
+            return Catalogue(**json.loads(result.read_text())), "", ending
+        return None, progress.read_text().split("\n")[-1] if progress.exists() else "", ending
+
+
+def conf_files(folder: Path) -> Iterator[Path]:
+    """The YAML files of a plugin's conf folder."""
+    yield from sorted(p for p in folder.rglob("*") if p.suffix in (".yaml", ".yml"))

@@ -1,0 +1,245 @@
+"""Plugins: entry points found, scanned, rolled back when they fail, and known by name without importing them."""
+
+import contextlib
+import importlib
+import json
+import pkgutil
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from ablatio.registry import rules
+from ablatio.registry.catalogue import LOAD_SECONDS, Catalogue, PluginSource, conf_files, plugin_sources, read
+from ablatio.registry.registry import (
+    REGISTRIES,
+    ContractError,
+    Distribution,
+    PartSpec,
+    Registry,
+    provided_by,
+    transaction,
+)
+from ablatio.storage.paths import shipped
+from ablatio.storage.state_json import BUILDER_KEYS
+
+MAX_NODES = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A plugin that is left out, and why."""
+
+    plugin: str
+    provider: Distribution
+    reason: str
+
+    def __str__(self) -> str:
+        return f"plugin {self.plugin} of {self.provider} is left out: {self.reason}"
+
+
+_failures: list[Failure] = []
+_sources: list[PluginSource] = []
+_loaded = False
+
+
+def load() -> None:
+    """Fill the registries from the catalogue; once.  No plugin is imported until one of its parts is made."""
+    global _loaded
+    if _loaded:
+        return
+    _loaded = True
+    sources = plugin_sources()
+    catalogue = read(sources)
+    for kind in catalogue.kinds:
+        with provided_by(Distribution(kind["dist"], kind["version"])):
+            if kind["kind"] not in REGISTRIES:
+                _registry_from(kind)
+    for data in catalogue.entries:
+        entry = PartSpec.from_json(data)
+        REGISTRIES[entry.kind].entries.setdefault(entry.name, entry)
+    for r in catalogue.rules:
+        rules.rule(**r)
+    _failures.extend(
+        Failure(f["plugin"], Distribution(f["dist"], f["version"]), f["reason"]) for f in catalogue.failures
+    )
+    bad = {(f.plugin, f.provider) for f in _failures}
+    _sources.extend(s for s in sources if (s.name, s.provider) not in bad)
+
+
+def failures() -> list[Failure]:
+    """The plugins that are left out."""
+    load()
+    return list(_failures)
+
+
+def sources() -> list[PluginSource]:
+    """The plugins that work."""
+    load()
+    return list(_sources)
+
+
+def _registry_from(kind: Mapping[str, Any]) -> None:
+    made = Registry[Any](
+        kind["kind"],
+        kind["doc"],
+        wiring=tuple(kind["wiring"]),
+        calls={tuple(form): facts for form, facts in kind["calls"]},
+        methods=tuple(kind["methods"]),
+        any_of=tuple(kind["any_of"]),
+        facts=kind["facts"],
+        many=kind["many"],
+        in_run=kind["in_run"],
+        default=kind["default"],
+        asks={method: tuple(words) for method, words in kind["asks"].items()},
+        optional=kind["optional"],
+    )
+    made.from_catalogue = True
+
+
+def scan_in_this_process() -> None:
+    """What the scanning child does: {leave_out, result, progress} on standard input, the catalogue as a file."""
+    request = json.load(sys.stdin)
+    with contextlib.suppress(ImportError):  # its two seconds are not the first plugin's
+        importlib.import_module("torch")
+    catalogue = scan(plugin_sources(), request["leave_out"], Path(request["progress"]))
+    data = {f: getattr(catalogue, f) for f in Catalogue.__slots__}
+    Path(request["result"]).write_text(json.dumps(data))
+
+
+def scan(found: list[PluginSource], leave_out: Mapping[str, str], progress: Path | None = None) -> Catalogue:
+    """Import each plugin and write down what it registered; one that fails is rolled back and named."""
+    global _loaded
+    _loaded = True  # the registries are being filled here: a lookup must not start a second scan
+    catalogue = Catalogue()
+    conf_names: dict[str, Distribution] = {}
+    for source in found:
+        if progress:
+            with progress.open("a") as file:
+                file.write(f"\n{source.key}")
+        reason = leave_out.get(source.key) or _import(source, conf_names)
+        if reason:
+            provider = source.provider
+            failure = {"plugin": source.name, "dist": provider.dist, "version": provider.version, "reason": reason}
+            catalogue.failures.append(failure)
+    for registry in REGISTRIES.values():
+        catalogue.entries += [e.to_json() for e in registry.entries.values()]
+        catalogue.kinds.append(_kind_to_json(registry))
+    catalogue.rules += [r.to_json() for r in rules.RULES]
+    return catalogue
+
+
+def _kind_to_json(registry: Registry[Any]) -> dict[str, Any]:
+    return {
+        "kind": registry.kind,
+        "doc": registry.doc,
+        "wiring": registry.wiring,
+        "calls": [[form, facts] for form, facts in registry.calls.items()],
+        "methods": registry.methods,
+        "any_of": registry.any_of,
+        "facts": registry.facts,
+        "many": registry.many,
+        "in_run": registry.in_run,
+        "default": registry.default,
+        "asks": registry.asks,
+        "optional": registry.optional,
+        "dist": registry.provider.dist,
+        "version": registry.provider.version,
+    }
+
+
+def _import(source: PluginSource, conf_names: dict[str, Distribution]) -> str:
+    """Import every module of a plugin and check its YAML; the reason why it is left out, or an empty string."""
+    before, taken = list(rules.RULES), dict(conf_names)
+    try:
+        with transaction(), provided_by(source.provider), _time_limit(LOAD_SECONDS):
+            for module in _modules(source):
+                importlib.import_module(module)
+            _check_conf(source, taken)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a plugin may raise anything, SystemExit too
+        rules.RULES[:] = before
+        return _reason(error, source)
+    conf_names.update(taken)
+    return ""
+
+
+def _modules(source: PluginSource) -> Iterator[str]:
+    """The module of an entry point and, of a package, all modules in it: a new part is a new file and no list."""
+    yield source.module
+    package = sys.modules.get(source.module)
+    for info in pkgutil.walk_packages(getattr(package, "__path__", []), f"{source.module}."):
+        if ".conf" not in info.name and not info.name.endswith(".__main__"):
+            yield info.name
+
+
+def _reason(error: BaseException, source: PluginSource) -> str:
+    if isinstance(error, ContractError | TimeoutError):
+        return str(error)
+    folder = str(source.folder or source.module)
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if folder in f.filename]
+    where = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {error}{where}"
+
+
+@contextlib.contextmanager
+def _time_limit(seconds: float) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(_signal: int, _frame: FrameType | None) -> None:
+        raise TimeoutError(f"did not finish loading within {seconds:g} s")
+
+    old = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, old)
+
+
+def _check_conf(source: PluginSource, taken: dict[str, Distribution]) -> None:
+    """A plugin's YAML adds options to groups; it holds no keys that build objects and touches no setting of Hydra's."""
+    if source.conf is None:
+        return
+    import yaml
+
+    for path in conf_files(source.conf):
+        name = path.relative_to(source.conf).with_suffix("").as_posix()
+        if "/" not in name or name.startswith("hydra"):
+            raise ContractError(f"{path} is no option of a group of its own; a plugin's conf holds group/option.yaml")
+        if (owner := taken.setdefault(name, source.provider)) != source.provider:
+            raise ContractError(f"the option {name} exists already: {owner} brings it; rename {path}")
+        if (shipped("conf") / f"{name}.yaml").exists():
+            raise ContractError(f"the option {name} exists already: ablatio brings it; rename {path}")
+        refuse_objects(yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
+
+
+def refuse_objects(data: Any, where: str) -> None:
+    """ContractError when nested data holds a key that would build an object, or more nodes than any config has."""
+    stack, nodes = [(data, "")], 0
+    while stack:
+        node, path = stack.pop()
+        nodes += 1
+        if nodes > MAX_NODES:
+            raise ContractError(f"{where}: more than {MAX_NODES} values (or a cycle); this is no config")
+        if isinstance(node, Mapping):
+            for key, value in node.items():
+                full = f"{path}.{key}" if path else str(key)
+                if str(key) in BUILDER_KEYS:
+                    raise ContractError(
+                        f"{where}: `{full}` would build an object from its name; parts are chosen by name"
+                    )
+                if not path and str(key).split(".")[0] == "hydra":
+                    raise ContractError(f"{where}: `{full}` sets Hydra itself; that is the user's to set")
+                stack.append((value, full))
+        elif isinstance(node, list | tuple):
+            stack.extend((v, f"{path}.{i}") for i, v in enumerate(node))

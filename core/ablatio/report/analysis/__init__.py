@@ -1,0 +1,1 @@
+"""From runs to arms, comparisons, findings and a verdict."""

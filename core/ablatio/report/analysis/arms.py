@@ -1,0 +1,171 @@
+"""The arms of a table of runs: what each is called, its values by seed, its size and its cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+
+from ablatio.errors import UserError
+from ablatio.report.analysis.rerun_command import of_arm
+from ablatio.report.escape import visible
+from ablatio.report.read.run import RATE, Run
+from ablatio.report.read.table import Table
+from ablatio.sweep.study import label_of
+
+LOSS = "val/loss"
+HIGHER = ("accuracy", "reward", "win_rate", "score", "margin", "match")  # how names of scores end where more is better
+UNMATCHED = 0.01  # a share of the baseline's parameters or FLOPs; beyond it sizes are not equal
+SIZES = ("parameters", "trainable", "non_embedding", "flops_per_token", "tokens", "steps")
+COSTS = ("seconds", "step_seconds", "memory")
+
+
+@dataclass(slots=True)
+class Arm:
+    """One cell of the design and its runs.
+
+    label     as it was written: `norm=rmsnorm position=rope`
+    name      what tells it from the others, as short as that can be
+    values    block -> score: nan where the run diverged, nothing where it is not done or failed.  A block is a seed;
+              where folders hold different data, a seed of one folder
+    """
+
+    label: str
+    name: str
+    settings: Mapping[str, str]
+    runs: list[Run]
+    baseline: bool = False
+    values: dict[int, float] = field(default_factory=dict)
+
+    def count(self, state: str) -> int:
+        return sum(1 for r in self.runs if r.state == state)
+
+    def size(self, key: str) -> float | None:
+        """Parameters, FLOPs, tokens: of any run, for they do not depend on the seed."""
+        return next(
+            (r.size[key] for r in self.runs if key in r.size and (r.done or key not in ("tokens", "steps"))), None
+        )
+
+    def cost(self, key: str) -> float | None:
+        """The median over the runs that are done."""
+        found = [r.cost[key] for r in self.runs if r.done and key in r.cost]
+        return median(found) if found else None
+
+    @property
+    def rate(self) -> float | None:
+        return next((r.rate for r in self.runs if r.rate is not None), None)
+
+    @property
+    def again(self) -> str:
+        """The command that makes all of its runs again."""
+        return of_arm([r.command for r in self.runs])
+
+
+def arms_of(table: Table, metric: str, baseline: str | None = None) -> list[Arm]:
+    """The arms with their values; the baseline (`--baseline norm=rmsnorm`, else the study's own) is marked."""
+    grouped: dict[str, list[Run]] = {}
+    for run in table.runs:
+        if run.role == "run" and (run.arm or run.state != "damaged"):
+            grouped.setdefault(label_of(run.arm), []).append(run)
+    arms = [Arm(label, label, runs[0].arm, runs) for label, runs in grouped.items()]
+    _mark(arms, table, baseline)
+    _name(arms, str(table.study.design.get("name", "")))
+    _fill(arms, table, metric)
+    return arms
+
+
+def _fill(arms: Sequence[Arm], table: Table, metric: str) -> None:
+    blocks: dict[tuple[str, int], int] = {}
+    several = table.several_data
+    for arm in arms:
+        for run in arm.runs:
+            if run.state != "diverged" and not (run.done and metric in run.scores):
+                continue
+            block = blocks.setdefault((run.group, run.seed), len(blocks)) if several else run.seed
+            if block in arm.values:
+                where = visible(run.folder)
+                table.notes.append(f"{arm.label} seed={run.seed} in {where} is there twice; the first one counts")
+            else:
+                arm.values[block] = run.scores[metric] if run.done else math.nan
+
+
+def choose_metric(table: Table, asked: str | None) -> str:
+    """The score that is compared: what was asked for, else what the task is judged by, else one that all runs have."""
+    common = [set(r.scores) for r in table.counted]
+    known = sorted(set.intersection(*common)) if common else []
+    if asked is None:
+        main = next((str(r.main["name"]) for r in table.counted if "name" in r.main), LOSS)
+        return main if main in known or not known else known[0]
+    if known and asked not in known:
+        raise UserError(f"no score {asked} is in every run that is done\n    there are {', '.join(known)}")
+    return asked
+
+
+def higher_is_better(table: Table, metric: str) -> bool:
+    """As the task says of its main score; of another one, as its name says."""
+    said = next((r.main.get("better") for r in table.counted if r.main.get("name") == metric), None)
+    return said == "higher" if said else metric.rsplit("/", 1)[-1].endswith(HIGHER)
+
+
+def tuned(table: Table, arm: Arm) -> Mapping[str, str]:
+    """The settings that were tuned for this arm."""
+    return table.study.tuned.get(arm.label, {})
+
+
+def matched(table: Table, arm: Arm) -> str:
+    """What `match=` changed for this arm, and how near that came: `model.d_ff=341, params +0.02%`."""
+    found = table.study.matched.get(arm.label)
+    if not found:
+        return ""
+    changed = " ".join(f"{k}={v}" for k, v in found["set"].items()) or "as it is"
+    return f"{changed}, {found['what']} {found['residual']:+.2%}"
+
+
+def rate_is_free(table: Table) -> bool:
+    """Whether the learning rate is an axis of the study."""
+    return any(a.key == RATE for a in table.study.axes)
+
+
+def _mark(arms: Sequence[Arm], table: Table, asked: str | None) -> None:
+    if asked is None:
+        for arm in arms:
+            arm.baseline = table.study.baseline is not None and dict(arm.settings) == dict(table.study.baseline)
+        return
+    wanted = set(asked.split())
+    found = [a for a in arms if wanted <= {*a.label.split(), *a.settings.values()}]
+    exact = [a for a in found if wanted in (set(a.label.split()), set(a.settings.values()))]
+    if len(exact or found) != 1:
+        known = "\n    ".join(a.label for a in (found or arms)[:20])
+        raise UserError(f"--baseline {asked!r} names {len(found)} arms, one was expected\n    {known}")
+    (exact or found)[0].baseline = True
+
+
+def _name(arms: Sequence[Arm], design: str) -> None:
+    """`swiglu`, `layernorm rope`: values alone where they say it; `n_layers=4`, `norm=none`: with it where not.
+
+    Where one at a time varies, what differs from the baseline; the whole label if two arms would be named alike.
+    """
+    seen = {
+        k: {a.settings[k] for a in arms if k in a.settings} for k in dict.fromkeys(k for a in arms for k in a.settings)
+    }
+    varies = [k for k, values in seen.items() if len(values) > 1 or any(k not in a.settings for a in arms)]
+    base = next((a for a in arms if a.baseline), None)
+    for arm in arms:
+        told = {k: v for k, v in arm.settings.items() if k in varies} or dict(arm.settings)
+        if base is not None and design == "one_at_a_time":
+            told = {k: v for k, v in told.items() if base.settings.get(k) != v} or told
+        arm.name = " ".join(_said(k, v, seen, len(varies) == 1) for k, v in told.items()) or arm.label
+    names = [a.name for a in arms]
+    for arm in arms:
+        if names.count(arm.name) > 1:
+            arm.name = arm.label
+
+
+def _said(key: str, value: str, seen: Mapping[str, set[str]], alone: bool) -> str:
+    """One setting of a name: the value where it is a word of no other setting (`none` is in many, `4` is no word)."""
+    word = value[:1].isalpha() and value not in ("true", "false", "null", *(() if alone else ("none",)))
+    if word and sum(value in values for values in seen.values()) == 1 and " " not in value:
+        return value
+    last = key.rsplit(".", 1)[-1]
+    return f"{last if sum(k.rsplit('.', 1)[-1] == last for k in seen) == 1 else key}={value}"

@@ -1,0 +1,66 @@
+"""The report as one HTML page that needs nothing else: no network, no library, no second file.
+
+The policy in its head allows the styles and scripts whose hashes it names, and nothing from anywhere else.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+from importlib.resources import files
+
+from ablatio.report.analysis.findings import LANGUAGES, Findings
+from ablatio.report.escape import script_json, visible
+from ablatio.report.html.page_data import content
+
+STYLES, SCRIPTS = ("page.css",), ("draw.js", "charts.js", "factors.js", "frontier.js", "page.js")
+
+PAGE = """\
+<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src {style_hash}; \
+script-src {script_hash}; img-src data:; base-uri 'none'; form-action 'none'">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<meta name="referrer" content="no-referrer">
+<link rel="icon" href="data:,">
+<title>{title}</title>
+<style>{style}</style>
+</head>
+<body>
+<noscript><h1>{title}</h1>{plain}<p>The tables and charts of this page need JavaScript; results.csv and report.md \
+beside it hold the same numbers.</p></noscript>
+<div id="page"></div>
+<script type="application/json" id="data">{data}</script>
+<script type="application/json" id="words">{words}</script>
+<script>{script}</script>
+</body>
+</html>
+"""
+
+
+def page_text(findings: Findings) -> str:
+    """The whole page."""
+    assets = files("ablatio.report.html") / "assets"
+    style = "\n".join(assets.joinpath(name).read_text(encoding="utf-8") for name in STYLES)
+    script = "\n".join(assets.joinpath(name).read_text(encoding="utf-8") for name in SCRIPTS)
+    words = {n: json.loads(assets.joinpath(f"words.{n}.json").read_text(encoding="utf-8")) for n in LANGUAGES}
+    title = visible(findings.question or findings.table.study.name)
+    return PAGE.format(
+        title=html.escape(title),
+        plain="".join(f"<p>{html.escape(visible(s))}</p>" for s in findings.said()),
+        style=style,
+        style_hash=_hash(style),
+        script=script,
+        script_hash=_hash(script),
+        data=script_json(content(findings)),
+        words=script_json(words),
+    )
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

@@ -1,0 +1,140 @@
+"""The report as Markdown, for an issue, a README or a wiki."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+from ablatio.report.analysis.arms import Arm, matched, rate_is_free, tuned
+from ablatio.report.analysis.findings import Findings, Row
+from ablatio.report.analysis.reward_kl_frontier import frontier, in_words
+from ablatio.report.escape import lines_of, markdown, visible
+from ablatio.report.read.provenance import provenance
+from ablatio.report.read.stages import stages_of
+from ablatio.report.terminal.arm_table import (
+    LOST,
+    STAGES,
+    interval,
+    number,
+    of_one_run,
+    p_text,
+    seconds_text,
+    short,
+    stage_cells,
+    state_text,
+)
+from ablatio.sweep.study import label_of
+
+
+def markdown_text(findings: Findings) -> str:
+    """Question, verdict, arms; then what they rest on, what was lost, and how to run each again."""
+    lines = [f"# {markdown(findings.question or findings.table.study.name)}", ""]
+    lines += [f"- {markdown(sentence)}" for sentence in findings.said()]
+    if stages := stages_of(findings.table.runs):
+        lines += ["", *_grid([STAGES, *(stage_cells(stage, {}) for stage in stages)], left=len(STAGES))]
+    lines += ["", *_grid([_head(findings), *(_cells(findings, row) for row in findings.rows)])]
+    if findings.caption:
+        lines += ["", markdown(findings.caption)]
+    if distance := in_words(frontier(findings)):
+        lines += ["", "## Reward against KL", "", markdown(distance)]
+    for title, items in (
+        ("Noise", _noise(findings)),
+        ("Design", _design(findings)),
+        ("Refused", (f"{label_of(r.arm)}: {r.why}" for r in findings.table.refused)),
+        ("Failed and diverged", _lost(findings)),
+        ("Made of", _made_of(findings)),
+    ):
+        if told := [f"- {markdown(item)}" for item in items]:
+            lines += ["", f"## {title}", "", *told]
+    if findings.table.notes:
+        lines += ["", *(f"Note: {markdown(note)}" for note in findings.table.notes)]
+    lines += _answers(of_one_run(findings))
+    lines += ["", "## Again", ""]
+    lines += [f"    {visible(row.arm.again)}" for row in findings.rows if row.arm.again]
+    return "\n".join(lines) + "\n"
+
+
+def _grid(rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
+    """left: how many columns are words; the last one is, too."""
+    head, *body = ["| " + " | ".join(map(markdown, row)) + " |" for row in rows]
+    right = len(rows[0]) - left - 1
+    return [head, "|" + "---|" * min(left, len(rows[0])) + "---:|" * max(0, right) + "---|" * (right >= 0), *body]
+
+
+def _head(findings: Findings) -> tuple[str, ...]:
+    against = "difference to the baseline"
+    sizes = ("parameters", "FLOPs/token", "tokens", "learning rate", "diverged", "memory", "step", "time")
+    return ("arm", "n", findings.metric, "sd", against, "p", *sizes, "")
+
+
+def _cells(findings: Findings, row: Row) -> tuple[str, ...]:
+    arm = row.arm
+    memory = arm.cost("memory")
+    return (
+        arm.name, str(row.n), number(row.mean), number(row.sd), interval(row),
+        p_text(row.pair.p if row.pair else None), short(arm.size("parameters")), short(arm.size("flops_per_token")),
+        short(arm.size("tokens")), _rate(findings, arm), f"{arm.count('diverged')} of {len(arm.runs)}",
+        f"{short(memory)}B" if memory else "", seconds_text(arm.cost("step_seconds")),
+        seconds_text(arm.cost("seconds")), _mark(row),
+    )  # fmt: skip
+
+
+def _rate(findings: Findings, arm: Arm) -> str:
+    if arm.rate is None:
+        return ""
+    free = rate_is_free(findings.table)
+    return f"{arm.rate:g}" + ("" if free else " tuned" if tuned(findings.table, arm) else " untuned")
+
+
+def _mark(row: Row) -> str:
+    """Baseline; what is not done; and a size that makes a win no fair one."""
+    larger = [f"{row.residual[key]:+.1%} {key.replace('_', ' ')}" for key in row.unmatched]
+    return "baseline" if row.arm.baseline else ", ".join(filter(None, [state_text(row.arm), *larger]))
+
+
+def _noise(findings: Findings) -> Iterator[str]:
+    floor, reference = findings.noise, findings.reference
+    if floor is None or reference is None:
+        return
+    yield (
+        f"{reference.arm.name} over {floor.n} seeds: {findings.metric} {number(floor.mean)}, "
+        f"sd {number(floor.sd)} [{number(floor.low)}, {number(floor.high)}]"
+    )
+    seen = findings.smallest_visible()
+    asked = [n for n in dict.fromkeys((floor.n, 2 * floor.n, 10, 20)) if n in seen and math.isfinite(seen[n])]
+    if asked:
+        sizes = ", ".join(f"{number(seen[n])} with {n} seeds" for n in sorted(asked))
+        yield f"a true difference is found in 4 of 5 studies from {sizes} on"
+
+
+def _design(findings: Findings) -> Iterator[str]:
+    study = findings.table.study
+    if study.axes:
+        yield f"{study.design.get('name', 'full')}: " + "; ".join(
+            f"{a.key} = {', '.join(a.values)}" for a in study.axes
+        )
+    if study.settings:
+        yield " ".join(f"{key}={value}" for key, value in study.settings.items())
+    yield from (f"{row.arm.name}: {how}" for row in findings.rows if (how := matched(findings.table, row.arm)))
+    yield from (f"not told apart: {alias}" for alias in study.aliases)
+
+
+def _lost(findings: Findings) -> Iterator[str]:
+    lost = (run for run in findings.table.runs if run.state in LOST)
+    return (f"{run.title} seed={run.seed}: {run.state}: {run.why}" for run in lost)
+
+
+def _made_of(findings: Findings) -> Iterator[str]:
+    """A value that not all runs share says how many have it."""
+    told = provenance(findings.table.runs)
+    most = max((n for _, _, n in told), default=0)
+    return (f"{what}: {value}" + (f" ({n} runs)" if n < most else "") for what, value, n in told)
+
+
+def _answers(samples: Sequence[Mapping[str, str]]) -> list[str]:
+    """Each prompt with its answers before and after, as indented text: nothing in it is markup."""
+    lines = ["", "## Answers before and after"] if samples else []
+    for row in samples:
+        for key, value in row.items():
+            lines += ["", f"{markdown(key)}:", "", *(f"    {line}" for line in lines_of(value).split("\n"))]
+    return lines

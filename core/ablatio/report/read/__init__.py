@@ -1,0 +1,1 @@
+"""Read studies, runs, curves and recipes from their folders."""

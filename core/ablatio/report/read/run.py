@@ -1,0 +1,232 @@
+"""One run: what stands in its folder, whatever state that is in.  Nothing here raises for what it finds there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from ablatio.report.analysis.rerun_command import of_run
+from ablatio.report.read.curves import Curves, read_curves
+from ablatio.sweep.study import Job, label_of
+
+DONE = "done"
+STATES = (DONE, "running", "planned", "paused", "preempted", "diverged", "failed", "damaged")
+RATE = "optimizer.lr"
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run: where it stands in the design, what came out, what it cost, what it was made of.
+
+    state     one of STATES; only `done` has numbers that may be compared
+    scores    the numbers at the end of its schedule, by name (`val/loss`)
+    main      {name, better} of the score that its task is judged by
+    size      parameters, trainable (where not all are), non_embedding, flops_per_token (of a training step), tokens,
+              steps: the same on any machine
+    cost      seconds, step_seconds, memory (bytes): this machine's
+    samples   what it answered before and after, as its summary has them
+    command   the words behind `ablatio train` that make it again
+    before    the main score before the first step
+    stage     its name in a recipe; takes: ids of the runs that it goes on with
+    """
+
+    folder: Path
+    group: str
+    id: str
+    arm: Mapping[str, str]
+    seed: int
+    role: str
+    state: str
+    why: str = ""
+    scores: Mapping[str, float] = field(default_factory=dict)
+    main: Mapping[str, Any] = field(default_factory=dict)
+    size: Mapping[str, float] = field(default_factory=dict)
+    cost: Mapping[str, float] = field(default_factory=dict)
+    curves: Curves = field(default_factory=dict)
+    by_position: Sequence[float | None] = ()
+    samples: Sequence[Mapping[str, str]] = ()
+    command: Sequence[str] = ()
+    config: Mapping[str, Any] = field(default_factory=dict)
+    manifest: Mapping[str, Any] = field(default_factory=dict)
+    before: float | None = None
+    stage: str = ""
+    takes: Sequence[str] = ()
+
+    @property
+    def title(self) -> str:
+        """How it is called in a list of runs, without its seed."""
+        label = label_of(self.arm) if self.arm else ""
+        return " ".join(word for word in (self.stage, label) if word) or self.id
+
+    @property
+    def done(self) -> bool:
+        return self.state == DONE
+
+    @property
+    def rate(self) -> float | None:
+        value = inner(self.config, "optimizer").get("lr")
+        return float(value) if isinstance(value, int | float) else None
+
+    @property
+    def data(self) -> str:
+        """Hash of the text; empty when the run has not begun."""
+        return str(inner(self.manifest, "data").get("fingerprint", ""))
+
+    @property
+    def tokenizer(self) -> str:
+        """The cut of the text into tokens, and how many ids there are."""
+        ids = inner(self.manifest, "size").get("vocab_size", "")
+        return f"{inner(self.config, 'tokenizer').get('name', '')} {ids}".strip()
+
+    @property
+    def code(self) -> str:
+        """Hash of the core's source."""
+        return str(inner(self.manifest, "code").get("core", ""))
+
+    @property
+    def parts(self) -> str:
+        """Hash of the sources of the chosen parts."""
+        parts = inner(inner(self.manifest, "code"), "parts")
+        lines = [f"{name} {inner(parts, name).get('sha256')}" for name in sorted(parts)]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest() if lines else ""
+
+    @property
+    def device(self) -> str:
+        machine = inner(self.manifest, "machine")
+        return " ".join(str(machine[k]) for k in ("device", "precision") if k in machine)
+
+
+def what_must_agree(run: Run) -> tuple[str, str, float]:
+    """Text, tokenizer and token budget: losses are comparable where these are equal."""
+    return run.data, run.tokenizer, run.size.get("tokens", 0)
+
+
+def read_folder(folder: Path, group: str, job: Job) -> Run:
+    """What stands in a run folder, whatever its state."""
+    summary, trouble = object_in(folder / "summary.json")
+    manifest, config = object_in(folder / "manifest.json")[0], object_in(folder / "config.json")[0] or job.config
+    state, why = _state(folder, summary, trouble)
+    curves, bad = read_curves(folder / "metrics.csv")
+    if bad and state == DONE:
+        why = f"{bad} rows of metrics.csv cannot be read"
+    after = inner(summary, "after")
+    places = [k for k in after if k.startswith("position/")]
+    return Run(
+        folder, group, job.id, job.arm, job.seed, job.role, state, why,
+        main=inner(summary, "score"),
+        scores={k: v for k, v in summary.items() if "/" in k and _number(v)},
+        size=_size(summary, manifest),
+        cost=_cost(summary, curves),
+        curves=curves,
+        by_position=[v if _number(v := after.get(f"position/{i}")) else None for i in range(1, len(places) + 1)],
+        samples=_samples(summary),
+        command=of_run(job.overrides, config, manifest),
+        config=config,
+        manifest=manifest,
+        before=_before(summary),
+        stage=job.stage,
+        takes=job.takes,
+    )  # fmt: skip
+
+
+def _before(summary: Mapping[str, Any]) -> float | None:
+    name = str(inner(summary, "score").get("name", "")).removeprefix("val/")
+    found = inner(summary, "before").get(name)
+    return float(found) if found is not None and _number(found) else None
+
+
+def _state(folder: Path, summary: Mapping[str, Any], trouble: str) -> tuple[str, str]:
+    if trouble:
+        return "damaged", trouble
+    if not summary:
+        if (folder / "error.txt").exists():
+            return "failed", _first_line(folder / "error.txt")
+        return ("running", "") if (folder / "config.json").exists() else ("planned", "")
+    state = str(summary.get("status"))
+    if state not in STATES:
+        return "damaged", f"{folder / 'summary.json'} names no state that is known: {state[:40]!r}"
+    return state, str(summary.get("error") or "")
+
+
+def _size(summary: Mapping[str, Any], manifest: Mapping[str, Any]) -> dict[str, float]:
+    """What the run is, on any machine; before its end from its manifest."""
+    planned = inner(manifest, "size")
+    tokens, flops = summary.get("tokens"), summary.get("train_flops")
+    trainable = summary.get("trainable_parameters")
+    per_token = flops / tokens if _number(flops) and _number(tokens) and tokens else None
+    if per_token is None and _number(planned.get("flops_per_token")):
+        per_token = 3 * planned["flops_per_token"]
+    found = {
+        "parameters": summary.get("parameters", planned.get("parameters")),
+        "trainable": trainable if trainable != summary.get("parameters") else None,
+        "non_embedding": summary.get("non_embedding_parameters", planned.get("non_embedding")),
+        "flops_per_token": per_token,
+        "flops": flops,
+        "tokens": tokens,
+        "steps": summary.get("steps"),
+    }
+    return {k: v for k, v in found.items() if _number(v)}
+
+
+def _cost(summary: Mapping[str, Any], curves: Curves) -> dict[str, float]:
+    """Seconds of the run and of a step (the median between two logs: a validation between them is no step), memory."""
+    found = {k: summary[k] for k in ("seconds", "memory") if _number(summary.get(k))}
+    if "seconds" in curves:
+        steps, clock = curves["seconds"]
+        spans = zip(steps, steps[1:], clock, clock[1:], strict=False)
+        each = [(t1 - t0) / (s1 - s0) for s0, s1, t0, t1 in spans if s1 > s0 and t1 > t0]
+        if each:
+            found["step_seconds"] = median(each)
+    return found
+
+
+def _samples(summary: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Rows of texts; whatever else stands there is left out."""
+    rows = summary.get("samples")
+    return [
+        {str(k): v for k, v in row.items() if isinstance(v, str)}
+        for row in (rows if isinstance(rows, list) else ())
+        if isinstance(row, Mapping)
+    ]
+
+
+def object_in(path: Path) -> tuple[dict[str, Any], str]:
+    """An object from a file, and what was wrong with it; a file that is not there is an empty object."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}, ""
+    except (OSError, ValueError) as error:
+        return {}, f"{path} cannot be read: {short_error(error)}"
+    if not isinstance(data, dict):
+        return {}, f"{path} holds {type(data).__name__}, not an object"
+    return data, ""
+
+
+def inner(node: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """The object under a key; an empty one where there is something else."""
+    found = node.get(key)
+    return found if isinstance(found, Mapping) else {}
+
+
+def _first_line(path: Path) -> str:
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    except OSError as error:
+        return short_error(error)
+    # The last line of a traceback says what it was; of a sentence of ours, the first.
+    return (lines[-1] if lines[0].startswith("Traceback") else lines[0]) if lines else ""
+
+
+def short_error(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

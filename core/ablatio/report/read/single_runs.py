@@ -1,0 +1,57 @@
+"""Run folders that no study planned: what differs between their configs is the arm."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ablatio.report.analysis.rerun_command import of_config
+from ablatio.report.read.run import Run, object_in, read_folder
+from ablatio.sweep.study import Job
+
+NO_AXES = ("seed", "seeds", "out", "name", "trainer", "sweep")  # what makes no arm: chance, places, the machine
+
+
+def folders_in(folder: Path) -> list[Path]:
+    """The run folders in a folder, or itself."""
+    if (folder / "config.json").exists():
+        return [folder]
+    return sorted(p.parent for p in folder.glob("*/config.json"))
+
+
+def runs_of(folders: Sequence[Path]) -> list[Run]:
+    """The runs, each with what it does not share with the others for its arm."""
+    configs = [object_in(f / "config.json")[0] for f in folders]
+    flat = [flatten({k: v for k, v in c.items() if k not in NO_AXES}) for c in configs]
+    keys = list(dict.fromkeys(k for f in flat for k in f))
+    axes = [k for k in keys if len({f.get(k) for f in flat}) > 1]
+    # A part's own knobs come and go with its name: they say nothing beside it.
+    named = {k.removesuffix(".name") for k in axes if k.endswith(".name")}
+    axes = [k for k in axes if k.endswith(".name") or k.split(".")[0] not in named or _knob_varies(k, flat)]
+    runs = []
+    for folder, config, values in zip(folders, configs, flat, strict=True):
+        arm = {k.removesuffix(".name"): values[k] for k in axes if k in values}
+        seed = config.get("seed")
+        job = Job(folder.name, arm, seed if isinstance(seed, int) else 0, of_config(config), config)
+        runs.append(read_folder(folder, folder.parent.name, job))
+    return runs
+
+
+def _knob_varies(key: str, flat: Sequence[Mapping[str, str]]) -> bool:
+    """Whether a knob differs between runs that chose the same part."""
+    part = key.split(".")[0] + ".name"
+    seen: dict[str, set[str]] = {}
+    for values in flat:
+        if key in values:
+            seen.setdefault(values.get(part, ""), set()).add(values[key])
+    return any(len(s) > 1 for s in seen.values())
+
+
+def flatten(node: Any, prefix: str = "") -> dict[str, str]:
+    """{"norm": {"name": "rmsnorm"}} -> {"norm.name": "rmsnorm"}; every leaf as text."""
+    if isinstance(node, Mapping) and node:
+        return {k: v for key, child in node.items() for k, v in flatten(child, f"{prefix}.{key}").items()}
+    text = node if isinstance(node, str) else json.dumps(node, default=str)
+    return {prefix.lstrip("."): text}

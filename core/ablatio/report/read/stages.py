@@ -1,0 +1,120 @@
+"""Recipes in a report: each stage with its task, what it takes, and its score before and after it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from ablatio.config.words import key_of, value_of
+from ablatio.report.read.run import Run, inner, object_in, read_folder
+from ablatio.sweep.study import Job, label_of
+
+RECIPE = "recipe.json"  # in the folder of one recipe; a sweep of recipes is a study
+OF_CHANCE = ("seed", "out", "name", "trainer")
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """The runs of one stage that have the same settings, with several seeds; scores are means over those done.
+
+    arm    the settings that tell it from others; empty where all arms have it in common
+    takes  the stages whose runs it goes on with
+    """
+
+    name: str
+    arm: str
+    task: str
+    takes: Sequence[str]
+    runs: int
+    done: int
+    score: str
+    better: str
+    before: float | None
+    after: float | None
+    seconds: float | None
+
+
+def stages_of(runs: Sequence[Run]) -> list[Stage]:
+    """The stages of recipes, in their order; nothing where runs are no stages."""
+    names = {run.id: run.stage for run in runs}
+    groups: dict[tuple[str, str], list[Run]] = {}
+    for run in runs:
+        if run.stage:
+            groups.setdefault((run.stage, label_of(run.arm) if run.arm else ""), []).append(run)
+    order = ordered(runs)
+    return [
+        _stage(*key, groups[key], names) for key in sorted(groups, key=lambda key: order.index(key[0]))
+    ]  # the sort is stable: arms stay as they were
+
+
+def ordered(runs: Sequence[Run]) -> list[str]:
+    """The names of stages, each behind those that it takes something from."""
+    names = {run.id: run.stage for run in runs}
+    found: list[str] = []
+
+    def put(stage: str) -> None:
+        for run in runs:
+            if run.stage == stage:
+                for taken in run.takes:
+                    if (earlier := names.get(taken, "")) and earlier != stage and earlier not in found:
+                        put(earlier)
+        if stage not in found:
+            found.append(stage)
+
+    for run in runs:
+        if run.stage:
+            put(run.stage)
+    return found
+
+
+def _stage(name: str, arm: str, runs: Sequence[Run], names: Mapping[str, str]) -> Stage:
+    done = [run for run in runs if run.done]
+    score = next((str(run.main["name"]) for run in done if "name" in run.main), "")
+    better = next((str(run.main["better"]) for run in done if "better" in run.main), "")
+    return Stage(
+        name,
+        arm,
+        next((str(inner(run.config, "task").get("name", "")) for run in runs), ""),
+        [names[taken] for taken in runs[0].takes if taken in names],
+        len(runs),
+        len(done),
+        score,
+        better,
+        _mean(run.before for run in done),
+        _mean(run.scores.get(score) for run in done),
+        _mean(run.cost.get("seconds") for run in done),
+    )
+
+
+def _mean(values: Any) -> float | None:
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None
+
+
+def of_recipes(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
+    """(the stages of recipes that stand by themselves, what could not be read): what their commands differ in is the
+    arm, and the last stage is what is compared."""
+    told = [object_in(folder / RECIPE) for folder in folders]
+    said = [{key_of(str(text)): value_of(str(text)) for text in one.get("overrides") or ()} for one, _ in told]
+    keys = dict.fromkeys(k for one in said for k in one if k.split(".")[0] not in OF_CHANCE)
+    axes = [k for k in keys if len({one.get(k) for one in said}) > 1]
+    runs = list[Run]()
+    for folder, (one, _), words in zip(folders, told, said, strict=True):
+        arm = {k: words[k] for k in axes if k in words}
+        command = tuple(str(text) for text in one.get("overrides") or ())
+        stages = [stage for stage in one.get("stages") or () if isinstance(stage, Mapping)]
+        ids = {stage.get("stage"): f"{folder.name}/{stage.get('folder')}" for stage in stages}
+        for number, stage in enumerate(stages, 1):
+            place = folder / str(stage.get("folder"))
+            config = object_in(place / "config.json")[0]
+            seed = config.get("seed")
+            job = Job(
+                ids[stage.get("stage")], arm, seed if isinstance(seed, int) else 0, command, config,
+                "run" if number == len(stages) else "stage", stage=str(stage.get("stage")),
+                takes=tuple(ids[name] for name in stage.get("takes") or () if name in ids),
+            )  # fmt: skip
+            runs.append(replace(read_folder(place, folder.name, job), group=folder.parent.name))
+    return runs, [trouble for _, trouble in told if trouble]

@@ -1,0 +1,177 @@
+"""Folders of runs as one table: what was asked, and what became of each run.
+
+A study that still runs is read as it stands.  A run that is damaged or half-written is a row that says so, and never
+an error: a report must not be lost to the one run that went wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ablatio.errors import AblatioError, UserError
+from ablatio.report.read.run import STATES, Run, read_folder, short_error, what_must_agree
+from ablatio.report.read.single_runs import folders_in, runs_of
+from ablatio.report.read.stages import RECIPE, of_recipes, ordered
+from ablatio.sweep.ledger import Entry, Ledger, alive
+from ablatio.sweep.study import JOBS, LEDGER, STUDY, Refused, Study, read_job, run_folder
+
+
+@dataclass(slots=True)
+class Table:
+    """Runs of one or several folders, in the order of the design.
+
+    notes   what was left out of the comparison, and why
+    """
+
+    study: Study
+    folders: list[Path]
+    runs: list[Run]
+    refused: list[Refused] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def counted(self) -> list[Run]:
+        """The runs that comparisons rest on."""
+        return [r for r in self.runs if r.done and r.role == "run"]
+
+    @property
+    def several_data(self) -> bool:
+        """Whether the folders hold different texts or budgets, so that only differences within one can be compared."""
+        return len({what_must_agree(r) for r in self.counted}) > 1
+
+    def count(self) -> dict[str, int]:
+        """How many runs are in each state, of those that occur."""
+        states = [r.state for r in self.runs]
+        return {state: states.count(state) for state in STATES if state in states}
+
+
+def read_table(folders: Sequence[Path]) -> Table:
+    """All runs of these folders: sweeps, runs, or folders that hold runs.  UserError when there is none."""
+    studies: list[Study] = []
+    table = Table(Study(""), [Path(f) for f in folders], [])
+    plain: list[Path] = []
+    recipes = [folder for folder in table.folders if (folder / RECIPE).exists()]
+    for folder in table.folders:
+        if (folder / STUDY).exists():
+            _add_study(table, studies, folder)
+        elif folder in recipes:
+            continue
+        elif found := folders_in(folder):
+            plain += found
+        else:
+            raise UserError(
+                f"{folder} holds no runs: neither {STUDY} nor a run folder with config.json is in it\n"
+                f"    try: ls {folder.parent}"
+            )
+    table.runs += runs_of(plain)
+    stages, notes = of_recipes(recipes)
+    table.runs += stages
+    table.notes += notes
+    table.study = _merged(studies, table)
+    _sort(table)
+    return table
+
+
+def _add_study(table: Table, studies: list[Study], folder: Path) -> None:
+    try:
+        study = Study.read(folder)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        table.notes.append(f"{folder / STUDY} cannot be read ({short_error(error)}); the axes come from the jobs")
+        study = Study(folder.name)
+    studies.append(study)
+    table.notes += [
+        f"{label} means the same as {other}; one run stands for both" for label, other in study.same.items()
+    ]
+    table.refused += [r for r in study.refused if r not in table.refused]
+    known = _ledger(folder, table.notes)
+    old = sum(entry.state == "replaced" for entry in known.values())
+    if old:
+        table.notes.append(
+            f"{folder}: {old} {'run' if old == 1 else 'runs'} made before the source of a part changed count no more; "
+            "others took their place"
+        )
+    for path in sorted((folder / JOBS).glob("*.json")):
+        if (word := known.get(path.stem)) and word.state == "replaced":
+            continue
+        try:
+            job = read_job(folder, path.stem)
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            why = f"{path} cannot be read: {short_error(error)}"
+            table.runs.append(Run(folder, folder.name, path.stem, {}, 0, "run", "damaged", why))
+            continue
+        run = read_folder(run_folder(folder, job.id), folder.name, job)
+        table.runs.append(settled(run, known.get(job.id)))
+
+
+def _ledger(folder: Path, notes: list[str]) -> Mapping[str, Entry]:
+    """The last word on each job; nothing where there is no ledger, as in a study of an older version."""
+    ledger = Ledger(folder / LEDGER)
+    try:
+        found = ledger.read()
+    except AblatioError as error:
+        notes.append(f"{folder / LEDGER} cannot be read: {short_error(error)}")
+        return {}
+    if ledger.damaged:
+        lines = ", ".join(map(str, ledger.damaged[:10]))
+        notes.append(f"{folder / LEDGER}: damaged lines are left out: {lines}")
+    return found
+
+
+def settled(run: Run, word: Entry | None) -> Run:
+    """The run as the ledger has it: what lies in its folder may be of an attempt before, or of one that was killed."""
+    if word is None or run.state == "damaged":
+        return run
+    if word.state == "done":
+        gone = "the ledger has it as done, and its folder holds no result"
+        return run if run.done else replace(run, state="damaged", why=gone)
+    if word.state == "failed":
+        state = "diverged" if word.kind == "diverged" else "failed"
+        return replace(run, state=state, why=run.why or word.message or word.kind)
+    if word.state in ("claimed", "running"):
+        if alive(word) is False:
+            return replace(run, state="preempted", why="its process is gone; the same command goes on with it")
+        return replace(run, state="running", why="") if word.state == "running" else replace(run, state="planned")
+    return replace(run, state=word.state)  # planned, paused, preempted
+
+
+def _merged(studies: Sequence[Study], table: Table) -> Study:
+    """One study of several: their questions and seeds; axes and baseline of the first that has them."""
+    if len(studies) == 1:
+        return studies[0]
+    if not studies:
+        return Study(" ".join(f.name for f in table.folders), design={"name": "runs"})
+    first = studies[0]
+    names = list(dict.fromkeys(s.name for s in studies))
+    return Study(
+        name=" + ".join(names),
+        question=" ".join(dict.fromkeys(s.question for s in studies if s.question)),
+        expected=" ".join(dict.fromkeys(s.expected for s in studies if s.expected)),
+        design=first.design,
+        axes=next((s.axes for s in studies if s.axes), ()),
+        seeds=sorted({n for s in studies for n in s.seeds}),
+        baseline=next((s.baseline for s in studies if s.baseline is not None), None),
+        settings=first.settings,
+        overrides=first.overrides,
+        same={k: v for s in reversed(studies) for k, v in s.same.items()},
+        tuned={k: v for s in reversed(studies) for k, v in s.tuned.items()},
+        matched={k: v for s in reversed(studies) for k, v in s.matched.items()},
+        aliases=first.aliases,
+    )
+
+
+def _sort(table: Table) -> None:
+    """By folder, then as the axes list their values, then by seed: the order in which they finished says nothing."""
+    places = {a.key: {v: i for i, v in enumerate(a.values)} for a in table.study.axes}
+    stages = ordered(table.runs)
+    groups = {g: i for i, g in enumerate(dict.fromkeys(r.group for r in table.runs))}
+
+    def where(run: Run) -> tuple[Any, ...]:
+        axes = [*places, *sorted(k for k in run.arm if k not in places)]
+        values = [(places.get(k, {}).get(run.arm.get(k, ""), 1 << 30), run.arm.get(k, "")) for k in axes]
+        stage = stages.index(run.stage) if run.role == "stage" else 0
+        return groups[run.group], run.role != "run", stage, values, run.seed, run.id
+
+    table.runs.sort(key=where)

@@ -1,0 +1,218 @@
+"""The table of arms for the terminal and as CSV."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ablatio.report.analysis import rerun_command
+from ablatio.report.analysis.arms import COSTS, SIZES, Arm
+from ablatio.report.analysis.findings import Findings, Row
+from ablatio.report.escape import csv_text, terminal
+from ablatio.report.read.run import Run
+from ablatio.report.read.stages import Stage, stages_of
+from ablatio.report.read.table import Table
+from ablatio.sweep.study import label_of
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table as Grid
+
+LOST = ("failed", "diverged", "damaged")
+SHOWN, SENTENCES = 40, 10  # arms and sentences in the terminal; the files have all
+UNITS = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+def short(number: float | None) -> str:
+    """360689172480 -> 360.7 G."""
+    if number is None:
+        return ""
+    factor, unit = next(((f, u) for f, u in UNITS if abs(number) >= f), (1.0, ""))
+    return f"{number / factor:.4g} {unit}".rstrip()
+
+
+def seconds_text(seconds: float | None) -> str:
+    """0.0123 -> 12.3 ms; 7260 -> 2.02 h."""
+    if seconds is None:
+        return ""
+    for limit, factor, unit in ((1, 1e-3, "ms"), (120, 1, "s"), (7200, 60, "min")):
+        if seconds < limit:
+            return f"{seconds / factor:.3g} {unit}"
+    return f"{seconds / 3600:.3g} h"
+
+
+def number(value: float | None, signed: bool = False) -> str:
+    """Four decimals; a minus that is one."""
+    if value is None or math.isnan(value):
+        return ""
+    text = f"{value:+.4f}" if signed else f"{value:.4f}"
+    return text.replace("-", "−")
+
+
+def interval(row: Row) -> str:
+    d = row.pair.difference if row.pair else None
+    if d is None or math.isnan(d.mean):
+        return ""
+    reach = "" if math.isnan(d.low) else f" [{number(d.low, True)}, {number(d.high, True)}]"
+    return number(d.mean, True) + reach
+
+
+def p_text(p: float | None) -> str:
+    if p is None or math.isnan(p):
+        return ""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def state_text(arm: Arm) -> str:
+    """`3 of 5 done, 1 diverged`; nothing when all are done."""
+    states = [r.state for r in arm.runs]
+    if set(states) == {"done"}:
+        return ""
+    others = [f"{states.count(s)} {s}" for s in dict.fromkeys(states) if s != "done"]
+    return f"{states.count('done')} of {len(states)} done, " + ", ".join(others)
+
+
+def show(console: Console, findings: Findings) -> None:
+    """Question, verdict and arms, the best first."""
+    if findings.question:
+        console.print(f"[bold]{terminal(findings.question)}[/]", highlight=False)
+    said = findings.said()
+    for sentence in said[:SENTENCES]:
+        console.print(f"  {terminal(sentence)}", highlight=False)
+    if len(said) > SENTENCES:
+        console.print(f"  ... and {len(said) - SENTENCES} sentences more in report.md", highlight=False)
+    console.print()
+    if stages := stages_of(findings.table.runs):
+        console.print(_stages_grid(stages, {row.arm.label: row.arm.name for row in findings.rows}))
+        console.print()
+    console.print(_grid(findings, console.width))
+    if len(findings.rows) > SHOWN:
+        console.print(f"... and {len(findings.rows) - SHOWN} arms more in the files", highlight=False)
+    for sentence in lost(findings.table):
+        console.print(terminal(sentence), highlight=False)
+    for refused in findings.table.refused:
+        console.print(f"refused: {terminal(label_of(refused.arm))}: {terminal(refused.why)}", highlight=False)
+    for note in findings.table.notes:
+        console.print(f"note: {terminal(note)}", highlight=False)
+    if samples := of_one_run(findings):
+        from ablatio.training.run_summary import side_by_side
+
+        console.print()
+        console.print(side_by_side(samples))
+
+
+def lost(table: Table) -> Iterator[str]:
+    """What went wrong, each reason once; that nothing is done yet."""
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for run in table.runs:
+        if run.state in LOST:
+            reasons.setdefault((run.state, run.why.split("\n")[0]), []).append(f"{run.title} seed={run.seed}")
+    for (state, why), runs in reasons.items():
+        which = runs[0] if len(runs) == 1 else f"{len(runs)} runs, such as {runs[0]}"
+        yield f"{state}: {which}: {why}"
+    if not table.counted:
+        yield "No run is done yet: there is nothing to compare."
+
+
+STAGES = ("stage", "arm", "task", "takes", "score", "before", "after", "better", "done")
+
+
+def stage_cells(stage: Stage, names: Mapping[str, str]) -> tuple[str, ...]:
+    """One stage, as STAGES names its columns."""
+    done, arm = f"{stage.done} of {stage.runs}", names.get(stage.arm, stage.arm) or "all"
+    scores = number(stage.before), number(stage.after)
+    return stage.name, arm, stage.task, ", ".join(stage.takes), stage.score, *scores, stage.better, done
+
+
+def _stages_grid(stages: Sequence[Stage], names: Mapping[str, str]) -> Grid:
+    """Each stage of a recipe; where all arms have one in common, it is there once."""
+    from rich.table import Table as Grid
+
+    grid, several = Grid(box=None, pad_edge=False), any(stage.arm for stage in stages)
+    plain = {"done"} if all(s.done == s.runs for s in stages) else set()
+    plain |= set() if several else {"arm"}
+    kept = [i for i, name in enumerate(STAGES) if name not in plain]
+    for i in kept:
+        right, folds = STAGES[i] in ("before", "after"), STAGES[i] in ("arm", "takes")
+        grid.add_column(STAGES[i], justify="right" if right else "left", overflow="fold", no_wrap=not folds)
+    for stage in stages[:SHOWN]:
+        grid.add_row(*(terminal(stage_cells(stage, names)[i]) for i in kept))
+    return grid
+
+
+def of_one_run(findings: Findings) -> Sequence[Mapping[str, str]]:
+    """The answers of a run that is looked at by itself; those of several are in the page alone."""
+    runs = findings.table.runs
+    return runs[0].samples if len(runs) == 1 else ()
+
+
+def _grid(findings: Findings, width: int) -> Grid:
+    """The arms; in a narrow terminal without size and time, so that names and numbers stay on their lines."""
+    compared, wide = any(row.pair for row in findings.rows), width >= 110
+    head = ["arm", "n", findings.metric, "sd", *(["difference", "p"] if compared else [])]
+    head += ["parameters", "time", ""] if wide else [""]
+    from rich.table import Table as Grid
+
+    grid = Grid(box=None, pad_edge=False)
+    longest = max((len(row.arm.name) for row in findings.rows), default=0)
+    marks = ["baseline" if row.arm.baseline else state_text(row.arm) for row in findings.rows]
+    widest = max((len(word) for mark in marks for word in mark.split()), default=0)
+    least = {"arm": min(longest, 24 if width >= 100 else 12), "": widest}  # no word of these is cut
+    for name in head:
+        words = name in least
+        grid.add_column(terminal(name), justify="left" if words else "right", overflow="fold", no_wrap=not words,
+                        min_width=least.get(name))  # fmt: skip
+    for row, mark in zip(findings.rows[:SHOWN], marks, strict=False):
+        arm = row.arm
+        middle = [interval(row), p_text(row.pair.p if row.pair else None)] if compared else []
+        costs = [short(arm.size("parameters")), seconds_text(arm.cost("seconds"))] if wide else []
+        cells = (str(row.n), number(row.mean), number(row.sd), *middle, *costs)
+        grid.add_row(terminal(arm.name), *cells, terminal(mark))
+    return grid
+
+
+def results_csv(table: Table) -> str:
+    """What a run is and what came out: nothing that another machine or another day would make different."""
+    keys = list(dict.fromkeys([a.key for a in table.study.axes] + [k for r in table.runs for k in r.arm]))
+    scores = sorted({k for r in table.runs for k in r.scores})
+    groups = len({r.group for r in table.runs}) > 1
+    stages = any(r.stage for r in table.runs)
+    header = [
+        *(["folder"] if groups else []),
+        *keys,
+        *(["stage"] if stages else []),
+        "seed",
+        "role",
+        "state",
+        *scores,
+        *SIZES,
+        "rate",
+    ]
+    header += ["run", "data", "code", "parts", "command"]
+
+    def line(run: Run) -> list[Any]:
+        came = [run.scores.get(k) for k in scores] if run.done else [None] * len(scores)
+        sizes = [run.size.get(k) if run.done or k not in ("tokens", "steps") else None for k in SIZES]
+        first = [run.group] if groups else []
+        made = [run.id, run.data, run.code, run.parts, rerun_command.line(run.command)]
+        return [
+            *first,
+            *(run.arm.get(k, "") for k in keys),
+            *([run.stage] if stages else []),
+            run.seed,
+            run.role,
+            run.state,
+            *came,
+            *sizes,
+            run.rate,
+            *made,
+        ]
+
+    return csv_text(header, map(line, table.runs))
+
+
+def costs_csv(table: Table) -> str:
+    """What each run cost on the machine that it ran on."""
+    lines = ([r.id, r.seed, r.state, *(r.cost.get(k) for k in COSTS), r.device, str(r.folder)] for r in table.runs)
+    return csv_text(["run", "seed", "state", *COSTS, "device", "folder"], lines)

@@ -1,0 +1,210 @@
+"""What a plan will take: sizes, time from a short probe, and the seeds that a difference needs."""
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ablatio.registry.kinds import tasks
+from ablatio.sweep.arms import Cell
+from ablatio.sweep.plan import Plan
+from ablatio.sweep.score import score_of
+from ablatio.sweep.study import STUDY, Study, is_done, jobs_of, label_of, run_folder, summary_of
+from ablatio.training.arm_costs import parameters, seconds_per_step, train_flops
+
+PROBE_SECONDS = 3.0  # what the user waits for the estimate
+ASSUMED_SD = 0.03  # nats, of a paired difference: small models on the embedded corpora have 0.01 to 0.06
+
+
+@dataclass(frozen=True, slots=True)
+class DetectableDifference:
+    """What is known of an arm before it runs; None where finding out would take too long."""
+
+    parameters: int | None = None
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """The standard deviation of a paired difference, where it comes from, and what it is counted in."""
+
+    sd: float
+    source: str
+    unit: str = "nats"
+
+
+def detectable_differences(
+    cells: Sequence[Cell], planned: Mapping[str, Mapping[str, Any]], seconds: float = PROBE_SECONDS
+) -> list[DetectableDifference]:
+    """Parameters and time of each arm, within about these many seconds: one arm is timed, the others by their FLOPs."""
+    started = time.monotonic()
+    found: list[DetectableDifference] = []
+    reference: tuple[float, float] | None = None  # (seconds, FLOPs) of an arm that was timed
+    for cell in cells:
+        config = planned.get(cell.label, cell.config)
+        if time.monotonic() - started > seconds:
+            found.append(DetectableDifference())
+            continue
+        flops = train_flops(config)
+        if reference is None:
+            reference = _timed(config), flops
+            started = time.monotonic()  # that one has imported torch
+        took = reference[0] * flops / reference[1] if reference[0] else None
+        found.append(DetectableDifference(parameters(config), took))
+    return found
+
+
+def _timed(config: Mapping[str, Any]) -> float:
+    """Seconds of a run: its steps, and its passes over the held-out text, which cost a third per token."""
+    step = seconds_per_step(config)
+    if not step:
+        return 0.0
+    train, data = config["train"], config["data"]
+    tokens = train["batch_size"] * train["accumulate"] * int(data["length"] or config["model"]["max_len"])
+    passes = 2 + (train["steps"] // train["val_every"] if train["val_every"] else 0)
+    return step * float(train["steps"] + passes * (data["val_tokens"] or 0) / tokens / 3)
+
+
+def spread(plan: Plan, folder: Path | None) -> Spread | None:
+    """From paired runs of this study or of others in the same place; else an assumption on losses, and none on others.
+
+    Runs are comparable when they have the task and the number of steps of the plan's.
+    """
+    unit = _unit(plan)
+    places = [folder] if folder and (folder / STUDY).exists() else []
+    root = Path(plan.config["out"]).expanduser()
+    places += sorted(p.parent for p in root.glob(f"*/{STUDY}") if p.parent not in places)
+    for place in places:
+        groups = _differences(place, plan)
+        if groups:
+            squares = sum((d - sum(group) / len(group)) ** 2 for group in groups for d in group)
+            free, pairs = sum(len(group) - 1 for group in groups), sum(map(len, groups))
+            return Spread(math.sqrt(squares / free), f"{pairs} pairs of runs in {place}", unit)
+    return Spread(ASSUMED_SD, "assumed; `ablatio noise` measures it", unit) if unit == "nats" else None
+
+
+def _unit(plan: Plan) -> str:
+    """What the score of the plan's task is counted in."""
+    task = tasks[plan.cells[0].config["task"]["name"]]
+    return "nats" if task.facts["main"] == "loss" else str(task.facts["main"])
+
+
+def _differences(folder: Path, plan: Plan) -> list[list[float]]:
+    """Of each comparable arm to the first one, seed by seed; of two seeds or more."""
+    losses: dict[str, dict[int, float]] = {}
+    lengths = {cell.config["train"]["steps"] for cell in plan.cells}
+    names = {cell.config["task"]["name"] for cell in plan.cells}
+    for job in jobs_of(folder):
+        score = score_of(summary_of(run_folder(folder, job.id)))
+        comparable = job.config["train"]["steps"] in lengths and job.config["task"]["name"] in names
+        if job.role == "run" and score and comparable:
+            losses.setdefault(job.label, {})[job.seed] = score.value
+    arms = list(losses.values())
+    groups = ([other[s] - arms[0][s] for s in other.keys() & arms[0].keys()] for other in arms[1:])
+    return [group for group in groups if len(group) > 1]
+
+
+def sentences(plan: Plan, seen: Sequence[DetectableDifference], folder: Path | None = None) -> Iterator[str]:
+    """What is planned, in words."""
+    runs = [job for job in plan.jobs if job.role == "run"]
+    others = len(plan.jobs) - len(runs)
+    seeds, arms = len(plan.study.seeds), len(plan.cells)
+    text = f"{arms} arm{'s' * (arms != 1)}"
+    text += f", {len(plan.study.refused)} refused" if plan.study.refused else ""
+    text += f", {len(plan.study.same)} the same as another" if plan.study.same else ""
+    if plan.adaptive:
+        text += f"; {others} trials first, then {seeds} seed{'s' * (seeds != 1)} of what they choose"
+    else:
+        text += f"; {len(runs)} runs"
+    left = [job for job in plan.jobs if not is_done(folder, job.id)]
+    text += f", {len(plan.jobs) - len(left)} of them done" if len(left) < len(plan.jobs) else ""
+    seconds = [s.seconds for s in seen if s.seconds is not None]
+    if seconds and (left or plan.coming):
+        shares = sum(job.until / int(job.config["train"]["steps"]) if job.until else 1.0 for job in left)
+        total = sum(seconds) / len(seconds) * (shares + plan.coming)
+        text += f", {'at least' if plan.adaptive else 'about'} {duration(total)} of computing on one core"
+    yield text + "."
+    each = sum(seconds) / len(seconds) if seconds else None
+    yield from seeds_sentence(plan, folder, each)
+
+
+def seeds_sentence(plan: Plan, folder: Path | None, seconds: float | None = None) -> Iterator[str]:
+    """What `plan=` asks: how many seeds the difference takes.  seconds: of a run, where that is known."""
+    delta = plan.settings.get("plan")
+    if not delta:
+        return
+    from ablatio.report.statistics import seeds_needed
+
+    known, arms, seeds = spread(plan, folder), len(plan.cells), len(plan.study.seeds)
+    if known is None:
+        yield (
+            f"plan={delta:g}: how much {_unit(plan)} varies from seed to seed is not known before the first runs; the "
+            "same command says it when two seeds are done."
+        )
+        return
+    need = seeds_needed(delta, known.sd, max(2, arms), plan.settings["alpha"], plan.settings["power"])
+    cost = f", {need * arms} runs" if not plan.study.stages else ""
+    if seconds:
+        cost += f", {duration(seconds * need * arms)}"
+    yield (
+        f"To see {delta:g} {known.unit} between {arms} arms takes {need} seeds{cost} "
+        f"(sd of a paired difference {known.sd:.3g} {known.unit}: {known.source}). This sweep has {seeds}."
+    )
+
+
+def duration(seconds: float) -> str:
+    """95 -> 1.6 min."""
+    for size, unit in ((86400.0, "days"), (3600.0, "h"), (60.0, "min")):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds:.2g} s"
+
+
+def show(plan: Plan, folder: Path | None = None) -> None:
+    """The table of arms before the first run: which are ready, done or refused, how large, how long."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = Console()
+    most = int(plan.settings["table"])
+    seen = detectable_differences(plan.cells, {job.label: job.config for job in plan.jobs}) if most else []
+    if most:
+        table = Table(box=None, pad_edge=False)
+        for column in ("arm", "state", "parameters", "a run"):
+            table.add_column(column, justify="right" if column in ("parameters", "a run") else "left", overflow="fold")
+        done = _done(plan, folder)
+        for cell, sight in list(zip(plan.cells, seen, strict=True))[:most]:
+            ready, total = done.get(cell.label, (0, 0))
+            state = "ready" if not ready else f"{ready} of {total} done"
+            if cell.label in plan.study.matched:
+                state += _matched(plan.study, cell.label)
+            size = f"{sight.parameters:,}" if sight.parameters else ""
+            table.add_row(escape(cell.label), state, size, duration(sight.seconds) if sight.seconds else "")
+        for refused in plan.study.refused[:most]:
+            table.add_row(escape(label_of(refused.arm)), escape(f"refused: {refused.why}"))
+        console.print(table, highlight=False)
+        left = len(plan.cells) + len(plan.study.refused) - 2 * most
+        if left > 0:
+            console.print(f"... and more; table={len(plan.cells)} shows all", highlight=False)
+    for alias in plan.study.aliases:
+        console.print(f"not told apart: {alias}", highlight=False, markup=False)
+    for sentence in sentences(plan, seen, folder):
+        console.print(sentence, highlight=False, markup=False)
+
+
+def _matched(study: Study, label: str) -> str:
+    found = study.matched[label]
+    changed = " ".join(f"{k}={v}" for k, v in found["set"].items()) or "as it is"
+    return f", {changed} ({found['what']} {found['residual']:+.2%})"
+
+
+def _done(plan: Plan, folder: Path | None) -> dict[str, tuple[int, int]]:
+    """(runs that are done, all) by arm."""
+    found: dict[str, tuple[int, int]] = {}
+    for job in plan.jobs:
+        n, total = found.get(job.label, (0, 0))
+        found[job.label] = n + is_done(folder, job.id), total + 1
+    return found

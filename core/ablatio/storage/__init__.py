@@ -1,0 +1,1 @@
+"""Files that last: atomic writes, digests, checkpoints, caches' paths, pretrained models."""

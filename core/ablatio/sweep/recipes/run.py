@@ -1,0 +1,158 @@
+"""Runs the stages of a planned recipe: what is done is left, what was interrupted goes on, and recipe.json says so.
+
+FOLDER/recipe.json   the command, and of each stage its settings, what it takes over, and its result
+FOLDER/01-sft/       the run folder of the first stage, as `ablatio train` writes one
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ablatio.errors import AblatioError, EnvironmentFault, Preempted, UserError
+from ablatio.storage.atomic_write import make_folder, write_json
+from ablatio.sweep.recipes.plan import Plan, Planned, plan_recipe
+from ablatio.sweep.recipes.schema import FILE
+from ablatio.training.run_folder import run_id
+
+Train = Callable[[Mapping[str, Any], Mapping[str, Any], Path, bool], None]  # (settings, public, folder, resume)
+
+
+def run_recipe(plan: Plan, train: Train) -> dict[str, Any]:
+    """Run what is open of the plan with `train`, one stage after the other; what recipe.json says in the end."""
+    _refuse_another(plan)
+    make_folder(plan.folder)
+    for number, stage in enumerate(plan.stages, 1):
+        write_json(plan.folder / FILE, told(plan))
+        what = f": {stage.what}" if stage.what else ""
+        print(f"\nstage {number} of {len(plan.stages)}, {stage.name}{what}", flush=True)
+        if status_of(stage.folder) == "done":
+            print(f"{stage.folder} is finished")
+            continue
+        try:
+            train(stage.composed.config, stage.composed.public, make_folder(stage.folder), True)
+        except Preempted as error:
+            first = str(error).splitlines()[0]
+            raise Preempted(f"stage {stage.name}: {first}\n    try: ablatio resume {plan.folder}") from None
+        except AblatioError as error:
+            error.args = (f"stage {stage.name}: {error}",)
+            raise
+        finally:
+            write_json(plan.folder / FILE, told(plan))
+    return told(plan)
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """recipe.json of a folder."""
+    path = folder / FILE
+    try:
+        found: Any = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found["overrides"], list) or not isinstance(found["stages"], list):
+            raise ValueError("overrides and stages are lists")
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise EnvironmentFault(f"{path} cannot be read: {error}") from None
+    return dict(found)
+
+
+def resumed(folder: Path, overrides: list[str]) -> Plan:
+    """The plan of the recipe that was begun in `folder`, with other settings of the machine where they are given."""
+    foreign = [text for text in overrides if not text.startswith("trainer.")]
+    if foreign:
+        raise UserError(
+            f"{foreign[0]} came with resume=: a resumed recipe keeps its settings; trainer.* may change\n"
+            f"    try: ablatio resume {folder}"
+        )
+    given = {text.split("=")[0] for text in overrides}
+    kept = [text for text in read(folder)["overrides"] if text.split("=")[0] not in given]
+    plan = plan_recipe([*kept, *overrides])
+    if plan.folder.resolve() != folder.resolve():
+        raise UserError(
+            f"{folder} was begun as {plan.folder}, and its stages look for one another there\n"
+            f"    try: move it back, or go to the folder in which {plan.folder} is this one"
+        )
+    return plan
+
+
+def _refuse_another(plan: Plan) -> None:
+    """A folder takes the same recipe again: its stages are then the same runs."""
+    if not plan.folder.exists() or not any(plan.folder.iterdir()):
+        return
+    other = f"    try: the same command with name={plan.folder.name}-2"
+    if not (plan.folder / FILE).exists():
+        raise UserError(f"{plan.folder} holds something already, and is no recipe's folder\n{other}")
+    old = {stage["stage"]: stage["run"] for stage in read(plan.folder)["stages"]}
+    new = {stage.name: run_id(stage.composed.config) for stage in plan.stages}
+    if old != new:
+        changed = ", ".join(name for name in {**old, **new} if old.get(name) != new.get(name))
+        raise UserError(
+            f"{plan.folder} holds a recipe with other settings; they differ in {changed}\n{other}, or "
+            f"`ablatio resume {plan.folder}`"
+        )
+
+
+def told(plan: Plan) -> dict[str, Any]:
+    """What is known of the recipe now; `run` names a stage's run as its checkpoints do."""
+    return {
+        "recipe": plan.recipe.name,
+        "paper": plan.recipe.paper,
+        "overrides": list(plan.overrides),
+        "stages": [_told(stage) for stage in plan.stages],
+    }
+
+
+def _told(stage: Planned) -> dict[str, Any]:
+    summary = summary_of(stage.folder)
+    score = summary.get("score") or {}
+    before = (summary.get("before") or {}).get(str(score.get("name", "")).removeprefix("val/"))
+    return {
+        "stage": stage.name,
+        "what": stage.what,
+        "folder": stage.folder.name,
+        "task": stage.composed.config["task"]["name"],
+        "takes": list(stage.takes),
+        "overrides": stage.composed.overrides,
+        "run": run_id(stage.composed.config),
+        "status": summary.get("status") or ("begun" if (stage.folder / "config.json").exists() else "open"),
+        "score": {**score, "before": before} if score else None,
+        "steps": summary.get("steps"),
+        "tokens": summary.get("tokens"),
+        "parameters": summary.get("parameters"),
+        "seconds": summary.get("seconds"),
+    }
+
+
+def status_of(folder: Path) -> str:
+    return str(summary_of(folder).get("status", ""))
+
+
+def summary_of(folder: Path) -> dict[str, Any]:
+    """The summary of a stage's run; empty where there is none yet."""
+    path = folder / "summary.json"
+    try:
+        found: Any = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise EnvironmentFault(f"{path} cannot be read: {error}") from None
+    return found if isinstance(found, dict) else {}
+
+
+def show_table(found: Mapping[str, Any], folder: Path) -> None:
+    """The stages with their main scores."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    title = f"recipe={found['recipe']} in {escape(str(folder))}"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for column in ("stage", "task", "takes", "score", "before", "after", "better", "steps", "seconds"):
+        right = column in ("before", "after", "steps", "seconds")
+        table.add_column(column, justify="right" if right else "left", overflow="fold")
+    for stage in found["stages"]:
+        score = stage["score"] or {}
+        numbers = (f"{v:.3f}" if isinstance(v := score.get(k), float | int) else "-" for k in ("before", "value"))
+        name = str(score.get("name", "")).removeprefix("val/")
+        cells = stage["task"], ", ".join(stage["takes"]), name, *numbers
+        spent = (str(stage["steps"]), f"{stage['seconds']:.0f}") if score else ("-", "-")
+        table.add_row(stage["stage"], *map(escape, cells), str(score.get("better", "")), *spent)
+    Console().print(table)

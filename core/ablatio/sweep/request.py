@@ -1,0 +1,197 @@
+"""What a command line asks of a sweep: settings of its own, axes, seeds, and what all runs share."""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ablatio.config import schema as run_config
+from ablatio.config import yaml_files
+from ablatio.config.grammar import axis, parse, text_of
+from ablatio.config.hydra_sources import groups, register_with_hydra
+from ablatio.config.overrides import normal
+from ablatio.config.words import key_of, value_of
+from ablatio.errors import ConfigError, Problem, UserError, did_you_mean
+from ablatio.registry.kinds.search_space import Axis
+from ablatio.sweep import settings
+from ablatio.sweep.recipes.plan import merge_overrides
+from ablatio.sweep.recipes.schema import RECIPE
+from ablatio.sweep.settings import Settings
+
+SEED = "seed"
+LAUNCHER = ("hydra/launcher", "hydra.launcher")
+EXECUTION = ("workers", "timeout", "hang", "retry", "join", "table")
+
+
+@dataclass(frozen=True, slots=True)
+class SweepRequest:
+    """A sweep as it was asked for.
+
+    fixed     overrides that all arms share
+    axes      what varies; the seed is none of them
+    seeds     the blocks: each arm runs with each of them
+    launcher  overrides of Hydra's launcher, for the engine
+    study     the words of the study's file: question, expected ...
+    """
+
+    fixed: tuple[str, ...]
+    axes: tuple[Axis, ...]
+    seeds: tuple[int, ...]
+    settings: Settings
+    launcher: tuple[str, ...]
+    name: str
+    study: Mapping[str, Any]
+    overrides: tuple[str, ...]
+
+    @property
+    def of_recipes(self) -> bool:
+        """Whether an arm is a recipe: runs that follow one another."""
+        return RECIPE in {*map(key_of, self.fixed), *(axis.key for axis in self.axes)}
+
+    @property
+    def baseline(self) -> dict[str, str] | None:
+        """The arm that was named as the baseline; where it says nothing of an axis, the axis' first value."""
+        text = self.settings["baseline"]
+        return None if text is None else _baseline(text, self.axes)
+
+    @property
+    def first(self) -> dict[str, str]:
+        """The baseline, or else the first value of each axis."""
+        return self.baseline or {axis.key: axis.at(0.0) for axis in self.axes}
+
+
+def read(overrides: Sequence[str]) -> SweepRequest:
+    """Sort a command line; ConfigError with everything that is wrong with it."""
+    register_with_hydra()
+    study_name, study = _study(overrides)
+    given: dict[str, Any] = {k: _plain(k, v) for k, v in study.items() if k not in settings.WORDS}
+    file_axes = {str(key): [text_of(v) for v in values] for key, values in (study.get("axes") or {}).items()}
+    fixed, axes, launcher, problems = list[str](), dict[str, Axis](), list[str](), list[Problem]()
+    for text in [*_of_recipe(study_name, study, overrides), *overrides]:
+        key = key_of(text)
+        if key.startswith(LAUNCHER):
+            launcher.append(text)
+        elif key == yaml_files.SWEEP and RECIPE in study:
+            continue  # it holds nothing that a stage could be composed of
+        elif settings.is_setting(key) and not (key == "match" and "," in text):
+            given[key] = _setting_value(key, text)
+            if key == "match" and given[key] == "none":  # a run can hold to that by itself
+                fixed.append(text)
+        elif (parsed := parse(text)) is None:
+            problems.append(Problem(text, f"{text!r} is no setting; write key=value, and quote special characters"))
+        elif parsed.is_sweep_override():
+            problems += [Problem(key, "came twice; give all its values at once")] if key in axes else []
+            axes[key] = axis(parsed)
+        else:
+            fixed.append(normal(text))
+    said = {key_of(text) for text in overrides}
+    for key, values in file_axes.items():
+        if key not in said:
+            axes |= {key: Axis(key, tuple(values))}
+    fixed_keys = {key_of(text) for text in fixed}
+    problems += [Problem(key, f"came with one value and with several; drop {key}=") for key in fixed_keys & axes.keys()]
+    seeds, fixed, more = _seeds(axes.pop(SEED, None), fixed)
+    if "baseline" in study and "baseline" not in said and not _is_arm(given["baseline"], [*axes.values()]):
+        del given["baseline"]  # the study's, of an axis that has other values now
+    checked, wrong = settings.check(given)
+    problems += [*more, *wrong, *_axis_problems(axes.values())]
+    if problems or checked is None:
+        raise ConfigError(problems)
+    parts = tuple(fixed), tuple(axes.values()), seeds, checked, tuple(launcher), study_name, study, tuple(overrides)
+    return SweepRequest(*parts)
+
+
+def lasting(overrides: Sequence[str]) -> list[str]:
+    """What of a command makes the jobs of a study, and not how they are executed."""
+    return sorted(text for text in overrides if key_of(text) not in EXECUTION and not key_of(text).startswith(LAUNCHER))
+
+
+def _study(overrides: Sequence[str]) -> tuple[str, Mapping[str, Any]]:
+    """(name, content of `sweep:`) of the study that was asked for by `+sweep=NAME`."""
+    name = next((o.split("=", 1)[1] for o in overrides if o.lstrip("+").startswith("sweep=")), None)
+    if name is None:
+        return "sweep", {}
+    files = yaml_files.options_of(yaml_files.SWEEP)
+    if name not in files:
+        raise UserError(
+            f"there is no sweep {name}{did_you_mean(name, files)}\n    there are {', '.join(files) or 'none'}"
+        )
+    return name, files[name].read().get("sweep") or {}
+
+
+def _of_recipe(name: str, study: Mapping[str, Any], overrides: Sequence[str]) -> tuple[str, ...]:
+    """What the file of a study on a recipe says of all arms, less what the command line says anew."""
+    if RECIPE not in study:
+        return ()
+    own = [f"{RECIPE}={study[RECIPE]}", *study.get("overrides", ())]
+    if beside := [key for key in yaml_files.options_of(yaml_files.SWEEP)[name].read() if key != yaml_files.SWEEP]:
+        raise UserError(
+            f"the study {name} is on recipe={study[RECIPE]}, and `{beside[0]}:` stands beside `sweep:`: stages have "
+            f"their settings from the recipe\n    try: sweep: {{overrides: [{beside[0]}...=...]}} in its file"
+        )
+    return merge_overrides(own, overrides)[: -len(overrides)]
+
+
+def _plain(key: str, value: Any) -> Any:
+    """A setting of a study's file, as the command line would have it."""
+    if key == "baseline" and isinstance(value, Mapping):
+        return ",".join(f"{k}={text_of(v)}" for k, v in value.items())
+    return value
+
+
+def _setting_value(key: str, text: str) -> Any:
+    if key == "baseline":  # holds `=`, which Hydra's grammar does not take in a value
+        return text.split("=", 1)[1] or None
+    parsed = parse(text)
+    return text.split("=", 1)[-1] if parsed is None or parsed.is_sweep_override() else parsed.value()
+
+
+def _seeds(given: Axis | None, fixed: list[str]) -> tuple[tuple[int, ...], list[str], list[Problem]]:
+    """(the seeds, the other overrides, what is wrong with the seeds)."""
+    texts = given.values if given else tuple(value_of(t) for t in fixed if key_of(t) == SEED)[-1:] or ("1",)
+    rest = [t for t in fixed if key_of(t) != SEED]
+    knob = next(k for k in run_config.section_knobs(run_config.Run) if k.name == SEED)
+    values = [int(t) if t.lstrip("-").isdigit() else t for t in texts]
+    problems = [p for v in values for p in run_config.value_problems(SEED, knob, v)]
+    return tuple(v for v in values if isinstance(v, int)), rest, problems
+
+
+def _axis_problems(axes: Iterable[Axis]) -> Iterator[Problem]:
+    options = groups()
+    for one in axes:
+        if not one.values:
+            yield Problem(one.key, "no value is left")
+        if one.key in options:
+            for name in one.values:
+                for single in name.strip("[]").split(",") if name != "null" else ():
+                    if single and single.strip() not in options[one.key]:
+                        yield run_config.no_option(one.key, single.strip(), options[one.key])
+
+
+def _baseline(text: str, axes: Sequence[Axis]) -> dict[str, str]:
+    """`gelu`, or `activation=gelu,norm=rmsnorm`: one value for each axis; a list keeps its commas."""
+    found = {a.key: a.at(0.0) for a in axes}
+    for piece in re.split(r",(?![^\[]*\])", text.replace(" ", ",")):
+        key, equals, value = piece.rpartition("=")
+        having = [a.key for a in axes if (a.key == key or not equals) and value in a.values]
+        if len(having) != 1:
+            known = [f"{a.key}={v}" for a in axes for v in a.values]
+            why = (
+                f"is a value of {' and of '.join(having)}"
+                if having
+                else f"is no value of this sweep{_near(piece, known)}"
+            )
+            raise ConfigError([Problem("baseline", f"`{piece}` {why}", f"baseline={known[0]}" if known else "")])
+        found[having[0]] = value
+    return found
+
+
+def _is_arm(text: str, axes: Sequence[Axis]) -> bool:
+    try:
+        return bool(_baseline(text, axes))
+    except ConfigError:
+        return False
+
+
+def _near(piece: str, known: Sequence[str]) -> str:
+    return did_you_mean(piece, [*known, *(k.partition("=")[2] for k in known)])

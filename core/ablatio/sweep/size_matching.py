@@ -1,0 +1,131 @@
+"""Arms of equal size: d_ff, layers, steps or an adapter's rank change until all have what the baseline has."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Any
+
+from ablatio.errors import ConfigError, Problem
+from ablatio.registry.kinds import pefts
+from ablatio.sweep.arms import Cell, Planner
+from ablatio.training import arm_costs
+
+MEASURES = ("params", "trainable", "flops", "time")
+CLOSE = 0.01  # what counts as equal
+TRIES = 24
+TIMES = 10  # steps that are timed for match=time
+PEFT = "peft"  # resize: the knob of an arm's own method that makes it larger
+
+
+class Matching:
+    """Resizes cells to the baseline; `found` says for each arm what was changed and how near it came.
+
+    known: what was found when the study began.  Times hold: an arm that is timed again comes out a little different,
+    and would be another one.
+    """
+
+    def __init__(self, planner: Planner, known: Mapping[str, Mapping[str, Any]] = MappingProxyType({})) -> None:
+        self.planner, self.known = planner, known
+        settings = planner.sweep.settings
+        self.what = str(settings["match"])
+        self.resize = str(settings["resize"] or {"time": "train.steps", "trainable": PEFT}.get(self.what, "model.d_ff"))
+        self.found: dict[str, dict[str, Any]] = {}
+        self._target: float | None = None
+        self._seconds: dict[str, float] = {}
+        if self.what == "params" and self.resize == "train.steps":
+            raise ConfigError([Problem("resize", "more steps make no parameters", "resize=model.d_ff")])
+        if self.what == "time" and self.resize != "train.steps":
+            what = f"time is measured, and {self.resize} would have to be measured at each width"
+            raise ConfigError([Problem("resize", what, "resize=train.steps")])
+        if (self.what == "trainable") != (self.resize == PEFT):
+            what = f"match={self.what} and resize={self.resize}: parameters that train are those of a peft method"
+            raise ConfigError([Problem("resize", what, "resize=null")])
+
+    def matched(self, cells: Sequence[Cell]) -> list[Cell]:
+        return [self.one(cell) for cell in cells]
+
+    @property
+    def target(self) -> float:
+        """What the baseline has."""
+        if self._target is None:
+            overrides = self.planner.applicable(self.planner.sweep.first)[1]
+            self._target = self.measure(self.planner.composer.compose(overrides).config)
+        return self._target
+
+    def one(self, cell: Cell) -> Cell:
+        """The cell at the size of the baseline."""
+        if self.what == "time" and (before := self.known.get(cell.label)):
+            self.found[cell.label] = dict(before)
+            return replace(cell, more={**cell.more, **before["set"]})
+        value = self.measure(cell.config)
+        if not value:
+            raise ConfigError([Problem("match", f"{cell.label} is too large to be timed", "match=flops")])
+        changed: dict[str, str] = {}
+        if abs(value / self.target - 1) > CLOSE:
+            key = self._grows(cell) if self.resize == PEFT else self.resize
+            now = _now(cell.config, key)
+            size, value = nearest(lambda n: self._at(cell, key, n), now, self.target)
+            changed = {key: str(size)} if size != now else {}
+        residual = value / self.target - 1
+        self.found[cell.label] = {"what": self.what, "value": value, "residual": residual, "set": changed}
+        return replace(cell, more={**cell.more, **changed})
+
+    def _at(self, cell: Cell, key: str, size: int) -> float:
+        if key == "train.steps":  # in proportion, and nothing is timed twice
+            return self.measure(cell.config) * size / _now(cell.config, key)
+        return self.measure(self.planner.composed(cell, {key: str(size)}).config)
+
+    def _grows(self, cell: Cell) -> str:
+        """The first whole-number knob of the cell's method with which more trains: a rank, a width, virtual tokens."""
+        peft = cell.config[PEFT]
+        for knob in pefts[peft["name"]].knobs:
+            now = peft[knob.name]
+            if type(now) is int and self._at(cell, key := f"{PEFT}.{knob.name}", 2 * now) > self.measure(cell.config):
+                return key
+        what = f"{cell.label}: peft={peft['name']} has no knob with which more or fewer parameters train"
+        raise ConfigError([Problem("match", what, "match=none")])
+
+    def measure(self, config: Mapping[str, Any]) -> float:
+        if self.what == "params":
+            return float(arm_costs.parameters(config))
+        if self.what == "trainable":
+            return float(arm_costs.trainable(config))
+        if self.what == "flops":
+            return arm_costs.train_flops(config)
+        steps = int(config["train"]["steps"])
+        train = {k: v for k, v in config["train"].items() if k != "steps"}
+        timed = str({k: v for k, v in config.items() if k not in ("seed", "seeds", "out", "name")} | {"train": train})
+        if timed not in self._seconds:
+            self._seconds[timed] = arm_costs.seconds_per_step(config, TIMES)
+        return self._seconds[timed] * steps
+
+
+def _now(config: Mapping[str, Any], key: str) -> int:
+    """The size that the config has; an open d_ff is 4 d_model."""
+    section, _, name = key.partition(".")
+    value = config[section][name]
+    return int(value) if value is not None else 4 * int(config["model"]["d_model"])
+
+
+def nearest(of: Callable[[int], float], start: int, target: float) -> tuple[int, float]:
+    """(n, of(n)) with of(n) nearest to the target; `of` grows with n, in a nearly straight line."""
+    known: dict[int, float] = {}
+
+    def value(n: int) -> float:
+        if n not in known:
+            known[n] = of(n)
+        return known[n]
+
+    low, high = start, start
+    while value(low) > target and low > 1:
+        low = max(1, low // 2)
+    while value(high) < target and len(known) < TRIES:
+        high *= 2
+    while high - low > 1 and len(known) < TRIES:
+        share = (target - value(low)) / ((value(high) - value(low)) or 1.0)
+        middle = min(high - 1, max(low + 1, round(low + share * (high - low))))
+        low, high = (middle, high) if value(middle) < target else (low, middle)
+        if value(middle) == target:
+            break
+    best = min(known, key=lambda n: abs(known[n] - target))
+    return best, known[best]

@@ -1,0 +1,104 @@
+"""Small checks that several suites share; each says what was expected and what came."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.autograd.gradcheck import GradcheckError, gradcheck
+from torch.func import functional_call
+
+from ablatio.registry.registry import PartSpec
+
+
+def label(part: PartSpec) -> str:
+    return f"{part.kind}={part.name} of {part.provider}"
+
+
+def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Normal numbers that no global state has a say in."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def same_shape(part: PartSpec, x: Tensor, y: Tensor, what: str = "output") -> None:
+    assert isinstance(y, Tensor), f"{label(part)}: the {what} is a {type(y).__name__}, a tensor was expected"
+    assert y.shape == x.shape, f"{label(part)}: {tuple(x.shape)} went in, {tuple(y.shape)} came out; expected the same"
+    assert y.dtype == x.dtype, f"{label(part)}: {x.dtype} went in, {y.dtype} came out; expected the same"
+
+
+def finite(part: PartSpec, y: Tensor, when: str) -> None:
+    bad = int((~torch.isfinite(y)).sum())
+    assert not bad, f"{label(part)}: {bad} of {y.numel()} values are NaN or infinite {when}"
+
+
+def near(part: PartSpec, a: Tensor, b: Tensor, what: str, tolerance: float = 1e-9) -> None:
+    """The largest difference, relative to the largest value."""
+    assert a.shape == b.shape, f"{label(part)}: {what}: shapes {tuple(a.shape)} and {tuple(b.shape)}"
+    size = max(1.0, float(b.detach().abs().max())) if b.numel() else 1.0
+    gap = float((a - b).detach().abs().max()) / size if b.numel() else 0.0
+    assert gap <= tolerance, f"{label(part)}: {what}: they differ by {gap:.3g}, at most {tolerance:g} was expected"
+
+
+@contextmanager
+def unchanged(part: PartSpec, *inputs: Tensor) -> Iterator[None]:
+    """The part may not write into what it is given."""
+    before = [x.detach().clone() for x in inputs]
+    yield
+    for i, (x, old) in enumerate(zip(inputs, before, strict=True)):
+        same = torch.equal(x.detach(), old)
+        assert same, f"{label(part)}: input {i} was changed in place; work on a copy (x + 1, not x += 1)"
+
+
+@contextmanager
+def draws_nothing(part: PartSpec, when: str) -> Iterator[None]:
+    """The global random state of torch stays as it is."""
+    before = torch.random.get_rng_state()
+    yield
+    same = torch.equal(before, torch.random.get_rng_state())
+    assert same, f"{label(part)}: draws from torch's global random state {when}; take what it is handed instead"
+
+
+def gradients_agree(part: PartSpec, function: Callable[..., Any], *inputs: Tensor) -> None:
+    """Autograd against differences, in float64; inputs that require no gradient are constants."""
+    wanted = [x for x in inputs if x.requires_grad]
+    if not wanted:
+        return
+    quick = {"check_undefined_grad": False, "check_grad_dtypes": True}
+    try:
+        gradcheck(function, inputs, eps=1e-6, atol=1e-5, rtol=1e-3, nondet_tol=1e-10, fast_mode=True, **quick)
+    except GradcheckError as error:
+        pytest.fail(f"{label(part)}: autograd's gradient is not the one that differences give: {error}")
+
+
+def module_gradients_agree(part: PartSpec, module: Any, function: Callable[..., Any], *inputs: Tensor) -> None:
+    """The same for the inputs and every parameter of a module: `function` calls the module on the inputs."""
+    held = dict(module.named_parameters()) if isinstance(module, nn.Module) else {}
+    constants = [x for x in inputs if not x.is_floating_point()]
+    moving = [x.detach().clone().requires_grad_() for x in inputs if x.is_floating_point()]
+    weights = [p.detach().clone().requires_grad_() for p in held.values()]
+
+    def call(*values: Tensor) -> Any:
+        given = values[: len(moving)]
+        if not held:
+            return function(*given, *constants)
+        called = _Caller(module, function)
+        changed = {f"module.{name}": value for name, value in zip(held, values[len(moving) :], strict=True)}
+        return functional_call(called, changed, (*given, *constants))
+
+    gradients_agree(part, call, *moving, *weights)
+
+
+class _Caller(nn.Module):
+    def __init__(self, module: nn.Module, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.module, self.function = module, function
+
+    def forward(self, *inputs: Tensor) -> Any:
+        return self.function(*inputs)
+
+
+def without_gradient(module: nn.Module) -> list[str]:
+    """The parameters that have got no gradient, or one of zeros alone."""
+    return [n for n, p in module.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]

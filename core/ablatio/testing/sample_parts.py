@@ -1,0 +1,388 @@
+"""Parts made by themselves, with plausible wiring, and the inputs that the suites hand them."""
+
+import atexit
+import functools
+import itertools
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ablatio.data.order import RowPlan
+from ablatio.data.types import Document
+from ablatio.errors import UserError
+from ablatio.model.build import ModelBuilder
+from ablatio.model.context import Context, make_context
+from ablatio.model.language_model import LanguageModel
+from ablatio.model.parameter_roles import ParameterGroup
+from ablatio.model.peft.adapter_files import save_adapter
+from ablatio.model.rl.answers import Answer
+from ablatio.registry.kinds.launch_types import LaunchRequest
+from ablatio.registry.kinds.search_space import Arm, Axis, Trial, TrialResult
+from ablatio.registry.registry import REGISTRIES, PartSpec
+from ablatio.testing import tiny_models
+from ablatio.training.initial_weights import start_model
+from ablatio.training.task_context import TaskContext
+
+Knobs = Mapping[str, Any]
+HEADS, WIDTH = 4, 8
+TEXTS = (
+    "",
+    " ",
+    "the quick brown fox, the lazy dog",
+    "  two  spaces and a tab\tand a line\r\nand one more\n\n",
+    "Größe, naïve, Ελληνικά, кириллица, 日本語, العربية, हिन्दी",
+    "👩‍👩‍👧‍👦 🏳️‍🌈 e\u0301 \u200b\ufeff\u202e zero width and marks",
+    "\x00\x01\x1b[31m controls \x7f",
+    "<|endoftext|> <s> </s> <eos> [CLS] [PAD] <unk> look like signs and are text",
+    "1234567890 3.14159 -1e-9 0xdeadbeef",
+    "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa" * 8,
+    "\U0001f600\U0010ffff\ud7ff\ue000",
+)
+
+
+def made(entry: PartSpec, knobs: Knobs | None = None, **wiring: Any) -> Any:
+    """The part, made as the model makes it; a tokenizer with a knob `path` reads a generated tokenizer.json."""
+    knob = entry.knob("path")
+    if entry.kind == "tokenizer" and knob and (knobs or {}).get("path", knob.default) == knob.default:
+        knobs = {**(knobs or {}), "path": str(_sample_tokenizer())}
+    return REGISTRIES[entry.kind].build(entry.name, knobs, **wiring)
+
+
+AXES = tuple(Axis(key, ("low", "high")) for key in ("norm", "position", "mlp", "model.d_ff", "optimizer.lr", "init"))
+
+
+def design(entry: PartSpec, knobs: Knobs | None = None) -> Any:
+    """A design of six axes of two values; the baseline has the first of each."""
+    return made(entry, knobs, axes=AXES, baseline={axis.key: "low" for axis in AXES})
+
+
+def launcher(entry: PartSpec, knobs: Knobs | None = None) -> Any:
+    """One that calls `obey` for each order; a cluster that there may not be is played by this machine."""
+    knob = entry.knob("cluster")
+    given = {"cluster": "local"} if knob and "local" in knob.choices else {}
+    return made(entry, {**given, **(knobs or {})}, work=obey)
+
+
+def obey(order: LaunchRequest, threads: int) -> int:
+    """Leave with the code `attempt`; by that signal, or not at all, where the name of the job says so."""
+    if order.job == "signal":
+        os.kill(os.getpid(), order.attempt)
+    if order.job == "sleep":
+        time.sleep(600)
+    return order.attempt
+
+
+obey.warm = lambda: None  # type: ignore[attr-defined]
+
+
+def searched(part: Any, most: int = 200) -> list[Trial]:
+    """All that a search asks for; the loss grows with the number of high values."""
+    told: list[TrialResult] = []
+    while len(told) < most and (asks := part.more(told)):
+        told += [TrialResult(ask, loss_of(ask.arm) / ask.share) for ask in asks]
+    return [t.ask for t in told]
+
+
+def loss_of(arm: Arm) -> float:
+    return sum((value == "high") * (i + 1) for i, value in enumerate(arm.values())) + 1.0
+
+
+def activation(entry: PartSpec, knobs: Knobs | None = None, *, d_ff: int, dtype: torch.dtype = torch.float32) -> Any:
+    part = made(entry, knobs, d_ff=d_ff)
+    return part.to(dtype) if isinstance(part, nn.Module) else part
+
+
+def position(
+    entry: PartSpec,
+    knobs: Knobs | None = None,
+    *,
+    causal: bool = True,
+    dtype: torch.dtype = torch.float64,
+    **sizes: int,
+) -> Any:
+    plain = {"d_model": HEADS * WIDTH, "d_head": WIDTH, "n_heads": HEADS, "n_layers": 2, "max_len": 32}
+    part = made(entry, knobs, causal=causal, **plain | sizes)
+    return part.to(dtype) if isinstance(part, nn.Module) else part
+
+
+def use_position(
+    entry: PartSpec, part: Any, pos: Tensor, dtype: torch.dtype = torch.float64, width: int = WIDTH
+) -> dict[str, Any]:
+    """All that a position gives at `pos` (T,) or (B, T) to heads of this width: method -> output."""
+    rows, length = (pos.shape[0] if pos.dim() == 2 else 2), pos.shape[-1]
+    generator = torch.Generator().manual_seed(3)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    found: dict[str, Any] = {}
+    for method in entry.facts["uses"]:
+        x = random(1, length, HEADS * width).expand(rows, -1, -1)
+        q, k = (random(1, HEADS, length, width).expand(rows, -1, -1, -1) for _ in "qk")
+        arguments = {"embed": (x, pos), "rotate": (q, k, pos), "bias": (pos, pos), "score": (q, k, pos, pos)}
+        found[method] = getattr(part, method)(*arguments[method])
+    return found
+
+
+def sublayer(entry: PartSpec, knobs: Knobs | None = None, **sizes: Any) -> tuple[nn.Module, Context, int]:
+    """An attention, mlp or block of its own; a context of 3 tokens; the width of its input.  In float64."""
+    config = tiny_models.config(entry, knobs, **{"d_model": 16, "n_heads": 4, **sizes})
+    assembly = ModelBuilder(config, tiny_models.VOCAB)
+    made_by = {
+        "attention": lambda: assembly.attention(0, "part"),
+        "mlp": lambda: assembly.mlp(0, "part"),
+        "block": lambda: assembly.block(0),
+    }
+    place = assembly.position(causal=True)
+    place = place.double() if isinstance(place, nn.Module) else place
+    ctx = make_context(torch.ones(2, 3, dtype=torch.long), place, "causal", None, None, torch.float64)
+    return made_by[entry.kind]().double(), ctx, 16
+
+
+def objective(entry: PartSpec, knobs: Knobs | None = None, max_len: int = 32) -> Any:
+    part = made(entry, knobs, vocab_size=tiny_models.VOCAB, eos=0, max_len=max_len)
+    if hasattr(part, "learn_from"):  # from another model than those that suites make
+        part.learn_from(tiny_models.model(seed=7, max_len=max_len))
+    return part
+
+
+def schedule(entry: PartSpec, knobs: Knobs | None = None, scores: Sequence[float] = ()) -> Callable[[int, int], float]:
+    """A schedule in a run whose held-out losses up to now are `scores`."""
+    part = made(entry, knobs)
+    return (lambda step, total: part(step, total, scores)) if entry.facts["watches"] else part
+
+
+def token_rows(rows: int = 3, length: int = 33) -> tuple[Tensor, Tensor]:
+    """Tokens (B, T + 1) and the documents packed in them: eos opens each; every id stands somewhere."""
+    order = torch.randperm(rows * length, generator=torch.Generator().manual_seed(5))
+    tokens, starts = (
+        (order % (tiny_models.VOCAB - 1) + 1).view(rows, length),
+        torch.zeros(rows, length, dtype=torch.long),
+    )
+    for row, places in enumerate(([0, 9, 20], [0], [0, 31])[:rows]):
+        starts[row, places] = 1
+    tokens[starts.bool()] = 0
+    return tokens, starts.cumsum(1) - 1
+
+
+def groups(dtype: torch.dtype = torch.float32, seed: int = 0) -> list[ParameterGroup]:
+    """Parameters of each role."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def parameter(*shape: int) -> nn.Parameter:
+        return nn.Parameter(torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype))
+
+    return [
+        {"params": [parameter(8, 6), parameter(6, 12)], "role": "matrix", "rate": 1.0},
+        {"params": [parameter(6), parameter(12)], "role": "vector", "rate": 1.0},
+        {"params": [parameter(10, 6)], "role": "embedding", "rate": 1.0},
+        {"params": [parameter(10, 6)], "role": "head", "rate": 1.0},
+    ]
+
+
+def parameters(of: Iterable[ParameterGroup]) -> list[nn.Parameter]:
+    return [p for group in of for p in group["params"]]
+
+
+def peft(entry: PartSpec, knobs: Knobs | None = None) -> Any:
+    """A method of peft; one that starts from trained adapters gets two of the small model's."""
+    given = dict(knobs or {})
+    if entry.knob("adapters") and not given.get("adapters"):
+        given["adapters"] = _sample_adapters()
+    return made(entry, given)
+
+
+@functools.cache
+def _sample_adapters() -> tuple[str, ...]:
+    """Two LoRAs of the small model, in folders that last as long as the process."""
+    folders = []
+    for seed in (0, 1):
+        net, part = tiny_models.model(), REGISTRIES["peft"].build("lora")
+        part.apply(net, seed)
+        tiny_models.tune(net, part, 3, lr=3e-2)
+        folders.append(Path(tempfile.mkdtemp(prefix="ablatio-adapter-")))
+        atexit.register(shutil.rmtree, folders[-1], ignore_errors=True)
+        save_adapter(folders[-1], net, {"name": "lora", **REGISTRIES["peft"]["lora"].defaults})
+    return tuple(map(str, folders))
+
+
+def tuned(entry: PartSpec, knobs: Knobs | None = None, seed: int = 0) -> tuple[LanguageModel, Any]:
+    """The small model with the method applied, and the method."""
+    net, part = tiny_models.model(entry, seed=0), peft(entry, knobs)
+    if hasattr(part, "prepare"):
+        part.prepare(net)
+    part.apply(net, seed)
+    return net, part
+
+
+def tuned_and_trained(entry: PartSpec, knobs: Knobs | None = None, steps: int = 4) -> LanguageModel:
+    """The same in float64 after a few steps: nothing of it is zero any more."""
+    net, part = tuned(entry, knobs)
+    net.double()
+    tiny_models.tune(net, part, steps, lr=3e-2)
+    return net
+
+
+def recomputed(entry: PartSpec, knobs: Knobs | None = None) -> LanguageModel:
+    """Six layers with dropout under this kind of checkpointing."""
+    net = tiny_models.model(n_layers=6, dropout=0.2).train()
+    made(entry, knobs).apply(net)
+    return net
+
+
+def kept_for_backward(net: LanguageModel) -> tuple[Tensor, int]:
+    """The loss of the small batch, and the bytes that are kept for its backward pass beside the weights."""
+    weights = {p.data_ptr() for p in net.parameters()}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = tiny_models.mean_loss(net, tiny_models.example())
+    return loss, sum(kept.values())
+
+
+@functools.cache
+def _sample_files() -> list[Path]:
+    """A few documents in the formats that sources read; the folder lasts as long as the process."""
+    folder = Path(tempfile.mkdtemp(prefix="ablatio-samples-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    paragraphs = [f"Document {i}.\n\n{text * 3}" for i, text in enumerate(TEXTS[2:5])]
+    text, rows = folder / "sample.txt", folder / "sample.jsonl"
+    text.write_text("\n\n\n".join(paragraphs), encoding="utf-8")
+    lines = [json.dumps({"text": p, "id": str(i)}, ensure_ascii=False) for i, p in enumerate(paragraphs)]
+    rows.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    chats = folder.with_name(f"{folder.name}-chats") / "chats.jsonl"
+    chats.parent.mkdir()
+    atexit.register(shutil.rmtree, chats.parent, ignore_errors=True)
+    questions = [f"How many are {i} and {i + j}?" for i in range(12) for j in range(2)]
+    asked = [{"prompt": q, "completion": f"There are {len(q)} of them."} for q in questions]
+    asked.append({"prompt": f"What is it that {'very ' * 40}many are?", "completion": "A long question."})
+    chats.write_text("".join(json.dumps(line) + "\n" for line in asked), encoding="utf-8")
+    judged = folder.with_name(f"{folder.name}-judged") / "judged.jsonl"
+    judged.parent.mkdir()
+    atexit.register(shutil.rmtree, judged.parent, ignore_errors=True)
+    pairs: list[dict[str, Any]] = [{"prompt": q, "chosen": f"{len(q)}.", "rejected": "No idea!"} for q in questions]
+    ranked = [{"prompt": f"{q} Really?", "answers": ["Yes.", "Perhaps.", "No, no."]} for q in questions]
+    rated = [{"prompt": f"{q} Sure?", "answers": ["Very.", "Hardly."], "elo": [1100, 1000]} for q in questions]
+    too_long = {"prompt": f"What is it that {'very ' * 40}many are?", "answers": ["Four.", "Many."], "scores": [2, 1]}
+    judgements: list[dict[str, Any]] = [*pairs, *ranked, *rated, too_long]
+    judged.write_text("".join(json.dumps(line) + "\n" for line in judgements), encoding="utf-8")
+    return [text, rows, folder, chats, judged]
+
+
+@functools.cache
+def _sample_tokenizer() -> Path:
+    """A folder with a byte-level tokenizer.json, as transformers writes it."""
+    import tokenizers as hf
+
+    folder = Path(tempfile.mkdtemp(prefix="ablatio-samples-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    model = hf.Tokenizer(hf.models.BPE())
+    model.pre_tokenizer, model.decoder = hf.pre_tokenizers.ByteLevel(add_prefix_space=False), hf.decoders.ByteLevel()
+    signs = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    letters = hf.pre_tokenizers.ByteLevel.alphabet()
+    trainer = hf.trainers.BpeTrainer(
+        vocab_size=300, special_tokens=signs, initial_alphabet=letters, show_progress=False
+    )
+    model.train_from_iterator(TEXTS, trainer)
+    model.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def source(entry: PartSpec, knobs: Knobs | None = None) -> Any:
+    """A source; one with a knob `path` reads the first generated file that it accepts (text, JSON lines, a folder)."""
+    knob = entry.knob("path")
+    given = dict(knobs or {})
+    if knob is None or given.get("path", knob.default) != knob.default:
+        return made(entry, given)
+    problems = []
+    for path in _sample_files():
+        value = [str(path)] if knob.length is not None else str(path)
+        part = made(entry, given | {"path": value})
+        try:
+            next(iter(part.documents()))
+        except (UserError, StopIteration) as error:
+            problems.append(f"{path.name}: {error}")
+        else:
+            return part
+    raise UserError("no generated file could be read:\n" + "\n".join(problems))
+
+
+def first_documents(part: Any, count: int = 50) -> Iterator[Document]:
+    return itertools.islice(part.documents(), count)
+
+
+def task(entry: PartSpec, knobs: Knobs | None = None, **settings: Any) -> tuple[Any, Any]:
+    """A task on sample texts, and the small model that it trains; settings: sections and options of the config."""
+    given = tiny_models.config(entry, knobs, max_len=160)
+    for section, values in {"data": {"val_fraction": 0.3}, "train": {"batch_size": 4}, **settings}.items():
+        given[section] = values if "name" in values else given[section] | values
+    given |= _learned_from(entry.facts["takes"])
+    setup = TaskContext(given, RowPlan(given["train"]["batch_size"]))
+    part = made(entry, knobs, setup=setup)
+    model, _ = start_model(given, part.tokenizer, setup.seeds.init)
+    if hasattr(part, "attach"):
+        part.attach(model)
+    if hasattr(part, "prepare"):
+        part.prepare(model)
+    return part, model
+
+
+def _learned_from(takes: str) -> dict[str, Any]:
+    """A source of sample texts and a tokenizer that has nothing to learn."""
+    name, path = {"documents": ("text", 0), "conversations": ("chats", 3), "feedback": ("feedback", 4)}[takes]
+    return {
+        "source": {"name": name, **REGISTRIES["source"][name].defaults, "path": str(_sample_files()[path])},
+        "tokenizer": {"name": "bytes"},
+    }
+
+
+def tokenizer(entry: PartSpec, knobs: Knobs | None = None) -> Any:
+    """A tokenizer, trained on the samples if it has to be."""
+    part = made(entry, knobs)
+    if entry.facts["trained"]:
+        part.train([text * 20 for text in TEXTS])
+    return part
+
+
+def answers() -> list[Answer]:
+    """Answers to a sum, right and wrong, long and short; each letter is a token."""
+    texts = ["12 + 30 = 42\n#### 42", "12 + 30 = 41\nso 41 + 1 = 42\n#### 41", "I love this day!", "no 42", "?"]
+    prompt = "A great sum: 12 + 30?\n"
+    return [Answer(prompt, text, tuple(prompt.encode()), tuple(text.encode()), truth="42") for text in texts]
+
+
+def reward(entry: PartSpec, knobs: Knobs | None = None) -> Any:
+    """A reward as a task calls it: of answers; a run that it opens counts letters."""
+    if entry.wiring == ("answer",):
+        judge = made(entry, knobs)
+        return lambda answers: torch.tensor([float(judge(a)) for a in answers])
+    if entry.wiring == ("answer", "other"):
+        wins = made(entry, knobs)
+        return lambda answers: torch.tensor([sum(float(wins(a, b)) for b in answers) for a in answers])
+    values = dict(knobs or {})
+    if entry.knob("path") and not values.get("path"):
+        values["path"] = "a run"
+
+    def open_run(path: str) -> Any:
+        return lambda answers: torch.tensor([len(a.text + path) / 9 for a in answers])
+
+    return made(entry, values, open_run=open_run)
+
+
+def logger(entry: PartSpec, folder: Path, knobs: Knobs | None = None) -> Any:
+    """A logger of a run with a secret in its config, as it is written down."""
+    return made(entry, knobs, folder=folder, config={"seed": 1, "model": {"d_model": 16}, "note": "${oc.env:SECRET}"})

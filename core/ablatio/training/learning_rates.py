@@ -1,0 +1,68 @@
+"""What multiplies the learning rate of each group of parameters: the init, the role, and a schedule."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from ablatio.model.build import PartChoice
+from ablatio.model.language_model import LanguageModel
+from ablatio.model.parameter_roles import ROLES, ParameterInfo, Rate, describe
+from ablatio.registry import kinds
+from ablatio.registry.registry import ContractError
+
+Factor = Callable[[int, int, Sequence[float]], float]
+
+
+def factor_of(choice: PartChoice) -> Factor:
+    """A schedule as a function of the step, their number, and the held-out losses up to now."""
+    made: Any = kinds.schedules.build(choice.name, choice.knobs)
+    if kinds.schedules[choice.name].facts["watches"]:
+        return lambda step, total, scores: float(made(step, total, scores))
+    return lambda step, total, scores: float(made(step, total))
+
+
+class LearningRates:
+    """rate  the constant factor of a parameter: the init's times its role's; None where all are 1"""
+
+    def __init__(self, config: Mapping[str, Any], asked: Rate | None) -> None:
+        roles = config["roles"]
+        by_role = {role: float(roles[f"{role}_rate"]) for role in ROLES}
+        self.rate = asked
+        if any(factor != 1.0 for factor in by_role.values()):
+
+            def rate(info: ParameterInfo) -> float:
+                return by_role[info.role] * (asked(info) if asked else 1.0)
+
+            self.rate = rate
+        plain = PartChoice.of(config["schedule"])
+        self._schedules = {role: _own(roles[f"{role}_schedule"], plain) for role in ROLES}
+        self._factors = {choice.name: factor_of(choice) for choice in self._schedules.values()}
+        self._groups: list[str] = []
+
+    def bind(self, optimizer: torch.optim.Optimizer, model: LanguageModel) -> None:
+        """Know which schedule each of the optimizer's groups goes by; ContractError where it merged several."""
+        role = {id(parameter): info.role for parameter, info in describe(model)}
+        self._groups = []
+        for group in optimizer.param_groups:
+            names = {self._schedules[role[id(p)]].name for p in group["params"]} or {self._schedules["matrix"].name}
+            if len(names) > 1:
+                raise ContractError(
+                    f"{type(optimizer).__name__} merges groups of parameters whose schedules are {sorted(names)}; "
+                    "an optimizer keeps the groups that it is given, or splits them"
+                )
+            self._groups.append(names.pop())
+
+    def set(self, optimizer: torch.optim.Optimizer, step: int, total: int, scores: Sequence[float]) -> None:
+        """Give each group its rate of this step."""
+        factors = {name: factor(step, total, scores) for name, factor in self._factors.items()}
+        for group, name in zip(optimizer.param_groups, self._groups, strict=True):
+            group["lr"] = group.setdefault("initial_lr", group["lr"]) * factors[name]
+
+
+def _own(name: str | None, plain: PartChoice) -> PartChoice:
+    """The schedule of a role: the run's, or another one with those of the run's knobs that it has too."""
+    if name is None or name == plain.name:
+        return plain
+    known = {knob.name for knob in kinds.schedules[name].knobs}
+    return PartChoice(name, {k: v for k, v in plain.knobs.items() if k in known})

@@ -1,0 +1,209 @@
+"""muP's coordinate check (arXiv:2203.03466, appendix D.1): do activations, and what training changes in them, grow
+with the width?  If nothing does, the learning rate of a narrow model is good for a wide one.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ablatio.config import schema as run_config
+from ablatio.data.batches import TrainBatches
+from ablatio.data.order import RowPlan, WindowOrder
+from ablatio.errors import ConfigError, Diverged, UserError
+from ablatio.model.build import ModelBuilder, PartChoice
+from ablatio.model.example import Example
+from ablatio.model.language_model import LanguageModel
+from ablatio.model.parameter_roles import apply_rates, groups_by_role, named_generator
+from ablatio.registry import kinds
+from ablatio.training.task_context import TaskContext, length_of
+
+FLAT = 0.05  # the largest slope of log size against log width that counts as none
+VOCAB = 256
+Sizes = dict[str, tuple[float, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """One batch to train on: rows of tokens (B, T + 1), and the documents in them."""
+
+    tokens: Tensor
+    segments: Tensor | None
+    vocab_size: int
+    eos: int
+
+
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """Mean absolute values of one output over the widths: before training, and of its change by training."""
+
+    name: str
+    start: list[float]
+    change: list[float]
+    start_slope: float
+    change_slope: float
+
+    @property
+    def grows(self) -> bool:
+        """A NaN grows: the run diverged."""
+        return not (self.start_slope < FLAT and self.change_slope < FLAT)
+
+
+def coordinates(
+    config: Mapping[str, Any], widths: Sequence[int], steps: int = 4, seeds: int = 4, *, corpus: bool = False
+) -> list[Growth]:
+    """Train a few steps at each width and fit log size = slope * log width, for each kind of output.
+
+    The text is random, or with `corpus` from the config's own source.
+
+    Attention, feed-forward, residual stream (the mean over the layers) and logits are looked at, of whatever parts the
+    config names.  Heads keep their width, so that a wider model has more of them; all widths see the same batch.
+    """
+    if len(set(widths)) < 2:
+        raise UserError(f"{len(set(widths))} width came, two or more were expected\n    try: --widths 64,128,256")
+    configs = [at_width(config, width) for width in sorted(set(widths))]
+    numbers = range(int(config["seed"]), int(config["seed"]) + seeds)
+    texts = list(_corpus(config, numbers) if corpus else _random(config, numbers))
+    found = [[_trained(c, steps, seed, text) for seed, text in zip(numbers, texts, strict=True)] for c in configs]
+    return [_growth(name, [c["model"]["d_model"] for c in configs], found) for name in found[0][0]]
+
+
+def at_width(config: Mapping[str, Any], width: int) -> dict[str, Any]:
+    """The config with this d_model, and as many heads and inner features as the ratio asks for."""
+    sizes = config["model"]
+    scaled = {"d_model": width, "d_head": sizes["d_head"] or sizes["d_model"] // sizes["n_heads"]}
+    for key in ("n_heads", "d_ff"):
+        if sizes[key] is not None:
+            exact = sizes[key] * width / sizes["d_model"]
+            if exact != int(exact) or exact < 1:
+                step = sizes["d_model"] // math.gcd(sizes["d_model"], sizes[key])
+                raise UserError(
+                    f"a width of {width} would have model.{key}={exact:g}; widths are multiples of {step}\n"
+                    f"    try: --widths {step},{2 * step},{4 * step}, or smaller heads: model.d_head=16 "
+                    f"model.n_heads={max(1, sizes['d_model'] // 16)}"
+                )
+            scaled[key] = int(exact)
+    made = {**config, "model": {**sizes, **scaled}}
+    if problems := run_config.check(made):
+        raise ConfigError(problems)
+    return made
+
+
+class Watched(ModelBuilder):
+    """An assembly that remembers what goes out of its attentions, feed-forward parts and layers while `on` is set."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.seen: dict[str, list[Tensor]] = {}
+        self.on = False
+
+    def attention(self, *args: Any, **settings: Any) -> nn.Module:
+        return self._watch("attention", super().attention(*args, **settings))
+
+    def mlp(self, *args: Any, **settings: Any) -> nn.Module:
+        return self._watch("mlp", super().mlp(*args, **settings))
+
+    def block(self, *args: Any, **settings: Any) -> nn.Module:
+        return self._watch("residual stream", super().block(*args, **settings))
+
+    def _watch(self, name: str, module: nn.Module) -> nn.Module:
+        def keep(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+            if self.on:
+                self.seen.setdefault(name, []).append(output)
+
+        module.register_forward_hook(keep)
+        return module
+
+    @torch.no_grad()
+    def outputs(self, model: LanguageModel, example: Example) -> dict[str, list[Tensor]]:
+        """What went out, in the order of the layers; the logits last."""
+        self.seen, self.on = {}, True
+        training = model.training
+        logits = model.eval().logits(model.hidden(example))
+        model.train(training)
+        self.on = False
+        return self.seen | {"logits": [logits]}
+
+
+def _trained(config: Mapping[str, Any], steps: int, seed: int, text: Text) -> Sizes:
+    """Each output's mean size before training, and that of its change, on the batch that is trained on."""
+    assembly = Watched(config, text.vocab_size, text.eos, seed)
+    with torch.random.fork_rng(devices=[]):  # dropout; the same in all widths
+        torch.default_generator.manual_seed(seed)
+        model, example = assembly.model().train(), _example(config, seed, text)
+        before = assembly.outputs(model, example)
+        for _ in _steps(config, assembly, model, example, steps):
+            pass
+        after = assembly.outputs(model, example)
+    changed = {name: [new - old for old, new in zip(before[name], after[name], strict=True)] for name in before}
+    return {name: (_size(before[name]), _size(changed[name])) for name in before}
+
+
+def _steps(
+    config: Mapping[str, Any], assembly: ModelBuilder, model: LanguageModel, example: Example, steps: int
+) -> Iterator[float]:
+    """The losses of training at the full rate, without schedule and stabilizers."""
+    choice, rate = PartChoice.of(config["optimizer"]), getattr(assembly.init, "rate", None)
+    optimizer = kinds.optimizers.build(choice.name, choice.knobs, groups=groups_by_role(model, rate))
+    apply_rates(optimizer, model, rate)
+    for step in range(steps):
+        total, count, _ = model.loss(example)
+        loss = total / count
+        if not torch.isfinite(loss):
+            width = config["model"]["d_model"]
+            raise Diverged(f"the loss is {loss.item()} at width {width} in step {step}\n    try: a lower optimizer.lr")
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        yield float(loss.detach())
+
+
+def _example(config: Mapping[str, Any], seed: int, text: Text) -> Example:
+    """The text as the objective shows it."""
+    choice = PartChoice.of(config["objective"])
+    objective = kinds.objectives.build(
+        choice.name, choice.knobs, vocab_size=text.vocab_size, eos=text.eos, max_len=length_of(config)
+    )
+    example: Example = objective(text.tokens, text.segments, named_generator(seed, "objective"))
+    return example
+
+
+def _random(config: Mapping[str, Any], seeds: Iterable[int]) -> Iterator[Text]:
+    rows = config["train"]["batch_size"], length_of(config) + 1
+    for seed in seeds:
+        yield Text(torch.randint(1, VOCAB, rows, generator=named_generator(seed, "tokens")), None, VOCAB, 0)
+
+
+def _corpus(config: Mapping[str, Any], seeds: Iterable[int]) -> Iterator[Text]:
+    """The first batch of a run with each seed."""
+    setup = TaskContext(config, RowPlan(config["train"]["batch_size"]))
+    found, tokenizer = setup.corpus(setup.source())
+    for seed in seeds:
+        order = WindowOrder(len(found.train), length_of(config), seed)
+        mask = config["data"]["document_mask"]
+        batch = TrainBatches(found.train, order, setup.plan, eos=tokenizer.eos, document_mask=mask)[0]
+        yield Text(batch["tokens"], batch.get("segments"), tokenizer.vocab_size, tokenizer.eos)
+
+
+def _size(outputs: Sequence[Tensor]) -> float:
+    return sum(float(x.abs().mean()) for x in outputs) / len(outputs)
+
+
+def _growth(name: str, widths: Sequence[int], found: Sequence[Sequence[Sizes]]) -> Growth:
+    start, change = ([sum(s[name][i] for s in runs) / len(runs) for runs in found] for i in (0, 1))
+    return Growth(name, start, change, slope(widths, start), slope(widths, change))
+
+
+def slope(widths: Sequence[int], sizes: Sequence[float]) -> float:
+    """Of log size against log width, by least squares; 0 for what is zero at every width."""
+    if not any(sizes):
+        return 0.0
+    if not all(sizes):
+        return math.nan
+    x, y = ([math.log(v) for v in values] for values in (widths, sizes))
+    mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
+    rise = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True))
+    return rise / sum((a - mean_x) ** 2 for a in x)

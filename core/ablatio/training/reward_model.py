@@ -1,0 +1,54 @@
+"""A reward model that a run trained, as a function of answers."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ablatio.data.types import Tokenizer
+from ablatio.errors import UserError
+from ablatio.model.example import Example
+from ablatio.model.rl.answers import Answer
+from ablatio.storage.checkpoints import Checkpoints
+from ablatio.training.initial_weights import start_model
+from ablatio.training.run_folder import CHECKPOINTS, read_run, run_id
+
+HEAD = "reward_head.weight"
+AT_ONCE = 16  # answers that are judged together
+
+
+def open_reward(path: str, tokenizer: Tokenizer) -> Callable[[Sequence[Answer]], Tensor]:
+    """The reward of an answer: a linear map of the state at its end.  UserError where the run is no reward model."""
+    config = read_run(Path(path))
+    found = Checkpoints(Path(path) / CHECKPOINTS, run=run_id(config)).load(None)
+    if HEAD not in found.model:
+        task = config.get("task", {}).get("name", "pretrain")
+        raise UserError(
+            f"{path} is a run of task={task}, which has no reward model\n    try: ablatio train task=reward name=reward"
+        )
+    weight, device = found.model[HEAD], torch.device("cpu")
+    model, _ = start_model(config, tokenizer, 0, fresh=False)
+    own = {name: tensor for name, tensor in found.model.items() if not name.startswith("reward_head.")}
+    theirs, ours = own["model.embed_tokens.weight"].shape[0], model.vocab_size
+    if theirs != ours:
+        raise UserError(
+            f"the reward model {path} reads {theirs} ids and this run's tokenizer writes {ours}; train both with one "
+            "tokenizer and source"
+        )
+    model.load_state_dict(own)
+    model.eval()
+
+    @torch.no_grad()
+    def judge(answers: Sequence[Answer]) -> Tensor:
+        scores = []
+        for start in range(0, len(answers), AT_ONCE):
+            rows = [[*a.prompt_ids, *a.ids] for a in answers[start : start + AT_ONCE]]
+            longest = max(map(len, rows))
+            tokens = torch.tensor([r + [0] * (longest - len(r)) for r in rows], device=device)
+            last = torch.tensor([len(r) - 1 for r in rows], device=device)
+            hidden = model.hidden(Example(tokens, tokens))
+            scores.append((hidden[torch.arange(len(rows)), last] @ weight.to(hidden.dtype)).float())
+        return torch.cat(scores).cpu()
+
+    return judge

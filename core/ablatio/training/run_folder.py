@@ -1,0 +1,82 @@
+"""Run folders: a fresh one, and what an existing one says of its run."""
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ablatio.errors import EnvironmentFault, UserError
+from ablatio.storage.checkpoints import make_folder
+
+CHECKPOINTS, TOKENIZER = "checkpoints", "tokenizer.json"
+VOLATILE = ("out", "name", "trainer", "sweep", "logger")  # sections and kinds that make no number
+
+
+def new_folder(config: Mapping[str, Any], name: str | None = None) -> Path:
+    """A fresh run folder under `out`; an existing one with a run in it is never overwritten."""
+    root = Path(config["out"]).expanduser()
+    name = name or config["name"] or time.strftime("%Y-%m-%d_%H-%M-%S")
+    folder = root / name
+    if (folder / "config.json").exists():
+        if config["name"]:
+            raise UserError(
+                f"{folder} holds a run already\n    try: ablatio train resume={folder}, or another name={name}-2"
+            )
+        return new_folder(config, f"{name}_{time.time_ns() % 1000:03d}")
+    return make_folder(folder)
+
+
+def run_id(config: Mapping[str, Any]) -> str:
+    """Names the run in its checkpoints: a hash of the settings that make its numbers, where they are not the default.
+
+    So a setting that a later version adds leaves the names of older runs as they are.
+    """
+    from ablatio.config.schema import changed
+
+    made = {k: v for k, v in changed(config).items() if k not in VOLATILE}
+    return hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """The config of a run folder, with values from the environment filled in, checked like any other."""
+    path = folder / "config.json"
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{folder} is no run folder: it has no config.json\n    try: ls {folder.parent}") from None
+    except (OSError, ValueError) as error:
+        raise EnvironmentFault(f"{path} cannot be read: {error}") from None
+    if not isinstance(data, dict):
+        raise EnvironmentFault(f"{path} holds no config: {type(data).__name__} came, an object was expected")
+    return resolved(data, str(path))
+
+
+def resolved(public: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """A config that was written down in `where`, with values from the environment filled in, checked like any other."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    from ablatio.config.schema import cast, check, completed
+    from ablatio.errors import ConfigError
+    from ablatio.registry.discovery import load
+
+    load()
+    text = json.dumps(public)
+    try:
+        to_fill = "${" in text
+        config: Any = OmegaConf.to_container(OmegaConf.create(text), resolve=True) if to_fill else json.loads(text)
+    except OmegaConfBaseException as error:  # such as a variable that this environment does not have
+        raise UserError(f"{where} cannot be resolved here: {str(error).splitlines()[0]}") from None
+    config = completed(config)  # a run of an older version lacks the settings that came later
+    if problems := check(config):
+        raise ConfigError(problems)
+    return cast(config)
+
+
+def with_own_tokenizer(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The config of the run in `folder` with the tokenizer that lies there: where that came from may be gone."""
+    if not (folder / TOKENIZER).exists():  # written before runs kept theirs
+        return dict(config)
+    return {**config, "tokenizer": {"name": "pretrained", "path": str(folder), "eos": None}}

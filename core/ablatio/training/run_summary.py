@@ -1,0 +1,91 @@
+"""What was assembled and what came out, as tables for the terminal."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from ablatio.config.schema import chosen
+from ablatio.registry.registry import REGISTRIES, PartSpec
+
+ANSWERED = 2  # prompts whose answers are shown when a run ends; its summary has all
+LABELS = {"bpb": "bits per byte", "loss": "nats per token"}
+SHOWN = 4  # knobs of a part that are listed whatever their values
+
+
+def show_parts(console: Console, config: Mapping[str, Any], folder: Path) -> None:
+    """One row per kind: the chosen option and its knobs; then the sizes."""
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="dim")
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for entry, knobs in chosen(config):
+        if REGISTRIES[entry.kind].is_default({"name": entry.name, **knobs}):
+            continue
+        table.add_row(entry.kind, entry.name, escape(_knobs(entry, knobs)))
+    model, train = config["model"], config["train"]
+    sizes = ("d_model", "n_layers", "n_heads", "max_len")
+    table.add_row("model", "", "  ".join(f"{k}={model[k]}" for k in sizes))
+    table.add_row("train", "", f"steps={train['steps']}  batch_size={train['batch_size']}  seed={config['seed']}")
+    table.add_row("folder", "", escape(str(folder)))
+    console.print(table)
+
+
+def _knobs(entry: PartSpec, knobs: Mapping[str, Any]) -> str:
+    """All knobs of a part that has few; else the first ones and those that were changed."""
+    leading = {k.name for k in entry.knobs[: SHOWN if len(entry.knobs) > SHOWN + 1 else SHOWN + 1]}
+    told = {k: v for k, v in knobs.items() if k in leading or v != entry.defaults.get(k)}
+    rest = len(knobs) - len(told)
+    more = [f"(+{rest} at their defaults)"] if rest else []
+    return "  ".join([*(f"{k}={_short(v)}" for k, v in told.items()), *more])
+
+
+def _short(value: Any) -> str:
+    return "null" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def show_result(console: Console, summary: Mapping[str, Any], folder: Path) -> None:
+    """The scores before and after, and what it cost."""
+    before, after = summary.get("before") or {}, summary.get("after") or {}
+    table = Table(box=None, pad_edge=False)
+    for column in ("held-out text", "before", "after"):
+        table.add_column(column, justify="left" if column == "held-out text" else "right")
+    names = [key.removeprefix("val/") for key in summary if key.startswith("val/")]
+    text = "bpb" in names
+    for name in ("bpb", "loss") if text else names:
+        table.add_row(LABELS[name] if text else name, *(f"{s[name]:.3f}" if s else "-" for s in (before, after)))
+    console.print(table)
+    if samples := summary.get("samples"):
+        console.print(side_by_side(samples[:ANSWERED]))
+    million, tokens, flops = summary["parameters"] / 1e6, summary["tokens"] / 1e6, summary["train_flops"] / 1e12
+    console.print(
+        f"{_digits(million)} M parameters, {_digits(tokens)} M tokens, {_digits(flops)} TFLOP, "
+        f"{summary['seconds']:.0f} s; all is in {escape(str(folder))}",
+        highlight=False,
+    )
+
+
+def _digits(x: float) -> str:
+    """Three that count: 0.0484, 19.4, 1,234."""
+    return f"{x:.3g}" if x < 999.5 else f"{x:,.0f}"
+
+
+def side_by_side(samples: Sequence[Mapping[str, str]]) -> Table:
+    """The answers before and after under their prompts, and what was expected."""
+    table = Table(show_lines=True, expand=True, header_style="dim")
+    for column in ("prompt", "before", "after"):
+        table.add_column(column, ratio=1, overflow="fold")
+    for row in samples:
+        more = [f"[dim]{key}:[/] {_plainly(v)}" for key, v in row.items() if key not in ("prompt", "before", "after")]
+        asked = "\n\n".join([_plainly(row.get("prompt", "")), *more])
+        table.add_row(asked, *(_plainly(row.get(when, "")) for when in ("before", "after")))
+    return table
+
+
+def _plainly(text: str) -> str:
+    """Line by line what can be printed, for rich: neither escape codes nor [markup]."""
+    lines = ("".join(c if c.isprintable() else repr(c)[1:-1] for c in line) for line in text.strip().splitlines())
+    return escape("\n".join(lines))

@@ -1,0 +1,164 @@
+"""An actor and a critic: the advantage of each token against what the critic expected there.
+
+Symbols: r_t reward, V_t value, d_t = r_t + gamma V_{t+1} - V_t, nothing behind the end; k1 = log p_old - log p_ref.
+"""
+
+from typing import Annotated, Any
+
+import torch
+from torch import Tensor
+
+from ablatio import Fraction, NonNegative, Positive, alignments
+from ablatio.model.rl.kl import masked_mean, whiten
+from ablatio.registry.kinds.alignment_inputs import Advantages
+from ablatio_std.alignments._common import Metrics
+from ablatio_std.alignments._policy import (
+    CLIPPED,
+    Answers,
+    Clip,
+    Epochs,
+    KLWeight,
+    Minibatches,
+    clip_metrics,
+    clipped_surrogate,
+)
+
+Gamma = Annotated[float, Fraction, "discount of what comes one token later"]
+Lam = Annotated[float, Fraction, "1 trusts what was earned, 0 what the critic expected"]
+ValueWeight = Annotated[float, NonNegative, "weight of the critic's loss"]
+EntropyWeight = Annotated[float, NonNegative, "weight of the entropy that is added to the reward of the policy"]
+
+
+def advantage_estimates(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> Tensor:
+    """A_t = d_t + gamma lam A_{t+1}: generalised advantage estimation (1506.02438).  (B, T) each -> (B, T)"""
+    values, rewards = values * mask, rewards * mask
+    following = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], 1)
+    surprises = (rewards + gamma * following - values) * mask
+    found, later = torch.zeros_like(values), torch.zeros_like(values[:, 0])
+    for t in range(values.shape[1] - 1, -1, -1):
+        later = surprises[:, t] + gamma * lam * later
+        found[:, t] = later
+    return found * mask
+
+
+@alignments.register("ppo", paper="arXiv:1707.06347")
+class PPO:
+    """L = -min(ratio A, clip(ratio) A) + vf max((V - R)^2, (V_clipped - R)^2) / 2 - ent H, means over tokens.
+
+    A: generalised advantage estimates of r_t - kl_coef k1_t, whitened over the rollout; R = A + V before that.
+    V_clipped stays within clip_value of the old value.  With kl_target the coefficient follows the KL of each rollout:
+    kl_coef x (1 + 0.1 clip(KL / kl_target - 1, -0.2, 0.2)) (1909.08593).  A rollout is left when the KL from the policy
+    that wrote it passes 1.5 stop_kl.
+    """
+
+    data = "prompts"
+    metrics = (*CLIPPED, "train/value_loss", "train/policy_loss", "train/value_clip_fraction", "train/kl_coef")
+
+    def __init__(
+        self,
+        *,
+        group: Answers = 1,
+        clip: Clip = 0.2,
+        clip_value: Annotated[float | None, Positive, "null: values move freely"] = 0.2,
+        gamma: Gamma = 1.0,
+        lam: Lam = 0.95,
+        kl_coef: KLWeight = 0.05,
+        kl_target: Annotated[float | None, Positive, "nats per answer that kl_coef is steered to; null: fixed"] = None,
+        stop_kl: Annotated[float | None, Positive, "nats per token; null: no early stop"] = 0.1,
+        vf: ValueWeight = 0.1,
+        ent: EntropyWeight = 0.0,
+        whiten: Annotated[bool, "advantages get mean 0 and variance 1"] = True,
+        epochs: Epochs = 4,
+        minibatches: Minibatches = 1,
+    ) -> None:
+        self.group, self.clip, self.clip_value, self.gamma, self.lam = group, clip, clip_value, gamma, lam
+        self.kl_coef, self.kl_target, self.stop_kl = kl_coef, kl_target, stop_kl
+        self.vf, self.ent, self.whiten, self.epochs, self.minibatches = vf, ent, whiten, epochs, minibatches
+
+    def advantages(
+        self, token_rewards: Tensor, old_logps: Tensor, ref_logps: Tensor, old_values: Tensor, mask: Tensor
+    ) -> Advantages:
+        rewards = token_rewards - self.kl_coef * (old_logps - ref_logps)
+        found = advantage_estimates(rewards, old_values, mask, self.gamma, self.lam)
+        returns = (found + old_values) * mask
+        coefficient = token_rewards.new_tensor(self.kl_coef)
+        return Advantages(whiten(found, mask) if self.whiten else found, returns, {"train/kl_coef": coefficient})
+
+    def loss(
+        self,
+        logps: Tensor,
+        old_logps: Tensor,
+        mask: Tensor,
+        advantages: Tensor,
+        values: Tensor,
+        old_values: Tensor,
+        returns: Tensor,
+        entropy: Tensor,
+    ) -> tuple[Tensor, Metrics]:
+        ratio = (logps - old_logps).exp()
+        policy = masked_mean(clipped_surrogate(ratio, advantages, self.clip, self.clip), mask)
+        missed, near = (values - returns).square(), values
+        if self.clip_value is not None:
+            near = old_values + (values - old_values).clamp(-self.clip_value, self.clip_value)
+        missed_near = (near - returns).square()
+        value = masked_mean(torch.max(missed, missed_near), mask) / 2
+        metrics = clip_metrics(ratio, advantages, mask, self.clip, self.clip)
+        metrics |= {
+            "train/value_loss": value.detach(),
+            "train/policy_loss": policy.detach(),
+            "train/value_clip_fraction": masked_mean((missed_near > missed).to(ratio.dtype), mask),
+        }
+        return policy + self.vf * value - self.ent * masked_mean(entropy, mask), metrics
+
+    def observe(self, kl: float) -> None:
+        """Steer the coefficient by the mean KL of an answer to the reference."""
+        if self.kl_target is not None:
+            self.kl_coef *= 1 + 0.1 * min(0.2, max(-0.2, kl / self.kl_target - 1))
+
+    def stops(self, kl: float) -> bool:
+        return self.stop_kl is not None and kl > 1.5 * self.stop_kl
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"kl_coef": self.kl_coef}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.kl_coef = float(state["kl_coef"])
+
+
+@alignments.register("a2c", paper="arXiv:1602.01783")
+class A2C:
+    """L = -A log p + vf (V - R)^2 / 2 - ent H, means over tokens; A = R - V, one step for each rollout.
+
+    R: what is still earned, r_t - kl_coef k1_t with discount gamma; with lam < 1, generalised advantage estimates.
+    """
+
+    data = "prompts"
+    metrics = ("train/value_loss", "train/policy_loss")
+    epochs = minibatches = 1
+
+    def __init__(
+        self,
+        *,
+        group: Answers = 1,
+        gamma: Gamma = 1.0,
+        lam: Lam = 1.0,
+        kl_coef: KLWeight = 0.05,
+        vf: ValueWeight = 0.5,
+        ent: EntropyWeight = 0.01,
+    ) -> None:
+        self.group, self.gamma, self.lam, self.kl_coef, self.vf, self.ent = group, gamma, lam, kl_coef, vf, ent
+
+    def advantages(
+        self, token_rewards: Tensor, old_logps: Tensor, ref_logps: Tensor, old_values: Tensor, mask: Tensor
+    ) -> Advantages:
+        rewards = token_rewards - self.kl_coef * (old_logps - ref_logps)
+        found = advantage_estimates(rewards, old_values, mask, self.gamma, self.lam)
+        return Advantages(found, (found + old_values) * mask)
+
+    def loss(
+        self, logps: Tensor, mask: Tensor, advantages: Tensor, values: Tensor, returns: Tensor, entropy: Tensor
+    ) -> tuple[Tensor, Metrics]:
+        policy = -masked_mean(advantages * logps, mask)
+        value = masked_mean((values - returns).square(), mask) / 2
+        metrics = {"train/value_loss": value.detach(), "train/policy_loss": policy.detach()}
+        return policy + self.vf * value - self.ent * masked_mean(entropy, mask), metrics

@@ -1,0 +1,117 @@
+"""Policy gradients without a critic: the baseline is made of other answers.  k1 = log p_old - log p_ref at a token."""
+
+from typing import Annotated
+
+import torch
+from torch import Tensor
+
+from ablatio import alignments
+from ablatio.model.rl.kl import masked_mean, whiten
+from ablatio.registry.kinds.alignment_inputs import Advantages
+from ablatio_std.alignments._common import Metrics
+from ablatio_std.alignments._policy import (
+    CLIPPED,
+    Answers,
+    Clip,
+    Epochs,
+    Group,
+    KLWeight,
+    Minibatches,
+    clip_metrics,
+    clipped_surrogate,
+    rest_of,
+)
+
+
+@alignments.register("rloo", paper="arXiv:2402.14740")
+class RLOO:
+    """A = r - mean of the r of its siblings, r = reward - beta x KL of the answer; L = -min(ratio A, clip(ratio) A).
+
+    The ratio is that of the whole answer: exp(sum of log p - log p_old).  (B,) rewards, (B, T) log-probabilities.
+    """
+
+    data = "prompts"
+    metrics = CLIPPED
+
+    def __init__(
+        self,
+        *,
+        group: Group = 4,
+        beta: KLWeight = 0.05,
+        clip: Clip = 0.2,
+        normalize: Annotated[bool, "advantages get mean 0 and variance 1 over the rollout"] = False,
+        epochs: Epochs = 1,
+        minibatches: Minibatches = 1,
+    ) -> None:
+        self.group, self.beta, self.clip, self.normalize = group, beta, clip, normalize
+        self.epochs, self.minibatches = epochs, minibatches
+
+    def advantages(self, rewards: Tensor, old_logps: Tensor, ref_logps: Tensor, mask: Tensor) -> Advantages:
+        rewards = rewards - self.beta * ((old_logps - ref_logps) * mask).sum(1)
+        grouped = rewards.view(-1, self.group)
+        found = grouped - (grouped.sum(1, keepdim=True) - grouped) / (self.group - 1)
+        found = found.masked_fill((grouped.amax(1) == grouped.amin(1))[:, None], 0.0).flatten()
+        return Advantages((found - found.mean()) / (found.std() + 1e-4) if self.normalize else found)
+
+    def loss(self, logps: Tensor, old_logps: Tensor, mask: Tensor, advantages: Tensor) -> tuple[Tensor, Metrics]:
+        ratio = ((logps - old_logps) * mask).sum(1).exp()  # (B,)
+        loss = clipped_surrogate(ratio, advantages, self.clip, self.clip).mean()
+        return loss, clip_metrics(ratio, advantages, torch.ones_like(ratio), self.clip, self.clip)
+
+
+@alignments.register("reinforce_pp", paper="arXiv:2501.03262")
+class ReinforcePP:
+    """A_t = sum over s >= t of (r_s - beta k1_s), whitened over the whole rollout; L as PPO's, without a critic.
+
+    With several answers to a prompt their mean is taken off the rewards first (its form with a baseline).
+    """
+
+    data = "prompts"
+    metrics = CLIPPED
+
+    def __init__(
+        self,
+        *,
+        group: Answers = 1,
+        beta: KLWeight = 0.01,
+        clip: Clip = 0.2,
+        epochs: Epochs = 1,
+        minibatches: Minibatches = 1,
+    ) -> None:
+        self.group, self.beta, self.clip, self.epochs, self.minibatches = group, beta, clip, epochs, minibatches
+
+    def advantages(
+        self, rewards: Tensor, token_rewards: Tensor, old_logps: Tensor, ref_logps: Tensor, mask: Tensor
+    ) -> Advantages:
+        earned = rest_of(token_rewards * mask)
+        if self.group > 1:
+            earned = earned - rewards.view(-1, self.group).mean(1).repeat_interleave(self.group)[:, None]
+        price = rest_of(self.beta * (old_logps - ref_logps) * mask)
+        return Advantages(whiten((earned - price) * mask, mask))
+
+    def loss(self, logps: Tensor, old_logps: Tensor, mask: Tensor, advantages: Tensor) -> tuple[Tensor, Metrics]:
+        ratio = (logps - old_logps).exp()
+        loss = masked_mean(clipped_surrogate(ratio, advantages, self.clip, self.clip), mask)
+        return loss, clip_metrics(ratio, advantages, mask, self.clip, self.clip)
+
+
+@alignments.register("remax", paper="arXiv:2310.10505")
+class ReMax:
+    """A_t = reward - reward of the greedy answer - beta x sum over s >= t of k1_s; L = -sum of A log p per answer."""
+
+    data = "prompts"
+    metrics = ("train/greedy_reward",)
+    epochs = minibatches = 1
+
+    def __init__(self, *, group: Answers = 1, beta: KLWeight = 0.05) -> None:
+        self.group, self.beta = group, beta
+
+    def advantages(
+        self, rewards: Tensor, greedy_rewards: Tensor, old_logps: Tensor, ref_logps: Tensor, mask: Tensor
+    ) -> Advantages:
+        price = rest_of(self.beta * (old_logps - ref_logps) * mask)
+        found = ((rewards - greedy_rewards)[:, None] - price) * mask
+        return Advantages(found, metrics={"train/greedy_reward": greedy_rewards.mean()})
+
+    def loss(self, logps: Tensor, mask: Tensor, advantages: Tensor) -> tuple[Tensor, Metrics]:
+        return -(advantages * logps * mask).sum(1).mean(), {}

@@ -1,0 +1,88 @@
+"""Softmax attention with as many key-value heads as queries, fewer, or one."""
+
+from typing import Annotated, Unpack
+
+from ablatio import Range, attentions, rule
+from ablatio.model.attention.softmax_attention import (
+    AttentionWiring,
+    QKNorm,
+    QKVBias,
+    Sinks,
+    Softcap,
+    SoftmaxAttention,
+    VNorm,
+)
+
+
+@attentions.register("mha", paper="arXiv:1706.03762")
+class MultiHead(SoftmaxAttention):
+    """softmax(q k^T / sqrt(d_head)) v in each of n_heads heads, each with keys and values of its own."""
+
+    prefix = True
+
+    def __init__(
+        self,
+        *,
+        qk_norm: QKNorm = "none",
+        v_norm: VNorm = "none",
+        softcap: Softcap = 0.0,
+        sinks: Sinks = False,
+        qkv_bias: QKVBias = None,
+        **wiring: Unpack[AttentionWiring],
+    ) -> None:
+        super().__init__(
+            wiring["n_heads"], qk_norm=qk_norm, v_norm=v_norm, softcap=softcap, sinks=sinks, qkv_bias=qkv_bias, **wiring
+        )  # fmt: skip
+
+
+@attentions.register("mqa", paper="arXiv:1911.02150")
+class MultiQuery(SoftmaxAttention):
+    """All heads share one head of keys and values: the cache is n_heads times smaller."""
+
+    prefix = True
+
+    def __init__(
+        self,
+        *,
+        qk_norm: QKNorm = "none",
+        v_norm: VNorm = "none",
+        softcap: Softcap = 0.0,
+        sinks: Sinks = False,
+        qkv_bias: QKVBias = None,
+        **wiring: Unpack[AttentionWiring],
+    ) -> None:
+        super().__init__(
+            1, qk_norm=qk_norm, v_norm=v_norm, softcap=softcap, sinks=sinks, qkv_bias=qkv_bias, **wiring
+        )  # fmt: skip
+
+
+@attentions.register("gqa", paper="arXiv:2305.13245")
+class GroupedQuery(SoftmaxAttention):
+    """Groups of n_heads / n_kv_heads heads share keys and values."""
+
+    prefix = True
+
+    def __init__(
+        self,
+        *,
+        n_kv_heads: Annotated[int, Range(1), "heads of keys and values; a divisor of model.n_heads"] = 2,
+        qk_norm: QKNorm = "none",
+        v_norm: VNorm = "none",
+        softcap: Softcap = 0.0,
+        sinks: Sinks = False,
+        qkv_bias: QKVBias = None,
+        **wiring: Unpack[AttentionWiring],
+    ) -> None:
+        super().__init__(
+            n_kv_heads, qk_norm=qk_norm, v_norm=v_norm, softcap=softcap, sinks=sinks, qkv_bias=qkv_bias, **wiring
+        )  # fmt: skip
+
+
+# Undecided, and so silent, for an attention that has no such knob.
+rule(
+    when="model.n_heads % attention.n_kv_heads != 0",
+    why="each group of heads shares one key-value head, so n_kv_heads={attention.n_kv_heads} must divide "
+    "model.n_heads={model.n_heads}",
+    fix="attention.n_kv_heads={nearest_divisor(model.n_heads, attention.n_kv_heads)}",
+    where="attention",
+)

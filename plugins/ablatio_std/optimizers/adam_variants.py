@@ -1,0 +1,180 @@
+"""Adam with other moments: ademamix, mars, cautious_adamw, adam_mini, lamb."""
+
+import math
+from typing import Annotated
+
+import torch
+from torch import Tensor
+
+from ablatio import NonNegative, Positive, optimizers
+from ablatio.model.parameter_roles import ParameterGroup
+from ablatio_std.optimizers._common import (
+    Below1,
+    Betas,
+    Decay,
+    Eps,
+    Foreach,
+    Group,
+    Rate,
+    Tensors,
+    adam_direction,
+    adam_moments,
+    denominator,
+    shrink,
+)  # fmt: skip
+
+
+@optimizers.register("ademamix", paper="arXiv:2409.03137")
+class AdEMAMix(Foreach):
+    """w <- w - lr ((m1^ + alpha m2) / (sqrt(v^) + eps) + weight_decay w): a fast and a slow mean of g.
+
+    m1^ and v^ are Adam's with betas 1 and 2; m2 forgets with beta 3.  Over the first `ramp` steps alpha rises from 0
+    in a line, and beta 3 from beta 1, so that its half-life does.
+    """
+
+    buffers = ("m", "v", "slow")
+
+    def __init__(
+        self,
+        groups: list[ParameterGroup],
+        *,
+        lr: Rate = 6e-3,
+        betas: Annotated[tuple[float, float, float], Below1] = (0.9, 0.999, 0.9999),
+        alpha: Annotated[float, NonNegative] = 5.0,
+        ramp: Annotated[int, NonNegative, "the paper's is all steps of the run"] = 2400,
+        eps: Eps = 1e-8,
+        weight_decay: Decay = 0.1,
+    ) -> None:
+        super().__init__(groups, weight_decay=weight_decay, lr=lr, betas=betas, alpha=alpha, ramp=ramp, eps=eps)
+
+    def update(self, group: Group, t: int, w: Tensors, g: Tensors, *buffers: Tensors) -> None:
+        (m, v, slow), (b1, b2, b3) = buffers, group["betas"]
+        share = min(1.0, t / group["ramp"]) if group["ramp"] else 1.0
+        torch._foreach_lerp_(slow, g, 1 - _slowed(b1, b3, share))
+        adam_moments(g, m, v, b1, b2)
+        u = torch._foreach_div(m, 1 - b1**t)
+        torch._foreach_add_(u, slow, alpha=share * group["alpha"])
+        shrink(group, w)
+        torch._foreach_addcdiv_(w, u, denominator(v, t, b2, group["eps"]), value=-group["lr"])
+
+
+def _slowed(b1: float, b3: float, share: float) -> float:
+    """The beta whose half-life, less one step, is `share` of the way from b1's to b3's."""
+    if share == 1 or min(b1, b3) == 0:
+        return b3
+    first, last = math.log(b1), math.log(b3)
+    return math.exp(first * last / ((1 - share) * last + share * first))
+
+
+@optimizers.register("mars", paper="arXiv:2411.10438")
+class MARS(Foreach):
+    """AdamW on c = g + gamma b1 / (1 - b1) (g - g'), scaled down to norm 1 where it is longer; g' is the last gradient.
+
+    g' is that of the last batch, not taken again on this one (the paper's approximation, at the price of a plain step).
+    """
+
+    buffers = ("m", "v", "last")
+
+    def __init__(
+        self,
+        groups: list[ParameterGroup],
+        *,
+        lr: Rate = 6e-3,
+        betas: Betas = (0.95, 0.99),
+        gamma: Annotated[float, NonNegative] = 0.025,
+        eps: Eps = 1e-8,
+        weight_decay: Decay = 0.1,
+    ) -> None:
+        super().__init__(groups, weight_decay=weight_decay, lr=lr, betas=betas, gamma=gamma, eps=eps)
+
+    def start(self, group: Group, p: Tensor) -> dict[str, Tensor]:
+        assert p.grad is not None
+        return super().start(group, p) | {"last": p.grad.clone()}
+
+    def update(self, group: Group, t: int, w: Tensors, g: Tensors, *buffers: Tensors) -> None:
+        (m, v, last), b1 = buffers, group["betas"][0]
+        c = torch._foreach_sub(g, last)
+        torch._foreach_mul_(c, group["gamma"] * b1 / (1 - b1))
+        torch._foreach_add_(c, g)
+        torch._foreach_div_(c, [norm.clamp(min=1) for norm in torch._foreach_norm(c)])
+        torch._foreach_copy_(last, g)
+        u = adam_direction(group, t, list(c), m, v)
+        shrink(group, w)
+        torch._foreach_add_(w, u, alpha=-group["lr"])
+
+
+class _LikeAdamW(Foreach):
+    """AdamW's two means and its knobs."""
+
+    buffers = ("m", "v")
+
+    def __init__(
+        self,
+        groups: list[ParameterGroup],
+        *,
+        lr: Rate = 6e-3,
+        betas: Betas = (0.9, 0.95),
+        eps: Eps = 1e-8,
+        weight_decay: Decay = 0.1,
+    ) -> None:
+        super().__init__(groups, weight_decay=weight_decay, lr=lr, betas=betas, eps=eps)
+
+
+@optimizers.register("cautious_adamw", paper="arXiv:2411.16085")
+class CautiousAdamW(_LikeAdamW):
+    """AdamW whose direction u keeps only the entries with u g > 0, times n / (their number + 1)."""
+
+    def update(self, group: Group, t: int, w: Tensors, g: Tensors, *buffers: Tensors) -> None:
+        u = adam_direction(group, t, g, *buffers)
+        agree = [(a * b > 0).to(a.dtype) for a, b in zip(u, g, strict=True)]
+        torch._foreach_mul_(u, agree)
+        torch._foreach_mul_(u, [k.numel() / (k.sum() + 1) for k in agree])
+        shrink(group, w)
+        torch._foreach_add_(w, u, alpha=-group["lr"])
+
+
+@optimizers.register("adam_mini", paper="arXiv:2406.16793")
+class AdamMini(_LikeAdamW):
+    """AdamW with one v for each row of a matrix (output neuron, token) and one for each vector: half of Adam's memory.
+
+    v is the running mean of the mean of g^2 over the row.  (The paper takes the rows of a query or key head together.)
+    """
+
+    def start(self, group: Group, p: Tensor) -> dict[str, Tensor]:
+        return {"m": torch.zeros_like(p), "v": torch.zeros_like(p[..., :1])}  # (..., rows, 1); (1,) of a vector
+
+    def update(self, group: Group, t: int, w: Tensors, g: Tensors, *buffers: Tensors) -> None:
+        (m, v), (b1, b2) = buffers, group["betas"]
+        torch._foreach_lerp_(m, g, 1 - b1)
+        torch._foreach_lerp_(v, [x.square().mean(-1, keepdim=True) for x in g], 1 - b2)
+        u = torch._foreach_div(m, denominator(v, t, b2, group["eps"]))  # v is broadcast along the row
+        shrink(group, w)
+        torch._foreach_add_(w, u, alpha=-group["lr"] / (1 - b1**t))
+
+
+@optimizers.register("lamb", paper="arXiv:1904.00962", entrywise=False)
+class LAMB(Foreach):
+    """w <- w - lr |w| / |u| u, u = m^ / (sqrt(v^) + eps) + weight_decay w; the norms are of the whole tensor.
+
+    Where a norm is 0 the factor |w| / |u| is 1.
+    """
+
+    buffers = ("m", "v")
+
+    def __init__(
+        self,
+        groups: list[ParameterGroup],
+        *,
+        lr: Rate = 4e-2,
+        betas: Betas = (0.9, 0.999),
+        eps: Annotated[float, Positive] = 1e-6,
+        weight_decay: Decay = 0.01,
+    ) -> None:
+        super().__init__(groups, weight_decay=weight_decay, lr=lr, betas=betas, eps=eps)
+
+    def update(self, group: Group, t: int, w: Tensors, g: Tensors, *buffers: Tensors) -> None:
+        u = adam_direction(group, t, g, *buffers)
+        torch._foreach_add_(u, w, alpha=group["weight_decay"])
+        norms = zip(torch._foreach_norm(w), torch._foreach_norm(u), strict=True)
+        torch._foreach_mul_(u, [torch.where((a > 0) & (b > 0), a / b, 1.0) for a, b in norms])
+        torch._foreach_add_(w, u, alpha=-group["lr"])

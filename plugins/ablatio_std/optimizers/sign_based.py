@@ -1,0 +1,105 @@
+"""Steps of bounded size: lion, sophia."""
+
+from collections.abc import Callable
+from typing import Annotated, Protocol
+
+import torch
+from torch import Tensor
+
+from ablatio import Positive, optimizers
+from ablatio.model.parameter_roles import ParameterGroup
+from ablatio_std.optimizers._common import Betas, Decay, Eps, Foreach, Group, Rate, Tensors, shrink
+
+
+@optimizers.register("lion", paper="arXiv:2302.06675")
+class Lion(Foreach):
+    """w <- w - lr (sign(b1 m + (1 - b1) g) + weight_decay w);  m <- b2 m + (1 - b2) g.
+
+    lr is a few times smaller than AdamW's and weight_decay as many times larger: what counts is their product.
+    """
+
+    buffers = ("m",)
+
+    def __init__(
+        self,
+        groups: list[ParameterGroup],
+        *,
+        lr: Rate = 1e-3,
+        betas: Betas = (0.9, 0.99),
+        weight_decay: Decay = 0.6,
+    ) -> None:
+        super().__init__(groups, weight_decay=weight_decay, lr=lr, betas=betas)
+
+    def update(self, group: Group, t: int, w: Tensors, g: Tensors, *buffers: Tensors) -> None:
+        (m,), (b1, b2) = buffers, group["betas"]
+        u = torch._foreach_lerp(m, g, 1 - b1)
+        torch._foreach_lerp_(m, g, 1 - b2)
+        torch._foreach_sign_(u)
+        shrink(group, w)
+        torch._foreach_add_(w, u, alpha=-group["lr"])
+
+
+class Observed(Protocol):
+    """What `Sophia.observe` reads of a training step.
+
+    index         counts optimizer steps from 0
+    sampled_loss  the mean loss of the last micro-batch, its targets drawn from the model's own distribution
+    n_targets     how many targets that mean is over
+    """
+
+    index: int
+    n_targets: int
+    sampled_loss: Callable[[], Tensor]
+
+
+@optimizers.register("sophia", paper="arXiv:2305.14342")
+class Sophia(Foreach):
+    """w <- w - lr (clip(m / max(gamma h, eps), 1) + weight_decay w), h about the Hessian's diagonal (Sophia-G).
+
+    m is the running mean of g with betas 1, h that of n g'^2 with betas 2, taken each `every` steps: g' is the gradient
+    of the mean loss over n targets that the model itself drew (Gauss-Newton-Bartlett).  Without `observe` h is 0, and
+    each entry moves by lr.
+    """
+
+    buffers = ("m", "h")
+
+    def __init__(
+        self,
+        groups: list[ParameterGroup],
+        *,
+        lr: Rate = 1.5e-3,
+        betas: Betas = (0.965, 0.99),
+        gamma: Annotated[
+            float, Positive, "the larger, the fewer entries are clipped: the paper wants 50 to 90 %"
+        ] = 0.05,
+        every: Annotated[int, Positive, "steps from one estimate of h to the next"] = 10,
+        eps: Eps = 1e-12,
+        weight_decay: Decay = 0.2,
+    ) -> None:
+        super().__init__(groups, weight_decay=weight_decay, lr=lr, betas=betas, gamma=gamma, every=every, eps=eps)
+
+    def observe(self, step: Observed) -> None:
+        """To be called before `step()`, with the gradients in place; it leaves them alone."""
+        if step.index % self.param_groups[0]["every"]:
+            return
+        due = [(group, p) for group in self.param_groups for p in group["params"] if p.grad is not None]
+        drawn = torch.autograd.grad(step.sampled_loss(), [p for _, p in due], allow_unused=True)
+        for (group, p), g in zip(due, drawn, strict=True):
+            state = self.state[p]
+            if not state:
+                state |= {"t": 0, **self.start(group, p)}
+            b2 = group["betas"][1]
+            state["h"].mul_(b2)
+            if g is not None:
+                state["h"].addcmul_(g, g, value=(1 - b2) * step.n_targets)
+
+    def update(self, group: Group, t: int, w: Tensors, g: Tensors, *buffers: Tensors) -> None:
+        m, h = buffers
+        torch._foreach_lerp_(m, g, 1 - group["betas"][0])
+        scale = torch._foreach_mul(h, group["gamma"])
+        torch._foreach_clamp_min_(scale, group["eps"])
+        u = torch._foreach_div(m, scale)
+        torch._foreach_clamp_max_(u, 1.0)
+        torch._foreach_clamp_min_(u, -1.0)
+        shrink(group, w)
+        torch._foreach_add_(w, u, alpha=-group["lr"])

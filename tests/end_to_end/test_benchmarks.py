@@ -1,0 +1,86 @@
+"""The benchmarks run, shortened, and compare what they say they compare."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.mark.slow
+def test_parts_are_measured(tmp_path):
+    """Every kind that is named is taken, and a plugin's part like ours."""
+    parts = ["layernorm", "identity", "relu", "gelu", "glu", "none", "t5", "dense", "pre", "sequential"]
+    found = tmp_path / "parts.csv"
+    command = [
+        sys.executable,
+        BENCHMARKS / "parts.py",
+        "--parts",
+        *parts,
+        "--width",
+        "64",
+        "--turns",
+        "1",
+        "--csv",
+        found,
+    ]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 0 and "Error" not in run.stdout, run.stdout + run.stderr
+    rows = list(csv.DictReader(found.read_text().splitlines()))
+    assert [r["part"] for r in rows] == [
+        *("layernorm", "identity", "relu", "gelu", "gelu approximate=tanh", "glu"),
+        *("none", "t5", "dense", "pre", "sequential"),
+    ]
+    assert next(r for r in rows if r["part"] == "glu")["against"] == "reglu"
+    assert all(float(r["forward"]) > 0 and float(r["both_ms"]) > 0 for r in rows)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # trl's own
+@pytest.mark.oracle("task=preference", "trl's DPOTrainer, step by step")
+@pytest.mark.oracle("task=sft", "trl's SFTTrainer, step by step")
+@pytest.mark.oracle("task=reward", "trl's RewardTrainer, step by step")
+def test_training_on_feedback_is_trls(monkeypatch):
+    """What is compared for its speed learns the same: the losses of three steps, each built on the one before."""
+    pytest.importorskip("trl")
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    for name in ("ABLATIO_CACHE", "HF_HOME", "HF_HUB_OFFLINE", "TQDM_DISABLE"):
+        monkeypatch.setenv(name, "1")  # and so as it was, behind the test
+    from _feedback import TINY, ours, theirs
+
+    for task, settings in (
+        ("preference", {}),
+        ("preference", {"precompute_ref_log_probs": True}),
+        ("sft", {}),
+        ("reward", {}),
+    ):
+        own, other = ours(task, TINY), theirs(task, TINY, settings)
+        assert [own() for _ in range(3)] == pytest.approx([other() for _ in range(3)], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_preferences_are_timed():
+    pytest.importorskip("trl")
+    small = ["--turns", "1", "--pairs", "2", "--width", "32", "--layers", "1", "--vocab", "512"]
+    command = [sys.executable, BENCHMARKS / "preferences.py", *small, "--case", "short", "--task", "reward"]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
+    row = next(line for line in run.stdout.splitlines() if "RewardTrainer" in line).split("│")
+    assert all(float(cell) > 0 for cell in row[2:-1])
+
+
+@pytest.mark.slow
+def test_policies_are_measured_against_trl_and_transformers(tmp_path):
+    """Both sides assert that they do the same work: one model, prompts and answers of one length."""
+    pytest.importorskip("trl")
+    found = tmp_path / "policies.json"
+    sizes = ["--width", "32", "--turns", "1", "--prompt", "4", "--new", "4"]
+    command = [sys.executable, BENCHMARKS / "policies.py", "--only", "generation", "grpo", *sizes, "--json", found]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
+    rows = json.loads(found.read_text())
+    assert len(rows) == 3 and all(min(r["ours"], r["theirs"], r["ratio"]) > 0 for r in rows)

@@ -1,0 +1,101 @@
+"""What the README shows is run: its part, its commands, its error."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+
+from ablatio.cli.main import main
+from ablatio.config.compose import compose_run
+from ablatio.registry.registry import REGISTRIES, transaction
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def commands() -> list[str]:
+    blocks = re.findall(r"(?:^    (ablatio train .*)$)|`(ablatio [^`]+)`", README, re.M)
+    return sorted({(a or b).split("  #")[0].strip() for a, b in blocks})
+
+
+def test_the_part_in_the_readme_works(tmp_path: Path) -> None:
+    code = re.search(r"```python\n(.*?)```", README, re.S)
+    assert code
+    (tmp_path / "readme_part.py").write_text(code[1])
+
+    class Undo(Exception): ...
+
+    with pytest.raises(Undo), transaction():
+        import sys
+
+        sys.path.insert(0, str(tmp_path))
+        import readme_part  # noqa: F401
+
+        norm = REGISTRIES["norm"].build("maxnorm", {"eps": 1e-5}, d_model=8)
+        y = norm(torch.randn(2, 3, 8))
+        assert y.shape == (2, 3, 8) and torch.allclose(y.abs().amax(-1), torch.ones(2, 3), atol=1e-3)
+        raise Undo
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if c.startswith("ablatio train")])
+def test_each_training_command_composes(command: str) -> None:
+    from ablatio.sweep.plan import plan_sweep
+    from ablatio.sweep.recipes.plan import plan_recipe
+
+    words = [w for w in shlex.split(command)[2:] if w not in ("-m", "--help")]
+    if any("RUN" in w or w.startswith("resume=") for w in words):
+        return
+    if "-m" in shlex.split(command):
+        assert plan_sweep(words).jobs
+    elif any(w.startswith("recipe=") for w in words):
+        assert plan_recipe(words).stages
+    else:
+        compose_run(words)
+
+
+@pytest.mark.parametrize(
+    "command", ["list", "list position", "show position=rope", "train --help", "--help", "list --json"]
+)
+def test_commands_that_only_look_succeed(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(shlex.split(command)) == 0
+    assert capsys.readouterr().out
+
+
+def test_every_command_of_the_readme_exists() -> None:
+    from ablatio.cli.commands import COMMANDS
+
+    assert {c.split()[1] for c in commands()} <= {*COMMANDS}
+    assert {*COMMANDS} <= {c.split()[1] for c in commands()} | {"completion"}
+
+
+def test_the_error_in_the_readme_is_the_true_one(capsys: pytest.CaptureFixture[str]) -> None:
+    block = re.search(r"```text\n\$ ablatio (train .*?)\n(.*?)```", README, re.S)
+    assert block
+    assert main(shlex.split(block[1])) == 2
+    assert capsys.readouterr().err.strip() == block[2].strip()
+
+
+def test_the_demo_s_commands_compose() -> None:
+    from ablatio.sweep.plan import plan_sweep
+
+    lines = re.findall(r"\$\(BIN\)/ablatio train (.*)", (ROOT / "Makefile").read_text(encoding="utf-8"))
+    assert len(lines) == 2
+    for line in lines:
+        words = [w.replace("$(DEMO)", "demo") for w in shlex.split(line) if w != "-m"]
+        if "-m" in shlex.split(line):
+            assert plan_sweep(words).jobs
+        else:
+            compose_run(words)
+
+
+def test_the_table_of_options_is_whole() -> None:
+    rows = dict(re.findall(r"^\| `(\w+)=` \| (.*) \|$", README, re.M))
+    assert {"norm", "attention", "optimizer", "architecture"} <= rows.keys()
+    for kind, names in rows.items():
+        if kind == "preset":
+            known = sorted(path.stem for path in (ROOT / "conf" / "preset").glob("*.yaml"))
+        else:
+            known = sorted(e.name for e in REGISTRIES[kind] if e.module.startswith("ablatio_std."))
+        assert names.split() == known, f"README's row of {kind}"

@@ -1,0 +1,195 @@
+"""The example plugin as a stranger gets it: built as a wheel, installed into a fresh venv, listed, checked, trained."""
+
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+
+import pytest
+
+from ablatio.cli.scaffold.plugin import new_plugin
+from ablatio.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+TINY = ["size=tiny", "train.steps=3", "data.val_tokens=256", "tokenizer=bytes", "source=text", "trainer.progress=false"]
+
+
+class Venv:
+    """A fresh environment that sees this one's packages, and into which wheels are installed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.home, self.cache = folder / "venv", folder / "cache"
+        venv.create(self.home, symlinks=True)
+        self.python = self.home / "bin" / "python"
+        site = next((self.home / "lib").glob("python*")) / "site-packages"
+        # Installing torch anew would take minutes; addsitedir also follows the .pth file of an editable install.
+        ours = sysconfig.get_path("purelib")
+        (site / "outer.pth").write_text(f"import site; site.addsitedir({ours!r})\n")
+
+    def install(self, source: Path) -> None:
+        """Build the wheel and install it, without the network."""
+        wheels = self.home.parent / f"wheels-{source.name}"
+        build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(wheels), str(source)]
+        pip = [sys.executable, "-m", "pip", "--python", str(self.python), "install", "--no-deps", "--no-index", "-q"]
+        _run(build)
+        _run([*pip, *map(str, wheels.glob("*.whl"))])
+
+    def __call__(self, *arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess:
+        mine = {"ABLATIO_CACHE": str(self.cache), "OMP_NUM_THREADS": "1"}
+        return subprocess.run(
+            [str(self.python), *arguments],
+            env=os.environ | mine | environment,
+            cwd=cwd or self.home,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    def ablatio(self, *arguments: str) -> str:
+        run = self("-m", "ablatio.cli", *arguments)
+        assert run.returncode == 0, f"{run.stdout}\n{run.stderr}"
+        return run.stdout
+
+
+def _run(command: list[str]) -> None:
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, f"{run.stdout}\n{run.stderr}"
+
+
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory):
+    made = Venv(tmp_path_factory.mktemp("wheels"))
+    made.install(ROOT / "plugins" / "example")
+    return made
+
+
+@pytest.fixture(scope="module")
+def book(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "book.txt"
+    path.write_text("All happy families are alike; each unhappy family is unhappy in its own way.\n" * 200)
+    return f"source.path={path}"
+
+
+def test_is_installed_and_not_seen_from_here(fresh):
+    where = fresh("-c", "import ablatio_example; print(ablatio_example.__file__)").stdout
+    assert str(fresh.home) in where
+    here = subprocess.run([sys.executable, "-c", "import ablatio_example"], capture_output=True, check=False)
+    assert here.returncode != 0, "the example is installed here too: this test would see that one"
+
+
+def test_parts_are_listed_with_their_provider(fresh):
+    parts = json.loads(fresh.ablatio("list", "--json"))
+    text = json.dumps(parts)
+    assert all(name in text for name in ("l1norm", "gaussian", "dpop", "lora_xs", "distinct", "ablatio-example"))
+    shown = fresh.ablatio("show", "norm=l1norm")
+    assert "ablatio-example 0.1.0" in shown and "norm.eps" in shown and "arXiv:1803.01814" in shown
+
+
+def test_check_passes(fresh):
+    report = fresh.ablatio("check", "ablatio-example")
+    parts = ("norm=l1norm", "position=gaussian", "alignment=dpop", "peft=lora_xs", "reward=distinct")
+    for part in (*parts, "experiment=example", "experiment=aligned"):
+        assert f"{part}: keeps its contract" in report
+
+
+def test_its_own_tests_pass(fresh):
+    tests = ROOT / "plugins" / "example" / "tests"
+    chosen = "l1norm_of or gaussian_is or dpop_is or falls or lora_xs_ or distinct_counts"
+    run = fresh("-m", "pytest", "-p", "no:cacheprovider", "-W", "error", str(tests), "-k", chosen)
+    assert run.returncode == 0 and " passed" in run.stdout, run.stdout
+
+
+def test_parts_are_swept(fresh, book, tmp_path):
+    axes = ["norm=rmsnorm,l1norm", "position=rope,gaussian"]
+    fresh.ablatio("train", "-m", *axes, *TINY, book, f"out={tmp_path}", "name=study")
+    arms = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("study/runs/*/config.json"))]
+    assert {(a["norm"]["name"], a["position"]["name"]) for a in arms} == {
+        ("rmsnorm", "rope"),
+        ("rmsnorm", "gaussian"),
+        ("l1norm", "rope"),
+        ("l1norm", "gaussian"),
+    }
+    assert len(list(tmp_path.glob("study/runs/*/summary.json"))) == 4
+
+
+PAIRS = [
+    {"prompt": f"{a} + {b} =", "chosen": f" {a + b}, and no more", "rejected": f" {a * b + 1} or so"}
+    for a in range(8) for b in range(8)
+]  # fmt: skip
+
+
+def test_its_preference_method_and_its_adapter_train(fresh, tmp_path):
+    """From the wheel, each of them alone, and both against those of ablatio in one sweep."""
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, PAIRS)))
+    data = ["source=feedback", f"source.path={tmp_path / 'pairs.jsonl'}", "tokenizer=bytes", "data.val_fraction=0.3"]
+    short = ["size=tiny", "train.steps=3", "train.val_every=null", "trainer.progress=false", f"out={tmp_path}"]
+    fresh.ablatio("train", "task=preference", "alignment=dpop", *data, *short, "name=alone")
+    fresh.ablatio("train", "-m", "experiment=aligned", "alignment=dpo,dpop", "peft=lora,lora_xs", *data, *short,
+                  "name=study")  # fmt: skip
+    runs = [tmp_path / "alone", *sorted(tmp_path.glob("study/runs/*"))]
+    configs = [json.loads((run / "config.json").read_text()) for run in runs]
+    assert {(c["alignment"]["name"], c["peft"]["name"]) for c in configs} == {
+        ("dpop", "none"), ("dpo", "lora"), ("dpop", "lora"), ("dpo", "lora_xs"), ("dpop", "lora_xs"),
+    }  # fmt: skip
+    for run, config in zip(runs, configs, strict=True):
+        assert json.loads((run / "summary.json").read_text())["status"] == "done"
+        logged = (run / "metrics.csv").read_text().splitlines()[0]
+        assert ("train/fallen" in logged) == (config["alignment"]["name"] == "dpop")
+        parts = json.loads((run / "manifest.json").read_text())["code"]["parts"]
+        ours = any("ablatio-example" in part["provider"] for part in parts.values())
+        assert ours == (config["alignment"]["name"] == "dpop" or config["peft"]["name"] == "lora_xs")
+
+
+def test_new_plugin_installs_and_passes_its_suite(fresh, tmp_path):
+    place = new_plugin("my-Norms", tmp_path)
+    fresh.install(place)
+    assert "norm=my_norms: keeps its contract" in fresh.ablatio("check", "my-norms")
+    run = fresh("-m", "pytest", "-p", "no:cacheprovider", "-k", "mean_absolute or keeps_shape", cwd=place)
+    assert run.returncode == 0 and "2 passed" in run.stdout, run.stdout
+
+
+def test_experiment_trains_beside_a_broken_distribution(fresh, book, tmp_path):
+    fresh.install(ROOT / "tests" / "helpers" / "plugins" / "broken")
+    command = ["train", "experiment=example", *TINY, book, f"out={tmp_path}", "name=one"]
+    run = fresh("-m", "ablatio.cli", *command, ABLATIO_PLUGIN_SECONDS="12")
+    assert run.returncode == 0, run.stderr
+    for plugin in ("exits", "raises", "shadows", "sleeps", "target", "untyped"):
+        assert f"plugin {plugin} of ablatio-broken 0.1.0 is left out" in run.stdout + run.stderr
+    config = json.loads((tmp_path / "one" / "config.json").read_text())
+    assert (config["norm"]["name"], config["position"]["name"]) == ("l1norm", "gaussian")
+    assert (tmp_path / "one" / "summary.json").exists()
+    assert "ablatio-example" in (tmp_path / "one" / "manifest.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "reason", "command"),
+    [
+        ("", "cannot name a distribution", "my-norms"),
+        ("../up", "cannot name a distribution", "my-up"),
+        ("a b", "cannot name a distribution", "my-a-b"),
+        ("x" * 65, "cannot name a distribution", "my-" + "x" * 50),
+        ("a\n", "cannot name a distribution", "my-a"),
+        ("größe", "cannot name a distribution", "my-gr-e"),
+        ("class", "no name in Python", "my-class"),
+        ("3norms", "no name in Python", "my-3norms"),
+        ("json", "installed already", "my-json"),
+        ("torch", "installed already", "my-torch"),
+        ("rmsnorm", "ablatio 0.1.0 brings that already", "my-rmsnorm"),
+    ],
+)
+def test_bad_names_are_refused(tmp_path, name, reason, command):
+    with pytest.raises(UserError, match=reason) as caught:
+        new_plugin(name, tmp_path)
+    assert str(caught.value).endswith(f"try: ablatio new-plugin {command}")
+    assert not list(tmp_path.iterdir())
+    new_plugin(command, tmp_path)  # what it says to try works
+
+
+def test_nothing_is_written_over(tmp_path):
+    (tmp_path / "my-norms").mkdir()
+    with pytest.raises(UserError, match="exists already"):
+        new_plugin("my-norms", tmp_path)
+    assert not list((tmp_path / "my-norms").iterdir())

@@ -1,0 +1,100 @@
+"""A sweep whose runs do not train: what each does stands in its config, under `do`."""
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ablatio import launchers
+from ablatio.errors import Diverged
+from ablatio.registry.kinds.launch_types import LaunchRequest
+from ablatio.storage.atomic_write import write_json
+from ablatio.sweep.engine import Engine
+from ablatio.sweep.study import Job
+from ablatio.sweep.worker import work
+
+STEPS = 4
+
+
+def job(name: str, do: str = "train", seed: int = 1, **more: Any) -> Job:
+    return Job(name, {"do": do}, seed, (f"do={do}",), {"do": do, "train": {"steps": STEPS}}, **more)
+
+
+def fake_run(job: Job, folder: Path, threads: int) -> Mapping[str, Any]:
+    """Four steps with a checkpoint after each; a run that is repeated goes on from there."""
+    place = folder / "step"
+    step = int(place.read_text()) if place.exists() else 0
+    do = str(job.config["do"])
+    print(f"{job.id} starts at step {step} in {os.getpid()}", flush=True)
+    while step < (job.until or STEPS):
+        if do.startswith("once:") and not (folder / "once").exists() and step == 2:
+            (folder / "once").touch()
+            trouble(do.removeprefix("once:"))
+        elif step == 2 and not do.startswith("once:"):
+            trouble(do)
+        step += 1
+        place.write_text(str(step))
+    status = "done" if step == STEPS else "paused"
+    summary = {"status": status, "steps": step, "val/loss": float(sum(map(ord, job.id))) + step}
+    write_json(folder / "summary.json", summary)
+    return summary
+
+
+def trouble(what: str) -> None:
+    """What can happen in the middle of a run."""
+    if what == "exit":
+        os._exit(3)
+    elif what == "sys.exit":
+        sys.exit(0)
+    elif what == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif what == "kill server":
+        os.kill(os.getppid(), signal.SIGKILL)
+        time.sleep(60)
+    elif what == "raise":
+        raise ValueError("no such thing")
+    elif what == "diverge":
+        raise Diverged("the loss is nan\n    try: less")
+    elif what == "disk":
+        raise OSError(28, "No space left on device")
+    elif what == "hang":
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        time.sleep(600)
+    elif what == "chat":
+        for _ in range(30):
+            print("still here", flush=True)
+            time.sleep(0.1)
+    elif what == "nap":
+        time.sleep(0.1)
+    elif what == "slow":
+        time.sleep(600)
+    elif what == "leak":
+        if os.fork() == 0:
+            time.sleep(600)
+        sys.stdout.write("x" * 100_000)
+
+
+def fake_work(order: LaunchRequest, threads: int) -> int:
+    return work(order, threads, fake_run)
+
+
+fake_work.warm = lambda: None  # type: ignore[attr-defined]
+
+
+def engine(folder: Path, *jobs: Job, **options: Any) -> Engine:
+    knobs = options.pop("knobs", {"workers": 2})
+    launcher = launchers.build(options.pop("launcher", "pool"), knobs, work=fake_work)
+    return Engine(folder, jobs, launcher, **options)
+
+
+def states(made: Engine) -> dict[str, str]:
+    return {name: entry.state for name, entry in made.ledger.read().items()}
+
+
+def table(folder: Path) -> dict[str, Any]:
+    """What the runs of a sweep have found."""
+    return {p.parent.name: json.loads(p.read_text()) for p in sorted(folder.glob("runs/*/summary.json"))}

@@ -1,0 +1,67 @@
+"""Distributions on a path of their own: as good as installed, and written in a millisecond."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BROKEN = Path(__file__).parent / "plugins" / "broken"
+
+
+class Site:
+    """A folder that a child process sees like site-packages."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.cache = folder / "site", folder / "cache"
+        self.folder.mkdir(parents=True)
+
+    def add(self, dist: str, *modules: str, origin: Path = BROKEN) -> "Site":
+        """A distribution whose entry points are these modules or packages, named like them."""
+        for module in modules:
+            place = origin / module
+            if place.is_dir():
+                shutil.copytree(place, self.folder / module, dirs_exist_ok=True)
+            else:
+                shutil.copy(origin / f"{module}.py", self.folder)
+        info = self.folder / f"{dist.replace('-', '_')}-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {dist}\nVersion: 1.0\n")
+        points = "\n".join(f"{m.removeprefix('broken_')} = {m}" for m in modules)
+        (info / "entry_points.txt").write_text(f"[ablatio.plugins]\n{points}\n")
+        return self
+
+    def run(self, *arguments: str, seconds: str = "8") -> subprocess.CompletedProcess[str]:
+        """Python, with these distributions and an empty cache."""
+        environment = os.environ | {
+            "PYTHONPATH": os.pathsep.join([str(self.folder), *filter(None, [os.environ.get("PYTHONPATH")])]),
+            "ABLATIO_CACHE": str(self.cache),
+            "ABLATIO_PLUGIN_SECONDS": seconds,
+            "OMP_NUM_THREADS": "1",
+        }
+        command = [sys.executable, *arguments]
+        return subprocess.run(
+            command, env=environment, cwd=self.folder.parent, capture_output=True, text=True, check=False
+        )
+
+    def ask(self, code: str) -> object:
+        """The value that `code` leaves in `answer`."""
+        run = self.run("-c", f"import json\n{code}\nprint(json.dumps(answer))")
+        assert run.returncode == 0, run.stderr
+        return json.loads(run.stdout.splitlines()[-1])
+
+    def check(self, dist: str) -> subprocess.CompletedProcess[str]:
+        return self.run("-m", "ablatio.cli", "check", dist)
+
+
+@pytest.fixture
+def new_site() -> type[Site]:
+    return Site
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
+    return Site(tmp_path_factory.mktemp("plugins"))

@@ -1,0 +1,173 @@
+"""`checkpointing=full`: less is kept; losses and gradients are the plain ones to the bit, whatever the parts are."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ablatio.model.activation_checkpointing import Recomputed
+from ablatio.model.build import PartChoice, build_model
+from ablatio.model.context import Record
+from ablatio.model.cost.memory import memory_of
+from ablatio.model.language_model import LanguageModel, loss_of
+from ablatio.model.parameter_roles import named_generator
+from ablatio.model.peft.apply import tune
+from ablatio.registry import kinds
+from ablatio.registry.registry import REGISTRIES
+from ablatio.testing import tiny_models
+
+KINDS = ("norm", "placement", "activation", "mlp", "position", "attention", "block", "architecture", "objective")
+B, T, D = 4, 24, 32
+
+
+def with_full(config: Mapping[str, Any], segment: int = 1) -> dict[str, Any]:
+    return {**config, "checkpointing": {"name": "full", "segment": segment}}
+
+
+def stepped(config: Mapping[str, Any], packed: bool = False) -> tuple[LanguageModel, Tensor, Tensor]:
+    """Model and loss after a backward pass, and what is drawn next."""
+    model = build_model(config, tiny_models.VOCAB).train()
+    if config["peft"]["name"] != "none" or config["quantization"]["name"] != "none":
+        tune(model, config, 0)
+    choice = PartChoice.of(config["objective"])
+    make: Any = kinds.objectives.build(choice.name, choice.knobs, vocab_size=tiny_models.VOCAB, eos=0, max_len=T)
+    segments = torch.arange(T + 1).div(9, rounding_mode="floor").expand(B, -1) if packed else None
+    example = make(tiny_models.tokens(B, T + 1), segments, named_generator(0, "recompute"))
+    if hasattr(make, "learn_from"):
+        make.learn_from(build_model(config, tiny_models.VOCAB, seed=1))
+    torch.manual_seed(0)
+    total, weight, _ = loss_of(make, model, example)
+    (total / weight.clamp(min=1)).backward()
+    return model, total.detach(), torch.rand(2)
+
+
+def assert_same_step(config: Mapping[str, Any], what: str, packed: bool = False, segment: int = 1) -> None:
+    plain, ours = stepped(config, packed), stepped(with_full(config, segment), packed)
+    assert torch.equal(plain[1], ours[1]) and torch.equal(plain[2], ours[2]), what
+    for (name, p), q in zip(plain[0].named_parameters(), ours[0].parameters(), strict=True):
+        assert (p.grad is None) == (q.grad is None), f"{what}: {name}"
+        assert p.grad is None or torch.equal(p.grad, q.grad), f"{what}: {name}"
+    for (name, b), c in zip(plain[0].named_buffers(), ours[0].named_buffers(), strict=True):
+        assert torch.equal(b, c[1]), f"{what}: {name} has moved twice"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_step_is_the_same_with_every_option(kind: str) -> None:
+    for entry in REGISTRIES[kind]:
+        assert_same_step(tiny_models.config(entry, n_layers=3, dropout=0.1), f"{kind}={entry.name}")
+
+
+@pytest.mark.parametrize(
+    "kind, name, knobs",
+    [
+        ("mlp", "deepseek_moe", {"bias_rate": 0.1, "balance": 0.0}),  # its bias moves in each pass
+        ("position", "t5", {}),  # its table's gradient goes through a mask that all layers share
+        ("attention", "value_residual", {}),
+        ("placement", "drop_path", {"rate": 0.5}),
+        ("peft", "prefix", {}),
+        ("peft", "qlora", {}),
+        ("peft", "lora", {"dropout": 0.3}),
+        ("quantization", "int8", {"aware": True}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+@pytest.mark.parametrize("segment", [1, 2, 9])
+def test_the_same_where_layers_share_or_move_something(kind: str, name: str, knobs: Any, segment: int) -> None:
+    config = tiny_models.config(REGISTRIES[kind][name], knobs, n_layers=4, dropout=0.1)
+    assert_same_step(config, name, packed=True, segment=segment)
+
+
+@pytest.mark.oracle("checkpointing=full", "torch.autograd.grad of one layer after the other, from the kept streams")
+@pytest.mark.parametrize("segment", [1, 2, 3])
+def test_backward_by_hand_from_what_is_kept(segment: int) -> None:
+    """The streams before the segments are all that is read: the chain rule of each layer is applied by hand."""
+    model = tiny_models.model(n_layers=5).double()
+    layers, tokens = list(model.model.layers), tiny_models.tokens(B, T)
+    ctx = model.model._context(tokens, None, None, torch.float64, None, None, None)
+    x, kept, direction = torch.randn(B, T, D).double(), [], torch.randn(B, T, D).double()
+    with torch.no_grad():
+        for number, layer in enumerate(layers):
+            if number % segment == 0:
+                kept.append(x)
+            x = layer(x, ctx)
+    expected, flowing = {}, direction
+    for number in reversed(range(len(kept))):
+        start = kept[number].clone().requires_grad_()
+        y, group = start, layers[number * segment : (number + 1) * segment]
+        for layer in group:
+            y = layer(y, ctx)
+        weights = [p for layer in group for p in layer.parameters()]
+        flowing, *gradients = torch.autograd.grad(y, [start, *weights], flowing)
+        expected |= dict(zip(weights, gradients, strict=True))
+    start = torch.nn.Parameter(kept[0].clone())
+    Recomputed(segment)(layers, start, ctx).backward(direction)
+    torch.testing.assert_close(start.grad, flowing, rtol=1e-12, atol=1e-14)
+    for p, gradient in expected.items():
+        torch.testing.assert_close(p.grad, gradient, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("segment", [1, 2, 4, 16])
+def test_only_the_streams_between_segments_are_kept(segment: int) -> None:
+    """L / s of them, and the last layer's."""
+    model = build_model(with_full(tiny_models.config(n_layers=9), segment), tiny_models.VOCAB).train()
+    kept, weights = {}, {p.data_ptr() for p in model.parameters()}
+
+    def pack(tensor: Tensor) -> Tensor:
+        if tensor.data_ptr() not in weights:
+            kept[tensor.untyped_storage().data_ptr()] = tuple(tensor.shape)
+        return tensor
+
+    model.model.norm = None  # it keeps what the last layer gives
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model.model.through(torch.randn(B, T, D).requires_grad_(), _context(model))
+    assert sorted(kept.values()) == [(B, T, D)] * (-(-8 // segment) + 1)
+
+
+def _context(model: LanguageModel) -> Any:
+    return model.model._context(tiny_models.tokens(B, T), None, None, torch.float32, None, None, None)
+
+
+def test_the_estimate_of_memory_knows_it() -> None:
+    """What is kept, and one segment of layers: L / s streams and s layers' activations."""
+    config, stream = tiny_models.config(n_layers=16), 4 * 32 * D  # of one row of max_len tokens, in bytes
+    plain, *found = (
+        memory_of(with_full(config, segment) if segment else config, tiny_models.VOCAB).activations
+        for segment in (0, 1, 2, 4)
+    )
+    layer = plain / 16
+    for segment, bytes_ in zip((1, 2, 4), found, strict=True):
+        assert bytes_ == pytest.approx(16 / segment * stream + segment * layer, rel=0.1)
+
+
+def test_answers_are_read_as_whole_rows() -> None:
+    """A prompt that was read once lies in a cache, and a second pass would put it there again."""
+    config = tiny_models.config()
+    assert (
+        build_model(config, tiny_models.VOCAB).branches
+        and not build_model(with_full(config), tiny_models.VOCAB).branches
+    )
+
+
+def test_measures_are_not_taken_twice() -> None:
+    config = with_full(tiny_models.config(REGISTRIES["mlp"]["moe"], n_layers=3))
+    record, model = Record(), build_model(config, tiny_models.VOCAB).train()
+    states = model.hidden(tiny_models.example(), record)
+    before = dict(record.measures)
+    (states.sum() + sum(record.losses.values())).backward()
+    assert before and record.measures == before
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # torch's own compiler warns about itself
+def test_compiled_layers_are_recomputed_too() -> None:
+    torch._dynamo.reset()
+    gradients = []
+    for config in (tiny_models.config(n_layers=3), with_full(tiny_models.config(n_layers=3))):
+        model = build_model(config, tiny_models.VOCAB).train()
+        model.compile_layers()
+        tiny_models.mean_loss(model, tiny_models.example()).backward()
+        gradients.append({n: p.grad for n, p in model.named_parameters()})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-6)

@@ -1,0 +1,250 @@
+"""Optimizers that see matrices (muon, soap, shampoo, galore): beside float64 loops, and muon beside torch's."""
+
+import math
+
+import pytest
+import torch
+from helpers.optimizer_oracle import STEPS, adamw_by_hand, assert_follows
+
+from ablatio.registry.kinds import optimizers
+
+A, B, C = 3.4445, -4.7750, 2.0315
+
+
+def newton_schulz(x, steps):
+    """The quintic written for singular values: U diag(p(... p(s))) V^T."""
+    u, s, vt = torch.linalg.svd(x, full_matrices=False)
+    s = s / s.square().sum().sqrt()
+    for _ in range(steps):
+        s = A * s + B * s**3 + C * s**5
+    return u * s @ vt
+
+
+def muon_by_hand(w, grads, rates, knobs, decay):
+    m, (rows, columns) = torch.zeros_like(w), w.shape
+    size = math.sqrt(max(1, rows / columns)) if knobs["scale"] == "shape" else 0.2 * math.sqrt(max(rows, columns))
+    for g, lr in zip(grads, rates, strict=True):
+        m = knobs["momentum"] * m + (1 - knobs["momentum"]) * g
+        ahead = knobs["momentum"] * m + (1 - knobs["momentum"]) * g if knobs["nesterov"] else m
+        w = w - lr * decay * w - lr * size * newton_schulz(ahead, knobs["ns_steps"])
+    return w
+
+
+def aux_adamw_by_hand(w, grads, rates, knobs, decay):
+    return adamw_by_hand(w, grads, rates, knobs, decay)
+
+
+aux_adamw_by_hand.lr_of = "aux_lr"
+MUON = {"lr": 0.1, "aux_lr": 0.03, "betas": (0.9, 0.95), "eps": 1e-6, "weight_decay": 0.1, "momentum": 0.9}
+
+
+@pytest.mark.oracle("optimizer=muon", "singular values in float64")
+@pytest.mark.parametrize("nesterov, ns_steps, scale", [(True, 5, "shape"), (False, 5, "rms"), (True, 1, "rms")])
+def test_muon_by_hand(nesterov, ns_steps, scale):
+    """Matrices by their singular values, the other roles by AdamW at aux_lr."""
+    by_role = {"matrix": muon_by_hand} | dict.fromkeys(("vector", "embedding", "head"), aux_adamw_by_hand)
+    knobs = MUON | {"nesterov": nesterov, "ns_steps": ns_steps, "scale": scale}
+    assert_follows("muon", knobs, by_role, rtol=1e-8)
+
+
+def matrices(*shapes, dtype=torch.float32, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.nn.Parameter(torch.randn(*s, generator=generator).to(dtype)) for s in shapes]
+
+
+SHAPES = [(48, 48), (48, 160), (160, 48), (48, 64), (300, 300), (260, 700)]
+
+
+def muon_steps(optimizer, parameters, count=3):
+    for step in range(count):
+        for p, g in zip(parameters, matrices(*(p.shape for p in parameters), seed=step + 1), strict=True):
+            p.grad = g.data.to(p.dtype)
+        optimizer.step()
+    return [p.detach() for p in parameters]
+
+
+@pytest.mark.oracle("optimizer=muon", "torch Muon")
+@pytest.mark.parametrize("nesterov", [True, False])
+@pytest.mark.parametrize("scale, theirs", [("shape", "original"), ("rms", "match_rms_adamw")])
+def test_muon_in_bfloat16_is_torchs(nesterov, scale, theirs):
+    one, two = matrices(*SHAPES), matrices(*SHAPES)
+    knobs = {"lr": 0.1, "weight_decay": 0.1, "nesterov": nesterov, "scale": scale, "precision": "bfloat16"}
+    ours = muon_steps(optimizers.build("muon", knobs, groups=[{"params": one, "role": "matrix"}]), one)
+    given = {"lr": 0.1, "weight_decay": 0.1, "nesterov": nesterov, "adjust_lr_fn": theirs}
+    for a, b in zip(ours, muon_steps(torch.optim.Muon(two, **given), two), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_muon_in_float32_is_nearer_than_torchs_to_float64():
+    """The wide ones go by the Gram matrix; torch's own rounds to bfloat16."""
+    exact, single, half = matrices(*SHAPES, dtype=torch.float64), matrices(*SHAPES), matrices(*SHAPES)
+    start = [p.detach().clone() for p in exact]
+    for weights in (exact, single):
+        precision = "float32" if weights is single else "auto"  # which leaves float64 as it is
+        knobs = {"lr": 0.1, "weight_decay": 0.0, "precision": precision}
+        muon_steps(optimizers.build("muon", knobs, groups=[{"params": weights, "role": "matrix"}]), weights)
+    muon_steps(torch.optim.Muon(half, lr=0.1, weight_decay=0.0), half)
+    for p, *moved in zip(start, exact, single, half, strict=True):
+        x, y, z = (q.detach().double() - p for q in moved)
+        off, theirs = (float((q - x).norm() / x.norm()) for q in (y, z))
+        assert off < 1e-4 and off < theirs < 0.05
+
+
+@pytest.mark.parametrize("unit, taken", [("avx512_bf16", "bfloat16"), ("amx_bf16", "bfloat16"), ("avx2", "float32")])
+def test_muon_takes_the_units_that_the_processor_has(monkeypatch, unit, taken):
+    """`auto` is bfloat16 where it is native, and to the bit what that precision gives; else float32."""
+    from ablatio_std.optimizers import muon
+
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {unit: True, "amx_tile": False})
+    muon._has_bfloat16_units.cache_clear()
+    moved = []
+    for precision in ("auto", taken):
+        weights = matrices(*SHAPES[:3])
+        groups = [{"params": weights, "role": "matrix"}]
+        moved.append(muon_steps(optimizers.build("muon", {"precision": precision}, groups=groups), weights))
+    muon._has_bfloat16_units.cache_clear()
+    for a, b in zip(*moved, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_muon_takes_more_axes_for_a_stack():
+    (stack,) = matrices((3, 16, 40))
+    apart = [torch.nn.Parameter(x.detach().clone()) for x in stack]
+    generator = torch.Generator().manual_seed(5)
+    stack.grad = torch.randn(stack.shape, generator=generator)
+    for p, g in zip(apart, stack.grad, strict=True):
+        p.grad = g.clone()
+    for weights in ([stack], apart):
+        optimizers.build("muon", {}, groups=[{"params": weights, "role": "matrix"}]).step()
+    torch.testing.assert_close(stack.detach(), torch.stack([p.detach() for p in apart]))
+
+
+def rotated_adam(w, grads, rates, knobs, decay):
+    """SOAP for sides of at most `largest`, in new axes all along: G' = Q_L^T G Q_R for the bases of each step."""
+    b1, b2 = knobs["betas"]
+    use = [n <= knobs["largest"] for n in w.shape]
+    grams = [lambda g: g @ g.T, lambda g: g.T @ g]
+    factor = [(1 - b2) * gram(grads[0]) for gram in grams]
+    basis = [eigenvectors(f) if u else torch.eye(len(f), dtype=w.dtype) for f, u in zip(factor, use, strict=True)]
+    v = torch.zeros_like(w)
+    for t, (g, lr) in enumerate(zip(grads, rates, strict=True), start=1):
+        m = sum((1 - b1) * b1 ** (t - s) * x for s, x in enumerate(grads[:t], start=1)) / (1 - b1**t)
+        left, right = basis
+        v = b2 * v + (1 - b2) * (left.T @ g @ right) ** 2
+        u = left @ ((left.T @ m @ right) / ((v / (1 - b2**t)).sqrt() + knobs["eps"])) @ right.T
+        w = w - lr * decay * w - lr * u
+        for side in (0, 1):
+            if t > 1:
+                factor[side] = b2 * factor[side] + (1 - b2) * grams[side](g)
+            if t % knobs["every"] == 0 and use[side]:
+                basis[side] = gram_schmidt(factor[side] @ basis[side])
+    return w
+
+
+def eigenvectors(x):
+    return torch.linalg.svd(x).U  # of a symmetric positive matrix, the largest first
+
+
+def gram_schmidt(x):
+    found = []
+    for column in x.T:
+        for _ in range(2):
+            for q in found:
+                column = column - (q @ column) * q
+        found.append(column / column.norm())
+    return torch.stack(found, dim=1)
+
+
+SOAP = {"lr": 0.03, "betas": (0.9, 0.95), "eps": 1e-6, "weight_decay": 0.1}
+
+
+@pytest.mark.oracle("optimizer=soap", "float64 loop")
+@pytest.mark.parametrize("every", [1, 4])
+def test_soap_by_hand(every):
+    """Sides of 8 have bases; longer ones' would begin with a null space, in which any basis is as good."""
+    by_role = dict.fromkeys(("matrix", "embedding", "head"), rotated_adam) | {"vector": adamw_by_hand}
+    assert_follows("soap", SOAP | {"every": every, "largest": 8}, by_role, rtol=1e-6)
+
+
+def test_soap_without_bases_is_adamw():
+    assert_follows("soap", SOAP | {"largest": 1}, adamw_by_hand)
+
+
+def test_soap_turns_with_the_gradients():
+    """Gradients in turned axes make the same steps, turned: Adam's own are not like that."""
+    q = torch.linalg.qr(torch.randn(8, 8, dtype=torch.float64)).Q
+    for name, same in (("soap", True), ("adamw", False)):
+        straight, turned = (torch.nn.Parameter(torch.zeros(8, 8, dtype=torch.float64)) for _ in "ab")
+        for p, turn in ((straight, torch.eye(8, dtype=torch.float64)), (turned, q)):
+            optimizer = optimizers.build(name, {"weight_decay": 0.0}, groups=[{"params": [p], "role": "matrix"}])
+            for step in range(STEPS):
+                g = torch.randn(8, 8, generator=torch.Generator().manual_seed(step), dtype=p.dtype)
+                p.grad = turn @ g
+                optimizer.step()
+        assert torch.allclose(q @ straight, turned, atol=1e-6) == same
+
+
+def shampoo_by_hand(w, grads, rates, knobs, decay):
+    x = w[:, None] if w.dim() == 1 else w
+    use = [n <= knobs["largest"] for n in x.shape][: w.dim()]
+    left, right = (knobs["eps"] * torch.eye(n, dtype=w.dtype) for n in x.shape)
+    power, m = -0.5 / max(1, sum(use)), torch.zeros_like(x)
+    roots = [left, right]
+    for t, (g, lr) in enumerate(zip(grads, rates, strict=True), start=1):
+        g = g.view_as(x)
+        left, right = left + g @ g.T, right + g.T @ g
+        if t < knobs["every"] or t % knobs["every"] == 0:
+            roots = [matrix_power(left, power), matrix_power(right, power)]
+        u = roots[0] @ g if use[0] else g
+        u = u @ roots[1] if w.dim() > 1 and use[1] else u
+        m = knobs["momentum"] * m + u
+        x = x - lr * decay * x - lr * m
+    return x.view_as(w)
+
+
+def matrix_power(x, power):
+    u, s, _ = torch.linalg.svd(x)
+    return u @ torch.diag(s**power) @ u.T
+
+
+@pytest.mark.oracle("optimizer=shampoo", "float64 loop")
+@pytest.mark.parametrize("every, largest", [(1, 100), (4, 100), (4, 8), (20, 12)])
+def test_shampoo_by_hand(every, largest):
+    knobs = {"lr": 0.1, "momentum": 0.9, "eps": 1e-2, "every": every, "largest": largest, "weight_decay": 0.1}
+    assert_follows("shampoo", knobs, shampoo_by_hand, rtol=1e-7)
+
+
+def galore_by_hand(w, grads, rates, knobs, decay):
+    """The whole update in the old axes, P from the eigenvectors of G G^T."""
+    if w.shape[0] > w.shape[1]:
+        return galore_by_hand(w.T, [g.T for g in grads], rates, knobs, decay).T
+    (b1, b2), m, v = knobs["betas"], 0, 0
+    for t, (g, lr) in enumerate(zip(grads, rates, strict=True), start=1):
+        if (t - 1) % knobs["every"] == 0:
+            p = torch.linalg.eigh(g @ g.T).eigenvectors.flip(1)[:, : knobs["rank"]]
+            # a basis has no sign; the means of the old one are kept, entry by entry, so ours has to be the same
+            p = p * torch.sign((p * torch.linalg.svd(g, full_matrices=False).U[:, : p.shape[1]]).sum(0))
+        low = p.T @ g
+        m, v = b1 * m + (1 - b1) * low, b2 * v + (1 - b2) * low**2
+        n = m / (1 - b1**t) / ((v / (1 - b2**t)).sqrt() + knobs["eps"])
+        w = w - lr * decay * w - lr * knobs["scale"] * p @ n
+    return w
+
+
+@pytest.mark.oracle("optimizer=galore", "float64 loop")
+@pytest.mark.parametrize("rank, every", [(3, 200), (4, 6), (100, 7)])
+def test_galore_by_hand(rank, every):
+    knobs = {"lr": 0.03, "betas": (0.9, 0.99), "eps": 1e-6, "weight_decay": 0.1}
+    knobs |= {"rank": rank, "every": every, "scale": 0.5}
+    by_role = {"matrix": galore_by_hand} | dict.fromkeys(("vector", "embedding", "head"), adamw_by_hand)
+    assert_follows("galore", knobs, by_role, rtol=1e-7)
+
+
+def test_galore_moves_matrices_within_its_rank():
+    p = torch.nn.Parameter(torch.zeros(12, 40, dtype=torch.float64))
+    optimizer = optimizers.build("galore", {"rank": 3}, groups=[{"params": [p], "role": "matrix"}])
+    for step in range(STEPS):
+        p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(step), dtype=p.dtype)
+        optimizer.step()
+    assert int(torch.linalg.matrix_rank(p.detach())) == 3
+    assert optimizer.state[p]["m"].shape == (3, 40)

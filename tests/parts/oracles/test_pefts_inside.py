@@ -1,0 +1,252 @@
+"""PEFT inside a model: soft prompts, prefixes, adapters and edits, against loops and transformers' own cache."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers.support import model_config
+from torch import Tensor, nn
+
+from ablatio import attentions, pefts
+from ablatio.errors import UserError
+from ablatio.model.build import build_model
+from ablatio.model.context import make_context
+from ablatio.model.kv_cache import KVCache
+from ablatio.model.language_model import LanguageModel
+
+VOCAB, T = 50, 11
+PREFIXED = sorted(e.name for e in attentions if e.facts["prefix"])
+
+
+def tuned(name: str, knobs: dict[str, Any] | None = None, **options: Any) -> LanguageModel:
+    """A small model in float64 with the method, all that it learns moved away from its start."""
+    torch.manual_seed(0)
+    net = build_model(model_config(**options), VOCAB).double()
+    pefts.build(name, knobs or {}).apply(net, 0)
+    net.double()
+    generator = torch.Generator().manual_seed(1)
+    for p in net.parameters():
+        if p.requires_grad:
+            p.data += 0.3 * torch.randn(p.shape, generator=generator, dtype=p.dtype)
+    return net.eval()
+
+
+def tokens(rows: int = 2, length: int = T) -> Tensor:
+    return torch.randint(1, VOCAB, (rows, length), generator=torch.Generator().manual_seed(2))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("prompt", marks=pytest.mark.oracle("peft=prompt", "its embeddings laid before the text's")),
+        pytest.param("p_tuning", marks=pytest.mark.oracle("peft=p_tuning", "its embeddings laid before the text's")),
+    ],
+)
+@pytest.mark.parametrize("position", ["rope", "learned", "alibi", "t5"])
+def test_prompts_are_embeddings_before_the_text(name: str, position: str) -> None:
+    net, row = tuned(name, {"tokens": 5}, position=position), tokens()
+    stack, virtual = net.model, net.model.virtual
+    made = virtual.prompt if virtual.made is None else virtual.made(virtual.prompt)
+    stack.virtual = None
+    x = torch.cat([made.expand(2, -1, -1), stack.embed_tokens(row)], dim=1)
+    ids = torch.zeros(2, 5 + T, dtype=torch.long)
+    ctx = make_context(ids, stack.position, "causal", None, None, torch.float64)
+    wanted = net.logits(stack.through(x, ctx))[:, 5:]
+    stack.virtual = virtual
+    torch.testing.assert_close(net(row), wanted, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.oracle("peft=p_tuning", "a loop over the LSTM's gates")
+def test_lstm_encoder() -> None:
+    made = tuned("p_tuning", {"tokens": 4, "hidden": 6, "layers": 1}).model.virtual
+    lstm, mlp, x = made.made.lstm, made.made.mlp, made.prompt
+
+    def one_way(order: list[int], end: str) -> dict[int, Tensor]:
+        w, u, b, c = (getattr(lstm, f"{n}_l0{end}") for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+        h = cell = x.new_zeros(6)
+        said = {}
+        for t in order:
+            i, f, g, o = (w @ x[t] + b + u @ h + c).chunk(4)
+            cell = f.sigmoid() * cell + i.sigmoid() * g.tanh()
+            h = o.sigmoid() * cell.tanh()
+            said[t] = h
+        return said
+
+    there, back = one_way([0, 1, 2, 3], ""), one_way([3, 2, 1, 0], "_reverse")
+    for t in range(4):
+        y = mlp[2](mlp[0](torch.cat([there[t], back[t]])).clamp(min=0))
+        torch.testing.assert_close(made.made(x)[t], y)
+
+
+@pytest.mark.oracle("peft=prefix", "transformers' Llama with past keys and values")
+@pytest.mark.oracle("peft=p_tuning_v2", "transformers' Llama with past keys and values")
+@pytest.mark.parametrize("name", ["prefix", "p_tuning_v2"])
+def test_prefixes_are_past_keys_and_values(name: str) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers.cache_utils import DynamicCache
+
+    attention = {"name": "gqa", "n_kv_heads": 2}
+    net = tuned(name, {"tokens": 5}, attention=attention, position={"name": "rope", "layout": "half"}).float()
+    held = {n: t for n, t in net.state_dict().items() if ".virtual." not in n}
+    config = LlamaConfig(
+        vocab_size=VOCAB, hidden_size=32, intermediate_size=held["model.layers.0.mlp.up_proj.weight"].shape[0],
+        num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
+        rms_norm_eps=net.model.norm.eps, tie_word_embeddings=True, attn_implementation="eager",
+    )  # fmt: skip
+    theirs = LlamaForCausalLM(config).eval()
+    theirs.load_state_dict(held)
+    cache, row = DynamicCache(), tokens()
+    with torch.no_grad():
+        for layer, (k, v) in net.model.virtual(net.model).items():
+            cache.update(k.expand(2, -1, -1, -1).contiguous(), v.expand(2, -1, -1, -1).contiguous(), layer)
+        wanted = theirs(row, past_key_values=cache, position_ids=torch.arange(5, 5 + T).expand(2, -1)).logits
+        torch.testing.assert_close(net(row), wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["prompt", "prefix", "llama_adapter"])
+@pytest.mark.parametrize("attention", PREFIXED)
+def test_each_document_sees_the_virtual_tokens(name: str, attention: str) -> None:
+    """Packed is alone, and decoding is the whole pass, in each attention that says it takes a prefix."""
+    net, row = tuned(name, {"tokens": 5}, attention=attention), tokens(1, 16)
+    packed = net(row, torch.tensor([[0] * 5 + [1] * 8 + [2] * 3]))
+    alone = torch.cat([net(row[:, a:b]) for a, b in ((0, 5), (5, 13), (13, 16))], dim=1)
+    torch.testing.assert_close(packed, alone, rtol=1e-9, atol=1e-9)
+    cache = KVCache()
+    with torch.no_grad():
+        pieces = torch.cat([net(row[:, a:b], cache=cache) for a, b in ((0, 7), (7, 8), (8, 16))], dim=1)
+    torch.testing.assert_close(pieces, net(row), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "architecture, objective",
+    [("prefix", "prefix_lm"), ("encoder", "masked_lm"), ("encoder_decoder", "span_corruption")],
+)
+def test_prefixes_in_other_architectures(architecture: str, objective: str) -> None:
+    """Each stack gets its own; padding on the left changes nothing; all of them get gradients."""
+    net = tuned("prefix", {"tokens": 3}, architecture=architecture, objective=objective)
+    row = tokens()
+    plain = net(row)
+    shifted = F.pad(row, (4, 0), value=1)
+    segments = torch.cat([torch.full((2, 4), -1), torch.zeros(2, T, dtype=torch.long)], dim=1)
+    torch.testing.assert_close(net(shifted, segments)[:, 4:], plain, rtol=1e-9, atol=1e-9)
+    plain.square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in net.parameters() if p.requires_grad)
+
+
+def test_prompts_are_read_once_by_generate() -> None:
+    from ablatio.model.decoding.generate import Sampling, generate
+
+    net = tuned("prefix", {"tokens": 4})
+    prompts, greedy = [[1, 2, 3, 4, 5], [7, 8]], Sampling(temperature=0)
+    together = generate(net, prompts, 6, greedy)
+    for prompt, found in zip(prompts, together, strict=True):
+        text = list(prompt)
+        for _ in range(6):
+            text.append(int(net(torch.tensor([text]))[0, -1].argmax()))
+        assert text[len(prompt) :] == found
+
+
+@pytest.mark.oracle("peft=llama_adapter", "a loop over heads and queries")
+def test_llama_adapter() -> None:
+    net, row = tuned("llama_adapter", {"tokens": 3, "layers": 1}, position="none"), tokens(1, 5)
+    layers = net.model.layers
+    assert "adapter" not in layers[0].self_attn._modules
+    attention: Any = layers[1].self_attn
+    inner = attention.adapter
+    seen: list[tuple[Tensor, Tensor]] = []
+    layers[1].self_attn.o_proj.register_forward_hook(lambda m, args, y: seen.append((args[0], y)))
+    read: list[Tensor] = []
+    layers[1].input_layernorm.register_forward_hook(lambda m, args, y: read.append(y))
+    net(row)
+    x, width = read[0][0], attention.d_head
+    q, k, v = (F.linear(x, getattr(attention, f"{n}_proj").weight) for n in "qkv")
+    pk, pv = (F.linear(inner.prompt, getattr(attention, f"{n}_proj").weight) for n in "kv")
+    wanted = torch.zeros_like(q)
+    for h in range(4):
+        part = slice(h * width, (h + 1) * width)
+        for t in range(5):
+            text = torch.stack([q[t, part] @ k[s, part] for s in range(t + 1)]) / math.sqrt(width)
+            prompt = torch.stack([q[t, part] @ p[part] for p in pk]) / math.sqrt(width)
+            wanted[t, part] = text.softmax(0) @ v[: t + 1, part] + inner.gate * (prompt.softmax(0) @ pv[:, part])
+    torch.testing.assert_close(seen[0][0][0], wanted)
+
+
+@pytest.mark.oracle("peft=adapter", "its formula, around the plain layers")
+@pytest.mark.oracle("peft=parallel_adapter", "its formula, around the plain layers")
+@pytest.mark.oracle("peft=reft", "its formula, around the plain layers")
+@pytest.mark.parametrize("name", ["adapter", "parallel_adapter", "reft"])
+def test_small_networks_between_layers(name: str) -> None:
+    knobs = {"adapter": {"targets": ("mlp",)}, "parallel_adapter": {"scale": 3.0}, "reft": {"rank": 2, "first": 4}}[
+        name
+    ]
+    net, row = tuned(name, knobs, n_layers=1), tokens(1)
+    block: Any = net.model.layers[0]
+    layer: Any = block if name == "reft" else block.mlp
+    adapter, said = layer.adapter, []
+    layer.register_forward_hook(lambda m, args, y: said.append((args[0], y)))
+    net(row)
+    read, y = said[0]
+    del layer.forward  # the plain layer once more
+    ctx = make_context(row, net.model.position, "causal", None, None, torch.float64)
+    plain = layer(read, ctx)
+    if name == "reft":
+        r = adapter.rotation()
+        torch.testing.assert_close(r @ r.T, torch.eye(2, dtype=torch.float64))
+        edited = plain + (plain @ adapter.source.T + adapter.bias - plain @ r.T) @ r
+        wanted = torch.cat([edited[:, :4], plain[:, 4:]], dim=1)
+    else:
+        source = plain if name == "adapter" else read
+        inner = source @ adapter.down.weight.T + adapter.down.bias
+        inner = F.gelu(inner) if name == "adapter" else inner.clamp(min=0)
+        wanted = plain + (1.0 if name == "adapter" else 3.0) * (inner @ adapter.up.weight.T + adapter.up.bias)
+    torch.testing.assert_close(y, wanted)
+
+
+@pytest.mark.oracle("peft=dylora", "its formula, at each rank that is drawn")
+@pytest.mark.parametrize("frozen", [False, True])
+def test_dylora(frozen: bool) -> None:
+    net = nn.Sequential(nn.Linear(8, 6)).double()
+    pefts.build("dylora", {"targets": ("linear",), "rank": 4, "alpha": 8.0, "frozen": frozen, "used_rank": 2}).apply(
+        net, 0
+    )
+    net.double()
+    layer: Any = net[0]
+    a, b = layer.adapter.lora_A, layer.adapter.lora_B
+    b.data.normal_()
+    x = torch.randn(3, 8, dtype=torch.float64)
+    at = {r: F.linear(x, layer.weight + 8.0 / r * b[:, :r] @ a[:r], layer.bias) for r in range(1, 5)}
+    net.eval()
+    torch.testing.assert_close(net(x), at[2])
+    net.train()
+    met = set()
+    for _ in range(40):
+        a.grad = b.grad = None
+        y = net(x)
+        rank = next(r for r, wanted in at.items() if torch.allclose(y, wanted, atol=1e-12))
+        y.sum().backward()
+        learnt = [i + 1 for i in range(4) if a.grad[i].abs().max() > 0]
+        assert learnt == ([rank] if frozen else list(range(1, rank + 1)))
+        met.add(rank)
+    assert met == {1, 2, 3, 4}
+
+
+def test_virtual_tokens_need_a_model_of_ours() -> None:
+    with pytest.raises(UserError, match="no place for virtual tokens"):
+        pefts.build("prefix").apply(nn.Sequential(nn.Linear(2, 2)), 0)
+
+
+@pytest.mark.oracle("peft=bitfit", "the names of the parameters")
+@pytest.mark.oracle("peft=lntuning", "the names of the parameters")
+def test_bias_and_norms_alone() -> None:
+    for name, options, learned in (
+        ("bitfit", {"bias": True}, lambda n: n.endswith(".bias")),
+        ("lntuning", {"norm": "layernorm"}, lambda n: "norm" in n),
+    ):
+        net = build_model(model_config(**options), VOCAB)
+        pefts.build(name).apply(net, 0)
+        for n, p in net.named_parameters():
+            assert p.requires_grad == learned(n), n
+    with pytest.raises(UserError, match="matches no bias"):
+        pefts.build("bitfit").apply(build_model(model_config(), VOCAB), 0)

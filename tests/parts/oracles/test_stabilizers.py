@@ -1,0 +1,86 @@
+"""Stabilizers step by step, beside Python's `statistics` and loops over numbers; whole runs: tests/training."""
+
+import math
+import random
+import statistics
+
+import pytest
+import torch
+
+from ablatio.model.optimizer_step import OptimizerStep, Rewind, SkipStep
+from ablatio.registry.kinds import stabilizers
+
+
+def step_with(gradients, loss=0.0):
+    """A step whose gradients and loss are these numbers."""
+    parameters = [torch.nn.Parameter(torch.zeros(len(g), dtype=torch.float64)) for g in gradients]
+    for p, g in zip(parameters, gradients, strict=True):
+        p.grad = torch.tensor(g, dtype=torch.float64)
+    total = torch.tensor(loss, dtype=torch.float64)
+    return OptimizerStep(torch.nn.Identity(), parameters, None, 0, 100, total, lambda: total, 1)  # type: ignore[arg-type]
+
+
+@pytest.mark.oracle("stabilizer=clip", "float64 loop")
+@pytest.mark.parametrize("max_norm", [0.3, 1.0, 1e3])
+def test_clip_by_hand(max_norm):
+    draw = random.Random(0)
+    gradients = [[draw.gauss(0, 2) for _ in range(n)] for n in (1, 7, 30)]
+    length = math.sqrt(sum(g * g for row in gradients for g in row))
+    step = step_with(gradients)
+    said = stabilizers.build("clip", {"max_norm": max_norm}).before_step(step)
+    assert float(said["train/grad_norm"]) == pytest.approx(length)
+    for p, row in zip(step.parameters, gradients, strict=True):
+        expected = [g * min(1.0, max_norm / length) for g in row]
+        assert p.grad.tolist() == pytest.approx(expected, rel=1e-5)  # torch adds 1e-6 to the norm
+
+
+WINDOW, SIGMA = 16, 2.0
+
+
+def outlier(value, past):
+    """Beyond SIGMA deviations of the last WINDOW numbers; of less than a quarter of them nothing is said."""
+    if not math.isfinite(value):
+        return True
+    recent = past[-WINDOW:]
+    return len(recent) >= WINDOW // 4 and value > statistics.fmean(recent) + SIGMA * statistics.stdev(recent)
+
+
+def numbers(seed):
+    """Noise about 4 with jumps, and what is no number."""
+    draw = random.Random(seed)
+    for index in range(300):
+        jump = draw.choice([0.0] * 12 + [1.0, 3.0])
+        yield draw.choice([math.nan, math.inf]) if index % 90 == 89 else draw.gauss(4, 0.5) + jump
+
+
+def met(part, step):
+    try:
+        part.before_step(step)
+    except (SkipStep, Rewind):
+        return True
+    return False
+
+
+@pytest.mark.oracle("stabilizer=skip_step", "Python's statistics")
+def test_skip_step_by_the_statistics_of_losses_and_norms():
+    part, losses, norms, seen = stabilizers.build("skip_step", {"window": WINDOW, "sigma": SIGMA}), [], [], []
+    for loss, norm in zip(numbers(1), numbers(2), strict=True):
+        expected = outlier(loss, losses) or outlier(norm, norms)
+        assert met(part, step_with([[0.6 * norm], [0.0, 0.8 * norm]], loss)) == expected
+        seen.append(expected)
+        losses += [loss] if math.isfinite(loss) else []  # an outlier is a number of the run too
+        norms += [norm] if math.isfinite(norm) else []
+    assert 10 < sum(seen) < 150 and part.skipped == sum(seen)
+
+
+@pytest.mark.oracle("stabilizer=spike_rewind", "Python's statistics")
+@pytest.mark.parametrize("rise", [0.0, 2.0])
+def test_spike_rewind_by_the_statistics_of_losses(rise):
+    part, losses, seen = stabilizers.build("spike_rewind", {"window": WINDOW, "sigma": SIGMA, "rise": rise}), [], []
+    for loss in numbers(3):
+        small = bool(losses) and loss <= statistics.fmean(losses[-WINDOW:]) + rise
+        expected = outlier(loss, losses) and not small
+        assert met(part, step_with([[1.0]], loss)) == expected
+        seen.append(expected)
+        losses += [] if expected else [loss]  # what is undone was never there
+    assert 3 < sum(seen) < 150

@@ -1,0 +1,62 @@
+"""Every pair of options of two kinds trains one step, or is refused with a reason and a remedy that works."""
+
+import itertools
+import math
+from pathlib import Path
+
+import pytest
+
+from ablatio.registry.registry import REGISTRIES
+from ablatio.testing import compatibility_table, tiny_models
+
+PAGE = Path(__file__).parents[2] / "docs" / "compatibility.md"
+DOCS = "docs/compatibility.md is not of these rules: run `make docs`"
+
+
+@pytest.mark.parametrize("first, second", list(compatibility_table.pairs()), ids=lambda kind: kind)
+def test_a_pair_trains_or_is_refused(first: str, second: str) -> None:
+    failed, refused = [], []
+    for a, b in itertools.product(REGISTRIES[first], REGISTRIES[second]):
+        config = compatibility_table.config_of(a, b)
+        problems = tiny_models.broken_rules(config)
+        if problems:
+            refused.append(compatibility_table.Refusal(a, b, problems[0]))
+            key, _, value = problems[0].fix.partition("=")
+            if not (problems[0].what and key and value):
+                failed.append(f"{a.kind}={a.name} {b.kind}={b.name}: refused without a reason and a way out")
+            # The way out is taken: with it, what is left of the pair stands.
+            keep = {a.kind, b.kind} - {key.split(".")[0]}
+            if tiny_models.broken_rules(tiny_models.fitted(config, keep)):
+                failed.append(f"{a.kind}={a.name} {b.kind}={b.name}: `{problems[0].fix}` does not help")
+            continue
+        try:
+            loss = compatibility_table.one_step(config)
+        except Exception as error:
+            failed.append(f"{a.kind}={a.name} {b.kind}={b.name}: {type(error).__name__}: {error}")
+            continue
+        if not math.isfinite(loss):
+            failed.append(f"{a.kind}={a.name} {b.kind}={b.name}: not finite after a step")
+    assert not failed, f"{len(failed)} pairs: " + "\n".join(failed[:30])
+
+    told, sections = page()
+    row, column = compatibility_table.KINDS.index(first), compatibility_table.KINDS.index(second)
+    assert told[row][column] == told[column][row] == compatibility_table.cell(first, second, refused), DOCS
+    assert sections.get(f"{first} and {second}", []) == compatibility_table.section(first, second, refused)[1:], DOCS
+
+
+def test_the_page_says_no_more() -> None:
+    """The pairs above find their own places in it."""
+    assert "\n".join(compatibility_table.heading()) in PAGE.read_text(encoding="utf-8"), DOCS
+    told, sections = page()
+    assert {len(row) for row in told} == {len(told)} == {len(compatibility_table.KINDS)}
+    assert sections.keys() <= {f"{first} and {second}" for first, second in compatibility_table.pairs()}, DOCS
+
+
+def page() -> tuple[list[list[str]], dict[str, list[str]]]:
+    """docs/compatibility.md: (cells of the table, lines of each section by its title)."""
+    top, *sections = PAGE.read_text(encoding="utf-8").split("\n## ")
+    rows = [line for line in top.splitlines() if line.startswith("| **")]
+    return (
+        [[cell.strip() for cell in row.split("|")[2:-1]] for row in rows],
+        {lines[0]: [*lines[1:], ""] for lines in (section.rstrip("\n").split("\n") for section in sections)},
+    )

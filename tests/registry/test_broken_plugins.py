@@ -1,0 +1,112 @@
+"""A plugin that fails is named with its distribution and leaves nothing behind; all others work on."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+BROKEN = Path(__file__).parents[1] / "helpers" / "plugins" / "broken"
+
+STATE = """
+import sys
+from ablatio import norms, plugins, rules
+from ablatio.registry import REGISTRIES
+names = norms.names()
+answer = {
+    "failures": {f.plugin: [str(f), f.provider.dist] for f in plugins.failures()},
+    "norms": {e.name: e.provider.dist for e in norms},
+    "kinds": list(REGISTRIES),
+    "rules": [r.when for r in rules.RULES],
+    "builds": type(norms.build("rmsnorm", d_model=4)).__name__,
+    "imported": [m for m in sys.modules if m.startswith("broken_")],
+    "sources": sorted(s.provider.dist for s in plugins.sources()),
+}
+"""
+REASONS = {
+    "callbacks": "`hydra` sets Hydra itself",
+    "exits": "ended the process with code 1",
+    "missing": "No module named 'a_package_that_nobody_has'",
+    "raises": "RuntimeError: this plugin fails on purpose",
+    "shadows": "norm=rmsnorm exists already: ablatio 0.1.0 brings it",
+    "sleeps": "did not finish loading within 8 s",
+    "sysexit": "SystemExit: 3",
+    "target": "`train.steps._target_` would build an object",
+    "untyped": "the knob `eps` has no type; write `eps: float = ...`",
+    "wiring": "asks for `vocab_size`, which the model does not hand to a norm",
+}
+
+
+def test_every_broken_plugin_is_expected():
+    """The list above is that of the distribution `ablatio-broken`."""
+    points = tomllib.loads((BROKEN / "pyproject.toml").read_text())["project"]["entry-points"]["ablatio.plugins"]
+    assert {name: f"broken_{name}" for name in REASONS} == points
+
+
+@pytest.fixture(scope="module")
+def state(site):
+    """All of them installed at once, and two distributions that want the same name; one of those has to win."""
+    site.add("ablatio-broken", *(f"broken_{name}" for name in REASONS))
+    site.add("twin-one", "broken_twin")
+    (site.folder.parent / "second_twin.py").write_text((BROKEN / "broken_twin.py").read_text())
+    site.add("twin-two", "second_twin", origin=site.folder.parent)
+    return site.ask(STATE)
+
+
+@pytest.mark.parametrize("name", REASONS)
+def test_is_named_with_its_reason(state, name):
+    text, dist = state["failures"][name]
+    assert dist == "ablatio-broken"
+    assert text.startswith(f"plugin {name} of ablatio-broken 1.0 is left out: ")
+    assert REASONS[name] in text
+
+
+def test_place_of_an_exception_is_named(state):
+    source = (BROKEN / "broken_raises.py").read_text()
+    line = 1 + [text[:5] for text in source.splitlines()].index("raise")
+    assert f"broken_raises.py:{line}" in state["failures"]["raises"][0]
+
+
+def test_second_of_two_names_is_refused_naming_both(state):
+    text, dist = state["failures"]["second_twin"]
+    assert dist == "twin-two"
+    assert "norm=twin exists already: twin-one 1.0 brings it" in text and "now twin-two 1.0" in text
+    assert state["norms"]["twin"] == "twin-one"
+
+
+def test_the_rest_works(state):
+    assert state["failures"].keys() == REASONS.keys() | {"second_twin"}
+    assert state["norms"]["rmsnorm"] == "ablatio" and state["builds"] == "RMSNorm"
+    assert state["sources"] == ["ablatio", "twin-one"]
+
+
+def test_no_trace_of_a_half_registered_plugin(state):
+    assert "half_registered" not in state["norms"] and "half" not in state["kinds"]
+    assert not [when for when in state["rules"] if "half" in when]
+    assert state["imported"] == []
+
+
+def test_check_names_the_failures_and_refuses(site, state):
+    run = site.check("Ablatio.Broken")
+    assert run.returncode == 2 and run.stderr == ""
+    assert len(run.stdout.splitlines()) == len(REASONS)
+    assert "plugin untyped of ablatio-broken 1.0 is left out" in run.stdout
+
+
+def test_check_of_what_is_not_there_lists_what_is(site, state):
+    run = site.check("twin-on")
+    assert run.returncode == 2 and "Traceback" not in run.stderr
+    assert "no installed distribution `twin-on` brings parts; did you mean twin-one or twin-two?" in run.stderr
+    assert "with parts: ablatio, ablatio-broken, twin-one, twin-two" in run.stderr
+
+
+def test_equal_entry_points_of_two_distributions(tmp_path, new_site):
+    """One fails, one works: only the one is left out."""
+    site = new_site(tmp_path)
+    (tmp_path / "good").mkdir()
+    (tmp_path / "good" / "parts.py").write_text((BROKEN / "broken_twin.py").read_text())
+    site.add("good", "parts", origin=tmp_path / "good")
+    site.add("bad", "broken_raises")
+    (site.folder / "bad-1.0.dist-info" / "entry_points.txt").write_text("[ablatio.plugins]\nparts = broken_raises\n")
+    state = site.ask(STATE)
+    assert list(state["failures"]) == ["parts"] and state["failures"]["parts"][1] == "bad"
+    assert state["norms"]["twin"] == "good"

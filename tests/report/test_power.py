@@ -1,0 +1,69 @@
+"""The planner against statsmodels' power and against simulated studies."""
+
+import math
+
+import numpy as np
+import pytest
+
+from ablatio.report.statistics import power, seeds_needed, smallest_difference
+from ablatio.report.statistics.multiple_testing import holm
+from ablatio.report.statistics.paired_tests import t_test
+
+CASES = [(n, arms, delta) for n in (2, 3, 5, 10, 40) for arms in (2, 5, 20) for delta in (0.3, 1.0, -2.5)]
+
+
+@pytest.mark.parametrize(("n", "arms", "delta"), CASES)
+def test_power_is_that_of_statsmodels(n: int, arms: int, delta: float) -> None:
+    from statsmodels.stats.power import TTestPower
+
+    tails = [TTestPower().power(abs(delta) / 0.7, n, 0.025 / (arms - 1), None, side) for side in ("larger", "smaller")]
+    theirs = np.nansum(tails)  # theirs has nan where the tail on the wrong side is as good as 0
+    assert power(n, delta, 0.7, arms) == pytest.approx(theirs, rel=1e-9, abs=1e-12)
+
+
+def test_the_fewest_seeds_that_are_enough() -> None:
+    for delta, arms in ((2.0, 2), (1.0, 2), (0.5, 6), (0.05, 20)):
+        n = seeds_needed(delta, 1.0, arms)
+        assert power(n, delta, 1.0, arms) >= 0.8 > power(n - 1, delta, 1.0, arms)
+        assert seeds_needed(-delta, 1.0, arms) == n == seeds_needed(10 * delta, 10.0, arms)
+
+
+def test_nothing_to_plan() -> None:
+    assert power(1, 5.0, 1.0) == 0 and power(5, 1.0, 0.0) == 1 and power(5, 0.0, 0.0) == 0
+
+
+def test_the_smallest_difference_is_the_planner_backwards() -> None:
+    for n in (2, 5, 30):
+        delta = smallest_difference(n, 0.3, arms=4)
+        assert power(n, delta, 0.3, arms=4) == pytest.approx(0.8, abs=1e-6)
+        assert seeds_needed(delta * (1 + 1e-6), 0.3, arms=4) == n
+    assert math.isnan(smallest_difference(1, 0.3)) and smallest_difference(3, 0.0) == 0
+    assert power(7, 0.0, 1.0, arms=3) == pytest.approx(0.05 / 2)
+
+
+@pytest.mark.parametrize(("n", "arms"), [(5, 2), (10, 2), (5, 4), (10, 8)])
+def test_simulated_studies_have_the_planned_power(n: int, arms: int) -> None:
+    """One arm truly differs; all arms share the baseline's seeds; Holm over all comparisons."""
+    rng = np.random.default_rng(n * arms)
+    delta = smallest_difference(n, math.sqrt(2), arms)
+    values = rng.normal(size=(20_000, arms, n)) + rng.normal(size=(20_000, 1, n))  # a seed moves all arms
+    values[:, 1] += delta
+    p = holm(t_test(values[:, 1:] - values[:, :1])[-1])
+    assert np.mean(p[:, 0] <= 0.05) == pytest.approx(power(n, delta, math.sqrt(2), arms), rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((0.0, 1.0), "difference of 0"),
+        ((1e-9, 1.0), "more than 1,000,000"),
+        ((1.0, -1.0), "spread"),
+        ((math.nan, 1.0), "finite"),
+        ((1.0, 1.0, 1), "two arms"),
+        ((1.0, 1.0, 2, 0.0), "alpha"),
+        ((1.0, 1.0, 2, 0.05, 1.0), "power"),
+    ],
+)
+def test_questions_without_an_answer(arguments: tuple[float, ...], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        seeds_needed(*arguments)  # type: ignore[arg-type]

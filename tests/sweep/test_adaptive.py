@@ -1,0 +1,115 @@
+"""What follows from results: searches find what was planted, every arm is tuned with an equal budget."""
+
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ablatio.sweep.adaptive import trial_seed
+from ablatio.sweep.plan import Plan, plan_sweep
+from ablatio.sweep.study import Job, write_job
+
+SPACE = ["norm=rmsnorm,layernorm", "optimizer.lr=tag(log,interval(1e-4,1e-1))", "seed=1,2"]
+
+
+def loss(job: Job, share: float = 1.0) -> float:
+    """A bowl in log lr around 0.003 for rmsnorm, 0.01 for layernorm, which is 0.1 better at best."""
+    layer = job.config["norm"]["name"] == "layernorm"
+    distance = math.log10(job.config["optimizer"]["lr"] / (0.01 if layer else 0.003))
+    return 2.0 + distance**2 - 0.1 * layer + 0.5 * (1 - share)
+
+
+def run(plan: Plan, results: dict[str, Any], rounds: int = 100) -> list[list[Job]]:
+    """Give each job its loss, until nothing follows; the jobs of each round."""
+    history, jobs = [], list(plan.jobs)
+    while jobs and len(history) < rounds:
+        for job in jobs:
+            steps = job.config["train"]["steps"]
+            end = job.until or steps
+            results[job.id] = {
+                "status": "done" if end == steps else "paused",
+                "steps": end,
+                "val/loss": loss(job, end / steps),
+            }
+        history.append(jobs)
+        jobs = plan.more(results)
+    return history
+
+
+@pytest.mark.parametrize("design", [["design=tpe", "design.trials=30"], ["design=halving", "design.runs=27"]])
+def test_a_search_finds_the_planted_best_and_runs_it_again_with_fresh_seeds(design: list[str]) -> None:
+    plan = plan_sweep([*SPACE, *design, "design.survivors=1", "design.seed=1"])
+    history = run(plan, {})
+    finals = [job for job in history[-1] if job.role == "run"]
+    assert [job.seed for job in finals] == [1, 2] and len({job.label for job in finals}) == 1
+    assert finals[0].arm["norm"] == "layernorm" and loss(finals[0]) < 2.0
+    trials = [job for jobs in history for job in jobs if job.role != "run"]
+    assert {job.seed for job in trials} == {trial_seed((1, 2))}  # none that is compared
+
+
+def test_halving_goes_on_with_a_third_from_where_it_stands() -> None:
+    plan = plan_sweep([*SPACE, "design=halving", "design.runs=27", "train.steps=900"])
+    first, second, third, last = run(plan, {})
+    assert [len(first), len(second), len(third)] == [27, 9, 3]
+    assert [{job.until for job in jobs} for jobs in (first, second, third)] == [{100}, {300}, {None}]
+    assert {job.id for job in third} < {job.id for job in second} < {job.id for job in first}
+    assert third[0].rungs.keys() == {"100", "300"} and len(last) == 6
+    assert max(map(loss, second)) <= min(loss(job) for job in first if job.id not in {j.id for j in second})
+
+
+def test_a_failed_trial_loses(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = plan_sweep([*SPACE, "design=halving", "design.runs=9"])
+    results: dict[str, Any] = {job.id: None for job in plan.jobs[1:]}
+    results[plan.jobs[0].id] = {"steps": plan.jobs[0].until, "val/loss": 9.0}
+    (only,) = plan.more(results)
+    assert only.id == plan.jobs[0].id
+
+
+@pytest.mark.parametrize("design", ["design=halving", "design=tpe"])
+def test_a_search_that_is_taken_up_again_asks_for_the_same(tmp_path: Path, design: str) -> None:
+    overrides = [*SPACE, design, "train.steps=900", f"out={tmp_path}", "name=study"]
+    whole = run(plan_sweep(overrides), {})
+    results: dict[str, Any] = {}
+    begun = plan_sweep(overrides)
+    (tmp_path / "study" / "jobs").mkdir(parents=True)
+    for jobs in run(begun, results, rounds=2):
+        for job in jobs:
+            write_job(tmp_path / "study", job)
+    begun.study.write(tmp_path / "study")
+    rest = plan_sweep(overrides)
+    found = {job.id for jobs in whole for job in jobs}
+    assert {job.id for job in rest.jobs} <= found
+    assert len(rest.jobs) == len(results)
+    for job in rest.jobs:  # as the sweep before left them
+        results.setdefault(job.id, None)
+    after = [rest.more(results)]
+    assert [j.id for j in after[0]] == [j.id for j in whole[2]]
+
+
+def test_each_arm_is_tuned_with_an_equal_budget() -> None:
+    plan = plan_sweep(["norm=rmsnorm,layernorm", "tune=optimizer.lr", "trials=7", "seed=1,2,3"])
+    default = plan.cells[0].config["optimizer"]["lr"]
+    trials, finals = run(plan, {})
+    assert Counter(job.label for job in trials) == {"norm=rmsnorm": 7, "norm=layernorm": 7}
+    assert {job.role for job in trials} == {"trial"} and {job.seed for job in trials} == {4}
+    rates = sorted({job.config["optimizer"]["lr"] for job in trials})
+    assert rates == pytest.approx([default * 2.0**i for i in range(-3, 4)])
+    for name, best in (("rmsnorm", 0.003), ("layernorm", 0.01)):
+        nearest = min(rates, key=lambda rate: abs(math.log(rate / best)))
+        assert float(plan.study.tuned[f"norm={name}"]["optimizer.lr"]) == nearest
+        own = [job for job in finals if job.arm["norm"] == name]
+        assert [job.seed for job in own] == [1, 2, 3] and {job.config["optimizer"]["lr"] for job in own} == {nearest}
+        assert f"optimizer.lr={nearest:g}" in own[0].overrides
+
+
+def test_an_arm_is_compared_as_soon_as_it_is_tuned() -> None:
+    plan = plan_sweep(["norm=rmsnorm,layernorm", "tune=optimizer.lr", "trials=3"])
+    first = {
+        job.id: {"val/loss": loss(job), "steps": job.config["train"]["steps"]}
+        for job in plan.jobs
+        if job.arm["norm"] == "rmsnorm"
+    }
+    assert [job.label for job in plan.more(first)] == ["norm=rmsnorm"]
+    assert plan.more(first) == []  # asked once

@@ -1,0 +1,35 @@
+"""One batch, or the same rows in several accumulated ones: the same step, however unequal their numbers of targets."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.runs import TINY, ablatio
+from safetensors.torch import load_file
+
+OBJECTIVES = [
+    "objective=lm",
+    "objective=prefix_lm objective.rate=0.4",  # rows with padding and rows without, in different batches
+    "objective=prefix_lm objective.rate=0.4 architecture=encoder_decoder",
+]
+
+
+@pytest.mark.parametrize("overrides", OBJECTIVES)
+def test_accumulated_batches_are_one(tmp_path: Path, overrides: str) -> None:
+    # Documents of 3 to 45 bytes: rows of 33 hold one to several, and pieces that are too short to hide something in.
+    texts = ["abcdefghij" * 5] * 60
+    texts = [text[: 3 + 7 * i % 43] for i, text in enumerate(texts)]
+    path = tmp_path / "short.txt"
+    path.write_text("\n\n".join(f"{i} {text}" for i, text in enumerate(texts)), encoding="utf-8")
+    settings = [*TINY, f"source.path={path}", f"out={tmp_path}", "model.max_len=32", "train.steps=4"]
+    settings += ["optimizer=sgd", "optimizer.lr=0.5", *overrides.split()]
+    found = []
+    for batch, accumulate in ((8, 1), (4, 2), (1, 8)):
+        name = f"run-{accumulate}"
+        sizes = [f"train.batch_size={batch}", f"train.accumulate={accumulate}", f"name={name}"]
+        ended = ablatio(["train", *settings, *sizes], tmp_path / "log")
+        assert ended.code == 0, ended.err
+        found.append(load_file(tmp_path / name / "checkpoints/step-00000004.model.safetensors"))
+    for other in found[1:]:
+        for name, weight in found[0].items():
+            torch.testing.assert_close(other[name], weight, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")

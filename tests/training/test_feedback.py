@@ -1,0 +1,174 @@
+"""Reward models and preference tuning: words and losses against plain loops, and real runs."""
+
+import itertools
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers.runs import TINY, ablatio, cut_and_resumed, metrics, summary
+from torch import Tensor
+
+from ablatio.model.parameter_roles import named_generator
+from ablatio.registry import kinds
+from ablatio.registry.registry import REGISTRIES
+from ablatio.testing import sample_parts
+
+REWARD, PREFERENCE = kinds.tasks["reward"], kinds.tasks["preference"]
+
+
+@pytest.fixture
+def judged(tmp_path: Path) -> Path:
+    path = tmp_path / "judged.jsonl"
+    pairs = [{"prompt": f"{i} and {j}?", "chosen": "yes!", "rejected": "no"} for i in range(6) for j in range(6)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in pairs), encoding="utf-8")
+    return path
+
+
+def settings(tmp_path: Path, judged: Path) -> list[str]:
+    plain = [s for s in TINY if not s.startswith(("source", "model.max_len"))]
+    return [*plain, "source=feedback", f"source.path={judged}", f"out={tmp_path}", "model.max_len=64"]
+
+
+def alone(model: Any, answer: Any) -> Tensor:
+    """log p of each token of one answer, by itself: nothing batched, nothing gathered."""
+    ids = torch.from_numpy(answer.ids.astype("int64"))
+    logps = model(ids[None])[0].log_softmax(-1)
+    return torch.stack([logps[t - 1, ids[t]] for t in range(answer.first, len(ids))])
+
+
+@pytest.mark.oracle("task=preference", "DPO by a loop over answers, each through the model by itself")
+def test_the_loss_is_that_of_a_loop() -> None:
+    task, model = sample_parts.task(PREFERENCE)
+    reference = {i: alone(model, task.set.answers[i]).sum().detach() for i in task._wanted()}
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=named_generator(1, "move")) * 0.05)
+    batch = task.training[2]
+    total, count, _ = task.loss(model, task.example(batch, named_generator(0, "unused")))
+    first, n = task.setup.plan.batch(2)
+    pairs = [task.units[Units_row(task, g)][0] for g in range(first, first + n)]
+    losses = []
+    for better, worse in pairs:
+        ratios = [alone(model, task.set.answers[i]).sum() - reference[i] for i in (better, worse)]
+        losses.append(-F.logsigmoid(0.1 * (ratios[0] - ratios[1])))
+    assert int(count) == len(pairs)
+    torch.testing.assert_close(total, torch.stack(losses).sum(), rtol=2e-4, atol=2e-5)
+
+
+def Units_row(task: Any, number: int) -> int:  # noqa: N802 (reads like the task's own)
+    found: int = task.training.rows.row(number)[0]
+    return found
+
+
+def test_of_two_answers_the_prompt_goes_through_the_model_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokens that the first layer sees in a step: the prompts', and each answer's."""
+    task, model = sample_parts.task(PREFERENCE)
+    example, seen = task.example(task.training[0], named_generator(0, "unused")), []
+    model.model.layers[0].register_forward_pre_hook(lambda _, given: seen.append(given[0].shape[:2].numel()))
+    task.loss(model, example)
+    assert len(example.prompts) == len(example.tokens) / 2
+    assert seen == [example.prompts.numel(), example.tokens[:, :-1].numel()]
+    seen.clear()
+    model.branches = False
+    task.loss(model, example)
+    assert seen == [len(example.tokens) * (example.longest - 1)]
+
+
+@pytest.mark.parametrize("name", [e.name for e in kinds.alignments if e.facts["data"] != "prompts"])
+def test_each_method_is_handed_what_it_asks_for(name: str) -> None:
+    """The loss is finite, reaches the model, and at the start policy and reference say the same."""
+    task, model = sample_parts.task(PREFERENCE, alignment={"name": name, **REGISTRIES["alignment"][name].defaults})
+    example = task.example(task.training[0], named_generator(0, "unused"))
+    words = task.words(model, example)
+    for word, reference in (("chosen", "ref_chosen"), ("logps", "ref_logps"), ("kl_logps", "ref_kl_logps")):
+        if {word, reference} <= set(task.asked):
+            torch.testing.assert_close(words[word], words[reference], rtol=1e-4, atol=1e-4)
+    total, weight, _ = task.loss(model, example)
+    (total / weight).backward()
+    assert torch.isfinite(total) and any(p.grad is not None and bool(p.grad.any()) for p in model.parameters())
+
+
+def test_the_reference_is_worked_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second run of the same model and data asks no model; a model with other weights is asked anew."""
+    first, model = sample_parts.task(PREFERENCE)
+    again, _ = sample_parts.task(PREFERENCE)
+    monkeypatch.setattr(type(again), "_refer", lambda *given: pytest.fail("the reference was asked again"))
+    again.prepare(model)
+    assert np.array_equal(first.said, again.said)
+    with torch.no_grad():
+        model.lm_head.weight.add_(0.01)
+    with pytest.raises(pytest.fail.Exception):
+        again.prepare(model)
+
+
+@pytest.mark.oracle("task=reward", "the mean over prompts of the mean over pairs, by a loop (InstructGPT, equation 1)")
+@pytest.mark.parametrize("knobs", [{}, {"margin": 0.5}, {"centering": 0.3}, {"elo": "order"}])
+def test_a_ranking_is_all_its_pairs(knobs: dict[str, Any]) -> None:
+    task, model = sample_parts.task(REWARD, knobs)
+    lines = [next(line for line in task.set.judged["train"] if test(line)) for test in (
+        lambda line: len(line.members) == 3, lambda line: line.elo, lambda line: line.scores == (1.0, 0.0),
+    )]  # fmt: skip
+    total, weight, _ = task.loss(model, task.example(task._batch(lines), named_generator(0, "unused")))
+    expected = []
+    for line in lines:
+        r = [model.reward_head(model.model(torch.from_numpy(task.set.answers[i].ids.astype("int64"))[None])[0, -1])
+             for i in line.members]  # fmt: skip
+        losses = []
+        for i, j in itertools.permutations(range(len(r)), 2):
+            gap = line.scores[i] - line.scores[j]
+            if gap <= 0:
+                continue
+            apart = r[i] - r[j] - knobs.get("margin", 0.0) * gap
+            odds = 1 / (1 + math.pow(10, -gap / 400)) if line.elo and "elo" not in knobs else 1.0
+            loss = -odds * torch.log(torch.sigmoid(apart)) - (1 - odds) * torch.log(1 - torch.sigmoid(apart))
+            losses.append(loss + knobs.get("centering", 0.0) * (r[i] + r[j]) ** 2)
+        expected.append(torch.stack(losses).mean())
+    assert float(weight) == pytest.approx(3)
+    torch.testing.assert_close(total, torch.stack(expected).sum(), rtol=1e-4, atol=1e-5)
+
+
+def test_calibration_and_length_bias_of_known_pairs() -> None:
+    from ablatio_std.tasks.reward import calibration_error, length_bias
+
+    margin, weight = torch.tensor([2.0, 2.0, -2.0, 2.0]).double(), torch.ones(4).double()
+    assert calibration_error(margin, weight) == pytest.approx(abs(0.75 - 1 / (1 + math.exp(-2))))
+    longer = torch.tensor([4.0, 4.0, -4.0, 4.0]).double()
+    assert length_bias(margin, longer) == pytest.approx(1) and length_bias(margin, -longer) == pytest.approx(-1)
+    both = np.corrcoef(np.r_[1.0, -2.0, -1.0, 2.0], np.r_[3.0, 1.0, -3.0, -1.0])[0, 1]
+    assert length_bias(torch.tensor([1.0, -2.0]).double(), torch.tensor([3.0, 1.0]).double()) == pytest.approx(both)
+
+
+@pytest.mark.parametrize("task", [["task=reward"], ["task=preference", "alignment=tr_dpo", "alignment.every=3"]])
+def test_a_run_resumes_bit_for_bit(tmp_path: Path, judged: Path, task: list[str]) -> None:
+    given = [*settings(tmp_path, judged), *task]
+    whole = ablatio(["train", *given, "name=whole"], tmp_path / "log")
+    assert whole.code == 0, whole.err
+    cut = cut_and_resumed(given, tmp_path)
+    assert metrics(cut) == metrics(tmp_path / "whole")
+    scored = ablatio(["evaluate", str(cut), "--json"], tmp_path / "log")
+    result = summary(cut)
+    assert json.loads(scored.out)["scores"][0]["accuracy"] == pytest.approx(result["val/accuracy"])
+    assert result["score"] == {"name": "val/accuracy", "value": result["val/accuracy"], "better": "higher"}
+
+
+@pytest.mark.parametrize(
+    "extra, what",
+    [
+        (["task=preference"], "task=preference needs one, and none came"),
+        (["task=preference", "alignment=ppo"], "task=preference from answers that are given"),
+        (["task=reward", "model.max_len=4"], "lines of feedback came"),
+        (["task=reward", "source=gsm_symbolic"], "task=reward learns from feedback"),
+    ],
+)
+def test_what_cannot_be_is_said(tmp_path: Path, judged: Path, extra: list[str], what: str) -> None:
+    given = settings(tmp_path, judged)
+    if "source=gsm_symbolic" in extra:
+        given = [s for s in given if not s.startswith("source")]
+    given = [s for s in given if s.split("=")[0] not in {e.split("=")[0] for e in extra}]
+    ended = ablatio(["train", *given, *extra, "name=run"], tmp_path / "log")
+    assert ended.code == 2 and what in ended.err, ended.err

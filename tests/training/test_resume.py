@@ -1,0 +1,82 @@
+"""A run that was killed or stopped and resumed equals the uninterrupted one, bit for bit."""
+
+import signal
+from pathlib import Path
+
+import pytest
+from helpers.runs import TINY, ablatio, cut_and_resumed, metrics, summary
+from safetensors.torch import load_file
+
+
+def weights(run: Path, step: int) -> bytes:
+    return (run / "checkpoints" / f"step-{step:08d}.model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("kill_at", [4, 8])
+def test_killed_and_resumed_equals_uninterrupted(
+    tmp_path: Path, text_file: Path, workers: int, dropout: float, kill_at: int
+) -> None:
+    # 12 steps of 4 rows; the text has about 190 rows in an epoch, so a batch of 60 crosses its end in step 4
+    settings = [*TINY, f"source.path={text_file}", f"out={tmp_path}", f"model.dropout={dropout}"]
+    settings += ["train.batch_size=60", "train.accumulate=1", f"trainer.workers={workers}"]
+    assert ablatio(["train", *settings, "name=whole"], tmp_path / "log").code == 0
+    cut = cut_and_resumed(settings, tmp_path, kill_at)
+    assert weights(cut, 12) == weights(tmp_path / "whole", 12)
+    assert metrics(cut) == metrics(tmp_path / "whole")
+    assert summary(cut)["after"] == summary(tmp_path / "whole")["after"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_a_signal_leaves_a_checkpoint_and_code_75(
+    tmp_path: Path, text_file: Path, number: int, accumulate: int
+) -> None:
+    settings = [*TINY, f"source.path={text_file}", f"out={tmp_path}", "model.dropout=0.2", "train.checkpoint_every=60"]
+    settings += ["train.steps=300", f"train.accumulate={accumulate}", "train.val_every=3"]
+    assert ablatio(["train", *settings, "name=whole"], tmp_path / "log").code == 0
+    cut = tmp_path / "cut"
+    stopped = ablatio(
+        ["train", *settings, "name=cut"],
+        tmp_path / "log",
+        kill_when=cut / "checkpoints/step-00000060.json",
+        number=number,
+    )
+    assert stopped.code == 75, stopped.out[-300:] + stopped.err
+    assert f"resume={cut}" in stopped.err
+    assert summary(cut)["status"] == "preempted"
+    assert ablatio(["train", f"resume={cut}"], tmp_path / "log").code == 0
+    assert weights(cut, 300) == weights(tmp_path / "whole", 300)
+    assert metrics(cut) == metrics(tmp_path / "whole")
+
+
+def test_a_finished_run_is_left_alone_and_settings_cannot_change(tmp_path: Path, text_file: Path) -> None:
+    run = tmp_path / "run"
+    assert (
+        ablatio(["train", *TINY, f"source.path={text_file}", f"out={tmp_path}", "name=run"], tmp_path / "log").code == 0
+    )
+    before = weights(run, 12)
+    again = ablatio(["train", f"resume={run}"], tmp_path / "log")
+    assert again.code == 0 and "finished" in again.out
+    assert weights(run, 12) == before
+    changed = ablatio(["train", f"resume={run}", "optimizer.lr=1"], tmp_path / "log")
+    assert changed.code == 2 and "keeps its settings" in changed.err
+    assert load_file(run / "checkpoints/step-00000012.model.safetensors")  # any tool can open the weights
+    second = ablatio(["train", *TINY, f"source.path={text_file}", f"out={tmp_path}", "name=run"], tmp_path / "log")
+    assert second.code == 2 and "holds a run already" in second.err
+
+
+def test_a_damaged_checkpoint_falls_back_and_says_so(tmp_path: Path, text_file: Path) -> None:
+    settings = [*TINY, f"source.path={text_file}", f"out={tmp_path}"]
+    assert ablatio(["train", *settings, "name=whole"], tmp_path / "log").code == 0
+    cut = tmp_path / "cut"
+    ablatio(["train", *settings, "name=cut"], tmp_path / "log", kill_when=cut / "checkpoints/step-00000008.json")
+    newest = cut / "checkpoints/step-00000008.model.safetensors"
+    data = bytearray(newest.read_bytes())
+    data[-9] ^= 4
+    newest.write_bytes(data)
+    resumed = ablatio(["train", f"resume={cut}"], tmp_path / "log")
+    assert resumed.code == 0, resumed.err
+    assert "step-00000008" in resumed.out
+    assert weights(cut, 12) == weights(tmp_path / "whole", 12)

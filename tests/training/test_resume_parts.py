@@ -1,0 +1,46 @@
+"""A killed run continues bit for bit with every optimizer, every stabilizer, and every kind of example."""
+
+from pathlib import Path
+
+import pytest
+from helpers.runs import TINY, ablatio, cut_and_resumed, metrics
+
+from ablatio.registry.registry import REGISTRIES
+from ablatio.testing import tiny_models
+
+OPTIMIZERS = [f"optimizer={e.name}" for e in REGISTRIES["optimizer"]]
+STABILIZERS = [f"stabilizer=[{e.name}]" for e in REGISTRIES["stabilizer"]]
+MLPS = ["mlp=moe", "mlp=deepseek_moe mlp.bias_rate=0.01"]  # noise in training, and a bias that moves with each step
+EXAMPLES = [
+    f"architecture={a.name} objective={o.name}"
+    for o in REGISTRIES["objective"]
+    for a in REGISTRIES["architecture"]
+    if o.name != "distillation"  # needs another run: see test_distillation
+    and o.facts["gives"] in a.facts["takes"]
+    and (a.name != "causal" or o.facts["gives"] == "next tokens")
+]
+
+
+def compatible(overrides: str) -> list[str]:
+    """The overrides, and what rules ask for beside them (schedule_free wants a constant rate)."""
+    words = overrides.split()
+    kind, _, name = words[0].partition("=")
+    if kind == "optimizer":
+        schedule = tiny_models.config(REGISTRIES[kind].entries[name])["schedule"]["name"]
+        words.append(f"schedule={schedule}")
+    if "objective=answers" in words:
+        words.append("objective.marker=101")  # the letter e
+    return words
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("overrides", [*OPTIMIZERS, *STABILIZERS, *MLPS, *EXAMPLES])
+def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, text_file: Path, overrides: str) -> None:
+    settings = [*TINY, f"source.path={text_file}", f"out={tmp_path}", "model.dropout=0.1", "train.batch_size=8"]
+    settings += ["model.max_len=32", *compatible(overrides)]
+    whole = ablatio(["train", *settings, "name=whole"], tmp_path / "log")
+    assert whole.code == 0, whole.err
+    cut = cut_and_resumed(settings, tmp_path)
+    assert metrics(cut) == metrics(tmp_path / "whole")
+    last = "checkpoints/step-00000012.model.safetensors"
+    assert (cut / last).read_bytes() == (tmp_path / "whole" / last).read_bytes()
