@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from ablatio import sources
 from ablatio.errors import UserError
-from ablatio.registry import source_digest
 
 CHATS: dict[str, Any] = {
     "alpaca": {"instruction": "Add.", "input": "1 and 2", "output": "3"},
@@ -30,9 +30,7 @@ def lines(tmp_path: Path, *records: Any) -> str:
 @pytest.mark.parametrize("layout", CHATS)
 @pytest.mark.parametrize("said", [True, False])
 def test_layouts_say_the_same(tmp_path: Path, layout: str, said: bool) -> None:
-    source: Any = source_digest.build(
-        "chats", {"path": lines(tmp_path, CHATS[layout]), "layout": layout if said else "auto"}
-    )
+    source: Any = sources.build("chats", {"path": lines(tmp_path, CHATS[layout]), "layout": layout if said else "auto"})
     (found,) = source.conversations()
     assert [(m.role, m.text) for m in found.messages] == [("user", "Add.\n\n1 and 2"), ("assistant", "3")]
     assert found.id == "lines.jsonl:1"
@@ -43,7 +41,7 @@ def test_each_path_of_a_tree_is_a_conversation(tmp_path: Path) -> None:
         return {"text": text, "replies": list(replies)}
 
     tree = node("q", node("a1", node("q2", node("a2")), node("nobody answers")), node("a3"))
-    source: Any = source_digest.build("chats", {"path": lines(tmp_path, tree)})
+    source: Any = sources.build("chats", {"path": lines(tmp_path, tree)})
     assert [[m.text for m in c.messages] for c in source.conversations()] == [["q", "a1", "q2", "a2"], ["q", "a3"]]
 
 
@@ -67,7 +65,7 @@ def test_each_path_of_a_tree_is_a_conversation(tmp_path: Path) -> None:
     ],
 )
 def test_a_bad_conversation_is_named(tmp_path: Path, bad: Any, what: str) -> None:
-    source: Any = source_digest.build("chats", {"path": lines(tmp_path, CHATS["completion"], bad)})
+    source: Any = sources.build("chats", {"path": lines(tmp_path, CHATS["completion"], bad)})
     with pytest.raises(UserError, match=what) as error:
         list(source.conversations())
     assert "lines.jsonl, line 2" in str(error.value)
@@ -83,7 +81,7 @@ def test_feedback_layouts(tmp_path: Path) -> None:
         {"prompt": "q", "answers": ["a", "b"], "elo": [1200, 1000]},
         {"prompt": "q", "completion": "a", "label": False},
     )
-    source: Any = source_digest.build("feedback", {"path": path})
+    source: Any = sources.build("feedback", {"path": path})
     found = list(source.feedback())
     assert [f.scores for f in found] == [(1, 0), (0, -1, -2), (1, 2.5), (1200, 1000), (0,)]
     assert [f.elo for f in found] == [False, False, False, True, False]
@@ -105,7 +103,7 @@ def test_feedback_layouts(tmp_path: Path) -> None:
     ],
 )
 def test_bad_feedback_is_named(tmp_path: Path, bad: Any, what: str) -> None:
-    source: Any = source_digest.build(
+    source: Any = sources.build(
         "feedback", {"path": lines(tmp_path, {"prompt": "q", "chosen": "a", "rejected": "b"}, bad)}
     )
     with pytest.raises(UserError, match=what) as error:
@@ -118,7 +116,7 @@ def test_worked_answers_are_right() -> None:
     import reasoning_gym
 
     data = reasoning_gym.create_dataset("gsm_symbolic", size=12, seed=5)
-    source: Any = source_digest.build("gsm_symbolic", {"size": 12, "seed": 5})
+    source: Any = sources.build("gsm_symbolic", {"size": 12, "seed": 5})
     for problem, found in zip(data, source.conversations(), strict=True):
         question, answer = found.messages
         assert question.text == problem["question"]
@@ -128,8 +126,8 @@ def test_worked_answers_are_right() -> None:
 @pytest.mark.oracle("source=several", "its sources one after the other")
 def test_several_sources_are_one_after_the_other(tmp_path: Path) -> None:
     path = lines(tmp_path, *CHATS.values())
-    source: Any = source_digest.build("several", {"of": [f"chats:{path}", "gsm_symbolic"]})
-    parts: list[Any] = [source_digest.build("chats", {"path": path}), source_digest.build("gsm_symbolic", {})]
+    source: Any = sources.build("several", {"of": [f"chats:{path}", "gsm_symbolic"]})
+    parts: list[Any] = [sources.build("chats", {"path": path}), sources.build("gsm_symbolic", {})]
     alone = [c.messages for part in parts for c in part.conversations()]
     assert [c.messages for c in source.conversations()] == alone
 
@@ -138,7 +136,7 @@ def test_several_sources_are_one_after_the_other(tmp_path: Path) -> None:
 def test_sentiment_is_that_of_vader() -> None:
     from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
-    source: Any = source_digest.build("sentiment", {"size": 20, "answers": 3})
+    source: Any = sources.build("sentiment", {"size": 20, "answers": 3})
     judge = SentimentIntensityAnalyzer()
     found = list(source.feedback())
     assert len(found) == 20 and found == list(source.feedback())
@@ -155,9 +153,9 @@ def test_the_best_answers_of_feedback_are_examples_to_follow(tmp_path: Path) -> 
         {"prompt": "d", "completion": "yes", "label": True},
     )
     (tmp_path / "f.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    source: Any = source_digest.build("feedback", {"path": str(tmp_path / "f.jsonl")})
+    source: Any = sources.build("feedback", {"path": str(tmp_path / "f.jsonl")})
     assert [c.messages[-1].text for c in source.conversations()] == ["good", "y", "yes"]
-    generated: Any = source_digest.build("sentiment", {"size": 20})
+    generated: Any = sources.build("sentiment", {"size": 20})
     for line, example in zip(generated.feedback(), generated.conversations(), strict=True):
         assert example.messages[:-1] == line.prompt
         assert example.messages[-1].text == line.answers[line.scores.index(max(line.scores))]

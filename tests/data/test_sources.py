@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from ablatio import sources
 from ablatio.errors import UserError
-from ablatio.registry import source_digest
 from ablatio_std.sources import ChineseClassics, JsonLines, StateOfTheUnion, Text
 
 
@@ -92,8 +92,8 @@ def test_a_fingerprint_follows_content_and_knobs_and_not_the_place(tmp_path: Pat
 
 def test_the_registry_builds_them(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("one|two")
-    assert read(source_digest.build("text", {"path": str(tmp_path), "separator": "|"})) == ["one", "two"]
-    assert {"text", "jsonl", "sotu", "zh_classics"} <= set(source_digest.names())
+    assert read(sources.build("text", {"path": str(tmp_path), "separator": "|"})) == ["one", "two"]
+    assert {"text", "jsonl", "sotu", "zh_classics"} <= set(sources.names())
 
 
 def shipped(name: str) -> list[dict[str, Any]]:
@@ -197,8 +197,8 @@ def test_an_offset_in_a_later_line_counts_from_the_start_of_the_file(tmp_path: P
 
 def test_messages_since_a_year() -> None:
     """`since` takes messages away and moves none to the other split."""
-    whole = {d.id: d for d in source_digest.build("sotu").documents()}
-    recent = list(source_digest.build("sotu", {"since": 1945}).documents())
+    whole = {d.id: d for d in sources.build("sotu").documents()}
+    recent = list(sources.build("sotu", {"since": 1945}).documents())
     assert {d.id for d in recent} == {name for name in whole if int(name[:4]) >= 1945}
     assert all(whole[d.id] == d for d in recent) and {d.split for d in recent} == {"train", "validation"}
-    assert source_digest.build("sotu", {"since": 1945}).fingerprint() != source_digest.build("sotu").fingerprint()
+    assert sources.build("sotu", {"since": 1945}).fingerprint() != sources.build("sotu").fingerprint()

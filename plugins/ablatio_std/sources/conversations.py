@@ -7,10 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
-from ablatio import Range
+from ablatio import Range, sources
 from ablatio.data.types import Conversation, Document, Message, Role, Source
 from ablatio.errors import EnvironmentFault, UserError
-from ablatio.registry import source_digest
 
 from .text import _find, _fingerprint, _open, _readable, _utf8
 
@@ -32,7 +31,7 @@ KEYS = {
 Layout = Literal["auto", "alpaca", "sharegpt", "messages", "tree", "completion"]
 
 
-@source_digest.register("chats")
+@sources.register("chats")
 class Chats:
     """Conversations, one JSON object a line: a file, the .jsonl files of a folder, or a glob.
 
@@ -66,7 +65,7 @@ class Chats:
         return _fingerprint(_find(self.path, "chats", (".jsonl",)), "chats-1", self.layout)
 
 
-@source_digest.register("gsm_symbolic")
+@sources.register("gsm_symbolic")
 class GsmSymbolic:
     """Word problems of arithmetic with worked answers, made by reasoning-gym from a hundred patterns.
 
@@ -102,7 +101,7 @@ class GsmSymbolic:
         return hashlib.sha256(f"gsm_symbolic-1 {self.size} {self.seed} {self.worked}".encode()).hexdigest()
 
 
-@source_digest.register("several")
+@sources.register("several")
 class Several:
     """The conversations of several sources; each is a group of its own for `task.cap`.
 
@@ -121,9 +120,9 @@ class Several:
             raise UserError("source.of names no source\n    try: source.of=[gsm_symbolic]")
         for written in self.of:
             name, colon, path = written.partition(":")
-            if "conversations" not in source_digest[name].facts["uses"] or name == "several":
+            if "conversations" not in sources[name].facts["uses"] or name == "several":
                 raise UserError(f"source.of: {name} gives no conversations\n    try: source.of=[gsm_symbolic]")
-            yield written, source_digest.build(name, {"path": path} if colon else {})
+            yield written, sources.build(name, {"path": path} if colon else {})
 
     def conversations(self) -> Iterator[Conversation]:
         for written, part in self._parts():

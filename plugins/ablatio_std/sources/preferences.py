@@ -9,10 +9,9 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 
-from ablatio import Range
+from ablatio import Range, sources
 from ablatio.data.types import Conversation, Document, Feedback, Message
 from ablatio.errors import EnvironmentFault
-from ablatio.registry import source_digest
 
 from .conversations import _checked, bad_line, field, objects
 from .text import _find, _fingerprint
@@ -25,7 +24,7 @@ LAYOUTS = """\
     label: {"prompt": "...", "completion": "...", "label": true}"""
 
 
-@source_digest.register("feedback")
+@sources.register("feedback")
 class FeedbackLines:
     """Answers to prompts and how good they are, one JSON object a line: a file, a folder's .jsonl files, or a glob.
 
@@ -54,7 +53,7 @@ class FeedbackLines:
         return _fingerprint(_find(self.path, "feedback", (".jsonl",)), "feedback-1")
 
 
-@source_digest.register("sentiment")
+@sources.register("sentiment")
 class Sentiment:
     """Beginnings of sentences and K ways in which the State of the Union went on, ranked by VADER's sentiment.
 
@@ -102,7 +101,7 @@ class Sentiment:
     def _endings(self) -> dict[str, list[str]]:
         """Opening words -> how sentences went on, in the order of the messages."""
         found: dict[str, list[str]] = defaultdict(list)
-        for document in source_digest.build("sotu").documents():
+        for document in sources.build("sotu").documents():
             for sentence in re.split(r"(?<=[.!?])\s+", document.text):
                 words = sentence.split()
                 if self.opening + 4 <= len(words) <= self.opening + 30:
@@ -121,7 +120,7 @@ class Sentiment:
         yield from (Document(f.text, f.id, f.split) for f in self.feedback())
 
     def fingerprint(self) -> str:
-        knobs = (self.size, self.answers, self.opening, self.gap, self.seed, source_digest.build("sotu").fingerprint())
+        knobs = (self.size, self.answers, self.opening, self.gap, self.seed, sources.build("sotu").fingerprint())
         shown = "" if self.shown == "best" else f" {self.shown}"  # older runs have the former's
         return hashlib.sha256(f"sentiment-1 {knobs}{shown}".encode()).hexdigest()
 

@@ -11,10 +11,9 @@ from typing import Annotated
 
 import numpy as np
 
-from ablatio import Range, rule
+from ablatio import Range, rule, sources
 from ablatio.data.types import Document
 from ablatio.errors import UserError
-from ablatio.registry import source_digest
 
 SYMBOLS = string.digits + string.ascii_uppercase + string.ascii_lowercase
 FILLER, ASKED = ".", "?"
@@ -22,7 +21,7 @@ KEYS, VALUES = SYMBOLS[:31], SYMBOLS[31:]
 _AT_ONCE = 1024
 
 
-@source_digest.register("mqar")
+@sources.register("mqar")
 class AssociativeRecall:
     """Multi-query associative recall: k1 v1 k2 v2 ..., later `? k v` for each of the keys in a new order, dots between.
 

@@ -17,10 +17,9 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import IO, Annotated, Any, Literal, cast
 
-from ablatio import Range
+from ablatio import Range, sources
 from ablatio.data.types import Document
 from ablatio.errors import UserError
-from ablatio.registry import source_digest
 
 CORPORA = Path(__file__).parents[1] / "corpora"
 _OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
@@ -29,7 +28,7 @@ _BOM = b"\xef\xbb\xbf"
 _HELD_OUT_TAIL = 0.1
 
 
-@source_digest.register("text")
+@sources.register("text")
 class Text:
     """UTF-8 text: a file, the .txt and .md files of a folder and its folders, or a glob. One file is one document.
 
@@ -62,7 +61,7 @@ class Text:
         return _fingerprint(_find(self.path, "text", (".txt", ".md")), "text-1", self.separator)
 
 
-@source_digest.register("jsonl")
+@sources.register("jsonl")
 class JsonLines:
     """One JSON object a line, its text in the field `text`: a file, the .jsonl files of a folder, or a glob."""
 
@@ -83,7 +82,7 @@ class JsonLines:
         return _fingerprint(_find(self.path, "jsonl", (".jsonl",)), "jsonl-1", self.text)
 
 
-@source_digest.register("sotu")
+@sources.register("sotu")
 class StateOfTheUnion:
     """The 233 State of the Union messages of 1790 to 2021: 10.8 MB of English, public domain.
 
@@ -122,7 +121,7 @@ class StateOfTheUnion:
         return _fingerprint([CORPORA / "sotu.jsonl.xz"], "sotu-2", *since)
 
 
-@source_digest.register("zh_classics")
+@sources.register("zh_classics")
 class ChineseClassics:
     """Song lyrics, the Book of Songs and the Analects: 21,197 texts, 5.5 MB of UTF-8; held out by hash of the text."""
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from ablatio import OptionOf, Positive, alignments, rule
+from ablatio import OptionOf, Positive, alignments, rule, sources
 from ablatio.errors import UserError
 from ablatio.model.cost.flops import Work
 from ablatio.model.decoding.rollout import Rollout
@@ -18,7 +18,6 @@ from ablatio.model.parameter_roles import named_generator
 from ablatio.model.rl.answers import Answer, one_by_one, token_rewards
 from ablatio.model.rl.kl import kl_estimates, masked_mean
 from ablatio.model.rl.policy_outputs import ValueHead, policy_outputs, tokens_read, values_of
-from ablatio.registry import source_digest
 from ablatio.registry.kinds import tasks
 from ablatio.training.task_context import TaskContext
 
@@ -103,7 +102,7 @@ class Policy:
         setup, source = self.setup, self.setup.source()
         self.content: dict[str, Any]
         self.prompts: ChatPrompts | TextPrompts
-        if "conversations" in source_digest[setup.config["source"]["name"]].facts["uses"] and not self.from_text:
+        if "conversations" in sources[setup.config["source"]["name"]].facts["uses"] and not self.from_text:
             self.prompts = chat = ChatPrompts(setup, source, setup.config["model"]["max_len"] - self.answer_tokens)
             self.tokenizer, self.stop, self.content = chat.tokenizer, chat.stop, chat.content
             return

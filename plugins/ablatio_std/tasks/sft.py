@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ablatio import Fraction, OptionOf, Positive, rule
+from ablatio import Fraction, OptionOf, Positive, rule, sources
 from ablatio.data.batches import Windows, segments
 from ablatio.data.chat import Written, sign_id, write
 from ablatio.data.corpus import prepare
@@ -19,7 +19,7 @@ from ablatio.model.decoding.generate import Sampling, generate
 from ablatio.model.example import Example
 from ablatio.model.language_model import LanguageModel, Loss
 from ablatio.model.parameter_roles import named_generator
-from ablatio.registry import kinds, source_digest
+from ablatio.registry import kinds
 from ablatio.registry.kinds import tasks
 from ablatio.training.task_context import TaskContext
 
@@ -77,7 +77,7 @@ class SupervisedFineTuning:
         return [len(piece) - self.reading.ahead for piece in pieces]
 
     def _plain(self, name: str) -> tuple[Windows, WindowOrder]:
-        source = source_digest.build(name)
+        source = sources.build(name)
         key = hashlib.sha256(self.tokenizer.state().encode()).hexdigest()
         corpus = prepare(source, self.tokenizer, key, self.setup.cache, self.setup.config["data"]["val_fraction"])
         order = WindowOrder(len(corpus.train), self.setup.length, self.setup.seeds.data)

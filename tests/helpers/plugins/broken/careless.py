@@ -17,12 +17,12 @@ from ablatio import (
     optimizers,
     positions,
     schedules,
+    sources,
     stabilizers,
     tokenizers,
 )
 from ablatio.data.types import Document
 from ablatio.model.example import Example
-from ablatio.registry import source_digest
 from ablatio.registry.kinds import tasks
 
 PAPER = "doi:10.0/0"
@@ -207,7 +207,7 @@ class Restless:
         return {"loss": float(model.token_losses(self.example(batches[0], self.generator)).mean())}
 
 
-@source_digest.register("stutter")
+@sources.register("stutter")
 class Stutter:
     """Gives two documents one id."""
 
