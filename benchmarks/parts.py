@@ -49,9 +49,9 @@ PLAINEST_GATED = "reglu"
 ALONE = ("norm", "activation")
 
 
-def activation(assembly: ModelBuilder) -> Any:
-    choice = assembly.choice("activation")
-    return REGISTRIES["activation"].build(choice.name, choice.knobs, d_ff=assembly.d_ff)
+def activation(builder: ModelBuilder) -> Any:
+    choice = builder.choice("activation")
+    return REGISTRIES["activation"].build(choice.name, choice.knobs, d_ff=builder.d_ff)
 
 
 def plainest(entry: PartSpec) -> str:
@@ -62,13 +62,13 @@ class Contender:
     """A part in place: `run` does a forward pass, and a backward pass if it is asked to, and gives the CPU seconds."""
 
     def __init__(self, kind: str, config: Mapping[str, Any], compiled: bool) -> None:
-        assembly = ModelBuilder(config, tiny_models.VOCAB)
-        part = MEASURED[kind][0](assembly)
+        builder = ModelBuilder(config, tiny_models.VOCAB)
+        part = MEASURED[kind][0](builder)
         self.call = torch.compile(part) if compiled else part
-        self.kind, self.position = kind, assembly.position(causal=True)
-        width, count = assembly.dims.d_model, 1
+        self.kind, self.position = kind, builder.position(causal=True)
+        width, count = builder.dims.d_model, 1
         if kind == "activation":
-            width, count = assembly.d_ff, 1 + assembly.gated
+            width, count = builder.d_ff, 1 + builder.gated
         self.inputs = [torch.randn(ROWS, LENGTH, width).requires_grad_() for _ in range(count)]
         self.tokens, self.grad = torch.ones(ROWS, LENGTH, dtype=torch.long), torch.randn(ROWS, LENGTH, width)
         self.leaves = list(self.inputs)

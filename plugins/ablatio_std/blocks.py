@@ -94,7 +94,7 @@ class Parallel(nn.Module):
     One norm for both as in GPT-J and PaLM; with `own_norms` one for each as in GPT-NeoX (arXiv:2204.06745).
     """
 
-    cross, adds_up = True, True
+    cross, joint_sublayer = True, True
 
     def __init__(self, parts: LayerParts, *, own_norms: bool = False) -> None:
         super().__init__()

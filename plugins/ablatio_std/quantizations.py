@@ -52,12 +52,12 @@ class Int8:
         group: Annotated[int | None, Positive, "weights of a row that share a scale; null: the whole row"] = None,
         activations: Annotated[bool, "whether a layer's input is rounded too"] = True,
         threshold: Annotated[float, NonNegative, "inputs beyond it are outliers; 0: there are none"] = 6.0,
-        aware: Aware = False,
+        qat: Aware = False,
     ) -> None:
-        self.group, self.activations, self.threshold, self.aware = group, activations, threshold, aware
+        self.group, self.activations, self.threshold, self.qat = group, activations, threshold, qat
 
     def apply(self, model: nn.Module) -> None:
-        quantize(model, self, aware=self.aware)
+        quantize(model, self, qat=self.qat)
 
     def encode(self, weight: Tensor) -> dict[str, Tensor]:
         grouped = in_groups(weight.float(), self.group or weight.shape[1])  # (out, groups, group)
@@ -96,13 +96,13 @@ class Int4:
         code: Annotated[Literal["nf4", "absmax"], "the table"] = "nf4",
         group: Annotated[int, Positive, "weights of a row that share a scale"] = 64,
         double: Annotated[bool, "whether the scales are quantised too"] = True,
-        aware: Aware = False,
+        qat: Aware = False,
     ) -> None:
         self.table: Sequence[float] = NF4 if code == "nf4" else ABSMAX
-        self.group, self.double, self.aware = group, double, aware
+        self.group, self.double, self.qat = group, double, qat
 
     def apply(self, model: nn.Module) -> None:
-        quantize(model, self, aware=self.aware)
+        quantize(model, self, qat=self.qat)
 
     def encode(self, weight: Tensor) -> dict[str, Tensor]:
         grouped = in_groups(weight.float(), self.group)

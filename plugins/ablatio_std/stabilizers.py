@@ -179,7 +179,7 @@ class SkipStepOnOutliers:
 
 @stabilizers.register("spike_rewind", paper="arXiv:2204.02311")
 class SpikeRewind:
-    """When the loss jumps: back to a checkpoint `back` steps before, and on with other batches, `skip` later (PaLM).
+    """After a loss spike: return to a checkpoint `rewind_steps` earlier and skip `skip` steps of batches (PaLM).
 
     A jump is a loss that is no number, or more than sigma standard deviations and `rise` nats above the mean of the
     last `window` steps.  What was done stands in the terminal, in summary.json and in each checkpoint.
@@ -193,18 +193,19 @@ class SpikeRewind:
         window: Window = 64,
         sigma: Sigma = 6.0,
         rise: Annotated[float, NonNegative, "nats above the mean, at least"] = 0.3,
-        back: Annotated[int, Positive, "steps, at least"] = 100,
+        rewind_steps: Annotated[int, Positive, "steps, at least"] = 100,
         skip: Annotated[int, Positive, "steps whose batches are left out"] = 200,
-        most: Annotated[int, Positive, "rewinds before the run counts as diverged"] = 5,
+        max_rewinds: Annotated[int, Positive, "rewinds before the run counts as diverged"] = 5,
     ) -> None:
-        self.recent, self.rise, self.back, self.skip, self.most = _Recent(window, sigma), rise, back, skip, most
+        self.recent, self.rise, self.skip = _Recent(window, sigma), rise, skip
+        self.rewind_steps, self.max_rewinds = rewind_steps, max_rewinds
 
     def before_step(self, step: OptimizerStep) -> dict[str, Tensor]:
         loss = float(step.loss)
         mean = sum(self.recent.values) / max(1, len(self.recent.values))
         if self.recent.outlier(loss) and not loss <= mean + self.rise:
             why = f"the loss is {loss:.3g} after a mean of {mean:.3g}"
-            raise Rewind(why, back=self.back, skip=self.skip, most=self.most)
+            raise Rewind(why, back=self.rewind_steps, skip=self.skip, most=self.max_rewinds)
         self.recent.add(loss)
         return {}
 
@@ -216,7 +217,7 @@ class SpikeRewind:
 
 
 rule(
-    when="train.checkpoint_every is None and stabilizer.spike_rewind.back > 0",
+    when="train.checkpoint_every is None and stabilizer.spike_rewind.rewind_steps > 0",
     why="spike_rewind goes back to a checkpoint, and train.checkpoint_every=null writes none before the end",
     fix="train.checkpoint_every=100",
     where="train.checkpoint_every",

@@ -29,7 +29,7 @@ VALUES = (
 
 def some_arm(chance: random.Random) -> list[str]:
     """Options of some kinds, perhaps a preset, a size and a study, and values: good, bad and interpolated ones."""
-    arm = [f"{k}={chance.choice(GROUPS[k])}" for k in NEEDED if not REGISTRIES[k].many and chance.random() < 0.2]
+    arm = [f"{k}={chance.choice(GROUPS[k])}" for k in NEEDED if not REGISTRIES[k].multiple and chance.random() < 0.2]
     for group in ("preset", "size", "+sweep"):
         arm += [f"{group}={chance.choice(GROUPS[group.lstrip('+')])}"] if chance.random() < 0.3 else []
     if chance.random() < 0.2:

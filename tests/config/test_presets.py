@@ -123,7 +123,7 @@ def plugin_conf(tmp_path, monkeypatch):
     conf = tmp_path / "conf"
     for group in ("preset", "experiment"):
         (conf / group).mkdir(parents=True)
-    source = SimpleNamespace(conf=conf, provider=Distribution("my-plugin", "1.0"))
+    source = SimpleNamespace(conf=conf, distribution=Distribution("my-plugin", "1.0"))
     known = discovery.sources()
     monkeypatch.setattr(discovery, "sources", lambda: [*known, source])
     return conf
@@ -135,7 +135,7 @@ def test_a_plugin_brings_presets_and_sizes(plugin_conf):
     (plugin_conf / "preset" / "mine.yaml").write_text(text)
     config = compose_run(["preset=mine", "size=5m"]).config
     assert config["norm"]["eps"] == 1e-3 and config["model"]["d_model"] == 96
-    assert str(yaml_files.options_of("preset")["mine"].provider) == "my-plugin 1.0"
+    assert str(yaml_files.options_of("preset")["mine"].distribution) == "my-plugin 1.0"
     with pytest.raises(ConfigError, match="preset=bloom was not published at 5m"):
         compose_run(["preset=bloom", "size=5m"])
 

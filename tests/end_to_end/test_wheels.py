@@ -139,7 +139,7 @@ def test_its_preference_method_and_its_adapter_train(fresh, tmp_path):
         logged = (run / "metrics.csv").read_text().splitlines()[0]
         assert ("train/fallen" in logged) == (config["alignment"]["name"] == "dpop")
         parts = json.loads((run / "manifest.json").read_text())["code"]["parts"]
-        ours = any("ablatio-example" in part["provider"] for part in parts.values())
+        ours = any("ablatio-example" in part["distribution"] for part in parts.values())
         assert ours == (config["alignment"]["name"] == "dpop" or config["peft"]["name"] == "lora_xs")
 
 

@@ -180,7 +180,7 @@ def _manifest(name: str, seed: int, parameters: int, fake: Fake) -> dict[str, An
         "code": {
             "core": "c3d3" * 16,
             "plugins": {"std (ablatio 0.1.0)": "0fcd" * 16},
-            "parts": {"norm/rmsnorm": {"provider": "ablatio 0.1.0", "sha256": "6d5f" * 16}},
+            "parts": {"norm/rmsnorm": {"distribution": "ablatio 0.1.0", "sha256": "6d5f" * 16}},
         },
         "data": {"fingerprint": fake.data, "key": "k" * 32, "train": {"documents": 213, "tokens": 2706325}},
         "seeds": {"init": seed, "data": seed, "dropout": seed},

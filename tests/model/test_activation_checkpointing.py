@@ -69,7 +69,7 @@ def test_a_step_is_the_same_with_every_option(kind: str) -> None:
         ("peft", "prefix", {}),
         ("peft", "qlora", {}),
         ("peft", "lora", {"dropout": 0.3}),
-        ("quantization", "int8", {"aware": True}),
+        ("quantization", "int8", {"qat": True}),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -145,8 +145,8 @@ def test_answers_are_read_as_whole_rows() -> None:
     """A prompt that was read once lies in a cache, and a second pass would put it there again."""
     config = tiny_models.config()
     assert (
-        build_model(config, tiny_models.VOCAB).branches
-        and not build_model(with_full(config), tiny_models.VOCAB).branches
+        build_model(config, tiny_models.VOCAB).shared_prefix
+        and not build_model(with_full(config), tiny_models.VOCAB).shared_prefix
     )
 
 

@@ -114,7 +114,7 @@ def test_left_padding_with_the_cache_is_each_row_alone(options):
 def test_a_prompt_read_once_teaches_what_each_row_teaches(options):
     """States and gradients of answers behind one prompt, against each row through the model by itself."""
     model, prompts, answers = sharp(options), tokens(2, 8), tokens(3, 4)
-    if not model.branches:
+    if not model.shared_prefix:
         pytest.skip("a part takes each text as a whole")
     lengths, parents, weights = torch.tensor([5, 8]), torch.tensor([0, 1, 0]), torch.randn(3, 4, 16).double()
     together = answer_states(model, prompts, lengths, parents, answers)

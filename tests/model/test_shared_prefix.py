@@ -40,7 +40,7 @@ def passes(model):
 @pytest.mark.parametrize("options", WHOLE, ids=lambda o: str(*o))
 def test_what_takes_a_text_as_a_whole_gets_whole_rows(options):
     model = made(**options)
-    assert not model.branches
+    assert not model.shared_prefix
     seen = passes(model)
     answer_states(model, *asked())
     assert seen == [(3, 17)]

@@ -15,7 +15,7 @@ from ablatio.registry.registry import REGISTRIES, PartSpec
 from ablatio.testing.compatibility_table import KINDS
 
 RECORD = Path(__file__).parents[2] / "plugins" / "ablatio_std" / FILE
-OURS = [e for kind in (*KINDS, "source", "tokenizer") for e in REGISTRIES[kind] if e.provider.dist == "ablatio"]
+OURS = [e for kind in (*KINDS, "source", "tokenizer") for e in REGISTRIES[kind] if e.distribution.name == "ablatio"]
 
 
 @pytest.mark.parametrize("entry", OURS, ids=lambda e: f"{e.kind}={e.name}")
@@ -54,7 +54,7 @@ def wrong(x):
 TESTS = """
 import pytest
 import torch
-from ablatio.kinds import activations
+from ablatio.registry.kinds import activations
 
 @pytest.mark.oracle("activation", "multiplication")
 @pytest.mark.parametrize("name", ["halved", "wrong"])
@@ -67,8 +67,8 @@ def test_nothing():
     pass
 """
 SAID = """
-from ablatio.oracles import checked_against
-from ablatio.registry import REGISTRIES
+from ablatio.registry.oracles import checked_against
+from ablatio.registry.registry import REGISTRIES
 print(checked_against(REGISTRIES["activation"]["halved"]), checked_against(REGISTRIES["activation"]["wrong"]))
 """
 

@@ -9,17 +9,19 @@ BROKEN = Path(__file__).parents[1] / "helpers" / "plugins" / "broken"
 
 STATE = """
 import sys
-from ablatio import norms, plugins, rules
-from ablatio.registry import REGISTRIES
+from ablatio import norms
+from ablatio.registry import discovery as plugins
+from ablatio.registry import rules
+from ablatio.registry.registry import REGISTRIES
 names = norms.names()
 answer = {
-    "failures": {f.plugin: [str(f), f.provider.dist] for f in plugins.failures()},
-    "norms": {e.name: e.provider.dist for e in norms},
+    "failures": {f.plugin: [str(f), f.distribution.name] for f in plugins.failures()},
+    "norms": {e.name: e.distribution.name for e in norms},
     "kinds": list(REGISTRIES),
     "rules": [r.when for r in rules.RULES],
     "builds": type(norms.build("rmsnorm", d_model=4)).__name__,
     "imported": [m for m in sys.modules if m.startswith("broken_")],
-    "sources": sorted(s.provider.dist for s in plugins.sources()),
+    "sources": sorted(s.distribution.name for s in plugins.sources()),
 }
 """
 REASONS = {

@@ -83,5 +83,5 @@ def test_what_has_no_file_has_no_digest() -> None:
 
 
 def test_each_part_of_ours_has_one_of_its_own() -> None:
-    entries = [e for kind in REGISTRIES for e in REGISTRIES[kind] if e.provider.dist == "ablatio"]
+    entries = [e for kind in REGISTRIES for e in REGISTRIES[kind] if e.distribution.name == "ablatio"]
     assert all(len(e.digest) == 64 for e in entries) and len({e.digest for e in entries}) == len(entries)

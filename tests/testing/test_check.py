@@ -57,7 +57,7 @@ def test_a_kind_of_a_plugin_gets_the_common_suite(site):
 
 
 COMPOSE = """
-from ablatio.compose import compose_run
+from ablatio.config.compose import compose_run
 answer = [compose_run(words).config.get("sampler") for words in ([], ["sampler=steady", "sampler.temperature=0.5"])]
 """
 

@@ -71,7 +71,7 @@ def test_products_stay_those_of_float32(as_before):
 
 FREED = """
 import resource, torch
-from ablatio.tasks.machine import Machine
+from ablatio.training.device import Machine
 if {prepared}:
     Machine("cpu", "32", 1).prepare(64)
 def faults():

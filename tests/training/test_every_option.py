@@ -42,7 +42,7 @@ CHOICES = [*choices(), ("mlp", "moe", "mlp.top_k=2"), ("activation", "gated", "a
 
 
 def learns(tmp_path: Path, text_file: Path, kind: str, name: str, *more: str) -> None:
-    option = f"{kind}=[{name}]" if REGISTRIES[kind].many else f"{kind}={name}"
+    option = f"{kind}=[{name}]" if REGISTRIES[kind].multiple else f"{kind}={name}"
     settings = [*TINY, f"source.path={text_file}", f"out={tmp_path}", "name=run", "train.steps=40", "model.n_heads=4"]
     settings += ["train.batch_size=8", "model.max_len=32", "model.n_layers=2", "train.checkpoint_every=20"]
     settings += NEEDS.get(f"{kind}={name}", [])

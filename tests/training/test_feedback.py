@@ -74,7 +74,7 @@ def test_of_two_answers_the_prompt_goes_through_the_model_once(monkeypatch: pyte
     assert len(example.prompts) == len(example.tokens) / 2
     assert seen == [example.prompts.numel(), example.tokens[:, :-1].numel()]
     seen.clear()
-    model.branches = False
+    model.shared_prefix = False
     task.loss(model, example)
     assert seen == [len(example.tokens) * (example.longest - 1)]
 

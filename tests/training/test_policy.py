@@ -32,7 +32,7 @@ def test_each_method_makes_its_steps(name):
 @pytest.mark.parametrize("name", ["ppo", "grpo"])
 def test_short_answers_are_learned(name):
     """The reward wants one token; an answer's end is as likely as any of 256 bytes at the start."""
-    knobs = {"kl_coef": 0.0, "vf": 0.1} if name in ("ppo", "a2c") else {"beta": 0.0}
+    knobs = {"kl_coef": 0.0, "vf_coef": 0.1} if name in ("ppo", "a2c") else {"beta": 0.0}
     if name == "ppo":
         knobs |= {"stop_kl": None, "epochs": 2}
     task, model = made(name, reward_knobs={"target": 4}, method_knobs=knobs, batch_size=64, answer_tokens=8)

@@ -16,8 +16,8 @@ EXAMPLES = [
     for o in REGISTRIES["objective"]
     for a in REGISTRIES["architecture"]
     if o.name != "distillation"  # needs another run: see test_distillation
-    and o.facts["gives"] in a.facts["takes"]
-    and (a.name != "causal" or o.facts["gives"] == "next tokens")
+    and o.facts["produces"] in a.facts["accepts"]
+    and (a.name != "causal" or o.facts["produces"] == "next tokens")
 ]
 
 

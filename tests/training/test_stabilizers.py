@@ -30,8 +30,8 @@ def spiked_text(text_file: Path, tmp_path: Path) -> Path:
 
 REWIND = [
     "stabilizer=[clip,spike_rewind]", "stabilizer.spike_rewind.window=12", "stabilizer.spike_rewind.sigma=8",
-    "stabilizer.spike_rewind.rise=1.5", "stabilizer.spike_rewind.back=3", "stabilizer.spike_rewind.skip=6",
-    "stabilizer.spike_rewind.most=30", "train.batch_size=2", "train.steps=300", "train.checkpoint_every=10",
+    "stabilizer.spike_rewind.rise=1.5", "stabilizer.spike_rewind.rewind_steps=3", "stabilizer.spike_rewind.skip=6",
+    "stabilizer.spike_rewind.max_rewinds=30", "train.batch_size=2", "train.steps=300", "train.checkpoint_every=10",
     "train.val_every=null", "data.document_mask=false", "data.val_fraction=0.05",
 ]  # fmt: skip
 
@@ -56,7 +56,7 @@ def test_a_spike_is_left_behind_and_told(tmp_path: Path, spiked_text: Path) -> N
 def test_without_a_way_forward_the_run_counts_as_diverged(tmp_path: Path, text_file: Path) -> None:
     settings = [*TINY, f"source.path={text_file}", f"out={tmp_path}", *REWIND]
     settings += ["stabilizer.spike_rewind.sigma=0.001", "stabilizer.spike_rewind.rise=0", "name=run"]
-    settings += ["stabilizer.spike_rewind.most=2"]
+    settings += ["stabilizer.spike_rewind.max_rewinds=2"]
     run = ablatio(["train", *settings], tmp_path / "log")
     assert run.code == 4 and "after 2 rewinds" in run.err
     assert len(summary(tmp_path / "run")["rewinds"]) == 2

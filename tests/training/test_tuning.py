@@ -98,7 +98,7 @@ def test_quantised_afterwards(tmp_path: Path, base: list[str]) -> None:
         assert coded["cost"] == pytest.approx(coded["loss"] - plain["loss"]) and "cost" not in plain
         costs[name] = abs(coded["cost"])
     assert costs["int8"] < costs["int4"] < 0.5
-    aware = ablatio([*base, "name=aware", "quantization=int4", "quantization.aware=true"], tmp_path / "log")
+    aware = ablatio([*base, "name=aware", "quantization=int4", "quantization.qat=true"], tmp_path / "log")
     assert aware.code == 0, aware.err
     refused = ablatio(["train", *TINY, "peft=qlora", "quantization=int8"], tmp_path / "log")
     assert refused.code == 2 and "quantization=none" in refused.err

@@ -63,7 +63,7 @@ def candidates(words: list[str]) -> list[str]:
     elif before[0] in ("train", "size", "coordinates"):
         found = _settings(last, before[1:])
     elif before[0] == "check":
-        found = sorted({s.provider.dist for s in discovery.sources()})
+        found = sorted({s.distribution.name for s in discovery.sources()})
     elif before[0] == "completion":
         found = list(SHELLS)
     else:
@@ -90,7 +90,7 @@ def _settings(last: str, before: list[str]) -> list[str]:
     registry = REGISTRIES.get(section)
     if registry is None:
         return []
-    if registry.many:
+    if registry.multiple:
         return [f"{section}.{e.name}.{k.name}=" for e in registry for k in e.knobs]
     options = [o for o in chosen.get(section, "").split(",") if o in registry.entries] or list(registry.entries)
     return list(dict.fromkeys(f"{section}.{k.name}=" for o in options for k in registry.entries[o].knobs))

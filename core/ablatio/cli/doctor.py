@@ -30,7 +30,7 @@ def run(arguments: list[str]) -> int:
             "conf/train.yaml is missing from the installation\n    try: pip install --force-reinstall ablatio"
         )
     for source in discovery.sources():
-        print(f"{'plugin':<12} {source.name} of {source.provider}")
+        print(f"{'plugin':<12} {source.name} of {source.distribution}")
     problems += [str(f) for f in discovery.failures()]
     for problem in problems:
         print(f"PROBLEM      {problem}", file=sys.stderr)

@@ -60,7 +60,7 @@ def print_kinds(kinds: list[Registry[PartSpec]]) -> None:
         for entry in registry:
             knobs = ", ".join(k.name for k in entry.knobs)
             oracles = "; ".join(checked_against(entry))
-            cells = (knobs, entry.summary, oracles, str(entry.provider))
+            cells = (knobs, entry.summary, oracles, str(entry.distribution))
             table.add_row(entry.name, *map(escape, cells))
         console.print(table)
         console.print()
@@ -79,6 +79,6 @@ def print_files(groups: Mapping[str, Mapping[str, yaml_files.File]]) -> None:
             table.add_column(column, overflow="fold", style="bold" if column == "option" else "")
         for file in files.values():
             sizes = [" ".join(presets.load(file).sizes)] if group == yaml_files.PRESET else []
-            table.add_row(file.name, *sizes, escape(file.summary), escape(str(file.provider)))
+            table.add_row(file.name, *sizes, escape(file.summary), escape(str(file.distribution)))
         console.print(table)
         console.print()

@@ -52,14 +52,14 @@ def _show_entry(console: Any, entry: PartSpec) -> None:
 
     console.print(f"[bold]{entry.kind}={entry.name}[/]\n\n{escape(entry.doc)}\n", highlight=False)
     if entry.knobs:
-        many = REGISTRIES[entry.kind].many
+        many = REGISTRIES[entry.kind].multiple
         console.print(knob_table(entry.knobs, f"{entry.kind}.{entry.name}." if many else f"{entry.kind}."))
     else:
         console.print("It has no knobs.")
     console.print(f"\nsource    {escape(entry.paper or 'none given')}", highlight=False)
     oracles = "; ".join(checked_against(entry)) or "nothing that was recorded for this source"
     console.print(f"checked   against {escape(oracles)}", highlight=False)
-    console.print(f"provider  {escape(str(entry.provider))} ({entry.module}.{entry.qualname})", highlight=False)
+    console.print(f"distribution  {escape(str(entry.distribution))} ({entry.module}.{entry.qualname})", highlight=False)
     if entry.facts:
         facts = ", ".join(f"{k}: {v}" for k, v in entry.facts.items())
         console.print(f"facts     {escape(facts)}", highlight=False)
@@ -85,7 +85,7 @@ def _show_file(console: Any, group: str, name: str) -> None:
     console.print(f"[bold]{group}={name}[/]\n\n{escape(file.doc)}\n", highlight=False)
     console.print(escape("\n".join(body).strip()), highlight=False)
     console.print(
-        f"\nprovider  {escape(str(file.provider))} ({escape(str(file.path))})", highlight=False, soft_wrap=True
+        f"\nprovider  {escape(str(file.distribution))} ({escape(str(file.path))})", highlight=False, soft_wrap=True
     )
 
 

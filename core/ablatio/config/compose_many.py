@@ -111,7 +111,7 @@ def is_part(parsed: Override) -> bool:
     kind, name = parsed.key_or_group, parsed.value()
     return (
         kind in run_config.NEEDED
-        and not REGISTRIES[kind].many
+        and not REGISTRIES[kind].multiple
         and parsed.type is OverrideType.CHANGE
         and parsed.package is None
         and isinstance(name, str)

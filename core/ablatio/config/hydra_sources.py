@@ -91,7 +91,7 @@ def _content(group: str, name: str) -> tuple[Any, str | None]:
     if name == OPEN:
         return {"name": OPEN}, None
     entry = REGISTRIES[group].entries[name]
-    if REGISTRIES[group].many:
+    if REGISTRIES[group].multiple:
         return entry.defaults, f"{group}.{name}"
     return {"name": name} | entry.defaults, None
 
@@ -109,8 +109,8 @@ class AblatioSearchPath(SearchPathPlugin):
         search_path.prepend("ablatio", "registry://")
         search_path.prepend("ablatio-launcher", "launcher://")
         for source in discovery.sources():
-            if source.conf is not None and source.provider.dist != "ablatio":
-                search_path.append(source.provider.dist, f"file://{source.conf}")
+            if source.conf is not None and source.distribution.name != "ablatio":
+                search_path.append(source.distribution.name, f"file://{source.conf}")
 
 
 def _bare(path: str) -> str:

@@ -12,6 +12,7 @@ from ablatio.config import presets, yaml_files
 from ablatio.config import schema as run_config
 from ablatio.config.hydra_sources import groups
 from ablatio.errors import Problem
+from ablatio.registry import renamed
 from ablatio.registry.registry import REGISTRIES
 
 ADDED = ("experiment", run_config.SWEEP)
@@ -59,15 +60,15 @@ def _group_problems(parsed: Override, options: dict[str, list[str]], chosen: dic
     if parsed.is_sweep_override():
         yield Problem(group, f"several values came: {_swept(parsed)}; -m runs one after the other")
         return
-    many = group in REGISTRIES and REGISTRIES[group].many
+    multiple = group in REGISTRIES and REGISTRIES[group].multiple
     if value is None and group in REGISTRIES and REGISTRIES[group].optional:
         return  # `peft=null`: none
     names = value if isinstance(value, list) else [value]
-    if isinstance(value, list) and not many:
+    if isinstance(value, list) and not multiple:
         came = ", ".join(map(str, names))
         yield Problem(group, f"{len(names)} options came ({came}), a model has one {group}", f"{group}={names[0]}")
         return
-    if group in chosen and not many:
+    if group in chosen and not multiple:
         came = f"{chosen[group]} and {value}"
         yield Problem(group, f"two options came ({came}), a model has one {group}", f"{group}={value}")
         return
@@ -97,6 +98,8 @@ def key_problem(parsed: Override, tree: Any, options: dict[str, list[str]]) -> P
         )
     if parsed.is_add() or key.startswith("hydra"):
         return None
+    if (now := renamed.key(key)) != key:
+        return Problem(key, f"is now called {now}", f"{now}={parsed.get_value_element_as_str()}")
     node, path = tree, ""
     for part in key.split("."):
         if not isinstance(node, dict) or part not in node:
@@ -121,4 +124,4 @@ def key_problem(parsed: Override, tree: Any, options: dict[str, list[str]]) -> P
 def _options_with(kind: str, knob: str) -> list[str]:
     """The options of a kind, where it has one at a time, that have this knob."""
     registry = REGISTRIES.get(kind)
-    return [] if registry is None or registry.many else [e.name for e in registry if e.knob(knob)]
+    return [] if registry is None or registry.multiple else [e.name for e in registry if e.knob(knob)]

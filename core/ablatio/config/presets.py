@@ -46,7 +46,9 @@ class Preset:
 
     def _stands(self, key: str, chosen: Mapping[str, str]) -> bool:
         """Whether the settings of `key` have their meaning: those of a part, as long as it is the preset's own."""
-        return key not in REGISTRIES or REGISTRIES[key].many or chosen.get(key) == self.parts.get(key, chosen.get(key))
+        return (
+            key not in REGISTRIES or REGISTRIES[key].multiple or chosen.get(key) == self.parts.get(key, chosen.get(key))
+        )
 
 
 def merged(settings: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:

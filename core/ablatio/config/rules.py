@@ -24,9 +24,9 @@ rule(
     where="data.length",
 )
 rule(
-    when="facts.objective.gives not in facts.architecture.takes",
-    why="objective={objective.name} gives {facts.objective.gives}, and architecture={architecture.name} learns from "
-    "{facts.architecture.takes}",
+    when="facts.objective.produces not in facts.architecture.accepts",
+    why="objective={objective.name} gives {facts.objective.produces}, and architecture={architecture.name} learns from "
+    "{facts.architecture.accepts}",
     fix="objective={facts.architecture.objective}",
     where="objective",
 )
@@ -65,7 +65,7 @@ rule(
     where="position",
 )
 rule(
-    when="facts.position.late and not facts.attention.turns_late",
+    when="facts.position.rotates_cached_keys and not facts.attention.rotates_cached_keys",
     why="position={position.name} turns all keys anew when a text grows, and attention={attention.name} turns each "
     "once",
     fix="position=rope",
@@ -86,7 +86,7 @@ rule(
     where="placement",
 )
 rule(  # one number of norms has no length: then the rule is silent
-    when="facts.block.adds_up and len(facts.placement.n_norms) == 2",
+    when="facts.block.joint_sublayer and len(facts.placement.n_norms) == 2",
     why="placement={placement.name} norms attention and feed-forward in different ways, and block={block.name} makes "
     "one sublayer of both",
     fix="block=sequential",
@@ -120,8 +120,8 @@ rule(
     where="model.vocab_size",
 )
 rule(
-    when="facts.task.takes not in facts.source.uses",
-    why="task={task.name} learns from {facts.task.takes}, and source={source.name} gives {facts.source.uses}",
-    fix="source={'gsm_symbolic' if facts.task.takes == 'conversations' else 'sentiment'}",
+    when="facts.task.accepts not in facts.source.uses",
+    why="task={task.name} learns from {facts.task.accepts}, and source={source.name} gives {facts.source.uses}",
+    fix="source={'gsm_symbolic' if facts.task.accepts == 'conversations' else 'sentiment'}",
     where="source",
 )

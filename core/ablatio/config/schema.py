@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from ablatio.config import rules as _own_rules  # noqa: F401  (registers them)
 from ablatio.errors import Problem, did_you_mean
-from ablatio.registry import kinds, rules
+from ablatio.registry import kinds, renamed, rules
 from ablatio.registry.discovery import refuse_objects
 from ablatio.registry.knobs import Knob, NonNegative, OptionOf, Positive, Range, read_signature
 from ablatio.registry.registry import REGISTRIES, ContractError, PartSpec, Registry
@@ -145,7 +145,7 @@ def section_knobs(section: type) -> tuple[Knob, ...]:
 def defaults() -> dict[str, Any]:
     """All sections with their default values."""
     top: dict[str, Any] = {k.name: k.default for k in section_knobs(Run)}
-    top |= {kind: {} for kind, registry in REGISTRIES.items() if registry.many}
+    top |= {kind: {} for kind, registry in REGISTRIES.items() if registry.multiple}
     return top | {name: {k.name: k.default for k in section_knobs(s)} for name, s in SECTIONS.items()}
 
 
@@ -165,7 +165,7 @@ def cast(config: Mapping[str, Any]) -> dict[str, Any]:
     knobs: dict[str, tuple[Knob, ...]] = {name: section_knobs(s) for name, s in SECTIONS.items()}
     found = dict(config)
     for kind, registry in REGISTRIES.items():
-        if registry.many:
+        if registry.multiple:
             found[kind] = {n: _cast(v or {}, registry.entries[n].knobs) for n, v in (config[kind] or {}).items()}
         elif config.get(kind) is not None:
             knobs[kind] = registry.entries[config[kind]["name"]].knobs
@@ -179,7 +179,7 @@ def _given_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
         node = config.get(kind)
         if not isinstance(node, Mapping):
             continue
-        if registry.many:
+        if registry.multiple:
             found[kind] = {n: registry.entries[n].defaults for n in node if n in registry.entries}
         elif node.get("name") in registry.entries:
             found[kind] = registry.entries[str(node["name"])].defaults
@@ -216,7 +216,7 @@ def changed(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_default(registry: Registry[Any], node: Any) -> bool:
-    return not registry.many and (node is None or isinstance(node, Mapping)) and registry.is_default(node)
+    return not registry.multiple and (node is None or isinstance(node, Mapping)) and registry.is_default(node)
 
 
 def _plain(value: Any) -> Any:
@@ -227,7 +227,7 @@ def chosen(config: Mapping[str, Any]) -> Iterator[tuple[PartSpec, dict[str, Any]
     """The options that the config names, and their knobs; a kind that a plugin adds may be left out."""
     for kind, registry in REGISTRIES.items():
         node = config.get(kind) or {}
-        options = node if registry.many else {node["name"]: node} if node else {}
+        options = node if registry.multiple else {node["name"]: node} if node else {}
         for name, knobs in options.items():
             yield registry[name], {k: v for k, v in (knobs or {}).items() if k != "name"}
 
@@ -253,7 +253,7 @@ def effective(config: Mapping[str, Any], leave_out: set[str] | frozenset[str] = 
     view["facts"] = {
         kind: {**(entry := registry.entries[view[kind]["name"]]).facts, "wiring": entry.wiring}
         for kind, registry in REGISTRIES.items()
-        if not registry.many and isinstance(view.get(kind), dict) and view[kind].get("name") in registry.entries
+        if not registry.multiple and isinstance(view.get(kind), dict) and view[kind].get("name") in registry.entries
     }
     model = view.get("model", {})
     if isinstance(model, dict) and {"d_model", "n_heads", "d_head", "d_ff"} <= set(model):
@@ -305,6 +305,8 @@ def _knobs(where: str, node: Mapping[str, Any], knobs: tuple[Knob, ...]) -> Iter
     for key, value in node.items():
         if key in by_name:
             yield from value_problems(f"{where}.{key}", by_name[key], value)
+        elif (now := renamed.key(f"{where}.{key}")) != f"{where}.{key}":
+            yield Problem(f"{where}.{key}", f"is now called {now}", f"{now}={value}")
         elif key != "name":
             yield unknown(f"{where}.{key}", key, by_name, prefix=f"{where}.")
 
@@ -338,7 +340,7 @@ def _parts(config: Mapping[str, Any]) -> Iterator[Problem]:
         if not registry.in_run:
             if kind in config:
                 yield Problem(kind, "is chosen for a sweep, and this is one run; add -m")
-        elif registry.many:
+        elif registry.multiple:
             yield from _several(kind, registry, node)
         elif node is None and registry.optional:
             continue

@@ -20,7 +20,7 @@ class File:
     group: str
     name: str
     path: Path
-    provider: Distribution
+    distribution: Distribution
 
     @property
     def doc(self) -> str:
@@ -42,7 +42,7 @@ class File:
         return read_yaml(self.path)
 
     def to_json(self) -> dict[str, Any]:
-        who = {"dist": self.provider.dist, "version": self.provider.version}
+        who = {"dist": self.distribution.name, "version": self.distribution.version}
         return {"kind": self.group, "name": self.name, "doc": self.doc, **who}
 
 
@@ -62,7 +62,7 @@ def _folders() -> Iterator[tuple[Path, Distribution]]:
     yield shipped("conf"), ours
     for source in discovery.sources():
         if source.conf is not None:
-            yield source.conf, source.provider
+            yield source.conf, source.distribution
 
 
 def files() -> dict[str, dict[str, File]]:
@@ -71,11 +71,11 @@ def files() -> dict[str, dict[str, File]]:
     found: dict[str, dict[str, File]] = {
         SWEEP: {p.stem: File(SWEEP, p.stem, p, ours) for p in sorted(shipped("sweeps").glob("*.yaml"))}
     }
-    for folder, provider in _folders():
+    for folder, distribution in _folders():
         for path in sorted(folder.rglob("*.yaml")):
             group = path.parent.relative_to(folder).as_posix()
             if group != ".":
-                found.setdefault(group, {}).setdefault(path.stem, File(group, path.stem, path, provider))
+                found.setdefault(group, {}).setdefault(path.stem, File(group, path.stem, path, distribution))
     return found
 
 

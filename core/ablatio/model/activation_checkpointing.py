@@ -19,7 +19,7 @@ def recompute(model: LanguageModel, segment: int) -> None:
     for module in model.modules():
         if isinstance(module, Stack):
             module.run = Recomputed(segment)
-    model.branches = False  # a start that was read once leaves its keys in a cache, and a second pass would too
+    model.shared_prefix = False  # a start that was read once leaves its keys in a cache, and a second pass would too
 
 
 class Recomputed:

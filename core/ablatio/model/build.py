@@ -134,7 +134,7 @@ class ModelBuilder:
         """The whole model, initialised: the weights of a part depend on its name and the seed, on nothing else."""
         choice = self.choice("architecture")
         with seeded(self.seed):  # arms of other sizes leave the global generator, and so the dropout, as it was
-            model = kinds.architectures.build(choice.name, choice.knobs, assembly=self)
+            model = kinds.architectures.build(choice.name, choice.knobs, builder=self)
         initialize(model, self.init, self.seed)
         if self.config.get("checkpointing"):
             again = self.choice("checkpointing")
@@ -151,10 +151,10 @@ class ModelBuilder:
         return "encoder" if side == "encoder" and len(self.stacks) == 2 else "model"
 
     @property
-    def branches(self) -> bool:
+    def shared_prefix(self) -> bool:
         """Whether all parts take a text in two passes for what it is in one, in training too."""
         attention = self._facts(kinds.attentions)
-        whole = (self._facts(registry)["whole_rows"] for registry in (kinds.mlps, kinds.placements))
+        whole = (self._facts(registry)["batch_dependent"] for registry in (kinds.mlps, kinds.placements))
         return bool(attention["caches"] and attention["takes_segments"]) and not any(whole)
 
     @property
@@ -354,7 +354,7 @@ def initialize(model: nn.Module, init: Any, seed: int) -> None:
 
 def build_model(config: Mapping[str, Any], vocab_size: int, eos: int = 0, seed: int = 0) -> LanguageModel:
     """A model from a resolved config and the vocabulary of its tokenizer."""
-    assembly = ModelBuilder(config, vocab_size, eos, seed)
-    if assembly.dims.d_model % assembly.dims.n_heads and assembly.dims.d_head is None:
-        raise UserError(f"{assembly.dims.n_heads} heads do not divide d_model={assembly.dims.d_model}")
-    return assembly.model()
+    builder = ModelBuilder(config, vocab_size, eos, seed)
+    if builder.dims.d_model % builder.dims.n_heads and builder.dims.d_head is None:
+        raise UserError(f"{builder.dims.n_heads} heads do not divide d_model={builder.dims.d_model}")
+    return builder.model()

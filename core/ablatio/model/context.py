@@ -119,7 +119,7 @@ class Context:
         """q, k turned by their positions, and k, v with those of all tokens up to now: (B, H_kv, S, d_head)."""
         if self.memory is not None:
             return q, k, v
-        if not getattr(self.position, "late", False):
+        if not getattr(self.position, "rotates_cached_keys", False):
             q, k = self.rotate(q, k, layer)
             return q, *self._remember(layer, k, v)
         k, v = self._remember(layer, k, v)
@@ -211,9 +211,15 @@ def make_context(
     bias = position.bias(q_pos, k_pos).to(dtype) if hasattr(position, "bias") else None
     prepared = prepared_keys = None
     if hasattr(position, "prepare"):
-        seen = _lengths(k_pos, key_segments) if getattr(position, "late", False) else k_pos.new_tensor(past + length)
+        seen = (
+            _lengths(k_pos, key_segments)
+            if getattr(position, "rotates_cached_keys", False)
+            else k_pos.new_tensor(past + length)
+        )
         prepared = position.prepare(q_pos, dtype, seen[..., past:] if seen.dim() else seen)
-        prepared_keys = position.prepare(k_pos, dtype, seen) if getattr(position, "late", False) else None
+        prepared_keys = (
+            position.prepare(k_pos, dtype, seen) if getattr(position, "rotates_cached_keys", False) else None
+        )
     cross = None if memory is None else _cross(q_pos, segments, memory, cache, record)
     return Context(
         mask, q_pos, k_pos, past, position, segments, key_segments, cache, bias, prepared, prepared_keys, opened,

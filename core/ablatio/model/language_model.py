@@ -37,21 +37,23 @@ class LanguageModel(nn.Module):
     eos        the sign between documents, with which a target begins behind its source
     z_loss     weight of log^2 Z in the loss, Z the sum that the softmax divides by (arXiv:2204.02311, section 5)
     bare       layers whose matrix is read beside their `forward`, where nothing attached to them is seen
-    branches   whether texts may go on from a start that was read once: they learn what they would learn as rows
+    shared_prefix   whether texts may go on from a start that was read once: they learn what they would learn as rows
     smoothing  share of the target's probability that is spread over the vocabulary (arXiv:1512.00567, section 7)
     """
 
     bare = ("lm_head",)
 
-    def __init__(
-        self, assembly: "ModelBuilder", mask: MaskKind, *, opens: bool = False, side: Side = "decoder"
-    ) -> None:
+    def __init__(self, builder: "ModelBuilder", mask: MaskKind, *, opens: bool = False, side: Side = "decoder") -> None:
         super().__init__()
-        dims = assembly.dims
-        self.eos = assembly.eos
-        self.opens, self.logit_scale, self.z_loss, self.smoothing = opens, assembly.logit_scale, 0.0, 0.0
-        self.model = Stack(assembly, mask, side, opens=opens)
-        self.branches = mask == "causal" and assembly.branches and not getattr(self.model.position, "late", False)
+        dims = builder.dims
+        self.eos = builder.eos
+        self.opens, self.logit_scale, self.z_loss, self.smoothing = opens, builder.logit_scale, 0.0, 0.0
+        self.model = Stack(builder, mask, side, opens=opens)
+        self.shared_prefix = (
+            mask == "causal"
+            and builder.shared_prefix
+            and not getattr(self.model.position, "rotates_cached_keys", False)
+        )
         self.lm_head = nn.Linear(dims.d_model, dims.vocab_size, bias=False)
         if dims.tied:
             self.lm_head.weight = self.model.embed_tokens.weight
@@ -199,10 +201,10 @@ class Encoder(LanguageModel):
 class EncoderDecoder(LanguageModel):
     """An encoder that reads the source, and a decoder that says the target; they share the embedding."""
 
-    def __init__(self, assembly: "ModelBuilder") -> None:
-        super().__init__(assembly, "causal")
-        self.branches = False
-        self.encoder = Stack(assembly, "full", "encoder", table=self.model.embed_tokens)
+    def __init__(self, builder: "ModelBuilder") -> None:
+        super().__init__(builder, "causal")
+        self.shared_prefix = False
+        self.encoder = Stack(builder, "full", "encoder", table=self.model.embed_tokens)
 
     def forward(self, tokens: Tensor, segments: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
         """Logits (B, T, V) of a decoder that repeats what its encoder reads."""

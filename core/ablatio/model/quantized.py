@@ -89,7 +89,7 @@ class Aware(nn.Linear):
 
 
 @torch.no_grad()
-def quantize(model: nn.Module, codec: Codec, *, aware: bool) -> None:
+def quantize(model: nn.Module, codec: Codec, *, qat: bool) -> None:
     """Every linear map of the layers; embeddings and the head, whose errors weigh most, stay as they are."""
     found = targets_of(model, ("linear",))
     if other := [path for path, layer in found.items() if not isinstance(layer, nn.Linear)]:
@@ -103,7 +103,7 @@ def quantize(model: nn.Module, codec: Codec, *, aware: bool) -> None:
             f"{len(done)} of this model's linear maps are quantised already\n    try: a run with quantization=none"
         )
     for layer in layers:
-        if not aware:
+        if not qat:
             held = codec.encode(layer.weight)
             layer.coded = layer.weight.numel()
             del layer._parameters["weight"]
@@ -112,7 +112,7 @@ def quantize(model: nn.Module, codec: Codec, *, aware: bool) -> None:
             if layer.bias is not None:
                 layer.bias.requires_grad_(False)
         layer.codec = codec
-        layer.__class__ = Aware if aware else Coded
+        layer.__class__ = Aware if qat else Coded
 
 
 @torch.no_grad()

@@ -54,7 +54,7 @@ class Stack(nn.Module):
 
     def __init__(
         self,
-        assembly: "ModelBuilder",
+        builder: "ModelBuilder",
         mask: MaskKind,
         side: Side = "decoder",
         *,
@@ -63,16 +63,16 @@ class Stack(nn.Module):
     ) -> None:
         """opens: whether a prefix is seen in both directions; table: the embedding of another stack, to share it."""
         super().__init__()
-        dims, placed = assembly.dims, assembly.placement(None, side)
-        self.mask, self.depth, self.gain = mask, assembly.depth(side), float(placed.gain)
+        dims, placed = builder.dims, builder.placement(None, side)
+        self.mask, self.depth, self.gain = mask, builder.depth(side), float(placed.gain)
         self.d_model = dims.d_model
         self.max_len, self.dropout, self.scale = dims.max_len, dims.dropout, dims.embedding_scale
         self.embed_tokens = table or nn.Embedding(dims.vocab_size, dims.d_model)
-        self.embed_norm = assembly.embedding_norm(side)
-        self.position = assembly.position(mask == "causal" and not opens, side)
-        self.layers = nn.ModuleList(assembly.layers(side))
-        self.further = nn.ModuleList(assembly.siblings(side))
-        self.norm = assembly.final_norm(side)
+        self.embed_norm = builder.embedding_norm(side)
+        self.position = builder.position(mask == "causal" and not opens, side)
+        self.layers = nn.ModuleList(builder.layers(side))
+        self.further = nn.ModuleList(builder.siblings(side))
+        self.norm = builder.final_norm(side)
         self.stream = placed if hasattr(placed, "open") else None
         self.virtual: Virtual | None = None
         self.run: Run = in_turn

@@ -34,12 +34,12 @@ class PluginSource:
 
     name: str
     module: str
-    provider: Distribution
+    distribution: Distribution
 
     @property
     def key(self) -> str:
         """Names this plugin among all: two distributions may call their entry points alike."""
-        return f"{self.provider.dist}:{self.name}"
+        return f"{self.distribution.name}:{self.name}"
 
     @property
     def files(self) -> list[Path]:
@@ -81,9 +81,9 @@ def plugin_sources() -> list[PluginSource]:
     found = {}
     for point in importlib.metadata.entry_points(group=GROUP):
         dist = point.dist
-        provider = Distribution(dist.name, dist.version) if dist else Distribution("unknown", "")
-        found[provider.dist, point.value] = PluginSource(point.name, point.value.split(":")[0], provider)
-    return sorted(found.values(), key=lambda s: (s.provider.dist != OURS, s.provider.dist.lower(), s.name))
+        distribution = Distribution(dist.name, dist.version) if dist else Distribution("unknown", "")
+        found[distribution.name, point.value] = PluginSource(point.name, point.value.split(":")[0], distribution)
+    return sorted(found.values(), key=lambda s: (s.distribution.name != OURS, s.distribution.name.lower(), s.name))
 
 
 @dataclass(slots=True)
@@ -126,7 +126,7 @@ def _fingerprint(sources: list[PluginSource]) -> str:
     """Changes with any Python or YAML file of a plugin, or of the code that reads them."""
     lines = [f"{FORMAT} {sys.version} {sys.prefix}"]
     for source in sources:
-        lines.append(f"{source.provider} {source.name} {source.module}")
+        lines.append(f"{source.distribution} {source.name} {source.module}")
         lines += [_stamp(p) for p in source.files]
     lines += [_stamp(p) for p in sorted(HERE.glob("*.py"))]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]

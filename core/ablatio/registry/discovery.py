@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from ablatio.registry import rules
+from ablatio.registry import renamed, rules
 from ablatio.registry.catalogue import LOAD_SECONDS, Catalogue, PluginSource, conf_files, plugin_sources, read
 from ablatio.registry.registry import (
     REGISTRIES,
@@ -36,11 +36,11 @@ class Failure:
     """A plugin that is left out, and why."""
 
     plugin: str
-    provider: Distribution
+    distribution: Distribution
     reason: str
 
     def __str__(self) -> str:
-        return f"plugin {self.plugin} of {self.provider} is left out: {self.reason}"
+        return f"plugin {self.plugin} of {self.distribution} is left out: {self.reason}"
 
 
 _failures: list[Failure] = []
@@ -68,8 +68,8 @@ def load() -> None:
     _failures.extend(
         Failure(f["plugin"], Distribution(f["dist"], f["version"]), f["reason"]) for f in catalogue.failures
     )
-    bad = {(f.plugin, f.provider) for f in _failures}
-    _sources.extend(s for s in sources if (s.name, s.provider) not in bad)
+    bad = {(f.plugin, f.distribution) for f in _failures}
+    _sources.extend(s for s in sources if (s.name, s.distribution) not in bad)
 
 
 def failures() -> list[Failure]:
@@ -93,7 +93,7 @@ def _registry_from(kind: Mapping[str, Any]) -> None:
         methods=tuple(kind["methods"]),
         any_of=tuple(kind["any_of"]),
         facts=kind["facts"],
-        many=kind["many"],
+        multiple=kind["multiple"],
         in_run=kind["in_run"],
         default=kind["default"],
         asks={method: tuple(words) for method, words in kind["asks"].items()},
@@ -124,8 +124,13 @@ def scan(found: list[PluginSource], leave_out: Mapping[str, str], progress: Path
                 file.write(f"\n{source.key}")
         reason = leave_out.get(source.key) or _import(source, conf_names)
         if reason:
-            provider = source.provider
-            failure = {"plugin": source.name, "dist": provider.dist, "version": provider.version, "reason": reason}
+            distribution = source.distribution
+            failure = {
+                "plugin": source.name,
+                "dist": distribution.name,
+                "version": distribution.version,
+                "reason": reason,
+            }
             catalogue.failures.append(failure)
     for registry in REGISTRIES.values():
         catalogue.entries += [e.to_json() for e in registry.entries.values()]
@@ -143,13 +148,13 @@ def _kind_to_json(registry: Registry[Any]) -> dict[str, Any]:
         "methods": registry.methods,
         "any_of": registry.any_of,
         "facts": registry.facts,
-        "many": registry.many,
+        "multiple": registry.multiple,
         "in_run": registry.in_run,
         "default": registry.default,
         "asks": registry.asks,
         "optional": registry.optional,
-        "dist": registry.provider.dist,
-        "version": registry.provider.version,
+        "dist": registry.distribution.name,
+        "version": registry.distribution.version,
     }
 
 
@@ -157,7 +162,7 @@ def _import(source: PluginSource, conf_names: dict[str, Distribution]) -> str:
     """Import every module of a plugin and check its YAML; the reason why it is left out, or an empty string."""
     before, taken = list(rules.RULES), dict(conf_names)
     try:
-        with transaction(), provided_by(source.provider), _time_limit(LOAD_SECONDS):
+        with transaction(), provided_by(source.distribution), _time_limit(LOAD_SECONDS):
             for module in _modules(source):
                 importlib.import_module(module)
             _check_conf(source, taken)
@@ -185,7 +190,7 @@ def _reason(error: BaseException, source: PluginSource) -> str:
     folder = str(source.folder or source.module)
     frames = [f for f in traceback.extract_tb(error.__traceback__) if folder in f.filename]
     where = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {error}{where}"
+    return f"{type(error).__name__}: {error}{renamed.import_hint(error)}{where}"
 
 
 @contextlib.contextmanager
@@ -216,7 +221,7 @@ def _check_conf(source: PluginSource, taken: dict[str, Distribution]) -> None:
         name = path.relative_to(source.conf).with_suffix("").as_posix()
         if "/" not in name or name.startswith("hydra"):
             raise ContractError(f"{path} is no option of a group of its own; a plugin's conf holds group/option.yaml")
-        if (owner := taken.setdefault(name, source.provider)) != source.provider:
+        if (owner := taken.setdefault(name, source.distribution)) != source.distribution:
             raise ContractError(f"the option {name} exists already: {owner} brings it; rename {path}")
         if (shipped("conf") / f"{name}.yaml").exists():
             raise ContractError(f"the option {name} exists already: ablatio brings it; rename {path}")

@@ -14,6 +14,7 @@ from ablatio.errors import (
     UserError,
     did_you_mean,
 )
+from ablatio.registry import renamed
 from ablatio.registry.knobs import (
     Knob,
     read_signature,
@@ -33,29 +34,29 @@ class ContractError(TypeError):
 class Distribution:
     """The distribution that a part comes from."""
 
-    dist: str
+    name: str
     version: str
 
     def __str__(self) -> str:
-        return f"{self.dist} {self.version}"
+        return f"{self.name} {self.version}"
 
 
 SESSION = Distribution("this session", "")
-_provider: ContextVar[Distribution] = ContextVar("provider", default=SESSION)
+_distribution: ContextVar[Distribution] = ContextVar("distribution", default=SESSION)
 
 
 @contextmanager
-def provided_by(provider: Distribution) -> Iterator[None]:
-    """Everything registered inside belongs to `provider`."""
-    token = _provider.set(provider)
+def provided_by(distribution: Distribution) -> Iterator[None]:
+    """Everything registered inside belongs to `distribution`."""
+    token = _distribution.set(distribution)
     try:
         yield
     finally:
-        _provider.reset(token)
+        _distribution.reset(token)
 
 
 def current_distribution() -> Distribution:
-    return _provider.get()
+    return _distribution.get()
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,7 @@ class PartSpec:
     name: str
     module: str
     qualname: str
-    provider: Distribution
+    distribution: Distribution
     wiring: tuple[str, ...]
     knobs: tuple[Knob, ...]
     facts: Mapping[str, Any]
@@ -88,8 +89,8 @@ class PartSpec:
     def to_json(self) -> dict[str, Any]:
         plain = {f: getattr(self, f) for f in ("kind", "name", "module", "qualname", "doc", "paper", "digest")}
         return plain | {
-            "dist": self.provider.dist,
-            "version": self.provider.version,
+            "dist": self.distribution.name,
+            "version": self.distribution.version,
             "wiring": list(self.wiring),
             "knobs": [k.to_json() for k in self.knobs],
             "facts": dict(self.facts),
@@ -99,7 +100,7 @@ class PartSpec:
     def from_json(cls, data: Mapping[str, Any]) -> "PartSpec":
         plain = {f: data[f] for f in ("kind", "name", "module", "qualname", "doc", "paper", "digest", "facts")}
         return cls(
-            provider=Distribution(data["dist"], data["version"]),
+            distribution=Distribution(data["dist"], data["version"]),
             wiring=tuple(data["wiring"]),
             knobs=tuple(Knob.from_json(k) for k in data["knobs"]),
             **plain,
@@ -115,7 +116,7 @@ class Registry(Generic[T]):
     methods  what a class part must define
     any_of   methods of which a class part may define any; the fact `uses` lists those it has
     facts    class attributes (with defaults) that rules and the model read: plain values, known without importing
-    many     several options may be chosen at once: `stabilizer=[clip,ema]`
+    multiple several options may be chosen at once: `stabilizer=[clip,ema]`
     in_run   whether one of them stands in a run's config; what a sweep alone chooses does not
     default  the option of a config that names none: runs from before there was this kind stay what they were
     asks     methods of a class part that are handed what their parameters name, and the words there are; the fact
@@ -123,7 +124,7 @@ class Registry(Generic[T]):
     optional a config may choose none: `reward=null`
     """
 
-    provider: Distribution
+    distribution: Distribution
     from_catalogue: bool = False
 
     def __init__(
@@ -136,7 +137,7 @@ class Registry(Generic[T]):
         methods: tuple[str, ...] = (),
         any_of: tuple[str, ...] = (),
         facts: Mapping[str, Any] | None = None,
-        many: bool = False,
+        multiple: bool = False,
         in_run: bool = True,
         default: str = "",
         asks: Mapping[str, tuple[str, ...]] | None = None,
@@ -146,13 +147,13 @@ class Registry(Generic[T]):
             raise ContractError(f"{kind!r} cannot be the name of a kind; use lower-case letters, digits and _")
         old = REGISTRIES.get(kind)
         if old is not None and not old.from_catalogue:
-            raise ContractError(f"the kind {kind!r} exists already: {old.provider} brings it")
-        self.kind, self.doc, self.many, self.default, self.optional = kind, doc, many, default, optional
+            raise ContractError(f"the kind {kind!r} exists already: {old.distribution} brings it")
+        self.kind, self.doc, self.multiple, self.default, self.optional = kind, doc, multiple, default, optional
         self.in_run = in_run
         self.wiring, self.calls, self.facts = wiring, dict(calls or {}), dict(facts or {})
         self.methods, self.any_of = methods, any_of
         self.asks = dict(asks or {})
-        self.provider = current_distribution()
+        self.distribution = current_distribution()
         # A plugin's own kind is known from the catalogue before its module makes it: both share their contents.
         self.entries: dict[str, PartSpec] = old.entries if old else {}
         self._targets: dict[str, Callable[..., T]] = old._targets if old else {}
@@ -170,12 +171,12 @@ class Registry(Generic[T]):
             entry = self._describe(name, target, paper, facts, listed.digest if listed else "")
             if old and (old.module, old.qualname) != (entry.module, entry.qualname):
                 raise ContractError(
-                    f"{self.kind}={name} exists already: {old.provider} brings it ({old.module}), and now "
-                    f"{entry.provider} ({entry.module}) wants the same name; rename one of them"
+                    f"{self.kind}={name} exists already: {old.distribution} brings it ({old.module}), and now "
+                    f"{entry.distribution} ({entry.module}) wants the same name; rename one of them"
                 )
-            # A part that is imported after its catalogue entry was read keeps the provider found at the scan.
-            if old and entry.provider == SESSION:
-                entry = replace(entry, provider=old.provider)
+            # A part that is imported after its catalogue entry was read keeps the distribution found at the scan.
+            if old and entry.distribution == SESSION:
+                entry = replace(entry, distribution=old.distribution)
             self.entries[name] = entry
             self._targets[name] = target
             return target
@@ -188,6 +189,9 @@ class Registry(Generic[T]):
         where = f"{self.kind}={name} ({target.__module__}.{target.__qualname__})"
         if not NAME.match(name):
             raise ContractError(f"{where}: a name has lower-case letters, digits and _, and starts with a letter")
+        for old, new in renamed.FACTS.get(self.kind, {}).items():
+            if old in said or (inspect.isclass(target) and old in vars(target)):
+                raise ContractError(f"{where}: the fact `{old}` is now called `{new}`; rename it")
         if unknown := said.keys() - self.facts:
             known = ", ".join(self.facts) or "none"
             raise ContractError(f"{where}: `{min(unknown)}` is no fact of a {self.kind}; there are {known}")
@@ -212,7 +216,7 @@ class Registry(Generic[T]):
             name=name,
             module=target.__module__,
             qualname=target.__qualname__,
-            provider=current_distribution(),
+            distribution=current_distribution(),
             wiring=wiring,
             knobs=knobs,
             facts=facts,
@@ -223,6 +227,8 @@ class Registry(Generic[T]):
 
     def _check_made(self, target: Callable[..., Any], wiring: tuple[str, ...], where: str) -> None:
         if unknown := [w for w in wiring if w not in self.wiring]:
+            if new := renamed.WIRING.get(self.kind, {}).get(unknown[0]):
+                raise ContractError(f"{where}: the parameter `{unknown[0]}` is now called `{new}`; rename it")
             raise ContractError(
                 f"{where}: asks for `{unknown[0]}`, which the model does not hand to a {self.kind}; it hands over "
                 f"{', '.join(self.wiring) or 'nothing'}. A knob stands right of a bare `*`"
@@ -271,7 +277,7 @@ class Registry(Generic[T]):
         """The class or function itself, imported when it is needed."""
         entry = self[name]
         if name not in self._targets:
-            with provided_by(entry.provider):
+            with provided_by(entry.distribution):
                 importlib.import_module(entry.module)
         return self._targets[name]
 

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from ablatio.registry import renamed
 from ablatio.registry.kinds.search_space import Arm, Axis
 from ablatio.storage.atomic_write import write_json
 
@@ -122,7 +123,8 @@ class Study:
     def read(cls, folder: Path) -> Study:
         data = json.loads((folder / STUDY).read_text(encoding="utf-8"))
         data.pop("format")
-        data["axes"] = [Axis(a["key"], tuple(a["values"])) for a in data["axes"]]
+        data["axes"] = [Axis(renamed.key(a["key"]), tuple(a["values"])) for a in data["axes"]]
+        data["overrides"] = [renamed.override(text) for text in data.get("overrides", ())]
         data["refused"] = [Refused(**r) for r in data["refused"]]
         return cls(**data)
 
@@ -133,6 +135,8 @@ def write_job(folder: Path, job: Job) -> None:
 
 def read_job(folder: Path, job_id: str) -> Job:
     data = json.loads((folder / JOBS / f"{job_id}.json").read_text(encoding="utf-8"))
+    data["arm"] = {renamed.key(key): value for key, value in data["arm"].items()}
+    data["overrides"] = [renamed.override(text) for text in data.get("overrides", ())]
     return Job(**data | {key: tuple(data.get(key, ())) for key in ("overrides", "takes")})
 
 

@@ -40,7 +40,7 @@ def check(dist: str) -> int:
     dist = installed(dist)
     if importlib.util.find_spec("pytest") is None:
         raise UserError("the suites run under pytest, which is not installed\n    try: pip install 'ablatio[test]'")
-    failures = [f for f in discovery.failures() if f.provider.dist == dist]
+    failures = [f for f in discovery.failures() if f.distribution.name == dist]
     for failure in failures:
         print(failure, flush=True)
     if failures:
@@ -59,7 +59,7 @@ def check(dist: str) -> int:
 
 def installed(dist: str) -> str:
     """The distribution's own spelling of its name; UserError when it brings no plugin."""
-    names = sorted({s.provider.dist for s in plugin_sources()})
+    names = sorted({s.distribution.name for s in plugin_sources()})
     for name in names:
         if canonical(name) == canonical(dist):
             return name

@@ -14,7 +14,7 @@ from ablatio.registry.registry import PartSpec
 
 
 def label(part: PartSpec) -> str:
-    return f"{part.kind}={part.name} of {part.provider}"
+    return f"{part.kind}={part.name} of {part.distribution}"
 
 
 def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:

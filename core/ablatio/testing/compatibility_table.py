@@ -50,7 +50,7 @@ def config_of(*parts: PartSpec) -> dict[str, Any]:
     for kind, name in tiny_models.default_parts().items():
         made[kind] = {"name": name, **REGISTRIES[kind][name].defaults}
     for part in parts:
-        many = REGISTRIES[part.kind].many
+        many = REGISTRIES[part.kind].multiple
         made[part.kind] = {part.name: part.defaults} if many else {"name": part.name, **tiny_models.given(part)}
     return tiny_models.fitted(made, {part.kind for part in parts})
 

@@ -47,7 +47,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     dist = dist and _working(dist)
     names = set(metafunc.fixturenames)
-    parts = [e for e in _entries(getattr(home, "KINDS", None)) if dist in (None, e.provider.dist)]
+    parts = [e for e in _entries(getattr(home, "KINDS", None)) if dist in (None, e.distribution.name)]
     if {"part", "knob"} <= names:
         pairs = [(e, k) for e in parts for k in e.knobs]
         _parametrise(metafunc, "part, knob", pairs, [f"{_label(e)}.{k.name}" for e, k in pairs])
@@ -57,7 +57,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         files = list(_conf_files(dist))
         _parametrise(metafunc, "conf", files, [f"{p.parent.name}={p.stem}" for p in files])
     elif "dist" in names:
-        dists = sorted({e.provider.dist for e in parts})
+        dists = sorted({e.distribution.name for e in parts})
         _parametrise(metafunc, "dist", dists, dists)
 
 
@@ -72,7 +72,7 @@ def _working(dist: str) -> str:
         name = installed(dist)
     except UserError as error:
         raise pytest.UsageError(str(error)) from None
-    if broken := [str(f) for f in failures() if f.provider.dist == name]:
+    if broken := [str(f) for f in failures() if f.distribution.name == name]:
         raise pytest.UsageError("\n".join(broken))
     return name
 
@@ -87,7 +87,7 @@ def _conf_files(dist: str | None) -> Iterator[Path]:
     from ablatio.registry.catalogue import conf_files
 
     for source in sources():
-        if source.conf is not None and dist in (None, source.provider.dist):
+        if source.conf is not None and dist in (None, source.distribution.name):
             yield from conf_files(source.conf)
 
 

@@ -135,13 +135,13 @@ def use_position(
 def sublayer(entry: PartSpec, knobs: Knobs | None = None, **sizes: Any) -> tuple[nn.Module, Context, int]:
     """An attention, mlp or block of its own; a context of 3 tokens; the width of its input.  In float64."""
     config = tiny_models.config(entry, knobs, **{"d_model": 16, "n_heads": 4, **sizes})
-    assembly = ModelBuilder(config, tiny_models.VOCAB)
+    builder = ModelBuilder(config, tiny_models.VOCAB)
     made_by = {
-        "attention": lambda: assembly.attention(0, "part"),
-        "mlp": lambda: assembly.mlp(0, "part"),
-        "block": lambda: assembly.block(0),
+        "attention": lambda: builder.attention(0, "part"),
+        "mlp": lambda: builder.mlp(0, "part"),
+        "block": lambda: builder.block(0),
     }
-    place = assembly.position(causal=True)
+    place = builder.position(causal=True)
     place = place.double() if isinstance(place, nn.Module) else place
     ctx = make_context(torch.ones(2, 3, dtype=torch.long), place, "causal", None, None, torch.float64)
     return made_by[entry.kind]().double(), ctx, 16
@@ -330,7 +330,7 @@ def task(entry: PartSpec, knobs: Knobs | None = None, **settings: Any) -> tuple[
     given = tiny_models.config(entry, knobs, max_len=160)
     for section, values in {"data": {"val_fraction": 0.3}, "train": {"batch_size": 4}, **settings}.items():
         given[section] = values if "name" in values else given[section] | values
-    given |= _learned_from(entry.facts["takes"])
+    given |= _learned_from(entry.facts["accepts"])
     setup = TaskContext(given, RowPlan(given["train"]["batch_size"]))
     part = made(entry, knobs, setup=setup)
     model, _ = start_model(given, part.tokenizer, setup.seeds.init)

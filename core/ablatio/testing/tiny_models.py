@@ -48,7 +48,7 @@ def config(entry: PartSpec | None = None, knobs: Mapping[str, Any] | None = None
         made[kind] = {"name": name, **REGISTRIES[kind][name].defaults}
     if entry is not None:
         values = given(entry) | dict(knobs or {})
-        if REGISTRIES[entry.kind].many:
+        if REGISTRIES[entry.kind].multiple:
             made[entry.kind] = {entry.name: values}
         else:
             made[entry.kind] = {"name": entry.name, **values}

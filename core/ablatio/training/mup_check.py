@@ -93,7 +93,7 @@ def at_width(config: Mapping[str, Any], width: int) -> dict[str, Any]:
 
 
 class Watched(ModelBuilder):
-    """An assembly that remembers what goes out of its attentions, feed-forward parts and layers while `on` is set."""
+    """An builder that remembers what goes out of its attentions, feed-forward parts and layers while `on` is set."""
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
@@ -130,23 +130,23 @@ class Watched(ModelBuilder):
 
 def _trained(config: Mapping[str, Any], steps: int, seed: int, text: Text) -> Sizes:
     """Each output's mean size before training, and that of its change, on the batch that is trained on."""
-    assembly = Watched(config, text.vocab_size, text.eos, seed)
+    builder = Watched(config, text.vocab_size, text.eos, seed)
     with torch.random.fork_rng(devices=[]):  # dropout; the same in all widths
         torch.default_generator.manual_seed(seed)
-        model, example = assembly.model().train(), _example(config, seed, text)
-        before = assembly.outputs(model, example)
-        for _ in _steps(config, assembly, model, example, steps):
+        model, example = builder.model().train(), _example(config, seed, text)
+        before = builder.outputs(model, example)
+        for _ in _steps(config, builder, model, example, steps):
             pass
-        after = assembly.outputs(model, example)
+        after = builder.outputs(model, example)
     changed = {name: [new - old for old, new in zip(before[name], after[name], strict=True)] for name in before}
     return {name: (_size(before[name]), _size(changed[name])) for name in before}
 
 
 def _steps(
-    config: Mapping[str, Any], assembly: ModelBuilder, model: LanguageModel, example: Example, steps: int
+    config: Mapping[str, Any], builder: ModelBuilder, model: LanguageModel, example: Example, steps: int
 ) -> Iterator[float]:
     """The losses of training at the full rate, without schedule and stabilizers."""
-    choice, rate = PartChoice.of(config["optimizer"]), getattr(assembly.init, "rate", None)
+    choice, rate = PartChoice.of(config["optimizer"]), getattr(builder.init, "rate", None)
     optimizer = kinds.optimizers.build(choice.name, choice.knobs, groups=groups_by_role(model, rate))
     apply_rates(optimizer, model, rate)
     for step in range(steps):

@@ -40,7 +40,7 @@ def versions() -> dict[str, str]:
 def parts(config: Mapping[str, Any]) -> dict[str, dict[str, str]]:
     """The chosen options: who provides them, and the hash of their source."""
     return {
-        f"{entry.kind}/{entry.name}": {"provider": str(entry.provider), "sha256": entry.digest}
+        f"{entry.kind}/{entry.name}": {"distribution": str(entry.distribution), "sha256": entry.digest}
         for entry, _ in chosen(config)
     }
 
@@ -49,7 +49,7 @@ def code(config: Mapping[str, Any]) -> dict[str, Any]:
     """Hashes of the core and of every plugin, as they were when this process first asked: what it has imported."""
     return {
         "core": _core(),
-        "plugins": {f"{s.name} ({s.provider})": _hash_once(s) for s in discovery.sources()},
+        "plugins": {f"{s.name} ({s.distribution})": _hash_once(s) for s in discovery.sources()},
         "parts": parts(config),
     }
 

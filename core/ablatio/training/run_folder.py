@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ablatio.errors import EnvironmentFault, UserError
+from ablatio.registry import renamed
 from ablatio.storage.checkpoints import make_folder
 
 CHECKPOINTS, TOKENIZER = "checkpoints", "tokenizer.json"
@@ -36,7 +38,7 @@ def run_id(config: Mapping[str, Any]) -> str:
     from ablatio.config.schema import changed
 
     made = {k: v for k, v in changed(config).items() if k not in VOLATILE}
-    return hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(renamed.first_names(made), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def read_run(folder: Path) -> dict[str, Any]:
@@ -69,6 +71,9 @@ def resolved(public: Mapping[str, Any], where: str) -> dict[str, Any]:
         config: Any = OmegaConf.to_container(OmegaConf.create(text), resolve=True) if to_fill else json.loads(text)
     except OmegaConfBaseException as error:  # such as a variable that this environment does not have
         raise UserError(f"{where} cannot be resolved here: {str(error).splitlines()[0]}") from None
+    config, renames = renamed.current_config(config)
+    if renames:
+        print(f"ablatio: {where} was written by an older version; read as {', '.join(renames)}", file=sys.stderr)
     config = completed(config)  # a run of an older version lacks the settings that came later
     if problems := check(config):
         raise ConfigError(problems)

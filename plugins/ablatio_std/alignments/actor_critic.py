@@ -43,7 +43,7 @@ def advantage_estimates(rewards: Tensor, values: Tensor, mask: Tensor, gamma: fl
 
 @alignments.register("ppo", paper="arXiv:1707.06347")
 class PPO:
-    """L = -min(ratio A, clip(ratio) A) + vf max((V - R)^2, (V_clipped - R)^2) / 2 - ent H, means over tokens.
+    """L = -min(ratio A, clip(ratio) A) + vf_coef max((V - R)^2, (V_clipped - R)^2) / 2 - entropy_coef H, token means.
 
     A: generalised advantage estimates of r_t - kl_coef k1_t, whitened over the rollout; R = A + V before that.
     V_clipped stays within clip_value of the old value.  With kl_target the coefficient follows the KL of each rollout:
@@ -65,15 +65,21 @@ class PPO:
         kl_coef: KLWeight = 0.05,
         kl_target: Annotated[float | None, Positive, "nats per answer that kl_coef is steered to; null: fixed"] = None,
         stop_kl: Annotated[float | None, Positive, "nats per token; null: no early stop"] = 0.1,
-        vf: ValueWeight = 0.1,
-        ent: EntropyWeight = 0.0,
+        vf_coef: ValueWeight = 0.1,
+        entropy_coef: EntropyWeight = 0.0,
         whiten: Annotated[bool, "advantages get mean 0 and variance 1"] = True,
         epochs: Epochs = 4,
         minibatches: Minibatches = 1,
     ) -> None:
         self.group, self.clip, self.clip_value, self.gamma, self.lam = group, clip, clip_value, gamma, lam
         self.kl_coef, self.kl_target, self.stop_kl = kl_coef, kl_target, stop_kl
-        self.vf, self.ent, self.whiten, self.epochs, self.minibatches = vf, ent, whiten, epochs, minibatches
+        self.vf_coef, self.entropy_coef, self.whiten, self.epochs, self.minibatches = (
+            vf_coef,
+            entropy_coef,
+            whiten,
+            epochs,
+            minibatches,
+        )
 
     def advantages(
         self, token_rewards: Tensor, old_logps: Tensor, ref_logps: Tensor, old_values: Tensor, mask: Tensor
@@ -108,7 +114,7 @@ class PPO:
             "train/policy_loss": policy.detach(),
             "train/value_clip_fraction": masked_mean((missed_near > missed).to(ratio.dtype), mask),
         }
-        return policy + self.vf * value - self.ent * masked_mean(entropy, mask), metrics
+        return policy + self.vf_coef * value - self.entropy_coef * masked_mean(entropy, mask), metrics
 
     def observe(self, kl: float) -> None:
         """Steer the coefficient by the mean KL of an answer to the reference."""
@@ -127,7 +133,7 @@ class PPO:
 
 @alignments.register("a2c", paper="arXiv:1602.01783")
 class A2C:
-    """L = -A log p + vf (V - R)^2 / 2 - ent H, means over tokens; A = R - V, one step for each rollout.
+    """L = -A log p + vf_coef (V - R)^2 / 2 - entropy_coef H, means over tokens; A = R - V, one step for each rollout.
 
     R: what is still earned, r_t - kl_coef k1_t with discount gamma; with lam < 1, generalised advantage estimates.
     """
@@ -143,10 +149,17 @@ class A2C:
         gamma: Gamma = 1.0,
         lam: Lam = 1.0,
         kl_coef: KLWeight = 0.05,
-        vf: ValueWeight = 0.5,
-        ent: EntropyWeight = 0.01,
+        vf_coef: ValueWeight = 0.5,
+        entropy_coef: EntropyWeight = 0.01,
     ) -> None:
-        self.group, self.gamma, self.lam, self.kl_coef, self.vf, self.ent = group, gamma, lam, kl_coef, vf, ent
+        self.group, self.gamma, self.lam, self.kl_coef, self.vf_coef, self.entropy_coef = (
+            group,
+            gamma,
+            lam,
+            kl_coef,
+            vf_coef,
+            entropy_coef,
+        )
 
     def advantages(
         self, token_rewards: Tensor, old_logps: Tensor, ref_logps: Tensor, old_values: Tensor, mask: Tensor
@@ -161,4 +174,4 @@ class A2C:
         policy = -masked_mean(advantages * logps, mask)
         value = masked_mean((values - returns).square(), mask) / 2
         metrics = {"train/value_loss": value.detach(), "train/policy_loss": policy.detach()}
-        return policy + self.vf * value - self.ent * masked_mean(entropy, mask), metrics
+        return policy + self.vf_coef * value - self.entropy_coef * masked_mean(entropy, mask), metrics

@@ -22,7 +22,7 @@ class KernelAttention(SoftmaxAttention):
     """
 
     takes_bias = False
-    turns_late = False
+    rotates_cached_keys = False
     least: float | None = None  # of the sum that is divided by, where features may be negative
 
     def feature(self, x: Tensor, *, query: bool) -> Tensor:

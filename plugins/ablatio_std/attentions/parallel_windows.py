@@ -23,7 +23,7 @@ class ParallelWindows(Patterned):
     windows - 1 windows longer than the positions reach.  With windows=1 it is plain attention.
     """
 
-    turns_late = False
+    rotates_cached_keys = False
 
     def __init__(
         self,

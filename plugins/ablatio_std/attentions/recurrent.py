@@ -24,7 +24,7 @@ class Recurrent(SoftmaxAttention):
     """Projections and output of an attention, without softmax; what the heads say is gated: swish(g x) * norm(o)."""
 
     takes_bias = False
-    turns_late = False
+    rotates_cached_keys = False
     cross = False
     bidirectional = False
 

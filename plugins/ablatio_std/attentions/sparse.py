@@ -65,8 +65,9 @@ class Windowed(Patterned):
         self, q: Tensor, k: Tensor, v: Tensor, ctx: Context
     ) -> tuple[Tensor, Tensor, Tensor, Context | AttentionView]:
         place = ctx.position
-        late = getattr(place, "late", False) or (self.first and hasattr(place, "score"))  # these ask for every key
-        if ctx.cache is None or self.pattern is None or ctx.memory is not None or late:
+        # A position that rotates cached keys, or scores the first tokens, needs every key.
+        whole = getattr(place, "rotates_cached_keys", False) or (self.first and hasattr(place, "score"))
+        if ctx.cache is None or self.pattern is None or ctx.memory is not None or whole:
             return super().place(q, k, v, ctx)
         q, k = ctx.rotate(q, k, self.layer)
         first = None

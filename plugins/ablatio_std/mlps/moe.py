@@ -43,7 +43,7 @@ class TokenChoice(nn.Module):
         top_k: int,
         *,
         scores: Callable[[Tensor], Tensor],
-        normalise: bool,
+        normalize: bool,
         factor: float | None,
         weights: tuple[float, float],
         sparse_layers: int,
@@ -54,7 +54,7 @@ class TokenChoice(nn.Module):
         """weights: of the balance loss and the router's z-loss."""
         super().__init__()
         self.router, self.experts, self.shared, self.balance_bias = router, experts, shared, bias
-        self.top_k, self.scores, self.normalise, self.factor = top_k, scores, normalise, factor
+        self.top_k, self.scores, self.normalize, self.factor = top_k, scores, normalize, factor
         self.weights, self.sparse_layers, self.dropout = weights, sparse_layers, dropout
         self.idle_parameters = (experts.experts - top_k) * experts.expert_parameters
 
@@ -64,7 +64,7 @@ class TokenChoice(nn.Module):
         wish = scores if self.balance_bias is None else self.balance_bias(scores)
         chosen = wish.topk(self.top_k, dim=-1).indices  # (B, T, k)
         gates = scores.gather(-1, chosen)
-        if self.normalise:
+        if self.normalize:
             gates = normalised(gates)
         if self.training:
             gates = gates * self._train(logits, scores, chosen, ctx).to(gates.dtype)
@@ -98,7 +98,7 @@ def softmax(logits: Tensor) -> Tensor:
 
 
 @mlps.register("moe", paper="arXiv:2101.03961")
-@says(metrics=METRICS, whole_rows=True)
+@says(metrics=METRICS, batch_dependent=True)
 def moe(
     *,
     experts: Annotated[int, Range(2, 4096), "in each sparse layer"] = 8,
@@ -125,7 +125,7 @@ def moe(
         Router(wiring["d_model"], experts, jitter),
         top_k,
         scores=softmax,
-        normalise=top_k > 1,
+        normalize=top_k > 1,
         factor=capacity_factor,
         weights=(balance, z_loss),
         sparse_layers=wiring["n_layers"] // every,
@@ -134,7 +134,7 @@ def moe(
 
 
 @mlps.register("deepseek_moe", paper="arXiv:2401.06066")
-@says(metrics=METRICS, whole_rows=True)
+@says(metrics=METRICS, batch_dependent=True)
 def deepseek_moe(
     *,
     experts: Annotated[int, Range(2, 4096), "that are chosen from, in each sparse layer"] = 15,
@@ -142,7 +142,7 @@ def deepseek_moe(
     top_k: Annotated[int, Range(1, 64), "chosen experts of a token"] = 3,
     granularity: Annotated[int, Range(1, 64), "an expert has d_ff / granularity inner units"] = 4,
     scores: Annotated[Literal["softmax", "sigmoid"], "sigmoid as in DeepSeek-V3 (arXiv:2412.19437)"] = "softmax",
-    normalise: Annotated[bool, "the gates of a token add up to 1"] = False,
+    normalize: Annotated[bool, "the gates of a token add up to 1"] = False,
     bias_rate: Annotated[float, NonNegative, "step of the balancing bias (arXiv:2408.15664: 0.001); 0 for none"] = 0.0,
     balance: Annotated[float, NonNegative, "weight of the balance loss"] = 0.01,
     dense_layers: Annotated[int, Range(0, 1000), "first layers that stay dense"] = 0,
@@ -162,7 +162,7 @@ def deepseek_moe(
         Router(wiring["d_model"], experts),
         top_k,
         scores=softmax if scores == "softmax" else torch.sigmoid,
-        normalise=normalise,
+        normalize=normalize,
         factor=None,
         weights=(balance, 0.0),
         sparse_layers=wiring["n_layers"] - dense_layers,

@@ -18,7 +18,7 @@ class Answers:
     the row has no answers, as what they follow from may stand there too.
     """
 
-    gives = "next tokens"
+    produces = "next tokens"
 
     def __init__(
         self,

@@ -16,7 +16,7 @@ from ablatio.model.example import Example
 class NextToken:
     """-log p(x_{t+1} | x_1 ... x_t) at each position: rows of T + 1 tokens give T inputs and T targets."""
 
-    gives = "next tokens"
+    produces = "next tokens"
 
     def __call__(self, tokens: Tensor, segments: Tensor | None, generator: torch.Generator) -> Example:
         return Example(
@@ -64,7 +64,7 @@ class FillInTheMiddle:
     The cuts are at tokens.  Three tokens more than the text had: the end of a full row is cut off.
     """
 
-    gives = "next tokens"
+    produces = "next tokens"
     extra_tokens = 3
 
     def __init__(

@@ -22,7 +22,7 @@ class PrefixLM:
     `rate` fixes the share of the second part instead (UL2's S-denoiser has 0.25).
     """
 
-    gives = "source and target"
+    produces = "source and target"
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ def corrupted(
 class SpanCorruption:
     """Spans are replaced by sentinels <0>, <1> ...; asked is <0> span_0 <1> span_1 ... and the end."""
 
-    gives = "source and target"
+    produces = "source and target"
 
     def __init__(
         self, vocab_size: int, eos: int, max_len: int, *, rate: Rate = 0.15, mean_span: Mean = 3.0,
@@ -89,7 +89,7 @@ class BlankInfilling:
     model learns how they depend on one another.
     """
 
-    gives = "source and target"
+    produces = "source and target"
 
     def __init__(
         self, vocab_size: int, eos: int, max_len: int, *, rate: Rate = 0.15, mean_span: Mean = 3.0,
@@ -119,7 +119,7 @@ class BlankInfilling:
 class TextInfilling:
     """BART: each of some spans becomes one mask, whatever its length; the whole document is asked."""
 
-    gives = "source and target"
+    produces = "source and target"
     extra_tokens = 1
 
     def __init__(self, vocab_size: int, eos: int, max_len: int, *, rate: Rate = 0.3, mean_span: Mean = 3.0) -> None:
@@ -143,7 +143,7 @@ class MixtureOfDenoisers:
     `modes` keeps some of them.
     """
 
-    gives = "source and target"
+    produces = "source and target"
     DENOISERS = (
         ("R", 3.0, 0.15), ("R", 8.0, 0.15), ("S", 0.0, 0.25),
         ("X", 3.0, 0.5), ("X", 8.0, 0.5), ("X", 64.0, 0.15), ("X", 64.0, 0.5),
@@ -180,7 +180,7 @@ class MaskedLM:
     The rest of them (10 % in BERT) it sees as they are.
     """
 
-    gives = "blanks in place"
+    produces = "blanks in place"
     extra_tokens = 1
 
     def __init__(

@@ -170,7 +170,7 @@ class DyLoRA(LayerPeft):
     used_rank  b once trained
     """
 
-    whole_rows = True
+    batch_dependent = True
 
     def __init__(
         self,

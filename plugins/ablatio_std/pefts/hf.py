@@ -61,7 +61,7 @@ class HuggingFace:
         settings: Annotated[tuple[str, ...], "of the method's config, each key=value"] = (),
     ) -> None:
         self.method, self.targets, self.settings = method, targets, settings
-        self.whole_rows = method == "poly"  # it draws anew for each row
+        self.batch_dependent = method == "poly"  # it draws anew for each row
 
     def apply(self, model: nn.Module, seed: int) -> None:
         paths = [] if self.method in PROMPTS else list(targets_of(model, self.targets))

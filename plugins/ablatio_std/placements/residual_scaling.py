@@ -53,7 +53,7 @@ class DropPath(nn.Module):
     """
 
     gain = 1.0
-    whole_rows = True
+    batch_dependent = True
 
     def __init__(
         self, n_layers: int, layer: int | None, *, rate: Annotated[float, Range(0, 1, open_high=True)] = 0.1

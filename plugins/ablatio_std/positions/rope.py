@@ -24,7 +24,7 @@ class Rope(nn.Module):
     n, 2n ... have no positions at all (2501.18795; n = 4 in SmolLM3 and Llama 4).
     """
 
-    late = False
+    rotates_cached_keys = False
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class Rope(nn.Module):
             base, factor, original_max_len or max_len, beta_fast, beta_slow, low_freq_factor, high_freq_factor,
             short_factors, long_factors,
         )  # fmt: skip
-        self.slow, self.late, self.skip_every = METHODS[scaling], scaling in BY_LENGTH, skip_every
+        self.slow, self.rotates_cached_keys, self.skip_every = METHODS[scaling], scaling in BY_LENGTH, skip_every
         self.attention_factor = attention_factor or sharpness(scaling, self.extension)
 
     def skips(self, layer: int) -> bool:
@@ -95,7 +95,8 @@ rule(
     fix="position.high_freq_factor={position.low_freq_factor * 4}",
 )
 rule(
-    when=f"position.name == 'rope' and position.scaling in {list(BY_LENGTH)} and not facts.attention.turns_late",
+    when=f"position.name == 'rope' and position.scaling in {list(BY_LENGTH)} "
+    "and not facts.attention.rotates_cached_keys",
     why="scaling={position.scaling} turns all keys anew when a text grows, and attention={attention.name} turns each "
     "once",
     fix="position.scaling=ntk",

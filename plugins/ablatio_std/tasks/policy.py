@@ -48,7 +48,7 @@ class Policy:
     from it: what it says as the reward rises shows whether the reward is still a measure (arXiv:2210.10760).
     """
 
-    takes, main, better = "documents", "reward", "higher"
+    accepts, main, better = "documents", "reward", "higher"
     scores = ("reward", "gold", "kl", "entropy", "answer_length")
     needs, copies = ("alignment=ppo", "reward=length"), 1
     metrics = (*MEASURES, "train/old_kl", "train/entropy", "train/clip_fraction")
@@ -336,9 +336,9 @@ rule(
     where="alignment",
 )
 rule(
-    when="task.name == 'policy' and 'next tokens' not in facts.architecture.takes",
+    when="task.name == 'policy' and 'next tokens' not in facts.architecture.accepts",
     why="task=policy reads an answer behind its prompt, and architecture={architecture.name} learns from "
-    "{facts.architecture.takes}",
+    "{facts.architecture.accepts}",
     fix="architecture=causal",
     where="architecture",
 )

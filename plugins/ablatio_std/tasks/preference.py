@@ -34,7 +34,7 @@ class Preference:
     same for every method.
     """
 
-    takes, template, needs = "feedback", True, ("alignment=dpo",)
+    accepts, template, needs = "feedback", True, ("alignment=dpo",)
     scores, main, better = ("accuracy", "margin", "chosen_change", "rejected_change"), "accuracy", "higher"
 
     def __init__(
@@ -102,7 +102,7 @@ class Preference:
 
     def prepare(self, model: LanguageModel) -> None:
         """What the model says now, of held-out answers and of all that the method compares with its reference."""
-        mode, self.once = model.training, model.branches
+        mode, self.once = model.training, model.shared_prefix
         model.eval()
         if self.reference is not None:
             self.reference.load_state_dict(model.state_dict())

@@ -24,7 +24,7 @@ class Pretrain:
     A row has `data.length` tokens of the stream of documents; `objective` says what of them is read and what is said.
     """
 
-    takes, scores, main, better = "documents", ("loss", "bpb", "accuracy"), "loss", "lower"
+    accepts, scores, main, better = "documents", ("loss", "bpb", "accuracy"), "loss", "lower"
 
     def __init__(self, setup: TaskContext) -> None:
         self.setup = setup
@@ -82,9 +82,9 @@ class Pretrain:
 
     def ask(self, name: str, model: LanguageModel) -> None:
         """Score what another objective (with its default knobs) asks for; UserError where this model cannot say it."""
-        gives = kinds.objectives[name].facts["gives"]
+        gives = kinds.objectives[name].facts["produces"]
         architecture = self.setup.config["architecture"]["name"]
-        takes = kinds.architectures[architecture].facts["takes"]
+        takes = kinds.architectures[architecture].facts["accepts"]
         if gives not in takes:
             usual = kinds.architectures[architecture].facts["objective"]
             raise UserError(

@@ -40,7 +40,7 @@ class RewardModel:
     their odds.  `centering` c adds c (r_w + r_l)^2, so that rewards stay around zero (arXiv:2312.09244).
     """
 
-    takes, template = "feedback", True
+    accepts, template = "feedback", True
     scores, main, better = ("loss", "accuracy", "calibration_error", "length_bias", "margin"), "accuracy", "higher"
     metrics = ("train/reward_accuracy", "train/reward_margin", "train/reward_mean")
 
@@ -180,9 +180,9 @@ def length_bias(margin: Tensor, longer: Tensor) -> float:
 
 
 rule(
-    when="facts.task.takes == 'feedback' and 'next tokens' not in facts.architecture.takes",
+    when="facts.task.accepts == 'feedback' and 'next tokens' not in facts.architecture.accepts",
     why="task={task.name} reads an answer behind its prompt, and architecture={architecture.name} learns from "
-    "{facts.architecture.takes}",
+    "{facts.architecture.accepts}",
     fix="architecture=causal",
     where="architecture",
 )

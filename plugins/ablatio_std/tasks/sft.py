@@ -37,7 +37,7 @@ class SupervisedFineTuning:
     A share of the rows may be plain text, as in pre-training: of a decoder alone, with the loss on each token.
     """
 
-    takes, scores, main, better, template = "conversations", ("loss", "accuracy"), "loss", "lower", True
+    accepts, scores, main, better, template = "conversations", ("loss", "accuracy"), "loss", "lower", True
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class SupervisedFineTuning:
     def _reading(self) -> Reading:
         """How the architecture reads a conversation."""
         facts, eos = kinds.architectures[self.setup.config["architecture"]["name"]].facts, self.tokenizer.eos
-        if "next tokens" in facts["takes"]:
+        if "next tokens" in facts["accepts"]:
             return OneText(eos, prompts=self.prompts, causal=facts["mask"] == "causal")
         wiring = {"vocab_size": self.tokenizer.vocab_size, "eos": eos, "max_len": self.setup.length}
         return SourceAndTarget(eos, self.setup.part("objective", **wiring))
@@ -204,15 +204,15 @@ rule(
     where="task.packing",
 )
 rule(
-    when="task.name == 'sft' and 'next tokens' not in facts.architecture.takes "
-    "and 'source and target' not in facts.architecture.takes",
+    when="task.name == 'sft' and 'next tokens' not in facts.architecture.accepts "
+    "and 'source and target' not in facts.architecture.accepts",
     why="task=sft teaches a decoder to answer, and architecture={architecture.name} learns from "
-    "{facts.architecture.takes}",
+    "{facts.architecture.accepts}",
     fix="architecture=causal",
     where="architecture",
 )
 rule(
-    when="task.name == 'sft' and task.prompts and 'next tokens' not in facts.architecture.takes",
+    when="task.name == 'sft' and task.prompts and 'next tokens' not in facts.architecture.accepts",
     why="architecture={architecture.name} reads questions and says answers alone: no loss can stand on a question",
     fix="task.prompts=false",
     where="task.prompts",

@@ -167,7 +167,7 @@ def gae_by_definition(rewards, values, gamma, lam):
     return found
 
 
-def ppo_by_loops(words, *, clip, clip_value, gamma, lam, kl_coef, vf, ent, whiten=True):
+def ppo_by_loops(words, *, clip, clip_value, gamma, lam, kl_coef, vf_coef, entropy_coef, whiten=True):
     """(advantages, loss) of PPO, token by token."""
     rows = []
     for i in range(len(words["mask"])):
@@ -193,14 +193,24 @@ def ppo_by_loops(words, *, clip, clip_value, gamma, lam, kl_coef, vf, ent, white
             total_value += max((value - target) ** 2, (near - target) ** 2) / 2
             total_entropy += row["entropy"][t]
     count = len(every)
-    return [row["advantages"] for row in rows], (total_policy + vf * total_value - ent * total_entropy) / count
+    return [row["advantages"] for row in rows], (
+        total_policy + vf_coef * total_value - entropy_coef * total_entropy
+    ) / count
 
 
 @pytest.mark.oracle("alignment=ppo", "float64 loops: GAE by its definition, token by token")
 @pytest.mark.parametrize("gamma, lam", [(1.0, 0.95), (0.9, 0.0), (0.97, 1.0)])
 @pytest.mark.parametrize("clip_value", [0.05, None])
 def test_ppo_in_loops(gamma, lam, clip_value):
-    knobs = {"gamma": gamma, "lam": lam, "clip_value": clip_value, "kl_coef": 0.3, "vf": 0.7, "ent": 0.02, "clip": 0.1}
+    knobs = {
+        "gamma": gamma,
+        "lam": lam,
+        "clip_value": clip_value,
+        "kl_coef": 0.3,
+        "vf_coef": 0.7,
+        "entropy_coef": 0.02,
+        "clip": 0.1,
+    }
     method, words = made("ppo", **knobs)
     found = advantages(method, words)
     words |= {"advantages": found.advantages, "returns": found.returns}
@@ -213,7 +223,7 @@ def test_ppo_in_loops(gamma, lam, clip_value):
 
 @pytest.mark.oracle("alignment=a2c", "float64 loops: sums of what is still earned")
 def test_a2c_in_loops():
-    method, words = made("a2c", gamma=0.9, kl_coef=0.2, vf=0.4, ent=0.03)
+    method, words = made("a2c", gamma=0.9, kl_coef=0.2, vf_coef=0.4, entropy_coef=0.03)
     found = advantages(method, words)
     words |= {"advantages": found.advantages, "returns": found.returns}
     total, count = 0.0, 0
@@ -414,7 +424,9 @@ def test_ppo_finds_the_tilted_reference(beta):
     generator = torch.Generator().manual_seed(1)
     reference = torch.randn(5, generator=generator, dtype=torch.float64).log_softmax(0)
     rewards = torch.randn(5, generator=generator, dtype=torch.float64)
-    found = bandit(beta, rewards, reference, steps=250, kl_coef=beta, whiten=False, vf=1.0, clip_value=None, epochs=2)
+    found = bandit(
+        beta, rewards, reference, steps=250, kl_coef=beta, whiten=False, vf_coef=1.0, clip_value=None, epochs=2
+    )
     assert torch.allclose(found, (reference + rewards / beta).softmax(0), atol=5e-3)
 
 
@@ -423,5 +435,5 @@ def test_a2c_finds_the_tilted_reference():
     generator = torch.Generator().manual_seed(1)
     reference = torch.randn(5, generator=generator, dtype=torch.float64).log_softmax(0)
     rewards = torch.randn(5, generator=generator, dtype=torch.float64)
-    found = bandit(1.0, rewards, reference, steps=400, name="a2c", kl_coef=1.0, ent=0.0)
+    found = bandit(1.0, rewards, reference, steps=400, name="a2c", kl_coef=1.0, entropy_coef=0.0)
     assert torch.allclose(found, (reference + rewards).softmax(0), atol=5e-3)

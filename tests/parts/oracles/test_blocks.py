@@ -94,4 +94,4 @@ def test_macaron_has_two_feed_forward_parts_of_their_own():
 
 def test_every_block_has_an_oracle():
     known = {n.removesuffix("_own_norms") for n in EQUATIONS} | {"unet"}
-    assert known == {e.name for e in blocks if e.provider.dist == "ablatio"}
+    assert known == {e.name for e in blocks if e.distribution.name == "ablatio"}

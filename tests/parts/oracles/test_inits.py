@@ -311,4 +311,4 @@ def test_mup_is_refused_with_optimizers_that_follow_the_gradients_size():
 
 def test_every_init_has_an_oracle():
     more = {"gpt2", "xavier", "deepnorm", "orthogonal", "zero_out", "t5", "mup"}
-    assert STDS.keys() | more == {e.name for e in inits if e.provider.dist == "ablatio"}
+    assert STDS.keys() | more == {e.name for e in inits if e.distribution.name == "ablatio"}

@@ -134,7 +134,7 @@ def test_top_2_is_mixtral():
 def test_deepseek_is_transformers_v3(shared):
     """Sigmoid scores, a bias on the choice alone, normalised gates, shared experts."""
     knobs = {
-        "shared": shared, "top_k": 2, "granularity": 2, "scores": "sigmoid", "normalise": True, "bias_rate": 0.1,
+        "shared": shared, "top_k": 2, "granularity": 2, "scores": "sigmoid", "normalize": True, "bias_rate": 0.1,
         "balance": 0.0,
     }  # fmt: skip
     part = made("deepseek_moe", knobs, gated=True)

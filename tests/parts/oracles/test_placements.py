@@ -404,4 +404,4 @@ def test_norms_that_differ_by_sublayer_need_two_sublayers():
 def test_every_placement_has_an_oracle():
     more = {"peri", "hybrid", "hybrid_star", "residual_dual", "subln", "normformer", "hypersphere"}
     more |= {"hyper_connections", "static_hyper_connections"}
-    assert EQUATIONS.keys() | more == {e.name for e in placements if e.provider.dist == "ablatio"}
+    assert EQUATIONS.keys() | more == {e.name for e in placements if e.distribution.name == "ablatio"}

@@ -57,7 +57,7 @@ def test_a_seed_s_config_is_what_hydra_composes_for_it() -> None:
 
 
 def test_an_axis_holds_where_the_stage_has_it() -> None:
-    found = plan("stages.ppo.alignment=ppo,grpo", "stages.ppo.alignment.vf=0.1,0.2")
+    found = plan("stages.ppo.alignment=ppo,grpo", "stages.ppo.alignment.vf_coef=0.1,0.2")
     labels = [sorted(j.arm.values()) for j in found["ppo"]]
     assert labels == [["0.1", "ppo"], ["0.2", "ppo"], ["grpo"]] and len(found["reward"]) == 1
 
@@ -69,7 +69,7 @@ def test_an_axis_holds_where_the_stage_has_it() -> None:
         (["stages.ppo.alignment.kl_coeff=0.1,0.2"], "kl_coeff"),
         (["stages.ppo.alignment=ppo,gppo"], "there is no `gppo`"),
         (
-            ["stages.ppo.alignment=grpo,rloo", "stages.ppo.alignment.vf=1,2"],
+            ["stages.ppo.alignment=grpo,rloo", "stages.ppo.alignment.vf_coef=1,2"],
             "no arm has it; it is a knob of alignment=",
         ),
         ([KL, "tune=optimizer.lr"], "an arm of this sweep is a recipe"),
@@ -90,7 +90,7 @@ STUDY = """\
 sweep:
   question: Does the price of leaving the reference matter?
   recipe: instructgpt
-  overrides: [stages.sft.train.steps=20, stages.ppo.alignment=ppo, stages.ppo.alignment.vf=0.2, size=tiny]
+  overrides: [stages.sft.train.steps=20, stages.ppo.alignment=ppo, stages.ppo.alignment.vf_coef=0.2, size=tiny]
   baseline: stages.ppo.alignment.kl_coef=0.05
   axes:
     stages.ppo.alignment.kl_coef: [0.05, 0.2]

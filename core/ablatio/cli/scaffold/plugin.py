@@ -141,7 +141,7 @@ def import_name(name: str, kind: str = "norm") -> str:
         )
     if package in (known := REGISTRIES[kind]).names():
         raise UserError(
-            f"{name!r} would bring {kind}={package}, and {known[package].provider} brings that already\n"
+            f"{name!r} would bring {kind}={package}, and {known[package].distribution} brings that already\n"
             f"    try: ablatio new-plugin {_repaired(name)}"
         )
     return package

@@ -118,7 +118,7 @@ import torch
 from torch import Tensor, nn
 
 from ablatio import pefts
-from ablatio.model.adapters import LayerPeft, MatrixAdapter, Targets, widths
+from ablatio.model.peft.adapters import LayerPeft, MatrixAdapter, Targets, widths
 
 
 class Gain(MatrixAdapter):
@@ -164,7 +164,7 @@ REWARD = Start(
 from typing import Annotated
 
 from ablatio import Fraction, rewards
-from ablatio.model.answers import Answer
+from ablatio.model.rl.answers import Answer
 
 
 @rewards.register("$package", paper="arXiv:2501.12948")

@@ -24,7 +24,7 @@ def answer_states(
     """
     before, length = prompts.shape[1], answers.shape[1]
     longest = before + length if longest is None else longest
-    read_once = model.branches and pays(prompts, answers, longest) and model.model.reaches(before + length)
+    read_once = model.shared_prefix and pays(prompts, answers, longest) and model.model.reaches(before + length)
     if read_once and bool(lengths.all()):  # what follows nothing but padding would be taken for padding
         cache = Branching()
         model.model(prompts, segments_of(prompts, lengths), cache)

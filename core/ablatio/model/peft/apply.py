@@ -57,7 +57,7 @@ def apply_peft(model: nn.Module, part: Peft, seed: int) -> AppliedPeft:
         part.prepare(model)
     part.apply(model, seed)
     if isinstance(model, LanguageModel):
-        model.branches = model.branches and not getattr(part, "whole_rows", False)
+        model.shared_prefix = model.shared_prefix and not getattr(part, "batch_dependent", False)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     held = {id(t): t for t in (*model.parameters(), *model.buffers())}.values()
     weights = sum(p.numel() for p in model.parameters()) + sum(getattr(m, "coded", 0) for m in model.modules())

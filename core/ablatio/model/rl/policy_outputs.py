@@ -93,7 +93,7 @@ def states_of(model: Any, rollout: Rollout) -> Tensor:
 def tokens_read(model: Any, rollout: Rollout) -> int:
     """How many tokens `states_of` reads: each prompt once for its answers, or once in each row."""
     length, said = rollout.prompt_length, int(rollout.mask.sum())
-    if not model.branches:
+    if not model.shared_prefix:
         return int(length.sum()) + said - len(rollout)
     keys = torch.cat([length[:, None], rollout.prompts], dim=1)
     return int((torch.unique(keys, dim=0)[:, 0] - 1).sum()) + said

@@ -33,7 +33,7 @@ class Placement(Protocol):
     embedding_norm  whether it starts with one, right after the embedding
     inner_norm  the sublayers (attention, mlp) that get a norm before their last projection
     gain        what the init of value, output and feed-forward matrices is multiplied with (deepnorm's beta)
-    whole_rows  as in an Mlp
+    batch_dependent  as in an Mlp
 
     A stream of another shape than (B, T, D) is made by `open(x)` before the first layer and taken back by
     `close(x, norm)` after the last one, which also applies the final norm (the identity where there is none); both are
@@ -46,7 +46,7 @@ class Placement(Protocol):
     embedding_norm: ClassVar[bool]
     inner_norm: ClassVar[Sequence[str]]
     gain: float
-    whole_rows: ClassVar[bool]
+    batch_dependent: ClassVar[bool]
 
     def __call__(self, x: Tensor, sublayer: Any, norm: nn.Module) -> Tensor: ...
 
@@ -63,10 +63,10 @@ class Mlp(Protocol):
     Extra losses and numbers for the log go through `ctx.add_loss("train/balance", x)` and `ctx.measure(...)`; the fact
     `metrics` lists their names.  The attribute `idle_parameters` counts the weights that a token passes by.
 
-    whole_rows  in training what becomes of a token also depends on how its row, or the batch, is cut into passes
+    batch_dependent  in training what becomes of a token also depends on how its row, or the batch, is cut into passes
     """
 
-    whole_rows: ClassVar[bool]
+    batch_dependent: ClassVar[bool]
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor: ...
 
@@ -83,11 +83,11 @@ class Position(Protocol):
     score(q, k, q_pos, k_pos)  (B, H, T, d_head), (B, H, S, d_head) -> (B, H, T, S), in each layer, added to the logits
 
     extends  whether it may see positions beyond `max_len`
-    late     whether the angles depend on `length`: then the cache holds keys as they were, and all are turned each time
+    rotates_cached_keys  the angles depend on `length`: the cache holds keys unrotated, and all are rotated at each step
     """
 
     extends: ClassVar[bool]
-    late: ClassVar[bool]
+    rotates_cached_keys: ClassVar[bool]
 
 
 class Attention(Protocol):
@@ -99,7 +99,7 @@ class Attention(Protocol):
     cross           attends to an encoder's states where `ctx.memory` is given (`ctx.keys_values`)
     bidirectional   may see what comes later, when `ctx.mask` is "full" or a prefix is open
     prefix          its keys and values may begin with those of tokens that are not there
-    turns_late      keeps keys as they were, for a position that turns all of them anew when a text grows (`late`)
+    rotates_cached_keys  caches keys unrotated for a position that rotates all of them at each step
 
     hidden_flops(ctx)  optional: of one row, the FLOPs of pairs that a counter takes for seen and a pattern hides
     """
@@ -110,7 +110,7 @@ class Attention(Protocol):
     cross: ClassVar[bool]
     bidirectional: ClassVar[bool]
     prefix: ClassVar[bool]
-    turns_late: ClassVar[bool]
+    rotates_cached_keys: ClassVar[bool]
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor: ...
 
@@ -119,26 +119,26 @@ class Block(Protocol):
     """One layer: (B, T, D) -> (B, T, D); with `parts.cross` it also attends to an encoder, through `ctx.cross`.
 
     cross     whether it has a place for `parts.cross`
-    adds_up   whether attention and feed-forward are one sublayer, with one placement around both
+    joint_sublayer   whether attention and feed-forward are one sublayer, with one placement around both
     """
 
     cross: ClassVar[bool]
-    adds_up: ClassVar[bool]
+    joint_sublayer: ClassVar[bool]
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor: ...
 
 
 class Architecture(Protocol):
-    """A function of the assembly that gives a LanguageModel.
+    """A function of the builder that gives a LanguageModel.
 
     mask       who sees whom: causal | prefix | full | encoder_decoder
-    takes      the kinds of examples that it can learn from (`gives` of an objective)
+    accepts      the kinds of examples that it can learn from (`gives` of an objective)
     stacks     which stacks it has: encoder, decoder or both
     objective  the option that is usual with it
     """
 
     mask: ClassVar[str]
-    takes: ClassVar[Sequence[str]]
+    accepts: ClassVar[Sequence[str]]
     stacks: ClassVar[Sequence[str]]
     objective: ClassVar[str]
 
@@ -168,7 +168,7 @@ placements: Registry[Placement] = Registry(
         "final_norm": True,
         "embedding_norm": False,
         "inner_norm": (),
-        "whole_rows": False,
+        "batch_dependent": False,
     },
 )
 
@@ -186,7 +186,7 @@ mlps: Registry[nn.Module] = Registry(
     "The feed-forward part of a layer.",
     wiring=("d_model", "d_ff", "activation", "gated", "bias", "dropout", "layer", "n_layers", "inner_norm"),
     methods=("forward",),
-    facts={"metrics": (), "whole_rows": False},
+    facts={"metrics": (), "batch_dependent": False},
 )
 
 positions: Registry[Position] = Registry(
@@ -194,7 +194,7 @@ positions: Registry[Position] = Registry(
     "How the model knows where a token stands.",
     wiring=("d_model", "d_head", "n_heads", "n_layers", "max_len", "causal"),
     any_of=("embed", "rotate", "bias", "score"),
-    facts={"extends": True, "late": False},
+    facts={"extends": True, "rotates_cached_keys": False},
 )
 
 attentions: Registry[nn.Module] = Registry(
@@ -220,7 +220,7 @@ attentions: Registry[nn.Module] = Registry(
         "cross": False,
         "bidirectional": True,
         "prefix": False,
-        "turns_late": True,
+        "rotates_cached_keys": True,
         "metrics": (),
     },
 )
@@ -230,14 +230,14 @@ blocks: Registry[nn.Module] = Registry(
     "How attention and feed-forward make a layer.",
     wiring=("parts",),
     methods=("forward",),
-    facts={"cross": False, "adds_up": False},
+    facts={"cross": False, "joint_sublayer": False},
 )
 
 architectures: Registry[LanguageModel] = Registry(
     "architecture",
     "Which stacks there are and what each token may see.",
-    wiring=("assembly",),
-    facts={"mask": "causal", "takes": ("next tokens",), "stacks": ("decoder",), "objective": "lm"},
+    wiring=("builder",),
+    facts={"mask": "causal", "accepts": ("next tokens",), "stacks": ("decoder",), "objective": "lm"},
 )
 
 inits: Registry[Init] = Registry(

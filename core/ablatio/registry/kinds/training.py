@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class Objective(Protocol):
     """Rows of tokens (B, T+1) -> what the model reads and what it has to say; deterministic in the generator.
 
-    gives         next tokens | source and target | blanks in place
+    produces         next tokens | source and target | blanks in place
     extra_tokens  optional: ids that it needs behind the tokenizer's (sentinels, masks), known from knobs and wiring
     ahead         optional: how many coming tokens a position has to say, by default 1; the model then has ahead - 1
                   siblings of its last layer, and the example `further` targets for them
@@ -29,7 +29,7 @@ class Objective(Protocol):
     teacher       optional: the folder of the run to learn from, whose model `learn_from(model)` gets before training
     """
 
-    gives: ClassVar[str]
+    produces: ClassVar[str]
     metrics: ClassVar[Sequence[str]]
 
     def __call__(self, tokens: Tensor, segments: Tensor | None, generator: torch.Generator) -> Example: ...
@@ -118,14 +118,14 @@ class Task(Protocol):
     ask(objective, model)  score what another objective asks for from now on
     state_dict(), load_state_dict(state)  what lasts from step to step beyond the weights
 
-    takes     what it makes of its source: documents | conversations | feedback
+    accepts     what it makes of its source: documents | conversations | feedback
     copies    models held beside the one that trains: a reference
     scores    what it is scored by, under `val/`; `main` is the one that runs are compared by, `better` lower or higher
     template  whether it writes its texts in the form of `template`
     needs     kinds that a config may leave out and this task may not, each with the option that is usual: alignment=dpo
     """
 
-    takes: ClassVar[str]
+    accepts: ClassVar[str]
     scores: ClassVar[Sequence[str]]
     main: ClassVar[str]
     better: ClassVar[str]
@@ -183,7 +183,7 @@ objectives: Registry[Objective] = Registry(
     "What is predicted from what.",
     wiring=("vocab_size", "eos", "max_len"),
     methods=("__call__",),
-    facts={"gives": "next tokens", "metrics": ()},
+    facts={"produces": "next tokens", "metrics": ()},
 )
 
 optimizers: Registry[torch.optim.Optimizer] = Registry(
@@ -213,7 +213,7 @@ stabilizers: Registry[Stabilizer] = Registry(
     "What keeps a run from diverging; several at once.",
     any_of=("before_step", "after_step", "attach", "averaged", "batch_rows"),
     facts={"metrics": (), "rewinds": False},
-    many=True,
+    multiple=True,
 )
 
 tasks: Registry[Task] = Registry(
@@ -222,7 +222,7 @@ tasks: Registry[Task] = Registry(
     wiring=("setup",),
     methods=("validation", "tokens", "example", "loss", "score"),
     facts={
-        "takes": "documents",
+        "accepts": "documents",
         "scores": ("loss",),
         "main": "loss",
         "better": "lower",
@@ -240,5 +240,5 @@ loggers: Registry[Logger] = Registry(
     wiring=("folder", "config"),
     methods=("start", "log", "finish"),
     facts={"record": False},
-    many=True,
+    multiple=True,
 )

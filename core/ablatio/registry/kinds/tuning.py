@@ -20,7 +20,7 @@ class Quantization(Protocol):
     """`apply(model)` turns the matrices of linear maps into codes of few bits, in place; the maps stay where they are.
 
     bits   of a code; 32: nothing is done
-    aware  a knob, if it has one: weights stay as they are, and each pass rounds them (straight-through gradients)
+    qat  a knob, if it has one: weights stay as they are, and each pass rounds them (straight-through gradients)
     """
 
     bits: ClassVar[int]
@@ -38,12 +38,12 @@ class Peft(Protocol):
 
     exact    whether the model at step 0 is the base to the last bit, and not only to rounding
     virtual  whether it adds keys and values of tokens that are not there: then attention must have such
-    whole_rows  as in an Mlp
+    batch_dependent  as in an Mlp
     """
 
     exact: ClassVar[bool]
     virtual: ClassVar[bool]
-    whole_rows: ClassVar[bool]
+    batch_dependent: ClassVar[bool]
 
     def apply(self, model: nn.Module, seed: int) -> None: ...
 
@@ -124,7 +124,7 @@ pefts: Registry[Peft] = Registry(
     "peft",
     "Which weights train: all, or a few beside a frozen base.",
     methods=("apply",),
-    facts={"exact": True, "virtual": False, "metrics": (), "whole_rows": False},
+    facts={"exact": True, "virtual": False, "metrics": (), "batch_dependent": False},
     default="none",
 )
 

@@ -86,7 +86,7 @@ def _parts(config: Mapping[str, Any], base: Mapping[str, Any]) -> Iterator[str]:
 
     for kind, registry in REGISTRIES.items():
         mine, other = config.get(kind), base.get(kind)
-        if registry.many:
+        if registry.multiple:
             if isinstance(mine, Mapping) and [*mine] != [*(other or ())]:
                 yield f"{kind}=[{','.join(mine)}]"
         elif _name(mine) != _name(other) and (kind in config or other is None):

@@ -1,4 +1,4 @@
-"""Architectures: an assembly of parts -> a model."""
+"""Architectures: an builder of parts -> a model."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ KINDS = ("architecture",)
 
 
 def _made(part: PartSpec, **sizes: Any) -> LanguageModel:
-    return sample_parts.made(part, assembly=ModelBuilder(tiny_models.config(part, **sizes), tiny_models.VOCAB))  # type: ignore[no-any-return]
+    return sample_parts.made(part, builder=ModelBuilder(tiny_models.config(part, **sizes), tiny_models.VOCAB))  # type: ignore[no-any-return]
 
 
 def test_is_a_model(part: PartSpec) -> None:

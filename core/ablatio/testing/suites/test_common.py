@@ -152,7 +152,7 @@ print(json.dumps([before, look()]))
 
 
 def test_import_leaves_the_process_alone(dist: str) -> None:
-    modules = sorted({e.module for r in REGISTRIES.values() for e in r.entries.values() if e.provider.dist == dist})
+    modules = sorted({e.module for r in REGISTRIES.values() for e in r.entries.values() if e.distribution.name == dist})
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     command = [sys.executable, "-c", IMPORTS, *modules]
     run = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)

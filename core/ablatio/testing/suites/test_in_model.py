@@ -82,8 +82,8 @@ def test_cached_decoding_is_the_full_pass(part: PartSpec) -> None:
 def test_a_prompt_read_once_is_learnt_as_in_whole_rows(part: PartSpec) -> None:
     """Answers that go on from one prompt have the states and the gradients, in training, of rows by themselves."""
     net = tiny_models.model(part).double().train()
-    if not net.branches:
-        pytest.skip("it reads each text in one pass: no cache, no padding, or whole_rows = True")
+    if not net.shared_prefix:
+        pytest.skip("it reads each text in one pass: no cache, no padding, or batch_dependent = True")
     prompts, answers, weights = (
         tiny_models.tokens(2, 12),
         tiny_models.tokens(4, 7, seed=1),
@@ -91,7 +91,7 @@ def test_a_prompt_read_once_is_learnt_as_in_whole_rows(part: PartSpec) -> None:
     )
     lengths, parents = torch.tensor([12, 8]), torch.tensor([0, 1, 1, 0])
     states, gradients = [], []
-    for net.branches in (True, False):
+    for net.shared_prefix in (True, False):
         states.append(answer_states(net, prompts, lengths, parents, answers))
         loss = (states[-1] * weights).sum()
         gradients.append(torch.autograd.grad(loss, list(net.parameters()), allow_unused=True))

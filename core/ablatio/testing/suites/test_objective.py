@@ -62,8 +62,8 @@ def test_weights(part: PartSpec) -> None:
 
 def test_some_architecture_takes_it(part: PartSpec) -> None:
     """What it gives is what it says, and there is a model that learns from it."""
-    gives = part.facts["gives"]
-    takers = [e.name for e in REGISTRIES["architecture"] if gives in e.facts["takes"]]
+    gives = part.facts["produces"]
+    takers = [e.name for e in REGISTRIES["architecture"] if gives in e.facts["accepts"]]
     assert takers, f"{checks.label(part)}: gives {gives!r}, and no architecture takes that"
     has_source = _made(part, segments=False).source is not None
     says_source = gives == "source and target"

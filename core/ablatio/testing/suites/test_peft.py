@@ -59,8 +59,8 @@ def test_few_weights_train(part: PartSpec) -> None:
 
 def test_a_prompt_read_once_teaches_what_whole_rows_teach(part: PartSpec) -> None:
     """Answers behind prompts of two lengths, in training: states and gradients of rows by themselves."""
-    if part.facts["whole_rows"]:
-        pytest.skip("it reads each text in one pass (whole_rows = True)")
+    if part.facts["batch_dependent"]:
+        pytest.skip("it reads each text in one pass (batch_dependent = True)")
     net, _ = sample_parts.tuned(part, {"dropout": 0.0} if part.knob("dropout") else None)
     net.double().train()
     learnt = [p for p in net.parameters() if p.requires_grad]
@@ -73,7 +73,7 @@ def test_a_prompt_read_once_teaches_what_whole_rows_teach(part: PartSpec) -> Non
     )
     lengths, parents = torch.tensor([12, 8]), torch.tensor([0, 1, 1, 0])
     found = []
-    for net.branches in (True, False):
+    for net.shared_prefix in (True, False):
         states = answer_states(net, prompts, lengths, parents, answers)
         found.append((states.detach(), *torch.autograd.grad((states * weights).sum(), learnt, allow_unused=True)))
     for once, whole in zip(*found, strict=True):

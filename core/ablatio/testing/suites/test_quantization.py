@@ -82,10 +82,10 @@ def test_comes_back(part: PartSpec) -> None:
 
 
 def test_learns_to_stand_its_rounding(part: PartSpec) -> None:
-    if part.knob("aware") is None:
+    if part.knob("qat") is None:
         return
     net = tiny_models.model(part)
-    sample_parts.made(part, {"aware": True}).apply(net)
+    sample_parts.made(part, {"qat": True}).apply(net)
     losses = tiny_models.run(net, tiny_models.adamw(net), 30)
     assert losses[-1] < losses[0] - 0.3, f"{checks.label(part)}: 30 steps go from {losses[0]:.3f} to {losses[-1]:.3f}"
     scored = float(tiny_models.mean_loss(net.eval(), tiny_models.example()).detach())

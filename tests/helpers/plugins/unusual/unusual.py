@@ -220,7 +220,7 @@ class Lengths:
 class Spaces:
     """(head(h_T) - share of bytes up to 32)^2, less a running mean: no objective, no tokens to say, a state."""
 
-    takes, scores, main, better, metrics = "documents", ("correlation",), "correlation", "higher", ("train/mean",)
+    accepts, scores, main, better, metrics = "documents", ("correlation",), "correlation", "higher", ("train/mean",)
 
     def __init__(self, setup: Any, *, momentum: Annotated[float, Fraction] = 0.9) -> None:
         self.setup, self.momentum, self.mean = setup, momentum, torch.zeros(())
