@@ -11,8 +11,8 @@ from helpers.runs import TINY, ablatio, summary
 
 from ablatio.config.compose import compose_run
 from ablatio.report.analysis.arms import arms_of
-from ablatio.report.analysis.rerun_command import line, of_arm, of_config, of_run
 from ablatio.report.read.table import read_table
+from ablatio.report.rerun_command import line, of_arm, of_config, of_run
 from ablatio.sweep.plan import Plan, plan_sweep
 from ablatio.sweep.study import Job
 from ablatio.training.run_folder import run_id

@@ -54,7 +54,7 @@ MODULES: Mapping[str, str] = {
     "paths": "storage.paths", "peft_format": "interop.peft_export", "plugins": "registry.discovery", "presets":
     "config.presets", "pretrained": "storage.pretrained", "pretrained.gguf_folder": "storage.gguf", "recipes":
     "sweep.recipes", "recipes.follow": "sweep.recipes.run", "recipes.plan": "sweep.recipes.plan", "recipes.read":
-    "sweep.recipes.schema", "registry": "registry.registry", "report.again": "report.analysis.rerun_command",
+    "sweep.recipes.schema", "registry": "registry.registry", "report.again": "report.rerun_command",
     "report.arms": "report.analysis.arms", "report.content": "report.html.page_data", "report.curves":
     "report.read.curves", "report.findings": "report.analysis.findings", "report.frontier":
     "report.analysis.reward_kl_frontier", "report.page": "report.html.render", "report.plain":
@@ -71,7 +71,7 @@ MODULES: Mapping[str, str] = {
     "sweep.request", "sweep.board": "report.terminal.live_table", "sweep.chosen": "sweep.launcher_choice",
     "sweep.compose": "config.compose_many", "sweep.fair": "sweep.size_matching", "sweep.follow": "sweep.adaptive",
     "sweep.forecast": "report.terminal.plan_table", "sweep.multirun": "cli.multirun", "sweep.owner": "sweep.lock",
-    "sweep.pulse": "sweep.hang_detector", "sweep.recipes": "sweep.recipes.arms", "sweep.rehearsal":
+    "sweep.pulse": "sweep.hang_detector", "sweep.recipes": "sweep.recipe_arms", "sweep.rehearsal":
     "sweep.time_probe", "sweep.replaced": "sweep.stale_jobs", "sweep.stages": "report.terminal.stage_table",
     "sweep.weights": "training.arm_costs", "tasks": "training", "tasks.coordinates": "training.mup_check",
     "tasks.describe": "training.run_summary", "tasks.evaluate": "training.evaluate", "tasks.folder":

@@ -92,7 +92,7 @@ def planner_of(sweep: SweepRequest) -> Planner:
     """Of arms that are single runs, or of arms that are recipes."""
     if not sweep.of_recipes:
         return Planner(sweep)
-    from ablatio.sweep.recipes.arms import RecipePlanner
+    from ablatio.sweep.recipe_arms import RecipePlanner
 
     return RecipePlanner(sweep)
 

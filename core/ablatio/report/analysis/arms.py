@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from statistics import median
 
 from ablatio.errors import UserError
-from ablatio.report.analysis.rerun_command import of_arm
 from ablatio.report.escape import visible
 from ablatio.report.read.run import RATE, Run
 from ablatio.report.read.table import Table
+from ablatio.report.rerun_command import of_arm
 from ablatio.sweep.study import label_of
 
 LOSS = "val/loss"

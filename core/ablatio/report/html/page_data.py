@@ -9,7 +9,7 @@ from dataclasses import asdict
 from statistics import median
 from typing import Any
 
-from ablatio.report.analysis import rerun_command
+from ablatio.report import rerun_command
 from ablatio.report.analysis.arms import COSTS, SIZES, Arm, matched, rate_is_free, tuned
 from ablatio.report.analysis.findings import CORRECTIONS, Findings, Row, alpha_of
 from ablatio.report.analysis.reward_kl_frontier import frontier

@@ -11,8 +11,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from ablatio.report.analysis.rerun_command import of_run
 from ablatio.report.read.curves import Curves, read_curves
+from ablatio.report.rerun_command import of_run
 from ablatio.sweep.study import Job, label_of
 
 DONE = "done"

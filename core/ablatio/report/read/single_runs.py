@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ablatio.report.analysis.rerun_command import of_config
 from ablatio.report.read.run import Run, object_in, read_folder
+from ablatio.report.rerun_command import of_config
 from ablatio.sweep.study import Job
 
 NO_AXES = ("seed", "seeds", "out", "name", "trainer", "sweep")  # what makes no arm: chance, places, the machine

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ablatio.report.analysis import rerun_command
+from ablatio.report import rerun_command
 from ablatio.report.analysis.arms import COSTS, SIZES, Arm
 from ablatio.report.analysis.findings import Findings, Row
 from ablatio.report.escape import csv_text, terminal
