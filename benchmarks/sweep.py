@@ -179,14 +179,14 @@ def beside_training(steps: int) -> bool:
 def cpu_seconds(steps: int) -> list[dict[str, float]]:
     """What each run of a study left behind."""
     from ablatio.registry.kinds import launchers
-    from ablatio.report.terminal.plan_table import detectable_differences
+    from ablatio.report.terminal.plan_table import estimate_arms
     from ablatio.sweep.engine import Engine
     from ablatio.sweep.plan import plan_sweep
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         plan = plan_sweep([*TINY.split(), f"train.steps={steps}", seeds(), "table=0"])
-        detectable_differences(plan.cells, {})  # sizes for the table before the first run, which the runs inherit
+        estimate_arms(plan.cells, {})  # sizes for the table before the first run, which the runs inherit
         Engine(folder, plan.jobs, launchers.build("pool", {"workers": WORKERS}, work=counted_work)).run()
         return [json.loads((folder / "runs" / job.id / "cpu.json").read_text()) for job in plan.jobs]
 

@@ -116,7 +116,7 @@ def test_sensitivity_to_the_rate() -> None:
 def test_few_runs_say_what_they_can() -> None:
     assert math.isnan(paired([], []).mean)
     one = paired([1.0], [1.5])
-    assert (one.mean, one.n, one.method) == (-0.5, 1, "one seed: no statement")
+    assert (one.mean, one.n, one.method) == (-0.5, 1, "one seed: no test")
     assert math.isnan(one.p) and math.isnan(one.low)
     pair = compare({"a": {1: 1.0}, "b": {1: 1.5}}).pairs[0]
     assert pair.better is None and pair.more_seeds is None and math.isnan(pair.p)
@@ -128,7 +128,7 @@ def test_equal_differences() -> None:
     same = paired([1.0, 2.0, 3.0], [1.0, 2.0, 3.0])
     assert (same.p, same.low, same.high, same.method) == (1.0, 0.0, 0.0, "equal in every seed")
     shifted = paired([0.1 + 0.2, 2.3, 3.3], [0.0, 2.0, 3.0])  # 0.3 each, but for rounding
-    assert shifted.mean == pytest.approx(0.3) and math.isnan(shifted.p) and "no statement" in shifted.method
+    assert shifted.mean == pytest.approx(0.3) and math.isnan(shifted.p) and "no test" in shifted.method
 
 
 def test_diverged_and_missing_runs_are_counted() -> None:

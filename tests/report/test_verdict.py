@@ -25,7 +25,7 @@ def test_resolved_and_not_resolved() -> None:
     assert found.headline == first.text
     pair = second.pair
     assert second.text == (
-        f"geglu against gelu: not resolved (+0.001 nats [-0.005, +0.007], Holm p = {pair.p:.2f}, n = 5), "
+        f"geglu and gelu: not resolved (+0.001 nats [-0.005, +0.007], Holm p = {pair.p:.2f}, n = 5), "
         f"about {pair.more_seeds} more seeds needed"
     )
     assert second.kind == "not resolved" and not second.fair
@@ -45,24 +45,24 @@ def test_an_unmatched_or_diverged_win_is_marked() -> None:
     facts = {"small": ArmFacts(1000, False), "large": ArmFacts(1125, False)}
     found = verdict(compare(values, "small"), facts=facts)
     assert found.headline.endswith("; unmatched: large has 12.5 % more parameters") and not found.sentences[0].fair
-    assert any("tuned for no arm" in n for n in found.notes)
+    assert any("not tuned for any arm" in n for n in found.notes)
     near = verdict(compare(values, "small"), facts={"small": ArmFacts(1000, True), "large": ArmFacts(1009, False)})
     assert near.sentences[0].fair and any("not tuned for large" in n for n in near.notes)
     values["large"][3] = math.nan
     wild = verdict(compare(values, "small"))
-    assert "large diverged in 1 of 5 runs" in wild.headline and "same seed: 1" in wild.headline
+    assert "large diverged in 1 of 5 runs" in wild.headline and "lacks their seed: 1" in wild.headline
     assert not wild.sentences[0].fair and len(wild.notes) == 1 and TEXTS["en"]["interval"] in wild.notes[0]
 
 
 @pytest.mark.parametrize(
     ("other", "words"),
     [
-        (arm(2.0, 0.0), "the same numbers in all 5 seeds"),
-        ({1: 2.0}, "one seed (-0.100 nats): no statement"),
-        ({9: 2.0}, "no seed has a value of both"),
+        (arm(2.0, 0.0), "identical numbers in all 5 seeds"),
+        ({1: 2.0}, "only one shared seed (-0.100 nats), no test possible"),
+        ({9: 2.0}, "they share no finished seed"),
         (dict.fromkeys(SEEDS, math.nan), "all 5 runs of other diverged"),
         ({}, "other has no finished run"),
-        ({s: 2.3 + 0.1 * s for s in SEEDS}, "+0.300 nats in each of 5 seeds"),
+        ({s: 2.3 + 0.1 * s for s in SEEDS}, "exactly +0.300 nats in each of 5 seeds"),
         (arm(2.0 + 1e-7), "more than 1000 more seeds needed"),
     ],
 )
@@ -75,14 +75,14 @@ def test_what_cannot_be_said(other: dict[int, float], words: str) -> None:
 
 def test_headlines() -> None:
     three = {"a": arm(2.0, 0.0), "b": arm(1.9), "c": arm(1.8, -0.5)}
-    assert verdict(compare(three, "a")).headline.startswith("2 of 2 arms beat a. The largest difference: c beats a")
+    assert verdict(compare(three, "a")).headline.startswith("2 of 2 arms beat a. Largest difference: c beats a")
     assert verdict(compare(three)).headline == "c beats each of the other 2 arms."
     three["c"] = arm(1.9, 0.5)
-    assert verdict(compare(three)).headline.startswith("2 of 3 pairs resolved. The largest difference: ")
-    assert verdict(compare({"a": arm(2.0, 0.0), "b": arm(2.0)})).headline.startswith("a against b: not resolved")
+    assert verdict(compare(three)).headline.startswith("2 of 3 pairs resolved. Largest difference: ")
+    assert verdict(compare({"a": arm(2.0, 0.0), "b": arm(2.0)})).headline.startswith("a and b: not resolved")
     assert verdict(compare({x: arm(2.0, i) for i, x in enumerate("abc")})).headline == "None of 3 pairs is resolved."
-    assert verdict(compare({"a": {1: 1.0}, "b": {1: 2.0}})).headline.startswith("No statement")
-    assert verdict(compare({"a": arm(1.0)})).headline.startswith("One arm")
+    assert verdict(compare({"a": {1: 1.0}, "b": {1: 2.0}})).headline.startswith("No test possible")
+    assert verdict(compare({"a": arm(1.0)})).headline.startswith("Only one arm")
 
 
 def test_both_languages_have_the_same_sentences_and_figures() -> None:

@@ -5,7 +5,7 @@ import torch
 
 from ablatio.errors import ConfigError
 from ablatio.model.build import ModelBuilder
-from ablatio.report.terminal.plan_table import detectable_differences, duration
+from ablatio.report.terminal.plan_table import estimate_arms, duration
 from ablatio.sweep.plan import plan_sweep
 from ablatio.sweep.size_matching import CLOSE, nearest
 from ablatio.training.estimate import estimate, vocabulary_of
@@ -110,7 +110,7 @@ def test_the_nearest_size_is_found() -> None:
 
 def test_the_probe_gives_a_time_and_the_sizes() -> None:
     plan = plan_sweep([*SIZE, "mlp=dense,moe", "train.steps=10", "data.val_tokens=64", "trainer.threads=1"])
-    dense, moe = detectable_differences(plan.cells, {})
+    dense, moe = estimate_arms(plan.cells, {})
     assert dense.seconds and moe.seconds and 0.001 < dense.seconds < 60
     assert moe.parameters and dense.parameters and moe.parameters > 2 * dense.parameters
     assert dense.parameters == true_parameters(plan.jobs[0].config)

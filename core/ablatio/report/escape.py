@@ -1,4 +1,4 @@
-"""Text from others made harmless, per output: an arm's name is whatever a config or a plugin says."""
+"""Escape text from configs and plugins for each output: terminal, Markdown, CSV, JSON inside HTML."""
 
 from __future__ import annotations
 
@@ -12,36 +12,36 @@ _MARKDOWN = {c: "\\" + c for c in "\\|*_[]`~#"} | {"<": "&lt;", ">": "&gt;", "&"
 
 
 def visible(text: object) -> str:
-    """Control characters, escape codes and changes of direction as their codes: \\x1b[2J; newlines as spaces."""
+    r"""Replace control characters, escape codes and direction marks by their codes (`\\x1b[2J`), newlines by spaces."""
     return "".join(_shown(c) for c in " ".join(str(text).splitlines()))
 
 
 def lines_of(text: object) -> str:
-    """The same, with its line breaks."""
+    """Like `visible`, but keep line breaks."""
     return "\n".join(map(visible, str(text).split("\n")))
 
 
 def _shown(character: str) -> str:
-    # Cc: control; Cf: changes of direction, zero width; Cs: half a surrogate pair, which has no UTF-8
+    # Cc: control; Cf: direction marks and zero width; Cs: lone surrogates, which have no UTF-8
     if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp"):
         return character.encode("unicode_escape", "backslashreplace").decode("ascii")
     return character
 
 
 def terminal(text: object) -> str:
-    """For rich: neither escape codes nor [markup]."""
+    """Escape for rich: neither escape codes nor [markup]."""
     from rich.markup import escape
 
     return escape(visible(text))
 
 
 def markdown(text: object) -> str:
-    """One cell of a table: no markup, no HTML, no new cell."""
+    """Escape for one cell of a Markdown table: no markup, no HTML, no new cell."""
     return "".join(_MARKDOWN.get(c, c) for c in visible(text))
 
 
 def cell(value: Any) -> str:
-    """One cell of a CSV: what a spreadsheet would take for a formula begins with an apostrophe; numbers stay."""
+    """Format one CSV cell; text that a spreadsheet would run as a formula gets a leading apostrophe, numbers do not."""
     if value is None:
         return ""
     if isinstance(value, bool | int | float):
@@ -51,7 +51,7 @@ def cell(value: Any) -> str:
 
 
 def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A whole CSV, lines ended by a newline on every system."""
+    r"""Return a whole CSV file as text, with `\n` as the line end on every system."""
     import csv
     import io
 
@@ -63,6 +63,6 @@ def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def script_json(data: Any) -> str:
-    """JSON for a block inside a page: no character in it can end the block or begin a comment."""
+    """Serialize to JSON for a script block: no character in it can close the block or open a comment."""
     text = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")

@@ -27,7 +27,7 @@ from ablatio.sweep.study import label_of
 
 
 def markdown_text(findings: Findings) -> str:
-    """Question, verdict, arms; then what they rest on, what was lost, and how to run each again."""
+    """Return the report: question, verdict and arms, then provenance, failures, and the command of each arm."""
     lines = [f"# {markdown(findings.question or findings.table.study.name)}", ""]
     lines += [f"- {markdown(sentence)}" for sentence in findings.said()]
     if stages := stages_of(findings.table.runs):
@@ -55,7 +55,7 @@ def markdown_text(findings: Findings) -> str:
 
 
 def _grid(rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
-    """left: how many columns are words; the last one is, too."""
+    """Lay out a Markdown table.  left: number of text columns at the left; the last column is text, too."""
     head, *body = ["| " + " | ".join(map(markdown, row)) + " |" for row in rows]
     right = len(rows[0]) - left - 1
     return [head, "|" + "---|" * min(left, len(rows[0])) + "---:|" * max(0, right) + "---|" * (right >= 0), *body]
@@ -87,7 +87,7 @@ def _rate(findings: Findings, arm: Arm) -> str:
 
 
 def _mark(row: Row) -> str:
-    """Baseline; what is not done; and a size that makes a win no fair one."""
+    """Remark on an arm: baseline, unfinished runs, or sizes larger than the baseline's."""
     larger = [f"{row.residual[key]:+.1%} {key.replace('_', ' ')}" for key in row.unmatched]
     return "baseline" if row.arm.baseline else ", ".join(filter(None, [state_text(row.arm), *larger]))
 
@@ -125,14 +125,14 @@ def _lost(findings: Findings) -> Iterator[str]:
 
 
 def _made_of(findings: Findings) -> Iterator[str]:
-    """A value that not all runs share says how many have it."""
+    """Provenance lines; a value that only some runs share says how many."""
     told = provenance(findings.table.runs)
     most = max((n for _, _, n in told), default=0)
     return (f"{what}: {value}" + (f" ({n} runs)" if n < most else "") for what, value, n in told)
 
 
 def _answers(samples: Sequence[Mapping[str, str]]) -> list[str]:
-    """Each prompt with its answers before and after, as indented text: nothing in it is markup."""
+    """Each prompt with its answers before and after training, as indented text without markup."""
     lines = ["", "## Answers before and after"] if samples else []
     for row in samples:
         for key, value in row.items():

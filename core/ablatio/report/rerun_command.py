@@ -1,4 +1,4 @@
-"""The command line that makes a run, or all runs of an arm, again."""
+"""Command lines that repeat a run, or all runs of an arm."""
 
 from __future__ import annotations
 
@@ -14,21 +14,24 @@ from ablatio.config.words import key_of, value_of
 if TYPE_CHECKING:
     from ablatio.config.compose_many import Composer
 
-PLACES = ("out", "name")  # where a run lies is no part of it
+PLACES = ("out", "name")  # the folder of a run does not change its numbers
 SEED = "seed"
 THREADS = "trainer.threads"
-ONE_ARM = ("design=full", "tune=null")  # a study's file may say how arms are chosen and tuned: that is done
+ONE_ARM = ("design=full", "tune=null")  # the arms of a study file are chosen and tuned already
 _PLAIN = re.compile(r"[\w./+-]+")
 
 
 def line(command: Sequence[str], *, many: bool = False) -> str:
-    """As a shell takes it."""
+    """Return `ablatio train ...` quoted for a shell; empty for an empty command."""
     return f"ablatio train {'-m ' if many else ''}" + shlex.join(command) if command else ""
 
 
 def of_run(overrides: Sequence[str], config: Mapping[str, Any], manifest: Mapping[str, Any]) -> tuple[str, ...]:
-    """What the user said of the run, without its place, and with the threads that it had: a run of a sweep has one,
-    a run by itself as many as there are cores, and sums over more threads are rounded in another order."""
+    """Return the overrides that repeat a run, without its folder and with the thread count it used.
+
+    A run of a sweep uses one thread, a single run one per core, and sums over another number of threads round
+    differently.
+    """
     kept = [text for text in overrides if key_of(text) not in PLACES]
     threads = _inner(config, "trainer").get("threads")
     on_cpu = _inner(manifest, "machine").get("device") == "cpu"
@@ -38,7 +41,7 @@ def of_run(overrides: Sequence[str], config: Mapping[str, Any], manifest: Mappin
 
 
 def of_arm(commands: Sequence[Sequence[str]]) -> str:
-    """All runs of an arm in one line: a sweep over its seeds, where nothing else tells them apart."""
+    """Return one command for all runs of an arm: a sweep over its seeds if the runs differ in nothing else."""
     known = [command for command in commands if command]
     if not known:
         return ""
@@ -52,9 +55,9 @@ def of_arm(commands: Sequence[Sequence[str]]) -> str:
 
 
 def of_config(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """The overrides of a run that no study planned: all in which its config differs from the default one's.
+    """Return the overrides of a run outside any study: all settings in which its config differs from the default.
 
-    Nothing where it names a part that is not known here: then no command makes it.
+    Empty if the config names a part that is not installed: then no command repeats it.
     """
     parts = tuple(_parts(config, _composed(()) or {}))
     base = _composed(parts)
@@ -66,7 +69,7 @@ def of_config(config: Mapping[str, Any]) -> tuple[str, ...]:
 
 @functools.cache
 def _composed(overrides: tuple[str, ...]) -> Mapping[str, Any] | None:
-    """The config that these give, whether or not it could run; None where there is none."""
+    """Compose a config without checking that it can run; None if it cannot be composed."""
     found = _composer().tree(overrides)
     return found[0] if found else None
 
@@ -81,7 +84,7 @@ def _composer() -> Composer:
 
 
 def _parts(config: Mapping[str, Any], base: Mapping[str, Any]) -> Iterator[str]:
-    """The options that are not the default ones."""
+    """Yield the options that differ from the default config."""
     from ablatio.registry.registry import REGISTRIES
 
     for kind, registry in REGISTRIES.items():
@@ -110,7 +113,7 @@ def _values(mine: Mapping[str, Any], base: Mapping[str, Any], prefix: str) -> It
 
 
 def _text(value: Any) -> str:
-    """A value in Hydra's grammar."""
+    """Write a value in Hydra's grammar."""
     from ablatio.config.inherit import quoted
 
     if isinstance(value, str):

@@ -1,4 +1,4 @@
-"""The arms of a table of runs: what each is called, its values by seed, its size and its cost."""
+"""Arms of a table of runs: name, scores by seed, size and cost."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from ablatio.report.rerun_command import of_arm
 from ablatio.sweep.study import label_of
 
 LOSS = "val/loss"
-HIGHER = ("accuracy", "reward", "win_rate", "score", "margin", "match")  # how names of scores end where more is better
-UNMATCHED = 0.01  # a share of the baseline's parameters or FLOPs; beyond it sizes are not equal
+HIGHER = ("accuracy", "reward", "win_rate", "score", "margin", "match")  # endings of scores where higher is better
+UNMATCHED = 0.01  # relative difference in size above which two arms count as unequal
 SIZES = ("parameters", "trainable", "non_embedding", "flops_per_token", "tokens", "steps")
 COSTS = ("seconds", "step_seconds", "memory")
 
@@ -25,10 +25,10 @@ COSTS = ("seconds", "step_seconds", "memory")
 class Arm:
     """One cell of the design and its runs.
 
-    label     as it was written: `norm=rmsnorm position=rope`
-    name      what tells it from the others, as short as that can be
-    values    block -> score: nan where the run diverged, nothing where it is not done or failed.  A block is a seed;
-              where folders hold different data, a seed of one folder
+    label     as written: `norm=rmsnorm position=rope`
+    name      the shortest label that tells it from the other arms
+    values    block -> score; nan for a diverged run, no entry for an unfinished or failed one.  A block is a seed, or a
+              seed within one folder if the folders hold different data
     """
 
     label: str
@@ -39,31 +39,33 @@ class Arm:
     values: dict[int, float] = field(default_factory=dict)
 
     def count(self, state: str) -> int:
+        """Number of runs in this state."""
         return sum(1 for r in self.runs if r.state == state)
 
     def size(self, key: str) -> float | None:
-        """Parameters, FLOPs, tokens: of any run, for they do not depend on the seed."""
+        """Parameters, FLOPs or tokens, from any run: they do not depend on the seed."""
         return next(
             (r.size[key] for r in self.runs if key in r.size and (r.done or key not in ("tokens", "steps"))), None
         )
 
     def cost(self, key: str) -> float | None:
-        """The median over the runs that are done."""
+        """Median over the finished runs."""
         found = [r.cost[key] for r in self.runs if r.done and key in r.cost]
         return median(found) if found else None
 
     @property
     def rate(self) -> float | None:
+        """Learning rate of the arm, if its runs have one."""
         return next((r.rate for r in self.runs if r.rate is not None), None)
 
     @property
     def again(self) -> str:
-        """The command that makes all of its runs again."""
+        """The command that repeats all of its runs."""
         return of_arm([r.command for r in self.runs])
 
 
 def arms_of(table: Table, metric: str, baseline: str | None = None) -> list[Arm]:
-    """The arms with their values; the baseline (`--baseline norm=rmsnorm`, else the study's own) is marked."""
+    """Group a table's runs into arms; the baseline (`--baseline norm=rmsnorm`, else the study's) is marked."""
     grouped: dict[str, list[Run]] = {}
     for run in table.runs:
         if run.role == "run" and (run.arm or run.state != "damaged"):
@@ -91,7 +93,7 @@ def _fill(arms: Sequence[Arm], table: Table, metric: str) -> None:
 
 
 def choose_metric(table: Table, asked: str | None) -> str:
-    """The score that is compared: what was asked for, else what the task is judged by, else one that all runs have."""
+    """Return the compared score: the one asked for, else the task's main score, else one that all runs have."""
     common = [set(r.scores) for r in table.counted]
     known = sorted(set.intersection(*common)) if common else []
     if asked is None:
@@ -103,18 +105,18 @@ def choose_metric(table: Table, asked: str | None) -> str:
 
 
 def higher_is_better(table: Table, metric: str) -> bool:
-    """As the task says of its main score; of another one, as its name says."""
+    """True if a higher score is better: as the task says of its main score, else by the score's name."""
     said = next((r.main.get("better") for r in table.counted if r.main.get("name") == metric), None)
     return said == "higher" if said else metric.rsplit("/", 1)[-1].endswith(HIGHER)
 
 
 def tuned(table: Table, arm: Arm) -> Mapping[str, str]:
-    """The settings that were tuned for this arm."""
+    """Settings that were tuned for this arm."""
     return table.study.tuned.get(arm.label, {})
 
 
 def matched(table: Table, arm: Arm) -> str:
-    """What `match=` changed for this arm, and how near that came: `model.d_ff=341, params +0.02%`."""
+    """What `match=` changed for this arm and how close it came: `model.d_ff=341, params +0.02%`."""
     found = table.study.matched.get(arm.label)
     if not found:
         return ""
@@ -123,7 +125,7 @@ def matched(table: Table, arm: Arm) -> str:
 
 
 def rate_is_free(table: Table) -> bool:
-    """Whether the learning rate is an axis of the study."""
+    """True if the learning rate is an axis of the study."""
     return any(a.key == RATE for a in table.study.axes)
 
 
@@ -142,9 +144,10 @@ def _mark(arms: Sequence[Arm], table: Table, asked: str | None) -> None:
 
 
 def _name(arms: Sequence[Arm], design: str) -> None:
-    """`swiglu`, `layernorm rope`: values alone where they say it; `n_layers=4`, `norm=none`: with it where not.
+    """Shorten the names: values where they are unambiguous (`swiglu`), with their key elsewhere (`n_layers=4`).
 
-    Where one at a time varies, what differs from the baseline; the whole label if two arms would be named alike.
+    In a one-at-a-time design a name holds only what differs from the baseline.  Arms that would share a name keep their
+    whole label.
     """
     seen = {
         k: {a.settings[k] for a in arms if k in a.settings} for k in dict.fromkeys(k for a in arms for k in a.settings)
@@ -163,7 +166,7 @@ def _name(arms: Sequence[Arm], design: str) -> None:
 
 
 def _said(key: str, value: str, seen: Mapping[str, set[str]], alone: bool) -> str:
-    """One setting of a name: the value where it is a word of no other setting (`none` is in many, `4` is no word)."""
+    """One setting in a name: its value if no other setting has that word (`none` is too common, `4` is no word)."""
     word = value[:1].isalpha() and value not in ("true", "false", "null", *(() if alone else ("none",)))
     if word and sum(value in values for values in seen.values()) == 1 and " " not in value:
         return value

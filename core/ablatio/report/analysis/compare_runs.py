@@ -1,4 +1,4 @@
-"""Two runs side by side: what differs between them, and whether their scores may be compared at all."""
+"""Two runs side by side: what differs between them, and whether their scores may be compared."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ COSTS = (
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One thing and what it is in each of the two; None: not there."""
+    """One row of the comparison; None where a run does not have it."""
 
     what: str
     first: Any
@@ -28,10 +28,10 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class RunComparison:
-    """settings, code: what differs; results, costs: what came out, equal or not.
+    """Two runs compared: differing settings and code, then results and costs, equal or not.
 
-    obstacles  why the scores may not be compared
-    cautions   what makes a comparison of them weak
+    obstacles  reasons why the scores must not be compared
+    cautions   reasons why the comparison is weak
     """
 
     runs: tuple[Run, Run]
@@ -44,7 +44,7 @@ class RunComparison:
 
 
 def one_run(folder: Path) -> Run:
-    """The run in a folder.  UserError when it holds none, or several."""
+    """Return the run in a folder.  Raises UserError unless the folder holds exactly one."""
     runs = read_table([folder]).runs
     if len(runs) != 1:
         raise UserError(f"{folder} holds {len(runs)} runs, one was expected\n    try: ablatio report {folder}")
@@ -52,7 +52,7 @@ def one_run(folder: Path) -> Run:
 
 
 def side_by_side(a: Run, b: Run) -> RunComparison:
-    """Everything that differs, and both results."""
+    """Compare two runs: settings, code, results, costs, obstacles and cautions."""
     code = _different(_made_of(a), _made_of(b))
     settings = _different(_settings(a), _settings(b))
     results = [Line(k, a.scores.get(k), b.scores.get(k)) for k in sorted({*a.scores, *b.scores})]
@@ -66,7 +66,7 @@ def _settings(run: Run) -> Mapping[str, str]:
 
 
 def _made_of(run: Run) -> Mapping[str, str]:
-    """Versions, data, code: names and hashes."""
+    """Versions, data and code of a run as name -> hash or version."""
     code = inner(run.manifest, "code")
     parts = inner(code, "parts")
     found = {f"part {k}": inner(parts, k).get("sha256") for k in parts}

@@ -1,4 +1,4 @@
-"""What a table of runs says: the arms compared, in numbers and in words.  Every output is written from this."""
+"""Findings of a table of runs: compared arms in numbers and words.  All outputs are written from this."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from ablatio.report.statistics import (
 )
 from ablatio.sweep.study import Study
 
-UNITS = {"loss": "nats", "bpb": "bits/byte"}  # what a score is counted in, by how its name ends
+UNITS = {"loss": "nats", "bpb": "bits/byte"}  # units of scores, by the last part of their name
 CORRECTIONS = {"holm": "Holm", "dunnett": "Dunnett", "bh": "Benjamini-Hochberg", "none": ""}
 LANGUAGES: tuple[Language, ...] = ("en", "zh")
 
@@ -38,22 +38,22 @@ SCREENING = (
     "plackett_burman",
     "fractional",
     "orthogonal",
-)  # designs that ask for effects: no arm of them is of interest by itself
-NO_FACTORS = ("one_at_a_time", "paired", "halving", "tpe", "runs")  # designs in which settings do not vary together
-ALL_PAIRS = 8  # arms; more than these have too many pairs for a page or a correction
+)  # designs that estimate effects; their single arms are not compared
+NO_FACTORS = ("one_at_a_time", "paired", "halving", "tpe", "runs")  # designs in which settings do not vary jointly
+ALL_PAIRS = 8  # arms; with more there are too many pairs for a page and a correction
 
 
 def alpha_of(study: Study) -> float:
-    """The share of studies without any effect that may name a winner, as the sweep has set it."""
+    """Significance level of the study: the share of studies without any effect that may name a winner."""
     return float(study.settings.get("alpha", 0.05))
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """An arm as it stands in the table; what cannot be said is None.
+    """One arm in the results table; unknown values are None.
 
-    pair      against the baseline
-    residual  key of a size -> how much larger than the baseline's, as a share
+    pair      comparison with the baseline
+    residual  size key -> relative excess over the baseline's
     """
 
     arm: Arm
@@ -66,13 +66,13 @@ class Row:
 
     @property
     def unmatched(self) -> list[str]:
-        """Sizes in which it is larger than the baseline: a win may be due to these."""
+        """Sizes that exceed the baseline's: a win may be due to them."""
         return [k for k, share in self.residual.items() if share > UNMATCHED]
 
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """rows: the best first; arms without a value last."""
+    """Everything a report says.  rows: the best first; arms without a value last."""
 
     table: Table
     metric: str
@@ -84,35 +84,38 @@ class Findings:
 
     @property
     def screening(self) -> bool:
+        """True if the design estimates effects and its arms are not compared one by one."""
         return self.table.study.design.get("name") in SCREENING
 
     @property
     def question(self) -> str:
+        """The study's question."""
         return self.table.study.question
 
     @property
     def baseline(self) -> Row | None:
+        """The baseline's row, if there is one."""
         return next((r for r in self.rows if r.arm.baseline), None)
 
     @property
     def reference(self) -> Row | None:
-        """The arm whose spread is the noise floor: the baseline; without one, the arm with the most seeds."""
+        """The arm whose spread is the noise floor: the baseline, else the arm with the most seeds."""
         return self.baseline or max(self.rows, key=lambda r: r.n, default=None)
 
     @property
     def noise(self) -> Noise | None:
-        """The spread of the reference over its seeds; None where there are fewer than two."""
+        """Spread of the reference over its seeds; None for fewer than two."""
         found = noise(list(self.reference.arm.values.values())) if self.reference else None
         return found if found and found.n > 1 else None
 
     @property
     def pair_sd(self) -> float | None:
-        """How much paired differences vary in this study; None where no two arms can say it."""
+        """Median sd of the paired differences; None if no pair has one."""
         pairs = self.comparison.pairs if self.comparison else ()
         return median(spread) if (spread := [p.difference.sd for p in pairs if p.difference.sd > 0]) else None
 
     def smallest_visible(self, most: int = 20) -> dict[int, float]:
-        """n -> the smallest true difference between two arms that n seeds show with power 0.8."""
+        """n -> smallest true difference between two arms that n seeds detect with power 0.8."""
         floor = self.noise
         if floor is None:
             return {}
@@ -120,7 +123,7 @@ class Findings:
         return {n: smallest_difference(n, sd, alpha=alpha_of(self.table.study)) for n in range(2, most + 1)}
 
     def said(self, language: Language = "en") -> Sequence[str]:
-        """The headline and the sentences behind it, unless it is the only one of them; then what holds for all."""
+        """Headline (unless it is the only sentence), sentences, and notes."""
         words = self.verdicts.get(language)
         if words is None:
             return ()
@@ -129,12 +132,13 @@ class Findings:
 
     @property
     def caption(self) -> str:
+        """What the differences in the table are: pairing, intervals, correction, direction."""
         if self.comparison is None or not self.comparison.pairs:
             return ""
         against = "the baseline" if self.comparison.baseline else "every other arm"
         corrected = CORRECTIONS[self.comparison.correction]
         return (
-            f"Differences are of runs with the same seed, against {against}, with 95 % intervals; "
+            f"Differences are paired by seed, against {against}, with 95 % intervals; "
             f"p {f'after {corrected}' if corrected else 'not corrected'}; {self.metric}, "
             f"{'lower' if self.better == 'low' else 'higher'} is better."
         )
@@ -148,10 +152,10 @@ def find(
     correction: Correction = "holm",
     method: Method = "t",
 ) -> Findings:
-    """Compare the arms of a table, at the alpha of its study.
+    """Compare the arms of a table at the alpha of its study.
 
     correction  for many comparisons: holm, dunnett, bh (Benjamini-Hochberg, for screening), none
-    method      of the intervals and of p: t, bootstrap (BCa), permutation
+    method      of intervals and p: t, bootstrap (BCa), permutation
     """
     metric = choose_metric(table, metric)
     better = "high" if higher_is_better(table, metric) else "low"
@@ -162,7 +166,7 @@ def find(
     factors = _factors(table, metric)
     comparison = None
     if factors and table.study.design.get("name") in SCREENING:
-        pass  # the arms are there to be added up, not to be compared
+        pass  # effects are estimated from all arms together
     elif scored and (against or len(scored) <= ALL_PAIRS):
         if correction == "dunnett" and against is None:
             raise UserError(
@@ -175,16 +179,16 @@ def find(
         )
     elif scored:
         table.notes.append(
-            f"{len(scored)} arms and no baseline: they are listed, not compared; name one with --baseline"
+            f"{len(scored)} arms without a baseline are listed, not compared; choose one with --baseline"
         )
     if table.several_data:
         table.notes.append(
-            "the runs differ in text, tokenizer or token budget: differences are taken inside each folder, "
-            "and means are no better than their mixture"
+            "the runs differ in text, tokenizer or token budget: differences are taken within each folder, "
+            "and means mix the folders"
         )
     if (codes := len({run.code for run in table.counted if run.code})) > 1:
         table.notes.append(
-            f"the runs were made by {codes} versions of ablatio's own code: a difference may be one of versions"
+            f"the runs were made by {codes} versions of ablatio's own code: a difference may come from the version"
         )
     table.notes += _collapses(arms)
     rows = [_row(a, base, comparison) for a in arms]
@@ -196,7 +200,7 @@ def find(
 
 
 def _collapses(arms: Sequence[Arm]) -> list[str]:
-    """Which policies came to say one thing alone: their scores are no measure of the method."""
+    """Notes on policies that collapsed to one answer: their scores do not measure the method."""
     said = []
     for arm in arms:
         curves = [r.curves[COLLAPSED] for r in arm.runs if COLLAPSED in r.curves]
@@ -225,7 +229,7 @@ def _row(arm: Arm, base: Arm | None, comparison: Comparison | None) -> Row:
 
 
 def _factors(table: Table, metric: str) -> Factors | None:
-    """What each setting does, where two or more vary together."""
+    """Effects of settings, if two or more vary together."""
     runs = [r for r in table.counted if metric in r.scores]
     keys = dict.fromkeys(k for r in runs for k in r.arm)
     axes = [k for k in keys if len({r.arm.get(k) for r in runs}) > 1]
@@ -239,7 +243,7 @@ def _factors(table: Table, metric: str) -> Factors | None:
 
 
 def _on_effects(factors: Factors | None, unit: str, alpha: float) -> Mapping[Language, Verdict]:
-    """Of a screening design: which main effects are more than chance, the largest first."""
+    """Verdict of a screening design: main effects beyond chance, the largest first."""
     main = (
         sorted((t for t in factors.terms if len(t.factors) == 1), key=lambda t: -abs(t.difference)) if factors else []
     )

@@ -1,4 +1,4 @@
-"""Reward against KL: what each way of training a policy gains for the distance that it goes from its reference."""
+"""Reward against KL: what each way of training a policy gains per distance from its reference."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from ablatio.report.analysis.findings import Findings
 from ablatio.report.read.run import Run
 
 KL, REWARD, GOLD = "val/kl", "val/reward", "val/gold"
-KIND = "alignment"  # whose numbers are the places on one line
+KIND = "alignment"  # numeric knobs of this kind are points of one line
 Point = list[float]  # KL in nats, reward, gold
 LINES = 24
-AT_START = 1e-4  # nats: the policy is still its reference
+AT_START = 1e-4  # nats; below this KL the policy still equals its reference
 
 
 def frontier(found: Findings) -> dict[str, Any] | None:
-    """A line for each method: a point is an arm.  None where no two arms were scored by reward and KL.
+    """Return one line per method, one point per arm; None unless two arms were scored by reward and KL.
 
-    gold   whether something other than the reward that was learned from judged the answers as well
-    path   of an arm, the mean over seeds at each validation
-    equal  what each method has at one KL that all of them reach
+    gold   True if a judge other than the learned reward scored the answers as well
+    path   of an arm: mean over seeds at each validation
+    equal  score of each method at the largest KL that all methods reach
     """
     lines: dict[str, list[dict[str, Any]]] = {}
     ways: dict[str, dict[int, list[Point]]] = {}
@@ -52,9 +52,10 @@ def frontier(found: Findings) -> dict[str, Any] | None:
 
 
 def _equal(ways: Mapping[str, Mapping[int, Sequence[Point]]], origins: Mapping[int, Point]) -> dict[str, Any] | None:
-    """The methods at the farthest KL that all of them reach with every seed, the best first: [name, mean, sd, seeds].
+    """Score of each method at the largest KL that all reach with every seed, best first: [name, mean, sd, seeds].
 
-    Between two points of a seed, and from the reference to the first, the gold is taken to be straight in the root.
+    Between two points of a seed, and from the reference to the first point, the gold score is interpolated linearly in
+    the square root of the KL.
     """
     if len(ways) < 2:
         return None
@@ -70,7 +71,7 @@ def _equal(ways: Mapping[str, Mapping[int, Sequence[Point]]], origins: Mapping[i
 
 
 def _at(kl: float, points: Sequence[Point]) -> float | None:
-    """The gold at this KL; None where no point is as near as that."""
+    """Interpolate the gold score at this KL; None outside the range of the points."""
     known = sorted((math.sqrt(max(0.0, point[0])), point[2]) for point in points)
     x = math.sqrt(max(0.0, kl))
     for (a, low), (b, high) in pairwise(known):
@@ -80,17 +81,17 @@ def _at(kl: float, points: Sequence[Point]) -> float | None:
 
 
 def in_words(made: Mapping[str, Any] | None) -> str:
-    """What each method has at one KL, in words; empty where that cannot be said."""
+    """Describe the scores at equal KL in one sentence; empty if there are none."""
     equal = made and made["equal"]
     if not made or not equal:
         return ""
     told = (f"{name} {mean:.2f}{'' if sd is None else f' ± {sd:.2f}'}" for name, mean, sd, _ in equal["methods"])
     what = "gold" if made["gold"] else "reward"
-    return f"At {equal['kl']:.3g} nats, which all of them reach, {what}: {', '.join(told)} (mean and sd over seeds)."
+    return f"At {equal['kl']:.3g} nats, which all methods reach, {what}: {', '.join(told)} (mean and sd over seeds)."
 
 
 def series(arm: Arm) -> str:
-    """The settings of an arm less the numbers of its alignment: `ppo` of alignment=ppo alignment.kl_coef=0.1."""
+    """Name the method of an arm: its settings without the numbers of its alignment (`ppo`)."""
     told = []
     for key, value in arm.settings.items():
         *sections, last = key.split(".")
@@ -118,7 +119,7 @@ def _mean(points: Sequence[Point]) -> Point:
 
 
 def _path(runs: Sequence[Run]) -> list[Point]:
-    """Where the arm stood at each validation that all its runs had."""
+    """Mean point of the arm at each validation that all of its runs had."""
     each = [_validations(run) for run in runs]
     steps = sorted(set.intersection(*(set(one) for one in each)))
     return [_mean([one[step] for one in each]) for step in steps]

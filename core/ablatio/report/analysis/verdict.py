@@ -1,8 +1,8 @@
-"""What a comparison says, in words: English or Chinese.
+"""The verdict of a comparison in words, in English or Chinese.
 
-    verdict(compare(values, "gelu"), facts={"gelu": Facts(parameters=10_000), ...}, unit="nats")
+    verdict(compare(values, "gelu"), facts={"gelu": ArmFacts(parameters=10_000), ...}, unit="nats")
 
-gives a headline and one sentence per pair.  Labels stand in it as they are: who shows the text escapes it.
+gives a headline and one sentence per pair.  Labels are inserted as they are; the output escapes them.
 """
 
 import math
@@ -12,17 +12,17 @@ from typing import Literal
 
 from ablatio.report.statistics import Comparison, Pair
 
-Kind = Literal["resolved", "not resolved", "no statement"]
+Kind = Literal["resolved", "not resolved", "not testable"]
 Language = Literal["en", "zh"]
-MATCHED = 0.01  # parameters of two arms that are within this share of each other are the same
-MANY = 1000  # more seeds than anybody runs
+MATCHED = 0.01  # relative difference up to which two parameter counts are equal
+MANY = 1000  # seeds; larger numbers are not spelled out
 
 
 @dataclass(frozen=True, slots=True)
 class ArmFacts:
-    """What a sentence says of an arm beside its score; None: not known, and not spoken of.
+    """Facts about an arm beside its score; None: unknown, and not mentioned.
 
-    tuned  whether the learning rate was tuned for this arm
+    tuned  True if the learning rate was tuned for this arm
     """
 
     parameters: float | None = None
@@ -31,9 +31,9 @@ class ArmFacts:
 
 @dataclass(frozen=True, slots=True)
 class Sentence:
-    """On one pair.
+    """The sentence on one pair.
 
-    fair  a resolved difference between arms of equal size of which none diverged: it may be quoted by itself
+    fair  True for a resolved difference between arms of equal size of which none diverged
     """
 
     text: str
@@ -44,7 +44,7 @@ class Sentence:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """headline: the answer; sentences: largest resolved difference first, no statement last; notes: on all of them."""
+    """headline: the answer; sentences: largest resolved difference first; notes: on all of them."""
 
     headline: str
     sentences: tuple[Sentence, ...]
@@ -58,11 +58,11 @@ def verdict(
     unit: str = "nats",
     language: Language = "en",
 ) -> Verdict:
-    """In words.  `facts` by the labels of the arms; an arm that it lacks is taken as it is."""
+    """Put a comparison into words.  `facts` by label; arms without facts are taken as they are."""
     speaker = _Speaker(comparison, facts or {}, unit, TEXTS[language])
-    order: dict[Kind, int] = {"resolved": 0, "not resolved": 1, "no statement": 2}
+    order: dict[Kind, int] = {"resolved": 0, "not resolved": 1, "not testable": 2}
     said = [speaker.sentence(pair) for pair in comparison.pairs]
-    said.sort(key=lambda s: (order[s.kind], -abs(s.pair.difference.mean) if s.kind != "no statement" else 0))
+    said.sort(key=lambda s: (order[s.kind], -abs(s.pair.difference.mean) if s.kind != "not testable" else 0))
     return Verdict(speaker.headline(said), tuple(said), tuple(speaker.notes()))
 
 
@@ -77,8 +77,8 @@ class _Speaker:
 
     def sentence(self, pair: Pair) -> Sentence:
         marks = [*self._unmatched(pair), *self._diverged(pair), *self._left_out(pair)]
-        kind: Kind = "no statement" if math.isnan(pair.p) else "resolved" if pair.better else "not resolved"
-        text = {"resolved": self._resolved, "not resolved": self._open, "no statement": self._silent}[kind](pair)
+        kind: Kind = "not testable" if math.isnan(pair.p) else "resolved" if pair.better else "not resolved"
+        text = {"resolved": self._resolved, "not resolved": self._open, "not testable": self._silent}[kind](pair)
         diverged = any(self.comparison.arm(label).diverged for label in (pair.a, pair.b))
         fair = kind == "resolved" and not self._unmatched(pair) and not diverged
         return Sentence(self.words["mark"].join([text, *marks]), kind, pair, fair)
@@ -107,7 +107,7 @@ class _Speaker:
         return self.say(key, a=pair.a, b=pair.b, mean=mean, n=difference.n)
 
     def _figures(self, pair: Pair, size: bool = False) -> str:
-        """0.021 nats [0.012, 0.030], Holm p = 0.003, n = 5; `size`: without the sign, which the words say."""
+        """`0.021 nats [0.012, 0.030], Holm p = 0.003, n = 5`; size: without the sign, which the words give."""
         d = pair.difference
         mean, low, high = (d.mean, d.low, d.high) if d.mean >= 0 or not size else (-d.mean, -d.high, -d.low)
         places = min(6, max(3, -math.floor(math.log10(max(high - low, 1e-9) / 2))))
@@ -139,7 +139,7 @@ class _Speaker:
     def headline(self, said: list[Sentence]) -> str:
         if not said:
             return self.say("one arm")
-        if all(s.kind == "no statement" for s in said):
+        if all(s.kind == "not testable" for s in said):
             return self.say("nothing")
         resolved = [s for s in said if s.kind == "resolved"]
         base, pairs = self.comparison.baseline, len(said)
@@ -188,34 +188,34 @@ TEXTS: Mapping[Language, Mapping[str, str]] = {
         "comma": ", ",
         "figures": "{mean} {unit} {interval}, {p}, n = {n}",
         "resolved": "{winner} beats {loser} by {figures}",
-        "open": "{a} against {b}: not resolved ({figures}), {need}",
+        "open": "{a} and {b}: not resolved ({figures}), {need}",
         "need": "about {more} more seeds needed",
         "need one": "about one more seed needed",
         "need many": "more than {many} more seeds needed",
-        "equal": "{a} and {b} gave the same numbers in all {n} seeds: the setting changes nothing here",
-        "one seed": "{a} against {b}: one seed ({mean} {unit}): no statement",
-        "no common": "{a} against {b}: no statement, no seed has a value of both",
-        "no spread": "{a} against {b}: {mean} {unit} in each of {n} seeds, to the last digit: no statement",
-        "all diverged": "{a} against {b}: no statement, all {runs} runs of {arm} diverged",
-        "no runs": "{a} against {b}: no statement, {arm} has no finished run",
+        "equal": "{a} and {b} gave identical numbers in all {n} seeds: the setting has no effect here",
+        "one seed": "{a} and {b}: only one shared seed ({mean} {unit}), no test possible",
+        "no common": "{a} and {b}: no test possible, they share no finished seed",
+        "no spread": "{a} and {b}: exactly {mean} {unit} in each of {n} seeds, no test possible",
+        "all diverged": "{a} and {b}: no test possible, all {runs} runs of {arm} diverged",
+        "no runs": "{a} and {b}: no test possible, {arm} has no finished run",
         "unmatched": "unmatched: {arm} has {share} % more parameters",
-        "diverged": "{arm} diverged in {k} of {runs} runs, which are not in this difference",
-        "left out": "left out for want of a partner with the same seed: {k}",
-        "one arm": "One arm: there is nothing to compare it with.",
-        "nothing": "No statement: a comparison needs two arms with two shared seeds or more (seed=1,2,3).",
-        "wins": "{k} of {m} arms beat {base}. The largest difference: {best}",
+        "diverged": "{arm} diverged in {k} of {runs} runs, which this difference leaves out",
+        "left out": "runs left out because the other arm lacks their seed: {k}",
+        "one arm": "Only one arm: nothing to compare it with.",
+        "nothing": "No test possible: a comparison needs two arms with at least two shared seeds (seed=1,2,3).",
+        "wins": "{k} of {m} arms beat {base}. Largest difference: {best}",
         "no win": "No arm beats {base}: {worse} worse, {open} not resolved.",
         "none resolved": "None of {m} pairs is resolved.",
         "beats all": "{arm} beats each of the other {others} arms.",
-        "some resolved": "{k} of {m} pairs resolved. The largest difference: {best}",
-        "untuned": "The learning rate was tuned for no arm: a difference may be one of rates.",
-        "partly tuned": "The learning rate was not tuned for {arms}: this favours the others.",
+        "some resolved": "{k} of {m} pairs resolved. Largest difference: {best}",
+        "untuned": "The learning rate was not tuned for any arm: a difference may come from the learning rate.",
+        "partly tuned": "The learning rate was not tuned for {arms}, which favors the other arms.",
         "chance": "{interval}; {p}.",
-        "interval": "Each interval holds its own difference in 95 of 100 studies",
-        "bootstrapped": "Bootstrapped intervals are too narrow for few seeds: of 5, they hold in 84 of 100 studies",
+        "interval": "Each interval covers its true difference in 95 of 100 studies",
+        "bootstrapped": "Bootstrap intervals are too narrow: with 5 seeds they cover the truth in 84 of 100 studies",
         "corrected": "p is corrected for all comparisons",
-        "screened": "of the differences that are called resolved, some 5 in 100 are false",
-        "uncorrected": "p is not corrected: of 20 equal arms one is called better or worse",
+        "screened": "about 5 in 100 of the differences called resolved are false",
+        "uncorrected": "p is not corrected: of 20 equal arms about one is called better or worse",
     },
     "zh": {
         "mark": "；",

@@ -1,4 +1,4 @@
-"""Everything that the page draws, as plain numbers and text; a section without data is None or empty."""
+"""Data of the report page as plain numbers and text; a section without data is None or empty."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from ablatio.report.read.stages import stages_of
 from ablatio.report.statistics import Pair, half_normal, ranks, rate_sensitivity, smallest_difference
 from ablatio.sweep.study import label_of
 
-CURVES = ("train/loss", "train/grad_norm", *POLICY)  # beside the score that is compared
-BEST, WORST = 24, 8  # arms whose curves are in the page; it draws no more than a dozen
+CURVES = ("train/loss", "train/grad_norm", *POLICY)  # in addition to the compared score
+BEST, WORST = 24, 8  # arms whose curves are stored in the page, which draws at most a dozen
 
 
 def content(found: Findings) -> dict[str, Any]:
-    """The one JSON block of the page."""
+    """Return the one JSON block of the page."""
     table, study = found.table, found.table.study
     made: dict[str, Any] = clean({
         "study": {
@@ -59,7 +59,7 @@ def content(found: Findings) -> dict[str, Any]:
         "provenance": provenance(table.runs),
         "notes": table.notes,
     })  # fmt: skip
-    return made | {"samples": _samples(found)}  # whose line breaks mean something
+    return made | {"samples": _samples(found)}  # samples keep their line breaks
 
 
 def _asked(overrides: Sequence[str]) -> str:
@@ -68,7 +68,7 @@ def _asked(overrides: Sequence[str]) -> str:
 
 
 def clean(node: Any) -> Any:
-    """Text made visible, numbers that JSON lacks as None, floats with the digits that a reader can use."""
+    """Make text visible, replace numbers that JSON lacks by None, round floats to 7 digits."""
     if isinstance(node, Mapping):
         return {visible(k): clean(v) for k, v in node.items()}
     if isinstance(node, list | tuple):
@@ -79,7 +79,7 @@ def clean(node: Any) -> Any:
 
 
 def _verdict(found: Findings, words: Verdict) -> dict[str, Any]:
-    """The sentences with what they say of the first arm of their pair: better, worse, open."""
+    """Sentences, each with the first arm's outcome in its pair: better, worse or open."""
     base = found.comparison.baseline if found.comparison else None
 
     def kind(pair: Pair) -> str:
@@ -115,7 +115,7 @@ def _pair(pair: Pair) -> dict[str, Any]:
 
 
 def _pairs(found: Findings) -> list[dict[str, Any]]:
-    """The comparisons in the order of the table; a pair without a difference is none."""
+    """Comparisons in the order of the table, without those that have no difference."""
     if found.comparison is None:
         return []
     place = {row.arm.name: i for i, row in enumerate(found.rows)}
@@ -124,7 +124,7 @@ def _pairs(found: Findings) -> list[dict[str, Any]]:
 
 
 def _visible(found: Findings) -> float | None:
-    """The smallest difference that a study of this many seeds and arms shows."""
+    """Smallest difference that a study of this many seeds and arms detects."""
     if found.pair_sd is None or found.comparison is None:
         return None
     pairs = found.comparison.pairs
@@ -133,7 +133,7 @@ def _visible(found: Findings) -> float | None:
 
 
 def _curves(found: Findings) -> list[dict[str, Any]]:
-    """Per score: each arm's mean over seeds with one sd to each side; and its paired difference to the baseline."""
+    """Per score: mean over seeds of each arm with one sd to each side, and its paired difference to the baseline."""
     last = len(found.rows)
     shown = [i for i, row in enumerate(found.rows) if i < BEST or i >= last - WORST or row.arm.baseline]
     made: list[dict[str, Any]] = []
@@ -162,14 +162,14 @@ def _by_seed(arm: Arm, name: str) -> dict[tuple[str, int], Curve]:
 
 
 def _broken(found: Findings, name: str) -> list[dict[str, Any]]:
-    """The curves of runs that diverged: they are in no mean."""
+    """Curves of diverged runs, which are in no mean."""
     runs = [(i, r) for i, row in enumerate(found.rows) for r in row.arm.runs if r.state == "diverged"]
     kept = [(i, r.curves[name]) for i, r in runs if name in r.curves]
     return [_of(i, [curve]) for i, curve in kept[:BEST]]
 
 
 def _factors(found: Findings) -> dict[str, Any] | None:
-    """Main effects and interactions, and for a screening design its half-normal plot."""
+    """Main effects and interactions and, for a screening design, its half-normal plot."""
     fit = found.factors
     if fit is None:
         return None
@@ -191,7 +191,7 @@ def _factors(found: Findings) -> dict[str, Any] | None:
 
 
 def _ranks(found: Findings) -> dict[str, Any] | None:
-    """Each arm's place in each seed that all arms finished; over several folders, in each of them."""
+    """Rank of each arm in each seed that all arms finished; over several folders, in each of them."""
     rows = [(i, r.arm.values) for i, r in enumerate(found.rows) if r.n]
     blocks = sorted(set.intersection(*(set(v) for _, v in rows))) if rows else []
     blocks = [b for b in blocks if all(math.isfinite(v[b]) for _, v in rows)]
@@ -211,7 +211,7 @@ def _ranks(found: Findings) -> dict[str, Any] | None:
 
 
 def _rates(found: Findings) -> list[dict[str, Any]]:
-    """Score against the learning rate, wherever one arm ran at two or more: as an axis, or while it was tuned."""
+    """Score against learning rate for every arm that ran at two or more: as an axis, or while it was tuned."""
     lines: dict[str, dict[float, list[Run]]] = {}
     for run in found.table.runs:
         if run.role != "stage" and run.rate is not None and (run.done or run.state == "diverged"):
@@ -253,7 +253,7 @@ def _positions(found: Findings) -> list[dict[str, Any]]:
 
 
 def _samples(found: Findings) -> list[dict[str, Any]]:
-    """What the first run of each arm answered before and after; the best arms and the baseline."""
+    """Answers before and after of the first run of each arm; the best arms and the baseline."""
     made = []
     for i, row in enumerate(found.rows):
         run = next((r for r in row.arm.runs if r.samples), None)
@@ -282,7 +282,7 @@ def _lost(run: Run) -> dict[str, Any]:
 
 
 def _cost(found: Findings) -> dict[str, Any]:
-    """What the whole study took, whatever became of its runs."""
+    """Cost of the whole study, including failed runs."""
     runs = found.table.runs
     return {
         "runs": len(runs), "trials": sum(r.role not in ("run", "stage") for r in runs),

@@ -1,6 +1,6 @@
-"""The report as one HTML page that needs nothing else: no network, no library, no second file.
+"""The report as one self-contained HTML page: no network, no library, no second file.
 
-The policy in its head allows the styles and scripts whose hashes it names, and nothing from anywhere else.
+Its Content-Security-Policy allows only the styles and scripts whose hashes it lists.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Learning curves from metrics.csv: read whatever state the file is in, thinned to what a pixel can show."""
+"""Learning curves from metrics.csv, read even while the file is written, and thinned for a chart."""
 
 from __future__ import annotations
 
@@ -10,10 +10,16 @@ from pathlib import Path
 
 import numpy as np
 
-POINTS = 160  # of a curve; a chart is some 700 pixels wide, and a line is 2 of them
-POLICY = ("train/reward", "train/kl_k3", "train/entropy")  # of a policy's rollouts
-COLLAPSED = "train/collapsed"  # 1 where a policy says one thing alone
-READ = ("train/loss", "train/grad_norm", *POLICY, COLLAPSED, "seconds")  # that a report draws or counts, beside val/...
+POINTS = 160  # per curve; a chart is about 700 pixels wide and a line 2
+POLICY = ("train/reward", "train/kl_k3", "train/entropy")  # measured on a policy's rollouts
+COLLAPSED = "train/collapsed"  # 1 if the policy gives one answer to all prompts
+READ = (
+    "train/loss",
+    "train/grad_norm",
+    *POLICY,
+    COLLAPSED,
+    "seconds",
+)  # columns drawn or counted by a report, beside val/...
 _FLOAT = re.compile(r"[-+]?\d+(\.\d*)?([eE][-+]?\d+)?")
 Curve = tuple[list[int], list[float]]  # steps, values
 Curves = Mapping[str, Curve]
@@ -21,7 +27,7 @@ Band = dict[str, list[float]]
 
 
 def read_curves(path: Path) -> tuple[dict[str, Curve], int]:
-    """Column -> curve, and how many rows could not be read (the last one does not count: it may be half-written)."""
+    """Return (column -> curve, number of unreadable rows); an unfinished last row is not counted."""
     try:
         text = path.read_text(encoding="utf-8", errors="replace").replace("\0", "")
         rows = list(csv.reader(text.splitlines()))
@@ -45,7 +51,7 @@ def read_curves(path: Path) -> tuple[dict[str, Curve], int]:
 
 
 def _curve(steps: Sequence[int], column: Sequence[str]) -> Curve:
-    """The rows that have a finite number in this column."""
+    """Keep the rows with a finite number in this column."""
     kept = [(step, text) for step, text in zip(steps, column, strict=True) if text]
     try:
         values = [float(text) for _, text in kept]
@@ -57,7 +63,7 @@ def _curve(steps: Sequence[int], column: Sequence[str]) -> Curve:
 
 
 def _thinned(steps: list[int], values: list[float]) -> Curve:
-    """Means over neighbours, so that noise is not sampled but averaged; the last point stays as it is."""
+    """Average neighboring points down to POINTS, so that noise is averaged and not sampled; the last point is kept."""
     if len(steps) <= POINTS:
         return steps, values
     edges = np.linspace(0, len(steps) - 1, POINTS).astype(int)
@@ -68,7 +74,7 @@ def _thinned(steps: list[int], values: list[float]) -> Curve:
 
 
 def band(curves: Sequence[Curve]) -> Band:
-    """Mean and one sd to each side over seeds, at the steps of the longest curve; a seed counts as far as it came."""
+    """Mean and one sd to each side over seeds, at the steps of the longest curve."""
     steps, _ = max(curves, key=lambda c: (c[0][-1], len(c[0])))
     grid = np.asarray(steps, float)
     rows = np.full((len(curves), len(grid)), np.nan)
@@ -84,7 +90,7 @@ def band(curves: Sequence[Curve]) -> Band:
 
 
 def minus(a: Curve, b: Curve) -> Curve:
-    """a - b at the steps that both have."""
+    """Return a - b at the steps that both curves have."""
     other = dict(zip(*b, strict=True))
     common = [(s, v - other[s]) for s, v in zip(*a, strict=True) if s in other]
     return [s for s, _ in common], [v for _, v in common]

@@ -1,4 +1,4 @@
-"""What the numbers of a study were made of: versions, hashes of code, plugins and data, machines."""
+"""Provenance of a study: versions, hashes of code, plugins and data, machines."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ablatio.report.read.run import Run, inner
 
 
 def provenance(runs: Sequence[Run]) -> list[list[Any]]:
-    """[what, value, runs that have it]: whatever is not one value for all runs stands there as often as it differs."""
+    """Return rows [what, value, number of runs with it]; several rows for one `what` mean that the runs differ."""
     facts: dict[tuple[str, str], int] = {}
 
     def tell(what: str, value: Any) -> None:

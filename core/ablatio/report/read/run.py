@@ -1,4 +1,4 @@
-"""One run: what stands in its folder, whatever state that is in.  Nothing here raises for what it finds there."""
+"""One run as its folder has it, in whatever state.  Reading never raises for what it finds there."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ RATE = "optimizer.lr"
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One run: where it stands in the design, what came out, what it cost, what it was made of.
+    """One run: its place in the design, its results, its cost and its provenance.
 
-    state     one of STATES; only `done` has numbers that may be compared
-    scores    the numbers at the end of its schedule, by name (`val/loss`)
-    main      {name, better} of the score that its task is judged by
-    size      parameters, trainable (where not all are), non_embedding, flops_per_token (of a training step), tokens,
-              steps: the same on any machine
-    cost      seconds, step_seconds, memory (bytes): this machine's
-    samples   what it answered before and after, as its summary has them
-    command   the words behind `ablatio train` that make it again
-    before    the main score before the first step
-    stage     its name in a recipe; takes: ids of the runs that it goes on with
+    state     one of STATES; only `done` runs have comparable numbers
+    scores    final scores by name (`val/loss`)
+    main      {name, better} of the main score of its task
+    size      parameters, trainable (if fewer), non_embedding, flops_per_token (of a training step), tokens, steps:
+              the same on any machine
+    cost      seconds, step_seconds, memory (bytes) on this machine
+    samples   answers before and after training, from the summary
+    command   overrides of `ablatio train` that repeat it
+    before    main score before the first step
+    stage     its name in a recipe; takes: ids of the runs that it starts from
     """
 
     folder: Path
@@ -60,27 +60,29 @@ class Run:
 
     @property
     def title(self) -> str:
-        """How it is called in a list of runs, without its seed."""
+        """Name of the run in a list, without its seed."""
         label = label_of(self.arm) if self.arm else ""
         return " ".join(word for word in (self.stage, label) if word) or self.id
 
     @property
     def done(self) -> bool:
+        """True if the run finished and has comparable numbers."""
         return self.state == DONE
 
     @property
     def rate(self) -> float | None:
+        """Learning rate, if the config has one."""
         value = inner(self.config, "optimizer").get("lr")
         return float(value) if isinstance(value, int | float) else None
 
     @property
     def data(self) -> str:
-        """Hash of the text; empty when the run has not begun."""
+        """Hash of the text; empty before the run has started."""
         return str(inner(self.manifest, "data").get("fingerprint", ""))
 
     @property
     def tokenizer(self) -> str:
-        """The cut of the text into tokens, and how many ids there are."""
+        """Name of the tokenizer and size of its vocabulary."""
         ids = inner(self.manifest, "size").get("vocab_size", "")
         return f"{inner(self.config, 'tokenizer').get('name', '')} {ids}".strip()
 
@@ -98,17 +100,18 @@ class Run:
 
     @property
     def device(self) -> str:
+        """Device and precision."""
         machine = inner(self.manifest, "machine")
         return " ".join(str(machine[k]) for k in ("device", "precision") if k in machine)
 
 
 def what_must_agree(run: Run) -> tuple[str, str, float]:
-    """Text, tokenizer and token budget: losses are comparable where these are equal."""
+    """Return (text, tokenizer, token budget): losses are comparable only if these are equal."""
     return run.data, run.tokenizer, run.size.get("tokens", 0)
 
 
 def read_folder(folder: Path, group: str, job: Job) -> Run:
-    """What stands in a run folder, whatever its state."""
+    """Read a run folder, whatever its state."""
     summary, trouble = object_in(folder / "summary.json")
     manifest, config = object_in(folder / "manifest.json")[0], object_in(folder / "config.json")[0] or job.config
     state, why = _state(folder, summary, trouble)
@@ -155,7 +158,7 @@ def _state(folder: Path, summary: Mapping[str, Any], trouble: str) -> tuple[str,
 
 
 def _size(summary: Mapping[str, Any], manifest: Mapping[str, Any]) -> dict[str, float]:
-    """What the run is, on any machine; before its end from its manifest."""
+    """Sizes of a run, the same on any machine; from its manifest until it is done."""
     planned = inner(manifest, "size")
     tokens, flops = summary.get("tokens"), summary.get("train_flops")
     trainable = summary.get("trainable_parameters")
@@ -175,7 +178,7 @@ def _size(summary: Mapping[str, Any], manifest: Mapping[str, Any]) -> dict[str, 
 
 
 def _cost(summary: Mapping[str, Any], curves: Curves) -> dict[str, float]:
-    """Seconds of the run and of a step (the median between two logs: a validation between them is no step), memory."""
+    """Seconds of the run, median seconds of a step between two logs (which leaves validations out), peak memory."""
     found = {k: summary[k] for k in ("seconds", "memory") if _number(summary.get(k))}
     if "seconds" in curves:
         steps, clock = curves["seconds"]
@@ -187,7 +190,7 @@ def _cost(summary: Mapping[str, Any], curves: Curves) -> dict[str, float]:
 
 
 def _samples(summary: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Rows of texts; whatever else stands there is left out."""
+    """Rows of text; other entries are ignored."""
     rows = summary.get("samples")
     return [
         {str(k): v for k, v in row.items() if isinstance(v, str)}
@@ -197,7 +200,7 @@ def _samples(summary: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def object_in(path: Path) -> tuple[dict[str, Any], str]:
-    """An object from a file, and what was wrong with it; a file that is not there is an empty object."""
+    """Return (JSON object in a file, problem); a missing file is an empty object without a problem."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
@@ -210,7 +213,7 @@ def object_in(path: Path) -> tuple[dict[str, Any], str]:
 
 
 def inner(node: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    """The object under a key; an empty one where there is something else."""
+    """Return the object under a key, or an empty one if the value is something else."""
     found = node.get(key)
     return found if isinstance(found, Mapping) else {}
 
@@ -220,11 +223,12 @@ def _first_line(path: Path) -> str:
         lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     except OSError as error:
         return short_error(error)
-    # The last line of a traceback says what it was; of a sentence of ours, the first.
+    # A traceback names the error in its last line, our own messages in the first.
     return (lines[-1] if lines[0].startswith("Traceback") else lines[0]) if lines else ""
 
 
 def short_error(error: Exception) -> str:
+    """First line of an error with its type, at most 200 characters."""
     return f"{type(error).__name__}: {error}".splitlines()[0][:200]
 
 

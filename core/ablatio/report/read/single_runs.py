@@ -1,4 +1,4 @@
-"""Run folders that no study planned: what differs between their configs is the arm."""
+"""Run folders outside any study: the differences between their configs define the arms."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ NO_AXES = ("seed", "seeds", "out", "name", "trainer", "sweep")  # what makes no 
 
 
 def folders_in(folder: Path) -> list[Path]:
-    """The run folders in a folder, or itself."""
+    """Return the run folders inside a folder, or the folder itself if it is one."""
     if (folder / "config.json").exists():
         return [folder]
     return sorted(p.parent for p in folder.glob("*/config.json"))
 
 
 def runs_of(folders: Sequence[Path]) -> list[Run]:
-    """The runs, each with what it does not share with the others for its arm."""
+    """Read runs; the settings that they do not all share become their arm."""
     configs = [object_in(f / "config.json")[0] for f in folders]
     flat = [flatten({k: v for k, v in c.items() if k not in NO_AXES}) for c in configs]
     keys = list(dict.fromkeys(k for f in flat for k in f))
     axes = [k for k in keys if len({f.get(k) for f in flat}) > 1]
-    # A part's own knobs come and go with its name: they say nothing beside it.
+    # The knobs of a part come and go with its name, so they are no axes of their own.
     named = {k.removesuffix(".name") for k in axes if k.endswith(".name")}
     axes = [k for k in axes if k.endswith(".name") or k.split(".")[0] not in named or _knob_varies(k, flat)]
     runs = []
@@ -40,7 +40,7 @@ def runs_of(folders: Sequence[Path]) -> list[Run]:
 
 
 def _knob_varies(key: str, flat: Sequence[Mapping[str, str]]) -> bool:
-    """Whether a knob differs between runs that chose the same part."""
+    """True if a knob differs between runs with the same part."""
     part = key.split(".")[0] + ".name"
     seen: dict[str, set[str]] = {}
     for values in flat:

@@ -1,4 +1,4 @@
-"""Recipes in a report: each stage with its task, what it takes, and its score before and after it."""
+"""Stages of recipes: task, inputs, and score before and after each."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from ablatio.config.words import key_of, value_of
 from ablatio.report.read.run import Run, inner, object_in, read_folder
 from ablatio.sweep.study import Job, label_of
 
-RECIPE = "recipe.json"  # in the folder of one recipe; a sweep of recipes is a study
+RECIPE = "recipe.json"  # in the folder of a single recipe; a sweep of recipes is a study
 OF_CHANCE = ("seed", "out", "name", "trainer")
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """The runs of one stage that have the same settings, with several seeds; scores are means over those done.
+    """All runs of one stage with the same settings; scores are means over the finished ones.
 
-    arm    the settings that tell it from others; empty where all arms have it in common
-    takes  the stages whose runs it goes on with
+    arm    the settings that tell it from others; empty if all arms share the stage
+    takes  the stages whose runs it starts from
     """
 
     name: str
@@ -38,7 +38,7 @@ class Stage:
 
 
 def stages_of(runs: Sequence[Run]) -> list[Stage]:
-    """The stages of recipes, in their order; nothing where runs are no stages."""
+    """Return the stages of recipes in order; empty if no run is a stage."""
     names = {run.id: run.stage for run in runs}
     groups: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
@@ -47,11 +47,11 @@ def stages_of(runs: Sequence[Run]) -> list[Stage]:
     order = ordered(runs)
     return [
         _stage(*key, groups[key], names) for key in sorted(groups, key=lambda key: order.index(key[0]))
-    ]  # the sort is stable: arms stay as they were
+    ]  # a stable sort: arms keep their order
 
 
 def ordered(runs: Sequence[Run]) -> list[str]:
-    """The names of stages, each behind those that it takes something from."""
+    """Return the names of stages, each after those that it depends on."""
     names = {run.id: run.stage for run in runs}
     found: list[str] = []
 
@@ -95,8 +95,10 @@ def _mean(values: Any) -> float | None:
 
 
 def of_recipes(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
-    """(the stages of recipes that stand by themselves, what could not be read): what their commands differ in is the
-    arm, and the last stage is what is compared."""
+    """Return (runs of all stages of single recipes, what could not be read).
+
+    The settings in which the recipes' commands differ are the arm; the last stage is the compared run.
+    """
     told = [object_in(folder / RECIPE) for folder in folders]
     said = [{key_of(str(text)): value_of(str(text)) for text in one.get("overrides") or ()} for one, _ in told]
     keys = dict.fromkeys(k for one in said for k in one if k.split(".")[0] not in OF_CHANCE)

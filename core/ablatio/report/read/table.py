@@ -1,7 +1,7 @@
-"""Folders of runs as one table: what was asked, and what became of each run.
+"""Read folders of runs into one table: what was asked, and what became of each run.
 
-A study that still runs is read as it stands.  A run that is damaged or half-written is a row that says so, and never
-an error: a report must not be lost to the one run that went wrong.
+A study that is still running is read as it stands.  A damaged or half-written run becomes a row that says so, never
+an error: one bad run must not prevent the report.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ class Table:
 
     @property
     def counted(self) -> list[Run]:
-        """The runs that comparisons rest on."""
+        """Runs that comparisons use."""
         return [r for r in self.runs if r.done and r.role == "run"]
 
     @property
     def several_data(self) -> bool:
-        """Whether the folders hold different texts or budgets, so that only differences within one can be compared."""
+        """True if runs differ in text, tokenizer or budget: then only differences within one folder are comparable."""
         return len({what_must_agree(r) for r in self.counted}) > 1
 
     def count(self) -> dict[str, int]:
-        """How many runs are in each state, of those that occur."""
+        """Number of runs per state, for the states that occur."""
         states = [r.state for r in self.runs]
         return {state: states.count(state) for state in STATES if state in states}
 
 
 def read_table(folders: Sequence[Path]) -> Table:
-    """All runs of these folders: sweeps, runs, or folders that hold runs.  UserError when there is none."""
+    """Read all runs of sweeps, runs, or folders of runs.  Raises UserError if a folder holds none."""
     studies: list[Study] = []
     table = Table(Study(""), [Path(f) for f in folders], [])
     plain: list[Path] = []
@@ -107,7 +107,7 @@ def _add_study(table: Table, studies: list[Study], folder: Path) -> None:
 
 
 def _ledger(folder: Path, notes: list[str]) -> Mapping[str, Entry]:
-    """The last word on each job; nothing where there is no ledger, as in a study of an older version."""
+    """Last entry of each job; empty if there is no ledger (studies of older versions)."""
     ledger = Ledger(folder / LEDGER)
     try:
         found = ledger.read()
@@ -121,7 +121,7 @@ def _ledger(folder: Path, notes: list[str]) -> Mapping[str, Entry]:
 
 
 def settled(run: Run, word: Entry | None) -> Run:
-    """The run as the ledger has it: what lies in its folder may be of an attempt before, or of one that was killed."""
+    """Combine a run with its ledger entry: its folder may hold an earlier attempt, or one that was killed."""
     if word is None or run.state == "damaged":
         return run
     if word.state == "done":
@@ -138,7 +138,7 @@ def settled(run: Run, word: Entry | None) -> Run:
 
 
 def _merged(studies: Sequence[Study], table: Table) -> Study:
-    """One study of several: their questions and seeds; axes and baseline of the first that has them."""
+    """Merge several studies: all questions and seeds, axes and baseline of the first study that has them."""
     if len(studies) == 1:
         return studies[0]
     if not studies:
@@ -163,7 +163,7 @@ def _merged(studies: Sequence[Study], table: Table) -> Study:
 
 
 def _sort(table: Table) -> None:
-    """By folder, then as the axes list their values, then by seed: the order in which they finished says nothing."""
+    """Sort by folder, then in the order of the axes' values, then by seed; never by finishing time."""
     places = {a.key: {v: i for i, v in enumerate(a.values)} for a in table.study.axes}
     stages = ordered(table.runs)
     groups = {g: i for i, g in enumerate(dict.fromkeys(r.group for r in table.runs))}

@@ -1,4 +1,4 @@
-"""When is one variant better than another?  Pure functions on numbers: no files, no torch."""
+"""Statistics of comparisons: pure functions of numbers, without files and without torch."""
 
 from ablatio.report.statistics.comparison import ArmScore, Better, Comparison, Correction, Pair, compare
 from ablatio.report.statistics.effects import Effect, Factors, Term, effects, half_normal

@@ -1,4 +1,4 @@
-"""All arms of a study over their seeds: who differs from whom, and how many seeds would say."""
+"""Compare all arms of a study over their seeds: differences, corrected p values, seeds still needed."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -19,9 +19,9 @@ Values = Mapping[str, Mapping[int, float]]
 
 @dataclass(frozen=True, slots=True)
 class ArmScore:
-    """One arm: its runs, and what those that did not diverge say.
+    """One arm: number of runs, and mean and sd of those that did not diverge.
 
-    rank  mean rank over the seeds in which every arm has a value (1 is best); nan where there is no such seed
+    rank  mean rank over the seeds in which every arm has a value (1 is best); nan without such a seed
     """
 
     label: str
@@ -33,19 +33,20 @@ class ArmScore:
 
     @property
     def n(self) -> int:
+        """Number of runs that did not diverge."""
         return self.runs - len(self.diverged)
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Arm a against arm b.
+    """Arm a compared with arm b.
 
     difference  a - b over the seeds in which both have a value
-    p           corrected for the comparisons of the study; nan: no statement
-    better      the label of the better arm where the difference is resolved (p at most alpha), else None
-    more_seeds  how many more seeds would resolve it (power 0.8), if it is as large as it looks; None where that
-                cannot be said, or where it is resolved
-    left_out    seeds that only one of the two has a value for (not run, failed, diverged)
+    p           corrected for the comparisons of the study; nan if there can be no test
+    better      label of the better arm if the difference is resolved (p <= alpha), else None
+    more_seeds  further seeds that would resolve it with power 0.8 if it is as large as observed; None if it is
+                resolved or the number cannot be computed
+    left_out    seeds for which only one of the two has a value (not run, failed, diverged)
     """
 
     a: str
@@ -59,7 +60,7 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A study compared.  `pairs`: each arm against the baseline, or all pairs where there is none."""
+    """A compared study.  `pairs`: each arm against the baseline, or all pairs if there is no baseline."""
 
     arms: tuple[ArmScore, ...]
     pairs: tuple[Pair, ...]
@@ -69,11 +70,12 @@ class Comparison:
     alpha: float
 
     def arm(self, label: str) -> ArmScore:
+        """The arm with this label."""
         return next(a for a in self.arms if a.label == label)
 
     @property
     def ordered(self) -> tuple[ArmScore, ...]:
-        """The best mean first; arms without a value last."""
+        """Arms by mean, the best first; arms without a value last."""
         sign = 1 if self.better == "low" else -1
         return tuple(sorted(self.arms, key=lambda a: math.inf if math.isnan(a.mean) else sign * a.mean))
 
@@ -87,10 +89,13 @@ def compare(
     method: Method = "t",
     alpha: float = 0.05,
 ) -> Comparison:
-    """values: arm -> seed -> score at the end of its run; nan or an infinity is a run that diverged.
+    """Compare arms.  values: arm -> seed -> final score; nan or infinity marks a diverged run.
 
     A seed that an arm lacks was not run or failed.  Two arms are compared over the seeds in which both have a value;
-    what is left out is counted in the pair and in the arm, and never dropped in silence.
+    what is left out is counted in the pair and in the arm, never dropped silently.
+
+    Raises:
+        ValueError: the baseline is not an arm, or Dunnett's test is asked for without a baseline.
     """
     if baseline is not None and baseline not in values:
         raise ValueError(f"the baseline {baseline!r} is none of the arms: {', '.join(values)}")
@@ -127,7 +132,7 @@ def _corrected(
 
 
 def _dunnett(sound: Values, baseline: str) -> list[float]:
-    """Over the seeds that all arms have; arms without any value are left out of it."""
+    """Dunnett's p over the seeds that all arms have; arms without any value are left out."""
     alive = [a for a in sound if a != baseline and sound[a]]
     seeds = _shared({a: sound[a] for a in (baseline, *alive)})
     if len(seeds) < 2 or not alive:
@@ -154,7 +159,7 @@ def _more_seeds(difference: Difference, arms: int, alpha: float) -> int | None:
         return None
     try:
         return max(1, seeds_needed(difference.mean, difference.sd, arms, alpha) - difference.n)
-    except ValueError:  # beyond all reason
+    except ValueError:  # more seeds than the search allows
         return None
 
 
@@ -166,7 +171,7 @@ def _score(label: str, of: Mapping[int, float], sound: Mapping[int, float], rank
 
 
 def _ranks(sound: Values, better: Better) -> dict[str, float]:
-    """Mean rank over the seeds that all arms with a value share."""
+    """Mean rank of each arm over the seeds that all arms with a value share."""
     from scipy.stats import rankdata
 
     alive = {arm: of for arm, of in sound.items() if of}

@@ -1,4 +1,4 @@
-"""The columns of a linear model of factors, and which of its effects the arms cannot tell apart."""
+"""Model columns of factors, and which effects a design cannot tell apart."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.floating[Any]]
-EXACT = 1e-8  # a cosine this close to 0 or 1 is 0 or 1
+EXACT = 1e-8  # tolerance within which a cosine counts as 0 or 1
 
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """A main effect or an interaction as columns of the design, and the way back from coefficients to levels.
+    """A main effect or an interaction as columns of the design matrix.
 
-    contrast  (levels, columns): effect of each level, or combination of levels, from the columns' coefficients;
-              they sum to zero over the levels of each factor
-    basis     orthonormal, of what is left of the columns beside mean and seeds
+    contrast  (levels, columns): effect of each level, or combination of levels, from the columns' coefficients; the
+              effects sum to zero over the levels of each factor
+    basis     orthonormal basis of what remains of the columns after mean and seeds are projected out
     """
 
     factors: tuple[str, ...]
@@ -32,16 +32,17 @@ class Columns:
 
     @property
     def name(self) -> str:
+        """Factors joined by ` x `."""
         return " x ".join(self.factors)
 
 
 def block(seeds: Sequence[Any]) -> Array:
-    """The mean and, where there are several, the seeds: (rows, seeds)."""
+    """Columns of the mean and, if there are several, of the seeds: (rows, seeds)."""
     return np.hstack([np.ones((len(seeds), 1)), _code(seeds)[1]])
 
 
 def terms(arms: Sequence[Mapping[str, str]], nuisance: Array, order: int) -> list[Columns]:
-    """Main effects and, with order 2, all two-way interactions, of the factors that every arm has and that vary."""
+    """Main effects and, for order 2, all two-way interactions of the factors that vary and that every arm has."""
     common = [k for k in arms[0] if all(k in arm for arm in arms) and len({arm[k] for arm in arms}) > 1]
     coded = {k: _code([arm[k] for arm in arms]) for k in common}
     found = []
@@ -55,7 +56,7 @@ def terms(arms: Sequence[Mapping[str, str]], nuisance: Array, order: int) -> lis
 
 
 def orthonormal(values: Array, nuisance: Array) -> Array:
-    """An orthonormal basis of the columns' part that is orthogonal to `nuisance`."""
+    """Orthonormal basis of the part of the columns that is orthogonal to `nuisance`."""
     known = np.linalg.qr(nuisance)[0]
     left = values - known @ (known.T @ values)
     u, s, _ = np.linalg.svd(left, full_matrices=False)
@@ -63,20 +64,20 @@ def orthonormal(values: Array, nuisance: Array) -> Array:
 
 
 def cosine(a: Columns, b: Columns) -> float:
-    """1: some part of the one effect is some part of the other; 0: they have nothing to do with each other."""
+    """Largest cosine between two effects: 1 if they share a direction (aliased), 0 if they are orthogonal."""
     if not (a.basis.size and b.basis.size):
         return 0.0
     return float(np.linalg.svd(a.basis.T @ b.basis, compute_uv=False)[0])
 
 
 def independent(chosen: Sequence[Columns], nuisance: Array) -> bool:
-    """Whether all of their coefficients can be told."""
+    """True if all coefficients can be estimated together."""
     design = np.hstack([nuisance, *(t.values for t in chosen)])
     return bool(np.linalg.matrix_rank(design) == design.shape[1])
 
 
 def _code(values: Sequence[Any]) -> tuple[list[Any], Array]:
-    """Levels in the order in which they come, and their columns, which sum to zero: the last level is -1 in each."""
+    """Levels in order of appearance, and their sum-to-zero columns (the last level is -1 in each)."""
     levels = list(dict.fromkeys(values))
     return levels, _contrast(len(levels))[[levels.index(v) for v in values]]
 

@@ -1,4 +1,4 @@
-"""What each setting does by itself, and what two do together: least squares with the seed as a block."""
+"""Main effects and two-way interactions of settings: least squares with the seed as a block."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ Array = NDArray[np.floating[Any]]
 
 @dataclass(frozen=True, slots=True)
 class Effect:
-    """How far a level, or a combination of levels, lies from the mean of all levels; with a 95 % interval."""
+    """Deviation of a level, or combination of levels, from the mean of all levels, with a 95 % interval."""
 
     levels: tuple[str, ...]
     value: float
@@ -28,9 +28,9 @@ class Effect:
 class Term:
     """A main effect or an interaction.
 
-    p            that it does nothing (F-test); not corrected
-    aliases      effects that this design cannot tell from it: what is seen is the sum of them all
-    touched_by   effects that it shares a part with (Plackett-Burman): they bend it where they are large
+    p            of the F-test that it has no effect; not corrected
+    aliases      effects that this design cannot tell from it: the estimate is the sum of all of them
+    touched_by   effects that it partly shares (Plackett-Burman): large ones bias it
     """
 
     factors: tuple[str, ...]
@@ -41,11 +41,12 @@ class Term:
 
     @property
     def name(self) -> str:
+        """Factors joined by ` x `."""
         return " x ".join(self.factors)
 
     @property
     def difference(self) -> float:
-        """From the first level to the second, of a factor with two; otherwise from the lowest to the highest."""
+        """Second level minus first for a factor with two levels, else highest minus lowest level."""
         values = [e.value for e in self.effects]
         return values[1] - values[0] if len(values) == 2 else max(values) - min(values)
 
@@ -54,9 +55,9 @@ class Term:
 class Factors:
     """A fitted study.
 
-    sd, df      what is left unexplained, and from how many runs more than coefficients; df = 0: no intervals, no p
-    terms       main effects, then the interactions that the design can tell
-    left_out    effects that it cannot tell at all, and factors that some arms do not have
+    sd, df      residual standard deviation and its degrees of freedom; df = 0: no intervals, no p
+    terms       main effects, then the interactions that the design can estimate
+    left_out    effects that it cannot estimate, and factors that some arms do not have
     contrasts   one number per degree of freedom, on the scale of a two-level effect (for `half_normal`)
     diverged    rows without a value
     """
@@ -73,10 +74,13 @@ class Factors:
 def effects(
     arms: Sequence[Mapping[str, str]], seeds: Sequence[int], values: Sequence[float], *, interactions: bool = True
 ) -> Factors:
-    """One row per run: its arm (factor -> level), its seed, its score (nan: diverged; counted and left out).
+    """Fit mean + seed + main effects + two-way interactions, with levels that sum to zero.
 
-    The model is mean + seed + main effects + two-way interactions, with levels that sum to zero.  Where the arms are
-    too few for all interactions, those stay that are orthogonal to everything else, each under its first name.
+    Each row is a run: its arm (factor -> level), its seed, its score (nan: diverged; counted and left out).  If there
+    are too few arms for all interactions, only those orthogonal to everything else are kept, under their first name.
+
+    Raises:
+        ValueError: fewer than two runs have a value.
     """
     kept = [i for i, v in enumerate(values) if math.isfinite(v)]
     if len(kept) < 2:
@@ -104,7 +108,7 @@ def effects(
 
 
 def _told_apart(known: Sequence[Columns], nuisance: Array) -> list[Columns]:
-    """All terms if the arms are enough for them; else the main effects, and what is orthogonal to every other."""
+    """All terms if they can be estimated together; else main effects and the terms orthogonal to all others."""
     if independent(known, nuisance):
         return list(known)
     found: list[Columns] = []
@@ -142,7 +146,7 @@ def _contrasts(fitted: Sequence[Columns], y: Array) -> list[tuple[str, float]]:
     found = []
     for term in fitted:
         sizes = 2 * term.basis.T @ y / math.sqrt(len(y))
-        if len(sizes) == 1:  # with its sign: from the first level to the second
+        if len(sizes) == 1:  # signed: second level minus first
             sizes = sizes * np.sign(term.basis[:, 0] @ -term.values[:, 0])
         names = [term.name] if len(sizes) == 1 else [f"{term.name} ({i + 1})" for i in range(len(sizes))]
         found += [(name, float(s)) for name, s in zip(names, sizes, strict=True)]
@@ -151,7 +155,7 @@ def _contrasts(fitted: Sequence[Columns], y: Array) -> list[tuple[str, float]]:
 
 @dataclass(frozen=True, slots=True)
 class HalfNormal:
-    """The points of a half-normal plot, smallest first, and Lenth's margin: beyond it an effect is more than chance."""
+    """Points of a half-normal plot, smallest first, and Lenth's margin of error."""
 
     names: tuple[str, ...]
     sizes: tuple[float, ...]
@@ -160,7 +164,7 @@ class HalfNormal:
 
 
 def half_normal(factors: Factors) -> HalfNormal:
-    """What tells real effects from chance where each arm ran once and nothing is left to estimate the spread from.
+    """Half-normal quantiles and Lenth's margin, for designs without replicates to estimate the spread from.
 
     Lenth (1989, Technometrics 31): s0 = 1.5 median |c|; s = 1.5 median of those |c| < 2.5 s0; margin t(m / 3) s.
     """

@@ -1,4 +1,4 @@
-"""Corrections for many comparisons: what stays of a p when it is the best of several."""
+"""Corrections of p values for many comparisons, and rank tests over several tasks."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,10 +9,10 @@ from scipy import special
 
 
 def holm(p: ArrayLike) -> Any:
-    """Holm's step-down p over the last axis (..., m): the smallest times m, the next times m - 1, never falling.
+    """Holm's step-down adjusted p over the last axis (..., m): p_(i) * (m - i + 1), made non-decreasing.
 
-    Keeps the chance of any false claim at alpha however the comparisons hang together.  A nan (no statement) stays nan
-    and counts as a comparison: leaving it out would make the others look surer than the study was planned.
+    Controls the chance of any false claim at alpha under every dependence of the tests.  A nan (no test) stays nan and
+    counts as a comparison: dropping it would make the others look more certain than the study was planned to be.
     """
     values = np.asarray(p, dtype=np.float64)
     m = values.shape[-1]
@@ -22,7 +22,7 @@ def holm(p: ArrayLike) -> Any:
 
 
 def benjamini_hochberg(p: ArrayLike) -> Any:
-    """Benjamini and Hochberg's p over the last axis: of what it lets through at 0.05, 5 % are false.  For screening."""
+    """Benjamini-Hochberg adjusted p over the last axis: a cut at 0.05 holds the false discovery rate at 5 %."""
     values = np.asarray(p, dtype=np.float64)
     m = values.shape[-1]
     order = np.argsort(values, axis=-1)
@@ -38,10 +38,10 @@ def _back(ordered: Any, order: Any) -> Any:
 
 
 def dunnett(values: ArrayLike) -> Any:
-    """Dunnett's two-sided p of each arm against the first one: values (seeds, arms), the seed as a block.
+    """Dunnett's two-sided p of each arm against the first: values (seeds, arms), with the seed as a block.
 
-    One spread for all arms, with (seeds - 1)(arms - 1) degrees of freedom: it sees more than Holm with few seeds, as
-    long as all arms vary alike.  An arm that varies twice as much breaks its promise, so Holm is the default.
+    One pooled spread with (seeds - 1)(arms - 1) degrees of freedom: more powerful than Holm with few seeds if all arms
+    vary alike.  An arm that varies twice as much breaks that assumption, so Holm is the default.
     """
     x = np.asarray(values, dtype=np.float64)
     seeds, arms = x.shape
@@ -62,9 +62,9 @@ def _beyond(limit: float, m: int, df: int) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """Mean rank of each arm over the tasks (1 is best), Friedman's p that they are all one, Nemenyi's p of each pair.
+    """Mean rank of each arm over tasks (1 is best), Friedman's p of no difference, Nemenyi's p of each pair.
 
-    Two arms whose mean ranks differ by more than `critical` differ at 0.05.
+    Two arms whose mean ranks differ by more than `critical` differ at the 5 % level.
     """
 
     mean: tuple[float, ...]
@@ -74,7 +74,7 @@ class Ranks:
 
 
 def ranks(scores: ArrayLike, *, better: str = "low") -> Ranks:
-    """Arms over several tasks: scores (tasks, arms), each task ranked by itself; ties share their rank."""
+    """Rank arms over several tasks: scores (tasks, arms), each task ranked by itself, ties share their mean rank."""
     from scipy import stats
 
     x = np.asarray(scores, dtype=np.float64)
@@ -86,7 +86,7 @@ def ranks(scores: ArrayLike, *, better: str = "low") -> Ranks:
     )
     squares = 12 * tasks / (arms * (arms + 1)) * ((mean - (arms + 1) / 2) ** 2).sum()
     error = np.sqrt(arms * (arms + 1) / (6 * tasks))
-    apart = np.abs(mean[:, None] - mean) / error * np.sqrt(2)  # Nemenyi's q: of a range, hence the root of two
+    apart = np.abs(mean[:, None] - mean) / error * np.sqrt(2)  # Nemenyi's q is a studentized range, hence sqrt(2)
     pairs = stats.studentized_range.sf(apart, arms, np.inf)
     np.fill_diagonal(pairs, 1.0)
     critical = stats.studentized_range.isf(0.05, arms, np.inf) / np.sqrt(2) * error

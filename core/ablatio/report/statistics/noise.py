@@ -1,4 +1,4 @@
-"""How much of a score is chance: of seeds, of test questions, of the learning rate that was picked."""
+"""Noise of a score: spread over seeds, and sensitivity to the learning rate."""
 
 import math
 from collections.abc import Mapping
@@ -13,11 +13,10 @@ from ablatio.report.statistics.power import smallest_difference
 
 @dataclass(frozen=True, slots=True)
 class Noise:
-    """The spread of one arm over its seeds.
+    """Spread of one arm over its seeds; what n seeds cannot determine is nan.
 
-    low, high  a 95 % interval of sd (chi-square; for scores that vary normally)
-    smallest   the smallest true difference to another arm that n seeds show with power 0.8
-    What n seeds cannot say is nan.
+    low, high  95 % interval of sd (chi-square, for normally distributed scores)
+    smallest   smallest true difference from another arm that n seeds detect with power 0.8
     """
 
     n: int
@@ -29,10 +28,10 @@ class Noise:
 
 
 def noise(values: ArrayLike, *, correlation: float = 0.0, arms: int = 2) -> Noise:
-    """The noise floor of one arm.
+    """Return the noise floor of one arm.
 
-    correlation: between two arms over shared seeds; with it the difference varies by sd sqrt(2 (1 - correlation)).
-    0 is the careful guess; a study with two arms knows better (`correlation`).
+    correlation: between the scores of two arms over shared seeds; their difference has sd * sqrt(2 (1 - correlation)).
+    The default 0 is conservative; a study with two arms can measure it.
     """
     x = np.asarray(values, dtype=np.float64)
     x = x[np.isfinite(x)]
@@ -45,10 +44,13 @@ def noise(values: ArrayLike, *, correlation: float = 0.0, arms: int = 2) -> Nois
 
 
 def rate_sensitivity(losses: Mapping[float, float], initial: float) -> float:
-    """What picking a learning rate blindly costs, in nats: mean over rates of min(loss, initial) - best loss.
+    """Return mean over rates of min(loss, initial) - best loss, in nats: the cost of a randomly picked rate.
 
-    arXiv:2309.14322.  initial: the loss before training, which is also what a diverged run (nan) counts.  Each rate
-    stands for its stretch of the log axis, so evenly spaced rates give the plain mean.
+    Source: arXiv:2309.14322.  initial: the loss before training, which also stands for a diverged run (nan).  Each rate
+    is weighted by its share of the log axis, so evenly spaced rates give the plain mean.
+
+    Raises:
+        ValueError: fewer than two learning rates.
     """
     if len(losses) < 2:
         raise ValueError(f"a sensitivity needs two learning rates or more; {len(losses)} came")

@@ -1,4 +1,4 @@
-"""The difference of two arms that share their seeds: mean, interval, p."""
+"""Paired difference of two arms over shared seeds: mean, interval, p."""
 
 import math
 import warnings
@@ -12,14 +12,14 @@ from scipy import special
 
 Method = Literal["t", "bootstrap", "permutation"]
 Array = NDArray[np.floating[Any]]
-ROUNDING = 1e-12  # differences that vary by less than this share of the values vary by rounding alone
+ROUNDING = 1e-12  # relative spread below which differences vary by rounding alone
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """mean of a - b over the n seeds that both have, with a 95 % interval [low, high] and a two-sided p.
+    """Mean of a - b over the n seeds that both have, with a 95 % interval [low, high] and a two-sided p.
 
-    What n seeds cannot say is nan: with one seed there is no interval, no p and no sd; with none there is no mean.
+    What n seeds cannot determine is nan: one seed gives no interval, no p and no sd; no seed gives no mean.
     """
 
     mean: float
@@ -34,15 +34,18 @@ class Difference:
 def paired(
     a: ArrayLike, b: ArrayLike, *, method: Method = "t", confidence: float = 0.95, resamples: int = 9999, rng: int = 0
 ) -> Difference:
-    """The difference a - b; a[i] and b[i] come from one seed.
+    """Return the difference a - b; a[i] and b[i] come from the same seed.
 
-    t            the paired t-test and its interval: the default.  Simulated with normal differences, its interval holds
-                 the truth in 95 % of studies for any n >= 2.
-    bootstrap    the BCa interval, with the p of `permutation`: for n of 20 or more.  For few seeds it is too narrow: in
-                 tests/report/test_coverage.py it holds the truth in 72 % of studies with 3 seeds, 84 % with 5, 91 %
-                 with 10, so it is no default.
-    permutation  all 2^n signs of the differences (`resamples` of them where there are more); its smallest p is
-                 2^(1-n), so 5 seeds cannot reach 0.05.  The interval is the t-test's.
+    t            paired t-test and its interval; the default.  For normally distributed differences its interval covers
+                 the truth in 95 % of simulated studies for any n >= 2.
+    bootstrap    BCa interval, with the p of `permutation`; for n >= 20.  It is too narrow for few seeds: in
+                 tests/report/test_coverage.py it covers the truth in 72 % of studies with 3 seeds, 84 % with 5, 91 %
+                 with 10.
+    permutation  all 2^n sign flips of the differences (`resamples` random ones if there are more); its smallest p is
+                 2^(1-n), so 5 seeds cannot reach 0.05.  The interval is that of the t-test.
+
+    Raises:
+        ValueError: the shapes differ, or a value is not finite (leave diverged runs out and count them, see `compare`).
     """
     first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if first.shape != second.shape or first.ndim != 1:
@@ -52,7 +55,7 @@ def paired(
     differences = first - second
     if len(differences) < 2:
         mean = float(differences[0]) if len(differences) else math.nan
-        return Difference(mean, math.nan, math.nan, math.nan, len(differences), math.nan, "one seed: no statement")
+        return Difference(mean, math.nan, math.nan, math.nan, len(differences), math.nan, "one seed: no test")
     scale = float(np.abs(np.concatenate([first, second])).max())
     if np.ptp(differences) <= ROUNDING * scale:
         return _without_spread(differences, scale)
@@ -67,15 +70,15 @@ def paired(
 
 
 def _without_spread(differences: Array, scale: float) -> Difference:
-    """All seeds agree to the last digit: either the arms are one and the same, or the spread cannot be judged."""
+    """All seeds agree to the last digit: the arms are identical, or their spread cannot be estimated."""
     mean, n = float(differences.mean()), len(differences)
     if abs(mean) <= ROUNDING * scale:
         return Difference(0.0, 0.0, 0.0, 1.0, n, 0.0, "equal in every seed")
-    return Difference(mean, math.nan, math.nan, math.nan, n, 0.0, "the same difference in every seed: no statement")
+    return Difference(mean, math.nan, math.nan, math.nan, n, 0.0, "identical difference in every seed: no test")
 
 
 def t_test(differences: ArrayLike, confidence: float = 0.95) -> tuple[Any, Any, Any, Any, Any]:
-    """Over the last axis, (..., n) each: mean, sd, low, high, two-sided p of t = mean / (sd / sqrt(n))."""
+    """Over the last axis of (..., n): mean, sd, low, high and two-sided p of t = mean / (sd / sqrt(n))."""
     d = np.asarray(differences, dtype=np.float64)
     n = d.shape[-1]
     mean, sd = d.mean(-1), d.std(-1, ddof=1)
@@ -87,7 +90,7 @@ def t_test(differences: ArrayLike, confidence: float = 0.95) -> tuple[Any, Any, 
 
 
 def bca(values: Sequence[float] | Array, confidence: float, resamples: int, rng: int) -> tuple[float, float]:
-    """The bias-corrected and accelerated bootstrap interval of the mean; the same for the same values."""
+    """Return the bias-corrected and accelerated bootstrap interval of the mean, with a fixed random seed."""
     from scipy import stats
 
     with warnings.catch_warnings():
@@ -99,7 +102,7 @@ def bca(values: Sequence[float] | Array, confidence: float, resamples: int, rng:
 
 
 def sign_flips(differences: Array, resamples: int, rng: int) -> float:
-    """The share of sign patterns with a mean as far from 0 as the one seen; exact where 2^n <= `resamples`."""
+    """Return the share of sign patterns with a mean as far from 0 as the observed one; exact for 2^n <= `resamples`."""
     from scipy import stats
 
     found = stats.permutation_test(

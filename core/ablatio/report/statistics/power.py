@@ -1,19 +1,19 @@
-"""How many seeds a difference needs, before anything runs, and what a number of seeds can show."""
+"""Power of the paired t-test: seeds needed for a difference, differences that n seeds detect."""
 
 import math
 
 import numpy as np
 from scipy import special
 
-MOST = 1_000_000  # seeds; no study has more, and the search must end
+MOST = 1_000_000  # seeds; upper limit of the search
 
 
 def power(n: int, delta: float, sd: float, arms: int = 2, alpha: float = 0.05) -> float:
-    """The chance that the paired t-test over n seeds sees a true difference `delta` (two-sided, either sign).
+    """Return the chance that the paired t-test over n seeds detects a true difference `delta` (two-sided).
 
     t = d / (sd / sqrt(n)) has n - 1 degrees of freedom and noncentrality |delta| sqrt(n) / sd.
-    sd: of the differences between two arms that share a seed.  arms: with the baseline; each of the `arms - 1`
-    comparisons is tested at alpha / (arms - 1), which is where Holm's procedure starts.
+    sd: of the differences between two arms that share a seed.  arms: baseline included; each of the `arms - 1`
+    comparisons is tested at alpha / (arms - 1), the first step of Holm's procedure.
     """
     _check(delta, sd, arms, alpha)
     if n < 2:
@@ -27,13 +27,17 @@ def power(n: int, delta: float, sd: float, arms: int = 2, alpha: float = 0.05) -
 
 
 def seeds_needed(delta: float, sd: float, arms: int = 2, alpha: float = 0.05, power: float = 0.8) -> int:
-    """The fewest seeds per arm with which a true difference `delta` is seen with chance `power`."""
+    """Return the fewest seeds per arm that detect a true difference `delta` with this power.
+
+    Raises:
+        ValueError: delta is 0, or more than MOST seeds would be needed.
+    """
     _check(delta, sd, arms, alpha)
     if delta == 0:
         raise ValueError("no number of seeds shows a difference of 0; give the smallest one that would matter to you")
     if not 0 < power < 1:
         raise ValueError(f"a power is between 0 and 1; {power} came")
-    low, high = 1, 2  # too few; enough, once the first loop is done
+    low, high = 1, 2  # low: too few; high: enough after the first loop
     while _power(high, delta, sd, arms, alpha) < power:
         if high >= MOST:
             raise ValueError(f"a difference of {delta:g} at a spread of {sd:g} needs more than {MOST:,} seeds")
@@ -45,7 +49,7 @@ def seeds_needed(delta: float, sd: float, arms: int = 2, alpha: float = 0.05, po
 
 
 def smallest_difference(n: int, sd: float, arms: int = 2, alpha: float = 0.05, power: float = 0.8) -> float:
-    """The smallest true difference that n seeds show with chance `power`; nan for fewer than two seeds."""
+    """Return the smallest true difference that n seeds detect with this power; nan for fewer than two seeds."""
     from scipy.optimize import brentq
 
     _check(0.0, sd, arms, alpha)
@@ -59,7 +63,7 @@ def smallest_difference(n: int, sd: float, arms: int = 2, alpha: float = 0.05, p
     return float(brentq(lambda delta: _power(n, delta, sd, arms, alpha) - power, 0.0, high, xtol=1e-12 * high))
 
 
-_power = power  # where an argument has its name
+_power = power  # `power` is also an argument below
 
 
 def _check(delta: float, sd: float, arms: int, alpha: float) -> None:

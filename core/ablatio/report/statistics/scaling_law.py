@@ -1,8 +1,8 @@
-"""Scaling laws: the loss as a function of parameters N and tokens D, and what a budget is best spent on.
+"""Scaling laws: loss as a function of parameters N and tokens D, and the best use of a budget.
 
     L(N, D) = E + A / N^alpha + B / D^beta        (Hoffmann et al. 2022, arXiv:2203.15556, approach 3)
 
-Where only one of the two varies, its term alone is fitted (Kaplan et al. 2020, arXiv:2001.08361).
+If only one of the two varies, only its term is fitted (Kaplan et al. 2020, arXiv:2001.08361).
 """
 
 import math
@@ -15,16 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.floating[Any]]
-DELTA = 1e-3  # of Huber's loss, in log nats: beyond it a residual counts by its size, not by its square
-GRID = np.geomspace(0.02, 2.0, 28)  # exponents that are tried
+DELTA = 1e-3  # threshold of Huber's loss in log nats: larger residuals count linearly
+GRID = np.geomspace(0.02, 2.0, 28)  # grid of exponents
 STARTS = 4
-APART = 1.1  # times: sizes that are nearer to one another than this count as one
+APART = 1.1  # ratio below which two sizes count as one
 NAMES = ("E", "A", "alpha", "B", "beta")
 
 
 @dataclass(frozen=True, slots=True)
 class Law:
-    """A term that was not fitted is 0, with the exponent 0."""
+    """Coefficients of the law; a term that was not fitted has coefficient 0 and exponent 0."""
 
     E: float
     A: float
@@ -33,10 +33,11 @@ class Law:
     beta: float
 
     def loss(self, n: Any, d: Any) -> Any:
+        """Predicted loss of N parameters and D tokens."""
         return self.E + self.A * np.power(n, -self.alpha) + self.B * np.power(d, -self.beta)
 
     def best(self, flops: float, per: float = 6.0) -> tuple[float, float]:
-        """(N, D) with the least loss among those that cost `flops` = per * N * D."""
+        """Return the (N, D) of least loss among those that cost `flops` = per * N * D."""
         if not (self.A and self.B):
             raise ValueError("what a budget is best spent on takes a law in which parameters and tokens both count")
         share = self.alpha / (self.alpha + self.beta)
@@ -47,29 +48,32 @@ class Law:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """residuals: log of the loss that came less that of the law, a run each; draws: laws of resampled runs."""
+    """A fitted law.  residuals: log of observed minus log of predicted loss per run; draws: laws of resampled runs."""
 
     law: Law
     residuals: Sequence[float]
     draws: Sequence[Law]
-    reach: tuple[tuple[float, float], tuple[float, float]]  # least and most N, and D
+    reach: tuple[tuple[float, float], tuple[float, float]]  # (min, max) of N and of D
 
     def interval(self, of: Any) -> tuple[float, float]:
-        """Of a number that a law has, in 95 of 100 draws; nan without draws."""
+        """95 % interval over the draws of a number computed from a law; nan without draws."""
         found = [float(of(law)) for law in self.draws]
         low, high = np.percentile(found, [2.5, 97.5]) if found else (math.nan, math.nan)
         return float(low), float(high)
 
     def beyond(self, n: float, d: float) -> float:
-        """How many times farther than the largest run this is: in parameters or tokens, whichever is more."""
+        """Factor by which (n, d) exceeds the largest run, in parameters or tokens, whichever is larger."""
         return max(n / self.reach[0][1], d / self.reach[1][1])
 
 
 def fit(n: Sequence[float], d: Sequence[float], losses: Sequence[float], *, draws: int = 200, seed: int = 0) -> Fit:
-    """The law of these runs.  ValueError where they cannot tell it.
+    """Fit the law to runs.
 
-    Given both exponents the law is linear in E, A and B: that is solved on a grid of exponents, and the best of them
-    are where Huber's loss on log losses is minimised from.  `draws` resamples of the runs say how sure each number is.
+    Given both exponents the law is linear in E, A and B: that is solved on a grid of exponents, and Huber's loss on log
+    losses is minimized from the best grid points.  `draws` bootstrap resamples of the runs give the intervals.
+
+    Raises:
+        ValueError: the runs cannot determine the law.
     """
     x, y, z = (np.asarray(v, dtype=np.float64) for v in (n, d, losses))
     if not (np.isfinite(x).all() and np.isfinite(y).all() and np.isfinite(z).all() and min(x.min(), y.min()) > 0):
@@ -81,14 +85,14 @@ def fit(n: Sequence[float], d: Sequence[float], losses: Sequence[float], *, draw
     while len(found) < draws:
         rows = rng.integers(0, len(z), len(z))
         drawn = {name: column[rows] for name, column in terms.items()}
-        if all(_different(column) > 2 for column in drawn.values()):  # else they do not tell the law
+        if all(_different(column) > 2 for column in drawn.values()):  # otherwise the resample cannot determine the law
             found.append(_law(_minimum(drawn, z[rows], start, near=1e-7)))
     residuals = np.log(z) - np.log(law.loss(x, y))
     return Fit(law, residuals.tolist(), found, ((x.min(), x.max()), (y.min(), y.max())))
 
 
 def _terms(n: Array, d: Array) -> dict[str, Array]:
-    """What varies, of `A` (parameters) and `B` (tokens)."""
+    """The terms that vary: `A` (parameters), `B` (tokens)."""
     terms = {name: v for name, v in (("A", n), ("B", d)) if _different(v) > 2}
     needed = 2 * len(terms) + 1
     if not terms or len(n) < max(4, needed):
@@ -102,13 +106,13 @@ def _terms(n: Array, d: Array) -> dict[str, Array]:
 
 
 def _different(values: Array) -> int:
-    """How many there are, when those near to one another count as one."""
+    """Number of distinct values, counting values closer than APART as one."""
     steps = np.diff(np.log(np.sort(values)))
     return 1 + int((steps > math.log(APART)).sum())
 
 
 def _starts(terms: dict[str, Array], z: Array) -> list[Array]:
-    """The best exponents of a grid, each with the E, A and B that are best for them (relative least squares)."""
+    """The best grid exponents, each with its E, A and B by relative non-negative least squares."""
     from scipy.optimize import nnls
 
     found = []
@@ -124,7 +128,7 @@ def _starts(terms: dict[str, Array], z: Array) -> list[Array]:
 
 
 def _vector(told: Any, terms: dict[str, Array]) -> Array:
-    """log E, then log of the size and the exponent of each term."""
+    """log E, then log coefficient and exponent of each term."""
     if isinstance(told, Law):
         told = {"E": told.E, "A": (told.A, told.alpha), "B": (told.B, told.beta)}
     pairs = [x for name in terms for x in (math.log(max(told[name][0], 1e-300)), told[name][1])]
@@ -132,7 +136,7 @@ def _vector(told: Any, terms: dict[str, Array]) -> Array:
 
 
 def _minimum(terms: dict[str, Array], z: Array, starts: Sequence[Array], near: float = 1e-14) -> dict[str, Any]:
-    """Of Huber's loss, from the best start; near: how exactly."""
+    """Minimize Huber's loss from each start and return the best.  near: tolerance."""
     from scipy.optimize import least_squares
     from scipy.special import logsumexp
 
@@ -169,9 +173,9 @@ def _law(found: dict[str, Any]) -> Law:
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """Runs of equal cost: the number of parameters that is best for it, where a parabola in log N has its bottom.
+    """Runs of equal cost: the best number of parameters, at the minimum of a parabola in log N.
 
-    inside: whether that lies among the runs; else it is a guess
+    inside: True if the minimum lies among the runs; otherwise it is an extrapolation
     """
 
     flops: float
@@ -184,7 +188,7 @@ class Budget:
 def budgets(
     n: Sequence[float], flops: Sequence[float], losses: Sequence[float], close: float = 0.1
 ) -> Iterator[Budget]:
-    """Of each group of three sizes or more whose cost is the same within `close` (arXiv:2203.15556, approach 2)."""
+    """Yield one Budget per group of three or more sizes of equal cost (arXiv:2203.15556, approach 2)."""
     order = np.argsort(flops)
     x, c, z = (np.asarray(v, dtype=np.float64)[order] for v in (n, flops, losses))
     edges = np.flatnonzero(np.diff(np.log(c)) > close) + 1

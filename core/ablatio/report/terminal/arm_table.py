@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.table import Table as Grid
 
 LOST = ("failed", "diverged", "damaged")
-SHOWN, SENTENCES = 40, 10  # arms and sentences in the terminal; the files have all
+SHOWN, SENTENCES = 40, 10  # arms and sentences shown in the terminal; the files hold all
 UNITS = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
@@ -43,7 +43,7 @@ def seconds_text(seconds: float | None) -> str:
 
 
 def number(value: float | None, signed: bool = False) -> str:
-    """Four decimals; a minus that is one."""
+    """Four decimals with a true minus sign."""
     if value is None or math.isnan(value):
         return ""
     text = f"{value:+.4f}" if signed else f"{value:.4f}"
@@ -51,6 +51,7 @@ def number(value: float | None, signed: bool = False) -> str:
 
 
 def interval(row: Row) -> str:
+    """`+0.0213 [+0.0120, +0.0306]`, the difference to the baseline."""
     d = row.pair.difference if row.pair else None
     if d is None or math.isnan(d.mean):
         return ""
@@ -59,13 +60,14 @@ def interval(row: Row) -> str:
 
 
 def p_text(p: float | None) -> str:
+    """Three decimals, or `< 0.001`."""
     if p is None or math.isnan(p):
         return ""
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def state_text(arm: Arm) -> str:
-    """`3 of 5 done, 1 diverged`; nothing when all are done."""
+    """`3 of 5 done, 1 diverged`; empty if all are done."""
     states = [r.state for r in arm.runs]
     if set(states) == {"done"}:
         return ""
@@ -74,7 +76,7 @@ def state_text(arm: Arm) -> str:
 
 
 def show(console: Console, findings: Findings) -> None:
-    """Question, verdict and arms, the best first."""
+    """Print question, verdict and arms, the best first."""
     if findings.question:
         console.print(f"[bold]{terminal(findings.question)}[/]", highlight=False)
     said = findings.said()
@@ -103,7 +105,7 @@ def show(console: Console, findings: Findings) -> None:
 
 
 def lost(table: Table) -> Iterator[str]:
-    """What went wrong, each reason once; that nothing is done yet."""
+    """Yield what went wrong, each reason once, and a note if no run is done."""
     reasons: dict[tuple[str, str], list[str]] = {}
     for run in table.runs:
         if run.state in LOST:
@@ -115,18 +117,18 @@ def lost(table: Table) -> Iterator[str]:
         yield "No run is done yet: there is nothing to compare."
 
 
-STAGES = ("stage", "arm", "task", "takes", "score", "before", "after", "better", "done")
+STAGES = ("stage", "arm", "task", "starts from", "score", "before", "after", "better", "done")
 
 
 def stage_cells(stage: Stage, names: Mapping[str, str]) -> tuple[str, ...]:
-    """One stage, as STAGES names its columns."""
+    """Cells of one stage for the columns STAGES."""
     done, arm = f"{stage.done} of {stage.runs}", names.get(stage.arm, stage.arm) or "all"
     scores = number(stage.before), number(stage.after)
     return stage.name, arm, stage.task, ", ".join(stage.takes), stage.score, *scores, stage.better, done
 
 
 def _stages_grid(stages: Sequence[Stage], names: Mapping[str, str]) -> Grid:
-    """Each stage of a recipe; where all arms have one in common, it is there once."""
+    """Table of a recipe's stages; a stage shared by all arms is listed once."""
     from rich.table import Table as Grid
 
     grid, several = Grid(box=None, pad_edge=False), any(stage.arm for stage in stages)
@@ -134,7 +136,7 @@ def _stages_grid(stages: Sequence[Stage], names: Mapping[str, str]) -> Grid:
     plain |= set() if several else {"arm"}
     kept = [i for i, name in enumerate(STAGES) if name not in plain]
     for i in kept:
-        right, folds = STAGES[i] in ("before", "after"), STAGES[i] in ("arm", "takes")
+        right, folds = STAGES[i] in ("before", "after"), STAGES[i] in ("arm", "starts from")
         grid.add_column(STAGES[i], justify="right" if right else "left", overflow="fold", no_wrap=not folds)
     for stage in stages[:SHOWN]:
         grid.add_row(*(terminal(stage_cells(stage, names)[i]) for i in kept))
@@ -142,13 +144,13 @@ def _stages_grid(stages: Sequence[Stage], names: Mapping[str, str]) -> Grid:
 
 
 def of_one_run(findings: Findings) -> Sequence[Mapping[str, str]]:
-    """The answers of a run that is looked at by itself; those of several are in the page alone."""
+    """Answers of a single run; those of several runs appear on the page only."""
     runs = findings.table.runs
     return runs[0].samples if len(runs) == 1 else ()
 
 
 def _grid(findings: Findings, width: int) -> Grid:
-    """The arms; in a narrow terminal without size and time, so that names and numbers stay on their lines."""
+    """Table of arms; narrow terminals omit size and time so that names and numbers stay on one line."""
     compared, wide = any(row.pair for row in findings.rows), width >= 110
     head = ["arm", "n", findings.metric, "sd", *(["difference", "p"] if compared else [])]
     head += ["parameters", "time", ""] if wide else [""]
@@ -173,7 +175,7 @@ def _grid(findings: Findings, width: int) -> Grid:
 
 
 def results_csv(table: Table) -> str:
-    """What a run is and what came out: nothing that another machine or another day would make different."""
+    """CSV of what each run is and what came out; nothing that depends on the machine or the day."""
     keys = list(dict.fromkeys([a.key for a in table.study.axes] + [k for r in table.runs for k in r.arm]))
     scores = sorted({k for r in table.runs for k in r.scores})
     groups = len({r.group for r in table.runs}) > 1
@@ -213,6 +215,6 @@ def results_csv(table: Table) -> str:
 
 
 def costs_csv(table: Table) -> str:
-    """What each run cost on the machine that it ran on."""
+    """CSV of what each run cost on its machine."""
     lines = ([r.id, r.seed, r.state, *(r.cost.get(k) for k in COSTS), r.device, str(r.folder)] for r in table.runs)
     return csv_text(["run", "seed", "state", *COSTS, "device", "folder"], lines)

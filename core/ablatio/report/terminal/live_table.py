@@ -1,4 +1,4 @@
-"""What one sees while a sweep runs: a table that is drawn anew in a terminal, plain lines elsewhere."""
+"""Progress of a running sweep: a live table in a terminal, plain lines elsewhere."""
 
 import csv
 import time
@@ -21,26 +21,26 @@ from ablatio.sweep.score import score_of
 from ablatio.sweep.study import Job, run_folder
 
 REFRESH_SECONDS = 0.5
-SHOWN = 20  # running jobs that are listed
+SHOWN = 20  # running jobs listed at most
 BAR = 30  # characters
 
 
 class RunningJob(NamedTuple):
-    """Where a run is."""
+    """Progress of a run."""
 
     step: int
     loss: str
 
 
 class LiveTable:
-    """Watches an engine.  `bits` of a line say what became of a job in words."""
+    """Watcher of an engine: prints a line for each finished job and redraws the running ones."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
         self.live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
         self.known: dict[str, Entry] = {}
         self.next = 0.0
-        self.start: tuple[float, int] | None = None  # when the first run was seen to train, and the steps before that
+        self.start: tuple[float, int] | None = None  # (time, steps done) when progress was first seen
 
     def __enter__(self) -> "LiveTable":
         if self.live:
@@ -54,6 +54,7 @@ class LiveTable:
             self.live.stop()
 
     def update(self, engine: Engine) -> None:
+        """Print what changed and redraw, at most every REFRESH_SECONDS."""
         self._say_changes(engine)
         now = time.monotonic()
         if self.live and now >= self.next:
@@ -61,7 +62,7 @@ class LiveTable:
             self.live.update(self._drawn(engine), refresh=True)
 
     def _say_changes(self, engine: Engine) -> None:
-        """One line for each job that has ended since the last look."""
+        """Print one line for each job that has ended since the last call."""
         first = not self.known
         for name, entry in engine.ledger.entries.items():
             if self.known.get(name) == entry or name not in engine.jobs:
@@ -94,7 +95,7 @@ class LiveTable:
         return Group(table, line) if running else Group(line)
 
     def _progress(self, engine: Engine, running: dict[str, RunningJob]) -> tuple[int, int]:
-        """(steps that are done, steps of all jobs)."""
+        """(finished steps, steps of all jobs)."""
         done = total = 0
         for job in engine.jobs.values():
             entry, steps = engine.ledger.entries.get(job.id), _steps(job)
@@ -116,7 +117,7 @@ class LiveTable:
 
 
 def at(run: Path) -> RunningJob:
-    """Where a run is, from the last line of its metrics that has a loss."""
+    """Progress of a run from the last row of its metrics that has a loss."""
     for row in _rows_backwards(run / "metrics.csv"):
         if row.get("train/loss"):
             return RunningJob(int(row["step"]), f"{float(row['train/loss']):.3f}")
@@ -124,7 +125,7 @@ def at(run: Path) -> RunningJob:
 
 
 def _rows_backwards(path: Path) -> Iterator[dict[str, str]]:
-    """The newest rows; the last line may be half written."""
+    """Rows of a metrics file, newest first; an unfinished last line is skipped."""
     with suppress(OSError, ValueError), path.open("rb") as file:
         header = file.readline().decode().strip().split(",")
         file.seek(max(file.tell(), path.stat().st_size - 8192))
@@ -136,7 +137,7 @@ def _rows_backwards(path: Path) -> Iterator[dict[str, str]]:
 
 
 def _counted(engine: Engine) -> str:
-    """How many jobs are in each state; that none is starting, or has failed, is not said."""
+    """Number of jobs per state; `starting` and `failed` are omitted when zero."""
     entries = engine.ledger.entries
     names: dict[State, str] = {"done": "done", "running": "running", "claimed": "starting", "failed": "failed"}
     states = Counter(e.state for e in entries.values())

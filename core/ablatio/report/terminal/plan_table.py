@@ -1,4 +1,4 @@
-"""What a plan will take: sizes, time from a short probe, and the seeds that a difference needs."""
+"""The planned sweep: sizes, time from a short probe, and the seeds that a difference needs."""
 
 import math
 import time
@@ -19,8 +19,8 @@ ASSUMED_SD = 0.03  # nats, of a paired difference: small models on the embedded 
 
 
 @dataclass(frozen=True, slots=True)
-class DetectableDifference:
-    """What is known of an arm before it runs; None where finding out would take too long."""
+class ArmEstimate:
+    """Size and time of an arm before it runs; None if finding out would take too long."""
 
     parameters: int | None = None
     seconds: float | None = None
@@ -28,36 +28,36 @@ class DetectableDifference:
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """The standard deviation of a paired difference, where it comes from, and what it is counted in."""
+    """Standard deviation of a paired difference, its source, and its unit."""
 
     sd: float
     source: str
     unit: str = "nats"
 
 
-def detectable_differences(
+def estimate_arms(
     cells: Sequence[Cell], planned: Mapping[str, Mapping[str, Any]], seconds: float = PROBE_SECONDS
-) -> list[DetectableDifference]:
-    """Parameters and time of each arm, within about these many seconds: one arm is timed, the others by their FLOPs."""
+) -> list[ArmEstimate]:
+    """Parameters and time of each arm, within about `seconds`: one arm is timed, the others scale by their FLOPs."""
     started = time.monotonic()
-    found: list[DetectableDifference] = []
+    found: list[ArmEstimate] = []
     reference: tuple[float, float] | None = None  # (seconds, FLOPs) of an arm that was timed
     for cell in cells:
         config = planned.get(cell.label, cell.config)
         if time.monotonic() - started > seconds:
-            found.append(DetectableDifference())
+            found.append(ArmEstimate())
             continue
         flops = train_flops(config)
         if reference is None:
             reference = _timed(config), flops
             started = time.monotonic()  # that one has imported torch
         took = reference[0] * flops / reference[1] if reference[0] else None
-        found.append(DetectableDifference(parameters(config), took))
+        found.append(ArmEstimate(parameters(config), took))
     return found
 
 
 def _timed(config: Mapping[str, Any]) -> float:
-    """Seconds of a run: its steps, and its passes over the held-out text, which cost a third per token."""
+    """Seconds of a run: its steps, and passes over the held-out text, which cost a third per token."""
     step = seconds_per_step(config)
     if not step:
         return 0.0
@@ -68,9 +68,10 @@ def _timed(config: Mapping[str, Any]) -> float:
 
 
 def spread(plan: Plan, folder: Path | None) -> Spread | None:
-    """From paired runs of this study or of others in the same place; else an assumption on losses, and none on others.
+    """Return the spread of paired differences from runs of this study or of others beside it.
 
-    Runs are comparable when they have the task and the number of steps of the plan's.
+    Runs are comparable if they have the task and the number of steps of the plan.  Without such runs a value is assumed
+    for losses; None for other scores.
     """
     unit = _unit(plan)
     places = [folder] if folder and (folder / STUDY).exists() else []
@@ -86,13 +87,13 @@ def spread(plan: Plan, folder: Path | None) -> Spread | None:
 
 
 def _unit(plan: Plan) -> str:
-    """What the score of the plan's task is counted in."""
+    """Unit of the main score of the plan's task."""
     task = tasks[plan.cells[0].config["task"]["name"]]
     return "nats" if task.facts["main"] == "loss" else str(task.facts["main"])
 
 
 def _differences(folder: Path, plan: Plan) -> list[list[float]]:
-    """Of each comparable arm to the first one, seed by seed; of two seeds or more."""
+    """Differences of each comparable arm from the first, seed by seed; groups of two seeds or more."""
     losses: dict[str, dict[int, float]] = {}
     lengths = {cell.config["train"]["steps"] for cell in plan.cells}
     names = {cell.config["task"]["name"] for cell in plan.cells}
@@ -106,8 +107,8 @@ def _differences(folder: Path, plan: Plan) -> list[list[float]]:
     return [group for group in groups if len(group) > 1]
 
 
-def sentences(plan: Plan, seen: Sequence[DetectableDifference], folder: Path | None = None) -> Iterator[str]:
-    """What is planned, in words."""
+def sentences(plan: Plan, seen: Sequence[ArmEstimate], folder: Path | None = None) -> Iterator[str]:
+    """Yield the plan in words."""
     runs = [job for job in plan.jobs if job.role == "run"]
     others = len(plan.jobs) - len(runs)
     seeds, arms = len(plan.study.seeds), len(plan.cells)
@@ -131,7 +132,7 @@ def sentences(plan: Plan, seen: Sequence[DetectableDifference], folder: Path | N
 
 
 def seeds_sentence(plan: Plan, folder: Path | None, seconds: float | None = None) -> Iterator[str]:
-    """What `plan=` asks: how many seeds the difference takes.  seconds: of a run, where that is known."""
+    """Yield how many seeds the difference of `plan=` needs.  seconds: of one run, if known."""
     delta = plan.settings.get("plan")
     if not delta:
         return
@@ -163,14 +164,14 @@ def duration(seconds: float) -> str:
 
 
 def show(plan: Plan, folder: Path | None = None) -> None:
-    """The table of arms before the first run: which are ready, done or refused, how large, how long."""
+    """Print the arms before the first run: ready, done or refused, size and time."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     console = Console()
     most = int(plan.settings["table"])
-    seen = detectable_differences(plan.cells, {job.label: job.config for job in plan.jobs}) if most else []
+    seen = estimate_arms(plan.cells, {job.label: job.config for job in plan.jobs}) if most else []
     if most:
         table = Table(box=None, pad_edge=False)
         for column in ("arm", "state", "parameters", "a run"):
@@ -202,7 +203,7 @@ def _matched(study: Study, label: str) -> str:
 
 
 def _done(plan: Plan, folder: Path | None) -> dict[str, tuple[int, int]]:
-    """(runs that are done, all) by arm."""
+    """(finished runs, all runs) per arm."""
     found: dict[str, tuple[int, int]] = {}
     for job in plan.jobs:
         n, total = found.get(job.label, (0, 0))

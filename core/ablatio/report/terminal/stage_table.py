@@ -1,4 +1,4 @@
-"""What a sweep of recipes says before its first run (which runs an arm has to itself) and after its last (scores)."""
+"""Tables of a sweep of recipes: the plan before the first run, the scores after the last."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,13 +12,13 @@ from ablatio.sweep.time_probe import Times, times
 
 
 def chain(job: Job, jobs: Mapping[str, Job]) -> list[Job]:
-    """A job behind all that it goes back to, each once."""
+    """The job after all jobs that it depends on, each once."""
     found = {one.id: one for name in job.takes for one in chain(jobs[name], jobs)}
     return [*found.values(), job]
 
 
 def show_recipes(plan: Plan, folder: Path | None = None) -> None:
-    """The table of arms: which are ready or done, with how many others each shares a stage, and how long it takes."""
+    """Print the planned arms: ready or done, how many arms share each stage, estimated time."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -43,7 +43,7 @@ def show_recipes(plan: Plan, folder: Path | None = None) -> None:
 
 
 def _times(plan: Plan, folder: Path | None) -> Times:
-    """Of all runs; one arm is begun for it where no run of this study says it yet.  Who only helps asks nothing."""
+    """Estimated time of each run, from finished runs or a brief start of one arm; none for a joining process."""
     jobs = {job.id: job for job in plan.jobs}
     if plan.settings["join"] or all(is_done(folder, name) for name in jobs):
         return Times()
@@ -52,7 +52,7 @@ def _times(plan: Plan, folder: Path | None) -> Times:
 
 
 def _rows(plan: Plan, folder: Path | None, known: Times) -> dict[str, list[str]]:
-    """arm -> its state, whom each of its stages serves, and the time of all of them, of the first seed."""
+    """arm -> its state, how many arms share each stage, and the time of all stages with the first seed."""
     jobs = {job.id: job for job in plan.jobs}
     chains: dict[str, list[list[Job]]] = {}
     for job in plan.jobs:
@@ -79,7 +79,7 @@ def _whose(arms: int, total: int) -> str:
 
 
 def show_results(results: Sequence[Result], stages: Sequence[str], folder: Path) -> None:
-    """The runs stage by stage, and in each the best score first; failed ones last."""
+    """Print the runs stage by stage, the best score first, failed ones last."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -102,7 +102,7 @@ def show_results(results: Sequence[Result], stages: Sequence[str], folder: Path)
 
 
 def sentences(plan: Plan, known: Times, folder: Path | None = None) -> Iterator[str]:
-    """What is planned, in words."""
+    """Yield the plan in words."""
     arms, seeds, stages = len(plan.cells), len(plan.study.seeds), len(plan.study.stages)
     text = f"{_count(arms, 'arm')} of {_count(stages, 'stage')} with {_count(seeds, 'seed')}: {len(plan.jobs)} runs"
     apart = arms * seeds * stages

@@ -145,7 +145,7 @@ def show_table(found: Mapping[str, Any], folder: Path) -> None:
 
     title = f"recipe={found['recipe']} in {escape(str(folder))}"
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for column in ("stage", "task", "takes", "score", "before", "after", "better", "steps", "seconds"):
+    for column in ("stage", "task", "starts from", "score", "before", "after", "better", "steps", "seconds"):
         right = column in ("before", "after", "steps", "seconds")
         table.add_column(column, justify="right" if right else "left", overflow="fold")
     for stage in found["stages"]:
