@@ -102,7 +102,7 @@ def test_a_worker_gets_a_path_and_not_the_stream(corpus: Any) -> None:
 
 
 def test_an_order_of_another_stream_is_refused(corpus: Any) -> None:
-    with pytest.raises(ValueError, match="the order is for 50 tokens"):
+    with pytest.raises(ValueError, match="the order was made for 50 tokens"):
         TrainBatches(corpus.train, WindowOrder(50, 5, 0), RowPlan(2), eos=EOS)
 
 
@@ -129,7 +129,7 @@ def test_capped_validation_is_spread_and_fixed(corpus: Any, workers: int) -> Non
 
 
 def test_a_split_shorter_than_a_window_is_refused(corpus: Any) -> None:
-    with pytest.raises(UserError, match=r"validation split has \d+ tokens, and one window takes 99999 \+ 1"):
+    with pytest.raises(UserError, match=r"validation split has \d+ tokens, but one window needs 99999 \+ 1"):
         ValidationBatches(corpus.validation, 99_999, 4, eos=EOS)
 
 

@@ -120,7 +120,7 @@ def test_a_long_conversation_loses_its_beginning() -> None:
     assert truncate_to_length(written, 7, "drop", "here") is None
     assert truncate_to_length(written, 2, "cut", "here") is None  # of an answer nothing is cut
     assert truncate_to_length(written, 9, "refuse", "here") is written
-    with pytest.raises(UserError, match=r"here: 10 tokens came, and a row takes 7 \+ 1"):
+    with pytest.raises(UserError, match=r"here: 10 tokens, but a row holds 7 \+ 1"):
         truncate_to_length(written, 7, "refuse", "here")
 
 

@@ -106,7 +106,7 @@ def test_a_damaged_file_is_built_again(
         assert content(make(toy(), cache)) == expected
         assert content(make(toy(), cache)) == expected
     (record,) = caplog.records
-    assert name in record.message and "It is built again." in record.message and "\n" not in record.message
+    assert name in record.message and "The entry is rebuilt." in record.message and "\n" not in record.message
     assert not hidden(cache)
 
 

@@ -67,7 +67,7 @@ def test_rows_of_documents_start_at_each_document_once(sizes: list[int], length:
 
 @pytest.mark.parametrize(
     ("n_tokens", "length", "seed", "match"),
-    [(10, 10, 0, "10 tokens.*one window takes 10"), (0, 4, 0, "0 tokens"), (9, 0, 0, "at least 1"), (9, 2, -1, "seed")],
+    [(10, 10, 0, "10 tokens.*one window needs 10"), (0, 4, 0, "0 tokens"), (9, 0, 0, "length >= 1"), (9, 2, -1, "seed")],
 )
 def test_what_cannot_be_ordered_is_refused(n_tokens: int, length: int, seed: int, match: str) -> None:
     with pytest.raises(UserError, match=match):

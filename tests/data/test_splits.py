@@ -66,7 +66,7 @@ def test_equal_texts_share_their_split(toy: Any) -> None:
         ([Document(" \n", "1"), Document("", "2")], "no document with text"),
         ([Document("a", "1", "train")], "validation split is empty: the source has 1 document"),
         ([Document("a", "1", "validation"), Document("a", "2", "train")], "train split is empty"),
-        ([Document("a", "1", "test")], "'1' names the split 'test'; expected 'train', 'validation' or ''"),  # type: ignore[arg-type]
+        ([Document("a", "1", "test")], "'1' has split='test'; expected 'train', 'validation' or ''"),  # type: ignore[arg-type]
         ([Document("a\ud800", "7")], "'7': character 1 is half of a surrogate pair"),
     ],
 )

@@ -155,7 +155,7 @@ def header(**entry: Any) -> bytes:
 )
 def test_absurd_safetensors_headers(saved: Checkpoints, data: bytes) -> None:
     forge_model(saved, data)
-    falls_back(saved, "no sound safetensors header")
+    falls_back(saved, "no valid safetensors header")
 
 
 @pytest.mark.parametrize(

@@ -201,7 +201,7 @@ def test_only_the_newest_stay_and_a_step_can_be_saved_again(tmp_path: Path) -> N
     assert saved.load(3).model["w"].tolist() == [3, 3]
     with pytest.raises(UserError, match=r"one of its steps: 3, 4"):
         saved.load(2)
-    with pytest.raises(UserError, match="already holds step 4"):
+    with pytest.raises(UserError, match="already holds the later step 4"):
         saved.save(2, {}, {})
     with pytest.raises(UserError, match="no checkpoint"):
         Checkpoints(tmp_path / "nowhere").load()
