@@ -148,7 +148,7 @@ def test_code_in_a_folder_is_refused_and_does_not_run(exported, tmp_path):
     proof = tmp_path / "it ran"
     evil = changed(exported, tmp_path / "evil", auto_map={"AutoModelForCausalLM": "evil.Evil"})
     (evil / "evil.py").write_text(f"open({str(proof)!r}, 'w')")
-    with pytest.raises(UserError, match="`auto_map`, which names code"):
+    with pytest.raises(UserError, match="`auto_map`, which refers to code"):
         load(evil)
     with pytest.raises(UserError, match="_attn_implementation_internal"):
         load(changed(exported, tmp_path / "b", _attn_implementation_internal="someone/kernel"))
@@ -193,8 +193,8 @@ def test_beams_and_sampling_work_through_our_class(exported):
 def test_what_cannot_be_exported_is_refused_with_the_reason(exported, tmp_path, text_file):
     folder = trained(tmp_path, text_file, ["preset=t5", "tokenizer=bytes", "position=rope"])
     ended = ablatio(["export", str(folder), "--to", str(tmp_path / "x")], tmp_path / "log2")
-    assert ended.code == 2 and "position=rope (it has t5)" in ended.err and not (tmp_path / "x").exists()
+    assert ended.code == 2 and "position=rope (it supports t5)" in ended.err and not (tmp_path / "x").exists()
     ended = ablatio(["export", str(folder), "--to", str(exported)], tmp_path / "log3")
     assert ended.code == 2 and "is not empty" in ended.err
     ended = ablatio(["export", str(folder), "--to", str(tmp_path / "x"), "--as", "gpt2"], tmp_path / "log4")
-    assert ended.code == 2 and "this model is no gpt2" in ended.err
+    assert ended.code == 2 and "gpt2 does not support" in ended.err

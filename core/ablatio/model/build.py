@@ -77,8 +77,7 @@ class ModelDims:
 def matched_width(d_model: int, d_ff: int, bias: bool) -> int:
     """Return the d_ff f' of a gated MLP with as many parameters as a plain one: 3 d f' (+ biases) = 2 d f (+ biases).
 
-    Among the widths within 1 %, one divisible by the largest power of two up to 8 is chosen: it is faster in matrix
-    products.
+    Of the widths within 1 %, one divisible by the largest power of two up to 8 is taken: matrix products are faster.
     """
     plain = 2 * d_model * d_ff + (d_ff + d_model if bias else 0)
     exact = (plain - (d_model if bias else 0)) / (3 * d_model + (2 if bias else 0))
@@ -343,10 +342,7 @@ def rows_for(ids: int, wanted: int | None) -> int:
 
 
 def objective_of(config: Mapping[str, Any], vocab_size: int, eos: int) -> kinds.Objective:
-    """Build the config's objective for rows of `model.max_len` tokens.
-
-    It may add ids to the tokenizer's (sentinels, masks) and siblings of the last layer.
-    """
+    """Build the config's objective, which may add ids (sentinels, masks) and siblings of the last layer."""
     choice, length = PartChoice.of(config["objective"]), int(config["model"]["max_len"])
     return kinds.objectives.build(choice.name, choice.knobs, vocab_size=vocab_size, eos=eos, max_len=length)
 
