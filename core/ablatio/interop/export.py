@@ -154,5 +154,5 @@ def difference(folder: Path, model: LanguageModel) -> float | None:
     device = next(model.parameters()).device
     tokens = torch.randint(model.vocab_size, (2, 16), generator=torch.Generator().manual_seed(0))
     inputs = {"input_ids": tokens} | ({"decoder_input_ids": tokens} if has_encoder else {})
-    theirs = loaded(**inputs).logits
-    return float((model(tokens.to(device)).cpu() - theirs).abs().max())
+    exported_logits = loaded(**inputs).logits
+    return float((model(tokens.to(device)).cpu() - exported_logits).abs().max())

@@ -217,9 +217,9 @@ def linear_divergence(
     """
     chunk, total = chunk or block_rows(len(weight)), hidden.new_zeros((), dtype=_precise(hidden.dtype))
 
-    def block(mine: Tensor, matrix: Tensor, theirs: Tensor, scale: Tensor | None) -> Tensor:
-        p = torch.log_softmax(_logits(mine, matrix) / temperature, -1)
-        q = torch.log_softmax(_logits(theirs, other_weight) / temperature, -1)
+    def block(states: Tensor, matrix: Tensor, other_states: Tensor, scale: Tensor | None) -> Tensor:
+        p = torch.log_softmax(_logits(states, matrix) / temperature, -1)  # (rows, V)
+        q = torch.log_softmax(_logits(other_states, other_weight) / temperature, -1)
         rows = (q.exp() * (q - p)).sum(-1)
         return rows.sum() if scale is None else (rows * scale.to(rows.dtype)).sum()
 

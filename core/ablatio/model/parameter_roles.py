@@ -95,9 +95,9 @@ def _fans(parameter: nn.Parameter, owner: nn.Module) -> tuple[int, int]:
 
 
 def _role(name: str, parameter: nn.Parameter, owner: nn.Module) -> Role:
-    said: dict[str, Role] = getattr(owner, "roles", {})
-    if (own := name.rpartition(".")[2]) in said:
-        return said[own]
+    declared: dict[str, Role] = getattr(owner, "roles", {})
+    if (own := name.rpartition(".")[2]) in declared:
+        return declared[own]
     if parameter.dim() < 2:
         return "vector"
     if isinstance(owner, nn.Embedding):

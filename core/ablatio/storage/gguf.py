@@ -90,12 +90,12 @@ def convert(path: Path, folder: Path) -> None:
     write_json(folder / "config.json", config)
 
 
-def _name(theirs: str) -> str:
+def _name(gguf_name: str) -> str:
     """Translate a GGUF tensor name: blk.3.attn_q.weight -> model.layers.3.self_attn.q_proj.weight."""
-    if theirs.startswith("blk."):
-        _, layer, name, kind = theirs.split(".")
+    if gguf_name.startswith("blk."):
+        _, layer, name, kind = gguf_name.split(".")
         return f"model.layers.{layer}.{NAMES[name]}.{kind}"
-    name, kind = theirs.split(".")
+    name, kind = gguf_name.split(".")
     return f"{NAMES[name]}.{kind}"
 
 

@@ -106,11 +106,14 @@ def _counted(config: Mapping[str, Any], vocab_size: int) -> Cost:
         with FlopCounterMode(display=False) as head:
             logits = [model.logits(s) for s in states]
         with FlopCounterMode(display=False) as head_backward:
-            learnt = [x for x in logits if x.requires_grad]
+            differentiable = [x for x in logits if x.requires_grad]
             inner = [s for s in states if s.requires_grad]
             weights = [p for p in model.lm_head.parameters() if p.requires_grad]
             gradients = torch.autograd.grad(
-                learnt, [*inner, *weights], [torch.ones_like(x) for x in learnt], allow_unused=True
+                differentiable,
+                [*inner, *weights],
+                [torch.ones_like(x) for x in differentiable],
+                allow_unused=True,
             )
         with FlopCounterMode(display=False) as backward:
             if inner:

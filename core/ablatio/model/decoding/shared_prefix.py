@@ -36,8 +36,8 @@ def answer_states(
     places = torch.arange(longest, device=row.device) + before - own
     row = row.gather(1, places.clamp(max=row.shape[1] - 1))  # causal mask: no token sees the fill at the end of its row
     states = model.hidden(Example(row, row))
-    said = (own + torch.arange(length, device=row.device)).clamp(max=longest - 1)
-    return states.gather(1, said[:, :, None].expand(-1, -1, states.shape[-1]))
+    answer_places = (own + torch.arange(length, device=row.device)).clamp(max=longest - 1)  # (N, T)
+    return states.gather(1, answer_places[:, :, None].expand(-1, -1, states.shape[-1]))
 
 
 def pays(prompts: Tensor, answers: Tensor, longest: int) -> bool:
