@@ -1,4 +1,4 @@
-"""Every failure that a user can meet, with the exit code of the command line.
+"""Exceptions for every failure that a user can meet, each with the exit code of the command line.
 
 Exit codes: 0 done, 2 user error, 3 sweep partly failed, 4 diverged, 5 environment (disk, permission), 75 preempted.
 """
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 
 class AblatioError(Exception):
-    """What is wrong and what to do about it; shown without a traceback."""
+    """Base class: the message says what is wrong and what to do about it; it is printed without a traceback."""
 
     exit_code = 2
 
@@ -31,26 +31,29 @@ class Diverged(AblatioError):
 
 
 class EnvironmentFault(AblatioError):
-    """The machine refuses: no space, no permission, a missing device."""
+    """The machine cannot do what was asked: no disk space, no permission, no such device."""
 
     exit_code = 5
 
 
 class DamagedFile(EnvironmentFault):
-    """A file does not hold what its digest says; never used as data."""
+    """The content of a file does not match its recorded digest, so it is not used."""
 
 
 class Preempted(AblatioError):
-    """The run was asked to stop; a checkpoint is written and `resume` continues it."""
+    """The run was asked to stop: it has written a checkpoint, and `resume` continues from it."""
 
     exit_code = 75
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong with a config: `where` (a dotted key), `what` came and why not, a `fix` (key=value).
+    """One problem of a config.
 
-    combination: `where` is fine by itself, and wrong beside others.
+    where        the dotted key that is wrong
+    what         the value that was given and why it cannot be used
+    fix          a setting (key=value) that works
+    combination  True if the value of `where` is valid by itself, but not together with other settings
     """
 
     where: str
@@ -63,7 +66,7 @@ class Problem:
 
 
 class ConfigError(UserError):
-    """All problems of one config at once."""
+    """All problems of one config, reported together."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = list(problems)
@@ -72,6 +75,6 @@ class ConfigError(UserError):
 
 
 def did_you_mean(word: str, options: Iterable[str]) -> str:
-    """'; did you mean rope or nope?', or an empty string when nothing is near."""
+    """Suggest the options most similar to `word`: '; did you mean rope or nope?', or '' if none is similar."""
     near = difflib.get_close_matches(word, list(options), n=3, cutoff=0.55)
     return f"; did you mean {' or '.join(near)}?" if near else ""

@@ -1,4 +1,4 @@
-"""Small corpora, and a user without rights."""
+"""Fixtures: small corpora, and a process without root's permissions."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ def sentence(i: int, words: int = 30) -> str:
 
 
 class Toy:
-    """A source in memory that counts how often it is read."""
+    """In-memory source that counts how often it is read."""
 
     def __init__(self, documents: list[Document]) -> None:
         self.given, self.reads = documents, 0
@@ -37,7 +37,7 @@ class Toy:
 
 @pytest.fixture
 def toy() -> Callable[..., Toy]:
-    """toy(): 40 documents whose split a hash decides; toy([...]): these."""
+    """toy(): 40 documents split by hash; toy([...]): the given documents."""
 
     def make(documents: list[Document] | None = None) -> Toy:
         return Toy([Document(sentence(i), str(i)) for i in range(40)] if documents is None else documents)
@@ -54,7 +54,7 @@ def small_bpe() -> BPE:
 
 @pytest.fixture
 def corpus(tmp_path: Path, toy: Callable[..., Toy]) -> Any:
-    """40 documents as bytes, about 200 each."""
+    """Byte-tokenized corpus of 40 documents of about 200 bytes."""
     from ablatio.data.corpus import prepare
     from ablatio_std.tokenizers.trained import Bytes
 
@@ -63,7 +63,7 @@ def corpus(tmp_path: Path, toy: Callable[..., Toy]) -> Any:
 
 @contextmanager
 def _no_rights() -> Iterator[None]:
-    """As an ordinary user; root would be allowed everything."""
+    """Run as an ordinary user: root is not subject to permissions."""
     if os.geteuid():
         yield
         return

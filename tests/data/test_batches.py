@@ -1,4 +1,4 @@
-"""Batches: right windows, right documents, and the same from any start with any number of workers."""
+"""Batches: correct windows and documents, identical from any start and with any number of workers."""
 
 import pickle
 import time
@@ -31,7 +31,7 @@ def same(left: Batch, right: Batch) -> bool:
 
 
 def numbered(rows: Tensor) -> list[list[int]]:
-    """Segments by the book."""
+    """Segments computed by a loop."""
     result = []
     for row in rows.tolist():
         number, line = 0, []
@@ -43,7 +43,7 @@ def numbered(rows: Tensor) -> list[list[int]]:
     return result
 
 
-def test_windows_are_the_stream(corpus: Any) -> None:
+def test_windows_are_slices_of_the_stream(corpus: Any) -> None:
     batches, order = train(corpus), WindowOrder(len(corpus.train), 96, 5)
     for step in (0, 1, 30, 1000):
         tokens = batches[step]["tokens"]
@@ -51,7 +51,7 @@ def test_windows_are_the_stream(corpus: Any) -> None:
         assert tokens.tolist() == expected and tokens.dtype == torch.int64
 
 
-def test_segments_are_those_of_a_loop(corpus: Any) -> None:
+def test_segments_equal_those_of_a_loop(corpus: Any) -> None:
     batches, seen = train(corpus, length=40, batch=2), {True: 0, False: 0}
     for step in range(80):
         batch = batches[step]
@@ -64,12 +64,12 @@ def test_segments_are_those_of_a_loop(corpus: Any) -> None:
     assert min(seen.values()) > 0
 
 
-def test_an_eos_at_the_start_opens_no_second_document() -> None:
+def test_eos_at_the_row_start_opens_no_second_document() -> None:
     assert segments(torch.tensor([[EOS, 1, 2], [3, 4, 5]]), EOS) is None
     assert segments(torch.tensor([[EOS, EOS, 2], [3, 4, EOS]]), EOS).tolist() == [[0, 1, 1], [0, 0, 1]]  # type: ignore[union-attr]
 
 
-def test_without_the_mask_there_are_no_segments(corpus: Any) -> None:
+def test_no_segments_without_document_mask(corpus: Any) -> None:
     assert all("segments" not in train(corpus, length=300, document_mask=False)[step] for step in range(10))
 
 
@@ -84,14 +84,14 @@ def test_resume_from_each_step_equals_the_uninterrupted_run(corpus: Any, workers
         assert all(same(a, b) for a, b in zip(whole[start:], rest, strict=True))
 
 
-def test_two_ranks_take_the_batch_of_one(corpus: Any) -> None:
+def test_two_ranks_split_the_batch_of_one(corpus: Any) -> None:
     one = train(corpus, batch=4)
     for step in (0, 7):
         ranks = [train(corpus, batch=4, rank=rank, world=2)[step]["tokens"] for rank in range(2)]
         assert torch.equal(torch.cat(ranks), one[step]["tokens"])
 
 
-def test_a_worker_gets_a_path_and_not_the_stream(corpus: Any) -> None:
+def test_workers_receive_the_path_of_the_stream(corpus: Any) -> None:
     for dataset in (train(corpus), ValidationBatches(corpus.validation, 64, 2, eos=EOS)):
         data = pickle.dumps(dataset)
         assert len(data) < 4000
@@ -101,12 +101,12 @@ def test_a_worker_gets_a_path_and_not_the_stream(corpus: Any) -> None:
     assert same(pickle.loads(pickle.dumps(batches))[3], batches[3])
 
 
-def test_an_order_of_another_stream_is_refused(corpus: Any) -> None:
-    with pytest.raises(ValueError, match="the order is for 50 tokens"):
+def test_order_of_another_stream_is_refused(corpus: Any) -> None:
+    with pytest.raises(ValueError, match="the order was made for 50 tokens"):
         TrainBatches(corpus.train, WindowOrder(50, 5, 0), RowPlan(2), eos=EOS)
 
 
-def test_validation_meets_each_target_once(corpus: Any) -> None:
+def test_validation_scores_each_target_once(corpus: Any) -> None:
     batches = ValidationBatches(corpus.validation, 50, 4, eos=EOS)
     rows = torch.cat([batch["tokens"] for batch in batches])
     count = (len(corpus.validation) - 1) // 50
@@ -116,7 +116,7 @@ def test_validation_meets_each_target_once(corpus: Any) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_capped_validation_is_spread_and_fixed(corpus: Any, workers: int) -> None:
+def test_capped_validation_is_evenly_spaced_and_fixed(corpus: Any, workers: int) -> None:
     every = (len(corpus.validation) - 1) // 50
     batches = ValidationBatches(corpus.validation, 50, 4, eos=EOS, val_tokens=50 * 7 + 20)
     assert len(batches.starts) == 7 and len(set(batches.starts.tolist())) == 7
@@ -128,13 +128,13 @@ def test_capped_validation_is_spread_and_fixed(corpus: Any, workers: int) -> Non
         batches[len(batches)]
 
 
-def test_a_split_shorter_than_a_window_is_refused(corpus: Any) -> None:
-    with pytest.raises(UserError, match=r"validation split has \d+ tokens, and one window takes 99999 \+ 1"):
+def test_split_shorter_than_a_window_is_refused(corpus: Any) -> None:
+    with pytest.raises(UserError, match=r"validation split has \d+ tokens, but one window needs 99999 \+ 1"):
         ValidationBatches(corpus.validation, 99_999, 4, eos=EOS)
 
 
 @pytest.mark.parametrize(("batch", "length", "limit"), [(8, 128, 2e-4), (64, 1024, 2e-3)])
-def test_a_batch_costs_less_than_its_limit(batch: int, length: int, limit: float) -> None:
+def test_batch_time_is_below_its_limit(batch: int, length: int, limit: float) -> None:
     tokens = np.arange(3_000_000, dtype=np.uint16) % 2000
     batches = TrainBatches(tokens, WindowOrder(len(tokens), length, 0), RowPlan(batch), eos=1999)
     times = []
@@ -145,8 +145,8 @@ def test_a_batch_costs_less_than_its_limit(batch: int, length: int, limit: float
     assert np.median(times) < 3 * limit  # the machine may be busy
 
 
-def test_validation_windows_at_documents() -> None:
-    """Each document that has room once, evenly thinned out under a cap."""
+def test_validation_windows_start_at_documents() -> None:
+    """Each document with enough tokens occurs once; a cap selects evenly."""
     tokens = np.concatenate([[EOS, *range(10 * i, 10 * i + 5 + i)] for i in range(8)]).astype(np.uint16)
     starts = np.flatnonzero(tokens == EOS)
     found = ValidationBatches(tokens, 6, 3, eos=EOS, documents=starts)

@@ -1,4 +1,4 @@
-"""Sources of conversations and of feedback: each layout, and each bad line named with its file and number."""
+"""Sources of conversations and feedback: every layout; a bad line is reported with its file and number."""
 
 import json
 from pathlib import Path
@@ -29,14 +29,14 @@ def lines(tmp_path: Path, *records: Any) -> str:
 @pytest.mark.oracle("source=chats", "one conversation written in each layout")
 @pytest.mark.parametrize("layout", CHATS)
 @pytest.mark.parametrize("said", [True, False])
-def test_layouts_say_the_same(tmp_path: Path, layout: str, said: bool) -> None:
+def test_layouts_give_the_same_conversations(tmp_path: Path, layout: str, said: bool) -> None:
     source: Any = sources.build("chats", {"path": lines(tmp_path, CHATS[layout]), "layout": layout if said else "auto"})
     (found,) = source.conversations()
     assert [(m.role, m.text) for m in found.messages] == [("user", "Add.\n\n1 and 2"), ("assistant", "3")]
     assert found.id == "lines.jsonl:1"
 
 
-def test_each_path_of_a_tree_is_a_conversation(tmp_path: Path) -> None:
+def test_each_path_of_a_message_tree_is_a_conversation(tmp_path: Path) -> None:
     def node(text: str, *replies: Any) -> dict[str, Any]:
         return {"text": text, "replies": list(replies)}
 
@@ -64,7 +64,7 @@ def test_each_path_of_a_tree_is_a_conversation(tmp_path: Path) -> None:
         ({"text": "q", "replies": []}, "nobody answers"),
     ],
 )
-def test_a_bad_conversation_is_named(tmp_path: Path, bad: Any, what: str) -> None:
+def test_bad_conversation_is_reported_with_file_and_line(tmp_path: Path, bad: Any, what: str) -> None:
     source: Any = sources.build("chats", {"path": lines(tmp_path, CHATS["completion"], bad)})
     with pytest.raises(UserError, match=what) as error:
         list(source.conversations())
@@ -102,7 +102,7 @@ def test_feedback_layouts(tmp_path: Path) -> None:
         ({"prompt": "q"}, "of no layout"),
     ],
 )
-def test_bad_feedback_is_named(tmp_path: Path, bad: Any, what: str) -> None:
+def test_bad_feedback_is_reported_with_file_and_line(tmp_path: Path, bad: Any, what: str) -> None:
     source: Any = sources.build(
         "feedback", {"path": lines(tmp_path, {"prompt": "q", "chosen": "a", "rejected": "b"}, bad)}
     )
@@ -112,7 +112,7 @@ def test_bad_feedback_is_named(tmp_path: Path, bad: Any, what: str) -> None:
 
 
 @pytest.mark.oracle("source=gsm_symbolic", "reasoning-gym's own scorer: each worked answer is right")
-def test_worked_answers_are_right() -> None:
+def test_worked_answers_are_correct() -> None:
     import reasoning_gym
 
     data = reasoning_gym.create_dataset("gsm_symbolic", size=12, seed=5)
@@ -124,7 +124,7 @@ def test_worked_answers_are_right() -> None:
 
 
 @pytest.mark.oracle("source=several", "its sources one after the other")
-def test_several_sources_are_one_after_the_other(tmp_path: Path) -> None:
+def test_several_sources_are_concatenated(tmp_path: Path) -> None:
     path = lines(tmp_path, *CHATS.values())
     source: Any = sources.build("several", {"of": [f"chats:{path}", "gsm_symbolic"]})
     parts: list[Any] = [sources.build("chats", {"path": path}), sources.build("gsm_symbolic", {})]
@@ -133,7 +133,7 @@ def test_several_sources_are_one_after_the_other(tmp_path: Path) -> None:
 
 
 @pytest.mark.oracle("source=sentiment", "vaderSentiment's analyser")
-def test_sentiment_is_that_of_vader() -> None:
+def test_sentiment_scores_equal_vader() -> None:
     from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
     source: Any = sources.build("sentiment", {"size": 20, "answers": 3})
@@ -145,7 +145,7 @@ def test_sentiment_is_that_of_vader() -> None:
         assert list(line.scores) == golds and len(set(golds)) == 3
 
 
-def test_the_best_answers_of_feedback_are_examples_to_follow(tmp_path: Path) -> None:
+def test_best_answers_of_feedback_become_sft_examples(tmp_path: Path) -> None:
     lines = (
         {"prompt": "a", "chosen": "good", "rejected": "bad"},
         {"prompt": "b", "answers": ["x", "y", "z"], "scores": [1, 3, 2]},

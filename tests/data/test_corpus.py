@@ -1,4 +1,4 @@
-"""The token cache: right, shared, and never believed when it is damaged."""
+"""The token cache: correct, shared between processes, and never used when damaged."""
 
 import errno
 import json
@@ -41,7 +41,7 @@ def hidden(cache: Path) -> list[str]:
     return [p.name for p in cache.rglob(".*") if not p.name.endswith(".lock")]
 
 
-def test_the_stream_is_eos_and_text_for_each_document(corpus: Corpus, toy: Any) -> None:
+def test_stream_is_eos_and_tokens_of_each_document(corpus: Corpus, toy: Any) -> None:
     for split in SPLITS:
         stream, starts = getattr(corpus, split), getattr(corpus, f"{split}_starts")
         assert stream.dtype == np.uint16 and isinstance(stream, np.memmap) and not stream.flags.writeable
@@ -53,7 +53,7 @@ def test_the_stream_is_eos_and_text_for_each_document(corpus: Corpus, toy: Any) 
     assert sum(corpus.counts[split]["documents"] for split in SPLITS) == 40
 
 
-def test_a_second_run_reads_no_text_and_restores_the_tokenizer(toy: Any, tmp_path: Path) -> None:
+def test_second_run_reads_no_text_and_restores_the_tokenizer(toy: Any, tmp_path: Path) -> None:
     source, first, second = toy(), BPE(vocab_size=300), BPE(vocab_size=300)
     one = make(source, tmp_path, first)
     reads = source.reads
@@ -62,14 +62,14 @@ def test_a_second_run_reads_no_text_and_restores_the_tokenizer(toy: Any, tmp_pat
     assert first.state() == second.state()
 
 
-def test_the_tokenizer_learns_from_training_documents_alone(toy: Any, tmp_path: Path) -> None:
+def test_tokenizer_is_trained_on_training_documents_only(toy: Any, tmp_path: Path) -> None:
     held_out = Document("zqx " * 500, "held out", "validation")
     tokenizer = BPE(vocab_size=400)
     make(toy([held_out, *(Document(d.text, d.id, "train") for d in toy().given)]), tmp_path, tokenizer)
     assert "zq" not in tokenizer.state()
 
 
-def test_everything_that_matters_is_in_the_key(toy: Any, tmp_path: Path) -> None:
+def test_cache_key_covers_everything_that_changes_the_tokens(toy: Any, tmp_path: Path) -> None:
     keys = [
         make(toy(), tmp_path).key,
         make(toy(), tmp_path, fraction=0.3).key,
@@ -81,12 +81,12 @@ def test_everything_that_matters_is_in_the_key(toy: Any, tmp_path: Path) -> None
     assert len(list((tmp_path / "tokens").glob("[!.]*"))) == len(keys)
 
 
-def test_groups_of_documents_do_not_show(corpus: Corpus, toy: Any, tmp_path: Path, monkeypatch: Any) -> None:
+def test_group_size_does_not_change_the_stream(corpus: Corpus, toy: Any, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr("ablatio.data.corpus._GROUP", 500)
     assert content(make(toy(), tmp_path / "other")) == content(corpus)
 
 
-def test_ids_beyond_16_bits_are_kept(toy: Any, tmp_path: Path) -> None:
+def test_ids_beyond_16_bits_are_stored(toy: Any, tmp_path: Path) -> None:
     class Wide(Bytes):
         vocab_size, eos = 100_000, 99_999
 
@@ -97,7 +97,7 @@ def test_ids_beyond_16_bits_are_kept(toy: Any, tmp_path: Path) -> None:
 @pytest.mark.faults
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("damage", ["half", "empty", "missing", "flip first", "flip middle", "flip last", "longer"])
-def test_a_damaged_file_is_built_again(
+def test_damaged_file_is_rebuilt(
     corpus: Corpus, toy: Any, name: str, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     expected, cache = content(corpus), corpus.folder.parents[1]
@@ -106,12 +106,12 @@ def test_a_damaged_file_is_built_again(
         assert content(make(toy(), cache)) == expected
         assert content(make(toy(), cache)) == expected
     (record,) = caplog.records
-    assert name in record.message and "It is built again." in record.message and "\n" not in record.message
+    assert name in record.message and "The entry is rebuilt." in record.message and "\n" not in record.message
     assert not hidden(cache)
 
 
 @pytest.mark.faults
-def test_a_damaged_tokenizer_is_trained_again(toy: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_damaged_tokenizer_is_retrained(toy: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     expected = content(make(toy(), tmp_path, BPE(vocab_size=300)))
     (meta,) = (tmp_path / "tokenizers").glob("*/meta.json")
     harm(meta, "flip middle")
@@ -121,7 +121,7 @@ def test_a_damaged_tokenizer_is_trained_again(toy: Any, tmp_path: Path, caplog: 
 
 
 @pytest.mark.faults
-def test_an_entry_of_another_corpus_is_not_believed(corpus: Corpus, toy: Any, tmp_path: Path) -> None:
+def test_entry_of_another_corpus_is_rejected(corpus: Corpus, toy: Any, tmp_path: Path) -> None:
     cache, other = corpus.folder.parents[1], make(toy(toy().given[5:]), tmp_path / "other")
     expected = content(corpus)
     shutil.rmtree(corpus.folder)
@@ -147,7 +147,7 @@ def harm(path: Path, damage: str) -> None:
 
 
 class Deadly:
-    """Kills the process with SIGKILL at the n-th call of anything that changes the disk, or at the n-th document."""
+    """Kills the process with SIGKILL at the n-th call that changes the disk, or at the n-th document."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, source: Any, at: int) -> None:
         self.left, self.source = at, source
@@ -177,7 +177,7 @@ class Deadly:
 
 
 def in_child(work: Callable[[], Any]) -> int:
-    """Wait status of a forked child that does `work`."""
+    """Run `work` in a forked child and return its wait status."""
     child = os.fork()
     if child == 0:
         try:
@@ -190,7 +190,7 @@ def in_child(work: Callable[[], Any]) -> int:
 
 @pytest.mark.faults
 @pytest.mark.parametrize("start", ["nothing", "damaged"])
-def test_kill_at_any_point_of_the_writing_leaves_a_right_cache(
+def test_kill_at_any_point_leaves_a_correct_cache(
     corpus: Corpus, toy: Any, tmp_path: Path, start: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected, killed = content(corpus), 0
@@ -214,7 +214,7 @@ def test_kill_at_any_point_of_the_writing_leaves_a_right_cache(
 
 
 @pytest.mark.faults
-def test_four_processes_at_once_build_once(toy: Any, tmp_path: Path) -> None:
+def test_four_concurrent_processes_build_once(toy: Any, tmp_path: Path) -> None:
     log = tmp_path / "log"
 
     class Slow:
@@ -244,7 +244,7 @@ def test_four_processes_at_once_build_once(toy: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.faults
-def test_without_locks_the_first_to_finish_wins(corpus: Corpus, toy: Any, tmp_path: Path, monkeypatch: Any) -> None:
+def test_first_finished_build_wins_without_locks(corpus: Corpus, toy: Any, tmp_path: Path, monkeypatch: Any) -> None:
     def refuse(*args: Any) -> None:
         raise OSError(errno.ENOLCK, "no locks")
 
@@ -263,7 +263,7 @@ def test_without_locks_the_first_to_finish_wins(corpus: Corpus, toy: Any, tmp_pa
 
 @pytest.mark.faults
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
-def test_a_full_disk_is_told_and_leaves_nothing(
+def test_full_disk_is_reported_and_leaves_no_files(
     corpus: Corpus, toy: Any, tmp_path: Path, code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = 0
@@ -284,7 +284,7 @@ def test_a_full_disk_is_told_and_leaves_nothing(
 
 
 @pytest.mark.faults
-def test_a_cache_without_write_permission_serves_and_cannot_grow(corpus: Corpus, toy: Any, unprivileged: Any) -> None:
+def test_read_only_cache_can_be_read_but_not_extended(corpus: Corpus, toy: Any, unprivileged: Any) -> None:
     cache = corpus.folder.parents[1]
     for folder in (cache, *cache.rglob("*")):
         folder.chmod(0o555 if folder.is_dir() else 0o444)
@@ -304,7 +304,7 @@ def test_a_cache_without_write_permission_serves_and_cannot_grow(corpus: Corpus,
         ("encode", lambda texts: [], r"0 results for"),
     ],
 )
-def test_a_wrong_tokenizer_is_named(toy: Any, tmp_path: Path, attribute: str, value: Any, match: str) -> None:
+def test_faulty_tokenizer_is_reported_by_name(toy: Any, tmp_path: Path, attribute: str, value: Any, match: str) -> None:
     tokenizer = Bytes()
     setattr(tokenizer, attribute, value)
     with pytest.raises(UserError, match=match):
@@ -312,7 +312,7 @@ def test_a_wrong_tokenizer_is_named(toy: Any, tmp_path: Path, attribute: str, va
     assert not hidden(tmp_path)
 
 
-def test_an_empty_corpus_leaves_no_entry(toy: Any, tmp_path: Path) -> None:
+def test_empty_corpus_leaves_no_entry(toy: Any, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no document with text"):
         make(toy([]), tmp_path)
     with pytest.raises(UserError, match="validation split is empty"):
@@ -340,8 +340,8 @@ def test_paths_with_spaces_and_unicode_in_locale_c(toy: Any, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_the_messages_with_the_default_tokenizer(tmp_path: Path) -> None:
-    """The real corpus, whole: counts, round trip, and an opening that costs milliseconds."""
+def test_state_of_the_union_with_the_default_tokenizer(tmp_path: Path) -> None:
+    """The whole real corpus: counts, round trip, and opening it within milliseconds."""
     corpus = make(StateOfTheUnion(), tmp_path, BPE())
     assert {split: corpus.counts[split]["documents"] for split in SPLITS} == {"train": 213, "validation": 19}
     assert corpus.counts["validation"]["bytes"] == 714_927 and corpus.counts["train"]["bytes"] == 9_974_738

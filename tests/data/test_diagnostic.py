@@ -1,4 +1,4 @@
-"""Tasks that are made: the texts keep their own rules, the loss stands on answers alone, and a run learns."""
+"""Synthetic tasks: texts follow the definition, only answers are scored, and a run learns."""
 
 import json
 from pathlib import Path
@@ -24,8 +24,8 @@ def texts(**knobs):
 
 @pytest.mark.oracle("source=mqar", "its rules, text by text")
 @pytest.mark.parametrize("length, pairs", [(32, 4), (21, 4), (8, 1), (200, 31)])
-def test_mqar_keeps_its_rules(length, pairs):
-    """By the book: pairs of distinct keys, then each key asked once, with its value, and dots around."""
+def test_mqar_texts_follow_the_definition(length, pairs):
+    """The definition: pairs with distinct keys, then each key queried once with its value, and dots around."""
     seen = set()
     for text in texts(length=length, pairs=pairs):
         assert len(text) == length - 1
@@ -41,7 +41,7 @@ def test_mqar_keeps_its_rules(length, pairs):
     assert len(seen) > min(pairs, 5) or pairs == 1  # the order of the questions tells nothing
 
 
-def test_mqar_is_a_function_of_its_knobs():
+def test_mqar_depends_on_its_knobs_only():
     assert texts() == texts() and texts(texts=1500)[:300] == texts()
     assert texts(seed=1) != texts()
     marks = {sources.build("mqar", k).fingerprint() for k in ({}, {"pairs": 3}, {"seed": 1}, {"length": 33})}
@@ -50,8 +50,8 @@ def test_mqar_is_a_function_of_its_knobs():
         sources.build("mqar", {"length": 20})
 
 
-def test_answers_cannot_be_told_from_the_place_or_the_value_s_frequency():
-    """Uniform values, and a first question whose key stood at each place equally often."""
+def test_answers_cannot_be_guessed_from_position_or_frequency():
+    """Values are uniform, and the first queried key is equally often at each place."""
     made = texts(texts=4000)
     values = np.array([VALUES.index(c) for t in made for c in t[1:8:2]])
     counts = np.bincount(values, minlength=len(VALUES))
@@ -60,7 +60,7 @@ def test_answers_cannot_be_told_from_the_place_or_the_value_s_frequency():
     assert abs(np.bincount(first) - 1000).max() < 6 * 1000**0.5
 
 
-def test_no_text_is_in_both_splits():
+def test_splits_are_disjoint():
     division = TrainValSplit(sources.build("mqar", {"texts": 3000, "pairs": 1, "length": 8}), 0.1)
     train, held_out = ({d.text for d in division.documents(split)} for split in ("train", "validation"))
     assert held_out and not train & held_out
@@ -76,7 +76,7 @@ def objective(**knobs):
     return objectives.build("answers", knobs, vocab_size=97, eos=96, max_len=32)
 
 
-def test_the_loss_stands_on_the_asked_values_alone():
+def test_only_queried_values_are_scored():
     made = texts(texts=100)
     tokens, tokenizer = rows(made)
     example = objective()(tokens, None, torch.Generator())
@@ -88,7 +88,7 @@ def test_the_loss_stands_on_the_asked_values_alone():
 
 
 def by_book(row, skip, count):
-    """One token after the other."""
+    """Reference: token by token."""
     inside, left, wait, scored = False, 0, -1, []
     for token in row:
         if token == 96:
@@ -109,8 +109,8 @@ def by_book(row, skip, count):
 @pytest.mark.oracle("objective=answers", "loop over tokens")
 @pytest.mark.parametrize("skip", [0, 1, 3])
 @pytest.mark.parametrize("count", [1, 2, None])
-def test_answers_of_packed_rows_by_the_book(skip, count):
-    """Documents anywhere in the row; one that began before it has no answers."""
+def test_answer_positions_in_packed_rows(skip, count):
+    """Documents may start anywhere in the row; one that started before the row has no answers."""
     tokens = torch.randint(2, 90, (40, 50), generator=torch.Generator().manual_seed(skip))
     for row in tokens:
         places = torch.randperm(50, generator=torch.Generator().manual_seed(int(row[0])))[:4].sort().values
@@ -127,8 +127,8 @@ def _markers(tokens):
     return [(row == MARKER).nonzero().flatten().tolist() for row in tokens]
 
 
-def test_accuracy_counts_the_answers_that_are_found(tmp_path: Path):
-    """Of a model that is right where the answer has an even id."""
+def test_accuracy_counts_correct_answers(tmp_path: Path):
+    """For a model that is correct if and only if the answer's id is even."""
 
     class Says(torch.nn.Module):
         vocab_size = 97
@@ -153,8 +153,8 @@ TASK = [
 ]  # fmt: skip
 
 
-def test_a_run_says_how_often_it_is_right(tmp_path: Path):
-    """In 40 steps a model learns that answers are values: the loss falls to ln 31, the chance of a value is 1 / 31."""
+def test_run_reports_accuracy(tmp_path: Path):
+    """In 40 steps a model learns that answers are values: the loss falls to ln 31, accuracy is 1 / 31."""
     done = ablatio(["train", *TASK, f"out={tmp_path}", "name=run"], tmp_path / "log")
     assert done.code == 0, done.err
     after = json.loads((tmp_path / "run" / "summary.json").read_text())["after"]
@@ -167,8 +167,8 @@ def test_texts_without_answers_are_refused(tmp_path: Path):
     assert none.code == 2 and "no token of the validation rows is scored" in none.err
 
 
-def test_a_batch_without_answers_moves_nothing(tmp_path: Path):
-    """Questions are rare: most batches of two rows have none, and the run goes on."""
+def test_batch_without_answers_leaves_the_weights_unchanged(tmp_path: Path):
+    """Questions are rare: most batches of two rows have none, and the run continues."""
     lines = [f"{i:04d}abcdefgh" + ("?k0" if i % 12 == 0 else "...") for i in range(400)]
     path = tmp_path / "rare.txt"
     path.write_text("\n".join(lines))

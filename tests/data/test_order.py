@@ -1,4 +1,4 @@
-"""The order of windows: each once per epoch, and a function of nothing but seed and row."""
+"""Order of windows: each once per epoch, depending on seed and row only."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ SIZES = st.integers(1, 40).flatmap(lambda length: st.tuples(st.integers(length +
 
 @settings(max_examples=200, deadline=None)
 @given(SIZES, st.integers(0, 2**64), st.integers(0, 5))
-def test_each_epoch_meets_each_target_once(size: tuple[int, int], seed: int, epoch: int) -> None:
+def test_each_epoch_contains_each_target_once(size: tuple[int, int], seed: int, epoch: int) -> None:
     n_tokens, length = size
     order = WindowOrder(n_tokens, length, seed)
     starts = np.sort(order.starts(order.windows * epoch + np.arange(order.windows)))
@@ -30,7 +30,7 @@ def test_epochs_differ_in_order_and_offset() -> None:
     assert not (order.epoch(0)[1] == WindowOrder(1000, 10, 4).epoch(0)[1]).all()
 
 
-def test_the_order_does_not_depend_on_the_batch_the_ranks_or_what_was_asked_before() -> None:
+def test_order_does_not_depend_on_batch_ranks_or_access_history() -> None:
     order = WindowOrder(500, 7, 0)
     rows = np.arange(360)
     expected = WindowOrder(500, 7, 0).starts(rows)
@@ -42,8 +42,8 @@ def test_the_order_does_not_depend_on_the_batch_the_ranks_or_what_was_asked_befo
         assert (np.concatenate(ranks) == expected[step * 24 : step * 24 + 24]).all()
 
 
-def test_the_order_of_a_seed_is_fixed() -> None:
-    """A change here is a change of every run's data order: raise the version of ablatio and say so."""
+def test_order_of_a_seed_is_fixed() -> None:
+    """A change here changes the data order of every run: increase ablatio's version and announce it."""
     order = WindowOrder(1000, 10, 7)
     assert order.windows == 99
     assert order.starts(np.array([0, 1, 2, 98, 99, 100, 990])).tolist() == [889, 429, 269, 419, 828, 28, 828]
@@ -67,20 +67,25 @@ def test_rows_of_documents_start_at_each_document_once(sizes: list[int], length:
 
 @pytest.mark.parametrize(
     ("n_tokens", "length", "seed", "match"),
-    [(10, 10, 0, "10 tokens.*one window takes 10"), (0, 4, 0, "0 tokens"), (9, 0, 0, "at least 1"), (9, 2, -1, "seed")],
+    [
+        (10, 10, 0, "10 tokens.*one window needs 10"),
+        (0, 4, 0, "0 tokens"),
+        (9, 0, 0, "length >= 1"),
+        (9, 2, -1, "seed"),
+    ],
 )
-def test_what_cannot_be_ordered_is_refused(n_tokens: int, length: int, seed: int, match: str) -> None:
+def test_invalid_order_is_refused(n_tokens: int, length: int, seed: int, match: str) -> None:
     with pytest.raises(UserError, match=match):
         WindowOrder(n_tokens, length, seed)
 
 
-def test_a_batch_that_ranks_cannot_share_is_refused() -> None:
+def test_batch_not_divisible_by_ranks_is_refused() -> None:
     with pytest.raises(UserError, match=r"10 rows.*4 ranks"):
         WindowOrder(100, 5, 0).rows(0, 10, 0, 4)
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])
-def test_a_ramp_takes_each_row_once_and_ends_with_full_batches(accumulate: int) -> None:
+def test_ramp_uses_each_row_once_and_ends_with_full_batches(accumulate: int) -> None:
     plan = RowPlan(16, accumulate, lambda seen, full: round(full * min(1.0, 0.1 + seen / 200)))
     flat = [row for number in range(90) for first, count in [plan.batch(number)] for row in range(first, first + count)]
     assert flat == list(range(len(flat)))

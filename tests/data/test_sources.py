@@ -1,4 +1,4 @@
-"""Sources: what they read, and what they say of files that cannot be read."""
+"""Sources: documents that they read, and errors for files that cannot be read."""
 
 import gzip
 import hashlib
@@ -20,7 +20,7 @@ def read(source: Any) -> list[str]:
 
 
 def refused(source: Any, *parts: str) -> str:
-    """The one message, without a traceback's noise; each of `parts` stands in it, and a command that works."""
+    """Check that the only output is one error with each of `parts` and a suggested command; no traceback."""
     with pytest.raises(UserError) as caught:
         read(source)
     message = str(caught.value)
@@ -43,7 +43,7 @@ def test_each_file_of_a_folder_is_a_document(tmp_path: Path) -> None:
     assert [d.id for d in Text(path=str(tmp_path)).documents()] == ["a.txt", "two.md", "c.txt.gz", "d.txt.xz"]
 
 
-def test_a_separator_parts_a_file(tmp_path: Path) -> None:
+def test_separator_splits_a_file(tmp_path: Path) -> None:
     (tmp_path / "book.txt").write_text("one\n\ntwo\n\n\n\nthree\n")
     for separator in ("\n\n", r"\n\n"):
         documents = list(Text(path=str(tmp_path / "book.txt"), separator=separator).documents())
@@ -51,7 +51,7 @@ def test_a_separator_parts_a_file(tmp_path: Path) -> None:
         assert {d.split for d in documents} == {""} and len({d.id for d in documents}) == 3
 
 
-def test_a_lone_file_holds_out_its_last_tenth(tmp_path: Path) -> None:
+def test_single_file_holds_out_its_last_tenth(tmp_path: Path) -> None:
     text = "".join(f"line {i}\n" for i in range(1000))
     (tmp_path / "book.txt").write_text(text)
     train, validation = Text(path=str(tmp_path / "book.txt")).documents()
@@ -61,7 +61,7 @@ def test_a_lone_file_holds_out_its_last_tenth(tmp_path: Path) -> None:
 
 
 @pytest.mark.oracle("source=jsonl", "files written by the test")
-def test_lines_of_json(tmp_path: Path) -> None:
+def test_json_lines(tmp_path: Path) -> None:
     rows = [{"text": "one", "body": "uno"}, {"text": "two\nlines", "body": "due"}]
     data = ("\n".join(json.dumps(row) for row in rows) + "\n\n").encode()
     (tmp_path / "a.jsonl").write_bytes(data)
@@ -74,7 +74,7 @@ def test_lines_of_json(tmp_path: Path) -> None:
     assert [d.id for d in JsonLines(path=str(tmp_path / "a.jsonl")).documents()] == ["a.jsonl:1", "a.jsonl:2"]
 
 
-def test_a_fingerprint_follows_content_and_knobs_and_not_the_place(tmp_path: Path) -> None:
+def test_fingerprint_depends_on_content_and_knobs_not_on_location(tmp_path: Path) -> None:
     for folder in ("here", "there and 世界"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "a.txt").write_text("one")
@@ -90,7 +90,7 @@ def test_a_fingerprint_follows_content_and_knobs_and_not_the_place(tmp_path: Pat
     assert len({StateOfTheUnion().fingerprint(), ChineseClassics().fingerprint()}) == 2
 
 
-def test_the_registry_builds_them(tmp_path: Path) -> None:
+def test_registry_builds_sources(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("one|two")
     assert read(sources.build("text", {"path": str(tmp_path), "separator": "|"})) == ["one", "two"]
     assert {"text", "jsonl", "sotu", "zh_classics"} <= set(sources.names())
@@ -102,7 +102,7 @@ def shipped(name: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.oracle("source=sotu", "lzma and json on the shipped file; the rule of the split, year by year")
-def test_the_messages_are_those_of_the_file() -> None:
+def test_state_of_the_union_equals_its_file() -> None:
     documents = {d.id: d for d in StateOfTheUnion().documents()}
     rows = {f"{r['year']} {r['president']}": r for r in shipped("sotu.jsonl.xz")}
     assert rows.keys() - documents.keys() == {"1867 Andrew Johnson"}
@@ -117,7 +117,7 @@ def test_the_messages_are_those_of_the_file() -> None:
 
 
 @pytest.mark.oracle("source=zh_classics", "lzma and json on the shipped file")
-def test_the_classics_are_those_of_the_file() -> None:
+def test_classics_equal_their_file() -> None:
     rows = shipped("zh_classics.jsonl.xz")
     assert [d.text for d in ChineseClassics().documents()] == [r["text"] for r in rows]
 
@@ -185,18 +185,18 @@ class TestPaths:
         ("{}", ("Its fields: none",)),
     ],
 )
-def test_lines_that_do_not_fit(tmp_path: Path, line: str, parts: tuple[str, ...]) -> None:
+def test_invalid_lines_are_refused(tmp_path: Path, line: str, parts: tuple[str, ...]) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "good"}\n\n' + line + "\n")
     assert len(refused(JsonLines(path=str(tmp_path / "a.jsonl")), *parts)) < 1000
 
 
-def test_an_offset_in_a_later_line_counts_from_the_start_of_the_file(tmp_path: Path) -> None:
+def test_error_offset_counts_from_the_start_of_the_file(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(b'{"text": "a"}\n{"text": "\xff"}\n')
     refused(JsonLines(path=str(tmp_path / "a.jsonl")), "byte 24 (0xff)")
 
 
-def test_messages_since_a_year() -> None:
-    """`since` takes messages away and moves none to the other split."""
+def test_since_selects_messages_by_year() -> None:
+    """`since` removes messages and moves none to the other split."""
     whole = {d.id: d for d in sources.build("sotu").documents()}
     recent = list(sources.build("sotu", {"since": 1945}).documents())
     assert {d.id for d in recent} == {name for name in whole if int(name[:4]) >= 1945}

@@ -1,4 +1,4 @@
-"""What is held out: fixed by the text alone, and never in both splits."""
+"""Train-validation split: determined by the text alone, and disjoint."""
 
 import hashlib
 import logging
@@ -23,7 +23,7 @@ def texts(division: TrainValSplit, split: Any) -> list[str]:
     return [document.text for document in division.documents(split)]
 
 
-def test_the_hash_decides_by_the_text_alone(toy: Any) -> None:
+def test_hash_split_depends_on_the_text_only(toy: Any) -> None:
     source, mirrored = toy(), toy()
     mirrored.given = mirrored.given[::-1][:30]
     held_out = set(texts(TrainValSplit(source, 0.3), "validation"))
@@ -32,7 +32,7 @@ def test_the_hash_decides_by_the_text_alone(toy: Any) -> None:
     assert held_out.isdisjoint(texts(TrainValSplit(source, 0.3), "train"))
 
 
-def test_the_fraction_is_kept_and_the_rule_is_fixed() -> None:
+def test_split_fraction_and_rule_are_fixed() -> None:
     digests = [hashlib.sha256(str(i).encode()).digest() for i in range(5000)]
     share = sum(hash_split(digest, 0.2) == "validation" for digest in digests) / 5000
     assert abs(share - 0.2) < 0.02
@@ -41,7 +41,7 @@ def test_the_fraction_is_kept_and_the_rule_is_fixed() -> None:
     assert split_rule(0.05) == "split-1:0.05"
 
 
-def test_copies_of_a_held_out_text_leave_training(toy: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_training_copies_of_held_out_texts_are_dropped(toy: Any, caplog: pytest.LogCaptureFixture) -> None:
     source = toy([Document("same", "1", "train"), Document("same", "2", "validation"), Document("other", "3", "train")])
     division = TrainValSplit(source, 0.5)
     with caplog.at_level(logging.WARNING, "ablatio"):
@@ -52,7 +52,7 @@ def test_copies_of_a_held_out_text_leave_training(toy: Any, caplog: pytest.LogCa
     ]
 
 
-def test_equal_texts_share_their_split(toy: Any) -> None:
+def test_equal_texts_get_the_same_split(toy: Any) -> None:
     division = TrainValSplit(toy([Document(f"text {i % 20}", str(i)) for i in range(60)]), 0.4)
     assert len(texts(division, "train")) % 3 == 0 and set(texts(division, "train")).isdisjoint(
         texts(division, "validation")
@@ -66,17 +66,17 @@ def test_equal_texts_share_their_split(toy: Any) -> None:
         ([Document(" \n", "1"), Document("", "2")], "no document with text"),
         ([Document("a", "1", "train")], "validation split is empty: the source has 1 document"),
         ([Document("a", "1", "validation"), Document("a", "2", "train")], "train split is empty"),
-        ([Document("a", "1", "test")], "'1' names the split 'test'; expected 'train', 'validation' or ''"),  # type: ignore[arg-type]
+        ([Document("a", "1", "test")], "'1' has split='test'; expected 'train', 'validation' or ''"),  # type: ignore[arg-type]
         ([Document("a\ud800", "7")], "'7': character 1 is half of a surrogate pair"),
     ],
 )
-def test_what_cannot_be_divided_is_refused(toy: Any, documents: list[Document], match: str) -> None:
+def test_invalid_splits_are_refused(toy: Any, documents: list[Document], match: str) -> None:
     with pytest.raises(UserError, match=match) as caught:
         texts(TrainValSplit(toy(documents), 0.1), "train")
     assert "try: " in str(caught.value)
 
 
-def test_the_split_of_the_messages_is_fixed_and_shares_nothing() -> None:
+def test_state_of_the_union_split_is_fixed_and_disjoint() -> None:
     documents = list(StateOfTheUnion().documents())
     held_out = [d for d in documents if d.split == "validation"]
     training = [d for d in documents if d.split == "train"]

@@ -1,4 +1,4 @@
-"""Tokenizers: lossless, deterministic, and no text makes an eos."""
+"""Tokenizers: lossless, deterministic, and no text encodes to eos."""
 
 import hashlib
 import itertools
@@ -30,7 +30,7 @@ def tokenizer(request: pytest.FixtureRequest, small_bpe: BPE) -> Any:
 
 
 @pytest.mark.oracle("tokenizer", "its own inverse (any text comes back)")
-def test_any_text_comes_back_and_its_bytes_are_counted(tokenizer: Any) -> None:
+def test_any_text_round_trips_and_its_bytes_are_counted(tokenizer: Any) -> None:
     width = tokenizer.token_bytes()
     assert width.shape == (tokenizer.vocab_size,) and width[tokenizer.eos] == 0
 
@@ -71,7 +71,7 @@ def joined_by(word: list[str], left: str, right: str) -> list[str]:
 
 @pytest.mark.oracle("tokenizer=bpe", "a loop over merges, pairs counted anew for each")
 def test_bpe_by_hand() -> None:
-    """Every merge joins the most frequent pair of neighbours in the words; the merges in turn give the ids."""
+    """Each merge joins the most frequent adjacent pair in the words; applying the merges in order gives the ids."""
     draw = random.Random(0)
     known = ["".join(draw.choices("abcde", k=draw.randint(1, 7))) for _ in range(60)]
     text = " ".join(draw.choices(known, k=2000))
@@ -89,31 +89,31 @@ def test_bpe_by_hand() -> None:
 
 
 @pytest.mark.parametrize("text", ["<eos>", "</s>", "<|endoftext|>", "eos", "[EOS]", "\x00", "\x03\x04", "�", ""])
-def test_no_literal_makes_an_eos(tokenizer: Any, text: str) -> None:
+def test_no_literal_text_encodes_to_eos(tokenizer: Any, text: str) -> None:
     (ids,) = tokenizer.encode([text])
     assert tokenizer.eos not in ids and tokenizer.decode(ids) == text
 
 
-def test_every_unicode_block_comes_back(tokenizer: Any) -> None:
+def test_every_unicode_block_round_trips(tokenizer: Any) -> None:
     text = "".join(chr(c) for c in range(0, 0x110000, 37) if not 0xD800 <= c < 0xE000)
     (ids,) = tokenizer.encode([text])
     assert tokenizer.decode(ids) == text
 
 
-def test_eos_and_unused_ids_decode_to_nothing(tokenizer: Any) -> None:
+def test_eos_and_unused_ids_decode_to_the_empty_string(tokenizer: Any) -> None:
     (ids,) = tokenizer.encode(["a law"])
     assert tokenizer.decode([tokenizer.eos, *ids, tokenizer.eos]) == "a law"
     assert tokenizer.decode(range(tokenizer.vocab_size)) is not None
 
 
-def test_a_list_is_encoded_text_by_text(tokenizer: Any) -> None:
+def test_batch_encoding_equals_text_by_text(tokenizer: Any) -> None:
     texts = ["the law", "", "of a people", "\n\n"]
     together = tokenizer.encode(texts)
     assert [ids.tolist() for ids in together] == [tokenizer.encode([text])[0].tolist() for text in texts]
     assert tokenizer.encode([]) == []
 
 
-def test_state_restores_all(small_bpe: BPE) -> None:
+def test_state_restores_the_tokenizer(small_bpe: BPE) -> None:
     other = BPE(vocab_size=320)
     other.restore(small_bpe.state())
     text = "the law of a free people, naïve 世界 🙂"
@@ -124,7 +124,7 @@ def test_state_restores_all(small_bpe: BPE) -> None:
 
 
 @pytest.mark.parametrize("state", ["", "{}", "[]", "null", '{"vocab": {}, "merges": []}', '{"vocab": 1, "merges": 2}'])
-def test_a_wrong_state_is_refused(state: str, small_bpe: BPE) -> None:
+def test_invalid_state_is_refused(state: str, small_bpe: BPE) -> None:
     for tokenizer in (BPE(vocab_size=320), Bytes()):
         with pytest.raises(DamagedFile):
             tokenizer.restore(state)
@@ -144,16 +144,14 @@ def test_a_wrong_state_is_refused(state: str, small_bpe: BPE) -> None:
         (lambda known: known.pop("merges"), "KeyError"),
     ],
 )
-def test_a_damaged_vocabulary_is_refused_before_a_text_comes(change: Any, said: str, small_bpe: BPE) -> None:
+def test_damaged_vocabulary_is_refused_on_restore(change: Any, said: str, small_bpe: BPE) -> None:
     known = json.loads(small_bpe.state())
     change(known)
     with pytest.raises(DamagedFile, match=said):
         BPE(vocab_size=320).restore(json.dumps(known))
 
 
-def test_a_run_that_reads_its_tokens_makes_no_model_of_the_library(
-    small_bpe: BPE, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cached_tokens_need_no_library_tokenizer(small_bpe: BPE, monkeypatch: pytest.MonkeyPatch) -> None:
     state, made = small_bpe.state(), []
     monkeypatch.setattr(module, "_bpe", lambda *known, real=module._bpe: made.append(1) or real(*known))
     other = BPE(vocab_size=320)
@@ -163,7 +161,7 @@ def test_a_run_that_reads_its_tokens_makes_no_model_of_the_library(
 
 
 @pytest.mark.oracle("tokenizer=bpe", "tokenizers library on the whole text")
-def test_long_texts_in_pieces_are_encoded_as_one(small_bpe: BPE, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_text_encoded_in_pieces_equals_the_whole(small_bpe: BPE, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_PIECE", 3)
     monkeypatch.setattr(module, "_AT_ONCE", 2)
 
@@ -176,7 +174,7 @@ def test_long_texts_in_pieces_are_encoded_as_one(small_bpe: BPE, monkeypatch: py
     check()
 
 
-def test_a_corpus_with_few_pairs_leaves_ids_unused() -> None:
+def test_corpus_with_few_pairs_leaves_ids_unused() -> None:
     tokenizer = BPE(vocab_size=1000)
     tokenizer.train(["ab ab ab"])
     assert (tokenizer.vocab_size, tokenizer.eos) == (1000, 999)
@@ -190,13 +188,13 @@ def test_without_merges_bpe_is_bytes() -> None:
     assert tokenizer.encode(["the law"])[0].size == 7
 
 
-def test_types_are_as_small_as_the_vocabulary_allows() -> None:
+def test_token_type_is_as_small_as_possible() -> None:
     assert Bytes().encode(["a"])[0].dtype == np.uint16
     assert BPE(vocab_size=1 << 16).encode(["a"])[0].dtype == np.uint16
     assert BPE(vocab_size=(1 << 16) + 1).encode(["a"])[0].dtype == np.uint32
 
 
-def test_knobs_come_through_the_registry() -> None:
+def test_registry_passes_knobs() -> None:
     assert tokenizers.build("bpe", {"vocab_size": 400}).vocab_size == 400
     assert tokenizers.build("bytes").vocab_size == 257
     assert tokenizers["bpe"].facts["trained"] and not tokenizers["bytes"].facts["trained"]
@@ -213,7 +211,7 @@ print(tokenizer.state())
 """
 
 
-def test_training_is_the_same_in_every_process() -> None:
+def test_training_is_deterministic_across_processes() -> None:
     states = set()
     for hash_seed, threads in (("0", "1"), ("7", "4")):
         env = os.environ | {

@@ -1,4 +1,4 @@
-"""Kills writers of checkpoints; run by test_checkpoint_kill.py, prints one JSON line per kill.
+"""Kill processes that write checkpoints; run by test_checkpoint_kill.py, prints one JSON line per kill.
 
     checkpoint_killer.py random FOLDER COUNT    writers that save without end, each killed at a random time
     checkpoint_killer.py points FOLDER STEP     writers of one step, the k-th killed before its k-th call to the disk
@@ -79,7 +79,7 @@ def kill_at_random(folder: Path, count: int) -> None:
 
 
 def kill_at_points(folder: Path, step: int) -> None:
-    """Save `step` into a folder that holds 1 and 2; killed before each write, sync, rename and removal in turn."""
+    """Save `step` into a folder with steps 1 and 2, killed before each write, sync, rename and removal in turn."""
     for point in itertools.count(1):
         shutil.rmtree(folder, ignore_errors=True)
         saved = Checkpoints(folder, run="killed")

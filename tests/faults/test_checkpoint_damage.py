@@ -1,4 +1,4 @@
-"""Damaged, swapped, forged and foreign checkpoints: never used, said so, and the one before is loaded."""
+"""Damaged, swapped, forged and foreign checkpoints: never used, reported, and the previous one is loaded."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ def save(saved: Checkpoints, step: int, size: int = 50) -> None:
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Checkpoints:
-    """Two good checkpoints, 1 and 2."""
+    """Two valid checkpoints, 1 and 2."""
     saved = Checkpoints(tmp_path / "checkpoints", run="ours")
     save(saved, 1)
     save(saved, 2)
@@ -35,7 +35,7 @@ def file_of(saved: Checkpoints, step: int, kind: str) -> Path:
 
 
 def falls_back(saved: Checkpoints, sentence: str) -> None:
-    """Loading gives step 1 and says why; step 2 is refused; the next save works, and counts the damage out."""
+    """Check that loading returns step 1 and says why, step 2 is refused, and the next save ignores the damaged one."""
     got = Checkpoints(saved.folder, run="ours").load()
     assert (got.step, len(got.skipped)) == (1, 1)
     assert sentence in got.skipped[0]
@@ -96,7 +96,7 @@ def test_foreign_run(saved: Checkpoints, tmp_path: Path) -> None:
     assert Checkpoints(saved.folder).load(2).step == 2  # who names no run takes any
 
 
-def test_damaged_ones_do_not_count_as_kept(saved: Checkpoints) -> None:
+def test_damaged_checkpoints_do_not_count_as_kept(saved: Checkpoints) -> None:
     path = file_of(saved, 2, FILES[0])
     path.write_bytes(path.read_bytes()[:-1] + b"!")
     save(saved, 3)
@@ -114,7 +114,7 @@ def test_none_is_valid(saved: Checkpoints) -> None:
 
 
 def forge(saved: Checkpoints, change: Callable[[dict[str, Any]], Any]) -> None:
-    """Step 2 as an attacker would write it: changed, with digests that are right."""
+    """Step 2 as an attacker would write it: changed, with valid digests."""
     path = file_of(saved, 2, "json")
     content = json.loads(path.read_bytes())["content"]
     content = change(content) or content
@@ -155,7 +155,7 @@ def header(**entry: Any) -> bytes:
 )
 def test_absurd_safetensors_headers(saved: Checkpoints, data: bytes) -> None:
     forge_model(saved, data)
-    falls_back(saved, "no sound safetensors header")
+    falls_back(saved, "no valid safetensors header")
 
 
 @pytest.mark.parametrize(
@@ -174,25 +174,25 @@ def test_absurd_safetensors_headers(saved: Checkpoints, data: bytes) -> None:
     ],
     ids=range(10),
 )
-def test_manifests_with_right_digests_and_wrong_content(saved: Checkpoints, change: Callable[..., Any]) -> None:
+def test_manifests_with_valid_digest_and_invalid_content(saved: Checkpoints, change: Callable[..., Any]) -> None:
     forge(saved, lambda content: None if isinstance(change(content), dict | str | int | None) else [content])
     falls_back(saved, "")
 
 
 @pytest.mark.parametrize("place", ["state", "info"])
-def test_a_config_attack_is_refused_by_its_key_and_not_skipped(saved: Checkpoints, place: str) -> None:
+def test_builder_key_is_refused_and_not_skipped(saved: Checkpoints, place: str) -> None:
     forge(saved, lambda content: content[place].update(hp={"model": [{"_target_": "os.system"}]}))
     with pytest.raises(UserError, match=rf"^{place}\.hp\.model\.0\._target_: "):
         saved.load()
 
 
-def test_a_newer_format_says_what_to_do(saved: Checkpoints) -> None:
+def test_newer_format_suggests_an_upgrade(saved: Checkpoints) -> None:
     forge(saved, lambda content: content.update(format=2))
     with pytest.raises(UserError, match="pip install -U ablatio"):
         saved.load()
 
 
-def test_strays_of_dead_writers_are_removed_and_of_living_ones_are_not(saved: Checkpoints) -> None:
+def test_temporary_files_of_dead_writers_only_are_removed(saved: Checkpoints) -> None:
     (saved.folder / ".ablatio-0123.tmp").write_bytes(b"half")
     orphan = file_of(saved, 7, FILES[0])  # renamed, but its manifest never came
     orphan.write_bytes(b"whole")

@@ -1,4 +1,4 @@
-"""kill -9 while checkpoints are written: what was reported as saved is there, whole."""
+"""kill -9 while checkpoints are written: every step reported as saved exists and is valid."""
 
 import json
 import os
@@ -18,7 +18,7 @@ KILLER = Path(__file__).with_name("checkpoint_killer.py")
 
 @pytest.fixture(params=["same filesystem as TMPDIR", "another filesystem"])
 def folder(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Where the checkpoints go: Lightning's writer loses them if that is not the filesystem of TMPDIR."""
+    """Folder for the checkpoints, on TMPDIR's filesystem or on another, where Lightning's writer would lose them."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     if request.param.startswith("same") or not os.access("/dev/shm", os.W_OK):
         yield tmp_path / "checkpoints"

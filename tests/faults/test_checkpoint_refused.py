@@ -1,4 +1,4 @@
-"""Full disks, refused permissions and failing calls, on real mounts where we may mount: the last checkpoint stays."""
+"""Full disks, missing permissions and failing calls, on real mounts if possible: the last checkpoint survives."""
 
 import json
 import resource
@@ -23,7 +23,7 @@ def save(saved: Checkpoints, step: int) -> None:
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Checkpoints:
-    """Two good checkpoints, 1 and 2."""
+    """Two valid checkpoints, 1 and 2."""
     saved = Checkpoints(tmp_path / "checkpoints")
     save(saved, 1)
     save(saved, 2)
@@ -36,7 +36,7 @@ def mounts(*args: str | Path) -> bool:
 
 @contextmanager
 def small_disk(folder: Path) -> Iterator[None]:
-    """A filesystem of 1 MiB at `folder`; where mounting is refused, a limit on the size of a file."""
+    """A filesystem of 1 MiB at `folder`, or, if mounting is not permitted, a limit on the size of a file."""
     folder.mkdir()
     if mounts("-t", "tmpfs", "-o", "size=1m", "none", folder):
         try:
@@ -54,7 +54,7 @@ def small_disk(folder: Path) -> Iterator[None]:
 
 # The model alone does not fit; only the state does not; only the manifest does not.
 @pytest.mark.parametrize("sizes", [(200_000, 10), (100_000, 100_000), (1000, 10)], ids=["model", "state", "manifest"])
-def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path: Path, sizes: tuple[int, int]) -> None:
+def test_full_disk_leaves_the_previous_checkpoint(tmp_path: Path, sizes: tuple[int, int]) -> None:
     with small_disk(tmp_path / "disk"):
         saved = Checkpoints(tmp_path / "disk" / "checkpoints")
         save(saved, 1)
@@ -71,7 +71,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path: Path, sizes: tuple
 
 
 def test_no_permission(saved: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Root may do anything, so: a path under a file, a read-only mount, and a kernel that says EACCES."""
+    """Cases that also affect root: a path below a file, a read-only mount, and a call that fails with EACCES."""
     (tmp_path / "file").write_text("x")
     for action in (make_folder, lambda path: write_text(path, "x"), lambda path: save(Checkpoints(path), 1)):
         with pytest.raises(EnvironmentFault, match=r"(a part of the path is a file|in the way)"):
@@ -108,10 +108,10 @@ def test_no_permission(saved: Checkpoints, tmp_path: Path, monkeypatch: pytest.M
     ("name", "call"), [*(("fsync", call) for call in range(1, 6)), *(("replace", n) for n in (1, 2, 3))]
 )
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()], ids=["full", "ctrl-c"])
-def test_a_failure_at_each_step_leaves_no_trace(
+def test_failure_at_each_step_leaves_no_files(
     saved: Checkpoints, monkeypatch: pytest.MonkeyPatch, name: str, error: BaseException, call: int
 ) -> None:
-    """Three files are synced and renamed, the folder is synced before and after the last rename, which commits."""
+    """Three files are synced and renamed; the folder is synced before and after the last rename, which commits."""
     owner: Any = atomic_write.os if name == "fsync" else Path
     real, count = getattr(owner, name), 0
 

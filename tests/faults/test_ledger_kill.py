@@ -1,4 +1,4 @@
-"""kill -9 in the middle of a line of the ledger, wherever in it and whoever writes it: each job is done once."""
+"""kill -9 at any byte of a ledger line, by any writer: each job is done once."""
 
 import os
 import signal
@@ -23,7 +23,7 @@ JOBS = [job("a"), job("b")]
 
 
 class Forks:
-    """A launcher without a server: a process for each run, one after the other."""
+    """A launcher without a server: one process per run, in sequence."""
 
     slots = 1
 
@@ -57,7 +57,7 @@ def sweep(folder: Path) -> Engine:
 
 
 def killed_at(folder: Path, word: str, share: float) -> None:
-    """A sweep in which the first line that says `word` is cut by SIGKILL behind this share of its bytes."""
+    """Run a sweep in which SIGKILL truncates the first line containing `word` after this fraction of its bytes."""
     whole = Ledger._append
 
     def append(self: Ledger, file: BinaryIO, entries: Iterable[Entry]) -> int:
@@ -84,7 +84,7 @@ def killed_at(folder: Path, word: str, share: float) -> None:
 
 
 @pytest.mark.parametrize("word", WORDS)
-def test_a_line_that_is_cut_anywhere_loses_and_doubles_nothing(
+def test_truncated_ledger_line_loses_or_repeats_no_job(
     tmp_path: Path, word: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "fsync", lambda file: None)  # a process is killed, not the machine

@@ -1,4 +1,4 @@
-"""Sweeps whose runs, server or sweeper are killed, and sweeps that fall over one another: each job is done once."""
+"""Sweeps whose runs, server or sweeper are killed, and concurrent sweeps: each job is done once."""
 
 import json
 import multiprocessing as mp
@@ -36,7 +36,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory, text: Path) -> tuple[float, bytes]:
-    """(seconds from the first run's start to the last one's end, results.csv) when nothing goes wrong."""
+    """(seconds from the first run's start to the last one's end, results.csv) of an undisturbed sweep."""
     out = tmp_path_factory.mktemp("whole")
     ended = ablatio(command(text, out), out / "log")
     assert ended.code == 0, ended.err
@@ -59,7 +59,7 @@ def lines(study: Path) -> list[dict[str, Any]]:
 
 
 def done(study: Path) -> Counter[str]:
-    """How often the ledger says of each job that it is done; every line of it must be whole."""
+    """Count how often the ledger records each job as done; every line must be complete."""
     ledger = Ledger(study / "ledger.jsonl")
     ledger.read()
     assert not ledger.damaged
@@ -79,7 +79,7 @@ def victims(who: str, sweeper: int) -> list[int]:
 
 
 def kill(who: str, sweeper: mp.process.BaseProcess, wait: float) -> int:
-    """Kill one, `wait` seconds after a run was seen, or then as soon as there is one; 0 when the sweep was over."""
+    """Kill one process `wait` seconds after a run appeared, or as soon as there is one; 0 if the sweep had ended."""
     assert sweeper.pid
     while sweeper.is_alive() and not victims("run", sweeper.pid):
         sweeper.join(0.005)
@@ -94,8 +94,8 @@ def kill(who: str, sweeper: mp.process.BaseProcess, wait: float) -> int:
 
 
 @pytest.mark.parametrize("who", ["run", "server", "sweeper"])
-def test_what_is_killed_changes_nothing(tmp_path: Path, text: Path, whole: tuple[float, bytes], who: str) -> None:
-    """Two kills at random moments, and the same command until all is done."""
+def test_kills_do_not_change_the_results(tmp_path: Path, text: Path, whole: tuple[float, bytes], who: str) -> None:
+    """Two kills at random times, then the same command until all jobs are done."""
     seconds, expected = whole
     killed = 0
     for attempt in range(2 if who == "sweeper" else 1):
@@ -116,7 +116,7 @@ NAPS = [job(f"j{i}", "nap") for i in range(4)]
 
 
 def both_at_once(folder: Path, join: bool) -> Iterator[tuple[int, str]]:
-    """Two sweeps of the same jobs; (pid, why it was refused, or nothing) of each."""
+    """Run two sweeps of the same jobs; (pid, reason of refusal or nothing) of each."""
     context = mp.get_context("fork")
     start = context.Barrier(2)
 
@@ -141,7 +141,7 @@ def both_at_once(folder: Path, join: bool) -> Iterator[tuple[int, str]]:
 
 
 @pytest.mark.parametrize("join", [False, True])
-def test_two_sweeps_at_once_mix_nothing(tmp_path: Path, join: bool) -> None:
+def test_concurrent_sweeps_do_not_interfere(tmp_path: Path, join: bool) -> None:
     engine(tmp_path / "alone", *NAPS).run()
     refused = 0
     for number in range(20):

@@ -1,4 +1,4 @@
-"""`ablatio export`: folders that transformers loads, in a process of its own, against our own logits and texts.
+"""`ablatio export`: folders loaded by transformers in a separate process, against ablatio's logits and texts.
 
 Native classes are loaded by a process that never imports ablatio; the oracle is transformers' own code.
 """
@@ -93,7 +93,7 @@ def until_end(tokens: list[int], run) -> list[int]:
 
 
 @pytest.mark.parametrize("name", [*NATIVE, *OWN])
-def test_transformers_loads_it_and_says_the_same(name, tmp_path, text_file):
+def test_transformers_loads_the_export_with_equal_outputs(name, tmp_path, text_file):
     options, own = (NATIVE | OWN)[name], name in OWN
     folder = trained(tmp_path, text_file, options)
     ended = ablatio(["export", str(folder), "--to", str(tmp_path / "out")], tmp_path / "log2")
@@ -108,7 +108,7 @@ def test_transformers_loads_it_and_says_the_same(name, tmp_path, text_file):
     assert [until_end(t, run) for t in found["together"]] == texts  # of unequal lengths, padded on the left
 
 
-def test_a_trained_tokenizer_travels(tmp_path, text_file):
+def test_trained_tokenizer_is_exported(tmp_path, text_file):
     options = ["tokenizer=bpe", "tokenizer.vocab_size=300"]
     folder = trained(tmp_path, text_file, options)
     assert ablatio(["export", str(folder), "--to", str(tmp_path / "out")], tmp_path / "log2").code == 0
@@ -141,14 +141,14 @@ def changed(exported: Path, to: Path, **keys) -> Path:
     return to
 
 
-def test_code_in_a_folder_is_refused_and_does_not_run(exported, tmp_path):
+def test_code_in_a_folder_is_refused_and_never_run(exported, tmp_path):
     from ablatio.interop.transformers_model import load
 
     assert load(exported) is not None
     proof = tmp_path / "it ran"
     evil = changed(exported, tmp_path / "evil", auto_map={"AutoModelForCausalLM": "evil.Evil"})
     (evil / "evil.py").write_text(f"open({str(proof)!r}, 'w')")
-    with pytest.raises(UserError, match="`auto_map`, which names code"):
+    with pytest.raises(UserError, match="`auto_map`, which refers to code"):
         load(evil)
     with pytest.raises(UserError, match="_attn_implementation_internal"):
         load(changed(exported, tmp_path / "b", _attn_implementation_internal="someone/kernel"))
@@ -159,7 +159,7 @@ def test_code_in_a_folder_is_refused_and_does_not_run(exported, tmp_path):
     assert not proof.exists()
 
 
-def test_parts_in_a_config_are_checked_like_those_of_a_run(exported, tmp_path):
+def test_parts_of_a_config_json_are_checked(exported, tmp_path):
     from ablatio.interop.transformers_model import load
 
     parts = json.loads((exported / "config.json").read_text())["parts"]
@@ -171,12 +171,12 @@ def test_parts_in_a_config_are_checked_like_those_of_a_run(exported, tmp_path):
         load(changed(exported, tmp_path / "c", parts=parts | {"model": parts["model"] | {"n_heads": 3}}))
 
 
-def test_an_exported_config_says_nothing_of_where_it_was_trained(exported):
+def test_exported_config_has_no_paths_of_the_training_machine(exported):
     text = (exported / "config.json").read_text()
     assert "text.txt" not in text and "source" not in json.loads(text)["parts"]
 
 
-def test_beams_and_sampling_work_through_our_class(exported):
+def test_beam_search_and_sampling_work(exported):
     from ablatio.interop.transformers_model import load
 
     model = load(exported).eval()
@@ -190,11 +190,11 @@ def test_beams_and_sampling_work_through_our_class(exported):
     torch.testing.assert_close(loss, expected)
 
 
-def test_what_cannot_be_exported_is_refused_with_the_reason(exported, tmp_path, text_file):
+def test_export_refusal_states_the_reason(exported, tmp_path, text_file):
     folder = trained(tmp_path, text_file, ["preset=t5", "tokenizer=bytes", "position=rope"])
     ended = ablatio(["export", str(folder), "--to", str(tmp_path / "x")], tmp_path / "log2")
-    assert ended.code == 2 and "position=rope (it has t5)" in ended.err and not (tmp_path / "x").exists()
+    assert ended.code == 2 and "position=rope (it supports t5)" in ended.err and not (tmp_path / "x").exists()
     ended = ablatio(["export", str(folder), "--to", str(exported)], tmp_path / "log3")
     assert ended.code == 2 and "is not empty" in ended.err
     ended = ablatio(["export", str(folder), "--to", str(tmp_path / "x"), "--as", "gpt2"], tmp_path / "log4")
-    assert ended.code == 2 and "this model is no gpt2" in ended.err
+    assert ended.code == 2 and "gpt2 does not support" in ended.err

@@ -1,4 +1,4 @@
-"""Runs that learnt to answer, exported: transformers writes their conversations and gives their answers."""
+"""Exported chat runs: transformers formats their conversations and gives the same answers."""
 
 import json
 import subprocess
@@ -53,7 +53,7 @@ def taught(folder: Path, chats: Path, options: list[str]) -> Path:
 
 
 def own_answers(run: Any) -> tuple[list[list[int]], list[list[int]]]:
-    """The prompts' ids and the likeliest answers."""
+    """Ids of the prompts and the greedy answers."""
     rows = write(run.tokenizer, run.setup.template, [[Message("user", q)] for q in QUESTIONS], answering=True)
     ids = [row.ids.tolist() for row in rows]
     stop = sign_id(run.tokenizer, run.setup.template.end)
@@ -61,15 +61,15 @@ def own_answers(run: Any) -> tuple[list[list[int]], list[list[int]]]:
 
 
 @pytest.mark.parametrize("template, tokenizer", [("chatml", "bytes"), ("llama3", "bpe"), ("plain", "bpe")])
-def test_transformers_speaks_as_the_run_was_taught(tmp_path: Path, chats: Path, template: str, tokenizer: str) -> None:
+def test_transformers_chat_equals_the_run(tmp_path: Path, chats: Path, template: str, tokenizer: str) -> None:
     """Oracle: transformers' own chat renderer, tokenizer and generate, in a process that never imports ablatio."""
     options = [f"template={template}", f"tokenizer={tokenizer}"]
     folder = taught(tmp_path, chats, [*options, *(["tokenizer.vocab_size=700"] if tokenizer == "bpe" else [])])
     compare(folder, tmp_path)
 
 
-def test_a_model_of_theirs_goes_back_with_its_signs(tmp_path: Path, chats: Path) -> None:
-    """Read with model=hf, tuned with LoRA in its own ChatML, merged, exported: as LLaMA, with the ends that it had."""
+def test_tuned_transformers_model_keeps_its_special_tokens(tmp_path: Path, chats: Path) -> None:
+    """Loaded with model=hf, tuned with LoRA in its own ChatML, merged and exported as LLaMA with its end tokens."""
     options = [
         "model=hf",
         f"model.path={small_llama(tmp_path / 'llama')}",

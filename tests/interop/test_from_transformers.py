@@ -1,4 +1,4 @@
-"""Folders that transformers wrote, read into our parts: equal logits, equal text, and a part that is replaced."""
+"""transformers folders loaded into ablatio's parts: equal logits, equal text, and a replaced part."""
 
 import json
 from pathlib import Path
@@ -68,7 +68,7 @@ CLASSES = {"GPT2": "GPT2LMHeadModel", "T5": "T5ForConditionalGeneration"}
 
 
 def written(folder: Path, form: str) -> Any:
-    """A small random model of theirs, saved as they save it, with a tokenizer."""
+    """A small random transformers model, saved with save_pretrained, with a tokenizer."""
     from ablatio.testing.sample_parts import _sample_tokenizer
 
     name, settings = FORMS[form]
@@ -91,7 +91,7 @@ def ours(folder: Path, *more: str) -> tuple[Any, Any]:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_equal_logits(tmp_path: Path, form: str) -> None:
-    """Oracle: the class of transformers that wrote the folder."""
+    """Oracle: the transformers class that wrote the folder."""
     theirs = written(tmp_path, form)
     model, origin = ours(tmp_path)
     assert not origin.anew
@@ -102,8 +102,8 @@ def test_equal_logits(tmp_path: Path, form: str) -> None:
     torch.testing.assert_close(came[..., :V], expected, atol=2e-5, rtol=1e-4)
 
 
-def test_a_part_can_be_replaced(tmp_path: Path) -> None:
-    """The new part starts anew; all that fits is taken over."""
+def test_loaded_model_with_a_replaced_part(tmp_path: Path) -> None:
+    """The new part is initialized; all weights that fit are loaded."""
     written(tmp_path, "llama")
     model, origin = ours(tmp_path, "norm=layernorm", "attention=mha")
     assert type(model.model.norm).__name__ == "LayerNorm"

@@ -1,4 +1,4 @@
-"""Tests of the model run on one thread, from a fixed seed."""
+"""Run tests of the model on one thread, with a fixed seed."""
 
 import pytest
 import torch

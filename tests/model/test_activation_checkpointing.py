@@ -1,4 +1,4 @@
-"""`checkpointing=full`: less is kept; losses and gradients are the plain ones to the bit, whatever the parts are."""
+"""`checkpointing=full` stores less; losses and gradients are bitwise unchanged, for all parts."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -27,7 +27,7 @@ def with_full(config: Mapping[str, Any], segment: int = 1) -> dict[str, Any]:
 
 
 def stepped(config: Mapping[str, Any], packed: bool = False) -> tuple[LanguageModel, Tensor, Tensor]:
-    """Model and loss after a backward pass, and what is drawn next."""
+    """Model and loss after a backward pass, and the next random numbers."""
     model = build_model(config, tiny_models.VOCAB).train()
     if config["peft"]["name"] != "none" or config["quantization"]["name"] != "none":
         tune(model, config, 0)
@@ -54,7 +54,7 @@ def assert_same_step(config: Mapping[str, Any], what: str, packed: bool = False,
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_step_is_the_same_with_every_option(kind: str) -> None:
+def test_step_is_identical_with_every_option(kind: str) -> None:
     for entry in REGISTRIES[kind]:
         assert_same_step(tiny_models.config(entry, n_layers=3, dropout=0.1), f"{kind}={entry.name}")
 
@@ -74,15 +74,15 @@ def test_a_step_is_the_same_with_every_option(kind: str) -> None:
     ids=lambda value: value if isinstance(value, str) else "",
 )
 @pytest.mark.parametrize("segment", [1, 2, 9])
-def test_the_same_where_layers_share_or_move_something(kind: str, name: str, knobs: Any, segment: int) -> None:
+def test_identical_with_shared_or_stateful_layers(kind: str, name: str, knobs: Any, segment: int) -> None:
     config = tiny_models.config(REGISTRIES[kind][name], knobs, n_layers=4, dropout=0.1)
     assert_same_step(config, name, packed=True, segment=segment)
 
 
 @pytest.mark.oracle("checkpointing=full", "torch.autograd.grad of one layer after the other, from the kept streams")
 @pytest.mark.parametrize("segment", [1, 2, 3])
-def test_backward_by_hand_from_what_is_kept(segment: int) -> None:
-    """The streams before the segments are all that is read: the chain rule of each layer is applied by hand."""
+def test_backward_by_hand_from_the_stored_streams(segment: int) -> None:
+    """The backward pass reads only the streams before the segments: apply the chain rule to each layer by hand."""
     model = tiny_models.model(n_layers=5).double()
     layers, tokens = list(model.model.layers), tiny_models.tokens(B, T)
     ctx = model.model._context(tokens, None, None, torch.float64, None, None, None)
@@ -109,8 +109,8 @@ def test_backward_by_hand_from_what_is_kept(segment: int) -> None:
 
 
 @pytest.mark.parametrize("segment", [1, 2, 4, 16])
-def test_only_the_streams_between_segments_are_kept(segment: int) -> None:
-    """L / s of them, and the last layer's."""
+def test_only_streams_between_segments_are_stored(segment: int) -> None:
+    """L / s streams, and that of the last layer."""
     model = build_model(with_full(tiny_models.config(n_layers=9), segment), tiny_models.VOCAB).train()
     kept, weights = {}, {p.data_ptr() for p in model.parameters()}
 
@@ -129,8 +129,8 @@ def _context(model: LanguageModel) -> Any:
     return model.model._context(tiny_models.tokens(B, T), None, None, torch.float32, None, None, None)
 
 
-def test_the_estimate_of_memory_knows_it() -> None:
-    """What is kept, and one segment of layers: L / s streams and s layers' activations."""
+def test_memory_estimate_includes_checkpointing() -> None:
+    """Stored streams and one segment of layers: L / s streams and s layers' activations."""
     config, stream = tiny_models.config(n_layers=16), 4 * 32 * D  # of one row of max_len tokens, in bytes
     plain, *found = (
         memory_of(with_full(config, segment) if segment else config, tiny_models.VOCAB).activations
@@ -141,8 +141,8 @@ def test_the_estimate_of_memory_knows_it() -> None:
         assert bytes_ == pytest.approx(16 / segment * stream + segment * layer, rel=0.1)
 
 
-def test_answers_are_read_as_whole_rows() -> None:
-    """A prompt that was read once lies in a cache, and a second pass would put it there again."""
+def test_answers_are_processed_as_whole_rows() -> None:
+    """The cache holds a prompt that was read once, and recomputation would store it there twice."""
     config = tiny_models.config()
     assert (
         build_model(config, tiny_models.VOCAB).shared_prefix
@@ -150,7 +150,7 @@ def test_answers_are_read_as_whole_rows() -> None:
     )
 
 
-def test_measures_are_not_taken_twice() -> None:
+def test_measures_are_not_counted_twice() -> None:
     config = with_full(tiny_models.config(REGISTRIES["mlp"]["moe"], n_layers=3))
     record, model = Record(), build_model(config, tiny_models.VOCAB).train()
     states = model.hidden(tiny_models.example(), record)

@@ -1,4 +1,4 @@
-"""Attention picks the kernel: long rows trained on a CPU go by blocks, and say what the masked kernel says."""
+"""Choice of the attention kernel: long rows trained on a CPU use blocks and equal the masked kernel."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ PIECES = torch.stack([torch.arange(LENGTH) // 50 % 2, torch.arange(LENGTH) // 60
 
 @pytest.mark.parametrize("options", CASES, ids=str)
 @pytest.mark.parametrize("segments", [None, ONE, SEVERAL, PIECES], ids=["none", "one", "several", "pieces"])
-def test_blocks_say_what_the_masked_kernel_says(options, segments, monkeypatch):
+def test_blockwise_attention_equals_the_masked_kernel(options, segments, monkeypatch):
     model = build_model(model_config(**options, max_len=LENGTH, d_model=16), 50).double()
     for p in model.parameters():
         if p.dim() > 1:

@@ -1,4 +1,4 @@
-"""Attention by blocks against plain softmax attention in float64: outputs, and every gradient, that of the bias too."""
+"""Blockwise attention against plain softmax attention in float64: outputs and all gradients, the bias's included."""
 
 import itertools
 import math
@@ -17,7 +17,7 @@ def plain(q, k, v, bias, visible, scale):
 
 
 def seen(queries, keys, first, window):
-    """(B, 1, T, S) by the words of the definition."""
+    """Mask (B, 1, T, S) from the definition."""
     rows = []
     for b in range(B):
         starts = [0] * queries if first is None else (first if first.dim() == 1 else first[b]).tolist()
@@ -32,7 +32,7 @@ def seen(queries, keys, first, window):
 
 
 def documents(queries, keys):
-    """Where the document of each query starts: other borders in each row, some inside a block, one at its edge."""
+    """Document start of each query: borders differ by row, some inside a block, one at its edge."""
     borders = [[0], [0, 3, BLOCK, BLOCK + 5], [0, 1, keys - 2]]
     place = range(keys - queries, keys)
     return torch.tensor([[max(x for x in row if x <= t) for t in place] for row in borders])
@@ -45,7 +45,7 @@ CASES = [(1, 1), (1, 9), (7, 7), (BLOCK, BLOCK), (BLOCK + 1, BLOCK + 1), (2 * BL
 @pytest.mark.parametrize("biased", [None, (H,), (B, H), (1, H), (B, 1)], ids=str)
 @pytest.mark.parametrize("packed", [None, "shared", "own"])
 @pytest.mark.parametrize("window", [None, 1, 5, 100])
-def test_blocks_are_plain_attention(queries, keys, biased, packed, window):
+def test_blockwise_attention_equals_plain_attention(queries, keys, biased, packed, window):
     q = torch.randn(B, queries, H, WIDTH, dtype=torch.float64).transpose(1, 2).requires_grad_()
     k, v = (torch.randn(B, keys, H, WIDTH, dtype=torch.float64).transpose(1, 2).requires_grad_() for _ in "kv")
     bias = None if biased is None else torch.randn(*biased, queries, keys, dtype=torch.float64, requires_grad=True)
@@ -73,13 +73,13 @@ def test_documents_within_and_across_blocks():
             torch.testing.assert_close(ours[b : b + 1, :, i:j], alone, rtol=0, atol=1e-12)
 
 
-def test_the_scale_is_that_of_sdpa():
+def test_default_scale_equals_sdpa():
     q, k, v = (torch.randn(B, H, 100, WIDTH) for _ in range(3))
     theirs = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
     torch.testing.assert_close(blocked_attention(q, k, v), theirs, rtol=0, atol=1e-5)
 
 
-def test_what_comes_later_has_no_say():
+def test_later_tokens_have_no_influence():
     q, k, v = (torch.randn(1, H, 150, WIDTH) for _ in range(3))
     bias = torch.randn(H, 150, 150)
     changed = [x.clone() for x in (q, k, v, bias)]
@@ -88,7 +88,7 @@ def test_what_comes_later_has_no_say():
     assert torch.equal(blocked_attention(*changed)[:, :, :70], blocked_attention(q, k, v, bias)[:, :, :70])
 
 
-def test_runs_under_autocast_in_its_own_type():
+def test_runs_under_autocast_in_the_input_dtype():
     q, k, v = (torch.randn(1, H, 80, WIDTH, requires_grad=True) for _ in range(3))
     bias = torch.randn(H, 80, 80, requires_grad=True)
     expected = blocked_attention(q, k, v, bias)

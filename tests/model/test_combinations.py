@@ -1,4 +1,4 @@
-"""What every position promises with every attention, and every placement with every block."""
+"""Properties that hold for every position with every attention, and every placement with every block."""
 
 import itertools
 import math
@@ -27,7 +27,7 @@ COMBINATIONS = [options for options in OPTIONS if not violated_rules(effective(m
 
 
 def every(*facts):
-    """Each combination whose attention has these facts."""
+    """Combinations whose attention has these facts."""
     fitting = [o for o in COMBINATIONS if all(attentions[o["attention"]].facts[fact] for fact in facts)]
     return pytest.mark.parametrize("options", fitting, ids=lambda o: "-".join(o.values()))
 
@@ -36,7 +36,7 @@ every_combination = every()
 
 
 def sharp(options, **sizes):
-    """A model in float64 whose attention is far from uniform, so that nothing hides in small weights."""
+    """A float64 model with far from uniform attention, so that small weights hide no error."""
     model = build_model(model_config(**SIZES | sizes, **options), V).double().eval()
     for p in model.parameters():
         if p.dim() > 1:
@@ -54,7 +54,7 @@ def assert_close(a, b):
 
 @every_combination
 @torch.no_grad()
-def test_what_comes_later_changes_nothing(options):
+def test_later_tokens_change_nothing(options):
     model, x = sharp(options), tokens()
     before = model(x)
     for t in (0, 4, LENGTH - 2):
@@ -67,7 +67,7 @@ def test_what_comes_later_changes_nothing(options):
 
 @every("takes_segments")
 @torch.no_grad()
-def test_packed_documents_are_what_they_are_alone(options):
+def test_packed_documents_equal_single_ones(options):
     model, x = sharp(options), tokens(2)
     segments = torch.tensor([[0] * 5 + [1] * 7, [3] * 1 + [4] * 6 + [9] * 5])
     packed = model(x, segments)
@@ -77,7 +77,7 @@ def test_packed_documents_are_what_they_are_alone(options):
 
 
 @every("takes_segments")
-def test_no_gradient_crosses_a_border(options):
+def test_no_gradient_crosses_a_document_border(options):
     model = sharp(options)
     x = torch.cat([torch.randint(0, V // 2, (2, 5)), torch.randint(V // 2, V, (2, 7))], dim=1)
     segments = torch.tensor([[0] * 5 + [1] * 7] * 2)
@@ -88,7 +88,7 @@ def test_no_gradient_crosses_a_border(options):
 
 @every("caches")
 @torch.no_grad()
-def test_decoding_with_the_cache_is_the_whole_pass(options):
+def test_cached_decoding_equals_a_full_pass(options):
     model, x = sharp(options), tokens()
     whole = model(x)
     for chunks in ([1] * LENGTH, [5, 1, 4, 2]):
@@ -100,7 +100,7 @@ def test_decoding_with_the_cache_is_the_whole_pass(options):
 
 @every("caches", "takes_segments")  # padding is a document of its own
 @torch.no_grad()
-def test_left_padding_with_the_cache_is_each_row_alone(options):
+def test_left_padded_decoding_equals_single_rows(options):
     model, x, pads, cache = sharp(options), tokens(), (0, 3, 4), KVCache()
     segments = torch.tensor([[-1] * pad + [0] * (LENGTH - pad) for pad in pads])
     parts = [model(x[:, :7], segments[:, :7], cache)]  # the prompt, in one pass, then a token at a time
@@ -111,8 +111,8 @@ def test_left_padding_with_the_cache_is_each_row_alone(options):
 
 
 @every("caches", "takes_segments")
-def test_a_prompt_read_once_teaches_what_each_row_teaches(options):
-    """States and gradients of answers behind one prompt, against each row through the model by itself."""
+def test_shared_prefix_gives_the_gradients_of_whole_rows(options):
+    """States and gradients of answers to one prompt, against each row in a pass of its own."""
     model, prompts, answers = sharp(options), tokens(2, 8), tokens(3, 4)
     if not model.shared_prefix:
         pytest.skip("a part takes each text as a whole")
@@ -142,7 +142,7 @@ def test_rows_do_not_see_each_other(options):
 
 @every_combination
 @torch.no_grad()
-def test_loss_at_the_start_is_that_of_guessing(options):
+def test_initial_loss_is_that_of_uniform_guessing(options):
     vocab, margin = 1000, {"pre": 0.05, "residual_dual": 0.2}.get(options["placement"], 0.06)  # it adds two norms' x
     for tied in (True, False):
         model = build_model(model_config(**SIZES | {"d_model": 64, "tied": tied}, **options), vocab)
@@ -152,12 +152,12 @@ def test_loss_at_the_start_is_that_of_guessing(options):
 
 
 def one_option_each():
-    """The default combination, and each option in it."""
+    """The default combination, and each option within it."""
     return [o for o in COMBINATIONS if sum(o[kind] != DEFAULT[kind] for kind in DEFAULT) <= 1]
 
 
 @pytest.mark.parametrize("options", one_option_each(), ids=lambda o: "-".join(o.values()))
-def test_one_batch_is_learnt_by_heart(options):
+def test_one_batch_can_be_memorized(options):
     model = build_model(model_config(**SIZES | {"d_model": 32}, **options), V)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     x = tokens(4, 13)
@@ -174,7 +174,7 @@ def test_one_batch_is_learnt_by_heart(options):
 
 @pytest.mark.parametrize("name", positions.names())
 @torch.no_grad()
-def test_only_tables_end_at_max_len(name):
+def test_only_position_tables_are_limited_to_max_len(name):
     model = sharp({"position": name})
     extends = positions[name].facts["extends"]
     for cached in (False, True):

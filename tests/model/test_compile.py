@@ -1,4 +1,4 @@
-"""torch.compile gives the same model."""
+"""torch.compile does not change outputs and gradients."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ LLAMA = {"norm": "rmsnorm", "activation": "swiglu", "position": "rope", "attenti
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # torch's own compiler warns about itself
 @pytest.mark.parametrize("options", [GPT2, LLAMA], ids=["gpt2", "llama"])
-def test_compiled_blocks_equal_eager_ones(options):
+def test_compiled_blocks_equal_eager_blocks(options):
     def run(compiled):
         model = build_model(model_config(**options, n_layers=1), 50)
         if compiled:

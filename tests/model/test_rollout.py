@@ -1,4 +1,4 @@
-"""The rollout engine against full passes, and what a row may depend on."""
+"""Rollouts against full passes, and what a row depends on."""
 
 import pytest
 import torch
@@ -25,8 +25,8 @@ def drawn(net, prompts, *, group=1, stop=None, seed=0, length=10, draws=None, **
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("stop", [None, 17])
-def test_log_probabilities_are_those_of_a_full_pass(net, temperature, stop):
-    """Row by row, without cache, padding or batch."""
+def test_log_probabilities_equal_those_of_a_full_pass(net, temperature, stop):
+    """Against single rows without cache, padding or batch."""
     found = drawn(net, PROMPTS, group=3, stop=stop, temperature=temperature)
     for row in range(12):
         prompt, answer = found.prompt(row), found.answer(row)
@@ -41,8 +41,8 @@ def test_log_probabilities_are_those_of_a_full_pass(net, temperature, stop):
         assert said or len(answer) == 10
 
 
-def test_a_row_depends_on_its_prompt_and_its_stream_alone(net):
-    """Neither the company, nor what else has ended, nor the size of a batch has a say."""
+def test_row_depends_on_its_prompt_and_stream_only(net):
+    """It does not depend on the other rows, on which of them have ended, or on the batch size."""
     draws = streams(3, 1, 8, 10)
     whole = drawn(net, PROMPTS, group=2, stop=17, draws=draws)
     for rows in (1, 2, 64):
@@ -55,7 +55,7 @@ def test_a_row_depends_on_its_prompt_and_its_stream_alone(net):
         assert torch.equal(whole.tokens[2 * i : 2 * i + 2, :width], alone.tokens)
 
 
-def test_streams_have_names():
+def test_streams_depend_on_seed_step_and_row():
     whole = streams(5, 2, 6, 9)
     assert torch.equal(whole, streams(5, 2, 6, 9))
     assert torch.equal(whole[:3], streams(5, 2, 3, 9))
@@ -64,8 +64,8 @@ def test_streams_have_names():
     assert len({tuple(row.tolist()) for row in whole}) == 6
 
 
-def test_tokens_are_drawn_as_often_as_they_are_likely(net):
-    """The first token of 20000 answers, by a chi-square of its counts."""
+def test_token_frequencies_match_their_probabilities(net):
+    """Chi-square test of the counts of the first token in 20000 answers."""
     count = 20_000
     found = drawn(net, [PROMPTS[0]], group=count, length=1, rows=count)
     with torch.no_grad():
@@ -75,14 +75,14 @@ def test_tokens_are_drawn_as_often_as_they_are_likely(net):
     assert distance < len(chances) + 5 * (2 * len(chances)) ** 0.5
 
 
-def test_without_draws_it_is_greedy_decoding(net):
+def test_greedy_decoding_without_draws(net):
     found = sample_rollouts(net, PROMPTS, None, stop=None, new_tokens=8)
     expected = generate(net, PROMPTS, 8, Sampling(temperature=0))
     assert [found.answer(row) for row in range(4)] == expected
 
 
-def test_what_is_said_of_written_answers(net):
-    """Entropy and values at each token, against a pass of each row by itself; gradients reach the weights."""
+def test_policy_outputs_equal_single_passes(net):
+    """Entropy and values of each token against single-row passes; gradients reach the weights."""
     found = drawn(net, PROMPTS, group=2, stop=17)
     head = ValueHead(32)
     with torch.no_grad():
@@ -105,8 +105,8 @@ def test_what_is_said_of_written_answers(net):
 
 
 @pytest.mark.parametrize("prompts", [PROMPTS, [[5, 9, 3, 7, 7, 1, 2, 30], [12, 4, 50]]], ids=["short", "two tokens on"])
-def test_a_prompt_that_is_read_once_teaches_what_it_teaches_in_each_row(net, prompts):
-    """Losses and gradients of every row by itself, in any order of the rows; one prompt may have a single token."""
+def test_shared_prompt_gives_the_gradients_of_single_rows(net, prompts):
+    """Against losses and gradients of single rows, in any order of the rows; one prompt has a single token."""
     found = drawn(net, prompts, group=6, stop=17)[torch.randperm(6 * len(prompts))]
     weights = torch.rand(found.mask.shape) * found.mask
     (policy_outputs(net, found).logps * weights).sum().backward()
@@ -122,7 +122,7 @@ def test_a_prompt_that_is_read_once_teaches_what_it_teaches_in_each_row(net, pro
 
 
 @pytest.mark.parametrize("rows, whose", [(3, "highest"), (400, "medium")])
-def test_few_rows_are_multiplied_by_torch_and_many_by_whom_the_run_chose(net, rows, whose, monkeypatch):
+def test_matmul_backend_by_number_of_rows(net, rows, whose, monkeypatch):
     torch.set_float32_matmul_precision("medium")
     seen, forward = set(), net.lm_head.forward
     monkeypatch.setattr(net.lm_head, "forward", lambda x: seen.add(torch.get_float32_matmul_precision()) or forward(x))

@@ -1,4 +1,4 @@
-"""Layers that share their weights: the stack is its distinct layers, applied in the order that `sharing` says."""
+"""Layers that share weights: the stack applies its distinct layers in the order given by `sharing`."""
 
 from pathlib import Path
 
@@ -24,8 +24,8 @@ def looped(sharing="cycle", **options):
 
 
 @pytest.mark.parametrize("sharing", ORDERS)
-def test_the_stack_is_its_distinct_layers_in_order(sharing):
-    """Against a loop over the layers of a model that has only those; gradients of all passes add up."""
+def test_stack_applies_its_distinct_layers_in_order(sharing):
+    """Against a loop over the layers of a model with only these layers; gradients of all uses add up."""
     model, tokens = looped(sharing), torch.randint(0, V, (2, 8))
     plain = build_model(model_config(n_layers=2), V).double().eval()
     own = [i for i, _ in enumerate(ORDERS[sharing]) if ORDERS[sharing].index(ORDERS[sharing][i]) == i]
@@ -56,7 +56,7 @@ def test_parameters_count_once_and_flops_each_time():
 
 
 @pytest.mark.parametrize("attention", ["mha", "sliding", "retention", "performer"])
-def test_each_pass_has_a_cache_of_its_own(attention):
+def test_each_use_of_a_layer_has_its_own_cache(attention):
     model, tokens = looped(attention=attention), torch.randint(0, V, (2, 12))
     with torch.no_grad():
         cache = KVCache()
@@ -64,7 +64,7 @@ def test_each_pass_has_a_cache_of_its_own(attention):
         torch.testing.assert_close(torch.cat(parts, 1), model(tokens), rtol=1e-9, atol=1e-9)
 
 
-def test_weights_stay_shared_wherever_the_model_goes():
+def test_weights_stay_shared_after_loading_and_casting():
     model = build_model(model_config(n_layers=4, distinct_layers=2, tied=False), V)
     other = build_model(model_config(n_layers=4, distinct_layers=2, tied=False), V, seed=3)
     model.load_state_dict(other.state_dict(), assign=True)
@@ -76,7 +76,7 @@ def test_weights_stay_shared_wherever_the_model_goes():
     torch.testing.assert_close(model(tokens), other.double()(tokens), rtol=0, atol=0)
 
 
-def test_a_balancing_bias_is_moved_by_every_pass():
+def test_balancing_bias_is_updated_by_every_use():
     model = looped(mlp={"name": "deepseek_moe", "bias_rate": 0.01, "balance": 0.0}).train()
     x = torch.randint(0, V, (2, 9))
     model.loss(Example(x[:, :-1], x[:, 1:]))
@@ -85,15 +85,15 @@ def test_a_balancing_bias_is_moved_by_every_pass():
 
 
 @pytest.mark.parametrize("options", [{"mlp": {"name": "moe", "every": 2}}, {"attention": "value_residual"}])
-def test_layers_of_several_builds_cannot_share(options):
-    with pytest.raises(UserError, match="built alike"):
+def test_layers_of_different_structure_cannot_share(options):
+    with pytest.raises(UserError, match="must have the same parts"):
         build_model(model_config(n_layers=4, distinct_layers=1, **options), V)
 
 
 @pytest.mark.parametrize(
     "part, fix", [("block=unet", "model.distinct_layers=null"), ("attention=value_residual", "attention.kind=identity")]
 )
-def test_what_never_shares_is_refused_with_the_config(part, fix):
+def test_parts_that_cannot_share_are_refused_in_the_config(part, fix):
     settings = ["size=tiny", part, "model.distinct_layers=1"]
     with pytest.raises(ConfigError, match=fix):
         compose_run(settings)
@@ -102,7 +102,7 @@ def test_what_never_shares_is_refused_with_the_config(part, fix):
 
 
 def test_export_and_load_give_the_same_logits(tmp_path: Path):
-    """transformers loads our own class; each weight is in the file once."""
+    """transformers loads ablatio's class; each weight is in the file once."""
     from safetensors import safe_open
 
     from ablatio.interop.export import difference, export

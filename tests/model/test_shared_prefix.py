@@ -1,4 +1,4 @@
-"""Answers behind prompts that are read once, and which models are handed whole rows instead."""
+"""Answers with prompts that are encoded once, and the models that need whole rows instead."""
 
 import pytest
 import torch
@@ -31,14 +31,14 @@ def assert_each_alone(model, longest=None):
 
 
 def passes(model):
-    """What the stack is handed: the shape of the tokens of each pass."""
+    """Record the shape of the tokens in each pass of the stack."""
     seen = []
     model.model.register_forward_pre_hook(lambda _, given: seen.append(tuple(given[0].shape)))
     return seen
 
 
 @pytest.mark.parametrize("options", WHOLE, ids=lambda o: str(*o))
-def test_what_takes_a_text_as_a_whole_gets_whole_rows(options):
+def test_models_without_shared_prefix_get_whole_rows(options):
     model = made(**options)
     assert not model.shared_prefix
     seen = passes(model)
@@ -46,8 +46,8 @@ def test_what_takes_a_text_as_a_whole_gets_whole_rows(options):
     assert seen == [(3, 17)]
 
 
-def test_a_table_of_positions_is_not_asked_beyond_its_end():
-    """The longest prompt and the longest answer are 17 tokens, no text is more than 16."""
+def test_position_table_is_not_read_beyond_its_end():
+    """Longest prompt plus longest answer are 17 tokens, but no text has more than 16."""
     for position, shapes in (("learned", [(3, 16)]), ("rope", [(2, 10), (3, 7)])):
         model = made(position=position)
         seen = passes(model)
@@ -55,7 +55,7 @@ def test_a_table_of_positions_is_not_asked_beyond_its_end():
         assert seen[: len(shapes)] == shapes
 
 
-def test_one_answer_to_each_prompt_is_read_in_one_pass():
+def test_one_answer_per_prompt_needs_one_pass():
     model = made()
     seen = passes(model)
     prompts, lengths, _, answers = asked()

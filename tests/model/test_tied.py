@@ -1,4 +1,4 @@
-"""A tied matrix has one gradient, of embedding and head together, whatever backward passes run."""
+"""A tied matrix gets the sum of both gradients, of embedding and head, in any sequence of backward passes."""
 
 import gc
 import weakref
@@ -24,7 +24,7 @@ def made(**options):
 
 
 def plain_loss(model, example):
-    """By full logits, and a gradient of the embedding as torch makes it."""
+    """Reference loss with full logits and torch's own gradient of the embedding."""
     return F.cross_entropy(model(example.inputs).flatten(0, 1), example.targets.flatten(), reduction="sum")
 
 
@@ -40,15 +40,15 @@ def assert_equal(a, b):
 
 
 @pytest.mark.parametrize("position", ["rope", "learned"])
-def test_gradients_are_the_plain_ones(position):
+def test_gradients_equal_plain_ones(position):
     model, example = made(position=position)
     assert Tie.of(model.model.embed_tokens, model.lm_head.weight) is not None
     assert_equal(gradients(model, model.loss(example)[0] * 0.3), gradients(model, plain_loss(model, example) * 0.3))
 
 
 @pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
-def test_logits_are_made_where_something_is_scored(share, monkeypatch):
-    """Loss and gradients are those of all rows, weighted, and the head sees the rows that weigh something."""
+def test_logits_are_computed_for_scored_rows_only(share, monkeypatch):
+    """Loss and gradients equal the weighted ones of all rows, and the head sees only rows with nonzero weight."""
     model, example = made()
     weights = torch.rand(3, 8).double() * (torch.rand(3, 8) < share)
     losses = F.cross_entropy(model(example.inputs).flatten(0, 1), example.targets.flatten(), reduction="none")
@@ -65,7 +65,7 @@ def test_logits_are_made_where_something_is_scored(share, monkeypatch):
     assert seen == [int((weights > 0).sum())]
 
 
-def test_twice_through_one_graph_and_batches_added_up():
+def test_repeated_backward_and_gradient_accumulation():
     model, example = made()
     expected = gradients(model, plain_loss(model, example))
     loss, *_ = model.loss(example)
@@ -75,7 +75,7 @@ def test_twice_through_one_graph_and_batches_added_up():
     assert_equal([p.grad for p in model.parameters()], [2 * g for g in expected])
 
 
-def test_a_pass_over_part_of_the_graph_leaves_nothing_for_the_next():
+def test_partial_backward_leaves_no_gradient_behind():
     model, example = made()
     tie = Tie()
     hidden = model.model(example.inputs, tie=tie)
@@ -86,7 +86,7 @@ def test_a_pass_over_part_of_the_graph_leaves_nothing_for_the_next():
     assert_equal(ours, gradients(model, model.model(example.inputs).square().sum()))
 
 
-def test_the_head_counts_even_where_hidden_states_are_cut_off():
+def test_head_gradient_remains_if_hidden_states_are_detached():
     model, example = made()
     model.model.norm.register_forward_hook(lambda module, args, output: output.detach())
     model.zero_grad()
@@ -97,7 +97,7 @@ def test_the_head_counts_even_where_hidden_states_are_cut_off():
     torch.testing.assert_close(ours, model.lm_head.weight.grad, rtol=1e-10, atol=1e-11)
 
 
-def test_steps_aside():
+def test_no_tie_without_gradients_or_with_a_modified_embedding():
     model, _ = made()
     embedding, head = model.model.embed_tokens, model.lm_head.weight
     with torch.no_grad():
@@ -111,7 +111,7 @@ def test_steps_aside():
     assert Tie.of(untied.model.embed_tokens, untied.lm_head.weight) is None
 
 
-def test_a_dropped_graph_is_freed_at_once():
+def test_dropped_graph_is_freed_at_once():
     model, example = made()
     gc.collect()
     gc.disable()
@@ -126,7 +126,7 @@ def test_a_dropped_graph_is_freed_at_once():
         gc.enable()
 
 
-def test_a_tied_matrix_is_an_embedding_once():
+def test_tied_matrix_has_the_role_embedding_once():
     model, _ = made()
     roles = [info.role for p, info in describe(model) if p is model.lm_head.weight]
     assert roles == ["embedding"]

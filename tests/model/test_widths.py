@@ -1,4 +1,4 @@
-"""The width of a gated feed-forward part that has the parameters of a plain one."""
+"""Width of a gated MLP with the parameter count of a plain one."""
 
 from hypothesis import example, given
 from hypothesis import strategies as st

@@ -1,4 +1,4 @@
-"""The writer, the encoding of state, and checkpoints, while nothing breaks; tests/faults breaks them."""
+"""Atomic writer, state encoding and checkpoints without failures; tests/faults covers failures."""
 
 import hashlib
 import json
@@ -29,7 +29,7 @@ shapes = st.lists(st.integers(0, 4), max_size=3)
 
 @st.composite
 def tensors(draw: st.DrawFn) -> torch.Tensor:
-    """Any bytes, as any dtype, in any shape; sometimes not contiguous."""
+    """Tensors of any bytes, dtype and shape; some not contiguous."""
     dtype, shape = draw(dtypes), draw(shapes)
     size = math.prod(shape) * dtype.itemsize
     raw = draw(st.binary(min_size=size, max_size=size))
@@ -56,7 +56,7 @@ trees = st.recursive(
 
 
 def same(a: Any, b: Any) -> bool:
-    """Equal in type and, for tensors, in every bit."""
+    """Assert that values are equal in type and, for tensors, in every bit."""
     if type(a) is not type(b):
         return False
     if isinstance(a, torch.Tensor):
@@ -76,7 +76,7 @@ def bits(tensor: torch.Tensor) -> bytes:
 
 @settings(max_examples=150, deadline=None)
 @given(trees)
-def test_state_comes_back_bit_for_bit(tmp_path_factory: pytest.TempPathFactory, tree: Any) -> None:
+def test_state_round_trips_bit_for_bit(tmp_path_factory: pytest.TempPathFactory, tree: Any) -> None:
     structure, parts = encode_state(tree)
     assert same(decode_state(json.loads(json.dumps(structure, allow_nan=False)), parts), tree)
     saved = Checkpoints(tmp_path_factory.mktemp("c"))
@@ -86,7 +86,9 @@ def test_state_comes_back_bit_for_bit(tmp_path_factory: pytest.TempPathFactory, 
 
 @settings(max_examples=100, deadline=None)
 @given(st.dictionaries(st.text(st.characters(codec="utf-8"), max_size=8).filter("__metadata__".__ne__), tensors()))
-def test_any_tool_can_open_the_model_file(tmp_path_factory: pytest.TempPathFactory, model: dict[str, Any]) -> None:
+def test_safetensors_library_reads_the_model_file(
+    tmp_path_factory: pytest.TempPathFactory, model: dict[str, Any]
+) -> None:
     finite = {name: tensor for name, tensor in model.items() if not checkpoints.count_non_finite(tensor)}
     saved = Checkpoints(tmp_path_factory.mktemp("c"))
     manifest = saved.save(3, finite, {})
@@ -95,7 +97,7 @@ def test_any_tool_can_open_the_model_file(tmp_path_factory: pytest.TempPathFacto
     assert same(dict(sorted(saved.load().model.items())), dict(sorted(finite.items())))
 
 
-def test_a_real_optimizer_and_all_generators_come_back(tmp_path: Path) -> None:
+def test_optimizer_and_generator_states_round_trip(tmp_path: Path) -> None:
     model = torch.nn.Linear(3, 2)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
     model(torch.ones(1, 3)).sum().backward()
@@ -157,13 +159,13 @@ class Stranger:
         ({"a": {"b": {"_target_": "os.system"}}}, "state.a.b._target_"),
     ],
 )
-def test_what_cannot_be_saved_is_named_by_its_key(tmp_path: Path, state: Any, where: str) -> None:
+def test_unsupported_value_is_reported_by_its_key(tmp_path: Path, state: Any, where: str) -> None:
     with pytest.raises(UserError, match=f"^{where}"):
         Checkpoints(tmp_path / "c").save(0, {}, state)
     assert not (tmp_path / "c").exists()
 
 
-def test_a_cycle_is_refused() -> None:
+def test_cyclic_state_is_refused() -> None:
     loop: list[Any] = []
     loop.append(loop)
     with pytest.raises(UserError, match="contains itself"):
@@ -182,7 +184,7 @@ def test_keys_that_build_objects_are_refused_on_reading(key: str) -> None:
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e5m2, torch.complex64])
-def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path, bad: float, dtype: torch.dtype) -> None:
+def test_non_finite_weights_are_not_saved(tmp_path: Path, bad: float, dtype: torch.dtype) -> None:
     weight = torch.full((2, 3), bad).to(dtype)
     for model, state in (({"ok": torch.ones(2), "w": weight}, {}), ({}, {"optimizer": {"w": weight}})):
         with pytest.raises(Diverged, match="w at step 7: 6 of 6 values"):
@@ -191,7 +193,7 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path, bad: float, d
     Checkpoints(tmp_path / "c").save(7, {}, {"best_score": weight})  # a callback's infinity is nobody's divergence
 
 
-def test_only_the_newest_stay_and_a_step_can_be_saved_again(tmp_path: Path) -> None:
+def test_only_the_newest_are_kept_and_a_step_can_be_saved_again(tmp_path: Path) -> None:
     saved = Checkpoints(tmp_path, keep=2, run="a")
     assert (saved.latest(), saved.steps()) == (None, [])
     for step in (1, 2, 3, 3, 3, 4, 4):
@@ -201,13 +203,13 @@ def test_only_the_newest_stay_and_a_step_can_be_saved_again(tmp_path: Path) -> N
     assert saved.load(3).model["w"].tolist() == [3, 3]
     with pytest.raises(UserError, match=r"one of its steps: 3, 4"):
         saved.load(2)
-    with pytest.raises(UserError, match="already holds step 4"):
+    with pytest.raises(UserError, match="already holds the later step 4"):
         saved.save(2, {}, {})
     with pytest.raises(UserError, match="no checkpoint"):
         Checkpoints(tmp_path / "nowhere").load()
 
 
-def test_write_json_is_readable_and_refuses_what_json_cannot_hold(tmp_path: Path) -> None:
+def test_write_json_is_indented_and_refuses_non_json_values(tmp_path: Path) -> None:
     path = tmp_path / "x y.json"
     assert write_json(path, {"b": [1, None], "a": "北京\ud800"}) == hashlib.sha256(path.read_bytes()).hexdigest()
     assert path.read_text("utf-8") == '{\n  "b": [\n    1,\n    null\n  ],\n  "a": "北京\\ud800"\n}\n'
@@ -219,7 +221,7 @@ def test_write_json_is_readable_and_refuses_what_json_cannot_hold(tmp_path: Path
     assert "北京" in path.read_text("utf-8")
 
 
-def test_paths_that_are_none(tmp_path: Path) -> None:
+def test_invalid_paths_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="NUL"):
         checkpoints.write_text(tmp_path / "a\0b", "x")
     with pytest.raises(EnvironmentFault, match="does not exist"):
@@ -227,7 +229,7 @@ def test_paths_that_are_none(tmp_path: Path) -> None:
     assert checkpoints.make_folder(tmp_path / "a" / "b" / "c").is_dir()
 
 
-def test_the_writer_loads_no_torch() -> None:
+def test_importing_the_writer_does_not_load_torch() -> None:
     code = (
         "import sys; from ablatio.storage.checkpoints import Checkpoints, write_json; sys.exit('torch' in sys.modules)"
     )

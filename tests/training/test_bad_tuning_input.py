@@ -93,7 +93,7 @@ def test_prompts_longer_than_the_context(tmp_path: Path, task: list[str], source
 def test_targets_that_match_nothing_list_what_there_is(tmp_path: Path) -> None:
     given = *PREFER, "source=feedback", f"source.path={pairs(tmp_path)}", "peft=lora"
     refused = train(tmp_path, *given, "peft.targets=[c_attn]", "name=run")
-    assert refused.code == 2 and "c_attn matches no layer of this model; there are" in refused.err, refused.err
+    assert refused.code == 2 and "c_attn matches no layer of this model; available layers" in refused.err, refused.err
     assert "q_proj (1)" in refused.err and "down_proj (1)" in refused.err
     assert train(tmp_path, *given, refused.err.split("try: ")[1].split()[0], "name=fixed").code == 0
 
@@ -155,7 +155,7 @@ def test_an_adapter_of_another_base_model_names_its_own(base: Path, tmp_path: Pa
     assert exported.code == 0, exported.err
     mixed = "peft=lorahub", f"peft.adapters=[{tmp_path / 'adapter'}]"
     refused = tuned("hub", 2, *mixed)
-    assert refused.code == 2 and "learned beside another base model" in refused.err, refused.err
+    assert refused.code == 2 and "trained on another base model" in refused.err, refused.err
     assert f"try: model=run model.path={base / 'base1'}" in refused.err
     assert tuned("hub1", 1, *mixed).code == 0
 

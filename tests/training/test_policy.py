@@ -92,13 +92,13 @@ TWO = [Answer("p", "a", (1,), (2,)), Answer("p", "b", (1,), (3,))]
 @pytest.mark.parametrize(
     "said, words",
     [
-        (torch.tensor([0.0, float("nan")]), "gave nan for 1 of 2 answers, the first to 'p': 'b'"),
-        (torch.tensor([float("inf"), 0.0]), "gave inf for 1 of 2"),
-        (torch.zeros(3), "gave 3 for 2 answers"),
-        (torch.zeros(2, 1), "gave 2x1 for 2 answers"),
-        (torch.tensor(1.0), "gave one number for 2 answers"),
+        (torch.tensor([0.0, float("nan")]), "returned nan for 1 of 2 answers, the first to 'p': 'b'"),
+        (torch.tensor([float("inf"), 0.0]), "returned inf for 1 of 2"),
+        (torch.zeros(3), "returned 3 for 2 answers"),
+        (torch.zeros(2, 1), "returned 2x1 for 2 answers"),
+        (torch.tensor(1.0), "returned one number for 2 answers"),
         ([[ReasoningStep(1, 0.0)]], "for 2 answers"),
-        ([[ReasoningStep(1, float("nan"))], []], "gave nan"),
+        ([[ReasoningStep(1, float("nan"))], []], "returned nan"),
     ],
 )
 def test_a_reward_that_says_nonsense_is_refused(said, words):

@@ -39,10 +39,13 @@ def fix_in(ended: Finished) -> str:
 
 
 FAULTY: dict[str, Any] = {
-    "says_nan": (lambda answers: torch.full((len(answers),), math.nan), "gave nan for 4 of 4 answers"),
-    "says_a_table": (lambda answers: torch.zeros(len(answers), 2), "gave 4x2 for 4 answers; one number for each"),
-    "says_one": (lambda answers: 1.0, "gave one number for 4 answers"),
-    "says_no_number": (lambda answers: [None] * len(answers), "gave list '[None"),
+    "says_nan": (lambda answers: torch.full((len(answers),), math.nan), "returned nan for 4 of 4 answers"),
+    "says_a_table": (
+        lambda answers: torch.zeros(len(answers), 2),
+        "returned 4x2 for 4 answers; expected one number for each",
+    ),
+    "says_one": (lambda answers: 1.0, "returned one number for 4 answers"),
+    "says_no_number": (lambda answers: [None] * len(answers), "returned list '[None"),
     "raises": (lambda answers: 1 / 0, "raised ZeroDivisionError: division by zero"),
 }
 

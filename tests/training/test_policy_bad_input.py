@@ -49,7 +49,9 @@ def test_errors_of_ours_stay_what_they_are():
 
 @pytest.mark.parametrize("said", [None, "good", [None, 1.0], {"a": 1}], ids=repr)
 def test_what_is_no_number_is_refused(said):
-    with pytest.raises(RewardError, match=r"reward=odd gave .* for 2 answers; one number for each") as caught:
+    with pytest.raises(
+        RewardError, match=r"reward=odd returned .* for 2 answers; expected one number for each"
+    ) as caught:
         judged(lambda answers: said, "odd", TWO)
     assert "try: ablatio show reward=odd" in str(caught.value)
 
@@ -59,7 +61,9 @@ def test_a_function_that_gives_no_number_is_named_with_its_answer():
         judged(one_by_one(lambda answer: None, "odd"), "odd", TWO)
 
 
-@pytest.mark.parametrize("said, words", [(float("nan"), "gave nan for 8 of 8"), (float("inf"), "gave inf for 8 of 8")])
+@pytest.mark.parametrize(
+    "said, words", [(float("nan"), "returned nan for 8 of 8"), (float("inf"), "returned inf for 8 of 8")]
+)
 def test_a_step_ends_where_a_reward_says_nonsense(said, words):
     task, model = made("grpo")
     task.asking.judge = lambda answers: torch.full((len(answers),), said)

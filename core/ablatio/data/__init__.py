@@ -1,1 +1,1 @@
-"""From documents to batches: sources -> split -> tokenizer -> token cache -> windows in an order of (seed, epoch)."""
+"""Data, from documents to batches: source -> split -> tokenizer -> token cache -> windows ordered by (seed, epoch)."""

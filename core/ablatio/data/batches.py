@@ -1,4 +1,4 @@
-"""Batches by step number: item k is a function of k alone, so workers, resume and batch order cannot change it.
+"""Map-style datasets of batches: batch k depends on k alone, so workers, resume and access order cannot change it.
 
 Use with `DataLoader(dataset, batch_size=None, sampler=range(start, total), num_workers=...)`.
 """
@@ -20,14 +20,17 @@ Batch = dict[str, Tensor]
 
 
 class Windows:
-    """Rows of `length` + 1 tokens, gathered by their starts; a memory-mapped stream travels to a worker as its path."""
+    """Gather rows of `length` + 1 tokens by their start positions.
+
+    A memory-mapped stream is pickled as its path, so a DataLoader worker maps the file instead of copying it.
+    """
 
     def __init__(self, tokens: Ids, length: int) -> None:
         self.tokens, self.length = tokens, length
         self._view = sliding_window_view(tokens, length + 1)  # (N - T, T + 1), no copy
 
     def __call__(self, starts: Positions) -> Tensor:
-        """(B,) -> (B, T + 1) int64."""
+        """Rows at these start positions: (B,) -> (B, T + 1) int64."""
         return torch.from_numpy(self._view[starts].astype(np.int64))
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -42,7 +45,10 @@ def _reopen(path: str, dtype: str, length: int) -> Windows:
 
 
 def segments(tokens: Tensor, eos: int) -> Tensor | None:
-    """Number of the document inside its row, from 0: (B, T + 1) int32; None if no row but at its start has an eos."""
+    """Number each row's documents from 0: (B, T + 1) int32; None if every row holds a single document.
+
+    A document starts at its `eos`; one at the start of a row opens document 0.
+    """
     opens = tokens == eos
     opens[:, 0] = False
     return opens.cumsum(1, dtype=torch.int32) if bool(opens.any()) else None
@@ -54,9 +60,10 @@ def _batch(tokens: Tensor, eos: int, document_mask: bool) -> Batch:
 
 
 class TrainBatches(Dataset[Batch]):
-    """number -> {"tokens": (B, T + 1) int64, and "segments": (B, T + 1) int32 where some row holds two documents}.
+    """Training batches by number: {"tokens": (B, T + 1) int64, "segments": (B, T + 1) int32, "number": ()}.
 
-    `plan` says which rows a batch has, of all ranks together; it has no end: one epoch runs into the next.
+    "segments" is present only if some row holds several documents and `document_mask` is set. `plan` gives the rows of
+    a batch over all ranks; it is endless: one epoch continues into the next.
     """
 
     def __init__(
@@ -71,7 +78,7 @@ class TrainBatches(Dataset[Batch]):
         world: int = 1,
     ) -> None:
         if order.n_tokens != len(tokens):
-            raise ValueError(f"the order is for {order.n_tokens} tokens, the stream has {len(tokens)}")
+            raise ValueError(f"the order was made for {order.n_tokens} tokens, but the stream has {len(tokens)}")
         self.windows, self.order, self.plan = Windows(tokens, order.length), order, plan
         self.eos, self.document_mask, self.rank, self.world = eos, document_mask, rank, world
 
@@ -83,10 +90,11 @@ class TrainBatches(Dataset[Batch]):
 
 
 class ValidationBatches(Dataset[Batch]):
-    """Fixed windows over the validation stream; each target stands in one window only (stride T).
+    """Fixed windows over the validation stream, with stride T, so that each target is scored in one window only.
 
-    `val_tokens` > 0 caps the targets: then windows are taken at even distances over the whole stream. The last batch
-    may be shorter; a window never is.  With `documents`, each window starts at one of them.
+    `val_tokens` > 0 caps the number of targets: windows are then taken at even distances over the whole stream. The
+    last batch may have fewer windows; every window has full length. With `documents` (start positions), each window
+    starts at a document.
     """
 
     def __init__(
@@ -102,8 +110,8 @@ class ValidationBatches(Dataset[Batch]):
     ) -> None:
         if len(tokens) < length + 1:
             raise UserError(
-                f"the validation split has {len(tokens)} tokens, and one window takes {length} + 1. "
-                "Give more text, a larger val_fraction, or a shorter context."
+                f"the validation split has {len(tokens)} tokens, but one window needs {length} + 1. "
+                "Use more text, a larger val_fraction, or a shorter context."
             )
         if documents is None:
             starts = np.arange((len(tokens) - 1) // length, dtype=np.int64) * length
@@ -120,6 +128,6 @@ class ValidationBatches(Dataset[Batch]):
 
     def __getitem__(self, index: int) -> Batch:
         if not 0 <= index < len(self):
-            raise IndexError(index)  # also ends a plain `for batch in batches`
+            raise IndexError(index)  # a plain `for batch in batches` loop ends at this error
         rows = self.starts[index * self.batch : (index + 1) * self.batch]
         return _batch(self.windows(rows), self.eos, self.document_mask)

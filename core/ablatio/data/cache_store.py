@@ -1,8 +1,8 @@
-"""Cache entries that are built once, committed whole and verified whenever they are opened.
+"""Cache entries: built once, committed atomically, verified whenever they are opened.
 
-An entry is a folder `<kind>/<key>/` of data files with a sealed `meta.json`: the key, what the builder has to say,
-and size and sha256 of each file. It is built in a folder beside it and renamed; a lock, which dies with its process,
-lets one process build while the others wait.
+An entry is a folder `<kind>/<key>/` of data files with a sealed `meta.json`: the key, the facts that the builder
+returned, and the size and sha256 of each file. It is built in a sibling folder and renamed. A file lock, released when
+its process ends, lets one process build while others wait.
 """
 
 import fcntl
@@ -29,22 +29,23 @@ log = logging.getLogger("ablatio")
 
 
 class MissingError(Exception):
-    """There is no such entry."""
+    """The cache has no such entry."""
 
 
 def key_of(*parts: str) -> str:
-    """32 hexadecimal digits; JSON keeps ("a", "bc") and ("ab", "c") apart."""
+    """Return a key of 32 hexadecimal digits; hashing JSON keeps ("a", "bc") and ("ab", "c") apart."""
     return hashlib.sha256(json.dumps([FORMAT, *parts]).encode()).hexdigest()[:32]
 
 
 def get_or_build(folder: Path, build: Callable[[Path], Facts]) -> Facts:
-    """The facts of the entry at `folder`, verified; if it is missing or damaged, `build(temp)` writes its files first.
+    """Return the verified facts of the entry at `folder`, building it first if it is missing or damaged.
 
-    `build` gets an empty folder and returns plain JSON. Raises EnvironmentFault if the machine refuses.
+    `build(temp)` writes the files of the entry to an empty folder and returns its facts as plain JSON. Raises
+    EnvironmentFault if the files cannot be read or written.
     """
     with suppress(MissingError, DamagedFile):
-        return verify(folder)  # needs no lock, so a cache that is read-only serves as well
-    with _advice():
+        return verify(folder)  # without the lock, so that a read-only cache can be used, too
+    with _suggest_other_cache():
         make_folder(folder.parent)
         with _locked(folder.parent / f".{folder.name}.lock") as alone:
             try:
@@ -52,14 +53,14 @@ def get_or_build(folder: Path, build: Callable[[Path], Facts]) -> Facts:
             except MissingError:
                 pass
             except DamagedFile as error:
-                log.warning("%s: %s It is built again.", folder, error)
+                log.warning("%s: %s The entry is rebuilt.", folder, error)
             if alone:
                 _remove_stray(folder)
             return _build(folder, build)
 
 
 def verify(folder: Path) -> Facts:
-    """The facts of an entry whose files are what they were when it was written. Raises MissingError or DamagedFile."""
+    """Verify all files of an entry against its `meta.json` and return its facts. Raises MissingError or DamagedFile."""
     with explained("read", folder):
         if not folder.is_dir():
             raise MissingError(folder)
@@ -107,7 +108,7 @@ def _build(folder: Path, build: Callable[[Path], Facts]) -> Facts:
 
 
 def _commit(temp: Path, folder: Path) -> None:
-    """Rename `temp` to `folder`; what stands there is damaged and goes first, or is a rival's entry and stays."""
+    """Rename `temp` to `folder`: a damaged entry there is removed, a valid one (another process's) is kept."""
     with explained("write", folder):
         try:
             verify(folder)
@@ -117,7 +118,7 @@ def _commit(temp: Path, folder: Path) -> None:
             old = temp.with_suffix(".old.tmp")
             folder.rename(old)
             shutil.rmtree(old, ignore_errors=True)
-        else:  # only where the filesystem has no locks
+        else:  # another process built it meanwhile: possible only if the filesystem has no locks
             shutil.rmtree(temp, ignore_errors=True)
             return
         temp.rename(folder)
@@ -128,14 +129,14 @@ def _commit(temp: Path, folder: Path) -> None:
 
 
 def _remove_stray(folder: Path) -> None:
-    """What a killed builder has left; the caller holds the lock, so nobody is building this entry."""
+    """Remove what killed builders left behind; safe, as the caller holds the lock: nobody is building this entry."""
     for stray in folder.parent.glob(f".{folder.name}.*.tmp"):
         shutil.rmtree(stray, ignore_errors=True)
 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[bool]:
-    """Hold the lock file at `path`; gives False on a filesystem that has no locks, where the rename alone protects."""
+    """Hold the lock file at `path`; yields False if the filesystem has no locks (the rename is atomic all the same)."""
     with explained("open the lock", path):
         file = path.open("ab")
     with file:
@@ -151,7 +152,8 @@ def _locked(path: Path) -> Iterator[bool]:
 
 
 @contextmanager
-def _advice() -> Iterator[None]:
+def _suggest_other_cache() -> Iterator[None]:
+    """Add to an EnvironmentFault how to choose another cache folder."""
     try:
         yield
     except EnvironmentFault as error:

@@ -1,4 +1,4 @@
-"""Conversations as tokens: a template's signs become ids of their own, and it is known which tokens were said."""
+"""Conversations as tokens: chat templates, their special tokens, and which tokens the assistant wrote."""
 
 import functools
 import json
@@ -12,15 +12,15 @@ from numpy.typing import NDArray
 from ablatio.data.types import Ids, Message, Tokenizer, token_type
 from ablatio.errors import UserError
 
-EOS = ""  # the name of the sign that opens and ends documents; each tokenizer has it
+EOS = ""  # stands in templates for the tokenizer's own end-of-document token
 
 
 @dataclass(frozen=True, slots=True)
 class ChatSegment:
-    """A part of a conversation as it is written.
+    """A segment of a formatted conversation.
 
-    sign  the text names a sign, which is one token, and no text of people's
-    said  the assistant says it: the loss of fine-tuning stands here
+    sign  `text` is the name of a special token (one id), not text of a message
+    said  the assistant wrote it: fine-tuning computes its loss on these tokens
     """
 
     text: str
@@ -29,27 +29,29 @@ class ChatSegment:
 
 
 class Template(Protocol):
-    """The form in which a conversation is written; called with its messages.
+    """A chat template: called with the messages of a conversation, it yields the segments of the formatted text.
 
-    signs  names of tokens of its own
-    end    the sign that ends an answer, with which decoding stops; EOS: the tokenizer's own end
+    signs  names of the special tokens that it adds to the vocabulary
+    end    name of the special token that ends an answer and stops decoding; EOS: the tokenizer's own end token
+    jinja  optional: the same template as Jinja source for transformers, where `bos_token` and `eos_token` are the
+           tokenizer's own end token
 
-    jinja  optional: the same form as transformers writes it, `bos_token` and `eos_token` being the tokenizer's own sign
-
-    With `answering`, the beginning of an answer is written behind the messages, for a model to go on.  What is written
-    up to an answer is the same with and without it.
+    With `answering`, the opening of an assistant turn follows the messages, for a model to continue. The segments
+    before an answer are the same with and without it.
     """
 
     signs: ClassVar[Sequence[str]]
     end: ClassVar[str]
 
-    def __call__(self, messages: Sequence[Message], answering: bool = False) -> Iterable[ChatSegment]: ...
+    def __call__(self, messages: Sequence[Message], answering: bool = False) -> Iterable[ChatSegment]:
+        """Yield the segments of the formatted conversation."""
+        ...
 
 
 class SpecialTokenTokenizer:
-    """A tokenizer with a template's signs behind its own ids; a sign that it knows already keeps its id.
+    """A tokenizer whose ids are followed by special tokens; one that the base already has keeps its id.
 
-    No text encodes to a sign: what people write can never open a turn.
+    No text encodes to a special token, so the text of a message can never open a turn.
     """
 
     def __init__(self, base: Tokenizer, signs: Sequence[str]) -> None:
@@ -61,13 +63,13 @@ class SpecialTokenTokenizer:
         self._added = added
 
     def __getattr__(self, name: str) -> Any:
-        if name == "base":
+        if name == "base":  # not set yet, as in a copy or an unpickled object: looking it up would recurse
             raise AttributeError(name)
         found = getattr(self.base, name)
         return functools.partial(self._fast, found) if name == "fast" else found
 
     def _fast(self, of_base: Callable[[str], Any], eos: str) -> Any:
-        """The base's own form in the terms of the tokenizers library, with the signs at their ids."""
+        """The base as a `tokenizers.Tokenizer`, with the special tokens added under their ids."""
         made = of_base(eos)
         data = json.loads(made.to_str())
         data["model"]["vocab"] |= {sign: self.specials[sign] for sign in self._added}
@@ -76,39 +78,43 @@ class SpecialTokenTokenizer:
         return found
 
     def train(self, texts: Iterable[str]) -> None:
+        """Train the base tokenizer."""
         self.base.train(texts)
 
     def encode(self, texts: Sequence[str]) -> list[Ids]:
+        """Encode with the base tokenizer; special tokens never result."""
         return self.base.encode(texts)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The signs that were added stand for no text."""
+        """Decode ids to text; added special tokens decode to the empty string."""
         return self.base.decode([i for i in ids if i < self.base.vocab_size])
 
     def token_bytes(self) -> NDArray[np.int64]:
+        """UTF-8 bytes of each id: (V,); 0 for added special tokens."""
         return np.concatenate([self.base.token_bytes(), np.zeros(len(self._added), dtype=np.int64)])
 
     def state(self) -> str:
+        """State of the base tokenizer: the special tokens follow from the template."""
         return self.base.state()
 
     def restore(self, state: str) -> None:
+        """Restore the base tokenizer."""
         self.base.restore(state)
 
 
 def with_special_tokens(tokenizer: Tokenizer, template: Template) -> Tokenizer:
-    """The tokenizer, able to hold what the template writes; the same object where nothing is lacking."""
+    """Add the template's special tokens to the tokenizer; return it unchanged if it has them all."""
     known = getattr(tokenizer, "specials", {})
     if all(sign in known for sign in template.signs):
         return tokenizer
-    made: Any = SpecialTokenTokenizer(
-        tokenizer, template.signs
-    )  # `trained` is that of its base, and no constant of the class
+    # Any: the protocol declares `trained` as a class variable, here it is an attribute taken from the base.
+    made: Any = SpecialTokenTokenizer(tokenizer, template.signs)
     return cast(Tokenizer, made)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Written:
-    """ids of a conversation, the sign that opens a document first; which of them were said.  Both (n,)."""
+    """A tokenized conversation: `ids` (n,), starting with eos; `said` (n,): True for tokens of the assistant."""
 
     ids: Ids
     said: NDArray[np.bool_]
@@ -120,52 +126,57 @@ class Written:
 def write(
     tokenizer: Tokenizer, template: Template, conversations: Sequence[Sequence[Message]], answering: bool = False
 ) -> list[Written]:
-    """Each conversation in the template's form."""
-    pieces = [list(template(messages, answering)) for messages in conversations]
-    texts = list(dict.fromkeys(p.text for found in pieces for p in found if not p.sign))
+    """Format each conversation with the template and tokenize it; `answering`: end with the opening of an answer."""
+    formatted = [list(template(messages, answering)) for messages in conversations]
+    texts = list(dict.fromkeys(s.text for segments in formatted for s in segments if not s.sign))  # each encoded once
     ids = dict(zip(texts, tokenizer.encode(texts), strict=True)) if texts else {}
     dtype = token_type(tokenizer.vocab_size)
 
-    def joined(found: list[ChatSegment]) -> Written:
+    def tokenized(segments: list[ChatSegment]) -> Written:
         parts = [np.array([tokenizer.eos], dtype=dtype)]
         said = [np.zeros(1, dtype=bool)]
-        for piece in found:
-            part = np.array([sign_id(tokenizer, piece.text)]) if piece.sign else ids[piece.text]
+        for segment in segments:
+            part = np.array([sign_id(tokenizer, segment.text)]) if segment.sign else ids[segment.text]
             parts.append(part.astype(dtype))
-            said.append(np.full(len(part), piece.said))
+            said.append(np.full(len(part), segment.said))
         return Written(np.concatenate(parts), np.concatenate(said))
 
-    return [joined(found) for found in pieces]
+    return [tokenized(segments) for segments in formatted]
 
 
 def sign_id(tokenizer: Tokenizer, sign: str) -> int:
-    """The id of a sign by its name."""
+    """Return the id of a special token by its name. Raises UserError if the tokenizer does not have it."""
     if sign == EOS:
         return tokenizer.eos
     known: dict[str, int] = getattr(tokenizer, "specials", {})
     if sign not in known:
         raise UserError(
-            f"the template writes {sign!r}, and tokenizer {type(tokenizer).__name__} has no such token\n"
+            f"the template uses the special token {sign!r}, which tokenizer {type(tokenizer).__name__} does not have\n"
             "    try: template=plain"
         )
     return known[sign]
 
 
 def truncate_to_length(written: Written, length: int, too_long: str, where: str, ahead: int = 1) -> Written | None:
-    """At most `length` + `ahead` tokens: `cut` takes the beginning of the prompt away, `drop` gives None, `refuse`
-    raises.  ahead: tokens that take no place in a row, since they are said and not read.
+    """Shorten a tokenized conversation to at most `length` + `ahead` tokens.
 
-    An answer that does not fit by itself is never cut: it would teach to end in the middle.
+    too_long  what happens to a longer one: `cut` removes the beginning of the prompt, `drop` returns None, `refuse`
+              raises UserError
+    where     names the conversation in the error
+    ahead     number of final tokens that are predicted but never read, so that they take no place in the row
+
+    Returns None also if `cut` would have to shorten an answer: training on it would teach the model to start in the
+    middle.
     """
     room = length + ahead
     if len(written) <= room:
         return written
     if too_long == "refuse":
         raise UserError(
-            f"{where}: {len(written)} tokens came, and a row takes {length}{f' + {ahead}' if ahead else ''}\n"
+            f"{where}: {len(written)} tokens, but a row holds {length}{f' + {ahead}' if ahead else ''}\n"
             f"    try: model.max_len={len(written) - ahead}, or task.too_long=cut"
         )
-    first = len(written) - room + 1  # one place is for the sign that opens the row
+    first = len(written) - room + 1  # one place is taken by the eos that opens the row
     kept = Written(np.concatenate([written.ids[:1], written.ids[first:]]), np.append(False, written.said[first:]))
     whole = bool(written.said[first:].any()) and not written.said[first]
     return kept if too_long == "cut" and whole else None

@@ -1,8 +1,7 @@
-"""From a source and a tokenizer to two memory-mapped streams of tokens, made once and shared by all runs.
+"""Tokenized corpora: two memory-mapped streams of tokens (train, validation), built once and shared by all runs.
 
-For each document the stream holds [eos] + tokens: the eos predicts the first token, the next eos ends the document.
-All keys follow from the source's fingerprint and the tokenizer's state, so a second run opens the cache and tokenizes
-nothing.
+Each document is stored as [eos] + tokens: its eos predicts its first token, the next eos ends it. The cache keys follow
+from the source's fingerprint and the tokenizer's state, so a second run opens the cache and tokenizes nothing.
 """
 
 import hashlib
@@ -23,45 +22,47 @@ from ablatio.errors import UserError
 from ablatio.storage.atomic_write import explained, write_bytes, write_pieces
 
 SPLITS: tuple[Split, Split] = ("train", "validation")
-_GROUP = 1 << 20  # characters that are tokenized at a time
+_GROUP = 1 << 20  # characters that are tokenized at a time: bounds the memory for a corpus of any size
 
 log = logging.getLogger("ablatio")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Corpus:
-    """The streams of both splits, where each document starts (its eos), and the counts of documents, tokens, bytes."""
+    """Token streams of both splits, the start (eos) of each document, and counts of documents, tokens and bytes."""
 
     train: Ids
     validation: Ids
     train_starts: NDArray[np.int64]
     validation_starts: NDArray[np.int64]
     tokenizer: Tokenizer
-    counts: dict[str, dict[str, int]]  # split -> {"documents", "tokens", "bytes"}; tokens with the eos of each document
+    counts: dict[str, dict[str, int]]  # split -> {"documents", "tokens", "bytes"}; tokens include each document's eos
     fingerprint: str
     key: str
     folder: Path
 
     @property
     def eos(self) -> int:
+        """Id of the end-of-document token, which opens each document in the streams."""
         return self.tokenizer.eos
 
     @property
     def vocab_size(self) -> int:
+        """Number of ids of the tokenizer."""
         return self.tokenizer.vocab_size
 
 
 def prepare(source: Source, tokenizer: Tokenizer, tokenizer_key: str, cache: Path, val_fraction: float) -> Corpus:
-    """Open the corpus, and make what is not in the cache yet; trains or restores `tokenizer` in place.
+    """Open the corpus from the cache, building it first if needed; trains or restores `tokenizer` in place.
 
-    `tokenizer_key` names the tokenizer with its knobs and version. Raises UserError for input that cannot be used,
-    EnvironmentFault if the cache cannot be written.
+    `tokenizer_key` identifies the tokenizer with its knobs and version. Raises UserError for input that cannot be
+    used, EnvironmentFault if the cache cannot be written.
     """
-    division, fingerprint, content = train_or_load_tokenizer(source, tokenizer, tokenizer_key, cache, val_fraction)
+    by_split, fingerprint, content = train_or_load_tokenizer(source, tokenizer, tokenizer_key, cache, val_fraction)
     state = hashlib.sha256(tokenizer.state().encode()).hexdigest()
     key = key_of("tokens", content, state, str(tokenizer.vocab_size), str(tokenizer.eos))
     folder = cache / "tokens" / key
-    counts = get_or_build(folder, partial(_tokenize, tokenizer, division))
+    counts = get_or_build(folder, partial(_tokenize, tokenizer, by_split))
     dtype = token_type(tokenizer.vocab_size)
     with explained("open", folder):
         train, validation = (np.memmap(folder / f"{split}.bin", dtype=dtype, mode="r") for split in SPLITS)
@@ -72,35 +73,37 @@ def prepare(source: Source, tokenizer: Tokenizer, tokenizer_key: str, cache: Pat
 def train_or_load_tokenizer(
     source: Source, tokenizer: Tokenizer, tokenizer_key: str, cache: Path, val_fraction: float
 ) -> tuple[TrainValSplit, str, str]:
-    """Train `tokenizer` on the training documents, or restore what the cache has of that.
+    """Train `tokenizer` on the training documents, or restore its trained state from the cache.
 
-    Gives the division of the documents, the source's fingerprint, and the key of both splits.
+    Returns the split of the documents, the source's fingerprint, and the cache key of source and split rule.
     """
     if not 0.0 <= val_fraction < 1.0:
-        raise UserError(f"val_fraction={val_fraction}: a fraction of the documents, 0 <= val_fraction < 1; try 0.05")
+        raise UserError(
+            f"val_fraction={val_fraction}: expected a fraction of the documents, 0 <= val_fraction < 1; try 0.05"
+        )
     fingerprint = source.fingerprint()
     content = key_of("content", fingerprint, split_rule(val_fraction))
-    division = TrainValSplit(source, val_fraction)
+    by_split = TrainValSplit(source, val_fraction)
     if tokenizer.trained:
         entry = cache / "tokenizers" / key_of("tokenizer", content, tokenizer_key)
-        tokenizer.restore(get_or_build(entry, lambda _: _train(tokenizer, division))["state"])
-    return division, fingerprint, content
+        tokenizer.restore(get_or_build(entry, lambda _: _train(tokenizer, by_split))["state"])
+    return by_split, fingerprint, content
 
 
-def _train(tokenizer: Tokenizer, division: TrainValSplit) -> dict[str, str]:
+def _train(tokenizer: Tokenizer, by_split: TrainValSplit) -> dict[str, str]:
     begin = time.perf_counter()
-    tokenizer.train(document.text for document in division.documents("train"))
+    tokenizer.train(document.text for document in by_split.documents("train"))
     log.info("trained the tokenizer in %.1f s", time.perf_counter() - begin)
     return {"state": tokenizer.state()}
 
 
-def _tokenize(tokenizer: Tokenizer, division: TrainValSplit, folder: Path) -> dict[str, dict[str, int]]:
+def _tokenize(tokenizer: Tokenizer, by_split: TrainValSplit, folder: Path) -> dict[str, dict[str, int]]:
     begin = time.perf_counter()
     counts: dict[str, dict[str, int]] = {}
     for split in SPLITS:
         starts: list[NDArray[np.int64]] = []
         counts[split] = {"documents": 0, "tokens": 0, "bytes": 0}
-        write_pieces(folder / f"{split}.bin", _stream(tokenizer, division.documents(split), counts[split], starts))
+        write_pieces(folder / f"{split}.bin", _stream(tokenizer, by_split.documents(split), counts[split], starts))
         write_bytes(folder / f"{split}.documents", np.concatenate(starts).tobytes())
     log.info("tokenized %s in %.1f s", counts, time.perf_counter() - begin)
     return counts
@@ -109,7 +112,7 @@ def _tokenize(tokenizer: Tokenizer, division: TrainValSplit, folder: Path) -> di
 def _stream(
     tokenizer: Tokenizer, documents: Iterator[Document], count: dict[str, int], starts: list[NDArray[np.int64]]
 ) -> Iterator[bytes]:
-    """The stream in pieces; counts and starts are filled on the way."""
+    """Yield the stream in pieces; fills `count` and `starts` (positions of the documents) on the way."""
     eos = np.array([tokenizer.eos], dtype=np.int64)
     dtype = token_type(tokenizer.vocab_size)
     for texts in _groups(documents):
@@ -127,6 +130,7 @@ def _stream(
 
 
 def _groups(documents: Iterator[Document]) -> Iterator[list[str]]:
+    """Texts in groups of about `_GROUP` characters."""
     group: list[str] = []
     size = 0
     for document in documents:
@@ -140,12 +144,14 @@ def _groups(documents: Iterator[Document]) -> Iterator[list[str]]:
 
 
 def _check(piece: Ids, documents: int, tokenizer: Tokenizer) -> None:
-    """A tokenizer from anywhere may be wrong; what it gives is checked before it lasts."""
+    """Raise UserError for ids that cannot be stored: a plugin's tokenizer may be wrong, and the cache would keep it."""
     name = type(tokenizer).__name__
     if not np.issubdtype(piece.dtype, np.integer):
-        raise UserError(f"tokenizer {name}: encode gave {piece.dtype}, expected integers")
+        raise UserError(f"tokenizer {name}: encode returned {piece.dtype}, expected integers")
     low, high = int(piece.min()), int(piece.max())
     if low < 0 or high >= tokenizer.vocab_size:
         raise UserError(f"tokenizer {name}: ids from {low} to {high}, expected 0 to {tokenizer.vocab_size - 1}")
     if int((piece == tokenizer.eos).sum()) != documents:
-        raise UserError(f"tokenizer {name}: a text encodes to eos ({tokenizer.eos}), which is kept for the framework")
+        raise UserError(
+            f"tokenizer {name}: a text encodes to eos ({tokenizer.eos}), which is reserved for the start of documents"
+        )

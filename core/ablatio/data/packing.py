@@ -1,6 +1,6 @@
-"""Examples of unequal length in rows of one length: an order by (seed, epoch), packing by first fit, mixing with caps.
+"""Packing of examples of unequal length into rows: order by (seed, epoch), caps per group, first-fit packing.
 
-Row g of a run is a function of g and the seed alone, as with windows of text.
+Row g of a run depends on g and the seed alone, as with windows of text.
 """
 
 from collections.abc import Sequence
@@ -12,10 +12,11 @@ Positions = NDArray[np.int64]
 
 
 class ExampleOrder:
-    """Which examples an epoch has, in which order: all of them, of each group at most `cap`.
+    """The examples of each epoch and their order: all examples, but at most `cap` per group.
 
-    A group of n examples takes part with min(n, cap) (examples-proportional mixing with a limit, arXiv:1910.10683,
-    section 3.5.2); the next epoch goes on where this one stopped in it, so that all examples come in the end.
+    A group of n examples contributes min(n, cap) per epoch (examples-proportional mixing with a limit,
+    arXiv:1910.10683, section 3.5.2). The next epoch continues in the group where this one stopped, so that every
+    example is used eventually.
     """
 
     def __init__(self, groups: Sequence[str], seed: int, cap: int | None = None) -> None:
@@ -23,16 +24,17 @@ class ExampleOrder:
         names = sorted(set(groups))
         place = np.array([names.index(g) for g in groups], dtype=np.int64)
         self.groups = [np.flatnonzero(place == i) for i in range(len(names))]
-        self.size = sum(min(len(g), cap or len(g)) for g in self.groups)  # examples of an epoch
+        self.size = sum(min(len(g), cap or len(g)) for g in self.groups)  # examples per epoch
 
     def epoch(self, epoch: int) -> Positions:
-        """(n,) places of the examples."""
+        """Return the indices of the examples of one epoch, in order: (n,)."""
         taken = [self._share(number, members, epoch) for number, members in enumerate(self.groups)]
         everything = np.concatenate(taken)
         order: Positions = everything[self._generator(epoch).permutation(len(everything))]
         return order
 
     def _share(self, number: int, members: Positions, epoch: int) -> Positions:
+        """The members of group `number` that one epoch uses."""
         n = len(members)
         count = min(n, self.cap or n)
         if count == n:
@@ -48,14 +50,15 @@ class ExampleOrder:
 
 
 class PackedRows:
-    """Row number -> the examples in it; `length` None: each has a row to itself."""
+    """Assignment of examples to rows of `length` tokens; `length` None: each example has its own row."""
 
     def __init__(self, sizes: Sequence[int], order: ExampleOrder, length: int | None) -> None:
         self.sizes, self.order, self.length = np.asarray(sizes, dtype=np.int64), order, length
-        self._first = [0]  # row number at which each epoch begins, as far as it is known
+        self._first = [0]  # number of the first row of each epoch, as far as computed
         self._held: dict[int, list[list[int]]] = {}
 
     def row(self, number: int) -> list[int]:
+        """Return the indices of the examples in row `number`, counted over all epochs."""
         while self._first[-1] <= number:
             self._first.append(self._first[-1] + len(self._epoch(len(self._first) - 1)))
         epoch = int(np.searchsorted(self._first, number, side="right")) - 1
@@ -75,7 +78,7 @@ class PackedRows:
 
 
 def first_fit(sizes: Positions, order: Positions, length: int) -> list[list[int]]:
-    """Each example goes into the first row that has room for it; the rows come in the order of their first example."""
+    """Pack examples, in `order`, into the first row with room for each; return rows ordered by their first example."""
     rows: list[list[int]] = []
     room = np.zeros(len(order), dtype=np.int64)
     for i in order.tolist():

@@ -1,4 +1,4 @@
-"""Which documents are held out: the source's own word, else a hash of the text; never a position in a list."""
+"""Train-validation split: as the source says, otherwise by a hash of the text; never by the position in a list."""
 
 import hashlib
 import logging
@@ -12,30 +12,31 @@ log = logging.getLogger("ablatio")
 
 
 def text_digest(document: Document) -> bytes:
-    """sha256 of the text in UTF-8."""
+    """Return the sha256 of the document's text in UTF-8. Raises UserError if UTF-8 cannot hold the text."""
     try:
         return hashlib.sha256(document.text.encode()).digest()
     except UnicodeEncodeError as error:
         raise UserError(
-            f"document {document.id!r}: character {error.start} is half of a surrogate pair, which is no Unicode text; "
-            "expected text that UTF-8 can hold.\n    try: text.encode('utf-8', 'replace').decode() in the source"
+            f"document {document.id!r}: character {error.start} is half of a surrogate pair, which UTF-8 cannot hold; "
+            "expected valid Unicode text.\n    try: text.encode('utf-8', 'replace').decode() in the source"
         ) from None
 
 
 def hash_split(digest: bytes, val_fraction: float) -> Split:
-    """validation if the first 64 bits of sha256(text), read as a fraction of 2^64, lie below `val_fraction`."""
+    """Return 'validation' if the first 64 bits of the sha256 of the text, over 2^64, are below `val_fraction`."""
     return "validation" if int.from_bytes(digest[:8], "big") < val_fraction * 2.0**64 else "train"
 
 
 def split_rule(val_fraction: float) -> str:
-    """The rule by name, for the cache key; raise its number when the meaning of a split changes."""
+    """Name the rule, for cache keys; increase its number if documents are assigned differently."""
     return f"split-1:{float(val_fraction)!r}"
 
 
 class TrainValSplit:
-    """A source's documents by split, read when they are asked for. Blank ones are skipped.
+    """The documents of a source by split, read lazily; blank documents are skipped.
 
-    Training copies of held-out texts are left out: what a hash decides never parts two equal texts, a source could.
+    Training documents that repeat a held-out text are left out. A hash never separates equal texts, but a source that
+    names splits itself can.
     """
 
     def __init__(self, source: Source, val_fraction: float) -> None:
@@ -44,7 +45,7 @@ class TrainValSplit:
 
     @cached_property
     def held_out(self) -> frozenset[bytes]:
-        """The digests of the validation texts; reads the source once. Raises UserError if a split is empty."""
+        """The digests of the validation texts; reads the source. Raises UserError if a split is empty."""
         total, held_out = 0, set()
         for split, digest, _ in self._assigned():
             total += 1
@@ -57,7 +58,7 @@ class TrainValSplit:
         return frozenset(held_out)
 
     def documents(self, split: Split) -> Iterator[Document]:
-        """The documents of one split, as a stream."""
+        """Yield the documents of one split."""
         held_out, copies = self.held_out, 0
         for assigned, digest, document in self._assigned():
             if split == "train" and assigned == "train" and digest in held_out:
@@ -70,11 +71,11 @@ class TrainValSplit:
 
     def _empty(self, split: Split, total: int) -> str:
         if not total:
-            return "the source has no document with text in it.\n    try: ablatio train source=sotu"
+            return "the source has no document with text.\n    try: ablatio train source=sotu"
         return (
-            f"the {split} split is empty: the source has {total} document(s), and a hash of the text holds out "
+            f"the {split} split is empty: the source has {total} document(s), and a hash of the text holds out about "
             f"val_fraction={self.val_fraction} of them.\n    try: data.val_fraction=0.2, or more and shorter documents "
-            "(of a text file: source.separator='\\n\\n')"
+            "(for a text file: source.separator='\\n\\n')"
         )
 
     def _assigned(self) -> Iterator[tuple[Split, bytes, Document]]:
@@ -83,8 +84,8 @@ class TrainValSplit:
                 continue
             if document.split not in ("train", "validation", ""):
                 raise UserError(
-                    f"document {document.id!r} names the split {document.split!r}; expected 'train', 'validation' or "
-                    "'' (a hash of the text decides).\n    try: Document(text, id, split='') in the source"
+                    f"document {document.id!r} has split={document.split!r}; expected 'train', 'validation' or '' "
+                    "(a hash of the text decides).\n    try: Document(text, id, split='') in the source"
                 )
             digest = text_digest(document)
             yield document.split or hash_split(digest, self.val_fraction), digest, document

@@ -1,4 +1,4 @@
-"""What a source gives and what a tokenizer does: the two contracts of the data layer."""
+"""Contracts of the data layer: documents, sources, tokenizers, conversations and feedback."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -8,17 +8,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 Split = Literal["train", "validation"]
-Ids = NDArray[Any]  # of any unsigned integer type
+Ids = NDArray[Any]  # (n,) of any unsigned integer type
 
 
 def token_type(vocab_size: int) -> type[np.unsignedinteger[Any]]:
-    """The smallest type of a stored token."""
+    """Return the smallest dtype that holds every id: uint16 up to 65536 ids, else uint32."""
     return np.uint16 if vocab_size <= 1 << 16 else np.uint32
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One text. `split` "" means that a hash of the text decides; a source with a rule of its own names the split."""
+    """One text; `split` "": a hash of the text assigns the split, otherwise the source has chosen it."""
 
     text: str
     id: str
@@ -26,53 +26,64 @@ class Document:
 
 
 class Source(Protocol):
-    """Documents, as a stream that can be read again from its beginning and is the same each time.
+    """A stream of documents that can be read repeatedly and is the same each time.
 
-    A source may give conversations or feedback as well, for tasks that learn from those: `conversations()` gives
-    Conversation, `feedback()` gives Feedback.  Its documents are then their texts.
+    A source may also offer `conversations()`, yielding Conversation, or `feedback()`, yielding Feedback, for tasks that
+    train on those; its documents are then their texts.
     """
 
-    def documents(self) -> Iterator[Document]: ...
+    def documents(self) -> Iterator[Document]:
+        """Yield the documents, from the first one on."""
+        ...
 
     def fingerprint(self) -> str:
-        """sha256 over the content that is read and the knobs that matter; never over where it lies."""
+        """Return a sha256 over the content and the knobs that affect it, but not over its location."""
         ...
 
 
 class Tokenizer(Protocol):
-    """Text to ids and back, without loss.
+    """Lossless conversion of text to ids and back.
 
-    Optional: `specials`, ids by name of tokens that no text encodes to, such as a chat template's signs;
-    `fast(eos)`, the same as a `tokenizers.Tokenizer` in which the end is written `eos`, for export; `made_as`, the
-    option and knobs that restore it, where they are not those of the config.
-
-    `eos` opens each document in the stream of tokens; no text ever encodes to it. `vocab_size` is known before
-    training, so that the size of the model is; ids that training leaves unused stand for 0 bytes.
+    Optional members: `specials`, {name: id} of tokens that no text encodes to, such as a chat template's special
+    tokens; `fast(eos)`, the same tokenizer as a `tokenizers.Tokenizer` whose end token is written `eos`, for export;
+    `made_as`, the option and knobs that restore it, if they differ from those of the config.
     """
 
-    trained: ClassVar[bool]  # whether it must see the training documents first
+    trained: ClassVar[bool]  # True if it must be trained on the training documents first
 
     @property
-    def vocab_size(self) -> int: ...
+    def vocab_size(self) -> int:
+        """Number of ids; known before training, because the size of the model depends on it."""
+        ...
 
     @property
-    def eos(self) -> int: ...
+    def eos(self) -> int:
+        """Id of the token that opens each document in the token stream; no text encodes to it."""
+        ...
 
-    def train(self, texts: Iterable[str]) -> None: ...
+    def train(self, texts: Iterable[str]) -> None:
+        """Learn the vocabulary from the training texts."""
+        ...
 
-    def encode(self, texts: Sequence[str]) -> list[Ids]: ...
+    def encode(self, texts: Sequence[str]) -> list[Ids]:
+        """Return the ids of each text, without eos."""
+        ...
 
-    def decode(self, ids: Sequence[int]) -> str: ...
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of `ids`."""
+        ...
 
     def token_bytes(self) -> NDArray[np.int64]:
-        """(V,) the number of UTF-8 bytes that each id stands for; 0 for eos."""
+        """Return the number of UTF-8 bytes of each id: (V,); 0 for eos and for ids that training left unused."""
         ...
 
     def state(self) -> str:
-        """JSON; equal training gives equal state."""
+        """Return the trained state as JSON; equal training gives equal state."""
         ...
 
-    def restore(self, state: str) -> None: ...
+    def restore(self, state: str) -> None:
+        """Set the trained state to what `state()` returned."""
+        ...
 
 
 Role = Literal["system", "user", "assistant"]
@@ -88,9 +99,9 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """Turns, with an answer of the assistant's in the end; `id` says where they come from (a file and its line).
+    """Messages of which the last is an answer of the assistant; `id` names their origin (a file and its line).
 
-    group  what a cap holds for, in a mixture of several sets
+    group  the data set it belongs to in a mixture; a cap holds per group
     """
 
     messages: tuple[Message, ...]
@@ -100,15 +111,16 @@ class Conversation:
 
     @property
     def text(self) -> str:
+        """All messages, separated by blank lines."""
         return "\n\n".join(message.text for message in self.messages)
 
 
 @dataclass(frozen=True, slots=True)
 class Feedback:
-    """Answers to one prompt, and how good somebody found them: `scores`, higher is better, equal where nobody decided.
+    """Answers to one prompt with their scores: higher is better, equal means undecided.
 
-    A pair has the scores (1, 0), a ranking of K minus the ranks, and with `elo` they are ratings: a difference of 400
-    means odds of ten to one.
+    A preference pair has the scores (1, 0), a ranking of K answers the negated ranks; with `elo` the scores are Elo
+    ratings: a difference of 400 means odds of ten to one.
     """
 
     prompt: tuple[Message, ...]
@@ -120,4 +132,5 @@ class Feedback:
 
     @property
     def text(self) -> str:
+        """Prompt and all answers, separated by blank lines."""
         return "\n\n".join([*(message.text for message in self.prompt), *self.answers])

@@ -1,1 +1,1 @@
-"""Models of other libraries: export to transformers, families of native configs, PEFT adapters."""
+"""Exchange with transformers and peft: export of models and adapters, and ablatio's models as transformers classes."""

@@ -1,4 +1,4 @@
-"""A run as a folder that transformers loads: config.json, model.safetensors, the tokenizer, how to generate."""
+"""Export of a run as a transformers folder: config.json, model.safetensors, tokenizer and generation settings."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,9 +19,9 @@ from ablatio.storage.atomic_write import write_pieces, write_text
 from ablatio.storage.checkpoints import make_folder, write_json
 from ablatio.storage.safetensors_io import tensor_pieces
 
-OWN = "ablatio"
-END = "<|endoftext|>"
-SHAPING = (*PARTS, "init", "objective", "model", "match")  # init sets scales, an objective adds ids
+OWN = "ablatio"  # model_type of ablatio's own class
+END = "<|endoftext|>"  # how the end token is written in an exported tokenizer
+SHAPING = (*PARTS, "init", "objective", "model", "match")  # init: sets scales; objective: adds ids
 
 
 def export(
@@ -32,12 +32,15 @@ def export(
     kind: str | None = None,
     template: Template | None = None,
 ) -> str:
-    """Write the folder and return whose class loads it: one of transformers' own if the combination is that, or ours.
+    """Write a folder that transformers loads; return its model_type.
 
-    kind: asks for that class.  template: the form in which the model was taught to speak.
+    That is a transformers class if one computes exactly this combination of parts, else ablatio's own.
+
+    kind      export as this class; UserError if the combination does not fit
+    template  chat template with which the model was trained
     """
     if folder.exists() and any(folder.iterdir()):
-        raise UserError(f"{folder} is not empty; nothing is written over\n    try: --to another folder")
+        raise UserError(f"{folder} is not empty, and an export never overwrites files\n    try: --to another folder")
     family = family_for(config, tokenizer, kind)
     if family is not None:
         settings, tensors = family.config_json(), family.to_native(model.state_dict())
@@ -54,12 +57,15 @@ def export(
     last = stops if len(stops) > 1 else tokenizer.eos
     ends = {"bos_token_id": tokenizer.eos, "eos_token_id": last, "pad_token_id": tokenizer.eos}
     write_json(folder / "generation_config.json", {**ends, **starts})
-    write_json(folder / "config.json", settings)  # last: without it the folder is no model
+    write_json(folder / "config.json", settings)  # last: without it transformers does not load the folder
     return str(settings["model_type"])
 
 
 def family_for(config: Mapping[str, Any], tokenizer: Tokenizer, kind: str | None) -> Family | None:
-    """The class of transformers' own that this combination is, or that was asked for; None: ours."""
+    """Return the transformers family to export as: the one that fits, or the requested `kind`; None: ablatio's class.
+
+    Raises UserError if `kind` is unknown or does not fit, or if an encoder-decoder is not a T5.
+    """
     arguments = (config, tokenizer.vocab_size, tokenizer.eos)
     if kind is None:
         found = family_of(*arguments)
@@ -68,18 +74,20 @@ def family_for(config: Mapping[str, Any], tokenizer: Tokenizer, kind: str | None
     else:
         known = {family.model_type: family for family in FAMILIES}
         if kind not in known:
-            raise UserError(f"there is no class {kind}; there are {', '.join((*known, OWN))}")
+            raise UserError(f"unknown class {kind}; expected one of {', '.join((*known, OWN))}\n    try: --as {OWN}")
         found = known[kind](*arguments)
-        if reasons := found.misfits():
-            raise UserError(f"this model is no {kind}: {'; '.join(reasons)}\n    try: --as {OWN}")
+        if reasons := found.incompatibilities():
+            raise UserError(f"{kind} does not support {'; '.join(reasons)}\n    try: --as {OWN}")
     if found is None and config["architecture"]["name"] == "encoder_decoder":
         reasons = incompatibilities(config, tokenizer.vocab_size)["t5"]
-        raise UserError(f"transformers has T5's encoder-decoder alone, and this is another one: {'; '.join(reasons)}")
+        raise UserError(
+            f"the only encoder-decoder that can be exported is T5, which does not support {'; '.join(reasons)}"
+        )
     return found
 
 
 def own_config(config: Mapping[str, Any], model: LanguageModel, tokenizer: Tokenizer) -> dict[str, Any]:
-    """config.json of our own class: what shapes the model, and nothing of where and on what it was trained."""
+    """Return config.json of ablatio's own class: all that shapes the model, nothing about its training or data."""
     return {
         "architectures": ["AblatioForCausalLM"],
         "model_type": OWN,
@@ -96,18 +104,18 @@ def own_config(config: Mapping[str, Any], model: LanguageModel, tokenizer: Token
 
 
 def _without_folders(objective: Mapping[str, Any]) -> dict[str, Any]:
-    """Where a teacher stood on this machine is of no concern to those who get the model."""
+    """The objective without the path of its teacher, which is private to this machine."""
     return dict(objective) | ({"teacher": "teacher"} if objective.get("teacher") else {})
 
 
 def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     pieces, names = tensor_pieces(tensors)
-    del names  # of tied matrices one is stored; the class that loads them ties them again
+    del names  # tied matrices are stored once; the class that loads them ties them again
     write_pieces(path, pieces)
 
 
 def _tokenizer_files(tokenizer: Tokenizer, length: int, template: Template | None) -> dict[str, Any]:
-    """tokenizer.json and its settings, where the tokenizer can say itself in the terms of the tokenizers library."""
+    """Content of the tokenizer's files by name; empty if it has no form in the tokenizers library."""
     to_fast = getattr(tokenizer, "fast", None)
     if to_fast is None:
         return {}
@@ -121,16 +129,20 @@ def _tokenizer_files(tokenizer: Tokenizer, length: int, template: Template | Non
         "model_max_length": length,
         "padding_side": "left",
         "clean_up_tokenization_spaces": False,
-        # Text that looks like a sign is text; but transformers writes a whole conversation as one text, signs and all.
+        # Text that looks like a special token is encoded as text. With a chat template this is impossible: transformers
+        # renders a whole conversation, special tokens included, as one text.
         "split_special_tokens": jinja is None,
     }
-    spoken = {} if jinja is None else {"chat_template.jinja": jinja}
-    return {"tokenizer.json": fast.to_str(), "tokenizer_config.json": settings} | spoken
+    chat = {} if jinja is None else {"chat_template.jinja": jinja}
+    return {"tokenizer.json": fast.to_str(), "tokenizer_config.json": settings} | chat
 
 
 @torch.no_grad()
 def difference(folder: Path, model: LanguageModel) -> float | None:
-    """The largest difference of logits between the folder, as transformers loads it, and the model; None without it."""
+    """Return the largest difference between the model's logits and those of the exported folder in transformers.
+
+    None if transformers is not installed.
+    """
     try:
         from transformers.utils.logging import disable_progress_bar
 
@@ -138,9 +150,9 @@ def difference(folder: Path, model: LanguageModel) -> float | None:
     except ImportError:
         return None
     disable_progress_bar()  # type: ignore[no-untyped-call]
-    loaded, two = load(folder).train(False), hasattr(model, "encoder")
+    loaded, has_encoder = load(folder).train(False), hasattr(model, "encoder")
     device = next(model.parameters()).device
     tokens = torch.randint(model.vocab_size, (2, 16), generator=torch.Generator().manual_seed(0))
-    inputs = {"input_ids": tokens} | ({"decoder_input_ids": tokens} if two else {})
-    theirs = loaded(**inputs).logits
-    return float((model(tokens.to(device)).cpu() - theirs).abs().max())
+    inputs = {"input_ids": tokens} | ({"decoder_input_ids": tokens} if has_encoder else {})
+    exported_logits = loaded(**inputs).logits
+    return float((model(tokens.to(device)).cpu() - exported_logits).abs().max())

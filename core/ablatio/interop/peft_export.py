@@ -1,4 +1,4 @@
-"""An adapter as the library peft loads it, beside the base model that `export` writes."""
+"""Export of an adapter in the format of the peft library, for the base model that `export` writes."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,16 +17,16 @@ ROOT = "base_model.model."
 
 
 def export_adapter(folder: Path, model: nn.Module, part: Peft, family: Family | None) -> str:
-    """adapter_config.json and adapter_model.safetensors; why not, where they cannot be written.
+    """Write adapter_config.json and adapter_model.safetensors; return "", or why they cannot be written.
 
-    A part says its own by `to_peft(model)`: peft's config, {path: {name: tensor}}, and the names that follow the
-    layer's rows, which a family of transformers may keep in another order; None: where rows stand is not known, and
-    they may not be moved.  A path "" holds tensors under their whole names.
+    A part provides `to_peft(model)`: peft's config, {path: {name: tensor}}, and the names of tensors whose rows belong
+    to the layer's rows, which a transformers family may order differently; None instead of names: the meaning of the
+    rows is unknown, so they must not be moved. The path "" holds tensors under their full names.
     """
-    said = part.to_peft(model) if hasattr(part, "to_peft") else None
-    if said is None:
-        return "the library peft has no such form"
-    config, layers, by_row = said
+    exported = part.to_peft(model) if hasattr(part, "to_peft") else None
+    if exported is None:
+        return "the peft library has no equivalent of this method"
+    config, layers, by_row = exported
     tensors = dict(layers.get("", {}))
     paths = [path for path in layers if path]
     try:
@@ -36,8 +36,8 @@ def export_adapter(folder: Path, model: nn.Module, part: Peft, family: Family | 
             for name, tensor in layers[path].items():
                 follows = family is not None and name in (by_row or ()) and len(tensor) == _rows(model, path)
                 tensors[f"{ROOT}{path}.{name}"] = _in_rows_of(family, path, tensor) if follows else tensor
-    except OtherLayer as error:
-        return f"{error}; --as ablatio keeps it as it is"
+    except LayerMismatch as error:
+        return f"{error}; use --as ablatio to keep the layout"
     make_folder(folder)
     held = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     write_pieces(folder / "adapter_model.safetensors", tensor_pieces(held)[0])
@@ -45,8 +45,8 @@ def export_adapter(folder: Path, model: nn.Module, part: Peft, family: Family | 
     return ""
 
 
-class OtherLayer(Exception):
-    """A layer of ours is another one in a family of transformers."""
+class LayerMismatch(Exception):
+    """A transformers family stores a layer differently, so its adapter cannot be converted."""
 
 
 def _rows(model: nn.Module, path: str) -> int:
@@ -54,24 +54,24 @@ def _rows(model: nn.Module, path: str) -> int:
 
 
 def _refuse_other_layers(family: Family, model: nn.Module, paths: Sequence[str], moved: bool) -> None:
-    """OtherLayer where the family calls a layer otherwise, or has its rows in another order and they cannot be moved.
+    """Raise LayerMismatch if the family renames a layer, or reorders rows that must not be moved.
 
-    Without layers of its own a method is about keys, which are made by all k_proj.
+    A method without layers (prefixes) works on keys, so all k_proj are checked.
     """
     every = [path for path, m in model.named_modules() if path.endswith("k_proj")] if not paths and not moved else []
     for path in (*paths, *every):
         rows = torch.arange(float(_rows(model, path)))
         if not moved and not torch.equal(_in_rows_of(family, path, rows), rows):
-            raise OtherLayer(f"{family.model_type} of transformers has the rows of {path} in another order")
+            raise LayerMismatch(f"{family.model_type} of transformers orders the rows of {path} differently")
         _in_rows_of(family, path, rows)
 
 
 def _in_rows_of(family: Family | None, path: str, tensor: Tensor) -> Tensor:
-    """The rows as the family orders and scales those of the layer; OtherLayer where it joins or turns layers."""
+    """Order and scale rows as the family does those of the layer; LayerMismatch if it joins or transposes layers."""
     assert family is not None
     matrix = tensor if tensor.dim() == 2 else tensor[:, None]
     found: Mapping[str, Any] = family.to_native({f"{path}.weight": matrix})
     if list(found) != [f"{path}.weight"] or found[f"{path}.weight"].shape != matrix.shape:
-        raise OtherLayer(f"{family.model_type} of transformers has {path} in another shape")
+        raise LayerMismatch(f"{family.model_type} of transformers stores {path} in another shape")
     kept: Tensor = found[f"{path}.weight"]
     return kept.view(tensor.shape)

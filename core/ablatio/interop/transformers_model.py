@@ -1,9 +1,9 @@
-"""Our models as models of transformers.
+"""Transformers classes for ablatio's models.
 
 After `import ablatio.hf`, AutoModelForCausalLM loads the folders that `ablatio export` writes.
 
-The code is this installed package; a folder brings numbers and a config of plain values, which is checked like that of
-any run.  A folder that names code of its own is refused.
+All code comes from the installed package. A folder holds only numbers and a config of plain values, which is checked
+like the config of a run; a folder that refers to code is refused.
 """
 
 import json
@@ -36,14 +36,18 @@ from ablatio.storage.state_json import refuse_builders
 
 
 class AblatioConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
-    """`parts`: the resolved config of a run; `ids`: those of its tokenizer, behind which the objective's own follow."""
+    """Config of an exported model.
+
+    parts  sections of the run's resolved config that shape the model
+    ids    number of the tokenizer's ids, which are followed by those of the objective
+    """
 
     model_type = "ablatio"
 
     def __init__(self, parts: Mapping[str, Any] | None = None, ids: int = 257, **settings: Any) -> None:
         self.parts, self.ids = dict(parts or {}), ids
         if found := [key for key in CODE_KEYS if settings.get(key)]:
-            raise UserError(f"config.json holds `{found[0]}`, which names code; only the code that is installed runs")
+            raise UserError(f"config.json has the key `{found[0]}`, which refers to code; only installed code is run")
         model = self.parts.get("model") or {}
         settings.setdefault("tie_word_embeddings", bool(model.get("tied", True)))
         self.num_hidden_layers = int(model.get("n_layers") or 1)
@@ -52,9 +56,9 @@ class AblatioConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
 
 
 class DecodingCache(Cache):
-    """Our cache of keys, values and states, as `generate` hands it from step to step.
+    """Adapter of ablatio's KVCache to the cache interface of `generate`.
 
-    started  tokens in it that begin a target behind its source, which `generate` has not handed over
+    started  number of cached tokens that `generate` did not pass: the eos that starts a target after its source
     """
 
     def __init__(self) -> None:
@@ -62,24 +66,29 @@ class DecodingCache(Cache):
         self.ours, self.started = KVCache(), 0
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Number of cached tokens that `generate` has passed."""
         return self.ours.length - self.ours.virtual - self.started
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Reorder the batch rows, for beam search."""
         self.ours.select(beam_idx)
 
     def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep the batch rows `indices`."""
         self.ours.select(indices)
 
     def reset(self) -> None:
+        """Empty the cache."""
         self.ours, self.started = KVCache(), 0
 
     @property
     def is_compileable(self) -> bool:
+        """False: the buffers grow, so their shapes are not static."""
         return False
 
 
 class AblatioForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-untyped-call]
-    """Any combination of parts that continues a text; the weights have the names that they have in a run."""
+    """Causal language model of any combination of parts; the weights have the same names as in a run."""
 
     config_class = AblatioConfig
     base_model_prefix = "model"
@@ -90,14 +99,14 @@ class AblatioForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-u
         super().__init__(config)
         parts = checked(config.parts)
         eos = config.eos_token_id if isinstance(config.eos_token_id, int) else 0
-        with torch.device("cpu"):  # not on meta, where a loader begins: tables that no file holds would be lost
+        with torch.device("cpu"):  # loaders construct on meta, where the non-persistent buffers would get no values
             made = build_model(parts, config.ids, eos)
         self.tables = {m: {n: m.get_buffer(n).clone() for n in m._non_persistent_buffers_set} for m in made.modules()}
         self.config.vocab_size = made.vocab_size
-        self.inner = [made]  # in a list: its modules are registered below, under the names that they have in a run
+        self.inner = [made]  # in a list, so that it is not registered: its children are, under their names in a run
         for name, module in made.named_children():
             self.add_module(name, module)
-        names = dict[int, str]()  # of a tied head, and of layers that share their weights, one name is in the file
+        names = dict[int, str]()  # shared weights (a tied head, shared layers) are in the file under one name
         every = made.named_parameters(remove_duplicate=False)
         tied = {n: names[id(p)] for n, p in every if names.setdefault(id(p), n) != n}
         if tied:
@@ -105,17 +114,20 @@ class AblatioForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-u
         self.post_init()  # type: ignore[no-untyped-call]
 
     def _init_weights(self, module: Any) -> None:
-        """Parts start themselves; a loader empties the tables that are in no file, and asks for them here."""
+        """Restore non-persistent buffers, which loaders leave uninitialized; weights are initialized by their parts."""
         for name, table in self.tables.get(module, {}).items():
             module.get_buffer(name).copy_(table)
 
     def get_input_embeddings(self) -> Any:
+        """Return the token embedding."""
         return self.model.embed_tokens
 
     def set_input_embeddings(self, value: Any) -> None:
+        """Replace the token embedding."""
         self.model.embed_tokens = value
 
     def get_output_embeddings(self) -> Any:
+        """Return the output head."""
         return self.lm_head
 
     @classmethod
@@ -131,7 +143,10 @@ class AblatioForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-u
         use_cache: bool | None = None,
         **ignored: Any,
     ) -> CausalLMOutputWithPast:
-        """Logits (B, T, V).  attention_mask (B, past + T): 0 for padding; labels: -100 where nothing is asked."""
+        """Compute logits (B, T, V) of input_ids (B, T), and the mean cross-entropy if there are labels.
+
+        attention_mask (B, past + T): 0 for padding; labels (B, T): -100 for tokens that are not scored.
+        """
         if past_key_values is None and use_cache:
             past_key_values = DecodingCache()
         made, cache = self.inner[0], past_key_values.ours if past_key_values is not None else None
@@ -151,18 +166,21 @@ class AblatioForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-u
 
 
 def checked(parts: Mapping[str, Any]) -> dict[str, Any]:
-    """The parts out of a config.json: plain values, known options, a combination that may be."""
+    """Check the parts of a config.json like a run's config, and return them completed with defaults.
+
+    Raises ConfigError for unknown options, invalid values and invalid combinations.
+    """
     discovery.load()
     refuse_builders(parts, "parts")
     given = run_config.defaults() | {key: parts[key] for key in SHAPING if key in parts}
-    others = {kind for kind in run_config.NEEDED if kind not in SHAPING}  # what trained it is of no concern here
+    others = {kind for kind in run_config.NEEDED if kind not in SHAPING}  # how it was trained does not matter here
     if problems := [p for p in run_config.check(given) if p.where not in others]:
         raise ConfigError(problems)
     return run_config.cast(given)
 
 
 def load(folder: str | Path) -> PreTrainedModel:
-    """The model in a folder that `export` wrote, of our class or of transformers' own; code in it is refused."""
+    """Load a folder that `export` wrote, as ablatio's class or a transformers class; refuse code in the folder."""
     refuse_code(Path(folder))
     settings = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
     auto = AutoModelForSeq2SeqLM if settings.get("is_encoder_decoder") else AutoModelForCausalLM

@@ -1,4 +1,4 @@
-"""From names to a model: each part is built with the wiring that it asks for, and starts from its own seed."""
+"""Build a model from a config: each part gets the wiring that it asks for, and its own seed."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,32 +15,33 @@ from ablatio.registry import kinds
 from ablatio.registry.registry import Registry
 
 T = TypeVar("T")
-ORIGIN = ("start", "path")  # settings of the model that say where it comes from, not what it is
+ORIGIN = ("start", "path")  # settings of the model's origin, which do not affect its structure
 Sublayer = Literal["attention", "cross", "mlp", "both"]
 
 
 @dataclass(frozen=True, slots=True)
 class PartChoice:
-    """An option and the values of its knobs."""
+    """A chosen part: the option's name and the values of its knobs."""
 
     name: str
     knobs: Mapping[str, Any]
 
     @classmethod
     def of(cls, node: Mapping[str, Any]) -> "PartChoice":
+        """Read a choice from a section {name, knobs ...} of a config."""
         return cls(node["name"], {k: v for k, v in node.items() if k != "name"})
 
 
 @dataclass(frozen=True, slots=True)
 class ModelDims:
-    """The sizes of a model.
+    """Sizes of a model.
 
-    Of the n_layers of a stack distinct_layers have weights, and the others are these again: in a cycle (looped, as the
-    Universal Transformer, arXiv:1807.03819) or each several times in a run (as ALBERT's groups, arXiv:1909.11942).
-    Parameters are counted once, FLOPs as often as a layer is passed.
+    Of the n_layers of a stack, distinct_layers have their own weights and the others share these: in a cycle (looped,
+    as in the Universal Transformer, arXiv:1807.03819) or in runs of consecutive layers (as ALBERT's groups,
+    arXiv:1909.11942). Shared parameters are counted once, FLOPs at every use.
 
-    Left open, d_head is d_model / n_heads, d_ff 4 d_model, encoder_layers n_layers, attention_scale d_head^-1/2 and
-    logit_scale 1 (or what the init asks for); embedding_norm and final_norm stand where the placement wants them.
+    Defaults of None: d_head = d_model / n_heads, d_ff = 4 d_model, encoder_layers = n_layers, attention_scale =
+    d_head^-1/2 and logit_scale = 1 (unless the init sets them); the placement decides on embedding_norm and final_norm.
     """
 
     d_model: int
@@ -64,17 +65,19 @@ class ModelDims:
 
     @property
     def head_width(self) -> int:
+        """Width d_head of an attention head."""
         return self.d_head or self.d_model // self.n_heads
 
     @property
     def inner_width(self) -> int:
+        """Inner width d_ff of a plain (not gated) MLP."""
         return self.d_ff or 4 * self.d_model
 
 
 def matched_width(d_model: int, d_ff: int, bias: bool) -> int:
-    """The d_ff of a gated MLP with the parameters of a plain one: 3 d f' (+ biases) = 2 d f (+ biases).
+    """Return the d_ff f' of a gated MLP with as many parameters as a plain one: 3 d f' (+ biases) = 2 d f (+ biases).
 
-    Of the widths within 1 % the one that divides by the largest power of two up to 8: matrix products like it.
+    Of the widths within 1 %, one divisible by the largest power of two up to 8 is taken: matrix products are faster.
     """
     plain = 2 * d_model * d_ff + (d_ff + d_model if bias else 0)
     exact = (plain - (d_model if bias else 0)) / (3 * d_model + (2 if bias else 0))
@@ -87,11 +90,11 @@ def matched_width(d_model: int, d_ff: int, bias: bool) -> int:
 
 @dataclass(frozen=True, slots=True)
 class LayerParts:
-    """What a block is made of: call these in the order in which the block holds them.
+    """Constructors of a block's parts; a block must call them in the order in which it applies the parts.
 
-    layer, n_layers: its number in the stack, from 0, and their count
-    norms, placement: given the sublayer that they are for: attention | cross | mlp | both
-    cross: the attention to an encoder's states, in a decoder that has an encoder; None elsewhere
+    layer, n_layers   number of the layer in its stack, from 0, and number of layers
+    norms, placement  take the sublayer that they are for: attention | cross | mlp | both
+    cross             cross-attention to the encoder's states, in a decoder that has an encoder; else None
     """
 
     layer: int
@@ -104,10 +107,10 @@ class LayerParts:
 
 
 class ModelBuilder:
-    """Makes a model out of a resolved config: one Choice per kind, Dimensions, and the seed of the initial weights.
+    """Builds a model from a resolved config: a part per kind, the sizes, and the seed of the initial weights.
 
-    vocab_size counts the tokenizer's ids; what the objective adds (sentinels, masks) comes behind them, and rows of the
-    embedding that no id has (`model.vocab_size`) last.
+    vocab_size is the number of the tokenizer's ids. In the embedding they are followed by the ids that the objective
+    adds (sentinels, masks), then by unused rows up to `model.vocab_size`.
     """
 
     def __init__(self, config: Mapping[str, Any], vocab_size: int, eos: int = 0, seed: int = 0) -> None:
@@ -125,15 +128,16 @@ class ModelBuilder:
         self.stacks: tuple[str, ...] = tuple(self._facts(kinds.architectures)["stacks"])
 
     def choice(self, kind: str) -> PartChoice:
+        """Return the part that the config chooses for a kind."""
         return PartChoice.of(self.config[kind])
 
     def _facts(self, registry: Registry[Any]) -> Mapping[str, Any]:
         return registry[self.choice(registry.kind).name].facts
 
     def model(self) -> LanguageModel:
-        """The whole model, initialised: the weights of a part depend on its name and the seed, on nothing else."""
+        """Build and initialize the model; the weights of a part depend only on its name and the seed."""
         choice = self.choice("architecture")
-        with seeded(self.seed):  # arms of other sizes leave the global generator, and so the dropout, as it was
+        with seeded(self.seed):  # restores the global generator, so that dropout does not depend on the model's size
             model = kinds.architectures.build(choice.name, choice.knobs, builder=self)
         initialize(model, self.init, self.seed)
         if self.config.get("checkpointing"):
@@ -142,29 +146,30 @@ class ModelBuilder:
         return model
 
     def depth(self, side: Side) -> int:
-        """Layers of a stack; an encoder beside a decoder may have a number of its own."""
+        """Return the number of layers of a stack; an encoder with a decoder may have its own number."""
         two = len(self.stacks) == 2
         return self.dims.encoder_layers or self.dims.n_layers if side == "encoder" and two else self.dims.n_layers
 
     def root(self, side: Side) -> str:
-        """Where a stack stands in the model."""
+        """Return the attribute path of a stack in the model."""
         return "encoder" if side == "encoder" and len(self.stacks) == 2 else "model"
 
     @property
     def shared_prefix(self) -> bool:
-        """Whether all parts take a text in two passes for what it is in one, in training too."""
+        """True if a cached prefix plus its continuation gives the output of one full pass, in training too."""
         attention = self._facts(kinds.attentions)
         whole = (self._facts(registry)["batch_dependent"] for registry in (kinds.mlps, kinds.placements))
         return bool(attention["caches"] and attention["takes_segments"]) and not any(whole)
 
     @property
     def logit_scale(self) -> float:
+        """Factor on the hidden states before the head: the config's, else the init's, else 1."""
         given, asked = self.dims.logit_scale, getattr(self.init, "logit_scale", None)
         return given if given is not None else float(asked(self.dims.d_model)) if asked else 1.0
 
     @property
     def attention_scale(self) -> float:
-        """What q k^T is multiplied with."""
+        """Factor on q k^T: the config's, else the init's, else d_head^-1/2."""
         given, asked, width = (
             self.dims.attention_scale,
             getattr(self.init, "attention_scale", None),
@@ -173,27 +178,30 @@ class ModelBuilder:
         return given if given is not None else float(asked(width)) if asked else width**-0.5
 
     def norm(self, path: str, width: int | None = None) -> nn.Module:
+        """Build a norm of this width (default d_model) for the place `path`."""
         return self._make(kinds.norms, path, d_model=width or self.dims.d_model)
 
     def norms(self, path: str, around: Sublayer, layer: int) -> nn.Module:
-        """As many norms as the placement wants for one sublayer: one module, or a list."""
+        """Build the norms of one sublayer, as many as the placement uses: one module, or a list."""
         count = n_norms(self._facts(kinds.placements), around, layer)
         if count == 1:
             return self.norm(path)
         return nn.ModuleList([self.norm(f"{path}.{i}") for i in range(count)])
 
     def final_norm(self, side: Side) -> nn.Module | None:
+        """Build the norm after the last layer of a stack, or None."""
         return self._wanted_norm(f"{self.root(side)}.norm", self.dims.final_norm, "final_norm")
 
     def embedding_norm(self, side: Side) -> nn.Module | None:
+        """Build the norm after the embedding of a stack, or None."""
         return self._wanted_norm(f"{self.root(side)}.embed_norm", self.dims.embedding_norm, "embedding_norm")
 
     def _wanted_norm(self, path: str, wanted: bool | None, fact: str) -> nn.Module | None:
-        """The norm at `path`, if the config, or where it leaves that open the placement, wants one."""
+        """The norm at `path` if the config wants one, or, where the config leaves it open, the placement does."""
         return self.norm(path) if (self._facts(kinds.placements)[fact] if wanted is None else wanted) else None
 
     def placement(self, layer: int | None, side: Side = "decoder", sublayer: int = 0, around: Sublayer = "both") -> Any:
-        """layer None: the one that opens and closes the residual stream."""
+        """Build the placement of one sublayer; layer None: the one that opens and closes the residual stream."""
         return self._make(
             kinds.placements,
             f"{self.root(side)}.placement.{layer}.{sublayer}",
@@ -208,6 +216,7 @@ class ModelBuilder:
         )
 
     def position(self, causal: bool, side: Side = "decoder") -> Any:
+        """Build the position encoding of a stack; causal: its queries see earlier keys only."""
         d = self.dims
         return self._make(
             kinds.positions,
@@ -221,6 +230,7 @@ class ModelBuilder:
         )
 
     def attention(self, layer: int, path: str, side: Side = "decoder") -> nn.Module:
+        """Build the attention of one layer."""
         d = self.dims
         return self._make(
             kinds.attentions,
@@ -238,6 +248,7 @@ class ModelBuilder:
         )
 
     def mlp(self, layer: int, path: str, side: Side = "decoder") -> nn.Module:
+        """Build the MLP of one layer, with its activation."""
         d = self.dims
         activation = self._make(kinds.activations, f"{path}.activation", d_ff=self.d_ff)
         return self._make(
@@ -255,13 +266,13 @@ class ModelBuilder:
         )
 
     def _inner_norm(self, path: str, sublayer: Sublayer) -> Callable[[int], nn.Module] | None:
-        """Makes the norm before a sublayer's last projection, if the placement wants one there."""
+        """Constructor of the norm before a sublayer's last projection, or None if the placement has none there."""
         if sublayer not in self._facts(kinds.placements)["inner_norm"]:
             return None
         return lambda width: self.norm(f"{path}.inner_norm", width)
 
     def layers(self, side: Side = "decoder") -> list[nn.Module]:
-        """The layers of a stack, in order; some may share their weights."""
+        """Build the layers of a stack, in order; some may share their weights."""
         found = [self.block(i, side) for i in range(self.depth(side))]
         count = min(self.dims.distinct_layers or len(found), len(found))
         owners = dict[int, nn.Module]()
@@ -271,11 +282,12 @@ class ModelBuilder:
         return found
 
     def siblings(self, side: Side = "decoder") -> list[nn.Module]:
-        """Of a decoder's last layer: one for each token that the objective asks for beyond the next one."""
+        """Build siblings of a decoder's last layer: one per token that the objective predicts beyond the next one."""
         count, last = self.ahead - 1 if side == "decoder" else 0, self.depth(side) - 1
         return [self.block(last, side, f"{self.root(side)}.further.{i}") for i in range(count)]
 
     def block(self, layer: int, side: Side = "decoder", path: str = "") -> nn.Module:
+        """Build one layer; path: its place in the model, by default the layer's own."""
         path = path or f"{self.root(side)}.layers.{layer}"
         names = iter(("input_layernorm", "post_attention_layernorm", *(f"norm_{i}" for i in range(2, 16))))
         sublayers = iter(range(16))
@@ -292,21 +304,23 @@ class ModelBuilder:
         return self._make(kinds.blocks, path, parts=parts)
 
     def _make(self, registry: Registry[T], path: str, **wiring: Any) -> T:
+        """Build the chosen part of a kind, seeded by its place in the model."""
         choice = self.choice(registry.kind)
         with seeded(named_seed(self.seed, path)):
             return registry.build(choice.name, choice.knobs, **wiring)
 
 
 def share_weights(first: nn.Module, other: nn.Module) -> None:
-    """Make the parameters and buffers of two modules one and the same, wherever either is moved or loaded.
+    """Make two modules share their parameters and buffers, also after either is moved or loaded.
 
-    What a layer knows of its own place (its number in the cache, a mask of its own) stays with it.
+    Plain attributes, such as a layer's number in the cache or its own mask, are not shared. Raises UserError if the
+    modules differ in structure.
     """
     pairs = list(zip(first.named_modules(), other.named_modules(), strict=False))
     shapes = [{n: t.shape for n, t in module.state_dict().items()} for module in (first, other)]
     if shapes[0] != shapes[1]:
         raise UserError(
-            "layers that share their weights must be built alike, and here some have other parts than others\n"
+            "layers that share weights must have the same parts, but the parts of these layers differ\n"
             "    try: model.distinct_layers=null"
         )
     for (_, one), (_, two) in pairs:
@@ -314,28 +328,28 @@ def share_weights(first: nn.Module, other: nn.Module) -> None:
 
 
 def n_norms(facts: Mapping[str, Any], around: Sublayer, layer: int) -> int:
-    """How many norms a placement with these facts wants around a sublayer of this layer."""
+    """Return the number of norms that a placement with these facts uses around a sublayer of this layer."""
     first = facts["first_norms"]
     count: int | list[int] = facts["n_norms"] if layer or first is None else first
     return count if isinstance(count, int) else count[around == "mlp"]
 
 
 def rows_for(ids: int, wanted: int | None) -> int:
-    """Rows of the embedding: one for each id, or as many as were wanted."""
+    """Return the number of embedding rows: `wanted`, or one per id if that is None. UserError if too few."""
     if wanted is not None and wanted < ids:
-        raise UserError(f"model.vocab_size={wanted} came, and there are {ids} ids\n    try: model.vocab_size={ids}")
+        raise UserError(f"model.vocab_size={wanted} is too small: there are {ids} ids\n    try: model.vocab_size={ids}")
     return wanted or ids
 
 
 def objective_of(config: Mapping[str, Any], vocab_size: int, eos: int) -> kinds.Objective:
-    """The objective, which may need ids beyond the tokenizer's (sentinels, masks) and siblings of the last layer."""
+    """Build the config's objective, which may add ids (sentinels, masks) and siblings of the last layer."""
     choice, length = PartChoice.of(config["objective"]), int(config["model"]["max_len"])
     return kinds.objectives.build(choice.name, choice.knobs, vocab_size=vocab_size, eos=eos, max_len=length)
 
 
 @torch.no_grad()
 def initialize(model: nn.Module, init: Any, seed: int) -> None:
-    """Draw each matrix, embedding and head anew, from a generator seeded by (seed, parameter name)."""
+    """Initialize each matrix, embedding and head from a generator seeded by (seed, parameter name); biases to 0."""
     for parameter, info in describe(model):
         if parameter.is_meta:
             continue
@@ -343,7 +357,7 @@ def initialize(model: nn.Module, init: Any, seed: int) -> None:
             if info.name.endswith(".bias"):
                 parameter.zero_()
             continue
-        # In place where it can be: else there would be a second copy of the largest matrix.
+        # In place where possible: otherwise the largest matrix would exist twice for a moment.
         plain = parameter.dtype == torch.float32 and parameter.is_contiguous() and parameter.is_cpu
         weight = parameter.data if plain else torch.empty(parameter.shape, dtype=torch.float32)
         init(weight, info, named_generator(seed, info.name))
@@ -353,8 +367,11 @@ def initialize(model: nn.Module, init: Any, seed: int) -> None:
 
 
 def build_model(config: Mapping[str, Any], vocab_size: int, eos: int = 0, seed: int = 0) -> LanguageModel:
-    """A model from a resolved config and the vocabulary of its tokenizer."""
+    """Build a model from a resolved config and the number of its tokenizer's ids."""
     builder = ModelBuilder(config, vocab_size, eos, seed)
     if builder.dims.d_model % builder.dims.n_heads and builder.dims.d_head is None:
-        raise UserError(f"{builder.dims.n_heads} heads do not divide d_model={builder.dims.d_model}")
+        raise UserError(
+            f"model.n_heads={builder.dims.n_heads} does not divide model.d_model={builder.dims.d_model}\n"
+            f"    try: model.n_heads=1, or set model.d_head"
+        )
     return builder.model()

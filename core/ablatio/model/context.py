@@ -1,4 +1,4 @@
-"""What all layers of one forward pass share: positions, who may see whom, the position's bias, the cache."""
+"""Context of one forward pass, shared by all layers: positions, mask, position bias, cache."""
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
@@ -18,11 +18,11 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class Record:
-    """What the layers of one pass say beside their output, by name; layers that use one name are added up.
+    """Auxiliary outputs of the layers of one pass, by name; values under the same name are summed over layers.
 
     losses    scalars that are added to the training loss
     measures  numbers for the log
-    further   where siblings of the last layer leave their states (B, T, D); None: they are not asked
+    further   collects the states (B, T, D) of siblings of the last layer; None: the siblings are not computed
     """
 
     losses: dict[str, Tensor] = field(default_factory=dict)
@@ -32,26 +32,28 @@ class Record:
 
 @dataclass(slots=True)
 class EncoderOutput:
-    """What an encoder gives to the decoder: states (B, S, D), and the documents (B, S) of their tokens."""
+    """Output of an encoder for its decoder: states (B, S, D), and the document (B, S) of each token."""
 
     states: Tensor
     segments: Tensor | None = None
 
     def select(self, rows: Tensor) -> "EncoderOutput":
-        """These rows of the batch."""
+        """Return the batch rows `rows` (N,)."""
         return EncoderOutput(self.states[rows], None if self.segments is None else self.segments[rows])
 
 
 @dataclass(frozen=True)
 class Context:
-    """One pass of T new tokens that see S = past + T; in cross-attention, S states of the encoder.
+    """One pass over T new tokens that attend to S = past + T keys; in cross-attention, to S states of the encoder.
 
-    segments, key_segments  (B, T), (B, S): tokens see only their own document; None when there is only one
-    opened                  (B, S): tokens that all of their document sees, also what stands before them (a prefix)
-    prepared, prepared_keys what the position's `rotate` takes in place of q_pos, k_pos, if the position prepares it
-    memory                  where keys and values come from in cross-attention; None in self-attention
-    virtual                 keys at the start that stand for no token of the text
-    cross                   the context of the cross-attention beside this one, in a decoder that has an encoder
+    q_pos, k_pos            (T,), (S,) or (B, T), (B, S): positions of queries and keys in their documents
+    segments, key_segments  (B, T), (B, S): documents; tokens see only their own; None: one document per row
+    bias                    (H, T, S) or (B, H, T, S): the position's bias on the attention logits
+    opened                  (B, S): True for tokens that their whole document sees, earlier tokens too (a prefix)
+    prepared, prepared_keys passed to the position's `rotate` instead of q_pos, k_pos, if the position prepares them
+    memory                  (B, S, D): encoder states for keys and values in cross-attention; None in self-attention
+    virtual                 number of virtual tokens at the start of the keys
+    cross                   context of the cross-attention, in a decoder that has an encoder
     """
 
     mask: MaskKind
@@ -74,24 +76,26 @@ class Context:
 
     @property
     def length(self) -> int:
+        """Number T of new tokens."""
         return self.q_pos.shape[-1]
 
     @property
     def key_length(self) -> int:
+        """Number S of keys."""
         return self.k_pos.shape[-1]
 
     @property
     def is_causal(self) -> bool:
-        """Whether the fused causal path says all: no bias, one document, no prefix, nothing in the cache yet."""
+        """True if the plain causal mask is exact: no bias, one document, no prefix, empty cache."""
         plain = self.bias is None and self.segments is None and self.opened is None
         return self.mask == "causal" and plain and self.past == 0
 
     def add_loss(self, name: str, value: Tensor) -> None:
-        """A scalar that is added to the training loss (times the number of targets)."""
+        """Add a scalar to the training loss, in nats per target (it is multiplied by the number of targets)."""
         self._add(self.record.losses, name, value)
 
     def measure(self, name: str, value: Tensor) -> None:
-        """A number for the log: layers are added up, so a share of a layer is divided by their number first."""
+        """Record a number for the log; values are summed over layers, so divide by their number to log a mean."""
         self._add(self.record.measures, name, value.detach())
 
     @staticmethod
@@ -99,7 +103,7 @@ class Context:
         to[name] = to[name] + value if name in to else value
 
     def shared(self, key: Hashable, make: Callable[[], T]) -> T:
-        """What the first layer that asks makes, for all layers of this pass."""
+        """Return the value for `key`; `make` computes it for the first layer, the others of this pass reuse it."""
         if key not in self._shared:
             self._shared[key] = make()
         found: T = self._shared[key]
@@ -108,7 +112,10 @@ class Context:
     def keys_values(
         self, layer: int, x: Tensor, project: Callable[[Tensor], tuple[Tensor, Tensor]]
     ) -> tuple[Tensor, Tensor]:
-        """Keys and values (B, H_kv, S, d_head): of x, or of the encoder's states, then once per decoded text."""
+        """Return keys and values (B, H_kv, S, d_head) of x, or in cross-attention of the encoder states.
+
+        With a cache, those of the encoder states are computed once per decoded text.
+        """
         if self.memory is None:
             return project(x)
         if self.cache is None:
@@ -116,7 +123,11 @@ class Context:
         return self.cache.once(layer, lambda: project(self.memory))  # type: ignore[arg-type]
 
     def place(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """q, k turned by their positions, and k, v with those of all tokens up to now: (B, H_kv, S, d_head)."""
+        """Rotate q and k by their positions and append k and v to the cache.
+
+        Returns q (B, H, T, d_head) and the keys and values of all tokens so far, (B, H_kv, S, d_head) each. Positions
+        with `rotates_cached_keys` store unrotated keys and rotate all of them in each pass.
+        """
         if self.memory is not None:
             return q, k, v
         if not getattr(self.position, "rotates_cached_keys", False):
@@ -126,7 +137,7 @@ class Context:
         return self.rotate(q, q, layer)[0], self.rotate(k, k, layer, keys=True)[1], v
 
     def rotate(self, q: Tensor, k: Tensor, layer: int = 0, *, keys: bool = False) -> tuple[Tensor, Tensor]:
-        """q, k (B, H, T, d_head) turned by their positions, if the position does that in this layer."""
+        """Rotate q and k (B, H, T, d_head) by their positions, if the position does so in this layer."""
         rotate, skips = getattr(self.position, "rotate", None), getattr(self.position, "skips", None)
         if rotate is None or (skips is not None and skips(layer)):
             return q, k
@@ -134,15 +145,15 @@ class Context:
         turned: tuple[Tensor, Tensor] = rotate(q, k, plain if prepared is None else prepared)
         return turned
 
-    def as_now(self) -> "Context":
-        """This pass as it stands, for layers that go through it a second time: what they say then goes nowhere."""
+    def snapshot(self) -> "Context":
+        """Copy this context for recomputing layers; auxiliary outputs of the recomputation are discarded."""
         copy: Context = object.__new__(Context)
-        cross = None if self.cross is None else self.cross.as_now()
+        cross = None if self.cross is None else self.cross.snapshot()
         copy.__dict__.update(self.__dict__, cross=cross, record=Record(), _shared=dict(self._shared))
         return copy
 
     def moved(self, place: Callable[[Tensor], Tensor], dtype: torch.dtype) -> "Context":
-        """The same pass with its tokens at other positions: for what layers make of them, not for what they see."""
+        """Return this context with other positions, as given by `place`; the mask does not change."""
         q_pos, k_pos, position = place(self.q_pos), place(self.k_pos), self.position
         bias = position.bias(q_pos, k_pos).to(dtype) if self.bias is not None else None
         prepared = None if self.prepared is None else position.prepare(q_pos, dtype, k_pos.amax() + 1)
@@ -153,7 +164,7 @@ class Context:
 
     @cached_property
     def visible(self) -> Tensor | None:
-        """True where a query may look: (T, S) or (B, 1, T, S); None when every key is seen."""
+        """Mask, True where a query may attend: (T, S) or (B, 1, T, S); None: every key is visible."""
         device, rows = self.q_pos.device, None
         if self.mask == "causal" and self.length > 1:
             q = torch.arange(self.past, self.past + self.length, device=device)
@@ -165,13 +176,13 @@ class Context:
         same = (self.segments[:, :, None] == self.key_segments[:, None, :])[:, None]
         if self.virtual:
             same = same | (self.key_segments == SHARED)[:, None, None, :]
-        if self.memory is not None:  # padding has no state to look at; a softmax over nothing would be NaN
+        if self.memory is not None:  # padding belongs to no document: a softmax over no key would be NaN
             same = same | ~same.any(-1, keepdim=True)
         return same if rows is None else same & rows
 
     @cached_property
     def additive(self) -> Tensor | None:
-        """Bias and mask in one tensor to be added to the logits: made once a pass, shared by the layers."""
+        """Bias and mask as one tensor that is added to the logits; computed once per pass, shared by the layers."""
         if self.visible is None or self.bias is None:
             return self.bias
         return self.bias.masked_fill(~self.visible, float("-inf"))
@@ -189,9 +200,9 @@ def make_context(
     memory: EncoderOutput | None = None,
     record: Record | None = None,
 ) -> Context:
-    """The context of one pass over `tokens` (B, T), which follow those in `cache`.
+    """Build the context of one pass over `tokens` (B, T), which follow those in `cache`.
 
-    Positions count the tokens of the same document, so that a packed document is what it is alone.
+    Positions are counted within each document, so a packed document gives the same output as alone.
     """
     past, length, device = cache.length if cache is not None else 0, tokens.shape[1], tokens.device
     key_segments = segments
@@ -202,7 +213,7 @@ def make_context(
             before[:, cache.virtual :] = 0
         key_segments = cache.segments = _extend(before, segments, tokens, past)
         segments = key_segments[:, past:]
-    one_document = torch.arange(past + length, device=device)
+    one_document = torch.arange(past + length, device=device)  # (S,)
     virtual = cache.virtual if cache is not None else 0
     k_pos = one_document if key_segments is None else _positions(key_segments, virtual)
     if virtual and opened is not None:
@@ -230,10 +241,10 @@ def make_context(
 def _cross(
     q_pos: Tensor, segments: Tensor | None, memory: EncoderOutput, cache: KVCache | None, record: Record
 ) -> Context:
-    """Every token of a document sees all states of its document; positions have no say."""
+    """Context of cross-attention: each token sees all encoder states of its document; no position encoding."""
     batch, length = memory.states.shape[:2]
     k_pos = torch.arange(length, device=q_pos.device)
-    if segments is None and memory.segments is not None:  # decoded texts: one document a row
+    if segments is None and memory.segments is not None:  # decoding: the target is one document per row
         segments = memory.segments.new_zeros(batch, q_pos.shape[-1])
     key_segments = memory.segments
     if key_segments is None and segments is not None:
@@ -242,7 +253,7 @@ def _cross(
 
 
 def _lengths(k_pos: Tensor, segments: Tensor | None) -> Tensor:
-    """The number of tokens of each token's document: (), or (B, S)."""
+    """Length of each token's document: (B, S), or () if there is one document."""
     if segments is None:
         return k_pos.new_tensor(k_pos.shape[-1])
     same = (segments[:, :, None] == segments[:, None, :]) | (segments == SHARED)[:, None, :]
@@ -250,13 +261,13 @@ def _lengths(k_pos: Tensor, segments: Tensor | None) -> Tensor:
 
 
 def _positions(segments: Tensor, virtual: int) -> Tensor:
-    """(B, S): those in the documents, each of which begins behind the virtual tokens."""
+    """Positions within the documents, each of which starts after the virtual tokens: (B, S)."""
     found = positions_in_documents(segments)
     return found + virtual * (segments != SHARED) if virtual else found
 
 
 def _extend(old: Tensor | None, new: Tensor | None, tokens: Tensor, past: int) -> Tensor:
-    """(B, S): the segments seen, and those of the new tokens; by default these belong to the last one's."""
+    """Segments of cached and new tokens: (B, S); by default new tokens continue the last token's document."""
     batch, length = tokens.shape
     if old is None:
         old = torch.zeros(batch, past, dtype=torch.long, device=tokens.device)

@@ -1,8 +1,8 @@
-"""Output head and cross-entropy in one, a block of rows at a time: the full logits never exist.
+"""Output head fused with the cross-entropy, computed by blocks of rows, so that the full logits are never stored.
 
-A step at vocabulary 50304 and 1024 tokens would hold 206 MB of logits and as much again of their gradient.  Here the
-gradient of a block is made while its logits are still in the processor's cache, so the backward pass only scales what
-is there: three matrix products, as in the plain form, but none of its traffic.
+At vocabulary 50304 and 1024 tokens, a step would hold 206 MB of logits and as much again for their gradient. Here the
+forward pass computes the gradient of each block while its logits are in the processor's cache, and the backward pass
+only scales it: the same three matrix products, without the memory traffic.
 """
 
 from typing import Any
@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-MOST_SCORED = 0.9  # of the rows: with more of them, picking them out is not worth it
-BLOCK_LOGITS = 2**23  # 34 MB in float32; with 128 rows matrix products still run at full speed, with 64 no more
+MAX_SCORED_FRACTION = 0.9  # of the rows: above it, selecting the scored rows costs more than it saves
+BLOCK_LOGITS = 2**23  # 34 MB in float32; 128 rows are enough for full-speed matrix products, 64 are not
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
+    """Weighted sum of cross-entropies of hidden (N, D) weight^T (D, V); saves gradients, not logits."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -41,13 +43,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
             block, target = hidden[start : start + chunk], targets[start : start + chunk, None]
             logits = torch.mm(block, matrix.T, out=buffer[: len(block)]).to(precise)
             largest = logits.amax(-1)
-            said = logits.gather(-1, target)[:, 0]
+            target_logits = logits.gather(-1, target)[:, 0]  # (rows,)
             if smoothing:
-                said = (1 - smoothing) * said + smoothing * logits.mean(-1)
+                target_logits = (1 - smoothing) * target_logits + smoothing * logits.mean(-1)
             probs = torch.softmax(logits, -1, out=logits) if logits.is_cpu else torch.softmax(logits, -1)
             # The largest probability is exp(0) / sum, so its logarithm gives logsumexp without another pass of exp.
             log_z = largest - probs.amax(-1).log()
-            losses = log_z - said + z_loss * log_z.square() if z_loss else log_z - said
+            losses = log_z - target_logits + z_loss * log_z.square() if z_loss else log_z - target_logits
             scale = None if row_weights is None else row_weights[start : start + chunk].to(precise)
             total += losses.sum() if scale is None else (losses * scale).sum()
             if d_hidden is None and d_weight is None:
@@ -69,7 +71,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
-    @once_differentiable  # the gradients saved here know nothing of second derivatives
+    @once_differentiable  # second derivatives are not available: the saved gradients are constants
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         # In place saves a copy of the head's gradient, unless the graph is kept for a second backward pass.
         kept = torch._C._autograd._get_current_graph_task_keep_graph()
@@ -81,18 +83,20 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 class Tie:
-    """Hands the gradient of a tied matrix from the head to the embedding, which adds its rows and gives both as one.
+    """Passes the gradient of a tied matrix from the head to the embedding, which adds its rows and returns the sum.
 
-    Else the embedding makes a second V x D gradient: at vocabulary 50304 an eighth of a step's memory, 3 % of its time.
+    Otherwise the embedding would allocate a second V x D gradient: at vocabulary 50304, an eighth of a step's memory
+    and 3 % of its time.
     """
 
     def __init__(self) -> None:
-        self.rows: Tensor | None = None  # the head takes these as an input, so that the embedding comes after it
-        self.gradient: tuple[int, Tensor | None] | None = None  # and the number of the backward pass that it is of
+        # An unused input of the head, so that autograd runs the embedding's backward after the head's.
+        self.rows: Tensor | None = None
+        self.gradient: tuple[int, Tensor | None] | None = None  # (id of the backward pass, the head's gradient)
 
     @classmethod
     def of(cls, embedding: nn.Module, head: Tensor) -> "Tie | None":
-        """None where the two are not tied, or where somebody wrapped, hooked or sharded the embedding."""
+        """Return a Tie, or None if the two are not tied or the embedding was wrapped, hooked or sharded."""
         if type(embedding) is not nn.Embedding or embedding.weight is not head or not head.requires_grad:
             return None
         if embedding._forward_hooks or embedding._forward_pre_hooks or type(head.data) is not Tensor:
@@ -100,12 +104,13 @@ class Tie:
         return cls() if torch.is_grad_enabled() and not torch.compiler.is_compiling() else None
 
     def embed(self, weight: Tensor, tokens: Tensor) -> Tensor:
+        """Look up the embeddings: (V, D), (B, T) -> (B, T, D)."""
         rows: Tensor = _TiedEmbedding.apply(weight, tokens, self)  # type: ignore[no-untyped-call]
         self.rows = rows
         return rows
 
     def take(self, weight: Tensor) -> Tensor:
-        """The head's gradient of this very backward pass; zeros if the head has no part in it."""
+        """Return the head's gradient (V, D) in the current backward pass; zeros if it contains no head."""
         (task, gradient), self.gradient = self.gradient or (-1, None), None
         return (
             gradient if gradient is not None and task == torch._C._current_graph_task_id() else torch.zeros_like(weight)
@@ -113,6 +118,8 @@ class Tie:
 
 
 class _TiedEmbedding(torch.autograd.Function):
+    """Embedding lookup whose backward adds to the head's gradient instead of allocating its own."""
+
     @staticmethod
     def forward(ctx: Any, weight: Tensor, tokens: Tensor, tie: Tie) -> Tensor:
         ctx.save_for_backward(weight, tokens)
@@ -131,27 +138,27 @@ class _TiedEmbedding(torch.autograd.Function):
 
 
 def compute_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
-    """The type that matrix products take: autocast's where it is on, else `dtype`."""
+    """Return the dtype of matrix products: autocast's if it is enabled on the device, else `dtype`."""
     if device.type == "meta" or not torch.is_autocast_enabled(device.type):
         return dtype
     return torch.get_autocast_dtype(device.type)
 
 
 def block_rows(vocab: int) -> int:
-    """Rows whose logits are made at once: 128 at a vocabulary of 50304, 512 below 16384."""
+    """Return the rows per block of logits: 128 at a vocabulary of 50304, 512 below 16384."""
     return max(128, min(512, BLOCK_LOGITS // vocab // 64 * 64))
 
 
 def scored_rows(weights: Tensor) -> Tensor | None:
-    """The rows (N,) that weigh something, where the others are worth leaving out; None: all.
+    """Return the indices (N,) of rows with nonzero weight if leaving out the others pays; None: use all rows.
 
-    Of a conversation half is not scored, and the head's products are a fifth of a small model's work.  A GPU would have
-    to be waited for.
+    Half of a conversation is not scored, and the head's products are a fifth of a small model's work. On a GPU the
+    number of rows would require a synchronization, so all rows are used there.
     """
     if not weights.is_cpu or torch.compiler.is_compiling():
         return None
     rows = weights.nonzero()[:, 0]
-    return rows if len(rows) < MOST_SCORED * len(weights) else None
+    return rows if len(rows) < MAX_SCORED_FRACTION * len(weights) else None
 
 
 def _precise(dtype: torch.dtype) -> torch.dtype:
@@ -173,18 +180,19 @@ def linear_cross_entropy(
     smoothing: float = 0.0,
     tie: Tie | None = None,
 ) -> Tensor:
-    """sum_i w_i * (-log softmax(hidden_i weight^T)[target_i] + z_loss * log^2 Z_i), in nats; Z_i = sum exp(logits_i).
+    """Sum w_i * (-log softmax(hidden_i weight^T)[target_i] + z_loss * log^2 Z_i) in nats; Z_i = sum exp(logits_i).
 
     hidden (N, D); weight (V, D); targets (N,); row_weights (N,) or None -> scalar, float32 or wider.
     smoothing: the target distribution is (1 - smoothing) * one-hot + smoothing / V.
-    tie: of the embedding that shares the weight.
+    tie: connects the head to the embedding that shares `weight`.
     """
-    if not torch.is_grad_enabled():  # `requires_grad` does not tell, and gradients are two thirds of the work
+    # Under no_grad `requires_grad` of the inputs is still True; detaching skips the gradients, two thirds of the work.
+    if not torch.is_grad_enabled():
         hidden, weight = hidden.detach(), weight.detach()
     hidden = hidden.to(compute_dtype(hidden.device, hidden.dtype))
     rows = None
     if tie is not None:
-        rows, tie.rows = tie.rows, None  # or the graph would hold itself alive: rows -> its node -> tie -> rows
+        rows, tie.rows = tie.rows, None  # breaks the reference cycle rows -> its graph node -> tie -> rows
     chunk = chunk or block_rows(len(weight))
     result: Tensor = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
         hidden, weight, targets, row_weights, chunk, z_loss, smoothing, tie, rows
@@ -202,16 +210,16 @@ def linear_divergence(
     temperature: float = 1.0,
     chunk: int | None = None,
 ) -> Tensor:
-    """sum_i w_i KL(q_i || p_i), p_i = softmax(hidden_i weight^T / t), q_i = softmax(other_i other_weight^T / t).
+    """Sum w_i KL(q_i || p_i), p_i = softmax(hidden_i weight^T / t), q_i = softmax(other_i other_weight^T / t).
 
-    hidden (N, D), weight (V, D); other (N, D'), other_weight (V, D'), which get no gradient -> scalar in nats.  Logits
-    are made a block of rows at a time, and once more for the gradient.
+    hidden (N, D), weight (V, D); other (N, D'), other_weight (V, D'), both without gradient -> scalar in nats.
+    Logits are computed by blocks of rows, and recomputed for the gradient.
     """
     chunk, total = chunk or block_rows(len(weight)), hidden.new_zeros((), dtype=_precise(hidden.dtype))
 
-    def block(mine: Tensor, matrix: Tensor, theirs: Tensor, scale: Tensor | None) -> Tensor:
-        p = torch.log_softmax(_logits(mine, matrix) / temperature, -1)
-        q = torch.log_softmax(_logits(theirs, other_weight) / temperature, -1)
+    def block(states: Tensor, matrix: Tensor, other_states: Tensor, scale: Tensor | None) -> Tensor:
+        p = torch.log_softmax(_logits(states, matrix) / temperature, -1)  # (rows, V)
+        q = torch.log_softmax(_logits(other_states, other_weight) / temperature, -1)
         rows = (q.exp() * (q - p)).sum(-1)
         return rows.sum() if scale is None else (rows * scale.to(rows.dtype)).sum()
 
@@ -224,9 +232,9 @@ def linear_divergence(
 
 @torch.no_grad()
 def token_scores(hidden: Tensor, weight: Tensor, targets: Tensor, *, chunk: int | None = None) -> tuple[Tensor, Tensor]:
-    """Of each row -log softmax(hidden_i weight^T)[target_i], in nats, and whether its target is the likeliest: (N,)."""
-    # Nothing is summed over a block, so small blocks stay in the cache: a quarter less time than blocks of 512 at a
-    # vocabulary of 2048, none from 8192 on.
+    """Return -log softmax(hidden_i weight^T)[target_i] in nats and whether the target has the top logit: (N,) each."""
+    # Without a gradient, small blocks that stay in the cache are faster: a quarter less time than blocks of 512 at a
+    # vocabulary of 2048, no difference from 8192 on.
     chunk = chunk or (128 if hidden.is_cpu else block_rows(len(weight)))
     hidden = hidden.to(compute_dtype(hidden.device, hidden.dtype))
     precise, matrix = _precise(hidden.dtype), weight.to(hidden.dtype)
@@ -238,6 +246,6 @@ def token_scores(hidden: Tensor, weight: Tensor, targets: Tensor, *, chunk: int 
         block, target = hidden[rows], targets[rows]
         logits = torch.mm(block, matrix.T, out=buffer[: len(block)]).to(precise)
         hits[rows] = logits.argmax(-1) == target
-        said = torch.log_softmax(logits, -1, out=logits) if logits.is_cpu else torch.log_softmax(logits, -1)
-        losses[rows] = -said.gather(-1, target[:, None])[:, 0]
+        logps = torch.log_softmax(logits, -1, out=logits) if logits.is_cpu else torch.log_softmax(logits, -1)
+        losses[rows] = -logps.gather(-1, target[:, None])[:, 0]
     return losses, hits

@@ -1,25 +1,27 @@
-"""What an objective makes of rows of tokens, and how a decoder alone reads a source and a target in one row."""
+"""Training examples made by objectives, and the layout of source and target in one row for a decoder-only model."""
 
 from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
 
-PADDING = -1  # the document of tokens that stand for nothing
-SHARED = -2  # and of those that stand before every document
+PADDING = -1  # segment number of padding tokens
+SHARED = -2  # segment number of virtual tokens, which every document sees
 
 
 @dataclass(slots=True)
 class Example:
-    """Tokens to read and tokens to say, T of each in a row.
+    """A batch of input tokens and their targets, T of each per row.
 
-    inputs, targets  (B, T): targets[t] is what follows inputs[t]; when blanks are filled, what belongs in its place
-    weights          (B, T) of each target's loss, or None for all ones
-    segments         (B, T) the documents of a packed row, PADDING (-1) for none; or None for one document
-    source           (B, S): what is read and not said; an encoder reads it, a decoder alone has it in front of inputs
-    source_segments  (B, S), when there are `segments`
-    further          (B, T, n): what follows the targets, for the n siblings of a model's last layer (`ahead` of an
-                     objective); further_weights: of each one's loss, 0 where there is none
+    inputs, targets  (B, T): targets[t] follows inputs[t], or, for masked-token objectives, belongs in its place
+    weights          (B, T) of each target's loss; None: all 1
+    segments         (B, T) document of each token in packed rows, PADDING (-1) for padding; None: one document per row
+    source           (B, S) tokens that are read but not predicted: an encoder's input, or the prefix of a decoder-only
+                     model
+    source_segments  (B, S), if there are `segments`
+    further          (B, T, n) tokens after the targets, for the n siblings of a model's last layer (the objective's
+                     `ahead` - 1)
+    further_weights  (B, T, n) of their losses, 0 where there is no such token
     """
 
     inputs: Tensor
@@ -33,21 +35,21 @@ class Example:
 
     @property
     def count(self) -> int | None:
-        """What the weights add up to, where that is known without asking the device."""
+        """Sum of the weights if it is known without a device synchronization, else None."""
         return self.targets.numel() if self.weights is None else None
 
     def to(self, device: torch.device | str) -> "Example":
-        """The same on another device."""
+        """Copy the example to a device."""
         held = {f.name: getattr(self, f.name) for f in fields(self)}
         return replace(self, **{name: t.to(device) for name, t in held.items() if t is not None})
 
 
 @dataclass(slots=True)
 class Joined:
-    """A source and its target in one row of L tokens.
+    """Source and inputs concatenated in rows of L tokens.
 
-    tokens, segments, opened  (B, L); opened: the tokens of the source; None where there is none
-    places                    (B, T) where the inputs stand in the row; None: at its end
+    tokens, segments, opened  (B, L); opened: True for tokens of the source; None: no source
+    places                    (B, T) positions of the inputs in the row; None: they are at its end
     """
 
     tokens: Tensor
@@ -56,14 +58,14 @@ class Joined:
     places: Tensor | None = None
 
     def of_inputs(self, states: Tensor, length: int) -> Tensor:
-        """(B, L, D) -> (B, length, D): the states of the inputs."""
+        """Select the states of the inputs: (B, L, D) -> (B, length, D)."""
         if self.places is None:
             return states if self.opened is None else states[:, -length:]
         return states.gather(1, self.places[:, :, None].expand(-1, -1, states.shape[-1]))
 
 
 def joined(example: Example) -> Joined:
-    """The row that a decoder alone reads: the source, then the inputs; the padding of both goes to the row's end."""
+    """Concatenate source and inputs for a decoder-only model; the padding of both is moved to the end of the row."""
     if example.source is None:
         return Joined(example.inputs, example.segments)
     tokens = torch.cat([example.source, example.inputs], dim=1)
@@ -83,7 +85,7 @@ def joined(example: Example) -> Joined:
 
 
 def positions_in_documents(segments: Tensor) -> Tensor:
-    """(B, S) -> (B, S): how many tokens of the same document stand before each; it may lie in several pieces."""
+    """Count the earlier tokens of each token's document: (B, S) -> (B, S); a document need not be contiguous."""
     order = segments.argsort(dim=1, stable=True)
     ordered = segments.gather(1, order)
     index = torch.arange(segments.shape[1], device=segments.device).expand_as(segments)

@@ -1,4 +1,4 @@
-"""The keys and values that decoding has seen, so that a new token costs one step and not a whole pass."""
+"""Caches of keys, values and layer states, so that a new token costs one step instead of a pass over the whole text."""
 
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any
@@ -8,18 +8,18 @@ from torch import Tensor
 
 
 class KVCache:
-    """Keys and values per layer: (B, H_kv, S, d_head), in buffers that grow by doubling."""
+    """Keys and values of each layer, (B, H_kv, S, d_head), in buffers that grow by doubling."""
 
     def __init__(self) -> None:
         self.length = 0
-        self.segments: Tensor | None = None  # (B, S) documents (or padding) of the tokens seen, if there are several
-        self.virtual = 0  # tokens at the start that are no text: all documents see them
-        self.memory: Any = None  # what an encoder read, for the steps of its decoder
+        self.segments: Tensor | None = None  # (B, S) document (or padding) of each cached token, if there are several
+        self.virtual = 0  # number of virtual tokens at the start, visible to all documents
+        self.memory: Any = None  # EncoderOutput for the steps of the decoder
         self._buffers: dict[int, tuple[Tensor, Tensor]] = {}
         self._states: dict[Hashable, tuple[Tensor, ...]] = {}
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store the new keys and values of `layer` behind the old ones; all of them come back."""
+        """Append the new keys and values of `layer` and return all of them: (B, H_kv, S, d_head) each."""
         end = self.length + k.shape[2]
         held = self._buffers.get(layer)
         if held is None or held[0].shape[2] < end:
@@ -33,10 +33,10 @@ class KVCache:
     def update_window(
         self, layer: int, k: Tensor, v: Tensor, window: int, first: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The same for a layer that looks back at most `window` tokens: only so many old ones are kept.
+        """Append like `update` for a layer with a sliding window: only the last `window` tokens are kept.
 
-        first (B, n)  numbers of tokens that are kept for ever beside them: the start of each text
-        The third tensor that comes back says which tokens the keys are of, in rising order: (B, S), from 0.
+        first (B, n): positions of tokens that are never dropped (attention sinks at the start of each text).
+        Returns keys, values, and the positions of their tokens in the text, ascending from 0: (B, S).
         """
         end = self.length + k.shape[2]
         index = torch.arange(self.length, end, device=k.device).expand(k.shape[0], -1)
@@ -56,32 +56,32 @@ class KVCache:
         return k, v, index
 
     def once(self, layer: int, make: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        """Keys and values that do not change while a text is decoded (those of cross-attention): made at the start."""
+        """Return keys and values that stay fixed during decoding (cross-attention); `make` computes them once."""
         held = self._states.get(("once", layer))
         if held is None:
             held = self._states["once", layer] = make()
         return held[0], held[1]
 
     def state(self, layer: int) -> tuple[Tensor, ...] | None:
-        """What `keep` stored for a layer: tensors whose first axis is the batch; None at the start of a text."""
+        """Return what `keep` stored for `layer`: tensors with the batch first; None at the start of a text."""
         return self._states.get(layer)
 
     def keep(self, layer: int, *state: Tensor) -> None:
-        """Store the state of a layer that needs no keys and values (linear attention, a convolution)."""
+        """Store the state of a layer that does not use keys and values (linear attention, a convolution)."""
         self._states[layer] = state
 
     @property
     def bytes_per_token(self) -> int:
-        """What one more token of each text adds; states that `keep` stored stay as large as they are."""
+        """Bytes by which one more token per text enlarges the cache; states stored by `keep` have a fixed size."""
         held = (t for pair in self._buffers.values() for t in pair)
         return sum(t.shape[0] * t.shape[1] * t.shape[3] * t.element_size() for t in held)
 
     def advance(self, tokens: int) -> None:
-        """All layers have stored `tokens` more."""
+        """Count `tokens` more as cached, after all layers have stored them."""
         self.length += tokens
 
     def select(self, rows: Tensor) -> None:
-        """Keep these rows of the batch, in this order."""
+        """Keep the batch rows `rows` (N,), in this order; a row may occur several times."""
         self._buffers = {i: (k.index_select(0, rows), v.index_select(0, rows)) for i, (k, v) in self._buffers.items()}
         self._states = {key: tuple(t.index_select(0, rows) for t in state) for key, state in self._states.items()}
         if self.segments is not None:
@@ -90,13 +90,14 @@ class KVCache:
             self.memory = self.memory.select(rows)
 
 
-class Branching(KVCache):
-    """What texts have in common at their start, with its gradients: nothing is written in place.
+class SharedPrefixCache(KVCache):
+    """Cache of prefixes that several texts share, with gradients: keys and values are never written in place.
 
-    Read the starts, `select` for each text the one that it goes on from, and read the texts.
+    Usage: run the prefixes, `select` the prefix of each text, then run the texts.
     """
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Concatenate the new keys and values to the old ones; (B, H_kv, S, d_head) each."""
         held = self._buffers.get(layer)
         if held is not None:
             k, v = torch.cat([held[0], k], dim=2), torch.cat([held[1], v], dim=2)
@@ -104,10 +105,10 @@ class Branching(KVCache):
         return k, v
 
 
-class Standing(KVCache):
-    """Keys and values (H_kv, n, d_head) per layer that stand before texts which are read in one go.
+class VirtualTokensCache(KVCache):
+    """Keys and values (H_kv, n, d_head) per layer of virtual tokens before texts that are read in a single pass.
 
-    Nothing is stored behind them, so that gradients flow to them and to the text alike.
+    The keys and values of the text are not stored, so gradients flow to the virtual tokens and to the text.
     """
 
     def __init__(self, held: Mapping[int, tuple[Tensor, Tensor]]) -> None:
@@ -116,18 +117,20 @@ class Standing(KVCache):
         self.virtual = self.length
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Prepend the virtual keys and values; (B, H_kv, n + T, d_head) each."""
         before = (x.to(k.dtype).expand(k.shape[0], -1, -1, -1) for x in self.held[layer])
         keys, values = (torch.cat(pair, dim=2) for pair in zip(before, (k, v), strict=True))
         return keys, values
 
     def once(self, layer: int, make: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """Compute the keys and values: there is only one pass."""
         return make()
 
     def advance(self, tokens: int) -> None:
-        pass
+        """Do nothing: the tokens of the text are not stored."""
 
     def put_before(self, cache: KVCache, batch: int) -> KVCache:
-        """The same at the start of a text that will be decoded token by token."""
+        """Store the virtual tokens in `cache`, at the start of texts that are decoded token by token; return it."""
         for layer, (k, v) in self.held.items():
             cache.update(layer, k.expand(batch, -1, -1, -1), v.expand(batch, -1, -1, -1))
         cache.advance(self.length)
@@ -135,19 +138,21 @@ class Standing(KVCache):
         return cache
 
 
-class Recording(KVCache):
-    """What each layer makes of a few tokens: keys and values, with their gradients."""
+class RecordingCache(KVCache):
+    """Records the keys and values that each layer computes for a few tokens, with their gradients."""
 
     def __init__(self) -> None:
         super().__init__()
         self.seen: dict[int, tuple[Tensor, Tensor]] = {}
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Record the keys and values of the first batch row; return them unchanged."""
         self.seen[layer] = k[0], v[0]
         return k, v
 
 
 def _grown(old: Tensor | None, new: Tensor, need: int) -> Tensor:
+    """A buffer for at least `need` tokens, with the content of `old`: (B, H_kv, size, d_head)."""
     batch, heads, _, width = new.shape
     size = max(need, 64, 2 * old.shape[2] if old is not None else 0)
     buffer = torch.empty(batch, heads, size, width, dtype=new.dtype, device=new.device)

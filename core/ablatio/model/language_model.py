@@ -1,4 +1,4 @@
-"""What trains and speaks: a stack (or two) and an output head."""
+"""Language models: one stack or two with an output head; losses, scores and decoding steps."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,11 +19,16 @@ if TYPE_CHECKING:
     from ablatio.model.build import ModelBuilder
 
 
-NOTHING = 1e-6  # less than any target weighs: a batch in which nothing is scored has the loss 0 and moves nothing
+MIN_TOTAL_WEIGHT = 1e-6  # lower bound on the total target weight: avoids 0/0 for a batch without scored targets
 
 
 class Loss(NamedTuple):
-    """total: sum of the weighted losses in nats plus the layers' own; weight: what to divide by; measures: to log."""
+    """Loss of one batch.
+
+    total     sum of the weighted losses of the targets, in nats, plus the layers' auxiliary losses
+    weight    sum of the target weights; total / weight is the mean loss
+    measures  numbers for the log
+    """
 
     total: Tensor
     weight: Tensor
@@ -31,14 +36,14 @@ class Loss(NamedTuple):
 
 
 class LanguageModel(nn.Module):
-    """A decoder alone and its output head (`tied`: the embedding's own matrix).
+    """Decoder-only language model with an output head (`tied`: the head's matrix is the embedding's).
 
-    opens      whether the source of an example is seen in both directions (a prefix decoder) or read like all else
-    eos        the sign between documents, with which a target begins behind its source
-    z_loss     weight of log^2 Z in the loss, Z the sum that the softmax divides by (arXiv:2204.02311, section 5)
-    bare       layers whose matrix is read beside their `forward`, where nothing attached to them is seen
-    shared_prefix   whether texts may go on from a start that was read once: they learn what they would learn as rows
-    smoothing  share of the target's probability that is spread over the vocabulary (arXiv:1512.00567, section 7)
+    opens      True: the source of an example is attended to in both directions (prefix LM); False: causally
+    eos        end-of-document id; a target starts with it after its source
+    z_loss     weight of log^2 Z in the loss, Z the softmax normalizer (arXiv:2204.02311, section 5)
+    bare       layers whose matrix is read without calling their `forward`, so adapters and hooks there have no effect
+    shared_prefix   True if a cached prefix plus its continuation gives the output of one full pass, in training too
+    smoothing  share of the target probability that is spread over the vocabulary (arXiv:1512.00567, section 7)
     """
 
     bare = ("lm_head",)
@@ -60,13 +65,15 @@ class LanguageModel(nn.Module):
 
     @property
     def vocab_size(self) -> int:
+        """Rows of the output head: the tokenizer's ids, the objective's, and unused ones."""
         return self.lm_head.out_features
 
     def compile_layers(self) -> None:
-        """torch.compile each layer by itself: layers of one shape share the work; nothing outside is traced.
+        """Compile each layer separately with torch.compile: layers of one shape share the compiled code.
 
-        A module's methods in `uncompiled` stay as they are.  (Said by a decorator, it would cost each program that only
-        lists parts three seconds of torch's compiler.)
+        Methods named in a module's `uncompiled` are not compiled. They are listed there, not decorated with
+        torch.compiler.disable, because the decorator imports the compiler: three seconds for programs that only list
+        parts.
         """
         for module in self.modules():
             for name in getattr(module, "uncompiled", ()):
@@ -77,18 +84,18 @@ class LanguageModel(nn.Module):
                     layer.compile()
 
     def forward(self, tokens: Tensor, segments: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
-        """Logits (B, T, V): what decoding needs; training goes through `loss` and never makes them."""
+        """Logits (B, T, V) of tokens (B, T), for decoding; training uses `loss`, which never forms all logits."""
         return self.logits(self.model(tokens, segments, cache))
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """(..., D) -> (..., V)."""
+        """Logits of hidden states: (..., D) -> (..., V)."""
         found: Tensor = self.lm_head(self.scaled(hidden))
         return found
 
     def read(self, tokens: Tensor, segments: Tensor | None, cache: KVCache) -> Tensor:
-        """Take in prompts (B, T) before the first new token: logits (B, V) of what follows them.
+        """Process prompts (B, T) and return the logits (B, V) of the first new token.
 
-        Where they are a source that is seen in both directions, a target begins behind them, as in training.
+        In a prefix LM the prompts are the source and the target starts with eos after them, as in training.
         """
         if not self.opens:
             return self.logits(self.model(tokens, segments, cache)[:, -1])
@@ -96,27 +103,27 @@ class LanguageModel(nn.Module):
         return self.extend(tokens.new_full((len(tokens), 1), self.eos), cache)
 
     def extend(self, tokens: Tensor, cache: KVCache) -> Tensor:
-        """Take in the next token of each text (B, 1): logits (B, V) of what follows."""
+        """Process the next token of each text (B, 1) and return the logits (B, V) of the one after it."""
         with few_rows(len(tokens), self.lm_head.in_features):
             return self.logits(self.model(tokens, None, cache, memory=cache.memory)[:, -1])
 
     def hidden(self, example: Example, record: Record | None = None, tie: Tie | None = None) -> Tensor:
-        """The states that say the targets: (B, T, D)."""
+        """Hidden states from which the targets are predicted: (B, T, D)."""
         row = joined(example)
         opened = row.opened if self.opens else None
         states: Tensor = self.model(row.tokens, row.segments, opened=opened, record=record, tie=tie)
         return row.of_inputs(states, example.inputs.shape[1])
 
     def states(self, example: Example, record: Record, tie: Tie | None = None) -> list[Tensor]:
-        """All states that training asks: those that say the targets, then those that say what is further ahead."""
+        """All hidden states for training, (B, T, D) each: for the targets, then for tokens further ahead."""
         record.further = None if example.further is None else []
         return [self.hidden(example, record, tie), *(record.further or ())]
 
     def loss(self, example: Example, *, share: float = 1.0, beside: Callable[[Tensor], Tensor] | None = None) -> Loss:
-        """The loss of one batch, and what the layers measured.
+        """Compute the loss of one batch: share * cross-entropy + beside(hidden), plus auxiliary losses of the layers.
 
-        share, beside: an objective's own loss is share times the cross-entropy plus what `beside` makes of the states
-        (B, T, D) that say the targets, a sum over them.
+        share, beside  for objectives with a loss of their own: `beside` maps the hidden states (B, T, D) of the
+                       targets to a scalar summed over the targets
         """
         record = Record()
         tie = Tie.of(self.model.embed_tokens, self.lm_head.weight)
@@ -127,7 +134,7 @@ class LanguageModel(nn.Module):
         if example.weights is None:
             count = total.new_tensor(float(example.targets.numel()))
         else:
-            count = example.weights.sum().clamp(min=NOTHING).to(total.dtype)
+            count = example.weights.sum().clamp(min=MIN_TOTAL_WEIGHT).to(total.dtype)
         if example.further is not None:
             assert example.further_weights is not None
             record.measures["train/next_token"] = total.detach() / count
@@ -138,7 +145,7 @@ class LanguageModel(nn.Module):
         return Loss(total, count, record.measures | {k: v.detach() for k, v in record.losses.items()})
 
     def _cross_entropy(self, hidden: Tensor, targets: Tensor, weights: Tensor | None, tie: Tie | None = None) -> Tensor:
-        """The weighted sum over states (..., D) and their targets (...)."""
+        """Weighted sum of the cross-entropies: states (..., D), targets (...) -> ()."""
         hidden, targets = self.scaled(hidden).flatten(0, -2), targets.flatten()
         weights = None if weights is None else weights.flatten()
         if weights is not None and (kept := scored_rows(weights)) is not None:
@@ -149,7 +156,7 @@ class LanguageModel(nn.Module):
 
     @torch.no_grad()
     def redrawn(self, example: Example, generator: torch.Generator) -> Example:
-        """The same example with targets that this model draws."""
+        """Return the example with targets sampled from this model."""
         states = self.scaled(self.hidden(example)).flatten(0, 1)
         drawn = [
             torch.multinomial(self.lm_head(block).float().softmax(-1), 1, generator=generator)
@@ -159,14 +166,14 @@ class LanguageModel(nn.Module):
 
     @torch.no_grad()
     def token_scores(self, example: Example) -> tuple[Tensor, Tensor]:
-        """The loss of each target in nats, and whether the model holds it for the likeliest: (B, T)."""
+        """Return the loss of each target in nats and whether the model ranks it first: (B, T) each."""
         hidden = self.scaled(self.hidden(example)).flatten(0, 1)
         losses, hits = token_scores(hidden, self.lm_head.weight, example.targets.flatten())
         return losses.view_as(example.targets), hits.view_as(example.targets)
 
     @torch.no_grad()
     def scored_targets(self, example: Example) -> tuple[Tensor, Tensor, Tensor]:
-        """(loss, whether it is held for the likeliest, weight) of the targets that weigh something: (N,)."""
+        """Return loss, top-1 hit and weight of the targets with nonzero weight: (N,) each."""
         assert example.weights is not None
         rows = example.weights.flatten().nonzero()[:, 0]
         hidden = self.scaled(self.hidden(example)).flatten(0, 1)[rows]
@@ -174,32 +181,33 @@ class LanguageModel(nn.Module):
         return losses, hits, example.weights.flatten()[rows]
 
     def token_losses(self, example: Example) -> Tensor:
-        """The loss of each target in nats: (B, T)."""
+        """Return the loss of each target in nats: (B, T)."""
         return self.token_scores(example)[0]
 
     def scaled(self, hidden: Tensor) -> Tensor:
-        """What the head takes: its product with the head's matrix gives the logits."""
+        """Input of the output head: hidden states times `logit_scale`, (..., D) -> (..., D)."""
         return hidden if self.logit_scale == 1.0 else hidden * self.logit_scale
 
 
 def loss_of(objective: Any, model: LanguageModel, example: Example) -> Loss:
-    """The loss that the objective asks for: its own, or the model's cross-entropy."""
+    """Return the objective's own loss if it defines one, else the model's cross-entropy."""
     own: Callable[[LanguageModel, Example], Loss] | None = getattr(objective, "loss", None)
     return model.loss(example) if own is None else own(model, example)
 
 
 class Encoder(LanguageModel):
-    """A stack that sees all tokens at once; it fills blanks and cannot continue a text."""
+    """Bidirectional encoder: every token sees all others; predicts masked tokens and cannot continue a text."""
 
     def read(self, tokens: Tensor, segments: Tensor | None, cache: KVCache) -> Tensor:
+        """Raise UserError: an encoder cannot decode."""
         raise UserError(
-            "this model fills blanks and cannot continue a text\n"
+            "this model is an encoder: it predicts masked tokens and cannot continue a text\n"
             "    try: a run with architecture=causal, prefix or encoder_decoder"
         )
 
 
 class EncoderDecoder(LanguageModel):
-    """An encoder that reads the source, and a decoder that says the target; they share the embedding."""
+    """Encoder for the source and decoder for the target, with a shared embedding."""
 
     def __init__(self, builder: "ModelBuilder") -> None:
         super().__init__(builder, "causal")
@@ -207,7 +215,7 @@ class EncoderDecoder(LanguageModel):
         self.encoder = Stack(builder, "full", "encoder", table=self.model.embed_tokens)
 
     def forward(self, tokens: Tensor, segments: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
-        """Logits (B, T, V) of a decoder that repeats what its encoder reads."""
+        """Logits (B, T, V) for decoder inputs `tokens`; the encoder reads the same tokens if nothing is cached."""
         if cache is None or cache.memory is None:
             memory = self.encode(tokens, segments)
             if cache is not None:
@@ -217,10 +225,11 @@ class EncoderDecoder(LanguageModel):
         return self.logits(self.model(tokens, segments, cache, memory=memory))
 
     def encode(self, source: Tensor, segments: Tensor | None = None, record: Record | None = None) -> EncoderOutput:
-        """What the decoder looks at."""
+        """Encode the source tokens (B, S) for cross-attention."""
         return EncoderOutput(self.encoder(source, segments, record=record), segments)
 
     def hidden(self, example: Example, record: Record | None = None, tie: Tie | None = None) -> Tensor:
+        """Decoder states from which the targets are predicted: (B, T, D); without a source, inputs are encoded."""
         if example.source is None:
             memory = self.encode(example.inputs, example.segments, record)
         else:
@@ -229,5 +238,6 @@ class EncoderDecoder(LanguageModel):
         return states
 
     def read(self, tokens: Tensor, segments: Tensor | None, cache: KVCache) -> Tensor:
+        """Encode the prompts (B, T) and return the logits (B, V) of the decoder's first token."""
         cache.memory = self.encode(tokens, segments)
         return self.extend(tokens.new_full((len(tokens), 1), self.eos), cache)

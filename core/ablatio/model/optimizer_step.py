@@ -1,4 +1,4 @@
-"""What stabilizers and optimizers see of one optimizer step; no Lightning here, so that parts can use it."""
+"""One optimizer step as stabilizers and optimizers see it; free of Lightning, so that parts can import it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,13 +8,13 @@ from torch import Tensor, nn
 
 
 class SkipStep(Exception):
-    """Raised in `before_step`: the weights stay as they are, and the run goes on with the next batch."""
+    """Raised in `before_step`: leave the weights unchanged and continue with the next batch."""
 
 
 class Rewind(Exception):
-    """Raised in `before_step`: go back to a checkpoint at least `back` steps old, and leave `skip` steps' batches out.
+    """Raised in `before_step`: return to a checkpoint at least `back` steps old and skip the batches of `skip` steps.
 
-    most: how often a run may do so before it counts as diverged
+    most: number of rewinds after which the run counts as diverged
     """
 
     def __init__(self, why: str, *, back: int, skip: int, most: int) -> None:
@@ -24,11 +24,11 @@ class Rewind(Exception):
 
 @dataclass(frozen=True, slots=True)
 class OptimizerStep:
-    """One optimizer step: gradients stand in the parameters, `index` counts from 0 to `total` - 1.
+    """One optimizer step, with gradients in the parameters; `index` counts from 0 to `total` - 1.
 
-    loss          nats per target, the mean of the step's batches
-    sampled_loss  makes the loss of the last batch with targets that the model itself draws, for curvature estimates
-    n_targets     how many targets that loss is the mean of
+    loss          mean over the step's batches, in nats per target
+    sampled_loss  computes the loss of the last batch with targets drawn from the model, for curvature estimates
+    n_targets     number of targets in the mean of that loss
     """
 
     model: nn.Module

@@ -1,4 +1,4 @@
-"""What each parameter is for: init, weight decay and optimizers go by role, not by a guess from the shape."""
+"""Role of each parameter (matrix, vector, embedding, head), by which init, weight decay and optimizers treat it."""
 
 import hashlib
 import re
@@ -14,22 +14,23 @@ from ablatio.registry.registry import ContractError
 
 Role = Literal["matrix", "vector", "embedding", "head"]
 ROLES: tuple[Role, ...] = ("matrix", "vector", "embedding", "head")
-RESIDUAL_OUT = ("o_proj", "down_proj")
+RESIDUAL_OUT = ("o_proj", "down_proj")  # their outputs are added to the residual stream
 LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
-SIBLING = re.compile(r"(?:^|\.)further\.\d+\.")  # of the last layer
-GAINED = ("v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+SIBLING = re.compile(r"(?:^|\.)further\.\d+\.")  # siblings of the last layer, for multi-token prediction
+GAINED = ("v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # matrices that a placement's gain scales
 
 
 @dataclass(frozen=True, slots=True)
 class ParameterInfo:
-    """Where a parameter stands.
+    """Role and place of a parameter in the model.
 
     role         matrix, vector (gains, biases), embedding or head
-    fan_in, fan_out  of a matrix; vocabulary and width of an embedding or head
-    n_layers     of the stack that it stands in, and the number of its own layer in it, from 0; None outside the layers
-    residual     whether its output is added to the residual stream
+    fan_in, fan_out  of a matrix; for an embedding or head fan_out is the vocabulary and fan_in the width
+    n_layers     number of layers of its stack
+    layer        number of its layer in the stack, from 0; None outside the layers
+    residual     True if its output is added to the residual stream
     d_model      width of the residual stream
-    gain         what the placement asks the init to multiply with (deepnorm's beta), else 1
+    gain         factor that the placement puts on its initial value (deepnorm's beta), else 1
     """
 
     name: str
@@ -47,9 +48,9 @@ Rate = Callable[[ParameterInfo], float]
 
 
 class ParameterGroup(TypedDict):
-    """What an optimizer gets: the parameters of one role and one rate.
+    """Parameter group for an optimizer: parameters with the same role and the same rate.
 
-    rate  the factor that the init asks for on their learning rate; `apply_rates` multiplies it in, no optimizer has to
+    rate  factor on their learning rate, given by the init; `apply_rates` multiplies it in, optimizers need not
     """
 
     params: list[nn.Parameter]
@@ -58,15 +59,15 @@ class ParameterGroup(TypedDict):
 
 
 def describe(model: nn.Module) -> Iterator[tuple[nn.Parameter, ParameterInfo]]:
-    """Each parameter of the model once, with what it is for.
+    """Yield each parameter of the model once, with its role and place.
 
-    A module says what its own parameters are where their shape does not: `fans` (out, in) of a matrix that is no plain
-    one (experts, a convolution), `roles` {parameter: role}.
+    A module may declare what the shape of its own parameters does not show: `fans` (out, in) of experts or of a
+    convolution, `roles` {parameter name: role}.
     """
     owners: dict[int, nn.Module] = {}
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
-            owners.setdefault(id(parameter), module)  # a tied head's matrix is the embedding's
+            owners.setdefault(id(parameter), module)  # the first module owns it: a tied head's matrix is an embedding
     stacks = [(f"{path}.", m) for path, m in model.named_modules() if hasattr(m, "depth") and hasattr(m, "gain")]
     d_model = int(getattr(stacks[0][1], "d_model", 0)) if stacks else 0
     for name, parameter in model.named_parameters():
@@ -94,9 +95,9 @@ def _fans(parameter: nn.Parameter, owner: nn.Module) -> tuple[int, int]:
 
 
 def _role(name: str, parameter: nn.Parameter, owner: nn.Module) -> Role:
-    said: dict[str, Role] = getattr(owner, "roles", {})
-    if (own := name.rpartition(".")[2]) in said:
-        return said[own]
+    declared: dict[str, Role] = getattr(owner, "roles", {})
+    if (own := name.rpartition(".")[2]) in declared:
+        return declared[own]
     if parameter.dim() < 2:
         return "vector"
     if isinstance(owner, nn.Embedding):
@@ -105,9 +106,9 @@ def _role(name: str, parameter: nn.Parameter, owner: nn.Module) -> Role:
 
 
 def groups_by_role(model: nn.Module, rate: Rate | None = None) -> list[ParameterGroup]:
-    """The trainable parameters, grouped for an optimizer; the order is fixed, so that its state can be restored.
+    """Group the trainable parameters by role and rate, in a fixed order so that an optimizer's state can be restored.
 
-    rate: the init's, which splits what has one role and several rates.
+    rate: factor on the learning rate of each parameter, given by the init; None: 1 for all.
     """
     groups: dict[tuple[Role, float], ParameterGroup] = {}
     for parameter, info in describe(model):
@@ -118,10 +119,10 @@ def groups_by_role(model: nn.Module, rate: Rate | None = None) -> list[Parameter
 
 
 def apply_rates(optimizer: torch.optim.Optimizer, model: nn.Module, rate: Rate | None) -> None:
-    """Multiply the learning rate of each of the optimizer's groups with the init's `rate`, and divide its weight decay.
+    """Multiply each group's learning rate by the init's `rate` and divide its weight decay by it.
 
-    Called once, before the first step; the decay per step, lr * weight_decay, stays as it was.  A group that holds
-    parameters of several rates is refused: it was not built from `groups_by_role(model, rate)`.
+    Call once, before the first step; the decay per step, lr * weight_decay, is unchanged. Raises ContractError if a
+    group mixes parameters with different rates: then the optimizer merged groups of `groups_by_role(model, rate)`.
     """
     if rate is None:
         return
@@ -130,8 +131,8 @@ def apply_rates(optimizer: torch.optim.Optimizer, model: nn.Module, rate: Rate |
         found = {rates[id(parameter)] for parameter in group["params"]}
         if len(found) > 1:
             raise ContractError(
-                f"{type(optimizer).__name__} merges groups of parameters whose learning rates differ by the init's "
-                f"factors {sorted(found)}; an optimizer keeps the groups that it is given, or splits them"
+                f"{type(optimizer).__name__} merges parameter groups to which the init assigns different learning-rate "
+                f"factors {sorted(found)}; an optimizer may keep or split the groups that it is given"
             )
         factor = found.pop() if found else 1.0
         group["lr"] = group["lr"] * factor
@@ -140,19 +141,22 @@ def apply_rates(optimizer: torch.optim.Optimizer, model: nn.Module, rate: Rate |
 
 
 def named_seed(seed: int, name: str) -> int:
-    """A seed for one name: equal names draw equal numbers, whatever else the model holds."""
+    """Derive a seed from (seed, name): equal names draw equal numbers, whatever else the model contains."""
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
 def named_generator(seed: int, name: str) -> torch.Generator:
-    """A CPU generator seeded by (seed, name)."""
+    """Return a CPU generator seeded by (seed, name)."""
     return torch.Generator().manual_seed(named_seed(seed, name))
 
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """What a part draws in its constructor depends on where it stands, not on what was made before it."""
+    """Seed torch's CPU generator inside the block and restore it afterwards.
+
+    What a part draws in its constructor then depends on its place in the model, not on the parts built before it.
+    """
     state = torch.random.get_rng_state()
     torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPU's too
     try:

@@ -1,6 +1,6 @@
-"""Linear maps whose matrix is held in codes of few bits, and made again, some rows at a time, for each product.
+"""Linear layers with quantized weights, dequantized by blocks of rows for each product.
 
-The layer stays the object that it was, under its name, with its hooks and its adapter: only its class is another.
+Quantizing changes only the class of a layer: it stays the same object, with its name, hooks and adapter.
 """
 
 from collections.abc import Iterator
@@ -14,49 +14,53 @@ from torch.autograd.function import once_differentiable
 from ablatio.errors import UserError
 from ablatio.model.peft.adapters import targets_of
 
-BLOCK = 2**20  # weights that are made again at once: 4 MB
+BLOCK = 2**20  # weights that are dequantized at a time: 4 MB
 
 
 class Codec(Protocol):
-    """A way to write a matrix (out, in) in few bits."""
+    """A quantization format for matrices (out, in)."""
 
     def encode(self, weight: Tensor) -> dict[str, Tensor]:
-        """What is kept of it, `codes` among it."""
+        """Quantize a matrix; return the tensors to store, among them `codes`."""
 
     def decode(self, held: dict[str, Tensor], width: int, rows: slice = ...) -> Tensor:
-        """(rows, width) out of what was kept."""
+        """Dequantize some rows of what `encode` returned: (rows, width)."""
 
     def read(self, x: Tensor) -> Tensor:
-        """The layer's input as it is multiplied: itself, or rounded too."""
+        """Return the layer's input as it is multiplied: unchanged, or quantized, too."""
 
 
 class Coded(nn.Linear):
-    """y = decode(codes) x + b.  No gradient reaches the matrix; `weight` makes the whole of it anew."""
+    """Linear layer y = decode(codes) x + b without a gradient for the matrix; `weight` dequantizes all of it."""
 
     codec: Codec
     coded: int
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
+        """The dequantized matrix (out, in), computed at each access."""
         return self.rows(slice(None))
 
     def rows(self, part: slice) -> Tensor:
+        """Dequantize some rows of the matrix: (rows, in)."""
         held = {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
         return self.codec.decode(held, self.in_features, part)
 
     def blocks(self) -> Iterator[tuple[slice, Tensor]]:
+        """Yield (rows, their dequantized weights) for blocks of about `BLOCK` weights."""
         size = max(1, BLOCK // self.in_features)
         for start in range(0, self.out_features, size):
             part = slice(start, min(start + size, self.out_features))
             yield part, self.rows(part)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Apply the layer: (..., in) -> (..., out)."""
         y: Tensor = _CodedLinear.apply(x, self)  # type: ignore[no-untyped-call]
         return y if self.bias is None else y + self.bias
 
 
 class _CodedLinear(torch.autograd.Function):
-    """Keeps nothing for the backward pass: the matrix is made again there."""
+    """Product with a quantized matrix; saves no activations, and the backward pass dequantizes the matrix again."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: Coded) -> Tensor:
@@ -77,11 +81,15 @@ class _CodedLinear(torch.autograd.Function):
 
 
 class Aware(nn.Linear):
-    """y = decode(encode(W)) read(x) + b, with the gradients of W x + b: W learns to stand its rounding."""
+    """Linear layer for quantization-aware training: y = decode(encode(W)) read(x) + b, straight-through gradients.
+
+    The gradients are those of W x + b.
+    """
 
     codec: Codec
 
     def forward(self, x: Tensor) -> Tensor:
+        """Apply the layer with quantized weights: (..., in) -> (..., out)."""
         with torch.no_grad():
             rounding = self.codec.decode(self.codec.encode(self.weight), self.in_features) - self.weight
             reading = self.codec.read(x) - x
@@ -90,17 +98,20 @@ class Aware(nn.Linear):
 
 @torch.no_grad()
 def quantize(model: nn.Module, codec: Codec, *, qat: bool) -> None:
-    """Every linear map of the layers; embeddings and the head, whose errors weigh most, stay as they are."""
+    """Quantize every linear layer of the blocks; embeddings and head, whose errors matter most, are left unchanged.
+
+    qat: keep the weights and train them with simulated quantization, instead of replacing them by codes.
+    """
     found = targets_of(model, ("linear",))
     if other := [path for path, layer in found.items() if not isinstance(layer, nn.Linear)]:
         raise UserError(
-            f"{other[0]} is a {type(found[other[0]]).__name__} of another library, which no codes can stand in"
-            "\n    try: model=hf model.path=DIR, which reads its folder into layers of ours"
+            f"{other[0]} is a {type(found[other[0]]).__name__} of another library, which cannot be quantized here; "
+            "expected torch.nn.Linear\n    try: model=hf model.path=DIR, which loads the folder into ablatio's layers"
         )
     layers: list[Any] = list(found.values())
     if done := [layer for layer in layers if type(layer) is Coded]:
         raise UserError(
-            f"{len(done)} of this model's linear maps are quantised already\n    try: a run with quantization=none"
+            f"{len(done)} of this model's linear layers are already quantized\n    try: a run with quantization=none"
         )
     for layer in layers:
         if not qat:
@@ -117,7 +128,7 @@ def quantize(model: nn.Module, codec: Codec, *, qat: bool) -> None:
 
 @torch.no_grad()
 def dequantize(model: nn.Module) -> None:
-    """Plain linear maps again, with the rounded weights."""
+    """Replace all quantized layers by plain linear layers with the dequantized weights."""
     found: list[Any] = [m for m in model.modules() if isinstance(m, Coded | Aware)]
     for layer in found:
         weight = layer.weight

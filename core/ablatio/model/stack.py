@@ -1,4 +1,4 @@
-"""A stack of blocks on an embedding: tokens to hidden states; the names of the parameters are LLaMA's."""
+"""Stack of blocks on an embedding: tokens to hidden states; parameters have LLaMA's names."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ablatio.errors import UserError
 from ablatio.model.context import Context, EncoderOutput, MaskKind, Record, make_context
 from ablatio.model.cross_entropy import Tie, compute_dtype
-from ablatio.model.kv_cache import KVCache, Recording, Standing
+from ablatio.model.kv_cache import KVCache, RecordingCache, VirtualTokensCache
 
 if TYPE_CHECKING:
     from ablatio.model.build import ModelBuilder
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 Side = Literal["encoder", "decoder"]
 
 
-def in_turn(layers: Sequence[nn.Module], x: Tensor, ctx: Context) -> Tensor:
-    """One layer after the other: (B, T, D) -> same."""
+def run_in_order(layers: Sequence[nn.Module], x: Tensor, ctx: Context) -> Tensor:
+    """Apply the layers in order: (B, T, D) -> same."""
     for layer in layers:
         x = layer(x, ctx)
     return x
@@ -28,28 +28,27 @@ Run = Callable[[Sequence[nn.Module], Tensor, Context], Tensor]
 
 
 class Virtual(nn.Module):
-    """Tokens that are not there, before each text of a stack: what its layers would have kept of them.
+    """Base of virtual tokens before each text of a stack (prefixes, soft prompts): keys and values for each layer.
 
-    tokens  how many
+    tokens  their number n
     """
 
     tokens: int
 
     def forward(self, stack: "Stack") -> dict[int, tuple[Tensor, Tensor]]:
-        """Keys and values of each layer, as they would lie in the cache: (H_kv, n, d_head)."""
+        """Return {layer: (keys, values)}, each (H_kv, n, d_head), as they would stand in the cache."""
         raise NotImplementedError
 
 
 class Stack(nn.Module):
-    """Embedding, position, layers and the last norm: tokens (B, T) -> hidden states (B, T, D).
+    """Embedding, position, layers and final norm: tokens (B, T) -> hidden states (B, T, D).
 
-    virtual  tokens before each text (prefixes, soft prompts), which every document of a row sees
-    run      how the stream goes through layers: in turn, or so that less of it is kept (activation checkpointing)
+    virtual  virtual tokens before each text (prefixes, soft prompts), visible to every document of a row
+    run      function that applies the layers: in order, or with activation checkpointing
 
-    depth, d_model, gain  what inits ask for: the number of layers, the width, and the factor that the placement puts on
-                          some matrices
-    further               siblings of the last layer, for an objective that asks for tokens further ahead: they read
-                          what it reads, and only training asks them
+    depth, d_model, gain  read by inits: number of layers, width, and the placement's factor on some matrices
+    further               siblings of the last layer for objectives that predict tokens further ahead: each reads the
+                          same input as the last layer; used in training only
     """
 
     def __init__(
@@ -61,7 +60,7 @@ class Stack(nn.Module):
         opens: bool = False,
         table: Any = None,
     ) -> None:
-        """opens: whether a prefix is seen in both directions; table: the embedding of another stack, to share it."""
+        """Build the stack; opens: a prefix is attended to in both directions; table: embedding shared with another."""
         super().__init__()
         dims, placed = builder.dims, builder.placement(None, side)
         self.mask, self.depth, self.gain = mask, builder.depth(side), float(placed.gain)
@@ -75,7 +74,7 @@ class Stack(nn.Module):
         self.norm = builder.final_norm(side)
         self.stream = placed if hasattr(placed, "open") else None
         self.virtual: Virtual | None = None
-        self.run: Run = in_turn
+        self.run: Run = run_in_order
 
     def forward(
         self,
@@ -88,14 +87,17 @@ class Stack(nn.Module):
         record: Record | None = None,
         tie: Tie | None = None,
     ) -> Tensor:
-        """Hidden states (B, T, D).
+        """Compute hidden states: tokens (B, T) -> (B, T, D).
 
-        segments (B, T): documents packed in a row; opened (B, T): tokens that all of their document sees; memory: what
-        an encoder read; record: collects what the layers say beside their output.
+        segments (B, T)  document of each token in packed rows; None: one document per row
+        opened (B, T)    True for tokens that their whole document sees (a prefix)
+        memory           encoder output, for a decoder with cross-attention
+        record           collects auxiliary losses and measures of the layers
+        tie              shares the embedding's gradient with the output head
         """
         if self.virtual is not None and (cache is None or cache.length == 0):
-            standing = Standing(self.virtual(self))
-            cache = standing if cache is None else standing.put_before(cache, len(tokens))
+            virtual = VirtualTokensCache(self.virtual(self))
+            cache = virtual if cache is None else virtual.put_before(cache, len(tokens))
         x = self.embed_tokens(tokens) if tie is None else tie.embed(self.embed_tokens.weight, tokens)
         x = x if self.scale == 1.0 else x * self.scale
         ctx = self._context(tokens, segments, cache, x.dtype, opened, memory, record)
@@ -105,14 +107,14 @@ class Stack(nn.Module):
         return x
 
     def keys_values_of(self, x: Tensor) -> dict[int, tuple[Tensor, Tensor]]:
-        """What each layer makes of embeddings (n, D) at the start of a text: keys and values (H_kv, n, d_head)."""
-        recording = Recording()
+        """Return each layer's keys and values, (H_kv, n, d_head), for embeddings (n, D) at the start of a text."""
+        recording = RecordingCache()
         ids = torch.zeros(1, len(x), dtype=torch.long, device=x.device)
         self.through(x[None], self._context(ids, None, recording, x.dtype, None, None, None))
         return recording.seen
 
     def through(self, x: Tensor, ctx: Context, record: Record | None = None) -> Tensor:
-        """Embeddings (B, T, D) -> hidden states (B, T, D)."""
+        """Apply position, embedding norm, layers and final norm: embeddings (B, T, D) -> hidden states (B, T, D)."""
         if hasattr(self.position, "embed"):
             x = self.position.embed(x, ctx.q_pos)
         x = x if self.embed_norm is None else self.embed_norm(x)
@@ -121,20 +123,20 @@ class Stack(nn.Module):
         *layers, last = self.layers
         x = self.run(layers, x, ctx)
         if record is not None and record.further is not None:
-            record.further += [self._leave(self.run([sibling], x, ctx)) for sibling in self.further]
-        return self._leave(self.run([last], x, ctx))
+            record.further += [self._close_stream(self.run([sibling], x, ctx)) for sibling in self.further]
+        return self._close_stream(self.run([last], x, ctx))
 
-    def _leave(self, x: Tensor) -> Tensor:
-        """The stream after the last layer -> hidden states (B, T, D)."""
+    def _close_stream(self, x: Tensor) -> Tensor:
+        """Close the residual stream after the last layer and apply the final norm -> hidden states (B, T, D)."""
         norm = nn.Identity() if self.norm is None else self.norm
         hidden: Tensor = norm(x) if self.stream is None else self.stream.close(x, norm)
         return hidden
 
     def reaches(self, tokens: int) -> bool:
-        """Whether so many tokens of a text fit behind the virtual ones."""
-        return self._knows(tokens + (0 if self.virtual is None else self.virtual.tokens))
+        """True if the position supports a text of `tokens` tokens after the virtual ones."""
+        return self._supports(tokens + (0 if self.virtual is None else self.virtual.tokens))
 
-    def _knows(self, length: int) -> bool:
+    def _supports(self, length: int) -> bool:
         return length <= self.max_len or bool(getattr(self.position, "extends", True))
 
     def _context(
@@ -148,10 +150,10 @@ class Stack(nn.Module):
         record: Record | None,
     ) -> Context:
         length = tokens.shape[1] + (cache.length if cache is not None else 0)
-        if not self._knows(length):
+        if not self._supports(length):
             raise UserError(
-                f"{length} tokens came; this model's position knows model.max_len={self.max_len} and no more. "
-                f"Train with model.max_len={length}, or choose position=alibi or position=rope"
+                f"the text has {length} tokens, but this model's position supports at most model.max_len="
+                f"{self.max_len}\n    try: train with model.max_len={length}, or with position=alibi or position=rope"
             )
         dtype = compute_dtype(tokens.device, dtype)
         return make_context(

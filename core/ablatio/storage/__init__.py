@@ -1,1 +1,1 @@
-"""Files that last: atomic writes, digests, checkpoints, caches' paths, pretrained models."""
+"""Durable files: atomic writes, digests, checkpoints, the paths of caches, pretrained models."""

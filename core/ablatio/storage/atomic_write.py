@@ -1,7 +1,7 @@
-"""The one writer of everything that lasts.
+"""Atomic file writes, used for every file that ablatio keeps.
 
-Each file is written beside its target, flushed to the disk and renamed, so a reader sees the old content or the new.
-A failure removes what was begun and is an error that says why: never silence.
+Each file is written beside its target, flushed to disk and renamed, so a reader sees either the old content or the
+new. A failed write removes its temporary file and raises an error that says why.
 """
 
 import errno
@@ -19,9 +19,9 @@ from typing import Any, BinaryIO
 
 from ablatio.errors import EnvironmentFault, UserError
 
-_PIECE = 1 << 20  # bytes hashed and written at a time, so that they are still in the processor's cache
+_PIECE = 1 << 20  # bytes hashed, then written, at a time: small enough to stay in the processor's cache between the two
 _TEMP = ".ablatio-{}.tmp"
-_WHY = {
+_CAUSES = {  # errno -> what it means, and a command that shows more
     errno.ENOSPC: ("the disk is full", "df -h {folder}"),
     errno.EDQUOT: ("your quota is used up", "quota -s"),
     errno.EFBIG: ("the file would be larger than is allowed here", "ulimit -f unlimited"),
@@ -36,18 +36,18 @@ _WHY = {
 
 @contextmanager
 def explained(verb: str, path: Path) -> Iterator[None]:
-    """Turn an OSError into an EnvironmentFault that says what, where, why and a command that helps."""
+    """Turn an OSError in the block into an EnvironmentFault: what failed, where, why, and a command that hint."""
     try:
         yield
     except OSError as error:
-        why, command = _WHY.get(error.errno or 0, (str(error.strerror or error), "ls -ld {folder}"))
+        why, command = _CAUSES.get(error.errno or 0, (str(error.strerror or error), "ls -ld {folder}"))
         name = errno.errorcode.get(error.errno or 0, type(error).__name__)
-        helps = command.format(folder=shlex.quote(str(path.parent)), path=shlex.quote(str(path)))
-        raise EnvironmentFault(f"Cannot {verb} {path}: {why} ({name}).\n    try: {helps}") from error
+        hint = command.format(folder=shlex.quote(str(path.parent)), path=shlex.quote(str(path)))
+        raise EnvironmentFault(f"Cannot {verb} {path}: {why} ({name}).\n    try: {hint}") from error
 
 
 def make_folder(path: str | Path) -> Path:
-    """Make `path` and what is missing above it, so that it survives a power cut. Raises EnvironmentFault."""
+    """Create `path` and its missing parents so that they survive a power cut. Raises EnvironmentFault."""
     path = _checked(path)
     with explained("make the folder", path):
         missing = [folder for folder in (path, *path.parents) if not folder.exists()]
@@ -58,23 +58,23 @@ def make_folder(path: str | Path) -> Path:
 
 
 def write_bytes(path: str | Path, data: bytes) -> str:
-    """Replace the file at `path` by `data`, whole or not at all; returns the sha256. Raises EnvironmentFault."""
+    """Replace the file at `path` by `data`, atomically; return the sha256. Raises EnvironmentFault."""
     return str(write_pieces(_checked(path), [data])["sha256"])
 
 
 def write_text(path: str | Path, text: str) -> str:
-    """`write_bytes` in UTF-8, newlines as they are; half a surrogate pair, which has no UTF-8, becomes its escape."""
+    r"""`write_bytes` of UTF-8 text, newlines unchanged; a lone surrogate, which UTF-8 lacks, is written as \uXXXX."""
     return write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def write_json(path: str | Path, obj: Any) -> str:
-    """`write_bytes` as indented JSON, keys in their order. What JSON cannot hold (NaN, other types) is a UserError."""
+    """`write_bytes` of indented JSON, key order unchanged. UserError for values that JSON lacks (NaN, other types)."""
     check_json(obj, Path(path).name)
     return write_text(path, json.dumps(obj, indent=2, ensure_ascii=False) + "\n")
 
 
 def check_json(obj: Any, where: str, depth: int = 0) -> None:
-    """Raise UserError, naming the key, unless `obj` comes back from JSON as it went in (tuples as lists)."""
+    """Raise UserError, with the key, unless `obj` survives a round trip through JSON (tuples become lists)."""
     if depth > 100:
         raise UserError(f"{where[:200]}: contains itself or is nested deeper than 100 levels; flatten it.")
     if isinstance(obj, dict):
@@ -94,17 +94,17 @@ def check_json(obj: Any, where: str, depth: int = 0) -> None:
 
 
 def digest(path: str | Path) -> str:
-    """sha256 of the file at `path`, in hexadecimal. Raises EnvironmentFault."""
+    """Return the sha256 of the file at `path`, in hexadecimal. Raises EnvironmentFault."""
     path = _checked(path)
     with explained("read", path), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def remove_stray(folder: str | Path) -> int:
-    """Remove the temporary files in `folder` whose writer is dead; returns how many."""
+    """Remove the temporary files in `folder` whose writer has died; return how many."""
     count = 0
     for path in _checked(folder).glob(_TEMP.format("*")):
-        with suppress(OSError), path.open("r+b") as file:  # a living writer holds the lock, or it is gone already
+        with suppress(OSError), path.open("r+b") as file:  # OSError: a live writer holds the lock, or the file is gone
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.unlink()
             count += 1
@@ -118,9 +118,9 @@ def _checked(path: str | Path) -> Path:
 
 
 def write_pieces(path: Path, pieces: Iterable[Any], *, sync_folder: bool = True) -> dict[str, Any]:
-    """Write buffers through a temporary file in the same folder; returns {sha256, bytes}.
+    """Write the buffers `pieces` to `path`, through a temporary file in the same folder; return {sha256, bytes}.
 
-    `sync_folder=False` spares 4 ms on a disk where the next file is written to the same folder at once.
+    `sync_folder=False` saves about 4 ms on a disk; use it if another file is written to the same folder right after.
     """
     hasher = hashlib.sha256()
     size = 0
@@ -146,15 +146,15 @@ def write_pieces(path: Path, pieces: Iterable[Any], *, sync_folder: bool = True)
 
 
 def _open_temp(folder: Path) -> tuple[Path, BinaryIO]:
-    """A new file, locked as long as this process lives, so that `remove_stray` knows it from a dead writer's."""
+    """Create a file, locked while this process lives, so that `remove_stray` can tell it from a dead writer's."""
     while True:
         temp = folder / _TEMP.format(secrets.token_hex(8))
         file = temp.open("xb")
-        with suppress(OSError):  # some network filesystems have no locks; there strays stay
+        with suppress(OSError):  # some network filesystems have no locks; leftover files are not removed there
             fcntl.flock(file, fcntl.LOCK_EX)
         if os.fstat(file.fileno()).st_nlink:
             return temp, file
-        file.close()  # removed between open and lock
+        file.close()  # another process's `remove_stray` deleted it between open and lock: try again
 
 
 def _sync_folder(folder: Path) -> None:
@@ -162,7 +162,7 @@ def _sync_folder(folder: Path) -> None:
     try:
         os.fsync(handle)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # this filesystem cannot sync a folder
+        if error.errno != errno.EINVAL:  # EINVAL: this filesystem cannot sync a folder
             raise
     finally:
         os.close(handle)

@@ -1,11 +1,11 @@
-"""Checkpoints that are committed whole and verified before they are used.
+"""Checkpoints, committed atomically and verified before use.
 
-    step-00000100.model.safetensors   the weights alone, for any tool
-    step-00000100.state.safetensors   the tensors of everything else: optimizer, random generators, averages
-    step-00000100.json                the manifest: sha256 of both files, of itself, and the rest as plain JSON
+    step-00000100.model.safetensors   the weights alone, readable by any tool
+    step-00000100.state.safetensors   all other tensors: optimizer, random generators, averages
+    step-00000100.json                the manifest: sha256 of both files and of itself, all other state as plain JSON
 
-The rename of the manifest commits the step; without it there is no checkpoint. Importing this module loads no torch:
-the command line needs the writer (`write_json` and the like, from `writer`) before it needs tensors.
+Renaming the manifest into place commits the step; without a manifest there is no checkpoint. Importing this module
+does not load torch: the command line needs the writer (`write_json` and the like) before it needs tensors.
 """
 
 import json
@@ -57,7 +57,7 @@ _PARTS = ("model", "state")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Checkpoint:
-    """One verified step, its tensors on the CPU; `skipped` says in sentences which newer ones could not be used."""
+    """One verified checkpoint, tensors on the CPU; `skipped`: a sentence for each newer one that could not be used."""
 
     step: int
     model: dict[str, "Tensor"]
@@ -67,20 +67,20 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """The checkpoints of one run in one folder, with one writer; the newest `keep` valid ones stay.
+    """The checkpoints of one run, in one folder with a single writer; the newest `keep` valid ones are kept.
 
-    `run` names the run: a checkpoint of another run is refused on reading and is never removed. While a step is saved,
-    the disk holds `keep` + 1 of them.
+    `run` names the run: a checkpoint of another run is refused on reading and never removed. While a step is being
+    saved, the disk holds `keep` + 1 checkpoints.
     """
 
     def __init__(self, folder: str | Path, keep: int = 2, run: str | None = None) -> None:
         if keep < 1:
             raise UserError(f"keep={keep}: at least one checkpoint must stay; set keep=1 or more.")
         self.folder, self.keep, self.run = Path(folder), keep, run
-        self._verified: set[tuple[str, ...]] = set()  # marks of the steps that this object has written or checked
+        self._verified: set[tuple[str, ...]] = set()  # `_mark`s of the steps that this object has written or verified
 
     def steps(self) -> list[int]:
-        """The committed steps, ascending; their files are not opened."""
+        """Return the committed steps, ascending, without opening their files."""
         if not self.folder.exists():
             return []
         with explained("read", self.folder):
@@ -88,23 +88,24 @@ class Checkpoints:
         return sorted(step for step in set(found) if self._manifest_path(step).exists())
 
     def latest(self) -> int | None:
-        """The newest committed step; its files are not opened."""
+        """Return the newest committed step, or None, without opening its files."""
         return max(self.steps(), default=None)
 
     def save(
         self, step: int, model: Mapping[str, "Tensor"], state: Mapping[str, Any], info: Mapping[str, Any] | None = None
     ) -> Path:
-        """Commit a step and return its manifest; then remove what is older than the newest `keep` valid ones.
+        """Commit a step, remove checkpoints older than the newest `keep` valid ones, and return the manifest's path.
 
         Raises Diverged, before anything is written, if `model` or an optimizer in `state` (a key that starts with
-        "optim") is not finite; UserError for what cannot be saved; EnvironmentFault if the machine refuses.
+        "optim") holds a non-finite value; UserError for values that cannot be saved; EnvironmentFault if the files
+        cannot be written.
         """
         info = dict(info or {})
         structure, tensors = encode_state(dict(state))
         self._check(step, model, tensors, info)
         make_folder(self.folder)
         self._refuse_rewind(step)
-        self._prune(step)  # what a writer that was killed after its commit could not
+        self._prune(step)  # a previous writer may have been killed after its commit, before it removed old steps
         revision = self._free_revision(step)
         body = {"format": FORMAT, "step": step, "run": self.run, "revision": revision, "info": info}
         try:
@@ -117,17 +118,17 @@ class Checkpoints:
             text = "{" + ",\n".join([*lines, f'"state": {json.dumps(structure)}']) + "}"
             write_bytes(self._manifest_path(step), sealed(text.encode()))
         except BaseException:
-            with suppress(Exception):  # the first error is the one to tell
-                self._tidy()
+            with suppress(Exception):  # an error of the clean-up must not hide the first one
+                self._remove_leftovers()
             raise
         self._verified.add(self._mark(step, revision, seal(text.encode())))
         self._prune(step)
         return self._manifest_path(step)
 
     def load(self, step: int | None = None) -> Checkpoint:
-        """The newest valid checkpoint, or that of `step`; every digest is checked before a tensor is handed out.
+        """Read the newest valid checkpoint, or that of `step`; all digests are verified before anything is returned.
 
-        Raises UserError if there is none, DamagedFile if none is valid or the one of `step` is not.
+        Raises UserError if there is no checkpoint, DamagedFile if none is valid or that of `step` is not.
         """
         found = self.steps()
         if not found:
@@ -149,12 +150,12 @@ class Checkpoints:
         raise DamagedFile(f"No usable checkpoint in {self.folder}:{listed}\n    try: {advice}")
 
     def forget(self, after: int) -> None:
-        """Remove this run's steps later than `after`: the run has gone back and does them again."""
+        """Remove this run's steps later than `after`; the run was rewound and repeats them."""
         for step in self.steps():
             if step > after and self._removable(step):
                 with explained("remove", self._manifest_path(step)):
                     self._manifest_path(step).unlink(missing_ok=True)
-        self._tidy()
+        self._remove_leftovers()
 
     def _manifest_path(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}.json"
@@ -163,7 +164,7 @@ class Checkpoints:
         return self.folder / f"step-{step:08d}{'.r1' if revision else ''}.{part}.safetensors"
 
     def _check(self, step: int, model: Mapping[str, Any], tensors: Mapping[str, "Tensor"], info: Any) -> None:
-        """Everything that can be refused, before anything is written."""
+        """Raise for everything that cannot be saved, before anything is written."""
         if type(step) is not int or step < 0:
             raise UserError(f"step={step!r}: a step is a whole number from 0.")
         check_json(info, "info")
@@ -178,14 +179,14 @@ class Checkpoints:
                     f"    try: resume with a lower optimizer.lr or a stabilizer (`ablatio list stabilizer`)"
                 )
 
-    def _own(self, manifest: Mapping[str, Any]) -> bool:
+    def _is_own(self, manifest: Mapping[str, Any]) -> bool:
         return self.run is None or manifest["run"] == self.run
 
     def _read(self, step: int) -> Checkpoint:
         manifest, known = read_manifest(self._manifest_path(step), step)
         path = self._manifest_path(step)
         with understood(path):
-            if not self._own(manifest):
+            if not self._is_own(manifest):
                 came = f"belongs to run {manifest['run']!r}, not to run {self.run!r}"
                 raise DamagedFile(f"{path.name} {came}: it was copied from elsewhere.")
             tensors = []
@@ -198,12 +199,12 @@ class Checkpoints:
             return Checkpoint(step, tensors[0], decode_state(manifest["state"], tensors[1]), manifest["info"])
 
     def _mark(self, step: int, revision: int, known: str) -> tuple[str, ...]:
-        """Changes when the manifest or a data file is written to: what has the same mark is not hashed again."""
+        """A value that changes if the manifest or a data file is rewritten; an unchanged step is not hashed again."""
         stats = [self._data_path(step, revision, part).stat() for part in _PARTS]
         return (known, *(f"{stat.st_ino} {stat.st_size} {stat.st_mtime_ns}" for stat in stats))
 
-    def _sound(self, step: int) -> bool:
-        """Would `load` take it?"""
+    def _is_valid(self, step: int) -> bool:
+        """True if `load` would accept this step."""
         try:
             manifest, known = read_manifest(self._manifest_path(step), step)
             path = self._manifest_path(step)
@@ -213,51 +214,54 @@ class Checkpoints:
                     if digest(self._data_path(step, manifest["revision"], part)) != manifest["files"][part]["sha256"]:
                         return False
                 self._verified.add(mark)
-                return self._own(manifest)
-        except EnvironmentFault:  # damaged, or the disk does not give it back
+                return self._is_own(manifest)
+        except EnvironmentFault:  # damaged or unreadable
             return False
 
     def _free_revision(self, step: int) -> int:
-        """A step that is saved again gets other file names: the old one holds until the new one is committed."""
+        """The revision (0 or 1) for file names of a step; a step saved again gets the other one.
+
+        The old files stay valid until the new manifest is committed.
+        """
         with suppress(DamagedFile):
             return 1 - int(read_manifest(self._manifest_path(step), step)[0]["revision"])
-        return 0  # nothing there, or nothing to lose
+        return 0  # no checkpoint of this step, or a damaged one that may be overwritten
 
     def _refuse_rewind(self, step: int) -> None:
         for other in reversed(self.steps()):
-            if other > step and self._sound(other):
+            if other > step and self._is_valid(other):
                 raise UserError(
-                    f"{self.folder} already holds step {other}: `load` would take it, not step {step}.\n"
-                    f"    try: continue from step {other}, or give this run a folder of its own"
+                    f"{self.folder} already holds the later step {other}; `load` would return it instead of step "
+                    f"{step}.\n    try: continue from step {other}, or give this run its own folder"
                 )
 
-    def _tidy(self) -> None:
-        """Remove what dead writers left: temporary files, and data that no manifest names."""
+    def _remove_leftovers(self) -> None:
+        """Remove what dead writers left behind: temporary files, and data files that no manifest refers to."""
         remove_stray(self.folder)
         with explained("tidy", self.folder / "step-*"):
             for path in list(self.folder.iterdir()):
                 match = _DATA.fullmatch(path.name)
-                if match and not self._named(int(match[1]), revision=1 if match[2] else 0):
+                if match and not self._is_referenced(int(match[1]), revision=1 if match[2] else 0):
                     path.unlink(missing_ok=True)
 
-    def _named(self, step: int, revision: int) -> bool:
+    def _is_referenced(self, step: int, revision: int) -> bool:
         if not self._manifest_path(step).exists():
             return False
         with suppress(DamagedFile):
             return bool(read_manifest(self._manifest_path(step), step)[0]["revision"] == revision)
-        return True  # a damaged manifest may have meant it
+        return True  # a damaged manifest may have referred to it
 
     def _prune(self, newest: int) -> None:
         valid = 0
         for step in reversed([step for step in self.steps() if step <= newest]):
             if valid < self.keep:
-                valid += self._sound(step)
+                valid += self._is_valid(step)
             elif self._removable(step):
                 with explained("remove", self._manifest_path(step)):
                     self._manifest_path(step).unlink(missing_ok=True)
-        self._tidy()
+        self._remove_leftovers()
 
     def _removable(self, step: int) -> bool:
         with suppress(DamagedFile):
-            return self._own(read_manifest(self._manifest_path(step), step)[0])
+            return self._is_own(read_manifest(self._manifest_path(step), step)[0])
         return True

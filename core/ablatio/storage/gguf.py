@@ -1,4 +1,4 @@
-"""A GGUF file of a LLaMA with GPT-2's byte-level tokenizer, as a folder of transformers."""
+"""Conversion of a GGUF file (LLaMA with GPT-2's byte-level BPE tokenizer) to a transformers model folder."""
 
 from pathlib import Path
 from typing import Any
@@ -27,15 +27,20 @@ NAMES = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-CONTROL = 3  # GGUF's type of a token that no text encodes to
+CONTROL = 3  # GGUF's type number of special tokens, which no text encodes to
 
 
 def convert(path: Path, folder: Path) -> None:
-    """Write config.json, model.safetensors (float32) and tokenizer.json.  UserError for any other kind of model."""
+    """Convert the GGUF file at `path` to config.json, model.safetensors (float32) and tokenizer.json in `folder`.
+
+    Raises UserError if the model is not a LLaMA with a byte-level BPE tokenizer.
+    """
     try:
         import gguf
     except ImportError:
-        raise UserError("GGUF files are read with gguf\n    try: pip install 'ablatio[tuning]'") from None
+        raise UserError(
+            "the package gguf is needed to read GGUF files\n    try: pip install 'ablatio[tuning]'"
+        ) from None
     reader = gguf.GGUFReader(path)
 
     def field(name: str, default: Any = None) -> Any:
@@ -43,24 +48,25 @@ def convert(path: Path, folder: Path) -> None:
         return default if found is None else found.contents()
 
     if field("general.architecture") != "llama" or field("tokenizer.ggml.model") != "gpt2":
-        raise UserError(f"{path.name}: a LLaMA with a byte-level BPE was expected, not {field('general.architecture')}")
+        came = f"{field('general.architecture')} with tokenizer {field('tokenizer.ggml.model')}"
+        raise UserError(f"{path.name} holds {came}; expected a llama model with a gpt2 (byte-level BPE) tokenizer")
     heads, groups = field("llama.attention.head_count"), field("llama.attention.head_count_kv")
     tensors: dict[str, Tensor] = {}
     for tensor in reader.tensors:
         name = _name(tensor.name)
         weight = torch.from_numpy(np.array(gguf.quants.dequantize(tensor.data, tensor.tensor_type), dtype=np.float32))
-        turned = {"q_proj": heads, "k_proj": groups}.get(name.split(".")[-2])
-        tensors[name] = _by_halves(weight, turned) if turned else weight
+        rotated_heads = {"q_proj": heads, "k_proj": groups}.get(name.split(".")[-2])
+        tensors[name] = _by_halves(weight, rotated_heads) if rotated_heads else weight
     tied = "lm_head.weight" not in tensors
     pieces, _ = tensor_pieces(tensors)
     write_pieces(folder / "model.safetensors", pieces)
-    signs = {key: field(f"tokenizer.ggml.{key}_token_id") for key in ("bos", "eos")}
+    special_ids = {key: field(f"tokenizer.ggml.{key}_token_id") for key in ("bos", "eos")}
     tokens, kinds = field("tokenizer.ggml.tokens"), field("tokenizer.ggml.token_type")
     tokenizer = _tokenizer(
         tokens, kinds, field("tokenizer.ggml.merges"), digits=field("tokenizer.ggml.pre") == "smollm"
     )
     write_text(folder / "tokenizer.json", tokenizer.to_str())
-    names = {f"{key}_token": tokens[i] for key, i in signs.items() if i is not None}
+    names = {f"{key}_token": tokens[i] for key, i in special_ids.items() if i is not None}
     template = {"chat_template": field("tokenizer.chat_template", "")}
     write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **names, **template})
     config = {
@@ -77,29 +83,29 @@ def convert(path: Path, folder: Path) -> None:
         "rope_parameters": {"rope_type": "default", "rope_theta": float(field("llama.rope.freq_base", 10000.0))},
         "hidden_act": "silu",
         "tie_word_embeddings": tied,
-        "bos_token_id": signs["bos"],
-        "eos_token_id": signs["eos"],
+        "bos_token_id": special_ids["bos"],
+        "eos_token_id": special_ids["eos"],
         "dtype": "float32",
     }
     write_json(folder / "config.json", config)
 
 
-def _name(theirs: str) -> str:
-    """blk.3.attn_q.weight -> model.layers.3.self_attn.q_proj.weight."""
-    if theirs.startswith("blk."):
-        _, layer, name, kind = theirs.split(".")
+def _name(gguf_name: str) -> str:
+    """Translate a GGUF tensor name: blk.3.attn_q.weight -> model.layers.3.self_attn.q_proj.weight."""
+    if gguf_name.startswith("blk."):
+        _, layer, name, kind = gguf_name.split(".")
         return f"model.layers.{layer}.{NAMES[name]}.{kind}"
-    name, kind = theirs.split(".")
+    name, kind = gguf_name.split(".")
     return f"{NAMES[name]}.{kind}"
 
 
 def _by_halves(weight: Tensor, heads: int) -> Tensor:
-    """The rows of each head from GGUF's pairs (2i, 2i+1) to transformers' (i, i + d/2)."""
+    """Reorder the rows of each head from GGUF's RoPE pairs (2i, 2i+1) to transformers' (i, i + d/2)."""
     return weight.view(heads, -1, 2, weight.shape[-1]).transpose(1, 2).reshape(weight.shape).contiguous()
 
 
 def _tokenizer(tokens: list[str], kinds: list[int], merges: list[str], *, digits: bool) -> hf.Tokenizer:
-    """GPT-2's byte-level BPE; digits: each by itself."""
+    """Build GPT-2's byte-level BPE tokenizer; `digits`: split numbers into single digits first."""
     vocab = {token: i for i, token in enumerate(tokens)}
     model = hf.Tokenizer(hf.models.BPE(vocab, [(a, b) for a, _, b in (m.partition(" ") for m in merges)]))
     by_byte = hf.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)

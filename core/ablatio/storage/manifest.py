@@ -1,4 +1,4 @@
-"""The manifest of a checkpoint: one JSON file that says what belongs to the step, and proves it."""
+"""Manifest of a checkpoint: a JSON file with the digests of the step's files and of itself."""
 
 import errno
 import hashlib
@@ -15,17 +15,23 @@ FORMAT = 1
 
 
 def seal(text: bytes) -> str:
-    """What identifies a manifest: sha256 of its content."""
+    """Return the seal of a manifest: the sha256 of its content, in hexadecimal."""
     return hashlib.sha256(text).hexdigest()
 
 
 def sealed(text: bytes) -> bytes:
-    """The manifest file: JSON whose first value is the digest of the second, and no byte that is not fixed by it."""
+    """Return the bytes of a sealed file: JSON whose first value is the sha256 of the second.
+
+    Given the content, every byte of the file is determined, so any change is detected.
+    """
     return b'{"sha256": "' + seal(text).encode() + b'",\n"content": ' + text + b"}\n"
 
 
 def read_manifest(path: Path, step: int) -> tuple[dict[str, Any], str]:
-    """The manifest, whole and in its place, and its seal. Raises DamagedFile; UserError if it is of a newer format."""
+    """Read and verify the manifest of `step`; return it and its seal.
+
+    Raises DamagedFile if it was changed or belongs to another step, UserError if it has a newer format.
+    """
     with readable(path):
         raw = path.read_bytes()
     text = raw[len(sealed(b"")) - 2 : -2]
@@ -45,7 +51,7 @@ def read_manifest(path: Path, step: int) -> tuple[dict[str, Any], str]:
 
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """What the disk cannot give back is damage; what it will not give (permission) is an EnvironmentFault."""
+    """Report a file that is missing or unreadable (I/O error) as DamagedFile, other OSErrors as EnvironmentFault."""
     with explained("read", path):
         try:
             yield
@@ -57,7 +63,7 @@ def readable(path: Path) -> Iterator[None]:
 
 @contextmanager
 def understood(path: Path) -> Iterator[None]:
-    """A manifest with a right digest may still be anybody's JSON: what does not fit is damage, not a traceback."""
+    """Report unexpected content as DamagedFile: JSON with a correct digest need not have been written by ablatio."""
     try:
         yield
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError) as error:

@@ -1,4 +1,4 @@
-"""Where things lie on this machine."""
+"""Locations of shipped files and of the cache on this machine."""
 
 import contextlib
 import os
@@ -9,12 +9,16 @@ HERE = Path(__file__).resolve().parents[1]
 
 
 def shipped(folder: str) -> Path:
-    """`conf` or `sweeps`: inside the installed package, or beside `core/` in a checkout."""
+    """Return the path of `conf` or `sweeps`: inside the installed package, or beside `core/` in a checkout."""
     return next((p for p in (HERE / folder, HERE.parents[1] / folder) if p.is_dir()), HERE / folder)
 
 
 def cache_root() -> Path:
-    """$ABLATIO_CACHE, else $XDG_CACHE_HOME/ablatio, else ~/.cache/ablatio, else one of this user's in the temp dir."""
+    """Return the cache folder: the first usable of these.
+
+    $ABLATIO_CACHE, $XDG_CACHE_HOME/ablatio, ~/.cache/ablatio (if the home is writable), a folder of this user in the
+    temporary directory.
+    """
     if folder := os.environ.get("ABLATIO_CACHE"):
         return Path(folder).expanduser()
     if folder := os.environ.get("XDG_CACHE_HOME"):
@@ -25,5 +29,5 @@ def cache_root() -> Path:
     shared = Path(tempfile.gettempdir()) / f"ablatio-{os.getuid()}"
     with contextlib.suppress(FileExistsError):
         shared.mkdir(mode=0o700)
-    # Somebody else may have made it first, to put files of theirs before us.
+    # Another user may have created it first, to feed us their files: then use a fresh private folder.
     return shared if shared.lstat().st_uid == os.getuid() else Path(tempfile.mkdtemp(prefix="ablatio-"))

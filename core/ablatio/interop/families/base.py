@@ -1,4 +1,4 @@
-"""What it takes to be one of transformers' own models: which parts fit, and with which knobs."""
+"""Base of transformers families: which combinations of parts and knobs a transformers model class computes exactly."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -7,7 +7,13 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from ablatio.config.schema import Model, section_knobs
-from ablatio.interop.families.weights import Module, scaled, to_ours, to_theirs, turned_by_halves
+from ablatio.interop.families.weights import (
+    WeightMap,
+    permute_rope_pairs,
+    rescaled_weights,
+    to_native_weights,
+    to_own_weights,
+)
 from ablatio.model.build import ModelBuilder
 from ablatio.model.parameter_roles import SIBLING
 from ablatio.registry.registry import REGISTRIES
@@ -18,7 +24,7 @@ SIZES = (
     "encoder_layers", "embedding_norm", "embedding_scale", "final_norm", "attention_scale", "logit_scale",
     "start", "path",
 )  # fmt: skip
-# Our activation -> transformers' name of it; of a gated one, of the function on its gate.
+# (activation, approximate) -> transformers' name; for a gated activation, the name of the function on its gate.
 ACTIVATIONS = {
     ("relu", None): "relu", ("gelu", "none"): "gelu", ("gelu", "tanh"): "gelu_pytorch_tanh", ("silu", None): "silu",
     ("relu2", None): "relu2", ("quick_gelu", None): "quick_gelu", ("mish", None): "mish",
@@ -28,12 +34,13 @@ ACTIVATIONS = {
 
 
 class Family:
-    """A class of transformers' and the combinations of ours that it computes exactly.
+    """A transformers model class and the combinations of parts that it computes exactly.
 
-    parts      the options of each kind that fit
-    free       knobs that it has too; all others of a chosen part must have their defaults, or the value in `fixed`
-    plain_head whether a head has the width d_model / n_heads
-    Biases, tying and norms are the subclass's to check.
+    parts       the options of each kind that the class supports
+    free        knobs that the class has, too; all other knobs of a chosen part must have their defaults
+    fixed       knobs that must have this value instead of their default
+    plain_head  True if the width of a head must be d_model / n_heads
+    Subclasses check biases, tying and norms.
     """
 
     model_type: ClassVar[str]
@@ -45,118 +52,128 @@ class Family:
     embedding_norm: ClassVar[bool] = False
 
     def __init__(self, config: Mapping[str, Any], vocab_size: int, eos: int = 0) -> None:
-        self.config, self.made, self.eos = config, ModelBuilder(config, vocab_size, eos), eos
-        self.dims = self.made.dims
+        self.config, self.builder, self.eos = config, ModelBuilder(config, vocab_size, eos), eos
+        self.dims = self.builder.dims
 
-    def misfits(self) -> list[str]:
-        """What the class of theirs does not have, as settings of ours; empty when it fits."""
-        return [*self._parts(), *self._sizes(), *self.own_misfits()]
+    def incompatibilities(self) -> list[str]:
+        """Return the settings of the config that the transformers class does not support; empty if it fits."""
+        return [*self._parts(), *self._sizes(), *self.own_incompatibilities()]
 
-    def own_misfits(self) -> Iterator[str]:
-        """Further settings that do not fit."""
+    def own_incompatibilities(self) -> Iterator[str]:
+        """Yield further unsupported settings; for subclasses."""
         yield from ()
 
     def settings(self) -> dict[str, Any]:
-        """What their config.json says of the sizes and parts."""
+        """Return the entries for sizes and parts in the class's config.json."""
         raise NotImplementedError
 
-    def modules(self) -> Iterator[Module]:
-        """Where each of our modules stands in theirs."""
+    def modules(self) -> Iterator[WeightMap]:
+        """Yield the correspondence between modules of an ablatio model and of the transformers class."""
         raise NotImplementedError
 
     def attention_scale(self) -> float:
-        """Their factor on q k^T."""
+        """Return the class's factor on q k^T."""
         return float(self.dims.head_width**-0.5)
 
     def logit_scale(self) -> float:
+        """Return the class's factor on the logits."""
         return 1.0
 
     def to_native(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Our weights as theirs, without those of a tied head and of what only training asks."""
-        tensors = {n: t for n, t in tensors.items() if n not in self._doubles() and not SIBLING.search(n)}
-        tensors = scaled(tensors, *self._factors())
+        """Convert weights to the transformers class, without a tied head and the siblings used in training only."""
+        tensors = {n: t for n, t in tensors.items() if n not in self._duplicates() and not SIBLING.search(n)}
+        tensors = rescaled_weights(tensors, *self._factors())
         if self._interleaved:
-            tensors = turned_by_halves(tensors, self.dims.head_width, self._turned)
-        return to_theirs(tensors, self._numbered())
+            tensors = permute_rope_pairs(tensors, self.dims.head_width, self._rotated_width)
+        return to_native_weights(tensors, self._layer_maps())
 
     def from_native(self, tensors: Mapping[str, Tensor], *, rescaled: bool = True) -> dict[str, Tensor]:
-        """Their weights as ours.  rescaled: their factors on logits and scores go into weights, where ours differ."""
-        found = to_ours(tensors, self._numbered())
+        """Convert weights of the transformers class to ablatio's names and layout.
+
+        rescaled: where its factors on logits and scores differ from the config's, move them into weights.
+        """
+        found = to_own_weights(tensors, self._layer_maps())
         if self._interleaved:
-            found = turned_by_halves(found, self.dims.head_width, self._turned, back=True)
+            found = permute_rope_pairs(found, self.dims.head_width, self._rotated_width, back=True)
         if rescaled:
             logits, attention = self._factors()
-            found = scaled(found, 1 / logits, 1 / attention)
+            found = rescaled_weights(found, 1 / logits, 1 / attention)
         tied = {
             "lm_head.weight": "model.embed_tokens.weight",
             "encoder.embed_tokens.weight": "model.embed_tokens.weight",
         }
-        return found | {n: found[tied[n]] for n in self._doubles() if n in tied}
+        return found | {n: found[tied[n]] for n in self._duplicates() if n in tied}
 
     def config_json(self) -> dict[str, Any]:
-        """Their config.json, whole."""
-        # No pad: some classes would keep the gradient from its row, and eos is a token like others.
+        """Return the complete config.json of the transformers class."""
+        # No pad token: some classes give its row no gradient, and the only candidate, eos, is an ordinary token.
         ids = {"bos_token_id": self.eos, "eos_token_id": self.eos, "pad_token_id": None}
         sizes = {"vocab_size": self.dims.vocab_size, "tie_word_embeddings": self.dims.tied}
         return {"architectures": [self.class_name], "model_type": self.model_type, **sizes, **ids, **self.settings()}
 
     @property
     def activation(self) -> str:
-        """Their name of the activation."""
+        """Transformers' name of the activation."""
         knobs = self.config["activation"]
         return ACTIVATIONS[knobs["name"], knobs.get("approximate")]
 
     def knob(self, name: str, default: Any = None) -> Any:
+        """Return the value of a knob, 'kind.knob', in the config."""
         kind, _, knob = name.partition(".")
         return self.config[kind].get(knob, default)
 
     def _parts(self) -> Iterator[str]:
+        """Unsupported parts and knobs."""
         for kind in SHAPING:
             chosen = self.config[kind]
             if chosen["name"] not in self.parts[kind]:
-                yield f"{kind}={chosen['name']} (it has {' or '.join(self.parts[kind])})"
+                yield f"{kind}={chosen['name']} (it supports {' or '.join(self.parts[kind])})"
                 continue
             for knob in REGISTRIES[kind][chosen["name"]].knobs:
                 where = f"{kind}.{knob.name}"
                 wanted = self.fixed.get(where, knob.cast(knob.default))
                 if where not in self.free and knob.cast(chosen.get(knob.name)) != wanted:
-                    yield f"{where}={chosen.get(knob.name)} (it has {wanted})"
+                    yield f"{where}={chosen.get(knob.name)} (it supports {wanted})"
 
     def _sizes(self) -> Iterator[str]:
+        """Unsupported settings of the model section."""
         d = self.dims
         if self.plain_head and d.head_width * d.n_heads != d.d_model:
-            yield f"model.d_head={d.head_width} (it has d_model / n_heads)"
+            yield f"model.d_head={d.head_width} (it supports d_model / n_heads)"
         if d.embedding_scale != 1.0:
             yield f"model.embedding_scale={d.embedding_scale}"
         if bool(d.embedding_norm) != self.embedding_norm:
             yield f"model.embedding_norm={bool(d.embedding_norm)}"
         if d.final_norm is False:
             yield "model.final_norm=false"
-        for knob in section_knobs(Model):  # a setting that this file does not know must not be set
+        for knob in section_knobs(Model):  # a setting that is not handled here must have its default
             value = self.config["model"].get(knob.name, knob.default)
             if knob.name not in SIZES and value != knob.default:
                 yield f"model.{knob.name}={value}"
 
     def _factors(self) -> tuple[float, float]:
-        """Ours over theirs: of the logits and of q k^T."""
-        pairs = ((self.made.logit_scale, self.logit_scale()), (self.made.attention_scale, self.attention_scale()))
+        """Factors on the logits and on q k^T, each divided by that of the transformers class."""
+        pairs = ((self.builder.logit_scale, self.logit_scale()), (self.builder.attention_scale, self.attention_scale()))
         logits, attention = (1.0 if math.isclose(a, b, rel_tol=1e-12) else a / b for a, b in pairs)
         return logits, attention
 
-    def _doubles(self) -> set[str]:
-        shared = {"encoder.embed_tokens.weight"} if len(self.made.stacks) == 2 else set()
+    def _duplicates(self) -> set[str]:
+        """Names of weights that are tied to the token embedding and stored once."""
+        shared = {"encoder.embed_tokens.weight"} if len(self.builder.stacks) == 2 else set()
         return shared | ({"lm_head.weight"} if self.dims.tied else set())
 
-    def _numbered(self) -> Iterator[Module]:
+    def _layer_maps(self) -> Iterator[WeightMap]:
+        """The correspondence of `modules`, repeated for each layer."""
         for module in self.modules():
             side = "encoder" if module.names[0].startswith("encoder.") else "decoder"
-            yield from module.numbered(self.made.depth(side))  # type: ignore[arg-type]
+            yield from module.for_layers(self.builder.depth(side))  # type: ignore[arg-type]
 
     @property
-    def _turned(self) -> int:
-        """How many numbers of a head rope turns."""
+    def _rotated_width(self) -> int:
+        """Number of components of a head that RoPE rotates."""
         return int(self.dims.head_width * self.knob("position.fraction", 1.0))
 
     @property
     def _interleaved(self) -> bool:
+        """True if RoPE rotates the pairs (2i, 2i+1), whereas transformers rotates (i, i + width/2)."""
         return bool(self.config["position"]["name"] == "rope" and self.knob("position.layout") == "interleaved")

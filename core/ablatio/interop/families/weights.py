@@ -1,6 +1,7 @@
-"""Weights by another name: each tensor of theirs is made of one or several of ours, and taken apart again.
+"""Correspondence of weights between ablatio models and transformers classes, in both directions.
 
-All of it is renaming, transposing, joining and permuting: what maps weights maps their gradients as well.
+A tensor of a transformers class is made of one or several of ablatio's. Only renaming, transposing, concatenating and
+permuting is involved, so the same functions map gradients, too.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,26 +17,32 @@ Split = Callable[[Tensor, int], Sequence[Tensor]]
 ATTENTION = ("q_proj", "k_proj", "v_proj")
 
 
-def one(tensors: Sequence[Tensor]) -> Tensor:
+def only_tensor(tensors: Sequence[Tensor]) -> Tensor:
+    """Return the single tensor (a `Join`)."""
     return tensors[0]
 
 
-def alone(tensor: Tensor, count: int) -> Sequence[Tensor]:
+def as_list(tensor: Tensor, count: int) -> Sequence[Tensor]:
+    """Return the tensor in a list (a `Split`)."""
     return [tensor]
 
 
-def turned(tensors: Sequence[Tensor]) -> Tensor:
-    """Rows below one another, then transposed: the Conv1D of GPT-2.  Biases are vectors and stay."""
+def join_transposed(tensors: Sequence[Tensor]) -> Tensor:
+    """Concatenate the rows and transpose, as in GPT-2's Conv1D; biases are only concatenated."""
     joined = torch.cat([*tensors])
     return joined.T.contiguous() if joined.dim() == 2 else joined
 
 
-def turned_back(tensor: Tensor, count: int) -> Sequence[Tensor]:
+def split_transposed(tensor: Tensor, count: int) -> Sequence[Tensor]:
+    """Undo `join_transposed`."""
     return (tensor.T.contiguous() if tensor.dim() == 2 else tensor).chunk(count)
 
 
-def by_head(d_head: int) -> tuple[Join, Split]:
-    """Query, key and value rows of a head side by side: (H, 3, d_head), as BLOOM and GPT-NeoX keep them."""
+def fused_by_head(d_head: int) -> tuple[Join, Split]:
+    """Return join and split for matrices with rows ordered (H, 3, d_head), as in BLOOM and GPT-NeoX.
+
+    The rows of a head's query, key and value follow one another.
+    """
 
     def join(tensors: Sequence[Tensor]) -> Tensor:
         return torch.stack([_heads(t, d_head) for t in tensors], dim=1).flatten(0, 2)
@@ -47,12 +54,12 @@ def by_head(d_head: int) -> tuple[Join, Split]:
 
 
 def _heads(tensor: Tensor, d_head: int) -> Tensor:
-    """(H * d_head, ...) -> (H, d_head, ...)."""
+    """Split the rows into heads: (H * d_head, ...) -> (H, d_head, ...)."""
     return tensor.reshape(-1, d_head, *tensor.shape[1:])
 
 
-def shifted(rows: int) -> tuple[Join, Split]:
-    """A table that begins with rows which nothing reads."""
+def after_unused_rows(rows: int) -> tuple[Join, Split]:
+    """Return join and split for a table that starts with `rows` unused rows."""
 
     def join(tensors: Sequence[Tensor]) -> Tensor:
         return torch.cat([tensors[0].new_zeros(rows, tensors[0].shape[1]), tensors[0]])
@@ -64,24 +71,30 @@ def shifted(rows: int) -> tuple[Join, Split]:
 
 
 @dataclass(frozen=True, slots=True)
-class Module:
-    """The weight and bias of a module of theirs; `#` in the names stands for the number of the layer."""
+class WeightMap:
+    """Correspondence of weight and bias between modules; `#` in the names stands for the layer number.
+
+    ours    path of the ablatio module, or of several that are joined
+    native  path of the module in the transformers class
+    """
 
     ours: tuple[str, ...] | str
-    theirs: str
-    join: Join = one
-    split: Split = alone
+    native: str
+    join: Join = only_tensor
+    split: Split = as_list
 
-    def numbered(self, depth: int) -> Iterable["Module"]:
-        if "#" not in self.theirs:
+    def for_layers(self, depth: int) -> Iterable["WeightMap"]:
+        """Replace `#` by each layer number from 0 to depth - 1."""
+        if "#" not in self.native:
             return [self]
         return (
-            Module(tuple(n.replace("#", str(i)) for n in self.names), self.theirs.replace("#", str(i)), *self._how)
+            WeightMap(tuple(n.replace("#", str(i)) for n in self.names), self.native.replace("#", str(i)), *self._how)
             for i in range(depth)
         )
 
     @property
     def names(self) -> tuple[str, ...]:
+        """Paths of the ablatio modules."""
         return (self.ours,) if isinstance(self.ours, str) else self.ours
 
     @property
@@ -89,37 +102,37 @@ class Module:
         return self.join, self.split
 
 
-def to_theirs(tensors: Mapping[str, Tensor], modules: Iterable[Module]) -> dict[str, Tensor]:
-    """Our tensors under their names.  UserError when one of ours has no place."""
+def to_native_weights(tensors: Mapping[str, Tensor], modules: Iterable[WeightMap]) -> dict[str, Tensor]:
+    """Convert ablatio's tensors to those of the transformers class. Raises UserError if a tensor has no counterpart."""
     left, found = dict(tensors), dict[str, Tensor]()
     for module in modules:
         for kind in ("weight", "bias"):
             names = [f"{name}.{kind}" for name in module.names]
             if names[0] in left:
-                found[f"{module.theirs}.{kind}"] = module.join([left.pop(name) for name in names])
+                found[f"{module.native}.{kind}"] = module.join([left.pop(name) for name in names])
     if left:
-        raise UserError(f"{next(iter(left))} has no place in the other model ({len(left)} tensors are left over)")
+        raise UserError(f"{next(iter(left))} has no counterpart in the transformers class ({len(left)} such tensors)")
     return found
 
 
-def to_ours(tensors: Mapping[str, Tensor], modules: Iterable[Module]) -> dict[str, Tensor]:
-    """Their tensors under our names.  UserError when one of theirs has no place."""
+def to_own_weights(tensors: Mapping[str, Tensor], modules: Iterable[WeightMap]) -> dict[str, Tensor]:
+    """Convert tensors of the transformers class to ablatio's. Raises UserError if a tensor has no counterpart."""
     left, found = dict(tensors), dict[str, Tensor]()
     for module in modules:
         for kind in ("weight", "bias"):
-            tensor = left.pop(f"{module.theirs}.{kind}", None)
+            tensor = left.pop(f"{module.native}.{kind}", None)
             if tensor is not None:
                 parts = module.split(tensor, len(module.names))
                 found |= {f"{name}.{kind}": part for name, part in zip(module.names, parts, strict=True)}
     if left:
-        raise UserError(f"{next(iter(left))} has no place in our model ({len(left)} tensors are left over)")
+        raise UserError(f"{next(iter(left))} has no counterpart in ablatio's model ({len(left)} such tensors)")
     return found
 
 
-def turned_by_halves(
+def permute_rope_pairs(
     tensors: Mapping[str, Tensor], d_head: int, width: int, *, back: bool = False
 ) -> dict[str, Tensor]:
-    """rope's pairs (2i, 2i+1) of each head moved to (i, i + width/2), in the rows of q_proj and k_proj; or back."""
+    """Move RoPE's pairs (2i, 2i+1) of each head to (i, i + width/2), in the rows of q_proj and k_proj; or back."""
     order = torch.arange(width).view(-1, 2).T.flatten()  # 0 2 4 ... 1 3 5 ...
     order = torch.cat([order.argsort() if back else order, torch.arange(width, d_head)])
 
@@ -130,8 +143,8 @@ def turned_by_halves(
     return {name: moved(t) if any(r in name for r in rows) else t for name, t in tensors.items()}
 
 
-def scaled(tensors: Mapping[str, Tensor], logits: float, attention: float) -> dict[str, Tensor]:
-    """Factors of the logits and of q k^T moved into the last norm's gain and q_proj, where theirs has other ones."""
+def rescaled_weights(tensors: Mapping[str, Tensor], logits: float, attention: float) -> dict[str, Tensor]:
+    """Multiply the final norm's gain by the factor on the logits, and q_proj by the factor on q k^T."""
 
     def factor(name: str) -> float:
         if name.startswith("model.norm."):

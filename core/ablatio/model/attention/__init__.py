@@ -1,1 +1,1 @@
-"""Softmax attention: the module, its kernels, and blocked patterns."""
+"""Softmax attention: the base module, the choice of kernel, and blockwise attention on a CPU."""

@@ -1,9 +1,8 @@
 """Causal softmax attention by blocks of queries, for biases and packed documents on a CPU.
 
-SDPA's fused kernel skips the keys after a block of queries only when it is told `is_causal`, which leaves no room for a
-bias or for documents; with a bias that is trained it gives up fusing and keeps every probability.  Here a block sees
-the keys from the first that any of its queries may see up to its last query, and the backward pass makes the
-probabilities of a block anew.
+SDPA's fused kernel skips future keys only with `is_causal`, which excludes a bias or a document mask; with a trained
+bias it is not fused at all and stores every probability. Here a block of queries reads the keys from the first one that
+any of its queries may see up to its last query, and the backward pass recomputes the probabilities of each block.
 """
 
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from ablatio.model.cost.meta_tensors import is_meta_tensor
 
-BLOCK = 64  # queries; the probabilities of one row of the batch then stay in the L2 cache up to a few thousand keys
+BLOCK = 64  # queries per block: up to a few thousand keys, the probabilities of one batch row then fit the L2 cache
 
 
 def blocked_attention(
@@ -28,13 +27,13 @@ def blocked_attention(
     window: int | None = None,
     scale: float | None = None,
 ) -> Tensor:
-    """softmax(q k^T * scale + bias) v, where query t sees the keys from first[t] to its own.
+    """Compute softmax(q k^T * scale + bias) v, where query t sees the keys from first[t] up to its own position.
 
     q (B, H, T, d); k, v (B, H, S, d): the queries are the last T of S tokens.  -> (B, H, T, d)
-    bias     (H, T, S) or (B, H, T, S), which may ask for its gradient
-    first    (T,) or (B, T): the number, among the S, of the first key that a query sees: where its document starts
-    window   how many keys a query sees at most, its own included
-    scale    1 / sqrt(d) by default
+    bias     (H, T, S) or (B, H, T, S); gradients are supported
+    first    (T,) or (B, T): index, from 0 to S - 1, of the first key that each query sees: the start of its document
+    window   maximum number of keys that a query sees, its own included
+    scale    default 1 / sqrt(d)
     """
     if window is not None:
         edge = torch.arange(k.shape[2] - q.shape[2], k.shape[2], device=q.device) - window + 1
@@ -52,7 +51,8 @@ class _Blocked(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, first: Tensor | None) -> Tensor:
         q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
-        out = q.new_empty(q.shape[0], *q.shape[2:0:-1], q.shape[3]).transpose(1, 2)  # as split_heads lays out its input
+        # (B, H, T, d) in the memory layout (B, T, H, d), so that merge_heads needs no copy.
+        out = q.new_empty(q.shape[0], *q.shape[2:0:-1], q.shape[3]).transpose(1, 2)
         blocks = () if is_meta_tensor(q) else _blocks(q, k, bias, first)
         with torch.autocast(q.device.type, enabled=False):
             for b, rows, keys, added in blocks:
@@ -66,13 +66,13 @@ class _Blocked(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, bias, first, out = ctx.saved_tensors
         grad = grad.contiguous()
-        less = (grad * out).sum(-1, keepdim=True).neg_()  # (B, H, T, 1)
+        neg_row_sums = (grad * out).sum(-1, keepdim=True).neg_()  # -rowsum(dout out): (B, H, T, 1)
         dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
         dbias = torch.zeros(bias.shape, dtype=bias.dtype, device=bias.device) if ctx.needs_input_grad[3] else None
         for b, rows, keys, added in _blocks(q, k, bias, first):
             queries, seen, g = q[b, :, rows], k[b, :, keys], grad[b, :, rows]
             p = torch.baddbmm(added, queries, seen.mT).softmax(-1)
-            ds = torch.baddbmm(less[b, :, rows], g, v[b, :, keys].mT).mul_(p)  # (H, rows, keys)
+            ds = torch.baddbmm(neg_row_sums[b, :, rows], g, v[b, :, keys].mT).mul_(p)  # (H, rows, keys)
             dv[b, :, keys].baddbmm_(p.mT, g)
             dk[b, :, keys].baddbmm_(ds.mT, queries)
             dq[b, :, rows] = torch.bmm(ds, seen)
@@ -84,11 +84,11 @@ class _Blocked(torch.autograd.Function):
 def _blocks(
     q: Tensor, k: Tensor, bias: Tensor | None, first: Tensor | None
 ) -> Iterator[tuple[int, slice, slice, Tensor]]:
-    """(row of the batch, queries, keys, what is added to their logits: (H or 1, queries, keys)) of each block."""
+    """Yield (batch row, queries, keys, bias plus mask: (H or 1, queries, keys)) for each block."""
     length, past = q.shape[2], k.shape[2] - q.shape[2]
     starts = None if first is None else first.view(-1, length)
     alike = (starts is None or len(starts) == 1) and (bias is None or bias.dim() == 3)
-    later = q.new_full((BLOCK, BLOCK), float("-inf")).triu_(1)  # masks are added, not filled in: that is vectorised
+    later = q.new_full((BLOCK, BLOCK), float("-inf")).triu_(1)  # masks are added: unlike filling, that is vectorized
     lows, before, added = [0], None, later
     for start in range(0, length, BLOCK):
         rows = slice(start, min(start + BLOCK, length))
@@ -109,5 +109,6 @@ def _blocks(
 
 
 def _part(bias: Tensor, b: int, rows: slice, keys: slice) -> Tensor:
+    """A copy of the bias of one block: (H, queries, keys)."""
     part = (bias if bias.dim() == 3 else bias[b])[:, rows, keys]
     return part.clone(memory_format=torch.contiguous_format)

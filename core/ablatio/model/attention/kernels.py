@@ -1,4 +1,4 @@
-"""Softmax attention, by the fastest kernel that says the same."""
+"""Softmax attention, computed by the fastest kernel that gives the exact result."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,19 +12,22 @@ from torch import Tensor
 from ablatio.model.attention.blocked import blocked_attention
 from ablatio.model.context import Context
 
-LEAST = 512  # tokens from which attention by blocks is faster than a mask: 1.2 to 1.8x, at 256 it may be 0.8x
-LEAST_TRAINED = 128  # and where the bias is trained, whose gradient costs the fused kernel a sum over the batch: 1.1x
+LEAST = 512  # tokens from which blockwise attention beats a dense mask: 1.2 to 1.8x; at 256 it can be 0.8x
+LEAST_TRAINED = 128  # the same with a trained bias, whose gradient costs the fused kernel a sum over the batch: 1.1x
 
 
 class Reach(NamedTuple):
-    """A causal mask in two numbers a query: the first key of its document (B, T), and how many keys it sees at most."""
+    """A causal mask as bounds per query: first key of its document (B, T), and maximum number of keys (window)."""
 
     first: Tensor | None
     window: int | None
 
     @classmethod
     def of(cls, ctx: Context, window: int | None = None) -> "Reach | None":
-        """None where these do not say all, or where blocks are no gain: on a GPU, compiled, without gradients."""
+        """Return the bounds of `ctx`, or None if they do not describe its mask or blockwise attention is no gain.
+
+        It is no gain on a GPU, in compiled code, without gradients, and in short texts.
+        """
         plain = ctx.mask == "causal" and ctx.past == 0 and ctx.opened is None and ctx.memory is None
         least = LEAST_TRAINED if ctx.bias is not None and ctx.bias.requires_grad else LEAST
         if not plain or ctx.q_pos.device.type != "cpu" or ctx.length < least or torch.compiler.is_compiling():
@@ -38,7 +41,7 @@ class Reach(NamedTuple):
 
 
 def _starts(ctx: Context) -> Tensor | None:
-    """(B, T) where the document of each token starts; None when one lies in several pieces."""
+    """Start of each token's document: (B, T); None if a document is not contiguous."""
     segments, place = ctx.segments, torch.arange(ctx.length)
     assert segments is not None
     border = F.pad(segments[:, 1:] != segments[:, :-1], (1, 0), value=True)
@@ -48,12 +51,12 @@ def _starts(ctx: Context) -> Tensor | None:
 
 @dataclass(frozen=True)
 class AttentionView:
-    """What the queries of a layer see of S keys, where that is not all that the pass shows to every layer.
+    """Mask, bias and positions of one layer, if it restricts what the context shows to all layers.
 
-    visible  (T, S) or (B, 1, T, S), True where a query may look; None when every key is seen
+    visible  (T, S) or (B, 1, T, S), True where a query may attend; None: every key is visible
     bias     (H, T, S) or (B, H, T, S), added to the logits
-    q_pos, k_pos  (T,), (S,) or (B, T), (B, S): where queries and keys stand, for the position's `score`
-    reach    the same as `visible`, where it can be said so
+    q_pos, k_pos  (T,), (S,) or (B, T), (B, S): positions of queries and keys, for the position's `score`
+    reach    the same mask as `visible` in the form of bounds, if it has that form
     """
 
     visible: Tensor | None
@@ -66,7 +69,7 @@ class AttentionView:
 
     @classmethod
     def of(cls, ctx: Context, allowed: Tensor, window: int | None = None) -> "AttentionView":
-        """What `ctx` shows, as far as `allowed` (T, S) or (B, T, S) goes; window: the same as a number."""
+        """Restrict `ctx` to the keys in `allowed` (T, S) or (B, T, S); window: the same restriction as a length."""
         visible = ctx.visible
         allowed = allowed[:, None] if allowed.dim() == 3 else allowed
         visible = allowed if visible is None else visible & allowed
@@ -74,7 +77,7 @@ class AttentionView:
         return cls(visible, ctx.bias, ctx.position, ctx.q_pos, ctx.k_pos, reach)
 
     def take(self, index: Tensor) -> "AttentionView":
-        """The same for the keys `index` (B, S') alone."""
+        """Restrict the view to the keys `index` (B, S')."""
         batch, kept = index.shape
 
         def picked(x: Tensor | None) -> Tensor | None:  # (..., T, S) -> (B, H or 1, T, S')
@@ -88,7 +91,7 @@ class AttentionView:
 
     @cached_property
     def additive(self) -> Tensor | None:
-        """Bias and mask in one tensor to be added to the logits."""
+        """Bias and mask as one tensor that is added to the logits."""
         if self.visible is None or self.bias is None:
             return self.bias
         return self.bias.masked_fill(~self.visible, float("-inf"))
@@ -97,16 +100,16 @@ class AttentionView:
 def attend(
     q: Tensor, k: Tensor, v: Tensor, ctx: Context | AttentionView, *, scale: float | None = None, dropout: float = 0.0
 ) -> Tensor:
-    """softmax(q k^T * scale + bias) v over the keys that each query may see.
+    """Compute softmax(q k^T * scale + bias) v over the keys that are visible to each query.
 
-    q (B, H, T, d_head); k, v (B, H_kv, S, d_head) with H a multiple of H_kv -> (B, H, T, d_head); v may be of another
-    width, which then is the output's.  scale: 1 / sqrt(d_head) by default.  dropout: of the attention probabilities.
-    The fused causal kernel runs whenever no bias, no score and no document border asks for more; long rows that do are
-    trained by blocks on a CPU.
+    q (B, H, T, d_head); k, v (B, H_kv, S, d_head) with H a multiple of H_kv -> (B, H, T, d_head); v may have another
+    width, which is then the output's.  scale: default 1 / sqrt(d_head).  dropout: of the attention probabilities.
+    The fused causal kernel runs unless a bias, a score or several documents in a row need more; long rows with these
+    are trained blockwise on a CPU.
     """
     k, v, width = repeated(k, q.shape[1]), repeated(v, q.shape[1]), v.shape[-1]
     score = _with_score(q, k, ctx) if hasattr(ctx.position, "score") else None
-    if width != q.shape[-1]:  # the fused kernel takes one width; 0.75x the time of the plain one at length 1024
+    if width != q.shape[-1]:  # padded to one width for the fused kernel: 0.75x the unfused time at length 1024
         scale = q.shape[-1] ** -0.5 if scale is None else scale
         q, k, v = (F.pad(x, (0, max(width, q.shape[-1]) - x.shape[-1])) for x in (q, k, v))
     if score is None and ctx.is_causal:
@@ -116,7 +119,7 @@ def attend(
         y = blocked_attention(q, k, v, ctx.bias, first=reach.first, window=reach.window, scale=scale)
     else:
         mask = score if score is not None else ctx.additive if ctx.bias is not None else ctx.visible
-        if mask is not None and mask.dim() == 3:  # (H, T, S): the kernel wants the batch axis
+        if mask is not None and mask.dim() == 3:  # (H, T, S): the kernel needs the batch axis
             mask = mask[None]
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scale)
     return y[..., :width]
@@ -138,11 +141,11 @@ def attend_by_steps(
     on_shares: Callable[[Tensor], Tensor] | None = None,
     sinks: Tensor | None = None,
 ) -> Tensor:
-    """The same for what no fused kernel does; shapes as in `attend`.
+    """Compute `attend` in separate steps, for variants that no fused kernel supports; shapes as in `attend`.
 
-    on_scores  of q k^T * scale (B, H, T, S), before bias and mask
-    on_shares  of the attention probabilities (B, H, T, S)
-    sinks      (H,): the logit of one more key whose value is zero, in each head
+    on_scores  function of q k^T * scale (B, H, T, S), before bias and mask
+    on_shares  function of the attention probabilities (B, H, T, S)
+    sinks      (H,): per head, the logit of an additional key with value zero
     """
     k, v = repeated(k, q.shape[1]), repeated(v, q.shape[1])
     scores = (q * scale) @ k.transpose(-1, -2)
@@ -158,7 +161,7 @@ def attend_by_steps(
 
 
 def shown(scores: Tensor, q: Tensor, k: Tensor, ctx: Context | AttentionView) -> Tensor:
-    """Scores (B, H, T, S) with the position's bias and score, -inf where a query may not look."""
+    """Add the position's bias and score to `scores` (B, H, T, S) and set invisible keys to -inf."""
     if hasattr(ctx.position, "score"):
         return scores + _with_score(q, k, ctx)
     if ctx.bias is not None:
@@ -178,18 +181,18 @@ def _with_score(q: Tensor, k: Tensor, ctx: Context | AttentionView) -> Tensor:
 
 
 def repeated(x: Tensor, heads: int) -> Tensor:
-    """(B, H_kv, S, d_head) -> (B, heads, S, d_head), each head as often as it has queries.
+    """Repeat key or value heads for their query heads: (B, H_kv, S, d_head) -> (B, heads, S, d_head).
 
-    Expanding before the kernel is what enable_gqa does on the CPU too; here gradients stay on the fused path.
+    SDPA's enable_gqa expands before the kernel on a CPU, too; done here, the gradients stay on the fused path.
     """
     return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], dim=1)
 
 
 def split_heads(x: Tensor, d_head: int) -> Tensor:
-    """(B, T, H * d_head) -> (B, H, T, d_head)."""
+    """Split the last axis into heads: (B, T, H * d_head) -> (B, H, T, d_head)."""
     return x.view(*x.shape[:-1], -1, d_head).transpose(1, 2)
 
 
 def merge_heads(x: Tensor) -> Tensor:
-    """(B, H, T, d_head) -> (B, T, H * d_head)."""
+    """Concatenate the heads: (B, H, T, d_head) -> (B, T, H * d_head)."""
     return x.transpose(1, 2).flatten(-2)

@@ -1,4 +1,4 @@
-"""The base of attentions that take a softmax over q k^T; a part says what differs."""
+"""Base class of attentions with a softmax over q k^T; a part overrides what differs."""
 
 import math
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from ablatio.model.attention.kernels import AttentionView, attend, attend_by_ste
 from ablatio.model.context import Context
 from ablatio.registry.knobs import Range
 
-KVHeads = Annotated[int | None, Range(1), "heads of keys and values, a divisor of model.n_heads; null: as many"]
+KVHeads = Annotated[int | None, Range(1), "number of key and value heads, a divisor of model.n_heads; null: n_heads"]
 QKNorm = Annotated[
     Literal["none", "layernorm", "rmsnorm", "l2", "whole_layernorm", "whole_rmsnorm"],
     "norm of each head's queries and keys, or of all heads' as a whole; l2: cosines times a learned g",
@@ -21,13 +21,15 @@ VNorm = Annotated[
     Literal["none", "layernorm", "rmsnorm", "whole_layernorm", "whole_rmsnorm"], "norm of the values, likewise"
 ]
 WHOLE = "whole_"
-Softcap = Annotated[float, Range(0), "c tanh(x / c) of the scores x, before bias and mask; 0: none (arXiv:2408.00118)"]
-QKVBias = Annotated[bool | None, "biases of queries, keys and values; by default as model.bias says"]
-Sinks = Annotated[bool, "a learned logit in each head for looking at nothing (arXiv:2309.17453)"]
+Softcap = Annotated[
+    float, Range(0), "c in c tanh(x / c), applied to the scores before bias and mask; 0: off (arXiv:2408.00118)"
+]
+QKVBias = Annotated[bool | None, "biases of the query, key and value projections; null: as model.bias"]
+Sinks = Annotated[bool, "a learned logit per head for attending to no key (arXiv:2309.17453)"]
 
 
 class AttentionWiring(TypedDict):
-    """What the model hands to an attention; scale: of q k^T; inner_norm: makes the norm before o_proj, or None."""
+    """Arguments that the model passes to an attention; scale: of q k^T; inner_norm: builds the norm before o_proj."""
 
     d_model: int
     d_head: int
@@ -41,9 +43,9 @@ class AttentionWiring(TypedDict):
 
 
 class SoftmaxAttention(nn.Module):
-    """o(softmax(scale q k^T + bias) v), with `n_kv_heads` heads for keys and values.  (B, T, D) -> same.
+    """y = o_proj(softmax(scale q k^T + bias) v) with `n_kv_heads` key and value heads.  (B, T, D) -> same.
 
-    A part overrides `place` to look at other keys, `mix` to weigh them in another way, `heads` to change the outcome.
+    A part overrides `place` to attend to other keys, `mix` to weight them differently, `heads` to change the output.
 
     qk_norm  of each head, before positions turn it; l2: g cos(q, k), g starts at log2(L^2 - L), L = max_len
              (arXiv:2010.04245); whole_...: of all heads together, as in OLMo 2 (arXiv:2501.00656)
@@ -94,21 +96,22 @@ class SoftmaxAttention(nn.Module):
         self.sinks = nn.Parameter(torch.zeros(n_heads)) if sinks else None
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
+        """Attention output: (B, T, D) -> (B, T, D)."""
         return self.project(self.heads(x, ctx))
 
     def heads(self, x: Tensor, ctx: Context) -> Tensor:
-        """(B, T, D) -> (B, T, H * d_head): what the heads say."""
+        """Concatenated head outputs before o_proj: (B, T, D) -> (B, T, H * d_head)."""
         q = self.queries(x)
         k, v = ctx.keys_values(self.layer, x, lambda x: self.keys_values(x, ctx))
         q, k, v, sight = self.place(q, k, v, ctx)
         return merge_heads(self.mix(q, k, v, sight))
 
     def queries(self, x: Tensor) -> Tensor:
-        """(B, T, D) -> (B, H, T, d_head)."""
+        """Queries before rotation: (B, T, D) -> (B, H, T, d_head)."""
         return self._heads(self.q_proj(x), self.q_norm, self.whole_qk)
 
     def keys_values(self, x: Tensor, ctx: Context) -> tuple[Tensor, Tensor]:
-        """(B, S, D) -> (B, H_kv, S, d_head), twice."""
+        """Keys and values before rotation: (B, S, D) -> (B, H_kv, S, d_head) each."""
         k = self._heads(self.k_proj(x), self.k_norm, self.whole_qk)
         return k, self._heads(self.v_proj(x), self.v_norm, self.whole_v)
 
@@ -122,11 +125,11 @@ class SoftmaxAttention(nn.Module):
     def place(
         self, q: Tensor, k: Tensor, v: Tensor, ctx: Context
     ) -> tuple[Tensor, Tensor, Tensor, Context | AttentionView]:
-        """q, k turned by their positions, all keys and values up to now, and what the queries see of them."""
+        """Return rotated queries, all (cached and new) rotated keys, all values, and what the queries may see."""
         return *ctx.place(self.layer, q, k, v), ctx
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, ctx: Context | AttentionView) -> Tensor:
-        """q (B, H, T, d_head); k, v (B, H_kv, S, d_head) -> (B, H, T, d_head)."""
+        """Weighted values: q (B, H, T, d_head); k, v (B, H_kv, S, d_head) -> (B, H, T, d_head)."""
         dropout = self.dropout if self.training else 0.0
         if not self.softcap and self.sinks is None:
             return attend(q, k, v, ctx, scale=self.scale, dropout=dropout)
@@ -134,11 +137,11 @@ class SoftmaxAttention(nn.Module):
         return attend_by_steps(q, k, v, ctx, scale=self.scale, dropout=dropout, on_scores=cap, sinks=self.sinks)
 
     def cap(self, scores: Tensor) -> Tensor:
-        """Smoothly kept between -softcap and softcap."""
+        """Bound the scores smoothly to (-softcap, softcap)."""
         return self.softcap * torch.tanh(scores / self.softcap)
 
     def project(self, y: Tensor) -> Tensor:
-        """(B, T, H * d_head) -> (B, T, D)."""
+        """Output projection: (B, T, H * d_head) -> (B, T, D)."""
         y = self.o_proj(y if self.inner_norm is None else self.inner_norm(y))
         return F.dropout(y, self.dropout, self.training) if self.dropout else y
 

@@ -1,1 +1,1 @@
-"""Parameters, FLOPs and memory of a config, counted before it is built."""
+"""Estimate parameters, FLOPs and memory of a config before building it."""

@@ -1,7 +1,8 @@
-"""FLOPs that a run does: what a token costs with the weights that train, and how many tokens pass which way."""
+"""FLOPs of a run: cost of a token, given which weights are trained, times the tokens processed in each way."""
 
 import functools
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -13,12 +14,15 @@ from ablatio.model.context import Record
 from ablatio.model.cost.parameters import Hidden, example_of, measure, shape_of
 from ablatio.model.peft.apply import is_tuned, tune
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(slots=True)
 class Work:
-    """Tokens that passed through the model: forward and backward, or forward alone; and those that logits were made at.
+    """Numbers of tokens processed, without padding and passes over held-out data.
 
-    Rows of padding, and passes over held-out data, are not counted.
+    learnt, read            tokens through the layers: forward and backward, forward only
+    learnt_said, read_said  tokens at which logits were computed, likewise
     """
 
     learnt: float = 0.0
@@ -28,7 +32,7 @@ class Work:
 
     @classmethod
     def trained(cls, tokens: float) -> "Work":
-        """All tokens are learnt, each has its logits."""
+        """Work of plain training: forward and backward with logits at every token."""
         return cls(learnt=tokens, learnt_said=tokens)
 
     def __add__(self, other: "Work") -> "Work":
@@ -40,10 +44,10 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """FLOPs of one token in a row of the config's length: through the layers and the head, forward and backward.
+    """FLOPs per token of the layers and of the head, forward and backward, in rows of the config's length.
 
-    Where all weights train the backward pass costs twice the forward one.  Where few do, it is what autograd does on
-    the model's shapes: gradients of what it reads down to the lowest weights that train, and of those weights alone.
+    If all weights are trained, the backward pass costs twice the forward pass. With PEFT it is counted on the model's
+    shapes as autograd runs it: gradients of activations down to the lowest trained weights, and of those weights.
     """
 
     layers: float
@@ -53,16 +57,17 @@ class Cost:
 
     @property
     def train(self) -> float:
-        """Of a token that is learnt and has its logits."""
+        """FLOPs of one training token, logits included."""
         return self.layers + self.layers_backward + self.head + self.head_backward
 
     def of(self, work: Work) -> float:
+        """Total FLOPs of `work`."""
         layers = work.learnt * (self.layers + self.layers_backward) + work.read * self.layers
         return layers + work.learnt_said * (self.head + self.head_backward) + work.read_said * self.head
 
 
 def cost_of(config: Mapping[str, Any], vocab_size: int, length: int | None = None) -> Cost:
-    """Of the config's model as it is tuned; length: of a row, by default the config's."""
+    """Compute the cost of the config's model, with its PEFT method; length: tokens per row, default the config's."""
     if length is not None:
         config = {**config, "data": {**config.get("data", {}), "length": length}}
     return _cost(shape_of(config), vocab_size)
@@ -74,8 +79,8 @@ def _cost(shape: str, vocab_size: int) -> Cost:
     if is_tuned(config):
         try:
             return _counted(config, vocab_size)
-        except Exception:  # a method may ask for the numbers in its tensors, which shapes do not have
-            pass
+        except Exception as error:  # a method may read values of its tensors, which meta tensors do not have
+            log.warning("FLOPs are those of training all weights, as counting them with PEFT failed: %s", error)
     size = measure(config, vocab_size)
     head = float(2 * config["model"]["d_model"] * size_of_head(config, vocab_size))
     layers = size.flops_per_token - head
@@ -83,12 +88,12 @@ def _cost(shape: str, vocab_size: int) -> Cost:
 
 
 def size_of_head(config: Mapping[str, Any], vocab_size: int) -> int:
-    """Rows of the head's matrix."""
+    """Return the number of rows of the head's matrix."""
     return int(ModelBuilder(config, vocab_size).dims.vocab_size)
 
 
 def _counted(config: Mapping[str, Any], vocab_size: int) -> Cost:
-    """One row forward and backward on shapes, under torch's counter."""
+    """Count the FLOPs of one row, forward and backward, with torch's counter on meta tensors."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -101,15 +106,21 @@ def _counted(config: Mapping[str, Any], vocab_size: int) -> Cost:
         with FlopCounterMode(display=False) as head:
             logits = [model.logits(s) for s in states]
         with FlopCounterMode(display=False) as head_backward:
-            learnt = [x for x in logits if x.requires_grad]
+            differentiable = [x for x in logits if x.requires_grad]
             inner = [s for s in states if s.requires_grad]
             weights = [p for p in model.lm_head.parameters() if p.requires_grad]
             gradients = torch.autograd.grad(
-                learnt, [*inner, *weights], [torch.ones_like(x) for x in learnt], allow_unused=True
+                differentiable,
+                [*inner, *weights],
+                [torch.ones_like(x) for x in differentiable],
+                allow_unused=True,
             )
         with FlopCounterMode(display=False) as backward:
             if inner:
                 torch.autograd.backward(inner, list(gradients[: len(inner)]))
-    layers, below, said, behind = (c.get_total_flops() for c in (forward, backward, head, head_backward))
-    below -= 2 * hidden.flops if below else 0
-    return Cost(*(flops / length for flops in (layers - hidden.flops, below, said, behind)))
+    in_layers, in_backward, in_head, in_head_backward = (
+        c.get_total_flops() for c in (forward, backward, head, head_backward)
+    )
+    in_backward -= 2 * hidden.flops if in_backward else 0  # the backward pass of masked pairs costs twice the forward
+    counts = (in_layers - hidden.flops, in_backward, in_head, in_head_backward)
+    return Cost(*(flops / length for flops in counts))

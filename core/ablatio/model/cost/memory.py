@@ -1,6 +1,7 @@
-"""Bytes that a model takes, found on shapes alone: weights, gradients, optimizer, activations, decoding cache."""
+"""Memory of a model, counted on shapes alone: weights, gradients, optimizer, activations, decoding cache."""
 
 import dataclasses
+import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
+from ablatio.errors import UserError
 from ablatio.model.build import ModelBuilder, PartChoice
 from ablatio.model.context import Record
 from ablatio.model.cost.parameters import example_of
@@ -20,15 +22,23 @@ from ablatio.model.parameter_roles import ParameterGroup, Role, groups_by_role
 from ablatio.model.stack import Stack
 from ablatio.registry import kinds
 
-SEVERAL = 4  # layers on which activations are counted
-WIDTH = 4  # bytes of a weight: autocast keeps them at 32 bits
+SEVERAL = 4  # layers on which activations are counted; deeper models are extrapolated
+WIDTH = 4  # bytes of a weight: autocast keeps weights in 32 bits
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryEstimate:
-    """Bytes.  weights, gradients (of what trains) and optimizer last, and so does what stands beside: the weights of a
-    reference; activations: the most that one row holds for its backward pass, at 32 bits; cache: of one decoded token.
-    None: cannot be told from shapes."""
+    """Memory in bytes; None: cannot be determined from shapes.
+
+    weights      of the model
+    gradients    of the trainable weights
+    optimizer    state of the optimizer
+    activations  peak of the activations that one row stores for its backward pass, at 32 bits
+    cache        decoding cache per token
+    beside       weights of further models, such as a reference
+    """
 
     weights: int
     gradients: int
@@ -39,7 +49,7 @@ class MemoryEstimate:
 
     @property
     def lasting(self) -> int:
-        """What training needs beside the activations; the optimizer as far as it is known."""
+        """Memory held throughout training, without activations; an unknown optimizer state counts as 0."""
         return self.weights + self.gradients + (self.optimizer or 0) + self.beside
 
 
@@ -49,9 +59,9 @@ def memory_of(
     tune: Callable[[LanguageModel], object] | None = None,
     copies: int = 0,
 ) -> MemoryEstimate:
-    """Of training with 32-bit weights; nothing is allocated.
+    """Estimate the memory of training with 32-bit weights; nothing is allocated.
 
-    tune: adds what few weights train in place of all, and freezes the others; copies: models that stand beside
+    tune: applies a PEFT method to the model; copies: number of further models of the same size (a reference)
     """
     with torch.device("meta"):
         model = ModelBuilder(config, vocab_size).model()
@@ -68,24 +78,26 @@ def memory_of(
 
 
 def _optimizer(model: LanguageModel, choice: PartChoice) -> int | None:
-    """The state after one step on parameters of these shapes; one of each shape is enough to know the others."""
+    """Bytes of the optimizer's state after one step; parameters of the same role and shape are counted once."""
     shapes = Counter((group["role"], tuple(p.shape)) for group in groups_by_role(model) for p in group["params"])
     try:
         with FakeTensorMode(), _Ones():
             return sum(count * _state(choice, role, shape) for (role, shape), count in shapes.items())
-    except Exception:  # an optimizer may ask for the numbers in its tensors, in a way of its own
+    except Exception as error:  # an optimizer may read values of its tensors, which fake tensors do not have
+        log.warning("the memory of optimizer=%s is unknown: %s", choice.name, error)
         return None
 
 
 class _Ones(TorchFunctionMode):
-    """Tensors without numbers answer 1 when an optimizer asks for one, as Adafactor does for a tensor's mean square."""
+    """Gives 1 when an optimizer reads a value of a fake tensor, as Adafactor does for a tensor's mean square."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        asked = {Tensor.item: 1.0, Tensor.__float__: 1.0, Tensor.__int__: 1, Tensor.__bool__: True}
-        return asked[func] if func in asked else func(*args, **(kwargs or {}))
+        values = {Tensor.item: 1.0, Tensor.__float__: 1.0, Tensor.__int__: 1, Tensor.__bool__: True}
+        return values[func] if func in values else func(*args, **(kwargs or {}))
 
 
 def _state(choice: PartChoice, role: Role, shape: tuple[int, ...]) -> int:
+    """Bytes of the optimizer's state for one parameter, after one step."""
     parameter = nn.Parameter(torch.empty(shape))
     groups: list[ParameterGroup] = [{"params": [parameter], "role": role, "rate": 1.0}]
     optimizer = kinds.optimizers.build(choice.name, choice.knobs, groups=groups)
@@ -96,9 +108,9 @@ def _state(choice: PartChoice, role: Role, shape: tuple[int, ...]) -> int:
 
 
 def _activations(config: Mapping[str, Any], vocab_size: int, segment: int) -> int | None:
-    """Of one row, at the moment when there are most: those of layers that are passed twice come when they are needed.
+    """Peak bytes of the activations of one row; with checkpointing, one recomputed segment is added.
 
-    Counted on few layers, the others keep as much (where patterns differ, on average).
+    Deep models are extrapolated linearly from few layers; if layers differ, this is their average.
     """
     layers, several = int(config["model"]["n_layers"]), SEVERAL * max(1, segment)
     try:
@@ -111,13 +123,14 @@ def _activations(config: Mapping[str, Any], vocab_size: int, segment: int) -> in
             whole = {**config, "checkpointing": None}
             few, more = (_saved(whole, vocab_size, n) for n in (SEVERAL, 2 * SEVERAL))
             kept += (more - few) * min(segment, layers) / SEVERAL
-    except Exception:  # an operation of a plugin may have no version for shapes
+    except Exception as error:  # an operation of a plugin may not support fake tensors
+        log.warning("the memory of the activations is unknown: %s", error)
         return None
     return round(kept)
 
 
 def _saved(config: Mapping[str, Any], vocab_size: int, layers: int) -> int:
-    """Bytes that autograd keeps in a pass over one row, each storage once."""
+    """Bytes that autograd saves in a forward pass over one row; each storage is counted once."""
     model_config = {**config["model"], "n_layers": layers}
     if model_config.get("encoder_layers") is not None:
         model_config["encoder_layers"] = layers
@@ -127,7 +140,7 @@ def _saved(config: Mapping[str, Any], vocab_size: int, layers: int) -> int:
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        kept[storage._cdata] = storage  # held, so that no other storage gets its address
+        kept[storage._cdata] = storage  # kept alive, so that no later storage gets the same address
         return tensor
 
     with torch.device("meta"):
@@ -147,11 +160,14 @@ def _saved(config: Mapping[str, Any], vocab_size: int, layers: int) -> int:
 
 
 def _cache(model: LanguageModel) -> int | None:
-    """Bytes that one more token of a text adds, at 32 bits; states of a fixed size are not counted."""
+    """Bytes that one more token of a text adds to the cache, at 32 bits; states of fixed size are not counted."""
     cache = KVCache()
     try:
         with torch.no_grad(), torch.device("meta"):
             model.eval().read(torch.zeros(1, 1, dtype=torch.long), None, cache)
-    except Exception:  # a model that fills blanks cannot decode
+    except UserError:  # an encoder cannot decode, so it has no cache
+        return None
+    except Exception as error:  # an operation of a plugin may not support meta tensors
+        log.warning("the memory of the decoding cache is unknown: %s", error)
         return None
     return cache.bytes_per_token

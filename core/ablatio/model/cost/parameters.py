@@ -1,4 +1,4 @@
-"""Parameters and FLOPs, exactly: counted on the model itself, without memory or arithmetic."""
+"""Exact parameter and FLOP counts, taken from the model built on the meta device: no memory, no arithmetic."""
 
 import functools
 import json
@@ -24,12 +24,15 @@ ASIDE = (
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """parameters: each counted once (a tied head is no second one); embedding: tables for tokens and positions.
+    """Size of a model.
 
-    active: parameters that a token passes through, where a layer has experts of which it takes a few.
-    flops_per_token: multiply and add are two; of one training step's forward pass at the full length, divided by the
-    tokens of the text.  Attention counts all pairs, those with later tokens too, as torch's FlopCounter does; of a
-    pattern (a window) only the pairs that it shows.  The backward pass costs twice the forward one.
+    parameters       each counted once, also if a head is tied or layers share weights
+    embedding        parameters of the token and position tables
+    active           parameters that one token uses; fewer than all in a mixture of experts
+    flops_per_token  of a forward pass in training at the full length, per token of the text; a multiply-add counts 2
+
+    Attention counts all pairs of tokens, future ones included, as torch's FlopCounter does; a pattern (a window) counts
+    only its visible pairs. The backward pass costs twice the forward pass.
     """
 
     parameters: int
@@ -39,33 +42,35 @@ class Size:
 
     @property
     def non_embedding(self) -> int:
+        """Parameters outside the token and position tables."""
         return self.parameters - self.embedding
 
     @property
     def train_flops_per_token(self) -> float:
+        """FLOPs per token, forward and backward."""
         return 3 * self.flops_per_token
 
 
 def measure(config: Mapping[str, Any], vocab_size: int) -> Size:
-    """The size of the model that `config` describes; nothing is allocated, so 176 billion parameters take no room.
+    """Measure the model that `config` describes; nothing is allocated, so 176 billion parameters need no memory.
 
-    vocab_size: the tokenizer's ids.
+    vocab_size: number of ids of the tokenizer.
     """
     return _measured(shape_of(config), vocab_size)
 
 
 def parameters(config: Mapping[str, Any], vocab_size: int) -> int:
-    """The parameters alone, in a fraction of the time."""
+    """Count the parameters only, in a fraction of the time."""
     return _parameters(shape_of(config), vocab_size)
 
 
 def shape_of(config: Mapping[str, Any]) -> str:
-    """All that a size depends on, as a key."""
+    """Return everything that a size depends on, as JSON: the key of the cached counts."""
     return json.dumps({k: v for k, v in config.items() if k not in ASIDE}, sort_keys=True)
 
 
-# A sweep counts while it plans, and the runs that are forked from it find the answers here: half the time that they
-# spend before their first step.
+# Cached because a sweep counts while it plans, and the runs forked from it reuse the counts: this saves half of the
+# time before their first step.
 
 
 @functools.lru_cache(4096)
@@ -92,7 +97,7 @@ def _measured(shape: str, vocab_size: int) -> Size:
 
 
 class Hidden:
-    """Adds up, inside, the FLOPs of pairs that attentions hide from themselves: `hidden_flops(ctx)` of each call."""
+    """Context manager that sums the FLOPs of masked pairs, `hidden_flops(ctx)`, over all attention calls inside."""
 
     def __init__(self, model: nn.Module) -> None:
         self.modules, self.flops = [m for m in model.modules() if hasattr(m, "hidden_flops")], 0
@@ -110,7 +115,7 @@ class Hidden:
 
 
 def example_of(config: Mapping[str, Any], vocab_size: int) -> tuple[Example, int]:
-    """What the objective makes of a row of text, as shapes alone; and the tokens of that row."""
+    """Return the example that the objective makes of one row of text, on the meta device, and the row's length."""
     length = int(config.get("data", {}).get("length") or config["model"]["max_len"])
     choice = PartChoice.of(config["objective"])
     objective = kinds.objectives.build(choice.name, choice.knobs, vocab_size=vocab_size, eos=0, max_len=length)

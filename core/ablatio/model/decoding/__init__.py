@@ -1,1 +1,1 @@
-"""Text from a model: sampling with the KV cache, rollouts, shared prompts."""
+"""Decoding: sampling with the KV cache, rollouts, shared prompts."""

@@ -1,7 +1,7 @@
-"""Answers that a model draws to prompts, with what it gave for each token: batches by length, prompts read once.
+"""Rollouts: answers sampled from a model with their log-probabilities, batched by length, each prompt encoded once.
 
-A token depends on the weights, its prompt and the numbers of its row alone, never on what else is in the batch: row i
-of step k draws from a stream that (seed, k, i) names.  So rollouts can be cut, resumed and compared.
+A token depends only on the weights, its prompt and the random numbers of its row, never on the rest of the batch: row i
+of step k uses the random stream seeded by (seed, k, i). Rollouts can therefore be split, resumed and compared.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,12 +19,12 @@ from ablatio.model.parameter_roles import named_generator
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """Answers of N rows, up to T tokens each; behind an answer's end everything is 0.
+    """N sampled answers of up to T tokens; all tensors are 0 after the end of an answer.
 
     prompts  (N, P) padded on the left with 0; prompt_length (N,)
-    tokens   (N, T) of the answers, the stop token included
+    tokens   (N, T) answers, including the stop token
     mask     (N, T) 1 on the tokens of the answer
-    logps    (N, T) of each token under the policy, at the temperature that it was drawn at
+    logps    (N, T) log-probability of each token under the policy, at the sampling temperature
     """
 
     prompts: Tensor
@@ -41,33 +41,34 @@ class Rollout:
 
     @classmethod
     def joined(cls, parts: Sequence["Rollout"]) -> "Rollout":
-        """The rows of several, one behind the other."""
-        before, behind = (max(getattr(p, name).shape[1] for p in parts) for name in ("prompts", "tokens"))
+        """Concatenate rollouts along the rows, padding prompts on the left and answers on the right."""
+        prompt_width, answer_width = (max(getattr(p, name).shape[1] for p in parts) for name in ("prompts", "tokens"))
         rows = {
-            "prompts": [F.pad(p.prompts, (before - p.prompts.shape[1], 0)) for p in parts],
+            "prompts": [F.pad(p.prompts, (prompt_width - p.prompts.shape[1], 0)) for p in parts],
             "prompt_length": [p.prompt_length for p in parts],
         } | {
-            name: [F.pad(getattr(p, name), (0, behind - getattr(p, name).shape[1])) for p in parts]
+            name: [F.pad(getattr(p, name), (0, answer_width - getattr(p, name).shape[1])) for p in parts]
             for name in ("tokens", "mask", "logps")
         }
         return cls(**{name: torch.cat(found) for name, found in rows.items()})
 
     def prompt(self, row: int) -> list[int]:
+        """Return the tokens of one prompt, without padding."""
         ids: list[int] = self.prompts[row, self.prompts.shape[1] - int(self.prompt_length[row]) :].tolist()
         return ids
 
     def answer(self, row: int, stop: int | None = None) -> list[int]:
-        """The tokens of one answer, without the stop token."""
+        """Return the tokens of one answer, without the stop token."""
         ids: list[int] = self.tokens[row, : int(self.mask[row].sum())].tolist()
         return ids[:-1] if ids and ids[-1] == stop else ids
 
 
 def streams(seed: int, step: int, rows: int, length: int, first: int = 0) -> Tensor:
-    """(rows, length) numbers in [0, 1), row i from a stream of its own: that of number first + i."""
-    found = torch.empty(rows, length)
+    """Uniform random numbers in [0, 1): (rows, length), row i from the stream numbered first + i."""
+    numbers = torch.empty(rows, length)
     for row in range(rows):
-        found[row].uniform_(generator=named_generator(seed, f"rollout/{step}/{first + row}"))
-    return found
+        numbers[row].uniform_(generator=named_generator(seed, f"rollout/{step}/{first + row}"))
+    return numbers
 
 
 @torch.no_grad()
@@ -82,9 +83,11 @@ def sample_rollouts(
     temperature: float = 1.0,
     rows: int = 64,
 ) -> Rollout:
-    """`group` answers to each prompt, side by side; draws (prompts x group, new_tokens) as `streams` gives them.
+    """Sample `group` answers to each prompt, in consecutive rows.
 
-    Without draws the likeliest token is taken.  rows: answers that are decoded at once.
+    draws  random numbers (prompts x group, new_tokens) from `streams`; None: take the most likely token
+    stop   token that ends an answer; None: every answer has `new_tokens` tokens
+    rows   number of answers that are decoded at once
     """
     device = next(model.parameters()).device
     count = len(prompts) * group
@@ -96,8 +99,8 @@ def sample_rollouts(
     for bucket in _buckets(prompts, max(1, rows // group)):
         at = torch.tensor([i * group + k for i in bucket for k in range(group)], device=device)
         drawn = numbers[at] if numbers is not None else None
-        found = _decode(model, [prompts[i] for i in bucket], drawn, stop, new_tokens, group, temperature)
-        for whole, part in zip((tokens, logps, mask), found, strict=True):
+        decoded = _decode(model, [prompts[i] for i in bucket], drawn, stop, new_tokens, group, temperature)
+        for whole, part in zip((tokens, logps, mask), decoded, strict=True):
             whole[at] = part
     model.train(training)
     longest = max(1, int(mask.sum(1).max()))
@@ -109,7 +112,7 @@ def sample_rollouts(
 
 @torch.no_grad()
 def next_logits(model: Any, prompts: Sequence[Sequence[int]], rows: int = 64) -> Tensor:
-    """What a model says comes after each prompt: (N, V)."""
+    """Return the logits of the token after each prompt: (N, V)."""
     device = next(model.parameters()).device
     found: list[Tensor] = [torch.empty(0)] * len(prompts)
     for bucket in _buckets(prompts, rows):
@@ -120,14 +123,14 @@ def next_logits(model: Any, prompts: Sequence[Sequence[int]], rows: int = 64) ->
 
 
 def _buckets(prompts: Sequence[Sequence[int]], size: int) -> Iterator[list[int]]:
-    """Prompts of about one length together, so that little is padded."""
+    """Yield indices of prompts in groups of similar length, so that little padding is needed."""
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     for start in range(0, len(order), size):
         yield order[start : start + size]
 
 
 def _padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """Prompts padded on the left, and which of it is padding if there is any: a segment that nothing else sees."""
+    """Prompts padded on the left (B, P), and their segments (B, P) with PADDING; None if nothing is padded."""
     longest = max(map(len, prompts))
     tokens = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts], dtype=torch.long)
     if all(len(p) == longest for p in prompts):
@@ -146,15 +149,15 @@ def _decode(
     group: int,
     temperature: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(tokens, logps, mask) of one bucket: (prompts x group, new_tokens)."""
+    """Decode one bucket: (tokens, logps, mask), each (prompts x group, new_tokens)."""
     device = next(model.parameters()).device
     cache, count = KVCache(), len(prompts) * group
     logits = model.read(*_padded(prompts, device), cache)
-    if group > 1:  # each prompt was read once; its answers go on from there
+    if group > 1:  # each prompt was encoded once; all its answers continue from copies of its cache
         siblings = torch.arange(len(prompts), device=device).repeat_interleave(group)
         cache.select(siblings)
         logits = logits[siblings]
-    found = _Written(count, new_tokens, device)
+    found = _SampledTokens(count, new_tokens, device)
     numbers = None if draws is None else draws.T.contiguous()  # (new_tokens, rows)
     running = torch.ones(count, dtype=torch.bool, device=device)
     for t in range(new_tokens):
@@ -165,7 +168,7 @@ def _decode(
             left = int(running.sum())
             if left == 0:
                 break
-            if left <= 0.75 * len(running):  # a copy of the cache once, instead of a step for each row that has ended
+            if left <= 0.75 * len(running):  # copying the cache costs less than further steps on finished rows
                 keep = running.nonzero()[:, 0]
                 found.select(keep)
                 cache.select(keep)
@@ -176,8 +179,8 @@ def _decode(
     return found.taken()
 
 
-class _Written:
-    """What has been drawn, column by column; it is put in its rows when some of them end, and at the end."""
+class _SampledTokens:
+    """Buffer of sampled tokens: collected by column, written to their rows when rows are dropped and at the end."""
 
     def __init__(self, rows: int, length: int, device: torch.device) -> None:
         self.tokens = torch.zeros(rows, length, dtype=torch.long, device=device)
@@ -186,7 +189,7 @@ class _Written:
         self.columns: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def add(self, *column: Tensor) -> None:
-        """(token, log-probability, whether the row was running), of the rows at hand."""
+        """Add one column: token, log-probability and whether the row was running, (rows,) each."""
         self.columns.append(column)  # type: ignore[arg-type]
 
     def select(self, keep: Tensor) -> None:
@@ -205,7 +208,10 @@ class _Written:
 
 
 def _draw(logits: Tensor, numbers: Tensor | None, temperature: float) -> tuple[Tensor, Tensor]:
-    """(token, its log-probability), (B,) each: the first token whose cumulated chance passes the row's number."""
+    """Return the tokens and their log-probabilities, (B,) each.
+
+    Inverse-CDF sampling: the first token whose cumulative probability exceeds the row's random number.
+    """
     logits = logits.float() if temperature == 1 else logits.float() / temperature
     if numbers is None:
         best = logits.max(-1)

@@ -1,1 +1,1 @@
-"""Adapters beside frozen weights: attach, merge, apply, save."""
+"""Parameter-efficient fine-tuning (PEFT): adapters, how they are applied, merged and stored."""

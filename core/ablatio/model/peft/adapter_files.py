@@ -1,7 +1,7 @@
-"""What PEFT has learned, in a folder of its own: verified on reading, and refused beside another base model.
+"""Folders with the weights of a PEFT method, verified on reading and refused for any other base model.
 
-adapter.json         the method and its knobs, the digest of its base, the digest of the tensors
-adapter.safetensors  the tensors, under the names that they have in the model
+adapter.json         the method and its knobs, the digest of its base model, the digest of the tensors
+adapter.safetensors  the tensors, under their names in the model
 """
 
 import hashlib
@@ -21,7 +21,7 @@ INDEX, TENSORS, FORMAT = "adapter.json", "adapter.safetensors", 1
 
 
 def learned(model: nn.Module) -> dict[str, Tensor]:
-    """The tensors that are not the base's: what trains, and what a method keeps beside it."""
+    """Return the tensors that do not belong to the base: trainable ones, and buffers that the method added."""
     trains = {name for name, p in model.named_parameters(remove_duplicate=False) if p.requires_grad}
     return {name: t for name, t in model.state_dict().items() if name in trains or _is_added(name)}
 
@@ -31,7 +31,7 @@ def _is_added(name: str) -> bool:
 
 
 def base_digest(model: nn.Module) -> str:
-    """sha256 over the names, shapes and bytes of what is frozen."""
+    """Return a sha256 over the names, dtypes, shapes and bytes of the base's (frozen) tensors."""
     own, total = learned(model), hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         if name not in own:
@@ -41,22 +41,28 @@ def base_digest(model: nn.Module) -> str:
 
 
 def save_adapter(folder: Path, model: nn.Module, choice: Mapping[str, Any], of: str = "") -> None:
-    """choice: the method as a config names it, {name, knobs ...}; of: the settings that bring its base."""
+    """Write an adapter folder.
+
+    choice: the method as in a config, {name, knobs ...}; of: the settings that select its base model.
+    """
     make_folder(folder)
     pieces, names = tensor_pieces(learned(model))
     record = {**write_pieces(folder / TENSORS, pieces), "names": names}
-    said = {"format": FORMAT, "peft": dict(choice), "base": base_digest(model), "of": of, "tensors": record}
-    write_json(folder / INDEX, said)
+    index = {"format": FORMAT, "peft": dict(choice), "base": base_digest(model), "of": of, "tensors": record}
+    write_json(folder / INDEX, index)
 
 
 def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """What `save_adapter` wrote.  UserError if it is no such folder, DamagedFile if its content changed."""
+    """Read and verify an adapter folder: its index and tensors.
+
+    Raises UserError if it is not an adapter folder, DamagedFile if its content changed.
+    """
     try:
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         record = index["tensors"]
     except FileNotFoundError:
         raise UserError(
-            f"{folder} holds no adapter: {INDEX} was expected\n    try: ablatio export RUN --adapter {folder}"
+            f"{folder} is not an adapter folder: it has no {INDEX}\n    try: ablatio export RUN --adapter {folder}"
         ) from None
     except (ValueError, KeyError, TypeError) as error:
         raise DamagedFile(f"{folder / INDEX} cannot be read: {error}") from None
@@ -65,13 +71,16 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 @torch.no_grad()
 def load_adapter(folder: Path, model: nn.Module) -> None:
-    """Fill a model to which the same method was applied.  UserError if its base or its method is another."""
+    """Load adapter weights into a model to which the same method was applied.
+
+    Raises UserError if the base model or the method's settings differ.
+    """
     index, tensors = read_adapter(folder)
     refuse_other_base(folder, index, model)
     own = learned(model)
     if own.keys() != tensors.keys() or any(own[n].shape != t.shape for n, t in tensors.items()):
         raise UserError(
-            f"{folder} was learned with peft={index['peft'].get('name')} and other settings than this model has\n"
+            f"{folder} was trained with peft={index['peft'].get('name')} and settings that differ from this model's\n"
             f"    try: the settings in {folder / INDEX}"
         )
     for name, tensor in tensors.items():
@@ -79,10 +88,10 @@ def load_adapter(folder: Path, model: nn.Module) -> None:
 
 
 def refuse_other_base(folder: Path, index: Mapping[str, Any], model: nn.Module) -> None:
-    """UserError unless the frozen weights are those beside which the adapter was learned."""
+    """Raise UserError unless the model's frozen weights are those with which the adapter was trained."""
     if index["base"] != (came := base_digest(model)):
-        its_own = index.get("of") or "model=run model.path=RUN, the run that it was learned on"
+        base = index.get("of") or "model=run model.path=RUN, the run on which it was trained"
         raise UserError(
-            f"{folder} was learned beside another base model: its weights have the digest {index['base'][:12]}, these "
-            f"have {came[:12]}\n    try: {its_own}"
+            f"{folder} was trained on another base model: the digest of its weights is {index['base'][:12]}, that of "
+            f"these is {came[:12]}\n    try: {base}"
         )

@@ -1,6 +1,6 @@
-"""Something learned beside the layers of a frozen model: found by name, attached in place.
+"""Adapters: trainable modules attached in place to layers of a frozen model, which are selected by name.
 
-Works on any nn.Module; the base's own parameters keep their names, and an adapter's stand below its layer:
+Works on any nn.Module. The parameters of the base keep their names; those of an adapter are named below its layer:
 `model.layers.0.self_attn.q_proj.adapter.lora_A`.
 """
 
@@ -18,110 +18,118 @@ from ablatio.errors import UserError
 from ablatio.model.parameter_roles import named_seed, seeded
 
 ADAPTER = "adapter"
-Targets = Annotated[tuple[str, ...], "layers by name (q_proj), by path (*.layers.0.*), or `linear`: every linear map"]
+Targets = Annotated[tuple[str, ...], "layers by name (q_proj), by path (*.layers.0.*), or `linear`: every linear layer"]
 
 
 class Adapter(nn.Module):
-    """What is learned beside one layer; `forward(layer, x, ...)` takes the place of the layer's own.
+    """Base of adapters: `forward(layer, x, ...)` replaces the layer's own forward.
 
-    `said(layer, x, ...)` is what the layer says by itself.
+    `said(layer, x, ...)` computes the layer's output without the adapter.
     """
 
     def forward(self, layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        """Compute the output of the layer with this adapter; same arguments and result as the layer's forward."""
         raise NotImplementedError
 
 
 class MatrixAdapter(Adapter):
-    """Of a linear map: W becomes `matrix(W)`, b becomes `vector(b)`.
+    """Adapter of a linear layer that replaces W by `matrix(W)` and b by `vector(b)`.
 
-    That is all a method has to say; one that has a cheaper way than making W' in each pass overrides `forward`.
+    A method that can compute its output without forming W' in each pass overrides `forward`, too.
     """
 
     def matrix(self, weight: Tensor) -> Tensor:
-        """W (out, in) -> W' (out, in)."""
+        """Adapted weight: W (out, in) -> W' (out, in)."""
         raise NotImplementedError
 
     def vector(self, bias: Tensor | None) -> Tensor | None:
+        """Adapted bias (out,); by default unchanged."""
         return bias
 
     def forward(self, layer: nn.Module, x: Tensor) -> Tensor:
+        """Apply the adapted layer: (..., in) -> (..., out)."""
         weight, bias = weight_of(layer), bias_of(layer)
         return F.linear(x, self.matrix(weight).to(x.dtype), self.vector(bias))
 
     def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """W' and b', with which the layer does the same without an adapter."""
+        """Return W' and b' with which the plain layer gives the same output."""
         return self.matrix(weight), self.vector(bias)
 
 
 class LayerPeft:
-    """The base of methods that put an adapter beside each target; a method says which: `adapter(layer, path)`.
+    """Base of PEFT methods that attach an adapter, made by `adapter(layer, path)`, to each target layer.
 
-    targets  a knob of the method: names or patterns
-    fits     which layers it can stand beside
+    targets  a knob of the method: names or patterns of layers
+    fits     which layers the method supports
     """
 
     def __init__(self, targets: Sequence[str]) -> None:
         self.targets = targets
 
     def adapter(self, layer: Any, path: str) -> Adapter:
+        """Create the adapter of one layer."""
         raise NotImplementedError
 
     @staticmethod
     def fits(layer: nn.Module) -> bool:
+        """True if the method can adapt this layer; by default any linear layer."""
         return is_linear(layer)
 
     def apply(self, model: nn.Module, seed: int) -> None:
+        """Freeze the model and attach an adapter to each target; each is seeded by (seed, its path)."""
         found = targets_of(model, self.targets, self.fits)
         freeze(model)
         for path, layer in found.items():
-            device, dtype = _place(layer)
+            device, dtype = _device_and_dtype(layer)
             with seeded(named_seed(seed, f"{path}.{ADAPTER}")), torch.device(device):
                 attach(layer, self.adapter(layer, path).to(dtype).train(layer.training))
 
 
 def said(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """What a layer says without its adapter."""
+    """Compute a layer's output without its adapter."""
     return type(layer).forward(layer, *args, **kwargs)
 
 
 def attach(layer: nn.Module, adapter: Adapter) -> None:
+    """Attach an adapter to a layer, whose forward it replaces. Raises UserError if the layer has one already."""
     if ADAPTER in layer._modules:
-        raise UserError("a layer has an adapter already\n    try: merge the first one into the weights")
+        raise UserError("a layer already has an adapter\n    try: merge the first adapter into the weights")
     layer.add_module(ADAPTER, adapter)
     layer.forward = functools.partial(adapter.forward, layer)
 
 
 def freeze(model: nn.Module) -> None:
-    """No weight of the model learns."""
+    """Make all parameters of the model untrainable."""
     for parameter in model.parameters():
         parameter.requires_grad_(False)
 
 
 def adapted(model: nn.Module) -> Iterator[tuple[str, Any, Adapter]]:
-    """(path, layer, adapter) of each layer that has one."""
+    """Yield (path, layer, adapter) for each layer with an adapter."""
     for path, layer in model.named_modules():
         if isinstance(adapter := layer._modules.get(ADAPTER), Adapter):
             yield path, layer, adapter
 
 
 def is_linear(layer: nn.Module) -> bool:
-    """A linear map: torch's, or GPT-2's Conv1D in transformers, which keeps its matrix transposed."""
+    """True for torch's Linear and for transformers' Conv1D (GPT-2), which stores its matrix transposed."""
     return isinstance(layer, nn.Linear) or type(layer).__name__ == "Conv1D"
 
 
 def weight_of(layer: Any) -> Tensor:
-    """The matrix (out, in) of a linear map."""
+    """Return the matrix (out, in) of a linear layer."""
     weight: Tensor = layer.weight
     return weight if isinstance(layer, nn.Linear) else weight.T
 
 
 def bias_of(layer: Any) -> Tensor | None:
+    """Return the bias (out,) of a linear layer, or None."""
     bias: Tensor | None = layer.bias
     return bias
 
 
 def widths(layer: Any) -> tuple[int, int]:
-    """(out, in) of a linear map; a quantised weight is not made for that."""
+    """Return (out, in) of a linear layer, without dequantizing its weight."""
     if isinstance(layer, nn.Linear):
         return layer.out_features, layer.in_features
     return int(layer.weight.shape[1]), int(layer.weight.shape[0])
@@ -130,27 +138,28 @@ def widths(layer: Any) -> tuple[int, int]:
 def targets_of(
     model: nn.Module, wanted: Sequence[str], fits: Callable[[nn.Module], bool] = is_linear
 ) -> dict[str, nn.Module]:
-    """The layers that names or patterns mean, by path.  UserError, with a list of what there is, when one means none.
+    """Find the layers that the names or patterns `wanted` select, by path.
 
-    A head whose matrix the loss reads (LanguageModel.bare), and one that is tied, cannot take an adapter: whoever reads
-    the matrix passes the adapter by.  No head is meant, also where it could.
+    Output heads are never selected: where the loss reads a head's matrix (LanguageModel.bare) or the matrix is tied,
+    an adapter on the head would be bypassed. Raises UserError, with the available layers, if a pattern selects none.
     """
-    there = dict(_candidates(model, fits))
+    candidates = dict(_candidates(model, fits))
     found: dict[str, nn.Module] = {}
     for pattern in wanted:
-        met = {path: layer for path, layer in there.items() if matches(pattern, path)}
-        if not met:
-            raise UserError(_nothing(pattern, there))
-        found |= met
+        selected = {path: layer for path, layer in candidates.items() if matches(pattern, path)}
+        if not selected:
+            raise UserError(_no_match(pattern, candidates))
+        found |= selected
     if not found:
-        raise UserError(_nothing("", there))
-    return {path: layer for path, layer in there.items() if path in found}
+        raise UserError(_no_match("", candidates))
+    return {path: layer for path, layer in candidates.items() if path in found}
 
 
 def _candidates(model: nn.Module, fits: Callable[[nn.Module], bool]) -> Iterator[tuple[str, nn.Module]]:
+    """Yield (path, layer) of layers that can take an adapter: no heads, no tied matrices, nothing inside an adapter."""
     bare = {f"{path}.{name}".strip(".") for path, m in model.named_modules() for name in getattr(m, "bare", ())}
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    find_head: Any = getattr(model, "get_output_embeddings", None)  # of a model of transformers
+    find_head: Any = getattr(model, "get_output_embeddings", None)  # of a transformers model
     head = find_head() if find_head is not None else None
     for path, layer in model.named_modules():
         inside = f".{ADAPTER}." in f".{path}."
@@ -166,28 +175,28 @@ def _candidates(model: nn.Module, fits: Callable[[nn.Module], bool]) -> Iterator
 
 
 def matches(pattern: str, path: str) -> bool:
-    """Whether a pattern of `targets` means the module at a path."""
+    """True if a pattern of `targets` selects the module at `path`."""
     return pattern == "linear" or pattern == path.rpartition(".")[2] or fnmatchcase(path, pattern)
 
 
-def _nothing(pattern: str, there: dict[str, nn.Module]) -> str:
-    counts = Counter(path.rpartition(".")[2] for path in there)
-    listed = ", ".join(f"{name} ({n})" for name, n in counts.items()) or "none that this method can stand beside"
+def _no_match(pattern: str, candidates: dict[str, nn.Module]) -> str:
+    counts = Counter(path.rpartition(".")[2] for path in candidates)
+    listed = ", ".join(f"{name} ({n})" for name, n in counts.items()) or "none that this method supports"
     first = next(iter(counts), "")
     return (
-        f"peft.targets: {pattern or 'an empty list'} matches no layer of this model; there are {listed}"
+        f"peft.targets: {pattern or 'an empty list'} matches no layer of this model; available layers: {listed}"
         f"\n    try: peft.targets=[{first}]"
     )
 
 
-def _place(layer: nn.Module) -> tuple[torch.device, torch.dtype]:
-    """Where a layer's weights lie, and their type; codes of a quantised weight say nothing of the type."""
+def _device_and_dtype(layer: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """Device and dtype of a layer's weights; buffers with quantized codes are ignored for the dtype."""
     held = [*layer.parameters(), *layer.buffers()]
     device = held[0].device if held else torch.device("cpu")
     return device, next((t.dtype for t in held if isinstance(t, nn.Parameter)), torch.float32)
 
 
 def detach(layer: nn.Module) -> None:
-    """Take the adapter off a layer."""
+    """Remove the adapter from a layer."""
     del layer._modules[ADAPTER]
     del layer.forward

@@ -1,4 +1,4 @@
-"""From a model to one of which few weights train: quantisation, then the adapters, then what the optimizer gets."""
+"""Apply quantization and a PEFT method to a model, so that only some of its weights are trained."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,12 +16,12 @@ from ablatio.registry.kinds import Peft
 
 @dataclass(frozen=True, slots=True)
 class AppliedPeft:
-    """What came of a model.
+    """Result of applying a PEFT method to a model.
 
     part       the method, for its hooks before and after a step
-    trainable  parameters that train
-    total      of all parameters, and of the codes that stand for some
-    bytes      that the weights take
+    trainable  number of trainable parameters
+    total      number of all parameters, including quantized ones
+    bytes      memory of all weights
     """
 
     part: Peft
@@ -30,29 +30,31 @@ class AppliedPeft:
     bytes: int
 
     def rate(self, of_init: Rate | None) -> Rate | None:
-        """The init's factor on the learning rate times the method's."""
+        """Combine the learning-rate factors of the init and of the method by their product."""
         own: Rate | None = getattr(self.part, "rate", None)
         if own is None or of_init is None:
             return own or of_init
         return lambda info: own(info) * of_init(info)
 
     def to_json(self) -> dict[str, int]:
+        """Return the sizes for the run's summary."""
         return {"trainable": self.trainable, "total": self.total, "bytes": self.bytes}
 
 
 def is_tuned(config: Mapping[str, Any]) -> bool:
-    """Whether the weights of such a run are more than those of its model."""
+    """True if the config has a quantization or a PEFT method, so that a run's weights differ from its model's."""
     return any((config.get(kind) or {}).get("name", "none") != "none" for kind in ("quantization", "peft"))
 
 
 def tune(model: nn.Module, config: Mapping[str, Any], seed: int) -> AppliedPeft:
-    """Apply the config's quantization and peft to a model that holds its base weights."""
+    """Apply the config's quantization, then its PEFT method, to a model that holds its base weights."""
     quantization, peft = (PartChoice.of(config.get(kind) or {"name": "none"}) for kind in ("quantization", "peft"))
     kinds.quantizations.build(quantization.name, quantization.knobs).apply(model)
     return apply_peft(model, kinds.pefts.build(peft.name, peft.knobs), seed)
 
 
 def apply_peft(model: nn.Module, part: Peft, seed: int) -> AppliedPeft:
+    """Apply a PEFT method to the model in place; its new weights are initialized from `seed`."""
     if hasattr(part, "prepare"):
         part.prepare(model)
     part.apply(model, seed)
@@ -65,11 +67,11 @@ def apply_peft(model: nn.Module, part: Peft, seed: int) -> AppliedPeft:
 
 
 def peak_memory() -> int:
-    """Bytes that this process has held at most, on the GPU where there is one."""
+    """Return the peak memory of this process in bytes: of the GPU if it was used, else the resident set size."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return int(torch.cuda.max_memory_allocated())
     import resource
     import sys
 
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else 1024 * most
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak  # macOS counts bytes, Linux KiB

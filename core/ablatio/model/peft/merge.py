@@ -1,4 +1,4 @@
-"""Adapters folded into the weights, and put back: ours, and the layers of the library peft."""
+"""Merge adapters into the weights and undo it, for ablatio's adapters and for layers of the peft library."""
 
 import copy
 from typing import Any
@@ -11,7 +11,7 @@ from ablatio.model.peft.adapters import Adapter, MatrixAdapter, adapted, attach,
 
 
 class Merged:
-    """The layers as they were before `merge`; `restore` puts them back, to the last bit."""
+    """Records the layers as they were before `merge`, so that `restore` can undo it bit for bit."""
 
     def __init__(self) -> None:
         self.held: list[tuple[Any, Adapter, Tensor, Tensor | None]] = []
@@ -19,6 +19,7 @@ class Merged:
 
     @torch.no_grad()
     def fold(self, layer: Any, adapter: MatrixAdapter) -> None:
+        """Replace a layer's weight and bias by the adapted ones and remove its adapter."""
         weight, bias = adapter.fold(weight_of(layer), bias_of(layer))
         self.held.append((layer, adapter, layer.weight, layer.bias))
         detach(layer)
@@ -28,13 +29,14 @@ class Merged:
 
     @torch.no_grad()
     def unwrap(self, parent: nn.Module, name: str, layer: Any) -> None:
-        """A layer of the library peft becomes the plain one that says the same; raises what peft raises."""
-        made = copy.deepcopy(layer)
-        made.merge()
+        """Replace a layer of the peft library by the equivalent plain layer; exceptions of peft pass through."""
+        merged = copy.deepcopy(layer)
+        merged.merge()
         self.wrapped.append((parent, name, layer))
-        parent._modules[name] = made.get_base_layer().requires_grad_(False)
+        parent._modules[name] = merged.get_base_layer().requires_grad_(False)
 
     def restore(self) -> None:
+        """Put back all original layers and adapters."""
         for parent, name, layer in self.wrapped:
             parent._modules[name] = layer
         for layer, adapter, weight, bias in self.held:
@@ -44,19 +46,19 @@ class Merged:
 
 
 def wrapped_by_peft(model: nn.Module) -> list[tuple[nn.Module, str, Any]]:
-    """(module that holds it, its name there, layer) of each layer that the library peft stands around."""
+    """Return (parent module, name in it, layer) for each layer that the peft library has wrapped."""
     found = [(path, layer) for path, layer in model.named_modules() if "base_layer" in layer._modules]
     places = [(path.rpartition("."), layer) for path, layer in found]
     return [(model.get_submodule(parent), name, layer) for (parent, _, name), layer in places]
 
 
 def base_of(layer: Any) -> Any:
-    """The layer itself, or what the library peft stands around."""
+    """Return the layer itself, or the layer inside a wrapper of the peft library."""
     return layer.get_base_layer() if "base_layer" in layer._modules else layer
 
 
 def bare_base(model: nn.Module) -> None:
-    """Take off all that a method has put beside the base."""
+    """Remove all adapters, wrappers of the peft library and virtual tokens, leaving the base model."""
     for _, layer, _ in list(adapted(model)):
         detach(layer)
     for parent, name, layer in wrapped_by_peft(model):
@@ -67,24 +69,26 @@ def bare_base(model: nn.Module) -> None:
 
 
 def merge(model: nn.Module) -> Merged:
-    """Fold each adapter into the weights of its layer: a model without adapters that says the same.
+    """Merge each adapter into the weights of its layer, giving a model without adapters and with the same output.
 
-    UserError, with the model as it was, where a method has no such weights.
+    Raises UserError, with the model unchanged, if a method cannot be merged into weights.
     """
     if any("virtual" in m._modules for m in model.modules()):
         raise UserError(
-            "this model has virtual tokens before each text, and no weight can take them in"
-            "\n    try: keep them apart (ablatio export RUN --adapter DIR)"
+            "this model has virtual tokens before each text, which cannot be merged into weights"
+            "\n    try: keep them in a separate folder (ablatio export RUN --adapter DIR)"
         )
     merged = Merged()
     try:
         for path, layer, adapter in list(adapted(model)):
             if "codes" in layer._buffers:
-                raise UserError(f"{path} is quantised, and its codes cannot hold the sum\n    try: dequantise it first")
+                raise UserError(
+                    f"{path} is quantized, so an adapter cannot be merged into it\n    try: dequantize it first"
+                )
             if not isinstance(adapter, MatrixAdapter):
                 raise UserError(
-                    f"{type(adapter).__name__} at {path} computes something of its own: no weight can take it in"
-                    "\n    try: keep the adapter apart (ablatio export RUN --adapter DIR)"
+                    f"{type(adapter).__name__} at {path} is not a change of the weight, so it cannot be merged into it"
+                    "\n    try: keep the adapter in a separate folder (ablatio export RUN --adapter DIR)"
                 )
             merged.fold(layer, adapter)
         for parent, name, layer in wrapped_by_peft(model):
@@ -93,7 +97,7 @@ def merge(model: nn.Module) -> Merged:
             except (AttributeError, NotImplementedError, ValueError, RuntimeError) as error:
                 raise UserError(
                     f"peft's {type(layer).__module__.split('.')[2]} cannot be merged into {name}: {error}"
-                    "\n    try: keep the adapter apart (ablatio export RUN --adapter DIR)"
+                    "\n    try: keep the adapter in a separate folder (ablatio export RUN --adapter DIR)"
                 ) from error
     except UserError:
         merged.restore()

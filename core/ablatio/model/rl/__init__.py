@@ -1,1 +1,1 @@
-"""What policy methods measure: log-probabilities of tokens, answers, KL estimates."""
+"""Quantities of policy methods: log-probabilities of tokens, rewards of answers, KL estimates."""

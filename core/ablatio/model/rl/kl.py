@@ -1,4 +1,4 @@
-"""Numbers of policies from the log-probabilities of what was drawn: masked means, whitening, the KL three ways."""
+"""Masked means, whitening, and three estimates of the KL divergence from log-probabilities of sampled tokens."""
 
 from typing import NamedTuple
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class KL(NamedTuple):
-    """Estimates of KL(policy, reference) in nats per token, from tokens that the policy drew.  () each."""
+    """Estimates of KL(policy || reference) in nats per token, from tokens sampled from the policy; () each."""
 
     k1: Tensor
     k2: Tensor
@@ -15,25 +15,25 @@ class KL(NamedTuple):
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """The mean of x where mask is 1; 0 where nothing is."""
+    """Mean of x over the places where mask is 1; 0 if there is none."""
     return (x * mask).sum() / mask.sum().clamp(min=1)
 
 
 def whiten(x: Tensor, mask: Tensor, epsilon: float = 1e-8) -> Tensor:
-    """Mean 0 and variance 1 over the masked places, 0 elsewhere."""
+    """Normalize x to mean 0 and variance 1 over the places where mask is 1; 0 elsewhere."""
     mean = masked_mean(x, mask)
     variance = masked_mean((x - mean).square(), mask)
     return (x - mean) * torch.rsqrt(variance + epsilon) * mask
 
 
 def k3(logps: Tensor, ref_logps: Tensor) -> Tensor:
-    """exp(-d) - 1 + d at each token, d the log-ratio: unbiased, never negative (Schulman 2020)."""
+    """KL estimate exp(-d) - 1 + d per token, d = logps - ref_logps: unbiased, never negative (Schulman 2020)."""
     d = logps - ref_logps
     return torch.expm1(-d) + d
 
 
 def kl_estimates(logps: Tensor, ref_logps: Tensor, mask: Tensor) -> KL:
-    """k1 = d, k2 = d^2 / 2, k3 = exp(-d) - 1 + d, each a mean over tokens.
+    """Masked token means of k1 = d, k2 = d^2 / 2 and k3 = exp(-d) - 1 + d, with d = logps - ref_logps.
 
     Source: Schulman 2020, http://joschu.net/blog/kl-approx.html
     """

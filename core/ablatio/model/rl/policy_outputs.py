@@ -1,4 +1,4 @@
-"""What a model says of answers that are already written: log-probabilities, entropy and the critic's values."""
+"""Log-probabilities, entropies and critic values of given answers."""
 
 import math
 from typing import Any, NamedTuple
@@ -10,11 +10,14 @@ from torch.utils.checkpoint import checkpoint
 
 from ablatio.model.decoding.rollout import Rollout
 from ablatio.model.decoding.shared_prefix import answer_states
-from ablatio.model.rl.token_logprobs import MOST_LOGITS
+from ablatio.model.rl.token_logprobs import MAX_LOGITS
 
 
 class PolicyOutputs(NamedTuple):
-    """Of each answer token, 0 behind an answer's end: log-probability, entropy there, value before it.  (B, T) each."""
+    """Per answer token: log-probability, entropy of its distribution, critic value before it; 0 after an answer's end.
+
+    All (B, T).
+    """
 
     logps: Tensor
     entropy: Tensor
@@ -22,13 +25,14 @@ class PolicyOutputs(NamedTuple):
 
 
 class ValueHead(nn.Module):
-    """w h + b, zero at the start: what the critic expects from a hidden state.  (..., D) -> (...)"""
+    """Critic value w h / sqrt(D) + b of a hidden state h, zero-initialized: (..., D) -> (...)."""
 
     def __init__(self, d_model: int) -> None:
         super().__init__()
         self.weight, self.bias = nn.Parameter(torch.zeros(d_model)), nn.Parameter(torch.zeros(()))
 
     def forward(self, hidden: Tensor) -> Tensor:
+        """Predict the value of hidden states: (..., D) -> (...)."""
         return hidden @ self.weight.to(hidden.dtype) / math.sqrt(len(self.weight)) + self.bias.to(hidden.dtype)
 
 
@@ -41,59 +45,64 @@ def policy_outputs(
     entropy: bool = True,
     learns: bool = False,
 ) -> PolicyOutputs:
-    """One pass over prompts and answers; logits are made at the answers' tokens alone.
+    """Compute the policy outputs of a rollout in one pass; logits are formed at the answer tokens only.
 
-    entropy: whether it is asked for, else it is 0; learns: and with a gradient
+    head     the critic; None: values are 0
+    entropy  compute the entropy; False: it is 0
+    learns   the entropy has a gradient
     """
     how = temperature, entropy, learns
     kept = rollout.mask.bool()
     states, tokens = states_of(model, rollout)[kept], rollout.tokens[kept]  # (tokens of all answers, D)
-    rows = max(1, MOST_LOGITS // model.vocab_size)
+    rows = max(1, MAX_LOGITS // model.vocab_size)
     if len(states) <= rows or not torch.is_grad_enabled():
         blocks = zip(torch.split(states, rows), torch.split(tokens, rows), strict=True)
-        found = [_spoken(model, s, t, *how) for s, t in blocks]
-    else:  # made again in the backward pass, so that the logits of a block alone are ever held
+        found = [_block_outputs(model, s, t, *how) for s, t in blocks]
+    else:  # checkpointed, so that the logits of only one block are held at a time
         blocks = zip(torch.split(states, rows), torch.split(tokens, rows), strict=True)
-        found = [checkpoint(_spoken, model, s, t, *how, use_reentrant=False) for s, t in blocks]
+        found = [checkpoint(_block_outputs, model, s, t, *how, use_reentrant=False) for s, t in blocks]
     logps, spread = (torch.cat(x) for x in zip(*found, strict=True))
     values = head(states).float() if head is not None else torch.zeros_like(logps)
     return PolicyOutputs(*(torch.zeros_like(rollout.mask).masked_scatter(kept, x) for x in (logps, spread, values)))
 
 
-def _spoken(
+def _block_outputs(
     model: Any, states: Tensor, tokens: Tensor, temperature: float, entropy: bool, learns: bool
 ) -> tuple[Tensor, Tensor]:
-    """(log-probability of each token, entropy there): (N, D), (N,) -> (N,) each."""
-    logits = model.logits(states).float()
+    """Log-probability of each token and entropy of its distribution: (N, D), (N,) -> (N,) each."""
+    logits = model.logits(states).float()  # (N, V)
     logp = (logits if temperature == 1 else logits / temperature).log_softmax(-1)
-    said, spread = logp.gather(1, tokens[:, None])[:, 0], logp if learns else logp.detach()
-    return said, -(spread.exp() * spread).sum(-1) if entropy else torch.zeros_like(said)
+    token_logp, spread = logp.gather(1, tokens[:, None])[:, 0], logp if learns else logp.detach()
+    return token_logp, -(spread.exp() * spread).sum(-1) if entropy else torch.zeros_like(token_logp)
 
 
 def values_of(model: Any, rollout: Rollout, head: nn.Module) -> Tensor:
-    """What the critic expects before each answer token, 0 behind an answer's end; no logits are made.  (B, T)"""
+    """Critic values before each answer token, without forming logits: (B, T); 0 after an answer's end."""
     values: Tensor = head(states_of(model, rollout)).float() * rollout.mask
     return values
 
 
 def states_of(model: Any, rollout: Rollout) -> Tensor:
-    """The hidden state from which each answer token was drawn: (B, T, D); each prompt is read once for its answers."""
-    length, said = rollout.prompt_length, rollout.mask.sum(1).long()
-    most, width = int(said.max()), int(length.max())
+    """Hidden states from which the answer tokens were sampled: (B, T, D); each prompt is encoded once and shared."""
+    length, answer_length = rollout.prompt_length, rollout.mask.sum(1).long()  # (B,) each
+    most, width = int(answer_length.max()), int(length.max())
     prompts, parents = torch.unique(
         torch.cat([length[:, None], rollout.prompts[:, rollout.prompts.shape[1] - width :]], dim=1),
         dim=0, return_inverse=True,
     )  # fmt: skip
-    lengths, prompts = prompts[:, 0] - 1, prompts[:, 1:-1]  # what a prompt ends with is read with the answer
+    lengths, prompts = (
+        prompts[:, 0] - 1,
+        prompts[:, 1:-1],
+    )  # the last prompt token predicts the first answer token: it is read with the answer
     read = torch.cat([rollout.prompts[:, -1:], rollout.tokens[:, : most - 1]], dim=1)
-    states = answer_states(model, prompts, lengths, parents, read, int((length + said).max()) - 1)
+    states = answer_states(model, prompts, lengths, parents, read, int((length + answer_length).max()) - 1)
     return F.pad(states, (0, 0, 0, rollout.tokens.shape[1] - most))
 
 
 def tokens_read(model: Any, rollout: Rollout) -> int:
-    """How many tokens `states_of` reads: each prompt once for its answers, or once in each row."""
-    length, said = rollout.prompt_length, int(rollout.mask.sum())
+    """Count the tokens that `states_of` processes: each prompt once if prefixes are shared, else once per answer."""
+    length, answer_tokens = rollout.prompt_length, int(rollout.mask.sum())
     if not model.shared_prefix:
-        return int(length.sum()) + said - len(rollout)
+        return int(length.sum()) + answer_tokens - len(rollout)
     keys = torch.cat([length[:, None], rollout.prompts], dim=1)
-    return int((torch.unique(keys, dim=0)[:, 0] - 1).sum()) + said
+    return int((torch.unique(keys, dim=0)[:, 0] - 1).sum()) + answer_tokens
