@@ -25,15 +25,15 @@ class Norm(Protocol):
 class Placement(Protocol):
     """Wraps one sublayer with its norms and its residual connection: (B, T, D) -> (B, T, D).
 
-    Wiring
+    Wiring:
     around           which sublayer this instance wraps: attention | cross | mlp | both (attention and feed-forward of a
                      joint sublayer)
 
-    Call
+    Call:
     (x, sublayer, norm)  `sublayer` is a function (B, T, D) -> (B, T, D); `norm` is one module if `n_norms` is 1, else a
                      ModuleList of `n_norms` modules
 
-    Facts
+    Facts:
     n_norms          norms per sublayer; a pair gives those of an attention and those of a feed-forward part
     first_norms      `n_norms` of the first layer if it differs; None: it does not
     final_norm       True if the stack ends with a norm
@@ -41,10 +41,10 @@ class Placement(Protocol):
     inner_norm       sublayers (attention, mlp) that get a norm before their last projection
     batch_dependent  see Mlp
 
-    Attributes
+    Attributes:
     gain             factor on the initial value, output and feed-forward matrices (DeepNorm's beta)
 
-    Optional, for a residual stream whose shape is not (B, T, D)
+    Optional, for a residual stream whose shape is not (B, T, D):
     open(x)          makes the stream from the embeddings (B, T, D), before the first layer
     close(x, norm)   turns it back into (B, T, D) after the last layer and applies the final norm (the identity if there
                      is none).  Both are called on an instance with `layer` None, which needs no sublayer weights
@@ -72,13 +72,13 @@ class Mlp(Protocol):
 
     Auxiliary losses and logged numbers are passed to `ctx.add_loss("train/balance", x)` and `ctx.measure(...)`.
 
-    Facts
+    Facts:
     metrics          names of those losses and numbers
     batch_dependent  True if the output for a token in training depends on the other tokens of the forward pass, as
                      with expert capacity.  Splitting a batch or a row into several passes would change the result, so
                      each answer is then encoded together with its prompt, not after a prompt encoded once for all
 
-    Attributes
+    Attributes:
     idle_parameters  optional: number of weights that one token does not use, as those of experts not routed to
     """
 
@@ -90,7 +90,7 @@ class Mlp(Protocol):
 class Position(Protocol):
     """Position encoding: defines one or more of embed, rotate, bias and score.  Positions are (T,) or (B, T) integers.
 
-    Methods
+    Methods:
     embed(x, pos)            (B, T, D) -> (B, T, D); called once per forward pass, on the embeddings
     rotate(q, k, pos)        (B, H, T, d_head) each -> the same shapes; called in every layer
     bias(q_pos, k_pos)       -> (H, T, S) or (B, H, T, S), added to the attention logits; called once per forward pass
@@ -100,7 +100,7 @@ class Position(Protocol):
                              `pos`.  `length`: number of tokens seen so far, a scalar or one per position
     skips(layer)             optional: True if `rotate` is not applied in this layer
 
-    Facts
+    Facts:
     extends              True if positions beyond `max_len` are supported
     rotates_cached_keys  True if the angles depend on `length`: the cache then holds unrotated keys, all of which are
                          rotated again at each decoding step
@@ -113,7 +113,7 @@ class Position(Protocol):
 class Attention(Protocol):
     """Attention sublayer: (B, T, D) -> (B, T, D); `ctx` holds positions, mask and cache.
 
-    Methods
+    Methods:
     hidden_flops(ctx)    optional: FLOPs per row that a FLOP counter counts although the attention pattern masks the
                          pairs; they are subtracted from the count
 
@@ -142,7 +142,7 @@ class Attention(Protocol):
 class Block(Protocol):
     """One layer: (B, T, D) -> (B, T, D); with `parts.cross` it also attends to an encoder, through `ctx.cross`.
 
-    Facts
+    Facts:
     cross           True if the block uses `parts.cross`
     joint_sublayer  True if attention and feed-forward form one sublayer inside one placement
     """
@@ -156,7 +156,7 @@ class Block(Protocol):
 class Architecture(Protocol):
     """Builds the LanguageModel from a `builder` (ablatio.model.build.ModelBuilder).
 
-    Facts
+    Facts:
     mask       which tokens each token attends to: causal | prefix | full | encoder_decoder
     accepts    kinds of examples that the model can be trained on: the fact `produces` of an objective
     stacks     the stacks it has: encoder, decoder or both
@@ -174,7 +174,7 @@ class Init(Protocol):
 
     Seeding by name gives a parameter the same initial value in every arm that has it, whatever the other parts are.
 
-    Optional methods
+    Optional methods:
     rate(info)                factor on the learning rate of a parameter
     logit_scale(d_model)      factor on the output logits, used if `model.logit_scale` is null
     attention_scale(d_head)   factor on the attention logits, used if `model.attention_scale` is null

@@ -14,18 +14,18 @@ if TYPE_CHECKING:
 class Design(Protocol):
     """Chooses the arms of a sweep; an arm is a mapping {axis key: value as text}.
 
-    Wiring
+    Wiring:
     axes       list of search_space.Axis; the seed is not an axis
     baseline   the arm that the others are compared with; by default the first value of each axis
 
-    Methods
+    Methods:
     count()    largest possible number of arms; called before any arm is made
     arms()     optional: all arms, for a fixed design
     more(told) optional: the next search_space.Trials, for a searching design; a pure function of the TrialResults
                told so far, so that a resumed sweep makes the same choices
     aliases()  optional: sentences naming the effects that the arms cannot tell apart
 
-    Facts
+    Facts:
     intervals  True if an axis may be an interval
     """
 
@@ -37,10 +37,10 @@ class Design(Protocol):
 class Launcher(Protocol):
     """Runs the jobs of a sweep, each in its own process.
 
-    Wiring
+    Wiring:
     work           the launch_types.Work function to call in each process
 
-    Methods
+    Methods:
     start()        called before all others
     submit(order)  start one launch request; returns at once
     poll(seconds)  outcomes of the requests that have ended; waits at most that long for one

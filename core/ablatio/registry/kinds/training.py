@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 class Objective(Protocol):
     """Makes training examples: rows of tokens (B, T+1) -> Example with inputs and targets.
 
-    Call
+    Call:
     (tokens, segments, generator)  must be deterministic in the generator.  `segments` (B, T+1) numbers the documents of
                   a packed row; None: one document per row
 
-    Facts
+    Facts:
     produces      what the examples ask for: next tokens | source and target | blanks in place
     metrics       names of the numbers that `loss` logs
 
-    Optional attributes and methods
+    Optional attributes and methods:
     extra_tokens  number of token ids needed beyond the tokenizer's (sentinels, masks); must follow from knobs and
                   wiring alone
     ahead         number of future tokens predicted at each position, default 1; the model then has ahead - 1 copies of
@@ -46,7 +46,7 @@ class Objective(Protocol):
 class Optimizer(Protocol):
     """Factory of a torch Optimizer from parameter groups by role; a function part declares its facts in `register`.
 
-    Facts
+    Facts:
     decays     True if it has weight decay
     entrywise  True if the step of each weight has a size of about lr, independent of the size of its gradient (Adam,
                Lion); muP's learning rates hold only then.  False if the step is proportional to the gradient (SGD) or
@@ -74,7 +74,7 @@ class Schedule(Protocol):
     untrained model.  It must keep no state of its own: the scores are stored in checkpoints, so that a resumed run gets
     the same ones.
 
-    Facts
+    Facts:
     watches  True if it takes the scores; set from the signature of a function
     """
 
@@ -93,10 +93,10 @@ class Stabilizer(Protocol):
     averaged(model)     context manager inside which the model holds the weights to evaluate and to save
     batch_rows(seen, full)  number of rows of the next batch, after `seen` training tokens; `full`: train.batch_size
 
-    Optional
+    Optional:
     state_dict(), load_state_dict(state)  state beyond the weights that must survive a resume
 
-    Facts
+    Facts:
     metrics   names of the logged numbers
     rewinds   True if `before_step` may raise Rewind
     """
@@ -111,12 +111,12 @@ class Task(Protocol):
 
     It is built from `setup`, a TaskContext with the config, the seeds and the rows of each batch.
 
-    Attributes
+    Attributes:
     tokenizer   the trained tokenizer, with all ids that the model must know
     content     description of the data for the manifest: plain values, among them a fingerprint
     training    endless batches by number: item k is {"number": k, ...} and depends on k alone
 
-    Methods
+    Methods:
     validation(length, tokens)  the fixed held-out batches; rows of `length` tokens, at most `tokens` in all; None: as
                 in the config
     example(batch, generator)   turns a batch of `training` into the object that `loss` takes, on the CPU; must have
@@ -126,7 +126,7 @@ class Task(Protocol):
                 each batch
     tokens(steps)               number of tokens that this many steps train on
 
-    Optional methods
+    Optional methods:
     attach(model)      once, when the model is built: adds modules that train with it, as a reward or value head
     prepare(model)     once, when the model has its initial weights and is on its device: reference log-probabilities
     begin_step(model, step)  before the first batch of an optimizer step: new rollouts
@@ -138,7 +138,7 @@ class Task(Protocol):
     ask(objective, model)  switches `score` to another objective
     state_dict(), load_state_dict(state)  state beyond the weights that must survive a resume
 
-    Facts
+    Facts:
     accepts   what it reads from its source: documents | conversations | feedback
     scores    names of its scores, logged under `val/`
     main      the score by which runs are compared
@@ -185,13 +185,13 @@ class Batches(Protocol):
 class Logger(Protocol):
     """Writes the metrics of a run, into the run's folder or next to it and nowhere else.
 
-    Methods
+    Methods:
     start(rows)     replace all that the log holds of this run by these rows: none for a new run, those up to the
                     resumed step for a resumed one; may be called again
     log(row)        append {name: number}, with `step` and `tokens`; a validation has its own row with the same step
     finish(status)  end the log; status: done | preempted | diverged | failed
 
-    Facts
+    Facts:
     record  True for metrics.csv itself, which every run writes
     """
 

@@ -21,10 +21,10 @@ class Quantization(Protocol):
 
     apply(model)  replaces the weights by codes, in place; the modules keep their names
 
-    Facts
+    Facts:
     bits  bits of a code; 32: nothing is quantized
 
-    Usual knob
+    Usual knob:
     qat   quantization-aware training: weights keep their precision and are rounded in each forward pass, with
           straight-through gradients
     """
@@ -37,13 +37,13 @@ class Quantization(Protocol):
 class Peft(Protocol):
     """Parameter-efficient tuning: trains a few added weights; the base weights are frozen and stay bitwise the same.
 
-    Methods
+    Methods:
     apply(model, seed)  changes the model in place; afterwards exactly the trainable parameters have `requires_grad`
     prepare(model)      optional, called before `apply`: changes the base itself, as by quantizing it
     rate(info)          optional: factor on the learning rate of a parameter (ablatio.model.parameter_roles)
     before_step(step), after_step(step)  optional, as of a Stabilizer; state must be kept in buffers of the model
 
-    Facts
+    Facts:
     exact            True if the model at step 0 equals the base bitwise, False if only up to rounding
     virtual          True if it adds keys and values of virtual tokens, which the attention must support
     metrics          names of the numbers that its step methods log
@@ -60,10 +60,10 @@ class Peft(Protocol):
 class Alignment(Protocol):
     """A pure loss on log-probabilities.  Parameters of its methods are names from alignment_inputs.
 
-    Methods
+    Methods:
     loss(...)        (loss, metrics): the mean loss over the batch, and the numbers to log
 
-    Facts
+    Facts:
     data             what it is trained on: pairs | rankings | labelled | prompts
     metrics          names of the numbers that `loss` and `advantages` log
     rejected         where the worse answer of a pair comes from: given (in the data) | reference (sampled from the
@@ -81,7 +81,7 @@ class Alignment(Protocol):
     epochs           attribute: passes over a rollout
     minibatches      attribute: optimizer steps per pass
 
-    Optional attributes and methods of a policy method
+    Optional attributes and methods of a policy method:
     writer           policy | reference: which model samples the answers; default: policy
     best_of          n: the weights are not trained, and the model's answer is the best of n samples
     observe(kl)      called with the rollout's mean KL to the reference, in nats per answer, before `advantages`
@@ -118,10 +118,10 @@ class Reward(Protocol):
     A function part takes one answer and returns its score, or takes two, (answer, other), and returns the probability
     that the first is better; reward=ranking turns such comparisons into scores.
 
-    Wiring
+    Wiring:
     open_run  turns the run folder of a reward model into a function of answers
 
-    Facts
+    Facts:
     per_step  True if it returns, for each answer, a list of ReasoningSteps in place of one score
     compares  True if it compares the answers to the same prompt, so that all of them must be passed together
     """
