@@ -30,12 +30,12 @@ def clip_metrics(ratio: Tensor, advantages: Tensor, mask: Tensor, low: float, hi
     return dict(zip(CLIPPED, (masked_mean(clipped.to(ratio.dtype), mask), masked_mean(ratio, mask)), strict=True))
 
 
-def column(advantages: Tensor) -> Tensor:
+def per_token(advantages: Tensor) -> Tensor:
     """Make advantages broadcast over tokens: (B,) -> (B, 1); (B, T) is returned unchanged."""
     return advantages[:, None] if advantages.dim() == 1 else advantages
 
 
-def rest_of(rewards: Tensor) -> Tensor:
+def rewards_to_go(rewards: Tensor) -> Tensor:
     """Reward-to-go: the sum of rewards from each token to the end, this token included.  (B, T) -> (B, T)."""
     return rewards.flip(1).cumsum(1).flip(1)
 

@@ -22,7 +22,7 @@ from ablatio_std.alignments._policy import (
     Minibatches,
     clip_metrics,
     clipped_surrogate,
-    column,
+    per_token,
 )
 
 Scale = Annotated[Literal["group", "batch", "none"], "divide rewards by the standard deviation of the group or batch"]
@@ -64,7 +64,7 @@ class Grouped:
         tokens: Tensor,
         max_length: int,
     ) -> tuple[Tensor, Metrics]:
-        advantages, ratio = column(advantages), self.ratio(logps - old_logps, mask)
+        advantages, ratio = per_token(advantages), self.ratio(logps - old_logps, mask)
         kl = k3(logps, ref_logps)
         each = self.surrogate(ratio, advantages, logps) + self.beta * kl
         counted = mask if ratio.shape == mask.shape else mask[:, :1]

@@ -22,7 +22,7 @@ from ablatio_std.alignments._policy import (
     Minibatches,
     clip_metrics,
     clipped_surrogate,
-    rest_of,
+    rewards_to_go,
 )
 
 
@@ -90,10 +90,10 @@ class ReinforcePP:
     def advantages(
         self, rewards: Tensor, token_rewards: Tensor, old_logps: Tensor, ref_logps: Tensor, mask: Tensor
     ) -> Advantages:
-        earned = rest_of(token_rewards * mask)
+        earned = rewards_to_go(token_rewards * mask)
         if self.group > 1:
             earned = earned - rewards.view(-1, self.group).mean(1).repeat_interleave(self.group)[:, None]
-        penalty = rest_of(self.beta * (old_logps - ref_logps) * mask)
+        penalty = rewards_to_go(self.beta * (old_logps - ref_logps) * mask)
         return Advantages(whiten((earned - penalty) * mask, mask))
 
     def loss(self, logps: Tensor, old_logps: Tensor, mask: Tensor, advantages: Tensor) -> tuple[Tensor, Metrics]:
@@ -116,7 +116,7 @@ class ReMax:
     def advantages(
         self, rewards: Tensor, greedy_rewards: Tensor, old_logps: Tensor, ref_logps: Tensor, mask: Tensor
     ) -> Advantages:
-        penalty = rest_of(self.beta * (old_logps - ref_logps) * mask)
+        penalty = rewards_to_go(self.beta * (old_logps - ref_logps) * mask)
         advantages = ((rewards - greedy_rewards)[:, None] - penalty) * mask  # (B, T)
         return Advantages(advantages, metrics={"train/greedy_reward": greedy_rewards.mean()})
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ablatio.model.example import PADDING, Example
 
-LEAST = 4  # tokens; shorter pieces of a document are left out, as they hold too little to hide
+MIN_TOKENS = 4  # tokens; shorter pieces of a document are left out, as they hold too little to hide
 
 
 @dataclass(slots=True)
@@ -19,30 +19,30 @@ class Pair:
     source: list[int]
     inputs: list[int]
     targets: list[int]
-    asked: list[bool] | None = None  # targets with a loss; None: all
+    scored: list[bool] | None = None  # targets with a loss; None: all
 
     def __len__(self) -> int:
         return len(self.source) + len(self.inputs)
 
 
-def said_after(start: int, target: list[int]) -> tuple[list[int], list[int]]:
+def shifted_targets(start: int, target: list[int]) -> tuple[list[int], list[int]]:
     """Decoder inputs and targets: the target shifted by one, with `start` in front."""
     return [start, *target[:-1]], target
 
 
 def documents(tokens: Tensor, segments: Tensor | None) -> list[list[list[int]]]:
-    """Documents of each row as lists of ids, without those under LEAST tokens; a row of such documents stays whole."""
+    """Documents of each row as lists of ids, without those under MIN_TOKENS; a row of such documents stays whole."""
     rows: list[list[list[int]]] = []
     for i, row in enumerate(tokens.tolist()):
         borders = [0, len(row)]
         if segments is not None:
             borders[1:1] = (segments[i].diff().nonzero().flatten() + 1).tolist()
         pieces = [row[a:b] for a, b in itertools.pairwise(borders)]
-        rows.append([p for p in pieces if len(p) >= LEAST] or [row])
+        rows.append([p for p in pieces if len(p) >= MIN_TOKENS] or [row])
     return rows
 
 
-def paired(
+def pack_pairs(
     tokens: Tensor, segments: Tensor | None, eos: int, longest: int, hide: Callable[[list[int]], Pair]
 ) -> Example:
     """Apply `hide` to each document and pack the results; source and inputs of a row have at most `longest` tokens.
@@ -54,22 +54,22 @@ def paired(
     source, source_segments, _ = _block([[p.source for p in row] for row in rows], eos)
     inputs, input_segments, real = _block([[p.inputs for p in row] for row in rows], eos)
     targets, _, _ = _block([[p.targets for p in row] for row in rows], eos)
-    asked, _, _ = _block([[_asked(p) for p in row] for row in rows], 0)
+    scored, _, _ = _block([[_scored(p) for p in row] for row in rows], 0)
     whole = bool(real.all()) and bool((source_segments >= 0).all())
-    partial = not (whole and bool(asked.all()))
+    partial = not (whole and bool(scored.all()))
     keep = packed or not whole or segments is not None
     return Example(
         inputs,
         targets,
-        weights=(asked * real).float() if partial else None,
+        weights=(scored * real).float() if partial else None,
         segments=input_segments if keep else None,
         source=source,
         source_segments=source_segments if keep else None,
     )
 
 
-def _asked(pair: Pair) -> list[int]:
-    return [1] * len(pair.targets) if pair.asked is None else [int(a) for a in pair.asked]
+def _scored(pair: Pair) -> list[int]:
+    return [1] * len(pair.targets) if pair.scored is None else [int(a) for a in pair.scored]
 
 
 def _fitting(row: list[list[int]], longest: int, hide: Callable[[list[int]], Pair]) -> list[Pair]:
@@ -78,8 +78,8 @@ def _fitting(row: list[list[int]], longest: int, hide: Callable[[list[int]], Pai
     room = longest
     for document in row:
         pair = hide(document)
-        while len(pair) > room and len(document) > LEAST:
-            document = document[: max(LEAST, len(document) - (len(pair) - room))]
+        while len(pair) > room and len(document) > MIN_TOKENS:
+            document = document[: max(MIN_TOKENS, len(document) - (len(pair) - room))]
             pair = hide(document)
         if len(pair) > room:
             break

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ablatio import Fraction, Range, objectives
 from ablatio.model.example import Example
-from ablatio_std.objectives._pairs import Pair, paired, said_after
+from ablatio_std.objectives._pairs import Pair, pack_pairs, shifted_targets
 from ablatio_std.objectives._spans import spans_of, without
 
 Sentinels = Annotated[int, Range(1, 10_000), "number of sentinel ids for hidden spans, after the tokenizer's ids"]
@@ -39,7 +39,7 @@ class PrefixLM:
         def hide(document: list[int]) -> Pair:
             return continued(document, self.rate, self.eos, generator)
 
-        return paired(tokens, segments, self.eos, self.longest, hide)
+        return pack_pairs(tokens, segments, self.eos, self.longest, hide)
 
 
 def continued(document: list[int], rate: float | None, eos: int, generator: torch.Generator) -> Pair:
@@ -48,7 +48,7 @@ def continued(document: list[int], rate: float | None, eos: int, generator: torc
         cut = int(torch.randint(1, len(document), (), generator=generator))
     else:
         cut = min(max(round(len(document) * (1 - rate)), 1), len(document) - 1)
-    return Pair(document[:cut], *said_after(eos, document[cut:]))
+    return Pair(document[:cut], *shifted_targets(eos, document[cut:]))
 
 
 def corrupted(
@@ -58,7 +58,7 @@ def corrupted(
     spans = spans_of(len(document), rate, mean, len(sentinels), generator)
     marks = sentinels[: len(spans)]
     target = [t for mark, (a, b) in zip(marks, spans, strict=True) for t in (mark, *document[a:b])]
-    return Pair(without(document, spans, marks), *said_after(eos, [*target, eos]))
+    return Pair(without(document, spans, marks), *shifted_targets(eos, [*target, eos]))
 
 
 @objectives.register("span_corruption", paper="arXiv:1910.10683")
@@ -79,7 +79,7 @@ class SpanCorruption:
         def hide(document: list[int]) -> Pair:
             return corrupted(document, self.rate, self.mean, self.sentinels, self.eos, generator)
 
-        return paired(tokens, segments, self.eos, self.longest, hide)
+        return pack_pairs(tokens, segments, self.eos, self.longest, hide)
 
 
 @objectives.register("blank_infilling", paper="arXiv:2103.10360")
@@ -114,7 +114,7 @@ class BlankInfilling:
                 targets += [*span, self.eos]
             return Pair(without(document, spans, marks), inputs, targets)
 
-        return paired(tokens, segments, self.eos, self.longest, hide)
+        return pack_pairs(tokens, segments, self.eos, self.longest, hide)
 
 
 @objectives.register("text_infilling", paper="arXiv:1910.13461")
@@ -130,9 +130,9 @@ class TextInfilling:
     def __call__(self, tokens: Tensor, segments: Tensor | None, generator: torch.Generator) -> Example:
         def hide(document: list[int]) -> Pair:
             spans = spans_of(len(document), self.rate, self.mean, len(document), generator)
-            return Pair(without(document, spans, [self.mask] * len(spans)), *said_after(self.eos, document))
+            return Pair(without(document, spans, [self.mask] * len(spans)), *shifted_targets(self.eos, document))
 
-        return paired(tokens, segments, self.eos, self.longest, hide)
+        return pack_pairs(tokens, segments, self.eos, self.longest, hide)
 
 
 @objectives.register("mixture_of_denoisers", paper="arXiv:2205.05131")
@@ -172,7 +172,7 @@ class MixtureOfDenoisers:
             pair.source.insert(0, self.signs[mode])
             return pair
 
-        return paired(tokens, segments, self.eos, self.longest, hide)
+        return pack_pairs(tokens, segments, self.eos, self.longest, hide)
 
 
 @objectives.register("masked_lm", paper="arXiv:1810.04805")

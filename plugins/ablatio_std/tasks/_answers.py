@@ -26,7 +26,7 @@ log = logging.getLogger("ablatio")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Answered:
+class TokenizedAnswer:
     """A prompt and one answer to it; `ids[first:]` is the answer, with its end-of-answer token."""
 
     ids: Ids
@@ -43,7 +43,7 @@ class Answered:
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class RatedAnswers:
     """One line of feedback: indices of its answers in `AnswerSet.answers`, with their scores; `elo`: Elo ratings."""
 
     members: tuple[int, ...]
@@ -86,7 +86,7 @@ class Answers:
         moved = {name: value.to(device) for name, value in held.items() if isinstance(value, Tensor)}
         return replace(self, **moved, more={name: t.to(device) for name, t in self.more.items()})
 
-    def spoken(self, model: LanguageModel, collision: bool = False) -> TokenLogProbs:
+    def token_logprobs(self, model: LanguageModel, collision: bool = False) -> TokenLogProbs:
         """Log-probability in nats of each answer token: (N, A), 0 in padding; `collision`: also log sum_v p(v)^2."""
         states = answer_states(model, self.prompts, self.lengths, self.parents, self.tokens[:, :-1], self.longest - 1)
         # Padding is dropped here, so that no time is spent on its logits over the vocabulary.
@@ -99,7 +99,7 @@ class Answers:
 
         return TokenLogProbs(unpacked(found.logps), None if found.collision is None else unpacked(found.collision))
 
-    def last(self, model: LanguageModel) -> Tensor:
+    def last_states(self, model: LanguageModel) -> Tensor:
         """Hidden state at the last token of each answer: (N, D)."""
         states = answer_states(model, self.prompts, self.lengths, self.parents, self.tokens, self.longest)
         return states[torch.arange(len(states), device=states.device), self.mask.sum(1).long()]
@@ -116,8 +116,8 @@ class AnswerSet:
         self.setup, self.too_long, self.room = setup, too_long, setup.length + ahead
         source: Any = setup.source()
         self.tokenizer, self.form = setup.chat(source)
-        self.answers: list[Answered] = []
-        self.judged: dict[str, list[Judged]] = {split: [] for split in SPLITS}
+        self.answers: list[TokenizedAnswer] = []
+        self.judged: dict[str, list[RatedAnswers]] = {split: [] for split in SPLITS}
         self.content: dict[str, Any] = {"fingerprint": source.fingerprint()}
         self._read(list(source.feedback()))
 
@@ -133,7 +133,7 @@ class AnswerSet:
             # The template may write text between prompt and answer: the answer begins at its first scored token.
             first = [len(prompt) + int(w.said[len(prompt) :].argmax()) for w in found]
             ends = [int(np.flatnonzero(w.said)[-1]) + 1 for w in found]
-            answers = [Answered(w.ids[:end], at) for w, at, end in zip(found, first, ends, strict=True)]
+            answers = [TokenizedAnswer(w.ids[:end], at) for w, at, end in zip(found, first, ends, strict=True)]
             self._add(line, answers, lost)
         longest = max((len(w) for w in everything), default=0)
         for split, judged in self.judged.items():
@@ -151,7 +151,7 @@ class AnswerSet:
                 "%d tokens", lost["cut"], len(lines), lost["dropped"], self.room,
             )  # fmt: skip
 
-    def _add(self, line: Feedback, answers: list[Answered], lost: Counter[str]) -> None:
+    def _add(self, line: Feedback, answers: list[TokenizedAnswer], lost: Counter[str]) -> None:
         """Add a line.  A prompt that is too long is cut at the same place for all its answers: they stay comparable."""
         over = max(len(a.ids) for a in answers) - self.room
         if over > 0 and self.too_long == "refuse":
@@ -165,10 +165,10 @@ class AnswerSet:
                 return
             lost["cut"] += 1
             # The first token stays: it opens a document, as in training.
-            answers = [Answered(np.append(a.ids[:1], a.ids[1 + over :]), a.first - over) for a in answers]
+            answers = [TokenizedAnswer(np.append(a.ids[:1], a.ids[1 + over :]), a.first - over) for a in answers]
         members = tuple(range(len(self.answers), len(self.answers) + len(answers)))
         self.answers += answers
-        self.judged[self._split(line)].append(Judged(members, line.scores, line.elo, line))
+        self.judged[self._split(line)].append(RatedAnswers(members, line.scores, line.elo, line))
 
     def _split(self, line: Feedback) -> str:
         if line.split:
@@ -220,7 +220,7 @@ class AnswerSet:
 
 
 def _refuse_contradictions(line: Feedback) -> None:
-    """Raise UserError if the same answer stands twice in a line with different scores."""
+    """Raise UserError if a line contains the same answer twice with different scores."""
     for i, a in enumerate(line.answers):
         for j in range(i):
             if a == line.answers[j] and line.scores[i] != line.scores[j]:
@@ -237,7 +237,7 @@ def example_of(batch: Mapping[str, Tensor]) -> Answers:
     return Answers(**{name: batch[name] for name in own}, longest=int(batch["longest"]), more=more)
 
 
-class Units:
+class UnitBatches:
     """Training batches by number, each of `train.batch_size` units (pairs, rankings or answers), made by `make`."""
 
     def __init__(self, setup: TaskContext, count: int, make: Any) -> None:
@@ -250,6 +250,6 @@ class Units:
         return {**self.make(units), "number": torch.tensor(number)}
 
 
-def groups_of(count: int, at_once: int) -> Iterable[list[int]]:
+def chunks(count: int, at_once: int) -> Iterable[list[int]]:
     """Split 0 ... count - 1 into consecutive lists of at most `at_once` numbers."""
     return [list(range(i, min(i + at_once, count))) for i in range(0, count, at_once)]

@@ -22,7 +22,7 @@ Row = dict[str, Tensor]
 log = logging.getLogger("ablatio")
 
 
-class Reading(Protocol):
+class ConversationFormat(Protocol):
     """How conversations become the rows of a batch.
 
     A piece is the part of a conversation that one row entry holds: the whole conversation, or one answer.
@@ -49,7 +49,7 @@ class Reading(Protocol):
     def example(self, batch: Mapping[str, Tensor]) -> Example: ...
 
 
-class OneText:
+class TextFormat:
     """For a decoder: a conversation is one text; the loss is on the tokens of the assistant.
 
     prompts  True if the loss is on the other tokens too
@@ -90,7 +90,7 @@ class OneText:
         return Example(batch["inputs"], batch["targets"], batch["weights"], segments)
 
 
-class SourceAndTarget:
+class SourceTargetFormat:
     """For models with a source: the text before an answer is the source, the answer is the target.
 
     The source is read in both directions.  Each answer of a conversation is a piece of its own, so that the loss covers
@@ -145,7 +145,7 @@ def _tensors(**parts: Sequence[np.ndarray]) -> Row:
     return {name: torch.from_numpy(np.concatenate(arrays)) for name, arrays in parts.items()}
 
 
-class Talks:
+class TokenizedConversations:
     """The conversations of a source, split by the hash of their first question, as pieces that fit into a row.
 
     written  pieces of each split
@@ -154,7 +154,13 @@ class Talks:
     """
 
     def __init__(
-        self, setup: TaskContext, source: Any, tokenizer: Tokenizer, form: Template, reading: Reading, too_long: str
+        self,
+        setup: TaskContext,
+        source: Any,
+        tokenizer: Tokenizer,
+        form: Template,
+        reading: ConversationFormat,
+        too_long: str,
     ) -> None:
         self.setup, self.tokenizer, self.form, self.reading = setup, tokenizer, form, reading
         self.too_long = too_long

@@ -13,19 +13,19 @@ from ablatio.model.rl.answers import judged
 from ablatio.model.rl.policy_outputs import policy_outputs
 
 from ._prompts import Prompt
-from ._rollouts import Asking, rule_of
+from ._rollouts import RolloutSampler, rule_of
 
 SHOWN = 4  # answers in samples.jsonl
 
 
-class HeldOut:
+class HeldOutEvaluation:
     """Scores a policy on held-out prompts.
 
     best_of  number of answers sampled per prompt, of which the best is scored
     gold     name of a reward rule that also scores the answers; None: the reward itself
     """
 
-    def __init__(self, asking: Asking, best_of: int, gold: str | None) -> None:
+    def __init__(self, asking: RolloutSampler, best_of: int, gold: str | None) -> None:
         self.asking, self.best_of = asking, best_of
         self.gold = (rule_of(gold), gold) if gold is not None else None
 

@@ -1,4 +1,4 @@
-"""Metrics of a rollout, and detection of a collapsed policy, which gives the same token or an empty answer always."""
+"""Metrics of a rollout, and detection of a collapsed policy, whose answers all repeat one token or are empty."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +16,7 @@ MEASURES = (*OF_POLICY, "train/answer_length", "train/ended", "train/top_token",
 log = logging.getLogger("ablatio")
 
 
-def measured(rollout: Rollout, words: Mapping[str, Any], stop: int) -> dict[str, Tensor]:
+def rollout_metrics(rollout: Rollout, words: Mapping[str, Any], stop: int) -> dict[str, Tensor]:
     """Metrics of a rollout: rewards, KL to the reference in nats per token, answer lengths and repetition."""
     mask, length = rollout.mask, rollout.mask.sum(1)
     kl = kl_estimates(words["old_logps"], words["ref_logps"], mask)
@@ -29,7 +29,7 @@ def measured(rollout: Rollout, words: Mapping[str, Any], stop: int) -> dict[str,
     return dict(zip(MEASURES, values, strict=False))  # train/collapsed is added later
 
 
-class Collapse:
+class CollapseDetector:
     """Detects a collapsed policy: its answers are one repeated token or empty, and it learns nothing more.
 
     The run continues, since a policy may recover and its curve so far is a result.  `train/collapsed` is 1 while the

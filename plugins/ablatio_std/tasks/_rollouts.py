@@ -25,7 +25,7 @@ Reward = Callable[[Sequence[Answer]], Any]
 
 
 @dataclass(slots=True)
-class Drawn:
+class ScoredRollout:
     """Sampled answers with their scores; the answers to a prompt are adjacent.
 
     prompts  G prompts;  rollout, texts, scores (N,), steps: of N = G x group answers; steps only if the reward is
@@ -39,7 +39,7 @@ class Drawn:
     steps: list[list[ReasoningStep]] | None
 
     @classmethod
-    def joined(cls, parts: "Sequence[Drawn]") -> "Drawn":
+    def joined(cls, parts: "Sequence[ScoredRollout]") -> "ScoredRollout":
         """Concatenate rollouts."""
         steps = [p.steps for p in parts if p.steps is not None]
         return cls(
@@ -48,17 +48,17 @@ class Drawn:
             [s for found in steps for s in found] if len(steps) == len(parts) else None,
         )  # fmt: skip
 
-    def of_prompts(self, places: Sequence[int]) -> "Drawn":
+    def select_prompts(self, places: Sequence[int]) -> "ScoredRollout":
         """Select the answers to the prompts at these indices."""
         group = len(self.texts) // len(self.prompts)
         rows = [place * group + k for place in places for k in range(group)]
         steps = None if self.steps is None else [self.steps[row] for row in rows]
-        return Drawn([self.prompts[i] for i in places], self.rollout[rows], [self.texts[r] for r in rows],
+        return ScoredRollout([self.prompts[i] for i in places], self.rollout[rows], [self.texts[r] for r in rows],
                      self.scores[rows], steps)  # fmt: skip
 
 
 @dataclass(slots=True)
-class Asking:
+class RolloutSampler:
     """Samples answers from a model and scores them.
 
     words     parameter names of the method's `advantages`
@@ -84,7 +84,7 @@ class Asking:
 
     def __call__(
         self, model: LanguageModel, prompts: Sequence[Prompt], stream: int | None, *, group: int = 1, first: int = 0
-    ) -> Drawn:
+    ) -> ScoredRollout:
         """Sample `group` answers per prompt with the random streams of rollout `stream`, from row `first` on.
 
         `stream` None: greedy answers.
@@ -96,9 +96,9 @@ class Asking:
             group=group, temperature=self.temperature,
         )  # fmt: skip
         texts = self.texts(prompts, rollout, group)
-        return Drawn(list(prompts), rollout, texts, *judged(self.judge, self.judge_name, texts))
+        return ScoredRollout(list(prompts), rollout, texts, *judged(self.judge, self.judge_name, texts))
 
-    def counted(self, *asked: Any, **how: Any) -> Drawn:
+    def sample_and_count(self, *asked: Any, **how: Any) -> ScoredRollout:
         """Sample answers and count the work: each prompt is read once, and each answer without its last token."""
         drawn = self(*asked, **how)
         answer_tokens = float(drawn.rollout.mask.sum())
@@ -106,11 +106,13 @@ class Asking:
         self.work += Work(read=read, read_said=len(drawn.prompts) + answer_tokens - len(drawn.texts))
         return drawn
 
-    def training(self, model: LanguageModel, reference: LanguageModel, method: Any, stream: int, count: int) -> Drawn:
+    def training(
+        self, model: LanguageModel, reference: LanguageModel, method: Any, stream: int, count: int
+    ) -> ScoredRollout:
         """Sample answers to `count` new prompts; those without any advantage are replaced if the method asks for it."""
         start, group = self.asked, method.group
         self.left_out = self.redrawn = 0.0
-        drawn = self.counted(model, self._next(reference, method, count), stream, group=group)
+        drawn = self.sample_and_count(model, self._next(reference, method, count), stream, group=group)
         for turn in range(1, 1 + getattr(method, "resample", 0)):
             good = self._informative(method, drawn)
             if len(good) == count:
@@ -119,20 +121,20 @@ class Asking:
             prompts = self._next(reference, method, count - len(good))
             # Each round has its own random streams, so that its answers do not depend on how many were replaced.
             first = turn * count * group
-            more = self.counted(model, prompts, stream, group=group, first=first)
-            drawn = Drawn.joined([drawn.of_prompts(good), more] if good else [more])
+            more = self.sample_and_count(model, prompts, stream, group=group, first=first)
+            drawn = ScoredRollout.joined([drawn.select_prompts(good), more] if good else [more])
         else:
             self._warn_of_flat_groups(method, drawn, start)
         return drawn
 
-    def _informative(self, method: Any, drawn: Drawn) -> list[int]:
+    def _informative(self, method: Any, drawn: ScoredRollout) -> list[int]:
         """Indices of the prompts of which some answer has a nonzero advantage."""
         mask = drawn.rollout.mask
         words = {"rewards": drawn.scores.to(mask), "mask": mask, "max_length": self.answer_tokens}
         found = method.advantages(**{w: x for w, x in words.items() if w in self.words}).advantages
         return [int(i) for i in found.view(len(drawn.prompts), -1).any(1).nonzero()[:, 0]]
 
-    def _warn_of_flat_groups(self, method: Any, drawn: Drawn, start: int) -> None:
+    def _warn_of_flat_groups(self, method: Any, drawn: ScoredRollout, start: int) -> None:
         limit = getattr(method, "resample", 0)
         left = len(drawn.prompts) - len(self._informative(method, drawn)) if limit else 0
         if left:

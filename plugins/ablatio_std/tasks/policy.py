@@ -21,19 +21,19 @@ from ablatio.model.rl.policy_outputs import ValueHead, policy_outputs, tokens_re
 from ablatio.registry.kinds import tasks
 from ablatio.training.task_context import TaskContext
 
-from ._policy_evaluation import HeldOut
+from ._policy_evaluation import HeldOutEvaluation
 from ._prompts import ChatPrompts, TextPrompts
-from ._rollout_metrics import MEASURES, OF_POLICY, Collapse, measured
-from ._rollouts import Asking, Drawn, Reward, reward_of
+from ._rollout_metrics import MEASURES, OF_POLICY, CollapseDetector, rollout_metrics
+from ._rollouts import Reward, RolloutSampler, ScoredRollout, reward_of
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """A batch, given by its number alone: its data are in the rollout."""
+class BatchNumber:
+    """A batch of a policy task, given by its number alone: its data are in the rollout."""
 
     number: int
 
-    def to(self, device: torch.device | str) -> "Part":
+    def to(self, device: torch.device | str) -> "BatchNumber":
         """Itself: the rollout is already on the device."""
         return self
 
@@ -79,14 +79,16 @@ class Policy:
         self.critic, self.greedy = bool(asked & {"values", "old_values"}), "greedy_rewards" in asked
         self.from_text = entry.facts["prompts"] == "text"
         self._find_prompts()
-        self.asking = Asking(
+        self.asking = RolloutSampler(
             setup, self.prompts, self.tokenizer, *self._judge(), self.asks["advantages"], self.stop, answer_tokens,
             temperature,
         )  # fmt: skip
-        self.collapse = Collapse(self.stop, self.asking.decode, float(setup.config["optimizer"].get("lr", 1e-3)))
+        self.collapse = CollapseDetector(
+            self.stop, self.asking.decode, float(setup.config["optimizer"].get("lr", 1e-3))
+        )
         self.off_policy = getattr(self.method, "writer", "policy") == "reference"
         self.best_of = getattr(self.method, "best_of", None) or 1
-        self.held_out_answers = HeldOut(self.asking, self.best_of, gold)
+        self.held_out_answers = HeldOutEvaluation(self.asking, self.best_of, gold)
         train = setup.config["train"]
         self.per_step = int(train["batch_size"]) * int(train["accumulate"])
         self.answers = self.per_step * self.method.minibatches
@@ -132,11 +134,11 @@ class Policy:
         return float(self.method.correct(answer.text, answer.truth, ends))
 
     def _fits(self) -> None:
-        group, rows = self.method.group, self.per_step if self._whole else self.answers
+        group, rows = self.method.group, self.per_step if self._whole_groups else self.answers
         if rows % group:
             raise UserError(
-                f"{rows} answers (train.batch_size x train.accumulate{'' if self._whole else ' x minibatches'}) cannot "
-                f"be divided into groups of alignment.group={group}\n    try: train.batch_size={group}"
+                f"{rows} answers (train.batch_size x train.accumulate{'' if self._whole_groups else ' x minibatches'}) "
+                f"cannot be divided into groups of alignment.group={group}\n    try: train.batch_size={group}"
             )
         longest, room = self.prompt_tokens + self.answer_tokens, int(self.setup.config["model"]["max_len"])
         if longest > room:
@@ -146,7 +148,7 @@ class Policy:
             )
 
     @property
-    def _whole(self) -> bool:
+    def _whole_groups(self) -> bool:
         return bool(alignments[self.name].facts["whole_groups"])
 
     def attach(self, model: LanguageModel) -> None:
@@ -159,8 +161,8 @@ class Policy:
         self.reference = copy.deepcopy(model).eval().requires_grad_(False)
 
     @property
-    def training(self) -> "Numbers":
-        return Numbers()
+    def training(self) -> "BatchNumbers":
+        return BatchNumbers()
 
     def validation(self, length: int | None = None, tokens: int | None = None) -> list[dict[str, Any]]:
         """Batches of held-out prompts; each samples its answers from its own random streams."""
@@ -183,8 +185,8 @@ class Policy:
         """Work so far: sampling rollouts, reference and critic on them, and the training passes."""
         return self.asking.work
 
-    def example(self, batch: Mapping[str, Tensor], generator: torch.Generator) -> Part:
-        return Part(int(batch["number"]))
+    def example(self, batch: Mapping[str, Tensor], generator: torch.Generator) -> BatchNumber:
+        return BatchNumber(int(batch["number"]))
 
     def begin_step(self, model: LanguageModel, step: int) -> None:
         """Sample a new rollout when the last one is used up or the policy has moved too far from it."""
@@ -194,19 +196,19 @@ class Policy:
         stops = getattr(self.method, "stops", None)
         used = self.cursor >= self.method.epochs * self.method.minibatches
         if self.rollout is None or used or (stops is not None and stops(self.moved)):
-            self._roll(model)
+            self._sample_rollout(model)
             self.cursor = 0
 
     @torch.no_grad()
-    def _roll(self, model: LanguageModel) -> None:
+    def _sample_rollout(self, model: LanguageModel) -> None:
         assert self.reference is not None, "prepare() comes before the first step"
         self.number += 1
         writer = self.reference if self.off_policy else model
         count = self.answers // self.method.group
         drawn = self.asking.training(writer, self.reference, self.method, self.number, count)
-        words = self._words(model, drawn)
+        words = self._sampled_inputs(model, drawn)
         if self.greedy:
-            greedy = self.asking.counted(model, drawn.prompts, None)
+            greedy = self.asking.sample_and_count(model, drawn.prompts, None)
             words["greedy_rewards"] = greedy.scores.to(words["mask"]).repeat_interleave(self.method.group)
         kl = (words["old_logps"] - words["ref_logps"]).sum(1).mean()  # nats per answer
         if hasattr(self.method, "observe"):
@@ -216,7 +218,7 @@ class Policy:
         if found.returns is not None:
             words["returns"] = found.returns
         self.rollout, self.words, self.moved = drawn.rollout, words, 0.0
-        self.measures = measured(drawn.rollout, words, self.stop) | dict(found.metrics or {})
+        self.measures = rollout_metrics(drawn.rollout, words, self.stop) | dict(found.metrics or {})
         for name in OF_POLICY if self.off_policy else ():  # answers of the reference do not measure the policy
             del self.measures[name]
         self.measures["train/collapsed"] = self.collapse(drawn.rollout, self.measures["train/top_token"])
@@ -225,7 +227,7 @@ class Policy:
         if hasattr(self.method, "least_entropy"):
             self.measures["train/left_out"] = torch.tensor(self.asking.left_out)
 
-    def _words(self, model: LanguageModel, drawn: Drawn) -> dict[str, Any]:
+    def _sampled_inputs(self, model: LanguageModel, drawn: ScoredRollout) -> dict[str, Any]:
         """The method's inputs (registry.kinds.alignment_inputs) that are known once the answers are sampled."""
         assert self.reference is not None
         rollout = drawn.rollout
@@ -248,14 +250,14 @@ class Policy:
     def _head(self, model: LanguageModel) -> Any:
         return model.value_head if self.critic else None
 
-    def loss(self, model: LanguageModel, example: Part) -> Loss:
+    def loss(self, model: LanguageModel, example: BatchNumber) -> Loss:
         rows = self._rows(example.number)
-        part = self._taken(rows)
+        part = self._select(rows)
         assert self.rollout is not None
         head, learns, answers = self._head(model), "entropy" in self.asks["loss"], self.rollout[rows]
         outputs = policy_outputs(model, answers, temperature=self.temperature, head=head, learns=learns)
         self.asking.work += Work(learnt=tokens_read(model, answers), learnt_said=float(answers.mask.sum()))
-        step = self._taken(self._of_step())["mask"].sum()
+        step = self._select(self._step_rows())["mask"].sum()
         part |= {"logps": outputs.logps, "values": outputs.values, "entropy": outputs.entropy}
         # The batch's share of the step's tokens: the mean over the batches is then the mean over all tokens.
         part["tokens"] = step * len(rows) / self.per_step
@@ -273,9 +275,9 @@ class Policy:
             raise SkipStep  # not even weight decay: the policy stays the initial model
         return {}
 
-    def _of_step(self) -> Tensor:
+    def _step_rows(self) -> Tensor:
         """Rows of the rollout in this optimizer step; each pass shuffles them, by groups if the method needs it."""
-        minibatches, unit = self.method.minibatches, self.method.group if self._whole else 1
+        minibatches, unit = self.method.minibatches, self.method.group if self._whole_groups else 1
         epoch, place = divmod(self.cursor, minibatches)
         generator = named_generator(self.setup.seeds.data, f"minibatches/{self.number}/{epoch}")
         order = torch.randperm(self.answers // unit, generator=generator)
@@ -285,9 +287,9 @@ class Policy:
     def _rows(self, number: int) -> Tensor:
         size = int(self.setup.config["train"]["batch_size"])
         at = number % int(self.setup.config["train"]["accumulate"])
-        return self._of_step()[at * size : (at + 1) * size]
+        return self._step_rows()[at * size : (at + 1) * size]
 
-    def _taken(self, rows: Tensor) -> dict[str, Any]:
+    def _select(self, rows: Tensor) -> dict[str, Any]:
         return {w: x[rows.to(x.device)] if isinstance(x, Tensor) and x.dim() else x for w, x in self.words.items()}
 
     def score(
@@ -326,7 +328,7 @@ class Policy:
             self.method.load_state_dict(state["method"])
 
 
-class Numbers:
+class BatchNumbers:
     """Batches by number that hold their number alone: the answers are sampled when they are needed."""
 
     def __getitem__(self, number: int) -> dict[str, Tensor]:

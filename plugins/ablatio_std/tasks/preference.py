@@ -20,7 +20,7 @@ from ablatio.registry.kinds import tasks
 from ablatio.storage.atomic_write import write_bytes
 from ablatio.training.task_context import TaskContext
 
-from ._answers import Answered, Answers, AnswerSet, Judged, Units, example_of, groups_of
+from ._answers import Answers, AnswerSet, RatedAnswers, TokenizedAnswer, UnitBatches, chunks, example_of
 
 AT_ONCE = 8  # answers per batch when the reference or a validation scores them
 
@@ -47,32 +47,33 @@ class Preference:
             "a prompt too long for its answers: cut its beginning, leave it out, or stop the run",
         ] = "cut",
     ) -> None:
-        self.setup, self.which = setup, pairs
+        self.setup, self.pair_choice = setup, pairs
         self.method = setup.part("alignment")
         facts = kinds.alignments[setup.config["alignment"]["name"]].facts
-        self.data, self.moves, self.written = facts["data"], facts["moves_reference"], facts["rejected"] == "reference"
+        self.data, self.moves_reference = facts["data"], facts["moves_reference"]
+        self.samples_rejected = facts["rejected"] == "reference"
         self.asked: list[str] = facts["asks"]["loss"]
-        self.referenced = any(word.startswith("ref_") for word in self.asked) and not self.moves
+        self.uses_reference = any(word.startswith("ref_") for word in self.asked) and not self.moves_reference
         self.set = AnswerSet(setup, too_long)
         self.tokenizer, self.content = self.set.tokenizer, self.set.content
         self.held_out = [p for line in self.set.judged["validation"] for p in self._pairs_of(line)]
         self.units = [unit for line in self.set.judged["train"] for unit in self._units_of(line)]
-        self.strangers = self._strangers() if "kl_logps" in self.asked else []
+        self.kl_answers = self._add_kl_answers() if "kl_logps" in self.asked else []
         self.content["units"] = len(self.units)
         self.reference: LanguageModel | None = None
-        self.once = True  # True if a prompt is encoded once for all of its answers
+        self.shares_prompts = True  # True if a prompt is encoded once for all of its answers
         # Log-probabilities of the reference, one answer after another, and where each answer's begin (-1: none).
         self.said: np.ndarray = np.zeros(0, dtype=np.float32)
         self.starts: np.ndarray = np.zeros(0, dtype=np.int64)
 
-    def _pairs_of(self, line: Judged) -> list[tuple[int, int]]:
+    def _pairs_of(self, line: RatedAnswers) -> list[tuple[int, int]]:
         """Pairs (better, worse) of answer indices; equal scores form no pair."""
         ranked = sorted(zip(line.scores, line.members, strict=True), key=lambda pair: -pair[0])
-        if self.which == "extremes":
+        if self.pair_choice == "extremes":
             ranked = [ranked[0], ranked[-1]]
         return [(a, b) for (s, a), (t, b) in combinations(ranked, 2) if s > t]
 
-    def _units_of(self, line: Judged) -> list[tuple[tuple[int, ...], tuple[float, ...]]]:
+    def _units_of(self, line: RatedAnswers) -> list[tuple[tuple[int, ...], tuple[float, ...]]]:
         """Units of a line, (answer indices, scores): a pair, a ranking, or one answer with 1 if it is desirable.
 
         An answer is desirable if it scores above the mean of its line; a lone one, if it scores above 0.5.
@@ -84,7 +85,7 @@ class Preference:
         middle = sum(line.scores) / len(line.scores) if len(set(line.scores)) > 1 else 0.5
         return [((i,), (float(s > middle),)) for i, s in zip(line.members, line.scores, strict=True)]
 
-    def _strangers(self) -> list[int]:
+    def _add_kl_answers(self) -> list[int]:
         """For each unit, add the next unit's answer after its own prompt (KTO's KL estimate); return their indices."""
         made = []
         for number, (members, _) in enumerate(self.units):
@@ -95,12 +96,12 @@ class Preference:
             room = self.setup.length + 1 - own.first
             ids = np.concatenate([own.ids[: own.first], other.ids[other.first :][: max(1, room)]])
             made.append(len(self.set.answers))
-            self.set.answers.append(Answered(ids, own.first))
+            self.set.answers.append(TokenizedAnswer(ids, own.first))
         return made
 
     def attach(self, model: LanguageModel) -> None:
         """Hold a second model if the reference is updated; it is saved in checkpoints."""
-        if self.moves:
+        if self.moves_reference:
             self.reference = copy.deepcopy(model).eval().requires_grad_(False)
 
     def prepare(self, model: LanguageModel) -> None:
@@ -108,12 +109,12 @@ class Preference:
 
         The result is cached under a hash of the weights, the tokens and the precision.
         """
-        mode, self.once = model.training, model.shared_prefix
+        mode, self.shares_prompts = model.training, model.shared_prefix
         model.eval()
         if self.reference is not None:
             self.reference.load_state_dict(model.state_dict())
             self.reference.to(next(model.parameters()).device)
-        if self.written:
+        if self.samples_rejected:
             self._write_rejected(model)
         weights = hashlib.sha256()
         for name, tensor in model.state_dict().items():
@@ -122,22 +123,22 @@ class Preference:
         key = key_of("reference", weights.hexdigest(), self.set.digest(), str(self._wanted()), str(device.type),
                      str(torch.is_autocast_enabled(device.type)))  # fmt: skip
         folder = self.setup.cache / "reference" / key
-        self.starts = np.array(get_or_build(folder, lambda f: self._refer(model, device, f))["starts"])
+        self.starts = np.array(get_or_build(folder, lambda f: self._compute_reference(model, device, f))["starts"])
         self.said = np.fromfile(folder / "logps.bin", dtype=np.float32)
         model.train(mode)
 
     def _wanted(self) -> list[int]:
         """Indices of the answers whose reference log-probabilities are needed."""
-        trained = [i for members, _ in self.units for i in members] if self.referenced else []
-        return sorted({i for pair in self.held_out for i in pair} | set(trained) | set(self.strangers))
+        trained = [i for members, _ in self.units for i in members] if self.uses_reference else []
+        return sorted({i for pair in self.held_out for i in pair} | set(trained) | set(self.kl_answers))
 
     @torch.no_grad()
-    def _refer(self, model: LanguageModel, device: torch.device, folder: Path) -> dict[str, Any]:
+    def _compute_reference(self, model: LanguageModel, device: torch.device, folder: Path) -> dict[str, Any]:
         starts, pieces, at = [-1] * len(self.set.answers), [], 0
         wanted = self.set.arranged(self._wanted())
-        for group in groups_of(len(wanted), AT_ONCE):
+        for group in chunks(len(wanted), AT_ONCE):
             members = [wanted[i] for i in group]
-            logps = example_of(self.set.batch(members)).to(device).spoken(model).logps.float().cpu().numpy()
+            logps = example_of(self.set.batch(members)).to(device).token_logprobs(model).logps.float().cpu().numpy()
             for i, row in zip(members, logps, strict=True):
                 n = self.set.answers[i].length
                 starts[i], at = at, at + n
@@ -151,7 +152,7 @@ class Preference:
         from ablatio.model.decoding.generate import Sampling, generate
 
         stop = sign_id(self.tokenizer, self.set.form.end)
-        for group in groups_of(len(self.units), AT_ONCE):
+        for group in chunks(len(self.units), AT_ONCE):
             held = [self.units[i][0] for i in group]
             better = [self.set.answers[pair[0]] for pair in held]
             room = min(self.setup.length + 1 - a.first for a in better)
@@ -160,31 +161,31 @@ class Preference:
             found = generate(model, prompts, max(0, longest), Sampling(seed=self.setup.seeds.data + group[0]), stop)
             for pair, a, new in zip(held, better, found, strict=True):
                 ids = np.array([*a.ids[: a.first].tolist(), *new, stop], dtype=a.ids.dtype)
-                self.set.answers[pair[1]] = Answered(ids, a.first)
+                self.set.answers[pair[1]] = TokenizedAnswer(ids, a.first)
 
     @property
-    def training(self) -> Units:
-        return Units(self.setup, len(self.units), self._batch)
+    def training(self) -> UnitBatches:
+        return UnitBatches(self.setup, len(self.units), self._batch)
 
     def validation(self, length: int | None = None, tokens: int | None = None) -> list[dict[str, Tensor]]:
         pairs = self.held_out
-        groups = ([pairs[i] for i in group] for group in groups_of(len(pairs), AT_ONCE))
-        return [self._referred(self.set.batch([p[0] for p in g] + [p[1] for p in g])) for g in groups]
+        groups = ([pairs[i] for i in group] for group in chunks(len(pairs), AT_ONCE))
+        return [self._with_reference(self.set.batch([p[0] for p in g] + [p[1] for p in g])) for g in groups]
 
     def _batch(self, numbers: Sequence[int]) -> dict[str, Tensor]:
         """Batch of units.  Pairs: better answers, then worse ones.  Rankings: K adjacent.  Labeled: with labels."""
         units = [self.units[i] for i in numbers]
         if self.data == "pairs":
-            return self._referred(self.set.batch([m[0] for m, _ in units] + [m[1] for m, _ in units]))
+            return self._with_reference(self.set.batch([m[0] for m, _ in units] + [m[1] for m, _ in units]))
         most = max(len(members) for members, _ in units)
         index = [i for members, _ in units for i in (*members, *members[:1] * (most - len(members)))]
-        strangers = [self.strangers[i] for i in numbers] if self.strangers else []
-        made = self._referred(self.set.batch(index + strangers))
+        kl_answers = [self.kl_answers[i] for i in numbers] if self.kl_answers else []
+        made = self._with_reference(self.set.batch(index + kl_answers))
         rows = [(*scores, *(0.0,) * (most - len(scores))) for _, scores in units]
         present = [[i < len(members) for i in range(most)] for members, _ in units]
         return made | {"scores": torch.tensor(rows), "present": torch.tensor(present)}
 
-    def _referred(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _with_reference(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Add the reference's log-probability of each token, 0 where it was not computed."""
         found = torch.zeros_like(batch["mask"])
         for row, i in enumerate(batch["index"].tolist()):
@@ -202,18 +203,19 @@ class Preference:
     def work(self, steps: int) -> Work:
         """Training passes, and reference passes: once per answer, or in every step if the reference is updated."""
         share = self.setup.plan.step(steps)[0] / len(self.units)
-        learnt = [Work(learnt=p, learnt_said=s) for p, s in (self._passed(members) for members, _ in self.units)]
-        asked = [members for members, _ in self.units] if self.moves else [(i,) for i in self._wanted()]
-        read = [Work(read=p, read_said=s) for p, s in map(self._passed, asked)]
-        once = 1.0 if not self.moves else share
+        learnt = [Work(learnt=p, learnt_said=s) for p, s in (self._tokens_read(members) for members, _ in self.units)]
+        asked = [members for members, _ in self.units] if self.moves_reference else [(i,) for i in self._wanted()]
+        read = [Work(read=p, read_said=s) for p, s in map(self._tokens_read, asked)]
+        once = 1.0 if not self.moves_reference else share
         return sum(learnt, Work()) * share + sum(read, Work()) * once
 
-    def _passed(self, members: Sequence[int]) -> tuple[int, int]:
+    def _tokens_read(self, members: Sequence[int]) -> tuple[int, int]:
         """(tokens read, tokens that predict an answer) of a unit; a prompt counts once if the model shares prefixes."""
         answers = [self.set.answers[i] for i in members]
-        starts = {a.start.tobytes(): len(a.start) for a in answers} if self.once else {}
+        starts = {a.start.tobytes(): len(a.start) for a in answers} if self.shares_prompts else {}
         predicted = sum(a.length for a in answers)
-        return predicted + (sum(starts.values()) if self.once else sum(len(a.start) for a in answers)), predicted
+        prompts = sum(starts.values()) if self.shares_prompts else sum(len(a.start) for a in answers)
+        return predicted + prompts, predicted
 
     def example(self, batch: Mapping[str, Tensor], generator: torch.Generator) -> Answers:
         return example_of(batch)
@@ -235,13 +237,13 @@ class Preference:
     def words(self, model: LanguageModel, example: Answers) -> dict[str, Tensor]:
         """The inputs that a method may take, for this batch (ablatio.registry.kinds.alignment_inputs)."""
         collision = any(word.endswith("collision") for word in self.asked)
-        policy = example.spoken(model, collision)
+        policy = example.token_logprobs(model, collision)
         reference = example.more["reference"]
         if self.reference is not None:
             with torch.no_grad():
-                reference = example.spoken(self.reference).logps
+                reference = example.token_logprobs(self.reference).logps
         if self.data == "pairs":
-            return self._pair_words(policy.logps, reference, example.mask, policy.collision)
+            return self._pair_inputs(policy.logps, reference, example.mask, policy.collision)
         own = example.more["scores"].numel()  # the rows after these are the answers for the KL estimate
         shape = example.more["scores"].shape
         found = {
@@ -258,7 +260,7 @@ class Preference:
         return flat | kl | {"labels": flat["scores"] > 0}
 
     @staticmethod
-    def _pair_words(logps: Tensor, reference: Tensor, mask: Tensor, collision: Tensor | None) -> dict[str, Tensor]:
+    def _pair_inputs(logps: Tensor, reference: Tensor, mask: Tensor, collision: Tensor | None) -> dict[str, Tensor]:
         half = len(logps) // 2
         found: dict[str, Tensor] = {}
         for which, rows in (("chosen", slice(0, half)), ("rejected", slice(half, None))):
@@ -287,7 +289,7 @@ class Preference:
         try:
             for number, batch in enumerate(batches):
                 example = example_of(batch).to(device)
-                change = (example.spoken(model).logps - example.more["reference"]).double().sum(1)
+                change = (example.token_logprobs(model).logps - example.more["reference"]).double().sum(1)
                 found.append(change.view(2, -1))
                 between(number + 1)
         finally:

@@ -15,7 +15,7 @@ from ablatio.model.parameter_roles import named_generator
 from ablatio.registry.kinds import tasks
 from ablatio.training.task_context import TaskContext
 
-from ._answers import Answers, AnswerSet, Units, example_of, groups_of
+from ._answers import Answers, AnswerSet, UnitBatches, chunks, example_of
 
 BINS = 10  # confidence bins of the calibration error
 
@@ -66,13 +66,13 @@ class RewardModel:
         model.reward_head = ScalarHead(model.lm_head.in_features, self.setup.seeds.init, "reward_head")
 
     @property
-    def training(self) -> Units:
+    def training(self) -> UnitBatches:
         judged = self.set.judged["train"]
-        return Units(self.setup, len(judged), lambda units: self._batch([judged[i] for i in units]))
+        return UnitBatches(self.setup, len(judged), lambda units: self._batch([judged[i] for i in units]))
 
     def validation(self, length: int | None = None, tokens: int | None = None) -> list[dict[str, Tensor]]:
         judged = self.set.judged["validation"]
-        return [self._batch([judged[i] for i in group]) for group in groups_of(len(judged), 8)]
+        return [self._batch([judged[i] for i in group]) for group in chunks(len(judged), 8)]
 
     def _batch(self, judged: Sequence[Any]) -> dict[str, Tensor]:
         """Batch of lines, with P pairs of their answers.
@@ -112,7 +112,7 @@ class RewardModel:
 
     def rewards(self, model: LanguageModel, example: Answers) -> Tensor:
         """Rewards of N answers in at least 32 bits: (N,)."""
-        found: Tensor = model.reward_head(example.last(model))
+        found: Tensor = model.reward_head(example.last_states(model))
         return found.float() if found.dtype in (torch.bfloat16, torch.float16) else found
 
     def _pairs(self, rewards: Tensor, more: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:

@@ -23,7 +23,7 @@ from ablatio.registry import kinds
 from ablatio.registry.kinds import tasks
 from ablatio.training.task_context import TaskContext
 
-from ._conversations import OneText, Reading, Row, SourceAndTarget, Talks
+from ._conversations import ConversationFormat, Row, SourceTargetFormat, TextFormat, TokenizedConversations
 
 SHOWN, LONGEST = 4, 192  # answers in samples.jsonl, and their largest number of tokens
 
@@ -58,25 +58,25 @@ class SupervisedFineTuning:
         source = setup.source()
         self.tokenizer, self.form = setup.chat(source)
         self.reading = self._reading()
-        talks = Talks(setup, source, self.tokenizer, self.form, self.reading, too_long)
-        self.held, self.written, self.content = talks.held, talks.written, talks.content
+        conversations = TokenizedConversations(setup, source, self.tokenizer, self.form, self.reading, too_long)
+        self.held, self.written, self.content = conversations.held, conversations.written, conversations.content
         order = ExampleOrder([c.group for c in self.held["train"]], setup.seeds.data, cap)
         self.rows = PackedRows(self._sizes(self.written["train"]), order, setup.length if packing else None)
-        self.plain = self._plain(text) if share else None
+        self.plain = self._text_windows(text) if share else None
 
-    def _reading(self) -> Reading:
+    def _reading(self) -> ConversationFormat:
         """Choose how conversations become rows, by what the architecture trains on."""
         facts, eos = kinds.architectures[self.setup.config["architecture"]["name"]].facts, self.tokenizer.eos
         if "next tokens" in facts["accepts"]:
-            return OneText(eos, prompts=self.prompts, causal=facts["mask"] == "causal")
+            return TextFormat(eos, prompts=self.prompts, causal=facts["mask"] == "causal")
         wiring = {"vocab_size": self.tokenizer.vocab_size, "eos": eos, "max_len": self.setup.length}
-        return SourceAndTarget(eos, self.setup.part("objective", **wiring))
+        return SourceTargetFormat(eos, self.setup.part("objective", **wiring))
 
     def _sizes(self, pieces: Sequence[Written]) -> list[int]:
         """Tokens that each piece takes in a row."""
         return [len(piece) - self.reading.ahead for piece in pieces]
 
-    def _plain(self, name: str) -> tuple[Windows, WindowOrder]:
+    def _text_windows(self, name: str) -> tuple[Windows, WindowOrder]:
         source = sources.build(name)
         key = hashlib.sha256(self.tokenizer.state().encode()).hexdigest()
         corpus = prepare(source, self.tokenizer, key, self.setup.cache, self.setup.config["data"]["val_fraction"])
@@ -84,8 +84,8 @@ class SupervisedFineTuning:
         return Windows(corpus.train, self.setup.length), order
 
     @property
-    def training(self) -> "Rows":
-        return Rows(self)
+    def training(self) -> "RowBatches":
+        return RowBatches(self)
 
     def validation(self, length: int | None = None, tokens: int | None = None) -> list[dict[str, Tensor]]:
         """Held-out conversations, packed in their own order; at most `data.val_tokens` tokens."""
@@ -122,7 +122,7 @@ class SupervisedFineTuning:
         """Stack rows, padded to the longest, or to `data.length` if packed and `reading.even`."""
         least = self.setup.length if self.packing and self.reading.even else 0
         return {
-            name: torch.stack([_filled(row[name], max(least, *(len(r[name]) for r in rows)), value) for row in rows])
+            name: torch.stack([_padded(row[name], max(least, *(len(r[name]) for r in rows)), value) for row in rows])
             for name, value in self.reading.fill.items()
         }
 
@@ -181,7 +181,7 @@ class SupervisedFineTuning:
         ]
 
 
-class Rows:
+class RowBatches:
     """Training batches by number."""
 
     def __init__(self, task: SupervisedFineTuning) -> None:
@@ -193,7 +193,7 @@ class Rows:
         return self.task._batch(rows) | {"number": torch.tensor(number)}
 
 
-def _filled(row: Tensor, length: int, value: float) -> Tensor:
+def _padded(row: Tensor, length: int, value: float) -> Tensor:
     return torch.nn.functional.pad(row, (0, length - len(row)), value=value)
 
 
