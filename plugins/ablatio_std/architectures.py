@@ -1,4 +1,4 @@
-"""Which stacks there are and what each token may see."""
+"""Architectures: the stacks of a model and the tokens that each token attends to."""
 
 from ablatio import architectures
 from ablatio.model.build import ModelBuilder
@@ -7,7 +7,7 @@ from ablatio.model.language_model import Encoder, EncoderDecoder, LanguageModel
 
 @architectures.register("causal", paper="arXiv:1801.10198")
 class Causal(LanguageModel):
-    """A decoder alone: each token sees itself and what came before it; a source stands in front of its target."""
+    """Decoder-only: each token attends to itself and earlier tokens; a source is placed in front of its target."""
 
     mask, accepts, stacks, objective = "causal", ("next tokens", "source and target"), ("decoder",), "lm"
 
@@ -17,7 +17,7 @@ class Causal(LanguageModel):
 
 @architectures.register("prefix", paper="arXiv:1905.03197")
 class Prefix(LanguageModel):
-    """A decoder alone that sees a source in both directions and its target causally (UniLM's seq-to-seq mask)."""
+    """Decoder-only with bidirectional attention inside the source, causal in the target (UniLM's seq-to-seq mask)."""
 
     mask, accepts, stacks, objective = "prefix", ("source and target",), ("decoder",), "prefix_lm"
 
@@ -27,7 +27,7 @@ class Prefix(LanguageModel):
 
 @architectures.register("encoder_decoder", paper="arXiv:1706.03762")
 class EncoderAndDecoder(EncoderDecoder):
-    """An encoder that reads the source in both directions; a causal decoder attends to its states in each layer."""
+    """A bidirectional encoder of the source, and a causal decoder whose layers attend to the encoder's states."""
 
     mask, accepts, stacks, objective = (
         "encoder_decoder",
@@ -42,7 +42,7 @@ class EncoderAndDecoder(EncoderDecoder):
 
 @architectures.register("encoder", paper="arXiv:1810.04805")
 class EncoderAlone(Encoder):
-    """One stack in which each token sees all others; it fills blanks."""
+    """Encoder-only: each token attends to all others; predicts masked tokens at their positions."""
 
     mask, accepts, stacks, objective = "full", ("blanks in place",), ("encoder",), "masked_lm"
 

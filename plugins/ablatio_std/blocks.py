@@ -1,4 +1,4 @@
-"""How attention and feed-forward make a layer; with an encoder, attention to its states comes between them."""
+"""Blocks: how attention and feed-forward form a layer; with an encoder, cross-attention comes between them."""
 
 import torch
 from torch import Tensor, nn
@@ -32,10 +32,10 @@ class Sequential(nn.Module):
 
 @blocks.register("unet", paper="arXiv:2209.12152")
 class UNet(Sequential):
-    """Sequential, with skips between mirrored layers: layer n - 1 - l reads x + w_l h_l, h_l what layer l gave.
+    """Sequential, with skips between mirrored layers: layer n - 1 - l reads x + w_l h_l, h_l output of layer l.
 
-    The numbers w_l are learned and start at `initial`.  U-ViT joins the two by a linear map of both; the weighted sum
-    is that of modded-nanogpt.  (B, T, D) -> same.
+    The scalars w_l are learned and start at `initial`.  U-ViT combines the two by a linear map of both; the weighted
+    sum is that of modded-nanogpt.  (B, T, D) -> same.
     """
 
     def __init__(self, parts: LayerParts, *, initial: float = 1.0) -> None:
@@ -53,8 +53,8 @@ class UNet(Sequential):
 
 rule(
     when="block.name == 'unet' and model.distinct_layers is not None and model.distinct_layers < model.n_layers",
-    why="the later half of the layers has weights for its skips and the first half has none, and "
-    "model.distinct_layers={model.distinct_layers} of model.n_layers={model.n_layers} makes them share",
+    why="only the second half of the layers has weights for skips, so the layers cannot share all weights, as "
+    "model.distinct_layers={model.distinct_layers} of model.n_layers={model.n_layers} asks for",
     fix="model.distinct_layers=null",
     where="model.distinct_layers",
 )
@@ -64,7 +64,7 @@ rule(
 class Macaron(nn.Module):
     """Half a feed-forward step, attention, half a feed-forward step: x + f(x) / 2, x + attention(x), x + g(x) / 2.
 
-    Two feed-forward parts with weights of their own; of the width d_ff each.  (B, T, D) -> same.
+    The two feed-forward parts have separate weights and the width d_ff each.  (B, T, D) -> same.
     """
 
     cross = True
@@ -91,7 +91,7 @@ class Macaron(nn.Module):
 class Parallel(nn.Module):
     """attention(norm(x)) + mlp(norm(x)) as one sublayer.  (B, T, D) -> same.
 
-    One norm for both as in GPT-J and PaLM; with `own_norms` one for each as in GPT-NeoX (arXiv:2204.06745).
+    Both share one norm as in GPT-J and PaLM; with `own_norms` each has its own as in GPT-NeoX (arXiv:2204.06745).
     """
 
     cross, joint_sublayer = True, True
@@ -117,7 +117,7 @@ class Parallel(nn.Module):
 
 rule(
     when="block.name == 'parallel' and block.own_norms and placement.name != 'pre'",
-    why="own_norms gives attention and feed-forward each a norm of the layer's input, and placement={placement.name} "
-    "norms something else",
+    why="block.own_norms normalizes the layer's input separately for attention and feed-forward, but "
+    "placement={placement.name} does not normalize the layer's input",
     fix="placement=pre",
 )

@@ -1,4 +1,4 @@
-"""What a forward pass keeps for the backward pass: everything, or the stream between layers alone."""
+"""Activation checkpointing: which activations the forward pass stores for the backward pass."""
 
 from typing import Annotated
 
@@ -9,7 +9,7 @@ from ablatio.model.language_model import LanguageModel
 
 @checkpointings.register("none")
 class Everything:
-    """All activations are kept: nothing is computed twice.  Source: plain backpropagation."""
+    """Stores all activations and recomputes nothing.  Source: plain backpropagation."""
 
     def apply(self, model: LanguageModel) -> None:
         pass
@@ -17,14 +17,14 @@ class Everything:
 
 @checkpointings.register("full", paper="arXiv:1604.06174")
 class Full:
-    """Of each `segment` of layers only the stream before it is kept, (B, T, D); the rest is computed once more.
+    """Stores the residual stream (B, T, D) before each `segment` of layers, and recomputes the rest.
 
-    L layers in segments of s take L / s streams and the activations of s layers: least near s = sqrt(L / r), where
-    those of a layer are r streams, some 20 to 40.  The time is that of one more forward pass; FLOPs in summaries count
-    no work twice.
+    L layers in segments of s need the memory of L / s streams and of the activations of s layers.  It is least near
+    s = sqrt(L / r), if a layer's activations take the memory of r streams, about 20 to 40.  The time increases by one
+    forward pass; FLOPs in summaries do not count recomputation.
     """
 
-    def __init__(self, *, segment: Annotated[int, Range(1), "layers between two streams that are kept"] = 1) -> None:
+    def __init__(self, *, segment: Annotated[int, Range(1), "layers between two stored streams"] = 1) -> None:
         self.segment = segment
 
     def apply(self, model: LanguageModel) -> None:

@@ -1,4 +1,4 @@
-"""Weights in few bits: none, eight with an exact path for outliers, four by a table."""
+"""Quantization of weights: none, 8 bits with full precision for outliers, 4 bits by a table."""
 
 import functools
 import importlib.util
@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from ablatio import NonNegative, Positive, quantizations
 from ablatio.model.quantized import quantize
 
-Aware = Annotated[bool, "weights stay as they are and train, and each pass rounds them (straight-through gradients)"]
-# The quantiles of a normal distribution between which a sixteenth of it lies, scaled to [-1, 1]: arXiv:2305.14314,
-# appendix E.  Zero is among them.
+Aware = Annotated[bool, "quantization-aware training: round trainable weights in each pass (straight-through)"]
+# Quantiles of a normal distribution, a sixteenth of it between neighbors, scaled to [-1, 1], with an exact zero:
+# arXiv:2305.14314, appendix E.
 NF4 = (
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
     -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
@@ -22,13 +22,13 @@ NF4 = (
 )  # fmt: skip
 ABSMAX = tuple(i / 7 for i in range(-7, 8))
 ALL = slice(None)
-SCALES = 256  # scales that share one of their own
-KERNELS = (32, 64, 128, 256, 512, 1024, 2048, 4096)  # groups that bitsandbytes has been compiled for
+SCALES = 256  # number of scales that share a second-level scale
+KERNELS = (32, 64, 128, 256, 512, 1024, 2048, 4096)  # group sizes for which bitsandbytes has kernels
 
 
 @quantizations.register("none")
 class Unquantized:
-    """W stays W: 32 bits, or 16.  Source: plain training."""
+    """Leaves the weights unquantized, in 32 or 16 bits.  Source: plain training."""
 
     def apply(self, model: nn.Module) -> None:
         pass
@@ -36,11 +36,11 @@ class Unquantized:
 
 @quantizations.register("int8", paper="arXiv:2208.07339")
 class Int8:
-    """W ~ s c, c = round(W / s) in -127 ... 127, s = max |W| / 127 of a row; x likewise, but for its outliers.
+    """W ~ s c, c = round(W / s) in -127 ... 127, s = max |W| / 127 of a row; inputs likewise, except their outliers.
 
-    Each token's input is rounded to 8 bits too, with a scale of its own; entries beyond `threshold` keep all their bits
-    and have no part in the scale (LLM.int8's outlier split; there whole columns of a batch are split off, here each
-    token's own, so that no token feels a later one).  With `group`, s is of so many weights in a row, as in ZeroQuant
+    The input of each token is rounded to 8 bits with its own scale; entries beyond `threshold` keep full precision and
+    do not enter the scale.  LLM.int8 splits off outlier columns of the whole batch; here the split is per token, so
+    that no token depends on a later one.  With `group`, s is shared by that many weights of a row, as in ZeroQuant
     (arXiv:2206.01861).
     """
 
@@ -50,8 +50,8 @@ class Int8:
         self,
         *,
         group: Annotated[int | None, Positive, "weights of a row that share a scale; null: the whole row"] = None,
-        activations: Annotated[bool, "whether a layer's input is rounded too"] = True,
-        threshold: Annotated[float, NonNegative, "inputs beyond it are outliers; 0: there are none"] = 6.0,
+        activations: Annotated[bool, "round the inputs of layers too"] = True,
+        threshold: Annotated[float, NonNegative, "absolute value above which an input is an outlier; 0: none is"] = 6.0,
         qat: Aware = False,
     ) -> None:
         self.group, self.activations, self.threshold, self.qat = group, activations, threshold, qat
@@ -81,11 +81,11 @@ class Int8:
 
 @quantizations.register("int4", paper="arXiv:2305.14314")
 class Int4:
-    """W ~ s t[c], c the nearest of the table t to W / s, s = max |W| of a group; two codes in a byte.
+    """W ~ s t[c], t[c] the entry of the table t nearest to W / s, s = max |W| of a group; two codes per byte.
 
-    t: nf4, made for normally distributed weights, or absmax: -7/7 ... 7/7.  On a GPU bitsandbytes decodes nf4 where it
-    is installed (`pip install ablatio[quantization]`).  With `double`, s - mean(s) is kept in 8
-    bits, 256 of them to a scale of their own: 4.13 bits a weight in place of 4.5.
+    t: nf4, for normally distributed weights, or absmax: -7/7 ... 7/7.  On a GPU, bitsandbytes decodes nf4 if it is
+    installed (`pip install ablatio[quantization]`).  With `double`, s - mean(s) is stored in 8 bits, with one
+    second-level scale per 256 values: 4.13 bits per weight instead of 4.5.
     """
 
     bits = 4
@@ -93,9 +93,9 @@ class Int4:
     def __init__(
         self,
         *,
-        code: Annotated[Literal["nf4", "absmax"], "the table"] = "nf4",
+        code: Annotated[Literal["nf4", "absmax"], "table of the codes"] = "nf4",
         group: Annotated[int, Positive, "weights of a row that share a scale"] = 64,
-        double: Annotated[bool, "whether the scales are quantised too"] = True,
+        double: Annotated[bool, "quantize the scales too"] = True,
         qat: Aware = False,
     ) -> None:
         self.table: Sequence[float] = NF4 if code == "nf4" else ABSMAX
@@ -111,7 +111,7 @@ class Int4:
         between = (table[1:] + table[:-1]) / 2
         codes = torch.bucketize(grouped / above_zero(scales)[..., None], between).to(torch.uint8).flatten(1)
         codes = F.pad(codes, (0, codes.shape[1] % 2))
-        packed = {"codes": codes[:, ::2] << 4 | codes[:, 1::2]}  # the first one in the high bits
+        packed = {"codes": codes[:, ::2] << 4 | codes[:, 1::2]}  # the first code of each pair in the high bits
         return packed | (self._in_8_bits(scales) if self.double else {"scales": scales})
 
     def decode(self, held: dict[str, Tensor], width: int, rows: slice = ALL) -> Tensor:
@@ -136,7 +136,7 @@ class Int4:
 
     @staticmethod
     def _scales(held: dict[str, Tensor], rows: slice) -> Tensor:
-        """(rows, groups) of the scales, out of their 8 bits."""
+        """Decode the scales from their 8 bits: (rows, groups)."""
         codes = held["scales"]
         number = torch.arange(codes.numel(), device=codes.device).view_as(codes)[rows]
         return codes[rows].to(held["mean"].dtype) * held["steps"][number // SCALES] + held["mean"]
@@ -144,14 +144,14 @@ class Int4:
 
 @functools.cache
 def has_kernels() -> bool:
-    """Whether bitsandbytes is installed."""
+    """True if bitsandbytes is installed."""
     return importlib.util.find_spec("bitsandbytes") is not None
 
 
 def by_bitsandbytes(packed: Tensor, scales: Tensor, group: int) -> Tensor:
-    """What `Int4.decode` gives, by one kernel of bitsandbytes: its layout of codes, its table and its scales are ours.
+    """Same as `Int4.decode`, by one kernel of bitsandbytes, whose layout of codes, table and scales are the same.
 
-    packed (rows, in / 2), scales (rows, in / group), whole groups; (rows, in).
+    packed (rows, in / 2), scales (rows, in / group), `in` a multiple of `group` -> (rows, in).
     """
     from bitsandbytes.functional import QuantState, dequantize_4bit
 
@@ -165,10 +165,10 @@ def by_bitsandbytes(packed: Tensor, scales: Tensor, group: int) -> Tensor:
 
 
 def in_groups(weight: Tensor, size: int) -> Tensor:
-    """(rows, in) -> (rows, groups, size), the last group filled up with zeros."""
+    """Split rows into groups: (rows, in) -> (rows, groups, size), the last group padded with zeros."""
     return F.pad(weight, (0, -weight.shape[1] % size)).unflatten(1, (-1, size))
 
 
 def above_zero(scales: Tensor) -> Tensor:
-    """Scales to divide by: 1 for a group of zeros."""
+    """Replace zero scales by 1, to divide by them: a group of zeros."""
     return torch.where(scales > 0, scales, 1.0)

@@ -1,6 +1,7 @@
-"""The learning rate over the run, as a factor on its peak.
+"""Learning-rate schedules, as a factor on the peak learning rate.
 
-A run of n steps takes the factors of step 0 to n - 1: a rise ends at 1 in its last step, a fall at `final` in the last.
+A run of n steps uses the factors of steps 0 to n - 1: a warm-up reaches 1 at its last step, and a decay reaches `final`
+at the last step of the run.
 """
 
 import math
@@ -10,26 +11,26 @@ from typing import Annotated, Literal
 from ablatio import Fraction, NonNegative, Positive, rule, schedules
 from ablatio.registry.knobs import Range
 
-WarmUp = Annotated[float, Fraction, "share of all steps during which the rate rises"]
-Final = Annotated[float, Fraction, "the last factor"]
-Decay = Annotated[float, Fraction, "share of all steps, the last ones, during which the rate falls"]
-Cycles = Annotated[int, Positive, "in the whole run"]
+WarmUp = Annotated[float, Fraction, "share of all steps, the first ones, in which the rate rises"]
+Final = Annotated[float, Fraction, "factor at the last step"]
+Decay = Annotated[float, Fraction, "share of all steps, the last ones, in which the rate falls"]
+Cycles = Annotated[int, Positive, "number of cycles in the run"]
 
 
 def rising(step: int, total: int, warmup: float) -> float:
-    """From 1/n to 1 over the n warm-up steps, then 1."""
+    """Warm-up factor: from 1/n to 1 over the n warm-up steps, then 1."""
     steps = round(warmup * total)
     return min(1.0, (step + 1) / steps) if steps else 1.0
 
 
 def falling(step: int, total: int, decay: float) -> float:
-    """1, then over the n last steps from 1 - 1/n to 0."""
+    """Decay factor: 1, then from 1 - 1/n to 0 over the n last steps."""
     steps = round(decay * total)
     return max(0.0, min(1.0, (total - 1 - step) / steps)) if steps else 1.0
 
 
 def progress(step: int, total: int, warmup: float) -> float:
-    """0 at the first step after the warm-up, 1 at the last of all."""
+    """Progress after the warm-up: 0 at its first step, 1 at the last step of the run."""
     start = round(warmup * total)
     return min(1.0, max(0, step - start) / max(1, total - 1 - start))
 
@@ -73,7 +74,9 @@ def inverse_sqrt(
     total: int,
     *,
     warmup: WarmUp = 0.05,
-    timescale: Annotated[float, Range(0, 1, open_low=True), "share of all steps; 1/2 is reached after three"] = 0.05,
+    timescale: Annotated[
+        float, Range(0, 1, open_low=True), "tau as a share of all steps; the factor is 1/2 after 3 tau"
+    ] = 0.05,
 ) -> float:
     """Linear warm-up to 1, then 1 / sqrt(1 + s / tau): s steps after the warm-up, tau = timescale total."""
     after = max(0, step + 1 - round(warmup * total))
@@ -82,9 +85,10 @@ def inverse_sqrt(
 
 @schedules.register("noam", paper="arXiv:1706.03762")
 def noam(step: int, total: int, *, warmup: WarmUp = 0.04) -> float:
-    """min(s / n, sqrt(n / s)), s from 1, n the warm-up steps: the Transformer's own.
+    """min(s / n, sqrt(n / s)), s counting steps from 1, n the warm-up steps: the original Transformer's schedule.
 
-    Over its peak d_model^-1/2 n^-1/2, which is optimizer.lr here; the paper's n is 4000 of 100,000 steps.
+    It is relative to the paper's peak d_model^-1/2 n^-1/2, which is optimizer.lr here; the paper's n is 4000 of 100,000
+    steps.
     """
     s, n = step + 1, max(1, round(warmup * total))
     return min(s / n, math.sqrt(n / s))
@@ -97,12 +101,12 @@ def wsd(
     *,
     warmup: WarmUp = 0.05,
     decay: Decay = 0.1,
-    shape: Annotated[Literal["linear", "cosine", "sqrt"], "of the fall; sqrt is 1 - sqrt(p)"] = "linear",
+    shape: Annotated[Literal["linear", "cosine", "sqrt"], "shape of the decay; sqrt is 1 - sqrt(p)"] = "linear",
     final: Final = 0.0,
 ) -> float:
-    """Warm-up, stable, decay: a line up to 1, then 1, then down to `final` at the last step, p from 0 to 1.
+    """Warmup-stable-decay: linear warm-up to 1, then 1, then a decay to `final` at the last step.
 
-    linear: 1 - p;  cosine: (1 + cos(pi p)) / 2;  sqrt: 1 - sqrt(p) (arXiv:2405.18392).
+    With p from 0 to 1 in the decay: linear 1 - p;  cosine (1 + cos(pi p)) / 2;  sqrt 1 - sqrt(p) (arXiv:2405.18392).
     """
     left = falling(step, total, decay)
     if shape == "cosine":
@@ -118,14 +122,14 @@ def power(
     total: int,
     *,
     warmup: WarmUp = 0.05,
-    flat: Annotated[float, Range(0, 1, open_low=True), "share of all steps after which the power law begins"] = 0.1,
+    flat: Annotated[float, Range(0, 1, open_low=True), "share of all steps at which the power law begins"] = 0.1,
     exponent: Annotated[float, NonNegative] = 0.51,
     decay: Decay = 0.1,
     final: Final = 0.0,
 ) -> float:
-    """Warm-up, then min(1, (s / n)^-exponent), s from 1 and n = flat total; a line down to `final` of it at the end.
+    """Warm-up, then min(1, (s / n)^-exponent), s counting steps from 1, n = flat total; times a decay to `final`.
 
-    The paper's law is in tokens, which steps of one size are in proportion to.
+    The paper's law is in tokens, which are proportional to steps at a fixed batch size.
     """
     law = min(1.0, ((step + 1) / (flat * total)) ** -exponent)
     return rising(step, total, warmup) * law * (final + (1 - final) * falling(step, total, decay))
@@ -137,10 +141,10 @@ def cyclic(
     total: int,
     *,
     cycles: Cycles = 4,
-    low: Annotated[float, Fraction, "the factor between two peaks"] = 0.1,
-    gain: Annotated[float, Fraction, "height of a peak over that of the one before; 0.5 is `triangular2`"] = 1.0,
+    low: Annotated[float, Fraction, "factor between two peaks"] = 0.1,
+    gain: Annotated[float, Fraction, "ratio of each peak's height to the previous one; 0.5: triangular2"] = 1.0,
 ) -> float:
-    """Triangles: low + (1 - low) gain^k (1 - |2 u - 1|), u from 0 to 1 in cycle k = 0, 1, ..."""
+    """Triangular cycles: low + (1 - low) gain^k (1 - |2 u - 1|), u from 0 to 1 in cycle k = 0, 1, ..."""
     k, u = divmod(step * cycles / total, 1)
     return low + (1 - low) * gain**k * (1 - abs(2 * u - 1))
 
@@ -152,10 +156,10 @@ def restarts(
     *,
     warmup: WarmUp = 0.05,
     cycles: Cycles = 4,
-    growth: Annotated[float, Range(1, 10), "length of a cycle over that of the one before"] = 1.0,
-    low: Annotated[float, Fraction, "the factor that each cycle comes down to"] = 0.0,
+    growth: Annotated[float, Range(1, 10), "ratio of each cycle's length to the previous one"] = 1.0,
+    low: Annotated[float, Fraction, "factor at the end of each cycle"] = 0.0,
 ) -> float:
-    """Linear warm-up to 1, then cycles of half a cosine from 1 down to `low`, each of which starts at 1 again."""
+    """Linear warm-up to 1, then cycles of half a cosine from 1 down to `low`, each starting at 1 again (SGDR)."""
     start = round(warmup * total)
     if step < start:
         return rising(step, total, warmup)
@@ -175,16 +179,16 @@ def plateau(
     scores: Sequence[float],
     *,
     warmup: WarmUp = 0.05,
-    patience: Annotated[int, Range(0, 1000), "scores without a gain that are let pass"] = 1,
-    gain: Annotated[float, Fraction, "share by which a score must be below the best one"] = 1e-3,
-    cooldown: Annotated[int, Range(0, 1000), "scores after a fall that do not count"] = 0,
-    factor: Annotated[float, Range(0, 1, open_low=True, open_high=True), "what each fall multiplies with"] = 0.5,
+    patience: Annotated[int, Range(0, 1000), "scores in a row without improvement that are tolerated"] = 1,
+    gain: Annotated[float, Fraction, "least relative improvement on the best score"] = 1e-3,
+    cooldown: Annotated[int, Range(0, 1000), "scores ignored after a reduction"] = 0,
+    factor: Annotated[float, Range(0, 1, open_low=True, open_high=True), "factor of each reduction"] = 0.5,
     final: Final = 0.01,
 ) -> float:
-    """Linear warm-up to 1, then factor^n, n how often the held-out loss gained nothing (ReduceLROnPlateau).
+    """Linear warm-up to 1, then factor^n, n the number of plateaus of the held-out loss so far (ReduceLROnPlateau).
 
-    A fall comes after more than `patience` scores in a row that are not a share `gain` below the best one.  A score is
-    made every train.val_every steps; where a task's score is better the higher it is, its negative counts.
+    A reduction follows more than `patience` scores in a row that are not lower than the best one by a share `gain`.
+    Scores come every train.val_every steps; if a task's score is better when higher, its negative is used.
     """
     left, best, waited, resting = 1.0, math.inf, 0, 0
     for score in scores:
@@ -202,7 +206,7 @@ def plateau(
 rule(
     when="train.val_every is None and 'plateau' in (roles.matrix_schedule, roles.vector_schedule, "
     "roles.embedding_schedule, roles.head_schedule)",
-    why="schedule plateau watches the held-out loss, and train.val_every=null scores it only before and after",
+    why="schedule=plateau needs validations during the run, and train.val_every=null has them only before and after",
     fix="train.val_every=100",
     where="train.val_every",
 )
@@ -211,6 +215,6 @@ rule(
 rule(
     when="schedule.name == 'wsd' or schedule.name == 'power'",
     unless="schedule.warmup + schedule.decay <= 1",
-    why="the warm-up and the decay take {schedule.warmup + schedule.decay} of the steps, more than all",
+    why="warm-up and decay together take {schedule.warmup + schedule.decay} of the steps, which is more than 1",
     fix="schedule.decay={1 - schedule.warmup}",
 )

@@ -1,4 +1,4 @@
-"""What keeps a run from diverging."""
+"""Stabilizers: gradient clipping, auxiliary losses, weight averaging, and handling of loss spikes."""
 
 import math
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from ablatio.model.parameter_roles import describe
 
 @stabilizers.register("clip", paper="arXiv:1211.5063")
 class Clip:
-    """g <- g * min(1, max_norm / ||g||), the norm over all parameters."""
+    """Gradient clipping: g <- g * min(1, max_norm / ||g||), the norm over all parameters."""
 
     metrics = ("train/grad_norm",)
 
@@ -28,9 +28,9 @@ class Clip:
 
 @stabilizers.register("embedding_shrink", paper="arXiv:2210.02414")
 class EmbeddingShrink:
-    """x <- alpha x + (1 - alpha) stop_gradient(x) behind the embedding: its gradient is alpha times as large.
+    """x <- alpha x + (1 - alpha) stop_gradient(x) after the embedding: scales its gradient by alpha (GLM-130B).
 
-    As in GLM-130B.  A tied head's own gradient stays as it is.
+    The gradient that a tied embedding gets from the output head is not scaled.
     """
 
     def __init__(self, *, alpha: Annotated[float, Fraction] = 0.1) -> None:
@@ -45,7 +45,7 @@ class EmbeddingShrink:
 
 @stabilizers.register("z_loss", paper="arXiv:2204.02311")
 class ZLoss:
-    """loss += weight * log^2 Z, Z the sum that the softmax of the logits divides by: they do not drift (PaLM)."""
+    """loss += weight * log^2 Z, Z the normalizer of the output softmax: keeps the logits from drifting (PaLM)."""
 
     def __init__(self, *, weight: Annotated[float, NonNegative] = 1e-4) -> None:
         self.weight = weight
@@ -58,30 +58,30 @@ class ZLoss:
 class UnitWeights:
     """w <- w / |w| at the start and after each step, over the axis of the residual stream (nGPT).
 
-    w: rows of matrices that read the stream, columns of those that write to it, the vector of each token.  The rows of
-    an untied head keep their lengths, which are the paper's learned scales of the logits.  What has no axis of the
-    stream's width (a low rank, a convolution) is left alone.
+    w: rows of matrices that read the stream, columns of those that write to it, token embeddings.  The rows of an
+    untied head keep their lengths, which act as the paper's learned scales of the logits.  Parameters without an axis
+    of the stream's width (low-rank factors, convolutions) are left unchanged.
     """
 
     def attach(self, model: nn.Module) -> None:
         found = [(p, info) for p, info in describe(model) if info.role in ("matrix", "embedding") and p.requires_grad]
         axes = [(p, -2 if info.residual else -1, info.d_model) for p, info in found]
-        self.turned = [(p, axis) for p, axis, width in axes if p.shape[axis] == width]
-        self._project()
+        self.normalized = [(p, axis) for p, axis, width in axes if p.shape[axis] == width]
+        self._normalize()
 
     def after_step(self, step: OptimizerStep) -> dict[str, Tensor]:
-        self._project()
+        self._normalize()
         return {}
 
     @torch.no_grad()
-    def _project(self) -> None:
-        for weight, axis in self.turned:
+    def _normalize(self) -> None:
+        for weight, axis in self.normalized:
             weight.div_(torch.linalg.vector_norm(weight, dim=axis, keepdim=True).clamp(min=1e-12))
 
 
 rule(
     when="'unit_weights' in stabilizer and peft.name != 'none'",
-    why="unit_weights gives all matrices rows of length 1, and peft={peft.name} keeps the base as it is",
+    why="stabilizer=unit_weights normalizes all matrices, but peft={peft.name} keeps the base weights unchanged",
     fix="peft=none",
     where="stabilizer",
 )
@@ -89,7 +89,7 @@ rule(
 
 @stabilizers.register("ema", paper="arXiv:1803.05407")
 class Ema:
-    """a <- d a + (1 - d) w after each step, d = min(decay, (1 + t) / (10 + t)); a is scored and kept, w trains."""
+    """a <- d a + (1 - d) w after step t, d = min(decay, (1 + t) / (10 + t)); a is evaluated and saved, w trains."""
 
     def __init__(self, *, decay: Annotated[float, Fraction] = 0.999) -> None:
         self.decay = decay
@@ -123,14 +123,14 @@ class Ema:
 
 
 class _Recent:
-    """The last `window` finite numbers of a run, and whether another one is an outlier among them."""
+    """The last `window` finite values of a quantity, and a test whether a new value is an outlier."""
 
     def __init__(self, window: int, sigma: float) -> None:
         self.window, self.sigma = window, sigma
         self.values: list[float] = []
 
     def outlier(self, value: float) -> bool:
-        """Not finite, or more than sigma standard deviations above the mean, once a quarter of the window is there."""
+        """True if not finite, or more than sigma standard deviations above the mean of at least a quarter window."""
         if not math.isfinite(value):
             return True
         count = len(self.values)
@@ -141,16 +141,17 @@ class _Recent:
         return value > mean + self.sigma * spread
 
     def add(self, value: float) -> None:
+        """Append a value and drop those beyond the window."""
         self.values = [*self.values, value][-self.window :]
 
 
-Window = Annotated[int, Range(4, 10_000), "steps that are looked back on"]
-Sigma = Annotated[float, Positive, "standard deviations above their mean"]
+Window = Annotated[int, Range(4, 10_000), "number of last steps that a new one is compared with"]
+Sigma = Annotated[float, Positive, "outlier threshold in standard deviations above the mean"]
 
 
 @stabilizers.register("skip_step", paper="arXiv:2501.00656")
 class SkipStepOnOutliers:
-    """No update when the loss or the gradient's norm is an outlier among those of the last `window` steps (OLMo 2)."""
+    """Skips the update if the loss or the gradient norm is an outlier among the last `window` steps (OLMo 2)."""
 
     metrics = ("train/skipped_steps",)
 
@@ -179,10 +180,10 @@ class SkipStepOnOutliers:
 
 @stabilizers.register("spike_rewind", paper="arXiv:2204.02311")
 class SpikeRewind:
-    """After a loss spike: return to a checkpoint `rewind_steps` earlier and skip `skip` steps of batches (PaLM).
+    """After a loss spike, returns to a checkpoint at least `rewind_steps` older and skips `skip` steps' batches (PaLM).
 
-    A jump is a loss that is no number, or more than sigma standard deviations and `rise` nats above the mean of the
-    last `window` steps.  What was done stands in the terminal, in summary.json and in each checkpoint.
+    A spike is a loss that is not finite, or more than sigma standard deviations and `rise` nats above the mean of the
+    last `window` steps.  Rewinds are reported in the terminal, in summary.json and in each checkpoint.
     """
 
     rewinds = True
@@ -192,9 +193,9 @@ class SpikeRewind:
         *,
         window: Window = 64,
         sigma: Sigma = 6.0,
-        rise: Annotated[float, NonNegative, "nats above the mean, at least"] = 0.3,
-        rewind_steps: Annotated[int, Positive, "steps, at least"] = 100,
-        skip: Annotated[int, Positive, "steps whose batches are left out"] = 200,
+        rise: Annotated[float, NonNegative, "least rise above the mean in nats"] = 0.3,
+        rewind_steps: Annotated[int, Positive, "least number of steps to go back"] = 100,
+        skip: Annotated[int, Positive, "steps whose batches are skipped"] = 200,
         max_rewinds: Annotated[int, Positive, "rewinds before the run counts as diverged"] = 5,
     ) -> None:
         self.recent, self.rise, self.skip = _Recent(window, sigma), rise, skip
@@ -218,7 +219,7 @@ class SpikeRewind:
 
 rule(
     when="train.checkpoint_every is None and stabilizer.spike_rewind.rewind_steps > 0",
-    why="spike_rewind goes back to a checkpoint, and train.checkpoint_every=null writes none before the end",
+    why="stabilizer=spike_rewind needs checkpoints during the run, and train.checkpoint_every=null writes none",
     fix="train.checkpoint_every=100",
     where="train.checkpoint_every",
 )
@@ -226,13 +227,13 @@ rule(
 
 @stabilizers.register("batch_ramp", paper="arXiv:2005.14165")
 class BatchRamp:
-    """Rows per batch rise linearly, from `start` of train.batch_size to all of it, over the first `tokens` tokens."""
+    """Batch-size warm-up: linear from the share `start` of train.batch_size to all of it, over the first `tokens`."""
 
     def __init__(
         self,
         *,
         start: Annotated[float, Range(0, 1, open_low=True), "share of train.batch_size"] = 0.1,
-        tokens: Annotated[int, Positive, "over which the batch grows"] = 200_000,
+        tokens: Annotated[int, Positive, "training tokens over which the batch size grows"] = 200_000,
     ) -> None:
         self.start, self.tokens = start, tokens
 

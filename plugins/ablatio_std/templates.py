@@ -1,6 +1,7 @@
-"""Chat templates: how turns are written, and where an answer ends.  Only what the assistant says is marked `said`.
+"""Chat templates: how turns are written and where an answer ends.  Only text of the assistant is marked `said`.
 
-A document's own sign stands in front of each conversation; it is what the published forms call <s>, <|begin_of_text|>.
+The tokenizer's end-of-document token stands in front of each conversation; it takes the place of the published
+templates' <s> or <|begin_of_text|>.  Each template also has the same form in Jinja, for exported models.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,7 +15,7 @@ from ablatio.registry.kinds import templates
 
 @templates.register("plain", paper="https://github.com/huggingface/trl")
 class Plain:
-    """User: question (line) Assistant: answer (end) (line): no token of its own, any tokenizer can hold it."""
+    """User: question (newline) Assistant: answer (end) (newline).  It adds no tokens and works with any tokenizer."""
 
     signs, end = (), EOS
     jinja = (
@@ -40,7 +41,7 @@ class Plain:
 
 @templates.register("bare", paper="arXiv:2305.18290")
 class Bare:
-    """question (space) answer (end): a text and how it goes on, as in pre-training; no token of its own."""
+    """question (space) answer (end): a text and its continuation, as in pre-training.  It adds no tokens."""
 
     signs, end = (), EOS
     jinja = (
@@ -58,17 +59,18 @@ class Bare:
 
 @templates.register("chatml", paper="https://github.com/openai/openai-python/blob/v0.28.1/chatml.md")
 class ChatML:
-    """<|im_start|>role (line) text<|im_end|> (line): two tokens of its own."""
+    """<|im_start|>role (newline) text<|im_end|> (newline).  It adds two tokens."""
 
     signs, end = ("<|im_start|>", "<|im_end|>"), "<|im_end|>"
 
-    def __init__(self, *, system: Annotated[str, "what the system says where a conversation does not"] = "") -> None:
+    def __init__(self, *, system: Annotated[str, "system message for conversations without one"] = "") -> None:
         self.system = system
 
     @property
     def jinja(self) -> str:
-        said = f"<|im_start|>system\n{self.system}<|im_end|>\n"
-        opening = "{% if messages[0].role != 'system' %}{{ " + repr(said) + " }}{% endif %}" if self.system else ""
+        """The template in Jinja, with the system message as a constant."""
+        default = f"<|im_start|>system\n{self.system}<|im_end|>\n"
+        opening = "{% if messages[0].role != 'system' %}{{ " + repr(default) + " }}{% endif %}" if self.system else ""
         turn = "'<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n'"
         return (
             f"{{{{ bos_token }}}}{opening}{{% for m in messages %}}{{{{ {turn} }}}}{{% endfor %}}"
@@ -91,7 +93,7 @@ class ChatML:
 
 @templates.register("llama3", paper="arXiv:2407.21783")
 class Llama3:
-    """<|start_header_id|>role<|end_header_id|> (two lines) text<|eot_id|>: three tokens of its own."""
+    """<|start_header_id|>role<|end_header_id|> (two newlines) text<|eot_id|>.  It adds three tokens."""
 
     signs, end = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"), "<|eot_id|>"
     jinja = (
@@ -120,9 +122,9 @@ class Llama3:
 
 @templates.register("llama2", paper="arXiv:2307.09288")
 class Llama2:
-    """[INST] <<SYS>> system <</SYS>> question [/INST] answer (end); a document's sign stands before each question.
+    """[INST] <<SYS>> system <</SYS>> question [/INST] answer (end); an end-of-document token precedes each question.
 
-    Its marks are text of people's; what the system says stands inside the first question.
+    The markers are ordinary text, and the system message is part of the first question.  It adds no tokens.
     """
 
     signs, end = (), EOS
@@ -150,7 +152,7 @@ class Llama2:
 
 @templates.register("alpaca", paper="https://github.com/tatsu-lab/stanford_alpaca")
 class Alpaca:
-    """### Instruction: question ### Response: answer (end), behind a sentence on what follows; no token of its own."""
+    """### Instruction: question ### Response: answer (end), after a sentence of introduction.  It adds no tokens."""
 
     signs, end = (), EOS
     opening = (
@@ -168,8 +170,8 @@ class Alpaca:
 
     def __call__(self, messages: Sequence[Message], answering: bool = False) -> Iterator[ChatSegment]:
         yield ChatSegment(f"{messages[0].text}\n\n" if _has_system(messages) else self.opening)
-        spoken = [m for m in messages if m.role != "system"]
-        for before, message in pairwise([None, *spoken]):
+        turns = [m for m in messages if m.role != "system"]
+        for before, message in pairwise([None, *turns]):
             assert message is not None
             if message.role == "user":
                 yield ChatSegment(

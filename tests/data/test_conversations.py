@@ -48,20 +48,20 @@ def test_each_path_of_a_message_tree_is_a_conversation(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "bad, what",
     [
-        ('{"prompt": ', "no JSON"),
-        ("[1]", "a list came"),
-        ({"text": "no chat"}, "the fields text are of no layout"),
+        ('{"prompt": ', "not valid JSON"),
+        ("[1]", "found a list"),
+        ({"text": "no chat"}, "the fields text match no layout"),
         ({"prompt": "q", "completion": ""}, "the answer in turn 2 is empty"),
         ({"instruction": "q"}, "the answer in turn 2 is missing"),
         ({"instruction": " ", "output": "a"}, "`instruction` is ' '"),
-        ({"messages": [{"role": "user", "content": "q"}]}, "there is no answer"),
-        ({"messages": [{"role": "assistant", "content": "a"}]}, "nobody asks anything"),
+        ({"messages": [{"role": "user", "content": "q"}]}, "has no answer of the assistant"),
+        ({"messages": [{"role": "assistant", "content": "a"}]}, "has no question"),
         (
             {"messages": [{"role": "judge", "content": "q"}, {"role": "assistant", "content": "a"}]},
-            "turn 1 is of 'judge'",
+            "turn 1 has the role 'judge'",
         ),
-        ({"conversations": "q"}, "is no list of turns"),
-        ({"text": "q", "replies": []}, "nobody answers"),
+        ({"conversations": "q"}, "is not a list of turns"),
+        ({"text": "q", "replies": []}, "this tree has no answer"),
     ],
 )
 def test_bad_conversation_is_reported_with_file_and_line(tmp_path: Path, bad: Any, what: str) -> None:
@@ -96,10 +96,10 @@ def test_feedback_layouts(tmp_path: Path) -> None:
         ({"prompt": "q", "chosen": "a", "rejected": " "}, "answer 2 is empty"),
         ({"chosen": "a", "rejected": "b"}, "`prompt` is missing"),
         ({"prompt": "q", "answers": ["a"]}, "a list of two or more"),
-        ({"prompt": "q", "answers": ["a", "b"], "scores": [1]}, "2 numbers were expected"),
-        ({"prompt": "q", "answers": ["a", "b"], "elo": [1, None]}, "2 numbers were expected"),
+        ({"prompt": "q", "answers": ["a", "b"], "scores": [1]}, "expected 2 numbers"),
+        ({"prompt": "q", "answers": ["a", "b"], "elo": [1, None]}, "expected 2 numbers"),
         ({"prompt": "q", "completion": "a", "label": "yes"}, "true or false"),
-        ({"prompt": "q"}, "of no layout"),
+        ({"prompt": "q"}, "match no layout"),
     ],
 )
 def test_bad_feedback_is_reported_with_file_and_line(tmp_path: Path, bad: Any, what: str) -> None:

@@ -125,8 +125,8 @@ def test_classics_equal_their_file() -> None:
 @pytest.mark.parametrize("source", [Text, JsonLines])
 class TestPaths:
     def test_no_path(self, source: Any) -> None:
-        refused(source(), "source.path", "came ''", "ablatio train source=")
-        refused(source(path="a\0b"), "came 'a\\x00b'")
+        refused(source(), "source.path=''", "ablatio train source=")
+        refused(source(path="a\0b"), "source.path='a\\x00b'")
         with pytest.raises(UserError):
             source().fingerprint()
 
@@ -155,12 +155,12 @@ class TestPaths:
         [
             (b"abc\n\xe9t\xe9", ("byte 4 (0xe9) is not UTF-8", "iconv -f LATIN1")),
             (b"\xef\xbb\xbfabc\xff", ("byte 6 (0xff)",)),
-            (b"ab\nc\0d", ("byte 4 is NUL", "no text")),
+            (b"ab\nc\0d", ("byte 4 is NUL", "not text")),
             ("Text".encode("utf-16"), ("byte 0 (0xff)", "UTF-16", "iconv -f UTF-16")),
         ],
     )
     def test_no_text(self, source: Any, tmp_path: Path, data: bytes, parts: tuple[str, ...]) -> None:
-        if source is JsonLines:  # blank lines are no JSON and no mistake
+        if source is JsonLines:  # blank lines are not JSON, but allowed
             data = data.replace(b"abc\n", b"   \n").replace(b"ab\n", b"  \n")
         (tmp_path / "a.bin").write_bytes(data)
         refused(source(path=str(tmp_path / "a.bin")), str(tmp_path / "a.bin"), *parts)
@@ -176,9 +176,9 @@ class TestPaths:
 @pytest.mark.parametrize(
     ("line", "parts"),
     [
-        ("{'text': 1}", ("line 3", "no JSON", 'as {"text": "..."}')),
-        ("[" * 100_000, ("line 3", "no JSON")),
-        ('["a"]', ("line 3: a list", "expected one object a line")),
+        ("{'text': 1}", ("line 3", "not valid JSON", 'as {"text": "..."}')),
+        ("[" * 100_000, ("line 3", "not valid JSON")),
+        ('["a"]', ("line 3: a list", "expected one object per line")),
         ('{"texts": "a", "n": 1}', ("line 3: there is no field 'text'", "'texts', 'n'", "source.text=texts")),
         ('{"body": "a"}', ("there is no field 'text'", "source.text=body")),
         ('{"text": 5}', ("the field 'text' holds int",)),

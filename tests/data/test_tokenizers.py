@@ -137,7 +137,7 @@ def test_invalid_state_is_refused(state: str, small_bpe: BPE) -> None:
     [
         (lambda known: known["merges"].append(["a", "\u0100\u0101\u0102\u0103"]), "no token"),
         (lambda known: known["merges"].append(["a"]), "ValueError"),
-        (lambda known: known["vocab"].update({"世": len(known["vocab"])}), "stands for no byte"),
+        (lambda known: known["vocab"].update({"世": len(known["vocab"])}), "does not stand for a byte"),
         (lambda known: known["vocab"].popitem(), "no token"),
         (lambda known: known["vocab"].update(a=-1), "ids does not fit"),
         (lambda known: known["vocab"].update(a="b"), "TypeError"),

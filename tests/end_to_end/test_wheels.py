@@ -167,17 +167,17 @@ def test_experiment_trains_beside_a_broken_distribution(fresh, book, tmp_path):
 @pytest.mark.parametrize(
     ("name", "reason", "command"),
     [
-        ("", "cannot name a distribution", "my-norms"),
-        ("../up", "cannot name a distribution", "my-up"),
-        ("a b", "cannot name a distribution", "my-a-b"),
-        ("x" * 65, "cannot name a distribution", "my-" + "x" * 50),
-        ("a\n", "cannot name a distribution", "my-a"),
-        ("größe", "cannot name a distribution", "my-gr-e"),
-        ("class", "no name in Python", "my-class"),
-        ("3norms", "no name in Python", "my-3norms"),
-        ("json", "installed already", "my-json"),
-        ("torch", "installed already", "my-torch"),
-        ("rmsnorm", "ablatio 0.1.0 brings that already", "my-rmsnorm"),
+        ("", "is not a valid distribution name", "my-norms"),
+        ("../up", "is not a valid distribution name", "my-up"),
+        ("a b", "is not a valid distribution name", "my-a-b"),
+        ("x" * 65, "is not a valid distribution name", "my-" + "x" * 50),
+        ("a\n", "is not a valid distribution name", "my-a"),
+        ("größe", "is not a valid distribution name", "my-gr-e"),
+        ("class", "not a valid name in Python", "my-class"),
+        ("3norms", "not a valid name in Python", "my-3norms"),
+        ("json", "already installed", "my-json"),
+        ("torch", "already installed", "my-torch"),
+        ("rmsnorm", "ablatio 0.1.0 already registers", "my-rmsnorm"),
     ],
 )
 def test_bad_names_are_refused(tmp_path, name, reason, command):
@@ -190,6 +190,6 @@ def test_bad_names_are_refused(tmp_path, name, reason, command):
 
 def test_nothing_is_written_over(tmp_path):
     (tmp_path / "my-norms").mkdir()
-    with pytest.raises(UserError, match="exists already"):
+    with pytest.raises(UserError, match="already exists"):
         new_plugin("my-norms", tmp_path)
     assert not list((tmp_path / "my-norms").iterdir())

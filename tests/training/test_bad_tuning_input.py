@@ -35,9 +35,9 @@ def pairs(folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("task", "source", "bad", "what"),
     [
-        (TEACH, "chats", {"prompt": "Who?"}, "of no layout"),
+        (TEACH, "chats", {"prompt": "Who?"}, "match no layout"),
         (TEACH, "chats", {"instruction": "Who?"}, "the answer in turn 2 is missing"),
-        (TEACH, "chats", {"messages": [{"role": "user", "content": "Who?"}]}, "no answer of the assistant's"),
+        (TEACH, "chats", {"messages": [{"role": "user", "content": "Who?"}]}, "no answer of the assistant"),
         (TEACH, "chats", {**CHAT, "completion": "  "}, "the answer in turn 2 is empty"),
         (PREFER, "feedback", {"prompt": "Who?", "chosen": "You."}, "`rejected` is missing"),
         (PREFER, "feedback", {**PAIR, "rejected": "You."}, "`chosen` and `rejected` are the same answer"),

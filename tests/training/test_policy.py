@@ -123,7 +123,7 @@ def test_rewards_of_steps_stand_at_their_last_tokens():
     "settings, words",
     [
         ({"method": "grpo", "batch_size": 6}, "6 answers (train.batch_size x train.accumulate x minibatches) are no"),
-        ({"method": "dpo"}, "alignment=dpo learns from pairs"),
+        ({"method": "dpo"}, "alignment=dpo trains on pairs"),
         ({"answer_tokens": 200}, "model.max_len=160"),
         ({"reward": "model"}, "reward=model needs the folder"),
     ],

@@ -56,7 +56,7 @@ def test_there_is_a_limit_and_it_is_told(caplog):
     with caplog.at_level(logging.WARNING, logger="ablatio"):
         loss, measures = step(task, model, 0)
     assert len(seen) == 4 and float(measures["train/resampled"]) == 3 and loss == 0
-    assert "2 of 2 prompts still teach nothing after 3 rounds (8 prompts asked)" in caplog.text
+    assert "2 of 2 prompts still give no gradient after 3 rounds (8 prompts used)" in caplog.text
     assert "alignment.resample=6" in caplog.text
 
 
@@ -123,7 +123,7 @@ def test_easy_places_of_a_text_are_left_out():
 
 def test_a_threshold_that_nothing_reaches_is_refused():
     task, model = made("rpt", batch_size=8, method_knobs={"group": 8, "least_entropy": 50.0}, answer_tokens=6)
-    with pytest.raises(UserError, match=r"of 32 places in the text 0 are as hard") as caught:
+    with pytest.raises(UserError, match=r"only 0 of 32 places in the text have that much entropy") as caught:
         step(task, model, 0)
     assert "try: alignment.least_entropy=" in str(caught.value)
 

@@ -140,7 +140,7 @@ def test_a_run_that_is_no_chat_is_refused_as_one(tmp_path: Path, text_file: Path
         (["source=sotu", "source.path=null"], "task=sft learns from conversations"),
         (["model.max_len=4"], "the train split is empty"),
         (["task.too_long=refuse", "model.max_len=20"], r"chats.jsonl:1: \d+ tokens came"),
-        (["architecture=encoder", "objective=masked_lm"], "task=sft teaches a decoder"),
+        (["architecture=encoder", "objective=masked_lm"], "task=sft trains a decoder"),
     ],
 )
 def test_what_cannot_be_is_said(tmp_path: Path, chats: Path, extra: list[str], what: str) -> None:

@@ -1,1 +1,1 @@
-"""Alignment methods, by family: pairs against a reference, answers one by one, rankings, policies."""
+"""Alignment methods by family: preference pairs, single answers, rankings, and policy-gradient methods."""

@@ -1,4 +1,4 @@
-"""What preference losses share: the implicit reward, f-divergences, and the numbers that every one logs."""
+"""Shared by preference losses: knob types, f-divergences, label smoothing and the logged metrics."""
 
 import math
 from typing import Annotated, Literal
@@ -12,16 +12,19 @@ from ablatio import Positive, Range
 Metrics = dict[str, Tensor]
 PAIR_METRICS = ("train/reward_chosen", "train/reward_rejected", "train/reward_margin", "train/reward_accuracy")
 
-Beta = Annotated[float, Positive, "strength of the tie to the reference, as in KL(policy, reference) x beta"]
-Smoothing = Annotated[float, Range(0, 0.5, open_high=True), "share of the pairs whose order is wrong"]
+Beta = Annotated[float, Positive, "weight of the penalty beta x KL(policy, reference)"]
+Smoothing = Annotated[float, Range(0, 0.5, open_high=True), "assumed share of mislabeled pairs"]
 Divergence = Annotated[
-    Literal["reverse_kl", "forward_kl", "js", "alpha"], "from the reference, which the policy pays for (2309.16240)"
+    Literal["reverse_kl", "forward_kl", "js", "alpha"], "divergence from the reference that is penalized (2309.16240)"
 ]
-Alpha = Annotated[float, Range(0, 1), "of the alpha divergence: 1 is the reverse KL, 0 the forward one"]
+Alpha = Annotated[float, Range(0, 1), "order of divergence=alpha: 1 is the reverse KL, 0 the forward KL"]
 
 
 def divergence_score(log_ratio: Tensor, divergence: str, alpha: float) -> Tensor:
-    """f'(u) of the divergence at u = policy / reference, without terms that cancel in a difference (2309.16240)."""
+    """Return f'(u) of the f-divergence at u = policy / reference (2309.16240).
+
+    Constants are left out, since the losses use differences of two values only.  (B,) -> (B,).
+    """
     if divergence == "reverse_kl" or (divergence == "alpha" and alpha == 1):
         return log_ratio
     if divergence == "forward_kl":
@@ -32,12 +35,12 @@ def divergence_score(log_ratio: Tensor, divergence: str, alpha: float) -> Tensor
 
 
 def pair_metrics(chosen: Tensor, rejected: Tensor) -> Metrics:
-    """The implicit rewards of both answers, and how often their order is right.  (B,) each -> ()."""
+    """Mean implicit reward of both answers, their margin, and the share of pairs in the right order: (B,) -> ()."""
     chosen, rejected = chosen.detach(), rejected.detach()
     names = (chosen.mean(), rejected.mean(), (chosen - rejected).mean(), (chosen > rejected).float().mean())
     return dict(zip(PAIR_METRICS, names, strict=True))
 
 
 def smoothed_logsigmoid(margin: Tensor, smoothing: float) -> Tensor:
-    """-log sigmoid(margin), of which a share counts the other way round."""
+    """-(1 - smoothing) log sigmoid(margin) - smoothing log sigmoid(-margin): (B,) -> (B,)."""
     return -(1 - smoothing) * F.logsigmoid(margin) - smoothing * F.logsigmoid(-margin)

@@ -1,4 +1,4 @@
-"""What policy methods share: clipped ratios, sums from here to the end, and the knobs that most of them have."""
+"""Shared by policy methods: clipped ratios, rewards-to-go, best-of-n selection and common knob types."""
 
 from typing import Annotated
 
@@ -9,12 +9,12 @@ from ablatio import NonNegative, Positive, Range
 from ablatio.model.rl.kl import masked_mean
 from ablatio_std.alignments._common import Metrics
 
-Clip = Annotated[float, Positive, "the ratio of new to old probability counts from 1 - clip to 1 + clip"]
+Clip = Annotated[float, Positive, "the ratio of new to old probability is clipped at 1 +- clip"]
 KLWeight = Annotated[float, NonNegative, "weight of the KL to the reference"]
-Group = Annotated[int, Range(2), "answers to each prompt"]
-Answers = Annotated[int, Positive, "answers to each prompt"]
+Group = Annotated[int, Range(2), "answers per prompt"]
+Answers = Annotated[int, Positive, "answers per prompt"]
 Epochs = Annotated[int, Positive, "passes over the answers of one rollout"]
-Minibatches = Annotated[int, Positive, "optimizer steps in one pass"]
+Minibatches = Annotated[int, Positive, "optimizer steps per pass"]
 CLIPPED = ("train/clip_fraction", "train/ratio")
 
 
@@ -24,23 +24,23 @@ def clipped_surrogate(ratio: Tensor, advantages: Tensor, low: float, high: float
 
 
 def clip_metrics(ratio: Tensor, advantages: Tensor, mask: Tensor, low: float, high: float) -> Metrics:
-    """The share of tokens (or answers) that the clip holds back, and the mean ratio."""
+    """Share of tokens (or answers) without gradient because their ratio is clipped, and the mean ratio: scalars."""
     ratio = ratio.detach()
-    held = ((ratio < 1 - low) & (advantages < 0)) | ((ratio > 1 + high) & (advantages > 0))
-    return dict(zip(CLIPPED, (masked_mean(held.to(ratio.dtype), mask), masked_mean(ratio, mask)), strict=True))
+    clipped = ((ratio < 1 - low) & (advantages < 0)) | ((ratio > 1 + high) & (advantages > 0))
+    return dict(zip(CLIPPED, (masked_mean(clipped.to(ratio.dtype), mask), masked_mean(ratio, mask)), strict=True))
 
 
-def column(advantages: Tensor) -> Tensor:
-    """(B,) -> (B, 1), (B, T) as it is: so that it multiplies what is known of each token."""
+def per_token(advantages: Tensor) -> Tensor:
+    """Make advantages broadcast over tokens: (B,) -> (B, 1); (B, T) is returned unchanged."""
     return advantages[:, None] if advantages.dim() == 1 else advantages
 
 
-def rest_of(rewards: Tensor) -> Tensor:
-    """What is still to come at each token, this one included.  (B, T) -> (B, T)"""
+def rewards_to_go(rewards: Tensor) -> Tensor:
+    """Reward-to-go: the sum of rewards from each token to the end, this token included.  (B, T) -> (B, T)."""
     return rewards.flip(1).cumsum(1).flip(1)
 
 
 def best_of(rewards: Tensor, group: int) -> Tensor:
-    """1 for the best answer to each prompt (the first of equals), else 0.  (B,) -> (B,)"""
+    """1 for the best answer to each prompt (the first one if tied), else 0.  (B,) -> (B,)."""
     best = rewards.view(-1, group).argmax(1)
     return torch.nn.functional.one_hot(best, group).flatten().to(rewards.dtype)

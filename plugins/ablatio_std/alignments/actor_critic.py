@@ -1,6 +1,7 @@
-"""An actor and a critic: the advantage of each token against what the critic expected there.
+"""Actor-critic methods: the advantage of each token is measured against the critic's value estimate.
 
-Symbols: r_t reward, V_t value, d_t = r_t + gamma V_{t+1} - V_t, nothing behind the end; k1 = log p_old - log p_ref.
+Symbols: r_t reward and V_t value at token t, both 0 after the answer's end; d_t = r_t + gamma V_{t+1} - V_t the
+temporal-difference error; k1 = log p_old - log p_ref.
 """
 
 from typing import Annotated, Any
@@ -23,32 +24,32 @@ from ablatio_std.alignments._policy import (
     clipped_surrogate,
 )
 
-Gamma = Annotated[float, Fraction, "discount of what comes one token later"]
-Lam = Annotated[float, Fraction, "1 trusts what was earned, 0 what the critic expected"]
+Gamma = Annotated[float, Fraction, "discount factor per token"]
+Lam = Annotated[float, Fraction, "lambda of the advantage estimate: 1 uses earned rewards only, 0 the critic's values"]
 ValueWeight = Annotated[float, NonNegative, "weight of the critic's loss"]
-EntropyWeight = Annotated[float, NonNegative, "weight of the entropy that is added to the reward of the policy"]
+EntropyWeight = Annotated[float, NonNegative, "weight of the entropy bonus"]
 
 
 def advantage_estimates(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> Tensor:
-    """A_t = d_t + gamma lam A_{t+1}: generalised advantage estimation (1506.02438).  (B, T) each -> (B, T)"""
+    """A_t = d_t + gamma lam A_{t+1}: generalized advantage estimation (1506.02438).  (B, T) each -> (B, T)."""
     values, rewards = values * mask, rewards * mask
-    following = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], 1)
-    surprises = (rewards + gamma * following - values) * mask
-    found, later = torch.zeros_like(values), torch.zeros_like(values[:, 0])
+    next_values = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], 1)
+    errors = (rewards + gamma * next_values - values) * mask  # (B, T): d_t
+    advantages, later = torch.zeros_like(values), torch.zeros_like(values[:, 0])
     for t in range(values.shape[1] - 1, -1, -1):
-        later = surprises[:, t] + gamma * lam * later
-        found[:, t] = later
-    return found * mask
+        later = errors[:, t] + gamma * lam * later
+        advantages[:, t] = later
+    return advantages * mask
 
 
 @alignments.register("ppo", paper="arXiv:1707.06347")
 class PPO:
     """L = -min(ratio A, clip(ratio) A) + vf_coef max((V - R)^2, (V_clipped - R)^2) / 2 - entropy_coef H, token means.
 
-    A: generalised advantage estimates of r_t - kl_coef k1_t, whitened over the rollout; R = A + V before that.
-    V_clipped stays within clip_value of the old value.  With kl_target the coefficient follows the KL of each rollout:
-    kl_coef x (1 + 0.1 clip(KL / kl_target - 1, -0.2, 0.2)) (1909.08593).  A rollout is left when the KL from the policy
-    that wrote it passes 1.5 stop_kl.
+    A: generalized advantage estimates of r_t - kl_coef k1_t, whitened over the rollout; R = A + V, with A before
+    whitening; H: entropy; V_clipped: V clipped to within clip_value of the old value.  With kl_target, kl_coef is
+    updated after each rollout: kl_coef x (1 + 0.1 clip(KL / kl_target - 1, -0.2, 0.2)) (1909.08593).  The rest of a
+    rollout is discarded when the KL from the policy that sampled it exceeds 1.5 stop_kl.
     """
 
     data = "prompts"
@@ -59,15 +60,15 @@ class PPO:
         *,
         group: Answers = 1,
         clip: Clip = 0.2,
-        clip_value: Annotated[float | None, Positive, "null: values move freely"] = 0.2,
+        clip_value: Annotated[float | None, Positive, "largest change of a value that is trained; null: any"] = 0.2,
         gamma: Gamma = 1.0,
         lam: Lam = 0.95,
         kl_coef: KLWeight = 0.05,
-        kl_target: Annotated[float | None, Positive, "nats per answer that kl_coef is steered to; null: fixed"] = None,
-        stop_kl: Annotated[float | None, Positive, "nats per token; null: no early stop"] = 0.1,
+        kl_target: Annotated[float | None, Positive, "KL in nats per answer to adapt kl_coef to; null: fixed"] = None,
+        stop_kl: Annotated[float | None, Positive, "KL in nats per token; null: no early stopping"] = 0.1,
         vf_coef: ValueWeight = 0.1,
         entropy_coef: EntropyWeight = 0.0,
-        whiten: Annotated[bool, "advantages get mean 0 and variance 1"] = True,
+        whiten: Annotated[bool, "scale advantages to mean 0 and variance 1"] = True,
         epochs: Epochs = 4,
         minibatches: Minibatches = 1,
     ) -> None:
@@ -84,11 +85,12 @@ class PPO:
     def advantages(
         self, token_rewards: Tensor, old_logps: Tensor, ref_logps: Tensor, old_values: Tensor, mask: Tensor
     ) -> Advantages:
-        rewards = token_rewards - self.kl_coef * (old_logps - ref_logps)
-        found = advantage_estimates(rewards, old_values, mask, self.gamma, self.lam)
-        returns = (found + old_values) * mask
+        rewards = token_rewards - self.kl_coef * (old_logps - ref_logps)  # (B, T)
+        estimates = advantage_estimates(rewards, old_values, mask, self.gamma, self.lam)
+        returns = (estimates + old_values) * mask
         coefficient = token_rewards.new_tensor(self.kl_coef)
-        return Advantages(whiten(found, mask) if self.whiten else found, returns, {"train/kl_coef": coefficient})
+        advantages = whiten(estimates, mask) if self.whiten else estimates
+        return Advantages(advantages, returns, {"train/kl_coef": coefficient})
 
     def loss(
         self,
@@ -103,21 +105,21 @@ class PPO:
     ) -> tuple[Tensor, Metrics]:
         ratio = (logps - old_logps).exp()
         policy = masked_mean(clipped_surrogate(ratio, advantages, self.clip, self.clip), mask)
-        missed, near = (values - returns).square(), values
+        error, clipped_values = (values - returns).square(), values
         if self.clip_value is not None:
-            near = old_values + (values - old_values).clamp(-self.clip_value, self.clip_value)
-        missed_near = (near - returns).square()
-        value = masked_mean(torch.max(missed, missed_near), mask) / 2
+            clipped_values = old_values + (values - old_values).clamp(-self.clip_value, self.clip_value)
+        clipped_error = (clipped_values - returns).square()
+        value = masked_mean(torch.max(error, clipped_error), mask) / 2
         metrics = clip_metrics(ratio, advantages, mask, self.clip, self.clip)
         metrics |= {
             "train/value_loss": value.detach(),
             "train/policy_loss": policy.detach(),
-            "train/value_clip_fraction": masked_mean((missed_near > missed).to(ratio.dtype), mask),
+            "train/value_clip_fraction": masked_mean((clipped_error > error).to(ratio.dtype), mask),
         }
         return policy + self.vf_coef * value - self.entropy_coef * masked_mean(entropy, mask), metrics
 
     def observe(self, kl: float) -> None:
-        """Steer the coefficient by the mean KL of an answer to the reference."""
+        """Adapt kl_coef to the rollout's mean KL to the reference, in nats per answer."""
         if self.kl_target is not None:
             self.kl_coef *= 1 + 0.1 * min(0.2, max(-0.2, kl / self.kl_target - 1))
 
@@ -135,7 +137,8 @@ class PPO:
 class A2C:
     """L = -A log p + vf_coef (V - R)^2 / 2 - entropy_coef H, means over tokens; A = R - V, one step for each rollout.
 
-    R: what is still earned, r_t - kl_coef k1_t with discount gamma; with lam < 1, generalised advantage estimates.
+    R: the return, the sum of later r_t - kl_coef k1_t discounted by gamma.  With lam < 1, A is the generalized
+    advantage estimate and R = A + V.
     """
 
     data = "prompts"
@@ -165,8 +168,8 @@ class A2C:
         self, token_rewards: Tensor, old_logps: Tensor, ref_logps: Tensor, old_values: Tensor, mask: Tensor
     ) -> Advantages:
         rewards = token_rewards - self.kl_coef * (old_logps - ref_logps)
-        found = advantage_estimates(rewards, old_values, mask, self.gamma, self.lam)
-        return Advantages(found, (found + old_values) * mask)
+        estimates = advantage_estimates(rewards, old_values, mask, self.gamma, self.lam)
+        return Advantages(estimates, (estimates + old_values) * mask)
 
     def loss(
         self, logps: Tensor, mask: Tensor, advantages: Tensor, values: Tensor, returns: Tensor, entropy: Tensor

@@ -1,4 +1,4 @@
-"""Learning from the best of several answers: as examples to imitate, as pairs, as rankings."""
+"""Learning from the best of several sampled answers: by imitation, as preference pairs, or as rankings."""
 
 from typing import Annotated, Literal
 
@@ -14,7 +14,7 @@ from ablatio_std.alignments.group_relative import Grouped
 
 
 class _Imitation:
-    """Advantages are 1 for the answers that are kept and 0 for the others; L = -log p per token of those kept."""
+    """Imitates the answers that `kept` selects: advantages 1 and 0; L = -log p, the mean over their tokens."""
 
     data = "prompts"
     metrics = ("train/kept", "train/kept_reward")
@@ -34,17 +34,17 @@ class _Imitation:
 
 @alignments.register("rejection_sampling", paper="arXiv:2307.09288")
 class RejectionSampling(_Imitation):
-    """The best of `group` answers to each prompt is imitated; KL to the old policy at most ln n - (n - 1) / n.
+    """Imitates the best of `group` answers to each prompt; KL to the old policy at most ln n - (n - 1) / n, n = group.
 
-    With `best_of` n nothing is imitated: the weights stay, and of n answers the best is what the model gives (best-of-n
-    sampling, arXiv:2009.01325).
+    With `best_of` n nothing is trained: the model's answer is the best of n samples (best-of-n sampling,
+    arXiv:2009.01325).
     """
 
     def __init__(
         self,
         *,
         group: Group = 8,
-        best_of: Annotated[int | None, Range(2), "n: the best of n answers is given, nothing is trained"] = None,
+        best_of: Annotated[int | None, Range(2), "n of best-of-n sampling, without training; null: train"] = None,
         epochs: Epochs = 1,
         minibatches: Minibatches = 1,
     ) -> None:
@@ -56,16 +56,16 @@ class RejectionSampling(_Imitation):
 
 @alignments.register("raft", paper="arXiv:2304.06767")
 class RAFT(_Imitation):
-    """The answers with the highest rewards, a share of all that were drawn, are imitated for some epochs.  (B,) -> (B,)
+    """Imitates a share of the sampled answers, those with the highest rewards, for `epochs` passes.
 
-    `among`: the share is taken of the answers to each prompt, or of all answers of the rollout whatever their prompt.
+    `among`: the share is taken of the answers to each prompt, or of all answers of the rollout.
     """
 
     def __init__(
         self,
         *,
         group: Group = 8,
-        share: Annotated[float, Range(0, 1, open_low=True), "at least one is kept"] = 0.125,
+        share: Annotated[float, Range(0, 1, open_low=True), "share of answers imitated; at least one is"] = 0.125,
         among: Literal["prompt", "rollout"] = "prompt",
         epochs: Epochs = 2,
         minibatches: Minibatches = 1,
@@ -80,12 +80,12 @@ class RAFT(_Imitation):
 
 @alignments.register("online_dpo", paper="arXiv:2402.04792")
 class OnlineDPO:
-    """DPO on answers of the policy itself: the best and the worst answer to a prompt are the pair, or each two are one.
+    """DPO on sampled answers: L = mean over pairs of -log sigmoid(beta (better's log-ratio - worse's)).
 
-    L = mean over pairs of -log sigmoid(beta (better's log-ratio - worse's)); two answers of one reward are no pair.
-    Advantages say who beats whom: 1 and -1 (the others 0), or an answer's place among its siblings.  (B,), (B, T)
-    With writer=reference the answers are those of the model that training began with: DPO as it was published, on pairs
-    sampled from the reference and ranked by the reward (arXiv:2305.18290, section 6.1).
+    pairs=extremes pairs the best answer to a prompt with the worst, pairs=all every two; answers with equal rewards
+    form no pair.  The advantages (B,) encode the order: 1 for the best, -1 for the worst and 0 for the others, or the
+    number of answers to the prompt that are worse.  With writer=reference the answers are sampled from the initial
+    model: DPO as published, on pairs from the reference ranked by the reward (arXiv:2305.18290, section 6.1).
     """
 
     data = "prompts"
@@ -97,8 +97,8 @@ class OnlineDPO:
         *,
         group: Group = 2,
         beta: Beta = 0.1,
-        pairs: Annotated[Literal["extremes", "all"], "of the answers to a prompt"] = "extremes",
-        writer: Annotated[Literal["policy", "reference"], "whose answers are compared"] = "policy",
+        pairs: Annotated[Literal["extremes", "all"], "which answers to a prompt are paired"] = "extremes",
+        writer: Annotated[Literal["policy", "reference"], "model that samples the answers"] = "policy",
         epochs: Epochs = 1,
         minibatches: Minibatches = 1,
     ) -> None:
@@ -107,18 +107,19 @@ class OnlineDPO:
 
     def advantages(self, rewards: Tensor) -> Advantages:
         grouped = rewards.view(-1, self.group)
-        if self.pairs == "all":  # how many are worse: equal rewards share a place
+        if self.pairs == "all":  # number of worse answers: equal rewards get equal ranks
             return Advantages((grouped[:, :, None] > grouped[:, None]).to(rewards.dtype).sum(2).flatten())
         differ = (grouped.amax(1) > grouped.amin(1)).repeat_interleave(self.group)
         return Advantages((best_of(rewards, self.group) - best_of(-rewards, self.group)) * differ)
 
     def loss(self, logps: Tensor, ref_logps: Tensor, mask: Tensor, advantages: Tensor) -> tuple[Tensor, Metrics]:
-        ratios = ((logps - ref_logps) * mask).sum(1).view(-1, self.group)
-        place = advantages.view(-1, self.group)
-        least = 0 if self.pairs == "all" else 1  # of the extremes, 1 beats -1
-        prompt, better, worse = (place[:, :, None] - place[:, None] > least).nonzero(as_tuple=True)
+        ratios = ((logps - ref_logps) * mask).sum(1).view(-1, self.group)  # (prompts, group)
+        rank = advantages.view(-1, self.group)
+        least = 0 if self.pairs == "all" else 1  # extremes: only 1 against -1 differs by more than 1
+        prompt, better, worse = (rank[:, :, None] - rank[:, None] > least).nonzero(as_tuple=True)
         better, worse = self.beta * ratios[prompt, better], self.beta * ratios[prompt, worse]
         if not len(better):
+            # Still a function of the weights, so that backward() works on a batch without pairs.
             return 0.0 * ratios.sum(), dict.fromkeys(PAIR_METRICS, logps.new_zeros(()))
         return -F.logsigmoid(better - worse).mean(), pair_metrics(better, worse)
 
@@ -127,11 +128,12 @@ class OnlineDPO:
 class RPT(Grouped):
     """GRPO on plain text: the prompt is a passage, the answer ends with a guess of what follows, the reward is 1 or 0.
 
-    The guess stands behind the last `marker` (all of the answer, if it has none) and is right when it is a prefix of
-    what follows and ends where one of its tokens ends.  `guess(answer)` gives it; the task compares.
+    The guess is the text after the last `marker`, or the whole answer if it has none.  It is correct if it is a
+    non-empty prefix of the following text that ends at a token boundary.
 
-    Easy places are left out: those where the reference's next token, among its `likeliest`, has less than
-    `least_entropy` nats (the paper's proxy is a smaller model, and 16 are looked at).  Held-out prompts are all taken.
+    Easy training prompts are left out: those for which the reference's next-token distribution over its `likeliest`
+    tokens has an entropy below `least_entropy` nats.  The paper uses a smaller model and 16 tokens for this.  Held-out
+    prompts are never left out.
     """
 
     prompts = "text"
@@ -143,9 +145,9 @@ class RPT(Grouped):
         group: Group = 8,
         clip: Annotated[float, Range(0, 1, open_low=True)] = 0.2,
         beta: Annotated[float, Range(0)] = 0.0,
-        marker: Annotated[str, "text between the thought and the guess"] = "=>",
-        least_entropy: Annotated[float, NonNegative, "nats of the next token; 0: every place of the text"] = 0.0,
-        likeliest: Annotated[int, Range(2), "tokens that the entropy is of"] = 16,
+        marker: Annotated[str, "text between the reasoning and the guess"] = "=>",
+        least_entropy: Annotated[float, NonNegative, "least entropy of the next token in nats; 0: any"] = 0.0,
+        likeliest: Annotated[int, Range(2), "number of likeliest tokens in the entropy"] = 16,
         epochs: Epochs = 1,
         minibatches: Minibatches = 1,
     ) -> None:
@@ -154,7 +156,7 @@ class RPT(Grouped):
         self.least_entropy, self.likeliest = least_entropy, likeliest
 
     def hardness(self, logits: Tensor) -> Tensor:
-        """The entropy of the likeliest next tokens, in nats: (N, V) -> (N,)."""
+        """Entropy of the next token among the `likeliest` ones, in nats: (N, V) -> (N,)."""
         logp = logits.topk(min(self.likeliest, logits.shape[-1])).values.log_softmax(-1)
         return -(logp.exp() * logp).sum(-1)
 
@@ -162,6 +164,6 @@ class RPT(Grouped):
         return answer.rpartition(self.marker)[2] if self.marker else answer
 
     def correct(self, answer: str, following: str, ends: list[int]) -> float:
-        """1.0 when the guess is what follows; ends: the lengths in letters after each token of what follows."""
+        """1.0 if the guess is correct, else 0.0; ends: length in characters of `following` up to each token's end."""
         guess = self.guess(answer)
         return float(bool(guess) and following.startswith(guess) and len(guess) in ends)

@@ -1,7 +1,7 @@
-"""Several answers to one prompt, each judged against its siblings: GRPO and what others made of it.
+"""Group-relative methods: GRPO and its variants compare each answer with the other answers to the same prompt.
 
-Symbols: r the reward of an answer, A its advantage, u = log p(token) - log p_old(token), ratio = exp(u), mean and std
-over the answers to one prompt.  The loss takes rewards (B,) as advantages (B,), log-probabilities (B, T) and a mask.
+Symbols: r the reward of an answer, A its advantage, u = log p(token) - log p_old(token), ratio = exp(u); mean and std
+over the answers to one prompt.  Rewards and advantages are (B,), log-probabilities and masks (B, T).
 """
 
 from typing import Annotated, Literal
@@ -22,15 +22,18 @@ from ablatio_std.alignments._policy import (
     Minibatches,
     clip_metrics,
     clipped_surrogate,
-    column,
+    per_token,
 )
 
-Scale = Annotated[Literal["group", "batch", "none"], "whose standard deviation rewards are divided by"]
-TINY = 1e-4  # rewards that are all equal are divided by this
+Scale = Annotated[Literal["group", "batch", "none"], "divide rewards by the standard deviation of the group or batch"]
+TINY = 1e-4  # added to the standard deviation: avoids 0/0 for equal rewards
 
 
 class Grouped:
-    """A = (r - mean) / std; the loss of a token is -min(ratio A, clipped ratio A) + beta k3."""
+    """Base of the group-relative methods: A = (r - mean) / std; token loss -min(ratio A, clipped ratio A) + beta k3.
+
+    Variants override `ratio`, `surrogate` (the policy loss of a token) or `average` (over tokens and answers).
+    """
 
     data = "prompts"
     metrics: tuple[str, ...] = ("train/kl_loss", "train/flat_groups", *CLIPPED)
@@ -41,14 +44,15 @@ class Grouped:
     clip_high: float = 0.2
 
     def advantages(self, rewards: Tensor) -> Advantages:
-        """(B,) -> (B,): equal rewards teach nothing."""
-        grouped = rewards.view(-1, self.group)
-        centred = grouped - grouped.mean(1, keepdim=True)
+        """Rewards (B,) -> advantages (B,); 0 for a group whose rewards are all equal."""
+        grouped = rewards.view(-1, self.group)  # (prompts, group)
+        centered = grouped - grouped.mean(1, keepdim=True)
         spread = grouped.std(1, keepdim=True) if self.scale == "group" else rewards.std()
-        found = centred if self.scale == "none" else centred / (spread + TINY)
-        flat = grouped.amax(1) == grouped.amin(1)  # a mean of equal numbers may miss them by a rounding
+        scaled = centered if self.scale == "none" else centered / (spread + TINY)
+        # Compared directly: the mean of equal numbers can differ from them by rounding.
+        flat = grouped.amax(1) == grouped.amin(1)
         metrics = {"train/flat_groups": flat.float().mean()}
-        return Advantages(found.masked_fill(flat[:, None], 0.0).flatten(), metrics=metrics)
+        return Advantages(scaled.masked_fill(flat[:, None], 0.0).flatten(), metrics=metrics)
 
     def loss(
         self,
@@ -60,7 +64,7 @@ class Grouped:
         tokens: Tensor,
         max_length: int,
     ) -> tuple[Tensor, Metrics]:
-        advantages, ratio = column(advantages), self.ratio(logps - old_logps, mask)
+        advantages, ratio = per_token(advantages), self.ratio(logps - old_logps, mask)
         kl = k3(logps, ref_logps)
         each = self.surrogate(ratio, advantages, logps) + self.beta * kl
         counted = mask if ratio.shape == mask.shape else mask[:, :1]
@@ -74,13 +78,13 @@ class Grouped:
         return clipped_surrogate(ratio, advantages, self.clip, self.clip_high)
 
     def average(self, each: Tensor, mask: Tensor, tokens: Tensor, max_length: int) -> Tensor:
-        """Over the tokens of each answer, then over the answers."""
+        """Mean over the tokens of each answer, then over the answers: (B, T) -> ()."""
         return ((each * mask).sum(1) / mask.sum(1).clamp(min=1)).mean()
 
 
 @alignments.register("grpo", paper="arXiv:2402.03300")
 class GRPO(Grouped):
-    """A = (r - mean) / std of the group; L = mean over answers, then tokens, of clipped -ratio A + beta k3."""
+    """A = (r - mean) / std; L = -min(ratio A, clipped ratio A) + beta k3, mean over each answer, then over answers."""
 
     def __init__(
         self,
@@ -98,7 +102,7 @@ class GRPO(Grouped):
 
 @alignments.register("dr_grpo", paper="arXiv:2503.20783")
 class DrGRPO(Grouped):
-    """A = r - mean; L = sum over tokens / (answers x max_length): neither length nor spread biases what is learnt."""
+    """GRPO without its length and std biases: A = r - mean; L = sum over tokens / (answers x max_length)."""
 
     scale = "none"
 
@@ -120,10 +124,10 @@ class DrGRPO(Grouped):
 
 @alignments.register("dapo", paper="arXiv:2503.14476")
 class DAPO(Grouped):
-    """GRPO clipped at (1 - clip, 1 + clip_high) and averaged over the step's tokens, with a price on length.
+    """GRPO clipped at (1 - clip, 1 + clip_high), averaged over all tokens of the step, with a penalty on length.
 
-    Within the last `overlong` of the tokens that an answer may have, the reward falls linearly by 1 (eq. 13).
-    Dynamic sampling: prompts whose answers all have the advantage 0 are replaced, in `resample` rounds at most.
+    Over the last `overlong` tokens before the length limit, the reward falls linearly by 1 (eq. 13).
+    Dynamic sampling: prompts whose answers all have advantage 0 are replaced by new ones, in at most `resample` rounds.
     """
 
     metrics = (*Grouped.metrics, "train/overlong", "train/resampled")
@@ -135,8 +139,8 @@ class DAPO(Grouped):
         clip: Clip = 0.2,
         clip_high: Clip = 0.28,
         beta: KLWeight = 0.0,
-        overlong: Annotated[int, NonNegative, "tokens before the longest length in which the reward falls"] = 0,
-        resample: Annotated[int, NonNegative, "rounds of other prompts for those that teach nothing; 0: none"] = 4,
+        overlong: Annotated[int, NonNegative, "last tokens before the length limit that are penalized"] = 0,
+        resample: Annotated[int, NonNegative, "rounds of replacing prompts with advantage 0; 0: none"] = 4,
         epochs: Epochs = 1,
         minibatches: Minibatches = 1,
     ) -> None:
@@ -154,7 +158,7 @@ class DAPO(Grouped):
 
 @alignments.register("bnpo", paper="arXiv:2508.08221")
 class BNPO(Grouped):
-    """GRPO averaged over all tokens of the batch at hand; by default with the spread of the whole batch (Lite PPO)."""
+    """GRPO averaged over all tokens of the batch; by default scaled by the std of the whole batch (Lite PPO)."""
 
     def __init__(
         self,
@@ -175,7 +179,7 @@ class BNPO(Grouped):
 
 @alignments.register("gspo", paper="arXiv:2507.18071")
 class GSPO(Grouped):
-    """GRPO whose ratio is that of the whole answer, per token: exp(mean of u); clipped as a whole.  (B, T) -> (B, 1)"""
+    """GRPO with one ratio per answer, exp(mean of u over its tokens), clipped as a whole: (B, T) -> (B, 1)."""
 
     def __init__(
         self,
@@ -204,7 +208,10 @@ class LUSPO(GSPO):
 
 @alignments.register("cispo", paper="arXiv:2506.13585")
 class CISPO(Grouped):
-    """L = -min(ratio, clip_high) A log p, the ratio without gradient: tokens far off still teach.  Over all tokens."""
+    """L = -stop_gradient(min(ratio, clip_high)) A log p, the mean over all tokens of the step.
+
+    The weight is clipped, not the update, so that every token keeps its gradient.
+    """
 
     detached = True
 
@@ -212,7 +219,7 @@ class CISPO(Grouped):
         self,
         *,
         group: Group = 8,
-        clip_high: Annotated[float, Positive, "largest ratio that counts"] = 5.0,
+        clip_high: Annotated[float, Positive, "largest ratio used as a weight"] = 5.0,
         beta: KLWeight = 0.0,
         epochs: Epochs = 1,
         minibatches: Minibatches = 1,
@@ -229,14 +236,14 @@ class CISPO(Grouped):
 
 @alignments.register("sapo", paper="arXiv:2511.20347")
 class SAPO(Grouped):
-    """L = -(4 / t) sigmoid(t (ratio - 1)) A, t by the sign of A: a soft gate instead of a clip."""
+    """L = -(4 / t) sigmoid(t (ratio - 1)) A: a soft gate instead of a clip, with its temperature t by the sign of A."""
 
     def __init__(
         self,
         *,
         group: Group = 8,
         temperature: Annotated[float, Positive, "t of tokens with A > 0"] = 1.0,
-        temperature_negative: Annotated[float, Positive, "t of the others: higher, so they fade sooner"] = 1.05,
+        temperature_negative: Annotated[float, Positive, "t of the other tokens; higher: faster decay"] = 1.05,
         beta: KLWeight = 0.0,
         epochs: Epochs = 1,
         minibatches: Minibatches = 1,
@@ -251,7 +258,10 @@ class SAPO(Grouped):
 
 @alignments.register("vespo", paper="arXiv:2602.10693")
 class VESPO(Grouped):
-    """L = -phi(w) A log p, phi = w^k exp(l (1 - w)) without gradient, w = exp(sum of u); k, l by the sign of A."""
+    """L = -phi(w) A log p, phi = w^k exp(l (1 - w)) without gradient, w = exp(sum of u); k, l by the sign of A.
+
+    w is one number per answer; the mean is over all tokens of the step.
+    """
 
     detached = True
 
@@ -259,10 +269,10 @@ class VESPO(Grouped):
         self,
         *,
         group: Group = 8,
-        k: Annotated[float, Positive, "of answers with A >= 0"] = 2.0,
-        l: Annotated[float, Positive, "of answers with A >= 0"] = 3.0,  # noqa: E741  (its paper's lambda)
-        k_negative: Annotated[float, Positive] = 3.0,
-        l_negative: Annotated[float, Positive] = 2.0,
+        k: Annotated[float, Positive, "k of answers with A >= 0"] = 2.0,
+        l: Annotated[float, Positive, "l of answers with A >= 0"] = 3.0,  # noqa: E741  (its paper's lambda)
+        k_negative: Annotated[float, Positive, "k of answers with A < 0"] = 3.0,
+        l_negative: Annotated[float, Positive, "l of answers with A < 0"] = 2.0,
         beta: KLWeight = 0.0,
         epochs: Epochs = 1,
         minibatches: Minibatches = 1,
@@ -271,7 +281,7 @@ class VESPO(Grouped):
         self.k, self.l = (k, k_negative), (l, l_negative)
 
     def ratio(self, u: Tensor, mask: Tensor) -> Tensor:
-        log_w = (u.clamp(-20, 20) * mask).sum(1, keepdim=True).clamp(-18.420680743952367, 20)  # log 1e-8 ... 20
+        log_w = (u.clamp(-20, 20) * mask).sum(1, keepdim=True).clamp(-18.420680743952367, 20)  # w from 1e-8 to e^20
         return log_w.exp()
 
     def surrogate(self, ratio: Tensor, advantages: Tensor, logps: Tensor) -> Tensor:

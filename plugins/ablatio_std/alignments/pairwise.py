@@ -1,7 +1,8 @@
-"""Pairs of answers against a frozen reference: losses on the difference of the two implicit rewards.
+"""DPO and its relatives: losses on the difference of the implicit rewards of two answers, against a reference.
 
 Symbols: w the better answer, l the worse one; h = log-ratio of w - log-ratio of l, where a log-ratio is the policy's
-log-probability of the answer minus the reference's; with another divergence, h is the difference of f' at the ratios.
+log-probability of the answer minus the reference's.  With a divergence other than the reverse KL, h is the difference
+of f' at the two ratios.
 """
 
 import math
@@ -26,7 +27,7 @@ from ablatio_std.alignments._common import (
 
 
 class _Pairwise:
-    """A function of h alone; the metrics are the implicit rewards beta x log-ratio."""
+    """Base of losses that are a function of h, `of_margin(h)`: (B,) -> (B,); logs implicit rewards beta x log-ratio."""
 
     data = "pairs"
     metrics = PAIR_METRICS
@@ -47,7 +48,7 @@ class _Pairwise:
 
 @alignments.register("dpo", paper="arXiv:2305.18290")
 class DPO(_Pairwise):
-    """L = -log sigmoid(beta h); a share `label_smoothing` of the pairs counts the other way round (cDPO)"""
+    """L = -(1 - e) log sigmoid(beta h) - e log sigmoid(-beta h); e = `label_smoothing`, 0 in DPO, above 0 in cDPO."""
 
     def __init__(
         self,
@@ -65,7 +66,7 @@ class DPO(_Pairwise):
 
 @alignments.register("robust", paper="arXiv:2403.00409")
 class Robust(_Pairwise):
-    """L = (-(1 - e) log sigmoid(beta h) + e log sigmoid(-beta h)) / (1 - 2 e): unbiased if a share e is mislabelled."""
+    """L = (-(1 - e) log sigmoid(beta h) + e log sigmoid(-beta h)) / (1 - 2 e): unbiased if a share e is mislabeled."""
 
     def __init__(
         self,
@@ -84,7 +85,7 @@ class Robust(_Pairwise):
 
 @alignments.register("hinge", paper="arXiv:2309.06657")
 class Hinge(_Pairwise):
-    """L = max(0, 1 - beta h): RSO's hinge loss on the normalised likelihood.  (B,) each -> ()."""
+    """L = max(0, 1 - beta h): RSO's hinge loss on the normalized likelihood.  (B,) each -> ()."""
 
     def __init__(self, *, beta: Beta = 0.1, divergence: Divergence = "reverse_kl", alpha: Alpha = 0.5) -> None:
         self.beta, self.divergence, self.alpha = beta, divergence, alpha
@@ -95,13 +96,18 @@ class Hinge(_Pairwise):
 
 @alignments.register("exo", paper="arXiv:2402.00856")
 class EXO(_Pairwise):
-    """L = KL(p, q): p = softmax of beta h over the pair, q = (1 - e, e) the labels; the reverse of DPO's direction."""
+    """L = KL(p, q), p = (sigmoid(beta h), sigmoid(-beta h)), q = (1 - e, e) the smoothed labels.
+
+    DPO minimizes the KL in the other direction, KL(q, p).
+    """
 
     def __init__(
         self,
         *,
         beta: Beta = 0.1,
-        label_smoothing: Annotated[float, Range(0, 0.5, open_low=True, open_high=True), "e; never 0"] = 1e-3,
+        label_smoothing: Annotated[
+            float, Range(0, 0.5, open_low=True, open_high=True), "e; above 0, as the KL is infinite at 0"
+        ] = 1e-3,
         divergence: Divergence = "reverse_kl",
         alpha: Alpha = 0.5,
     ) -> None:
@@ -115,13 +121,13 @@ class EXO(_Pairwise):
 
 @alignments.register("discopop", paper="arXiv:2406.08414")
 class DiscoPOP(_Pairwise):
-    """L = (1 - s) (-log sigmoid(x)) + s exp(-x), x = beta h, s = sigmoid(x / tau): a loss that a model found."""
+    """L = (1 - s) (-log sigmoid(x)) + s exp(-x), x = beta h, s = sigmoid(x / tau): a loss found by an LLM search."""
 
     def __init__(
         self,
         *,
         beta: Beta = 0.1,
-        tau: Annotated[float, Positive, "how sharply the two losses are switched"] = 0.05,
+        tau: Annotated[float, Positive, "width of the transition between the two losses"] = 0.05,
         divergence: Divergence = "reverse_kl",
         alpha: Alpha = 0.5,
     ) -> None:
@@ -135,7 +141,7 @@ class DiscoPOP(_Pairwise):
 
 @alignments.register("tr_dpo", paper="arXiv:2404.09656")
 class TRDPO(_Pairwise):
-    """DPO whose reference follows: every `every` steps it becomes tau x policy + (1 - tau) x reference."""
+    """DPO with an updated reference: every `every` steps it becomes tau x policy + (1 - tau) x reference."""
 
     moves_reference = True
 
@@ -143,8 +149,8 @@ class TRDPO(_Pairwise):
         self,
         *,
         beta: Beta = 0.1,
-        tau: Annotated[float, Range(0, 1, open_low=True), "share of the policy; 1 puts it in the place"] = 0.6,
-        every: Annotated[int, Positive, "steps between two moves"] = 64,
+        tau: Annotated[float, Range(0, 1, open_low=True), "share of the policy; 1 replaces the reference"] = 0.6,
+        every: Annotated[int, Positive, "steps between two updates of the reference"] = 64,
     ) -> None:
         self.beta, self.tau, self.every = beta, tau, every
         self.divergence, self.alpha = "reverse_kl", 1.0
@@ -153,12 +159,12 @@ class TRDPO(_Pairwise):
         return -F.logsigmoid(self.beta * h)
 
     def reference_rate(self, step: int) -> float:
-        """The share of the policy that the reference takes in after `step` steps."""
+        """Share of the policy in the update of the reference after `step` steps; 0: no update."""
         return self.tau if step % self.every == 0 else 0.0
 
 
 class _PerToken:
-    """The same on log-ratios per token: each answer's is divided by its length."""
+    """Base of losses on h per token: each answer's log-ratio is divided by its length.  Otherwise as _Pairwise."""
 
     data = "pairs"
     metrics = PAIR_METRICS
@@ -186,7 +192,7 @@ class _PerToken:
 
 @alignments.register("ipo", paper="arXiv:2310.12036")
 class IPO(_PerToken):
-    """L = (h - 1 / (2 beta))^2, h per token as the authors run it: a margin that is reached, not driven to infinity."""
+    """L = (h - 1 / (2 beta))^2, h per token as the authors use it: the margin has a finite target."""
 
     def __init__(self, *, beta: Beta = 0.1, divergence: Divergence = "reverse_kl", alpha: Alpha = 0.5) -> None:
         self.beta, self.divergence, self.alpha = beta, divergence, alpha
@@ -197,7 +203,7 @@ class IPO(_PerToken):
 
 @alignments.register("dpo_norm", paper="arXiv:2411.15124")
 class DPONorm(_PerToken):
-    """L = -log sigmoid(beta h) with h per token: DPO that a long answer does not win by its length (Tulu 3)."""
+    """L = -log sigmoid(beta h) with h per token: length-normalized DPO (Tulu 3)."""
 
     def __init__(self, *, beta: Beta = 5.0, divergence: Divergence = "reverse_kl", alpha: Alpha = 0.5) -> None:
         self.beta, self.divergence, self.alpha = beta, divergence, alpha

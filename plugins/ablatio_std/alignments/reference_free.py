@@ -1,6 +1,6 @@
-"""Losses that need no reference model: on log-probabilities of the policy alone, sums or means over tokens.
+"""Losses without a reference model: pairs, and rankings, of which plackett_luce alone uses a reference.
 
-log p is the sum over an answer's tokens, |y| their number; w the better answer, l the worse one.
+Symbols: log p the sum over an answer's tokens, |y| their number; w the better answer, l the worse one.
 """
 
 from typing import Annotated
@@ -15,7 +15,7 @@ from ablatio_std.alignments._common import PAIR_METRICS, Metrics, Smoothing, pai
 
 @alignments.register("sft", paper="arXiv:2203.02155")
 class SFT:
-    """L = -log p(w), per token of the batch: the better answer is imitated and the other ignored; the baseline."""
+    """L = -log p(w), the mean over all tokens of the batch: imitation of the better answer; the baseline."""
 
     data = "pairs"
     metrics = PAIR_METRICS
@@ -29,7 +29,10 @@ class SFT:
 
 @alignments.register("cpo", paper="arXiv:2401.08417")
 class CPO:
-    """L = -log sigmoid(beta (log p(w) - log p(l))) - alpha log p(w) / |w|: a uniform reference, and imitation."""
+    """L = -log sigmoid(beta (log p(w) - log p(l))) - alpha log p(w) / |w|: DPO with a uniform reference, and imitation.
+
+    The imitation term is the mean over all tokens of the batch.
+    """
 
     data = "pairs"
     metrics = PAIR_METRICS
@@ -38,7 +41,7 @@ class CPO:
         self,
         *,
         beta: Annotated[float, Positive] = 0.1,
-        alpha: Annotated[float, NonNegative, "weight of the imitation"] = 1.0,
+        alpha: Annotated[float, NonNegative, "weight of the imitation loss"] = 1.0,
         label_smoothing: Smoothing = 0.0,
     ) -> None:
         self.beta, self.alpha, self.label_smoothing = beta, alpha, label_smoothing
@@ -51,7 +54,7 @@ class CPO:
 
 @alignments.register("simpo", paper="arXiv:2405.14734")
 class SimPO:
-    """L = -log sigmoid(beta (log p(w) / |w| - log p(l) / |l|) - gamma): the mean per token is the reward."""
+    """L = -log sigmoid(beta (log p(w) / |w| - log p(l) / |l|) - gamma): the reward is the mean log p per token."""
 
     data = "pairs"
     metrics = PAIR_METRICS
@@ -60,7 +63,7 @@ class SimPO:
         self,
         *,
         beta: Annotated[float, Positive] = 2.0,
-        gamma: Annotated[float, NonNegative, "margin that is asked for"] = 1.0,
+        gamma: Annotated[float, NonNegative, "target margin"] = 1.0,
     ) -> None:
         self.beta, self.gamma = beta, gamma
 
@@ -76,7 +79,11 @@ class SimPO:
 
 @alignments.register("orpo", paper="arXiv:2403.07691")
 class ORPO:
-    """L = -log p(w) / |w| - lam log sigmoid(log odds(w) - log odds(l)), odds = p / (1 - p), p the mean per token."""
+    """L = -log p(w) / |w| - lam log sigmoid(log odds(w) - log odds(l)), odds = p / (1 - p).
+
+    p in the odds is the geometric mean over tokens, exp(log p / |y|); the first term is the mean over all tokens of the
+    batch.
+    """
 
     data = "pairs"
     metrics = (*PAIR_METRICS, "train/log_odds_ratio")
@@ -95,16 +102,17 @@ class ORPO:
 
 
 def _log1mexp(x: Tensor) -> Tensor:
-    """log(1 - exp(x)) for x < 0, exact near 0 and far from it."""
+    """log(1 - exp(x)) for x < 0, accurate both near 0 and far from it."""
     x = x.clamp(max=-torch.finfo(x.dtype).eps)
+    # Each branch is clamped to where it is used: the gradient of the branch not taken must be finite too.
     near = torch.log(-torch.expm1(x.clamp(min=-0.7)))
     far = torch.log1p(-torch.exp(x.clamp(max=-0.6)))
-    return torch.where(x > -0.6931471805599453, near, far)
+    return torch.where(x > -0.6931471805599453, near, far)  # -log 2
 
 
 @alignments.register("slic", paper="arXiv:2305.10425")
 class SLiC:
-    """L = max(0, delta - log p(w) + log p(l)) - lam log p(w): a margin in likelihood, and imitation (SLiC-HF)."""
+    """L = max(0, delta - log p(w) + log p(l)) - lam log p(w): a margin in log-likelihood, and imitation (SLiC-HF)."""
 
     data = "pairs"
     metrics = PAIR_METRICS
@@ -113,7 +121,7 @@ class SLiC:
         self,
         *,
         delta: Annotated[float, Positive, "margin in nats"] = 1.0,
-        lam: Annotated[float, NonNegative, "weight of the imitation"] = 0.1,
+        lam: Annotated[float, NonNegative, "weight of the imitation loss"] = 0.1,
     ) -> None:
         self.delta, self.lam = delta, lam
 
@@ -123,7 +131,7 @@ class SLiC:
 
 
 class _Rankings:
-    """K answers to a prompt with a score each."""
+    """Base of losses on K scored answers per prompt."""
 
     data = "rankings"
     metrics = ("train/rank_accuracy",)
@@ -131,12 +139,12 @@ class _Rankings:
 
 @alignments.register("rrhf", paper="arXiv:2304.05302")
 class RRHF(_Rankings):
-    """L = sum over pairs of max(0, p_j - p_i) where i scores higher, - lam log p(best); p the mean per token.
+    """L = sum over pairs of max(0, p_j - p_i) where i scores higher, - lam log p(best); p_i = log p / |y| of answer i.
 
-    (B, K) each -> ()
+    (B, K) each -> ().
     """
 
-    def __init__(self, *, lam: Annotated[float, NonNegative, "weight of the imitation of the best"] = 1.0) -> None:
+    def __init__(self, *, lam: Annotated[float, NonNegative, "weight of imitating the best answer"] = 1.0) -> None:
         self.lam = lam
 
     def loss(self, logps: Tensor, scores: Tensor, length: Tensor, present: Tensor) -> tuple[Tensor, Metrics]:
@@ -151,9 +159,9 @@ class RRHF(_Rankings):
 
 @alignments.register("plackett_luce", paper="arXiv:2305.18290")
 class PlackettLuce(_Rankings):
-    """L = -sum over k of log(exp(r_k) / sum over the answers from rank k on of exp(r)), r = beta x log-ratio.
+    """L = -sum over ranks k of log(exp(r_k) / sum over the answers from rank k on of exp(r)), r = beta x log-ratio.
 
-    DPO for whole rankings (its appendix A.3): each answer is the choice among those that are left.  (B, K) each -> ()
+    DPO for whole rankings (its appendix A.3): each answer is chosen among those not yet chosen.  (B, K) each -> ().
     """
 
     def __init__(self, *, beta: Annotated[float, Positive] = 0.1) -> None:
@@ -163,20 +171,20 @@ class PlackettLuce(_Rankings):
         lowest = float("-inf")
         reward = self.beta * (logps - ref_logps)
         order = scores.masked_fill(~present, lowest).argsort(dim=1, descending=True, stable=True)
-        there = present.gather(1, order)
-        ranked = reward.gather(1, order).masked_fill(~there, torch.finfo(reward.dtype).min)
-        rest = ranked.flip(1).logcumsumexp(1).flip(1)  # (B, K): log of the sum from here on
-        loss = ((rest - ranked) * there).sum(1).mean()
+        given = present.gather(1, order)
+        ranked = reward.gather(1, order).masked_fill(~given, torch.finfo(reward.dtype).min)
+        rest = ranked.flip(1).logcumsumexp(1).flip(1)  # (B, K): log sum of exp(r) from each rank on
+        loss = ((rest - ranked) * given).sum(1).mean()
         gap = reward[:, None, :] - reward[:, :, None]
         return loss, {"train/rank_accuracy": _rank_accuracy(gap, _above(scores, present))}
 
 
 def _above(scores: Tensor, present: Tensor) -> Tensor:
-    """(B, K, K): whether answer i scores higher than answer j, both being there."""
+    """(B, K, K): True if answers i and j are both present and i scores higher."""
     both = present[:, :, None] & present[:, None, :]
     return (scores[:, :, None] > scores[:, None, :]) & both
 
 
 def _rank_accuracy(gap: Tensor, above: Tensor) -> Tensor:
-    """The share of pairs that the policy orders as the scores do."""
+    """Share of the pairs that the policy orders as the scores do."""
     return ((gap.detach() < 0) & above).sum() / above.sum().clamp(min=1)

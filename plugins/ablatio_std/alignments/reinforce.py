@@ -1,4 +1,7 @@
-"""Policy gradients without a critic: the baseline is made of other answers.  k1 = log p_old - log p_ref at a token."""
+"""Policy gradients without a critic: the baseline comes from the rewards of other answers.
+
+Symbols: k1 = log p_old - log p_ref at a token; r the reward.
+"""
 
 from typing import Annotated
 
@@ -19,15 +22,16 @@ from ablatio_std.alignments._policy import (
     Minibatches,
     clip_metrics,
     clipped_surrogate,
-    rest_of,
+    rewards_to_go,
 )
 
 
 @alignments.register("rloo", paper="arXiv:2402.14740")
 class RLOO:
-    """A = r - mean of the r of its siblings, r = reward - beta x KL of the answer; L = -min(ratio A, clip(ratio) A).
+    """REINFORCE leave-one-out: A = r - mean r of the other answers to the prompt; L = -min(ratio A, clip(ratio) A).
 
-    The ratio is that of the whole answer: exp(sum of log p - log p_old).  (B,) rewards, (B, T) log-probabilities.
+    r = reward - beta x sum of k1 over the answer.  The ratio is that of the whole answer, exp(sum of log p - log
+    p_old).  Rewards (B,), log-probabilities (B, T).
     """
 
     data = "prompts"
@@ -39,7 +43,7 @@ class RLOO:
         group: Group = 4,
         beta: KLWeight = 0.05,
         clip: Clip = 0.2,
-        normalize: Annotated[bool, "advantages get mean 0 and variance 1 over the rollout"] = False,
+        normalize: Annotated[bool, "scale advantages to mean 0 and variance 1 over the rollout"] = False,
         epochs: Epochs = 1,
         minibatches: Minibatches = 1,
     ) -> None:
@@ -49,9 +53,12 @@ class RLOO:
     def advantages(self, rewards: Tensor, old_logps: Tensor, ref_logps: Tensor, mask: Tensor) -> Advantages:
         rewards = rewards - self.beta * ((old_logps - ref_logps) * mask).sum(1)
         grouped = rewards.view(-1, self.group)
-        found = grouped - (grouped.sum(1, keepdim=True) - grouped) / (self.group - 1)
-        found = found.masked_fill((grouped.amax(1) == grouped.amin(1))[:, None], 0.0).flatten()
-        return Advantages((found - found.mean()) / (found.std() + 1e-4) if self.normalize else found)
+        advantages = grouped - (grouped.sum(1, keepdim=True) - grouped) / (self.group - 1)
+        # Exactly 0 for equal rewards: rounding would otherwise leave noise, which `normalize` scales up.
+        advantages = advantages.masked_fill((grouped.amax(1) == grouped.amin(1))[:, None], 0.0).flatten()
+        return Advantages(
+            (advantages - advantages.mean()) / (advantages.std() + 1e-4) if self.normalize else advantages
+        )
 
     def loss(self, logps: Tensor, old_logps: Tensor, mask: Tensor, advantages: Tensor) -> tuple[Tensor, Metrics]:
         ratio = ((logps - old_logps) * mask).sum(1).exp()  # (B,)
@@ -63,7 +70,7 @@ class RLOO:
 class ReinforcePP:
     """A_t = sum over s >= t of (r_s - beta k1_s), whitened over the whole rollout; L as PPO's, without a critic.
 
-    With several answers to a prompt their mean is taken off the rewards first (its form with a baseline).
+    With several answers per prompt, their mean reward is subtracted first (the variant with a baseline).
     """
 
     data = "prompts"
@@ -83,11 +90,11 @@ class ReinforcePP:
     def advantages(
         self, rewards: Tensor, token_rewards: Tensor, old_logps: Tensor, ref_logps: Tensor, mask: Tensor
     ) -> Advantages:
-        earned = rest_of(token_rewards * mask)
+        earned = rewards_to_go(token_rewards * mask)
         if self.group > 1:
             earned = earned - rewards.view(-1, self.group).mean(1).repeat_interleave(self.group)[:, None]
-        price = rest_of(self.beta * (old_logps - ref_logps) * mask)
-        return Advantages(whiten((earned - price) * mask, mask))
+        penalty = rewards_to_go(self.beta * (old_logps - ref_logps) * mask)
+        return Advantages(whiten((earned - penalty) * mask, mask))
 
     def loss(self, logps: Tensor, old_logps: Tensor, mask: Tensor, advantages: Tensor) -> tuple[Tensor, Metrics]:
         ratio = (logps - old_logps).exp()
@@ -109,9 +116,9 @@ class ReMax:
     def advantages(
         self, rewards: Tensor, greedy_rewards: Tensor, old_logps: Tensor, ref_logps: Tensor, mask: Tensor
     ) -> Advantages:
-        price = rest_of(self.beta * (old_logps - ref_logps) * mask)
-        found = ((rewards - greedy_rewards)[:, None] - price) * mask
-        return Advantages(found, metrics={"train/greedy_reward": greedy_rewards.mean()})
+        penalty = rewards_to_go(self.beta * (old_logps - ref_logps) * mask)
+        advantages = ((rewards - greedy_rewards)[:, None] - penalty) * mask  # (B, T)
+        return Advantages(advantages, metrics={"train/greedy_reward": greedy_rewards.mean()})
 
     def loss(self, logps: Tensor, mask: Tensor, advantages: Tensor) -> tuple[Tensor, Metrics]:
         return -(advantages * logps * mask).sum(1).mean(), {}

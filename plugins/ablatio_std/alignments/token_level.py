@@ -1,4 +1,4 @@
-"""Pairs whose loss looks at single tokens: what is longer, and what the policy itself would have written."""
+"""Pairwise losses on single tokens: length-desensitized DPO and weighting by the policy's own probability."""
 
 from typing import Annotated
 
@@ -12,7 +12,7 @@ from ablatio_std.alignments._common import PAIR_METRICS, Beta, Metrics, pair_met
 
 @alignments.register("ld_dpo", paper="arXiv:2409.06411")
 class LDDPO:
-    """DPO in which tokens behind the length that both answers have count alpha: their number is no merit.
+    """DPO with less weight on length: tokens beyond the length of the shorter answer have the weight alpha.
 
     log p = sum over t <= min(|w|, |l|) + alpha x sum over the rest, for policy and reference.  (B, T) each -> ().
     """
@@ -20,7 +20,7 @@ class LDDPO:
     data = "pairs"
     metrics = PAIR_METRICS
 
-    def __init__(self, *, beta: Beta = 0.1, alpha: Annotated[float, Fraction, "1 is DPO"] = 0.5) -> None:
+    def __init__(self, *, beta: Beta = 0.1, alpha: Annotated[float, Fraction, "1 gives DPO"] = 0.5) -> None:
         self.beta, self.alpha = beta, alpha
 
     def loss(
@@ -49,9 +49,10 @@ class LDDPO:
 
 @alignments.register("wpo", paper="arXiv:2406.11827")
 class WPO:
-    """DPO x w(chosen) x w(rejected), w = exp of the mean of log p_t - log sum_v p_t(v)^2: near the policy counts more.
+    """DPO x w(chosen) x w(rejected): answers that the policy is likely to write get more weight.
 
-    The second term is what a token of the policy's own has on average, so an answer of its own weighs about 1.
+    w = exp of the mean over tokens of log p_t - log sum_v p_t(v)^2, without gradient.  The second term is the log of
+    the expected probability of a token that the policy samples, so that its own answers have a weight near 1.
     """
 
     data = "pairs"

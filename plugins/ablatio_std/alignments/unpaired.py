@@ -1,4 +1,7 @@
-"""Losses that judge each answer by itself against the reference: u_w, u_l are the two log-ratios, h = u_w - u_l."""
+"""Losses on the log-ratio of each answer by itself.
+
+Symbols: w the better answer, l the worse one; u_w, u_l their log-ratios log p - log p_ref, h = u_w - u_l.
+"""
 
 from typing import Annotated
 
@@ -18,7 +21,7 @@ from ablatio_std.alignments._common import (
 
 
 class _Ratios:
-    """A function of u_w and u_l, (B,) each."""
+    """Base of losses that are a function of u_w and u_l, `of_ratios(u_w, u_l)`: (B,) each -> (B,)."""
 
     data = "pairs"
     metrics = PAIR_METRICS
@@ -36,7 +39,10 @@ class _Ratios:
 
 @alignments.register("nca", paper="arXiv:2402.05369")
 class NCA(_Ratios):
-    """L = -log sigmoid(beta u_w) - 1/2 sum over both of log sigmoid(-beta u): keeps the better answer's likelihood."""
+    """L = -log sigmoid(beta u_w) - 1/2 (log sigmoid(-beta u_w) + log sigmoid(-beta u_l)): noise-contrastive alignment.
+
+    It keeps up the likelihood of the better answer, and not only its margin.
+    """
 
     def __init__(self, *, beta: Beta = 0.1) -> None:
         self.beta = beta
@@ -48,7 +54,7 @@ class NCA(_Ratios):
 
 @alignments.register("bco", paper="arXiv:2404.04656")
 class BCO(_Ratios):
-    """L = -log sigmoid(beta u_w) - log sigmoid(-beta u_l): a classifier of good and bad, on pairs."""
+    """L = -log sigmoid(beta u_w) - log sigmoid(-beta u_l): a binary classifier of good and bad answers, on pairs."""
 
     def __init__(self, *, beta: Beta = 0.1) -> None:
         self.beta = beta
@@ -59,7 +65,7 @@ class BCO(_Ratios):
 
 @alignments.register("sppo", paper="arXiv:2405.00675")
 class SPPO(_Ratios):
-    """L = (u_w - 1 / (2 beta))^2 + (u_l + 1 / (2 beta))^2: the labels are taken for win rates of 1 and 0."""
+    """L = (u_w - 1 / (2 beta))^2 + (u_l + 1 / (2 beta))^2: the labels are used as win rates of 1 and 0."""
 
     def __init__(self, *, beta: Beta = 0.1) -> None:
         self.beta = beta
@@ -70,7 +76,7 @@ class SPPO(_Ratios):
 
 @alignments.register("apo_zero", paper="arXiv:2408.06266")
 class APOZero(_Ratios):
-    """L = 1 - sigmoid(beta u_w) + sigmoid(beta u_l): for answers that are better than the model's own."""
+    """L = 1 - sigmoid(beta u_w) + sigmoid(beta u_l): for better answers that surpass the model's own."""
 
     def __init__(self, *, beta: Beta = 0.1) -> None:
         self.beta = beta
@@ -81,7 +87,7 @@ class APOZero(_Ratios):
 
 @alignments.register("apo_down", paper="arXiv:2408.06266")
 class APODown(_Ratios):
-    """L = sigmoid(beta u_w) + 1 - sigmoid(beta h): for a model whose own answers are better than both."""
+    """L = sigmoid(beta u_w) + 1 - sigmoid(beta h): for a model whose own answers surpass both answers of the pair."""
 
     def __init__(self, *, beta: Beta = 0.1) -> None:
         self.beta = beta
@@ -92,9 +98,10 @@ class APODown(_Ratios):
 
 @alignments.register("aot", paper="arXiv:2406.05882")
 class AOT:
-    """L = -log sigmoid(beta d): d = the i-th smallest log p_w - log p_l of the batch less the reference's i-th.
+    """L = -log sigmoid(beta d), d = i-th smallest log p_w - log p_l in the batch - the reference's i-th smallest.
 
-    So the policy's margins are pushed above the reference's in distribution (stochastic dominance), not pair by pair.
+    Sorting raises the distribution of the policy's margins above the reference's (stochastic dominance), in place of
+    the margin of each pair.
     """
 
     data = "pairs"
@@ -113,7 +120,7 @@ class AOT:
 
 @alignments.register("aot_unpaired", paper="arXiv:2406.05882")
 class AOTUnpaired(_Ratios):
-    """L = -log sigmoid(beta d): d = the i-th smallest u_w of the batch less the i-th smallest u_l; no pairs needed."""
+    """L = -log sigmoid(beta d), d = i-th smallest u_w in the batch - i-th smallest u_l: does not use the pairing."""
 
     def __init__(self, *, beta: Beta = 0.1, label_smoothing: Smoothing = 0.0) -> None:
         self.beta, self.label_smoothing = beta, label_smoothing
@@ -124,9 +131,9 @@ class AOTUnpaired(_Ratios):
 
 @alignments.register("ddo", paper="arXiv:2503.01103")
 class DDO(_Ratios):
-    """L = -log sigmoid(beta u_w) - alpha log(1 - sigmoid(beta u_l)): w from the data, l written by the frozen self.
+    """L = -log sigmoid(beta u_w) - alpha log(1 - sigmoid(beta u_l)): w from the data, l sampled from the reference.
 
-    The likelihood ratio to its own frozen copy is the discriminator of a GAN that needs no second network.
+    The likelihood ratio to the model's own frozen copy acts as a GAN's discriminator, without a second network.
     """
 
     rejected = "reference"
@@ -135,7 +142,7 @@ class DDO(_Ratios):
         self,
         *,
         beta: Beta = 0.05,
-        alpha: Annotated[float, NonNegative, "weight of what the model wrote itself"] = 1.0,
+        alpha: Annotated[float, NonNegative, "weight of the sampled answers"] = 1.0,
     ) -> None:
         self.beta, self.alpha = beta, alpha
 
@@ -145,9 +152,9 @@ class DDO(_Ratios):
 
 @alignments.register("kto", paper="arXiv:2402.01306")
 class KTO:
-    """L = lambda (1 - v): v = sigmoid(beta (u - z)) of a wanted answer, sigmoid(beta (z - u)) of an unwanted one.
+    """L = lambda (1 - v), v = sigmoid(beta (u - z)) for desirable answers, sigmoid(beta (z - u)) for undesirable ones.
 
-    u: log-ratio of the answer; z >= 0: the mean log-ratio of answers to other prompts, an estimate of the KL.
+    u: log-ratio of the answer; z >= 0: mean log-ratio of other prompts' answers, an estimate of the KL.
     """
 
     data = "labelled"
@@ -157,8 +164,8 @@ class KTO:
         self,
         *,
         beta: Beta = 0.1,
-        wanted_weight: Annotated[float, NonNegative, "lambda of the answers that are wanted"] = 1.0,
-        unwanted_weight: Annotated[float, NonNegative, "lambda of the others"] = 1.0,
+        wanted_weight: Annotated[float, NonNegative, "lambda of desirable answers"] = 1.0,
+        unwanted_weight: Annotated[float, NonNegative, "lambda of undesirable answers"] = 1.0,
     ) -> None:
         self.beta, self.wanted_weight, self.unwanted_weight = beta, wanted_weight, unwanted_weight
 
@@ -169,7 +176,7 @@ class KTO:
         kl = (kl_logps - ref_kl_logps).mean().clamp(min=0).detach()
         gain = torch.where(labels, ratio - kl, kl - ratio)
         weight = torch.where(labels, self.wanted_weight, self.unwanted_weight)
-        loss = (weight * torch.sigmoid(-self.beta * gain)).mean()
+        loss = (weight * torch.sigmoid(-self.beta * gain)).mean()  # 1 - sigmoid(x) = sigmoid(-x)
         reward = self.beta * ratio.detach()
         wanted, unwanted = ((reward * chosen).sum() / chosen.sum().clamp(min=1) for chosen in (labels, ~labels))
         return loss, dict(zip(self.metrics, (wanted, unwanted, kl), strict=True))

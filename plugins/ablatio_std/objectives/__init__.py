@@ -1,1 +1,1 @@
-"""What is predicted from what."""
+"""Objectives: which tokens the model predicts, and from which."""

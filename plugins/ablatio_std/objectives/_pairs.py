@@ -1,4 +1,4 @@
-"""What the objectives that give a source and a target share: documents out of packed rows, and back into rows."""
+"""Shared by objectives with source and target: split packed rows into documents and pack the results again."""
 
 import itertools
 from collections.abc import Callable
@@ -9,76 +9,77 @@ from torch import Tensor
 
 from ablatio.model.example import PADDING, Example
 
-LEAST = 4  # tokens; a shorter piece of a document has nothing worth hiding
+MIN_TOKENS = 4  # tokens; shorter pieces of a document are left out, as they hold too little to hide
 
 
 @dataclass(slots=True)
 class Pair:
-    """One document: what is read, and the steps of what is said (`inputs[t]` is given when `targets[t]` is asked)."""
+    """Source and target of one document: `inputs[t]` is the decoder's input when `targets[t]` is predicted."""
 
     source: list[int]
     inputs: list[int]
     targets: list[int]
-    asked: list[bool] | None = None  # which targets count; None: all
+    scored: list[bool] | None = None  # targets with a loss; None: all
 
     def __len__(self) -> int:
         return len(self.source) + len(self.inputs)
 
 
-def said_after(start: int, target: list[int]) -> tuple[list[int], list[int]]:
-    """(inputs, targets) of a decoder that begins with `start`."""
+def shifted_targets(start: int, target: list[int]) -> tuple[list[int], list[int]]:
+    """Decoder inputs and targets: the target shifted by one, with `start` in front."""
     return [start, *target[:-1]], target
 
 
 def documents(tokens: Tensor, segments: Tensor | None) -> list[list[list[int]]]:
-    """The documents of each row, as lists of ids; pieces that are too short are left out."""
+    """Documents of each row as lists of ids, without those under MIN_TOKENS; a row of such documents stays whole."""
     rows: list[list[list[int]]] = []
     for i, row in enumerate(tokens.tolist()):
         borders = [0, len(row)]
         if segments is not None:
             borders[1:1] = (segments[i].diff().nonzero().flatten() + 1).tolist()
         pieces = [row[a:b] for a, b in itertools.pairwise(borders)]
-        rows.append([p for p in pieces if len(p) >= LEAST] or [row])
+        rows.append([p for p in pieces if len(p) >= MIN_TOKENS] or [row])
     return rows
 
 
-def paired(
+def pack_pairs(
     tokens: Tensor, segments: Tensor | None, eos: int, longest: int, hide: Callable[[list[int]], Pair]
 ) -> Example:
-    """Each document through `hide`, packed again: source and inputs of a row have at most `longest` tokens together.
+    """Apply `hide` to each document and pack the results; source and inputs of a row have at most `longest` tokens.
 
-    What does not fit is cut from the row's end, so that a decoder alone and an encoder-decoder see the same text.
+    Text that does not fit is cut from the row's end, so that a decoder-only model and an encoder-decoder see the same.
     """
     rows = [_fitting(found, longest, hide) for found in documents(tokens, segments)]
     packed = segments is not None and any(len(row) > 1 for row in rows)
     source, source_segments, _ = _block([[p.source for p in row] for row in rows], eos)
     inputs, input_segments, real = _block([[p.inputs for p in row] for row in rows], eos)
     targets, _, _ = _block([[p.targets for p in row] for row in rows], eos)
-    asked, _, _ = _block([[_asked(p) for p in row] for row in rows], 0)
+    scored, _, _ = _block([[_scored(p) for p in row] for row in rows], 0)
     whole = bool(real.all()) and bool((source_segments >= 0).all())
-    partial = not (whole and bool(asked.all()))
+    partial = not (whole and bool(scored.all()))
     keep = packed or not whole or segments is not None
     return Example(
         inputs,
         targets,
-        weights=(asked * real).float() if partial else None,
+        weights=(scored * real).float() if partial else None,
         segments=input_segments if keep else None,
         source=source,
         source_segments=source_segments if keep else None,
     )
 
 
-def _asked(pair: Pair) -> list[int]:
-    return [1] * len(pair.targets) if pair.asked is None else [int(a) for a in pair.asked]
+def _scored(pair: Pair) -> list[int]:
+    return [1] * len(pair.targets) if pair.scored is None else [int(a) for a in pair.scored]
 
 
-def _fitting(found: list[list[int]], longest: int, hide: Callable[[list[int]], Pair]) -> list[Pair]:
+def _fitting(row: list[list[int]], longest: int, hide: Callable[[list[int]], Pair]) -> list[Pair]:
+    """Pairs of the documents of a row that fit into `longest` tokens, the last one from a shortened document."""
     pairs: list[Pair] = []
     room = longest
-    for document in found:
+    for document in row:
         pair = hide(document)
-        while len(pair) > room and len(document) > LEAST:
-            document = document[: max(LEAST, len(document) - (len(pair) - room))]
+        while len(pair) > room and len(document) > MIN_TOKENS:
+            document = document[: max(MIN_TOKENS, len(document) - (len(pair) - room))]
             pair = hide(document)
         if len(pair) > room:
             break
@@ -88,7 +89,7 @@ def _fitting(found: list[list[int]], longest: int, hide: Callable[[list[int]], P
 
 
 def _block(rows: list[list[list[int]]], filler: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(ids, document numbers, which are real): (B, L) each, filled up on the right."""
+    """(ids, document numbers, mask of real tokens): (B, L) each, padded on the right."""
     length = max(sum(map(len, row)) for row in rows)
     ids = torch.full((len(rows), length), filler, dtype=torch.long)
     segments = torch.full((len(rows), length), PADDING, dtype=torch.long)

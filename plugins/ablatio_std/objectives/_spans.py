@@ -1,4 +1,4 @@
-"""Which spans of a document are hidden."""
+"""Random spans of a document to hide."""
 
 import itertools
 
@@ -8,9 +8,10 @@ Span = tuple[int, int]
 
 
 def spans_of(length: int, rate: float, mean: float, most: int, generator: torch.Generator) -> list[Span]:
-    """About `rate` of the tokens, in spans of `mean` tokens on average, none touching another (T5's noise mask).
+    """Draw spans [start, end) with about `rate` of the tokens, `mean` tokens long on average (T5's noise mask).
 
-    The hidden and the shown tokens are each cut at random into as many pieces; they alternate, a shown one first.
+    Hidden and visible tokens are each split at random into the same number of pieces, at most `most`; the pieces
+    alternate, a visible one first, so that no two spans touch.
     """
     hidden = min(max(round(length * rate), 1), length - 1)
     count = min(max(round(hidden / mean), 1), hidden, length - hidden, most)
@@ -24,14 +25,14 @@ def spans_of(length: int, rate: float, mean: float, most: int, generator: torch.
 
 
 def _cut(total: int, count: int, generator: torch.Generator) -> list[int]:
-    """`total` as a sum of `count` positive numbers, each such sum equally likely."""
+    """Split `total` into `count` positive integers, uniformly over all such sums."""
     inner = (torch.randperm(total - 1, generator=generator)[: count - 1].sort().values + 1).tolist()
     borders = [0, *inner, total]
     return [b - a for a, b in itertools.pairwise(borders)]
 
 
 def without(document: list[int], spans: list[Span], marks: list[int]) -> list[int]:
-    """The document with one mark in place of each span."""
+    """The document with each span replaced by its mark."""
     pieces, place = [], 0
     for (start, end), mark in zip(spans, marks, strict=True):
         pieces += [*document[place:start], mark]

@@ -1,4 +1,4 @@
-"""Objectives that hide parts of a document and ask for them: T5, GLM, BART, UL2, and the prefix language model."""
+"""Denoising objectives, which hide parts of a document and predict them: T5, GLM, BART, UL2, BERT, prefix LM."""
 
 from typing import Annotated, Literal
 
@@ -7,17 +7,17 @@ from torch import Tensor
 
 from ablatio import Fraction, Range, objectives
 from ablatio.model.example import Example
-from ablatio_std.objectives._pairs import Pair, paired, said_after
+from ablatio_std.objectives._pairs import Pair, pack_pairs, shifted_targets
 from ablatio_std.objectives._spans import spans_of, without
 
-Sentinels = Annotated[int, Range(1, 10_000), "signs that may stand for a hidden span, behind the tokenizer's ids"]
-Rate = Annotated[float, Range(0, 1, open_low=True, open_high=True), "share of the tokens that is hidden"]
-Mean = Annotated[float, Range(1), "tokens of a hidden span, on average"]
+Sentinels = Annotated[int, Range(1, 10_000), "number of sentinel ids for hidden spans, after the tokenizer's ids"]
+Rate = Annotated[float, Range(0, 1, open_low=True, open_high=True), "share of the tokens that are hidden"]
+Mean = Annotated[float, Range(1), "mean length of a hidden span in tokens"]
 
 
 @objectives.register("prefix_lm", paper="arXiv:1910.10683")
 class PrefixLM:
-    """A document is cut at a random place: the first part is the source, -log p of the second part is asked.
+    """Prefix language model: a document is cut at a random place; the first part is the source, the second the target.
 
     `rate` fixes the share of the second part instead (UL2's S-denoiser has 0.25).
     """
@@ -29,7 +29,9 @@ class PrefixLM:
         eos: int,
         max_len: int,
         *,
-        rate: Annotated[float | None, Range(0, 1, open_low=True, open_high=True), "null: any place"] = None,
+        rate: Annotated[
+            float | None, Range(0, 1, open_low=True, open_high=True), "share of the target; null: random"
+        ] = None,
     ) -> None:
         self.eos, self.longest, self.rate = eos, max_len, rate
 
@@ -37,31 +39,31 @@ class PrefixLM:
         def hide(document: list[int]) -> Pair:
             return continued(document, self.rate, self.eos, generator)
 
-        return paired(tokens, segments, self.eos, self.longest, hide)
+        return pack_pairs(tokens, segments, self.eos, self.longest, hide)
 
 
 def continued(document: list[int], rate: float | None, eos: int, generator: torch.Generator) -> Pair:
-    """The end of a document, after its beginning."""
+    """Source and target from cutting a document; `rate`: share of the target, None for a random place."""
     if rate is None:
         cut = int(torch.randint(1, len(document), (), generator=generator))
     else:
         cut = min(max(round(len(document) * (1 - rate)), 1), len(document) - 1)
-    return Pair(document[:cut], *said_after(eos, document[cut:]))
+    return Pair(document[:cut], *shifted_targets(eos, document[cut:]))
 
 
 def corrupted(
     document: list[int], rate: float, mean: float, sentinels: list[int], eos: int, generator: torch.Generator
 ) -> Pair:
-    """T5's pair: sentinels in place of spans, and each sentinel with its span, then the end."""
+    """T5's span corruption: the source has sentinels in place of spans, the target each sentinel with its span."""
     spans = spans_of(len(document), rate, mean, len(sentinels), generator)
     marks = sentinels[: len(spans)]
     target = [t for mark, (a, b) in zip(marks, spans, strict=True) for t in (mark, *document[a:b])]
-    return Pair(without(document, spans, marks), *said_after(eos, [*target, eos]))
+    return Pair(without(document, spans, marks), *shifted_targets(eos, [*target, eos]))
 
 
 @objectives.register("span_corruption", paper="arXiv:1910.10683")
 class SpanCorruption:
-    """Spans are replaced by sentinels <0>, <1> ...; asked is <0> span_0 <1> span_1 ... and the end."""
+    """Spans are replaced by sentinels <0>, <1>, ...; the target is <0> span_0 <1> span_1 ... and the end token."""
 
     produces = "source and target"
 
@@ -77,16 +79,16 @@ class SpanCorruption:
         def hide(document: list[int]) -> Pair:
             return corrupted(document, self.rate, self.mean, self.sentinels, self.eos, generator)
 
-        return paired(tokens, segments, self.eos, self.longest, hide)
+        return pack_pairs(tokens, segments, self.eos, self.longest, hide)
 
 
 @objectives.register("blank_infilling", paper="arXiv:2103.10360")
 class BlankInfilling:
-    """Spans are replaced by blanks; they are asked in random order, each after its blank's sign, each with an end.
+    """GLM: spans are replaced by blanks and predicted in random order, each from its blank's sentinel to an end token.
 
-    GLM tells the blanks apart by a second position; here each has a sentinel of its own, which also opens its span, so
-    that any position part can be used.  The signs are given, not asked.  Spans are shuffled (`shuffle`) so that the
-    model learns how they depend on one another.
+    GLM distinguishes blanks by a second position id; here each blank has its own sentinel, which is also the first
+    input of its span, so that any position encoding can be used.  Sentinels are inputs, never targets.  `shuffle` puts
+    the spans in random order, so that the model learns how they depend on one another.
     """
 
     produces = "source and target"
@@ -112,12 +114,12 @@ class BlankInfilling:
                 targets += [*span, self.eos]
             return Pair(without(document, spans, marks), inputs, targets)
 
-        return paired(tokens, segments, self.eos, self.longest, hide)
+        return pack_pairs(tokens, segments, self.eos, self.longest, hide)
 
 
 @objectives.register("text_infilling", paper="arXiv:1910.13461")
 class TextInfilling:
-    """BART: each of some spans becomes one mask, whatever its length; the whole document is asked."""
+    """BART: each hidden span is replaced by one mask token, whatever its length; the target is the whole document."""
 
     produces = "source and target"
     extra_tokens = 1
@@ -128,19 +130,19 @@ class TextInfilling:
     def __call__(self, tokens: Tensor, segments: Tensor | None, generator: torch.Generator) -> Example:
         def hide(document: list[int]) -> Pair:
             spans = spans_of(len(document), self.rate, self.mean, len(document), generator)
-            return Pair(without(document, spans, [self.mask] * len(spans)), *said_after(self.eos, document))
+            return Pair(without(document, spans, [self.mask] * len(spans)), *shifted_targets(self.eos, document))
 
-        return paired(tokens, segments, self.eos, self.longest, hide)
+        return pack_pairs(tokens, segments, self.eos, self.longest, hide)
 
 
 @objectives.register("mixture_of_denoisers", paper="arXiv:2205.05131")
 class MixtureOfDenoisers:
-    """Each document draws one of UL2's seven denoisers; the source begins with the sign of its mode.
+    """UL2: each document uses one of seven denoisers, drawn at random; the source begins with the token of its mode.
 
     R (regular)     spans of 3 or 8 tokens, 15 % hidden
     X (extreme)     spans of 3 or 8 tokens, 50 % hidden; spans of 64 tokens, 15 % or 50 % hidden
-    S (sequential)  the last quarter of the document
-    `modes` keeps some of them.
+    S (sequential)  the last quarter of the document is the target
+    `modes` selects some of them.
     """
 
     produces = "source and target"
@@ -170,14 +172,14 @@ class MixtureOfDenoisers:
             pair.source.insert(0, self.signs[mode])
             return pair
 
-        return paired(tokens, segments, self.eos, self.longest, hide)
+        return pack_pairs(tokens, segments, self.eos, self.longest, hide)
 
 
 @objectives.register("masked_lm", paper="arXiv:1810.04805")
 class MaskedLM:
-    """-log p of a share of the tokens in their place; the model sees `masked` of them as [MASK], `random` as another.
+    """BERT: -log p of a share `rate` of the tokens at their positions, of which a share `masked` is read as [MASK].
 
-    The rest of them (10 % in BERT) it sees as they are.
+    A share `random` is read as another random token and the rest, 10 % in BERT, unchanged.
     """
 
     produces = "blanks in place"
@@ -188,8 +190,8 @@ class MaskedLM:
         vocab_size: int,
         *,
         rate: Rate = 0.15,
-        masked: Annotated[float, Fraction, "of the asked tokens"] = 0.8,
-        random: Annotated[float, Fraction, "of the asked tokens"] = 0.1,
+        masked: Annotated[float, Fraction, "share of the predicted tokens read as [MASK]"] = 0.8,
+        random: Annotated[float, Fraction, "share of the predicted tokens read as a random token"] = 0.1,
     ) -> None:
         self.vocab_size, self.rate, self.masked, self.random = vocab_size, rate, masked, random
 

@@ -1,4 +1,4 @@
-"""Learning from the distribution of another model (Hinton et al. 2015, arXiv:1503.02531)."""
+"""Knowledge distillation: training on the predictions of a teacher model (Hinton et al. 2015, arXiv:1503.02531)."""
 
 from typing import Annotated
 
@@ -14,10 +14,10 @@ from ablatio_std.objectives.autoregressive import NextToken
 
 @objectives.register("distillation", paper="arXiv:1503.02531")
 class Distillation(NextToken):
-    """hard * -log p(x) + (1 - hard) t^2 KL(q^t || p^t): the teacher's q and the student's p, softened by logits / t.
+    """hard * -log p(x) + (1 - hard) t^2 KL(q^t || p^t), q of the teacher and p of the student, from logits / t.
 
-    t^2 keeps the gradient of the soft part as large as that of the hard one.  The teacher is the newest checkpoint of
-    a run with the same tokenizer; its architecture and size are its own, and it does not learn.
+    The factor t^2 keeps the gradient of the soft part as large as that of the hard part.  The teacher is the newest
+    checkpoint of a run with the same tokenizer, of any architecture and size; it is frozen.
     """
 
     metrics = ("train/divergence",)
@@ -25,9 +25,9 @@ class Distillation(NextToken):
     def __init__(
         self,
         *,
-        teacher: Annotated[str | None, "folder of the run to learn from"] = None,
+        teacher: Annotated[str | None, "folder of the teacher's run"] = None,
         temperature: Annotated[float, Positive] = 2.0,
-        hard: Annotated[float, Fraction, "share of the text's own next tokens"] = 0.5,
+        hard: Annotated[float, Fraction, "weight of the loss on the text's own next tokens"] = 0.5,
     ) -> None:
         self.teacher, self.temperature, self.hard = teacher, temperature, hard
 
@@ -37,25 +37,26 @@ class Distillation(NextToken):
     def loss(self, model: LanguageModel, example: Example) -> Loss:
         teacher = self.model.to(example.inputs.device)
         with torch.no_grad():
-            known = teacher.scaled(teacher.hidden(example)).flatten(0, 1)
+            target = teacher.scaled(teacher.hidden(example)).flatten(0, 1)  # (B T, D of the teacher)
         weights = None if example.weights is None else example.weights.flatten()
-        found: list[Tensor] = []
+        computed: list[Tensor] = []
 
+        # Called by the model with its hidden states, so that the student is run once for both parts of the loss.
         def divergence(hidden: Tensor) -> Tensor:
-            mine = model.scaled(hidden).flatten(0, 1)
+            student = model.scaled(hidden).flatten(0, 1)  # (B T, D)
             matrices = model.lm_head.weight, teacher.lm_head.weight
-            found.append(
-                linear_divergence(mine, matrices[0], known, matrices[1], weights, temperature=self.temperature)
+            computed.append(
+                linear_divergence(student, matrices[0], target, matrices[1], weights, temperature=self.temperature)
             )
-            return (1 - self.hard) * self.temperature**2 * found[0]
+            return (1 - self.hard) * self.temperature**2 * computed[0]
 
         total, count, measures = model.loss(example, share=self.hard, beside=divergence)
-        return Loss(total, count, measures | {"train/divergence": found[0].detach() / count})
+        return Loss(total, count, measures | {"train/divergence": computed[0].detach() / count})
 
 
 rule(
     when="objective.name == 'distillation' and objective.teacher is None",
-    why="distillation learns from another run, and objective.teacher names none",
+    why="objective=distillation needs the run folder of a teacher, and objective.teacher is null",
     fix="objective.teacher=runs/NAME",
     where="objective.teacher",
 )

@@ -1,1 +1,1 @@
-"""Rewards: rules that look at a text, a trained model, sums of several, and judges of single steps."""
+"""Rewards: rules on the text of an answer, a trained model, weighted sums, per-step rewards and comparisons."""

@@ -1,4 +1,4 @@
-"""Rewards made of others: sums of rules, a trained model, and step by step."""
+"""Rewards built from others: weighted sums of rules, a trained reward model, and rewards per reasoning step."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -12,33 +12,33 @@ from ablatio import OptionOf, rewards, rule
 from ablatio.errors import UserError
 from ablatio.model.rl.answers import Answer, ReasoningStep
 
-Judge = Callable[[Answer], float]
+ScoreFunction = Callable[[Answer], float]
 
 
-def _function(name: str, asker: str) -> Judge:
-    """A rule by name, with its defaults."""
+def _function(name: str, user: str) -> ScoreFunction:
+    """Build a rule by name, with its default knobs, for the reward `user`."""
     if rewards[name].wiring != ("answer",):
         known = ", ".join(e.name for e in rewards if e.wiring == ("answer",))
-        raise UserError(f"reward={asker} takes functions of one answer, and {name} is none; there are {known}")
+        raise UserError(f"reward={user} takes functions of one answer, and {name} is not one; choose one of {known}")
     made: Any = rewards.build(name)
     return made  # type: ignore[no-any-return]
 
 
 @rewards.register("rule", paper="arXiv:2501.12948")
 class Rule:
-    """sum_i w_i f_i(answer): f_i functions that a plugin registered under their names.  N answers -> (N,)"""
+    """sum_i w_i f_i(answer), f_i registered functions of one answer.  N answers -> (N,)."""
 
     def __init__(
         self,
         *,
-        functions: Annotated[tuple[str, ...], OptionOf("reward"), "rules by name"] = ("exact_answer",),
-        weights: Annotated[list[float] | None, "one for each; by default all 1"] = None,
+        functions: Annotated[tuple[str, ...], OptionOf("reward"), "names of the rules"] = ("exact_answer",),
+        weights: Annotated[list[float] | None, "one weight per rule; null: all 1"] = None,
     ) -> None:
         self.functions = [_function(name, "rule") for name in functions]
         self.weights = [1.0] * len(functions) if weights is None else list(weights)
         if len(self.weights) != len(functions):
             came = f"{len(self.weights)} numbers for {len(functions)} functions ({', '.join(functions)})"
-            raise UserError(f"reward.weights: {came}; one for each was expected\n    try: reward.weights=null")
+            raise UserError(f"reward.weights has {came}; expected one for each\n    try: reward.weights=null")
 
     def __call__(self, answers: Sequence[Answer]) -> Tensor:
         pairs = list(zip(self.weights, self.functions, strict=True))
@@ -47,18 +47,18 @@ class Rule:
 
 @rewards.register("model", paper="arXiv:2203.02155")
 class Model:
-    """(r(prompt, answer) - shift) / scale, r a reward model that a run of task=reward trained.  N answers -> (N,)"""
+    """(r(prompt, answer) - shift) / scale, r a reward model trained by a run of task=reward.  N answers -> (N,)."""
 
     def __init__(
         self,
         open_run: Callable[[str], Callable[[Sequence[Answer]], Tensor]],
         *,
-        path: Annotated[str, "folder of the run"] = "",
-        shift: Annotated[float, "what counts as 0"] = 0.0,
-        scale: Annotated[float, "what counts as 1"] = 1.0,
+        path: Annotated[str, "folder of the reward model's run"] = "",
+        shift: Annotated[float, "subtracted from the model's reward"] = 0.0,
+        scale: Annotated[float, "divisor of the shifted reward"] = 1.0,
     ) -> None:
         if not path:
-            raise UserError("reward=model needs the folder of a run that trained one\n    try: reward.path=runs/reward")
+            raise UserError("reward=model needs the run folder of a reward model\n    try: reward.path=runs/reward")
         self.score, self.shift, self.scale = open_run(path), shift, scale
 
     def __call__(self, answers: Sequence[Answer]) -> Tensor:
@@ -67,9 +67,10 @@ class Model:
 
 @rewards.register("process", paper="arXiv:2305.20050")
 class Process:
-    """Each step of an answer earns what a rule says of it, at its last token: N answers -> lists of steps.
+    """Scores each reasoning step with a rule, and places the score at its last token.  N answers -> lists of steps.
 
-    Steps end where `separator` stands.  `of=each` judges a step by itself, `gain` the answer so far less what it was.
+    A step ends with `separator`.  of=each scores each step by itself, of=gain the answer so far minus its score before
+    the step.
     """
 
     per_step = True
@@ -77,8 +78,8 @@ class Process:
     def __init__(
         self,
         *,
-        function: Annotated[str, OptionOf("reward"), "a rule by name"] = "arithmetic",
-        separator: Annotated[str, "between steps"] = "\n",
+        function: Annotated[str, OptionOf("reward"), "name of the rule"] = "arithmetic",
+        separator: Annotated[str, "text that ends a step"] = "\n",
         of: Literal["each", "gain"] = "each",
     ) -> None:
         self.function, self.separator, self.of = _function(function, "process"), separator, of
@@ -101,6 +102,6 @@ class Process:
 
 rule(
     when="reward.name == 'model' and reward.path == ''",
-    why="reward=model asks a trained reward model, and reward.path names none",
+    why="reward=model needs the run folder of a trained reward model, and reward.path is empty",
     fix="reward.path=runs/reward",
 )

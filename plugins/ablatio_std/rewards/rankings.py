@@ -1,4 +1,4 @@
-"""Rewards that compare: the answers to one prompt play each against each, and what comes of it is the reward."""
+"""Comparative rewards: the answers to one prompt are compared in pairs, and the results are turned into rewards."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -14,18 +14,19 @@ from ablatio.errors import UserError
 from ablatio.model.rl.answers import Answer
 
 FORMS = (("answer",), ("answer", "other"))
-STEPS = 30  # of Newton's method, on a function with one maximum; ten are enough
+STEPS = 30  # of Newton's method; the likelihood is concave and ten steps are enough
 
 
 @rewards.register("ranking", paper="arXiv:2204.05862")
 class Ranking:
-    """How an answer does against the others to its prompt; only which of two is better counts.  N answers -> (N,)
+    """Ranks the answers to each prompt by pairwise comparison, so that only their order counts.  N answers -> (N,).
 
-    `function` judges: one answer by a number, of which the higher wins, or two by the chance that the first is better.
-    places: the share of the others that it beats, a draw is half of it.
-    elo: R / 400, the ratings R under which the results are likeliest, P(a beats b) = 1 / (1 + 10^((R_b - R_a) / 400)),
-    each with half a win and half a loss against a player of rating 0 besides, which keeps them finite.
-    The answer that the data holds for right plays too, with the rating 0, if `truth` is on and there is one.
+    `function` scores one answer, and the higher score wins, or takes two and returns the probability that the first is
+    better.
+    places: share of the other answers that it beats; a draw counts one half.
+    elo: R / 400, R the maximum-likelihood Elo ratings, P(a beats b) = 1 / (1 + 10^((R_b - R_a) / 400)).  Each answer
+    also has half a win and half a loss against a player of rating 0, which keeps the ratings finite.
+    With `truth`, the correct answer in the data, if there is one, takes part with the rating 0.
     """
 
     compares = True
@@ -33,23 +34,23 @@ class Ranking:
     def __init__(
         self,
         *,
-        function: Annotated[str, OptionOf("reward"), "of one answer or of two, by name"] = "length",
-        scale: Annotated[Literal["places", "elo"], "what the results are turned into"] = "places",
-        truth: Annotated[bool, "the data's own answer is one of the players"] = True,
+        function: Annotated[str, OptionOf("reward"), "name of a function of one or two answers"] = "length",
+        scale: Annotated[Literal["places", "elo"], "scale of the rewards"] = "places",
+        truth: Annotated[bool, "compare with the correct answer of the data too"] = True,
     ) -> None:
         form = rewards[function].wiring
         if form not in FORMS:
             known = ", ".join(e.name for e in rewards if e.wiring in FORMS)
             raise UserError(
-                f"reward=ranking compares by a function of one or two answers, and {function} is none: {known}"
+                f"reward=ranking takes a function of one or two answers, and {function} is not one; choose from {known}"
             )
         made: Any = rewards.build(function)
         self.wins: Callable[[Answer, Answer], float] = made if len(form) == 2 else _by_number(made)
         self.scale, self.truth = scale, truth
 
     def __call__(self, answers: Sequence[Answer]) -> Tensor:
-        found = [self._ranked(list(group)) for _, group in groupby(answers, lambda a: (a.prompt, tuple(a.prompt_ids)))]
-        return torch.cat(found).float()
+        groups = groupby(answers, lambda a: (a.prompt, tuple(a.prompt_ids)))
+        return torch.cat([self._ranked(list(group)) for _, group in groups]).float()
 
     def _ranked(self, players: list[Answer]) -> Tensor:
         first = players[0]
@@ -60,7 +61,7 @@ class Ranking:
         return self._score(self._results(players), anchored=False)
 
     def _results(self, players: Sequence[Answer]) -> Tensor:
-        """(K, K): the share of each game that the row's player won; 0 against itself."""
+        """Results (K, K): entry (i, j) is the share that i wins against j; 0 on the diagonal."""
         found = torch.zeros(len(players), len(players), dtype=torch.float64)
         for i, a in enumerate(players):
             for j, b in enumerate(players[:i]):
@@ -83,15 +84,15 @@ def _by_number(function: Callable[[Answer], float]) -> Callable[[Answer, Answer]
 
 
 def elo(results: Tensor, anchored: bool) -> Tensor:
-    """Ratings (K,) from the shares that were won (K, K); anchored: the last player's is 0."""
+    """Maximum-likelihood Elo ratings (K,) from results (K, K); `anchored`: the last player's rating is fixed at 0."""
     free = len(results) - anchored
     games = 1 - torch.eye(len(results), dtype=results.dtype)
-    strength = results.new_zeros(len(results))  # R ln 10 / 400
+    strength = results.new_zeros(len(results))  # (K,): R ln 10 / 400
     for _ in range(STEPS):
-        chance = torch.sigmoid(strength[:, None] - strength)
-        draw = torch.sigmoid(strength)  # of the player that each has drawn with
-        slope = (games * (results - chance)).sum(1) + 0.5 - draw
-        spread = games * chance * (1 - chance)
-        bend = torch.diag(spread.sum(1) + draw * (1 - draw)) - spread
-        strength[:free] += torch.linalg.solve(bend[:free, :free], slope[:free])
+        win = torch.sigmoid(strength[:, None] - strength)  # (K, K): probability that i beats j
+        prior = torch.sigmoid(strength)  # probability of beating the player of rating 0, with whom each has drawn
+        gradient = (games * (results - win)).sum(1) + 0.5 - prior
+        variance = games * win * (1 - win)
+        hessian = torch.diag(variance.sum(1) + prior * (1 - prior)) - variance  # of the negative log-likelihood
+        strength[:free] += torch.linalg.solve(hessian[:free, :free], gradient[:free])
     return strength * 400 / math.log(10)

@@ -1,4 +1,4 @@
-"""Rules: functions of one answer.  A function of yours becomes one by `@rewards.register("its_name")`."""
+"""Reward rules: functions of one answer.  `@rewards.register("its_name")` makes any such function a rule."""
 
 import functools
 import re
@@ -13,8 +13,8 @@ EQUATION = re.compile(r"(-?[\d.]+)\s*([-+*/x])\s*(-?[\d.]+)\s*=\s*(-?[\d.]+)")
 
 
 @rewards.register("length", paper="arXiv:2310.03716")
-def length(answer: Answer, *, target: Annotated[int, Positive, "tokens"] = 64) -> float:
-    """min(tokens, 2 target - tokens) / target, at least 0: an answer of `target` tokens earns 1."""
+def length(answer: Answer, *, target: Annotated[int, Positive, "number of tokens with reward 1"] = 64) -> float:
+    """max(0, min(n, 2 target - n) / target), n the tokens of the answer: 1 for an answer of `target` tokens."""
     return max(0.0, min(len(answer.ids), 2 * target - len(answer.ids)) / target)
 
 
@@ -22,29 +22,29 @@ def length(answer: Answer, *, target: Annotated[int, Positive, "tokens"] = 64) -
 def exact_answer(
     answer: Answer,
     *,
-    marker: Annotated[str, "what stands before the answer; empty: the last number of the text counts"] = "####",
-    format_reward: Annotated[float, Range(0, 1), "for a number behind the marker that is wrong"] = 0.0,
+    marker: Annotated[str, "text before the answer; empty: use the last number of the text"] = "####",
+    format_reward: Annotated[float, Range(0, 1), "reward of a wrong number after the marker"] = 0.0,
 ) -> float:
-    """1 if the number behind the last `marker` is the one that the data holds for right, else 0 (GSM8K's rule)."""
+    """1 if the number after the last `marker` equals that of the correct answer, else 0 (GSM8K's rule)."""
     if answer.truth is None:
         return 0.0
-    _, found, behind = answer.text.rpartition(marker) if marker else ("", "", answer.text)
-    numbers = NUMBER.findall(behind) if found or not marker else []
+    _, found, rest = answer.text.rpartition(marker) if marker else ("", "", answer.text)
+    numbers = NUMBER.findall(rest) if found or not marker else []
     if not numbers:
         return 0.0
-    said, right = numbers[0 if marker else -1], NUMBER.findall(answer.truth)
-    return 1.0 if right and _same(said, right[-1]) else format_reward
+    given, correct = numbers[0 if marker else -1], NUMBER.findall(answer.truth)
+    return 1.0 if correct and _equal(given, correct[-1]) else format_reward
 
 
-def _same(a: str, b: str) -> bool:
+def _equal(a: str, b: str) -> bool:
     return float(a.replace(",", "")) == float(b.replace(",", ""))
 
 
 @rewards.register("arithmetic", paper="arXiv:2305.20050")
 def arithmetic(
-    answer: Answer, *, empty: Annotated[float, Range(0, 1), "for a text without any equation"] = 0.0
+    answer: Answer, *, empty: Annotated[float, Range(0, 1), "reward of a text without any equation"] = 0.0
 ) -> float:
-    """The share of equations a + b = c (also - * / x) in the text that hold: a verifier of single steps."""
+    """Share of the equations a + b = c (also - * / x) in the text that are true: a verifier of single steps."""
     found = [_holds(*match) for match in EQUATION.findall(answer.text)]
     return sum(found) / len(found) if found else empty
 
@@ -53,7 +53,7 @@ def _holds(a: str, sign: str, b: str, c: str) -> bool:
     try:
         x, y, z = float(a), float(b), float(c)
         value = {"+": x + y, "-": x - y, "*": x * y, "x": x * y}[sign] if sign != "/" else x / y
-    except (ValueError, ZeroDivisionError):  # 1.2.3 is no number
+    except (ValueError, ZeroDivisionError):  # the pattern also matches 1.2.3, which is not a number
         return False
     return abs(value - z) <= 1e-6 * max(1.0, abs(value))
 
@@ -62,9 +62,9 @@ def _holds(a: str, sign: str, b: str, c: str) -> bool:
 def sentiment(
     answer: Answer,
     *,
-    with_prompt: Annotated[bool, "judge the whole text, not the answer alone"] = False,
+    with_prompt: Annotated[bool, "score the prompt together with the answer"] = False,
 ) -> float:
-    """VADER's compound score of the text, -1 ... 1: a lexicon of moods with rules, no model."""
+    """VADER's compound sentiment score of the text, from -1 to 1: a lexicon with rules, no model."""
     text = answer.prompt + answer.text if with_prompt else answer.text
     return float(_vader().polarity_scores(text)["compound"])
 

@@ -1,4 +1,4 @@
-"""Sources: text from files and the corpora that ship with ablatio; tasks that are made, with answers to be found."""
+"""Sources: text files, the corpora that ship with ablatio, conversations, preference feedback and synthetic tasks."""
 
 from .text import ChineseClassics, JsonLines, StateOfTheUnion, Text
 

@@ -1,4 +1,4 @@
-"""Sources of feedback: pairs, rankings, scores and Elo ratings in JSON lines; a generated set with a known judge."""
+"""Sources of preference feedback: pairs, rankings, scores and Elo ratings in JSON Lines, and a generated set."""
 
 import hashlib
 import json
@@ -26,15 +26,15 @@ LAYOUTS = """\
 
 @sources.register("feedback")
 class FeedbackLines:
-    """Answers to prompts and how good they are, one JSON object a line: a file, a folder's .jsonl files, or a glob.
+    """Answers to prompts with preferences, one JSON object per line: a file, a folder's .jsonl files, or a glob.
 
     A line is a pair (chosen, rejected), a ranking (answers, the best first), answers with scores or Elo ratings, or
-    one answer with a label.  A prompt is a text or a list of messages (role, content).  As conversations, for tasks
-    that learn from examples, it gives the best answer of each line, and of labelled ones those that are good.
+    one answer with a label.  A prompt is a text or a list of messages (role, content).  For tasks that train on
+    conversations it provides the best answer of each line, and of labeled answers those with a true label.
     """
 
     def __init__(
-        self, *, path: Annotated[str, "a file, a folder or a glob; .xz and .gz are read as they are"] = ""
+        self, *, path: Annotated[str, "a file, a folder or a glob; .xz and .gz are decompressed"] = ""
     ) -> None:
         self.path = path
 
@@ -55,23 +55,23 @@ class FeedbackLines:
 
 @sources.register("sentiment")
 class Sentiment:
-    """Beginnings of sentences and K ways in which the State of the Union went on, ranked by VADER's sentiment.
+    """Openings of State of the Union sentences with K continuations each, ranked by VADER's sentiment score.
 
-    Sentences that begin with the same `opening` words are answers to one another's beginning.  The judge is VADER
-    (Hutto & Gilbert 2014, doi:10.1609/icwsm.v8i1.14550), so the gold reward of what a model writes is known too.
-    As conversations it gives the best answer to each beginning, or all of them.
+    Sentences that share their first `opening` words are continuations of the same prompt.  VADER (Hutto & Gilbert 2014,
+    doi:10.1609/icwsm.v8i1.14550) can also score what a model writes, as a gold reward.  For tasks that train on
+    conversations it provides the best continuation of each prompt, or all of them.
     Source: controlled sentiment, as in arXiv:2305.18290, section 6.
     """
 
     def __init__(
         self,
         *,
-        size: Annotated[int, Range(20, 100_000), "prompts at most, of both splits together"] = 1000,
-        answers: Annotated[int, Range(2, 16), "to each prompt"] = 2,
+        size: Annotated[int, Range(20, 100_000), "largest number of prompts in both splits together"] = 1000,
+        answers: Annotated[int, Range(2, 16), "answers per prompt"] = 2,
         opening: Annotated[int, Range(1, 8), "words of a prompt"] = 2,
-        gap: Annotated[float, Range(0, 2), "least difference in sentiment (-1 ... 1) of two answers"] = 0.3,
-        shown: Annotated[Literal["best", "all"], "answers that are examples to follow"] = "best",
-        seed: Annotated[int, Range(0, 2**31), "of the choice"] = 1,
+        gap: Annotated[float, Range(0, 2), "least difference in sentiment (-1 to 1) between two answers"] = 0.3,
+        shown: Annotated[Literal["best", "all"], "answers provided as conversations"] = "best",
+        seed: Annotated[int, Range(0, 2**31), "seed of the selection"] = 1,
     ) -> None:
         self.size, self.answers, self.opening, self.gap, self.seed = size, answers, opening, gap, seed
         self.shown = shown
@@ -88,7 +88,7 @@ class Sentiment:
             chosen: list[tuple[float, str]] = []
             for text in drawn:
                 score = judge(f"{opening} {text}")
-                if all(abs(score - other) >= self.gap and text != said for other, said in chosen):
+                if all(abs(score - other) >= self.gap and text != known for other, known in chosen):
                     chosen.append((score, text))
             if len(chosen) < self.answers:
                 continue
@@ -99,7 +99,7 @@ class Sentiment:
                 return
 
     def _endings(self) -> dict[str, list[str]]:
-        """Opening words -> how sentences went on, in the order of the messages."""
+        """Opening words -> the continuations of sentences, in the order of the messages."""
         found: dict[str, list[str]] = defaultdict(list)
         for document in sources.build("sotu").documents():
             for sentence in re.split(r"(?<=[.!?])\s+", document.text):
@@ -121,12 +121,13 @@ class Sentiment:
 
     def fingerprint(self) -> str:
         knobs = (self.size, self.answers, self.opening, self.gap, self.seed, sources.build("sotu").fingerprint())
-        shown = "" if self.shown == "best" else f" {self.shown}"  # older runs have the former's
+        # The default adds nothing: fingerprints of runs from before the knob `shown` stay valid.
+        shown = "" if self.shown == "best" else f" {self.shown}"
         return hashlib.sha256(f"sentiment-1 {knobs}{shown}".encode()).hexdigest()
 
 
 def _demonstrations(feedback: Iterable[Feedback]) -> Iterator[Conversation]:
-    """The best answer of each line as an example to follow; a lone answer that was found bad is none."""
+    """The best answer of each line as a conversation; a line with one answer counts only if its score is above 0."""
     for line in feedback:
         score, answer = max(zip(line.scores, line.answers, strict=True), key=lambda pair: pair[0])
         if len(line.answers) > 1 or score > 0:
@@ -134,13 +135,12 @@ def _demonstrations(feedback: Iterable[Feedback]) -> Iterator[Conversation]:
 
 
 def sentiment_of() -> Any:
-    """text -> VADER's compound score, -1 ... 1."""
+    """Return a function text -> VADER's compound sentiment score, from -1 to 1."""
     try:
         from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
     except ImportError:
         raise EnvironmentFault(
-            "source=sentiment is judged by vaderSentiment, which is not installed\n"
-            "    try: pip install 'ablatio[sentiment]'"
+            "source=sentiment needs vaderSentiment, which is not installed\n    try: pip install 'ablatio[sentiment]'"
         ) from None
     analyzer = SentimentIntensityAnalyzer()
     return lambda text: float(analyzer.polarity_scores(text)["compound"])
@@ -151,12 +151,12 @@ def _feedback(record: Mapping[str, Any], where: str, name: str) -> Feedback:
     for i, answer in enumerate(answers, 1):
         if not isinstance(answer, str) or not answer.strip():
             came = "is empty" if isinstance(answer, str) else f"is {answer!r:.40}"
-            raise bad_line(where, f"answer {i} {came}; a text was expected")
+            raise bad_line(where, f"answer {i} {came}; expected text")
     return Feedback(_prompt(record, where), tuple(answers), tuple(scores), name, elo="elo" in record)
 
 
 def _judged(record: Mapping[str, Any], where: str) -> tuple[list[Any], list[float]]:
-    """Answers and their scores; UserError names what a line lacks."""
+    """Answers of a line and their scores; UserError if the line has no known layout or lacks something."""
     if "chosen" in record or "rejected" in record:
         answers = [_text(record.get(key), key, where) for key in ("chosen", "rejected")]
         if answers[0] == answers[1]:
@@ -165,22 +165,22 @@ def _judged(record: Mapping[str, Any], where: str) -> tuple[list[Any], list[floa
     if "answers" in record:
         answers = record["answers"]
         if not isinstance(answers, list) or len(answers) < 2:
-            raise bad_line(where, f"`answers` is {answers!r:.40}; a list of two or more was expected")
+            raise bad_line(where, f"`answers` is {answers!r:.40}; expected a list of two or more")
         key = "elo" if "elo" in record else "scores"
         scores = record.get(key, [float(-i) for i in range(len(answers))])
         numbers = isinstance(scores, list) and all(isinstance(s, int | float) and np.isfinite(s) for s in scores)
         if not numbers or len(scores) != len(answers):
-            raise bad_line(where, f"`{key}` is {scores!r:.60}; {len(answers)} numbers were expected, one an answer")
+            raise bad_line(where, f"`{key}` is {scores!r:.60}; expected {len(answers)} numbers, one per answer")
         return answers, [float(s) for s in scores]
     if "label" in record:
         if not isinstance(record["label"], bool | int):
-            raise bad_line(where, f"`label` is {record['label']!r:.40}; true or false was expected")
+            raise bad_line(where, f"`label` is {record['label']!r:.40}; expected true or false")
         return [record.get("completion")], [float(bool(record["label"]))]
-    raise bad_line(where, f"the fields {', '.join(record) or 'none'} are of no layout; there are\n{LAYOUTS}")
+    raise bad_line(where, f"the fields {', '.join(record) or 'none'} match no layout; layouts are\n{LAYOUTS}")
 
 
 def _text(value: Any, key: str, where: str) -> Any:
-    """An answer as text; trl's data sets have it as a list with one message."""
+    """An answer as text; data sets in trl's format hold it as a list of messages, of which the last is taken."""
     if isinstance(value, list) and value and isinstance(value[-1], dict):
         return value[-1].get("content")
     if value is None:
@@ -191,5 +191,6 @@ def _text(value: Any, key: str, where: str) -> Any:
 def _prompt(record: Mapping[str, Any], where: str) -> tuple[Message, ...]:
     if isinstance(record.get("prompt"), list):
         turns = [(turn.get("role"), turn.get("content")) for turn in record["prompt"] if isinstance(turn, dict)]
+        # A placeholder answer, since _checked expects one and its checks of the turns before it are wanted.
         return _checked([*turns, ("assistant", json.dumps(record)[:1])], where)[:-1]
     return (Message("user", field(record, "prompt", where)),)

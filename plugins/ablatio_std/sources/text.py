@@ -1,6 +1,6 @@
-"""Sources: text files, JSON lines, and the two corpora that ship with ablatio (`corpora/NOTICE.md` says whence).
+"""Sources of text: text files, JSON Lines, and the two corpora that ship with ablatio (origins: corpora/NOTICE.md).
 
-Files are read as they are: plain, .gz or .xz. What cannot be read is a UserError that says where.
+Files may be plain, .gz or .xz.  A file that cannot be read raises a UserError that names the place.
 """
 
 import glob
@@ -30,18 +30,18 @@ _HELD_OUT_TAIL = 0.1
 
 @sources.register("text")
 class Text:
-    """UTF-8 text: a file, the .txt and .md files of a folder and its folders, or a glob. One file is one document.
+    r"""UTF-8 text: a file, the .txt and .md files of a folder and its subfolders, or a glob; one document per file.
 
-    `separator` cuts each file into more: with "\\n\\n" each paragraph is a document (\\n, \\r and \\t may be written
-    as two characters). A lone file that stays one document has nothing to hold out: its last tenth, from a line's
-    end on, is the validation split.
+    `separator` splits each file into several documents: with "\n\n" each paragraph is one (\n, \r and \t may be written
+    as two characters).  A single file that stays one document cannot be split by document: its last tenth, from the end
+    of a line on, is the validation split.
     """
 
     def __init__(
         self,
         *,
-        path: Annotated[str, "a file, a folder or a glob; .xz and .gz are read as they are"] = "",
-        separator: Annotated[str, r"what parts the documents of a file, as \n\n; empty: one file is one document"] = "",
+        path: Annotated[str, "a file, a folder or a glob; .xz and .gz are decompressed"] = "",
+        separator: Annotated[str, r"text between two documents of a file, as \n\n; empty: one document per file"] = "",
     ) -> None:
         self.path, self.separator = path, re.sub(r"\\[nrt]", lambda m: _ESCAPES[m[0]], separator)
 
@@ -63,13 +63,13 @@ class Text:
 
 @sources.register("jsonl")
 class JsonLines:
-    """One JSON object a line, its text in the field `text`: a file, the .jsonl files of a folder, or a glob."""
+    """One JSON object per line with its text in the field `text`: a file, the .jsonl files of a folder, or a glob."""
 
     def __init__(
         self,
         *,
-        path: Annotated[str, "a file, a folder or a glob; .xz and .gz are read as they are"] = "",
-        text: Annotated[str, "the field that holds the text"] = "text",
+        path: Annotated[str, "a file, a folder or a glob; .xz and .gz are decompressed"] = "",
+        text: Annotated[str, "field that holds the text"] = "text",
     ) -> None:
         self.path, self.text = path, text
 
@@ -86,17 +86,17 @@ class JsonLines:
 class StateOfTheUnion:
     """The 233 State of the Union messages of 1790 to 2021: 10.8 MB of English, public domain.
 
-    Held out are messages of the last years of each party: of its newest eighth (one message at least) the half whose
-    text has the smallest sha256.  So the split depends on the messages alone, never on their order in the file, and
-    holds the English of each of the eras that the training messages hold.  One message stands in neither split: Andrew
-    Johnson's of 1867, for a tenth of it stands word for word in his held-out one of 1868.
+    The validation split holds recent messages of each party: of the newest eighth (at least one message), the half
+    whose texts have the smallest sha256.  The split thus depends on the messages alone, not on their order in the file,
+    and covers the English of every era in the training split.  One message is in neither split: Andrew Johnson's of
+    1867, since a tenth of it occurs word for word in his held-out message of 1868.
     """
 
     newest, held_out = 1 / 8, 1 / 2
     repeated = (1867, "Andrew Johnson")
 
     def __init__(
-        self, *, since: Annotated[int | None, Range(1790, 2000), "only messages of this year and later"] = None
+        self, *, since: Annotated[int | None, Range(1790, 2000), "first year of the messages; null: all"] = None
     ) -> None:
         self.since = since
 
@@ -123,7 +123,7 @@ class StateOfTheUnion:
 
 @sources.register("zh_classics")
 class ChineseClassics:
-    """Song lyrics, the Book of Songs and the Analects: 21,197 texts, 5.5 MB of UTF-8; held out by hash of the text."""
+    """Song lyrics, the Book of Songs and the Analects: 21,197 Chinese texts, 5.5 MB of UTF-8; split by text hash."""
 
     def documents(self) -> Iterator[Document]:
         for number, record in _records(CORPORA / "zh_classics.jsonl.xz", "text"):
@@ -134,12 +134,10 @@ class ChineseClassics:
 
 
 def _find(path: str, source: str, endings: tuple[str, ...]) -> list[Path]:
-    """The files that a path, folder or glob names, in the order of their names. Raises UserError if there are none."""
+    """Files of a path, folder or glob, sorted by name.  Raises UserError if there are none."""
     command = f"ablatio train source={source} source.path={'book.txt' if source == 'text' else 'data.jsonl'}"
     if not path or "\0" in path:
-        raise UserError(
-            f"source.path: source={source} needs a file, a folder or a glob; came {path!r}.\n    try: {command}"
-        )
+        raise UserError(f"source.path={path!r}: source={source} needs a file, a folder or a glob.\n    try: {command}")
     place = Path(path).expanduser()
     with _readable(place):
         if place.is_file():
@@ -153,7 +151,7 @@ def _find(path: str, source: str, endings: tuple[str, ...]) -> list[Path]:
             globbed = f"ablatio train source={source} 'source.path={place}/**/*.*'" if found else command
             wanted = " or ".join(endings)
             raise UserError(f"source.path: the folder {place} has no {wanted} file{others}.\n    try: {globbed}")
-        # Path.glob takes no absolute pattern
+        # Path.glob does not accept absolute patterns.
         matches = [Path(m) for m in sorted(glob.glob(str(place), recursive=True)) if Path(m).is_file()]  # noqa: PTH207
     if not matches:
         raise UserError(f"source.path: there is no file {place}{_nearest(place)}\n    try: {command}")
@@ -176,7 +174,7 @@ def _readable(file: Path) -> Iterator[None]:
         tool = "xz" if file.suffix == ".xz" else "gzip"
         raise UserError(f"{file}: a damaged {file.suffix} archive ({error}).\n    try: {tool} --test {file}") from None
     except OSError as error:
-        raise UserError(f"{file}: it cannot be read ({error.strerror or error}).\n    try: ls -l {file}") from None
+        raise UserError(f"{file}: cannot be read ({error.strerror or error}).\n    try: ls -l {file}") from None
 
 
 def _open(file: Path) -> IO[bytes]:
@@ -184,7 +182,7 @@ def _open(file: Path) -> IO[bytes]:
 
 
 def _fingerprint(files: Sequence[Path], *knobs: str) -> str:
-    """sha256 over the content of the files in their order, their endings and the knobs; not over where they lie."""
+    """sha256 of the files' contents in order, their suffixes and the knobs; independent of where the files are."""
     parts = []
     for file in files:
         with _readable(file), file.open("rb") as stream:
@@ -199,11 +197,11 @@ def _read_text(file: Path) -> str:
 
 
 def _utf8(raw: bytes, file: Path, offset: int) -> str:
-    """`raw`, which lies at byte `offset` of the file's content, as text."""
+    """Decode `raw`, which begins at byte `offset` of the file's content."""
     utf16 = offset == 0 and raw[:2] in (b"\xff\xfe", b"\xfe\xff")
     if not utf16 and (nul := raw.find(0)) >= 0:
         raise UserError(
-            f"{file}: byte {offset + nul} is NUL, so this is no text; expected UTF-8.\n    try: file {file}"
+            f"{file}: byte {offset + nul} is NUL, so this is not text; expected UTF-8.\n    try: file {file}"
         )
     skip = len(_BOM) if offset == 0 and raw.startswith(_BOM) else 0
     try:
@@ -218,7 +216,7 @@ def _utf8(raw: bytes, file: Path, offset: int) -> str:
 
 
 def _with_tail(text: str, name: str) -> Iterator[Document]:
-    """One text as two documents, the last tenth held out; the cut stands after a line's end, else after a space."""
+    """One text as two documents, the last tenth for validation, cut after the end of a line, else after a space."""
     middle = len(text) - int(len(text) * _HELD_OUT_TAIL)
     cut = (text.rfind("\n", 0, middle) + 1) or (text.rfind(" ", 0, middle) + 1) or middle
     if text[:cut].strip():
@@ -228,7 +226,7 @@ def _with_tail(text: str, name: str) -> Iterator[Document]:
 
 
 def _records(file: Path, field: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number, object) of each line that is not blank; the object's `field` is text."""
+    """Yield (line number, JSON object) for each line that is not blank; the object's `field` is text."""
     offset = 0
     with _readable(file), _open(file) as stream:
         for number, line in enumerate(stream, 1):
@@ -239,12 +237,12 @@ def _records(file: Path, field: str) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _record(line: str, field: str, where: str) -> dict[str, Any]:
-    example = f'one object a line, as {{{json.dumps(field)}: "..."}}'
+    example = f'one object per line, as {{{json.dumps(field)}: "..."}}'
     plain = "    try: ablatio train source=text source.path=FILE, if it is plain text"
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: no JSON ({error}); expected {example}.\n{plain}") from None
+        raise UserError(f"{where}: not valid JSON ({error}); expected {example}.\n{plain}") from None
     if not isinstance(record, dict):
         raise UserError(f"{where}: a {type(record).__name__}; expected {example}.\n{plain}")
     value = record.get(field)

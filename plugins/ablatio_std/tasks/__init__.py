@@ -1,1 +1,1 @@
-"""Tasks: what a run learns from.  One module each."""
+"""Tasks: what a run trains on, one module each; modules with a leading underscore are shared by several tasks."""

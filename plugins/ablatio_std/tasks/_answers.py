@@ -1,4 +1,4 @@
-"""What tasks on feedback share: answers to prompts as tokens, batches of them by number, what a model says of them."""
+"""Shared by tasks on preference feedback: tokenized answers, batches by number, log-probabilities of answers."""
 
 import hashlib
 import logging
@@ -26,8 +26,8 @@ log = logging.getLogger("ablatio")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Answered:
-    """A prompt and one answer to it: `ids` from `first` on are the answer, its end sign included."""
+class TokenizedAnswer:
+    """A prompt and one answer to it; `ids[first:]` is the answer, with its end-of-answer token."""
 
     ids: Ids
     first: int
@@ -38,13 +38,13 @@ class Answered:
 
     @property
     def start(self) -> Ids:
-        """The prompt but for its last token, which is the first that something is said behind."""
+        """The prompt without its last token, which is the first input that predicts a token of the answer."""
         return self.ids[: self.first - 1]
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
-    """One line of feedback: places of its answers in `AnswerSet.answers`, and how good they were found."""
+class RatedAnswers:
+    """One line of feedback: indices of its answers in `AnswerSet.answers`, with their scores; `elo`: Elo ratings."""
 
     members: tuple[int, ...]
     scores: tuple[float, ...]
@@ -54,12 +54,16 @@ class Judged:
 
 @dataclass(slots=True)
 class Answers:
-    """N answers to G prompts.
+    """Batch of N answers to G distinct prompts.
 
-    prompts (G, P), lengths (G,): all of a prompt but its last token, padded on the left; parents (N,): the prompt of an
-    answer; tokens (N, A + 1): the last token of the prompt, then the answer, filled up on the right; mask (N, A): which
-    are an answer's; index (N,): places in the AnswerSet; longest: tokens of the longest prompt and answer; more: what
-    a task adds, by name
+    prompts  (G, P) prompts without their last token, padded on the left
+    lengths  (G,) number of tokens of each row of `prompts`
+    parents  (N,) row of `prompts` that each answer belongs to
+    tokens   (N, A + 1) last token of the prompt, then the answer, padded on the right
+    mask     (N, A) 1 on the tokens of the answer, 0 in padding
+    index    (N,) indices in the AnswerSet
+    longest  tokens of the longest prompt together with its answer
+    more     further tensors that a task adds, by name
     """
 
     prompts: Tensor
@@ -73,44 +77,47 @@ class Answers:
 
     @property
     def targets(self) -> Tensor:
-        """(N, A): the answers."""
+        """The answers: (N, A)."""
         return self.tokens[:, 1:]
 
     def to(self, device: torch.device | str) -> "Answers":
+        """The same batch on another device."""
         held = {f.name: getattr(self, f.name) for f in fields(self)}
         moved = {name: value.to(device) for name, value in held.items() if isinstance(value, Tensor)}
         return replace(self, **moved, more={name: t.to(device) for name, t in self.more.items()})
 
-    def spoken(self, model: LanguageModel, collision: bool = False) -> TokenLogProbs:
-        """Of each token of each answer: (N, A), 0 behind its end."""
+    def token_logprobs(self, model: LanguageModel, collision: bool = False) -> TokenLogProbs:
+        """Log-probability in nats of each answer token: (N, A), 0 in padding; `collision`: also log sum_v p(v)^2."""
         states = answer_states(model, self.prompts, self.lengths, self.parents, self.tokens[:, :-1], self.longest - 1)
+        # Padding is dropped here, so that no time is spent on its logits over the vocabulary.
         kept = self.mask.flatten().nonzero()[:, 0]
-        said = states.flatten(0, 1).index_select(0, kept)
-        found = token_logps(model, said, self.targets.flatten()[kept], collision=collision)
+        answer_tokens = states.flatten(0, 1).index_select(0, kept)  # (number of answer tokens, D)
+        found = token_logps(model, answer_tokens, self.targets.flatten()[kept], collision=collision)
 
-        def placed(values: Tensor) -> Tensor:
+        def unpacked(values: Tensor) -> Tensor:
             return values.new_zeros(self.mask.numel()).index_copy(0, kept, values).view_as(self.mask)
 
-        return TokenLogProbs(placed(found.logps), None if found.collision is None else placed(found.collision))
+        return TokenLogProbs(unpacked(found.logps), None if found.collision is None else unpacked(found.collision))
 
-    def last(self, model: LanguageModel) -> Tensor:
-        """(N, D): the state at the end of each answer."""
+    def last_states(self, model: LanguageModel) -> Tensor:
+        """Hidden state at the last token of each answer: (N, D)."""
         states = answer_states(model, self.prompts, self.lengths, self.parents, self.tokens, self.longest)
         return states[torch.arange(len(states), device=states.device), self.mask.sum(1).long()]
 
 
 class AnswerSet:
-    """The feedback of a source: each answer written behind its prompt, split by the hash of the prompt.
+    """The feedback of a source, tokenized: each answer after its prompt, split by the hash of the prompt.
 
-    ahead: tokens of an answer that nobody reads: its last one is only said, where a task asks how likely it is
+    ahead: number of last tokens of an answer that are not inputs.  1 for a task that needs log-probabilities, where the
+    last token is only a target; 0 for one that reads the hidden state at the last token
     """
 
     def __init__(self, setup: TaskContext, too_long: str, ahead: int = 1) -> None:
         self.setup, self.too_long, self.room = setup, too_long, setup.length + ahead
         source: Any = setup.source()
         self.tokenizer, self.form = setup.chat(source)
-        self.answers: list[Answered] = []
-        self.judged: dict[str, list[Judged]] = {split: [] for split in SPLITS}
+        self.answers: list[TokenizedAnswer] = []
+        self.judged: dict[str, list[RatedAnswers]] = {split: [] for split in SPLITS}
         self.content: dict[str, Any] = {"fingerprint": source.fingerprint()}
         self._read(list(source.feedback()))
 
@@ -119,36 +126,37 @@ class AnswerSet:
         whole = [(*line.prompt, Message("assistant", answer)) for line in lines for answer in line.answers]
         everything = write(self.tokenizer, self.form, whole)
         written = iter(everything)
-        lost = Counter[str]()
+        lost = Counter[str]()  # how many lines were cut or dropped because they are too long
         for line, prompt in zip(lines, prompts, strict=True):
             _refuse_contradictions(line)
             found = [next(written) for _ in line.answers]
+            # The template may write text between prompt and answer: the answer begins at its first scored token.
             first = [len(prompt) + int(w.said[len(prompt) :].argmax()) for w in found]
             ends = [int(np.flatnonzero(w.said)[-1]) + 1 for w in found]
-            answers = [Answered(w.ids[:end], at) for w, at, end in zip(found, first, ends, strict=True)]
+            answers = [TokenizedAnswer(w.ids[:end], at) for w, at, end in zip(found, first, ends, strict=True)]
             self._add(line, answers, lost)
         longest = max((len(w) for w in everything), default=0)
         for split, judged in self.judged.items():
             self.content[split] = {"lines": len(judged), "answers": sum(len(j.members) for j in judged)}
             if not judged:
                 raise UserError(
-                    f"the {split} split is empty: {len(lines)} lines of feedback came, {lost['dropped']} do not fit "
+                    f"the {split} split is empty: of {len(lines)} lines of feedback, {lost['dropped']} do not fit "
                     f"into {self.setup.length} tokens, the longest has {longest}\n    try: "
                     + (f"model.max_len={longest}" if lost["dropped"] else "data.val_fraction=0.2")
                 )
         self.content |= {"cut": lost["cut"], "dropped": lost["dropped"]}
         if lost:
             log.warning(
-                "%d of %d prompts lost their beginning, %d were left out: with their answers they are longer than %d "
-                "tokens", lost["cut"], len(lines), lost["dropped"], self.room,
+                "%d of %d prompts were cut at their beginning and %d left out: with their answers they are longer than "
+                "%d tokens", lost["cut"], len(lines), lost["dropped"], self.room,
             )  # fmt: skip
 
-    def _add(self, line: Feedback, answers: list[Answered], lost: Counter[str]) -> None:
-        """Answers to one prompt lose the same beginning of it, so that they stay comparable."""
+    def _add(self, line: Feedback, answers: list[TokenizedAnswer], lost: Counter[str]) -> None:
+        """Add a line.  A prompt that is too long is cut at the same place for all its answers: they stay comparable."""
         over = max(len(a.ids) for a in answers) - self.room
         if over > 0 and self.too_long == "refuse":
             raise UserError(
-                f"{line.id}: {over + self.room} tokens came, and there is room for {self.room}\n"
+                f"{line.id}: the prompt with its answer has {over + self.room} tokens, and at most {self.room} fit\n"
                 f"    try: model.max_len={over + self.setup.length}, or task.too_long=cut"
             )
         if over > 0:
@@ -156,26 +164,30 @@ class AnswerSet:
                 lost["dropped"] += 1
                 return
             lost["cut"] += 1
-            answers = [Answered(np.append(a.ids[:1], a.ids[1 + over :]), a.first - over) for a in answers]
+            # The first token stays: it opens a document, as in training.
+            answers = [TokenizedAnswer(np.append(a.ids[:1], a.ids[1 + over :]), a.first - over) for a in answers]
         members = tuple(range(len(self.answers), len(self.answers) + len(answers)))
         self.answers += answers
-        self.judged[self._split(line)].append(Judged(members, line.scores, line.elo, line))
+        self.judged[self._split(line)].append(RatedAnswers(members, line.scores, line.elo, line))
 
     def _split(self, line: Feedback) -> str:
         if line.split:
             return line.split
-        asked = "\n\n".join(message.text for message in line.prompt)
-        return hash_split(hashlib.sha256(asked.encode()).digest(), self.setup.config["data"]["val_fraction"])
+        prompt = "\n\n".join(message.text for message in line.prompt)
+        return hash_split(hashlib.sha256(prompt.encode()).digest(), self.setup.config["data"]["val_fraction"])
 
     def digest(self) -> str:
-        """Of all tokens, as they are now."""
+        """Hash of all tokens in their present state (a task may replace answers)."""
         total = hashlib.sha256()
         for answer in self.answers:
             total.update(f"{answer.first}/".encode() + answer.ids.astype(np.int64).tobytes())
         return total.hexdigest()
 
     def arranged(self, index: Iterable[int]) -> list[int]:
-        """The same places: answers to one prompt side by side, and prompts of about one length."""
+        """The same indices, sorted: answers to one prompt adjacent, prompts of similar length near one another.
+
+        Batches made in this order encode each prompt once and need little padding.
+        """
         groups: dict[bytes, list[int]] = {}
         for i in index:
             groups.setdefault(self.answers[i].start.tobytes(), []).append(i)
@@ -183,7 +195,7 @@ class AnswerSet:
         return [i for start in sorted(groups, key=lambda s: (lengths[s], s)) for i in groups[start]]
 
     def batch(self, index: Sequence[int]) -> dict[str, Tensor]:
-        """The answers at these places; `example_of` makes an example of it."""
+        """Batch of the answers at these indices, as tensors; `example_of` turns it into Answers."""
         held = [self.answers[i] for i in index]
         prompts = {a.start.tobytes(): a.start for a in held}
         parents = {start: i for i, start in enumerate(prompts)}
@@ -208,23 +220,25 @@ class AnswerSet:
 
 
 def _refuse_contradictions(line: Feedback) -> None:
+    """Raise UserError if a line contains the same answer twice with different scores."""
     for i, a in enumerate(line.answers):
         for j in range(i):
             if a == line.answers[j] and line.scores[i] != line.scores[j]:
                 raise UserError(
                     f"{line.id}: the better answer and the worse one are the same: {a[:60]!r}\n"
-                    "    try: ablatio show source=feedback, for what a line may hold"
+                    "    try: ablatio show source=feedback, for the layouts of a line"
                 )
 
 
 def example_of(batch: Mapping[str, Tensor]) -> Answers:
+    """Answers from a batch of `AnswerSet.batch`; tensors that a task added are put into `more`."""
     own = [f.name for f in fields(Answers) if f.type is Tensor]
     more = {name: value for name, value in batch.items() if name not in (*own, "longest", "number")}
     return Answers(**{name: batch[name] for name in own}, longest=int(batch["longest"]), more=more)
 
 
-class Units:
-    """Training batches by number: each has as many units (pairs, rankings, answers) as `train.batch_size` says."""
+class UnitBatches:
+    """Training batches by number, each of `train.batch_size` units (pairs, rankings or answers), made by `make`."""
 
     def __init__(self, setup: TaskContext, count: int, make: Any) -> None:
         self.setup, self.make = setup, make
@@ -236,6 +250,6 @@ class Units:
         return {**self.make(units), "number": torch.tensor(number)}
 
 
-def groups_of(count: int, at_once: int) -> Iterable[list[int]]:
-    """0 ... count - 1, some at a time."""
+def chunks(count: int, at_once: int) -> Iterable[list[int]]:
+    """Split 0 ... count - 1 into consecutive lists of at most `at_once` numbers."""
     return [list(range(i, min(i + at_once, count))) for i in range(0, count, at_once)]

@@ -1,4 +1,4 @@
-"""Conversations as tokens, and as rows of a batch: one text, or what is read beside what is said."""
+"""Tokenized conversations and their rows in a batch: as one text, or as source and target."""
 
 import hashlib
 import logging
@@ -22,13 +22,15 @@ Row = dict[str, Tensor]
 log = logging.getLogger("ablatio")
 
 
-class Reading(Protocol):
-    """How a model reads conversations.
+class ConversationFormat(Protocol):
+    """How conversations become the rows of a batch.
 
-    unit   what a piece is called
-    ahead  tokens of a piece that take no place in a row: they are said and not read
-    fill   what a row is filled up with, by name
-    even   whether packed rows are all filled up to the same length, which compiled code likes
+    A piece is the part of a conversation that one row entry holds: the whole conversation, or one answer.
+
+    unit   name of a piece in messages
+    ahead  number of tokens of a piece that are targets only and take no place in a row
+    fill   padding value of each tensor of a row, by name
+    even   True if packed rows are all padded to the same length, which avoids recompilation
     """
 
     unit: ClassVar[str]
@@ -47,11 +49,11 @@ class Reading(Protocol):
     def example(self, batch: Mapping[str, Tensor]) -> Example: ...
 
 
-class OneText:
-    """A decoder reads a conversation as one text; the loss stands on what the assistant says in it.
+class TextFormat:
+    """For a decoder: a conversation is one text; the loss is on the tokens of the assistant.
 
-    prompts  whether it stands on the questions too
-    causal   whether no token sees what comes later
+    prompts  True if the loss is on the other tokens too
+    causal   True if no token attends to later ones
     """
 
     unit, ahead, even = "conversations", 1, True
@@ -64,13 +66,13 @@ class OneText:
         return [written]
 
     def row(self, pieces: Sequence[Written]) -> Row:
-        """Side by side; each begins anew, and what its last token would say is no target."""
+        """Pieces one after the other, as separate documents; the last token of a piece is only a target."""
         ids = [w.ids.astype(np.int64) for w in pieces]
-        said = [np.ones(len(w), dtype=bool) if self.prompts else w.said for w in pieces]
+        scored = [np.ones(len(w), dtype=bool) if self.prompts else w.said for w in pieces]
         return _tensors(
             inputs=[i[:-1] for i in ids],
             targets=[i[1:] for i in ids],
-            weights=[s[1:].astype(np.float32) for s in said],
+            weights=[s[1:].astype(np.float32) for s in scored],
             segments=[np.full(len(i) - 1, n) for n, i in enumerate(ids)],
         )
 
@@ -82,19 +84,19 @@ class OneText:
         }  # fmt: skip
 
     def example(self, batch: Mapping[str, Tensor]) -> Example:
-        """A row of one conversation needs no segments: what fills it up stands behind all that is said."""
+        """Make the example; causal rows of one conversation need no segments, as padding follows every target."""
         alone = self.causal and not bool((batch["segments"] > 0).any())
         segments = None if alone else batch["segments"]
         return Example(batch["inputs"], batch["targets"], batch["weights"], segments)
 
 
-class SourceAndTarget:
-    """What comes before an answer is the source, which is seen in both directions; the answer is the target.
+class SourceTargetFormat:
+    """For models with a source: the text before an answer is the source, the answer is the target.
 
-    A conversation is as many pieces as it has answers, so that each answer is learned.  The decoder begins with the
-    sign between documents, which stands in the row in place of the answer's last token.
+    The source is read in both directions.  Each answer of a conversation is a piece of its own, so that the loss covers
+    all of them.  The decoder's first input is the end-of-document token; the answer's last token is only a target.
 
-    objective  shows plain text as source and target
+    objective  makes source and target out of plain text
     """
 
     unit, ahead, even = "answers", 0, False
@@ -112,23 +114,24 @@ class SourceAndTarget:
 
     def row(self, pieces: Sequence[Written]) -> Row:
         ids = [w.ids.astype(np.int64) for w in pieces]
-        read = [i[~w.said] for i, w in zip(ids, pieces, strict=True)]
-        said = [i[w.said] for i, w in zip(ids, pieces, strict=True)]
+        sources = [i[~w.said] for i, w in zip(ids, pieces, strict=True)]
+        targets = [i[w.said] for i, w in zip(ids, pieces, strict=True)]
         return _tensors(
-            inputs=[np.append(self.eos, s[:-1]) for s in said],
-            targets=said,
-            weights=[np.ones(len(s), dtype=np.float32) for s in said],
-            segments=[np.full(len(s), n) for n, s in enumerate(said)],
-            source=read,
-            source_segments=[np.full(len(r), n) for n, r in enumerate(read)],
+            inputs=[np.append(self.eos, t[:-1]) for t in targets],
+            targets=targets,
+            weights=[np.ones(len(t), dtype=np.float32) for t in targets],
+            segments=[np.full(len(t), n) for n, t in enumerate(targets)],
+            source=sources,
+            source_segments=[np.full(len(s), n) for n, s in enumerate(sources)],
         )
 
     def plain(self, tokens: Tensor, documents: Tensor | None, generator: torch.Generator) -> Row:
         made: Example = self.objective(tokens, documents, generator)
-        usual = {"segments": made.inputs, "source_segments": made.source}
+        # Rows of a batch must have the same tensors: what the objective leaves out is filled in with its meaning.
+        shaped_as = {"segments": made.inputs, "source_segments": made.source}
         found = {name: getattr(made, name) for name in self.fill}
         found["weights"] = torch.ones(made.targets.shape) if made.weights is None else made.weights
-        found |= {name: torch.zeros_like(x) for name, x in usual.items() if found[name] is None}
+        found |= {name: torch.zeros_like(x) for name, x in shaped_as.items() if found[name] is None}
         return {name: x[0] for name, x in found.items()}
 
     def example(self, batch: Mapping[str, Tensor]) -> Example:
@@ -142,14 +145,22 @@ def _tensors(**parts: Sequence[np.ndarray]) -> Row:
     return {name: torch.from_numpy(np.concatenate(arrays)) for name, arrays in parts.items()}
 
 
-class Talks:
+class TokenizedConversations:
     """The conversations of a source, split by the hash of their first question, as pieces that fit into a row.
 
-    written  the pieces of each split; held: the conversation that each of them is of; content: for the manifest
+    written  pieces of each split
+    held     conversation of each piece
+    content  description for the manifest
     """
 
     def __init__(
-        self, setup: TaskContext, source: Any, tokenizer: Tokenizer, form: Template, reading: Reading, too_long: str
+        self,
+        setup: TaskContext,
+        source: Any,
+        tokenizer: Tokenizer,
+        form: Template,
+        reading: ConversationFormat,
+        too_long: str,
     ) -> None:
         self.setup, self.tokenizer, self.form, self.reading = setup, tokenizer, form, reading
         self.too_long = too_long
@@ -161,11 +172,11 @@ class Talks:
             self._write(split, [c for c in every if self._split(c) == split])
 
     def _split(self, conversation: Conversation) -> str:
-        """One question never stands on both sides."""
+        """Split of a conversation; equal first questions always get the same one."""
         if conversation.split:
             return conversation.split
-        asked = next(m.text for m in conversation.messages if m.role == "user")
-        return hash_split(hashlib.sha256(asked.encode()).digest(), self.setup.config["data"]["val_fraction"])
+        question = next(m.text for m in conversation.messages if m.role == "user")
+        return hash_split(hashlib.sha256(question.encode()).digest(), self.setup.config["data"]["val_fraction"])
 
     def _write(self, split: str, conversations: Sequence[Conversation]) -> None:
         length, reading = self.setup.length, self.reading
@@ -184,12 +195,12 @@ class Talks:
         self.content[split] = dict(count) | {reading.unit: len(found), "tokens": sum(map(len, found))}
         if not found:
             raise UserError(
-                f"the {split} split is empty: {len(pieces)} {reading.unit} came, and {count['dropped']} of them do not "
-                f"fit into {length} tokens, the longest has {longest}\n    try: "
+                f"the {split} split is empty: of {len(pieces)} {reading.unit}, {count['dropped']} do not fit into "
+                f"{length} tokens, the longest has {longest}\n    try: "
                 + (f"model.max_len={longest}" if count["dropped"] else "data.val_fraction=0.2")
             )
         if count["cut"] or count["dropped"]:
             log.warning(
-                "%s: %d of %d %s lost their beginning, %d were left out: they are longer than %d tokens",
+                "%s: %d of %d %s were cut at their beginning and %d left out: they are longer than %d tokens",
                 split, count["cut"], len(pieces), reading.unit, count["dropped"], length,
             )  # fmt: skip

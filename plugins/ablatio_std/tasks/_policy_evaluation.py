@@ -1,4 +1,4 @@
-"""How good a policy is: its answers to held-out prompts, judged by the reward and by a second judge beside it."""
+"""Evaluation of a policy: answers to held-out prompts, scored by the reward and by an independent gold reward."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -13,15 +13,19 @@ from ablatio.model.rl.answers import judged
 from ablatio.model.rl.policy_outputs import policy_outputs
 
 from ._prompts import Prompt
-from ._rollouts import Asking, rule_of
+from ._rollouts import RolloutSampler, rule_of
 
 SHOWN = 4  # answers in samples.jsonl
 
 
-class HeldOut:
-    """best_of: answers that are drawn for each prompt, of which the best counts; gold: a rule that judges beside."""
+class HeldOutEvaluation:
+    """Scores a policy on held-out prompts.
 
-    def __init__(self, asking: Asking, best_of: int, gold: str | None) -> None:
+    best_of  number of answers sampled per prompt, of which the best is scored
+    gold     name of a reward rule that also scores the answers; None: the reward itself
+    """
+
+    def __init__(self, asking: RolloutSampler, best_of: int, gold: str | None) -> None:
         self.asking, self.best_of = asking, best_of
         self.gold = (rule_of(gold), gold) if gold is not None else None
 
@@ -33,10 +37,10 @@ class HeldOut:
         batches: Sequence[Mapping[str, Any]],
         between: Callable[[int], None],
     ) -> dict[str, float]:
-        """Means over the answers; KL to the reference and entropy in nats: of an answer, of a token.
+        """Means over the answers: reward, gold, KL to the reference in nats per answer, entropy in nats per token.
 
-        KL(best of n, reference) = ln n - (n - 1) / n + the mean of log policy / reference over the best; less where
-        answers earn the same.
+        KL(best of n, reference) = ln n - (n - 1) / n + mean of log policy / reference over the best answers; this is an
+        upper bound if answers have equal rewards.
         """
         mode, found = model.training, []
         model.eval()
@@ -62,7 +66,7 @@ class HeldOut:
         }  # fmt: skip
 
     def _best(self, model: LanguageModel, prompts: Sequence[Prompt], stream: int) -> tuple[Rollout, Tensor, Tensor]:
-        """(one answer to each prompt, its reward, its gold): the best of n by the reward."""
+        """Answer to each prompt with the highest reward of n, its reward and its gold reward."""
         drawn = self.asking(model, prompts, stream, group=self.best_of)
         best = drawn.scores.view(-1, self.best_of).argmax(1) + self.best_of * torch.arange(len(prompts))
         scores, texts = drawn.scores[best], [drawn.texts[i] for i in best.tolist()]
@@ -70,7 +74,7 @@ class HeldOut:
         return drawn.rollout[best.to(drawn.rollout.mask.device)], scores, gold
 
     def samples(self, model: LanguageModel) -> list[dict[str, str]]:
-        """Answers to the first held-out prompts, each with its reward."""
+        """Sample answers to the first held-out prompts, each with its reward."""
         prompts = self.asking.prompts(range(SHOWN), "validation")
         mode = model.training
         drawn = self.asking(model.eval(), prompts, -1)

@@ -1,4 +1,4 @@
-"""Prompts by their number: cut out of a text, or the questions of conversations."""
+"""Prompts by number: passages of a text, or the questions of conversations."""
 
 import hashlib
 import logging
@@ -22,7 +22,7 @@ log = logging.getLogger("ablatio")
 
 
 class Prompt(NamedTuple):
-    """ids of a prompt and of what follows it in the data, and that as text where it is known for right."""
+    """A prompt: its ids, the ids that follow it in the data, and the correct answer as text if the data has one."""
 
     ids: list[int]
     following: list[int]
@@ -30,7 +30,7 @@ class Prompt(NamedTuple):
 
 
 class TextPrompts:
-    """Prompt i is `length` tokens from somewhere in the text, without an end of a document in them."""
+    """Prompt i is a passage of at most `length` tokens at a random place of the text, inside one document."""
 
     def __init__(self, corpus: Corpus, length: int, following: int, eos: int, seed: int) -> None:
         self.length, self.eos = length, eos
@@ -39,7 +39,7 @@ class TextPrompts:
         for split, tokens in (("train", corpus.train), ("validation", corpus.validation)):
             if len(tokens) < size + 1:
                 raise UserError(
-                    f"the {split} text has {len(tokens)} tokens, and a prompt with what follows takes {size}\n"
+                    f"the {split} text has {len(tokens)} tokens, too few for a prompt and its answer of {size} tokens\n"
                     "    try: task.prompt_tokens=8"
                 )
             self.pools[split] = Windows(tokens, size), WindowOrder(len(tokens), size, seed)
@@ -50,50 +50,50 @@ class TextPrompts:
         return [self._prompt(row) for row in rows]
 
     def _prompt(self, row: list[int]) -> Prompt:
-        """What stands behind the last end of a document in the prompt, or all of it; a prompt has at least a token."""
+        """Keep the part of the passage from its last document boundary on, and at least one token."""
         head, tail = row[: self.length], row[self.length :]
         ends = [i for i, token in enumerate(head[:-1]) if token == self.eos]
         return Prompt(head[ends[-1] :] if ends else head, tail)
 
 
 class ChatPrompts:
-    """Prompt i is a conversation up to its last answer, which is held for right; each epoch has its order."""
+    """Prompt i is a conversation up to its last answer, which counts as correct; each epoch has its own order."""
 
     def __init__(self, setup: TaskContext, source: Any, room: int) -> None:
         self.tokenizer, form = setup.chat(source)
         self.stop, self.seed = sign_id(self.tokenizer, form.end), setup.seeds.data
         self.pools: dict[str, list[Prompt]] = {"train": [], "validation": []}
         every = list(source.conversations())
-        asked = write(self.tokenizer, form, [c.messages[:-1] for c in every], answering=True)
-        right = [c.messages[-1].text for c in every]
-        answers = self.tokenizer.encode(right)
+        prompts = write(self.tokenizer, form, [c.messages[:-1] for c in every], answering=True)
+        truths = [c.messages[-1].text for c in every]
+        answers = self.tokenizer.encode(truths)
         fraction = setup.config["data"]["val_fraction"]
-        for c, prompt, truth, ids in zip(every, asked, right, answers, strict=True):
+        for c, prompt, truth, ids in zip(every, prompts, truths, answers, strict=True):
             found = Prompt(prompt.ids.tolist(), list(map(int, ids)), truth)
             self.pools[c.split or self._split(c, fraction)].append(found)
         self._check(source, room)
 
     @staticmethod
     def _split(conversation: Conversation, fraction: float) -> str:
-        asked = next(m.text for m in conversation.messages if m.role == "user")
-        return hash_split(hashlib.sha256(asked.encode()).digest(), fraction)
+        question = next(m.text for m in conversation.messages if m.role == "user")
+        return hash_split(hashlib.sha256(question.encode()).digest(), fraction)
 
     def _check(self, source: Any, room: int) -> None:
-        """What does not fit beside an answer is left out, and that is said; a cut question would be another one."""
+        """Leave out prompts that do not fit next to an answer, with a warning: a cut question would be another one."""
         longest = max((len(p.ids) for pool in self.pools.values() for p in pool), default=0)
         whole = sum(map(len, self.pools.values()))
         self.pools = {split: [p for p in pool if len(p.ids) <= room] for split, pool in self.pools.items()}
         left = whole - sum(map(len, self.pools.values()))
-        said = (
+        reason = (
             f"{left} of {whole} prompts are longer than the {room} tokens that model.max_len leaves beside an answer; "
             f"the longest has {longest}"
         )
         for split, pool in self.pools.items():
             if not pool:
                 fix = f"model.max_len={longest + 64}" if left else "data.val_fraction=0.2"
-                raise UserError(f"the {split} split has no prompt: {said}\n    try: {fix}")
+                raise UserError(f"the {split} split has no prompt: {reason}\n    try: {fix}")
         if left:
-            log.warning("%s: they are left out", said)
+            log.warning("%s: they are left out", reason)
         self.longest = max(len(p.ids) for p in self.pools["train"])
         self.content: dict[str, Any] = {"fingerprint": source.fingerprint(), "left_out": left}
         self.content |= {split: len(pool) for split, pool in self.pools.items()}

@@ -1,4 +1,4 @@
-"""What a policy run logs of a rollout, and how a policy is noticed that says one thing alone."""
+"""Metrics of a rollout, and detection of a collapsed policy, whose answers all repeat one token or are empty."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -10,38 +10,38 @@ from torch import Tensor
 from ablatio.model.decoding.rollout import Rollout
 from ablatio.model.rl.kl import kl_estimates
 
-COLLAPSED = 0.9  # share of one token among all that a rollout holds, or of empty answers, from which on it is said
+COLLAPSED = 0.9  # share of the most frequent token, or of empty answers, from which a policy counts as collapsed
 OF_POLICY = ("train/reward", "train/reward_std", "train/kl_k1", "train/kl_k2", "train/kl_k3")
 MEASURES = (*OF_POLICY, "train/answer_length", "train/ended", "train/top_token", "train/collapsed")
 log = logging.getLogger("ablatio")
 
 
-def measured(rollout: Rollout, words: Mapping[str, Any], stop: int) -> dict[str, Tensor]:
-    """Rewards, KL to the reference in nats per token, and what answers look like."""
+def rollout_metrics(rollout: Rollout, words: Mapping[str, Any], stop: int) -> dict[str, Tensor]:
+    """Metrics of a rollout: rewards, KL to the reference in nats per token, answer lengths and repetition."""
     mask, length = rollout.mask, rollout.mask.sum(1)
     kl = kl_estimates(words["old_logps"], words["ref_logps"], mask)
     last = rollout.tokens.gather(1, (length.long() - 1)[:, None])
     kept = rollout.tokens[mask.bool()]
-    found = (
+    values = (
         words["rewards"].mean(), words["rewards"].std(correction=0), kl.k1, kl.k2, kl.k3, length.mean(),
         (last == stop).float().mean(), kept.bincount().max() / len(kept),
     )  # fmt: skip
-    return dict(zip(MEASURES, found, strict=False))
+    return dict(zip(MEASURES, values, strict=False))  # train/collapsed is added later
 
 
-class Collapse:
-    """Notices a policy that says one thing alone: it earns what it can that way, and learns nothing more.
+class CollapseDetector:
+    """Detects a collapsed policy: its answers are one repeated token or empty, and it learns nothing more.
 
-    The run goes on (a policy may come back, and the curve to there is a result), `train/collapsed` is 1 in its log from
-    there, and one warning is given each time that it begins.
+    The run continues, since a policy may recover and its curve so far is a result.  `train/collapsed` is 1 while the
+    policy is collapsed, and each collapse is warned about once.
     """
 
     def __init__(self, stop: int, decode: Callable[[Sequence[int]], str], rate: float) -> None:
-        """rate: the learning rate of the run, of which a tenth is proposed."""
+        """Watch for collapse.  stop: end-of-answer id; rate: learning rate, of which the warning proposes a tenth."""
         self.stop, self.decode, self.rate, self.now = stop, decode, rate, False
 
     def __call__(self, rollout: Rollout, top_token: Tensor) -> Tensor:
-        """1 where the answers of a rollout are one token over and over, or are empty."""
+        """1 if nearly all answers of a rollout repeat one token or are empty, else 0: ()."""
         first, length = rollout.tokens[:, 0], rollout.mask.sum(1)
         empty = float(((first == self.stop) & (length == 1)).float().mean())
         share = float(top_token) if int(length.sum()) >= 2 * len(rollout) else 0.0
@@ -58,5 +58,6 @@ class Collapse:
             what = f"{100 * empty:.0f} % of its last {len(rollout)} answers are empty"
         log.warning(
             "the policy has collapsed: %s\n"
-            "    try: optimizer.lr=%g, or a stronger tie to the reference, or another reward", what, self.rate / 10,
+            "    try: optimizer.lr=%g, or a larger weight of the KL to the reference, or another reward", what,
+            self.rate / 10,
         )  # fmt: skip

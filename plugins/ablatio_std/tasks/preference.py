@@ -1,4 +1,4 @@
-"""Preference tuning: any method of `alignment` that learns from pairs, rankings or labelled answers."""
+"""Preference tuning with any `alignment` method that trains on pairs, rankings or labeled answers."""
 
 import copy
 import hashlib
@@ -20,18 +20,18 @@ from ablatio.registry.kinds import tasks
 from ablatio.storage.atomic_write import write_bytes
 from ablatio.training.task_context import TaskContext
 
-from ._answers import Answered, Answers, AnswerSet, Judged, Units, example_of, groups_of
+from ._answers import Answers, AnswerSet, RatedAnswers, TokenizedAnswer, UnitBatches, chunks, example_of
 
-AT_ONCE = 8  # answers whose reference log-probabilities are made together
+AT_ONCE = 8  # answers per batch when the reference or a validation scores them
 
 
 @tasks.register("preference", paper="arXiv:2305.18290")
 class Preference:
     """The loss of `alignment` on sums of log p(token | prompt, answer so far) over the tokens of an answer.
 
-    The reference is the model before its first step: what it says of each answer is worked out once and kept on disk.
-    Score: how often training has raised the better of two held-out answers more than the worse one, which means the
-    same for every method.
+    The reference is the model before its first step; its log-probabilities are computed once and cached on disk.
+    The main score is the share of held-out pairs for which training has raised the log-probability of the better answer
+    more than that of the worse one, which is comparable between all methods.
     """
 
     accepts, template, needs = "feedback", True, ("alignment=dpo",)
@@ -41,39 +41,43 @@ class Preference:
         self,
         setup: TaskContext,
         *,
-        pairs: Annotated[
-            Literal["all", "extremes"], "of the answers to a prompt: all pairs, or best against worst"
-        ] = "all",
+        pairs: Annotated[Literal["all", "extremes"], "pairs of a prompt's answers: all, or best against worst"] = "all",
         too_long: Annotated[
-            Literal["cut", "drop", "refuse"], "a prompt too long beside its answers loses its beginning, or ..."
+            Literal["cut", "drop", "refuse"],
+            "a prompt too long for its answers: cut its beginning, leave it out, or stop the run",
         ] = "cut",
     ) -> None:
-        self.setup, self.which = setup, pairs
+        self.setup, self.pair_choice = setup, pairs
         self.method = setup.part("alignment")
         facts = kinds.alignments[setup.config["alignment"]["name"]].facts
-        self.data, self.moves, self.written = facts["data"], facts["moves_reference"], facts["rejected"] == "reference"
+        self.data, self.moves_reference = facts["data"], facts["moves_reference"]
+        self.samples_rejected = facts["rejected"] == "reference"
         self.asked: list[str] = facts["asks"]["loss"]
-        self.referenced = any(word.startswith("ref_") for word in self.asked) and not self.moves
+        self.uses_reference = any(word.startswith("ref_") for word in self.asked) and not self.moves_reference
         self.set = AnswerSet(setup, too_long)
         self.tokenizer, self.content = self.set.tokenizer, self.set.content
         self.held_out = [p for line in self.set.judged["validation"] for p in self._pairs_of(line)]
         self.units = [unit for line in self.set.judged["train"] for unit in self._units_of(line)]
-        self.strangers = self._strangers() if "kl_logps" in self.asked else []
+        self.kl_answers = self._add_kl_answers() if "kl_logps" in self.asked else []
         self.content["units"] = len(self.units)
         self.reference: LanguageModel | None = None
-        self.once = True  # whether a prompt is read once for all of its answers
+        self.shares_prompts = True  # True if a prompt is encoded once for all of its answers
+        # Log-probabilities of the reference, one answer after another, and where each answer's begin (-1: none).
         self.said: np.ndarray = np.zeros(0, dtype=np.float32)
         self.starts: np.ndarray = np.zeros(0, dtype=np.int64)
 
-    def _pairs_of(self, line: Judged) -> list[tuple[int, int]]:
-        """(better, worse) places of answers."""
+    def _pairs_of(self, line: RatedAnswers) -> list[tuple[int, int]]:
+        """Pairs (better, worse) of answer indices; equal scores form no pair."""
         ranked = sorted(zip(line.scores, line.members, strict=True), key=lambda pair: -pair[0])
-        if self.which == "extremes":
+        if self.pair_choice == "extremes":
             ranked = [ranked[0], ranked[-1]]
         return [(a, b) for (s, a), (t, b) in combinations(ranked, 2) if s > t]
 
-    def _units_of(self, line: Judged) -> list[tuple[tuple[int, ...], tuple[float, ...]]]:
-        """What one row of a batch is: a pair, a ranking, or an answer with 1 where it is wanted."""
+    def _units_of(self, line: RatedAnswers) -> list[tuple[tuple[int, ...], tuple[float, ...]]]:
+        """Units of a line, (answer indices, scores): a pair, a ranking, or one answer with 1 if it is desirable.
+
+        An answer is desirable if it scores above the mean of its line; a lone one, if it scores above 0.5.
+        """
         if self.data == "pairs":
             return [(pair, (1.0, 0.0)) for pair in self._pairs_of(line)]
         if self.data == "rankings":
@@ -81,8 +85,8 @@ class Preference:
         middle = sum(line.scores) / len(line.scores) if len(set(line.scores)) > 1 else 0.5
         return [((i,), (float(s > middle),)) for i, s in zip(line.members, line.scores, strict=True)]
 
-    def _strangers(self) -> list[int]:
-        """For each unit the next one's answer behind its own prompt: places of answers that are made for it."""
+    def _add_kl_answers(self) -> list[int]:
+        """For each unit, add the next unit's answer after its own prompt (KTO's KL estimate); return their indices."""
         made = []
         for number, (members, _) in enumerate(self.units):
             own, other = (
@@ -92,22 +96,25 @@ class Preference:
             room = self.setup.length + 1 - own.first
             ids = np.concatenate([own.ids[: own.first], other.ids[other.first :][: max(1, room)]])
             made.append(len(self.set.answers))
-            self.set.answers.append(Answered(ids, own.first))
+            self.set.answers.append(TokenizedAnswer(ids, own.first))
         return made
 
     def attach(self, model: LanguageModel) -> None:
-        """A reference that moves is a second model; it comes back with the checkpoint."""
-        if self.moves:
+        """Hold a second model if the reference is updated; it is saved in checkpoints."""
+        if self.moves_reference:
             self.reference = copy.deepcopy(model).eval().requires_grad_(False)
 
     def prepare(self, model: LanguageModel) -> None:
-        """What the model says now, of held-out answers and of all that the method compares with its reference."""
-        mode, self.once = model.training, model.shared_prefix
+        """Compute the reference's log-probabilities of held-out answers and of those that the method compares with it.
+
+        The result is cached under a hash of the weights, the tokens and the precision.
+        """
+        mode, self.shares_prompts = model.training, model.shared_prefix
         model.eval()
         if self.reference is not None:
             self.reference.load_state_dict(model.state_dict())
             self.reference.to(next(model.parameters()).device)
-        if self.written:
+        if self.samples_rejected:
             self._write_rejected(model)
         weights = hashlib.sha256()
         for name, tensor in model.state_dict().items():
@@ -116,36 +123,36 @@ class Preference:
         key = key_of("reference", weights.hexdigest(), self.set.digest(), str(self._wanted()), str(device.type),
                      str(torch.is_autocast_enabled(device.type)))  # fmt: skip
         folder = self.setup.cache / "reference" / key
-        self.starts = np.array(get_or_build(folder, lambda f: self._refer(model, device, f))["starts"])
+        self.starts = np.array(get_or_build(folder, lambda f: self._compute_reference(model, device, f))["starts"])
         self.said = np.fromfile(folder / "logps.bin", dtype=np.float32)
         model.train(mode)
 
     def _wanted(self) -> list[int]:
-        """Places of the answers that the reference is asked about."""
-        trained = [i for members, _ in self.units for i in members] if self.referenced else []
-        return sorted({i for pair in self.held_out for i in pair} | set(trained) | set(self.strangers))
+        """Indices of the answers whose reference log-probabilities are needed."""
+        trained = [i for members, _ in self.units for i in members] if self.uses_reference else []
+        return sorted({i for pair in self.held_out for i in pair} | set(trained) | set(self.kl_answers))
 
     @torch.no_grad()
-    def _refer(self, model: LanguageModel, device: torch.device, folder: Path) -> dict[str, Any]:
-        starts, said, at = [-1] * len(self.set.answers), [], 0
+    def _compute_reference(self, model: LanguageModel, device: torch.device, folder: Path) -> dict[str, Any]:
+        starts, pieces, at = [-1] * len(self.set.answers), [], 0
         wanted = self.set.arranged(self._wanted())
-        for group in groups_of(len(wanted), AT_ONCE):
+        for group in chunks(len(wanted), AT_ONCE):
             members = [wanted[i] for i in group]
-            logps = example_of(self.set.batch(members)).to(device).spoken(model).logps.float().cpu().numpy()
+            logps = example_of(self.set.batch(members)).to(device).token_logprobs(model).logps.float().cpu().numpy()
             for i, row in zip(members, logps, strict=True):
                 n = self.set.answers[i].length
                 starts[i], at = at, at + n
-                said.append(row[:n])
-        write_bytes(folder / "logps.bin", np.concatenate(said).astype(np.float32).tobytes())
+                pieces.append(row[:n])
+        write_bytes(folder / "logps.bin", np.concatenate(pieces).astype(np.float32).tobytes())
         return {"starts": starts}
 
     def _write_rejected(self, model: LanguageModel) -> None:
-        """The worse answer of each pair becomes one that the model gives now: the same for the same weights."""
+        """Replace the worse answer of each pair by one sampled from the model: deterministic in its weights."""
         from ablatio.data.chat import sign_id
         from ablatio.model.decoding.generate import Sampling, generate
 
         stop = sign_id(self.tokenizer, self.set.form.end)
-        for group in groups_of(len(self.units), AT_ONCE):
+        for group in chunks(len(self.units), AT_ONCE):
             held = [self.units[i][0] for i in group]
             better = [self.set.answers[pair[0]] for pair in held]
             room = min(self.setup.length + 1 - a.first for a in better)
@@ -154,32 +161,32 @@ class Preference:
             found = generate(model, prompts, max(0, longest), Sampling(seed=self.setup.seeds.data + group[0]), stop)
             for pair, a, new in zip(held, better, found, strict=True):
                 ids = np.array([*a.ids[: a.first].tolist(), *new, stop], dtype=a.ids.dtype)
-                self.set.answers[pair[1]] = Answered(ids, a.first)
+                self.set.answers[pair[1]] = TokenizedAnswer(ids, a.first)
 
     @property
-    def training(self) -> Units:
-        return Units(self.setup, len(self.units), self._batch)
+    def training(self) -> UnitBatches:
+        return UnitBatches(self.setup, len(self.units), self._batch)
 
     def validation(self, length: int | None = None, tokens: int | None = None) -> list[dict[str, Tensor]]:
         pairs = self.held_out
-        groups = ([pairs[i] for i in group] for group in groups_of(len(pairs), AT_ONCE))
-        return [self._referred(self.set.batch([p[0] for p in g] + [p[1] for p in g])) for g in groups]
+        groups = ([pairs[i] for i in group] for group in chunks(len(pairs), AT_ONCE))
+        return [self._with_reference(self.set.batch([p[0] for p in g] + [p[1] for p in g])) for g in groups]
 
     def _batch(self, numbers: Sequence[int]) -> dict[str, Tensor]:
-        """Pairs: the better answers, then the worse ones.  Rankings: K side by side.  Labelled: each with its label."""
+        """Batch of units.  Pairs: better answers, then worse ones.  Rankings: K adjacent.  Labeled: with labels."""
         units = [self.units[i] for i in numbers]
         if self.data == "pairs":
-            return self._referred(self.set.batch([m[0] for m, _ in units] + [m[1] for m, _ in units]))
+            return self._with_reference(self.set.batch([m[0] for m, _ in units] + [m[1] for m, _ in units]))
         most = max(len(members) for members, _ in units)
         index = [i for members, _ in units for i in (*members, *members[:1] * (most - len(members)))]
-        strangers = [self.strangers[i] for i in numbers] if self.strangers else []
-        made = self._referred(self.set.batch(index + strangers))
+        kl_answers = [self.kl_answers[i] for i in numbers] if self.kl_answers else []
+        made = self._with_reference(self.set.batch(index + kl_answers))
         rows = [(*scores, *(0.0,) * (most - len(scores))) for _, scores in units]
         present = [[i < len(members) for i in range(most)] for members, _ in units]
         return made | {"scores": torch.tensor(rows), "present": torch.tensor(present)}
 
-    def _referred(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """With what the reference says of each token, where it was asked."""
+    def _with_reference(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Add the reference's log-probability of each token, 0 where it was not computed."""
         found = torch.zeros_like(batch["mask"])
         for row, i in enumerate(batch["index"].tolist()):
             at = int(self.starts[i]) if len(self.starts) else -1
@@ -189,30 +196,32 @@ class Preference:
         return batch | {"reference": found}
 
     def tokens(self, steps: int) -> int:
+        """Average tokens of a unit times the number of units."""
         lengths = sum(len(self.set.answers[i].ids) for members, _ in self.units for i in members)
         return round(self.setup.plan.step(steps)[0] * lengths / len(self.units))
 
     def work(self, steps: int) -> Work:
-        """What is learnt, and what the reference said of it: once of each answer, or in each step where it moves."""
+        """Training passes, and reference passes: once per answer, or in every step if the reference is updated."""
         share = self.setup.plan.step(steps)[0] / len(self.units)
-        learnt = [Work(learnt=p, learnt_said=s) for p, s in (self._passed(members) for members, _ in self.units)]
-        asked = [members for members, _ in self.units] if self.moves else [(i,) for i in self._wanted()]
-        read = [Work(read=p, read_said=s) for p, s in map(self._passed, asked)]
-        once = 1.0 if not self.moves else share
+        learnt = [Work(learnt=p, learnt_said=s) for p, s in (self._tokens_read(members) for members, _ in self.units)]
+        asked = [members for members, _ in self.units] if self.moves_reference else [(i,) for i in self._wanted()]
+        read = [Work(read=p, read_said=s) for p, s in map(self._tokens_read, asked)]
+        once = 1.0 if not self.moves_reference else share
         return sum(learnt, Work()) * share + sum(read, Work()) * once
 
-    def _passed(self, members: Sequence[int]) -> tuple[int, int]:
-        """(tokens read, of which so many say an answer) of one unit; a prompt is read once where the model can."""
+    def _tokens_read(self, members: Sequence[int]) -> tuple[int, int]:
+        """(tokens read, tokens that predict an answer) of a unit; a prompt counts once if the model shares prefixes."""
         answers = [self.set.answers[i] for i in members]
-        starts = {a.start.tobytes(): len(a.start) for a in answers} if self.once else {}
-        said = sum(a.length for a in answers)
-        return said + (sum(starts.values()) if self.once else sum(len(a.start) for a in answers)), said
+        starts = {a.start.tobytes(): len(a.start) for a in answers} if self.shares_prompts else {}
+        predicted = sum(a.length for a in answers)
+        prompts = sum(starts.values()) if self.shares_prompts else sum(len(a.start) for a in answers)
+        return predicted + prompts, predicted
 
     def example(self, batch: Mapping[str, Tensor], generator: torch.Generator) -> Answers:
         return example_of(batch)
 
     def begin_step(self, model: LanguageModel, step: int) -> None:
-        """A reference that moves does so between steps."""
+        """Update the reference towards the policy, between two steps, if the method does so."""
         rate = self.method.reference_rate(step) if self.reference is not None and step else 0.0
         if rate and self.reference is not None:
             with torch.no_grad():
@@ -226,19 +235,19 @@ class Preference:
         return Loss(loss * count, loss.new_tensor(float(count)), metrics)
 
     def words(self, model: LanguageModel, example: Answers) -> dict[str, Tensor]:
-        """What a method may ask for, of this batch (ablatio.registry.kinds.alignment_inputs)."""
+        """The inputs that a method may take, for this batch (ablatio.registry.kinds.alignment_inputs)."""
         collision = any(word.endswith("collision") for word in self.asked)
-        said = example.spoken(model, collision)
+        policy = example.token_logprobs(model, collision)
         reference = example.more["reference"]
         if self.reference is not None:
             with torch.no_grad():
-                reference = example.spoken(self.reference).logps
+                reference = example.token_logprobs(self.reference).logps
         if self.data == "pairs":
-            return self._pair_words(said.logps, reference, example.mask, said.collision)
-        own = example.more["scores"].numel()
+            return self._pair_inputs(policy.logps, reference, example.mask, policy.collision)
+        own = example.more["scores"].numel()  # the rows after these are the answers for the KL estimate
         shape = example.more["scores"].shape
         found = {
-            "logps": said.logps[:own].sum(1).view(shape),
+            "logps": policy.logps[:own].sum(1).view(shape),
             "ref_logps": reference[:own].sum(1).view(shape),
             "length": example.mask[:own].sum(1).view(shape),
             "scores": example.more["scores"],
@@ -246,12 +255,12 @@ class Preference:
         }
         if self.data == "rankings":
             return found
-        strange = {"kl_logps": said.logps[own:].sum(1).detach(), "ref_kl_logps": reference[own:].sum(1)}
+        kl = {"kl_logps": policy.logps[own:].sum(1).detach(), "ref_kl_logps": reference[own:].sum(1)}
         flat = {name: value[:, 0] for name, value in found.items()}
-        return flat | strange | {"labels": flat["scores"] > 0}
+        return flat | kl | {"labels": flat["scores"] > 0}
 
     @staticmethod
-    def _pair_words(logps: Tensor, reference: Tensor, mask: Tensor, collision: Tensor | None) -> dict[str, Tensor]:
+    def _pair_inputs(logps: Tensor, reference: Tensor, mask: Tensor, collision: Tensor | None) -> dict[str, Tensor]:
         half = len(logps) // 2
         found: dict[str, Tensor] = {}
         for which, rows in (("chosen", slice(0, half)), ("rejected", slice(half, None))):
@@ -280,14 +289,14 @@ class Preference:
         try:
             for number, batch in enumerate(batches):
                 example = example_of(batch).to(device)
-                change = (example.spoken(model).logps - example.more["reference"]).double().sum(1)
+                change = (example.token_logprobs(model).logps - example.more["reference"]).double().sum(1)
                 found.append(change.view(2, -1))
                 between(number + 1)
         finally:
             model.train(mode)
         chosen, rejected = torch.cat(found, 1).cpu()
         margin = chosen - rejected
-        right = (margin > 1e-4).double() + 0.5 * (margin.abs() <= 1e-4)  # before the first step all are equal
+        right = (margin > 1e-4).double() + 0.5 * (margin.abs() <= 1e-4)  # ties: before training all margins are 0
         values = right, margin, chosen, rejected
         return {name: float(v.mean()) for name, v in zip(self.scores, values, strict=True)} | {"pairs": len(margin)}
 
@@ -301,8 +310,8 @@ class Preference:
 
 rule(
     when="task.name == 'preference' and facts.alignment.data == 'prompts'",
-    why="alignment={alignment.name} learns from rewards of what the model writes itself, and task=preference from "
-    "answers that are given",
+    why="alignment={alignment.name} trains on rewards of answers that the model samples, but task=preference provides "
+    "given answers",
     fix="alignment=dpo",
     where="alignment",
 )

@@ -1,4 +1,4 @@
-"""Pre-training: rows out of a stream of documents, as the objective shows them."""
+"""Pre-training on rows of a stream of documents."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -19,9 +19,9 @@ from ablatio.training.task_context import TaskContext
 
 @tasks.register("pretrain", paper="arXiv:1801.10198")
 class Pretrain:
-    """sum_t -log p(target_t | what the objective shows) over rows of the source's documents, in nats.
+    """sum_t -log p(target_t | inputs) over rows of the source's documents, in nats.
 
-    A row has `data.length` tokens of the stream of documents; `objective` says what of them is read and what is said.
+    A row has `data.length` tokens of the stream of documents; `objective` makes inputs and targets of them.
     """
 
     accepts, scores, main, better = "documents", ("loss", "bpb", "accuracy"), "loss", "lower"
@@ -38,6 +38,7 @@ class Pretrain:
 
     @property
     def by_document(self) -> bool:
+        """True if each row begins with a document, False if rows are consecutive windows of the stream."""
         return bool(self.setup.config["data"]["rows"] == "documents")
 
     @property
@@ -48,7 +49,7 @@ class Pretrain:
         return TrainBatches(self.corpus.train, order, self.setup.plan, eos=self.tokenizer.eos, document_mask=mask)
 
     def validation(self, length: int | None = None, tokens: int | None = None) -> ValidationBatches:
-        """The fixed held-out windows; rows of `length` tokens, batches of about 4096."""
+        """The fixed held-out rows of `length` tokens, in batches of about 4096 tokens."""
         length, data = length or self.setup.length, self.setup.config["data"]
         cap = tokens if tokens is not None else data["val_tokens"]
         return ValidationBatches(
@@ -81,23 +82,23 @@ class Pretrain:
         return evaluate(model, self.objective, iter(batches), sizes, device, between).numbers()
 
     def ask(self, name: str, model: LanguageModel) -> None:
-        """Score what another objective (with its default knobs) asks for; UserError where this model cannot say it."""
-        gives = kinds.objectives[name].facts["produces"]
+        """Score another objective, with its default knobs, from now on; UserError if this model does not support it."""
+        produced = kinds.objectives[name].facts["produces"]
         architecture = self.setup.config["architecture"]["name"]
-        takes = kinds.architectures[architecture].facts["accepts"]
-        if gives not in takes:
+        accepted = kinds.architectures[architecture].facts["accepts"]
+        if produced not in accepted:
             usual = kinds.architectures[architecture].facts["objective"]
             raise UserError(
-                f"objective={name} gives {gives}, and architecture={architecture} can say {' or '.join(takes)}\n"
-                f"    try: --objective {usual}"
+                f"objective={name} produces {produced}, but architecture={architecture} accepts "
+                f"{' or '.join(accepted)}\n    try: --objective {usual}"
             )
         objective: Any = kinds.objectives.build(name, {}, **self._wiring())
         ids = self.tokenizer.vocab_size
         needed = ids + int(getattr(objective, "extra_tokens", 0))
         if needed > model.vocab_size:
-            plain = "prefix_lm" if gives == "source and target" else "lm"
+            plain = "prefix_lm" if produced == "source and target" else "lm"
             raise UserError(
-                f"objective={name} needs {needed - ids} signs beyond the tokenizer's {ids} ids, and this model has "
+                f"objective={name} needs {needed - ids} token ids beyond the tokenizer's {ids}, but this model has "
                 f"{model.vocab_size - ids}\n    try: --objective {plain}"
             )
         self.objective = objective

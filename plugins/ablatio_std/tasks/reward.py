@@ -1,4 +1,4 @@
-"""Reward models: a number for an answer, learned from which answers people found better."""
+"""Reward models: a scalar score of an answer, trained on preferences between answers."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -15,13 +15,13 @@ from ablatio.model.parameter_roles import named_generator
 from ablatio.registry.kinds import tasks
 from ablatio.training.task_context import TaskContext
 
-from ._answers import Answers, AnswerSet, Units, example_of, groups_of
+from ._answers import Answers, AnswerSet, UnitBatches, chunks, example_of
 
-BINS = 10  # of confidence, for the calibration error
+BINS = 10  # confidence bins of the calibration error
 
 
 class ScalarHead(nn.Module):
-    """w . h: one number for a hidden state, N(0, 1/(D + 1)) at the start.  (..., D) -> (...)."""
+    """w . h: a scalar for each hidden state; w starts as N(0, 1/(D + 1)).  (..., D) -> (...)."""
 
     def __init__(self, d_model: int, seed: int, name: str) -> None:
         super().__init__()
@@ -36,8 +36,9 @@ class ScalarHead(nn.Module):
 class RewardModel:
     """-log sigmoid(r_w - r_l - margin (s_w - s_l)), the mean over the pairs of the K answers to a prompt.
 
-    r: a linear map of the hidden state at the answer's end.  With Elo ratings a pair has two outcomes, weighted by
-    their odds.  `centering` c adds c (r_w + r_l)^2, so that rewards stay around zero (arXiv:2312.09244).
+    r: a linear map of the hidden state at the answer's end; s: the scores in the data; w the better answer, l the worse
+    one.  With Elo ratings both outcomes of a pair count, weighted by their probabilities.  `centering` c adds
+    c (r_w + r_l)^2, which keeps rewards centered at zero (arXiv:2312.09244).
     """
 
     accepts, template = "feedback", True
@@ -48,11 +49,12 @@ class RewardModel:
         self,
         setup: TaskContext,
         *,
-        margin: Annotated[float, NonNegative, "asked for each point of difference in the scores"] = 0.0,
+        margin: Annotated[float, NonNegative, "reward margin per point of difference in the scores"] = 0.0,
         centering: Annotated[float, NonNegative, "weight of the squared sum of a pair's rewards"] = 0.0,
-        elo: Annotated[Literal["odds", "order"], "what Elo ratings say of a pair"] = "odds",
+        elo: Annotated[Literal["odds", "order"], "use Elo ratings as win probabilities, or as an order"] = "odds",
         too_long: Annotated[
-            Literal["cut", "drop", "refuse"], "a prompt too long beside its answers loses its beginning, or ..."
+            Literal["cut", "drop", "refuse"],
+            "a prompt too long for its answers: cut its beginning, leave it out, or stop the run",
         ] = "cut",
     ) -> None:
         self.setup, self.margin, self.centering, self.elo = setup, margin, centering, elo
@@ -60,20 +62,24 @@ class RewardModel:
         self.tokenizer, self.content = self.set.tokenizer, self.set.content
 
     def attach(self, model: LanguageModel) -> None:
+        """Add the reward head."""
         model.reward_head = ScalarHead(model.lm_head.in_features, self.setup.seeds.init, "reward_head")
 
     @property
-    def training(self) -> Units:
+    def training(self) -> UnitBatches:
         judged = self.set.judged["train"]
-        return Units(self.setup, len(judged), lambda units: self._batch([judged[i] for i in units]))
+        return UnitBatches(self.setup, len(judged), lambda units: self._batch([judged[i] for i in units]))
 
     def validation(self, length: int | None = None, tokens: int | None = None) -> list[dict[str, Tensor]]:
         judged = self.set.judged["validation"]
-        return [self._batch([judged[i] for i in group]) for group in groups_of(len(judged), 8)]
+        return [self._batch([judged[i] for i in group]) for group in chunks(len(judged), 8)]
 
     def _batch(self, judged: Sequence[Any]) -> dict[str, Tensor]:
-        """better, worse (P,): rows of the two answers of each pair; gap: of their scores; weight: 1 / pairs of a line;
-        odds: how likely the better one wins."""
+        """Batch of lines, with P pairs of their answers.
+
+        better, worse (P,): rows of the two answers; gap (P,): difference of their scores; odds (P,): probability that
+        the better one wins; weight (P,): 1 / number of pairs of the line.
+        """
         rows: list[tuple[int, int, float, float, float]] = []
         first = 0
         for line in judged:
@@ -105,12 +111,12 @@ class RewardModel:
         return example_of(batch)
 
     def rewards(self, model: LanguageModel, example: Answers) -> Tensor:
-        """(N,) in 32 bits."""
-        found: Tensor = model.reward_head(example.last(model))
+        """Rewards of N answers in at least 32 bits: (N,)."""
+        found: Tensor = model.reward_head(example.last_states(model))
         return found.float() if found.dtype in (torch.bfloat16, torch.float16) else found
 
     def _pairs(self, rewards: Tensor, more: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """(loss, margin) of each pair: (P,)."""
+        """(loss, reward difference) of each pair: (P,) each."""
         better, worse = rewards[more["better"]], rewards[more["worse"]]
         apart = better - worse - self.margin * more["gap"]
         loss = -more["odds"] * F.logsigmoid(apart) - (1 - more["odds"]) * F.logsigmoid(-apart)
@@ -160,9 +166,10 @@ class RewardModel:
 
 
 def calibration_error(margin: Tensor, weight: Tensor) -> float:
-    """sum over bins of |accuracy - mean confidence| x share; confidence: max(p, 1 - p), p = sigmoid(margin).
+    """Expected calibration error: sum over bins of |accuracy - mean confidence| x share of the pairs.
 
-    Source: Guo et al. 2017, arXiv:1706.04599, on the side that the model takes.
+    confidence = max(p, 1 - p), p = sigmoid(margin): that of the answer which the model prefers.
+    Source: Guo et al. 2017, arXiv:1706.04599.
     """
     confidence, right = torch.sigmoid(margin.abs()), (margin > 0).double()
     place = ((confidence - 0.5) * 2 * BINS).long().clamp(max=BINS - 1)
@@ -171,9 +178,9 @@ def calibration_error(margin: Tensor, weight: Tensor) -> float:
 
 
 def length_bias(margin: Tensor, longer: Tensor) -> float:
-    """Correlation, over the pairs in both orders, of the difference in reward with that in length; 0: none.
+    """Correlation of the difference in reward with the difference in length, over the pairs in both orders; 0: none.
 
-    Both orders have mean zero, so that it is sum(m l) / sqrt(sum m^2 sum l^2).
+    With both orders the means are zero, so that it is sum(m l) / sqrt(sum m^2 sum l^2).
     """
     scale = (margin.square().sum() * longer.square().sum()).sqrt()
     return float((margin * longer).sum() / scale) if float(scale) else 0.0
@@ -181,7 +188,7 @@ def length_bias(margin: Tensor, longer: Tensor) -> float:
 
 rule(
     when="facts.task.accepts == 'feedback' and 'next tokens' not in facts.architecture.accepts",
-    why="task={task.name} reads an answer behind its prompt, and architecture={architecture.name} learns from "
+    why="task={task.name} needs a model that continues a text, but architecture={architecture.name} trains on "
     "{facts.architecture.accepts}",
     fix="architecture=causal",
     where="architecture",

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: conversations in a template's form, the loss on what the assistant says."""
+"""Supervised fine-tuning on conversations, written with a chat template, with the loss on the assistant's turns."""
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
@@ -23,18 +23,18 @@ from ablatio.registry import kinds
 from ablatio.registry.kinds import tasks
 from ablatio.training.task_context import TaskContext
 
-from ._conversations import OneText, Reading, Row, SourceAndTarget, Talks
+from ._conversations import ConversationFormat, Row, SourceTargetFormat, TextFormat, TokenizedConversations
 
-SHOWN, LONGEST = 4, 192  # answers in samples.jsonl, and their tokens
+SHOWN, LONGEST = 4, 192  # answers in samples.jsonl, and their largest number of tokens
 
 
 @tasks.register("sft", paper="arXiv:2203.02155")
 class SupervisedFineTuning:
-    """sum -log p(token | the conversation before it) over the tokens that the assistant says, its end sign included.
+    """sum -log p(token | the conversation before it) over the assistant's tokens, with the end-of-answer token.
 
-    Conversations are packed into rows of `data.length` tokens by first fit; tokens see their own conversation alone.
-    Where the architecture learns from source and target, what comes before an answer is the source of that answer.
-    A share of the rows may be plain text, as in pre-training: of a decoder alone, with the loss on each token.
+    Conversations are packed into rows of `data.length` tokens by first fit; tokens attend to their own conversation
+    only.  If the architecture trains on source and target, the text before an answer is the source of that answer.
+    A share of the rows can be plain text as in pre-training, on which a decoder has the loss on every token.
     """
 
     accepts, scores, main, better, template = "conversations", ("loss", "accuracy"), "loss", "lower", True
@@ -43,40 +43,40 @@ class SupervisedFineTuning:
         self,
         setup: TaskContext,
         *,
-        prompts: Annotated[bool, "the loss stands on questions too"] = False,
-        packing: Annotated[bool, "several conversations in a row"] = True,
+        prompts: Annotated[bool, "put the loss on the questions too"] = False,
+        packing: Annotated[bool, "pack several conversations into a row"] = True,
         too_long: Annotated[
             Literal["cut", "drop", "refuse"],
-            "a conversation longer than a row: loses its beginning, is left out, or stops the run",
+            "a conversation longer than a row: cut its beginning, leave it out, or stop the run",
         ] = "cut",
-        cap: Annotated[int | None, Positive, "conversations that a source gives to an epoch at most"] = None,
-        text: Annotated[str, OptionOf("source"), "of the plain text that is mixed in"] = "sotu",
-        share: Annotated[float, Fraction, "of the rows that are plain text"] = 0.0,
+        cap: Annotated[int | None, Positive, "largest number of conversations per source and epoch"] = None,
+        text: Annotated[str, OptionOf("source"), "source of the plain text that is mixed in"] = "sotu",
+        share: Annotated[float, Fraction, "share of the rows that are plain text"] = 0.0,
     ) -> None:
         self.setup, self.prompts, self.packing, self.too_long = setup, prompts, packing, too_long
         self.share = share
         source = setup.source()
         self.tokenizer, self.form = setup.chat(source)
         self.reading = self._reading()
-        talks = Talks(setup, source, self.tokenizer, self.form, self.reading, too_long)
-        self.held, self.written, self.content = talks.held, talks.written, talks.content
+        conversations = TokenizedConversations(setup, source, self.tokenizer, self.form, self.reading, too_long)
+        self.held, self.written, self.content = conversations.held, conversations.written, conversations.content
         order = ExampleOrder([c.group for c in self.held["train"]], setup.seeds.data, cap)
         self.rows = PackedRows(self._sizes(self.written["train"]), order, setup.length if packing else None)
-        self.plain = self._plain(text) if share else None
+        self.plain = self._text_windows(text) if share else None
 
-    def _reading(self) -> Reading:
-        """How the architecture reads a conversation."""
+    def _reading(self) -> ConversationFormat:
+        """Choose how conversations become rows, by what the architecture trains on."""
         facts, eos = kinds.architectures[self.setup.config["architecture"]["name"]].facts, self.tokenizer.eos
         if "next tokens" in facts["accepts"]:
-            return OneText(eos, prompts=self.prompts, causal=facts["mask"] == "causal")
+            return TextFormat(eos, prompts=self.prompts, causal=facts["mask"] == "causal")
         wiring = {"vocab_size": self.tokenizer.vocab_size, "eos": eos, "max_len": self.setup.length}
-        return SourceAndTarget(eos, self.setup.part("objective", **wiring))
+        return SourceTargetFormat(eos, self.setup.part("objective", **wiring))
 
     def _sizes(self, pieces: Sequence[Written]) -> list[int]:
-        """Tokens that each takes in a row."""
+        """Tokens that each piece takes in a row."""
         return [len(piece) - self.reading.ahead for piece in pieces]
 
-    def _plain(self, name: str) -> tuple[Windows, WindowOrder]:
+    def _text_windows(self, name: str) -> tuple[Windows, WindowOrder]:
         source = sources.build(name)
         key = hashlib.sha256(self.tokenizer.state().encode()).hexdigest()
         corpus = prepare(source, self.tokenizer, key, self.setup.cache, self.setup.config["data"]["val_fraction"])
@@ -84,11 +84,11 @@ class SupervisedFineTuning:
         return Windows(corpus.train, self.setup.length), order
 
     @property
-    def training(self) -> "Rows":
-        return Rows(self)
+    def training(self) -> "RowBatches":
+        return RowBatches(self)
 
     def validation(self, length: int | None = None, tokens: int | None = None) -> list[dict[str, Tensor]]:
-        """Held-out conversations packed in their own order; at most `data.val_tokens` tokens."""
+        """Held-out conversations, packed in their own order; at most `data.val_tokens` tokens."""
         length = length or self.setup.length
         written = [w for w in self.written["validation"] if len(w) <= length + self.reading.ahead]
         if not written:
@@ -104,13 +104,13 @@ class SupervisedFineTuning:
         return [self._batch([self.reading.row([written[i] for i in row]) for row in group]) for group in groups]
 
     def tokens(self, steps: int) -> int:
-        """Packed rows count as whole; without packing, as many as conversations have on average."""
+        """Tokens of whole rows if packed, else the average tokens of a conversation times the rows."""
         rows, sizes = self.setup.plan.step(steps)[0], self._sizes(self.written["train"])
         return rows * self.setup.length if self.packing else round(rows * sum(sizes) / len(sizes))
 
     def row(self, number: int) -> Row:
-        """Row of the run: conversations, or a window of plain text."""
-        texts = int(number * self.share)
+        """Row `number` of the run: packed conversations, or a window of plain text."""
+        texts = int(number * self.share)  # rows of plain text before this one
         if self.plain is None or int((number + 1) * self.share) == texts:
             return self.reading.row([self.written["train"][i] for i in self.rows.row(number - texts)])
         windows, order = self.plain
@@ -119,10 +119,10 @@ class SupervisedFineTuning:
         return self.reading.plain(tokens, segments(tokens, self.tokenizer.eos), generator)
 
     def _batch(self, rows: Sequence[Row]) -> Row:
-        """Rows filled up to the longest; packed ones to the same length always, where the form is even."""
+        """Stack rows, padded to the longest, or to `data.length` if packed and `reading.even`."""
         least = self.setup.length if self.packing and self.reading.even else 0
         return {
-            name: torch.stack([_filled(row[name], max(least, *(len(r[name]) for r in rows)), value) for row in rows])
+            name: torch.stack([_padded(row[name], max(least, *(len(r[name]) for r in rows)), value) for row in rows])
             for name, value in self.reading.fill.items()
         }
 
@@ -143,7 +143,7 @@ class SupervisedFineTuning:
         device: torch.device,
         between: Callable[[int], None],
     ) -> dict[str, float]:
-        """Nats per token of held-out answers, and how often the likeliest token is the right one."""
+        """Loss in nats per token of held-out answers, and the share of tokens predicted correctly."""
         mode = model.training
         model.eval()
         nats = hits = count = 0.0
@@ -161,17 +161,17 @@ class SupervisedFineTuning:
         return {"loss": nats / count, "accuracy": hits / count, "tokens": int(count)}
 
     def samples(self, model: LanguageModel) -> list[dict[str, str]]:
-        """The likeliest answers to the first held-out questions, and what was expected."""
+        """Greedy answers to the first held-out questions, with the expected answers."""
         shown = list(dict.fromkeys(self.held["validation"]))[:SHOWN]
-        asked = [c.messages[:-1] for c in shown]
-        prompts = [w.ids.tolist() for w in write(self.tokenizer, self.form, asked, answering=True)]
+        questions = [c.messages[:-1] for c in shown]
+        prompts = [w.ids.tolist() for w in write(self.tokenizer, self.form, questions, answering=True)]
         room = [p[-self.setup.length // 2 :] for p in prompts]
         longest = min(LONGEST, self.setup.length - max(map(len, room)))
         mode = model.training
         stop = sign_id(self.tokenizer, self.form.end)
         try:
             found = generate(model.eval(), room, longest, Sampling(temperature=0), stop)
-        except UserError:  # a model that cannot decode
+        except UserError:  # a model that cannot decode has no samples
             return []
         finally:
             model.train(mode)
@@ -181,7 +181,7 @@ class SupervisedFineTuning:
         ]
 
 
-class Rows:
+class RowBatches:
     """Training batches by number."""
 
     def __init__(self, task: SupervisedFineTuning) -> None:
@@ -193,7 +193,7 @@ class Rows:
         return self.task._batch(rows) | {"number": torch.tensor(number)}
 
 
-def _filled(row: Tensor, length: int, value: float) -> Tensor:
+def _padded(row: Tensor, length: int, value: float) -> Tensor:
     return torch.nn.functional.pad(row, (0, length - len(row)), value=value)
 
 
@@ -206,14 +206,14 @@ rule(
 rule(
     when="task.name == 'sft' and 'next tokens' not in facts.architecture.accepts "
     "and 'source and target' not in facts.architecture.accepts",
-    why="task=sft teaches a decoder to answer, and architecture={architecture.name} learns from "
+    why="task=sft trains a decoder to answer, but architecture={architecture.name} trains on "
     "{facts.architecture.accepts}",
     fix="architecture=causal",
     where="architecture",
 )
 rule(
     when="task.name == 'sft' and task.prompts and 'next tokens' not in facts.architecture.accepts",
-    why="architecture={architecture.name} reads questions and says answers alone: no loss can stand on a question",
+    why="architecture={architecture.name} encodes questions and predicts only answers: questions cannot have a loss",
     fix="task.prompts=false",
     where="task.prompts",
 )

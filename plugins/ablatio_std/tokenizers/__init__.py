@@ -1,1 +1,1 @@
-"""Tokenizers: those that need nothing or learn from the corpus (trained), and those of models that exist."""
+"""Tokenizers: bytes, symbols and byte-level BPE trained on the corpus (trained), and those of existing models."""

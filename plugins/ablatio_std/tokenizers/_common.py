@@ -1,4 +1,4 @@
-"""What tokenizers share: GPT-2's letters for bytes, ids as text, and a state that is read back."""
+"""Shared by tokenizers: GPT-2's byte alphabet, decoding of ids, and reading a saved state."""
 
 import json
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from ablatio.errors import DamagedFile
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's printable stand-in for each byte: itself, or a character from U+0100 on for what is not printable."""
+    """GPT-2's characters -> bytes: a printable byte is its own character, the others have characters from U+0100 on."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
@@ -18,13 +18,14 @@ BYTE_OF = _byte_alphabet()
 
 
 def text_of(table: Sequence[bytes], ids: Sequence[int]) -> str:
-    """Ids that stand for no bytes are left out; an incomplete character becomes U+FFFD."""
+    """Decode ids by their bytes; ids without bytes are left out, an incomplete character becomes U+FFFD."""
     return b"".join(table[i] for i in ids).decode("utf-8", errors="replace")
 
 
 def state_of(text: str) -> dict[str, Any]:
+    """Parse a saved tokenizer state; DamagedFile if it is not JSON."""
     try:
         state = json.loads(text)
     except ValueError as error:
-        raise DamagedFile(f"the tokenizer state is no JSON ({error}); delete it and train again") from error
+        raise DamagedFile(f"the tokenizer state is not valid JSON ({error}); delete it and train again") from error
     return state if isinstance(state, dict) else {}

@@ -1,4 +1,4 @@
-"""Tokenizers: bytes, byte-level BPE, symbols. All give back any text; `eos` is an id that no text encodes to."""
+"""Tokenizers: bytes, byte-level BPE, symbols.  All are lossless for any text; no text is encoded to the id `eos`."""
 
 import json
 import re
@@ -14,10 +14,9 @@ from ablatio.data.types import Ids, token_type
 from ablatio.errors import DamagedFile, UserError
 from ablatio_std.tokenizers._common import BYTE_OF, state_of, text_of
 
-_AT_ONCE = 256  # pieces that are encoded together: what the library keeps of each token takes a hundred bytes and more
-_PIECE = 1 << 14  # characters of a piece
-_CUT = re.compile(r"(?<=\S)[ \n]")  # a word never reaches over a space or a line end that follows anything else
-
+_AT_ONCE = 256  # pieces per batch: the library keeps over a hundred bytes of memory per token
+_PIECE = 1 << 14  # characters of a piece, at least
+_CUT = re.compile(r"(?<=\S)[ \n]")  # a space or line end after a non-space: no token crosses it
 
 _BYTES = [*(bytes([byte]) for byte in range(256)), b""]
 _ALPHABET = {character: i for i, character in enumerate(sorted(BYTE_OF))}
@@ -33,7 +32,7 @@ def _bpe(vocab: dict[str, int], merges: Merges = ()) -> hf.Tokenizer:
 
 
 def _pieces(text: str) -> Iterator[str]:
-    """A long text in pieces that are tokenized alike alone and together."""
+    """Split a long text where the tokens of the pieces are those of the whole text."""
     start = 0
     while len(text) - start > _PIECE and (cut := _CUT.search(text, start + _PIECE)):
         yield text[start : cut.start()]
@@ -42,7 +41,7 @@ def _pieces(text: str) -> Iterator[str]:
 
 
 def _fast(vocab: dict[str, int], merges: Merges, eos: tuple[str, int]) -> hf.Tokenizer:
-    """Byte-level BPE with its end sign in front of each text, as a document begins in training."""
+    """Byte-level BPE that puts the end-of-document token in front of each text, as in training."""
     model = _bpe(vocab | dict([eos]), merges)
     model.decoder = hf.decoders.ByteLevel()
     model.add_special_tokens([eos[0]])
@@ -52,13 +51,13 @@ def _fast(vocab: dict[str, int], merges: Merges, eos: tuple[str, int]) -> hf.Tok
 
 @tokenizers.register("bytes")
 class Bytes:
-    """One id per UTF-8 byte, id = byte, and eos = 256: 257 ids, nothing to train."""
+    """One id per UTF-8 byte, id = byte, and eos = 256: 257 ids; needs no training."""
 
     trained = False
     vocab_size, eos = 257, 256
 
     def train(self, texts: Iterable[str]) -> None:
-        """There is nothing to learn."""
+        """Do nothing: the ids are fixed."""
 
     def encode(self, texts: Sequence[str]) -> list[Ids]:
         return [np.frombuffer(text.encode(), dtype=np.uint8).astype(np.uint16) for text in texts]
@@ -77,38 +76,38 @@ class Bytes:
 
     def restore(self, state: str) -> None:
         if state_of(state).get("tokenizer") != "bytes":
-            raise DamagedFile("this is not the state of tokenizer=bytes; choose the tokenizer that it comes from")
+            raise DamagedFile("the saved state is not that of tokenizer=bytes; choose the tokenizer that wrote it")
 
 
 @tokenizers.register("bpe", paper="arXiv:1508.07909")
 class BPE:
     """Byte-level byte-pair encoding (Sennrich et al. 2016; on bytes: GPT-2, Radford et al. 2019).
 
-    From 256 bytes on, the most frequent pair of neighbours inside a word becomes a new id until there are
-    vocab_size - 1; eos is the last id. A small corpus may have fewer pairs: the other ids then stay unused.
+    Starting from 256 bytes, the most frequent pair of adjacent tokens inside words becomes a new id, until there are
+    vocab_size - 1 ids; eos is the last id.  If a small corpus has fewer pairs, the remaining ids stay unused.
     """
 
     trained = True
 
     def __init__(
-        self, *, vocab_size: Annotated[int, Range(257, 1_000_000), "ids in all, with 256 bytes and eos"] = 2048
+        self, *, vocab_size: Annotated[int, Range(257, 1_000_000), "number of ids, with 256 bytes and eos"] = 2048
     ) -> None:
         self.vocab_size, self.eos = vocab_size, vocab_size - 1
-        self._know(_ALPHABET, [])
+        self._set_vocabulary(_ALPHABET, [])
 
-    def _know(self, vocab: dict[str, int], merges: Merges) -> None:
-        """What was learnt.  The library's model of it is made when a text comes: most runs read tokens from the cache.
+    def _set_vocabulary(self, vocab: dict[str, int], merges: Merges) -> None:
+        """Set vocabulary and merges.  Raises DamagedFile, KeyError, TypeError or ValueError if they are not consistent.
 
-        Raises KeyError, TypeError or ValueError for what is no vocabulary with its merges.
+        The library's model is built at the first text, since most runs read their tokens from the cache.
         """
         tokens = sorted(vocab, key=vocab.__getitem__)
         if [vocab[token] for token in tokens] != list(range(len(tokens))) or not 256 <= len(tokens) < self.vocab_size:
             raise DamagedFile(f"a BPE of {len(tokens)} ids does not fit tokenizer.vocab_size={self.vocab_size}")
-        if strange := set().union(*tokens) - BYTE_OF.keys():
-            raise ValueError(f"{min(strange)!r} stands for no byte")
+        if unknown := set().union(*tokens) - BYTE_OF.keys():
+            raise ValueError(f"{min(unknown)!r} does not stand for a byte")
         for left, right in merges:
             if not (left in vocab and right in vocab and left + right in vocab):
-                raise ValueError(f"{left!r} and {right!r} are merged, and one of the three is no token")
+                raise ValueError(f"the merge of {left!r} and {right!r} uses or gives a token that is not there")
         self._vocab, self._merges = {token: i for i, token in enumerate(tokens)}, merges
         self._table = [token.translate(_AS_BYTES).encode("latin-1") for token in tokens]
         self._table += [b""] * (self.vocab_size - len(tokens))
@@ -122,12 +121,12 @@ class BPE:
 
     def train(self, texts: Iterable[str]) -> None:
         model = _bpe(_ALPHABET)
-        trainer = hf.trainers.BpeTrainer(  # no special token: the library would find its name in the text
+        trainer = hf.trainers.BpeTrainer(  # no special token, as the library would look for its name in the text
             vocab_size=self.vocab_size - 1, initial_alphabet=sorted(BYTE_OF), show_progress=False
         )
         model.train_from_iterator((piece for text in texts for piece in _pieces(text)), trainer)
-        told = json.loads(model.to_str())["model"]
-        self._know(told["vocab"], [(left, right) for left, right in told["merges"]])
+        trained = json.loads(model.to_str())["model"]
+        self._set_vocabulary(trained["vocab"], [(left, right) for left, right in trained["merges"]])
 
     def encode(self, texts: Sequence[str]) -> list[Ids]:
         pieces = [(i, piece) for i, text in enumerate(texts) for piece in _pieces(text)]
@@ -147,28 +146,29 @@ class BPE:
         return np.array([len(token) for token in self._table], dtype=np.int64)
 
     def state(self) -> str:
-        if not self._state:  # written once: a run asks several times
-            known = {"tokenizer": "bpe", "vocab": self._vocab, "merges": self._merges}
-            self._state = json.dumps(known, ensure_ascii=False)
+        if not self._state:  # kept, as a run needs it several times
+            state = {"tokenizer": "bpe", "vocab": self._vocab, "merges": self._merges}
+            self._state = json.dumps(state, ensure_ascii=False)
         return self._state
 
     def fast(self, eos: str) -> hf.Tokenizer:
         return _fast(self._vocab, self._merges, (eos, self.eos))
 
     def restore(self, state: str) -> None:
-        came = state_of(state)
+        saved = state_of(state)
         try:
-            self._know(came["vocab"], [(left, right) for left, right in came["merges"]])
+            self._set_vocabulary(saved["vocab"], [(left, right) for left, right in saved["merges"]])
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise DamagedFile(f"this is not the state of tokenizer=bpe ({type(error).__name__}: {error})") from error
+            reason = f"{type(error).__name__}: {error}"
+            raise DamagedFile(f"the saved state is not that of tokenizer=bpe ({reason})") from error
 
 
 @tokenizers.register("symbols")
 class Symbols:
-    """One id per character of a small alphabet, id = place in it; any other byte is two ids of 32 more: its halves.
+    """One id per character of a small alphabet, in its order; other bytes become two ids, one per half, of 32 more ids.
 
-    For tasks that are made of symbols (source=mqar): a vocabulary of 64 + 32 + 1, and nothing to train.  The default
-    alphabet is the dot, the question mark, digits and letters.
+    For synthetic tasks on symbols (source=mqar).  The default alphabet, the dot, the question mark, digits and letters,
+    gives a vocabulary of 64 + 32 + 1; it needs no training.
     """
 
     trained = False
@@ -176,20 +176,20 @@ class Symbols:
     def __init__(
         self,
         *,
-        alphabet: Annotated[str, "each character once; the order gives the ids"] = (
+        alphabet: Annotated[str, "characters in the order of their ids, each once"] = (
             ".?0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
         ),
     ) -> None:
         if len(set(alphabet)) != len(alphabet):
             twice = next(c for i, c in enumerate(alphabet) if c in alphabet[:i])
-            raise UserError(f"tokenizer.alphabet: {twice!r} stands in it more than once; expected each character once")
+            raise UserError(f"tokenizer.alphabet contains {twice!r} more than once; expected each character once")
         self.alphabet, self.halves = alphabet, len(alphabet)
         self.eos = len(alphabet) + 32
         self.vocab_size = self.eos + 1
         self._ids = {character: [i] for i, character in enumerate(alphabet)}
 
     def train(self, texts: Iterable[str]) -> None:
-        """There is nothing to learn."""
+        """Do nothing: the ids are fixed."""
 
     def encode(self, texts: Sequence[str]) -> list[Ids]:
         dtype = token_type(self.vocab_size)
@@ -212,7 +212,7 @@ class Symbols:
         return found.decode("utf-8", errors="replace")
 
     def token_bytes(self) -> NDArray[np.int64]:
-        """The upper half of a byte counts for nothing, the lower for one."""
+        """Bytes per id; of the two halves of a byte, the upper counts 0 and the lower 1."""
         return np.array([*(len(c.encode()) for c in self.alphabet), *[0] * 16, *[1] * 16, 0], dtype=np.int64)
 
     def state(self) -> str:
@@ -220,4 +220,4 @@ class Symbols:
 
     def restore(self, state: str) -> None:
         if state_of(state) != {"tokenizer": "symbols", "alphabet": self.alphabet}:
-            raise DamagedFile("this is not the state of tokenizer=symbols with this alphabet")
+            raise DamagedFile("the saved state is not that of tokenizer=symbols with this alphabet")

@@ -1,1 +1,1 @@
-"""Parts for ablatio by somebody else: every module in this package is imported, so a new part is a new file."""
+"""Example plugin for ablatio.  Every module of this package is imported, so that a new part only needs a new file."""

@@ -1,4 +1,4 @@
-"""DPO-Positive (Pal et al. 2024, arXiv:2402.13228): DPO that may not make the better answer less likely."""
+"""DPO-Positive (Pal et al. 2024, arXiv:2402.13228): DPO with a penalty on better answers that become less likely."""
 
 from typing import Annotated
 
@@ -13,8 +13,9 @@ from ablatio import NonNegative, Positive, alignments
 class DPOP:
     """L = -log sigmoid(beta (h - lam max(0, -r_w))), h = r_w - r_l, r the log-ratio of an answer to the reference.
 
-    w is the better answer, l the worse one.  DPO falls as long as l loses more than w; here a w that loses against
-    the reference (r_w < 0) is paid for.  The words of `loss` say what the method needs: (B,) each, in nats.
+    w is the better answer, l the worse one.  DPO's loss can fall although both answers become less likely, if l does so
+    faster; here it is penalized if w is less likely than under the reference (r_w < 0).  The parameters of `loss` name
+    its inputs: log-probabilities (B,) in nats.
     """
 
     data = "pairs"
@@ -23,8 +24,8 @@ class DPOP:
     def __init__(
         self,
         *,
-        beta: Annotated[float, Positive, "strength of the tie to the reference"] = 0.3,
-        lam: Annotated[float, NonNegative, "what a better answer pays that falls; 0: DPO"] = 50.0,
+        beta: Annotated[float, Positive, "weight of the KL penalty to the reference"] = 0.3,
+        lam: Annotated[float, NonNegative, "penalty on better answers that become less likely; 0: DPO"] = 50.0,
     ) -> None:
         self.beta, self.lam = beta, lam
 
@@ -34,5 +35,5 @@ class DPOP:
         better, worse = chosen - ref_chosen, rejected - ref_rejected  # (B,)
         loss = -F.logsigmoid(self.beta * (better - worse - self.lam * torch.relu(-better)))
         margin, fallen = (better - worse).detach(), (better < 0).float()
-        told = (self.beta * margin.mean(), (margin > 0).float().mean(), fallen.mean())
-        return loss.mean(), dict(zip(self.metrics, told, strict=True))
+        values = (self.beta * margin.mean(), (margin > 0).float().mean(), fallen.mean())
+        return loss.mean(), dict(zip(self.metrics, values, strict=True))

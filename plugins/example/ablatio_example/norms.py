@@ -1,4 +1,4 @@
-"""Normalisation by mean absolute value (Hoffer et al. 2018, arXiv:1803.01814)."""
+"""Normalization by the mean absolute value (Hoffer et al. 2018, arXiv:1803.01814)."""
 
 import math
 from typing import Annotated
@@ -13,7 +13,7 @@ from ablatio import Positive, norms
 class L1Norm(nn.Module):
     """y = g * x / (sqrt(pi / 2) mean|x| + eps), the mean over the last axis.  (..., d_model) -> same.
 
-    sqrt(pi / 2) mean|x| is the standard deviation of normal x; no square is taken, so float16 does not overflow.
+    sqrt(pi / 2) mean|x| is the standard deviation of a normal x.  Without a square, float16 does not overflow.
     """
 
     def __init__(self, d_model: int, *, eps: Annotated[float, Positive] = 1e-6, affine: bool = True) -> None:

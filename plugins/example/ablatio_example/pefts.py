@@ -10,7 +10,7 @@ from ablatio.model.peft.adapters import LayerPeft, MatrixAdapter, Targets, weigh
 
 
 class Core(MatrixAdapter):
-    """W + s U R V; U (out, r) and V (r, in) stay, R (r, r) learns."""
+    """W + s U R V: U (out, r) and V (r, in) are frozen, R (r, r) is trained."""
 
     left: Tensor
     right: Tensor
@@ -18,7 +18,7 @@ class Core(MatrixAdapter):
     def __init__(self, weight: Tensor, rank: int, scale: float) -> None:
         super().__init__()
         u, s, v = torch.linalg.svd(weight.float(), full_matrices=False)
-        # Persistent, since a checkpoint is loaded over a base whose weights are not there yet.
+        # Persistent: checkpoints are loaded into a model whose base weights, and so this SVD, are not there yet.
         self.register_buffer("left", u[:, :rank] * s[:rank])
         self.register_buffer("right", v[:rank].contiguous())
         self.core = nn.Parameter(torch.zeros(self.left.shape[1], len(self.right)))
@@ -30,17 +30,17 @@ class Core(MatrixAdapter):
 
 @pefts.register("lora_xs", paper="arXiv:2405.17604")
 class LoRAXS(LayerPeft):
-    """y = (W + (alpha / r) U_r S_r R V_r) x with W = U S V: only R (r, r) learns, and is zero at the start.
+    """y = (W + (alpha / r) U_r S_r R V_r) x with W = U S V: only R (r, r) is trained, and it starts at zero.
 
-    A layer costs r^2 weights, however wide it is.
+    A layer adds r^2 weights, however wide it is.
     """
 
     def __init__(
         self,
         *,
         targets: Targets = ("q_proj", "v_proj"),
-        rank: Annotated[int, Positive, "r: singular directions that are kept"] = 8,
-        alpha: Annotated[float, Positive, "the change is multiplied with alpha / r"] = 16.0,
+        rank: Annotated[int, Positive, "r: number of singular directions"] = 8,
+        alpha: Annotated[float, Positive, "the update is scaled by alpha / r"] = 16.0,
     ) -> None:
         super().__init__(targets)
         self.rank, self.scale = rank, alpha / rank

@@ -1,4 +1,4 @@
-"""A Gaussian window in each head (Guo, Zhang & Liu 2019, doi:10.1609/aaai.v33i01.33016489)."""
+"""Gaussian attention windows (Guo, Zhang & Liu 2019, doi:10.1609/aaai.v33i01.33016489)."""
 
 import math
 from typing import Annotated
@@ -11,9 +11,9 @@ from ablatio import Positive, positions
 
 @positions.register("gaussian", paper="doi:10.1609/aaai.v33i01.33016489")
 class Gaussian(nn.Module):
-    """logits[h, t, s] += -(t - s)^2 / (2 sigma_h^2): attention weights get a Gaussian prior around each query.
+    """logits[h, t, s] += -(t - s)^2 / (2 sigma_h^2): a Gaussian prior on attention around each query.
 
-    sigma_h, the width of head h in tokens, starts at `sigma` 2^h; `trained` lets gradient descent move it.
+    sigma_h, the width of head h in tokens, starts at `sigma` 2^h and is a parameter if `trained`.
     """
 
     log_sigma: Tensor
@@ -23,7 +23,7 @@ class Gaussian(nn.Module):
         n_heads: int,
         *,
         sigma: Annotated[float, Positive, "width of the first head, in tokens"] = 8.0,
-        trained: bool = True,
+        trained: Annotated[bool, "train the widths"] = True,
     ) -> None:
         super().__init__()
         start = math.log(sigma) + math.log(2) * torch.arange(n_heads)

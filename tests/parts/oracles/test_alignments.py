@@ -1,4 +1,4 @@
-"""Preference losses against trl's trainers on the same log-probabilities, closed forms and a tabular policy."""
+"""Preference losses against trl's trainers on the same log-probabilities, loops, closed forms and a tabular policy."""
 
 import itertools
 import math
@@ -25,7 +25,7 @@ DIVERGENCES = {"forward_kl": "forward_kl", "js": "js_divergence", "alpha": "alph
 
 
 def ours(name, data, seed=0, words=None, **knobs):
-    """(loss, the gradient of each thing that the policy says)."""
+    """(loss, gradient of each input that depends on the policy)."""
     entry, method = alignments[name], alignments.build(name, knobs)
     given = batches.leaves(words or batches.batch(data, seed), entry.facts["asks"]["loss"])
     loss, _ = method.loss(**given)
@@ -34,7 +34,7 @@ def ours(name, data, seed=0, words=None, **knobs):
 
 
 class Model:
-    """What trl's fused head gives, from log-probabilities that are already there; one prompt token in front."""
+    """Stand-in for a model with trl's fused head: returns given log-probabilities, after one prompt token."""
 
     training = True
 
@@ -54,7 +54,7 @@ def accelerator():
 
 
 def trl_dpo(words, loss_type, *, beta=0.1, smoothing=0.0, divergence="reverse_kl", alpha=0.5, ld=None, weighting=False):
-    """DPOTrainer's own loss on a stand-in for the trainer: its gradient by the token log-probabilities comes along."""
+    """DPOTrainer's own loss, called on a mock trainer, and its gradients by the token log-probabilities."""
     tokens = torch.cat([words["chosen_tokens"], words["rejected_tokens"]]).detach().float().requires_grad_()
     reference = torch.cat([words["ref_chosen_tokens"], words["ref_rejected_tokens"]]).float()
     collision = torch.cat([words["chosen_collision"], words["rejected_collision"]]).float()
@@ -75,12 +75,12 @@ def trl_dpo(words, loss_type, *, beta=0.1, smoothing=0.0, divergence="reverse_kl
 
 
 def single(words):
-    """The same batch in float32 for both sides; sums are those of the tokens."""
+    """The batch in float32, so that both sides compute with the same numbers."""
     return {w: x.float() if isinstance(x, Tensor) and x.is_floating_point() else x for w, x in words.items()}
 
 
 def agree(found, expected, words):
-    """Loss and gradient on the answers' tokens; that of a sum is the gradient of each of its tokens."""
+    """Assert equal losses and token gradients; the gradient of a sum is that of each of its tokens."""
     loss, gradients = found
     their_loss, theirs = expected
     assert loss == pytest.approx(float(their_loss), abs=1e-6, rel=1e-6)
@@ -94,7 +94,7 @@ def agree(found, expected, words):
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("beta", [0.1, 0.7])
 @pytest.mark.parametrize("name", sorted(TYPES))
-def test_dpo_family_is_trls(name, beta, seed):
+def test_dpo_family_equals_trl(name, beta, seed):
     words = single(batches.batch("pairs", seed))
     entry = alignments[name]
     smoothing = 0.15 if entry.knob("label_smoothing") and name != "dpo" else 0.0
@@ -102,7 +102,7 @@ def test_dpo_family_is_trls(name, beta, seed):
     knobs |= {"beta": beta} if entry.knob("beta") else {}
     found = ours(name, "pairs", words=words, **knobs)
     theirs = trl_dpo(words, TYPES[name], beta=beta, smoothing=smoothing)
-    if name == "sft":  # trl averages over the batch's tokens, where the gradient is that of each token
+    if name == "sft":  # trl's loss is a mean over tokens, so that only the values are compared
         assert found[0] == pytest.approx(float(theirs[0]), abs=1e-6)
         return
     agree(found, theirs, words)
@@ -111,7 +111,7 @@ def test_dpo_family_is_trls(name, beta, seed):
 @pytest.mark.oracle("alignment", "trl 1.16 DPOTrainer, f-divergences")
 @pytest.mark.parametrize("divergence", sorted(DIVERGENCES))
 @pytest.mark.parametrize("name", ["dpo", "robust", "hinge", "exo", "discopop", "ipo", "dpo_norm"])
-def test_f_divergences_are_trls(name, divergence):
+def test_f_divergences_equal_trl(name, divergence):
     words = single(batches.batch("pairs", 3))
     smoothing = {"robust": 0.1, "exo": 1e-3}.get(name, 0.0)
     found = ours(name, "pairs", words=words, divergence=divergence, alpha=0.3, beta=0.2)
@@ -121,19 +121,19 @@ def test_f_divergences_are_trls(name, divergence):
 
 @pytest.mark.oracle("alignment=ld_dpo", "trl 1.16 DPOTrainer, ld_alpha")
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
-def test_ld_dpo_is_trls(alpha):
+def test_ld_dpo_equals_trl(alpha):
     words = single(batches.batch("pairs", 4))
     agree(ours("ld_dpo", "pairs", words=words, alpha=alpha), trl_dpo(words, "sigmoid", ld=alpha), words)
 
 
 @pytest.mark.oracle("alignment=wpo", "trl 1.16 DPOTrainer, use_weighting")
-def test_wpo_is_trls():
+def test_wpo_equals_trl():
     words = single(batches.batch("pairs", 5))
     agree(ours("wpo", "pairs", words=words), trl_dpo(words, "sigmoid", weighting=True), words)
 
 
 @pytest.mark.oracle("alignment=tr_dpo", "trl 1.16 DPOTrainer and the schedule of its paper")
-def test_tr_dpo_is_dpo_whose_reference_moves():
+def test_tr_dpo_is_dpo_with_an_updated_reference():
     words = single(batches.batch("pairs", 6))
     agree(ours("tr_dpo", "pairs", words=words), trl_dpo(words, "sigmoid"), words)
     method = alignments.build("tr_dpo", {"tau": 0.3, "every": 4})
@@ -143,11 +143,11 @@ def test_tr_dpo_is_dpo_whose_reference_moves():
 
 @pytest.mark.oracle("alignment=kto", "trl 1.16 KTOTrainer")
 @pytest.mark.parametrize("weights", [(1.0, 1.0), (1.3, 0.4)])
-@pytest.mark.parametrize("behind", [0.0, 50.0])
-def test_kto_is_trls(weights, behind):
-    """With answers of others that the policy finds less likely than the reference does, z is 0."""
+@pytest.mark.parametrize("decrease", [0.0, 50.0])
+def test_kto_equals_trl(weights, decrease):
+    """If the policy finds other prompts' answers less likely than the reference does, z is clamped to 0."""
     words = single(batches.batch("labelled", 1))
-    words["kl_logps"] = words["kl_logps"] - behind
+    words["kl_logps"] = words["kl_logps"] - decrease
     loss, gradients = ours("kto", "labelled", words=words, wanted_weight=weights[0], unwanted_weight=weights[1])
     count = len(words["labels"])
     logps = words["logps"].clone().requires_grad_()
@@ -167,18 +167,18 @@ def test_kto_is_trls(weights, behind):
 
 
 @pytest.mark.oracle("alignment=orpo", "trl 1.16 ORPOTrainer.odds_ratio_loss")
-def test_orpo_is_trls():
+def test_orpo_equals_trl():
     words = batches.batch("pairs", 2)
     loss, _ = ours("orpo", "pairs", words=words, lam=0.3)
     means = [words[w] / words[f"{w}_length"] for w in ("chosen", "rejected")]
     trainer = SimpleNamespace(beta=0.3, accelerator=accelerator())
     losses, *_ = ORPOTrainer.odds_ratio_loss(trainer, *means)
     expected = -words["chosen"].sum() / words["chosen_length"].sum() - losses.mean()
-    assert loss == pytest.approx(float(expected), abs=1e-6)  # trl goes through float32
+    assert loss == pytest.approx(float(expected), abs=1e-6)  # trl computes in float32
 
 
-def test_odds_are_exact_near_certainty():
-    """An answer that is almost certain: log(1 - p) must not lose its digits."""
+def test_odds_are_accurate_near_certainty():
+    """For an almost certain answer, log(1 - p) must not lose its digits by cancellation."""
     words = batches.batch("pairs") | {"chosen": torch.tensor([-1e-9]), "rejected": torch.tensor([-30.0])}
     words |= {"chosen_length": torch.tensor([1]), "rejected_length": torch.tensor([1])}
     _, gradients = ours("orpo", "pairs", words={w: x.double() for w, x in words.items()}, lam=1.0)
@@ -190,7 +190,7 @@ def test_odds_are_exact_near_certainty():
 
 @pytest.mark.oracle("alignment=cpo", "trl 1.16 CPOTrainer.cpo_loss")
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
-def test_cpo_is_trls(smoothing):
+def test_cpo_equals_trl(smoothing):
     words = batches.batch("pairs", 2)
     loss, _ = ours("cpo", "pairs", words=words, alpha=0.6, beta=0.4, label_smoothing=smoothing)
     trainer = SimpleNamespace(
@@ -202,7 +202,7 @@ def test_cpo_is_trls(smoothing):
 
 
 @pytest.mark.oracle("alignment=simpo", "trl 1.16 CPOTrainer.cpo_loss, simpo")
-def test_simpo_is_trls():
+def test_simpo_equals_trl():
     words = batches.batch("pairs", 2)
     loss, _ = ours("simpo", "pairs", words=words, beta=1.5, gamma=0.7)
     means = [words[w] / words[f"{w}_length"] for w in ("chosen", "rejected")]
@@ -214,7 +214,7 @@ def test_simpo_is_trls():
 
 
 @pytest.mark.oracle("alignment=slic", "float64 loop")
-def test_slic_in_a_loop():
+def test_slic_equals_a_loop():
     words = batches.batch("pairs", 2)
     total = 0.0
     for w, rejected in zip(words["chosen"].tolist(), words["rejected"].tolist(), strict=True):
@@ -224,8 +224,8 @@ def test_slic_in_a_loop():
 
 
 @pytest.mark.oracle("alignment=ddo", "float64 loop on probabilities")
-def test_ddo_in_a_loop():
-    """A discriminator d = p^b / (p^b + q^b) that is to say 1 of the data and 0 of the reference's own."""
+def test_ddo_equals_a_loop():
+    """Discriminator d = p^b / (p^b + q^b) with the target 1 for data and 0 for the reference's samples."""
     words, b, alpha = batches.batch("pairs", 2), 0.5, 1.7
     total = 0.0
     for i in range(len(words["chosen"])):
@@ -236,16 +236,16 @@ def test_ddo_in_a_loop():
 
 
 @pytest.mark.oracle("alignment=rrhf", "float64 loop")
-def test_rrhf_in_a_loop():
+def test_rrhf_equals_a_loop():
     words, total = batches.batch("rankings", 1), 0.0
     logps, scores, length = (words[w].tolist() for w in ("logps", "scores", "length"))
     for row in range(len(logps)):
-        there = [k for k in range(4) if words["present"][row, k]]
-        means = {k: logps[row][k] / length[row][k] for k in there}
-        for i, j in itertools.permutations(there, 2):
+        present = [k for k in range(4) if words["present"][row, k]]
+        means = {k: logps[row][k] / length[row][k] for k in present}
+        for i, j in itertools.permutations(present, 2):
             if scores[row][i] > scores[row][j]:
                 total += max(0.0, means[j] - means[i])
-        total -= 0.4 * logps[row][max(there, key=lambda k: scores[row][k])]
+        total -= 0.4 * logps[row][max(present, key=lambda k: scores[row][k])]
     loss, _ = ours("rrhf", "rankings", words=words, lam=0.4)
     assert float(loss) == pytest.approx(total / len(logps), abs=1e-12)
 
@@ -291,10 +291,10 @@ def test_policy_equal_to_reference_gives_log_two(beta):
 
 @pytest.mark.oracle("alignment=dpo", "closed form: reference x exp(r / beta) / Z on a tabular policy")
 @pytest.mark.parametrize("beta", [0.3, 1.0])
-def test_dpo_finds_the_tilted_reference(beta):
-    """All pairs of five answers, each as often as a Bradley-Terry judge with the rewards r prefers it.
+def test_dpo_converges_to_the_tilted_reference(beta):
+    """Train on all ordered pairs of five answers, weighted by a Bradley-Terry judge's preference with rewards r.
 
-    A pair that is preferred with chance c stands c times this way round and 1 - c times the other: losses are weighed.
+    The order (i, j) has the weight P(i beats j), and (j, i) the weight 1 - P(i beats j).
     """
     generator = torch.Generator().manual_seed(0)
     reference = torch.randn(5, generator=generator, dtype=torch.float64).log_softmax(0)
@@ -320,11 +320,11 @@ def test_dpo_finds_the_tilted_reference(beta):
     assert torch.allclose(found, expected, atol=1e-6)
 
 
-def test_unknown_word_is_refused_when_the_part_is_defined():
+def test_unknown_loss_input_is_refused_at_registration():
     from ablatio.registry.registry import ContractError
 
     class Odd:
-        """L = 0; asks for something that nobody has."""
+        """L = 0; its second parameter is not a known input."""
 
         def loss(self, chosen, rejectd):
             return chosen.sum(), {}
@@ -334,7 +334,7 @@ def test_unknown_word_is_refused_when_the_part_is_defined():
     assert "odd_one" not in alignments.entries
 
 
-def test_reference_is_known_from_the_signature():
+def test_need_of_a_reference_follows_from_the_signature():
     needs = {e.name for e in alignments if any(w.startswith("ref_") for w in e.facts["asks"]["loss"])}
     assert {"dpo", "kto", "ddo", "wpo"} <= needs
     assert not needs & {"orpo", "cpo", "simpo", "slic", "rrhf", "sft"}

@@ -1,4 +1,4 @@
-"""Policy methods: trl's GRPO and RLOO on the same numbers, PPO and its pieces against float64 loops, closed forms."""
+"""Policy methods against trl's GRPO and RLOO on the same numbers, float64 loops and closed forms."""
 
 import itertools
 import math
@@ -13,7 +13,7 @@ from ablatio.model.rl.kl import kl_estimates, whiten
 from ablatio.registry.kinds import alignments
 from ablatio.testing import sample_alignments as batches
 
-# ours -> (trl's loss_type, level of the ratio, its settings)
+# our name -> (trl's loss_type, level of the importance ratio, clip settings)
 TYPES = {
     "grpo": ("grpo", "token", {}), "bnpo": ("bnpo", "token", {}), "dr_grpo": ("dr_grpo", "token", {}),
     "dapo": ("dapo", "token", {"high": 0.28}), "cispo": ("cispo", "token", {"high": 1.05}),
@@ -77,7 +77,7 @@ def loss(method, words):
 @pytest.mark.oracle("alignment", "trl 1.16 GRPOTrainer")
 @pytest.mark.parametrize("beta", [0.0, 0.3])
 @pytest.mark.parametrize("name", sorted(TYPES))
-def test_grpo_family_is_trls(name, beta):
+def test_grpo_family_equals_trl(name, beta):
     loss_type, level, clips = TYPES[name]
     knobs = {"beta": beta, "group": 4}
     if name in ("gspo", "luspo"):
@@ -94,7 +94,7 @@ def test_grpo_family_is_trls(name, beta):
 
 @pytest.mark.oracle("alignment=grpo", "float64 loop, advantages")
 @pytest.mark.parametrize("scale", ["group", "batch", "none"])
-def test_group_advantages_in_a_loop(scale):
+def test_group_advantages_equal_a_loop(scale):
     method, words = made("grpo", group=3, scale=scale)
     rewards = words["rewards"].tolist()
     spread = lambda xs: math.sqrt(sum((x - sum(xs) / len(xs)) ** 2 for x in xs) / (len(xs) - 1))  # noqa: E731
@@ -108,7 +108,7 @@ def test_group_advantages_in_a_loop(scale):
 
 @pytest.mark.parametrize("name", sorted(TYPES))
 @pytest.mark.parametrize("reward", [0.1, 1 / 3, 1e8])
-def test_equal_rewards_give_no_advantage_at_all(name, reward):
+def test_equal_rewards_give_exactly_zero_advantage(name, reward):
     method, words = made(name, group=7)
     words["rewards"] = torch.full_like(words["rewards"], reward)
     found = advantages(method, words)
@@ -117,17 +117,17 @@ def test_equal_rewards_give_no_advantage_at_all(name, reward):
 
 
 @pytest.mark.oracle("alignment=dapo", "closed form of its eq. 13")
-def test_overlong_answers_pay():
+def test_overlong_answers_are_penalized():
     method = alignments.build("dapo", {"group": 2, "overlong": 4})
     mask = (torch.arange(10) < torch.tensor([[6], [10], [7], [8]])).double()
     found = method.advantages(torch.zeros(4).double(), mask, 10).advantages.view(2, 2)
-    gaps = (found[:, 0] - found[:, 1]) / torch.tensor([1.0, 0.25]).double()  # prices 0, 1, 1/4, 2/4
+    gaps = (found[:, 0] - found[:, 1]) / torch.tensor([1.0, 0.25]).double()  # penalties 0, 1, 1/4, 2/4
     spreads = torch.tensor([1 / math.sqrt(2) + 1e-4, 0.25 / math.sqrt(2) + 1e-4]).double()
     assert torch.allclose(gaps * spreads, torch.ones(2).double(), atol=1e-9)
 
 
 @pytest.mark.oracle("alignment=rloo", "trl 1.16 RLOOTrainer, float64 loop")
-def test_rloo_is_trls():
+def test_rloo_equals_trl():
     method, words = made("rloo", group=3, beta=0.2)
     found = advantages(method, words).advantages
     kl = ((words["old_logps"] - words["ref_logps"]) * words["mask"]).sum(1)
@@ -155,7 +155,7 @@ def test_rloo_is_trls():
 
 
 def gae_by_definition(rewards, values, gamma, lam):
-    """The exponentially weighted sum of n-step advantages of one answer, term by term (1506.02438, eq. 16)."""
+    """Advantages of one answer as exponentially weighted sums of TD errors, term by term (1506.02438, eq. 16)."""
     size = len(rewards)
     value = [*values, 0.0]
     found = []
@@ -168,7 +168,7 @@ def gae_by_definition(rewards, values, gamma, lam):
 
 
 def ppo_by_loops(words, *, clip, clip_value, gamma, lam, kl_coef, vf_coef, entropy_coef, whiten=True):
-    """(advantages, loss) of PPO, token by token."""
+    """(advantages, loss) of PPO, computed token by token."""
     rows = []
     for i in range(len(words["mask"])):
         size = int(words["mask"][i].sum())
@@ -189,8 +189,8 @@ def ppo_by_loops(words, *, clip, clip_value, gamma, lam, kl_coef, vf_coef, entro
             ratio = math.exp(row["logps"][t] - row["old_logps"][t])
             total_policy -= min(ratio * a, max(1 - clip, min(1 + clip, ratio)) * a)
             target, value, old = row["raw"][t] + row["old_values"][t], row["values"][t], row["old_values"][t]
-            near = value if clip_value is None else old + max(-clip_value, min(clip_value, value - old))
-            total_value += max((value - target) ** 2, (near - target) ** 2) / 2
+            clipped = value if clip_value is None else old + max(-clip_value, min(clip_value, value - old))
+            total_value += max((value - target) ** 2, (clipped - target) ** 2) / 2
             total_entropy += row["entropy"][t]
     count = len(every)
     return [row["advantages"] for row in rows], (
@@ -201,7 +201,7 @@ def ppo_by_loops(words, *, clip, clip_value, gamma, lam, kl_coef, vf_coef, entro
 @pytest.mark.oracle("alignment=ppo", "float64 loops: GAE by its definition, token by token")
 @pytest.mark.parametrize("gamma, lam", [(1.0, 0.95), (0.9, 0.0), (0.97, 1.0)])
 @pytest.mark.parametrize("clip_value", [0.05, None])
-def test_ppo_in_loops(gamma, lam, clip_value):
+def test_ppo_equals_loops(gamma, lam, clip_value):
     knobs = {
         "gamma": gamma,
         "lam": lam,
@@ -221,8 +221,8 @@ def test_ppo_in_loops(gamma, lam, clip_value):
     assert float(loss(method, words)[0]) == pytest.approx(total, abs=1e-9)
 
 
-@pytest.mark.oracle("alignment=a2c", "float64 loops: sums of what is still earned")
-def test_a2c_in_loops():
+@pytest.mark.oracle("alignment=a2c", "float64 loops: discounted returns")
+def test_a2c_equals_loops():
     method, words = made("a2c", gamma=0.9, kl_coef=0.2, vf_coef=0.4, entropy_coef=0.03)
     found = advantages(method, words)
     words |= {"advantages": found.advantages, "returns": found.returns}
@@ -244,14 +244,14 @@ def test_a2c_in_loops():
 
 @pytest.mark.oracle("alignment=reinforce_pp", "float64 loops")
 @pytest.mark.parametrize("group", [1, 3])
-def test_reinforce_pp_in_loops(group):
+def test_reinforce_pp_equals_loops(group):
     method, words = made("reinforce_pp", group=group, beta=0.3)
     found, raw = advantages(method, words).advantages, []
     for i in range(len(words["mask"])):
         size, first = int(words["mask"][i].sum()), i - i % group
-        level = sum(words["rewards"][first : first + group].tolist()) / group if group > 1 else 0.0
+        baseline = sum(words["rewards"][first : first + group].tolist()) / group if group > 1 else 0.0
         d = (words["old_logps"] - words["ref_logps"])[i].tolist()
-        raw.append([float(words["rewards"][i]) - level - 0.3 * sum(d[t:size]) for t in range(size)])
+        raw.append([float(words["rewards"][i]) - baseline - 0.3 * sum(d[t:size]) for t in range(size)])
     every = list(itertools.chain.from_iterable(raw))
     mean = sum(every) / len(every)
     deviation = math.sqrt(sum((x - mean) ** 2 for x in every) / len(every) + 1e-8)
@@ -260,7 +260,7 @@ def test_reinforce_pp_in_loops(group):
 
 
 @pytest.mark.oracle("alignment=remax", "float64 loops")
-def test_remax_in_loops():
+def test_remax_equals_loops():
     method, words = made("remax", beta=0.3)
     words["advantages"] = found = advantages(method, words).advantages
     total = 0.0
@@ -275,7 +275,7 @@ def test_remax_in_loops():
 
 
 @pytest.mark.oracle("alignment=ppo", "float64 loop of the controller of 1909.08593")
-def test_adaptive_kl_follows_its_target():
+def test_adaptive_kl_coefficient_follows_the_controller():
     method, expected = alignments.build("ppo", {"kl_coef": 0.1, "kl_target": 6.0}), 0.1
     for kl in (0.0, 5.9, 6.3, 60.0, 2.0):
         error = kl / 6.0 - 1
@@ -287,13 +287,13 @@ def test_adaptive_kl_follows_its_target():
     assert fixed.kl_coef == 0.1
 
 
-def test_a_rollout_is_left_at_one_and_a_half_of_the_kl_that_was_set():
+def test_ppo_stops_a_rollout_above_one_and_a_half_times_stop_kl():
     method = alignments.build("ppo", {"stop_kl": 0.02})
     assert [method.stops(kl) for kl in (0.0, 0.0299, 0.0301)] == [False, False, True]
     assert not alignments.build("ppo", {"stop_kl": None}).stops(1e9)
 
 
-def test_whitening_in_a_loop():
+def test_whitening_equals_a_loop():
     words = batches.batch("prompts", 3)
     x, mask = words["values"] * 5 + 3, words["mask"]
     kept = [float(v) for v, m in zip(x.flatten(), mask.flatten(), strict=True) if m]
@@ -304,14 +304,14 @@ def test_whitening_in_a_loop():
     assert not whiten(x, mask)[~mask.bool()].any()
 
 
-def test_three_estimates_of_the_kl_by_exact_expectation():
-    """Over a whole vocabulary, weighed by the policy, k1 and k3 are the KL itself, and k2 is near it."""
+def test_expectation_of_the_three_kl_estimators():
+    """Summed over a vocabulary with the policy's weights, k1 and k3 equal the KL, and k2 is close to it."""
     generator = torch.Generator().manual_seed(0)
     policy, reference = (torch.randn(50, generator=generator, dtype=torch.float64).log_softmax(0) for _ in range(2))
     reference = (0.9 * policy + 0.1 * reference).log_softmax(0)
     exact = sum(math.exp(p) * (p - q) for p, q in zip(policy.tolist(), reference.tolist(), strict=True))
     found = kl_estimates(policy[None], reference[None], policy.exp()[None])
-    # The weights sum to 1, which the mean divides by.
+    # The mask holds the policy's probabilities: they sum to 1, so that the masked mean is the expectation.
     assert float(found.k1) == pytest.approx(exact, abs=1e-12)
     assert float(found.k3) == pytest.approx(exact, abs=1e-12)
     assert float(found.k2) == pytest.approx(exact, rel=0.2)
@@ -320,8 +320,8 @@ def test_three_estimates_of_the_kl_by_exact_expectation():
 
 @pytest.mark.oracle("alignment=rejection_sampling", "closed form: KL of the best of n is ln n - (n - 1) / n")
 @pytest.mark.parametrize("n", [2, 4, 16])
-def test_best_of_n_moves_so_far(n):
-    """Answers are points of a fine grid, each as likely as another; the part chooses, and its choices are counted."""
+def test_kl_of_best_of_n(n):
+    """Answers are uniform on a fine grid; the KL is that of the histogram of the selected answers."""
     method, size, draws = alignments.build("rejection_sampling", {"group": n}), 64, 200_000
     generator = torch.Generator().manual_seed(0)
     answers = torch.randint(size, (draws * n,), generator=generator)
@@ -338,7 +338,7 @@ def test_best_of_n_moves_so_far(n):
 
 
 @pytest.mark.oracle("alignment=rejection_sampling", "float64 loop")
-def test_the_best_is_imitated():
+def test_rejection_sampling_imitates_the_best_answer():
     method, words = made("rejection_sampling", group=4)
     words["advantages"] = advantages(method, words).advantages
     total = count = 0.0
@@ -362,7 +362,7 @@ def test_raft_keeps_the_top_share(among):
 @pytest.mark.oracle("alignment=online_dpo", "alignment=dpo on the best and the worst of each group")
 def test_online_dpo_is_dpo_on_best_and_worst():
     method, words = made("online_dpo", group=4, beta=0.3)
-    words["rewards"][4:8] = 0.25  # a group in which nothing is better
+    words["rewards"][4:8] = 0.25  # a group with equal rewards has no pair
     words["advantages"] = method.advantages(words["rewards"]).advantages
     sums = {w: (words[w] * words["mask"]).sum(1) for w in ("logps", "ref_logps")}
     best, worst = [], []
@@ -377,19 +377,21 @@ def test_online_dpo_is_dpo_on_best_and_worst():
 
 
 @pytest.mark.oracle("alignment=rpt", "its rule on examples; alignment=grpo")
-def test_rpt_rewards_a_prefix_that_ends_with_a_token():
+def test_rpt_rewards_a_prefix_that_ends_at_a_token_boundary():
     method = alignments.build("rpt", {})
     ends = [4, 8]  # " the| end"
-    said = {"so it is => the": 1.0, "=> the end": 1.0, "=> th": 0.0, "=> then": 0.0, "=>": 0.0, "a => b => the": 1.0}
-    assert {answer: method.correct(answer, " the end of", ends) for answer in said} == said
+    expected = {
+        "so it is => the": 1.0, "=> the end": 1.0, "=> th": 0.0, "=> then": 0.0, "=>": 0.0, "a => b => the": 1.0,
+    }  # fmt: skip
+    assert {answer: method.correct(answer, " the end of", ends) for answer in expected} == expected
     grpo, words = alignments.build("grpo", {"beta": 0.0}), batches.batch("prompts", group=8)
     assert torch.equal(method.advantages(words["rewards"]).advantages, grpo.advantages(words["rewards"]).advantages)
 
 
 def bandit(beta, rewards, reference, *, steps, name="ppo", **knobs):
-    """A policy over five one-token answers, trained on every answer weighed by its chance: no sampling noise.
+    """Train a policy over five one-token answers without sampling noise; return its probabilities.
 
-    The rollout holds each answer as often as the policy gives it, to one in 2000.
+    The rollout contains each answer in proportion to its probability, rounded to 1/2000.
     """
     method = alignments.build(name, knobs)
     logits, values = reference.clone().requires_grad_(), torch.zeros(1, dtype=torch.float64, requires_grad=True)
@@ -420,7 +422,7 @@ def bandit(beta, rewards, reference, *, steps, name="ppo", **knobs):
 
 @pytest.mark.oracle("alignment=ppo", "closed form: reference x exp(r / beta) / Z on a bandit")
 @pytest.mark.parametrize("beta", [0.5, 2.0])
-def test_ppo_finds_the_tilted_reference(beta):
+def test_ppo_converges_to_the_tilted_reference(beta):
     generator = torch.Generator().manual_seed(1)
     reference = torch.randn(5, generator=generator, dtype=torch.float64).log_softmax(0)
     rewards = torch.randn(5, generator=generator, dtype=torch.float64)
@@ -431,7 +433,7 @@ def test_ppo_finds_the_tilted_reference(beta):
 
 
 @pytest.mark.oracle("alignment=a2c", "closed form: reference x exp(r / beta) / Z on a bandit")
-def test_a2c_finds_the_tilted_reference():
+def test_a2c_converges_to_the_tilted_reference():
     generator = torch.Generator().manual_seed(1)
     reference = torch.randn(5, generator=generator, dtype=torch.float64).log_softmax(0)
     rewards = torch.randn(5, generator=generator, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Initial weights: their distribution, and that parts which two arms share start equal."""
+"""Initial weights: their distributions, and equal initial values of the parts that two arms share."""
 
 import math
 
@@ -35,7 +35,7 @@ def test_gpt2_statistics(std, residual_scale):
         assert abs(z.mean()) < 5 / math.sqrt(n), name
         assert abs(z.var() - 1) < 5 * math.sqrt(2 / n), name
         assert abs((z**4).mean() - 3) < 5 * math.sqrt(96 / n), name  # a normal's fourth moment
-        assert abs((z[1:] * z[:-1]).mean()) < 5 / math.sqrt(n), name  # rows do not repeat
+        assert abs((z[1:] * z[:-1]).mean()) < 5 / math.sqrt(n), name  # neighbors are uncorrelated
 
 
 PAIRS = [
@@ -59,7 +59,7 @@ def test_shared_parts_start_equal(one, other):
     assert all(torch.equal(a[n], b[n]) for n in shared)
 
 
-def test_the_seed_and_the_name_decide():
+def test_initial_weights_depend_on_seed_and_name():
     a, b, c = weights(seed=1), weights(seed=1), weights(seed=2)
     matrices = [n for n, w in a.items() if w.dim() > 1]
     assert all(torch.equal(a[n], b[n]) and not torch.equal(a[n], c[n]) for n in matrices)
@@ -67,7 +67,7 @@ def test_the_seed_and_the_name_decide():
     assert not any(torch.equal(x, y) for i, x in enumerate(layers) for y in layers[:i])
 
 
-def test_building_leaves_the_global_generator_alone():
+def test_building_a_model_does_not_use_the_global_generator():
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
@@ -94,7 +94,7 @@ def is_normal(weight, std):
 
 @pytest.mark.oracle("init=xavier", "torch xavier_normal_, xavier_uniform_")
 @pytest.mark.parametrize("uniform", [False, True])
-def test_xavier_is_torchs(uniform):
+def test_xavier_equals_torch(uniform):
     fill = torch.nn.init.xavier_uniform_ if uniform else torch.nn.init.xavier_normal_
     for name, (weight, info) in described({"name": "xavier", "uniform": uniform}).items():
         if info.role == "matrix":
@@ -105,7 +105,7 @@ def test_xavier_is_torchs(uniform):
 
 
 @pytest.mark.oracle("init=deepnorm", "torch xavier_normal_ with the paper's gains")
-def test_deepnorm_is_torchs_xavier_with_beta():
+def test_deepnorm_equals_torch_xavier_with_beta():
     """arXiv:2203.00555, figure 2: gain beta on value, output and feed-forward matrices, 1 on queries and keys."""
     beta, seen = (8 * 3) ** -0.25, set()
     for name, (weight, info) in described("deepnorm", placement="deepnorm").items():
@@ -119,14 +119,14 @@ def test_deepnorm_is_torchs_xavier_with_beta():
     assert seen == {"q_proj", "k_proj", *GAINED}
 
 
-def test_deepnorm_is_refused_beside_other_placements():
+def test_deepnorm_is_refused_with_other_placements():
     config = tiny_models.config() | {"init": {"name": "deepnorm", "embedding_std": 0.02}}
     assert [p.fix for p in violated_rules(effective(config))] == ["init=xavier"]
 
 
 @pytest.mark.oracle("init=orthogonal", "W W^T = gain^2 I")
 @pytest.mark.parametrize("gain", [1.0, 0.3])
-def test_orthogonal_is_torchs_and_orthogonal(gain):
+def test_orthogonal_equals_torch_and_is_orthogonal(gain):
     for name, (weight, info) in described({"name": "orthogonal", "gain": gain}).items():
         if info.role == "matrix":
             expected = torch.nn.init.orthogonal_(torch.empty(weight.shape), gain, generator=named_generator(3, name))
@@ -150,25 +150,25 @@ STDS = {
 @pytest.mark.oracle("init", "moments of normal distributions")
 @pytest.mark.parametrize("init", STDS)
 def test_standard_deviations(init):
-    """By the papers' formulas, in a model of width 96 and 3 layers whose d_ff is no multiple of the width."""
+    """The papers' formulas in a model of width 96 and 3 layers, whose d_ff is not a multiple of the width."""
     for name, (weight, info) in described(init).items():
         if info.role != "vector":
             assert is_normal(weight, STDS[init](name, info.layer)), name
 
 
-def test_small_init_is_xavier_of_a_feed_forward_matrix_of_the_usual_width():
+def test_small_init_equals_xavier_for_a_feed_forward_matrix_of_four_times_the_width():
     small, xavier = (described(i, d_ff=4 * 96, activation="gelu") for i in ("small_init", "xavier"))
     name = "model.layers.0.mlp.up_proj.weight"
     torch.testing.assert_close(small[name][0], xavier[name][0], rtol=1e-6, atol=1e-9)
 
 
-def test_llama_depth_of_a_deeper_model_starts_with_the_shallower_one():
+def test_llama_depth_gives_the_first_layers_of_a_deeper_model_the_same_weights():
     shallow, deep = described("llama_depth", n_layers=2), described("llama_depth", n_layers=5)
     assert all(torch.equal(weight, deep[name][0]) for name, (weight, _) in shallow.items())
 
 
 @pytest.mark.oracle("init=zero_out", "a model without layers")
-def test_zero_out_starts_as_the_embedding():
+def test_zero_out_makes_the_initial_layers_the_identity():
     model = build_model(model_config(init="zero_out", **WIDE), 211)
     tokens = torch.randint(0, 211, (2, 9))
     assert torch.equal(model.model(tokens), model.model.norm(model.model.embed_tokens(tokens)))
@@ -178,7 +178,7 @@ def test_zero_out_starts_as_the_embedding():
 
 @pytest.mark.oracle("init=t5", "transformers T5ForConditionalGeneration")
 def test_t5_against_transformers():
-    """Its spread per matrix; the queries hold the 1 / sqrt(d_head) of the attention."""
+    """Equal standard deviations of each matrix; q_proj includes the attention's 1 / sqrt(d_head)."""
     torch.manual_seed(0)
     sizes = {"d_model": 96, "d_kv": 24, "num_heads": 4, "d_ff": 160, "num_layers": 1, "vocab_size": 2000}
     theirs = dict(T5ForConditionalGeneration(T5Config(**sizes, tie_word_embeddings=True)).named_parameters())
@@ -208,7 +208,7 @@ BASE, WIDTH = 48, 192
 MUP = {"name": "mup", "base_width": BASE, "base_head": 12}
 
 
-def test_mup_is_gpt2_at_its_base():
+def test_mup_equals_gpt2_at_the_base_width():
     plain = described("gpt2", d_model=BASE)
     assert all(torch.equal(w, plain[name][0]) for name, (w, _) in described(MUP, d_model=BASE).items())
     config = model_config(init=MUP, **WIDE | {"d_model": BASE})
@@ -218,8 +218,8 @@ def test_mup_is_gpt2_at_its_base():
 
 
 @pytest.mark.oracle("init=mup", "the paper's table 8")
-def test_mup_is_table_8():
-    """arXiv:2203.03466, table 8 for Adam: hidden variance and rate 1 / fan_in, output multiplier 1 / fan_in."""
+def test_mup_follows_table_8():
+    """arXiv:2203.03466, table 8 for Adam: hidden variance, learning rate and output multiplier are 1 / fan_in."""
     part, m = inits.build("mup", {"base_width": BASE, "base_head": 12}), WIDTH / BASE
     wide, base = (described(MUP, d_model=w, d_ff=4 * w, bias=True) for w in (WIDTH, BASE))
     for name, (weight, info) in wide.items():
@@ -235,8 +235,8 @@ def test_mup_is_table_8():
     assert math.isclose(part.attention_scale(24) / part.attention_scale(12), 1 / 2)  # 1 / d, not 1 / sqrt(d)
 
 
-def test_a_small_readout_learns_like_a_matrix():
-    """The connections of hyper_connections sum over the width, although their parts call them vectors."""
+def test_mup_treats_small_readouts_as_matrices():
+    """The connections of hyper_connections sum over the width, although their role is `vector`."""
     wide = described(MUP, d_model=WIDTH, placement="hyper_connections")
     part = inits.build("mup", {"base_width": BASE})
     rates = {name.rpartition(".")[2]: part.rate(info) for name, (_, info) in wide.items() if "around_mlp" in name}
@@ -258,8 +258,8 @@ def rated(optimizer="adamw", **knobs):
     return model, made
 
 
-def test_rates_reach_the_optimizer():
-    """The first step of Adam has the size of its rate: each weight shows the one that it had."""
+def test_optimizer_uses_the_learning_rates_of_mup():
+    """Adam's first step has the size of the learning rate, so that the change of each weight shows its rate."""
     model, optimizer = rated(lr=1e-3, weight_decay=0.0, eps=1e-30)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     for p in model.parameters():
@@ -270,8 +270,8 @@ def test_rates_reach_the_optimizer():
         torch.testing.assert_close((p - before[name]).abs(), torch.full_like(p, expected), rtol=1e-2, atol=1e-6)
 
 
-def test_decay_per_step_stays():
-    """lr * weight_decay: decoupled from the rate, as the width should not change how long a weight is remembered."""
+def test_weight_decay_per_step_does_not_depend_on_the_rate():
+    """lr * weight_decay is the same for all rates: the width should not change the time scale of the decay."""
     for group in rated(lr=1e-3, weight_decay=0.1)[1].param_groups:
         expected = 0.0 if group["role"] == "vector" else 1e-4
         assert math.isclose(group["lr"] * group["weight_decay"], expected)
@@ -302,13 +302,13 @@ def test_an_optimizer_that_merges_groups_is_refused():
         apply_rates(merged, model, lambda info: 0.5 if info.role == "matrix" else 1.0)
 
 
-def test_mup_is_refused_with_optimizers_that_follow_the_gradients_size():
+def test_mup_is_refused_with_optimizers_that_are_not_entrywise():
     config = tiny_models.config() | {"init": MUP | {"std": 0.02, "residual_scale": True}}
     assert not violated_rules(effective(config))
     config["optimizer"] = {"name": "sgd", **optimizers["sgd"].defaults}
     assert [p.fix for p in violated_rules(effective(config))] == ["optimizer=adamw"]
 
 
-def test_every_init_has_an_oracle():
+def test_every_init_is_tested_here():
     more = {"gpt2", "xavier", "deepnorm", "orthogonal", "zero_out", "t5", "mup"}
     assert STDS.keys() | more == {e.name for e in inits if e.distribution.name == "ablatio"}

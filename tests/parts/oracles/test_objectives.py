@@ -1,4 +1,4 @@
-"""Objectives: what was hidden can be put back, the rates are the papers', and no document sees another."""
+"""Objectives: hidden text can be restored, rates are the papers', packed documents do not affect one another."""
 
 import itertools
 import re
@@ -34,8 +34,8 @@ def text(length, seed=0, rows=1):
     return tokens
 
 
-def put_back(source, targets):
-    """The document, from a source with sentinels and a target that says what stood for each."""
+def restored(source, targets):
+    """The document, from a source with sentinels and a target with each sentinel followed by its span."""
     spans, current = {}, None
     for token in targets:
         if token >= V:
@@ -50,16 +50,16 @@ rates = st.floats(0.05, 0.8)
 means = st.floats(1, 20)
 
 
-@pytest.mark.oracle("objective=span_corruption", "its own inverse (the document comes back)")
+@pytest.mark.oracle("objective=span_corruption", "its inverse restores the document")
 @settings(max_examples=60, deadline=None)
 @given(lengths, rates, means, st.integers(0, 10**6))
-def test_span_corruption_hides_what_it_asks(length, rate, mean, seed):
+def test_span_corruption_can_be_inverted(length, rate, mean, seed):
     document = text(length, seed)
     part = made("span_corruption", max_len=4096, rate=rate, mean_span=mean, sentinels=400)
     example = part(document, None, generator(seed))
     source, targets = example.source[0].tolist(), example.targets[0].tolist()
     assert targets[-1] == EOS
-    assert put_back(source, targets[:-1]) == document[0].tolist()
+    assert restored(source, targets[:-1]) == document[0].tolist()
     assert example.inputs[0].tolist() == [EOS, *targets[:-1]]
     hidden = sum(t < V for t in targets[:-1])
     assert hidden == min(max(round(length * rate), 1), length - 1)  # T5's random_spans_noise_mask
@@ -70,8 +70,8 @@ def test_span_corruption_hides_what_it_asks(length, rate, mean, seed):
 
 
 @pytest.mark.oracle("objective=span_corruption", "lengths of a random partition's parts")
-def test_span_lengths_are_those_of_a_random_partition():
-    """Cutting 30 hidden tokens into 10 spans: P(first span = k) = C(29 - k, 8) / C(29, 9)."""
+def test_span_lengths_have_the_distribution_of_a_random_partition():
+    """For 30 hidden tokens in 10 spans, P(length of the first = k) = C(29 - k, 8) / C(29, 9)."""
     from math import comb
 
     part, counts = made("span_corruption"), Counter()
@@ -83,21 +83,21 @@ def test_span_lengths_are_those_of_a_random_partition():
         assert abs(counts[k] / 3000 - expected) < 5 * (expected * (1 - expected) / 3000) ** 0.5
 
 
-@pytest.mark.oracle("objective=blank_infilling", "its own inverse (the document comes back)")
+@pytest.mark.oracle("objective=blank_infilling", "its inverse restores the document")
 @settings(max_examples=40, deadline=None)
 @given(lengths, st.integers(0, 10**6), st.booleans())
-def test_blanks_are_filled_one_after_the_other(length, seed, shuffle):
+def test_blank_infilling_can_be_inverted(length, seed, shuffle):
     document = text(length, seed)
     example = made("blank_infilling", max_len=4096, shuffle=shuffle)(document, None, generator(seed))
     inputs, targets = example.inputs[0].tolist(), example.targets[0].tolist()
-    told = []  # each span after the sign that opens it, up to its end
+    spans = []  # each sentinel followed by its span, without end tokens
     for given_token, asked in zip(inputs, targets, strict=True):
         if given_token >= V:
-            told.append(given_token)
+            spans.append(given_token)
         assert asked == EOS or asked < V
         if asked != EOS:
-            told.append(asked)
-    assert put_back(example.source[0].tolist(), told) == document[0].tolist()
+            spans.append(asked)
+    assert restored(example.source[0].tolist(), spans) == document[0].tolist()
     order = [t for t in inputs if t >= V]
     assert sorted(order) == list(range(V, V + len(order)))
     if not shuffle:
@@ -105,10 +105,10 @@ def test_blanks_are_filled_one_after_the_other(length, seed, shuffle):
     assert targets.count(EOS) == len(order) and all(t >= V or t == targets[i - 1] for i, t in enumerate(inputs) if i)
 
 
-@pytest.mark.oracle("objective=prefix_lm", "its own inverse (the document comes back)")
+@pytest.mark.oracle("objective=prefix_lm", "its inverse restores the document")
 @settings(max_examples=40, deadline=None)
 @given(lengths, st.integers(0, 10**6), st.sampled_from([None, 0.25, 0.9]))
-def test_prefix_and_continuation_are_the_document(length, seed, rate):
+def test_prefix_and_continuation_form_the_document(length, seed, rate):
     document = text(length, seed)
     example = made("prefix_lm", max_len=4096, rate=rate)(document, None, generator(seed))
     source, targets = example.source[0].tolist(), example.targets[0].tolist()
@@ -117,20 +117,20 @@ def test_prefix_and_continuation_are_the_document(length, seed, rate):
         assert abs(len(targets) - rate * length) <= 1
 
 
-@pytest.mark.oracle("objective=lm", "pairs of neighbours, one by one")
+@pytest.mark.oracle("objective=lm", "pairs of adjacent tokens, one by one")
 @pytest.mark.parametrize("packed", [False, True])
-def test_lm_asks_for_each_next_token(packed):
+def test_lm_targets_are_the_next_tokens(packed):
     tokens = text(30, rows=3)
     segments = (torch.arange(30) >= torch.tensor([[7], [20], [29]])).long() if packed else None
     example = made("lm")(tokens, segments, generator())
-    told = zip(example.inputs.flatten().tolist(), example.targets.flatten().tolist(), strict=True)
-    assert list(told) == [pair for row in tokens.tolist() for pair in itertools.pairwise(row)]
+    pairs = zip(example.inputs.flatten().tolist(), example.targets.flatten().tolist(), strict=True)
+    assert list(pairs) == [pair for row in tokens.tolist() for pair in itertools.pairwise(row)]
     assert example.weights is None and example.source is None
     assert not packed or example.segments.tolist() == [row[:-1] for row in segments.tolist()]
 
 
-@pytest.mark.oracle("objective=text_infilling", "its source as a pattern of the document")
-def test_text_infilling_asks_for_the_whole_document():
+@pytest.mark.oracle("objective=text_infilling", "its source as a regular expression that matches the document")
+def test_text_infilling_targets_the_whole_document():
     document = text(200)
     example = made("text_infilling")(document, None, generator())
     assert example.targets[0].tolist() == document[0].tolist()
@@ -142,8 +142,8 @@ def test_text_infilling_asks_for_the_whole_document():
 
 
 @pytest.mark.oracle("objective=mixture_of_denoisers", "shares and rates of the paper's table 1")
-def test_the_mixture_draws_its_seven_denoisers_alike():
-    """R 2, S 1 and X 4 of 7 (arXiv:2205.05131, table 1); each with its own share of hidden tokens."""
+def test_the_mixture_draws_its_seven_denoisers_uniformly():
+    """R has 2, S 1 and X 4 of the 7 denoisers (arXiv:2205.05131, table 1), each with its share of hidden tokens."""
     part, modes, hidden = made("mixture_of_denoisers"), Counter(), {}
     for seed in range(1400):
         example = part(text(256, seed), None, generator(seed))
@@ -157,7 +157,7 @@ def test_the_mixture_draws_its_seven_denoisers_alike():
 
 
 @pytest.mark.oracle("objective=masked_lm", "shares of the paper")
-def test_masked_lm_has_berts_shares():
+def test_masked_lm_has_the_shares_of_bert():
     part, tokens = made("masked_lm"), text(401, rows=200)
     example = part(tokens, None, generator())
     asked = example.weights.bool()
@@ -170,12 +170,12 @@ def test_masked_lm_has_berts_shares():
     assert abs(kept / n - (0.1 + 0.1 / V)) < 5 * (0.09 / n) ** 0.5
 
 
-@pytest.mark.oracle("objective=fim", "its own inverse (the document comes back)")
+@pytest.mark.oracle("objective=fim", "its inverse restores the document")
 @settings(max_examples=40, deadline=None)
 @given(lengths, st.integers(0, 10**6), st.sampled_from([0.0, 1.0]))
-def test_fill_in_the_middle_tells_the_document_in_another_order(length, seed, spm):
+def test_fill_in_the_middle_can_be_inverted(length, seed, spm):
     document = text(length, seed)
-    long = torch.cat([document, torch.full((1, 3), 7)], dim=1)  # room for its three signs
+    long = torch.cat([document, torch.full((1, 3), 7)], dim=1)  # room for the three added tokens
     example = made("fim", rate=1.0, spm=spm)(
         long, torch.cat([torch.zeros_like(document), torch.ones(1, 3, dtype=torch.long)], 1), generator(seed)
     )
@@ -196,7 +196,7 @@ PAIRS = ["prefix_lm", "span_corruption", "blank_infilling", "text_infilling", "m
 
 
 def alone(example, row, number):
-    """One document of a packed example, in a row of its own."""
+    """One document of a packed example, in its own row."""
     s, t = example.source_segments[row] == number, example.segments[row] == number
     cut = lambda x, m: x[row, m][None]  # noqa: E731
     weights = None if example.weights is None else cut(example.weights, t)
@@ -206,7 +206,7 @@ def alone(example, row, number):
 @pytest.mark.parametrize("architecture", ["causal", "prefix", "encoder_decoder"])
 @pytest.mark.parametrize("name", PAIRS)
 @pytest.mark.parametrize("position", ["rope", "learned", "alibi"])
-def test_packed_documents_are_what_they_are_alone(name, architecture, position):
+def test_packed_documents_have_the_same_losses_as_alone(name, architecture, position):
     config = model_config(architecture=architecture, objective=name, position=position, norm="layernorm")
     model = build_model(config, V).double().eval()
     for p in model.parameters():
@@ -220,7 +220,7 @@ def test_packed_documents_are_what_they_are_alone(name, architecture, position):
     example = made(name, max_len=64)(tokens, segments, generator(4))
     losses = model.token_losses(example)
     filler = torch.cat([example.source_segments, example.segments], dim=1) == PADDING
-    assert filler.any(), "rows of one length would not show what padding does"
+    assert filler.any(), "rows of equal length would not test padding"
     for row in range(3):
         for number in set(example.segments[row].tolist()) - {PADDING}:
             here = example.segments[row] == number
@@ -233,8 +233,8 @@ def test_packed_documents_are_what_they_are_alone(name, architecture, position):
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
 
 
-def test_a_prefix_is_seen_by_all_and_sees_no_target():
-    """By hand: who sees whom in a packed row of a prefix decoder."""
+def test_prefix_mask_of_a_packed_row():
+    """Token t attends to s if both are in one document and s is earlier or in the prefix, pair by pair."""
     tokens, segments = text(40), torch.zeros(1, 40, dtype=torch.long)
     segments[0, 18:] = 1
     row = joined(made("prefix_lm", max_len=64)(tokens, segments, generator(1)))
@@ -245,7 +245,7 @@ def test_a_prefix_is_seen_by_all_and_sees_no_target():
             assert bool(ctx.visible[0, 0, t, s]) == expected
 
 
-def test_positions_count_the_tokens_of_a_document_wherever_they_lie():
+def test_positions_count_within_a_document_even_if_it_is_split():
     segments = torch.tensor([[0, 0, 1, 1, 0, 1, 0, -1], [2, 2, 2, 2, 0, 0, 0, 0]])
     expected = [[int((row[:i] == row[i]).sum()) for i in range(8)] for row in segments]
     assert positions_in_documents(segments).tolist() == expected
@@ -253,7 +253,7 @@ def test_positions_count_the_tokens_of_a_document_wherever_they_lie():
 
 @pytest.mark.oracle("objective=multi_token", "targets one by one, and cross-entropy of the heads' logits by hand")
 @pytest.mark.parametrize("packed", [False, True])
-def test_each_position_says_the_next_tokens(packed):
+def test_multi_token_targets_and_loss(packed):
     tokens, segments = text(13, rows=2), None
     if packed:
         tokens[:, 5] = EOS
@@ -263,7 +263,7 @@ def test_each_position_says_the_next_tokens(packed):
     assert torch.equal(example.inputs, plain.inputs) and torch.equal(example.targets, plain.targets)
     for row, t, i in itertools.product(range(2), range(12), (2, 3)):
         weight = float(example.further_weights[row, t, i - 2])
-        # With documents 0-4 and 5-12 the last target of the first one is the sign that opens the second.
+        # Documents at 0-4 and 5-12: the last target of the first is the token that opens the second.
         end = 5 if packed and t < 5 else 12
         assert weight == (0.5 if t + i <= end else 0.0)
         if weight:
@@ -289,14 +289,14 @@ def test_each_position_says_the_next_tokens(packed):
     assert all(p.grad is not None and p.grad.any() for p in model.parameters())
 
 
-def test_siblings_have_no_say_in_scores_and_cost_training_alone():
+def test_extra_layers_of_multi_token_do_not_change_scores():
     config = model_config(objective={"name": "multi_token", "ahead": 2}, n_layers=3)
     model, plain = build_model(config, V).eval(), build_model(model_config(n_layers=3), V).eval()
     example = made("multi_token", ahead=2)(text(9), None, generator())
     assert torch.equal(model.token_losses(example), plain.token_losses(example))
     layer = sum(p.numel() for p in plain.model.layers[2].parameters())
     assert measure(config, V).parameters - measure(model_config(n_layers=3), V).parameters == layer
-    # A model with one layer less and a head with a layer of its own: the same parameters, one more pass of the head.
+    # One layer fewer and one copied last layer: the same parameters, and one more product with the output matrix.
     fewer = measure(model_config(objective={"name": "multi_token", "ahead": 2}, n_layers=2), V)
     more = fewer.flops_per_token - measure(model_config(n_layers=3), V).flops_per_token
     assert fewer.parameters == measure(model_config(n_layers=3), V).parameters and more == 2 * 32 * V
@@ -304,8 +304,8 @@ def test_siblings_have_no_say_in_scores_and_cost_training_alone():
 
 @pytest.mark.oracle("objective=distillation", "torch kl_div and cross_entropy of the full logits in float64")
 @pytest.mark.parametrize("weighted", [False, True])
-def test_distillation_is_its_equation(weighted):
-    """Two models of different widths; with documents' weights and without; loss and every gradient."""
+def test_distillation_equals_its_formula(weighted):
+    """Loss and all gradients, for models of different widths, with target weights and without."""
     part = made("distillation", temperature=3.0, hard=0.3)
     student = build_model(model_config(d_model=16), V).double()
     teacher = build_model(model_config(d_model=32, position="alibi", tied=False), V, seed=1).double()
@@ -334,7 +334,7 @@ def test_distillation_is_its_equation(weighted):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
 
 
-def test_a_student_that_is_its_teacher_has_nothing_left_to_learn_from_it():
+def test_distillation_from_an_equal_model_has_zero_gradient():
     part, model = made("distillation", hard=0.0), build_model(model_config(), V).double()
     part.learn_from(build_model(model_config(), V).double())
     total, _, measures = part.loss(model, part(text(30), None, generator()))
@@ -342,7 +342,7 @@ def test_a_student_that_is_its_teacher_has_nothing_left_to_learn_from_it():
     assert abs(measures["train/divergence"]) < 1e-14 and all(p.grad.abs().max() < 1e-13 for p in model.parameters())
 
 
-def test_blocks_of_rows_give_the_same_divergence():
+def test_chunked_divergence_equals_the_whole():
     from ablatio.model.cross_entropy import linear_divergence
 
     a, b, c, d = (torch.randn(n, 5).double() for n in (23, 11, 23, 11))

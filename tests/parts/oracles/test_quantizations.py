@@ -1,4 +1,4 @@
-"""Quantised matrices against their definitions, number by number, in float64."""
+"""Quantized matrices against their definitions, weight by weight in float64, and bitsandbytes."""
 
 import math
 
@@ -20,7 +20,7 @@ def coded(name: str, layer: nn.Linear, **knobs: object) -> Coded:
 
 @pytest.mark.oracle("quantization=int4", "the table's definition, from scipy's normal quantiles")
 def test_nf4_table() -> None:
-    """Appendix E of arXiv:2305.14314: eight quantiles above zero, seven below, and zero; scaled to [-1, 1]."""
+    """Appendix E of arXiv:2305.14314: eight quantiles above zero, seven below, and zero, scaled to [-1, 1]."""
     from scipy.stats import norm
 
     offset = (1 - 1 / 32 + 1 - 1 / 30) / 2
@@ -35,7 +35,7 @@ def test_nf4_table() -> None:
 @pytest.mark.oracle("quantization=int4", "a search over the table for each weight")
 @pytest.mark.parametrize("code", ["nf4", "absmax"])
 @pytest.mark.parametrize("width, group", [(128, 64), (40, 16), (33, 8)])
-def test_int4(code: str, width: int, group: int) -> None:
+def test_int4_takes_the_nearest_table_entry(code: str, width: int, group: int) -> None:
     torch.manual_seed(0)
     layer = nn.Linear(width, 6)
     weight = layer.weight.detach().double()
@@ -54,8 +54,8 @@ def test_int4(code: str, width: int, group: int) -> None:
 @pytest.mark.oracle("quantization=int4", "bitsandbytes")
 @pytest.mark.parametrize("double", [False, True])
 @pytest.mark.parametrize("width, group", [(128, 64), (192, 64), (256, 32)])
-def test_codes_are_those_of_bitsandbytes(width: int, group: int, double: bool) -> None:
-    """Its codes and scales of the same matrix, and its kernel on ours, which a GPU takes: the same weights."""
+def test_int4_equals_bitsandbytes(width: int, group: int, double: bool) -> None:
+    """Equal codes and scales of the same matrix, and equal weights from the kernel that a GPU uses."""
     functional = pytest.importorskip("bitsandbytes.functional")
     weight = torch.randn(48, width, generator=torch.Generator().manual_seed(0))
     codec = quantizations.build("int4", {"group": group, "double": double})
@@ -71,15 +71,15 @@ def test_codes_are_those_of_bitsandbytes(width: int, group: int, double: bool) -
         assert torch.equal(functional.dequantize_4bit(packed, state), codec.decode(held, width))
 
 
-@pytest.mark.oracle("quantization=int4", "bitsandbytes' layout: two codes in a byte, the first one high")
-def test_codes_of_four_bits() -> None:
+@pytest.mark.oracle("quantization=int4", "bitsandbytes' layout: two codes per byte, the first in the high bits")
+def test_int4_packs_two_codes_per_byte() -> None:
     layer = nn.Linear(4, 1, bias=False)
     layer.weight.data = torch.tensor([[1.0, -1.0, 0.0, 0.3379152]])
     held = coded("int4", layer, group=4, double=False)
     assert held.codes.tolist() == [[15 << 4 | 0, 7 << 4 | 11]] and held.scales.tolist() == [[1.0]]
 
 
-def test_double_quantisation_costs_little_and_saves_bits() -> None:
+def test_double_quantization_saves_bits_at_little_error() -> None:
     torch.manual_seed(0)
     layer = nn.Linear(512, 512, bias=False)
     weight, found = layer.weight.detach().clone(), {}
@@ -93,9 +93,9 @@ def test_double_quantisation_costs_little_and_saves_bits() -> None:
     assert found[True][1] < 1.02 * found[False][1]
 
 
-@pytest.mark.oracle("quantization=int8", "whole-number products and an exact path for outliers, in float64")
+@pytest.mark.oracle("quantization=int8", "integer products and full precision for outliers, in float64")
 @pytest.mark.parametrize("group", [None, 16])
-def test_int8(group: int | None) -> None:
+def test_int8_equals_integer_products(group: int | None) -> None:
     torch.manual_seed(0)
     layer, x = nn.Linear(40, 7), torch.randn(5, 40)
     x[1, 3], x[4, 0] = 9.0, -20.0
@@ -122,8 +122,8 @@ def test_int8(group: int | None) -> None:
     torch.testing.assert_close(held(x).double(), wanted, rtol=1e-5, atol=1e-5)
 
 
-def test_products_in_blocks_are_the_whole_product() -> None:
-    """More weights than are made again at once: the same numbers, forward and back."""
+def test_blockwise_products_equal_the_whole_product() -> None:
+    """A matrix larger than one decoded block: equal outputs and gradients."""
     layer = nn.Linear(2048, 1200)
     held = coded("int4", layer)
     x = torch.randn(3, 2048, requires_grad=True)

@@ -1,4 +1,4 @@
-"""Rewards that compare: places by a loop, ratings by scipy's optimiser, and policies that learn from them."""
+"""Comparative rewards: places against a loop, Elo ratings against scipy's optimizer, and policies trained on them."""
 
 import math
 
@@ -21,11 +21,11 @@ def answers(*texts, prompt="q", truth=None):
 
 @pytest.fixture
 def longer():
-    """A judge of two answers, as a plugin would bring it."""
+    """A comparison of two answers, registered as a plugin would."""
 
     @rewards.register("longer_wins", paper="arXiv:2204.05862")
     def longer_wins(answer: Answer, other: Answer) -> float:
-        """1 for the longer one."""
+        """1 if the first answer is longer, 0.5 if both are equally long, else 0."""
         return 0.5 if len(answer.text) == len(other.text) else float(len(answer.text) > len(other.text))
 
     yield "longer_wins"
@@ -33,7 +33,7 @@ def longer():
 
 
 @pytest.mark.oracle("reward=ranking", "a loop over pairs")
-def test_places_are_shares_of_the_others():
+def test_places_are_the_share_of_beaten_answers():
     found = rewards.build("ranking", {"truth": False})(answers("a", "abc", "ab", "abc"))
     lengths, expected = [1, 3, 2, 3], []
     for i, a in enumerate(lengths):
@@ -44,12 +44,12 @@ def test_places_are_shares_of_the_others():
 
 @pytest.mark.oracle("reward=ranking", "scipy.optimize on the likelihood of the games")
 @pytest.mark.parametrize("anchored", [False, True])
-def test_ratings_are_the_likeliest_ones(anchored):
+def test_elo_ratings_maximize_the_likelihood(anchored):
     generator = torch.Generator().manual_seed(3)
     results = torch.rand(5, 5, generator=generator, dtype=torch.float64).round(decimals=1).triu(1)
     results = results + (1 - results.T).tril(-1)
 
-    def surprise(ratings):
+    def negative_log_likelihood(ratings):
         ratings = np.append(ratings, 0.0) if anchored else ratings
         total = 0.0
         for i in range(5):
@@ -60,19 +60,19 @@ def test_ratings_are_the_likeliest_ones(anchored):
             total -= 0.5 * math.log(p) + 0.5 * math.log(1 - p)
         return total
 
-    best = minimize(lambda r: surprise(400 * r), np.zeros(5 - anchored), tol=1e-10).x * 400
+    best = minimize(lambda r: negative_log_likelihood(400 * r), np.zeros(5 - anchored), tol=1e-10).x * 400
     found = elo(results, anchored)
     assert found[: len(best)].tolist() == pytest.approx(best.tolist(), abs=0.05)
     assert not anchored or found[-1] == 0
 
 
-def test_ratings_of_a_clear_order_are_finite_and_in_order():
+def test_elo_ratings_are_finite_for_a_total_order():
     found = rewards.build("ranking", {"truth": False, "scale": "elo"})(answers("a", "ab", "abc", "abcd"))
     assert torch.isfinite(found).all() and found.tolist() == sorted(found.tolist())
     assert found.tolist() == pytest.approx((-found).flip(0).tolist(), abs=1e-5)
 
 
-def test_prompts_are_ranked_by_themselves_and_the_truth_plays():
+def test_each_prompt_is_ranked_separately_and_against_the_truth():
     reward = rewards.build("ranking", {})
     rows = answers("a", "abc", prompt="one") + answers("abcd", prompt="two") + answers("x", prompt="three", truth="xy")
     assert reward(rows).tolist() == [0.0, 1.0, 0.5, 0.0]
@@ -81,12 +81,12 @@ def test_prompts_are_ranked_by_themselves_and_the_truth_plays():
     assert alone.item() > 0 > anchored(answers("x", prompt="three", truth="xy")).item()
 
 
-def test_a_function_of_two_answers_is_a_judge(longer):
+def test_ranking_with_a_function_of_two_answers(longer):
     found = rewards.build("ranking", {"function": longer, "truth": False})(answers("abc", "a", "ab"))
     assert found.tolist() == [1.0, 0.0, 0.5]
     with pytest.raises(UserError, match=r"try: reward=ranking reward.function=longer_wins"):
         made("grpo", longer)
-    with pytest.raises(UserError, match="compares by a function of one or two answers, and model is none"):
+    with pytest.raises(UserError, match="takes a function of one or two answers, and model is not one"):
         rewards.build("ranking", {"function": "model"})
 
 
@@ -94,7 +94,7 @@ def test_a_function_of_two_answers_is_a_judge(longer):
     "method, knobs", [("rejection_sampling", {"group": 4}), ("online_dpo", {"group": 4, "pairs": "all"})]
 )
 @pytest.mark.parametrize("scale", ["places", "elo"])
-def test_policies_learn_from_rankings(method, knobs, scale):
+def test_policies_can_be_trained_on_rankings(method, knobs, scale):
     task, model = made(method, "ranking", method_knobs=knobs, reward_knobs={"scale": scale}, answer_tokens=12)
     for number in range(2):
         loss, measures = step(task, model, number)
@@ -102,14 +102,16 @@ def test_policies_learn_from_rankings(method, knobs, scale):
 
 
 @pytest.mark.oracle("alignment=online_dpo", "alignment=dpo on each two answers of a group, in a loop")
-def test_all_pairs_of_a_ranking_are_dpo_on_each_of_them():
+def test_online_dpo_on_all_pairs_is_dpo_on_each_pair():
     generator = torch.Generator().manual_seed(0)
     method, dpo = (
         alignments.build("online_dpo", {"group": 4, "pairs": "all", "beta": 0.3}),
         alignments.build("dpo", {"beta": 0.3}),
     )
     logps, ref = (-torch.rand(8, 5, generator=generator, dtype=torch.float64) for _ in range(2))
-    rewards_of = torch.tensor([1.0, 3.0, 2.0, 3.0, 0.0, 0.0, 0.0, 0.0], dtype=torch.float64)  # the second group is flat
+    rewards_of = torch.tensor(
+        [1.0, 3.0, 2.0, 3.0, 0.0, 0.0, 0.0, 0.0], dtype=torch.float64
+    )  # the second group has equal rewards
     mask, losses = torch.ones(8, 5, dtype=torch.float64), []
     for i in range(4):
         for j in range(4):

@@ -1,4 +1,4 @@
-"""Rewards against what they are made of: reasoning-gym's own answers, VADER itself, sums by hand."""
+"""Rewards against reasoning-gym's answers and scorer, VADER itself, tables, and sums by hand."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ def judge(name, text, truth=None, **knobs):
 
 
 @pytest.mark.oracle("reward=exact_answer", "reasoning-gym's gsm_symbolic and its scorer")
-def test_the_gyms_answers_are_right():
+def test_exact_answer_agrees_with_the_scorer_of_reasoning_gym():
     data = gym.create_dataset("gsm_symbolic", size=20, seed=3)
     for entry in data:
         right = entry["answer"]
@@ -36,17 +36,17 @@ def test_the_gyms_answers_are_right():
         ("#### 8", None, 0),
     ],
 )
-def test_numbers_are_read_as_people_write_them(text, truth, expected):
+def test_number_formats_of_exact_answer(text, truth, expected):
     assert judge("exact_answer", text, truth) == expected
 
 
-def test_a_number_in_the_right_place_can_earn_something():
+def test_format_reward_of_a_wrong_number():
     assert judge("exact_answer", "#### 7", "8", format_reward=0.1) == 0.1
     assert judge("exact_answer", "7", "8", format_reward=0.1) == 0
 
 
 @pytest.mark.oracle("reward=sentiment", "vaderSentiment")
-def test_sentiment_is_vaders():
+def test_sentiment_equals_vader():
     vader = pytest.importorskip("vaderSentiment.vaderSentiment").SentimentIntensityAnalyzer()
     texts = ["I love it!", "This is the worst day of my life.", "A table.", "not GOOD at all :("]
     assert [judge("sentiment", t) for t in texts] == [vader.polarity_scores(t)["compound"] for t in texts]
@@ -60,34 +60,34 @@ def test_length_peaks_at_its_target():
 
 
 @pytest.mark.oracle("reward=arithmetic", "table")
-def test_equations_are_checked():
+def test_arithmetic_is_the_share_of_true_equations():
     assert judge("arithmetic", "2+3=5, 2 * 4 = 9 and 9/3=3; 1/0=1") == 0.5
     assert judge("arithmetic", "nothing", empty=0.2) == 0.2
 
 
 @pytest.mark.oracle("reward=rule", "sum of its functions")
-def test_rules_add_up():
+def test_rule_is_the_weighted_sum_of_its_functions():
     text, knobs = "2+2=4\n#### 4", {"functions": ["exact_answer", "arithmetic", "length"], "weights": [1.0, 0.5, -0.1]}
     answer = Answer("q", text, (), tuple(text.encode()), "4")
     expected = 1 + 0.5 - 0.1 * judge("length", text)
     assert rewards.build("rule", knobs, open_run=None)([answer]).tolist() == pytest.approx([expected])
     with pytest.raises(UserError, match="2 numbers for 1 functions"):
         rewards.build("rule", {"weights": [1.0, 2.0]}, open_run=None)
-    with pytest.raises(UserError, match="model is none"):
+    with pytest.raises(UserError, match="model is not one"):
         rewards.build("rule", {"functions": ["model"]}, open_run=None)
 
 
 @pytest.mark.oracle("reward=process", "its rule on each step")
 @pytest.mark.parametrize("of, expected", [("each", [1.0, 0.0, 1.0]), ("gain", [1.0, -0.5, 1 / 6])])
-def test_steps_earn_by_themselves_or_what_they_add(of, expected):
+def test_process_scores_each_step_or_its_gain(of, expected):
     answer = Answer("q", "1+1=2\n2+2=5\n\n3+3=6", (), ())
     [steps] = rewards.build("process", {"of": of}, open_run=None)([answer])
     assert [s.score for s in steps] == pytest.approx(expected)
     assert [s.end for s in steps] == [6, 12, 18]
 
 
-@pytest.mark.oracle("reward=model", "the function it opens")
-def test_a_model_is_shifted_and_scaled():
+@pytest.mark.oracle("reward=model", "the reward function it is given, shifted and scaled")
+def test_model_reward_is_shifted_and_scaled():
     opened = []
 
     def open_run(path):

@@ -1,4 +1,4 @@
-"""Stabilizers step by step, beside Python's `statistics` and loops over numbers; whole runs: tests/training."""
+"""Stabilizers step by step, against Python's `statistics` and loops; whole runs are tested in tests/training."""
 
 import math
 import random
@@ -12,7 +12,7 @@ from ablatio.registry.kinds import stabilizers
 
 
 def step_with(gradients, loss=0.0):
-    """A step whose gradients and loss are these numbers."""
+    """An optimizer step with these gradients and this loss."""
     parameters = [torch.nn.Parameter(torch.zeros(len(g), dtype=torch.float64)) for g in gradients]
     for p, g in zip(parameters, gradients, strict=True):
         p.grad = torch.tensor(g, dtype=torch.float64)
@@ -22,13 +22,13 @@ def step_with(gradients, loss=0.0):
 
 @pytest.mark.oracle("stabilizer=clip", "float64 loop")
 @pytest.mark.parametrize("max_norm", [0.3, 1.0, 1e3])
-def test_clip_by_hand(max_norm):
+def test_clip_equals_a_loop(max_norm):
     draw = random.Random(0)
     gradients = [[draw.gauss(0, 2) for _ in range(n)] for n in (1, 7, 30)]
     length = math.sqrt(sum(g * g for row in gradients for g in row))
     step = step_with(gradients)
-    said = stabilizers.build("clip", {"max_norm": max_norm}).before_step(step)
-    assert float(said["train/grad_norm"]) == pytest.approx(length)
+    metrics = stabilizers.build("clip", {"max_norm": max_norm}).before_step(step)
+    assert float(metrics["train/grad_norm"]) == pytest.approx(length)
     for p, row in zip(step.parameters, gradients, strict=True):
         expected = [g * min(1.0, max_norm / length) for g in row]
         assert p.grad.tolist() == pytest.approx(expected, rel=1e-5)  # torch adds 1e-6 to the norm
@@ -38,7 +38,7 @@ WINDOW, SIGMA = 16, 2.0
 
 
 def outlier(value, past):
-    """Beyond SIGMA deviations of the last WINDOW numbers; of less than a quarter of them nothing is said."""
+    """True above SIGMA deviations of the last WINDOW numbers; False if there are fewer than a quarter of them."""
     if not math.isfinite(value):
         return True
     recent = past[-WINDOW:]
@@ -46,14 +46,15 @@ def outlier(value, past):
 
 
 def numbers(seed):
-    """Noise about 4 with jumps, and what is no number."""
+    """Noise around 4 with jumps, and values that are not finite."""
     draw = random.Random(seed)
     for index in range(300):
         jump = draw.choice([0.0] * 12 + [1.0, 3.0])
         yield draw.choice([math.nan, math.inf]) if index % 90 == 89 else draw.gauss(4, 0.5) + jump
 
 
-def met(part, step):
+def raises(part, step):
+    """True if the stabilizer skips the step or rewinds."""
     try:
         part.before_step(step)
     except (SkipStep, Rewind):
@@ -66,9 +67,9 @@ def test_skip_step_by_the_statistics_of_losses_and_norms():
     part, losses, norms, seen = stabilizers.build("skip_step", {"window": WINDOW, "sigma": SIGMA}), [], [], []
     for loss, norm in zip(numbers(1), numbers(2), strict=True):
         expected = outlier(loss, losses) or outlier(norm, norms)
-        assert met(part, step_with([[0.6 * norm], [0.0, 0.8 * norm]], loss)) == expected
+        assert raises(part, step_with([[0.6 * norm], [0.0, 0.8 * norm]], loss)) == expected
         seen.append(expected)
-        losses += [loss] if math.isfinite(loss) else []  # an outlier is a number of the run too
+        losses += [loss] if math.isfinite(loss) else []  # finite outliers enter the window too
         norms += [norm] if math.isfinite(norm) else []
     assert 10 < sum(seen) < 150 and part.skipped == sum(seen)
 
@@ -80,7 +81,7 @@ def test_spike_rewind_by_the_statistics_of_losses(rise):
     for loss in numbers(3):
         small = bool(losses) and loss <= statistics.fmean(losses[-WINDOW:]) + rise
         expected = outlier(loss, losses) and not small
-        assert met(part, step_with([[1.0]], loss)) == expected
+        assert raises(part, step_with([[1.0]], loss)) == expected
         seen.append(expected)
-        losses += [] if expected else [loss]  # what is undone was never there
+        losses += [] if expected else [loss]  # a step that is rewound does not enter the window
     assert 3 < sum(seen) < 150

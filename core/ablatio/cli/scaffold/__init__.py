@@ -1,1 +1,1 @@
-"""`ablatio new-plugin`: templates of a plugin distribution."""
+"""`ablatio new-plugin`: creates a plugin distribution from templates."""

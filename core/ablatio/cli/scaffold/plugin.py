@@ -1,4 +1,4 @@
-"""`ablatio new-plugin NAME`: a distribution of one part, one experiment and its tests, to be changed into one's own."""
+"""`ablatio new-plugin NAME`: creates a distribution with one part, one experiment and their tests to start from."""
 
 import importlib.util
 import keyword
@@ -48,18 +48,18 @@ README = """\
 Parts for ablatio.
 
     pip install -e .
-    ablatio check $dist                         # the contracts of the kinds, on these parts
+    ablatio check $dist                         # contract tests of these parts
     ablatio show $kind=$package
     ablatio train -m $tries seed=1,2,3
     ablatio train experiment=$package
 
-Each module in `$package/` is imported; each registered class or function becomes an option, and each parameter right of
-its bare `*` a knob (`ablatio show $kind=$package`). Parameters left of it are what is handed over. YAML files in
+Each module in `$package/` is imported. Each registered class or function becomes an option, and each parameter right of
+its bare `*` a knob (`ablatio show $kind=$package`); parameters left of it are passed by the framework. YAML files in
 `$package/conf/experiment/` become `experiment=NAME`.
 """
 
 INIT = '''\
-"""Parts for ablatio: every module in this package is imported, so a new part is a new file."""
+"""Parts for ablatio.  Every module of this package is imported, so that a new part only needs a new file."""
 '''
 
 EXPERIMENT = """\
@@ -72,7 +72,7 @@ train: {steps: 200}
 """
 
 TESTS = '''\
-"""The contracts of the kinds, on the parts of this distribution; then what is special about them."""
+"""Contract tests of the kinds on the parts of this distribution; then tests of each part's own properties."""
 
 $imports
 from ablatio.testing import contract_tests
@@ -94,20 +94,20 @@ FILES = {
 
 
 def new_plugin(name: str, folder: Path, kind: str = "norm") -> Path:
-    """Write the distribution `name`, which begins with a part of `kind`, into `folder`/`name`.
+    """Write the distribution `name` with one part of `kind` into `folder`/`name`, and return that path.
 
-    UserError when the name or the place is taken or illegal.
+    Raises UserError if the name is invalid or taken, or the path exists; EnvironmentFault if it cannot be written.
     """
     if kind not in STARTS:
         near, known = did_you_mean(kind, list(STARTS)), ", ".join(STARTS)
         raise UserError(
-            f"--kind {kind} came{near or ';'} there are {known}; a part of any other kind is a file like theirs\n"
+            f"there is no template for --kind {kind}{near or ';'} there are {known}; write other kinds like them\n"
             f"    try: ablatio new-plugin {name} --kind norm"
         )
     package = import_name(name, kind)
     place = folder.expanduser() / name
     if place.exists():
-        raise UserError(f"{place} exists already; nothing is written over it\n    try: ablatio new-plugin {name}-2")
+        raise UserError(f"{place} already exists and is not overwritten\n    try: ablatio new-plugin {name}-2")
     own = asdict(STARTS[kind])
     inner = {key: Template(text).substitute(package=package) for key, text in own.items()}
     words = {"dist": name, "package": package, "kind": kind, **inner}
@@ -122,32 +122,32 @@ def new_plugin(name: str, folder: Path, kind: str = "norm") -> Path:
 
 
 def import_name(name: str, kind: str = "norm") -> str:
-    """The package of a distribution `name`; UserError when the one or the other cannot be."""
+    """Import name of a distribution `name`; UserError if either name is invalid or taken."""
     if not DISTRIBUTION.fullmatch(name):
         raise UserError(
-            f"{name[:80]!r} cannot name a distribution; expected up to 64 letters, digits, `-`, `_` and `.`, "
-            f"the first and the last a letter or digit\n    try: ablatio new-plugin {_repaired(name)}"
+            f"{name[:80]!r} is not a valid distribution name; expected up to 64 letters, digits, `-`, `_` and `.`, "
+            f"with a letter or digit at both ends\n    try: ablatio new-plugin {_repaired(name)}"
         )
     package = re.sub(r"[-_.]+", "_", name).lower()
     if not package.isidentifier() or keyword.iskeyword(package):
         raise UserError(
-            f"{name!r} would be imported as `{package}`, which is no name in Python\n"
+            f"{name!r} would be imported as `{package}`, which is not a valid name in Python\n"
             f"    try: ablatio new-plugin {_repaired(name)}"
         )
     if package in sys.stdlib_module_names or importlib.util.find_spec(package) is not None:
         raise UserError(
-            f"{name!r} would be imported as `{package}`, and a package of that name is installed already\n"
+            f"{name!r} would be imported as `{package}`, and a package of that name is already installed\n"
             f"    try: ablatio new-plugin {_repaired(name)}"
         )
     if package in (known := REGISTRIES[kind]).names():
         raise UserError(
-            f"{name!r} would bring {kind}={package}, and {known[package].distribution} brings that already\n"
+            f"{name!r} would register {kind}={package}, which {known[package].distribution} already registers\n"
             f"    try: ablatio new-plugin {_repaired(name)}"
         )
     return package
 
 
 def _repaired(name: str) -> str:
-    """A name like it that can be."""
+    """A valid distribution name similar to `name`."""
     plain = re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-").lower()[:50].strip("-")
     return f"my-{plain}" if plain else "my-norms"

@@ -1,16 +1,18 @@
-"""What `ablatio new-plugin` can begin with: of each kind a part that is whole, a test of its own, and an experiment."""
+"""Templates of `ablatio new-plugin`: for some kinds a complete part, a test and an experiment."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """What differs from kind to kind; each text may have $package in it.
+    """The texts that differ between kinds; $package in them is replaced.
 
-    module    name of the file
-    imports   what the test needs
-    defaults  of the experiment
-    tries     a command line for the README
+    module    name of the module
+    imports   imports of the test
+    part      source of the module
+    test      source of the test
+    defaults  defaults list of the experiment
+    tries     overrides of the sweep in the README
     """
 
     module: str
@@ -25,7 +27,7 @@ NORM = Start(
     module="norms",
     imports="import torch\n\nfrom ablatio import norms",
     part='''\
-"""A norm to start from; give yours its name, its formula and its paper."""
+"""A norm to start from: replace its name, formula and paper by yours."""
 
 from typing import Annotated
 
@@ -49,7 +51,7 @@ class MeanAbsoluteNorm(nn.Module):
         return y if self.weight is None else y * self.weight
 ''',
     test="""\
-def test_mean_absolute_value_is_one():
+def test_output_has_mean_absolute_value_one():
     y = norms.build("$package", d_model=8)(torch.linspace(-3, 5, 8))
     torch.testing.assert_close(y.abs().mean(), torch.tensor(1.0))
 """,
@@ -63,7 +65,7 @@ ALIGNMENT = Start(
     module="alignments",
     imports="import torch\n\nfrom ablatio import alignments",
     part='''\
-"""A preference method to start from; give yours its name, its formula and its paper."""
+"""A preference method to start from: replace its name, formula and paper by yours."""
 
 from typing import Annotated
 
@@ -77,7 +79,8 @@ from ablatio import Positive, alignments
 class Margin:
     """L = max(0, delta - (log p(w) / |w| - log p(l) / |l|)): w the better answer, l the worse one.
 
-    The words of `loss` say what the method needs (see ablatio.registry.kinds): `ref_chosen` would bring a reference.
+    The parameters of `loss` name its inputs (see ablatio.registry.kinds.alignment_inputs); with `ref_chosen` among
+    them, the run would have a reference model.
     """
 
     data = "pairs"
@@ -93,7 +96,7 @@ class Margin:
         return torch.relu(self.delta - margin).mean(), {"train/reward_margin": margin.detach().mean()}
 ''',
     test="""\
-def test_a_margin_that_is_reached_costs_nothing():
+def test_loss_is_zero_beyond_the_margin():
     chosen, rejected, lengths = torch.tensor([-4.0, -9.0]), torch.tensor([-12.0, -10.0]), torch.tensor([4, 4])
     loss, _ = alignments.build("$package", {"delta": 1.0}).loss(chosen, rejected, lengths, lengths)
     torch.testing.assert_close(loss, torch.tensor((0 + 0.75) / 2))
@@ -110,7 +113,7 @@ PEFT = Start(
     module="pefts",
     imports="import torch\n\nfrom ablatio import pefts",
     part='''\
-"""An adapter to start from; give yours its name, its formula and its paper."""
+"""An adapter to start from: replace its name, formula and paper by yours."""
 
 from typing import Any
 
@@ -122,7 +125,7 @@ from ablatio.model.peft.adapters import LayerPeft, MatrixAdapter, Targets, width
 
 
 class Gain(MatrixAdapter):
-    """diag(1 + g) W: all that a method of linear maps has to say; merging follows from it."""
+    """diag(1 + g) W: the adapted matrix, which is all that an adapter defines; merging follows from it."""
 
     def __init__(self, out: int) -> None:
         super().__init__()
@@ -134,7 +137,7 @@ class Gain(MatrixAdapter):
 
 @pefts.register("$package", paper="arXiv:2205.05638")
 class OutputGain(LayerPeft):
-    """y = (1 + g) * (W x) + b: W and b frozen, g (out,) zero at the start, so that it begins as the base."""
+    """y = (1 + g) * (W x) + b: W and b are frozen; g (out,) starts at zero, so that the model starts as the base."""
 
     def __init__(self, *, targets: Targets = ("q_proj", "v_proj")) -> None:
         super().__init__(targets)
@@ -143,7 +146,7 @@ class OutputGain(LayerPeft):
         return Gain(widths(layer)[0])
 ''',
     test="""\
-def test_one_gain_for_each_output_learns():
+def test_only_one_gain_per_output_is_trained():
     model = torch.nn.Sequential()
     model.add_module("q_proj", torch.nn.Linear(3, 5))
     pefts.build("$package", {"targets": ["q_proj"]}).apply(model, 0)
@@ -159,7 +162,7 @@ REWARD = Start(
     module="rewards",
     imports="from ablatio import rewards\nfrom ablatio.model.rl.answers import Answer",
     part='''\
-"""A reward to start from: a function of one answer; give yours its name, its formula and its paper."""
+"""A reward to start from, a function of one answer: replace its name, formula and paper by yours."""
 
 from typing import Annotated
 
@@ -168,15 +171,15 @@ from ablatio.model.rl.answers import Answer
 
 
 @rewards.register("$package", paper="arXiv:2501.12948")
-def finished(answer: Answer, *, unfinished: Annotated[float, Fraction, "for a text that breaks off"] = 0.1) -> float:
-    """1 if the answer ends where a sentence ends, else `unfinished`.
+def finished(answer: Answer, *, unfinished: Annotated[float, Fraction, "reward of other answers"] = 0.1) -> float:
+    """1 if the answer ends with the end of a sentence, else `unfinished`.
 
-    `answer` has prompt, text, their tokens, and `truth`: what the data holds for right, if it says.
+    `answer` has the prompt, the text, the token ids of both, and `truth`, the correct answer if the data has one.
     """
     return 1.0 if answer.text.rstrip().endswith((".", "!", "?")) else unfinished
 ''',
     test="""\
-def test_a_sentence_that_ends_earns_one():
+def test_reward_is_one_for_a_finished_sentence():
     reward = rewards.build("$package", {"unfinished": 0.2})
     assert [reward(Answer("", text)) for text in ("Yes. ", "Yes, and")] == [1.0, 0.2]
 """,

@@ -1,6 +1,11 @@
-"""The kinds of parts: what is handed over, what a part does, in which shapes, and the registry of each.
+"""The kinds of parts: one protocol per kind, which its parts implement, and the registry that holds them.
 
-Shapes: B batch, T query time, S key time, H heads, D width, V vocabulary.  Nothing here imports torch.
+A protocol is the contract for plugin authors: the methods that the framework calls, with shapes and units, and the
+facts, which are class attributes that rules and the model read without importing the part.  A registry's `wiring`
+names the arguments that the framework passes to a constructor; a part declares those it needs left of its bare `*`.
+
+Shapes: B batch, T query positions, S key positions, H heads, D model width (d_model), V vocabulary.  Nothing here
+imports torch at run time, so that parts can be listed and configs checked without it.
 """
 
 # ruff: noqa: I001, E501  (kinds are listed in the order in which they are imported)

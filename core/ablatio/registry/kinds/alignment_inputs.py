@@ -1,9 +1,11 @@
-"""What alignment methods may ask for: the words that their parameters are chosen from, by the data they learn from.
+"""Inputs of alignment methods: the parameter names that `loss` and `advantages` may have, by the data of the method.
 
-A method states `data`, and its `loss(...)` (and `advantages(...)`, of a policy method) names what it wants; a task
-hands over just that.  So it is known from the signature alone whether a reference model is needed (`ref_...`), a critic
-(`values`), or the log-probability of each token.  Everything is a tensor unless a shape says otherwise: B examples, K
-answers to one prompt, T answer tokens; log-probabilities in nats, sums over the tokens of an answer (its end included).
+A method declares `data`; the parameters of its `loss(...)`, and of `advantages(...)` for a policy method, name the
+inputs that the task computes and passes by keyword.  So the signature alone shows whether a run needs a reference model
+(`ref_...`), a critic (`values`) or the log-probability of each token.
+
+Inputs are tensors unless marked otherwise.  Shapes: B examples, K answers to one prompt, T answer tokens.
+Log-probabilities are in nats; those of an answer are sums over its tokens, the end-of-answer token included.
 """
 
 from __future__ import annotations
@@ -18,50 +20,50 @@ if TYPE_CHECKING:
 
 PAIRS: Mapping[str, str] = {
     "chosen": "(B,) log-probability of the better answer",
-    "rejected": "(B,) of the worse one",
-    "ref_chosen": "(B,) the reference's, of the better answer",
-    "ref_rejected": "(B,) of the worse one",
-    "chosen_length": "(B,) tokens of the better answer",
-    "rejected_length": "(B,) of the worse one",
-    "chosen_tokens": "(B, T) log-probability of each token of the better answer, 0 behind its end",
-    "rejected_tokens": "(B, T) of the worse one",
-    "ref_chosen_tokens": "(B, T) the reference's, of the better answer",
-    "ref_rejected_tokens": "(B, T) of the worse one",
-    "chosen_mask": "(B, T) 1 on the tokens of the better answer, 0 behind its end",
-    "rejected_mask": "(B, T) of the worse one",
+    "rejected": "(B,) log-probability of the worse answer",
+    "ref_chosen": "(B,) log-probability of the better answer under the reference",
+    "ref_rejected": "(B,) log-probability of the worse answer under the reference",
+    "chosen_length": "(B,) number of tokens of the better answer",
+    "rejected_length": "(B,) number of tokens of the worse answer",
+    "chosen_tokens": "(B, T) log-probability of each token of the better answer, 0 in padding",
+    "rejected_tokens": "(B, T) log-probability of each token of the worse answer, 0 in padding",
+    "ref_chosen_tokens": "(B, T) as chosen_tokens, under the reference",
+    "ref_rejected_tokens": "(B, T) as rejected_tokens, under the reference",
+    "chosen_mask": "(B, T) 1 on the tokens of the better answer, 0 in padding",
+    "rejected_mask": "(B, T) 1 on the tokens of the worse answer, 0 in padding",
     "chosen_collision": "(B, T) log of the sum of p^2 over the vocabulary, at each token of the better answer",
-    "rejected_collision": "(B, T) of the worse one",
+    "rejected_collision": "(B, T) log of the sum of p^2 over the vocabulary, at each token of the worse answer",
 }
 RANKINGS: Mapping[str, str] = {
     "logps": "(B, K) log-probability of each answer",
-    "ref_logps": "(B, K) the reference's",
-    "scores": "(B, K) how good each answer is: higher is better",
-    "length": "(B, K) tokens of each answer",
-    "present": "(B, K) False where a prompt has fewer than K answers",
+    "ref_logps": "(B, K) log-probability of each answer under the reference",
+    "scores": "(B, K) score of each answer; higher is better",
+    "length": "(B, K) number of tokens of each answer",
+    "present": "(B, K) False in the places that a prompt with fewer than K answers leaves empty",
 }
 LABELLED: Mapping[str, str] = {
     "logps": "(B,) log-probability of the answer",
-    "ref_logps": "(B,) the reference's",
-    "labels": "(B,) True where the answer is wanted",
-    "length": "(B,) tokens of the answer",
-    "kl_logps": "(B,) log-probability of another prompt's answer behind this prompt, without gradient",
-    "ref_kl_logps": "(B,) the reference's",
+    "ref_logps": "(B,) log-probability of the answer under the reference",
+    "labels": "(B,) True if the answer is desirable",
+    "length": "(B,) number of tokens of the answer",
+    "kl_logps": "(B,) log-probability of another prompt's answer given this prompt, without gradient",
+    "ref_kl_logps": "(B,) as kl_logps, under the reference",
 }
 PROMPTS: Mapping[str, str] = {
-    "rewards": "(B,) of each answer; answers to one prompt lie side by side, `group` of them",
-    "token_rewards": "(B, T) the same where it was earned: at the end of each step, or at the last token",
-    "greedy_rewards": "(B,) of the answer that the policy gives at temperature 0 to the same prompt",
-    "mask": "(B, T) 1 on the tokens of the answer, its end included, 0 behind",
+    "rewards": "(B,) reward of each answer; the `group` answers to one prompt are adjacent",
+    "token_rewards": "(B, T) rewards placed at tokens: at the end of each reasoning step, or at the last token",
+    "greedy_rewards": "(B,) reward of the policy's greedy answer (temperature 0) to the same prompt",
+    "mask": "(B, T) 1 on the tokens of the answer, end-of-answer included, 0 in padding",
     "logps": "(B, T) log-probability of each token under the policy",
-    "old_logps": "(B, T) under the policy that wrote the answer",
-    "ref_logps": "(B, T) under the frozen reference",
-    "advantages": "(B,) or (B, T) as `advantages` gave them",
-    "returns": "(B, T) as `advantages` gave them",
-    "values": "(B, T) what the critic expects from here on",
-    "old_values": "(B, T) what it expected when the answer was written",
-    "entropy": "(B, T) of the policy's distribution at each token",
-    "tokens": "() answer tokens of the whole optimizer step, of which this batch is a part",
-    "max_length": "int: tokens that an answer may have",
+    "old_logps": "(B, T) log-probability of each token under the policy that sampled the answer",
+    "ref_logps": "(B, T) log-probability of each token under the frozen reference",
+    "advantages": "(B,) or (B, T) as returned by `advantages`",
+    "returns": "(B, T) as returned by `advantages`",
+    "values": "(B, T) the critic's value estimates",
+    "old_values": "(B, T) the critic's value estimates when the answer was sampled",
+    "entropy": "(B, T) entropy of the policy's next-token distribution at each token",
+    "tokens": "() number of answer tokens in the whole optimizer step, of which this batch is a part",
+    "max_length": "int: largest number of tokens that an answer may have",
 }
 WORDS: Mapping[str, Mapping[str, str]] = {
     "pairs": PAIRS, "rankings": RANKINGS, "labelled": LABELLED, "prompts": PROMPTS,
@@ -70,7 +72,11 @@ ALL_WORDS = tuple(dict.fromkeys(word for words in WORDS.values() for word in wor
 
 
 class Advantages(NamedTuple):
-    """advantages: (B,) or (B, T), without gradient; returns: (B, T), what the critic is to expect."""
+    """Result of a policy method's `advantages(...)`.
+
+    advantages: (B,) or (B, T), without gradient; returns: (B, T), the critic's regression targets, None without a
+    critic; metrics: scalars to log.
+    """
 
     advantages: Tensor
     returns: Tensor | None = None

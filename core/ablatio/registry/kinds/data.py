@@ -1,4 +1,7 @@
-"""Where text comes from and how it becomes ids; the contracts are `ablatio.data`'s own."""
+"""Registries of data kinds: sources, tokenizers and chat templates.
+
+Their protocols are Source and Tokenizer in ablatio.data.types and Template in ablatio.data.chat.
+"""
 
 from __future__ import annotations
 
@@ -13,21 +16,21 @@ if TYPE_CHECKING:
 
 sources: Registry[Source] = Registry(
     "source",
-    "Where documents come from.",
+    "Where documents, conversations or preference feedback are read from.",
     methods=("documents", "fingerprint"),
     any_of=("documents", "conversations", "feedback"),
 )
 
 tokenizers: Registry[Tokenizer] = Registry(
     "tokenizer",
-    "How text becomes ids.",
+    "How text is split into token ids.",
     methods=("train", "encode", "decode", "token_bytes", "state", "restore"),
     facts={"trained": True},
 )
 
 templates: Registry[Template] = Registry(
     "template",
-    "The form in which a conversation is written.",
+    "How a conversation is written as text: the chat template.",
     methods=("__call__",),
     facts={"signs": (), "end": ""},
     default="plain",

@@ -1,4 +1,4 @@
-"""What a launcher is given, and what it gives back; no more is known of a run where it is launched."""
+"""Launch requests and outcomes: all that a launcher knows of a run."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Literal, Protocol
 
 @dataclass(frozen=True, slots=True)
 class LaunchRequest:
-    """One attempt at one job of the study in `folder`; `offset`: of its claim in the ledger."""
+    """One attempt at one job of the study in `folder`; `offset` is the byte offset of its claim in the ledger."""
 
     folder: str
     job: str
@@ -17,8 +17,13 @@ class LaunchRequest:
 
 @dataclass(frozen=True, slots=True)
 class LaunchOutcome:
-    """How the process of an order ended: by itself with a `code`, by signal `code`, by us after too long a time; or
-    lost: the launcher does not know (its server died, its machine is gone)."""
+    """How the process of a launch request ended.
+
+    exit     by itself, with exit status `code`
+    signal   killed by signal number `code`
+    timeout  stopped by the launcher after its time limit
+    lost     unknown to the launcher, because its server died or its machine is gone
+    """
 
     order: LaunchRequest
     how: Literal["exit", "signal", "timeout", "lost"]
@@ -26,13 +31,13 @@ class LaunchOutcome:
 
 
 class Work(Protocol):
-    """What a launcher calls in a process of its own for each order; an importable function with one attribute.
+    """Function that a launcher calls in a new process for each launch request; it must be importable by name.
 
-    warm    does the heavy imports; called once in the process that the others are forked from
+    warm    attribute: does the heavy imports; called once, in the process that the workers are forked from
     """
 
     warm: Callable[[], None]
 
     def __call__(self, order: LaunchRequest, threads: int) -> int:
-        """Do the job, write its end into the ledger, and give back the exit code."""
+        """Run the job with `threads` threads, write its outcome into the ledger and return the exit status."""
         ...

@@ -1,4 +1,4 @@
-"""What a model is assembled from, from the norm of a vector to the stacks that there are."""
+"""Kinds of model parts, from the norm of a vector to the architecture of the whole model."""
 
 from __future__ import annotations
 
@@ -17,27 +17,37 @@ if TYPE_CHECKING:
 
 
 class Norm(Protocol):
-    """Normalises the last axis: (..., D) -> (..., D)."""
+    """Normalizes the last axis: (..., D) -> (..., D)."""
 
     def forward(self, x: Tensor) -> Tensor: ...
 
 
 class Placement(Protocol):
-    """Wraps one sublayer and its norms: (B, T, D) -> (B, T, D).
+    """Wraps one sublayer with its norms and its residual connection: (B, T, D) -> (B, T, D).
 
-    around      wiring: the sublayer that it stands around: attention | cross | mlp | both (where they are added up)
-    n_norms     norms that each sublayer gets (one module, or a ModuleList of none or several), or a pair: those of
-                an attention, and those of a feed-forward part
-    first_norms  the same of the first layer, where it has others (None: it has not)
-    final_norm  whether the stack ends with a norm of its own
-    embedding_norm  whether it starts with one, right after the embedding
-    inner_norm  the sublayers (attention, mlp) that get a norm before their last projection
-    gain        what the init of value, output and feed-forward matrices is multiplied with (deepnorm's beta)
-    batch_dependent  as in an Mlp
+    Wiring:
+    around           which sublayer this instance wraps: attention | cross | mlp | both (attention and feed-forward of a
+                     joint sublayer)
 
-    A stream of another shape than (B, T, D) is made by `open(x)` before the first layer and taken back by
-    `close(x, norm)` after the last one, which also applies the final norm (the identity where there is none); both are
-    called on an instance whose `layer` is None, which needs no weights for a sublayer.
+    Call:
+    (x, sublayer, norm)  `sublayer` is a function (B, T, D) -> (B, T, D); `norm` is one module if `n_norms` is 1, else a
+                     ModuleList of `n_norms` modules
+
+    Facts:
+    n_norms          norms per sublayer; a pair gives those of an attention and those of a feed-forward part
+    first_norms      `n_norms` of the first layer if it differs; None: it does not
+    final_norm       True if the stack ends with a norm
+    embedding_norm   True if a norm follows the embedding
+    inner_norm       sublayers (attention, mlp) that get a norm before their last projection
+    batch_dependent  see Mlp
+
+    Attributes:
+    gain             factor on the initial value, output and feed-forward matrices (DeepNorm's beta)
+
+    Optional, for a residual stream whose shape is not (B, T, D):
+    open(x)          makes the stream from the embeddings (B, T, D), before the first layer
+    close(x, norm)   turns it back into (B, T, D) after the last layer and applies the final norm (the identity if there
+                     is none).  Both are called on an instance with `layer` None, which needs no sublayer weights
     """
 
     n_norms: ClassVar[int | tuple[int, int]]
@@ -52,18 +62,24 @@ class Placement(Protocol):
 
 
 class Activation(Protocol):
-    """Elementwise `(x)`, or gated `(gate, up)`: then the MLP adds a gate projection."""
+    """Elementwise function of `(x)`, or gated function of `(gate, up)`, for which the MLP adds a gate projection."""
 
     def __call__(self, *args: Tensor) -> Tensor: ...
 
 
 class Mlp(Protocol):
-    """(B, T, D) -> (B, T, D).
+    """Feed-forward part of a layer: (B, T, D) -> (B, T, D).
 
-    Extra losses and numbers for the log go through `ctx.add_loss("train/balance", x)` and `ctx.measure(...)`; the fact
-    `metrics` lists their names.  The attribute `idle_parameters` counts the weights that a token passes by.
+    Auxiliary losses and logged numbers are passed to `ctx.add_loss("train/balance", x)` and `ctx.measure(...)`.
 
-    batch_dependent  in training what becomes of a token also depends on how its row, or the batch, is cut into passes
+    Facts:
+    metrics          names of those losses and numbers
+    batch_dependent  True if the output for a token in training depends on the other tokens of the forward pass, as
+                     with expert capacity.  Splitting a batch or a row into several passes would change the result, so
+                     each answer is then encoded together with its prompt, not after a prompt encoded once for all
+
+    Attributes:
+    idle_parameters  optional: number of weights that one token does not use, as those of experts not routed to
     """
 
     batch_dependent: ClassVar[bool]
@@ -72,18 +88,22 @@ class Mlp(Protocol):
 
 
 class Position(Protocol):
-    """Any of these methods; the one that is defined is used.  Positions are (T,) or (B, T) integers.
+    """Position encoding: defines one or more of embed, rotate, bias and score.  Positions are (T,) or (B, T) integers.
 
-    embed(x, pos)           (B, T, D) -> (B, T, D), once, on the embeddings
-    rotate(q, k, pos)       (B, H, T, d_head) each -> the same, in each layer
-    prepare(pos, dtype, length)  optional: made once a pass, and given to `rotate` in place of pos; length: the tokens
-                            seen up to now, () or as many as there are positions
-    skips(layer)            optional: whether `rotate` is left out in this layer
-    bias(q_pos, k_pos)      -> (H, T, S) or (B, H, T, S), once a pass, added to the attention logits
-    score(q, k, q_pos, k_pos)  (B, H, T, d_head), (B, H, S, d_head) -> (B, H, T, S), in each layer, added to the logits
+    Methods:
+    embed(x, pos)            (B, T, D) -> (B, T, D); called once per forward pass, on the embeddings
+    rotate(q, k, pos)        (B, H, T, d_head) each -> the same shapes; called in every layer
+    bias(q_pos, k_pos)       -> (H, T, S) or (B, H, T, S), added to the attention logits; called once per forward pass
+    score(q, k, q_pos, k_pos)  (B, H, T, d_head), (B, H, S, d_head) -> (B, H, T, S), added to the attention logits;
+                             called in every layer
+    prepare(pos, dtype, length)  optional: called once per forward pass; its result is passed to `rotate` in place of
+                             `pos`.  `length`: number of tokens seen so far, a scalar or one per position
+    skips(layer)             optional: True if `rotate` is not applied in this layer
 
-    extends  whether it may see positions beyond `max_len`
-    rotates_cached_keys  the angles depend on `length`: the cache holds keys unrotated, and all are rotated at each step
+    Facts:
+    extends              True if positions beyond `max_len` are supported
+    rotates_cached_keys  True if the angles depend on `length`: the cache then holds unrotated keys, all of which are
+                         rotated again at each decoding step
     """
 
     extends: ClassVar[bool]
@@ -91,17 +111,21 @@ class Position(Protocol):
 
 
 class Attention(Protocol):
-    """(B, T, D) -> (B, T, D), through `ctx` for positions, mask and cache.
+    """Attention sublayer: (B, T, D) -> (B, T, D); `ctx` holds positions, mask and cache.
 
-    caches          decodes with the KV cache (`ctx.place`, `ctx.cache`)
-    takes_bias      adds a position's bias or score to its logits
-    takes_segments  keeps packed documents apart
-    cross           attends to an encoder's states where `ctx.memory` is given (`ctx.keys_values`)
-    bidirectional   may see what comes later, when `ctx.mask` is "full" or a prefix is open
-    prefix          its keys and values may begin with those of tokens that are not there
-    rotates_cached_keys  caches keys unrotated for a position that rotates all of them at each step
+    Methods:
+    hidden_flops(ctx)    optional: FLOPs per row that a FLOP counter counts although the attention pattern masks the
+                         pairs; they are subtracted from the count
 
-    hidden_flops(ctx)  optional: of one row, the FLOPs of pairs that a counter takes for seen and a pattern hides
+    Facts: True if the attention ...
+    caches               decodes with the KV cache (`ctx.place`, `ctx.cache`)
+    takes_bias           adds a position's bias or score to its logits
+    takes_segments       keeps the documents of a packed row apart
+    cross                can attend to an encoder's states, when `ctx.memory` is given (`ctx.keys_values`)
+    bidirectional        can attend to later tokens, when `ctx.mask` is "full" or the row has a visible prefix
+    prefix               accepts keys and values of virtual tokens in front of the text, as prefix tuning adds them
+    rotates_cached_keys  can cache unrotated keys, for a position with the fact of the same name
+    metrics              (names, not a flag) numbers logged through `ctx.measure`
     """
 
     caches: ClassVar[bool]
@@ -118,8 +142,9 @@ class Attention(Protocol):
 class Block(Protocol):
     """One layer: (B, T, D) -> (B, T, D); with `parts.cross` it also attends to an encoder, through `ctx.cross`.
 
-    cross     whether it has a place for `parts.cross`
-    joint_sublayer   whether attention and feed-forward are one sublayer, with one placement around both
+    Facts:
+    cross           True if the block uses `parts.cross`
+    joint_sublayer  True if attention and feed-forward form one sublayer inside one placement
     """
 
     cross: ClassVar[bool]
@@ -129,12 +154,13 @@ class Block(Protocol):
 
 
 class Architecture(Protocol):
-    """A function of the builder that gives a LanguageModel.
+    """Builds the LanguageModel from a `builder` (ablatio.model.build.ModelBuilder).
 
-    mask       who sees whom: causal | prefix | full | encoder_decoder
-    accepts      the kinds of examples that it can learn from (`gives` of an objective)
-    stacks     which stacks it has: encoder, decoder or both
-    objective  the option that is usual with it
+    Facts:
+    mask       which tokens each token attends to: causal | prefix | full | encoder_decoder
+    accepts    kinds of examples that the model can be trained on: the fact `produces` of an objective
+    stacks     the stacks it has: encoder, decoder or both
+    objective  name of the usual objective for it, proposed in error messages
     """
 
     mask: ClassVar[str]
@@ -144,22 +170,26 @@ class Architecture(Protocol):
 
 
 class Init(Protocol):
-    """Fills one matrix in place; called for each parameter with a generator that its name seeds.
+    """Initializes one parameter in place; called for each one, with a generator seeded by the parameter's name.
 
-    Optional: `rate(info)`, a factor on the learning rate of a parameter; `logit_scale(d_model)` and
-    `attention_scale(d_head)`, where `model.logit_scale` and `model.attention_scale` are left open.
+    Seeding by name gives a parameter the same initial value in every arm that has it, whatever the other parts are.
+
+    Optional methods:
+    rate(info)                factor on the learning rate of a parameter
+    logit_scale(d_model)      factor on the output logits, used if `model.logit_scale` is null
+    attention_scale(d_head)   factor on the attention logits, used if `model.attention_scale` is null
     """
 
     def __call__(self, weight: Tensor, info: ParameterInfo, generator: torch.Generator) -> None: ...
 
 
 norms: Registry[nn.Module] = Registry(
-    "norm", "Normalises the residual stream.", wiring=("d_model",), methods=("forward",)
+    "norm", "How the residual stream is normalized.", wiring=("d_model",), methods=("forward",)
 )
 
 placements: Registry[Placement] = Registry(
     "placement",
-    "Where the norms stand around a sublayer, and how the residual is scaled.",
+    "Where the norms are placed around a sublayer, and how the residual is scaled.",
     wiring=("d_model", "n_layers", "layer", "sublayer", "around", "side", "encoder_layers", "decoder_layers"),
     methods=("__call__",),
     facts={
@@ -174,7 +204,7 @@ placements: Registry[Placement] = Registry(
 
 activations: Registry[Activation] = Registry(
     "activation",
-    "The nonlinearity of the feed-forward part; gated ones take (gate, up).",
+    "The nonlinearity of the feed-forward part; gated activations take (gate, up).",
     wiring=("d_ff",),
     calls={("x",): {"gated": False}, ("gate", "up"): {"gated": True}},
     methods=("forward",),
@@ -191,7 +221,7 @@ mlps: Registry[nn.Module] = Registry(
 
 positions: Registry[Position] = Registry(
     "position",
-    "How the model knows where a token stands.",
+    "How token positions are encoded.",
     wiring=("d_model", "d_head", "n_heads", "n_layers", "max_len", "causal"),
     any_of=("embed", "rotate", "bias", "score"),
     facts={"extends": True, "rotates_cached_keys": False},
@@ -199,7 +229,7 @@ positions: Registry[Position] = Registry(
 
 attentions: Registry[nn.Module] = Registry(
     "attention",
-    "How tokens look at one another.",
+    "How tokens attend to one another.",
     wiring=(
         "d_model",
         "d_head",
@@ -227,7 +257,7 @@ attentions: Registry[nn.Module] = Registry(
 
 blocks: Registry[nn.Module] = Registry(
     "block",
-    "How attention and feed-forward make a layer.",
+    "How attention and feed-forward are combined into a layer.",
     wiring=("parts",),
     methods=("forward",),
     facts={"cross": False, "joint_sublayer": False},
@@ -235,14 +265,14 @@ blocks: Registry[nn.Module] = Registry(
 
 architectures: Registry[LanguageModel] = Registry(
     "architecture",
-    "Which stacks there are and what each token may see.",
+    "Which stacks the model has and which tokens each token attends to.",
     wiring=("builder",),
     facts={"mask": "causal", "accepts": ("next tokens",), "stacks": ("decoder",), "objective": "lm"},
 )
 
 inits: Registry[Init] = Registry(
     "init",
-    "How the matrices start; vectors start as their part says.",
+    "How matrices are initialized; vectors are initialized by the part that owns them.",
     calls={("weight", "info", "generator"): {}},
     methods=("__call__",),
 )

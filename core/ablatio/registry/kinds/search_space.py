@@ -1,4 +1,4 @@
-"""What a sweep varies: axes and arms; what a searching design asks for, and what it is told."""
+"""Search space of a sweep: axes and arms, the trials that a searching design requests, and their results."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-Arm = Mapping[str, str]  # axis -> value, as they were written; the seed is no part of it
+Arm = Mapping[str, str]  # axis key -> value, both as text; without the seed
 
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """A setting that varies, and its values as Hydra's grammar has them (`norm`: layernorm, rmsnorm).
+    """A setting that varies and its values in Hydra's grammar, for example `norm` with layernorm and rmsnorm.
 
-    An interval is one value, `interval(0.1, 1)`; `tag(log, interval(1e-4, 1e-2))` is even on a logarithmic scale.
+    An interval is a single value: `interval(0.1, 1)`, or `tag(log, interval(1e-4, 1e-2))` for a logarithmic scale.
     """
 
     key: str
@@ -21,17 +21,18 @@ class Axis:
 
     @property
     def interval(self) -> Interval | None:
+        """The interval that this axis spans, or None for an axis with a list of values."""
         return Interval.read(self.values[0]) if len(self.values) == 1 else None
 
     def at(self, u: float) -> str:
-        """The value at the share 0 <= u < 1 of the way through the axis."""
+        """Return the value at the fraction 0 <= u < 1 of the axis, as text."""
         interval = self.interval
         return interval.at(u) if interval else self.values[int(u * len(self.values))]
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """low <= x <= high, as Hydra writes it; `whole`: integers only."""
+    """Interval low <= x <= high; `log`: spaced evenly in log x; `whole`: integers only."""
 
     low: float
     high: float
@@ -40,16 +41,18 @@ class Interval:
 
     @classmethod
     def read(cls, text: str) -> Interval | None:
+        """Parse Hydra's `interval(low, high)`, with `tag(log, ...)` and `int(...)` around it; None if it is not one."""
         found = _INTERVAL.fullmatch(text.replace(" ", ""))
         if found is None:
             return None
         return cls(float(found["low"]), float(found["high"]), "log" in text, "int(" in text)
 
     def at(self, u: float) -> str:
+        """Return the value at the fraction 0 <= u < 1 of the interval, as text."""
         if self.log:
             x = self.low * (self.high / self.low) ** u
         elif self.whole:
-            x = self.low + u * (self.high + 1 - self.low)  # each integer has an equal share
+            x = self.low + u * (self.high + 1 - self.low)  # + 1: each integer gets an equal share of u
         else:
             x = self.low + u * (self.high - self.low)
         return str(min(int(x), int(self.high))) if self.whole else f"{x:.6g}"
@@ -60,10 +63,11 @@ _INTERVAL = re.compile(r"(?:tag\(log,)?(?:int\()?interval\((?P<low>[-+.\de]+),(?
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """An arm to try.
+    """An arm that a searching design wants to run.
 
-    share  of its own schedule, after which it is scored; a later ask with a larger share goes on from there
-    final  it runs with each seed of the sweep, which no trial has seen; only such runs are compared
+    share  fraction of the arm's training schedule to run before it is scored; a later trial of the same arm with a
+           larger share continues from there
+    final  the arm runs with every seed of the sweep, none of which a trial has used; only final runs are compared
     """
 
     arm: Arm
@@ -73,7 +77,7 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class TrialResult:
-    """What became of an ask: its held-out loss in nats per token, infinite when it failed."""
+    """Result of a trial: its held-out loss in nats per token, infinite if the run failed."""
 
     ask: Trial
     loss: float

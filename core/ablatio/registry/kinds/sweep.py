@@ -1,4 +1,4 @@
-"""Which runs a sweep has, and where they are executed."""
+"""Kinds of a sweep: the design that chooses its runs and the launcher that executes them."""
 
 from __future__ import annotations
 
@@ -12,15 +12,21 @@ if TYPE_CHECKING:
 
 
 class Design(Protocol):
-    """Which arms a sweep runs; an arm is {key: value as text}.
+    """Chooses the arms of a sweep; an arm is a mapping {axis key: value as text}.
 
-    axes      wiring: each has a `key`, its `values` as texts, and `at(u)`, the value at 0 <= u < 1; the seed is none
-    baseline  wiring: the arm that others are compared with; the first value of each axis where none was named
-    count     how many arms there are at most: asked before any is made
-    intervals  whether an axis may be an interval
+    Wiring:
+    axes       list of search_space.Axis; the seed is not an axis
+    baseline   the arm that the others are compared with; by default the first value of each axis
 
-    Any of these: arms(), all of them; more(told), for a search: what it asks for next (search_space), a function of
-    what it was told alone; aliases(), sentences: which effects the arms cannot tell apart.
+    Methods:
+    count()    largest possible number of arms; called before any arm is made
+    arms()     optional: all arms, for a fixed design
+    more(told) optional: the next search_space.Trials, for a searching design; a pure function of the TrialResults
+               told so far, so that a resumed sweep makes the same choices
+    aliases()  optional: sentences naming the effects that the arms cannot tell apart
+
+    Facts:
+    intervals  True if an axis may be an interval
     """
 
     intervals: ClassVar[bool]
@@ -29,14 +35,19 @@ class Design(Protocol):
 
 
 class Launcher(Protocol):
-    """Runs the jobs of a sweep, each in a process of its own.
+    """Runs the jobs of a sweep, each in its own process.
 
-    work   wiring: called there with an order; it does the job and writes its end into the ledger
-    slots  how many run at a time
+    Wiring:
+    work           the launch_types.Work function to call in each process
 
-    start() and stop() enclose all else; stop asks the runs for a checkpoint, and returns when they have ended.
-    submit(order) returns at once; poll(seconds) waits that long at most for the ends of orders; cancel(job) asks one
-    run to stop.
+    Methods:
+    start()        called before all others
+    submit(order)  start one launch request; returns at once
+    poll(seconds)  outcomes of the requests that have ended; waits at most that long for one
+    cancel(job)    ask one run to stop
+    stop()         called last: ask the runs to write a checkpoint and return when they have ended
+
+    slots          attribute: number of jobs that run at the same time
     """
 
     slots: int

@@ -1,4 +1,4 @@
-"""How a model learns: what it predicts, how its weights move, what a run is and where its numbers go."""
+"""Kinds of training parts: objectives, optimizers, schedules, stabilizers, checkpointing, tasks and loggers."""
 
 from __future__ import annotations
 
@@ -18,15 +18,23 @@ if TYPE_CHECKING:
 
 
 class Objective(Protocol):
-    """Rows of tokens (B, T+1) -> what the model reads and what it has to say; deterministic in the generator.
+    """Makes training examples: rows of tokens (B, T+1) -> Example with inputs and targets.
 
-    produces         next tokens | source and target | blanks in place
-    extra_tokens  optional: ids that it needs behind the tokenizer's (sentinels, masks), known from knobs and wiring
-    ahead         optional: how many coming tokens a position has to say, by default 1; the model then has ahead - 1
-                  siblings of its last layer, and the example `further` targets for them
-    metrics       what the loss logs beside itself
-    loss(model, example)  optional: in place of the model's cross-entropy; scores are those of the cross-entropy still
-    teacher       optional: the folder of the run to learn from, whose model `learn_from(model)` gets before training
+    Call:
+    (tokens, segments, generator)  must be deterministic in the generator.  `segments` (B, T+1) numbers the documents of
+                  a packed row; None: one document per row
+
+    Facts:
+    produces      what the examples ask for: next tokens | source and target | blanks in place
+    metrics       names of the numbers that `loss` logs
+
+    Optional attributes and methods:
+    extra_tokens  number of token ids needed beyond the tokenizer's (sentinels, masks); must follow from knobs and
+                  wiring alone
+    ahead         number of future tokens predicted at each position, default 1; the model then has ahead - 1 copies of
+                  its last layer, each with its own weights, and the example has `further` targets for them
+    loss(model, example)  replaces the model's cross-entropy as the training loss; validation still scores cross-entropy
+    teacher       folder of the teacher's run; its model is passed to `learn_from(model)` before training
     """
 
     produces: ClassVar[str]
@@ -36,12 +44,13 @@ class Objective(Protocol):
 
 
 class Optimizer(Protocol):
-    """A factory of a torch Optimizer from groups of parameters by role; function parts state facts in `register`.
+    """Factory of a torch Optimizer from parameter groups by role; a function part declares its facts in `register`.
 
-    decays     whether it has weight decay
-    entrywise  whether each weight's step has the size lr, whatever the size of its gradient (Adam, Lion): then muP's
-               rates hold.  False where the step follows the gradient's size (SGD) or is scaled for a whole matrix
-               (Muon, Shampoo, LAMB)
+    Facts:
+    decays     True if it has weight decay
+    entrywise  True if the step of each weight has a size of about lr, independent of the size of its gradient (Adam,
+               Lion); muP's learning rates hold only then.  False if the step is proportional to the gradient (SGD) or
+               scaled for a whole matrix (Muon, Shampoo, LAMB)
     """
 
     decays: ClassVar[bool]
@@ -49,21 +58,24 @@ class Optimizer(Protocol):
 
 
 class Checkpointing(Protocol):
-    """`apply(model)`, in place: layers keep less for their backward pass and are computed once more there.
+    """Activation checkpointing: stores fewer activations and recomputes the others in the backward pass.
 
-    Losses and gradients stay what they are, to the last bit (ablatio.model.activation_checkpointing).
+    apply(model)  sets it up in place.  Losses and gradients must stay bitwise the same
+                  (ablatio.model.activation_checkpointing)
     """
 
     def apply(self, model: LanguageModel) -> None: ...
 
 
 class Schedule(Protocol):
-    """(step, total steps) -> the factor on the learning rate; step counts from 0.
+    """Learning-rate schedule: (step, total steps) -> factor on the learning rate; steps count from 0.
 
-    One that takes (step, total, scores) also gets the held-out losses up to now, the untrained model's first.  It keeps
-    nothing by itself: they stand in the checkpoints, so that a resumed run sees the same.
+    A schedule that takes (step, total, scores) is also passed the held-out losses so far, beginning with that of the
+    untrained model.  It must keep no state of its own: the scores are stored in checkpoints, so that a resumed run gets
+    the same ones.
 
-    watches  whether it takes the scores
+    Facts:
+    watches  True if it takes the scores; set from the signature of a function
     """
 
     watches: ClassVar[bool]
@@ -72,16 +84,21 @@ class Schedule(Protocol):
 
 
 class Stabilizer(Protocol):
-    """Any of these.
+    """Keeps training stable; defines one or more of these methods.
 
-    before_step(step), after_step(step)  gradients are ready before, weights are new after; a dict of numbers to log
-                       under the names in `metrics`
-    attach(model)      once, before training: hooks, switches
-    averaged(model)    a context in which the model holds the weights that are to be scored and kept
-    batch_rows(seen, full)  rows of a batch before which `seen` tokens were trained on; `full`: train.batch_size
+    attach(model)       called once before training, to register hooks or set switches
+    before_step(step)   called when the gradients of an optimizer step are ready; returns {metric: scalar} to log.  May
+                        raise SkipStep (no update) or, with the fact `rewinds`, Rewind: ablatio.model.optimizer_step
+    after_step(step)    called after the weights were updated; returns the same
+    averaged(model)     context manager inside which the model holds the weights to evaluate and to save
+    batch_rows(seen, full)  number of rows of the next batch, after `seen` training tokens; `full`: train.batch_size
 
-    `before_step` may raise SkipStep (nothing moves) or, with the fact `rewinds`, Rewind (ablatio.model.optimizer_step).
-    What lasts from step to step beyond the weights goes through `state_dict()` and `load_state_dict(state)`.
+    Optional:
+    state_dict(), load_state_dict(state)  state beyond the weights that must survive a resume
+
+    Facts:
+    metrics   names of the logged numbers
+    rewinds   True if `before_step` may raise Rewind
     """
 
     metrics: ClassVar[Sequence[str]]
@@ -90,39 +107,46 @@ class Stabilizer(Protocol):
 
 
 class Task(Protocol):
-    """What a run learns: its data, the loss of a batch, the scores of a model.  It knows neither Lightning nor Hydra.
+    """What a run trains on: its data, the loss of a batch, the scores of a model.  Knows neither Lightning nor Hydra.
 
-    Made from `setup` (a TaskContext: the config, the seeds, which rows each batch has); then it has
+    It is built from `setup`, a TaskContext with the config, the seeds and the rows of each batch.
 
-    tokenizer   trained, with all ids that the model must know
-    content     what the manifest says of the data: plain values, a fingerprint among them
-    example(batch, generator)  what a batch of `training` becomes on the CPU; deterministic in the generator, which the
-                number of the batch seeds.  Anything with `.to(device)`
-    loss(model, example)  the sum, what to divide it by, and numbers to log under the names in `metrics`
-    score(model, batches, device, between)  {name: value} for the names in `scores` at least; `between(n)` is called
-                after each batch
+    Attributes:
+    tokenizer   the trained tokenizer, with all ids that the model must know
+    content     description of the data for the manifest: plain values, among them a fingerprint
+    training    endless batches by number: item k is {"number": k, ...} and depends on k alone
 
-    training    batches by number, without an end: item k is {"number": k, ...} and depends on k alone
-    validation(length, tokens)  the fixed held-out batches; None: as the config says
-    tokens(steps)  how many tokens these many steps take
+    Methods:
+    validation(length, tokens)  the fixed held-out batches; rows of `length` tokens, at most `tokens` in all; None: as
+                in the config
+    example(batch, generator)   turns a batch of `training` into the object that `loss` takes, on the CPU; must have
+                `.to(device)`.  Deterministic in the generator, which is seeded by the batch number
+    loss(model, example)        a Loss: the sum, the count to divide it by, and the metrics to log
+    score(model, batches, device, between)  {name: value} with at least the names in `scores`; calls `between(n)` after
+                each batch
+    tokens(steps)               number of tokens that this many steps train on
 
-    Optional:
-    attach(model)    once, when the model is built: a reward or value head, whatever it trains beside the model
-    prepare(model)   once, when the model has its first weights and stands on its device: what the reference says
+    Optional methods:
+    attach(model)      once, when the model is built: adds modules that train with it, as a reward or value head
+    prepare(model)     once, when the model has its initial weights and is on its device: reference log-probabilities
     begin_step(model, step)  before the first batch of an optimizer step: new rollouts
-    before_step(step)  gradients are ready; a dict of numbers to log, or SkipStep, as of a stabilizer
-    redrawn(model, example, generator)  the example with targets that the model draws, for curvature estimates
-    samples(model)   what the model answers now, as rows of texts for samples.jsonl
-    work(steps)      a model.cost.flops.Work: tokens that were learnt and those that were only read; by default all of
-                     `tokens` are learnt.  row_length: tokens of a row, where that is not the config's
-    ask(objective, model)  score what another objective asks for from now on
-    state_dict(), load_state_dict(state)  what lasts from step to step beyond the weights
+    before_step(step)  when the gradients are ready; as of a Stabilizer
+    redrawn(model, example, generator)  the example with targets sampled from the model, for curvature estimates
+    samples(model)     sample answers of the model, as rows of texts for samples.jsonl
+    work(steps)        a model.cost.flops.Work: tokens trained on and tokens only read; default: all `tokens` are
+                       trained on.  The attribute `row_length` gives the tokens of a row if the config does not
+    ask(objective, model)  switches `score` to another objective
+    state_dict(), load_state_dict(state)  state beyond the weights that must survive a resume
 
-    accepts     what it makes of its source: documents | conversations | feedback
-    copies    models held beside the one that trains: a reference
-    scores    what it is scored by, under `val/`; `main` is the one that runs are compared by, `better` lower or higher
-    template  whether it writes its texts in the form of `template`
-    needs     kinds that a config may leave out and this task may not, each with the option that is usual: alignment=dpo
+    Facts:
+    accepts   what it reads from its source: documents | conversations | feedback
+    scores    names of its scores, logged under `val/`
+    main      the score by which runs are compared
+    better    whether a lower or a higher `main` is better: lower | higher
+    template  True if it writes conversations in the form of `template`
+    needs     optional kinds that this task requires, each with the usual option, as "alignment=dpo"
+    metrics   names of the numbers that `loss` logs
+    copies    number of models held in memory beside the trained one, as a reference
     """
 
     accepts: ClassVar[str]
@@ -153,20 +177,22 @@ class Task(Protocol):
 
 
 class Batches(Protocol):
-    """Batches by number."""
+    """Batches by number: item k is the k-th batch, a mapping of tensors."""
 
     def __getitem__(self, number: int) -> dict[str, Tensor]: ...
 
 
 class Logger(Protocol):
-    """Where the numbers of a run go beside metrics.csv.  Writes into the run's folder or beside it, never elsewhere.
+    """Writes the metrics of a run, into the run's folder or next to it and nowhere else.
 
-    start(rows)     begin with these rows in place of all that the log holds of this run: none, or those up to the step
-                    at which the run goes on; may come again
-    log(row)        name -> number, `step` and `tokens` among them; a validation is a row of its own, of the same step
-    finish(status)  done, preempted, diverged or failed
+    Methods:
+    start(rows)     replace all that the log holds of this run by these rows: none for a new run, those up to the
+                    resumed step for a resumed one; may be called again
+    log(row)        append {name: number}, with `step` and `tokens`; a validation has its own row with the same step
+    finish(status)  end the log; status: done | preempted | diverged | failed
 
-    record  whether it is metrics.csv itself, which every run writes
+    Facts:
+    record  True for metrics.csv itself, which every run writes
     """
 
     record: ClassVar[bool]
@@ -180,7 +206,7 @@ class Logger(Protocol):
 
 objectives: Registry[Objective] = Registry(
     "objective",
-    "What is predicted from what.",
+    "Which tokens the model predicts, and from which.",
     wiring=("vocab_size", "eos", "max_len"),
     methods=("__call__",),
     facts={"produces": "next tokens", "metrics": ()},
@@ -188,21 +214,21 @@ objectives: Registry[Objective] = Registry(
 
 optimizers: Registry[torch.optim.Optimizer] = Registry(
     "optimizer",
-    "How gradients change the weights; groups of parameters come by role.",
+    "How gradients update the weights; parameters are grouped by role.",
     wiring=("groups",),
     facts={"decays": True, "entrywise": True},
 )
 
 checkpointings: Registry[Checkpointing] = Registry(
     "checkpointing",
-    "Which activations are kept for the backward pass; the others are computed once more.",
+    "Which activations are stored for the backward pass; the others are recomputed.",
     methods=("apply",),
     default="none",
 )
 
 schedules: Registry[Schedule] = Registry(
     "schedule",
-    "The learning rate over the run.",
+    "How the learning rate changes over the run.",
     calls={("step", "total"): {}, ("step", "total", "scores"): {"watches": True}},
     methods=("__call__",),
     facts={"watches": False},
@@ -210,7 +236,7 @@ schedules: Registry[Schedule] = Registry(
 
 stabilizers: Registry[Stabilizer] = Registry(
     "stabilizer",
-    "What keeps a run from diverging; several at once.",
+    "Measures that keep training stable; several can be combined.",
     any_of=("before_step", "after_step", "attach", "averaged", "batch_rows"),
     facts={"metrics": (), "rewinds": False},
     multiple=True,
@@ -218,7 +244,7 @@ stabilizers: Registry[Stabilizer] = Registry(
 
 tasks: Registry[Task] = Registry(
     "task",
-    "What a run learns from: its data, its loss, its scores.",
+    "What a run trains on: its data, its loss, its scores.",
     wiring=("setup",),
     methods=("validation", "tokens", "example", "loss", "score"),
     facts={
@@ -236,7 +262,7 @@ tasks: Registry[Task] = Registry(
 
 loggers: Registry[Logger] = Registry(
     "logger",
-    "Where the numbers of a run go beside metrics.csv; several at once.",
+    "Where metrics are written, besides metrics.csv; several can be combined.",
     wiring=("folder", "config"),
     methods=("start", "log", "finish"),
     facts={"record": False},

@@ -1,4 +1,4 @@
-"""How a model is adapted: in how many bits, with which weights, by which judgement."""
+"""Kinds of parts that adapt a model: quantization, parameter-efficient tuning, alignment methods and rewards."""
 
 from __future__ import annotations
 
@@ -17,10 +17,16 @@ if TYPE_CHECKING:
 
 
 class Quantization(Protocol):
-    """`apply(model)` turns the matrices of linear maps into codes of few bits, in place; the maps stay where they are.
+    """Stores the weight matrices of linear layers in few bits.
 
-    bits   of a code; 32: nothing is done
-    qat  a knob, if it has one: weights stay as they are, and each pass rounds them (straight-through gradients)
+    apply(model)  replaces the weights by codes, in place; the modules keep their names
+
+    Facts:
+    bits  bits of a code; 32: nothing is quantized
+
+    Usual knob:
+    qat   quantization-aware training: weights keep their precision and are rounded in each forward pass, with
+          straight-through gradients
     """
 
     bits: ClassVar[int]
@@ -29,16 +35,19 @@ class Quantization(Protocol):
 
 
 class Peft(Protocol):
-    """Makes few weights train in place of all: what is learned stands beside the base, which is frozen bit for bit.
+    """Parameter-efficient tuning: trains a few added weights; the base weights are frozen and stay bitwise the same.
 
-    apply(model, seed)  changes the model in place; afterwards `requires_grad` stands on what trains and on nothing else
-    prepare(model)      optional, before that: what becomes of the base itself (its quantisation)
-    rate(info)          optional: a factor on the learning rate of a parameter (ablatio.model.parameter_roles)
-    before_step(step), after_step(step)  optional, as in a stabilizer; what lasts is kept in buffers of the model
+    Methods:
+    apply(model, seed)  changes the model in place; afterwards exactly the trainable parameters have `requires_grad`
+    prepare(model)      optional, called before `apply`: changes the base itself, as by quantizing it
+    rate(info)          optional: factor on the learning rate of a parameter (ablatio.model.parameter_roles)
+    before_step(step), after_step(step)  optional, as of a Stabilizer; state must be kept in buffers of the model
 
-    exact    whether the model at step 0 is the base to the last bit, and not only to rounding
-    virtual  whether it adds keys and values of tokens that are not there: then attention must have such
-    batch_dependent  as in an Mlp
+    Facts:
+    exact            True if the model at step 0 equals the base bitwise, False if only up to rounding
+    virtual          True if it adds keys and values of virtual tokens, which the attention must support
+    metrics          names of the numbers that its step methods log
+    batch_dependent  see Mlp
     """
 
     exact: ClassVar[bool]
@@ -49,33 +58,39 @@ class Peft(Protocol):
 
 
 class Alignment(Protocol):
-    """A loss on log-probabilities, pure: it names what it wants, from the words in alignment_inputs.
+    """A pure loss on log-probabilities.  Parameters of its methods are names from alignment_inputs.
 
-    data             pairs | rankings | labelled | prompts
-    loss(...)        (loss, metrics): the mean over the batch, and numbers to log under the names in `metrics`
-    rejected         given | reference: in the data, or an answer that the frozen reference gives to the same prompt
-    detached         a factor of the loss is held constant in its gradient (a weight, a clipped ratio)
-    moves_reference  the reference follows the policy: after each step it becomes rate x policy + (1 - rate) x itself,
-                     `reference_rate(step)`; so its log-probabilities cannot be kept
+    Methods:
+    loss(...)        (loss, metrics): the mean loss over the batch, and the numbers to log
 
-    A policy method (data = prompts) has a second step and says how answers are used:
+    Facts:
+    data             what it is trained on: pairs | rankings | labelled | prompts
+    metrics          names of the numbers that `loss` and `advantages` log
+    rejected         where the worse answer of a pair comes from: given (in the data) | reference (sampled from the
+                     frozen reference for the same prompt)
+    detached         True if a factor of the loss gets no gradient (a weight, a clipped ratio)
+    moves_reference  True if the reference is updated after each step to rate x policy + (1 - rate) x reference, with
+                     rate = `reference_rate(step)`; its log-probabilities can then not be computed in advance
+    whole_groups     policy methods: True if all answers to a prompt must be in the same minibatch
+    prompts          policy methods: given (by the source) | text (prompts are cut out of documents, and the text that
+                     follows is the correct answer)
 
-    advantages(...)  Advantages, from the rewards of one rollout, without gradient
-    group            answers to each prompt
-    epochs           how often a rollout is passed over
-    minibatches      optimizer steps in one pass
-    whole_groups     the answers to one prompt stay in one minibatch
-    prompts          given | text: a text is cut into prompts, and what follows is the answer that is looked for
-    writer           optional: policy | reference: who writes the answers that are learned from; by default the policy
-    best_of          optional: n, where the weights stay and the best of n answers is what the model gives
-    observe(kl)      optional: the mean KL to the reference of a rollout, before its advantages are asked for
-    stops(kl)        optional: whether to leave the rollout, `kl` being that from the policy that wrote it
-    resample         optional: how often prompts whose answers all have the advantage 0 are replaced by others, for a
-                     method whose advantages ask for nothing but rewards, mask and max_length
-    hardness(logits), least_entropy  optional: how hard a prompt is by what the reference says comes next, (N, V) ->
-                     (N,), and how hard it must be to be asked; 0: all are asked
+    A policy method (data = prompts, see PolicyMethod) samples answers and also defines `advantages`:
+    advantages(...)  Advantages, computed without gradient from the rewards of one rollout
+    group            attribute: answers per prompt
+    epochs           attribute: passes over a rollout
+    minibatches      attribute: optimizer steps per pass
 
-    What lasts from rollout to rollout goes through `state_dict()` and `load_state_dict(state)`.
+    Optional attributes and methods of a policy method:
+    writer           policy | reference: which model samples the answers; default: policy
+    best_of          n: the weights are not trained, and the model's answer is the best of n samples
+    observe(kl)      called with the rollout's mean KL to the reference, in nats per answer, before `advantages`
+    stops(kl)        True to discard the rest of the rollout; `kl`: KL from the policy that sampled it, nats per token
+    resample         largest number of rounds in which prompts whose answers all have advantage 0 are replaced; only if
+                     `advantages` takes nothing but rewards, mask and max_length
+    hardness(logits), least_entropy  difficulty of prompts from the reference's next-token logits, (N, V) -> (N,), and
+                     the least difficulty of a prompt that is used; 0: all prompts are used
+    state_dict(), load_state_dict(state)  state that must survive a resume
     """
 
     data: ClassVar[str]
@@ -89,7 +104,7 @@ class Alignment(Protocol):
 
 
 class PolicyMethod(Alignment, Protocol):
-    """An Alignment whose data are prompts."""
+    """An Alignment method with data = prompts: it samples answers and learns from their rewards."""
 
     group: int
     epochs: int
@@ -98,12 +113,17 @@ class PolicyMethod(Alignment, Protocol):
 
 
 class Reward(Protocol):
-    """How good answers are: N answers (ablatio.model.rl.answers.Answer) -> (N,), higher is better.
+    """Scores answers: N answers (ablatio.model.rl.answers.Answer) -> (N,); higher is better.
 
-    A function part judges one answer and gives a number, or two (answer, other) and gives the chance that the first is
-    better, which reward=ranking makes a reward of.  A reward that judges steps gives a list of Steps for each answer,
-    and says `per_step`; one that looks at the answers to a prompt side by side says `compares`.  `open_run` (wiring)
-    turns the folder of a reward model into a function of answers.
+    A function part takes one answer and returns its score, or takes two, (answer, other), and returns the probability
+    that the first is better; reward=ranking turns such comparisons into scores.
+
+    Wiring:
+    open_run  turns the run folder of a reward model into a function of answers
+
+    Facts:
+    per_step  True if it returns, for each answer, a list of ReasoningSteps in place of one score
+    compares  True if it compares the answers to the same prompt, so that all of them must be passed together
     """
 
     per_step: ClassVar[bool]
@@ -114,7 +134,7 @@ class Reward(Protocol):
 
 quantizations: Registry[Quantization] = Registry(
     "quantization",
-    "How many bits a frozen weight takes.",
+    "In how many bits the weights are stored.",
     methods=("apply",),
     facts={"bits": 32},
     default="none",
@@ -122,7 +142,7 @@ quantizations: Registry[Quantization] = Registry(
 
 pefts: Registry[Peft] = Registry(
     "peft",
-    "Which weights train: all, or a few beside a frozen base.",
+    "Which weights are trained: all, or a few added to a frozen base.",
     methods=("apply",),
     facts={"exact": True, "virtual": False, "metrics": (), "batch_dependent": False},
     default="none",
@@ -130,7 +150,7 @@ pefts: Registry[Peft] = Registry(
 
 alignments: Registry[Alignment] = Registry(
     "alignment",
-    "What preferences and rewards teach: a loss on log-probabilities.",
+    "How a model is trained on preferences or rewards: a loss on log-probabilities.",
     methods=("loss",),
     facts={
         "data": "pairs",
@@ -147,7 +167,7 @@ alignments: Registry[Alignment] = Registry(
 
 rewards: Registry[Reward] = Registry(
     "reward",
-    "How good an answer is.",
+    "How answers are scored.",
     wiring=("open_run",),
     calls={
         ("answer",): {"per_step": False, "compares": False},
