@@ -233,7 +233,7 @@ def test_gated_refuses_a_gate_that_is_gated():
     for name in ours:
         (problem,) = rules.violated_rules({"activation": {"name": "gated", "gate": name}})
         assert problem.where == "activation.gate" and problem.fix == "activation.gate=silu"
-        with pytest.raises(UserError, match="gated already"):
+        with pytest.raises(UserError, match="is a gated activation"):
             activations.build("gated", {"gate": name}, d_ff=4)
     assert not rules.violated_rules({"activation": {"name": "gated", "gate": "silu"}})
 
