@@ -242,7 +242,7 @@ def test_xielu_starts_above_beta():
     config = {"activation": {"name": "xielu", "alpha_n": 0.5, "alpha_p": 0.8, "beta": 0.5}}
     (problem,) = rules.violated_rules(config)
     assert problem.fix == "activation.alpha_n=0.8"
-    with pytest.raises(UserError, match="start above its beta"):
+    with pytest.raises(UserError, match=r"alpha_n=0.5 must be above activation.beta=0.5"):
         activations.build("xielu", {"alpha_n": 0.5}, d_ff=4)
 
 
