@@ -1,1 +1,1 @@
-"""The built-in parts of ablatio: one module per kind or family, registered like any plugin's."""
+"""The built-in parts of ablatio: one package per kind, registered through the same entry point as any plugin's."""

@@ -72,8 +72,8 @@ def test_an_arm_that_cannot_stand_is_refused_with_the_rule_s_reason_and_the_othe
     plan = plan_sweep(["position=rope,alibi", "model.d_head=3,4"])
     assert [cell.label for cell in plan.cells][1:] == ["position=alibi model.d_head=3", "position=alibi model.d_head=4"]
     (refused,) = plan.study.refused
-    assert refused.arm == {"position": "rope", "model.d_head": "3"} and "rope turns pairs" in refused.why
-    with pytest.raises(ConfigError, match=r"2 problems(.|\n)*rope turns pairs.*model.d_head=5"):
+    assert refused.arm == {"position": "rope", "model.d_head": "3"} and "rope rotates pairs" in refused.why
+    with pytest.raises(ConfigError, match=r"2 problems(.|\n)*rope rotates pairs.*model.d_head=5"):
         plan_sweep(["position=rope", "model.d_head=3,5"])
 
 

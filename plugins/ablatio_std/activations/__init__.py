@@ -1,1 +1,1 @@
-"""Nonlinearities of the feed-forward part: elementwise ones take x, gated ones (gate, up) (Shazeer 2020)."""
+"""Activation functions of the feed-forward layers: elementwise ones take x, gated ones (gate, up) (Shazeer 2020)."""

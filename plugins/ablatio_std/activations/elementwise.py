@@ -1,4 +1,4 @@
-"""Elementwise nonlinearities without parameters.  Any shape -> the same."""
+"""Elementwise activations without parameters.  Any shape -> the same."""
 
 import math
 from typing import Annotated, Literal
@@ -25,13 +25,13 @@ def relu2(x: Tensor) -> Tensor:
 
 @activations.register("gelu", paper="arXiv:1606.08415")
 def gelu(x: Tensor, *, approximate: Literal["none", "tanh"] = "none") -> Tensor:
-    """x * Phi(x), Phi the normal distribution function; `tanh` is GPT-2's approximation.  Any shape."""
+    """x * Phi(x), Phi the standard normal CDF; approximate=tanh is GPT-2's form.  Any shape."""
     return _common.gelu(x, approximate)
 
 
 @activations.register("quick_gelu", paper="arXiv:1606.08415")
 def quick_gelu(x: Tensor) -> Tensor:
-    """x * sigmoid(1.702 x), the coarser of the two approximations of GELU; CLIP's.  Any shape."""
+    """x * sigmoid(1.702 x), the coarser of the paper's two approximations of GELU, used in CLIP.  Any shape."""
     return F.silu(1.702 * x) / 1.702
 
 
@@ -55,23 +55,23 @@ def elu(x: Tensor, *, alpha: Annotated[float, Positive] = 1.0) -> Tensor:
 
 @activations.register("selu", paper="arXiv:1706.02515")
 def selu(x: Tensor) -> Tensor:
-    """s * elu(x; a), s = 1.0507 and a = 1.6733: mean 0 and variance 1 of normal x stay as they are.  Any shape."""
+    """s * elu(x; a), s = 1.0507 and a = 1.6733: keeps mean 0 and variance 1 of normal x.  Any shape."""
     return F.selu(x)
 
 
 @activations.register("softplus", paper="https://papers.nips.cc/paper/1920")
 def softplus(x: Tensor, *, beta: Annotated[float, Positive] = 1.0) -> Tensor:
-    """log(1 + e^(beta x)) / beta, a smooth relu (Dugas et al. 2000).  Any shape."""
+    """log(1 + e^(beta x)) / beta, a smooth ReLU (Dugas et al. 2000).  Any shape."""
     return F.softplus(x, beta)
 
 
 @activations.register("tanh", paper="doi:10.1007/3-540-49430-8_2")
 def tanh(x: Tensor) -> Tensor:
-    """(e^x - e^-x) / (e^x + e^-x), the sigmoid that is odd (LeCun et al. 1998).  Any shape."""
+    """(e^x - e^-x) / (e^x + e^-x), a sigmoid symmetric about 0 (LeCun et al. 1998).  Any shape."""
     return torch.tanh(x)
 
 
 @activations.register("laplace", paper="arXiv:2209.10655")
 def laplace(x: Tensor) -> Tensor:
-    """(1 + erf((x - m) / (s sqrt 2))) / 2: m = sqrt(1/2), s = sqrt(1/(4 pi)) bring it near relu^2.  Any shape."""
+    """(1 + erf((x - m) / (s sqrt 2))) / 2; m = sqrt(1/2), s = sqrt(1/(4 pi)) approximate relu^2.  Any shape."""
     return 0.5 * torch.erf(math.sqrt(2 * math.pi) * (x - math.sqrt(0.5))) + 0.5

@@ -1,4 +1,4 @@
-"""Gated units (Dauphin et al. 2016, Shazeer 2020): one projection opens and closes another.
+"""Gated linear units (Dauphin et al. 2016, Shazeer 2020): one projection is multiplied by a gate made from another.
 
 (gate, up), two tensors of one shape -> the same.
 """
@@ -23,7 +23,7 @@ def glu(gate: Tensor, up: Tensor) -> Tensor:
 
 @activations.register("bilinear", paper="arXiv:2002.05202")
 def bilinear(gate: Tensor, up: Tensor) -> Tensor:
-    """gate * up, with no nonlinearity but the product.  Two tensors of one shape -> the same."""
+    """gate * up: the product is the only nonlinearity.  Two tensors of one shape -> the same."""
     return gate * up
 
 
@@ -50,10 +50,10 @@ def clamped_swiglu(
     gate: Tensor,
     up: Tensor,
     *,
-    limit: Annotated[float, Positive, "largest gate, and largest |up|"] = 7.0,
+    limit: Annotated[float, Positive, "upper bound of gate and of |up|"] = 7.0,
     alpha: Annotated[float, Positive] = 1.702,
 ) -> Tensor:
-    """g * sigmoid(alpha g) * (u + 1), g = min(gate, limit), u = up kept within -limit and limit; gpt-oss's unit.
+    """g * sigmoid(alpha g) * (u + 1), g = min(gate, limit), u = up clamped to [-limit, limit], as in gpt-oss.
 
     Two tensors of one shape -> the same.
     """
@@ -63,7 +63,11 @@ def clamped_swiglu(
 
 @activations.register("gated", paper="arXiv:2002.05202")
 class Gated(nn.Module):
-    """f(gate) * up for any elementwise activation f, at its defaults.  Two tensors of one shape -> the same."""
+    """f(gate) * up for any elementwise activation f with its default knobs.  Two tensors of one shape -> the same.
+
+    Raises:
+        UserError: `gate` names an activation that is gated itself.
+    """
 
     gated = True
 
@@ -71,8 +75,8 @@ class Gated(nn.Module):
         super().__init__()
         if activations[gate].facts["gated"]:
             raise UserError(
-                f"activation.gate={gate} is gated already (activation={gate} by itself); the gate is an elementwise "
-                "one\n    try: activation.gate=silu"
+                f"activation.gate={gate} is a gated activation; an elementwise one was expected (activation={gate} "
+                "uses it on its own)\n    try: activation.gate=silu"
             )
         self.function = activations.build(gate, d_ff=d_ff)
 
@@ -80,12 +84,13 @@ class Gated(nn.Module):
         return self.function(gate) * up
 
 
-# What other distributions bring is refused when it is built, as above: a rule does not know of it.
-_OURS = sorted(entry.name for entry in activations.entries.values() if entry.module == __name__)
+# A rule can list the gated activations of this module alone; Gated.__init__ refuses those of other distributions.
+_GATED_HERE = sorted(entry.name for entry in activations.entries.values() if entry.module == __name__)
 
 rule(
-    when=f"activation.name == 'gated' and activation.gate in {_OURS}",
-    why="{activation.gate} is gated already (activation={activation.gate} by itself); the gate is an elementwise one",
+    when=f"activation.name == 'gated' and activation.gate in {_GATED_HERE}",
+    why="activation.gate={activation.gate} is a gated activation; an elementwise one was expected "
+    "(activation={activation.gate} uses it on its own)",
     fix="activation.gate=silu",
     where="activation.gate",
 )

@@ -1,1 +1,1 @@
-"""Attentions: softmax over all keys and over some of them, kernels and recurrences, short convolutions."""
+"""Attentions: softmax over all or some keys, linear and recurrent attention, short convolutions."""

@@ -1,7 +1,7 @@
-"""Softmax over the keys that a pattern picks.
+"""Softmax attention over the keys that a pattern shows.
 
-A pattern is a function of positions q (..., T, 1) and k (..., 1, S) and of its own settings; it looks both ways, and
-the architecture's mask takes away what comes later.
+A pattern is a function of the positions q (..., T, 1) and k (..., 1, S) and of its settings; it returns True where
+query t sees key s: (..., T, S).  It may show later keys, which the architecture's mask hides.
 """
 
 import functools
@@ -19,23 +19,27 @@ Pattern = tuple[Callable[..., Tensor], *tuple[int, ...]]
 
 
 def near(q: Tensor, k: Tensor, window: int) -> Tensor:
+    """True for keys less than `window` tokens away."""
     return (q - k).abs() < window
 
 
 @functools.cache
 def hidden_pairs(length: int, pattern: Pattern) -> int:
-    """Pairs of `length` tokens that a pattern does not show, looking both ways; counted a block of rows at a time."""
+    """Number of (query, key) pairs of `length` tokens that the pattern hides, before the mask.
+
+    Blocks of 512 queries are counted at a time, which bounds the memory.
+    """
     shows, *settings = pattern
-    with torch.device("cpu"):  # also where a model is counted on the meta device, which has no numbers
-        place = torch.arange(length)
-        rows = (shows(q[:, None], place[None], *settings) for q in place.split(512))
+    with torch.device("cpu"):  # FLOPs may be counted under the meta device, whose tensors have no values
+        pos = torch.arange(length)
+        rows = (shows(q[:, None], pos[None], *settings) for q in pos.split(512))
         return length * length - sum(int(row.sum()) for row in rows)
 
 
 class Patterned(SoftmaxAttention):
-    """Keys that a pattern picks; cross-attention sees all, and so does each `full_every`-th layer.
+    """Softmax over the keys that a pattern shows; cross-attention and every `full_every`-th layer see all keys.
 
-    pattern  the function and its settings; None where every key is seen
+    pattern  the function and its settings; None if every key is seen
     """
 
     pattern: Pattern | None
@@ -48,10 +52,10 @@ class Patterned(SoftmaxAttention):
     def place(
         self, q: Tensor, k: Tensor, v: Tensor, ctx: Context
     ) -> tuple[Tensor, Tensor, Tensor, Context | AttentionView]:
-        return *ctx.place(self.layer, q, k, v), self.sight(ctx)
+        return *ctx.place(self.layer, q, k, v), self.view(ctx)
 
-    def sight(self, ctx: Context) -> Context | AttentionView:
-        """Mask and bias, made once a pass for all layers that share the pattern."""
+    def view(self, ctx: Context) -> Context | AttentionView:
+        """Mask and bias of this pattern, made once in a pass for all layers that share the pattern."""
         if self.pattern is None or ctx.memory is not None:
             return ctx
         shows, *settings = self.pattern
@@ -60,10 +64,10 @@ class Patterned(SoftmaxAttention):
             window = settings[0] if shows is near else None
             return AttentionView.of(ctx, shows(ctx.q_pos[..., :, None], ctx.k_pos[..., None, :], *settings), window)
 
-        return ctx.shared(("sight", self.pattern), make)
+        return ctx.shared(("view", self.pattern), make)
 
     def hidden_flops(self, ctx: Context) -> int:
-        """Two products of d_head for each pair that the pattern leaves out of T x S, in each head."""
+        """FLOPs of the hidden pairs of T x S: two products of d_head (4 d_head FLOPs) for each pair and head."""
         if self.pattern is None or ctx.memory is not None:
             return 0
         heads = self.o_proj.in_features // self.d_head

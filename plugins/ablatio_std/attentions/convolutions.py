@@ -1,4 +1,4 @@
-"""Short causal convolutions: as the only mixer of tokens, and in front of softmax attention."""
+"""Short causal convolutions: as the only mixing of tokens, and before softmax attention."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Literal, Unpack
@@ -13,26 +13,26 @@ from ablatio.model.attention.softmax_attention import AttentionWiring, KVHeads, 
 from ablatio.model.context import Context
 from ablatio_std.attentions._common import Rows, ShortConv
 
-Width = Annotated[int, Range(1), "tokens that a convolution reaches over, its own included"]
+Width = Annotated[int, Range(1), "number of tokens in the convolution, the current one included"]
 
 
 def convolve(convs: Iterable[nn.Module], inputs: Sequence[Tensor], layer: int, ctx: Context) -> list[Tensor]:
-    """Each input (B, T, D) through its convolution, within documents; the cache holds the last inputs."""
-    rows, found = Rows.of(ctx), []
+    """Apply to each input (B, T, D) its convolution, within documents; the cache keeps the last inputs of each."""
+    rows, results = Rows.of(ctx), []
     state = None if ctx.cache is None else ctx.cache.state(layer)
     for i, (conv, x) in enumerate(zip(convs, inputs, strict=True)):
-        found.append(conv(rows.sorted(x), rows, None if state is None else state[i]))
+        results.append(conv(rows.sorted(x), rows, None if state is None else state[i]))
     if ctx.cache is not None:
-        ctx.cache.keep(layer, *(past for _, past in found))
-    return [rows.restored(y) for y, _ in found]
+        ctx.cache.keep(layer, *(past for _, past in results))
+    return [rows.restored(y) for y, _ in results]
 
 
 @attentions.register("convolution", paper="arXiv:2312.04927")
 class Convolution(nn.Module):
-    """o((g_proj x) * (conv(v_proj x) + c)): tokens mix by a gated causal convolution alone.  (B, T, D) -> same.
+    """o((g_proj x) * (conv(v_proj x) + c)): a gated causal convolution in place of attention.  (B, T, D) -> same.
 
-    The BaseConv of the paper, with a projection before and behind it.  What a query looks for cannot change where it
-    looks, which is what multi-query recall asks for.
+    The paper's BaseConv between two projections.  Its mixing weights do not depend on the input, so it lacks what
+    multi-query recall needs.
     """
 
     takes_bias = False
@@ -63,7 +63,7 @@ class Convolution(nn.Module):
 
 rule(
     when="attention.name == 'convolution' and 'rotate' in facts.position.uses",
-    why="position={position.name} turns queries and keys, and attention=convolution has none",
+    why="position={position.name} rotates queries and keys, and attention=convolution has neither",
     fix="position=none",
     where="position",
 )
@@ -71,10 +71,10 @@ rule(
 
 @attentions.register("conv_mha", paper="arXiv:2109.08668")
 class ConvolvedMultiHead(SoftmaxAttention):
-    """Softmax attention to x + conv(x): a short causal convolution lets each token carry the ones before it.
+    """Softmax attention on y + conv(y), a short causal convolution that adds the preceding tokens to each token.
 
-    on=projections: a convolution for each of q, k and v (Primer's multi-dconv-head); on=input: one before all three.
-    They start at zero, so that the model starts as attention=mha.
+    on=projections: y is q, k and v, with a convolution for each (Primer's multi-dconv-head).  on=input: y is x.  The
+    convolutions are initialized to zero, so that the initial model is that of attention=mha.
     """
 
     cross = False
@@ -93,16 +93,16 @@ class ConvolvedMultiHead(SoftmaxAttention):
         queries, keys = wiring["n_heads"] * wiring["d_head"], n_kv * wiring["d_head"]
         channels = [wiring["d_model"]] if on == "input" else [queries, keys, keys]
         convs = [ShortConv(n, conv) for n in channels]
-        for made in convs:
-            nn.init.zeros_(made.weight)
+        for module in convs:
+            nn.init.zeros_(module.weight)
         self.on, self.convs = on, nn.ModuleList(convs)
 
     def heads(self, x: Tensor, ctx: Context) -> Tensor:
-        given = [x] if self.on == "input" else [p(x) for p in (self.q_proj, self.k_proj, self.v_proj)]
-        mixed = convolve(self.convs, given, self.layer, ctx)
-        found = [a + b.to(a.dtype) for a, b in zip(given, mixed, strict=True)]
+        inputs = [x] if self.on == "input" else [p(x) for p in (self.q_proj, self.k_proj, self.v_proj)]
+        mixed = convolve(self.convs, inputs, self.layer, ctx)
+        outputs = [a + b.to(a.dtype) for a, b in zip(inputs, mixed, strict=True)]
         if self.on == "input":
-            return super().heads(found[0], ctx)
-        q, k, v = (split_heads(t, self.d_head) for t in found)
-        q, k, v, sight = self.place(q, k, v, ctx)
-        return merge_heads(self.mix(q, k, v, sight))
+            return super().heads(outputs[0], ctx)
+        q, k, v = (split_heads(t, self.d_head) for t in outputs)
+        q, k, v, view = self.place(q, k, v, ctx)
+        return merge_heads(self.mix(q, k, v, view))

@@ -1,4 +1,4 @@
-"""Attention by a kernel phi(q) . phi(k) in place of exp(q . k): sums over keys are made once, at a cost linear in T."""
+"""Linear attention: a kernel phi(q) . phi(k) in place of exp(q . k), so that the cost is linear in T."""
 
 import math
 from typing import Annotated, Literal, Unpack
@@ -15,18 +15,18 @@ from ablatio_std.attentions._common import Rows, accumulate, at_least_float32, w
 
 
 class KernelAttention(SoftmaxAttention):
-    """y_t = sum_s phi(q_t) . phi(k_s) v_s / sum_s phi(q_t) . phi(k_s); a part says what phi is.
+    """y_t = sum_s phi(q_t) . phi(k_s) v_s / sum_s phi(q_t) . phi(k_s); subclasses define phi in `feature`.
 
-    Causal: by running sums in chunks.  Both ways: one sum; with borders or a prefix, pair by pair.  Positions turn q
-    and k before phi.  The cache holds one sum, whatever the length.
+    Causal attention uses cumulative sums in chunks; bidirectional attention one sum, or all pairs where documents or a
+    prefix restrict them.  Positions rotate q and k before phi.  The cache holds one sum whatever the text's length.
     """
 
     takes_bias = False
     rotates_cached_keys = False
-    least: float | None = None  # of the sum that is divided by, where features may be negative
+    least: float | None = None  # lower bound of the denominator, for features that can be negative
 
     def feature(self, x: Tensor, *, query: bool) -> Tensor:
-        """(B, H, T, d_head) -> (B, H, T, F)."""
+        """phi(x) of queries (query=True) or keys.  (B, H, T, d_head) -> (B, H, T, F)."""
         raise NotImplementedError
 
     def heads(self, x: Tensor, ctx: Context) -> Tensor:
@@ -36,7 +36,7 @@ class KernelAttention(SoftmaxAttention):
             q, k = ctx.rotate(q, k, self.layer)
         with without_autocast(x.device):
             q, k, v = at_least_float32(q, k, v)
-            v = torch.cat([v, torch.ones_like(v[..., :1])], dim=-1)  # the last column sums up the weights
+            v = torch.cat([v, torch.ones_like(v[..., :1])], dim=-1)  # the column of ones gives the denominator
             q, k = self.feature(q, query=True), self.feature(k, query=False)
             gate = self.gate(x)
             if gate is None:
@@ -48,48 +48,55 @@ class KernelAttention(SoftmaxAttention):
         return merge_heads(y).to(x.dtype)
 
     def gate(self, x: Tensor) -> Tensor | None:
-        """(B, T, D) -> (B, H, T, 1) or None: S_t = g_t S_{t-1} + (1 - g_t) phi(k_t) v_t, g = sigmoid of this."""
+        """Logits of g in S_t = g_t S_{t-1} + (1 - g_t) phi(k_t) v_t, or None for g = 1.  (B, T, D) -> (B, H, T, 1)."""
         return None
 
     def sums(self, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, ctx: Context) -> Tensor:
-        """sum_s (q_t . k_s) v_s over what t sees: (B, H, T, V); causal ones forget by log_decay (B, H, T, 1)."""
+        """sum_s (q_t . k_s) v_s over the keys that t sees: (B, H, T, V).
+
+        q and k are features (B, H, T, F), v is (B, H, T, V).  Causal sums decay by exp(log_decay), (B, H, T, 1).
+        """
         rows = Rows.of(ctx)
         cache = ctx.cache if ctx.memory is None else None
         if ctx.mask == "causal" and ctx.opened is None:
             state = None if cache is None else cache.state(self.layer)
             q, k, v = (rows.sorted(t) for t in (q, k, v))
             decay = (log_decay if log_decay.numel() == 1 else rows.sorted(log_decay))[..., 0]
-            said, held = accumulate(q, k, v, decay, rows, None if state is None else state[0])
-            said = rows.restored(said)
+            sums, final = accumulate(q, k, v, decay, rows, None if state is None else state[0])
+            sums = rows.restored(sums)
         elif ctx.visible is None:
-            said = q @ (held := k.mT @ v)
+            sums = q @ (final := k.mT @ v)
         else:
-            said = (q @ k.mT * ctx.visible) @ v
+            sums = (q @ k.mT * ctx.visible) @ v
+            # Decoding continues the last document, so the cached state sums over that one only.
             last = 1.0 if ctx.segments is None else (ctx.segments == ctx.segments[:, -1:])[:, None, :, None]
-            held = said if cache is None else (k * last).mT @ v
+            final = sums if cache is None else (k * last).mT @ v
         if cache is not None:
-            cache.keep(self.layer, held)
-        return said
+            cache.keep(self.layer, final)
+        return sums
 
 
 @attentions.register("linear", paper="arXiv:2006.16236")
 class Linear(KernelAttention):
-    """phi(x) = elu(x) + 1 in place of the exponential of q . k: attention with a state of d_head x d_head a head."""
+    """y_t = sum_s phi(q_t) . phi(k_s) v_s / sum_s phi(q_t) . phi(k_s) with phi(x) = elu(x) + 1.
+
+    In decoding each head keeps a state of d_head x d_head numbers and their normalizer, instead of keys and values.
+    """
 
     def __init__(self, *, qk_norm: QKNorm = "none", **wiring: Unpack[AttentionWiring]) -> None:
         super().__init__(wiring["n_heads"], qk_norm=qk_norm, **wiring)
 
     def feature(self, x: Tensor, *, query: bool) -> Tensor:
-        return torch.where(x > 0, x + 1, x.clamp(max=0).exp())  # elu itself rounds to -1 below -17
+        return torch.where(x > 0, x + 1, x.clamp(max=0).exp())  # F.elu(x) + 1 would round to 0 below x = -17
 
 
 @attentions.register("performer", paper="arXiv:2009.14794")
 class Performer(KernelAttention):
-    """exp(q . k) by random features phi_i(x) = exp(w_i . x - |x|^2 / 2) + eps, x with the root of the scale (FAVOR+).
+    """exp(scale q . k) by random features phi_i(x) = exp(w_i . x - |x|^2 / 2) + eps of x sqrt(scale) (FAVOR+).
 
-    The w_i are normal; `orthogonal` makes those of a block of d_head orthogonal to each other, at the same lengths:
-    less variance.  kernel=relu is the paper's generalised attention, phi_i(x) = relu(w_i . x) + eps.  The w_i are drawn
-    at the start, saved with the weights and not trained.
+    The w_i are normal.  draw=orthogonal makes those of each block of d_head orthogonal, with lengths of the same
+    distribution, which lowers the variance.  kernel=relu is the paper's generalized attention, phi_i(x) = relu(w_i . x)
+    + eps.  The w_i are drawn once, saved with the weights, and not trained.
     """
 
     directions: Tensor
@@ -97,7 +104,7 @@ class Performer(KernelAttention):
     def __init__(
         self,
         *,
-        features: Annotated[int | None, Range(1), "null: d_head ln d_head"] = None,
+        features: Annotated[int | None, Range(1), "number of random features; null: d_head ln d_head"] = None,
         draw: Literal["orthogonal", "independent"] = "orthogonal",
         kernel: Literal["softmax", "relu"] = "softmax",
         eps: Annotated[float, Range(0, 1)] = 1e-4,
@@ -116,7 +123,9 @@ class Performer(KernelAttention):
         if self.kernel == "relu":
             return along.relu() + self.eps
         exponent = along - x.square().sum(-1, keepdim=True) / 2
-        if query:  # a factor on all features of a query goes away; one on keys would have to know later ones
+        # A common factor of a query's features cancels in the quotient.  Keys would need one maximum over the text, and
+        # so depend on later tokens.
+        if query:
             exponent = exponent - exponent.amax(-1, keepdim=True)
         return torch.exp(exponent) + self.eps
 
@@ -125,9 +134,9 @@ class Performer(KernelAttention):
 class RandomFeatures(KernelAttention):
     """exp(q . k / s^2) of unit q, k by phi(x) = (sin(w_1 . x), cos(w_1 . x), ...) / sqrt(m), w_i ~ N(0, 1 / s^2) (RFA).
 
-    q and k are brought to length 1, and the m directions w_i are drawn at the start, saved with the weights and not
-    trained; s, one for each of their numbers, is learned through them.  phi(q) . phi(k) may be negative, the sum that
-    is divided by is at least `eps`.  The paper draws its directions anew in training.
+    q and k are normalized to length 1.  The m directions are drawn once, saved with the weights, and not trained; s,
+    (d_head,), divides them and is learned.  As phi(q) . phi(k) can be negative, the denominator is clamped to at least
+    `eps`.  The paper draws new directions during training.
     """
 
     directions: Tensor
@@ -135,8 +144,8 @@ class RandomFeatures(KernelAttention):
     def __init__(
         self,
         *,
-        features: Annotated[int, Range(1), "directions m; phi has two numbers for each"] = 64,
-        eps: Annotated[float, Range(0, 1)] = 1e-4,
+        features: Annotated[int, Range(1), "number m of directions; phi has two features for each"] = 64,
+        eps: Annotated[float, Range(0, 1), "lower bound of the denominator"] = 1e-4,
         **wiring: Unpack[AttentionWiring],
     ) -> None:
         super().__init__(wiring["n_heads"], **wiring)
@@ -151,9 +160,9 @@ class RandomFeatures(KernelAttention):
 
 @attentions.register("rfa_gate", paper="arXiv:2103.02143")
 class GatedRandomFeatures(RandomFeatures):
-    """rfa with sums that forget: S_t = g_t S_{t-1} + (1 - g_t) phi(k_t) v_t, and so for the sum of phi (RFA-Gate).
+    """rfa with decaying sums: S_t = g_t S_{t-1} + (1 - g_t) phi(k_t) v_t, and the same for the denominator (RFA-Gate).
 
-    g = sigmoid(g_proj x), a number for each head and token.
+    g = sigmoid(g_proj x), one scalar for each head and token.
     """
 
     cross = False
@@ -162,8 +171,8 @@ class GatedRandomFeatures(RandomFeatures):
     def __init__(
         self,
         *,
-        features: Annotated[int, Range(1), "directions m; phi has two numbers for each"] = 64,
-        eps: Annotated[float, Range(0, 1)] = 1e-4,
+        features: Annotated[int, Range(1), "number m of directions; phi has two features for each"] = 64,
+        eps: Annotated[float, Range(0, 1), "lower bound of the denominator"] = 1e-4,
         **wiring: Unpack[AttentionWiring],
     ) -> None:
         super().__init__(features=features, eps=eps, **wiring)
@@ -174,9 +183,9 @@ class GatedRandomFeatures(RandomFeatures):
 
 
 def orthogonal(count: int, width: int) -> Tensor:
-    """(count, width) normal rows; in each block of `width` rows any two are orthogonal."""
-    turned = [torch.linalg.qr(torch.randn(width, width)) for _ in range(-(-count // width))]
-    # The factorisation picks signs by a rule of its own; those of R's diagonal make all turns equally likely.
-    directions = torch.cat([(q * r.diagonal().sign()).T for q, r in turned])[:count]
+    """Draw normal rows, (count, width), orthogonal to each other within each block of `width` rows."""
+    factors = [torch.linalg.qr(torch.randn(width, width)) for _ in range(-(-count // width))]
+    # QR fixes the signs of Q by convention; the signs of R's diagonal make the distribution uniform (Haar).
+    directions = torch.cat([(q * r.diagonal().sign()).T for q, r in factors])[:count]
     lengths: Tensor = torch.linalg.vector_norm(torch.randn(count, width), dim=1, keepdim=True)
     return directions * lengths

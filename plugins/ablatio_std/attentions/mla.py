@@ -1,4 +1,4 @@
-"""Softmax attention whose keys and values come from one small vector a token, the only thing that is cached."""
+"""Multi-head latent attention: keys and values are projected from one small cached vector for each token."""
 
 from typing import Annotated, Unpack
 
@@ -14,11 +14,11 @@ from ablatio.model.context import Context
 
 @attentions.register("mla", paper="arXiv:2405.04434")
 class MultiHeadLatent(nn.Module):
-    """c = rmsnorm(kv_proj x); k = [k_proj c, r], v = v_proj c; r = k_rope_proj x is shared by all heads.
+    """softmax(q k^T) v with c = rmsnorm(kv_proj x), k = [k_proj c, r], v = v_proj c; all heads share r = k_rope_proj x.
 
-    Positions turn r and the last d_head of each query alone, so that the cache holds c and r: kv_rank + d_head numbers
-    a token.  q is projected from x, or by way of a latent of its own of `q_rank`.  The scale is that of heads
-    d_head + `nope` wide.
+    Positions rotate only r and the last d_head features of each query, so that the cache holds c and r: kv_rank +
+    d_head numbers for each token.  q is projected from x, or through a latent of width `q_rank`.  The scale of the
+    logits is that of heads of width d_head + `nope`.
     """
 
     cross = True
@@ -27,8 +27,8 @@ class MultiHeadLatent(nn.Module):
         self,
         *,
         kv_rank: Annotated[int | None, Range(1), "width of c; null: 4 d_head"] = None,
-        q_rank: Annotated[int | None, Range(1), "width of the queries' latent; null: none"] = None,
-        nope: Annotated[int | None, Range(1), "width of a head's keys that no position turns; null: d_head"] = None,
+        q_rank: Annotated[int | None, Range(1), "width of the queries' latent; null: no latent"] = None,
+        nope: Annotated[int | None, Range(1), "features of a head's keys without positions; null: d_head"] = None,
         **wiring: Unpack[AttentionWiring],
     ) -> None:
         super().__init__()
@@ -46,27 +46,27 @@ class MultiHeadLatent(nn.Module):
         self.scale = wiring["scale"] * (width / (width + self.nope)) ** 0.5
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
-        narrow = x if self.q_down_proj is None or self.q_norm is None else self.q_norm(self.q_down_proj(x)).to(x.dtype)
-        q = split_heads(self.q_proj(narrow), self.nope + self.width)
-        plain, turned = q[..., : self.nope], q[..., self.nope :]
-        shared, c = ctx.keys_values(self.layer, x, self.latents)
-        turned, shared, c = ctx.place(self.layer, turned.contiguous(), shared, c)
+        latent = x if self.q_down_proj is None or self.q_norm is None else self.q_norm(self.q_down_proj(x)).to(x.dtype)
+        q = split_heads(self.q_proj(latent), self.nope + self.width)  # (B, H, T, nope + d_head)
+        content, rotary = q[..., : self.nope], q[..., self.nope :]
+        r, c = ctx.keys_values(self.layer, x, self.latents)
+        rotary, r, c = ctx.place(self.layer, rotary.contiguous(), r, c)
         k, v = split_heads(self.k_proj(c[:, 0]), self.nope), split_heads(self.v_proj(c[:, 0]), self.width)
-        k = torch.cat([k, shared.expand(-1, k.shape[1], -1, -1).to(k.dtype)], dim=-1)
-        q = torch.cat([plain, turned.to(plain.dtype)], dim=-1)
+        k = torch.cat([k, r.expand(-1, k.shape[1], -1, -1).to(k.dtype)], dim=-1)  # (B, H, S, nope + d_head)
+        q = torch.cat([content, rotary.to(content.dtype)], dim=-1)
         y = merge_heads(attend(q, k, v, ctx, scale=self.scale, dropout=self.dropout if self.training else 0.0))
         y = self.o_proj(y if self.inner_norm is None else self.inner_norm(y))
         return F.dropout(y, self.dropout, self.training) if self.dropout else y
 
     def latents(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """r (B, 1, S, d_head) and c (B, 1, S, kv_rank)."""
+        """Return r (B, 1, S, d_head) and c (B, 1, S, kv_rank) of x (B, S, D)."""
         down = self.kv_proj(x)
         return self.k_rope_proj(x)[:, None], self.kv_norm(down).to(down.dtype)[:, None]
 
 
 rule(
     when="attention.name == 'mla' and 'score' in facts.position.uses",
-    why="position={position.name} scores queries and keys of d_head={model.d_head} numbers, and those of mla are wider",
+    why="position={position.name} scores queries and keys of width d_head={model.d_head}, and those of mla are wider",
     fix="position=rope",
     where="position",
 )

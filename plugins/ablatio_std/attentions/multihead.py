@@ -1,4 +1,4 @@
-"""Softmax attention with as many key-value heads as queries, fewer, or one."""
+"""Softmax attention with one key-value head for each query head, for a group of them, or for all of them."""
 
 from typing import Annotated, Unpack
 
@@ -16,7 +16,7 @@ from ablatio.model.attention.softmax_attention import (
 
 @attentions.register("mha", paper="arXiv:1706.03762")
 class MultiHead(SoftmaxAttention):
-    """softmax(q k^T / sqrt(d_head)) v in each of n_heads heads, each with keys and values of its own."""
+    """softmax(q k^T / sqrt(d_head)) v in n_heads heads, each with its own keys and values.  (B, T, D) -> same."""
 
     prefix = True
 
@@ -37,7 +37,10 @@ class MultiHead(SoftmaxAttention):
 
 @attentions.register("mqa", paper="arXiv:1911.02150")
 class MultiQuery(SoftmaxAttention):
-    """All heads share one head of keys and values: the cache is n_heads times smaller."""
+    """softmax(q k^T / sqrt(d_head)) v with one key-value head for all query heads.  (B, T, D) -> same.
+
+    The cache is n_heads times smaller than that of attention=mha.
+    """
 
     prefix = True
 
@@ -58,14 +61,14 @@ class MultiQuery(SoftmaxAttention):
 
 @attentions.register("gqa", paper="arXiv:2305.13245")
 class GroupedQuery(SoftmaxAttention):
-    """Groups of n_heads / n_kv_heads heads share keys and values."""
+    """softmax(q k^T / sqrt(d_head)) v with one key-value head for each n_heads / n_kv_heads query heads."""
 
     prefix = True
 
     def __init__(
         self,
         *,
-        n_kv_heads: Annotated[int, Range(1), "heads of keys and values; a divisor of model.n_heads"] = 2,
+        n_kv_heads: Annotated[int, Range(1), "number of key-value heads; a divisor of model.n_heads"] = 2,
         qk_norm: QKNorm = "none",
         v_norm: VNorm = "none",
         softcap: Softcap = 0.0,
@@ -78,11 +81,11 @@ class GroupedQuery(SoftmaxAttention):
         )  # fmt: skip
 
 
-# Undecided, and so silent, for an attention that has no such knob.
+# A rule whose condition reads a missing knob does not apply, so this holds for every attention with n_kv_heads.
 rule(
     when="model.n_heads % attention.n_kv_heads != 0",
-    why="each group of heads shares one key-value head, so n_kv_heads={attention.n_kv_heads} must divide "
-    "model.n_heads={model.n_heads}",
+    why="each group of query heads shares one key-value head, so attention.n_kv_heads={attention.n_kv_heads} must "
+    "divide model.n_heads={model.n_heads}",
     fix="attention.n_kv_heads={nearest_divisor(model.n_heads, attention.n_kv_heads)}",
     where="attention",
 )

@@ -1,6 +1,6 @@
-"""Softmax attention to some of the keys: a pattern says which, from where query and key stand in their document.
+"""Sparse softmax attention: a pattern selects keys by the positions of query and key in their document.
 
-A new one takes ten lines: a function, as said in _patterns.py, and a class that names it.
+A new pattern takes ten lines: a function as described in _patterns.py, and a class that names it.
 """
 
 from typing import Annotated, Any, Literal, Unpack
@@ -14,23 +14,27 @@ from ablatio.model.attention.softmax_attention import AttentionWiring, KVHeads, 
 from ablatio.model.context import Context
 from ablatio_std.attentions._patterns import Patterned, near
 
-Window = Annotated[int | None, Range(1), "tokens that are seen, the query's own included; null: model.max_len / 8"]
-FullEvery = Annotated[int, Range(0), "layers n, 2n, ... (counted from 1) see every key; 0: none does"]
+Window = Annotated[int | None, Range(1), "tokens in the window, the query's own included; null: model.max_len / 8"]
+FullEvery = Annotated[int, Range(0), "layers n, 2n, ... (counted from 1) see every key; 0: no layer does"]
 
 
 def near_or_first(q: Tensor, k: Tensor, window: int, first: int) -> Tensor:
+    """True for keys less than `window` tokens away, and for the `first` tokens of the document."""
     return near(q, k, window) | (k < first)
 
 
 def strided(q: Tensor, k: Tensor, stride: int) -> Tensor:
+    """True for keys at most `stride` tokens away, or at a multiple of `stride`."""
     return ((q - k).abs() <= stride) | ((q - k) % stride == 0)
 
 
 def fixed(q: Tensor, k: Tensor, stride: int, summary: int) -> Tensor:
+    """True for keys in the query's block of `stride` tokens, and for the last `summary` tokens of each block."""
     return (q // stride == k // stride) | (k % stride >= stride - summary)
 
 
 def bigbird(q: Tensor, k: Tensor, block: int, window: int, globals_: int, random: int, seed: int) -> Tensor:
+    """True for keys in near blocks and in random blocks, and for pairs with one of the `globals_` first tokens."""
     q_block, k_block = q // block, k // block
     count = -(-max(q.shape[-2], k.shape[-1]) // block)
     chosen = random_blocks(count, window, random, seed, q.device)
@@ -39,21 +43,21 @@ def bigbird(q: Tensor, k: Tensor, block: int, window: int, globals_: int, random
 
 
 def random_blocks(count: int, window: int, random: int, seed: int, device: torch.device) -> Tensor:
-    """(count, count): True at [i, j] for `random` blocks j that lie before the window of block i.
+    """Choose for each block i up to `random` blocks j before its window: (count, count), True at [i, j].
 
-    Each pair draws a number that depends on it alone, so that a longer text changes nothing before its end.
+    A hash of (i, j, seed) ranks the candidates, so that the choice for block i does not depend on the text's length.
     """
     i, j = torch.arange(count, device=device)[:, None], torch.arange(count, device=device)
     draw = (i * 0x9E3779B1 + j * 0x85EBCA77 + seed * 0xC2B2AE3D) & 0xFFFFFFFF
     for shift in (15, 13):
         draw = ((draw ^ (draw >> shift)) * 0x2C1B3C6D) & 0xFFFFFFFF
-    free = j < i - window // 2
-    last = torch.where(free, draw, 1 << 32).sort(dim=-1).values[:, min(random, count) - 1, None]
-    return free & (draw <= last) if random else torch.zeros_like(free)
+    candidate = j < i - window // 2
+    threshold = torch.where(candidate, draw, 1 << 32).sort(dim=-1).values[:, min(random, count) - 1, None]
+    return candidate & (draw <= threshold) if random else torch.zeros_like(candidate)
 
 
 class Windowed(Patterned):
-    """A pattern that sees the last `window` tokens and the `first` ones: decoding keeps no others."""
+    """Base of patterns that show the last `window` tokens and the `first` ones: decoding caches no others."""
 
     def __init__(self, n_kv_heads: int | None, window: int | None, first: int, full_every: int, **wiring: Any) -> None:
         window = window or max(1, wiring["max_len"] // 8)
@@ -64,29 +68,29 @@ class Windowed(Patterned):
     def place(
         self, q: Tensor, k: Tensor, v: Tensor, ctx: Context
     ) -> tuple[Tensor, Tensor, Tensor, Context | AttentionView]:
-        place = ctx.position
+        position = ctx.position
         # A position that rotates cached keys, or scores the first tokens, needs every key.
-        whole = getattr(place, "rotates_cached_keys", False) or (self.first and hasattr(place, "score"))
-        if ctx.cache is None or self.pattern is None or ctx.memory is not None or whole:
+        needs_all = getattr(position, "rotates_cached_keys", False) or (self.first and hasattr(position, "score"))
+        if ctx.cache is None or self.pattern is None or ctx.memory is not None or needs_all:
             return super().place(q, k, v, ctx)
         q, k = ctx.rotate(q, k, self.layer)
         first = None
         if self.first:
-            start = ctx.past + ctx.length - 1 - ctx.k_pos[..., -1:]  # (1,) or (B, 1): where the text begins
-            first = (start + torch.arange(self.first, device=k.device)).expand(len(k), -1)
+            start = ctx.past + ctx.length - 1 - ctx.k_pos[..., -1:]  # (1,) or (B, 1): index of the text's first token
+            first = (start + torch.arange(self.first, device=k.device)).expand(len(k), -1)  # (B, first)
         k, v, index = ctx.cache.update_window(self.layer, k, v, self.window, first)
-        sight = self.sight(ctx)
+        view = self.view(ctx)
         if index.shape[1] == ctx.key_length:
-            return q, k, v, sight
-        assert isinstance(sight, AttentionView)
-        return q, k, v, ctx.shared(("kept", self.pattern), lambda: sight.take(index))
+            return q, k, v, view
+        assert isinstance(view, AttentionView)
+        return q, k, v, ctx.shared(("cached view", self.pattern), lambda: view.take(index))
 
 
 @attentions.register("sliding", paper="arXiv:2004.05150")
 class SlidingWindow(Windowed):
-    """Softmax over the keys less than `window` tokens away; every `full_every`-th layer sees all of them.
+    """Softmax over the keys less than `window` tokens away; every `full_every`-th layer sees all keys.
 
-    Decoding keeps `window` keys of a windowed layer.  full_every=2 is Gemma 2, 6 Gemma 3, 0 Mistral.
+    In decoding the cache of a windowed layer holds `window` keys.  full_every=2 is Gemma 2, 6 Gemma 3, 0 Mistral.
     """
 
     def __init__(
@@ -105,17 +109,17 @@ class SlidingWindow(Windowed):
 
 @attentions.register("lambda_window", paper="arXiv:2308.16137")
 class LambdaWindow(Windowed):
-    """Softmax over the keys less than `window` tokens away and the document's `first` tokens (a mask shaped as a Λ).
+    """Softmax over the keys less than `window` tokens away and the document's `first` tokens (a Λ-shaped mask).
 
-    Decoding keeps window + first keys, however long the text: the attention sinks of arXiv:2309.17453, with each token
-    at its true position.
+    In decoding the cache holds window + first keys whatever the length of the text: the attention sinks of
+    arXiv:2309.17453, with each token at its true position.
     """
 
     def __init__(
         self,
         *,
         window: Window = None,
-        first: Annotated[int, Range(1), "tokens at the start that are always seen"] = 4,
+        first: Annotated[int, Range(1), "tokens at the start of the document that every query sees"] = 4,
         full_every: FullEvery = 0,
         n_kv_heads: KVHeads = None,
         **wiring: Unpack[AttentionWiring],
@@ -125,18 +129,18 @@ class LambdaWindow(Windowed):
 
 @attentions.register("sparse", paper="arXiv:1904.10509")
 class Sparse(Patterned):
-    """Softmax over the near keys and one column in `stride`, the union of the Sparse Transformer's two heads.
+    """Softmax over near keys and every `stride`-th key: the union of the Sparse Transformer's two patterns.
 
-    strided  |t - s| <= stride, or stride divides t - s
-    fixed    s in the block of t (blocks of `stride`), or among the last `summary` tokens of a block
+    kind=strided  |t - s| <= stride, or stride divides t - s
+    kind=fixed    s in the block of t (blocks of `stride` tokens), or among the last `summary` tokens of a block
     """
 
     def __init__(
         self,
         *,
         kind: Literal["strided", "fixed"] = "strided",
-        stride: Annotated[int | None, Range(1), "null: the square root of model.max_len"] = None,
-        summary: Annotated[int, Positive, "of kind=fixed: columns of a block that later blocks see"] = 1,
+        stride: Annotated[int | None, Range(1), "tokens; null: the square root of model.max_len"] = None,
+        summary: Annotated[int, Positive, "kind=fixed: tokens at the end of each block that all queries see"] = 1,
         full_every: FullEvery = 0,
         n_kv_heads: KVHeads = None,
         **wiring: Unpack[AttentionWiring],
@@ -148,8 +152,8 @@ class Sparse(Patterned):
 
 rule(
     when="attention.name == 'sparse' and attention.kind == 'fixed' and attention.summary >= attention.stride > 1",
-    why="the last summary={attention.summary} of stride={attention.stride} columns are seen from everywhere, which "
-    "leaves nothing out",
+    why="attention.summary={attention.summary} of each attention.stride={attention.stride} tokens are seen by all "
+    "queries, so that no key is left out",
     fix="attention.summary=1",
 )
 
@@ -158,17 +162,17 @@ rule(
 class BigBird(Patterned):
     """Softmax over `window` blocks around the query's, the first `global_tokens` and `random` blocks before the window.
 
-    The random blocks follow from layer and block number.  Global tokens see all and are seen by all; where tokens see
-    only what came before them, both kinds lie among the earlier ones.
+    The random blocks are a function of the layer and the block's index.  Global tokens see all tokens and are seen by
+    all; a causal mask then hides the later ones.
     """
 
     def __init__(
         self,
         *,
-        block: Annotated[int | None, Range(1), "tokens of a block; null: model.max_len / 16"] = None,
-        window: Annotated[int, Range(1), "blocks around the query's own, half of them on each side"] = 3,
-        global_tokens: Annotated[int, Range(0), "tokens at the start that see all and are seen by all"] = 2,
-        random: Annotated[int, Range(0), "random blocks for each block"] = 3,
+        block: Annotated[int | None, Range(1), "tokens in a block; null: model.max_len / 16"] = None,
+        window: Annotated[int, Range(1), "number of blocks in the window, centered on the query's block"] = 3,
+        global_tokens: Annotated[int, Range(0), "first tokens, which see all tokens and are seen by all"] = 2,
+        random: Annotated[int, Range(0), "number of random blocks for each block"] = 3,
         full_every: FullEvery = 0,
         n_kv_heads: KVHeads = None,
         **wiring: Unpack[AttentionWiring],

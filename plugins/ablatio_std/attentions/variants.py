@@ -1,4 +1,4 @@
-"""Softmax attention over all keys, with something added: gates, mixtures of heads, differences, earlier values."""
+"""Variants of softmax attention over all keys: gates, mixing of heads, differences, first-layer values, forgetting."""
 
 import math
 from typing import Annotated, Literal, Unpack
@@ -15,9 +15,9 @@ from ablatio.model.context import Context
 
 @attentions.register("gated", paper="arXiv:2505.06708")
 class Gated(SoftmaxAttention):
-    """o(sigmoid(g_proj x) * heads(x)): what each head says passes a gate of its own query's token.
+    """o(sigmoid(g_proj x) * heads(x)): the head outputs are gated by a projection of the query's token.
 
-    per=element: a gate for each number (the paper's G1); per=head: one for each head.
+    per=element: one gate for each feature (the paper's G1); per=head: one for each head.
     """
 
     prefix = True
@@ -42,19 +42,19 @@ class Gated(SoftmaxAttention):
 
 @attentions.register("talking_heads", paper="arXiv:2003.02436")
 class TalkingHeads(SoftmaxAttention):
-    """softmax(mix(q k^T)) mixed once more, times v: heads share logits and weights through two matrices (H, H).
+    """mix'(softmax(mix(q k^T))) v: learned matrices (H, H) mix the logits and the weights across heads.
 
-    Both start as the identity.  Bias and mask come between the first mixture and the softmax.
+    Both are initialized to the identity.  Bias and mask are applied between the first mixing and the softmax.
     """
 
     prefix = True
 
-    roles = {"logits": "vector", "weights": "vector"}  # noqa: RUF012  (an identity is no init's to draw)
+    roles = {"logits": "vector", "weights": "vector"}  # noqa: RUF012  (an init must not replace the identity)
 
     def __init__(
         self,
         *,
-        sides: Annotated[Literal["both", "logits", "weights"], "which of the two are mixed"] = "both",
+        sides: Annotated[Literal["both", "logits", "weights"], "which of the two are mixed across heads"] = "both",
         **wiring: Unpack[AttentionWiring],
     ) -> None:
         heads = wiring["n_heads"]
@@ -65,28 +65,28 @@ class TalkingHeads(SoftmaxAttention):
     def mix(self, q: Tensor, k: Tensor, v: Tensor, ctx: Context | AttentionView) -> Tensor:
         return attend_by_steps(
             q, k, v, ctx, scale=self.scale, dropout=self.dropout if self.training else 0.0,
-            on_scores=lambda x: _talk(x, self.logits), on_shares=lambda x: _talk(x, self.weights),
+            on_scores=lambda x: _mix_heads(x, self.logits), on_shares=lambda x: _mix_heads(x, self.weights),
         )  # fmt: skip
 
 
-def _talk(x: Tensor, mixture: Tensor | None) -> Tensor:
-    """(B, H, T, S) -> same: head i hears sum_h x_h mixture[h, i]."""
-    return x if mixture is None else torch.einsum("bhts,hi->bits", x, mixture.to(x.dtype))
+def _mix_heads(x: Tensor, mixing: Tensor | None) -> Tensor:
+    """y_i = sum_h x_h mixing[h, i] over heads h; None: x.  (B, H, T, S) -> same."""
+    return x if mixing is None else torch.einsum("bhts,hi->bits", x, mixing.to(x.dtype))
 
 
 @attentions.register("differential", paper="arXiv:2410.05258")
 class Differential(SoftmaxAttention):
-    """(softmax(q1 k1^T) - l softmax(q2 k2^T)) [v1, v2]: what two maps share, noise above all, is taken away.
+    """(softmax(q1 k1^T) - l softmax(q2 k2^T)) [v1, v2]: cancels the noise common to two attention maps.
 
-    Head h and head h + H/2 are a pair; each pair's output (2 d_head wide) is divided by its root mean square and
-    multiplied with 1 - l_start.  l = exp(lq1 . lk1) - exp(lq2 . lk2) + l_start, l_start = 0.8 - 0.6 exp(-0.3 layer).
+    Heads h and h + H/2 form a pair; each pair's output (2 d_head features) is divided by its root mean square and
+    multiplied by 1 - l_start.  l = exp(lq1 . lk1) - exp(lq2 . lk2) + l_start, l_start = 0.8 - 0.6 exp(-0.3 layer).
     """
 
     def __init__(self, *, qk_norm: QKNorm = "none", **wiring: Unpack[AttentionWiring]) -> None:
         super().__init__(wiring["n_heads"], qk_norm=qk_norm, **wiring)
         self.start = 0.8 - 0.6 * math.exp(-0.3 * wiring["layer"])
-        drawn = (nn.Parameter(0.1 * torch.randn(wiring["d_head"])) for _ in range(4))
-        self.lambda_q1, self.lambda_k1, self.lambda_q2, self.lambda_k2 = drawn
+        vectors = (nn.Parameter(0.1 * torch.randn(wiring["d_head"])) for _ in range(4))
+        self.lambda_q1, self.lambda_k1, self.lambda_q2, self.lambda_k2 = vectors
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, ctx: Context | AttentionView) -> Tensor:
         wide = torch.cat(v.chunk(2, dim=1), dim=-1).repeat(1, 2, 1, 1)  # (B, H, S, 2 d_head)
@@ -100,16 +100,16 @@ class Differential(SoftmaxAttention):
 
 rule(
     when="attention.name == 'differential' and model.n_heads % 2 == 1",
-    why="differential takes the difference of two heads, so model.n_heads={model.n_heads} must be even",
+    why="differential pairs heads, so model.n_heads={model.n_heads} must be even",
     fix="model.n_heads={model.n_heads + 1 if model.d_model % (model.n_heads + 1) == 0 else 2}",
 )
 
 
 @attentions.register("value_residual", paper="arXiv:2410.17897")
 class ValueResidual(SoftmaxAttention):
-    """From the second layer on, values are a v_n + b v_1: those of the first layer reach every layer (ResFormer).
+    """softmax(q k^T) (a v_n + b v_1) from the second layer on, v_1 the values of the first layer (ResFormer).
 
-    a and b start at `start`; kind=identity leaves them there.
+    a and b are initialized to `start`; kind=identity keeps them fixed.
     """
 
     def __init__(
@@ -131,15 +131,15 @@ class ValueResidual(SoftmaxAttention):
         first = ctx.shared("first values", lambda: v)
         if self.layer == 0:
             return k, v
-        own, old = (self.start, self.start) if self.shares is None else self.shares.to(v.dtype)
-        return k, own * v + old * first
+        a, b = (self.start, self.start) if self.shares is None else self.shares.to(v.dtype)
+        return k, a * v + b * first
 
 
 rule(
     when="attention.name == 'value_residual' and attention.kind == 'learned' and model.distinct_layers is not None "
     "and model.distinct_layers < model.n_layers",
-    why="from the second layer on there are shares to learn and the first layer has none, and model.distinct_layers="
-    "{model.distinct_layers} of model.n_layers={model.n_layers} makes them share their weights",
+    why="all layers but the first have the learned parameters a and b, and model.distinct_layers="
+    "{model.distinct_layers} of model.n_layers={model.n_layers} makes layers share their parameters",
     fix="attention.kind=identity",
     where="model.distinct_layers",
 )
@@ -149,7 +149,7 @@ rule(
 class Forgetting(SoftmaxAttention):
     """softmax(q k^T + D) v, D[t, s] = sum of log f_l over l = s+1 ... t, f = sigmoid(f_proj x) in each head (FoX).
 
-    Old keys fade as much as the tokens since then say; the paper has position=none.
+    The tokens after a key decide how much its weight decays.  The paper uses position=none.
     """
 
     cross = False
@@ -164,18 +164,18 @@ class Forgetting(SoftmaxAttention):
     def heads(self, x: Tensor, ctx: Context) -> Tensor:
         q, (k, v) = self.queries(x), self.keys_values(x, ctx)
         q, k, v = ctx.place(self.layer, q, k, v)
-        kept = F.logsigmoid(self.f_proj(x).to(torch.promote_types(x.dtype, torch.float32))).transpose(1, 2)  # (B, H, T)
+        log_f = F.logsigmoid(self.f_proj(x).to(torch.promote_types(x.dtype, torch.float32))).transpose(1, 2)
         if ctx.cache is not None:
-            old = ctx.cache.state(self.layer)
-            kept = kept if old is None else torch.cat([old[0], kept], dim=2)
-            ctx.cache.keep(self.layer, kept)
+            cached = ctx.cache.state(self.layer)
+            log_f = log_f if cached is None else torch.cat([cached[0], log_f], dim=2)  # (B, H, S)
+            ctx.cache.keep(self.layer, log_f)
         if ctx.segments is None or ctx.visible is None:
-            total = kept.cumsum(-1)
+            total = log_f.cumsum(-1)
             decay = total[..., ctx.past :, None] - total[..., None, :]  # (B, H, T, S)
-        else:  # summed up for each query by itself, over what it sees: other documents add exactly nothing
-            since = (kept[:, :, None] * ctx.visible).flip(-1).cumsum(-1).flip(-1)  # from s on
+        else:  # sums over the keys that each query sees, so that other documents contribute exactly zero
+            since = (log_f[:, :, None] * ctx.visible).flip(-1).cumsum(-1).flip(-1)  # sum of log f_l over l = s ... t
             decay = F.pad(since[..., 1:], (0, 1))
         decay = decay.to(q.dtype)
         bias = decay if ctx.bias is None else decay + ctx.bias
-        sight = AttentionView(ctx.visible, bias, ctx.position, ctx.q_pos, ctx.k_pos, Reach.of(ctx))
-        return merge_heads(self.mix(q, k, v, sight))
+        view = AttentionView(ctx.visible, bias, ctx.position, ctx.q_pos, ctx.k_pos, Reach.of(ctx))
+        return merge_heads(self.mix(q, k, v, view))

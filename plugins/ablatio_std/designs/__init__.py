@@ -1,1 +1,1 @@
-"""Which arms a sweep runs: factorials, screening designs, samples of a space, searches."""
+"""Designs choose the arms of a sweep: factorial designs, screening designs, samples of a space, searches."""

@@ -1,4 +1,4 @@
-"""What designs share: levels of two values, and the library of tables."""
+"""Shared code of the designs: two-level tables, aliases of effects, and the library pyDOE3."""
 
 import itertools
 from collections.abc import Sequence
@@ -9,16 +9,16 @@ from ablatio.registry.kinds.search_space import Arm
 
 
 def tables() -> Any:
-    """pyDOE3, an extra."""
+    """Import pyDOE3, an optional dependency; raise UserError, with the command to install it, if it is missing."""
     try:
         import pyDOE3
     except ImportError:
-        raise UserError("this design is made with pyDOE3\n    try: pip install 'ablatio[design]'") from None
+        raise UserError("this design needs the package pyDOE3\n    try: pip install 'ablatio[design]'") from None
     return pyDOE3
 
 
-def levels_of_two(design: str, axes: Sequence[Any]) -> None:
-    """UserError unless each axis has two values."""
+def check_two_levels(design: str, axes: Sequence[Any]) -> None:
+    """Raise UserError unless each axis has two values."""
     for axis in axes:
         if len(axis.values) != 2:
             raise UserError(
@@ -28,12 +28,12 @@ def levels_of_two(design: str, axes: Sequence[Any]) -> None:
 
 
 def arms_of(signs: Any, axes: Sequence[Any]) -> list[Arm]:
-    """Rows of -1 and 1 as arms: -1 is the first value of an axis."""
+    """Convert rows of -1 and 1 to arms; -1 stands for the first value of an axis."""
     return [{axis.key: axis.values[int(x > 0)] for axis, x in zip(axes, row, strict=True)} for row in signs]
 
 
 def alias_table(signs: Any, axes: Sequence[Any]) -> list[str]:
-    """Which main effects and two-way interactions have equal columns, up to the sign: `a = b x c`."""
+    """List the main effects and two-way interactions whose columns are equal up to the sign, as `a = b x c`."""
     import numpy as np
 
     keys = [axis.key for axis in axes]

@@ -1,4 +1,4 @@
-"""Designs that need no table: all combinations, one change at a time, a list of arms."""
+"""Designs computed directly: all combinations, one change at a time, a list of arms."""
 
 import itertools
 import math
@@ -12,9 +12,9 @@ from ablatio.registry.kinds.search_space import Arm
 
 @designs.register("full")
 class Full:
-    """All combinations of the values: L_1 * L_2 * ... * L_k arms for axes of L_i values.
+    """All combinations of the values: L_1 * L_2 * ... * L_k arms for axes with L_i values.
 
-    Every effect and every interaction can be told from the others.  Source: Fisher, The Design of Experiments, 1935.
+    All effects and interactions can be estimated separately.  Source: Fisher, The Design of Experiments, 1935.
     """
 
     def __init__(self, axes: Sequence[Any]) -> None:
@@ -31,9 +31,9 @@ class Full:
 
 @designs.register("one_at_a_time")
 class OneAtATime:
-    """The baseline, and each other value of each axis beside it: 1 + sum_i (L_i - 1) arms.
+    """The baseline, and arms that differ from it in one axis, for each other value: 1 + sum_i (L_i - 1) arms.
 
-    The usual ablation table.  It sees no interactions: a value that helps only beside another one stays hidden.
+    The usual ablation table.  It cannot detect interactions, such as a value that helps only together with another.
     Source: Daniel, One-at-a-Time Plans, 1973, doi:10.1080/01621459.1973.10482433.
     """
 
@@ -53,7 +53,7 @@ class OneAtATime:
 
 @designs.register("paired")
 class Paired:
-    """A list of arms: the i-th value of every axis together, L arms.
+    """A list of arms: arm i has the i-th value of every axis; L arms for axes with L values.
 
     Source: Box, Hunter and Hunter, Statistics for Experimenters, 2005, section 3.2.
     """
@@ -61,10 +61,10 @@ class Paired:
     def __init__(self, axes: Sequence[Any]) -> None:
         lengths = {axis.key: len(axis.values) for axis in axes}
         if len(set(lengths.values())) > 1:
-            came = ", ".join(f"{key} has {n}" for key, n in lengths.items())
+            listed = ", ".join(f"{key} has {n}" for key, n in lengths.items())
             raise UserError(
-                f"design=paired takes the i-th value of every axis: {came}\n    try: as many values for each, or "
-                "design=full"
+                f"design=paired pairs the i-th values of all axes and needs axes with equally many values: {listed}\n"
+                "    try: design=full"
             )
         self.axes = axes
 

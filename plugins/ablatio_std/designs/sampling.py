@@ -1,4 +1,4 @@
-"""Samples of a large space; an axis may be an interval: optimizer.lr='tag(log,interval(1e-4,1e-2))'."""
+"""Samples of a large space.  An axis may be an interval: optimizer.lr='tag(log,interval(1e-4,1e-2))'."""
 
 import math
 import random
@@ -12,7 +12,7 @@ from ablatio_std.designs._common import tables
 
 @designs.register("random")
 class Random:
-    """N arms drawn evenly from all combinations, none twice; with an interval each is a new draw.
+    """N arms drawn uniformly from all combinations, without repetition; with an interval N independent draws.
 
     Source: Bergstra and Bengio, Random Search for Hyper-Parameter Optimization, JMLR 13, 2012.
     """
@@ -20,7 +20,11 @@ class Random:
     intervals = True
 
     def __init__(
-        self, axes: Sequence[Any], *, runs: Annotated[int, Positive] = 20, seed: Annotated[int, NonNegative] = 0
+        self,
+        axes: Sequence[Any],
+        *,
+        runs: Annotated[int, Positive, "number N of arms"] = 20,
+        seed: Annotated[int, NonNegative, "seed of the sample"] = 0,
     ) -> None:
         self.axes, self.seed = axes, seed
         self.discrete = not any(axis.interval for axis in axes)
@@ -31,12 +35,13 @@ class Random:
         return self.runs
 
     def arms(self) -> Iterable[Arm]:
-        chance = random.Random(self.seed)
+        generator = random.Random(self.seed)
         if not self.discrete:
             for _ in range(self.runs):
-                yield {axis.key: axis.at(chance.random()) for axis in self.axes}
+                yield {axis.key: axis.at(generator.random()) for axis in self.axes}
             return
-        for number in sorted(chance.sample(range(self.total), self.runs)):
+        # A combination is numbered in mixed radix, so that none of them has to be enumerated.
+        for number in sorted(generator.sample(range(self.total), self.runs)):
             arm = {}
             for axis in reversed(self.axes):
                 number, i = divmod(number, len(axis.values))
@@ -46,15 +51,19 @@ class Random:
 
 @designs.register("latin_hypercube", paper="doi:10.1080/00401706.1979.10489755")
 class LatinHypercube:
-    """N arms; each axis is cut into N equal shares, and each share comes once: u_i = (pi(i) + U) / N.
+    """N arms; each axis is divided into N equal parts, and each part is sampled once: u_i = (pi(i) + U) / N.
 
-    An axis with fewer values than arms has each of them equally often, as near as can be.
+    If an axis has fewer values than there are arms, each value occurs about equally often.
     """
 
     intervals = True
 
     def __init__(
-        self, axes: Sequence[Any], *, runs: Annotated[int, Positive] = 20, seed: Annotated[int, NonNegative] = 0
+        self,
+        axes: Sequence[Any],
+        *,
+        runs: Annotated[int, Positive, "number N of arms"] = 20,
+        seed: Annotated[int, NonNegative, "seed of the sample"] = 0,
     ) -> None:
         self.axes, self.runs, self.seed = axes, runs, seed
 

@@ -1,4 +1,4 @@
-"""Few runs for many axes of two values: which ones matter at all (pyDOE3)."""
+"""Screening designs: few runs for many axes, to find those that matter (tables from pyDOE3)."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -7,36 +7,41 @@ from typing import Annotated, Any
 from ablatio import Positive, Range, designs
 from ablatio.errors import UserError
 from ablatio.registry.kinds.search_space import Arm
-from ablatio_std.designs._common import alias_table, arms_of, levels_of_two, tables
+from ablatio_std.designs._common import alias_table, arms_of, check_two_levels, tables
 
-MOST = 1024  # rows of a table
+MAX_ROWS = 1024  # of a table
 
 
 @designs.register("plackett_burman", paper="doi:10.1093/biomet/33.4.305")
 class PlackettBurman:
-    """N arms for up to N - 1 axes of two values, N a multiple of 4: the columns are orthogonal, H^T H = N I.
+    """N arms for up to N - 1 axes with two values, N a multiple of 4: the columns are orthogonal, H^T H = N I.
 
-    Each main effect is the mean of half of the arms less that of the others.  It is told apart from the other main
-    effects, not from interactions, which are spread over all columns; `foldover` runs each arm with all values turned
-    round as well, which frees main effects from two-way interactions.
+    A main effect is the mean of the half of the arms with one value minus the mean of the other half.  It is not
+    aliased with other main effects, but partially with all two-way interactions.  `foldover` adds each arm with all
+    values switched, which removes the aliasing of main effects with two-way interactions.
     """
 
     def __init__(
-        self, axes: Sequence[Any], *, runs: Annotated[int | None, Positive, "N"] = None, foldover: bool = False
+        self,
+        axes: Sequence[Any],
+        *,
+        runs: Annotated[int | None, Positive, "number N of arms before folding over; null: the smallest"] = None,
+        foldover: Annotated[bool, "add each arm with all values switched"] = False,
     ):
-        levels_of_two("plackett_burman", axes)
-        least = 4 * (len(axes) // 4 + 1)
-        self.axes, self.foldover, self.runs = axes, foldover, runs or least
-        if self.runs % 4 or not least <= self.runs <= MOST:
+        check_two_levels("plackett_burman", axes)
+        smallest = 4 * (len(axes) // 4 + 1)
+        self.axes, self.foldover, self.runs = axes, foldover, runs or smallest
+        if self.runs % 4 or not smallest <= self.runs <= MAX_ROWS:
             raise UserError(
-                f"{self.runs} runs came; {len(axes)} axes take a multiple of 4 from {least} to {MOST}\n"
-                f"    try: design.runs={least}"
+                f"design.runs={self.runs} came; design=plackett_burman with {len(axes)} axes needs a multiple of 4 "
+                f"from {smallest} to {MAX_ROWS}\n    try: design.runs={smallest}"
             )
 
     def count(self) -> int:
         return self.runs * (1 + self.foldover)
 
     def signs(self) -> Any:
+        """The table of -1 and 1: (arms, axes)."""
         table = tables().pbdesign(self.runs - 1)[:, : len(self.axes)]
         return tables().fold(table) if self.foldover else table
 
@@ -46,33 +51,37 @@ class PlackettBurman:
     def aliases(self) -> list[str]:
         if self.foldover:
             return alias_table(self.signs(), self.axes)
-        return ["each main effect = a part of every two-way interaction of the other axes", *self._equal()]
+        return [
+            "each main effect = a part of every two-way interaction of the other axes",
+            *self._full_aliases(),
+        ]
 
-    def _equal(self) -> list[str]:
+    def _full_aliases(self) -> list[str]:
         return alias_table(self.signs(), self.axes)
 
 
 @designs.register("fractional", paper="doi:10.1080/00401706.1961.10489951")
 class Fractional:
-    """2^(k-p) arms for k axes of two values: the columns of p axes are products of others' (x_d = x_a x_b x_c).
+    """2^(k-p) arms for k axes with two values: the columns of p axes are products of others (x_d = x_a x_b x_c).
 
-    resolution III: main effects are equal to two-way interactions (aliases); IV: to three-way ones, two-way
-    interactions among one another; V: two-way interactions are free of one another.  `generators` says the products
-    itself, a letter or product for each axis: "a b c abc".
+    Resolution III: main effects are aliased with two-way interactions.  IV: main effects are aliased with three-way
+    interactions, and two-way interactions with each other.  V: two-way interactions are not aliased with each other.
+    `generators` gives the products directly, a letter or product for each axis: "a b c abc".
     """
 
     def __init__(
         self,
         axes: Sequence[Any],
         *,
-        resolution: Annotated[int, Range(3, 9), "length of the shortest alias word"] = 4,
-        generators: Annotated[str | None, "`a b c abc`: overrides the resolution"] = None,
+        resolution: Annotated[int, Range(3, 9), "length of the shortest word in the defining relation"] = 4,
+        generators: Annotated[str | None, "columns, such as `a b c abc`; override the resolution"] = None,
     ) -> None:
-        levels_of_two("fractional", axes)
+        check_two_levels("fractional", axes)
         self.axes, self.resolution, self.generators = axes, resolution, generators
-        self._signs = self._made()
+        self._signs = self._table()
 
-    def _made(self) -> Any:
+    def _table(self) -> Any:
+        """The table of -1 and 1: (arms, axes)."""
         doe, k = tables(), len(self.axes)
         words = None if self.generators is None else self.generators.split()
         if words is not None and (len(words) != k or not all(w.lstrip("+-").isalpha() for w in words)):
@@ -86,7 +95,7 @@ class Fractional:
             return doe.fracfact_by_res(k, self.resolution) if k > self.resolution else doe.ff2n(k)
         except ValueError as error:
             raise UserError(
-                f"there is no fraction of resolution {self.resolution} for {k} axes: {error}\n    try: "
+                f"there is no fractional design of resolution {self.resolution} for {k} axes: {error}\n    try: "
                 "design.resolution=3, or design=plackett_burman"
             ) from None
 
@@ -102,33 +111,37 @@ class Fractional:
 
 @designs.register("orthogonal", paper="doi:10.1007/978-1-4612-1478-6")
 class Orthogonal:
-    """The smallest orthogonal array: each pair of values of two axes comes equally often, for axes of 2 to 6 values.
+    """The smallest orthogonal array: each pair of values of two axes occurs equally often; axes with 2 to 6 values.
 
     Source: Hedayat, Sloane and Stufken, Orthogonal Arrays, 1999.
     """
 
     def __init__(self, axes: Sequence[Any]) -> None:
         self.axes = axes
-        self.rows = self._fitting()
+        self.rows = self._smallest_array()
 
-    def _fitting(self) -> list[list[int]]:
+    def _smallest_array(self) -> list[list[int]]:
+        """Indices of values, for each arm and axis, from the smallest array of pyDOE3 with fitting columns."""
         doe = tables()
         arrays = sorted((doe.get_orthogonal_array(name) for name in doe.list_orthogonal_arrays()), key=len)
         for array in arrays:
-            free = {i: len(set(column)) for i, column in enumerate(array.T)}
-            taken: list[int] = []
+            unused = {i: len(set(column)) for i, column in enumerate(array.T)}  # column -> number of its levels
+            columns: list[int] = []
             for axis in self.axes:
-                i = next((i for i, n in free.items() if n == len(axis.values)), None)
+                i = next((i for i, n in unused.items() if n == len(axis.values)), None)
                 if i is None:
                     break
-                taken.append(i)
-                free.pop(i)
+                columns.append(i)
+                unused.pop(i)
             else:
-                if _is_orthogonal(array[:, taken]):
-                    return [[int(x) for x in row] for row in array[:, taken]]
+                if _is_orthogonal(array[:, columns]):
+                    return [[int(x) for x in row] for row in array[:, columns]]
         sizes = " x ".join(str(len(axis.values)) for axis in self.axes)
         full = math.prod(len(axis.values) for axis in self.axes)
-        raise UserError(f"no orthogonal array is known for {sizes} values\n    try: design=full ({full} arms)")
+        raise UserError(
+            f"design=orthogonal: pyDOE3 has no orthogonal array for axes with {sizes} values\n"
+            f"    try: design=full ({full} arms)"
+        )
 
     def count(self) -> int:
         return len(self.rows)
@@ -139,7 +152,7 @@ class Orthogonal:
 
 
 def _is_orthogonal(array: Any) -> bool:
-    """Whether each pair of values of two columns comes equally often; not all tables of the library hold to that."""
+    """True if each pair of values of two columns occurs equally often, which not all of pyDOE3's tables satisfy."""
     from collections import Counter
     from itertools import combinations
 

@@ -1,1 +1,1 @@
-"""Where the runs of a sweep are executed: on this machine, on a Ray cluster, by Slurm."""
+"""Launchers: execute the runs of a sweep on this machine, on a Ray cluster, or as Slurm jobs."""

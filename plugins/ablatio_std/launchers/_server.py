@@ -1,8 +1,8 @@
-"""The server of a pool: a process that has done the heavy imports once and forks one process per run.
+"""The server of a pool: a process that does the heavy imports once and forks one process per run.
 
-Nothing but imports happens in here: no CUDA, no threads, no training.  A run is a process group of its own, so whatever
-it leaves behind is ended with it, and it sees one GPU, that which the fewest runs have.  When the sweeper is gone, the
-runs are asked to stop with a checkpoint; when the server is gone, the kernel asks them.
+The server itself only imports: no CUDA, no threads, no training.  Each run is a process group of its own, so that its
+leftover processes are killed with it, and sees one GPU, the one with the fewest runs.  If the sweeper dies, the server
+sends SIGTERM to the runs, which save a checkpoint; if the server dies, the kernel does (prctl PR_SET_PDEATHSIG).
 """
 
 import ctypes
@@ -19,23 +19,32 @@ from multiprocessing.connection import Connection, wait
 from ablatio.registry.kinds.launch_types import LaunchOutcome, LaunchRequest, Work
 from ablatio_std.launchers._gpus import gpus, least_used
 
-GRACE = 20.0  # seconds from the request to stop until it is no longer a request
+GRACE = 20.0  # seconds between SIGTERM and SIGKILL
 _PR_SET_PDEATHSIG = 1
 
 
 @dataclass(slots=True)
 class Child:
-    """deadline: when it will be asked to stop, and once it is `asked`, when it will be made to."""
+    """A running child process.
+
+    deadline    time.monotonic() of the next signal: SIGTERM, or SIGKILL once it is `terminated`
+    gpu         name of its GPU; "" for none
+    terminated  True after SIGTERM was sent
+    timed_out   True if SIGTERM was sent because of the timeout
+    """
 
     order: LaunchRequest
     deadline: float
     gpu: str
-    asked: bool = False
-    late: bool = False
+    terminated: bool = False
+    timed_out: bool = False
 
 
 class Server:
-    """Obeys `pipe`: an Order is run, a job's id is asked to stop, None asks all of them and ends the server."""
+    """Server of a pool, controlled by the messages of `pipe`.
+
+    A LaunchRequest starts a run, a job's id asks that job to stop, None asks all jobs to stop and ends the server.
+    """
 
     def __init__(self, pipe: Connection, work: Work, threads: int, timeout: float | None) -> None:
         self.pipe, self.work, self.threads = pipe, work, threads
@@ -44,62 +53,62 @@ class Server:
         self.gpus: list[str] = []
         self.stopping = False
         self.libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-        self.woken, self.wake = os.pipe()
+        self.woken, self.wake = os.pipe()  # ends the wait below on SIGCHLD and SIGTERM
 
     def serve(self) -> None:
-        os.setsid()  # Ctrl-C is the sweeper's business
-        self._signals()
-        os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # is there a GPU?  asked without starting CUDA
-        gc.disable()  # what the imports make stays
+        """Serve until told to stop and all children have ended."""
+        os.setsid()  # Ctrl-C must reach the sweeper only
+        self._install_signal_handlers()
+        os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # counts GPUs without initializing CUDA
+        gc.disable()  # objects of the imports live as long as the server
         self.work.warm()
         self.gpus = gpus()
-        gc.freeze()  # it is shared with the runs, as long as nobody writes into it
-        self._say(None)
+        gc.freeze()  # collections in the runs then do not write to pages that are shared with the server
+        self._send(None)
         while not self.stopping or self.children:
-            ready = wait([self.pipe, self.woken], self._patience())
+            ready = wait([self.pipe, self.woken], self._wait_seconds())
             if self.woken in ready:
                 os.read(self.woken, 4096)
             if self.pipe in ready:
-                self._obey()
+                self._handle_message()
             self._reap()
-            self._enforce()
+            self._enforce_deadlines()
 
-    def _signals(self) -> None:
+    def _install_signal_handlers(self) -> None:
         os.set_blocking(self.wake, False)
         signal.set_wakeup_fd(self.wake, warn_on_full_buffer=False)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
         signal.signal(signal.SIGTERM, lambda number, frame: self._stop())
 
-    def _obey(self) -> None:
+    def _handle_message(self) -> None:
         try:
-            said = self.pipe.recv()
+            message = self.pipe.recv()
         except (EOFError, OSError):  # the sweeper is gone
-            said = None
-        if isinstance(said, LaunchRequest):
-            self._fork(said)
-        elif said is None:
+            message = None
+        if isinstance(message, LaunchRequest):
+            self._fork(message)
+        elif message is None:
             self._stop()
         else:
             for pid, child in self.children.items():
-                if child.order.job == said:
-                    self._ask(pid, child)
+                if child.order.job == message:
+                    self._terminate(pid, child)
 
     def _stop(self) -> None:
         self.stopping = True
         for pid, child in self.children.items():
-            self._ask(pid, child)
+            self._terminate(pid, child)
 
-    def _ask(self, pid: int, child: Child) -> None:
-        if not child.asked:
-            child.asked, child.deadline = True, time.monotonic() + GRACE
-            os.kill(pid, signal.SIGTERM)  # it is not reaped yet, so the pid is still its own
+    def _terminate(self, pid: int, child: Child) -> None:
+        if not child.terminated:
+            child.terminated, child.deadline = True, time.monotonic() + GRACE
+            os.kill(pid, signal.SIGTERM)  # not reaped yet, so the pid cannot belong to another process
 
     def _fork(self, order: LaunchRequest) -> None:
         server, gpu = os.getpid(), least_used(self.gpus, (child.gpu for child in self.children.values()))
-        signal.pthread_sigmask(
-            signal.SIG_BLOCK, [signal.SIGTERM]
-        )  # a run that is asked at once must not hear as server
+        # SIGTERM is blocked until the child has reset its handlers: it would run the server's handler otherwise.
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
         pid = os.fork()
         if pid:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
@@ -107,9 +116,9 @@ class Server:
             return
         code = 1
         try:
-            self._become_a_run(server, gpu)
+            self._set_up_child(server, gpu)
             code = self.work(order, self.threads)
-        except BaseException:  # nothing that a run raises may reach the loop of the server
+        except BaseException:  # an exception of the run must not continue in the server's loop
             traceback.print_exc()
         finally:
             for stream in (sys.stdout, sys.stderr):
@@ -117,7 +126,8 @@ class Server:
                     stream.flush()
             os._exit(code)
 
-    def _become_a_run(self, server: int, gpu: str) -> None:
+    def _set_up_child(self, server: int, gpu: str) -> None:
+        """Undo the server's settings in the forked child: signals, pipes, garbage collection; choose its GPU."""
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)
@@ -129,12 +139,13 @@ class Server:
         gc.enable()
         if self.libc is not None:
             self.libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != server:  # it went in the meantime
+        if os.getppid() != server:  # the server died before prctl, so its death sends no signal
             os._exit(75)
         if gpu:
             os.environ["CUDA_VISIBLE_DEVICES"] = gpu
 
     def _reap(self) -> None:
+        """Collect ended children, kill the processes that they left, and send the outcomes."""
         while self.children:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if pid == 0:
@@ -142,34 +153,43 @@ class Server:
             child = self.children.pop(pid, None)
             if child is None:
                 continue
-            with suppress(ProcessLookupError, PermissionError):  # what the run has started and left
+            with suppress(ProcessLookupError, PermissionError):
                 os.killpg(pid, signal.SIGKILL)
             code = os.waitstatus_to_exitcode(status)
-            how = "timeout" if child.late else "signal" if code < 0 else "exit"
-            self._say(LaunchOutcome(child.order, how, abs(code)))  # type: ignore[arg-type]
+            how = "timeout" if child.timed_out else "signal" if code < 0 else "exit"
+            self._send(LaunchOutcome(child.order, how, abs(code)))  # type: ignore[arg-type]
 
-    def _enforce(self) -> None:
+    def _enforce_deadlines(self) -> None:
         now = time.monotonic()
         for pid, child in self.children.items():
             if now < child.deadline:
                 continue
-            if child.asked:
+            if child.terminated:
                 os.killpg(pid, signal.SIGKILL)
             else:
-                child.late = True
-                self._ask(pid, child)
+                child.timed_out = True
+                self._terminate(pid, child)
 
-    def _patience(self) -> float | None:
+    def _wait_seconds(self) -> float | None:
+        """Seconds until the next deadline; None if there is none."""
         first = min((c.deadline for c in self.children.values()), default=float("inf"))
         return None if first == float("inf") else max(0.0, first - time.monotonic())
 
-    def _say(self, said: LaunchOutcome | None) -> None:
-        with suppress(OSError):  # the sweeper is gone; the next reading says so
-            self.pipe.send(said)
+    def _send(self, message: LaunchOutcome | None) -> None:
+        with suppress(OSError):  # the sweeper is gone, which the next recv() notices
+            self.pipe.send(message)
 
 
 def serve(pipe: Connection, other_end: Connection | None, work: Work, threads: int, timeout: float | None) -> None:
-    """The main function of the server's process; other_end: the sweeper's, where a fork has brought it along."""
+    """Main function of the server's process.
+
+    Args:
+        pipe: the server's end of the pipe.
+        other_end: the sweeper's end, which a fork has copied and which is closed here; None after a spawn.
+        work: does one run.
+        threads: threads of torch in each run.
+        timeout: seconds after which a run is stopped; None for no limit.
+    """
     if other_end is not None:
         other_end.close()
     Server(pipe, work, threads, timeout).serve()

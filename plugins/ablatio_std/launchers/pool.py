@@ -1,4 +1,4 @@
-"""Runs on this machine."""
+"""Launcher for this machine: a pool of forked processes."""
 
 import multiprocessing
 import os
@@ -14,25 +14,25 @@ from ablatio.registry.kinds.launch_types import LaunchOutcome, LaunchRequest, Wo
 from ablatio_std.launchers._gpus import gpus
 from ablatio_std.launchers._server import GRACE, serve
 
-Seconds = Annotated[float | None, Positive, "after which a run is stopped and counts as failed"]
-Threads = Annotated[int, Positive, "of torch in each run that does not set trainer.threads"]
+Seconds = Annotated[float | None, Positive, "seconds after which a run is stopped and counts as failed; null: no limit"]
+Threads = Annotated[int, Positive, "threads of torch in each run that does not set trainer.threads"]
 
 
 @launchers.register("pool")
 class Pool:
     """One process per run, forked from a server that has done the heavy imports once.
 
-    Where there are GPUs, a run has one, which others may share.  A run that crashes, leaks, hangs or exits is alone in
-    that.  A server that dies takes its runs along, each with a checkpoint, and a new one is started.
+    On a machine with GPUs each run uses one, which runs may share.  A run that crashes, leaks memory, hangs or exits
+    does not affect the others.  If the server dies, its runs save a checkpoint and stop, and a new server is started.
 
-    Source: prefork servers, as Apache httpd and multiprocessing's forkserver have them
+    Source: prefork servers, as in Apache httpd and multiprocessing's forkserver
     """
 
     def __init__(
         self,
         work: Work,
         *,
-        workers: Annotated[int | None, Positive, "runs at a time; by default one per core"] = None,
+        workers: Annotated[int | None, Positive, "runs at a time; null: number of cores / threads"] = None,
         threads: Threads = 1,
         timeout: Seconds = None,
     ) -> None:
@@ -52,26 +52,26 @@ class Pool:
 
     def submit(self, order: LaunchRequest) -> None:
         self.orders[order.job] = order
-        self._say(order)
+        self._send(order)
 
     def cancel(self, job: str) -> None:
-        self._say(job)
+        self._send(job)
 
     def poll(self, seconds: float) -> Sequence[LaunchOutcome]:
         ends: list[LaunchOutcome] = []
         while wait([self.pipe], seconds):
             try:
-                said = self.pipe.recv()
+                message = self.pipe.recv()
             except (EOFError, OSError):
-                return ends + self._revive()
-            self.deaths, seconds = 0, 0.0  # it is well: its imports are done, or a run has ended
-            if isinstance(said, LaunchOutcome):
-                del self.orders[said.order.job]
-                ends.append(said)
+                return ends + self._restart()
+            self.deaths, seconds = 0, 0.0  # the server works: it has done its imports, or a run has ended
+            if isinstance(message, LaunchOutcome):
+                del self.orders[message.order.job]
+                ends.append(message)
         return ends
 
     def stop(self) -> None:
-        self._say(None)
+        self._send(None)
         if self.orders:
             self.server.join(GRACE + 5)
         if self.server.is_alive():
@@ -79,8 +79,8 @@ class Pool:
             self.server.join()
         self.pipe.close()
 
-    def _revive(self) -> list[LaunchOutcome]:
-        """A new server; what the old one was doing is lost."""
+    def _restart(self) -> list[LaunchOutcome]:
+        """Start a new server, and return the runs of the dead one as lost."""
         self.pipe.close()
         self.server.join()
         self.deaths += 1
@@ -94,22 +94,23 @@ class Pool:
         self.start()
         return lost
 
-    def _say(self, said: LaunchRequest | str | None) -> None:
+    def _send(self, message: LaunchRequest | str | None) -> None:
         try:
-            self.pipe.send(said)
-        except OSError:  # the server is dead: the next poll finds that out, and gives back what it was to do
+            self.pipe.send(message)
+        except OSError:  # the server is dead: the next poll() notices it and returns its runs as lost
             return
 
 
 def _cores() -> int:
+    """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _may_fork() -> bool:
-    """Whether this process can be copied: a library's threads or a GPU's context would be missing in the copy.
+    """True if this process can be forked: threads of libraries and a GPU's context would be missing in the child.
 
-    Where there are GPUs, torch's first backward pass starts a thread for each, and no child can do one after that: the
-    table before the first run has timed a step.
+    With GPUs torch's first backward pass starts a thread for each of them, and a process forked after that cannot do a
+    backward pass.  The table that is shown before the first run has timed a step, which does one.
     """
     torch = sys.modules.get("torch")
     busy = torch is not None and (torch.get_num_threads() > 1 or gpus())

@@ -1,4 +1,4 @@
-"""Runs on a Ray cluster, or on this machine under Ray."""
+"""Launcher for a Ray cluster, or for this machine under Ray."""
 
 import asyncio
 import logging
@@ -17,42 +17,47 @@ from ablatio.registry.kinds.launch_types import LaunchOutcome, LaunchRequest, Wo
 from ablatio_std.launchers._server import GRACE
 from ablatio_std.launchers.pool import Pool, Seconds
 
-OBJECT_STORE = 100_000_000  # bytes, near Ray's minimum: orders and ends are all that travels
-AGAIN = 5.0  # seconds after which a run that was asked to stop is asked again
+OBJECT_STORE = 100_000_000  # bytes, near Ray's minimum: only requests and outcomes are sent
+RETRY_CANCEL = 5.0  # seconds between requests to stop a run
 
 
 class Runner:
-    """One place of the cluster: a pool of one worker, so that a run that dies takes neither Ray's process nor the
-    imports along.  An actor with coroutines begins its calls in the order in which they were made."""
+    """Ray actor with the resources of one run: a pool of one worker.
+
+    A run that dies then ends neither Ray's process nor the one with the imports.  Its methods are coroutines, which Ray
+    starts in the order of the calls.
+    """
 
     def __init__(self, work: Work, threads: int, timeout: float | None, home: Path) -> None:
-        with suppress(OSError):  # paths that are relative mean the same on a shared disk
+        with suppress(OSError):  # relative paths must mean the same as in the sweeper, on a shared disk
             os.chdir(home)
         self.pool = Pool(work, workers=1, threads=threads, timeout=timeout)
         self.pool.start()
-        self.asked: set[str] = set()  # jobs that are to stop
+        self.cancelled: set[str] = set()  # jobs to stop
 
     async def ready(self) -> None:
-        """It has a place."""
+        """Return as soon as Ray has placed the actor."""
 
     async def run(self, order: LaunchRequest) -> LaunchOutcome:
+        """Execute one run and return its outcome."""
         self.pool.submit(order)
-        while not (ends := await asyncio.to_thread(self.pool.poll, AGAIN)):
-            if order.job in self.asked:  # the first word came before there was a process to hear it
+        while not (ends := await asyncio.to_thread(self.pool.poll, RETRY_CANCEL)):
+            if order.job in self.cancelled:  # the first request may have come before the process was forked
                 self.pool.cancel(order.job)
         return ends[0]
 
     async def cancel(self, job: str) -> None:
-        self.asked.add(job)
+        """Ask a job to stop with a checkpoint."""
+        self.cancelled.add(job)
         self.pool.cancel(job)
 
 
 @launchers.register("ray")
 class Ray:
-    """One actor per place of a Ray cluster; each forks its runs from a server that has done the heavy imports once.
+    """One Ray actor per concurrent run; each forks its runs from a server that has done the heavy imports once.
 
-    The study's folder is on a disk that all nodes share.  Ray repeats nothing by itself: a run whose node is gone is
-    lost, and the sweep decides what becomes of it.
+    The study's folder must be on a disk that all nodes share.  Ray's own retries are off: a run whose node is gone is
+    reported as lost, and the sweep decides whether to repeat it.
 
     Source: Moritz et al. 2018, Ray: A Distributed Framework for Emerging AI Applications
     """
@@ -61,34 +66,35 @@ class Ray:
         self,
         work: Work,
         *,
-        workers: Annotated[int | None, Positive, "runs at a time; by default what the nodes have room for"] = None,
-        num_cpus: Annotated[float, Positive, "cores that Ray sets aside for a run, which has as many threads"] = 1.0,
-        num_gpus: Annotated[float, NonNegative, "GPUs that Ray sets aside for a run"] = 0.0,
-        address: Annotated[str | None, "of the cluster: host:port or auto; null: this machine alone"] = None,
+        workers: Annotated[int | None, Positive, "runs at a time; null: as many as fit the cluster"] = None,
+        num_cpus: Annotated[float, Positive, "cores that Ray reserves for a run, and its number of threads"] = 1.0,
+        num_gpus: Annotated[float, NonNegative, "GPUs that Ray reserves for a run"] = 0.0,
+        address: Annotated[str | None, "address of the cluster, host:port or auto; null: this machine only"] = None,
         timeout: Seconds = None,
     ) -> None:
         self.work, self.timeout, self.address = work, timeout, address
         self.workers, self.num_cpus, self.num_gpus = workers, num_cpus, num_gpus
-        self.slots = workers or 1  # until the nodes can be counted
-        self.waiting: list[LaunchRequest] = []  # for a runner that has a place: another may never get one
-        self.starting: dict[Any, Any] = {}  # what will say that it has a place -> the runner
+        self.slots = workers or 1  # start() counts the cluster's resources
+        # Requests go to runners that Ray has placed: one that is not placed may never be.
+        self.waiting: list[LaunchRequest] = []
+        self.starting: dict[Any, Any] = {}  # pending ready() -> its runner
         self.idle: list[Any] = []
-        self.running: dict[Any, tuple[LaunchRequest, Any]] = {}
-        self.asked: set[str] = set()  # jobs that are to stop as soon as they have a place
+        self.running: dict[Any, tuple[LaunchRequest, Any]] = {}  # pending run() -> its request and runner
+        self.cancelled: set[str] = set()  # waiting jobs to stop as soon as they run
 
     def start(self) -> None:
         self.ray = _ray()
-        self.connected = not self.ray.is_initialized()  # else it is the caller's
+        self.connected = not self.ray.is_initialized()  # an existing connection is the caller's, and is left open
         if self.connected:
             self._connect()
         needs = {"CPU": self.num_cpus, "GPU": self.num_gpus}
         has = self.ray.cluster_resources()
-        fits = min(int(has.get(what, 0) / share) for what, share in needs.items() if share)
-        self.slots = self.workers or fits
-        if fits == 0:
+        fitting = min(int(has.get(what, 0) / amount) for what, amount in needs.items() if amount)
+        self.slots = self.workers or fitting
+        if fitting == 0:
             self._disconnect()
             raise UserError(
-                f"launcher=ray: a run needs {self.num_cpus:g} cores and {self.num_gpus:g} GPUs, the cluster has "
+                f"launcher=ray: a run needs {self.num_cpus:g} cores and {self.num_gpus:g} GPUs, and the cluster has "
                 f"{has.get('CPU', 0):g} and {has.get('GPU', 0):g}\n    try: launcher.num_cpus=1 launcher.num_gpus=0"
             )
         self.runner = self.ray.remote(Runner).options(
@@ -104,19 +110,19 @@ class Ray:
             if order.job == job:
                 runner.cancel.remote(job)
         if any(order.job == job for order in self.waiting):
-            self.asked.add(job)
+            self.cancelled.add(job)
 
     def poll(self, seconds: float) -> Sequence[LaunchOutcome]:
-        asked = [*self.running, *self.starting]
-        if not asked:
+        pending = [*self.running, *self.starting]
+        if not pending:
             time.sleep(seconds)
             return []
-        if not self.ray.wait(asked, timeout=seconds)[0]:
+        if not self.ray.wait(pending, timeout=seconds)[0]:
             return []
-        told = self.ray.wait(asked, num_returns=len(asked), timeout=0)[0]
-        ends = [self._end(answer) for answer in told if answer in self.running]
-        for answer in told:
-            self._arrived(answer)
+        completed = self.ray.wait(pending, num_returns=len(pending), timeout=0)[0]
+        ends = [self._end(call) for call in completed if call in self.running]
+        for call in completed:
+            self._started(call)
         self._send()
         return ends
 
@@ -134,53 +140,57 @@ class Ray:
         self._disconnect()
 
     def _send(self) -> None:
+        """Give waiting requests to idle runners, and ask Ray for more runners if some still wait."""
         while self.waiting and self.idle:
             runner = self.idle.pop()
             order = self.waiting.pop(0)
             self.running[runner.run.remote(order)] = order, runner
-            if order.job in self.asked:
-                self.asked.remove(order.job)
+            if order.job in self.cancelled:
+                self.cancelled.remove(order.job)
                 runner.cancel.remote(order.job)
         threads = max(1, int(self.num_cpus))
         while len(self.starting) < min(len(self.waiting), self.slots - len(self.running)):
             runner = self.runner.remote(self.work, threads, self.timeout, Path.cwd())
             self.starting[runner.ready.remote()] = runner
 
-    def _arrived(self, answer: Any) -> None:
-        """A runner has its place; one whose node is gone before that is asked for anew."""
-        runner = self.starting.pop(answer, None)
+    def _started(self, call: Any) -> None:
+        """Mark the runner of a completed ready() as idle; if its node died first, _send() asks for another one."""
+        runner = self.starting.pop(call, None)
         if runner is None:
             return
         try:
-            self.ray.get(answer)
+            self.ray.get(call)
         except self.ray.exceptions.RayError as error:
-            self._refuse(error)
+            self._raise_if_permanent(error)
         else:
             self.idle.append(runner)
 
-    def _refuse(self, error: Any) -> None:
-        """Raise where it would meet every run."""
+    def _raise_if_permanent(self, error: Any) -> None:
+        """Raise EnvironmentFault if the error would occur in every run."""
         if isinstance(error, self.ray.exceptions.RayTaskError) or getattr(error, "actor_init_failed", False):
-            raise EnvironmentFault(f"a node of the cluster cannot run ablatio: {error}") from None
+            raise EnvironmentFault(
+                f"launcher=ray: a node of the cluster cannot run ablatio: {error}\n"
+                "    try: ablatio doctor, on that node"
+            ) from None
 
-    def _end(self, answer: Any) -> LaunchOutcome:
-        order, runner = self.running.pop(answer)
+    def _end(self, call: Any) -> LaunchOutcome:
+        order, runner = self.running.pop(call)
         try:
-            end: LaunchOutcome = self.ray.get(answer)
+            end: LaunchOutcome = self.ray.get(call)
         except self.ray.exceptions.RayError as error:
-            self._refuse(error)
+            self._raise_if_permanent(error)
             return LaunchOutcome(order, "lost")
         self.idle.append(runner)
         return end
 
     def _connect(self) -> None:
-        silent: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+        options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if self.address is None:
             cores = ceil(self.workers * self.num_cpus) if self.workers else None
-            silent |= {"num_cpus": cores, "include_dashboard": False, "object_store_memory": OBJECT_STORE}
-        with _own_signals():
+            options |= {"num_cpus": cores, "include_dashboard": False, "object_store_memory": OBJECT_STORE}
+        with _restored_signals():
             try:
-                self.ray.init(address=self.address or "local", **silent)
+                self.ray.init(address=self.address or "local", **options)
             except (ConnectionError, RuntimeError, ValueError) as error:
                 where = self.address or "this machine"
                 raise EnvironmentFault(
@@ -193,8 +203,8 @@ class Ray:
 
 
 @contextmanager
-def _own_signals() -> Iterator[None]:
-    """Ray puts a handler of its own in the place of the sweeper's."""
+def _restored_signals() -> Iterator[None]:
+    """Restore the sweeper's signal handlers on exit: ray.init() replaces them."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
@@ -204,10 +214,11 @@ def _own_signals() -> Iterator[None]:
 
 
 def _ray() -> Any:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it reports home otherwise
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # num_gpus=0 hides no GPU, as in the pool
+    """Import ray, with its usage reports off."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # with num_gpus=0 runs see all GPUs, as in a pool
     try:
         import ray
     except ImportError:
-        raise UserError("launcher=ray runs on Ray\n    try: pip install 'ablatio[ray]'") from None
+        raise UserError("launcher=ray needs the package ray\n    try: pip install 'ablatio[ray]'") from None
     return ray

@@ -1,5 +1,6 @@
-"""Runs as jobs of Slurm."""
+"""Launcher for Slurm: one job per run, submitted through submitit."""
 
+import logging
 import os
 import signal
 import time
@@ -14,20 +15,30 @@ from ablatio.registry.kinds.launch_types import LaunchOutcome, LaunchRequest, Wo
 from ablatio_std.launchers._server import GRACE
 from ablatio_std.launchers.pool import Pool, Seconds, _cores
 
-FOLDER = "slurm"  # in the study: what submitit writes
-LOOK = 0.25  # seconds between two looks at the jobs
-QUEUE = 100  # jobs in the queue, if nothing is said
+FOLDER = "slurm"  # folder in the study for the files of submitit
+POLL_INTERVAL = 0.25  # seconds between checks of the jobs
+QUEUE = 100  # default number of jobs in Slurm's queue
+
+log = logging.getLogger(__name__)
 
 
-def alone(work: Work, order: LaunchRequest, threads: int, timeout: float | None, listen: bool) -> LaunchOutcome:
-    """The run in a process of its own, so that its end can be told; what `submitit` calls on the node.
+def run_on_node(work: Work, order: LaunchRequest, threads: int, timeout: float | None, listen: bool) -> LaunchOutcome:
+    """Execute a run in a child process and return its outcome; submitit calls this on the node.
 
-    Slurm says by SIGUSR2 that the time is over, or that others come first, and by SIGTERM that the job is cancelled;
-    each asks the run for a checkpoint.  It may say so to all processes of the job, so others are deaf to SIGUSR2.
+    Slurm announces the end of the time limit and preemption by SIGUSR2, and a cancelled job by SIGTERM; both are passed
+    to the run, which saves a checkpoint.  Slurm may signal all processes of the job, so that the children ignore
+    SIGUSR2, which would kill them.
+
+    Args:
+        work: does the run.
+        order: the run to execute.
+        threads: threads of torch.
+        timeout: seconds after which the run is stopped; None for no limit.
+        listen: True to install the signal handlers; False where this is the sweeper's own process.
     """
     pool = Pool(work, workers=1, threads=threads, timeout=timeout)
     if listen:
-        signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # which the processes of the pool inherit
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # inherited by the pool's processes
     pool.start()
     if listen:
         for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
@@ -43,10 +54,10 @@ def alone(work: Work, order: LaunchRequest, threads: int, timeout: float | None,
 
 @launchers.register("slurm")
 class Slurm:
-    """One job of Slurm per run, in arrays of those that are ready together, through submitit.
+    """One Slurm job per run, through submitit; runs that are submitted together form a job array.
 
-    The study's folder is on a disk that all nodes share.  A run that is stopped at the end of its time, or preempted,
-    has a checkpoint and is submitted again.
+    The study's folder must be on a disk that all nodes share.  A run that reaches its time limit or is preempted saves
+    a checkpoint and is submitted again.
 
     Source: submitit, github.com/facebookincubator/submitit
     """
@@ -57,20 +68,20 @@ class Slurm:
         *,
         cluster: Annotated[
             Literal["slurm", "local", "debug"],
-            "slurm; local: processes here; debug: one run after the other",
+            "slurm: a cluster; local: processes on this machine; debug: one run after the other in this process",
         ] = "slurm",
-        workers: Annotated[int | None, Positive, "runs at a time; by default 100 with Slurm, else one per core"] = None,
-        partition: Annotated[str | None, "of the cluster; null: the usual one"] = None,
-        time: Annotated[int, Positive, "minutes that Slurm gives a job; a longer run goes on in the next one"] = 240,
-        cpus: Annotated[int, Positive, "cores of a run, which has as many threads"] = 1,
+        workers: Annotated[int | None, Positive, "runs at a time; null: 100 with Slurm, else cores / cpus"] = None,
+        partition: Annotated[str | None, "Slurm partition; null: the cluster's default"] = None,
+        time: Annotated[int, Positive, "time limit of a job in minutes; a longer run continues in another job"] = 240,
+        cpus: Annotated[int, Positive, "cores of a run, and its number of threads"] = 1,
         gpus: Annotated[int, NonNegative, "GPUs of a run"] = 0,
-        memory: Annotated[float, Positive, "GB of a run"] = 8.0,
+        memory: Annotated[float, Positive, "memory of a run in GB"] = 8.0,
         timeout: Seconds = None,
     ) -> None:
         self.work, self.cluster, self.timeout, self.partition = work, cluster, timeout, partition
         self.time, self.cpus, self.gpus, self.memory = time, cpus, gpus, memory
-        here = 1 if cluster == "debug" else max(1, _cores() // cpus)
-        self.slots = workers or (QUEUE if cluster == "slurm" else here)
+        on_this_machine = 1 if cluster == "debug" else max(1, _cores() // cpus)
+        self.slots = workers or (QUEUE if cluster == "slurm" else on_this_machine)
         self.waiting: list[LaunchRequest] = []
         self.running: dict[str, tuple[LaunchRequest, Any]] = {}
 
@@ -79,7 +90,7 @@ class Slurm:
         self.executor: Any = None
 
     def submit(self, order: LaunchRequest) -> None:
-        self.waiting.append(order)  # until the next poll: what is ready together becomes one array
+        self.waiting.append(order)  # until the next poll, so that requests made together become one job array
 
     def cancel(self, job: str) -> None:
         self._send()
@@ -87,18 +98,18 @@ class Slurm:
             return
         submitted = self.running[job][1]
         if self.cluster == "local":
-            os.kill(int(submitted.job_id), signal.SIGTERM)  # its own cancel() leaves one second for a checkpoint
+            os.kill(int(submitted.job_id), signal.SIGTERM)  # submitit's cancel() allows a second for a checkpoint
         else:
             submitted.cancel(check=False)
 
     def poll(self, seconds: float) -> Sequence[LaunchOutcome]:
         self._send()
         deadline = time.monotonic() + seconds
-        while not (over := [job for job, (_, submitted) in self.running.items() if _over(submitted)]):
+        while not (ended := [job for job, (_, submitted) in self.running.items() if _has_ended(submitted)]):
             if time.monotonic() >= deadline:
                 return []
-            time.sleep(min(LOOK, max(0.0, deadline - time.monotonic())))
-        return [self._end(*self.running.pop(job)) for job in over]
+            time.sleep(min(POLL_INTERVAL, max(0.0, deadline - time.monotonic())))
+        return [self._end(*self.running.pop(job)) for job in ended]
 
     def stop(self) -> None:
         self.waiting.clear()
@@ -106,19 +117,20 @@ class Slurm:
             self.cancel(job)
         deadline = time.monotonic() + GRACE + 5
         while self.running and time.monotonic() < deadline:
-            self.poll(LOOK)
+            self.poll(POLL_INTERVAL)
 
     def _send(self) -> None:
+        """Submit the waiting requests, with Slurm as one job array."""
         if not self.waiting:
             return
         self.executor = self.executor or self._executor(Path(self.waiting[0].folder))
         orders, self.waiting = self.waiting, []
-        listen = self.cluster != "debug"  # there it is this process that would listen
+        listen = self.cluster != "debug"  # with debug the run is executed in this process, which has its own handlers
         with ExitStack() as stack:
             if self.cluster == "slurm":
                 stack.enter_context(self.executor.batch())
-            sent = [self.executor.submit(alone, self.work, o, self.cpus, self.timeout, listen) for o in orders]
-        self.running |= {order.job: (order, submitted) for order, submitted in zip(orders, sent, strict=True)}
+            jobs = [self.executor.submit(run_on_node, self.work, o, self.cpus, self.timeout, listen) for o in orders]
+        self.running |= {order.job: (order, submitted) for order, submitted in zip(orders, jobs, strict=True)}
 
     def _executor(self, study: Path) -> Any:
         try:
@@ -134,21 +146,24 @@ class Slurm:
     def _end(self, order: LaunchRequest, submitted: Any) -> LaunchOutcome:
         try:
             end: LaunchOutcome = submitted.result()
-        except Exception:  # no result, or another's error: how the process ended is not known
+        except Exception as error:  # submitit raises many types: job failed, no result file, an error of the node
+            log.warning("Slurm job %s of run %s has no result, the run counts as lost: %s", submitted, order.job, error)
             return LaunchOutcome(order, "lost")
         return end
 
 
-def _over(submitted: Any) -> bool:
+def _has_ended(submitted: Any) -> bool:
     try:
         return bool(submitted.done())
-    except Exception:  # it was cancelled before it began
+    except Exception as error:  # submitit raises for a job that was cancelled before it started
+        log.warning("the state of Slurm job %s is unknown, it counts as ended: %s", submitted, error)
         return True
 
 
 def _submitit() -> Any:
+    """Import submitit."""
     try:
         import submitit
     except ImportError:
-        raise UserError("launcher=slurm runs through submitit\n    try: pip install 'ablatio[slurm]'") from None
+        raise UserError("launcher=slurm needs the package submitit\n    try: pip install 'ablatio[slurm]'") from None
     return submitit

@@ -1,1 +1,1 @@
-"""Where the numbers of a run go: a table, and the folders and databases that other tools read.  All of it offline."""
+"""Loggers: write a run's metrics to a table, or to the folders and databases of other tools.  All work offline."""

@@ -1,4 +1,4 @@
-"""What loggers share: a library that may be missing, its noise, its settings, and rows written in one go."""
+"""Shared code of the loggers: optional libraries and their output, locks, flat configs, and batched rows."""
 
 import fcntl
 import importlib.util
@@ -14,18 +14,18 @@ from typing import Any
 from ablatio.errors import UserError
 
 Row = Mapping[str, float]
-SECONDS = 5.0  # between two writes of a database; a resumed run takes from metrics.csv what was not written yet
+SECONDS = 5.0  # between writes to a database; a resumed run takes unwritten rows from metrics.csv
 
 
 def needs(module: str, extra: str) -> None:
-    """UserError with the command where a library is missing; it is not imported yet."""
+    """Raise UserError, with the command to install it, if a module is missing; the module is not imported."""
     if importlib.util.find_spec(module) is None:
         raise UserError(f"logger={extra} needs the package {module}\n    try: pip install 'ablatio[{extra}]'")
 
 
 @contextmanager
 def quiet(library: str, **environment: str) -> Iterator[None]:
-    """The library without its warnings and advice, and with these variables, which are gone afterwards."""
+    """Silence a library's warnings and log messages, and set environment variables until exit."""
     before, logger = dict(os.environ), logging.getLogger(library)
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -42,8 +42,8 @@ def quiet(library: str, **environment: str) -> Iterator[None]:
 
 
 @contextmanager
-def alone(path: Path) -> Iterator[None]:
-    """The only process that is in here for this file: runs of a sweep share a database."""
+def exclusive(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock for the file `path`: the runs of a sweep share a database."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_name(f"{path.name}.lock").open("wb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -51,15 +51,18 @@ def alone(path: Path) -> Iterator[None]:
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """model: {d_model: 64} as model.d_model: 64."""
-    found: dict[str, Any] = {}
+    """Flatten nested keys: {"model": {"d_model": 64}} becomes {"model.d_model": 64}."""
+    result: dict[str, Any] = {}
     for key, value in config.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {f"{prefix}{key}": value}
-    return found
+        result |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {f"{prefix}{key}": value}
+    return result
 
 
-class Collected:
-    """Rows that are written together, every few seconds and at the end: many take a database as long as one."""
+class BatchedRows:
+    """Base of loggers that write rows in batches: a database needs as much time for many rows as for one.
+
+    Rows are written every SECONDS and at the end.
+    """
 
     def __init__(self) -> None:
         self.waiting: list[Row] = []
@@ -85,10 +88,12 @@ class Collected:
         self.waiting, self.written = [], time.monotonic()
 
     def open(self) -> None:
+        """Open the database and delete earlier rows of this run."""
         raise NotImplementedError
 
     def insert(self, rows: Sequence[Row]) -> None:
+        """Write rows; each has the key "step"."""
         raise NotImplementedError
 
     def close(self, status: str) -> None:
-        """After the last row."""
+        """Close the run in the database, after the last row; by default nothing."""

@@ -1,4 +1,4 @@
-"""The table that every run writes."""
+"""The table of metrics that every run writes."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,9 +9,9 @@ from ablatio.training.metrics_csv import MetricsFile
 
 @loggers.register("csv")
 class Csv:
-    """metrics.csv in the run's folder, one row per log: what reports read; written whether it is named or not.
+    """metrics.csv in the run's folder, with one row per log: the file that reports read, written by every run.
 
-    Source: ours.
+    Source: ablatio.
     """
 
     record = True
@@ -29,4 +29,4 @@ class Csv:
         self.file.write(row)
 
     def finish(self, status: str) -> None:
-        """Each row is on the disk already."""
+        """Do nothing: each row is on the disk already."""

@@ -8,17 +8,17 @@ from typing import Annotated, Any
 
 from ablatio import loggers
 from ablatio.errors import UserError
-from ablatio_std.loggers._common import Collected, Row, alone, flat, needs, quiet
+from ablatio_std.loggers._common import BatchedRows, Row, exclusive, flat, needs, quiet
 
 STATUS = {"done": "FINISHED", "preempted": "KILLED"}
 OFFLINE = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "MLFLOW_LOGGING_LEVEL": "ERROR"}
 
 
 @loggers.register("mlflow")
-class MLflow(Collected):
-    """mlflow.db beside the run's folder, so that the runs of a sweep share it: `mlflow ui --backend-store-uri URI`.
+class MLflow(BatchedRows):
+    """MLflow database mlflow.db beside the run's folder, shared by a sweep: `mlflow ui --backend-store-uri URI`.
 
-    A run that is resumed replaces what the database had of it.
+    A resumed run replaces its entry in the database.
     Source: MLflow, https://mlflow.org
     """
 
@@ -27,27 +27,27 @@ class MLflow(Collected):
         folder: Path,
         config: Mapping[str, Any],
         *,
-        uri: Annotated[str | None, "sqlite:///PATH; by default mlflow.db beside the run's folder"] = None,
-        experiment: Annotated[str, "the name under which MLflow shows the runs together"] = "ablatio",
+        uri: Annotated[str | None, "sqlite:///PATH; null: mlflow.db beside the run's folder"] = None,
+        experiment: Annotated[str, "name of the MLflow experiment that holds the runs"] = "ablatio",
     ) -> None:
         super().__init__()
         needs("mlflow", "mlflow")
         if uri is not None and not uri.startswith("sqlite:///"):
             raise UserError(
                 f"logger.mlflow.uri={uri} came, sqlite:///PATH was expected: runs are logged without a network, and "
-                "MLflow keeps no runs in plain folders any more\n    try: logger.mlflow.uri=sqlite:///runs/mlflow.db"
+                "MLflow no longer supports plain folders\n    try: logger.mlflow.uri=sqlite:///runs/mlflow.db"
             )
         self.folder, self.config, self.experiment = folder, config, experiment
         self.uri = uri or f"sqlite:///{folder.absolute().parent / 'mlflow.db'}"
 
     @contextmanager
     def _database(self) -> Iterator[None]:
-        """Two processes at once would both make its tables, which takes seconds, and both fail."""
+        """Lock the database: two processes that create its tables at once, which takes seconds, would both fail."""
         with quiet("mlflow", **OFFLINE):
-            import mlflow.store.tracking.sqlalchemy_store  # noqa: F401  (nobody needs to wait for this import of ours)
+            import mlflow.store.tracking.sqlalchemy_store  # noqa: F401  (a slow import, done before taking the lock)
 
             path = Path(self.uri.removeprefix("sqlite:///"))
-            with alone(path), nullcontext() if path.exists() else _new_tables():
+            with exclusive(path), nullcontext() if path.exists() else _fast_table_creation():
                 yield
 
     def open(self) -> None:
@@ -63,13 +63,13 @@ class MLflow(Collected):
             tags = {"folder": name.replace("'", "")}
             self.id = self.client.create_run(experiment, tags=tags, run_name=self.folder.name).info.run_id
             params = [Param(key, str(value)[:6000]) for key, value in flat(self.config).items()]
-            for i in range(0, len(params), 100):  # as many as MLflow takes at once
+            for i in range(0, len(params), 100):  # MLflow's limit for one call
                 self.client.log_batch(self.id, params=params[i : i + 100])
 
     def _experiment(self) -> str:
-        found = self.client.get_experiment_by_name(self.experiment)
-        if found is not None:
-            return str(found.experiment_id)
+        experiment = self.client.get_experiment_by_name(self.experiment)
+        if experiment is not None:
+            return str(experiment.experiment_id)
         files = self.folder.absolute().parent / "mlflow-files"
         return str(self.client.create_experiment(self.experiment, artifact_location=files.as_uri()))
 
@@ -78,9 +78,10 @@ class MLflow(Collected):
             from mlflow.entities import Metric
 
             now = int(time.time() * 1000)
-            found = [Metric(k, float(v), now, int(row["step"])) for row in rows for k, v in row.items() if k != "step"]
-            for i in range(0, len(found), 1000):
-                self.client.log_batch(self.id, metrics=found[i : i + 1000], synchronous=True)
+            numbers = [(k, v, int(row["step"])) for row in rows for k, v in row.items() if k != "step"]
+            metrics = [Metric(name, float(value), now, step) for name, value, step in numbers]
+            for i in range(0, len(metrics), 1000):  # MLflow's limit for one call
+                self.client.log_batch(self.id, metrics=metrics[i : i + 1000], synchronous=True)
 
     def close(self, status: str) -> None:
         with self._database():
@@ -88,16 +89,16 @@ class MLflow(Collected):
 
 
 @contextmanager
-def _new_tables() -> Iterator[None]:
-    """A new database does not wait for the disk: MLflow makes its tables in 80 commits, 10 s of waiting."""
+def _fast_table_creation() -> Iterator[None]:
+    """Do not sync a new database to disk: MLflow creates its tables in 80 commits, which would take 10 s."""
     from sqlalchemy import event
     from sqlalchemy.engine import Engine
 
-    def hurry(connection: Any, record: Any) -> None:
+    def disable_sync(connection: Any, record: Any) -> None:
         connection.execute("PRAGMA synchronous = OFF")
 
-    event.listen(Engine, "connect", hurry)
+    event.listen(Engine, "connect", disable_sync)
     try:
         yield
     finally:
-        event.remove(Engine, "connect", hurry)
+        event.remove(Engine, "connect", disable_sync)

@@ -12,7 +12,7 @@ from ablatio_std.loggers._common import needs, quiet
 
 @loggers.register("tensorboard")
 class TensorBoard:
-    """RUN/tensorboard: `tensorboard --logdir runs` shows all runs beside one another.
+    """TensorBoard event files in RUN/tensorboard: `tensorboard --logdir runs` shows all runs side by side.
 
     Source: TensorBoard, https://github.com/tensorflow/tensorboard
     """

@@ -1,20 +1,20 @@
-"""Trackio, on this machine."""
+"""Trackio's database on this machine."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 from ablatio import loggers
-from ablatio_std.loggers._common import Collected, Row, needs, quiet
+from ablatio_std.loggers._common import BatchedRows, Row, needs, quiet
 
 LOCAL = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 
 @loggers.register("trackio")
-class Trackio(Collected):
-    """trackio/ beside the run's folder, so that the runs of a sweep share it: `TRACKIO_DIR=runs/trackio trackio show`.
+class Trackio(BatchedRows):
+    """Trackio database in trackio/ beside the run's folder, shared by a sweep: `TRACKIO_DIR=runs/trackio trackio show`.
 
-    The rows go straight into its database: no server is started, and nothing is sent to a Space.
+    Rows are written directly to the database: no server is started, and nothing is sent to a Space.
     Source: Trackio, https://github.com/gradio-app/trackio
     """
 
@@ -23,18 +23,18 @@ class Trackio(Collected):
         folder: Path,
         config: Mapping[str, Any],
         *,
-        project: Annotated[str, "the name under which Trackio shows the runs together"] = "ablatio",
+        project: Annotated[str, "name of the Trackio project that holds the runs"] = "ablatio",
     ) -> None:
         super().__init__()
         needs("trackio", "trackio")
         self.folder, self.config, self.project = folder, config, project
 
     def open(self) -> None:
-        place = self.folder.absolute().parent / "trackio"
-        with quiet("trackio", TRACKIO_DIR=str(place), **LOCAL):
+        folder = self.folder.absolute().parent / "trackio"
+        with quiet("trackio", TRACKIO_DIR=str(folder), **LOCAL):
             from trackio import sqlite_storage
 
-            sqlite_storage.TRACKIO_DIR = place  # it reads the variable once, when it is first imported
+            sqlite_storage.TRACKIO_DIR = folder  # trackio reads the variable only at its first import
             self.storage = sqlite_storage.SQLiteStorage
             self.storage.delete_run(self.project, self.folder.name, run_id=self.folder.name)
 

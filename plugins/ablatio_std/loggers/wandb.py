@@ -1,4 +1,4 @@
-"""Weights & Biases, offline."""
+"""Offline runs of Weights & Biases."""
 
 import hashlib
 import shutil
@@ -12,9 +12,9 @@ from ablatio_std.loggers._common import needs, quiet
 
 @loggers.register("wandb")
 class Wandb:
-    """RUN/wandb/offline-run-*: nothing leaves the machine; `wandb sync` of that folder sends it, when you say so.
+    """Offline W&B run in RUN/wandb/offline-run-*: nothing is sent until you call `wandb sync` on that folder.
 
-    Rows of one step become one row there.
+    Rows with the same step become one row in W&B.
     Source: Weights & Biases, https://docs.wandb.ai
     """
 
@@ -23,24 +23,24 @@ class Wandb:
         folder: Path,
         config: Mapping[str, Any],
         *,
-        project: Annotated[str, "the project that `wandb sync` sends it to"] = "ablatio",
+        project: Annotated[str, "W&B project that `wandb sync` sends the run to"] = "ablatio",
     ) -> None:
         needs("wandb", "wandb")
         self.folder, self.config, self.project = folder, config, project
         self.run: Any = None
 
     def start(self, rows: Sequence[Mapping[str, float]]) -> None:
-        place = str(self.folder.absolute())
-        beside = {f"WANDB_{kind}_DIR": f"{place}/wandb/{kind.lower()}" for kind in ("CACHE", "CONFIG", "DATA")}
-        with quiet("wandb", WANDB_MODE="offline", WANDB_ERROR_REPORTING="false", **beside):
+        folder = str(self.folder.absolute())
+        folders = {f"WANDB_{kind}_DIR": f"{folder}/wandb/{kind.lower()}" for kind in ("CACHE", "CONFIG", "DATA")}
+        with quiet("wandb", WANDB_MODE="offline", WANDB_ERROR_REPORTING="false", **folders):
             import wandb
 
             if self.run:
                 self.run.finish()
             shutil.rmtree(self.folder / "wandb", ignore_errors=True)
             settings = wandb.Settings(
-                mode="offline", root_dir=place, project=self.project, run_name=self.folder.name,
-                run_id=hashlib.sha256(place.encode()).hexdigest()[:12], run_group=self.folder.absolute().parent.name,
+                mode="offline", root_dir=folder, project=self.project, run_name=self.folder.name,
+                run_id=hashlib.sha256(folder.encode()).hexdigest()[:12], run_group=self.folder.absolute().parent.name,
                 silent=True, console="off", save_code=False, disable_code=True, disable_git=True,
                 disable_job_creation=True, x_disable_stats=True, x_disable_meta=True, x_disable_machine_info=True,
                 x_save_requirements=False,

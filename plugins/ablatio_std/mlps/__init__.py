@@ -1,1 +1,1 @@
-"""Feed-forward parts: dense, and mixtures of experts."""
+"""Feed-forward layers: dense ones and mixtures of experts."""

@@ -1,4 +1,4 @@
-"""The plain feed-forward part, and what every feed-forward part is handed."""
+"""The dense feed-forward layer, and the wiring of all feed-forward layers."""
 
 from collections.abc import Callable
 from typing import TypedDict
@@ -11,7 +11,13 @@ from ablatio.model.context import Context
 
 
 class MlpWiring(TypedDict):
-    """What the model hands to a feed-forward part; inner_norm: makes the norm before down_proj, or None."""
+    """Arguments that the model passes to every feed-forward layer.
+
+    d_ff         inner units of the dense layer
+    gated        True if `activation` takes (gate, up)
+    layer        index of the layer, from 0, of n_layers
+    inner_norm   builds the norm before down_proj for a given width; None for no norm
+    """
 
     d_model: int
     d_ff: int
@@ -26,7 +32,7 @@ class MlpWiring(TypedDict):
 
 @mlps.register("dense", paper="arXiv:1706.03762")
 class Dense(nn.Module):
-    """down(activation(up(x))), or down(activation(gate(x), up(x))) when the activation is gated.  (B, T, D) -> same."""
+    """down(activation(up(x))), or down(activation(gate(x), up(x))) for a gated activation.  (B, T, D) -> same."""
 
     def __init__(
         self,
@@ -52,6 +58,9 @@ class Dense(nn.Module):
         return F.dropout(y, self.dropout, self.training) if self.dropout else y
 
 
-def plain(wiring: MlpWiring) -> Dense:
-    """The dense part where a layer has no experts, or beside them: the same names and so the same initial weights."""
+def build_dense(wiring: MlpWiring) -> Dense:
+    """Build a dense layer: for a layer without experts, or as a shared expert.
+
+    Its parameters have the names, and so the initial weights, that they have with mlp=dense.
+    """
     return Dense(**{k: v for k, v in wiring.items() if k not in ("layer", "n_layers")})  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Many feed-forward parts in one: the weights of all experts, and the way of tokens to them and back."""
+"""The experts of a mixture: their stacked weights, and the dispatch of tokens to them."""
 
 from collections.abc import Callable, Sequence
 from typing import ClassVar
@@ -11,11 +11,16 @@ from ablatio.model.cost.meta_tensors import is_meta_tensor
 
 from .dense import MlpWiring
 
-BLOCK = 8  # rows; a matrix product of a multiple of these gives each row the same bits, however many stand beside it
+# Each expert's rows are padded to a multiple of this: a row of a matrix product then has the same bits whatever the
+# number of the other rows.
+BLOCK = 8
 
 
 class ExpertLinear(nn.Module):
-    """y = W_e x + b_e for the rows x of expert e.  (N, in), the rows of expert 0 first, `sizes` of each -> (N, out)."""
+    """y = W_e x + b_e for the rows x of expert e.  (N, in) -> (N, out).
+
+    Rows are sorted by expert; `sizes` holds the number of rows of each expert.
+    """
 
     roles: ClassVar = {"bias": "vector"}
 
@@ -26,21 +31,21 @@ class ExpertLinear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(experts, out)) if bias else None
 
     def forward(self, rows: Tensor, sizes: Sequence[int]) -> Tensor:
-        # As fast as F.grouped_mm on the CPU, and for any dtype; half the time of picking each expert's rows by index.
+        # As fast as F.grouped_mm on the CPU, and for any dtype; half the time of gathering each expert's rows by index.
         biases = [None] * len(sizes) if self.bias is None else self.bias.unbind()
-        parts = zip(rows.split(sizes), self.weight.unbind(), biases, strict=True)
-        return torch.cat([F.linear(*part) for part in parts])
+        per_expert = zip(rows.split(sizes), self.weight.unbind(), biases, strict=True)
+        return torch.cat([F.linear(*inputs) for inputs in per_expert])
 
 
 class Experts(nn.Module):
-    """`experts` feed-forward parts of the dense one's shape: sum_k gates_k * expert_{chosen_k}(x) for each token.
+    """sum_k gates_k * expert_{chosen_k}(x) for each token, over `experts` experts of the dense layer's form.
 
-    x (N, D), chosen (N, k) numbers of experts, gates (N, k) -> (N, D).  Tokens are laid out by expert, so each expert
-    does one matrix product, and k experts' work is done, whatever the load.  The norm before the last projection and
-    what an activation learns are shared by the experts.
+    x (N, D), chosen (N, k) expert indices, gates (N, k) -> (N, D).  Rows are sorted by expert, so that each expert
+    needs one matrix product for each projection, and the total work is that of k experts for each token whatever the
+    load.  The experts share the norm before down_proj and the parameters of the activation.
     """
 
-    uncompiled = ("each",)  # its shapes follow the loads: a compiled graph would be made anew at each step
+    uncompiled = ("each",)  # its shapes depend on the loads: torch.compile would compile it again at every step
 
     def __init__(
         self,
@@ -61,9 +66,9 @@ class Experts(nn.Module):
 
     @property
     def expert_parameters(self) -> int:
-        """The weights of one expert."""
-        parts = (self.gate_proj, self.up_proj, self.down_proj)
-        return sum(p.numel() for m in parts if m is not None for p in m.parameters()) // self.experts
+        """Number of parameters of one expert."""
+        projections = (self.gate_proj, self.up_proj, self.down_proj)
+        return sum(p.numel() for m in projections if m is not None for p in m.parameters()) // self.experts
 
     def forward(self, x: Tensor, chosen: Tensor, gates: Tensor) -> Tensor:
         k = chosen.shape[1]
@@ -72,10 +77,10 @@ class Experts(nn.Module):
         return (y * gates.to(y.dtype)[..., None]).sum(1)
 
     def each(self, rows: Tensor, chosen: Tensor) -> Tensor:
-        """Every row through its expert: (M, D), (M,) -> (M, D)."""
-        place, sizes = _layout(chosen, self.experts)
-        y = self._mlp(rows.new_zeros(sum(sizes), rows.shape[1]).index_copy(0, place, rows), sizes)
-        return y.index_select(0, place)
+        """Apply to each row the expert chosen for it: rows (M, D), chosen (M,) -> (M, D)."""
+        slot, sizes = _sort_by_expert(chosen, self.experts)
+        y = self._mlp(rows.new_zeros(sum(sizes), rows.shape[1]).index_copy(0, slot, rows), sizes)
+        return y.index_select(0, slot)
 
     def _mlp(self, rows: Tensor, sizes: Sequence[int]) -> Tensor:
         up = self.up_proj(rows, sizes)
@@ -84,18 +89,18 @@ class Experts(nn.Module):
         return y
 
 
-def _layout(chosen: Tensor, experts: int) -> tuple[Tensor, list[int]]:
-    """Where each assignment stands when they are laid out by expert, and the rows of each, filled up to blocks."""
-    if is_meta_tensor(chosen):  # there are no loads where nothing is computed
+def _sort_by_expert(chosen: Tensor, experts: int) -> tuple[Tensor, list[int]]:
+    """Sort assignments (M,) by expert: return each one's row, (M,), and each expert's rows, a multiple of BLOCK."""
+    if is_meta_tensor(chosen):  # a meta tensor has no loads: count even ones
         n = len(chosen)
         return chosen, [n // experts + (i < n % experts) for i in range(experts)]
-    hot = F.one_hot(chosen, experts)  # (N, E)
-    sizes = (hot.sum(0) + BLOCK - 1) // BLOCK * BLOCK
-    earlier = hot.cumsum(0).gather(1, chosen[:, None])[:, 0] - 1
+    hot = F.one_hot(chosen, experts)  # (M, E)
+    sizes = (hot.sum(0) + BLOCK - 1) // BLOCK * BLOCK  # (E,)
+    earlier = hot.cumsum(0).gather(1, chosen[:, None])[:, 0] - 1  # (M,), rows of the same expert before this one
     return (sizes.cumsum(0) - sizes)[chosen] + earlier, sizes.tolist()
 
 
-def experts_of(wiring: MlpWiring, count: int, width: int) -> Experts:
-    """`count` experts of `width` inner units."""
+def build_experts(wiring: MlpWiring, count: int, width: int) -> Experts:
+    """Build `count` experts with `width` inner units each."""
     w = wiring
     return Experts(count, w["d_model"], width, w["activation"], w["gated"], w["bias"], w["inner_norm"])

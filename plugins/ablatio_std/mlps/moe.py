@@ -1,4 +1,4 @@
-"""Mixtures of experts in which each token chooses its experts; causal, as nobody's choice depends on a later token."""
+"""Mixtures of experts in which each token chooses its experts: causal, as no choice depends on a later token."""
 
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, TypeVar, Unpack
@@ -10,30 +10,39 @@ from torch import Tensor, nn
 from ablatio import Fraction, NonNegative, Range, mlps, rule
 from ablatio.model.context import Context
 
-from .dense import MlpWiring, plain
-from .experts import Experts, experts_of
-from .routing import BalanceBias, Router, balance_loss, capacity, normalised, shares, within, z_loss
+from .dense import MlpWiring, build_dense
+from .experts import Experts, build_experts
+from .routing import (
+    BalanceBias,
+    Router,
+    balance_loss,
+    capacity,
+    fits_capacity,
+    load_shares,
+    normalize_gates,
+    z_loss,
+)
 
 METRICS = ("train/moe_balance", "train/moe_z", "train/moe_dropped", "train/moe_load")
 Part = TypeVar("Part", bound=Callable[..., nn.Module])
 
 
-def says(**facts: Any) -> Callable[[Part], Part]:
-    """Decorator: the facts of a part that is a function."""
+def with_facts(**facts: Any) -> Callable[[Part], Part]:
+    """Decorate a part that is a function with its facts, which a class declares as attributes."""
 
-    def add(part: Part) -> Part:
+    def decorate(part: Part) -> Part:
         vars(part).update(facts)
         return part
 
-    return add
+    return decorate
 
 
 class TokenChoice(nn.Module):
-    """shared(x) + sum of gate_e(x) * expert_e(x) over the top_k experts of each token.  (B, T, D) -> same.
+    """shared(x) + sum of gate_e(x) * expert_e(x) over the top_k experts e of each token.  (B, T, D) -> same.
 
-    In training an expert takes `factor * top_k * T / E` assignments of a row (None: all), first come first served, and
-    a token that finds no room passes by.  Outside training there is room for all, so that rows, documents and decoded
-    tokens depend on what came before them alone.
+    In training an expert accepts the first `factor * top_k * T / E` assignments of a row (factor=None: all), in the
+    order of the tokens; further assignments are dropped, and the residual stream alone carries those tokens.  Outside
+    training nothing is dropped, so that rows, documents and decoded tokens depend only on earlier tokens.
     """
 
     def __init__(
@@ -51,7 +60,21 @@ class TokenChoice(nn.Module):
         shared: nn.Module | None = None,
         bias: BalanceBias | None = None,
     ) -> None:
-        """weights: of the balance loss and the router's z-loss."""
+        """Set up the layer from its router and experts.
+
+        Args:
+            experts: the routed experts.
+            router: gives the logits (B, T, E).
+            top_k: number of experts for each token.
+            scores: maps logits to scores, of which the gates are made.
+            normalize: True if the gates of a token are divided by their sum.
+            factor: capacity factor in training; None drops no assignment.
+            weights: weights of the balance loss and of the router's z-loss.
+            sparse_layers: number of layers with experts; logged measures are means over them.
+            dropout: dropout probability of the output.
+            shared: expert for all tokens, or None.
+            bias: balancing bias on the scores by which experts are chosen, or None.
+        """
         super().__init__()
         self.router, self.experts, self.shared, self.balance_bias = router, experts, shared, bias
         self.top_k, self.scores, self.normalize, self.factor = top_k, scores, normalize, factor
@@ -61,67 +84,71 @@ class TokenChoice(nn.Module):
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
         logits = self.router(x)  # (B, T, E)
         scores = self.scores(logits)
-        wish = scores if self.balance_bias is None else self.balance_bias(scores)
-        chosen = wish.topk(self.top_k, dim=-1).indices  # (B, T, k)
-        gates = scores.gather(-1, chosen)
+        ranking = scores if self.balance_bias is None else self.balance_bias(scores)
+        chosen = ranking.topk(self.top_k, dim=-1).indices  # (B, T, k)
+        gates = scores.gather(-1, chosen)  # (B, T, k)
         if self.normalize:
-            gates = normalised(gates)
+            gates = normalize_gates(gates)
         if self.training:
-            gates = gates * self._train(logits, scores, chosen, ctx).to(gates.dtype)
+            gates = gates * self._training_step(logits, scores, chosen, ctx).to(gates.dtype)
         y = self.experts(x.flatten(0, 1), chosen.flatten(0, 1), gates.flatten(0, 1)).view_as(x)
         if self.shared is not None:
             y = y + self.shared(x, ctx)
         return F.dropout(y, self.dropout, self.training) if self.dropout else y
 
-    def _train(self, logits: Tensor, scores: Tensor, chosen: Tensor, ctx: Context) -> Tensor:
-        """Losses and measures of a training pass; which assignments find room: (B, T, k)."""
+    def _training_step(self, logits: Tensor, scores: Tensor, chosen: Tensor, ctx: Context) -> Tensor:
+        """Record losses and measures of a training pass; return which assignments are kept: (B, T, k) bool."""
         count, real = self.experts.experts, None if ctx.segments is None else ctx.segments >= 0
-        share = shares(chosen, count, real)
+        share = load_shares(chosen, count, real)
         balance, z = self.weights
         if balance:
-            ctx.add_loss("train/moe_balance", balance * balance_loss(normalised(scores), share, real))
+            ctx.add_loss("train/moe_balance", balance * balance_loss(normalize_gates(scores), share, real))
         if z:
             ctx.add_loss("train/moe_z", z * z_loss(logits, real))
         if self.balance_bias is not None:
-            self.balance_bias.follow(share)
+            self.balance_bias.update(share)
         kept = torch.ones_like(chosen, dtype=torch.bool)
         if self.factor is not None:
-            kept = within(chosen, count, capacity(chosen.shape[1], self.top_k, count, self.factor), real)
+            limit = capacity(chosen.shape[1], self.top_k, count, self.factor)
+            kept = fits_capacity(chosen, count, limit, real)
         ctx.measure("train/moe_dropped", (1 - kept.float().mean()) / self.sparse_layers)
         ctx.measure("train/moe_load", share.max() * count / self.sparse_layers)
         return kept
 
 
 def softmax(logits: Tensor) -> Tensor:
-    """Over the experts."""
+    """Softmax over the experts.  (..., E) -> same."""
     return logits.softmax(-1)
 
 
 @mlps.register("moe", paper="arXiv:2101.03961")
-@says(metrics=METRICS, batch_dependent=True)
+@with_facts(metrics=METRICS, batch_dependent=True)
 def moe(
     *,
-    experts: Annotated[int, Range(2, 4096), "in each sparse layer"] = 8,
-    top_k: Annotated[int, Range(1, 64), "experts of a token: 1 as in Switch, 2 as in GShard and Mixtral"] = 1,
-    capacity_factor: Annotated[float | None, Range(0.01, 1000), "in training; null drops no token"] = 1.25,
+    experts: Annotated[int, Range(2, 4096), "number of experts in each sparse layer"] = 8,
+    top_k: Annotated[int, Range(1, 64), "experts for each token: 1 as in Switch, 2 as in GShard and Mixtral"] = 1,
+    capacity_factor: Annotated[
+        float | None, Range(0.01, 1000), "an expert's capacity in training / mean load; null drops no token"
+    ] = 1.25,
     balance: Annotated[float, NonNegative, "weight of the balance loss"] = 0.01,
     z_loss: Annotated[float, NonNegative, "weight of the router's z-loss (ST-MoE, arXiv:2202.08906)"] = 0.001,
-    jitter: Annotated[float, Fraction, "noise on the router's input in training"] = 0.01,
-    every: Annotated[int, Range(1, 1000), "each n-th layer has experts, the others are dense"] = 1,
+    jitter: Annotated[float, Fraction, "relative noise on the router's input in training"] = 0.01,
+    every: Annotated[int, Range(1, 1000), "every n-th layer has experts; the others are dense"] = 1,
     **wiring: Unpack[MlpWiring],
 ) -> nn.Module:
-    """y = sum of p_e(x) expert_e(x) over the top_k experts, p = softmax(x W^T).  (B, T, D) -> same.
+    """y = sum of p_e(x) expert_e(x) over the top_k experts e, p = softmax(x W^T).  (B, T, D) -> same.
 
-    Each expert has the dense part's shape.  top_k = 1 (Switch, Fedus et al. 2021): the gate is the probability itself;
-    from 2 on (GShard, arXiv:2006.16668; Mixtral) the chosen ones' are normalised.  In training an expert takes
-    capacity_factor * top_k * T / experts assignments of a row, the first ones; the rest pass by through the residual.
-    Evaluation drops nothing.  Unlike in GShard, second choices do not wait for the first choices of later tokens.
-    The balance loss is E sum_e f_e P_e with the shares f of all assignments: 1 when they are even.
+    Each expert has the dense layer's width.  With top_k = 1 (Switch, Fedus et al. 2021) the gate is the probability
+    itself; with top_k >= 2 (GShard, arXiv:2006.16668; Mixtral) the probabilities of the chosen experts are normalized.
+    In training an expert accepts the first capacity_factor * top_k * T / experts assignments of a row; for the others
+    the residual stream alone carries the token.  Evaluation drops nothing.  Unlike in GShard, second choices do not
+    wait for the first choices of later tokens.  The balance loss is E sum_e f_e P_e, with f_e the share of expert e in
+    all assignments and P_e its mean probability: 1 for even loads.
     """
     if (wiring["layer"] + 1) % every:
-        return plain(wiring)
+        return build_dense(wiring)
     return TokenChoice(
-        experts_of(wiring, experts, wiring["d_ff"]),
+        build_experts(wiring, experts, wiring["d_ff"]),
         Router(wiring["d_model"], experts, jitter),
         top_k,
         scores=softmax,
@@ -134,31 +161,32 @@ def moe(
 
 
 @mlps.register("deepseek_moe", paper="arXiv:2401.06066")
-@says(metrics=METRICS, batch_dependent=True)
+@with_facts(metrics=METRICS, batch_dependent=True)
 def deepseek_moe(
     *,
-    experts: Annotated[int, Range(2, 4096), "that are chosen from, in each sparse layer"] = 15,
-    shared: Annotated[int, Range(0, 64), "experts that every token passes through"] = 1,
-    top_k: Annotated[int, Range(1, 64), "chosen experts of a token"] = 3,
+    experts: Annotated[int, Range(2, 4096), "number of routed experts in each sparse layer"] = 15,
+    shared: Annotated[int, Range(0, 64), "number of shared experts, which process every token"] = 1,
+    top_k: Annotated[int, Range(1, 64), "routed experts for each token"] = 3,
     granularity: Annotated[int, Range(1, 64), "an expert has d_ff / granularity inner units"] = 4,
     scores: Annotated[Literal["softmax", "sigmoid"], "sigmoid as in DeepSeek-V3 (arXiv:2412.19437)"] = "softmax",
-    normalize: Annotated[bool, "the gates of a token add up to 1"] = False,
-    bias_rate: Annotated[float, NonNegative, "step of the balancing bias (arXiv:2408.15664: 0.001); 0 for none"] = 0.0,
+    normalize: Annotated[bool, "divide the gates of a token by their sum"] = False,
+    bias_rate: Annotated[float, NonNegative, "step of the balancing bias (arXiv:2408.15664: 0.001); 0: no bias"] = 0.0,
     balance: Annotated[float, NonNegative, "weight of the balance loss"] = 0.01,
-    dense_layers: Annotated[int, Range(0, 1000), "first layers that stay dense"] = 0,
+    dense_layers: Annotated[int, Range(0, 1000), "number of dense layers before the first sparse one"] = 0,
     **wiring: Unpack[MlpWiring],
 ) -> nn.Module:
     """y = shared(x) + sum of s_e(x) expert_e(x) over the top_k of many narrow experts, s = softmax or sigmoid of x W^T.
 
-    DeepSeekMoE (Dai et al. 2024).  With shared + top_k = granularity a token does the dense part's work.  No token is
-    dropped.  bias_rate > 0 balances without a loss (then set balance=0): experts are chosen by s_e + b_e, and b_e
-    moves by bias_rate against the sign of the excess load in each training pass; gates keep s_e.  (B, T, D) -> same.
+    DeepSeekMoE (Dai et al. 2024).  With shared + top_k = granularity a token costs what it costs in the dense layer.
+    No token is dropped.  bias_rate > 0 balances without a loss (set balance=0 with it): experts are chosen by s_e +
+    b_e, each training pass moves b_e by bias_rate against the sign of the excess load, and gates remain s_e.
+    (B, T, D) -> same.
     """
     if wiring["layer"] < dense_layers:
-        return plain(wiring)
-    width = max(2, round(wiring["d_ff"] / granularity / 2) * 2)  # even: rows that start anywhere have the same bits
+        return build_dense(wiring)
+    width = max(2, round(wiring["d_ff"] / granularity / 2) * 2)  # even: a row's bits do not depend on where it starts
     return TokenChoice(
-        experts_of(wiring, experts, width),
+        build_experts(wiring, experts, width),
         Router(wiring["d_model"], experts),
         top_k,
         scores=softmax if scores == "softmax" else torch.sigmoid,
@@ -167,23 +195,23 @@ def deepseek_moe(
         weights=(balance, 0.0),
         sparse_layers=wiring["n_layers"] - dense_layers,
         dropout=wiring["dropout"],
-        shared=plain(wiring | {"d_ff": shared * width, "dropout": 0.0}) if shared else None,
+        shared=build_dense(wiring | {"d_ff": shared * width, "dropout": 0.0}) if shared else None,
         bias=BalanceBias(experts, bias_rate) if bias_rate else None,
     )
 
 
 rule(
     when="mlp.name in ('moe', 'deepseek_moe') and mlp.top_k > mlp.experts",
-    why="a token cannot go to top_k={mlp.top_k} of {mlp.experts} experts",
+    why="a token cannot choose mlp.top_k={mlp.top_k} of mlp.experts={mlp.experts} experts",
     fix="mlp.top_k={mlp.experts}",
 )
 rule(
     when="mlp.name == 'moe' and mlp.every > model.n_layers",
-    why="every={mlp.every} leaves no layer of {model.n_layers} with experts",
+    why="mlp.every={mlp.every} leaves none of the model.n_layers={model.n_layers} layers with experts",
     fix="mlp.every={model.n_layers}",
 )
 rule(
     when="mlp.name == 'deepseek_moe' and mlp.dense_layers >= model.n_layers",
-    why="dense_layers={mlp.dense_layers} leaves no layer of {model.n_layers} with experts",
+    why="mlp.dense_layers={mlp.dense_layers} leaves none of the model.n_layers={model.n_layers} layers with experts",
     fix="mlp.dense_layers={model.n_layers - 1}",
 )

@@ -1,4 +1,4 @@
-"""Which experts a token goes to, how many an expert takes, and what keeps their loads even."""
+"""Routing of tokens to experts: router, expert capacity, and load balancing."""
 
 import math
 
@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 
 class Router(nn.Linear):
-    """Logits x W^T, in float32 or wider: half precision would change who is chosen.  (..., D) -> (..., E).
+    """Logits x W^T, computed in float32 or wider: half precision would change the choice.  (..., D) -> (..., E).
 
-    jitter: in training the input is multiplied by uniform noise from 1 - jitter to 1 + jitter.
+    In training the input is multiplied by uniform noise between 1 - jitter and 1 + jitter.
     """
 
     def __init__(self, d_model: int, experts: int, jitter: float = 0.0) -> None:
@@ -25,61 +25,61 @@ class Router(nn.Linear):
             return F.linear(x, self.weight.to(x.dtype))
 
 
-def normalised(gates: Tensor) -> Tensor:
-    """Gates that add up to 1.  (..., k) -> same."""
+def normalize_gates(gates: Tensor) -> Tensor:
+    """Divide gates by their sum.  (..., k) -> same."""
     return gates / gates.sum(-1, keepdim=True)
 
 
 def capacity(tokens: int, k: int, experts: int, factor: float) -> int:
-    """The assignments that one expert takes of a row: factor * k * T / E, rounded up."""
+    """Number of assignments of a row that one expert accepts: factor * k * T / E, rounded up."""
     return math.ceil(factor * k * tokens / experts)
 
 
-def within(chosen: Tensor, experts: int, room: int, real: Tensor | None = None) -> Tensor:
-    """Whether an assignment finds room, first come first served along the row: (B, T, k) -> (B, T, k) bool.
+def fits_capacity(chosen: Tensor, experts: int, limit: int, real: Tensor | None = None) -> Tensor:
+    """Return which assignments are among the first `limit` of their expert in a row: (B, T, k) -> (B, T, k) bool.
 
-    An assignment waits behind those of earlier tokens and the token's own better choices alone, so what comes later
-    displaces nothing.  real (B, T): tokens that take room; padding takes none.
+    Assignments are counted in the order of the tokens, and within a token from its best choice on, so that later tokens
+    displace nothing.  real (B, T): False for padding, which is not counted.
     """
     hot = F.one_hot(chosen.flatten(1), experts)  # (B, T * k, E)
     if real is not None:
         hot = hot * real.repeat_interleave(chosen.shape[-1], 1)[..., None]
-    place = hot.cumsum(1).gather(2, chosen.flatten(1)[..., None])  # from 1
-    return (place <= room).view_as(chosen)
+    rank = hot.cumsum(1).gather(2, chosen.flatten(1)[..., None])  # (B, T * k, 1), from 1
+    return (rank <= limit).view_as(chosen)
 
 
-def shares(chosen: Tensor, experts: int, real: Tensor | None = None) -> Tensor:
-    """(E,) each expert's share of all assignments (B, T, k); they add up to 1."""
+def load_shares(chosen: Tensor, experts: int, real: Tensor | None = None) -> Tensor:
+    """Each expert's share of all assignments (B, T, k): (E,), with the sum 1.  real (B, T): False for padding."""
     hot = F.one_hot(chosen, experts).sum(-2)  # (B, T, E)
-    counts = (hot if real is None else hot * real[..., None]).flatten(0, -2).sum(0)
+    counts = (hot if real is None else hot * real[..., None]).flatten(0, -2).sum(0)  # (E,)
     return counts / counts.sum().clamp(min=1)
 
 
 def balance_loss(probs: Tensor, share: Tensor, real: Tensor | None = None) -> Tensor:
-    """E * sum_e f_e P_e: the share f of an expert times its mean probability P; 1 when both are even, its minimum.
+    """E * sum_e f_e P_e, f the share of an expert and P its mean probability; minimum 1, at even f and P.
 
-    probs (B, T, E); share (E,); real (B, T) -> ().  Switch Transformer, equations 4 to 6.
+    probs (B, T, E); share (E,); real (B, T), False for padding -> ().  Switch Transformer, equations 4 to 6.
     """
     mean = token_mean(probs, real)
     return probs.shape[-1] * (share.to(mean.dtype) * mean).sum()
 
 
 def z_loss(logits: Tensor, real: Tensor | None = None) -> Tensor:
-    """The mean of logsumexp(logits)^2: keeps the router's logits small.  (B, T, E) -> ().  ST-MoE, equation 5."""
+    """Mean of logsumexp(logits)^2, which keeps the router's logits small.  (B, T, E) -> ().  ST-MoE, equation 5."""
     return token_mean(logits.logsumexp(-1).square()[..., None], real)[0]
 
 
 def token_mean(values: Tensor, real: Tensor | None) -> Tensor:
-    """The mean over tokens that are no padding: (B, T, F) -> (F,)."""
+    """Mean over the tokens where `real` (B, T) is True; None: over all.  (B, T, F) -> (F,)."""
     if real is None:
         return values.flatten(0, -2).mean(0)
     return (values * real[..., None]).flatten(0, -2).sum(0) / real.sum().clamp(min=1)
 
 
 class BalanceBias(nn.Module):
-    """A bias on the scores by which experts are chosen, not on their gates: b_e += rate * sign(mean load - load_e).
+    """Bias added to the scores by which experts are chosen, not to their gates: b_e += rate * sign(mean load - load_e).
 
-    It moves in each training pass, without a gradient (Wang et al. 2024, arXiv:2408.15664).
+    Updated in each training pass, without a gradient (Wang et al. 2024, arXiv:2408.15664).
     """
 
     bias: Tensor
@@ -90,10 +90,10 @@ class BalanceBias(nn.Module):
         self.register_buffer("bias", torch.zeros(experts))
 
     def forward(self, scores: Tensor) -> Tensor:
-        """(..., E) -> (..., E)."""
+        """Return scores + bias, without a gradient.  (..., E) -> same."""
         return scores.detach() + self.bias.to(scores.dtype)
 
     @torch.no_grad()
-    def follow(self, share: Tensor) -> None:
-        """share (E,): of this pass's assignments."""
+    def update(self, share: Tensor) -> None:
+        """Move the bias against the load shares (E,) of this pass."""
         self.bias.add_(torch.sign(share.mean() - share).to(self.bias.dtype), alpha=self.rate)

@@ -1,1 +1,1 @@
-"""Norms over the last axis, of any width: with a mean (layer), with a length alone (rms), and pointwise stand-ins."""
+"""Norms over the last axis: LayerNorm and RMSNorm families, and elementwise replacements for a norm."""

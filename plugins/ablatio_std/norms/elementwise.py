@@ -1,4 +1,4 @@
-"""What stands in for a norm without looking at the other features: tanh and erf with learned slopes, and nothing."""
+"""Elementwise replacements for a norm: tanh and erf with learned slopes, and the identity."""
 
 from typing import Annotated
 
@@ -11,7 +11,7 @@ from ablatio_std.norms import _common
 
 @norms.register("dyt", paper="arXiv:2503.10622")
 class DynamicTanh(nn.Module):
-    """y = g * tanh(a x) + b; the slope a is one learned number that starts at alpha.  (..., d_model) -> same."""
+    """y = g * tanh(a x) + b; the slope a is a learned scalar initialized to alpha.  (..., d_model) -> same."""
 
     def __init__(self, d_model: int, *, alpha: Annotated[float, Positive] = 0.5, affine: bool = True) -> None:
         super().__init__()
@@ -25,7 +25,7 @@ class DynamicTanh(nn.Module):
 
 @norms.register("derf", paper="arXiv:2512.10938")
 class DynamicErf(nn.Module):
-    """y = g * erf(a x + s) + b; a and s are learned numbers that start at alpha and 0.  (..., d_model) -> same."""
+    """y = g * erf(a x + s) + b; a and s are learned scalars initialized to alpha and 0.  (..., d_model) -> same."""
 
     def __init__(self, d_model: int, *, alpha: Annotated[float, Positive] = 0.5, affine: bool = True) -> None:
         super().__init__()
@@ -35,13 +35,13 @@ class DynamicErf(nn.Module):
         self.bias = nn.Parameter(torch.zeros(d_model)) if affine else None
 
     def forward(self, x: Tensor) -> Tensor:
-        moved = torch.addcmul(self.shift.to(x.dtype), self.alpha.to(x.dtype), x)
-        return _common.affine(torch.erf(moved), self.weight, self.bias)
+        shifted = torch.addcmul(self.shift.to(x.dtype), self.alpha.to(x.dtype), x)
+        return _common.affine(torch.erf(shifted), self.weight, self.bias)
 
 
 @norms.register("identity", paper="arXiv:2311.01906")
 class Identity(nn.Module):
-    """y = x: no norm at all.  (..., d_model) -> same."""
+    """y = x: no normalization.  (..., d_model) -> same."""
 
     def __init__(self) -> None:
         super().__init__()

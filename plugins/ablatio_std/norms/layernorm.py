@@ -1,4 +1,4 @@
-"""Norms that take the mean off: LayerNorm (Ba et al. 2016), without parameters, and in groups."""
+"""Norms that subtract the mean: LayerNorm (Ba et al. 2016), LayerNorm without parameters, and GroupNorm."""
 
 import math
 from typing import Annotated
@@ -42,10 +42,13 @@ class NonparametricLayerNorm(nn.Module):
 
 @norms.register("groupnorm", paper="arXiv:1803.08494")
 class GroupNorm(nn.Module):
-    """y = g * (x - mean(x)) / sqrt(var(x) + eps) + b, mean and variance over a token's own group of features.
+    """y = g * (x - mean(x)) / sqrt(var(x) + eps) + b, mean and variance over each group of features of a token.
 
-    The last axis falls into `groups` runs of equal width; a narrower one that they do not divide (a norm inside a
-    sublayer, or of each head) into gcd(groups, width).  (..., d_model) -> same.
+    The last axis is split into `groups` contiguous groups of equal width.  Where `groups` does not divide the width (a
+    norm inside a sublayer or of one head may be narrower), gcd(groups, width) groups are used.  (..., d_model) -> same.
+
+    Raises:
+        UserError: every group would hold a single feature, so that subtracting its mean gives zero.
     """
 
     def __init__(
@@ -60,8 +63,9 @@ class GroupNorm(nn.Module):
         self.groups, self.eps = math.gcd(groups, d_model), eps
         if self.groups == d_model > 1:
             raise UserError(
-                f"norm.groups={groups} leaves groups of one feature in {d_model}, which are zero after their mean is "
-                f"taken off\n    try: norm.groups={max(d for d in range(1, d_model) if d_model % d == 0)}"
+                f"norm.groups={groups} splits {d_model} features into groups of one feature, and subtracting the mean "
+                f"of one feature gives zero\n    try: norm.groups="
+                f"{max(d for d in range(1, d_model) if d_model % d == 0)}"
             )
         self.weight = nn.Parameter(torch.ones(d_model)) if affine else None
         self.bias = nn.Parameter(torch.zeros(d_model)) if affine else None
@@ -75,7 +79,7 @@ class GroupNorm(nn.Module):
 rule(
     when="norm.name == 'groupnorm'",
     unless="model.d_model % norm.groups == 0 and model.d_model > norm.groups",
-    why="groupnorm needs groups of equal width, of two features or more: {model.d_model} / {norm.groups} = "
-    "{model.d_model / norm.groups}",
+    why="groupnorm needs groups of equal width with at least two features: model.d_model / norm.groups = "
+    "{model.d_model} / {norm.groups} = {model.d_model / norm.groups}",
     fix="norm.groups={nearest_divisor(model.d_model, min(norm.groups, model.d_model // 2))}",
 )

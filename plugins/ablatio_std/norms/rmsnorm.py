@@ -1,4 +1,4 @@
-"""Norms that divide by a length and leave the mean: RMSNorm (Zhang & Sennrich 2019) and its relatives."""
+"""Norms that divide by a root mean square or length without subtracting the mean: RMSNorm and variants."""
 
 import math
 from typing import Annotated
@@ -25,7 +25,7 @@ class RMSNorm(nn.Module):
 
 @norms.register("gemma_rmsnorm", paper="arXiv:2403.08295")
 class GemmaRMSNorm(nn.Module):
-    """y = (1 + w) * x / sqrt(mean(x^2) + eps), where w starts at 0, so that decay pulls the gain to 1.
+    """y = (1 + w) * x / sqrt(mean(x^2) + eps), w initialized to 0, so that weight decay pulls the gain to 1.
 
     (..., d_model) -> same.
     """
@@ -41,7 +41,7 @@ class GemmaRMSNorm(nn.Module):
 
 @norms.register("simple_rmsnorm", paper="arXiv:2307.14995")
 class SimpleRMSNorm(nn.Module):
-    """y = sqrt(d_model) * x / |x|: every token gets the same length, and nothing is learned.  (..., d_model) -> same.
+    """y = sqrt(d_model) * x / |x|: RMSNorm without a learned gain.  (..., d_model) -> same.
 
     eps is added to mean(x^2), as in RMSNorm.
     """
@@ -56,7 +56,7 @@ class SimpleRMSNorm(nn.Module):
 
 @norms.register("scalenorm", paper="arXiv:1910.05895")
 class ScaleNorm(nn.Module):
-    """y = g * x / |x| with one learned number g, the length of every token, which starts at sqrt(d_model).
+    """y = g * x / |x| with one learned scalar g, the length of every output vector, initialized to sqrt(d_model).
 
     eps is added to mean(x^2), as in RMSNorm.  (..., d_model) -> same.
     """

@@ -1,1 +1,1 @@
-"""Optimizers: one module per family; parameters come in groups by role (matrix, vector, embedding, head)."""
+"""Optimizers, one module per family; the parameters come in groups by role (matrix, vector, embedding, head)."""

@@ -1,4 +1,4 @@
-"""What optimizers share: no decay on vectors, and a step that is written once for a list of tensors."""
+"""Shared code of the optimizers: weight decay by role, a base class for updates of lists of tensors, Adam's moments."""
 
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any, ClassVar
@@ -14,22 +14,22 @@ from ablatio.registry.knobs import Range
 Below1 = Range(0, 1, open_high=True)
 Betas = Annotated[tuple[float, float], Below1]
 Eps = Annotated[float, Positive]
-Rate = Annotated[float, Positive, "peak of the schedule"]
-Decay = Annotated[float, NonNegative, "times lr, per step; none on vectors"]
+Rate = Annotated[float, Positive, "learning rate at the peak of the schedule"]
+Decay = Annotated[float, NonNegative, "decoupled: lr * weight_decay * w per step; vectors are not decayed"]
 Group = dict[str, Any]
 Tensors = list[Tensor]
 
 
 def decayed(groups: list[ParameterGroup], weight_decay: float) -> list[dict[str, Any]]:
-    """Weight decay on matrices, embeddings and head; none on gains and biases, which have no scale to keep down."""
+    """Set weight_decay of each group: 0 for vectors (gains and biases), `weight_decay` for the other roles."""
     return [{**g, "weight_decay": 0.0 if g["role"] == "vector" else weight_decay} for g in groups]
 
 
 class Foreach(Optimizer):
-    """An optimizer that says how the tensors of a group move together.
+    """Base of optimizers that update all tensors of a group in one call (torch._foreach_*).
 
-    buffers  names of the state tensors of a parameter, zeros of its shape unless `start` says otherwise
-    update   (group, t, w, g, *buffers): lists of tensors; t counts the steps of these, from 1
+    buffers  names of the state tensors of a parameter; `start` makes them, by default zeros of its shape
+    update   (group, t, w, g, *buffers): w, g and each buffer are lists of tensors; t is their step count, from 1
     """
 
     buffers: ClassVar[tuple[str, ...]] = ()
@@ -38,9 +38,11 @@ class Foreach(Optimizer):
         super().__init__(decayed(groups, weight_decay), settings)
 
     def start(self, group: Group, p: Tensor) -> dict[str, Tensor]:
+        """Return the initial state tensors of parameter p, by name."""
         return {name: torch.zeros_like(p) for name in self.buffers}
 
     def update(self, group: Group, t: int, w: Tensors, g: Tensors, *buffers: Tensors) -> None:
+        """Update the weights w and the buffers in place from the gradients g."""
         raise NotImplementedError
 
     @torch.no_grad()
@@ -53,12 +55,16 @@ class Foreach(Optimizer):
         return loss
 
     def update_all(self) -> None:
+        """Update the parameters of all groups."""
         for group in self.param_groups:
             for t, w, g in self.due(group):
                 self.update(group, t, w, g, *self.of(w))
 
     def due(self, group: Group) -> Iterator[tuple[int, Tensors, Tensors]]:
-        """(t, weights, gradients) of what has a gradient; one list for each step count, mostly one in all."""
+        """Count a step of the parameters with a gradient; yield (t, weights, gradients) for each step count t.
+
+        Usually all have the same count.  They differ where a parameter got no gradient in some steps.
+        """
         counts: dict[int, Tensors] = {}
         for p in group["params"]:
             if p.grad is not None:
@@ -71,7 +77,7 @@ class Foreach(Optimizer):
             yield t, w, [p.grad for p in w if p.grad is not None]
 
     def of(self, w: Tensors) -> list[Tensors]:
-        """The buffers of these weights, a list for each name."""
+        """Return the buffers of these weights: one list of tensors for each name."""
         return [[self.state[p][name] for p in w] for name in self.buffers]
 
 
@@ -82,14 +88,14 @@ def shrink(group: Group, w: Tensors) -> None:
 
 
 def adam_moments(g: Tensors, m: Tensors, v: Tensors, b1: float, b2: float) -> None:
-    """m and v, the running means of g and g^2, take in this g."""
+    """Update in place the moving averages m of g (decay b1) and v of g^2 (decay b2)."""
     torch._foreach_lerp_(m, g, 1 - b1)
     torch._foreach_mul_(v, b2)
     torch._foreach_addcmul_(v, g, g, 1 - b2)
 
 
 def denominator(v: Tensors, t: int, b2: float, eps: float) -> Tensors:
-    """sqrt(v^) + eps in new tensors; v^ is corrected for its start at 0."""
+    """sqrt(v^) + eps in new tensors, v^ = v / (1 - b2^t) corrected for the bias of its initial 0."""
     d = torch._foreach_sqrt(v)
     torch._foreach_div_(d, (1 - b2**t) ** 0.5)
     torch._foreach_add_(d, eps)
@@ -97,7 +103,7 @@ def denominator(v: Tensors, t: int, b2: float, eps: float) -> Tensors:
 
 
 def adam_direction(group: Group, t: int, g: Tensors, m: Tensors, v: Tensors) -> Tensors:
-    """m^ / (sqrt(v^) + eps) in new tensors, after m and v have taken in g."""
+    """Update m and v by g, and return Adam's direction m^ / (sqrt(v^) + eps) in new tensors."""
     b1, b2 = group["betas"]
     adam_moments(g, m, v, b1, b2)
     u = torch._foreach_div(m, denominator(v, t, b2, group["eps"]))
@@ -106,7 +112,7 @@ def adam_direction(group: Group, t: int, g: Tensors, m: Tensors, v: Tensors) -> 
 
 
 def adamw_(group: Group, t: int, w: Tensors, g: Tensors, m: Tensors, v: Tensors) -> None:
-    """One step of AdamW in torch's fused kernel, for the roles that an optimizer leaves to it."""
+    """Take one step of AdamW with torch's fused kernel, for roles that an optimizer for matrices does not handle."""
     (b1, b2), steps = group["betas"], [torch.full((), float(t), device=p.device) for p in w]
     torch._fused_adamw_(
         w, g, m, v, [], steps,

@@ -1,4 +1,4 @@
-"""Adam and its kin in torch: adam, adamw, nadam, radam, adafactor."""
+"""Adam and close variants: adam, adamw, nadam, radam, adafactor."""
 
 from typing import Annotated
 
@@ -21,7 +21,9 @@ from ablatio_std.optimizers._common import (
     shrink,
 )  # fmt: skip
 
-LearningRate = Annotated[float, Positive, "peak of the schedule; about 6e-3 at width 128, 6e-4 at 768"]
+LearningRate = Annotated[
+    float, Positive, "learning rate at the peak of the schedule; about 6e-3 at width 128, 6e-4 at 768"
+]
 
 
 @optimizers.register("adam", paper="arXiv:1412.6980")
@@ -31,10 +33,10 @@ def adam(
     lr: LearningRate = 6e-3,
     betas: Betas = (0.9, 0.999),
     eps: Eps = 1e-8,
-    weight_decay: Annotated[float, NonNegative, "added to the gradient, times w; none on vectors"] = 0.0,
-    amsgrad: Annotated[bool, "v never falls (arXiv:1904.09237)"] = False,
+    weight_decay: Annotated[float, NonNegative, "coupled: weight_decay * w is added to g; not for vectors"] = 0.0,
+    amsgrad: Annotated[bool, "use the running maximum of v (arXiv:1904.09237)"] = False,
 ) -> Optimizer:
-    """w <- w - lr m / (sqrt(v) + eps), m and v the corrected means of g and g^2."""
+    """w <- w - lr m / (sqrt(v) + eps), m and v the bias-corrected moving averages of g and g^2."""
     settings = {"lr": lr, "betas": betas, "eps": eps, "amsgrad": amsgrad}
     return torch.optim.Adam(decayed(groups, weight_decay), **settings, fused=True)
 
@@ -48,9 +50,10 @@ def adamw(
     eps: Eps = 1e-8,
     weight_decay: Decay = 0.1,
 ) -> Optimizer:
-    """w <- w - lr (m / (sqrt(v) + eps) + weight_decay w), m and v the corrected means of g and g^2.
+    """w <- w - lr (m / (sqrt(v) + eps) + weight_decay w), m and v the bias-corrected moving averages of g and g^2.
 
-    betas and weight_decay are those of GPT-3 (arXiv:2005.14165).  torch's fused kernel: on the CPU 3 to 5x its default.
+    betas and weight_decay are those of GPT-3 (arXiv:2005.14165).  torch's fused kernel is used, on the CPU 3 to 5 times
+    as fast as its default.
     """
     return torch.optim.AdamW(decayed(groups, weight_decay), lr=lr, betas=betas, eps=eps, fused=True)
 
@@ -59,7 +62,7 @@ def adamw(
 class NAdam(Foreach):
     """w <- w - lr ((mu' m / (1 - M mu') + (1 - mu) g / (1 - M)) / (sqrt(v^) + eps) + weight_decay w): Nesterov's Adam.
 
-    mu = b1 (1 - 0.96^(t momentum_decay) / 2), mu' that of the next step, M the product of all mu so far.
+    mu = b1 (1 - 0.96^(t momentum_decay) / 2), mu' the value at step t + 1, M the product of all mu up to step t.
     """
 
     buffers = ("m", "v")
@@ -71,7 +74,7 @@ class NAdam(Foreach):
         lr: LearningRate = 6e-3,
         betas: Betas = (0.9, 0.999),
         eps: Eps = 1e-8,
-        momentum_decay: Annotated[float, NonNegative, "how fast mu comes up to betas[0]"] = 4e-3,
+        momentum_decay: Annotated[float, NonNegative, "rate at which mu approaches betas[0]"] = 4e-3,
         weight_decay: Decay = 0.1,
     ) -> None:
         settings = {"lr": lr, "betas": betas, "eps": eps, "momentum_decay": momentum_decay}
@@ -79,16 +82,16 @@ class NAdam(Foreach):
 
     def update(self, group: Group, t: int, w: Tensors, g: Tensors, *buffers: Tensors) -> None:
         (m, v), (b1, b2) = buffers, group["betas"]
-        mu, ahead = (b1 * (1 - 0.5 * 0.96 ** (s * group["momentum_decay"])) for s in (t, t + 1))
-        product = mu * self.state[w[0]].get("mu_product", 1.0)  # theirs all, as they are at the same step
+        mu, next_mu = (b1 * (1 - 0.5 * 0.96 ** (s * group["momentum_decay"])) for s in (t, t + 1))
+        product = mu * self.state[w[0]].get("mu_product", 1.0)  # the same for all of w, which share the step count
         for p in w:
             self.state[p]["mu_product"] = product
         adam_moments(g, m, v, b1, b2)
-        look = torch._foreach_mul(m, ahead / (1 - product * ahead))
-        torch._foreach_add_(look, g, alpha=(1 - mu) / (1 - product))
+        u = torch._foreach_mul(m, next_mu / (1 - product * next_mu))
+        torch._foreach_add_(u, g, alpha=(1 - mu) / (1 - product))
         d = denominator(v, t, b2, group["eps"])
         shrink(group, w)
-        torch._foreach_addcdiv_(w, look, d, value=-group["lr"])
+        torch._foreach_addcdiv_(w, u, d, value=-group["lr"])
 
 
 @optimizers.register("radam", paper="arXiv:1908.03265")
@@ -100,10 +103,10 @@ def radam(
     eps: Eps = 1e-8,
     weight_decay: Decay = 0.1,
 ) -> Optimizer:
-    """w <- w - lr (r m / (sqrt(v) + eps) + weight_decay w), r making up for the variance that sqrt(v) has early on.
+    """w <- w - lr (r m / (sqrt(v) + eps) + weight_decay w); r rectifies the variance of 1 / sqrt(v) in early steps.
 
     r^2 = (rho_t - 4)(rho_t - 2) rho / ((rho - 4)(rho - 2) rho_t),  rho = 2 / (1 - b2) - 1,
-    rho_t = rho - 2 t b2^t / (1 - b2^t); while rho_t <= 5 the step is lr m, without v.
+    rho_t = rho - 2 t b2^t / (1 - b2^t); while rho_t <= 5 the update is lr m, without v.
     """
     settings = {"lr": lr, "betas": betas, "eps": eps}
     return torch.optim.RAdam(decayed(groups, weight_decay), **settings, decoupled_weight_decay=True, foreach=True)
@@ -113,15 +116,15 @@ def radam(
 def adafactor(
     groups: list[ParameterGroup],
     *,
-    lr: Annotated[float, Positive, "peak, as a share of a tensor's root mean square"] = 5e-2,
+    lr: Annotated[float, Positive, "peak of the schedule, relative to the root mean square of a tensor"] = 5e-2,
     decay: Annotated[float, Range(-1, 0, open_high=True), "beta2 at step t is 1 - t^decay"] = -0.8,
-    floor: Annotated[float, Positive, "least root mean square of a tensor that lr is a share of"] = 1e-3,
-    clip: Annotated[float, Range(1), "largest root mean square of an update"] = 1.0,
+    floor: Annotated[float, Positive, "lower bound of the root mean square that lr is relative to"] = 1e-3,
+    clip: Annotated[float, Range(1), "upper bound of the root mean square of an update"] = 1.0,
     weight_decay: Decay = 0.0,
 ) -> Optimizer:
     """w <- w - max(floor, rms(w)) min(lr, 1/sqrt(t)) u / max(1, rms(u) / clip),  u = g / sqrt(r c / mean(r)).
 
-    r and c are running means of the rows and columns of g^2: n + m numbers in place of n m.  No momentum.
+    r and c are moving averages of the row and column means of g^2: n + m numbers instead of n m.  No momentum.
     """
     settings = {"lr": lr, "beta2_decay": decay, "eps": (None, floor), "d": clip}
     return torch.optim.Adafactor(decayed(groups, weight_decay), **settings)

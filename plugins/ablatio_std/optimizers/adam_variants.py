@@ -1,4 +1,4 @@
-"""Adam with other moments: ademamix, mars, cautious_adamw, adam_mini, lamb."""
+"""Adam with modified moments or updates: ademamix, mars, cautious_adamw, adam_mini, lamb."""
 
 import math
 from typing import Annotated
@@ -26,10 +26,10 @@ from ablatio_std.optimizers._common import (
 
 @optimizers.register("ademamix", paper="arXiv:2409.03137")
 class AdEMAMix(Foreach):
-    """w <- w - lr ((m1^ + alpha m2) / (sqrt(v^) + eps) + weight_decay w): a fast and a slow mean of g.
+    """w <- w - lr ((m1^ + alpha m2) / (sqrt(v^) + eps) + weight_decay w): a fast and a slow moving average of g.
 
-    m1^ and v^ are Adam's with betas 1 and 2; m2 forgets with beta 3.  Over the first `ramp` steps alpha rises from 0
-    in a line, and beta 3 from beta 1, so that its half-life does.
+    m1^ and v^ are Adam's, with betas[0] and betas[1]; m2 has the decay betas[2].  Over the first `ramp` steps alpha
+    rises linearly from 0, and m2's decay from betas[0], so that its half-life rises linearly.
     """
 
     buffers = ("m", "v", "slow")
@@ -41,7 +41,7 @@ class AdEMAMix(Foreach):
         lr: Rate = 6e-3,
         betas: Annotated[tuple[float, float, float], Below1] = (0.9, 0.999, 0.9999),
         alpha: Annotated[float, NonNegative] = 5.0,
-        ramp: Annotated[int, NonNegative, "the paper's is all steps of the run"] = 2400,
+        ramp: Annotated[int, NonNegative, "steps; in the paper all steps of the run"] = 2400,
         eps: Eps = 1e-8,
         weight_decay: Decay = 0.1,
     ) -> None:
@@ -50,7 +50,7 @@ class AdEMAMix(Foreach):
     def update(self, group: Group, t: int, w: Tensors, g: Tensors, *buffers: Tensors) -> None:
         (m, v, slow), (b1, b2, b3) = buffers, group["betas"]
         share = min(1.0, t / group["ramp"]) if group["ramp"] else 1.0
-        torch._foreach_lerp_(slow, g, 1 - _slowed(b1, b3, share))
+        torch._foreach_lerp_(slow, g, 1 - _ramped_beta(b1, b3, share))
         adam_moments(g, m, v, b1, b2)
         u = torch._foreach_div(m, 1 - b1**t)
         torch._foreach_add_(u, slow, alpha=share * group["alpha"])
@@ -58,8 +58,8 @@ class AdEMAMix(Foreach):
         torch._foreach_addcdiv_(w, u, denominator(v, t, b2, group["eps"]), value=-group["lr"])
 
 
-def _slowed(b1: float, b3: float, share: float) -> float:
-    """The beta whose half-life, less one step, is `share` of the way from b1's to b3's."""
+def _ramped_beta(b1: float, b3: float, share: float) -> float:
+    """Return the decay whose half-life, minus one step, is at `share` (0 to 1) between those of b1 and b3."""
     if share == 1 or min(b1, b3) == 0:
         return b3
     first, last = math.log(b1), math.log(b3)
@@ -68,9 +68,10 @@ def _slowed(b1: float, b3: float, share: float) -> float:
 
 @optimizers.register("mars", paper="arXiv:2411.10438")
 class MARS(Foreach):
-    """AdamW on c = g + gamma b1 / (1 - b1) (g - g'), scaled down to norm 1 where it is longer; g' is the last gradient.
+    """AdamW on c = g + gamma b1 / (1 - b1) (g - g'), clipped to norm 1 in each tensor; g' is the last gradient.
 
-    g' is that of the last batch, not taken again on this one (the paper's approximation, at the price of a plain step).
+    g' is the gradient of the last batch at the last weights.  (Recomputing it on the present batch would double the
+    cost; this is the paper's approximation.)
     """
 
     buffers = ("m", "v", "last")
@@ -103,8 +104,8 @@ class MARS(Foreach):
         torch._foreach_add_(w, u, alpha=-group["lr"])
 
 
-class _LikeAdamW(Foreach):
-    """AdamW's two means and its knobs."""
+class _AdamWBase(Foreach):
+    """Base of variants with AdamW's two moments and its knobs."""
 
     buffers = ("m", "v")
 
@@ -121,27 +122,27 @@ class _LikeAdamW(Foreach):
 
 
 @optimizers.register("cautious_adamw", paper="arXiv:2411.16085")
-class CautiousAdamW(_LikeAdamW):
-    """AdamW whose direction u keeps only the entries with u g > 0, times n / (their number + 1)."""
+class CautiousAdamW(_AdamWBase):
+    """AdamW with the direction u masked to the k entries with u g > 0, and multiplied by n / (k + 1)."""
 
     def update(self, group: Group, t: int, w: Tensors, g: Tensors, *buffers: Tensors) -> None:
         u = adam_direction(group, t, g, *buffers)
-        agree = [(a * b > 0).to(a.dtype) for a, b in zip(u, g, strict=True)]
-        torch._foreach_mul_(u, agree)
-        torch._foreach_mul_(u, [k.numel() / (k.sum() + 1) for k in agree])
+        masks = [(a * b > 0).to(a.dtype) for a, b in zip(u, g, strict=True)]
+        torch._foreach_mul_(u, masks)
+        torch._foreach_mul_(u, [mask.numel() / (mask.sum() + 1) for mask in masks])
         shrink(group, w)
         torch._foreach_add_(w, u, alpha=-group["lr"])
 
 
 @optimizers.register("adam_mini", paper="arXiv:2406.16793")
-class AdamMini(_LikeAdamW):
+class AdamMini(_AdamWBase):
     """AdamW with one v for each row of a matrix (output neuron, token) and one for each vector: half of Adam's memory.
 
-    v is the running mean of the mean of g^2 over the row.  (The paper takes the rows of a query or key head together.)
+    v is the moving average of the mean of g^2 over the row.  (In the paper the rows of a query or key head share a v.)
     """
 
     def start(self, group: Group, p: Tensor) -> dict[str, Tensor]:
-        return {"m": torch.zeros_like(p), "v": torch.zeros_like(p[..., :1])}  # (..., rows, 1); (1,) of a vector
+        return {"m": torch.zeros_like(p), "v": torch.zeros_like(p[..., :1])}  # v: (..., rows, 1), or (1,) of a vector
 
     def update(self, group: Group, t: int, w: Tensors, g: Tensors, *buffers: Tensors) -> None:
         (m, v), (b1, b2) = buffers, group["betas"]
@@ -154,9 +155,9 @@ class AdamMini(_LikeAdamW):
 
 @optimizers.register("lamb", paper="arXiv:1904.00962", entrywise=False)
 class LAMB(Foreach):
-    """w <- w - lr |w| / |u| u, u = m^ / (sqrt(v^) + eps) + weight_decay w; the norms are of the whole tensor.
+    """w <- w - lr |w| / |u| u, u = m^ / (sqrt(v^) + eps) + weight_decay w, with norms over the whole tensor.
 
-    Where a norm is 0 the factor |w| / |u| is 1.
+    The factor |w| / |u| is 1 if one of the norms is 0.
     """
 
     buffers = ("m", "v")

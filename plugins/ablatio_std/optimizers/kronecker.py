@@ -1,4 +1,4 @@
-"""Preconditioners with a factor for the rows and one for the columns: shampoo, soap."""
+"""Kronecker-factored preconditioners, with one factor for the rows and one for the columns: shampoo, soap."""
 
 from typing import Annotated
 
@@ -9,16 +9,17 @@ from ablatio import Positive, optimizers
 from ablatio.model.parameter_roles import ParameterGroup
 from ablatio_std.optimizers._common import Below1, Betas, Decay, Eps, Foreach, Group, Rate, Tensors, adamw_, shrink
 
-Every = Annotated[int, Positive, "steps from one factorisation to the next"]
-Largest = Annotated[int, Positive, "a longer side has no factor; a vocabulary's would take most of the time"]
+Every = Annotated[int, Positive, "steps between factorizations"]
+Largest = Annotated[int, Positive, "longer sides get no factor; that of a vocabulary would take most of the time"]
 
 
 @optimizers.register("shampoo", paper="arXiv:1802.09568", entrywise=False)
 class Shampoo(Foreach):
-    """W <- W - lr M, M <- momentum M + L^(-1/4) G R^(-1/4), with L <- L + G G^T and R <- R + G^T G from eps I.
+    """W <- W - lr M, M <- momentum M + L^(-1/4) G R^(-1/4), with L <- L + G G^T, R <- R + G^T G, initially eps I.
 
-    Of a vector L^(-1/2) g.  A side longer than `largest` has no factor, and the other one takes the power -1/2.  The
-    roots are taken anew at each of the first `every` steps, where much is still unseen, then each `every` steps.
+    A vector has one factor: L^(-1/2) g.  A side longer than `largest` has none, and the other side's factor then gets
+    the power -1/2.  The roots are recomputed at each of the first `every` steps, in which L and R change most, and then
+    every `every` steps.
     """
 
     def __init__(
@@ -46,9 +47,9 @@ class Shampoo(Foreach):
         shrink(group, w)
         for p, grad in zip(w, g, strict=True):
             state, sides = self.state[p], _sides(p, group["largest"])
-            u = _columns(grad)
+            u = _as_matrix(grad)
             for side, _ in sides:
-                state[side] += _outer(_columns(grad), side)
+                state[side] += _outer(_as_matrix(grad), side)
                 if t < group["every"] or t % group["every"] == 0:
                     values, basis = torch.linalg.eigh(state[side])
                     values = values.clamp(min=group["eps"]) ** (-0.5 / len(sides))
@@ -60,10 +61,10 @@ class Shampoo(Foreach):
 
 @optimizers.register("soap", paper="arXiv:2409.11321", entrywise=False)
 class SOAP(Foreach):
-    """W <- W - lr (Q_L N Q_R^T + weight_decay W), N Adam's step in the eigenbases Q_L and Q_R of Shampoo's L and R.
+    """W <- W - lr (Q_L N Q_R^T + weight_decay W), N Adam's direction in the eigenbases Q_L, Q_R of Shampoo's L and R.
 
-    L and R are running means (betas 2) of G G^T and G^T G.  The bases are eigh's at first, then each `every` steps
-    Q <- qr(L Q).  Adam's m is kept in the old axes, v in the new.  Vectors have no bases: theirs is AdamW.
+    L and R are moving averages (betas[1]) of G G^T and G^T G.  The first bases are from eigh; every `every` steps
+    Q <- qr(L Q).  Adam's m is kept in the original basis, v in the eigenbasis.  Vectors are updated by AdamW.
     """
 
     buffers = ("m", "v")
@@ -87,7 +88,8 @@ class SOAP(Foreach):
         if group["role"] != "vector" and p.grad is not None:
             for side, _ in _sides(p, group["largest"]):
                 state[side] = _outer(p.grad, side) * (1 - group["betas"][1])
-                state[f"{side}_basis"] = torch.linalg.eigh(state[side]).eigenvectors.flip(-1)  # the largest first
+                # eigh sorts eigenvalues in ascending order, qr(L Q) keeps the largest first
+                state[f"{side}_basis"] = torch.linalg.eigh(state[side]).eigenvectors.flip(-1)
         return state
 
     def update(self, group: Group, t: int, w: Tensors, g: Tensors, *buffers: Tensors) -> None:
@@ -98,11 +100,12 @@ class SOAP(Foreach):
         for p, grad, m, v in zip(w, g, *buffers, strict=True):
             state, sides = self.state[p], [side for side, _ in _sides(p, group["largest"])]
             m.lerp_(grad, 1 - b1)
-            turned, moved = grad, m
+            rotated_grad, rotated_m = grad, m  # into the eigenbases
             for side in sides:
-                turned, moved = (_apply(x, side, state[f"{side}_basis"].mT) for x in (turned, moved))
-            v.mul_(b2).addcmul_(turned, turned, value=1 - b2)
-            u = moved / (1 - b1**t) / ((v / (1 - b2**t)).sqrt() + group["eps"])
+                basis = state[f"{side}_basis"].mT
+                rotated_grad, rotated_m = (_apply(x, side, basis) for x in (rotated_grad, rotated_m))
+            v.mul_(b2).addcmul_(rotated_grad, rotated_grad, value=1 - b2)
+            u = rotated_m / (1 - b1**t) / ((v / (1 - b2**t)).sqrt() + group["eps"])
             for side in sides:
                 u = _apply(u, side, state[f"{side}_basis"])
                 if t > 1:
@@ -113,20 +116,22 @@ class SOAP(Foreach):
         return None
 
 
-def _columns(x: Tensor) -> Tensor:
+def _as_matrix(x: Tensor) -> Tensor:
+    """A vector (n,) as one column, (n, 1); a matrix unchanged."""
     return x[:, None] if x.dim() == 1 else x
 
 
 def _sides(p: Tensor, largest: int) -> list[tuple[str, int]]:
-    """The sides that have a factor: (left, rows), (right, columns); of a vector, one column, the left."""
+    """The sides with a factor and their lengths: ("left", rows) and ("right", columns); of a vector the left only."""
     sides = [("left", p.shape[-2]), ("right", p.shape[-1])] if p.dim() > 1 else [("left", p.shape[0])]
     return [(side, n) for side, n in sides if n <= largest]
 
 
 def _outer(g: Tensor, side: str) -> Tensor:
+    """g g^T, (rows, rows), for the left side; g^T g, (columns, columns), for the right."""
     return g @ g.mT if side == "left" else g.mT @ g
 
 
 def _apply(x: Tensor, side: str, factor: Tensor) -> Tensor:
-    """factor x from the left, x factor^T from the right."""
+    """factor x for the left side, x factor^T for the right.  (rows, columns) -> same."""
     return factor @ x if side == "left" else x @ factor.mT

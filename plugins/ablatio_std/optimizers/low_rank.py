@@ -1,4 +1,4 @@
-"""Adam in a subspace of low rank: galore."""
+"""Adam in a low-rank subspace of the gradient: galore."""
 
 from typing import Annotated
 
@@ -23,10 +23,11 @@ from ablatio_std.optimizers._common import (
 
 @optimizers.register("galore", paper="arXiv:2403.03507", entrywise=False)
 class GaLore(Foreach):
-    """W <- W - lr (scale P N + weight_decay W), N Adam's step on P^T G, for hidden matrices; AdamW for other roles.
+    """W <- W - lr (scale P N + weight_decay W), N Adam's direction on P^T G, for hidden matrices; AdamW for the rest.
 
-    P holds the first `rank` left singular vectors of G (right ones, and N P^T, where W has more rows than columns),
-    taken anew each `every` steps; m and v live in the subspace: rank / min(rows, columns) of Adam's memory.
+    P (rows, rank) holds the first `rank` left singular vectors of G, recomputed every `every` steps; if W has more rows
+    than columns the right ones, with N P^T.  m and v are kept in the subspace: rank / min(rows, columns) of Adam's
+    memory.
     """
 
     buffers = ("m", "v")
@@ -38,8 +39,8 @@ class GaLore(Foreach):
         lr: Rate = 1e-2,
         betas: Betas = (0.9, 0.999),
         eps: Eps = 1e-8,
-        rank: Annotated[int, Positive, "at most the shorter side"] = 64,
-        every: Annotated[int, Positive, "steps from one subspace to the next"] = 200,
+        rank: Annotated[int, Positive, "dimension of the subspace; at most the shorter side of a matrix"] = 64,
+        every: Annotated[int, Positive, "steps between computations of the subspace"] = 200,
         scale: Annotated[float, NonNegative] = 0.25,
         weight_decay: Decay = 0.1,
     ) -> None:
@@ -50,9 +51,9 @@ class GaLore(Foreach):
         if group["role"] != "matrix":
             return super().start(group, p)
         (*stack, rows, columns), rank = p.shape, min(group["rank"], *p.shape[-2:])
-        low = (*stack, rank, columns) if rows <= columns else (*stack, rows, rank)
+        projected = (*stack, rank, columns) if rows <= columns else (*stack, rows, rank)
         basis = p.new_zeros(*stack, min(rows, columns), rank)
-        return {"m": p.new_zeros(low), "v": p.new_zeros(low), "basis": basis}
+        return {"m": p.new_zeros(projected), "v": p.new_zeros(projected), "basis": basis}
 
     def update(self, group: Group, t: int, w: Tensors, g: Tensors, *buffers: Tensors) -> None:
         if group["role"] != "matrix":
@@ -60,19 +61,22 @@ class GaLore(Foreach):
         bases = [self.state[p]["basis"] for p in w]
         if (t - 1) % group["every"] == 0:
             for basis, grad in zip(bases, g, strict=True):
-                basis.copy_(torch.linalg.svd(_wide(grad), full_matrices=False).U[..., : basis.shape[-1]])
-        low = [_like(basis.mT @ _wide(x), x) for basis, x in zip(bases, g, strict=True)]
-        u = adam_direction(group, t, low, *buffers)
+                basis.copy_(torch.linalg.svd(_as_wide(grad), full_matrices=False).U[..., : basis.shape[-1]])
+        projected = [_transposed_if_tall(basis.mT @ _as_wide(x), x) for basis, x in zip(bases, g, strict=True)]
+        u = adam_direction(group, t, projected, *buffers)
         shrink(group, w)
-        moves = [_like(basis @ _like(n, p), p) for basis, n, p in zip(bases, u, w, strict=True)]
-        torch._foreach_add_(w, moves, alpha=-group["lr"] * group["scale"])
+        updates = [
+            _transposed_if_tall(basis @ _transposed_if_tall(n, p), p) for basis, n, p in zip(bases, u, w, strict=True)
+        ]
+        torch._foreach_add_(w, updates, alpha=-group["lr"] * group["scale"])
         return None
 
 
-def _wide(x: Tensor) -> Tensor:
+def _as_wide(x: Tensor) -> Tensor:
+    """x, transposed if it has more rows than columns."""
     return x if x.shape[-2] <= x.shape[-1] else x.mT
 
 
-def _like(x: Tensor, p: Tensor) -> Tensor:
-    """x, turned on its side if p is tall."""
+def _transposed_if_tall(x: Tensor, p: Tensor) -> Tensor:
+    """x, transposed if p has more rows than columns."""
     return x if p.shape[-2] <= p.shape[-1] else x.mT

@@ -1,4 +1,4 @@
-"""Without a schedule, or without a rate, to tune: schedule_free, prodigy."""
+"""Optimizers without a schedule or a learning rate to tune: schedule_free, prodigy."""
 
 from typing import Annotated
 
@@ -17,9 +17,9 @@ Averaging = Annotated[tuple[float, float], Range(0, 1, open_low=True, open_high=
 class ScheduleFree(Foreach):
     """z <- z - lr u;  x <- (1 - c) x + c z;  y = (1 - b1) z + b1 x, with u = g / (sqrt(v^) + eps) + weight_decay y.
 
-    Gradients are taken at y, evaluation and checkpoints at x, the mean of all z; c is this step's share of the sum of
-    lr^power, lr the largest rate so far.  While training the parameters hold y.  `eval()` turns them into x, `train()`
-    puts back the very same y, also after a checkpoint in between.
+    Gradients are computed at y; evaluation and checkpoints use x, the weighted mean of all z.  c is the share of this
+    step in the sum of lr^power over the steps, with lr the largest rate so far.  In training the parameters hold y;
+    `eval()` sets them to x, and `train()` restores y bit for bit, also after a checkpoint in between.
     """
 
     buffers = ("z", "v")
@@ -31,7 +31,7 @@ class ScheduleFree(Foreach):
         lr: Rate = 6e-3,
         betas: Averaging = (0.9, 0.999),
         eps: Eps = 1e-8,
-        power: Annotated[float, NonNegative, "how much less the steps of a warm-up weigh in the mean"] = 2.0,
+        power: Annotated[float, NonNegative, "steps have the weight lr^power in the mean: less in a warm-up"] = 2.0,
         weight_decay: Decay = 0.1,
     ) -> None:
         settings = {"lr": lr, "betas": betas, "eps": eps, "power": power}
@@ -43,7 +43,10 @@ class ScheduleFree(Foreach):
     def update_all(self) -> None:
         for group in self.param_groups:
             if group["averaged"]:
-                raise RuntimeError("schedule_free holds the averaged weights: call its train() before the next step")
+                raise RuntimeError(
+                    "step() of schedule_free was called while the parameters hold the averaged weights x; "
+                    "call train() first"
+                )
             group["highest"] = max(group["highest"], group["lr"])
             group["weights"] += group["highest"] ** group["power"]
         super().update_all()
@@ -61,7 +64,7 @@ class ScheduleFree(Foreach):
 
     @torch.no_grad()
     def eval(self) -> None:
-        """The parameters become x; y is kept aside."""
+        """Set the parameters to the averaged weights x, and keep y in the state."""
         for group in self.param_groups:
             if not group["averaged"]:
                 group["averaged"] = True
@@ -72,7 +75,7 @@ class ScheduleFree(Foreach):
 
     @torch.no_grad()
     def train(self) -> None:
-        """The parameters become y again."""
+        """Set the parameters back to y."""
         for group in self.param_groups:
             if group["averaged"]:
                 group["averaged"] = False
@@ -84,18 +87,18 @@ class ScheduleFree(Foreach):
 rule(
     when="optimizer.name == 'schedule_free'",
     unless="schedule.name == 'constant'",
-    why="schedule_free averages weights in place of a falling rate, and schedule={schedule.name} changes the rate",
+    why="schedule_free replaces a schedule by weight averaging, and schedule={schedule.name} changes the learning rate",
     fix="schedule=constant",
 )
 
 
 @optimizers.register("prodigy", paper="arXiv:2306.06101", entrywise=False)
 class Prodigy(Foreach):
-    """w <- w - lr d (m / (sqrt(v) + d eps) + weight_decay w), d an estimate that grows up to |start - goal|.
+    """w <- w - lr d (m / (sqrt(v) + d eps) + weight_decay w), d a growing estimate of |w0 - w*|, w* the optimum.
 
-    m and v are the running means of d g and d^2 g^2.  Over all parameters, with b3 = sqrt(b2) and k = d^2 / d0:
-    r <- b3 r + lr k <g, w0 - w>,  s <- b3 s + k g,  d <- max(d, coef r / |s|_1).  lr is a factor on d: leave it at 1.
-    s is without lr, so that d does not grow too large during a warm-up.
+    m and v are the moving averages of d g and d^2 g^2.  Over all parameters, with b3 = sqrt(b2) and k = d^2 / d0:
+    r <- b3 r + lr k <g, w0 - w>,  s <- b3 s + k g,  d <- max(d, coef r / |s|_1).  lr is a factor on d: keep it at 1.
+    s does not contain lr, so that d does not grow too large during a warm-up.
     """
 
     buffers = ("m", "v", "s", "origin")
@@ -104,11 +107,11 @@ class Prodigy(Foreach):
         self,
         groups: list[ParameterGroup],
         *,
-        lr: Annotated[float, Positive, "factor on the estimated rate, at the peak of the schedule"] = 1.0,
+        lr: Annotated[float, Positive, "factor on the estimated rate d, at the peak of the schedule"] = 1.0,
         betas: Betas = (0.9, 0.999),
         eps: Eps = 1e-8,
-        d0: Annotated[float, Positive, "the first d; too small costs a few steps, too large diverges"] = 1e-6,
-        coef: Annotated[float, Positive] = 1.0,
+        d0: Annotated[float, Positive, "initial d; too small costs a few steps, too large diverges"] = 1e-6,
+        coef: Annotated[float, Positive, "factor on the estimate r / |s|_1"] = 1.0,
         weight_decay: Decay = 0.0,
     ) -> None:
         settings = {"lr": lr, "betas": betas, "eps": eps, "d0": d0, "coef": coef}
@@ -121,8 +124,8 @@ class Prodigy(Foreach):
         due = [(group, w, g) for group in self.param_groups for _, w, g in self.due(group)]
         if not due:
             return
-        old, (r, length) = self.param_groups[0]["d"], self._observe(due)
-        for group in self.param_groups:  # r and d are those of all parameters, the same in each group
+        old, (r, length) = self.param_groups[0]["d"], self._accumulate(due)
+        for group in self.param_groups:  # r and d are computed over all parameters, and the same in each group
             group["r"] = r
             group["d"] = max(old, group["coef"] * r / length) if length else old
         for group, w, _ in due:
@@ -132,14 +135,14 @@ class Prodigy(Foreach):
             torch._foreach_mul_(w, 1 - group["lr"] * old * group["weight_decay"])
             torch._foreach_addcdiv_(w, m, d, value=-group["lr"] * old)
 
-    def _observe(self, due: list[tuple[Group, Tensors, Tensors]]) -> tuple[float, float]:
-        """(r, |s|_1), read from the device once."""
+    def _accumulate(self, due: list[tuple[Group, Tensors, Tensors]]) -> tuple[float, float]:
+        """Update m, v and s; return (r, |s|_1), with one transfer from the device for both."""
         gains, lengths = [], []
         for group, w, g in due:
             (m, v, s, origin), (b1, b2), d = self.of(w), group["betas"], group["d"]
             k = d * d / group["d0"]
-            away = torch._foreach_sub(origin, w)
-            gains += [k * group["lr"] * (a * b).sum() for a, b in zip(away, g, strict=True)]
+            distance = torch._foreach_sub(origin, w)
+            gains += [k * group["lr"] * (a * b).sum() for a, b in zip(distance, g, strict=True)]
             torch._foreach_mul_(m, b1)
             torch._foreach_add_(m, g, alpha=d * (1 - b1))
             torch._foreach_mul_(v, b2)

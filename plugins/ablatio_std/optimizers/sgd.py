@@ -1,4 +1,4 @@
-"""Gradient descent, and with a rate for each weight: sgd, adagrad."""
+"""Gradient descent with one learning rate, or with one for each weight: sgd, adagrad."""
 
 from typing import Annotated
 
@@ -9,7 +9,7 @@ from ablatio import NonNegative, optimizers, rule
 from ablatio.model.parameter_roles import ParameterGroup
 from ablatio_std.optimizers._common import Below1, Eps, Rate, decayed
 
-Coupled = Annotated[float, NonNegative, "added to the gradient, times w; none on vectors"]
+Coupled = Annotated[float, NonNegative, "coupled: weight_decay * w is added to g; not for vectors"]
 
 
 @optimizers.register("sgd", paper="doi:10.1214/aoms/1177729586", entrywise=False)
@@ -27,7 +27,7 @@ def sgd(
 
 rule(
     when="optimizer.name == 'sgd' and optimizer.nesterov and optimizer.momentum == 0",
-    why="Nesterov's step looks ahead along the momentum, and optimizer.momentum is 0",
+    why="optimizer.nesterov=true needs momentum, and optimizer.momentum is 0",
     fix="optimizer.momentum=0.9",
 )
 
@@ -37,7 +37,7 @@ def adagrad(
     groups: list[ParameterGroup],
     *,
     lr: Rate = 2e-2,
-    start: Annotated[float, NonNegative, "s before the first step"] = 0.0,
+    start: Annotated[float, NonNegative, "initial value of s"] = 0.0,
     eps: Eps = 1e-10,
     weight_decay: Coupled = 0.0,
 ) -> Optimizer:

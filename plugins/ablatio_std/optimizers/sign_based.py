@@ -1,4 +1,4 @@
-"""Steps of bounded size: lion, sophia."""
+"""Optimizers with updates of bounded size: lion, sophia."""
 
 from collections.abc import Callable
 from typing import Annotated, Protocol
@@ -15,7 +15,7 @@ from ablatio_std.optimizers._common import Betas, Decay, Eps, Foreach, Group, Ra
 class Lion(Foreach):
     """w <- w - lr (sign(b1 m + (1 - b1) g) + weight_decay w);  m <- b2 m + (1 - b2) g.
 
-    lr is a few times smaller than AdamW's and weight_decay as many times larger: what counts is their product.
+    lr is a few times smaller than AdamW's, and weight_decay larger by the same factor: their product sets the decay.
     """
 
     buffers = ("m",)
@@ -40,11 +40,11 @@ class Lion(Foreach):
 
 
 class Observed(Protocol):
-    """What `Sophia.observe` reads of a training step.
+    """Attributes of a training step that `Sophia.observe` reads.
 
-    index         counts optimizer steps from 0
-    sampled_loss  the mean loss of the last micro-batch, its targets drawn from the model's own distribution
-    n_targets     how many targets that mean is over
+    index         index of the optimizer step, from 0
+    sampled_loss  mean loss of the last micro-batch with targets sampled from the model's own distribution
+    n_targets     number of targets in that mean
     """
 
     index: int
@@ -54,11 +54,11 @@ class Observed(Protocol):
 
 @optimizers.register("sophia", paper="arXiv:2305.14342")
 class Sophia(Foreach):
-    """w <- w - lr (clip(m / max(gamma h, eps), 1) + weight_decay w), h about the Hessian's diagonal (Sophia-G).
+    """w <- w - lr (clip(m / max(gamma h, eps), 1) + weight_decay w), h an estimate of the Hessian diagonal (Sophia-G).
 
-    m is the running mean of g with betas 1, h that of n g'^2 with betas 2, taken each `every` steps: g' is the gradient
-    of the mean loss over n targets that the model itself drew (Gauss-Newton-Bartlett).  Without `observe` h is 0, and
-    each entry moves by lr.
+    m is the moving average of g with betas[0].  h is the moving average of n g'^2 with betas[1], updated every `every`
+    steps: g' is the gradient of the mean loss over n targets sampled from the model (Gauss-Newton-Bartlett).  Without
+    calls of `observe` h is 0, and each entry moves by lr.
     """
 
     buffers = ("m", "h")
@@ -70,21 +70,21 @@ class Sophia(Foreach):
         lr: Rate = 1.5e-3,
         betas: Betas = (0.965, 0.99),
         gamma: Annotated[
-            float, Positive, "the larger, the fewer entries are clipped: the paper wants 50 to 90 %"
+            float, Positive, "a larger gamma clips fewer entries; the paper recommends to clip 50 to 90 %"
         ] = 0.05,
-        every: Annotated[int, Positive, "steps from one estimate of h to the next"] = 10,
+        every: Annotated[int, Positive, "steps between estimates of h"] = 10,
         eps: Eps = 1e-12,
         weight_decay: Decay = 0.2,
     ) -> None:
         super().__init__(groups, weight_decay=weight_decay, lr=lr, betas=betas, gamma=gamma, every=every, eps=eps)
 
     def observe(self, step: Observed) -> None:
-        """To be called before `step()`, with the gradients in place; it leaves them alone."""
+        """Update h, in every `every`-th step.  Call it after backward and before `step()`; it does not change .grad."""
         if step.index % self.param_groups[0]["every"]:
             return
         due = [(group, p) for group in self.param_groups for p in group["params"] if p.grad is not None]
-        drawn = torch.autograd.grad(step.sampled_loss(), [p for _, p in due], allow_unused=True)
-        for (group, p), g in zip(due, drawn, strict=True):
+        sampled = torch.autograd.grad(step.sampled_loss(), [p for _, p in due], allow_unused=True)
+        for (group, p), g in zip(due, sampled, strict=True):
             state = self.state[p]
             if not state:
                 state |= {"t": 0, **self.start(group, p)}

@@ -1,1 +1,1 @@
-"""Fine-tuning of few weights."""
+"""Parameter-efficient fine-tuning: methods that train few parameters of a model, or few added ones."""

@@ -1,4 +1,4 @@
-"""Low rank that is not fixed: pruned while training, or trained at every rank at once."""
+"""Low-rank updates of adaptive rank: pruned during training, or trained at every rank at once."""
 
 from typing import Annotated, Any
 
@@ -16,7 +16,11 @@ Beta = Annotated[float, Range(0, 1, open_high=True)]
 
 
 class Triplets(MatrixAdapter):
-    """W x + b + s B diag(E) A x; and for each entry of A, E and B the running means of |w dL/dw| and of its spread."""
+    """W x + b + s B diag(E) A x with A (r, in), E (r, 1), B (out, r): r triplets of a row, an entry and a column.
+
+    Buffers hold for each entry of A, E and B the moving averages of its sensitivity |w dL/dw| and of its spread, the
+    deviation from that average; `kept` (r, 1) is False for pruned triplets.
+    """
 
     def __init__(self, out: int, width: int, rank: int, scale: float) -> None:
         super().__init__()
@@ -30,6 +34,7 @@ class Triplets(MatrixAdapter):
                 self.register_buffer(f"{mean}_{name}", torch.zeros_like(weight))
 
     def weights(self) -> list[tuple[str, nn.Parameter]]:
+        """A, E and B with their letters."""
         return [(name, getattr(self, f"lora_{name}")) for name in "AEB"]
 
     def forward(self, layer: nn.Module, x: Tensor) -> Tensor:
@@ -39,19 +44,23 @@ class Triplets(MatrixAdapter):
         return weight + self.scale * (self.lora_B @ (self.lora_A * self.lora_E))
 
     def observe(self, beta1: float, beta2: float) -> None:
+        """Update sensitivity (decay beta1) and spread (decay beta2) from the present gradients."""
         for name, weight in self.weights():
-            now = torch.zeros_like(weight) if weight.grad is None else (weight * weight.grad).abs()
+            current = torch.zeros_like(weight) if weight.grad is None else (weight * weight.grad).abs()
             mean, spread = getattr(self, f"sensitivity_{name}"), getattr(self, f"spread_{name}")
-            mean.lerp_(now, 1 - beta1)
-            spread.lerp_((now - mean).abs(), 1 - beta2)
+            mean.lerp_(current, 1 - beta1)
+            spread.lerp_((current - mean).abs(), 1 - beta2)
 
     def importance(self) -> Tensor:
-        """(r,): of each triplet, that of its E and the means over its rows of A and columns of B."""
+        """Importance of each triplet, sensitivity times spread: that of E plus the means over A's row and B's column.
+
+        Returns (r,).
+        """
         a, e, b = (getattr(self, f"sensitivity_{n}") * getattr(self, f"spread_{n}") for n in "AEB")
         return e[:, 0] + a.mean(1) + b.mean(0)
 
-    def off_orthogonal(self) -> Tensor:
-        """|A A^T - I|^2 + |B^T B - I|^2."""
+    def orthogonality_penalty(self) -> Tensor:
+        """|A A^T - I|^2 + |B^T B - I|^2: ()."""
         eye = torch.eye(len(self.lora_E), dtype=self.lora_E.dtype, device=self.lora_E.device)
         a, b = self.lora_A @ self.lora_A.T - eye, self.lora_B.T @ self.lora_B - eye
         return a.square().sum() + b.square().sum()
@@ -59,11 +68,12 @@ class Triplets(MatrixAdapter):
 
 @pefts.register("adalora", paper="arXiv:2303.10512")
 class AdaLoRA(LayerPeft):
-    """y = W x + (alpha / r) B diag(E) A x; of all layers' triplets the least important are set to E = 0.
+    """y = W x + (alpha / r) B diag(E) A x; the least important triplets of all layers are pruned by E = 0.
 
-    From `rank` a layer, the budget falls to `target_rank` by (1 - (t - t_i) / (T - t_i - t_f))^3 between a warm-up and
-    a last phase in which it is fixed.  Importance: running means of |w dL/dw| times their spread, over a triplet.
-    A and B are kept orthogonal by a penalty `orthogonal` (|A A^T - I|^2 + |B^T B - I|^2) on the loss.
+    The budget of triplets falls from `rank` to `target_rank` for each layer as (1 - (t - t_i) / (T - t_i - t_f))^3,
+    between a warm-up of t_i steps and t_f last steps in which it is fixed.  The importance of an entry is the moving
+    average of |w dL/dw| times that of its spread.  The penalty orthogonal * (|A A^T - I|^2 + |B^T B - I|^2) on the loss
+    keeps A and B close to orthogonal.
     """
 
     def __init__(
@@ -71,13 +81,13 @@ class AdaLoRA(LayerPeft):
         *,
         targets: Targets = ("linear",),
         rank: Rank = 12,
-        target_rank: Annotated[int, Positive, "of a layer at the end, on average"] = 8,
+        target_rank: Annotated[int, Positive, "mean rank of the layers after pruning"] = 8,
         alpha: Alpha = 32.0,
-        warmup: Annotated[float, Fraction, "share of the steps before the first is pruned"] = 0.1,
-        fixed: Annotated[float, Fraction, "share of the steps at the end in which none is"] = 0.3,
-        every: Annotated[int, Positive, "steps between two prunings"] = 1,
-        betas: Annotated[tuple[float, float], Beta, "of the means of sensitivity and of its spread"] = (0.85, 0.85),
-        orthogonal: Annotated[float, NonNegative, "weight of the penalty"] = 0.1,
+        warmup: Annotated[float, Fraction, "share of the steps before the first pruning"] = 0.1,
+        fixed: Annotated[float, Fraction, "share of the steps after the last pruning"] = 0.3,
+        every: Annotated[int, Positive, "steps between prunings"] = 1,
+        betas: Annotated[tuple[float, float], Beta, "decays of the averages of sensitivity and spread"] = (0.85, 0.85),
+        orthogonal: Annotated[float, NonNegative, "weight of the orthogonality penalty"] = 0.1,
     ) -> None:
         super().__init__(targets)
         self.rank, self.target_rank, self.scale, self.betas = rank, target_rank, alpha / rank, betas
@@ -87,7 +97,7 @@ class AdaLoRA(LayerPeft):
         return Triplets(*widths(layer), self.rank, self.scale)
 
     def to_peft(self, model: nn.Module) -> ToPeft:
-        """As a LoRA: E goes into A, and a pruned triplet is zero."""
+        """Export as LoRA: E is multiplied into A, so that pruned triplets are zero."""
         return as_lora({path: (t.lora_A * t.lora_E, t.lora_B) for path, t in self._paths(model)}, self.scale)
 
     @staticmethod
@@ -101,16 +111,16 @@ class AdaLoRA(LayerPeft):
     def before_step(self, step: OptimizerStep) -> dict[str, Tensor]:
         if self.orthogonal:
             with torch.enable_grad():
-                penalty = sum((t.off_orthogonal() for t in self._all(step.model)), torch.zeros(()))
+                penalty = sum((t.orthogonality_penalty() for t in self._all(step.model)), torch.zeros(()))
                 (self.orthogonal * penalty).backward()
         return {}
 
     def budget(self, index: int, total: int, layers: int) -> int:
-        """How many triplets stay after step `index`, counted from 1."""
+        """Number of triplets kept in `layers` layers after step `index` (from 1) of `total`."""
         start, end = self.warmup * total, (1 - self.fixed) * total
-        left = 1 - (index - start) / max(1.0, end - start)
-        full, least = layers * self.rank, layers * min(self.rank, self.target_rank)
-        return int((full - least) * min(1.0, max(0.0, left)) ** 3 + least)
+        remaining = 1 - (index - start) / max(1.0, end - start)
+        full, final = layers * self.rank, layers * min(self.rank, self.target_rank)
+        return int((full - final) * min(1.0, max(0.0, remaining)) ** 3 + final)
 
     @torch.no_grad()
     def after_step(self, step: OptimizerStep) -> dict[str, Tensor]:
@@ -121,30 +131,30 @@ class AdaLoRA(LayerPeft):
             if index > self.warmup * step.total and index % self.every == 0:
                 self.prune(all_, self.budget(index, step.total, len(all_)))
         for triplets in all_ if index > (1 - self.fixed) * step.total else ():
-            triplets.lora_E *= triplets.kept
+            triplets.lora_E *= triplets.kept  # the optimizer's momentum must not revive pruned triplets
         return {}
 
     @staticmethod
     @torch.no_grad()
     def prune(all_: list[Triplets], budget: int) -> None:
-        """Keep the `budget` most important triplets of the model."""
+        """Set E = 0 for all but the `budget` most important triplets of the model."""
         scores = torch.cat([t.importance() for t in all_])
-        worst = scores.kthvalue(len(scores) - budget).values if budget < len(scores) else scores.new_tensor(-1.0)
+        threshold = scores.kthvalue(len(scores) - budget).values if budget < len(scores) else scores.new_tensor(-1.0)
         for triplets in all_:
-            triplets.kept = triplets.importance()[:, None] > worst
+            triplets.kept = triplets.importance()[:, None] > threshold
             triplets.lora_E *= triplets.kept
 
 
 rule(
     when="peft.name == 'adalora' and peft.target_rank > peft.rank",
-    why="peft.rank={peft.rank} falls to peft.target_rank={peft.target_rank}, which is more",
+    why="adalora prunes from peft.rank={peft.rank} down to peft.target_rank={peft.target_rank}, which is larger",
     fix="peft.target_rank={peft.rank}",
     where="peft.target_rank",
 )
 
 
 class Nested(LowRank):
-    """The first b rows of A and columns of B, b drawn anew in each pass while it trains."""
+    """W x + (alpha / b) B[:, :b] A[:b] x, with b drawn from 1 ... r in each pass in training, else b = `used`."""
 
     def __init__(self, *low_rank: Any, alpha: float, frozen: bool, used: int | None) -> None:
         super().__init__(*low_rank)
@@ -153,7 +163,7 @@ class Nested(LowRank):
     def forward(self, layer: nn.Module, x: Tensor) -> Tensor:
         rank = int(torch.randint(1, len(self.lora_A) + 1, ())) if self.training else self.used
         a, b = self.lora_A[:rank], self.lora_B[:, :rank]
-        if self.training and self.frozen:  # only what this rank adds to the one before learns
+        if self.training and self.frozen:  # gradients for row and column b only
             a = torch.cat([a[:-1].detach(), a[-1:]])
             b = torch.cat([b[:, :-1].detach(), b[:, -1:]], dim=1)
         return said(layer, x) + self.alpha / rank * F.linear(F.linear(x, a), b)
@@ -164,10 +174,10 @@ class Nested(LowRank):
 
 @pefts.register("dylora", paper="arXiv:2210.07558")
 class DyLoRA(LayerPeft):
-    """y = W x + (alpha / b) B[:, :b] A[:b] x with b uniform in 1 ... r: every rank up to r is trained at once.
+    """y = W x + (alpha / b) B[:, :b] A[:b] x with b uniform in 1 ... r: trains every rank up to r at once.
 
-    frozen     only row and column b learn in a pass, the ones before stay as they are
-    used_rank  b once trained
+    frozen     a pass trains only row and column b, not those before
+    used_rank  b outside of training
     """
 
     batch_dependent = True
@@ -178,8 +188,8 @@ class DyLoRA(LayerPeft):
         targets: Targets = QUERY_VALUE,
         rank: Rank = 8,
         alpha: Alpha = 16.0,
-        frozen: Annotated[bool, "train only what rank b adds to rank b - 1"] = False,
-        used_rank: Annotated[int | None, Positive, "rank outside of training, at most peft.rank; null: that"] = None,
+        frozen: Annotated[bool, "train only row and column b in each pass"] = False,
+        used_rank: Annotated[int | None, Positive, "rank outside of training; null: peft.rank, its maximum"] = None,
     ) -> None:
         super().__init__(targets)
         self.rank, self.alpha, self.frozen, self.used = rank, alpha, frozen, used_rank
@@ -188,7 +198,7 @@ class DyLoRA(LayerPeft):
         return Nested(*widths(layer), self.rank, 1.0, alpha=self.alpha, frozen=self.frozen, used=self.used)
 
     def to_peft(self, model: nn.Module) -> ToPeft:
-        """As a LoRA of the rank that is used."""
+        """Export as LoRA of rank `used_rank`."""
         used = self.used or self.rank
         nested = [(path, a) for path, _, a in adapted(model) if isinstance(a, Nested)]
         return as_lora({path: (a.lora_A[:used], a.lora_B[:, :used]) for path, a in nested}, self.alpha / used)
@@ -196,7 +206,7 @@ class DyLoRA(LayerPeft):
 
 rule(
     when="peft.name == 'dylora' and peft.used_rank is not None and peft.used_rank > peft.rank",
-    why="peft.used_rank={peft.used_rank} is more than the peft.rank={peft.rank} that is trained",
+    why="peft.used_rank={peft.used_rank} is larger than the trained peft.rank={peft.rank}",
     fix="peft.used_rank={peft.rank}",
     where="peft.used_rank",
 )

@@ -1,4 +1,4 @@
-"""Small networks between the layers of a frozen model: serial and parallel adapters, and edits of hidden states."""
+"""Small trained networks in a frozen model: serial and parallel adapters, and edits of hidden states."""
 
 from typing import Annotated, Any, Literal
 
@@ -11,22 +11,22 @@ from ablatio.model.peft.adapters import Adapter, LayerPeft, Targets, is_linear, 
 from ablatio_std.pefts._common import Rank
 
 Size = Annotated[int, Positive, "width of the bottleneck"]
-Nonlinearity = Annotated[Literal["relu", "gelu", "silu", "tanh"], "between its two maps"]
+Nonlinearity = Annotated[Literal["relu", "gelu", "silu", "tanh"], "activation of the bottleneck"]
 SUBLAYERS = ("self_attn", "mlp")
 
 
 def is_sublayer(module: nn.Module) -> bool:
-    """An attention or a feed-forward part: what holds linear maps itself."""
+    """True for an attention or a feed-forward layer: a module with linear layers among its children."""
     return any(is_linear(child) for child in module.children())
 
 
 def width_of(module: nn.Module) -> int:
-    """The width of the stream that a sublayer, or a block, reads: that of its first linear map."""
+    """Input width of a sublayer or block: that of its first linear layer."""
     return next(widths(m)[1] for m in module.modules() if is_linear(m))
 
 
 class Bottleneck(Adapter):
-    """f(x) = s U act(V x + c) + d, U and d zero at the start: (..., D) -> same."""
+    """f(x) = s (U act(V x + c) + d), U and d initialized to 0.  (..., D) -> same."""
 
     def __init__(self, width: int, size: int, activation: str, scale: float = 1.0) -> None:
         super().__init__()
@@ -36,42 +36,43 @@ class Bottleneck(Adapter):
         self.activation, self.scale = getattr(F, activation), scale
 
     def added(self, x: Tensor) -> Tensor:
+        """f(x).  (..., D) -> same."""
         y: Tensor = self.scale * self.up(self.activation(self.down(x)))
         return y
 
 
 class Serial(Bottleneck):
-    """y + f(y) of what the sublayer says."""
+    """y + f(y) for a sublayer's output y."""
 
     def forward(self, layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        return onto(said(layer, *args, **kwargs), self.added)
+        return add_change(said(layer, *args, **kwargs), self.added)
 
 
 class Parallel(Bottleneck):
-    """y + f(x) of what the sublayer reads."""
+    """y + f(x) for a sublayer's input x and output y."""
 
     def forward(self, layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
         x = args[0] if args else kwargs["hidden_states"]
-        return onto(said(layer, *args, **kwargs), lambda y: self.added(x))
+        return add_change(said(layer, *args, **kwargs), lambda y: self.added(x))
 
 
-def onto(output: Any, change: Any) -> Any:
-    """output + change(output); of a tuple, as transformers' attentions give it, the first member."""
+def add_change(output: Any, change: Any) -> Any:
+    """output + change(output); in a tuple, as attentions of transformers return it, for the first element."""
     if isinstance(output, tuple):
         return (output[0] + change(output[0]), *output[1:])
     return output + change(output)
 
 
-class _Beside(LayerPeft):
+class _SublayerPeft(LayerPeft):
     fits = staticmethod(is_sublayer)
 
 
 @pefts.register("adapter", paper="arXiv:1902.00751")
-class SerialAdapter(_Beside):
-    """y + U act(V y) on what a sublayer says, before it is added to the residual stream; U starts at zero.
+class SerialAdapter(_SublayerPeft):
+    """y + U act(V y) for a sublayer's output y, before it is added to the residual stream; U is initialized to 0.
 
-    After attention and feed-forward part both (Houlsby), or with targets=[mlp] after the latter (Pfeiffer,
-    arXiv:2005.00247).
+    After attention and feed-forward layers (Houlsby), or with targets=[mlp] after the feed-forward layers only
+    (Pfeiffer, arXiv:2005.00247).
     """
 
     def __init__(self, *, targets: Targets = SUBLAYERS, size: Size = 64, activation: Nonlinearity = "gelu") -> None:
@@ -83,15 +84,15 @@ class SerialAdapter(_Beside):
 
 
 @pefts.register("parallel_adapter", paper="arXiv:2110.04366")
-class ParallelAdapter(_Beside):
-    """y + s U act(V x) with x what the sublayer reads: beside the feed-forward part, or any other; U starts at zero."""
+class ParallelAdapter(_SublayerPeft):
+    """y + s U act(V x) for a sublayer's input x and output y, by default of feed-forward layers; initially U = 0."""
 
     def __init__(
         self,
         *,
         targets: Targets = ("mlp",),
         size: Size = 64,
-        scale: Annotated[float, Positive, "s"] = 4.0,
+        scale: Annotated[float, Positive, "factor s on the adapter's output"] = 4.0,
         activation: Nonlinearity = "relu",
     ) -> None:
         super().__init__(targets)
@@ -101,8 +102,11 @@ class ParallelAdapter(_Beside):
         return Parallel(width_of(layer), self.size, self.activation, self.scale)
 
 
-class Edited(Adapter):
-    """h + (W h + b - R h) R with orthonormal rows in R (r, D); W starts as R."""
+class SubspaceEdit(Adapter):
+    """h + R^T (W h + b - R h) with W (r, D) and orthonormal rows in R (r, D); W is initialized to R.
+
+    first: only the first tokens of each document are edited; None: all.
+    """
 
     def __init__(self, width: int, rank: int, first: int | None) -> None:
         super().__init__()
@@ -112,7 +116,7 @@ class Edited(Adapter):
         self.bias = nn.Parameter(torch.zeros(rank))
 
     def rotation(self) -> Tensor:
-        """(r, D): the columns of the basis made orthonormal."""
+        """R, (r, D): the columns of the basis, made orthonormal by QR."""
         q, r = torch.linalg.qr(self.basis)
         return (q * r.diagonal().sign()).T
 
@@ -123,16 +127,16 @@ class Edited(Adapter):
             edit = F.linear(h, self.source - rotation, self.bias) @ rotation
             if self.first is None or not args:
                 return edit
-            return edit * (args[0].q_pos < self.first)[..., None]  # the context's positions: of each document
+            return edit * (args[0].q_pos < self.first)[..., None]  # args[0]: the context, positions in each document
 
-        return onto(said(layer, x, *args, **kwargs), change)
+        return add_change(said(layer, x, *args, **kwargs), change)
 
 
 @pefts.register("reft", paper="arXiv:2404.03592")
 class LoReFT(LayerPeft):
-    """h + R^T (W h + b - R h): what a layer says, moved within r learned directions, the orthonormal rows of R.
+    """h + R^T (W h + b - R h): edits a block's output h in r learned directions, the orthonormal rows of R.
 
-    W starts as R and b as 0, so that nothing moves.  `first`: only the first tokens of each document are edited.
+    W is initialized to R and b to 0, so that the initial edit is zero.
     """
 
     def __init__(
@@ -140,15 +144,15 @@ class LoReFT(LayerPeft):
         *,
         targets: Targets = ("*",),
         rank: Rank = 4,
-        first: Annotated[int | None, Positive, "tokens of a document that are edited; null: all"] = None,
+        first: Annotated[int | None, Positive, "number of first tokens of each document to edit; null: all"] = None,
     ) -> None:
         super().__init__(targets)
         self.rank, self.first = rank, first
 
     @staticmethod
     def fits(layer: nn.Module) -> bool:
-        """A block: what holds an attention."""
+        """True for a block: a module with an attention among its children."""
         return any(name in layer._modules for name in ("self_attn", "attn", "attention", "self_attention"))
 
-    def adapter(self, layer: Any, path: str) -> Edited:
-        return Edited(width_of(layer), self.rank, self.first)
+    def adapter(self, layer: Any, path: str) -> SubspaceEdit:
+        return SubspaceEdit(width_of(layer), self.rank, self.first)

@@ -1,4 +1,4 @@
-"""Every method of the library peft through one part: beside layers, or before the texts."""
+"""All methods of the library peft through one part: those in layers and those with virtual tokens."""
 
 import dataclasses
 import os
@@ -19,24 +19,28 @@ from ablatio.model.peft.adapters import Targets, freeze, targets_of
 from ablatio_std.pefts._common import QUERY_VALUE, ToPeft
 
 PROMPTS = ("prompt_tuning", "multitask_prompt_tuning", "p_tuning", "prefix_tuning", "cartridge")
-# What does not stand in a model by itself: why, and what does the job.
+# Methods that do not work inside ablatio's models: the reason, and an option that does.
 ELSEWHERE = {
-    "adalora": ("is told of each step by a trainer of peft's", "peft=adalora"),
-    "adaption_prompt": ("knows some attentions of transformers alone", "peft=llama_adapter"),
-    "cpt": ("has a loss of its own, on the answers inside its prompt", "peft.method=prompt_tuning"),
+    "adalora": ("needs a call from peft's own trainer after each step", "peft=adalora"),
+    "adaption_prompt": ("supports only some attention classes of transformers", "peft=llama_adapter"),
+    "cpt": ("needs its own loss, on the answers inside its prompt", "peft.method=prompt_tuning"),
     "lily": (
-        "weighs its parts by the mean over all tokens of a batch: a text would see what comes later, and other texts",
+        "weights its experts by a mean over all tokens of a batch, so that tokens would depend on later tokens and on "
+        "other texts",
         "peft.method=lora",
     ),
     "shadow": ("runs a second decoder of transformers beside the first", "peft=parallel_adapter"),
-    "trainable_tokens": ("trains rows of the embedding, whose matrix the loss reads by itself", "peft=prompt"),
+    "trainable_tokens": ("trains rows of the embedding, and the loss reads the embedding's matrix", "peft=prompt"),
     "xlora": ("mixes trained LoRAs by a first pass of a model of transformers", "peft=lorahub"),
 }
 
 
 @contextmanager
-def _own_environment() -> Iterator[None]:
-    """Without a compiler for CUDA peft's BOFT leaves CXX=gcc behind, and what torch compiles then lacks libstdc++."""
+def _restored_environment() -> Iterator[None]:
+    """Restore the environment variables on exit.
+
+    Without a CUDA compiler peft's BOFT leaves CXX=gcc behind, and code that torch compiles later lacks libstdc++.
+    """
     before = dict(os.environ)
     try:
         yield
@@ -47,35 +51,40 @@ def _own_environment() -> Iterator[None]:
 
 @pefts.register("hf")
 class HuggingFace:
-    """W x + what peft's `method` adds, in peft's own layers; or peft's own virtual tokens before each text.
+    """W x plus the update of peft's `method`, in peft's own layers; or peft's own virtual tokens before each text.
 
-    Source: the library peft, https://huggingface.co/docs/peft.  It starts as peft starts it, which for a few methods is
-    not the base.  `settings`: of the method's config, as peft names them: peft.settings=['r=4','lora_alpha=8'].
+    Source: the library peft, https://huggingface.co/docs/peft.  Initial values are peft's; with a few methods the
+    initial model differs from the base.  `settings` are fields of the method's config in peft:
+    peft.settings=['r=4','lora_alpha=8'].
+
+    Raises:
+        EnvironmentFault: peft, or a library that the method needs, is not installed.
+        UserError: peft does not have the method, or refuses the settings or the model.
     """
 
     def __init__(
         self,
         *,
-        method: Annotated[str, "as peft calls it: vblora, miss, randlora, c3a, road ..."] = "lora",
+        method: Annotated[str, "name of the method in peft: vblora, miss, randlora, c3a, road ..."] = "lora",
         targets: Targets = QUERY_VALUE,
-        settings: Annotated[tuple[str, ...], "of the method's config, each key=value"] = (),
+        settings: Annotated[tuple[str, ...], "fields of the method's config in peft, each key=value"] = (),
     ) -> None:
         self.method, self.targets, self.settings = method, targets, settings
-        self.batch_dependent = method == "poly"  # it draws anew for each row
+        self.batch_dependent = method == "poly"  # its router draws random numbers for each row
 
     def apply(self, model: nn.Module, seed: int) -> None:
         paths = [] if self.method in PROMPTS else list(targets_of(model, self.targets))
         self.made, tuner = self.config(paths)
-        with warnings.catch_warnings(), _own_environment(), seeded(named_seed(seed, "peft")):
-            warnings.simplefilter("ignore")  # on dtypes and names of models that it does not know
+        with warnings.catch_warnings(), _restored_environment(), seeded(named_seed(seed, "peft")):
+            warnings.simplefilter("ignore")  # peft warns of dtypes and model names that it does not know
             try:
                 self._apply(model, tuner, seed)
             except ImportError as error:
-                raise self._lacking(error) from None
+                raise self._missing_library(error) from None
             except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError) as error:
-                raise UserError(f"peft's {self.method} refuses this model: {error}\n{self._way_out()}") from error
+                raise UserError(f"peft's {self.method} refuses this model: {error}\n{self._hint()}") from error
         if not any(p.requires_grad for p in model.parameters()):
-            raise UserError(f"peft's {self.method} trains nothing with these settings\n{self._way_out()}")
+            raise UserError(f"peft's {self.method} has no trainable parameter with these settings\n{self._hint()}")
 
     def _apply(self, model: nn.Module, tuner: Any, seed: int) -> None:
         if self.method in PROMPTS:
@@ -90,7 +99,7 @@ class HuggingFace:
                 layer.register_forward_pre_hook(_one_task, with_kwargs=True)
 
     def config(self, paths: Sequence[str]) -> tuple[Any, Any]:
-        """peft's config of the method, and the class that puts it into a model."""
+        """Return peft's config of the method, and peft's class that applies it to a model."""
         try:
             from peft import PEFT_TYPE_TO_CONFIG_MAPPING as CONFIGS
             from peft import PEFT_TYPE_TO_TUNER_MAPPING as TUNERS
@@ -102,56 +111,57 @@ class HuggingFace:
             raise UserError(f"peft's {self.method} {why}\n    try: {instead}")
         if self.method not in known:
             raise UserError(
-                f"peft.method={self.method}: peft has no such method{did_you_mean(self.method, known)}; it has "
-                f"{', '.join(sorted(known))}"
+                f"peft.method={self.method}: the library peft has no such method{did_you_mean(self.method, known)}; "
+                f"known methods: {', '.join(sorted(known))}"
             )
         made = CONFIGS[known[self.method]]
         fields = {field.name: field for field in dataclasses.fields(made) if field.init}
         self.fields = fields
-        values = self._given(fields, paths)
+        values = self._model_settings(fields, paths)
         for setting in self.settings:
             key, sign, text = setting.partition("=")
             if not sign or key not in fields:
                 raise UserError(
                     f"peft.settings: {setting!r} came, key=value with a key of {made.__name__} was expected"
-                    f"{did_you_mean(key, fields)}\n{self._way_out()}"
+                    f"{did_you_mean(key, fields)}\n{self._hint()}"
                 )
             values[key] = yaml.safe_load(text)
         try:
             return made(**values), TUNERS[known[self.method]]
         except ImportError as error:
-            raise self._lacking(error) from None
+            raise self._missing_library(error) from None
         except (ValueError, TypeError) as error:
-            raise UserError(
-                f"peft's {made.__name__} refuses {list(self.settings)}: {error}\n{self._way_out()}"
-            ) from None
+            raise UserError(f"peft's {made.__name__} refuses {list(self.settings)}: {error}\n{self._hint()}") from None
 
-    def _given(self, fields: Mapping[str, Any], paths: Sequence[str]) -> dict[str, Any]:
-        """What no default of peft's says of this model."""
-        found: dict[str, Any] = {"target_modules": list(paths)} if "target_modules" in fields and paths else {}
+    def _model_settings(self, fields: Mapping[str, Any], paths: Sequence[str]) -> dict[str, Any]:
+        """Settings that depend on the model, for which peft's defaults cannot be used."""
+        settings: dict[str, Any] = {"target_modules": list(paths)} if "target_modules" in fields and paths else {}
         if "feedforward_modules" in fields:
-            found["feedforward_modules"] = [path for path in paths if ".mlp." in path]
+            settings["feedforward_modules"] = [path for path in paths if ".mlp." in path]
         if self.method in PROMPTS:
-            found["num_virtual_tokens"] = 20
-        return found
+            settings["num_virtual_tokens"] = 20
+        return settings
 
-    def _lacking(self, error: ImportError) -> EnvironmentFault:
-        """A method may need another library; peft names it."""
+    def _missing_library(self, error: ImportError) -> EnvironmentFault:
+        """Make the error for a method that needs another library, with the command that peft names."""
         command = re.search(r"pip install [\w-]+", str(error))
         return EnvironmentFault(f"peft's {self.method}: {error}" + (f"\n    try: {command[0]}" if command else ""))
 
-    def _way_out(self) -> str:
-        """What can be set, and a method that goes everywhere."""
-        usual = {
+    def _hint(self) -> str:
+        """Lines for an error: the method's scalar settings with their defaults, and a method that fits every model."""
+        scalars = {
             name: field.default
             for name, field in self.fields.items()
             if isinstance(field.default, bool | int | float) and name != "inference_mode"
         }
-        listed = ", ".join(f"{name}={value}" for name, value in usual.items())
-        return f"    its numbers, for peft.settings: {listed}\n    try: peft.method=lora peft.settings=[]"
+        listed = ", ".join(f"{name}={value}" for name, value in scalars.items())
+        return f"    its scalar settings, for peft.settings: {listed}\n    try: peft.method=lora peft.settings=[]"
 
     def to_peft(self, model: nn.Module) -> ToPeft | None:
-        """Of the rows of its tensors nothing is known here; of virtual tokens our form is the only one."""
+        """Export peft's own tensors and config; None for virtual tokens, which only ablatio's format can hold.
+
+        The order of rows in the tensors is unknown, so by_row is None.
+        """
         if self.method in PROMPTS:
             return None
         from peft import get_peft_model_state_dict
@@ -169,22 +179,23 @@ class HuggingFace:
 
 
 def _one_task(layer: nn.Module, args: Any, named: Any) -> Any:
-    """Poly asks which task each row is of; a run has one."""
+    """Pass task 0 for every row to a layer of Poly: a run has one task."""
     return args, {**named, "task_ids": torch.zeros(len(args[0]), dtype=torch.long, device=args[0].device)}
 
 
 for _method in PROMPTS:
     rule(
         when=f"peft.name == 'hf' and peft.method == '{_method}' and not facts.attention.prefix",
-        why="peft's {peft.method} puts keys and values before each text, and attention={attention.name} takes none",
+        why="peft's {peft.method} puts keys and values before each text, and attention={attention.name} does not "
+        "support them",
         fix="attention=mha",
         where="peft",
     )
     if not _method.startswith(("prefix", "cartridge")):
         rule(
             when=f"peft.name == 'hf' and peft.method == '{_method}' and 'encoder' in facts.architecture.stacks",
-            why="virtual tokens of peft's {peft.method} read one another alone, and those of an encoder would read its "
-            "text; keys and values need not read",
+            why="virtual tokens of peft's {peft.method} must attend only to each other, and an encoder's would attend "
+            "to its text; with prefix_tuning they are keys and values, which attend to nothing",
             fix="peft.method=prefix_tuning",
             where="peft.method",
         )

@@ -1,4 +1,4 @@
-"""LLaMA-Adapter: prompts in the upper layers, whose say grows from nothing."""
+"""LLaMA-Adapter: prompts in the upper layers with a gate that is initialized to zero."""
 
 from typing import Annotated, Any
 
@@ -14,8 +14,8 @@ from ablatio.model.peft.adapters import Adapter, LayerPeft, Targets, adapted, ta
 from ablatio_std.pefts._common import ToPeft, to_peft
 
 
-class Gated(Adapter):
-    """o(heads(x) + g softmax(q P_k^T) P_v): the layer's own projections make keys and values of the prompt P (n, D)."""
+class GatedPrompt(Adapter):
+    """o(heads(x) + g softmax(q P_k^T) P_v), P_k and P_v the layer's own projections of the prompt P (n, D)."""
 
     def __init__(self, tokens: int, width: int) -> None:
         super().__init__()
@@ -27,24 +27,24 @@ class Gated(Adapter):
         q = ctx.rotate(q, q, layer.layer)[0]  # (B, H, T, d_head)
         prompts = layer.keys_values(self.prompt[None], ctx)
         k, v = (repeated(y, q.shape[1]).expand(len(q), -1, -1, -1) for y in prompts)  # (B, H, n, d_head)
-        seen = F.scaled_dot_product_attention(q, k, v, scale=layer.scale)
-        found: Tensor = layer.project(layer.heads(x, ctx) + self.gate * merge_heads(seen))
-        return found
+        from_prompt = F.scaled_dot_product_attention(q, k, v, scale=layer.scale)  # (B, H, T, d_head)
+        y: Tensor = layer.project(layer.heads(x, ctx) + self.gate * merge_heads(from_prompt))
+        return y
 
 
 @pefts.register("llama_adapter", paper="arXiv:2303.16199")
 class LlamaAdapter(LayerPeft):
-    """o(softmax(q k^T) v + g softmax(q P_k^T) P_v), the gate g = 0 at first; P_k, P_v: the layer's maps of prompts.
+    """o(softmax(q k^T) v + g softmax(q P_k^T) P_v), g initialized to 0; P_k, P_v: keys and values of learned prompts.
 
-    The two softmaxes are apart, so that the prompts take nothing from the text.  Only in the upper layers.
+    With a separate softmax the prompts take no weight from the text.  The paper adapts the upper layers only.
     """
 
     def __init__(
         self,
         *,
         targets: Targets = ("self_attn",),
-        tokens: Annotated[int, Positive, "prompts in each layer"] = 10,
-        layers: Annotated[int | None, Positive, "how many of the last targets get them; null: all"] = None,
+        tokens: Annotated[int, Positive, "number of prompt vectors in each layer"] = 10,
+        layers: Annotated[int | None, Positive, "number of last targets to adapt; null: all"] = None,
     ) -> None:
         super().__init__(targets)
         self.tokens, self.layers = tokens, layers
@@ -58,20 +58,21 @@ class LlamaAdapter(LayerPeft):
             self.targets = tuple(targets_of(model, self.targets, self.fits))[-self.layers :]
         super().apply(model, seed)
 
-    def adapter(self, layer: Any, path: str) -> Gated:
-        return Gated(self.tokens, layer.q_proj.in_features)
+    def adapter(self, layer: Any, path: str) -> GatedPrompt:
+        return GatedPrompt(self.tokens, layer.q_proj.in_features)
 
     def to_peft(self, model: nn.Module) -> ToPeft:
-        held = [(path, a) for path, _, a in adapted(model) if isinstance(a, Gated)]
-        named = {f"{path}.adaption_{name}": p for path, a in held for name, p in (("prompt", a.prompt[None]),
+        adapters = [(path, a) for path, _, a in adapted(model) if isinstance(a, GatedPrompt)]
+        named = {f"{path}.adaption_{name}": p for path, a in adapters for name, p in (("prompt", a.prompt[None]),
                  ("gate", a.gate))}  # fmt: skip
         layers = {"": {f"base_model.model.{name}": tensor for name, tensor in named.items()}}
-        return to_peft("ADAPTION_PROMPT", layers, None, adapter_len=self.tokens, adapter_layers=len(held))
+        return to_peft("ADAPTION_PROMPT", layers, None, adapter_len=self.tokens, adapter_layers=len(adapters))
 
 
 rule(
     when="peft.name == 'llama_adapter' and not facts.attention.prefix",
-    why="peft=llama_adapter needs queries, keys and values of its own, and attention={attention.name} has none to give",
+    why="peft=llama_adapter needs the queries, keys and values of softmax attention, and attention={attention.name} "
+    "has none",
     fix="attention=mha",
     where="peft",
 )

@@ -1,4 +1,4 @@
-"""LoRA and its near relations: a frozen matrix and a change of low rank beside it."""
+"""LoRA and close variants: a frozen matrix with a low-rank update."""
 
 import math
 from typing import Annotated, Any, Literal
@@ -13,19 +13,19 @@ from ablatio.registry import kinds
 from ablatio_std.pefts._common import QUERY_VALUE, Alpha, Dropout, LowRank, Rank, ToPeft, as_lora
 
 Stabilized = Annotated[bool, "alpha / sqrt(r) in place of alpha / r (rsLoRA, arXiv:2312.03732)"]
-Ratio = Annotated[float, Positive, "B learns so many times faster than A (LoRA+, arXiv:2402.12354: 16)"]
-Start = Annotated[
+Ratio = Annotated[float, Positive, "learning rate of B / that of A (LoRA+, arXiv:2402.12354: 16)"]
+Init = Annotated[
     Literal["kaiming", "gaussian", "pissa", "olora"],
-    "of A, with B = 0; or of both, taken out of W: pissa (arXiv:2404.02948) its largest directions, olora "
-    "(arXiv:2406.01775) the first of its QR",
+    "initial A with B = 0; or A and B split off from W: pissa (arXiv:2404.02948) its largest singular directions, "
+    "olora (arXiv:2406.01775) the first r of its QR factorization",
 ]
 
 
 @pefts.register("lora", paper="arXiv:2106.09685")
 class LoRA(LayerPeft):
-    """y = W x + (alpha / r) B A x: W frozen, A (r, in) random and B (out, r) zero at the start.
+    """y = W x + (alpha / r) B A x: W frozen, A (r, in) random and B (out, r) initialized to 0.
 
-    The products with A and B are added into those with W, so that a step makes no tensor of the layer's width for them.
+    The low-rank products are accumulated into those with W, so that no further tensor of the layer's width is made.
     """
 
     def __init__(
@@ -37,19 +37,19 @@ class LoRA(LayerPeft):
         dropout: Dropout = 0.0,
         rank_stabilized: Stabilized = False,
         lr_ratio: Ratio = 1.0,
-        init: Start = "kaiming",
+        init: Init = "kaiming",
     ) -> None:
         super().__init__(targets)
         self.rank, self.dropout, self.init, self.lr_ratio = rank, dropout, init, lr_ratio
         self.scale = alpha / math.sqrt(rank) if rank_stabilized else alpha / rank
 
     def adapter(self, layer: Any, path: str) -> LowRank:
-        made = LowRank(*widths(layer), self.rank, self.scale, self.dropout)
+        adapter = LowRank(*widths(layer), self.rank, self.scale, self.dropout)
         if self.init == "gaussian":
-            nn.init.normal_(made.lora_A, std=1 / self.rank)
+            nn.init.normal_(adapter.lora_A, std=1 / self.rank)
         elif self.init != "kaiming":
-            take_out(layer, made, self.init)
-        return made
+            split_off(layer, adapter, self.init)
+        return adapter
 
     def to_peft(self, model: nn.Module) -> ToPeft:
         pairs = {path: (a.lora_A, a.lora_B) for path, _, a in adapted(model) if isinstance(a, LowRank)}
@@ -60,23 +60,23 @@ class LoRA(LayerPeft):
 
 
 @torch.no_grad()
-def take_out(layer: Any, made: LowRank, how: str) -> None:
-    """Give A and B a part of W, and leave the rest in W, which then is frozen: W = W' + s B A."""
-    weight, rank = weight_of(layer), len(made.lora_A)
-    if how == "pissa":
+def split_off(layer: Any, adapter: LowRank, method: str) -> None:
+    """Split W = W' + s B A: set A and B by `method` ("pissa" or "olora"), and W' as the layer's frozen weight."""
+    weight, rank = weight_of(layer), len(adapter.lora_A)
+    if method == "pissa":
         u, s, v = torch.linalg.svd(weight.float(), full_matrices=False)
-        root = (s[:rank] / made.scale).sqrt()
+        root = (s[:rank] / adapter.scale).sqrt()
         b, a = u[:, :rank] * root, root[:, None] * v[:rank]
     else:
         q, r = torch.linalg.qr(weight.float())
         b, a = q[:, :rank], r[:rank]
-    made.lora_A.data, made.lora_B.data = a.contiguous(), b.contiguous()
-    weight.sub_(made.scale * (b @ a).to(weight.dtype))
+    adapter.lora_A.data, adapter.lora_B.data = a.contiguous(), b.contiguous()
+    weight.sub_(adapter.scale * (b @ a).to(weight.dtype))
 
 
 @pefts.register("qlora", paper="arXiv:2305.14314")
 class QLoRA(LoRA):
-    """y = dequantised(W) x + (alpha / r) B A x: W in 4-bit normal floats, on every linear map."""
+    """y = dequantized(W) x + (alpha / r) B A x: W in 4-bit NormalFloat, by default in all linear layers."""
 
     def __init__(
         self,
@@ -87,7 +87,7 @@ class QLoRA(LoRA):
         dropout: Dropout = 0.1,
         rank_stabilized: Stabilized = False,
         lr_ratio: Ratio = 1.0,
-        group: Annotated[int, Positive, "weights that share a scale"] = 64,
+        group: Annotated[int, Positive, "number of weights with one scale"] = 64,
     ) -> None:
         super().__init__(
             targets=targets,
@@ -105,14 +105,14 @@ class QLoRA(LoRA):
 
 rule(
     when="peft.name == 'qlora' and quantization.name != 'none'",
-    why="peft=qlora puts the base into 4 bits itself, and quantization={quantization.name} was asked for beside it",
+    why="peft=qlora quantizes the base to 4 bits itself, and quantization={quantization.name} would quantize it again",
     fix="quantization=none",
     where="quantization",
 )
 
 
-class Directed(LowRank):
-    """m V / |V|, V = W + s B A; m (out,) learned, |.| of each row, which is no path for gradients (section 4.3)."""
+class MagnitudeDirection(LowRank):
+    """m V / |V|, V = W + s B A; m (out,) learned, |.| the norm of each row, detached from gradients (section 4.3)."""
 
     def __init__(self, weight: Tensor, *low_rank: Any) -> None:
         super().__init__(*low_rank)
@@ -128,8 +128,8 @@ class Directed(LowRank):
 
     def forward(self, layer: Any, x: Tensor) -> Tensor:
         bias, y = layer.bias, super().forward(layer, x)
-        more = self._factor(weight_of(layer)) - 1  # exactly 0 at the start, and so is what it adds
-        return y + more * (y if bias is None else y - bias)
+        excess = self._factor(weight_of(layer)) - 1  # exactly 0 initially, so that the model is exactly the base
+        return y + excess * (y if bias is None else y - bias)
 
     def matrix(self, weight: Tensor) -> Tensor:
         return self._factor(weight)[:, None] * super().matrix(weight)
@@ -137,17 +137,17 @@ class Directed(LowRank):
 
 @pefts.register("dora", paper="arXiv:2402.09353")
 class DoRA(LoRA):
-    """y = m (W + s B A) x / |W + s B A|: lengths m of the rows and their directions learn apart.
+    """y = m (W + s B A) x / |W + s B A|: trains the norms m of the rows separately from their directions.
 
-    |.| is the length of each row; as in the paper's section 4.3, no gradient goes through it.
+    |.| is the norm of each row; as in the paper's section 4.3, no gradient flows through it.
     """
 
     def adapter(self, layer: Any, path: str) -> LowRank:
-        plain = super().adapter(layer, path)
-        made = Directed(weight_of(layer), *widths(layer), self.rank, self.scale, self.dropout)
-        made.lora_A.data, made.lora_B.data = plain.lora_A.data, plain.lora_B.data
-        made.magnitude.data = made._norm(weight_of(layer).detach())
-        return made
+        lora = super().adapter(layer, path)
+        adapter = MagnitudeDirection(weight_of(layer), *widths(layer), self.rank, self.scale, self.dropout)
+        adapter.lora_A.data, adapter.lora_B.data = lora.lora_A.data, lora.lora_B.data
+        adapter.magnitude.data = adapter._norm(weight_of(layer).detach())
+        return adapter
 
     def to_peft(self, model: nn.Module) -> ToPeft:
         config, layers, by_row = super().to_peft(model)

@@ -1,4 +1,4 @@
-"""LoraHub: trained LoRAs mixed by a few numbers, found without gradients."""
+"""LoraHub: a weighted mixture of trained LoRAs, with weights found by gradient-free search."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,11 +15,11 @@ from ablatio.model.peft.adapter_files import read_adapter, refuse_other_base
 from ablatio.model.peft.adapters import LayerPeft, MatrixAdapter, adapted, bias_of, freeze, said, weight_of
 from ablatio_std.pefts._common import ToPeft, as_lora, low_rank_linear
 
-GROW = 1.5  # of the step size after a success; a fourth root of it back after a failure: one in five keeps it
+GROW = 1.5  # factor on sigma after a success, GROW^(-1/4) after a failure: constant at one success in five
 
 
-class Mixed(MatrixAdapter):
-    """W + s (sum_i w_i B_i) (sum_i w_i A_i): `weights` while it searches, else the `best` found."""
+class LoraMixture(MatrixAdapter):
+    """W + s (sum_i w_i B_i) (sum_i w_i A_i): in training with the candidate `weights`, else with the `best` found."""
 
     def __init__(self, a: Tensor, b: Tensor, scale: float, weights: nn.Parameter, sigma: float) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class Mixed(MatrixAdapter):
         self.register_buffer("sigma", torch.tensor(sigma))
 
     def mixed(self) -> tuple[Tensor, Tensor]:
-        """A and B."""
+        """Return the mixed A (r, in) and B (out, r)."""
         weights = self.weights if self.training else self.best
         return torch.einsum("n,nij->ij", weights, self.a), torch.einsum("n,nij->ij", weights, self.b)
 
@@ -49,17 +49,21 @@ class Mixed(MatrixAdapter):
 
 @pefts.register("lorahub", paper="arXiv:2307.13269")
 class LoraHub(LayerPeft):
-    """y = W x + s (sum_i w_i B_i) (sum_i w_i A_i) x: A_i, B_i of trained LoRAs, frozen; w, one number each, from 0.
+    """y = W x + s (sum_i w_i B_i) (sum_i w_i A_i) x: A_i, B_i from trained LoRAs, frozen; w initialized to 0.
 
-    w is searched for, without gradients: each step tries w + sigma N(0, 1) on its batch and keeps it where the loss
-    plus `l1` |w|_1 is the lowest so far; sigma grows with success (one success in five keeps it).
+    w is found by a gradient-free search: each step tries w + sigma N(0, 1) on its batch, and keeps it if the loss plus
+    l1 * |w|_1 is the lowest so far.  sigma grows after a success and shrinks after a failure, and is constant at one
+    success in five.
+
+    Raises:
+        UserError: no adapters are given, one is no LoRA or of another base, or their shapes or scales differ.
     """
 
     def __init__(
         self,
         *,
         adapters: Annotated[tuple[str, ...], "folders of LoRAs of one rank: ablatio export RUN --adapter DIR"] = (),
-        sigma: Annotated[float, Positive, "step of the search at the start"] = 0.5,
+        sigma: Annotated[float, Positive, "initial standard deviation of the search"] = 0.5,
         l1: Annotated[float, NonNegative, "weight of |w|_1"] = 0.05,
     ) -> None:
         super().__init__(())
@@ -78,42 +82,42 @@ class LoraHub(LayerPeft):
             refuse_other_base(folder, index, model)
             part = pefts.build(index["peft"]["name"], {k: v for k, v in index["peft"].items() if k != "name"})
             if index["peft"]["name"] != "lora":
-                raise UserError(f"{folder} holds peft={index['peft']['name']}; lorahub mixes peft=lora alone")
+                raise UserError(f"{folder} holds peft={index['peft']['name']}; lorahub mixes peft=lora only")
             scales.add(part.scale)
             self.held.append(tensors)
         shapes = [{name: t.shape for name, t in tensors.items()} for tensors in self.held]
         if any(s != shapes[0] for s in shapes) or len(scales) > 1:
-            raise UserError("the LoRAs of peft.adapters have unequal targets, ranks or alphas; they cannot be added up")
+            raise UserError("the LoRAs of peft.adapters differ in targets, rank or alpha and cannot be mixed")
         self.scale, self.seed = scales.pop(), seed
         self.weights = nn.Parameter(torch.zeros(len(self.folders)))
         self.targets = tuple(n.removesuffix(".adapter.lora_A") for n in self.held[0] if n.endswith("lora_A"))
         super().apply(model, seed)
 
-    def adapter(self, layer: Any, path: str) -> Mixed:
+    def adapter(self, layer: Any, path: str) -> LoraMixture:
         a, b = (torch.stack([t[f"{path}.adapter.lora_{n}"] for t in self.held]) for n in "AB")
         device = torch.get_default_device()
-        return Mixed(a.to(device), b.to(device), self.scale, self.weights, self.sigma)
+        return LoraMixture(a.to(device), b.to(device), self.scale, self.weights, self.sigma)
 
     def to_peft(self, model: nn.Module) -> ToPeft:
-        """The mixture is a LoRA of the same rank."""
-        pairs = {path: a.eval().mixed() for path, _, a in adapted(model) if isinstance(a, Mixed)}
+        """Export the mixture, which is a LoRA of the same rank."""
+        pairs = {path: a.eval().mixed() for path, _, a in adapted(model) if isinstance(a, LoraMixture)}
         return as_lora(pairs, self.scale)
 
     @torch.no_grad()
     def before_step(self, step: OptimizerStep) -> dict[str, Tensor]:
-        """Judge the candidate that made this step's loss, and set the next one."""
-        all_ = [adapter for _, _, adapter in adapted(step.model) if isinstance(adapter, Mixed)]
-        first = all_[0]
+        """Compare the candidate that gave this step's loss with the best so far, and draw the next candidate."""
+        all_ = [adapter for _, _, adapter in adapted(step.model) if isinstance(adapter, LoraMixture)]
+        first = all_[0]  # all share `weights`; best, best_loss and sigma have the same values in each
         loss = step.loss + self.l1 * first.weights.abs().sum()
         better = bool(loss < first.best_loss)
         best = first.weights.detach().clone() if better else first.best
         sigma = first.sigma * (GROW if better else GROW**-0.25)
         lowest = loss.to(first.best_loss) if better else first.best_loss
-        drawn = torch.randn(len(best), generator=named_generator(self.seed, f"lorahub/{step.index}"))
+        noise = torch.randn(len(best), generator=named_generator(self.seed, f"lorahub/{step.index}"))
         for adapter in all_:
             adapter.best.copy_(best)
             adapter.best_loss.copy_(lowest)
             adapter.sigma.copy_(sigma)
-        first.weights.copy_(best + sigma * drawn.to(best))
-        first.weights.grad = None  # the optimizer has no part in it
+        first.weights.copy_(best + sigma * noise.to(best))
+        first.weights.grad = None  # the optimizer must not change them
         return {}

@@ -1,4 +1,4 @@
-"""No method: all weights train.  And methods that let some of the base's own vectors train."""
+"""Full fine-tuning: all parameters are trained, none are added."""
 
 from torch import nn
 
@@ -7,7 +7,7 @@ from ablatio import pefts
 
 @pefts.register("none")
 class Whole:
-    """All weights train, none are added.  Source: plain training."""
+    """Train all parameters, and add none.  Source: ordinary training."""
 
     def apply(self, model: nn.Module, seed: int) -> None:
         pass

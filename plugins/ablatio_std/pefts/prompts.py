@@ -1,4 +1,4 @@
-"""Tokens that are not there: soft prompts before the embeddings, prefixes of keys and values in each layer."""
+"""Virtual tokens: soft prompts before the embeddings, and prefixes of keys and values in each layer."""
 
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -13,12 +13,12 @@ from ablatio.model.peft.adapters import freeze, widths
 from ablatio.model.stack import Stack, Virtual
 from ablatio_std.pefts._common import Layers, ToPeft, to_peft
 
-Tokens = Annotated[int, Positive, "virtual tokens before each text"]
-Hidden = Annotated[int | None, Positive, "width of the network that makes them; null: model.d_model"]
+Tokens = Annotated[int, Positive, "number of virtual tokens before each text"]
+Hidden = Annotated[int | None, Positive, "width of the network that generates them; null: model.d_model"]
 
 
 class VirtualPeft:
-    """The base of methods that put virtual tokens before the texts of each stack: `before(stack)` makes them."""
+    """Base of methods that put virtual tokens before each text of a stack; `before(stack)` makes them."""
 
     virtual = True
 
@@ -26,14 +26,15 @@ class VirtualPeft:
         self.tokens = tokens
 
     def before(self, stack: Stack) -> Virtual:
+        """Make the virtual tokens of a stack."""
         raise NotImplementedError
 
     def apply(self, model: nn.Module, seed: int) -> None:
         stacks = [(path, m) for path, m in model.named_modules() if isinstance(m, Stack)]
         if not stacks:
             raise UserError(
-                "this model has no place for virtual tokens: it is none of ablatio's\n"
-                "    try: model=hf model.path=DIR, which reads a folder of transformers into one of ours"
+                "this model has no place for virtual tokens: it is not one of ablatio's models\n"
+                "    try: model=hf model.path=DIR, which loads a folder of transformers as a model of ablatio"
             )
         freeze(model)
         for path, stack in stacks:
@@ -41,48 +42,52 @@ class VirtualPeft:
                 stack.virtual = self.before(stack).to(stack.embed_tokens.weight.dtype)
 
     def to_peft(self, model: nn.Module) -> ToPeft | None:
-        """The tokens as they are made, and not what makes them; None for two stacks, of which peft has one set."""
-        found = [m for m in model.modules() if isinstance(m, Stack) and m.virtual is not None]
-        if len(found) > 1:
+        """Export the generated tokens, without their network; None for two stacks, as peft holds tokens for one."""
+        stacks = [m for m in model.modules() if isinstance(m, Stack) and m.virtual is not None]
+        if len(stacks) > 1:
             return None
-        return to_peft(*self.as_peft(found[0]), num_virtual_tokens=self.tokens, num_transformer_submodules=1)
+        return to_peft(*self.as_peft(stacks[0]), num_virtual_tokens=self.tokens, num_transformer_submodules=1)
 
     def as_peft(self, stack: Stack) -> tuple[str, Layers, set[str] | None]:
-        """peft's kind, its tensors, and whether rows of keys may stand in another order (None)."""
+        """Return peft's type, the tensors, and by_row of `to_peft` (None: the order of features of keys may differ)."""
         raise NotImplementedError
 
 
 rule(
     when="facts.peft.virtual and not facts.attention.prefix",
-    why="peft={peft.name} puts keys and values before each text, and attention={attention.name} takes none",
+    why="peft={peft.name} puts keys and values before each text, and attention={attention.name} does not support them",
     fix="attention=mha",
     where="peft",
 )
 rule(
     when="facts.peft.virtual and data.length + peft.tokens > model.max_len and not facts.position.extends",
-    why="{peft.tokens} virtual tokens and rows of {data.length} need positions that position={position.name} does not "
-    "have: model.max_len={model.max_len}",
+    why="peft.tokens={peft.tokens} virtual tokens and data.length={data.length} tokens exceed model.max_len="
+    "{model.max_len}, and position={position.name} has no positions beyond it",
     fix="data.length={model.max_len - peft.tokens}",
     where="data.length",
 )
 for _name in ("prompt", "p_tuning"):
     rule(
         when=f"peft.name == '{_name}' and 'encoder' in facts.architecture.stacks",
-        why="virtual tokens of peft={peft.name} read one another alone, and those of an encoder would read its text; "
-        "keys and values need not read",
+        why="virtual tokens of peft={peft.name} must attend only to each other, and an encoder's would attend to its "
+        "text; with peft=prefix they are keys and values, which attend to nothing",
         fix="peft=prefix",
         where="peft",
     )
 
 
 class SoftPrompt(Virtual):
-    """Embeddings P (n, D), which the layers read like those of tokens; `made` may be a network that gives them."""
+    """Embeddings of n virtual tokens, (n, D): the parameter P, or the output of the network `made` for it.
+
+    P is initialized to `start`; the layers process the embeddings as those of tokens.
+    """
 
     def __init__(self, start: Tensor, made: Callable[[Tensor], Tensor] | None = None) -> None:
         super().__init__()
         self.tokens, self.prompt, self.made = len(start), nn.Parameter(start), made
 
     def embeddings(self) -> Tensor:
+        """Return the embeddings, (n, D)."""
         return self.prompt if self.made is None else self.made(self.prompt)
 
     def forward(self, stack: Stack) -> dict[int, tuple[Tensor, Tensor]]:
@@ -97,9 +102,9 @@ class _PromptPeft(VirtualPeft):
 
 @pefts.register("prompt", paper="arXiv:2104.08691")
 class PromptTuning(_PromptPeft):
-    """[P; x]: n learned embeddings before those of the text; every document of a row has them before it.
+    """[P; x]: n learned embeddings before those of the text, in a packed row before each document.
 
-    They start as embeddings of random tokens, as in the paper.
+    They are initialized to the embeddings of random tokens, as in the paper.
     """
 
     def __init__(self, *, tokens: Tokens = 20) -> None:
@@ -107,12 +112,12 @@ class PromptTuning(_PromptPeft):
 
     def before(self, stack: Stack) -> SoftPrompt:
         table = stack.embed_tokens.weight.detach()
-        drawn = torch.randint(len(table), (self.tokens,), device=table.device)
-        return SoftPrompt(table[drawn] * stack.scale)
+        ids = torch.randint(len(table), (self.tokens,), device=table.device)
+        return SoftPrompt(table[ids] * stack.scale)
 
 
 class LstmEncoder(nn.Module):
-    """MLP(BiLSTM(P)): (n, D) -> same."""
+    """MLP(BiLSTM(P)).  (n, D) -> same."""
 
     def __init__(self, width: int, hidden: int, layers: int) -> None:
         super().__init__()
@@ -120,20 +125,20 @@ class LstmEncoder(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(2 * hidden, 2 * hidden), nn.ReLU(), nn.Linear(2 * hidden, width))
 
     def forward(self, x: Tensor) -> Tensor:
-        found: Tensor = self.mlp(self.lstm(x[None])[0])[0]
-        return found
+        y: Tensor = self.mlp(self.lstm(x[None])[0])[0]
+        return y
 
 
 @pefts.register("p_tuning", paper="arXiv:2103.10385")
 class PTuning(_PromptPeft):
-    """[MLP(LSTM(P)); x]: a two-way LSTM and two linear maps with a ReLU make the virtual embeddings."""
+    """[MLP(LSTM(P)); x]: virtual embeddings from a bidirectional LSTM and two linear layers with a ReLU."""
 
     def __init__(
         self,
         *,
         tokens: Tokens = 20,
         hidden: Hidden = None,
-        layers: Annotated[int, Positive, "of the LSTM"] = 2,
+        layers: Annotated[int, Positive, "number of layers of the LSTM"] = 2,
     ) -> None:
         super().__init__(tokens)
         self.hidden, self.layers = hidden, layers
@@ -144,7 +149,10 @@ class PTuning(_PromptPeft):
 
 
 class Prefix(Virtual):
-    """Keys and values of n tokens for each layer: a table, or a network's answer to a small one."""
+    """Keys and values of n tokens for each layer: the parameter `table`, or the output of a network for it.
+
+    shapes: {layer: (heads, d_head)}; hidden: hidden width of the network, None for no network.
+    """
 
     def __init__(self, shapes: dict[int, tuple[int, int]], tokens: int, width: int, hidden: int | None) -> None:
         super().__init__()
@@ -156,21 +164,21 @@ class Prefix(Virtual):
             self.made = nn.Sequential(nn.Linear(width, hidden), nn.Tanh(), nn.Linear(hidden, total))
 
     def flat(self) -> Tensor:
-        """(n, total): of each layer its keys, then its values."""
+        """Return keys and values of all layers, for each layer first the keys: (n, sum of 2 heads d_head)."""
         return self.table if self.made is None else self.made(self.table)
 
     def forward(self, stack: Stack) -> dict[int, tuple[Tensor, Tensor]]:
         flat = self.flat()
         sizes = [2 * heads * d_head for heads, d_head in self.shapes.values()]
-        held = {}
+        keys_values = {}
         for (layer, (heads, d_head)), part in zip(self.shapes.items(), flat.split(sizes, dim=1), strict=True):
             k, v = part.view(self.tokens, 2, heads, d_head).permute(1, 2, 0, 3)  # (H_kv, n, d_head) each
-            held[layer] = (k, v)
-        return held
+            keys_values[layer] = (k, v)
+        return keys_values
 
 
 def shapes_of(stack: Stack) -> dict[int, tuple[int, int]]:
-    """Heads of keys and values in each layer, and how wide they are."""
+    """Return the number of key-value heads and their width of each layer: {layer: (heads, d_head)}."""
     shapes = {}
     for path, layer in stack.layers.named_modules():
         if path.endswith("self_attn"):
@@ -194,7 +202,7 @@ class _PrefixPeft(VirtualPeft):
 
 @pefts.register("prefix", paper="arXiv:2101.00190")
 class PrefixTuning(_PrefixPeft):
-    """softmax(q [P_k; k]^T) [P_v; v] in each layer, P = V tanh(U E): prefixes that a network makes while they train."""
+    """softmax(q [P_k; k]^T) [P_v; v] in each layer, P = V tanh(U E): prefixes from a trained network."""
 
     network = True
 
@@ -205,7 +213,7 @@ class PrefixTuning(_PrefixPeft):
 
 @pefts.register("p_tuning_v2", paper="arXiv:2110.07602")
 class PTuningV2(_PrefixPeft):
-    """softmax(q [P_k; k]^T) [P_v; v] in each layer, P learned as it is: deep prompts without a network."""
+    """softmax(q [P_k; k]^T) [P_v; v] in each layer, P trained directly: deep prompts without a network."""
 
     network, hidden = False, None
 

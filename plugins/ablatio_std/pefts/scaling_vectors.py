@@ -1,4 +1,4 @@
-"""Vectors and small paths around a frozen map: IA3, GLoRA, and what of the base itself may learn."""
+"""Scaling vectors and low-rank paths around frozen layers (IA3, GLoRA), and training of the base's own vectors."""
 
 import math
 from collections.abc import Sequence
@@ -27,8 +27,8 @@ from ablatio_std.pefts._common import Layers, Rank, ToPeft, to_peft
 Names = Annotated[tuple[str, ...], "modules by name or path; `*`: all"]
 
 
-class Stretched(MatrixAdapter):
-    """diag(l) (W x + b), or W diag(l) x + b where the input is stretched."""
+class ScaledFeatures(MatrixAdapter):
+    """diag(l) (W x + b), or W diag(l) x + b if at_input.  (..., in) -> (..., out)."""
 
     def __init__(self, size: int, at_input: bool) -> None:
         super().__init__()
@@ -47,33 +47,34 @@ class Stretched(MatrixAdapter):
 
 @pefts.register("ia3", paper="arXiv:2205.05638")
 class IA3(LayerPeft):
-    """l * (W x + b) for keys and values, W (l * x) + b for the last map of the feed-forward part; l starts at 1."""
+    """l * (W x + b) for keys and values, W (l * x) + b for the last layer of the MLP; l is initialized to 1."""
 
     def __init__(
         self,
         *,
         targets: Targets = ("k_proj", "v_proj", "down_proj"),
-        feedforward: Annotated[tuple[str, ...], "those of the targets whose input is stretched"] = ("down_proj",),
+        feedforward: Annotated[tuple[str, ...], "targets whose input is scaled, not their output"] = ("down_proj",),
     ) -> None:
         super().__init__(targets)
         self.feedforward = feedforward
 
-    def adapter(self, layer: Any, path: str) -> Stretched:
+    def adapter(self, layer: Any, path: str) -> ScaledFeatures:
         out, width = widths(layer)
         at_input = any(matches(pattern, path) for pattern in self.feedforward)
-        return Stretched(width if at_input else out, at_input)
+        return ScaledFeatures(width if at_input else out, at_input)
 
     def to_peft(self, model: nn.Module) -> ToPeft:
-        held = {path: a for path, _, a in adapted(model) if isinstance(a, Stretched)}
-        layers = {path: {"ia3_l": a.ia3_l[None] if a.at_input else a.ia3_l[:, None]} for path, a in held.items()}
-        return to_peft("IA3", layers, {"ia3_l"}, feedforward_modules=[path for path, a in held.items() if a.at_input])
+        scaled = {path: a for path, _, a in adapted(model) if isinstance(a, ScaledFeatures)}
+        layers = {path: {"ia3_l": a.ia3_l[None] if a.at_input else a.ia3_l[:, None]} for path, a in scaled.items()}
+        at_input = [path for path, a in scaled.items() if a.at_input]
+        return to_peft("IA3", layers, {"ia3_l"}, feedforward_modules=at_input)
 
 
 Path = Literal["lora", "vector", "constant", "none"]
 
 
 class _Path(nn.Module):
-    """(out, in) or what broadcasts to it, zero at the start."""
+    """A matrix that broadcasts to (rows, columns), initialized to 0: of low rank, one column, one number, or none."""
 
     def __init__(self, kind: str, rows: int, columns: int, rank: int) -> None:
         super().__init__()
@@ -89,8 +90,8 @@ class _Path(nn.Module):
         return self.down if self.up is None else self.down @ self.up
 
 
-class Generalised(MatrixAdapter):
-    """(W + W A + B) x + b + D b + E + W c, products with A and D entry by entry."""
+class GeneralizedUpdate(MatrixAdapter):
+    """(W + W * A + B) x + b + D * b + E + W C, with elementwise products *.  (..., in) -> (..., out)."""
 
     def __init__(self, out: int, width: int, rank: int, matrix: str, prompt: str, vector: str) -> None:
         super().__init__()
@@ -106,19 +107,19 @@ class Generalised(MatrixAdapter):
 
     def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         base = weight.new_zeros(len(weight)) if bias is None else bias
-        moved = base[:, None] * (1 + self.D()) + self.E()  # (out, 1)
+        shifted = base[:, None] * (1 + self.D()) + self.E()  # (out, 1)
         prompt = self.C()
-        moved = moved + weight @ prompt if isinstance(prompt, Tensor) else moved
-        unmoved = bias is None and not isinstance(prompt, Tensor) and self.E.down is None
-        return self.matrix(weight), None if unmoved else moved[:, 0]
+        shifted = shifted + weight @ prompt if isinstance(prompt, Tensor) else shifted
+        no_bias = bias is None and not isinstance(prompt, Tensor) and self.E.down is None
+        return self.matrix(weight), None if no_bias else shifted[:, 0]
 
 
 @pefts.register("glora", paper="arXiv:2306.07967")
 class GLoRA(LayerPeft):
-    """y = (W + W A + B) x + C W + D b + E + b: scaled and shifted weights, prompts and biases; all zero at the start.
+    """y = (W + W A + B) x + C W + D b + E + b: scales and shifts of weights and bias, and a prompt; initially all 0.
 
-    A and B of low rank, or one number a row, or one in all; C (a prompt of the layer's input) and D, E (bias) likewise;
-    a layer without a bias gets C W + E as one.
+    A and B are of low rank, one number for each row, or one number; likewise C (a prompt added to the layer's input)
+    and D, E (bias).  A layer without a bias gets C W + E as its bias.
     """
 
     def __init__(
@@ -126,100 +127,101 @@ class GLoRA(LayerPeft):
         *,
         targets: Targets = ("q_proj", "v_proj"),
         rank: Rank = 8,
-        matrix: Annotated[Path, "what A and B are"] = "lora",
-        prompt: Annotated[Literal["lora", "vector", "none"], "what C is"] = "vector",
-        shift: Annotated[Literal["vector", "constant", "none"], "what D and E are"] = "vector",
+        matrix: Annotated[Path, "form of A and B"] = "lora",
+        prompt: Annotated[Literal["lora", "vector", "none"], "form of C"] = "vector",
+        shift: Annotated[Literal["vector", "constant", "none"], "form of D and E"] = "vector",
     ) -> None:
         super().__init__(targets)
         self.rank, self.paths = rank, (matrix, prompt, shift)
 
-    def adapter(self, layer: Any, path: str) -> Generalised:
-        return Generalised(*widths(layer), self.rank, *self.paths)
+    def adapter(self, layer: Any, path: str) -> GeneralizedUpdate:
+        return GeneralizedUpdate(*widths(layer), self.rank, *self.paths)
 
     def to_peft(self, model: nn.Module) -> ToPeft | None:
-        """None where a layer without a bias gets one, which peft's does not."""
+        """Export to peft; None if a layer without a bias has got one, which peft's GLoRA cannot hold."""
         layers: Layers = {}
         for path, layer, adapter in adapted(model):
             layers[path] = {}
             for name, p in adapter.named_parameters():
-                letter, way = name.split(".")
+                letter, factor = name.split(".")
                 if letter in "CDE" and layer.bias is None:
                     return None
-                thin = getattr(adapter.get_submodule(letter), "up", None) is not None
-                theirs = {"up": "Xu", "down": "Xd" if thin else "X"}[way]
+                low_rank = getattr(adapter.get_submodule(letter), "up", None) is not None
+                theirs = {"up": "Xu", "down": "Xd" if low_rank else "X"}[factor]
                 layers[path][f"glora_{letter}.{theirs}"] = p.flatten() if letter in "DE" else p
-        kinds = dict(zip(("config_A_B", "config_C", "config_D_E"), self.paths, strict=True))
-        rows = {f"glora_{letter}.{way}" for letter in "ABDE" for way in ("X", "Xd")}
-        return to_peft("GLORA", layers, rows, r=self.rank, **kinds)
+        forms = dict(zip(("config_A_B", "config_C", "config_D_E"), self.paths, strict=True))
+        rows = {f"glora_{letter}.{factor}" for letter in "ABDE" for factor in ("X", "Xd")}
+        return to_peft("GLORA", layers, rows, r=self.rank, **forms)
 
 
-class OwnVectors:
-    """Some of the base's own parameters learn, all others are frozen; nothing is added."""
+class SelectedParameters:
+    """Base of methods that train some of the model's own parameters, freeze all others, and add none."""
 
     what = "parameter"
 
     def __init__(self, targets: Sequence[str]) -> None:
         self.targets = targets
 
-    def wanted(self, path: str, name: str, module: nn.Module) -> bool:
+    def selects(self, path: str, name: str, module: nn.Module) -> bool:
+        """True if the method can train the parameter `name` of the module at `path`."""
         raise NotImplementedError
 
     def apply(self, model: nn.Module, seed: int) -> None:
-        there = [
+        candidates = [
             (path, parameter)
             for path, module in model.named_modules()
             for name, parameter in module.named_parameters(recurse=False)
-            if self.wanted(path, name, module)
+            if self.selects(path, name, module)
         ]
         freeze(model)
         for pattern in self.targets or ("",):
-            met = [parameter for path, parameter in there if matches(pattern, path)]
-            if not met:
-                listed = ", ".join(sorted({path.rpartition(".")[2] for path, _ in there})) or "none"
+            matched = [parameter for path, parameter in candidates if matches(pattern, path)]
+            if not matched:
+                listed = ", ".join(sorted({path.rpartition(".")[2] for path, _ in candidates})) or "none"
                 raise UserError(
-                    f"peft.targets: {pattern or 'an empty list'} matches no {self.what} here; there are {listed}"
-                    "\n    try: peft.targets=['*']"
+                    f"peft.targets: {pattern or 'an empty list'} matches no {self.what} of this model; there are "
+                    f"{listed}\n    try: peft.targets=['*']"
                 )
-            for parameter in met:
+            for parameter in matched:
                 parameter.requires_grad_(True)
 
 
 @pefts.register("bitfit", paper="arXiv:2106.10199")
-class BitFit(OwnVectors):
-    """W x + b where only b learns: the biases of the base, and nothing else."""
+class BitFit(SelectedParameters):
+    """W x + b with only b trained: the biases of the model."""
 
     what = "bias"
 
     def __init__(self, *, targets: Names = ("*",)) -> None:
         super().__init__(targets)
 
-    def wanted(self, path: str, name: str, module: nn.Module) -> bool:
+    def selects(self, path: str, name: str, module: nn.Module) -> bool:
         return name == "bias"
 
 
 rule(
     when="peft.name == 'bitfit' and not model.bias",
-    why="peft=bitfit trains biases, and model.bias=false leaves the linear maps without any",
+    why="peft=bitfit trains biases, and with model.bias=false the linear layers have none",
     fix="model.bias=true",
     where="model.bias",
 )
 
 
 @pefts.register("lntuning", paper="arXiv:2312.11420")
-class NormTuning(OwnVectors):
-    """g * norm(x) + b where only g and b learn: the gains and biases of the base's norms."""
+class NormTuning(SelectedParameters):
+    """g * norm(x) + b with only g and b trained: the gains and biases of the model's norms."""
 
     what = "norm"
 
     def __init__(self, *, targets: Names = ("*",)) -> None:
         super().__init__(targets)
 
-    def wanted(self, path: str, name: str, module: nn.Module) -> bool:
+    def selects(self, path: str, name: str, module: nn.Module) -> bool:
         return "norm" in type(module).__name__.lower() or "norm" in path.rpartition(".")[2].lower()
 
     def to_peft(self, model: nn.Module) -> ToPeft:
-        learned = [n.rpartition(".") for n, p in model.named_parameters() if p.requires_grad]
-        paths = sorted({path for path, _, _ in learned})
-        layers = {path: dict(model.get_submodule(path).named_parameters(recurse=False)) for path in paths}
-        told = {path: {f"ln_tuning_layers.{name}": p for name, p in held.items()} for path, held in layers.items()}
-        return to_peft("LN_TUNING", told, set())
+        trained = [n.rpartition(".") for n, p in model.named_parameters() if p.requires_grad]
+        paths = sorted({path for path, _, _ in trained})
+        norms = {path: dict(model.get_submodule(path).named_parameters(recurse=False)) for path in paths}
+        layers = {path: {f"ln_tuning_layers.{name}": p for name, p in norm.items()} for path, norm in norms.items()}
+        return to_peft("LN_TUNING", layers, set())

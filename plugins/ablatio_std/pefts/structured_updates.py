@@ -1,4 +1,4 @@
-"""Changes of a matrix made of few numbers: frozen random maps, Hadamard and Kronecker products, a sparse spectrum."""
+"""Structured updates with few parameters: frozen random matrices, Hadamard and Kronecker products, sparse spectra."""
 
 import math
 from typing import Annotated, Any, Literal
@@ -13,7 +13,7 @@ from ablatio.model.peft.adapters import LayerPeft, MatrixAdapter, Targets, adapt
 from ablatio_std.pefts._common import QUERY_VALUE, Alpha, Rank, ToPeft, renamed, to_peft
 
 
-class Scaled(MatrixAdapter):
+class ScaledRandom(MatrixAdapter):
     """W + diag(b) B diag(d) A; A (r, in) and B (out, r) are frozen and shared by all layers."""
 
     def __init__(self, a: Tensor, b: Tensor, d_initial: float) -> None:
@@ -32,14 +32,14 @@ class Scaled(MatrixAdapter):
 
 @pefts.register("vera", paper="arXiv:2310.11454")
 class VeRA(LayerPeft):
-    """y = W x + diag(b) B diag(d) A x: A and B random, frozen and the same in each layer; only b and d are learned."""
+    """y = W x + diag(b) B diag(d) A x: A and B random, frozen and shared by all layers; only b and d are trained."""
 
     def __init__(
         self,
         *,
         targets: Targets = QUERY_VALUE,
         rank: Rank = 256,
-        d_initial: Annotated[float, Positive, "each entry of d at the start"] = 0.1,
+        d_initial: Annotated[float, Positive, "initial value of each entry of d"] = 0.1,
     ) -> None:
         super().__init__(targets)
         self.rank, self.d_initial = rank, d_initial
@@ -52,22 +52,23 @@ class VeRA(LayerPeft):
             nn.init.kaiming_uniform_(weight, a=math.sqrt(5), generator=named_generator(seed, f"vera/{name}"))
         super().apply(model, seed)
 
-    def adapter(self, layer: Any, path: str) -> Scaled:
+    def adapter(self, layer: Any, path: str) -> ScaledRandom:
         out, width = widths(layer)
-        return Scaled(self.a[:, :width].clone(), self.b[:out].clone(), self.d_initial)
+        return ScaledRandom(self.a[:, :width].clone(), self.b[:out].clone(), self.d_initial)
 
     def to_peft(self, model: nn.Module) -> ToPeft:
-        """With A and B of the widest layer, of which the others have parts."""
+        """Export to peft, with the largest A and B, of which smaller layers use slices."""
         layers = renamed(model, {"vera_lambda_b": "lambda_b", "vera_lambda_d": "lambda_d"})
-        held = [a for _, _, a in adapted(model) if isinstance(a, Scaled)]
-        wide, tall = max((a.vera_A for a in held), key=lambda t: t.shape[1]), max((a.vera_B for a in held), key=len)
-        layers[""] = {"base_model.vera_A": wide, "base_model.vera_B": tall}
+        adapters = [a for _, _, a in adapted(model) if isinstance(a, ScaledRandom)]
+        widest = max((a.vera_A for a in adapters), key=lambda t: t.shape[1])
+        tallest = max((a.vera_B for a in adapters), key=len)
+        layers[""] = {"base_model.vera_A": widest, "base_model.vera_B": tallest}
         config = {"r": self.rank, "save_projection": True, "projection_prng_key": 0, "vera_dropout": 0.0}
         return to_peft("VERA", layers, None, **config)
 
 
 class Hadamard(MatrixAdapter):
-    """W + s (A1 B1) * (A2 B2)."""
+    """W + s (A1 B1) * (A2 B2), the product * elementwise; A1, A2 (out, r), B1, B2 (r, in)."""
 
     def __init__(self, out: int, width: int, rank: int, scale: float) -> None:
         super().__init__()
@@ -85,7 +86,7 @@ class Hadamard(MatrixAdapter):
 
 @pefts.register("loha", paper="arXiv:2108.06098")
 class LoHa(LayerPeft):
-    """W' = W + (alpha / r) (A1 B1) * (A2 B2), entry by entry: a change of rank up to r^2."""
+    """W' = W + (alpha / r) (A1 B1) * (A2 B2), the product * elementwise: an update of rank up to r^2."""
 
     def __init__(self, *, targets: Targets = QUERY_VALUE, rank: Rank = 8, alpha: Alpha = 8.0) -> None:
         super().__init__(targets)
@@ -100,7 +101,7 @@ class LoHa(LayerPeft):
 
 
 class Kronecker(MatrixAdapter):
-    """W + s C (x) (A B), or C (x) D where A B would be no smaller."""
+    """W + s C (x) (A B), with the Kronecker product (x); a full matrix replaces A B where A B would be no smaller."""
 
     def __init__(self, out: int, width: int, rank: int, scale: float, factor: int | None) -> None:
         super().__init__()
@@ -117,16 +118,19 @@ class Kronecker(MatrixAdapter):
 
 
 def split(size: int, factor: int | None) -> tuple[int, int]:
-    """The divisor of `size` that is nearest below `factor`, or below its root; and what it leaves."""
-    most = min(factor or size, math.isqrt(size)) if factor is None or size % factor else factor
-    first = next(n for n in range(most, 0, -1) if size % n == 0)
+    """Factor `size` into (small, large), small <= large: one of them is the largest divisor up to a bound.
+
+    The bound is `factor` if that divides `size`, else the smaller of `factor` and sqrt(size).
+    """
+    bound = min(factor or size, math.isqrt(size)) if factor is None or size % factor else factor
+    first = next(n for n in range(bound, 0, -1) if size % n == 0)
     first = min(first, size // first)
     return first, size // first
 
 
 @pefts.register("lokr", paper="arXiv:2309.14859")
 class LoKr(LayerPeft):
-    """W' = W + (alpha / r) C (x) (A B): a Kronecker product of a small matrix, zero at first, and a low-rank one."""
+    """W' = W + (alpha / r) C (x) (A B): a Kronecker product of a small matrix, initially 0, and a low-rank one."""
 
     def __init__(
         self,
@@ -134,7 +138,7 @@ class LoKr(LayerPeft):
         targets: Targets = QUERY_VALUE,
         rank: Rank = 8,
         alpha: Alpha = 8.0,
-        factor: Annotated[int | None, Positive, "rows and columns of C; null: the roots of the widths"] = None,
+        factor: Annotated[int | None, Positive, "rows and columns of C; null: near the roots of the widths"] = None,
     ) -> None:
         super().__init__(targets)
         self.rank, self.scale, self.factor = rank, alpha / rank, factor
@@ -149,7 +153,7 @@ class LoKr(LayerPeft):
 
 
 class Spectral(MatrixAdapter):
-    """W + s Re(ifft2(C)), C (out, in) zero but for n entries."""
+    """W + s Re(ifft2(C)), C (out, in) with n nonzero entries."""
 
     def __init__(self, out: int, width: int, entries: Tensor, scale: float, gaussian: bool) -> None:
         super().__init__()
@@ -164,19 +168,19 @@ class Spectral(MatrixAdapter):
 
 @pefts.register("fourierft", paper="arXiv:2405.03003")
 class FourierFT(LayerPeft):
-    """W' = W + alpha Re(ifft2(C)): n learned coefficients C at random frequencies.
+    """W' = W + alpha Re(ifft2(C)): n trained coefficients of C at random frequencies.
 
-    Layers of one shape share the frequencies.  The paper draws C from N(0, 1) (`init=gaussian`); with zeros the model
-    starts exactly at the base.
+    Layers of one shape share the frequencies.  The paper draws C from N(0, 1) (init=gaussian); with init=zeros the
+    initial model is exactly the base.
     """
 
     def __init__(
         self,
         *,
         targets: Targets = QUERY_VALUE,
-        n_frequency: Annotated[int, Positive, "coefficients a layer, at most as many as it has weights"] = 1000,
-        alpha: Annotated[float, Positive, "what the change is multiplied with"] = 300.0,
-        init: Annotated[Literal["zeros", "gaussian"], "of the coefficients"] = "zeros",
+        n_frequency: Annotated[int, Positive, "coefficients of a layer, at most its number of weights"] = 1000,
+        alpha: Annotated[float, Positive, "factor on the update"] = 300.0,
+        init: Annotated[Literal["zeros", "gaussian"], "initial values of the coefficients"] = "zeros",
     ) -> None:
         super().__init__(targets)
         self.n_frequency, self.alpha, self.init = n_frequency, alpha, init
@@ -192,7 +196,7 @@ class FourierFT(LayerPeft):
         return Spectral(out, width, entries.to(torch.get_default_device()), self.alpha, self.init == "gaussian")
 
     def to_peft(self, model: nn.Module) -> ToPeft | None:
-        """None for layers of several shapes: peft draws the frequencies of all of them from one seed."""
+        """Export to peft; None for layers of several shapes, since peft draws all frequencies from one seed."""
         shapes = {widths(layer) for _, layer, _ in adapted(model)}
         if len(shapes) > 1:
             return None

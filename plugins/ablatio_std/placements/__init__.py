@@ -1,1 +1,1 @@
-"""Where the norms stand around a sublayer, and how the residual is scaled: one module per family."""
+"""Placements: where norms are applied around a sublayer, and how the residual branch is scaled."""

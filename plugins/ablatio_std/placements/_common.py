@@ -1,7 +1,7 @@
-"""What placements share."""
+"""Type of the sublayers that placements wrap."""
 
 from collections.abc import Callable
 
 from torch import Tensor
 
-Sublayer = Callable[[Tensor], Tensor]
+Sublayer = Callable[[Tensor], Tensor]  # attention or feed-forward: (B, T, D) -> same

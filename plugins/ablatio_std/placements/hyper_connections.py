@@ -12,9 +12,10 @@ Streams = Annotated[int, Range(1), "residual streams; the paper's expansion rate
 
 
 class _Connected(nn.Module):
-    """What both forms share: the streams (B, T, n, D) are read by a_m, mixed by a_r and written to by b.
+    """Base of both forms: a sublayer reads the streams (B, T, n, D) by a_m, mixes them by A_r and writes to them by b.
 
-    They start as a pre-norm residual: sublayer number k reads stream k mod n, writes to all, and no stream is mixed.
+    The initial values give a pre-norm residual: sublayer number k reads stream k mod n, adds its output to all streams,
+    and streams are not mixed.
     """
 
     gain = 1.0
@@ -24,22 +25,22 @@ class _Connected(nn.Module):
         self.streams = streams
         if layer is None:
             return
-        # Two sublayers a layer in the usual block; with more of them the streams take turns in another order.
-        first = torch.zeros(streams, 1)
-        first[(2 * layer + sublayer) % streams] = 1.0
-        self.read_and_mix = nn.Parameter(torch.cat([first, torch.eye(streams)], dim=1))  # (n, 1 + n): a_m | a_r
-        self.write = nn.Parameter(torch.ones(streams))  # (n): b
+        # The usual block has two sublayers; in blocks with more, sublayers of neighboring layers may read one stream.
+        read = torch.zeros(streams, 1)
+        read[(2 * layer + sublayer) % streams] = 1.0
+        self.read_and_mix = nn.Parameter(torch.cat([read, torch.eye(streams)], dim=1))  # (n, 1 + n): a_m | A_r
+        self.write = nn.Parameter(torch.ones(streams))  # (n,): b
         self.roles = {"read_and_mix": "vector", "write": "vector", "to_alpha": "vector", "to_beta": "vector"}
 
     def open(self, x: Tensor) -> Tensor:
-        """(B, T, D) -> (B, T, n, D): n copies."""
+        """Copy x to n streams.  (B, T, D) -> (B, T, n, D)."""
         return x.unsqueeze(-2).repeat_interleave(self.streams, dim=-2)
 
     def close(self, x: Tensor, norm: nn.Module) -> Tensor:
         return norm(x.sum(-2))  # type: ignore[no-any-return]
 
     def connected(self, x: Tensor, alpha: Tensor, beta: Tensor, sublayer: Sublayer, norm: nn.Module) -> Tensor:
-        """alpha (..., n, 1 + n) and beta (..., n) -> alpha_r^T x + beta f(norm(alpha_m^T x))."""
+        """A_r^T x + beta f(norm(a_m^T x)) with alpha = [a_m, A_r], (..., n, 1 + n), and beta, (..., n)."""
         mixed = alpha.transpose(-1, -2) @ x  # (B, T, 1 + n, D)
         y = sublayer(norm(mixed[..., 0, :]))
         return mixed[..., 1:, :] + beta.unsqueeze(-1) * y.unsqueeze(-2)
@@ -47,9 +48,9 @@ class _Connected(nn.Module):
 
 @placements.register("static_hyper_connections", paper="arXiv:2409.19606")
 class StaticHyperConnections(_Connected):
-    """x' = A_r^T x + b f(norm(a_m^T x)) on n streams, with learned a_m (n), A_r (n, n) and b (n); their sum at the end.
+    """x' = A_r^T x + b f(norm(a_m^T x)) on n residual streams, with learned a_m (n,), A_r (n, n) and b (n,).
 
-    (B, T, n, D) -> same.
+    The sum of the streams is the output after the last layer.  (B, T, n, D) -> same.
     """
 
     def __init__(self, layer: int | None, sublayer: int, *, streams: Streams = 4) -> None:
@@ -61,10 +62,10 @@ class StaticHyperConnections(_Connected):
 
 @placements.register("hyper_connections", paper="arXiv:2409.19606")
 class HyperConnections(_Connected):
-    """x' = A_r^T x + b f(norm(a_m^T x)) on n streams, where each token has connections of its own:
+    """x' = A_r^T x + b f(norm(a_m^T x)) on n residual streams; a_m, A_r and b depend on the token.
 
-    (a_m, A_r) = static + s_a tanh(norm'(x) W_a),  b = static + s_b tanh(norm'(x) w_b);  s_a = s_b = 0.01, W_a = w_b = 0
-    at the start, all learned.  The sum of the streams goes on after the last layer.  (B, T, n, D) -> same.
+    (a_m, A_r) = static + s_a tanh(norm'(x) W_a) and b = static + s_b tanh(norm'(x) w_b), all learned; initially s_a =
+    s_b = 0.01 and W_a = w_b = 0.  The sum of the streams is the output after the last layer.  (B, T, n, D) -> same.
     """
 
     n_norms = 2
@@ -78,8 +79,8 @@ class HyperConnections(_Connected):
         self.alpha_scale, self.beta_scale = (nn.Parameter(torch.full((1,), 0.01)) for _ in "ab")
 
     def forward(self, x: Tensor, sublayer: Sublayer, norm: nn.ModuleList) -> Tensor:
-        before, of_streams = norm
-        normed = of_streams(x)
+        before, streams_norm = norm
+        normed = streams_norm(x)  # (B, T, n, D)
         alpha = self.read_and_mix + self.alpha_scale * (normed @ self.to_alpha.T).tanh()  # (B, T, n, 1 + n)
         beta = self.write + self.beta_scale * (normed @ self.to_beta.T).tanh().squeeze(-1)  # (B, T, n)
         return self.connected(x, alpha, beta, sublayer, before)

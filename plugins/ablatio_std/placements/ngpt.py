@@ -1,4 +1,4 @@
-"""A residual stream that is turned and never grows (Loshchilov et al. 2024, arXiv:2410.01131)."""
+"""nGPT's residual stream of constant length (Loshchilov et al. 2024, arXiv:2410.01131)."""
 
 from typing import Annotated
 
@@ -11,13 +11,13 @@ from ablatio_std.placements._common import Sublayer
 
 @placements.register("hypersphere", paper="arXiv:2410.01131")
 class Hypersphere(nn.Module):
-    """x' = u(x + a (u(f(x)) - x)), u(x) = sqrt(D) x / |x|: each sublayer turns x towards what it says (nGPT).
+    """x' = u(x + a (u(f(x)) - x)), u(x) = sqrt(D) x / |x|: each sublayer moves x towards its output on a sphere (nGPT).
 
-    a = initial |s| / scale for each channel; s is learned, from `scale` on: an optimizer that moves it by lr a step
-    moves a by lr initial / scale.  The paper's sphere has the radius 1, and its feed-forward part a factor sqrt(D);
-    this one has the radius sqrt(D) and no such factor.  No `norm` has a place in it.  (B, T, D) -> same.
+    a = initial |s| / scale for each channel; s is learned and initialized to `scale`, so that an optimizer step of lr
+    in s is a step of lr * initial / scale in a.  The paper's sphere has radius 1, with a factor sqrt(D) in its
+    feed-forward layer; this one has radius sqrt(D) and no such factor.  `norm` is not used.  (B, T, D) -> same.
 
-    The rest of the paper stands in parts of their own, which preset=ngpt puts together: stabilizer=unit_weights,
+    The other changes of the paper are parts of their own, combined in preset=ngpt: stabilizer=unit_weights,
     activation=scaled_swiglu, attention.qk_norm=rmsnorm.
     """
 
@@ -29,26 +29,26 @@ class Hypersphere(nn.Module):
         d_model: int,
         layer: int | None,
         *,
-        initial: Annotated[float, Positive, "a at the start; the paper: about 1 / layers"] = 0.05,
-        scale: Annotated[float | None, Positive, "s at the start; null: D^-1/2"] = None,
+        initial: Annotated[float, Positive, "initial value of a; in the paper about 1 / n_layers"] = 0.05,
+        scale: Annotated[float | None, Positive, "initial value of s; null: D^-1/2"] = None,
     ) -> None:
         super().__init__()
         if layer is not None:
-            start = d_model**-0.5 if scale is None else scale
-            self.factor = initial / start
-            self.rate = nn.Parameter(torch.full((d_model,), start))
+            initial_s = d_model**-0.5 if scale is None else scale
+            self.factor = initial / initial_s
+            self.rate = nn.Parameter(torch.full((d_model,), initial_s))
 
     def open(self, x: Tensor) -> Tensor:
-        return on_sphere(x)
+        return project_to_sphere(x)
 
     def close(self, x: Tensor, norm: nn.Module) -> Tensor:
         return norm(x)  # type: ignore[no-any-return]
 
     def forward(self, x: Tensor, sublayer: Sublayer, norm: nn.Module) -> Tensor:
         rate = (self.factor * self.rate.abs()).to(x.dtype)
-        return on_sphere(torch.addcmul(x, rate, on_sphere(sublayer(x)) - x))
+        return project_to_sphere(torch.addcmul(x, rate, project_to_sphere(sublayer(x)) - x))
 
 
-def on_sphere(x: Tensor) -> Tensor:
-    """sqrt(D) x / |x|; zero stays zero."""
+def project_to_sphere(x: Tensor) -> Tensor:
+    """sqrt(D) x / |x|, and 0 for x = 0.  (..., D) -> same."""
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-12)

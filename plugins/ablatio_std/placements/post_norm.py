@@ -1,4 +1,4 @@
-"""Norms after the sublayer: on its output, or on the residual stream."""
+"""Norms after the sublayer: on its output or on the residual stream."""
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ from ablatio_std.placements._common import Sublayer
 
 @placements.register("post", paper="arXiv:1706.03762")
 class PostNorm:
-    """norm(x + f(x)), as in the first transformer.  (B, T, D) -> same."""
+    """norm(x + f(x)), as in the original transformer.  (B, T, D) -> same."""
 
     final_norm = False
     gain = 1.0
@@ -20,9 +20,9 @@ class PostNorm:
 
 @placements.register("deepnorm", paper="arXiv:2203.00555")
 class DeepNorm:
-    """norm(alpha x + f(x)), and the init multiplies value, output and feed-forward matrices with beta (`gain`).
+    """norm(alpha x + f(x)); the init multiplies value, output and feed-forward matrices by beta (`gain`).
 
-    N encoder and M decoder layers (the paper's table):
+    With N encoder and M decoder layers (the paper's table):
     one stack of M layers            alpha = (2 M)^(1/4)            beta = (8 M)^(-1/4)
     the encoder beside a decoder     alpha = 0.81 (N^4 M)^(1/16)    beta = 0.87 (N^4 M)^(-1/16)
     the decoder beside an encoder    alpha = (3 M)^(1/4)            beta = (12 M)^(-1/4)
@@ -45,14 +45,15 @@ class DeepNorm:
 
 rule(
     when="placement.name == 'deepnorm' and block.name != 'sequential'",
-    why="deepnorm's alpha and beta are derived for two sublayers in sequence, and block={block.name} has others",
+    why="deepnorm's alpha and beta are derived for two sublayers in sequence, and block={block.name} has a different "
+    "structure",
     fix="block=sequential",
 )
 
 
 @placements.register("sandwich", paper="arXiv:2105.13290")
 class Sandwich:
-    """x + norm'(f(norm(x))): a norm before and one after the sublayer (CogView).  (B, T, D) -> same."""
+    """x + norm'(f(norm(x))): norms before and after the sublayer (CogView).  (B, T, D) -> same."""
 
     n_norms = 2
     gain = 1.0
@@ -64,14 +65,14 @@ class Sandwich:
 
 @placements.register("peri", paper="arXiv:2502.02732")
 class Peri(Sandwich):
-    """x + norm'(f(norm(x))), and norms after the embedding and after the last layer.  (B, T, D) -> same."""
+    """x + norm'(f(norm(x))), with norms after the embedding and after the last layer.  (B, T, D) -> same."""
 
     embedding_norm = True
 
 
 @placements.register("reordered", paper="arXiv:2501.00656")
 class Reordered:
-    """x + norm(f(x)): only what is added is normed (OLMo 2, and first Swin V2).  (B, T, D) -> same."""
+    """x + norm(f(x)): only the sublayer's output is normalized (OLMo 2, before it Swin V2).  (B, T, D) -> same."""
 
     gain = 1.0
 
@@ -81,17 +82,17 @@ class Reordered:
 
 @placements.register("hybrid", paper="arXiv:2503.04598")
 class HybridNorm:
-    """x + attention(x), then h + f(h) with h = norm(x): post-norm whose last norm is the next one's (HybridNorm).
+    """x + attention(x), then h + f(h) with h = norm(x) (HybridNorm).  (B, T, D) -> same.
 
-    What the attention reads is not normed: the paper norms queries, keys and values in its place, which are
-    attention.qk_norm=rmsnorm and attention.v_norm=rmsnorm.  (B, T, D) -> same.
+    The input of the attention is not normalized.  The paper normalizes queries, keys and values instead:
+    attention.qk_norm=rmsnorm and attention.v_norm=rmsnorm.
     """
 
     n_norms = (0, 1)
     gain = 1.0
 
     def __call__(self, x: Tensor, sublayer: Sublayer, norm: nn.Module) -> Tensor:
-        if isinstance(norm, nn.ModuleList):  # of an attention, which has none
+        if isinstance(norm, nn.ModuleList):  # empty: an attention, which has no norm (n_norms[0] = 0)
             return x + sublayer(x)
         h: Tensor = norm(x)
         return h + sublayer(h)
@@ -99,7 +100,7 @@ class HybridNorm:
 
 @placements.register("hybrid_star", paper="arXiv:2503.04598")
 class HybridNormStar(HybridNorm):
-    """hybrid, with a first layer of x + f(norm(x)) around attention and feed-forward (HybridNorm*)."""
+    """hybrid, with x + f(norm(x)) for attention and feed-forward of the first layer (HybridNorm*)."""
 
     first_norms = (1, 1)
 
@@ -112,15 +113,15 @@ class HybridNormStar(HybridNorm):
 
 rule(
     when="placement.name in ['hybrid', 'hybrid_star'] and attention.qk_norm == 'none'",
-    why="placement={placement.name} norms queries, keys and values in place of what the attention reads, and "
-    "attention.qk_norm=none norms neither",
+    why="placement={placement.name} normalizes queries, keys and values instead of the attention's input, and "
+    "attention.qk_norm=none leaves queries and keys as they are",
     fix="attention.qk_norm=rmsnorm",
     where="attention.qk_norm",
 )
 rule(
     when="placement.name in ['hybrid', 'hybrid_star'] and attention.v_norm == 'none'",
-    why="placement={placement.name} norms queries, keys and values in place of what the attention reads, and "
-    "attention.v_norm=none leaves the values out",
+    why="placement={placement.name} normalizes queries, keys and values instead of the attention's input, and "
+    "attention.v_norm=none leaves the values as they are",
     fix="attention.v_norm=rmsnorm",
     where="attention.v_norm",
 )
@@ -128,15 +129,15 @@ rule(
 
 @placements.register("residual_dual", paper="arXiv:2304.14802")
 class ResidualDual:
-    """Two streams (ResiDual): u' = norm(u + f(u)) and v' = v + f(u); at the end u + norm(v).  (B, T, 2, D) -> same.
+    """u' = norm(u + f(u)), v' = v + f(u) on two streams; u + norm(v) at the end (ResiDual).  (B, T, 2, D) -> same.
 
-    u is the post-norm stream that the sublayers read, v the sum of all that they say.
+    u is the post-norm stream that sublayers read, v the sum of the embedding and all their outputs.
     """
 
     gain = 1.0
 
     def open(self, x: Tensor) -> Tensor:
-        """(B, T, D) -> (B, T, 2, D)."""
+        """Start both streams from x.  (B, T, D) -> (B, T, 2, D)."""
         return torch.stack([x, x], dim=-2)
 
     def close(self, x: Tensor, norm: nn.Module) -> Tensor:

@@ -1,4 +1,4 @@
-"""Norms before the sublayer, and before its last projection: the residual stream itself is never normed."""
+"""Norms before the sublayer, and before its last projection; the residual stream itself is not normalized."""
 
 import math
 
@@ -10,7 +10,7 @@ from ablatio_std.placements._common import Sublayer
 
 @placements.register("pre", paper="arXiv:2002.04745")
 class PreNorm:
-    """x + f(norm(x)); the stack ends with a norm of its own.  (B, T, D) -> same."""
+    """x + f(norm(x)), with a final norm after the last layer.  (B, T, D) -> same."""
 
     gain = 1.0
 
@@ -20,7 +20,7 @@ class PreNorm:
 
 @placements.register("scaled", paper="arXiv:2502.05795")
 class LayerNormScaling:
-    """x + f(norm(x) / sqrt(l)) in layer l = 1, 2, ...: deep layers add less, so the stream's variance grows slowly."""
+    """x + f(norm(x) / sqrt(l)) in layer l = 1, 2, ...: limits the growth of the residual's variance with depth."""
 
     gain = 1.0
 
@@ -35,7 +35,7 @@ class LayerNormScaling:
 class NormFormer:
     """x + norm'(attention(norm(x))), then x + f(norm(x)) with a norm before f's last projection.  (B, T, D) -> same.
 
-    The paper's third change, a learned scale for each attention head, is a matter of the attention and left to it.
+    The paper's third change, a learned scale for each attention head, is not part of this placement.
     """
 
     gain = 1.0
@@ -52,11 +52,11 @@ class NormFormer:
 class SubLayerNorm:
     """x + f(norm(x)) with a second norm inside f, before its last projection (Magneto).  (B, T, D) -> same.
 
-    The init multiplies value, output and feed-forward matrices with `gain`; N encoder and M decoder layers:
+    The init multiplies value, output and feed-forward matrices by `gain`; with N encoder and M decoder layers:
     one stack of M layers            sqrt(log(2 M))
     the encoder beside a decoder     sqrt(log(3 M) log(2 N) / 3)
     the decoder beside an encoder    sqrt(log(3 M))
-    The paper applies it on Xavier weights: init=xavier.
+    The paper applies it to Xavier weights: init=xavier.
     """
 
     inner_norm = ("attention", "mlp")

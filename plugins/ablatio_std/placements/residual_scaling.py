@@ -1,4 +1,4 @@
-"""Residual branches with a weight of their own: learned, or drawn by chance in training."""
+"""Residual branches with a weight: learned, or random in training."""
 
 from typing import Annotated
 
@@ -13,7 +13,7 @@ from ablatio_std.placements._common import Sublayer
 class LayerScale(nn.Module):
     """x + s * f(norm(x)) with a learned s for each channel (CaiT).  (B, T, D) -> same.
 
-    s starts small: at `initial`, by default 0.1 up to 18 layers, 1e-5 up to 24 and 1e-6 beyond, as in the paper.
+    s is initialized to `initial`; by default, as in the paper, to 0.1 up to 18 layers, 1e-5 up to 24, 1e-6 beyond.
     """
 
     gain = 1.0
@@ -29,9 +29,9 @@ class LayerScale(nn.Module):
 
 @placements.register("rezero", paper="arXiv:2003.04887")
 class ReZero(nn.Module):
-    """x + a f(x) with a learned number a that starts at 0, and no norm at all.  (B, T, D) -> same.
+    """x + a f(x) with a learned scalar a, initialized to 0, and no norm.  (B, T, D) -> same.
 
-    Each sublayer has its own a; the paper's transformer shares one between the two of a layer.
+    Each sublayer has its own a; in the paper's transformer the two sublayers of a layer share one.
     """
 
     n_norms, final_norm = 0, False
@@ -49,7 +49,7 @@ class ReZero(nn.Module):
 class DropPath(nn.Module):
     """x + b f(norm(x)) / (1 - p), b = 0 with probability p for each row in training, else 1.  (B, T, D) -> same.
 
-    Stochastic depth: p grows linearly with the layer up to `rate` in the last one.  In use it is x + f(norm(x)).
+    Stochastic depth: p grows linearly with the layer, up to `rate` in the last one.  Outside training: x + f(norm(x)).
     """
 
     gain = 1.0

@@ -1,1 +1,1 @@
-"""How the model knows where a token stands: nothing, added vectors, turned queries and keys, biases, scores."""
+"""Positional encodings: none, vectors added to embeddings, rotations of queries and keys, biases, scores."""

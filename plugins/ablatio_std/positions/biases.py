@@ -1,6 +1,6 @@
 """Biases on the attention logits that depend on the distance of query and key: (H, T, S), or (B, H, T, S) when packed.
 
-A new one says what it makes of `distances(q_pos, k_pos)`, whose axis before the last two stands for the heads.
+A new bias is a function of `distances(q_pos, k_pos)`, (1, T, S) or (B, 1, T, S), with the heads in place of the 1.
 """
 
 import math
@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from ablatio import Positive, Range, positions, rule
-from ablatio_std.positions._common import distances, waves
+from ablatio_std.positions._common import distances, sinusoids
 
 
 @positions.register("alibi", paper="arXiv:2108.12409")
 class Alibi(nn.Module):
-    """logits[h, t, s] += -m_h |t - s| with m_h = 2^(-8 h / H), h = 1 ... H; nothing is trained.
+    """logits[h, t, s] += -m_h |t - s| with m_h = 2^(-8 h / H), h = 1 ... H; no trained parameters.
 
-    For H that is no power of two: the slopes of the next lower power, then every other slope of twice that power.
+    If H is not a power of two: the slopes of the next lower power, then every second slope of twice that power.
     """
 
     slopes: Tensor
@@ -31,7 +31,7 @@ class Alibi(nn.Module):
 
 
 def alibi_slopes(n_heads: int) -> list[float]:
-    """The slope of each head, as published, powers of two or not."""
+    """Slope m_h of each head as in the published code, also for numbers of heads that are no powers of two."""
     power = 2 ** math.floor(math.log2(n_heads))
     slopes = [2 ** (-8 * (i + 1) / power) for i in range(power)]
     return slopes + [2 ** (-4 * (i + 1) / power) for i in range(0, 2 * (n_heads - power), 2)]
@@ -39,9 +39,9 @@ def alibi_slopes(n_heads: int) -> list[float]:
 
 @positions.register("t5", paper="arXiv:1910.10683")
 class T5Bias(nn.Module):
-    """logits[h, t, s] += table[bucket(s - t), h]: near distances have a bucket each, far ones share logarithmic ones.
+    """logits[h, t, s] += table[bucket(s - t), h]: one bucket for each short distance, logarithmic ones for longer.
 
-    Beyond `max_distance` all fall into the last bucket.  One table for all layers, as in T5.
+    All distances beyond `max_distance` share the last bucket.  All layers share one table, as in T5.
     """
 
     def __init__(
@@ -62,9 +62,9 @@ class T5Bias(nn.Module):
         return table.movedim(-1, -3)
 
     def bucket(self, distance: Tensor) -> Tensor:
-        """Distances (query - key) -> bucket numbers, of the same shape."""
+        """Bucket index of each distance (query - key).  Any shape -> the same."""
         count, offset = self.buckets, torch.zeros_like(distance)
-        if not self.causal:  # half of the buckets for keys that come after the query
+        if not self.causal:  # half of the buckets are for keys after the query
             count //= 2
             offset = (distance < 0).long() * count
         distance = distance.abs() if not self.causal else distance.clamp(min=0)
@@ -76,8 +76,8 @@ class T5Bias(nn.Module):
 
 rule(
     when="position.name == 't5' and position.max_distance * 2 <= position.buckets",
-    why="t5 gives the first {position.buckets // 2} distances a bucket each, so max_distance={position.max_distance} "
-    "must be larger",
+    why="t5 uses one bucket for each of the first {position.buckets // 2} distances, so "
+    "position.max_distance={position.max_distance} must be larger than that",
     fix="position.max_distance={position.buckets * 4}",
 )
 
@@ -86,17 +86,17 @@ rule(
 class Kerple(nn.Module):
     """logits[h, t, s] += -a_h log(1 + b_h |t - s|) (form=log), or -a_h |t - s|^(2 b_h) (form=power, b_h < 1).
 
-    a_h and b_h are trained, and positive whatever they become: a = exp(.), b = exp(.) or sigmoid(.).
-    They start as the authors' code lets them: a uniform in (0, 2), b in (0, 1).
+    a_h and b_h are trained and kept positive by their parametrization: a = exp(.), b = exp(.) or sigmoid(.).
+    Initial values as in the authors' code: a uniform in (0, 2), b uniform in (0, 1).
     """
 
     def __init__(
         self, n_heads: int, *, form: Annotated[Literal["log", "power"], "logarithmic or power kernel"] = "log"
     ) -> None:
         super().__init__()
-        self.form, start = form, torch.rand(2, n_heads).clamp(min=0.01, max=0.99)
-        self.a = nn.Parameter((2 * start[0]).log())
-        self.b = nn.Parameter(start[1].log() if form == "log" else start[1].logit())
+        self.form, initial = form, torch.rand(2, n_heads).clamp(min=0.01, max=0.99)
+        self.a = nn.Parameter((2 * initial[0]).log())
+        self.b = nn.Parameter(initial[1].log() if form == "log" else initial[1].logit())
 
     def bias(self, q_pos: Tensor, k_pos: Tensor) -> Tensor:
         distance = distances(q_pos, k_pos).abs()
@@ -108,7 +108,7 @@ class Kerple(nn.Module):
 
 @positions.register("sandwich", paper="arXiv:2212.10356")
 class Sandwich(nn.Module):
-    """logits[h, t, s] += (p_t . p_s - w/2) / (8 h / H), p_t sinusoids of width w; h = 1 ... H; nothing is trained.
+    """logits[h, t, s] += (p_t . p_s - w/2) / (8 h / H), p_t sinusoids of width w, h = 1 ... H; no trained parameters.
 
     p_t . p_s = sum_i cos((t - s) / base^(2i/w)), i = 1 ... w/2, is w/2 at distance 0 and falls about as log |t - s|.
     """
@@ -119,7 +119,7 @@ class Sandwich(nn.Module):
         self,
         n_heads: int,
         *,
-        width: Annotated[int, Range(2), "of the sinusoids; even"] = 128,
+        width: Annotated[int, Range(2), "width w of the sinusoids; even"] = 128,
         base: Annotated[float, Range(1, open_low=True)] = 10000.0,
     ) -> None:
         super().__init__()
@@ -128,41 +128,42 @@ class Sandwich(nn.Module):
         self.register_buffer("scales", scales[:, None, None], persistent=False)
 
     def bias(self, q_pos: Tensor, k_pos: Tensor) -> Tensor:
-        # Frequencies from i = 1 on: those of waves(), each slower by one step.
+        # The paper's i starts at 1, that of sinusoids() at 0: the scaled positions shift every frequency by one step.
         p_q, p_k = (
-            waves(pos.double() / self.base ** (2 / self.width), self.width, self.base) for pos in (q_pos, k_pos)
+            sinusoids(pos.double() / self.base ** (2 / self.width), self.width, self.base) for pos in (q_pos, k_pos)
         )
-        fall = p_q @ p_k.mT - self.width / 2  # (..., T, S)
-        return self.scales * fall.to(self.scales.dtype).unsqueeze(-3)
+        decrease = p_q @ p_k.mT - self.width / 2  # (..., T, S)
+        return self.scales * decrease.to(self.scales.dtype).unsqueeze(-3)
 
 
 rule(
     when="position.name == 'sandwich' and position.width % 2 == 1",
-    why="sandwich gives each frequency a sine and a cosine, so width must be even: {position.width}",
+    why="sandwich uses a sine and a cosine for each frequency, so position.width={position.width} must be even",
     fix="position.width={position.width + 1}",
 )
 
 
 @positions.register("fire", paper="arXiv:2310.04418")
 class Fire(nn.Module):
-    """logits[h, t, s] += f_h(log(1 + c |t - s|) / log(1 + c max(t, L))), f an MLP of one hidden layer (ReLU).
+    """logits[h, t, s] += f_h(log(1 + c |t - s|) / log(1 + c max(t, L))), f an MLP with one hidden layer (ReLU).
 
-    The distance is taken relative to the query's own position t, so that longer texts look like those of training;
-    for t below the threshold L it is not.  c and L are trained.
+    The distance is relative to the query's position t, so that the inputs of f stay in the range seen in training when
+    texts get longer; below the threshold L it is relative to L.  c and L are trained.
     """
 
     def __init__(
         self,
         n_heads: int,
         *,
-        hidden: Annotated[int, Positive, "width of the MLP"] = 32,
-        c: Annotated[float, Positive, "start of c"] = 0.1,
-        threshold: Annotated[float, Positive, "start of L"] = 512.0,
+        hidden: Annotated[int, Positive, "width of the hidden layer of f"] = 32,
+        c: Annotated[float, Positive, "initial value of c"] = 0.1,
+        threshold: Annotated[float, Positive, "initial value of L"] = 512.0,
     ) -> None:
         super().__init__()
         self.c, self.threshold = nn.Parameter(torch.tensor([c])), nn.Parameter(torch.ones(1))
         self.start = threshold
-        # As vectors these keep the start of a layer with one input; an init for wide matrices would silence them.
+        # As vectors they keep the initial values of a layer with one input; an init for wide matrices would make them
+        # close to zero.
         self.slope, self.offset = (nn.Parameter(torch.empty(hidden).uniform_(-1, 1)) for _ in range(2))
         self.out = nn.Linear(hidden, n_heads)
 

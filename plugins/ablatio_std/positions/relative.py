@@ -1,6 +1,6 @@
-"""Scores of a query and a key that depend on their distance and on what they hold: (B, H, T, S), in each layer.
+"""Scores that depend on the distance of query and key and on their contents: (B, H, T, S), computed in each layer.
 
-They are added to q.k / sqrt(d_head), so each divides by sqrt(d_head) itself.
+They are added to q.k / sqrt(d_head), so every score here is divided by sqrt(d_head) as well where its paper does.
 """
 
 import math
@@ -11,14 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ablatio import Positive, Range, positions, rule
-from ablatio_std.positions._common import distances, waves
+from ablatio_std.positions._common import distances, sinusoids
 
 
 @positions.register("shaw", paper="arXiv:1803.02155")
 class Shaw(nn.Module):
     """score[t, s] = q_t . a[clip(t - s, -K, K)] / sqrt(d_head), K = `max_distance`; one table for heads and layers.
 
-    The keys' side of the paper; it found that the values' side (a second table, added to v) adds nothing.
+    The paper's table for the keys.  Its second table, which is added to the values, brought no gain in the paper.
     """
 
     def __init__(
@@ -26,7 +26,7 @@ class Shaw(nn.Module):
         d_head: int,
         causal: bool,
         *,
-        max_distance: Annotated[int, Positive, "keys further away are as far as this"] = 16,
+        max_distance: Annotated[int, Positive, "longer distances use the vector of this one"] = 16,
     ) -> None:
         super().__init__()
         self.least, self.most = 0 if causal else -max_distance, max_distance
@@ -34,15 +34,15 @@ class Shaw(nn.Module):
 
     def score(self, q: Tensor, k: Tensor, q_pos: Tensor, k_pos: Tensor) -> Tensor:
         by_distance = q / math.sqrt(q.shape[-1]) @ self.table.weight.T  # (B, H, T, 2K + 1)
-        return _at(by_distance, distances(q_pos, k_pos).clamp(self.least, self.most) - self.least, k).to(q.dtype)
+        return _gather(by_distance, distances(q_pos, k_pos).clamp(self.least, self.most) - self.least, k).to(q.dtype)
 
 
 @positions.register("transformer_xl", paper="arXiv:1901.02860")
 class TransformerXL(nn.Module):
     """score[t, s] = (u . k_s + (q_t + v) . W r_{t-s}) / sqrt(d_head), r_n the sinusoids of n: (D,).
 
-    u, v (H, d_head) and W (D -> H d_head) are trained, one for all layers.  Distances beyond `clamp` are as that one,
-    as in the authors' evaluation.
+    u, v (H, d_head) and W (D -> H d_head) are trained and shared by all layers.  Distances beyond `clamp` count as
+    `clamp`, as in the authors' evaluation.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class TransformerXL(nn.Module):
         max_len: int,
         causal: bool,
         *,
-        clamp: Annotated[int | None, Positive, "longest distance told apart; by default model.max_len"] = None,
+        clamp: Annotated[int | None, Positive, "longest distance of its own; null: model.max_len"] = None,
     ) -> None:
         super().__init__()
         self.d_model, self.d_head, self.most = d_model, d_head, clamp or max_len
@@ -62,21 +62,20 @@ class TransformerXL(nn.Module):
         self.r_proj = nn.Linear(d_model, n_heads * d_head, bias=False)
 
     def score(self, q: Tensor, k: Tensor, q_pos: Tensor, k_pos: Tensor) -> Tensor:
-        scale = 1 / math.sqrt(
-            self.d_head
-        )  # on the small tensors: each pass over (B, H, T, S) costs as much as a product
+        # The small tensors are scaled: a pass over (B, H, T, S) costs as much as a matrix product.
+        scale = 1 / math.sqrt(self.d_head)
         u, v = (w.view(-1, 1, self.d_head) * scale for w in (self.u, self.v))  # (H, 1, d_head)
         steps = torch.arange(self.least, self.most + 1, device=q.device)
-        r = self.r_proj(waves(steps, self.d_model, 10000.0).to(self.r_proj.weight.dtype))
+        r = self.r_proj(sinusoids(steps, self.d_model, 10000.0).to(self.r_proj.weight.dtype))
         r = r.view(len(steps), -1, self.d_head).transpose(0, 1)  # (H, distances, d_head)
         by_distance = (q * scale + v) @ r.mT  # (B, H, T, distances)
         index = distances(q_pos, k_pos).clamp(self.least, self.most) - self.least
-        return _at(by_distance, index, k).add_(u @ k.mT).to(q.dtype)
+        return _gather(by_distance, index, k).add_(u @ k.mT).to(q.dtype)
 
 
 rule(
     when="position.name == 'transformer_xl' and model.d_model % 2 == 1",
-    why="transformer_xl gives each frequency a sine and a cosine, so model.d_model must be even: {model.d_model}",
+    why="transformer_xl uses a sine and a cosine for each frequency, so model.d_model={model.d_model} must be even",
     fix="model.d_model={model.d_model + 1}",
 )
 
@@ -85,45 +84,46 @@ rule(
 class Cope(nn.Module):
     """score[t, s] = q_t . e[p_ts], p_ts = sum of sigmoid(q_t . k_j / sqrt(d_head)) over j = s ... t.
 
-    Each query counts the keys that matter to it; e is interpolated between whole numbers, and ends at
-    `max_positions` - 1.  One table (max_positions, d_head) for heads and layers.
+    The position p_ts is the number of keys between s and t that query t counts, each weighted by its gate.  e is
+    interpolated between integers, and positions are clamped at `max_positions` - 1.  All heads and layers share one
+    table (max_positions, d_head).
     """
 
     def __init__(
-        self, d_head: int, *, max_positions: Annotated[int, Range(2), "counts that are told apart"] = 64
+        self, d_head: int, *, max_positions: Annotated[int, Range(2), "number of vectors in the table"] = 64
     ) -> None:
         super().__init__()
         self.table = nn.Embedding(max_positions, d_head)
 
     def score(self, q: Tensor, k: Tensor, q_pos: Tensor, k_pos: Tensor) -> Tensor:
-        # Keys from the last to the first, so that counts are running sums.
+        # Keys are flipped, last first, so that counts from t back to s are cumulative sums.
         gates = (q / math.sqrt(q.shape[-1]) @ k.flip(2).mT).sigmoid() * self._counted(q_pos, q.shape[2], k.shape[2])
         count = gates.cumsum(-1, dtype=torch.promote_types(q.dtype, torch.float32))
         count = count.clamp(max=len(self.table.weight) - 1)  # (B, H, T, S)
-        whole, index = q @ self.table.weight.T, count.detach().long()  # (B, H, T, max_positions)
-        step = F.pad(whole.diff(dim=-1), (0, 1))
-        score = torch.addcmul(whole.gather(-1, index), count.frac().to(step.dtype), step.gather(-1, index))
+        at_integers, index = q @ self.table.weight.T, count.detach().long()  # (B, H, T, max_positions), (B, H, T, S)
+        step = F.pad(at_integers.diff(dim=-1), (0, 1))
+        score = torch.addcmul(at_integers.gather(-1, index), count.frac().to(step.dtype), step.gather(-1, index))
         return score.flip(-1).to(q.dtype)
 
     def _counted(self, q_pos: Tensor, queries: int, keys: int) -> Tensor:
-        """Keys of the query's own document, from itself back: (T, S) or (B, 1, T, S), the last key first.
+        """True for keys of the query's document up to the query: (T, S) or (B, 1, T, S), the last key first.
 
-        The queries are the last of the keys, and q_pos says how many tokens of its document a query has behind it.
+        The queries are the last of the keys, and q_pos is the number of earlier tokens in a query's document.
         """
-        place = torch.arange(keys - queries, keys, device=q_pos.device)
-        behind = place[:, None] - torch.arange(keys, device=q_pos.device).flip(0)
-        return (behind >= 0) & (behind <= q_pos[..., :, None].unsqueeze(-3))
+        index = torch.arange(keys - queries, keys, device=q_pos.device)
+        distance = index[:, None] - torch.arange(keys, device=q_pos.device).flip(0)  # (T, S)
+        return (distance >= 0) & (distance <= q_pos[..., :, None].unsqueeze(-3))
 
 
 rule(
     when="position.name == 'cope' and facts.architecture.mask != 'causal'",
-    why="cope counts the keys between a key and the query after it, and architecture={architecture.name} also shows "
-    "keys after the query",
+    why="cope counts keys from the query back, and with architecture={architecture.name} queries also attend to keys "
+    "after them",
     fix="position=shaw",
 )
 
 
-def _at(by_distance: Tensor, index: Tensor, k: Tensor) -> Tensor:
-    """by_distance (B, H, T, N) at index (1 or B, 1, T, S) -> (B, H, T, S)."""
+def _gather(by_distance: Tensor, index: Tensor, k: Tensor) -> Tensor:
+    """Take by_distance (B, H, T, N) at index (1, T, S) or (B, 1, T, S): (B, H, T, S)."""
     shape = (*by_distance.shape[:-1], k.shape[2])
     return by_distance.gather(-1, index.expand(shape) if index.dim() == 4 else index[None].expand(shape))

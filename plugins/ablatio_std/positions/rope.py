@@ -1,4 +1,4 @@
-"""Rotary positions, and their extension to longer texts (the formulas stand in scaling.py)."""
+"""Rotary positions, and their extension to longer contexts (the formulas are in scaling.py)."""
 
 from typing import Annotated
 
@@ -6,22 +6,21 @@ import torch
 from torch import Tensor, nn
 
 from ablatio import Positive, Range, positions, rule
-from ablatio_std.positions._common import Layout, frequencies, turn
-from ablatio_std.positions.scaling import BY_LENGTH, METHODS, Extension, Scaling, sharpness
-
-FromOne = Range(1)
+from ablatio_std.positions._common import Layout, frequencies, rotate_pairs
+from ablatio_std.positions.scaling import LENGTH_DEPENDENT, METHODS, Extension, Scaling, attention_scale
 
 
 @positions.register("rope", paper="arXiv:2104.09864")
 class Rope(nn.Module):
-    """Turn pair i of q_t, k_t by the angle t * base^(-2i/d); scores then depend on distances only.
+    """Rotate pair i of q_t and k_t by the angle t * base^(-2i/d): logits then depend on distances only.
 
-    (B, H, T, d_head) each -> same.  `fraction` of each head is turned.  `interleaved` pairs (2i, 2i+1) as the paper;
-    `half` pairs (i, i + d/2) as transformers' Llama does: the same model with the rows of q_proj and k_proj permuted.
+    q and k, (B, H, T, d_head) each -> same.  d = fraction * d_head features of each head are rotated.  layout=
+    interleaved pairs features (2i, 2i+1) as in the paper, layout=half pairs (i, i + d/2) as in transformers' Llama: the
+    same model with permuted rows of q_proj and k_proj.
 
-    `scaling` slows the angles, so that a model trained at `original_max_len` reads `factor` times as much: linear
-    2306.15595, ntk, dynamic and yarn 2309.00071, llama3 2407.21783, longrope 2402.13753.  With `skip_every` = n layers
-    n, 2n ... have no positions at all (2501.18795; n = 4 in SmolLM3 and Llama 4).
+    `scaling` lowers the frequencies, so that a model trained at `original_max_len` reads `factor` times as many tokens:
+    linear 2306.15595; ntk, dynamic and yarn 2309.00071; llama3 2407.21783; longrope 2402.13753.  With skip_every=n the
+    layers n, 2n, ... (counted from 1) have no positions (2501.18795; n = 4 in SmolLM3 and Llama 4).
     """
 
     rotates_cached_keys = False
@@ -32,19 +31,19 @@ class Rope(nn.Module):
         max_len: int,
         *,
         base: Annotated[float, Range(1, open_low=True)] = 10000.0,
-        fraction: Annotated[float, Range(0, 1, open_low=True), "share of each head that is turned"] = 1.0,
+        fraction: Annotated[float, Range(0, 1, open_low=True), "share of each head's features that is rotated"] = 1.0,
         layout: Layout = "interleaved",
-        scaling: Annotated[Scaling, "how it reads beyond the length it was trained at"] = "none",
-        factor: Annotated[float, FromOne, "length to be read / length trained at"] = 4.0,
-        original_max_len: Annotated[int | None, Range(2), "length trained at; by default model.max_len"] = None,
-        beta_fast: Annotated[float, Positive, "yarn: pairs of more turns stay as they are"] = 32.0,
-        beta_slow: Annotated[float, Positive, "yarn: pairs of fewer turns are interpolated"] = 1.0,
-        low_freq_factor: Annotated[float, Positive, "llama3: pairs of fewer turns are interpolated"] = 1.0,
-        high_freq_factor: Annotated[float, Positive, "llama3: pairs of more turns stay as they are"] = 4.0,
+        scaling: Annotated[Scaling, "method of extension beyond the length trained at"] = "none",
+        factor: Annotated[float, Range(1), "extended length / length trained at"] = 4.0,
+        original_max_len: Annotated[int | None, Range(2), "length trained at; null: model.max_len"] = None,
+        beta_fast: Annotated[float, Positive, "yarn: pairs with more turns are unchanged"] = 32.0,
+        beta_slow: Annotated[float, Positive, "yarn: pairs with fewer turns are interpolated"] = 1.0,
+        low_freq_factor: Annotated[float, Positive, "llama3: pairs with fewer turns are interpolated"] = 1.0,
+        high_freq_factor: Annotated[float, Positive, "llama3: pairs with more turns are unchanged"] = 4.0,
         short_factors: Annotated[list[float] | None, Positive, "longrope: one for all pairs, or one for each"] = None,
         long_factors: Annotated[list[float] | None, Positive, "longrope: the same beyond the original length"] = None,
-        attention_factor: Annotated[float | None, Positive, "on q and on k; by default the scaling's own"] = None,
-        skip_every: Annotated[int | None, Range(2), "every n-th layer is not turned; null: all are"] = None,
+        attention_factor: Annotated[float | None, Positive, "factor on q and on k; null: that of `scaling`"] = None,
+        skip_every: Annotated[int | None, Range(2), "every n-th layer has no positions; null: all have"] = None,
     ) -> None:
         super().__init__()
         self.width, self.base, self.layout = int(d_head * fraction), base, layout
@@ -52,53 +51,56 @@ class Rope(nn.Module):
             base, factor, original_max_len or max_len, beta_fast, beta_slow, low_freq_factor, high_freq_factor,
             short_factors, long_factors,
         )  # fmt: skip
-        self.slow, self.rotates_cached_keys, self.skip_every = METHODS[scaling], scaling in BY_LENGTH, skip_every
-        self.attention_factor = attention_factor or sharpness(scaling, self.extension)
+        self.scaled = METHODS[scaling]
+        self.rotates_cached_keys, self.skip_every = scaling in LENGTH_DEPENDENT, skip_every
+        self.attention_factor = attention_factor or attention_scale(scaling, self.extension)
 
     def skips(self, layer: int) -> bool:
         return self.skip_every is not None and (layer + 1) % self.skip_every == 0
 
     def prepare(self, pos: Tensor, dtype: torch.dtype, length: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosine and sine of each angle: (T, d/2), or (B, 1, T, d/2) for all heads of a row."""
-        slowed = self.slow(frequencies(self.width, self.base, pos.device), self.extension, length[..., None])
-        angles = pos[..., None] * slowed
+        """Cosine and sine of the angles, times attention_factor: (T, d/2), or (B, 1, T, d/2) for positions (B, T)."""
+        w = self.scaled(frequencies(self.width, self.base, pos.device), self.extension, length[..., None])
+        angles = pos[..., None] * w
         if pos.dim() == 2:
             angles = angles[:, None]
         return (angles.cos() * self.attention_factor).to(dtype), (angles.sin() * self.attention_factor).to(dtype)
 
     def rotate(self, q: Tensor, k: Tensor, pos: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        # Made here, the tables would cost a compiled layer more than all else but its matrix products.
+        # The model passes prepared tables: computing them in each layer would cost a compiled layer more than anything
+        # but its matrix products.
         prepared = self.prepare(pos, q.dtype, pos.amax(-1, keepdim=True) + 1) if isinstance(pos, Tensor) else pos
         cos, sin = (t.to(q.dtype) for t in prepared)
-        return turn(q, cos, sin, self.layout), turn(k, cos, sin, self.layout)
+        return rotate_pairs(q, cos, sin, self.layout), rotate_pairs(k, cos, sin, self.layout)
 
 
 rule(
     when="position.name == 'rope'",
     unless="int(model.d_head * position.fraction) % 2 == 0 and int(model.d_head * position.fraction) > 0",
-    why="rope turns pairs, so d_head * fraction must be even: {model.d_head} * {position.fraction} = "
+    why="rope rotates pairs of features, so d_head * fraction must be even: {model.d_head} * {position.fraction} = "
     "{int(model.d_head * position.fraction)}",
     fix="position.fraction={(int(model.d_head * position.fraction) // 2 * 2 + 2) / model.d_head if "
     "int(model.d_head * position.fraction) + 1 <= model.d_head else (model.d_head // 2 * 2) / model.d_head}",
 )
 rule(
     when="position.name == 'rope' and position.scaling == 'yarn' and position.beta_fast <= position.beta_slow",
-    why="yarn keeps pairs of more than beta_fast turns and interpolates those of fewer than beta_slow, so "
-    "beta_fast={position.beta_fast} must be larger than beta_slow={position.beta_slow}",
+    why="yarn keeps pairs with more than beta_fast turns and interpolates those with fewer than beta_slow, so "
+    "position.beta_fast={position.beta_fast} must be larger than position.beta_slow={position.beta_slow}",
     fix="position.beta_fast={position.beta_slow * 32}",
 )
 rule(
     when="position.name == 'rope' and position.scaling == 'llama3' and "
     "position.high_freq_factor <= position.low_freq_factor",
-    why="llama3 keeps pairs of more than high_freq_factor turns and interpolates those of fewer than low_freq_factor, "
-    "so high_freq_factor={position.high_freq_factor} must be larger than {position.low_freq_factor}",
+    why="llama3 keeps pairs with more than high_freq_factor turns and interpolates those with fewer than "
+    "low_freq_factor, so position.high_freq_factor={position.high_freq_factor} must be larger than "
+    "position.low_freq_factor={position.low_freq_factor}",
     fix="position.high_freq_factor={position.low_freq_factor * 4}",
 )
 rule(
-    when=f"position.name == 'rope' and position.scaling in {list(BY_LENGTH)} "
+    when=f"position.name == 'rope' and position.scaling in {list(LENGTH_DEPENDENT)} "
     "and not facts.attention.rotates_cached_keys",
-    why="scaling={position.scaling} turns all keys anew when a text grows, and attention={attention.name} turns each "
-    "once",
+    why="position.scaling={position.scaling} rotates all keys again when the text grows, and "
+    "attention={attention.name} rotates each key only once",
     fix="position.scaling=ntk",
     where="position.scaling",
 )
@@ -106,7 +108,7 @@ for _name in ("short_factors", "long_factors"):
     rule(
         when=f"position.name == 'rope' and position.scaling == 'longrope' and "
         f"len(position.{_name}) not in (1, int(model.d_head * position.fraction) // 2)",
-        why=f"longrope takes one factor, or one for each pair: {{len(position.{_name})}} came for "
-        f"{{int(model.d_head * position.fraction) // 2}} pairs",
+        why=f"longrope takes one factor or one for each pair: position.{_name} has {{len(position.{_name})}} factors "
+        f"for {{int(model.d_head * position.fraction) // 2}} pairs",
         fix=f"position.{_name}=[1.0]",
     )

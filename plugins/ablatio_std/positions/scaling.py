@@ -1,8 +1,8 @@
-"""Rope beyond the length it was trained at: how each method slows the frequencies w_i = base^(-2i/d).
+"""Context extension of rope: how each method changes the frequencies w_i = base^(-2i/d).
 
-Symbols: d numbers of a head are turned (n = d/2 pairs), s the factor, L the original length, l the length now,
-r_i = L w_i / (2 pi) the turns that pair i makes within L.  All take w (n,) and give (n,), or (..., n) for lengths
-(..., 1), in float64.  `test_positions_rope.py` holds them against transformers' own.
+Symbols: d features of a head are rotated (n = d/2 pairs); s is the factor, L the original length, l the present length,
+r_i = L w_i / (2 pi) the number of turns of pair i within L.  Each function maps w (n,) to (n,), or to (..., n) for
+lengths (..., 1), in float64.  `test_positions_rope.py` compares them with transformers.
 """
 
 import math
@@ -18,7 +18,7 @@ Scaling = Literal["none", "linear", "ntk", "dynamic", "yarn", "llama3", "longrop
 
 @dataclass(frozen=True, slots=True)
 class Extension:
-    """The settings of all methods; each reads its own."""
+    """Settings of all methods, named as the knobs of rope; `original` is L.  Each method reads its own."""
 
     base: float
     factor: float
@@ -32,33 +32,34 @@ class Extension:
 
 
 def none(w: Tensor, x: Extension, length: Tensor) -> Tensor:
+    """w, unchanged."""
     return w
 
 
 def linear(w: Tensor, x: Extension, length: Tensor) -> Tensor:
-    """w / s: positions are squeezed into the length known (position interpolation, arXiv:2306.15595)."""
+    """w / s: positions are compressed into the original length (position interpolation, arXiv:2306.15595)."""
     return w / x.factor
 
 
 def ntk(w: Tensor, x: Extension, length: Tensor) -> Tensor:
-    """w_i s^(-2i/(d-2)), which is another base: the fastest pair stays, the slowest is interpolated."""
-    return w * x.factor ** -_depth(w)
+    """w_i s^(-2i/(d-2)), a change of base: keeps the fastest pair and interpolates the slowest."""
+    return w * x.factor ** -_relative_index(w)
 
 
 def dynamic(w: Tensor, x: Extension, length: Tensor) -> Tensor:
-    """ntk with s l / L - (s - 1) in place of s as soon as l > L (arXiv:2309.00071, appendix B; s = 1: l / L)."""
+    """ntk with s l / L - (s - 1) in place of s for l > L (arXiv:2309.00071, appendix B; with s = 1 it is l / L)."""
     stretch = (x.factor * length.double() / x.original - (x.factor - 1)).clamp(min=1.0)
-    return w * stretch ** -_depth(w)
+    return w * stretch ** -_relative_index(w)
 
 
 def yarn(w: Tensor, x: Extension, length: Tensor) -> Tensor:
-    """Pairs of more than beta_fast turns stay, those of fewer than beta_slow are interpolated (arXiv:2309.00071).
+    """w for pairs with more than beta_fast turns, w / s for fewer than beta_slow, a ramp between (arXiv:2309.00071).
 
-    Between them a ramp over i, its ends rounded to whole pairs: the released code, not the ramp over r of the paper.
+    The ramp is linear in i, with its ends rounded to integers, as in the released code; the paper's is linear in r.
     """
     n = len(w)
 
-    def pair(turns: float) -> float:  # the i that makes so many turns within L
+    def pair(turns: float) -> float:  # the index i of the pair with this number of turns within L
         return n * math.log(x.original / (2 * math.pi * turns)) / math.log(x.base)
 
     low = max(math.floor(pair(x.beta_fast)), 0)
@@ -77,7 +78,8 @@ def llama3(w: Tensor, x: Extension, length: Tensor) -> Tensor:
 def longrope(w: Tensor, x: Extension, length: Tensor) -> Tensor:
     """w / short_factors up to L, w / long_factors beyond (arXiv:2402.13753).
 
-    The paper searches both per model.  Not given: 1, and ntk's s^(2i/(d-2)), one of the points its search starts from.
+    The paper searches for both lists for each model.  Defaults: 1, and ntk's s^(2i/(d-2)), one of the starting points
+    of that search.
     """
     short = w / w.new_tensor(x.short_factors or (1.0,))
     long = w / w.new_tensor(x.long_factors) if x.long_factors else ntk(w, x, length)
@@ -93,11 +95,11 @@ METHODS: dict[Scaling, Callable[[Tensor, Extension, Tensor], Tensor]] = {
     "llama3": llama3,
     "longrope": longrope,
 }
-BY_LENGTH: tuple[Scaling, ...] = ("dynamic", "longrope")  # their frequencies change while a text grows
+LENGTH_DEPENDENT: tuple[Scaling, ...] = ("dynamic", "longrope")  # their frequencies change with the length of the text
 
 
-def sharpness(scaling: Scaling, x: Extension) -> float:
-    """What queries and keys are multiplied with, so that attention stays as sharp over more keys."""
+def attention_scale(scaling: Scaling, x: Extension) -> float:
+    """Factor on queries and on keys that keeps the attention as sharp over more keys; 1 for most methods."""
     if scaling == "yarn":
         return 0.1 * math.log(x.factor) + 1
     if scaling == "longrope":
@@ -105,6 +107,6 @@ def sharpness(scaling: Scaling, x: Extension) -> float:
     return 1.0
 
 
-def _depth(w: Tensor) -> Tensor:
-    """2i / (d - 2): from 0 at the fastest pair to 1 at the slowest."""
+def _relative_index(w: Tensor) -> Tensor:
+    """2i / (d - 2), from 0 for the fastest pair to 1 for the slowest: (n,)."""
     return torch.linspace(0, 1, len(w), dtype=w.dtype, device=w.device)

@@ -368,7 +368,7 @@ def test_what_looks_ahead_is_for_encoders_alone(name, architecture):
     found = rules.violated_rules(
         effective(tiny_models.config() | {"mlp": {"name": name}, "architecture": {"name": architecture}})
     )
-    assert any("choose among all tokens" in problem.what for problem in found) == (architecture != "encoder")
+    assert any("routes by all tokens" in problem.what for problem in found) == (architecture != "encoder")
 
 
 @pytest.mark.slow

@@ -195,7 +195,7 @@ def test_what_peft_does_not_know_is_listed() -> None:
         ({"method": "xlora"}, "try: peft=lorahub"),
         ({"settings": ("rang=4",)}, "key=value"),
         ({"settings": ("r=0",)}, "peft"),
-        ({"method": "miss", "settings": ("r=64",)}, "its numbers, for peft.settings: r=64"),
+        ({"method": "miss", "settings": ("r=64",)}, "its scalar settings, for peft.settings: r=64"),
     ):
         with pytest.raises(UserError, match=said):
             pefts.build("hf", {"targets": ("linear",), **knobs}).apply(base(), 0)

@@ -198,8 +198,8 @@ def test_reads_beyond_the_length_it_was_trained_at(scaling):
     [
         ({"scaling": "yarn", "beta_fast": 1.0}, "beta_fast=1"),
         ({"scaling": "llama3", "low_freq_factor": 4.0}, "high_freq_factor=4"),
-        ({"scaling": "longrope", "long_factors": [1.0, 2.0]}, "2 came for 4 pairs"),
-        ({"scaling": "longrope", "short_factors": [1.0, 2.0, 3.0]}, "3 came for 4 pairs"),
+        ({"scaling": "longrope", "long_factors": [1.0, 2.0]}, "2 factors for 4 pairs"),
+        ({"scaling": "longrope", "short_factors": [1.0, 2.0, 3.0]}, "3 factors for 4 pairs"),
     ],
     ids=str,
 )
