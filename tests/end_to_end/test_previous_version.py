@@ -1,4 +1,4 @@
-"""Run folders, checkpoints, studies and exports that version 0.1.0 wrote: they load, resume and report the same digits."""
+"""Runs, studies and exports that version 0.1.0 wrote load, resume and report the same digits."""
 
 import csv
 import json

@@ -5,7 +5,7 @@ import torch
 
 from ablatio.errors import ConfigError
 from ablatio.model.build import ModelBuilder
-from ablatio.report.terminal.plan_table import estimate_arms, duration
+from ablatio.report.terminal.plan_table import duration, estimate_arms
 from ablatio.sweep.plan import plan_sweep
 from ablatio.sweep.size_matching import CLOSE, nearest
 from ablatio.training.estimate import estimate, vocabulary_of
