@@ -1,6 +1,6 @@
-"""Jobs that follow from results: of a search, and of the runs that wait for a tuned setting.
+"""Jobs that depend on results: trials of a search, and runs that wait for a tuned setting.
 
-Both are functions of the results alone, so a resumed sweep asks for what the interrupted one would have asked for.
+Both are pure functions of the results, so a resumed sweep plans what the interrupted one would have planned.
 """
 
 import math
@@ -15,29 +15,31 @@ from ablatio.sweep.arms import Cell, Planner
 from ablatio.sweep.score import score_of
 from ablatio.sweep.study import Job
 
-Results = Mapping[str, Mapping[str, Any] | None]  # job id -> the summary of its run; None when it failed
+Results = Mapping[str, Mapping[str, Any] | None]  # job id -> summary of its run; None if it failed
 
 
 def outcome(job: Job, results: Results) -> float | None:
-    """The cost of the job's score at its end; infinite when it failed, None while it has not come so far."""
+    """Cost of the job's final score; infinite if it failed, None if it has not finished."""
     if job.id not in results:
         return None
     summary = results[job.id] or {"status": "failed"}
     if summary.get("status") in ("failed", "diverged"):
         return math.inf
-    if summary.get("steps") != (job.until or job.config["train"]["steps"]):  # interrupted, or at an earlier rung
+    if summary.get("steps") != (
+        job.until or job.config["train"]["steps"]
+    ):  # interrupted, or stopped at an earlier rung
         return None
     score = score_of(summary)
     return score.cost if score else math.inf
 
 
 def trial_seed(seeds: Sequence[int]) -> int:
-    """The seed of trials: none of those with which arms are compared."""
+    """Seed of trials: a seed that is never used to compare arms."""
     return max(seeds) + 1
 
 
 class Search:
-    """Asks a design for trials until it names its survivors; those run with all seeds."""
+    """Runs the trials that a design asks for until it names its survivors, which then run with all seeds."""
 
     def __init__(
         self, planner: Planner, design: Any, matched: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
@@ -55,13 +57,15 @@ class Search:
 
     @property
     def matched(self) -> Mapping[str, Mapping[str, Any]]:
+        """What `match=` changed, per arm."""
         return self._matching.found if self._matching else {}
 
     def remember(self, jobs: Iterable[Job]) -> None:
-        """What earlier rungs of jobs gave, before they went on."""
+        """Restore the losses at earlier rungs of jobs that have gone on since."""
         self._losses |= {(job.id, int(step)): loss for job in jobs for step, loss in job.rungs.items()}
 
     def more(self, results: Results) -> list[Job]:
+        """Return the jobs that the design waits for; empty when the search is over."""
         told: list[TrialResult] = []
         while asks := self.design.more(told):
             outcomes = [self._outcome(ask, results) for ask in asks]
@@ -71,7 +75,7 @@ class Search:
         return []
 
     def _outcome(self, ask: Trial, results: Results) -> tuple[list[Job], float | None]:
-        """(the jobs of an ask, its loss when it is known): infinite for an arm that cannot run."""
+        """(jobs of a trial, its loss once known); the loss of an arm that cannot run is infinite."""
         cell = self._cell(ask.arm)
         if cell is None:
             return [], math.inf
@@ -96,7 +100,7 @@ class Search:
         return job.with_rungs(earlier)
 
     def _cell(self, arm: Arm) -> Cell | None:
-        """The cell of an arm; equal arms have one."""
+        """The cell of an arm; equal arms share one."""
         wish = self.planner.applicable(arm)[0]
         key = tuple(sorted(wish.items()))
         if key not in self._cells:
@@ -109,7 +113,7 @@ class Search:
 
 
 class TuningDriver:
-    """Each arm gets its own best value of one setting, from equally many trials on a logarithmic grid."""
+    """Gives each arm its own best value of one setting, from equally many trials on a logarithmic grid."""
 
     def __init__(
         self, planner: Planner, cells: Sequence[Cell], tuned: Mapping[str, Mapping[str, str]] | None = None
@@ -125,6 +129,7 @@ class TuningDriver:
             raise ConfigError([Problem("tune", what, "tune=optimizer.lr")])
 
     def more(self, results: Results) -> list[Job]:
+        """Return open trials, and the runs of arms whose trials are finished."""
         waiting, ready = list[Job](), list[Job]()
         for cell in self.cells:
             trials = {value: self._trial(cell, value) for value in self.values(cell)}
@@ -141,7 +146,7 @@ class TuningDriver:
         return waiting + sorted(ready, key=lambda job: seeds.index(job.seed))
 
     def values(self, cell: Cell) -> list[str]:
-        """The default and its multiples by powers of 2; none where the arm has no such setting."""
+        """The default value times powers of 2; empty if the arm has no such setting."""
         default = self._default(cell)
         return [f"{default * 2.0 ** (i - self.trials // 2):.6g}" for i in range(self.trials)] if default else []
 

@@ -1,4 +1,4 @@
-"""Arms that are checked: what was refused and why, which arms are the same, and the jobs that they make."""
+"""Checked arms: refused and duplicate ones are recorded, the others become jobs."""
 
 import hashlib
 import json
@@ -19,13 +19,13 @@ from ablatio.sweep.request import SweepRequest
 from ablatio.sweep.study import Job, Role, label_of
 from ablatio.training.run_folder import VOLATILE, run_id
 
-ORIGIN = ("model", "model.start", "model.path")  # say which parts there are
-ENOUGH = 8  # arms with mistakes in them: the next ones have the same
+ORIGIN = ("model", "model.start", "model.path")  # settings that choose parts
+ENOUGH = 8  # stop after this many faulty arms: the rest fail alike
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One arm as it will run, checked.  `more`: what makes it comparable with others, such as a narrower d_ff."""
+    """One checked arm.  `more`: settings that make it comparable with others, such as a narrower d_ff."""
 
     arm: Arm
     composed: Composed
@@ -33,32 +33,34 @@ class Cell:
 
     @property
     def label(self) -> str:
+        """The arm as text: `norm=rmsnorm position=rope`."""
         return label_of(self.arm)
 
     @property
     def config(self) -> Mapping[str, Any]:
+        """Its resolved config."""
         return self.composed.config
 
     @property
     def id(self) -> str:
-        """Equal for arms that mean the same."""
+        """Id that is equal for arms with the same meaning."""
         return job_id(self.config)
 
 
 class Planner:
-    """Makes checked cells of arms; remembers what was refused, what was the same, and which axes came to bear."""
+    """Turns arms into checked cells; records refused arms, duplicates, and the axes that took effect."""
 
     def __init__(self, sweep: SweepRequest) -> None:
         self.sweep = sweep
         self.composer = Composer()
         self.refused: list[tuple[Arm, list[Problem]]] = []
-        self.same: dict[str, str] = {}  # arm -> the one that it equals
+        self.same: dict[str, str] = {}  # arm -> its duplicate
         self.used: set[str] = set()
         self._ids: dict[str, Arm] = {}
         self._tried: set[tuple[tuple[str, str], ...]] = set()
 
     def cells(self, arms: Iterable[Arm]) -> list[Cell]:
-        """One cell for each arm that can run; equal ones once.  ConfigError when arms hold mistakes."""
+        """Return a cell for each runnable arm, duplicates once.  Raises ConfigError for mistakes in arms."""
         mistakes: list[tuple[Arm, list[Problem]]] = []
         made, total = list[Cell](), 0
         for total, wish in enumerate(arms, 1):  # noqa: B007 (the number of arms)
@@ -77,7 +79,7 @@ class Planner:
         return made
 
     def cell(self, wish: Arm) -> Cell | None:
-        """The arm as it will run; None when it is refused, or equals an earlier one.  ConfigError for a mistake."""
+        """Return the cell of an arm; None if refused or equal to an earlier one.  Raises ConfigError for a mistake."""
         arm, overrides = self.applicable(wish)
         key = tuple(sorted(arm.items()))
         if key in self._tried:
@@ -97,17 +99,18 @@ class Planner:
         return cell
 
     def made(self, arm: Arm, overrides: Sequence[str]) -> Cell:
+        """Compose a cell from an arm's overrides."""
         return Cell(arm, self.composer.compose(overrides))
 
     def applicable(self, wish: Arm) -> tuple[Arm, list[str]]:
-        """(the arm without what it cannot have, its overrides): `norm.eps` says nothing where the norm has no eps.
+        """Return (the arm without settings that do not apply, its overrides).
 
-        A fixed knob of a kind that varies is dropped likewise.
+        `norm.eps` does not apply if the chosen norm has no eps; a fixed knob of a kind that varies is dropped likewise.
         """
         shared = [text for text in self.sweep.fixed if not self._value_key(text)]
         pairs = {key: f"{key}={value}" for key, value in wish.items()}
         shape = self.composer.tree([*shared, *(t for t in pairs.values() if not self._value_key(t))])
-        if shape is None:  # only Hydra can tell, and it will say what is wrong
+        if shape is None:  # only Hydra can compose it, and reports what is wrong
             self.used |= pairs.keys()
             return wish, [*self.sweep.fixed, *pairs.values()]
         varied = {axis.key.split(".")[0] for axis in self.sweep.axes} & REGISTRIES.keys()
@@ -122,13 +125,13 @@ class Planner:
 
     @staticmethod
     def _value_key(text: str) -> str:
-        """The key, where an override gives a plain value; else an empty string."""
+        """Key of an override that sets a plain value; else an empty string."""
         parsed = parse(text)
         own = parsed is not None and is_value(parsed) and parsed.key_or_group not in ORIGIN
         return parsed.key_or_group if parsed is not None and own else ""
 
     def _unused(self, key: str) -> Problem:
-        """An axis that no arm has: the nearest key that one has."""
+        """The problem of an axis that applies to no arm, with the nearest key that would."""
         bare = split(key)[1]
         whose, section = key.removesuffix(bare), bare.split(".")[0]
         known = {f"{kind}.{k.name}" for kind, r in REGISTRIES.items() if r.in_run for e in r for k in e.knobs}
@@ -143,12 +146,12 @@ class Planner:
         return Problem(key, f"no arm has it: {problem.what}" if fix else "no arm has it", fix)
 
     def composed(self, cell: Cell, more: Mapping[str, str] | None = None) -> Composed:
-        """The cell's config, and that of its settings beside the arm's."""
+        """Compose a cell with further settings."""
         said = [f"{k}={v}" for k, v in {**cell.more, **(more or {})}.items()]
         return self.composer.compose([*nameless(cell.composed.overrides), *said])
 
     def jobs(self, cell: Cell, seed: int) -> list[Job]:
-        """All that an arm does with a seed."""
+        """All jobs of an arm with a seed."""
         return [self.job(cell, seed)]
 
     def job(
@@ -160,10 +163,10 @@ class Planner:
         role: Role = "run",
         until: int | None = None,
     ) -> Job:
-        """One run of a cell; `more`: settings beside the cell's own."""
+        """One run of a cell; `more`: settings beyond the cell's own."""
         if more or cell.more or self.composer.interpolated:
             composed = self.composed(cell, {**(more or {}), request.SEED: str(seed)})
-        else:  # nothing else depends on the seed
+        else:  # the seed is the only difference
             known = cell.composed
             seeded = {**known.config, request.SEED: seed}, {**known.public, request.SEED: seed}
             composed = Composed(*seeded, [*nameless(known.overrides), f"{request.SEED}={seed}"])
@@ -173,7 +176,7 @@ class Planner:
 
 
 def distinct(jobs: Iterable[Job]) -> list[Job]:
-    """Each job once: what several arms or seeds ask for runs for all of them."""
+    """Deduplicate jobs by id: a job that several arms or seeds need runs once."""
     found: dict[str, Job] = {}
     for job in jobs:
         found[job.id] = found[job.id].shared_with(job) if job.id in found else job
@@ -181,12 +184,12 @@ def distinct(jobs: Iterable[Job]) -> list[Job]:
 
 
 def nameless(overrides: Sequence[str]) -> list[str]:
-    """Without the study's name: a single run that is made again would find its folder taken."""
+    """Drop `name=`: a repeated single run would find its folder taken."""
     return [text for text in overrides if not text.startswith("name=")]
 
 
 def job_id(config: Mapping[str, Any]) -> str:
-    """Hash of the settings that make the numbers, and of the source of each part that they name."""
+    """Hash of the settings that determine the numbers and of the source of each part that they name."""
     parts = {
         f"{entry.kind}/{entry.name}": entry.digest
         for entry, _ in run_config.chosen(config)

@@ -1,7 +1,7 @@
-"""Executes the jobs of a study: takes one after the other in hand, gives it to the launcher, and knows how it ended.
+"""Executes the jobs of a study: claims a job, hands it to the launcher, records how it ended.
 
-A job that takes something from others (a stage of a recipe) is taken in hand when those are done.  One that waits for
-a job which failed stays planned, and is open again when that one was repeated (`retry=`).
+A job that depends on others (a stage of a recipe) is claimed when those are done.  A job that depends on a failed one
+stays planned, and opens again once that one has been repeated (`retry=`).
 """
 
 import os
@@ -24,43 +24,43 @@ from ablatio.sweep.ledger import Claim, Entry, Ledger, Retry, alive
 from ablatio.sweep.lock import owned
 from ablatio.sweep.study import JOBS, LEDGER, RUNS, Job, Study, read_job, run_folder, summary_of, write_job
 
-TICK = 0.25  # seconds between two looks at what is going on
-LIVES = 3  # attempts of a run that is killed, or lost with its server
-GRACE = 25.0  # seconds for a run to end after its server has
-PATIENCE = 30.0  # seconds for the owner of a folder to write down its plan
+TICK = 0.25  # seconds between polls
+LIVES = 3  # attempts for a run that is killed or lost with its server
+GRACE = 25.0  # seconds that a run may outlive its server
+PATIENCE = 30.0  # seconds to wait for the owner of a folder to write its plan
 RETRY = get_args(Retry)
 ENDED = ("done", "failed", "paused")
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What became of a job; `summary`: of its run, empty where it failed."""
+    """Outcome of a job; `summary` of its run, empty if it failed."""
 
     job: Job
     entry: Entry
     summary: Mapping[str, Any] = field(default_factory=dict)
 
 
-# What a design asks for next: job -> its summary, None where it failed.
+# Function from results (job id -> summary, None if failed) to the next jobs.
 More = Callable[[Any], Iterable[Job]]
 
 
 class Watcher(Protocol):
-    """Is told how things stand, some times a second."""
+    """Observer that the engine updates a few times per second."""
 
-    def update(self, engine: "Engine") -> None: ...
+    def update(self, engine: "Engine") -> None:
+        """Look at the engine's state."""
 
 
 class Engine:
-    """Runs what is open of `jobs`, and what `more` asks for when it sees the results.
+    """Runs the open jobs of `jobs`, and those that `more` adds when it sees results.
 
-    more   called with all results whenever there is a new one; gives further jobs, or old ones with a later `until`
-    study  is written down before the first run
-    replaced  jobs of this folder that others took the place of; they count no more
-    join   share the work with a sweep that is at this folder already, instead of refusing to
-    retry  the kinds of failures that are tried once more: `failed` is all; `running`: what runs on a machine that
-           cannot be asked from here
-    hang   seconds after which a run that writes nothing is stopped
+    more      called with all results whenever there is a new one; returns new jobs, or known ones with a later `until`
+    study     written before the first run
+    replaced  jobs of this folder that others have superseded
+    join      share the work with a sweep that owns this folder, instead of refusing
+    retry     kinds of failures to repeat: `failed` for all; `running` for runs on machines that cannot be queried
+    hang      seconds after which a run that writes nothing is stopped
     """
 
     def __init__(
@@ -86,14 +86,14 @@ class Engine:
         self.held: dict[str, Claim] = {}
         self.lost: dict[str, tuple[Claim, float]] = {}
         self.deaths: Counter[str] = Counter()
-        self.pulse, self.hung = HangDetector(hang), set[Claim]()
+        self.hang_detector, self.hung = HangDetector(hang), set[Claim]()
         self.retry = retry
         self.again = {e.job for e in self.ledger.read().values() if e.state == "failed" and retry in ("failed", e.kind)}
         self.stopped, self.started = "", False
         self._results: dict[str, Result] = {}
 
     def run(self) -> list[Result]:
-        """The results of all jobs, in their order; Preempted when a signal came, and then nothing is lost."""
+        """Run to the end and return all results in order.  Raises Preempted on a signal, without losing work."""
         with owned(self.folder, self.join) as owner, self._listening():
             if owner:
                 if self.study:
@@ -101,7 +101,7 @@ class Engine:
                 self._write(self.jobs.values())
                 self.ledger.replace(self.replaced)
             else:
-                self.more = lambda results: ()  # the owner asks the design; we only help it
+                self.more = lambda results: ()  # only the owner extends the plan
                 self._refuse_another_plan()
             try:
                 self._loop()
@@ -116,11 +116,11 @@ class Engine:
         return self.results()
 
     def results(self) -> list[Result]:
-        """Of the jobs that have ended, in the order of the study."""
+        """Results of the finished jobs, in the order of the study."""
         return [result for job in self.jobs if (result := self.result(job))]
 
     def result(self, name: str) -> Result | None:
-        """What became of a job; None while it is not over."""
+        """Result of a job; None while it is not finished."""
         job, entry = self.jobs[name], self.ledger.entries.get(name)
         if entry is None or entry.state not in ENDED:
             return None
@@ -138,8 +138,8 @@ class Engine:
         seen = -1
         while not self.stopped:
             self.ledger.read()
-            self._bury()
-            self._stop_the_hung()
+            self._end_orphans()
+            self._stop_hung_runs()
             self._look_for_new()
             self._fill()
             if self.watcher:
@@ -151,7 +151,7 @@ class Engine:
                     continue
             if not self.held and not self.lost and not any(self._unfinished(e) for e in self.ledger.entries.values()):
                 break
-            if not self.started:  # others have it all in hand
+            if not self.started:  # other processes hold all open jobs
                 time.sleep(TICK)
                 continue
             for end in self.launcher.poll(TICK):
@@ -197,16 +197,16 @@ class Engine:
             return None
 
     def _extend(self) -> bool:
-        """Ask for further jobs; whether there are any."""
+        """Ask for further jobs; True if there are any."""
         jobs = list(self.more({r.job.id: r.summary or None for r in self.results()}))
         if jobs:
             self._write(jobs)
             if self.study:
-                self.study.write(self.folder)  # it says what was tuned
+                self.study.write(self.folder)  # it records tuned settings
         return bool(jobs)
 
     def is_open(self, job: Job, entry: Entry | None) -> bool:
-        """Whether somebody should take it in hand."""
+        """True if the job should be claimed now."""
         if job.id in self.held or job.id in self.lost or not self._is_ready(job):
             return False
         if entry is None or entry.state in ("planned", "preempted"):
@@ -220,7 +220,7 @@ class Engine:
         return not entry.taken or (self.retry == "running" and entry.elsewhere)
 
     def _is_ready(self, job: Job) -> bool:
-        """Whether all is done that it takes something from."""
+        """True if all jobs that it depends on are done."""
         return all((known := self.ledger.entries.get(name)) and known.state == "done" for name in job.takes)
 
     def _fill(self) -> None:
@@ -233,11 +233,11 @@ class Engine:
                     self.launcher.start()
                 self.again.discard(job.id)
                 self.held[job.id] = claim
-                where = str(self.folder.absolute())  # a node of a cluster works elsewhere
+                where = str(self.folder.absolute())  # cluster nodes have another working directory
                 self.launcher.submit(LaunchRequest(where, job.id, claim.attempt, claim.offset))
 
     def _settle(self, end: LaunchOutcome) -> None:
-        """Write what a process that is dead could not write itself."""
+        """Record the end of a process that could not record it itself."""
         claim = self.held.pop(end.order.job, None)
         if claim is None or claim.attempt != end.order.attempt:
             return
@@ -245,9 +245,9 @@ class Engine:
         if entry.attempt != claim.attempt or entry.state in ENDED:
             return
         if end.how == "timeout":
-            self.ledger.end(claim, "failed", "timeout", "it took longer than timeout= allows")
+            self.ledger.end(claim, "failed", "timeout", "it ran longer than timeout= allows")
         elif claim in self.hung and end.how != "lost":
-            self.ledger.end(claim, "failed", "hung", f"it wrote nothing for {self.pulse.seconds:g} s (hang=)")
+            self.ledger.end(claim, "failed", "hung", f"it wrote nothing for {self.hang_detector.seconds:g} s (hang=)")
         elif end.how == "lost":
             self.lost[claim.job] = claim, time.monotonic() + GRACE
         elif entry.state == "preempted":
@@ -259,23 +259,23 @@ class Engine:
                 claim, "failed", "environment", f"it could not write into {run_folder(self.folder, claim.job)}"
             )
         else:
-            self.ledger.end(claim, "failed", "exited", f"it left with code {end.code} and without a result")
+            self.ledger.end(claim, "failed", "exited", f"it exited with code {end.code} and no result")
 
     def _died(self, claim: Claim, kind: Any, message: str) -> None:
         self.deaths[claim.job] += 1
         state = "failed" if self.deaths[claim.job] >= LIVES else "preempted"
         self.ledger.end(claim, state, kind, message)  # type: ignore[arg-type]
 
-    def _stop_the_hung(self) -> None:
-        """They are asked to stop; one that does not listen is ended by its launcher."""
+    def _stop_hung_runs(self) -> None:
+        """Ask hung runs to stop; the launcher kills those that do not react."""
         for job, claim in self.held.items():
             running = self.ledger.entries[job].state == "running"
-            if running and claim not in self.hung and self.pulse.gone(claim, run_folder(self.folder, job)):
+            if running and claim not in self.hung and self.hang_detector.gone(claim, run_folder(self.folder, job)):
                 self.hung.add(claim)
                 self.launcher.cancel(job)
 
-    def _bury(self) -> None:
-        """Runs whose server died were asked to stop; wait for them, then end them."""
+    def _end_orphans(self) -> None:
+        """Wait for runs whose server died, which were asked to stop, then kill them."""
         for job, (claim, deadline) in list(self.lost.items()):
             entry = self.ledger.entries[job]
             ours = entry.attempt == claim.attempt and entry.state not in ENDED
@@ -287,18 +287,18 @@ class Engine:
                         os.killpg(entry.pid, signal.SIGKILL)
             del self.lost[job]
             if ours:
-                self._died(claim, "lost", "the server died that it ran under")
+                self._died(claim, "lost", "its server process died")
 
     def _release(self) -> None:
-        """Give back what is claimed and has not begun."""
+        """Return claims of jobs that have not started."""
         for claim in (*self.held.values(), *(claim for claim, _ in self.lost.values())):
             entry = self.ledger.read()[claim.job]
             if entry.state == "claimed" and entry.attempt == claim.attempt:
-                self.ledger.end(claim, "preempted", message="it had not begun")
+                self.ledger.end(claim, "preempted", message="it had not started")
 
     @contextmanager
     def _listening(self) -> Iterator[None]:
-        """SIGINT and SIGTERM end the sweep in good order; a second Ctrl-C ends it at once."""
+        """Let SIGINT and SIGTERM end the sweep in order; a second Ctrl-C ends it at once."""
 
         def stop(number: int, frame: FrameType | None) -> None:
             if self.stopped and number == signal.SIGINT:

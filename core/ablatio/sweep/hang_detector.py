@@ -1,4 +1,4 @@
-"""Which runs have fallen silent: neither their metrics nor their log grow any more."""
+"""Detects hung runs: neither their metrics nor their log grow."""
 
 import time
 from pathlib import Path
@@ -11,9 +11,9 @@ Signs = tuple[tuple[int, int], ...]
 
 
 class HangDetector:
-    """Looks at the files of a run, and remembers for how long they have not changed.
+    """Remembers for how long the files of each run have not changed, by this machine's own clock.
 
-    It goes by this machine's own clock: the times of files may come from another one.
+    The clock of another machine may have written the file times, so they are only compared for equality.
     """
 
     def __init__(self, seconds: float | None) -> None:
@@ -21,7 +21,7 @@ class HangDetector:
         self.seen: dict[Claim, tuple[Signs, float]] = {}
 
     def gone(self, claim: Claim, run: Path) -> bool:
-        """Whether the attempt, in the folder `run`, has written nothing for so many seconds."""
+        """True if the attempt has written nothing into `run` for the allowed time."""
         if self.seconds is None:
             return False
         signs, now = tuple(map(_sign, (run / name for name in WRITTEN))), time.monotonic()

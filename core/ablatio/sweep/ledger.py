@@ -1,16 +1,15 @@
-"""What became of each job: one line of JSON per change, with a checksum, appended under a lock and flushed to the disk.
+"""The ledger: one line of JSON per state change, with a checksum, appended under a lock and flushed to disk.
 
     {"time": 1763.2, "job": "3f2a", "state": "running", "attempt": 1, "pid": 7, "host": "a", "start": 8, "sha256": ".."}
 
-planned    in the order of the study
-claimed    a sweeper has it in hand; should that process die, the job is open again
-running    by the process that does it; should it die without a word, the job is open again
-done, failed, paused (a rung: at its step), preempted (asked to stop: it goes on from its checkpoint)
-replaced   the study has another job in its place, made by other code; what it gave counts no more
+planned    listed in the order of the study
+claimed    held by a sweeper; if that process dies, the job is open again
+running    in the process that executes it; if it dies without a record, the job is open again
+done, failed, paused (a rung, at its step), preempted (asked to stop; continues from its checkpoint)
+replaced   superseded by another job because the code has changed; its result no longer counts
 
-Each claim is a new attempt, and what an older attempt says later counts no more.  A last line that is torn or damaged
-is left out, and the next append takes it away.  A damaged line further up is left out too; `damaged` has its
-number.
+Each claim is a new attempt; records of older attempts no longer count.  A torn or damaged last line is ignored, and
+the next append removes it.  A damaged line further up is ignored too; `damaged` lists its number.
 """
 
 import fcntl
@@ -29,7 +28,7 @@ from ablatio.storage.atomic_write import explained, make_folder
 
 State = Literal["planned", "claimed", "running", "done", "failed", "paused", "preempted", "replaced"]
 Kind = Literal["", "user", "diverged", "environment", "crash", "killed", "timeout", "hung", "exited", "lost"]
-# What may be tried once more: all failures, those of a kind, or what runs where it cannot be asked.
+# What may be repeated: all failures, those of one kind, or runs on machines that cannot be queried.
 Retry = Literal[
     "failed", "running", "user", "diverged", "environment", "crash", "killed", "timeout", "hung", "exited", "lost"
 ]
@@ -40,10 +39,10 @@ _SEAL = ', "sha256": "'
 class Entry:
     """One line of the ledger.
 
-    attempt           the number of the claim, from 1
-    pid, host, start  the process: of the sweeper in a claim, else of the run; start tells it from another of its pid
-    kind, message     why it failed, or was stopped
-    step              where a rung is paused
+    attempt           number of the claim, from 1
+    pid, host, start  process of the sweeper (claimed) or of the run; start distinguishes reused pids
+    kind, message     why it failed or was stopped
+    step              step at which a rung is paused
     """
 
     job: str
@@ -59,18 +58,18 @@ class Entry:
 
     @property
     def taken(self) -> bool:
-        """Somebody has it in hand and is alive, as far as can be seen from here."""
+        """True if a process that is alive, as far as can be seen from here, holds the job."""
         return self.state in ("claimed", "running") and alive(self) is not False
 
     @property
     def elsewhere(self) -> bool:
-        """In the hands of a process that cannot be asked from this machine."""
+        """True if a process that cannot be queried from this machine holds the job."""
         return self.state in ("claimed", "running") and alive(self) is None
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """The right to run a job: valid until a later line of the ledger than byte `offset` speaks of it."""
+    """The right to run a job: valid until a line after byte `offset` mentions the job."""
 
     job: str
     attempt: int
@@ -78,7 +77,7 @@ class Claim:
 
 
 class Ledger:
-    """The ledger in `path`; reading goes on where the last reading ended."""
+    """The ledger in `path`; each read continues where the last one ended."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -87,25 +86,25 @@ class Ledger:
         self._offset = self._lines = 0
 
     def read(self) -> dict[str, Entry]:
-        """The last word on each job, in the order in which they were planned."""
+        """Return the last entry of each job, in the order in which they were planned."""
         if self.path.exists():
             with explained("read", self.path), self.path.open("rb") as file:
                 self._catch_up(file)
         return self.entries
 
     def plan(self, jobs: Iterable[str]) -> None:
-        """Put down the jobs that it does not know."""
+        """Add the jobs that are not listed yet."""
         with self._locked() as file:
             self._append(file, [Entry(job, "planned") for job in jobs if job not in self.entries])
 
     def replace(self, jobs: Iterable[str]) -> None:
-        """Put down that these count no more; one that runs has lost its claim."""
+        """Mark jobs as replaced; one that is running loses its claim."""
         with self._locked() as file:
             known = [entry for job in jobs if (entry := self.entries.get(job)) and entry.state != "replaced"]
             self._append(file, [Entry(entry.job, "replaced", entry.attempt + 1) for entry in known])
 
     def claim(self, job: str, known: Entry | None) -> Claim | None:
-        """Take a job in hand; None when it is no longer as it was `known`: then somebody else was faster."""
+        """Claim a job; None if its state is no longer `known` because another process was faster."""
         with self._locked() as file:
             now = self.entries.get(job)
             if now != known:
@@ -115,23 +114,23 @@ class Ledger:
             return Claim(job, attempt, offset)
 
     def begin(self, claim: Claim) -> bool:
-        """Say that this process does the job now; False when the claim is no longer valid."""
+        """Record that this process runs the job; False if the claim is no longer valid."""
         with self._locked(claim.offset) as file:
-            now = self.entries.get(claim.job)  # None: no later line speaks of it
+            now = self.entries.get(claim.job)  # None: no later line mentions the job
             if now and (now.state, now.attempt) != ("claimed", claim.attempt):
                 return False
             self._append(file, [Entry(claim.job, "running", claim.attempt, **this_process())])
             return True
 
     def end(self, claim: Claim, state: State, kind: Kind = "", message: str = "", step: int = 0) -> None:
-        """What became of the attempt."""
+        """Record the outcome of an attempt."""
         line = Entry(claim.job, state, claim.attempt, **this_process(), kind=kind, message=message, step=step)
         with self._locked(claim.offset) as file:
             self._append(file, [line])
 
     @contextmanager
     def _locked(self, start: int | None = None) -> Iterator[BinaryIO]:
-        """The file, ours alone.  start: nothing before this byte is of interest; a run does not read the whole."""
+        """Lock the file.  start: skip everything before this byte, so that a run need not read the whole ledger."""
         if start is not None and self._offset < start:
             self._offset = start
         if not self.path.parent.exists():
@@ -142,25 +141,25 @@ class Ledger:
             size = file.seek(0, os.SEEK_END)
             if end < size:
                 file.truncate(end)
-            if end and file.seek(end - 1) and file.read(1) != b"\n":  # whole but for its last byte
+            if end and file.seek(end - 1) and file.read(1) != b"\n":  # complete except for its newline
                 file.write(b"\n")
             yield file
 
     def _append(self, file: BinaryIO, entries: Iterable[Entry]) -> int:
-        """The byte at which the ledger ends now."""
+        """Append entries and return the new end of the ledger."""
         file.write(b"".join(map(_sealed, entries)))
         file.flush()
         os.fsync(file.fileno())
         return self._catch_up(file)
 
     def _catch_up(self, file: BinaryIO) -> int:
-        """Take in what was appended since; the byte at which the last whole line ends."""
+        """Read what was appended since; return the byte at which the last whole line ends."""
         file.seek(self._offset)
         end, bad = self._offset, list[bytes]()
         for line in file:
             entry = _opened(line)
             if entry is None:
-                bad.append(line)  # one that is torn if it is the last, else damaged
+                bad.append(line)  # torn if it is the last line, else damaged
                 continue
             self.damaged += range(self._lines + 1, self._lines + len(bad) + 1)
             end += sum(map(len, bad)) + len(line)
@@ -183,7 +182,7 @@ def _sealed(entry: Entry) -> bytes:
 
 
 def _opened(line: bytes) -> Entry | None:
-    """What a line says; None when it is not what was written."""
+    """Parse a line; None unless its checksum is right."""
     try:
         text, _, seal = line.decode().rstrip("\n").rpartition(_SEAL)
         if seal != f'{_digest(text + "}")}"}}':
@@ -200,24 +199,25 @@ def _digest(text: str) -> str:
 
 
 def this_process() -> dict[str, Any]:
+    """pid, host and start time of this process."""
     return {"pid": os.getpid(), "host": socket.gethostname(), "start": started(os.getpid())}
 
 
 def alive(entry: Entry) -> bool | None:
-    """Whether its process lives; None where that cannot be seen: on another machine."""
+    """True if the entry's process is alive; None if it is on another machine."""
     if entry.host != socket.gethostname():
         return None
     try:
         os.kill(entry.pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # it lives, and is another user's
+    except PermissionError:  # alive, but owned by another user
         pass
     return started(entry.pid) == entry.start
 
 
 def started(pid: int) -> int:
-    """When the process began, in the kernel's ticks since boot; 0 where that is unknown, -1 when it is gone."""
+    """Start time of a process in kernel ticks since boot; 0 if unknown, -1 if it is gone."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:

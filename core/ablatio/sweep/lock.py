@@ -1,4 +1,4 @@
-"""One sweep at a time has a folder: a lock that ends with its process, and who holds it."""
+"""Exclusive ownership of a study's folder: a lock that ends with its process, and who holds it."""
 
 import fcntl
 import json
@@ -16,14 +16,14 @@ LOCK = "sweeper.lock"
 
 @contextmanager
 def owned(folder: Path, join: bool) -> Iterator[bool]:
-    """Own the folder; False where another sweep owns it and `join` is set, else UserError."""
+    """Own the folder; yield False if another sweep owns it and `join` is set.  Raises UserError if `join` is not."""
     make_folder(folder)
     path = folder / LOCK
     with ExitStack() as stack:
         with explained("lock", path):
             file = stack.enter_context(path.open("a+", encoding="utf-8"))
             try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # which a forked server does not inherit
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not inherited by a forked server
                 owner = True
             except (BlockingIOError, PermissionError):
                 owner = False
@@ -37,7 +37,7 @@ def owned(folder: Path, join: bool) -> Iterator[bool]:
 
 
 def _owner(path: Path, folder: Path) -> str:
-    for _ in range(20):  # one that has the lock since a moment ago may not have said who it is
+    for _ in range(20):  # a new owner may not have written its name yet
         with suppress(OSError, ValueError):
             data = json.loads(path.read_text(encoding="utf-8"))
             if alive(Entry("", "claimed", **data)) is not False:

@@ -1,4 +1,4 @@
-"""The plan of a sweep: its arms, those that cannot run and why, and its jobs; all are known before the first starts."""
+"""The plan of a sweep: arms, refused arms and why, and jobs, all known before the first run."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,13 +21,13 @@ Follow = Callable[[Results], list[Job]]
 class Plan:
     """What is to be done.
 
-    study     goes into the folder before the first run, and again when `more` gave jobs: it says what was tuned
-    jobs      in the order in which they should run: all arms of one seed, then the next
-    cells     the arms that can run, each checked; of a search, those that it has asked for
-    config    that of the first arm, for what concerns the folder: `out` and `name`
-    settings  the sweep's own
-    launcher  what was said of Hydra's launcher
-    coming    how many runs follow from the results of `jobs` at least
+    study     written before the first run, and again when `more` adds jobs: it records tuned settings
+    jobs      in execution order: all arms of one seed, then the next
+    cells     checked arms that can run; of a search, those asked for so far
+    config    config of the first arm, for `out` and `name` of the folder
+    settings  the sweep's own settings
+    launcher  overrides of the launcher
+    coming    lower bound on the number of runs that follow from the results of `jobs`
     """
 
     study: Study
@@ -45,21 +45,23 @@ class Plan:
 
     @property
     def adaptive(self) -> bool:
-        """Whether further jobs follow from the results of these."""
+        """True if further jobs depend on the results of these."""
         return self.follow is not None
 
     def more(self, results: Results) -> list[Job]:
-        """The jobs that follow from all that is known (job id -> the summary of its run, None when it failed):
-        new ones, or old ones with a later `until`."""
+        """Return the jobs that follow from the results: new ones, or known ones with a later `until`.
+
+        results: job id -> summary of its run, None if it failed
+        """
         jobs = [j for j in (self.follow(results) if self.follow else ()) if (j.id, j.until) not in self._given]
         self._given |= {(job.id, job.until) for job in jobs}
         return jobs
 
 
 def plan_sweep(overrides: Sequence[str], folder: Path | None = None) -> Plan:
-    """The plan of `ablatio train -m OVERRIDES`; ConfigError with everything that is wrong with it.
+    """Plan `ablatio train -m OVERRIDES`.  Raises ConfigError with everything that is wrong.
 
-    folder: of a study that was begun there; by default out/name, where a name was given
+    folder: of a study to continue; by default out/name, if a name was given
     """
     sweep = request.read(overrides)
     planner, design = planner_of(sweep), design_of(sweep)
@@ -81,7 +83,7 @@ def plan_sweep(overrides: Sequence[str], folder: Path | None = None) -> Plan:
         tuning = TuningDriver(planner, cells, begun.tuned if begun else {})
         _follow(plan, tuning.more, current(place) if begun else {})
         plan.coming = len(cells) * len(sweep.seeds) - sum(job.role == "run" for job in plan.jobs)
-        study.tuned = tuning.tuned  # which grows
+        study.tuned = tuning.tuned  # filled as tuning proceeds
     else:
         plan.jobs = distinct(job for seed in sweep.seeds for cell in cells for job in planner.jobs(cell, seed))
     study.stages = tuple(dict.fromkeys(job.stage for job in plan.jobs if job.stage))
@@ -89,7 +91,7 @@ def plan_sweep(overrides: Sequence[str], folder: Path | None = None) -> Plan:
 
 
 def planner_of(sweep: SweepRequest) -> Planner:
-    """Of arms that are single runs, or of arms that are recipes."""
+    """Return the planner for arms that are single runs, or recipes."""
     if not sweep.of_recipes:
         return Planner(sweep)
     from ablatio.sweep.recipe_arms import RecipePlanner
@@ -99,7 +101,7 @@ def planner_of(sweep: SweepRequest) -> Planner:
 
 def _search(sweep: SweepRequest, planner: Planner, design: Any, folder: Path | None) -> Plan:
     if sweep.of_recipes:
-        what = f"design={sweep.settings.design['name']} searches with runs, and an arm of this sweep is a recipe"
+        what = f"design={sweep.settings.design['name']} searches over single runs, and an arm of this sweep is a recipe"
         raise ConfigError([Problem("design", what, "design=full")])
     if sweep.settings["tune"]:
         name = sweep.settings.design["name"]
@@ -130,7 +132,7 @@ def _search(sweep: SweepRequest, planner: Planner, design: Any, folder: Path | N
 
 
 def _follow(plan: Plan, follow: Follow, known: Mapping[str, Job]) -> None:
-    """Let the plan go on by `follow`; what a study of this name has begun is part of it."""
+    """Let the plan continue with `follow`; jobs that a study of this name has begun are part of it."""
     plan.follow = follow
     first = {job.id: job for job in plan.more({})}
     plan.jobs = [*{**first, **known}.values()]
@@ -138,7 +140,7 @@ def _follow(plan: Plan, follow: Follow, known: Mapping[str, Job]) -> None:
 
 
 def _begun(sweep: SweepRequest, config: Mapping[str, Any], folder: Path | None) -> tuple[Study | None, Path]:
-    """(the study that the same command began, where it lies); None where there is none."""
+    """(study that the same command began or None, its folder)."""
     folder = folder or Path(config["out"]).expanduser() / (config["name"] or "")
     if not (folder / STUDY).exists():
         return None, folder
@@ -147,7 +149,7 @@ def _begun(sweep: SweepRequest, config: Mapping[str, Any], folder: Path | None) 
 
 
 def current(folder: Path) -> dict[str, Job]:
-    """The jobs of a study that this code would plan as they stand; the source of a part of the others has changed."""
+    """Return the jobs of a study that the present code would plan unchanged."""
     jobs = {job.id: job for job in jobs_of(folder)}
     stale = {job.id for job in jobs.values() if not _is_current(job)}
     while more := {job.id for job in jobs.values() if stale.intersection(job.takes)} - stale:
@@ -160,18 +162,18 @@ def _is_current(job: Job) -> bool:
 
     try:
         return job_id(resolved(job.config, job.id)) == job.id
-    except AblatioError:  # it names a part, or a setting, that is gone
+    except AblatioError:  # it names a part or a setting that no longer exists
         return False
 
 
 def design_of(sweep: SweepRequest) -> Any:
-    """The design, made from the axes and its own knobs."""
+    """Build the design from the axes and its knobs."""
     chosen = dict(sweep.settings.design)
     return designs.build(chosen.pop("name"), chosen, axes=sweep.axes, baseline=sweep.first)
 
 
 def _count(sweep: SweepRequest, design: Any) -> None:
-    """UserError when there are too many runs; none is made for that."""
+    """Raise UserError if there are too many runs, by counting, before any is created."""
     name, seeds = sweep.settings.design["name"], len(sweep.seeds)
     trials = sweep.settings["trials"] if sweep.settings["tune"] else 0
     if (count := design.count() * (seeds + trials)) > MAX_JOBS:
@@ -179,7 +181,7 @@ def _count(sweep: SweepRequest, design: Any) -> None:
     intervals = [axis.key for axis in sweep.axes if axis.interval]
     if intervals and not designs[name].facts["intervals"]:
         able = [entry.name for entry in designs if entry.facts["intervals"]]
-        what = f"design={name} takes values, an interval came; {', '.join(able)} take one"
+        what = f"design={name} needs single values, an interval came; {', '.join(able)} accept intervals"
         raise ConfigError([Problem(intervals[0], what, f"design={able[0]}")])
 
 

@@ -1,14 +1,13 @@
 """Arms that are whole recipes: `ablatio train -m recipe=instructgpt stages.ppo.alignment.kl_coef=0.05,0.2 seed=1,2`.
 
-Each stage of each arm is a job of the study, and `takes` the jobs whose runs it goes on with.  Its config speaks of
-them as `runs/ID`, and an id is a hash of the settings of its job; those name the runs that *it* takes, and so on back
-to the first stage.  So an id says all that a stage's numbers depend on, and stages of two arms with the same settings,
-seed and inputs are one job: it runs once, and both arms go on from the same weights.  That is what makes a sweep of
-recipes affordable, and what a fair comparison wants.
+Each stage of each arm is a job of the study, and `takes` lists the jobs whose runs it starts from.  Its config refers
+to them as `runs/ID`.  An id hashes the settings of its job, which name the runs that *it* starts from, back to the
+first stage; so stages of two arms with the same settings, seed and inputs are one job.  It runs once and both arms
+continue from the same weights: that makes sweeps of recipes affordable and the comparison fair.
 
-Nothing else knows of recipes: the engine begins a job when those are done that it takes, and ledger, resume, retry and
-launchers are those of any job.  The last stage's runs are compared (role `run`); the others (role `stage`) are not.
-An arm of one job that runs all stages in its process would have needed none of this, and would have shared nothing.
+Nothing else knows of recipes: the engine starts a job when the jobs that it depends on are done, and ledger, resume,
+retry and launchers work as for any job.  Runs of the last stage are compared (role `run`), the others (role `stage`)
+are not.
 """
 
 from collections.abc import Sequence
@@ -31,10 +30,10 @@ from ablatio.sweep.study import Job, placed, run_of
 
 @dataclass(frozen=True, slots=True)
 class RecipeCell(Cell):
-    """An arm with its stages, composed for the first seed; `composed` is the last one's.
+    """An arm with its stages, composed for the first seed; `composed` is that of the last stage.
 
-    said    the command line of the arm
-    seeded  stages that have a seed of their own: they run once for all seeds
+    said    command line of the arm
+    seeded  stages with a seed of their own: they run once for all seeds
     """
 
     stages: tuple[Staged, ...] = ()
@@ -43,11 +42,12 @@ class RecipeCell(Cell):
 
     @property
     def id(self) -> str:
+        """Id that is equal for arms with the same meaning."""
         return " ".join(job_id(stage.composed.config) for stage in self.stages)
 
 
 class RecipePlanner(Planner):
-    """Makes cells of arms, and of each cell one job a stage."""
+    """Planner whose cells are recipes, with one job per stage."""
 
     def __init__(self, sweep: SweepRequest) -> None:
         super().__init__(sweep)
@@ -55,18 +55,19 @@ class RecipePlanner(Planner):
         _refuse(sweep)
 
     def made(self, arm: Arm, overrides: Sequence[str]) -> RecipeCell:
+        """Compose all stages of an arm."""
         said = _read(overrides)[1]
         seeded = frozenset(n for n, words in said.one.items() if any(key_of(w) == request.SEED for w in words))
         stages = tuple(self._stages(overrides, self.sweep.seeds[0]))
         return RecipeCell(arm, stages[-1].composed, {}, stages, tuple(overrides), seeded)
 
     def _stages(self, overrides: Sequence[str], seed: int) -> list[Staged]:
-        """The stages with a seed, each with `runs/ID` where it takes something over."""
+        """Compose the stages with a seed, with `runs/ID` where they start from another run."""
         recipe, said = _read([*overrides, f"{request.SEED}={seed}"])
         place = [f"{key}={quoted(value)}" for key, value in said.place.items()]
 
         def compose(words: Sequence[str], coming: Coming) -> Composed:
-            key = tuple(words)  # which name the runs that are taken over by what is in them
+            key = tuple(words)  # runs to start from are named by their content
             if key not in self._made:
                 self._made[key] = compose_run(words, coming)
             return self._made[key]
@@ -74,11 +75,12 @@ class RecipePlanner(Planner):
         return compose_stages(recipe, said, lambda name: place, lambda name, made: run_of(job_id(made.config)), compose)
 
     def jobs(self, cell: Cell, seed: int) -> list[Job]:
+        """One job per stage; the last has the role `run`."""
         assert isinstance(cell, RecipeCell)
         stages = self._with_seed(cell, seed)
         ids = {stage.name: job_id(stage.composed.config) for stage in stages}
         command = (*nameless(cell.said), f"{request.SEED}={seed}")
-        before: dict[str, set[str]] = {}  # itself, and what it goes back to
+        before: dict[str, set[str]] = {}  # the stage and all that it depends on
         found = list[Job]()
         for stage in stages:
             before[stage.name] = {stage.name}.union(*(before[name] for name in stage.takes))
@@ -92,8 +94,10 @@ class RecipePlanner(Planner):
         return [*found[:-1], replace(found[-1], arm=cell.arm, seed=seed, role="run")]
 
     def applicable(self, wish: Arm) -> tuple[Arm, list[str]]:
-        """(the arm without what it cannot have, its overrides), as of single runs: `stages.ppo.alignment.kl_coef` says
-        nothing where the alignment of ppo is varied and has no kl_coef."""
+        """Return (the arm without settings that do not apply, its overrides), as for single runs.
+
+        `stages.ppo.alignment.kl_coef` does not apply if ppo's alignment varies and has no kl_coef.
+        """
         pairs = {key: f"{key}={value}" for key, value in wish.items()}
         recipe, said = _read([*self.sweep.fixed, *pairs.values()])
         words = {stage.name: words_of(recipe, said, stage) for stage in recipe.stages}
@@ -111,7 +115,7 @@ class RecipePlanner(Planner):
         return arm, [*(text for text in self.sweep.fixed if has(text)), *(pairs[key] for key in arm)]
 
     def _with_seed(self, cell: RecipeCell, seed: int) -> Sequence[Staged]:
-        """The stages with another seed: composed anew only where other settings may depend on it."""
+        """The stages with another seed; composed anew only if other settings may depend on it."""
         if seed == self.sweep.seeds[0]:
             return cell.stages
         if any(stage.composed.interpolated for stage in cell.stages):
@@ -128,14 +132,14 @@ class RecipePlanner(Planner):
 
 
 def _read(overrides: Sequence[str]) -> tuple[Recipe, RecipeRequest]:
-    """The recipe of an arm, and what is said of it."""
+    """(recipe of an arm, its settings)."""
     name = next(value_of(text) for text in overrides if key_of(text) == RECIPE)
     recipe = find(name)
     return recipe, sorted_for(recipe, [text for text in overrides if key_of(text) != RECIPE])
 
 
 def _has(words: Sequence[str], kind: str, knob: str) -> bool:
-    """Whether the option that a stage chooses has the knob; so too where it says nothing of the kind."""
+    """True if the option that a stage chooses has the knob, or the stage does not choose one."""
     chosen = [value_of(text) for text in words if key_of(text) == kind]
     if not chosen or kind not in REGISTRIES:
         return True
@@ -144,7 +148,7 @@ def _has(words: Sequence[str], kind: str, knob: str) -> bool:
 
 
 def _refuse(sweep: SweepRequest) -> None:
-    """What needs arms of one run."""
+    """Refuse settings that need arms of one run."""
     settings, why = sweep.settings, "and an arm of this sweep is a recipe"
     problems = []
     if settings["tune"]:

@@ -1,4 +1,4 @@
-"""The score that a run's task is judged by, out of its summary."""
+"""The main score of a run's task, from its summary."""
 
 import math
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ UNITS = {"val/loss": "nats/token", "val/bpb": "bits/byte"}
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """better: lower | higher"""
+    """A score; better: lower | higher."""
 
     name: str
     value: float
@@ -18,7 +18,7 @@ class Score:
 
     @property
     def cost(self) -> float:
-        """What is smaller the better the run is."""
+        """Value to minimize: smaller is better."""
         return self.value if self.better == "lower" else -self.value
 
     def __str__(self) -> str:
@@ -27,13 +27,13 @@ class Score:
 
 
 def score_of(summary: Mapping[str, Any]) -> Score | None:
-    """None where the run has no score (yet), or one that is no number."""
+    """Return the main score of a summary; None if there is none or it is not finite."""
     found = summary.get("score") or {"name": "val/loss", "value": summary.get("val/loss"), "better": "lower"}
     value = found["value"]
     return Score(found["name"], float(value), found["better"]) if value is not None and math.isfinite(value) else None
 
 
 def cost_of(summary: Mapping[str, Any]) -> float:
-    """What runs are sorted by, the best first; those without a score are last."""
+    """Sort key of runs, the best first; runs without a score come last."""
     score = score_of(summary)
     return score.cost if score else math.inf

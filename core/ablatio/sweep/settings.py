@@ -1,7 +1,7 @@
-"""The sweep's own settings: given bare beside the run's (`-m norm=a,b plan=0.01`), or under `sweep:` of a study.
+"""Settings of the sweep itself: given beside the run's (`-m norm=a,b plan=0.01`), or under `sweep:` of a study.
 
-They say how arms are chosen, compared and executed.  None of them reaches a run's config, so a run has the same id
-whatever the sweep that asked for it.
+They say how arms are chosen, compared and executed.  None of them enters a run's config, so a run has the same id in
+every sweep.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,15 @@ from ablatio.registry.knobs import Fraction, NonNegative, Positive
 from ablatio.sweep.ledger import Retry
 
 DESIGN = "design"
-WORDS = ("question", "expected", "recorded", "lengths", "axes", "recipe", "overrides")  # of a study, not of the sweep
+WORDS = (
+    "question",
+    "expected",
+    "recorded",
+    "lengths",
+    "axes",
+    "recipe",
+    "overrides",
+)  # keys of a study file that are no settings
 
 
 @dataclass(kw_only=True)
@@ -23,31 +31,31 @@ class Sweep:
     """How arms are chosen, compared and executed."""
 
     baseline: Annotated[
-        str | None, "the arm that others are compared with: `gelu`, or `activation=gelu,norm=rmsnorm`; null: all pairs"
+        str | None, "arm that the others are compared with: `gelu`, or `activation=gelu,norm=rmsnorm`; null: all pairs"
     ] = None
     match: Annotated[
         Literal["none", "params", "trainable", "flops", "time"] | None,
-        "what arms have equal (trainable: what learns); null: as each run has it (a gated unit gets a narrower d_ff)",
+        "quantity equal across arms (trainable: trained parameters); null: as each run has it (gated: narrower d_ff)",
     ] = None
     resize: Annotated[
         Literal["model.d_ff", "model.n_layers", "train.steps", "peft"] | None,
-        "what match= changes; by default model.d_ff, train.steps for time, the size of the peft method for trainable",
+        "setting that match= changes; default model.d_ff, train.steps for time, the peft method's size for trainable",
     ] = None
-    tune: Annotated[str | None, "a setting that each arm gets at its own best value: optimizer.lr"] = None
-    trials: Annotated[int, Positive, "values that are tried for tune=, the same number for each arm"] = 5
-    plan: Annotated[float | None, Positive, "nats to be told apart: says how many seeds that needs"] = None
+    tune: Annotated[str | None, "setting tuned separately for each arm: optimizer.lr"] = None
+    trials: Annotated[int, Positive, "values tried for tune=, equally many for each arm"] = 5
+    plan: Annotated[float | None, Positive, "difference in nats to detect: prints how many seeds that needs"] = None
     alpha: Annotated[float, Fraction, "share of studies without any effect that may name a winner"] = 0.05
-    power: Annotated[float, Fraction, "share of studies that shall see a difference of plan="] = 0.8
-    workers: Annotated[int | None, Positive, "runs at a time; by default one per core"] = None
-    timeout: Annotated[float | None, Positive, "seconds after which a run is stopped and counts as failed"] = None
+    power: Annotated[float, Fraction, "share of studies that should detect a difference of plan="] = 0.8
+    workers: Annotated[int | None, Positive, "parallel runs; by default one per core"] = None
+    timeout: Annotated[float | None, Positive, "seconds after which a run is stopped and fails"] = None
     hang: Annotated[
         float | None,
         Positive,
-        "seconds of silence in metrics.csv and log.txt after which a run is stopped and fails",
+        "seconds without output in metrics.csv and log.txt after which a run is stopped and fails",
     ] = None
-    retry: Annotated[Retry | None, "run failed ones again: `failed` for all, or one kind of failure"] = None
-    join: Annotated[bool, "share the work with a sweep that is at this folder already"] = False
-    table: Annotated[int, NonNegative, "arms that are shown before the first run; 0: none, and nothing is timed"] = 40
+    retry: Annotated[Retry | None, "repeat failed runs: `failed` for all, or one kind of failure"] = None
+    join: Annotated[bool, "share the work with a sweep that already owns this folder"] = False
+    table: Annotated[int, NonNegative, "arms shown before the first run; 0: none, and nothing is timed"] = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,17 +70,17 @@ class Settings:
 
     @property
     def changed(self) -> dict[str, Any]:
-        """Those that are not at their defaults."""
+        """Settings that differ from their defaults."""
         return {k.name: self.values[k.name] for k in section_knobs(Sweep) if self.values[k.name] != k.default}
 
 
 def is_setting(key: str) -> bool:
-    """Whether a key of the command line is the sweep's, not the run's."""
+    """True if a key of the command line belongs to the sweep, not to the run."""
     return key.split(".")[0] == DESIGN or key in {k.name for k in section_knobs(Sweep)}
 
 
 def check(given: Mapping[str, Any]) -> tuple[Settings | None, list[Problem]]:
-    """The settings that `given` means, {plan: 0.01, design: full, design.runs: 12}; or everything wrong with them."""
+    """Return (the settings given as {plan: 0.01, design: full, design.runs: 12}, or None; all problems)."""
     knobs = {k.name: k for k in section_knobs(Sweep)}
     named = given.get(DESIGN, "full")
     design = dict(named) if isinstance(named, Mapping) else {"name": named}

@@ -1,4 +1,4 @@
-"""Jobs that other code made: what has changed since, in words."""
+"""Jobs planned with older code: which parts have changed since."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,19 +11,19 @@ from ablatio.sweep.study import is_done, run_folder
 
 
 def in_words(folder: Path, jobs: Sequence[str]) -> str:
-    """What the user should know before these run again."""
+    """Describe the stale jobs before their replacements run."""
     done = sum(is_done(folder, job) for job in jobs)
     parts = changed_parts(folder, jobs)
     why = f"of {', '.join(parts)}" if parts else "of a part of them, or of a default,"
     what = "1 job was" if len(jobs) == 1 else f"{len(jobs)} jobs were"
     return (
-        f"{what} planned before the source {why} changed ({done} of them done): others take their place, and a report "
-        "leaves them out"
+        f"{what} planned before the source {why} changed ({done} of them done): they are replaced by new jobs, and "
+        "reports leave them out"
     )
 
 
 def changed_parts(folder: Path, jobs: Iterable[str]) -> list[str]:
-    """The parts whose source is not what it was when these runs began: `norm/rmsnorm`."""
+    """Parts whose source differs from when these runs started: `norm/rmsnorm`."""
     found: dict[str, None] = {}
     for job in jobs:
         for name, told in _parts(run_folder(folder, job)).items():

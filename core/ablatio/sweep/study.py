@@ -1,9 +1,9 @@
 """A study on disk: what was asked (study.json), its jobs (jobs/ID.json), their runs (runs/ID/), and the ledger.
 
-study.json      the question, the design, the axes, the arms that were refused; written before the first run
-jobs/ID.json    one run to do: its arm, its seed, its whole config
-runs/ID/        the run folder, as `ablatio train` writes one, and log.txt, what it printed
-ledger.jsonl    what became of each job (ablatio.sweep.ledger)
+study.json      question, design, axes, refused arms; written before the first run
+jobs/ID.json    one planned run: its arm, its seed, its whole config
+runs/ID/        the run folder, as `ablatio train` writes one, and log.txt with its output
+ledger.jsonl    state changes of each job (ablatio.sweep.ledger)
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ Role = Literal["run", "trial", "rung", "stage"]
 class Job:
     """One run of a study.
 
-    id         hash of the config that makes its numbers and of the versions of its parts
-    arm, seed  where it stands in the design; runs of one seed share initial weights, data order and dropout
-    overrides  the command that makes it again: `ablatio train *overrides`
+    id         hash of the config that determines its numbers and of the versions of its parts
+    arm, seed  its place in the design; runs of one seed share initial weights, data order and dropout
+    overrides  the command that repeats it: `ablatio train *overrides`
     config     whole and checked; values from the environment stay unresolved
     role       run: counts in comparisons; trial: of a search or a tuning; rung: part of a run that a search may stop;
                stage: of a recipe, before its last
-    until      a rung ends at this step of its own schedule; None: at the end
-    rungs      what it lost at earlier rungs, step -> held-out loss
+    until      step of its own schedule at which a rung ends; None: at the end
+    rungs      held-out loss at earlier rungs: step -> loss
     stage      its name in a recipe
-    takes      ids of the jobs that must be done before it begins; in its config they stand as `runs/ID`
-    tried      of a trial: the settings that are tuned, and what they are in it
+    takes      ids of the jobs that must be done first; its config refers to them as `runs/ID`
+    tried      of a trial: the tuned settings and their values in it
     """
 
     id: str
@@ -53,21 +53,23 @@ class Job:
     tried: Mapping[str, str] = field(default_factory=dict)
 
     def shared_with(self, other: Job) -> Job:
-        """The same job, asked for by another arm or seed: it is of what the two have in common."""
+        """Merge with the same job of another arm or seed: it keeps what the two have in common."""
         if "run" in (self.role, other.role):
             return self if self.role == "run" else other
         return replace(self, arm={k: v for k, v in self.arm.items() if other.arm.get(k) == v})
 
     def with_rungs(self, rungs: Mapping[str, float]) -> Job:
+        """Copy with the losses at earlier rungs."""
         return replace(self, rungs=rungs)
 
     @property
     def label(self) -> str:
+        """The arm as text."""
         return label_of(self.arm)
 
     @property
     def title(self) -> str:
-        """How it is called where jobs are listed: `norm=rmsnorm seed=1`, `sft seed=1`."""
+        """Name in lists of jobs: `norm=rmsnorm seed=1`, `sft seed=1`."""
         role = "" if self.role in ("run", "stage") else f" ({self.role})"
         arm = self.label if self.arm or not self.stage else ""
         words = [self.stage, arm, *(f"{k}={v}" for k, v in self.tried.items()), f"seed={self.seed}"]
@@ -75,13 +77,13 @@ class Job:
 
 
 def label_of(arm: Arm) -> str:
-    """How an arm is called: `norm=rmsnorm position=rope`."""
+    """Name of an arm: `norm=rmsnorm position=rope`."""
     return " ".join(f"{k}={v}" for k, v in arm.items()) or "one arm"
 
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """An arm that cannot run."""
+    """An arm that cannot run, and why."""
 
     arm: Arm
     why: str
@@ -91,13 +93,13 @@ class Refused:
 class Study:
     """What is asked, and how.
 
-    baseline   the arm that others are compared with; None: there is none, all pairs are
-    settings   the sweep's own settings that are not at their defaults (plan, match, tune ...)
-    overrides  what the user said
-    tuned      arm label -> the settings that were tuned for it, and their values
-    matched    arm label -> what was held equal (`match=`), what was changed for it, and the residual
-    same       arm label -> the label of the arm that means the same and runs for both
-    stages     of a recipe, in their order: an arm is then one run of each
+    baseline   arm that the others are compared with; None: all pairs are compared
+    settings   settings of the sweep that differ from their defaults (plan, match, tune ...)
+    overrides  the user's command line
+    tuned      arm label -> settings tuned for it, and their values
+    matched    arm label -> quantity held equal (`match=`), what was changed for it, and the residual
+    same       arm label -> label of the equal arm that runs for both
+    stages     of a recipe, in order: an arm is then one run of each
     """
 
     name: str
@@ -113,14 +115,16 @@ class Study:
     tuned: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     matched: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     same: Mapping[str, str] = field(default_factory=dict)
-    aliases: Sequence[str] = ()  # which effects a fractional design cannot tell apart
+    aliases: Sequence[str] = ()  # effects that a fractional design cannot tell apart
     stages: Sequence[str] = ()
 
     def write(self, folder: Path) -> None:
+        """Write study.json."""
         write_json(folder / STUDY, {"format": 1} | asdict(self))
 
     @classmethod
     def read(cls, folder: Path) -> Study:
+        """Read study.json, with renamed settings under their present names."""
         data = json.loads((folder / STUDY).read_text(encoding="utf-8"))
         data.pop("format")
         data["axes"] = [Axis(renamed.key(a["key"]), tuple(a["values"])) for a in data["axes"]]
@@ -130,10 +134,12 @@ class Study:
 
 
 def write_job(folder: Path, job: Job) -> None:
+    """Write jobs/ID.json."""
     write_json(folder / JOBS / f"{job.id}.json", asdict(job))
 
 
 def read_job(folder: Path, job_id: str) -> Job:
+    """Read jobs/ID.json, with renamed settings under their present names."""
     data = json.loads((folder / JOBS / f"{job_id}.json").read_text(encoding="utf-8"))
     data["arm"] = {renamed.key(key): value for key, value in data["arm"].items()}
     data["overrides"] = [renamed.override(text) for text in data.get("overrides", ())]
@@ -141,22 +147,23 @@ def read_job(folder: Path, job_id: str) -> Job:
 
 
 def jobs_of(folder: Path) -> Iterator[Job]:
-    """All jobs, in the order in which they were planned (file names say nothing of it; the ledger does)."""
+    """Yield all jobs; their order is in the ledger, not in the file names."""
     for path in sorted((folder / JOBS).glob("*.json")):
         yield read_job(folder, path.stem)
 
 
 def run_folder(folder: Path, job_id: str) -> Path:
+    """Folder of a job's run."""
     return folder / RUNS / job_id
 
 
 def run_of(job_id: str) -> str:
-    """How a config speaks of a job's run: wherever the study lies, it is the same config."""
+    """Reference to a job's run inside configs, independent of where the study lies."""
     return f"{RUNS}/{job_id}"
 
 
 def placed(node: Any, places: Mapping[str, str]) -> Any:
-    """A config in which values are replaced: each run that is taken over by its folder."""
+    """Replace references to runs in a config by their folders."""
     if isinstance(node, Mapping):
         return {key: placed(value, places) for key, value in node.items()}
     if isinstance(node, list):
@@ -165,12 +172,12 @@ def placed(node: Any, places: Mapping[str, str]) -> Any:
 
 
 def is_done(study: Path | None, job: str) -> bool:
-    """Whether the run of a job has come to its end; none has where there is no study yet."""
+    """True if the run of a job is finished; False if there is no study yet."""
     return study is not None and summary_of(run_folder(study, job)).get("status") == "done"
 
 
 def summary_of(run: Path) -> dict[str, Any]:
-    """What a run folder says of its end; empty where it says nothing, or nothing that is a summary."""
+    """Read summary.json of a run; empty if it is missing or damaged."""
     found: Any = None
     with suppress(OSError, ValueError):
         found = json.loads((run / "summary.json").read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""What happens in the process of one run of a study: its job, its folder, its end in the ledger."""
+"""One run of a study in its own process: its job, its folder, its end in the ledger."""
 
 import os
 import signal
@@ -21,14 +21,14 @@ RunJob = Callable[[Job, Path, int], Mapping[str, Any]]  # (job, its folder, thre
 
 
 def train_job(job: Job, folder: Path, threads: int) -> Mapping[str, Any]:
-    """The run of a job, which goes on from its checkpoint where there is one."""
+    """Train the run of a job, continuing from its checkpoint if there is one."""
     from rich.console import Console
 
     from ablatio.training.run import train
     from ablatio.training.run_folder import resolved
 
     known = summary_of(folder)
-    if known.get("status") == "done":  # it was killed between its summary and its line in the ledger
+    if known.get("status") == "done":  # killed after its summary and before its ledger entry
         return known
     here = {"progress": False, "threads": job.config["trainer"]["threads"] or threads}
     study = folder.parent.parent
@@ -38,9 +38,9 @@ def train_job(job: Job, folder: Path, threads: int) -> Mapping[str, Any]:
 
 
 def work(order: LaunchRequest, threads: int, run_job: RunJob = train_job) -> int:
-    """Do the job of an order and write its end into the ledger; the exit code of `ablatio train`.
+    """Execute a request and record its end in the ledger; returns the exit code of `ablatio train`.
 
-    A run that cannot write its end, for the disk is full, leaves with a code that says so; the sweeper writes it then.
+    A run that cannot record its end (full disk) exits with a code that says so, and the sweeper records it.
     """
     stoppable()
     try:
@@ -59,7 +59,7 @@ def _work(order: LaunchRequest, threads: int, run_job: RunJob) -> int:
     log_into(run / LOG)
     try:
         summary = run_job(read_job(folder, order.job), run, threads)
-    except BaseException as error:  # a part may raise anything, also SystemExit: it is this run's own
+    except BaseException as error:  # a part may raise anything, SystemExit included
         kind, code = _kind(error)
         message = str(error) if isinstance(error, AblatioError) else f"{type(error).__name__}: {error}"
         if kind:
@@ -67,13 +67,13 @@ def _work(order: LaunchRequest, threads: int, run_job: RunJob) -> int:
         print(message if kind != "crash" else traceback.format_exc(), file=sys.stderr)
         ledger.end(claim, "failed" if kind else "preempted", kind, message.splitlines()[0] if message else "")
         return code
-    (run / ERROR).unlink(missing_ok=True)  # of an attempt before
+    (run / ERROR).unlink(missing_ok=True)  # from an earlier attempt
     ledger.end(claim, "paused" if summary["status"] == "paused" else "done", step=int(summary["steps"]))
     return 0
 
 
 def warm() -> None:
-    """What each run would import or find out again: libraries, parts, versions and hashes of the code."""
+    """Do once what each run would repeat: imports of libraries and parts, versions and hashes of the code."""
     from ablatio.registry.discovery import load
     from ablatio.registry.registry import REGISTRIES
     from ablatio.training import provenance
@@ -86,8 +86,8 @@ def warm() -> None:
     provenance.versions()
     provenance.code({})
     for registry in REGISTRIES.values():
-        for name in list(registry.entries) if registry.in_run else ():  # an import may register more
-            with suppress(Exception):  # a part that cannot be imported is said by the run that asks for it
+        for name in list(registry.entries) if registry.in_run else ():  # imports may register more parts
+            with suppress(Exception):  # the run that uses a broken part reports it
                 registry.target(name)
 
 
@@ -95,7 +95,7 @@ work.warm = warm  # type: ignore[attr-defined]
 
 
 def _kind(error: BaseException) -> tuple[Kind, int]:
-    """The kind of failure ("" is none: it was asked to stop) and the exit code."""
+    """(kind of failure, exit code); the kind is empty if the run was asked to stop."""
     if isinstance(error, Preempted | KeyboardInterrupt):
         return "", Preempted.exit_code
     if isinstance(error, Diverged):
@@ -108,7 +108,7 @@ def _kind(error: BaseException) -> tuple[Kind, int]:
 
 
 def stoppable() -> None:
-    """Until training listens to the two signals itself, they end the run in good order."""
+    """Handle SIGTERM and SIGINT until training installs its own handlers."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise Preempted(f"{signal.Signals(number).name} came before the first step")
@@ -118,7 +118,7 @@ def stoppable() -> None:
 
 
 def log_into(path: Path) -> None:
-    """All that this process prints, also below Python, goes into the file."""
+    """Redirect all output of this process, also from native code, into a file."""
     log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for stream in (sys.stdout, sys.stderr):
         stream.flush()

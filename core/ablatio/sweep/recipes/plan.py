@@ -1,9 +1,9 @@
-"""The stages of a recipe with the settings of the command line, all composed and checked before the first one runs.
+"""Plan a recipe: its stages with the settings of the command line, composed and checked before the first one runs.
 
-A setting on the command line goes to all stages (`seed=2`, `size=tiny`); `stages.sft.train.steps=50` goes to one, by
-its name, and has the last word.  A setting that comes again replaces the recipe's; an option that is chosen anew
-(`optimizer=lion`) takes the recipe's knobs of that kind away.  What is said of the tokenizer goes to the stages that
-begin from scratch: a model that is taken over brings its own.
+A setting on the command line applies to all stages (`seed=2`, `size=tiny`); `stages.sft.train.steps=50` applies to one
+stage and takes precedence.  A setting given again replaces the recipe's; choosing another option
+(`optimizer=lion`) drops the recipe's knobs of that kind.  Tokenizer settings apply to stages that start from scratch:
+an existing model brings its own tokenizer.
 """
 
 import re
@@ -24,16 +24,16 @@ from ablatio.errors import ConfigError, Problem, UserError, did_you_mean
 from ablatio.registry.registry import REGISTRIES
 from ablatio.sweep.recipes.schema import RECIPE, Recipe, Stage, find, folder_name
 
-ONE = "stages."  # before a setting of one stage
+ONE = "stages."  # prefix of a setting of one stage
 REFERENCE = re.compile(r"\$\{stage\.([^}]*)\}")
-OWN = ("task", "model", "model.start", "model.path")  # what makes a stage what it is
-PLACE = ("out", "name")  # of the recipe's folder; a stage's follow from it
+OWN = ("task", "model", "model.start", "model.path")  # each stage has its own
+PLACE = ("out", "name")  # of the recipe's folder; those of stages follow from it
 Compose = Callable[[Sequence[str], Coming], Composed]
 
 
 @dataclass(frozen=True, slots=True)
 class Staged:
-    """A stage, composed; `takes`: the earlier stages that it takes something from."""
+    """A composed stage; `takes`: the earlier stages that it depends on."""
 
     name: str
     what: str
@@ -43,14 +43,14 @@ class Staged:
 
 @dataclass(frozen=True, slots=True)
 class Planned(Staged):
-    """A stage that may run in `folder`."""
+    """A stage with the folder it runs in."""
 
     folder: Path
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """overrides: the command that makes the same again, its folder's name included."""
+    """A planned recipe.  overrides: the command that makes the same again, including the folder's name."""
 
     recipe: Recipe
     folder: Path
@@ -60,7 +60,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class RecipeRequest:
-    """The command line, sorted: settings of all stages, those of single ones, and where the recipe's folder lies."""
+    """A sorted command line: settings of all stages, of single stages, and the recipe's folder."""
 
     every: tuple[str, ...]
     one: Mapping[str, tuple[str, ...]]
@@ -68,7 +68,7 @@ class RecipeRequest:
 
 
 def split(key: str) -> tuple[str, str]:
-    """(the stage whose setting it is, the setting): `stages.sft.train.steps` -> sft, train.steps; else of all: ""."""
+    """Split a key into (stage, setting): `stages.sft.train.steps` -> sft, train.steps; stage "" means all."""
     if not key.startswith(ONE):
         return "", key
     stage, _, setting = key.removeprefix(ONE).partition(".")
@@ -76,7 +76,7 @@ def split(key: str) -> tuple[str, str]:
 
 
 def plan_recipe(overrides: Sequence[str]) -> Plan:
-    """The plan of `ablatio train recipe=NAME OVERRIDES`; ConfigError with everything that is wrong in any stage."""
+    """Plan `ablatio train recipe=NAME OVERRIDES`.  Raises ConfigError with the problems of all stages."""
     named = [value_of(text) for text in overrides if key_of(text) == RECIPE]
     if len(named) != 1:
         raise UserError(
@@ -99,18 +99,18 @@ def plan_recipe(overrides: Sequence[str]) -> Plan:
 
 
 def merge_overrides(*layers: Iterable[str]) -> tuple[str, ...]:
-    """Settings in layers: a later one replaces what has the same key, and the knobs of an option that it chooses."""
+    """Merge layers of settings: later ones replace the same key, and the knobs of an option they choose."""
     found: list[str] = []
     for layer in map(tuple, layers):
         keys = {key_of(text) for text in layer}
         knobs = tuple(f"{key}." for key in keys if split(key)[1] in REGISTRIES)
         found = [text for text in found if key_of(text) not in keys and not key_of(text).startswith(knobs)]
-        found += layer  # two of one layer with one key both stay, for the composition to refuse
+        found += layer  # duplicates within one layer stay, for composition to refuse
     return tuple(found)
 
 
 def sorted_for(recipe: Recipe, overrides: Sequence[str]) -> RecipeRequest:
-    """The command line of a recipe, less `recipe=`."""
+    """Sort the command line of a recipe, without `recipe=`."""
     names = [stage.name for stage in recipe.stages]
     every, one, place = list[str](), dict[str, tuple[str, ...]](), {"out": str(_default("out"))}
     for text in overrides:
@@ -146,7 +146,7 @@ def _default(name: str) -> Any:
 
 
 def _plain(text: str) -> str:
-    """The value of a setting in Hydra's grammar."""
+    """Parse the value of a setting in Hydra's grammar."""
     try:
         return str(OverridesParser.create().parse_override(text).value())
     except HydraException:
@@ -168,20 +168,20 @@ def compose_stages(
     path_of: Callable[[str, Composed], str],
     compose: Compose = compose_run,
 ) -> list[Staged]:
-    """Each stage, composed with the configs that the earlier ones will have; all problems of all stages at once.
+    """Compose each stage with the configs of earlier ones.  Raises ConfigError with the problems of all stages.
 
-    places   what is said of a stage's own folder
-    path_of  where a stage will lie, for those that take something from it
+    places   overrides for a stage's own folder
+    path_of  where a stage will lie, for those that depend on it
     """
     found, coming, lost = list[Staged](), dict[str, Mapping[str, Any]](), set[str]()
     problems: dict[str, Problem] = {}
-    known = {stage.name: stage.name for stage in recipe.stages}  # of one that is lost only its name
+    known = {stage.name: stage.name for stage in recipe.stages}  # a stage that failed to compose has only its name
     for number, stage in enumerate(recipe.stages):
         earlier = [s.name for s in recipe.stages[:number]]
         words = words_of(recipe, said, stage)
         takes = tuple(dict.fromkeys(name for text in words for name in REFERENCE.findall(text)))
         if any(name in lost for text in words if key_of(text) == "model.path" for name in REFERENCE.findall(text)):
-            lost.add(stage.name)  # what its model will be is not known
+            lost.add(stage.name)  # its model is unknown
             continue
         try:
             words = tuple(_filled(text, stage.name, known, earlier) for text in words)
@@ -199,7 +199,7 @@ def compose_stages(
 
 
 def words_of(recipe: Recipe, said: RecipeRequest, stage: Stage) -> tuple[str, ...]:
-    """What is said of a stage: by the recipe, for all stages, for this one."""
+    """Overrides of a stage: the recipe's, those for all stages, those for this one."""
     words = merge_overrides(recipe.overrides, stage.overrides, said.every, said.one.get(stage.name, ()))
     if not takes_model(words):
         return words
@@ -208,11 +208,12 @@ def words_of(recipe: Recipe, said: RecipeRequest, stage: Stage) -> tuple[str, ..
 
 
 def takes_model(words: Iterable[str]) -> bool:
+    """True if the overrides start from an existing model."""
     return any(text in ("model=run", "model=hf", "model.start=run", "model.start=hf") for text in words)
 
 
 def _filled(text: str, stage: str, known: Mapping[str, str], earlier: Sequence[str]) -> str:
-    """A setting with the folder of an earlier stage in the place of `${stage.NAME}`."""
+    """Replace `${stage.NAME}` in a setting by the folder of that earlier stage."""
     key, _, value = text.partition("=")
     if "${stage." not in value:
         return text
@@ -227,7 +228,7 @@ def _filled(text: str, stage: str, known: Mapping[str, str], earlier: Sequence[s
 
 
 def _told(problem: Problem, stage: str, said: RecipeRequest) -> Problem:
-    """A problem under the name that its setting has on the command line: that of one stage, or of all."""
+    """Report a problem under its name on the command line: that of one stage, or of all."""
     if key_of(problem.where) in {key_of(text) for text in said.every}:
         return problem
     fix = f"{ONE}{stage}.{problem.fix}" if problem.fix else ""

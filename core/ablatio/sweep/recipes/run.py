@@ -1,7 +1,7 @@
-"""Runs the stages of a planned recipe: what is done is left, what was interrupted goes on, and recipe.json says so.
+"""Run the stages of a planned recipe: finished ones are kept, interrupted ones continue; recipe.json has the state.
 
-FOLDER/recipe.json   the command, and of each stage its settings, what it takes over, and its result
-FOLDER/01-sft/       the run folder of the first stage, as `ablatio train` writes one
+FOLDER/recipe.json   the command, and for each stage its settings, its inputs and its result
+FOLDER/01-sft/       run folder of the first stage, as `ablatio train` writes one
 """
 
 import json
@@ -19,7 +19,7 @@ Train = Callable[[Mapping[str, Any], Mapping[str, Any], Path, bool], None]  # (s
 
 
 def run_recipe(plan: Plan, train: Train) -> dict[str, Any]:
-    """Run what is open of the plan with `train`, one stage after the other; what recipe.json says in the end."""
+    """Run the open stages of a plan with `train`, one after the other; return the content of recipe.json."""
     _refuse_another(plan)
     make_folder(plan.folder)
     for number, stage in enumerate(plan.stages, 1):
@@ -43,7 +43,7 @@ def run_recipe(plan: Plan, train: Train) -> dict[str, Any]:
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """recipe.json of a folder."""
+    """Read recipe.json of a folder."""
     path = folder / FILE
     try:
         found: Any = json.loads(path.read_text(encoding="utf-8"))
@@ -55,7 +55,7 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def resumed(folder: Path, overrides: list[str]) -> Plan:
-    """The plan of the recipe that was begun in `folder`, with other settings of the machine where they are given."""
+    """Plan the recipe that was begun in `folder`, with other `trainer.*` settings if given."""
     foreign = [text for text in overrides if not text.startswith("trainer.")]
     if foreign:
         raise UserError(
@@ -74,7 +74,7 @@ def resumed(folder: Path, overrides: list[str]) -> Plan:
 
 
 def _refuse_another(plan: Plan) -> None:
-    """A folder takes the same recipe again: its stages are then the same runs."""
+    """Refuse a folder that holds anything but the same recipe."""
     if not plan.folder.exists() or not any(plan.folder.iterdir()):
         return
     other = f"    try: the same command with name={plan.folder.name}-2"
@@ -91,7 +91,7 @@ def _refuse_another(plan: Plan) -> None:
 
 
 def told(plan: Plan) -> dict[str, Any]:
-    """What is known of the recipe now; `run` names a stage's run as its checkpoints do."""
+    """State of the recipe; `run` is the id of a stage's run in its checkpoints."""
     return {
         "recipe": plan.recipe.name,
         "paper": plan.recipe.paper,
@@ -122,11 +122,12 @@ def _told(stage: Planned) -> dict[str, Any]:
 
 
 def status_of(folder: Path) -> str:
+    """Status of a run folder; empty if it has none."""
     return str(summary_of(folder).get("status", ""))
 
 
 def summary_of(folder: Path) -> dict[str, Any]:
-    """The summary of a stage's run; empty where there is none yet."""
+    """Read the summary of a stage's run; empty if there is none yet."""
     path = folder / "summary.json"
     try:
         found: Any = json.loads(path.read_text(encoding="utf-8"))
@@ -138,7 +139,7 @@ def summary_of(folder: Path) -> dict[str, Any]:
 
 
 def show_table(found: Mapping[str, Any], folder: Path) -> None:
-    """The stages with their main scores."""
+    """Print the stages with their main scores."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table

@@ -1,4 +1,4 @@
-"""Recipes: stages that follow one another, each a run that takes over what the earlier ones made.
+"""Recipes: stages that follow one another, each a run that may start from the results of earlier ones.
 
     # InstructGPT (Ouyang et al. 2022): demonstrations, a reward model, then PPO against it.
     paper: arXiv:2203.02155
@@ -11,8 +11,8 @@
         what: a model of which answer is preferred
         overrides: [task=reward, model=run, "model.path=${stage.sft}"]
 
-Overrides are what one would write behind `ablatio train`; those at the top are of all stages.  `${stage.sft}` is the
-folder of that earlier stage.  It is put in as text, by us: nothing in a recipe is ever evaluated.
+Overrides are written as for `ablatio train`; those at the top apply to all stages.  `${stage.sft}` is the folder of an
+earlier stage, inserted as text: nothing in a recipe is evaluated.
 """
 
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ KEYS, STAGE_KEYS = ("paper", "overrides", "stages"), ("stage", "what", "override
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One run of a recipe: its name, a sentence on it, and its settings."""
+    """One run of a recipe: its name, a description, and its settings."""
 
     name: str
     what: str
@@ -38,7 +38,7 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """overrides: of all stages."""
+    """A recipe; overrides apply to all stages."""
 
     name: str
     paper: str
@@ -47,7 +47,7 @@ class Recipe:
 
 
 def load(file: yaml_files.File) -> Recipe:
-    """The recipe in a file; ContractError says what is wrong with it."""
+    """Read a recipe from a file.  Raises ContractError if it is malformed."""
     data = _mapping(file.read(), KEYS, str(file.path))
     stages = data.get("stages")
     if not isinstance(stages, list) or not stages:
@@ -83,7 +83,7 @@ def _overrides(data: Mapping[str, Any], where: str) -> tuple[str, ...]:
 
 
 def find(name: str) -> Recipe:
-    """A recipe by its name; ConfigError where there is none."""
+    """Return a recipe by name.  Raises ConfigError if there is none."""
     from ablatio.config.schema import no_option
     from ablatio.errors import ConfigError
 
@@ -94,5 +94,5 @@ def find(name: str) -> Recipe:
 
 
 def folder_name(number: int, stage: str) -> str:
-    """01-sft: so that a listing of the folder has the stages in their order."""
+    """01-sft: listings of the folder show the stages in order."""
     return f"{number:02d}-{stage}"
