@@ -52,7 +52,7 @@ def policy_outputs(
     learns   the entropy has a gradient
     """
     how = temperature, entropy, learns
-    kept = rollout.mask.bool()
+    kept = rollout.mask.bool()  # (B, T)
     states, tokens = states_of(model, rollout)[kept], rollout.tokens[kept]  # (tokens of all answers, D)
     rows = max(1, MAX_LOGITS // model.vocab_size)
     if len(states) <= rows or not torch.is_grad_enabled():
