@@ -83,7 +83,7 @@ def verify(folder: Path) -> Facts:
 def _read_meta(path: Path) -> Facts:
     with readable(path):
         raw = path.read_bytes()
-    text = raw[len(sealed(b"")) - 2 : -2]
+    text = raw[len(sealed(b"")) - 2 : -2]  # what `sealed` wraps; any other byte is checked by the comparison
     if raw != sealed(text):
         raise DamagedFile(f"{path.name} does not match its own digest.")
     with understood(path):
@@ -115,7 +115,7 @@ def _commit(temp: Path, folder: Path) -> None:
         except MissingError:
             pass
         except DamagedFile:
-            old = temp.with_suffix(".old.tmp")
+            old = temp.with_suffix(".old.tmp")  # renamed before it is removed: a reader never sees half an entry
             folder.rename(old)
             shutil.rmtree(old, ignore_errors=True)
         else:  # another process built it meanwhile: possible only if the filesystem has no locks

@@ -121,7 +121,7 @@ def _stream(
             raise UserError(f"tokenizer {type(tokenizer).__name__}: {len(encoded)} results for {len(texts)} texts")
         lengths = np.array([len(ids) + 1 for ids in encoded], dtype=np.int64)
         piece = np.concatenate([part for ids in encoded for part in (eos, ids)])
-        _check(piece, len(texts), tokenizer)
+        _check(piece, len(texts), tokenizer)  # before the cast below, which would wrap invalid ids silently
         starts.append(count["tokens"] + np.cumsum(lengths) - lengths)
         count["documents"] += len(texts)
         count["tokens"] += len(piece)

@@ -28,6 +28,7 @@ class WindowOrder:
                 f"Use more text, or a context of at most {max(n_tokens - 1, 1)} tokens."
             )
         self.n_tokens, self.length, self.seed = n_tokens, length, seed
+        # One window less than would fit without an offset, so that every offset leaves the same number of windows.
         self.windows = max(1, (n_tokens - length) // length)
         self.offsets = min(length, n_tokens - self.windows * length)
         self._epochs: dict[int, tuple[int, Positions]] = {}
@@ -109,6 +110,7 @@ class RowPlan:
         while len(self._steps) <= index:
             before, count = self._steps[-1] if self._steps else (0, 0)
             seen = before + count * self.accumulate
+            # The ramp is evaluated from the rows seen so far, so the steps are computed in order and kept.
             self._steps.append((seen, min(self.full, max(1, self.ramp(seen, self.full)))))
         return self._steps[index]
 

@@ -40,6 +40,7 @@ class ExampleOrder:
         if count == n:
             return members
         first = epoch * count
+        # Epochs walk through an endless series of permutations of the group, `count` members at a time.
         passes = range(first // n, (first + count - 1) // n + 1)
         orders = np.concatenate([self._generator(p, number + 1).permutation(n) for p in passes])
         share: Positions = members[orders[first - passes.start * n :][:count]]
@@ -66,7 +67,7 @@ class PackedRows:
 
     def _epoch(self, epoch: int) -> list[list[int]]:
         if epoch not in self._held:
-            while len(self._held) > 1:
+            while len(self._held) > 1:  # keep two epochs: a batch may span both
                 del self._held[next(iter(self._held))]
             order = self.order.epoch(epoch)
             self._held[epoch] = [[int(i)] for i in order] if self.length is None else self._pack(order)
@@ -83,7 +84,7 @@ def first_fit(sizes: Positions, order: Positions, length: int) -> list[list[int]
     room = np.zeros(len(order), dtype=np.int64)
     for i in order.tolist():
         size = int(sizes[i])
-        at = int(np.argmax(room[: len(rows)] >= size)) if rows else 0
+        at = int(np.argmax(room[: len(rows)] >= size)) if rows else 0  # the first True, or 0 if there is none
         if at == len(rows) or room[at] < size:
             at = len(rows)
             rows.append([])

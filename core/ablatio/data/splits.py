@@ -53,6 +53,7 @@ class TrainValSplit:
                 held_out.add(digest)
         if not held_out:
             raise UserError(self._empty("validation", total))
+        # A second pass, not a list of texts: the source may be larger than the memory.
         if all(split == "validation" or digest in held_out for split, digest, _ in self._assigned()):
             raise UserError(self._empty("train", total))
         return frozenset(held_out)
@@ -87,5 +88,5 @@ class TrainValSplit:
                     f"document {document.id!r} has split={document.split!r}; expected 'train', 'validation' or '' "
                     "(a hash of the text decides).\n    try: Document(text, id, split='') in the source"
                 )
-            digest = text_digest(document)
+            digest = text_digest(document)  # also if the source names the split: it reveals copies across splits
             yield document.split or hash_split(digest, self.val_fraction), digest, document

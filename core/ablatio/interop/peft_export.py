@@ -60,7 +60,7 @@ def _refuse_other_layers(family: Family, model: nn.Module, paths: Sequence[str],
     """
     every = [path for path, m in model.named_modules() if path.endswith("k_proj")] if not paths and not moved else []
     for path in (*paths, *every):
-        rows = torch.arange(float(_rows(model, path)))
+        rows = torch.arange(float(_rows(model, path)))  # numbered rows show whether the family moves any
         if not moved and not torch.equal(_in_rows_of(family, path, rows), rows):
             raise LayerMismatch(f"{family.model_type} of transformers orders the rows of {path} differently")
         _in_rows_of(family, path, rows)

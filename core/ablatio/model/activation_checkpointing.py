@@ -49,6 +49,7 @@ def _recomputed_segment(layers: Sequence[nn.Module], x: Tensor, ctx: Context) ->
         if not second:
             second = True
             return run_in_order(layers, x, ctx)
+        # The version counter shows which buffers the first pass has changed (a router's balancing bias).
         moved = [(b, old, b.clone()) for b, old, v in zip(buffers, held, versions, strict=True) if b._version != v]
         for buffer, old, _ in moved:
             buffer.copy_(old)

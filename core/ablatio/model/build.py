@@ -289,6 +289,7 @@ class ModelBuilder:
     def block(self, layer: int, side: Side = "decoder", path: str = "") -> nn.Module:
         """Build one layer; path: its place in the model, by default the layer's own."""
         path = path or f"{self.root(side)}.layers.{layer}"
+        # LLaMA's names for the first two norms of a layer; placements with more norms get numbers.
         names = iter(("input_layernorm", "post_attention_layernorm", *(f"norm_{i}" for i in range(2, 16))))
         sublayers = iter(range(16))
         crossed = side == "decoder" and "encoder" in self.stacks
@@ -323,7 +324,7 @@ def share_weights(first: nn.Module, other: nn.Module) -> None:
             "layers that share weights must have the same parts, but the parts of these layers differ\n"
             "    try: model.distinct_layers=null"
         )
-    for (_, one), (_, two) in pairs:
+    for (_, one), (_, two) in pairs:  # share the dicts, as moving or loading a module replaces the tensors in them
         two._parameters, two._buffers = one._parameters, one._buffers
 
 

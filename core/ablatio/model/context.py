@@ -210,14 +210,14 @@ def make_context(
         before = cache.segments
         if before is None and cache.virtual:
             before = torch.full((len(tokens), past), SHARED, device=device)
-            before[:, cache.virtual :] = 0
+            before[:, cache.virtual :] = 0  # tokens without segments so far: one document
         key_segments = cache.segments = _extend(before, segments, tokens, past)
         segments = key_segments[:, past:]
     one_document = torch.arange(past + length, device=device)  # (S,)
     virtual = cache.virtual if cache is not None else 0
     k_pos = one_document if key_segments is None else _positions(key_segments, virtual)
     if virtual and opened is not None:
-        opened = F.pad(opened, (past, 0), value=True)
+        opened = F.pad(opened, (past, 0), value=True)  # virtual tokens are visible to all
     q_pos, record = k_pos[..., past:], record or Record()
     bias = position.bias(q_pos, k_pos).to(dtype) if hasattr(position, "bias") else None
     prepared = prepared_keys = None

@@ -42,7 +42,7 @@ class KVCache:
         index = torch.arange(self.length, end, device=k.device).expand(k.shape[0], -1)
         old = self.state(layer)
         if old is not None:
-            k, v = torch.cat([old[0], k], dim=2), torch.cat([old[1], v], dim=2)
+            k, v = torch.cat([old[0], k], dim=2), torch.cat([old[1], v], dim=2)  # (B, H_kv, S, d_head)
             index = torch.cat([old[2], index], dim=1)
         if first is None:
             self.keep(layer, k[:, :, -window:].clone(), v[:, :, -window:].clone(), index[:, -window:].clone())
@@ -154,7 +154,7 @@ class RecordingCache(KVCache):
 def _grown(old: Tensor | None, new: Tensor, need: int) -> Tensor:
     """A buffer for at least `need` tokens, with the content of `old`: (B, H_kv, size, d_head)."""
     batch, heads, _, width = new.shape
-    size = max(need, 64, 2 * old.shape[2] if old is not None else 0)
+    size = max(need, 64, 2 * old.shape[2] if old is not None else 0)  # doubling: copies cost O(1) per token
     buffer = torch.empty(batch, heads, size, width, dtype=new.dtype, device=new.device)
     if old is not None:
         buffer[:, :, : old.shape[2]] = old

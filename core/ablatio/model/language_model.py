@@ -109,7 +109,7 @@ class LanguageModel(nn.Module):
 
     def hidden(self, example: Example, record: Record | None = None, tie: Tie | None = None) -> Tensor:
         """Hidden states from which the targets are predicted: (B, T, D)."""
-        row = joined(example)
+        row = joined(example)  # source and inputs in rows of L tokens
         opened = row.opened if self.opens else None
         states: Tensor = self.model(row.tokens, row.segments, opened=opened, record=record, tie=tie)
         return row.of_inputs(states, example.inputs.shape[1])
@@ -137,10 +137,12 @@ class LanguageModel(nn.Module):
             count = example.weights.sum().clamp(min=MIN_TOTAL_WEIGHT).to(total.dtype)
         if example.further is not None:
             assert example.further_weights is not None
+            # Logged separately, because the total also contains the tokens further ahead.
             record.measures["train/next_token"] = total.detach() / count
-            states, weights = torch.stack(further, dim=2), example.further_weights
+            states, weights = torch.stack(further, dim=2), example.further_weights  # (B, T, n, D), (B, T, n)
+            # Without the tie, which holds the gradient of one use of the head: autograd adds this one.
             total = total + self._cross_entropy(states, example.further, weights)
-        for extra in record.losses.values():
+        for extra in record.losses.values():  # per target, while the total is a sum over targets
             total = total + extra * count
         return Loss(total, count, record.measures | {k: v.detach() for k, v in record.losses.items()})
 
@@ -157,8 +159,8 @@ class LanguageModel(nn.Module):
     @torch.no_grad()
     def redrawn(self, example: Example, generator: torch.Generator) -> Example:
         """Return the example with targets sampled from this model."""
-        states = self.scaled(self.hidden(example)).flatten(0, 1)
-        drawn = [
+        states = self.scaled(self.hidden(example)).flatten(0, 1)  # (B * T, D)
+        drawn = [  # in blocks of rows, to bound the memory of the logits
             torch.multinomial(self.lm_head(block).float().softmax(-1), 1, generator=generator)
             for block in torch.split(states, 512)
         ]
@@ -175,7 +177,7 @@ class LanguageModel(nn.Module):
     def scored_targets(self, example: Example) -> tuple[Tensor, Tensor, Tensor]:
         """Return loss, top-1 hit and weight of the targets with nonzero weight: (N,) each."""
         assert example.weights is not None
-        rows = example.weights.flatten().nonzero()[:, 0]
+        rows = example.weights.flatten().nonzero()[:, 0]  # (N,)
         hidden = self.scaled(self.hidden(example)).flatten(0, 1)[rows]
         losses, hits = token_scores(hidden, self.lm_head.weight, example.targets.flatten()[rows])
         return losses, hits, example.weights.flatten()[rows]
@@ -211,7 +213,7 @@ class EncoderDecoder(LanguageModel):
 
     def __init__(self, builder: "ModelBuilder") -> None:
         super().__init__(builder, "causal")
-        self.shared_prefix = False
+        self.shared_prefix = False  # a prompt belongs to the encoder, whose states are shared through `memory` instead
         self.encoder = Stack(builder, "full", "encoder", table=self.model.embed_tokens)
 
     def forward(self, tokens: Tensor, segments: Tensor | None = None, cache: KVCache | None = None) -> Tensor:

@@ -117,13 +117,13 @@ def quantize(model: nn.Module, codec: Codec, *, qat: bool) -> None:
         if not qat:
             held = codec.encode(layer.weight)
             layer.coded = layer.weight.numel()
-            del layer._parameters["weight"]
+            del layer._parameters["weight"]  # the property of `Coded` takes its place
             for name, tensor in held.items():
                 layer.register_buffer(name, tensor)
             if layer.bias is not None:
                 layer.bias.requires_grad_(False)
         layer.codec = codec
-        layer.__class__ = Aware if qat else Coded
+        layer.__class__ = Aware if qat else Coded  # the same object: hooks, adapters and references stay valid
 
 
 @torch.no_grad()

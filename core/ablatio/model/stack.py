@@ -95,10 +95,11 @@ class Stack(nn.Module):
         record           collects auxiliary losses and measures of the layers
         tie              shares the embedding's gradient with the output head
         """
+        # Virtual tokens are computed anew in each pass, as they are trained; a filled cache already holds them.
         if self.virtual is not None and (cache is None or cache.length == 0):
             virtual = VirtualTokensCache(self.virtual(self))
             cache = virtual if cache is None else virtual.put_before(cache, len(tokens))
-        x = self.embed_tokens(tokens) if tie is None else tie.embed(self.embed_tokens.weight, tokens)
+        x = self.embed_tokens(tokens) if tie is None else tie.embed(self.embed_tokens.weight, tokens)  # (B, T, D)
         x = x if self.scale == 1.0 else x * self.scale
         ctx = self._context(tokens, segments, cache, x.dtype, opened, memory, record)
         x = self.through(x, ctx, record)
@@ -109,7 +110,7 @@ class Stack(nn.Module):
     def keys_values_of(self, x: Tensor) -> dict[int, tuple[Tensor, Tensor]]:
         """Return each layer's keys and values, (H_kv, n, d_head), for embeddings (n, D) at the start of a text."""
         recording = RecordingCache()
-        ids = torch.zeros(1, len(x), dtype=torch.long, device=x.device)
+        ids = torch.zeros(1, len(x), dtype=torch.long, device=x.device)  # only their shape is used
         self.through(x[None], self._context(ids, None, recording, x.dtype, None, None, None))
         return recording.seen
 
@@ -120,7 +121,7 @@ class Stack(nn.Module):
         x = x if self.embed_norm is None else self.embed_norm(x)
         x = nn.functional.dropout(x, self.dropout, self.training) if self.dropout else x
         x = x if self.stream is None else self.stream.open(x)
-        *layers, last = self.layers
+        *layers, last = self.layers  # the last layer runs apart: its siblings read the same input
         x = self.run(layers, x, ctx)
         if record is not None and record.further is not None:
             record.further += [self._close_stream(self.run([sibling], x, ctx)) for sibling in self.further]
@@ -137,6 +138,7 @@ class Stack(nn.Module):
         return self._supports(tokens + (0 if self.virtual is None else self.virtual.tokens))
 
     def _supports(self, length: int) -> bool:
+        # Positions are computed for any length unless they say otherwise: tables end at max_len.
         return length <= self.max_len or bool(getattr(self.position, "extends", True))
 
     def _context(

@@ -113,6 +113,7 @@ class Checkpoints:
             for part, content in zip(_PARTS, (model, tensors), strict=True):
                 pieces, names = tensor_pieces(content)
                 path = self._data_path(step, revision, part)
+                # One sync of the folder after the last data file is enough: only the manifest commits.
                 files[part] = {**write_pieces(path, pieces, sync_folder=part == _PARTS[-1]), "names": names}
             lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in (body | {"files": files}).items()]
             text = "{" + ",\n".join([*lines, f'"state": {json.dumps(structure)}']) + "}"

@@ -79,6 +79,7 @@ def convert(path: Path, folder: Path) -> None:
         "num_attention_heads": heads,
         "num_key_value_heads": groups,
         "max_position_embeddings": field("llama.context_length"),
+        # GGUF stores it in float32: 1e-5 is read as 9.999999747e-06.
         "rms_norm_eps": round(float(field("llama.attention.layer_norm_rms_epsilon")), 12),
         "rope_parameters": {"rope_type": "default", "rope_theta": float(field("llama.rope.freq_base", 10000.0))},
         "hidden_act": "silu",

@@ -34,7 +34,7 @@ def read_manifest(path: Path, step: int) -> tuple[dict[str, Any], str]:
     """
     with readable(path):
         raw = path.read_bytes()
-    text = raw[len(sealed(b"")) - 2 : -2]
+    text = raw[len(sealed(b"")) - 2 : -2]  # what `sealed` wraps; any other byte is checked by the comparison
     if raw != sealed(text):
         raise DamagedFile(f"{path.name} does not match its own digest: it changed after it was written.")
     with understood(path):
@@ -56,7 +56,7 @@ def readable(path: Path) -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.EIO):
+            if error.errno not in (errno.ENOENT, errno.EIO):  # missing, or unreadable on the disk
                 raise
             raise DamagedFile(f"{path.name} cannot be read ({error.strerror}).") from error
 

@@ -57,7 +57,7 @@ def fetch(name: str) -> Path:
     with tempfile.TemporaryDirectory(prefix="ablatio-") as temporary:
         weights = _unpacked(model, Path(temporary))
         convert(weights, make_folder(folder))
-    write_json(folder / VERIFIED, _digests(folder))
+    write_json(folder / VERIFIED, _digests(folder))  # last: an interrupted conversion is repeated
     return folder
 
 

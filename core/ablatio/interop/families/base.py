@@ -154,6 +154,7 @@ class Family:
     def _factors(self) -> tuple[float, float]:
         """Factors on the logits and on q k^T, each divided by that of the transformers class."""
         pairs = ((self.builder.logit_scale, self.logit_scale()), (self.builder.attention_scale, self.attention_scale()))
+        # Exactly 1 for equal scales, so that rounding does not change the weights.
         logits, attention = (1.0 if math.isclose(a, b, rel_tol=1e-12) else a / b for a, b in pairs)
         return logits, attention
 

@@ -134,7 +134,7 @@ def permute_rope_pairs(
 ) -> dict[str, Tensor]:
     """Move RoPE's pairs (2i, 2i+1) of each head to (i, i + width/2), in the rows of q_proj and k_proj; or back."""
     order = torch.arange(width).view(-1, 2).T.flatten()  # 0 2 4 ... 1 3 5 ...
-    order = torch.cat([order.argsort() if back else order, torch.arange(width, d_head)])
+    order = torch.cat([order.argsort() if back else order, torch.arange(width, d_head)])  # the rest is not rotated
 
     def moved(tensor: Tensor) -> Tensor:
         return _heads(tensor, d_head)[:, order.to(tensor.device)].flatten(0, 1)

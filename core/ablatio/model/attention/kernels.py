@@ -44,6 +44,7 @@ def _starts(ctx: Context) -> Tensor | None:
     """Start of each token's document: (B, T); None if a document is not contiguous."""
     segments, place = ctx.segments, torch.arange(ctx.length)
     assert segments is not None
+    # A document starts where the segment changes; only there may the position be 0, or it lies in several pieces.
     border = F.pad(segments[:, 1:] != segments[:, :-1], (1, 0), value=True)
     first = place - ctx.q_pos
     return first if torch.equal(border, first == place) else None
@@ -148,13 +149,13 @@ def attend_by_steps(
     sinks      (H,): per head, the logit of an additional key with value zero
     """
     k, v = repeated(k, q.shape[1]), repeated(v, q.shape[1])
-    scores = (q * scale) @ k.transpose(-1, -2)
+    scores = (q * scale) @ k.transpose(-1, -2)  # (B, H, T, S)
     logits = shown(scores if on_scores is None else on_scores(scores), q, k, ctx)
     if sinks is None:
         shares = logits.softmax(-1)
     else:
         sink = sinks.to(logits.dtype)[:, None, None].expand(*logits.shape[:-1], 1)
-        shares = torch.cat([logits, sink], dim=-1).softmax(-1)[..., :-1]
+        shares = torch.cat([logits, sink], dim=-1).softmax(-1)[..., :-1]  # the sink's value is 0: drop its probability
     shares = shares if on_shares is None else on_shares(shares)
     shares = F.dropout(shares, dropout) if dropout else shares
     return shares.to(v.dtype) @ v

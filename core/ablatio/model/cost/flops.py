@@ -98,6 +98,7 @@ def _counted(config: Mapping[str, Any], vocab_size: int) -> Cost:
     from torch.utils.flop_counter import FlopCounterMode
 
     example, length = example_of(config, vocab_size)
+    # The math backend consists of matrix products, whose forward and backward passes the counter sees.
     with torch.device("meta"), sdpa_kernel(SDPBackend.MATH):
         model = ModelBuilder(config, vocab_size).model().eval()
         tune(model, config, 0)
@@ -107,7 +108,7 @@ def _counted(config: Mapping[str, Any], vocab_size: int) -> Cost:
             logits = [model.logits(s) for s in states]
         with FlopCounterMode(display=False) as head_backward:
             differentiable = [x for x in logits if x.requires_grad]
-            inner = [s for s in states if s.requires_grad]
+            inner = [s for s in states if s.requires_grad]  # empty if nothing below the head is trained
             weights = [p for p in model.lm_head.parameters() if p.requires_grad]
             gradients = torch.autograd.grad(
                 differentiable,

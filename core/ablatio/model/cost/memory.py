@@ -120,7 +120,7 @@ def _activations(config: Mapping[str, Any], vocab_size: int, segment: int) -> in
             few, more = (_saved(config, vocab_size, n) for n in (several, 2 * several))
             kept = few + (more - few) * (layers - several) / several
         if segment:
-            whole = {**config, "checkpointing": None}
+            whole = {**config, "checkpointing": None}  # inside a recomputed segment, everything is stored
             few, more = (_saved(whole, vocab_size, n) for n in (SEVERAL, 2 * SEVERAL))
             kept += (more - few) * min(segment, layers) / SEVERAL
     except Exception as error:  # an operation of a plugin may not support fake tensors
@@ -145,7 +145,7 @@ def _saved(config: Mapping[str, Any], vocab_size: int, layers: int) -> int:
 
     with torch.device("meta"):
         model = ModelBuilder(small, vocab_size).model().train()
-    weights = {p.untyped_storage()._cdata for p in model.parameters()}
+    weights = {p.untyped_storage()._cdata for p in model.parameters()}  # saved, too, but counted elsewhere
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     with fake:
         fields = {f.name: getattr(example, f.name) for f in dataclasses.fields(example)}

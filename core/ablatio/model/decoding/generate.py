@@ -79,7 +79,7 @@ def generate(
     generator = torch.Generator(device).manual_seed(sampling.seed)
     cache, step = KVCache(), tokens.to(device)
     generated: list[list[int]] = [[] for _ in prompts]
-    running, started = torch.ones(len(prompts), dtype=torch.bool), False
+    running, started = torch.ones(len(prompts), dtype=torch.bool), False  # rows without `stop` so far
     for _ in range(new_tokens):
         logits = model.extend(step, cache) if started else model.read(step, packed, cache)
         started = True

@@ -34,7 +34,7 @@ def base_digest(model: nn.Module) -> str:
     """Return a sha256 over the names, dtypes, shapes and bytes of the base's (frozen) tensors."""
     own, total = learned(model), hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
-        if name not in own:
+        if name not in own:  # dtype and shape belong to the digest: equal bytes may be another matrix
             total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
             total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return total.hexdigest()

@@ -87,7 +87,7 @@ class LayerPeft:
 
 def said(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """Compute a layer's output without its adapter."""
-    return type(layer).forward(layer, *args, **kwargs)
+    return type(layer).forward(layer, *args, **kwargs)  # the class's forward: the instance's is the adapter's
 
 
 def attach(layer: nn.Module, adapter: Adapter) -> None:
@@ -95,6 +95,7 @@ def attach(layer: nn.Module, adapter: Adapter) -> None:
     if ADAPTER in layer._modules:
         raise UserError("a layer already has an adapter\n    try: merge the first adapter into the weights")
     layer.add_module(ADAPTER, adapter)
+    # An instance attribute hides the class's forward, so the layer keeps its type, name and parameters.
     layer.forward = functools.partial(adapter.forward, layer)
 
 
@@ -158,6 +159,7 @@ def targets_of(
 def _candidates(model: nn.Module, fits: Callable[[nn.Module], bool]) -> Iterator[tuple[str, nn.Module]]:
     """Yield (path, layer) of layers that can take an adapter: no heads, no tied matrices, nothing inside an adapter."""
     bare = {f"{path}.{name}".strip(".") for path, m in model.named_modules() for name in getattr(m, "bare", ())}
+    # A head that is tied to an embedding shares its matrix, which an adapter on the head would not change.
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     find_head: Any = getattr(model, "get_output_embeddings", None)  # of a transformers model
     head = find_head() if find_head is not None else None

@@ -61,7 +61,8 @@ def apply_peft(model: nn.Module, part: Peft, seed: int) -> AppliedPeft:
     if isinstance(model, LanguageModel):
         model.shared_prefix = model.shared_prefix and not getattr(part, "batch_dependent", False)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    held = {id(t): t for t in (*model.parameters(), *model.buffers())}.values()
+    held = {id(t): t for t in (*model.parameters(), *model.buffers())}.values()  # by id: shared tensors count once
+    # `coded`: number of weights that a quantized layer stores as codes, which are buffers and no parameters.
     weights = sum(p.numel() for p in model.parameters()) + sum(getattr(m, "coded", 0) for m in model.modules())
     return AppliedPeft(part, trainable, weights, sum(t.numel() * t.element_size() for t in held))
 

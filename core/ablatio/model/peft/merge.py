@@ -30,7 +30,7 @@ class Merged:
     @torch.no_grad()
     def unwrap(self, parent: nn.Module, name: str, layer: Any) -> None:
         """Replace a layer of the peft library by the equivalent plain layer; exceptions of peft pass through."""
-        merged = copy.deepcopy(layer)
+        merged = copy.deepcopy(layer)  # the original stays untouched: peft's unmerge is not exact
         merged.merge()
         self.wrapped.append((parent, name, layer))
         parent._modules[name] = merged.get_base_layer().requires_grad_(False)

@@ -125,6 +125,7 @@ def token_rewards(
         return torch.zeros_like(mask).scatter(1, last[:, None], scores[:, None].to(mask)) * mask
     found = torch.zeros_like(mask)
     for row, (answer, of_row) in enumerate(zip(answers, steps, strict=True)):
+        # Decoding prefixes, not single tokens: a character may be spread over several tokens.
         ends = [len(decode(answer.ids[: t + 1])) for t in range(len(answer.ids))]
         for step in of_row:
             at = next((t for t, end in enumerate(ends) if end >= step.end), int(last[row]))

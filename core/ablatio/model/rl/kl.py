@@ -16,7 +16,7 @@ class KL(NamedTuple):
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
     """Mean of x over the places where mask is 1; 0 if there is none."""
-    return (x * mask).sum() / mask.sum().clamp(min=1)
+    return (x * mask).sum() / mask.sum().clamp(min=1)  # clamp: 0 instead of NaN for an empty mask
 
 
 def whiten(x: Tensor, mask: Tensor, epsilon: float = 1e-8) -> Tensor:
@@ -29,7 +29,7 @@ def whiten(x: Tensor, mask: Tensor, epsilon: float = 1e-8) -> Tensor:
 def k3(logps: Tensor, ref_logps: Tensor) -> Tensor:
     """KL estimate exp(-d) - 1 + d per token, d = logps - ref_logps: unbiased, never negative (Schulman 2020)."""
     d = logps - ref_logps
-    return torch.expm1(-d) + d
+    return torch.expm1(-d) + d  # expm1: exp(-d) - 1 cancels for small d
 
 
 def kl_estimates(logps: Tensor, ref_logps: Tensor, mask: Tensor) -> KL:

@@ -52,7 +52,7 @@ def policy_outputs(
     learns   the entropy has a gradient
     """
     how = temperature, entropy, learns
-    kept = rollout.mask.bool()
+    kept = rollout.mask.bool()  # (B, T)
     states, tokens = states_of(model, rollout)[kept], rollout.tokens[kept]  # (tokens of all answers, D)
     rows = max(1, MAX_LOGITS // model.vocab_size)
     if len(states) <= rows or not torch.is_grad_enabled():
@@ -90,10 +90,8 @@ def states_of(model: Any, rollout: Rollout) -> Tensor:
         torch.cat([length[:, None], rollout.prompts[:, rollout.prompts.shape[1] - width :]], dim=1),
         dim=0, return_inverse=True,
     )  # fmt: skip
-    lengths, prompts = (
-        prompts[:, 0] - 1,
-        prompts[:, 1:-1],
-    )  # the last prompt token predicts the first answer token: it is read with the answer
+    # The last prompt token predicts the first answer token, so it is read with the answer.
+    lengths, prompts = prompts[:, 0] - 1, prompts[:, 1:-1]
     read = torch.cat([rollout.prompts[:, -1:], rollout.tokens[:, : most - 1]], dim=1)
     states = answer_states(model, prompts, lengths, parents, read, int((length + answer_length).max()) - 1)
     return F.pad(states, (0, 0, 0, rollout.tokens.shape[1] - most))

@@ -12,7 +12,7 @@ MAX_LOGITS = 2**24  # 64 MB in float32; more logits are recomputed in the backwa
 
 
 class TokenLogProbs(NamedTuple):
-    """logps: log p of each target; collision: log sum p^2 over the vocabulary, or None if not requested."""
+    """Log-probabilities of tokens: logps, log p of each target; collision, log sum p^2 over the vocabulary, or None."""
 
     logps: Tensor
     collision: Tensor | None
