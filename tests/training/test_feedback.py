@@ -160,8 +160,8 @@ def test_a_run_resumes_bit_for_bit(tmp_path: Path, judged: Path, task: list[str]
     "extra, what",
     [
         (["task=preference"], "task=preference needs one, and none came"),
-        (["task=preference", "alignment=ppo"], "task=preference from answers that are given"),
-        (["task=reward", "model.max_len=4"], "lines of feedback came"),
+        (["task=preference", "alignment=ppo"], "task=preference provides given answers"),
+        (["task=reward", "model.max_len=4"], "lines of feedback, "),
         (["task=reward", "source=gsm_symbolic"], "task=reward learns from feedback"),
     ],
 )
