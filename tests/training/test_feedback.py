@@ -94,10 +94,10 @@ def test_each_method_is_handed_what_it_asks_for(name: str) -> None:
 
 
 def test_the_reference_is_worked_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A second run of the same model and data asks no model; a model with other weights is asked anew."""
+    """A second run of the same model and data uses the cache; other weights are computed again."""
     first, model = sample_parts.task(PREFERENCE)
     again, _ = sample_parts.task(PREFERENCE)
-    monkeypatch.setattr(type(again), "_refer", lambda *given: pytest.fail("the reference was asked again"))
+    monkeypatch.setattr(type(again), "_compute_reference", lambda *given: pytest.fail("the reference was computed again"))
     again.prepare(model)
     assert np.array_equal(first.said, again.said)
     with torch.no_grad():
