@@ -46,7 +46,7 @@ def test_mqar_depends_on_its_knobs_only():
     assert texts(seed=1) != texts()
     marks = {sources.build("mqar", k).fingerprint() for k in ({}, {"pairs": 3}, {"seed": 1}, {"length": 33})}
     assert len(marks) == 4
-    with pytest.raises(UserError, match="take 21"):
+    with pytest.raises(UserError, match="need 21"):
         sources.build("mqar", {"length": 20})
 
 

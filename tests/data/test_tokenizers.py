@@ -135,10 +135,10 @@ def test_invalid_state_is_refused(state: str, small_bpe: BPE) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda known: known["merges"].append(["a", "\u0100\u0101\u0102\u0103"]), "no token"),
+        (lambda known: known["merges"].append(["a", "\u0100\u0101\u0102\u0103"]), "not in the vocabulary"),
         (lambda known: known["merges"].append(["a"]), "ValueError"),
         (lambda known: known["vocab"].update({"世": len(known["vocab"])}), "does not stand for a byte"),
-        (lambda known: known["vocab"].popitem(), "no token"),
+        (lambda known: known["vocab"].popitem(), "not in the vocabulary"),
         (lambda known: known["vocab"].update(a=-1), "ids does not fit"),
         (lambda known: known["vocab"].update(a="b"), "TypeError"),
         (lambda known: known.pop("merges"), "KeyError"),

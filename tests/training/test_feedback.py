@@ -94,10 +94,10 @@ def test_each_method_is_handed_what_it_asks_for(name: str) -> None:
 
 
 def test_the_reference_is_worked_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A second run of the same model and data asks no model; a model with other weights is asked anew."""
+    """A second run of the same model and data uses the cache; other weights are computed again."""
     first, model = sample_parts.task(PREFERENCE)
     again, _ = sample_parts.task(PREFERENCE)
-    monkeypatch.setattr(type(again), "_refer", lambda *given: pytest.fail("the reference was asked again"))
+    monkeypatch.setattr(type(again), "_compute_reference", lambda *given: pytest.fail("the reference was computed again"))
     again.prepare(model)
     assert np.array_equal(first.said, again.said)
     with torch.no_grad():
@@ -160,8 +160,8 @@ def test_a_run_resumes_bit_for_bit(tmp_path: Path, judged: Path, task: list[str]
     "extra, what",
     [
         (["task=preference"], "task=preference needs one, and none came"),
-        (["task=preference", "alignment=ppo"], "task=preference from answers that are given"),
-        (["task=reward", "model.max_len=4"], "lines of feedback came"),
+        (["task=preference", "alignment=ppo"], "task=preference provides given answers"),
+        (["task=reward", "model.max_len=4"], "lines of feedback, "),
         (["task=reward", "source=gsm_symbolic"], "task=reward learns from feedback"),
     ],
 )

@@ -122,10 +122,10 @@ def test_rewards_of_steps_stand_at_their_last_tokens():
 @pytest.mark.parametrize(
     "settings, words",
     [
-        ({"method": "grpo", "batch_size": 6}, "6 answers (train.batch_size x train.accumulate x minibatches) are no"),
+        ({"method": "grpo", "batch_size": 6}, "6 answers (train.batch_size x train.accumulate x minibatches) cannot"),
         ({"method": "dpo"}, "alignment=dpo trains on pairs"),
         ({"answer_tokens": 200}, "model.max_len=160"),
-        ({"reward": "model"}, "reward=model needs the folder"),
+        ({"reward": "model"}, "reward=model needs the run folder"),
     ],
 )
 def test_what_cannot_run_is_refused(settings, words):

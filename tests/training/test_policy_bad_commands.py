@@ -96,7 +96,7 @@ def test_prompts_longer_than_the_context(tmp_path: Path) -> None:
 
 def test_a_prompt_and_an_answer_that_do_not_fit(tmp_path: Path) -> None:
     refused = train(tmp_path, "task.answer_tokens=80", "reward=length", "name=run")
-    assert refused.code == 2 and "are 96, and model.max_len=64" in refused.err, refused.err
+    assert refused.code == 2 and "have 96 tokens, more than model.max_len=64" in refused.err, refused.err
     assert train(tmp_path, fix_in(refused), "reward=length", "train.steps=1", "name=fixed").code == 0
 
 
@@ -115,7 +115,7 @@ def test_a_policy_that_collapses_to_one_token_is_told_and_goes_on(tmp_path: Path
 
 def test_a_reward_model_that_is_none_names_a_command(tmp_path: Path) -> None:
     refused = train(tmp_path, "reward=model", "name=run")
-    assert refused.code == 2 and "reward.path names none" in refused.err, refused.err
+    assert refused.code == 2 and "reward.path is empty" in refused.err, refused.err
     assert train(tmp_path, "reward=length", "train.steps=1", "name=other").code == 0
     wrong = train(tmp_path, "reward=model", f"reward.path={tmp_path / 'other'}", "name=run")
     assert wrong.code == 2 and "is a run of task=policy, which has no reward model" in wrong.err, wrong.err

@@ -116,7 +116,7 @@ def test_a_resumed_run_does_not_tell_it_again(caplog):
 
 
 def test_a_reward_cannot_ask_for_a_model_outside_a_run():
-    with pytest.raises(UserError, match="opened by a run"):
+    with pytest.raises(UserError, match="only be used inside a run"):
         made("grpo", "model", reward_knobs={"path": "somewhere"})
 
 

@@ -93,7 +93,7 @@ def test_gold_judges_the_answers_that_the_reward_judges():
     task, model = made("grpo", held_out=4)
     found = scored(task, model)
     assert found["gold"] == found["reward"] and found["answers"] == 4
-    with pytest.raises(UserError, match=r"task\.gold=model came; a function of one answer"):
+    with pytest.raises(UserError, match=r"task\.gold=model is not a function of one answer"):
         made("grpo", gold="model")
 
 

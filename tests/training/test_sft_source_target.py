@@ -189,6 +189,6 @@ def test_a_t5_folder_of_transformers_is_tuned(tmp_path: Path, chats: Path) -> No
 def test_no_loss_can_stand_on_a_question(tmp_path: Path, chats: Path) -> None:
     given = settings(tmp_path, chats, *T5_PARTS, "train.steps=2", "name=run", "task.prompts=true")
     refused = ablatio(["train", *given], tmp_path / "log")
-    assert refused.code == 2 and "says answers alone" in refused.err, refused.err
+    assert refused.code == 2 and "predicts only answers" in refused.err, refused.err
     fix = refused.err.split("try: ")[1].split()[0]
     assert ablatio(["train", *given[:-1], fix], tmp_path / "log").code == 0

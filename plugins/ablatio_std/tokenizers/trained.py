@@ -107,7 +107,7 @@ class BPE:
             raise ValueError(f"{min(unknown)!r} does not stand for a byte")
         for left, right in merges:
             if not (left in vocab and right in vocab and left + right in vocab):
-                raise ValueError(f"the merge of {left!r} and {right!r} uses or gives a token that is not there")
+                raise ValueError(f"the merge of {left!r} and {right!r} needs a token that is not in the vocabulary")
         self._vocab, self._merges = {token: i for i, token in enumerate(tokens)}, merges
         self._table = [token.translate(_AS_BYTES).encode("latin-1") for token in tokens]
         self._table += [b""] * (self.vocab_size - len(tokens))
