@@ -51,7 +51,7 @@ def test_learned_adds_its_rows():
 # Rotary
 
 
-def turned_by_hand(x, pos, base, layout, width):
+def rotated_by_hand(x, pos, base, layout, width):
     """x (B, H, T, d_head), pos (B, T): each pair is a complex number, times exp(i t base^(-2i/width))."""
     y = x.clone()
     for b, h, t in torch.cartesian_prod(*(torch.arange(n) for n in x.shape[:3])).tolist():
@@ -72,7 +72,7 @@ def test_rope_is_a_complex_product(layout, fraction, base):
     k = torch.randn(2, 1, 5, 8, dtype=torch.float64)
     pos = torch.tensor([[0, 1, 2, 3, 4], [7, 1000, 0, 31, 2]])
     for ours, x in zip(rope.rotate(q, k, pos), (q, k), strict=True):
-        expected = turned_by_hand(x, pos, base, layout, int(8 * fraction))
+        expected = rotated_by_hand(x, pos, base, layout, int(8 * fraction))
         torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12)
     shared = rope.rotate(q, k, pos[0])  # one row of positions for the whole batch
     both = rope.rotate(q, k, pos[:1].expand(2, -1))
