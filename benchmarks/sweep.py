@@ -195,7 +195,7 @@ def cpu_seconds(steps: int) -> list[dict[str, float]]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         plan = plan_sweep([*TINY.split(), f"train.steps={steps}", seeds(), "table=0"])
-        detectable_differences(plan.cells, {})  # computes the sizes of the arms, which forked runs inherit
+        detectable_differences(plan.cells, {})  # sizes for the table before the first run, which the runs inherit
         Engine(folder, plan.jobs, launchers.build("pool", {"workers": WORKERS}, work=counted_work)).run()
         return [json.loads((folder / "runs" / job.id / "cpu.json").read_text()) for job in plan.jobs]
 

@@ -221,7 +221,7 @@ KEPT: dict[str, dict[str, Any]] = {
 def test_the_library_peft_loads_exported_adapters(tmp_path: Path, name: str, layout: str) -> None:
     """The exported adapter on transformers' Llama with the base's weights gives the tuned model's outputs.
 
-    Nothing is written if Llama orders the rows of q_proj differently and the method cannot be converted to that order.
+    If Llama orders the rows of q_proj differently and the method cannot follow, nothing is written.
     """
     import transformers
 
