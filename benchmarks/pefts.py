@@ -74,17 +74,17 @@ def main() -> None:
     options.add_argument("--layers", type=int, default=4)
     options.add_argument("--tokens", type=int, default=1024)
     options.add_argument("--turns", type=int, default=15)
-    asked = options.parse_args()
+    args = options.parse_args()
     warnings.simplefilter("ignore")
-    Machine("cpu", "32", 1).prepare(asked.width)  # the matrix products of our runs, for all contenders
+    Machine("cpu", "32", 1).prepare(args.width)  # the matrix products of our runs, for all contenders
     every = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     for label, targets in (("q_proj, v_proj", ["q_proj", "v_proj"]), ("every linear map", every)):
         print(f"targets: {label}")
-        steps = contenders(asked.width, asked.layers, asked.tokens, targets)
+        steps = contenders(args.width, args.layers, args.tokens, targets)
         seconds: dict[str, list[float]] = {name: [] for name in steps}
         losses = {name: step() for name, step in steps.items()}
         assert max(losses.values()) - min(losses.values()) < 1e-4, losses  # the same initial model
-        for _ in range(asked.turns + 1):
+        for _ in range(args.turns + 1):
             for name, step in steps.items():
                 gc.collect()
                 start = time.process_time()

@@ -41,9 +41,9 @@ def call(*words: str | Path, threads: int = 1) -> subprocess.Popen[bytes]:
 
 def finish(process: subprocess.Popen[bytes]) -> None:
     """Wait for a process; exit with its error output if it fails."""
-    _, said = process.communicate()
+    _, errors = process.communicate()
     if process.returncode:
-        sys.exit(f"{process.args} ended with code {process.returncode}:\n{said.decode()[-2000:]}")
+        sys.exit(f"{process.args} ended with code {process.returncode}:\n{errors.decode()[-2000:]}")
 
 
 def seeds() -> str:
@@ -223,15 +223,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.add_argument("--steps", type=int, default=20, help="steps of each run; with --efficiency, of the probe run")
     options.add_argument("--efficiency", action="store_true")
     options.add_argument("--seconds", type=float, default=30.0, help="duration of a run with --efficiency")
-    asked = options.parse_args(arguments)
+    args = options.parse_args(arguments)
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:WORKERS])
     os.environ["OMP_NUM_THREADS"] = "1"
-    if asked.efficiency:
-        return 1 - efficiency(TINY, asked.steps, asked.seconds)
-    settings = f"{TINY} train.steps={asked.steps}"
-    few = beside_training(asked.steps)  # first, as it also prepares what all contenders share
-    return 0 if throughput(settings, asked.rounds) and few else 1
+    if args.efficiency:
+        return 1 - efficiency(TINY, args.steps, args.seconds)
+    settings = f"{TINY} train.steps={args.steps}"
+    few = beside_training(args.steps)  # first, as it also prepares what all contenders share
+    return 0 if throughput(settings, args.rounds) and few else 1
 
 
 if __name__ == "__main__":

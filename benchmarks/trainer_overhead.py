@@ -80,10 +80,10 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--steps", type=int, default=1000)
     options.add_argument("--repeats", type=int, default=5)
-    asked = options.parse_args()
+    args = options.parse_args()
     quiet_libraries()
-    config = compose_run([*SMALL, f"train.steps={asked.steps}"]).config
-    pairs = [(bare(config, asked.steps), whole(config, asked.steps)) for _ in range(asked.repeats)]
+    config = compose_run([*SMALL, f"train.steps={args.steps}"]).config
+    pairs = [(bare(config, args.steps), whole(config, args.steps)) for _ in range(args.repeats)]
     for name, values in zip(("bare loop", "ablatio train"), zip(*pairs, strict=True), strict=True):
         print(f"{name:<14} {statistics.median(values):.3f} ms a step  ({', '.join(f'{v:.2f}' for v in values)})")
     print(f"overhead       {statistics.median(b - a for a, b in pairs):.3f} ms a step (target: at most 1)")

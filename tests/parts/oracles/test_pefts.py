@@ -302,13 +302,13 @@ def test_adalora_budget_is_a_cubic() -> None:
 
 @pytest.mark.oracle("peft=qlora", "LoRA's formula on the matrix that its codes stand for")
 def test_qlora() -> None:
-    quantised = nn.Sequential(nn.Linear(IN, OUT))
+    quantized = nn.Sequential(nn.Linear(IN, OUT))
     part = pefts.build("qlora", {"targets": ("linear",), "rank": RANK, "alpha": 12.0, "dropout": 0.0})
-    part.prepare(quantised)
-    part.apply(quantised, 0)
-    layer = quantised[0]
+    part.prepare(quantized)
+    part.apply(quantized, 0)
+    layer = quantized[0]
     assert "codes" in layer._buffers
     layer.adapter.lora_B.data.normal_()
     x = torch.randn(3, IN)
     wanted = x @ (layer.weight + 3.0 * layer.adapter.lora_B @ layer.adapter.lora_A).T + layer.bias
-    torch.testing.assert_close(quantised(x), wanted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(quantized(x), wanted, rtol=1e-5, atol=1e-5)
