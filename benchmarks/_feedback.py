@@ -1,4 +1,4 @@
-"""What preferences.py compares: one set of answers to prompts, one Llama, and a training step on it, ours and trl's."""
+"""Contenders of preferences.py: training steps of ours and of trl on the same data and the same Llama."""
 
 import json
 import os
@@ -27,7 +27,13 @@ LLAMA = {"norm": "rmsnorm", "activation": "swiglu", "position": "rope", "attenti
 
 @dataclass(frozen=True)
 class Shape:
-    """Mean tokens of prompts and answers, pairs in a batch, and the size of the model."""
+    """One workload.
+
+    prompt, answer                mean numbers of tokens
+    pairs                         pairs in a batch
+    width, layers, vocab          size of the model
+    batches                       batches in the data
+    """
 
     prompt: int
     answer: int
@@ -42,11 +48,11 @@ TINY = Shape(8, 8, pairs=2, width=32, layers=1, vocab=512, batches=3)
 
 
 def write(shape: Shape, path: Path) -> None:
-    """Pairs of random letters; lengths lie evenly between half the mean and one and a half of it."""
-    drawn = random.Random(0)
+    """Write pairs of random letters; lengths are uniform between 0.5 and 1.5 times the mean."""
+    generator = random.Random(0)
 
     def text(mean: int) -> str:
-        return "".join(drawn.choices(LETTERS, k=drawn.randint(mean // 2, mean + mean // 2)))
+        return "".join(generator.choices(LETTERS, k=generator.randint(mean // 2, mean + mean // 2)))
 
     lines = (
         {"prompt": f"{i} {text(shape.prompt)}", "chosen": text(shape.answer), "rejected": text(shape.answer)}
@@ -56,7 +62,7 @@ def write(shape: Shape, path: Path) -> None:
 
 
 def start(name: str, shape: Shape, folder: Path) -> tuple[Any, Any]:
-    """(task, model): ours, with the answers in its data and what the reference says of them."""
+    """Build our task and model on the data, with the reference's log-probabilities computed: (task, model)."""
     os.environ["ABLATIO_CACHE"] = str(folder / "cache")
     write(shape, folder / "pairs.jsonl")
     config = run_config.defaults()
@@ -71,7 +77,7 @@ def start(name: str, shape: Shape, folder: Path) -> tuple[Any, Any]:
         config[kind] = {"name": option, **REGISTRIES[kind][option].defaults}
     config["source"]["path"] = str(folder / "pairs.jsonl")
     if name == "sft":
-        config["task"]["packing"] = False  # as trl's trainer does it by default: a conversation is a row
+        config["task"]["packing"] = False  # one conversation in a row, the default of trl's trainer
     setup = TaskContext(config, RowPlan(shape.pairs))
     task = kinds.tasks.build(name, {k: v for k, v in config["task"].items() if k != "name"}, setup=setup)
     model, _ = start_model(config, task.tokenizer, setup.seeds.init)
@@ -81,7 +87,7 @@ def start(name: str, shape: Shape, folder: Path) -> tuple[Any, Any]:
 
 
 def moved_by(model: nn.Module, backward: Callable[[], float]) -> Step:
-    """A step: what `backward` does, clipping to norm 1, fused AdamW."""
+    """Make a step of `backward`, clipping to norm 1 and fused AdamW; it returns the loss that `backward` returns."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.0, fused=True)
 
@@ -96,13 +102,13 @@ def moved_by(model: nn.Module, backward: Callable[[], float]) -> Step:
 
 
 def ours(name: str, shape: Shape) -> Step:
-    """A batch by its number, the task's loss, backward."""
+    """Our step: collate the next batch, the task's loss, backward, update."""
     with tempfile.TemporaryDirectory() as folder:
         task, model = start(name, shape, Path(folder))
-    numbers, drawn, training = iter(range(10**9)), torch.Generator(), task.training
+    numbers, generator, training = iter(range(10**9)), torch.Generator(), task.training
 
     def backward() -> float:
-        total, weight, _ = task.loss(model, task.example(training[next(numbers)], drawn))
+        total, weight, _ = task.loss(model, task.example(training[next(numbers)], generator))
         loss = total / weight
         loss.backward()
         return float(loss.detach())
@@ -111,7 +117,7 @@ def ours(name: str, shape: Shape) -> Step:
 
 
 def theirs(name: str, shape: Shape, more: Mapping[str, Any]) -> Step:
-    """The collator and `training_step` of trl's trainer on the same examples in the same order."""
+    """trl's step: collator and `training_step` of its trainer, on the same examples in the same order."""
     with tempfile.TemporaryDirectory() as folder, Path(os.devnull).open("w") as nowhere, redirect_stderr(nowhere):
         os.environ |= {"HF_HOME": folder, "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
         trainer = _trainer(name, shape, more, Path(folder))
@@ -127,6 +133,7 @@ def theirs(name: str, shape: Shape, more: Mapping[str, Any]) -> Step:
 
 
 def _trainer(name: str, shape: Shape, more: Mapping[str, Any], folder: Path) -> Any:
+    """Make trl's trainer with a copy of our model, our examples, and the config settings `more`."""
     import trl
     from datasets import Dataset
     from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
@@ -156,17 +163,18 @@ def _trainer(name: str, shape: Shape, more: Mapping[str, Any], folder: Path) -> 
 
 
 def _order(task: Any, name: str, shape: Shape) -> list[int]:
-    """Lines of the data in the order in which our run sees them."""
+    """Indices of the examples in the order of our run."""
     rows = task.rows if name == "sft" else task.training.rows
     return [rows.row(i)[0] for i in range(shape.pairs * shape.batches)]
 
 
 def _end(task: Any, name: str) -> int:
-    """The sign behind each answer."""
+    """Id of the end token of each answer."""
     return int((task.written["train"][0] if name == "sft" else task.set.answers[0]).ids[-1])
 
 
 def _row(task: Any, name: str, number: int) -> dict[str, Any]:
+    """Example `number` of our task in the form that trl's trainer expects."""
     if name == "sft":
         written = task.written["train"][number]
         labels = [int(t) if said else -100 for t, said in zip(written.ids, written.said, strict=True)]
@@ -180,12 +188,12 @@ def _row(task: Any, name: str, number: int) -> dict[str, Any]:
 
 
 def _text(ids: Any) -> str:
-    """Ids as DPOTrainer wants them, which takes texts alone."""
+    """Write ids as a text: DPOTrainer accepts only texts."""
     return "".join(f"<{i}>" for i in ids)
 
 
 def _reader(vocab: int, end: int) -> Any:
-    """A tokenizer that reads them."""
+    """Make the tokenizer that maps the texts of `_text` back to ids."""
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

@@ -1,4 +1,4 @@
-"""Contenders that take turns, each in a process of its own: CPU seconds of a step, and the peak of its memory."""
+"""Contenders that take turns, each in its own process: CPU seconds of a step, and peak memory."""
 
 import gc
 import multiprocessing
@@ -18,16 +18,17 @@ WARM_UP = 2
 
 
 def status_kb(key: str) -> int:
+    """Value of `key` in /proc/self/status, in kB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith(key)).split()[1])
 
 
 def contend(make: Callable[..., Step], given: tuple[Any, ...], tiny: tuple[Any, ...], pipe: Connection) -> None:
-    """For each request (what the step gave, its CPU seconds, peak MB till now).
+    """Answer each request by (the step's result, its CPU seconds, peak MB so far).
 
-    The peak is counted from what the imports and two steps of a tiny model left behind.
+    The peak is relative to the memory after the imports and two steps of a tiny model.
     """
-    Machine("cpu", "32", 1).prepare(WIDE)  # the same products for all, those of a run of ours
+    Machine("cpu", "32", 1).prepare(WIDE)  # the matrix products of our runs, for all contenders
     warnings.simplefilter("ignore")
     first = make(*tiny)
     first(), first()
@@ -46,7 +47,12 @@ def contend(make: Callable[..., Step], given: tuple[Any, ...], tiny: tuple[Any, 
 
 @dataclass
 class Contender:
-    """make(*given) gives the step; make(*tiny) one that only loads what there is to load."""
+    """A contender in its own process: make(*given) makes its step, make(*tiny) a step that loads all libraries.
+
+    found    results of the steps
+    seconds  CPU seconds of the counted steps
+    peak     peak memory in MB
+    """
 
     make: Callable[..., Step]
     given: tuple[Any, ...]
@@ -65,6 +71,7 @@ class Contender:
         self.pipe.recv()
 
     def step(self, *, counts: bool) -> None:
+        """Do one step; its time is recorded if it counts."""
         self.pipe.send(True)
         found, seconds, self.peak = self.pipe.recv()
         self.found.append(found)
@@ -72,16 +79,17 @@ class Contender:
             self.seconds.append(seconds)
 
     def stop(self) -> None:
+        """End the process."""
         self.pipe.send(False)
         self.process.join()
 
     def faster_than(self, other: "Contender") -> float:
-        """The median over the turns of the other's seconds by ours."""
+        """Median over the turns of the other's seconds / ours."""
         return statistics.median(b / a for a, b in zip(self.seconds, other.seconds, strict=True))
 
 
 def take_turns(contenders: Mapping[str, Contender], turns: int) -> None:
-    """Steps to warm up, then one step of each in every turn."""
+    """Do the warm-up steps, then one step of each contender in every turn, and end their processes."""
     for turn in range(WARM_UP + turns):
         for contender in contenders.values():
             contender.step(counts=turn >= WARM_UP)

@@ -1,8 +1,8 @@
-"""All figures of tuning and alignment: DPO, SFT, reward models, GRPO, RLOO, generation and LoRA against peers.
+"""All benchmarks of tuning and alignment: DPO, SFT, reward models, GRPO, RLOO, generation and LoRA against peers.
 
-    python benchmarks/alignment.py              # about half an hour on one core; each of the three also runs alone
+    python benchmarks/alignment.py              # about half an hour on one core
 
-What is compared, and how, is said by each: preferences.py (trl), policies.py (trl, transformers) and pefts.py (peft).
+Runs preferences.py (against trl), policies.py (trl, transformers) and pefts.py (peft); each describes its comparisons.
 """
 
 import argparse
@@ -14,8 +14,9 @@ PARTS = ("preferences", "policies", "pefts")
 
 
 def main() -> None:
+    """Run the chosen benchmarks one after the other."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--turns", type=int, default=9, help="of the contenders in each comparison")
+    parser.add_argument("--turns", type=int, default=9, help="number of turns in each comparison")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     args = parser.parse_args()
     for name in args.only:

@@ -1,11 +1,12 @@
-"""Speed of Muon's step on the CPU, ours and torch.optim.Muon's, on the matrices of a model.
+"""Speed of a step of Muon on the CPU, ours and torch.optim.Muon's, on the matrices of a model.
 
     python benchmarks/muon.py [--width 320] [--layers 8] [--repeats 9]
 
 The contenders take turns (A B C A B C ...) in one process on one thread; time is the CPU time of the process, a ratio
-the median over the turns of theirs / ours.  torch's Newton-Schulz is in bfloat16, which only some processors multiply
-natively, four times as fast as float32 (there `precision=auto` takes it too); ONEDNN_MAX_CPU_ISA=AVX512_CORE_VNNI shows
-the others.  Beside it stands how far an update is from that in float64: |u - u64| / |u64|, over all matrices.
+the median over the turns of theirs / ours.  torch's Newton-Schulz uses bfloat16, which only some processors multiply
+natively, four times as fast as float32 (`precision=auto` uses it on these); ONEDNN_MAX_CPU_ISA=AVX512_CORE_VNNI
+simulates the others.  The error of an update is its distance from the update in float64: |u - u64| / |u64|, over all
+matrices.
 """
 
 import argparse
@@ -25,7 +26,7 @@ SETTINGS = {"lr": 0.02, "weight_decay": 0.1, "momentum": 0.95, "nesterov": True,
 
 
 def matrices(width: int, layers: int, dtype: torch.dtype = torch.float32) -> Parameters:
-    """Of each layer q, k, v, o and two of four times the width, with gradients that fall off over their axes."""
+    """Make the matrices of a model: q, k, v, o and two of 4 x width for each layer, with ill-conditioned gradients."""
     generator = torch.Generator().manual_seed(0)
     shapes = ([(width, width)] * 4 + [(4 * width, width), (width, 4 * width)]) * layers
     made = [torch.nn.Parameter(torch.randn(s, generator=generator).mul_(0.02).to(dtype)) for s in shapes]
@@ -36,12 +37,13 @@ def matrices(width: int, layers: int, dtype: torch.dtype = torch.float32) -> Par
 
 
 def ours(parameters: Parameters, precision: str) -> torch.optim.Optimizer:
+    """Our Muon for these parameters."""
     groups = [{"params": parameters, "role": "matrix"}]
     return optimizers.build("muon", SETTINGS | {"precision": precision}, groups=groups)
 
 
 def update(make: Any, width: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """The first step of one layer, as one vector."""
+    """Return the first update of the matrices of one layer as one vector."""
     parameters = matrices(width, 1, dtype)
     before = [p.detach().clone() for p in parameters]
     make(parameters).step()
@@ -49,12 +51,13 @@ def update(make: Any, width: int, dtype: torch.dtype = torch.float32) -> torch.T
 
 
 def main() -> None:
+    """Measure all contenders and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--width", type=int, default=320)
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=9)
     args = parser.parse_args()
-    Machine("cpu", "32", 1).prepare(args.width)  # as a run does
+    Machine("cpu", "32", 1).prepare(args.width)  # chooses the matrix products as a run does
     makers = {
         "torch.optim.Muon, bfloat16": lambda p: torch.optim.Muon(p, **SETTINGS),
         "ours, float32": lambda p: ours(p, "float32"),

@@ -1,12 +1,12 @@
-"""What each registered part takes of a step, against the plainest part of its kind.
+"""Cost of each registered part in a training step, relative to the baseline part of its kind.
 
     python benchmarks/parts.py [--kind norm activation] [--parts rmsnorm dyt] [--against NAME] [--compile] [--csv FILE]
 
-Each part is made as the model makes it, everything else at its default, and measured where it acts: a norm or an
-activation alone, a position in one attention, an attention or feed-forward part as the sublayer it is, a placement or
-block as one layer.  Of a knob with named choices every choice is a row.  The part and the plainest one take turns
-(A B A B ...) in one process on one thread; a ratio is the median over the turns of theirs in CPU time, forward as in
-training (with the graph) and forward + backward, with 1024 tokens.
+Each part is built as in a model with all else at its default, and measured in place: a norm or an activation alone, a
+position inside one attention, an attention or feed-forward part as a sublayer, a placement or block as one layer.  Each
+choice of a knob with named choices is a row.  The part and the baseline take turns (A B A B ...) in one process on one
+thread; a ratio is the median over the turns of the ratio of CPU times, for forward (with the graph, as in training) and
+for forward + backward, with 1024 tokens.
 """
 
 import argparse
@@ -32,10 +32,10 @@ from ablatio.registry.registry import REGISTRIES, PartSpec
 from ablatio.testing import tiny_models
 
 ROWS, LENGTH, HEAD = 4, 256, 64
-LEAST = 0.004  # seconds of CPU time in a turn: as many calls as that takes
+LEAST = 0.004  # seconds of CPU time of a turn, which decides the number of calls
 
-# Where a part of a kind is measured, and the plainest part of the kind.  A kind that is not here has no share of its
-# own in forward and backward, or nobody has said yet what to hold it against.
+# For each kind: the module in which a part is measured, and the baseline part.  Kinds without an entry have no cost of
+# their own in forward and backward, or no baseline has been chosen.
 MEASURED: dict[str, tuple[Callable[[ModelBuilder], Any], str]] = {
     "norm": (lambda a: a.norm("part"), "layernorm"),
     "activation": (lambda a: activation(a), "relu"),
@@ -50,16 +50,18 @@ ALONE = ("norm", "activation")
 
 
 def activation(builder: ModelBuilder) -> Any:
+    """Build the activation of the model."""
     choice = builder.choice("activation")
     return REGISTRIES["activation"].build(choice.name, choice.knobs, d_ff=builder.d_ff)
 
 
 def plainest(entry: PartSpec) -> str:
+    """Name of the baseline that a part is compared with."""
     return PLAINEST_GATED if entry.facts.get("gated") else MEASURED[entry.kind][1]
 
 
 class Contender:
-    """A part in place: `run` does a forward pass, and a backward pass if it is asked to, and gives the CPU seconds."""
+    """A part in the module in which it is measured."""
 
     def __init__(self, kind: str, config: Mapping[str, Any], compiled: bool) -> None:
         builder = ModelBuilder(config, tiny_models.VOCAB)
@@ -76,9 +78,10 @@ class Contender:
             self.leaves += holder.parameters() if isinstance(holder, nn.Module) else []
 
     def run(self, backward: bool) -> float:
+        """Do a forward pass, and a backward pass if `backward`; return the CPU seconds."""
         for leaf in self.leaves:
             leaf.grad = None
-        # What all layers of a pass share counts for the position alone, whose work it is.
+        # Work that all layers of a pass share (masks, tables) is counted for a position only, which causes it.
         ctx = self.context() if self.kind not in (*ALONE, "position") else None
         start = time.process_time()
         y = self.forward(ctx)
@@ -87,6 +90,7 @@ class Contender:
         return time.process_time() - start
 
     def forward(self, ctx: Context | None) -> Tensor:
+        """Call the module on the inputs."""
         if self.kind in ALONE:
             return self.call(*self.inputs)
         (x,) = self.inputs
@@ -96,12 +100,13 @@ class Contender:
         return self.call(x, ctx)
 
     def context(self) -> Context:
+        """Make the context of a causal pass."""
         return make_context(self.tokens, self.position, "causal", None, None, torch.float32)
 
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """One part at one width: its milliseconds, the plainest one's, and how many times these it takes."""
+    """Times of one part and of the baseline `against` at one width, in ms, and their ratios (`forward`, `both`)."""
 
     kind: str
     part: str
@@ -117,18 +122,18 @@ class Figures:
 
 
 def measure(entry: PartSpec, knobs: Mapping[str, Any], width: int, args: argparse.Namespace) -> Figures:
-    """The part against the plainest, both in the same model."""
+    """Measure a part against the baseline, both in the same model."""
     against, made = args.against or plainest(entry), config(entry, knobs, width)
     other = made | {entry.kind: defaults(entry.kind, against)}
     torch.manual_seed(0)
-    torch.compiler.reset()  # after eight versions of one function the compiler gives up on it, and says nothing
+    torch.compiler.reset()  # after eight versions of a function torch.compile silently falls back to eager
     pair = [Contender(entry.kind, c, args.compile) for c in (made, other)]
     figures = [figure for backward in (False, True) for figure in take_turns(pair, backward, args.turns)]
     return Figures(entry.kind, label(entry, knobs), against, width, args.compile, *figures)
 
 
 def take_turns(pair: list[Contender], backward: bool, turns: int) -> tuple[float, float, float]:
-    """(milliseconds of the first, of the second, and the first as a multiple of the second): medians."""
+    """Return medians: milliseconds of the first, of the second, and the ratio first / second."""
     calls = [calls_in_a_turn(c, backward) for c in pair]
     seconds = [
         [sum(c.run(backward) for _ in range(count)) / count for c, count in zip(pair, calls, strict=True)]
@@ -139,13 +144,14 @@ def take_turns(pair: list[Contender], backward: bool, turns: int) -> tuple[float
 
 
 def calls_in_a_turn(contender: Contender, backward: bool) -> int:
-    """Warm up (and compile), then see how long a call takes."""
+    """Warm up (and compile), then choose the number of calls that take LEAST seconds."""
     for _ in range(3):
         contender.run(backward)
     return max(1, round(LEAST / max(contender.run(backward), 1e-6)))
 
 
 def config(entry: PartSpec, knobs: Mapping[str, Any], width: int) -> dict[str, Any]:
+    """Config of the model in which the part is measured."""
     made = tiny_models.config(entry, knobs, d_model=width, n_heads=max(1, width // HEAD), max_len=LENGTH)
     if entry.kind == "position":
         made["attention"] = defaults("attention", MEASURED["attention"][1])
@@ -153,32 +159,35 @@ def config(entry: PartSpec, knobs: Mapping[str, Any], width: int) -> dict[str, A
 
 
 def defaults(kind: str, name: str) -> dict[str, Any]:
+    """Config of a part with its default knobs."""
     return {"name": name, **REGISTRIES[kind][name].defaults}
 
 
 def variants(entry: PartSpec) -> Iterator[dict[str, Any]]:
-    """The defaults, then each other choice of each knob that has named ones."""
+    """Yield the default knobs (none), then each other choice of each knob with named choices."""
     yield {}
     for knob in entry.knobs:
         yield from ({knob.name: choice} for choice in knob.choices if choice != knob.default)
 
 
 def label(entry: PartSpec, knobs: Mapping[str, Any]) -> str:
+    """Label of a row: the part's name and the changed knobs."""
     return " ".join([entry.name, *(f"{key}={value}" for key, value in knobs.items())])
 
 
 def rows(kind: str, args: argparse.Namespace) -> Iterator[tuple[str, list[Figures] | str]]:
-    """(part, its figures at each width, or why there are none), the plainest ones first."""
+    """Yield (label, figures at each width, or the error), the baselines first."""
     entries = sorted(REGISTRIES[kind], key=lambda e: (e.facts.get("gated", False), e.name != plainest(e), e.name))
     for entry in entries:
         for knobs in variants(entry) if not args.parts or entry.name in args.parts else ():
             try:
                 yield label(entry, knobs), [measure(entry, knobs, width, args) for width in args.width]
-            except Exception as error:  # one part that fails, a plugin's perhaps, leaves the others their figures
+            except Exception as error:  # a failing part, such as a plugin's, must not end the measurement of the others
                 yield label(entry, knobs), f"{type(error).__name__}: {error}".split("\n")[0]
 
 
 def show(kind: str, args: argparse.Namespace, console: Console) -> list[Figures]:
+    """Measure all parts of a kind, print the table, and return the figures."""
     heads = [f"{what}, {width}" for width in args.width for what in ("forward", "+ backward", "ms")]
     table = Table(title=f"{kind}=", title_justify="left")
     for head in ("", "against", *heads):
@@ -196,22 +205,23 @@ def show(kind: str, args: argparse.Namespace, console: Console) -> list[Figures]
 
 
 def arguments() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kind", nargs="+", choices=list(MEASURED), default=list(MEASURED))
-    parser.add_argument("--parts", nargs="+", metavar="NAME", help="only these")
-    parser.add_argument("--against", metavar="NAME", help="another part than the plainest of the kind")
+    parser.add_argument("--parts", nargs="+", metavar="NAME", help="measure only these parts")
+    parser.add_argument("--against", metavar="NAME", help="use this part as the baseline")
     parser.add_argument("--width", type=int, nargs="+", default=[128, 768], help="d_model")
-    parser.add_argument("--compile", action="store_true", help="both under torch.compile")
+    parser.add_argument("--compile", action="store_true", help="compile the part and the baseline with torch.compile")
     parser.add_argument("--turns", type=int, default=9)
     parser.add_argument("--csv", type=Path, metavar="FILE")
     return parser.parse_args()
 
 
 def keep_memory() -> None:
-    """What is freed stays with the process, as it does in the steps of a training run.
+    """Keep freed memory in the process, as in the steps of a training run.
 
-    glibc would give it back whenever the end of the heap happens to be free; to fetch it page by page once more takes
-    longer than many a part, and would count for whichever part comes first.
+    glibc would return it to the system whenever the end of the heap is free; fetching it again page by page takes
+    longer than many parts, and would be counted for the part that comes first.
     """
     trim_threshold, mmap_threshold = -1, -3
     libc = ctypes.CDLL(None)
@@ -221,6 +231,7 @@ def keep_memory() -> None:
 
 
 def main() -> None:
+    """Measure the chosen parts, print the tables, and write the CSV file."""
     args, console = arguments(), Console(width=120)
     keep_memory()
     torch.set_num_threads(1)

@@ -1,6 +1,6 @@
-"""The models that `train_step.py` compares: ours, and peers of the same sizes on the same work.
+"""Models for `train_step.py`: ours, and peers of the same size.
 
-Each maker takes a Shape and gives (module, loss), where loss(x, y) is the mean cross-entropy over all tokens.
+Each maker takes a Shape and returns (module, loss), where loss(x, y) is the mean cross-entropy over all tokens.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-D_MODEL, N_LAYERS, N_HEADS = 384, 5, 6  # 8.85 M in the layers; with 4096 tied embeddings 10.4 M
+D_MODEL, N_LAYERS, N_HEADS = 384, 5, 6  # 8.85 M parameters in the layers; 10.4 M with 4096 tied embeddings
 D_FF_GATED = 1024  # 3 * 384 * 1024 = 2 * 384 * 1536
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -19,7 +19,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """One workload: `batch` rows of `length` tokens out of `vocab`."""
+    """One workload: `batch` rows of `length` tokens from a vocabulary of `vocab`."""
 
     vocab: int
     batch: int
@@ -27,13 +27,14 @@ class Shape:
 
 
 class NotInstalled(Exception):
-    """This peer's package is not here."""
+    """Raised by a maker whose package is not installed."""
 
 
 # Ours
 
 
 def ours(shape: Shape, **parts: Any) -> tuple[nn.Module, Loss]:
+    """Our model with these parts."""
     from ablatio.model.build import build_model
     from ablatio.model.example import Example
     from ablatio.registry.registry import REGISTRIES
@@ -58,15 +59,17 @@ def ours(shape: Shape, **parts: Any) -> tuple[nn.Module, Loss]:
 
 
 def ours_gpt2(shape: Shape) -> tuple[nn.Module, Loss]:
+    """Our model with the parts of GPT-2."""
     return ours(shape, norm="layernorm", activation="gelu", position="learned", bias=True)
 
 
 def ours_llama(shape: Shape) -> tuple[nn.Module, Loss]:
+    """Our model with the parts of Llama."""
     return ours(shape, norm="rmsnorm", activation="swiglu", position="rope", bias=False)
 
 
 def compile_blocks(model: nn.Module) -> None:
-    """One compilation that all layers share."""
+    """Compile each layer with torch.compile: all layers share one compilation."""
     layers = next(m for m in model.modules() if isinstance(m, nn.ModuleList))
     for layer in layers:
         layer.compile()
@@ -76,6 +79,8 @@ def compile_blocks(model: nn.Module) -> None:
 
 
 class NanoBlock(nn.Module):
+    """One layer of nanoGPT."""
+
     def __init__(self, d: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
@@ -93,6 +98,8 @@ class NanoBlock(nn.Module):
 
 
 class NanoGPT(nn.Module):
+    """nanoGPT: learned positions, LayerNorm before each sublayer, GELU, tied embeddings."""
+
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.wte, self.wpe = nn.Embedding(shape.vocab, D_MODEL), nn.Embedding(shape.length, D_MODEL)
@@ -113,10 +120,12 @@ class NanoGPT(nn.Module):
 
 
 def on_logits(model: nn.Module) -> tuple[nn.Module, Loss]:
+    """Add the cross-entropy of full logits to a model that returns logits."""
     return model, lambda x, y: F.cross_entropy(model(x).flatten(0, 1), y.flatten())
 
 
 def nanogpt(shape: Shape) -> tuple[nn.Module, Loss]:
+    """The architecture of nanoGPT in plain torch."""
     return on_logits(NanoGPT(shape))
 
 
@@ -124,11 +133,13 @@ def nanogpt(shape: Shape) -> tuple[nn.Module, Loss]:
 
 
 def of_transformers(model: nn.Module) -> tuple[nn.Module, Loss]:
-    # `shift_labels` are targets that stand in place already, so that all tokens count, as everywhere here.
+    """A model of transformers with its own loss."""
+    # `shift_labels` are targets that are shifted already, so that all tokens count, as for the other contenders.
     return model, lambda x, y: model(x, labels=y, shift_labels=y, use_cache=False).loss
 
 
 def transformers_gpt2(shape: Shape, activation: str = "gelu") -> tuple[nn.Module, Loss]:
+    """transformers' GPT-2."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     off = {"embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0, "bos_token_id": 0, "eos_token_id": 0}
@@ -138,10 +149,12 @@ def transformers_gpt2(shape: Shape, activation: str = "gelu") -> tuple[nn.Module
 
 
 def transformers_gpt2_default(shape: Shape) -> tuple[nn.Module, Loss]:
+    """transformers' GPT-2 with its default activation, gelu_new."""
     return transformers_gpt2(shape, "gelu_new")
 
 
 def transformers_llama(shape: Shape) -> tuple[nn.Module, Loss]:
+    """transformers' Llama."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
@@ -157,10 +170,11 @@ def transformers_llama(shape: Shape) -> tuple[nn.Module, Loss]:
     return of_transformers(LlamaForCausalLM(config))
 
 
-# Others, when they are installed
+# Optional packages
 
 
 def litgpt_llama(shape: Shape) -> tuple[nn.Module, Loss]:
+    """litgpt's Llama."""
     try:
         from litgpt.config import Config
         from litgpt.model import GPT
@@ -185,6 +199,7 @@ def litgpt_llama(shape: Shape) -> tuple[nn.Module, Loss]:
 
 
 def x_transformers_llama(shape: Shape) -> tuple[nn.Module, Loss]:
+    """x-transformers' decoder with the parts of Llama."""
     try:
         from x_transformers import Decoder, TransformerWrapper
     except ImportError as error:

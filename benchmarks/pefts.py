@@ -1,9 +1,10 @@
-"""LoRA steps, ours and the library peft's, on one Llama of transformers with the same adapters: ratio of CPU time.
+"""Speed of a LoRA step, ours and the library peft's, with the same adapters on the same Llama of transformers.
 
     python benchmarks/pefts.py [--width 256] [--layers 4] [--tokens 1024] [--turns 15]
 
-A step: forward, loss, backward, AdamW.  Time is the CPU time of the process at one thread; the two take turns
-(A B A B ...), and the ratio is the median over the turns of peft's / ours.  `full` trains all weights, for comparison.
+A step is forward, loss, backward and AdamW.  Time is the CPU time of the process on one thread; the contenders take
+turns (A B A B ...), and the ratio is the median over the turns of peft's / ours.  `full` trains all weights, for
+comparison.
 """
 
 import argparse
@@ -23,6 +24,7 @@ Step = Callable[[], float]
 
 
 def model(width: int, layers: int) -> nn.Module:
+    """transformers' Llama with random weights."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
@@ -35,6 +37,7 @@ def model(width: int, layers: int) -> nn.Module:
 
 
 def stepper(net: nn.Module, rows: torch.Tensor) -> Step:
+    """Make a training step on `rows` (B, T); it returns the loss."""
     optimizer = torch.optim.AdamW([p for p in net.parameters() if p.requires_grad], lr=1e-4, fused=True)
 
     def step() -> float:
@@ -48,6 +51,7 @@ def stepper(net: nn.Module, rows: torch.Tensor) -> Step:
 
 
 def contenders(width: int, layers: int, tokens: int, targets: list[str]) -> dict[str, Step]:
+    """Make the steps of full fine-tuning, of our LoRA and of peft's, from the same weights."""
     from peft import LoraConfig, inject_adapter_in_model
 
     from ablatio import pefts
@@ -64,22 +68,23 @@ def contenders(width: int, layers: int, tokens: int, targets: list[str]) -> dict
 
 
 def main() -> None:
+    """Measure both sets of targets and print the ratios."""
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--width", type=int, default=256)
     options.add_argument("--layers", type=int, default=4)
     options.add_argument("--tokens", type=int, default=1024)
     options.add_argument("--turns", type=int, default=15)
-    asked = options.parse_args()
+    args = options.parse_args()
     warnings.simplefilter("ignore")
-    Machine("cpu", "32", 1).prepare(asked.width)  # the same products for all, those of a run of ours
+    Machine("cpu", "32", 1).prepare(args.width)  # the matrix products of our runs, for all contenders
     every = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     for label, targets in (("q_proj, v_proj", ["q_proj", "v_proj"]), ("every linear map", every)):
         print(f"targets: {label}")
-        steps = contenders(asked.width, asked.layers, asked.tokens, targets)
+        steps = contenders(args.width, args.layers, args.tokens, targets)
         seconds: dict[str, list[float]] = {name: [] for name in steps}
         losses = {name: step() for name, step in steps.items()}
-        assert max(losses.values()) - min(losses.values()) < 1e-4, losses  # all start at the same base
-        for _ in range(asked.turns + 1):
+        assert max(losses.values()) - min(losses.values()) < 1e-4, losses  # the same initial model
+        for _ in range(args.turns + 1):
             for name, step in steps.items():
                 gc.collect()
                 start = time.process_time()

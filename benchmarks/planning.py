@@ -1,4 +1,4 @@
-"""How long does it take to plan a thousand arms of twenty groups?  Under 10 s, or this ends with code 1.
+"""Time to plan a sweep of 1000 arms over 21 groups; exits with code 1 if it takes over 10 s.
 
 python benchmarks/planning.py
 """
@@ -17,11 +17,11 @@ AXES = (
 
 
 def plan_1000() -> tuple[float, int, int]:
-    """(seconds, arms that can run, arms that were refused) of a random sample of 1000."""
+    """Plan a random sample of 1000 arms; return (seconds, arms that can run, arms that are refused)."""
     from ablatio.registry.discovery import load
     from ablatio.sweep.plan import plan_sweep
 
-    load()  # scans the plugins once after each change of their files
+    load()  # not timed: scans the plugins once after each change of their files
     start = time.perf_counter()
     plan = plan_sweep([*AXES, "design=random", "design.runs=1000"])
     return time.perf_counter() - start, len(plan.cells), len(plan.study.refused)

@@ -2,14 +2,14 @@
 
     python benchmarks/policies.py [--only generation grpo rloo] [--width 64 128] [--turns 9] [--json FILE]
 
-One Llama with the same weights on both sides, one thread, CPU time of the process.  Each contender has a process of its
-own and they take turns (A B A B ...); a ratio is the median over the turns of theirs / ours.  Peak memory is the
-process's over what its imports and a tiny run of the same kind took.
+Both sides use one Llama with the same weights, one thread, and the CPU time of the process.  Each contender has its own
+process and they take turns (A B A B ...); a ratio is the median over the turns of theirs / ours.  Peak memory is
+relative to the process's memory after the imports and a tiny run of the same kind.
 
-generation: prompts of one length, sampling at temperature 1 from the whole vocabulary, as many new tokens for each row,
-            no early end; the log-probability of each token comes along on both sides, as a policy method needs it.
-grpo, rloo: a whole step of each side's own training loop: answers to 2 prompts, 8 each, a reward that is a Python
-            function, log-probabilities under the frozen reference, loss, backward, clipping, AdamW; no early end.
+generation: prompts of one length, sampling at temperature 1 from the whole vocabulary, the same number of new tokens in
+            each row without an end token; both sides return the log-probability of each token, as policy methods need.
+grpo, rloo: a whole step of each side's own training loop: 8 answers to each of 2 prompts, a reward in Python,
+            log-probabilities under the frozen reference, loss, backward, clipping, AdamW; no end token.
 """
 
 import argparse
@@ -47,7 +47,12 @@ Tick = Callable[[], None]
 
 @dataclass(frozen=True)
 class Shape:
-    """prompts: of a batch, each answered `group` times; tokens of a prompt and of an answer; of the model."""
+    """One workload.
+
+    prompts, group   prompts in a batch, and answers to each
+    asked, new       tokens of a prompt and of an answer
+    width, layers    size of the model
+    """
 
     prompts: int
     group: int
@@ -59,22 +64,24 @@ class Shape:
 
 @rewards.register("even_ids", paper="arXiv:1707.06347")
 def even_ids(answer: Answer) -> float:
-    """The share of even ids: a reward that costs nothing."""
+    """Share of even ids: a reward of negligible cost."""
     return share(answer.ids)
 
 
 def share(ids: Any) -> float:
+    """Share of even numbers in `ids`."""
     return sum(1 - int(i) % 2 for i in ids) / max(1, len(ids))
 
 
 def settings(shape: Shape) -> list[str]:
+    """Overrides that configure our model."""
     sizes = {"d_model": shape.width, "n_layers": shape.layers, "n_heads": 4, "vocab_size": VOCABULARY, "tied": "false",
              "max_len": shape.asked + shape.new}  # fmt: skip
     return [*PARTS, *(f"model.{name}={value}" for name, value in sizes.items())]
 
 
 def own_model(shape: Shape) -> tuple[Any, Any]:
-    """(our model, its family in transformers)."""
+    """Build our model: (model, its family in transformers)."""
     from ablatio.config.compose import compose_run
     from ablatio.interop.families.decoders import Llama
     from ablatio.model.build import build_model
@@ -84,6 +91,7 @@ def own_model(shape: Shape) -> tuple[Any, Any]:
 
 
 def their_model(shape: Shape) -> Any:
+    """transformers' Llama with the weights of our model; asserts that the logits agree."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     ours, family = own_model(shape)
@@ -92,11 +100,12 @@ def their_model(shape: Shape) -> Any:
     row = torch.arange(1, 33)[None]
     with torch.no_grad():
         gap = float((ours(row) - theirs(row).logits).abs().max())
-    assert gap < 1e-3, f"the two are not one model: logits differ by {gap}"
+    assert gap < 1e-3, f"the models differ: their logits by up to {gap}"
     return theirs
 
 
 def own_generation(shape: Shape, tick: Tick) -> None:
+    """Our generation, calling `tick` after each batch of answers."""
     from ablatio.model.decoding.rollout import sample_rollouts, streams
 
     model, _ = own_model(shape)
@@ -109,6 +118,7 @@ def own_generation(shape: Shape, tick: Tick) -> None:
 
 
 def their_generation(shape: Shape, tick: Tick) -> None:
+    """transformers' `generate` with log-probabilities, calling `tick` after each batch of answers."""
     model, rows = their_model(shape).eval(), prompts_of(shape).repeat_interleave(shape.group, 0)
     length = {"max_new_tokens": shape.new, "min_new_tokens": shape.new}
     drawing = {"do_sample": True, "top_k": 0, "pad_token_id": 0}
@@ -125,12 +135,13 @@ def their_generation(shape: Shape, tick: Tick) -> None:
 
 
 def prompts_of(shape: Shape) -> torch.Tensor:
+    """Random prompts: (prompts, asked)."""
     generator = torch.Generator().manual_seed(0)
     return torch.randint(1, VOCABULARY, (shape.prompts, shape.asked), generator=generator)
 
 
 def own_training(method: str, shape: Shape, tick: Tick) -> None:
-    """`ablatio train` without its validation: Lightning, the task, the optimizer."""
+    """Our training loop (Lightning, the task, the optimizer) without validation, calling `tick` after each step."""
     from ablatio.config.compose import compose_run
     from ablatio.storage.checkpoints import Checkpoints
     from ablatio.training.loop import TrainingLoop
@@ -163,6 +174,7 @@ def own_training(method: str, shape: Shape, tick: Tick) -> None:
 
 
 def their_training(method: str, shape: Shape, tick: Tick) -> None:
+    """trl's trainer for the method, calling `tick` after each step."""
     import trl
     from datasets import Dataset
     from tokenizers import Tokenizer, models, pre_tokenizers
@@ -192,7 +204,7 @@ def their_training(method: str, shape: Shape, tick: Tick) -> None:
         gradient_checkpointing=False, top_k=0, max_grad_norm=1.0,
         generation_kwargs={"min_new_tokens": shape.new}, **own,
     )  # fmt: skip
-    folder = tempfile.mkdtemp()  # trl reads its reference from where the model came from
+    folder = tempfile.mkdtemp()  # trl loads the reference from the folder that the model was loaded from
     their_model(shape).save_pretrained(folder)
     trainer = getattr(trl, f"{method.upper()}Trainer")(
         model=LlamaForCausalLM.from_pretrained(folder), args=config, train_dataset=data, processing_class=tokenizer,
@@ -202,27 +214,31 @@ def their_training(method: str, shape: Shape, tick: Tick) -> None:
 
 
 def own_grpo(shape: Shape, tick: Tick) -> None:
+    """Our GRPO."""
     own_training("grpo", shape, tick)
 
 
 def their_grpo(shape: Shape, tick: Tick) -> None:
+    """trl's GRPOTrainer."""
     their_training("grpo", shape, tick)
 
 
 def own_rloo(shape: Shape, tick: Tick) -> None:
+    """Our RLOO."""
     own_training("rloo", shape, tick)
 
 
 def their_rloo(shape: Shape, tick: Tick) -> None:
+    """trl's RLOOTrainer."""
     their_training("rloo", shape, tick)
 
 
-# Each contender runs its loop in a process of its own and stands still after each step until it is asked for another.
+# Each contender runs its loop in its own process, and waits after each step for the next request.
 
 
 def contend(work: Callable[[Shape, Tick], None], shape: Shape, pipe: Connection) -> None:
-    """For each request (CPU seconds of a step, peak MB since its imports and a tiny run of the same kind)."""
-    Machine("cpu", "32", 1).prepare(shape.width)  # the same products for all, those of a run of ours
+    """Answer each request by (CPU seconds of a step, peak MB relative to the imports and a tiny run)."""
+    Machine("cpu", "32", 1).prepare(shape.width)  # the matrix products of our runs, for all contenders
     warnings.simplefilter("ignore")
     with contextlib.suppress(_Enough):
         work(Shape(1, 2, 4, 4, 16, 1), _stop)
@@ -243,7 +259,7 @@ def contend(work: Callable[[Shape, Tick], None], shape: Shape, pipe: Connection)
 
 
 class _Enough(BaseException):
-    """Ends a training loop from inside."""
+    """Raised in `tick` to end a training loop."""
 
 
 def _stop() -> None:
@@ -251,6 +267,8 @@ def _stop() -> None:
 
 
 class Contender:
+    """A contender in its own process: CPU seconds of its steps, and peak memory in MB."""
+
     def __init__(self, work: Callable[[Shape, Tick], None], shape: Shape) -> None:
         spawn = multiprocessing.get_context("spawn")
         self.pipe, theirs = spawn.Pipe()
@@ -259,7 +277,7 @@ class Contender:
         theirs.close()
         self.seconds: list[float] = []
         self.peak = 0.0
-        self.pipe.recv()  # the first step
+        self.pipe.recv()  # result of the first step, which is not counted
 
     def step(self) -> None:
         self.pipe.send(True)
@@ -272,6 +290,7 @@ class Contender:
 
 
 def compare(ours: Callable[..., None], theirs: Callable[..., None], shape: Shape, turns: int) -> dict[str, float]:
+    """Measure both in turns; return tokens per second, the ratio theirs / ours of the times, and peak MB."""
     pair = [Contender(work, shape) for work in (ours, theirs)]
     for turn in range(WARM_UP + turns):
         for contender in pair:
@@ -287,9 +306,12 @@ def compare(ours: Callable[..., None], theirs: Callable[..., None], shape: Shape
 
 
 def main() -> None:
+    """Measure the chosen comparisons, print the table, and write the JSON file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=KINDS, default=KINDS)
-    parser.add_argument("--width", type=int, nargs="+", default=[64, 128], help="of models of 2 and 4 layers")
+    parser.add_argument(
+        "--width", type=int, nargs="+", default=[64, 128], help="d_model; a model has width / 32 layers"
+    )
     parser.add_argument("--turns", type=int, default=9)
     parser.add_argument("--prompt", type=int, default=32)
     parser.add_argument("--new", type=int, default=96)

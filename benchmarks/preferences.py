@@ -1,18 +1,18 @@
-"""Speed and peak memory of a step of DPO, of supervised tuning and of a reward model: ours and trl's.
+"""Speed and peak memory of a step of DPO, of supervised fine-tuning and of a reward model: ours and trl's.
 
     python benchmarks/preferences.py [--turns 9] [--pairs 4] [--width 256] [--layers 4] [--case long equal short]
 
-A step: collate a batch, forward, loss, backward, clipping to norm 1, fused AdamW; the metrics that the trainer logs are
-part of it.  Both have the same Llama with the same weights, the same examples in the same order, float32 and no
-gradient checkpointing (which trl has by default: it trades time for memory), and their losses agree in every step.
-Time is the CPU time of the process at one thread; the contenders, each in a process of its own, take turns, and a ratio
-is the median over the turns.  Peak memory is the process's over what its imports took.
+A step is: collate a batch, forward, loss, backward, clipping to norm 1, fused AdamW, and the metrics that the trainer
+logs.  Both sides have the same Llama with the same weights, the same examples in the same order, float32 and no
+gradient checkpointing (trl's default, which trades time for memory), and their losses agree in every step.  Time is the
+CPU time of the process on one thread; the contenders take turns, each in its own process, and a ratio is the median
+over the turns.  Peak memory is relative to the process's memory after the imports.
 
-What sharing the prompt saves depends on its share of the tokens, so there are three cases; lengths vary evenly between
-half the mean and one and a half of it.
+The gain of encoding a prompt once for both answers depends on its share of the tokens, so there are three cases.
+Lengths are uniform between 0.5 and 1.5 times the mean.
   long   prompts of 192 tokens, answers of 64: dialogues with a history, summaries
   equal  128 and 128
-  short  32 and 128: an instruction and what it asks for; there is little to share
+  short  32 and 128: an instruction and its answer, with little to share
 """
 
 import argparse
@@ -31,15 +31,16 @@ TRL: dict[str, dict[str, dict[str, Any]]] = {
     "sft": {"SFTTrainer": {}},
     "reward": {"RewardTrainer": {}},
 }
-SAME = 2e-3  # relative: two libraries round differently, and each step builds on the one before
+SAME = 2e-3  # relative tolerance of the losses: rounding differs between libraries and accumulates over the steps
 
 
 def contender(make: Callable[..., Any], name: str, shape: Shape, *more: Any) -> Contender:
+    """Start a contender for the task `name`."""
     return Contender(make, (name, shape, *more), (name, TINY, *more))
 
 
 def compare(name: str, shape: Shape, turns: int) -> list[tuple[str, ...]]:
-    """One row of the table for each of trl's."""
+    """Measure ours and trl's for a task; return one row of the table for each of trl's settings."""
     each = {"ours": contender(ours, name, shape)}
     each |= {label: contender(theirs, name, shape, settings) for label, settings in TRL[name].items()}
     take_turns(each, turns)
@@ -54,6 +55,7 @@ def compare(name: str, shape: Shape, turns: int) -> list[tuple[str, ...]]:
 
 
 def main() -> None:
+    """Measure the chosen cases and tasks, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (("turns", 9), ("pairs", 4), ("width", 256), ("layers", 4), ("vocab", 4096)):
         parser.add_argument(f"--{name}", type=int, default=default)

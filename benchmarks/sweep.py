@@ -1,10 +1,10 @@
-"""Eight tiny runs on two cores: under our pool, as fresh processes, under Hydra's launchers, under Ray.
+"""Time of a sweep of eight tiny runs on two cores: our pool, fresh processes, Hydra's launchers, Ray.
 
-    python benchmarks/sweep.py [--rounds 3] [--steps 20]    how many times as fast ours is, and its CPU beside training
+    python benchmarks/sweep.py [--rounds 3] [--steps 20]    speed of ours relative to each peer, and its CPU overhead
     python benchmarks/sweep.py --efficiency [--seconds 30]  training time / (wall time x workers) of longer runs
 
 Each contender is one command, timed from its start to its end.  They take turns (A B C A B C ...); a ratio is the
-median over the turns of theirs / ours.  What all share is made before: the corpus, its tokens, the index of parts.
+median over the turns of theirs / ours.  What all share is prepared first: corpus, its tokens, catalogue of parts.
 """
 
 import argparse
@@ -29,32 +29,36 @@ HERE = Path(__file__).parent
 TINY = "size=tiny train.val_every=null train.checkpoint_every=null data.val_tokens=1024 trainer.progress=false"
 LEAST_EFFICIENCY, MOST_CPU = 0.93, 0.1
 
-Contender = Callable[[Path, str], None]  # (an empty folder, settings): comes back when all runs are done
+Contender = Callable[[Path, str], None]  # (an empty folder, settings): returns when all runs have ended
 
 
 def call(*words: str | Path, threads: int = 1) -> subprocess.Popen[bytes]:
+    """Start Python with these arguments."""
     here = os.environ | {"OMP_NUM_THREADS": str(threads), "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
-    here.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed package is compiled once
+    here.pop("PYTHONDONTWRITEBYTECODE", None)  # modules are then compiled once, as in an installed package
     return subprocess.Popen([sys.executable, *words], env=here, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
 def finish(process: subprocess.Popen[bytes]) -> None:
-    _, said = process.communicate()
+    """Wait for a process; exit with its error output if it fails."""
+    _, errors = process.communicate()
     if process.returncode:
-        sys.exit(f"{process.args} ended with code {process.returncode}:\n{said.decode()[-2000:]}")
+        sys.exit(f"{process.args} ended with code {process.returncode}:\n{errors.decode()[-2000:]}")
 
 
 def seeds() -> str:
+    """Override for RUNS seeds."""
     return f"seed={','.join(map(str, range(1, RUNS + 1)))}"
 
 
 def ours(folder: Path, settings: str) -> None:
+    """`ablatio train -m` with the pool."""
     words = ["train", "-m", *settings.split(), seeds(), f"workers={WORKERS}", "table=0", f"out={folder}", "name=study"]
     finish(call("-m", "ablatio.cli", *words))
 
 
 def fresh(folder: Path, settings: str) -> None:
-    """A process for each run, `WORKERS` at a time."""
+    """A new process for each run, `WORKERS` at a time."""
     waiting, going = list(range(1, RUNS + 1)), list[subprocess.Popen[bytes]]()
     while waiting or going:
         while waiting and len(going) < WORKERS:
@@ -68,21 +72,23 @@ def fresh(folder: Path, settings: str) -> None:
 
 
 def joblib(folder: Path, settings: str) -> None:
+    """Hydra's joblib launcher with `WORKERS` jobs."""
     launcher = ["-m", f"+{seeds()}", "hydra/launcher=joblib", f"hydra.launcher.n_jobs={WORKERS}"]
     finish(call(HERE / "sweep_peers.py", "hydra", folder, f"{settings} trainer.threads=1", *launcher))
 
 
 def basic(folder: Path, settings: str) -> None:
-    """One process that does the runs one after the other, with as many threads as the others have workers."""
+    """Hydra's basic launcher: one process executes the runs one after the other, with `WORKERS` threads."""
     threads = f"{settings} trainer.threads={WORKERS}"
     finish(call(HERE / "sweep_peers.py", "hydra", folder, threads, "-m", f"+{seeds()}", threads=WORKERS))
 
 
 def ray(folder: Path, settings: str) -> None:
+    """Tasks of Ray on `WORKERS` cores."""
     finish(call(HERE / "sweep_peers.py", "ray", folder, f"{settings} trainer.threads=1", str(RUNS), str(WORKERS)))
 
 
-# name -> (the command, how many times as fast ours shall be, the package that it needs)
+# name -> (contender, goal for the ratio theirs / ours, package that it needs)
 PEERS: dict[str, tuple[Contender, float, str]] = {
     "fresh processes, two at a time": (fresh, 3.0, "ablatio"),
     "Hydra's joblib launcher": (joblib, 1.25, "hydra_plugins.hydra_joblib_launcher"),
@@ -92,6 +98,7 @@ PEERS: dict[str, tuple[Contender, float, str]] = {
 
 
 def installed(package: str) -> bool:
+    """True if the package can be imported."""
     try:
         return importlib.util.find_spec(package) is not None
     except ModuleNotFoundError:
@@ -99,6 +106,7 @@ def installed(package: str) -> bool:
 
 
 def timed(contender: Contender, settings: str) -> float:
+    """Wall-clock seconds of a contender."""
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         contender(Path(folder), settings)
@@ -106,11 +114,12 @@ def timed(contender: Contender, settings: str) -> float:
 
 
 def summaries(folder: Path) -> list[dict[str, float]]:
+    """Read the summaries of the runs of a study."""
     return [json.loads(path.read_text()) for path in folder.glob("runs/*/summary.json")]
 
 
 def throughput(settings: str, rounds: int) -> bool:
-    """Print how ours stands against each peer; whether all goals are reached."""
+    """Measure and print the ratio to each peer; return True if all goals are reached."""
     peers = {name: peer for name, peer in PEERS.items() if installed(peer[2])}
     for name in PEERS.keys() - peers:
         print(f"{name}: left out, {PEERS[name][2]} is not installed")
@@ -129,7 +138,7 @@ def throughput(settings: str, rounds: int) -> bool:
 
 
 def counted_work(order: LaunchRequest, threads: int) -> int:
-    """A run that leaves behind what CPU it took since its fork: in all, in a step, and in scoring held-out text."""
+    """Execute a run and write cpu.json: its CPU seconds since the fork in total, of a step, and of validation."""
     import lightning.pytorch as pl
 
     from ablatio.training import loop
@@ -161,23 +170,23 @@ counted_work.warm = worker.warm  # type: ignore[attr-defined]
 
 
 def beside_training(steps: int) -> bool:
-    """Print the CPU seconds of a run that are not training; whether they are few enough.
+    """Print the CPU seconds of a run outside of training steps; return True if they are at most MOST_CPU.
 
-    All that its process took since its fork, less its middle step times their number.  Each run has a step of its own:
-    the speed of a shared machine changes by a third within minutes.
+    They are the CPU time of the process since its fork, minus the run's median step times the number of steps.  Each
+    run's own median is used, since the speed of a shared machine changes by a third within minutes.
     """
     runs = cpu_seconds(steps)
     beside = statistics.median(run["all"] - run["steps"] * run["step"] for run in runs)
     whole, scoring = (statistics.median(run[what] for run in runs) for what in ("all", "scoring"))
     print(
         f"CPU of a run: {whole:.3f} s, of a step {1e3 * statistics.median(run['step'] for run in runs):.1f} ms; "
-        f"beside {steps} steps {beside:.3f} s (at most {MOST_CPU:g}), of which {scoring:.3f} score held-out text"
+        f"outside of {steps} steps {beside:.3f} s (at most {MOST_CPU:g}), of which {scoring:.3f} for validation"
     )
     return beside <= MOST_CPU
 
 
 def cpu_seconds(steps: int) -> list[dict[str, float]]:
-    """What each run of a study left behind."""
+    """Execute a study of RUNS runs, and return the figures of their cpu.json."""
     from ablatio.registry.kinds import launchers
     from ablatio.report.terminal.plan_table import estimate_arms
     from ablatio.sweep.engine import Engine
@@ -192,7 +201,7 @@ def cpu_seconds(steps: int) -> list[dict[str, float]]:
 
 
 def efficiency(settings: str, steps: int, seconds: float) -> bool:
-    """Print which share of the workers' time was training, in runs of about `seconds`; whether it is enough."""
+    """Print the share of the workers' time that is training, in runs of about `seconds`; True if it is enough."""
     with tempfile.TemporaryDirectory() as name:
         ours(Path(name, "probe"), f"{settings} train.steps={steps}")
         probe = statistics.median(s["train_seconds"] for s in summaries(Path(name, "probe", "study")))
@@ -208,20 +217,21 @@ def efficiency(settings: str, steps: int, seconds: float) -> bool:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmark; return 0 if its goals are reached, else 1."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--rounds", type=int, default=3)
-    options.add_argument("--steps", type=int, default=20, help="of each run; with --efficiency, of the probe")
+    options.add_argument("--steps", type=int, default=20, help="steps of each run; with --efficiency, of the probe run")
     options.add_argument("--efficiency", action="store_true")
-    options.add_argument("--seconds", type=float, default=30.0, help="that a run takes with --efficiency")
-    asked = options.parse_args(arguments)
+    options.add_argument("--seconds", type=float, default=30.0, help="duration of a run with --efficiency")
+    args = options.parse_args(arguments)
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:WORKERS])
     os.environ["OMP_NUM_THREADS"] = "1"
-    if asked.efficiency:
-        return 1 - efficiency(TINY, asked.steps, asked.seconds)
-    settings = f"{TINY} train.steps={asked.steps}"
-    few = beside_training(asked.steps)  # which also makes what all contenders share
-    return 0 if throughput(settings, asked.rounds) and few else 1
+    if args.efficiency:
+        return 1 - efficiency(TINY, args.steps, args.seconds)
+    settings = f"{TINY} train.steps={args.steps}"
+    few = beside_training(args.steps)  # first, as it also prepares what all contenders share
+    return 0 if throughput(settings, args.rounds) and few else 1
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The same runs under other people's launchers; `sweep.py` starts this file.
+"""The runs of `sweep.py`, which starts this file, under Hydra's launchers or under Ray.
 
 python benchmarks/sweep_peers.py hydra FOLDER 'SETTINGS' -m +seed=1,2 hydra/launcher=joblib    a Hydra application
 python benchmarks/sweep_peers.py ray FOLDER 'SETTINGS' RUNS WORKERS                            tasks of Ray
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def train_once(folder: str, settings: str, seed: int) -> None:
-    """What a run of `ablatio train` does, in this process."""
+    """Execute a run of `ablatio train` in this process."""
     from rich.console import Console
 
     from ablatio.config.compose import compose_run
@@ -24,6 +24,7 @@ def train_once(folder: str, settings: str, seed: int) -> None:
 
 
 def with_hydra(folder: str, settings: str) -> None:
+    """Run a Hydra application on the remaining command line."""
     import hydra
 
     @hydra.main(config_path=None, version_base="1.3")
@@ -35,6 +36,7 @@ def with_hydra(folder: str, settings: str) -> None:
 
 
 def with_ray(folder: str, settings: str, runs: str, workers: str) -> None:
+    """Execute the runs as tasks of Ray on this machine."""
     import ray
 
     quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}

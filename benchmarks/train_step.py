@@ -2,10 +2,10 @@
 
     python benchmarks/train_step.py [--vocab 4096 50304] [--compile] [--repeats 9] [--json FILE]
 
-A step: forward, loss on all tokens, backward, clipping to norm 1, fused AdamW.  Time is the CPU time of the process at
-one thread, so that other work on the machine shifts it little; the contenders, each in a process of its own, take
-turns (A B C A B C ...), and a ratio is the median over the turns of theirs / ours.  Peak memory is the process's over
-what its imports took: weights, gradients, optimizer state, activations.
+A step is forward, loss on all tokens, backward, clipping to norm 1 and fused AdamW.  Time is the CPU time of the
+process on one thread, which other work on the machine changes little; the contenders take turns (A B C A B C ...), each
+in its own process, and a ratio is the median over the turns of theirs / ours.  Peak memory is relative to the process's
+memory after the imports: weights, gradients, optimizer state, activations.
 """
 
 import argparse
@@ -34,7 +34,7 @@ WARM_UP = 3
 
 
 def make_step(maker: Maker, shape: Shape, compiled: bool = False) -> tuple[Step, int]:
-    """(one training step on the next batch, number of parameters)."""
+    """Build a model and return (a training step on the next batch, number of parameters)."""
     torch.manual_seed(0)
     model, loss = maker(shape)
     model.train()
@@ -58,19 +58,20 @@ def make_step(maker: Maker, shape: Shape, compiled: bool = False) -> tuple[Step,
     return step, sum(p.numel() for p in parameters)
 
 
-# Each contender lives in a process of its own, as a training run does, and does one step when it is asked to: so no
-# one profits from memory that another has already fetched from the system.
+# Each contender has its own process, as a training run has, and does one step for each request: in one process a
+# contender would profit from memory that another one has already got from the system.
 
 
 def status_kb(key: str) -> int:
+    """Value of `key` in /proc/self/status, in kB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith(key)).split()[1])
 
 
 def contend(family: str, name: str, shape: Shape, compiled: bool, pipe: Connection) -> None:
-    """Answer (parameters, or why there are none), then for each request (CPU seconds of a step, peak MB till now).
+    """Send the number of parameters, None if not installed; then for each request (CPU seconds of a step, peak MB).
 
-    The peak is counted from what the imports and a step of a tiny model of the same kind left behind.
+    The peak is relative to the memory after the imports and a step of a tiny model of the same kind.
     """
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
@@ -91,6 +92,8 @@ def contend(family: str, name: str, shape: Shape, compiled: bool, pipe: Connecti
 
 
 class Contender:
+    """A contender in its own process: number of parameters, CPU seconds of its steps, peak memory in MB."""
+
     def __init__(self, family: str, name: str, shape: Shape, compiled: bool = False) -> None:
         spawn = multiprocessing.get_context("spawn")
         self.pipe, theirs = spawn.Pipe()
@@ -113,7 +116,7 @@ class Contender:
 
 
 def take_turns(family: str, shape: Shape, with_compile: bool, repeats: int) -> dict[str, Contender]:
-    """Three warm-up steps each, then one step a turn."""
+    """Measure all contenders of a family: WARM_UP steps of each, then one step in every turn."""
     each = {name: Contender(family, name, shape) for name in FAMILIES[family]}
     if with_compile:
         found = [name for name in each if each[name].parameters is not None]
@@ -133,7 +136,7 @@ Row = dict[str, Any]
 
 
 def compare(family: str, shape: Shape, args: argparse.Namespace) -> list[Row]:
-    """One row per contender: tokens a second, how much faster ours is, peak memory and ours as a share of it."""
+    """Measure a family; return a row for each contender: tokens/s, ratio to ours, peak memory, ratio of ours to it."""
     each = take_turns(family, shape, args.compile, args.repeats)
     rows: list[Row] = []
     for name, contender in each.items():
@@ -149,10 +152,12 @@ def compare(family: str, shape: Shape, args: argparse.Namespace) -> list[Row]:
 
 
 def against(theirs: Contender, ours: Contender) -> float:
+    """Median over the turns of theirs / ours."""
     return statistics.median(a / b for a, b in zip(theirs.seconds, ours.seconds, strict=True))
 
 
 def show(rows: list[Row], title: str, console: Console) -> None:
+    """Print the rows as a table."""
     table = Table(title=title, title_justify="left")
     compiled = max(len(row.get("speed", [])) for row in rows) > 1
     heads = ["", "parameters", "tokens/s", "ours is faster by"] + ["ours compiled, by"] * compiled
@@ -169,17 +174,19 @@ def show(rows: list[Row], title: str, console: Console) -> None:
 
 
 def arguments() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vocab", type=int, nargs="+", default=[4096, 50304])
     parser.add_argument("--family", nargs="+", choices=list(FAMILIES), default=list(FAMILIES))
     parser.add_argument("--length", type=int, nargs="+", default=[128, 256], choices=[length for _, length in TOKENS])
-    parser.add_argument("--compile", action="store_true", help="also with torch.compile on each layer, ours and peers'")
+    parser.add_argument("--compile", action="store_true", help="measure all with torch.compile on each layer as well")
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--json", type=Path, metavar="FILE")
     return parser.parse_args()
 
 
 def main() -> None:
+    """Measure the chosen families and sizes, print the tables, and write the JSON file."""
     args, console = arguments(), Console(width=110)
     everything: list[Row] = []
     torch.set_num_threads(1)

@@ -1,9 +1,9 @@
-"""What a step costs in `ablatio train` beyond our own bare loop: CPU milliseconds, one thread, A B A B, medians.
+"""Overhead of a step of `ablatio train` over a bare loop: CPU milliseconds on one thread, A B A B, medians.
 
     python benchmarks/trainer_overhead.py
 
-The model is so small that little but overhead is left; both sides do the same work: data, seeding, rate, loss,
-backward, clip, fused AdamW.
+The model is so small that a step is mostly overhead; both sides do the same work: data, seeding, learning rate, loss,
+backward, clipping, fused AdamW.
 """
 
 import argparse
@@ -35,7 +35,7 @@ WARM = 20
 
 
 def bare(config: dict[str, Any], steps: int) -> float:
-    """The same step in a plain loop."""
+    """Milliseconds of a step in a plain loop."""
     run = prepare_run(config)
     choice = dict(config["optimizer"])
     optimizer = kinds.optimizers.build(choice.pop("name"), choice, groups=groups_by_role(run.model))
@@ -58,7 +58,7 @@ def bare(config: dict[str, Any], steps: int) -> float:
 
 
 def whole(config: dict[str, Any], steps: int) -> float:
-    """The step of a real session: Lightning, callbacks, logging every train.log_every steps."""
+    """Milliseconds of a step of `ablatio train`: Lightning, callbacks, logging every train.log_every steps."""
     with tempfile.TemporaryDirectory() as folder:
         session = TrainingLoop(
             prepare_run(config), Path(folder), Console(quiet=True), Checkpoints(Path(folder) / "checkpoints"), None
@@ -76,13 +76,14 @@ def whole(config: dict[str, Any], steps: int) -> float:
 
 
 def main() -> None:
+    """Measure both in turns and print the difference."""
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--steps", type=int, default=1000)
     options.add_argument("--repeats", type=int, default=5)
-    asked = options.parse_args()
+    args = options.parse_args()
     quiet_libraries()
-    config = compose_run([*SMALL, f"train.steps={asked.steps}"]).config
-    pairs = [(bare(config, asked.steps), whole(config, asked.steps)) for _ in range(asked.repeats)]
+    config = compose_run([*SMALL, f"train.steps={args.steps}"]).config
+    pairs = [(bare(config, args.steps), whole(config, args.steps)) for _ in range(args.repeats)]
     for name, values in zip(("bare loop", "ablatio train"), zip(*pairs, strict=True), strict=True):
         print(f"{name:<14} {statistics.median(values):.3f} ms a step  ({', '.join(f'{v:.2f}' for v in values)})")
     print(f"overhead       {statistics.median(b - a for a, b in pairs):.3f} ms a step (target: at most 1)")

@@ -177,7 +177,7 @@ def deepseek_moe(
 ) -> nn.Module:
     """y = shared(x) + sum of s_e(x) expert_e(x) over the top_k of many narrow experts, s = softmax or sigmoid of x W^T.
 
-    DeepSeekMoE (Dai et al. 2024).  With shared + top_k = granularity a token costs what it costs in the dense layer.
+    DeepSeekMoE (Dai et al. 2024).  With shared + top_k = granularity a token costs the same as in the dense layer.
     No token is dropped.  bias_rate > 0 balances without a loss (set balance=0 with it): experts are chosen by s_e +
     b_e, each training pass moves b_e by bias_rate against the sign of the excess load, and gates remain s_e.
     (B, T, D) -> same.

@@ -14,9 +14,9 @@ from ablatio_std.positions.scaling import LENGTH_DEPENDENT, METHODS, Extension, 
 class Rope(nn.Module):
     """Rotate pair i of q_t and k_t by the angle t * base^(-2i/d): logits then depend on distances only.
 
-    q and k, (B, H, T, d_head) each -> same.  d = fraction * d_head features of each head are rotated.  layout=
-    interleaved pairs features (2i, 2i+1) as in the paper, layout=half pairs (i, i + d/2) as in transformers' Llama: the
-    same model with permuted rows of q_proj and k_proj.
+    q and k, (B, H, T, d_head) each -> same.  d = fraction * d_head features of each head are rotated.  Pair i is
+    features (2i, 2i+1) as in the paper (layout=interleaved), or (i, i + d/2) as in transformers' Llama (layout=half):
+    the same model with permuted rows of q_proj and k_proj.
 
     `scaling` lowers the frequencies, so that a model trained at `original_max_len` reads `factor` times as many tokens:
     linear 2306.15595; ntk, dynamic and yarn 2309.00071; llama3 2407.21783; longrope 2402.13753.  With skip_every=n the

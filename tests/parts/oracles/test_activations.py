@@ -1,4 +1,4 @@
-"""Activations against torch's and transformers', and against their formulas in a loop over float64 numbers."""
+"""Activations against those of torch and transformers, and against their formulas in loops over float64 numbers."""
 
 import math
 from types import SimpleNamespace
@@ -81,7 +81,7 @@ def made(name, approximate=None):
 @pytest.mark.parametrize("name, approximate", SCALAR, ids=str)
 def test_elementwise_by_hand(name, approximate):
     expected = torch.tensor([SCALAR[name, approximate](x) for x in POINTS.tolist()], dtype=torch.float64)
-    learned = name in ("star_relu", "xielu")  # their numbers start out in float32
+    learned = name in ("star_relu", "xielu")  # their parameters are initialized in float32
     torch.testing.assert_close(made(name, approximate)(POINTS), expected, rtol=1e-6 if learned else 1e-10, atol=1e-15)
 
 
@@ -126,7 +126,7 @@ TORCHS = {
 @pytest.mark.parametrize("name, approximate", TORCHS, ids=str)
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-12), (torch.float32, 1e-6), (torch.bfloat16, 0)])
 def test_elementwise_are_torchs(name, approximate, dtype, tolerance):
-    """Ours take other kernels where torch's are slow; of a slope between 0 and 1, float32 has a few units less."""
+    """Equal to torch, up to rounding where ours uses other kernels: a slope near 1 has a few float32 units of error."""
     x = POINTS.to(dtype)
     ours, theirs = (value_and_gradients(f, x) for f in (made(name, approximate), TORCHS[name, approximate]))
     torch.testing.assert_close(ours[0], theirs[0], rtol=tolerance, atol=tolerance)
@@ -140,14 +140,14 @@ def test_elementwise_are_torchs(name, approximate, dtype, tolerance):
 @pytest.mark.parametrize("name", ["relu", "gelu", "quick_gelu", "relu2", "silu", "mish", "laplace", "tanh"])
 def test_elementwise_are_transformers(name):
     theirs = ACT2FN["swish" if name == "silu" else name]
-    # transformers rounds laplace's two numbers to six digits.
+    # transformers rounds laplace's two constants to six digits.
     tolerance = 1e-5 if name == "laplace" else 1e-10
     assert_all_close(value_and_gradients(made(name), POINTS), value_and_gradients(theirs, POINTS), tolerance)
 
 
 @pytest.mark.parametrize("length", [0, 1, (1 << 18) - 1, (1 << 18) + 3])
-def test_fast_ones_take_any_length(length):
-    """Long tensors go piece by piece."""
+def test_fast_paths_accept_any_length(length):
+    """Long tensors are processed in chunks."""
     x = torch.randn(length, dtype=torch.float64)
     for name, approximate in [("gelu", "tanh"), ("mish", None), ("relu2", None)]:
         ours, theirs = (value_and_gradients(f, x) for f in (made(name, approximate), TORCHS[name, approximate]))
@@ -156,8 +156,8 @@ def test_fast_ones_take_any_length(length):
 
 
 @pytest.mark.parametrize("shape", [(5,), (3, 5), (2, 3, 5)], ids=str)
-def test_fast_ones_take_any_strides(shape):
-    """A transposed input, a gradient that is one number repeated: the in-place passes must not care."""
+def test_fast_paths_accept_any_strides(shape):
+    """A transposed input and an expanded gradient must not affect the in-place passes."""
     x = torch.randn(shape, dtype=torch.float64)
     for name, approximate in [("gelu", "tanh"), ("mish", None), ("relu2", None)]:
         for view in (x.mT if x.dim() > 1 else x, x[..., ::2], x[..., :1].expand(shape)):
@@ -171,7 +171,7 @@ def test_fast_ones_take_any_strides(shape):
 
 @pytest.mark.oracle("activation=xielu", "transformers XIELUActivation")
 def test_xielu_is_transformers():
-    """Theirs keeps its numbers in bfloat16 unless told otherwise; the gradients of the two learned ones as well."""
+    """transformers' parameters are bfloat16 by default; compares also the gradients of the two learned ones."""
     ours, theirs = made("xielu"), XIELUActivation(dtype=torch.float64)
     x = torch.cat([torch.linspace(-12, 12, 481, dtype=torch.float64)])
     gradients = []
@@ -209,8 +209,8 @@ def test_glu_is_torchs():
 
 
 @pytest.mark.oracle("activation=gated", "each elementwise activation, times up")
-def test_gated_by_any_elementwise_one():
-    """gate=relu is reglu and gate=silu swiglu; every elementwise part there is can be the gate."""
+def test_gated_accepts_every_elementwise_activation():
+    """gate=relu is reglu and gate=silu is swiglu; every elementwise activation can be the gate."""
     gate, up = torch.randn(2, 3, 4, dtype=torch.float64).unbind()
     for name in activations.names():
         if not activations[name].facts["gated"]:
@@ -220,7 +220,7 @@ def test_gated_by_any_elementwise_one():
         assert torch.equal(activations.build("gated", {"gate": name}, d_ff=4)(gate, up), made(unit)(gate, up))
 
 
-def test_gated_learns_what_its_gate_learns():
+def test_gated_has_the_parameters_of_its_gate():
     assert [n for n, _ in activations.build("gated", {"gate": "xielu"}, d_ff=4).named_parameters()] == [
         "function.alpha_p",
         "function.alpha_n",
@@ -238,7 +238,7 @@ def test_gated_refuses_a_gate_that_is_gated():
     assert not rules.violated_rules({"activation": {"name": "gated", "gate": "silu"}})
 
 
-def test_xielu_starts_above_beta():
+def test_xielu_refuses_alpha_n_not_above_beta():
     config = {"activation": {"name": "xielu", "alpha_n": 0.5, "alpha_p": 0.8, "beta": 0.5}}
     (problem,) = rules.violated_rules(config)
     assert problem.fix == "activation.alpha_n=0.8"
@@ -252,7 +252,7 @@ def test_relu2_can_be_differentiated_twice():
 
 
 @pytest.mark.parametrize("name, approximate", [("gelu", "tanh"), ("mish", None)], ids=str)
-def test_a_second_derivative_that_is_not_kept_is_refused(name, approximate):
+def test_a_missing_second_derivative_raises(name, approximate):
     x = torch.randn(5, requires_grad=True)
     with pytest.raises(RuntimeError, match="no second derivative"):
         torch.autograd.grad(made(name, approximate)(x).sum(), x, create_graph=True)
@@ -260,8 +260,8 @@ def test_a_second_derivative_that_is_not_kept_is_refused(name, approximate):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # torch's own compiler warns about itself
-def test_compiled_ones_equal_eager_ones():
-    """A compiler gets torch's own functions, in one graph."""
+def test_compiled_equals_eager():
+    """Under torch.compile torch's own functions are used, in one graph."""
     parts = [made("gelu", "tanh"), made("mish"), made("relu2"), made("xielu").float(), made("star_relu").float()]
 
     def together(x):
@@ -274,8 +274,8 @@ def test_compiled_ones_equal_eager_ones():
 
 
 @pytest.mark.parametrize("name", ["gelu", "mish", "relu2"])
-def test_a_kept_graph_gives_the_same_gradient_again(name):
-    """What backward writes over is not asked for again, unless somebody said that it would be."""
+def test_a_retained_graph_gives_the_same_gradient_again(name):
+    """With retain_graph=True backward must not overwrite the tensors that it has saved."""
     x = POINTS.clone().requires_grad_()
     y = made(name, "tanh" if name == "gelu" else None)(x)
     weight = torch.linspace(-1, 2, y.numel(), dtype=y.dtype)

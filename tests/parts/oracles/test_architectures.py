@@ -1,4 +1,4 @@
-"""Decoder, prefix decoder and encoder as stacks of torch's own pre-norm layers, told by a mask who sees whom."""
+"""Decoder, prefix decoder and encoder against stacks of torch's own pre-norm layers with the same masks."""
 
 import pytest
 import torch
@@ -38,7 +38,7 @@ def torchs(layer):
 
 @pytest.mark.oracle("architecture", "torch TransformerEncoderLayer")
 @pytest.mark.parametrize("name", SEES)
-def test_the_stack_is_torchs_with_its_mask(name):
+def test_stack_equals_torchs_with_the_same_mask(name):
     options = {"norm": "layernorm", "activation": "gelu", "position": "learned", "bias": True, "d_ff": FF}
     config = model_config(architecture=name, d_model=D, n_layers=3, n_heads=H, match="none", **options)
     model = build_model(config, V).double()

@@ -1,4 +1,4 @@
-"""Attention against an explicit softmax, torch's own module, and itself with heads repeated."""
+"""Attention against an explicit softmax, torch's own module, and itself with repeated heads."""
 
 import pytest
 import torch

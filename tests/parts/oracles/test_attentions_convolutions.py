@@ -1,4 +1,4 @@
-"""Short convolutions: against torch's conv1d on each document by itself, and attention on what it gives."""
+"""Short convolutions against torch's conv1d on each document, and attention on the convolved tokens."""
 
 import pytest
 import torch
@@ -9,11 +9,11 @@ from helpers.support import model_config
 from ablatio.model.build import build_model
 from ablatio.model.kv_cache import KVCache
 
-SEGMENTS = torch.tensor([[0] * 4 + [1] * 7 + [0] * 3, [2] * 12 + [5] * 2])  # document 0 lies in two pieces
+SEGMENTS = torch.tensor([[0] * 4 + [1] * 7 + [0] * 3, [2] * 12 + [5] * 2])  # document 0 is split in two
 
 
 def convolved(x, weight, segments):
-    """conv1d of torch (a correlation: the kernel turned round), on the tokens of one document at a time."""
+    """torch's conv1d (a correlation, so the kernel is reversed) on the tokens of one document at a time."""
     y, width = torch.zeros_like(x), len(weight)
     for b in range(len(x)):
         for d in segments[b].unique():
@@ -74,7 +74,7 @@ CASES = [
 @pytest.mark.parametrize("attention, position", CASES, ids=str)
 @torch.no_grad()
 def test_decoding_and_padding(attention, position):
-    """Prompts shorter than the convolution, single tokens, padded rows: what a text alone gives."""
+    """Prompts shorter than the convolution, single tokens and padded rows give the result of each text alone."""
     sizes = {"d_model": 16, "n_layers": 3, "n_heads": 4, "max_len": 64, "tied": False}
     model = build_model(model_config(attention=attention, position=position, **sizes), 50).double().eval()
     for p in model.parameters():

@@ -1,4 +1,4 @@
-"""Kernels and recurrences: chunks against all pairs at once, token by token, and transformers' delta rule."""
+"""Linear and recurrent attention against all pairs at once, token-by-token loops, and transformers' delta rule."""
 
 import math
 
@@ -19,7 +19,7 @@ def heads(x):
 
 
 def documents(length, pieces):
-    """Two rows of documents; in pieces, the first one's second half comes after the second document."""
+    """Two rows of documents; if split, the second half of the first document follows the second document."""
     first = [0] * 40 + [1] * 70 + [0] * (length - 110) if pieces else [0] * 40 + [1] * (length - 40)
     return torch.tensor([first, [3] * (length - 5) + [4] * 5])
 
@@ -32,7 +32,7 @@ def seen(length, segments, causal, opened=None):
 
 
 def features(name, part, x):
-    """phi in the words of the papers."""
+    """phi as written in the papers."""
     if name == "linear":
         return torch.where(x > 0, x + 1, x.exp())
     if name == "rfa":
@@ -75,7 +75,7 @@ def test_performer_converges_to_softmax_attention():
 
 @pytest.mark.oracle("attention=rfa", "softmax over cosines, in the limit")
 def test_rfa_converges_to_a_softmax_over_cosines():
-    """E phi(q) . phi(k) = exp(-|q - k|^2 / 2) = exp(cos(q, k) - 1) for unit vectors: the 1 goes away in the softmax."""
+    """E phi(q) . phi(k) = exp(-|q - k|^2 / 2) = exp(cos(q, k) - 1) for unit vectors: the 1 cancels in the softmax."""
     x, errors = torch.randn(2, 40, D, dtype=torch.float64), []
     for count in (64, 16384):
         part = made("rfa", {"features": count})
@@ -91,7 +91,7 @@ def test_rfa_converges_to_a_softmax_over_cosines():
 
 @pytest.mark.oracle("attention=rfa_gate", "the paper's recurrence, token by token in float64")
 @pytest.mark.parametrize("packed", [False, True, "pieces"])
-def test_rfa_s_gate_token_by_token(packed):
+def test_rfa_gate_token_by_token(packed):
     """S_t = g_t S_{t-1} + (1 - g_t) phi(k_t) v_t^T and z_t likewise; the output is phi(q_t) S_t / phi(q_t) . z_t."""
     part, x = made("rfa_gate", {"features": 300}), torch.randn(2, LONG, D, dtype=torch.float64)
     part.sigma.data.uniform_(0.8, 1.5)
@@ -112,7 +112,7 @@ def test_rfa_s_gate_token_by_token(packed):
 
 
 def test_performers_directions():
-    """Orthogonal in each block, with the lengths of normal vectors, all directions alike."""
+    """Orthogonal within each block, with the lengths of normal vectors, and uniform in direction."""
     from ablatio_std.attentions.linear import orthogonal
 
     w = orthogonal(12, 4).double()
@@ -120,7 +120,7 @@ def test_performers_directions():
         gram = block @ block.T
         torch.testing.assert_close(gram, gram.diagonal().diag(), rtol=0, atol=1e-5)
     many = orthogonal(40000, 4)
-    assert many.mean(0).abs().max() < 0.03  # of deviation 1 / sqrt(40000) = 0.005
+    assert many.mean(0).abs().max() < 0.03  # standard deviation: 1 / sqrt(40000) = 0.005
     torch.testing.assert_close(many.T @ many / 40000, torch.eye(4), rtol=0, atol=0.05)
     x, y = torch.tensor([0.9, 0.1, -0.4, 0.3]), torch.tensor([0.5, -0.7, 0.2, 0.1])
 
@@ -135,8 +135,8 @@ def test_performers_directions():
 
 @pytest.mark.oracle("attention=retention", "the paper's parallel form in float64")
 @pytest.mark.parametrize("packed", [False, True, "pieces"])
-def test_retention_is_the_paper_s_parallel_form(packed):
-    """(q k^T * D) v with D[t, s] = gamma^(t - s), then a norm of each head and the gate."""
+def test_retention_is_the_papers_parallel_form(packed):
+    """(q k^T * D) v with D[t, s] = gamma^(t - s), then a norm of each head, and the gate."""
     part, x = made("retention", {"exponent": 1.0}), torch.randn(2, LONG, D, dtype=torch.float64)
     segments = documents(LONG, packed == "pieces") if packed else torch.zeros(2, LONG).long()
     decay = torch.zeros(2, H, LONG, LONG, dtype=torch.float64)
@@ -219,7 +219,7 @@ RECURRENT = ["linear", "performer", "rfa", "rfa_gate", "retention", "gated_delta
 @pytest.mark.parametrize("padded", [False, True])
 @torch.no_grad()
 def test_decoding_holds_one_state(name, padded):
-    """Prompt and single tokens, beyond a chunk: equal to the whole pass; the cache does not grow."""
+    """A prompt and single tokens, more than a chunk, give the result of one full pass; the cache does not grow."""
     sizes = {"d_model": 16, "n_layers": 2, "n_heads": 4, "max_len": 200, "tied": False}
     model = build_model(model_config(attention=name, **sizes), 50).double().eval()
     for p in model.parameters():

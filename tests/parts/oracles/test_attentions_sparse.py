@@ -1,4 +1,4 @@
-"""Attention to some of the keys: against loops over pairs, transformers' Mistral and Longformer, and itself cached."""
+"""Sparse attention against loops over pairs, transformers' Mistral and Longformer, and its cached decoding."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from ablatio.model.kv_cache import KVCache
 from ablatio.registry.kinds import positions
 from ablatio.registry.rules import violated_rules
 
-# Each says of one pair of positions, in words of its paper, whether t looks at s.
+# Each returns, as written in its paper, whether t sees s.
 PATTERNS = {
     "sliding": ({"window": 3}, lambda t, s: s in range(t - 2, t + 3)),
     "lambda_window": ({"window": 2, "first": 2}, lambda t, s: s in (t - 1, t, t + 1) or s in (0, 1)),
@@ -53,7 +53,7 @@ def test_patterns_by_loop(case, position, packed, mask):
 @pytest.mark.parametrize("position", ["none", "alibi", "t5", "rope"])
 @pytest.mark.parametrize("packed", [False, True])
 def test_parallel_windows_pair_by_pair(position, packed):
-    """Two windows of 3 side by side at the places 0, 1, 2; what comes behind them goes on at 3 and sees both."""
+    """Two parallel windows of 3 at the positions 0, 1, 2; later tokens continue at 3 and see both windows."""
     part, x = made("parallel_windows", {"windows": 2, "window": 3}), torch.randn(2, 11, D, dtype=torch.float64)
     sizes = {"d_model": D, "d_head": 3, "n_heads": H, "n_layers": 1, "max_len": 16, "causal": True}
     place = positions.build(position, {"fraction": 0.67} if position == "rope" else {}, **sizes)
@@ -74,7 +74,7 @@ def test_parallel_windows_pair_by_pair(position, packed):
 
 
 @torch.no_grad()
-def test_one_parallel_window_is_plain_attention_and_many_are_decoded_alike():
+def test_one_parallel_window_is_plain_attention_and_decoding_equals_a_full_pass():
     tokens = torch.randint(0, 50, (2, 30))
     model, plain = sharp({"name": "parallel_windows", "windows": 1}), sharp("mha")
     plain.load_state_dict(model.state_dict())
@@ -85,7 +85,7 @@ def test_one_parallel_window_is_plain_attention_and_many_are_decoded_alike():
 
 
 @pytest.mark.parametrize("attention", ["linear", "retention", "parallel_windows"])
-def test_keys_that_are_turned_once_need_angles_that_stay(attention):
+def test_keys_rotated_once_need_constant_frequencies(attention):
     config = model_config(attention=attention, position={"name": "rope", "scaling": "dynamic", "factor": 2.0})
     assert {p.fix for p in violated_rules(effective(config))} == {"position.scaling=ntk"}
 
@@ -114,7 +114,7 @@ def test_cross_attention_sees_the_whole_source(name):
 
 
 def test_bigbird_random_blocks():
-    """Each block has its own, never two alike, none in the window; a longer text and another pass change none."""
+    """Each block has distinct random blocks outside of its window; the same for any length and pass."""
     from ablatio_std.attentions.sparse import random_blocks
 
     table = random_blocks(40, 3, 4, 7, torch.device("cpu"))
@@ -148,7 +148,7 @@ def sharp(attention, position="rope", **sizes):
 
 
 def held(cache):
-    """Keys and values in a cache, per row and layer."""
+    """Number of keys in a cache, for each row and layer."""
     kept = [k.shape[2] for k, _, *_ in cache._states.values()]
     return max([*kept, *(k.shape[2] for k, _ in cache._buffers.values())])
 
@@ -164,7 +164,7 @@ STREAMS = {
 @pytest.mark.parametrize("padded", [False, True])
 @torch.no_grad()
 def test_decoding_keeps_only_the_window(case, position, padded):
-    """Far beyond the window decoding equals the whole pass, and holds no more than `window` (+ first) keys."""
+    """Decoding far beyond the window equals a full pass, and caches at most `window` (+ first) keys."""
     attention, most = STREAMS[case]
     model, tokens, cache = sharp(attention, position), torch.randint(0, 50, (3, 90)), KVCache()
     segments = torch.tensor([[-1] * pad + [0] * (90 - pad) for pad in (0, 2, 6)]) if padded else None
@@ -180,7 +180,7 @@ def test_decoding_keeps_only_the_window(case, position, padded):
 
 @torch.no_grad()
 def test_beam_rows_follow_the_window():
-    """KVCache.select reorders what a windowed layer keeps."""
+    """KVCache.select reorders the keys of a windowed layer."""
     model, tokens, cache = sharp(STREAMS["lambda_window"][0]), torch.randint(0, 50, (3, 30)), KVCache()
     model(tokens[:, :29], cache=cache)
     rows = torch.tensor([2, 2, 0])
@@ -190,7 +190,7 @@ def test_beam_rows_follow_the_window():
 
 @torch.no_grad()
 def test_every_nth_layer_is_full():
-    """full_every=2: the second of three layers keeps every key, and a far token reaches the last one through it."""
+    """full_every=2: the second of three layers caches all keys, and passes distant tokens on to the last one."""
     model, cache = sharp({"name": "sliding", "window": 2, "full_every": 2}), KVCache()
     tokens = torch.randint(0, 50, (1, 20))
     parts = [model(part, cache=cache) for part in tokens.split(1, dim=1)]
@@ -199,14 +199,14 @@ def test_every_nth_layer_is_full():
     other = tokens.clone()
     other[:, 0] = (other[:, 0] + 1) % 50
     assert not torch.equal(model(tokens)[:, -1], model(other)[:, -1])
-    narrow = sharp({"name": "sliding", "window": 2})  # three layers of two tokens reach three tokens back
+    narrow = sharp({"name": "sliding", "window": 2})  # three layers of window 2 reach three tokens back
     changed = (narrow(tokens) != narrow(other)).any(-1)[0]
     assert changed.tolist() == [True] * 4 + [False] * 16
 
 
 @pytest.mark.parametrize("case", PATTERNS)
 def test_every_nth_layer_of_each_pattern_is_full(case):
-    """full_every=2: layer 2 (counted from 1) is plain attention, layers 1 and 3 keep the pattern."""
+    """full_every=2: layer 2 (counted from 1) is plain attention, layers 1 and 3 have the pattern."""
     name, (knobs, _) = case.split("-")[0], PATTERNS[case]
     x, plain = torch.randn(2, 13, D, dtype=torch.float64), made("mha")
     for layer in range(3):
@@ -220,7 +220,7 @@ def test_every_nth_layer_of_each_pattern_is_full(case):
 
 @pytest.mark.oracle("attention=sliding", "transformers LongformerSelfAttention")
 def test_longformers_window():
-    """transformers' sliding chunks, both directions: attention_window w there sees w / 2 tokens on each side."""
+    """transformers' sliding chunks, bidirectional: their attention_window w sees w / 2 tokens on each side."""
     from transformers.models.longformer.modeling_longformer import LongformerConfig, LongformerSelfAttention
 
     config = LongformerConfig(hidden_size=D, num_attention_heads=H, attention_window=[4], num_hidden_layers=1)

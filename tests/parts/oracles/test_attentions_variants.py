@@ -1,4 +1,4 @@
-"""Softmax attention with something added: against transformers' layers with copied weights, and loops in float64."""
+"""Variants of softmax attention against transformers' layers with copied weights, and loops in float64."""
 
 import math
 
@@ -19,7 +19,7 @@ from ablatio.model.context import make_context
 from ablatio.model.kv_cache import KVCache
 from ablatio.registry.kinds import positions
 
-WIDE = 4  # of a head, for rope: even
+WIDE = 4  # width of a head; even, for rope
 
 
 def heads(x, width=WIDTH):
@@ -31,7 +31,7 @@ def merged(x):
 
 
 def wide(name, knobs=None, layer=0):
-    """A part with heads that rope can turn, and no bias, as transformers' layers have them."""
+    """A part with heads of even width, for rope, and without bias, as in transformers' layers."""
     from ablatio.registry.kinds import attentions
 
     sizes = {"d_model": D, "d_head": WIDE, "n_heads": H, "n_layers": 4, "max_len": 16, "bias": False, "dropout": 0.0}
@@ -73,7 +73,7 @@ def test_differential_is_diffllamas(layer):
 
 @pytest.mark.oracle("attention=differential", "the paper's equation in float64")
 def test_differential_in_float64():
-    """A pair at a time, by the paper's equations."""
+    """One pair of heads at a time, by the paper's equations."""
     part, x, said = made("differential", layer=2), torch.randn(2, 7, D, dtype=torch.float64), []
     start = 0.8 - 0.6 * math.exp(-0.3 * 2)
     lam = (part.lambda_q1 @ part.lambda_k1).exp() - (part.lambda_q2 @ part.lambda_k2).exp() + start
@@ -115,7 +115,7 @@ def test_whole_qk_norm_is_olmo2s():
 @pytest.mark.oracle("attention", "the same attention on values that were normed by hand")
 @pytest.mark.parametrize("name, knobs", [("mha", {}), ("mqa", {}), ("gqa", {"n_kv_heads": 2})])
 @pytest.mark.parametrize("kind", ["layernorm", "rmsnorm", "whole_layernorm", "whole_rmsnorm"])
-def test_v_norm_norms_values_alone(name, knobs, kind):
+def test_v_norm_normalizes_values_only(name, knobs, kind):
     part, x = made(name, knobs | {"v_norm": kind}), torch.randn(2, 6, D, dtype=torch.float64)
     plain = made(name, knobs)
     plain.load_state_dict({k: v for k, v in part.state_dict().items() if "v_norm" not in k})
@@ -142,7 +142,7 @@ def test_v_norm_norms_values_alone(name, knobs, kind):
 @pytest.mark.oracle("attention=mla", "transformers DeepseekV3Attention")
 @pytest.mark.parametrize("q_rank", [None, 5])
 def test_mla_is_deepseeks(q_rank):
-    """With the two down-projections, and the two up-projections, of keys and values put together as theirs are."""
+    """The two down-projections and the two up-projections of keys and values are concatenated, as in transformers."""
     config = DeepseekV3Config(
         **COMMON, num_key_value_heads=H, q_lora_rank=q_rank, kv_lora_rank=7, qk_rope_head_dim=WIDE, v_head_dim=WIDE,
         qk_nope_head_dim=3, rope_interleave=False, attention_bias=False,
@@ -166,7 +166,7 @@ def test_mla_is_deepseeks(q_rank):
     torch.testing.assert_close(part(x, ctx), theirs(x, **given)[0], rtol=1e-5, atol=1e-5)  # their norm is in float32
 
 
-def test_mla_caches_the_latent_alone():
+def test_mla_caches_only_the_latent():
     model, cache = sharp({"name": "mla", "kv_rank": 6}), KVCache()
     model(torch.randint(0, 50, (2, 11)), cache=cache)
     widths = [(k.shape[1], k.shape[3], v.shape[1], v.shape[3]) for k, v in cache._buffers.values()]
@@ -256,7 +256,7 @@ def test_talking_heads(sides):
 
 @pytest.mark.oracle("attention=forgetting", "products of the gates in float64")
 def test_forgetting():
-    """The decay of each pair, multiplied up gate by gate."""
+    """The decay of each pair is the product of the gates between its tokens."""
     part, x = made("forgetting"), torch.randn(2, 7, D, dtype=torch.float64)
     f, decay = part.f_proj(x).sigmoid(), torch.zeros(2, H, 7, 7, dtype=torch.float64)
     for t in range(7):
@@ -269,7 +269,7 @@ def test_forgetting():
 @pytest.mark.oracle("attention=value_residual", "the paper's equation in float64")
 @pytest.mark.parametrize("kind", ["learned", "identity"])
 def test_value_residual(kind):
-    """Two layers in one pass: the second takes its values and those of the first."""
+    """Two layers in one pass: the second uses its own values and those of the first."""
     first, second = (made("value_residual", {"kind": kind, "start": 0.4}, layer=i) for i in (0, 1))
     x, y, ctx = torch.randn(2, 7, D, dtype=torch.float64), torch.randn(2, 7, D, dtype=torch.float64), context(7)
     first(x, ctx)
@@ -300,7 +300,7 @@ VARIANTS = [
 @pytest.mark.parametrize("position", ["rope", "alibi", "none"])
 @torch.no_grad()
 def test_decoding_packing_and_padding(attention, position):
-    """Sharp weights: tokens one by one, packed documents and padded rows all give what a text alone gives."""
+    """With sharp weights, single tokens, packed documents and padded rows give the result of each text alone."""
     model, tokens, cache = sharp(attention, position=position), torch.randint(0, 50, (2, 20)), KVCache()
     segments = torch.tensor([[0] * 20, [-1] * 4 + [0] * 16])
     steps = [model(tokens[:, :6], segments[:, :6], cache)]
@@ -315,8 +315,8 @@ def test_decoding_packing_and_padding(attention, position):
 
 @pytest.mark.parametrize("name", ["gated", "talking_heads", "differential", "value_residual", "mla", "sliding"])
 @torch.no_grad()
-def test_an_encoder_decoder_decodes_as_it_reads(name):
-    """Cross-attention in the cache, made once: the whole pass and one token at a time."""
+def test_an_encoder_decoder_decodes_as_in_a_full_pass(name):
+    """Keys of cross-attention are cached once: a full pass equals one token at a time."""
     model = sharp(name, architecture="encoder_decoder", position="rope")
     source, tokens, cache = torch.randint(0, 50, (2, 9)), torch.randint(0, 50, (2, 8)), KVCache()
     memory = model.encode(source)
@@ -332,7 +332,7 @@ def test_softcap_bounds_the_scores():
     torch.testing.assert_close(part.cap(x / 1e6), x / 1e6, rtol=1e-6, atol=0)
 
 
-def test_a_large_sink_takes_everything():
+def test_a_large_sink_takes_all_weight():
     part, x = made("mha", {"sinks": True}, bias=False), torch.randn(1, 5, D, dtype=torch.float64)
     with torch.no_grad():
         part.sinks.fill_(-1e9)

@@ -1,4 +1,4 @@
-"""Blocks against their equations, composed here from the block's own sublayers and norms (pre-norm)."""
+"""Blocks against their equations, composed from the block's own sublayers and norms (pre-norm)."""
 
 import pytest
 import torch
@@ -71,7 +71,7 @@ def test_the_layer_is_its_equation(name, crossed):
 
 @pytest.mark.oracle("block=unet", "the skips in a list, in float64")
 @pytest.mark.parametrize("depth", [1, 4, 5])
-def test_unet_adds_to_each_layer_what_its_mirror_gave(depth):
+def test_unet_adds_the_output_of_the_mirror_layer(depth):
     model = build_model(model_config(block={"name": "unet", "initial": 0.7}, n_layers=depth), V).double().eval()
     stack, tokens = model.model, torch.randint(0, V, (2, 7))
     assert [layer.skip is not None for layer in stack.layers] == [i >= depth - depth // 2 for i in range(depth)]
@@ -80,13 +80,13 @@ def test_unet_adds_to_each_layer_what_its_mirror_gave(depth):
     ctx = make_context(tokens, stack.position, "causal", None, None, torch.float64)
     x, given = stack.embed_tokens(tokens), []
     for i, layer in enumerate(stack.layers):
-        x = x + layer.skip * given.pop() if i >= depth - depth // 2 else x  # the last that was given is the mirror's
+        x = x + layer.skip * given.pop() if i >= depth - depth // 2 else x  # the last one is the mirror layer's
         x = sequential(layer, x, lambda h, f=layer.self_attn: f(h, ctx), None, lambda h, f=layer.mlp: f(h, ctx))
         given += [x] if i < depth // 2 else []
     torch.testing.assert_close(stack(tokens), stack.norm(x), rtol=1e-12, atol=1e-12)
 
 
-def test_macaron_has_two_feed_forward_parts_of_their_own():
+def test_macaron_has_two_separate_feed_forward_layers():
     layer = build_model(model_config(block="macaron"), V).model.layers[0]
     before, after = layer.mlp_before.up_proj.weight, layer.mlp.up_proj.weight
     assert before.shape == after.shape and not torch.equal(before, after)

@@ -45,7 +45,7 @@ def test_gated_dense_is_llamas(bias):
 @pytest.mark.oracle("mlp=dense", "torch Linear, GELU, LayerNorm, Linear")
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("norm", [None, nn.LayerNorm])
-def test_plain_dense_is_torchs_layers_one_after_the_other(bias, norm):
+def test_plain_dense_is_a_sequence_of_torchs_layers(bias, norm):
     ours, middle = made(F.gelu, False, bias, norm), [norm(FF)] if norm else []
     theirs = nn.Sequential(nn.Linear(D, FF, bias), nn.GELU(), nn.Linear(FF, D, bias), *middle).double()
     for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):

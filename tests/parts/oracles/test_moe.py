@@ -97,7 +97,7 @@ def test_switch_is_transformers(factor):
         torch.testing.assert_close(part.experts.down_proj.weight.grad[e], _grad(expert.wo))
     logits = part.router(x)
     torch.testing.assert_close(ctx.record.losses["train/moe_z"], router_z_loss_func(logits))
-    for row in x:  # transformers averages the balance loss over rows; of one row they are the same
+    for row in x:  # transformers averages the balance loss over rows, so one row is compared at a time
         ctx = context(1)
         part(row[None], ctx)
         theirs = switch_balance(part.router(row[None]).softmax(-1), part.router(row[None]).argmax(-1))
@@ -105,7 +105,7 @@ def test_switch_is_transformers(factor):
 
 
 def _grad(linear):
-    """None where no token came."""
+    """The gradient, or None for an expert without tokens."""
     return torch.zeros_like(linear.weight) if linear.weight.grad is None else linear.weight.grad
 
 
@@ -125,14 +125,14 @@ def test_top_2_is_mixtral():
     grads = torch.cat([part.experts.gate_proj.weight.grad, part.experts.up_proj.weight.grad], dim=1)
     torch.testing.assert_close(grads, other.experts.gate_up_proj.grad, **close)
     torch.testing.assert_close(part.experts.down_proj.weight.grad, other.experts.down_proj.grad, **close)
-    theirs = mixtral_balance((part.router(x).flatten(0, 1).detach(),), E, 2) / 2  # their shares add up to top_k
+    theirs = mixtral_balance((part.router(x).flatten(0, 1).detach(),), E, 2) / 2  # their shares have the sum top_k
     torch.testing.assert_close(ctx.record.losses["train/moe_balance"].detach().float(), theirs.float())
 
 
 @pytest.mark.oracle("mlp=deepseek_moe", "transformers DeepseekV3MoE")
 @pytest.mark.parametrize("shared", [1, 2])
 def test_deepseek_is_transformers_v3(shared):
-    """Sigmoid scores, a bias on the choice alone, normalised gates, shared experts."""
+    """Sigmoid scores, a bias for the choice only, normalized gates, shared experts."""
     knobs = {
         "shared": shared, "top_k": 2, "granularity": 2, "scores": "sigmoid", "normalize": True, "bias_rate": 0.1,
         "balance": 0.0,
@@ -157,7 +157,7 @@ def test_deepseek_is_transformers_v3(shared):
 
 
 def by_loop(part, x, k, room, real=None):
-    """One token after the other, each with a list of experts that still have room."""
+    """One token after the other, counting the assignments of each expert."""
     y = torch.zeros_like(x)
     dropped = 0
     for row in range(len(x)):
@@ -192,7 +192,7 @@ def test_first_come_first_served_by_loop(k, factor):
     torch.testing.assert_close(part.eval()(x, ctx), by_loop(part, x, k, T * k)[0], rtol=1e-12, atol=1e-12)
 
 
-def test_padding_takes_no_room_and_has_no_say_in_the_balance():
+def test_padding_counts_neither_for_capacity_nor_for_balance():
     part = made(knobs={"capacity_factor": 0.5, **PLAIN, "balance": 1.0, "z_loss": 1.0}).train()
     x, _, _ = inputs(1)
     segments = torch.zeros(1, T, dtype=torch.long)
@@ -207,8 +207,8 @@ def test_padding_takes_no_room_and_has_no_say_in_the_balance():
 
 
 @pytest.mark.parametrize("factor", [0.4, 1.0])
-def test_training_is_causal_too(factor):
-    """A later token displaces no earlier one, and no row has a say in another."""
+def test_training_is_causal(factor):
+    """A later token does not displace an earlier one, and rows do not affect each other."""
     part = made(knobs={"top_k": 2, "capacity_factor": factor, **PLAIN}).train()
     x, _, _ = inputs(3)
     changed = x.clone()
@@ -220,7 +220,7 @@ def test_training_is_causal_too(factor):
 
 @pytest.mark.parametrize("k", [1, 2])
 def test_the_balance_loss_of_even_routing_is_alpha(k):
-    """Each token prefers other experts, all equally often: f_e = P_e = 1 / E; a collapse costs E / k times as much."""
+    """Each expert is preferred equally often: f_e = P_e = 1 / E; collapsed routing costs E / k times as much."""
     part = made(knobs={"top_k": k, **PLAIN, "balance": 0.01}).train()
     with torch.no_grad():
         part.router.weight.zero_()
@@ -256,7 +256,7 @@ def test_the_bias_moves_against_the_load():
     assert float(ctx.record.measures["train/moe_load"]) < float(load.max() * E / load.sum())
 
 
-def test_every_second_layer_has_experts_and_the_others_are_the_dense_model_s():
+def test_every_second_layer_has_experts_and_the_others_equal_the_dense_model():
     sparse = build_model(model_config(mlp={"name": "moe", "every": 2}, n_layers=4), 50)
     dense = build_model(model_config(n_layers=4), 50)
     kinds = [hasattr(layer.mlp, "experts") for layer in sparse.model.layers]
@@ -265,8 +265,8 @@ def test_every_second_layer_has_experts_and_the_others_are_the_dense_model_s():
         assert torch.equal(a, b)
 
 
-def test_experts_start_as_the_dense_part_does():
-    """The standard deviation of each expert's matrices, fans and gains; equal names draw equal numbers."""
+def test_experts_are_initialized_as_the_dense_layer():
+    """Each expert's matrices have the standard deviation of the dense layer's; equal names get equal weights."""
     options = {"d_model": 64, "n_layers": 3, "placement": "deepnorm", "activation": "gelu"}
     model = build_model(model_config(mlp={"name": "moe", "experts": 3}, **options), 50)
     dense = {i.name: (p, i) for p, i in describe(build_model(model_config(**options), 50))}
@@ -290,7 +290,7 @@ def test_experts_start_as_the_dense_part_does():
 
 @pytest.mark.parametrize("bias", [False, True])
 def test_total_and_active_parameters_in_closed_form(bias):
-    """Of E experts a token meets k; the FLOPs are those of k dense parts and the router."""
+    """A token uses k of E experts; the FLOPs are those of k dense layers and the router."""
     experts, k, layers, d, ff, length, vocab = 6, 2, 3, 32, 48, 16, 40
     options = {"n_layers": layers, "d_model": d, "d_ff": ff, "max_len": length, "activation": "gelu", "bias": bias}
     size = measure(model_config(mlp={"name": "moe", "experts": experts, "top_k": k}, **options), vocab)
@@ -302,8 +302,8 @@ def test_total_and_active_parameters_in_closed_form(bias):
     assert size.flops_per_token == dense.flops_per_token + layers * ((k - 1) * 4 * d * ff + 2 * d * experts)
 
 
-def test_fine_grained_experts_do_the_dense_part_s_work():
-    """shared + top_k = granularity: the FLOPs of the dense part and its router."""
+def test_fine_grained_experts_have_the_flops_of_the_dense_layer():
+    """shared + top_k = granularity: the FLOPs of the dense layer and the router."""
     options = {"d_model": 32, "d_ff": 96, "activation": "gelu", "n_layers": 2, "max_len": 16}
     size, dense = (measure(model_config(mlp=name, **options), 40) for name in ("deepseek_moe", "dense"))
     assert size.flops_per_token == dense.flops_per_token + 2 * 2 * 32 * 15
@@ -323,7 +323,7 @@ PACKED = torch.tensor([[0] * 9 + [1] * 12 + [-1] * 3, [0] * T])
 @pytest.mark.parametrize("factor", [0.6, 2.0, 9.0])
 @pytest.mark.parametrize("segments", [None, PACKED])
 def test_expert_choice_by_loop(factor, segments):
-    """Each expert sorts each document's tokens and takes the first ones."""
+    """Each expert sorts each document's tokens by score and takes the first ones."""
     part = made("expert_choice", {"capacity_factor": factor})
     x, _, _ = inputs()
     of = torch.zeros(2, T, dtype=torch.long) if segments is None else segments
@@ -364,7 +364,7 @@ def test_soft_moe_by_loop(segments):
 
 @pytest.mark.parametrize("name", ["expert_choice", "soft_moe"])
 @pytest.mark.parametrize("architecture", ["causal", "prefix", "encoder_decoder", "encoder"])
-def test_what_looks_ahead_is_for_encoders_alone(name, architecture):
+def test_routing_by_all_tokens_is_for_encoders_only(name, architecture):
     found = rules.violated_rules(
         effective(tiny_models.config() | {"mlp": {"name": name}, "architecture": {"name": architecture}})
     )
@@ -374,7 +374,7 @@ def test_what_looks_ahead_is_for_encoders_alone(name, architecture):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 def test_compiled_is_eager():
-    """The experts stay outside of the graph: their shapes follow the loads."""
+    """The experts stay outside of the graph, since their shapes depend on the loads."""
 
     def run(compiled):
         part = made(knobs={"top_k": 2, **PLAIN}).float().train()

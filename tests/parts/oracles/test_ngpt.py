@@ -23,13 +23,13 @@ PARTS = {
 
 
 def model_on_sphere():
-    """In float64, every learned scale moved away from its start, the weights of unit length."""
+    """A model in float64 with unit-length weights, and every learned scale away from its initial value."""
     config = model_config(**PARTS, d_model=D, n_layers=LAYERS, n_heads=HEADS, tied=False)
     model = build_model(config, V).double().eval()
     for name, p in model.named_parameters():
         p.data += 0.3 * torch.randn_like(p) * (0.1 if "rate" in name else 1.0)
         if "q_norm" in name or "k_norm" in name:
-            p.data.fill_(p.data.mean())  # the paper scales after the rotation, we before: one number commutes with it
+            p.data.fill_(p.data.mean())  # the paper scales after the rotation, we before: one scalar commutes with it
     stabilizers.build("unit_weights").attach(model)
     return model
 
@@ -39,7 +39,7 @@ def unit(x):
 
 
 def rotated(x, t):
-    """The pair (2i, 2i + 1) as a complex number, turned by t / 10000^(2i/d)."""
+    """The pair (2i, 2i + 1) as a complex number, rotated by t / 10000^(2i/d)."""
     turned = []
     for i in range(0, len(x), 2):
         angle = t / 10000 ** (i / len(x))
@@ -48,13 +48,13 @@ def rotated(x, t):
 
 
 def turn(h, said, part):
-    """h <- Norm(h + alpha (Norm(said) - h)), token by token; alpha = |s| alpha_init / alpha_scale."""
+    """h <- Norm(h + alpha (Norm(output) - h)), token by token; alpha = |s| alpha_init / alpha_scale."""
     alpha = (part.rate * (0.3 / D**-0.5)).abs()
     return [unit(a + alpha * (unit(b) - a)) for a, b in zip(h, said, strict=True)]
 
 
 def attention(part, h):
-    """Cosines of turned queries and keys times their scales, with sqrt(d_k) in place of 1 / sqrt(d_k)."""
+    """Cosines of rotated queries and keys times their scales, with sqrt(d_k) in place of 1 / sqrt(d_k)."""
     width, heads = D // HEADS, []
     q, k, v = ([p.weight @ x for x in h] for p in (part.q_proj, part.k_proj, part.v_proj))
     for n in range(HEADS):
@@ -81,8 +81,8 @@ def feed_forward(part, h):
 @pytest.mark.oracle("placement=hypersphere", "nGPT on the unit sphere, token by token in float64")
 @pytest.mark.oracle("activation=scaled_swiglu", "nGPT on the unit sphere, token by token in float64")
 @torch.no_grad()
-def test_the_parts_together_are_the_paper_s_network():
-    """Radius sqrt(D) and no factor sqrt(D) in the feed-forward part say the same as radius 1 and that factor."""
+def test_the_combined_parts_are_the_papers_network():
+    """Radius sqrt(D) without a factor sqrt(D) in the feed-forward layer equals radius 1 with that factor."""
     model, tokens = model_on_sphere(), torch.randint(0, V, (1, 6))
     stack = model.model
     h = [stack.embed_tokens.weight[t] for t in tokens[0]]
@@ -98,7 +98,7 @@ READ = ("q_proj.weight", "k_proj.weight", "v_proj.weight", "gate_proj.weight", "
 
 
 def lengths(model):
-    """{name: the norms that the paper gives the length 1}, by the names of LLaMA's matrices."""
+    """{name: norms that are 1 in the paper}, by the names of LLaMA's matrices."""
     for name, p in model.named_parameters():
         if name.endswith(WRITE):
             yield name, torch.stack([p[:, j].norm() for j in range(p.shape[1])])
@@ -107,7 +107,7 @@ def lengths(model):
 
 
 @pytest.mark.oracle("stabilizer=unit_weights", "each row and column by itself")
-def test_weights_have_unit_length_at_the_start_and_after_each_step():
+def test_weights_have_unit_length_initially_and_after_each_step():
     net = tiny_models.model(tied=False)
     head = net.lm_head.weight.detach().clone()
     part, seen = stabilizers.build("unit_weights"), []
@@ -126,7 +126,7 @@ def test_weights_have_unit_length_at_the_start_and_after_each_step():
 
 
 def test_only_directions_are_changed():
-    """What is projected is the same weight at another length, and everything else is left as it is."""
+    """Projected weights keep their direction, and all other parameters are unchanged."""
     net = tiny_models.model(tied=False, bias=True)
     before = {name: p.detach().clone() for name, p in net.named_parameters()}
     stabilizers.build("unit_weights").attach(net)
@@ -139,7 +139,7 @@ def test_only_directions_are_changed():
             torch.testing.assert_close(cosine, torch.ones_like(cosine))
 
 
-def test_the_stream_stays_on_its_sphere():
+def test_the_residual_stream_stays_on_the_sphere():
     model, seen = model_on_sphere(), []
     for layer in model.model.layers:
         layer.register_forward_hook(lambda m, args, out: seen.extend([args[0], out]))
@@ -148,7 +148,7 @@ def test_the_stream_stays_on_its_sphere():
         torch.testing.assert_close(x.norm(dim=-1), torch.full(x.shape[:2], math.sqrt(D)).double())
 
 
-def test_the_preset_is_this_combination():
+def test_the_preset_is_the_combination():
     config = compose_run(["preset=ngpt"]).config
     assert config["placement"]["name"] == "hypersphere" and config["attention"]["qk_norm"] == "rmsnorm"
     assert "unit_weights" in config["stabilizer"] and config["optimizer"]["weight_decay"] == 0

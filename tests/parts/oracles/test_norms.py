@@ -1,4 +1,4 @@
-"""Norms against torch's, transformers' and loops over the last axis in float64; what they are invariant to."""
+"""Norms against torch, transformers and loops over the last axis in float64, and their invariances."""
 
 import math
 
@@ -58,7 +58,7 @@ def test_rmsnorm_is_torchs(shape, eps, affine, dtype, tolerance):
     assert_all_close(value_and_gradients(ours, x, *ours.parameters()), theirs, tolerance)
 
 
-def test_rmsnorm_takes_any_strides():
+def test_rmsnorm_accepts_any_strides():
     ours = ready("rmsnorm", 6)
     x = torch.randn(6, 4, 3, dtype=torch.float64).transpose(0, 2)  # the last axis is not contiguous
     assert_all_close(
@@ -77,7 +77,7 @@ def test_nonparametric_is_torchs():
 
 @pytest.mark.oracle("norm=gemma_rmsnorm", "transformers GemmaRMSNorm")
 def test_gemma_rmsnorm_is_transformers():
-    """Theirs computes in float32 whatever comes in."""
+    """transformers computes in float32 for every input dtype."""
     ours, theirs = ready("gemma_rmsnorm", 48, torch.float32), GemmaRMSNorm(48)
     assert not norms.build("gemma_rmsnorm", d_model=48).weight.any()
     theirs.load_state_dict(ours.state_dict())
@@ -90,7 +90,7 @@ def test_gemma_rmsnorm_is_transformers():
 @pytest.mark.oracle("norm=groupnorm", "torch GroupNorm")
 @pytest.mark.parametrize("groups, width, used", [(4, 48, 4), (1, 7, 1), (6, 48, 6), (4, 6, 2), (4, 7, 1)])
 def test_groupnorm_is_torchs(groups, width, used):
-    """torch's groups run over the channels of (N, C), so each token is one of the N; gcd(groups, width) of them."""
+    """torch groups the channels of (N, C), so each token is one of the N; there are gcd(groups, width) groups."""
     ours = ready("groupnorm", width, groups=groups)
     theirs = torch.nn.GroupNorm(used, width, dtype=torch.float64)
     theirs.load_state_dict(ours.state_dict())
@@ -168,7 +168,7 @@ def test_norms_by_hand(name):
     torch.testing.assert_close(norm(x), torch.tensor(rows, dtype=torch.float64), rtol=1e-12, atol=1e-12)
 
 
-# What may be done to x without a change of the output, eps aside: (scaled, shifted).
+# Transformations of x that do not change the output, apart from eps: (scaling, shift).
 INVARIANT = {
     "layernorm": (True, True),
     "nonparametric": (True, True),
@@ -192,7 +192,7 @@ def test_invariance(name):
 
 @pytest.mark.parametrize("name", BY_HAND)
 def test_a_token_of_zeros(name):
-    """Nothing is divided by zero, forward or backward; what comes out is what is added last."""
+    """A zero input causes no division by zero, forward or backward; the output is the bias."""
     norm, x = ready(name, 12, torch.float32), torch.zeros(2, 12)
     y, gradient = value_and_gradients(norm, x)
     added = getattr(norm, "bias", None)
@@ -203,13 +203,13 @@ def test_a_token_of_zeros(name):
 
 
 def test_lengths_of_tokens():
-    """scalenorm makes each token g long, which starts at sqrt(d_model) as simple_rmsnorm's is."""
+    """scalenorm gives each token length g, initially sqrt(d_model), the length of simple_rmsnorm."""
     x = torch.randn(5, 12, dtype=torch.float64) * 7
     for norm in (norms.build("scalenorm", d_model=12).double(), norms.build("simple_rmsnorm", {"eps": 1e-12})):
         torch.testing.assert_close(norm(x).norm(dim=-1), torch.full((5,), 12**0.5).double(), rtol=1e-7, atol=0)
 
 
-def test_pointwise_norms_start_as_their_papers_do():
+def test_elementwise_norms_have_their_papers_initial_values():
     x = torch.randn(5, 12)
     torch.testing.assert_close(norms.build("dyt", d_model=12)(x), torch.tanh(0.5 * x))
     torch.testing.assert_close(norms.build("derf", d_model=12)(x), torch.erf(0.5 * x))

@@ -1,4 +1,4 @@
-"""Optimizers: 20 steps against float64 loops over numbers that are written as the papers have them."""
+"""Optimizers: 20 steps against float64 loops that are written as in the papers."""
 
 import math
 
@@ -90,7 +90,7 @@ def test_adafactor_by_hand(lr):
 
 @pytest.mark.oracle("optimizer=adafactor", "transformers Adafactor")
 def test_adafactor_is_transformers():
-    """With their scale_parameter, which multiplies lr with the root mean square of the tensor; the norm is float32."""
+    """With scale_parameter, which multiplies lr by the root mean square of the tensor; their norm is in float32."""
     given = {"scale_parameter": True, "relative_step": False, "warmup_init": False, "decay_rate": -0.8}
     make = lambda groups: transformers.Adafactor(groups, lr=0.05, **given)  # noqa: E731
     assert_like("adafactor", {"lr": 0.05, "weight_decay": 0.0}, make, rtol=1e-6)
@@ -147,7 +147,7 @@ def test_default_adamw_is_gpt3s():
 
 
 def test_steps_are_counted_for_each_parameter():
-    """A parameter whose gradient comes late starts like a new one: its corrections are those of step 1."""
+    """A parameter with a late first gradient starts at step 1: its bias corrections are those of step 1."""
     late, new = (torch.nn.Parameter(torch.ones(3, dtype=torch.float64)) for _ in range(2))
     other = torch.nn.Parameter(torch.ones(2, 2, dtype=torch.float64))
     groups = [{"params": [other], "role": "matrix"}, {"params": [late], "role": "vector"}]

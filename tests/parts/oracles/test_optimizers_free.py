@@ -1,4 +1,4 @@
-"""schedule_free and prodigy: 20 steps beside float64 loops and pytorch_optimizer, and what evaluation sees."""
+"""schedule_free and prodigy: 20 steps against float64 loops and pytorch_optimizer, and the evaluated weights."""
 
 import copy
 import math
@@ -16,7 +16,7 @@ FREE = {"lr": 0.03, "betas": (0.8, 0.95), "eps": 1e-6, "power": 2.0, "weight_dec
 
 
 def sequences(w, grads, rates, knobs, decay):
-    """(y, x) after the last step: x is the mean of all z, each weighed by rate^power."""
+    """(y, x) after the last step: x is the mean of all z, weighted by rate^power."""
     (b1, b2), z, weights, zs, y = knobs["betas"], w, [], [], w
     for t, lr in enumerate(rates, start=1):
         v = sum((1 - b2) * b2 ** (t - s) * g * g for s, g in enumerate(grads[:t], start=1)) / (1 - b2**t)
@@ -51,7 +51,7 @@ def test_schedule_free_evaluates_the_mean_and_trains_on_bit_for_bit():
         torch.testing.assert_close(p.detach(), expected, rtol=1e-9, atol=1e-11)
     with pytest.raises(RuntimeError, match=r"train\(\)"):
         optimizer.step()
-    optimizer.eval()  # twice is once
+    optimizer.eval()  # a second call has no effect
     optimizer.train()
     optimizer.train()
     assert all(torch.equal(p, y[n]) for n, p in made.named_parameters())
@@ -72,7 +72,7 @@ def test_schedule_free_saved_while_it_evaluates_continues_bit_for_bit():
     assert all(torch.equal(a, b) for a, b in zip(made.parameters(), other.parameters(), strict=True))
 
 
-def test_schedule_free_wants_a_constant_rate():
+def test_schedule_free_needs_a_constant_schedule():
     assert "schedule_free" in optimizers.names()  # this loads the plugins and so their rules
     config = {"optimizer": {"name": "schedule_free"}, "schedule": {"name": "cosine"}}
     (problem,) = rules.violated_rules(config)
@@ -86,7 +86,7 @@ PRODIGY = {"lr": 1.0, "betas": (0.9, 0.95), "eps": 1e-8, "d0": 1e-3, "coef": 1.5
 
 @pytest.mark.oracle("optimizer=prodigy", "float64 loop")
 def test_prodigy_by_hand():
-    """All parameters as one long vector."""
+    """The loop treats all parameters as one vector."""
     made, start, optimizer = run("prodigy", PRODIGY)
     names = list(start)
     flat = lambda named: torch.cat([named[n].flatten() for n in names])  # noqa: E731
@@ -107,7 +107,7 @@ def test_prodigy_by_hand():
 
 @pytest.mark.oracle("optimizer=prodigy", "pytorch_optimizer Prodigy")
 def test_prodigy_is_pytorch_optimizers():
-    """Theirs keeps r in float32."""
+    """pytorch_optimizer keeps r in float32."""
     knobs = PRODIGY | {"weight_decay": 0.1}
     given = {"lr": 1.0, "betas": (0.9, 0.95), "eps": 1e-8, "d0": 1e-3, "d_coef": 1.5}
     make = lambda g: pytorch_optimizer.Prodigy(g, **given, safeguard_warmup=True, weight_decouple=True)  # noqa: E731

@@ -1,4 +1,4 @@
-"""Optimizers that see matrices (muon, soap, shampoo, galore): beside float64 loops, and muon beside torch's."""
+"""Matrix optimizers (muon, soap, shampoo, galore) against float64 loops, and muon against torch's."""
 
 import math
 
@@ -12,7 +12,7 @@ A, B, C = 3.4445, -4.7750, 2.0315
 
 
 def newton_schulz(x, steps):
-    """The quintic written for singular values: U diag(p(... p(s))) V^T."""
+    """The quintic polynomial applied to the singular values: U diag(p(... p(s))) V^T."""
     u, s, vt = torch.linalg.svd(x, full_matrices=False)
     s = s / s.square().sum().sqrt()
     for _ in range(steps):
@@ -75,12 +75,12 @@ def test_muon_in_bfloat16_is_torchs(nesterov, scale, theirs):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
-def test_muon_in_float32_is_nearer_than_torchs_to_float64():
-    """The wide ones go by the Gram matrix; torch's own rounds to bfloat16."""
+def test_muon_in_float32_is_closer_to_float64_than_torchs():
+    """Wide matrices use the Gram matrix; torch's implementation rounds to bfloat16."""
     exact, single, half = matrices(*SHAPES, dtype=torch.float64), matrices(*SHAPES), matrices(*SHAPES)
     start = [p.detach().clone() for p in exact]
     for weights in (exact, single):
-        precision = "float32" if weights is single else "auto"  # which leaves float64 as it is
+        precision = "float32" if weights is single else "auto"  # auto keeps float64
         knobs = {"lr": 0.1, "weight_decay": 0.0, "precision": precision}
         muon_steps(optimizers.build("muon", knobs, groups=[{"params": weights, "role": "matrix"}]), weights)
     muon_steps(torch.optim.Muon(half, lr=0.1, weight_decay=0.0), half)
@@ -91,8 +91,8 @@ def test_muon_in_float32_is_nearer_than_torchs_to_float64():
 
 
 @pytest.mark.parametrize("unit, taken", [("avx512_bf16", "bfloat16"), ("amx_bf16", "bfloat16"), ("avx2", "float32")])
-def test_muon_takes_the_units_that_the_processor_has(monkeypatch, unit, taken):
-    """`auto` is bfloat16 where it is native, and to the bit what that precision gives; else float32."""
+def test_muon_uses_bfloat16_if_the_processor_supports_it(monkeypatch, unit, taken):
+    """`auto` equals, bit for bit, bfloat16 where it is native, and float32 elsewhere."""
     from ablatio_std.optimizers import muon
 
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {unit: True, "amx_tile": False})
@@ -107,7 +107,7 @@ def test_muon_takes_the_units_that_the_processor_has(monkeypatch, unit, taken):
         assert torch.equal(a, b)
 
 
-def test_muon_takes_more_axes_for_a_stack():
+def test_muon_treats_more_axes_as_a_stack():
     (stack,) = matrices((3, 16, 40))
     apart = [torch.nn.Parameter(x.detach().clone()) for x in stack]
     generator = torch.Generator().manual_seed(5)
@@ -120,7 +120,7 @@ def test_muon_takes_more_axes_for_a_stack():
 
 
 def rotated_adam(w, grads, rates, knobs, decay):
-    """SOAP for sides of at most `largest`, in new axes all along: G' = Q_L^T G Q_R for the bases of each step."""
+    """SOAP for sides of at most `largest`, computed in the eigenbases of each step: G' = Q_L^T G Q_R."""
     b1, b2 = knobs["betas"]
     use = [n <= knobs["largest"] for n in w.shape]
     grams = [lambda g: g @ g.T, lambda g: g.T @ g]
@@ -142,7 +142,7 @@ def rotated_adam(w, grads, rates, knobs, decay):
 
 
 def eigenvectors(x):
-    return torch.linalg.svd(x).U  # of a symmetric positive matrix, the largest first
+    return torch.linalg.svd(x).U  # for a symmetric positive matrix; largest eigenvalue first
 
 
 def gram_schmidt(x):
@@ -161,7 +161,7 @@ SOAP = {"lr": 0.03, "betas": (0.9, 0.95), "eps": 1e-6, "weight_decay": 0.1}
 @pytest.mark.oracle("optimizer=soap", "float64 loop")
 @pytest.mark.parametrize("every", [1, 4])
 def test_soap_by_hand(every):
-    """Sides of 8 have bases; longer ones' would begin with a null space, in which any basis is as good."""
+    """Sides of 8 have bases; those of longer sides would have a null space, in which the basis is arbitrary."""
     by_role = dict.fromkeys(("matrix", "embedding", "head"), rotated_adam) | {"vector": adamw_by_hand}
     assert_follows("soap", SOAP | {"every": every, "largest": 8}, by_role, rtol=1e-6)
 
@@ -170,8 +170,8 @@ def test_soap_without_bases_is_adamw():
     assert_follows("soap", SOAP | {"largest": 1}, adamw_by_hand)
 
 
-def test_soap_turns_with_the_gradients():
-    """Gradients in turned axes make the same steps, turned: Adam's own are not like that."""
+def test_soap_is_equivariant_to_rotations():
+    """Rotated gradients give rotated steps, which does not hold for Adam."""
     q = torch.linalg.qr(torch.randn(8, 8, dtype=torch.float64)).Q
     for name, same in (("soap", True), ("adamw", False)):
         straight, turned = (torch.nn.Parameter(torch.zeros(8, 8, dtype=torch.float64)) for _ in "ab")
@@ -215,14 +215,14 @@ def test_shampoo_by_hand(every, largest):
 
 
 def galore_by_hand(w, grads, rates, knobs, decay):
-    """The whole update in the old axes, P from the eigenvectors of G G^T."""
+    """The update in the original axes, with P from the eigenvectors of G G^T."""
     if w.shape[0] > w.shape[1]:
         return galore_by_hand(w.T, [g.T for g in grads], rates, knobs, decay).T
     (b1, b2), m, v = knobs["betas"], 0, 0
     for t, (g, lr) in enumerate(zip(grads, rates, strict=True), start=1):
         if (t - 1) % knobs["every"] == 0:
             p = torch.linalg.eigh(g @ g.T).eigenvectors.flip(1)[:, : knobs["rank"]]
-            # a basis has no sign; the means of the old one are kept, entry by entry, so ours has to be the same
+            # signs of a basis are arbitrary, but the moments are kept entry by entry, so they must be equal to ours
             p = p * torch.sign((p * torch.linalg.svd(g, full_matrices=False).U[:, : p.shape[1]]).sum(0))
         low = p.T @ g
         m, v = b1 * m + (1 - b1) * low, b2 * v + (1 - b2) * low**2
@@ -240,7 +240,7 @@ def test_galore_by_hand(rank, every):
     assert_follows("galore", knobs, by_role, rtol=1e-7)
 
 
-def test_galore_moves_matrices_within_its_rank():
+def test_galore_updates_have_at_most_its_rank():
     p = torch.nn.Parameter(torch.zeros(12, 40, dtype=torch.float64))
     optimizer = optimizers.build("galore", {"rank": 3}, groups=[{"params": [p], "role": "matrix"}])
     for step in range(STEPS):

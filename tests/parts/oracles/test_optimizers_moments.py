@@ -1,4 +1,4 @@
-"""Adam's kin (ademamix, mars, cautious_adamw, adam_mini, lamb) and sign steps (lion, sophia): 20 steps in float64."""
+"""Variants of Adam (ademamix, mars, cautious_adamw, adam_mini, lamb), lion and sophia: 20 steps in float64."""
 
 import math
 import types
@@ -53,7 +53,7 @@ def test_cautious_adamw_by_hand():
 
 
 def adam_mini_by_hand(w, grads, rates, knobs, decay):
-    """Each row (a vector as one row) by itself: Adam with one number for v."""
+    """Adam with one v for each row; a vector is one row."""
     rows = [w] if w.dim() == 1 else list(w)
     for i, row in enumerate(rows):
         row_grads = [g if w.dim() == 1 else g[i] for g in grads]
@@ -110,7 +110,7 @@ TARGETS = 16
 
 
 def drawn(p):
-    """The gradient that the fake sampled loss sum(a w^2) has, a by the parameter's shape."""
+    """Gradient of the fake sampled loss sum(a w^2), with a chosen by the parameter's shape."""
     return 2e-2 * p.numel() ** 0.5 * p
 
 
@@ -141,7 +141,7 @@ def test_sophia_by_hand(observed):
         grads = [p.grad.clone() for p in made.parameters()]
         if observed:
             optimizer.observe(fake_step(made, step))
-        assert all(torch.equal(p.grad, g) for p, g in zip(made.parameters(), grads, strict=True))  # left alone
+        assert all(torch.equal(p.grad, g) for p, g in zip(made.parameters(), grads, strict=True))  # .grad is unchanged
         for p in made.parameters():
             if optimizer.state[p]:
                 u = optimizer.state[p]["m"] / (SOPHIA["gamma"] * optimizer.state[p]["h"])

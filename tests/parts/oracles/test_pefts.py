@@ -1,4 +1,4 @@
-"""PEFT against the library peft: its own layers with copied weights, forward, gradients and merged matrices."""
+"""PEFT methods against layers of the library peft with copied weights: forward, gradients and merged matrices."""
 
 import math
 import warnings
@@ -17,7 +17,7 @@ OUT, IN, RANK = 24, 16, 4
 
 
 def ours(name: str, bias: bool = True, **knobs: Any) -> tuple[nn.Sequential, nn.Sequential]:
-    """Two copies of a model of one linear layer in float64: with our adapter, and plain."""
+    """Two copies of a model with one linear layer in float64: with our adapter, and without."""
     torch.manual_seed(0)
     base = nn.Sequential(nn.Linear(IN, OUT, bias=bias)).double()
     plain = nn.Sequential(nn.Linear(IN, OUT, bias=bias)).double()
@@ -34,16 +34,16 @@ def theirs(plain: nn.Module, config: Any) -> nn.Module:
 
 
 def parameter(model: nn.Module, name: str) -> nn.Parameter:
-    """The learned tensor of peft's layer that holds `name`."""
+    """The trained tensor of peft's layer whose name contains `name`."""
     found = [p for n, p in model.named_parameters() if name in n and p.requires_grad]
     assert len(found) == 1, (name, [n for n, _ in model.named_parameters()])
     return found[0]
 
 
 def same(model: nn.Module, other: nn.Module, pairs: dict[str, str]) -> None:
-    """Random weights on both sides; then outputs, gradients of inputs and of weights, and the merged matrix agree.
+    """Copy random weights, then compare outputs, gradients of inputs and weights, and the merged matrix.
 
-    pairs: our parameter -> peft's; peft's may be shaped otherwise, and is filled in the same order
+    pairs: our parameter -> peft's; a different shape in peft is filled in the same order.
     """
     adapter: Adapter = model[0].adapter
     generator = torch.Generator().manual_seed(1)
@@ -95,8 +95,8 @@ def test_dora(bias: bool) -> None:
 
 @pytest.mark.oracle("peft=lora", "peft")
 @pytest.mark.parametrize("init", ["pissa", "olora"])
-def test_starts_out_of_the_weights(init: str) -> None:
-    """pissa and olora: the same product, the same rest, and the same answers as the base."""
+def test_initial_values_from_the_weights(init: str) -> None:
+    """pissa and olora: the same B A and remaining W as in peft, and the same outputs as the base."""
     model, plain = ours("lora", rank=RANK, alpha=12.0, init=init)
     x = torch.randn(3, IN, dtype=torch.float64)
     before = plain(x)
@@ -110,7 +110,7 @@ def test_starts_out_of_the_weights(init: str) -> None:
 
 
 @pytest.mark.oracle("peft=lora", "autograd's own products, gradcheck")
-def test_gradients_of_the_fast_pass() -> None:
+def test_gradients_of_the_fused_layer() -> None:
     model, _ = ours("lora", rank=3)
     adapter = model[0].adapter
     adapter.lora_B.data.normal_()
@@ -123,7 +123,7 @@ def test_gradients_of_the_fast_pass() -> None:
 
 
 def test_lora_plus() -> None:
-    """B's group has so many times A's rate."""
+    """The learning rate of B's group is lr_ratio times that of A's."""
     from ablatio.model.parameter_roles import groups_by_role
 
     model, _ = ours("lora", lr_ratio=16.0)
@@ -180,7 +180,7 @@ def test_fourierft() -> None:
     other = theirs(plain, config_of("FourierFTConfig", n_frequency=40, scaling=90.0))
     entries = model[0].adapter.entries
     other[0].indices["default"] = torch.stack([entries // IN, entries % IN])
-    # peft's layer makes its change in float32, whatever the weights are.
+    # peft's layer computes its update in float32 for every dtype of the weights.
     model.float(), other.float()
     adapter, spectrum = model[0].adapter, torch.randn(40)
     adapter.spectrum.data = spectrum
@@ -208,8 +208,8 @@ def test_boft() -> None:
 
 
 @pytest.mark.parametrize("factors", [2, 3])
-def test_boft_turns_wider_with_each_factor(factors: int) -> None:
-    """R is orthogonal, and an input entry reaches block * 2^(factors - 1) others."""
+def test_boft_reaches_further_with_each_factor(factors: int) -> None:
+    """R is orthogonal, and an input feature affects block * 2^(factors - 1) features."""
     model, _ = ours("boft", block=4, factors=factors)
     adapter = model[0].adapter
     adapter.boft_R.data.normal_()
@@ -302,13 +302,13 @@ def test_adalora_budget_is_a_cubic() -> None:
 
 @pytest.mark.oracle("peft=qlora", "LoRA's formula on the matrix that its codes stand for")
 def test_qlora() -> None:
-    quantised = nn.Sequential(nn.Linear(IN, OUT))
+    quantized = nn.Sequential(nn.Linear(IN, OUT))
     part = pefts.build("qlora", {"targets": ("linear",), "rank": RANK, "alpha": 12.0, "dropout": 0.0})
-    part.prepare(quantised)
-    part.apply(quantised, 0)
-    layer = quantised[0]
+    part.prepare(quantized)
+    part.apply(quantized, 0)
+    layer = quantized[0]
     assert "codes" in layer._buffers
     layer.adapter.lora_B.data.normal_()
     x = torch.randn(3, IN)
     wanted = x @ (layer.weight + 3.0 * layer.adapter.lora_B @ layer.adapter.lora_A).T + layer.bias
-    torch.testing.assert_close(quantised(x), wanted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(quantized(x), wanted, rtol=1e-5, atol=1e-5)

@@ -1,4 +1,4 @@
-"""PEFT inside a model: soft prompts, prefixes, adapters and edits, against loops and transformers' own cache."""
+"""PEFT in a whole model: soft prompts, prefixes, adapters and edits against loops and transformers' own cache."""
 
 import math
 from typing import Any
@@ -21,7 +21,7 @@ PREFIXED = sorted(e.name for e in attentions if e.facts["prefix"])
 
 
 def tuned(name: str, knobs: dict[str, Any] | None = None, **options: Any) -> LanguageModel:
-    """A small model in float64 with the method, all that it learns moved away from its start."""
+    """A small model in float64 with the method, and all trained parameters away from their initial values."""
     torch.manual_seed(0)
     net = build_model(model_config(**options), VOCAB).double()
     pefts.build(name, knobs or {}).apply(net, 0)
@@ -108,7 +108,7 @@ def test_prefixes_are_past_keys_and_values(name: str) -> None:
 @pytest.mark.parametrize("name", ["prompt", "prefix", "llama_adapter"])
 @pytest.mark.parametrize("attention", PREFIXED)
 def test_each_document_sees_the_virtual_tokens(name: str, attention: str) -> None:
-    """Packed is alone, and decoding is the whole pass, in each attention that says it takes a prefix."""
+    """Packed documents equal single ones, and decoding a full pass, for each attention that supports a prefix."""
     net, row = tuned(name, {"tokens": 5}, attention=attention), tokens(1, 16)
     packed = net(row, torch.tensor([[0] * 5 + [1] * 8 + [2] * 3]))
     alone = torch.cat([net(row[:, a:b]) for a, b in ((0, 5), (5, 13), (13, 16))], dim=1)
@@ -124,7 +124,7 @@ def test_each_document_sees_the_virtual_tokens(name: str, attention: str) -> Non
     [("prefix", "prefix_lm"), ("encoder", "masked_lm"), ("encoder_decoder", "span_corruption")],
 )
 def test_prefixes_in_other_architectures(architecture: str, objective: str) -> None:
-    """Each stack gets its own; padding on the left changes nothing; all of them get gradients."""
+    """Each stack has its own prefix; left padding changes nothing; all prefixes get gradients."""
     net = tuned("prefix", {"tokens": 3}, architecture=architecture, objective=objective)
     row = tokens()
     plain = net(row)
@@ -135,7 +135,7 @@ def test_prefixes_in_other_architectures(architecture: str, objective: str) -> N
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in net.parameters() if p.requires_grad)
 
 
-def test_prompts_are_read_once_by_generate() -> None:
+def test_generate_encodes_prompts_once() -> None:
     from ablatio.model.decoding.generate import Sampling, generate
 
     net = tuned("prefix", {"tokens": 4})
@@ -188,7 +188,7 @@ def test_small_networks_between_layers(name: str) -> None:
     layer.register_forward_hook(lambda m, args, y: said.append((args[0], y)))
     net(row)
     read, y = said[0]
-    del layer.forward  # the plain layer once more
+    del layer.forward  # the layer without the adapter
     ctx = make_context(row, net.model.position, "causal", None, None, torch.float64)
     plain = layer(read, ctx)
     if name == "reft":
@@ -239,7 +239,7 @@ def test_virtual_tokens_need_a_model_of_ours() -> None:
 
 @pytest.mark.oracle("peft=bitfit", "the names of the parameters")
 @pytest.mark.oracle("peft=lntuning", "the names of the parameters")
-def test_bias_and_norms_alone() -> None:
+def test_only_biases_or_norms_are_trained() -> None:
     for name, options, learned in (
         ("bitfit", {"bias": True}, lambda n: n.endswith(".bias")),
         ("lntuning", {"norm": "layernorm"}, lambda n: "norm" in n),

@@ -1,4 +1,4 @@
-"""LoraHub against its formula, and peft's own methods through peft=hf against peft itself."""
+"""LoraHub against its formula, and methods of peft=hf against the library peft itself."""
 
 import importlib.util
 import warnings
@@ -29,7 +29,7 @@ def base() -> nn.Sequential:
 
 
 def kept_loras(folder: Path) -> list[Any]:
-    """Three LoRAs of the base, in folders; and the models that hold them."""
+    """Three LoRAs of the base, saved in folders, and the models with them."""
     nets = []
     for i in range(3):
         net, knobs = base(), {"targets": ("linear",), "rank": 2, "alpha": 6.0}
@@ -43,7 +43,7 @@ def kept_loras(folder: Path) -> list[Any]:
 
 
 @pytest.mark.oracle("peft=lorahub", "its formula on the LoRAs that were saved")
-def test_lorahub_adds_up_what_was_trained(tmp_path: Path) -> None:
+def test_lorahub_is_the_weighted_sum_of_trained_loras(tmp_path: Path) -> None:
     loras, net = kept_loras(tmp_path), base()
     part = pefts.build("lorahub", {"adapters": [str(tmp_path / str(i)) for i in range(3)]})
     part.apply(net, 0)
@@ -79,7 +79,7 @@ def test_lorahub_refuses_what_it_cannot_mix(tmp_path: Path) -> None:
         pefts.build("lorahub", {"adapters": [str(tmp_path / "0")]}).apply(other, 0)
 
 
-# Methods of peft that stand beside layers, with settings that fit maps of 32 to 32 where peft's own do not.
+# Methods of peft for layers, with settings for layers of 32 to 32 where peft's defaults do not fit.
 SETTINGS = {
     "c3a": ["block_size=8"], "miss": ["r=4"], "shira": ["r=4"], "road": ["group_size=8"],
     "vblora": ["vector_length=8", "num_vectors=16"], "waveft": ["n_frequency=64"],
@@ -96,8 +96,8 @@ def wide() -> nn.Sequential:
     return nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 32))
 
 
-def test_all_of_peft_is_here() -> None:
-    """Each method of the installed peft stands in a model, or is refused with what does its job."""
+def test_every_peft_method_is_supported_or_refused() -> None:
+    """Each method of the installed peft works in a model, or is refused with the name of an alternative."""
     assert {kind.value.lower() for kind in peft.PEFT_TYPE_TO_TUNER_MAPPING} == {*METHODS, *PROMPTS, *ELSEWHERE}
 
 
@@ -130,8 +130,8 @@ def test_every_method_of_peft(method: str) -> None:
 
 @pytest.mark.filterwarnings("ignore:Sparse invariant checks")
 @pytest.mark.parametrize("method", METHODS)
-def test_a_text_feels_neither_what_comes_later_nor_other_texts(method: str) -> None:
-    """And merged into the weights it says the same, where peft merges it; apart again to the last bit."""
+def test_outputs_depend_neither_on_later_tokens_nor_on_other_texts(method: str) -> None:
+    """Merging, where peft supports it, keeps the outputs, and unmerging restores the weights bit for bit."""
     if method == "adamss":
         pytest.importorskip("sklearn")
     net, rows = tiny_models.model(), tiny_models.tokens(2)
@@ -188,7 +188,7 @@ def test_virtual_tokens_of_peft(method: str) -> None:
         torch.testing.assert_close(net.eval()(rows), wanted, rtol=1e-4, atol=1e-4)
 
 
-def test_what_peft_does_not_know_is_listed() -> None:
+def test_unknown_methods_and_settings_are_refused() -> None:
     knobs: dict[str, Any]
     for knobs, said in (
         ({"method": "vblorra"}, "did you mean vblora"),
@@ -218,8 +218,8 @@ KEPT: dict[str, dict[str, Any]] = {
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 @pytest.mark.parametrize("layout", ["half", "interleaved"])
 @pytest.mark.parametrize("name", KEPT)
-def test_the_library_peft_loads_what_was_learned(tmp_path: Path, name: str, layout: str) -> None:
-    """The exported adapter around transformers' Llama with the base's weights says what the tuned model says.
+def test_the_library_peft_loads_exported_adapters(tmp_path: Path, name: str, layout: str) -> None:
+    """The exported adapter on transformers' Llama with the base's weights gives the tuned model's outputs.
 
     If Llama orders the rows of q_proj differently and the method cannot follow, nothing is written.
     """
@@ -268,7 +268,7 @@ def test_the_library_peft_loads_what_was_learned(tmp_path: Path, name: str, layo
     torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4)
 
 
-def test_a_library_that_a_method_needs_is_named() -> None:
+def test_a_missing_library_of_a_method_is_named() -> None:
     if importlib.util.find_spec("sklearn"):
         pytest.skip("scikit-learn is here")
     with pytest.raises(EnvironmentFault, match=r"scikit-learn is required.*\n.*try: pip install scikit-learn"):

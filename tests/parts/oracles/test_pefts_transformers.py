@@ -1,4 +1,4 @@
-"""Our methods on models of transformers as they are: nothing of them is ours, and all that PEFT promises holds."""
+"""Our methods on unmodified models of transformers: the invariants of PEFT hold."""
 
 import os
 from typing import Any
@@ -58,8 +58,8 @@ def knobs_of(name: str, form: str) -> dict[str, Any]:
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", [*KNOBS, *BETWEEN, *OWN])
-def test_the_promises_of_peft(name: str, form: str) -> None:
-    """Exactly the base at step 0, the base bit for bit after steps, a lower loss, merged and apart again."""
+def test_the_invariants_of_peft(name: str, form: str) -> None:
+    """Initially equal to the base, frozen base bit for bit, a lower loss after training, merging and unmerging."""
     if (name, form) == ("bitfit", "t5"):
         pytest.skip("T5 has no bias")
     net, rows = model_of(form), torch.randint(1, V, (2, 12), generator=torch.Generator().manual_seed(3))
@@ -96,16 +96,16 @@ def test_the_promises_of_peft(name: str, form: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_the_environment_stays_as_it_is() -> None:
-    """peft's BOFT asks for gcc where it finds no compiler for CUDA, and all that is compiled after it would fail."""
+def test_the_environment_is_restored() -> None:
+    """peft's BOFT sets CXX=gcc where it finds no CUDA compiler, and code that torch compiles later would fail."""
     before = dict(os.environ)
     knobs = {"method": "boft", "targets": ("q_proj",), "settings": ("boft_block_size=4",)}
     pefts.build("hf", knobs).apply(model_of("llama"), 0)
     assert dict(os.environ) == before
 
 
-def test_maps_that_no_codec_can_hold_are_not_passed_over() -> None:
-    """GPT-2 of transformers keeps its matrices transposed in a layer of its own."""
+def test_layers_that_cannot_be_quantized_are_refused() -> None:
+    """transformers' GPT-2 stores transposed matrices in its own layer class."""
     with pytest.raises(UserError, match=r"Conv1D.*\n.*try: model=hf"):
         quantizations.build("int8").apply(model_of("gpt2"))
     net = model_of("llama")

@@ -1,4 +1,4 @@
-"""Placements in whole stacks against their papers' equations, composed here from the model's sublayers and norms."""
+"""Placements in whole stacks against their papers' equations, composed from the model's sublayers and norms."""
 
 import math
 
@@ -21,7 +21,7 @@ GAINED = ("v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 def model_with(placement, **options):
-    """In float64; every parameter is moved away from its start, so that each branch matters."""
+    """A model in float64 with every parameter away from its initial value, so that each branch matters."""
     model = build_model(model_config(placement=placement, **SIZES | options), V).double().eval()
     for p in model.parameters():
         p.data += 0.3 * torch.randn_like(p)
@@ -33,7 +33,7 @@ def context(stack, tokens, memory=None):
 
 
 def sublayers(stack, ctx):
-    """(number of the layer from 1, sublayer as a function, its norms, its placement), in their order."""
+    """Yield (layer number from 1, sublayer as a function, its norms, its placement) in order."""
     for number, layer in enumerate(stack.layers, start=1):
         yield number, lambda h, f=layer.self_attn: f(h, ctx), layer.input_layernorm, layer.around_attention
         if layer.cross_attn is not None:
@@ -42,7 +42,7 @@ def sublayers(stack, ctx):
 
 
 def composed(stack, tokens, equation, memory=None):
-    """The stream after the last layer, with equation(x, f, norms, number of the layer, placement) at each sublayer."""
+    """The stream after the last layer, with equation(x, f, norms, layer number, placement) for each sublayer."""
     x = stack.embed_tokens(tokens)
     for number, f, norms, placement in sublayers(stack, context(stack, tokens, memory)):
         x = equation(x, f, norms, number, placement)
@@ -78,7 +78,7 @@ def test_the_stack_is_the_papers_equation(name):
 
 
 @pytest.mark.oracle("placement=peri", "the paper's equation in float64")
-def test_peri_is_sandwich_with_a_normed_embedding():
+def test_peri_is_sandwich_with_a_normalized_embedding():
     model, tokens = model_with("peri"), torch.randint(0, V, (2, 7))
     stack = model.model
     x = stack.embed_norm(stack.embed_tokens(tokens))
@@ -88,7 +88,7 @@ def test_peri_is_sandwich_with_a_normed_embedding():
 
 
 @pytest.mark.oracle("placement=residual_dual", "the paper's equation in float64")
-def test_residual_dual_has_a_normed_and_a_plain_stream():
+def test_residual_dual_has_a_normalized_and_a_plain_stream():
     """arXiv:2304.14802, equations of section 3: y = x_ln + LN(x_d)."""
     model, tokens = model_with("residual_dual"), torch.randint(0, V, (2, 7))
     stack = model.model
@@ -100,8 +100,8 @@ def test_residual_dual_has_a_normed_and_a_plain_stream():
 
 
 @pytest.mark.oracle("placement=hybrid", "the paper's equation in float64")
-def test_hybrid_adds_the_normed_stream():
-    """Y = X + MHA(X) with normed q, k and v; X' = norm(Y) + FFN(norm(Y))."""
+def test_hybrid_adds_the_normalized_stream():
+    """Y = X + MHA(X) with normalized q, k and v; X' = norm(Y) + FFN(norm(Y))."""
     model = model_with("hybrid", attention={"name": "mha", "qk_norm": "rmsnorm", "v_norm": "rmsnorm"})
     stack, tokens = model.model, torch.randint(0, V, (2, 7))
     x = stack.embed_tokens(tokens)
@@ -141,13 +141,13 @@ def test_hybrid_star_has_a_pre_norm_layer_first(architecture):
     torch.testing.assert_close(ours, model.model.norm(x), rtol=1e-12, atol=1e-12)
 
 
-def test_a_first_layer_of_its_own_shares_no_weights():
+def test_a_different_first_layer_cannot_share_weights():
     config = effective(model_config(placement="hybrid_star", distinct_layers=1))
     assert "model.distinct_layers=null" in {p.fix for p in violated_rules(config)}
 
 
 def rms(x, norm):
-    """RMSNorm by hand."""
+    """RMSNorm by its formula."""
     return x / (x.pow(2).mean(-1, keepdim=True) + norm.eps).sqrt() * norm.weight
 
 
@@ -171,7 +171,7 @@ PLAIN = {"activation": "gelu", "position": "none"}
 
 
 @pytest.mark.oracle("placement=subln", "attention and feed-forward by hand in float64")
-def test_subln_norms_before_each_last_projection():
+def test_subln_normalizes_before_each_last_projection():
     model, tokens = model_with("subln", **PLAIN), torch.randint(0, V, (2, 7))
     x = model.model.embed_tokens(tokens)
     for layer in model.model.layers:
@@ -181,7 +181,7 @@ def test_subln_norms_before_each_last_projection():
 
 
 @pytest.mark.oracle("placement=normformer", "attention and feed-forward by hand in float64")
-def test_normformer_norms_after_attention_and_inside_feed_forward():
+def test_normformer_normalizes_after_attention_and_inside_feed_forward():
     model, tokens = model_with("normformer", **PLAIN), torch.randint(0, V, (2, 7))
     x = model.model.embed_tokens(tokens)
     for layer in model.model.layers:
@@ -192,7 +192,7 @@ def test_normformer_norms_after_attention_and_inside_feed_forward():
 
 
 def hyper_connected(h, f, norm, part, dynamic):
-    """arXiv:2409.19606, algorithm of the appendix, for each token by itself with the matrix HC = [[0, b], [a_m, a_r]].
+    """arXiv:2409.19606, algorithm of the appendix, token by token with the matrix HC = [[0, b], [a_m, a_r]].
 
     h: n streams (B, T, n, D).
     """
@@ -233,7 +233,7 @@ def test_hyper_connections_token_by_token(name):
 @pytest.mark.parametrize("name", ["hyper_connections", "static_hyper_connections"])
 @pytest.mark.parametrize("streams", [1, 2, 5])
 def test_hyper_connections_start_as_pre_norm(name, streams):
-    """Every stream is the pre-norm stream, so their sum is n times it, which the final norm does not see."""
+    """Every stream equals the pre-norm stream, so their sum is n times it, and the final norm removes the factor."""
     plain = build_model(model_config(placement="pre", norm={"name": "rmsnorm", "eps": 1e-30}), V).double()
     connected = {"name": name, "streams": streams}
     model = build_model(model_config(placement=connected, norm={"name": "rmsnorm", "eps": 1e-30}), V).double()
@@ -242,8 +242,8 @@ def test_hyper_connections_start_as_pre_norm(name, streams):
 
 
 @pytest.mark.parametrize("name", sorted(EQUATIONS.keys() - {"post", "deepnorm", "rezero"}))
-def test_a_silent_sublayer_changes_nothing(name):
-    """The stream is an identity path: with all last projections at zero only the embedding is left."""
+def test_a_zero_sublayer_changes_nothing(name):
+    """The residual stream is an identity path: with zero last projections it equals the embedding."""
     model, tokens = model_with(name), torch.randint(0, V, (2, 7))
     for key, p in model.named_parameters():
         if "o_proj" in key or "down_proj" in key:
@@ -264,7 +264,7 @@ def test_layerscale_starts_by_depth(layers, initial):
     assert torch.equal(made("layerscale", layers).scale, torch.full((6,), initial))
 
 
-def test_reordered_adds_what_has_unit_size():
+def test_reordered_adds_outputs_of_unit_size():
     norm = {"name": "rmsnorm", "eps": 1e-30}
     model, seen = build_model(model_config(placement="reordered", norm=norm), V).double(), []
     for layer in model.model.layers:
@@ -294,7 +294,7 @@ def test_drop_path_drops_rows_by_the_linear_rule():
         assert torch.equal(part.eval()(x, f, norm), x + f(x))
 
 
-def test_drop_path_is_repeated_from_the_global_seed():
+def test_drop_path_is_reproducible_from_the_global_seed():
     model = build_model(model_config(placement={"name": "drop_path", "rate": 0.9}), V)
     tokens, seen = torch.randint(0, V, (16, 7)), []
     for seed in (1, 1, 2):
@@ -350,7 +350,7 @@ GAINS = {
 @pytest.mark.parametrize("name", GAINS)
 @pytest.mark.parametrize("architecture", ["causal", "encoder", "encoder_decoder"])
 def test_gain_scales_value_output_and_feed_forward(name, architecture):
-    """An encoder of 2 layers beside a decoder of 3: each side has its own gain; queries and keys have none."""
+    """An encoder of 2 layers and a decoder of 3: each side has its own gain; queries and keys have none."""
 
     def weights(placement):
         config = model_config(placement=placement, architecture=architecture, **SIZES)

@@ -1,4 +1,4 @@
-"""Position encodings against loops, transformers' Llama, BLOOM's and MPT's alibi, and T5's buckets."""
+"""Positional encodings against loops, transformers' Llama, the alibi of BLOOM and MPT, and T5's buckets."""
 
 import cmath
 import math
@@ -51,7 +51,7 @@ def test_learned_adds_its_rows():
 # Rotary
 
 
-def turned_by_hand(x, pos, base, layout, width):
+def rotated_by_hand(x, pos, base, layout, width):
     """x (B, H, T, d_head), pos (B, T): each pair is a complex number, times exp(i t base^(-2i/width))."""
     y = x.clone()
     for b, h, t in torch.cartesian_prod(*(torch.arange(n) for n in x.shape[:3])).tolist():
@@ -68,11 +68,11 @@ def turned_by_hand(x, pos, base, layout, width):
 @pytest.mark.parametrize("base", [10000.0, 500.0])
 def test_rope_is_a_complex_product(layout, fraction, base):
     rope = made("rope", {"layout": layout, "fraction": fraction, "base": base})
-    q = torch.randn(2, 5, 3, 8, dtype=torch.float64).transpose(1, 2)  # strided, as split_heads gives it
+    q = torch.randn(2, 5, 3, 8, dtype=torch.float64).transpose(1, 2)  # strided, as from split_heads
     k = torch.randn(2, 1, 5, 8, dtype=torch.float64)
     pos = torch.tensor([[0, 1, 2, 3, 4], [7, 1000, 0, 31, 2]])
     for ours, x in zip(rope.rotate(q, k, pos), (q, k), strict=True):
-        expected = turned_by_hand(x, pos, base, layout, int(8 * fraction))
+        expected = rotated_by_hand(x, pos, base, layout, int(8 * fraction))
         torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12)
     shared = rope.rotate(q, k, pos[0])  # one row of positions for the whole batch
     both = rope.rotate(q, k, pos[:1].expand(2, -1))
@@ -95,11 +95,11 @@ def test_rope_half_is_llamas():
     theirs = apply_rotary_pos_emb(q, k, cos, sin)
     ours = made("rope", {"layout": "half"}, d_head=16).rotate(q, k, pos)
     for a, b in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=2e-5)  # theirs takes its angles in float32
+        torch.testing.assert_close(a, b, rtol=0, atol=2e-5)  # their angles are float32
 
 
-def test_rope_layouts_are_one_model_with_rows_permuted():
-    order = torch.arange(8).view(2, 4).T.flatten()  # half's (i, i + 4) side by side
+def test_rope_layouts_are_one_model_with_permuted_rows():
+    order = torch.arange(8).view(2, 4).T.flatten()  # puts half's pairs (i, i + 4) next to each other
     q, k, pos = torch.randn(1, 2, 9, 8), torch.randn(1, 2, 9, 8), torch.arange(9)
     half = made("rope", {"layout": "half"}).rotate(q, k, pos)
     pairs = made("rope").rotate(q[..., order], k[..., order], pos)
@@ -108,15 +108,15 @@ def test_rope_layouts_are_one_model_with_rows_permuted():
 
 
 @pytest.mark.parametrize("layout", ["interleaved", "half"])
-def test_rope_keeps_its_frequencies_whatever_type_the_model_takes(layout):
-    """Angles in bfloat16 would be off by whole turns at position 1000."""
+def test_rope_frequencies_do_not_depend_on_the_models_dtype(layout):
+    """Angles in bfloat16 would be wrong by whole turns at position 1000."""
     q, pos = torch.randn(1, 1, 4, 8), torch.tensor([0, 100, 1000, 8000])
     exact = made("rope", {"layout": layout}).rotate(q, q, pos)[0]
     low = made("rope", {"layout": layout}).to(torch.bfloat16).rotate(q.bfloat16(), q.bfloat16(), pos)[0]
     torch.testing.assert_close(low.float(), exact, rtol=0, atol=0.04)
 
 
-def test_sinusoidal_keeps_its_frequencies_whatever_type_the_model_takes():
+def test_sinusoidal_frequencies_do_not_depend_on_the_models_dtype():
     x, pos = torch.zeros(1, 3, 16), torch.tensor([0, 999, 8001])
     exact, low = made("sinusoidal"), made("sinusoidal").to(torch.bfloat16)
     torch.testing.assert_close(low.embed(x.bfloat16(), pos).float(), exact.embed(x, pos), rtol=0, atol=0.01)
@@ -133,7 +133,7 @@ def alibi_bias(n_heads, length, **wiring):
 @pytest.mark.oracle("position=alibi", "transformers BLOOM and MPT")
 @pytest.mark.parametrize("n_heads", range(1, 41))
 def test_alibi_is_blooms_and_mpts(n_heads):
-    """Both have slope * s where the paper has -slope * (t - s): a softmax does not see the difference."""
+    """Both use slope * s instead of the paper's -slope * (t - s), a difference that cancels in the softmax."""
     length = 33
     bloom = build_alibi_tensor(torch.ones(1, length), n_heads, torch.float32).view(n_heads, 1, length)
     mpt = build_mpt_alibi_tensor(n_heads, length)  # (H, 1, S), 0 at the last key

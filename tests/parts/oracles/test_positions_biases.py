@@ -38,7 +38,7 @@ def test_kerple_by_loop(form):
 
 
 @pytest.mark.parametrize("form", ["log", "power"])
-def test_kerple_starts_in_the_authors_range_and_falls_whatever_is_learnt(form):
+def test_kerple_starts_in_the_authors_range_and_decreases_for_all_parameters(form):
     part, pos = made("kerple", {"form": form}, n_heads=500), torch.arange(40)
     a, b = part.a.exp(), part.b.exp() if form == "log" else part.b.sigmoid()
     assert 0 < a.min() < 0.1 and 1.9 < a.max() < 2 and 0 < b.min() < 0.05 and 0.95 < b.max() < 1
@@ -60,8 +60,8 @@ def test_sandwich_by_loop(width, base):
     torch.testing.assert_close(ours, by_loop(value), rtol=1e-6, atol=1e-6)  # the scales are kept in float32
 
 
-def test_sandwich_falls_with_the_logarithm():
-    """A doubling of the distance takes the cosines of (w/2) ln 2 / ln base more frequencies away, on average."""
+def test_sandwich_decreases_with_the_logarithm():
+    """Doubling the distance removes, on average, the cosines of (w/2) ln 2 / ln base frequencies."""
     bias = made("sandwich").bias(torch.tensor([0]), 2 ** torch.arange(11))[0, 0]  # distances 1, 2, 4 ... 1024
     assert (bias.diff() < 0).all()
     expected = 64 * math.log(2) / math.log(10000) / (8 / H)
@@ -86,13 +86,13 @@ def test_fire_by_loop(c, threshold):
         torch.testing.assert_close(part.bias(Q_POS, K_POS), by_loop(value), rtol=1e-6, atol=1e-6)
 
 
-def test_fire_sees_the_same_share_of_any_text():
-    """Beyond the threshold the first and the last key are at 1 and 0 of the query's text, however long that is."""
+def test_fire_is_relative_to_the_length_of_the_text():
+    """Beyond the threshold the first and last key are at relative distances 1 and 0 for every length."""
     part, pos = made("fire", {"threshold": 16.0}), torch.arange(400)
     bias = part.bias(pos, pos)[:, 16:]
     for key in (bias[:, :, 0], bias.diagonal(offset=16, dim1=1, dim2=2)):
         torch.testing.assert_close(key, key[:, :1].expand_as(key), rtol=0, atol=1e-12)
-    below = part.bias(pos[:16], pos)  # where the threshold rules, distances alone count
+    below = part.bias(pos[:16], pos)  # below the threshold only distances matter
     torch.testing.assert_close(below[:, 5, 3], below[:, 12, 10], rtol=0, atol=1e-12)
 
 

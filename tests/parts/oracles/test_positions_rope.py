@@ -28,14 +28,14 @@ def llama(scaling, *, d_head=32, original=128, base=10000.0, **settings):
     parameters = {"rope_type": scaling, "rope_theta": base, **settings}
     if scaling != "dynamic":
         parameters["original_max_position_embeddings"] = original
-    # The stored context is the original one for `dynamic`, and not looked at by the others.
+    # max_position_embeddings is the original length for `dynamic`; the other methods do not read it.
     return LlamaConfig(
         hidden_size=2 * d_head, num_attention_heads=2, max_position_embeddings=original, rope_parameters=parameters
     )
 
 
 def read(rope, length):
-    """The frequencies and the factor on q and k that `prepare` uses: those of position 1, where no angle passes pi."""
+    """Frequencies and attention factor that `prepare` uses, read at position 1, where no angle exceeds pi."""
     cos, sin = rope.prepare(torch.tensor([1]), torch.float64, torch.tensor(length))
     return torch.atan2(sin, cos)[0], torch.hypot(sin, cos)[0]
 
@@ -64,14 +64,14 @@ def test_scaled_frequencies_are_transformers(scaling, settings, length, shape):
     knobs = settings | (LONG if scaling == "longrope" else {})
     knobs |= {"scaling": scaling, "base": shape.get("base", 10000.0), "original_max_len": shape.get("original", 128)}
     ours, ours_factor = read(made(knobs=knobs), length)
-    torch.testing.assert_close(ours.float(), theirs, rtol=3e-6, atol=0)  # theirs is made in float32
+    torch.testing.assert_close(ours.float(), theirs, rtol=3e-6, atol=0)  # theirs are float32
     torch.testing.assert_close(ours_factor, torch.full((16,), factor, dtype=torch.float64), rtol=1e-9, atol=0)
 
 
 @pytest.mark.oracle("position=rope", "transformers LlamaRotaryEmbedding, scaled")
 @pytest.mark.parametrize("scaling, settings", [c for c in CASES if c[0] != "longrope"], ids=str)
 def test_scaled_rotation_is_llamas(scaling, settings):
-    """Through transformers' rotary module, which switches to the longer frequencies by itself."""
+    """transformers' rotary module switches to the frequencies for longer texts itself."""
     q, k, pos = torch.randn(2, 2, 300, 32), torch.randn(2, 1, 300, 32), torch.arange(300)
     cos, sin = LlamaRotaryEmbedding(llama(scaling, **settings))(q, pos[None])
     theirs = apply_rotary_pos_emb(q, k, cos, sin)
@@ -82,14 +82,14 @@ def test_scaled_rotation_is_llamas(scaling, settings):
 
 @pytest.mark.parametrize("factor", [1.0, 2.0, 8.0])
 def test_ntk_is_another_base(factor):
-    """transformers has no fixed form: its plain rotary embedding with the base times s^(d/(d-2)) is one."""
+    """transformers has no static ntk; its plain rotary embedding with base * s^(d/(d-2)) is equal to it."""
     config = llama("default", base=10000.0 * factor ** (32 / 30))
     theirs = LlamaRotaryEmbedding(config).inv_freq
     ours, _ = read(made(knobs={"scaling": "ntk", "factor": factor}), 7)
     torch.testing.assert_close(ours.float(), theirs, rtol=3e-6, atol=0)
 
 
-def test_longrope_searches_from_ntk():
+def test_longrope_defaults_to_ntk():
     rope, ntk = (made(knobs={"scaling": name}) for name in ("longrope", "ntk"))
     torch.testing.assert_close(read(rope, 129)[0], read(ntk, 129)[0])
     torch.testing.assert_close(read(rope, 128)[0], read(made(), 128)[0])
@@ -117,7 +117,7 @@ def test_factor_one_is_plain_rope(scaling):
 
 
 @pytest.mark.parametrize("scaling", ["yarn", "llama3"])
-def test_fast_pairs_stay_and_slow_ones_are_interpolated(scaling):
+def test_fast_pairs_are_kept_and_slow_ones_interpolated(scaling):
     ours, _ = read(made(knobs={"scaling": scaling, "factor": 8.0}), 1000)
     plain, _ = read(made(), 1000)
     ratio = plain / ours
@@ -125,7 +125,7 @@ def test_fast_pairs_stay_and_slow_ones_are_interpolated(scaling):
     assert (ratio.diff() >= -1e-12).all()
 
 
-def test_dynamic_is_plain_until_the_text_is_longer():
+def test_dynamic_is_plain_up_to_the_original_length():
     rope = made(knobs={"scaling": "dynamic", "factor": 2.0})
     plain, _ = read(made(), 1)
     assert torch.equal(read(rope, 128)[0], plain)
@@ -133,7 +133,7 @@ def test_dynamic_is_plain_until_the_text_is_longer():
     assert slower == sorted(slower, reverse=True) and len(set(slower)) == 4
 
 
-# In a model: documents and caches see the length that they should
+# In a model: the length of each document and of a cached text
 
 
 def model_with(knobs, **sizes):
@@ -151,8 +151,8 @@ BY_LENGTH = [{"scaling": "dynamic"}, {"scaling": "longrope"}]
 @pytest.mark.parametrize("knobs", BY_LENGTH, ids=str)
 @pytest.mark.parametrize("attention", ["mha", "gqa", "mqa"])
 @torch.no_grad()
-def test_cached_keys_are_turned_anew_as_the_text_grows(knobs, attention):
-    """One layer: its keys and values do not depend on the length, so each step must be the whole pass at its length."""
+def test_cached_keys_are_rotated_again_as_the_text_grows(knobs, attention):
+    """In one layer keys and values do not depend on the length, so each step equals a full pass at its length."""
     model, x, cache = model_with(knobs, attention=attention, n_heads=4), torch.randint(0, 50, (2, 20)), KVCache()
     for start, stop in [(0, 5), (5, 6), (6, 11), (11, 12), (12, 20)]:
         step = model(x[:, start:stop], cache=cache)
@@ -188,7 +188,7 @@ def test_left_padded_rows_have_their_own_length(knobs):
 
 @pytest.mark.parametrize("scaling", SCALINGS)
 @torch.no_grad()
-def test_reads_beyond_the_length_it_was_trained_at(scaling):
+def test_works_beyond_the_original_length(scaling):
     model = model_with({"scaling": scaling})
     assert model(torch.randint(0, 50, (1, 32))).isfinite().all()
 
@@ -203,7 +203,7 @@ def test_reads_beyond_the_length_it_was_trained_at(scaling):
     ],
     ids=str,
 )
-def test_settings_that_make_no_sense_are_refused(knobs, word):
+def test_inconsistent_settings_are_refused(knobs, word):
     def problems(position):
         config = model_config(position={"name": "rope", **position})
         config["model"]["d_head"] = 8
@@ -215,11 +215,11 @@ def test_settings_that_make_no_sense_are_refused(knobs, word):
 
 
 @pytest.mark.oracle("position=rope", "transformers SmolLM3Config.no_rope_layers")
-def test_layers_are_left_out_as_in_smollm3():
+def test_layers_are_skipped_as_in_smollm3():
     from transformers import SmolLM3Config
 
     for interval in (2, 3, 4):
-        theirs = SmolLM3Config(num_hidden_layers=12, no_rope_layer_interval=interval).no_rope_layers  # 1: turned
+        theirs = SmolLM3Config(num_hidden_layers=12, no_rope_layer_interval=interval).no_rope_layers  # 1: rotated
         rope = made(knobs={"skip_every": interval})
         assert [not rope.skips(layer) for layer in range(12)] == list(map(bool, theirs))
     assert not any(made().skips(layer) for layer in range(12))
@@ -252,7 +252,7 @@ def test_xpos_by_hand(scale_base, gamma):
         torch.testing.assert_close(a, xpos_by_hand(x, pos, sign, scale_base, gamma, 64), rtol=1e-10, atol=1e-10)
 
 
-def test_xpos_scores_depend_on_distances_and_fade():
+def test_xpos_scores_depend_on_distances_and_decay():
     xpos = made("xpos")
     q = torch.randn(1, 1, 1, 32, dtype=torch.float64).expand(1, 1, 9, 32)
 
@@ -265,12 +265,12 @@ def test_xpos_scores_depend_on_distances_and_fade():
     torch.testing.assert_close(scores(20000, dtype=torch.float32), scores(0), rtol=0, atol=2e-3)
     far = scores(0, step=4096)[-1].flip(0).abs()  # of the last query, by distance
     limit = q[0, 0, 0].square().sum() * (0.4 / 1.4 + 15 / 16 / 1.4) ** (torch.arange(9) * 8.0)
-    assert (far <= limit + 1e-9).all()  # no pair fades more slowly than the slowest
+    assert (far <= limit + 1e-9).all()  # no pair decays more slowly than the slowest
 
 
 @pytest.mark.parametrize("layout", ["interleaved", "half"])
-def test_a_part_of_heads_of_an_odd_width_is_turned(layout):
-    """Two of five numbers: each head's own pair as a complex number, the rest as it was."""
+def test_a_part_of_heads_of_odd_width_is_rotated(layout):
+    """Two of five features: each head's pair is rotated as a complex number, the rest is unchanged."""
     rope = made(knobs={"fraction": 0.4, "layout": layout}, d_head=5)
     x = torch.randn(2, 7, 15, dtype=torch.float64).unflatten(-1, (3, 5)).transpose(1, 2)
     turned, _ = rope.rotate(x, x, torch.arange(7))

@@ -32,7 +32,7 @@ def queries_and_keys(queries=7, keys=7):
 @pytest.mark.oracle("position=shaw", "transformers Wav2Vec2-BERT relative_key")
 @pytest.mark.parametrize("most", [2, 3, 20])
 def test_shaw_is_wav2vec2_berts(most):
-    """Theirs counts key - query: the table is read from the other end."""
+    """transformers uses key - query, so its table is reversed."""
     (q, k), pos = queries_and_keys(9, 9), torch.arange(9)
     part = made("shaw", {"max_distance": most}, causal=False)
     table = torch.nn.Embedding.from_pretrained(part.table.weight.flip(0).detach())
@@ -66,7 +66,7 @@ def test_shaw_is_the_same_beyond_its_distance():
 @pytest.mark.oracle("position=transformer_xl", "transformers XLNetRelativeAttention")
 @pytest.mark.parametrize("queries, keys", [(7, 7), (3, 9)])
 def test_transformer_xl_is_xlnets(queries, keys):
-    """XLNet's relative attention: a table of sinusoids shifted row by row; its sines stand before its cosines."""
+    """XLNet shifts a table of sinusoids row by row, with all sines before all cosines."""
     part, (q, k) = made("transformer_xl", causal=False), queries_and_keys(queries, keys)
     config = XLNetConfig(d_model=H * WIDTH, n_head=H, d_head=WIDTH, n_layer=1, dropout=0.0)
     theirs = XLNetRelativeAttention(config).double()
@@ -104,7 +104,7 @@ def test_transformer_xl_by_loop(causal):
 
 
 def cope_by_loop(q, k, table, first):
-    """q, k (T, d) of one head, keys from `first[t]` to t are those of the query's document; NaN where none is seen."""
+    """Scores of one head, q and k (T, d); query t sees keys first[t] ... t of its document; NaN for all others."""
     score = torch.full((len(q), len(k)), math.nan, dtype=q.dtype)
     for t in range(len(q)):
         count = 0.0
@@ -122,7 +122,7 @@ def cope_by_loop(q, k, table, first):
 @pytest.mark.parametrize("most", [64, 4])
 @pytest.mark.parametrize("starts", [[0], [0, 4, 5]], ids=str)
 def test_cope_by_loop(most, starts):
-    """Alone and packed: a document's counts do not reach into the one before."""
+    """Single and packed documents: counts do not extend into the previous document."""
     part, (q, k) = made("cope", {"max_positions": most}), queries_and_keys(11, 11)
     first = [max(s for s in starts if s <= t) for t in range(11)]
     pos = torch.arange(11) - torch.tensor(first)
@@ -136,8 +136,8 @@ def test_cope_by_loop(most, starts):
             torch.testing.assert_close(last[b, h][seen[8:]], expected[8:][seen[8:]], rtol=0, atol=1e-12)
 
 
-def test_cope_counts_every_key_where_all_gates_are_open():
-    """Then a position is t - s + 1, as in a relative encoding, and ends at the last of the table."""
+def test_cope_counts_every_key_with_open_gates():
+    """A position is then t - s + 1, as in a relative encoding, and is clamped at the last row of the table."""
     part = made("cope", {"max_positions": 6})
     q = torch.full((1, 1, 10, WIDTH), 100.0, dtype=torch.float64)
     score = part.score(q, q, torch.arange(10), torch.arange(10))[0, 0, -1].flip(0)  # by distance
