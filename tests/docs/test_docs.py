@@ -1,29 +1,46 @@
 """What the documentation shows is run: every fenced bash, python and yaml block, page by page and in order."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from helpers.doc_pages import LANGUAGES, Reader, blocks, pages
 
-from ablatio.registry.registry import transaction
+from ablatio.registry import discovery, rules
+from ablatio.registry.registry import REGISTRIES
 
 NOT_RUN = 12  # blocks that cannot run in a test (a cluster, a download): more than these would be a habit
 KNOWN = ("", "slow", "exact")
 
 
-class Undo(Exception):
-    """Takes back what a page registers."""
+@contextmanager
+def taken_back() -> Iterator[None]:
+    """Forget what a page registers; parts of plugins that were imported meanwhile stay."""
+    discovery.load()
+    kinds = dict(REGISTRIES)
+    known = {kind: set(registry.entries) for kind, registry in kinds.items()}
+    rules_before = list(rules.RULES)
+    try:
+        yield
+    finally:
+        REGISTRIES.clear()
+        REGISTRIES.update(kinds)
+        for kind, names in known.items():
+            for name in REGISTRIES[kind].entries.keys() - names:
+                del REGISTRIES[kind].entries[name]
+                REGISTRIES[kind]._targets.pop(name, None)
+        rules.RULES[:] = rules_before
 
 
 def read(page: str, folder: Path, monkeypatch: pytest.MonkeyPatch, *, slow: bool) -> None:
     monkeypatch.chdir(folder)
     monkeypatch.setenv("COLUMNS", "80")
     reader = Reader(folder)
-    with pytest.raises(Undo), transaction():
+    with taken_back():
         for block in blocks(page):
             if block.runs and (slow or not block.slow):
                 reader.do(block)
-        raise Undo
 
 
 def has_slow(page: str) -> bool:

@@ -1,6 +1,10 @@
 """The site: the reference is made anew and alike, links lead somewhere, and every page has a place in the menu."""
 
+import os
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,7 +27,10 @@ def test_the_reference_has_a_page_for_each_kind_and_a_section_for_each_option(ma
         sections = re.findall(r"^## (\w+)$", made[f"kinds/{kind}.md"], re.M)
         assert [s for s in sections if s != "Options"] == registry.names()
         for entry in registry:
-            assert all(f"{k.name}` | `{k.type_text}".replace("|", "\\|", 0) or True for k in entry.knobs)
+            page, missing = made[f"kinds/{kind}.md"], []
+            missing += [k.name for k in entry.knobs if f".{k.name}`" not in page]
+            missing += [said for said in [entry.summary] if said not in page]
+            assert not missing, f"{kind}={entry.name}: {missing} is not on its page"
 
 
 def test_the_reference_is_the_same_twice(made: dict[str, str]) -> None:
@@ -63,6 +70,27 @@ def test_every_page_is_in_the_menu() -> None:
     assert set(pages()) <= menu, sorted(set(pages()) - menu)
     missing = [m for m in menu if not m.startswith("reference/") and not (DOCS / m).exists()]
     assert not missing
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_a_warning(made: dict[str, str], tmp_path: Path) -> None:
+    """And opens from the disk: no page asks for anything outside of it."""
+    pytest.importorskip("mkdocs", reason="the site is built with mkdocs: pip install 'ablatio[docs]'")
+    shutil.copytree(DOCS, tmp_path / "docs", ignore=shutil.ignore_patterns("reference"))
+    shutil.copy(ROOT / "mkdocs.yml", tmp_path)
+    for name, text in made.items():
+        path = tmp_path / "docs" / "reference" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    command = [sys.executable, "-m", "mkdocs", "build", "--quiet"]
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stdout + run.stderr) == (0, "")
+    built = sorted((tmp_path / "site").rglob("*.html"))
+    assert len(built) > len(pages())
+    for page in built:
+        asked = re.findall(r'<(?:script|img|link)[^>]*?(?:src|href)="(https?:[^"]*)"', page.read_text(encoding="utf-8"))
+        assert not asked, f"{page.name} asks for {asked[0]}"
 
 
 def test_nothing_of_the_site_comes_from_the_network() -> None:
