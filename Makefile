@@ -49,7 +49,7 @@ docs: setup
 	$(BIN)/python -m ablatio.testing.compatibility_table > docs/compatibility.md
 	$(BIN)/python -m ablatio.testing.reference docs/plugins --contracts
 	$(BIN)/python -m ablatio.testing.reference docs/reference
-	$(BIN)/python docs/pictures/make.py
+	$(BIN)/python docs/tools/pictures.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 oracles: setup

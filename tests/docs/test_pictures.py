@@ -19,7 +19,7 @@ from ablatio.training.run import train
 
 @pytest.fixture(scope="module")
 def drawn() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("pictures_make", DOCS / "pictures" / "make.py")
+    spec = importlib.util.spec_from_file_location("docs_pictures", DOCS / "tools" / "pictures.py")
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
@@ -31,7 +31,7 @@ def test_the_pictures_are_what_the_script_draws(drawn: ModuleType) -> None:
     made = drawn.pictures()
     assert made.keys() == {p.name for p in (DOCS / "pictures").glob("*.svg")}
     for name, svg in made.items():
-        assert (DOCS / "pictures" / name).read_text(encoding="utf-8") == svg, f"run docs/pictures/make.py: {name}"
+        assert (DOCS / "pictures" / name).read_text(encoding="utf-8") == svg, f"run docs/tools/pictures.py: {name}"
 
 
 class Seen:

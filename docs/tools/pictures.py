@@ -1,4 +1,4 @@
-"""Draws the pictures of the documentation as SVG: `python docs/pictures/make.py`.
+"""Draws the pictures of the documentation as SVG: `python docs/tools/pictures.py`.
 
 A life is a list of phases; a phase is a title and the calls in it, in their order.  A test runs a task and a stabilizer
 and compares the calls that really happen with the lists here.
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-HERE = Path(__file__).parent
+FOLDER = Path(__file__).parents[1] / "pictures"
 WIDTH, ROW, HEAD, GAP, LEFT, CALL, NOTE = 800, 26, 30, 12, 24, 52, 360
 INK, SOFT, LINE, PAPER, TINT, LOOP = "#1b1f24", "#57606a", "#d0d7de", "#ffffff", "#f3f6f9", "#0a6c74"
 
@@ -189,4 +189,4 @@ def pictures() -> dict[str, str]:
 
 if __name__ == "__main__":
     for name, svg in pictures().items():
-        (HERE / name).write_text(svg, encoding="utf-8")
+        (FOLDER / name).write_text(svg, encoding="utf-8")
