@@ -1,4 +1,4 @@
-"""A hook of mkdocs: the menu gets one entry for each generated page of a kind, so that no list of kinds is kept here."""
+"""A hook of mkdocs: the menu gets an entry for each generated page of a kind; no list of kinds is kept."""
 
 from pathlib import Path
 from typing import Any
