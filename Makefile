@@ -44,8 +44,13 @@ bench: setup
 	$(BIN)/python benchmarks/train_step.py
 	$(BIN)/python benchmarks/trainer_overhead.py
 
+# Writes the site to site/; the generated pages are made first, and a warning is an error (mkdocs.yml).
 docs: setup
 	$(BIN)/python -m ablatio.testing.compatibility_table > docs/compatibility.md
+	$(BIN)/python -m ablatio.testing.reference docs/plugins --contracts
+	$(BIN)/python -m ablatio.testing.reference docs/reference
+	$(BIN)/python docs/tools/pictures.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 oracles: setup
 	$(BIN)/pytest -m oracle --ablatio-record plugins/ablatio_std/oracles.json

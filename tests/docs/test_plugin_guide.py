@@ -1,0 +1,60 @@
+"""The examples of the plugin guide: there is one for each kind, it registers, and it keeps the contract of its kind."""
+
+import importlib
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from helpers.doc_pages import Block, blocks, pages
+from helpers.plugin_sites import Site
+
+from ablatio.registry.registry import REGISTRIES, transaction
+
+PACKAGE = "guide"
+DISTRIBUTION = "ablatio-guide"
+
+
+def examples() -> dict[str, Block]:
+    """kind -> the file that shows it."""
+    found = [b for page in pages() if page.startswith("plugins/") for b in blocks(page) if b.file.startswith(PACKAGE)]
+    return {Path(block.file).stem: block for block in found}
+
+
+class Undo(Exception):
+    """Takes back what was registered."""
+
+
+def test_each_kind_has_an_example() -> None:
+    ours = {kind for kind, registry in REGISTRIES.items() if registry.distribution.name in ("this session", "ablatio")}
+    assert examples().keys() == ours
+
+
+@pytest.mark.parametrize("kind", examples())
+def test_the_example_registers(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    block = examples()[kind]
+    REGISTRIES[kind].names()  # loads the plugins before the transaction
+    (tmp_path / f"guide_{kind}.py").write_text(block.body, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(Undo), transaction():
+        before = set(REGISTRIES[kind].entries)
+        importlib.import_module(f"guide_{kind}")
+        (name,) = set(REGISTRIES[kind].entries) - before
+        entry = REGISTRIES[kind][name]
+        assert f'.register("{name}"' in block.body and len(entry.summary.split()) >= 3
+        raise Undo
+    sys.modules.pop(f"guide_{kind}", None)
+
+
+@pytest.mark.slow
+def test_the_examples_keep_their_contracts(tmp_path: Path) -> None:
+    package = tmp_path / "source" / PACKAGE
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text('"""The examples of the plugin guide."""\n')
+    for kind, block in examples().items():
+        (package / f"{kind}_part.py").write_text(block.body, encoding="utf-8")
+    site = Site(tmp_path / "installed").add(DISTRIBUTION, PACKAGE, origin=package.parent)
+    run = site.run("-m", "ablatio.cli", "check", DISTRIBUTION, seconds="60")
+    assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-2000:]
+    kept = set(re.findall(r"^(\w+)=\w+: keeps its contract", run.stdout, re.M))
+    assert kept == examples().keys(), run.stdout[-3000:]
