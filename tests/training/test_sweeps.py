@@ -8,9 +8,9 @@ import pytest
 from helpers.llamas import small_llama
 from helpers.runs import TINY, ablatio, summary
 
+from ablatio.config.grammar import text_of
 from ablatio.config.yaml_files import SWEEP, options_of
 from ablatio.sweep.plan import plan_sweep
-from ablatio.sweep.request import _text
 from ablatio.sweep.study import jobs_of, run_folder
 
 
@@ -87,7 +87,7 @@ def test_each_study_is_whole_and_its_first_and_last_arm_take_a_step(tmp_path: Pa
     assert study["question"] and study["expected"] and study["recorded"]
     jobs = plan_sweep([f"+sweep={name}", *begins_with(name, tmp_path)]).jobs
     arms = [[word for word in job.overrides if ".train.steps=" not in word] for job in jobs]  # a stage's own length
-    values = {_text(value) for axis in study["axes"].values() for value in axis}
+    values = {text_of(value) for axis in study["axes"].values() for value in axis}
     assert {str(key).split()[0] for key in study["recorded"]} <= values
     for number, arm in enumerate((arms[0], arms[-1])):
         short = [
