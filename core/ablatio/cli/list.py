@@ -55,16 +55,17 @@ def _file_json(file: yaml_files.File) -> dict[str, object]:
 def print_kinds(kinds: list[Registry[PartSpec]]) -> None:
     """Print the parts of each kind: name, what it does, knobs, oracles that it agreed with, distribution."""
     for registry in kinds:
+        usual = next((entry.distribution for entry in registry), registry.distribution)
         options = {
             entry.name: [
                 entry.summary,
                 _field("knobs", ", ".join(knob.name for knob in entry.knobs)),
                 _field("checked against", "; ".join(checked_against(entry))),
-                _field("from", str(entry.distribution) if entry.distribution != registry.distribution else ""),
+                _field("from", str(entry.distribution) if entry.distribution != usual else ""),
             ]
             for entry in registry
         }
-        _print_group(f"{registry.kind}= {registry.doc} (from {registry.distribution} unless stated)", options)
+        _print_group(f"{registry.kind}= {registry.doc} (from {usual} unless stated)", options)
 
 
 def print_files(groups: Mapping[str, Mapping[str, yaml_files.File]]) -> None:
