@@ -153,6 +153,7 @@ TASK = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_run_says_how_often_it_is_right(tmp_path: Path):
     """In 40 steps a model learns that answers are values: the loss falls to ln 31, the chance of a value is 1 / 31."""
     done = ablatio(["train", *TASK, f"out={tmp_path}", "name=run"], tmp_path / "log")
@@ -167,6 +168,7 @@ def test_texts_without_answers_are_refused(tmp_path: Path):
     assert none.code == 2 and "no token of the validation rows is scored" in none.err
 
 
+@pytest.mark.slow
 def test_a_batch_without_answers_moves_nothing(tmp_path: Path):
     """Questions are rare: most batches of two rows have none, and the run goes on."""
     lines = [f"{i:04d}abcdefgh" + ("?k0" if i % 12 == 0 else "...") for i in range(400)]
