@@ -1,32 +1,47 @@
-# Two commands: `make demo` and `make test`.  Both set everything up first, on a fresh Debian with Python 3.11.
+# `make demo` and `make test`: both set up what they need, on a fresh Debian with Python 3.11.
+#
+#   make demo      a model, a study and its report          (installs the core alone)
+#   make fast      the unit tests, two minutes              (this and what follows installs all that is tested)
+#   make test      lint and tests, the long matrices sampled
+#   make test-all  every test; the result is kept as tests/results/all.json
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO := demo-$(shell date +%Y%m%d-%H%M%S)
-READY := $(VENV)/.ready-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
+STAMP := $(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
+CORE := $(VENV)/.core-$(STAMP)
+READY := $(VENV)/.ready-$(STAMP)
 
-.PHONY: demo test fast browser lint bench docs oracles clean setup
+.PHONY: demo setup test test-all fast browser lint bench docs oracles clean
+
+# Python compiles a module when it is first imported: to compile the other thousands of torch takes a third of the time.
+$(CORE): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --no-compile -c constraints.txt -e .
+	rm -f $(VENV)/.core-*
+	touch $@
 
 setup: $(READY)
 
-$(READY): pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --upgrade -c constraints.txt pip
+$(READY): $(CORE)
 	$(BIN)/pip install --quiet -c constraints.txt -e ".[dev]"
 	rm -f $(VENV)/.ready-*
 	touch $@
 
-demo: setup
-	$(BIN)/ablatio train name=$(DEMO)
+demo: $(CORE)
+	$(BIN)/ablatio train experiment=demo name=$(DEMO)
 	$(BIN)/ablatio generate runs/$(DEMO) "The people of the United States" --tokens 120
 	$(BIN)/ablatio train -m +sweep=first_study name=$(DEMO)-study
 	$(BIN)/ablatio report runs/$(DEMO)-study
 
 test: setup lint browser
-	$(BIN)/pytest -n auto
+	$(BIN)/pytest -n auto --select usual
+
+test-all: setup lint browser
+	$(BIN)/pytest -n auto --select all --results tests/results/all.json
 
 fast: setup
-	$(BIN)/pytest -n auto -m "not slow and not faults"
+	$(BIN)/pytest -n auto --select fast
 
 # The report is tested in a real browser, where there is one or root can install it.
 browser:

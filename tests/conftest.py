@@ -7,15 +7,38 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from helpers import selection
 from helpers.plugin_sites import new_site, site  # noqa: F401  (fixtures)
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("selection")
+    group.addoption("--select", choices=("fast", "usual", "all"), default="all", help="see tests/helpers/selection.py")
+    group.addoption("--results", metavar="FILE", help="write counts, date, commit and times as JSON")
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    if (results := config.getoption("--results")) and not hasattr(config, "workerinput"):
+        from helpers.results import ResultsFile
+
+        config.pluginmanager.register(ResultsFile(Path(results)))
     cache = getattr(config, "cache", None)  # -p no:cacheprovider takes it away
     os.environ["ABLATIO_CACHE"] = str(cache.mkdir("ablatio")) if cache else tempfile.mkdtemp()
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    return selection.is_left_out(collection_path, config.getoption("--select")) or None
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    kept = selection.selected(items, config.getoption("--select"))
+    if len(kept) < len(items):
+        config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
+        items[:] = kept
 
 
 @pytest.fixture(autouse=True)

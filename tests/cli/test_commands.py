@@ -101,6 +101,7 @@ def test_completion_in_a_real_bash() -> None:
     assert done.stdout.strip() == "rmsnorm", done
 
 
+@pytest.mark.slow
 def test_a_run_is_evaluated_and_sampled(tmp_path: Path, text_file: Path) -> None:
     run = tmp_path / "run with spaces é"
     arguments = ["train", *TINY, f"source.path={text_file}", f"out='{tmp_path / 'run with spaces é'}'", "name=run"]
@@ -120,6 +121,7 @@ def test_a_run_is_evaluated_and_sampled(tmp_path: Path, text_file: Path) -> None
     assert manifest["size"]["parameters"] > 0 and "norm/rmsnorm" in manifest["code"]["parts"]
 
 
+@pytest.mark.slow
 def test_size_tells_without_allocating(capsys: pytest.CaptureFixture[str]) -> None:
     from ablatio.cli.main import main
 
@@ -134,6 +136,7 @@ def test_size_tells_without_allocating(capsys: pytest.CaptureFixture[str]) -> No
     assert "176,247,271,424" in out and "705 GB" in out and "state of adamw" in out
 
 
+@pytest.mark.slow
 def test_what_cannot_fit_is_not_begun(tmp_path: Path) -> None:
     ended = ablatio(["train", "preset=bloom", "size=176b", f"out={tmp_path}", "name=run"], tmp_path / "log")
     assert ended.code == 5

@@ -47,6 +47,7 @@ def outcome(compose: Any, arm: list[str]) -> Any:
     return made.config, made.public
 
 
+@pytest.mark.slow
 def test_the_fast_way_is_hydras() -> None:
     """Oracle: Hydra composes each arm by itself."""
     chance, composer = random.Random(3), Composer()
@@ -79,6 +80,7 @@ def test_a_preset_s_values_of_a_part_hold_as_long_as_it_is_chosen() -> None:
     assert gone["eps"] == compose_run(["norm=layernorm"]).config["norm"]["eps"]
 
 
+@pytest.mark.slow
 def test_arms_that_begin_with_a_model_are_hydras(tmp_path: Path) -> None:
     """Oracle: Hydra composes each arm by itself.  The study names the model; what else it says, holds."""
     start = ["+sweep=lora_matrices", f"model.path={small_llama(tmp_path)}"]

@@ -153,6 +153,7 @@ TASK = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_run_reports_accuracy(tmp_path: Path):
     """In 40 steps a model learns that answers are values: the loss falls to ln 31, accuracy is 1 / 31."""
     done = ablatio(["train", *TASK, f"out={tmp_path}", "name=run"], tmp_path / "log")
@@ -167,6 +168,7 @@ def test_texts_without_answers_are_refused(tmp_path: Path):
     assert none.code == 2 and "no token of the validation rows is scored" in none.err
 
 
+@pytest.mark.slow
 def test_batch_without_answers_leaves_the_weights_unchanged(tmp_path: Path):
     """Questions are rare: most batches of two rows have none, and the run continues."""
     lines = [f"{i:04d}abcdefgh" + ("?k0" if i % 12 == 0 else "...") for i in range(400)]

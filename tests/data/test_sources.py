@@ -122,6 +122,12 @@ def test_classics_equal_their_file() -> None:
     assert [d.text for d in ChineseClassics().documents()] == [r["text"] for r in rows]
 
 
+def test_each_corpus_stands_once_in_the_package() -> None:
+    files = [f for f in Path(str(resources.files("ablatio_std"))).rglob("*.xz") if f.is_file()]
+    assert len(files) == 2
+    assert len({hashlib.sha256(f.read_bytes()).digest() for f in files}) == 2
+
+
 @pytest.mark.parametrize("source", [Text, JsonLines])
 class TestPaths:
     def test_no_path(self, source: Any) -> None:

@@ -129,6 +129,7 @@ def _context(model: LanguageModel) -> Any:
     return model.model._context(tiny_models.tokens(B, T), None, None, torch.float32, None, None, None)
 
 
+@pytest.mark.slow
 def test_memory_estimate_includes_checkpointing() -> None:
     """Stored streams and one segment of layers: L / s streams and s layers' activations."""
     config, stream = tiny_models.config(n_layers=16), 4 * 32 * D  # of one row of max_len tokens, in bytes

@@ -41,6 +41,7 @@ def documents(queries, keys):
 CASES = [(1, 1), (1, 9), (7, 7), (BLOCK, BLOCK), (BLOCK + 1, BLOCK + 1), (2 * BLOCK + 3, 2 * BLOCK + 3), (5, 2 * BLOCK)]
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("queries, keys", CASES)
 @pytest.mark.parametrize("biased", [None, (H,), (B, H), (1, H), (B, 1)], ids=str)
 @pytest.mark.parametrize("packed", [None, "shared", "own"])

@@ -29,7 +29,8 @@ COMBINATIONS = [options for options in OPTIONS if not violated_rules(effective(m
 def every(*facts):
     """Combinations whose attention has these facts."""
     fitting = [o for o in COMBINATIONS if all(attentions[o["attention"]].facts[fact] for fact in facts)]
-    return pytest.mark.parametrize("options", fitting, ids=lambda o: "-".join(o.values()))
+    parametrize = pytest.mark.parametrize("options", fitting, ids=lambda o: "-".join(o.values()))
+    return lambda test: pytest.mark.matrix(parametrize(test))
 
 
 every_combination = every()

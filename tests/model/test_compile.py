@@ -38,6 +38,7 @@ def presets():
 
 
 @pytest.mark.slow
+@pytest.mark.matrix
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("preset", presets())
 def test_each_preset_compiles(preset):

@@ -13,6 +13,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "compatibility.md"
 DOCS = "docs/compatibility.md is not of these rules: run `make docs`"
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("first, second", list(compatibility_table.pairs()), ids=lambda kind: kind)
 def test_a_pair_trains_or_is_refused(first: str, second: str) -> None:
     failed, refused = [], []

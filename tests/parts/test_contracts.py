@@ -5,7 +5,11 @@ import torch
 
 from ablatio.testing import contract_tests
 
-globals().update(contract_tests())
+SLOW = ("test_launcher_", "test_common_import_")  # start clusters, or Python anew
+
+globals().update(
+    {name: pytest.mark.slow(test) if name.startswith(SLOW) else test for name, test in contract_tests().items()}
+)
 
 
 @pytest.fixture(autouse=True, scope="module")

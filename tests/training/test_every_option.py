@@ -53,12 +53,14 @@ def learns(tmp_path: Path, text_file: Path, kind: str, name: str, *more: str) ->
 
 
 @pytest.mark.slow
+@pytest.mark.matrix
 @pytest.mark.parametrize("kind, name", OPTIONS, ids=lambda value: value)
 def test_a_short_run_lowers_the_loss(tmp_path: Path, text_file: Path, kind: str, name: str) -> None:
     learns(tmp_path, text_file, kind, name)
 
 
 @pytest.mark.slow
+@pytest.mark.matrix
 @pytest.mark.parametrize("kind, name, setting", CHOICES, ids=lambda value: value)
 def test_a_short_run_with_each_method_of_a_knob_lowers_it(
     tmp_path: Path, text_file: Path, kind: str, name: str, setting: str

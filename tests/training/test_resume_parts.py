@@ -34,6 +34,7 @@ def compatible(overrides: str) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.matrix
 @pytest.mark.parametrize("overrides", [*OPTIMIZERS, *STABILIZERS, *MLPS, *EXAMPLES])
 def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, text_file: Path, overrides: str) -> None:
     settings = [*TINY, f"source.path={text_file}", f"out={tmp_path}", "model.dropout=0.1", "train.batch_size=8"]

@@ -1,8 +1,10 @@
 """`ablatio list [KIND]`: every option, from the catalogue and the YAML files alone; no plugin is imported."""
 
 import json
+import os
+import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from ablatio.cli.commands import parser
 from ablatio.config import presets, yaml_files
@@ -10,6 +12,9 @@ from ablatio.errors import UserError, did_you_mean
 from ablatio.registry import discovery
 from ablatio.registry.oracles import checked_against
 from ablatio.registry.registry import REGISTRIES, PartSpec, Registry
+
+MIN_WIDTH, MAX_WIDTH = 40, 120  # of a line, in columns: longer lines are hard to read
+MAX_NAME = 24  # columns that the names may take; a longer name has a line of its own
 
 
 def run(arguments: list[str]) -> int:
@@ -48,37 +53,67 @@ def _file_json(file: yaml_files.File) -> dict[str, object]:
 
 
 def print_kinds(kinds: list[Registry[PartSpec]]) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    console = Console()
+    """Print the parts of each kind: name, what it does, knobs, oracles that it agreed with, distribution."""
     for registry in kinds:
-        table = Table(title=f"{registry.kind}=  {escape(registry.doc)}", title_justify="left", box=None, pad_edge=False)
-        for column in ("option", "knobs", "what it does", "checked against", "from"):
-            table.add_column(column, overflow="fold", style="bold" if column == "option" else "")
-        for entry in registry:
-            knobs = ", ".join(k.name for k in entry.knobs)
-            oracles = "; ".join(checked_against(entry))
-            cells = (knobs, entry.summary, oracles, str(entry.distribution))
-            table.add_row(entry.name, *map(escape, cells))
-        console.print(table)
-        console.print()
+        usual = next((entry.distribution for entry in registry), registry.distribution)
+        options = {
+            entry.name: [
+                entry.summary,
+                _field("knobs", ", ".join(knob.name for knob in entry.knobs)),
+                _field("checked against", "; ".join(checked_against(entry))),
+                _field("from", str(entry.distribution) if entry.distribution != usual else ""),
+            ]
+            for entry in registry
+        }
+        _print_group(f"{registry.kind}= {registry.doc} (from {usual} unless stated)", options)
 
 
 def print_files(groups: Mapping[str, Mapping[str, yaml_files.File]]) -> None:
-    """The options that are YAML files, each with the first line of its comment."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    console = Console()
+    """Print the options that are YAML files: name, the first line of the comment, sizes, distribution."""
     for group, files in groups.items():
-        table = Table(title=f"{group}=", title_justify="left", box=None, pad_edge=False)
-        for column in ("option", *(["sizes"] if group == yaml_files.PRESET else []), "what it is", "from"):
-            table.add_column(column, overflow="fold", style="bold" if column == "option" else "")
-        for file in files.values():
-            sizes = [" ".join(presets.load(file).sizes)] if group == yaml_files.PRESET else []
-            table.add_row(file.name, *sizes, escape(file.summary), escape(str(file.distribution)))
-        console.print(table)
-        console.print()
+        usual = next(iter(files.values())).distribution if files else ""
+        options = {
+            file.name: [
+                file.summary,
+                _field("sizes", " ".join(presets.load(file).sizes) if group == yaml_files.PRESET else ""),
+                _field("from", str(file.distribution) if file.distribution != usual else ""),
+            ]
+            for file in files.values()
+        }
+        _print_group(f"{group}= (from {usual} unless stated)", options)
+
+
+def _field(name: str, value: str) -> str:
+    return f"{name}: {value}" if value else ""
+
+
+def _print_group(title: str, options: Mapping[str, list[str]]) -> None:
+    """A title, then each option's name beside its wrapped lines; by hand, since rich needs 0.3 s for this."""
+    width = max(MIN_WIDTH, min(shutil.get_terminal_size().columns, MAX_WIDTH))
+    indent = min(MAX_NAME, max(map(len, options), default=0)) + 2
+    styled = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    lines = list(_wrap(title, width))
+    for name, texts in options.items():
+        left = f"\x1b[1m{name}\x1b[0m" if styled else name
+        body = [line for text in texts for line in _wrap(text, width - indent)]
+        if len(name) + 2 > indent:
+            lines.append(left)
+        elif body:
+            lines.append(left + " " * (indent - len(name)) + body.pop(0))
+        lines += [" " * indent + line for line in body]
+    print("\n".join(lines), end="\n\n")
+
+
+def _wrap(text: str, width: int) -> Iterator[str]:
+    """Lines of at most `width` characters, cut between words; a longer word is cut inside."""
+    line = ""
+    for word in text.split():
+        if line and len(line) + 1 + len(word) > width:
+            yield line
+            line = ""
+        line = f"{line} {word}" if line else word
+        while len(line) > width:
+            yield line[:width]
+            line = line[width:]
+    if line:
+        yield line

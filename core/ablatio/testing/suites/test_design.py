@@ -1,5 +1,7 @@
 """Designs: axes -> arms, or a search that asks for them."""
 
+import pytest
+
 from ablatio.registry.registry import PartSpec
 from ablatio.testing import checks, sample_parts
 
@@ -28,7 +30,7 @@ def test_a_search_is_a_function_of_what_it_was_told(part: PartSpec) -> None:
     """So that a resumed sweep asks for the same; it ends, and only its survivors are final."""
     design = sample_parts.design(part)
     if not hasattr(design, "more"):
-        return
+        pytest.skip("its arms are fixed: it does not search (no `more`)")
     asks = sample_parts.searched(design)
     again = sample_parts.searched(sample_parts.design(part))
     assert asks == again, f"{checks.label(part)}: asks for other arms when it is told the same"

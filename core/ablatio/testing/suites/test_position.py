@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -77,7 +78,7 @@ def _tuple(value: Any) -> tuple[Tensor, ...]:
 
 def test_bias_goes_by_position_not_by_place(part: PartSpec) -> None:
     if "bias" not in part.facts["uses"]:
-        return
+        pytest.skip("it has no bias")
     made, pos = sample_parts.position(part), torch.arange(9)
     q, k = torch.tensor([4, 0, 8]), torch.tensor([8, 1, 3, 0])
     whole, some = made.bias(pos, pos), made.bias(q, k)
@@ -85,12 +86,13 @@ def test_bias_goes_by_position_not_by_place(part: PartSpec) -> None:
 
 
 def test_far_positions(part: PartSpec) -> None:
-    if part.facts["extends"]:
-        pos = torch.tensor([0, MAX_LEN, MAX_LEN * 16, 100_000])
-        found = sample_parts.use_position(part, sample_parts.position(part, dtype=torch.float32), pos, torch.float32)
-        for method, y in found.items():
-            for tensor in _tuple(y):
-                checks.finite(part, tensor, f"in {method} at position 100000 (`extends = False` says that it cannot)")
+    if not part.facts["extends"]:
+        pytest.skip("it has positions up to max_len only (extends = False)")
+    pos = torch.tensor([0, MAX_LEN, MAX_LEN * 16, 100_000])
+    found = sample_parts.use_position(part, sample_parts.position(part, dtype=torch.float32), pos, torch.float32)
+    for method, y in found.items():
+        for tensor in _tuple(y):
+            checks.finite(part, tensor, f"in {method} at position 100000 (`extends = False` says that it cannot)")
 
 
 def test_gradients(part: PartSpec) -> None:

@@ -22,10 +22,10 @@ def test_each_answer_is_judged_by_itself(part: PartSpec) -> None:
     if part.facts["compares"]:
         forward, backward = (judged(reward, part.name, row)[0] for row in (answers, answers[::-1]))
         checks.near(part, forward.double(), backward.flip(0).double(), "answers in the other order", 1e-6)
-        return
-    together, _ = judged(reward, part.name, answers)
-    alone = torch.cat([judged(reward, part.name, [a])[0] for a in reversed(answers)]).flip(0)
-    checks.near(part, together.double(), alone.double(), "answers together and one by one", 1e-6)
+    else:
+        together, _ = judged(reward, part.name, answers)
+        alone = torch.cat([judged(reward, part.name, [a])[0] for a in reversed(answers)]).flip(0)
+        checks.near(part, together.double(), alone.double(), "answers together and one by one", 1e-6)
 
 
 def test_rewards_of_tokens_add_up(part: PartSpec) -> None:

@@ -4,6 +4,7 @@ import copy
 import itertools
 from typing import Any
 
+import pytest
 import torch
 
 from ablatio.model.parameter_roles import groups_by_role, named_generator
@@ -125,7 +126,7 @@ def test_state_comes_back(part: PartSpec) -> None:
     """What lasts from step to step is in state_dict: another instance goes on alike."""
     task, net = sample_parts.task(part)
     if not hasattr(task, "state_dict"):
-        return
+        pytest.skip("it keeps no state (no state_dict)")
     for step in range(3):
         _loss(task, net, step, step)
     again, other = sample_parts.task(part)

@@ -1,0 +1,72 @@
+"""Which tests `pytest --select` runs: all of them, the usual ones (matrices sampled), or the fast ones.
+
+A matrix is a test marked `matrix`: its parameters are the cross product of options, or a training of each option.  The
+sample depends on the tests' ids alone, so it is the same on every machine and in every process.
+"""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Hashable, Sequence
+from pathlib import Path
+
+import pytest
+
+SHARE = 8  # `usual` runs one in eight of a matrix
+FEW = 2  # parameters of one test that `fast` runs, at most
+NOT_FAST = {"slow", "faults", "matrix"}
+TESTS = Path(__file__).parents[1]
+# What `fast` does not even import: browser, wheels, clusters, killed processes, other libraries, whole trainings.
+NOT_FAST_PATHS = (
+    "end_to_end",
+    "faults",
+    "interop",
+    "parts/oracles",
+    "report/test_page.py",
+    "report/test_rerun_command.py",
+    "sweep/recipes",
+    "sweep/test_clusters.py",
+    "sweep/test_gpus.py",
+    "sweep/test_plan_runs.py",
+    "sweep/test_stale_jobs.py",
+    "testing/test_check.py",
+    "training",
+)
+SMOKE = "training/test_smoke.py"  # one short run of each task: the only trainings of `fast`
+
+
+def is_left_out(path: Path, select: str) -> bool:
+    """True for a file that the selection does not collect."""
+    if select != "fast" or not path.is_file() or not path.is_relative_to(TESTS):
+        return False
+    name = path.relative_to(TESTS).as_posix()
+    return name != SMOKE and any(name == p or name.startswith(f"{p}/") for p in NOT_FAST_PATHS)
+
+
+def selected(items: Sequence[pytest.Item], select: str) -> list[pytest.Item]:
+    """The tests to run, in their order."""
+    if select == "all":
+        return list(items)
+    families: dict[Hashable, list[pytest.Item]] = defaultdict(list)
+    for item in items:
+        families[item.path, getattr(item, "originalname", item.name)].append(item)
+    keep = {item for family in families.values() for item in (_fast if select == "fast" else _usual)(family)}
+    return [item for item in items if item in keep]
+
+
+def _usual(family: list[pytest.Item]) -> list[pytest.Item]:
+    """All of a family, but of a matrix a share: at least one, and one more for each further SHARE."""
+    rest = [item for item in family if not item.get_closest_marker("matrix")]
+    return rest + _sample([item for item in family if item.get_closest_marker("matrix")], SHARE)
+
+
+def _fast(family: list[pytest.Item]) -> list[pytest.Item]:
+    quick = [item for item in family if not NOT_FAST & {mark.name for mark in item.iter_markers()}]
+    return sorted(quick, key=_rank)[:FEW]
+
+
+def _sample(items: list[pytest.Item], share: int) -> list[pytest.Item]:
+    return sorted(items, key=_rank)[: -(-len(items) // share)]
+
+
+def _rank(item: pytest.Item) -> str:
+    return hashlib.sha256(item.nodeid.encode()).hexdigest()

@@ -1,0 +1,59 @@
+"""`pytest --select`: nothing is lost from `all`, and the samples are the same everywhere."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parents[1]
+FILE = """
+import pytest
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("n", range(20))
+def test_matrix(n): pass
+
+@pytest.mark.parametrize("n", range(5))
+def test_plain(n): pass
+
+@pytest.mark.slow
+def test_slow(): pass
+
+@pytest.mark.matrix
+def test_one(): pass
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with the conftest, the helpers and the settings of these tests, and one file of tests."""
+    (tmp_path / "tests").mkdir()
+    for name in ("conftest.py", "helpers"):
+        (tmp_path / "tests" / name).symlink_to(TESTS / name)
+    (tmp_path / "pyproject.toml").symlink_to(TESTS.parent / "pyproject.toml")
+    (tmp_path / "tests/test_some.py").write_text(FILE, encoding="utf-8")
+    return tmp_path
+
+
+def run(folder: Path, select: str) -> dict[str, int]:
+    """Passed tests by function."""
+    words = ["--select", select, "--results", "found.json", "tests/test_some.py"]
+    done = subprocess.run([sys.executable, "-m", "pytest", *words], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((folder / "found.json").read_text(encoding="utf-8"))
+    assert found["exit_status"] == 0 and found["failed"] == []
+    return {name.split("::")[1]: counts["passed"] for name, counts in found["tests"].items()}
+
+
+@pytest.mark.parametrize(
+    "select, expected",
+    [
+        ("all", {"test_matrix": 20, "test_plain": 5, "test_slow": 1, "test_one": 1}),
+        ("usual", {"test_matrix": 3, "test_plain": 5, "test_slow": 1, "test_one": 1}),
+        ("fast", {"test_plain": 2}),
+    ],
+)
+def test_each_selection_runs_what_it_says(folder: Path, select: str, expected: dict[str, int]) -> None:
+    assert run(folder, select) == expected

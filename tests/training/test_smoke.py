@@ -1,0 +1,35 @@
+"""One short run of each task by the command line: the trainings of `make fast`."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from helpers.runs import TINY, ablatio, summary
+
+from ablatio.registry.kinds import tasks
+
+CHAT = [{"prompt": f"{i} and {j}?", "completion": "even" if (i + j) % 2 else "odd"} for i in range(6) for j in range(6)]
+JUDGED = [{"prompt": f"{i} and {j}?", "chosen": "yes!", "rejected": "no"} for i in range(6) for j in range(6)]
+SETTINGS = {
+    "pretrain": [],
+    "sft": ["source=chats", "model.max_len=64"],
+    "reward": ["source=feedback", "model.max_len=64"],
+    "preference": ["source=feedback", "model.max_len=64", "alignment=dpo"],
+    "policy": ["model.max_len=32", "alignment=grpo", "reward=length", "reward.target=3", "task.answer_tokens=4"],
+}
+
+
+@pytest.mark.parametrize("task", tasks.names())
+def test_a_short_run_ends_well(tmp_path: Path, text_file: Path, task: str) -> None:
+    source = {"source=chats": CHAT, "source=feedback": JUDGED}.get(next(iter(SETTINGS[task]), ""))
+    data = text_file
+    if source is not None:
+        data = tmp_path / "lines.jsonl"
+        data.write_text("".join(json.dumps(line) + "\n" for line in source), encoding="utf-8")
+    plain = [s for s in TINY if source is None or not s.startswith(("source", "model.max_len"))]
+    words = [*plain, f"task={task}", *SETTINGS[task], f"source.path={data}", f"out={tmp_path}", "train.steps=4"]
+    ended = ablatio(["train", *words, "name=run"], tmp_path / "log")
+    assert ended.code == 0, ended.err
+    found = summary(tmp_path / "run")
+    assert found["steps"] == 4 and math.isfinite(found["after"]["loss"])
