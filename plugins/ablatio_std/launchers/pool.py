@@ -4,8 +4,10 @@ import multiprocessing
 import os
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from multiprocessing.connection import wait
+from types import ModuleType
 from typing import Annotated
 
 from ablatio import Positive, launchers
@@ -47,7 +49,8 @@ class Pool:
         self.pipe, theirs = context.Pipe()
         arguments = (theirs, self.pipe if method == "fork" else None, self.work, self.threads, self.timeout)
         self.server = context.Process(target=serve, args=arguments, name="ablatio-server")  # type: ignore[attr-defined]
-        self.server.start()
+        with _without_main():
+            self.server.start()
         theirs.close()
 
     def submit(self, order: LaunchRequest) -> None:
@@ -103,6 +106,20 @@ class Pool:
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """Hide the program that runs: a spawned process imports it once more, and a script would begin its study anew.
+
+    The server needs nothing of it: `work` stands in a module.
+    """
+    program = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = program
 
 
 def _may_fork() -> bool:
