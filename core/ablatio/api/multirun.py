@@ -122,7 +122,8 @@ def _through_hydra(plan: Plan, folder: Path, replaced: Sequence[str], quiet: boo
             hydra.multirun("train", task, list(plan.launcher), with_log_configuration=False)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError([launcher_choice.refused(plan.launcher, error)]) from None
-    return _execute(plan, folder, replaced, *task.chosen(), quiet=quiet)
+    entry, knobs = task.chosen()
+    return _execute(plan, folder, replaced, entry, knobs, quiet)
 
 
 class _Task:

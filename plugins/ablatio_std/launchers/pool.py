@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import wait
+from pathlib import Path
 from types import ModuleType
 from typing import Annotated
 
@@ -130,4 +131,9 @@ def _may_fork() -> bool:
     """
     torch = sys.modules.get("torch")
     busy = torch is not None and (torch.get_num_threads() > 1 or gpus())
-    return sys.platform == "linux" and threading.active_count() == 1 and not busy
+    return sys.platform == "linux" and threading.active_count() == 1 and _os_threads() == 1 and not busy
+
+
+def _os_threads() -> int:
+    """Threads that Python may not know of: a training in this process leaves OpenMP's, and a fork loses them."""
+    return len(list(Path("/proc/self/task").iterdir()))
