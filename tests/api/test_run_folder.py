@@ -49,7 +49,6 @@ def test_it_generates_what_the_command_generates(run: "ablatio.RunFolder", tmp_p
     [
         ({"temperature": -1.0}, ["--temperature", "-1"]),
         ({"chat": True}, ["--chat"]),
-        ({"chat": True, "prompt": "how?"}, ["how?", "--chat"]),
     ],
 )
 def test_wrong_options_of_generate_raise_the_error_of_the_command(
