@@ -13,7 +13,7 @@ from helpers.fakes import engine, fake_work, job, states, table
 import ablatio
 import ablatio_std
 from ablatio import launchers
-from ablatio.cli.multirun import multirun
+from ablatio.api.multirun import multirun
 from ablatio.errors import Preempted, UserError
 from ablatio.sweep.ledger import Ledger
 
@@ -215,10 +215,10 @@ def test_ours_wins_over_a_launcher_of_the_same_name(
     )
     chosen: dict[str, Any] = {}
 
-    def execute(plan: Any, folder: Path, replaced: Any, entry: Any, given: dict[str, Any]) -> int:
+    def execute(plan: Any, folder: Path, replaced: Any, entry: Any, given: dict[str, Any], quiet: bool) -> int:
         chosen.update(given, name=entry.name)
         return 0
 
-    monkeypatch.setattr("ablatio.cli.multirun._execute", execute)
-    assert multirun(["seed=1", f"out={tmp_path}", "table=0", *said]) == 0
+    monkeypatch.setattr("ablatio.api.multirun._execute", execute)
+    multirun(["seed=1", f"out={tmp_path}", "table=0", *said])
     assert chosen.items() >= {"name": name, **knobs}.items() and "theirs" not in chosen

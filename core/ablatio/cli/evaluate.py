@@ -2,11 +2,9 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 from ablatio.cli.commands import parser
 from ablatio.errors import UserError
-from ablatio.registry import kinds
 
 
 def run(arguments: list[str]) -> int:
@@ -22,31 +20,18 @@ def run(arguments: list[str]) -> int:
     options.add_argument("--json", action="store_true", help="for programs")
     asked = options.parse_args(arguments)
     lengths = _lengths(asked.length)
-    from ablatio.training.restore import load_run
+    from ablatio.api.run_folder import open_run
 
-    run, step = load_run(asked.run, asked.step, scored=True)
-    if asked.objective:
-        run.ask(asked.objective)
-    rows: list[dict[str, Any]] = []
-    refused: list[dict[str, Any]] = []
-    names = kinds.tasks[run.config["task"]["name"]].facts["scores"]
-    for length in lengths or [run.length]:
-        try:
-            found = run.score(run.task.validation(length, asked.tokens))
-        except UserError as error:
-            refused.append({"length": length, "refused": str(error).split("\n")[0]})
-            continue
-        rows.append({"length": length} | {k: found[k] for k in (*names, "error", "tokens") if k in found})
-    if asked.quantization:
-        kinds.quantizations.build(asked.quantization).apply(run.model)
-        for row in list(rows):
-            found = run.score(run.task.validation(row["length"], asked.tokens))
-            cost = {"quantization": asked.quantization, "cost": found["loss"] - row["loss"]} if "loss" in row else {}
-            rows.append(row | {k: found[k] for k in row if k in found} | cost)
+    run = open_run(asked.run, asked.step)
+    found = run.evaluate_lengths(
+        lengths, tokens=asked.tokens, objective=asked.objective, quantization=asked.quantization
+    )
+    rows = [row for row in found if "refused" not in row]
+    refused = [row for row in found if "refused" in row]
     if asked.json:
-        print(json.dumps({"run": str(asked.run), "step": step, "scores": rows + refused}))
+        print(json.dumps({"run": str(asked.run), "step": run.step, "scores": found}))
     else:
-        print(f"{asked.run} at step {step}")
+        print(f"{asked.run} at step {run.step}")
         for row in rows:
             shown = {k: v for k, v in row.items() if k not in ("length", "quantization", *_UNTOLD)}
             told = "  ".join(_told(k, v, "bpb" in row, row.get("error")) for k, v in shown.items())

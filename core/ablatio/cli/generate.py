@@ -3,27 +3,6 @@
 from pathlib import Path
 
 from ablatio.cli.commands import parser
-from ablatio.data.chat import Template
-from ablatio.data.types import Message, Tokenizer
-from ablatio.errors import UserError
-
-
-def conversation(system: str, question: str) -> list[Message]:
-    """What a chat begins with."""
-    if not question.strip():
-        raise UserError('--chat answers a question, and none came\n    try: ablatio generate RUN "How many?" --chat')
-    return [*([Message("system", system)] if system else []), Message("user", question)]
-
-
-def known_signs(tokenizer: Tokenizer, form: Template, run: Path) -> Tokenizer:
-    """The run's tokenizer; UserError when its model has never seen what the template writes."""
-    known = getattr(tokenizer, "specials", {})
-    if missing := [sign for sign in form.signs if sign not in known]:
-        raise UserError(
-            f"{run} was trained without {missing[0]}, which its template writes: it is no chat run\n"
-            f"    try: ablatio generate {run} PROMPT, without --chat"
-        )
-    return tokenizer
 
 
 def run(arguments: list[str]) -> int:
@@ -40,18 +19,12 @@ def run(arguments: list[str]) -> int:
     options.add_argument("--seed", type=int, default=1)
     options.add_argument("--step", type=int, help="a checkpoint's step; by default the newest")
     asked = options.parse_args(arguments)
-    from ablatio.model.decoding.generate import Sampling, answer, complete
-    from ablatio.training.restore import load_run
+    from ablatio.api.run_folder import open_run
 
-    run, _ = load_run(asked.run, asked.step)
-    sampling = Sampling(asked.temperature, asked.top_k, asked.top_p, asked.seed)
-    if asked.chat:
-        questions = [conversation(asked.system, asked.prompt)] * asked.samples
-        form = run.setup.template
-        tokenizer = known_signs(run.tokenizer, form, asked.run)
-        texts = answer(run.model, tokenizer, form, questions, asked.tokens, sampling)
-    else:
-        texts = complete(run.model, run.tokenizer, [asked.prompt] * asked.samples, asked.tokens, sampling)
+    texts = open_run(asked.run, asked.step).generate_many(
+        [asked.prompt] * asked.samples, tokens=asked.tokens, temperature=asked.temperature, top_k=asked.top_k,
+        top_p=asked.top_p, seed=asked.seed, chat=asked.chat, system=asked.system,
+    )  # fmt: skip
     for text in texts:
         print(text)
         if asked.samples > 1:

@@ -6,9 +6,9 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping
 
+from ablatio.api.parts import check_kind
 from ablatio.cli.commands import parser
 from ablatio.config import presets, yaml_files
-from ablatio.errors import UserError, did_you_mean
 from ablatio.registry import discovery
 from ablatio.registry.oracles import checked_against
 from ablatio.registry.registry import REGISTRIES, PartSpec, Registry
@@ -22,12 +22,8 @@ def run(arguments: list[str]) -> int:
     options.add_argument("kind", nargs="?", help="norm, position, optimizer, preset, size ...; by default all")
     options.add_argument("--json", action="store_true", help="everything that is known, for programs")
     asked = options.parse_args(arguments)
-    discovery.load()
+    check_kind(asked.kind)
     files = yaml_files.files()
-    if asked.kind and asked.kind not in REGISTRIES and asked.kind not in files:
-        known = [*REGISTRIES, *files]
-        near = did_you_mean(asked.kind, known)
-        raise UserError(f"there is no kind `{asked.kind}`{near}\n    there are {', '.join(sorted(known))}")
     kinds = [r for kind, r in REGISTRIES.items() if asked.kind in (None, kind)]
     groups = {group: options for group, options in files.items() if asked.kind in (None, group)}
     if asked.json:

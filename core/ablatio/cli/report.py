@@ -25,22 +25,13 @@ def run(arguments: list[str]) -> int:
     asked = options.parse_args(arguments)
     from rich.console import Console
 
-    from ablatio.report.analysis.findings import find
+    from ablatio.api.reports import find_in, write_report
     from ablatio.report.escape import visible
-    from ablatio.report.html.render import page_text
-    from ablatio.report.markdown import markdown_text
-    from ablatio.report.read.table import read_table
     from ablatio.report.terminal import arm_table
-    from ablatio.storage.atomic_write import make_folder, write_text
 
-    table = read_table(asked.folders)
-    findings = find(table, asked.metric, asked.baseline, correction=asked.correction, method=asked.interval)
+    findings = find_in(asked.folders, asked.metric, asked.baseline, asked.correction, asked.interval)
     if not asked.quiet:
         arm_table.show(Console(), findings)
-    out = make_folder(asked.out or (asked.folders[0] if len(asked.folders) == 1 else Path()) / "report")
-    write_text(out / "results.csv", arm_table.results_csv(table))
-    write_text(out / "costs.csv", arm_table.costs_csv(table))
-    write_text(out / "report.md", markdown_text(findings))
-    write_text(out / "report.html", page_text(findings))
+    out = write_report(findings, asked.folders, asked.out)
     print(f"written: {visible(out)}/report.html, report.md, results.csv, costs.csv")
     return 0

@@ -27,9 +27,10 @@ def run(arguments: list[str]) -> int:
     from ablatio.sweep.study import STUDY
 
     if (folder / STUDY).exists():
-        from ablatio.cli.multirun import resume
+        from ablatio.api.studies import resume_study
 
-        return resume(folder, settings)
+        resume_study(folder, *settings)
+        return 0
     from ablatio.cli.train import run as train
 
     return train([f"resume={folder}", *settings])

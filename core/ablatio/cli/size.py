@@ -13,9 +13,9 @@ def run(arguments: list[str]) -> int:
     options = parser("size", epilog="the settings are those of `ablatio train`: preset=bloom size=176b")
     options.add_argument("--json", action="store_true", help="exact numbers, for programs")
     asked, settings = options.parse_known_args(arguments)
-    from ablatio.config.compose import compose_run
+    from ablatio.api.adapter import composed
 
-    config = compose_run(settings).config
+    config = composed(settings).config
     from ablatio.training.estimate import estimate
 
     found = estimate(config)

@@ -1,12 +1,10 @@
 """`ablatio train [SETTING=VALUE ...]`: one run, a sweep with -m, or the continuation of a run."""
 
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from ablatio.config import schema, yaml_files
-from ablatio.errors import ConfigError, EnvironmentFault, UserError
+from ablatio.errors import UserError
 from ablatio.registry import discovery
 from ablatio.registry.registry import REGISTRIES
 from ablatio.sweep.recipes import schema as recipes
@@ -66,7 +64,7 @@ def run(arguments: list[str]) -> int:
                 f"{asked[0]} asks of one run, and {several[0]} means several\n"
                 "    try: ablatio train --cfg job, with one value of each setting"
             )
-        from ablatio.cli.multirun import hydra_flags
+        from ablatio.cli.hydra_flags import hydra_flags
 
         return hydra_flags(arguments)
     unknown = [f for f in flags if f not in MANY]
@@ -76,9 +74,7 @@ def run(arguments: list[str]) -> int:
     if resumed:
         return _resume(Path(resumed[-1]), [o for o in overrides if not o.startswith("resume=")], bool(flags))
     if flags:
-        from ablatio.cli.multirun import multirun
-
-        return multirun(overrides)
+        return _study(overrides)
     return _single(overrides)
 
 
@@ -88,91 +84,36 @@ def _recipe(overrides: list[str], flags: list[str]) -> int:
         name = next(o for o in overrides if o.lstrip("+").startswith(f"{recipes.RECIPE}="))
         if wrong := [flag for flag in flags if flag not in MANY]:
             raise UserError(f"{wrong[0]} asks of one run, and a recipe is several\n    try: ablatio show {name}")
-        from ablatio.cli.multirun import multirun
+        return _study(overrides)
+    return _single(overrides)
 
-        return multirun(overrides)
-    from ablatio.sweep.recipes.plan import plan_recipe
-    from ablatio.sweep.recipes.run import run_recipe, show_table
 
-    plan = plan_recipe(overrides)
-    show_table(run_recipe(plan, _train), plan.folder)
+def _study(overrides: list[str]) -> int:
+    from ablatio.api.studies import run_study
+
+    run_study(*overrides)
     return 0
 
 
-def _resume_recipe(folder: Path, overrides: list[str]) -> int:
-    from ablatio.sweep.recipes.run import resumed, run_recipe, show_table
+def _single(overrides: list[str]) -> int:
+    from ablatio.api.training_runs import train
 
-    plan = resumed(folder, overrides)
-    show_table(run_recipe(plan, _train), plan.folder)
+    train(*overrides)
+    return 0
+
+
+def _resume(folder: Path, overrides: list[str], many: bool) -> int:
+    """Continue the run in `folder` with its own config."""
+    if many:
+        raise UserError("resume= continues one run; -m has no meaning with it")
+    from ablatio.api.training_runs import resume_run
+
+    resume_run(folder, *overrides)
     return 0
 
 
 def _failures() -> list[discovery.Failure]:
     return discovery.failures()
-
-
-def _single(overrides: list[str]) -> int:
-    from ablatio.config.compose import compose_run
-
-    composed = compose_run(overrides)
-    from ablatio.training.run_folder import new_folder
-
-    folder = new_folder(composed.config)
-    _train(composed.config, composed.public, folder)
-    return 0
-
-
-def _train(settings: Mapping[str, Any], public: Mapping[str, Any], folder: Path, resume: bool = False) -> None:
-    from rich.console import Console
-
-    console = Console()
-    from ablatio.training.run_summary import show_parts, show_result
-
-    show_parts(console, settings, folder)  # before the seconds that the next import takes
-    from ablatio.training.run import train
-
-    try:
-        summary = train(settings, public, folder, console, resume=resume)
-    except OSError as error:
-        raise EnvironmentFault(
-            f"{error.filename or folder}: {error.strerror or error}\n    try: ablatio doctor"
-        ) from error
-    show_result(console, summary, folder)
-
-
-def _resume(folder: Path, overrides: list[str], many: bool) -> int:
-    """Continue the run in `folder` with its own config; settings that make its numbers cannot be changed."""
-    if many:
-        raise UserError("resume= continues one run; -m has no meaning with it")
-    if (folder / recipes.FILE).exists():
-        return _resume_recipe(folder, overrides)
-    foreign = [o for o in overrides if not o.startswith("trainer.")]
-    if foreign:
-        raise UserError(
-            f"{foreign[0]} came with resume=: a resumed run keeps its settings, to equal an uninterrupted one\n"
-            f"    try: ablatio train resume={folder}"
-        )
-    import json
-
-    from ablatio.training.run_folder import read_run
-
-    settings = read_run(folder)
-    for override in overrides:
-        key, _, value = override.removeprefix("trainer.").partition("=")
-        settings["trainer"][key] = {"true": True, "false": False, "null": None}.get(value, value)
-        if value.isdigit():
-            settings["trainer"][key] = int(value)
-    if problems := schema.check(settings):
-        raise ConfigError(problems)
-    if json.loads(_read(folder / "summary.json", "{}")).get("status") == "done":
-        print(f"{folder} is finished; nothing is left to do")
-        return 0
-    _train(settings, json.loads(_read(folder / "config.json", "{}")), folder, resume=True)
-    return 0
-
-
-def _read(path: Path, default: str) -> str:
-    return path.read_text(encoding="utf-8") if path.exists() else default
 
 
 def _usage() -> str:

@@ -26,12 +26,14 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ablatio.config import schema as run_config
 from ablatio.config.from_transformers import CODE_KEYS, refuse_code
-from ablatio.errors import ConfigError, UserError
+from ablatio.errors import ConfigError, UserError, did_you_mean
 from ablatio.interop.export import SHAPING
 from ablatio.model.build import build_model
 from ablatio.model.example import PADDING
 from ablatio.model.kv_cache import KVCache
 from ablatio.registry import discovery
+from ablatio.registry.registry import REGISTRIES
+from ablatio.registry.session_parts import how_to_register, unregistered
 from ablatio.storage.state_json import refuse_builders
 
 
@@ -175,6 +177,9 @@ def checked(parts: Mapping[str, Any]) -> dict[str, Any]:
     given = run_config.defaults() | {key: parts[key] for key in SHAPING if key in parts}
     others = {kind for kind in run_config.NEEDED if kind not in SHAPING}  # how it was trained does not matter here
     if problems := [p for p in run_config.check(given) if p.where not in others]:
+        for kind, name in unregistered(given):
+            if not did_you_mean(name, REGISTRIES[kind].entries):  # no slip of the pen: a part of somebody's own
+                raise UserError(f"the exported model needs its parts: {how_to_register(kind, name)}")
         raise ConfigError(problems)
     return run_config.cast(given)
 

@@ -38,7 +38,7 @@ class Distribution:
     version: str
 
     def __str__(self) -> str:
-        return f"{self.name} {self.version}"
+        return f"{self.name} {self.version}".strip()
 
 
 SESSION = Distribution("this session", "")

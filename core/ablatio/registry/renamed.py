@@ -70,7 +70,7 @@ MODULES: Mapping[str, str] = {
     "registry.kinds.search_space", "start": "config.inherit", "state": "storage.state_json", "sweep.asked":
     "sweep.request", "sweep.board": "report.terminal.live_table", "sweep.chosen": "sweep.launcher_choice",
     "sweep.compose": "config.compose_many", "sweep.fair": "sweep.size_matching", "sweep.follow": "sweep.adaptive",
-    "sweep.forecast": "report.terminal.plan_table", "sweep.multirun": "cli.multirun", "sweep.owner": "sweep.lock",
+    "sweep.forecast": "report.terminal.plan_table", "sweep.multirun": "api.multirun", "sweep.owner": "sweep.lock",
     "sweep.pulse": "sweep.hang_detector", "sweep.recipes": "sweep.recipe_arms", "sweep.rehearsal":
     "sweep.time_probe", "sweep.replaced": "sweep.stale_jobs", "sweep.stages": "report.terminal.stage_table",
     "sweep.weights": "training.arm_costs", "tasks": "training", "tasks.coordinates": "training.mup_check",

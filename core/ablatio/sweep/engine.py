@@ -6,6 +6,7 @@ stays planned, and opens again once that one has been repeated (`retry=`).
 
 import os
 import signal
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -305,7 +306,8 @@ class Engine:
                 raise KeyboardInterrupt
             self.stopped = signal.Signals(number).name
 
-        old = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        main = threading.current_thread() is threading.main_thread()  # only there may signals be taken
+        old = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM) if main}
         try:
             yield
         finally:

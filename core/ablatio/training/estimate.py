@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ablatio.data.chat import with_special_tokens
+from ablatio.data.types import Tokenizer
 from ablatio.errors import EnvironmentFault
 from ablatio.model.build import PartChoice
 from ablatio.model.cost.flops import cost_of
@@ -44,12 +45,17 @@ def _memory(config: Mapping[str, Any], vocabulary: int) -> MemoryEstimate:
 
 def vocabulary_of(config: Mapping[str, Any]) -> int:
     """The ids of the tokenizer and of a template's signs; it need not be trained for that."""
+    return int(untrained_tokenizer(config).vocab_size)
+
+
+def untrained_tokenizer(config: Mapping[str, Any]) -> Tokenizer:
+    """The tokenizer with a template's signs, before it has read a text: its ids are the same as after."""
     choice = PartChoice.of(config["tokenizer"])
-    tokenizer = kinds.tokenizers.build(choice.name, choice.knobs)
+    tokenizer: Tokenizer = kinds.tokenizers.build(choice.name, choice.knobs)
     if kinds.tasks[config["task"]["name"]].facts["template"]:
         form = PartChoice.of(config["template"])
         tokenizer = with_special_tokens(tokenizer, kinds.templates.build(form.name, form.knobs))
-    return int(tokenizer.vocab_size)
+    return tokenizer
 
 
 def memory_here(trainer: Mapping[str, Any]) -> int:

@@ -47,8 +47,10 @@ class TrainingLoop:
         found: Checkpoint | None,
         loggers: Mapping[str, Logger],
         until: int | None = None,
+        callbacks: Sequence[pl.Callback] = (),
     ) -> None:
         self.run, self.folder, self.found = run, folder, found
+        self.callbacks = callbacks
         self.io, self.stop = RunCheckpointIO(checkpoints), StopRequest()
         self.io.loaded = found
         self.settings = run.config["train"]
@@ -112,7 +114,7 @@ class TrainingLoop:
             accumulate_grad_batches=self.settings["accumulate"],
             accelerator="gpu" if machine.device == "cuda" else "cpu",
             precision=LIGHTNING_PRECISION[machine.precision],
-            callbacks=[_Keep(self)],
+            callbacks=[*self.callbacks, _Keep(self)],  # theirs first: what they ask for is done after this step
             plugins=[self.io],
             default_root_dir=str(self.folder),
         )
@@ -182,6 +184,8 @@ class TrainingLoop:
             self.progress.update(step, loss=row["train/loss"])
         else:
             self.progress.update(step)
+        if trainer.should_stop:  # a callback asks to end here: the run pauses, and resume goes on
+            self.until = step
         pause = step == self.until
         self.unscored = (last or pause or self._every("val_every", step)) and not self._validate("after", step)
         if last or pause or self.stop or self._every("checkpoint_every", step):

@@ -12,6 +12,8 @@ from typing import Any
 from ablatio.config.schema import chosen
 from ablatio.registry import discovery
 from ablatio.registry.catalogue import PluginSource
+from ablatio.registry.registry import PartSpec
+from ablatio.registry.session_parts import is_of_session, source_of
 from ablatio.storage.paths import HERE
 
 LIBRARIES = ("ablatio", "torch", "lightning", "hydra-core", "numpy", "tokenizers", "safetensors")
@@ -37,12 +39,15 @@ def versions() -> dict[str, str]:
     return found
 
 
-def parts(config: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+def parts(config: Mapping[str, Any]) -> dict[str, dict[str, str | None]]:
     """The chosen options: who provides them, and the hash of their source."""
-    return {
-        f"{entry.kind}/{entry.name}": {"distribution": str(entry.distribution), "sha256": entry.digest}
-        for entry, _ in chosen(config)
-    }
+    return {f"{entry.kind}/{entry.name}": _part(entry) for entry, _ in chosen(config)}
+
+
+def _part(entry: PartSpec) -> dict[str, str | None]:
+    """`source`: the text of a part that no distribution keeps; None where it is gone."""
+    told: dict[str, str | None] = {"distribution": str(entry.distribution), "sha256": entry.digest}
+    return told | {"source": source_of(entry)} if is_of_session(entry) else told
 
 
 def code(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import json
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -31,10 +31,12 @@ def train(
     *,
     resume: bool = False,
     until: int | None = None,
+    callbacks: Sequence[Any] = (),
 ) -> dict[str, Any]:
     """Train in `folder` and return its summary.  `public` is the config as it may be written down.
 
     until: pause at this step of the run's own schedule, with a score and a checkpoint; resume=True goes on from there
+    callbacks: Lightning callbacks of the caller's own; the manifest names their classes
     """
     quiet_libraries()
     checkpoints = Checkpoints(folder / CHECKPOINTS, config["train"]["keep"], run=run_id(config))
@@ -58,9 +60,9 @@ def train(
         told = {key: text for key, text in (("teacher", teacher), ("reference", digest_of(run))) if text}
         write_json(folder / "config.json", public)
         write_json(folder / TOKENIZER, _tokenizer(run))
-        write_json(folder / "manifest.json", _manifest(run) | told)
+        write_json(folder / "manifest.json", _manifest(run) | told | _named(callbacks))
     run.begin()
-    session = TrainingLoop(run, folder, console, checkpoints, found, loggers, until)
+    session = TrainingLoop(run, folder, console, checkpoints, found, loggers, until, callbacks)
     try:
         return session.train()
     except AblatioError as error:
@@ -86,6 +88,12 @@ def _recorded(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise EnvironmentFault(f"{path} cannot be read: {error}") from None
     return found if isinstance(found, dict) else {}
+
+
+def _named(callbacks: Sequence[Any]) -> dict[str, Any]:
+    """The classes of the caller's callbacks; a run without any says nothing of them."""
+    names = [f"{type(callback).__module__}.{type(callback).__qualname__}" for callback in callbacks]
+    return {"callbacks": names} if names else {}
 
 
 def _tokenizer(run: PreparedRun) -> dict[str, Any]:

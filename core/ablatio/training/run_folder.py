@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ablatio.errors import EnvironmentFault, UserError
+from ablatio.errors import ConfigError, EnvironmentFault, UserError
 from ablatio.registry import renamed
+from ablatio.registry.session_parts import how_to_register, unregistered
 from ablatio.storage.checkpoints import make_folder
 
 CHECKPOINTS, TOKENIZER = "checkpoints", "tokenizer.json"
@@ -52,7 +53,27 @@ def read_run(folder: Path) -> dict[str, Any]:
         raise EnvironmentFault(f"{path} cannot be read: {error}") from None
     if not isinstance(data, dict):
         raise EnvironmentFault(f"{path} holds no config: {type(data).__name__} came, an object was expected")
-    return resolved(data, str(path))
+    try:
+        return resolved(data, str(path))
+    except ConfigError:
+        _refuse_lost_parts(data, folder)
+        raise
+
+
+def _refuse_lost_parts(config: Mapping[str, Any], folder: Path) -> None:
+    """UserError where the run was made of a part that nothing registers here."""
+    lost = unregistered(renamed.current_config(config)[0])
+    if not lost:
+        return
+    try:
+        made_of = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["code"]["parts"]
+    except (OSError, ValueError, KeyError, TypeError):
+        made_of = {}
+    kind, name = lost[0]
+    told = made_of.get(f"{kind}/{name}", {})
+    kept = f"; its source is in {folder / 'manifest.json'}" if told.get("source") else ""
+    why = how_to_register(kind, name, told.get("distribution", ""), kept)
+    raise UserError(f"{folder} cannot be opened: {why}")
 
 
 def resolved(public: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -61,7 +82,6 @@ def resolved(public: Mapping[str, Any], where: str) -> dict[str, Any]:
     from omegaconf.errors import OmegaConfBaseException
 
     from ablatio.config.schema import cast, check, completed
-    from ablatio.errors import ConfigError
     from ablatio.registry.discovery import load
 
     load()

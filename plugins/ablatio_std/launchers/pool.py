@@ -4,8 +4,11 @@ import multiprocessing
 import os
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from multiprocessing.connection import wait
+from pathlib import Path
+from types import ModuleType
 from typing import Annotated
 
 from ablatio import Positive, launchers
@@ -47,7 +50,8 @@ class Pool:
         self.pipe, theirs = context.Pipe()
         arguments = (theirs, self.pipe if method == "fork" else None, self.work, self.threads, self.timeout)
         self.server = context.Process(target=serve, args=arguments, name="ablatio-server")  # type: ignore[attr-defined]
-        self.server.start()
+        with _without_main():
+            self.server.start()
         theirs.close()
 
     def submit(self, order: LaunchRequest) -> None:
@@ -106,6 +110,20 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """Hide the program that runs: a spawned process imports it once more, and a script would begin its study anew.
+
+    The server needs nothing of it: `work` stands in a module.
+    """
+    program = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = program
+
+
 def _may_fork() -> bool:
     """True if this process can be forked: threads of libraries and a GPU's context would be missing in the child.
 
@@ -114,4 +132,9 @@ def _may_fork() -> bool:
     """
     torch = sys.modules.get("torch")
     busy = torch is not None and (torch.get_num_threads() > 1 or gpus())
-    return sys.platform == "linux" and threading.active_count() == 1 and not busy
+    return sys.platform == "linux" and threading.active_count() == 1 and _os_threads() == 1 and not busy
+
+
+def _os_threads() -> int:
+    """Threads that Python may not know of: a training in this process leaves OpenMP's, and a fork loses them."""
+    return len(list(Path("/proc/self/task").iterdir()))

@@ -18,16 +18,19 @@ from ablatio.training.run_folder import run_id
 Train = Callable[[Mapping[str, Any], Mapping[str, Any], Path, bool], None]  # (settings, public, folder, resume)
 
 
-def run_recipe(plan: Plan, train: Train) -> dict[str, Any]:
-    """Run the open stages of a plan with `train`, one after the other; return the content of recipe.json."""
+def run_recipe(plan: Plan, train: Train, say: Callable[[str], None] = print) -> dict[str, Any]:
+    """Run the open stages of a plan with `train`, one after the other; return the content of recipe.json.
+
+    say: takes a line on each stage
+    """
     _refuse_another(plan)
     make_folder(plan.folder)
     for number, stage in enumerate(plan.stages, 1):
         write_json(plan.folder / FILE, told(plan))
         what = f": {stage.what}" if stage.what else ""
-        print(f"\nstage {number} of {len(plan.stages)}, {stage.name}{what}", flush=True)
+        say(f"\nstage {number} of {len(plan.stages)}, {stage.name}{what}")
         if status_of(stage.folder) == "done":
-            print(f"{stage.folder} is finished")
+            say(f"{stage.folder} is finished")
             continue
         try:
             train(stage.composed.config, stage.composed.public, make_folder(stage.folder), True)

@@ -10,6 +10,7 @@ from typing import Any
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
+from ablatio.api.session_parts import refuse_session_parts
 from ablatio.config.hydra_sources import register_with_hydra
 from ablatio.errors import ConfigError, SweepFailed, UserError
 from ablatio.registry.kinds import launchers
@@ -35,23 +36,12 @@ PASSING = ("retry", "join")  # of one command: they are not repeated when the st
 HYDRAS = "it runs jobs without a ledger, so nothing could be resumed; expected one of"
 
 
-def hydra_flags(arguments: list[str]) -> int:
-    """What Hydra itself answers: --cfg, --info, --hydra-help."""
-    import hydra
-    from hydra.core.global_hydra import GlobalHydra
+def multirun(overrides: Sequence[str], folder: Path | None = None, *, quiet: bool = False) -> Path:
+    """Plan the sweep, run what is not done, and return its folder; SweepFailed when some runs failed.
 
-    register_with_hydra()
-    GlobalHydra.instance().clear()
-    old, sys.argv = sys.argv, ["ablatio", *arguments]
-    try:
-        hydra.main(config_path=str(shipped("conf")), config_name="train", version_base="1.3")(lambda node: None)()
-    finally:
-        sys.argv = old
-    return 0
-
-
-def multirun(overrides: Sequence[str], folder: Path | None = None) -> int:
-    """Plan the sweep and run what is not done; exit code 3 when some runs failed.  folder: of a study to go on with."""
+    folder: of a study to go on with
+    quiet: print nothing, and do not spend seconds on an estimate that nobody sees
+    """
     # The sweeper computes next to nothing; without threads of torch's it can be forked, so imports are paid once.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     said = [_long(text) for text in overrides]
@@ -61,11 +51,13 @@ def multirun(overrides: Sequence[str], folder: Path | None = None) -> int:
     launcher_choice.check(said)
     plan = plan_sweep(said, folder)
     plan.study.overrides = [text for text in said if text.split("=")[0] not in PASSING]
+    refuse_session_parts(plan)
     folder = folder or _folder(plan)
-    return _through_hydra(plan, folder, _replaced(folder, plan))
+    _through_hydra(plan, folder, _replaced(folder, plan), quiet)
+    return folder
 
 
-def resume(folder: Path, overrides: Sequence[str]) -> int:
+def resume(folder: Path, overrides: Sequence[str], *, quiet: bool = False) -> Path:
     """Go on with the study in `folder`; only how it is executed can be changed."""
     allowed = (*KNOBS, HANG, *PASSING)
     for text in map(_long, overrides):
@@ -77,7 +69,7 @@ def resume(folder: Path, overrides: Sequence[str]) -> int:
             )
     given = {_long(text).split("=")[0] for text in overrides}
     kept = [text for text in Study.read(folder).overrides if text.split("=")[0] not in given]
-    return multirun([*kept, *overrides], folder)
+    return multirun([*kept, *overrides], folder, quiet=quiet)
 
 
 def _long(text: str) -> str:
@@ -115,7 +107,7 @@ def _replaced(folder: Path, plan: Plan) -> list[str]:
     return missing
 
 
-def _through_hydra(plan: Plan, folder: Path, replaced: Sequence[str]) -> int:
+def _through_hydra(plan: Plan, folder: Path, replaced: Sequence[str], quiet: bool) -> int:
     """Hydra composes its launcher, and calls our sweeper with it; the sweeper calls the task below."""
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
@@ -130,7 +122,8 @@ def _through_hydra(plan: Plan, folder: Path, replaced: Sequence[str]) -> int:
             hydra.multirun("train", task, list(plan.launcher), with_log_configuration=False)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError([launcher_choice.refused(plan.launcher, error)]) from None
-    return _execute(plan, folder, replaced, *task.chosen())
+    entry, knobs = task.chosen()
+    return _execute(plan, folder, replaced, entry, knobs, quiet)
 
 
 class _Task:
@@ -152,17 +145,20 @@ class _Task:
         return launchers[self.launcher.name], dict(self.launcher.knobs)
 
 
-def _execute(plan: Plan, folder: Path, replaced: Sequence[str], entry: PartSpec, knobs: dict[str, Any]) -> int:
+def _execute(
+    plan: Plan, folder: Path, replaced: Sequence[str], entry: PartSpec, knobs: dict[str, Any], quiet: bool = False
+) -> int:
     from rich.console import Console
 
     settings = plan.settings
     knobs |= {key: settings[key] for key in KNOBS if settings[key] is not None}
     launcher = launchers.build(entry.name, knobs, work=work)
-    (show_recipes if plan.study.stages else show)(plan, folder)
-    if replaced and not settings["join"]:
-        print(in_words(folder, replaced), flush=True)
-    print(f"{len(plan.jobs)} runs in {folder}", flush=True)
-    with LiveTable(Console()) as board:
+    if not quiet:
+        (show_recipes if plan.study.stages else show)(plan, folder)
+        if replaced and not settings["join"]:
+            print(in_words(folder, replaced), flush=True)
+        print(f"{len(plan.jobs)} runs in {folder}", flush=True)
+    with LiveTable(Console(quiet=quiet)) as board:
         engine = Engine(
             folder, plan.jobs, launcher,
             more=plan.more, study=plan.study, replaced=replaced, join=settings["join"], retry=settings["retry"],
@@ -171,11 +167,9 @@ def _execute(plan: Plan, folder: Path, replaced: Sequence[str], entry: PartSpec,
         results = engine.run()
     for number in engine.ledger.damaged:
         print(f"ablatio: line {number} of {folder / LEDGER} is damaged and was left out", file=sys.stderr)
-    if plan.study.stages:
-        show_results(results, plan.study.stages, folder)
-    else:
-        show_table(results, folder)
-    print(f"ablatio report {folder}  says what can be concluded from them", flush=True)
+    if not quiet:
+        show_results(results, plan.study.stages, folder) if plan.study.stages else show_table(results, folder)
+        print(f"ablatio report {folder}  says what can be concluded from them", flush=True)
     failed = [r for r in results if r.entry.state == "failed"]
     if failed:
         waiting = len(engine.jobs) - len(results)

@@ -1,0 +1,24 @@
+"""Tables as pandas frames; pandas is needed for these alone."""
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ablatio.errors import UserError
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+
+def frame(what: str, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> "DataFrame":
+    """One line a row; UserError with the command where pandas is missing.  what: the call that asked."""
+    try:
+        installed = importlib.util.find_spec("pandas") is not None
+    except ValueError:  # a module that stands in sys.modules as None
+        installed = False
+    if not installed:
+        missing = f"{what} is a pandas table, and pandas is not installed"
+        raise UserError(f"{missing}\n    try: pip install 'ablatio[notebook]'")
+    import pandas
+
+    return pandas.DataFrame([dict(row) for row in rows], columns=None if columns is None else list(columns))

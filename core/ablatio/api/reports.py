@@ -1,0 +1,38 @@
+"""The report of a study as files: what `ablatio report` and `StudyFolder.report` write."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ablatio.report.analysis.findings import Findings
+    from ablatio.report.statistics import Correction, Method
+
+
+def find_in(
+    folders: Sequence[Path],
+    metric: str | None = None,
+    baseline: str | None = None,
+    correction: "Correction" = "holm",
+    interval: "Method" = "t",
+) -> "Findings":
+    """What these folders say so far; several are one study.  UserError where they hold no runs."""
+    from ablatio.report.analysis.findings import find
+    from ablatio.report.read.table import read_table
+
+    return find(read_table(folders), metric, baseline, correction=correction, method=interval)
+
+
+def write_report(findings: "Findings", folders: Sequence[Path], out: Path | None = None) -> Path:
+    """Write report.html, report.md, results.csv and costs.csv; the folder, by default FOLDER/report."""
+    from ablatio.report.html.render import page_text
+    from ablatio.report.markdown import markdown_text
+    from ablatio.report.terminal import arm_table
+    from ablatio.storage.atomic_write import make_folder, write_text
+
+    out = make_folder(out or (folders[0] if len(folders) == 1 else Path()) / "report")
+    write_text(out / "results.csv", arm_table.results_csv(findings.table))
+    write_text(out / "costs.csv", arm_table.costs_csv(findings.table))
+    write_text(out / "report.md", markdown_text(findings))
+    write_text(out / "report.html", page_text(findings))
+    return out

@@ -1,0 +1,242 @@
+"""A run folder as an object: what stands in it, and its model."""
+
+import csv
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ablatio.api import adapter
+from ablatio.api.frames import frame
+from ablatio.api.session import computing
+from ablatio.errors import EnvironmentFault, UserError
+from ablatio.registry import kinds
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+    from ablatio.data.types import Tokenizer
+    from ablatio.model.language_model import LanguageModel
+    from ablatio.training.prepare import PreparedRun
+
+
+def open_run(folder: "str | Path", step: int | None = None) -> "RunFolder":
+    """The run in a folder that `ablatio.train` or the command line has written; UserError where there is none.
+
+        run = ablatio.open_run("runs/first")
+        run.summary["val/bpb"], run.generate("The people", tokens=40)
+
+    step  of the checkpoint whose weights are wanted; by default the newest
+    """
+    return RunFolder(Path(folder).expanduser(), step)
+
+
+class RunFolder:
+    """One run.  Its files are read when they are asked for, and its model is loaded once, on first use.
+
+    folder     where it lies
+    config     its whole config, resolved: nested dicts
+    summary    its results: status, scores before and after, steps, tokens, seconds, parameters; empty before its end
+    manifest   what it was made of: versions, hashes of code, parts and data, seeds, machine
+    metrics    what it logged, a pandas frame with one line per log or validation
+    model      the model with the weights of the checkpoint, an nn.Module in evaluation mode
+    tokenizer  encode(texts) and decode(ids)
+    """
+
+    def __init__(self, folder: Path, step: int | None = None) -> None:
+        self.folder = folder
+        self._step = step
+        self._loaded: tuple[PreparedRun, int] | None = None
+        self.config: dict[str, Any] = _config(folder)
+
+    def __repr__(self) -> str:
+        summary = self.summary
+        score = summary.get("score") or {}
+        told = [str(summary.get("status", "not finished"))]
+        if "steps" in summary:
+            told.append(f"{summary['steps']} of {self.config['train']['steps']} steps")
+        if isinstance(value := score.get("value"), int | float):
+            told.append(f"{score['name']} {value:.4f}")
+        return f"<ablatio run {self.folder}: {', '.join(told)}>"
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        return _object(self.folder / "summary.json")
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        return _object(self.folder / "manifest.json")
+
+    @property
+    def metrics(self) -> "DataFrame":
+        from ablatio.training.metrics_csv import numbers
+
+        path = self.folder / "metrics.csv"
+        try:
+            with path.open(newline="", encoding="utf-8") as file:
+                reader = csv.DictReader(file)
+                rows = [numbers(row) for row in reader]
+        except FileNotFoundError:
+            raise UserError(f"{self.folder} has logged nothing yet: it has no metrics.csv") from None
+        return frame("metrics", rows, reader.fieldnames)
+
+    @property
+    def step(self) -> int:
+        """The step of the checkpoint that `model` has its weights from."""
+        return self._run()[1]
+
+    @property
+    def model(self) -> "LanguageModel":
+        return self._run()[0].model
+
+    @property
+    def tokenizer(self) -> "Tokenizer":
+        return self._run()[0].tokenizer
+
+    def generate(
+        self,
+        prompt: str = "",
+        *,
+        tokens: int = 200,
+        temperature: float = 0.8,
+        top_k: int = 0,
+        top_p: float = 0.95,
+        seed: int = 1,
+        chat: bool = False,
+        system: str = "",
+    ) -> str:
+        """The prompt and what follows it; with `chat` the prompt is a question, and the answer comes back alone.
+
+        tokens       new ones at most
+        temperature  0 takes the likeliest token each time
+        top_k        only the k likeliest tokens; 0: all
+        top_p        only the likeliest tokens that together have this probability
+        seed         of the draws: the same call gives the same text
+        system       with `chat`: what the system says first
+        """
+        return self.generate_many(
+            [prompt], tokens=tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, chat=chat,
+            system=system,
+        )[0]  # fmt: skip
+
+    def generate_many(
+        self,
+        prompts: Sequence[str],
+        *,
+        tokens: int = 200,
+        temperature: float = 0.8,
+        top_k: int = 0,
+        top_p: float = 0.95,
+        seed: int = 1,
+        chat: bool = False,
+        system: str = "",
+    ) -> list[str]:
+        """As `generate`, for several prompts in one batch; the same prompt again draws another text."""
+        from ablatio.model.decoding.generate import Sampling, answer, complete
+
+        sampling = Sampling(temperature, top_k, top_p, seed)
+        run = self._run()[0]
+        with computing():
+            if not chat:
+                return complete(run.model, run.tokenizer, list(prompts), tokens, sampling)
+            from ablatio.api.chat import conversation, with_template_tokens
+
+            form = run.setup.template
+            questions = [conversation(system, prompt) for prompt in prompts]
+            tokenizer = with_template_tokens(run.tokenizer, form, self.folder)
+            return answer(run.model, tokenizer, form, questions, tokens, sampling)
+
+    def evaluate(
+        self,
+        length: int | None = None,
+        *,
+        tokens: int = 0,
+        objective: str | None = None,
+        quantization: str | None = None,
+    ) -> dict[str, Any]:
+        """The scores of `model`, as it is now, on held-out text.
+
+        length        tokens a row; by default that of training
+        tokens        how many to score at most; 0: the whole split
+        objective     score what this objective asks for; by default that of training
+        quantization  score a copy of the model that is quantized so: int8, int4; `cost` is what its loss rises by
+
+        Returns the length, the scores of the run's task (`loss` in nats per token, `bpb` in bits per byte, ...), the
+        standard error of the loss and the number of tokens.  Raises UserError where the model cannot read that length.
+        """
+        lengths = None if length is None else [length]
+        found = self.evaluate_lengths(lengths, tokens=tokens, objective=objective, quantization=quantization)[-1]
+        if "refused" in found:
+            raise UserError(f"length {found['length']} is refused: {found['refused']}")
+        return found
+
+    def evaluate_lengths(
+        self,
+        lengths: Sequence[int] | None = None,
+        *,
+        tokens: int = 0,
+        objective: str | None = None,
+        quantization: str | None = None,
+    ) -> list[dict[str, Any]]:
+        """As `evaluate`, for several lengths: a dict for each, then one for each that is quantized, then the refused.
+
+        A length that the model cannot read gives {"length": ..., "refused": why}.
+        """
+        with computing():
+            run = self._for_scores(fresh=bool(objective or quantization))
+            if objective:
+                run.ask(objective)
+            rows: list[dict[str, Any]] = []
+            refused: list[dict[str, Any]] = []
+            for length in lengths or [run.length]:
+                try:
+                    rows.append(_scores(run, length, tokens))
+                except UserError as error:
+                    refused.append({"length": length, "refused": str(error).split("\n")[0]})
+            if quantization:
+                kinds.quantizations.build(quantization).apply(run.model)
+                for row in list(rows):
+                    found = _scores(run, row["length"], tokens)
+                    cost = {"cost": found["loss"] - row["loss"]} if "loss" in row else {}
+                    rows.append(found | {"quantization": quantization} | cost)
+        return rows + refused
+
+    def _run(self) -> "tuple[PreparedRun, int]":
+        if self._loaded is None:
+            with computing():
+                scored = not adapter.needs_reference(self.config)  # that costs more, and the start may be gone
+                self._loaded = adapter.restored(self.folder, self._step, scored=scored)
+        return self._loaded
+
+    def _for_scores(self, *, fresh: bool) -> "PreparedRun":
+        """The run, ready to be scored; fresh: one that may be changed, with the weights that `model` has now."""
+        if not fresh and not adapter.needs_reference(self.config):
+            return self._run()[0]
+        run, _ = adapter.restored(self.folder, self._step, scored=True)
+        if self._loaded is not None:
+            run.model.load_state_dict(self._loaded[0].model.state_dict())
+        return run
+
+
+def _scores(run: "PreparedRun", length: int, tokens: int) -> dict[str, Any]:
+    names = kinds.tasks[run.config["task"]["name"]].facts["scores"]
+    found = run.score(run.task.validation(length, tokens))
+    return {"length": length} | {k: found[k] for k in (*names, "error", "tokens") if k in found}
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    from ablatio.training.run_folder import read_run
+
+    return read_run(folder)
+
+
+def _object(path: Path) -> dict[str, Any]:
+    """An object of a JSON file; empty where there is no file yet."""
+    try:
+        found: Any = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise EnvironmentFault(f"{path} cannot be read: {error}") from None
+    return found if isinstance(found, dict) else {}

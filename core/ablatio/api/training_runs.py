@@ -1,0 +1,148 @@
+"""One run: `ablatio.train`, and the continuation of a run that was interrupted."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ablatio.api import adapter
+from ablatio.api.run_folder import RunFolder
+from ablatio.api.session import composing, computing
+from ablatio.api.settings import value, without, words_of
+from ablatio.config import schema
+from ablatio.errors import ConfigError, UserError
+from ablatio.sweep.recipes import schema as recipes
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Callback
+    from rich.console import Console
+
+    from ablatio.sweep.recipes.plan import Plan
+
+
+def train(
+    *overrides: str,
+    name: str | None = None,
+    out: "str | Path | None" = None,
+    callbacks: "Sequence[Callback]" = (),
+    quiet: bool = False,
+) -> RunFolder:
+    """Train one model and return its run: `ablatio train` of the command line, with its settings and its numbers.
+
+        run = ablatio.train("norm=rmsnorm", "optimizer.lr=1e-3", "seed=1", name="first")
+
+    overrides  settings as on the command line, one a string
+    name, out  of the run folder, OUT/NAME; by default the time, in `runs`
+    callbacks  Lightning callbacks of your own; the run's manifest names their classes
+    quiet      print nothing
+
+    Raises ConfigError with everything that is wrong with the settings, Diverged when a loss is no longer finite, and
+    Preempted when the run was interrupted: then it has a checkpoint, and `ablatio.resume_run(folder)` goes on.
+    With recipe=NAME the stages follow one another, and the run of the last one comes back.
+    """
+    words = words_of("train", overrides, name, out)
+    console = console_for(quiet)
+    if (resumed := value(words, "resume")) is not None:
+        return resume_run(Path(resumed), *without(words, "resume"), callbacks=callbacks, quiet=quiet)
+    adapter.check_callbacks(callbacks)
+    if value(words, recipes.RECIPE) is not None:
+        with composing():
+            from ablatio.sweep.recipes.plan import plan_recipe
+
+            plan = plan_recipe(words)
+        return _run_recipe(plan, console, callbacks)
+    with composing():
+        composed = adapter.composed(words)
+    from ablatio.training.run_folder import new_folder
+
+    folder = new_folder(composed.config)
+    _train(composed.config, composed.public, folder, console, callbacks)
+    return RunFolder(folder)
+
+
+def resume_run(
+    folder: "str | Path", *overrides: str, callbacks: "Sequence[Callback]" = (), quiet: bool = False
+) -> RunFolder:
+    """Go on with an interrupted run from its last checkpoint, bit for bit: `ablatio resume RUN` of the command line.
+
+    overrides  `trainer.*` alone may be changed
+    callbacks  as for `train`; the manifest names those of the beginning
+    """
+    folder, words = Path(folder), words_of("resume_run", overrides)
+    console = console_for(quiet)
+    adapter.check_callbacks(callbacks)
+    if (folder / recipes.FILE).exists():
+        with composing():
+            from ablatio.sweep.recipes.run import resumed
+
+            plan = resumed(folder, words)
+        return _run_recipe(plan, console, callbacks)
+    with composing():
+        settings = _resumed_settings(folder, words)
+    if json.loads(_read(folder / "summary.json", "{}")).get("status") == "done":
+        console.print(f"{folder} is finished; nothing is left to do", highlight=False)
+    else:
+        public = json.loads(_read(folder / "config.json", "{}"))
+        _train(settings, public, folder, console, callbacks, resume=True)
+    return RunFolder(folder)
+
+
+def console_for(quiet: bool) -> "Console":
+    """Where a run says how it goes."""
+    from rich.console import Console
+
+    return Console(quiet=quiet)
+
+
+def _run_recipe(plan: "Plan", console: "Console", callbacks: "Sequence[Callback]") -> RunFolder:
+    """Stages one after the other; the same call goes on where it ended."""
+    from ablatio.sweep.recipes.run import run_recipe, show_table
+
+    def stage(settings: Mapping[str, Any], public: Mapping[str, Any], folder: Path, resume: bool) -> None:
+        _train(settings, public, folder, console, callbacks, resume=resume)
+
+    found = run_recipe(plan, stage, lambda line: console.out(line, highlight=False))
+    if not console.quiet:
+        show_table(found, plan.folder)
+    return RunFolder(plan.stages[-1].folder)
+
+
+def _train(
+    settings: Mapping[str, Any],
+    public: Mapping[str, Any],
+    folder: Path,
+    console: "Console",
+    callbacks: "Sequence[Callback]" = (),
+    resume: bool = False,
+) -> None:
+    from ablatio.training.run_summary import show_parts, show_result
+
+    show_parts(console, settings, folder)  # before the seconds that the import of torch takes
+    with computing():
+        summary = adapter.train_in(folder, settings, public, console, resume=resume, callbacks=callbacks)
+    show_result(console, summary, folder)
+
+
+def _resumed_settings(folder: Path, words: Sequence[str]) -> dict[str, Any]:
+    """The run's own config with what may be changed; UserError for a setting that makes its numbers."""
+    foreign = [text for text in words if not text.startswith("trainer.")]
+    if foreign:
+        raise UserError(
+            f"{foreign[0]} came with resume=: a resumed run keeps its settings, to equal an uninterrupted one\n"
+            f"    try: ablatio train resume={folder}"
+        )
+    from ablatio.training.run_folder import read_run
+
+    settings = read_run(folder)
+    for text in words:
+        key, _, given = text.removeprefix("trainer.").partition("=")
+        settings["trainer"][key] = {"true": True, "false": False, "null": None}.get(given, given)
+        if given.isdigit():
+            settings["trainer"][key] = int(given)
+    if problems := schema.check(settings):
+        raise ConfigError(problems)
+    return settings
+
+
+def _read(path: Path, default: str) -> str:
+    return path.read_text(encoding="utf-8") if path.exists() else default
