@@ -110,7 +110,7 @@ def is_part(parsed: Override) -> bool:
     """Whether it chooses an option that stands in the registry of a kind which every run has."""
     kind, name = parsed.key_or_group, parsed.value()
     return (
-        kind in run_config.NEEDED
+        kind in run_config.needed()
         and not REGISTRIES[kind].multiple
         and parsed.type is OverrideType.CHANGE
         and parsed.package is None

@@ -15,9 +15,9 @@ from types import MappingProxyType
 from typing import Any
 
 from ablatio.config import from_transformers, yaml_files
+from ablatio.config.schema import shaping
 from ablatio.errors import UserError
 
-SHAPING = ("norm", "placement", "activation", "mlp", "position", "attention", "block", "architecture", "objective")
 ORIGINS = ("scratch", "run", "hf")
 FILES = ("experiment", yaml_files.SWEEP)  # groups of files that may say which model a run begins with
 Coming = Mapping[str, Mapping[str, Any]]
@@ -121,7 +121,7 @@ def _of_run(folder: Path) -> dict[str, Any]:
 def _shaping(config: Mapping[str, Any]) -> dict[str, Any]:
     """What of a run's config makes its model."""
     model = {k: v for k, v in config["model"].items() if k not in ("start", "path")}
-    return {key: config[key] for key in (*SHAPING, "match") if key in config} | {"model": model}
+    return {key: config[key] for key in (*shaping(), "match") if key in config} | {"model": model}
 
 
 def _overrides(settings: Mapping[str, Any], given: Mapping[str, str]) -> Iterator[str]:

@@ -7,14 +7,12 @@ from typing import Annotated, Any, Literal
 
 from ablatio.config import rules as _own_rules  # noqa: F401  (registers them)
 from ablatio.errors import Problem, did_you_mean
-from ablatio.registry import kinds, renamed, rules
+from ablatio.registry import kinds as _kinds  # noqa: F401  (registers them)
+from ablatio.registry import renamed, rules
 from ablatio.registry.discovery import refuse_objects
 from ablatio.registry.knobs import Knob, NonNegative, OptionOf, Positive, Range, read_signature
-from ablatio.registry.registry import REGISTRIES, ContractError, PartSpec, Registry
+from ablatio.registry.registry import REGISTRIES, SCOPES, ContractError, PartSpec, Registry
 
-_KINDS = [part for part in vars(kinds).values() if isinstance(part, Registry)]
-NEEDED = tuple(r.kind for r in _KINDS if r.in_run and not r.optional)  # a kind that a plugin adds may be left out too
-LISTED = tuple(r.kind for r in _KINDS if r.in_run)  # in conf/train.yaml, some of them with none
 NAME_PATTERN = "letters, digits, `.`, `_` and `-`, at most 100, the first a letter or digit"
 
 
@@ -134,6 +132,33 @@ SECTIONS: dict[str, type] = {
     "model": Model, "data": Data, "train": Train, "roles": Roles, "seeds": Seeds, "trainer": Trainer,
 }  # fmt: skip
 SWEEP = "sweep"
+PLACES = ("out", "name", "trainer", SWEEP)  # sections that make no number: where a run lies, and its machine
+CHANCE = ("seed", "seeds")  # sections that make no arm: runs that differ in these alone repeat one another
+
+
+def listed() -> list[Registry[Any]]:
+    """The kinds that stand in the config of every new run, some of them with none, in the order of the config."""
+    return sorted((r for r in REGISTRIES.values() if r.listed), key=lambda r: SCOPES.index(r.scope))
+
+
+def needed() -> list[str]:
+    """The kinds of which a config always has one option."""
+    return [registry.kind for registry in listed() if not registry.optional]
+
+
+def usual_parts() -> dict[str, str]:
+    """The option of each kind that a new run has where it names none."""
+    return {r.kind: r.usual for r in listed() if isinstance(r.usual, str) and r.usual}
+
+
+def shaping() -> list[str]:
+    """The kinds that decide what a model is: its parts, their weights and scales."""
+    return [registry.kind for registry in REGISTRIES.values() if registry.shapes_model]
+
+
+def volatile() -> tuple[str, ...]:
+    """The sections and kinds of a config that make no number."""
+    return (*PLACES, *(registry.kind for registry in REGISTRIES.values() if registry.volatile))
 
 
 @functools.cache
@@ -276,7 +301,7 @@ def _top_level(config: Mapping[str, Any]) -> Iterator[Problem]:
     name = config.get("name")
     if isinstance(name, str) and not is_run_name(name):
         yield Problem("name", f"{name!r} cannot name a folder; expected {NAME_PATTERN}", "name=my-run")
-    for key in (*knobs, *SECTIONS, *NEEDED):
+    for key in (*knobs, *SECTIONS, *needed()):
         if key not in config and not (key in REGISTRIES and REGISTRIES[key].default):
             yield Problem(key, "is missing from the config")
 

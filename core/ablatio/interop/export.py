@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ablatio.config.schema import shaping
 from ablatio.data.chat import Template, sign_id
 from ablatio.data.types import Tokenizer
 from ablatio.errors import UserError
 from ablatio.interop.families import FAMILIES, family_of, incompatibilities
-from ablatio.interop.families.base import SHAPING as PARTS
 from ablatio.interop.families.base import Family
 from ablatio.model.build import ORIGIN
 from ablatio.model.language_model import LanguageModel
@@ -21,7 +21,6 @@ from ablatio.storage.safetensors_io import tensor_pieces
 
 OWN = "ablatio"
 END = "<|endoftext|>"
-SHAPING = (*PARTS, "init", "objective", "model", "match")  # init sets scales, an objective adds ids
 
 
 def export(
@@ -89,7 +88,7 @@ def own_config(config: Mapping[str, Any], model: LanguageModel, tokenizer: Token
         "bos_token_id": tokenizer.eos,
         "eos_token_id": tokenizer.eos,
         "pad_token_id": None,
-        "parts": {key: config[key] for key in SHAPING}
+        "parts": {key: config[key] for key in (*shaping(), "model", "match") if config.get(key) is not None}
         | {"model": {k: v for k, v in config["model"].items() if k not in ORIGIN}}
         | {"objective": _without_folders(config["objective"])},
     }

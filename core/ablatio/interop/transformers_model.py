@@ -27,7 +27,6 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from ablatio.config import schema as run_config
 from ablatio.config.from_transformers import CODE_KEYS, refuse_code
 from ablatio.errors import ConfigError, UserError
-from ablatio.interop.export import SHAPING
 from ablatio.model.build import build_model
 from ablatio.model.example import PADDING
 from ablatio.model.kv_cache import KVCache
@@ -154,8 +153,9 @@ def checked(parts: Mapping[str, Any]) -> dict[str, Any]:
     """The parts out of a config.json: plain values, known options, a combination that may be."""
     discovery.load()
     refuse_builders(parts, "parts")
-    given = run_config.defaults() | {key: parts[key] for key in SHAPING if key in parts}
-    others = {kind for kind in run_config.NEEDED if kind not in SHAPING}  # what trained it is of no concern here
+    shaping = (*run_config.shaping(), "model", "match")
+    given = run_config.defaults() | {key: parts[key] for key in shaping if key in parts}
+    others = {kind for kind in run_config.needed() if kind not in shaping}  # what trained it is of no concern here
     if problems := [p for p in run_config.check(given) if p.where not in others]:
         raise ConfigError(problems)
     return run_config.cast(given)

@@ -57,9 +57,8 @@ def load() -> None:
     sources = plugin_sources()
     catalogue = read(sources)
     for kind in catalogue.kinds:
-        with provided_by(Distribution(kind["dist"], kind["version"])):
-            if kind["kind"] not in REGISTRIES:
-                _registry_from(kind)
+        if kind["kind"] not in REGISTRIES:
+            Registry.from_json(kind)
     for data in catalogue.entries:
         entry = PartSpec.from_json(data)
         REGISTRIES[entry.kind].entries.setdefault(entry.name, entry)
@@ -82,24 +81,6 @@ def sources() -> list[PluginSource]:
     """The plugins that work."""
     load()
     return list(_sources)
-
-
-def _registry_from(kind: Mapping[str, Any]) -> None:
-    made = Registry[Any](
-        kind["kind"],
-        kind["doc"],
-        wiring=tuple(kind["wiring"]),
-        calls={tuple(form): facts for form, facts in kind["calls"]},
-        methods=tuple(kind["methods"]),
-        any_of=tuple(kind["any_of"]),
-        facts=kind["facts"],
-        multiple=kind["multiple"],
-        in_run=kind["in_run"],
-        default=kind["default"],
-        asks={method: tuple(words) for method, words in kind["asks"].items()},
-        optional=kind["optional"],
-    )
-    made.from_catalogue = True
 
 
 def scan_in_this_process() -> None:
@@ -134,28 +115,9 @@ def scan(found: list[PluginSource], leave_out: Mapping[str, str], progress: Path
             catalogue.failures.append(failure)
     for registry in REGISTRIES.values():
         catalogue.entries += [e.to_json() for e in registry.entries.values()]
-        catalogue.kinds.append(_kind_to_json(registry))
+        catalogue.kinds.append(registry.to_json())
     catalogue.rules += [r.to_json() for r in rules.RULES]
     return catalogue
-
-
-def _kind_to_json(registry: Registry[Any]) -> dict[str, Any]:
-    return {
-        "kind": registry.kind,
-        "doc": registry.doc,
-        "wiring": registry.wiring,
-        "calls": [[form, facts] for form, facts in registry.calls.items()],
-        "methods": registry.methods,
-        "any_of": registry.any_of,
-        "facts": registry.facts,
-        "multiple": registry.multiple,
-        "in_run": registry.in_run,
-        "default": registry.default,
-        "asks": registry.asks,
-        "optional": registry.optional,
-        "dist": registry.distribution.name,
-        "version": registry.distribution.version,
-    }
 
 
 def _import(source: PluginSource, conf_names: dict[str, Distribution]) -> str:

@@ -13,7 +13,6 @@ from ablatio.registry import renamed
 from ablatio.storage.checkpoints import make_folder
 
 CHECKPOINTS, TOKENIZER = "checkpoints", "tokenizer.json"
-VOLATILE = ("out", "name", "trainer", "sweep", "logger")  # sections and kinds that make no number
 
 
 def new_folder(config: Mapping[str, Any], name: str | None = None) -> Path:
@@ -35,9 +34,9 @@ def run_id(config: Mapping[str, Any]) -> str:
 
     So a setting that a later version adds leaves the names of older runs as they are.
     """
-    from ablatio.config.schema import changed
+    from ablatio.config.schema import changed, volatile
 
-    made = {k: v for k, v in changed(config).items() if k not in VOLATILE}
+    made = {k: v for k, v in changed(config).items() if k not in volatile()}
     return hashlib.sha256(json.dumps(renamed.first_names(made), sort_keys=True).encode()).hexdigest()[:16]
 
 

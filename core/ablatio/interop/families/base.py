@@ -12,7 +12,6 @@ from ablatio.model.build import ModelBuilder
 from ablatio.model.parameter_roles import SIBLING
 from ablatio.registry.registry import REGISTRIES
 
-SHAPING = ("norm", "placement", "activation", "mlp", "position", "attention", "block", "architecture")
 SIZES = (
     "d_model", "n_layers", "n_heads", "d_head", "d_ff", "vocab_size", "max_len", "tied", "bias", "dropout",
     "encoder_layers", "embedding_norm", "embedding_scale", "final_norm", "attention_scale", "logit_scale",
@@ -111,8 +110,13 @@ class Family:
         return self.config[kind].get(knob, default)
 
     def _parts(self) -> Iterator[str]:
-        for kind in SHAPING:
-            chosen = self.config[kind]
+        for registry in REGISTRIES.values():
+            kind, chosen = registry.kind, self.config.get(registry.kind)
+            if registry.scope != "model" or (kind not in self.parts and registry.is_default(chosen)):
+                continue
+            if kind not in self.parts:  # a kind that a plugin has added, and no class of theirs has
+                yield f"{kind}={chosen['name']} (it has none)"
+                continue
             if chosen["name"] not in self.parts[kind]:
                 yield f"{kind}={chosen['name']} (it has {' or '.join(self.parts[kind])})"
                 continue

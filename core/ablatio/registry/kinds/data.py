@@ -16,6 +16,8 @@ sources: Registry[Source] = Registry(
     "Where documents come from.",
     methods=("documents", "fingerprint"),
     any_of=("documents", "conversations", "feedback"),
+    scope="data",
+    usual="sotu",
 )
 
 tokenizers: Registry[Tokenizer] = Registry(
@@ -23,6 +25,8 @@ tokenizers: Registry[Tokenizer] = Registry(
     "How text becomes ids.",
     methods=("train", "encode", "decode", "token_bytes", "state", "restore"),
     facts={"trained": True},
+    scope="data",
+    usual="bpe",
 )
 
 templates: Registry[Template] = Registry(
@@ -31,4 +35,5 @@ templates: Registry[Template] = Registry(
     methods=("__call__",),
     facts={"signs": (), "end": ""},
     default="plain",
+    scope="data",
 )

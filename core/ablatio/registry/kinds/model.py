@@ -154,7 +154,12 @@ class Init(Protocol):
 
 
 norms: Registry[nn.Module] = Registry(
-    "norm", "Normalises the residual stream.", wiring=("d_model",), methods=("forward",)
+    "norm",
+    "Normalises the residual stream.",
+    wiring=("d_model",),
+    methods=("forward",),
+    scope="model",
+    usual="rmsnorm",
 )
 
 placements: Registry[Placement] = Registry(
@@ -170,6 +175,8 @@ placements: Registry[Placement] = Registry(
         "inner_norm": (),
         "batch_dependent": False,
     },
+    scope="model",
+    usual="pre",
 )
 
 activations: Registry[Activation] = Registry(
@@ -179,6 +186,8 @@ activations: Registry[Activation] = Registry(
     calls={("x",): {"gated": False}, ("gate", "up"): {"gated": True}},
     methods=("forward",),
     facts={"gated": False},
+    scope="model",
+    usual="swiglu",
 )
 
 mlps: Registry[nn.Module] = Registry(
@@ -187,6 +196,8 @@ mlps: Registry[nn.Module] = Registry(
     wiring=("d_model", "d_ff", "activation", "gated", "bias", "dropout", "layer", "n_layers", "inner_norm"),
     methods=("forward",),
     facts={"metrics": (), "batch_dependent": False},
+    scope="model",
+    usual="dense",
 )
 
 positions: Registry[Position] = Registry(
@@ -195,6 +206,8 @@ positions: Registry[Position] = Registry(
     wiring=("d_model", "d_head", "n_heads", "n_layers", "max_len", "causal"),
     any_of=("embed", "rotate", "bias", "score"),
     facts={"extends": True, "rotates_cached_keys": False},
+    scope="model",
+    usual="rope",
 )
 
 attentions: Registry[nn.Module] = Registry(
@@ -223,6 +236,8 @@ attentions: Registry[nn.Module] = Registry(
         "rotates_cached_keys": True,
         "metrics": (),
     },
+    scope="model",
+    usual="mha",
 )
 
 blocks: Registry[nn.Module] = Registry(
@@ -231,6 +246,8 @@ blocks: Registry[nn.Module] = Registry(
     wiring=("parts",),
     methods=("forward",),
     facts={"cross": False, "joint_sublayer": False},
+    scope="model",
+    usual="sequential",
 )
 
 architectures: Registry[LanguageModel] = Registry(
@@ -238,6 +255,8 @@ architectures: Registry[LanguageModel] = Registry(
     "Which stacks there are and what each token may see.",
     wiring=("builder",),
     facts={"mask": "causal", "accepts": ("next tokens",), "stacks": ("decoder",), "objective": "lm"},
+    scope="model",
+    usual="causal",
 )
 
 inits: Registry[Init] = Registry(
@@ -245,4 +264,7 @@ inits: Registry[Init] = Registry(
     "How the matrices start; vectors start as their part says.",
     calls={("weight", "info", "generator"): {}},
     methods=("__call__",),
+    scope="training",
+    shapes_model=True,
+    usual="gpt2",
 )

@@ -59,7 +59,8 @@ designs: Registry[Design] = Registry(
     methods=("count",),
     any_of=("arms", "more", "aliases"),
     facts={"intervals": False},
-    in_run=False,
+    scope="sweep",
+    usual="full",
 )
 
 launchers: Registry[Launcher] = Registry(
@@ -67,5 +68,6 @@ launchers: Registry[Launcher] = Registry(
     "Where the runs of a sweep are executed.",
     wiring=("work",),
     methods=("start", "submit", "poll", "cancel", "stop"),
-    in_run=False,
+    scope="sweep",
+    usual="pool",
 )

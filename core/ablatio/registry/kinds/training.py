@@ -184,6 +184,9 @@ objectives: Registry[Objective] = Registry(
     wiring=("vocab_size", "eos", "max_len"),
     methods=("__call__",),
     facts={"produces": "next tokens", "metrics": ()},
+    scope="training",
+    shapes_model=True,
+    usual="lm",
 )
 
 optimizers: Registry[torch.optim.Optimizer] = Registry(
@@ -191,6 +194,8 @@ optimizers: Registry[torch.optim.Optimizer] = Registry(
     "How gradients change the weights; groups of parameters come by role.",
     wiring=("groups",),
     facts={"decays": True, "entrywise": True},
+    scope="training",
+    usual="adamw",
 )
 
 checkpointings: Registry[Checkpointing] = Registry(
@@ -198,6 +203,7 @@ checkpointings: Registry[Checkpointing] = Registry(
     "Which activations are kept for the backward pass; the others are computed once more.",
     methods=("apply",),
     default="none",
+    scope="memory",
 )
 
 schedules: Registry[Schedule] = Registry(
@@ -206,6 +212,8 @@ schedules: Registry[Schedule] = Registry(
     calls={("step", "total"): {}, ("step", "total", "scores"): {"watches": True}},
     methods=("__call__",),
     facts={"watches": False},
+    scope="training",
+    usual="cosine",
 )
 
 stabilizers: Registry[Stabilizer] = Registry(
@@ -214,6 +222,8 @@ stabilizers: Registry[Stabilizer] = Registry(
     any_of=("before_step", "after_step", "attach", "averaged", "batch_rows"),
     facts={"metrics": (), "rewinds": False},
     multiple=True,
+    scope="training",
+    usual=("clip",),
 )
 
 tasks: Registry[Task] = Registry(
@@ -232,6 +242,7 @@ tasks: Registry[Task] = Registry(
         "copies": 0,
     },
     default="pretrain",
+    scope="task",
 )
 
 loggers: Registry[Logger] = Registry(
@@ -241,4 +252,6 @@ loggers: Registry[Logger] = Registry(
     methods=("start", "log", "finish"),
     facts={"record": False},
     multiple=True,
+    scope="output",
+    usual=("csv",),
 )
