@@ -2,7 +2,10 @@
 
 from typing import Any
 
+from torch import nn
+
 from ablatio.config.schema import shaping
+from ablatio.model.build import ModelBuilder
 from ablatio.registry.registry import REGISTRIES
 
 SIZES = {
@@ -34,3 +37,8 @@ def model_config(**options: Any) -> dict[str, Any]:
         knobs = {"name": chosen} if isinstance(chosen, str) else dict(chosen)
         config[kind] = {"name": knobs["name"], **REGISTRIES[kind][knobs["name"]].defaults} | knobs
     return config
+
+
+def head_norm(option: str, name: str, width: int) -> nn.Module:
+    """What ModelBuilder hands to an attention that is made by itself."""
+    return ModelBuilder(model_config(), 64).head_norm(option, name, width)

@@ -15,7 +15,8 @@ from ablatio.registry.registry import REGISTRIES, PartSpec
 from ablatio.testing.compatibility_table import paired_kinds
 
 RECORD = Path(__file__).parents[2] / "plugins" / "ablatio_std" / FILE
-OURS = [e for kind in (*paired_kinds(), "source", "tokenizer") for e in REGISTRIES[kind] if e.distribution.name == "ablatio"]
+KINDS = (*paired_kinds(), "source", "tokenizer")
+OURS = [e for kind in KINDS for e in REGISTRIES[kind] if e.distribution.name == "ablatio"]
 
 
 @pytest.mark.parametrize("entry", OURS, ids=lambda e: f"{e.kind}={e.name}")

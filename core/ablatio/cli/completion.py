@@ -112,6 +112,10 @@ def _values(key: str, before: list[str]) -> list[str]:
     if section in REGISTRIES:
         knobs = tuple(k for e in REGISTRIES[section] for k in e.knobs)
     for knob in knobs:
-        if knob.name == name and (knob.choices or knob.type == "bool"):
+        if knob.name != name:
+            continue
+        if knob.option_of in REGISTRIES:
+            return knob.named(REGISTRIES[knob.option_of].entries)
+        if knob.choices or knob.type == "bool":
             return [str(c) for c in knob.choices or ("true", "false")]
     return []

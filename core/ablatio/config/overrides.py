@@ -21,7 +21,8 @@ ADDED = ("experiment", run_config.SWEEP)
 def normal(override: str) -> str:
     """`experiment=x` means `+experiment=x`: these groups, and kinds without a usual option, stand in no config before.
 
-    All other kinds stand in it, if only as null: `+reward=x` means `reward=x`, and `reward=null` takes away what a file chose.
+    All other kinds stand in it, if only as null: `+reward=x` means `reward=x`, and `reward=null` takes away what a file
+    chose.
     """
     key, _, value = override.partition("=")
     if value == "null" and key in REGISTRIES and REGISTRIES[key].optional:

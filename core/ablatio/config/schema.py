@@ -339,9 +339,9 @@ def _knobs(where: str, node: Mapping[str, Any], knobs: tuple[Knob, ...]) -> Iter
 def value_problems(where: str, knob: Knob, value: Any) -> Iterator[Problem]:
     """What is wrong with one value; the fix is the knob's default."""
     if knob.option_of in REGISTRIES and isinstance(value, str):
-        options = REGISTRIES[knob.option_of].entries
+        options = knob.named(REGISTRIES[knob.option_of].entries)
         if value not in options:
-            yield unknown(where, value, list(options), prefix=f"{where}=")
+            yield unknown(where, value, options, prefix=f"{where}=")
             return
     if problem := knob.problem(value):
         default = (

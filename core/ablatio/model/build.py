@@ -8,11 +8,12 @@ import torch
 from torch import nn
 
 from ablatio.errors import UserError
+from ablatio.model.attached import PLACES, chosen_at, put_on
 from ablatio.model.language_model import LanguageModel
 from ablatio.model.parameter_roles import describe, named_generator, named_seed, seeded
 from ablatio.model.stack import Side
 from ablatio.registry import kinds
-from ablatio.registry.registry import Registry
+from ablatio.registry.registry import Place, Registry
 
 T = TypeVar("T")
 ORIGIN = ("start", "path")  # settings of the model that say where it comes from, not what it is
@@ -154,7 +155,9 @@ class ModelBuilder:
     def shared_prefix(self) -> bool:
         """Whether all parts take a text in two passes for what it is in one, in training too."""
         attention = self._facts(kinds.attentions)
-        whole = (self._facts(registry)["batch_dependent"] for registry in (kinds.mlps, kinds.placements))
+        attached = [r for place in PLACES for r in chosen_at(place, self.config)]
+        parts: list[Registry[Any]] = [kinds.mlps, kinds.placements, *attached]
+        whole = (self._facts(registry).get("batch_dependent", False) for registry in parts)
         return bool(attention["caches"] and attention["takes_segments"]) and not any(whole)
 
     @property
@@ -222,7 +225,7 @@ class ModelBuilder:
 
     def attention(self, layer: int, path: str, side: Side = "decoder") -> nn.Module:
         d = self.dims
-        return self._make(
+        made = self._make(
             kinds.attentions,
             path,
             d_model=d.d_model,
@@ -235,12 +238,14 @@ class ModelBuilder:
             layer=layer,
             scale=self.attention_scale,
             inner_norm=self._inner_norm(path, "attention"),
+            head_norm=lambda name, place, width: self.head_norm(name, f"{path}.{place}", width),
         )
+        return self.attach("sublayer", made, path, side, layer, "cross" if path.endswith("cross_attn") else "attention")
 
     def mlp(self, layer: int, path: str, side: Side = "decoder") -> nn.Module:
         d = self.dims
         activation = self._make(kinds.activations, f"{path}.activation", d_ff=self.d_ff)
-        return self._make(
+        made = self._make(
             kinds.mlps,
             path,
             d_model=d.d_model,
@@ -253,12 +258,23 @@ class ModelBuilder:
             n_layers=self.depth(side),
             inner_norm=self._inner_norm(path, "mlp"),
         )
+        return self.attach("sublayer", made, path, side, layer, "mlp")
 
     def _inner_norm(self, path: str, sublayer: Sublayer) -> Callable[[int], nn.Module] | None:
         """Makes the norm before a sublayer's last projection, if the placement wants one there."""
         if sublayer not in self._facts(kinds.placements)["inner_norm"]:
             return None
         return lambda width: self.norm(f"{path}.inner_norm", width)
+
+    def head_norm(self, name: str, path: str, width: int) -> nn.Module:
+        """The norm of queries, keys or values that an attention names: any option of the kind, with its defaults."""
+        own = getattr(kinds.norms.target(name), "for_heads", None)
+        with seeded(named_seed(self.seed, path)):
+            try:
+                return own(width) if own else kinds.norms.build(name, d_model=width)
+            except UserError as error:
+                what = f"norm={name} cannot stand at {path}, which is {width} wide: {str(error).splitlines()[0]}"
+                raise UserError(f"{what}\n    try: attention.qk_norm=none attention.v_norm=none") from None
 
     def layers(self, side: Side = "decoder") -> list[nn.Module]:
         """The layers of a stack, in order; some may share their weights."""
@@ -289,7 +305,23 @@ class ModelBuilder:
             norms=lambda around: self.norms(f"{path}.{next(names)}", around, layer),
             placement=lambda around: self.placement(layer, side, next(sublayers), around),
         )
-        return self._make(kinds.blocks, path, parts=parts)
+        return self.attach("layer", self._make(kinds.blocks, path, parts=parts), path, side, layer)
+
+    def attach(
+        self,
+        place: Place,
+        module: nn.Module,
+        path: str,
+        side: Side,
+        layer: int | None = None,
+        sublayer: Sublayer | Literal[""] = "",
+    ) -> nn.Module:
+        """The module at `path` with the parts on it whose kinds attach there (`Registry.attaches`)."""
+        where = {"layer": layer, "sublayer": sublayer, "side": side}
+        sizes = {"d_model": self.dims.d_model, "n_layers": self.depth(side), "max_len": self.dims.max_len}
+        for registry in chosen_at(place, self.config):
+            put_on(module, registry.kind, self._make(registry, f"{path}.{registry.kind}", **where, **sizes))
+        return module
 
     def _make(self, registry: Registry[T], path: str, **wiring: Any) -> T:
         choice = self.choice(registry.kind)

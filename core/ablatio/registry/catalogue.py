@@ -16,7 +16,7 @@ import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,11 @@ class PluginSource:
         """The folder of YAML options that this plugin brings, if any."""
         folder = self.folder
         return folder / "conf" if folder is not None and (folder / "conf").is_dir() else None
+
+
+def suites_of(sources: Iterable[PluginSource]) -> list[str]:
+    """The packages of contract suites that plugins bring: `<package>.suites`, for the kinds that they add."""
+    return [f"{s.module}.suites" for s in sources if s.folder is not None and (s.folder / "suites").is_dir()]
 
 
 def _find_spec(module: str) -> Any:

@@ -18,6 +18,7 @@ from ablatio.registry import renamed, rules
 from ablatio.registry.catalogue import LOAD_SECONDS, Catalogue, PluginSource, conf_files, plugin_sources, read
 from ablatio.registry.registry import (
     REGISTRIES,
+    SESSION,
     ContractError,
     Distribution,
     PartSpec,
@@ -61,7 +62,10 @@ def load() -> None:
             Registry.from_json(kind)
     for data in catalogue.entries:
         entry = PartSpec.from_json(data)
-        REGISTRIES[entry.kind].entries.setdefault(entry.name, entry)
+        known = REGISTRIES[entry.kind].entries
+        # A plugin that was imported before this by its own name registered its parts for nobody's distribution.
+        if (old := known.get(entry.name)) is None or (old.distribution == SESSION and _same_source(old, entry)):
+            known[entry.name] = entry
     for r in catalogue.rules:
         rules.rule(**r)
     _failures.extend(
@@ -69,6 +73,10 @@ def load() -> None:
     )
     bad = {(f.plugin, f.distribution) for f in _failures}
     _sources.extend(s for s in sources if (s.name, s.distribution) not in bad)
+
+
+def _same_source(first: PartSpec, second: PartSpec) -> bool:
+    return (first.module, first.qualname) == (second.module, second.qualname)
 
 
 def failures() -> list[Failure]:
@@ -138,11 +146,14 @@ def _import(source: PluginSource, conf_names: dict[str, Distribution]) -> str:
 
 
 def _modules(source: PluginSource) -> Iterator[str]:
-    """The module of an entry point and, of a package, all modules in it: a new part is a new file and no list."""
+    """The module of an entry point and, of a package, all modules in it: a new part is a new file and no list.
+
+    Not its contract suites: they need pytest, which a run does not have to have.
+    """
     yield source.module
     package = sys.modules.get(source.module)
     for info in pkgutil.walk_packages(getattr(package, "__path__", []), f"{source.module}."):
-        if ".conf" not in info.name and not info.name.endswith(".__main__"):
+        if not {"conf", "suites", "__main__"} & set(info.name.split(".")):
             yield info.name
 
 

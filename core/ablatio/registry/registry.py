@@ -141,7 +141,7 @@ class Registry(Generic[T]):
     usual    the option of a new run that names none; several names for a kind with `multiple`; by default `default`
     default  the option that a config without this kind means: runs from before there was the kind stay what they were
     optional a config may choose none: `reward=null`
-    attaches where ModelBuilder puts the parts of this kind, which are modules with `forward(x)`, (..., d_model) -> same:
+    attaches where ModelBuilder puts the parts of this kind, modules with `forward(x)`, (..., d_model) -> same:
              embedding  once per stack, on the embeddings, before the first layer
              sublayer   on the output of each attention and feed-forward part, before it is added to the residual stream
              layer      on the output of each layer

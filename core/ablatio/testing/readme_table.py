@@ -1,7 +1,5 @@
 """README's table of all options, made from the registries: `python -m ablatio.testing.readme_table` writes it."""
 
-from pathlib import Path
-
 from ablatio.config import schema, yaml_files
 from ablatio.registry.catalogue import OURS
 from ablatio.registry.discovery import load

@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 
 
 class Norm(Protocol):
-    """Normalises the last axis: (..., D) -> (..., D)."""
+    """Normalises the last axis: (..., D) -> (..., D).
+
+    for_heads(width)  optional, static: the module for queries, keys or values of a head (`attention.qk_norm`), where it
+                      is another than the part itself with its default knobs
+    """
 
     def forward(self, x: Tensor) -> Tensor: ...
 
@@ -224,6 +228,7 @@ attentions: Registry[nn.Module] = Registry(
         "layer",
         "scale",
         "inner_norm",
+        "head_norm",
     ),
     methods=("forward",),
     facts={

@@ -1,0 +1,40 @@
+"""Parts of kinds that attach to a place of the model (`Registry.attaches`): built by ModelBuilder, run by hooks.
+
+A part becomes a submodule of what it stands on, named like its kind, and works on that module's output.  So no class of
+the model has to know it, its weights are counted, initialized, tuned and stored like all others, and a model in which
+no such part was chosen has neither the submodule nor the hook.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, get_args
+
+from torch import Tensor, nn
+
+from ablatio.registry.registry import REGISTRIES, Place, Registry
+
+PLACES: tuple[Place, ...] = tuple(place for place in get_args(Place) if place)
+
+
+def chosen_at(place: Place, config: Mapping[str, Any]) -> list[Registry[Any]]:
+    """The kinds that attach at `place` and of which the config names an option that does something."""
+    return [
+        registry
+        for registry in REGISTRIES.values()
+        if registry.attaches == place and (node := config.get(registry.kind)) and node["name"] != registry.default
+    ]
+
+
+def put_on(module: nn.Module, kind: str, part: nn.Module) -> None:
+    """Make `part` the submodule `kind` of `module`, through which the output of `module` goes."""
+    if hasattr(module, kind):
+        raise ValueError(f"{type(module).__name__} has an attribute `{kind}` already; give the kind another name")
+    module.add_module(kind, part)
+    # The hook finds the part by its name, so that a copy of the module runs its own copy of the part.
+    module.register_forward_hook(partial(_through, kind))
+
+
+def _through(kind: str, module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+    part: nn.Module = getattr(module, kind)
+    changed: Tensor = part(output)
+    return changed
