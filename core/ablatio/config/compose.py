@@ -107,7 +107,8 @@ def plain(node: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         resolved: Any = OmegaConf.to_container(node, resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError([Problem("config", _first_lines(error))]) from None
-    return _merge_public(raw, resolved), resolved
+    resolved = run_config.without_unused(resolved)
+    return _merge_public({k: v for k, v in raw.items() if k in resolved}, resolved), resolved
 
 
 def _merge_public(raw: Any, resolved: Any) -> Any:

@@ -52,7 +52,8 @@ class Composer:
         if tree is None:
             return compose.compose_run(overrides)
         node, interpolated = tree
-        public, resolved = compose.plain(OmegaConf.create(node)) if interpolated else (node, node)
+        plain = (run_config.without_unused(node),) * 2
+        public, resolved = compose.plain(OmegaConf.create(node)) if interpolated else plain
         if problems := run_config.check(resolved):
             raise ConfigError(problems)
         return Composed(run_config.cast(resolved), public, list(overrides))

@@ -9,9 +9,10 @@ from ablatio.config import rules as _own_rules  # noqa: F401  (registers them)
 from ablatio.errors import Problem, did_you_mean
 from ablatio.registry import kinds as _kinds  # noqa: F401  (registers them)
 from ablatio.registry import renamed, rules
+from ablatio.registry.catalogue import OURS
 from ablatio.registry.discovery import refuse_objects
 from ablatio.registry.knobs import Knob, NonNegative, OptionOf, Positive, Range, read_signature
-from ablatio.registry.registry import REGISTRIES, SCOPES, ContractError, PartSpec, Registry
+from ablatio.registry.registry import REGISTRIES, SCOPES, SESSION, ContractError, Distribution, PartSpec, Registry
 
 NAME_PATTERN = "letters, digits, `.`, `_` and `-`, at most 100, the first a letter or digit"
 
@@ -238,6 +239,19 @@ def changed(config: Mapping[str, Any]) -> dict[str, Any]:
 
     said = {k: v for k, v in config.items() if not (k in REGISTRIES and _is_default(REGISTRIES[k], v))}
     return dict(beyond(_given_defaults(config), said))
+
+
+def without_unused(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config without the kinds of plugins that do nothing in it: it then is what it was before they came.
+
+    So a run that uses nothing of a plugin can be read where that plugin is not installed.
+    """
+
+    def unused(registry: Registry[Any]) -> bool:
+        foreign = registry.distribution not in (SESSION, Distribution(OURS, registry.distribution.version))
+        return foreign and _is_default(registry, config.get(registry.kind))
+
+    return {k: v for k, v in config.items() if not (k in REGISTRIES and unused(REGISTRIES[k]))}
 
 
 def _is_default(registry: Registry[Any], node: Any) -> bool:

@@ -15,6 +15,7 @@ from ablatio.interop.families import FAMILIES, family_of, incompatibilities
 from ablatio.interop.families.base import Family
 from ablatio.model.build import ORIGIN
 from ablatio.model.language_model import LanguageModel
+from ablatio.registry.kinds import architectures
 from ablatio.storage.atomic_write import write_pieces, write_text
 from ablatio.storage.checkpoints import make_folder, write_json
 from ablatio.storage.safetensors_io import tensor_pieces
@@ -71,7 +72,7 @@ def family_for(config: Mapping[str, Any], tokenizer: Tokenizer, kind: str | None
         found = known[kind](*arguments)
         if reasons := found.misfits():
             raise UserError(f"this model is no {kind}: {'; '.join(reasons)}\n    try: --as {OWN}")
-    if found is None and config["architecture"]["name"] == "encoder_decoder":
+    if found is None and len(architectures[config["architecture"]["name"]].facts["stacks"]) == 2:
         reasons = incompatibilities(config, tokenizer.vocab_size)["t5"]
         raise UserError(f"transformers has T5's encoder-decoder alone, and this is another one: {'; '.join(reasons)}")
     return found

@@ -168,7 +168,7 @@ def _scan(sources: list[PluginSource]) -> Catalogue:
         if not culprit or culprit in lost:
             raise EnvironmentFault(
                 f"the plugins cannot be read: the process that imports them {ending}\n"
-                f"    try: {Path(sys.executable).name} -c 'import ablatio_std, torch'"
+                f"    try: {sys.executable} -X faulthandler -c 'import torch'"
             )
         lost[culprit] = ending
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ablatio.config.words import key_of, value_of
+from ablatio.registry.kinds import designs
 
 if TYPE_CHECKING:
     from ablatio.config.compose_many import Composer
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 PLACES = ("out", "name")  # where a run lies is no part of it
 SEED = "seed"
 THREADS = "trainer.threads"
-ONE_ARM = ("design=full", "tune=null")  # a study's file may say how arms are chosen and tuned: that is done
+ONE_ARM = (f"design={designs.usual}", "tune=null")  # a study's file may say how arms are chosen and tuned: that is done
 _PLAIN = re.compile(r"[\w./+-]+")
 
 

@@ -83,4 +83,7 @@ def with_own_tokenizer(config: Mapping[str, Any], folder: Path) -> dict[str, Any
     """The config of the run in `folder` with the tokenizer that lies there: where that came from may be gone."""
     if not (folder / TOKENIZER).exists():  # written before runs kept theirs
         return dict(config)
-    return {**config, "tokenizer": {"name": "pretrained", "path": str(folder), "eos": None}}
+    from ablatio.config.inherit import folder_tokenizer
+
+    part = folder_tokenizer()
+    return {**config, "tokenizer": {"name": part.name, **part.defaults, "path": str(folder)}}

@@ -21,6 +21,8 @@ class PlackettBurman:
     round as well, which frees main effects from two-way interactions.
     """
 
+    screens = True
+
     def __init__(
         self, axes: Sequence[Any], *, runs: Annotated[int | None, Positive, "N"] = None, foldover: bool = False
     ):
@@ -60,6 +62,8 @@ class Fractional:
     interactions among one another; V: two-way interactions are free of one another.  `generators` says the products
     itself, a letter or product for each axis: "a b c abc".
     """
+
+    screens = True
 
     def __init__(
         self,
@@ -106,6 +110,8 @@ class Orthogonal:
 
     Source: Hedayat, Sloane and Stufken, Orthogonal Arrays, 1999.
     """
+
+    screens = True
 
     def __init__(self, axes: Sequence[Any]) -> None:
         self.axes = axes

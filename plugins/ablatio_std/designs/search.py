@@ -37,6 +37,7 @@ class Halving:
     end are the survivors.  Losses are compared at equal shares of the arms' own schedules.
     """
 
+    factors = False
     intervals = True
 
     def __init__(
@@ -74,6 +75,7 @@ class Tpe:
     `batch` trials are asked at a time and run side by side; optuna does the sampling.
     """
 
+    factors = False
     intervals = True
 
     def __init__(

@@ -93,7 +93,7 @@ class Fast:
         return made
 
 
-@tokenizers.register("pretrained", trained=False)
+@tokenizers.register("pretrained", trained=False, reads_folder=True)
 def pretrained(
     *,
     path: Annotated[str, "folder of a run, or one with tokenizer.json as transformers writes it"] = "",

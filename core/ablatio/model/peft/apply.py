@@ -12,6 +12,7 @@ from ablatio.model.language_model import LanguageModel
 from ablatio.model.parameter_roles import Rate
 from ablatio.registry import kinds
 from ablatio.registry.kinds import Peft
+from ablatio.registry.registry import Registry
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +43,18 @@ class AppliedPeft:
 
 def is_tuned(config: Mapping[str, Any]) -> bool:
     """Whether the weights of such a run are more than those of its model."""
-    return any((config.get(kind) or {}).get("name", "none") != "none" for kind in ("quantization", "peft"))
+    return any(_choice(config, registry).name != registry.default for registry in (kinds.quantizations, kinds.pefts))
 
 
 def tune(model: nn.Module, config: Mapping[str, Any], seed: int) -> AppliedPeft:
     """Apply the config's quantization and peft to a model that holds its base weights."""
-    quantization, peft = (PartChoice.of(config.get(kind) or {"name": "none"}) for kind in ("quantization", "peft"))
+    quantization, peft = _choice(config, kinds.quantizations), _choice(config, kinds.pefts)
     kinds.quantizations.build(quantization.name, quantization.knobs).apply(model)
     return apply_peft(model, kinds.pefts.build(peft.name, peft.knobs), seed)
+
+
+def _choice(config: Mapping[str, Any], registry: Registry[Any]) -> PartChoice:
+    return PartChoice.of(config.get(registry.kind) or {"name": registry.default})
 
 
 def apply_peft(model: nn.Module, part: Peft, seed: int) -> AppliedPeft:

@@ -24,7 +24,7 @@ tokenizers: Registry[Tokenizer] = Registry(
     "tokenizer",
     "How text becomes ids.",
     methods=("train", "encode", "decode", "token_bytes", "state", "restore"),
-    facts={"trained": True},
+    facts={"trained": True, "reads_folder": False},  # reads_folder: its knob `path` is a run or a model
     scope="data",
     usual="bpe",
 )

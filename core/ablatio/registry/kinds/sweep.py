@@ -18,12 +18,18 @@ class Design(Protocol):
     baseline  wiring: the arm that others are compared with; the first value of each axis where none was named
     count     how many arms there are at most: asked before any is made
     intervals  whether an axis may be an interval
+    factors   True if settings vary together, so that the effect of each can be told
+    screens   True if its arms are made to be added up, not to be compared with one another
+    single_changes  True if each arm differs from the baseline in one setting
 
     Any of these: arms(), all of them; more(told), for a search: what it asks for next (search_space), a function of
     what it was told alone; aliases(), sentences: which effects the arms cannot tell apart.
     """
 
     intervals: ClassVar[bool]
+    factors: ClassVar[bool]
+    screens: ClassVar[bool]
+    single_changes: ClassVar[bool]
 
     def count(self) -> int: ...
 
@@ -58,7 +64,7 @@ designs: Registry[Design] = Registry(
     wiring=("axes", "baseline"),
     methods=("count",),
     any_of=("arms", "more", "aliases"),
-    facts={"intervals": False},
+    facts={"intervals": False, "factors": True, "screens": False, "single_changes": False},
     scope="sweep",
     usual="full",
 )

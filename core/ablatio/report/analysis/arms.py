@@ -12,7 +12,7 @@ from ablatio.report.escape import visible
 from ablatio.report.read.run import RATE, Run
 from ablatio.report.read.table import Table
 from ablatio.report.rerun_command import of_arm
-from ablatio.sweep.study import label_of
+from ablatio.sweep.study import design_facts, label_of
 
 LOSS = "val/loss"
 HIGHER = ("accuracy", "reward", "win_rate", "score", "margin", "match")  # how names of scores end where more is better
@@ -70,7 +70,7 @@ def arms_of(table: Table, metric: str, baseline: str | None = None) -> list[Arm]
             grouped.setdefault(label_of(run.arm), []).append(run)
     arms = [Arm(label, label, runs[0].arm, runs) for label, runs in grouped.items()]
     _mark(arms, table, baseline)
-    _name(arms, str(table.study.design.get("name", "")))
+    _name(arms, bool(design_facts(table.study)["single_changes"]))
     _fill(arms, table, metric)
     return arms
 
@@ -141,10 +141,11 @@ def _mark(arms: Sequence[Arm], table: Table, asked: str | None) -> None:
     (exact or found)[0].baseline = True
 
 
-def _name(arms: Sequence[Arm], design: str) -> None:
+def _name(arms: Sequence[Arm], single_changes: bool) -> None:
     """`swiglu`, `layernorm rope`: values alone where they say it; `n_layers=4`, `norm=none`: with it where not.
 
-    Where one at a time varies, what differs from the baseline; the whole label if two arms would be named alike.
+    Where an arm changes a single setting, what differs from the baseline; the whole label if two arms would be
+    named alike.
     """
     seen = {
         k: {a.settings[k] for a in arms if k in a.settings} for k in dict.fromkeys(k for a in arms for k in a.settings)
@@ -153,7 +154,7 @@ def _name(arms: Sequence[Arm], design: str) -> None:
     base = next((a for a in arms if a.baseline), None)
     for arm in arms:
         told = {k: v for k, v in arm.settings.items() if k in varies} or dict(arm.settings)
-        if base is not None and design == "one_at_a_time":
+        if base is not None and single_changes:
             told = {k: v for k, v in told.items() if base.settings.get(k) != v} or told
         arm.name = " ".join(_said(k, v, seen, len(varies) == 1) for k, v in told.items()) or arm.label
     names = [a.name for a in arms]

@@ -28,18 +28,12 @@ from ablatio.report.statistics import (
     noise,
     smallest_difference,
 )
-from ablatio.sweep.study import Study
+from ablatio.sweep.study import Study, design_facts
 
 UNITS = {"loss": "nats", "bpb": "bits/byte"}  # what a score is counted in, by how its name ends
 CORRECTIONS = {"holm": "Holm", "dunnett": "Dunnett", "bh": "Benjamini-Hochberg", "none": ""}
 LANGUAGES: tuple[Language, ...] = ("en", "zh")
 
-SCREENING = (
-    "plackett_burman",
-    "fractional",
-    "orthogonal",
-)  # designs that ask for effects: no arm of them is of interest by itself
-NO_FACTORS = ("one_at_a_time", "paired", "halving", "tpe", "runs")  # designs in which settings do not vary together
 ALL_PAIRS = 8  # arms; more than these have too many pairs for a page or a correction
 
 
@@ -84,7 +78,7 @@ class Findings:
 
     @property
     def screening(self) -> bool:
-        return self.table.study.design.get("name") in SCREENING
+        return bool(design_facts(self.table.study)["screens"])
 
     @property
     def question(self) -> str:
@@ -161,7 +155,7 @@ def find(
     against = base.name if base and base.name in scored else None
     factors = _factors(table, metric)
     comparison = None
-    if factors and table.study.design.get("name") in SCREENING:
+    if factors and design_facts(table.study)["screens"]:
         pass  # the arms are there to be added up, not to be compared
     elif scored and (against or len(scored) <= ALL_PAIRS):
         if correction == "dunnett" and against is None:
@@ -229,7 +223,7 @@ def _factors(table: Table, metric: str) -> Factors | None:
     runs = [r for r in table.counted if metric in r.scores]
     keys = dict.fromkeys(k for r in runs for k in r.arm)
     axes = [k for k in keys if len({r.arm.get(k) for r in runs}) > 1]
-    if len(axes) < 2 or table.several_data or table.study.design.get("name") in NO_FACTORS:
+    if len(axes) < 2 or table.several_data or not design_facts(table.study)["factors"]:
         return None
     try:
         fit = effects([r.arm for r in runs], [r.seed for r in runs], [r.scores[metric] for r in runs])
