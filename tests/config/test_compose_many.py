@@ -11,7 +11,7 @@ from ablatio.config.compose import compose_run
 from ablatio.config.compose_many import Composer
 from ablatio.config.hydra_sources import groups, register_with_hydra
 from ablatio.config.inherit import in_files
-from ablatio.config.schema import needed
+from ablatio.config.kind_lists import needed
 from ablatio.config.yaml_files import SWEEP, options_of
 from ablatio.errors import ConfigError, UserError
 from ablatio.registry.registry import REGISTRIES

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ablatio.config.schema import shaping
+from ablatio.config.kind_lists import shaping
 from ablatio.model.activation_checkpointing import Recomputed
 from ablatio.model.build import PartChoice, build_model
 from ablatio.model.context import Record

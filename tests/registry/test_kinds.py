@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 import ablatio
-from ablatio.config import schema
+from ablatio.config import kind_lists
 from ablatio.config.hydra_sources import main_config
 from ablatio.registry.registry import REGISTRIES, ContractError, Registry
 from ablatio.testing import readme_table
@@ -27,10 +27,10 @@ def kinds() -> Any:
 def test_the_lists_of_our_kinds() -> None:
     """Written out once more, so that a change of what a kind is cannot pass unseen: these decide ids and exports."""
     assert [r.kind for r in REGISTRIES.values() if r.scope == "model"] == MODEL
-    assert schema.shaping() == [*MODEL, "init", "objective"]
+    assert kind_lists.shaping() == [*MODEL, "init", "objective"]
     assert paired_kinds() == (*MODEL, "init", "objective", "optimizer", "schedule", "stabilizer")
-    assert schema.volatile() == ("out", "name", "trainer", "sweep", "logger")
-    assert {r.kind for r in schema.listed()} - set(schema.needed()) == {"alignment", "reward"}
+    assert kind_lists.volatile() == ("out", "name", "trainer", "sweep", "logger")
+    assert {r.kind for r in kind_lists.listed()} - set(kind_lists.needed()) == {"alignment", "reward"}
     assert [r.kind for r in REGISTRIES.values() if not r.in_run] == ["design", "launcher"]
 
 
@@ -67,8 +67,8 @@ def test_a_registry_goes_through_json(kinds: Any) -> None:
 def test_a_kind_of_a_plugin_stands_in_every_list(kinds: Any) -> None:
     Registry[Any]("gate", "for tests", scope="model", optional=True, attaches="layer", methods=("forward",))
     Registry[Any]("sink", "for tests", scope="output", multiple=True)
-    assert "gate" in schema.shaping() and "gate" in paired_kinds() and "sink" in schema.volatile()
-    assert {"gate", "sink"} <= {r.kind for r in schema.listed()} and "gate" not in schema.needed()
+    assert "gate" in kind_lists.shaping() and "gate" in paired_kinds() and "sink" in kind_lists.volatile()
+    assert {"gate", "sink"} <= {r.kind for r in kind_lists.listed()} and "gate" not in kind_lists.needed()
 
 
 @pytest.mark.parametrize(

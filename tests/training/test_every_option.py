@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from helpers.runs import TINY, ablatio, summary
 
-from ablatio.config.schema import usual_parts
+from ablatio.config.kind_lists import usual_parts
 from ablatio.registry.registry import REGISTRIES
 from ablatio.testing import tiny_models
 from ablatio.testing.compatibility_table import paired_kinds
@@ -20,11 +20,7 @@ OPTIONS = [(kind, entry.name) for kind in paired_kinds() for entry in REGISTRIES
 def beside(kind: str, name: str) -> list[str]:
     """What rules ask for beside an option: other options than the default ones."""
     config = tiny_models.config(REGISTRIES[kind].entries[name])
-    others = [
-        f"{k}={config[k]['name']}"
-        for k, v in usual_parts().items()
-        if config[k]["name"] != v and k != kind
-    ]
+    others = [f"{k}={config[k]['name']}" for k, v in usual_parts().items() if config[k]["name"] != v and k != kind]
     return [*others, f"data.document_mask={str(config['data']['document_mask']).lower()}"]
 
 

@@ -4,7 +4,7 @@
 """
 
 from ablatio.cli.commands import COMMANDS, parser
-from ablatio.config import presets, schema, yaml_files
+from ablatio.config import kind_lists, presets, schema, yaml_files
 from ablatio.registry import discovery
 from ablatio.registry.registry import REGISTRIES
 
@@ -76,7 +76,7 @@ def _settings(last: str, before: list[str]) -> list[str]:
     if equals:
         head = f"{key}=" + (f"{value.rpartition(',')[0]}," if "," in value else "")
         return [head + v for v in _values(key, before)]
-    chosen = schema.usual_parts() | {w.split("=")[0]: w.split("=")[1] for w in before if w.count("=") == 1}
+    chosen = kind_lists.usual_parts() | {w.split("=")[0]: w.split("=")[1] for w in before if w.count("=") == 1}
     top = [f"{k.name}=" for k in schema.section_knobs(schema.Run)] + ["-m", "resume=", "--help", "--cfg"]
     if "." not in last:
         return [

@@ -10,7 +10,7 @@ from hydra.plugins.config_source import ConfigLoadError, ConfigResult, ConfigSou
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import OmegaConf
 
-from ablatio.config import presets, yaml_files
+from ablatio.config import kind_lists, presets, yaml_files
 from ablatio.config import schema as run_config
 from ablatio.config.hydra_launchers import LauncherSource
 from ablatio.registry import discovery
@@ -108,7 +108,7 @@ def main_config() -> dict[str, Any]:
     import yaml
 
     data: dict[str, Any] = yaml.safe_load((shipped("conf") / f"{MAIN}.yaml").read_text(encoding="utf-8"))
-    kinds = run_config.listed()
+    kinds = kind_lists.listed()
     single = [yaml_files.SIZE, *(r.kind for r in kinds if not (r.multiple or r.optional))]
     generated: dict[str, list[dict[str, Any]]] = {
         "kinds": [{r.kind: [*r.usual] if r.multiple else r.usual or None} for r in kinds],

@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ablatio.config import from_transformers, yaml_files
-from ablatio.config.schema import shaping
+from ablatio.config.kind_lists import shaping
 from ablatio.errors import UserError
 from ablatio.registry.registry import REGISTRIES, PartSpec
 

@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from ablatio.config import rules as _own_rules  # noqa: F401  (registers them)
+from ablatio.config.kind_lists import is_default, needed
 from ablatio.errors import Problem, did_you_mean
-from ablatio.registry import kinds as _kinds  # noqa: F401  (registers them)
 from ablatio.registry import renamed, rules
-from ablatio.registry.catalogue import OURS
 from ablatio.registry.discovery import refuse_objects
 from ablatio.registry.knobs import Knob, NonNegative, OptionOf, Positive, Range, read_signature
-from ablatio.registry.registry import REGISTRIES, SCOPES, SESSION, ContractError, Distribution, PartSpec, Registry
+from ablatio.registry.registry import REGISTRIES, ContractError, PartSpec, Registry
 
 NAME_PATTERN = "letters, digits, `.`, `_` and `-`, at most 100, the first a letter or digit"
 
@@ -133,33 +132,6 @@ SECTIONS: dict[str, type] = {
     "model": Model, "data": Data, "train": Train, "roles": Roles, "seeds": Seeds, "trainer": Trainer,
 }  # fmt: skip
 SWEEP = "sweep"
-PLACES = ("out", "name", "trainer", SWEEP)  # sections that make no number: where a run lies, and its machine
-CHANCE = ("seed", "seeds")  # sections that make no arm: runs that differ in these alone repeat one another
-
-
-def listed() -> list[Registry[Any]]:
-    """The kinds that stand in the config of every new run, some of them with none, in the order of the config."""
-    return sorted((r for r in REGISTRIES.values() if r.listed), key=lambda r: SCOPES.index(r.scope))
-
-
-def needed() -> list[str]:
-    """The kinds of which a config always has one option."""
-    return [registry.kind for registry in listed() if not registry.optional]
-
-
-def usual_parts() -> dict[str, str]:
-    """The option of each kind that a new run has where it names none."""
-    return {r.kind: r.usual for r in listed() if isinstance(r.usual, str) and r.usual}
-
-
-def shaping() -> list[str]:
-    """The kinds that decide what a model is: its parts, their weights and scales."""
-    return [registry.kind for registry in REGISTRIES.values() if registry.shapes_model]
-
-
-def volatile() -> tuple[str, ...]:
-    """The sections and kinds of a config that make no number."""
-    return (*PLACES, *(registry.kind for registry in REGISTRIES.values() if registry.volatile))
 
 
 @functools.cache
@@ -237,25 +209,8 @@ def changed(config: Mapping[str, Any]) -> dict[str, Any]:
         known = base if isinstance(base, Mapping) else {}
         return {k: beyond(known.get(k), v) for k, v in given.items() if k not in known or _plain(known[k]) != _plain(v)}
 
-    said = {k: v for k, v in config.items() if not (k in REGISTRIES and _is_default(REGISTRIES[k], v))}
+    said = {k: v for k, v in config.items() if not (k in REGISTRIES and is_default(REGISTRIES[k], v))}
     return dict(beyond(_given_defaults(config), said))
-
-
-def without_unused(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config without the kinds of plugins that do nothing in it: it then is what it was before they came.
-
-    So a run that uses nothing of a plugin can be read where that plugin is not installed.
-    """
-
-    def unused(registry: Registry[Any]) -> bool:
-        foreign = registry.distribution not in (SESSION, Distribution(OURS, registry.distribution.version))
-        return foreign and _is_default(registry, config.get(registry.kind))
-
-    return {k: v for k, v in config.items() if not (k in REGISTRIES and unused(REGISTRIES[k]))}
-
-
-def _is_default(registry: Registry[Any], node: Any) -> bool:
-    return not registry.multiple and (node is None or isinstance(node, Mapping)) and registry.is_default(node)
 
 
 def _plain(value: Any) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ablatio.config.schema import shaping
+from ablatio.config.kind_lists import shaping
 from ablatio.data.chat import Template, sign_id
 from ablatio.data.types import Tokenizer
 from ablatio.errors import UserError

@@ -24,6 +24,7 @@ from transformers import (
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from ablatio.config import kind_lists
 from ablatio.config import schema as run_config
 from ablatio.config.from_transformers import CODE_KEYS, refuse_code
 from ablatio.errors import ConfigError, UserError
@@ -153,9 +154,9 @@ def checked(parts: Mapping[str, Any]) -> dict[str, Any]:
     """The parts out of a config.json: plain values, known options, a combination that may be."""
     discovery.load()
     refuse_builders(parts, "parts")
-    shaping = (*run_config.shaping(), "model", "match")
+    shaping = (*kind_lists.shaping(), "model", "match")
     given = run_config.defaults() | {key: parts[key] for key in shaping if key in parts}
-    others = {kind for kind in run_config.needed() if kind not in shaping}  # what trained it is of no concern here
+    others = {kind for kind in kind_lists.needed() if kind not in shaping}  # what trained it is of no concern here
     if problems := [p for p in run_config.check(given) if p.where not in others]:
         raise ConfigError(problems)
     return run_config.cast(given)

@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 from torch import Tensor, nn
 
-from ablatio.registry.registry import REGISTRIES, Place, Registry
+from ablatio.registry.registry import REGISTRIES, ContractError, Place, Registry
 
 PLACES: tuple[Place, ...] = tuple(place for place in get_args(Place) if place)
 
@@ -28,7 +28,7 @@ def chosen_at(place: Place, config: Mapping[str, Any]) -> list[Registry[Any]]:
 def put_on(module: nn.Module, kind: str, part: nn.Module) -> None:
     """Make `part` the submodule `kind` of `module`, through which the output of `module` goes."""
     if hasattr(module, kind):
-        raise ValueError(f"{type(module).__name__} has an attribute `{kind}` already; give the kind another name")
+        raise ContractError(f"{type(module).__name__} has an attribute `{kind}` already; give the kind another name")
     module.add_module(kind, part)
     # The hook finds the part by its name, so that a copy of the module runs its own copy of the part.
     module.register_forward_hook(partial(_through, kind))

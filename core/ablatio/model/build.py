@@ -9,6 +9,8 @@ from torch import nn
 
 from ablatio.errors import UserError
 from ablatio.model.attached import PLACES, chosen_at, put_on
+from ablatio.model.dims import ModelDims as ModelDims
+from ablatio.model.dims import matched_width as matched_width
 from ablatio.model.language_model import LanguageModel
 from ablatio.model.parameter_roles import describe, named_generator, named_seed, seeded
 from ablatio.model.stack import Side
@@ -30,60 +32,6 @@ class PartChoice:
     @classmethod
     def of(cls, node: Mapping[str, Any]) -> "PartChoice":
         return cls(node["name"], {k: v for k, v in node.items() if k != "name"})
-
-
-@dataclass(frozen=True, slots=True)
-class ModelDims:
-    """The sizes of a model.
-
-    Of the n_layers of a stack distinct_layers have weights, and the others are these again: in a cycle (looped, as the
-    Universal Transformer, arXiv:1807.03819) or each several times in a run (as ALBERT's groups, arXiv:1909.11942).
-    Parameters are counted once, FLOPs as often as a layer is passed.
-
-    Left open, d_head is d_model / n_heads, d_ff 4 d_model, encoder_layers n_layers, attention_scale d_head^-1/2 and
-    logit_scale 1 (or what the init asks for); embedding_norm and final_norm stand where the placement wants them.
-    """
-
-    d_model: int
-    n_layers: int
-    n_heads: int
-    max_len: int
-    vocab_size: int
-    d_head: int | None = None
-    d_ff: int | None = None
-    tied: bool = True
-    bias: bool = False
-    dropout: float = 0.0
-    encoder_layers: int | None = None
-    distinct_layers: int | None = None
-    sharing: Literal["cycle", "runs"] = "cycle"
-    embedding_norm: bool | None = None
-    embedding_scale: float = 1.0
-    final_norm: bool | None = None
-    attention_scale: float | None = None
-    logit_scale: float | None = None
-
-    @property
-    def head_width(self) -> int:
-        return self.d_head or self.d_model // self.n_heads
-
-    @property
-    def inner_width(self) -> int:
-        return self.d_ff or 4 * self.d_model
-
-
-def matched_width(d_model: int, d_ff: int, bias: bool) -> int:
-    """The d_ff of a gated MLP with the parameters of a plain one: 3 d f' (+ biases) = 2 d f (+ biases).
-
-    Of the widths within 1 % the one that divides by the largest power of two up to 8: matrix products like it.
-    """
-    plain = 2 * d_model * d_ff + (d_ff + d_model if bias else 0)
-    exact = (plain - (d_model if bias else 0)) / (3 * d_model + (2 if bias else 0))
-    for step in (8, 4, 2, 1):
-        width = max(step, round(exact / step) * step)
-        if abs(width - exact) <= 0.01 * exact:
-            return width
-    return max(1, round(exact))
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,10 +219,11 @@ class ModelBuilder:
         own = getattr(kinds.norms.target(name), "for_heads", None)
         with seeded(named_seed(self.seed, path)):
             try:
-                return own(width) if own else kinds.norms.build(name, d_model=width)
+                made: nn.Module = own(width) if own else kinds.norms.build(name, d_model=width)
             except UserError as error:
                 what = f"norm={name} cannot stand at {path}, which is {width} wide: {str(error).splitlines()[0]}"
                 raise UserError(f"{what}\n    try: attention.qk_norm=none attention.v_norm=none") from None
+        return made
 
     def layers(self, side: Side = "decoder") -> list[nn.Module]:
         """The layers of a stack, in order; some may share their weights."""

@@ -6,8 +6,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Generic, Literal, TypeVar, get_args
 
 from ablatio.errors import (
@@ -15,10 +14,13 @@ from ablatio.errors import (
     did_you_mean,
 )
 from ablatio.registry import renamed
-from ablatio.registry.knobs import (
-    Knob,
-    read_signature,
-)
+from ablatio.registry.knobs import read_signature
+from ablatio.registry.part_spec import SESSION as SESSION
+from ablatio.registry.part_spec import ContractError as ContractError
+from ablatio.registry.part_spec import Distribution as Distribution
+from ablatio.registry.part_spec import PartSpec as PartSpec
+from ablatio.registry.part_spec import current_distribution as current_distribution
+from ablatio.registry.part_spec import provided_by as provided_by
 from ablatio.registry.source_digest import source_digest
 
 T = TypeVar("T")
@@ -28,87 +30,6 @@ Scope = Literal["task", "model", "training", "tuning", "memory", "data", "feedba
 SCOPES: tuple[Scope, ...] = get_args(Scope)  # in the order in which a config lists the kinds
 Place = Literal["", "embedding", "sublayer", "layer", "hidden"]
 ATTACHED_WIRING = ("d_model", "n_layers", "layer", "sublayer", "side", "max_len")
-
-
-class ContractError(TypeError):
-    """A part does not keep the contract of its kind, or takes a name that is taken."""
-
-
-@dataclass(frozen=True, slots=True)
-class Distribution:
-    """The distribution that a part comes from."""
-
-    name: str
-    version: str
-
-    def __str__(self) -> str:
-        return f"{self.name} {self.version}"
-
-
-SESSION = Distribution("this session", "")
-_distribution: ContextVar[Distribution] = ContextVar("distribution", default=SESSION)
-
-
-@contextmanager
-def provided_by(distribution: Distribution) -> Iterator[None]:
-    """Everything registered inside belongs to `distribution`."""
-    token = _distribution.set(distribution)
-    try:
-        yield
-    finally:
-        _distribution.reset(token)
-
-
-def current_distribution() -> Distribution:
-    return _distribution.get()
-
-
-@dataclass(frozen=True, slots=True)
-class PartSpec:
-    """All that is known of a part without importing it."""
-
-    kind: str
-    name: str
-    module: str
-    qualname: str
-    distribution: Distribution
-    wiring: tuple[str, ...]
-    knobs: tuple[Knob, ...]
-    facts: Mapping[str, Any]
-    doc: str = ""
-    paper: str = ""
-    digest: str = ""
-
-    @property
-    def summary(self) -> str:
-        return self.doc.strip().split("\n")[0].strip()
-
-    @property
-    def defaults(self) -> dict[str, Any]:
-        return {k.name: list(k.default) if isinstance(k.default, tuple) else k.default for k in self.knobs}
-
-    def knob(self, name: str) -> Knob | None:
-        return next((k for k in self.knobs if k.name == name), None)
-
-    def to_json(self) -> dict[str, Any]:
-        plain = {f: getattr(self, f) for f in ("kind", "name", "module", "qualname", "doc", "paper", "digest")}
-        return plain | {
-            "dist": self.distribution.name,
-            "version": self.distribution.version,
-            "wiring": list(self.wiring),
-            "knobs": [k.to_json() for k in self.knobs],
-            "facts": dict(self.facts),
-        }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> "PartSpec":
-        plain = {f: data[f] for f in ("kind", "name", "module", "qualname", "doc", "paper", "digest", "facts")}
-        return cls(
-            distribution=Distribution(data["dist"], data["version"]),
-            wiring=tuple(data["wiring"]),
-            knobs=tuple(Knob.from_json(k) for k in data["knobs"]),
-            **plain,
-        )
 
 
 class Registry(Generic[T]):

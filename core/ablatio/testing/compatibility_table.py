@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ablatio.config import kind_lists
 from ablatio.config import schema as run_config
 from ablatio.errors import Problem
 from ablatio.model.build import PartChoice, build_model
@@ -48,7 +49,7 @@ def config_of(*parts: PartSpec) -> dict[str, Any]:
     """The small config with these parts; what else a rule forbids beside them is changed as it proposes."""
     made = run_config.defaults()
     made["model"] |= SIZES
-    for kind, name in run_config.usual_parts().items():
+    for kind, name in kind_lists.usual_parts().items():
         made[kind] = {"name": name, **REGISTRIES[kind][name].defaults}
     for part in parts:
         many = REGISTRIES[part.kind].multiple

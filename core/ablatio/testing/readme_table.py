@@ -1,6 +1,6 @@
 """README's table of all options, made from the registries: `python -m ablatio.testing.readme_table` writes it."""
 
-from ablatio.config import schema, yaml_files
+from ablatio.config import kind_lists, yaml_files
 from ablatio.registry.catalogue import OURS
 from ablatio.registry.discovery import load
 from ablatio.registry.registry import REGISTRIES
@@ -13,7 +13,7 @@ BEGIN, END = "<!-- options: made by `python -m ablatio.testing.readme_table` -->
 def table() -> str:
     """One row for each kind in the order in which a run lists them, those of sweeps behind; the presets last."""
     load()
-    kinds = [*schema.listed(), *(r for r in REGISTRIES.values() if not r.in_run)]
+    kinds = [*kind_lists.listed(), *(r for r in REGISTRIES.values() if not r.in_run)]
     rows = {r.kind: [e.name for e in r if e.distribution.name == OURS] for r in kinds}
     rows[yaml_files.PRESET] = [f.name for f in yaml_files.options_of(yaml_files.PRESET).values() if _is_ours(f)]
     lines = (f"| `{kind}=` | {' '.join(names)} |" for kind, names in rows.items() if names)

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ablatio.config import kind_lists
 from ablatio.config import schema as run_config
 from ablatio.errors import UserError
 from ablatio.model.build import build_model
@@ -27,7 +28,7 @@ def config(entry: PartSpec | None = None, knobs: Mapping[str, Any] | None = None
     """
     made = run_config.defaults()
     made["model"] |= SIZES | sizes
-    for kind, name in run_config.usual_parts().items():
+    for kind, name in kind_lists.usual_parts().items():
         made[kind] = {"name": name, **REGISTRIES[kind][name].defaults}
     if entry is not None:
         values = given(entry) | dict(knobs or {})
@@ -57,7 +58,7 @@ def fitted(made: dict[str, Any], keep: Collection[str]) -> dict[str, Any]:
     made = mended(made, keep)
     if not broken_rules(made):
         return made
-    for kind in run_config.usual_parts():
+    for kind in kind_lists.usual_parts():
         for other in REGISTRIES[kind] if kind not in keep else ():
             changed = mended(made | {kind: {"name": other.name, **other.defaults}}, {*keep, kind})
             if not broken_rules(changed):

@@ -34,7 +34,8 @@ def run_id(config: Mapping[str, Any]) -> str:
 
     So a setting that a later version adds leaves the names of older runs as they are.
     """
-    from ablatio.config.schema import changed, volatile
+    from ablatio.config.kind_lists import volatile
+    from ablatio.config.schema import changed
 
     made = {k: v for k, v in changed(config).items() if k not in volatile()}
     return hashlib.sha256(json.dumps(renamed.first_names(made), sort_keys=True).encode()).hexdigest()[:16]

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ablatio.config.schema import CHANCE, volatile
+from ablatio.config.kind_lists import CHANCE, volatile
 from ablatio.report.read.run import Run, object_in, read_folder
 from ablatio.report.rerun_command import of_config
 from ablatio.sweep.study import Job
