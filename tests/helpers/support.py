@@ -34,6 +34,8 @@ def model_config(**options: Any) -> dict[str, Any]:
         raise TypeError(f"model_config does not know {sorted(unknown)}")
     for kind in shaping():
         chosen = options.get(kind, REGISTRIES[kind].usual)
+        if not chosen:  # a kind of which a config may have none
+            continue
         knobs = {"name": chosen} if isinstance(chosen, str) else dict(chosen)
         config[kind] = {"name": knobs["name"], **REGISTRIES[kind][knobs["name"]].defaults} | knobs
     return config

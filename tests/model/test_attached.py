@@ -85,7 +85,7 @@ def test_it_costs_nothing_where_it_is_not_chosen(place: str) -> None:
 def test_its_weights_are_initialized_by_their_own_names(place: str) -> None:
     one, two = (build_model(config(**parts), 64, seed=1) for parts in ({}, {"norm": "layernorm"}))
     weights = [[m.mix.weight for m in model.modules() if isinstance(m, Scale)] for model in (one, two)]
-    assert all(map(torch.equal, *weights)) and weights[0][0].std() == pytest.approx(0.02, rel=0.1)
+    assert all(map(torch.equal, *weights)) and float(weights[0][0].detach().std()) == pytest.approx(0.02, rel=0.1)
     if len(weights[0]) > 1:
         assert not torch.equal(weights[0][0], weights[0][1])
 
@@ -116,8 +116,10 @@ def test_shared_layers_share_it(place: str) -> None:
 def test_a_name_that_the_module_has_is_refused() -> None:
     before = dict(REGISTRIES)
     try:
-        taken: Registry[Any] = Registry("layers", "x", scope="model", attaches="hidden", optional=True)
-        taken.register("scale")(nn.Identity)
+        taken: Registry[Any] = Registry(
+            "layers", "x", wiring=("d_model", "layer", "sublayer"), scope="model", attaches="hidden", optional=True
+        )
+        taken.register("scale")(Scale)
         with pytest.raises(ContractError, match="Stack has an attribute `layers` already"):
             ModelBuilder(model_config() | {"layers": {"name": "scale"}}, 64).model()
     finally:

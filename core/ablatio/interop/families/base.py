@@ -111,11 +111,12 @@ class Family:
 
     def _parts(self) -> Iterator[str]:
         for registry in REGISTRIES.values():
-            kind, chosen = registry.kind, self.config.get(registry.kind)
-            if registry.scope != "model" or (kind not in self.parts and registry.is_default(chosen)):
+            kind: str = registry.kind
+            chosen: Mapping[str, Any] | None = self.config.get(kind)
+            if chosen is None or not (registry.scope == "model" or registry.attaches):
                 continue
             if kind not in self.parts:  # a kind that a plugin has added, and no class of theirs has
-                yield f"{kind}={chosen['name']} (it has none)"
+                yield from () if chosen["name"] == registry.default else (f"{kind}={chosen['name']} (it has none)",)
                 continue
             if chosen["name"] not in self.parts[kind]:
                 yield f"{kind}={chosen['name']} (it has {' or '.join(self.parts[kind])})"
