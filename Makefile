@@ -46,6 +46,7 @@ bench: setup
 
 docs: setup
 	$(BIN)/python -m ablatio.testing.compatibility_table > docs/compatibility.md
+	$(BIN)/python -m ablatio.testing.readme_table
 
 oracles: setup
 	$(BIN)/pytest -m oracle --ablatio-record plugins/ablatio_std/oracles.json
