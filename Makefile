@@ -62,6 +62,7 @@ bench: setup
 # Writes the site to site/; the generated pages are made first, and a warning is an error (mkdocs.yml).
 docs: setup
 	$(BIN)/python -m ablatio.testing.compatibility_table > docs/compatibility.md
+	$(BIN)/python -m ablatio.testing.readme_table
 	$(BIN)/python -m ablatio.testing.reference docs/plugins --contracts
 	$(BIN)/python -m ablatio.testing.reference docs/reference
 	$(BIN)/python docs/tools/pictures.py

@@ -10,33 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ablatio.registry import discovery as _plugins
 from ablatio.registry import registry as _registry
-from ablatio.registry.kinds import (
-    activations,
-    alignments,
-    architectures,
-    attentions,
-    blocks,
-    checkpointings,
-    designs,
-    inits,
-    launchers,
-    loggers,
-    mlps,
-    norms,
-    objectives,
-    optimizers,
-    pefts,
-    placements,
-    positions,
-    quantizations,
-    rewards,
-    schedules,
-    sources,
-    stabilizers,
-    tasks,
-    templates,
-    tokenizers,
-)
+from ablatio.registry.kinds import *  # noqa: F403  (every registry: norms, positions, ...)
 from ablatio.registry.knobs import Fraction, NonNegative, OptionOf, Positive, Range
 from ablatio.registry.rules import rule
 
@@ -44,39 +18,8 @@ __version__ = "0.1.0"
 
 _registry.on_first_lookup(_plugins.load)
 
-__all__ = [
-    "Fraction",
-    "NonNegative",
-    "OptionOf",
-    "Positive",
-    "Range",
-    "activations",
-    "alignments",
-    "architectures",
-    "attentions",
-    "blocks",
-    "checkpointings",
-    "designs",
-    "inits",
-    "launchers",
-    "loggers",
-    "mlps",
-    "norms",
-    "objectives",
-    "optimizers",
-    "pefts",
-    "placements",
-    "positions",
-    "quantizations",
-    "rewards",
-    "rule",
-    "schedules",
-    "sources",
-    "stabilizers",
-    "tasks",
-    "templates",
-    "tokenizers",
-]
+__all__ = ["Fraction", "NonNegative", "OptionOf", "Positive", "Range", "rule"]
+__all__ += sorted(name for name, value in list(vars().items()) if isinstance(value, _registry.Registry))
 
 # The Python API and the errors: imported on first use, for `import ablatio` needs neither torch nor Hydra.
 if TYPE_CHECKING:

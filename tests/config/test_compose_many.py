@@ -11,7 +11,7 @@ from ablatio.config.compose import compose_run
 from ablatio.config.compose_many import Composer
 from ablatio.config.hydra_sources import groups, register_with_hydra
 from ablatio.config.inherit import in_files
-from ablatio.config.schema import NEEDED
+from ablatio.config.kind_lists import needed
 from ablatio.config.yaml_files import SWEEP, options_of
 from ablatio.errors import ConfigError, UserError
 from ablatio.registry.registry import REGISTRIES
@@ -29,7 +29,7 @@ VALUES = (
 
 def some_arm(chance: random.Random) -> list[str]:
     """Options of some kinds, perhaps a preset, a size and a study, and values: good, bad and interpolated ones."""
-    arm = [f"{k}={chance.choice(GROUPS[k])}" for k in NEEDED if not REGISTRIES[k].multiple and chance.random() < 0.2]
+    arm = [f"{k}={chance.choice(GROUPS[k])}" for k in needed() if not REGISTRIES[k].multiple and chance.random() < 0.2]
     for group in ("preset", "size", "+sweep"):
         arm += [f"{group}={chance.choice(GROUPS[group.lstrip('+')])}"] if chance.random() < 0.3 else []
     if chance.random() < 0.2:

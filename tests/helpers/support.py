@@ -2,20 +2,12 @@
 
 from typing import Any
 
+from torch import nn
+
+from ablatio.config.kind_lists import shaping
+from ablatio.model.build import ModelBuilder
 from ablatio.registry.registry import REGISTRIES
 
-PARTS = {
-    "norm": "rmsnorm",
-    "placement": "pre",
-    "activation": "swiglu",
-    "mlp": "dense",
-    "position": "rope",
-    "attention": "mha",
-    "block": "sequential",
-    "architecture": "causal",
-    "init": "gpt2",
-    "objective": "lm",
-}
 SIZES = {
     "d_model": 32,
     "n_layers": 2,
@@ -38,10 +30,17 @@ def model_config(**options: Any) -> dict[str, Any]:
     """
     config: dict[str, Any] = {"match": options.pop("match", "params")}
     config["model"] = SIZES | {k: v for k, v in options.items() if k in SIZES}
-    if unknown := options.keys() - SIZES.keys() - PARTS.keys():
+    if unknown := options.keys() - SIZES.keys() - set(shaping()):
         raise TypeError(f"model_config does not know {sorted(unknown)}")
-    for kind, default in PARTS.items():
-        chosen = options.get(kind, default)
+    for kind in shaping():
+        chosen = options.get(kind, REGISTRIES[kind].usual)
+        if not chosen:  # a kind of which a config may have none
+            continue
         knobs = {"name": chosen} if isinstance(chosen, str) else dict(chosen)
         config[kind] = {"name": knobs["name"], **REGISTRIES[kind][knobs["name"]].defaults} | knobs
     return config
+
+
+def head_norm(option: str, name: str, width: int) -> nn.Module:
+    """What ModelBuilder hands to an attention that is made by itself."""
+    return ModelBuilder(model_config(), 64).head_norm(option, name, width)

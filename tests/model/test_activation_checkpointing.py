@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ablatio.config.kind_lists import shaping
 from ablatio.model.activation_checkpointing import Recomputed
 from ablatio.model.build import PartChoice, build_model
 from ablatio.model.context import Record
@@ -18,7 +19,7 @@ from ablatio.registry import kinds
 from ablatio.registry.registry import REGISTRIES
 from ablatio.testing import tiny_models
 
-KINDS = ("norm", "placement", "activation", "mlp", "position", "attention", "block", "architecture", "objective")
+KINDS = shaping()
 B, T, D = 4, 24, 32
 
 

@@ -12,10 +12,11 @@ from ablatio.cli import list as list_command
 from ablatio.cli import show as show_command
 from ablatio.registry.oracles import FILE, checked_against
 from ablatio.registry.registry import REGISTRIES, PartSpec
-from ablatio.testing.compatibility_table import KINDS
+from ablatio.testing.compatibility_table import paired_kinds
 
 RECORD = Path(__file__).parents[2] / "plugins" / "ablatio_std" / FILE
-OURS = [e for kind in (*KINDS, "source", "tokenizer") for e in REGISTRIES[kind] if e.distribution.name == "ablatio"]
+KINDS = (*paired_kinds(), "source", "tokenizer")
+OURS = [e for kind in KINDS for e in REGISTRIES[kind] if e.distribution.name == "ablatio"]
 
 
 @pytest.mark.parametrize("entry", OURS, ids=lambda e: f"{e.kind}={e.name}")

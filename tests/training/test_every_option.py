@@ -6,24 +6,21 @@ from pathlib import Path
 import pytest
 from helpers.runs import TINY, ablatio, summary
 
+from ablatio.config.kind_lists import usual_parts
 from ablatio.registry.registry import REGISTRIES
 from ablatio.testing import tiny_models
-from ablatio.testing.compatibility_table import KINDS
+from ablatio.testing.compatibility_table import paired_kinds
 
 ELSEWHERE = ("answers", "distillation")  # ask for data, or for another run, that stand in tests of their own
 QKV_NORM = ["attention.qk_norm=rmsnorm", "attention.v_norm=rmsnorm"]
 NEEDS = {"placement=hybrid": QKV_NORM, "placement=hybrid_star": QKV_NORM}  # knobs that a rule asks for
-OPTIONS = [(kind, entry.name) for kind in KINDS for entry in REGISTRIES[kind] if entry.name not in ELSEWHERE]
+OPTIONS = [(kind, entry.name) for kind in paired_kinds() for entry in REGISTRIES[kind] if entry.name not in ELSEWHERE]
 
 
 def beside(kind: str, name: str) -> list[str]:
     """What rules ask for beside an option: other options than the default ones."""
     config = tiny_models.config(REGISTRIES[kind].entries[name])
-    others = [
-        f"{k}={config[k]['name']}"
-        for k, v in tiny_models.default_parts().items()
-        if config[k]["name"] != v and k != kind
-    ]
+    others = [f"{k}={config[k]['name']}" for k, v in usual_parts().items() if config[k]["name"] != v and k != kind]
     return [*others, f"data.document_mask={str(config['data']['document_mask']).lower()}"]
 
 

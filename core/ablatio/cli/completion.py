@@ -4,7 +4,7 @@
 """
 
 from ablatio.cli.commands import COMMANDS, parser
-from ablatio.config import presets, schema, yaml_files
+from ablatio.config import kind_lists, presets, schema, yaml_files
 from ablatio.registry import discovery
 from ablatio.registry.registry import REGISTRIES
 
@@ -76,7 +76,7 @@ def _settings(last: str, before: list[str]) -> list[str]:
     if equals:
         head = f"{key}=" + (f"{value.rpartition(',')[0]}," if "," in value else "")
         return [head + v for v in _values(key, before)]
-    chosen = _defaults() | {w.split("=")[0]: w.split("=")[1] for w in before if w.count("=") == 1}
+    chosen = kind_lists.usual_parts() | {w.split("=")[0]: w.split("=")[1] for w in before if w.count("=") == 1}
     top = [f"{k.name}=" for k in schema.section_knobs(schema.Run)] + ["-m", "resume=", "--help", "--cfg"]
     if "." not in last:
         return [
@@ -112,15 +112,10 @@ def _values(key: str, before: list[str]) -> list[str]:
     if section in REGISTRIES:
         knobs = tuple(k for e in REGISTRIES[section] for k in e.knobs)
     for knob in knobs:
-        if knob.name == name and (knob.choices or knob.type == "bool"):
+        if knob.name != name:
+            continue
+        if knob.option_of in REGISTRIES:
+            return knob.named(REGISTRIES[knob.option_of].entries)
+        if knob.choices or knob.type == "bool":
             return [str(c) for c in knob.choices or ("true", "false")]
     return []
-
-
-def _defaults() -> dict[str, str]:
-    """The options that conf/train.yaml chooses, read without a YAML library."""
-    from ablatio.storage.paths import shipped
-
-    lines = (shipped("conf") / "train.yaml").read_text(encoding="utf-8").splitlines()
-    pairs = [line.strip("- ").split(":", 1) for line in lines if line.startswith("  - ") and ":" in line]
-    return {k.strip(): v.strip(" []") for k, v in pairs}

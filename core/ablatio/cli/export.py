@@ -59,9 +59,10 @@ def _adapter(run: "PreparedRun", folder: Path, kind: str | None) -> None:
     from ablatio.model.peft.adapter_files import save_adapter
     from ablatio.model.peft.merge import bare_base
     from ablatio.model.quantized import dequantize
+    from ablatio.registry.kinds import pefts
 
     choice = run.config["peft"]
-    if choice["name"] == "none":
+    if choice["name"] == pefts.default:
         raise UserError("this run has no adapter: all of its weights were trained\n    try: --to DIR alone")
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty; nothing is written over\n    try: --adapter another folder")

@@ -14,6 +14,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from ablatio.config import kind_lists
 from ablatio.config import schema as run_config
 from ablatio.config.hydra_sources import groups, register_with_hydra
 from ablatio.config.inherit import Coming, inherited
@@ -107,7 +108,8 @@ def plain(node: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         resolved: Any = OmegaConf.to_container(node, resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError([Problem("config", _first_lines(error))]) from None
-    return _merge_public(raw, resolved), resolved
+    resolved = kind_lists.without_unused(resolved)
+    return _merge_public({k: v for k, v in raw.items() if k in resolved}, resolved), resolved
 
 
 def _merge_public(raw: Any, resolved: Any) -> Any:

@@ -14,7 +14,7 @@ from typing import Any
 from hydra.core.override_parser.types import Override, OverrideType
 from omegaconf import OmegaConf
 
-from ablatio.config import compose, presets, yaml_files
+from ablatio.config import compose, kind_lists, presets, yaml_files
 from ablatio.config import schema as run_config
 from ablatio.config.compose import Composed
 from ablatio.config.grammar import parse
@@ -52,7 +52,8 @@ class Composer:
         if tree is None:
             return compose.compose_run(overrides)
         node, interpolated = tree
-        public, resolved = compose.plain(OmegaConf.create(node)) if interpolated else (node, node)
+        slim = kind_lists.without_unused(node)
+        public, resolved = compose.plain(OmegaConf.create(node)) if interpolated else (slim, slim)
         if problems := run_config.check(resolved):
             raise ConfigError(problems)
         return Composed(run_config.cast(resolved), public, list(overrides))
@@ -110,7 +111,7 @@ def is_part(parsed: Override) -> bool:
     """Whether it chooses an option that stands in the registry of a kind which every run has."""
     kind, name = parsed.key_or_group, parsed.value()
     return (
-        kind in run_config.NEEDED
+        kind in kind_lists.needed()
         and not REGISTRIES[kind].multiple
         and parsed.type is OverrideType.CHANGE
         and parsed.package is None

@@ -10,19 +10,24 @@ from hydra.plugins.config_source import ConfigLoadError, ConfigResult, ConfigSou
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import OmegaConf
 
-from ablatio.config import presets, yaml_files
+from ablatio.config import kind_lists, presets, yaml_files
 from ablatio.config import schema as run_config
 from ablatio.config.hydra_launchers import LauncherSource
 from ablatio.registry import discovery
 from ablatio.registry.registry import REGISTRIES
+from ablatio.storage.paths import shipped
 
 BASE = "settings"
 OPEN = "__open__"  # an option without knobs: config.compose_many leaves the kinds that arms choose open with it
-VALUES = "preset_values"  # what the preset sets beside the options that are chosen: see conf/train.yaml
+VALUES = "preset_values"  # what the preset sets beside the options that are chosen
+MAIN = "train"  # conf/train.yaml, with its lists of kinds written out
 
 
 class RegistrySource(ConfigSource):
     """Each part is the option `<kind>/<name>`, made when it is chosen; `settings` has the sections' defaults.
+
+    conf/train.yaml comes through here too: its entries `kinds`, `preset_values` and `launcher` become the lines that
+    the registries give, so that a kind is named in no file.
 
     A preset chooses parts; its settings follow in `preset_values`, when all choices are known.  A size that only
     presets have leaves the sizes open, for the preset to set.
@@ -43,7 +48,7 @@ class RegistrySource(ConfigSource):
         group, _, name = _bare(config_path).partition("/")
         return (
             name in self._names(group)
-            or group == BASE
+            or (group in (BASE, MAIN) and not name)
             or (name == OPEN and group in REGISTRIES)
             or (group == VALUES and _split(name)[0] in presets.presets())
         )
@@ -77,6 +82,8 @@ def _content(group: str, name: str) -> tuple[Any, str | None]:
     """The config of an option, and the package that it belongs into."""
     if group == BASE:
         return run_config.defaults(), None
+    if group == MAIN:
+        return main_config(), None
     if group == run_config.SWEEP:
         return yaml_files.options_of(group)[name].read(), "_global_"
     if group == yaml_files.SIZE:
@@ -94,6 +101,22 @@ def _content(group: str, name: str) -> tuple[Any, str | None]:
     if REGISTRIES[group].multiple:
         return entry.defaults, f"{group}.{name}"
     return {"name": name} | entry.defaults, None
+
+
+def main_config() -> dict[str, Any]:
+    """conf/train.yaml with an entry of its defaults list for each kind."""
+    import yaml
+
+    data: dict[str, Any] = yaml.safe_load((shipped("conf") / f"{MAIN}.yaml").read_text(encoding="utf-8"))
+    kinds = kind_lists.listed()
+    single = [yaml_files.SIZE, *(r.kind for r in kinds if not (r.multiple or r.optional))]
+    generated: dict[str, list[dict[str, Any]]] = {
+        "kinds": [{r.kind: [*r.usual] if r.multiple else r.usual or None} for r in kinds],
+        VALUES: [{f"optional {VALUES}": ",".join(["${preset}", *(f"{kind}=${{{kind}}}" for kind in single)])}],
+        "launcher": [{"override hydra/launcher": REGISTRIES["launcher"].usual}],
+    }
+    lines = (generated.get(line, [line]) if isinstance(line, str) else [line] for line in data["defaults"])
+    return data | {"defaults": [entry for entries in lines for entry in entries]}
 
 
 def _split(name: str) -> tuple[str, dict[str, str]]:

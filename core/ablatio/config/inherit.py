@@ -15,9 +15,10 @@ from types import MappingProxyType
 from typing import Any
 
 from ablatio.config import from_transformers, yaml_files
+from ablatio.config.kind_lists import shaping
 from ablatio.errors import UserError
+from ablatio.registry.registry import REGISTRIES, PartSpec
 
-SHAPING = ("norm", "placement", "activation", "mlp", "position", "attention", "block", "architecture", "objective")
 ORIGINS = ("scratch", "run", "hf")
 FILES = ("experiment", yaml_files.SWEEP)  # groups of files that may say which model a run begins with
 Coming = Mapping[str, Mapping[str, Any]]
@@ -101,7 +102,15 @@ def _settings(start: str, folder: Path) -> dict[str, Any]:
 
 
 def _tokenizer(folder: Path) -> dict[str, Any]:
-    return {"tokenizer": {"name": "pretrained", "path": str(folder)}}
+    return {"tokenizer": {"name": folder_tokenizer().name, "path": str(folder)}}
+
+
+def folder_tokenizer() -> PartSpec:
+    """The tokenizer that reads what lies in the folder of a run or model: the first that says so of itself."""
+    found = [entry for entry in REGISTRIES["tokenizer"] if entry.facts["reads_folder"]]
+    if not found:
+        raise UserError("no tokenizer that is installed reads the folder of a model\n    try: ablatio list tokenizer")
+    return found[0]
 
 
 def _of_run(folder: Path) -> dict[str, Any]:
@@ -121,7 +130,7 @@ def _of_run(folder: Path) -> dict[str, Any]:
 def _shaping(config: Mapping[str, Any]) -> dict[str, Any]:
     """What of a run's config makes its model."""
     model = {k: v for k, v in config["model"].items() if k not in ("start", "path")}
-    return {key: config[key] for key in (*SHAPING, "match") if key in config} | {"model": model}
+    return {key: config[key] for key in (*shaping(), "match") if key in config} | {"model": model}
 
 
 def _overrides(settings: Mapping[str, Any], given: Mapping[str, str]) -> Iterator[str]:

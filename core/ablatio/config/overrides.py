@@ -19,14 +19,15 @@ ADDED = ("experiment", run_config.SWEEP)
 
 
 def normal(override: str) -> str:
-    """`experiment=x` means `+experiment=x`: these groups, and kinds that plugins add, have no default to be overridden.
+    """`experiment=x` means `+experiment=x`: these groups, and kinds without a usual option, stand in no config before.
 
-    Kinds of ours have one, if only null: `+reward=x` means `reward=x`, and `reward=null` takes away what a file chose.
+    All other kinds stand in it, if only as null: `+reward=x` means `reward=x`, and `reward=null` takes away what a file
+    chose.
     """
     key, _, value = override.partition("=")
     if value == "null" and key in REGISTRIES and REGISTRIES[key].optional:
-        return f"~{key}" if key in run_config.LISTED else override
-    if key.removeprefix("+") in run_config.LISTED:
+        return f"~{key}" if REGISTRIES[key].listed else override
+    if (kind := key.removeprefix("+")) in REGISTRIES and REGISTRIES[kind].listed:
         return override.removeprefix("+")
     return f"+{override}" if key in ADDED or key in REGISTRIES else override
 

@@ -1,6 +1,14 @@
 """Which kinds of parts and which sizes cannot stand together, whatever the parts are called: rules on their facts."""
 
+from ablatio.registry import kinds as _kinds  # noqa: F401  (registers them)
+from ablatio.registry.registry import REGISTRIES
 from ablatio.registry.rules import rule
+
+
+def _usual(kind: str) -> str:
+    """The override that takes the usual option of a kind."""
+    return f"{kind}={REGISTRIES[kind].usual}"
+
 
 rule(
     when="given.model.d_head is None",
@@ -34,62 +42,62 @@ rule(
     when="'encoder' in facts.architecture.stacks and not facts.attention.bidirectional",
     why="architecture={architecture.name} has a stack in which tokens see what comes later, and attention="
     "{attention.name} only looks back",
-    fix="attention=mha",
+    fix=_usual("attention"),
     where="attention",
 )
 rule(
     when="facts.architecture.mask == 'prefix' and not facts.attention.bidirectional",
     why="architecture={architecture.name} shows its prefix in both directions, and attention={attention.name} only "
     "looks back",
-    fix="attention=mha",
+    fix=_usual("attention"),
     where="attention",
 )
 rule(
     when="facts.architecture.mask == 'encoder_decoder' and not facts.attention.cross",
     why="architecture={architecture.name} attends to its encoder, and attention={attention.name} attends to its own "
     "tokens alone",
-    fix="attention=mha",
+    fix=_usual("attention"),
     where="attention",
 )
 rule(
     when="facts.architecture.mask == 'encoder_decoder' and not facts.block.cross",
     why="architecture={architecture.name} attends to its encoder in each layer, and block={block.name} has no place "
     "for that",
-    fix="block=sequential",
+    fix=_usual("block"),
     where="block",
 )
 rule(
     when="('bias' in facts.position.uses or 'score' in facts.position.uses) and not facts.attention.takes_bias",
     why="position={position.name} adds to the attention logits, and attention={attention.name} has none to add to",
-    fix="position=rope",
+    fix=_usual("position"),
     where="position",
 )
 rule(
     when="facts.position.rotates_cached_keys and not facts.attention.rotates_cached_keys",
     why="position={position.name} turns all keys anew when a text grows, and attention={attention.name} turns each "
     "once",
-    fix="position=rope",
+    fix=_usual("position"),
     where="position",
 )
 rule(
     when="'attention' in facts.placement.inner_norm and 'inner_norm' not in facts.attention.wiring",
     why="placement={placement.name} puts a norm before attention's last projection, and attention={attention.name} "
     "takes none",
-    fix="attention=mha",
+    fix=_usual("attention"),
     where="placement",
 )
 rule(
     when="'mlp' in facts.placement.inner_norm and 'inner_norm' not in facts.mlp.wiring",
     why="placement={placement.name} puts a norm before the last projection of the feed-forward part, and "
     "mlp={mlp.name} takes none",
-    fix="mlp=dense",
+    fix=_usual("mlp"),
     where="placement",
 )
 rule(  # one number of norms has no length: then the rule is silent
     when="facts.block.joint_sublayer and len(facts.placement.n_norms) == 2",
     why="placement={placement.name} norms attention and feed-forward in different ways, and block={block.name} makes "
     "one sublayer of both",
-    fix="block=sequential",
+    fix=_usual("block"),
     where="block",
 )
 rule(

@@ -6,15 +6,13 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from ablatio.config import rules as _own_rules  # noqa: F401  (registers them)
+from ablatio.config.kind_lists import is_default, needed
 from ablatio.errors import Problem, did_you_mean
-from ablatio.registry import kinds, renamed, rules
+from ablatio.registry import renamed, rules
 from ablatio.registry.discovery import refuse_objects
 from ablatio.registry.knobs import Knob, NonNegative, OptionOf, Positive, Range, read_signature
 from ablatio.registry.registry import REGISTRIES, ContractError, PartSpec, Registry
 
-_KINDS = [part for part in vars(kinds).values() if isinstance(part, Registry)]
-NEEDED = tuple(r.kind for r in _KINDS if r.in_run and not r.optional)  # a kind that a plugin adds may be left out too
-LISTED = tuple(r.kind for r in _KINDS if r.in_run)  # in conf/train.yaml, some of them with none
 NAME_PATTERN = "letters, digits, `.`, `_` and `-`, at most 100, the first a letter or digit"
 
 
@@ -211,12 +209,8 @@ def changed(config: Mapping[str, Any]) -> dict[str, Any]:
         known = base if isinstance(base, Mapping) else {}
         return {k: beyond(known.get(k), v) for k, v in given.items() if k not in known or _plain(known[k]) != _plain(v)}
 
-    said = {k: v for k, v in config.items() if not (k in REGISTRIES and _is_default(REGISTRIES[k], v))}
+    said = {k: v for k, v in config.items() if not (k in REGISTRIES and is_default(REGISTRIES[k], v))}
     return dict(beyond(_given_defaults(config), said))
-
-
-def _is_default(registry: Registry[Any], node: Any) -> bool:
-    return not registry.multiple and (node is None or isinstance(node, Mapping)) and registry.is_default(node)
 
 
 def _plain(value: Any) -> Any:
@@ -276,7 +270,7 @@ def _top_level(config: Mapping[str, Any]) -> Iterator[Problem]:
     name = config.get("name")
     if isinstance(name, str) and not is_run_name(name):
         yield Problem("name", f"{name!r} cannot name a folder; expected {NAME_PATTERN}", "name=my-run")
-    for key in (*knobs, *SECTIONS, *NEEDED):
+    for key in (*knobs, *SECTIONS, *needed()):
         if key not in config and not (key in REGISTRIES and REGISTRIES[key].default):
             yield Problem(key, "is missing from the config")
 
@@ -314,9 +308,9 @@ def _knobs(where: str, node: Mapping[str, Any], knobs: tuple[Knob, ...]) -> Iter
 def value_problems(where: str, knob: Knob, value: Any) -> Iterator[Problem]:
     """What is wrong with one value; the fix is the knob's default."""
     if knob.option_of in REGISTRIES and isinstance(value, str):
-        options = REGISTRIES[knob.option_of].entries
+        options = knob.named(REGISTRIES[knob.option_of].entries)
         if value not in options:
-            yield unknown(where, value, list(options), prefix=f"{where}=")
+            yield unknown(where, value, options, prefix=f"{where}=")
             return
     if problem := knob.problem(value):
         default = (

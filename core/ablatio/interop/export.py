@@ -7,21 +7,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ablatio.config.kind_lists import shaping
 from ablatio.data.chat import Template, sign_id
 from ablatio.data.types import Tokenizer
 from ablatio.errors import UserError
 from ablatio.interop.families import FAMILIES, family_of, incompatibilities
-from ablatio.interop.families.base import SHAPING as PARTS
 from ablatio.interop.families.base import Family
 from ablatio.model.build import ORIGIN
 from ablatio.model.language_model import LanguageModel
+from ablatio.registry.kinds import architectures
 from ablatio.storage.atomic_write import write_pieces, write_text
 from ablatio.storage.checkpoints import make_folder, write_json
 from ablatio.storage.safetensors_io import tensor_pieces
 
 OWN = "ablatio"  # model_type of ablatio's own class
 END = "<|endoftext|>"  # how the end token is written in an exported tokenizer
-SHAPING = (*PARTS, "init", "objective", "model", "match")  # init: sets scales; objective: adds ids
 
 
 def export(
@@ -78,7 +78,7 @@ def family_for(config: Mapping[str, Any], tokenizer: Tokenizer, kind: str | None
         found = known[kind](*arguments)
         if reasons := found.incompatibilities():
             raise UserError(f"{kind} does not support {'; '.join(reasons)}\n    try: --as {OWN}")
-    if found is None and config["architecture"]["name"] == "encoder_decoder":
+    if found is None and len(architectures[config["architecture"]["name"]].facts["stacks"]) == 2:
         reasons = incompatibilities(config, tokenizer.vocab_size)["t5"]
         raise UserError(
             f"the only encoder-decoder that can be exported is T5, which does not support {'; '.join(reasons)}"
@@ -97,7 +97,7 @@ def own_config(config: Mapping[str, Any], model: LanguageModel, tokenizer: Token
         "bos_token_id": tokenizer.eos,
         "eos_token_id": tokenizer.eos,
         "pad_token_id": None,
-        "parts": {key: config[key] for key in SHAPING}
+        "parts": {key: config[key] for key in (*shaping(), "model", "match") if config.get(key) is not None}
         | {"model": {k: v for k, v in config["model"].items() if k not in ORIGIN}}
         | {"objective": _without_folders(config["objective"])},
     }

@@ -24,10 +24,10 @@ from transformers import (
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from ablatio.config import kind_lists
 from ablatio.config import schema as run_config
 from ablatio.config.from_transformers import CODE_KEYS, refuse_code
 from ablatio.errors import ConfigError, UserError, did_you_mean
-from ablatio.interop.export import SHAPING
 from ablatio.model.build import build_model
 from ablatio.model.example import PADDING
 from ablatio.model.kv_cache import KVCache
@@ -174,8 +174,9 @@ def checked(parts: Mapping[str, Any]) -> dict[str, Any]:
     """
     discovery.load()
     refuse_builders(parts, "parts")
-    given = run_config.defaults() | {key: parts[key] for key in SHAPING if key in parts}
-    others = {kind for kind in run_config.NEEDED if kind not in SHAPING}  # how it was trained does not matter here
+    shaping = (*kind_lists.shaping(), "model", "match")
+    given = run_config.defaults() | {key: parts[key] for key in shaping if key in parts}
+    others = {kind for kind in kind_lists.needed() if kind not in shaping}  # how it was trained does not matter here
     if problems := [p for p in run_config.check(given) if p.where not in others]:
         for kind, name in unregistered(given):
             if not did_you_mean(name, REGISTRIES[kind].entries):  # no slip of the pen: a part of somebody's own

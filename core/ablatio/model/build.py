@@ -8,11 +8,14 @@ import torch
 from torch import nn
 
 from ablatio.errors import UserError
+from ablatio.model.attached import PLACES, chosen_at, put_on
+from ablatio.model.dims import ModelDims as ModelDims
+from ablatio.model.dims import matched_width as matched_width
 from ablatio.model.language_model import LanguageModel
 from ablatio.model.parameter_roles import describe, named_generator, named_seed, seeded
 from ablatio.model.stack import Side
 from ablatio.registry import kinds
-from ablatio.registry.registry import Registry
+from ablatio.registry.registry import Place, Registry
 
 T = TypeVar("T")
 ORIGIN = ("start", "path")  # settings of the model's origin, which do not affect its structure
@@ -30,62 +33,6 @@ class PartChoice:
     def of(cls, node: Mapping[str, Any]) -> "PartChoice":
         """Read a choice from a section {name, knobs ...} of a config."""
         return cls(node["name"], {k: v for k, v in node.items() if k != "name"})
-
-
-@dataclass(frozen=True, slots=True)
-class ModelDims:
-    """Sizes of a model.
-
-    Of the n_layers of a stack, distinct_layers have their own weights and the others share these: in a cycle (looped,
-    as in the Universal Transformer, arXiv:1807.03819) or in runs of consecutive layers (as ALBERT's groups,
-    arXiv:1909.11942). Shared parameters are counted once, FLOPs at every use.
-
-    Defaults of None: d_head = d_model / n_heads, d_ff = 4 d_model, encoder_layers = n_layers, attention_scale =
-    d_head^-1/2 and logit_scale = 1 (unless the init sets them); the placement decides on embedding_norm and final_norm.
-    """
-
-    d_model: int
-    n_layers: int
-    n_heads: int
-    max_len: int
-    vocab_size: int
-    d_head: int | None = None
-    d_ff: int | None = None
-    tied: bool = True
-    bias: bool = False
-    dropout: float = 0.0
-    encoder_layers: int | None = None
-    distinct_layers: int | None = None
-    sharing: Literal["cycle", "runs"] = "cycle"
-    embedding_norm: bool | None = None
-    embedding_scale: float = 1.0
-    final_norm: bool | None = None
-    attention_scale: float | None = None
-    logit_scale: float | None = None
-
-    @property
-    def head_width(self) -> int:
-        """Width d_head of an attention head."""
-        return self.d_head or self.d_model // self.n_heads
-
-    @property
-    def inner_width(self) -> int:
-        """Inner width d_ff of a plain (not gated) MLP."""
-        return self.d_ff or 4 * self.d_model
-
-
-def matched_width(d_model: int, d_ff: int, bias: bool) -> int:
-    """Return the d_ff f' of a gated MLP with as many parameters as a plain one: 3 d f' (+ biases) = 2 d f (+ biases).
-
-    Of the widths within 1 %, one divisible by the largest power of two up to 8 is taken: matrix products are faster.
-    """
-    plain = 2 * d_model * d_ff + (d_ff + d_model if bias else 0)
-    exact = (plain - (d_model if bias else 0)) / (3 * d_model + (2 if bias else 0))
-    for step in (8, 4, 2, 1):
-        width = max(step, round(exact / step) * step)
-        if abs(width - exact) <= 0.01 * exact:
-            return width
-    return max(1, round(exact))
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +105,9 @@ class ModelBuilder:
     def shared_prefix(self) -> bool:
         """True if a cached prefix plus its continuation gives the output of one full pass, in training too."""
         attention = self._facts(kinds.attentions)
-        whole = (self._facts(registry)["batch_dependent"] for registry in (kinds.mlps, kinds.placements))
+        attached = [r for place in PLACES for r in chosen_at(place, self.config)]
+        parts: list[Registry[Any]] = [kinds.mlps, kinds.placements, *attached]
+        whole = (self._facts(registry).get("batch_dependent", False) for registry in parts)
         return bool(attention["caches"] and attention["takes_segments"]) and not any(whole)
 
     @property
@@ -232,7 +181,7 @@ class ModelBuilder:
     def attention(self, layer: int, path: str, side: Side = "decoder") -> nn.Module:
         """Build the attention of one layer."""
         d = self.dims
-        return self._make(
+        made = self._make(
             kinds.attentions,
             path,
             d_model=d.d_model,
@@ -245,13 +194,15 @@ class ModelBuilder:
             layer=layer,
             scale=self.attention_scale,
             inner_norm=self._inner_norm(path, "attention"),
+            head_norm=lambda name, place, width: self.head_norm(name, f"{path}.{place}", width),
         )
+        return self.attach("sublayer", made, path, side, layer, "cross" if path.endswith("cross_attn") else "attention")
 
     def mlp(self, layer: int, path: str, side: Side = "decoder") -> nn.Module:
         """Build the MLP of one layer, with its activation."""
         d = self.dims
         activation = self._make(kinds.activations, f"{path}.activation", d_ff=self.d_ff)
-        return self._make(
+        made = self._make(
             kinds.mlps,
             path,
             d_model=d.d_model,
@@ -264,12 +215,24 @@ class ModelBuilder:
             n_layers=self.depth(side),
             inner_norm=self._inner_norm(path, "mlp"),
         )
+        return self.attach("sublayer", made, path, side, layer, "mlp")
 
     def _inner_norm(self, path: str, sublayer: Sublayer) -> Callable[[int], nn.Module] | None:
         """Constructor of the norm before a sublayer's last projection, or None if the placement has none there."""
         if sublayer not in self._facts(kinds.placements)["inner_norm"]:
             return None
         return lambda width: self.norm(f"{path}.inner_norm", width)
+
+    def head_norm(self, name: str, path: str, width: int) -> nn.Module:
+        """The norm of queries, keys or values that an attention names: any option of the kind, with its defaults."""
+        own = getattr(kinds.norms.target(name), "for_heads", None)
+        with seeded(named_seed(self.seed, path)):
+            try:
+                made: nn.Module = own(width) if own else kinds.norms.build(name, d_model=width)
+            except UserError as error:
+                what = f"norm={name} cannot stand at {path}, which is {width} wide: {str(error).splitlines()[0]}"
+                raise UserError(f"{what}\n    try: attention.qk_norm=none attention.v_norm=none") from None
+        return made
 
     def layers(self, side: Side = "decoder") -> list[nn.Module]:
         """Build the layers of a stack, in order; some may share their weights."""
@@ -302,7 +265,23 @@ class ModelBuilder:
             norms=lambda around: self.norms(f"{path}.{next(names)}", around, layer),
             placement=lambda around: self.placement(layer, side, next(sublayers), around),
         )
-        return self._make(kinds.blocks, path, parts=parts)
+        return self.attach("layer", self._make(kinds.blocks, path, parts=parts), path, side, layer)
+
+    def attach(
+        self,
+        place: Place,
+        module: nn.Module,
+        path: str,
+        side: Side,
+        layer: int | None = None,
+        sublayer: Sublayer | Literal[""] = "",
+    ) -> nn.Module:
+        """The module at `path` with the parts on it whose kinds attach there (`Registry.attaches`)."""
+        where = {"layer": layer, "sublayer": sublayer, "side": side}
+        sizes = {"d_model": self.dims.d_model, "n_layers": self.depth(side), "max_len": self.dims.max_len}
+        for registry in chosen_at(place, self.config):
+            put_on(module, registry.kind, self._make(registry, f"{path}.{registry.kind}", **where, **sizes))
+        return module
 
     def _make(self, registry: Registry[T], path: str, **wiring: Any) -> T:
         """Build the chosen part of a kind, seeded by its place in the model."""

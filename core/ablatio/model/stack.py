@@ -75,6 +75,10 @@ class Stack(nn.Module):
         self.stream = placed if hasattr(placed, "open") else None
         self.virtual: Virtual | None = None
         self.run: Run = run_in_order
+        path = builder.root(side)
+        place = builder.attach("embedding", nn.Identity(), f"{path}.embedded", side)
+        self.embedded = place if [*place.children()] else None  # parts of kinds that attach to the embedding
+        builder.attach("hidden", self, path, side)
 
     def forward(
         self,
@@ -119,6 +123,7 @@ class Stack(nn.Module):
         if hasattr(self.position, "embed"):
             x = self.position.embed(x, ctx.q_pos)
         x = x if self.embed_norm is None else self.embed_norm(x)
+        x = x if self.embedded is None else self.embedded(x)
         x = nn.functional.dropout(x, self.dropout, self.training) if self.dropout else x
         x = x if self.stream is None else self.stream.open(x)
         *layers, last = self.layers  # the last layer runs apart: its siblings read the same input

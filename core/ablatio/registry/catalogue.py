@@ -13,19 +13,23 @@ import json
 import os
 import subprocess
 import sys
+import sysconfig
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ablatio.errors import EnvironmentFault
 from ablatio.registry.registry import Distribution
 from ablatio.storage.paths import HERE, cache_root
 
 GROUP = "ablatio.plugins"
 OURS = "ablatio"
 LOAD_SECONDS = float(os.environ.get("ABLATIO_PLUGIN_SECONDS", "30"))  # for all modules of one plugin
-FORMAT = 1
+RETRY_SECONDS = 3600.0  # after which a plugin that failed is tried again
+FORMAT = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +65,11 @@ class PluginSource:
         """The folder of YAML options that this plugin brings, if any."""
         folder = self.folder
         return folder / "conf" if folder is not None and (folder / "conf").is_dir() else None
+
+
+def suites_of(sources: Iterable[PluginSource]) -> list[str]:
+    """The packages of contract suites that plugins bring: `<package>.suites`, for the kinds that they add."""
+    return [f"{s.module}.suites" for s in sources if s.folder is not None and (s.folder / "suites").is_dir()]
 
 
 def _find_spec(module: str) -> Any:
@@ -102,13 +111,18 @@ def read(sources: list[PluginSource]) -> Catalogue:
     path = cache_root() / "catalogue" / f"{key}.json"
     with contextlib.suppress(OSError, ValueError, TypeError):
         stored = json.loads(path.read_text())
-        if stored["digest"] == _digest(stored["catalogue"]):
+        if stored["digest"] == _digest(stored["catalogue"]) and not _to_be_retried(path, stored["catalogue"]):
             return Catalogue(**stored["catalogue"])
     found = _scan(sources)
     data = {f: getattr(found, f) for f in Catalogue.__slots__}
     with contextlib.suppress(OSError):  # a cache that cannot be written costs time, nothing else
         _replace(path, json.dumps({"digest": _digest(data), "catalogue": data}))
     return found
+
+
+def _to_be_retried(path: Path, catalogue: Mapping[str, Any]) -> bool:
+    """True if a plugin failed a while ago: it may have been slow, or what it needs may have come."""
+    return bool(catalogue["failures"]) and time.time() - path.stat().st_mtime > RETRY_SECONDS
 
 
 def _digest(data: Any) -> str:
@@ -123,12 +137,17 @@ def _replace(path: Path, text: str) -> None:
 
 
 def _fingerprint(sources: list[PluginSource]) -> str:
-    """Changes with any Python or YAML file of a plugin, or of the code that reads them."""
+    """Changes with any Python or YAML file of a plugin or of the core, and with what is installed.
+
+    All packages of the core count: the type of a knob may stand in any of them.  A plugin that failed because it lacked
+    a library is read again when one has been installed, which changes its folder of packages.
+    """
     lines = [f"{FORMAT} {sys.version} {sys.prefix}"]
     for source in sources:
         lines.append(f"{source.distribution} {source.name} {source.module}")
         lines += [_stamp(p) for p in source.files]
-    lines += [_stamp(p) for p in sorted(HERE.glob("*.py"))]
+    lines += [_stamp(p) for p in sorted(HERE.rglob("*.py"))]
+    lines += [_stamp(Path(p)) for p in sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]
 
 
@@ -147,7 +166,10 @@ def _scan(sources: list[PluginSource]) -> Catalogue:
         if found is not None:
             return found
         if not culprit or culprit in lost:
-            raise RuntimeError(f"the scan of the plugins {ending}")
+            raise EnvironmentFault(
+                f"the plugins cannot be read: the process that imports them {ending}\n"
+                f"    try: {sys.executable} -X faulthandler -c 'import torch'"
+            )
         lost[culprit] = ending
 
 

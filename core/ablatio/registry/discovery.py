@@ -18,6 +18,7 @@ from ablatio.registry import renamed, rules
 from ablatio.registry.catalogue import LOAD_SECONDS, Catalogue, PluginSource, conf_files, plugin_sources, read
 from ablatio.registry.registry import (
     REGISTRIES,
+    SESSION,
     ContractError,
     Distribution,
     PartSpec,
@@ -57,12 +58,14 @@ def load() -> None:
     sources = plugin_sources()
     catalogue = read(sources)
     for kind in catalogue.kinds:
-        with provided_by(Distribution(kind["dist"], kind["version"])):
-            if kind["kind"] not in REGISTRIES:
-                _registry_from(kind)
+        if kind["kind"] not in REGISTRIES:
+            Registry.from_json(kind)
     for data in catalogue.entries:
         entry = PartSpec.from_json(data)
-        REGISTRIES[entry.kind].entries.setdefault(entry.name, entry)
+        known = REGISTRIES[entry.kind].entries
+        # A plugin that was imported before this by its own name registered its parts for nobody's distribution.
+        if (old := known.get(entry.name)) is None or (old.distribution == SESSION and _same_source(old, entry)):
+            known[entry.name] = entry
     for r in catalogue.rules:
         rules.rule(**r)
     _failures.extend(
@@ -70,6 +73,10 @@ def load() -> None:
     )
     bad = {(f.plugin, f.distribution) for f in _failures}
     _sources.extend(s for s in sources if (s.name, s.distribution) not in bad)
+
+
+def _same_source(first: PartSpec, second: PartSpec) -> bool:
+    return (first.module, first.qualname) == (second.module, second.qualname)
 
 
 def failures() -> list[Failure]:
@@ -82,24 +89,6 @@ def sources() -> list[PluginSource]:
     """The plugins that work."""
     load()
     return list(_sources)
-
-
-def _registry_from(kind: Mapping[str, Any]) -> None:
-    made = Registry[Any](
-        kind["kind"],
-        kind["doc"],
-        wiring=tuple(kind["wiring"]),
-        calls={tuple(form): facts for form, facts in kind["calls"]},
-        methods=tuple(kind["methods"]),
-        any_of=tuple(kind["any_of"]),
-        facts=kind["facts"],
-        multiple=kind["multiple"],
-        in_run=kind["in_run"],
-        default=kind["default"],
-        asks={method: tuple(words) for method, words in kind["asks"].items()},
-        optional=kind["optional"],
-    )
-    made.from_catalogue = True
 
 
 def scan_in_this_process() -> None:
@@ -134,28 +123,9 @@ def scan(found: list[PluginSource], leave_out: Mapping[str, str], progress: Path
             catalogue.failures.append(failure)
     for registry in REGISTRIES.values():
         catalogue.entries += [e.to_json() for e in registry.entries.values()]
-        catalogue.kinds.append(_kind_to_json(registry))
+        catalogue.kinds.append(registry.to_json())
     catalogue.rules += [r.to_json() for r in rules.RULES]
     return catalogue
-
-
-def _kind_to_json(registry: Registry[Any]) -> dict[str, Any]:
-    return {
-        "kind": registry.kind,
-        "doc": registry.doc,
-        "wiring": registry.wiring,
-        "calls": [[form, facts] for form, facts in registry.calls.items()],
-        "methods": registry.methods,
-        "any_of": registry.any_of,
-        "facts": registry.facts,
-        "multiple": registry.multiple,
-        "in_run": registry.in_run,
-        "default": registry.default,
-        "asks": registry.asks,
-        "optional": registry.optional,
-        "dist": registry.distribution.name,
-        "version": registry.distribution.version,
-    }
 
 
 def _import(source: PluginSource, conf_names: dict[str, Distribution]) -> str:
@@ -176,11 +146,14 @@ def _import(source: PluginSource, conf_names: dict[str, Distribution]) -> str:
 
 
 def _modules(source: PluginSource) -> Iterator[str]:
-    """The module of an entry point and, of a package, all modules in it: a new part is a new file and no list."""
+    """The module of an entry point and, of a package, all modules in it: a new part is a new file and no list.
+
+    Not its contract suites: they need pytest, which a run does not have to have.
+    """
     yield source.module
     package = sys.modules.get(source.module)
     for info in pkgutil.walk_packages(getattr(package, "__path__", []), f"{source.module}."):
-        if ".conf" not in info.name and not info.name.endswith(".__main__"):
+        if not {"conf", "suites", "__main__"} & set(info.name.split(".")):
             yield info.name
 
 

@@ -8,7 +8,7 @@ import inspect
 import math
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -49,11 +49,20 @@ NonNegative = Range(0)
 Fraction = Range(0, 1)
 
 
+NO_OWN_INIT = ("torch.nn.modules.module", "Module.__init__")  # of a module that defines none; torch stays unimported
+
+
 @dataclass(frozen=True, slots=True)
 class OptionOf:
-    """The value names an option of another kind: `Annotated[str, OptionOf("norm")]`."""
+    """The value names an option of another kind: `Annotated[str, OptionOf("norm")]`.
+
+    also   words that are allowed beside the names
+    forms  how a name may be written: ("{}", "whole_{}") allows rmsnorm and whole_rmsnorm
+    """
 
     kind: str
+    also: tuple[str, ...] = ()
+    forms: tuple[str, ...] = ("{}",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,14 +78,21 @@ class Knob:
     range: Range | None = None
     option_of: str = ""
     help: str = ""
+    also: tuple[str, ...] = ()
+    forms: tuple[str, ...] = ("{}",)
 
     @property
     def type_text(self) -> str:
         """The type as people write it: `float`, `none | tanh`, `list of int`, `float or null`."""
-        text = " | ".join(map(str, self.choices)) if self.choices else self.type
+        words = self.choices or (self.named([self.option_of]) if self.also else ())
+        text = " | ".join(map(str, words)) or self.type
         if self.length is not None:
             text = f"list of {text}" if self.length < 0 else f"{self.length} x {text}"
         return f"{text} or null" if self.optional else text
+
+    def named(self, options: Iterable[str]) -> list[str]:
+        """The values that a knob which names an option of another kind may have, from the names of those options."""
+        return [*self.also, *(form.format(name) for form in self.forms for name in options)]
 
     def problem(self, value: Any) -> str:
         """Why `value` cannot be this knob's, or an empty string."""
@@ -145,6 +161,7 @@ class Knob:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Knob":
         rest = {k: v for k, v in data.items() if k not in ("range", "range_open", "choices", "default")}
+        rest |= {k: tuple(rest[k]) for k in ("also", "forms")}
         bounds = None
         if "range" in data:
             low, high = data["range"]
@@ -161,14 +178,14 @@ def knob_from(name: str, annotation: Any, default: Any, where: str) -> Knob:
         raise SignatureError(f"{where}: the knob `{name}` has no type; write `{name}: float = ...`")
     if default is inspect.Parameter.empty:
         raise SignatureError(f"{where}: the knob `{name}` has no default; give it the paper's value")
-    bounds, option_of, help_ = None, "", ""
+    bounds, option, help_ = None, OptionOf(""), ""
     if get_origin(annotation) is Annotated:
         annotation, *extras = get_args(annotation)
         for extra in extras:
             if isinstance(extra, Range):
                 bounds = extra
             elif isinstance(extra, OptionOf):
-                option_of = extra.kind
+                option = extra
             elif isinstance(extra, str):
                 help_ = extra
     annotation, optional = _split_optional(annotation)
@@ -182,9 +199,8 @@ def knob_from(name: str, annotation: Any, default: Any, where: str) -> Knob:
             f"{where}: the knob `{name}` has the type {annotation!r}; a config can hold bool, int, float, str, "
             "Literal, lists of them, or null"
         )
-    knob = Knob(
-        name, SCALARS[annotation], default, optional or default is None, length, choices, bounds, option_of, help_
-    )
+    said = (option.kind, help_, option.also, option.forms)
+    knob = Knob(name, SCALARS[annotation], default, optional or default is None, length, choices, bounds, *said)
     if problem := knob.problem(default):
         raise SignatureError(f"{where}: the default of `{name}` does not fit its own type: {problem}")
     return knob
@@ -212,7 +228,7 @@ def read_signature(target: Callable[..., Any], where: str) -> tuple[tuple[str, .
     `**wiring: Unpack[SomeWiring]` asks for all that the TypedDict SomeWiring names, to hand it on to a base class.
     """
     function = target.__init__ if inspect.isclass(target) else target
-    if function is object.__init__:
+    if function is object.__init__ or (function.__module__, function.__qualname__) == NO_OWN_INIT:
         return (), ()
     hints = typing.get_type_hints(function, include_extras=True)
     wiring, knobs = [], []

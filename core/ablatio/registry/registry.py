@@ -6,105 +6,30 @@ import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass, replace
-from typing import Any, Generic, TypeVar
+from dataclasses import replace
+from typing import Any, Generic, Literal, TypeVar, get_args
 
 from ablatio.errors import (
     UserError,
     did_you_mean,
 )
 from ablatio.registry import renamed
-from ablatio.registry.knobs import (
-    Knob,
-    read_signature,
-)
+from ablatio.registry.knobs import read_signature
+from ablatio.registry.part_spec import SESSION as SESSION
+from ablatio.registry.part_spec import ContractError as ContractError
+from ablatio.registry.part_spec import Distribution as Distribution
+from ablatio.registry.part_spec import PartSpec as PartSpec
+from ablatio.registry.part_spec import current_distribution as current_distribution
+from ablatio.registry.part_spec import provided_by as provided_by
 from ablatio.registry.source_digest import source_digest
 
 T = TypeVar("T")
 Target = TypeVar("Target", bound=Callable[..., Any])
 NAME = re.compile(r"[a-z][a-z0-9_]{0,63}\Z")
-
-
-class ContractError(TypeError):
-    """A part does not keep the contract of its kind, or takes a name that is taken."""
-
-
-@dataclass(frozen=True, slots=True)
-class Distribution:
-    """The distribution that a part comes from."""
-
-    name: str
-    version: str
-
-    def __str__(self) -> str:
-        return f"{self.name} {self.version}".strip()
-
-
-SESSION = Distribution("this session", "")
-_distribution: ContextVar[Distribution] = ContextVar("distribution", default=SESSION)
-
-
-@contextmanager
-def provided_by(distribution: Distribution) -> Iterator[None]:
-    """Everything registered inside belongs to `distribution`."""
-    token = _distribution.set(distribution)
-    try:
-        yield
-    finally:
-        _distribution.reset(token)
-
-
-def current_distribution() -> Distribution:
-    return _distribution.get()
-
-
-@dataclass(frozen=True, slots=True)
-class PartSpec:
-    """All that is known of a part without importing it."""
-
-    kind: str
-    name: str
-    module: str
-    qualname: str
-    distribution: Distribution
-    wiring: tuple[str, ...]
-    knobs: tuple[Knob, ...]
-    facts: Mapping[str, Any]
-    doc: str = ""
-    paper: str = ""
-    digest: str = ""
-
-    @property
-    def summary(self) -> str:
-        return self.doc.strip().split("\n")[0].strip()
-
-    @property
-    def defaults(self) -> dict[str, Any]:
-        return {k.name: list(k.default) if isinstance(k.default, tuple) else k.default for k in self.knobs}
-
-    def knob(self, name: str) -> Knob | None:
-        return next((k for k in self.knobs if k.name == name), None)
-
-    def to_json(self) -> dict[str, Any]:
-        plain = {f: getattr(self, f) for f in ("kind", "name", "module", "qualname", "doc", "paper", "digest")}
-        return plain | {
-            "dist": self.distribution.name,
-            "version": self.distribution.version,
-            "wiring": list(self.wiring),
-            "knobs": [k.to_json() for k in self.knobs],
-            "facts": dict(self.facts),
-        }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> "PartSpec":
-        plain = {f: data[f] for f in ("kind", "name", "module", "qualname", "doc", "paper", "digest", "facts")}
-        return cls(
-            distribution=Distribution(data["dist"], data["version"]),
-            wiring=tuple(data["wiring"]),
-            knobs=tuple(Knob.from_json(k) for k in data["knobs"]),
-            **plain,
-        )
+Scope = Literal["task", "model", "training", "tuning", "memory", "data", "feedback", "output", "sweep"]
+SCOPES: tuple[Scope, ...] = get_args(Scope)  # in the order in which a config lists the kinds
+Place = Literal["", "embedding", "sublayer", "layer", "hidden"]
+ATTACHED_WIRING = ("d_model", "n_layers", "layer", "sublayer", "side", "max_len")
 
 
 class Registry(Generic[T]):
@@ -117,11 +42,37 @@ class Registry(Generic[T]):
     any_of   methods of which a class part may define any; the fact `uses` lists those it has
     facts    class attributes (with defaults) that rules and the model read: plain values, known without importing
     multiple several options may be chosen at once: `stabilizer=[clip,ema]`
-    in_run   whether one of them stands in a run's config; what a sweep alone chooses does not
-    default  the option of a config that names none: runs from before there was this kind stay what they were
     asks     methods of a class part that are handed what their parameters name, and the words there are; the fact
              `asks` has the parameters of each: `{"loss": ["chosen", "rejected"]}`
+
+    What a kind is, said here once; every list of kinds is made from it:
+
+    scope    what the kind is a choice of:
+             task      what a run learns
+             model     the computation of the model: what its forward pass consists of
+             training  how the model starts, what it is asked for, how it is changed
+             tuning    which weights of a finished model train, and in how many bits it is kept
+             memory    how the same numbers are computed in less memory
+             data      documents, their ids, their form
+             feedback  what preferences and rewards teach
+             output    where numbers are written; it makes none of them, so it stands in no run's id and makes no arm
+             sweep     which runs there are and where they run; it stands in no run's config
+    shapes_model  True if the weights or scales of a model depend on it; by default, True for the scope `model`.
+             These kinds stand in an exported model and in one that another run begins with, and decide its size
+    usual    the option of a new run that names none; several names for a kind with `multiple`; by default `default`
+    default  the option that a config without this kind means: runs from before there was the kind stay what they were
     optional a config may choose none: `reward=null`
+    attaches where ModelBuilder puts the parts of this kind, modules with `forward(x)`, (..., d_model) -> same:
+             embedding  once per stack, on the embeddings, before the first layer
+             sublayer   on the output of each attention and feed-forward part, before it is added to the residual stream
+             layer      on the output of each layer
+             hidden     once per stack, on its output
+             Wiring: d_model, n_layers, layer (None outside the layers), sublayer (attention | cross | mlp | ""), side
+             (encoder | decoder), max_len.  The part becomes the submodule `<kind>` of what it stands on, with initial
+             weights seeded by that path.  The kind must have a `default` or be `optional`: then no part is made, and
+             the model is what it was before there was the kind
+
+    A kind of a plugin has the scope that fits and a `default` (or is `optional`), so that older runs still load.
     """
 
     distribution: Distribution
@@ -137,11 +88,14 @@ class Registry(Generic[T]):
         methods: tuple[str, ...] = (),
         any_of: tuple[str, ...] = (),
         facts: Mapping[str, Any] | None = None,
-        multiple: bool = False,
-        in_run: bool = True,
-        default: str = "",
         asks: Mapping[str, tuple[str, ...]] | None = None,
+        multiple: bool = False,
+        scope: Scope = "training",
+        shapes_model: bool | None = None,
+        usual: str | tuple[str, ...] = "",
+        default: str = "",
         optional: bool = False,
+        attaches: Place = "",
     ) -> None:
         if not NAME.match(kind):
             raise ContractError(f"{kind!r} cannot be the name of a kind; use lower-case letters, digits and _")
@@ -149,15 +103,61 @@ class Registry(Generic[T]):
         if old is not None and not old.from_catalogue:
             raise ContractError(f"the kind {kind!r} exists already: {old.distribution} brings it")
         self.kind, self.doc, self.multiple, self.default, self.optional = kind, doc, multiple, default, optional
-        self.in_run = in_run
+        self.scope, self.attaches, self.usual = scope, attaches, usual or default
+        self.shapes_model = bool(attaches) or scope == "model" if shapes_model is None else shapes_model
         self.wiring, self.calls, self.facts = wiring, dict(calls or {}), dict(facts or {})
         self.methods, self.any_of = methods, any_of
         self.asks = dict(asks or {})
+        self._check_scope()
         self.distribution = current_distribution()
         # A plugin's own kind is known from the catalogue before its module makes it: both share their contents.
         self.entries: dict[str, PartSpec] = old.entries if old else {}
         self._targets: dict[str, Callable[..., T]] = old._targets if old else {}
         REGISTRIES[kind] = self
+
+    def _check_scope(self) -> None:
+        where = f"the kind {self.kind!r}"
+        if self.scope not in SCOPES:
+            raise ContractError(f"{where}: there is no scope {self.scope!r}; there are {', '.join(SCOPES)}")
+        if self.attaches not in get_args(Place):
+            raise ContractError(f"{where}: attaches={self.attaches!r}; there are {', '.join(get_args(Place)[1:])}")
+        if not self.attaches:
+            return
+        if not (self.default or self.optional) or self.multiple:
+            raise ContractError(f"{where}: its parts attach to the model, so one option or none is chosen: give it "
+                                "default='none' (an option that does nothing) or optional=True")  # fmt: skip
+        if unknown := [w for w in self.wiring if w not in ATTACHED_WIRING]:
+            what = f"asks for `{unknown[0]}`; a part that attaches is handed {', '.join(ATTACHED_WIRING)}"
+            raise ContractError(f"{where}: {what}")
+
+    @property
+    def in_run(self) -> bool:
+        """True if an option of this kind stands in a run's config."""
+        return self.scope != "sweep"
+
+    @property
+    def listed(self) -> bool:
+        """True if every new run lists the kind, be it with none: then `kind=option` needs no `+`."""
+        return self.in_run and bool(self.usual or self.optional or self.multiple)
+
+    @property
+    def volatile(self) -> bool:
+        """True if the kind makes no number of a run: a run with other options of it is the same run."""
+        return self.scope == "output"
+
+    def to_json(self) -> dict[str, Any]:
+        """All that was said of the kind, as plain data."""
+        data = {name: getattr(self, name) for name in _SAID} | {"calls": [[*pair] for pair in self.calls.items()]}
+        return data | {"dist": self.distribution.name, "version": self.distribution.version}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Registry[Any]":
+        """The registry of a kind that a catalogue describes; the module that makes it is not imported."""
+        said = {name: _tuples(data[name]) for name in _SAID}
+        with provided_by(Distribution(data["dist"], data["version"])):
+            made = Registry[Any](**said | {"calls": dict(said["calls"])})
+        made.from_catalogue = True
+        return made
 
     def register(self, name: str, *, paper: str = "", **facts: Any) -> Callable[[Target], Target]:
         """Decorator: make a class or a function the option `name` of this kind.
@@ -298,6 +298,16 @@ class Registry(Generic[T]):
         if lacking := [w for w in entry.wiring if w not in wiring]:
             raise TypeError(f"{self.kind}={name} asks for `{lacking[0]}`, which was not handed over")
         return target(**{w: wiring[w] for w in entry.wiring}, **values)
+
+
+_SAID = tuple(inspect.signature(Registry.__init__).parameters)[1:]
+
+
+def _tuples(value: Any) -> Any:
+    """JSON's lists as tuples, all through."""
+    if isinstance(value, Mapping):
+        return {k: _tuples(v) for k, v in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
 
 
 def _plain(value: Any, key: str, where: str) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
+from ablatio.registry.kinds import designs
 from ablatio.report.analysis.arms import Arm, matched, rate_is_free, tuned
 from ablatio.report.analysis.findings import Findings, Row
 from ablatio.report.analysis.reward_kl_frontier import frontier, in_words
@@ -110,7 +111,7 @@ def _noise(findings: Findings) -> Iterator[str]:
 def _design(findings: Findings) -> Iterator[str]:
     study = findings.table.study
     if study.axes:
-        yield f"{study.design.get('name', 'full')}: " + "; ".join(
+        yield f"{study.design.get('name', designs.usual)}: " + "; ".join(
             f"{a.key} = {', '.join(a.values)}" for a in study.axes
         )
     if study.settings:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ablatio.config.words import key_of, value_of
+from ablatio.registry.kinds import designs
 
 if TYPE_CHECKING:
     from ablatio.config.compose_many import Composer
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 PLACES = ("out", "name")  # the folder of a run does not change its numbers
 SEED = "seed"
 THREADS = "trainer.threads"
-ONE_ARM = ("design=full", "tune=null")  # the arms of a study file are chosen and tuned already
+ONE_ARM = (f"design={designs.usual}", "tune=null")  # the arms of a study file are chosen and tuned already
 _PLAIN = re.compile(r"[\w./+-]+")
 
 

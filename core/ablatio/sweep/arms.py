@@ -17,7 +17,7 @@ from ablatio.sweep import request
 from ablatio.sweep.recipes.plan import split
 from ablatio.sweep.request import SweepRequest
 from ablatio.sweep.study import Job, Role, label_of
-from ablatio.training.run_folder import VOLATILE, run_id
+from ablatio.training.run_folder import run_id
 
 ORIGIN = ("model", "model.start", "model.path")  # settings that choose parts
 ENOUGH = 8  # stop after this many faulty arms: the rest fail alike
@@ -193,7 +193,7 @@ def job_id(config: Mapping[str, Any]) -> str:
     parts = {
         f"{entry.kind}/{entry.name}": entry.digest
         for entry, _ in run_config.chosen(config)
-        if entry.kind not in VOLATILE
+        if not REGISTRIES[entry.kind].volatile
     }
     made = json.dumps([run_id(config), parts], sort_keys=True)
     return hashlib.sha256(made.encode()).hexdigest()[:16]

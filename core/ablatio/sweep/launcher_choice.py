@@ -13,7 +13,7 @@ SHORT = "launcher"  # launcher=ray means hydra/launcher=ray
 def check(said: Sequence[str]) -> None:
     """ConfigError with all that is wrong with the launcher; one that Hydra alone knows is its own business."""
     pairs = [(key, text) for text in said if (key := text.lstrip("+").partition("=")[0]).startswith("hydra")]
-    name = next((text.partition("=")[2] for key, text in pairs[::-1] if key == f"hydra/{SHORT}"), "pool")
+    name = next((text.partition("=")[2] for key, text in pairs[::-1] if key == f"hydra/{SHORT}"), str(launchers.usual))
     if name not in launchers.names():
         return
     knobs = {knob.name: knob for knob in launchers[name].knobs}
@@ -37,4 +37,4 @@ def refused(said: Sequence[str], error: Exception) -> Problem:
     if name and name not in launchers.names() and "Could not find" in str(error):
         return unknown(SHORT, name, launchers.names(), prefix=f"{SHORT}=")
     words = "; ".join(line.strip() for line in str(error).splitlines()[:2] if line.strip())
-    return Problem(SHORT, words, f"{SHORT}=pool")
+    return Problem(SHORT, words, f"{SHORT}={launchers.usual}")

@@ -102,7 +102,7 @@ def planner_of(sweep: SweepRequest) -> Planner:
 def _search(sweep: SweepRequest, planner: Planner, design: Any, folder: Path | None) -> Plan:
     if sweep.of_recipes:
         what = f"design={sweep.settings.design['name']} searches over single runs, and an arm of this sweep is a recipe"
-        raise ConfigError([Problem("design", what, "design=full")])
+        raise ConfigError([Problem("design", what, f"design={designs.usual}")])
     if sweep.settings["tune"]:
         name = sweep.settings.design["name"]
         what = f"design={name} searches itself; make {sweep.settings['tune']} one of its axes"

@@ -82,7 +82,7 @@ def is_setting(key: str) -> bool:
 def check(given: Mapping[str, Any]) -> tuple[Settings | None, list[Problem]]:
     """Return (the settings given as {plan: 0.01, design: full, design.runs: 12}, or None; all problems)."""
     knobs = {k.name: k for k in section_knobs(Sweep)}
-    named = given.get(DESIGN, "full")
+    named = given.get(DESIGN, designs.usual)
     design = dict(named) if isinstance(named, Mapping) else {"name": named}
     problems: list[Problem] = []
     values = {name: knob.default for name, knob in knobs.items()}
@@ -100,7 +100,7 @@ def check(given: Mapping[str, Any]) -> tuple[Settings | None, list[Problem]]:
 
 def _design_problems(design: Mapping[str, Any]) -> list[Problem]:
     names = designs.names()
-    name = str(design.get("name", "full"))
+    name = str(design.get("name", designs.usual))
     if name not in names:
         return [unknown(DESIGN, name, names, prefix=f"{DESIGN}=")]
     knobs = {k.name: k for k in designs[name].knobs}
@@ -115,5 +115,5 @@ def _design_problems(design: Mapping[str, Any]) -> list[Problem]:
 
 
 def _cast(design: Mapping[str, Any]) -> dict[str, Any]:
-    knobs = {k.name: k for k in designs[str(design.get("name", "full"))].knobs}
-    return {"name": "full"} | {k: knobs[k].cast(v) if k in knobs else v for k, v in design.items()}
+    knobs = {k.name: k for k in designs[str(design.get("name", designs.usual))].knobs}
+    return {"name": designs.usual} | {k: knobs[k].cast(v) if k in knobs else v for k, v in design.items()}

@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ablatio.registry import renamed
+from ablatio.registry.kinds import designs
 from ablatio.registry.kinds.search_space import Arm, Axis
 from ablatio.storage.atomic_write import write_json
 
+NO_DESIGN = "runs"  # what stands for the design of run folders that no study has planned
 STUDY, JOBS, RUNS, LEDGER = "study.json", "jobs", "runs", "ledger.jsonl"
 Role = Literal["run", "trial", "rung", "stage"]
 
@@ -105,7 +107,7 @@ class Study:
     name: str
     question: str = ""
     expected: str = ""
-    design: Mapping[str, Any] = field(default_factory=lambda: {"name": "full"})
+    design: Mapping[str, Any] = field(default_factory=lambda: {"name": designs.usual})
     axes: Sequence[Axis] = ()
     seeds: Sequence[int] = (1,)
     baseline: Arm | None = None
@@ -182,3 +184,11 @@ def summary_of(run: Path) -> dict[str, Any]:
     with suppress(OSError, ValueError):
         found = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     return found if isinstance(found, dict) else {}
+
+
+def design_facts(study: Study) -> Mapping[str, Any]:
+    """What a study's design says of itself; of one whose plugin is gone, what designs say by default."""
+    name = str(study.design.get("name", designs.usual))
+    if name in designs.names():
+        return designs[name].facts
+    return designs.facts | {"factors": name != NO_DESIGN}

@@ -92,7 +92,7 @@ def rehearse(line: Sequence[Job], folder: Path, patience: float = PATIENCE) -> d
     for name in (RUNS, JOBS):
         make_folder(folder / name)
     deadline, found = time.monotonic() + patience, dict[str, Pace]()
-    pool = launchers.build("pool", {"workers": 1}, work=begin)
+    pool = launchers.build(str(launchers.usual), {"workers": 1}, work=begin)
     pool.start()
     try:
         pool.poll(patience)  # until the server is ready

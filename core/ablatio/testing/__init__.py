@@ -3,6 +3,9 @@
 ablatio check my-norms                              # the parts of one distribution
 pytest --pyargs ablatio.testing.suites              # every part that is registered
 globals().update(ablatio.testing.contract_tests())  # in a test module: the same, among your own tests
+
+A plugin that adds a kind brings its suite: modules `test_*.py` in the package `<plugin>.suites`, each with
+`KINDS = ("its_kind",)` and tests that take `part`.  They run on the parts that other distributions add to it, too.
 """
 
 import importlib.util
@@ -16,9 +19,9 @@ from pathlib import Path
 
 from ablatio.errors import UserError, did_you_mean
 from ablatio.registry import discovery
-from ablatio.registry.catalogue import plugin_sources
+from ablatio.registry.catalogue import plugin_sources, suites_of
 
-SUITES = Path(__file__).parent / "suites"
+SUITES = "ablatio.testing.suites"
 FAILED = 2
 
 
@@ -28,11 +31,18 @@ def contract_tests() -> dict[str, Callable[..., None]]:
     `ABLATIO_DIST = "my-norms"` in that module keeps them to the parts of one distribution.
     """
     found: dict[str, Callable[..., None]] = {}
-    for path in sorted(SUITES.glob("test_*.py")):
-        module = importlib.import_module(f"ablatio.testing.suites.{path.stem}")
-        tests = {k: v for k, v in vars(module).items() if k.startswith("test_")}
-        found |= {f"{path.stem}_{k.removeprefix('test_')}": v for k, v in tests.items()}
+    for package in suites():
+        folder = Path(str(importlib.import_module(package).__file__)).parent
+        for path in sorted(folder.glob("test_*.py")):
+            module = importlib.import_module(f"{package}.{path.stem}")
+            tests = {k: v for k, v in vars(module).items() if k.startswith("test_")}
+            found |= {f"{path.stem}_{k.removeprefix('test_')}": v for k, v in tests.items()}
     return found
+
+
+def suites() -> list[str]:
+    """The packages of suites: ours, and those that plugins bring for kinds of their own (`<package>.suites`)."""
+    return [SUITES, *suites_of(discovery.sources())]
 
 
 def check(dist: str) -> int:
@@ -53,7 +63,7 @@ def check(dist: str) -> int:
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "pytest.ini").write_text("[pytest]\naddopts = --import-mode=importlib\n")
         command = [sys.executable, "-m", "pytest", "-p", "ablatio", "-c", "pytest.ini", "--pyargs", *options]
-        run = subprocess.run([*command, "ablatio.testing.suites"], cwd=folder, env=environment, check=False)
+        run = subprocess.run([*command, *suites()], cwd=folder, env=environment, check=False)
     return FAILED if run.returncode else 0
 
 

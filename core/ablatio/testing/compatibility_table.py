@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ablatio.config import kind_lists
 from ablatio.config import schema as run_config
 from ablatio.errors import Problem
 from ablatio.model.build import PartChoice, build_model
@@ -22,10 +23,6 @@ from ablatio.registry.registry import REGISTRIES, PartSpec
 from ablatio.testing import tiny_models
 from ablatio.training.learning_rates import factor_of
 
-KINDS = (
-    "norm", "placement", "activation", "mlp", "position", "attention", "block", "architecture", "init", "objective",
-    "optimizer", "schedule", "stabilizer",
-)  # fmt: skip
 SIZES = {"d_model": 16, "n_layers": 2, "n_heads": 4, "max_len": 24, "d_ff": 24}
 
 
@@ -38,16 +35,21 @@ class Refusal:
     problem: Problem
 
 
+def paired_kinds() -> tuple[str, ...]:
+    """The kinds that meet in a training step."""
+    return tuple(kind for kind, registry in REGISTRIES.items() if registry.scope in ("model", "training"))
+
+
 def pairs() -> Iterator[tuple[str, str]]:
     """Each two kinds that meet in a training step."""
-    return itertools.combinations(KINDS, 2)
+    return itertools.combinations(paired_kinds(), 2)
 
 
 def config_of(*parts: PartSpec) -> dict[str, Any]:
     """The small config with these parts; what else a rule forbids beside them is changed as it proposes."""
     made = run_config.defaults()
     made["model"] |= SIZES
-    for kind, name in tiny_models.default_parts().items():
+    for kind, name in kind_lists.usual_parts().items():
         made[kind] = {"name": name, **REGISTRIES[kind][name].defaults}
     for part in parts:
         many = REGISTRIES[part.kind].multiple
@@ -113,8 +115,9 @@ def page() -> str:
     """docs/compatibility.md: how many options of each two kinds stand together, and each refusal with its reason."""
     found = {pair: list(refusals(*pair)) for pair in pairs()}
     lines = [*heading()]
-    for row in KINDS:
-        cells = [cell(row, column, found.get((row, column), found.get((column, row), []))) for column in KINDS]
+    kinds_ = paired_kinds()
+    for row in kinds_:
+        cells = [cell(row, column, found.get((row, column), found.get((column, row), []))) for column in kinds_]
         lines.append(f"| **{row}** | " + " | ".join(cells) + " |")
     lines += ["", "A cell says how many pairs are refused, of how many.", ""]
     for pair, refused in found.items():
@@ -124,7 +127,8 @@ def page() -> str:
 
 def heading() -> list[str]:
     """What stands above the rows of the table."""
-    counts = "  ".join(f"{kind} {len(REGISTRIES[kind].names())}" for kind in KINDS)
+    columns = paired_kinds()
+    counts = "  ".join(f"{kind} {len(REGISTRIES[kind].names())}" for kind in columns)
     return [
         "# What stands together",
         "",
@@ -133,8 +137,8 @@ def heading() -> list[str]:
         "",
         f"Options: {counts}.",
         "",
-        "| | " + " | ".join(KINDS) + " |",
-        "|---" * (len(KINDS) + 1) + "|",
+        "| | " + " | ".join(columns) + " |",
+        "|---" * (len(columns) + 1) + "|",
     ]
 
 

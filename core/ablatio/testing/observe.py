@@ -44,7 +44,7 @@ def observes(*kinds: str) -> Callable[[Observer], Observer]:
 def observe(entry: PartSpec, knobs: Mapping[str, Any] | None = None, seed: int = 0) -> str:
     """The digest of all that can be seen of a part with these knobs (the defaults for those not given)."""
     REGISTRIES[entry.kind].target(entry.name)  # a plugin's module may bring the observer of its kind
-    look = OBSERVERS.get(entry.kind, _plain_object)
+    look = OBSERVERS.get(entry.kind, _attached if REGISTRIES[entry.kind].attaches else _plain_object)
     with isolated(seed):
         return digest(look(entry, entry.defaults | dict(knobs or {})))
 
@@ -110,6 +110,15 @@ def _plain_object(entry: PartSpec, knobs: Mapping[str, Any]) -> Any:
     """Of a kind without an observer: the state of the part, when it can be made from its knobs alone."""
     made = sample_parts.made(entry, knobs)
     return vars(made) if hasattr(made, "__dict__") else made
+
+
+def _attached(entry: PartSpec, knobs: Mapping[str, Any]) -> Any:
+    """Of a kind whose parts attach to the model: what one makes of random states, in training and in use."""
+    part = sample_parts.attached(entry, knobs).double()
+    x = torch.randn(2, 5, 16, dtype=torch.float64, requires_grad=True)
+    outputs = [part.train(training)(x) for training in (True, False)]
+    torch.stack(outputs).square().sum().backward()  # type: ignore[no-untyped-call]
+    return [outputs, x.grad, tensors_of(part), gradients(part)]
 
 
 @observes("norm")

@@ -45,7 +45,7 @@ def _scalars(knob: Knob, default: Any) -> Iterator[Any]:
     if knob.choices:
         yield from knob.choices
     elif knob.option_of:
-        yield from REGISTRIES[knob.option_of].names() if knob.option_of in REGISTRIES else ()
+        yield from knob.named(REGISTRIES[knob.option_of].names() if knob.option_of in REGISTRIES else ())
     elif knob.type == "bool":
         yield from (True, False)
     elif knob.type == "str":
@@ -75,6 +75,7 @@ def settings(entry: PartSpec, knob: Knob) -> Iterator[dict[str, Any]]:
     """
     yield entry.defaults
     for other in entry.knobs:
-        if other.name != knob.name and (other.type == "bool" or other.choices or other.optional or not other.default):
-            for value in other_values(other)[: None if other.choices else 3]:
+        words = other.choices or other.also
+        if other.name != knob.name and (other.type == "bool" or words or other.optional or not other.default):
+            for value in other_values(other)[: None if words else 3]:
                 yield entry.defaults | {other.name: value}

@@ -3,7 +3,7 @@
 import functools
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,8 @@ import pytest
 from ablatio.errors import UserError
 from ablatio.registry.discovery import failures, sources
 from ablatio.registry.knobs import Knob
-from ablatio.registry.registry import REGISTRIES, PartSpec
-from ablatio.testing import installed
+from ablatio.registry.registry import REGISTRIES, PartSpec, Registry
+from ablatio.testing import installed, suites
 from ablatio.testing.oracle_records import Recorder, describe_marks
 
 PART = re.compile(r"(?<=\[)[a-z0-9_]+=[\w-]+?(?=[]-]|\.)")  # `norm=mine` in `test_x[norm=mine.eps]`
@@ -40,10 +40,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Parametrise `part` (each part of the suite's KINDS), `knob` (each of its knobs), `conf` (YAML files), `dist`."""
+    """Parametrise `part` (each part of the suite's KINDS), `knob` (each of its knobs), `conf` (YAML files), `dist`.
+
+    KINDS of a suite: names of kinds, or a function of a registry that says whether its parts are meant; None: all.
+    """
     home = sys.modules[metafunc.function.__module__]
     dist = metafunc.config.getoption("--ablatio-dist") or getattr(metafunc.module, "ABLATIO_DIST", None)
-    if not home.__name__.startswith("ablatio.testing.suites."):
+    if not _is_suite(home.__name__):
         return
     dist = dist and _working(dist)
     names = set(metafunc.fixturenames)
@@ -77,9 +80,20 @@ def _working(dist: str) -> str:
     return name
 
 
-def _entries(kinds: Sequence[str] | None) -> list[PartSpec]:
+@functools.cache
+def _packages() -> tuple[str, ...]:
+    return tuple(f"{package}." for package in suites())
+
+
+def _is_suite(module: str) -> bool:
+    return module.startswith(_packages())
+
+
+def _entries(kinds: Sequence[str] | Callable[[Registry[Any]], bool] | None) -> list[PartSpec]:
     """The parts of these kinds; of all kinds, a plugin's own too, when None is said."""
     next(iter(REGISTRIES.values())).names()  # fills the registries
+    if callable(kinds):
+        kinds = [kind for kind, registry in REGISTRIES.items() if kinds(registry)]
     return [e for kind in kinds or sorted(REGISTRIES) if kind in REGISTRIES for e in REGISTRIES[kind]]
 
 
@@ -107,7 +121,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _is_empty(item: pytest.Item) -> bool:
     call = getattr(item, "callspec", None)
     home = getattr(item, "function", None)
-    ours = home is not None and home.__module__.startswith("ablatio.testing.suites.")
+    ours = home is not None and _is_suite(home.__module__)
     return ours and call is not None and any(isinstance(k, str) and not _is_value(v) for k, v in call.params.items())
 
 

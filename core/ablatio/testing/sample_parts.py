@@ -56,6 +56,12 @@ def made(entry: PartSpec, knobs: Knobs | None = None, **wiring: Any) -> Any:
     return REGISTRIES[entry.kind].build(entry.name, knobs, **wiring)
 
 
+def attached(entry: PartSpec, knobs: Knobs | None = None, **wiring: Any) -> Any:
+    """A part of a kind that attaches to the model (`Registry.attaches`), as in the first of two layers 16 wide."""
+    plain = {"d_model": 16, "n_layers": 2, "layer": 0, "sublayer": "attention", "side": "decoder", "max_len": 32}
+    return made(entry, knobs, **plain | wiring)
+
+
 AXES = tuple(Axis(key, ("low", "high")) for key in ("norm", "position", "mlp", "model.d_ff", "optimizer.lr", "init"))
 
 

@@ -1,12 +1,12 @@
 """The small model, batch and run in which parts are tried: the defaults of `ablatio train`, a few thousand weights."""
 
-import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ablatio.config import kind_lists
 from ablatio.config import schema as run_config
 from ablatio.errors import UserError
 from ablatio.model.build import build_model
@@ -16,25 +16,9 @@ from ablatio.model.optimizer_step import OptimizerStep, Rewind, SkipStep
 from ablatio.model.parameter_roles import groups_by_role
 from ablatio.registry import rules
 from ablatio.registry.registry import REGISTRIES, PartSpec
-from ablatio.storage.paths import shipped
 
 VOCAB = 64
 SIZES = {"d_model": 32, "n_layers": 2, "n_heads": 4, "max_len": 32}
-
-
-@functools.cache
-def default_parts() -> Mapping[str, str]:
-    """The default option of each kind, as conf/train.yaml names them."""
-    import yaml
-
-    listed = yaml.safe_load((shipped("conf") / "train.yaml").read_text(encoding="utf-8"))["defaults"]
-    return {
-        kind: name
-        for line in listed
-        if isinstance(line, dict)
-        for kind, name in line.items()
-        if kind in REGISTRIES and isinstance(name, str) and name in REGISTRIES[kind].names()
-    }
 
 
 def config(entry: PartSpec | None = None, knobs: Mapping[str, Any] | None = None, **sizes: Any) -> dict[str, Any]:
@@ -44,7 +28,7 @@ def config(entry: PartSpec | None = None, knobs: Mapping[str, Any] | None = None
     """
     made = run_config.defaults()
     made["model"] |= SIZES | sizes
-    for kind, name in default_parts().items():
+    for kind, name in kind_lists.usual_parts().items():
         made[kind] = {"name": name, **REGISTRIES[kind][name].defaults}
     if entry is not None:
         values = given(entry) | dict(knobs or {})
@@ -74,7 +58,7 @@ def fitted(made: dict[str, Any], keep: Collection[str]) -> dict[str, Any]:
     made = mended(made, keep)
     if not broken_rules(made):
         return made
-    for kind in default_parts():
+    for kind in kind_lists.usual_parts():
         for other in REGISTRIES[kind] if kind not in keep else ():
             changed = mended(made | {kind: {"name": other.name, **other.defaults}}, {*keep, kind})
             if not broken_rules(changed):

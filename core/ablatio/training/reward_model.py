@@ -10,6 +10,7 @@ from ablatio.data.types import Tokenizer
 from ablatio.errors import UserError
 from ablatio.model.example import Example
 from ablatio.model.rl.answers import Answer
+from ablatio.registry.kinds import tasks
 from ablatio.storage.checkpoints import Checkpoints
 from ablatio.training.initial_weights import start_model
 from ablatio.training.run_folder import CHECKPOINTS, read_run, run_id
@@ -23,7 +24,7 @@ def open_reward(path: str, tokenizer: Tokenizer) -> Callable[[Sequence[Answer]],
     config = read_run(Path(path))
     found = Checkpoints(Path(path) / CHECKPOINTS, run=run_id(config)).load(None)
     if HEAD not in found.model:
-        task = config.get("task", {}).get("name", "pretrain")
+        task = config.get("task", {}).get("name", tasks.default)
         raise UserError(
             f"{path} is a run of task={task}, which has no reward model\n    try: ablatio train task=reward name=reward"
         )

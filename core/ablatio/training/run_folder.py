@@ -14,7 +14,6 @@ from ablatio.registry.session_parts import how_to_register, unregistered
 from ablatio.storage.checkpoints import make_folder
 
 CHECKPOINTS, TOKENIZER = "checkpoints", "tokenizer.json"
-VOLATILE = ("out", "name", "trainer", "sweep", "logger")  # sections and kinds that make no number
 
 
 def new_folder(config: Mapping[str, Any], name: str | None = None) -> Path:
@@ -36,9 +35,10 @@ def run_id(config: Mapping[str, Any]) -> str:
 
     So a setting that a later version adds leaves the names of older runs as they are.
     """
+    from ablatio.config.kind_lists import volatile
     from ablatio.config.schema import changed
 
-    made = {k: v for k, v in changed(config).items() if k not in VOLATILE}
+    made = {k: v for k, v in changed(config).items() if k not in volatile()}
     return hashlib.sha256(json.dumps(renamed.first_names(made), sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -104,4 +104,7 @@ def with_own_tokenizer(config: Mapping[str, Any], folder: Path) -> dict[str, Any
     """The config of the run in `folder` with the tokenizer that lies there: where that came from may be gone."""
     if not (folder / TOKENIZER).exists():  # written before runs kept theirs
         return dict(config)
-    return {**config, "tokenizer": {"name": "pretrained", "path": str(folder), "eos": None}}
+    from ablatio.config.inherit import folder_tokenizer
+
+    part = folder_tokenizer()
+    return {**config, "tokenizer": {"name": part.name, **part.defaults, "path": str(folder)}}

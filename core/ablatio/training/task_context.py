@@ -15,6 +15,7 @@ from ablatio.data.types import Source, Tokenizer
 from ablatio.model.build import PartChoice
 from ablatio.model.rl.answers import Answer
 from ablatio.registry import kinds
+from ablatio.registry.registry import REGISTRIES
 from ablatio.storage.paths import cache_root
 
 OpenReward = Callable[[str, Tokenizer], Callable[[Sequence[Answer]], Tensor]]
@@ -56,7 +57,7 @@ class TaskContext:
     def part(self, kind: str, **wiring: Any) -> Any:
         """The config's option of a kind, made."""
         choice = PartChoice.of(self.config[kind])
-        return getattr(kinds, f"{kind}s").build(choice.name, choice.knobs, **wiring)
+        return REGISTRIES[kind].build(choice.name, choice.knobs, **wiring)
 
     def source(self) -> Source:
         made: Source = self.part("source")

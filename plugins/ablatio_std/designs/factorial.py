@@ -37,6 +37,9 @@ class OneAtATime:
     Source: Daniel, One-at-a-Time Plans, 1973, doi:10.1080/01621459.1973.10482433.
     """
 
+    factors = False
+    single_changes = True
+
     def __init__(self, axes: Sequence[Any], baseline: Arm) -> None:
         self.axes, self.baseline = axes, baseline
 
@@ -57,6 +60,8 @@ class Paired:
 
     Source: Box, Hunter and Hunter, Statistics for Experimenters, 2005, section 3.2.
     """
+
+    factors = False
 
     def __init__(self, axes: Sequence[Any]) -> None:
         lengths = {axis.key: len(axis.values) for axis in axes}

@@ -21,6 +21,8 @@ class PlackettBurman:
     values switched, which removes the aliasing of main effects with two-way interactions.
     """
 
+    screens = True
+
     def __init__(
         self,
         axes: Sequence[Any],
@@ -69,6 +71,8 @@ class Fractional:
     `generators` gives the products directly, a letter or product for each axis: "a b c abc".
     """
 
+    screens = True
+
     def __init__(
         self,
         axes: Sequence[Any],
@@ -115,6 +119,8 @@ class Orthogonal:
 
     Source: Hedayat, Sloane and Stufken, Orthogonal Arrays, 1999.
     """
+
+    screens = True
 
     def __init__(self, axes: Sequence[Any]) -> None:
         self.axes = axes

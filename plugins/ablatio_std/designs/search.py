@@ -37,6 +37,7 @@ class Halving:
     checkpoints, and those that finish are the survivors.  Losses are compared at equal shares of the arms' schedules.
     """
 
+    factors = False
     intervals = True
 
     def __init__(
@@ -74,6 +75,7 @@ class Tpe:
     `batch` trials are sampled at a time, by optuna, and run in parallel.
     """
 
+    factors = False
     intervals = True
 
     def __init__(

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ablatio import Positive, norms
+from ablatio.model.attention.softmax_attention import RMSNorm as HeadRMSNorm
 from ablatio_std.norms._common import rms_norm
 
 
@@ -21,6 +22,11 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return rms_norm(x, self.weight, self.eps)
+
+    @staticmethod
+    def for_heads(width: int) -> nn.Module:
+        """In the order of operations that attention.qk_norm=rmsnorm has always had: runs keep their digits."""
+        return HeadRMSNorm(width)
 
 
 @norms.register("gemma_rmsnorm", paper="arXiv:2403.08295")

@@ -93,7 +93,7 @@ class Fast:
         return copied
 
 
-@tokenizers.register("pretrained", trained=False)
+@tokenizers.register("pretrained", trained=False, reads_folder=True)
 def pretrained(
     *,
     path: Annotated[str, "folder of a run, or a folder with transformers' tokenizer.json"] = "",

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers.attention_loops import WIDTH, D, H, by_loop, context, made
-from helpers.support import model_config
+from helpers.support import head_norm, model_config
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Attention, DeepseekV3Config
 from transformers.models.diffllama.modeling_diffllama import DiffLlamaAttention, DiffLlamaConfig
 from transformers.models.gemma2.modeling_gemma2 import Gemma2Attention, Gemma2Config
@@ -35,7 +35,8 @@ def wide(name, knobs=None, layer=0):
     from ablatio.registry.kinds import attentions
 
     sizes = {"d_model": D, "d_head": WIDE, "n_heads": H, "n_layers": 4, "max_len": 16, "bias": False, "dropout": 0.0}
-    part = attentions.build(name, knobs, **sizes, layer=layer, scale=WIDE**-0.5, inner_norm=None).double()
+    given = {"scale": WIDE**-0.5, "inner_norm": None, "head_norm": head_norm}
+    part = attentions.build(name, knobs, **sizes, layer=layer, **given).double()
     for p in part.parameters():
         torch.nn.init.normal_(p, std=0.5)
     return part
@@ -223,7 +224,7 @@ def test_l2_starts_at_the_papers_scale():
     from ablatio.registry.kinds import attentions
 
     sizes = {"d_model": D, "d_head": WIDTH, "n_heads": H, "max_len": 16, "bias": False, "dropout": 0.0, "layer": 0}
-    part = attentions.build("mha", {"qk_norm": "l2"}, **sizes, scale=1.0, inner_norm=None)
+    part = attentions.build("mha", {"qk_norm": "l2"}, **sizes, scale=1.0, inner_norm=None, head_norm=head_norm)
     assert part.q_norm.gain.item() == pytest.approx(math.log2(240))
 
 

@@ -18,7 +18,6 @@ from ablatio.model.build import ModelBuilder
 from ablatio.model.parameter_roles import SIBLING
 from ablatio.registry.registry import REGISTRIES
 
-SHAPING = ("norm", "placement", "activation", "mlp", "position", "attention", "block", "architecture")
 SIZES = (
     "d_model", "n_layers", "n_heads", "d_head", "d_ff", "vocab_size", "max_len", "tied", "bias", "dropout",
     "encoder_layers", "embedding_norm", "embedding_scale", "final_norm", "attention_scale", "logit_scale",
@@ -124,8 +123,14 @@ class Family:
 
     def _parts(self) -> Iterator[str]:
         """Unsupported parts and knobs."""
-        for kind in SHAPING:
-            chosen = self.config[kind]
+        for registry in REGISTRIES.values():
+            kind: str = registry.kind
+            chosen: Mapping[str, Any] | None = self.config.get(kind)
+            if chosen is None or not (registry.scope == "model" or registry.attaches):
+                continue
+            if kind not in self.parts:  # a plugin's kind, which no native class has
+                yield from () if chosen["name"] == registry.default else (f"{kind}={chosen['name']} (it has none)",)
+                continue
             if chosen["name"] not in self.parts[kind]:
                 yield f"{kind}={chosen['name']} (it supports {' or '.join(self.parts[kind])})"
                 continue

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Annotated, Literal, TypedDict
+from typing import Annotated, TypedDict
 
 import torch
 import torch.nn.functional as F
@@ -10,17 +10,16 @@ from torch import Tensor, nn
 
 from ablatio.model.attention.kernels import AttentionView, attend, attend_by_steps, merge_heads, split_heads
 from ablatio.model.context import Context
-from ablatio.registry.knobs import Range
+from ablatio.registry.knobs import OptionOf, Range
 
 KVHeads = Annotated[int | None, Range(1), "number of key and value heads, a divisor of model.n_heads; null: n_heads"]
+WHOLE = "whole_"
 QKNorm = Annotated[
-    Literal["none", "layernorm", "rmsnorm", "l2", "whole_layernorm", "whole_rmsnorm"],
+    str,
+    OptionOf("norm", also=("none", "l2"), forms=("{}", f"{WHOLE}{{}}")),
     "norm of each head's queries and keys, or of all heads' as a whole; l2: cosines times a learned g",
 ]
-VNorm = Annotated[
-    Literal["none", "layernorm", "rmsnorm", "whole_layernorm", "whole_rmsnorm"], "norm of the values, likewise"
-]
-WHOLE = "whole_"
+VNorm = Annotated[str, OptionOf("norm", also=("none",), forms=("{}", f"{WHOLE}{{}}")), "norm of the values, likewise"]
 Softcap = Annotated[
     float, Range(0), "c in c tanh(x / c), applied to the scores before bias and mask; 0: off (arXiv:2408.00118)"
 ]
@@ -29,7 +28,12 @@ Sinks = Annotated[bool, "a learned logit per head for attending to no key (arXiv
 
 
 class AttentionWiring(TypedDict):
-    """Arguments that the model passes to an attention; scale: of q k^T; inner_norm: builds the norm before o_proj."""
+    """Arguments that the model passes to an attention.
+
+    scale       factor on q k^T
+    inner_norm  builds the norm before o_proj, or None
+    head_norm   builds an option of the kind `norm` for a submodule: (option, name of the submodule, width)
+    """
 
     d_model: int
     d_head: int
@@ -40,6 +44,7 @@ class AttentionWiring(TypedDict):
     layer: int
     scale: float
     inner_norm: Callable[[int], nn.Module] | None
+    head_norm: Callable[[str, str, int], nn.Module]
 
 
 class SoftmaxAttention(nn.Module):
@@ -68,6 +73,7 @@ class SoftmaxAttention(nn.Module):
         layer: int,
         scale: float,
         inner_norm: Callable[[int], nn.Module] | None,
+        head_norm: Callable[[str, str, int], nn.Module],
         qk_norm: str = "none",
         v_norm: str = "none",
         softcap: float = 0.0,
@@ -90,9 +96,9 @@ class SoftmaxAttention(nn.Module):
             gain = math.log2(max(2, max_len * max_len - max_len))
             self.q_norm, self.k_norm = _Directions(gain), _Directions()
         else:
-            self.q_norm = _norm(qk_norm, d_head, n_heads)
-            self.k_norm = _norm(qk_norm, d_head, n_kv_heads)
-        self.v_norm = _norm(v_norm, d_head, n_kv_heads)
+            self.q_norm = _norm(head_norm, "q_norm", qk_norm, d_head, n_heads)
+            self.k_norm = _norm(head_norm, "k_norm", qk_norm, d_head, n_kv_heads)
+        self.v_norm = _norm(head_norm, "v_norm", v_norm, d_head, n_kv_heads)
         self.sinks = nn.Parameter(torch.zeros(n_heads)) if sinks else None
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
@@ -158,15 +164,16 @@ class _Directions(nn.Module):
         return x if self.gain is None else self.gain * x
 
 
-def _norm(kind: str, d_head: int, heads: int) -> nn.Module | None:
-    """Of each head, or of all `heads` together."""
-    width = d_head * heads if kind.startswith(WHOLE) else d_head
-    made: dict[str, Callable[[int], nn.Module]] = {"layernorm": nn.LayerNorm, "rmsnorm": RMSNorm}
-    return None if kind == "none" else made[kind.removeprefix(WHOLE)](width)
+def _norm(
+    make: Callable[[str, str, int], nn.Module], name: str, option: str, d_head: int, heads: int
+) -> nn.Module | None:
+    """Of each head, or of all `heads` together; None for the option `none`."""
+    width = d_head * heads if option.startswith(WHOLE) else d_head
+    return None if option == "none" else make(option.removeprefix(WHOLE), name, width)
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + 1e-6), times a gain."""
+    """x / sqrt(mean(x^2) + 1e-6), times a gain: for vectors so short that the kernels of norm=rmsnorm gain nothing."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

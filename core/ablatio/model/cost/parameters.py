@@ -14,12 +14,7 @@ from ablatio.model.context import Record
 from ablatio.model.example import Example
 from ablatio.model.parameter_roles import describe, named_generator
 from ablatio.registry import kinds
-
-# Sections of a config that no size depends on: runs that differ in these alone are counted once.
-ASIDE = (
-    "train", "optimizer", "schedule", "stabilizer", "checkpointing", "seed", "seeds", "trainer", "out", "name",
-    "source", "sweep",
-)  # fmt: skip
+from ablatio.registry.registry import REGISTRIES
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +61,8 @@ def parameters(config: Mapping[str, Any], vocab_size: int) -> int:
 
 def shape_of(config: Mapping[str, Any]) -> str:
     """Return everything that a size depends on, as JSON: the key of the cached counts."""
-    return json.dumps({k: v for k, v in config.items() if k not in ASIDE}, sort_keys=True)
+    keys = {"model", "match", "data", *(r.kind for r in REGISTRIES.values() if r.shapes_model)}
+    return json.dumps({k: v for k, v in config.items() if k in keys}, sort_keys=True)
 
 
 # Cached because a sweep counts while it plans, and the runs forked from it reuse the counts: this saves half of the

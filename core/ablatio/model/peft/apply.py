@@ -12,6 +12,7 @@ from ablatio.model.language_model import LanguageModel
 from ablatio.model.parameter_roles import Rate
 from ablatio.registry import kinds
 from ablatio.registry.kinds import Peft
+from ablatio.registry.registry import Registry
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +44,18 @@ class AppliedPeft:
 
 def is_tuned(config: Mapping[str, Any]) -> bool:
     """True if the config has a quantization or a PEFT method, so that a run's weights differ from its model's."""
-    return any((config.get(kind) or {}).get("name", "none") != "none" for kind in ("quantization", "peft"))
+    return any(_choice(config, registry).name != registry.default for registry in (kinds.quantizations, kinds.pefts))
 
 
 def tune(model: nn.Module, config: Mapping[str, Any], seed: int) -> AppliedPeft:
     """Apply the config's quantization, then its PEFT method, to a model that holds its base weights."""
-    quantization, peft = (PartChoice.of(config.get(kind) or {"name": "none"}) for kind in ("quantization", "peft"))
+    quantization, peft = _choice(config, kinds.quantizations), _choice(config, kinds.pefts)
     kinds.quantizations.build(quantization.name, quantization.knobs).apply(model)
     return apply_peft(model, kinds.pefts.build(peft.name, peft.knobs), seed)
+
+
+def _choice(config: Mapping[str, Any], registry: Registry[Any]) -> PartChoice:
+    return PartChoice.of(config.get(registry.kind) or {"name": registry.default})
 
 
 def apply_peft(model: nn.Module, part: Peft, seed: int) -> AppliedPeft:

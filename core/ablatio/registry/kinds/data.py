@@ -19,13 +19,17 @@ sources: Registry[Source] = Registry(
     "Where documents, conversations or preference feedback are read from.",
     methods=("documents", "fingerprint"),
     any_of=("documents", "conversations", "feedback"),
+    scope="data",
+    usual="sotu",
 )
 
 tokenizers: Registry[Tokenizer] = Registry(
     "tokenizer",
     "How text is split into token ids.",
     methods=("train", "encode", "decode", "token_bytes", "state", "restore"),
-    facts={"trained": True},
+    facts={"trained": True, "reads_folder": False},  # reads_folder: its knob `path` is a run or a model
+    scope="data",
+    usual="bpe",
 )
 
 templates: Registry[Template] = Registry(
@@ -34,4 +38,5 @@ templates: Registry[Template] = Registry(
     methods=("__call__",),
     facts={"signs": (), "end": ""},
     default="plain",
+    scope="data",
 )

@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 
 
 class Norm(Protocol):
-    """Normalizes the last axis: (..., D) -> (..., D)."""
+    """Normalizes the last axis: (..., D) -> (..., D).
+
+    for_heads(width)  optional, static: the module for queries, keys or values of a head (`attention.qk_norm`), if it
+                      differs from the part itself with its default knobs
+    """
 
     def forward(self, x: Tensor) -> Tensor: ...
 
@@ -184,7 +188,12 @@ class Init(Protocol):
 
 
 norms: Registry[nn.Module] = Registry(
-    "norm", "How the residual stream is normalized.", wiring=("d_model",), methods=("forward",)
+    "norm",
+    "How the residual stream is normalized.",
+    wiring=("d_model",),
+    methods=("forward",),
+    scope="model",
+    usual="rmsnorm",
 )
 
 placements: Registry[Placement] = Registry(
@@ -200,6 +209,8 @@ placements: Registry[Placement] = Registry(
         "inner_norm": (),
         "batch_dependent": False,
     },
+    scope="model",
+    usual="pre",
 )
 
 activations: Registry[Activation] = Registry(
@@ -209,6 +220,8 @@ activations: Registry[Activation] = Registry(
     calls={("x",): {"gated": False}, ("gate", "up"): {"gated": True}},
     methods=("forward",),
     facts={"gated": False},
+    scope="model",
+    usual="swiglu",
 )
 
 mlps: Registry[nn.Module] = Registry(
@@ -217,6 +230,8 @@ mlps: Registry[nn.Module] = Registry(
     wiring=("d_model", "d_ff", "activation", "gated", "bias", "dropout", "layer", "n_layers", "inner_norm"),
     methods=("forward",),
     facts={"metrics": (), "batch_dependent": False},
+    scope="model",
+    usual="dense",
 )
 
 positions: Registry[Position] = Registry(
@@ -225,6 +240,8 @@ positions: Registry[Position] = Registry(
     wiring=("d_model", "d_head", "n_heads", "n_layers", "max_len", "causal"),
     any_of=("embed", "rotate", "bias", "score"),
     facts={"extends": True, "rotates_cached_keys": False},
+    scope="model",
+    usual="rope",
 )
 
 attentions: Registry[nn.Module] = Registry(
@@ -241,6 +258,7 @@ attentions: Registry[nn.Module] = Registry(
         "layer",
         "scale",
         "inner_norm",
+        "head_norm",
     ),
     methods=("forward",),
     facts={
@@ -253,6 +271,8 @@ attentions: Registry[nn.Module] = Registry(
         "rotates_cached_keys": True,
         "metrics": (),
     },
+    scope="model",
+    usual="mha",
 )
 
 blocks: Registry[nn.Module] = Registry(
@@ -261,6 +281,8 @@ blocks: Registry[nn.Module] = Registry(
     wiring=("parts",),
     methods=("forward",),
     facts={"cross": False, "joint_sublayer": False},
+    scope="model",
+    usual="sequential",
 )
 
 architectures: Registry[LanguageModel] = Registry(
@@ -268,6 +290,8 @@ architectures: Registry[LanguageModel] = Registry(
     "Which stacks the model has and which tokens each token attends to.",
     wiring=("builder",),
     facts={"mask": "causal", "accepts": ("next tokens",), "stacks": ("decoder",), "objective": "lm"},
+    scope="model",
+    usual="causal",
 )
 
 inits: Registry[Init] = Registry(
@@ -275,4 +299,7 @@ inits: Registry[Init] = Registry(
     "How matrices are initialized; vectors are initialized by the part that owns them.",
     calls={("weight", "info", "generator"): {}},
     methods=("__call__",),
+    scope="training",
+    shapes_model=True,
+    usual="gpt2",
 )

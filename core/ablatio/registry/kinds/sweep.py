@@ -26,10 +26,16 @@ class Design(Protocol):
     aliases()  optional: sentences naming the effects that the arms cannot tell apart
 
     Facts:
-    intervals  True if an axis may be an interval
+    intervals       True if an axis may be an interval
+    factors         True if settings vary jointly, so that the effect of each can be estimated
+    screens         True if arms serve to estimate effects and are not compared with one another
+    single_changes  True if each arm differs from the baseline in one setting
     """
 
     intervals: ClassVar[bool]
+    factors: ClassVar[bool]
+    screens: ClassVar[bool]
+    single_changes: ClassVar[bool]
 
     def count(self) -> int: ...
 
@@ -69,8 +75,9 @@ designs: Registry[Design] = Registry(
     wiring=("axes", "baseline"),
     methods=("count",),
     any_of=("arms", "more", "aliases"),
-    facts={"intervals": False},
-    in_run=False,
+    facts={"intervals": False, "factors": True, "screens": False, "single_changes": False},
+    scope="sweep",
+    usual="full",
 )
 
 launchers: Registry[Launcher] = Registry(
@@ -78,5 +85,6 @@ launchers: Registry[Launcher] = Registry(
     "Where the runs of a sweep are executed.",
     wiring=("work",),
     methods=("start", "submit", "poll", "cancel", "stop"),
-    in_run=False,
+    scope="sweep",
+    usual="pool",
 )

@@ -210,6 +210,9 @@ objectives: Registry[Objective] = Registry(
     wiring=("vocab_size", "eos", "max_len"),
     methods=("__call__",),
     facts={"produces": "next tokens", "metrics": ()},
+    scope="training",
+    shapes_model=True,
+    usual="lm",
 )
 
 optimizers: Registry[torch.optim.Optimizer] = Registry(
@@ -217,6 +220,8 @@ optimizers: Registry[torch.optim.Optimizer] = Registry(
     "How gradients update the weights; parameters are grouped by role.",
     wiring=("groups",),
     facts={"decays": True, "entrywise": True},
+    scope="training",
+    usual="adamw",
 )
 
 checkpointings: Registry[Checkpointing] = Registry(
@@ -224,6 +229,7 @@ checkpointings: Registry[Checkpointing] = Registry(
     "Which activations are stored for the backward pass; the others are recomputed.",
     methods=("apply",),
     default="none",
+    scope="memory",
 )
 
 schedules: Registry[Schedule] = Registry(
@@ -232,6 +238,8 @@ schedules: Registry[Schedule] = Registry(
     calls={("step", "total"): {}, ("step", "total", "scores"): {"watches": True}},
     methods=("__call__",),
     facts={"watches": False},
+    scope="training",
+    usual="cosine",
 )
 
 stabilizers: Registry[Stabilizer] = Registry(
@@ -240,6 +248,8 @@ stabilizers: Registry[Stabilizer] = Registry(
     any_of=("before_step", "after_step", "attach", "averaged", "batch_rows"),
     facts={"metrics": (), "rewinds": False},
     multiple=True,
+    scope="training",
+    usual=("clip",),
 )
 
 tasks: Registry[Task] = Registry(
@@ -258,6 +268,7 @@ tasks: Registry[Task] = Registry(
         "copies": 0,
     },
     default="pretrain",
+    scope="task",
 )
 
 loggers: Registry[Logger] = Registry(
@@ -267,4 +278,6 @@ loggers: Registry[Logger] = Registry(
     methods=("start", "log", "finish"),
     facts={"record": False},
     multiple=True,
+    scope="output",
+    usual=("csv",),
 )

@@ -138,6 +138,7 @@ quantizations: Registry[Quantization] = Registry(
     methods=("apply",),
     facts={"bits": 32},
     default="none",
+    scope="tuning",
 )
 
 pefts: Registry[Peft] = Registry(
@@ -146,6 +147,7 @@ pefts: Registry[Peft] = Registry(
     methods=("apply",),
     facts={"exact": True, "virtual": False, "metrics": (), "batch_dependent": False},
     default="none",
+    scope="tuning",
 )
 
 alignments: Registry[Alignment] = Registry(
@@ -163,6 +165,7 @@ alignments: Registry[Alignment] = Registry(
     },
     asks={"loss": ALL_WORDS, "advantages": ALL_WORDS},
     optional=True,
+    scope="feedback",
 )
 
 rewards: Registry[Reward] = Registry(
@@ -176,4 +179,5 @@ rewards: Registry[Reward] = Registry(
     methods=("__call__",),
     facts={"per_step": False, "compares": False},
     optional=True,
+    scope="feedback",
 )

@@ -12,7 +12,7 @@ from ablatio.report.escape import visible
 from ablatio.report.read.run import RATE, Run
 from ablatio.report.read.table import Table
 from ablatio.report.rerun_command import of_arm
-from ablatio.sweep.study import label_of
+from ablatio.sweep.study import design_facts, label_of
 
 LOSS = "val/loss"
 HIGHER = ("accuracy", "reward", "win_rate", "score", "margin", "match")  # endings of scores where higher is better
@@ -72,7 +72,7 @@ def arms_of(table: Table, metric: str, baseline: str | None = None) -> list[Arm]
             grouped.setdefault(label_of(run.arm), []).append(run)
     arms = [Arm(label, label, runs[0].arm, runs) for label, runs in grouped.items()]
     _mark(arms, table, baseline)
-    _name(arms, str(table.study.design.get("name", "")))
+    _name(arms, bool(design_facts(table.study)["single_changes"]))
     _fill(arms, table, metric)
     return arms
 
@@ -143,11 +143,11 @@ def _mark(arms: Sequence[Arm], table: Table, asked: str | None) -> None:
     (exact or found)[0].baseline = True
 
 
-def _name(arms: Sequence[Arm], design: str) -> None:
+def _name(arms: Sequence[Arm], single_changes: bool) -> None:
     """Shorten the names: values where they are unambiguous (`swiglu`), with their key elsewhere (`n_layers=4`).
 
-    In a one-at-a-time design a name holds only what differs from the baseline.  Arms that would share a name keep their
-    whole label.
+    In a design of single changes a name holds only what differs from the baseline.  Arms that would share a name keep
+    their whole label.
     """
     seen = {
         k: {a.settings[k] for a in arms if k in a.settings} for k in dict.fromkeys(k for a in arms for k in a.settings)
@@ -156,7 +156,7 @@ def _name(arms: Sequence[Arm], design: str) -> None:
     base = next((a for a in arms if a.baseline), None)
     for arm in arms:
         told = {k: v for k, v in arm.settings.items() if k in varies} or dict(arm.settings)
-        if base is not None and design == "one_at_a_time":
+        if base is not None and single_changes:
             told = {k: v for k, v in told.items() if base.settings.get(k) != v} or told
         arm.name = " ".join(_said(k, v, seen, len(varies) == 1) for k, v in told.items()) or arm.label
     names = [a.name for a in arms]

@@ -28,18 +28,12 @@ from ablatio.report.statistics import (
     noise,
     smallest_difference,
 )
-from ablatio.sweep.study import Study
+from ablatio.sweep.study import Study, design_facts
 
 UNITS = {"loss": "nats", "bpb": "bits/byte"}  # units of scores, by the last part of their name
 CORRECTIONS = {"holm": "Holm", "dunnett": "Dunnett", "bh": "Benjamini-Hochberg", "none": ""}
 LANGUAGES: tuple[Language, ...] = ("en", "zh")
 
-SCREENING = (
-    "plackett_burman",
-    "fractional",
-    "orthogonal",
-)  # designs that estimate effects; their single arms are not compared
-NO_FACTORS = ("one_at_a_time", "paired", "halving", "tpe", "runs")  # designs in which settings do not vary jointly
 ALL_PAIRS = 8  # arms; with more there are too many pairs for a page and a correction
 
 
@@ -85,7 +79,7 @@ class Findings:
     @property
     def screening(self) -> bool:
         """True if the design estimates effects and its arms are not compared one by one."""
-        return self.table.study.design.get("name") in SCREENING
+        return bool(design_facts(self.table.study)["screens"])
 
     @property
     def question(self) -> str:
@@ -165,7 +159,7 @@ def find(
     against = base.name if base and base.name in scored else None
     factors = _factors(table, metric)
     comparison = None
-    if factors and table.study.design.get("name") in SCREENING:
+    if factors and design_facts(table.study)["screens"]:
         pass  # effects are estimated from all arms together
     elif scored and (against or len(scored) <= ALL_PAIRS):
         if correction == "dunnett" and against is None:
@@ -233,7 +227,7 @@ def _factors(table: Table, metric: str) -> Factors | None:
     runs = [r for r in table.counted if metric in r.scores]
     keys = dict.fromkeys(k for r in runs for k in r.arm)
     axes = [k for k in keys if len({r.arm.get(k) for r in runs}) > 1]
-    if len(axes) < 2 or table.several_data or table.study.design.get("name") in NO_FACTORS:
+    if len(axes) < 2 or table.several_data or not design_facts(table.study)["factors"]:
         return None
     try:
         fit = effects([r.arm for r in runs], [r.seed for r in runs], [r.scores[metric] for r in runs])

@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ablatio.config.kind_lists import CHANCE, volatile
 from ablatio.report.read.run import Run, object_in, read_folder
 from ablatio.report.rerun_command import of_config
 from ablatio.sweep.study import Job
-
-NO_AXES = ("seed", "seeds", "out", "name", "trainer", "sweep")  # what makes no arm: chance, places, the machine
 
 
 def folders_in(folder: Path) -> list[Path]:
@@ -24,7 +23,8 @@ def folders_in(folder: Path) -> list[Path]:
 def runs_of(folders: Sequence[Path]) -> list[Run]:
     """Read runs; the settings that they do not all share become their arm."""
     configs = [object_in(f / "config.json")[0] for f in folders]
-    flat = [flatten({k: v for k, v in c.items() if k not in NO_AXES}) for c in configs]
+    no_axes = (*CHANCE, *volatile())
+    flat = [flatten({k: v for k, v in c.items() if k not in no_axes}) for c in configs]
     keys = list(dict.fromkeys(k for f in flat for k in f))
     axes = [k for k in keys if len({f.get(k) for f in flat}) > 1]
     # The knobs of a part come and go with its name, so they are no axes of their own.

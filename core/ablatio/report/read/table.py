@@ -16,7 +16,7 @@ from ablatio.report.read.run import STATES, Run, read_folder, short_error, what_
 from ablatio.report.read.single_runs import folders_in, runs_of
 from ablatio.report.read.stages import RECIPE, of_recipes, ordered
 from ablatio.sweep.ledger import Entry, Ledger, alive
-from ablatio.sweep.study import JOBS, LEDGER, STUDY, Refused, Study, read_job, run_folder
+from ablatio.sweep.study import JOBS, LEDGER, NO_DESIGN, STUDY, Refused, Study, read_job, run_folder
 
 
 @dataclass(slots=True)
@@ -142,7 +142,7 @@ def _merged(studies: Sequence[Study], table: Table) -> Study:
     if len(studies) == 1:
         return studies[0]
     if not studies:
-        return Study(" ".join(f.name for f in table.folders), design={"name": "runs"})
+        return Study(" ".join(f.name for f in table.folders), design={"name": NO_DESIGN})
     first = studies[0]
     names = list(dict.fromkeys(s.name for s in studies))
     return Study(

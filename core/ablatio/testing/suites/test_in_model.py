@@ -11,12 +11,16 @@ from ablatio.model.cost.parameters import measure
 from ablatio.model.decoding.shared_prefix import answer_states
 from ablatio.model.kv_cache import KVCache
 from ablatio.model.language_model import LanguageModel
-from ablatio.registry.registry import REGISTRIES, PartSpec
+from ablatio.registry.registry import REGISTRIES, PartSpec, Registry
 from ablatio.testing import checks, tiny_models
 
-KINDS = ("norm", "placement", "activation", "mlp", "position", "attention", "block", "architecture")
 DEVICES = ("meta", "cuda") if torch.cuda.is_available() else ("meta",)
 EXACT = 1e-9  # of float64 models, relative
+
+
+def KINDS(registry: Registry[Any]) -> bool:  # noqa: N802
+    """What the forward pass consists of, a plugin's kinds too."""
+    return registry.scope == "model"
 
 
 def _model(part: PartSpec) -> LanguageModel:

@@ -1,0 +1,54 @@
+"""Lists of kinds and config sections, derived from what each Registry declares."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ablatio.registry import kinds as _kinds  # noqa: F401  (registers them)
+from ablatio.registry.catalogue import OURS
+from ablatio.registry.registry import REGISTRIES, SCOPES, SESSION, Distribution, Registry
+
+PLACES = ("out", "name", "trainer", "sweep")  # sections without effect on the numbers: folders and the machine
+CHANCE = ("seed", "seeds")  # runs that differ only in these repeat one another
+
+
+def listed() -> list[Registry[Any]]:
+    """Kinds that stand in the config of every new run, possibly as none, in the order of the config."""
+    return sorted((r for r in REGISTRIES.values() if r.listed), key=lambda r: SCOPES.index(r.scope))
+
+
+def needed() -> list[str]:
+    """Kinds of which every config has an option."""
+    return [registry.kind for registry in listed() if not registry.optional]
+
+
+def usual_parts() -> dict[str, str]:
+    """Default option of each kind for a new run."""
+    return {r.kind: r.usual for r in listed() if isinstance(r.usual, str) and r.usual}
+
+
+def shaping() -> list[str]:
+    """Kinds that determine a model: its parts, weights and scales."""
+    return [registry.kind for registry in REGISTRIES.values() if registry.shapes_model]
+
+
+def volatile() -> tuple[str, ...]:
+    """Sections and kinds that do not affect any number."""
+    return (*PLACES, *(registry.kind for registry in REGISTRIES.values() if registry.volatile))
+
+
+def without_unused(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Drop the kinds of plugins that have no effect in this config: it equals the config without the plugin.
+
+    So a run that uses nothing of a plugin can be read where that plugin is not installed.
+    """
+
+    def unused(registry: Registry[Any]) -> bool:
+        foreign = registry.distribution not in (SESSION, Distribution(OURS, registry.distribution.version))
+        return foreign and is_default(registry, config.get(registry.kind))
+
+    return {k: v for k, v in config.items() if not (k in REGISTRIES and unused(REGISTRIES[k]))}
+
+
+def is_default(registry: Registry[Any], node: Any) -> bool:
+    """True if the config's node of this kind means the same as leaving the kind out."""
+    return not registry.multiple and (node is None or isinstance(node, Mapping)) and registry.is_default(node)

@@ -1,0 +1,96 @@
+"""Description of a part without importing it, and the distribution that provides it."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+from ablatio.registry.knobs import Knob
+
+
+class ContractError(TypeError):
+    """A part violates the contract of its kind, or its name is taken."""
+
+
+@dataclass(frozen=True, slots=True)
+class Distribution:
+    """The installed distribution that provides a part."""
+
+    name: str
+    version: str
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.version}".strip()
+
+
+SESSION = Distribution("this session", "")
+_distribution: ContextVar[Distribution] = ContextVar("distribution", default=SESSION)
+
+
+@contextmanager
+def provided_by(distribution: Distribution) -> Iterator[None]:
+    """Context manager: parts registered inside belong to `distribution`."""
+    token = _distribution.set(distribution)
+    try:
+        yield
+    finally:
+        _distribution.reset(token)
+
+
+def current_distribution() -> Distribution:
+    """The distribution that parts registered now belong to."""
+    return _distribution.get()
+
+
+@dataclass(frozen=True, slots=True)
+class PartSpec:
+    """Everything known about a part without importing it."""
+
+    kind: str
+    name: str
+    module: str
+    qualname: str
+    distribution: Distribution
+    wiring: tuple[str, ...]
+    knobs: tuple[Knob, ...]
+    facts: Mapping[str, Any]
+    doc: str = ""
+    paper: str = ""
+    digest: str = ""
+
+    @property
+    def summary(self) -> str:
+        """First line of its docstring."""
+        return self.doc.strip().split("\n")[0].strip()
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """Default value of each knob, as in a config."""
+        return {k.name: list(k.default) if isinstance(k.default, tuple) else k.default for k in self.knobs}
+
+    def knob(self, name: str) -> Knob | None:
+        """The knob of this name, if there is one."""
+        return next((k for k in self.knobs if k.name == name), None)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for the catalogue."""
+        plain = {f: getattr(self, f) for f in ("kind", "name", "module", "qualname", "doc", "paper", "digest")}
+        return plain | {
+            "dist": self.distribution.name,
+            "version": self.distribution.version,
+            "wiring": list(self.wiring),
+            "knobs": [k.to_json() for k in self.knobs],
+            "facts": dict(self.facts),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "PartSpec":
+        """The part described by an entry of the catalogue."""
+        plain = {f: data[f] for f in ("kind", "name", "module", "qualname", "doc", "paper", "digest", "facts")}
+        return cls(
+            distribution=Distribution(data["dist"], data["version"]),
+            wiring=tuple(data["wiring"]),
+            knobs=tuple(Knob.from_json(k) for k in data["knobs"]),
+            **plain,
+        )

@@ -1,0 +1,1 @@
+"""Contract suites of the kinds that this plugin adds."""

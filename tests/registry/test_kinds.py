@@ -1,0 +1,87 @@
+"""What a kind is stands on its registry alone: the lists that are made from it, for our kinds and for a plugin's."""
+
+import json
+from typing import Any
+
+import pytest
+
+import ablatio
+from ablatio.config import kind_lists
+from ablatio.config.hydra_sources import main_config
+from ablatio.registry.registry import REGISTRIES, ContractError, Registry
+from ablatio.testing import readme_table
+from ablatio.testing.compatibility_table import paired_kinds
+
+MODEL = ["norm", "placement", "activation", "mlp", "position", "attention", "block", "architecture"]
+
+
+@pytest.fixture
+def kinds() -> Any:
+    """The registries, put back afterwards."""
+    before = dict(REGISTRIES)
+    yield REGISTRIES
+    REGISTRIES.clear()
+    REGISTRIES.update(before)
+
+
+def test_the_lists_of_our_kinds() -> None:
+    """Written out once more, so that a change of what a kind is cannot pass unseen: these decide ids and exports."""
+    assert [r.kind for r in REGISTRIES.values() if r.scope == "model"] == MODEL
+    assert kind_lists.shaping() == [*MODEL, "init", "objective"]
+    assert paired_kinds() == (*MODEL, "init", "objective", "optimizer", "schedule", "stabilizer")
+    assert kind_lists.volatile() == ("out", "name", "trainer", "sweep", "logger")
+    assert {r.kind for r in kind_lists.listed()} - set(kind_lists.needed()) == {"alignment", "reward"}
+    assert [r.kind for r in REGISTRIES.values() if not r.in_run] == ["design", "launcher"]
+
+
+def test_a_new_run_lists_every_kind_once() -> None:
+    lines = [line for line in main_config()["defaults"] if isinstance(line, dict)]
+    chosen = {kind: option for line in lines for kind, option in line.items() if kind in REGISTRIES}
+    assert list(chosen) == [
+        "task", *MODEL, "init", "objective", "optimizer", "schedule", "stabilizer", "quantization", "peft",
+        "checkpointing", "source", "tokenizer", "template", "alignment", "reward", "logger",
+    ]  # fmt: skip
+    assert chosen["norm"] == "rmsnorm" and chosen["stabilizer"] == ["clip"] and chosen["reward"] is None
+    for kind, option in chosen.items():
+        for name in option if isinstance(option, list) else [option] if option else []:
+            assert name in REGISTRIES[kind].names()
+
+
+def test_the_package_offers_every_registry() -> None:
+    offered = [value for name in ablatio.__all__ if isinstance(value := getattr(ablatio, name), Registry)]
+    assert {r.kind for r in offered} == set(REGISTRIES)
+
+
+def test_readme_is_current() -> None:
+    assert readme_table.current(), "README.md: run `python -m ablatio.testing.readme_table`"
+
+
+def test_a_registry_goes_through_json(kinds: Any) -> None:
+    """A plugin's kind is known from the catalogue as its module made it, with every field."""
+    for registry in list(kinds.values()):
+        data = json.loads(json.dumps(registry.to_json()))
+        del kinds[registry.kind]
+        assert json.loads(json.dumps(Registry.from_json(data).to_json())) == data
+
+
+def test_a_kind_of_a_plugin_stands_in_every_list(kinds: Any) -> None:
+    Registry[Any]("gate", "for tests", scope="model", optional=True, attaches="layer", methods=("forward",))
+    Registry[Any]("sink", "for tests", scope="output", multiple=True)
+    assert "gate" in kind_lists.shaping() and "gate" in paired_kinds() and "sink" in kind_lists.volatile()
+    assert {"gate", "sink"} <= {r.kind for r in kind_lists.listed()} and "gate" not in kind_lists.needed()
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        ({"scope": "modle"}, "no scope 'modle'"),
+        ({"attaches": "head", "optional": True}, "attaches='head'; there are embedding"),
+        ({"attaches": "layer"}, "give it default='none'"),
+        ({"attaches": "layer", "optional": True, "multiple": True}, "give it default='none'"),
+        ({"attaches": "layer", "optional": True, "wiring": ("tokens",)}, "asks for `tokens`"),
+    ],
+)
+def test_a_kind_that_cannot_be_is_refused(kinds: Any, said: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ContractError, match=reason):
+        Registry[Any]("gate", "for tests", **said)
+    assert "gate" not in kinds

@@ -1,0 +1,121 @@
+"""The core names no part: what it needs to know of one is a fact that the part declares."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import ablatio
+from ablatio.registry.registry import REGISTRIES
+
+CORE = Path(ablatio.__file__).parent
+
+# Files that name parts, and why that is so.
+NAMING = {
+    "interop/families/": "maps the parts of transformers' own models to ours, name by name",
+    "config/from_transformers.py": "reads the configs of those models as parts of ours",
+    "registry/kinds/": "a kind says here, once, which of its options is usual and which means nothing",
+    "registry/renamed.py": "old names of knobs, by the part that had them",
+    "storage/gguf.py": "writes the config of a model as transformers has it",
+    "storage/pretrained.py": "the folder of the cache for models has the name of a tokenizer",
+    "testing/sample_parts.py": "sample files need the sources that read them, adapters to mix a peft that makes them",
+}
+# Names of parts that are words of the field too: they count where a part is chosen, made or compared, not elsewhere.
+WORDS = {
+    "adapter", "answers", "bare", "bytes", "causal", "encoder", "feedback", "full", "gated", "hf", "length", "linear",
+    "model", "none", "paired", "power", "prefix", "prompt", "reward", "rule", "symbols", "text", "plain", "process",
+    "random", "run", "sequential", "parallel", "identity", "clip", "convolution", "drop_path", "exact_answer", "policy",
+    "preference", "jsonl", "csv", "tensorboard", "mlflow", "wandb", "position",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def names() -> set[str]:
+    return {
+        entry.name for registry in REGISTRIES.values() for entry in registry if entry.distribution.name == "ablatio"
+    }
+
+
+def constants(tree: ast.AST) -> Iterator[tuple[ast.Constant, ast.AST]]:
+    """Each text in the code with what it stands in; docstrings are none."""
+    for parent in ast.walk(tree):
+        for child in ast.iter_child_nodes(parent):
+            if isinstance(child, ast.Constant) and isinstance(child.value, str) and not isinstance(parent, ast.Expr):
+                yield child, parent
+
+
+def chooses(node: ast.Constant, parent: ast.AST) -> bool:
+    """True where the text is the name of a part whatever else it may mean: {"name": x}, build(x), REGISTRIES[k][x]."""
+    if isinstance(parent, ast.Dict):
+        pairs = zip(parent.keys, parent.values, strict=True)
+        return any(v is node and isinstance(k, ast.Constant) and k.value == "name" for k, v in pairs)
+    if isinstance(parent, ast.Compare):
+        sides = [ast.unparse(side) for side in (parent.left, *parent.comparators) if side is not node]
+        return any(s.endswith((".name", "['name']")) or ".get('name'" in s for s in sides)
+    if isinstance(parent, ast.Call):
+        called = ast.unparse(parent.func)
+        named = called.endswith(".get") and ast.unparse(parent.args[0]) == "'name'" and node in parent.args[1:]
+        return named or (called.endswith((".build", ".target")) and parent.args[:1] == [node])
+    if isinstance(parent, ast.Subscript) and parent.slice is node:
+        return isinstance(parent.value, ast.Subscript) and ast.unparse(parent.value.value).endswith("REGISTRIES")
+    return False
+
+
+def is_key(node: ast.Constant, parent: ast.AST) -> bool:
+    """True for the key of a mapping: x["length"], {"length": 3}, x.get("length")."""
+    if isinstance(parent, ast.Subscript):
+        return parent.slice is node
+    if isinstance(parent, ast.Dict):
+        return node in parent.keys
+    return isinstance(parent, ast.Call) and ast.unparse(parent.func).endswith((".get", ".pop", "field"))
+
+
+def named_in(text: str, names: set[str]) -> list[str]:
+    """`line: name` of all parts that the code names."""
+    found = []
+    for node, parent in constants(ast.parse(text)):
+        kind, equals, option = node.value.partition("=")
+        whole = bool(equals) and kind in REGISTRIES and option in names
+        plain = node.value in names and node.value not in WORDS and not is_key(node, parent)
+        if whole or plain or (node.value in names and chooses(node, parent)):
+            found.append(f"{node.lineno}: {node.value}")
+    return found
+
+
+@pytest.mark.parametrize("path", sorted(CORE.rglob("*.py")), ids=lambda path: path.relative_to(CORE).as_posix())
+def test_no_part_is_named(path: Path, names: set[str]) -> None:
+    place = path.relative_to(CORE).as_posix()
+    found = named_in(path.read_text(encoding="utf-8"), names)
+    if not place.startswith(tuple(NAMING)):
+        assert not found, f"core/ablatio/{place} names parts: {'; '.join(found)}; let the part declare a fact"
+
+
+def test_the_exceptions_are_needed(names: set[str]) -> None:
+    for place in NAMING:
+        files = [CORE / place] if place.endswith(".py") else [*(CORE / place).rglob("*.py")]
+        assert any(named_in(path.read_text(encoding="utf-8"), names) for path in files), (
+            f"{place} names no part any more"
+        )
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "if config['norm']['name'] == 'rmsnorm': pass",
+        "if choice.name == 'none': pass",
+        "launchers.build('pool', {})",
+        "fix = 'attention=mha'",
+        "design = {'name': 'full'}",
+        "name = config.get('name', 'full')",
+        "part = REGISTRIES['checkpointing']['none']",
+        "DESIGNS = ('one_at_a_time', 'tpe')",
+    ],
+)
+def test_it_is_found(code: str, names: set[str]) -> None:
+    assert named_in(code, names)
+
+
+@pytest.mark.parametrize("code", ["'''norm=rmsnorm'''", "x['length']", "mask == 'causal'", "f(text='norm=mine')"])
+def test_other_texts_are_none(code: str, names: set[str]) -> None:
+    assert not named_in(code, names)
