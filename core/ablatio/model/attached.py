@@ -1,4 +1,4 @@
-"""Parts of kinds that attach to a place of the model (`Registry.attaches`): built by ModelBuilder, run by forward hooks.
+"""Parts of kinds that attach to a place of the model (`Registry.attaches`), run by forward hooks.
 
 Such a part becomes a submodule of the module it attaches to, named like its kind, and transforms that module's output.
 So no model class has to know the kind; its weights are counted, initialized, tuned and saved like all others, and a

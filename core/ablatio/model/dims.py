@@ -8,8 +8,8 @@ from typing import Literal
 class ModelDims:
     """Sizes of a model.
 
-    Of the n_layers of a stack, distinct_layers have their own weights and the others share these: in a cycle (looped, as
-    in the Universal Transformer, arXiv:1807.03819) or in runs of consecutive layers (as ALBERT's groups,
+    Of the n_layers of a stack, distinct_layers have their own weights and the others share these: in a cycle (looped,
+    as in the Universal Transformer, arXiv:1807.03819) or in runs of consecutive layers (as ALBERT's groups,
     arXiv:1909.11942).  Shared parameters are counted once, FLOPs at every use.
 
     Defaults of None: d_head = d_model / n_heads, d_ff = 4 d_model, encoder_layers = n_layers, attention_scale =
