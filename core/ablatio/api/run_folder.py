@@ -29,7 +29,9 @@ def open_run(folder: "str | Path", step: int | None = None) -> "RunFolder":
 
     step  of the checkpoint whose weights are wanted; by default the newest
     """
-    return RunFolder(Path(folder).expanduser(), step)
+    run = RunFolder(Path(folder).expanduser(), step)
+    _ = run.config  # says at once where there is no run
+    return run
 
 
 class RunFolder:
@@ -47,8 +49,8 @@ class RunFolder:
     def __init__(self, folder: Path, step: int | None = None) -> None:
         self.folder = folder
         self._step = step
-        self._loaded: tuple[PreparedRun, int] | None = None
-        self.config: dict[str, Any] = _config(folder)
+        self._loaded: PreparedRun | None = None
+        self._scorable = False  # its task knows the model that the run began with
 
     def __repr__(self) -> str:
         summary = self.summary
@@ -59,6 +61,12 @@ class RunFolder:
         if isinstance(value := score.get("value"), int | float):
             told.append(f"{score['name']} {value:.4f}")
         return f"<ablatio run {self.folder}: {', '.join(told)}>"
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        from ablatio.training.run_folder import read_run
+
+        return read_run(self.folder)
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -84,15 +92,17 @@ class RunFolder:
     @property
     def step(self) -> int:
         """The step of the checkpoint that `model` has its weights from."""
-        return self._run()[1]
+        if self._loaded is None and self._step is None:
+            self._run()
+        return int(self._step or 0)
 
     @property
     def model(self) -> "LanguageModel":
-        return self._run()[0].model
+        return self._run().model
 
     @property
     def tokenizer(self) -> "Tokenizer":
-        return self._run()[0].tokenizer
+        return self._run().tokenizer
 
     def generate(
         self,
@@ -136,7 +146,7 @@ class RunFolder:
         from ablatio.model.decoding.generate import Sampling, answer, complete
 
         sampling = Sampling(temperature, top_k, top_p, seed)
-        run = self._run()[0]
+        run = self._run()
         with computing():
             if not chat:
                 return complete(run.model, run.tokenizer, list(prompts), tokens, sampling)
@@ -202,20 +212,28 @@ class RunFolder:
                     rows.append(found | {"quantization": quantization} | cost)
         return rows + refused
 
-    def _run(self) -> "tuple[PreparedRun, int]":
+    def _run(self) -> "PreparedRun":
+        """The run that `model` belongs to.  One that can be scored costs more where a task compares with a reference,
+        and the model that it began with may be gone: such a task's run is loaded without."""
         if self._loaded is None:
+            self._scorable = not adapter.needs_reference(self.config)
             with computing():
-                scored = not adapter.needs_reference(self.config)  # that costs more, and the start may be gone
-                self._loaded = adapter.restored(self.folder, self._step, scored=scored)
+                self._loaded = self._restored(scored=self._scorable)
         return self._loaded
 
     def _for_scores(self, *, fresh: bool) -> "PreparedRun":
         """The run, ready to be scored; fresh: one that may be changed, with the weights that `model` has now."""
-        if not fresh and not adapter.needs_reference(self.config):
-            return self._run()[0]
-        run, _ = adapter.restored(self.folder, self._step, scored=True)
+        if not fresh and (self._scorable or not adapter.needs_reference(self.config)):
+            return self._run()
+        run = self._restored(scored=True)
         if self._loaded is not None:
-            run.model.load_state_dict(self._loaded[0].model.state_dict())
+            run.model.load_state_dict(self._loaded.model.state_dict())
+        elif not fresh:
+            self._loaded, self._scorable = run, True
+        return run
+
+    def _restored(self, *, scored: bool) -> "PreparedRun":
+        run, self._step = adapter.restored(self.folder, self._step, scored=scored)
         return run
 
 
@@ -223,12 +241,6 @@ def _scores(run: "PreparedRun", length: int, tokens: int) -> dict[str, Any]:
     names = kinds.tasks[run.config["task"]["name"]].facts["scores"]
     found = run.score(run.task.validation(length, tokens))
     return {"length": length} | {k: found[k] for k in (*names, "error", "tokens") if k in found}
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    from ablatio.training.run_folder import read_run
-
-    return read_run(folder)
 
 
 def _object(path: Path) -> dict[str, Any]:

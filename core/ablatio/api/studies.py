@@ -49,7 +49,11 @@ def open_study(folder: "str | Path") -> "StudyFolder":
 
     Raises UserError where the folder holds no runs.
     """
-    return StudyFolder(Path(folder).expanduser())
+    from ablatio.report.read.table import read_table
+
+    study = StudyFolder(Path(folder).expanduser())
+    read_table([study.folder])  # says at once where there is no study
+    return study
 
 
 def resume_study(folder: "str | Path", *overrides: str, quiet: bool = False) -> "StudyFolder":
@@ -106,7 +110,6 @@ class StudyFolder:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.findings()  # says at once where there is no study
 
     def __repr__(self) -> str:
         found = self.findings()
