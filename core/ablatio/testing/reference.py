@@ -21,10 +21,11 @@ import ablatio
 from ablatio.config import schema, yaml_files
 from ablatio.data import chat, types
 from ablatio.registry import discovery, kinds
+from ablatio.registry.catalogue import OURS
 from ablatio.registry.kinds.alignment_inputs import WORDS
 from ablatio.registry.knobs import Knob
 from ablatio.registry.oracles import checked_against
-from ablatio.registry.registry import REGISTRIES, PartSpec, Registry
+from ablatio.registry.registry import REGISTRIES, SESSION, PartSpec, Registry
 from ablatio.storage.atomic_write import make_folder, write_text
 from ablatio.sweep.settings import Sweep
 
@@ -64,7 +65,12 @@ def pages() -> Iterator[tuple[str, str]]:
 def index_page() -> str:
     """All kinds with the number of their options, and links to the other pages."""
     rows = [
-        [f"[{r.kind}](kinds/{r.kind}.md)", f"{len(r.names())}", cell(r.doc), cell(str(r.distribution))]
+        [
+            f"[{r.kind}](kinds/{r.kind}.md)",
+            f"{len(r.names())}",
+            cell(r.doc),
+            cell(OURS if r.distribution == SESSION else str(r.distribution)),
+        ]
         for r in REGISTRIES.values()
     ]
     lines = [
