@@ -74,6 +74,7 @@ print(checked_against(REGISTRIES["activation"]["halved"]), checked_against(REGIS
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [[], ["-n", "1"]], ids=["here", "another process"])
 def test_a_strangers_package_records_its_own(tmp_path: Path, processes: list[str]) -> None:
     """A part with a failing oracle is left out; a changed source, or a damaged file, makes the record void."""
