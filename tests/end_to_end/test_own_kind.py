@@ -8,7 +8,10 @@ from helpers.venvs import Venv
 from safetensors import safe_open
 
 ROOT = Path(__file__).parents[2]
-SHORT = ["size=tiny", "train.steps=3", "data.val_tokens=256", "tokenizer=bytes", "trainer.progress=false", "seed=1"]
+SHORT = [
+    "size=tiny", "train.steps=3", "data.val_tokens=256", "tokenizer=bytes", "trainer.progress=false",
+    "trainer.threads=1", "seed=1",
+]  # fmt: skip
 SUBLAYERS = 4  # an attention and a feed-forward part in each of two layers
 
 
