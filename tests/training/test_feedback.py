@@ -97,8 +97,7 @@ def test_the_reference_is_worked_out_once(monkeypatch: pytest.MonkeyPatch) -> No
     """A second run of the same model and data uses the cache; other weights are computed again."""
     first, model = sample_parts.task(PREFERENCE)
     again, _ = sample_parts.task(PREFERENCE)
-    computed_again = lambda *given: pytest.fail("the reference was computed again")  # noqa: E731
-    monkeypatch.setattr(type(again), "_compute_reference", computed_again)
+    monkeypatch.setattr(type(again), "_compute_reference", lambda *given: pytest.fail("computed again"))
     again.prepare(model)
     assert np.array_equal(first.said, again.said)
     with torch.no_grad():

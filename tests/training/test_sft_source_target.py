@@ -17,7 +17,7 @@ from ablatio.model.parameter_roles import named_generator
 from ablatio.registry import kinds
 from ablatio.registry.registry import REGISTRIES
 from ablatio.testing import sample_parts
-from ablatio_std.tasks._conversations import SourceAndTarget
+from ablatio_std.tasks._conversations import SourceTargetFormat
 
 SFT = kinds.tasks["sft"]
 
@@ -110,7 +110,7 @@ def test_plain_text_comes_as_the_objective_shows_it() -> None:
         if number % 2:
             windows, order = mixed.plain
             tokens = windows(order.starts(np.array([number // 2])))
-            assert isinstance(mixed.reading, SourceAndTarget)
+            assert isinstance(mixed.reading, SourceTargetFormat)
             made: Example = mixed.reading.objective(
                 tokens, None, named_generator(mixed.setup.seeds.data, f"text/{number // 2}")
             )
