@@ -106,17 +106,7 @@ class Task(Protocol):
     validation(length, tokens)  the fixed held-out batches; None: as the config says
     tokens(steps)  how many tokens these many steps take
 
-    Optional:
-    attach(model)    once, when the model is built: a reward or value head, whatever it trains beside the model
-    prepare(model)   once, when the model has its first weights and stands on its device: what the reference says
-    begin_step(model, step)  before the first batch of an optimizer step: new rollouts
-    before_step(step)  gradients are ready; a dict of numbers to log, or SkipStep, as of a stabilizer
-    redrawn(model, example, generator)  the example with targets that the model draws, for curvature estimates
-    samples(model)   what the model answers now, as rows of texts for samples.jsonl
-    work(steps)      a model.cost.flops.Work: tokens that were learnt and those that were only read; by default all of
-                     `tokens` are learnt.  row_length: tokens of a row, where that is not the config's
-    ask(objective, model)  score what another objective asks for from now on
-    state_dict(), load_state_dict(state)  what lasts from step to step beyond the weights
+    Tasks inherit from `ablatio.model.task.Task`, which has the optional hooks with what they do by default.
 
     accepts     what it makes of its source: documents | conversations | feedback
     copies    models held beside the one that trains: a reference
@@ -216,11 +206,18 @@ stabilizers: Registry[Stabilizer] = Registry(
     multiple=True,
 )
 
+TASK_METHODS = (  # the last twelve are hooks, which the base class has
+    "validation", "tokens", "example", "loss", "score",
+    "attach", "prepare", "begin_step", "before_step", "redrawn", "samples", "work", "ask", "state_dict",
+    "load_state_dict", "needs_start", "uses_template",
+)  # fmt: skip
+
 tasks: Registry[Task] = Registry(
     "task",
     "What a run learns from: its data, its loss, its scores.",
     wiring=("setup",),
-    methods=("validation", "tokens", "example", "loss", "score"),
+    methods=TASK_METHODS,
+    base="ablatio.model.task.Task",
     facts={
         "accepts": "documents",
         "scores": ("loss",),
