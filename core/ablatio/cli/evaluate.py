@@ -22,7 +22,7 @@ def run(arguments: list[str]) -> int:
     options.add_argument("--json", action="store_true", help="for programs")
     asked = options.parse_args(arguments)
     lengths = _lengths(asked.length)
-    from ablatio.training.restore import load_run
+    from ablatio.training.load import load_run
 
     run, step = load_run(asked.run, asked.step, scored=True)
     if asked.objective:

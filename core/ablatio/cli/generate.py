@@ -41,7 +41,7 @@ def run(arguments: list[str]) -> int:
     options.add_argument("--step", type=int, help="a checkpoint's step; by default the newest")
     asked = options.parse_args(arguments)
     from ablatio.model.decoding.generate import Sampling, answer, complete
-    from ablatio.training.restore import load_run
+    from ablatio.training.load import load_run
 
     run, _ = load_run(asked.run, asked.step)
     sampling = Sampling(asked.temperature, asked.top_k, asked.top_p, asked.seed)

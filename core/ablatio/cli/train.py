@@ -37,6 +37,7 @@ settings (`ablatio show SECTION` explains each):
 A run leaves config.json, manifest.json, metrics.csv, summary.json and checkpoints/ in runs/TIME (out=, name=)."""
 MANY = ("-m", "--multirun")
 HYDRA_QUESTIONS = ("--cfg", "-c", "--info", "-i", "--hydra-help")
+SWEEPING = ("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper")
 PLUGIN_CONF = "bring options as a plugin's conf folder (`ablatio new-plugin my-options` writes one)"
 REFUSED_FLAGS = {
     "--experimental-rerun": "it loads a pickle, which can run any code",
@@ -112,27 +113,32 @@ def _failures() -> list[discovery.Failure]:
 
 
 def _single(overrides: list[str]) -> int:
+    if sweeping := [o for o in overrides if o.lstrip("+~").startswith(SWEEPING)]:
+        raise UserError(
+            f"{sweeping[0]} came: a launcher is chosen for a sweep, and this is one run\n    try: ablatio train -m ..."
+        )
     from ablatio.config.compose import compose_run
 
     composed = compose_run(overrides)
     from ablatio.training.run_folder import new_folder
 
-    folder = new_folder(composed.config)
-    _train(composed.config, composed.public, folder)
+    _train(composed.config, composed.public, new_folder(composed.config))
     return 0
 
 
-def _train(settings: Mapping[str, Any], public: Mapping[str, Any], folder: Path, resume: bool = False) -> None:
+def _train(config: Mapping[str, Any], public: Mapping[str, Any], folder: Path, resume: bool = False) -> None:
     from rich.console import Console
 
     console = Console()
+    from ablatio.training.run_spec import RunSpec
     from ablatio.training.run_summary import show_parts, show_result
 
-    show_parts(console, settings, folder)  # before the seconds that the next import takes
+    spec = RunSpec(config, public)
+    show_parts(console, config, folder)  # before the seconds that the next import takes
     from ablatio.training.run import train
 
     try:
-        summary = train(settings, public, folder, console, resume=resume)
+        summary = train(spec, folder, console, resume=resume)
     except OSError as error:
         raise EnvironmentFault(
             f"{error.filename or folder}: {error.strerror or error}\n    try: ablatio doctor"

@@ -16,9 +16,10 @@ from ablatio.errors import AblatioError
 from ablatio.registry.kinds import Launcher, launchers
 from ablatio.registry.kinds.launch_types import LaunchRequest
 from ablatio.storage.atomic_write import make_folder
+from ablatio.sweep.launcher_choice import DEFAULT
 from ablatio.sweep.study import JOBS, RUNS, Job, placed, read_job, run_folder, run_of, summary_of, write_job
 from ablatio.sweep.worker import LOG, log_into, stoppable, train_job, warm
-from ablatio.training.arm_costs import train_flops
+from ablatio.training.run_spec import RunSpec
 
 TRAINED = 1.0  # seconds of training that a stage is tried
 PATIENCE = 30.0  # seconds for all stages: what the user waits for the estimate
@@ -83,7 +84,7 @@ def _from_done(jobs: Iterable[Job], study: Path | None) -> dict[str, Pace]:
 def _flops(config: Mapping[str, Any]) -> float:
     """Of a step; 0 where its tokenizer is that of a run which is not there."""
     with suppress(AblatioError):
-        return train_flops(config) / int(config["train"]["steps"])
+        return RunSpec(config).train_flops / int(config["train"]["steps"])
     return 0.0
 
 
@@ -92,7 +93,7 @@ def rehearse(line: Sequence[Job], folder: Path, patience: float = PATIENCE) -> d
     for name in (RUNS, JOBS):
         make_folder(folder / name)
     deadline, found = time.monotonic() + patience, dict[str, Pace]()
-    pool = launchers.build("pool", {"workers": 1}, work=begin)
+    pool = launchers.build(DEFAULT, {"workers": 1}, work=begin)
     pool.start()
     try:
         pool.poll(patience)  # until the server is ready

@@ -1,7 +1,5 @@
 """FLOPs that a run does: what a token costs with the weights that train, and how many tokens pass which way."""
 
-import functools
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -10,7 +8,8 @@ import torch
 
 from ablatio.model.build import ModelBuilder
 from ablatio.model.context import Record
-from ablatio.model.cost.parameters import Hidden, example_of, measure, shape_of
+from ablatio.model.cost.parameters import Hidden, example_of, measure, meta_model, shape_of
+from ablatio.model.language_model import LanguageModel
 from ablatio.model.peft.apply import is_tuned, tune
 
 
@@ -61,19 +60,30 @@ class Cost:
         return layers + work.learnt_said * (self.head + self.head_backward) + work.read_said * self.head
 
 
-def cost_of(config: Mapping[str, Any], vocab_size: int, length: int | None = None) -> Cost:
-    """Of the config's model as it is tuned; length: of a row, by default the config's."""
+_COSTS: dict[tuple[str, int], Cost] = {}
+
+
+def cost_of(
+    config: Mapping[str, Any], vocab_size: int, length: int | None = None, model: LanguageModel | None = None
+) -> Cost:
+    """Of the config's model as it is tuned; length: of a row, by default the config's.
+
+    model: that of the config on the meta device, untuned, where it stands already; it is tuned then.
+    """
     if length is not None:
         config = {**config, "data": {**config.get("data", {}), "length": length}}
-    return _cost(shape_of(config), vocab_size)
+    key = shape_of(config), vocab_size
+    if key not in _COSTS:
+        if model is not None:
+            measure(config, vocab_size, model)  # before it is tuned
+        _COSTS[key] = _cost(config, vocab_size, model)
+    return _COSTS[key]
 
 
-@functools.lru_cache(4096)
-def _cost(shape: str, vocab_size: int) -> Cost:
-    config = json.loads(shape)
+def _cost(config: Mapping[str, Any], vocab_size: int, model: LanguageModel | None) -> Cost:
     if is_tuned(config):
         try:
-            return _counted(config, vocab_size)
+            return _counted(config, vocab_size, model or meta_model(config, vocab_size))
         except Exception:  # a method may ask for the numbers in its tensors, which shapes do not have
             pass
     size = measure(config, vocab_size)
@@ -87,15 +97,14 @@ def size_of_head(config: Mapping[str, Any], vocab_size: int) -> int:
     return int(ModelBuilder(config, vocab_size).dims.vocab_size)
 
 
-def _counted(config: Mapping[str, Any], vocab_size: int) -> Cost:
+def _counted(config: Mapping[str, Any], vocab_size: int, model: LanguageModel) -> Cost:
     """One row forward and backward on shapes, under torch's counter."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
     example, length = example_of(config, vocab_size)
     with torch.device("meta"), sdpa_kernel(SDPBackend.MATH):
-        model = ModelBuilder(config, vocab_size).model().eval()
-        tune(model, config, 0)
+        tune(model.eval(), config, 0)
         with Hidden(model) as hidden, FlopCounterMode(display=False) as forward:
             states = model.states(example, Record())
         with FlopCounterMode(display=False) as head:
