@@ -147,15 +147,16 @@ def own_training(method: str, shape: Shape, tick: Tick) -> None:
     from ablatio.training.loop import TrainingLoop
     from ablatio.training.prepare import prepare_run
     from ablatio.training.run import quiet_libraries
+    from ablatio.training.run_spec import RunSpec
 
     quiet_libraries()
     knobs = {"group": shape.group, "beta": 0.04, "clip": 0.2}
-    run = prepare_run(compose_run([
+    run = prepare_run(RunSpec(compose_run([
         *settings(shape), "task=policy", f"alignment={method}", *(f"alignment.{k}={v}" for k, v in knobs.items()),
         "reward=even_ids", f"task.prompt_tokens={shape.asked}", f"task.answer_tokens={shape.new}",
         f"train.batch_size={shape.prompts * shape.group}", "train.steps=1000000", "train.val_every=null",
         "train.checkpoint_every=null", "train.log_every=1000000", "optimizer.lr=1e-6", "data.val_tokens=1024",
-    ]).config)  # fmt: skip
+    ]).config))  # fmt: skip
     task: Any = run.task
     task.stop = task.asking.stop = -1
     run.begin()

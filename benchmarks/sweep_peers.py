@@ -16,11 +16,12 @@ def train_once(folder: str, settings: str, seed: int) -> None:
     from ablatio.config.compose import compose_run
     from ablatio.training.run import train
     from ablatio.training.run_folder import resolved
+    from ablatio.training.run_spec import RunSpec
 
     run = Path(folder, str(seed))
     run.mkdir(parents=True)
     public = compose_run([*settings.split(), f"seed={seed}"]).public
-    train(resolved(public, folder), public, run, Console(quiet=True))
+    train(RunSpec(resolved(public, folder), public), run, Console(quiet=True))
 
 
 def with_hydra(folder: str, settings: str) -> None:

@@ -25,6 +25,7 @@ from ablatio.training.learning_rates import factor_of
 from ablatio.training.loop import TrainingLoop
 from ablatio.training.prepare import prepare_run
 from ablatio.training.run import quiet_libraries
+from ablatio.training.run_spec import RunSpec
 
 SMALL = (
     "model.d_model=16", "model.n_layers=1", "model.n_heads=2", "model.max_len=16", "tokenizer=bytes",
@@ -36,7 +37,7 @@ WARM = 20
 
 def bare(config: dict[str, Any], steps: int) -> float:
     """Milliseconds of a step in a plain loop."""
-    run = prepare_run(config)
+    run = prepare_run(RunSpec(config))
     choice = dict(config["optimizer"])
     optimizer = kinds.optimizers.build(choice.pop("name"), choice, groups=groups_by_role(run.model))
     parameters, batches = list(run.model.parameters()), iter(run.training(0))
@@ -61,7 +62,12 @@ def whole(config: dict[str, Any], steps: int) -> float:
     """Milliseconds of a step of `ablatio train`: Lightning, callbacks, logging every train.log_every steps."""
     with tempfile.TemporaryDirectory() as folder:
         session = TrainingLoop(
-            prepare_run(config), Path(folder), Console(quiet=True), Checkpoints(Path(folder) / "checkpoints"), None
+            prepare_run(RunSpec(config)),
+            Path(folder),
+            Console(quiet=True),
+            Checkpoints(Path(folder) / "checkpoints"),
+            None,
+            {},
         )
         marks: list[float] = []
         after_step = session.after_step

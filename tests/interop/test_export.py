@@ -14,7 +14,7 @@ from helpers.runs import TINY, ablatio
 
 from ablatio.errors import ConfigError, UserError
 from ablatio.model.decoding.generate import Sampling, generate
-from ablatio.training.restore import load_run
+from ablatio.training.load import load_run
 
 PROMPTS = ["the people", "of the Union, and"]
 NATIVE = {

@@ -13,7 +13,7 @@ from helpers.runs import TINY, ablatio, summary
 from ablatio.data.chat import sign_id, write
 from ablatio.data.types import Message
 from ablatio.model.decoding.generate import Sampling, generate
-from ablatio.training.restore import load_run
+from ablatio.training.load import load_run
 
 QUESTIONS = ["1 and 2?", "Größe"]
 CHILD = """

@@ -14,7 +14,9 @@ import ablatio
 import ablatio_std
 from ablatio import launchers
 from ablatio.api.multirun import multirun
-from ablatio.errors import Preempted, UserError
+from ablatio.cli.main import main
+from ablatio.errors import ConfigError, Preempted, UserError
+from ablatio.sweep.launcher_choice import LauncherChoice, chosen_launcher
 from ablatio.sweep.ledger import Ledger
 
 JOBS = [job(f"j{i}") for i in range(4)]
@@ -210,15 +212,38 @@ def test_ours_wins_over_a_launcher_of_the_same_name(
     store = ConfigStore.instance()
     monkeypatch.setattr(store, "repo", dict(store.repo))
     store.repo["hydra"] = {**store.repo["hydra"], "launcher": dict(store.repo["hydra"].get("launcher", {}))}
-    store.store(
-        group="hydra/launcher", name=name, node={"_target_": "theirs.Launcher", "theirs": 1}, distribution="theirs"
-    )
+    store.store(group="hydra/launcher", name=name, node={"_target_": "theirs.Launcher", "theirs": 1}, provider="theirs")
     chosen: dict[str, Any] = {}
 
-    def execute(plan: Any, folder: Path, replaced: Any, entry: Any, given: dict[str, Any], quiet: bool) -> int:
-        chosen.update(given, name=entry.name)
+    def execute(plan: Any, folder: Path, replaced: Any, choice: LauncherChoice, quiet: bool) -> int:
+        chosen.update(choice.knobs, name=choice.name)
         return 0
 
     monkeypatch.setattr("ablatio.api.multirun._execute", execute)
     multirun(["seed=1", f"out={tmp_path}", "table=0", *said])
     assert chosen.items() >= {"name": name, **knobs}.items() and "theirs" not in chosen
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        (["hydra/launcher=basic"], "without a ledger(.|\n)*expected one of pool, ray, slurm(.|\n)*hydra/launcher=pool"),
+        (["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"], "joblib came; it runs jobs without a ledger"),
+        (["launcher=submitit_local"], "submitit_local came; it runs jobs without a ledger"),
+        (["launcher=slurmm"], "did you mean slurm"),
+        (["launcher=ray,slurm"], "one of pool, ray, slurm was expected"),
+        (["~hydra/launcher"], "one launcher and its knobs were expected"),
+        (["hydra/launcher@x=ray"], "one launcher and its knobs were expected"),
+        (["launcher.workerz=2"], "did you mean workers"),
+        (["launcher=ray", "launcher.num_cpus=many"], "launcher.num_cpus: 'many' came"),
+    ],
+)
+def test_what_is_no_launcher_of_a_study_is_refused(said: list[str], words: str) -> None:
+    """Hydra's own launchers keep no ledger; the error names those that do."""
+    with pytest.raises((ConfigError, UserError), match=words):
+        chosen_launcher(said)
+
+
+def test_one_run_has_no_launcher(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "hydra/launcher=ray"]) == 2
+    assert "this is one run" in capsys.readouterr().err

@@ -8,7 +8,8 @@ from ablatio.model.build import ModelBuilder
 from ablatio.report.terminal.plan_table import duration, estimate_arms
 from ablatio.sweep.plan import plan_sweep
 from ablatio.sweep.size_matching import CLOSE, nearest
-from ablatio.training.estimate import estimate, vocabulary_of
+from ablatio.training.estimate import estimate
+from ablatio.training.run_spec import RunSpec, vocabulary_of
 
 SIZE = ["model.d_model=64", "model.n_layers=2", "model.max_len=32", "tokenizer=bytes"]
 
@@ -38,7 +39,8 @@ def test_flops_are_those_of_the_baseline(resize: str) -> None:
     plan = plan_sweep(
         [*SIZE, "attention=mha,mqa", "model.n_layers=8", "match=flops", f"resize={resize}", "match=flops"]
     )
-    first, other = (estimate(j.config)["train_flops_per_token"] * j.config["train"]["steps"] for j in plan.jobs)
+    found = ((estimate(RunSpec(j.config)), j.config["train"]["steps"]) for j in plan.jobs)
+    first, other = (sizes["train_flops_per_token"] * steps for sizes, steps in found)
     residual = plan.study.matched["attention=mqa"]["residual"]
     assert other / first - 1 == pytest.approx(residual, abs=1e-9)
     assert abs(residual) < (0.06 if resize == "model.n_layers" else CLOSE)  # a layer is a large step
@@ -85,9 +87,12 @@ def test_what_cannot_be_matched_is_said(words: list[str], what: str) -> None:
 
 
 def test_time_is_measured_and_evened_out_by_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ablatio.training import arm_costs
+    from ablatio.training import estimate
 
-    monkeypatch.setattr(arm_costs, "seconds_per_step", lambda c, n=3: 0.5 if c["position"]["name"] == "rope" else 0.4)
+    def seconds(spec: RunSpec, times: int = 3) -> float:
+        return 0.5 if spec.config["position"]["name"] == "rope" else 0.4
+
+    monkeypatch.setattr(estimate, "seconds_per_step", seconds)
     plan = plan_sweep([*SIZE, "position=rope,alibi,none", "train.steps=1000", "match=time"])
     assert [job.config["train"]["steps"] for job in plan.jobs] == [1000, 1250, 1250]
     assert plan.study.matched["position=alibi"]["residual"] == pytest.approx(0)

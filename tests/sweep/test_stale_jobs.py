@@ -105,7 +105,7 @@ def test_arms_that_were_timed_are_not_timed_again(
 ) -> None:
     """match=time gives each arm its steps once: a second look at the clock would make other runs of them."""
     clock = iter(0.4 + 0.1 * (i % 7) for i in range(100))
-    monkeypatch.setattr("ablatio.training.arm_costs.seconds_per_step", lambda config, times=3: next(clock))
+    monkeypatch.setattr("ablatio.training.estimate.seconds_per_step", lambda spec, times=3: next(clock))
     asked = ["position=rope,alibi", "match=time", "train.steps=900", f"out={tmp_path}", *design]
     first = plan_sweep([*asked, "name=s"])
     (tmp_path / "s" / "jobs").mkdir(parents=True)

@@ -14,7 +14,7 @@ from ablatio.model.example import Example
 from ablatio.model.optimizer_step import OptimizerStep, Rewind, SkipStep
 from ablatio.registry.kinds import stabilizers
 from ablatio.testing import tiny_models
-from ablatio.training.restore import load_run
+from ablatio.training.load import load_run
 
 
 @pytest.fixture

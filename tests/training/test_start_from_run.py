@@ -7,7 +7,7 @@ import pytest
 from helpers.runs import TINY, ablatio, summary
 
 from ablatio.storage.checkpoints import Checkpoints
-from ablatio.training.restore import load_run
+from ablatio.training.load import load_run
 
 SAME = [o for o in TINY if not o.startswith(("tokenizer", "model."))]
 

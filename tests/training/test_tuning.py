@@ -44,7 +44,7 @@ def test_the_library_peft_loads_it(tmp_path: Path, base: list[str], peft: str) -
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    from ablatio.training.restore import load_run
+    from ablatio.training.load import load_run
 
     run, to, adapter = tmp_path / peft, tmp_path / "plain", tmp_path / "adapter"
     tuned = ablatio([*base, f"name={peft}", f"peft={peft}", "optimizer.lr=0.05"], tmp_path / "log")

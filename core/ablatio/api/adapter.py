@@ -31,10 +31,11 @@ def train_in(
 ) -> dict[str, Any]:
     """Train in `folder`, or go on with the run there, and return its summary.  public: what may be written down."""
     from ablatio.training.run import train
+    from ablatio.training.run_spec import RunSpec
 
     check_callbacks(callbacks)
     try:
-        return train(config, public, folder, console, resume=resume, callbacks=list(callbacks))
+        return train(RunSpec(config, public), folder, console, resume=resume, callbacks=list(callbacks))
     except OSError as error:
         raise EnvironmentFault(
             f"{error.filename or folder}: {error.strerror or error}\n    try: ablatio doctor"
@@ -64,26 +65,27 @@ def check_callbacks(callbacks: "Sequence[Callback]") -> None:
 
 def restored(folder: Path, step: int | None = None, *, scored: bool = False) -> "tuple[PreparedRun, int]":
     """The run in `folder` with the weights of a checkpoint, and the checkpoint's step."""
-    from ablatio.training.restore import load_run
+    from ablatio.training.load import load_run
 
     return load_run(folder, step, scored=scored)
 
 
 def needs_reference(config: Mapping[str, Any]) -> bool:
     """True if scores compare the model with the one that it started as."""
-    from ablatio.training.prepare import needs_reference as needed
+    from ablatio.training.prepare import needs_start
 
-    return needed(config)
+    return needs_start(config)
 
 
 def built(config: Mapping[str, Any]) -> "nn.Module":
     """The model of a config as `train` begins with it; no text is read for it."""
     from ablatio.model.peft.apply import tune
-    from ablatio.training.estimate import check_memory, untrained_tokenizer
+    from ablatio.training.estimate import check_memory
     from ablatio.training.initial_weights import start_model
+    from ablatio.training.run_spec import RunSpec, untrained_tokenizer
     from ablatio.training.task_context import Seeds
 
-    check_memory(config)
+    check_memory(RunSpec(config))
     seed = Seeds(config).init
     model, _ = start_model(config, untrained_tokenizer(config), seed)
     tune(model, config, seed)

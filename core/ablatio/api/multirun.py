@@ -7,21 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
-
 from ablatio.api.session_parts import refuse_session_parts
-from ablatio.config.hydra_sources import register_with_hydra
-from ablatio.errors import ConfigError, SweepFailed, UserError
+from ablatio.errors import SweepFailed, UserError
 from ablatio.registry.kinds import launchers
-from ablatio.registry.registry import PartSpec
 from ablatio.report.terminal.live_table import LiveTable
 from ablatio.report.terminal.plan_table import show
 from ablatio.report.terminal.stage_table import show_recipes, show_results
-from ablatio.storage.paths import shipped
-from ablatio.sweep import launcher_choice
 from ablatio.sweep.engine import Engine, Result
-from ablatio.sweep.launcher_choice import SHORT
+from ablatio.sweep.launcher_choice import LauncherChoice, chosen_launcher, long_form
 from ablatio.sweep.ledger import Ledger
 from ablatio.sweep.plan import Plan, current, plan_sweep
 from ablatio.sweep.request import lasting
@@ -33,7 +26,6 @@ from ablatio.sweep.worker import work
 KNOBS = ("workers", "timeout")  # settings of the sweep that are knobs of its launcher
 HANG = "hang"
 PASSING = ("retry", "join")  # of one command: they are not repeated when the study is resumed
-HYDRAS = "it runs jobs without a ledger, so nothing could be resumed; expected one of"
 
 
 def multirun(overrides: Sequence[str], folder: Path | None = None, *, quiet: bool = False) -> Path:
@@ -44,39 +36,32 @@ def multirun(overrides: Sequence[str], folder: Path | None = None, *, quiet: boo
     """
     # The sweeper computes next to nothing; without threads of torch's it can be forked, so imports are paid once.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    said = [_long(text) for text in overrides]
+    said = [long_form(text) for text in overrides]
     for text in said:
         if text.startswith(("hydra/sweeper", "hydra.sweeper")):
             raise UserError(f"{text} came: arms are planned by ablatio's own sweeper\n    try: design=full, or another")
-    launcher_choice.check(said)
+    launcher = chosen_launcher(said)
     plan = plan_sweep(said, folder)
     plan.study.overrides = [text for text in said if text.split("=")[0] not in PASSING]
     refuse_session_parts(plan)
     folder = folder or _folder(plan)
-    _through_hydra(plan, folder, _replaced(folder, plan), quiet)
+    _execute(plan, folder, _replaced(folder, plan), launcher, quiet)
     return folder
 
 
 def resume(folder: Path, overrides: Sequence[str], *, quiet: bool = False) -> Path:
     """Go on with the study in `folder`; only how it is executed can be changed."""
     allowed = (*KNOBS, HANG, *PASSING)
-    for text in map(_long, overrides):
+    for text in map(long_form, overrides):
         key = text.split("=")[0]
         if key not in allowed and not key.startswith(("hydra/launcher", "hydra.launcher")):
             raise UserError(
                 f"{text} came: a study that is resumed keeps its settings; {', '.join(allowed)} and launcher can "
                 f"change\n    try: ablatio resume {folder}"
             )
-    given = {_long(text).split("=")[0] for text in overrides}
+    given = {long_form(text).split("=")[0] for text in overrides}
     kept = [text for text in Study.read(folder).overrides if text.split("=")[0] not in given]
     return multirun([*kept, *overrides], folder, quiet=quiet)
-
-
-def _long(text: str) -> str:
-    """launcher=ray launcher.num_cpus=2, as Hydra calls them."""
-    if text.startswith(f"{SHORT}="):
-        return f"hydra/{text}"
-    return f"hydra.{text}" if text.startswith(f"{SHORT}.") else text
 
 
 def _folder(plan: Plan) -> Path:
@@ -107,52 +92,12 @@ def _replaced(folder: Path, plan: Plan) -> list[str]:
     return missing
 
 
-def _through_hydra(plan: Plan, folder: Path, replaced: Sequence[str], quiet: bool) -> int:
-    """Hydra composes its launcher, and calls our sweeper with it; the sweeper calls the task below."""
-    from hydra import initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-
-    register_with_hydra()
-    GlobalHydra.instance().clear()
-    try:
-        with initialize_config_dir(str(shipped("conf")), version_base="1.3", job_name="ablatio"):
-            hydra = GlobalHydra.instance().hydra
-            assert hydra is not None
-            task: Any = _Task()
-            hydra.multirun("train", task, list(plan.launcher), with_log_configuration=False)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError([launcher_choice.refused(plan.launcher, error)]) from None
-    entry, knobs = task.chosen()
-    return _execute(plan, folder, replaced, entry, knobs, quiet)
-
-
-class _Task:
-    """What our sweeper calls."""
-
-    launcher: Any = None
-
-    def sweep(self, launcher: Any) -> None:
-        self.launcher = launcher
-
-    def chosen(self) -> tuple[PartSpec, dict[str, Any]]:
-        """The launcher that was chosen, and its knobs."""
-        from hydra_plugins.ablatio import AblatioLauncher
-
-        names = ", ".join(launchers.names())
-        if not isinstance(self.launcher, AblatioLauncher):
-            name = type(self.launcher).__name__
-            raise UserError(f"hydra/launcher: {name} came; {HYDRAS} {names}\n    try: hydra/launcher=pool")
-        return launchers[self.launcher.name], dict(self.launcher.knobs)
-
-
-def _execute(
-    plan: Plan, folder: Path, replaced: Sequence[str], entry: PartSpec, knobs: dict[str, Any], quiet: bool = False
-) -> int:
+def _execute(plan: Plan, folder: Path, replaced: Sequence[str], choice: LauncherChoice, quiet: bool = False) -> int:
     from rich.console import Console
 
     settings = plan.settings
-    knobs |= {key: settings[key] for key in KNOBS if settings[key] is not None}
-    launcher = launchers.build(entry.name, knobs, work=work)
+    knobs = {**choice.knobs, **{key: settings[key] for key in KNOBS if settings[key] is not None}}
+    launcher = launchers.build(choice.name, knobs, work=work)
     if not quiet:
         (show_recipes if plan.study.stages else show)(plan, folder)
         if replaced and not settings["join"]:

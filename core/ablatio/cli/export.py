@@ -22,7 +22,7 @@ def run(arguments: list[str]) -> int:
     from ablatio.errors import EnvironmentFault, UserError
     from ablatio.interop.export import OWN, difference, export
     from ablatio.registry import kinds
-    from ablatio.training.restore import load_run
+    from ablatio.training.load import load_run
 
     if asked.to is None and asked.adapter is None:
         raise UserError(f"export needs a folder\n    try: ablatio export {asked.run} --to DIR")

@@ -17,8 +17,9 @@ def run(arguments: list[str]) -> int:
 
     config = composed(settings).config
     from ablatio.training.estimate import estimate
+    from ablatio.training.run_spec import RunSpec
 
-    found = estimate(config)
+    found = estimate(RunSpec(config))
     print(json.dumps(found, indent=1) if asked.json else "", end="\n" if asked.json else "")
     if not asked.json:
         _print(found, config)

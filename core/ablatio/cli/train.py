@@ -35,6 +35,7 @@ settings (`ablatio show SECTION` explains each):
 A run leaves config.json, manifest.json, metrics.csv, summary.json and checkpoints/ in runs/TIME (out=, name=)."""
 MANY = ("-m", "--multirun")
 HYDRA_QUESTIONS = ("--cfg", "-c", "--info", "-i", "--hydra-help")
+SWEEPING = ("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper")
 PLUGIN_CONF = "bring options as a plugin's conf folder (`ablatio new-plugin my-options` writes one)"
 REFUSED_FLAGS = {
     "--experimental-rerun": "it loads a pickle, which can run any code",

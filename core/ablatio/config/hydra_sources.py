@@ -12,7 +12,6 @@ from omegaconf import OmegaConf
 
 from ablatio.config import kind_lists, presets, yaml_files
 from ablatio.config import schema as run_config
-from ablatio.config.hydra_launchers import LauncherSource
 from ablatio.registry import discovery
 from ablatio.registry.registry import REGISTRIES
 from ablatio.storage.paths import shipped
@@ -130,7 +129,6 @@ class AblatioSearchPath(SearchPathPlugin):
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         search_path.prepend("ablatio", "registry://")
-        search_path.prepend("ablatio-launcher", "launcher://")
         for source in discovery.sources():
             if source.conf is not None and source.distribution.name != "ablatio":
                 search_path.append(source.distribution.name, f"file://{source.conf}")
@@ -145,7 +143,6 @@ def register_with_hydra() -> None:
     discovery.load()
     if RegistrySource not in Plugins.instance().discover(ConfigSource):
         Plugins.instance().register(RegistrySource)
-        Plugins.instance().register(LauncherSource)
         Plugins.instance().register(AblatioSearchPath)
 
 

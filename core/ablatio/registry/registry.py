@@ -39,6 +39,7 @@ class Registry(Generic[T]):
     calls    a function part of this kind is the part itself: what it may be called with, and the facts each form means;
              a kind without `calls` takes functions as factories, made from the wiring like a class
     methods  what a class part must define
+    base     the class to inherit from, it defines those of `methods` that are optional
     any_of   methods of which a class part may define any; the fact `uses` lists those it has
     facts    class attributes (with defaults) that rules and the model read: plain values, known without importing
     multiple several options may be chosen at once: `stabilizer=[clip,ema]`
@@ -96,6 +97,7 @@ class Registry(Generic[T]):
         default: str = "",
         optional: bool = False,
         attaches: Place = "",
+        base: str = "",
     ) -> None:
         if not NAME.match(kind):
             raise ContractError(f"{kind!r} cannot be the name of a kind; use lower-case letters, digits and _")
@@ -103,7 +105,7 @@ class Registry(Generic[T]):
         if old is not None and not old.from_catalogue:
             raise ContractError(f"the kind {kind!r} exists already: {old.distribution} brings it")
         self.kind, self.doc, self.multiple, self.default, self.optional = kind, doc, multiple, default, optional
-        self.scope, self.attaches, self.usual = scope, attaches, usual or default
+        self.scope, self.attaches, self.usual, self.base = scope, attaches, usual or default, base
         self.shapes_model = bool(attaches) or scope == "model" if shapes_model is None else shapes_model
         self.wiring, self.calls, self.facts = wiring, dict(calls or {}), dict(facts or {})
         self.methods, self.any_of = methods, any_of
@@ -233,9 +235,11 @@ class Registry(Generic[T]):
                 f"{where}: asks for `{unknown[0]}`, which the model does not hand to a {self.kind}; it hands over "
                 f"{', '.join(self.wiring) or 'nothing'}. A knob stands right of a bare `*`"
             )
-        missing = [m for m in self.methods if not callable(getattr(target, m, None))]
+        found = {m: getattr(target, m, None) for m in self.methods}
+        missing = [m for m, f in found.items() if not callable(f) or getattr(f, "__isabstractmethod__", False)]
         if missing and inspect.isclass(target):
-            raise ContractError(f"{where}: a {self.kind} needs the method `{missing[0]}`")
+            base = f"; inherit from {self.base}, which has the optional ones" if self.base else ""
+            raise ContractError(f"{where}: a {self.kind} needs the method `{missing[0]}`{base}")
 
     def is_default(self, node: Any) -> bool:
         """Whether a config's node says what a config without this kind means."""

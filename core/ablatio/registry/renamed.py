@@ -38,7 +38,7 @@ MODULES: Mapping[str, str] = {
     "data.store": "data.cache_store", "export": "interop.export", "generate": "model.decoding.generate", "hf":
     "interop.transformers_model", "kinds": "registry.kinds", "kinds.data": "registry.kinds.data", "kinds.model":
     "registry.kinds.model", "kinds.sweeps": "registry.kinds.sweep", "kinds.training": "registry.kinds.training",
-    "kinds.tuning": "registry.kinds.tuning", "knobs": "registry.knobs", "launching": "config.hydra_launchers",
+    "kinds.tuning": "registry.kinds.tuning", "knobs": "registry.knobs", "launching": "sweep.launcher_choice",
     "manifest": "storage.manifest", "model.adapters": "model.peft.adapters", "model.answers": "model.rl.answers",
     "model.assembly": "model.build", "model.attend": "model.attention.kernels", "model.blocked":
     "model.attention.blocked", "model.branches": "model.decoding.shared_prefix", "model.cache": "model.kv_cache",
@@ -73,7 +73,7 @@ MODULES: Mapping[str, str] = {
     "sweep.forecast": "report.terminal.plan_table", "sweep.multirun": "api.multirun", "sweep.owner": "sweep.lock",
     "sweep.pulse": "sweep.hang_detector", "sweep.recipes": "sweep.recipe_arms", "sweep.rehearsal":
     "sweep.time_probe", "sweep.replaced": "sweep.stale_jobs", "sweep.stages": "report.terminal.stage_table",
-    "sweep.weights": "training.arm_costs", "tasks": "training", "tasks.coordinates": "training.mup_check",
+    "sweep.weights": "training.estimate", "tasks": "training", "tasks.coordinates": "training.mup_check",
     "tasks.describe": "training.run_summary", "tasks.evaluate": "training.evaluate", "tasks.folder":
     "training.run_folder", "tasks.judge": "training.reward_model", "tasks.keeper": "training.checkpoint_io",
     "tasks.learner": "training.lightning_module", "tasks.load": "training.restore", "tasks.logs":

@@ -1,40 +1,83 @@
-"""The launcher that a command line chooses, checked before anything is planned."""
+"""Launcher of a sweep: read its name and knobs from the overrides, and refuse what cannot be one before planning."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from ablatio.config.grammar import parse
 from ablatio.config.schema import unknown, value_problems
-from ablatio.errors import ConfigError, Problem
+from ablatio.config.words import key_of, value_of
+from ablatio.errors import ConfigError, Problem, UserError
 from ablatio.registry.kinds import launchers
 
 SHORT = "launcher"  # launcher=ray means hydra/launcher=ray
+GROUP, KNOBS = f"hydra/{SHORT}", f"hydra.{SHORT}."
+HYDRA_ONLY = (  # launchers of Hydra and its plugins, which have no counterpart of the same name here
+    "basic", "joblib", "ray_aws", "rq", "submitit_local", "submitit_slurm",
+)  # fmt: skip
 
 
-def check(said: Sequence[str]) -> None:
-    """ConfigError with all that is wrong with the launcher; one that Hydra alone knows is its own business."""
-    pairs = [(key, text) for text in said if (key := text.lstrip("+").partition("=")[0]).startswith("hydra")]
-    name = next((text.partition("=")[2] for key, text in pairs[::-1] if key == f"hydra/{SHORT}"), str(launchers.usual))
-    if name not in launchers.names():
-        return
-    knobs = {knob.name: knob for knob in launchers[name].knobs}
-    problems: list[Problem] = []
-    for key, text in pairs:
-        knob = key.removeprefix(f"hydra.{SHORT}.")
-        if knob == key or "." in knob or (parsed := parse(text)) is None:
+def usual() -> str:
+    """The launcher of a sweep that chooses none."""
+    return str(launchers.usual)
+
+
+class LauncherChoice(NamedTuple):
+    """A launcher by its name, and the values of all its knobs."""
+
+    name: str
+    knobs: Mapping[str, Any]
+
+
+def chosen_launcher(overrides: Sequence[str]) -> LauncherChoice:
+    """The launcher that these overrides choose: `launcher=ray launcher.num_cpus=2`, or with `hydra/` and `hydra.`.
+
+    Raises ConfigError with everything that is wrong with it; UserError for a launcher of Hydra's.
+    """
+    said = [text for text in map(long_form, overrides) if key_of(text).startswith("hydra") and SHORT in key_of(text)]
+    name, problems = _name(said)
+    knobs, values = {knob.name: knob for knob in launchers[name].knobs}, dict(launchers[name].defaults)
+    for text in said:
+        key = key_of(text)
+        knob = key.removeprefix(KNOBS)
+        where, parsed = f"{SHORT}.{knob}", parse(text)
+        if key == GROUP and not text.startswith("~") and "@" not in text:
             continue
-        where = f"{SHORT}.{knob}"
-        if knob in knobs:
-            problems += value_problems(where, knobs[knob], parsed.value())
-        else:
+        if knob == key or parsed is None or parsed.is_sweep_override():
+            problems.append(Problem(SHORT, f"{text} came; one launcher and its knobs were expected", _fix(name)))
+        elif knob not in knobs:
             problems.append(unknown(where, knob, knobs, prefix=f"{SHORT}."))
+        elif found := list(value_problems(where, knobs[knob], parsed.value())):
+            problems += found
+        else:
+            values[knob] = knobs[knob].cast(parsed.value())
     if problems:
         raise ConfigError(problems)
+    return LauncherChoice(name, values)
 
 
-def refused(said: Sequence[str], error: Exception) -> Problem:
-    """A launcher that nobody has is told from those that there are."""
-    name = next((text.partition("=")[2] for text in said if text.startswith(f"hydra/{SHORT}=")), "")
-    if name and name not in launchers.names() and "Could not find" in str(error):
-        return unknown(SHORT, name, launchers.names(), prefix=f"{SHORT}=")
-    words = "; ".join(line.strip() for line in str(error).splitlines()[:2] if line.strip())
-    return Problem(SHORT, words, f"{SHORT}={launchers.usual}")
+def long_form(text: str) -> str:
+    """`launcher=ray` -> `hydra/launcher=ray`, `launcher.num_cpus=2` -> `hydra.launcher.num_cpus=2`."""
+    if text.startswith(f"{SHORT}="):
+        return f"hydra/{text}"
+    return f"hydra.{text}" if text.startswith(f"{SHORT}.") else text
+
+
+def _name(said: Sequence[str]) -> tuple[str, list[Problem]]:
+    """(the name that was chosen last, what is wrong with it): the default one in place of one that is wrong."""
+    names = launchers.names()
+    name = next((value_of(text) for text in reversed(said) if key_of(text) == GROUP), usual())
+    if name in names:
+        return name, []
+    if name in HYDRA_ONLY:
+        raise UserError(
+            f"{GROUP}={name} came; it runs jobs without a ledger, so nothing could be resumed; expected one of "
+            f"{', '.join(names)}\n    try: {GROUP}={usual()}"
+        )
+    if "," in name or not name:
+        what = f"{SHORT}={name} came; one of {', '.join(names)} was expected"
+        return usual(), [Problem(SHORT, what, _fix(usual()))]
+    return usual(), [unknown(SHORT, name, names, prefix=f"{SHORT}=")]
+
+
+def _fix(name: str) -> str:
+    return f"{SHORT}={name}"

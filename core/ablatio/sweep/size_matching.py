@@ -8,7 +8,8 @@ from typing import Any
 from ablatio.errors import ConfigError, Problem
 from ablatio.registry.kinds import pefts
 from ablatio.sweep.arms import Cell, Planner
-from ablatio.training import arm_costs
+from ablatio.training import estimate
+from ablatio.training.run_spec import RunSpec
 
 MEASURES = ("params", "trainable", "flops", "time")
 CLOSE = 0.01  # what counts as equal
@@ -86,17 +87,18 @@ class Matching:
         raise ConfigError([Problem("match", what, "match=none")])
 
     def measure(self, config: Mapping[str, Any]) -> float:
+        spec = RunSpec(config)
         if self.what == "params":
-            return float(arm_costs.parameters(config))
+            return float(spec.parameters)
         if self.what == "trainable":
-            return float(arm_costs.trainable(config))
+            return float(spec.trainable)
         if self.what == "flops":
-            return arm_costs.train_flops(config)
+            return spec.train_flops
         steps = int(config["train"]["steps"])
         train = {k: v for k, v in config["train"].items() if k != "steps"}
         timed = str({k: v for k, v in config.items() if k not in ("seed", "seeds", "out", "name")} | {"train": train})
         if timed not in self._seconds:
-            self._seconds[timed] = arm_costs.seconds_per_step(config, TIMES)
+            self._seconds[timed] = estimate.seconds_per_step(spec, TIMES)
         return self._seconds[timed] * steps
 
 

@@ -18,7 +18,7 @@ from ablatio.registry.kinds.launch_types import LaunchRequest
 from ablatio.storage.atomic_write import make_folder
 from ablatio.sweep.study import JOBS, RUNS, Job, placed, read_job, run_folder, run_of, summary_of, write_job
 from ablatio.sweep.worker import LOG, log_into, stoppable, train_job, warm
-from ablatio.training.arm_costs import train_flops
+from ablatio.training.run_spec import RunSpec
 
 TRAINED = 1.0  # seconds of training that a stage is tried
 PATIENCE = 30.0  # seconds for all stages: what the user waits for the estimate
@@ -83,7 +83,7 @@ def _from_done(jobs: Iterable[Job], study: Path | None) -> dict[str, Pace]:
 def _flops(config: Mapping[str, Any]) -> float:
     """Of a step; 0 where its tokenizer is that of a run which is not there."""
     with suppress(AblatioError):
-        return train_flops(config) / int(config["train"]["steps"])
+        return RunSpec(config).train_flops / int(config["train"]["steps"])
     return 0.0
 
 

@@ -26,6 +26,7 @@ def train_job(job: Job, folder: Path, threads: int) -> Mapping[str, Any]:
 
     from ablatio.training.run import train
     from ablatio.training.run_folder import resolved
+    from ablatio.training.run_spec import RunSpec
 
     known = summary_of(folder)
     if known.get("status") == "done":  # killed after its summary and before its ledger entry
@@ -34,7 +35,8 @@ def train_job(job: Job, folder: Path, threads: int) -> Mapping[str, Any]:
     study = folder.parent.parent
     taken = {run_of(other): str(run_folder(study, other)) for other in job.takes}
     public = {**placed(job.config, taken), "trainer": {**job.config["trainer"], **here}}
-    return train(resolved(public, str(folder)), public, folder, Console(), resume=True, until=job.until)
+    spec = RunSpec(resolved(public, str(folder)), public)
+    return train(spec, folder, Console(), resume=True, until=job.until)
 
 
 def work(order: LaunchRequest, threads: int, run_job: RunJob = train_job) -> int:

@@ -340,10 +340,8 @@ def task(entry: PartSpec, knobs: Knobs | None = None, **settings: Any) -> tuple[
     setup = TaskContext(given, RowPlan(given["train"]["batch_size"]))
     part = made(entry, knobs, setup=setup)
     model, _ = start_model(given, part.tokenizer, setup.seeds.init)
-    if hasattr(part, "attach"):
-        part.attach(model)
-    if hasattr(part, "prepare"):
-        part.prepare(model)
+    part.attach(model)
+    part.prepare(model)
     return part, model
 
 

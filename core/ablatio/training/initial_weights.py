@@ -14,6 +14,10 @@ from ablatio.data.types import Tokenizer
 from ablatio.errors import UserError
 from ablatio.model.build import build_model
 from ablatio.model.language_model import LanguageModel
+from ablatio.model.peft.apply import is_tuned
+from ablatio.model.peft.merge import merge
+from ablatio.model.quantized import dequantize
+from ablatio.training.restore import read_checkpoint, restore_model
 
 ROWS = ("embed_tokens.weight", "lm_head.weight")  # a vocabulary may have grown: the rows that there were keep theirs
 
@@ -81,21 +85,13 @@ def weights_of(start: str, folder: Path) -> dict[str, Tensor]:
 
 
 def _of_run(folder: Path) -> dict[str, Tensor]:
-    from ablatio.model.peft.apply import is_tuned
-    from ablatio.storage.checkpoints import Checkpoints
-    from ablatio.training.run_folder import CHECKPOINTS, read_run, run_id
-
-    config = read_run(folder)
-    if is_tuned(config):  # its adapters become part of the weights, and its codes plain numbers
-        from ablatio.model.peft.merge import merge
-        from ablatio.model.quantized import dequantize
-        from ablatio.training.restore import load_run
-
-        model = load_run(folder)[0].model
-        dequantize(model)
-        merge(model)
-        return {name: tensor.cpu() for name, tensor in model.state_dict().items()}
-    return Checkpoints(folder / CHECKPOINTS, run=run_id(config)).load().model
+    saved = read_checkpoint(folder)
+    if not is_tuned(saved.spec.config):
+        return saved.checkpoint.model
+    model = restore_model(folder).model
+    dequantize(model)  # its codes become plain numbers, and its adapters part of the weights
+    merge(model)
+    return dict(model.state_dict())
 
 
 def _of_hf(folder: Path) -> dict[str, Tensor]:

@@ -14,8 +14,9 @@ from ablatio.model.language_model import LanguageModel
 from ablatio.model.optimizer_step import OptimizerStep, SkipStep
 from ablatio.model.parameter_roles import Rate, apply_rates, groups_by_role, named_generator, named_seed
 from ablatio.model.peft.apply import AppliedPeft
+from ablatio.model.task import Task
 from ablatio.registry import kinds
-from ablatio.registry.kinds import Stabilizer, Task
+from ablatio.registry.kinds import Stabilizer
 from ablatio.training.learning_rates import LearningRates
 from ablatio.training.task_context import TaskContext
 
@@ -50,7 +51,6 @@ class TrainingModule(pl.LightningModule):
         self.optimizer_choice = PartChoice.of(config["optimizer"])
         for part in self._having("attach"):
             part.attach(model)
-        self._begins = getattr(task, "begin_step", None)
         self.finite: Tensor | bool = True
         self.metrics: dict[str, Tensor] = {}
         self.measures: dict[str, Tensor] = {}
@@ -90,8 +90,8 @@ class TrainingModule(pl.LightningModule):
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
         self.rates.set(self.optimizer, self.global_step, self.settings["steps"], self.scores)
-        if self._begins is not None and not self._step_losses:
-            self._begins(self.model, self.global_step)
+        if not self._step_losses:
+            self.task.begin_step(self.model, self.global_step)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         example = batch["example"]
@@ -117,7 +117,7 @@ class TrainingModule(pl.LightningModule):
         self._targets = 0
         step = self._step()
         self._step_losses = []
-        for part in (*self._having("before_step"), *([self.task] if hasattr(self.task, "before_step") else [])):
+        for part in (*self._having("before_step"), self.task):
             self.metrics |= part.before_step(step)
         if hasattr(self.optimizer, "observe"):
             self.optimizer.observe(step)
@@ -149,16 +149,16 @@ class TrainingModule(pl.LightningModule):
 
     def _sampled_loss(self) -> Tensor:
         """The mean loss of the last batch, with targets drawn from the model's own distribution."""
-        redrawn = getattr(self.task, "redrawn", None)
+        generator = torch.Generator(self.device).manual_seed(
+            named_seed(self.seeds.dropout, f"drawn/{self.global_step}")
+        )
+        redrawn = self.task.redrawn(self.model, self._example, generator)
         if redrawn is None:
             raise UserError(
                 f"optimizer={self.optimizer_choice.name} asks for targets that the model draws, and task={self.name} "
                 "has none\n    try: optimizer=adamw"
             )
-        generator = torch.Generator(self.device).manual_seed(
-            named_seed(self.seeds.dropout, f"drawn/{self.global_step}")
-        )
-        total, weight, _ = self.task.loss(self.model, redrawn(self.model, self._example, generator))
+        total, weight, _ = self.task.loss(self.model, redrawn)
         return total / weight
 
     def _watch(self, value: Tensor, what: str) -> None:
@@ -213,8 +213,8 @@ class TrainingModule(pl.LightningModule):
         checkpoint["stabilizers"] = {
             name: part.state_dict() for name, part in self.stabilizers.items() if hasattr(part, "state_dict")
         }
-        if hasattr(self.task, "state_dict"):
-            checkpoint["task"] = self.task.state_dict()
+        if state := self.task.state_dict():
+            checkpoint["task"] = state
         if self.averages:
             checkpoint[TRAINING] = {name: weight.clone() for name, weight in checkpoint["state_dict"].items()}
             with self.scored_weights():
@@ -224,5 +224,5 @@ class TrainingModule(pl.LightningModule):
         self.loss_sum, self.loss_count = checkpoint["loss_sum"], checkpoint["loss_count"]
         for name, state in checkpoint["stabilizers"].items():
             self.stabilizers[name].load_state_dict(state)  # type: ignore[attr-defined]
-        if hasattr(self.task, "load_state_dict"):
+        if "task" in checkpoint:
             self.task.load_state_dict(checkpoint["task"])

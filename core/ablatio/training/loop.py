@@ -11,8 +11,6 @@ from rich.console import Console
 
 from ablatio.config.schema import chosen
 from ablatio.errors import Diverged, Preempted
-from ablatio.model.cost.flops import Work, cost_of
-from ablatio.model.cost.parameters import Size, measure
 from ablatio.model.optimizer_step import Rewind
 from ablatio.model.peft.apply import peak_memory
 from ablatio.registry.kinds import Logger
@@ -29,12 +27,6 @@ from ablatio.training.samples_file import SamplesFile
 from ablatio.training.task_scores import TaskScores
 
 
-def size_of(run: PreparedRun) -> Size:
-    if run.size is None:  # counting takes as long as all the rest of a tiny run's set-up
-        run.size = measure(run.config, run.tokenizer.vocab_size)
-    return run.size
-
-
 class TrainingLoop:
     """One stretch of training: from the start or from a checkpoint to the end, or to a signal."""
 
@@ -49,8 +41,7 @@ class TrainingLoop:
         until: int | None = None,
         callbacks: Sequence[pl.Callback] = (),
     ) -> None:
-        self.run, self.folder, self.found = run, folder, found
-        self.callbacks = callbacks
+        self.run, self.folder, self.found, self.callbacks = run, folder, found, callbacks
         self.io, self.stop = RunCheckpointIO(checkpoints), StopRequest()
         self.io.loaded = found
         self.settings = run.config["train"]
@@ -217,12 +208,11 @@ class TrainingLoop:
 
     def _flops(self, step: int) -> float:
         """Of all steps: what this task passes through this model, as it is tuned."""
-        run, task = self.run, self.run.task
-        work: Work = task.work(step) if hasattr(task, "work") else Work.trained(task.tokens(step))
-        return cost_of(run.config, run.tokenizer.vocab_size, getattr(task, "row_length", None)).of(work)
+        task = self.run.task
+        return self.run.spec.cost(task.row_length).of(task.work(step))
 
     def summary(self, status: str) -> dict[str, Any]:
-        size, step = size_of(self.run), self.progress.step
+        size, step = self.run.spec.size, self.progress.step
         seconds = self.seconds + time.monotonic() - self.progress.started
         tokens = self.run.task.tokens(step)
         after = self.scores.get("after") or {}

@@ -15,11 +15,12 @@ from ablatio.data.batches import TrainBatches
 from ablatio.data.order import RowPlan, WindowOrder
 from ablatio.errors import ConfigError, Diverged, UserError
 from ablatio.model.build import ModelBuilder, PartChoice
+from ablatio.model.cost.parameters import row_length
 from ablatio.model.example import Example
 from ablatio.model.language_model import LanguageModel
 from ablatio.model.parameter_roles import apply_rates, groups_by_role, named_generator
 from ablatio.registry import kinds
-from ablatio.training.task_context import TaskContext, length_of
+from ablatio.training.task_context import TaskContext
 
 FLAT = 0.05  # the largest slope of log size against log width that counts as none
 VOCAB = 256
@@ -165,14 +166,14 @@ def _example(config: Mapping[str, Any], seed: int, text: Text) -> Example:
     """The text as the objective shows it."""
     choice = PartChoice.of(config["objective"])
     objective = kinds.objectives.build(
-        choice.name, choice.knobs, vocab_size=text.vocab_size, eos=text.eos, max_len=length_of(config)
+        choice.name, choice.knobs, vocab_size=text.vocab_size, eos=text.eos, max_len=row_length(config)
     )
     example: Example = objective(text.tokens, text.segments, named_generator(seed, "objective"))
     return example
 
 
 def _random(config: Mapping[str, Any], seeds: Iterable[int]) -> Iterator[Text]:
-    rows = config["train"]["batch_size"], length_of(config) + 1
+    rows = config["train"]["batch_size"], row_length(config) + 1
     for seed in seeds:
         yield Text(torch.randint(1, VOCAB, rows, generator=named_generator(seed, "tokens")), None, VOCAB, 0)
 
@@ -182,7 +183,7 @@ def _corpus(config: Mapping[str, Any], seeds: Iterable[int]) -> Iterator[Text]:
     setup = TaskContext(config, RowPlan(config["train"]["batch_size"]))
     found, tokenizer = setup.corpus(setup.source())
     for seed in seeds:
-        order = WindowOrder(len(found.train), length_of(config), seed)
+        order = WindowOrder(len(found.train), row_length(config), seed)
         mask = config["data"]["document_mask"]
         batch = TrainBatches(found.train, order, setup.plan, eos=tokenizer.eos, document_mask=mask)[0]
         yield Text(batch["tokens"], batch.get("segments"), tokenizer.vocab_size, tokenizer.eos)

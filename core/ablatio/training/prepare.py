@@ -14,17 +14,20 @@ from ablatio.data.order import RowPlan
 from ablatio.data.types import Tokenizer
 from ablatio.errors import UserError
 from ablatio.model.build import PartChoice
-from ablatio.model.cost.parameters import Size
+from ablatio.model.cost.parameters import row_length
 from ablatio.model.language_model import LanguageModel
 from ablatio.model.peft.apply import AppliedPeft, tune
+from ablatio.model.task import Task
 from ablatio.registry import kinds
-from ablatio.registry.kinds import Batches, Stabilizer, Task
+from ablatio.registry.kinds import Batches, Stabilizer
 from ablatio.storage.paths import cache_root
 from ablatio.training.device import Machine
+from ablatio.training.estimate import within_memory
 from ablatio.training.initial_weights import TakenOver, start_model
 from ablatio.training.lightning_module import TrainingModule
 from ablatio.training.reward_model import open_reward
-from ablatio.training.task_context import TaskContext, length_of
+from ablatio.training.run_spec import RunSpec
+from ablatio.training.task_context import TaskContext
 
 COMPILED = "TORCHINDUCTOR_CACHE_DIR"
 
@@ -33,7 +36,7 @@ COMPILED = "TORCHINDUCTOR_CACHE_DIR"
 class PreparedRun:
     """A run that is ready to start: everything made from the config, nothing trained yet."""
 
-    config: Mapping[str, Any]
+    spec: RunSpec
     setup: TaskContext
     task: Task
     model: LanguageModel
@@ -41,7 +44,10 @@ class PreparedRun:
     machine: Machine
     origin: TakenOver | None
     tuning: AppliedPeft
-    size: Size | None = None
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        return self.spec.config
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -49,14 +55,13 @@ class PreparedRun:
 
     @property
     def length(self) -> int:
-        return self.setup.length
+        return self.spec.length
 
     def begin(self) -> None:
         """What the task needs of the model as it is now: `prepare` of the contract, on the model's device."""
         self.model.to(self.machine.device)
-        if hasattr(self.task, "prepare"):
-            with self._precision():
-                self.task.prepare(self.model)
+        with self._precision():
+            self.task.prepare(self.model)
 
     def training(self, start: int, skipped: int = 0) -> "DataLoader[dict[str, torch.Tensor]]":
         """Batches from number `start` on, `skipped` batches later in the data; resume needs no other position."""
@@ -69,9 +74,11 @@ class PreparedRun:
 
     def ask(self, name: str) -> None:
         """Score what another objective asks for."""
-        if not hasattr(self.task, "ask"):
-            raise UserError(f"--objective {name} came, and task={self.config['task']['name']} knows one loss alone")
-        self.task.ask(name, self.model)
+        try:
+            self.task.ask(name, self.model)
+        except NotImplementedError:
+            task = self.config["task"]["name"]
+            raise UserError(f"--objective {name} came, and task={task} knows one loss alone") from None
 
     def score(self, batches: Batches, between: Callable[[int], None] = lambda n: None) -> dict[str, float]:
         """What the task finds of the model: {name: value}, those in its `scores` and what they rest on."""
@@ -81,11 +88,8 @@ class PreparedRun:
 
     def samples(self) -> list[dict[str, str]]:
         """What the model answers now, if its task asks for samples."""
-        if not hasattr(self.task, "samples"):
-            return []
         with self._precision():
-            found: list[dict[str, str]] = self.task.samples(self.model)
-        return found
+            return self.task.samples(self.model)
 
     def _precision(self) -> torch.autocast:
         device = next(self.model.parameters()).device
@@ -120,12 +124,13 @@ def row_plan(config: Mapping[str, Any], stabilizers: Mapping[str, Stabilizer]) -
     """Which rows each batch has; a stabilizer may let it grow."""
     train = config["train"]
     ramps = [part for part in stabilizers.values() if hasattr(part, "batch_rows")]
-    return RowPlan(train["batch_size"], train["accumulate"], _Ramp(ramps[0], length_of(config)) if ramps else None)
+    return RowPlan(train["batch_size"], train["accumulate"], _Ramp(ramps[0], row_length(config)) if ramps else None)
 
 
-def needs_reference(config: Mapping[str, Any]) -> bool:
+def needs_start(config: Mapping[str, Any]) -> bool:
     """Whether the task needs the model as it started, even where the run goes on from a checkpoint."""
-    return hasattr(kinds.tasks.target(config["task"]["name"]), "prepare")
+    task: Any = kinds.tasks.target(config["task"]["name"])
+    return bool(task.needs_start())
 
 
 def _share_compiled_code() -> None:
@@ -139,21 +144,28 @@ def _share_compiled_code() -> None:
         os.environ[COMPILED] = str(cache_root() / "compiled")
 
 
-def prepare_run(config: Mapping[str, Any], *, fresh: bool = True) -> PreparedRun:
-    """Machine, data, model and task of a checked config.  fresh: False where a checkpoint will fill the model."""
+def prepare_run(spec: RunSpec, *, fresh: bool = True, counted: bool = True) -> PreparedRun:
+    """Machine, data, model and task of a run; the one place where the model that trains is built.
+
+    fresh    False where a checkpoint will fill the model
+    counted  whether size and cost will be asked for: they are counted on this model
+    """
+    config = spec.config
     machine = Machine.choose(config["trainer"])
     machine.prepare(int(config["model"]["d_model"]))
     options = config["stabilizer"] or {}
     stabilizers = {name: kinds.stabilizers.build(name, knobs) for name, knobs in options.items()}
     setup = TaskContext(config, row_plan(config, stabilizers), open_reward)
     choice = PartChoice.of(config["task"])
-    task = kinds.tasks.build(choice.name, choice.knobs, setup=setup)
-    model, origin = start_model(config, task.tokenizer, setup.seeds.init, fresh=fresh)
+    task: Any = kinds.tasks.build(choice.name, choice.knobs, setup=setup)
+    spec = spec.with_ids(int(task.tokenizer.vocab_size))
+    model, origin = within_memory(spec, lambda: start_model(config, task.tokenizer, setup.seeds.init, fresh=fresh))
+    if counted:
+        spec.count_on(model, task.row_length)
     tuning = tune(model, config, setup.seeds.init)
     if config["trainer"]["compile"]:
         _share_compiled_code()
         model.compile_layers()
-    if hasattr(task, "attach"):
-        task.attach(model)
+    task.attach(model)
     learner = TrainingModule(setup, task, model, stabilizers, tuning)
-    return PreparedRun(config, setup, task, model, learner, machine, origin, tuning)
+    return PreparedRun(spec, setup, task, model, learner, machine, origin, tuning)

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from ablatio.errors import UserError
-from ablatio.training.prepare import PreparedRun, needs_reference
+from ablatio.training.prepare import PreparedRun, needs_start
 
 
 def refuse_a_lost_one(config: Mapping[str, Any], folder: Path) -> None:
     """UserError where the model is gone that the run in `folder` began with and still compares with."""
     from ablatio.config.inherit import folder_of
 
-    if config["model"]["start"] == "scratch" or not needs_reference(config):
+    if config["model"]["start"] == "scratch" or not needs_start(config):
         return
     path = config["model"]["path"]
     try:
@@ -32,7 +32,7 @@ def refuse_a_lost_one(config: Mapping[str, Any], folder: Path) -> None:
 
 def digest_of(run: PreparedRun) -> str:
     """sha256 of the weights that came from another model; empty where the task does not look back at them."""
-    if run.origin is None or not needs_reference(run.config):
+    if run.origin is None or not needs_start(run.config):
         return ""
     total, weights = hashlib.sha256(), run.model.state_dict()
     for name in sorted(weights.keys() & run.origin.taken):  # of a quantised one there are codes alone

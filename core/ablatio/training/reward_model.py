@@ -10,10 +10,7 @@ from ablatio.data.types import Tokenizer
 from ablatio.errors import UserError
 from ablatio.model.example import Example
 from ablatio.model.rl.answers import Answer
-from ablatio.registry.kinds import tasks
-from ablatio.storage.checkpoints import Checkpoints
-from ablatio.training.initial_weights import start_model
-from ablatio.training.run_folder import CHECKPOINTS, read_run, run_id
+from ablatio.training.restore import restore_model
 
 HEAD = "reward_head.weight"
 AT_ONCE = 16  # answers that are judged together
@@ -21,24 +18,19 @@ AT_ONCE = 16  # answers that are judged together
 
 def open_reward(path: str, tokenizer: Tokenizer) -> Callable[[Sequence[Answer]], Tensor]:
     """The reward of an answer: a linear map of the state at its end.  UserError where the run is no reward model."""
-    config = read_run(Path(path))
-    found = Checkpoints(Path(path) / CHECKPOINTS, run=run_id(config)).load(None)
-    if HEAD not in found.model:
-        task = config.get("task", {}).get("name", tasks.default)
+    found = restore_model(Path(path))
+    if HEAD not in found.heads:
         raise UserError(
-            f"{path} is a run of task={task}, which has no reward model\n    try: ablatio train task=reward name=reward"
+            f"{path} is a run of task={found.config['task']['name']}, which has no reward model\n"
+            "    try: ablatio train task=reward name=reward"
         )
-    weight, device = found.model[HEAD], torch.device("cpu")
-    model, _ = start_model(config, tokenizer, 0, fresh=False)
-    own = {name: tensor for name, tensor in found.model.items() if not name.startswith("reward_head.")}
-    theirs, ours = own["model.embed_tokens.weight"].shape[0], model.vocab_size
+    weight, model, device = found.heads[HEAD], found.model, torch.device("cpu")
+    theirs, ours = found.tokenizer.vocab_size, tokenizer.vocab_size
     if theirs != ours:
         raise UserError(
             f"the reward model {path} reads {theirs} ids and this run's tokenizer writes {ours}; train both with one "
             "tokenizer and source"
         )
-    model.load_state_dict(own)
-    model.eval()
 
     @torch.no_grad()
     def judge(answers: Sequence[Answer]) -> Tensor:

@@ -3,11 +3,12 @@
 import json
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 from rich.console import Console
 
 from ablatio.errors import AblatioError, EnvironmentFault
@@ -16,41 +17,41 @@ from ablatio.storage.checkpoints import Checkpoints, write_json
 from ablatio.training import provenance
 from ablatio.training.estimate import check_memory
 from ablatio.training.loggers import make_loggers
-from ablatio.training.loop import TrainingLoop, size_of
-from ablatio.training.prepare import PreparedRun, needs_reference, prepare_run
+from ablatio.training.loop import TrainingLoop
+from ablatio.training.prepare import PreparedRun, needs_start, prepare_run
 from ablatio.training.reference import digest_of, refuse_a_lost_one, refuse_another
-from ablatio.training.run_folder import CHECKPOINTS, TOKENIZER, run_id, with_own_tokenizer
+from ablatio.training.run_folder import CHECKPOINTS, TOKENIZER
+from ablatio.training.run_spec import RunSpec
 from ablatio.training.teacher import attach_teacher
 
 
 def train(
-    config: Mapping[str, Any],
-    public: Mapping[str, Any],
+    spec: RunSpec,
     folder: Path,
     console: Console,
     *,
     resume: bool = False,
     until: int | None = None,
-    callbacks: Sequence[Any] = (),
+    callbacks: Sequence[pl.Callback] = (),
 ) -> dict[str, Any]:
-    """Train in `folder` and return its summary.  `public` is the config as it may be written down.
+    """Train the run of `spec` in `folder` and return its summary.
 
     until: pause at this step of the run's own schedule, with a score and a checkpoint; resume=True goes on from there
     callbacks: Lightning callbacks of the caller's own; the manifest names their classes
     """
     quiet_libraries()
-    checkpoints = Checkpoints(folder / CHECKPOINTS, config["train"]["keep"], run=run_id(config))
+    config = spec.config
+    checkpoints = Checkpoints(folder / CHECKPOINTS, config["train"]["keep"], run=spec.id)
     goes_on = resume and checkpoints.latest() is not None
     if goes_on:
         refuse_a_lost_one(config, folder)
-    check_memory(with_own_tokenizer(config, folder) if goes_on else config)
-    loggers = make_loggers(config, public, folder)
+    made = spec.with_own_tokenizer(folder) if goes_on else spec
+    check_memory(made)
+    loggers = make_loggers(config, spec.written, folder)
     found = checkpoints.load() if goes_on else None
     for sentence in found.skipped if found else ():
         console.print(f"[yellow]checkpoint left out:[/] {sentence}", highlight=False)
-    run = prepare_run(
-        with_own_tokenizer(config, folder) if found else config, fresh=not found or needs_reference(config)
-    )
+    run = prepare_run(made, fresh=not found or needs_start(config))
     recorded = _recorded(folder / "manifest.json") if found else {}
     refuse_another(run, str(recorded.get("reference", "")), folder)
     teacher = attach_teacher(run, recorded.get("teacher"))
@@ -58,7 +59,7 @@ def train(
         if run.origin:
             console.print(str(run.origin), highlight=False)
         told = {key: text for key, text in (("teacher", teacher), ("reference", digest_of(run))) if text}
-        write_json(folder / "config.json", public)
+        write_json(folder / "config.json", spec.written)
         write_json(folder / TOKENIZER, _tokenizer(run))
         write_json(folder / "manifest.json", _manifest(run) | told | _named(callbacks))
     run.begin()
@@ -104,9 +105,9 @@ def _tokenizer(run: PreparedRun) -> dict[str, Any]:
 
 
 def _manifest(run: PreparedRun) -> dict[str, Any]:
-    size, seeds = size_of(run), run.setup.seeds
+    size, seeds = run.spec.size, run.setup.seeds
     return {
-        "run": run_id(run.config),
+        "run": run.spec.id,
         "versions": provenance.versions(),
         "code": provenance.code(run.config),
         "data": run.task.content,

@@ -13,6 +13,7 @@ from ablatio.data.corpus import Corpus, prepare, train_or_load_tokenizer
 from ablatio.data.order import RowPlan
 from ablatio.data.types import Source, Tokenizer
 from ablatio.model.build import PartChoice
+from ablatio.model.cost.parameters import row_length
 from ablatio.model.rl.answers import Answer
 from ablatio.registry import kinds
 from ablatio.registry.registry import REGISTRIES
@@ -46,7 +47,7 @@ class TaskContext:
     seeds: Seeds = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "length", length_of(self.config))
+        object.__setattr__(self, "length", row_length(self.config))
         object.__setattr__(self, "seeds", Seeds(self.config))
 
     @property
@@ -91,7 +92,3 @@ class TaskContext:
         digest = kinds.tokenizers[choice.name].digest
         made = kinds.tokenizers.build(choice.name, choice.knobs)
         return made, json.dumps([choice.name, digest, dict(choice.knobs)], sort_keys=True)
-
-
-def length_of(config: Mapping[str, Any]) -> int:
-    return int(config["data"]["length"] or config["model"]["max_len"])

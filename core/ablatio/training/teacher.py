@@ -4,12 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from ablatio.errors import UserError
-from ablatio.model.build import build_model
 from ablatio.model.language_model import LanguageModel
-from ablatio.storage.checkpoints import Checkpoints
-from ablatio.training.prepare import PreparedRun, row_plan
-from ablatio.training.run_folder import CHECKPOINTS, read_run, run_id, with_own_tokenizer
-from ablatio.training.task_context import TaskContext
+from ablatio.training.prepare import PreparedRun
+from ablatio.training.restore import restore_model
+from ablatio.training.run_folder import read_run
 
 Mark = dict[str, Any]  # names the weights of a teacher
 
@@ -19,29 +17,25 @@ def load_teacher(folder: Path, run: PreparedRun) -> tuple[LanguageModel, Mark]:
 
     The folder's config is checked as that of any run, and its weights against their digests.
     """
-    config = read_run(folder)
-    setup = TaskContext(with_own_tokenizer(config, folder), row_plan(config, {}))
-    tokenizer = setup.tokenizer(setup.source())
-    ours, theirs = run.config["tokenizer"]["name"], config["tokenizer"]["name"]
-    if tokenizer.state() != run.tokenizer.state():
+    found = restore_model(folder)
+    model, ours = found.model, run.config["tokenizer"]["name"]
+    if found.tokenizer.state() != run.tokenizer.state():
+        theirs = read_run(folder)["tokenizer"]["name"]
         raise UserError(
             f"the teacher in {folder} reads other tokens than this run: tokenizer={theirs} there and {ours} here, or "
             "trained on another text\n    try: the teacher's own source and tokenizer"
         )
-    found = Checkpoints(folder / CHECKPOINTS, run=run_id(config)).load()
-    model = build_model(config, tokenizer.vocab_size, tokenizer.eos)
-    model.load_state_dict(found.model)
     if model.vocab_size != run.model.vocab_size:
         raise UserError(
             f"the teacher in {folder} knows {model.vocab_size} ids and this model {run.model.vocab_size}\n"
             f"    try: model.vocab_size={max(model.vocab_size, run.model.vocab_size)} in both"
         )
-    return model.eval(), {"run": run_id(config), "step": found.step}
+    return model, {"run": found.id, "step": found.step}
 
 
 def attach_teacher(run: PreparedRun, recorded: Mark | None) -> Mark | None:
     """Hand the objective its teacher, if it asks for one; `recorded`: whom the run had before it was interrupted."""
-    objective: Any = getattr(run.task, "objective", None)
+    objective = run.task.objective
     asked = getattr(objective, "teacher", None)
     if asked is None:
         return None

@@ -18,6 +18,7 @@ from ablatio.model.parameter_roles import named_generator
 from ablatio.model.rl.answers import Answer, one_by_one, token_rewards
 from ablatio.model.rl.kl import kl_estimates, masked_mean
 from ablatio.model.rl.policy_outputs import ValueHead, policy_outputs, tokens_read, values_of
+from ablatio.model.task import Task
 from ablatio.registry.kinds import tasks
 from ablatio.training.task_context import TaskContext
 
@@ -39,7 +40,7 @@ class BatchNumber:
 
 
 @tasks.register("policy", paper="arXiv:2203.02155")
-class Policy:
+class Policy(Task):
     """A rollout samples answers to new prompts and scores them; `epochs` passes of `minibatches` steps train on it.
 
     `alignment` is the policy method (data = prompts), `reward` scores the answers.  A batch has `train.batch_size`
@@ -101,12 +102,17 @@ class Policy:
         # Number of the rollout, the step within its passes, and the KL from the policy that sampled it.
         self.number, self.cursor, self.moved = -1, 0, 0.0
 
+    @classmethod
+    def uses_template(cls, config: Mapping[str, Any]) -> bool:
+        """Questions of conversations are written in it; prompts that are cut out of a text are not."""
+        from_text = alignments[config["alignment"]["name"]].facts["prompts"] == "text"
+        return "conversations" in sources[config["source"]["name"]].facts["uses"] and not from_text
+
     def _find_prompts(self) -> None:
         """Use the questions of a source of conversations as prompts, else passages of its documents."""
         setup, source = self.setup, self.setup.source()
-        self.content: dict[str, Any]
         self.prompts: ChatPrompts | TextPrompts
-        if "conversations" in sources[setup.config["source"]["name"]].facts["uses"] and not self.from_text:
+        if self.uses_template(setup.config):
             self.prompts = chat = ChatPrompts(setup, source, setup.config["model"]["max_len"] - self.answer_tokens)
             self.tokenizer, self.stop, self.content = chat.tokenizer, chat.stop, chat.content
             return

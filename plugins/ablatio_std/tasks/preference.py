@@ -15,6 +15,7 @@ from ablatio import rule
 from ablatio.data.cache_store import get_or_build, key_of
 from ablatio.model.cost.flops import Work
 from ablatio.model.language_model import LanguageModel, Loss
+from ablatio.model.task import Task
 from ablatio.registry import kinds
 from ablatio.registry.kinds import tasks
 from ablatio.storage.atomic_write import write_bytes
@@ -26,7 +27,7 @@ AT_ONCE = 8  # answers per batch when the reference or a validation scores them
 
 
 @tasks.register("preference", paper="arXiv:2305.18290")
-class Preference:
+class Preference(Task):
     """The loss of `alignment` on sums of log p(token | prompt, answer so far) over the tokens of an answer.
 
     The reference is the model before its first step; its log-probabilities are computed once and cached on disk.

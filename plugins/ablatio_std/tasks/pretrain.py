@@ -11,6 +11,7 @@ from ablatio.data.order import DocumentOrder, WindowOrder
 from ablatio.errors import UserError
 from ablatio.model.example import Example
 from ablatio.model.language_model import LanguageModel, Loss, loss_of
+from ablatio.model.task import Task
 from ablatio.registry import kinds
 from ablatio.registry.kinds import tasks
 from ablatio.training.evaluate import evaluate
@@ -18,7 +19,7 @@ from ablatio.training.task_context import TaskContext
 
 
 @tasks.register("pretrain", paper="arXiv:1801.10198")
-class Pretrain:
+class Pretrain(Task):
     """sum_t -log p(target_t | inputs) over rows of the source's documents, in nats.
 
     A row has `data.length` tokens of the stream of documents; `objective` makes inputs and targets of them.

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ablatio import NonNegative, rule
 from ablatio.model.language_model import LanguageModel, Loss
 from ablatio.model.parameter_roles import named_generator
+from ablatio.model.task import Task
 from ablatio.registry.kinds import tasks
 from ablatio.training.task_context import TaskContext
 
@@ -33,7 +34,7 @@ class ScalarHead(nn.Module):
 
 
 @tasks.register("reward", paper="arXiv:2203.02155")
-class RewardModel:
+class RewardModel(Task):
     """-log sigmoid(r_w - r_l - margin (s_w - s_l)), the mean over the pairs of the K answers to a prompt.
 
     r: a linear map of the hidden state at the answer's end; s: the scores in the data; w the better answer, l the worse

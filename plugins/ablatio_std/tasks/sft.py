@@ -19,6 +19,7 @@ from ablatio.model.decoding.generate import Sampling, generate
 from ablatio.model.example import Example
 from ablatio.model.language_model import LanguageModel, Loss
 from ablatio.model.parameter_roles import named_generator
+from ablatio.model.task import Task
 from ablatio.registry import kinds
 from ablatio.registry.kinds import tasks
 from ablatio.training.task_context import TaskContext
@@ -29,7 +30,7 @@ SHOWN, LONGEST = 4, 192  # answers in samples.jsonl, and their largest number of
 
 
 @tasks.register("sft", paper="arXiv:2203.02155")
-class SupervisedFineTuning:
+class SupervisedFineTuning(Task):
     """sum -log p(token | the conversation before it) over the assistant's tokens, with the end-of-answer token.
 
     Conversations are packed into rows of `data.length` tokens by first fit; tokens attend to their own conversation

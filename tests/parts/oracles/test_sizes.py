@@ -25,7 +25,7 @@ from ablatio.model.cost.parameters import measure
 from ablatio.model.parameter_roles import groups_by_role
 from ablatio.registry.registry import REGISTRIES
 from ablatio.testing import tiny_models
-from ablatio.training.estimate import vocabulary_of
+from ablatio.training.run_spec import vocabulary_of
 
 
 def gpt2(width, layers, heads):

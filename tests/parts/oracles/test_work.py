@@ -14,6 +14,7 @@ from ablatio.model.cost.parameters import measure
 from ablatio.model.peft.apply import tune
 from ablatio.registry.kinds import pefts
 from ablatio.training.estimate import estimate
+from ablatio.training.run_spec import RunSpec
 
 SHAPE = ["model.d_model=48", "model.n_layers=3", "model.n_heads=4", "model.max_len=40", "tokenizer=bytes"]
 
@@ -80,9 +81,9 @@ def test_a_policys_steps_cost_what_torch_counts_on_them(method, knobs):
 
 
 def test_a_reference_is_weighed_and_few_weights_need_few_gradients(capsys):
-    plain = estimate(compose_run(SHAPE).config)
+    plain = estimate(RunSpec(compose_run(SHAPE).config))
     policy = [*SHAPE, "task=policy", "alignment=grpo", "reward=length"]
-    whole, few = (estimate(compose_run([*policy, *more]).config) for more in ([], ["peft=lora"]))
+    whole, few = (estimate(RunSpec(compose_run([*policy, *more]).config)) for more in ([], ["peft=lora"]))
     assert plain["beside"] == 0 and whole["beside"] == whole["weights"] == plain["weights"]
     config = compose_run([*policy, "peft=lora"]).config
     model = build_model(config, 257)
@@ -90,7 +91,7 @@ def test_a_reference_is_weighed_and_few_weights_need_few_gradients(capsys):
     assert few["gradients"] == 4 * trainable and few["optimizer"] == pytest.approx(8 * trainable, rel=0.02)
     assert few["weights"] == 4 * sum(p.numel() for p in model.parameters())
     assert few["train_flops_per_token"] < 0.75 * whole["train_flops_per_token"]
-    moves = estimate(compose_run([*SHAPE, "task=preference", "alignment=dpo", "source=feedback"]).config)
+    moves = estimate(RunSpec(compose_run([*SHAPE, "task=preference", "alignment=dpo", "source=feedback"]).config))
     assert moves["beside"] == 0  # the reference speaks once
     size_command([*policy, "peft=lora"])
     assert "reference" in capsys.readouterr().out

@@ -54,7 +54,7 @@ def test_stages_take_over_what_earlier_ones_made(whole: Path) -> None:
 def test_the_reward_of_ppo_is_that_of_the_reward_model(whole: Path) -> None:
     """reward=model against what task=reward itself says of the same answers."""
     from ablatio.model.rl.answers import Answer
-    from ablatio.training.restore import load_run
+    from ablatio.training.load import load_run
     from ablatio.training.reward_model import open_reward
 
     run = load_run(whole / "02-reward")[0]

@@ -1,7 +1,5 @@
 """FLOPs of a run: cost of a token, given which weights are trained, times the tokens processed in each way."""
 
-import functools
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -11,7 +9,8 @@ import torch
 
 from ablatio.model.build import ModelBuilder
 from ablatio.model.context import Record
-from ablatio.model.cost.parameters import Hidden, example_of, measure, shape_of
+from ablatio.model.cost.parameters import Hidden, example_of, measure, meta_model, shape_of
+from ablatio.model.language_model import LanguageModel
 from ablatio.model.peft.apply import is_tuned, tune
 
 log = logging.getLogger(__name__)
@@ -66,19 +65,31 @@ class Cost:
         return layers + work.learnt_said * (self.head + self.head_backward) + work.read_said * self.head
 
 
-def cost_of(config: Mapping[str, Any], vocab_size: int, length: int | None = None) -> Cost:
-    """Compute the cost of the config's model, with its PEFT method; length: tokens per row, default the config's."""
+_COSTS: dict[tuple[str, int], Cost] = {}
+
+
+def cost_of(
+    config: Mapping[str, Any], vocab_size: int, length: int | None = None, model: LanguageModel | None = None
+) -> Cost:
+    """Compute the cost of the config's model, with its PEFT method.
+
+    length: tokens per row, default the config's.
+    model: the config's model on the meta device, without its PEFT method, if it has been built; it is tuned here.
+    """
     if length is not None:
         config = {**config, "data": {**config.get("data", {}), "length": length}}
-    return _cost(shape_of(config), vocab_size)
+    key = shape_of(config), vocab_size
+    if key not in _COSTS:
+        if model is not None:
+            measure(config, vocab_size, model)  # before it is tuned
+        _COSTS[key] = _cost(config, vocab_size, model)
+    return _COSTS[key]
 
 
-@functools.lru_cache(4096)
-def _cost(shape: str, vocab_size: int) -> Cost:
-    config = json.loads(shape)
+def _cost(config: Mapping[str, Any], vocab_size: int, model: LanguageModel | None) -> Cost:
     if is_tuned(config):
         try:
-            return _counted(config, vocab_size)
+            return _counted(config, vocab_size, model or meta_model(config, vocab_size))
         except Exception as error:  # a method may read values of its tensors, which meta tensors do not have
             log.warning("FLOPs are those of training all weights, as counting them with PEFT failed: %s", error)
     size = measure(config, vocab_size)
@@ -92,7 +103,7 @@ def size_of_head(config: Mapping[str, Any], vocab_size: int) -> int:
     return int(ModelBuilder(config, vocab_size).dims.vocab_size)
 
 
-def _counted(config: Mapping[str, Any], vocab_size: int) -> Cost:
+def _counted(config: Mapping[str, Any], vocab_size: int, model: LanguageModel) -> Cost:
     """Count the FLOPs of one row, forward and backward, with torch's counter on meta tensors."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
@@ -100,8 +111,7 @@ def _counted(config: Mapping[str, Any], vocab_size: int) -> Cost:
     example, length = example_of(config, vocab_size)
     # The math backend consists of matrix products, whose forward and backward passes the counter sees.
     with torch.device("meta"), sdpa_kernel(SDPBackend.MATH):
-        model = ModelBuilder(config, vocab_size).model().eval()
-        tune(model, config, 0)
+        tune(model.eval(), config, 0)
         with Hidden(model) as hidden, FlopCounterMode(display=False) as forward:
             states = model.states(example, Record())
         with FlopCounterMode(display=False) as head:

@@ -1,6 +1,5 @@
 """Exact parameter and FLOP counts, taken from the model built on the meta device: no memory, no arithmetic."""
 
-import functools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from torch import nn
 from ablatio.model.build import ModelBuilder, PartChoice
 from ablatio.model.context import Record
 from ablatio.model.example import Example
+from ablatio.model.language_model import LanguageModel
 from ablatio.model.parameter_roles import describe, named_generator
 from ablatio.registry import kinds
 from ablatio.registry.registry import REGISTRIES
@@ -46,17 +46,41 @@ class Size:
         return 3 * self.flops_per_token
 
 
-def measure(config: Mapping[str, Any], vocab_size: int) -> Size:
+# Cached because a sweep counts while it plans, and the runs forked from it reuse the counts: this saves half of the
+# time before their first step.
+_SIZES: dict[tuple[str, int], Size] = {}
+_PARAMETERS: dict[tuple[str, int], int] = {}
+
+
+def measure(config: Mapping[str, Any], vocab_size: int, model: LanguageModel | None = None) -> Size:
     """Measure the model that `config` describes; nothing is allocated, so 176 billion parameters need no memory.
 
-    vocab_size: number of ids of the tokenizer.
+    vocab_size: number of ids of the tokenizer; model: the config's model on the meta device, if it has been built.
     """
-    return _measured(shape_of(config), vocab_size)
+    key = shape_of(config), vocab_size
+    if key not in _SIZES:
+        _SIZES[key] = _measured(config, vocab_size, model or meta_model(config, vocab_size))
+        _PARAMETERS[key] = _SIZES[key].parameters
+    return _SIZES[key]
 
 
 def parameters(config: Mapping[str, Any], vocab_size: int) -> int:
     """Count the parameters only, in a fraction of the time."""
-    return _parameters(shape_of(config), vocab_size)
+    key = shape_of(config), vocab_size
+    if key not in _PARAMETERS:
+        _PARAMETERS[key] = sum(p.numel() for p in meta_model(config, vocab_size).parameters())
+    return _PARAMETERS[key]
+
+
+def meta_model(config: Mapping[str, Any], vocab_size: int) -> LanguageModel:
+    """Build the config's model on the meta device, without activation checkpointing: shapes without values."""
+    with torch.device("meta"):
+        return ModelBuilder(json.loads(shape_of(config)), vocab_size).model()
+
+
+def row_length(config: Mapping[str, Any]) -> int:
+    """Tokens of a row: `data.length`, or the longest input of the model."""
+    return int(config.get("data", {}).get("length") or config["model"]["max_len"])
 
 
 def shape_of(config: Mapping[str, Any]) -> str:
@@ -65,24 +89,12 @@ def shape_of(config: Mapping[str, Any]) -> str:
     return json.dumps({k: v for k, v in config.items() if k in keys}, sort_keys=True)
 
 
-# Cached because a sweep counts while it plans, and the runs forked from it reuse the counts: this saves half of the
-# time before their first step.
-
-
-@functools.lru_cache(4096)
-def _parameters(shape: str, vocab_size: int) -> int:
-    with torch.device("meta"):
-        return sum(p.numel() for p in ModelBuilder(json.loads(shape), vocab_size).model().parameters())
-
-
-@functools.lru_cache(4096)
-def _measured(shape: str, vocab_size: int) -> Size:
+def _measured(config: Mapping[str, Any], vocab_size: int, model: LanguageModel) -> Size:
     from torch.utils.flop_counter import FlopCounterMode
 
-    config = json.loads(shape)
     example, length = example_of(config, vocab_size)
     with torch.device("meta"):
-        model = ModelBuilder(config, vocab_size).model().eval()
+        model.eval()
         with Hidden(model) as hidden, FlopCounterMode(display=False) as counter, torch.no_grad():
             for states in model.states(example, Record()):
                 model.logits(states)
@@ -112,7 +124,7 @@ class Hidden:
 
 def example_of(config: Mapping[str, Any], vocab_size: int) -> tuple[Example, int]:
     """Return the example that the objective makes of one row of text, on the meta device, and the row's length."""
-    length = int(config.get("data", {}).get("length") or config["model"]["max_len"])
+    length = row_length(config)
     choice = PartChoice.of(config["objective"])
     objective = kinds.objectives.build(choice.name, choice.knobs, vocab_size=vocab_size, eos=0, max_len=length)
     row = torch.ones(1, length + 1, dtype=torch.long)

@@ -126,17 +126,7 @@ class Task(Protocol):
                 each batch
     tokens(steps)               number of tokens that this many steps train on
 
-    Optional methods:
-    attach(model)      once, when the model is built: adds modules that train with it, as a reward or value head
-    prepare(model)     once, when the model has its initial weights and is on its device: reference log-probabilities
-    begin_step(model, step)  before the first batch of an optimizer step: new rollouts
-    before_step(step)  when the gradients are ready; as of a Stabilizer
-    redrawn(model, example, generator)  the example with targets sampled from the model, for curvature estimates
-    samples(model)     sample answers of the model, as rows of texts for samples.jsonl
-    work(steps)        a model.cost.flops.Work: tokens trained on and tokens only read; default: all `tokens` are
-                       trained on.  The attribute `row_length` gives the tokens of a row if the config does not
-    ask(objective, model)  switches `score` to another objective
-    state_dict(), load_state_dict(state)  state beyond the weights that must survive a resume
+    Tasks inherit from `ablatio.model.task.Task`, which documents the optional hooks and what they do by default.
 
     Facts:
     accepts   what it reads from its source: documents | conversations | feedback
@@ -252,11 +242,18 @@ stabilizers: Registry[Stabilizer] = Registry(
     usual=("clip",),
 )
 
+TASK_METHODS = (  # the last twelve are hooks, which the base class has
+    "validation", "tokens", "example", "loss", "score",
+    "attach", "prepare", "begin_step", "before_step", "redrawn", "samples", "work", "ask", "state_dict",
+    "load_state_dict", "needs_start", "uses_template",
+)  # fmt: skip
+
 tasks: Registry[Task] = Registry(
     "task",
     "What a run trains on: its data, its loss, its scores.",
     wiring=("setup",),
-    methods=("validation", "tokens", "example", "loss", "score"),
+    methods=TASK_METHODS,
+    base="ablatio.model.task.Task",
     facts={
         "accepts": "documents",
         "scores": ("loss",),

@@ -12,7 +12,7 @@ from ablatio.sweep.arms import Cell
 from ablatio.sweep.plan import Plan
 from ablatio.sweep.score import score_of
 from ablatio.sweep.study import STUDY, Study, is_done, jobs_of, label_of, run_folder, summary_of
-from ablatio.training.arm_costs import parameters, seconds_per_step, train_flops
+from ablatio.training.run_spec import RunSpec
 
 PROBE_SECONDS = 3.0  # what the user waits for the estimate
 ASSUMED_SD = 0.03  # nats, of a paired difference: small models on the embedded corpora have 0.01 to 0.06
@@ -47,22 +47,24 @@ def estimate_arms(
         if time.monotonic() - started > seconds:
             found.append(ArmEstimate())
             continue
-        flops = train_flops(config)
+        spec = RunSpec(config)
+        flops = spec.train_flops
         if reference is None:
-            reference = _timed(config), flops
+            reference = _timed(spec), flops
             started = time.monotonic()  # that one has imported torch
         took = reference[0] * flops / reference[1] if reference[0] else None
-        found.append(ArmEstimate(parameters(config), took))
+        found.append(ArmEstimate(spec.parameters, took))
     return found
 
 
-def _timed(config: Mapping[str, Any]) -> float:
+def _timed(spec: RunSpec) -> float:
     """Seconds of a run: its steps, and passes over the held-out text, which cost a third per token."""
-    step = seconds_per_step(config)
+    from ablatio.training.estimate import seconds_per_step
+
+    step = seconds_per_step(spec)
     if not step:
         return 0.0
-    train, data = config["train"], config["data"]
-    tokens = train["batch_size"] * train["accumulate"] * int(data["length"] or config["model"]["max_len"])
+    train, data, tokens = spec.config["train"], spec.config["data"], spec.tokens_per_step
     passes = 2 + (train["steps"] // train["val_every"] if train["val_every"] else 0)
     return step * float(train["steps"] + passes * (data["val_tokens"] or 0) / tokens / 3)
 

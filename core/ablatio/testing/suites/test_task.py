@@ -4,7 +4,6 @@ import copy
 import itertools
 from typing import Any
 
-import pytest
 import torch
 
 from ablatio.model.parameter_roles import groups_by_role, named_generator
@@ -21,8 +20,7 @@ def _example(part: Any, number: int) -> Any:
 
 
 def _loss(part: Any, net: Any, number: int, step: int = 0) -> Any:
-    if hasattr(part, "begin_step"):
-        part.begin_step(net, step)
+    part.begin_step(net, step)
     return part.loss(net, _example(part, number))
 
 
@@ -125,8 +123,6 @@ def test_a_run_still_learns(part: PartSpec) -> None:
 def test_state_comes_back(part: PartSpec) -> None:
     """What lasts from step to step is in state_dict: another instance goes on alike."""
     task, net = sample_parts.task(part)
-    if not hasattr(task, "state_dict"):
-        pytest.skip("it keeps no state (no state_dict)")
     for step in range(3):
         _loss(task, net, step, step)
     again, other = sample_parts.task(part)

@@ -23,6 +23,7 @@ from ablatio import (
 )
 from ablatio.data.types import Document
 from ablatio.model.example import Example
+from ablatio.model.task import Task
 from ablatio.registry.kinds import tasks
 
 PAPER = "doi:10.0/0"
@@ -178,7 +179,7 @@ class Chatty:
 
 
 @tasks.register("restless", paper=PAPER)
-class Restless:
+class Restless(Task):
     """Draws its batches one after the other, whatever number is asked for."""
 
     def __init__(self, setup: Any) -> None:

@@ -29,6 +29,7 @@ from ablatio.data.order import WindowOrder
 from ablatio.model.attention.kernels import merge_heads, split_heads
 from ablatio.model.example import Example
 from ablatio.model.language_model import Loss
+from ablatio.model.task import Task
 from ablatio.registry.kinds import tasks
 
 PAPER = "doi:10.0/0"
@@ -217,7 +218,7 @@ class Lengths:
 
 
 @tasks.register("spaces", paper=PAPER)
-class Spaces:
+class Spaces(Task):
     """(head(h_T) - share of bytes up to 32)^2, less a running mean: no objective, no tokens to say, a state."""
 
     accepts, scores, main, better, metrics = "documents", ("correlation",), "correlation", "higher", ("train/mean",)
