@@ -125,6 +125,6 @@ def test_the_kind_costs_nothing_where_it_is_not_chosen(fresh, study, tmp_path):
 
 def test_a_run_with_it_is_scored_again_and_exported(fresh, study, tmp_path):
     _, summary, run = runs_of(study)["scalar"]
-    (row,) = json.loads(fresh.ablatio("evaluate", str(run), "--json"))["scores"]
+    (row,) = json.loads(fresh.ablatio("evaluate", str(run), "--tokens", "256", "--json"))["scores"]
     assert row["loss"] == pytest.approx(summary["val/loss"], rel=1e-5)
     assert "as ablatio" in fresh.ablatio("export", str(run), "--to", str(tmp_path / "exported"))
