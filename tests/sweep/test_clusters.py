@@ -210,9 +210,7 @@ def test_ours_wins_over_a_launcher_of_the_same_name(
     store = ConfigStore.instance()
     monkeypatch.setattr(store, "repo", dict(store.repo))
     store.repo["hydra"] = {**store.repo["hydra"], "launcher": dict(store.repo["hydra"].get("launcher", {}))}
-    store.store(
-        group="hydra/launcher", name=name, node={"_target_": "theirs.Launcher", "theirs": 1}, distribution="theirs"
-    )
+    store.store(group="hydra/launcher", name=name, node={"_target_": "theirs.Launcher", "theirs": 1}, provider="theirs")
     chosen: dict[str, Any] = {}
 
     def execute(plan: Any, folder: Path, replaced: Any, entry: Any, given: dict[str, Any], quiet: bool) -> int:
