@@ -29,6 +29,7 @@ NOT_FAST_PATHS = (
     "sweep/test_plan_runs.py",
     "sweep/test_stale_jobs.py",
     "testing/test_check.py",
+    "testing/test_selection.py",
     "training",
 )
 SMOKE = "training/test_smoke.py"  # one short run of each task: the only trainings of `fast`
