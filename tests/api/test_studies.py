@@ -78,7 +78,7 @@ def test_the_verdict_is_words_and_objects(tmp_path: Path) -> None:
     assert found.resolved and all(s.pair.better for s in found.resolved)
     assert len(found.sentences) == 5 and len(str(found).splitlines()) == 1 + 5 + len(found.notes)
     one = ablatio.open_study(write_study(tmp_path / "one", Fake(axes={"norm": ["rmsnorm"]}))).verdict
-    assert one.headline == "One arm: there is nothing to compare it with." and not one.sentences
+    assert one.headline == "Only one arm: nothing to compare it with." and not one.sentences
 
 
 def test_a_screening_and_lost_runs_are_told_too(tmp_path: Path) -> None:

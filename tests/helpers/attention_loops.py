@@ -3,6 +3,7 @@
 import math
 
 import torch
+from helpers.support import head_norm
 
 from ablatio.model.context import make_context
 from ablatio.registry.kinds import attentions, positions
@@ -20,6 +21,7 @@ def made(name, knobs=None, bias=True, layer=0):
         "layer": layer,
         "scale": WIDTH**-0.5,
         "inner_norm": None,
+        "head_norm": head_norm,
     }
     part = attentions.build(name, knobs, bias=bias, dropout=0.0, **wiring).double()
     for p in part.parameters():

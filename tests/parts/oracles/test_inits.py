@@ -298,7 +298,7 @@ def test_groups_have_one_role_and_one_rate():
 def test_an_optimizer_that_merges_groups_is_refused():
     model = build_model(model_config(**WIDE), 211)
     merged = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    with pytest.raises(ContractError, match="AdamW merges groups"):
+    with pytest.raises(ContractError, match="AdamW merges parameter groups"):
         apply_rates(merged, model, lambda info: 0.5 if info.role == "matrix" else 1.0)
 
 
