@@ -10,6 +10,8 @@ import pytest
 from helpers import selection
 from helpers.plugin_sites import new_site, site  # noqa: F401  (fixtures)
 
+collect_ignore = ["helpers"]  # plugins in there have suites of their own, which register their kinds when imported
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
