@@ -15,7 +15,7 @@ from ablatio.model.meta_copy import meta_copy
 from ablatio.model.task import Task
 from ablatio.registry.kinds import tasks
 from ablatio.registry.registry import ContractError
-from ablatio.report.terminal.plan_table import detectable_differences
+from ablatio.report.terminal.plan_table import estimate_arms
 from ablatio.sweep.plan import plan_sweep
 from ablatio.training import estimate
 from ablatio.training.initial_weights import start_model
@@ -75,7 +75,7 @@ def test_every_count_of_a_run_is_the_model_s(
     model, _ = start_model(spec.config, run.tokenizer, 0)
     built = sum(p.numel() for p in model.parameters())
     assert (spec.vocabulary, run.spec.vocabulary) == (run.tokenizer.vocab_size,) * 2
-    arms = detectable_differences(plan_sweep([*asked, "seed=1,2", "table=1"]).cells, {})
+    arms = estimate_arms(plan_sweep([*asked, "seed=1,2", "table=1"]).cells, {})
     counts = {
         "size": estimate.estimate(spec)["parameters"],
         "sweep": arms[0].parameters,
