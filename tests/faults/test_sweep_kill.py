@@ -1,4 +1,4 @@
-"""Sweeps whose runs, server or sweeper are killed, and concurrent sweeps: each job is done once."""
+"""Sweeps whose run, server or main process is killed, and concurrent sweeps: each job is done exactly once."""
 
 import json
 import multiprocessing as mp
@@ -36,7 +36,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory, text: Path) -> tuple[float, bytes]:
-    """(seconds from the first run's start to the last one's end, results.csv) of an undisturbed sweep."""
+    """(seconds from the first run's start to the last one's end, content of results.csv) of an undisturbed sweep."""
     out = tmp_path_factory.mktemp("whole")
     ended = ablatio(command(text, out), out / "log")
     assert ended.code == 0, ended.err
@@ -115,8 +115,8 @@ def test_kills_do_not_change_the_results(tmp_path: Path, text: Path, whole: tupl
 NAPS = [job(f"j{i}", "nap") for i in range(4)]
 
 
-def both_at_once(folder: Path, join: bool) -> Iterator[tuple[int, str]]:
-    """Run two sweeps of the same jobs; (pid, reason of refusal or nothing) of each."""
+def concurrent_sweeps(folder: Path, join: bool) -> Iterator[tuple[int, str]]:
+    """Run two sweeps of the same jobs at once; yields (pid, error text if rejected, else "") of each."""
     context = mp.get_context("fork")
     start = context.Barrier(2)
 
@@ -146,7 +146,7 @@ def test_concurrent_sweeps_do_not_interfere(tmp_path: Path, join: bool) -> None:
     refused = 0
     for number in range(20):
         folder = tmp_path / str(number)
-        pair = list(both_at_once(folder, join))
+        pair = list(concurrent_sweeps(folder, join))
         for (_, said), (other, _) in (pair, reversed(pair)):
             refused += bool(said)
             assert not said or f"process {other} on" in said
