@@ -39,17 +39,17 @@ def test_each_pair_trains_or_is_rejected_with_a_working_fix(first: str, second: 
             failed.append(f"{a.kind}={a.name} {b.kind}={b.name}: not finite after a step")
     assert not failed, f"{len(failed)} pairs: " + "\n".join(failed[:30])
 
-    told, sections = page()
+    cell_table, sections = page()
     row, column = compatibility_table.paired_kinds().index(first), compatibility_table.paired_kinds().index(second)
-    assert told[row][column] == told[column][row] == compatibility_table.cell(first, second, refused), DOCS
+    assert cell_table[row][column] == cell_table[column][row] == compatibility_table.cell(first, second, refused), DOCS
     assert sections.get(f"{first} and {second}", []) == compatibility_table.section(first, second, refused)[1:], DOCS
 
 
 def test_compatibility_page_has_no_other_content() -> None:
     """The test above checks the entry of each pair; this one, that the page has no outdated entries."""
     assert "\n".join(compatibility_table.heading()) in PAGE.read_text(encoding="utf-8"), DOCS
-    told, sections = page()
-    assert {len(row) for row in told} == {len(told)} == {len(compatibility_table.paired_kinds())}
+    cell_table, sections = page()
+    assert {len(row) for row in cell_table} == {len(cell_table)} == {len(compatibility_table.paired_kinds())}
     assert sections.keys() <= {f"{first} and {second}" for first, second in compatibility_table.pairs()}, DOCS
 
 
