@@ -104,8 +104,8 @@ def test_sweep_builds_trains_and_saves_the_new_parts(study):
 
 
 def test_report_names_the_options(fresh, study):
-    told = fresh.ablatio("report", str(study))
-    assert all(option in told for option in ("scalar", "channel", "none"))
+    output = fresh.ablatio("report", str(study))
+    assert all(option in output for option in ("scalar", "channel", "none"))
 
 
 def test_unused_kind_does_not_change_runs(fresh, study, tmp_path):

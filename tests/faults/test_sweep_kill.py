@@ -121,13 +121,13 @@ def concurrent_sweeps(folder: Path, join: bool) -> Iterator[tuple[int, str]]:
     start = context.Barrier(2)
 
     def sweep() -> None:
-        said = folder / f"said-{os.getpid()}"
+        message_file = folder / f"error-{os.getpid()}"
         made = engine(folder / "study", *NAPS, join=join)
         start.wait()
         try:
             made.run()
         except UserError as error:
-            said.write_text(str(error))
+            message_file.write_text(str(error))
 
     folder.mkdir()
     pair = [context.Process(target=sweep) for _ in range(2)]
@@ -136,8 +136,8 @@ def concurrent_sweeps(folder: Path, join: bool) -> Iterator[tuple[int, str]]:
     for process in pair:
         process.join(60)
         assert process.exitcode == 0 and process.pid
-        said = folder / f"said-{process.pid}"
-        yield process.pid, said.read_text() if said.exists() else ""
+        message_file = folder / f"error-{process.pid}"
+        yield process.pid, message_file.read_text() if message_file.exists() else ""
 
 
 @pytest.mark.parametrize("join", [False, True])
@@ -147,10 +147,10 @@ def test_concurrent_sweeps_do_not_interfere(tmp_path: Path, join: bool) -> None:
     for number in range(20):
         folder = tmp_path / str(number)
         pair = list(concurrent_sweeps(folder, join))
-        for (_, said), (other, _) in (pair, reversed(pair)):
-            refused += bool(said)
-            assert not said or f"process {other} on" in said
-        assert not all(said for _, said in pair)
+        for (_, error_text), (other, _) in (pair, reversed(pair)):
+            refused += bool(error_text)
+            assert not error_text or f"process {other} on" in error_text
+        assert not all(error_text for _, error_text in pair)
         assert done(folder / "study") == Counter(j.id for j in NAPS)
         assert table(folder / "study") == table(tmp_path / "alone")
         for log in (folder / "study").glob("runs/*/log.txt"):

@@ -29,20 +29,20 @@ def test_compare_lists_differing_settings(tmp_path: Path, capsys: pytest.Capture
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "obstacle"),
     [
         ({"data": "cd" * 32}, "other text: abababababab and cdcdcdcdcdcd"),
         ({"steps": 80}, "other token budget: 122,880 and 163,840"),
         ({"states": {("norm=rmsnorm", None): "diverged"}}, "is diverged: it has no score"),
     ],
 )
-def test_compare_names_obstacles(tmp_path: Path, change: dict, says: str, capsys: pytest.CaptureFixture[str]):
+def test_compare_names_obstacles(tmp_path: Path, change: dict, obstacle: str, capsys: pytest.CaptureFixture[str]):
     first, second = folders(tmp_path)[0], folders(tmp_path, Fake(**{**vars(SMALL), **change}), "t")[0]
     assert main(["compare", str(first), str(second)]) == 0
     out = " ".join(capsys.readouterr().out.split())
-    assert "not comparable" in out and says in out
+    assert "not comparable" in out and obstacle in out
     assert main(["compare", str(first), str(second), "--json"]) == 0
-    assert any(says in o for o in json.loads(capsys.readouterr().out)["obstacles"])
+    assert any(obstacle in o for o in json.loads(capsys.readouterr().out)["obstacles"])
 
 
 def test_different_tokenizers_are_not_comparable(tmp_path: Path):

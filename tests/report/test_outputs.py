@@ -116,9 +116,9 @@ def test_report_command_writes_all_files_and_prints_verdict(tmp_path: Path, caps
 
 def test_screening_design_is_summarized_by_settings(tmp_path: Path):
     found = find(read_table([write_study(tmp_path / "s", plackett_burman())]))
-    said = " ".join(found.said())
-    assert "2 of 7 settings matter" in said and "norm, from rmsnorm to layernorm: +0.0" in said
-    assert "activation" in said.split("Not resolved")[0] and "position" in said.split("Not resolved")[1]
+    verdict_text = " ".join(found.said())
+    assert "2 of 7 settings matter" in verdict_text and "norm, from rmsnorm to layernorm: +0.0" in verdict_text
+    assert "activation" in verdict_text.split("Not resolved")[0] and "position" in verdict_text.split("Not resolved")[1]
 
 
 def test_study_without_results_has_a_report(tmp_path: Path):
@@ -147,12 +147,17 @@ def test_markdown_contains_the_details_of_the_page(tmp_path: Path):
     path = folder / "study.json"
     made = {"set": {"model.d_ff": "301"}, "what": "params", "residual": 0.0004}
     path.write_text(json.dumps(json.loads(path.read_text()) | {"matched": {"norm=none position=rope": made}}))
-    told = markdown_text(find(read_table([folder])))
-    assert "| learning rate | diverged | memory | step | time |" in told and "0.003 untuned | 1 of 3 |" in told
-    assert "none rope: model.d\\_ff=301, params +0.04%" in told and "norm = rmsnorm, layernorm, none" in told
-    assert "rmsnorm rope over 3 seeds: val/loss" in told and "4 of 5 studies from" in told
-    assert f"data: {MIXED.data}" in told and "- code: c3d3" in told and "- plugin std" in told
-    assert "ablatio train -m norm=rmsnorm position=rope trainer.threads=1 seed=1,2,3" in told
+    report_text = markdown_text(find(read_table([folder])))
+    assert (
+        "| learning rate | diverged | memory | step | time |" in report_text
+        and "0.003 untuned | 1 of 3 |" in report_text
+    )
+    assert (
+        "none rope: model.d\\_ff=301, params +0.04%" in report_text and "norm = rmsnorm, layernorm, none" in report_text
+    )
+    assert "rmsnorm rope over 3 seeds: val/loss" in report_text and "4 of 5 studies from" in report_text
+    assert f"data: {MIXED.data}" in report_text and "- code: c3d3" in report_text and "- plugin std" in report_text
+    assert "ablatio train -m norm=rmsnorm position=rope trainer.threads=1 seed=1,2,3" in report_text
 
 
 def test_report_of_failed_runs_gives_the_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

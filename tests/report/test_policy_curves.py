@@ -36,6 +36,7 @@ def test_policy_metrics_are_plotted_and_collapse_is_noted(tmp_path: Path):
     assert set(curves) == before | {"train/reward", "train/kl_k3", "train/entropy"}
     rising = curves["train/reward"]["arms"][0]["mean"]
     assert rising == sorted(rising) and rising[-1] > rising[0]
-    told = [note for note in found["notes"] if "collapsed" in note]
-    assert len(told) == 1 and f"first seen at step {steps[len(steps) // 2]}" in told[0] and "1 of 3 runs" in told[0]
-    assert told[0] in page_text(findings)
+    collapse_notes = [note for note in found["notes"] if "collapsed" in note]
+    (note,) = collapse_notes
+    assert f"first seen at step {steps[len(steps) // 2]}" in note and "1 of 3 runs" in note
+    assert note in page_text(findings)

@@ -77,11 +77,11 @@ def test_config_with_unknown_part_has_no_command() -> None:
 
 
 def test_run_command_keeps_threads_and_drops_output_location() -> None:
-    said = ("norm=rmsnorm", "out=/tmp/x", "name=a", "seed=1")
+    overrides_of_run = ("norm=rmsnorm", "out=/tmp/x", "name=a", "seed=1")
     on = {"trainer": {"threads": 1}}, {"machine": {"device": "cpu"}}
-    assert of_run(said, *on) == ("norm=rmsnorm", "seed=1", "trainer.threads=1")
-    assert of_run((*said, "trainer.threads=2"), *on)[-1] == "trainer.threads=2"
-    assert of_run(said, on[0], {"machine": {"device": "cuda"}}) == ("norm=rmsnorm", "seed=1")
+    assert of_run(overrides_of_run, *on) == ("norm=rmsnorm", "seed=1", "trainer.threads=1")
+    assert of_run((*overrides_of_run, "trainer.threads=2"), *on)[-1] == "trainer.threads=2"
+    assert of_run(overrides_of_run, on[0], {"machine": {"device": "cuda"}}) == ("norm=rmsnorm", "seed=1")
     assert line([]) == "" and of_arm([(), ()]) == "" and of_run((), *on) == ()
     assert of_arm([("a=1", "seed=1"), ("a=2", "seed=2")]) == "ablatio train a=1 seed=1"
 
@@ -97,12 +97,12 @@ def test_report_commands_reproduce_results_bit_for_bit(tmp_path: Path, text_file
     reported = ablatio(["report", str(tmp_path / "s")], tmp_path / "log")
     assert reported.code == 0, reported.err
     rows = list(csv.DictReader(io.StringIO((tmp_path / "s/report/results.csv").read_text())))
-    told = {(row["norm"], row["seed"]): float(row["val/loss"]) for row in rows}
+    losses = {(row["norm"], row["seed"]): float(row["val/loss"]) for row in rows}
     words = shlex.split(rows[0]["command"])
     assert words[:2] == ["ablatio", "train"] and "trainer.threads=1" in words
     alone = ablatio([*words[1:], f"out={tmp_path}", "name=alone"], tmp_path / "log")
     assert alone.code == 0, alone.err
-    assert summary(tmp_path / "alone")["val/loss"] == told[rows[0]["norm"], rows[0]["seed"]]
+    assert summary(tmp_path / "alone")["val/loss"] == losses[rows[0]["norm"], rows[0]["seed"]]
     (arm, _) = arms_of(read_table([tmp_path / "s"]), "val/loss")
     words = shlex.split(arm.again)
     again = ablatio([*words[1:], f"out={tmp_path}", "name=again", "table=0"], tmp_path / "log")

@@ -23,8 +23,10 @@ def test_frontier_has_one_line_per_method_ordered_by_kl(tmp_path: Path):
     scores = {}
     for path in folder.glob("jobs/*.json"):
         job = json.loads(path.read_text())
-        told = json.loads((folder / "runs" / job["id"] / "summary.json").read_text())
-        scores.setdefault(tuple(job["arm"].values()), []).append([told[f"val/{n}"] for n in ("kl", "reward", "gold")])
+        run_summary = json.loads((folder / "runs" / job["id"] / "summary.json").read_text())
+        scores.setdefault(tuple(job["arm"].values()), []).append(
+            [run_summary[f"val/{n}"] for n in ("kl", "reward", "gold")]
+        )
     for line in found["lines"]:
         labels = [findings.rows[a["arm"]].arm.settings["alignment.beta"] for a in line["arms"]]
         assert labels == ["1", "0.1", "0.01"]  # a smaller KL penalty allows a larger KL

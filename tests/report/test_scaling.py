@@ -123,9 +123,9 @@ def study(tmp_path: Path) -> Path:
 
 def test_scaling_command_prints_the_law(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["scaling", str(study), "--budget", "1e15", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["law"]["alpha"][0] == pytest.approx(0.4, rel=1e-3) and told["runs"] == 12
-    best = told["predicted"][0]
+    output = json.loads(capsys.readouterr().out)
+    assert output["law"]["alpha"][0] == pytest.approx(0.4, rel=1e-3) and output["runs"] == 12
+    best = output["predicted"][0]
     assert 7 * best["parameters"] * best["tokens"] == pytest.approx(1e15) and len(best["loss"]) == 3
     assert main(["scaling", str(study), "--at", "2e7,3e7"]) == 0
     out = capsys.readouterr().out

@@ -121,11 +121,11 @@ class Stop:
     """Send SIGTERM to this process once, when the job `slow` has reached its second step."""
 
     def __init__(self, folder: Path) -> None:
-        self.sign, self.said = folder / "runs/slow/once", False
+        self.marker, self.sent = folder / "runs/slow/once", False
 
     def update(self, made: Any) -> None:
-        if self.sign.exists() and not self.said:
-            self.said = True
+        if self.marker.exists() and not self.sent:
+            self.sent = True
             os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -197,14 +197,14 @@ def test_slurm_launcher_without_slurm_suggests_local_cluster(tmp_path: Path, mon
 
 
 @pytest.mark.parametrize(
-    ("said", "name", "knobs"),
+    ("overrides", "name", "knobs"),
     [
         (["hydra/launcher=ray", "hydra.launcher.num_cpus=2"], "ray", {"num_cpus": 2, "address": None}),
         (["launcher=slurm", "launcher.cluster=local"], "slurm", {"cluster": "local", "time": 240}),
     ],
 )
 def test_own_launcher_takes_precedence_over_hydra_plugin(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[str], name: str, knobs: dict[str, Any]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str], name: str, knobs: dict[str, Any]
 ) -> None:
     """Plugins such as hydra-ray-launcher register launchers of the same names in Hydra's ConfigStore."""
     from hydra.core.config_store import ConfigStore
@@ -222,5 +222,5 @@ def test_own_launcher_takes_precedence_over_hydra_plugin(
         return 0
 
     monkeypatch.setattr("ablatio.api.multirun._execute", execute)
-    multirun(["seed=1", f"out={tmp_path}", "table=0", *said])
+    multirun(["seed=1", f"out={tmp_path}", "table=0", *overrides])
     assert chosen.items() >= {"name": name, **knobs}.items() and "theirs" not in chosen

@@ -95,10 +95,10 @@ def test_huge_designs_are_rejected_without_enumeration(overrides: list[str]) -> 
 def test_sweep_settings_do_not_change_jobs() -> None:
     plain = plan_sweep(["norm=layernorm,rmsnorm", "seed=1,2"])
     asked = ["design=one_at_a_time", "baseline=rmsnorm", "plan=0.01", "workers=3", "retry=failed", "join=true"]
-    said = plan_sweep(["norm=layernorm,rmsnorm", "seed=1,2", *asked])
-    assert {job.id for job in plain.jobs} == {job.id for job in said.jobs}
-    assert said.study.baseline == {"norm": "rmsnorm"} and said.study.settings["plan"] == 0.01
-    assert not {"sweep", "design", "plan"} & said.jobs[0].config.keys()
+    with_settings = plan_sweep(["norm=layernorm,rmsnorm", "seed=1,2", *asked])
+    assert {job.id for job in plain.jobs} == {job.id for job in with_settings.jobs}
+    assert with_settings.study.baseline == {"norm": "rmsnorm"} and with_settings.study.settings["plan"] == 0.01
+    assert not {"sweep", "design", "plan"} & with_settings.jobs[0].config.keys()
 
 
 def test_job_id_depends_on_source_of_its_parts(monkeypatch: pytest.MonkeyPatch) -> None:

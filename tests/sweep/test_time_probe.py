@@ -81,8 +81,8 @@ def test_times_of_finished_runs_are_used_without_rehearsal(
 def test_too_slow_stage_gives_no_estimate(plan: Plan) -> None:
     found = times(plan.jobs, stage_chain(plan), None, patience=0.0)
     assert found == Times({}, "sft")
-    said = list(sentences(plan, found))
-    assert "of computing" not in said[0] and "not told: sft came to no step" in said[1]
+    lines = list(sentences(plan, found))
+    assert "of computing" not in lines[0] and "not told: sft came to no step" in lines[1]
 
 
 def test_failing_stage_ends_the_rehearsal(plan: Plan, tmp_path: Path) -> None:

@@ -54,8 +54,8 @@ def test_resume_rejects_a_changed_teacher(tmp_path: Path, settings: list[str]) -
 
 def test_teacher_with_another_tokenizer_is_rejected(tmp_path: Path, settings: list[str]) -> None:
     words = ["tokenizer=bpe" if word == "tokenizer=bytes" else word for word in settings]
-    said = refused(words, tmp_path, "tokenizer.vocab_size=300").err
-    assert "reads other tokens" in said and "tokenizer=bytes there and bpe here" in said
+    error = refused(words, tmp_path, "tokenizer.vocab_size=300").err
+    assert "reads other tokens" in error and "tokenizer=bytes there and bpe here" in error
 
 
 def test_different_vocabulary_size_is_rejected(tmp_path: Path, settings: list[str]) -> None:

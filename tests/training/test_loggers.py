@@ -120,7 +120,7 @@ def plain(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run_with(logger: str, text: Path, folder: Path, kill_when: Path | None = None) -> Path:
     settings = [*TINY, f"source.path={text}", f"logger={logger}", f"out={folder / 'runs'}", "name=one"]
-    done = ablatio(["train", *settings], folder / "said", kill_when=kill_when)
+    done = ablatio(["train", *settings], folder / "output", kill_when=kill_when)
     assert done.code == (-signal.SIGKILL if kill_when else 0), done.err
     return folder / "runs" / "one"
 
@@ -134,7 +134,7 @@ def test_resumed_run_is_logged_completely(name: str, tmp_path: Path, text: Path,
     pytest.importorskip(name)
     kill_when = tmp_path / "runs/one/checkpoints/step-00000008.json"
     run = run_with(f"[csv,{name}]", text, tmp_path, kill_when)
-    done = ablatio(["train", f"resume={run}"], tmp_path / "said")
+    done = ablatio(["train", f"resume={run}"], tmp_path / "output")
     assert done.code == 0 and not done.err and "left out" not in done.out, done.err
     assert metrics(run) == metrics(plain) and run_name(run) == run_name(plain)  # logging changes no result
     expected, found = read_metrics_csv(run), READERS[name](run)
@@ -256,6 +256,6 @@ def test_metric_of_two_parts_has_one_column(tmp_path: Path) -> None:
     file.start()
     file.write({"step": 3, "train/clip_fraction": 0.5, "train/ratio": 1.25, "train/kl": 0.01})
     (row,) = file.read()
-    told = {name: row[name] for name in ("step", "train/clip_fraction", "train/ratio", "train/kl")}
-    assert told == {"step": "3", "train/clip_fraction": "0.5", "train/ratio": "1.25", "train/kl": "0.01"}
+    row_values = {name: row[name] for name in ("step", "train/clip_fraction", "train/ratio", "train/kl")}
+    assert row_values == {"step": "3", "train/clip_fraction": "0.5", "train/ratio": "1.25", "train/kl": "0.01"}
     assert len(row) == len(set(file.columns)) == len(file.columns)

@@ -19,10 +19,10 @@ def test_each_method_trains_with_finite_declared_metrics(name):
     """Three steps; in the first one the policy still equals the one that sampled the rollout, so both KLs are 0."""
     task, model = made(name, reward="length", reward_knobs={"target": 20}, answer_tokens=12, prompt_tokens=8)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    said = {*tasks["policy"].facts["metrics"], *alignments[name].facts["metrics"]}
+    declared = {*tasks["policy"].facts["metrics"], *alignments[name].facts["metrics"]}
     for number in range(3):
         loss, measures = step(task, model, number, optimizer)
-        assert not measures.keys() - said
+        assert not measures.keys() - declared
         assert all(torch.isfinite(v).all() for v in measures.values()) and loss == loss
         if number == 0:
             assert float(measures["train/old_kl"]) == pytest.approx(0, abs=1e-9)
@@ -90,7 +90,7 @@ TWO_ANSWERS = [Answer("p", "a", (1,), (2,)), Answer("p", "b", (1,), (3,))]
 
 
 @pytest.mark.parametrize(
-    "said, words",
+    "returned_value, words",
     [
         (torch.tensor([0.0, float("nan")]), "returned nan for 1 of 2 answers, the first to 'p': 'b'"),
         (torch.tensor([float("inf"), 0.0]), "returned inf for 1 of 2"),
@@ -101,9 +101,9 @@ TWO_ANSWERS = [Answer("p", "a", (1,), (2,)), Answer("p", "b", (1,), (3,))]
         ([[ReasoningStep(1, float("nan"))], []], "returned nan"),
     ],
 )
-def test_invalid_reward_values_are_rejected(said, words):
+def test_invalid_reward_values_are_rejected(returned_value, words):
     with pytest.raises(RewardError, match="reward=odd") as caught:
-        judged(lambda answers: said, "odd", TWO_ANSWERS)
+        judged(lambda answers: returned_value, "odd", TWO_ANSWERS)
     assert words in str(caught.value)
 
 

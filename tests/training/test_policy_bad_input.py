@@ -47,12 +47,12 @@ def test_own_errors_are_not_wrapped():
         judged(judge, "odd", TWO_ANSWERS)
 
 
-@pytest.mark.parametrize("said", [None, "good", [None, 1.0], {"a": 1}], ids=repr)
-def test_non_numeric_rewards_are_rejected(said):
+@pytest.mark.parametrize("returned_value", [None, "good", [None, 1.0], {"a": 1}], ids=repr)
+def test_non_numeric_rewards_are_rejected(returned_value):
     with pytest.raises(
         RewardError, match=r"reward=odd returned .* for 2 answers; expected one number for each"
     ) as caught:
-        judged(lambda answers: said, "odd", TWO_ANSWERS)
+        judged(lambda answers: returned_value, "odd", TWO_ANSWERS)
     assert "try: ablatio show reward=odd" in str(caught.value)
 
 
@@ -62,11 +62,11 @@ def test_non_numeric_reward_of_a_function_names_the_answer():
 
 
 @pytest.mark.parametrize(
-    "said, words", [(float("nan"), "returned nan for 8 of 8"), (float("inf"), "returned inf for 8 of 8")]
+    "returned_value, words", [(float("nan"), "returned nan for 8 of 8"), (float("inf"), "returned inf for 8 of 8")]
 )
-def test_non_finite_reward_aborts_the_step(said, words):
+def test_non_finite_reward_aborts_the_step(returned_value, words):
     task, model = made("grpo")
-    task.asking.judge = lambda answers: torch.full((len(answers),), said)
+    task.asking.judge = lambda answers: torch.full((len(answers),), returned_value)
     with pytest.raises(RewardError, match=words):
         step(task, model, 0)
 

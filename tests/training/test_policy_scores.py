@@ -78,9 +78,9 @@ def test_rejection_sampling_run_changes_no_weight(tmp_path, text_file):
     assert ended.code == 0, ended.err
     files = [tmp_path / f"run/checkpoints/step-{n:08d}.model.safetensors" for n in (1, 3)]
     assert files[0].read_bytes() == files[1].read_bytes()
-    told = summary(tmp_path / "run")
-    assert told["before"] == told["after"] and told["steps"] == 3
-    assert told["val/kl"] == pytest.approx(math.log(4) - 3 / 4, abs=1e-5)
+    result = summary(tmp_path / "run")
+    assert result["before"] == result["after"] and result["steps"] == 3
+    assert result["val/kl"] == pytest.approx(math.log(4) - 3 / 4, abs=1e-5)
 
 
 def test_gold_and_reward_score_the_same_answers():

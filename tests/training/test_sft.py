@@ -105,15 +105,15 @@ def test_killed_run_resumes_bit_for_bit_and_generates_answers(tmp_path: Path, ch
     sides = [(row["prompt"], row["expected"], row["before"], row["after"]) for row in result["samples"]]
     first, last = ([row for row in rows if row["step"] == step] for step in (0, 12))
     assert sides == [(b["prompt"], b["expected"], b["answer"], a["answer"]) for b, a in zip(first, last, strict=True)]
-    said = (tmp_path / "log/out").read_text()
-    assert "before" in said and sides[0][0] in said
+    output = (tmp_path / "log/out").read_text()
+    assert "before" in output and sides[0][0] in output
     assert ablatio(["report", str(cut)], tmp_path / "log").code == 0
-    told = (cut / "report/report.md").read_text(), (cut / "report/report.html").read_text()
-    assert sides[0][0] in (tmp_path / "log/out").read_text() and f"    {sides[0][1]}" in told[0]
-    assert json.dumps(sides[0][0])[1:-1] in told[1]
+    reports = (cut / "report/report.md").read_text(), (cut / "report/report.html").read_text()
+    assert sides[0][0] in (tmp_path / "log/out").read_text() and f"    {sides[0][1]}" in reports[0]
+    assert json.dumps(sides[0][0])[1:-1] in reports[1]
     assert result["score"] == {"name": "val/loss", "value": result["after"]["loss"], "better": "lower"}
-    spoken = ablatio(["generate", str(cut), "1 and 2?", "--chat", "--tokens", "8"], tmp_path / "log")
-    assert spoken.code == 0 and "<|im" not in spoken.out
+    generated = ablatio(["generate", str(cut), "1 and 2?", "--chat", "--tokens", "8"], tmp_path / "log")
+    assert generated.code == 0 and "<|im" not in generated.out
     scored = ablatio(["evaluate", str(cut), "--json", "--tokens", "256"], tmp_path / "log")
     assert json.loads(scored.out)["scores"][0]["loss"] == pytest.approx(result["val/loss"])
 

@@ -64,10 +64,10 @@ def test_loss_matches_t5_of_transformers(packing: bool) -> None:
             if len(whole) != len(task.written["train"][place]):
                 asked = None  # a long question whose beginning was cut off
             written = task.written["train"][place]
-            said = torch.from_numpy(written.ids[written.said].astype("int64"))[None]
+            answer_ids = torch.from_numpy(written.ids[written.said].astype("int64"))[None]
             source = torch.from_numpy((written.ids[~written.said] if asked is None else asked.ids).astype("int64"))
-            nats += float(theirs(input_ids=source[None], labels=said).loss) * said.numel()
-            tokens += said.numel()
+            nats += float(theirs(input_ids=source[None], labels=answer_ids).loss) * answer_ids.numel()
+            tokens += answer_ids.numel()
     assert float(weight) == tokens
     assert float(total.detach()) == pytest.approx(nats, rel=1e-4)
 
@@ -81,8 +81,9 @@ def test_each_answer_is_conditioned_on_all_previous_turns() -> None:
         asked = write(task.tokenizer, task.form, [before], answering=True)[0]
         assert piece.ids[~piece.said].tolist() == asked.ids.tolist(), "training must use the prompts of generation"
         assert task.tokenizer.decode(piece.ids[piece.said][:-1].tolist()).strip() == answer
-    said = np.concatenate([p.ids[p.said] for p in (first, second)])
-    assert said.tolist() == whole.ids[whole.said].tolist(), "the tokens with a loss are those of a decoder-only model"
+    answer_ids = np.concatenate([p.ids[p.said] for p in (first, second)])
+    # The tokens with a loss are those of a decoder-only model.
+    assert answer_ids.tolist() == whole.ids[whole.said].tolist()
 
 
 @pytest.mark.parametrize("parts", [T5, PREFIX], ids=["encoder_decoder", "prefix"])
@@ -93,11 +94,12 @@ def test_cached_decoding_matches_training_logits(parts: dict[str, Any]) -> None:
     piece = task.written["validation"][0]
     example = task.reading.example(task._batch([task.reading.row([piece])]))
     with torch.no_grad():
-        asked, said = torch.from_numpy(piece.ids[~piece.said].astype("int64")), piece.ids[piece.said].astype("int64")
+        asked = torch.from_numpy(piece.ids[~piece.said].astype("int64"))
+        answer_ids = piece.ids[piece.said].astype("int64")
         cache = KVCache()
         found = [model.read(asked[None], None, cache)]
-        found += [model.extend(torch.tensor([[int(token)]]), cache) for token in said[:-1]]
-        wanted = model.logits(model.hidden(example))[0, : len(said)]
+        found += [model.extend(torch.tensor([[int(token)]]), cache) for token in answer_ids[:-1]]
+        wanted = model.logits(model.hidden(example))[0, : len(answer_ids)]
     torch.testing.assert_close(torch.cat(found), wanted, rtol=1e-9, atol=1e-9)
 
 
@@ -145,8 +147,8 @@ def test_encoder_decoder_resumes_bit_for_bit_and_generates_answers(tmp_path: Pat
     assert metrics(cut) == metrics(tmp_path / "whole")
     result: Any = summary(cut)
     assert result["samples"][0].keys() == {"prompt", "expected", "before", "after"}
-    spoken = ablatio(["generate", str(cut), "1 and 2?", "--chat", "--tokens", "8"], tmp_path / "log")
-    assert spoken.code == 0 and "<|im" not in spoken.out
+    generated = ablatio(["generate", str(cut), "1 and 2?", "--chat", "--tokens", "8"], tmp_path / "log")
+    assert generated.code == 0 and "<|im" not in generated.out
     scored = ablatio(["evaluate", str(cut), "--json", "--tokens", "256"], tmp_path / "log")
     assert json.loads(scored.out)["scores"][0]["loss"] == pytest.approx(result["val/loss"])
 

@@ -25,8 +25,8 @@ def test_peft_run_resumes_bit_for_bit(tmp_path: Path, text_file: Path, peft: str
     assert ablatio(["train", *settings, "name=whole"], tmp_path / "log").code == 0
     cut = cut_and_resumed(settings, tmp_path)
     assert metrics(cut) == metrics(tmp_path / "whole")
-    told: dict[str, Any] = summary(cut)
-    assert told["trainable_parameters"] > 0 and 0 < told["weight_bytes"] < told["peak_memory_bytes"]
+    result: dict[str, Any] = summary(cut)
+    assert result["trainable_parameters"] > 0 and 0 < result["weight_bytes"] < result["peak_memory_bytes"]
 
 
 @pytest.fixture
@@ -92,9 +92,9 @@ def test_next_stage_starts_from_merged_weights(tmp_path: Path, base: list[str], 
 def test_post_training_quantization_cost_and_qat(tmp_path: Path, base: list[str]) -> None:
     costs = {}
     for name in ("int8", "int4"):
-        told = ablatio(["evaluate", str(tmp_path / "base"), "--quantization", name, "--json"], tmp_path / "log")
-        assert told.code == 0, told.err
-        plain, coded = json.loads(told.out)["scores"]
+        evaluated = ablatio(["evaluate", str(tmp_path / "base"), "--quantization", name, "--json"], tmp_path / "log")
+        assert evaluated.code == 0, evaluated.err
+        plain, coded = json.loads(evaluated.out)["scores"]
         assert coded["cost"] == pytest.approx(coded["loss"] - plain["loss"]) and "cost" not in plain
         costs[name] = abs(coded["cost"])
     assert costs["int8"] < costs["int4"] < 0.5

@@ -128,8 +128,8 @@ def test_job_starts_after_its_inputs_are_done(tmp_path: Path) -> None:
     made = engine(tmp_path, last, middle, job("a", "once:nap"), knobs={"workers": 3})
     made.run()
     order = [json.loads(line) for line in (tmp_path / "ledger.jsonl").read_text().splitlines()]
-    told = [(e["job"], e["state"]) for e in order if e["state"] in ("claimed", "done")]
-    assert told == [(name, state) for name in "abc" for state in ("claimed", "done")]
+    events = [(e["job"], e["state"]) for e in order if e["state"] in ("claimed", "done")]
+    assert events == [(name, state) for name in "abc" for state in ("claimed", "done")]
 
 
 def test_job_with_failed_input_waits_for_its_retry(tmp_path: Path) -> None:

@@ -41,14 +41,14 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_stages_start_from_earlier_stages(whole: Path) -> None:
-    told = json.loads((whole / FILE).read_text())
-    assert [s["status"] for s in told["stages"]] == ["done"] * 3
-    assert [s["takes"] for s in told["stages"]] == [[], ["sft"], ["reward", "sft"]]
-    assert [s["score"]["name"] for s in told["stages"]] == ["val/loss", "val/accuracy", "val/reward"]
+    recorded = json.loads((whole / FILE).read_text())
+    assert [s["status"] for s in recorded["stages"]] == ["done"] * 3
+    assert [s["takes"] for s in recorded["stages"]] == [[], ["sft"], ["reward", "sft"]]
+    assert [s["score"]["name"] for s in recorded["stages"]] == ["val/loss", "val/accuracy", "val/reward"]
     origins = [json.loads((whole / f / "manifest.json").read_text()).get("origin") for f in FOLDERS]
     assert origins[0] is None
     assert all(o["origin"] == str(whole / "01-sft") and o["taken"] and not o["anew"] for o in origins[1:])
-    assert told["stages"][2]["score"]["value"] == summary(whole / "03-ppo")["val/reward"]
+    assert recorded["stages"][2]["score"]["value"] == summary(whole / "03-ppo")["val/reward"]
 
 
 def test_ppo_reward_equals_the_reward_model_score(whole: Path) -> None:
@@ -118,7 +118,7 @@ def test_each_shipped_recipe_can_be_planned(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong, said",
+    "wrong, messages",
     [
         (["stages.ppo.alignment.clip=-1", "stages.reward.task.margin=x"], ["stages.ppo.alignment.clip", "margin: 'x'"]),
         (["norm=rmsnrom"], ["  norm: there is no `rmsnrom`; did you mean rmsnorm"]),
@@ -136,11 +136,11 @@ def test_each_shipped_recipe_can_be_planned(name: str, tmp_path: Path) -> None:
     ],
 )
 def test_invalid_recipes_are_rejected_before_the_first_stage(
-    wrong: list[str], said: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    wrong: list[str], messages: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["train", "recipe=instructgpt", f"out={tmp_path}", "name=r", *wrong]) == 2
     error = capsys.readouterr().err
-    assert all(words in error for words in said), error
+    assert all(words in error for words in messages), error
     assert not any(tmp_path.iterdir())
 
 
