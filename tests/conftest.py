@@ -1,4 +1,4 @@
-"""One thread per test process, and a cache of our own that the next run of the tests finds again."""
+"""Options and fixtures for all tests: one thread per process, and a cache that the next test run reuses."""
 
 import os
 import sys
@@ -27,7 +27,7 @@ def pytest_configure(config: pytest.Config) -> None:
         from helpers.results import ResultsFile
 
         config.pluginmanager.register(ResultsFile(Path(results)))
-    cache = getattr(config, "cache", None)  # -p no:cacheprovider takes it away
+    cache = getattr(config, "cache", None)  # None with -p no:cacheprovider
     os.environ["ABLATIO_CACHE"] = str(cache.mkdir("ablatio")) if cache else tempfile.mkdtemp()
 
 
@@ -44,11 +44,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(autouse=True)
-def torch_as_it_comes() -> Iterator[None]:
-    """A training in this process hands products to oneDNN for good; the next test starts without that.
-
-    Nor with the compiler that the library peft names in the environment and leaves there.
-    """
+def reset_global_state() -> Iterator[None]:
+    """Restore what a training changes in this process: the matmul precision, and CC and CXX, which peft may set."""
     compilers = {key: os.environ[key] for key in ("CC", "CXX") if key in os.environ}
     yield
     if torch := sys.modules.get("torch"):
@@ -60,7 +57,7 @@ def torch_as_it_comes() -> Iterator[None]:
 
 @pytest.fixture
 def text_file(tmp_path: Path) -> Path:
-    """A small text that a model can learn: sentences over a few words, documents apart by blank lines."""
+    """A small learnable text: sentences over a few words, documents separated by blank lines."""
     words = [
         "the",
         "people",

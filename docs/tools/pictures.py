@@ -98,6 +98,7 @@ STABILIZER = (
 
 LAYERS = (
     ("cli", "commands, arguments, tables on the terminal"),
+    ("api", "the same from Python: train, open_run, run_study, build_model"),
     ("testing", "contract suites, oracle records, generated reference"),
     ("report", "reads runs and studies; statistics; HTML, Markdown, CSV"),
     ("sweep", "arms, jobs, ledger, engine, recipes"),

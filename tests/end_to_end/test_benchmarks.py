@@ -1,4 +1,4 @@
-"""The benchmarks run, shortened, and compare what they say they compare."""
+"""Shortened runs of the benchmarks, and a check that both sides do the same work."""
 
 import csv
 import json
@@ -12,8 +12,8 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 @pytest.mark.slow
-def test_parts_are_measured(tmp_path):
-    """Every kind that is named is taken, and a plugin's part like ours."""
+def test_parts_benchmark_measures_each_named_part(tmp_path):
+    """Parts of every kind are measured, with their variants and their reference implementation."""
     parts = ["layernorm", "identity", "relu", "gelu", "glu", "none", "t5", "dense", "pre", "sequential"]
     found = tmp_path / "parts.csv"
     command = [
@@ -40,16 +40,16 @@ def test_parts_are_measured(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # trl's own
+@pytest.mark.filterwarnings("ignore")  # warnings of trl
 @pytest.mark.oracle("task=preference", "trl's DPOTrainer, step by step")
 @pytest.mark.oracle("task=sft", "trl's SFTTrainer, step by step")
 @pytest.mark.oracle("task=reward", "trl's RewardTrainer, step by step")
-def test_training_on_feedback_is_trls(monkeypatch):
-    """What is compared for its speed learns the same: the losses of three steps, each built on the one before."""
+def test_training_losses_match_trl(monkeypatch):
+    """The speed comparison is fair only if both sides train alike: the losses of three successive steps agree."""
     pytest.importorskip("trl")
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     for name in ("ABLATIO_CACHE", "HF_HOME", "HF_HUB_OFFLINE", "TQDM_DISABLE"):
-        monkeypatch.setenv(name, "1")  # and so as it was, behind the test
+        monkeypatch.setenv(name, "1")  # lets monkeypatch restore them after the test
     from _feedback import TINY, ours, theirs
 
     for task, settings in (
@@ -63,7 +63,7 @@ def test_training_on_feedback_is_trls(monkeypatch):
 
 
 @pytest.mark.slow
-def test_preferences_are_timed():
+def test_preferences_benchmark_runs():
     pytest.importorskip("trl")
     small = ["--turns", "1", "--pairs", "2", "--width", "32", "--layers", "1", "--vocab", "512"]
     command = [sys.executable, BENCHMARKS / "preferences.py", *small, "--case", "short", "--task", "reward"]
@@ -74,8 +74,8 @@ def test_preferences_are_timed():
 
 
 @pytest.mark.slow
-def test_policies_are_measured_against_trl_and_transformers(tmp_path):
-    """Both sides assert that they do the same work: one model, prompts and answers of one length."""
+def test_policies_benchmark_runs(tmp_path):
+    """The benchmark itself asserts equal work on both sides: one model, prompts and answers of equal length."""
     pytest.importorskip("trl")
     found = tmp_path / "policies.json"
     sizes = ["--width", "32", "--turns", "1", "--prompt", "4", "--new", "4"]

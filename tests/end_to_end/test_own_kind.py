@@ -1,4 +1,4 @@
-"""A plugin that adds a kind of its own, from its wheel: all that our kinds have, with no line changed in the core."""
+"""A plugin wheel that adds a new kind: it gets everything that built-in kinds have, without changes in the core."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ def fresh(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def study(fresh, tmp_path_factory):
-    """Three options, two seeds, in a sweep."""
+    """Folder of a sweep over three options of the new kind and two seeds."""
     out = tmp_path_factory.mktemp("gates")
     options = ["residual_gate=none,scalar,channel", "residual_gate.start=0.25", "seed=1,2"]
     fresh.ablatio("train", "-m", *options, *SHORT[:-1], f"out={out}", "name=study")
@@ -42,20 +42,20 @@ def runs_of(study):
 
 
 def weights_of(run):
-    """The arrays of its last checkpoint by the names of the model's parameters."""
+    """Arrays of the run's last checkpoint by parameter name."""
     (path,) = sorted(run.glob("checkpoints/*.model.safetensors"))[-1:]
     with safe_open(path, "numpy") as file:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
 def losses(run):
-    """The columns of metrics.csv that are no times."""
+    """The columns of metrics.csv that do not depend on the clock."""
     head, *rows = (line.split(",") for line in (run / "metrics.csv").read_text().splitlines())
     kept = [i for i, name in enumerate(head) if name.startswith(("step", "val/", "train/"))]
     return [[row[i] for i in kept] for row in rows]
 
 
-def test_it_is_listed_shown_and_completed(fresh):
+def test_new_kind_is_listed_shown_and_completed(fresh):
     assert list(json.loads(fresh.ablatio("list", "residual_gate", "--json"))["residual_gate"]) == [
         "channel", "none", "scalar",
     ]  # fmt: skip
@@ -68,14 +68,14 @@ def test_it_is_listed_shown_and_completed(fresh):
     ).split() + (fresh.ablatio("__complete", "train", "residual_gate=channel", "residual_gate.").split())
 
 
-def test_a_wrong_option_is_refused_with_the_nearest(fresh):
+def test_invalid_option_of_the_new_kind_is_rejected_with_a_suggestion(fresh):
     run = fresh("-m", "ablatio.cli", "train", "residual_gate=scaler", *SHORT)
     assert run.returncode == 2 and "residual_gate=scalar" in run.stderr
     run = fresh("-m", "ablatio.cli", "train", "residual_gate=scalar", "residual_gate.start=-1", *SHORT)
     assert run.returncode == 2 and "residual_gate.start" in run.stderr
 
 
-def test_its_parts_keep_the_common_suites_and_that_of_the_plugin(fresh):
+def test_parts_pass_the_common_suites_and_the_plugins_own(fresh):
     report = fresh.ablatio("check", "ablatio-own-kind")
     for option in ("none", "scalar", "channel"):
         assert f"residual_gate={option}: keeps its contract" in report
@@ -84,8 +84,8 @@ def test_its_parts_keep_the_common_suites_and_that_of_the_plugin(fresh):
     assert "6 passed" in here.stdout, here.stdout + here.stderr
 
 
-def test_a_sweep_puts_it_into_the_model(study):
-    """Each sublayer has its part: counted, trained, and in the checkpoint under the name of the kind."""
+def test_sweep_builds_trains_and_saves_the_new_parts(study):
+    """Each sublayer has a part: counted as parameters, trained, and saved under the name of its kind."""
     runs = runs_of(study)
     assert set(runs) == {"none", "scalar", "channel"}
     width = runs["none"][0]["model"]["d_model"]
@@ -103,13 +103,13 @@ def test_a_sweep_puts_it_into_the_model(study):
     assert "ablatio-own-kind" in json.dumps(manifest["code"]["parts"])
 
 
-def test_the_report_names_its_options(fresh, study):
-    told = fresh.ablatio("report", str(study))
-    assert all(option in told for option in ("scalar", "channel", "none"))
+def test_report_names_the_options(fresh, study):
+    output = fresh.ablatio("report", str(study))
+    assert all(option in output for option in ("scalar", "channel", "none"))
 
 
-def test_the_kind_costs_nothing_where_it_is_not_chosen(fresh, study, tmp_path):
-    """The same digits, names of weights and id as in an environment that never heard of it, which reads the run too."""
+def test_unused_kind_does_not_change_runs(fresh, study, tmp_path):
+    """Results, parameter names and run id equal those of an environment without the plugin."""
     from ablatio.training.run_folder import read_run, run_id
 
     fresh.ablatio("train", *SHORT, f"out={tmp_path}", "name=with")
@@ -123,7 +123,7 @@ def test_the_kind_costs_nothing_where_it_is_not_chosen(fresh, study, tmp_path):
     assert losses(none) == losses(run)
 
 
-def test_a_run_with_it_is_scored_again_and_exported(fresh, study, tmp_path):
+def test_run_with_the_new_kind_is_evaluated_and_exported(fresh, study, tmp_path):
     _, summary, run = runs_of(study)["scalar"]
     (row,) = json.loads(fresh.ablatio("evaluate", str(run), "--tokens", "256", "--json"))["scores"]
     assert row["loss"] == pytest.approx(summary["val/loss"], rel=1e-5)

@@ -1,4 +1,4 @@
-"""Runs, studies and exports that version 0.1.0 wrote load, resume and report the same digits."""
+"""Runs, studies and exports written by version 0.1.0 load, resume and report the same numbers."""
 
 import csv
 import json
@@ -13,7 +13,7 @@ ARCHIVE = Path(__file__).parents[1] / "helpers" / "previous_version" / "version_
 
 @pytest.fixture
 def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder that 0.1.0 worked in; paths in its configs are relative to it."""
+    """Working folder of version 0.1.0; the paths in its configs are relative to it."""
     with tarfile.open(ARCHIVE) as archive:
         archive.extractall(tmp_path / "old", filter="data")
     monkeypatch.chdir(tmp_path / "old")
@@ -27,25 +27,25 @@ def run(old: Path, *words: str) -> Finished:
 
 
 @pytest.mark.parametrize("name", ["whole", "tuned", "renamed", "preferred"])
-def test_runs_of_all_tasks_are_scored_as_before(old: Path, name: str) -> None:
+def test_old_runs_have_the_same_scores(old: Path, name: str) -> None:
     done = run(old, "evaluate", f"runs/{name}", "--json")
     assert json.loads(done.out)["scores"] == json.loads((old / "evaluated.json").read_text())[name]
     assert ("written by an older version" in done.err) == (name == "renamed")
 
 
 @pytest.mark.parametrize(("cut", "whole"), [("cut", "whole"), ("renamed_cut", "renamed")])
-def test_an_interrupted_run_goes_on_to_the_same_digits(old: Path, cut: str, whole: str) -> None:
+def test_old_interrupted_run_resumes_to_the_same_metrics(old: Path, cut: str, whole: str) -> None:
     run(old, "train", f"resume=runs/{cut}")
     assert summary(old / "runs" / cut)["status"] == "done"
     assert metrics(old / "runs" / cut) == metrics(old / "runs" / whole)
 
 
-def test_a_run_is_a_start_for_new_ones(old: Path) -> None:
+def test_old_run_can_start_a_new_run(old: Path) -> None:
     done = run(old, "train", "model=run", "model.path=runs/whole", "train.steps=2", "name=next")
     assert "tensors come from" in done.out and "anew" not in done.out
 
 
-def test_the_report_of_a_study_holds_the_same_results(old: Path) -> None:
+def test_old_study_is_reported_with_the_same_results(old: Path) -> None:
     run(old, "report", "runs/study")
     made = (old / "runs/study/report/results.csv").read_text()
     numbers = [list(csv.DictReader(text.splitlines())) for text in (made, (old / "study_results.csv").read_text())]
@@ -53,13 +53,13 @@ def test_the_report_of_a_study_holds_the_same_results(old: Path) -> None:
     assert numbers[0] == numbers[1]
 
 
-def test_a_study_with_renamed_settings_is_reported_with_todays_names(old: Path) -> None:
+def test_old_study_is_reported_with_current_setting_names(old: Path) -> None:
     run(old, "report", "runs/renamed_study")
     rows = list(csv.DictReader((old / "runs/renamed_study/report/results.csv").read_text().splitlines()))
     assert {row["mlp.normalize"] for row in rows} == {"false", "true"}
 
 
-def test_a_resumed_study_says_which_parts_have_changed_and_runs_them_anew(old: Path) -> None:
+def test_resumed_old_study_reruns_arms_with_changed_parts(old: Path) -> None:
     done = run(old, "resume", "runs/renamed_study")
     assert "planned before the source of" in done.out
     before = {name: float(loss) for name, loss in _losses(old, "replaced").items()}
@@ -68,7 +68,7 @@ def test_a_resumed_study_says_which_parts_have_changed_and_runs_them_anew(old: P
 
 
 def _losses(old: Path, state: str) -> dict[str, str]:
-    """Title of each job in this state -> its held-out loss."""
+    """Held-out loss by job title, for the jobs in this state."""
     from ablatio.sweep.ledger import Ledger
     from ablatio.sweep.study import LEDGER, read_job, run_folder, summary_of
 
@@ -81,11 +81,11 @@ def _losses(old: Path, state: str) -> dict[str, str]:
     }
 
 
-def test_a_recipe_is_reported(old: Path) -> None:
+def test_old_recipe_is_reported(old: Path) -> None:
     assert "ppo" in run(old, "report", "runs/recipe").out
 
 
-def test_an_exported_folder_loads(old: Path) -> None:
+def test_old_export_loads(old: Path) -> None:
     pytest.importorskip("transformers")
     from ablatio.hf import load
 

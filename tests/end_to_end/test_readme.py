@@ -1,4 +1,4 @@
-"""What the README shows is run: its part, its commands, its error."""
+"""The README's part, commands, error message and table of options are executed and compared."""
 
 import re
 import shlex
@@ -20,7 +20,7 @@ def commands() -> list[str]:
     return sorted({(a or b).split("  #")[0].strip() for a, b in blocks})
 
 
-def test_the_part_in_the_readme_works(tmp_path: Path) -> None:
+def test_readme_part_works(tmp_path: Path) -> None:
     code = re.search(r"```python\n(.*?)```", README, re.S)
     assert code
     (tmp_path / "readme_part.py").write_text(code[1])
@@ -40,7 +40,7 @@ def test_the_part_in_the_readme_works(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", [c for c in commands() if c.startswith("ablatio train")])
-def test_each_training_command_composes(command: str) -> None:
+def test_readme_training_command_composes(command: str) -> None:
     from ablatio.sweep.plan import plan_sweep
     from ablatio.sweep.recipes.plan import plan_recipe
 
@@ -58,26 +58,26 @@ def test_each_training_command_composes(command: str) -> None:
 @pytest.mark.parametrize(
     "command", ["list", "list position", "show position=rope", "train --help", "--help", "list --json"]
 )
-def test_commands_that_only_look_succeed(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_read_only_commands_succeed(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(shlex.split(command)) == 0
     assert capsys.readouterr().out
 
 
-def test_every_command_of_the_readme_exists() -> None:
+def test_readme_names_exactly_the_existing_commands() -> None:
     from ablatio.cli.commands import COMMANDS
 
     assert {c.split()[1] for c in commands()} <= {*COMMANDS}
     assert {*COMMANDS} <= {c.split()[1] for c in commands()} | {"completion"}
 
 
-def test_the_error_in_the_readme_is_the_true_one(capsys: pytest.CaptureFixture[str]) -> None:
+def test_readme_error_message_is_up_to_date(capsys: pytest.CaptureFixture[str]) -> None:
     block = re.search(r"```text\n\$ ablatio (train .*?)\n(.*?)```", README, re.S)
     assert block
     assert main(shlex.split(block[1])) == 2
     assert capsys.readouterr().err.strip() == block[2].strip()
 
 
-def test_the_demo_s_commands_compose() -> None:
+def test_demo_commands_compose() -> None:
     from ablatio.sweep.plan import plan_sweep
 
     lines = re.findall(r"\$\(BIN\)/ablatio train (.*)", (ROOT / "Makefile").read_text(encoding="utf-8"))
@@ -90,7 +90,7 @@ def test_the_demo_s_commands_compose() -> None:
             compose_run(words)
 
 
-def test_the_table_of_options_is_whole() -> None:
+def test_readme_table_of_options_is_complete() -> None:
     rows = dict(re.findall(r"^\| `(\w+)=` \| (.*) \|$", README, re.M))
     assert {"norm", "attention", "optimizer", "architecture"} <= rows.keys()
     for kind, names in rows.items():

@@ -1,4 +1,4 @@
-"""The example plugin as a stranger gets it: built as a wheel, installed into a fresh venv, listed, checked, trained."""
+"""The example plugin as a user gets it: built as a wheel, installed into a new venv, listed, checked, trained."""
 
 import json
 import subprocess
@@ -29,14 +29,14 @@ def book(tmp_path_factory):
     return f"source.path={path}"
 
 
-def test_is_installed_and_not_seen_from_here(fresh):
+def test_plugin_is_installed_in_the_venv_only(fresh):
     where = fresh("-c", "import ablatio_example; print(ablatio_example.__file__)").stdout
     assert str(fresh.home) in where
     here = subprocess.run([sys.executable, "-c", "import ablatio_example"], capture_output=True, check=False)
-    assert here.returncode != 0, "the example is installed here too: this test would see that one"
+    assert here.returncode != 0, "the example is installed in this environment too, which would hide a broken wheel"
 
 
-def test_parts_are_listed_with_their_provider(fresh):
+def test_parts_are_listed_with_their_distribution(fresh):
     parts = json.loads(fresh.ablatio("list", "--json"))
     text = json.dumps(parts)
     assert all(name in text for name in ("l1norm", "gaussian", "dpop", "lora_xs", "distinct", "ablatio-example"))
@@ -44,21 +44,21 @@ def test_parts_are_listed_with_their_provider(fresh):
     assert "ablatio-example 0.1.0" in shown and "norm.eps" in shown and "arXiv:1803.01814" in shown
 
 
-def test_check_passes(fresh):
+def test_check_command_passes(fresh):
     report = fresh.ablatio("check", "ablatio-example")
     parts = ("norm=l1norm", "position=gaussian", "alignment=dpop", "peft=lora_xs", "reward=distinct")
     for part in (*parts, "experiment=example", "experiment=aligned"):
         assert f"{part}: keeps its contract" in report
 
 
-def test_its_own_tests_pass(fresh):
+def test_plugin_tests_pass(fresh):
     tests = ROOT / "plugins" / "example" / "tests"
     chosen = "l1norm_of or gaussian_is or dpop_is or falls or lora_xs_ or distinct_counts"
     run = fresh("-m", "pytest", "-p", "no:cacheprovider", "-W", "error", str(tests), "-k", chosen)
     assert run.returncode == 0 and " passed" in run.stdout, run.stdout
 
 
-def test_parts_are_swept(fresh, book, tmp_path):
+def test_plugin_parts_can_be_swept(fresh, book, tmp_path):
     axes = ["norm=rmsnorm,l1norm", "position=rope,gaussian"]
     fresh.ablatio("train", "-m", *axes, *TINY, book, f"out={tmp_path}", "name=study")
     arms = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("study/runs/*/config.json"))]
@@ -77,8 +77,8 @@ PAIRS = [
 ]  # fmt: skip
 
 
-def test_its_preference_method_and_its_adapter_train(fresh, tmp_path):
-    """From the wheel, each of them alone, and both against those of ablatio in one sweep."""
+def test_plugin_alignment_and_adapter_train(fresh, tmp_path):
+    """The alignment in a single run, then alignment and adapter against built-in ones in one sweep."""
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, PAIRS)))
     data = ["source=feedback", f"source.path={tmp_path / 'pairs.jsonl'}", "tokenizer=bytes", "data.val_fraction=0.3"]
     short = ["size=tiny", "train.steps=3", "train.val_every=null", "trainer.progress=false", f"out={tmp_path}"]
@@ -107,7 +107,7 @@ def test_new_plugin_installs_and_passes_its_suite(fresh, tmp_path):
     assert run.returncode == 0 and "2 passed" in run.stdout, run.stdout
 
 
-def test_experiment_trains_beside_a_broken_distribution(fresh, book, tmp_path):
+def test_experiment_trains_despite_broken_plugins(fresh, book, tmp_path):
     fresh.install(ROOT / "tests" / "helpers" / "plugins" / "broken")
     command = ["train", "experiment=example", *TINY, book, f"out={tmp_path}", "name=one"]
     run = fresh("-m", "ablatio.cli", *command, ABLATIO_PLUGIN_SECONDS="12")
@@ -136,15 +136,15 @@ def test_experiment_trains_beside_a_broken_distribution(fresh, book, tmp_path):
         ("rmsnorm", "ablatio 0.1.0 already registers", "my-rmsnorm"),
     ],
 )
-def test_bad_names_are_refused(tmp_path, name, reason, command):
+def test_new_plugin_rejects_invalid_names(tmp_path, name, reason, command):
     with pytest.raises(UserError, match=reason) as caught:
         new_plugin(name, tmp_path)
     assert str(caught.value).endswith(f"try: ablatio new-plugin {command}")
     assert not list(tmp_path.iterdir())
-    new_plugin(command, tmp_path)  # what it says to try works
+    new_plugin(command, tmp_path)  # the suggested command works
 
 
-def test_nothing_is_written_over(tmp_path):
+def test_new_plugin_does_not_overwrite(tmp_path):
     (tmp_path / "my-norms").mkdir()
     with pytest.raises(UserError, match="already exists"):
         new_plugin("my-norms", tmp_path)

@@ -1,7 +1,7 @@
 """Kill processes that write checkpoints; run by test_checkpoint_kill.py, prints one JSON line per kill.
 
-    checkpoint_killer.py random FOLDER COUNT    writers that save without end, each killed at a random time
-    checkpoint_killer.py points FOLDER STEP     writers of one step, the k-th killed before its k-th call to the disk
+    checkpoint_killer.py random FOLDER COUNT    writers that save in an endless loop, each killed at a random time
+    checkpoint_killer.py points FOLDER STEP     writers of one step, the k-th killed before its k-th file operation
 
 It imports torch once and forks for each writer, so a kill costs milliseconds.
 """
@@ -32,7 +32,7 @@ def save(saved: Checkpoints, step: int, mark: int = 0) -> None:
     saved.save(step, {"weight": weight, "head": weight, "bias": torch.ones(3)}, state)
 
 
-def right(got: Checkpoint) -> bool:
+def is_intact(got: Checkpoint) -> bool:
     optimizer = got.state["optimizer"]
     tensors = [got.model["weight"], got.model["head"], optimizer["exp_avg"] - 1, optimizer["exp_avg_sq"] - 2]
     return got.state["step"] == got.step and all(bool((tensor == got.step).all()) for tensor in tensors)
@@ -68,7 +68,7 @@ def kill_at_random(folder: Path, count: int) -> None:
 
         child = fork(write_on)
         os.close(write)
-        seen = os.read(read, 100)  # it has begun
+        seen = os.read(read, 100)  # wait until the child has started
         time.sleep(random.uniform(0, 3 * once))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
@@ -110,14 +110,14 @@ def kill_at_points(folder: Path, step: int) -> None:
         save(saved, 4)
         left = len(list(folder.iterdir()))
         print(json.dumps({"next": saved.load().step, "steps": saved.steps(), "files": left}))
-        if status != signal.SIGKILL:  # it came to its end
+        if status != signal.SIGKILL:  # the writer finished: all its file operations were tried
             sys.exit(os.waitstatus_to_exitcode(status))
 
 
 def report(committed: int, saved: Checkpoints, **more: int) -> None:
     got = saved.load()
     line = {"committed": committed, "loaded": got.step, "mark": got.state["mark"], "skipped": got.skipped}
-    print(json.dumps({**line, "right": right(got), **more}))
+    print(json.dumps({**line, "right": is_intact(got), **more}))
 
 
 if __name__ == "__main__":

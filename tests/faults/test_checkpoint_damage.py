@@ -1,4 +1,4 @@
-"""Damaged, swapped, forged and foreign checkpoints: never used, reported, and the previous one is loaded."""
+"""Damaged, swapped, forged and foreign checkpoints are reported and never used; the previous one is loaded."""
 
 import json
 import shutil
@@ -34,8 +34,8 @@ def file_of(saved: Checkpoints, step: int, kind: str) -> Path:
     return saved.folder / f"step-{step:08d}.{kind}"
 
 
-def falls_back(saved: Checkpoints, sentence: str) -> None:
-    """Check that loading returns step 1 and says why, step 2 is refused, and the next save ignores the damaged one."""
+def assert_falls_back(saved: Checkpoints, sentence: str) -> None:
+    """Assert that loading returns step 1 with the reason, and that loading step 2 itself is rejected."""
     got = Checkpoints(saved.folder, run="ours").load()
     assert (got.step, len(got.skipped)) == (1, 1)
     assert sentence in got.skipped[0]
@@ -45,55 +45,55 @@ def falls_back(saved: Checkpoints, sentence: str) -> None:
 
 
 @pytest.mark.parametrize("kind", FILES)
-def test_truncated_at_every_percent(saved: Checkpoints, kind: str) -> None:
+def test_truncated_file_is_detected(saved: Checkpoints, kind: str) -> None:
     path = file_of(saved, 2, kind)
     whole = path.read_bytes()
     for percent in range(100):
         path.write_bytes(whole[: len(whole) * percent // 100])
-        falls_back(saved, path.name)
+        assert_falls_back(saved, path.name)
     path.unlink()
-    if kind == "json":  # no manifest, no checkpoint
+    if kind == "json":  # without a manifest there is no checkpoint
         assert saved.load().step == 1
     else:
-        falls_back(saved, f"{path.name} cannot be read")
+        assert_falls_back(saved, f"{path.name} cannot be read")
 
 
 @pytest.mark.parametrize("kind", FILES)
-def test_one_bit_flipped(saved: Checkpoints, kind: str) -> None:
+def test_flipped_bit_is_detected(saved: Checkpoints, kind: str) -> None:
     path = file_of(saved, 2, kind)
     whole = path.read_bytes()
     for number in range(100):
         at = number * (len(whole) - 1) // 99  # from the first byte to the last
         path.write_bytes(whole[:at] + bytes([whole[at] ^ (1 << number % 8)]) + whole[at + 1 :])
-        falls_back(saved, path.name)
+        assert_falls_back(saved, path.name)
     path.write_bytes(whole)
     assert (saved.load().step, saved.load().skipped) == (2, ())
 
 
-def test_swapped_files(saved: Checkpoints) -> None:
+def test_swapped_files_are_detected(saved: Checkpoints) -> None:
     first, second = file_of(saved, 1, FILES[0]), file_of(saved, 2, FILES[0])
     keep = second.read_bytes()
     shutil.copy(first, second)
-    falls_back(saved, "does not match its digest")
+    assert_falls_back(saved, "does not match its digest")
     shutil.copy(file_of(saved, 2, FILES[1]), second)
-    falls_back(saved, second.name)
+    assert_falls_back(saved, second.name)
     second.write_bytes(keep)
     shutil.copy(file_of(saved, 1, "json"), file_of(saved, 2, "json"))
-    falls_back(saved, "belongs to step 1: it was copied or renamed")
+    assert_falls_back(saved, "belongs to step 1: it was copied or renamed")
 
 
-def test_foreign_run(saved: Checkpoints, tmp_path: Path) -> None:
+def test_files_of_another_run_are_rejected_and_kept(saved: Checkpoints, tmp_path: Path) -> None:
     other = Checkpoints(tmp_path / "other", run="theirs")
     save(other, 2)
     shutil.copy(file_of(other, 2, "json"), file_of(saved, 2, "json"))
-    falls_back(saved, "belongs to run 'theirs', not to run 'ours'")
+    assert_falls_back(saved, "belongs to run 'theirs', not to run 'ours'")
     for kind in FILES:
         shutil.copy(file_of(other, 2, kind), file_of(saved, 2, kind))
-    falls_back(saved, "belongs to run 'theirs', not to run 'ours'")
+    assert_falls_back(saved, "belongs to run 'theirs', not to run 'ours'")
     for step in (3, 4, 5):
         save(saved, step)
-    assert saved.steps() == [2, 4, 5]  # what is not ours is never removed
-    assert Checkpoints(saved.folder).load(2).step == 2  # who names no run takes any
+    assert saved.steps() == [2, 4, 5]  # files of another run are never removed
+    assert Checkpoints(saved.folder).load(2).step == 2  # without a run name any run is accepted
 
 
 def test_damaged_checkpoints_do_not_count_as_kept(saved: Checkpoints) -> None:
@@ -106,7 +106,7 @@ def test_damaged_checkpoints_do_not_count_as_kept(saved: Checkpoints) -> None:
     assert len(list(saved.folder.iterdir())) == 6
 
 
-def test_none_is_valid(saved: Checkpoints) -> None:
+def test_error_when_no_checkpoint_is_valid(saved: Checkpoints) -> None:
     for path in saved.folder.glob("*.model.safetensors"):
         path.write_bytes(b"")
     with pytest.raises(DamagedFile, match=r"(?s)step-00000002\.model.*step-00000001\.model.*start the run again$"):
@@ -114,7 +114,7 @@ def test_none_is_valid(saved: Checkpoints) -> None:
 
 
 def forge(saved: Checkpoints, change: Callable[[dict[str, Any]], Any]) -> None:
-    """Step 2 as an attacker would write it: changed, with valid digests."""
+    """Rewrite the manifest of step 2 as an attacker would: changed content with a valid digest."""
     path = file_of(saved, 2, "json")
     content = json.loads(path.read_bytes())["content"]
     content = change(content) or content
@@ -153,9 +153,9 @@ def header(**entry: Any) -> bytes:
     ],
     ids=range(15),
 )
-def test_absurd_safetensors_headers(saved: Checkpoints, data: bytes) -> None:
+def test_invalid_safetensors_headers_are_rejected(saved: Checkpoints, data: bytes) -> None:
     forge_model(saved, data)
-    falls_back(saved, "no valid safetensors header")
+    assert_falls_back(saved, "no valid safetensors header")
 
 
 @pytest.mark.parametrize(
@@ -174,9 +174,11 @@ def test_absurd_safetensors_headers(saved: Checkpoints, data: bytes) -> None:
     ],
     ids=range(10),
 )
-def test_manifests_with_valid_digest_and_invalid_content(saved: Checkpoints, change: Callable[..., Any]) -> None:
+def test_manifest_with_valid_digest_and_invalid_content_is_rejected(
+    saved: Checkpoints, change: Callable[..., Any]
+) -> None:
     forge(saved, lambda content: None if isinstance(change(content), dict | str | int | None) else [content])
-    falls_back(saved, "")
+    assert_falls_back(saved, "")
 
 
 @pytest.mark.parametrize("place", ["state", "info"])
@@ -194,7 +196,7 @@ def test_newer_format_suggests_an_upgrade(saved: Checkpoints) -> None:
 
 def test_temporary_files_of_dead_writers_only_are_removed(saved: Checkpoints) -> None:
     (saved.folder / ".ablatio-0123.tmp").write_bytes(b"half")
-    orphan = file_of(saved, 7, FILES[0])  # renamed, but its manifest never came
+    orphan = file_of(saved, 7, FILES[0])  # renamed, but its manifest was never written
     orphan.write_bytes(b"whole")
     living, file = atomic_write._open_temp(saved.folder)
     with file:

@@ -1,4 +1,4 @@
-"""kill -9 while checkpoints are written: every step reported as saved exists and is valid."""
+"""SIGKILL while checkpoints are written: every step reported as saved exists and is valid."""
 
 import json
 import os
@@ -18,7 +18,7 @@ KILLER = Path(__file__).with_name("checkpoint_killer.py")
 
 @pytest.fixture(params=["same filesystem as TMPDIR", "another filesystem"])
 def folder(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Folder for the checkpoints, on TMPDIR's filesystem or on another, where Lightning's writer would lose them."""
+    """Checkpoint folder on TMPDIR's filesystem or another one, where Lightning's writer would lose checkpoints."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     if request.param.startswith("same") or not os.access("/dev/shm", os.W_OK):
         yield tmp_path / "checkpoints"
@@ -37,25 +37,25 @@ def killer(*args: Any) -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def test_killed_at_random_times(folder: Path) -> None:
+def test_checkpoints_survive_kills_at_random_times(folder: Path) -> None:
     kills = killer("random", folder, 50)
     assert len(kills) == 50
     for kill in kills:
         assert kill["right"] and not kill["skipped"], kill
-        assert kill["loaded"] - kill["committed"] in (0, 1), kill  # committed, and killed before it could say so
-    assert kills[-1]["loaded"] > 0  # they did write
-    assert len(list(folder.iterdir())) <= 9  # two checkpoints and what the last writer left, not what all of them did
+        assert kill["loaded"] - kill["committed"] in (0, 1), kill  # 1: committed, but killed before reporting it
+    assert kills[-1]["loaded"] > 0  # the writers did write
+    assert len(list(folder.iterdir())) <= 9  # two checkpoints and the last writer's files only
 
 
 @pytest.mark.parametrize("step", [3, 2], ids=["a new step", "the same step again"])
-def test_killed_before_each_call_to_the_disk(tmp_path: Path, step: int) -> None:
+def test_checkpoints_survive_a_kill_before_each_file_operation(tmp_path: Path, step: int) -> None:
     lines = killer("points", tmp_path / "c", step)
     kills, after = lines[::2], lines[1::2]
     for kill in kills:
         assert kill["right"] and not kill["skipped"], kill
         assert (kill["loaded"], kill["mark"]) in ((2, 0), (step, 1)), kill
     new = [kill["mark"] for kill in kills]
-    assert new == sorted(new) and {0, 1} == set(new)  # one point in time commits
+    assert new == sorted(new) and {0, 1} == set(new)  # there is exactly one commit point
     assert len(kills) > 15
     for line in after:
         assert (line["next"], line["steps"][-1], line["files"]) == (4, 4, 6), line

@@ -1,4 +1,4 @@
-"""Full disks, missing permissions and failing calls, on real mounts if possible: the last checkpoint survives."""
+"""Full disks, missing permissions and failing calls (on real try_mount if possible): the last checkpoint survives."""
 
 import json
 import resource
@@ -30,7 +30,7 @@ def saved(tmp_path: Path) -> Checkpoints:
     return saved
 
 
-def mounts(*args: str | Path) -> bool:
+def try_mount(*args: str | Path) -> bool:
     return bool(shutil.which("mount")) and subprocess.run(["mount", *args], capture_output=True).returncode == 0
 
 
@@ -38,7 +38,7 @@ def mounts(*args: str | Path) -> bool:
 def small_disk(folder: Path) -> Iterator[None]:
     """A filesystem of 1 MiB at `folder`, or, if mounting is not permitted, a limit on the size of a file."""
     folder.mkdir()
-    if mounts("-t", "tmpfs", "-o", "size=1m", "none", folder):
+    if try_mount("-t", "tmpfs", "-o", "size=1m", "none", folder):
         try:
             yield
         finally:
@@ -70,14 +70,16 @@ def test_full_disk_leaves_the_previous_checkpoint(tmp_path: Path, sizes: tuple[i
         assert json.loads((tmp_path / "disk" / "summary.json").read_text()) == {"loss": 1}
 
 
-def test_no_permission(saved: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_permission_is_an_environment_fault(
+    saved: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Cases that also affect root: a path below a file, a read-only mount, and a call that fails with EACCES."""
     (tmp_path / "file").write_text("x")
     for action in (make_folder, lambda path: write_text(path, "x"), lambda path: save(Checkpoints(path), 1)):
         with pytest.raises(EnvironmentFault, match=r"(a part of the path is a file|in the way)"):
             action(tmp_path / "file" / "x")
     folder = saved.folder
-    if mounts("--bind", "-o", "ro", folder, folder):
+    if try_mount("--bind", "-o", "ro", folder, folder):
         try:
             with pytest.raises(EnvironmentFault, match=r"(?s)read-only.*try: findmnt -T"):
                 save(saved, 3)
@@ -98,7 +100,7 @@ def test_no_permission(saved: Checkpoints, tmp_path: Path, monkeypatch: pytest.M
         save(saved, 3)
     refused = "rb"
     with pytest.raises(EnvironmentFault, match=r"Cannot read .*permission denied") as caught:
-        saved.load()  # not damage: nothing older is taken in its place
+        saved.load()  # not damage, so no older checkpoint is loaded instead
     assert not isinstance(caught.value, DamagedFile)
     refused = ""
     assert (saved.load().step, saved.load().skipped) == (2, ())
@@ -108,10 +110,10 @@ def test_no_permission(saved: Checkpoints, tmp_path: Path, monkeypatch: pytest.M
     ("name", "call"), [*(("fsync", call) for call in range(1, 6)), *(("replace", n) for n in (1, 2, 3))]
 )
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()], ids=["full", "ctrl-c"])
-def test_failure_at_each_step_leaves_no_files(
+def test_failure_of_each_call_leaves_no_temporary_files(
     saved: Checkpoints, monkeypatch: pytest.MonkeyPatch, name: str, error: BaseException, call: int
 ) -> None:
-    """Three files are synced and renamed; the folder is synced before and after the last rename, which commits."""
+    """Three files are synced and renamed; the folder is synced before and after the last rename, the commit."""
     owner: Any = atomic_write.os if name == "fsync" else Path
     real, count = getattr(owner, name), 0
 

@@ -1,4 +1,4 @@
-"""kill -9 at any byte of a ledger line, by any writer: each job is done once."""
+"""SIGKILL at any byte of a ledger line, in any writer: each job is done exactly once."""
 
 import os
 import signal
@@ -18,7 +18,7 @@ from ablatio.sweep.ledger import Entry, Ledger
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
 
 OFFSETS = 200
-WORDS = ("planned", "claimed", "running", "done")
+STATES = ("planned", "claimed", "running", "done")
 JOBS = [job("a"), job("b")]
 
 
@@ -56,7 +56,7 @@ def sweep(folder: Path) -> Engine:
     return made
 
 
-def killed_at(folder: Path, word: str, share: float) -> None:
+def sweep_killed_at(folder: Path, word: str, share: float) -> None:
     """Run a sweep in which SIGKILL truncates the first line containing `word` after this fraction of its bytes."""
     whole = Ledger._append
 
@@ -79,20 +79,21 @@ def killed_at(folder: Path, word: str, share: float) -> None:
         finally:
             os._exit(0)
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    assert code == (0 if word in ("running", "done") else -signal.SIGKILL)  # a run died, or the sweeper itself
+    # Runs write "running" and "done"; the other lines are written by the sweep's own process, which is then killed.
+    assert code == (0 if word in ("running", "done") else -signal.SIGKILL)
     assert (folder / "killed").exists()
 
 
-@pytest.mark.parametrize("word", WORDS)
+@pytest.mark.parametrize("word", STATES)
 def test_truncated_ledger_line_loses_or_repeats_no_job(
     tmp_path: Path, word: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(os, "fsync", lambda file: None)  # a process is killed, not the machine
+    monkeypatch.setattr(os, "fsync", lambda file: None)  # fsync matters only when the machine fails
     sweep(tmp_path / "whole")
     expected: dict[str, Any] = table(tmp_path / "whole")
-    for offset in range(OFFSETS // len(WORDS)):
+    for offset in range(OFFSETS // len(STATES)):
         folder = tmp_path / str(offset)
-        killed_at(folder, word, (offset + 0.5) * len(WORDS) / OFFSETS)
+        sweep_killed_at(folder, word, (offset + 0.5) * len(STATES) / OFFSETS)
         made = sweep(folder)
         assert set(states(made).values()) == {"done"} and not made.ledger.damaged
         lines = (folder / "ledger.jsonl").read_text().splitlines()

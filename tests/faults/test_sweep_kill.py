@@ -1,4 +1,4 @@
-"""Sweeps whose runs, server or sweeper are killed, and concurrent sweeps: each job is done once."""
+"""Sweeps whose run, server or main process is killed, and concurrent sweeps: each job is done exactly once."""
 
 import json
 import multiprocessing as mp
@@ -36,7 +36,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory, text: Path) -> tuple[float, bytes]:
-    """(seconds from the first run's start to the last one's end, results.csv) of an undisturbed sweep."""
+    """(seconds from the first run's start to the last one's end, content of results.csv) of an undisturbed sweep."""
     out = tmp_path_factory.mktemp("whole")
     ended = ablatio(command(text, out), out / "log")
     assert ended.code == 0, ended.err
@@ -115,19 +115,19 @@ def test_kills_do_not_change_the_results(tmp_path: Path, text: Path, whole: tupl
 NAPS = [job(f"j{i}", "nap") for i in range(4)]
 
 
-def both_at_once(folder: Path, join: bool) -> Iterator[tuple[int, str]]:
-    """Run two sweeps of the same jobs; (pid, reason of refusal or nothing) of each."""
+def concurrent_sweeps(folder: Path, join: bool) -> Iterator[tuple[int, str]]:
+    """Run two sweeps of the same jobs at once; yields (pid, error text if rejected, else "") of each."""
     context = mp.get_context("fork")
     start = context.Barrier(2)
 
     def sweep() -> None:
-        said = folder / f"said-{os.getpid()}"
+        message_file = folder / f"error-{os.getpid()}"
         made = engine(folder / "study", *NAPS, join=join)
         start.wait()
         try:
             made.run()
         except UserError as error:
-            said.write_text(str(error))
+            message_file.write_text(str(error))
 
     folder.mkdir()
     pair = [context.Process(target=sweep) for _ in range(2)]
@@ -136,8 +136,8 @@ def both_at_once(folder: Path, join: bool) -> Iterator[tuple[int, str]]:
     for process in pair:
         process.join(60)
         assert process.exitcode == 0 and process.pid
-        said = folder / f"said-{process.pid}"
-        yield process.pid, said.read_text() if said.exists() else ""
+        message_file = folder / f"error-{process.pid}"
+        yield process.pid, message_file.read_text() if message_file.exists() else ""
 
 
 @pytest.mark.parametrize("join", [False, True])
@@ -146,11 +146,11 @@ def test_concurrent_sweeps_do_not_interfere(tmp_path: Path, join: bool) -> None:
     refused = 0
     for number in range(20):
         folder = tmp_path / str(number)
-        pair = list(both_at_once(folder, join))
-        for (_, said), (other, _) in (pair, reversed(pair)):
-            refused += bool(said)
-            assert not said or f"process {other} on" in said
-        assert not all(said for _, said in pair)
+        pair = list(concurrent_sweeps(folder, join))
+        for (_, error_text), (other, _) in (pair, reversed(pair)):
+            refused += bool(error_text)
+            assert not error_text or f"process {other} on" in error_text
+        assert not all(error_text for _, error_text in pair)
         assert done(folder / "study") == Counter(j.id for j in NAPS)
         assert table(folder / "study") == table(tmp_path / "alone")
         for log in (folder / "study").glob("runs/*/log.txt"):

@@ -1,4 +1,4 @@
-"""Attention in explicit loops, and the parts and passes that are compared with it."""
+"""Attention by explicit loops, and small parts and contexts to compare with it."""
 
 import math
 
@@ -37,7 +37,7 @@ def context(length, position="none", segments=None, batch=2, mask="causal", open
 
 
 def by_loop(part, x, n_kv, bias, allowed, causal=True):
-    """sum_s softmax_s(q_t . k_s / sqrt(d_head) + bias) v_s, one number after the other."""
+    """sum_s softmax_s(q_t . k_s / sqrt(d_head) + bias) v_s, computed element by element.  (B, T, d_model) -> same."""
     projections = (part.q_proj, part.k_proj, part.v_proj)
     q, k, v = (p(x).unflatten(-1, (-1, WIDTH)) for p in projections)  # (B, T, heads, d_head)
     batch, length = x.shape[:2]

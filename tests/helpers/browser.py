@@ -1,4 +1,4 @@
-"""A real Chromium without a window, driven over its DevTools protocol: what a page says, draws and asks for."""
+"""Headless Chromium, driven over its DevTools protocol, to check what a page renders, logs and requests."""
 
 import base64
 import json
@@ -16,7 +16,7 @@ CHROMIUM = next((p for n in ("chromium", "chromium-browser", "google-chrome") if
 
 
 class Page:
-    """One tab.  `errors`: console errors and exceptions; `asked`: the address of every request that it made."""
+    """A browser tab.  `errors`: console errors and exceptions; `asked`: the URL of every request."""
 
     def __init__(self, socket: Any) -> None:
         self.socket, self.number = socket, 0
@@ -35,17 +35,17 @@ class Page:
                 return dict(message["result"])
 
     def _note(self, message: dict[str, Any]) -> None:
-        told = message.get("params", {})
+        payload = message.get("params", {})
         match message.get("method"):
             case "Network.requestWillBeSent":
-                self.asked.append(told["request"]["url"])
+                self.asked.append(payload["request"]["url"])
             case "Runtime.exceptionThrown":
-                details = told["exceptionDetails"]
+                details = payload["exceptionDetails"]
                 self.errors.append(details.get("exception", {}).get("description", details["text"]))
-            case "Runtime.consoleAPICalled" if told["type"] in ("error", "warning", "assert"):
-                self.errors.append(" ".join(str(a.get("value", a.get("description"))) for a in told["args"]))
-            case "Log.entryAdded" if told["entry"]["level"] in ("error", "warning"):
-                self.errors.append(told["entry"]["text"])
+            case "Runtime.consoleAPICalled" if payload["type"] in ("error", "warning", "assert"):
+                self.errors.append(" ".join(str(a.get("value", a.get("description"))) for a in payload["args"]))
+            case "Log.entryAdded" if payload["entry"]["level"] in ("error", "warning"):
+                self.errors.append(payload["entry"]["text"])
 
     def open(self, file: Path, width: int = 1280, height: int = 900) -> None:
         for domain in ("Page", "Runtime", "Network", "Log"):
@@ -58,11 +58,11 @@ class Page:
         self.settle()
 
     def settle(self) -> None:
-        """Two frames: whatever waits for the next one is drawn."""
+        """Wait for two animation frames, so that pending updates are drawn."""
         self.value("new Promise(r => requestAnimationFrame(() => requestAnimationFrame(() => r(1))))")
 
     def wait_for(self, selector: str) -> None:
-        """Until there is one; a busy machine takes its time."""
+        """Wait until an element matches, up to 20 s: a busy machine may be slow."""
         deadline = time.monotonic() + 20
         while not self.value(f"!!document.querySelector({json.dumps(selector)})") and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -98,7 +98,7 @@ class Page:
 
 @contextmanager
 def browser(language: str = "en-US", dark: bool = False) -> Iterator[Page]:
-    """A browser of its own that can resolve no name, closed at the end."""
+    """Start a new browser that cannot resolve host names; it is closed at the end."""
     from websockets.sync.client import connect
 
     assert CHROMIUM
@@ -132,7 +132,7 @@ def browser(language: str = "en-US", dark: bool = False) -> Iterator[Page]:
 
 
 def _address(home: Path, process: "subprocess.Popen[bytes]") -> str:
-    """Where the browser listens, as it writes it down once it does."""
+    """WebSocket address of the browser, from the file that it writes once it listens."""
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline and process.poll() is None:
         try:
@@ -140,4 +140,4 @@ def _address(home: Path, process: "subprocess.Popen[bytes]") -> str:
             return f"ws://127.0.0.1:{port}{path}"
         except (FileNotFoundError, ValueError):
             time.sleep(0.05)
-    raise RuntimeError("the browser does not start")
+    raise RuntimeError("the browser ended, or did not write DevToolsActivePort within 30 s")

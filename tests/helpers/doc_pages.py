@@ -1,12 +1,12 @@
-"""The pages of docs/ as code that runs: fenced blocks in their order, and the marks that stand before them.
+"""Execute the pages of docs/: fenced code blocks in order, and the marks in front of them.
 
-A comment in front of a block says what is done with it:
+A comment in front of a block says how it is executed:
 
-    <!-- slow -->              it runs in the slow tests alone
-    <!-- file: PATH -->        it becomes a file in the page's folder
-    <!-- exit: N -->           its last command ends with this code
-    <!-- exact -->             (text) `$ command`, and what it prints to the letter
-    <!-- not run: REASON -->   it cannot run here
+    <!-- slow -->              it runs in the slow tests only
+    <!-- file: PATH -->        it is written to a file in the page's folder
+    <!-- exit: N -->           its last command exits with this code
+    <!-- exact -->             (text) `$ command` and its exact output
+    <!-- not run: REASON -->   it is not executed
 """
 
 import contextlib
@@ -35,7 +35,7 @@ BLOCK = re.compile(r"(?:^<!-- (?P<mark>[^\n]*?) -->\n\n?)?^```(?P<language>\w*)\
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """One fenced block; `mark` is the comment in front of it, less `slow`."""
+    """A fenced block; `mark` is the comment in front of it, without `slow`."""
 
     page: str
     line: int
@@ -62,7 +62,7 @@ class Block:
 
 
 def pages() -> list[str]:
-    """The pages that people write, by their paths in docs/."""
+    """Hand-written pages (not generated ones), by their paths in docs/."""
     found = (p.relative_to(DOCS) for p in sorted(DOCS.rglob("*.md")))
     return [p.as_posix() for p in found if p.parts[0] not in GENERATED]
 
@@ -80,11 +80,11 @@ def blocks(page: str) -> list[Block]:
 
 
 class Reader:
-    """Somebody who does in `folder` what a page says, in its order."""
+    """Executes the blocks of a page in `folder`, in order, as a reader would."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.names = folder, {"__name__": "docs"}
-        self.site: Path | None = None  # where `pip install -e` puts its link
+        self.site: Path | None = None  # target of `pip install -e`
 
     def do(self, block: Block) -> None:
         if block.file:
@@ -108,10 +108,10 @@ class Reader:
         for words in commands:
             code, printed = self.command(words)
             expected = block.exit if words is commands[-1] else 0
-            assert code == expected, f"{block.where}: `{shlex.join(words)}` ends with {code}\n{printed}"
+            assert code == expected, f"{block.where}: `{shlex.join(words)}` exits with {code}\n{printed}"
 
     def command(self, words: list[str]) -> tuple[int, str]:
-        """(exit code, what it printed) of a command that the pages use."""
+        """Run a command that the pages use; returns (exit code, output)."""
         if words[:3] == ["pip", "install", "-e"]:
             return self._install(self.folder / words[3]), ""
         if words[:3] == ["python", "-m", "pytest"] or words[0] == "pytest":
@@ -123,10 +123,10 @@ class Reader:
         if words[0] in ("mkdir", "cat", "ls", "cp"):
             run = subprocess.run(words, cwd=self.folder, capture_output=True, text=True, check=False)
             return run.returncode, run.stdout + run.stderr
-        raise AssertionError(f"the pages' tests do not know the command {words[0]!r}")
+        raise AssertionError(f"command {words[0]!r} is not supported in docs; add it to Reader.command")
 
     def _install(self, source: Path) -> int:
-        """What an editable install leaves: a path, and the distribution's metadata."""
+        """Imitate an editable install: links to the packages, and the distribution's metadata."""
         project = tomllib.loads((source / "pyproject.toml").read_text(encoding="utf-8"))["project"]
         self.site = self.folder / ".site"
         info = self.site / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
@@ -170,7 +170,7 @@ def _lines(text: str) -> list[str]:
 
 
 def _overrides(node: Any, prefix: str = "") -> list[str]:
-    """`model: {d_model: 64}` as model.d_model=64."""
+    """Nested YAML as overrides: `model: {d_model: 64}` becomes model.d_model=64."""
     if not isinstance(node, dict):
         value = "null" if node is None else str(node).lower() if isinstance(node, bool) else str(node)
         return [f"{prefix}={value.replace(' ', '')}"]

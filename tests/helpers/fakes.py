@@ -1,4 +1,4 @@
-"""A sweep whose runs do not train: what each does stands in its config, under `do`."""
+"""Sweeps with fake runs, which do not train: `do` in a job's config says what its run does."""
 
 import json
 import os
@@ -25,7 +25,7 @@ def job(name: str, do: str = "train", seed: int = 1, **more: Any) -> Job:
 
 
 def fake_run(job: Job, folder: Path, threads: int) -> Mapping[str, Any]:
-    """Four steps with a checkpoint after each; a run that is repeated goes on from there."""
+    """Four steps with a checkpoint after each, from which a repeated run continues."""
     place = folder / "step"
     step = int(place.read_text()) if place.exists() else 0
     do = str(job.config["do"])
@@ -45,7 +45,7 @@ def fake_run(job: Job, folder: Path, threads: int) -> Mapping[str, Any]:
 
 
 def trouble(what: str) -> None:
-    """What can happen in the middle of a run."""
+    """Act out a failure in the middle of a run."""
     if what == "exit":
         os._exit(3)
     elif what == "sys.exit":
@@ -96,5 +96,5 @@ def states(made: Engine) -> dict[str, str]:
 
 
 def table(folder: Path) -> dict[str, Any]:
-    """What the runs of a sweep have found."""
+    """Summaries of a sweep's runs by job id."""
     return {p.parent.name: json.loads(p.read_text()) for p in sorted(folder.glob("runs/*/summary.json"))}

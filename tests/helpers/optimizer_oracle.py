@@ -1,4 +1,4 @@
-"""Twenty steps of an optimizer beside a loop in float64: `from optimizer_oracle import assert_follows`."""
+"""Compare twenty steps of an optimizer with a float64 loop: `from helpers.optimizer_oracle import assert_follows`."""
 
 import copy
 
@@ -13,7 +13,7 @@ STEPS = 20
 
 
 def model():
-    """Parameters of all roles: 8 x 8, 24 x 8 and 8 x 24 matrices, 13 x 8 embedding and head, vectors."""
+    """Model with parameters of all roles: 8 x 8, 24 x 8 and 8 x 24 matrices, 13 x 8 embedding and head, vectors."""
     config = model_config(norm="layernorm", position="learned", bias=True, d_model=8, d_ff=24, tied=False)
     made = build_model(config, 13).double()
     generator = torch.Generator().manual_seed(1)
@@ -23,7 +23,7 @@ def model():
 
 
 def gradients(model, step):
-    """Noise about 1/2: what looks at the way since the start (prodigy) needs one that leads somewhere."""
+    """Gradients N(1/2, 1): their mean is not 0 because prodigy uses the distance from the start."""
     generator = torch.Generator().manual_seed(step)
     return {n: torch.randn(p.shape, generator=generator, dtype=p.dtype) + 0.5 for n, p in model.named_parameters()}
 
@@ -32,12 +32,12 @@ GRADIENTS = {step: gradients(model(), step) for step in range(STEPS)}
 
 
 def rates_of(lr):
-    """A warm-up over all steps, so that a rate of the wrong step shows."""
+    """Learning rates of a warm-up over all steps, so that using another step's rate is detected."""
     return [lr * (step + 1) / STEPS for step in range(STEPS)]
 
 
 def run(name, knobs, before=lambda optimizer, model, step: None):
-    """(model after all steps, its parameters before, the optimizer); `before` is called ahead of each step."""
+    """Returns (model after all steps, its initial parameters, the optimizer); `before` is called before each step."""
     ours = model()
     start = copy.deepcopy({n: p.detach() for n, p in ours.named_parameters()})
     optimizer = optimizers.build(name, knobs, groups=groups_by_role(ours))
@@ -53,9 +53,10 @@ def run(name, knobs, before=lambda optimizer, model, step: None):
 
 
 def assert_follows(name, knobs, reference, rtol=1e-11, before=lambda optimizer, model, step: None):
-    """reference(w, grads, rates, knobs, decay) -> w after all steps, one for all roles or one for each.
+    """Assert that the optimizer equals `reference(w, grads, rates, knobs, decay)`, which returns w after all steps.
 
-    A reference of a role may have an `lr_of`: the knob that holds its rate.
+    `reference` is one function, or a dict with one for each role.  A function's attribute `lr_of` names the knob that
+    holds its learning rate.
     """
     ours, start, _ = run(name, knobs, before)
     roles = {info.name: info.role for _, info in describe(ours)}
@@ -70,7 +71,7 @@ def assert_follows(name, knobs, reference, rtol=1e-11, before=lambda optimizer, 
 
 
 def assert_like(name, knobs, make, rtol=1e-11):
-    """Another library's optimizer, make(groups with weight_decay), does the same."""
+    """Assert that the optimizer equals another library's, built by make(groups with weight_decay)."""
     ours, _, _ = run(name, knobs)
     theirs = model()
     decayed = [
@@ -89,7 +90,7 @@ def assert_like(name, knobs, make, rtol=1e-11):
 
 
 def adam_means(grads, betas):
-    """For each step (m^, v^): weighted sums written out, over all gradients so far."""
+    """Yield Adam's bias-corrected moments (m^, v^) for each step, as explicit weighted sums over past gradients."""
     for t in range(1, len(grads) + 1):
         (b1, b2), past = betas, list(enumerate(grads[:t], start=1))
         m = sum(b1 ** (t - s) * g for s, g in past) / sum(b1 ** (t - s) for s, _ in past)

@@ -1,4 +1,4 @@
-"""Distributions on a path of their own: as good as installed, and written in a millisecond."""
+"""Fake installed distributions: importable in a child process, and written within a millisecond."""
 
 import json
 import os
@@ -13,14 +13,14 @@ BROKEN = Path(__file__).parent / "plugins" / "broken"
 
 
 class Site:
-    """A folder that a child process sees like site-packages."""
+    """A folder that serves as site-packages of child processes."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.cache = folder / "site", folder / "cache"
         self.folder.mkdir(parents=True)
 
     def add(self, dist: str, *modules: str, origin: Path = BROKEN) -> "Site":
-        """A distribution whose entry points are these modules or packages, named like them."""
+        """Add a distribution with an entry point for each of these modules or packages, named like it."""
         for module in modules:
             place = origin / module
             if place.is_dir():
@@ -35,7 +35,7 @@ class Site:
         return self
 
     def run(self, *arguments: str, seconds: str = "8") -> subprocess.CompletedProcess[str]:
-        """Python, with these distributions and an empty cache."""
+        """Run Python with these distributions and a cache of its own."""
         environment = os.environ | {
             "PYTHONPATH": os.pathsep.join([str(self.folder), *filter(None, [os.environ.get("PYTHONPATH")])]),
             "ABLATIO_CACHE": str(self.cache),
@@ -48,7 +48,7 @@ class Site:
         )
 
     def ask(self, code: str) -> object:
-        """The value that `code` leaves in `answer`."""
+        """Run `code` and return the value of its variable `answer`."""
         run = self.run("-c", f"import json\n{code}\nprint(json.dumps(answer))")
         assert run.returncode == 0, run.stderr
         return json.loads(run.stdout.splitlines()[-1])

@@ -1,4 +1,4 @@
-"""Small policies for tests: a task with one method and one reward, its model, and a step of it."""
+"""Small policy tasks for tests: a task with one alignment method and one reward, its model, and a training step."""
 
 from ablatio.data.order import RowPlan
 from ablatio.model.parameter_roles import named_generator
@@ -19,7 +19,7 @@ def made(
     source="documents",
     **knobs,
 ):
-    """(task, model) of one method and one reward."""
+    """Returns (task, model) for one alignment method and one reward."""
     entry = tasks["policy"]
     config = tiny_models.config(entry, knobs, max_len=160) | sample_parts._learned_from(source)
     config["alignment"] = {"name": method, **alignments[method].defaults, **dict(method_knobs)}

@@ -1,4 +1,4 @@
-"""A study whose names are attacks on whoever shows them."""
+"""A study whose names are injection attacks on HTML, CSV, Markdown and terminals."""
 
 from pathlib import Path
 

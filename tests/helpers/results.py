@@ -1,4 +1,4 @@
-"""A file of what a run of the tests gave: date, commit, versions, counts and the time of each test function."""
+"""JSON file with the results of a test run: date, commit, versions, counts and seconds per test function."""
 
 import json
 import platform
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class ResultsFile:
-    """A pytest plugin, of the controlling process alone, that writes `path` when the session ends."""
+    """Pytest plugin of the controlling process (not of xdist workers) that writes `path` when the session ends."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.start = path, time.monotonic()
@@ -27,7 +27,7 @@ class ResultsFile:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         name = report.nodeid.split("[")[0]
         self.seconds[name] += report.duration
-        if report.when == "call" or report.outcome != "passed":  # a setup that passed is no outcome of the test
+        if report.when == "call" or report.outcome != "passed":  # a passed setup or teardown is not an outcome
             self.outcomes[name][report.outcome] += 1
         if report.outcome == "failed":
             self.failed.append(f"{report.nodeid} ({report.when})")
@@ -54,6 +54,6 @@ class ResultsFile:
 
 
 def _git(*words: str) -> str:
-    """What git says; empty outside a repository."""
+    """Output of a git command; empty outside a repository."""
     done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False)
     return done.stdout.strip()

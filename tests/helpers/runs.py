@@ -1,4 +1,4 @@
-"""Runs for tests: the real command line, in a child process that is forked so that torch is imported once."""
+"""Runs for tests: the real command line in a forked child process, so that torch is imported only once."""
 
 import csv
 import json
@@ -18,7 +18,7 @@ TINY = (
     "train.log_every=2", "train.val_every=6", "train.checkpoint_every=4", "train.steps=12", "trainer.threads=1",
     "trainer.progress=false",
 )  # fmt: skip
-# A recipe of three stages that takes seconds, and an axis of its last one.
+# A recipe of three stages that takes seconds, and a sweep axis of its last stage.
 KL = "stages.ppo.alignment.kl_coef=0.05,0.2"
 SMALL_RECIPE = (
     "recipe=instructgpt", "model.d_model=16", "model.n_layers=1", "model.n_heads=2", "model.max_len=256",
@@ -30,7 +30,7 @@ SMALL_RECIPE = (
 
 @dataclass
 class Finished:
-    """Exit code and what was printed."""
+    """Exit code, standard output and standard error of a finished command."""
 
     code: int
     out: str
@@ -40,7 +40,7 @@ class Finished:
 def _child(arguments: Sequence[str], folder: str) -> None:
     from ablatio.cli.main import main
 
-    logging.getLogger().handlers.clear()  # pytest's own would keep what is told to people
+    logging.getLogger().handlers.clear()  # pytest's handlers would capture the messages
     sys.stdout = Path(folder, "out").open("w", encoding="utf-8")  # noqa: SIM115 (open until the process ends)
     sys.stderr = Path(folder, "err").open("w", encoding="utf-8")  # noqa: SIM115
     code = main(list(arguments))
@@ -50,7 +50,7 @@ def _child(arguments: Sequence[str], folder: str) -> None:
 
 
 def begin(arguments: Sequence[str], folder: Path) -> mp.process.BaseProcess:
-    """`ablatio ARGUMENTS` in a forked child, which writes what it prints into `folder`."""
+    """Start `ablatio ARGUMENTS` in a forked child, whose output goes to `folder`/out and `folder`/err."""
     import torch
 
     import ablatio.training.run  # noqa: F401  (imported before the fork, once for all tests)
@@ -65,7 +65,7 @@ def begin(arguments: Sequence[str], folder: Path) -> mp.process.BaseProcess:
 def ablatio(
     arguments: Sequence[str], folder: Path, kill_when: Path | None = None, number: int = signal.SIGKILL
 ) -> Finished:
-    """`ablatio ARGUMENTS` in a forked child; it gets signal `number` as soon as `kill_when` exists."""
+    """Run `ablatio ARGUMENTS` in a forked child; send it signal `number` as soon as the file `kill_when` exists."""
     process = begin(arguments, folder)
     deadline = time.monotonic() + 120
     while process.is_alive() and time.monotonic() < deadline:
@@ -74,13 +74,13 @@ def ablatio(
             os.kill(process.pid, number)
             kill_when = None
         process.join(0.002)
-    assert not process.is_alive(), "the run hangs"
+    assert not process.is_alive(), "the run did not end within 120 s"
     out, err = (folder / "out").read_text(), (folder / "err").read_text()
     return Finished(process.exitcode or 0, out, err)
 
 
 def cut_and_resumed(settings: Sequence[str], out: Path, at: int = 4) -> Path:
-    """The run `cut` in `out`: killed at the checkpoint of step `at`, and resumed to its end."""
+    """Train the run `cut` in `out`, kill it at the checkpoint of step `at`, and resume it to its end."""
     cut = out / "cut"
     mark = cut / f"checkpoints/step-{at:08d}.json"
     killed = ablatio(["train", *settings, "name=cut"], out / "log", kill_when=mark)
@@ -95,7 +95,7 @@ def summary(run: Path) -> dict[str, object]:
 
 
 def metrics(run: Path) -> list[dict[str, str]]:
-    """The rows of metrics.csv without what depends on the clock."""
+    """The rows of metrics.csv without the columns that depend on the clock."""
     with (run / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     return [{k: v for k, v in row.items() if k not in ("seconds", "tokens_per_second")} for row in rows]

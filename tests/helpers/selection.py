@@ -1,7 +1,7 @@
-"""Which tests `pytest --select` runs: all of them, the usual ones (matrices sampled), or the fast ones.
+"""Tests that `pytest --select` runs: all, the usual ones (matrices are sampled), or the fast ones.
 
 A matrix is a test marked `matrix`: its parameters are the cross product of options, or a training of each option.  The
-sample depends on the tests' ids alone, so it is the same on every machine and in every process.
+sample depends only on the tests' ids, so it is the same on every machine and in every process.
 """
 
 import hashlib
@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-SHARE = 8  # `usual` runs one in eight of a matrix
-FEW = 2  # parameters of one test that `fast` runs, at most
+SHARE = 8  # `usual` runs one in eight parameters of a matrix
+FEW = 2  # maximum number of parameters of one test in `fast`
 NOT_FAST = {"slow", "faults", "matrix"}
 TESTS = Path(__file__).parents[1]
-# What `fast` does not even import: browser, wheels, clusters, killed processes, other libraries, whole trainings.
+# Not even imported by `fast`: browser, wheels, clusters, killed processes, other libraries, whole trainings.
 NOT_FAST_PATHS = (
     "end_to_end",
     "faults",
@@ -44,7 +44,7 @@ def is_left_out(path: Path, select: str) -> bool:
 
 
 def selected(items: Sequence[pytest.Item], select: str) -> list[pytest.Item]:
-    """The tests to run, in their order."""
+    """The tests to run, in their original order."""
     if select == "all":
         return list(items)
     families: dict[Hashable, list[pytest.Item]] = defaultdict(list)
@@ -55,7 +55,7 @@ def selected(items: Sequence[pytest.Item], select: str) -> list[pytest.Item]:
 
 
 def _usual(family: list[pytest.Item]) -> list[pytest.Item]:
-    """All of a family, but of a matrix a share: at least one, and one more for each further SHARE."""
+    """All tests of a family, but only 1/SHARE of its matrix parameters (rounded up)."""
     rest = [item for item in family if not item.get_closest_marker("matrix")]
     return rest + _sample([item for item in family if item.get_closest_marker("matrix")], SHARE)
 

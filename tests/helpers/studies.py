@@ -1,4 +1,4 @@
-"""Study folders as a sweep leaves them, written in milliseconds: plausible losses, nothing trained."""
+"""Synthetic study folders in a sweep's format: plausible losses without training, written in milliseconds."""
 
 import json
 import math
@@ -15,14 +15,13 @@ STEPS, EVERY, TOKENS = 2000, 10, 2048
 
 @dataclass
 class Fake:
-    """What a study is to look like.
+    """Specification of a synthetic study.
 
-    effects      {"norm=rmsnorm": -0.02}: nats that a value adds to the loss, each by itself
-    pairs        {("norm=rmsnorm", "position=alibi"): 0.03}: what two add together
-    seed_sd      nats between seeds, shared by all arms; noise: nats of a run's own
-    kl           {"alignment.beta=0.1": 3.0}: nats that a policy ends from its reference; the reward grows as their
-                 root, the gold falls again
-    states       {("norm=none", 2): "diverged"}: by one value of the arm and the seed; None: all seeds
+    effects      {"norm=rmsnorm": -0.02}: main effect of a value on the loss, in nats
+    pairs        {("norm=rmsnorm", "position=alibi"): 0.03}: interaction of two values, in nats
+    seed_sd      standard deviation of the shift per seed, shared by all arms; noise: that of each run, in nats
+    kl           {"alignment.beta=0.1": 3.0}: final KL of a policy from its reference, in nats; see policy_scores
+    states       {("norm=none", 2): "diverged"}: states of runs by one value of the arm and the seed (None: all seeds)
     """
 
     axes: Mapping[str, Sequence[str]]
@@ -56,7 +55,7 @@ class Fake:
 
 
 def write_study(folder: Path, fake: Fake) -> Path:
-    """The whole folder: study.json, jobs/, runs/."""
+    """Write the complete folder: study.json, jobs/, runs/."""
     axes = [Axis(k, tuple(v)) for k, v in fake.axes.items()]
     (folder / JOBS).mkdir(parents=True)
     Study(
@@ -120,13 +119,13 @@ def _write_run(folder: Path, fake: Fake, place: int, arm: Mapping[str, str], see
 
 
 def policy_scores(kl: float) -> dict[str, float]:
-    """Of a policy at this distance from its reference."""
+    """Scores of a policy at this KL: the reward grows with sqrt(KL), the gold reward has a maximum and falls again."""
     reward = 0.2 + 0.4 * math.sqrt(kl)
     return {"val/kl": kl, "val/reward": reward, "val/gold": reward - 0.1 * kl}
 
 
 def _add_policy(path: Path, fake: Fake, kl: float) -> None:
-    """Columns of a policy: it goes its way at an even pace."""
+    """Add the policy's columns to metrics.csv: its KL grows linearly with the steps."""
     header, *lines = path.read_text().splitlines()
     made = [f"{header},val/kl,val/reward,val/gold"]
     for line in lines:
@@ -229,7 +228,7 @@ POLICIES = Fake(
 
 
 def plackett_burman(factors: int = 7) -> Fake:
-    """Eight runs for up to seven factors of two values: the cyclic design of Plackett and Burman."""
+    """Plackett-Burman study: eight arms for up to seven two-level factors, from the cyclic construction."""
     first = [1, 1, 1, -1, 1, -1, -1]
     rows = [[first[(i - shift) % 7] for i in range(7)] for shift in range(7)] + [[-1] * 7]
     keys = ["norm", "position", "activation", "model.tied", "model.bias", "init", "schedule"][:factors]

@@ -1,4 +1,4 @@
-"""Fresh environments, into which wheels are built and installed as a stranger does it."""
+"""New virtual environments into which wheels are built and installed, as a user would do it."""
 
 import os
 import subprocess
@@ -9,14 +9,14 @@ from pathlib import Path
 
 
 class Venv:
-    """A fresh environment that sees this one's packages, and into which wheels are installed."""
+    """A new environment that also sees the packages of the current one."""
 
     def __init__(self, folder: Path) -> None:
         self.home, self.cache = folder / "venv", folder / "cache"
         venv.create(self.home, symlinks=True)
         self.python = self.home / "bin" / "python"
         site = next((self.home / "lib").glob("python*")) / "site-packages"
-        # Installing torch anew would take minutes; addsitedir also follows the .pth file of an editable install.
+        # Installing torch again would take minutes; addsitedir also follows the .pth file of an editable install.
         ours = sysconfig.get_path("purelib")
         (site / "outer.pth").write_text(f"import site; site.addsitedir({ours!r})\n")
 

@@ -1,4 +1,4 @@
-"""The work of a run that only says which GPU it sees.  A server that is spawned imports it by this module's name."""
+"""A fake run that records which GPU it sees; spawned servers import it by this module's name."""
 
 import os
 import time
@@ -10,7 +10,7 @@ TOGETHER = 4
 
 
 def say(order: LaunchRequest, threads: int) -> int:
-    """Write down which GPU one sees, and wait until all have."""
+    """Record CUDA_VISIBLE_DEVICES in a file, and wait until all concurrent runs have done so."""
     Path(order.folder, order.job).write_text(os.environ.get("CUDA_VISIBLE_DEVICES", "none"))
     deadline = time.monotonic() + 60
     while len(list(Path(order.folder).iterdir())) < TOGETHER and time.monotonic() < deadline:

@@ -1,4 +1,4 @@
-"""Every pair of options of two kinds trains one step, or is refused with a reason and a remedy that works."""
+"""Every pair of options of two kinds trains one step or is rejected with a reason and a fix that works."""
 
 import itertools
 import math
@@ -10,12 +10,12 @@ from ablatio.registry.registry import REGISTRIES
 from ablatio.testing import compatibility_table, tiny_models
 
 PAGE = Path(__file__).parents[2] / "docs" / "compatibility.md"
-DOCS = "docs/compatibility.md is not of these rules: run `make docs`"
+DOCS = "docs/compatibility.md does not match the rules: run `make docs`"
 
 
 @pytest.mark.matrix
 @pytest.mark.parametrize("first, second", list(compatibility_table.pairs()), ids=lambda kind: kind)
-def test_a_pair_trains_or_is_refused(first: str, second: str) -> None:
+def test_each_pair_trains_or_is_rejected_with_a_working_fix(first: str, second: str) -> None:
     failed, refused = [], []
     for a, b in itertools.product(REGISTRIES[first], REGISTRIES[second]):
         config = compatibility_table.config_of(a, b)
@@ -24,8 +24,8 @@ def test_a_pair_trains_or_is_refused(first: str, second: str) -> None:
             refused.append(compatibility_table.Refusal(a, b, problems[0]))
             key, _, value = problems[0].fix.partition("=")
             if not (problems[0].what and key and value):
-                failed.append(f"{a.kind}={a.name} {b.kind}={b.name}: refused without a reason and a way out")
-            # The way out is taken: with it, what is left of the pair stands.
+                failed.append(f"{a.kind}={a.name} {b.kind}={b.name}: rejected without a reason and a fix")
+            # Apply the fix: the rest of the pair must then satisfy the rules.
             keep = {a.kind, b.kind} - {key.split(".")[0]}
             if tiny_models.broken_rules(tiny_models.fitted(config, keep)):
                 failed.append(f"{a.kind}={a.name} {b.kind}={b.name}: `{problems[0].fix}` does not help")
@@ -39,17 +39,17 @@ def test_a_pair_trains_or_is_refused(first: str, second: str) -> None:
             failed.append(f"{a.kind}={a.name} {b.kind}={b.name}: not finite after a step")
     assert not failed, f"{len(failed)} pairs: " + "\n".join(failed[:30])
 
-    told, sections = page()
+    cell_table, sections = page()
     row, column = compatibility_table.paired_kinds().index(first), compatibility_table.paired_kinds().index(second)
-    assert told[row][column] == told[column][row] == compatibility_table.cell(first, second, refused), DOCS
+    assert cell_table[row][column] == cell_table[column][row] == compatibility_table.cell(first, second, refused), DOCS
     assert sections.get(f"{first} and {second}", []) == compatibility_table.section(first, second, refused)[1:], DOCS
 
 
-def test_the_page_says_no_more() -> None:
-    """The pairs above find their own places in it."""
+def test_compatibility_page_has_no_other_content() -> None:
+    """The test above checks the entry of each pair; this one, that the page has no outdated entries."""
     assert "\n".join(compatibility_table.heading()) in PAGE.read_text(encoding="utf-8"), DOCS
-    told, sections = page()
-    assert {len(row) for row in told} == {len(told)} == {len(compatibility_table.paired_kinds())}
+    cell_table, sections = page()
+    assert {len(row) for row in cell_table} == {len(cell_table)} == {len(compatibility_table.paired_kinds())}
     assert sections.keys() <= {f"{first} and {second}" for first, second in compatibility_table.pairs()}, DOCS
 
 

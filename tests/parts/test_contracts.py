@@ -1,11 +1,11 @@
-"""Every registered part, ours or an installed plugin's, keeps its kind's contract; a new part needs no line here."""
+"""Contract suites for every registered part, built in or of an installed plugin; new parts need no changes here."""
 
 import pytest
 import torch
 
 from ablatio.testing import contract_tests
 
-SLOW = ("test_launcher_", "test_common_import_")  # start clusters, or Python anew
+SLOW = ("test_launcher_", "test_common_import_")  # start clusters or new Python processes
 
 globals().update(
     {name: pytest.mark.slow(test) if name.startswith(SLOW) else test for name, test in contract_tests().items()}

@@ -1,4 +1,4 @@
-"""Every part of ours has a record of what it was checked against; a stranger's tests can make one too."""
+"""Oracle records: every built-in part has one, and the tests of a plugin can write its own."""
 
 import json
 import os
@@ -16,23 +16,23 @@ from ablatio.testing.compatibility_table import paired_kinds
 
 RECORD = Path(__file__).parents[2] / "plugins" / "ablatio_std" / FILE
 KINDS = (*paired_kinds(), "source", "tokenizer")
-OURS = [e for kind in KINDS for e in REGISTRIES[kind] if e.distribution.name == "ablatio"]
+BUILT_IN = [e for kind in KINDS for e in REGISTRIES[kind] if e.distribution.name == "ablatio"]
 
 
-@pytest.mark.parametrize("entry", OURS, ids=lambda e: f"{e.kind}={e.name}")
-def test_every_part_was_checked_as_it_is_now(entry: PartSpec) -> None:
+@pytest.mark.parametrize("entry", BUILT_IN, ids=lambda e: f"{e.kind}={e.name}")
+def test_each_part_has_a_current_oracle_record(entry: PartSpec) -> None:
     found = json.loads(RECORD.read_text(encoding="utf-8")).get(f"{entry.kind}={entry.name}")
     assert found, "no oracle test that passed names it: mark one with pytest.mark.oracle, then run `make oracles`"
     assert found["digest"] == entry.digest, "its source has changed since: run `make oracles`"
     assert found["against"] and checked_against(entry) == tuple(found["against"])
 
 
-def test_the_record_names_no_part_that_is_gone() -> None:
+def test_oracle_records_name_only_existing_parts() -> None:
     known = {f"{e.kind}={e.name}" for registry in REGISTRIES.values() for e in registry}
     assert json.loads(RECORD.read_text(encoding="utf-8")).keys() <= known, "run `make oracles`"
 
 
-def test_list_and_show_say_it(capsys: pytest.CaptureFixture[str]) -> None:
+def test_list_and_show_print_the_oracles(capsys: pytest.CaptureFixture[str]) -> None:
     against = checked_against(REGISTRIES["norm"]["gemma_rmsnorm"])
     assert "transformers GemmaRMSNorm" in against
     list_command.run(["norm", "--json"])
@@ -67,7 +67,7 @@ def test_it(name):
 def test_nothing():
     pass
 """
-SAID = """
+PRINT_RECORDS = """
 from ablatio.registry.oracles import checked_against
 from ablatio.registry.registry import REGISTRIES
 print(checked_against(REGISTRIES["activation"]["halved"]), checked_against(REGISTRIES["activation"]["wrong"]))
@@ -76,8 +76,8 @@ print(checked_against(REGISTRIES["activation"]["halved"]), checked_against(REGIS
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [[], ["-n", "1"]], ids=["here", "another process"])
-def test_a_strangers_package_records_its_own(tmp_path: Path, processes: list[str]) -> None:
-    """A part with a failing oracle is left out; a changed source, or a damaged file, makes the record void."""
+def test_plugin_package_records_its_own_oracles(tmp_path: Path, processes: list[str]) -> None:
+    """A part with a failing oracle is not recorded; a changed source or damaged file invalidates the record."""
     package, info = tmp_path / "my_norms", tmp_path / "my_norms-1.0.dist-info"
     package.mkdir()
     info.mkdir()
@@ -95,9 +95,9 @@ def test_a_strangers_package_records_its_own(tmp_path: Path, processes: list[str
     tests = python("-m", "pytest", "-q", *processes, "test_mine.py", "--ablatio-record", str(package / FILE))
     assert "1 failed, 2 passed" in tests.stdout, tests.stdout + tests.stderr
     assert json.loads((package / FILE).read_text()).keys() == {"activation=halved"}
-    assert python("-c", SAID).stdout.strip() == "('multiplication',) ()"
+    assert python("-c", PRINT_RECORDS).stdout.strip() == "('multiplication',) ()"
     (package / "__init__.py").write_text(PART.replace("x / 2", "x * 0.5"))
-    assert python("-c", SAID).stdout.strip() == "() ()"
+    assert python("-c", PRINT_RECORDS).stdout.strip() == "() ()"
     (package / "__init__.py").write_text(PART)
     (package / FILE).write_text("[1, {")
-    assert python("-c", SAID).stdout.strip() == "() ()"
+    assert python("-c", PRINT_RECORDS).stdout.strip() == "() ()"

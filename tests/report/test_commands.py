@@ -1,4 +1,4 @@
-"""`ablatio compare` and `ablatio noise`."""
+"""Tests of the commands `ablatio compare` and `ablatio noise`."""
 
 import json
 import math
@@ -19,7 +19,7 @@ def folders(tmp_path: Path, fake: Fake = SMALL, name: str = "s") -> list[Path]:
     return [r.folder for r in read_table([write_study(tmp_path / name, fake)]).runs]
 
 
-def test_tells_what_differs(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_compare_lists_differing_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     first, second = folders(tmp_path)[0], folders(tmp_path, name="t")[2]
     two = side_by_side(one_run(first), one_run(second))
     assert [(line.what, line.first, line.second) for line in two.settings] == [("norm.name", "rmsnorm", "layernorm")]
@@ -29,36 +29,36 @@ def test_tells_what_differs(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "obstacle"),
     [
         ({"data": "cd" * 32}, "other text: abababababab and cdcdcdcdcdcd"),
         ({"steps": 80}, "other token budget: 122,880 and 163,840"),
         ({"states": {("norm=rmsnorm", None): "diverged"}}, "is diverged: it has no score"),
     ],
 )
-def test_marks_what_may_not_be_compared(tmp_path: Path, change: dict, says: str, capsys: pytest.CaptureFixture[str]):
+def test_compare_names_obstacles(tmp_path: Path, change: dict, obstacle: str, capsys: pytest.CaptureFixture[str]):
     first, second = folders(tmp_path)[0], folders(tmp_path, Fake(**{**vars(SMALL), **change}), "t")[0]
     assert main(["compare", str(first), str(second)]) == 0
     out = " ".join(capsys.readouterr().out.split())
-    assert "not comparable" in out and says in out
+    assert "not comparable" in out and obstacle in out
     assert main(["compare", str(first), str(second), "--json"]) == 0
-    assert any(says in o for o in json.loads(capsys.readouterr().out)["obstacles"])
+    assert any(obstacle in o for o in json.loads(capsys.readouterr().out)["obstacles"])
 
 
-def test_another_tokenizer_is_an_obstacle(tmp_path: Path):
+def test_different_tokenizers_are_not_comparable(tmp_path: Path):
     first, second = folders(tmp_path)[:2]
     path = second / "config.json"
     path.write_text(path.read_text().replace('"bpe"', '"bytes"'))
     assert "other tokenizer: bpe 2048 and bytes 2048" in side_by_side(one_run(first), one_run(second)).obstacles[0]
 
 
-def test_a_sweep_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_compare_rejects_a_sweep_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     folder = write_study(tmp_path / "s", SMALL)
     assert main(["compare", str(folder), str(folder)]) == 2
     assert "holds 4 runs, one was expected" in capsys.readouterr().err
 
 
-def test_the_noise_floor_is_that_of_the_baseline(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_noise_floor_defaults_to_baseline_arm(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     folder = write_study(tmp_path / "s", ACTIVATIONS)
     assert main(["noise", str(folder), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -72,7 +72,7 @@ def test_the_noise_floor_is_that_of_the_baseline(tmp_path: Path, capsys: pytest.
     assert "activation=relu" in capsys.readouterr().out
 
 
-def test_one_seed_has_no_noise(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_noise_requires_several_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     folder = write_study(tmp_path / "s", Fake(**{**vars(SMALL), "seeds": (1,)}))
     assert main(["noise", str(folder)]) == 2
     assert "ablatio train -m seed=1,2,3" in capsys.readouterr().err

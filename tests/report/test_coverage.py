@@ -1,4 +1,4 @@
-"""By simulation: false winners, what intervals hold, and why the paired t-test is the default."""
+"""Simulation tests: family-wise error, interval coverage, and why the paired t-test is the default."""
 
 import math
 
@@ -14,30 +14,30 @@ STUDIES = 5000
 
 
 def null_studies(studies: int, arms: int, n: int, seed: int) -> np.ndarray:
-    """Arms that are all the same: (studies, arms, seeds); a seed moves all arms of a study together."""
+    """Scores (studies, arms, seeds) without differences between arms; a seed shifts all arms of its study equally."""
     rng = np.random.default_rng(seed)
     return rng.normal(size=(studies, arms, n)) + 2 * rng.normal(size=(studies, 1, n))
 
 
 @pytest.mark.parametrize("n", [3, 5, 10])
-def test_five_percent_of_null_studies_have_a_false_winner(n: int) -> None:
+def test_holm_family_wise_error_rate_is_five_percent(n: int) -> None:
     values = null_studies(STUDIES, 20, n, n)
     p = t_test(values[:, 1:] - values[:, :1])[-1]
     assert np.mean(holm(p).min(-1) <= 0.05) == pytest.approx(0.05, abs=0.01)
-    assert np.mean(p.min(-1) <= 0.05) > 0.4  # what Holm is for
-    for study in range(40):  # and `compare` does just this
+    assert np.mean(p.min(-1) <= 0.05) > 0.4  # without Holm's correction
+    for study in range(40):  # `compare` applies the same correction
         arms = {f"arm{a}": dict(enumerate(values[study, a])) for a in range(20)}
         assert [q.p for q in compare(arms, "arm0").pairs] == pytest.approx(holm(p[study]).tolist(), rel=1e-9)
 
 
-def test_all_pairs_without_a_baseline_have_no_more() -> None:
+def test_all_pairs_family_wise_error_rate_is_five_percent() -> None:
     values = null_studies(STUDIES, 6, 5, 0)
     first, second = np.triu_indices(6, 1)
     p = holm(t_test(values[:, first] - values[:, second])[-1])
     assert np.mean(p.min(-1) <= 0.05) == pytest.approx(0.05, abs=0.01)
 
 
-def test_dunnett_keeps_its_promise() -> None:
+def test_dunnett_family_wise_error_rate_is_five_percent() -> None:
     values = null_studies(STUDIES, 6, 4, 1)  # (studies, arms, seeds)
     left = values - values.mean(1, keepdims=True) - values.mean(2, keepdims=True) + values.mean((1, 2), keepdims=True)
     error = np.sqrt(2 / 4 * (left**2).sum((1, 2)) / 15)
@@ -49,22 +49,22 @@ def test_dunnett_keeps_its_promise() -> None:
 
 
 @pytest.mark.parametrize("n", [2, 3, 5, 10])
-def test_the_paired_interval_holds_the_truth_in_95_of_100(n: int) -> None:
+def test_paired_t_interval_covers_95_percent(n: int) -> None:
     values = null_studies(20_000, 2, n, n)
     _, _, low, high, _ = t_test(values[:, 0] + 0.3 - values[:, 1])
     assert np.mean((low <= 0.3) & (high >= 0.3)) == pytest.approx(0.95, abs=0.01)
 
 
 @pytest.mark.parametrize(("n", "held"), [(3, 0.72), (5, 0.84), (10, 0.91), (20, 0.93)])
-def test_bca_is_too_narrow_for_few_seeds(n: int, held: float) -> None:
+def test_bca_interval_undercovers_for_few_seeds(n: int, held: float) -> None:
     values = null_studies(1000, 2, n, n)
     intervals = np.array([bca(d, 0.95, 999, 0) for d in values[:, 0] - values[:, 1]])
     covered = np.mean((intervals[:, 0] <= 0) & (intervals[:, 1] >= 0))
     assert covered == pytest.approx(held, abs=0.03)
 
 
-def test_more_seeds_needed_are_enough() -> None:
-    """A pair that is as far apart as it looks is resolved in 80 % of studies with the seeds that were asked for."""
+def test_more_seeds_gives_planned_power() -> None:
+    """With the suggested seeds, a pair whose true effect is the observed one is resolved in 80 % of studies."""
     rng = np.random.default_rng(5)
     d = rng.normal(size=4)
     d = (d - d.mean()) / d.std(ddof=1) + 0.7
@@ -75,7 +75,7 @@ def test_more_seeds_needed_are_enough() -> None:
     assert 0.79 < np.mean(p <= 0.05) < 0.86
 
 
-def test_an_interval_without_zero_has_a_small_p() -> None:
+def test_p_value_agrees_with_interval_excluding_zero() -> None:
     rng = np.random.default_rng(0)
     for _ in range(50):
         found = paired(rng.normal(0.8, 1, 6), rng.normal(0, 1, 6))

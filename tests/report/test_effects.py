@@ -1,4 +1,4 @@
-"""Main effects and interactions against statsmodels' least squares, and planted effects found in small designs."""
+"""Main effects and interactions: equal to statsmodels' least squares, and planted effects found in small designs."""
 
 import math
 from itertools import product
@@ -12,7 +12,7 @@ Rows = tuple[list[dict[str, str]], list[int], list[float]]
 
 
 def study(factors: dict[str, str], seeds: int, seed: int = 0, noise: float = 0.1) -> Rows:
-    """A full design whose levels all do something: each its place in the alphabet, and a seed of its own."""
+    """Full factorial design: each level adds 0.1 times its character code, each seed adds 0.2 times its number."""
     rng = np.random.default_rng(seed)
     arms, numbers, values = [], [], []
     for levels, s in product(product(*factors.values()), range(seeds)):
@@ -22,7 +22,7 @@ def study(factors: dict[str, str], seeds: int, seed: int = 0, noise: float = 0.1
     return arms, numbers, values
 
 
-def theirs(rows: Rows, formula: str) -> object:
+def statsmodels_fit(rows: Rows, formula: str) -> object:
     import pandas as pd
     import statsmodels.formula.api as smf
 
@@ -32,13 +32,13 @@ def theirs(rows: Rows, formula: str) -> object:
 
 
 @pytest.mark.parametrize("missing", [0, 3])
-def test_effects_are_statsmodels(missing: int) -> None:
+def test_effects_match_statsmodels(missing: int) -> None:
     from statsmodels.stats.anova import anova_lm
 
     rows = study({"a": "xyz", "b": "uv", "c": "pq"}, 3)
     rows = (rows[0][missing:], rows[1][missing:], rows[2][missing:])
     ours = effects(*rows)
-    fit = theirs(rows, "y ~ C(seed, Sum) + (C(a, Sum) + C(b, Sum) + C(c, Sum)) ** 2")
+    fit = statsmodels_fit(rows, "y ~ C(seed, Sum) + (C(a, Sum) + C(b, Sum) + C(c, Sum)) ** 2")
     table = anova_lm(fit, typ=3)
     assert [t.name for t in ours.terms] == ["a", "b", "c", "a x b", "a x c", "b x c"]
     assert ours.df == fit.df_resid and ours.sd == pytest.approx(math.sqrt(fit.mse_resid))
@@ -50,16 +50,16 @@ def test_effects_are_statsmodels(missing: int) -> None:
     limits = fit.conf_int()
     for effect in ours.terms[0].effects:
         name = f"C(a, Sum)[S.{effect.levels[0]}]"
-        if name in fit.params.index:  # theirs gives all levels but the last
+        if name in fit.params.index:  # statsmodels reports all levels but the last
             assert (effect.value, effect.low, effect.high) == pytest.approx(
                 (fit.params[name], *limits.loc[name]), rel=1e-8
             )
-    assert first  # the order of levels is that of the rows
+    assert first  # levels keep the order of the rows
     both = next(e for e in ours.terms[3].effects if e.levels == ("x", "u"))
     assert both.value == pytest.approx(fit.params["C(a, Sum)[S.x]:C(b, Sum)[S.u]"], rel=1e-8)
 
 
-def test_intervals_of_effects_hold_the_truth() -> None:
+def test_effect_intervals_cover_95_percent() -> None:
     held = []
     for seed in range(400):
         found = effects(*study({"a": "xyz", "b": "uv"}, 3, seed))
@@ -79,8 +79,8 @@ def two_level(matrix: np.ndarray, seeds: int, active: dict[int, float], noise: f
     return arms, numbers, values
 
 
-def signed(term: object) -> float:
-    """From - to +, whichever of them came first."""
+def effect_minus_to_plus(term: object) -> float:
+    """Effect of the step from level - to level +, independent of the order of the levels."""
     by_level = {e.levels[0]: e.value for e in term.effects}  # type: ignore[attr-defined]
     return by_level["+"] - by_level["-"]
 
@@ -91,27 +91,29 @@ def test_plackett_burman_finds_planted_effects() -> None:
     active = {1: 0.4, 6: -0.2}
     found = effects(*two_level(pyDOE3.pbdesign(11), 3, active, 0.02))
     assert [t.name for t in found.terms] == [f"f{i}" for i in range(11)]
-    assert [signed(t) for t in found.terms] == pytest.approx([active.get(i, 0.0) for i in range(11)], abs=0.03)
+    assert [effect_minus_to_plus(t) for t in found.terms] == pytest.approx(
+        [active.get(i, 0.0) for i in range(11)], abs=0.03
+    )
     assert {t.name for t in found.terms if t.p < 0.001} == {"f1", "f6"}
     assert all(len(t.touched_by) == 45 and t.aliases == () for t in found.terms)
     assert "f0 x f1" in found.left_out
 
 
-def test_fractional_design_names_what_it_cannot_tell_apart() -> None:
-    """2^(4-1) with d = abc: each main effect is clear of two-way interactions, which come in pairs."""
+def test_fractional_design_lists_aliases() -> None:
+    """2^(4-1) with d = abc: main effects are not aliased with two-way interactions, which are aliased in pairs."""
     base = np.array(list(product([-1, 1], repeat=3)))
     matrix = np.column_stack([base, base.prod(1)])
     found = effects(*two_level(matrix, 3, {0: 0.3, 3: 0.5}, 0.02))
     names = {t.name: t for t in found.terms}
-    assert [signed(names[f"f{i}"]) for i in range(4)] == pytest.approx([0.3, 0, 0, 0.5], abs=0.03)
+    assert [effect_minus_to_plus(names[f"f{i}"]) for i in range(4)] == pytest.approx([0.3, 0, 0, 0.5], abs=0.03)
     assert names["f0 x f1"].aliases == ("f2 x f3",) and names["f0 x f3"].aliases == ("f1 x f2",)
     assert all(names[f"f{i}"].aliases == () for i in range(4)) and found.left_out == ()
-    half = np.column_stack([base[::2, :2], base[::2, :2].prod(1)])  # 2^(3-1): a main effect is an interaction
+    half = np.column_stack([base[::2, :2], base[::2, :2].prod(1)])  # 2^(3-1): main effects alias interactions
     few = {t.name: t.aliases for t in effects(*two_level(half, 3, {0: 0.3}, 0.02)).terms}
     assert few == {"f0": ("f1 x f2",), "f1": ("f0 x f2",), "f2": ("f0 x f1",)}
 
 
-def test_planted_interaction() -> None:
+def test_planted_interaction_is_found() -> None:
     base = np.array(list(product([-1, 1], repeat=3)))
     arms, seeds, values = two_level(base, 3, {0: 0.3}, 0.02)
     values = [v + 0.1 * (a["f0"] == a["f1"]) for v, a in zip(values, arms, strict=True)]
@@ -120,8 +122,8 @@ def test_planted_interaction() -> None:
     assert {e.levels: e.value for e in found["f0 x f1"].effects}["+", "+"] == pytest.approx(0.05, abs=0.02)
 
 
-def test_one_run_each_has_no_intervals_but_a_half_normal_plot() -> None:
-    """Against Lenth's method written as two loops."""
+def test_unreplicated_design_gives_half_normal_plot() -> None:
+    """Unreplicated designs have no error estimate, so Lenth's margin is used; oracle: his method written out here."""
     base = np.array(list(product([-1, 1], repeat=4)))
     found = effects(*two_level(base, 1, {0: 0.5, 2: -0.3}, 0.02), interactions=True)
     assert found.df == 16 - 1 - 4 - 6
@@ -139,7 +141,7 @@ def test_one_run_each_has_no_intervals_but_a_half_normal_plot() -> None:
     assert saturated.df == 0 and math.isnan(saturated.sd) and math.isnan(saturated.terms[0].p)
 
 
-def test_diverged_rows_and_factors_that_some_arms_lack() -> None:
+def test_diverged_runs_and_incomplete_factors_are_left_out() -> None:
     arms, seeds, values = study({"a": "xy", "b": "uv"}, 4)
     for arm in arms:
         if arm["a"] == "x":
@@ -153,7 +155,7 @@ def test_diverged_rows_and_factors_that_some_arms_lack() -> None:
         effects(arms[:1], seeds[:1], values[:1])
 
 
-def test_one_at_a_time_has_main_effects_only() -> None:
+def test_one_at_a_time_design_estimates_main_effects_only() -> None:
     arms = [{"a": a, "b": b} for a, b in ("xu", "yu", "zu", "xv")] * 3
     seeds = [s for s in range(3) for _ in range(4)]
     values = [1 + 0.3 * (a["a"] == "y") + 0.1 * (a["b"] == "v") + 0.01 * i for i, a in enumerate(arms)]

@@ -1,4 +1,4 @@
-"""CSV, Markdown and terminal: deterministic, and harmless whatever an arm is called."""
+"""CSV, Markdown, HTML and terminal output: deterministic, and safe for any arm name."""
 
 import csv
 import io
@@ -20,8 +20,8 @@ from ablatio.report.read.table import read_table
 from ablatio.report.terminal import arm_table
 
 
-def test_results_do_not_depend_on_the_clock_the_folder_or_the_order(tmp_path: Path):
-    """What a sweep that was interrupted leaves differs in times, in the name of its folder, and in nothing else."""
+def test_results_csv_ignores_timing_and_folder_name(tmp_path: Path):
+    """A resumed sweep differs in its times and folder name only, so results.csv must be identical, costs.csv not."""
     one, two = write_study(tmp_path / "one", MIXED), tmp_path / "two"
     shutil.copytree(one, two)
     for path in two.glob("runs/*/summary.json"):
@@ -34,7 +34,7 @@ def test_results_do_not_depend_on_the_clock_the_folder_or_the_order(tmp_path: Pa
     assert arm_table.costs_csv(first) != arm_table.costs_csv(second)
 
 
-def test_results_hold_every_number_of_every_run(tmp_path: Path):
+def test_results_csv_has_one_complete_row_per_run(tmp_path: Path):
     table = read_table([write_study(tmp_path / "s", MIXED)])
     rows = list(csv.DictReader(io.StringIO(arm_table.results_csv(table))))
     assert len(rows) == 27
@@ -45,7 +45,7 @@ def test_results_hold_every_number_of_every_run(tmp_path: Path):
     assert {row["state"] for row in rows} == {"done", "diverged"}
 
 
-def test_no_cell_of_a_csv_is_a_formula(tmp_path: Path):
+def test_csv_cells_are_not_spreadsheet_formulas(tmp_path: Path):
     table = read_table([attacked(tmp_path / "s")])
     for made in (arm_table.results_csv(table), arm_table.costs_csv(table)):
         cells = [c for row in csv.reader(io.StringIO(made)) for c in row]
@@ -64,14 +64,14 @@ def _number(text: str) -> bool:
 
 
 @pytest.mark.parametrize("value", [*ATTACKS, "  =1"])
-def test_cells_keep_what_they_say(value: str):
+def test_csv_cell_escaping_keeps_the_text(value: str):
     made = cell(value)
     assert made in (visible(value), "'" + visible(value))
     assert made != visible(value) or not visible(value).lstrip().startswith(("=", "+", "-", "@"))
     assert cell(-1.5) == "-1.5" and cell(None) == ""
 
 
-def test_the_terminal_gets_no_escape_codes_and_no_markup(tmp_path: Path):
+def test_terminal_output_escapes_control_codes_and_markup(tmp_path: Path):
     out = io.StringIO()
     arm_table.show(Console(file=out, width=300, force_terminal=False), find(read_table([attacked(tmp_path / "s")])))
     shown = out.getvalue()
@@ -80,17 +80,17 @@ def test_the_terminal_gets_no_escape_codes_and_no_markup(tmp_path: Path):
     assert "\\[red]" in terminal("[red]")
 
 
-def test_markdown_has_no_html_and_no_more_cells_than_columns(tmp_path: Path):
+def test_markdown_escapes_html_links_and_cell_separators(tmp_path: Path):
     made = markdown_text(find(read_table([attacked(tmp_path / "s")])))
     table = [line for line in made.splitlines() if line.startswith("| ")]
     bars = {line.replace("\\\\", "").replace("\\|", "").count("|") for line in table}
     assert len(bars) == 1
-    prose = made.split("## Again")[0]  # behind it stands code, indented
+    prose = made.split("## Again")[0]  # the rest is an indented code block, where text is literal
     assert "<script" not in prose and "<img" not in prose and "](javascript" not in prose.replace("\\]", "")
     assert markdown("a|b`c") == "a\\|b\\`c"
 
 
-def test_nothing_in_the_page_ends_its_data(tmp_path: Path):
+def test_page_data_cannot_close_its_script_element(tmp_path: Path):
     page = page_text(find(read_table([attacked(tmp_path / "s")])))
     assert page.count("<script") == 3 and page.count("</script") == 3
     assert "alert(1)</script" not in page and "<img" not in page and "\u2028" not in page
@@ -98,14 +98,14 @@ def test_nothing_in_the_page_ends_its_data(tmp_path: Path):
     assert "<title>&lt;script&gt;" in page
 
 
-def test_the_page_allows_its_own_code_alone(tmp_path: Path):
+def test_page_content_security_policy_allows_only_own_code(tmp_path: Path):
     page = page_text(find(read_table([write_study(tmp_path / "s", ACTIVATIONS)])))
     policy = page.split('Content-Security-Policy" content="')[1].split('"')[0]
     assert "default-src 'none'" in policy and "unsafe" not in policy and "http" not in policy
     assert 'src="' not in page and "@import" not in page and "url(" not in page.replace("`url(#${id})`", "")
 
 
-def test_the_command_writes_all_files_and_says_the_verdict(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_report_command_writes_all_files_and_prints_verdict(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     folder = write_study(tmp_path / "s", ACTIVATIONS)
     assert main(["report", str(folder)]) == 0
     out = " ".join(capsys.readouterr().out.split())
@@ -114,21 +114,21 @@ def test_the_command_writes_all_files_and_says_the_verdict(tmp_path: Path, capsy
     assert "| swiglu | 5 |" in (folder / "report" / "report.md").read_text()
 
 
-def test_a_screening_design_is_told_by_its_settings(tmp_path: Path):
+def test_screening_design_is_summarized_by_settings(tmp_path: Path):
     found = find(read_table([write_study(tmp_path / "s", plackett_burman())]))
-    said = " ".join(found.said())
-    assert "2 of 7 settings matter" in said and "norm, from rmsnorm to layernorm: +0.0" in said
-    assert "activation" in said.split("Not resolved")[0] and "position" in said.split("Not resolved")[1]
+    verdict_text = " ".join(found.said())
+    assert "2 of 7 settings matter" in verdict_text and "norm, from rmsnorm to layernorm: +0.0" in verdict_text
+    assert "activation" in verdict_text.split("Not resolved")[0] and "position" in verdict_text.split("Not resolved")[1]
 
 
-def test_a_study_without_any_result_has_a_report(tmp_path: Path):
+def test_study_without_results_has_a_report(tmp_path: Path):
     fake = Fake(axes={"norm": ["a", "b"]}, states={("norm=a", None): "planned", ("norm=b", None): "running"})
     found = find(read_table([write_study(tmp_path / "s", fake)]))
     assert "planned" in markdown_text(found) and page_text(found)
 
 
 @pytest.mark.slow
-def test_a_thousand_runs_are_reported_in_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_report_of_a_thousand_runs_is_fast_and_small(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     import time
 
     axes = {k: [f"{k}{i}" for i in range(n)] for k, n in (("norm", 10), ("position", 10), ("activation", 5))}
@@ -141,21 +141,26 @@ def test_a_thousand_runs_are_reported_in_time(tmp_path: Path, capsys: pytest.Cap
     assert "more in the files" in capsys.readouterr().out
 
 
-def test_markdown_says_of_each_arm_what_the_page_says(tmp_path: Path):
-    """Sizes, the rate and whether it was tuned, divergences, what was made equal, noise, hashes, the command."""
+def test_markdown_contains_the_details_of_the_page(tmp_path: Path):
+    """Sizes, learning rate and whether it was tuned, divergences, size matching, noise, hashes, rerun command."""
     folder = write_study(tmp_path / "s", MIXED)
     path = folder / "study.json"
     made = {"set": {"model.d_ff": "301"}, "what": "params", "residual": 0.0004}
     path.write_text(json.dumps(json.loads(path.read_text()) | {"matched": {"norm=none position=rope": made}}))
-    told = markdown_text(find(read_table([folder])))
-    assert "| learning rate | diverged | memory | step | time |" in told and "0.003 untuned | 1 of 3 |" in told
-    assert "none rope: model.d\\_ff=301, params +0.04%" in told and "norm = rmsnorm, layernorm, none" in told
-    assert "rmsnorm rope over 3 seeds: val/loss" in told and "4 of 5 studies from" in told
-    assert f"data: {MIXED.data}" in told and "- code: c3d3" in told and "- plugin std" in told
-    assert "ablatio train -m norm=rmsnorm position=rope trainer.threads=1 seed=1,2,3" in told
+    report_text = markdown_text(find(read_table([folder])))
+    assert (
+        "| learning rate | diverged | memory | step | time |" in report_text
+        and "0.003 untuned | 1 of 3 |" in report_text
+    )
+    assert (
+        "none rope: model.d\\_ff=301, params +0.04%" in report_text and "norm = rmsnorm, layernorm, none" in report_text
+    )
+    assert "rmsnorm rope over 3 seeds: val/loss" in report_text and "4 of 5 studies from" in report_text
+    assert f"data: {MIXED.data}" in report_text and "- code: c3d3" in report_text and "- plugin std" in report_text
+    assert "ablatio train -m norm=rmsnorm position=rope trainer.threads=1 seed=1,2,3" in report_text
 
 
-def test_a_study_in_which_all_failed_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_report_of_failed_runs_gives_the_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     fake = Fake(
         axes={"norm": ["rmsnorm", "layernorm"]},
         states={("norm=rmsnorm", None): "failed", ("norm=layernorm", None): "failed"},
@@ -166,7 +171,7 @@ def test_a_study_in_which_all_failed_says_why(tmp_path: Path, capsys: pytest.Cap
     assert "No run is done yet" in out
 
 
-def test_the_correction_and_the_intervals_can_be_chosen(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_report_correction_and_interval_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     folder = write_study(tmp_path / "s", ACTIVATIONS)
     for correction, words in (("dunnett", "Dunnett p"), ("bh", "Benjamini-Hochberg p"), ("none", "p is not corrected")):
         assert main(["report", str(folder), "--correction", correction]) == 0
@@ -182,8 +187,8 @@ def test_the_correction_and_the_intervals_can_be_chosen(tmp_path: Path, capsys: 
     assert "try: --baseline norm=rmsnorm" in capsys.readouterr().err
 
 
-def test_the_level_is_that_of_the_study(tmp_path: Path):
-    """A study that was planned at alpha=0.001 names no winner at p = 0.01."""
+def test_significance_level_comes_from_the_study(tmp_path: Path):
+    """A smaller planned alpha gives fewer winners and a larger smallest visible difference."""
     folder = write_study(tmp_path / "s", ACTIVATIONS)
     path = folder / "study.json"
     won = sum(pair.better is not None for pair in find(read_table([folder])).comparison.pairs)

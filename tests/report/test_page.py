@@ -1,4 +1,4 @@
-"""The page in a real browser: it draws everything and asks for nothing, in both themes and languages."""
+"""The report page in a real browser: it renders completely without network requests, in both themes and languages."""
 
 import importlib.util
 import json
@@ -13,7 +13,7 @@ from ablatio.cli.main import main
 
 pytestmark = pytest.mark.skipif(
     CHROMIUM is None or importlib.util.find_spec("websockets") is None,
-    reason="the page is looked at in Chromium: apt-get install chromium, and pip install websockets",
+    reason="these tests render the page in Chromium: apt-get install chromium, and pip install websockets",
 )
 STUDIES = {"activations": ACTIVATIONS, "mixed": MIXED, "rates": RATES, "screening": plackett_burman(),
            "policies": POLICIES}  # fmt: skip
@@ -24,14 +24,14 @@ SECTIONS = {
     "policies": "differences arms frontier curves effects interactions ranks costs positions noise bill provenance",
     "screening": "arms curves effects half-normal aliases ranks costs positions noise bill provenance",
 }
-HOLE = """
+INJECTED_CODE = """
     document.body.insertAdjacentHTML("beforeend", '<img src="http://evil.example/x" onerror="window.owned = 1">');
     const hole = document.createElement("script");
     hole.textContent = "window.owned = 1";
     document.body.append(hole);
     fetch("http://evil.example/y").catch(() => 0)
 """
-MISSING_WORDS = """
+UNTRANSLATED_KEYS = """
     (([a, b]) => [...a.filter((k) => !b.includes(k)), ...b.filter((k) => !a.includes(k))])(
         [Object.keys(words.en), Object.keys(words.zh)])
 """
@@ -48,8 +48,8 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: root / name / "report" / "report.html" for name in (*STUDIES, "attacked")}
 
 
-def check(page: Page, file: Path) -> None:
-    """No error, no request but for the file itself, no chart without a mark, nothing wider than the window."""
+def assert_page_is_clean(page: Page, file: Path) -> None:
+    """Assert: no errors, no request except the file itself, no empty chart, no horizontal overflow, no NaN in SVG."""
     assert page.errors == []
     assert {a for a in page.asked if not a.startswith("data:,")} == {file.resolve().as_uri()}
     assert page.value("document.querySelectorAll('.figure').length") > 4
@@ -59,20 +59,20 @@ def check(page: Page, file: Path) -> None:
 
 
 @pytest.mark.parametrize("dark", [False, True])
-def test_every_chart_is_drawn(reports: dict[str, Path], dark: bool):
+def test_every_section_and_chart_is_rendered(reports: dict[str, Path], dark: bool):
     with browser(dark=dark) as page:
         for name in STUDIES:
             page.asked.clear()
             page.open(reports[name])
-            check(page, reports[name])
+            assert_page_is_clean(page, reports[name])
             found = page.value("[...document.querySelectorAll('section')].map(s => s.id).join(' ')")
             assert found == SECTIONS[name], name
             paper = page.value("getComputedStyle(document.documentElement).backgroundColor")
             assert (sum(json.loads(paper.replace("rgb(", "[").replace(")", "]"))) < 200) == dark
 
 
-def test_switches_work(reports: dict[str, Path]):
-    """Language and theme; the sentences come in Chinese, and no word is left without a translation."""
+def test_language_and_theme_switches(reports: dict[str, Path]):
+    """The sentences are generated in Chinese too, and every text of the page has a translation."""
     with browser() as page:
         page.open(reports["mixed"])
         assert "No arm beats rmsnorm rope" in page.value("document.querySelector('.headline').textContent")
@@ -84,12 +84,12 @@ def test_switches_work(reports: dict[str, Path]):
         assert page.value("document.documentElement.dataset.theme") == "dark"
         page.click("#curves .tabs button:nth-child(2)")
         page.click("#arms th button")
-        check(page, reports["mixed"])
-        assert page.value(MISSING_WORDS) == []
+        assert_page_is_clean(page, reports["mixed"])
+        assert page.value(UNTRANSLATED_KEYS) == []
 
 
-def test_answers_before_and_after_stand_side_by_side(reports: dict[str, Path]):
-    """Each prompt with both answers, their line breaks kept; another arm's under its own name."""
+def test_samples_show_answers_before_and_after_side_by_side(reports: dict[str, Path]):
+    """Each prompt with both answers and their line breaks; the tabs select the arm."""
     with browser() as page:
         page.open(reports["rates"])
         assert page.value("document.querySelectorAll('#samples .sample').length") == 2
@@ -104,44 +104,46 @@ def test_answers_before_and_after_stand_side_by_side(reports: dict[str, Path]):
         assert page.value("document.querySelector('#samples')") is None
 
 
-def test_a_browser_in_chinese_sees_chinese(reports: dict[str, Path]):
+def test_page_starts_in_the_language_of_the_browser(reports: dict[str, Path]):
     with browser("zh-CN") as page:
         page.open(reports["activations"])
         assert page.value("document.documentElement.lang") == "zh"
 
 
-def test_reads_on_a_phone_and_on_paper(reports: dict[str, Path], tmp_path: Path):
+def test_page_fits_narrow_screens_and_prints(reports: dict[str, Path], tmp_path: Path):
     with browser(dark=True) as page:
         for width in (360, 800, 1600):
             page.asked.clear()
             page.open(reports["mixed"], width)
-            check(page, reports["mixed"])
+            assert_page_is_clean(page, reports["mixed"])
         page.pdf(tmp_path / "page.pdf")
         assert (tmp_path / "page.pdf").read_bytes().startswith(b"%PDF")
-        assert page.value("document.documentElement.dataset.theme") == "dark", "printing leaves the screen as it was"
+        assert page.value("document.documentElement.dataset.theme") == "dark", (
+            "printing must restore the theme of the screen"
+        )
 
 
-def test_names_that_attack_stay_text(reports: dict[str, Path]):
+def test_malicious_names_are_rendered_as_text(reports: dict[str, Path]):
     with browser() as page:
         page.open(reports["attacked"])
-        check(page, reports["attacked"])
+        assert_page_is_clean(page, reports["attacked"])
         assert page.value("document.scripts.length") == 3
         assert page.value("document.querySelectorAll('img, iframe, object, embed, form').length") == 0
         assert "<script>alert('q')</script>" in page.value("document.querySelector('h1').textContent")
 
 
-def test_the_policy_stops_what_gets_in_all_the_same(reports: dict[str, Path]):
-    """Were there a hole, a script of somebody else would not run, and a picture would not be asked for."""
+def test_content_security_policy_blocks_injected_code(reports: dict[str, Path]):
+    """Second line of defense: should escaping fail, injected scripts do not run and images are not requested."""
     with browser() as page:
         page.open(reports["activations"])
         page.asked.clear()
-        page.value(HOLE)
+        page.value(INJECTED_CODE)
         page.settle()
         assert page.value("window.owned") is None
         assert any("Content Security Policy" in e for e in page.errors)
 
 
-def test_a_point_under_the_mouse_says_its_numbers(reports: dict[str, Path]):
+def test_tooltip_shows_the_numbers_of_a_point(reports: dict[str, Path]):
     with browser() as page:
         page.open(reports["activations"])
         place = page.value(
@@ -154,7 +156,7 @@ def test_a_point_under_the_mouse_says_its_numbers(reports: dict[str, Path]):
         assert shown.startswith("swiglu") and "−0.0257 [−0.0357, −0.0156]" in shown and "0.008" in shown
 
 
-def test_a_large_study_is_still_a_page(tmp_path: Path):
+def test_table_of_a_large_study_is_shortened(tmp_path: Path):
     axes = {"norm": [f"n{i}" for i in range(8)], "position": [f"p{i}" for i in range(8)]}
     fake = Fake(axes=axes, seeds=(1, 2), steps=200, baseline={"norm": "n0", "position": "p0"})
     main(["report", str(write_study(tmp_path / "s", fake)), "--quiet"])

@@ -1,4 +1,4 @@
-"""Policy runs in a report: their rewards and KL as curves, and a word on those that collapsed."""
+"""Policy runs in a report: curves of reward, KL and entropy, and a note on collapsed runs."""
 
 from pathlib import Path
 
@@ -10,17 +10,17 @@ from ablatio.report.html.render import page_text
 from ablatio.report.read.table import read_table
 
 
-def add_columns(path: Path, collapsed_from: int | None) -> None:
+def add_policy_metrics(path: Path, collapsed_from: int | None) -> None:
     header, *lines = path.read_text().splitlines()
     made = [f"{header},train/reward,train/kl_k3,train/entropy,train/collapsed"]
     for line in lines:
         at = int(line.split(",")[0])
-        fallen = collapsed_from is not None and at >= collapsed_from
-        made.append(f"{line},{at / 100},{at / 1000},{3.0 - at / 1000},{float(fallen)}")
+        is_collapsed = collapsed_from is not None and at >= collapsed_from
+        made.append(f"{line},{at / 100},{at / 1000},{3.0 - at / 1000},{float(is_collapsed)}")
     path.write_text("\n".join(made) + "\n")
 
 
-def test_rewards_and_kl_are_drawn_and_a_collapse_is_told(tmp_path: Path):
+def test_policy_metrics_are_plotted_and_collapse_is_noted(tmp_path: Path):
     folder = write_study(tmp_path / "s", POLICIES)
     plain = content(find(read_table([folder])))
     assert not any("collapsed" in note for note in plain["notes"])
@@ -29,13 +29,14 @@ def test_rewards_and_kl_are_drawn_and_a_collapse_is_told(tmp_path: Path):
     paths = sorted(folder.glob("runs/*/metrics.csv"))
     steps = [int(line.split(",")[0]) for line in paths[0].read_text().splitlines()[1:]]
     for number, path in enumerate(paths):
-        add_columns(path, steps[len(steps) // 2] if number == 0 else None)
+        add_policy_metrics(path, steps[len(steps) // 2] if number == 0 else None)
     findings = find(read_table([folder]))
     found = content(findings)
     curves = {c["name"]: c for c in found["curves"] if not c["difference"]}
     assert set(curves) == before | {"train/reward", "train/kl_k3", "train/entropy"}
     rising = curves["train/reward"]["arms"][0]["mean"]
     assert rising == sorted(rising) and rising[-1] > rising[0]
-    told = [note for note in found["notes"] if "collapsed" in note]
-    assert len(told) == 1 and f"first seen at step {steps[len(steps) // 2]}" in told[0] and "1 of 3 runs" in told[0]
-    assert told[0] in page_text(findings)
+    collapse_notes = [note for note in found["notes"] if "collapsed" in note]
+    (note,) = collapse_notes
+    assert f"first seen at step {steps[len(steps) // 2]}" in note and "1 of 3 runs" in note
+    assert note in page_text(findings)

@@ -1,4 +1,4 @@
-"""The planner against statsmodels' power and against simulated studies."""
+"""Power and sample size: equal to statsmodels, and confirmed by simulated studies."""
 
 import math
 
@@ -13,26 +13,26 @@ CASES = [(n, arms, delta) for n in (2, 3, 5, 10, 40) for arms in (2, 5, 20) for 
 
 
 @pytest.mark.parametrize(("n", "arms", "delta"), CASES)
-def test_power_is_that_of_statsmodels(n: int, arms: int, delta: float) -> None:
+def test_power_matches_statsmodels(n: int, arms: int, delta: float) -> None:
     from statsmodels.stats.power import TTestPower
 
     tails = [TTestPower().power(abs(delta) / 0.7, n, 0.025 / (arms - 1), None, side) for side in ("larger", "smaller")]
-    theirs = np.nansum(tails)  # theirs has nan where the tail on the wrong side is as good as 0
-    assert power(n, delta, 0.7, arms) == pytest.approx(theirs, rel=1e-9, abs=1e-12)
+    expected = np.nansum(tails)  # statsmodels returns nan where the opposite tail is numerically 0
+    assert power(n, delta, 0.7, arms) == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 
-def test_the_fewest_seeds_that_are_enough() -> None:
+def test_seeds_needed_is_the_smallest_sufficient_number() -> None:
     for delta, arms in ((2.0, 2), (1.0, 2), (0.5, 6), (0.05, 20)):
         n = seeds_needed(delta, 1.0, arms)
         assert power(n, delta, 1.0, arms) >= 0.8 > power(n - 1, delta, 1.0, arms)
         assert seeds_needed(-delta, 1.0, arms) == n == seeds_needed(10 * delta, 10.0, arms)
 
 
-def test_nothing_to_plan() -> None:
+def test_power_in_degenerate_cases() -> None:
     assert power(1, 5.0, 1.0) == 0 and power(5, 1.0, 0.0) == 1 and power(5, 0.0, 0.0) == 0
 
 
-def test_the_smallest_difference_is_the_planner_backwards() -> None:
+def test_smallest_difference_inverts_power() -> None:
     for n in (2, 5, 30):
         delta = smallest_difference(n, 0.3, arms=4)
         assert power(n, delta, 0.3, arms=4) == pytest.approx(0.8, abs=1e-6)
@@ -43,10 +43,10 @@ def test_the_smallest_difference_is_the_planner_backwards() -> None:
 
 @pytest.mark.parametrize(("n", "arms"), [(5, 2), (10, 2), (5, 4), (10, 8)])
 def test_simulated_studies_have_the_planned_power(n: int, arms: int) -> None:
-    """One arm truly differs; all arms share the baseline's seeds; Holm over all comparisons."""
+    """One arm differs from the baseline; arms are paired by seed; Holm's correction over all comparisons."""
     rng = np.random.default_rng(n * arms)
     delta = smallest_difference(n, math.sqrt(2), arms)
-    values = rng.normal(size=(20_000, arms, n)) + rng.normal(size=(20_000, 1, n))  # a seed moves all arms
+    values = rng.normal(size=(20_000, arms, n)) + rng.normal(size=(20_000, 1, n))  # a seed shifts all arms
     values[:, 1] += delta
     p = holm(t_test(values[:, 1:] - values[:, :1])[-1])
     assert np.mean(p[:, 0] <= 0.05) == pytest.approx(power(n, delta, math.sqrt(2), arms), rel=0.1)
@@ -64,6 +64,6 @@ def test_simulated_studies_have_the_planned_power(n: int, arms: int) -> None:
         ((1.0, 1.0, 2, 0.05, 1.0), "power"),
     ],
 )
-def test_questions_without_an_answer(arguments: tuple[float, ...], words: str) -> None:
+def test_seeds_needed_rejects_invalid_arguments(arguments: tuple[float, ...], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         seeds_needed(*arguments)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""The command of a row makes its runs again: the same jobs, the same numbers."""
+"""The rerun command of an arm or run reproduces it: the same jobs, the same numbers."""
 
 import csv
 import io
@@ -18,8 +18,8 @@ from ablatio.sweep.study import Job
 from ablatio.training.run_folder import run_id
 
 
-def ended(plan: Plan) -> list[Job]:
-    """All jobs of a plan whose trials come out as their rates say."""
+def all_jobs(plan: Plan) -> list[Job]:
+    """All jobs of a plan, tuning included; each trial's validation loss is set to its learning rate."""
     results: dict[str, Any] = {}
     known, more = list[Job](), plan.jobs
     while more:
@@ -41,8 +41,8 @@ def ended(plan: Plan) -> list[Job]:
         ["recipe=instructgpt", "stages.ppo.alignment.kl_coef=0.05,0.2", "seed=1,2"],
     ],
 )
-def test_the_command_of_an_arm_makes_the_same_jobs(overrides: list[str]) -> None:
-    jobs = [job for job in ended(plan_sweep(overrides)) if job.role == "run"]
+def test_arm_command_plans_the_same_jobs(overrides: list[str]) -> None:
+    jobs = [job for job in all_jobs(plan_sweep(overrides)) if job.role == "run"]
     arms: dict[str, list[Job]] = {}
     for job in jobs:
         arms.setdefault(job.label, []).append(job)
@@ -65,30 +65,30 @@ def test_the_command_of_an_arm_makes_the_same_jobs(overrides: list[str]) -> None
         ["source=text", "source.path='a b.txt'", r"source.separator='\n\n'", "optimizer.betas=[0.8,0.9]"],
     ],
 )
-def test_the_command_of_a_run_that_no_study_planned_is_made_from_its_config(overrides: list[str]) -> None:
+def test_single_run_command_is_built_from_its_config(overrides: list[str]) -> None:
     made = compose_run(overrides)
     again = compose_run(of_config(made.public))
     assert run_id(again.config) == run_id(made.config) and again.config["seed"] == made.config["seed"]
 
 
-def test_a_part_that_is_gone_has_no_command() -> None:
+def test_config_with_unknown_part_has_no_command() -> None:
     config = {**compose_run([]).public, "norm": {"name": "gone"}}
     assert of_config(config) == ()
 
 
-def test_threads_are_those_of_the_run_and_its_place_is_left_out() -> None:
-    said = ("norm=rmsnorm", "out=/tmp/x", "name=a", "seed=1")
+def test_run_command_keeps_threads_and_drops_output_location() -> None:
+    overrides_of_run = ("norm=rmsnorm", "out=/tmp/x", "name=a", "seed=1")
     on = {"trainer": {"threads": 1}}, {"machine": {"device": "cpu"}}
-    assert of_run(said, *on) == ("norm=rmsnorm", "seed=1", "trainer.threads=1")
-    assert of_run((*said, "trainer.threads=2"), *on)[-1] == "trainer.threads=2"
-    assert of_run(said, on[0], {"machine": {"device": "cuda"}}) == ("norm=rmsnorm", "seed=1")
+    assert of_run(overrides_of_run, *on) == ("norm=rmsnorm", "seed=1", "trainer.threads=1")
+    assert of_run((*overrides_of_run, "trainer.threads=2"), *on)[-1] == "trainer.threads=2"
+    assert of_run(overrides_of_run, on[0], {"machine": {"device": "cuda"}}) == ("norm=rmsnorm", "seed=1")
     assert line([]) == "" and of_arm([(), ()]) == "" and of_run((), *on) == ()
     assert of_arm([("a=1", "seed=1"), ("a=2", "seed=2")]) == "ablatio train a=1 seed=1"
 
 
 @pytest.mark.slow
-def test_the_commands_of_a_report_give_the_same_numbers(tmp_path: Path, text_file: Path) -> None:
-    """Run as they stand there: those of the runs, and those of the arms; bit for bit."""
+def test_report_commands_reproduce_results_bit_for_bit(tmp_path: Path, text_file: Path) -> None:
+    """Execute the commands exactly as printed: one of a single run and one of a whole arm."""
     settings = [s for s in TINY if not s.startswith("trainer.threads")]
     asked = ["norm=rmsnorm,layernorm", "match=params", "seed=1,2", "workers=2", "table=0", "name=s"]
     place = [f"source.path={text_file}", f"out={tmp_path}"]
@@ -97,12 +97,12 @@ def test_the_commands_of_a_report_give_the_same_numbers(tmp_path: Path, text_fil
     reported = ablatio(["report", str(tmp_path / "s")], tmp_path / "log")
     assert reported.code == 0, reported.err
     rows = list(csv.DictReader(io.StringIO((tmp_path / "s/report/results.csv").read_text())))
-    told = {(row["norm"], row["seed"]): float(row["val/loss"]) for row in rows}
+    losses = {(row["norm"], row["seed"]): float(row["val/loss"]) for row in rows}
     words = shlex.split(rows[0]["command"])
     assert words[:2] == ["ablatio", "train"] and "trainer.threads=1" in words
     alone = ablatio([*words[1:], f"out={tmp_path}", "name=alone"], tmp_path / "log")
     assert alone.code == 0, alone.err
-    assert summary(tmp_path / "alone")["val/loss"] == told[rows[0]["norm"], rows[0]["seed"]]
+    assert summary(tmp_path / "alone")["val/loss"] == losses[rows[0]["norm"], rows[0]["seed"]]
     (arm, _) = arms_of(read_table([tmp_path / "s"]), "val/loss")
     words = shlex.split(arm.again)
     again = ablatio([*words[1:], f"out={tmp_path}", "name=again", "table=0"], tmp_path / "log")

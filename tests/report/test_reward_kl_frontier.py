@@ -1,4 +1,4 @@
-"""Reward against KL: which arms make a line, in which order, and what each point is."""
+"""Reward against KL: how arms are grouped into lines, their order, and the meaning of each point."""
 
 import json
 from dataclasses import replace
@@ -14,8 +14,8 @@ from ablatio.report.markdown import markdown_text
 from ablatio.report.read.table import read_table
 
 
-def test_a_line_is_a_method_and_goes_from_near_to_far(tmp_path: Path):
-    """Against the summaries themselves: points are runs, the mean is over seeds, the path ends there."""
+def test_frontier_has_one_line_per_method_ordered_by_kl(tmp_path: Path):
+    """Compared with the run summaries: points are runs, arm means are over seeds, a path ends at its arm's mean."""
     folder = write_study(tmp_path / "s", POLICIES)
     findings = find(read_table([folder]))
     found = frontier(findings)
@@ -23,11 +23,13 @@ def test_a_line_is_a_method_and_goes_from_near_to_far(tmp_path: Path):
     scores = {}
     for path in folder.glob("jobs/*.json"):
         job = json.loads(path.read_text())
-        told = json.loads((folder / "runs" / job["id"] / "summary.json").read_text())
-        scores.setdefault(tuple(job["arm"].values()), []).append([told[f"val/{n}"] for n in ("kl", "reward", "gold")])
+        run_summary = json.loads((folder / "runs" / job["id"] / "summary.json").read_text())
+        scores.setdefault(tuple(job["arm"].values()), []).append(
+            [run_summary[f"val/{n}"] for n in ("kl", "reward", "gold")]
+        )
     for line in found["lines"]:
         labels = [findings.rows[a["arm"]].arm.settings["alignment.beta"] for a in line["arms"]]
-        assert labels == ["1", "0.1", "0.01"]  # a weaker price, a longer way
+        assert labels == ["1", "0.1", "0.01"]  # a smaller KL penalty allows a larger KL
         for beta, arm in zip(labels, line["arms"], strict=True):
             assert sorted(arm["points"]) == sorted(scores[line["name"], beta])
             assert arm["mean"] == pytest.approx([sum(column) / 3 for column in zip(*arm["points"], strict=True)])
@@ -35,8 +37,8 @@ def test_a_line_is_a_method_and_goes_from_near_to_far(tmp_path: Path):
             assert arm["path"][-1] == pytest.approx(arm["mean"], rel=1e-6) and len(arm["path"]) > 10
 
 
-def test_methods_are_compared_at_one_distance(tmp_path: Path):
-    """The gold of the made-up policies is a function of the KL alone: at one KL all methods have the same."""
+def test_methods_are_compared_at_equal_kl(tmp_path: Path):
+    """In the synthetic study the gold reward depends on the KL only, so all methods must agree at equal KL."""
     found = frontier(find(read_table([write_study(tmp_path / "s", POLICIES)])))
     assert found and found["equal"]
     ends = {line["name"]: min(p[0] for p in line["arms"][-1]["points"]) for line in found["lines"]}
@@ -44,10 +46,10 @@ def test_methods_are_compared_at_one_distance(tmp_path: Path):
     expected = policy_scores(found["equal"]["kl"])["val/gold"]
     for name, mean, sd, seeds in found["equal"]["methods"]:
         assert name in ends and seeds == 3 and sd is not None
-        assert mean == pytest.approx(expected, abs=0.06)  # between its points the curve is bent
+        assert mean == pytest.approx(expected, abs=0.06)  # interpolation error: the true curve is not straight
 
 
-def test_the_report_says_it_in_words(tmp_path: Path):
+def test_report_summarizes_frontier_in_words(tmp_path: Path):
     findings = find(read_table([write_study(tmp_path / "s", POLICIES)]))
     made = frontier(findings)
     assert made
@@ -57,14 +59,14 @@ def test_the_report_says_it_in_words(tmp_path: Path):
     assert "KL" not in markdown_text(find(read_table([write_study(tmp_path / "t", RATES)])))
 
 
-def test_between_two_points_the_gold_is_straight_in_the_root():
-    assert _at(4.0, [[1.0, 9.0, 0.2], [9.0, 9.0, 0.6]]) == pytest.approx(0.4)  # roots 1, 2, 3
+def test_gold_is_interpolated_linearly_in_sqrt_kl():
+    assert _at(4.0, [[1.0, 9.0, 0.2], [9.0, 9.0, 0.6]]) == pytest.approx(0.4)  # sqrt(KL) = 1, 2, 3
     assert _at(1.0, [[1.0, 9.0, 0.2], [9.0, 9.0, 0.6]]) == 0.2 and _at(4.0, [[4.0, 0.0, 0.7]]) == 0.7
     assert _at(0.5, [[1.0, 9.0, 0.2], [9.0, 9.0, 0.6]]) is None
     assert _at(10.0, [[1.0, 9.0, 0.2], [9.0, 9.0, 0.6]]) is None
 
 
-def test_a_study_of_losses_has_none(tmp_path: Path):
+def test_studies_without_kl_or_with_one_arm_have_no_frontier(tmp_path: Path):
     assert frontier(find(read_table([write_study(tmp_path / "s", ACTIVATIONS)]))) is None
     one = replace(POLICIES, axes={"alignment": ["ppo"], "alignment.beta": ["1"]})
     assert frontier(find(read_table([write_study(tmp_path / "one", one)]))) is None
@@ -79,5 +81,5 @@ def test_a_study_of_losses_has_none(tmp_path: Path):
         ({"alignment.kl_target": "null"}, "alignment"),
     ],
 )
-def test_numbers_of_the_method_are_places_on_its_line(settings: dict[str, str], name: str):
+def test_numeric_settings_do_not_split_a_method(settings: dict[str, str], name: str):
     assert series(Arm("", "", settings, [])) == name

@@ -1,4 +1,4 @@
-"""Scaling laws: planted constants come back, intervals hold them, what cannot be told is refused."""
+"""Scaling laws: known constants are recovered, intervals cover them, unidentifiable fits are rejected."""
 
 import json
 import time
@@ -20,7 +20,7 @@ def grid(sizes: int = 8, lengths: int = 8) -> tuple[np.ndarray, np.ndarray]:
     return n.ravel(), d.ravel()
 
 
-def test_chinchilla_s_constants_come_back_in_time() -> None:
+def test_fit_recovers_chinchilla_constants_quickly() -> None:
     n, d = grid()
     begun = time.perf_counter()
     found = fit(n, d, CHINCHILLA.loss(n, d), draws=0)
@@ -30,8 +30,8 @@ def test_chinchilla_s_constants_come_back_in_time() -> None:
     assert max(map(abs, found.residuals)) < 1e-9
 
 
-def test_one_term_alone_is_scipys() -> None:
-    """Oracle: scipy.optimize.curve_fit on relative residuals; noise too small for Huber's loss to bend."""
+def test_single_term_fit_matches_scipy() -> None:
+    """Oracle: scipy.optimize.curve_fit on relative residuals; noise within the quadratic range of Huber's loss."""
     n = np.geomspace(1e5, 1e8, 9)
     loss = (2.0 + 60 * n**-0.3) * np.exp(np.random.default_rng(0).normal(0, 1e-4, 9))
     for found, place in ((fit(n, [1e6] * 9, loss, draws=0).law, 0), (fit([1e6] * 9, n, loss, draws=0).law, 1)):
@@ -41,7 +41,7 @@ def test_one_term_alone_is_scipys() -> None:
         assert (found.B == found.beta == 0) if place == 0 else (found.A == found.alpha == 0)
 
 
-def test_one_run_that_went_wrong_bends_nothing() -> None:
+def test_fit_is_robust_to_one_outlier() -> None:
     n, d = grid()
     loss = CHINCHILLA.loss(n, d)
     loss[20] *= 1.3
@@ -50,8 +50,8 @@ def test_one_run_that_went_wrong_bends_nothing() -> None:
 
 
 @pytest.mark.slow
-def test_intervals_hold_the_truth() -> None:
-    """Of a prediction at twice the largest size; the percentile bootstrap of 16 runs is a little narrow."""
+def test_prediction_interval_covers_true_loss() -> None:
+    """Extrapolation to twice the largest size; the percentile bootstrap over 16 runs undercovers slightly."""
     n, d = grid(4, 4)
     place = 2 * n.max(), 2 * d.max()
     held = 0
@@ -63,8 +63,8 @@ def test_intervals_hold_the_truth() -> None:
     assert 0.7 < held / 30 <= 1
 
 
-def test_the_best_use_of_a_budget_is_a_search_s() -> None:
-    """Oracle: scipy's scalar minimisation along the line of equal cost."""
+def test_compute_optimal_size_matches_numeric_search() -> None:
+    """Oracle: scipy's scalar minimization along the line of equal cost."""
     flops = 5.76e23
     n, d = CHINCHILLA.best(flops)
     least = minimize_scalar(
@@ -75,7 +75,7 @@ def test_the_best_use_of_a_budget_is_a_search_s() -> None:
         Law(1.0, 2.0, 0.3, 0.0, 0.0).best(flops)
 
 
-def test_the_bottom_of_a_parabola() -> None:
+def test_isoflop_parabola_minimum() -> None:
     sizes = np.geomspace(3e8, 1.4e9, 5)
     loss = 2.5 + 0.1 * (np.log(sizes) - np.log(6e8)) ** 2
     flops = [1e20, 1.02e20, 1e20, 0.98e20, 1e20, 4e20, 4e20]
@@ -90,12 +90,13 @@ def test_the_bottom_of_a_parabola() -> None:
     [
         ([1e6] * 6, [1e6] * 6, "there are 6 runs, 1 sizes"),
         ([1e6, 2e6, 4e6], [1e6] * 3, "3 runs"),
-        ([230208, 230528, 230533] * 3, [30720] * 9, "9 runs, 1 sizes, 1 numbers"),  # norms, not sizes
+        # Sizes that differ only by the parameters of a norm count as one.
+        ([230208, 230528, 230533] * 3, [30720] * 9, "9 runs, 1 sizes, 1 numbers"),
         ([1e6, 2e6, 4e6, 8e6, 9e6], [2e6, 4e6, 8e6, 16e6, 18e6], "grow together"),
         ([1e6, 2e6, 4e6, 0], [1e6] * 4, "above 0"),
     ],
 )
-def test_what_runs_cannot_tell_is_refused(n: list[float], d: list[float], words: str) -> None:
+def test_fit_rejects_unidentifiable_data(n: list[float], d: list[float], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         fit(n, d, [3.0] * len(n))
 
@@ -106,7 +107,7 @@ STEPS = {"100": 1e6, "400": 4e6, "1600": 1.6e7}
 
 @pytest.fixture
 def study(tmp_path: Path) -> Path:
-    """Twelve runs whose losses lie on a law."""
+    """Study of twelve runs whose losses lie exactly on a scaling law."""
     folder = write_study(
         tmp_path / "law", Fake(axes={"model.d_model": list(SIZES), "train.steps": list(STEPS)}, seeds=[1])
     )
@@ -120,24 +121,24 @@ def study(tmp_path: Path) -> Path:
     return folder
 
 
-def test_the_command_says_the_law(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_scaling_command_prints_the_law(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["scaling", str(study), "--budget", "1e15", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["law"]["alpha"][0] == pytest.approx(0.4, rel=1e-3) and told["runs"] == 12
-    best = told["predicted"][0]
+    output = json.loads(capsys.readouterr().out)
+    assert output["law"]["alpha"][0] == pytest.approx(0.4, rel=1e-3) and output["runs"] == 12
+    best = output["predicted"][0]
     assert 7 * best["parameters"] * best["tokens"] == pytest.approx(1e15) and len(best["loss"]) == 3
     assert main(["scaling", str(study), "--at", "2e7,3e7"]) == 0
     out = capsys.readouterr().out
     assert "L = 1.5 + 300 / N^0.4 + 200 / D^0.3" in out and "the others' law says" in out and "a run 20 M" in out
 
 
-def test_the_command_refuses_what_lies_too_far(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_scaling_command_rejects_far_extrapolation(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["scaling", str(study), "--at", "1e10,1e7"]) == 2
     assert "833 times beyond" in capsys.readouterr().err
     assert main(["scaling", str(study), "--at", "1e10,1e7", "--far"]) == 0
     assert main(["scaling", str(study), "--at", "big"]) == 2
     capsys.readouterr()
-    assert main(["scaling", str(study), "--arm", "train.steps=100"]) == 0  # sizes alone
+    assert main(["scaling", str(study), "--arm", "train.steps=100"]) == 0  # varies the size only
     assert "/ D^" not in capsys.readouterr().out
     assert main(["scaling", str(study), "--arm", "train.steps=100", "--budget", "1e15"]) == 2
     assert main(["scaling", str(study), "--arm", "norm=none"]) == 2

@@ -1,4 +1,4 @@
-"""Recipes in a report: each stage with its score before and after, arms compared on the last stage's score."""
+"""Recipes in a report: scores before and after each stage; arms are compared on the last stage's score."""
 
 import csv
 import json
@@ -32,7 +32,7 @@ def write_run(folder: Path, task: str, seed: int, name: str, better: str, before
 
 @pytest.fixture
 def sweep(tmp_path: Path) -> Path:
-    """A study as a sweep of two prices and two seeds leaves it: eight runs, of which four serve both arms."""
+    """Study of two KL coefficients and two seeds: eight runs, four of which are stages shared by both arms."""
     (tmp_path / JOBS).mkdir()
     Study("prices", "What does leaving cost?", axes=[Axis(KL, ("0.05", "0.2"))], seeds=(1, 2),
           stages=("sft", "reward", "ppo")).write(tmp_path)  # fmt: skip
@@ -51,7 +51,7 @@ def sweep(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_each_stage_has_its_score_before_and_after(sweep: Path) -> None:
+def test_stages_report_scores_before_and_after(sweep: Path) -> None:
     found = stages_of(read_table([sweep]).runs)
     assert [(s.name, s.task, list(s.takes), s.runs) for s in found] == [
         ("sft", "sft", [], 2), ("reward", "reward", ["sft"], 2),
@@ -62,7 +62,7 @@ def test_each_stage_has_its_score_before_and_after(sweep: Path) -> None:
     assert (found[2].score, found[2].better, found[2].after) == ("val/reward", "higher", pytest.approx(0.8))
 
 
-def test_arms_are_compared_on_the_last_stage_s_score(sweep: Path) -> None:
+def test_arms_are_compared_on_the_last_stage(sweep: Path) -> None:
     found = find(read_table([sweep]))
     assert found.metric == "val/reward" and found.better == "high"
     assert [(row.arm.name, row.n, pytest.approx(row.mean)) for row in found.rows] == [
@@ -74,7 +74,7 @@ def test_arms_are_compared_on_the_last_stage_s_score(sweep: Path) -> None:
     assert page["cost"]["runs"] == 8 and page["cost"]["trials"] == 0 and page["rates"] == []
 
 
-def test_the_files_of_a_sweep_of_recipes_tell_its_stages(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_report_files_list_the_stages(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(sweep)]) == 0
     assert "reward, sft" in capsys.readouterr().out
     text = (sweep / "report" / "report.md").read_text()
@@ -89,7 +89,7 @@ def test_the_files_of_a_sweep_of_recipes_tell_its_stages(sweep: Path, capsys: py
 
 
 def write_recipe(folder: Path, price: str, reward: float, seed: int = 1) -> Path:
-    """The folder of one recipe."""
+    """Write the folder of one recipe with the stages sft and ppo."""
     write_run(folder / "01-sft", "sft", seed, "loss", "lower", 5.0, 4.0)
     write_run(folder / "02-ppo", "policy", seed, "reward", "higher", 0.1, reward)
     stages = [
@@ -101,7 +101,7 @@ def write_recipe(folder: Path, price: str, reward: float, seed: int = 1) -> Path
     return folder
 
 
-def test_a_recipe_s_folder_is_stages_and_not_arms(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_recipe_folder_is_one_arm_with_stages(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_recipe(tmp_path / "r", "0.1", 0.6)
     found = find(read_table([folder]))
     assert [row.mean for row in found.rows] == [0.6]
@@ -109,7 +109,7 @@ def test_a_recipe_s_folder_is_stages_and_not_arms(tmp_path: Path, capsys: pytest
     assert main(["report", str(folder)]) == 0 and "policy" in capsys.readouterr().out
 
 
-def test_recipes_side_by_side_are_arms_by_what_their_commands_differ_in(tmp_path: Path) -> None:
+def test_several_recipes_are_arms_named_by_differing_overrides(tmp_path: Path) -> None:
     cells = [("0.1", 1, 0.6), ("0.1", 2, 0.7), ("0.3", 1, 0.3), ("0.3", 2, 0.5)]
     folders = [write_recipe(tmp_path / f"r{i}", price, reward, seed) for i, (price, seed, reward) in enumerate(cells)]
     found = find(read_table(folders))
@@ -119,12 +119,12 @@ def test_recipes_side_by_side_are_arms_by_what_their_commands_differ_in(tmp_path
     assert [(s.name, s.runs) for s in stages_of(found.table.runs)] == [("sft", 2), ("sft", 2), ("ppo", 2), ("ppo", 2)]
 
 
-def test_stages_stand_behind_those_that_they_take_something_from(sweep: Path) -> None:
+def test_stages_are_ordered_after_their_inputs(sweep: Path) -> None:
     runs = read_table([sweep]).runs
     assert ordered(runs[::-1]) == ordered(runs) == ["sft", "reward", "ppo"]
 
 
-def test_a_recipe_that_has_just_begun_can_be_looked_at(tmp_path: Path) -> None:
+def test_unfinished_recipe_can_be_reported(tmp_path: Path) -> None:
     folder = write_recipe(tmp_path / "r", "0.1", 0.6)
     for path in (folder / "02-ppo").iterdir():
         path.unlink()

@@ -1,4 +1,4 @@
-"""Each figure against scipy's, statsmodels' and scikit-posthocs'; and what few, equal or diverged runs do to them."""
+"""Statistics: equal to scipy, statsmodels and scikit-posthocs; behavior for few, equal or diverged runs."""
 
 import math
 
@@ -25,7 +25,7 @@ def numbers(*shape: int, seed: int = 0) -> np.ndarray:
 
 
 @pytest.mark.parametrize("n", [2, 3, 5, 12])
-def test_paired_t_is_scipys(n: int) -> None:
+def test_paired_t_matches_scipy(n: int) -> None:
     a, b = numbers(n), numbers(n, seed=1) + 0.4
     theirs = stats.ttest_rel(a, b)
     low, high = theirs.confidence_interval(0.95)
@@ -34,17 +34,17 @@ def test_paired_t_is_scipys(n: int) -> None:
     assert (ours.n, ours.mean, ours.sd) == pytest.approx((n, np.mean(a - b), np.std(a - b, ddof=1)))
 
 
-def test_bootstrap_and_sign_flips() -> None:
+def test_bootstrap_is_deterministic_and_matches_scipy() -> None:
     a, b = numbers(25), numbers(25, seed=1) + 0.4
     ours = paired(a, b, method="bootstrap")
-    assert ours == paired(a, b, method="bootstrap")  # the same for the same numbers
+    assert ours == paired(a, b, method="bootstrap")  # deterministic
     theirs = stats.bootstrap((a, b), lambda x, y, axis: (x - y).mean(axis), paired=True, rng=7, vectorized=True)
     assert (ours.low, ours.high) == pytest.approx(tuple(theirs.confidence_interval), abs=0.02)
     assert ours.p == pytest.approx(paired(a, b).p, rel=0.5)
 
 
-def test_sign_flips_are_all_of_them() -> None:
-    """Against a loop over the 2^n signs."""
+def test_permutation_test_enumerates_all_sign_flips() -> None:
+    """Oracle: explicit enumeration of the 2^n sign vectors."""
     d = numbers(6) + 0.8
     signs = np.array(np.meshgrid(*[[-1, 1]] * 6)).reshape(6, -1).T
     expected = np.mean(np.abs((signs * d).mean(1)) >= abs(d.mean()) - 1e-12)
@@ -52,7 +52,7 @@ def test_sign_flips_are_all_of_them() -> None:
     assert paired([1.0, 1.1, 1.2], [0.0, 0.0, 0.0], method="permutation").p == 2 ** (1 - 3)
 
 
-def test_corrections_are_statsmodels() -> None:
+def test_corrections_match_statsmodels() -> None:
     from statsmodels.stats.multitest import multipletests
 
     for p in (np.random.default_rng(0).random(12) ** 3, np.array([0.01, 0.01, 0.5, 0.02]), np.array([0.03])):
@@ -60,13 +60,13 @@ def test_corrections_are_statsmodels() -> None:
         assert benjamini_hochberg(p) == pytest.approx(multipletests(p, method="fdr_bh")[1], rel=1e-12)
 
 
-def test_a_comparison_without_statement_still_counts() -> None:
+def test_corrections_count_comparisons_without_p_value() -> None:
     assert holm([0.01, math.nan, 0.04]).tolist() == pytest.approx([0.03, math.nan, 0.08], nan_ok=True)
     assert benjamini_hochberg([0.01, math.nan]).tolist() == pytest.approx([0.02, math.nan], nan_ok=True)
 
 
 @pytest.mark.parametrize(("arms", "per_arm"), [(3, 4), (6, 8)])
-def test_dunnetts_integral_is_scipys(arms: int, per_arm: int) -> None:
+def test_dunnett_integral_matches_scipy(arms: int, per_arm: int) -> None:
     """scipy compares independent groups: the same integral with another number of degrees of freedom."""
     groups = [numbers(per_arm, seed=i) + 0.5 * i for i in range(arms)]
     theirs = stats.dunnett(*groups[1:], control=groups[0], rng=np.random.default_rng(0))
@@ -74,13 +74,13 @@ def test_dunnetts_integral_is_scipys(arms: int, per_arm: int) -> None:
     assert ours == pytest.approx(theirs.pvalue.tolist(), abs=2e-3)
 
 
-def test_dunnett_of_two_arms_is_the_paired_t() -> None:
+def test_dunnett_of_two_arms_equals_paired_t() -> None:
     x = numbers(6, 2)
     assert dunnett(x)[0] == pytest.approx(stats.ttest_rel(x[:, 0], x[:, 1]).pvalue, rel=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_ranks_over_tasks_are_scipys_and_scikit_posthocs() -> None:
+def test_ranks_match_scipy_and_scikit_posthocs() -> None:
     posthocs = pytest.importorskip("scikit_posthocs")
     scores = np.round(numbers(9, 5) + np.arange(5) * 0.6, 1)
     scores[3, 1] = scores[3, 2]  # ties
@@ -92,12 +92,12 @@ def test_ranks_over_tasks_are_scipys_and_scikit_posthocs() -> None:
     assert ours.critical == pytest.approx(2.728 * math.sqrt(5 * 6 / (6 * 9)), abs=2e-3)  # Demsar 2006, table 5
 
 
-def test_arms_that_are_equal_in_each_task() -> None:
+def test_ranks_of_equal_arms() -> None:
     found = ranks(np.ones((4, 3)))
     assert found.p == 1 and found.mean == (2, 2, 2) and found.pairs == pytest.approx(np.ones((3, 3)))
 
 
-def test_noise_holds_the_spread_in_95_of_100() -> None:
+def test_noise_interval_covers_95_percent() -> None:
     found = [noise(x) for x in numbers(4000, 4)]
     assert np.mean([f.low <= 1 <= f.high for f in found]) == pytest.approx(0.95, abs=0.01)
     one = noise([1.0, 1.2, 1.1, 1.3])
@@ -106,14 +106,15 @@ def test_noise_holds_the_spread_in_95_of_100() -> None:
     assert math.isnan(noise([1.0, math.nan]).sd) and noise([1.0, math.nan]).n == 1
 
 
-def test_sensitivity_to_the_rate() -> None:
+def test_rate_sensitivity_by_hand() -> None:
     losses = {1e-3: 2.0, 1e-2: 1.5, 1e-1: math.nan, 1.0: 9.0}
     assert rate_sensitivity(losses, 4.0) == pytest.approx((0.5 + 0 + 2.5 + 2.5) / 4)
-    dense = {1e-3: 2.0, 1e-2: 1.5, 10**-1.5: 4.0, 1e-1: math.nan, 1.0: 9.0}  # one more in between: no more weight
+    # An additional learning rate in between must not change the weight of its interval.
+    dense = {1e-3: 2.0, 1e-2: 1.5, 10**-1.5: 4.0, 1e-1: math.nan, 1.0: 9.0}
     assert rate_sensitivity(dense, 4.0) == pytest.approx((0.5 * 1 + 0 + 2.5 * 0.5 + 2.5 * 0.75 + 2.5) / 4.0)
 
 
-def test_few_runs_say_what_they_can() -> None:
+def test_few_runs_give_no_test() -> None:
     assert math.isnan(paired([], []).mean)
     one = paired([1.0], [1.5])
     assert (one.mean, one.n, one.method) == (-0.5, 1, "one seed: no test")
@@ -124,14 +125,14 @@ def test_few_runs_say_what_they_can() -> None:
     assert two.high - two.low > 1  # 12.7 standard errors each way
 
 
-def test_equal_differences() -> None:
+def test_constant_differences_give_no_t_test() -> None:
     same = paired([1.0, 2.0, 3.0], [1.0, 2.0, 3.0])
     assert (same.p, same.low, same.high, same.method) == (1.0, 0.0, 0.0, "equal in every seed")
-    shifted = paired([0.1 + 0.2, 2.3, 3.3], [0.0, 2.0, 3.0])  # 0.3 each, but for rounding
+    shifted = paired([0.1 + 0.2, 2.3, 3.3], [0.0, 2.0, 3.0])  # 0.3 each, up to rounding
     assert shifted.mean == pytest.approx(0.3) and math.isnan(shifted.p) and "no test" in shifted.method
 
 
-def test_diverged_and_missing_runs_are_counted() -> None:
+def test_diverged_and_missing_runs_are_left_out_and_counted() -> None:
     found = compare(
         {
             "base": {1: 3.0, 2: 3.1, 3: 3.2, 4: 3.15},
@@ -149,17 +150,18 @@ def test_diverged_and_missing_runs_are_counted() -> None:
     assert found.arm("gone").n == 0 and math.isnan(found.arm("gone").mean) and math.isnan(pairs["gone"].p)
     assert [a.label for a in found.ordered][:3] == ["wild", "late", "base"]
     assert found.arm("wild").rank == 1 and math.isnan(found.arm("none").rank)
-    assert pairs["late"].p == pytest.approx(4 * pairs["late"].difference.p)  # of four comparisons, two void
+    # Holm's correction counts all four comparisons, also the two without a p-value.
+    assert pairs["late"].p == pytest.approx(4 * pairs["late"].difference.p)
 
 
-def test_the_better_arm_is_the_lower_or_the_higher_one() -> None:
+def test_better_decides_whether_low_or_high_wins() -> None:
     values = {"a": {1: 1.0, 2: 1.1, 3: 1.05, 4: 1.02}, "b": {1: 2.0, 2: 2.12, 3: 2.05, 4: 2.01}}
     assert compare(values).pairs[0].better == "a" == compare(values, "b").pairs[0].better
     assert compare(values, better="high").pairs[0].better == "b"
     assert compare(values, better="high").ordered[0].label == "b" and compare(values, better="high").arm("b").rank == 1
 
 
-def test_every_correction_by_name() -> None:
+def test_compare_applies_each_correction() -> None:
     rng = np.random.default_rng(3)
     values = {f"a{i}": dict(enumerate(rng.normal(0.4 * i, 1, 8))) for i in range(4)}
     raw = [p.difference.p for p in compare(values, "a0").pairs]

@@ -1,4 +1,4 @@
-"""Reading folders: studies, runs, several at once; whatever is damaged is named and stops nothing."""
+"""Reading result folders: studies, single runs, several at once; damage is reported and never fatal."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ def run_of(folder: Path, norm: str, seed: int) -> Path:
     return folder / "runs" / found.id
 
 
-def test_runs_stand_in_the_order_of_the_design(tmp_path: Path):
+def test_runs_keep_the_order_of_the_design(tmp_path: Path):
     table = read_table([write_study(tmp_path / "s", SMALL)])
     assert [(r.arm["norm"], r.seed) for r in table.runs] == [
         ("rmsnorm", 1), ("rmsnorm", 2), ("layernorm", 1), ("layernorm", 2),
@@ -32,7 +32,7 @@ def test_runs_stand_in_the_order_of_the_design(tmp_path: Path):
     assert table.count() == {"done": 4}
 
 
-def test_says_of_a_run_what_its_files_say(tmp_path: Path):
+def test_run_fields_match_its_files(tmp_path: Path):
     run = read_table([write_study(tmp_path / "s", SMALL)]).runs[0]
     summary = json.loads((run.folder / "summary.json").read_text())
     assert run.scores["val/loss"] == summary["val/loss"]
@@ -43,8 +43,8 @@ def test_says_of_a_run_what_its_files_say(tmp_path: Path):
     assert run.cost["step_seconds"] == pytest.approx((clock[-1] - clock[0]) / (steps[-1] - steps[0]), rel=0.1)
 
 
-def test_what_is_not_done_counts_in_no_mean(tmp_path: Path):
-    """A run that diverged or was interrupted has validated on its way: that score is not the one at its end."""
+def test_unfinished_runs_are_excluded_from_means(tmp_path: Path):
+    """A diverged or interrupted run has intermediate validation scores, which are not its final score."""
     states = {("norm=layernorm", 1): "diverged", ("norm=rmsnorm", 2): "preempted"}
     folder = write_study(tmp_path / "s", Fake(**{**vars(SMALL), "seeds": (1, 2, 3), "states": states}))
     for run in (run_of(folder, "layernorm", 1), run_of(folder, "rmsnorm", 2)):
@@ -81,7 +81,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("what", DAMAGES)
-def test_a_damaged_run_is_a_row_that_says_so(tmp_path: Path, what: str):
+def test_damaged_run_stays_in_the_table(tmp_path: Path, what: str):
     folder = write_study(tmp_path / "s", SMALL)
     name, damage = DAMAGES[what]
     path = run_of(folder, "layernorm", 2) / name
@@ -89,12 +89,12 @@ def test_a_damaged_run_is_a_row_that_says_so(tmp_path: Path, what: str):
     table = read_table([folder])
     assert page_text(find(table)) and results_csv(table)
     assert len(table.runs) == 4
-    hurt = next(r for r in table.runs if r.folder == path.parent)
-    assert hurt.state == ("damaged" if name == "summary.json" and "number" not in what else "done")
-    assert "summary.json" in hurt.why or hurt.state == "done"
+    damaged_run = next(r for r in table.runs if r.folder == path.parent)
+    assert damaged_run.state == ("damaged" if name == "summary.json" and "number" not in what else "done")
+    assert "summary.json" in damaged_run.why or damaged_run.state == "done"
 
 
-def test_damaged_jobs_and_studies_are_named(tmp_path: Path):
+def test_damaged_job_and_study_files_are_reported(tmp_path: Path):
     folder = write_study(tmp_path / "s", SMALL)
     sorted((folder / "jobs").glob("*.json"))[0].write_text("{")
     (folder / "study.json").write_text("{}")
@@ -103,7 +103,7 @@ def test_damaged_jobs_and_studies_are_named(tmp_path: Path):
     assert "study.json cannot be read" in table.notes[0]
 
 
-def test_a_study_that_runs_is_read_as_it_stands(tmp_path: Path):
+def test_running_study_can_be_read(tmp_path: Path):
     states = {("norm=layernorm", 1): "running", ("norm=layernorm", 2): "planned"}
     table = read_table([write_study(tmp_path / "s", Fake(**{**vars(SMALL), "states": states}))])
     assert table.count() == {"done": 2, "running": 1, "planned": 1}
@@ -112,8 +112,8 @@ def test_a_study_that_runs_is_read_as_it_stands(tmp_path: Path):
     assert find(table).rows[-1].mean is None
 
 
-def test_the_ledger_has_the_last_word(tmp_path: Path):
-    """A folder may hold what an older attempt left, or what a killed process did not write."""
+def test_ledger_state_overrides_run_folder(tmp_path: Path):
+    """A run folder may hold files of an earlier attempt, or lack those that a killed process did not write."""
     states = {("norm=layernorm", 1): "failed"}
     folder = write_study(tmp_path / "s", Fake(**{**vars(SMALL), "states": states}))
     first, second = run_of(folder, "rmsnorm", 1), run_of(folder, "rmsnorm", 2)
@@ -130,14 +130,14 @@ def test_the_ledger_has_the_last_word(tmp_path: Path):
     found = {r.folder: r for r in read_table([folder]).runs}
     assert found[first].state == "planned"
     assert (found[second].state, found[second].why) == ("failed", "no step for 60 s")
-    assert found[third].state == "running", "it failed once, and this process has it in hand again"
+    assert found[third].state == "running", "failed in an earlier attempt, now claimed by this process"
     assert found[fourth].state == "damaged" and "holds no result" in found[fourth].why
     text = (folder / LEDGER).read_bytes()
     (folder / LEDGER).write_bytes(text.replace(b"no step", b"No step"))
     assert read_table([folder]).notes == [f"{folder / LEDGER}: damaged lines are left out: 10"]
 
 
-def test_plain_runs_are_told_apart_by_what_differs(tmp_path: Path):
+def test_single_runs_are_arms_named_by_differing_settings(tmp_path: Path):
     folder = write_study(tmp_path / "s", SMALL)
     shutil.move(folder / "runs", tmp_path / "runs")
     table = read_table([tmp_path / "runs"])
@@ -146,7 +146,7 @@ def test_plain_runs_are_told_apart_by_what_differs(tmp_path: Path):
     assert len(one.runs) == 1 and one.runs[0].arm == {}
 
 
-def test_several_folders_are_one_study(tmp_path: Path):
+def test_several_folders_are_merged_into_one_study(tmp_path: Path):
     first = write_study(tmp_path / "a", SMALL)
     second = write_study(tmp_path / "b", Fake(**{**vars(SMALL), "seeds": (2, 3)}))
     found = find(read_table([first, second]))
@@ -154,7 +154,7 @@ def test_several_folders_are_one_study(tmp_path: Path):
     assert any("is there twice" in note for note in found.table.notes)
 
 
-def test_folders_with_other_data_are_compared_inside_each(tmp_path: Path):
+def test_folders_with_different_data_are_compared_within_each(tmp_path: Path):
     first = write_study(tmp_path / "a", SMALL)
     second = write_study(tmp_path / "b", Fake(**{**vars(SMALL), "data": "cd" * 32, "effects": {"norm=rmsnorm": 2.0}}))
     found = find(read_table([first, second]))
@@ -162,7 +162,7 @@ def test_folders_with_other_data_are_compared_inside_each(tmp_path: Path):
     assert any("differ in text" in note for note in found.table.notes)
 
 
-def test_a_baseline_and_a_score_can_be_chosen(tmp_path: Path):
+def test_baseline_and_score_can_be_selected(tmp_path: Path):
     table = read_table([write_study(tmp_path / "s", MIXED)])
     found = find(table, "val/accuracy", "layernorm alibi")
     assert found.better == "high" and found.baseline and found.baseline.arm.name == "layernorm alibi"
@@ -173,12 +173,12 @@ def test_a_baseline_and_a_score_can_be_chosen(tmp_path: Path):
         find(table, "val/x")
 
 
-def test_nothing_there_is_a_user_error(tmp_path: Path):
+def test_empty_folder_is_a_user_error(tmp_path: Path):
     with pytest.raises(UserError, match="holds no runs"):
         read_table([tmp_path])
 
 
-def test_refused_arms_stay_and_names_are_short(tmp_path: Path):
+def test_refused_arms_are_kept_and_names_are_short(tmp_path: Path):
     found = find(read_table([write_study(tmp_path / "s", MIXED)]))
     assert isinstance(found.table.refused[0], Refused)
     assert {r.arm.name for r in found.rows} >= {"rmsnorm rope", "norm=none alibi", "layernorm position=none"}

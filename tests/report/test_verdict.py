@@ -1,4 +1,4 @@
-"""What the words say of each outcome, in both languages."""
+"""Verdict sentences and headlines for each outcome, in both languages."""
 
 import math
 import string
@@ -14,11 +14,11 @@ SPREAD = dict(zip(SEEDS, (0.004, -0.006, 0.001, 0.005, -0.004), strict=True))
 
 
 def arm(mean: float, spread: float = 1.0) -> dict[int, float]:
-    """A score that goes up and down with the seed, as all do, and by `spread` on its own."""
+    """Scores by seed: `mean`, a shift per seed shared by all arms, and `spread` times noise of this arm alone."""
     return {s: mean + 0.1 * s + spread * SPREAD[s] for s in SEEDS}
 
 
-def test_resolved_and_not_resolved() -> None:
+def test_sentences_for_resolved_and_unresolved_pairs() -> None:
     found = verdict(compare({"gelu": arm(2.0, 0.0), "swiglu": arm(1.979), "geglu": arm(2.001, -1.0)}, "gelu"))
     first, second = found.sentences
     assert first.text == "swiglu beats gelu by 0.021 nats [0.015, 0.027], Holm p = 0.001, n = 5" and first.fair
@@ -31,7 +31,7 @@ def test_resolved_and_not_resolved() -> None:
     assert second.kind == "not resolved" and not second.fair
 
 
-def test_the_winner_has_the_higher_score_where_high_is_good() -> None:
+def test_winner_depends_on_better_direction() -> None:
     found = verdict(compare({"a": arm(0.5, 0.0), "b": arm(0.6)}, "a", better="high"), unit="points", language="zh")
     assert found.headline.startswith("b 优于 a，相差 0.100 points [0.094, 0.106]，Holm p < 0.001，n = 5")
     worse = verdict(compare({"a": arm(0.5, 0.0), "b": arm(0.6)}, "a"))
@@ -40,7 +40,7 @@ def test_the_winner_has_the_higher_score_where_high_is_good() -> None:
     )
 
 
-def test_an_unmatched_or_diverged_win_is_marked() -> None:
+def test_unmatched_or_diverged_wins_are_marked_unfair() -> None:
     values = {"small": arm(2.0, 0.0), "large": arm(1.9)}
     facts = {"small": ArmFacts(1000, False), "large": ArmFacts(1125, False)}
     found = verdict(compare(values, "small"), facts=facts)
@@ -66,14 +66,14 @@ def test_an_unmatched_or_diverged_win_is_marked() -> None:
         (arm(2.0 + 1e-7), "more than 1000 more seeds needed"),
     ],
 )
-def test_what_cannot_be_said(other: dict[int, float], words: str) -> None:
+def test_sentences_when_no_test_is_possible(other: dict[int, float], words: str) -> None:
     comparison = compare({"base": arm(2.0, 0.0), "other": other}, "base")
     found = verdict(comparison)
     assert words in found.sentences[0].text and found.sentences[0].kind != "resolved"
     assert "other" in verdict(comparison, language="zh").sentences[0].text
 
 
-def test_headlines() -> None:
+def test_headline_for_each_kind_of_study() -> None:
     three = {"a": arm(2.0, 0.0), "b": arm(1.9), "c": arm(1.8, -0.5)}
     assert verdict(compare(three, "a")).headline.startswith("2 of 2 arms beat a. Largest difference: c beats a")
     assert verdict(compare(three)).headline == "c beats each of the other 2 arms."
@@ -85,7 +85,7 @@ def test_headlines() -> None:
     assert verdict(compare({"a": arm(1.0)})).headline.startswith("Only one arm")
 
 
-def test_both_languages_have_the_same_sentences_and_figures() -> None:
+def test_languages_have_the_same_sentences_and_fields() -> None:
     fields = {
         language: {key: {f for _, f, _, _ in string.Formatter().parse(text) if f} for key, text in words.items()}
         for language, words in TEXTS.items()
@@ -93,7 +93,7 @@ def test_both_languages_have_the_same_sentences_and_figures() -> None:
     assert fields["en"] == fields["zh"]
 
 
-def test_labels_with_braces_and_markup_stay_as_they_are() -> None:
+def test_labels_with_format_characters_are_kept_verbatim() -> None:
     rng = np.random.default_rng(0)
     values = {
         "<script>{0}": dict(enumerate(rng.normal(0, 1, 4))),

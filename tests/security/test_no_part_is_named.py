@@ -1,4 +1,4 @@
-"""The core names no part: what it needs to know of one is a fact that the part declares."""
+"""The core names no part: what it needs to know about a part is a fact that the part declares."""
 
 import ast
 from collections.abc import Iterator
@@ -11,18 +11,18 @@ from ablatio.registry.registry import REGISTRIES
 
 CORE = Path(ablatio.__file__).parent
 
-# Files that name parts, and why that is so.
-NAMING = {
-    "interop/families/": "maps the parts of transformers' own models to ours, name by name",
-    "config/from_transformers.py": "reads the configs of those models as parts of ours",
-    "registry/kinds/": "a kind says here, once, which of its options is usual and which means nothing",
-    "registry/renamed.py": "old names of knobs, by the part that had them",
-    "storage/gguf.py": "writes the config of a model as transformers has it",
-    "storage/pretrained.py": "the folder of the cache for models has the name of a tokenizer",
-    "testing/sample_parts.py": "sample files need the sources that read them, adapters to mix a peft that makes them",
+# Files that may name parts, and why.
+ALLOWED = {
+    "interop/families/": "maps the parts of transformers' models to ours by name",
+    "config/from_transformers.py": "translates configs of transformers' models into parts",
+    "registry/kinds/": "declares the default and the empty option of each kind",
+    "registry/renamed.py": "former names of knobs, by part",
+    "storage/gguf.py": "writes model configs in transformers' format",
+    "storage/pretrained.py": "the cache folder for models is called like a tokenizer",
+    "testing/sample_parts.py": "sample data needs matching sources, adapters to mix need a peft method",
 }
-# Names of parts that are words of the field too: they count where a part is chosen, made or compared, not elsewhere.
-WORDS = {
+# Part names that are also common words: they count only where a part is chosen, built or compared.
+COMMON_WORDS = {
     "adapter", "answers", "bare", "bytes", "causal", "encoder", "feedback", "full", "gated", "hf", "length", "linear",
     "model", "none", "paired", "power", "prefix", "prompt", "reward", "rule", "symbols", "text", "plain", "process",
     "random", "run", "sequential", "parallel", "identity", "clip", "convolution", "drop_path", "exact_answer", "policy",
@@ -38,15 +38,15 @@ def names() -> set[str]:
 
 
 def constants(tree: ast.AST) -> Iterator[tuple[ast.Constant, ast.AST]]:
-    """Each text in the code with what it stands in; docstrings are none."""
+    """Yield each string constant of the code and its parent node, without docstrings."""
     for parent in ast.walk(tree):
         for child in ast.iter_child_nodes(parent):
             if isinstance(child, ast.Constant) and isinstance(child.value, str) and not isinstance(parent, ast.Expr):
                 yield child, parent
 
 
-def chooses(node: ast.Constant, parent: ast.AST) -> bool:
-    """True where the text is the name of a part whatever else it may mean: {"name": x}, build(x), REGISTRIES[k][x]."""
+def names_a_part(node: ast.Constant, parent: ast.AST) -> bool:
+    """True where the string must be the name of a part: {"name": x}, build(x), REGISTRIES[k][x], x.name == ..."""
     if isinstance(parent, ast.Dict):
         pairs = zip(parent.keys, parent.values, strict=True)
         return any(v is node and isinstance(k, ast.Constant) and k.value == "name" for k, v in pairs)
@@ -72,30 +72,30 @@ def is_key(node: ast.Constant, parent: ast.AST) -> bool:
 
 
 def named_in(text: str, names: set[str]) -> list[str]:
-    """`line: name` of all parts that the code names."""
+    """`line: name` of each part that the code names."""
     found = []
     for node, parent in constants(ast.parse(text)):
         kind, equals, option = node.value.partition("=")
         whole = bool(equals) and kind in REGISTRIES and option in names
-        plain = node.value in names and node.value not in WORDS and not is_key(node, parent)
-        if whole or plain or (node.value in names and chooses(node, parent)):
+        plain = node.value in names and node.value not in COMMON_WORDS and not is_key(node, parent)
+        if whole or plain or (node.value in names and names_a_part(node, parent)):
             found.append(f"{node.lineno}: {node.value}")
     return found
 
 
 @pytest.mark.parametrize("path", sorted(CORE.rglob("*.py")), ids=lambda path: path.relative_to(CORE).as_posix())
-def test_no_part_is_named(path: Path, names: set[str]) -> None:
+def test_core_file_names_no_part(path: Path, names: set[str]) -> None:
     place = path.relative_to(CORE).as_posix()
     found = named_in(path.read_text(encoding="utf-8"), names)
-    if not place.startswith(tuple(NAMING)):
+    if not place.startswith(tuple(ALLOWED)):
         assert not found, f"core/ablatio/{place} names parts: {'; '.join(found)}; let the part declare a fact"
 
 
-def test_the_exceptions_are_needed(names: set[str]) -> None:
-    for place in NAMING:
+def test_each_exception_is_needed(names: set[str]) -> None:
+    for place in ALLOWED:
         files = [CORE / place] if place.endswith(".py") else [*(CORE / place).rglob("*.py")]
         assert any(named_in(path.read_text(encoding="utf-8"), names) for path in files), (
-            f"{place} names no part any more"
+            f"{place} names no part anymore: remove it from ALLOWED"
         )
 
 
@@ -112,10 +112,10 @@ def test_the_exceptions_are_needed(names: set[str]) -> None:
         "DESIGNS = ('one_at_a_time', 'tpe')",
     ],
 )
-def test_it_is_found(code: str, names: set[str]) -> None:
+def test_named_part_is_found(code: str, names: set[str]) -> None:
     assert named_in(code, names)
 
 
 @pytest.mark.parametrize("code", ["'''norm=rmsnorm'''", "x['length']", "mask == 'causal'", "f(text='norm=mine')"])
-def test_other_texts_are_none(code: str, names: set[str]) -> None:
+def test_other_strings_are_ignored(code: str, names: set[str]) -> None:
     assert not named_in(code, names)

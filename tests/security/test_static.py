@@ -1,4 +1,4 @@
-"""Nothing in the code loads pickles, evaluates text, starts a shell or builds objects from names in data."""
+"""The code loads no pickles, evaluates no text, starts no shell and builds no objects from names in data."""
 
 import ast
 from pathlib import Path
@@ -13,7 +13,7 @@ FORBIDDEN_CALLS = {
 }  # fmt: skip
 
 
-def offences(source: str) -> list[str]:
+def violations(source: str) -> list[str]:
     found = []
     for node in ast.walk(ast.parse(source)):
         if not isinstance(node, ast.Call):
@@ -30,13 +30,13 @@ def offences(source: str) -> list[str]:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_no_file_calls_what_runs_data(path: Path) -> None:
-    assert offences(path.read_text(encoding="utf-8")) == []
+def test_file_has_no_forbidden_calls(path: Path) -> None:
+    assert violations(path.read_text(encoding="utf-8")) == []
 
 
 @pytest.mark.parametrize(
     "source",
     ["eval('1')", "import pickle\npickle.load(f)", "torch.load(p)", "run(x, shell=True)", "hydra.utils.instantiate(c)"],
 )
-def test_the_check_sees_what_it_is_for(source: str) -> None:
-    assert offences(source)
+def test_forbidden_call_is_found(source: str) -> None:
+    assert violations(source)

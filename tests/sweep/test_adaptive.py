@@ -1,4 +1,4 @@
-"""What follows from results: searches find what was planted, every arm is tuned with an equal budget."""
+"""Adaptive designs: searches find a planted optimum, and every arm is tuned with an equal budget."""
 
 import math
 from collections import Counter
@@ -15,14 +15,14 @@ SPACE = ["norm=rmsnorm,layernorm", "optimizer.lr=tag(log,interval(1e-4,1e-1))", 
 
 
 def loss(job: Job, share: float = 1.0) -> float:
-    """A bowl in log lr around 0.003 for rmsnorm, 0.01 for layernorm, which is 0.1 better at best."""
+    """Quadratic loss in log10(lr): minimum 2.0 at 0.003 for rmsnorm, 1.9 at 0.01 for layernorm."""
     layer = job.config["norm"]["name"] == "layernorm"
     distance = math.log10(job.config["optimizer"]["lr"] / (0.01 if layer else 0.003))
     return 2.0 + distance**2 - 0.1 * layer + 0.5 * (1 - share)
 
 
 def run(plan: Plan, results: dict[str, Any], rounds: int = 100) -> list[list[Job]]:
-    """Give each job its loss, until nothing follows; the jobs of each round."""
+    """Feed synthetic losses to the plan until it asks for no more jobs; returns the jobs of each round."""
     history, jobs = [], list(plan.jobs)
     while jobs and len(history) < rounds:
         for job in jobs:
@@ -39,17 +39,17 @@ def run(plan: Plan, results: dict[str, Any], rounds: int = 100) -> list[list[Job
 
 
 @pytest.mark.parametrize("design", [["design=tpe", "design.trials=30"], ["design=halving", "design.runs=27"]])
-def test_a_search_finds_the_planted_best_and_runs_it_again_with_fresh_seeds(design: list[str]) -> None:
+def test_search_finds_planted_optimum_and_reruns_it_with_fresh_seeds(design: list[str]) -> None:
     plan = plan_sweep([*SPACE, *design, "design.survivors=1", "design.seed=1"])
     history = run(plan, {})
     finals = [job for job in history[-1] if job.role == "run"]
     assert [job.seed for job in finals] == [1, 2] and len({job.label for job in finals}) == 1
     assert finals[0].arm["norm"] == "layernorm" and loss(finals[0]) < 2.0
     trials = [job for jobs in history for job in jobs if job.role != "run"]
-    assert {job.seed for job in trials} == {trial_seed((1, 2))}  # none that is compared
+    assert {job.seed for job in trials} == {trial_seed((1, 2))}  # the trials' seed is not one of the compared seeds
 
 
-def test_halving_goes_on_with_a_third_from_where_it_stands() -> None:
+def test_halving_continues_the_best_third_of_each_rung() -> None:
     plan = plan_sweep([*SPACE, "design=halving", "design.runs=27", "train.steps=900"])
     first, second, third, last = run(plan, {})
     assert [len(first), len(second), len(third)] == [27, 9, 3]
@@ -59,7 +59,7 @@ def test_halving_goes_on_with_a_third_from_where_it_stands() -> None:
     assert max(map(loss, second)) <= min(loss(job) for job in first if job.id not in {j.id for j in second})
 
 
-def test_a_failed_trial_loses(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_trials_are_eliminated(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = plan_sweep([*SPACE, "design=halving", "design.runs=9"])
     results: dict[str, Any] = {job.id: None for job in plan.jobs[1:]}
     results[plan.jobs[0].id] = {"steps": plan.jobs[0].until, "val/loss": 9.0}
@@ -68,7 +68,7 @@ def test_a_failed_trial_loses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("design", ["design=halving", "design=tpe"])
-def test_a_search_that_is_taken_up_again_asks_for_the_same(tmp_path: Path, design: str) -> None:
+def test_resumed_search_plans_the_same_jobs(tmp_path: Path, design: str) -> None:
     overrides = [*SPACE, design, "train.steps=900", f"out={tmp_path}", "name=study"]
     whole = run(plan_sweep(overrides), {})
     results: dict[str, Any] = {}
@@ -82,13 +82,13 @@ def test_a_search_that_is_taken_up_again_asks_for_the_same(tmp_path: Path, desig
     found = {job.id for jobs in whole for job in jobs}
     assert {job.id for job in rest.jobs} <= found
     assert len(rest.jobs) == len(results)
-    for job in rest.jobs:  # as the sweep before left them
+    for job in rest.jobs:  # jobs without a result yet, as the interrupted sweep left them
         results.setdefault(job.id, None)
     after = [rest.more(results)]
     assert [j.id for j in after[0]] == [j.id for j in whole[2]]
 
 
-def test_each_arm_is_tuned_with_an_equal_budget() -> None:
+def test_each_arm_gets_an_equal_tuning_budget() -> None:
     plan = plan_sweep(["norm=rmsnorm,layernorm", "tune=optimizer.lr", "trials=7", "seed=1,2,3"])
     default = plan.cells[0].config["optimizer"]["lr"]
     trials, finals = run(plan, {})
@@ -104,7 +104,7 @@ def test_each_arm_is_tuned_with_an_equal_budget() -> None:
         assert f"optimizer.lr={nearest:g}" in own[0].overrides
 
 
-def test_an_arm_is_compared_as_soon_as_it_is_tuned() -> None:
+def test_arm_runs_as_soon_as_its_tuning_is_complete() -> None:
     plan = plan_sweep(["norm=rmsnorm,layernorm", "tune=optimizer.lr", "trials=3"])
     first = {
         job.id: {"val/loss": loss(job), "steps": job.config["train"]["steps"]}
@@ -112,4 +112,4 @@ def test_an_arm_is_compared_as_soon_as_it_is_tuned() -> None:
         if job.arm["norm"] == "rmsnorm"
     }
     assert [job.label for job in plan.more(first)] == ["norm=rmsnorm"]
-    assert plan.more(first) == []  # asked once
+    assert plan.more(first) == []  # the jobs are returned only once

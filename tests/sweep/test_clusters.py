@@ -1,4 +1,4 @@
-"""The same jobs, the same ledger: on a Ray cluster of two nodes and as jobs of submitit.  The runs are fakes."""
+"""Ray and submitit launchers: the same jobs and ledger as the process pool.  The runs are fakes."""
 
 import os
 import signal
@@ -22,7 +22,7 @@ from ablatio.sweep.ledger import Ledger
 JOBS = [job(f"j{i}") for i in range(4)]
 TROUBLE = [job("bad", "raise"), job("dead", "kill"), job("left", "exit")]
 LOCAL = {"cluster": "local", "workers": 2}
-# A Slurm that begins each job at once.
+# Fake sbatch and srun: start each job of an array immediately on this machine.
 SBATCH = """#!/bin/sh
 for script; do :; done
 last=$(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\).*/\\1/p' "$script")
@@ -42,14 +42,14 @@ exec "$@"
 
 @pytest.fixture(autouse=True)
 def importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The processes that a library starts find the fakes and the packages where this one does."""
+    """Put the fakes and the packages on PYTHONPATH for the processes that Ray and submitit start."""
     homes = [Path(__file__).parents[1], *(Path(str(m.__file__)).parents[1] for m in (ablatio, ablatio_std))]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, homes)))
 
 
 @pytest.fixture
 def cluster(importable: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A head that runs nothing, and one node with one core."""
+    """Ray cluster: a head node without CPUs and one worker node with one CPU."""
     pytest.importorskip("ray")
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -64,7 +64,7 @@ def cluster(importable: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 @pytest.mark.slow
-def test_two_nodes_of_ray_do_what_the_pool_does(cluster: Any, tmp_path: Path) -> None:
+def test_ray_on_two_nodes_gives_the_results_of_the_pool(cluster: Any, tmp_path: Path) -> None:
     cluster.grow()
     engine(tmp_path / "pool", *JOBS, *TROUBLE).run()
     made = engine(tmp_path / "ray", *JOBS, *TROUBLE, launcher="ray", knobs={"address": cluster.address})
@@ -76,19 +76,19 @@ def test_two_nodes_of_ray_do_what_the_pool_does(cluster: Any, tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_runs_go_where_there_is_a_place_and_wait_for_none_that_never_comes(cluster: Any, tmp_path: Path) -> None:
-    """Two workers on a cluster with room for one; Ray waits for a second place as long as it takes."""
+def test_ray_sweep_finishes_with_fewer_slots_than_workers(cluster: Any, tmp_path: Path) -> None:
+    """Two workers on a cluster with one CPU: Ray waits for a second slot forever, so the sweep must not."""
     knobs = {"address": cluster.address, "workers": 2}
     made = engine(tmp_path, *JOBS, launcher="ray", knobs=knobs)
     assert [r.entry.state for r in made.run()] == ["done"] * len(JOBS)
 
 
 @pytest.mark.slow
-def test_a_node_that_is_gone_loses_its_run_and_no_other(cluster: Any, tmp_path: Path) -> None:
-    """It goes on from its checkpoint on the node that is left."""
+def test_run_of_a_lost_ray_node_resumes_on_another_node(cluster: Any, tmp_path: Path) -> None:
+    """Removing a node interrupts only its own run, which resumes from its checkpoint on the remaining node."""
 
     class Unplug:
-        """A second node comes while the first is busy for long; when it has done all else, the first one goes."""
+        """Add a second node while the first runs `slow`; remove the first once all other jobs are done."""
 
         def __init__(self) -> None:
             self.wanted = 0
@@ -110,8 +110,8 @@ def test_a_node_that_is_gone_loses_its_run_and_no_other(cluster: Any, tmp_path: 
 
 
 @pytest.mark.slow
-def test_a_signal_stops_a_sweep_on_ray_and_the_same_sweep_goes_on(tmp_path: Path) -> None:
-    """Ray puts its own handler of SIGTERM into this process; ours is the one that counts."""
+def test_sigterm_preempts_ray_sweep_which_can_be_resumed(tmp_path: Path) -> None:
+    """Ray installs its own SIGTERM handler in this process; the sweep's handler must take precedence."""
     pytest.importorskip("ray")
     with pytest.raises(Preempted, match="ablatio resume"):
         engine(tmp_path, job("slow", "once:slow"), launcher="ray", watcher=Stop(tmp_path), knobs={"workers": 1}).run()
@@ -120,18 +120,18 @@ def test_a_signal_stops_a_sweep_on_ray_and_the_same_sweep_goes_on(tmp_path: Path
 
 
 class Stop:
-    """SIGTERM for this process, once the job `slow` is at its second step."""
+    """Send SIGTERM to this process once, when the job `slow` has reached its second step."""
 
     def __init__(self, folder: Path) -> None:
-        self.sign, self.said = folder / "runs/slow/once", False
+        self.marker, self.sent = folder / "runs/slow/once", False
 
     def update(self, made: Any) -> None:
-        if self.sign.exists() and not self.said:
-            self.said = True
+        if self.marker.exists() and not self.sent:
+            self.sent = True
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def test_submitit_does_what_the_pool_does(tmp_path: Path) -> None:
+def test_submitit_gives_the_results_of_the_pool(tmp_path: Path) -> None:
     pytest.importorskip("submitit")
     engine(tmp_path / "pool", JOBS[0], *TROUBLE[::2]).run()
     made = engine(tmp_path / "local", JOBS[0], *TROUBLE[::2], launcher="slurm", knobs=LOCAL)
@@ -141,7 +141,7 @@ def test_submitit_does_what_the_pool_does(tmp_path: Path) -> None:
     assert [kinds[j.id] for j in TROUBLE[::2]] == ["crash", "exited"]
 
 
-def test_a_signal_stops_a_sweep_on_submitit_and_the_same_sweep_goes_on(tmp_path: Path) -> None:
+def test_sigterm_preempts_submitit_sweep_which_can_be_resumed(tmp_path: Path) -> None:
     pytest.importorskip("submitit")
     with pytest.raises(Preempted, match="ablatio resume"):
         engine(tmp_path, job("slow", "once:slow"), launcher="slurm", watcher=Stop(tmp_path), knobs=LOCAL).run()
@@ -151,7 +151,7 @@ def test_a_signal_stops_a_sweep_on_submitit_and_the_same_sweep_goes_on(tmp_path:
     assert "slow starts at step 2" in (tmp_path / "runs/slow/log.txt").read_text()
 
 
-def test_jobs_that_are_ready_together_are_one_array_of_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ready_jobs_are_submitted_as_one_slurm_array(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("submitit")
     commands = tmp_path / "bin"
     commands.mkdir()
@@ -171,8 +171,8 @@ def test_jobs_that_are_ready_together_are_one_array_of_slurm(tmp_path: Path, mon
 
 
 @pytest.mark.filterwarnings("ignore:.*DEBUG_.*_log:pytest.PytestUnraisableExceptionWarning")
-def test_debug_runs_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """submitit leaves its log files open."""
+def test_debug_cluster_runs_jobs_sequentially(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process, without changing its signal handlers; submitit leaves log files open, hence the filter."""
     pytest.importorskip("submitit")
     handler = signal.getsignal(signal.SIGTERM)
     made = engine(tmp_path, *JOBS[:2], TROUBLE[0], launcher="slurm", knobs={"cluster": "debug"})
@@ -182,13 +182,15 @@ def test_debug_runs_one_after_the_other(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize(("name", "library"), [("ray", "ray"), ("slurm", "submitit")])
-def test_a_missing_library_is_named(name: str, library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_launcher_library_gives_install_command(
+    name: str, library: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(UserError, match=rf"pip install 'ablatio\[{name}\]'"):
         launchers.build(name, work=fake_work).start()
 
 
-def test_a_machine_without_slurm_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slurm_launcher_without_slurm_suggests_local_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("submitit")
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match=r"srun(.|\n)*launcher.cluster=local"):
@@ -197,16 +199,16 @@ def test_a_machine_without_slurm_is_told_so(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize(
-    ("said", "name", "knobs"),
+    ("overrides", "name", "knobs"),
     [
         (["hydra/launcher=ray", "hydra.launcher.num_cpus=2"], "ray", {"num_cpus": 2, "address": None}),
         (["launcher=slurm", "launcher.cluster=local"], "slurm", {"cluster": "local", "time": 240}),
     ],
 )
-def test_ours_wins_over_a_launcher_of_the_same_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[str], name: str, knobs: dict[str, Any]
+def test_own_launcher_takes_precedence_over_hydra_plugin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str], name: str, knobs: dict[str, Any]
 ) -> None:
-    """hydra-ray-launcher and its like put theirs into the ConfigStore."""
+    """Plugins such as hydra-ray-launcher register launchers of the same names in Hydra's ConfigStore."""
     from hydra.core.config_store import ConfigStore
 
     store = ConfigStore.instance()
@@ -220,7 +222,7 @@ def test_ours_wins_over_a_launcher_of_the_same_name(
         return 0
 
     monkeypatch.setattr("ablatio.api.multirun._execute", execute)
-    multirun(["seed=1", f"out={tmp_path}", "table=0", *said])
+    multirun(["seed=1", f"out={tmp_path}", "table=0", *overrides])
     assert chosen.items() >= {"name": name, **knobs}.items() and "theirs" not in chosen
 
 

@@ -1,4 +1,4 @@
-"""Designs recover effects that were planted, and say which ones they cannot tell apart."""
+"""Experimental designs: planted effects are recovered, and aliased effects are listed."""
 
 import itertools
 import math
@@ -48,10 +48,10 @@ def test_planted_main_effects_are_recovered(name: str, knobs: dict[str, object],
     planted = np.array([0.3, -0.2, 0.0, 0.05, 0.0, -0.4])
     fitted = np.linalg.lstsq(np.c_[np.ones(arms), x], 2.5 + x @ planted, rcond=None)[0]
     assert np.allclose(fitted, [2.5, *planted], atol=1e-12)
-    assert np.allclose(x.T @ x, arms * np.eye(6))  # orthogonal: each effect has the least variance that it can have
+    assert np.allclose(x.T @ x, arms * np.eye(6))  # orthogonal: minimum variance of each effect
 
 
-def test_a_foldover_frees_main_effects_from_two_way_interactions() -> None:
+def test_foldover_removes_aliases_with_two_way_interactions() -> None:
     over = axes(6)
     loss = lambda x: x[:, 0] * 0.3 + 0.5 * x[:, 1] * x[:, 2] - 0.2 * x[:, 3] * x[:, 4]  # noqa: E731
     errors = {}
@@ -61,8 +61,8 @@ def test_a_foldover_frees_main_effects_from_two_way_interactions() -> None:
     assert errors[True] < 1e-12 < 0.05 < errors[False]
 
 
-def test_the_alias_table_is_that_of_the_defining_relation() -> None:
-    """2^(4-1) with d = abc: I = abcd, so ab = cd, ac = bd, ad = bc; by hand."""
+def test_aliases_follow_the_defining_relation() -> None:
+    """By hand: 2^(4-1) with d = abc has I = abcd, so ab = cd, ac = bd, ad = bc."""
     over = axes(4)
     assert made("fractional", over, generators="a b c abc").aliases() == [
         "a x b = c x d",
@@ -77,7 +77,7 @@ def test_the_alias_table_is_that_of_the_defining_relation() -> None:
 
 
 @pytest.mark.parametrize("levels", [(2, 2, 2), (3, 3, 3, 3), (2, 3, 3, 3), (4, 4, 4), (5, 5), (2, 4, 4), (6, 3, 3)])
-def test_an_orthogonal_array_has_each_pair_of_values_equally_often(levels: tuple[int, ...]) -> None:
+def test_orthogonal_array_is_balanced_in_all_pairs(levels: tuple[int, ...]) -> None:
     over = tuple(Axis(key, tuple(f"{key}{i}" for i in range(n))) for key, n in zip(KEYS, levels, strict=False))
     arms = list(made("orthogonal", over).arms())
     assert len(arms) <= math.prod(levels)
@@ -86,25 +86,25 @@ def test_an_orthogonal_array_has_each_pair_of_values_equally_often(levels: tuple
         assert len(pairs) == len(a.values) * len(b.values) and len(set(pairs.values())) == 1
 
 
-def test_one_at_a_time_changes_one_thing() -> None:
+def test_one_at_a_time_changes_one_factor_per_arm() -> None:
     over = axes(3, levels=3)
     base, *others = made("one_at_a_time", over).arms()
     assert len(others) == 6
     assert all(sum(arm[key] != base[key] for key in base) == 1 for arm in others)
 
 
-def test_samples() -> None:
+def test_latin_hypercube_and_random_samples() -> None:
     over = (*axes(2, levels=3), Axis("lr", ("tag(log, interval(1e-4, 1e-2))",)))
     arms = list(made("latin_hypercube", over, runs=12).arms())
     rates = sorted(math.log10(float(arm["lr"])) for arm in arms)
-    assert all(-4 + i / 6 <= rate <= -4 + (i + 1) / 6 for i, rate in enumerate(rates))  # one in each twelfth
+    assert all(-4 + i / 6 <= rate <= -4 + (i + 1) / 6 for i, rate in enumerate(rates))  # one sample per stratum
     assert set(Counter(arm["a"] for arm in arms).values()) == {4}
     arms = list(made("random", axes(8), runs=100).arms())
-    assert len({tuple(arm.values()) for arm in arms}) == 100  # none twice
+    assert len({tuple(arm.values()) for arm in arms}) == 100  # without duplicates
     assert len(list(made("random", axes(2), runs=100).arms())) == 4
 
 
-def test_intervals_are_hydra_s() -> None:
+def test_interval_reads_hydra_syntax() -> None:
     assert Interval.read("interval(0.1,1)") == Interval(0.1, 1.0)
     assert Interval.read("tag(log, int(interval(1, 512)))") == Interval(1.0, 512.0, log=True, whole=True)
     assert Interval.read("0.1") is None
@@ -120,9 +120,9 @@ def test_intervals_are_hydra_s() -> None:
         ("fractional", {"resolution": 9}, ""),
     ],
 )
-def test_what_a_design_cannot_do_is_refused(name: str, knobs: dict[str, object], message: str) -> None:
+def test_designs_reject_invalid_knobs_and_levels(name: str, knobs: dict[str, object], message: str) -> None:
     if not message:
-        assert made(name, axes(6), **knobs).count() == 64  # that fine a resolution is the full factorial
+        assert made(name, axes(6), **knobs).count() == 64  # resolution 9 of 6 factors requires the full factorial
         return
     with pytest.raises(UserError, match=message):
         made(name, axes(6), **knobs)

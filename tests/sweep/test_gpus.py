@@ -1,4 +1,4 @@
-"""Runs that go at the same time have a GPU each, as far as they reach; no GPU is needed to see that."""
+"""Assignment of GPUs to concurrent runs by CUDA_VISIBLE_DEVICES; these tests need no GPU."""
 
 import sys
 import threading
@@ -22,7 +22,7 @@ from ablatio.registry.kinds.launch_types import LaunchRequest
         ("", [""] * 4),
     ],
 )
-def test_runs_share_the_gpus_evenly(
+def test_concurrent_runs_are_spread_evenly_over_gpus(
     machine: str, expected: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", machine)
@@ -41,9 +41,7 @@ def test_runs_share_the_gpus_evenly(
 
 
 @pytest.mark.parametrize("machine, forks", [("0,1", False), ("", True)])
-def test_where_there_are_gpus_no_process_is_copied_that_may_have_done_a_backward_pass(
-    machine: str, forks: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pool_does_not_fork_when_gpus_are_visible(machine: str, forks: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", machine)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -1,10 +1,10 @@
-"""What a job is called: by what makes its numbers, and by nothing else."""
+"""Job ids: they depend on the settings that determine the results, and on nothing else."""
 
 from ablatio.config.compose import compose_run
 from ablatio.sweep.arms import job_id
 
 
-def test_a_logger_or_a_folder_is_no_other_job() -> None:
+def test_job_id_ignores_settings_without_effect_on_results() -> None:
     plain = job_id(compose_run(["size=tiny"]).config)
     for same in ("logger=[csv,tensorboard]", "logger=wandb", "out=elsewhere", "trainer.threads=2"):
         assert job_id(compose_run(["size=tiny", same]).config) == plain, same

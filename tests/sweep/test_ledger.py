@@ -1,4 +1,4 @@
-"""The ledger keeps what was written whole, says what was damaged, and gives each job to one process only."""
+"""Ledger: complete lines survive crashes, damaged lines are reported, and each job is claimed by one process."""
 
 import os
 import subprocess
@@ -21,7 +21,7 @@ def filled(path: Path) -> Ledger:
     return ledger
 
 
-def test_what_is_written_is_read_back(tmp_path: Path) -> None:
+def test_entries_round_trip(tmp_path: Path) -> None:
     filled(tmp_path / "ledger.jsonl")
     entries = Ledger(tmp_path / "ledger.jsonl").read()
     assert list(entries) == ["a", "b", "c"]
@@ -31,8 +31,8 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     assert entries["b"] == Entry("b", "planned", time=entries["b"].time)
 
 
-def test_every_cut_of_the_last_line_is_found_and_repaired(tmp_path: Path) -> None:
-    """kill -9 at every byte of a line: the lines before it stand, and the next one is whole."""
+def test_truncated_last_line_is_repaired(tmp_path: Path) -> None:
+    """Simulates SIGKILL at every byte of the last line: earlier lines are kept, and the next append is intact."""
     filled(tmp_path / "whole.jsonl")
     data = (tmp_path / "whole.jsonl").read_bytes()
     lines = data.splitlines(keepends=True)
@@ -40,7 +40,7 @@ def test_every_cut_of_the_last_line_is_found_and_repaired(tmp_path: Path) -> Non
     for cut in range(start, len(data) + 1):
         path = tmp_path / f"{cut}.jsonl"
         path.write_bytes(data[:cut])
-        whole = cut >= len(data) - 1  # only its newline is missing
+        whole = cut >= len(data) - 1  # at most the newline is missing
         ledger = Ledger(path)
         assert ledger.read()["a"].state == ("failed" if whole else "running"), cut
         assert not ledger.damaged
@@ -52,7 +52,7 @@ def test_every_cut_of_the_last_line_is_found_and_repaired(tmp_path: Path) -> Non
 
 @settings(max_examples=200, deadline=None)
 @given(st.integers(0, 499), st.integers(1, 255))
-def test_a_damaged_byte_costs_its_line_only(tmp_path_factory: pytest.TempPathFactory, at: int, flip: int) -> None:
+def test_flipped_byte_damages_only_its_line(tmp_path_factory: pytest.TempPathFactory, at: int, flip: int) -> None:
     path = tmp_path_factory.mktemp("ledger") / "ledger.jsonl"
     filled(path)
     content = bytearray(path.read_bytes())
@@ -63,11 +63,11 @@ def test_a_damaged_byte_costs_its_line_only(tmp_path_factory: pytest.TempPathFac
     ledger = Ledger(path)
     assert ledger.read()["a"].state == "failed"
     number = bytes(content[:at]).count(b"\n") + 1
-    assert number in ledger.damaged or bytes(content).count(b"\n") != len(lines)  # a newline made or unmade
+    assert number in ledger.damaged or bytes(content).count(b"\n") != len(lines)  # the flip made or removed a newline
     assert ledger.damaged
 
 
-def test_only_one_of_many_gets_a_job(tmp_path: Path) -> None:
+def test_concurrent_claims_succeed_only_once(tmp_path: Path) -> None:
     filled(tmp_path / "ledger.jsonl")
     claims: list[Claim | None] = []
 
@@ -86,7 +86,7 @@ def test_only_one_of_many_gets_a_job(tmp_path: Path) -> None:
     assert len([c for c in claims if c]) == 1
 
 
-def test_a_claim_that_was_taken_over_can_neither_begin_nor_end(tmp_path: Path) -> None:
+def test_superseded_claim_can_neither_begin_nor_end(tmp_path: Path) -> None:
     ledger = filled(tmp_path / "ledger.jsonl")
     old = ledger.claim("b", ledger.entries["b"])
     new = ledger.claim("b", ledger.entries["b"])
@@ -97,7 +97,7 @@ def test_a_claim_that_was_taken_over_can_neither_begin_nor_end(tmp_path: Path) -
     assert Ledger(tmp_path / "ledger.jsonl").read()["b"].state == "running"
 
 
-def test_a_process_is_known_by_pid_and_start(tmp_path: Path) -> None:
+def test_process_is_identified_by_pid_and_start_time(tmp_path: Path) -> None:
     child = subprocess.Popen(["sleep", "60"])
     entry = Entry("a", "running", 1, pid=child.pid, host=os.uname().nodename, start=started(child.pid))
     assert alive(entry) and entry.taken

@@ -1,4 +1,4 @@
-"""The real command line: arms are tuned, a search ends with survivors, the plan is shown before the first run."""
+"""Command line runs of adaptive sweeps: tuning per arm, search with survivors, the plan shown before the first run."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from ablatio.sweep.study import Study, jobs_of
 SEARCH = ["design=halving", "design.runs=4", "design.eta=2", "design.first=0.5", "design.survivors=1"]
 
 
-def test_each_arm_is_tuned_and_then_compared(tmp_path: Path, text_file: Path) -> None:
+def test_arms_are_tuned_then_compared_and_not_repeated(tmp_path: Path, text_file: Path) -> None:
     settings = [*TINY, f"source.path={text_file}", f"out={tmp_path}", "name=s", "train.steps=4", "workers=2"]
     asked = ["norm=rmsnorm,layernorm", "tune=optimizer.lr", "trials=2", "seed=1,2", "plan=0.1"]
     ended = ablatio(["train", "-m", *settings, *asked], tmp_path / "log")
@@ -29,9 +29,7 @@ def test_each_arm_is_tuned_and_then_compared(tmp_path: Path, text_file: Path) ->
     assert Study.read(folder).tuned == tuned
 
 
-def test_a_search_stops_half_of_its_arms_and_runs_the_survivor_with_fresh_seeds(
-    tmp_path: Path, text_file: Path
-) -> None:
+def test_halving_stops_half_and_runs_survivor_with_fresh_seeds(tmp_path: Path, text_file: Path) -> None:
     settings = [*TINY, f"source.path={text_file}", f"out={tmp_path}", "name=s", "train.steps=4", "workers=2"]
     space = ["norm=rmsnorm,layernorm", "optimizer.lr=tag(log,interval(1e-4,1e-2))", "seed=1,2"]
     ended = ablatio(["train", "-m", *settings, *space, *SEARCH], tmp_path / "log")

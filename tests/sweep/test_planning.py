@@ -1,4 +1,4 @@
-"""Plans: axes that some arms do not have, arms that are the same, refused arms, too many arms, the sweep's settings."""
+"""Planning: axes that not all arms have, duplicate arms, rejected arms, too many arms, settings of the sweep."""
 
 from pathlib import Path
 
@@ -13,20 +13,20 @@ def labels(*overrides: str) -> list[str]:
     return [cell.label for cell in plan_sweep(overrides).cells]
 
 
-def test_an_axis_holds_where_the_arm_has_it_and_equal_arms_run_once() -> None:
+def test_axis_applies_only_to_arms_that_have_it() -> None:
     found = labels("norm=layernorm,dyt", "norm.eps=1e-3,1e-4")
     assert found == ["norm=layernorm norm.eps=0.001", "norm=layernorm norm.eps=0.0001", "norm=dyt"]
-    assert labels("norm=layernorm,dyt", "norm.eps=1e-3") == ["norm=layernorm", "norm=dyt"]  # one value, likewise
+    assert labels("norm=layernorm,dyt", "norm.eps=1e-3") == ["norm=layernorm", "norm=dyt"]  # with one value too
     assert labels("stabilizer=[clip],[skip_step]", "stabilizer.clip.max_norm=1.0,2.0")[2:] == ["stabilizer=[skip_step]"]
 
 
-def test_a_study_s_baseline_goes_with_its_axis() -> None:
+def test_study_baseline_is_dropped_with_its_axis() -> None:
     assert plan_sweep(["+sweep=position_extrapolation"]).study.baseline == {"position": "rope"}
     assert plan_sweep(["+sweep=position_extrapolation", "position=learned"]).study.baseline is None
     assert plan_sweep(["+sweep=glu_variants", "seed=1"]).study.matched["activation=swiglu"]["what"] == "params"
 
 
-def test_arms_that_mean_the_same_are_one_job() -> None:
+def test_equivalent_arms_are_one_job() -> None:
     plan = plan_sweep(["optimizer.lr=0.01,1e-2,0.02", "seed=1,2"])
     assert len(plan.jobs) == 4 and plan.study.axes[0].values == ("0.01", "0.02")
     plan = plan_sweep(["data.length=null,256", "size=small"])
@@ -56,19 +56,19 @@ def test_arms_that_mean_the_same_are_one_job() -> None:
         (["norm=layernorm,rmsnorm", "match=params", "resize=train.steps"], "more steps make no parameters"),
     ],
 )
-def test_a_mistake_is_said_before_anything_runs(overrides: list[str], message: str) -> None:
+def test_invalid_override_is_rejected_at_planning(overrides: list[str], message: str) -> None:
     with pytest.raises(AblatioError) as caught:
         plan_sweep(overrides)
     assert message in str(caught.value)
 
 
-def test_all_mistakes_of_the_settings_come_at_once() -> None:
+def test_all_invalid_settings_are_reported_together() -> None:
     with pytest.raises(ConfigError) as caught:
         plan_sweep(["norm=rmsnrom,dyt", "plan=abc", "design=ful", "workers=0"])
     assert {p.where for p in caught.value.problems} == {"norm", "plan", "design", "workers"}
 
 
-def test_an_arm_that_cannot_stand_is_refused_with_the_rule_s_reason_and_the_others_run() -> None:
+def test_arm_that_violates_a_rule_is_refused_and_others_run() -> None:
     plan = plan_sweep(["position=rope,alibi", "model.d_head=3,4"])
     assert [cell.label for cell in plan.cells][1:] == ["position=alibi model.d_head=3", "position=alibi model.d_head=4"]
     (refused,) = plan.study.refused
@@ -85,23 +85,23 @@ def test_an_arm_that_cannot_stand_is_refused_with_the_rule_s_reason_and_the_othe
         ["norm=layernorm,rmsnorm", "seed=range(1,1000000001)"],
     ],
 )
-def test_a_thousand_million_arms_are_counted_not_made(overrides: list[str]) -> None:
+def test_huge_designs_are_rejected_without_enumeration(overrides: list[str]) -> None:
     with pytest.raises(UserError, match=r"at most 10,000 can be planned"):
         plan_sweep(overrides)
     if len(overrides) == 3:
         assert len(plan_sweep([*overrides, "design=random", "design.runs=5"]).cells) == 5
 
 
-def test_the_settings_of_the_sweep_reach_no_run() -> None:
+def test_sweep_settings_do_not_change_jobs() -> None:
     plain = plan_sweep(["norm=layernorm,rmsnorm", "seed=1,2"])
     asked = ["design=one_at_a_time", "baseline=rmsnorm", "plan=0.01", "workers=3", "retry=failed", "join=true"]
-    said = plan_sweep(["norm=layernorm,rmsnorm", "seed=1,2", *asked])
-    assert {job.id for job in plain.jobs} == {job.id for job in said.jobs}
-    assert said.study.baseline == {"norm": "rmsnorm"} and said.study.settings["plan"] == 0.01
-    assert not {"sweep", "design", "plan"} & said.jobs[0].config.keys()
+    with_settings = plan_sweep(["norm=layernorm,rmsnorm", "seed=1,2", *asked])
+    assert {job.id for job in plain.jobs} == {job.id for job in with_settings.jobs}
+    assert with_settings.study.baseline == {"norm": "rmsnorm"} and with_settings.study.settings["plan"] == 0.01
+    assert not {"sweep", "design", "plan"} & with_settings.jobs[0].config.keys()
 
 
-def test_the_id_of_a_job_hears_of_the_source_of_its_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_job_id_depends_on_source_of_its_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     from dataclasses import replace
 
     from ablatio.registry.registry import REGISTRIES
@@ -113,7 +113,7 @@ def test_the_id_of_a_job_hears_of_the_source_of_its_parts(monkeypatch: pytest.Mo
     assert ids[0] == again[0] and ids[1] != again[1]
 
 
-def test_each_job_says_the_command_that_makes_it_again(tmp_path: Path) -> None:
+def test_job_overrides_reproduce_its_config(tmp_path: Path) -> None:
     from ablatio.config.compose import compose_run
     from ablatio.training.run_folder import run_id
 

@@ -1,4 +1,4 @@
-"""match=: arms have the baseline's parameters, FLOPs or time within 1 %, and the plan says how near they came."""
+"""match=: arms get the baseline's parameters, FLOPs or time within 1 %, and the plan states the residual."""
 
 import pytest
 import torch
@@ -19,8 +19,8 @@ def true_parameters(config) -> int:
         return sum(p.numel() for p in ModelBuilder(config, vocabulary_of(config)).model().parameters())
 
 
-def test_parameters_are_those_of_the_baseline() -> None:
-    """Oracle: numel of the model that the job's own config makes."""
+def test_match_params_equals_baseline() -> None:
+    """Oracle: numel of the model built from each job's config."""
     plan = plan_sweep(
         [*SIZE, "mlp=dense,moe", "activation=gelu,swiglu", "match=params", "baseline=mlp=dense,activation=gelu"]
     )
@@ -29,13 +29,13 @@ def test_parameters_are_those_of_the_baseline() -> None:
     for label, count in counts.items():
         assert abs(count / target - 1) < CLOSE
         assert plan.study.matched[label]["residual"] == pytest.approx(count / target - 1)
-    assert plan.study.matched["mlp=moe activation=gelu"]["set"]["model.d_ff"]  # 8 experts are narrower ones
+    assert plan.study.matched["mlp=moe activation=gelu"]["set"]["model.d_ff"]  # 8 experts must be narrower
     assert plan.study.matched["mlp=dense activation=gelu"]["set"] == {}
 
 
 @pytest.mark.parametrize("resize", ["model.d_ff", "train.steps", "model.n_layers"])
-def test_flops_are_those_of_the_baseline(resize: str) -> None:
-    """Oracle: the FLOPs that a run writes into its summary."""
+def test_match_flops_equals_baseline(resize: str) -> None:
+    """Oracle: the FLOP estimate that a run writes into its summary."""
     plan = plan_sweep(
         [*SIZE, "attention=mha,mqa", "model.n_layers=8", "match=flops", f"resize={resize}", "match=flops"]
     )
@@ -43,7 +43,7 @@ def test_flops_are_those_of_the_baseline(resize: str) -> None:
     first, other = (sizes["train_flops_per_token"] * steps for sizes, steps in found)
     residual = plan.study.matched["attention=mqa"]["residual"]
     assert other / first - 1 == pytest.approx(residual, abs=1e-9)
-    assert abs(residual) < (0.06 if resize == "model.n_layers" else CLOSE)  # a layer is a large step
+    assert abs(residual) < (0.06 if resize == "model.n_layers" else CLOSE)  # whole layers match only coarsely
 
 
 def trained_parameters(config) -> int:
@@ -53,8 +53,8 @@ def trained_parameters(config) -> int:
     return tune(model, config, 0).trainable
 
 
-def test_as_many_parameters_train_in_each_arm() -> None:
-    """Oracle: numel of what has a gradient in the model that the job's own config makes, which is on no meta device."""
+def test_match_trainable_equals_baseline() -> None:
+    """Oracle: number of trainable parameters of the model built from each job's config on the CPU (not on meta)."""
     asked = [*SIZE, "peft=lora,prefix,p_tuning_v2,prompt,adapter", "peft.hidden=4", "match=trainable", "baseline=lora"]
     plan = plan_sweep(asked)
     target = 2 * 2 * 2 * 64 * 8  # layers x (q, v) x (A, B) x width x rank
@@ -66,8 +66,8 @@ def test_as_many_parameters_train_in_each_arm() -> None:
         assert list(matched["set"]) == ([f"peft.{sizes[peft]}"] if peft in sizes else [])
 
 
-def test_adapted_matrices_share_a_budget() -> None:
-    """Half as many matrices, twice the rank; a baseline may be a list."""
+def test_match_trainable_adapts_lora_rank_to_targets() -> None:
+    """Half as many adapted matrices get twice the rank; a baseline's value may be a list."""
     axis = "peft.targets=[q_proj],[q_proj,v_proj],[q_proj,k_proj,v_proj,o_proj]"
     plan = plan_sweep([*SIZE, "peft=lora", axis, "match=trainable", "baseline=peft.targets=[q_proj,v_proj]"])
     assert [job.config["peft"]["rank"] for job in plan.jobs] == [16, 8, 4]
@@ -81,13 +81,14 @@ def test_adapted_matrices_share_a_budget() -> None:
         (["peft=lora,adapter", "resize=model.d_ff"], "those of a peft method"),
     ],
 )
-def test_what_cannot_be_matched_is_said(words: list[str], what: str) -> None:
+def test_match_trainable_rejects_unmatchable_arms(words: list[str], what: str) -> None:
     with pytest.raises(ConfigError, match=what):
         plan_sweep([*SIZE, *words, "match=trainable"])
 
 
-def test_time_is_measured_and_evened_out_by_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_match_time_adjusts_steps_to_measured_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     from ablatio.training import estimate
+
 
     def seconds(spec: RunSpec, times: int = 3) -> float:
         return 0.5 if spec.config["position"]["name"] == "rope" else 0.4
@@ -98,7 +99,7 @@ def test_time_is_measured_and_evened_out_by_steps(monkeypatch: pytest.MonkeyPatc
     assert plan.study.matched["position=alibi"]["residual"] == pytest.approx(0)
 
 
-def test_a_gated_unit_is_narrower_unless_nothing_is_matched() -> None:
+def test_gated_activation_is_matched_by_default() -> None:
     asked = [*SIZE, "activation=gelu,swiglu"]
     gelu, swiglu = (true_parameters(job.config) for job in plan_sweep(asked).jobs)
     assert abs(swiglu / gelu - 1) < CLOSE
@@ -106,14 +107,14 @@ def test_a_gated_unit_is_narrower_unless_nothing_is_matched() -> None:
     assert swiglu > 1.2 * gelu
 
 
-def test_the_nearest_size_is_found() -> None:
+def test_nearest_finds_the_closest_size() -> None:
     for target in (1, 7, 999, 12345, 10**6):
         size, value = nearest(lambda n: 100.0 + 37 * n, 50, target)
         best = min(range(1, 30000), key=lambda n: abs(100 + 37 * n - target))
         assert size == best and value == 100 + 37 * size
 
 
-def test_the_probe_gives_a_time_and_the_sizes() -> None:
+def test_estimate_arms_measures_time_and_parameters() -> None:
     plan = plan_sweep([*SIZE, "mlp=dense,moe", "train.steps=10", "data.val_tokens=64", "trainer.threads=1"])
     dense, moe = estimate_arms(plan.cells, {})
     assert dense.seconds and moe.seconds and 0.001 < dense.seconds < 60

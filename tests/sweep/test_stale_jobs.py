@@ -1,4 +1,4 @@
-"""A study whose code has changed: its changed arms run again, and what they gave before is no part of it."""
+"""Studies whose code has changed: changed arms run again, and their earlier results are left out."""
 
 import json
 import os
@@ -18,12 +18,12 @@ from ablatio.sweep.plan import current, plan_sweep
 from ablatio.sweep.study import Study, jobs_of, write_job
 
 
-def other_source(monkeypatch: pytest.MonkeyPatch, kind: str, name: str) -> None:
+def change_source(monkeypatch: pytest.MonkeyPatch, kind: str, name: str) -> None:
     entries = REGISTRIES[kind].entries
     monkeypatch.setitem(entries, name, replace(entries[name], digest="ab" * 32))
 
 
-def test_replaced_jobs_are_neither_run_nor_told(tmp_path: Path) -> None:
+def test_replaced_jobs_are_not_run_or_reported(tmp_path: Path) -> None:
     Study("s").write(tmp_path)
     engine(tmp_path, job("old"), job("both")).run()
     made = engine(tmp_path, job("new"), job("both"), replaced=["old"])
@@ -33,10 +33,10 @@ def test_replaced_jobs_are_neither_run_nor_told(tmp_path: Path) -> None:
     assert {run.id for run in table.runs} == {"new", "both"} and "1 run made before" in table.notes[0]
     size = (tmp_path / "ledger.jsonl").stat().st_size
     engine(tmp_path, job("new"), job("both"), replaced=["old"]).run()
-    assert (tmp_path / "ledger.jsonl").stat().st_size == size  # it is said once
+    assert (tmp_path / "ledger.jsonl").stat().st_size == size  # recorded only once
 
 
-def test_a_job_that_comes_back_is_open_again(tmp_path: Path) -> None:
+def test_restored_job_is_open_again(tmp_path: Path) -> None:
     engine(tmp_path, job("a")).run()
     engine(tmp_path, job("b"), replaced=["a"]).run()
     made = engine(tmp_path, job("a"), replaced=["b"])
@@ -44,7 +44,7 @@ def test_a_job_that_comes_back_is_open_again(tmp_path: Path) -> None:
     assert states(made) == {"a": "done", "b": "replaced"}
 
 
-def test_a_run_of_other_code_has_lost_its_claim(tmp_path: Path) -> None:
+def test_replacing_a_job_invalidates_its_claim(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger.jsonl")
     ledger.plan(["a"])
     claim = ledger.claim("a", ledger.entries["a"])
@@ -54,8 +54,8 @@ def test_a_run_of_other_code_has_lost_its_claim(tmp_path: Path) -> None:
     assert Ledger(tmp_path / "ledger.jsonl").read()["a"].state == "replaced" and not ledger.begin(claim)
 
 
-def test_who_joins_runs_what_the_owner_has_planned(tmp_path: Path) -> None:
-    """A sweep that has other jobs than the owner's would run them without their settings on the disk."""
+def test_join_is_rejected_for_jobs_the_owner_did_not_plan(tmp_path: Path) -> None:
+    """A joined sweep with other jobs would run them although the study's folder does not hold their settings."""
     from ablatio.sweep.lock import owned
 
     with owned(tmp_path, False):
@@ -66,21 +66,22 @@ def test_who_joins_runs_what_the_owner_has_planned(tmp_path: Path) -> None:
             except UserError as error:
                 os._exit(7 if "1 of 2 runs are not among those" in str(error) else 1)
             os._exit(0)
-        threading.Timer(0.3, lambda: Ledger(tmp_path / "ledger.jsonl").plan(["a"])).start()  # it waits for the plan
+        # The joined sweep waits until the owner has written its plan.
+        threading.Timer(0.3, lambda: Ledger(tmp_path / "ledger.jsonl").plan(["a"])).start()
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
 
 
-def test_what_goes_back_to_a_stage_of_other_code_is_old_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jobs_that_depend_on_a_changed_stage_are_stale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = plan_sweep(["recipe=instructgpt", "stages.ppo.alignment.kl_coef=0.05,0.2"])
     (tmp_path / "jobs").mkdir()
     for one in plan.jobs:
         write_job(tmp_path, one)
     assert len(current(tmp_path)) == len(plan.jobs)
-    other_source(monkeypatch, "task", "reward")
+    change_source(monkeypatch, "task", "reward")
     assert {one.stage for one in current(tmp_path).values()} == {"sft"}
 
 
-def test_the_same_command_runs_the_arms_of_the_changed_part_again(
+def test_resume_reruns_only_arms_of_the_changed_part(
     tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = [f"source.path={text_file}", f"out={tmp_path}", "name=s"]
@@ -88,7 +89,7 @@ def test_the_same_command_runs_the_arms_of_the_changed_part_again(
     command += ["norm=rmsnorm,layernorm", "seed=1,2"]
     assert ablatio(command, tmp_path / "log").code == 0
     before = {one.id for one in jobs_of(tmp_path / "s")}
-    other_source(monkeypatch, "norm", "rmsnorm")
+    change_source(monkeypatch, "norm", "rmsnorm")
     again = ablatio(["resume", str(tmp_path / "s")], tmp_path / "log")
     assert again.code == 0, again.err
     assert "2 jobs were planned before the source of norm/rmsnorm changed (2 of them done)" in again.out
@@ -100,10 +101,8 @@ def test_the_same_command_runs_the_arms_of_the_changed_part_again(
 
 
 @pytest.mark.parametrize("design", [["design=halving", "design.runs=2", "design.survivors=1"], []])
-def test_arms_that_were_timed_are_not_timed_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, design: list[str]
-) -> None:
-    """match=time gives each arm its steps once: a second look at the clock would make other runs of them."""
+def test_match_time_reuses_recorded_timings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, design: list[str]) -> None:
+    """match=time fixes the steps of each arm once: measuring again would change its jobs."""
     clock = iter(0.4 + 0.1 * (i % 7) for i in range(100))
     monkeypatch.setattr("ablatio.training.estimate.seconds_per_step", lambda spec, times=3: next(clock))
     asked = ["position=rope,alibi", "match=time", "train.steps=900", f"out={tmp_path}", *design]

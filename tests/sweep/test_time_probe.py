@@ -1,4 +1,4 @@
-"""How long the stages of a recipe take: each is begun and stopped, for real, and what a run takes follows from that."""
+"""Time probe: each stage of a recipe is really started and stopped, and run times are extrapolated from it."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +14,7 @@ from ablatio.sweep.study import Job, run_folder, summary_of
 from ablatio.sweep.time_probe import Pace, Times, rehearse, times
 
 
-def line_of(plan: Plan) -> list[Job]:
+def stage_chain(plan: Plan) -> list[Job]:
     jobs = {job.id: job for job in plan.jobs}
     return next(chain(job, jobs) for job in plan.jobs if job.role == "run")
 
@@ -30,20 +30,20 @@ def plan() -> Plan:
     ("steps", "every", "flops", "expected"),
     [
         (10, None, 7.0, 1 + 10 * 2 + 3),
-        (10, 5, 7.0, 1 + 10 * 2 + 2 * 3),  # after 5 steps and at the end
+        (10, 5, 7.0, 1 + 10 * 2 + 2 * 3),  # validation after 5 steps and at the end
         (10, 20, 7.0, 1 + 10 * 2 + 3),
         (10, 3, 7.0, 1 + 10 * 2 + 4 * 3),
         (10, 5, 14.0, 1 + 2 * (10 * 2 + 2 * 3)),
-        (10, 5, 0.0, 1 + 10 * 2 + 2 * 3),  # where FLOPs are not known
+        (10, 5, 0.0, 1 + 10 * 2 + 2 * 3),  # unknown FLOPs: no scaling
     ],
 )
-def test_what_a_run_takes_by_hand(steps: int, every: int | None, flops: float, expected: float) -> None:
+def test_pace_extrapolation_by_hand(steps: int, every: int | None, flops: float, expected: float) -> None:
     pace = Pace(start=1.0, step=2.0, score=3.0, flops=7.0)
     assert pace.of({"train": {"steps": steps, "val_every": every}}, flops) == expected
 
 
-def test_stages_of_hours_are_begun_and_stopped(plan: Plan, tmp_path: Path) -> None:
-    line = line_of(plan)
+def test_rehearsal_stops_each_stage_early(plan: Plan, tmp_path: Path) -> None:
+    line = stage_chain(plan)
     paces = rehearse(line, tmp_path)
     assert list(paces) == ["sft", "reward", "ppo"]
     for job in line:
@@ -52,7 +52,7 @@ def test_stages_of_hours_are_begun_and_stopped(plan: Plan, tmp_path: Path) -> No
         assert 0 < summary["steps"] < 100_000 and summary["steps"] == done
         assert pace.step == pytest.approx(summary["train_seconds"] / summary["steps"])
         assert min(pace.start, pace.score, pace.flops) > 0
-    assert not [*tmp_path.rglob("events.out.*")], "a run that counts for nothing told a logger"
+    assert not [*tmp_path.rglob("events.out.*")], "a rehearsal must not write to loggers"
     assert not [pid for pid in Path("/proc").glob("[0-9]*") if _has_open(pid, tmp_path)]
 
 
@@ -63,29 +63,29 @@ def _has_open(process: Path, folder: Path) -> bool:
         return False
 
 
-def test_runs_that_are_done_say_it_and_nothing_is_begun(
+def test_times_of_finished_runs_are_used_without_rehearsal(
     plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    line = line_of(plan)
+    line = stage_chain(plan)
     for job in line:
         steps = job.config["train"]["steps"]
         summary = {"status": "done", "steps": steps, "seconds": 0.5 * steps, "train_seconds": 1.0}
         write_json(make_folder(run_folder(tmp_path, job.id)) / "summary.json", summary)
-    monkeypatch.setattr(time_probe, "rehearse", lambda *asked: pytest.fail("a stage was begun"))
+    monkeypatch.setattr(time_probe, "rehearse", lambda *asked: pytest.fail("a stage was started"))
     found = times(plan.jobs, line, tmp_path)
     assert not found.untold and set(found.seconds) == {job.id for job in plan.jobs}
     for job in plan.jobs:
         assert found.seconds[job.id] == pytest.approx(0.5 * job.config["train"]["steps"])
 
 
-def test_of_a_stage_that_is_too_slow_nothing_is_told(plan: Plan) -> None:
-    found = times(plan.jobs, line_of(plan), None, patience=0.0)
+def test_too_slow_stage_gives_no_estimate(plan: Plan) -> None:
+    found = times(plan.jobs, stage_chain(plan), None, patience=0.0)
     assert found == Times({}, "sft")
-    said = list(sentences(plan, found))
-    assert "of computing" not in said[0] and "not told: sft came to no step" in said[1]
+    lines = list(sentences(plan, found))
+    assert "of computing" not in lines[0] and "not told: sft came to no step" in lines[1]
 
 
-def test_a_stage_that_fails_ends_the_rehearsal(plan: Plan, tmp_path: Path) -> None:
-    sft, reward, ppo = line_of(plan)
+def test_failing_stage_ends_the_rehearsal(plan: Plan, tmp_path: Path) -> None:
+    sft, reward, ppo = stage_chain(plan)
     broken = replace(reward, config={**reward.config, "optimizer": {**reward.config["optimizer"], "lr": 1e30}})
     assert list(rehearse([sft, broken, ppo], tmp_path)) == ["sft"]

@@ -1,4 +1,4 @@
-"""One batch, or the same rows in several accumulated ones: the same step, however unequal their numbers of targets."""
+"""Gradient accumulation equals one large batch, also when micro-batches differ in their number of targets."""
 
 from pathlib import Path
 
@@ -9,14 +9,14 @@ from safetensors.torch import load_file
 
 OBJECTIVES = [
     "objective=lm",
-    "objective=prefix_lm objective.rate=0.4",  # rows with padding and rows without, in different batches
+    "objective=prefix_lm objective.rate=0.4",  # batches with and without padded rows
     "objective=prefix_lm objective.rate=0.4 architecture=encoder_decoder",
 ]
 
 
 @pytest.mark.parametrize("overrides", OBJECTIVES)
-def test_accumulated_batches_are_one(tmp_path: Path, overrides: str) -> None:
-    # Documents of 3 to 45 bytes: rows of 33 hold one to several, and pieces that are too short to hide something in.
+def test_accumulated_batches_equal_one_large_batch(tmp_path: Path, overrides: str) -> None:
+    # Documents of 3 to 45 bytes: a row of 33 tokens holds one or several, some too short to mask a token in.
     texts = ["abcdefghij" * 5] * 60
     texts = [text[: 3 + 7 * i % 43] for i, text in enumerate(texts)]
     path = tmp_path / "short.txt"

@@ -1,4 +1,4 @@
-"""What people hand to tuning and alignment by mistake: each is named, with what was expected and a way out."""
+"""Invalid input of tuning and alignment runs: the error names it, what was expected, and a command that works."""
 
 import json
 import shutil
@@ -15,72 +15,74 @@ SMALL = (
 )  # fmt: skip
 PAIR = {"prompt": "Who?", "chosen": "You.", "rejected": "Nobody."}
 CHAT = {"prompt": "Who?", "completion": "You."}
-PREFER, TEACH, REWARD = ["task=preference", "alignment=dpo"], ["task=sft"], ["task=reward"]
+PREFERENCE, SFT, REWARD = ["task=preference", "alignment=dpo"], ["task=sft"], ["task=reward"]
 
 
 def train(folder: Path, *overrides: str, kill_when: Path | None = None) -> Finished:
     return ablatio(["train", *SMALL, f"out={folder}", *overrides], folder / "log", kill_when)
 
 
-def written(folder: Path, *records: Any, name: str = "lines.jsonl") -> Path:
+def write_lines(folder: Path, *records: Any, name: str = "lines.jsonl") -> Path:
     path = folder / name
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     return path
 
 
-def pairs(folder: Path) -> Path:
-    return written(folder, *({**PAIR, "prompt": f"Who is {n}?"} for n in range(30)), name="pairs.jsonl")
+def write_pairs(folder: Path) -> Path:
+    return write_lines(folder, *({**PAIR, "prompt": f"Who is {n}?"} for n in range(30)), name="pairs.jsonl")
 
 
 @pytest.mark.parametrize(
     ("task", "source", "bad", "what"),
     [
-        (TEACH, "chats", {"prompt": "Who?"}, "match no layout"),
-        (TEACH, "chats", {"instruction": "Who?"}, "the answer in turn 2 is missing"),
-        (TEACH, "chats", {"messages": [{"role": "user", "content": "Who?"}]}, "no answer of the assistant"),
-        (TEACH, "chats", {**CHAT, "completion": "  "}, "the answer in turn 2 is empty"),
-        (PREFER, "feedback", {"prompt": "Who?", "chosen": "You."}, "`rejected` is missing"),
-        (PREFER, "feedback", {**PAIR, "rejected": "You."}, "`chosen` and `rejected` are the same answer"),
-        (PREFER, "feedback", {**PAIR, "chosen": ""}, "answer 1 is empty"),
+        (SFT, "chats", {"prompt": "Who?"}, "match no layout"),
+        (SFT, "chats", {"instruction": "Who?"}, "the answer in turn 2 is missing"),
+        (SFT, "chats", {"messages": [{"role": "user", "content": "Who?"}]}, "no answer of the assistant"),
+        (SFT, "chats", {**CHAT, "completion": "  "}, "the answer in turn 2 is empty"),
+        (PREFERENCE, "feedback", {"prompt": "Who?", "chosen": "You."}, "`rejected` is missing"),
+        (PREFERENCE, "feedback", {**PAIR, "rejected": "You."}, "`chosen` and `rejected` are the same answer"),
+        (PREFERENCE, "feedback", {**PAIR, "chosen": ""}, "answer 1 is empty"),
         (REWARD, "feedback", {**PAIR, "rejected": None}, "`rejected` is missing"),
         (REWARD, "feedback", {"prompt": "Who?", "answers": ["You.", "You."], "scores": [1, 0]}, "are the same: 'You.'"),
     ],
 )
-def test_a_bad_line_is_named_before_anything_is_trained(
+def test_invalid_line_is_reported_before_training(
     tmp_path: Path, task: list[str], source: str, bad: Any, what: str
 ) -> None:
-    path = written(tmp_path, CHAT if source == "chats" else PAIR, bad)
+    path = write_lines(tmp_path, CHAT if source == "chats" else PAIR, bad)
     ended = train(tmp_path, *task, f"source={source}", f"source.path={path}", "name=run")
     assert ended.code == 2 and what in ended.err, ended.err
     assert "line 2" in ended.err or "lines.jsonl:2" in ended.err
     assert "try: " in ended.err and not (tmp_path / "run" / "checkpoints").exists()
 
 
-def test_the_command_that_shows_a_bad_line_works(tmp_path: Path) -> None:
+def test_suggested_command_prints_the_invalid_line(tmp_path: Path) -> None:
     import subprocess
 
     place = tmp_path / "my data"
     place.mkdir()
-    path = written(place, PAIR, {"prompt": "Who?", "chosen": "only this"})
-    ended = train(tmp_path, *PREFER, "source=feedback", f"source.path='{path}'", "name=run")
+    path = write_lines(place, PAIR, {"prompt": "Who?", "chosen": "only this"})
+    ended = train(tmp_path, *PREFERENCE, "source=feedback", f"source.path='{path}'", "name=run")
     command = ended.err.split("try: ")[1].split(", then")[0]
     shown = subprocess.run(command, shell=True, capture_output=True, text=True, check=True).stdout
     assert "only this" in shown and PAIR["rejected"] not in shown
 
 
 @pytest.mark.parametrize(
-    ("task", "source"), [(PREFER, "feedback"), (REWARD, "feedback"), (TEACH, "chats")], ids=["prefer", "reward", "sft"]
+    ("task", "source"),
+    [(PREFERENCE, "feedback"), (REWARD, "feedback"), (SFT, "chats")],
+    ids=["prefer", "reward", "sft"],
 )
-def test_prompts_longer_than_the_context(tmp_path: Path, task: list[str], source: str) -> None:
-    """Where none fits, the length that would do is said, and does; where some do not, they are counted."""
+def test_too_long_prompts_are_rejected_or_counted(tmp_path: Path, task: list[str], source: str) -> None:
+    """If no prompt fits, the error suggests a length that works; if some do not fit, they are dropped and counted."""
     asked = [f"{n} {'why ' * 40}?" for n in range(20)]
     every = [{**(CHAT if source == "chats" else PAIR), "prompt": text} for text in asked]
-    given = *task, f"source={source}", f"source.path={written(tmp_path, *every)}", "task.too_long=drop"
+    given = *task, f"source={source}", f"source.path={write_lines(tmp_path, *every)}", "task.too_long=drop"
     refused = train(tmp_path, *given, "name=run")
     assert refused.code == 2 and "do not fit into 64 tokens, the longest has" in refused.err, refused.err
     fix = refused.err.split("try: ")[1].split()[0]
     assert train(tmp_path, *given, fix, "name=fixed").code == 0
-    more = written(tmp_path, *every[:3], *({**every[0], "prompt": f"Who is {n}?"} for n in range(30)))
+    more = write_lines(tmp_path, *every[:3], *({**every[0], "prompt": f"Who is {n}?"} for n in range(30)))
     some = train(tmp_path, *given, f"source.path={more}", "name=some")
     assert some.code == 0, some.err
     content = json.loads((tmp_path / "some" / "manifest.json").read_text())["data"]
@@ -90,8 +92,8 @@ def test_prompts_longer_than_the_context(tmp_path: Path, task: list[str], source
     assert left_out == 3
 
 
-def test_targets_that_match_nothing_list_what_there_is(tmp_path: Path) -> None:
-    given = *PREFER, "source=feedback", f"source.path={pairs(tmp_path)}", "peft=lora"
+def test_unmatched_peft_targets_list_available_layers(tmp_path: Path) -> None:
+    given = *PREFERENCE, "source=feedback", f"source.path={write_pairs(tmp_path)}", "peft=lora"
     refused = train(tmp_path, *given, "peft.targets=[c_attn]", "name=run")
     assert refused.code == 2 and "c_attn matches no layer of this model; available layers" in refused.err, refused.err
     assert "q_proj (1)" in refused.err and "down_proj (1)" in refused.err
@@ -109,11 +111,11 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_method_without_its_reference_does_not_go_on(base: Path, tmp_path: Path) -> None:
-    """A resumed run compares with the model that it began with; a lost one and another one are refused."""
+def test_resume_requires_the_original_reference_model(base: Path, tmp_path: Path) -> None:
+    """A resumed run must compare with its original reference; a missing or different one is rejected."""
     origin, run = tmp_path / "sft", tmp_path / "run"
     shutil.copytree(base / "base1", origin)
-    given = *PREFER, "source=feedback", f"source.path={pairs(tmp_path)}", "model=run", f"model.path={origin}"
+    given = *PREFERENCE, "source=feedback", f"source.path={write_pairs(tmp_path)}", "model=run", f"model.path={origin}"
     place = f"train.steps=8 name=run out={tmp_path}".split()
     settings = [s for s in SMALL if not s.startswith(("model.", "tokenizer", "train.steps"))]
     command = ["train", *settings, *given, *place]
@@ -133,15 +135,15 @@ def test_a_method_without_its_reference_does_not_go_on(base: Path, tmp_path: Pat
     assert summary(run)["status"] == "done"
 
 
-def test_a_preference_task_without_a_method_names_one_that_runs(tmp_path: Path) -> None:
-    given = "source=feedback", f"source.path={pairs(tmp_path)}"
+def test_preference_task_without_alignment_suggests_one(tmp_path: Path) -> None:
+    given = "source=feedback", f"source.path={write_pairs(tmp_path)}"
     refused = train(tmp_path, "task=preference", *given, "name=run")
     assert refused.code == 2 and "task=preference needs one, and none came" in refused.err
     assert train(tmp_path, "task=preference", *given, refused.err.split("try: ")[1].split()[0], "name=fixed").code == 0
 
 
-def test_an_adapter_of_another_base_model_names_its_own(base: Path, tmp_path: Path) -> None:
-    """LoRAs are mixed beside the model that they were learned on, and beside no other."""
+def test_adapter_of_another_base_model_names_its_base(base: Path, tmp_path: Path) -> None:
+    """LoRAHub mixes adapters on the base model that they were trained on only."""
     text = "source=text", f"source.path={base / 'text.txt'}", "source.separator='\\n\\n'", "data.val_tokens=64"
     settings = [s for s in SMALL if not s.startswith(("model.", "tokenizer"))]
 
@@ -160,12 +162,12 @@ def test_an_adapter_of_another_base_model_names_its_own(base: Path, tmp_path: Pa
     assert tuned("hub1", 1, *mixed).code == 0
 
 
-def test_a_task_that_does_not_look_back_goes_on_without_the_model_it_began_with(base: Path, tmp_path: Path) -> None:
+def test_task_without_reference_resumes_without_its_start_model(base: Path, tmp_path: Path) -> None:
     origin, run = tmp_path / "sft", tmp_path / "run"
     shutil.copytree(base / "base1", origin)
-    chats = written(tmp_path, *({**CHAT, "prompt": f"Who is {n}?"} for n in range(30)))
+    chats = write_lines(tmp_path, *({**CHAT, "prompt": f"Who is {n}?"} for n in range(30)))
     settings = [s for s in SMALL if not s.startswith(("model.", "tokenizer", "train.steps"))]
-    given = *TEACH, "source=chats", f"source.path={chats}", "model=run", f"model.path={origin}", "train.steps=8"
+    given = *SFT, "source=chats", f"source.path={chats}", "model=run", f"model.path={origin}", "train.steps=8"
     command = ["train", *settings, *given, f"out={tmp_path}", "name=run"]
     ablatio(command, tmp_path / "log", kill_when=run / "checkpoints/step-00000002.json")
     shutil.rmtree(origin)

@@ -1,4 +1,4 @@
-"""What the machine does natively is chosen by what it says of itself, and changes no result."""
+"""Device setup: oneDNN and allocator settings follow the CPU's capabilities and do not change results."""
 
 import os
 import platform
@@ -14,7 +14,7 @@ EPYC = {"cpu_name": "AMD EPYC", "avx512_f": True, "avx512_bf16": True}
 
 
 @pytest.fixture
-def as_before():
+def restore_threads():
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
@@ -29,23 +29,23 @@ def as_before():
         ({}, False),
     ],
 )
-def test_onednn_multiplies_where_it_is_faster_and_exact(monkeypatch, as_before, known, faster):
+def test_onednn_is_used_only_where_it_is_faster(monkeypatch, restore_threads, known, faster):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known)
     Machine("cpu", "32", 1).prepare(WIDE)
     assert onednn_is_faster() == faster
     assert torch.get_float32_matmul_precision() == ("medium" if faster else "highest")
 
 
-def test_a_narrow_model_has_torch_s_products_also_after_a_wide_one(monkeypatch, as_before):
-    """A sweep times one arm for its table, and forks the runs of all: each has the products that it has alone."""
+def test_matmul_precision_is_reset_for_a_narrow_model(monkeypatch, restore_threads):
+    """A sweep times one arm and forks the runs of others: each must get the matmul backend of a separate run."""
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: EPYC)
     Machine("cpu", "32", 1).prepare(WIDE)
     Machine("cpu", "32", 1).prepare(WIDE - 1)
     assert torch.get_float32_matmul_precision() == "highest"
 
 
-def test_onednn_is_not_taken_where_it_rounds(monkeypatch, as_before):
-    """A product that is rounded to bfloat16, as one would be on a processor with units for that."""
+def test_onednn_is_rejected_if_it_rounds_to_bfloat16(monkeypatch, restore_threads):
+    """Simulates a processor whose oneDNN multiplies float32 matrices in bfloat16."""
     exact = torch.Tensor.__matmul__
 
     def coarse(a, b):
@@ -55,8 +55,8 @@ def test_onednn_is_not_taken_where_it_rounds(monkeypatch, as_before):
     assert not multiply_with_onednn() and torch.get_float32_matmul_precision() == "highest"
 
 
-def test_products_stay_those_of_float32(as_before):
-    """On this very processor, forward and backward: as near to float64 as float32 is, not as bfloat16 (4e-3)."""
+def test_matmul_error_is_that_of_float32(restore_threads):
+    """On this processor, forward and backward: the error against float64 is that of float32, not bfloat16 (4e-3)."""
     Machine("cpu", "32", 1).prepare(WIDE)
     x, w = (torch.randn(256, 256, requires_grad=True) for _ in range(2))
     exact = [t.detach().double().requires_grad_() for t in (x, w)]
@@ -69,7 +69,7 @@ def test_products_stay_those_of_float32(as_before):
     assert ((batch[0] @ batch[1]).double() - exact_batch).norm() < 2e-6 * exact_batch.norm()
 
 
-FREED = """
+PAGE_FAULTS_CODE = """
 import resource, torch
 from ablatio.training.device import Machine
 if {prepared}:
@@ -87,12 +87,12 @@ print(faults() - before)
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator has other ways")
-def test_memory_that_is_freed_is_not_cleared_again():
-    """24 MB, ten times: 6144 pages each time where glibc gives them back, as it is told to here."""
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the settings concern glibc's allocator")
+def test_freed_memory_is_reused_without_page_faults():
+    """Ten times 24 MB: 6144 page faults each time if glibc returns the memory, as the environment makes it do here."""
 
     def faults(prepared):
-        code, here = FREED.format(prepared=prepared), os.environ | {"MALLOC_MMAP_THRESHOLD_": str(1 << 17)}
+        code, here = PAGE_FAULTS_CODE.format(prepared=prepared), os.environ | {"MALLOC_MMAP_THRESHOLD_": str(1 << 17)}
         ended = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True, env=here)
         return int(ended.stdout)
 

@@ -1,4 +1,4 @@
-"""A run that learns from another run: end to end, killed and resumed, and what it refuses of a teacher's folder."""
+"""Distillation from another run: end to end, killed and resumed, and rejected teacher folders."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ from helpers.runs import TINY, Finished, ablatio, cut_and_resumed, metrics, summ
 
 @pytest.fixture
 def settings(tmp_path: Path, text_file: Path) -> list[str]:
-    """Of a student; the teacher, wider and of other parts, is trained already."""
+    """Settings of a student, after training a wider teacher with other parts."""
     words = [*TINY, f"source.path={text_file}", f"out={tmp_path}"]
     wider = ["name=teacher", "model.d_model=32", "position=alibi", "optimizer.lr=0.01"]
     assert ablatio(["train", *words, *wider], tmp_path / "log").code == 0
@@ -35,15 +35,15 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, settings: list[
     assert (cut / last).read_bytes() == (tmp_path / "whole" / last).read_bytes()
 
 
-def test_a_finished_student_needs_its_teacher_no_more(tmp_path: Path, settings: list[str]) -> None:
+def test_finished_student_is_evaluated_without_its_teacher(tmp_path: Path, settings: list[str]) -> None:
     assert ablatio(["train", *settings, "name=whole"], tmp_path / "log").code == 0
     (tmp_path / "teacher").rename(tmp_path / "gone")
     assert ablatio(["evaluate", str(tmp_path / "whole")], tmp_path / "log").code == 0
     assert "no run folder" in refused(settings, tmp_path).err
 
 
-def test_another_teacher_does_not_go_on(tmp_path: Path, settings: list[str]) -> None:
-    """The folder holds other weights when the run is resumed."""
+def test_resume_rejects_a_changed_teacher(tmp_path: Path, settings: list[str]) -> None:
+    """The teacher's folder no longer holds the weights that the run started with."""
     cut = tmp_path / "cut"
     ablatio(["train", *settings, "name=cut"], tmp_path / "log", kill_when=cut / "checkpoints/step-00000004.json")
     for path in (tmp_path / "teacher" / "checkpoints").glob("step-00000012*"):
@@ -52,22 +52,22 @@ def test_another_teacher_does_not_go_on(tmp_path: Path, settings: list[str]) -> 
     assert ended.code == 2 and "began with step 12" in ended.err
 
 
-def test_a_teacher_that_reads_other_tokens_is_refused(tmp_path: Path, settings: list[str]) -> None:
+def test_teacher_with_another_tokenizer_is_rejected(tmp_path: Path, settings: list[str]) -> None:
     words = ["tokenizer=bpe" if word == "tokenizer=bytes" else word for word in settings]
-    said = refused(words, tmp_path, "tokenizer.vocab_size=300").err
-    assert "reads other tokens" in said and "tokenizer=bytes there and bpe here" in said
+    error = refused(words, tmp_path, "tokenizer.vocab_size=300").err
+    assert "reads other tokens" in error and "tokenizer=bytes there and bpe here" in error
 
 
-def test_ids_of_another_number_are_refused(tmp_path: Path, settings: list[str]) -> None:
+def test_different_vocabulary_size_is_rejected(tmp_path: Path, settings: list[str]) -> None:
     assert "model.vocab_size=300" in refused(settings, tmp_path, "model.vocab_size=300").err
 
 
-def test_a_teacher_must_be_named(tmp_path: Path, settings: list[str]) -> None:
+def test_missing_teacher_is_rejected(tmp_path: Path, settings: list[str]) -> None:
     assert "objective.teacher=runs/NAME" in refused(settings, tmp_path, "objective.teacher=null").err
 
 
-def test_a_teacher_s_folder_is_read_with_care(tmp_path: Path, settings: list[str]) -> None:
-    """A flipped bit, and a config that asks for an object to be built: both are refused, and nothing runs."""
+def test_tampered_teacher_folder_is_rejected(tmp_path: Path, settings: list[str]) -> None:
+    """A config that names code and weights with a flipped bit are both rejected, and no code runs."""
     config = tmp_path / "teacher" / "config.json"
     plain = config.read_text()
     config.write_text(json.dumps(json.loads(plain) | {"evil": {"_target_": "os.system", "command": "touch pwned"}}))

@@ -1,4 +1,4 @@
-"""Every option in a real run of the command line: it ends well and lowers the loss on held-out text."""
+"""Every option in a real run of the command line: it succeeds and lowers the loss on held-out text."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,21 +11,23 @@ from ablatio.registry.registry import REGISTRIES
 from ablatio.testing import tiny_models
 from ablatio.testing.compatibility_table import paired_kinds
 
-ELSEWHERE = ("answers", "distillation")  # ask for data, or for another run, that stand in tests of their own
+TESTED_ELSEWHERE = ("answers", "distillation")  # need special data or another run; they have tests of their own
 QKV_NORM = ["attention.qk_norm=rmsnorm", "attention.v_norm=rmsnorm"]
-NEEDS = {"placement=hybrid": QKV_NORM, "placement=hybrid_star": QKV_NORM}  # knobs that a rule asks for
-OPTIONS = [(kind, entry.name) for kind in paired_kinds() for entry in REGISTRIES[kind] if entry.name not in ELSEWHERE]
+REQUIRED_KNOBS = {"placement=hybrid": QKV_NORM, "placement=hybrid_star": QKV_NORM}  # knobs that a rule requires
+OPTIONS = [
+    (kind, entry.name) for kind in paired_kinds() for entry in REGISTRIES[kind] if entry.name not in TESTED_ELSEWHERE
+]
 
 
-def beside(kind: str, name: str) -> list[str]:
-    """What rules ask for beside an option: other options than the default ones."""
+def required_overrides(kind: str, name: str) -> list[str]:
+    """Overrides that the rules require together with an option: parts other than the default ones."""
     config = tiny_models.config(REGISTRIES[kind].entries[name])
     others = [f"{k}={config[k]['name']}" for k, v in usual_parts().items() if config[k]["name"] != v and k != kind]
     return [*others, f"data.document_mask={str(config['data']['document_mask']).lower()}"]
 
 
 def choices() -> Iterator[tuple[str, str, str]]:
-    """Each method that a knob names (rope's scalings, kinds of QK-norm), in the first part that has the knob."""
+    """Yield (kind, part, override) for each non-default choice of a knob, with the first part that has the knob."""
     seen = set()
     for kind, name in OPTIONS:
         for knob in REGISTRIES[kind][name].knobs:
@@ -38,12 +40,12 @@ def choices() -> Iterator[tuple[str, str, str]]:
 CHOICES = [*choices(), ("mlp", "moe", "mlp.top_k=2"), ("activation", "gated", "activation.gate=relu2")]
 
 
-def learns(tmp_path: Path, text_file: Path, kind: str, name: str, *more: str) -> None:
+def assert_run_lowers_loss(tmp_path: Path, text_file: Path, kind: str, name: str, *more: str) -> None:
     option = f"{kind}=[{name}]" if REGISTRIES[kind].multiple else f"{kind}={name}"
     settings = [*TINY, f"source.path={text_file}", f"out={tmp_path}", "name=run", "train.steps=40", "model.n_heads=4"]
     settings += ["train.batch_size=8", "model.max_len=32", "model.n_layers=2", "train.checkpoint_every=20"]
-    settings += NEEDS.get(f"{kind}={name}", [])
-    ended = ablatio(["train", *settings, option, *beside(kind, name), *more], tmp_path / "log")
+    settings += REQUIRED_KNOBS.get(f"{kind}={name}", [])
+    ended = ablatio(["train", *settings, option, *required_overrides(kind, name), *more], tmp_path / "log")
     assert ended.code == 0, ended.err
     result = summary(tmp_path / "run")
     assert result["after"]["loss"] < result["before"]["loss"] - 0.05, (result["before"], result["after"])
@@ -52,14 +54,14 @@ def learns(tmp_path: Path, text_file: Path, kind: str, name: str, *more: str) ->
 @pytest.mark.slow
 @pytest.mark.matrix
 @pytest.mark.parametrize("kind, name", OPTIONS, ids=lambda value: value)
-def test_a_short_run_lowers_the_loss(tmp_path: Path, text_file: Path, kind: str, name: str) -> None:
-    learns(tmp_path, text_file, kind, name)
+def test_short_run_with_each_option_lowers_loss(tmp_path: Path, text_file: Path, kind: str, name: str) -> None:
+    assert_run_lowers_loss(tmp_path, text_file, kind, name)
 
 
 @pytest.mark.slow
 @pytest.mark.matrix
 @pytest.mark.parametrize("kind, name, setting", CHOICES, ids=lambda value: value)
-def test_a_short_run_with_each_method_of_a_knob_lowers_it(
+def test_short_run_with_each_knob_choice_lowers_loss(
     tmp_path: Path, text_file: Path, kind: str, name: str, setting: str
 ) -> None:
-    learns(tmp_path, text_file, kind, name, setting)
+    assert_run_lowers_loss(tmp_path, text_file, kind, name, setting)

@@ -1,4 +1,4 @@
-"""What can go wrong during a run: it is said, with the right exit code, and nothing wrong is ever saved."""
+"""Failures during a run: the message, the exit code, and that no invalid checkpoint is saved."""
 
 import json
 import os
@@ -18,7 +18,7 @@ FINE = ["train.steps=4"]
         (["optimizer.lr=1e30"], "is nan"),
     ],
 )
-def test_a_run_that_diverges_stops_with_4_and_saves_nothing(
+def test_diverged_run_exits_with_4_and_saves_only_finite_weights(
     tmp_path: Path, text_file: Path, settings: list[str], what: str
 ) -> None:
     run = tmp_path / "run"
@@ -28,13 +28,13 @@ def test_a_run_that_diverges_stops_with_4_and_saves_nothing(
     assert summary(run)["status"] == "diverged"
     from ablatio.storage.checkpoints import Checkpoints
 
-    for step in Checkpoints(run / "checkpoints").steps():  # from before it happened
+    for step in Checkpoints(run / "checkpoints").steps():  # those from before the divergence
         found = Checkpoints(run / "checkpoints").load(step)
         assert all(bool(t.isfinite().all()) for t in found.model.values())
 
 
-def test_a_weight_that_is_nan_never_becomes_a_checkpoint(tmp_path: Path, text_file: Path) -> None:
-    """The loss may still be finite when the last step has broken a weight: the writer looks at each of them."""
+def test_nan_weight_is_never_saved(tmp_path: Path, text_file: Path) -> None:
+    """The loss may still be finite when the last step has produced a NaN weight, so saving checks every weight."""
     from ablatio.errors import Diverged
     from ablatio.storage.checkpoints import Checkpoints
 
@@ -49,13 +49,13 @@ def test_a_weight_that_is_nan_never_becomes_a_checkpoint(tmp_path: Path, text_fi
     assert not list((tmp_path / "other").glob("*")) if (tmp_path / "other").exists() else True
 
 
-def test_an_output_folder_that_cannot_be_written_is_code_5(tmp_path: Path, text_file: Path) -> None:
+def test_unwritable_output_folder_exits_with_5(tmp_path: Path, text_file: Path) -> None:
     if (
         os.getuid() == 0
-        and subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "none", str(_at(tmp_path))]).returncode == 0
+        and subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "none", str(_mount_point(tmp_path))]).returncode == 0
     ):
-        out = _at(tmp_path)
-    else:  # no right to mount: a file stands where the folder should be
+        out = _mount_point(tmp_path)
+    else:  # without the right to mount: a file in place of the folder
         out = tmp_path / "file"
         out.write_text("")
     try:
@@ -65,8 +65,8 @@ def test_an_output_folder_that_cannot_be_written_is_code_5(tmp_path: Path, text_
     assert ended.code == 5 and "Traceback" not in ended.err and str(out) in ended.err
 
 
-def test_a_disk_that_fills_up_is_code_5_and_keeps_the_checkpoint_before(tmp_path: Path, text_file: Path) -> None:
-    """RLIMIT_FSIZE refuses the larger state of a wider model as a full disk would, for any user."""
+def test_full_disk_exits_with_5_and_leaves_no_partial_checkpoint(tmp_path: Path, text_file: Path) -> None:
+    """RLIMIT_FSIZE rejects large writes as a full disk would, for any user."""
     script = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000));"
@@ -75,13 +75,13 @@ def test_a_disk_that_fills_up_is_code_5_and_keeps_the_checkpoint_before(tmp_path
     import sys
 
     arguments = ["train", *TINY, f"source.path={text_file}", f"out={tmp_path}", "name=run", *FINE]
-    assert ablatio([*arguments[:-2], "name=warm", *FINE], tmp_path / "log").code == 0  # the caches are there now
+    assert ablatio([*arguments[:-2], "name=warm", *FINE], tmp_path / "log").code == 0  # fills the caches
     ended = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False)
     assert ended.returncode == 5 and "Traceback" not in ended.stderr, ended.stderr
     assert not list((tmp_path / "run/checkpoints").glob("*.tmp"))
 
 
-def _at(folder: Path) -> Path:
+def _mount_point(folder: Path) -> Path:
     (folder / "readonly").mkdir(exist_ok=True)
     return folder / "readonly"
 
@@ -90,7 +90,7 @@ def _at(folder: Path) -> Path:
     ("content", "message"),
     [(b"", "no document with text"), (b"\x00\x01\xff\xfe binary \x00", "text"), (None, "text.txt")],
 )
-def test_a_corpus_that_is_none_is_refused(tmp_path: Path, content: bytes | None, message: str) -> None:
+def test_empty_binary_or_missing_corpus_is_rejected(tmp_path: Path, content: bytes | None, message: str) -> None:
     path = tmp_path / "text.txt"
     if content is not None:
         path.write_bytes(content)
@@ -98,7 +98,7 @@ def test_a_corpus_that_is_none_is_refused(tmp_path: Path, content: bytes | None,
     assert ended.code == 2 and message in ended.err and "Traceback" not in ended.err, ended.err
 
 
-def test_a_damaged_token_cache_is_built_again(tmp_path: Path, text_file: Path) -> None:
+def test_damaged_token_cache_is_rebuilt(tmp_path: Path, text_file: Path) -> None:
     arguments = ["train", *TINY, f"source.path={text_file}", f"out={tmp_path}", *FINE]
     assert ablatio([*arguments, "name=one"], tmp_path / "log").code == 0
     key = json.loads((tmp_path / "one/manifest.json").read_text())["data"]["key"]
@@ -120,13 +120,13 @@ def test_a_damaged_token_cache_is_built_again(tmp_path: Path, text_file: Path) -
         ('{"seed": 1}', 2, "is missing from the config"),
     ],
 )
-def test_a_run_folder_with_a_bad_config_is_refused(tmp_path: Path, content: str, code: int, message: str) -> None:
+def test_run_folder_with_invalid_config_is_rejected(tmp_path: Path, content: str, code: int, message: str) -> None:
     (tmp_path / "config.json").write_text(content)
     ended = ablatio(["evaluate", str(tmp_path)], tmp_path / "log")
     assert ended.code == code and message in ended.err and "Traceback" not in ended.err, ended.err
 
 
-def test_a_config_of_a_run_that_names_code_is_refused(tmp_path: Path, text_file: Path) -> None:
+def test_run_config_that_names_code_is_rejected(tmp_path: Path, text_file: Path) -> None:
     arguments = ["train", *TINY, f"source.path={text_file}", f"out={tmp_path}", "name=run", *FINE]
     assert ablatio(arguments, tmp_path / "log").code == 0
     config = json.loads((tmp_path / "run/config.json").read_text())

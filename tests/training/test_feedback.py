@@ -1,4 +1,4 @@
-"""Reward models and preference tuning: words and losses against plain loops, and real runs."""
+"""Reward models and preference tuning: losses compared with plain loops, and real runs."""
 
 import itertools
 import json
@@ -22,29 +22,29 @@ REWARD, PREFERENCE = kinds.tasks["reward"], kinds.tasks["preference"]
 
 
 @pytest.fixture
-def judged(tmp_path: Path) -> Path:
-    path = tmp_path / "judged.jsonl"
+def feedback(tmp_path: Path) -> Path:
+    path = tmp_path / "feedback.jsonl"
     pairs = [{"prompt": f"{i} and {j}?", "chosen": "yes!", "rejected": "no"} for i in range(6) for j in range(6)]
     path.write_text("".join(json.dumps(line) + "\n" for line in pairs), encoding="utf-8")
     return path
 
 
-def settings(tmp_path: Path, judged: Path) -> list[str]:
+def settings(tmp_path: Path, feedback: Path) -> list[str]:
     plain = [s for s in TINY if not s.startswith(("source", "model.max_len"))]
-    return [*plain, "source=feedback", f"source.path={judged}", f"out={tmp_path}", "model.max_len=64"]
+    return [*plain, "source=feedback", f"source.path={feedback}", f"out={tmp_path}", "model.max_len=64"]
 
 
-def alone(model: Any, answer: Any) -> Tensor:
-    """log p of each token of one answer, by itself: nothing batched, nothing gathered."""
+def answer_logps(model: Any, answer: Any) -> Tensor:
+    """log p of each token of one answer (T,), computed without batching."""
     ids = torch.from_numpy(answer.ids.astype("int64"))
     logps = model(ids[None])[0].log_softmax(-1)
     return torch.stack([logps[t - 1, ids[t]] for t in range(answer.first, len(ids))])
 
 
 @pytest.mark.oracle("task=preference", "DPO by a loop over answers, each through the model by itself")
-def test_the_loss_is_that_of_a_loop() -> None:
+def test_dpo_loss_matches_a_loop_over_answers() -> None:
     task, model = sample_parts.task(PREFERENCE)
-    reference = {i: alone(model, task.set.answers[i]).sum().detach() for i in task._wanted()}
+    reference = {i: answer_logps(model, task.set.answers[i]).sum().detach() for i in task._wanted()}
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=named_generator(1, "move")) * 0.05)
@@ -54,7 +54,7 @@ def test_the_loss_is_that_of_a_loop() -> None:
     pairs = [task.units[Units_row(task, g)][0] for g in range(first, first + n)]
     losses = []
     for better, worse in pairs:
-        ratios = [alone(model, task.set.answers[i]).sum() - reference[i] for i in (better, worse)]
+        ratios = [answer_logps(model, task.set.answers[i]).sum() - reference[i] for i in (better, worse)]
         losses.append(-F.logsigmoid(0.1 * (ratios[0] - ratios[1])))
     assert int(count) == len(pairs)
     torch.testing.assert_close(total, torch.stack(losses).sum(), rtol=2e-4, atol=2e-5)
@@ -65,8 +65,8 @@ def Units_row(task: Any, number: int) -> int:  # noqa: N802 (reads like the task
     return found
 
 
-def test_of_two_answers_the_prompt_goes_through_the_model_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tokens that the first layer sees in a step: the prompts', and each answer's."""
+def test_shared_prompt_is_encoded_once_per_pair(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counts the tokens that the first layer processes, with and without the shared prefix."""
     task, model = sample_parts.task(PREFERENCE)
     example, seen = task.example(task.training[0], named_generator(0, "unused")), []
     model.model.layers[0].register_forward_pre_hook(lambda _, given: seen.append(given[0].shape[:2].numel()))
@@ -80,8 +80,8 @@ def test_of_two_answers_the_prompt_goes_through_the_model_once(monkeypatch: pyte
 
 
 @pytest.mark.parametrize("name", [e.name for e in kinds.alignments if e.facts["data"] != "prompts"])
-def test_each_method_is_handed_what_it_asks_for(name: str) -> None:
-    """The loss is finite, reaches the model, and at the start policy and reference say the same."""
+def test_each_alignment_gets_its_inputs(name: str) -> None:
+    """Before training, policy and reference log-probabilities agree; the loss is finite and has gradients."""
     task, model = sample_parts.task(PREFERENCE, alignment={"name": name, **REGISTRIES["alignment"][name].defaults})
     example = task.example(task.training[0], named_generator(0, "unused"))
     words = task.words(model, example)
@@ -93,7 +93,7 @@ def test_each_method_is_handed_what_it_asks_for(name: str) -> None:
     assert torch.isfinite(total) and any(p.grad is not None and bool(p.grad.any()) for p in model.parameters())
 
 
-def test_the_reference_is_worked_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reference_logps_are_cached(monkeypatch: pytest.MonkeyPatch) -> None:
     """A second run of the same model and data uses the cache; other weights are computed again."""
     first, model = sample_parts.task(PREFERENCE)
     again, _ = sample_parts.task(PREFERENCE)
@@ -108,7 +108,7 @@ def test_the_reference_is_worked_out_once(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.oracle("task=reward", "the mean over prompts of the mean over pairs, by a loop (InstructGPT, equation 1)")
 @pytest.mark.parametrize("knobs", [{}, {"margin": 0.5}, {"centering": 0.3}, {"elo": "order"}])
-def test_a_ranking_is_all_its_pairs(knobs: dict[str, Any]) -> None:
+def test_ranking_loss_is_the_mean_over_its_pairs(knobs: dict[str, Any]) -> None:
     task, model = sample_parts.task(REWARD, knobs)
     lines = [next(line for line in task.set.judged["train"] if test(line)) for test in (
         lambda line: len(line.members) == 3, lambda line: line.elo, lambda line: line.scores == (1.0, 0.0),
@@ -132,7 +132,7 @@ def test_a_ranking_is_all_its_pairs(knobs: dict[str, Any]) -> None:
     torch.testing.assert_close(total, torch.stack(expected).sum(), rtol=1e-4, atol=1e-5)
 
 
-def test_calibration_and_length_bias_of_known_pairs() -> None:
+def test_calibration_error_and_length_bias_by_hand() -> None:
     from ablatio_std.tasks.reward import calibration_error, length_bias
 
     margin, weight = torch.tensor([2.0, 2.0, -2.0, 2.0]).double(), torch.ones(4).double()
@@ -144,8 +144,8 @@ def test_calibration_and_length_bias_of_known_pairs() -> None:
 
 
 @pytest.mark.parametrize("task", [["task=reward"], ["task=preference", "alignment=tr_dpo", "alignment.every=3"]])
-def test_a_run_resumes_bit_for_bit(tmp_path: Path, judged: Path, task: list[str]) -> None:
-    given = [*settings(tmp_path, judged), *task]
+def test_killed_run_resumes_bit_for_bit(tmp_path: Path, feedback: Path, task: list[str]) -> None:
+    given = [*settings(tmp_path, feedback), *task]
     whole = ablatio(["train", *given, "name=whole"], tmp_path / "log")
     assert whole.code == 0, whole.err
     cut = cut_and_resumed(given, tmp_path)
@@ -165,8 +165,8 @@ def test_a_run_resumes_bit_for_bit(tmp_path: Path, judged: Path, task: list[str]
         (["task=reward", "source=gsm_symbolic"], "task=reward learns from feedback"),
     ],
 )
-def test_what_cannot_be_is_said(tmp_path: Path, judged: Path, extra: list[str], what: str) -> None:
-    given = settings(tmp_path, judged)
+def test_incompatible_settings_are_rejected(tmp_path: Path, feedback: Path, extra: list[str], what: str) -> None:
+    given = settings(tmp_path, feedback)
     if "source=gsm_symbolic" in extra:
         given = [s for s in given if not s.startswith("source")]
     given = [s for s in given if s.split("=")[0] not in {e.split("=")[0] for e in extra}]

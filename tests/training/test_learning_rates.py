@@ -1,4 +1,4 @@
-"""Rates and schedules by role reach every parameter, with every optimizer; a watched loss survives a kill."""
+"""Learning rates and schedules by role, for every optimizer; the plateau schedule resumes exactly."""
 
 from pathlib import Path
 
@@ -29,7 +29,7 @@ def rates_of(overrides: list[str], step: int) -> dict[str, tuple[str, float]]:
 
 
 @pytest.mark.parametrize("name", [e.name for e in REGISTRIES["optimizer"]])
-def test_each_role_has_its_factor_and_its_schedule(name: str) -> None:
+def test_each_role_gets_its_rate_factor_and_schedule(name: str) -> None:
     optimizer = f"optimizer={name}"
     knobs = {"warmup": 0.05, "final": 0.1}
     own = factor_of(PartChoice("cosine", knobs))
@@ -43,8 +43,8 @@ def test_each_role_has_its_factor_and_its_schedule(name: str) -> None:
             assert changed[parameter] == (role, pytest.approx(rate * factors[role], rel=1e-9)), parameter
 
 
-def test_a_role_s_schedule_takes_the_knobs_that_it_shares() -> None:
-    """`warmup` is that of the run; `final`, which a constant rate has not, is the option's own."""
+def test_role_schedule_inherits_shared_knobs() -> None:
+    """`warmup` comes from the run's schedule; `final`, which `constant` does not have, keeps its default."""
     rates = rates_of(["schedule.warmup=0.5", "roles.head_schedule=cosine"], 24)
     heads = {rate for role, rate in rates.values() if role == "head"}
     others = {rate for role, rate in rates.values() if role != "head"}
@@ -54,12 +54,12 @@ def test_a_role_s_schedule_takes_the_knobs_that_it_shares() -> None:
 PLATEAU = ["schedule=plateau", "schedule.patience=0", "schedule.gain=0.9", "schedule.warmup=0", "train.val_every=2"]
 
 
-def test_a_watched_loss_lowers_the_rate_and_survives_a_kill(tmp_path: Path, text_file: Path) -> None:
+def test_plateau_schedule_lowers_the_rate_and_resumes_exactly(tmp_path: Path, text_file: Path) -> None:
     settings = [*TINY, f"source.path={text_file}", f"out={tmp_path}", *PLATEAU, "roles.vector_schedule=constant"]
     assert ablatio(["train", *settings, "name=whole"], tmp_path / "log").code == 0
     rows = metrics(tmp_path / "whole")
     rates = [float(row["train/lr"]) for row in rows if row["train/lr"]]
-    # No score gains 90 %, so each after the first lowers the rate of the steps that follow it, to a hundredth at least.
+    # No score improves by 90 %, so each one after the first halves the rate of the next steps, down to a hundredth.
     assert rates == [pytest.approx(rates[0] * max(0.01, 0.5**i), rel=1e-6) for i in range(len(rates))]
     cut = cut_and_resumed(settings, tmp_path)
     assert metrics(cut) == rows
@@ -67,7 +67,7 @@ def test_a_watched_loss_lowers_the_rate_and_survives_a_kill(tmp_path: Path, text
     assert (cut / last).read_bytes() == (tmp_path / "whole" / last).read_bytes()
 
 
-def test_a_schedule_that_watches_needs_scores(tmp_path: Path, text_file: Path) -> None:
+def test_plateau_schedule_requires_validation(tmp_path: Path, text_file: Path) -> None:
     for settings in (["schedule=plateau"], ["roles.head_schedule=plateau"]):
         words = [*TINY, f"source.path={text_file}", f"out={tmp_path}", *settings, "train.val_every=null"]
         refused = ablatio(["train", *words], tmp_path / "log")

@@ -1,4 +1,4 @@
-"""Lightning's Trainer takes what a config says and nothing from elsewhere, and may be tried where runs are forked."""
+"""Lightning Trainer: only the config configures it, and a trial fit leaves the process safe to fork."""
 
 import os
 import signal
@@ -12,17 +12,17 @@ import pytest
 from ablatio.training.lightning_trainer import fit_nothing, make_trainer
 from ablatio.training.run import quiet_libraries
 
-LIGHTNINGS = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+TRAINER_OPTIONS = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
 
 
-def test_variables_change_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trainer_ignores_environment_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PL_TRAINER_GRADIENT_CLIP_VAL", "0.125")
-    assert pl.Trainer(**LIGHTNINGS).gradient_clip_val == 0.125, "Lightning no longer reads them"
+    assert pl.Trainer(**TRAINER_OPTIONS).gradient_clip_val == 0.125, "Lightning no longer reads these variables"
     assert make_trainer(accelerator="cpu").gradient_clip_val is None
     assert os.environ["PL_TRAINER_GRADIENT_CLIP_VAL"] == "0.125"
 
 
-def test_callbacks_of_other_packages_change_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trainer_ignores_callbacks_of_other_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     known = tmp_path / "stranger-1.0.dist-info"
     known.mkdir()
     (known / "METADATA").write_text("Metadata-Version: 2.1\nName: stranger\nVersion: 1.0\n")
@@ -35,17 +35,17 @@ def test_callbacks_of_other_packages_change_no_run(tmp_path: Path, monkeypatch: 
     def names(trainer: pl.Trainer) -> list[str]:
         return [type(callback).__name__ for callback in trainer.callbacks]  # type: ignore[attr-defined]
 
-    assert "Stranger" in names(pl.Trainer(**LIGHTNINGS)), "Lightning no longer looks for them"
+    assert "Stranger" in names(pl.Trainer(**TRAINER_OPTIONS)), "Lightning no longer loads such callbacks"
     assert "Stranger" not in names(make_trainer(accelerator="cpu"))
-    assert "Stranger" in names(pl.Trainer(**LIGHTNINGS)), "a user's own trainer is as before"
+    assert "Stranger" in names(pl.Trainer(**TRAINER_OPTIONS)), "other trainers in this process must be unaffected"
 
 
 def threads() -> tuple[int, int]:
-    """Python's own, and the system's where it says them."""
+    """Number of Python threads, and of all threads of the process where /proc exists."""
     return threading.active_count(), len([*Path("/proc/self/task").glob("*")])
 
 
-def test_a_process_that_tried_it_can_be_forked_and_stopped_as_before() -> None:
+def test_trial_fit_leaves_no_threads_or_signal_handlers() -> None:
     def heard(number: int, frame: object) -> None:
         raise AssertionError
 

@@ -1,4 +1,4 @@
-"""Each logger written by real runs and read back with its own library: the numbers of metrics.csv, once each."""
+"""Loggers: real runs are read back with each logger's own library and must equal metrics.csv, without duplicates."""
 
 import csv
 import json
@@ -32,12 +32,12 @@ def read_tensorboard(run: Path) -> Points:
         if not name.startswith("config")
         for event in log.Tensors(name)
     ]
-    return once(found)
+    return unique(found)
 
 
 def read_mlflow(run: Path) -> Points:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # SQLAlchemy's on how MLflow uses it
+        warnings.simplefilter("ignore")  # SQLAlchemy warns about its use by MLflow
         return _read_mlflow(run)
 
 
@@ -51,11 +51,11 @@ def _read_mlflow(run: Path) -> Points:
     mine = [r for r in found if r.info.run_name == run.name]
     assert len(mine) == 1 and mine[0].info.status == "FINISHED" and mine[0].data.params["model.d_model"] == "16"
     history = [client.get_metric_history(mine[0].info.run_id, name) for name in mine[0].data.metrics]
-    return once([((m.key, m.step), m.value) for points in history for m in points])
+    return unique([((m.key, m.step), m.value) for points in history for m in points])
 
 
 def read_wandb(run: Path) -> Points:
-    """The records of the one offline run: LevelDB's log format (blocks of 32 KiB, a header of 7 bytes a piece)."""
+    """Read the offline run's records in LevelDB's log format: blocks of 32 KiB, a header of 7 bytes per fragment."""
     from wandb.proto import wandb_internal_pb2
 
     (path,) = run.glob("wandb/offline-run-*/run-*.wandb")
@@ -70,7 +70,7 @@ def read_wandb(run: Path) -> Points:
             record, pieces = wandb_internal_pb2.Record.FromString(pieces), b""
             items = {i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in record.history.item}
             found += [((k, int(items["_step"])), float(v)) for k, v in items.items() if not k.startswith("_")]
-    return once(found)
+    return unique(found)
 
 
 def read_trackio(run: Path) -> Points:
@@ -80,7 +80,7 @@ def read_trackio(run: Path) -> Points:
     rows = sqlite_storage.SQLiteStorage.get_logs("ablatio", run.name)
     config = sqlite_storage.SQLiteStorage.get_run_config("ablatio", run.name)
     assert config is not None and config["model"]["d_model"] == 16
-    return once([((k, row["step"]), v) for row in rows for k, v in row.items() if k not in ("step", "timestamp")])
+    return unique([((k, row["step"]), v) for row in rows for k, v in row.items() if k not in ("step", "timestamp")])
 
 
 READERS: dict[str, Callable[[Path], Points]] = {
@@ -88,14 +88,14 @@ READERS: dict[str, Callable[[Path], Points]] = {
 }  # fmt: skip
 
 
-def once(found: list[tuple[tuple[str, int], float]]) -> Points:
-    """Each number once (`tokens` stands in the row of a step and in that of its validation)."""
+def unique(found: list[tuple[tuple[str, int], float]]) -> Points:
+    """Points as a dict; none may be logged twice, except `tokens` (logged with a step and with its validation)."""
     plain = [f for f in found if f[0][0] != "tokens"]
-    assert len(plain) == len({key for key, _ in plain}), "a number stands in the log twice"
+    assert len(plain) == len({key for key, _ in plain}), "a value is logged twice"
     return dict(plain)
 
 
-def written(run: Path) -> Points:
+def read_metrics_csv(run: Path) -> Points:
     with (run / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     return {
@@ -120,7 +120,7 @@ def plain(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run_with(logger: str, text: Path, folder: Path, kill_when: Path | None = None) -> Path:
     settings = [*TINY, f"source.path={text}", f"logger={logger}", f"out={folder / 'runs'}", "name=one"]
-    done = ablatio(["train", *settings], folder / "said", kill_when=kill_when)
+    done = ablatio(["train", *settings], folder / "output", kill_when=kill_when)
     assert done.code == (-signal.SIGKILL if kill_when else 0), done.err
     return folder / "runs" / "one"
 
@@ -130,14 +130,14 @@ def run_name(run: Path) -> str:
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n == "mlflow" else []) for n in READERS])
-def test_a_killed_and_resumed_run_is_read_back(name: str, tmp_path: Path, text: Path, plain: Path) -> None:
+def test_resumed_run_is_logged_completely(name: str, tmp_path: Path, text: Path, plain: Path) -> None:
     pytest.importorskip(name)
     kill_when = tmp_path / "runs/one/checkpoints/step-00000008.json"
     run = run_with(f"[csv,{name}]", text, tmp_path, kill_when)
-    done = ablatio(["train", f"resume={run}"], tmp_path / "said")
+    done = ablatio(["train", f"resume={run}"], tmp_path / "output")
     assert done.code == 0 and not done.err and "left out" not in done.out, done.err
-    assert metrics(run) == metrics(plain) and run_name(run) == run_name(plain)  # logging changes no number
-    expected, found = written(run), READERS[name](run)
+    assert metrics(run) == metrics(plain) and run_name(run) == run_name(plain)  # logging changes no result
+    expected, found = read_metrics_csv(run), READERS[name](run)
     assert found.keys() == expected.keys()
     for key, value in expected.items():
         assert found[key] == pytest.approx(value, rel=1e-6), key
@@ -157,7 +157,7 @@ def _log_alone(name: str, folder: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["mlflow", "trackio"])
-def test_runs_that_start_together_share_a_database(name: str, tmp_path: Path) -> None:
+def test_concurrent_runs_share_a_database(name: str, tmp_path: Path) -> None:
     pytest.importorskip(name)
     kinds.loggers.target(name)
     folders = [tmp_path / f"run{i}" for i in range(3)]
@@ -171,12 +171,12 @@ def test_runs_that_start_together_share_a_database(name: str, tmp_path: Path) ->
         assert READERS[name](folder) == {("train/loss", s): pytest.approx(1 / s) for s in range(1, 40)}
 
 
-def test_metrics_csv_is_written_whoever_else_logs(tmp_path: Path, text: Path, plain: Path) -> None:
+def test_metrics_csv_is_always_written(tmp_path: Path, text: Path, plain: Path) -> None:
     pytest.importorskip("tensorboard")
     assert metrics(run_with("tensorboard", text, tmp_path)) == metrics(plain)
 
 
-def test_a_missing_library_is_said_before_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_logger_library_is_reported_before_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import importlib.util
 
     kinds.loggers.target("wandb")
@@ -186,13 +186,13 @@ def test_a_missing_library_is_said_before_the_run(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize("uri", ["file:///tmp/mlruns", "./mlruns", "http://tracking.example.com"])
-def test_mlflow_takes_a_database_file_only(uri: str, tmp_path: Path) -> None:
+def test_mlflow_accepts_only_sqlite_uris(uri: str, tmp_path: Path) -> None:
     pytest.importorskip("mlflow")
     with pytest.raises(UserError, match="sqlite:///PATH was expected"):
         kinds.loggers.build("mlflow", {"uri": uri}, folder=tmp_path, config={})
 
 
-def test_a_logger_that_breaks_leaves_the_run_alone(tmp_path: Path) -> None:
+def test_failing_logger_is_dropped_and_the_run_continues(tmp_path: Path) -> None:
     from rich.console import Console
 
     from ablatio.training.loggers import Logs
@@ -215,8 +215,8 @@ def test_a_logger_that_breaks_leaves_the_run_alone(tmp_path: Path) -> None:
     assert text.count("logger=broken is left out") == 1 and "disk [full]" in text
 
 
-def test_a_run_says_how_it_ended(tmp_path: Path) -> None:
-    """`summary` and the logger agree; each logger has the numbers as metrics.csv rounds them."""
+def test_loggers_get_rounded_rows_replayed_rows_and_status(tmp_path: Path) -> None:
+    """Loggers get the values as metrics.csv rounds them, the earlier rows at a restart, and the final status."""
     from rich.console import Console
 
     from ablatio.training.loggers import Logs
@@ -244,18 +244,18 @@ def test_a_run_says_how_it_ended(tmp_path: Path) -> None:
     assert seen == [[], row, [row], [], "preempted"]
 
 
-def test_the_summary_of_a_plain_run(plain: Path) -> None:
+def test_run_without_mlflow_creates_no_database(plain: Path) -> None:
     assert summary(plain)["status"] == "done" and not (plain.parent / "mlflow.db").exists()
 
 
-def test_a_number_that_two_parts_name_has_one_column(tmp_path: Path) -> None:
-    """A policy task and its method both log the share that is clipped; what stands behind it must not move."""
+def test_metric_of_two_parts_has_one_column(tmp_path: Path) -> None:
+    """The policy task and its alignment both log clip_fraction; the columns after it must not shift."""
     file = MetricsFile(
         tmp_path / "metrics.csv", ["train/clip_fraction", "train/ratio", "train/clip_fraction", "train/kl"]
     )
     file.start()
     file.write({"step": 3, "train/clip_fraction": 0.5, "train/ratio": 1.25, "train/kl": 0.01})
     (row,) = file.read()
-    told = {name: row[name] for name in ("step", "train/clip_fraction", "train/ratio", "train/kl")}
-    assert told == {"step": "3", "train/clip_fraction": "0.5", "train/ratio": "1.25", "train/kl": "0.01"}
+    row_values = {name: row[name] for name in ("step", "train/clip_fraction", "train/ratio", "train/kl")}
+    assert row_values == {"step": "3", "train/clip_fraction": "0.5", "train/ratio": "1.25", "train/kl": "0.01"}
     assert len(row) == len(set(file.columns)) == len(file.columns)

@@ -1,4 +1,4 @@
-"""task=policy: every method makes its steps, a cut run goes on bit for bit, and bad input is refused in words."""
+"""task=policy: every method trains, killed runs resume bit for bit, and invalid input is rejected with a reason."""
 
 import logging
 
@@ -15,14 +15,14 @@ METHODS = [e.name for e in alignments if e.facts["data"] == "prompts"]
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_each_method_makes_its_steps(name):
-    """Three steps, finite numbers under declared names; on its first pass the policy is the one that wrote."""
+def test_each_method_trains_with_finite_declared_metrics(name):
+    """Three steps; in the first one the policy still equals the one that sampled the rollout, so both KLs are 0."""
     task, model = made(name, reward="length", reward_knobs={"target": 20}, answer_tokens=12, prompt_tokens=8)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    said = {*tasks["policy"].facts["metrics"], *alignments[name].facts["metrics"]}
+    declared = {*tasks["policy"].facts["metrics"], *alignments[name].facts["metrics"]}
     for number in range(3):
         loss, measures = step(task, model, number, optimizer)
-        assert not measures.keys() - said
+        assert not measures.keys() - declared
         assert all(torch.isfinite(v).all() for v in measures.values()) and loss == loss
         if number == 0:
             assert float(measures["train/old_kl"]) == pytest.approx(0, abs=1e-9)
@@ -30,8 +30,8 @@ def test_each_method_makes_its_steps(name):
 
 
 @pytest.mark.parametrize("name", ["ppo", "grpo"])
-def test_short_answers_are_learned(name):
-    """The reward wants one token; an answer's end is as likely as any of 256 bytes at the start."""
+def test_policy_learns_short_answers(name):
+    """The reward prefers short answers; at the start the end token is as likely as each of the 256 bytes."""
     knobs = {"kl_coef": 0.0, "vf_coef": 0.1} if name in ("ppo", "a2c") else {"beta": 0.0}
     if name == "ppo":
         knobs |= {"stop_kl": None, "epochs": 2}
@@ -41,7 +41,7 @@ def test_short_answers_are_learned(name):
     assert sum(lengths[-5:]) < sum(lengths[:5]) - 5, lengths
 
 
-def test_reference_and_critic_are_what_they_should_be():
+def test_reference_is_frozen_and_only_ppo_has_a_critic():
     task, model = made("ppo")
     before = {n: w.clone() for n, w in task.reference.state_dict().items()}
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
@@ -53,7 +53,7 @@ def test_reference_and_critic_are_what_they_should_be():
     assert not hasattr(plain, "value_head") and not grpo.critic
 
 
-def test_batches_of_a_step_cover_each_answer_once_in_each_pass():
+def test_minibatches_cover_each_answer_once_per_epoch():
     task, model = made("ppo", batch_size=3, accumulate=2, method_knobs={"minibatches": 2, "epochs": 3})
     passes = []
     for number in range(6):
@@ -67,7 +67,7 @@ def test_batches_of_a_step_cover_each_answer_once_in_each_pass():
     assert task.number == 1
 
 
-def test_a_rollout_is_left_when_the_policy_has_moved_too_far():
+def test_rollout_ends_early_at_stop_kl():
     task, model = made("ppo", method_knobs={"stop_kl": 1e-4, "epochs": 50})
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     for number in range(8):
@@ -75,7 +75,7 @@ def test_a_rollout_is_left_when_the_policy_has_moved_too_far():
     assert task.number >= 1
 
 
-def test_a_policy_that_says_one_thing_is_noticed(caplog):
+def test_collapse_to_one_token_is_reported(caplog):
     task, model = made("grpo")
     whole, usual = torch.zeros(model.vocab_size), model.logits
     whole[65] = 50.0
@@ -86,11 +86,11 @@ def test_a_policy_that_says_one_thing_is_noticed(caplog):
     assert float(task.measures["train/top_token"]) == 1
 
 
-TWO = [Answer("p", "a", (1,), (2,)), Answer("p", "b", (1,), (3,))]
+TWO_ANSWERS = [Answer("p", "a", (1,), (2,)), Answer("p", "b", (1,), (3,))]
 
 
 @pytest.mark.parametrize(
-    "said, words",
+    "returned_value, words",
     [
         (torch.tensor([0.0, float("nan")]), "returned nan for 1 of 2 answers, the first to 'p': 'b'"),
         (torch.tensor([float("inf"), 0.0]), "returned inf for 1 of 2"),
@@ -101,13 +101,13 @@ TWO = [Answer("p", "a", (1,), (2,)), Answer("p", "b", (1,), (3,))]
         ([[ReasoningStep(1, float("nan"))], []], "returned nan"),
     ],
 )
-def test_a_reward_that_says_nonsense_is_refused(said, words):
+def test_invalid_reward_values_are_rejected(returned_value, words):
     with pytest.raises(RewardError, match="reward=odd") as caught:
-        judged(lambda answers: said, "odd", TWO)
+        judged(lambda answers: returned_value, "odd", TWO_ANSWERS)
     assert words in str(caught.value)
 
 
-def test_rewards_of_steps_stand_at_their_last_tokens():
+def test_step_rewards_are_placed_at_last_token_of_each_step():
     answer = Answer("p", "1+1=2\n2+2=5\n", (1,), tuple(b"1+1=2\n2+2=5\n"))
     process = rewards.build("process", {}, open_run=None)
     scores, steps = judged(process, "process", [answer])
@@ -128,7 +128,7 @@ def test_rewards_of_steps_stand_at_their_last_tokens():
         ({"reward": "model"}, "reward=model needs the run folder"),
     ],
 )
-def test_what_cannot_run_is_refused(settings, words):
+def test_invalid_policy_settings_are_rejected(settings, words):
     with pytest.raises(UserError) as caught:
         made(**settings)
     assert words in str(caught.value) and "try:" in str(caught.value)
@@ -136,8 +136,8 @@ def test_what_cannot_run_is_refused(settings, words):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method, kill_at", [("ppo", 3), ("ppo", 6), ("grpo", 5)])
-def test_a_run_cut_between_any_two_steps_goes_on_bit_for_bit(tmp_path, text_file, method, kill_at):
-    """PPO makes 4 x 2 steps of a rollout: step 3 and 6 are in the middle of it."""
+def test_run_killed_at_any_step_resumes_bit_for_bit(tmp_path, text_file, method, kill_at):
+    """PPO makes 4 x 2 steps per rollout, so steps 3 and 6 are in the middle of one."""
     settings = [*TINY, "task=policy", f"alignment={method}", "reward=length", "reward.target=3", "model.max_len=32"]
     settings += [f"source.path={text_file}", f"out={tmp_path}", "task.prompt_tokens=6", "task.answer_tokens=8"]
     settings += ["model.dropout=0.1", "train.batch_size=8", "alignment.minibatches=2", "train.checkpoint_every=1"]
@@ -152,13 +152,13 @@ def test_a_run_cut_between_any_two_steps_goes_on_bit_for_bit(tmp_path, text_file
     assert (cut / "samples.jsonl").read_text() == (tmp_path / "whole" / "samples.jsonl").read_text()
 
 
-def test_a_config_without_a_reward_is_refused(tmp_path, text_file):
+def test_policy_without_reward_is_rejected(tmp_path, text_file):
     run = ablatio(["train", *TINY, "task=policy", "alignment=grpo", f"out={tmp_path}"], tmp_path / "log")
     assert run.code == 2 and "task=policy needs one" in run.err and "reward=length" in run.err
 
 
-def test_questions_of_conversations_are_prompts_and_their_answers_the_truth():
-    """Each epoch has every question once; the end of a turn ends an answer."""
+def test_conversations_give_prompts_and_reference_answers():
+    """Each epoch uses every question once; too long questions are left out."""
     task, model = made("grpo", "exact_answer", source="conversations", answer_tokens=8, batch_size=16)
     size = len(task.prompts.pools["train"])
     for epoch in range(2):
@@ -171,6 +171,6 @@ def test_questions_of_conversations_are_prompts_and_their_answers_the_truth():
     texts = task.asking(model, [prompt], None).texts
     assert texts[0].truth == prompt.truth and texts[0].prompt
     assert rewards.build("exact_answer")(right) in (0.0, 1.0)
-    assert task.content["left_out"] == 1  # one question has 243 tokens, and there is room for 152
+    assert task.content["left_out"] == 1  # one question has 243 tokens; at most 152 fit
     with pytest.raises(UserError, match="prompts are longer than the"):
         made("grpo", "length", source="conversations", answer_tokens=155)

@@ -1,4 +1,4 @@
-"""Mistakes around a policy on the command line: the code, what is said, and that the command it names works."""
+"""Invalid policy commands: the exit code, the message, and that the suggested command works."""
 
 import json
 import math
@@ -20,7 +20,7 @@ SMALL = (
 )  # fmt: skip
 
 
-def text_of(folder: Path) -> Path:
+def write_corpus(folder: Path) -> Path:
     path = folder / "text.txt"
     path.write_text("\n\n".join(f"The {n} people of the state want peace, and work." for n in range(80)))
     return path
@@ -30,11 +30,11 @@ def train(folder: Path, *overrides: str) -> Finished:
     chosen = {o.split("=")[0] for o in overrides}
     kept = [s for s in SMALL if s.split("=")[0] not in chosen]
     if "source" not in chosen:
-        kept += ["source=text", f"source.path={text_of(folder)}", "source.separator='\\n\\n'"]
+        kept += ["source=text", f"source.path={write_corpus(folder)}", "source.separator='\\n\\n'"]
     return ablatio(["train", *kept, f"out={folder}", *overrides], folder / "log")
 
 
-def fix_in(ended: Finished) -> str:
+def suggested_fix(ended: Finished) -> str:
     return ended.err.split("try: ")[1].split("\n")[0].split(", ")[0]
 
 
@@ -52,12 +52,12 @@ FAULTY: dict[str, Any] = {
 
 @pytest.fixture
 def faulty(request: pytest.FixtureRequest) -> Iterator[str]:
-    """A reward of a plugin that says nonsense, as long as the test takes."""
+    """Register a plugin reward that returns invalid values, for the duration of the test."""
     name = str(request.param)
     judge = FAULTY[name][0]
 
     class Faulty:
-        """What no reward may say.  N answers -> nonsense"""
+        """Invalid reward for tests.  N answers -> invalid values"""
 
         def __call__(self, answers: Any) -> Any:
             return judge(answers)
@@ -68,25 +68,25 @@ def faulty(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("faulty", FAULTY, indirect=True)
-def test_a_reward_that_says_nonsense_ends_the_run_at_once(tmp_path: Path, faulty: str) -> None:
+def test_invalid_reward_values_end_the_run(tmp_path: Path, faulty: str) -> None:
     ended = train(tmp_path, f"reward={faulty}", "name=run")
     assert ended.code == 2 and f"reward={faulty} {FAULTY[faulty][1]}" in ended.err, ended.err
     assert "Traceback" not in ended.err
-    command = fix_in(ended)
+    command = suggested_fix(ended)
     assert command == f"ablatio show reward={faulty}"
     shown = ablatio(command.split()[1:], tmp_path / "log")
-    assert shown.code == 0 and "What no reward may say" in shown.out, shown.err
+    assert shown.code == 0 and "Invalid reward for tests" in shown.out, shown.err
 
 
-def test_prompts_longer_than_the_context(tmp_path: Path) -> None:
-    """Where none fits beside an answer, a length that does is said; where some do not, they are counted."""
+def test_too_long_prompts_are_rejected_or_counted(tmp_path: Path) -> None:
+    """If no prompt fits beside an answer, the error suggests a length; if some do not fit, they are counted."""
     lines = [{"prompt": f"{n} {'why ' * 40}?", "completion": "So."} for n in range(20)]
     path = tmp_path / "chats.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     given = "source=chats", f"source.path={path}", "reward=length"
     refused = train(tmp_path, *given, "name=run")
     assert refused.code == 2 and "20 of 20 prompts are longer than the 58 tokens" in refused.err, refused.err
-    assert train(tmp_path, *given, fix_in(refused), "train.steps=1", "name=fixed").code == 0
+    assert train(tmp_path, *given, suggested_fix(refused), "train.steps=1", "name=fixed").code == 0
     short = [{**line, "prompt": f"Who is {n}?"} for n, line in enumerate(lines)]
     path.write_text("".join(json.dumps(line) + "\n" for line in (*lines[:3], *short)))
     some = train(tmp_path, *given, "train.steps=1", "name=some")
@@ -94,26 +94,26 @@ def test_prompts_longer_than_the_context(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "some/manifest.json").read_text())["data"]["left_out"] == 3
 
 
-def test_a_prompt_and_an_answer_that_do_not_fit(tmp_path: Path) -> None:
+def test_prompt_and_answer_must_fit_into_max_len(tmp_path: Path) -> None:
     refused = train(tmp_path, "task.answer_tokens=80", "reward=length", "name=run")
     assert refused.code == 2 and "have 96 tokens, more than model.max_len=64" in refused.err, refused.err
-    assert train(tmp_path, fix_in(refused), "reward=length", "train.steps=1", "name=fixed").code == 0
+    assert train(tmp_path, suggested_fix(refused), "reward=length", "train.steps=1", "name=fixed").code == 0
 
 
-def test_a_policy_that_collapses_to_one_token_is_told_and_goes_on(tmp_path: Path) -> None:
-    """A rate that is far too high: the run ends well, its log says when, and a tenth of the rate does not collapse."""
+def test_collapsed_policy_is_reported_and_the_run_continues(tmp_path: Path) -> None:
+    """Too high a learning rate: the run completes, warns once, logs the collapse, and suggests a lower rate."""
     given = "reward=length", "reward.target=6", "train.steps=8", "schedule=constant"
     ended = train(tmp_path, *given, "optimizer.lr=1.0", "name=run")
     assert ended.code == 0, ended.err
     assert ended.err.count("the policy has collapsed") == 1 and "answers are" in ended.err, ended.err
     assert any(float(row["train/collapsed"] or 0) == 1 for row in metrics(tmp_path / "run"))
     assert summary(tmp_path / "run")["status"] == "done"
-    assert fix_in(ended) == "optimizer.lr=0.1"
+    assert suggested_fix(ended) == "optimizer.lr=0.1"
     calm = train(tmp_path, *given, "optimizer.lr=0.001", "name=calm")
     assert calm.code == 0 and "collapsed" not in calm.err
 
 
-def test_a_reward_model_that_is_none_names_a_command(tmp_path: Path) -> None:
+def test_missing_reward_model_suggests_a_command(tmp_path: Path) -> None:
     refused = train(tmp_path, "reward=model", "name=run")
     assert refused.code == 2 and "reward.path is empty" in refused.err, refused.err
     assert train(tmp_path, "reward=length", "train.steps=1", "name=other").code == 0
@@ -122,8 +122,8 @@ def test_a_reward_model_that_is_none_names_a_command(tmp_path: Path) -> None:
     assert "try: ablatio train task=reward name=reward" in wrong.err
 
 
-def test_a_policy_without_method_or_reward_gets_the_usual_ones(tmp_path: Path) -> None:
-    text = "source=text", f"source.path={text_of(tmp_path)}", "source.separator='\\n\\n'", f"out={tmp_path}"
+def test_policy_without_method_or_reward_suggests_defaults(tmp_path: Path) -> None:
+    text = "source=text", f"source.path={write_corpus(tmp_path)}", "source.separator='\\n\\n'", f"out={tmp_path}"
     kept = [s for s in SMALL if not s.startswith("alignment")]
     refused = ablatio(["train", *kept, *text, "name=run"], tmp_path / "log")
     assert refused.code == 2, refused.err
@@ -134,7 +134,7 @@ def test_a_policy_without_method_or_reward_gets_the_usual_ones(tmp_path: Path) -
     assert fixed.code == 0, fixed.err
 
 
-def test_a_knob_of_a_method_that_is_not_chosen(tmp_path: Path) -> None:
+def test_knob_without_its_method_lists_methods_that_have_it(tmp_path: Path) -> None:
     kept = [s for s in SMALL if not s.startswith("alignment=")]
     refused = ablatio(["train", *kept, "reward=length", f"out={tmp_path}", "name=run"], tmp_path / "log")
     assert refused.code == 2 and "alignment.group: no alignment is chosen" in refused.err, refused.err

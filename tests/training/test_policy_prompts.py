@@ -1,4 +1,4 @@
-"""Which prompts a policy learns from: flat groups are drawn anew, easy places of a text are left out."""
+"""Prompt selection: groups with equal rewards are resampled, low-entropy positions of a text are left out."""
 
 import logging
 
@@ -12,8 +12,8 @@ from ablatio.registry.kinds import alignments
 from ablatio.testing import tiny_models
 
 
-def answers_to(task, model, wanted):
-    """The reward is the sum of an answer's ids where wanted(number of its prompt), else 0.  -> what was asked."""
+def set_reward(task, model, wanted):
+    """Reward: sum of an answer's ids if wanted(prompt number), else 0.  Returns the prompt numbers of each batch."""
     numbers, seen = {}, []
     usual = task.asking.prompts
 
@@ -31,10 +31,10 @@ def answers_to(task, model, wanted):
     return seen
 
 
-def test_groups_that_teach_nothing_are_drawn_anew():
-    """Every third prompt teaches: 4 groups of 4 take 12 prompts, in rounds of those that are missing."""
+def test_groups_without_gradient_are_resampled():
+    """Every third prompt gives a gradient; each round samples only as many prompts as groups are missing."""
     task, model = made("dapo", batch_size=16, method_knobs={"group": 4, "resample": 20}, answer_tokens=12)
-    seen = answers_to(task, model, lambda n: n % 3 == 0)
+    seen = set_reward(task, model, lambda n: n % 3 == 0)
     _, measures = step(task, model, 0)
     asked = sum(len(set(batch)) for batch in seen)
     rounds = [set(batch) for batch in seen]
@@ -43,16 +43,16 @@ def test_groups_that_teach_nothing_are_drawn_anew():
     assert float(measures["train/resampled"]) == pytest.approx((asked - 4) / 4)
     kept = task.rollout
     assert len(kept) == 16 and task.words["rewards"].view(4, 4).std(1).min() > 0
-    for row in range(16):  # what was joined from several rounds is what was drawn
+    for row in range(16):  # joining the rounds keeps the rows of a group together
         assert kept.prompt(row) == kept.prompt(row // 4 * 4)
     before = task.asking.asked
     step(task, model, 1)
-    assert min(seen[len(rounds)]) == before, "the next rollout goes on where this one ended"
+    assert min(seen[len(rounds)]) == before, "the next rollout must continue after the prompts used"
 
 
-def test_there_is_a_limit_and_it_is_told(caplog):
+def test_resampling_limit_is_reported(caplog):
     task, model = made("dapo", batch_size=8, method_knobs={"group": 4, "resample": 3}, answer_tokens=6)
-    seen = answers_to(task, model, lambda n: False)
+    seen = set_reward(task, model, lambda n: False)
     with caplog.at_level(logging.WARNING, logger="ablatio"):
         loss, measures = step(task, model, 0)
     assert len(seen) == 4 and float(measures["train/resampled"]) == 3 and loss == 0
@@ -60,31 +60,31 @@ def test_there_is_a_limit_and_it_is_told(caplog):
     assert "alignment.resample=6" in caplog.text
 
 
-def test_without_rounds_nothing_is_drawn_twice():
+def test_resample_zero_samples_once():
     task, model = made("dapo", batch_size=8, method_knobs={"group": 4, "resample": 0}, answer_tokens=6)
-    seen = answers_to(task, model, lambda n: False)
+    seen = set_reward(task, model, lambda n: False)
     step(task, model, 0)
     assert len(seen) == 1 and task.asking.asked == 2
 
 
-def test_rounds_go_on_bit_for_bit_after_a_checkpoint():
-    """The second rollout of a task that was cut after the first is that of one that was not."""
+def test_resampling_resumes_bit_for_bit():
+    """The second rollout of a task restored after the first equals that of an uninterrupted one."""
     found = []
     for cut in (False, True):
         task, model = made("dapo", batch_size=16, method_knobs={"group": 4, "resample": 20}, answer_tokens=12)
-        answers_to(task, model, lambda n: n % 3 == 0)
+        set_reward(task, model, lambda n: n % 3 == 0)
         step(task, model, 0)
         if cut:
             state = task.state_dict()
             task, model = made("dapo", batch_size=16, method_knobs={"group": 4, "resample": 20}, answer_tokens=12)
-            answers_to(task, model, lambda n: n % 3 == 0)
+            set_reward(task, model, lambda n: n % 3 == 0)
             task.load_state_dict(state)
         step(task, model, 1)
         found.append((task.rollout.tokens, task.words["rewards"]))
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
-def test_joined_rollouts_are_their_rows():
+def test_joined_rollouts_keep_their_rows():
     net = tiny_models.model().eval()
     short = sample_rollouts(net, [[5], [6, 7]], streams(0, 0, 4, 3), stop=None, new_tokens=3, group=2)
     long = sample_rollouts(net, [[8, 9, 10, 11]], streams(0, 0, 1, 6, first=4), stop=None, new_tokens=6)
@@ -94,20 +94,20 @@ def test_joined_rollouts_are_their_rows():
     assert torch.equal(both.logps[:4, :3], short.logps) and not both.mask[:4, 3:].any()
 
 
-def test_streams_of_later_rows_are_those_of_the_whole():
+def test_random_streams_of_a_row_do_not_depend_on_the_batch():
     assert torch.equal(streams(3, 1, 6, 5)[4:], streams(3, 1, 2, 5, first=4))
 
 
 @pytest.mark.oracle("alignment=rpt", "entropy of the likeliest tokens in a loop, float64")
-def test_easy_places_of_a_text_are_left_out():
-    """Against the entropy of each place by itself: a full pass, sorted chances, a sum in a loop."""
+def test_low_entropy_positions_are_left_out():
+    """Oracle: entropy of each position from a separate full pass over its prompt."""
     task, model = made("rpt", batch_size=32, method_knobs={"group": 8, "likeliest": 4}, answer_tokens=6)
     every = task.prompts(range(200))
 
     def entropy(prompt):
         with torch.no_grad():
-            chances = sorted(task.reference(torch.tensor([prompt.ids]))[0, -1].double().softmax(-1).tolist())[-4:]
-        return -sum(p / sum(chances) * torch.tensor(p / sum(chances)).double().log().item() for p in chances)
+            probs = sorted(task.reference(torch.tensor([prompt.ids]))[0, -1].double().softmax(-1).tolist())[-4:]
+        return -sum(p / sum(probs) * torch.tensor(p / sum(probs)).double().log().item() for p in probs)
 
     hardness = [entropy(p) for p in every]
     task.method.least_entropy = sorted(hardness)[150]
@@ -118,17 +118,17 @@ def test_easy_places_of_a_text_are_left_out():
     used = next(i for i, p in enumerate(every) if p.ids == expected[-1]) + 1
     assert task.asking.asked == used and float(measures["train/left_out"]) == pytest.approx(used / 4 - 1)
     held_out = task.prompts(range(2), "validation")
-    assert task.asking(model, held_out, -1).rollout.prompt(0) == held_out[0].ids  # all of them are taken
+    assert task.asking(model, held_out, -1).rollout.prompt(0) == held_out[0].ids  # validation uses every position
 
 
-def test_a_threshold_that_nothing_reaches_is_refused():
+def test_unreachable_entropy_threshold_is_rejected():
     task, model = made("rpt", batch_size=8, method_knobs={"group": 8, "least_entropy": 50.0}, answer_tokens=6)
     with pytest.raises(UserError, match=r"only 0 of 32 places in the text have that much entropy") as caught:
         step(task, model, 0)
     assert "try: alignment.least_entropy=" in str(caught.value)
 
 
-def test_what_comes_next_is_what_a_full_pass_says():
+def test_next_logits_match_a_full_pass():
     net, prompts = tiny_models.model().eval(), [[5, 9, 3], [7], [12, 4]]
     found = next_logits(net, prompts)
     with torch.no_grad():
@@ -136,7 +136,7 @@ def test_what_comes_next_is_what_a_full_pass_says():
             assert torch.allclose(row, net(torch.tensor([prompt]))[0, -1], atol=1e-5)
 
 
-def test_methods_that_draw_anew_ask_for_nothing_that_is_not_known_then():
+def test_resampling_methods_need_only_inputs_known_while_sampling():
     for entry in alignments:
         if entry.facts["data"] == "prompts" and entry.knob("resample"):
             assert set(entry.facts["asks"]["advantages"]) <= {"rewards", "mask", "max_length"}

@@ -1,4 +1,4 @@
-"""How policies are scored: the best of n, a gold beside the reward, and pairs that the reference writes."""
+"""Evaluation of policies: best of n, a gold reward beside the reward, and pairs sampled from the reference."""
 
 import math
 
@@ -17,8 +17,8 @@ def scored(task, model):
     return task.score(model, task.validation(), torch.device("cpu"), lambda n: None)
 
 
-def moved(model, size=0.3):
-    """The model some way off what it was."""
+def perturb(model, size=0.3):
+    """Add Gaussian noise of `size` times each weight's standard deviation, in place."""
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for weight in model.parameters():
@@ -27,7 +27,7 @@ def moved(model, size=0.3):
 
 
 @pytest.mark.oracle("alignment=rejection_sampling", "a loop over all answers that were drawn")
-def test_the_best_of_n_is_what_is_scored():
+def test_score_uses_the_best_of_n():
     knobs = {"held_out": 20, "answer_tokens": 12, "gold": "arithmetic"}
     task, model = made("rejection_sampling", reward_knobs={"target": 6}, method_knobs={"best_of": 5}, **knobs)
     found, judge, best = scored(task, model), rewards.build("length", {"target": 6}), []
@@ -38,7 +38,7 @@ def test_the_best_of_n_is_what_is_scored():
             single = [task.asking.texts([prompt], _one(task, model, prompt, row), 1)[0] for row in draws]
             best.append(max(judge(a) for a in single))
     assert found["answers"] == 20 and found["reward"] == pytest.approx(sum(best) / 20, abs=1e-6)
-    assert found["kl"] == pytest.approx(math.log(5) - 4 / 5, abs=1e-5)  # the policy is its reference
+    assert found["kl"] == pytest.approx(math.log(5) - 4 / 5, abs=1e-5)  # the policy equals its reference
 
 
 def _one(task, model, prompt, draws):
@@ -49,18 +49,18 @@ def _one(task, model, prompt, draws):
 
 @pytest.mark.oracle("alignment=rejection_sampling", "KL of the best of n, summed over all answers of one token")
 @pytest.mark.parametrize("n", [2, 6])
-def test_the_kl_of_the_best_of_n_of_a_policy_that_has_moved(n):
-    """The reward of a token is its id, so that no two answers earn the same; the sum knows nothing of the formula."""
+def test_best_of_n_kl_of_a_changed_policy(n):
+    """The reward of a token is its id, so there are no ties; the oracle sums over all tokens without the formula."""
     task, model = made("rejection_sampling", method_knobs={"best_of": n}, held_out=1500, answer_tokens=1)
     task.asking.judge = lambda answers: torch.tensor([float(a.ids[0]) for a in answers])
-    found, exact = scored(task, moved(model, 6.0)), []
+    found, exact = scored(task, perturb(model, 6.0)), []
     for prompt in task.prompts(range(40), "validation"):
         own, other = (_next(m, prompt.ids) for m in (model, task.reference))
         up_to = own.cumsum(0).clamp(max=1)
         chosen = up_to**n - torch.cat([up_to.new_zeros(1), up_to[:-1]]) ** n
         exact.append(float((chosen * (chosen / other).clamp(min=1e-300).log()).sum()))
     expected = sum(exact) / len(exact)
-    assert expected > 1.2 * (math.log(n) - (n - 1) / n)  # it has really moved
+    assert expected > 1.2 * (math.log(n) - (n - 1) / n)  # the policy differs enough from its reference
     assert found["kl"] == pytest.approx(expected, rel=0.1)
 
 
@@ -69,7 +69,7 @@ def _next(model, ids):
         return model(torch.tensor([ids]))[0, -1].double().softmax(0)
 
 
-def test_a_run_that_gives_the_best_of_n_changes_no_weight(tmp_path, text_file):
+def test_rejection_sampling_run_changes_no_weight(tmp_path, text_file):
     settings = [*TINY, "task=policy", "alignment=rejection_sampling", "alignment.best_of=4", "reward=length"]
     settings += ["optimizer.weight_decay=0.5", "train.steps=3", "train.batch_size=8", "model.max_len=32"]
     settings += ["task.prompt_tokens=6", "task.answer_tokens=8", "train.checkpoint_every=1", "train.keep=9"]
@@ -78,16 +78,16 @@ def test_a_run_that_gives_the_best_of_n_changes_no_weight(tmp_path, text_file):
     assert ended.code == 0, ended.err
     files = [tmp_path / f"run/checkpoints/step-{n:08d}.model.safetensors" for n in (1, 3)]
     assert files[0].read_bytes() == files[1].read_bytes()
-    told = summary(tmp_path / "run")
-    assert told["before"] == told["after"] and told["steps"] == 3
-    assert told["val/kl"] == pytest.approx(math.log(4) - 3 / 4, abs=1e-5)
+    result = summary(tmp_path / "run")
+    assert result["before"] == result["after"] and result["steps"] == 3
+    assert result["val/kl"] == pytest.approx(math.log(4) - 3 / 4, abs=1e-5)
 
 
-def test_gold_judges_the_answers_that_the_reward_judges():
+def test_gold_and_reward_score_the_same_answers():
     task, model = made("grpo", reward_knobs={"target": 4}, gold="length", held_out=16, answer_tokens=8)
     found, prompts = scored(task, model), task.prompts(range(16), "validation")
     answers = task.asking.texts(prompts, task.asking(model, prompts, -1).rollout, 1)
-    for name, target in (("reward", 4), ("gold", 64)):  # the gold has its defaults
+    for name, target in (("reward", 4), ("gold", 64)):  # the gold reward uses its defaults
         judge = rewards.build("length", {"target": target})
         assert found[name] == pytest.approx(sum(map(judge, answers)) / 16, abs=1e-6)
     task, model = made("grpo", held_out=4)
@@ -97,11 +97,11 @@ def test_gold_judges_the_answers_that_the_reward_judges():
         made("grpo", gold="model")
 
 
-def test_pairs_of_the_reference_stay_its_own():
-    """The policy moves, the answers do not; what is logged of a policy is not said of another model's answers."""
+def test_pairs_sampled_from_reference_do_not_depend_on_policy():
+    """Changing the policy must not change the answers; policy metrics are not logged for the reference's answers."""
     knobs = {"method_knobs": {"writer": "reference"}, "batch_size": 8, "answer_tokens": 8}
     (still, first), (task, second) = made("online_dpo", **knobs), made("online_dpo", **knobs)
-    moved(second, 3.0)
+    perturb(second, 3.0)
     for number in range(2):
         step(still, first, number)
         _, measures = step(task, second, number)
@@ -110,6 +110,6 @@ def test_pairs_of_the_reference_stay_its_own():
     assert torch.allclose(task.words["old_logps"], own) and not torch.allclose(own, task.words["ref_logps"])
     assert "train/reward" not in measures and "train/kl_k1" not in measures
     online, model = made("online_dpo", batch_size=8, answer_tokens=8)
-    step(online, moved(model, 3.0), 0)
+    step(online, perturb(model, 3.0), 0)
     assert not torch.equal(online.rollout.tokens[:, :4], still.rollout.tokens[:, :4])
     assert "train/reward" in online.measures

@@ -1,4 +1,4 @@
-"""What a validation says beside the loss: the loss by position, and how sure it is of the text."""
+"""Validation results beside the loss: loss by position and the standard error of the loss."""
 
 import json
 import math
@@ -18,8 +18,8 @@ from ablatio.training.evaluate import PARTS, Score, evaluate
 load()
 
 
-class Says(torch.nn.Module):
-    """A model whose losses are drawn once and known."""
+class FakeModel(torch.nn.Module):
+    """Model that returns given losses per token."""
 
     vocab_size = 50
 
@@ -33,7 +33,7 @@ class Says(torch.nn.Module):
 
 
 def score(losses: list[Tensor], unscored: Tensor | None = None) -> Score:
-    """Rows of these lengths through the plain objective; unscored: places (T,) whose targets have no weight."""
+    """Evaluate with the given losses (B, T) under objective=lm; `unscored` (T,) marks targets of weight 0."""
     plain = kinds.objectives.build("lm", {}, vocab_size=50, eos=0, max_len=64)
 
     def objective(tokens, segments, generator):
@@ -41,11 +41,11 @@ def score(losses: list[Tensor], unscored: Tensor | None = None) -> Score:
         return made if unscored is None else replace(made, weights=(~unscored).float().expand(made.targets.shape))
 
     batches = [{"tokens": torch.zeros(len(loss), loss.shape[1] + 1, dtype=torch.long)} for loss in losses]
-    return evaluate(Says(losses), objective, batches, np.ones(50, dtype=np.int64), torch.device("cpu"))
+    return evaluate(FakeModel(losses), objective, batches, np.ones(50, dtype=np.int64), torch.device("cpu"))
 
 
 @pytest.mark.parametrize("lengths", [[64], [64, 64], [40, 64], [16], [5]])
-def test_equals_a_loop_over_all_tokens(lengths: list[int]):
+def test_loss_by_position_matches_a_loop(lengths: list[int]):
     generator = torch.Generator().manual_seed(3)
     losses = [torch.rand(3, n, generator=generator) for n in lengths]
     found = score(losses).by_position
@@ -57,12 +57,12 @@ def test_equals_a_loop_over_all_tokens(lengths: list[int]):
     assert len(found) == parts
 
 
-def test_the_parts_of_equal_rows_average_to_the_loss():
+def test_loss_by_position_averages_to_the_loss():
     made = score([torch.rand(4, 64, generator=torch.Generator().manual_seed(1))])
     assert np.mean(made.by_position) == pytest.approx(made.loss, rel=1e-6)
 
 
-def test_tokens_that_are_not_scored_are_in_no_part():
+def test_unscored_tokens_are_left_out_of_positions():
     loss, unscored = torch.ones(2, 64), torch.arange(64) % 7 == 0
     loss[:, unscored] = 1000.0
     made = score([loss], unscored)
@@ -72,7 +72,7 @@ def test_tokens_that_are_not_scored_are_in_no_part():
     assert "position/3" in nothing.numbers()
 
 
-def test_a_run_leaves_them(tmp_path: Path, text_file: Path):
+def test_run_summary_contains_loss_by_position(tmp_path: Path, text_file: Path):
     done = ablatio(["train", *TINY, f"source.path={text_file}", f"out={tmp_path}", "name=run"], tmp_path / "log")
     assert done.code == 0, done.err
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
@@ -81,8 +81,8 @@ def test_a_run_leaves_them(tmp_path: Path, text_file: Path):
     assert summary["memory"] > 50e6
 
 
-def test_the_error_of_the_loss_is_that_of_statsmodels() -> None:
-    """Each row is a cluster of tokens, which are hard together here: they say less than as many that are not."""
+def test_standard_error_of_the_loss_matches_statsmodels() -> None:
+    """Rows are clusters of correlated tokens here, so the error exceeds that of independent tokens."""
     import statsmodels.api as sm
 
     generator = torch.Generator().manual_seed(5)

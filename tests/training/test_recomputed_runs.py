@@ -1,11 +1,11 @@
-"""Runs with `checkpointing=full` end where plain ones end, also after a kill."""
+"""Runs with `checkpointing=full` give the results of runs without it, also after a kill."""
 
 from pathlib import Path
 
 from helpers.runs import TINY, ablatio, cut_and_resumed, metrics, summary
 
 
-def test_a_run_ends_where_the_plain_one_ends(tmp_path: Path, text_file: Path) -> None:
+def test_activation_checkpointing_changes_no_result(tmp_path: Path, text_file: Path) -> None:
     settings = [*TINY, f"source.path={text_file}", f"out={tmp_path}", "model.n_layers=3", "model.dropout=0.1"]
     assert ablatio(["train", *settings, "name=plain"], tmp_path / "log").code == 0
     run = ablatio(["train", *settings, "name=full", "checkpointing=full"], tmp_path / "log")
@@ -16,8 +16,8 @@ def test_a_run_ends_where_the_plain_one_ends(tmp_path: Path, text_file: Path) ->
     assert summary(cut)["after"] == summary(tmp_path / "plain")["after"]
 
 
-def test_a_policy_learns_the_same(tmp_path: Path, text_file: Path) -> None:
-    """Its answers go on from a prompt that is read once, unless layers are passed twice: nearly the same numbers."""
+def test_activation_checkpointing_of_a_policy_run(tmp_path: Path, text_file: Path) -> None:
+    """Equal up to rounding: the shared prompt is encoded once only without recomputation."""
     settings = [*TINY, "task=policy", "alignment=grpo", "reward=length", "reward.target=3", "model.max_len=32"]
     settings += [f"source.path={text_file}", f"out={tmp_path}", "task.prompt_tokens=6", "task.answer_tokens=8"]
     settings += ["train.batch_size=8", "train.steps=2", "train.log_every=1", "data.val_tokens=64"]

@@ -1,4 +1,4 @@
-"""A run that was killed or stopped and resumed equals the uninterrupted one, bit for bit."""
+"""A killed or stopped run that is resumed equals the uninterrupted one bit for bit."""
 
 import signal
 from pathlib import Path
@@ -30,7 +30,7 @@ def test_killed_and_resumed_equals_uninterrupted(
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("accumulate", [1, 3])
-def test_a_signal_leaves_a_checkpoint_and_code_75(
+def test_signal_saves_a_checkpoint_and_exits_with_75(
     tmp_path: Path, text_file: Path, number: int, accumulate: int
 ) -> None:
     settings = [*TINY, f"source.path={text_file}", f"out={tmp_path}", "model.dropout=0.2", "train.checkpoint_every=60"]
@@ -51,7 +51,7 @@ def test_a_signal_leaves_a_checkpoint_and_code_75(
     assert metrics(cut) == metrics(tmp_path / "whole")
 
 
-def test_a_finished_run_is_left_alone_and_settings_cannot_change(tmp_path: Path, text_file: Path) -> None:
+def test_finished_run_is_unchanged_and_keeps_its_settings(tmp_path: Path, text_file: Path) -> None:
     run = tmp_path / "run"
     assert (
         ablatio(["train", *TINY, f"source.path={text_file}", f"out={tmp_path}", "name=run"], tmp_path / "log").code == 0
@@ -67,7 +67,7 @@ def test_a_finished_run_is_left_alone_and_settings_cannot_change(tmp_path: Path,
     assert second.code == 2 and "holds a run already" in second.err
 
 
-def test_a_damaged_checkpoint_falls_back_and_says_so(tmp_path: Path, text_file: Path) -> None:
+def test_damaged_checkpoint_falls_back_to_the_previous_one(tmp_path: Path, text_file: Path) -> None:
     settings = [*TINY, f"source.path={text_file}", f"out={tmp_path}"]
     assert ablatio(["train", *settings, "name=whole"], tmp_path / "log").code == 0
     cut = tmp_path / "cut"

@@ -1,4 +1,4 @@
-"""A killed run continues bit for bit with every optimizer, every stabilizer, and every kind of example."""
+"""A killed run resumes bit for bit with every optimizer, stabilizer and kind of example."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from ablatio.testing import tiny_models
 
 OPTIMIZERS = [f"optimizer={e.name}" for e in REGISTRIES["optimizer"]]
 STABILIZERS = [f"stabilizer=[{e.name}]" for e in REGISTRIES["stabilizer"]]
-MLPS = ["mlp=moe", "mlp=deepseek_moe mlp.bias_rate=0.01"]  # noise in training, and a bias that moves with each step
+MLPS = ["mlp=moe", "mlp=deepseek_moe mlp.bias_rate=0.01"]  # router noise, and a bias updated at each step
 EXAMPLES = [
     f"architecture={a.name} objective={o.name}"
     for o in REGISTRIES["objective"]
@@ -21,8 +21,8 @@ EXAMPLES = [
 ]
 
 
-def compatible(overrides: str) -> list[str]:
-    """The overrides, and what rules ask for beside them (schedule_free wants a constant rate)."""
+def with_required(overrides: str) -> list[str]:
+    """The overrides with those that rules require (schedule_free requires a constant schedule)."""
     words = overrides.split()
     kind, _, name = words[0].partition("=")
     if kind == "optimizer":
@@ -38,7 +38,7 @@ def compatible(overrides: str) -> list[str]:
 @pytest.mark.parametrize("overrides", [*OPTIMIZERS, *STABILIZERS, *MLPS, *EXAMPLES])
 def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, text_file: Path, overrides: str) -> None:
     settings = [*TINY, f"source.path={text_file}", f"out={tmp_path}", "model.dropout=0.1", "train.batch_size=8"]
-    settings += ["model.max_len=32", *compatible(overrides)]
+    settings += ["model.max_len=32", *with_required(overrides)]
     whole = ablatio(["train", *settings, "name=whole"], tmp_path / "log")
     assert whole.code == 0, whole.err
     cut = cut_and_resumed(settings, tmp_path)

@@ -1,4 +1,4 @@
-"""Fine-tuning on conversations: what is packed counts as if it stood alone, and only what was said has a loss."""
+"""Fine-tuning on conversations: packing does not change the loss, and only answer tokens have a loss."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ SFT = kinds.tasks["sft"]
 
 @pytest.fixture
 def chats(tmp_path: Path) -> Path:
-    """Small talk that a model can learn."""
+    """Short learnable conversations: whether the sum of two numbers is even or odd."""
     path = tmp_path / "chats.jsonl"
     asked = [
         {"prompt": f"{i} and {j}?", "completion": "even" if (i + j) % 2 == 0 else "odd"}
@@ -36,13 +36,13 @@ def settings(tmp_path: Path, chats: Path) -> list[str]:
 
 
 @pytest.mark.oracle("task=sft", "cross-entropy of each conversation alone, labels -100 on what the user says")
-def test_packed_rows_have_the_loss_of_each_conversation_alone() -> None:
-    """In float64, with the labels that trainers of transformers take."""
+def test_packed_loss_equals_sum_over_single_conversations() -> None:
+    """In float64, with labels of -100 as in transformers."""
     task, model = sample_parts.task(SFT)
     model = model.double().eval()
     batch = task.training[0]
     example = task.example(batch, named_generator(0, "unused"))
-    assert example.segments is not None and int(example.segments.max()) > 0  # something is packed
+    assert example.segments is not None and int(example.segments.max()) > 0  # at least one row is packed
     total, weight, _ = task.loss(model, example)
     first, count = task.setup.plan.batch(0)
     nats, tokens = torch.zeros((), dtype=torch.float64), 0
@@ -58,16 +58,16 @@ def test_packed_rows_have_the_loss_of_each_conversation_alone() -> None:
     torch.testing.assert_close(total.double(), nats, rtol=1e-9, atol=1e-9)
 
 
-def test_with_and_without_packing_the_same_is_learned() -> None:
-    """The same conversations, the same sum of losses, the same held-out score."""
+def test_packing_does_not_change_the_score() -> None:
+    """The held-out loss and its number of tokens are the same with and without packing."""
     packed, model = sample_parts.task(SFT)
     alone, _ = sample_parts.task(SFT, {"packing": False})
     found = [t.score(model, t.validation(), torch.device("cpu"), lambda n: None) for t in (packed, alone)]
     assert found[0]["tokens"] == found[1]["tokens"] and found[0]["loss"] == pytest.approx(found[1]["loss"], rel=1e-5)
 
 
-def test_what_the_user_says_gets_no_gradient() -> None:
-    """The loss does not change with the logits at a question's tokens; with `prompts` it does."""
+def test_user_tokens_get_no_gradient() -> None:
+    """Hidden states at question tokens have zero gradient, unless task.prompts=true."""
     for prompts in (False, True):
         task, model = sample_parts.task(SFT, {"prompts": prompts, "packing": False})
         example = task.example(task.training[0], named_generator(0, "unused"))
@@ -81,8 +81,8 @@ def test_what_the_user_says_gets_no_gradient() -> None:
             assert torch.equal(row[: len(w) - 1], expected) and not row[len(w) - 1 :].any()
 
 
-def test_a_share_of_plain_text() -> None:
-    """Every fourth row is a window of the corpus, with a loss on each token; the conversations keep their order."""
+def test_share_of_plain_text_rows() -> None:
+    """With share=0.25 every fourth row is plain text with a loss on each token; conversations keep their order."""
     plain, _ = sample_parts.task(SFT)
     mixed, _ = sample_parts.task(SFT, {"share": 0.25, "text": "sotu"})
     for number in range(3):
@@ -92,7 +92,7 @@ def test_a_share_of_plain_text() -> None:
     assert all(torch.equal(a, plain.row(g)["inputs"]) for g, a in enumerate(taken))
 
 
-def test_a_run_resumes_bit_for_bit_and_answers(tmp_path: Path, chats: Path) -> None:
+def test_killed_run_resumes_bit_for_bit_and_generates_answers(tmp_path: Path, chats: Path) -> None:
     given = [*settings(tmp_path, chats), "template=chatml"]
     whole = ablatio(["train", *given, "name=whole"], tmp_path / "log")
     assert whole.code == 0, whole.err
@@ -105,21 +105,21 @@ def test_a_run_resumes_bit_for_bit_and_answers(tmp_path: Path, chats: Path) -> N
     sides = [(row["prompt"], row["expected"], row["before"], row["after"]) for row in result["samples"]]
     first, last = ([row for row in rows if row["step"] == step] for step in (0, 12))
     assert sides == [(b["prompt"], b["expected"], b["answer"], a["answer"]) for b, a in zip(first, last, strict=True)]
-    said = (tmp_path / "log/out").read_text()
-    assert "before" in said and sides[0][0] in said
+    output = (tmp_path / "log/out").read_text()
+    assert "before" in output and sides[0][0] in output
     assert ablatio(["report", str(cut)], tmp_path / "log").code == 0
-    told = (cut / "report/report.md").read_text(), (cut / "report/report.html").read_text()
-    assert sides[0][0] in (tmp_path / "log/out").read_text() and f"    {sides[0][1]}" in told[0]
-    assert json.dumps(sides[0][0])[1:-1] in told[1]
+    reports = (cut / "report/report.md").read_text(), (cut / "report/report.html").read_text()
+    assert sides[0][0] in (tmp_path / "log/out").read_text() and f"    {sides[0][1]}" in reports[0]
+    assert json.dumps(sides[0][0])[1:-1] in reports[1]
     assert result["score"] == {"name": "val/loss", "value": result["after"]["loss"], "better": "lower"}
-    spoken = ablatio(["generate", str(cut), "1 and 2?", "--chat", "--tokens", "8"], tmp_path / "log")
-    assert spoken.code == 0 and "<|im" not in spoken.out
+    generated = ablatio(["generate", str(cut), "1 and 2?", "--chat", "--tokens", "8"], tmp_path / "log")
+    assert generated.code == 0 and "<|im" not in generated.out
     scored = ablatio(["evaluate", str(cut), "--json", "--tokens", "256"], tmp_path / "log")
     assert json.loads(scored.out)["scores"][0]["loss"] == pytest.approx(result["val/loss"])
 
 
 @pytest.mark.slow
-def test_a_small_model_learns_to_answer(tmp_path: Path, chats: Path) -> None:
+def test_small_model_learns_to_answer(tmp_path: Path, chats: Path) -> None:
     given = [*settings(tmp_path, chats), "train.steps=150", "train.val_every=null", "train.checkpoint_every=null"]
     given += ["model.d_model=32", "train.batch_size=8", "train.log_every=50", "optimizer.lr=3e-3", "name=run"]
     assert ablatio(["train", *given], tmp_path / "log").code == 0
@@ -127,7 +127,7 @@ def test_a_small_model_learns_to_answer(tmp_path: Path, chats: Path) -> None:
     assert all(row["answer"].strip() in ("even", "odd") for row in rows if row["step"] == 150)
 
 
-def test_a_run_that_is_no_chat_is_refused_as_one(tmp_path: Path, text_file: Path) -> None:
+def test_generate_chat_requires_a_chat_run(tmp_path: Path, text_file: Path) -> None:
     given = [*TINY, f"source.path={text_file}", f"out={tmp_path}", "name=run", "template=chatml", "train.steps=2"]
     assert ablatio(["train", *given], tmp_path / "log").code == 0
     refused = ablatio(["generate", str(tmp_path / "run"), "Who?", "--chat"], tmp_path / "log")
@@ -143,7 +143,7 @@ def test_a_run_that_is_no_chat_is_refused_as_one(tmp_path: Path, text_file: Path
         (["architecture=encoder", "objective=masked_lm"], "task=sft trains a decoder"),
     ],
 )
-def test_what_cannot_be_is_said(tmp_path: Path, chats: Path, extra: list[str], what: str) -> None:
+def test_incompatible_settings_are_rejected(tmp_path: Path, chats: Path, extra: list[str], what: str) -> None:
     import re
 
     given = [s for s in settings(tmp_path, chats) if not (s.startswith("source") and extra[0] == "source=sotu")]
@@ -153,7 +153,7 @@ def test_what_cannot_be_is_said(tmp_path: Path, chats: Path, extra: list[str], w
     assert ended.code == 2 and re.search(what, ended.err), ended.err
 
 
-def test_the_same_question_never_stands_on_both_sides() -> None:
+def test_train_and_validation_share_no_question() -> None:
     task, _ = sample_parts.task(SFT)
     sides: list[Any] = [{c.messages[0] for c in task.held[split]} for split in ("train", "validation")]
     assert sides[0] and sides[1] and not sides[0] & sides[1] and isinstance(next(iter(sides[0])), Message)

@@ -1,4 +1,4 @@
-"""Fine-tuning where a source is read in both directions and an answer is said: T5's family, and prefix decoders."""
+"""Fine-tuning with a bidirectional source and a causal target: the T5 family and prefix decoders."""
 
 import json
 from pathlib import Path
@@ -39,8 +39,8 @@ PREFIX = {"architecture": part("architecture", "prefix"), "objective": part("obj
 
 @pytest.mark.oracle("task=sft", "transformers' T5, with labels, one conversation at a time")
 @pytest.mark.parametrize("packing", [True, False])
-def test_the_loss_is_that_of_t5(packing: bool) -> None:
-    """The prompt goes to the encoder, the answer with its end to the decoder, which begins with the start sign."""
+def test_loss_matches_t5_of_transformers(packing: bool) -> None:
+    """The encoder gets the prompt; the decoder gets the start token and predicts the answer with its end token."""
     import transformers
 
     from ablatio.interop.families import family_of
@@ -53,7 +53,7 @@ def test_the_loss_is_that_of_t5(packing: bool) -> None:
     assert not missing.unexpected_keys
     example = task.example(task.training[0], named_generator(0, "unused"))
     if packing:
-        assert int(example.source_segments.max()) > 0  # something is packed
+        assert int(example.source_segments.max()) > 0  # at least one row is packed
     total, weight, _ = task.loss(model.eval(), example)
     first, count = task.setup.plan.batch(0)
     nats, tokens = 0.0, 0
@@ -62,47 +62,49 @@ def test_the_loss_is_that_of_t5(packing: bool) -> None:
             messages = task.held["train"][place].messages
             asked, whole = (write(task.tokenizer, task.form, [m], a)[0] for m, a in ((messages[:-1], 1), (messages, 0)))
             if len(whole) != len(task.written["train"][place]):
-                asked = None  # a long question that lost its beginning
+                asked = None  # a long question whose beginning was cut off
             written = task.written["train"][place]
-            said = torch.from_numpy(written.ids[written.said].astype("int64"))[None]
+            answer_ids = torch.from_numpy(written.ids[written.said].astype("int64"))[None]
             source = torch.from_numpy((written.ids[~written.said] if asked is None else asked.ids).astype("int64"))
-            nats += float(theirs(input_ids=source[None], labels=said).loss) * said.numel()
-            tokens += said.numel()
+            nats += float(theirs(input_ids=source[None], labels=answer_ids).loss) * answer_ids.numel()
+            tokens += answer_ids.numel()
     assert float(weight) == tokens
     assert float(total.detach()) == pytest.approx(nats, rel=1e-4)
 
 
-def test_each_answer_of_a_conversation_is_learned_behind_all_that_came_before_it() -> None:
+def test_each_answer_is_conditioned_on_all_previous_turns() -> None:
     task, _ = sample_parts.task(SFT, {}, **T5)
     turns = [Message("user", "One?"), Message("assistant", "1"), Message("user", "Two?"), Message("assistant", "22")]
     whole = write(task.tokenizer, task.form, [turns])[0]
     first, second = task.reading.pieces(whole)
     for piece, before, answer in ((first, turns[:1], "1"), (second, turns[:3], "22")):
         asked = write(task.tokenizer, task.form, [before], answering=True)[0]
-        assert piece.ids[~piece.said].tolist() == asked.ids.tolist(), "what generation begins with is what is learned"
+        assert piece.ids[~piece.said].tolist() == asked.ids.tolist(), "training must use the prompts of generation"
         assert task.tokenizer.decode(piece.ids[piece.said][:-1].tolist()).strip() == answer
-    said = np.concatenate([p.ids[p.said] for p in (first, second)])
-    assert said.tolist() == whole.ids[whole.said].tolist(), "the same tokens have a loss as of a decoder alone"
+    answer_ids = np.concatenate([p.ids[p.said] for p in (first, second)])
+    # The tokens with a loss are those of a decoder-only model.
+    assert answer_ids.tolist() == whole.ids[whole.said].tolist()
 
 
 @pytest.mark.parametrize("parts", [T5, PREFIX], ids=["encoder_decoder", "prefix"])
-def test_decoding_asks_for_what_was_learned(parts: dict[str, Any]) -> None:
-    """The logits behind a prompt that is read are those that training compares with the answer's first token."""
+def test_cached_decoding_matches_training_logits(parts: dict[str, Any]) -> None:
+    """Logits of cached decoding after the prompt equal those of the training forward pass."""
     task, model = sample_parts.task(SFT, {}, **parts)
     model.double().eval()
     piece = task.written["validation"][0]
     example = task.reading.example(task._batch([task.reading.row([piece])]))
     with torch.no_grad():
-        asked, said = torch.from_numpy(piece.ids[~piece.said].astype("int64")), piece.ids[piece.said].astype("int64")
+        asked = torch.from_numpy(piece.ids[~piece.said].astype("int64"))
+        answer_ids = piece.ids[piece.said].astype("int64")
         cache = KVCache()
         found = [model.read(asked[None], None, cache)]
-        found += [model.extend(torch.tensor([[int(token)]]), cache) for token in said[:-1]]
-        wanted = model.logits(model.hidden(example))[0, : len(said)]
+        found += [model.extend(torch.tensor([[int(token)]]), cache) for token in answer_ids[:-1]]
+        wanted = model.logits(model.hidden(example))[0, : len(answer_ids)]
     torch.testing.assert_close(torch.cat(found), wanted, rtol=1e-9, atol=1e-9)
 
 
-def test_plain_text_comes_as_the_objective_shows_it() -> None:
-    """Every second row; the conversations keep their order."""
+def test_plain_text_rows_use_the_pretraining_objective() -> None:
+    """With share=0.5 every second row is plain text; conversations keep their order."""
     alone, _ = sample_parts.task(SFT, {}, **T5)
     mixed, _ = sample_parts.task(SFT, {"share": 0.5, "text": "sotu"}, **T5)
     for number in range(4):
@@ -115,7 +117,7 @@ def test_plain_text_comes_as_the_objective_shows_it() -> None:
                 tokens, None, named_generator(mixed.setup.seeds.data, f"text/{number // 2}")
             )
             assert torch.equal(row["source"], made.source[0]) and torch.equal(row["targets"], made.targets[0])
-            assert int(row["source"].max()) >= mixed.tokenizer.vocab_size, "a sentinel"
+            assert int(row["source"].max()) >= mixed.tokenizer.vocab_size, "rows of plain text contain sentinels"
         else:
             assert torch.equal(row["source"], alone.row(number // 2)["source"])
 
@@ -137,7 +139,7 @@ def settings(tmp_path: Path, chats: Path, *more: str) -> list[str]:
 T5_PARTS = "preset=t5", "size=tiny", "template=chatml", "optimizer=adamw", "schedule=constant", "objective.sentinels=10"
 
 
-def test_an_encoder_decoder_resumes_bit_for_bit_and_answers(tmp_path: Path, chats: Path) -> None:
+def test_encoder_decoder_resumes_bit_for_bit_and_generates_answers(tmp_path: Path, chats: Path) -> None:
     given = settings(tmp_path, chats, *T5_PARTS, "peft=lora")
     whole = ablatio(["train", *given, "name=whole"], tmp_path / "log")
     assert whole.code == 0, whole.err
@@ -145,15 +147,15 @@ def test_an_encoder_decoder_resumes_bit_for_bit_and_answers(tmp_path: Path, chat
     assert metrics(cut) == metrics(tmp_path / "whole")
     result: Any = summary(cut)
     assert result["samples"][0].keys() == {"prompt", "expected", "before", "after"}
-    spoken = ablatio(["generate", str(cut), "1 and 2?", "--chat", "--tokens", "8"], tmp_path / "log")
-    assert spoken.code == 0 and "<|im" not in spoken.out
+    generated = ablatio(["generate", str(cut), "1 and 2?", "--chat", "--tokens", "8"], tmp_path / "log")
+    assert generated.code == 0 and "<|im" not in generated.out
     scored = ablatio(["evaluate", str(cut), "--json", "--tokens", "256"], tmp_path / "log")
     assert json.loads(scored.out)["scores"][0]["loss"] == pytest.approx(result["val/loss"])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("parts", [T5_PARTS, ("architecture=prefix", "objective=prefix_lm")], ids=["t5", "prefix"])
-def test_a_small_model_learns_to_answer(tmp_path: Path, chats: Path, parts: tuple[str, ...]) -> None:
+def test_small_model_learns_to_answer(tmp_path: Path, chats: Path, parts: tuple[str, ...]) -> None:
     given = settings(tmp_path, chats, *parts, "train.steps=150", "train.val_every=null", "train.checkpoint_every=null")
     given += ["model.d_model=32", "train.batch_size=8", "optimizer.lr=5e-3", "name=run"]
     done = ablatio(["train", *given], tmp_path / "log")
@@ -162,8 +164,8 @@ def test_a_small_model_learns_to_answer(tmp_path: Path, chats: Path, parts: tupl
     assert all(row["answer"].strip() in ("even", "odd") for row in rows if row["step"] == 150), rows
 
 
-def test_a_t5_folder_of_transformers_is_tuned(tmp_path: Path, chats: Path) -> None:
-    """`model=hf` with T5: all weights are taken over, an adapter learns, transformers loads the merged model."""
+def test_t5_folder_of_transformers_is_fine_tuned_and_exported(tmp_path: Path, chats: Path) -> None:
+    """`model=hf` with T5: weights are imported, an adapter is trained, transformers loads the merged export."""
     import transformers
 
     from ablatio.testing.sample_parts import _sample_tokenizer
@@ -186,7 +188,7 @@ def test_a_t5_folder_of_transformers_is_tuned(tmp_path: Path, chats: Path) -> No
     assert ended.code == 0 and "as t5, logits within" in ended.out, ended.err
 
 
-def test_no_loss_can_stand_on_a_question(tmp_path: Path, chats: Path) -> None:
+def test_prompt_loss_is_rejected_for_encoder_decoders(tmp_path: Path, chats: Path) -> None:
     given = settings(tmp_path, chats, *T5_PARTS, "train.steps=2", "name=run", "task.prompts=true")
     refused = ablatio(["train", *given], tmp_path / "log")
     assert refused.code == 2 and "predicts only answers" in refused.err, refused.err

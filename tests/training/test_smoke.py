@@ -1,4 +1,4 @@
-"""One short run of each task by the command line: the trainings of `make fast`."""
+"""One short command line run of each task: the only trainings of `make fast`."""
 
 import json
 import math
@@ -10,7 +10,7 @@ from helpers.runs import TINY, ablatio, summary
 from ablatio.registry.kinds import tasks
 
 CHAT = [{"prompt": f"{i} and {j}?", "completion": "even" if (i + j) % 2 else "odd"} for i in range(6) for j in range(6)]
-JUDGED = [{"prompt": f"{i} and {j}?", "chosen": "yes!", "rejected": "no"} for i in range(6) for j in range(6)]
+FEEDBACK = [{"prompt": f"{i} and {j}?", "chosen": "yes!", "rejected": "no"} for i in range(6) for j in range(6)]
 SETTINGS = {
     "pretrain": [],
     "sft": ["source=chats", "model.max_len=64"],
@@ -21,8 +21,8 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize("task", tasks.names())
-def test_a_short_run_ends_well(tmp_path: Path, text_file: Path, task: str) -> None:
-    source = {"source=chats": CHAT, "source=feedback": JUDGED}.get(next(iter(SETTINGS[task]), ""))
+def test_short_run_of_each_task_succeeds(tmp_path: Path, text_file: Path, task: str) -> None:
+    source = {"source=chats": CHAT, "source=feedback": FEEDBACK}.get(next(iter(SETTINGS[task]), ""))
     data = text_file
     if source is not None:
         data = tmp_path / "lines.jsonl"

@@ -1,4 +1,4 @@
-"""Stabilizers in real runs: a spike that is left behind, averaged weights, a growing batch, a shrunk gradient."""
+"""Stabilizers in real runs: rewinding after a spike, weight averaging, batch ramp, embedding gradient scaling."""
 
 import json
 import random
@@ -19,7 +19,7 @@ from ablatio.training.load import load_run
 
 @pytest.fixture
 def spiked_text(text_file: Path, tmp_path: Path) -> Path:
-    """Sentences, and in one place a stretch of bytes that no sentence has."""
+    """The text with one stretch of random characters, which causes a loss spike."""
     noise = random.Random(3)
     pieces = text_file.read_text(encoding="utf-8").split("\n\n")
     garbage = "".join(chr(noise.randrange(0x4E00, 0x9FFF)) for _ in range(400))
@@ -36,24 +36,24 @@ REWIND = [
 ]  # fmt: skip
 
 
-def test_a_spike_is_left_behind_and_told(tmp_path: Path, spiked_text: Path) -> None:
+def test_spike_rewind_skips_the_spike_and_reports_it(tmp_path: Path, spiked_text: Path) -> None:
     settings = [*TINY, f"source.path={spiked_text}", f"out={tmp_path}", *REWIND]
     whole = ablatio(["train", *settings, "name=whole"], tmp_path / "log")
     assert whole.code == 0, whole.err
     rewinds = summary(tmp_path / "whole")["rewinds"]
-    assert rewinds, "no batch of noise was met in 300 steps"
+    assert rewinds, "no spike occurred in 300 steps"
     for rewind in rewinds:
         assert 0 <= rewind["to"] <= rewind["at"] - 3 and rewind["skipped"] >= 6
         assert f"at step {rewind['at']}; back to step {rewind['to']}" in whole.out
     rows = [int(row["step"]) for row in metrics(tmp_path / "whole")]
-    assert rows == sorted(rows) and rows[-1] == 300  # what was undone stands in no row
-    # The same run, killed after its first rewind and resumed, leaves out the same batches.
+    assert rows == sorted(rows) and rows[-1] == 300  # rewound steps are removed from the metrics
+    # The same run, killed after its first rewind and resumed, skips the same batches.
     cut = cut_and_resumed(settings, tmp_path, (rewinds[0]["at"] // 10 + 2) * 10)
     assert summary(cut)["rewinds"] == rewinds
     assert summary(cut)["after"] == summary(tmp_path / "whole")["after"]
 
 
-def test_without_a_way_forward_the_run_counts_as_diverged(tmp_path: Path, text_file: Path) -> None:
+def test_too_many_rewinds_count_as_divergence(tmp_path: Path, text_file: Path) -> None:
     settings = [*TINY, f"source.path={text_file}", f"out={tmp_path}", *REWIND]
     settings += ["stabilizer.spike_rewind.sigma=0.001", "stabilizer.spike_rewind.rise=0", "name=run"]
     settings += ["stabilizer.spike_rewind.max_rewinds=2"]
@@ -62,20 +62,20 @@ def test_without_a_way_forward_the_run_counts_as_diverged(tmp_path: Path, text_f
     assert len(summary(tmp_path / "run")["rewinds"]) == 2
 
 
-def test_rewinding_needs_checkpoints(tmp_path: Path, text_file: Path) -> None:
+def test_spike_rewind_requires_checkpoints(tmp_path: Path, text_file: Path) -> None:
     settings = [*TINY, f"source.path={text_file}", f"out={tmp_path}", *REWIND, "train.checkpoint_every=null"]
     refused = ablatio(["train", *settings], tmp_path / "log")
     assert refused.code == 2 and "train.checkpoint_every=100" in refused.err
 
 
-def test_averaged_weights_are_scored_and_kept_and_resume_is_exact(tmp_path: Path, text_file: Path) -> None:
+def test_ema_weights_are_scored_and_saved_and_resume_is_exact(tmp_path: Path, text_file: Path) -> None:
     settings = [*TINY, f"source.path={text_file}", f"out={tmp_path}", "stabilizer=[clip,ema]", "model.dropout=0.2"]
     assert ablatio(["train", *settings, "name=whole"], tmp_path / "log").code == 0
     cut = cut_and_resumed(settings, tmp_path, 8)
     assert metrics(cut) == metrics(tmp_path / "whole")
     run, _ = load_run(cut)
     state = json.loads((cut / "summary.json").read_text())["after"]
-    assert run.score(run.task.validation())["loss"] == state["loss"]  # what was kept is what was scored
+    assert run.score(run.task.validation())["loss"] == state["loss"]  # the saved weights are those that were scored
 
 
 @pytest.mark.oracle("stabilizer=ema", "float64 loop")
@@ -83,7 +83,7 @@ def test_ema_by_hand() -> None:
     part = stabilizers.build("ema", {"decay": 0.9})
     net, held = tiny_models.model(), None
 
-    class Look:
+    class Oracle:
         def after_step(self, step: OptimizerStep) -> dict[str, torch.Tensor]:
             nonlocal held
             now = step.model.lm_head.weight.detach().double()
@@ -91,14 +91,14 @@ def test_ema_by_hand() -> None:
             held = now if held is None else d * held + (1 - d) * now
             return {}
 
-    tiny_models.run(net, torch.optim.SGD(net.parameters(), lr=0.5), 20, hooks=[part, Look()])
+    tiny_models.run(net, torch.optim.SGD(net.parameters(), lr=0.5), 20, hooks=[part, Oracle()])
     with part.averaged(net):
         torch.testing.assert_close(net.lm_head.weight.detach().double(), held, rtol=1e-5, atol=1e-6)
     assert not torch.allclose(net.lm_head.weight.double(), held)
 
 
 @pytest.mark.oracle("stabilizer=batch_ramp", "rows of each batch, by hand")
-def test_the_batch_grows_with_the_tokens(tmp_path: Path, text_file: Path) -> None:
+def test_batch_ramp_grows_with_tokens(tmp_path: Path, text_file: Path) -> None:
     settings = [*TINY, f"source.path={text_file}", f"out={tmp_path}", "stabilizer=[clip,batch_ramp]"]
     settings += ["stabilizer.batch_ramp.start=0.25", "stabilizer.batch_ramp.tokens=320", "train.batch_size=8"]
     settings += ["train.log_every=1", "name=run"]
@@ -107,14 +107,14 @@ def test_the_batch_grows_with_the_tokens(tmp_path: Path, text_file: Path) -> Non
     rows = [(b - a) // 16 for a, b in zip([0, *tokens], tokens, strict=False)]
     assert rows[0] == 2 and rows[-1] == 8 and rows == sorted(rows)
     seen = 0
-    for row in rows:  # by hand: 2 rows at first, 8 from 320 tokens on
+    for row in rows:  # by hand: 2 rows at first, 8 after 320 tokens
         assert row == round(8 * (0.25 + 0.75 * min(1.0, seen / 320)))
         seen += row * 16
 
 
 @pytest.mark.oracle("stabilizer=embedding_shrink", "the gradient without it")
 @pytest.mark.parametrize("tied", [True, False])
-def test_the_embedding_gets_a_share_of_its_gradient(tied: bool) -> None:
+def test_embedding_shrink_scales_the_embedding_gradient(tied: bool) -> None:
     grads = []
     for alpha in (1.0, 0.1):
         net = build_model(model_config(tied=tied), 50).double()
@@ -130,7 +130,7 @@ def test_the_embedding_gets_a_share_of_its_gradient(tied: bool) -> None:
     seen = sorted(set(x[:, :-1].flatten().tolist()))
     if not tied:
         torch.testing.assert_close(shrunk[name], 0.1 * full[name])
-    else:  # the head's part of a tied matrix is left alone
+    else:  # the head's gradient of a tied matrix is unchanged
         torch.testing.assert_close(shrunk[name][unseen], full[name][unseen])
         assert not torch.allclose(shrunk[name][seen], full[name][seen])
 
@@ -156,7 +156,7 @@ def test_z_loss_by_hand() -> None:
 
 
 @pytest.mark.parametrize("bad", [50.0, float("nan"), float("inf")])
-def test_outliers_are_skipped_or_rewound(bad: float) -> None:
+def test_loss_outliers_are_skipped_or_rewound(bad: float) -> None:
     net = tiny_models.model()
     for p in net.parameters():
         p.grad = torch.ones_like(p)
@@ -176,10 +176,10 @@ def test_outliers_are_skipped_or_rewound(bad: float) -> None:
         again.load_state_dict(json.loads(json.dumps(state)))
         with pytest.raises((SkipStep, Rewind)):
             again.before_step(step(20, bad))
-        part.before_step(step(21, 5.1))  # and the run goes on
+        part.before_step(step(21, 5.1))  # a normal step is accepted again
 
 
-def test_a_skipped_step_moves_nothing(tmp_path: Path, spiked_text: Path) -> None:
+def test_skip_step_counts_skipped_steps(tmp_path: Path, spiked_text: Path) -> None:
     settings = [
         *TINY,
         f"source.path={spiked_text}",

@@ -1,4 +1,4 @@
-"""`model=run`: another task, other data, another part, the same weights."""
+"""`model=run`: start from another run's weights with another task, other data or another part."""
 
 import json
 from pathlib import Path
@@ -23,8 +23,8 @@ def first(tmp_path: Path, text_file: Path) -> Path:
     return folder / "run"
 
 
-def test_it_goes_on_where_the_run_ended(first: Path, tmp_path: Path, text_file: Path) -> None:
-    """On the same text, the score before the first step is the one that the run ended with."""
+def test_start_has_the_final_score_of_the_first_run(first: Path, tmp_path: Path, text_file: Path) -> None:
+    """On the same text, the score before the first step equals the final score of the first run."""
     settings = [*SAME, f"source.path={text_file}", f"out={tmp_path}", "name=next", "train.steps=2"]
     ended = ablatio(["train", "model=run", f"model.path={first}", *settings], tmp_path / "log")
     assert ended.code == 0, ended.err
@@ -34,7 +34,7 @@ def test_it_goes_on_where_the_run_ended(first: Path, tmp_path: Path, text_file: 
     assert not manifest["origin"]["anew"]
 
 
-def test_it_keeps_its_tokenizer_on_other_text(first: Path, tmp_path: Path) -> None:
+def test_start_keeps_the_tokenizer_on_other_text(first: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.txt"
     other.write_text("\n\n".join(f"zebra {n} quilt jackdaw " * 30 for n in range(60)))
     settings = [*SAME, f"source.path={other}", f"out={tmp_path}", "name=next", "train.steps=2"]
@@ -45,7 +45,7 @@ def test_it_keeps_its_tokenizer_on_other_text(first: Path, tmp_path: Path) -> No
     assert "anew" in ended.out and "mlp" in ended.out
 
 
-def test_a_finished_run_needs_its_origin_no_more(first: Path, tmp_path: Path, text_file: Path) -> None:
+def test_finished_run_loads_without_its_origin(first: Path, tmp_path: Path, text_file: Path) -> None:
     import shutil
 
     moved = tmp_path / "moved"

@@ -1,4 +1,4 @@
-"""Multirun: arms share what they can, fail alone, and the study of position signals has the shape that is known."""
+"""Multirun: arms share data and fail independently; the shipped studies run and give the known results."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ from ablatio.sweep.plan import plan_sweep
 from ablatio.sweep.study import jobs_of, run_folder
 
 
-def test_a_sweep_runs_all_arms_on_the_same_data_and_a_bad_one_fails_alone(tmp_path: Path, text_file: Path) -> None:
+def test_arms_share_data_and_fail_independently(tmp_path: Path, text_file: Path) -> None:
     arguments = ["train", "-m", *TINY, f"source.path={text_file}", f"out={tmp_path}", "name=sweep", "train.steps=4"]
     ended = ablatio([*arguments, "norm=layernorm,rmsnorm", "optimizer.lr=0.001,1e30"], tmp_path / "log")
     assert ended.code == 3, ended.err
@@ -35,7 +35,7 @@ def test_a_sweep_runs_all_arms_on_the_same_data_and_a_bad_one_fails_alone(tmp_pa
 
 
 def runs(study: Path) -> dict[str, Path]:
-    """arm -> its run folder"""
+    """Run folders by arm label."""
     return {job.label: run_folder(study, job.id) for job in jobs_of(study)}
 
 
@@ -48,8 +48,8 @@ def scores(run: Path, log: Path) -> list[dict[str, object]]:
 
 
 @pytest.mark.slow
-def test_position_study_has_its_shape(tmp_path: Path) -> None:
-    """sweeps/position_extrapolation.yaml with two of its arms: alibi stays flat beyond 128 bytes, rope does not."""
+def test_alibi_extrapolates_and_rope_does_not(tmp_path: Path) -> None:
+    """sweeps/position_extrapolation.yaml with two of its arms, evaluated at 128 and 512 bytes after training at 128."""
     ended = ablatio([*STUDY, f"out={tmp_path}", "position=alibi,rope"], tmp_path / "log")
     assert ended.code == 0, ended.err
     found = runs(tmp_path / "study")
@@ -59,15 +59,15 @@ def test_position_study_has_its_shape(tmp_path: Path) -> None:
     assert rope_far["bpb"] > rope["bpb"] + 0.2
 
 
-def test_a_learned_table_refuses_what_it_does_not_know(tmp_path: Path) -> None:
+def test_learned_positions_refuse_longer_texts(tmp_path: Path) -> None:
     ended = ablatio([*STUDY, f"out={tmp_path}", "position=learned,rope", "train.steps=4"], tmp_path / "log")
     assert ended.code == 0, ended.err
     known, beyond = scores(runs(tmp_path / "study")["position=learned"], tmp_path / "log")
     assert "bpb" in known and "model.max_len=128 and no more" in str(beyond["refused"])
 
 
-def begins_with(name: str, folder: Path) -> list[str]:
-    """The model that a study begins with: made by the command in its head, shortened; for SmolLM2 a small LLaMA."""
+def start_model(name: str, folder: Path) -> list[str]:
+    """Train the start model of a study by the command in its header, shortened; a small LLaMA replaces SmolLM2."""
     file = options_of(SWEEP)[name]
     named = file.read().get("model", {}).get("path")
     if named is None:
@@ -82,12 +82,12 @@ def begins_with(name: str, folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("name", sorted(options_of(SWEEP)))
-def test_each_study_is_whole_and_its_first_and_last_arm_take_a_step(tmp_path: Path, name: str) -> None:
-    """All arms pass the checks; the results in sweeps/results name arms of the study."""
+def test_each_shipped_study_is_complete_and_trains(tmp_path: Path, name: str) -> None:
+    """All arms can be planned, the first and last take a step, and recorded results name arms of the study."""
     study = options_of(SWEEP)[name].read()["sweep"]
     results = read_yaml(shipped("sweeps") / "results" / f"{name}.yaml")
     assert study["question"] and study["expected"] and results["measured"] and results["found"]
-    jobs = plan_sweep([f"+sweep={name}", *begins_with(name, tmp_path)]).jobs
+    jobs = plan_sweep([f"+sweep={name}", *start_model(name, tmp_path)]).jobs
     arms = [[word for word in job.overrides if ".train.steps=" not in word] for job in jobs]  # a stage's own length
     values = {text_of(value) for axis in study["axes"].values() for value in axis}
     assert {str(key).split()[0] for key in results["recorded"]} <= values
@@ -103,8 +103,8 @@ def test_each_study_is_whole_and_its_first_and_last_arm_take_a_step(tmp_path: Pa
         assert ended.code == 0, ended.err
 
 
-def test_the_experiment_with_smollm2_on_a_small_llama(tmp_path: Path) -> None:
-    """Its own chat form, LoRA on a frozen base, the likeliest answers before and after in the summary."""
+def test_smollm2_experiment_on_a_small_llama(tmp_path: Path) -> None:
+    """Checks the chat template, the frozen base with LoRA, and sample answers in the summary."""
     start = ["experiment=smollm2_gsm", f"model.path={small_llama(tmp_path / 'llama')}", "train.steps=2"]
     short = ["source.size=60", "data.val_fraction=0.2", "data.val_tokens=2048", "trainer.progress=false"]
     ended = ablatio(["train", *start, *short, f"out={tmp_path}", "name=gsm"], tmp_path / "log")

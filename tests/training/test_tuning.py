@@ -1,4 +1,4 @@
-"""Runs with PEFT and quantised bases on the command line: resume, export, adapters of another base, what it costs."""
+"""Runs with PEFT and quantized base models on the command line: resume, export, foreign adapters, loss increase."""
 
 import json
 from pathlib import Path
@@ -20,13 +20,13 @@ SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("dylora", "prefi
 
 
 @pytest.mark.parametrize("peft", ["adalora", *SLOW])
-def test_resumes_bit_for_bit(tmp_path: Path, text_file: Path, peft: str) -> None:
+def test_peft_run_resumes_bit_for_bit(tmp_path: Path, text_file: Path, peft: str) -> None:
     settings = [*TINY, *WIDE, f"source.path={text_file}", f"out={tmp_path}", f"peft={peft}"]
     assert ablatio(["train", *settings, "name=whole"], tmp_path / "log").code == 0
     cut = cut_and_resumed(settings, tmp_path)
     assert metrics(cut) == metrics(tmp_path / "whole")
-    told: dict[str, Any] = summary(cut)
-    assert told["trainable_parameters"] > 0 and 0 < told["weight_bytes"] < told["peak_memory_bytes"]
+    result: dict[str, Any] = summary(cut)
+    assert result["trainable_parameters"] > 0 and 0 < result["weight_bytes"] < result["peak_memory_bytes"]
 
 
 @pytest.fixture
@@ -37,10 +37,10 @@ def base(tmp_path: Path, text_file: Path) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::FutureWarning")  # of transformers, at what peft asks it
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of transformers, about its use by peft
 @pytest.mark.parametrize("peft", ["lora", "dora", "qlora"])
-def test_the_library_peft_loads_it(tmp_path: Path, base: list[str], peft: str) -> None:
-    """The exported base with the exported adapter, as transformers and peft load them, against the run itself."""
+def test_peft_library_loads_exported_adapter(tmp_path: Path, base: list[str], peft: str) -> None:
+    """Base and adapter loaded by transformers and peft, and the merged export, give the logits of the run."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
@@ -66,7 +66,7 @@ def test_the_library_peft_loads_it(tmp_path: Path, base: list[str], peft: str) -
         torch.testing.assert_close(whole(rows).logits, wanted, rtol=1e-4, atol=1e-4)
 
 
-def test_what_cannot_be_merged_says_so(tmp_path: Path, base: list[str]) -> None:
+def test_unmergeable_adapter_suggests_adapter_export(tmp_path: Path, base: list[str]) -> None:
     assert ablatio([*base, "name=prefix", "peft=prefix"], tmp_path / "log").code == 0
     refused = ablatio(["export", str(tmp_path / "prefix"), "--to", str(tmp_path / "out")], tmp_path / "log")
     assert refused.code == 2 and "--adapter DIR" in refused.err
@@ -77,8 +77,8 @@ def test_what_cannot_be_merged_says_so(tmp_path: Path, base: list[str]) -> None:
 
 
 @pytest.mark.parametrize("peft", [("peft=lora",), ("peft=hf", "peft.method=randlora")], ids=["lora", "hf"])
-def test_the_next_stage_starts_from_the_sum(tmp_path: Path, base: list[str], peft: tuple[str, ...]) -> None:
-    """A run on a run with LoRA, ours or peft's own layers, begins where that one ended."""
+def test_next_stage_starts_from_merged_weights(tmp_path: Path, base: list[str], peft: tuple[str, ...]) -> None:
+    """A run that starts from a LoRA run (our layers or peft's) starts with that run's final loss."""
     assert ablatio([*base, "name=lora", *peft, "optimizer.lr=0.05"], tmp_path / "log").code == 0
     on = ablatio([*base[:-1], f"model.path={tmp_path / 'lora'}", "name=next"], tmp_path / "log")
     assert on.code == 0, on.err
@@ -89,12 +89,12 @@ def test_the_next_stage_starts_from_the_sum(tmp_path: Path, base: list[str], pef
     )
 
 
-def test_quantised_afterwards(tmp_path: Path, base: list[str]) -> None:
+def test_post_training_quantization_cost_and_qat(tmp_path: Path, base: list[str]) -> None:
     costs = {}
     for name in ("int8", "int4"):
-        told = ablatio(["evaluate", str(tmp_path / "base"), "--quantization", name, "--json"], tmp_path / "log")
-        assert told.code == 0, told.err
-        plain, coded = json.loads(told.out)["scores"]
+        evaluated = ablatio(["evaluate", str(tmp_path / "base"), "--quantization", name, "--json"], tmp_path / "log")
+        assert evaluated.code == 0, evaluated.err
+        plain, coded = json.loads(evaluated.out)["scores"]
         assert coded["cost"] == pytest.approx(coded["loss"] - plain["loss"]) and "cost" not in plain
         costs[name] = abs(coded["cost"])
     assert costs["int8"] < costs["int4"] < 0.5
@@ -104,12 +104,12 @@ def test_quantised_afterwards(tmp_path: Path, base: list[str]) -> None:
     assert refused.code == 2 and "quantization=none" in refused.err
 
 
-def test_targets_that_match_nothing(tmp_path: Path, base: list[str]) -> None:
+def test_unmatched_peft_targets_list_available_layers(tmp_path: Path, base: list[str]) -> None:
     refused = ablatio([*base, "name=no", "peft=lora", "peft.targets=[query]"], tmp_path / "log")
     assert refused.code == 2 and "q_proj (2)" in refused.err and "peft.targets=[q_proj]" in refused.err
 
 
-def test_adapters_of_another_base_are_refused(tmp_path: Path) -> None:
+def test_adapter_of_another_base_model_is_rejected(tmp_path: Path) -> None:
     choice = {"name": "lora", **pefts["lora"].defaults}
     nets = [tiny_models.model(seed=seed) for seed in (0, 0, 1)]
     for seed, net in enumerate(nets):

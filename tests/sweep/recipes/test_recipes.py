@@ -1,4 +1,4 @@
-"""recipe=: stages are checked before the first, follow one another, go on after a kill, and bad ones are refused."""
+"""recipe=: all stages are checked before the first runs, pass on their results, resume after a kill."""
 
 import json
 from pathlib import Path
@@ -32,7 +32,7 @@ def train(folder: Path, *overrides: str, kill_when: Path | None = None) -> Finis
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A recipe that nobody interrupted."""
+    """Folder of an uninterrupted recipe run."""
     folder = tmp_path_factory.mktemp("recipes")
     ended = train(folder, *INSTRUCT, "name=r")
     assert ended.code == 0, ended.err
@@ -40,19 +40,19 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "r"
 
 
-def test_stages_take_over_what_earlier_ones_made(whole: Path) -> None:
-    told = json.loads((whole / FILE).read_text())
-    assert [s["status"] for s in told["stages"]] == ["done"] * 3
-    assert [s["takes"] for s in told["stages"]] == [[], ["sft"], ["reward", "sft"]]
-    assert [s["score"]["name"] for s in told["stages"]] == ["val/loss", "val/accuracy", "val/reward"]
+def test_stages_start_from_earlier_stages(whole: Path) -> None:
+    recorded = json.loads((whole / FILE).read_text())
+    assert [s["status"] for s in recorded["stages"]] == ["done"] * 3
+    assert [s["takes"] for s in recorded["stages"]] == [[], ["sft"], ["reward", "sft"]]
+    assert [s["score"]["name"] for s in recorded["stages"]] == ["val/loss", "val/accuracy", "val/reward"]
     origins = [json.loads((whole / f / "manifest.json").read_text()).get("origin") for f in FOLDERS]
     assert origins[0] is None
     assert all(o["origin"] == str(whole / "01-sft") and o["taken"] and not o["anew"] for o in origins[1:])
-    assert told["stages"][2]["score"]["value"] == summary(whole / "03-ppo")["val/reward"]
+    assert recorded["stages"][2]["score"]["value"] == summary(whole / "03-ppo")["val/reward"]
 
 
-def test_the_reward_of_ppo_is_that_of_the_reward_model(whole: Path) -> None:
-    """reward=model against what task=reward itself says of the same answers."""
+def test_ppo_reward_equals_the_reward_model_score(whole: Path) -> None:
+    """reward=model gives the scores that task=reward computes for the same answers."""
     from ablatio.model.rl.answers import Answer
     from ablatio.training.load import load_run
     from ablatio.training.reward_model import open_reward
@@ -71,8 +71,8 @@ def test_the_reward_of_ppo_is_that_of_the_reward_model(whole: Path) -> None:
 
 @pytest.mark.parametrize("last", ["01-sft/summary.json", "02-reward/checkpoints/step-00000002.json",
                                   "03-ppo/checkpoints/step-00000002.json"])  # fmt: skip
-def test_a_killed_recipe_goes_on_and_ends_as_one_that_was_not(whole: Path, tmp_path: Path, last: str) -> None:
-    """The same command goes on, between stages and inside of them; the numbers are those of an uninterrupted one."""
+def test_killed_recipe_resumes_to_the_same_metrics(whole: Path, tmp_path: Path, last: str) -> None:
+    """The same command, or `resume`, continues between and within stages; metrics equal an uninterrupted run's."""
     place = tmp_path / "r"
     train(tmp_path, *INSTRUCT, "name=r", kill_when=place / last)
     begun = json.loads((place / FILE).read_text())
@@ -87,7 +87,7 @@ def resume(folder: Path, *more: str) -> Finished:
     return ablatio(["resume", str(folder), *more], folder.parent / "log")
 
 
-def test_a_finished_recipe_stays_as_it_is(whole: Path) -> None:
+def test_finished_recipe_is_unchanged_and_keeps_its_settings(whole: Path) -> None:
     before = {f: (whole / f / "metrics.csv").stat().st_mtime_ns for f in FOLDERS}
     assert resume(whole, "trainer.threads=2").code == 0
     assert {f: (whole / f / "metrics.csv").stat().st_mtime_ns for f in FOLDERS} == before
@@ -96,7 +96,7 @@ def test_a_finished_recipe_stays_as_it_is(whole: Path) -> None:
     assert "keeps its settings" in resume(whole, "seed=2").err
 
 
-def test_staged_pretraining_goes_on_with_longer_rows(tmp_path: Path) -> None:
+def test_staged_pretraining_continues_with_longer_rows(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("\n\n".join(f"The state of the year {n} is good." * 3 for n in range(120)))
     text = ("source=text", f"source.path={tmp_path / 'text.txt'}", "source.separator='\\n\\n'")
     ended = train(tmp_path, "recipe=staged_pretraining", *SMALL, *text, "train.steps=4", "name=r")
@@ -108,7 +108,7 @@ def test_staged_pretraining_goes_on_with_longer_rows(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", list(yaml_files.options_of(RECIPE)))
-def test_each_recipe_may_run(name: str, tmp_path: Path) -> None:
+def test_each_shipped_recipe_can_be_planned(name: str, tmp_path: Path) -> None:
     plan = plan_recipe([f"recipe={name}", f"out={tmp_path}", "name=r", "size=small", "seed=3", "norm=layernorm"])
     for stage in plan.stages:
         config = stage.composed.config
@@ -118,7 +118,7 @@ def test_each_recipe_may_run(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong, said",
+    "wrong, messages",
     [
         (["stages.ppo.alignment.clip=-1", "stages.reward.task.margin=x"], ["stages.ppo.alignment.clip", "margin: 'x'"]),
         (["norm=rmsnrom"], ["  norm: there is no `rmsnrom`; did you mean rmsnorm"]),
@@ -135,16 +135,16 @@ def test_each_recipe_may_run(name: str, tmp_path: Path) -> None:
         (["--cfg"], ["try: ablatio show recipe=instructgpt"]),
     ],
 )
-def test_what_cannot_run_is_refused_before_the_first_stage(
-    wrong: list[str], said: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_invalid_recipes_are_rejected_before_the_first_stage(
+    wrong: list[str], messages: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["train", "recipe=instructgpt", f"out={tmp_path}", "name=r", *wrong]) == 2
     error = capsys.readouterr().err
-    assert all(words in error for words in said), error
+    assert all(words in error for words in messages), error
     assert not any(tmp_path.iterdir())
 
 
-def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_folder_that_is_no_recipe_is_not_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "r").mkdir()
     (tmp_path / "r" / "mine.txt").write_text("mine")
     assert main(["train", "recipe=instructgpt", f"out={tmp_path}", "name=r"]) == 2
@@ -152,7 +152,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, capsys: pytest
     assert [p.name for p in (tmp_path / "r").iterdir()] == ["mine.txt"]
 
 
-def test_a_recipe_that_is_not_there_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_recipe_suggests_the_nearest_name(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "recipe=instructgt"]) == 2
     assert "did you mean instructgpt" in capsys.readouterr().err
 
@@ -163,7 +163,7 @@ def test_later_settings_replace_earlier_ones() -> None:
     assert merge_overrides(["optimizer=lion", "optimizer.lr=1"]) == ("optimizer=lion", "optimizer.lr=1")
 
 
-def test_a_model_that_is_taken_over_keeps_its_tokenizer(tmp_path: Path) -> None:
+def test_later_stages_use_the_tokenizer_of_their_start_model(tmp_path: Path) -> None:
     plan = plan_recipe(["recipe=instructgpt", "tokenizer=bytes", f"out={tmp_path}", "name=r"])
     assert [s.composed.config["tokenizer"]["name"] for s in plan.stages] == ["bytes", "pretrained", "pretrained"]
     assert plan.stages[1].composed.config["tokenizer"]["path"] == str(tmp_path / "r" / "01-sft")
@@ -185,20 +185,20 @@ def test_a_folder_with_a_space_is_quoted(tmp_path: Path) -> None:
         ("stages: [{stage: a, _target_: os.system}]", "would build an object"),
     ],
 )
-def test_a_file_that_is_no_recipe_is_refused(text: str, what: str, tmp_path: Path) -> None:
+def test_invalid_recipe_file_is_rejected(text: str, what: str, tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text(text)
     with pytest.raises(ContractError, match=what):
         load(yaml_files.File(RECIPE, "bad", tmp_path / "bad.yaml", Distribution("x", "1")))
 
 
-def test_problems_of_all_stages_come_at_once() -> None:
+def test_problems_of_all_stages_are_reported_together() -> None:
     with pytest.raises(ConfigError) as caught:
         plan_recipe(["recipe=instructgpt", "stages.ppo.reward.scale=x", "stages.reward.seed=-1"])
     assert {p.where for p in caught.value.problems} == {"stages.ppo.reward.scale", "stages.reward.seed"}
     assert all(p.fix.startswith("stages.") for p in caught.value.problems)
 
 
-def test_a_moved_recipe_says_where_it_belongs(whole: Path, tmp_path: Path) -> None:
+def test_moved_recipe_cannot_be_resumed(whole: Path, tmp_path: Path) -> None:
     from ablatio.sweep.recipes.run import resumed
 
     (tmp_path / FILE).write_text((whole / FILE).read_text())

@@ -1,4 +1,4 @@
-"""Ends the process that imports it, without any clean-up."""
+"""Ends the importing process without cleanup."""
 
 import os
 

@@ -1,3 +1,3 @@
-"""Needs what is not installed."""
+"""Imports a package that is not installed."""
 
 import a_package_that_nobody_has  # noqa: F401

@@ -1,4 +1,4 @@
-"""Takes a name that is taken."""
+"""Registers a name that is already registered."""
 
 from torch import nn
 

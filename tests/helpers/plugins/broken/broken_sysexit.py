@@ -1,4 +1,4 @@
-"""Asks Python to end."""
+"""Calls sys.exit on import."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Brings norm=twin, as another distribution does."""
+"""Registers norm=twin, which another distribution registers too."""
 
 from torch import nn
 
@@ -7,7 +7,7 @@ from ablatio import norms
 
 @norms.register("twin", paper="doi:10.0/0")
 class Twin(nn.Identity):
-    """Twin: gives x as it came.  (..., d_model) -> same."""
+    """Twin: returns x.  (..., d_model) -> same."""
 
     def __init__(self, d_model: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Asks for what the model does not hand to a norm."""
+"""Requires wiring that the model does not pass to a norm."""
 
 from torch import nn
 

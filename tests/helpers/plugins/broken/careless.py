@@ -1,4 +1,4 @@
-"""Parts that load, and break one promise of their kind each: `ablatio check` has to find every one of them."""
+"""Parts that load but violate one rule of their kind's contract each: `ablatio check` must find all of them."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Any
@@ -40,7 +40,7 @@ class _Norm(nn.Module):
 
 @norms.register("narrow", paper=PAPER)
 class Narrow(_Norm):
-    """Gives one feature too few."""
+    """Returns one feature too few."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x)[..., :-1]
@@ -58,7 +58,7 @@ class Scribbler(_Norm):
 
 @norms.register("deadknob", paper=PAPER)
 class DeadKnob(_Norm):
-    """Has a knob that does nothing."""
+    """Has a knob without effect."""
 
     def __init__(self, d_model: int, *, strength: Annotated[float, Positive] = 1.0) -> None:
         super().__init__(d_model)
@@ -66,7 +66,7 @@ class DeadKnob(_Norm):
 
 @norms.register("seeder", paper=PAPER)
 class Seeder(_Norm):
-    """Seeds the whole process."""
+    """Seeds torch's global random state."""
 
     def __init__(self, d_model: int) -> None:
         super().__init__(d_model)
@@ -75,7 +75,7 @@ class Seeder(_Norm):
 
 @norms.register("mixer", paper=PAPER)
 class Mixer(_Norm):
-    """Takes the mean over all positions, those to come too."""
+    """Takes the mean over all positions, future ones included."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) + (x.mean(-2, keepdim=True) if x.dim() > 1 else x)
@@ -108,7 +108,7 @@ class WrongSlope(nn.Module):
 
 @positions.register("unbuffered", paper=PAPER)
 class Unbuffered(nn.Module):
-    """Holds a tensor that does not move with the model."""
+    """Holds a tensor that is not a buffer and so does not move with the model."""
 
     def __init__(self, n_heads: int) -> None:
         super().__init__()
@@ -132,13 +132,13 @@ class LookAhead(nn.Module):
 
 @inits.register("deaf", paper=PAPER)
 def deaf(weight: Tensor, info: Any, generator: torch.Generator) -> None:
-    """N(0, 0.02^2) from torch's own random state."""
+    """N(0, 0.02^2) from torch's global random state instead of the generator."""
     weight.normal_(0, 0.02)
 
 
 @objectives.register("eraser", paper=PAPER)
 class Eraser:
-    """Next token; writes into the batch that others read too."""
+    """Next token; writes into the shared batch."""
 
     def __call__(self, tokens: Tensor, segments: Tensor | None, generator: torch.Generator) -> Example:
         tokens[:, 0] = 1
@@ -160,19 +160,19 @@ class _Forgetful(torch.optim.SGD):
 
 @optimizers.register("forgetful", paper=PAPER)
 def forgetful(groups: list[Any]) -> torch.optim.Optimizer:
-    """w <- w - lr g / k, and k, the count of steps, is in no checkpoint."""
+    """w <- w - lr g / k, where the step count k is missing from the state."""
     return _Forgetful(groups)
 
 
 @schedules.register("doubling", paper=PAPER)
 def doubling(step: int, total: int) -> float:
-    """Twice the peak at the end."""
+    """Ends at twice the peak."""
     return 2 * step / max(1, total - 1)
 
 
 @stabilizers.register("chatty", paper=PAPER)
 class Chatty:
-    """Gives a number that it did not declare."""
+    """Returns a metric that it does not declare."""
 
     def after_step(self, step: Any) -> dict[str, Tensor]:
         return {"train/surprise": torch.tensor(1.0)}
@@ -180,7 +180,7 @@ class Chatty:
 
 @tasks.register("restless", paper=PAPER)
 class Restless(Task):
-    """Draws its batches one after the other, whatever number is asked for."""
+    """Draws batches sequentially, independent of the requested number."""
 
     def __init__(self, setup: Any) -> None:
         self.setup, self.generator = setup, torch.Generator().manual_seed(0)
@@ -210,7 +210,7 @@ class Restless(Task):
 
 @sources.register("stutter")
 class Stutter:
-    """Gives two documents one id."""
+    """Yields two documents with the same id."""
 
     def documents(self) -> Iterator[Document]:
         yield from (Document("one", "same"), Document("two", "same"))

@@ -1,4 +1,4 @@
-"""A plugin that adds a kind, and says how its parts are looked at."""
+"""A plugin that adds a kind, and how the common suites evaluate its parts."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any

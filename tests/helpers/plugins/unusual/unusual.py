@@ -1,4 +1,4 @@
-"""Honest parts that stretch their kind's contract: the suites must let all of them pass."""
+"""Valid parts with unusual properties: the contract suites must accept all of them."""
 
 import math
 from dataclasses import dataclass
@@ -110,7 +110,7 @@ class Keyed(nn.Module):
 
 @mlps.register("experts", paper=PAPER)
 class Experts(nn.Module):
-    """The best of n small networks for each token, and a loss that spreads the tokens (Switch).  (B, T, D) -> same."""
+    """Top-1 of n expert networks per token, and a load balancing loss (Switch).  (B, T, D) -> same."""
 
     metrics = ("train/balance",)
 
@@ -147,13 +147,13 @@ class Kernel(nn.Module):
 
 @inits.register("closing", paper=PAPER)
 def closing(weight: Tensor, info: Any, generator: torch.Generator, *, std: Annotated[float, Positive] = 0.02) -> None:
-    """N(0, std^2), and zero for what is added to the residual stream."""
+    """N(0, std^2), and zero for projections into the residual stream."""
     weight.normal_(0, 0.0 if info.residual else std, generator=generator)
 
 
 @objectives.register("holes", paper=PAPER)
 class Holes:
-    """Predict a share of the next tokens, drawn anew for each batch."""
+    """Predict a random share of the next tokens, drawn for each batch."""
 
     def __init__(self, *, share: Annotated[float, Fraction] = 0.5) -> None:
         self.share = share
@@ -188,14 +188,14 @@ def signs(
 
 @schedules.register("shelf", paper=PAPER)
 def shelf(step: int, total: int, *, decay: Annotated[float, Fraction] = 0.2) -> float:
-    """1, then a line to 0 over the last share of the steps (WSD)."""
+    """1, then linear decay to 0 over the last share of the steps (WSD)."""
     last = max(1, round(decay * total))
     return min(1.0, max(0.0, (total - step) / last))
 
 
 @stabilizers.register("average", paper=PAPER)
 class Average:
-    """Keeps an average of the weights beside them; gives nothing to log."""
+    """Keeps an average of the weights; logs nothing."""
 
     def __init__(self, *, decay: Annotated[float, Fraction] = 0.99) -> None:
         self.decay, self.held = decay, Tensor()
@@ -208,7 +208,7 @@ class Average:
 
 @dataclass
 class Lengths:
-    """Rows of tokens, and how many of each row's are `common`."""
+    """Rows of tokens (B, T), and the share of bytes up to 32 in each row (B,)."""
 
     rows: Tensor
     shares: Tensor
@@ -219,7 +219,7 @@ class Lengths:
 
 @tasks.register("spaces", paper=PAPER)
 class Spaces(Task):
-    """(head(h_T) - share of bytes up to 32)^2, less a running mean: no objective, no tokens to say, a state."""
+    """(head(h_T) - share of bytes up to 32)^2, less a running mean: no objective, no token metrics, a state."""
 
     accepts, scores, main, better, metrics = "documents", ("correlation",), "correlation", "higher", ("train/mean",)
 
@@ -248,25 +248,25 @@ class Spaces(Task):
     def example(self, batch: Any, generator: torch.Generator) -> Lengths:
         return Lengths(batch["tokens"][:, :-1], (batch["tokens"][:, :-1] <= 32).float().mean(1))
 
-    def _said(self, model: Any, example: Lengths) -> Tensor:
+    def _predicted(self, model: Any, example: Lengths) -> Tensor:
         return model.space_head(model.model(example.rows).mean(1))[:, 0]
 
     def loss(self, model: Any, example: Lengths) -> Loss:
         self.mean = torch.lerp(example.shares.mean(), self.mean, self.momentum)
-        error = self._said(model, example) - (example.shares - self.mean)
+        error = self._predicted(model, example) - (example.shares - self.mean)
         return Loss(error.square().sum(), torch.tensor(float(len(error))), {"train/mean": self.mean})
 
     @torch.no_grad()
     def score(self, model: Any, batches: Any, device: Any, between: Any) -> dict[str, float]:
-        mode, said, true = model.training, [], []
+        mode, predicted, true = model.training, [], []
         model.eval()
         for number, batch in enumerate(batches):
             example = self.example(batch, torch.Generator()).to(device)
-            said.append(self._said(model, example))
+            predicted.append(self._predicted(model, example))
             true.append(example.shares)
             between(number)
         model.train(mode)
-        a, b = torch.cat(said), torch.cat(true)
+        a, b = torch.cat(predicted), torch.cat(true)
         return {"correlation": float(F.cosine_similarity(a - a.mean(), b - b.mean(), dim=0)), "rows": len(a)}
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -1,1 +1,1 @@
-"""Its YAML sets Hydra itself."""
+"""A plugin whose YAML changes Hydra's own settings."""

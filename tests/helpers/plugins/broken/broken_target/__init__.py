@@ -1,1 +1,1 @@
-"""Its YAML names an object to build."""
+"""A plugin whose YAML names an object to build."""

@@ -1,4 +1,4 @@
-"""The kind `residual_gate`: a learned factor on what each sublayer adds to the residual stream."""
+"""The kind `residual_gate`: a learned factor on each sublayer's contribution to the residual stream."""
 
 from typing import Annotated
 
@@ -10,7 +10,7 @@ from ablatio.registry.registry import Registry
 
 residual_gates: Registry[nn.Module] = Registry(
     "residual_gate",
-    "What the output of a sublayer is multiplied with before it is added.",
+    "Factor on the output of a sublayer before it is added.",
     wiring=("d_model",),
     methods=("forward",),
     scope="model",

@@ -1,4 +1,4 @@
-"""Gates: linear in what they are given, each feature by itself."""
+"""Contract of residual gates: linear, and each feature is independent of the others."""
 
 import torch
 
