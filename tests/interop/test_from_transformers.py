@@ -116,7 +116,7 @@ def test_loaded_model_with_a_replaced_part(tmp_path: Path) -> None:
     [
         ({"model_type": "mamba"}, "cannot be read"),
         ({"auto_map": {"AutoModel": "evil.Model"}}, "names code"),
-        ({"hidden_act": "laplace9"}, "no counterpart"),
+        ({"hidden_act": "laplace9"}, "no equivalent"),
         ({"num_attention_heads": "four"}, "int was expected"),
     ],
 )

@@ -136,7 +136,7 @@ def test_a_method_without_its_reference_does_not_go_on(base: Path, tmp_path: Pat
 def test_a_preference_task_without_a_method_names_one_that_runs(tmp_path: Path) -> None:
     given = "source=feedback", f"source.path={pairs(tmp_path)}"
     refused = train(tmp_path, "task=preference", *given, "name=run")
-    assert refused.code == 2 and "task=preference needs one, and none came" in refused.err
+    assert refused.code == 2 and "is not set, and task=preference needs it" in refused.err
     assert train(tmp_path, "task=preference", *given, refused.err.split("try: ")[1].split()[0], "name=fixed").code == 0
 
 

@@ -159,10 +159,10 @@ def test_a_run_resumes_bit_for_bit(tmp_path: Path, judged: Path, task: list[str]
 @pytest.mark.parametrize(
     "extra, what",
     [
-        (["task=preference"], "task=preference needs one, and none came"),
+        (["task=preference"], "is not set, and task=preference needs it"),
         (["task=preference", "alignment=ppo"], "task=preference provides given answers"),
         (["task=reward", "model.max_len=4"], "lines of feedback, "),
-        (["task=reward", "source=gsm_symbolic"], "task=reward learns from feedback"),
+        (["task=reward", "source=gsm_symbolic"], "task=reward accepts feedback"),
     ],
 )
 def test_what_cannot_be_is_said(tmp_path: Path, judged: Path, extra: list[str], what: str) -> None:
