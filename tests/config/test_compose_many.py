@@ -28,7 +28,7 @@ VALUES = (
 
 
 def some_arm(chance: random.Random) -> list[str]:
-    """Draw options of some kinds, sometimes a preset, a size and a study, and valid, invalid and interpolated values."""
+    """Draw options of some kinds, sometimes a preset, size and study, and valid, invalid and interpolated values."""
     arm = [f"{k}={chance.choice(GROUPS[k])}" for k in needed() if not REGISTRIES[k].multiple and chance.random() < 0.2]
     for group in ("preset", "size", "+sweep"):
         arm += [f"{group}={chance.choice(GROUPS[group.lstrip('+')])}"] if chance.random() < 0.3 else []
