@@ -1,4 +1,4 @@
-"""Bad settings: every problem at once, what came, why, one command that runs; exit code 2 and no traceback."""
+"""Invalid settings: all problems at once, with the reason and a command that runs; exit code 2, no traceback."""
 
 import re
 import shlex
@@ -18,12 +18,12 @@ CASES = {
     "knob of another option": (["norm=rmsnorm", "norm.bias=true"], "there is no `bias`", "norm=layernorm"),
     "knob of several others": (["attention=mqa", "attention.n_kv_heads=2"], "knob of bigbird, conv", "attention=gqa"),
     "added knob": (["+norm.foo=1"], "there is no `foo`", None),
-    "text for a number": (["optimizer.lr=abc"], "'abc' came (str), float was expected", "optimizer.lr=0.006"),
-    "negative rate": (["optimizer.lr=-1"], "-1 came, a value > 0 was expected", "optimizer.lr=0.006"),
-    "nan rate": (["optimizer.lr=nan"], "nan came, a finite number", "optimizer.lr=0.006"),
-    "missing value": (["seed=???"], "a value is missing, int was expected", "seed=1"),
+    "text for a number": (["optimizer.lr=abc"], "expected float, got 'abc' (str)", "optimizer.lr=0.006"),
+    "negative rate": (["optimizer.lr=-1"], "expected a value > 0, got -1", "optimizer.lr=0.006"),
+    "nan rate": (["optimizer.lr=nan"], "expected a finite number, got nan", "optimizer.lr=0.006"),
+    "missing value": (["seed=???"], "expected int, but no value is set", "seed=1"),
     "bad choice": (["position.layout=diagonal"], "one of interleaved, half", "position.layout=interleaved"),
-    "wrong length": (["optimizer.betas=[0.9]"], "1 values came, 2 were expected", "optimizer.betas=[0.9,0.95]"),
+    "wrong length": (["optimizer.betas=[0.9]"], "expected 2 values, got 1", "optimizer.betas=[0.9,0.95]"),
     "heads that do not divide": (["model.n_heads=3"], "3 does not divide it", "model.n_heads=2"),
     "kv heads that do not divide": (
         ["attention=gqa", "attention.n_kv_heads=3"],
@@ -32,14 +32,18 @@ CASES = {
     ),
     "odd rotary width": (["model.n_heads=128"], "must be even: 1 * 1 = 1", None),
     "odd rotary share": (["position.fraction=0.16"], "32 * 0.16 = 5", "position.fraction=0.1875"),
-    "longer than a learned table": (["position=learned", "data.length=512"], "knows only model.max_len=256", None),
-    "two position signals": (["position=[rope,alibi]"], "2 options came (rope, alibi)", "position=rope"),
-    "two positions in a row": (["position=rope", "position=alibi"], "two options came", "position=alibi"),
+    "longer than a learned table": (
+        ["position=learned", "data.length=512"],
+        "has only model.max_len=256 positions",
+        None,
+    ),
+    "two position signals": (["position=[rope,alibi]"], "got 2 options (rope, alibi)", "position=rope"),
+    "two positions in a row": (["position=rope", "position=alibi"], "got two options", "position=alibi"),
     "deepnorm with pre-norm": (["placement=[deepnorm,pre]"], "a model has one placement", "placement=deepnorm"),
     "deepnorm in parallel": (["placement=deepnorm", "block=parallel"], "two sublayers in sequence", "block=sequential"),
     "several values without -m": (["norm=rmsnorm,layernorm"], "-m runs one after the other", None),
     "no setting at all": (["rmsnorm"], "write key=value", None),
-    "a run name that leaves": (["name=../../x"], "cannot name a folder", "name=my-run"),
+    "a run name that leaves": (["name=../../x"], "is not a valid folder name", "name=my-run"),
     "a group as a number": (["norm=3"], "there is no `3`", None),
     "an object": (["+norm._target_=os.system"], "chosen by name", None),
     "an object, deep": (["+sweep.a.b._target_=os.system"], "chosen by name", None),
@@ -47,7 +51,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_one_problem_is_said_with_its_remedy(case: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_problem_is_reported_with_a_fix(case: str, capsys: pytest.CaptureFixture[str]) -> None:
     overrides, message, fix = CASES[case]
     assert main(["train", *overrides]) == 2
     err = capsys.readouterr().err
@@ -55,7 +59,7 @@ def test_one_problem_is_said_with_its_remedy(case: str, capsys: pytest.CaptureFi
     if fix:
         assert f"try: {fix}" in err, err
     if match := re.search(r"This runs: ablatio train(.*)", err):
-        compose_run(shlex.split(match[1]))  # the command that we print composes and passes the check
+        compose_run(shlex.split(match[1]))  # the printed command composes and passes the check
     assert match or not fix, err
 
 

@@ -1,4 +1,4 @@
-"""Arms that are laid over a frame have the configs that Hydra itself composes."""
+"""Arms composed from a shared frame equal the configs that Hydra composes."""
 
 import random
 from pathlib import Path
@@ -28,7 +28,7 @@ VALUES = (
 
 
 def some_arm(chance: random.Random) -> list[str]:
-    """Options of some kinds, perhaps a preset, a size and a study, and values: good, bad and interpolated ones."""
+    """Draw options of some kinds, sometimes a preset, size and study, and valid, invalid and interpolated values."""
     arm = [f"{k}={chance.choice(GROUPS[k])}" for k in needed() if not REGISTRIES[k].multiple and chance.random() < 0.2]
     for group in ("preset", "size", "+sweep"):
         arm += [f"{group}={chance.choice(GROUPS[group.lstrip('+')])}"] if chance.random() < 0.3 else []
@@ -48,7 +48,7 @@ def outcome(compose: Any, arm: list[str]) -> Any:
 
 
 @pytest.mark.slow
-def test_the_fast_way_is_hydras() -> None:
+def test_composer_gives_what_hydra_composes() -> None:
     """Oracle: Hydra composes each arm by itself."""
     chance, composer = random.Random(3), Composer()
     runs = 0
@@ -73,7 +73,7 @@ def test_one_frame_serves_all_arms_that_differ_in_parts_and_values() -> None:
     assert len(composer._frames) == 1
 
 
-def test_a_preset_s_values_of_a_part_hold_as_long_as_it_is_chosen() -> None:
+def test_preset_values_of_a_part_apply_while_it_is_chosen() -> None:
     composer = Composer()
     kept, gone = (composer.compose(["preset=llama", f"norm={n}"]).config["norm"] for n in ("rmsnorm", "layernorm"))
     assert kept["eps"] == compose_run(["preset=llama"]).config["norm"]["eps"]
@@ -81,8 +81,8 @@ def test_a_preset_s_values_of_a_part_hold_as_long_as_it_is_chosen() -> None:
 
 
 @pytest.mark.slow
-def test_arms_that_begin_with_a_model_are_hydras(tmp_path: Path) -> None:
-    """Oracle: Hydra composes each arm by itself.  The study names the model; what else it says, holds."""
+def test_arms_that_start_from_a_model_equal_hydras(tmp_path: Path) -> None:
+    """Oracle: Hydra composes each arm by itself.  The study names the model; its other settings take precedence."""
     start = ["+sweep=lora_matrices", f"model.path={small_llama(tmp_path)}"]
     composer, more = Composer(), ([], ["peft=none"], ["peft.targets=[k_proj]", "peft.rank=3"], ["position=alibi"])
     for arm in ([*start, *said] for said in (*more, ["norm=layernorm"], ["model.max_len=128", "size=tiny"])):
@@ -94,7 +94,7 @@ def test_arms_that_begin_with_a_model_are_hydras(tmp_path: Path) -> None:
     assert changed["norm"]["name"] == "layernorm" and changed["position"] == made["position"]
 
 
-def test_a_model_that_is_not_there_is_asked_for_by_the_command_that_makes_it(
+def test_a_missing_model_is_reported_with_the_command_that_makes_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -105,8 +105,8 @@ def test_a_model_that_is_not_there_is_asked_for_by_the_command_that_makes_it(
         compose_run(["+sweep=lora_matrices"])
 
 
-def test_a_kind_that_may_be_left_out_is_chosen_and_left_out_like_any_other() -> None:
-    """Also after a file has chosen it: what is said on the command line comes last."""
+def test_an_optional_kind_is_chosen_and_left_out_like_any_other() -> None:
+    """Also after a file has chosen it: the command line takes precedence."""
     for said in ("reward=length", "+reward=length"):
         assert compose_run([said, "reward.target=9"]).config["reward"] == {"name": "length", "target": 9}
     assert compose_run(["reward=null"]).config.get("reward") is None

@@ -1,4 +1,4 @@
-"""What a run that begins with another one takes from it: all that decides what the model is."""
+"""A run that starts from another run inherits everything that determines its model."""
 
 import json
 from pathlib import Path
@@ -11,8 +11,8 @@ from ablatio.model.build import ModelBuilder
 PARTS = ["size=tiny", "tokenizer=bytes", "norm=layernorm", "init=mup", "objective=multi_token", "attention.qk_norm=dyt"]
 
 
-def test_scales_that_the_init_sets_come_along(tmp_path: Path) -> None:
-    """mup's factors on logits and scores are no weights: without its init the model would say something else."""
+def test_scales_set_by_the_init_are_inherited(tmp_path: Path) -> None:
+    """muP's factors on logits and scores are not weights: without its init the outputs would differ."""
     base = compose_run(PARTS).config
     (tmp_path / "config.json").write_text(json.dumps(base))
     config = compose_run(["model=run", f"model.path={tmp_path}"]).config
@@ -23,7 +23,7 @@ def test_scales_that_the_init_sets_come_along(tmp_path: Path) -> None:
     assert config["tokenizer"]["name"] == folder_tokenizer().name and config["tokenizer"]["path"] == str(tmp_path)
 
 
-def test_what_is_said_has_the_last_word(tmp_path: Path) -> None:
+def test_overrides_take_precedence(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(compose_run(PARTS).config))
     config = compose_run(["model=run", f"model.path={tmp_path}", "init=normal", "objective=lm"]).config
     assert (config["init"]["name"], config["objective"]["name"], config["norm"]["name"]) == (

@@ -1,4 +1,4 @@
-"""Presets compose at each of their sizes, give way to the command line, and are refused where they mean nothing."""
+"""Presets compose at each size, the command line overrides them, and invalid combinations are refused."""
 
 from types import SimpleNamespace
 
@@ -17,7 +17,7 @@ NAMES = sorted(p.stem for p in (yaml_files.shipped("conf") / "preset").glob("*.y
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_composes_at_a_size_that_trains_and_at_each_of_its_own(name):
+def test_preset_composes_at_a_trainable_size_and_at_each_published_size(name):
     preset = presets.presets()[name]
     small = compose_run([f"preset={name}"]).config
     assert small["model"]["d_model"] == 128 and small["model"]["vocab_size"] is None
@@ -32,7 +32,7 @@ def test_composes_at_a_size_that_trains_and_at_each_of_its_own(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_learns(name, tmp_path, text_file):
-    """With its own optimizer and schedule, at a size that trains in a second."""
+    """A preset trains with its own optimizer and schedule, at a size that takes a second."""
     own = ("train.steps", "train.val_every", "train.checkpoint_every", "model.n_layers")
     tiny = [o for o in TINY if not o.startswith(own)] + ["model.n_layers=2"]
     settings = [*tiny, f"preset={name}", "train.steps=60", "train.val_every=null", "train.checkpoint_every=null"]
@@ -42,13 +42,13 @@ def test_learns(name, tmp_path, text_file):
     assert found["after"]["loss"] < 0.93 * found["before"]["loss"]
 
 
-def test_the_command_line_has_the_last_word():
+def test_the_command_line_takes_precedence():
     config = compose_run(["preset=bloom", "size=176b", "model.n_layers=2", "norm.eps=1e-3", "model.bias=false"]).config
     assert config["model"]["n_layers"] == 2 and config["model"]["d_model"] == 14336 and not config["model"]["bias"]
     assert config["norm"]["name"] == "layernorm" and config["norm"]["eps"] == 1e-3
 
 
-def test_settings_of_a_part_go_with_the_part():
+def test_settings_of_a_part_are_dropped_with_the_part():
     assert compose_run(["preset=llama2", "norm=layernorm"]).config["norm"]["eps"] == 1e-5  # layernorm's own default
     swept = compose_run(["preset=gpt2", "norm=layernorm", "optimizer=sgd", "activation=relu"]).config
     assert swept["optimizer"] == {"name": "sgd", "lr": 0.5, "momentum": 0.9, "nesterov": False, "weight_decay": 0.0}
@@ -64,14 +64,14 @@ def test_generic_sizes_fit_each_preset():
 @pytest.mark.parametrize(
     ("overrides", "what", "fix"),
     [
-        (["size=176b"], "is a size of preset=bloom, and no preset came", "preset=bloom"),
+        (["size=176b"], "is a size of preset=bloom, and no preset is chosen", "preset=bloom"),
         (["preset=gpt2", "size=176b"], "it has 124m, 355m, 774m, 1.5b", "size=124m"),
         (["preset=blom"], "did you mean bloom", "preset=bloom"),
         (["preset=bloom", "model.vocab_size=100"], "tokenizer=bpe has 2048", "model.vocab_size=2048"),
         (["preset=bloom", "preset=gpt2"], "a model has one preset", "preset=gpt2"),
     ],
 )
-def test_what_has_no_meaning_is_refused_with_a_command_that_works(overrides, what, fix):
+def test_invalid_choices_are_refused_with_a_command_that_works(overrides, what, fix):
     with pytest.raises(ConfigError) as caught:
         compose_run(overrides)
     assert what in str(caught.value) and f"try: {fix}" in str(caught.value)
@@ -79,7 +79,7 @@ def test_what_has_no_meaning_is_refused_with_a_command_that_works(overrides, wha
     assert len(caught.value.problems) == 1
 
 
-def test_a_size_that_came_without_its_preset_leaves_no_default_behind():
+def test_a_size_without_its_preset_leaves_no_default_behind():
     from ablatio.config.compose import _hydra_compose
     from ablatio.config.schema import check
 
@@ -91,9 +91,9 @@ def test_a_size_that_came_without_its_preset_leaves_no_default_behind():
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("norm: rmsnorm\nlearning_rate: 3\n", "`learning_rate` is nothing that a preset may set"),
+        ("norm: rmsnorm\nlearning_rate: 3\n", "`learning_rate` is not a setting of a preset"),
         ("norm: {_target_: os.system}\n", "would build an object"),
-        ("- norm\n", "nothing that a preset may set"),
+        ("- norm\n", "not a setting of a preset"),
     ],
 )
 def test_a_bad_file_is_named(tmp_path, text, why):
@@ -119,7 +119,7 @@ def test_completion_knows_presets_and_their_sizes():
 
 @pytest.fixture
 def plugin_conf(tmp_path, monkeypatch):
-    """The conf folder of a plugin."""
+    """Conf folder of a plugin, with a preset, a size and an experiment."""
     conf = tmp_path / "conf"
     for group in ("preset", "experiment"):
         (conf / group).mkdir(parents=True)

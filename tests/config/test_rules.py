@@ -1,4 +1,4 @@
-"""Rules are data: small expressions that are walked, never evaluated by Python."""
+"""Rules are data: small expressions interpreted node by node, never passed to eval."""
 
 import pytest
 
@@ -24,7 +24,7 @@ def test_expressions(text: str, value: object) -> None:
 
 
 @pytest.mark.parametrize("text", ["nothing", "model.missing > 1", "position.name + 1", "1 / 0", "model.name.x == 1"])
-def test_what_has_no_value_is_undecided(text: str) -> None:
+def test_an_unknown_name_is_undecided(text: str) -> None:
     with pytest.raises(Undecided):
         evaluate(text, CONFIG)
 
@@ -36,12 +36,12 @@ def test_what_has_no_value_is_undecided(text: str) -> None:
         "x := 1", "import os", "model[0]", "1 if", "a" * 501,
     ],
 )  # fmt: skip
-def test_everything_else_is_refused_when_the_rule_is_made(text: str) -> None:
+def test_other_syntax_is_refused_when_the_rule_is_defined(text: str) -> None:
     with pytest.raises(ContractError):
         rule(when=text, why="", fix="")
 
 
-def test_a_broken_rule_says_why_and_what_to_do() -> None:
+def test_a_violated_rule_gives_reason_and_fix() -> None:
     before = list(RULES)
     try:
         rule(

@@ -148,7 +148,7 @@ def test_code_in_a_folder_is_refused_and_never_run(exported, tmp_path):
     proof = tmp_path / "it ran"
     evil = changed(exported, tmp_path / "evil", auto_map={"AutoModelForCausalLM": "evil.Evil"})
     (evil / "evil.py").write_text(f"open({str(proof)!r}, 'w')")
-    with pytest.raises(UserError, match="`auto_map`, which names code"):
+    with pytest.raises(UserError, match="`auto_map`, which refers to code"):
         load(evil)
     with pytest.raises(UserError, match="_attn_implementation_internal"):
         load(changed(exported, tmp_path / "b", _attn_implementation_internal="someone/kernel"))

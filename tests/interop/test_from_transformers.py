@@ -115,9 +115,9 @@ def test_loaded_model_with_a_replaced_part(tmp_path: Path) -> None:
     ("change", "said"),
     [
         ({"model_type": "mamba"}, "cannot be read"),
-        ({"auto_map": {"AutoModel": "evil.Model"}}, "names code"),
-        ({"hidden_act": "laplace9"}, "no counterpart"),
-        ({"num_attention_heads": "four"}, "int was expected"),
+        ({"auto_map": {"AutoModel": "evil.Model"}}, "refers to code"),
+        ({"hidden_act": "laplace9"}, "no equivalent"),
+        ({"num_attention_heads": "four"}, "expected int"),
     ],
 )
 def test_refused(tmp_path: Path, change: dict[str, Any], said: str) -> None:

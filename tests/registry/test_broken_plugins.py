@@ -1,4 +1,4 @@
-"""A plugin that fails is named with its distribution and leaves nothing behind; all others work on."""
+"""A plugin that fails is reported with its distribution and leaves nothing behind; the others work."""
 
 import tomllib
 from pathlib import Path
@@ -25,28 +25,28 @@ answer = {
 }
 """
 REASONS = {
-    "callbacks": "`hydra` sets Hydra itself",
+    "callbacks": "`hydra` changes a setting of Hydra",
     "exits": "ended the process with code 1",
     "missing": "No module named 'a_package_that_nobody_has'",
     "raises": "RuntimeError: this plugin fails on purpose",
-    "shadows": "norm=rmsnorm exists already: ablatio 0.1.0 brings it",
+    "shadows": "norm=rmsnorm already exists, provided by ablatio 0.1.0",
     "sleeps": "did not finish loading within 8 s",
     "sysexit": "SystemExit: 3",
     "target": "`train.steps._target_` would build an object",
     "untyped": "the knob `eps` has no type; write `eps: float = ...`",
-    "wiring": "asks for `vocab_size`, which the model does not hand to a norm",
+    "wiring": "has the parameter `vocab_size`, which the framework does not pass to a norm",
 }
 
 
 def test_every_broken_plugin_is_expected():
-    """The list above is that of the distribution `ablatio-broken`."""
+    """REASONS covers every entry point of the distribution `ablatio-broken`."""
     points = tomllib.loads((BROKEN / "pyproject.toml").read_text())["project"]["entry-points"]["ablatio.plugins"]
     assert {name: f"broken_{name}" for name in REASONS} == points
 
 
 @pytest.fixture(scope="module")
 def state(site):
-    """All of them installed at once, and two distributions that want the same name; one of those has to win."""
+    """State with all broken plugins installed, and two distributions that register the same name."""
     site.add("ablatio-broken", *(f"broken_{name}" for name in REASONS))
     site.add("twin-one", "broken_twin")
     (site.folder.parent / "second_twin.py").write_text((BROKEN / "broken_twin.py").read_text())
@@ -71,7 +71,7 @@ def test_place_of_an_exception_is_named(state):
 def test_second_of_two_names_is_refused_naming_both(state):
     text, dist = state["failures"]["second_twin"]
     assert dist == "twin-two"
-    assert "norm=twin exists already: twin-one 1.0 brings it" in text and "now twin-two 1.0" in text
+    assert "norm=twin already exists, provided by twin-one 1.0" in text and "twin-two 1.0 (" in text
     assert state["norms"]["twin"] == "twin-one"
 
 
@@ -102,7 +102,7 @@ def test_check_of_what_is_not_there_lists_what_is(site, state):
 
 
 def test_equal_entry_points_of_two_distributions(tmp_path, new_site):
-    """One fails, one works: only the one is left out."""
+    """One fails and one works: only the failing one is left out."""
     site = new_site(tmp_path)
     (tmp_path / "good").mkdir()
     (tmp_path / "good" / "parts.py").write_text((BROKEN / "broken_twin.py").read_text())

@@ -1,4 +1,4 @@
-"""The catalogue is read again when something that it was made from has changed, and only then."""
+"""The catalogue is scanned again if and only if something it was made from has changed."""
 
 import os
 import time
@@ -14,7 +14,7 @@ FAILURE = {"plugin": "slow", "dist": "slow", "version": "1", "reason": "did not 
 
 
 class Scans:
-    """Stands in for the scan: counts how often it was asked for, and gives these failures."""
+    """Replaces the scan: counts its calls and returns the given failures."""
 
     def __init__(self) -> None:
         self.count, self.failures = 0, list[dict[str, str]]()
@@ -26,7 +26,7 @@ class Scans:
 
 @pytest.fixture
 def scans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scans:
-    """An empty cache, and a core of one module in a package of a package."""
+    """Empty cache, and a core with one module in a nested package."""
     made = Scans()
     (tmp_path / "core" / "registry" / "kinds").mkdir(parents=True)
     (tmp_path / "core" / "registry" / "kinds" / "model.py").write_text("norms = 1\n")
@@ -48,7 +48,7 @@ def test_a_change_deep_in_the_core_is_seen(scans: Scans, tmp_path: Path) -> None
 
 
 def test_an_installation_is_seen(scans: Scans, tmp_path: Path) -> None:
-    """A plugin that failed because it lacked a library works as soon as that is there."""
+    """A plugin that failed for lack of a library is scanned again once it is installed."""
     scans.failures = [FAILURE]
     catalogue.read([])
     os.utime(tmp_path / "packages", ns=(1, 1))
@@ -56,7 +56,7 @@ def test_an_installation_is_seen(scans: Scans, tmp_path: Path) -> None:
     assert scans.count == 2
 
 
-def test_a_failure_is_not_kept_for_ever(scans: Scans, tmp_path: Path) -> None:
+def test_a_failure_expires(scans: Scans, tmp_path: Path) -> None:
     scans.failures = [FAILURE]
     assert catalogue.read([]).failures == catalogue.read([]).failures == [FAILURE]
     assert scans.count == 1, "a plugin that hangs would cost its time at every command"
@@ -71,7 +71,7 @@ def test_a_failure_is_not_kept_for_ever(scans: Scans, tmp_path: Path) -> None:
     assert scans.count == 2, "a catalogue without failures does not age"
 
 
-def test_a_scan_that_ends_without_a_culprit_is_a_fault_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_scan_that_dies_outside_any_plugin_is_an_environment_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(catalogue, "_scan_in_child", lambda count, lost: (None, "", "ended the process with code -9"))
     with pytest.raises(EnvironmentFault, match=r"(?s)the plugins cannot be read.*code -9.*-c .import torch."):
         catalogue._scan([])

@@ -1,4 +1,4 @@
-"""What a kind is stands on its registry alone: the lists that are made from it, for our kinds and for a plugin's."""
+"""Lists of kinds are derived from the registries, for the kinds of ablatio and of plugins."""
 
 import json
 from typing import Any
@@ -17,7 +17,7 @@ MODEL = ["norm", "placement", "activation", "mlp", "position", "attention", "blo
 
 @pytest.fixture
 def kinds() -> Any:
-    """The registries, put back afterwards."""
+    """The registries, restored afterwards."""
     before = dict(REGISTRIES)
     yield REGISTRIES
     REGISTRIES.clear()
@@ -25,7 +25,7 @@ def kinds() -> Any:
 
 
 def test_the_lists_of_our_kinds() -> None:
-    """Written out once more, so that a change of what a kind is cannot pass unseen: these decide ids and exports."""
+    """Expected lists are written out, because an unnoticed change would alter run ids and exports."""
     assert [r.kind for r in REGISTRIES.values() if r.scope == "model"] == MODEL
     assert kind_lists.shaping() == [*MODEL, "init", "objective"]
     assert paired_kinds() == (*MODEL, "init", "objective", "optimizer", "schedule", "stabilizer")
@@ -56,15 +56,15 @@ def test_readme_is_current() -> None:
     assert readme_table.current(), "README.md: run `python -m ablatio.testing.readme_table`"
 
 
-def test_a_registry_goes_through_json(kinds: Any) -> None:
-    """A plugin's kind is known from the catalogue as its module made it, with every field."""
+def test_a_registry_survives_json(kinds: Any) -> None:
+    """A kind read from the catalogue equals the one its module defines, in every field."""
     for registry in list(kinds.values()):
         data = json.loads(json.dumps(registry.to_json()))
         del kinds[registry.kind]
         assert json.loads(json.dumps(Registry.from_json(data).to_json())) == data
 
 
-def test_a_kind_of_a_plugin_stands_in_every_list(kinds: Any) -> None:
+def test_a_kind_of_a_plugin_is_in_every_list(kinds: Any) -> None:
     Registry[Any]("gate", "for tests", scope="model", optional=True, attaches="layer", methods=("forward",))
     Registry[Any]("sink", "for tests", scope="output", multiple=True)
     assert "gate" in kind_lists.shaping() and "gate" in paired_kinds() and "sink" in kind_lists.volatile()
@@ -74,14 +74,14 @@ def test_a_kind_of_a_plugin_stands_in_every_list(kinds: Any) -> None:
 @pytest.mark.parametrize(
     ("said", "reason"),
     [
-        ({"scope": "modle"}, "no scope 'modle'"),
-        ({"attaches": "head", "optional": True}, "attaches='head'; there are embedding"),
-        ({"attaches": "layer"}, "give it default='none'"),
-        ({"attaches": "layer", "optional": True, "multiple": True}, "give it default='none'"),
-        ({"attaches": "layer", "optional": True, "wiring": ("tokens",)}, "asks for `tokens`"),
+        ({"scope": "modle"}, "scope='modle'; expected one of task"),
+        ({"attaches": "head", "optional": True}, "attaches='head'; expected one of embedding"),
+        ({"attaches": "layer"}, "needs default='none'"),
+        ({"attaches": "layer", "optional": True, "multiple": True}, "needs default='none'"),
+        ({"attaches": "layer", "optional": True, "wiring": ("tokens",)}, "wiring has `tokens`"),
     ],
 )
-def test_a_kind_that_cannot_be_is_refused(kinds: Any, said: dict[str, Any], reason: str) -> None:
+def test_an_inconsistent_kind_is_refused(kinds: Any, said: dict[str, Any], reason: str) -> None:
     with pytest.raises(ContractError, match=reason):
         Registry[Any]("gate", "for tests", **said)
     assert "gate" not in kinds

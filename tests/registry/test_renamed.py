@@ -1,4 +1,4 @@
-"""Names of the version before: old configs load, old parts and imports are told the new name."""
+"""Names of version 0.1: old configs load; old parts and imports get an error with the new name."""
 
 import json
 import subprocess

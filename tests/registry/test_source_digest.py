@@ -58,7 +58,7 @@ CHANGES = {
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Never imported: what is read is the text."""
+    """A package that is never imported: only its text is read."""
     folder = tmp_path / "pkg_digest"
     for name, text in FILES.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -68,7 +68,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: f"{change[0]}: {change[2]}")
-def test_it_follows_what_is_used(package: Path, change: tuple[str, str, str]) -> None:
+def test_the_digest_covers_what_the_part_uses(package: Path, change: tuple[str, str, str]) -> None:
     before = source_digest("pkg_digest.parts", "Part")
     assert len(before) == 64
     name, old, new = change

@@ -89,7 +89,6 @@ def test_match_trainable_rejects_unmatchable_arms(words: list[str], what: str) -
 def test_match_time_adjusts_steps_to_measured_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     from ablatio.training import estimate
 
-
     def seconds(spec: RunSpec, times: int = 3) -> float:
         return 0.5 if spec.config["position"]["name"] == "rope" else 0.4
 

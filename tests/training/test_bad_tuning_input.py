@@ -138,7 +138,7 @@ def test_resume_requires_the_original_reference_model(base: Path, tmp_path: Path
 def test_preference_task_without_alignment_suggests_one(tmp_path: Path) -> None:
     given = "source=feedback", f"source.path={write_pairs(tmp_path)}"
     refused = train(tmp_path, "task=preference", *given, "name=run")
-    assert refused.code == 2 and "task=preference needs one, and none came" in refused.err
+    assert refused.code == 2 and "is not set, and task=preference needs it" in refused.err
     assert train(tmp_path, "task=preference", *given, refused.err.split("try: ")[1].split()[0], "name=fixed").code == 0
 
 

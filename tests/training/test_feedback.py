@@ -159,10 +159,10 @@ def test_killed_run_resumes_bit_for_bit(tmp_path: Path, feedback: Path, task: li
 @pytest.mark.parametrize(
     "extra, what",
     [
-        (["task=preference"], "task=preference needs one, and none came"),
+        (["task=preference"], "is not set, and task=preference needs it"),
         (["task=preference", "alignment=ppo"], "task=preference provides given answers"),
         (["task=reward", "model.max_len=4"], "lines of feedback, "),
-        (["task=reward", "source=gsm_symbolic"], "task=reward learns from feedback"),
+        (["task=reward", "source=gsm_symbolic"], "task=reward accepts feedback"),
     ],
 )
 def test_incompatible_settings_are_rejected(tmp_path: Path, feedback: Path, extra: list[str], what: str) -> None:

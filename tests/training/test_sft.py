@@ -137,7 +137,7 @@ def test_generate_chat_requires_a_chat_run(tmp_path: Path, text_file: Path) -> N
 @pytest.mark.parametrize(
     "extra, what",
     [
-        (["source=sotu", "source.path=null"], "task=sft learns from conversations"),
+        (["source=sotu", "source.path=null"], "task=sft accepts conversations"),
         (["model.max_len=4"], "the train split is empty"),
         (["task.too_long=refuse", "model.max_len=20"], r"chats.jsonl:1: \d+ tokens came"),
         (["architecture=encoder", "objective=masked_lm"], "task=sft trains a decoder"),

@@ -1,4 +1,4 @@
-"""Hydra composes a run's config; everything wrong with it is said at once, with a command that runs."""
+"""Compose a run's config with Hydra and report all its problems at once, with a corrected command that runs."""
 
 import re
 import shlex
@@ -28,9 +28,10 @@ PLAIN_LOGGING = {"version", "root", "disable_existing_loggers"}
 
 @dataclass(frozen=True, slots=True)
 class Composed:
-    """A config that may run: `config` is plain and resolved, `overrides` are what the user said.
+    """A checked config. `config` is plain and resolved; `overrides` is the command line as given.
 
-    interpolated: whether a value of it is made of others
+    public: the config as it may be written to files: values from the environment stay unresolved
+    interpolated: True if some value refers to another (`${...}`)
     """
 
     config: dict[str, Any]
@@ -40,9 +41,9 @@ class Composed:
 
 
 def compose_run(overrides: Sequence[str], coming: Coming = MappingProxyType({})) -> Composed:
-    """Compose and check one run; ConfigError with all problems at once.
+    """Compose and check the config of one run; raise ConfigError with all problems at once.
 
-    coming: the configs of runs that are planned, by their folders; this one may begin with the model of one of them
+    coming: configs of planned runs, by their folders; the model of this run may start from one of them
     """
     register_with_hydra()
     words = cleaned(overrides, coming)
@@ -52,7 +53,7 @@ def compose_run(overrides: Sequence[str], coming: Coming = MappingProxyType({}))
         node, more = _diagnose(good, values)
         problems += more
     if not problems and node is None:
-        _compose(words)
+        _compose(words)  # raises: Hydra refuses the whole although each override alone is valid
     if node is None:
         raise _config_error(problems, [normal(o) for o in overrides], coming)
     refuse_hydra_settings(node)
@@ -65,12 +66,12 @@ def compose_run(overrides: Sequence[str], coming: Coming = MappingProxyType({}))
 
 
 def cleaned(overrides: Sequence[str], coming: Coming = MappingProxyType({})) -> list[str]:
-    """What the user said in Hydra's words, behind what the model's origin brings."""
+    """Overrides in Hydra's grammar, preceded by those that the model's origin implies."""
     return [normal(o) for o in inherited(overrides, coming)]
 
 
 def config_of(node: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(public, resolved) of a node that Hydra composed, checked once more: a launcher may have come between."""
+    """(public, resolved) config of a node that Hydra composed, checked again because a launcher may have changed it."""
     public, resolved = plain(node)
     if problems := run_config.check(resolved):
         raise ConfigError(problems)
@@ -78,7 +79,7 @@ def config_of(node: Any) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _compose(overrides: list[str]) -> Any:
-    """The composed node; what Hydra refuses for a reason of its own is a ConfigError with its words."""
+    """The composed node; an error raised by Hydra becomes a ConfigError with Hydra's message."""
     try:
         return _hydra_compose(overrides)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
@@ -92,7 +93,7 @@ def _hydra_compose(overrides: list[str]) -> Any:
 
 
 def try_compose(overrides: list[str]) -> Any:
-    """What Hydra composes, its own settings with it; None when it refuses."""
+    """The node that Hydra composes, with Hydra's own settings; None if Hydra refuses the overrides."""
     try:
         return _hydra_compose(overrides)
     except (HydraException, OmegaConfBaseException, ValueError):
@@ -100,7 +101,7 @@ def try_compose(overrides: list[str]) -> Any:
 
 
 def plain(node: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(what may be written down, what the run uses): values from the environment stay unresolved in the former."""
+    """(config for files, config for the run): in the first, values from the environment stay unresolved."""
     OmegaConf.set_struct(node, False)
     node.pop("hydra", None)
     raw: Any = OmegaConf.to_container(node, resolve=False)
@@ -121,12 +122,16 @@ def _merge_public(raw: Any, resolved: Any) -> Any:
 
 
 def refuse_hydra_settings(node: Any) -> None:
-    """Callbacks and logging handlers are built by Hydra from names in the config: neither is open to a config."""
+    """Raise UserError for callbacks and logging handlers: Hydra would build these objects from names in the config."""
     if OmegaConf.select(node, "hydra.callbacks"):
-        raise UserError("hydra.callbacks would build objects by their names; parts are chosen by name from a registry")
+        raise UserError(
+            "hydra.callbacks would build objects from names in the config; parts are chosen by name from a registry"
+        )
     for key in ("hydra.job_logging", "hydra.hydra_logging"):
         if set(OmegaConf.select(node, key) or {}) - PLAIN_LOGGING:
-            raise UserError(f"{key} would build handlers by their names; leave it at `none`, a run writes its own log")
+            raise UserError(
+                f"{key} would build handlers from names in the config; leave it at `none`, a run writes its own log"
+            )
 
 
 def _first_lines(error: BaseException) -> str:
@@ -138,7 +143,7 @@ def _first_lines(error: BaseException) -> str:
 
 
 def _diagnose(good: list[str], values: list[tuple[str, Override]]) -> tuple[Any, list[Problem]]:
-    """(the config with all that can be composed, what is wrong with the other values)."""
+    """(the config composed from everything that is valid, the problems of the remaining values)."""
     node = try_compose(good)
     if node is None:
         return None, []
@@ -150,7 +155,7 @@ def _diagnose(good: list[str], values: list[tuple[str, Override]]) -> tuple[Any,
 
 
 def _config_error(problems: list[Problem], overrides: list[str], coming: Coming) -> ConfigError:
-    """The problems, and the user's own command with every fix in it, if that runs."""
+    """ConfigError with the problems and, if it composes, the user's command with all fixes applied."""
     error = ConfigError(problems)
     fixes = {p.fix.split("=")[0]: p.fix for p in problems if "=" in p.fix}
     wrong = {p.where for p in problems if not p.combination}

@@ -1,9 +1,10 @@
-"""The configs of many arms: Hydra composes what they share once, each arm's parts and values are laid over it.
+"""Configs of many arms: Hydra composes their common frame once; each arm's parts and values are merged into it.
 
-Composing an arm through Hydra costs 0.24 s, so a thousand arms would take four minutes.  A part that the registry has,
-and a plain value of a known key, mean the same in every arm; the rest (presets, sizes, YAML groups, several options of
-one kind) is a *frame*, which Hydra composes once for all arms that have it.  In a frame each kind that an arm chooses
-stands open: Hydra lays presets and studies over an option without knobs, and so shows what they say whatever is chosen.
+Composing an arm through Hydra costs 0.24 s, so a thousand arms would take four minutes.  A part from a registry and a
+plain value of a known key mean the same in every arm.  Everything else (presets, sizes, YAML groups, several options
+of one kind) is a *frame*, composed by Hydra once for all arms that share it.  In a frame, each kind that an arm
+chooses is left open: Hydra composes it with an option without knobs, so what presets and studies set for this kind
+shows up whichever option is chosen.
 """
 
 import functools
@@ -25,7 +26,7 @@ from ablatio.registry.registry import REGISTRIES
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """What some overrides make of a config, with the chosen kinds left open."""
+    """The config composed from the overrides that arms share, with the chosen kinds left open."""
 
     tree: Mapping[str, Any]
     preset: presets.Preset | None
@@ -33,21 +34,21 @@ class Frame:
     interpolated: bool
 
     def part(self, kind: str, name: str) -> dict[str, Any]:
-        """The section of a kind when `name` is chosen: its defaults, the preset's values, then all that came later."""
+        """Section of a kind for the option `name`: its defaults, then the preset's values, then later overrides."""
         theirs = self.preset.values({yaml_files.SIZE: self.size, kind: name}).get(kind) or {} if self.preset else {}
         over = {k: v for k, v in self.tree[kind].items() if k != "name"}
         return {"name": name} | REGISTRIES[kind].entries[name].defaults | dict(theirs) | over
 
 
 class Composer:
-    """Composes arms; frames are kept, so that arms that differ in parts and values alone cost a millisecond."""
+    """Composes arms and caches their frames: an arm that differs only in parts and values costs a millisecond."""
 
     def __init__(self) -> None:
-        self.interpolated = False  # whether a value of any frame is made of others
+        self.interpolated = False  # True once a value of some frame refers to another
         self._frames: dict[tuple[tuple[str, ...], tuple[str, ...]], Frame | None] = {}
 
     def compose(self, overrides: Sequence[str]) -> Composed:
-        """What `compose_run` gives for these overrides; ConfigError with all problems at once."""
+        """Same result as `compose_run` for these overrides; raises ConfigError with all problems at once."""
         tree = self.tree(overrides)
         if tree is None:
             return compose.compose_run(overrides)
@@ -59,7 +60,7 @@ class Composer:
         return Composed(run_config.cast(resolved), public, list(overrides))
 
     def tree(self, overrides: Sequence[str]) -> tuple[dict[str, Any], bool] | None:
-        """(the config before interpolations are resolved, whether it has any); None where only Hydra can tell."""
+        """(the config before interpolations are resolved, True if it has any); None if only Hydra can compose it."""
         framing, parts, values = list[str](), dict[str, Any](), list[tuple[str, Any]]()
         for text in compose.cleaned(overrides):
             parsed = parse(text)
@@ -108,7 +109,7 @@ def _compose_frame(overrides: list[str]) -> Frame | None:
 
 
 def is_part(parsed: Override) -> bool:
-    """Whether it chooses an option that stands in the registry of a kind which every run has."""
+    """True if the override chooses a registered option of a kind that every run has."""
     kind, name = parsed.key_or_group, parsed.value()
     return (
         kind in kind_lists.needed()
@@ -121,7 +122,7 @@ def is_part(parsed: Override) -> bool:
 
 
 def is_value(parsed: Override) -> bool:
-    """Whether it gives a known key a plain value."""
+    """True if the override sets a known key to a plain value."""
     key = parsed.key_or_group
     return (
         parsed.type is OverrideType.CHANGE
@@ -149,12 +150,12 @@ def _is_plain(value: Any) -> bool:
 
 
 def _copy(value: Any) -> Any:
-    """Fresh dicts; values are set in them, never changed."""
+    """Copy of the dicts only: values are replaced, never modified in place."""
     return {k: _copy(v) for k, v in value.items()} if isinstance(value, dict) else value
 
 
 def put(node: dict[str, Any], key: str, value: Any) -> bool:
-    """Set a key that is there; False when it is not."""
+    """Set an existing key; returns False if it does not exist."""
     *path, last = key.split(".")
     for step in path:
         node = node.get(step)  # type: ignore[assignment]
@@ -167,7 +168,7 @@ def put(node: dict[str, Any], key: str, value: Any) -> bool:
 
 
 def has(node: Mapping[str, Any], key: str) -> bool:
-    """Whether a config has this key."""
+    """True if the config has this key."""
     found: Any = node
     for step in key.split("."):
         if not isinstance(found, Mapping) or step not in found:

@@ -1,7 +1,7 @@
-"""transformers' config.json in our terms: which parts a model of theirs is made of, and its sizes.
+"""Translate the config.json of a transformers model into parts and sizes of ablatio.
 
-Each reader takes their settings and gives ours, kind by kind, as a preset has them.  Nothing here imports torch: a
-command line is composed from it.
+Each reader takes the transformers settings of one model family and returns ours by kind, in the form of a preset.
+Nothing here imports torch, because a command line is composed from it.
 """
 
 import json
@@ -21,33 +21,35 @@ EXACT = ("gelu", "gelu_python")
 
 
 def refuse_code(folder: Path) -> None:
-    """UserError when a model folder names code, or holds any: only what is installed runs."""
+    """Raise UserError if a model folder contains code or refers to it: only installed code runs."""
     for path in (folder / "config.json", folder / "tokenizer_config.json"):
         data = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         if found := [key for key in CODE_KEYS if isinstance(data, dict) and data.get(key)]:
-            raise UserError(f"{path} holds `{found[0]}`, which names code; only the code that is installed runs")
+            raise UserError(f"{path} has `{found[0]}`, which refers to code; only installed code runs")
     if files := sorted(p.name for p in folder.glob("*") if p.suffix in CODE_FILES):
-        raise UserError(f"{folder / files[0]} could run code; a model folder has config, tokenizer and safetensors")
+        raise UserError(
+            f"{folder / files[0]} could run code; expected a folder with only config, tokenizer and safetensors files"
+        )
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """The model in `folder` in our terms: {"norm": {"name": "rmsnorm", ...}, ..., "model": {"d_model": 576, ...}}."""
+    """Config of the model in `folder`: {"norm": {"name": "rmsnorm", ...}, ..., "model": {"d_model": 576, ...}}."""
     refuse_code(folder)
     path = folder / "config.json"
     try:
         theirs = json.loads(path.read_text(encoding="utf-8"))
         kind = str(theirs["model_type"])
     except FileNotFoundError:
-        raise UserError(f"{folder} is no model folder: it has no config.json\n    try: ls {folder.parent}") from None
+        raise UserError(f"{folder} is not a model folder: no config.json\n    try: ls {folder.parent}") from None
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is no config of a model ({type(error).__name__}: {error})") from None
+        raise UserError(f"{path} is not a model config ({type(error).__name__}: {error})") from None
     if kind not in READERS:
-        raise UserError(f"{path}: a {kind} cannot be read; there are {', '.join(sorted(READERS))}")
+        raise UserError(f"{path}: model_type {kind} cannot be read; supported: {', '.join(sorted(READERS))}")
     try:
         ours = READERS[kind](theirs)
     except KeyError as error:
-        raise UserError(f"{path}: a {kind} needs `{error.args[0]}`, which is missing") from None
-    # T5's rows are left open: the sentinels of our objective come behind the ids of its tokenizer.
+        raise UserError(f"{path}: `{error.args[0]}` is missing, which model_type {kind} needs") from None
+    # T5's vocabulary size is left open: the objective appends its sentinel ids to those of the tokenizer.
     rows = {} if "architecture" in ours else {"vocab_size": theirs["vocab_size"]}
     ours["model"] = {**rows, "tied": _tied(theirs), **ours["model"]}
     usual = {"placement": "pre", "mlp": "dense", "block": "sequential", "architecture": "causal", "objective": "lm"}
@@ -55,7 +57,7 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def _tied(theirs: Settings) -> bool:
-    """Most classes tie where nothing is said; LLaMA and its children do not."""
+    """True if the output head shares the embedding; the default is True except for LLaMA and its derivatives."""
     return bool(theirs.get("tie_word_embeddings", theirs["model_type"] not in ("llama", "mistral", "qwen2", "qwen3")))
 
 
@@ -68,21 +70,21 @@ def _reader(*names: str) -> Callable[[Callable[[Settings], dict[str, Any]]], Cal
 
 
 def _plain(name: str) -> dict[str, Any]:
-    """An elementwise activation by their name."""
+    """Elementwise activation for transformers' name of it."""
     if name in TANH or name in EXACT:
         return {"name": "gelu", "approximate": "tanh" if name in TANH else "none"}
     if name in ("relu", "silu", "mish", "quick_gelu", "relu2"):
         return {"name": name}
-    raise UserError(f"their activation {name!r} has no counterpart here")
+    raise UserError(f"transformers' activation {name!r} has no equivalent in ablatio")
 
 
 def _gated(name: str) -> dict[str, Any]:
-    """A gated unit by the function on its gate."""
+    """Gated unit for transformers' name of the activation on its gate."""
     if name in TANH or name in EXACT:
         return {"name": "geglu", "approximate": "tanh" if name in TANH else "none"}
     if name in GATED:
         return {"name": GATED[name]}
-    raise UserError(f"their gate {name!r} has no counterpart here")
+    raise UserError(f"transformers' gated activation {name!r} has no equivalent in ablatio")
 
 
 def _layernorm(theirs: Settings, key: str) -> dict[str, Any]:
@@ -90,7 +92,7 @@ def _layernorm(theirs: Settings, key: str) -> dict[str, Any]:
 
 
 def _rope(theirs: Settings) -> dict[str, Any]:
-    """Base, share and scaling, as transformers 5 writes them (rope_parameters) and as 4 did (rope_theta, ...)."""
+    """RoPE base, fraction and scaling from transformers 5 (rope_parameters) or 4 (rope_theta, ...)."""
     said: dict[str, Any] = {**(theirs.get("rope_scaling") or {}), **(theirs.get("rope_parameters") or {})}
     method = said.get("rope_type", said.get("type", "default"))
     found = {
@@ -108,7 +110,7 @@ def _rope(theirs: Settings) -> dict[str, Any]:
         "llama3": ("low_freq_factor", "high_freq_factor"),
     }
     if method not in known:
-        raise UserError(f"their rope scaling {method!r} cannot be read; there are {', '.join(known)}")
+        raise UserError(f"transformers' RoPE scaling {method!r} cannot be read; supported: {', '.join(known)}")
     original = said.get("original_max_position_embeddings", theirs.get("max_position_embeddings"))
     more = {key: said[key] for key in known[method] if said.get(key) is not None}
     return {**found, "scaling": method, "factor": said["factor"], "original_max_len": original, **more}
@@ -119,9 +121,11 @@ def _llama(theirs: Settings) -> dict[str, Any]:
     kind, heads = theirs["model_type"], theirs["num_attention_heads"]
     groups = theirs.get("num_key_value_heads") or heads
     if theirs.get("use_sliding_window") or (kind == "mistral" and theirs.get("sliding_window")):
-        raise UserError("their sliding window in all layers is not read; set it off in config.json if it is not needed")
+        raise UserError(
+            "sliding-window attention in all layers is not supported; turn it off in config.json if it is not needed"
+        )
     if bool(theirs.get("attention_bias")) != bool(theirs.get("mlp_bias")) and kind == "llama":
-        raise UserError("biases in the attention alone, or in the feed-forward part alone, have no counterpart here")
+        raise UserError("attention_bias and mlp_bias differ; ablatio has biases in both or in neither")
     head = theirs.get("head_dim") or theirs["hidden_size"] // heads
     attention: dict[str, Any] = {"name": "mha"} if groups == heads else {"name": "gqa", "n_kv_heads": groups}
     if kind == "qwen2":
@@ -166,7 +170,7 @@ def _gpt2(theirs: Settings) -> dict[str, Any]:
 @_reader("opt")
 def _opt(theirs: Settings) -> dict[str, Any]:
     if not theirs.get("do_layer_norm_before", True) or theirs["word_embed_proj_dim"] != theirs["hidden_size"]:
-        raise UserError("OPT-350m's norms behind the sublayers and its narrow embedding cannot be read")
+        raise UserError("OPT-350m cannot be read: it has post-norm layers and a projected, narrower embedding")
     return {
         "norm": {"name": "layernorm", "eps": 1e-5},
         "activation": _plain(theirs.get("activation_function", "relu")),
@@ -228,8 +232,8 @@ def _t5(theirs: Settings) -> dict[str, Any]:
     activation = form.removeprefix("gated-")
     gated = form != activation
     if gated and activation == "gelu":
-        activation = TANH[0]  # transformers makes the tanh form of `gated-gelu`, whatever it is called
-    scaled = theirs.get("scale_decoder_outputs", _tied(theirs))  # 1.0 does, 1.1 does not
+        activation = TANH[0]  # transformers reads `gated-gelu` as the tanh approximation, despite its name
+    scaled = theirs.get("scale_decoder_outputs", _tied(theirs))  # T5 1.0 scales the logits, 1.1 does not
     return {
         "norm": {"name": "rmsnorm", "eps": theirs.get("layer_norm_epsilon", 1e-6)},
         "activation": _gated(activation) if gated else _plain(activation),

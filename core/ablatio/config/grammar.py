@@ -18,15 +18,15 @@ MAX_JOBS = 10_000
 
 @functools.cache
 def parse(text: str) -> Override | None:
-    """One override in Hydra's grammar; None when it is none."""
+    """Parse one override in Hydra's grammar; None if it is not valid."""
     try:
         return OverridesParser.create().parse_override(normal(text))
-    except HydraException:  # in one of the ways that the parser has to say so
+    except HydraException:  # the base class: the parser raises several types for a malformed override
         return None
 
 
 def axis(parsed: Override) -> Axis:
-    """The values of a sweep in Hydra's grammar: a,b  choice(a,b)  range(1,4)  glob(*)  interval(0,1)."""
+    """Axis of a sweep override in Hydra's grammar: a,b  choice(a,b)  range(1,4)  glob(*)  interval(0,1)."""
     key, value = parsed.key_or_group, parsed.value()
     if isinstance(value, RangeSweep) and abs(((value.stop or 0) - (value.start or 0)) / (value.step or 1)) > MAX_JOBS:
         raise too_many(key)
@@ -44,15 +44,16 @@ def axis(parsed: Override) -> Axis:
 
 
 def too_many(what: str, count: int | None = None) -> UserError:
-    came = f"{count:,}" if count else f"more than {MAX_JOBS:,}"
+    """UserError for a study with more than MAX_JOBS runs; `what` names the axis or study."""
+    requested = f"{count:,}" if count else f"more than {MAX_JOBS:,}"
     return UserError(
-        f"{what}: {came} runs came, at most {MAX_JOBS:,} can be planned\n"
-        "    try: fewer values, or design=random design.runs=100, which takes a sample of them"
+        f"{what}: {requested} runs requested, at most {MAX_JOBS:,} can be planned\n"
+        "    try: fewer values, or design=random design.runs=100, which runs a random sample of them"
     )
 
 
 def text_of(value: Any) -> str:
-    """A value of a YAML file as the command line has it."""
+    """A YAML value as written on the command line."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, list):

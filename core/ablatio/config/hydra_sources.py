@@ -1,4 +1,4 @@
-"""The registries and the presets as Hydra options, through the scheme `registry://`."""
+"""Registries and presets as Hydra config groups, through the scheme `registry://`."""
 
 from collections.abc import Collection
 from typing import Any
@@ -17,19 +17,19 @@ from ablatio.registry.registry import REGISTRIES
 from ablatio.storage.paths import shipped
 
 BASE = "settings"
-OPEN = "__open__"  # an option without knobs: config.compose_many leaves the kinds that arms choose open with it
-VALUES = "preset_values"  # what the preset sets beside the options that are chosen
-MAIN = "train"  # conf/train.yaml, with its lists of kinds written out
+OPEN = "__open__"  # placeholder option without knobs, for kinds that each arm chooses (config.compose_many)
+VALUES = "preset_values"  # the settings of the preset that apply to the chosen options
+MAIN = "train"  # conf/train.yaml, with its lists of kinds expanded
 
 
 class RegistrySource(ConfigSource):
-    """Each part is the option `<kind>/<name>`, made when it is chosen; `settings` has the sections' defaults.
+    """Hydra config source: each part is the option `<kind>/<name>`; `settings` has the defaults of the sections.
 
-    conf/train.yaml comes through here too: its entries `kinds`, `preset_values` and `launcher` become the lines that
-    the registries give, so that a kind is named in no file.
+    conf/train.yaml is read through this source too: its entries `kinds`, `preset_values` and `launcher` are replaced by
+    lines generated from the registries, so that no file names a kind.
 
-    A preset chooses parts; its settings follow in `preset_values`, when all choices are known.  A size that only
-    presets have leaves the sizes open, for the preset to set.
+    A preset chooses parts; its settings follow in `preset_values`, when all choices are known.  A size that belongs to
+    presets only leaves the sizes open, for the preset to set.
     """
 
     @staticmethod
@@ -55,10 +55,10 @@ class RegistrySource(ConfigSource):
     def load_config(self, config_path: str) -> ConfigResult:
         path = _bare(config_path)
         if not self.is_config(path):
-            raise ConfigLoadError(f"there is no {path}")
+            raise ConfigLoadError(f"there is no config {path}")
         group, _, name = path.partition("/")
         content, package = _content(group, name)
-        # Flags on DictConfig do not matter here: our own check looks at every value after the composition.
+        # Struct and read-only flags are left off: ablatio checks every value after the composition.
         return ConfigResult("registry", "registry://", OmegaConf.create(content), {"package": package})
 
     def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
@@ -78,7 +78,7 @@ class RegistrySource(ConfigSource):
 
 
 def _content(group: str, name: str) -> tuple[Any, str | None]:
-    """The config of an option, and the package that it belongs into."""
+    """(the config of an option, the package it goes into)."""
     if group == BASE:
         return run_config.defaults(), None
     if group == MAIN:
@@ -86,7 +86,8 @@ def _content(group: str, name: str) -> tuple[Any, str | None]:
     if group == run_config.SWEEP:
         return yaml_files.options_of(group)[name].read(), "_global_"
     if group == yaml_files.SIZE:
-        open_size = f"set by preset={presets.sizes()[name][0]}"  # no number: without the preset the check refuses it
+        # Not a number on purpose: without the preset, the type check refuses it.
+        open_size = f"set by preset={presets.sizes()[name][0]}"
         return dict.fromkeys(("d_model", "n_layers", "n_heads"), open_size), "model"
     if group == yaml_files.PRESET:
         parts = presets.presets()[name].parts
@@ -103,7 +104,7 @@ def _content(group: str, name: str) -> tuple[Any, str | None]:
 
 
 def main_config() -> dict[str, Any]:
-    """conf/train.yaml with an entry of its defaults list for each kind."""
+    """conf/train.yaml with one entry in its defaults list for each kind."""
     import yaml
 
     data: dict[str, Any] = yaml.safe_load((shipped("conf") / f"{MAIN}.yaml").read_text(encoding="utf-8"))
@@ -125,7 +126,7 @@ def _split(name: str) -> tuple[str, dict[str, str]]:
 
 
 class AblatioSearchPath(SearchPathPlugin):
-    """The registries before the YAML of conf/, whose presets they read; then the YAML folders of plugins."""
+    """Adds the registries before conf/, whose presets they read, and the YAML folders of plugins after it."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         search_path.prepend("ablatio", "registry://")
@@ -139,7 +140,7 @@ def _bare(path: str) -> str:
 
 
 def register_with_hydra() -> None:
-    """Make Hydra know the registries; once."""
+    """Register the config sources with Hydra; calling it again has no effect."""
     discovery.load()
     if RegistrySource not in Plugins.instance().discover(ConfigSource):
         Plugins.instance().register(RegistrySource)
@@ -147,7 +148,7 @@ def register_with_hydra() -> None:
 
 
 def groups() -> dict[str, list[str]]:
-    """All groups and their options: kinds, and the YAML files of ours and of plugins."""
+    """All config groups and their options: kinds, and the YAML files of ablatio and of plugins."""
     found: dict[str, list[str]] = {kind: sorted(r.entries) for kind, r in REGISTRIES.items()}
     for group, files in yaml_files.files().items():
         found[group] = [*found.get(group, []), *(name for name in files if name not in found.get(group, []))]

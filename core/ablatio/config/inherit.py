@@ -1,9 +1,9 @@
-"""Where a model comes from: `model=run model.path=RUN`, `model=hf model.path=DIR`; nothing: it starts from its init.
+"""Start from an existing model: `model=run model.path=RUN` or `model=hf model.path=DIR`; otherwise from its init.
 
-A model that exists brings its parts and sizes, as a preset does: what the command line says itself has the last word,
-so a part can be replaced.  Its weights are taken over where names and shapes still fit
-(ablatio.training.initial_weights).  A study or an experiment
-may name the model in its file (`model: {start: hf, path: smollm2}`); what else stands there, holds.
+An existing model brings its parts and sizes, as a preset does; overrides on the command line take precedence, so a
+part can be replaced.  Weights are loaded where names and shapes still match (ablatio.training.initial_weights).  A
+study or an experiment may name the model in its file (`model: {start: hf, path: smollm2}`); its other settings take
+precedence over the model's, too.
 """
 
 import functools
@@ -20,14 +20,14 @@ from ablatio.errors import UserError
 from ablatio.registry.registry import REGISTRIES, PartSpec
 
 ORIGINS = ("scratch", "run", "hf")
-FILES = ("experiment", yaml_files.SWEEP)  # groups of files that may say which model a run begins with
+FILES = ("experiment", yaml_files.SWEEP)  # groups of files that may name the model to start from
 Coming = Mapping[str, Mapping[str, Any]]
 
 
 def inherited(overrides: Sequence[str], coming: Coming = MappingProxyType({})) -> list[str]:
-    """The overrides with what the model's origin brings in front; those without an origin as they are.
+    """The overrides, preceded by those that the model's origin implies; unchanged if there is no origin.
 
-    coming: the configs of runs that are planned, by their folders
+    coming: configs of planned runs, by their folders
     """
     said = [f"model.start={o.removeprefix('model=')}" if o.startswith("model=") else o for o in overrides]
     given = in_files(said) | {key: value for key, _, value in (o.partition("=") for o in said)}
@@ -45,7 +45,7 @@ def inherited(overrides: Sequence[str], coming: Coming = MappingProxyType({})) -
 
 
 def in_files(overrides: Sequence[str]) -> dict[str, str]:
-    """What the study or the experiment of a command line sets: {task: sft, model.start: hf, model.path: DIR, ...}."""
+    """Settings of the study or experiment on a command line: {task: sft, model.start: hf, model.path: DIR, ...}."""
     found: dict[str, str] = {}
     for text in overrides:
         group, _, name = text.lstrip("+").partition("=")
@@ -56,7 +56,7 @@ def in_files(overrides: Sequence[str]) -> dict[str, str]:
 
 @functools.cache
 def _settings_in(path: Path, changed: int) -> Mapping[str, str]:
-    """The choices and the settings of a YAML file; `changed`: when it was written."""
+    """Choices and settings of a YAML file; `changed` is its modification time, part of the cache key."""
     found: dict[str, str] = {}
     for key, value in yaml_files.read_yaml(path).items():
         if key == "defaults":
@@ -73,7 +73,7 @@ def _group(key: str) -> str:
 
 
 def _making(path: str, overrides: Sequence[str]) -> str:
-    """The command that makes a folder, where the head of a study says one: `ablatio train ... name=base`."""
+    """Command that creates a folder, as given in the head comment of a study (`ablatio train ... name=base`), or ""."""
     named = [text.lstrip("+").partition("=") for text in overrides]
     files = [yaml_files.options_of(group).get(name) for group, _, name in named if group in FILES]
     lines = [line.strip() for file in files if file for line in file.doc.splitlines()]
@@ -82,7 +82,10 @@ def _making(path: str, overrides: Sequence[str]) -> str:
 
 
 def folder_of(path: str, making: str = "") -> Path:
-    """A folder, or the name of a model that `ablatio fetch` has brought.  making: the command that makes it."""
+    """The folder at `path`, or that of a model downloaded by `ablatio fetch`.
+
+    making: the command that creates the folder, for the error
+    """
     from ablatio.storage.pretrained import MODELS, place_of, verified
 
     folder = Path(path).expanduser()
@@ -96,7 +99,7 @@ def folder_of(path: str, making: str = "") -> Path:
 
 
 def _settings(start: str, folder: Path) -> dict[str, Any]:
-    """Parts, sizes and tokenizer of the model in `folder`, as a config has them."""
+    """Parts, sizes and tokenizer of the model in `folder`, in the form of a config."""
     found = _of_run(folder) if start == "run" else from_transformers.read(folder)
     return found | _tokenizer(folder)
 
@@ -106,10 +109,10 @@ def _tokenizer(folder: Path) -> dict[str, Any]:
 
 
 def folder_tokenizer() -> PartSpec:
-    """The tokenizer that reads what lies in the folder of a run or model: the first that says so of itself."""
+    """The first tokenizer that can read the folder of a run or model (fact `reads_folder`)."""
     found = [entry for entry in REGISTRIES["tokenizer"] if entry.facts["reads_folder"]]
     if not found:
-        raise UserError("no tokenizer that is installed reads the folder of a model\n    try: ablatio list tokenizer")
+        raise UserError("no installed tokenizer can read a model folder\n    try: ablatio list tokenizer")
     return found[0]
 
 
@@ -120,21 +123,21 @@ def _of_run(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{folder} is no run folder: it has no config.json\n    try: ls {folder.parent}") from None
+        raise UserError(f"{folder} is not a run folder: no config.json\n    try: ls {folder.parent}") from None
     except ValueError as error:
-        raise UserError(f"{path} is not JSON: {error}") from None
+        raise UserError(f"{path} is not valid JSON: {error}") from None
     refuse_objects(config, str(path))
     return _shaping(config)
 
 
 def _shaping(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a run's config makes its model."""
+    """The part of a run's config that determines its model."""
     model = {k: v for k, v in config["model"].items() if k not in ("start", "path")}
     return {key: config[key] for key in (*shaping(), "match") if key in config} | {"model": model}
 
 
 def _overrides(settings: Mapping[str, Any], given: Mapping[str, str]) -> Iterator[str]:
-    """Settings as overrides, less what is given: an option that is chosen anew brings its own knobs."""
+    """Settings as overrides, without those already given; a newly chosen option keeps its own knobs."""
     for key, value in settings.items():
         if not isinstance(value, Mapping):
             if key not in given:
@@ -150,10 +153,10 @@ def _overrides(settings: Mapping[str, Any], given: Mapping[str, str]) -> Iterato
 
 
 def _text(value: Any) -> str:
-    """A value in Hydra's grammar."""
+    """A value in Hydra's override grammar."""
     return json.dumps(value, ensure_ascii=False) if not isinstance(value, str) else quoted(value)
 
 
 def quoted(text: str) -> str:
-    """Any text as a value in Hydra's grammar, in which a backslash means itself unless a quote comes behind it."""
+    """A string as a quoted value in Hydra's grammar, where a backslash is literal unless a quote follows it."""
     return "'" + re.sub(r"(\\*)('|\Z)", lambda found: found[1] * 2 + found[2].replace("'", "\\'"), text) + "'"

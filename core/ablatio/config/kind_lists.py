@@ -8,16 +8,16 @@ from ablatio.registry.catalogue import OURS
 from ablatio.registry.registry import REGISTRIES, SCOPES, SESSION, Distribution, Registry
 
 PLACES = ("out", "name", "trainer", "sweep")  # sections without effect on the numbers: folders and the machine
-CHANCE = ("seed", "seeds")  # runs that differ only in these repeat one another
+CHANCE = ("seed", "seeds")  # runs that differ only in these are repetitions
 
 
 def listed() -> list[Registry[Any]]:
-    """Kinds that stand in the config of every new run, possibly as none, in the order of the config."""
+    """Kinds in the config of every new run (possibly with no option chosen), in config order."""
     return sorted((r for r in REGISTRIES.values() if r.listed), key=lambda r: SCOPES.index(r.scope))
 
 
 def needed() -> list[str]:
-    """Kinds of which every config has an option."""
+    """Kinds for which every config has an option."""
     return [registry.kind for registry in listed() if not registry.optional]
 
 

@@ -1,4 +1,4 @@
-"""What the user said, `key=value` by `key=value`, in Hydra's grammar: sorted and checked."""
+"""Classify and check the overrides of a command line, `key=value` in Hydra's grammar."""
 
 from collections.abc import Iterator
 from difflib import SequenceMatcher
@@ -19,10 +19,10 @@ ADDED = ("experiment", run_config.SWEEP)
 
 
 def normal(override: str) -> str:
-    """`experiment=x` means `+experiment=x`: these groups, and kinds without a usual option, stand in no config before.
+    """Add or remove the `+` that Hydra wants: `experiment=x` becomes `+experiment=x`.
 
-    All other kinds stand in it, if only as null: `+reward=x` means `reward=x`, and `reward=null` takes away what a file
-    chose.
+    `+` is added for groups and kinds that are in no config by default.  All other kinds are in every config, possibly
+    as null: `+reward=x` becomes `reward=x`, and `reward=null` removes an option chosen in a file.
     """
     key, _, value = override.partition("=")
     if value == "null" and key in REGISTRIES and REGISTRIES[key].optional:
@@ -33,14 +33,14 @@ def normal(override: str) -> str:
 
 
 def classify_overrides(overrides: list[str]) -> tuple[list[str], list[tuple[str, Override]], list[Problem]]:
-    """(choices of options that can be made, values, what is wrong with the other choices)."""
+    """(valid choices of options, values, problems of the other choices)."""
     options, problems, chosen = groups(), list[Problem](), dict[str, str]()
     good, values = list[str](), list[tuple[str, Override]]()
     for text in overrides:
         try:
             parsed = OverridesParser.create().parse_override(text)
-        except HydraException:  # a bad override, in one of the ways that the parser has to say so
-            problems.append(Problem(text, f"{text!r} is no setting; write key=value, and quote special characters"))
+        except HydraException:  # the base class: the parser raises several types for a malformed override
+            problems.append(Problem(text, f"{text!r} is not a setting; write key=value, and quote special characters"))
             continue
         if parsed.key_or_group in options and not parsed.is_delete():
             found = list(_group_problems(parsed, options, chosen))
@@ -50,28 +50,27 @@ def classify_overrides(overrides: list[str]) -> tuple[list[str], list[tuple[str,
             values.append((text, parsed))
     if not problems and (problem := presets.size_problem(chosen.get(yaml_files.SIZE), chosen.get(yaml_files.PRESET))):
         problems.append(problem)
-        good = [
-            text for text in good if not text.startswith(f"{yaml_files.SIZE}=")
-        ]  # else its open sizes are blamed too
+        # Without its preset the size would leave model.d_model etc. open, and each would be reported as well.
+        good = [text for text in good if not text.startswith(f"{yaml_files.SIZE}=")]
     return good, values, problems
 
 
 def _group_problems(parsed: Override, options: dict[str, list[str]], chosen: dict[str, str]) -> Iterator[Problem]:
     group, value = parsed.key_or_group, parsed.value()
     if parsed.is_sweep_override():
-        yield Problem(group, f"several values came: {_swept(parsed)}; -m runs one after the other")
+        yield Problem(group, f"got several values ({_swept(parsed)}) for one run; -m runs one after the other")
         return
     multiple = group in REGISTRIES and REGISTRIES[group].multiple
     if value is None and group in REGISTRIES and REGISTRIES[group].optional:
         return  # `peft=null`: none
     names = value if isinstance(value, list) else [value]
     if isinstance(value, list) and not multiple:
-        came = ", ".join(map(str, names))
-        yield Problem(group, f"{len(names)} options came ({came}), a model has one {group}", f"{group}={names[0]}")
+        given = ", ".join(map(str, names))
+        yield Problem(group, f"got {len(names)} options ({given}), a model has one {group}", f"{group}={names[0]}")
         return
     if group in chosen and not multiple:
-        came = f"{chosen[group]} and {value}"
-        yield Problem(group, f"two options came ({came}), a model has one {group}", f"{group}={value}")
+        given = f"{chosen[group]} and {value}"
+        yield Problem(group, f"got two options ({given}), a model has one {group}", f"{group}={value}")
         return
     chosen[group] = str(value)
     for name in names:
@@ -84,18 +83,24 @@ def _swept(parsed: Override) -> str:
 
 
 def _knob_of_nothing(kind: str, key: str) -> Problem:
-    """A knob was set of a kind of which no option is chosen."""
+    """Problem of a knob set for a kind of which no option is chosen."""
     knob = key.partition(".")[2]
     has_it = [entry.name for entry in REGISTRIES[kind] if entry.knob(knob)]
-    what = f"no {kind} is chosen, of which this could be a knob"
-    return Problem(key, f"{what}; {', '.join(has_it)} have it", f"{kind}={has_it[0]}") if has_it else Problem(key, what)
+    what = f"sets a knob, but no {kind} is chosen"
+    if not has_it:
+        return Problem(key, what)
+    return Problem(key, f"{what}; it is a knob of {', '.join(has_it)}", f"{kind}={has_it[0]}")
 
 
 def key_problem(parsed: Override, tree: Any, options: dict[str, list[str]]) -> Problem | None:
+    """Problem of an override that sets a value: its key does not exist or was renamed; None if it is fine.
+
+    tree: the composed config; options: the options of each group
+    """
     key = parsed.key_or_group
     if parsed.is_sweep_override():
         return Problem(
-            key, f"several values came: {_swept(parsed)}; -m runs one after the other, quotes make one text of them"
+            key, f"got several values ({_swept(parsed)}) for one run; -m runs one after the other, quotes make one text"
         )
     if parsed.is_add() or key.startswith("hydra"):
         return None
@@ -123,6 +128,6 @@ def key_problem(parsed: Override, tree: Any, options: dict[str, list[str]]) -> P
 
 
 def _options_with(kind: str, knob: str) -> list[str]:
-    """The options of a kind, where it has one at a time, that have this knob."""
+    """Options of a single-choice kind that have this knob."""
     registry = REGISTRIES.get(kind)
     return [] if registry is None or registry.multiple else [e.name for e in registry if e.knob(knob)]

@@ -1,4 +1,4 @@
-"""Presets: the published combination of a named model, and the sizes that it was published in.
+"""Presets: the published combination of parts of a named model, and the sizes in which it was published.
 
     # BLOOM (BigScience 2022): ALiBi, a norm after the embedding, biases.
     paper: arXiv:2211.05100
@@ -10,9 +10,9 @@
     sizes:
       176b: {model: {d_model: 14336, n_layers: 70, n_heads: 112}, optimizer: {lr: 6.0e-5}}
 
-A part stands as on the command line, by its name or with knobs.  The knobs hold as long as the part is chosen: with
-`norm=rmsnorm` on the command line, those that the preset gives to layernorm are gone.  A size may set the same, and
-`published` holds at each of the preset's own sizes: at a size that trains here, what is left open has its default.
+A part is written as on the command line, by its name or with knobs.  The knobs apply while that part is chosen: with
+`norm=rmsnorm` on the command line, the knobs that the preset sets for layernorm are dropped.  A size may set the same
+keys.  `published` applies to each of the preset's own sizes; other sizes keep the defaults for these settings.
 """
 
 import functools
@@ -31,7 +31,12 @@ OWN_KEYS = ("paper", "published", "sizes")
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """parts: option by kind (a list where several may be chosen); settings: all else; sizes: settings by their name."""
+    """One preset file.
+
+    parts: option by kind (a list where several may be chosen)
+    settings: all other settings, by section
+    sizes: settings of each published size, by its name
+    """
 
     name: str
     paper: str
@@ -40,29 +45,30 @@ class Preset:
     sizes: Mapping[str, Mapping[str, Any]]
 
     def values(self, chosen: Mapping[str, str]) -> dict[str, Any]:
-        """What the preset sets beside the options that were `chosen`: {size: 176b, norm: layernorm, ...}."""
+        """The preset's settings that apply to the `chosen` options: {size: 176b, norm: layernorm, ...}."""
         found = merged(self.settings, self.sizes.get(chosen.get(yaml_files.SIZE, ""), {}))
         return {key: value for key, value in found.items() if self._stands(key, chosen)}
 
     def _stands(self, key: str, chosen: Mapping[str, str]) -> bool:
-        """Whether the settings of `key` have their meaning: those of a part, as long as it is the preset's own."""
+        """True if the settings of `key` apply: those of a part do while the chosen part is the preset's own."""
         return (
             key not in REGISTRIES or REGISTRIES[key].multiple or chosen.get(key) == self.parts.get(key, chosen.get(key))
         )
 
 
 def merged(settings: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
-    """Two configs in one, section by section; the second has the last word."""
+    """Merge two configs section by section; the second takes precedence."""
     both = {key: settings[key] | more[key] for key in settings if isinstance(more.get(key), Mapping)}
     return {**settings, **more, **both}
 
 
 def presets() -> dict[str, Preset]:
-    """All presets: ours, and those in the folder that a plugin calls conf/preset."""
+    """All presets by name: those of ablatio, and those in the folder conf/preset of plugins."""
     return {name: load(file) for name, file in yaml_files.options_of(yaml_files.PRESET).items()}
 
 
 def load(file: yaml_files.File) -> Preset:
+    """Read a preset file; cached until the file changes."""
     return _load(file.name, file.path, file.path.stat().st_mtime_ns)
 
 
@@ -72,7 +78,7 @@ def _load(name: str, path: Path, changed: int) -> Preset:
     known = [*OWN_KEYS, *REGISTRIES, *run_config.SECTIONS, *(k.name for k in run_config.section_knobs(run_config.Run))]
     if not isinstance(data, dict) or (unknown := [key for key in data if key not in known]):
         what = f"`{unknown[0]}`" if isinstance(data, dict) else type(data).__name__
-        raise ContractError(f"{path}: {what} is nothing that a preset may set; there are {', '.join(known)}")
+        raise ContractError(f"{path}: {what} is not a setting of a preset; valid: {', '.join(known)}")
     parts: dict[str, Any] = {}
     settings: dict[str, Any] = {}
     for key, value in data.items():
@@ -88,7 +94,7 @@ def _load(name: str, path: Path, changed: int) -> Preset:
 
 
 def sizes() -> dict[str, list[str]]:
-    """The sizes that only some presets have, and those presets."""
+    """Sizes defined by presets only, with the presets that define them."""
     found: dict[str, list[str]] = {}
     for preset in presets().values():
         for size in preset.sizes:
@@ -97,12 +103,12 @@ def sizes() -> dict[str, list[str]]:
 
 
 def size_problem(size: str | None, preset: str | None) -> Problem | None:
-    """Why this preset (or none) cannot have this size."""
+    """Problem of a size that this preset (or no preset) does not have; None if it has it."""
     having = sizes().get(size or "")
     if having is None or preset in having:
         return None
     if preset is None:
-        what = f"{size} is a size of preset={having[0]}, and no preset came"
+        what = f"{size} is a size of preset={having[0]}, and no preset is chosen"
         return Problem(yaml_files.PRESET, what, f"preset={having[0]}")
     own, plain = [*presets()[preset].sizes], [*yaml_files.options_of(yaml_files.SIZE)]
     what = f"preset={preset} was not published at {size}; it has {', '.join(own)}, and {', '.join(plain)}"

@@ -1,4 +1,4 @@
-"""The run's config: sections with typed settings, and one pass that finds everything wrong with a composed config."""
+"""The config of a run: sections with typed settings, and a check that finds all problems of a composed config."""
 
 import functools
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,42 +18,44 @@ NAME_PATTERN = "letters, digits, `.`, `_` and `-`, at most 100, the first a lett
 
 @dataclass(kw_only=True)
 class Run:
-    """What concerns the run as a whole; these stand at the top level: `seed=2`."""
+    """Settings of the whole run, at the top level of the config: `seed=2`."""
 
-    seed: Annotated[int, Range(0, 2**31), "of everything that `seeds` leaves open"] = 1
-    match: Annotated[Literal["none", "params"], "params: a gated unit gets a narrower d_ff, so that arms are equal"] = (
-        "params"
-    )
-    out: Annotated[str, "folder that holds the run folders"] = "runs"
-    name: Annotated[str | None, "of the run folder; by default the time"] = None
+    seed: Annotated[int, Range(0, 2**31), "default of all random streams in `seeds`"] = 1
+    match: Annotated[
+        Literal["none", "params"], "params: gated units get a smaller d_ff, so that parameter counts match"
+    ] = "params"
+    out: Annotated[str, "folder that contains the run folders"] = "runs"
+    name: Annotated[str | None, "name of the run folder; by default the current time"] = None
 
 
 @dataclass(kw_only=True)
 class Model:
-    """Where the model comes from, and its sizes."""
+    """Origin and sizes of the model."""
 
-    start: Annotated[Literal["scratch", "run", "hf"], "its init, a run of ours, or a folder of transformers"] = (
-        "scratch"
-    )
-    path: Annotated[str | None, "the folder of that run or model"] = None
+    start: Annotated[
+        Literal["scratch", "run", "hf"], "random initialization, an ablatio run, or a transformers folder"
+    ] = "scratch"
+    path: Annotated[str | None, "folder of the run or model to start from"] = None
     d_model: Annotated[int, Positive, "width of the residual stream"] = 128
     n_layers: Annotated[int, Positive] = 4
     n_heads: Annotated[int, Positive] = 4
     d_head: Annotated[int | None, Positive, "width of a head; by default d_model / n_heads"] = None
     d_ff: Annotated[int | None, Positive, "inner width of the feed-forward part; by default 4 d_model"] = None
-    vocab_size: Annotated[int | None, Positive, "rows of the embedding; by default the ids that there are"] = None
-    max_len: Annotated[int, Positive, "longest sequence that training shows, and the size of position tables"] = 128
-    tied: Annotated[bool, "the head is the embedding's own matrix"] = True
-    bias: Annotated[bool, "biases in the linear maps"] = False
+    vocab_size: Annotated[int | None, Positive, "rows of the embedding; by default the number of token ids"] = None
+    max_len: Annotated[int, Positive, "maximum sequence length in training, and size of position tables"] = 128
+    tied: Annotated[bool, "the output head shares the embedding matrix"] = True
+    bias: Annotated[bool, "biases in the linear layers"] = False
     dropout: Annotated[float, Range(0, 1, open_high=True)] = 0.0
-    encoder_layers: Annotated[int | None, Positive, "of an encoder beside a decoder; by default n_layers"] = None
-    distinct_layers: Annotated[int | None, Positive, "with weights of their own, used again by the others"] = None
-    sharing: Annotated[Literal["cycle", "runs"], "of 2 distinct layers in 4: cycle uses them as 0101, runs as 0011"] = (
-        "cycle"
+    encoder_layers: Annotated[int | None, Positive, "encoder layers of an encoder-decoder; by default n_layers"] = None
+    distinct_layers: Annotated[int | None, Positive, "layers with their own weights; the other layers share them"] = (
+        None
     )
-    embedding_norm: Annotated[bool | None, "one right after the embedding; by default as the placement wants"] = None
+    sharing: Annotated[
+        Literal["cycle", "runs"], "weights of 4 layers with distinct_layers=2: cycle is 0101, runs is 0011"
+    ] = "cycle"
+    embedding_norm: Annotated[bool | None, "norm after the embedding; by default chosen by the placement"] = None
     embedding_scale: Annotated[float, Positive, "factor on the embeddings"] = 1.0
-    final_norm: Annotated[bool | None, "a norm after the last layer; by default as the placement wants"] = None
+    final_norm: Annotated[bool | None, "norm after the last layer; by default chosen by the placement"] = None
     attention_scale: Annotated[float | None, Positive, "factor on q k^T; by default d_head^-1/2"] = None
     logit_scale: Annotated[float | None, Positive, "factor on the logits; by default 1"] = None
 
@@ -64,36 +66,38 @@ class Data:
 
     length: Annotated[int | None, Positive, "tokens per row; by default model.max_len"] = None
     val_fraction: Annotated[
-        float, Range(0, 0.5, open_low=True), "of the documents that carry no split of their own"
+        float, Range(0, 0.5, open_low=True), "fraction of documents for validation, of those without a given split"
     ] = 0.02
-    val_tokens: Annotated[int | None, Positive, "of the validation split that are scored; null: all"] = 131072
-    document_mask: Annotated[bool, "tokens see only their own document of a packed row"] = True
-    rows: Annotated[Literal["windows", "documents"], "whether rows start anywhere in the stream or at documents"] = (
-        "windows"
-    )
+    val_tokens: Annotated[int | None, Positive, "validation tokens that are scored; null: all"] = 131072
+    document_mask: Annotated[bool, "tokens attend only within their own document of a packed row"] = True
+    rows: Annotated[
+        Literal["windows", "documents"], "windows: rows start anywhere in the token stream; documents: at a document"
+    ] = "windows"
 
 
 @dataclass(kw_only=True)
 class Train:
-    """How long and how often."""
+    """Length of training, and intervals of logging, validation and checkpoints."""
 
     steps: Annotated[int, Positive, "optimizer steps"] = 2400
     batch_size: Annotated[int, Positive, "rows per batch"] = 4
-    accumulate: Annotated[int, Positive, "batches per step"] = 1
-    label_smoothing: Annotated[float, Range(0, 1, open_high=True), "share of a target spread over the vocabulary"] = 0.0
-    log_every: Annotated[int, Positive, "steps"] = 20
-    val_every: Annotated[int | None, Positive, "steps; null: only before and after"] = 600
-    checkpoint_every: Annotated[int | None, Positive, "steps; null: only at the end"] = 600
-    keep: Annotated[int, Positive, "checkpoints kept"] = 2
+    accumulate: Annotated[int, Positive, "batches per optimizer step (gradient accumulation)"] = 1
+    label_smoothing: Annotated[
+        float, Range(0, 1, open_high=True), "probability mass of a target spread over the vocabulary"
+    ] = 0.0
+    log_every: Annotated[int, Positive, "steps between logged metrics"] = 20
+    val_every: Annotated[int | None, Positive, "steps between validations; null: only before and after"] = 600
+    checkpoint_every: Annotated[int | None, Positive, "steps between checkpoints; null: only at the end"] = 600
+    keep: Annotated[int, Positive, "number of checkpoints kept"] = 2
 
 
-RateFactor = Annotated[float, Positive, "factor on the learning rate; the decay per step stays as it is"]
-OwnSchedule = Annotated[str | None, OptionOf("schedule"), "in place of `schedule`, whose knobs it takes where it can"]
+RateFactor = Annotated[float, Positive, "factor on the learning rate; weight decay per step is unchanged"]
+OwnSchedule = Annotated[str | None, OptionOf("schedule"), "replaces `schedule`; takes over the knobs they share"]
 
 
 @dataclass(kw_only=True)
 class Roles:
-    """Learning rates and schedules of parameters by what they are for, where they are not those of all."""
+    """Learning-rate factors and schedules by role of a parameter, where they differ from the common ones."""
 
     matrix_rate: RateFactor = 1.0
     vector_rate: RateFactor = 1.0
@@ -107,25 +111,25 @@ class Roles:
 
 @dataclass(kw_only=True)
 class Seeds:
-    """Independent streams of chance; each is `seed` unless it is set."""
+    """Independent random streams; each uses `seed` unless it is set."""
 
     init: Annotated[int | None, NonNegative, "initial weights, drawn per parameter name"] = None
     data: Annotated[int | None, NonNegative, "order of the data"] = None
-    dropout: Annotated[int | None, NonNegative] = None
+    dropout: Annotated[int | None, NonNegative, "dropout masks"] = None
 
 
 @dataclass(kw_only=True)
 class Trainer:
-    """The machine."""
+    """Device, precision and processes."""
 
     device: Annotated[Literal["auto", "cpu", "cuda"], "auto: cuda when there is one"] = "auto"
     precision: Annotated[Literal["auto", "32", "bf16", "16"], "auto: bf16 where the device computes it natively"] = (
         "auto"
     )
-    threads: Annotated[int | None, Positive, "of torch; by default one per core"] = None
+    threads: Annotated[int | None, Positive, "threads of torch; by default one per core"] = None
     workers: Annotated[int, NonNegative, "processes that load data"] = 0
-    compile: Annotated[bool, "torch.compile each block: 1.2x faster after a minute"] = False
-    progress: Annotated[bool, "the progress bar"] = True
+    compile: Annotated[bool, "torch.compile each block: 1.2x faster after a minute of compilation"] = False
+    progress: Annotated[bool, "show a progress bar"] = True
 
 
 SECTIONS: dict[str, type] = {
@@ -136,7 +140,7 @@ SWEEP = "sweep"
 
 @functools.cache
 def section_knobs(section: type) -> tuple[Knob, ...]:
-    """The settings of a section, read from its dataclass as a part's knobs are from its signature."""
+    """Settings of a section, read from its dataclass as a part's knobs are read from its signature."""
     return read_signature(section, section.__name__.lower())[1]
 
 
@@ -148,7 +152,7 @@ def defaults() -> dict[str, Any]:
 
 
 def check(config: Mapping[str, Any]) -> list[Problem]:
-    """Everything wrong with a composed config (plain nested dicts): types, ranges, choices, names, combinations."""
+    """All problems of a composed config (plain nested dicts): types, ranges, choices, names, combinations."""
     try:
         refuse_objects(config, "config")
     except ContractError as error:
@@ -159,7 +163,7 @@ def check(config: Mapping[str, Any]) -> list[Problem]:
 
 
 def cast(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A checked config with each value in its knob's own type, so that `1` and `1.0` are one config."""
+    """The checked config with each value cast to its knob's type, so that `1` and `1.0` give the same config."""
     knobs: dict[str, tuple[Knob, ...]] = {name: section_knobs(s) for name, s in SECTIONS.items()}
     found = dict(config)
     for kind, registry in REGISTRIES.items():
@@ -171,7 +175,7 @@ def cast(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _given_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The default of everything in `config`: of the sections, and of the knobs of the options that it names."""
+    """Defaults for everything in `config`: of the sections, and of the knobs of the chosen options."""
     found = defaults()
     for kind, registry in REGISTRIES.items():
         node = config.get(kind)
@@ -185,7 +189,7 @@ def _given_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def completed(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config with the defaults of what it does not say."""
+    """The config with defaults filled in for whatever it does not set."""
 
     def over(base: Any, given: Any) -> Any:
         if not (isinstance(base, Mapping) and isinstance(given, Mapping)):
@@ -201,7 +205,7 @@ def completed(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def changed(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What the config says beyond the defaults: options by name, settings where they have another value."""
+    """The settings of a config that differ from the defaults; options by name."""
 
     def beyond(base: Any, given: Any) -> Any:
         if not isinstance(given, Mapping):
@@ -218,7 +222,7 @@ def _plain(value: Any) -> Any:
 
 
 def chosen(config: Mapping[str, Any]) -> Iterator[tuple[PartSpec, dict[str, Any]]]:
-    """The options that the config names, and their knobs; a kind that a plugin adds may be left out."""
+    """(part, its knobs) for each option that the config chooses; a kind added by a plugin may be missing."""
     for kind, registry in REGISTRIES.items():
         node = config.get(kind) or {}
         options = node if registry.multiple else {node["name"]: node} if node else {}
@@ -232,9 +236,9 @@ def _cast(node: Mapping[str, Any], knobs: tuple[Knob, ...]) -> dict[str, Any]:
 
 
 def effective(config: Mapping[str, Any], leave_out: set[str] | frozenset[str] = frozenset()) -> dict[str, Any]:
-    """The config with open sizes filled in, what was `given`, and the `facts` of the chosen parts; what rules look at.
+    """The config as rules see it: derived sizes filled in, plus `given` (values as set) and `facts` of chosen parts.
 
-    Keys in `leave_out` are missing in it, so that a rule is silent about values that are wrong by themselves.
+    Keys in `leave_out` are removed, so that rules do not report values that are invalid by themselves.
     """
     view: dict[str, Any] = {}
     for key, value in config.items():
@@ -269,14 +273,14 @@ def _top_level(config: Mapping[str, Any]) -> Iterator[Problem]:
             yield unknown(key, key, known)
     name = config.get("name")
     if isinstance(name, str) and not is_run_name(name):
-        yield Problem("name", f"{name!r} cannot name a folder; expected {NAME_PATTERN}", "name=my-run")
+        yield Problem("name", f"{name!r} is not a valid folder name; expected {NAME_PATTERN}", "name=my-run")
     for key in (*knobs, *SECTIONS, *needed()):
         if key not in config and not (key in REGISTRIES and REGISTRIES[key].default):
             yield Problem(key, "is missing from the config")
 
 
 def is_run_name(name: str) -> bool:
-    """Whether a run folder may be called so: it can never leave its root."""
+    """True if `name` may name a run folder; such a name cannot lead outside the parent folder."""
     plain = name.replace(".", "").replace("_", "").replace("-", "")
     return 0 < len(name) <= 100 and plain.isascii() and plain.isalnum() and name[0].isalnum()
 
@@ -288,7 +292,7 @@ def _sections(config: Mapping[str, Any]) -> Iterator[Problem]:
             continue
         if not isinstance(node, Mapping):
             yield Problem(
-                name, f"{node!r} came, a section was expected", f"{name}.{section_knobs(section)[0].name}=..."
+                name, f"expected a section of settings, got {node!r}", f"{name}.{section_knobs(section)[0].name}=..."
             )
             continue
         yield from _knobs(name, node, section_knobs(section))
@@ -306,7 +310,7 @@ def _knobs(where: str, node: Mapping[str, Any], knobs: tuple[Knob, ...]) -> Iter
 
 
 def value_problems(where: str, knob: Knob, value: Any) -> Iterator[Problem]:
-    """What is wrong with one value; the fix is the knob's default."""
+    """Problems of one value; the fix is the knob's default."""
     if knob.option_of in REGISTRIES and isinstance(value, str):
         options = knob.named(REGISTRIES[knob.option_of].entries)
         if value not in options:
@@ -320,7 +324,7 @@ def value_problems(where: str, knob: Knob, value: Any) -> Iterator[Problem]:
 
 
 def unknown(where: str, word: str, known: Iterable[str], prefix: str = "") -> Problem:
-    """A name that nothing has; the fix is the nearest that exists."""
+    """Problem of a name that does not exist; the fix is the closest one that does."""
     known = sorted(set(known))
     near = did_you_mean(word, known)
     fix = f"{prefix}{near.split('did you mean ')[1].split(' or ')[0].rstrip('?')}" if near else ""
@@ -333,16 +337,14 @@ def _parts(config: Mapping[str, Any]) -> Iterator[Problem]:
         node = config.get(kind)
         if not registry.in_run:
             if kind in config:
-                yield Problem(kind, "is chosen for a sweep, and this is one run; add -m")
+                yield Problem(kind, "applies only to a sweep, and this is one run; add -m")
         elif registry.multiple:
             yield from _several(kind, registry, node)
         elif node is None and registry.optional:
             continue
         elif not isinstance(node, Mapping) or "name" not in node:
             if kind in config:
-                yield Problem(
-                    kind, f"{node!r} came, one option was expected", f"{kind}={next(iter(registry.entries), '')}"
-                )
+                yield Problem(kind, f"expected one option, got {node!r}", f"{kind}={next(iter(registry.entries), '')}")
         elif node["name"] not in registry.entries:
             yield no_option(kind, str(node["name"]), registry.entries)
         else:
@@ -350,18 +352,18 @@ def _parts(config: Mapping[str, Any]) -> Iterator[Problem]:
 
 
 def _needs(config: Mapping[str, Any]) -> Iterator[Problem]:
-    """What the task cannot do without, of the kinds that a config may leave out."""
+    """Problems of optional kinds that are not chosen although the task needs them."""
     node = config.get("task")
     name = node.get("name") if isinstance(node, Mapping) else None
     entry = REGISTRIES["task"].entries.get(str(name))
     for usual in entry.facts["needs"] if entry else ():
         kind = usual.partition("=")[0]
         if config.get(kind) is None:
-            yield Problem(kind, f"task={name} needs one, and none came", usual)
+            yield Problem(kind, f"is not set, and task={name} needs it", usual)
 
 
 def no_option(kind: str, name: str, options: Any) -> Problem:
-    """An option that its group does not have."""
+    """Problem of an option that does not exist in its group."""
     return unknown(kind, name, list(options), prefix=f"{kind}=")
 
 

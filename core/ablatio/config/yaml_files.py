@@ -1,4 +1,4 @@
-"""Options that are YAML files: sizes, presets, studies, experiments; ours, and those in the conf folders of plugins."""
+"""Options defined by YAML files: sizes, presets, studies and experiments of ablatio and of plugins' conf folders."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ SWEEP, PRESET, SIZE = "sweep", "preset", "size"
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """One option of a group: conf/GROUP/NAME.yaml; its leading comment says what it is."""
+    """One option of a group: conf/GROUP/NAME.yaml, documented by its leading comment."""
 
     group: str
     name: str
@@ -24,7 +24,7 @@ class File:
 
     @property
     def doc(self) -> str:
-        """The comment that the file begins with, less Hydra's own first line."""
+        """The leading comment, without Hydra's `# @package` line."""
         lines = []
         for line in self.path.read_text(encoding="utf-8").splitlines():
             if not line.startswith("#"):
@@ -35,22 +35,24 @@ class File:
 
     @property
     def summary(self) -> str:
+        """First line of the leading comment."""
         return self.doc.split("\n")[0]
 
     def read(self) -> Any:
-        """Its content, plain values; keys that would build objects are refused."""
+        """Content as plain values; keys that would build objects are refused."""
         return read_yaml(self.path)
 
     def to_json(self) -> dict[str, Any]:
+        """Plain data for `ablatio list --json`."""
         who = {"dist": self.distribution.name, "version": self.distribution.version}
         return {"kind": self.group, "name": self.name, "doc": self.doc, **who}
 
 
 def read_yaml(path: Path) -> Any:
-    """A YAML file of plain values; keys that would build objects are refused."""
+    """Content of a YAML file as plain values; keys that would build objects are refused."""
     import yaml
 
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml: ten times as fast; some builds come without it
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml is ten times as fast, but not in every build
     reader = loader(path.read_text(encoding="utf-8"))
     try:
         data = reader.get_single_data() or {}
@@ -71,7 +73,7 @@ def _folders() -> Iterator[tuple[Path, Distribution]]:
 
 
 def files() -> dict[str, dict[str, File]]:
-    """All groups of YAML files and their options; the first that has a name keeps it."""
+    """All groups of YAML files and their options; if a name occurs twice, the first file found is used."""
     ours = next(_folders())[1]
     found: dict[str, dict[str, File]] = {
         SWEEP: {p.stem: File(SWEEP, p.stem, p, ours) for p in sorted(shipped("sweeps").glob("*.yaml"))}
@@ -85,4 +87,5 @@ def files() -> dict[str, dict[str, File]]:
 
 
 def options_of(group: str) -> dict[str, File]:
+    """The YAML files of a group, by option name."""
     return files().get(group, {})

@@ -1,1 +1,1 @@
-"""Registries of parts, the catalogue of what is installed, and plugin discovery."""
+"""Registries of parts, plugin discovery, and the catalogue of installed parts."""

@@ -1,8 +1,8 @@
-"""The catalogue: what all plugins offer, read from their real signatures once, then kept as JSON.
+"""Catalogue of all parts offered by plugins, read from their signatures once and cached as JSON.
 
-Importing every plugin means importing torch (2 s).  A child process does it once and writes what it found; from then on
-listing, completing, composing and checking read the file.  The child also takes the blow of a plugin that never
-returns or ends the process: it is named, left out, and the rest works.
+Importing the plugins means importing torch (2 s).  A child process does this once and writes the catalogue; after that
+listing, completing, composing and checking only read the file.  The child also isolates the caller from plugins that
+hang or end the process: such a plugin is reported and left out, and the others work.
 """
 
 import contextlib
@@ -27,14 +27,14 @@ from ablatio.storage.paths import HERE, cache_root
 
 GROUP = "ablatio.plugins"
 OURS = "ablatio"
-LOAD_SECONDS = float(os.environ.get("ABLATIO_PLUGIN_SECONDS", "30"))  # for all modules of one plugin
-RETRY_SECONDS = 3600.0  # after which a plugin that failed is tried again
+LOAD_SECONDS = float(os.environ.get("ABLATIO_PLUGIN_SECONDS", "30"))  # time limit for all modules of one plugin
+RETRY_SECONDS = 3600.0  # age of a failure after which the plugin is tried again
 FORMAT = 2
 
 
 @dataclass(frozen=True, slots=True)
 class PluginSource:
-    """One entry point: a package (or module) of some distribution."""
+    """One entry point: a package or module of a distribution."""
 
     name: str
     module: str
@@ -42,12 +42,12 @@ class PluginSource:
 
     @property
     def key(self) -> str:
-        """Names this plugin among all: two distributions may call their entry points alike."""
+        """Unique name of this plugin; entry points of two distributions may have the same name."""
         return f"{self.distribution.name}:{self.name}"
 
     @property
     def files(self) -> list[Path]:
-        """The Python and YAML files of the package, found without importing it."""
+        """Python and YAML files of the package, found without importing it."""
         root = self.folder
         if root is None:
             spec = _find_spec(self.module)
@@ -56,24 +56,25 @@ class PluginSource:
 
     @property
     def folder(self) -> Path | None:
+        """Folder of the package, found without importing it; None for a single module."""
         spec = _find_spec(self.module)
         places = list(spec.submodule_search_locations or []) if spec else []
         return Path(places[0]) if places else None
 
     @property
     def conf(self) -> Path | None:
-        """The folder of YAML options that this plugin brings, if any."""
+        """Folder with the plugin's YAML options, if it has one."""
         folder = self.folder
         return folder / "conf" if folder is not None and (folder / "conf").is_dir() else None
 
 
 def suites_of(sources: Iterable[PluginSource]) -> list[str]:
-    """The packages of contract suites that plugins bring: `<package>.suites`, for the kinds that they add."""
+    """Packages of contract suites that plugins add for their own kinds: `<package>.suites`."""
     return [f"{s.module}.suites" for s in sources if s.folder is not None and (s.folder / "suites").is_dir()]
 
 
 def _find_spec(module: str) -> Any:
-    # find_spec of a dotted name would import the parents: only the top package is asked for.
+    # find_spec("a.b") imports the package a, so only the top package is looked up with it.
     top, *rest = module.split(".")
     try:
         spec = importlib.util.find_spec(top)
@@ -86,7 +87,7 @@ def _find_spec(module: str) -> Any:
 
 
 def plugin_sources() -> list[PluginSource]:
-    """All entry points, ours first, then by distribution: so nobody can take one of our names before us."""
+    """All entry points: ablatio's first, so that no plugin can take one of its names, then sorted by distribution."""
     found = {}
     for point in importlib.metadata.entry_points(group=GROUP):
         dist = point.dist
@@ -97,7 +98,7 @@ def plugin_sources() -> list[PluginSource]:
 
 @dataclass(slots=True)
 class Catalogue:
-    """What the scan found; plain data."""
+    """Result of a scan, as plain data."""
 
     kinds: list[dict[str, Any]] = field(default_factory=list)
     entries: list[dict[str, Any]] = field(default_factory=list)
@@ -106,7 +107,7 @@ class Catalogue:
 
 
 def read(sources: list[PluginSource]) -> Catalogue:
-    """The catalogue of these plugins: from the cache when no file of theirs has changed, else scanned now."""
+    """Catalogue of these plugins: from the cache if none of their files has changed, otherwise from a new scan."""
     key = _fingerprint(sources)
     path = cache_root() / "catalogue" / f"{key}.json"
     with contextlib.suppress(OSError, ValueError, TypeError):
@@ -115,13 +116,13 @@ def read(sources: list[PluginSource]) -> Catalogue:
             return Catalogue(**stored["catalogue"])
     found = _scan(sources)
     data = {f: getattr(found, f) for f in Catalogue.__slots__}
-    with contextlib.suppress(OSError):  # a cache that cannot be written costs time, nothing else
+    with contextlib.suppress(OSError):  # without a cache the next command scans again, which only costs time
         _replace(path, json.dumps({"digest": _digest(data), "catalogue": data}))
     return found
 
 
 def _to_be_retried(path: Path, catalogue: Mapping[str, Any]) -> bool:
-    """True if a plugin failed a while ago: it may have been slow, or what it needs may have come."""
+    """True if a plugin failed a while ago: it may have been slow, or a missing library may be installed by now."""
     return bool(catalogue["failures"]) and time.time() - path.stat().st_mtime > RETRY_SECONDS
 
 
@@ -137,10 +138,10 @@ def _replace(path: Path, text: str) -> None:
 
 
 def _fingerprint(sources: list[PluginSource]) -> str:
-    """Changes with any Python or YAML file of a plugin or of the core, and with what is installed.
+    """Cache key: changes with every Python or YAML file of a plugin or of the core, and with the installed packages.
 
-    All packages of the core count: the type of a knob may stand in any of them.  A plugin that failed because it lacked
-    a library is read again when one has been installed, which changes its folder of packages.
+    All packages of the core count, because the type of a knob may be defined in any of them.  Installing a library
+    changes site-packages, so a plugin that failed for lack of it is scanned again.
     """
     lines = [f"{FORMAT} {sys.version} {sys.prefix}"]
     for source in sources:
@@ -159,7 +160,7 @@ def _stamp(path: Path) -> str:
 
 
 def _scan(sources: list[PluginSource]) -> Catalogue:
-    """Import all plugins in a child; one that kills the child or hangs it is left out of the next try."""
+    """Import all plugins in a child process; a plugin that ends or hangs the child is left out of the next try."""
     lost: dict[str, str] = {}
     while True:
         found, culprit, ending = _scan_in_child(len(sources), lost)
@@ -198,5 +199,5 @@ def _scan_in_child(count: int, lost: dict[str, str]) -> tuple[Catalogue | None, 
 
 
 def conf_files(folder: Path) -> Iterator[Path]:
-    """The YAML files of a plugin's conf folder."""
+    """YAML files of a plugin's conf folder."""
     yield from sorted(p for p in folder.rglob("*") if p.suffix in (".yaml", ".yml"))

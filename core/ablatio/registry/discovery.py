@@ -1,4 +1,4 @@
-"""Plugins: entry points found, scanned, rolled back when they fail, and known by name without importing them."""
+"""Plugin discovery: find entry points, scan them, roll back failures, and register parts without importing them."""
 
 import contextlib
 import importlib
@@ -34,7 +34,7 @@ MAX_NODES = 100_000
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A plugin that is left out, and why."""
+    """A plugin that is left out, and the reason."""
 
     plugin: str
     distribution: Distribution
@@ -50,7 +50,7 @@ _loaded = False
 
 
 def load() -> None:
-    """Fill the registries from the catalogue; once.  No plugin is imported until one of its parts is made."""
+    """Fill the registries from the catalogue, once.  A plugin is imported only when one of its parts is used."""
     global _loaded
     if _loaded:
         return
@@ -63,7 +63,7 @@ def load() -> None:
     for data in catalogue.entries:
         entry = PartSpec.from_json(data)
         known = REGISTRIES[entry.kind].entries
-        # A plugin that was imported before this by its own name registered its parts for nobody's distribution.
+        # If the user imported a plugin before this, its parts were registered as parts of the session.
         if (old := known.get(entry.name)) is None or (old.distribution == SESSION and _same_source(old, entry)):
             known[entry.name] = entry
     for r in catalogue.rules:
@@ -80,21 +80,21 @@ def _same_source(first: PartSpec, second: PartSpec) -> bool:
 
 
 def failures() -> list[Failure]:
-    """The plugins that are left out."""
+    """Plugins that are left out."""
     load()
     return list(_failures)
 
 
 def sources() -> list[PluginSource]:
-    """The plugins that work."""
+    """Plugins that were loaded."""
     load()
     return list(_sources)
 
 
 def scan_in_this_process() -> None:
-    """What the scanning child does: {leave_out, result, progress} on standard input, the catalogue as a file."""
+    """Entry point of the scanning child: reads {leave_out, result, progress} from stdin and writes the catalogue."""
     request = json.load(sys.stdin)
-    with contextlib.suppress(ImportError):  # its two seconds are not the first plugin's
+    with contextlib.suppress(ImportError):  # so that its two seconds do not count against the first plugin
         importlib.import_module("torch")
     catalogue = scan(plugin_sources(), request["leave_out"], Path(request["progress"]))
     data = {f: getattr(catalogue, f) for f in Catalogue.__slots__}
@@ -102,9 +102,9 @@ def scan_in_this_process() -> None:
 
 
 def scan(found: list[PluginSource], leave_out: Mapping[str, str], progress: Path | None = None) -> Catalogue:
-    """Import each plugin and write down what it registered; one that fails is rolled back and named."""
+    """Import each plugin and record what it registers; one that fails is rolled back and reported."""
     global _loaded
-    _loaded = True  # the registries are being filled here: a lookup must not start a second scan
+    _loaded = True  # a lookup while the registries are being filled must not start a second scan
     catalogue = Catalogue()
     conf_names: dict[str, Distribution] = {}
     for source in found:
@@ -129,7 +129,7 @@ def scan(found: list[PluginSource], leave_out: Mapping[str, str], progress: Path
 
 
 def _import(source: PluginSource, conf_names: dict[str, Distribution]) -> str:
-    """Import every module of a plugin and check its YAML; the reason why it is left out, or an empty string."""
+    """Import all modules of a plugin and check its YAML; returns the reason to leave it out, or ""."""
     before, taken = list(rules.RULES), dict(conf_names)
     try:
         with transaction(), provided_by(source.distribution), _time_limit(LOAD_SECONDS):
@@ -138,7 +138,7 @@ def _import(source: PluginSource, conf_names: dict[str, Distribution]) -> str:
             _check_conf(source, taken)
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # a plugin may raise anything, SystemExit too
+    except BaseException as error:  # a plugin may raise anything, including SystemExit
         rules.RULES[:] = before
         return _reason(error, source)
     conf_names.update(taken)
@@ -146,9 +146,9 @@ def _import(source: PluginSource, conf_names: dict[str, Distribution]) -> str:
 
 
 def _modules(source: PluginSource) -> Iterator[str]:
-    """The module of an entry point and, of a package, all modules in it: a new part is a new file and no list.
+    """Names of the entry point's module and, for a package, all its modules: a new part is just a new file.
 
-    Not its contract suites: they need pytest, which a run does not have to have.
+    Contract suites are skipped, because they import pytest, which a run does not require.
     """
     yield source.module
     package = sys.modules.get(source.module)
@@ -168,6 +168,7 @@ def _reason(error: BaseException, source: PluginSource) -> str:
 
 @contextlib.contextmanager
 def _time_limit(seconds: float) -> Iterator[None]:
+    """Context manager: TimeoutError after `seconds` (main thread only, because it uses SIGALRM)."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -185,7 +186,7 @@ def _time_limit(seconds: float) -> Iterator[None]:
 
 
 def _check_conf(source: PluginSource, taken: dict[str, Distribution]) -> None:
-    """A plugin's YAML adds options to groups; it holds no keys that build objects and touches no setting of Hydra's."""
+    """Check a plugin's YAML: it adds options to groups, builds no objects and changes no setting of Hydra."""
     if source.conf is None:
         return
     import yaml
@@ -193,22 +194,22 @@ def _check_conf(source: PluginSource, taken: dict[str, Distribution]) -> None:
     for path in conf_files(source.conf):
         name = path.relative_to(source.conf).with_suffix("").as_posix()
         if "/" not in name or name.startswith("hydra"):
-            raise ContractError(f"{path} is no option of a group of its own; a plugin's conf holds group/option.yaml")
+            raise ContractError(f"{path} is not an option of a group; a plugin's conf folder holds GROUP/OPTION.yaml")
         if (owner := taken.setdefault(name, source.distribution)) != source.distribution:
-            raise ContractError(f"the option {name} exists already: {owner} brings it; rename {path}")
+            raise ContractError(f"the option {name} already exists, provided by {owner}; rename {path}")
         if (shipped("conf") / f"{name}.yaml").exists():
-            raise ContractError(f"the option {name} exists already: ablatio brings it; rename {path}")
+            raise ContractError(f"the option {name} already exists, provided by ablatio; rename {path}")
         refuse_objects(yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
 
 
 def refuse_objects(data: Any, where: str) -> None:
-    """ContractError when nested data holds a key that would build an object, or more nodes than any config has."""
+    """Raise ContractError if nested data has a key that would build an object, or more than MAX_NODES values."""
     stack, nodes = [(data, "")], 0
     while stack:
         node, path = stack.pop()
         nodes += 1
         if nodes > MAX_NODES:
-            raise ContractError(f"{where}: more than {MAX_NODES} values (or a cycle); this is no config")
+            raise ContractError(f"{where}: more than {MAX_NODES} values, or a cycle; expected a config")
         if isinstance(node, Mapping):
             for key, value in node.items():
                 full = f"{path}.{key}" if path else str(key)
@@ -217,7 +218,7 @@ def refuse_objects(data: Any, where: str) -> None:
                         f"{where}: `{full}` would build an object from its name; parts are chosen by name"
                     )
                 if not path and str(key).split(".")[0] == "hydra":
-                    raise ContractError(f"{where}: `{full}` sets Hydra itself; that is the user's to set")
+                    raise ContractError(f"{where}: `{full}` changes a setting of Hydra; only the command line may")
                 stack.append((value, full))
         elif isinstance(node, list | tuple):
             stack.extend((v, f"{path}.{i}") for i, v in enumerate(node))

@@ -1,7 +1,7 @@
-"""Knobs: the settings of a part, read from its signature once and checked everywhere.
+"""Knobs: the settings of a part, read from its signature once and checked wherever they are set.
 
 A knob is a keyword-only parameter with a type and a default.  Types: bool, int, float, str, Literal, `X | None`,
-list[X], tuple[X, ...], tuple[X, Y].  `Annotated[float, Range(0, 1), "what it means"]` adds a range and a help text.
+list[X], tuple[X, ...], tuple[X, Y].  `Annotated[float, Range(0, 1), "meaning"]` adds a range and a help text.
 """
 
 import inspect
@@ -20,12 +20,12 @@ REQUIRED = "???"
 
 
 class SignatureError(TypeError):
-    """A part's signature does not say what the registry needs to know."""
+    """A part's signature lacks information that the registry needs, or has a parameter that it does not support."""
 
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """low <= x <= high; `open_low` and `open_high` leave the end itself out."""
+    """The range low <= x <= high; `open_low` and `open_high` exclude the ends."""
 
     low: float = -math.inf
     high: float = math.inf
@@ -49,15 +49,16 @@ NonNegative = Range(0)
 Fraction = Range(0, 1)
 
 
-NO_OWN_INIT = ("torch.nn.modules.module", "Module.__init__")  # of a module that defines none; torch stays unimported
+# The inherited __init__ of an nn.Module that defines none: recognized by name, so that torch is not imported.
+NO_OWN_INIT = ("torch.nn.modules.module", "Module.__init__")
 
 
 @dataclass(frozen=True, slots=True)
 class OptionOf:
-    """The value names an option of another kind: `Annotated[str, OptionOf("norm")]`.
+    """Annotation of a knob whose value names an option of another kind: `Annotated[str, OptionOf("norm")]`.
 
-    also   words that are allowed beside the names
-    forms  how a name may be written: ("{}", "whole_{}") allows rmsnorm and whole_rmsnorm
+    also: values that are allowed besides these names
+    forms: how a name may be written: ("{}", "whole_{}") allows rmsnorm and whole_rmsnorm
     """
 
     kind: str
@@ -67,7 +68,11 @@ class OptionOf:
 
 @dataclass(frozen=True, slots=True)
 class Knob:
-    """One setting.  `length` is None for a scalar, -1 for a list of any length, n for a tuple of n."""
+    """One setting of a part.
+
+    length: None for a scalar, -1 for a list of any length, n for a tuple of n values
+    option_of, also, forms: see OptionOf
+    """
 
     name: str
     type: str
@@ -83,7 +88,7 @@ class Knob:
 
     @property
     def type_text(self) -> str:
-        """The type as people write it: `float`, `none | tanh`, `list of int`, `float or null`."""
+        """Readable type: `float`, `none | tanh`, `list of int`, `float or null`."""
         words = self.choices or (self.named([self.option_of]) if self.also else ())
         text = " | ".join(map(str, words)) or self.type
         if self.length is not None:
@@ -91,36 +96,35 @@ class Knob:
         return f"{text} or null" if self.optional else text
 
     def named(self, options: Iterable[str]) -> list[str]:
-        """The values that a knob which names an option of another kind may have, from the names of those options."""
+        """Allowed values of a knob that names an option of another kind, given the names of these options."""
         return [*self.also, *(form.format(name) for form in self.forms for name in options)]
 
     def problem(self, value: Any) -> str:
-        """Why `value` cannot be this knob's, or an empty string."""
+        """Why `value` is not allowed for this knob, or "" if it is."""
         if value is None:
-            return "" if self.optional else f"null came, {self.type_text} was expected"
+            return "" if self.optional else f"expected {self.type_text}, got null"
         if self.length is None:
             return self._scalar_problem(value)
         if not isinstance(value, list | tuple):
-            return f"{value!r} came, {self.type_text} was expected, such as [{value}]"
+            return f"expected {self.type_text}, such as [{value}], got {value!r}"
         if self.length >= 0 and len(value) != self.length:
-            return f"{len(value)} values came, {self.length} were expected"
+            return f"expected {self.length} values, got {len(value)}"
         return next((p for p in map(self._scalar_problem, value) if p), "")
 
     def _scalar_problem(self, value: Any) -> str:
         if self.choices:
             if any(self._same(value, c) for c in self.choices):
                 return ""
-            return f"{value!r} came, one of {', '.join(map(str, self.choices))} was expected" + did_you_mean(
-                str(value), map(str, self.choices)
-            )
+            expected = ", ".join(map(str, self.choices))
+            return f"expected one of {expected}, got {value!r}" + did_you_mean(str(value), map(str, self.choices))
         if value == REQUIRED:
-            return f"a value is missing, {self.type_text} was expected"
+            return f"expected {self.type_text}, but no value is set"
         if not self._has_type(value):
-            return f"{value!r} came ({type(value).__name__}), {self.type_text} was expected"
+            return f"expected {self.type_text}, got {value!r} ({type(value).__name__})"
         if self.type in ("int", "float") and not math.isfinite(value):
-            return f"{value} came, a finite number was expected"
+            return f"expected a finite number, got {value}"
         if self.range is not None and value not in self.range:
-            return f"{value} came, a value {'in ' if str(self.range)[0] in '([' else ''}{self.range} was expected"
+            return f"expected a value {'in ' if str(self.range)[0] in '([' else ''}{self.range}, got {value}"
         return ""
 
     def _has_type(self, value: Any) -> bool:
@@ -131,7 +135,7 @@ class Knob:
         return isinstance(value, bool if self.type == "bool" else str)
 
     def cast(self, value: Any) -> Any:
-        """A checked value as Python wants it: an int for a float knob becomes a float, a list a tuple."""
+        """A checked value in the knob's Python type: an int becomes a float for a float knob, a list a tuple."""
         if value is None:
             return None
         if self.length is not None:
@@ -145,12 +149,13 @@ class Knob:
 
     @staticmethod
     def _same(value: Any, choice: Scalar) -> bool:
-        """Equal, and no bool for a number; the choice "32" may come as the number 32, as YAML reads it."""
+        """True if equal and of one type; the choice "32" also accepts the number 32, which is how YAML reads it."""
         if isinstance(choice, str):
             return not isinstance(value, bool) and str(value) == choice
         return type(value) is type(choice) and bool(value == choice)
 
     def to_json(self) -> dict[str, Any]:
+        """Plain data for the catalogue; an infinite bound becomes null."""
         data = {k: v for k, v in asdict(self).items() if k not in ("range",)}
         if self.range:
             r = self.range
@@ -160,6 +165,7 @@ class Knob:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Knob":
+        """The knob described by an entry of the catalogue."""
         rest = {k: v for k, v in data.items() if k not in ("range", "range_open", "choices", "default")}
         rest |= {k: tuple(rest[k]) for k in ("also", "forms")}
         bounds = None
@@ -173,11 +179,11 @@ class Knob:
 
 
 def knob_from(name: str, annotation: Any, default: Any, where: str) -> Knob:
-    """The knob that one annotated parameter means; SignatureError when it does not say enough."""
+    """Knob for one annotated parameter; raises SignatureError if type or default are missing or not supported."""
     if annotation is inspect.Parameter.empty:
         raise SignatureError(f"{where}: the knob `{name}` has no type; write `{name}: float = ...`")
     if default is inspect.Parameter.empty:
-        raise SignatureError(f"{where}: the knob `{name}` has no default; give it the paper's value")
+        raise SignatureError(f"{where}: the knob `{name}` has no default; use the paper's value as its default")
     bounds, option, help_ = None, OptionOf(""), ""
     if get_origin(annotation) is Annotated:
         annotation, *extras = get_args(annotation)
@@ -196,13 +202,13 @@ def knob_from(name: str, annotation: Any, default: Any, where: str) -> Knob:
         annotation = type(choices[0])
     if annotation not in SCALARS:
         raise SignatureError(
-            f"{where}: the knob `{name}` has the type {annotation!r}; a config can hold bool, int, float, str, "
+            f"{where}: the knob `{name}` has the type {annotation!r}; supported types are bool, int, float, str, "
             "Literal, lists of them, or null"
         )
     said = (option.kind, help_, option.also, option.forms)
     knob = Knob(name, SCALARS[annotation], default, optional or default is None, length, choices, bounds, *said)
     if problem := knob.problem(default):
-        raise SignatureError(f"{where}: the default of `{name}` does not fit its own type: {problem}")
+        raise SignatureError(f"{where}: the default of the knob `{name}` does not match its type: {problem}")
     return knob
 
 
@@ -223,9 +229,9 @@ def _split_length(annotation: Any) -> tuple[Any, int | None]:
 
 
 def read_signature(target: Callable[..., Any], where: str) -> tuple[tuple[str, ...], tuple[Knob, ...]]:
-    """(wiring, knobs): the parameters left and right of the bare `*`.
+    """(wiring, knobs): names of the parameters left of the bare `*`, and the knobs right of it.
 
-    `**wiring: Unpack[SomeWiring]` asks for all that the TypedDict SomeWiring names, to hand it on to a base class.
+    `**wiring: Unpack[SomeWiring]` requests everything named in the TypedDict SomeWiring, to pass it to a base class.
     """
     function = target.__init__ if inspect.isclass(target) else target
     if function is object.__init__ or (function.__module__, function.__qualname__) == NO_OWN_INIT:
@@ -236,7 +242,7 @@ def read_signature(target: Callable[..., Any], where: str) -> tuple[tuple[str, .
         if p.kind is p.VAR_KEYWORD and typing.get_origin(hints.get(p.name)) is typing.Unpack:
             wiring.extend(typing.get_args(hints[p.name])[0].__annotations__)
         elif p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
-            raise SignatureError(f"{where}: `{p}` hides the knobs; name each one, with a type and a default")
+            raise SignatureError(f"{where}: `{p}` hides the knobs; write each one out, with a type and a default")
         elif p.kind is p.KEYWORD_ONLY:
             knobs.append(knob_from(p.name, hints.get(p.name, p.empty), p.default, where))
         else:

@@ -1,10 +1,10 @@
-"""What each part was checked against, as its distribution's tests recorded it in `oracles.json` beside its modules.
+"""Independent references (oracles) that each part was tested against, recorded in `oracles.json` of its package.
 
-A test says `@pytest.mark.oracle("norm=rmsnorm", "torch.nn.functional.rms_norm")`, or of a kind whose names are among
-its parameters `@pytest.mark.oracle("norm", "float64 loop")`.  `pytest --ablatio-record my_norms/oracles.json` writes
-down those that passed, with the digest of the part's source: a record of older source counts no more.  The digest
-covers the class or function and what it uses of its own package.  The file is shipped in the wheel of `my_norms`, and
-`ablatio list` shows it; ours is made by `make oracles`.
+A test is marked `@pytest.mark.oracle("norm=rmsnorm", "torch.nn.functional.rms_norm")`, or for a kind whose part names
+are among the test's parameters, `@pytest.mark.oracle("norm", "float64 loop")`.
+`pytest --ablatio-record my_norms/oracles.json` records the tests that passed, with the digest of the part's source:
+the class or function and everything that it uses of its own package.  A record for older source is ignored.  The file
+is shipped in the wheel of `my_norms`, and `ablatio list` shows it; ablatio's own is made by `make oracles`.
 """
 
 import functools
@@ -20,14 +20,14 @@ FILE = "oracles.json"
 
 
 def checked_against(entry: PartSpec) -> tuple[str, ...]:
-    """The oracles of a part; none when nothing was recorded or its source has changed since."""
+    """Oracles of a part; empty if none is recorded or the part's source has changed since."""
     found = _records(entry.module.split(".")[0]).get(f"{entry.kind}={entry.name}", {})
     return tuple(found.get("against", ())) if found.get("digest") == entry.digest else ()
 
 
 @functools.cache
 def _records(package: str) -> Mapping[str, Any]:
-    """The file of one top-level package, which is not imported for it."""
+    """Content of oracles.json in a top-level package, which is found without importing it."""
     try:
         spec = importlib.util.find_spec(package)
     except (ImportError, ValueError):
@@ -40,7 +40,7 @@ def _records(package: str) -> Mapping[str, Any]:
 
 
 def _read(path: Path) -> Mapping[str, Any]:
-    """Only objects of objects: a file that says anything else says nothing, and stops no command."""
+    """Records of a file; a malformed file counts as empty, because it must not stop a command."""
     try:
         said = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Registries: parts by name.  One decorator makes the option, its checks, its help and its catalogue entry."""
+"""Registries: parts by name.  One decorator creates a part's option, its checks, its help and its catalogue entry."""
 
 import functools
 import importlib
@@ -9,10 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Generic, Literal, TypeVar, get_args
 
-from ablatio.errors import (
-    UserError,
-    did_you_mean,
-)
+from ablatio.errors import UserError, did_you_mean
 from ablatio.registry import renamed
 from ablatio.registry.knobs import read_signature
 from ablatio.registry.part_spec import SESSION as SESSION
@@ -33,47 +30,60 @@ ATTACHED_WIRING = ("d_model", "n_layers", "layer", "sublayer", "side", "max_len"
 
 
 class Registry(Generic[T]):
-    """The parts of one kind.
+    """The parts of one kind, and the contract that they have to keep.
 
-    wiring   what the model hands over when a part is made; a part takes any of these, by name
-    calls    a function part of this kind is the part itself: what it may be called with, and the facts each form means;
-             a kind without `calls` takes functions as factories, made from the wiring like a class
-    methods  what a class part must define
-    base     the class to inherit from, it defines those of `methods` that are optional
-    any_of   methods of which a class part may define any; the fact `uses` lists those it has
-    facts    class attributes (with defaults) that rules and the model read: plain values, known without importing
-    multiple several options may be chosen at once: `stabilizer=[clip,ema]`
-    asks     methods of a class part that are handed what their parameters name, and the words there are; the fact
-             `asks` has the parameters of each: `{"loss": ["chosen", "rejected"]}`
+    Arguments that describe a part of this kind:
 
-    What a kind is, said here once; every list of kinds is made from it:
+        kind      name of the kind, as on the command line: `norm`
+        doc       one line that says what the kind is
+        wiring    what the framework passes to a part when it builds it; a part takes any of these, by parameter name
+        calls     for kinds whose parts may be functions that are called directly: each allowed signature (parameters
+                  left of `*`) and the facts that it implies.  Without `calls`, a function is a factory: it is called
+                  with the wiring, like a class
+        methods   methods that a class must define
+        base      class that a part must inherit from; it defines those of `methods` that are optional
+        any_of    optional methods; the fact `uses` lists those that the part defines
+        facts     class attributes, with defaults, that rules and the model read; plain values, known from the catalogue
+                  without importing the part
+        asks      methods that receive only the values named by their parameters, and the names that are available.
+                  The fact `asks` lists the parameters of each: `{"loss": ["chosen", "rejected"]}`
+        multiple  True if several options may be chosen at once: `stabilizer=[clip,ema]`
 
-    scope    what the kind is a choice of:
-             task      what a run learns
-             model     the computation of the model: what its forward pass consists of
-             training  how the model starts, what it is asked for, how it is changed
-             tuning    which weights of a finished model train, and in how many bits it is kept
-             memory    how the same numbers are computed in less memory
-             data      documents, their ids, their form
-             feedback  what preferences and rewards teach
-             output    where numbers are written; it makes none of them, so it stands in no run's id and makes no arm
-             sweep     which runs there are and where they run; it stands in no run's config
-    shapes_model  True if the weights or scales of a model depend on it; by default, True for the scope `model`.
-             These kinds stand in an exported model and in one that another run begins with, and decide its size
-    usual    the option of a new run that names none; several names for a kind with `multiple`; by default `default`
-    default  the option that a config without this kind means: runs from before there was the kind stay what they were
-    optional a config may choose none: `reward=null`
-    attaches where ModelBuilder puts the parts of this kind, modules with `forward(x)`, (..., d_model) -> same:
-             embedding  once per stack, on the embeddings, before the first layer
-             sublayer   on the output of each attention and feed-forward part, before it is added to the residual stream
-             layer      on the output of each layer
-             hidden     once per stack, on its output
-             Wiring: d_model, n_layers, layer (None outside the layers), sublayer (attention | cross | mlp | ""), side
-             (encoder | decoder), max_len.  The part becomes the submodule `<kind>` of what it stands on, with initial
-             weights seeded by that path.  The kind must have a `default` or be `optional`: then no part is made, and
-             the model is what it was before there was the kind
+    Arguments that describe the kind; all lists of kinds are derived from them:
 
-    A kind of a plugin has the scope that fits and a `default` (or is `optional`), so that older runs still load.
+        scope     what an option of the kind decides:
+                  task      what a run learns
+                  model     the computation of the model: what its forward pass consists of
+                  training  how the model is initialized and trained: objective, optimizer, schedule
+                  tuning    which weights of an existing model are trained, and in how many bits its weights are kept
+                  memory    how the same numbers are computed with less memory
+                  data      documents, their token ids, their format
+                  feedback  how preferences and rewards are used
+                  output    where numbers are written.  It affects none of them, so it is not part of a run's id and
+                            never distinguishes two arms
+                  sweep     which runs there are and where they run; it is not part of a run's config
+        shapes_model
+                  True if weights or scales of a model depend on the kind; by default, True for the scope `model`.  Such
+                  kinds are exported with a model, inherited by a run that starts from it, and determine its size
+        usual     option of a new run that names none (a tuple of names if `multiple`); by default the same as `default`
+        default   option that a config without this kind means, so that runs from before the kind existed do not change
+        optional  True if a config may choose no option: `reward=null`
+        attaches  where ModelBuilder inserts parts of this kind, which are modules with `forward(x)` of shape
+                  (..., d_model) -> same:
+                  embedding  once per stack, on the embeddings, before the first layer
+                  sublayer   on the output of each attention and feed-forward sublayer, before the residual addition
+                  layer      on the output of each layer
+                  hidden     once per stack, on its final output
+                  Their wiring is d_model, n_layers, layer (None outside the layers), sublayer
+                  (attention | cross | mlp | ""), side (encoder | decoder) and max_len.  The part becomes the submodule
+                  `<kind>` of the module that it is attached to; its initial weights are seeded by that path.  The kind
+                  needs a `default` or `optional=True`: if no option is chosen, no part is built, and the model is the
+                  same as before the kind existed
+
+    A kind added by a plugin needs `default` or `optional=True`, so that older runs still load.
+
+    Raises:
+        ContractError: the name is not valid or is taken, or the arguments contradict each other.
     """
 
     distribution: Distribution
@@ -100,10 +110,10 @@ class Registry(Generic[T]):
         base: str = "",
     ) -> None:
         if not NAME.match(kind):
-            raise ContractError(f"{kind!r} cannot be the name of a kind; use lower-case letters, digits and _")
+            raise ContractError(f"{kind!r} is not a valid name of a kind; use lower-case letters, digits and _")
         old = REGISTRIES.get(kind)
         if old is not None and not old.from_catalogue:
-            raise ContractError(f"the kind {kind!r} exists already: {old.distribution} brings it")
+            raise ContractError(f"the kind {kind!r} already exists, provided by {old.distribution}")
         self.kind, self.doc, self.multiple, self.default, self.optional = kind, doc, multiple, default, optional
         self.scope, self.attaches, self.usual, self.base = scope, attaches, usual or default, base
         self.shapes_model = bool(attaches) or scope == "model" if shapes_model is None else shapes_model
@@ -112,7 +122,7 @@ class Registry(Generic[T]):
         self.asks = dict(asks or {})
         self._check_scope()
         self.distribution = current_distribution()
-        # A plugin's own kind is known from the catalogue before its module makes it: both share their contents.
+        # A kind of a plugin may be known from the catalogue before its module defines it: both share their entries.
         self.entries: dict[str, PartSpec] = old.entries if old else {}
         self._targets: dict[str, Callable[..., T]] = old._targets if old else {}
         REGISTRIES[kind] = self
@@ -120,41 +130,42 @@ class Registry(Generic[T]):
     def _check_scope(self) -> None:
         where = f"the kind {self.kind!r}"
         if self.scope not in SCOPES:
-            raise ContractError(f"{where}: there is no scope {self.scope!r}; there are {', '.join(SCOPES)}")
+            raise ContractError(f"{where}: scope={self.scope!r}; expected one of {', '.join(SCOPES)}")
         if self.attaches not in get_args(Place):
-            raise ContractError(f"{where}: attaches={self.attaches!r}; there are {', '.join(get_args(Place)[1:])}")
+            places = ", ".join(get_args(Place)[1:])
+            raise ContractError(f"{where}: attaches={self.attaches!r}; expected one of {places}")
         if not self.attaches:
             return
         if not (self.default or self.optional) or self.multiple:
-            raise ContractError(f"{where}: its parts attach to the model, so one option or none is chosen: give it "
-                                "default='none' (an option that does nothing) or optional=True")  # fmt: skip
+            raise ContractError(f"{where}: a kind whose parts attach to the model has at most one option per run, and "
+                                "needs default='none' (an option that does nothing) or optional=True")  # fmt: skip
         if unknown := [w for w in self.wiring if w not in ATTACHED_WIRING]:
-            what = f"asks for `{unknown[0]}`; a part that attaches is handed {', '.join(ATTACHED_WIRING)}"
+            what = f"wiring has `{unknown[0]}`; parts that attach to the model receive {', '.join(ATTACHED_WIRING)}"
             raise ContractError(f"{where}: {what}")
 
     @property
     def in_run(self) -> bool:
-        """True if an option of this kind stands in a run's config."""
+        """True if options of this kind are part of a run's config."""
         return self.scope != "sweep"
 
     @property
     def listed(self) -> bool:
-        """True if every new run lists the kind, be it with none: then `kind=option` needs no `+`."""
+        """True if the config of every new run lists the kind, possibly as null: then `kind=option` needs no `+`."""
         return self.in_run and bool(self.usual or self.optional or self.multiple)
 
     @property
     def volatile(self) -> bool:
-        """True if the kind makes no number of a run: a run with other options of it is the same run."""
+        """True if the kind affects no number of a run: runs that differ only in it have the same id."""
         return self.scope == "output"
 
     def to_json(self) -> dict[str, Any]:
-        """All that was said of the kind, as plain data."""
+        """The arguments that describe the kind, as plain data for the catalogue."""
         data = {name: getattr(self, name) for name in _SAID} | {"calls": [[*pair] for pair in self.calls.items()]}
         return data | {"dist": self.distribution.name, "version": self.distribution.version}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Registry[Any]":
-        """The registry of a kind that a catalogue describes; the module that makes it is not imported."""
+        """The registry of a kind described in a catalogue; the module that defines it is not imported."""
         said = {name: _tuples(data[name]) for name in _SAID}
         with provided_by(Distribution(data["dist"], data["version"])):
             made = Registry[Any](**said | {"calls": dict(said["calls"])})
@@ -162,21 +173,29 @@ class Registry(Generic[T]):
         return made
 
     def register(self, name: str, *, paper: str = "", **facts: Any) -> Callable[[Target], Target]:
-        """Decorator: make a class or a function the option `name` of this kind.
+        """Decorator that registers a class or a function as the option `name` of this kind.
 
-        facts: those of a function, which has no class attributes to state them.
+        Args:
+            name: lower-case letters, digits and `_`; must be free in this kind.
+            paper: source of the idea, such as `arXiv:1910.07467`.
+            facts: facts of a function; a class states them as class attributes.
+
+        Raises:
+            ContractError: the name is taken, or the part does not keep the contract of the kind.
+            SignatureError: a knob has no type, no default, or a type that is not supported.
         """
 
         def add(target: Target) -> Target:
             old = self.entries.get(name)
-            listed = old if name not in self._targets else None  # what the catalogue says of the files as they are
+            # The catalogue's entry is current (its cache key covers all files), so its digest can be reused.
+            listed = old if name not in self._targets else None
             entry = self._describe(name, target, paper, facts, listed.digest if listed else "")
             if old and (old.module, old.qualname) != (entry.module, entry.qualname):
                 raise ContractError(
-                    f"{self.kind}={name} exists already: {old.distribution} brings it ({old.module}), and now "
-                    f"{entry.distribution} ({entry.module}) wants the same name; rename one of them"
+                    f"{self.kind}={name} already exists, provided by {old.distribution} ({old.module}); "
+                    f"{entry.distribution} ({entry.module}) registers the same name; rename one of them"
                 )
-            # A part that is imported after its catalogue entry was read keeps the distribution found at the scan.
+            # A part imported after its catalogue entry was read keeps the distribution that the scan found.
             if old and entry.distribution == SESSION:
                 entry = replace(entry, distribution=old.distribution)
             self.entries[name] = entry
@@ -190,13 +209,13 @@ class Registry(Generic[T]):
     ) -> PartSpec:
         where = f"{self.kind}={name} ({target.__module__}.{target.__qualname__})"
         if not NAME.match(name):
-            raise ContractError(f"{where}: a name has lower-case letters, digits and _, and starts with a letter")
+            raise ContractError(f"{where}: not a valid name; use lower-case letters, digits and _, a letter first")
         for old, new in renamed.FACTS.get(self.kind, {}).items():
             if old in said or (inspect.isclass(target) and old in vars(target)):
                 raise ContractError(f"{where}: the fact `{old}` is now called `{new}`; rename it")
         if unknown := said.keys() - self.facts:
             known = ", ".join(self.facts) or "none"
-            raise ContractError(f"{where}: `{min(unknown)}` is no fact of a {self.kind}; there are {known}")
+            raise ContractError(f"{where}: `{min(unknown)}` is not a fact of the kind {self.kind}; it has {known}")
         wiring, knobs = read_signature(target, where)
         defaults = {k: getattr(target, k, default) for k, default in self.facts.items()}
         facts = {k: _plain(value, k, where) for k, value in (defaults | dict(said)).items()}
@@ -212,7 +231,7 @@ class Registry(Generic[T]):
         if self.asks:
             facts["asks"] = {m: self._asked(target, m, where) for m in self.asks if hasattr(target, m)}
         if reserved := {k.name for k in knobs} & {"name", *self.wiring}:
-            raise ContractError(f"{where}: the knob `{reserved.pop()}` has a name that is taken by the framework")
+            raise ContractError(f"{where}: the knob `{reserved.pop()}` has a name that is reserved by the framework")
         return PartSpec(
             kind=self.kind,
             name=name,
@@ -232,8 +251,8 @@ class Registry(Generic[T]):
             if new := renamed.WIRING.get(self.kind, {}).get(unknown[0]):
                 raise ContractError(f"{where}: the parameter `{unknown[0]}` is now called `{new}`; rename it")
             raise ContractError(
-                f"{where}: asks for `{unknown[0]}`, which the model does not hand to a {self.kind}; it hands over "
-                f"{', '.join(self.wiring) or 'nothing'}. A knob stands right of a bare `*`"
+                f"{where}: has the parameter `{unknown[0]}`, which the framework does not pass to a {self.kind}; it "
+                f"passes {', '.join(self.wiring) or 'nothing'}. Knobs go to the right of a bare `*`"
             )
         found = {m: getattr(target, m, None) for m in self.methods}
         missing = [m for m, f in found.items() if not callable(f) or getattr(f, "__isabstractmethod__", False)]
@@ -242,7 +261,7 @@ class Registry(Generic[T]):
             raise ContractError(f"{where}: a {self.kind} needs the method `{missing[0]}`{base}")
 
     def is_default(self, node: Any) -> bool:
-        """Whether a config's node says what a config without this kind means."""
+        """True if a config's node of this kind means the same as leaving the kind out."""
         if node is None:
             return self.optional
         if not self.default or node.get("name") != self.default:
@@ -251,15 +270,18 @@ class Registry(Generic[T]):
         return all(held.get(k) == (list(v) if isinstance(v, tuple) else v) for k, v in node.items() if k != "name")
 
     def _asked(self, target: Callable[..., Any], method: str, where: str) -> list[str]:
-        """The parameters of a method, each a word of the kind."""
+        """Parameters of a method, each checked against the names available to it."""
         names = [name for name in inspect.signature(getattr(target, method)).parameters if name != "self"]
         words = self.asks[method]
         if unknown := [n for n in names if n not in words]:
-            near = did_you_mean(unknown[0], words) or f"; there are {', '.join(words)}"
-            raise ContractError(f"{where}: `{method}` asks for `{unknown[0]}`, which no {self.kind} is handed{near}")
+            near = did_you_mean(unknown[0], words) or f"; available: {', '.join(words)}"
+            raise ContractError(
+                f"{where}: `{method}` has the parameter `{unknown[0]}`, which no {self.kind} receives{near}"
+            )
         return names
 
     def names(self) -> list[str]:
+        """Names of all options, sorted; loads the plugins first."""
         _load_plugins()
         return sorted(self.entries)
 
@@ -278,7 +300,7 @@ class Registry(Generic[T]):
             ) from None
 
     def target(self, name: str) -> Callable[..., T]:
-        """The class or function itself, imported when it is needed."""
+        """The class or function of an option; its module is imported if necessary."""
         entry = self[name]
         if name not in self._targets:
             with provided_by(entry.distribution):
@@ -286,7 +308,16 @@ class Registry(Generic[T]):
         return self._targets[name]
 
     def build(self, name: str, knobs: Mapping[str, Any] | None = None, **wiring: Any) -> T:
-        """The part, made from the wiring that it asks for and the knobs that were set."""
+        """Build a part from the wiring that it takes and the knobs that are set.
+
+        Args:
+            name: the option.
+            knobs: values of knobs; the others have their defaults.
+            wiring: everything the framework offers; the part receives only what it takes.
+
+        Raises:
+            UserError: there is no such option or knob, or a value is not allowed.
+        """
         entry, target = self[name], self.target(name)
         values = dict(knobs or {})
         for key, value in values.items():
@@ -300,7 +331,7 @@ class Registry(Generic[T]):
         if self.calls and not inspect.isclass(target):
             return functools.partial(target, **values)  # type: ignore[return-value]
         if lacking := [w for w in entry.wiring if w not in wiring]:
-            raise TypeError(f"{self.kind}={name} asks for `{lacking[0]}`, which was not handed over")
+            raise TypeError(f"{self.kind}={name} needs the wiring `{lacking[0]}`, which was not passed")
         return target(**{w: wiring[w] for w in entry.wiring}, **values)
 
 
@@ -308,7 +339,7 @@ _SAID = tuple(inspect.signature(Registry.__init__).parameters)[1:]
 
 
 def _tuples(value: Any) -> Any:
-    """JSON's lists as tuples, all through."""
+    """Convert lists to tuples recursively: JSON has no tuples."""
     if isinstance(value, Mapping):
         return {k: _tuples(v) for k, v in value.items()}
     return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
@@ -318,7 +349,7 @@ def _plain(value: Any, key: str, where: str) -> Any:
     if isinstance(value, tuple | list | set | frozenset):
         return sorted(value) if isinstance(value, set | frozenset) else list(value)
     if not isinstance(value, bool | int | float | str | None):
-        raise ContractError(f"{where}: `{key}` must be a plain value, known from the class alone; got {value!r}")
+        raise ContractError(f"{where}: the fact `{key}` must be a plain value set on the class; got {value!r}")
     return value
 
 
@@ -327,7 +358,7 @@ _loader: Callable[[], None] | None = None
 
 
 def on_first_lookup(loader: Callable[[], None]) -> None:
-    """What fills the registries when somebody first asks for a part; the plugin layer says so."""
+    """Set the function that fills the registries at the first lookup; called by the package at import."""
     global _loader
     _loader = loader
 
@@ -339,7 +370,7 @@ def _load_plugins() -> None:
 
 @contextmanager
 def transaction() -> Iterator[None]:
-    """Undo every registration made inside if it raises."""
+    """Context manager: undo every registration made inside if an exception is raised."""
     kinds = dict(REGISTRIES)
     contents = {k: (dict(r.entries), dict(r._targets)) for k, r in REGISTRIES.items()}
     try:

@@ -1,7 +1,7 @@
-"""Names of version 0.1 and what they are called now: run folders load, plugins are told the new name.
+"""Names of version 0.1 and their present names: old run folders load, plugins are told the new name.
 
-Configs are translated (`current_config`), and ids of runs are hashed with the first name of each knob
-(`first_names`), so a checkpoint of an older run still belongs to it.
+Configs are translated by `current_config`.  Ids of runs are hashed with the first name of each knob (`first_names`), so
+a checkpoint of an older run still belongs to it.
 """
 
 from collections.abc import Iterator, Mapping
@@ -28,9 +28,9 @@ FACTS: Mapping[str, Mapping[str, str]] = {
     "task": {"takes": "accepts"},
     "objective": {"gives": "produces"},
 }
-# kind -> a parameter that the framework hands over -> its new name
+# kind -> a parameter that the framework passes to parts -> its new name
 WIRING: Mapping[str, Mapping[str, str]] = {"architecture": {"assembly": "builder"}}
-# modules and classes of the package `ablatio`
+# old -> new names of modules and classes of the package `ablatio`
 MODULES: Mapping[str, str] = {
     "adapter_folder": "model.peft.adapter_files", "alignment": "registry.kinds.alignment_inputs", "catalogue":
     "registry.catalogue", "checkpoint": "storage.checkpoints", "combinations": "config.rules", "compose":
@@ -104,7 +104,7 @@ CLASSES: Mapping[str, str] = {
 
 
 def current_config(config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """(the config with today's names of knobs, the keys that were renamed as `mlp.normalise -> mlp.normalize`)."""
+    """(the config with present names of knobs, the renamed keys as `mlp.normalise -> mlp.normalize`)."""
     found, told = dict(config), list[str]()
     for where, kind, option, node in _options(config):
         if renamed := KNOBS.get(f"{kind}={option}"):
@@ -114,7 +114,7 @@ def current_config(config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]
 
 
 def first_names(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config with the first name that each knob had: what a run's id is hashed from."""
+    """The config with the first name of each knob, from which a run's id is hashed."""
     found = dict(config)
     for where, kind, option, node in _options(config):
         if renamed := KNOBS.get(f"{kind}={option}"):
@@ -124,7 +124,7 @@ def first_names(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _options(config: Mapping[str, Any]) -> Iterator[tuple[str, str, str, Mapping[str, Any]]]:
-    """(dotted key of its settings, kind, option, settings) of each option that has renamed knobs."""
+    """(dotted key of its settings, kind, option, settings) for each chosen option that has renamed knobs."""
     for kind, option in (key.split("=") for key in KNOBS):
         node = config.get(kind)
         if not isinstance(node, Mapping):
@@ -140,7 +140,7 @@ def _put(config: dict[str, Any], kind: str, where: str, node: dict[str, Any]) ->
 
 
 def key(dotted: str) -> str:
-    """The key of a setting as it is called now: `quantization.aware` -> `quantization.qat`, others unchanged."""
+    """Present name of a setting's key: `quantization.aware` -> `quantization.qat`; other keys are unchanged."""
     for where, table in KNOBS.items():
         kind, _, option = where.partition("=")
         for old, new in table.items():
@@ -151,13 +151,13 @@ def key(dotted: str) -> str:
 
 
 def override(text: str) -> str:
-    """An override `KEY=VALUE` with the key as it is called now."""
+    """An override `KEY=VALUE` with the key's present name."""
     name, equals, value = text.partition("=")
     return f"{key(name)}{equals}{value}"
 
 
 def import_hint(error: BaseException) -> str:
-    """'; ablatio.model.roles is now ...' for an import of an old module or class, else an empty string."""
+    """'; ablatio.model.roles is now ...' for a failed import of an old module or class, otherwise ""."""
     if not isinstance(error, ImportError) or not (error.name or "").startswith("ablatio."):
         return ""
     module = str(error.name).removeprefix("ablatio.")

@@ -1,16 +1,16 @@
-"""Rules: which settings cannot stand together, as data that can be listed, stored and checked without importing parts.
+"""Rules: settings that cannot be combined, as data that is listed, stored and checked without importing parts.
 
     rule(
         when="position.name == 'rope'",
         unless="model.d_head * position.fraction % 2 == 0",
-        why="rope turns pairs, so d_head * fraction must be even: {model.d_head} * {position.fraction} = "
+        why="rope rotates pairs, so d_head * fraction must be even: {model.d_head} * {position.fraction} = "
             "{model.d_head * position.fraction}",
         fix="position.fraction=1.0",
     )
 
-`when` and `unless` are small expressions over the config: names with dots, numbers, strings, arithmetic, comparisons,
-`and or not in`, and the functions below.  They are walked node by node, never handed to Python's own evaluation.  A
-name that the config does not have makes the expression undecided, and the rule is silent.
+`when` and `unless` are small expressions over the config: dotted names, numbers, strings, arithmetic, comparisons,
+`and or not in`, and the functions below.  They are interpreted node by node and never passed to Python's `eval`.  If
+the config lacks a name, the expression is undecided and the rule does not apply.
 """
 
 import ast
@@ -30,7 +30,7 @@ MAX_LENGTH = 500
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Refuse what fulfils `when` unless `unless` holds; `why` and `fix` may hold {expressions}."""
+    """A config that satisfies `when` but not `unless` is refused; `why` and `fix` may contain {expressions}."""
 
     when: str
     unless: str
@@ -39,6 +39,7 @@ class Rule:
     where: str = ""
 
     def to_json(self) -> dict[str, str]:
+        """Plain data for the catalogue."""
         return asdict(self)
 
 
@@ -46,7 +47,7 @@ RULES: list[Rule] = []
 
 
 def rule(*, when: str, unless: str = "False", why: str, fix: str, where: str = "") -> Rule:
-    """Add a rule; `where` is the key to blame (by default the first name in `when`)."""
+    """Add a rule; `where` is the key to which the problem is attributed (by default the first name in `when`)."""
     new = Rule(when, unless, why, fix, where or when.split(".")[0].strip("( "))
     for text in (when, unless, *_holes(why), *_holes(fix)):
         _parse(text)
@@ -56,7 +57,7 @@ def rule(*, when: str, unless: str = "False", why: str, fix: str, where: str = "
 
 
 def violated_rules(config: Mapping[str, Any]) -> list[Problem]:
-    """The rules that `config` (plain nested dicts) does not keep."""
+    """Problems for the rules that `config` (plain nested dicts) violates."""
     problems = []
     for r in RULES:
         try:
@@ -69,11 +70,11 @@ def violated_rules(config: Mapping[str, Any]) -> list[Problem]:
 
 
 class Undecided(Exception):
-    """The expression names something that the config does not have, or has as another type."""
+    """The expression refers to a name that the config does not have, or whose value has an unsuitable type."""
 
 
 def evaluate(text: str, config: Mapping[str, Any]) -> Any:
-    """The value of an expression over nested dicts; Undecided when a name is not there."""
+    """Value of an expression over nested dicts; raises Undecided if a name is missing."""
     try:
         return _value(_parse(text), config)
     except (TypeError, ZeroDivisionError, OverflowError, ValueError) as error:
@@ -121,16 +122,16 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
 @functools.cache
 def _parse(text: str) -> ast.expr:
     if len(text) > MAX_LENGTH:
-        raise ContractError(f"a rule's expression has at most {MAX_LENGTH} characters; {len(text)} came")
+        raise ContractError(f"an expression of a rule has at most {MAX_LENGTH} characters; got {len(text)}")
     try:
         tree = ast.parse(text.strip(), mode="eval").body
     except SyntaxError as error:
-        raise ContractError(f"a rule holds {text!r}, which is no expression: {error.msg}") from None
+        raise ContractError(f"a rule contains {text!r}, which is not a valid expression: {error.msg}") from None
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and not (isinstance(node.func, ast.Name) and node.func.id in _FUNCTIONS):
             raise ContractError(f"a rule calls {ast.unparse(node.func)}; it may call {', '.join(_FUNCTIONS)}")
         if not isinstance(node, _ALLOWED):
-            raise ContractError(f"a rule holds {type(node).__name__} in {text!r}, which rules do not have")
+            raise ContractError(f"a rule contains {text!r}; {type(node).__name__} is not supported in rules")
     return tree
 
 
@@ -171,7 +172,7 @@ def _value(node: ast.expr, config: Mapping[str, Any]) -> Any:
 
 
 def _path(node: ast.expr) -> str:
-    """A dotted name, as it was written; `ast.unparse` takes ten times as long, and each arm of a sweep asks for all."""
+    """A dotted name as written; `ast.unparse` takes ten times as long, and every arm of a sweep evaluates all rules."""
     if isinstance(node, ast.Attribute):
         return f"{_path(node.value)}.{node.attr}"
     return node.id if isinstance(node, ast.Name) else ast.unparse(node)

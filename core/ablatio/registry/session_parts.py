@@ -1,7 +1,7 @@
-"""Parts that a session registers by itself: in a cell of a notebook, or in a script that no plugin brings.
+"""Parts registered in the running session: in a notebook cell, or in a script that belongs to no plugin.
 
-They work in a single run of that session.  Nothing else can make them again, so the source goes into the run's manifest
-where it can be found, and a run folder that names one says so when it is opened elsewhere.
+They work in single runs of that session.  No other process can build them again, so their source is saved in the run's
+manifest where Python keeps it, and opening the run folder elsewhere raises an error that names the missing part.
 """
 
 import ast
@@ -15,25 +15,25 @@ from ablatio.registry.registry import REGISTRIES, SESSION, PartSpec
 
 
 def is_of_session(entry: PartSpec) -> bool:
-    """True if no installed distribution brings the part."""
+    """True if no installed distribution provides the part."""
     return entry.distribution == SESSION
 
 
 def session_parts() -> list[str]:
-    """The parts of this session, as the command line calls them: `norm=mine`."""
+    """Parts of this session, as on the command line: `norm=mine`."""
     entries = (entry for registry in REGISTRIES.values() for entry in registry.entries.values())
     return [f"{entry.kind}={entry.name}" for entry in entries if is_of_session(entry)]
 
 
 def source_of(entry: PartSpec) -> str | None:
-    """The text of a part's class or function, with its decorators; None where Python does not keep it.
+    """Source text of a part's class or function, with its decorators; None if Python does not have it.
 
-    Python keeps the source of files and of notebook cells; what `python -` or `python -c` read is gone.
+    Python keeps the source of files and of notebook cells, but not of code read by `python -` or `python -c`.
     """
     target = REGISTRIES[entry.kind].target(entry.name)
     try:
         return inspect.getsource(target)
-    except (OSError, TypeError):  # a class of a notebook has no module file: its methods know their cell
+    except (OSError, TypeError):  # a class from a notebook has no module file, but its methods know their cell
         return _from_cell(target)
 
 
@@ -53,7 +53,7 @@ def _from_cell(target: Callable[..., Any]) -> str | None:
 
 
 def unregistered(config: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(kind, name) of each part that a config names and that is not registered here."""
+    """(kind, name) of each part in a config that is not registered in this session."""
     return [(kind, name) for kind, name in _named(config) if name not in REGISTRIES[kind].entries]
 
 
@@ -69,16 +69,17 @@ def _named(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def how_to_register(kind: str, name: str, distribution: str = "", kept: str = "") -> str:
-    """Where a part that is not registered here came from, and what brings it back.
+    """Error text: where a part that is not registered came from, and how to register it.
 
-    distribution: of the run's manifest; "" where nothing says it.  kept: where the part's source is
+    distribution: its distribution according to the run's manifest; "" if unknown
+    kept: where the source of the part is saved
     """
     lost = f"{kind}={name} is not registered here"
     if distribution == str(SESSION):
         return (
             f"{lost}: it was defined in the session that trained the run{kept}\n"
-            f"    try: run the cell or script that registers it, then open the run in the same session; a part that "
-            "every session has: ablatio new-plugin"
+            f"    try: run the cell or script that registers it, then open the run in the same session; to make it "
+            "available in every session: ablatio new-plugin"
         )
     if distribution:
         return f"{lost}: it came from {distribution}\n    try: pip install '{distribution.replace(' ', '==')}'"

@@ -1,7 +1,7 @@
-"""What a part is made of, as text: its own source and what it uses of its own package, followed from name to name.
+"""Digest of a part's source: its own definition and everything it uses of its own package, followed name by name.
 
-Read from the syntax alone, so it costs no import.  A digest changes with a helper in another module of the package and
-with a constant above the class, and stays when a neighbour in the same file changes.
+Only the syntax is read, so nothing is imported.  The digest changes with a helper function in another module of the
+package and with a constant above the class, but not with unrelated code in the same file.
 """
 
 import ast
@@ -16,11 +16,11 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class _Module:
-    """The top level of a file: what each name is defined by, and what is imported from the same package.
+    """Top level of a file: the definition of each name, and the names imported from the same package.
 
-    definitions  name -> the statements that define it
-    imports      name -> (module, the name in it, or "" for the module itself)
-    uses         name -> what its definition leads to, as far as it has been asked for
+    definitions: name -> the statements that define it
+    imports: name -> (module, the name in it, or "" for the module itself)
+    uses: name -> its text and the names it needs, filled on demand
     """
 
     text: str
@@ -31,16 +31,16 @@ class _Module:
 
 @dataclass(frozen=True, slots=True)
 class _Use:
-    """A definition as text, and what else it needs: (module, name)."""
+    """Text of a definition, and what it needs: (module, name)."""
 
     text: str
     needs: tuple[tuple[str, str], ...]
 
 
 def source_digest(module: str, qualname: str) -> str:
-    """sha256 of the part and of all that it uses in its own top-level package; "" where there is no file."""
+    """sha256 of the part and of everything it uses in its own top-level package; "" if there is no source file."""
     pieces = dict[tuple[str, str], str]()
-    _follow(module, qualname.split(".")[0], pieces, functools.cache(_read))  # it looks at each file once
+    _follow(module, qualname.split(".")[0], pieces, functools.cache(_read))  # the cache checks each file once
     if not pieces:
         return ""
     total = hashlib.sha256()
@@ -69,20 +69,20 @@ def _use(module: str, name: str, here: _Module) -> _Use:
     needs = dict[tuple[str, str], None]()
     for used, attribute in (found for statement in here.definitions[name] for found in _names(statement)):
         origin, inner = here.imports.get(used, ("", ""))
-        of_a_module = origin and not inner  # what is taken from it
-        needs[(origin, attribute) if of_a_module else (module, used)] = None
+        is_module = origin and not inner  # then the attribute is the name that is used of it
+        needs[(origin, attribute) if is_module else (module, used)] = None
     text = "\n".join(_text(here.text, statement) for statement in here.definitions[name])
     return _Use(text, tuple(n for n in needs if n[0] != module or n[1] in here.definitions or n[1] in here.imports))
 
 
 def _text(text: str, statement: ast.stmt) -> str:
-    """The statement as it is written, with its decorators."""
+    """Source text of a statement, with its decorators."""
     first = min([statement.lineno, *(d.lineno for d in getattr(statement, "decorator_list", ()))])
     return "\n".join(text.splitlines()[first - 1 : statement.end_lineno])
 
 
 def _names(statement: ast.stmt) -> Iterator[tuple[str, str]]:
-    """Each name that a statement reads, with the attribute that is taken of it, if any."""
+    """Each name that a statement reads, with the attribute accessed on it, or ""."""
     taken = {id(n.value): n.attr for n in ast.walk(statement) if isinstance(n, ast.Attribute)}
     for node in ast.walk(statement):
         if isinstance(node, ast.Name):
@@ -118,7 +118,7 @@ def _defined(statement: ast.stmt) -> list[str]:
 
 
 def _imports(statement: ast.ImportFrom | ast.Import, parent: str, top: str) -> Iterator[tuple[str, tuple[str, str]]]:
-    """What the statement brings from the top-level package `top`."""
+    """(local name, (module, name)) for everything the statement imports from the top-level package `top`."""
     if isinstance(statement, ast.Import):
         for alias in statement.names:
             if alias.asname and alias.name.split(".")[0] == top:
@@ -134,7 +134,7 @@ def _imports(statement: ast.ImportFrom | ast.Import, parent: str, top: str) -> I
 
 
 def _path(module: str) -> Path | None:
-    """The file of a module; its parents are not imported for it."""
+    """File of a module, found without importing its parent packages."""
     top, *rest = module.split(".")
     known = getattr(sys.modules.get(top), "__file__", None)
     try:

@@ -136,7 +136,7 @@ def sorted_for(recipe: Recipe, overrides: Sequence[str]) -> RecipeRequest:
         else:
             every.append(text)
     if "name" in place and not is_run_name(place["name"]):
-        what = f"{place['name']!r} cannot name a folder; expected {NAME_PATTERN}"
+        what = f"{place['name']!r} is not a valid folder name; expected {NAME_PATTERN}"
         raise ConfigError([Problem("name", what, "name=my-recipe")])
     return RecipeRequest(tuple(every), one, place)
 
