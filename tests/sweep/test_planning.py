@@ -49,7 +49,7 @@ def test_equivalent_arms_are_one_job() -> None:
         (["norm=layernorm,rmsnorm", "design.runs=3"], "there is no `runs`"),
         (["norm=layernorm,rmsnorm", "baseline=rmsnrm"], "did you mean rmsnorm"),
         (["norm=layernorm,rmsnorm", "norm=dyt"], "drop norm="),
-        (["optimizer.lr=interval(0.1,1)"], "design=full takes values"),
+        (["optimizer.lr=interval(0.1,1)"], "design=full needs single values"),
         (["optimizer.lr=0.1,0.2", "tune=optimizer.lr"], "optimizer.lr is an axis"),
         (["norm=layernorm,rmsnorm", "seed=1,x"], "seed: 'x' came"),
         (["norm=layernorm,rmsnorm", "position=rope,alibi,none", "design=paired"], "norm has 2, position has 3"),
