@@ -139,7 +139,7 @@ def test_generate_chat_requires_a_chat_run(tmp_path: Path, text_file: Path) -> N
     [
         (["source=sotu", "source.path=null"], "task=sft accepts conversations"),
         (["model.max_len=4"], "the train split is empty"),
-        (["task.too_long=refuse", "model.max_len=20"], r"chats.jsonl:1: \d+ tokens came"),
+        (["task.too_long=refuse", "model.max_len=20"], r"chats.jsonl:1: \d+ tokens, but a row holds 20"),
         (["architecture=encoder", "objective=masked_lm"], "task=sft trains a decoder"),
     ],
 )
