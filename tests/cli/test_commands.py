@@ -148,4 +148,4 @@ def test_doctor_is_well(capsys: pytest.CaptureFixture[str]) -> None:
     from ablatio.cli.main import main
 
     assert main(["doctor"]) == 0
-    assert "all is well" in capsys.readouterr().out
+    assert "no problems found" in capsys.readouterr().out

@@ -94,7 +94,7 @@ def test_what_new_plugin_writes_keeps_its_contract(tmp_path, new_site, kind):
 def test_new_plugin_begins_with_a_kind_that_it_knows(tmp_path):
     with pytest.raises(UserError, match=r"did you mean alignment\? there are norm, alignment, peft, reward"):
         new_plugin("my-losses", tmp_path, "aligment")
-    with pytest.raises(UserError, match="would bring alignment=dpo, and ablatio"):
+    with pytest.raises(UserError, match="would register alignment=dpo, which ablatio"):
         new_plugin("dpo", tmp_path, "alignment")
 
 

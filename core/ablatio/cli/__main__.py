@@ -1,4 +1,4 @@
-"""`python -m ablatio.cli`."""
+"""Entry point of `python -m ablatio.cli`."""
 
 import sys
 

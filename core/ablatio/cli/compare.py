@@ -1,4 +1,4 @@
-"""`ablatio compare RUN RUN`: what differs between two runs, and their results side by side."""
+"""`ablatio compare RUN RUN`: differences between two runs, and their results side by side."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,11 +13,12 @@ if TYPE_CHECKING:
 
 
 def run(arguments: list[str]) -> int:
+    """Run `ablatio compare` and return its exit code."""
     options = parser("compare")
     options.add_argument("first", type=Path, help="a run folder")
-    options.add_argument("second", type=Path, help="another one")
-    options.add_argument("--json", action="store_true", help="for programs")
-    asked = options.parse_args(arguments)
+    options.add_argument("second", type=Path, help="another run folder")
+    options.add_argument("--json", action="store_true", help="print JSON")
+    args = options.parse_args(arguments)
     import json
     from dataclasses import asdict
 
@@ -26,20 +27,20 @@ def run(arguments: list[str]) -> int:
     from ablatio.report.analysis.compare_runs import one_run, side_by_side
     from ablatio.report.escape import terminal
 
-    two = side_by_side(one_run(asked.first), one_run(asked.second))
-    if asked.json:
+    two = side_by_side(one_run(args.first), one_run(args.second))
+    if args.json:
         told = ("settings", "code", "results", "costs", "obstacles", "cautions")
         print(json.dumps({k: v for k, v in asdict(two).items() if k in told}, indent=1))
         return 0
     console = Console()
-    console.print(f"first   {terminal(asked.first)}\nsecond  {terminal(asked.second)}", highlight=False)
+    console.print(f"first   {terminal(args.first)}\nsecond  {terminal(args.second)}", highlight=False)
     for title, lines in (("settings", two.settings), ("code, data, machine", two.code)):
         _table(console, title, lines)
     if not two.settings and not two.code:
-        console.print("\nnothing differs but chance and place", highlight=False)
+        console.print("\nonly the seed, the folder or the machine differ", highlight=False)
     _table(console, "not comparable" if two.obstacles else "results", two.results, numbers=True)
     _table(console, "costs", two.costs, numbers=True)
-    for mark, sentences in (("not comparable", two.obstacles), ("mind", two.cautions)):
+    for mark, sentences in (("not comparable", two.obstacles), ("note", two.cautions)):
         for sentence in sentences:
             console.print(f"[bold]{mark}:[/] {terminal(sentence)}", highlight=False)
     return 0
@@ -68,4 +69,4 @@ def _shown(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     text = str(value)
-    return text[:16] if len(text) == 64 else text  # a hash: its beginning tells it from another
+    return text[:16] if len(text) == 64 else text  # the beginning of a sha256 is enough to tell two apart

@@ -1,6 +1,6 @@
-"""Tab completion, answered from the catalogue: no torch, no Hydra, about 0.1 s a keystroke.
+"""Tab completion from the catalogue, without importing torch or Hydra: about 0.1 s for each key press.
 
-`ablatio completion bash` prints what the shell evaluates; the shell then asks `ablatio __complete WORD ...`.
+`ablatio completion bash` prints code for the shell to evaluate; the shell then calls `ablatio __complete WORD ...`.
 """
 
 from ablatio.cli.commands import COMMANDS, parser
@@ -14,7 +14,7 @@ _ablatio() {
     local words; IFS=' ' read -r -a words <<< "$line"; [[ "$line" == *" " ]] && words+=("")
     local cur="${words[${#words[@]}-1]}"
     COMPREPLY=($(ablatio __complete "${words[@]:1}" 2>/dev/null))
-    # readline splits words at = and :, so that only the part behind the last of them is replaced
+    # readline splits words at = and :, so only the text after the last of them is replaced
     local head="${cur%"${cur##*[=:]}"}"
     [[ -n "$head" ]] && COMPREPLY=("${COMPREPLY[@]#"$head"}")
     [[ "${COMPREPLY[0]}" == *[=.] ]] && compopt -o nospace
@@ -35,6 +35,7 @@ SHELLS = {"bash": BASH, "zsh": ZSH, "fish": FISH}
 
 
 def run(arguments: list[str]) -> int:
+    """Run `ablatio completion` and return its exit code."""
     options = parser("completion", epilog='bash: eval "$(ablatio completion bash)"')
     options.add_argument("shell", choices=sorted(SHELLS))
     print(SHELLS[options.parse_args(arguments).shell], end="")
@@ -42,7 +43,7 @@ def run(arguments: list[str]) -> int:
 
 
 def answer(words: list[str]) -> int:
-    """Print what may stand where the last word is."""
+    """Print the completions of the last word."""
     discovery.load()
     for candidate in candidates(words):
         print(candidate)
@@ -50,7 +51,7 @@ def answer(words: list[str]) -> int:
 
 
 def candidates(words: list[str]) -> list[str]:
-    """Completions of the last of `words` (those behind `ablatio`)."""
+    """Completions of the last of `words`, which are the words after `ablatio`."""
     words = words or [""]
     last, before = words[-1], words[:-1]
     if not before:

@@ -1,4 +1,4 @@
-"""`ablatio coordinates [SETTING=VALUE ...]`: does a learning rate transfer to other widths?"""
+"""`ablatio coordinates [SETTING=VALUE ...]`: test whether a learning rate transfers to other widths."""
 
 import json
 from typing import TYPE_CHECKING
@@ -13,24 +13,25 @@ WIDTHS = "64,128,256,512"
 
 
 def run(arguments: list[str]) -> int:
+    """Run `ablatio coordinates` and return its exit code."""
     options = parser("coordinates")
     options.add_argument("settings", nargs="*", metavar="SETTING=VALUE", help="as for `ablatio train`: init=mup")
-    options.add_argument("--widths", default=WIDTHS, help=f"values of model.d_model, by default {WIDTHS}")
-    options.add_argument("--steps", type=int, default=4, help="of training, by default 4")
-    options.add_argument("--seeds", type=int, default=4, help="that are averaged, by default 4")
+    options.add_argument("--widths", default=WIDTHS, help=f"values of model.d_model; by default {WIDTHS}")
+    options.add_argument("--steps", type=int, default=4, help="training steps; by default 4")
+    options.add_argument("--seeds", type=int, default=4, help="seeds that are averaged over; by default 4")
     options.add_argument("--corpus", action="store_true", help="train on the text of `source`, not on random tokens")
-    options.add_argument("--json", action="store_true", help="for programs")
-    asked = options.parse_intermixed_args(arguments)
-    widths = _widths(asked.widths)
-    if min(asked.steps, asked.seeds) < 1:
-        raise UserError("--steps and --seeds are 1 or more\n    try: --steps 4 --seeds 4")
+    options.add_argument("--json", action="store_true", help="print JSON")
+    args = options.parse_intermixed_args(arguments)
+    widths = _widths(args.widths)
+    if min(args.steps, args.seeds) < 1:
+        raise UserError("--steps and --seeds must be at least 1\n    try: --steps 4 --seeds 4")
     from ablatio.config.compose import compose_run
 
-    config = compose_run(asked.settings).config
+    config = compose_run(args.settings).config
     from ablatio.training.mup_check import coordinates
 
-    found = coordinates(config, widths, asked.steps, asked.seeds, corpus=asked.corpus)
-    if asked.json:
+    found = coordinates(config, widths, args.steps, args.seeds, corpus=args.corpus)
+    if args.json:
         rows = {
             g.name: {
                 "start": g.start, "change": g.change, "start_slope": g.start_slope, "change_slope": g.change_slope,
@@ -39,9 +40,9 @@ def run(arguments: list[str]) -> int:
             for g in found
         }  # fmt: skip
         transfers = not any(g.grows for g in found)
-        print(json.dumps({"widths": widths, "steps": asked.steps, "transfers": transfers, "outputs": rows}))
+        print(json.dumps({"widths": widths, "steps": args.steps, "transfers": transfers, "outputs": rows}))
     else:
-        _print(found, widths, asked.steps)
+        _print(found, widths, args.steps)
     return 0
 
 
@@ -51,7 +52,7 @@ def _widths(text: str) -> list[int]:
     except ValueError:
         widths = []
     if len(widths) < 2 or widths[0] < 1:
-        raise UserError(f"--widths {text} came, two or more whole numbers were expected\n    try: --widths {WIDTHS}")
+        raise UserError(f"--widths {text}: expected two or more positive integers\n    try: --widths {WIDTHS}")
     return widths
 
 
@@ -77,5 +78,5 @@ def _print(found: "list[Growth]", widths: list[int], steps: int) -> None:
     if growing:
         verdict = f"{', '.join(growing)} grow with the width: a learning rate found at one width is wrong at another"
     else:
-        verdict = "nothing grows with the width: a learning rate found at one width holds at the others"
-    console.print(f"\nAfter {steps} steps, growth being a slope of {FLAT} or more: {verdict}.", highlight=False)
+        verdict = "no output grows with the width: a learning rate found at one width holds at the others"
+    console.print(f"\nAfter {steps} steps (a slope of {FLAT} or more counts as growth): {verdict}.", highlight=False)

@@ -1,4 +1,4 @@
-"""`ablatio doctor`: versions, device, folders and plugins; what is wrong is said with what to do."""
+"""`ablatio doctor`: show versions, device, folders and plugins, and report each problem with a fix."""
 
 import os
 import shutil
@@ -14,6 +14,7 @@ LOW_SPACE = 1 << 30
 
 
 def run(arguments: list[str]) -> int:
+    """Run `ablatio doctor` and return its exit code: 5 if there are problems."""
     parser("doctor").parse_args(arguments)
     from ablatio.training.provenance import versions
 
@@ -30,11 +31,11 @@ def run(arguments: list[str]) -> int:
             "conf/train.yaml is missing from the installation\n    try: pip install --force-reinstall ablatio"
         )
     for source in discovery.sources():
-        print(f"{'plugin':<12} {source.name} of {source.distribution}")
+        print(f"{'plugin':<12} {source.name} from {source.distribution}")
     problems += [str(f) for f in discovery.failures()]
     for problem in problems:
         print(f"PROBLEM      {problem}", file=sys.stderr)
-    print("all is well" if not problems else f"{len(problems)} problem(s)")
+    print("no problems found" if not problems else f"{len(problems)} problem(s)")
     return 5 if problems else 0
 
 
@@ -60,7 +61,7 @@ def _folder(what: str, folder: Path, problems: list[str]) -> None:
         with tempfile.NamedTemporaryFile(dir=existing):
             pass
     except OSError as error:
-        hint = "set ABLATIO_CACHE to a folder of yours" if what == "cache" else "go to a folder of yours"
+        hint = "export ABLATIO_CACHE=$HOME/ablatio-cache" if what == "cache" else "cd $HOME"
         problems.append(f"{existing} cannot be written: {os.strerror(error.errno or 0)}\n    try: {hint}")
     if free < LOW_SPACE:
         problems.append(f"{existing} has {free / 2**20:.0f} MiB left; a run of the default model writes 25 MiB")

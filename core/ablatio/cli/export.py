@@ -1,4 +1,4 @@
-"""`ablatio export RUN --to DIR`: a folder that transformers loads; `--adapter DIR`: what peft added, apart."""
+"""`ablatio export RUN --to DIR`: export a run for transformers; `--adapter DIR`: export its adapter separately."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,26 +10,27 @@ if TYPE_CHECKING:
 
 
 def run(arguments: list[str]) -> int:
+    """Run `ablatio export` and return its exit code."""
     options = parser("export")
     options.add_argument("run", type=Path, help="a run folder")
-    options.add_argument("--to", type=Path, help="the folder to write; it must be new or empty")
-    options.add_argument("--adapter", type=Path, help="keep the adapter apart, in this folder; --to gets its base")
-    options.add_argument("--step", type=int, help="a checkpoint's step; by default the newest")
+    options.add_argument("--to", type=Path, help="folder to write; must be new or empty")
+    options.add_argument("--adapter", type=Path, help="folder for the adapter alone; --to then gets the base model")
+    options.add_argument("--step", type=int, help="step of the checkpoint; by default the newest")
     options.add_argument(
-        "--as", dest="kind", help="llama, gpt2, opt, bloom, gpt_neox, t5 or ablatio; by default what fits"
+        "--as", dest="kind", help="llama, gpt2, opt, bloom, gpt_neox, t5 or ablatio; by default the first that fits"
     )
-    asked = options.parse_args(arguments)
+    args = options.parse_args(arguments)
     from ablatio.errors import EnvironmentFault, UserError
     from ablatio.interop.export import OWN, difference, export
     from ablatio.registry import kinds
     from ablatio.training.load import load_run
 
-    if asked.to is None and asked.adapter is None:
-        raise UserError(f"export needs a folder\n    try: ablatio export {asked.run} --to DIR")
-    run, step = load_run(asked.run, asked.step)
-    if asked.adapter is not None:
-        _adapter(run, asked.adapter, asked.kind)
-        if asked.to is None:
+    if args.to is None and args.adapter is None:
+        raise UserError(f"export needs a folder to write to\n    try: ablatio export {args.run} --to DIR")
+    run, step = load_run(args.run, args.step)
+    if args.adapter is not None:
+        _adapter(run, args.adapter, args.kind)
+        if args.to is None:
             return 0
     else:
         from ablatio.model.peft.merge import merge
@@ -38,21 +39,23 @@ def run(arguments: list[str]) -> int:
         dequantize(run.model)
         merge(run.model)
     template = run.setup.template if kinds.tasks[run.config["task"]["name"]].facts["template"] else None
-    kind = export(run.config, run.model, run.tokenizer, asked.to, asked.kind, template)
-    apart = difference(asked.to, run.model)
+    kind = export(run.config, run.model, run.tokenizer, args.to, args.kind, template)
+    apart = difference(args.to, run.model)
     if apart is not None and not apart < 1e-3:
-        raise EnvironmentFault(f"{asked.to} is wrong: its logits are {apart:g} from the run's; do not use it")
+        raise EnvironmentFault(f"{args.to} is wrong: its logits differ from the run's by {apart:g}; do not use it")
     checked = (
-        "transformers is not installed: not compared" if apart is None else f"logits within {apart:.1g} of the run's"
+        "not compared, because transformers is not installed"
+        if apart is None
+        else f"logits within {apart:.1g} of the run's"
     )
-    print(f"{asked.to}: step {step} as {kind}, {checked}")
+    print(f"{args.to}: step {step} as {kind}, {checked}")
     if kind == OWN:
         print("    load it with: import ablatio.interop.transformers_model; AutoModelForCausalLM.from_pretrained(...)")
     return 0
 
 
 def _adapter(run: "PreparedRun", folder: Path, kind: str | None) -> None:
-    """Write what was learned, and leave the base in the run's model."""
+    """Write the adapter to `folder`, and leave the base model without it in `run`."""
     from ablatio.errors import UserError
     from ablatio.interop.export import family_for
     from ablatio.interop.peft_export import export_adapter
@@ -63,16 +66,18 @@ def _adapter(run: "PreparedRun", folder: Path, kind: str | None) -> None:
 
     choice = run.config["peft"]
     if choice["name"] == pefts.default:
-        raise UserError("this run has no adapter: all of its weights were trained\n    try: --to DIR alone")
+        raise UserError("this run has no adapter: it trained all weights\n    try: ablatio export RUN --to DIR")
     if folder.exists() and any(folder.iterdir()):
-        raise UserError(f"{folder} is not empty; nothing is written over\n    try: --adapter another folder")
+        raise UserError(f"{folder} is not empty and is not overwritten\n    try: --adapter {folder}-2")
     family = family_for(run.config, run.tokenizer, kind)
     model = run.config["model"]
     save_adapter(
         folder, run.model, choice, "" if model["path"] is None else f"model={model['start']} model.path={model['path']}"
     )
     why_not = export_adapter(folder, run.model, run.tuning.part, family)
-    as_theirs = f"not as the library peft has it: {why_not}" if why_not else "also as the library peft loads it"
-    print(f"{folder}: what peft={choice['name']} learned, {as_theirs}")
+    format_note = (
+        f"not in the format of the peft library: {why_not}" if why_not else "also in the peft library's format"
+    )
+    print(f"{folder}: adapter of peft={choice['name']}, {format_note}")
     dequantize(run.model)
     bare_base(run.model)

@@ -1,4 +1,4 @@
-"""What Hydra itself answers: `ablatio train --cfg job`, `--info`, `--hydra-help`."""
+"""Flags that Hydra answers itself: `ablatio train --cfg job`, `--info`, `--hydra-help`."""
 
 import sys
 
@@ -7,7 +7,7 @@ from ablatio.storage.paths import shipped
 
 
 def hydra_flags(arguments: list[str]) -> int:
-    """Hand the whole command line to Hydra, which prints its answer; no run is started."""
+    """Pass the command line to Hydra, which prints its answer; no run is started."""
     import hydra
     from hydra.core.global_hydra import GlobalHydra
 

@@ -1,4 +1,4 @@
-"""`ablatio list [KIND]`: every option, from the catalogue and the YAML files alone; no plugin is imported."""
+"""`ablatio list [KIND]`: list all options from the catalogue and the YAML files, without importing plugins."""
 
 import json
 import os
@@ -13,20 +13,21 @@ from ablatio.registry import discovery
 from ablatio.registry.oracles import checked_against
 from ablatio.registry.registry import REGISTRIES, PartSpec, Registry
 
-MIN_WIDTH, MAX_WIDTH = 40, 120  # of a line, in columns: longer lines are hard to read
-MAX_NAME = 24  # columns that the names may take; a longer name has a line of its own
+MIN_WIDTH, MAX_WIDTH = 40, 120  # columns of a line: longer ones are hard to read
+MAX_NAME = 24  # columns for the names; a longer name gets its own line
 
 
 def run(arguments: list[str]) -> int:
+    """Run `ablatio list` and return its exit code."""
     options = parser("list")
     options.add_argument("kind", nargs="?", help="norm, position, optimizer, preset, size ...; by default all")
-    options.add_argument("--json", action="store_true", help="everything that is known, for programs")
-    asked = options.parse_args(arguments)
-    check_kind(asked.kind)
+    options.add_argument("--json", action="store_true", help="print everything known about each option as JSON")
+    args = options.parse_args(arguments)
+    check_kind(args.kind)
     files = yaml_files.files()
-    kinds = [r for kind, r in REGISTRIES.items() if asked.kind in (None, kind)]
-    groups = {group: options for group, options in files.items() if asked.kind in (None, group)}
-    if asked.json:
+    kinds = [r for kind, r in REGISTRIES.items() if args.kind in (None, kind)]
+    groups = {group: options for group, options in files.items() if args.kind in (None, group)}
+    if args.json:
         parts = {r.kind: {e.name: _part_json(e) for e in r} for r in kinds}
         print(json.dumps(parts | {g: {n: _file_json(f) for n, f in o.items()} for g, o in groups.items()}, indent=1))
     else:
@@ -65,7 +66,7 @@ def print_kinds(kinds: list[Registry[PartSpec]]) -> None:
 
 
 def print_files(groups: Mapping[str, Mapping[str, yaml_files.File]]) -> None:
-    """Print the options that are YAML files: name, the first line of the comment, sizes, distribution."""
+    """Print the options that are YAML files: name, first line of the comment, sizes, distribution."""
     for group, files in groups.items():
         usual = next(iter(files.values())).distribution if files else ""
         options = {
@@ -84,7 +85,7 @@ def _field(name: str, value: str) -> str:
 
 
 def _print_group(title: str, options: Mapping[str, list[str]]) -> None:
-    """A title, then each option's name beside its wrapped lines; by hand, since rich needs 0.3 s for this."""
+    """Print a title, then each option's name beside its wrapped lines; not with rich, which takes 0.3 s for this."""
     width = max(MIN_WIDTH, min(shutil.get_terminal_size().columns, MAX_WIDTH))
     indent = min(MAX_NAME, max(map(len, options), default=0)) + 2
     styled = sys.stdout.isatty() and "NO_COLOR" not in os.environ
@@ -101,7 +102,7 @@ def _print_group(title: str, options: Mapping[str, list[str]]) -> None:
 
 
 def _wrap(text: str, width: int) -> Iterator[str]:
-    """Lines of at most `width` characters, cut between words; a longer word is cut inside."""
+    """Lines of at most `width` characters, broken between words; a longer word is broken inside."""
     line = ""
     for word in text.split():
         if line and len(line) + 1 + len(word) > width:

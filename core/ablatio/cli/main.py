@@ -1,4 +1,4 @@
-"""The command line: `ablatio COMMAND ...`.  Errors come without a traceback, with the exit codes of `errors`."""
+"""Command line `ablatio COMMAND ...`: errors without a traceback, with the exit codes of `ablatio.errors`."""
 
 import gc
 import importlib
@@ -10,31 +10,31 @@ from ablatio.cli.commands import COMMANDS
 from ablatio.errors import AblatioError
 
 HELP = """\
-ablatio asks what one part of a language model, or of its training, contributes.
+ablatio measures what one part of a language model, or of its training, contributes.
 
-  ablatio train                                        the default model on the embedded corpus, 4 minutes
-  ablatio train norm=layernorm position=alibi seed=2   parts and settings by name
-  ablatio train -m norm=layernorm,rmsnorm seed=1,2,3   a sweep: all combinations
-  ablatio train -m +sweep=position_extrapolation       a study from sweeps/
+  ablatio train                                        train the default model on the embedded corpus, 4 minutes
+  ablatio train norm=layernorm position=alibi seed=2   choose parts and settings by name
+  ablatio train -m norm=layernorm,rmsnorm seed=1,2,3   run a sweep over all combinations
+  ablatio train -m +sweep=position_extrapolation       run a study from sweeps/
   ablatio train resume=runs/NAME                       continue an interrupted run, bit for bit
 
 commands:
 {commands}
 
-`ablatio COMMAND --help` says more.  Exit codes: 0 done, 2 your input, 3 some runs of a sweep failed,
-4 diverged, 5 the machine (disk, permission), 75 interrupted and resumable."""
+`ablatio COMMAND --help` explains a command.  Exit codes: 0 success, 2 invalid input, 3 some runs of a sweep
+failed, 4 the run diverged, 5 problem of the machine (disk, permissions), 75 interrupted and resumable."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    # Before torch is imported: OpenMP's threads spin while they wait, and when another program wants the cores too, a
-    # step of the default model takes 3.5 s instead of 0.1 s.  Threads that sleep lose little on a quiet machine.
+    # Set before torch is imported.  By default OpenMP threads spin while they wait: if another program uses the cores
+    # too, a step of the default model takes 3.5 s instead of 0.1 s.  Passive waiting costs little on an idle machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    # Whether there is a GPU is asked without starting CUDA: a sweep forks its runs from a process that has asked.
+    # Detect a GPU without initializing CUDA, because a sweep forks its runs from this process.
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
-    # Imports make a million objects that stay; to look for garbage among them again and again is a quarter of their
-    # time, 1.2 of 5 s.
+    # Imports create a million long-lived objects; scanning them for garbage takes a quarter of the import time
+    # (1.2 of 5 s), so the collector runs less often.
     gc.set_threshold(10_000, 10, 10)
     try:
         return _dispatch(words)

@@ -1,4 +1,4 @@
-"""`ablatio noise FOLDER...`: how much chance alone moves a score, and what differences that leaves to be seen."""
+"""`ablatio noise FOLDER...`: variation of a score between seeds, and the smallest difference that can be detected."""
 
 import json
 import math
@@ -14,24 +14,25 @@ if TYPE_CHECKING:
 
 
 def run(arguments: list[str]) -> int:
+    """Run `ablatio noise` and return its exit code."""
     options = parser("noise")
     options.add_argument("folders", type=Path, nargs="+", help="a sweep, or runs of one config with several seeds")
-    options.add_argument("--arm", help="the arm to look at: 'norm=rmsnorm'; by default the baseline")
-    options.add_argument("--metric", help="the score; by default the one that the task is judged by")
-    options.add_argument("--json", action="store_true", help="for programs")
-    asked = options.parse_args(arguments)
+    options.add_argument("--arm", help="the arm to analyze: 'norm=rmsnorm'; by default the baseline")
+    options.add_argument("--metric", help="the score; by default the task's main metric")
+    options.add_argument("--json", action="store_true", help="print JSON")
+    args = options.parse_args(arguments)
     from ablatio.report.analysis.findings import find
     from ablatio.report.read.table import read_table
 
-    found = find(read_table(asked.folders), asked.metric, asked.arm)
+    found = find(read_table(args.folders), args.metric, args.arm)
     floor, row = found.noise, found.reference
     if floor is None or row is None:
         raise UserError(
-            "the noise floor needs two runs or more of one config that are done, each with a seed of its own\n"
+            "the noise floor needs two or more finished runs of one config with different seeds\n"
             "    try: ablatio train -m seed=1,2,3"
         )
     visible = found.smallest_visible()
-    if asked.json:
+    if args.json:
         numbers = {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in asdict(floor).items()}
         print(json.dumps({"metric": found.metric, "arm": row.arm.label} | numbers | {"visible": visible}))
         return 0
@@ -48,8 +49,8 @@ def _print(metric: str, arm: str, floor: "Noise", visible: dict[int, float], pai
     console = Console()
     console.print(f"{terminal(arm)}: {terminal(metric)} {floor.mean:.4f} over {floor.n} seeds", highlight=False)
     console.print(f"sd {floor.sd:.4f} [{floor.low:.4f}, {floor.high:.4f}]", highlight=False)
-    how = "the spread of paired differences seen here" if paired else "two arms whose seeds have nothing in common"
-    console.print(f"\nsmallest true difference that is found in 4 of 5 studies, for {how}:", highlight=False)
+    how = "paired differences with the spread measured here" if paired else "two arms with independent seeds"
+    console.print(f"\nsmallest true difference that 4 of 5 studies detect, for {how}:", highlight=False)
     grid = Table(box=None, pad_edge=False)
     for name in ("seeds", "difference"):
         grid.add_column(name, justify="right")

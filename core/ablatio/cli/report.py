@@ -1,4 +1,4 @@
-"""`ablatio report FOLDER...`: what a study says so far, in the terminal and as files; it may still be running."""
+"""`ablatio report FOLDER...`: results of a finished or running study, in the terminal and as files."""
 
 from pathlib import Path
 
@@ -6,32 +6,33 @@ from ablatio.cli.commands import parser
 
 
 def run(arguments: list[str]) -> int:
+    """Run `ablatio report` and return its exit code."""
     options = parser("report")
     options.add_argument(
-        "folders", type=Path, nargs="+", help="sweeps, runs, or folders of runs; several are one study"
+        "folders", type=Path, nargs="+", help="sweeps, runs, or folders of runs; several are reported as one study"
     )
-    options.add_argument("--out", type=Path, help="where the files go; by default FOLDER/report")
-    options.add_argument("--metric", help="the score that is compared; by default val/loss")
-    options.add_argument("--baseline", help="the arm that others are compared with: 'norm=rmsnorm position=rope'")
+    options.add_argument("--out", type=Path, help="folder for the files; by default FOLDER/report")
+    options.add_argument("--metric", help="score to compare; by default val/loss")
+    options.add_argument("--baseline", help="arm that the others are compared with: 'norm=rmsnorm position=rope'")
     options.add_argument(
         "--correction", choices=("holm", "dunnett", "bh", "none"), default="holm",
-        help="of p for many comparisons; dunnett: one spread for all arms; bh: Benjamini-Hochberg, for screening",
+        help="correction for multiple comparisons; dunnett: pooled variance; bh: Benjamini-Hochberg, for screening",
     )  # fmt: skip
     options.add_argument(
         "--interval", choices=("t", "bootstrap", "permutation"), default="t",
-        help="paired t; BCa bootstrap, for 20 seeds or more; permutation: p from the signs of the differences",
+        help="t: paired t; bootstrap: BCa, for 20 seeds or more; permutation: p from the signs of the differences",
     )  # fmt: skip
-    options.add_argument("--quiet", action="store_true", help="the files alone")
-    asked = options.parse_args(arguments)
+    options.add_argument("--quiet", action="store_true", help="write the files and print only their paths")
+    args = options.parse_args(arguments)
     from rich.console import Console
 
     from ablatio.api.reports import find_in, write_report
     from ablatio.report.escape import visible
     from ablatio.report.terminal import arm_table
 
-    findings = find_in(asked.folders, asked.metric, asked.baseline, asked.correction, asked.interval)
-    if not asked.quiet:
+    findings = find_in(args.folders, args.metric, args.baseline, args.correction, args.interval)
+    if not args.quiet:
         arm_table.show(Console(), findings)
-    out = write_report(findings, asked.folders, asked.out)
+    out = write_report(findings, args.folders, args.out)
     print(f"written: {visible(out)}/report.html, report.md, results.csv, costs.csv")
     return 0

@@ -1,4 +1,4 @@
-"""`ablatio resume FOLDER`: go on with a sweep or a run that was interrupted."""
+"""`ablatio resume FOLDER`: continue an interrupted sweep or run."""
 
 from pathlib import Path
 
@@ -7,22 +7,24 @@ from ablatio.errors import UserError
 USAGE = """\
 ablatio resume FOLDER [SETTING=VALUE ...]
 
-A sweep: runs what is not done, each interrupted run from its last checkpoint.
-  retry=failed       failed runs too; or one kind of failure: diverged, crash, killed, timeout, hung, environment, user
-  retry=running      also what is said to run on a machine that cannot be asked from here
-  join=true          share the work with a sweep that is at this folder already
+Sweep: executes the runs that are not done; interrupted runs continue from their last checkpoint.
+  retry=failed       also run failed runs again, or only one kind of failure: diverged, crash, killed, timeout, hung,
+                     environment, user
+  retry=running      also run again what is recorded as running on a machine that cannot be reached from here
+  join=true          share the work with a sweep that is already running in this folder
   workers=4 timeout=3600 hang=600 launcher=ray launcher.KNOB=VALUE    how the runs are executed
 
-A run: goes on from its last checkpoint; trainer.* may be changed."""
+Run: continues from its last checkpoint; trainer.* may be changed."""
 
 
 def run(arguments: list[str]) -> int:
+    """Run `ablatio resume` and return its exit code."""
     folders = [a for a in arguments if "=" not in a and not a.startswith("-")]
     if "-h" in arguments or "--help" in arguments:
         print(USAGE)
         return 0
     if len(folders) != 1:
-        raise UserError(f"{len(folders)} folders came, one was expected\n    try: ablatio resume runs/NAME")
+        raise UserError(f"expected one folder, got {len(folders)}\n    try: ablatio resume runs/NAME")
     folder, settings = Path(folders[0]), [a for a in arguments if a != folders[0]]
     from ablatio.sweep.study import STUDY
 

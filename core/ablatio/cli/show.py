@@ -1,4 +1,4 @@
-"""`ablatio show position=rope`: formula, knobs with types, defaults and ranges, source, and who provides it."""
+"""`ablatio show position=rope`: formula, knobs with type, default and range, source, and distribution of a part."""
 
 from typing import Any
 
@@ -14,6 +14,7 @@ FORMS = "a part (position=rope), a kind (position), a preset (preset=gpt2) or a 
 
 
 def run(arguments: list[str]) -> int:
+    """Run `ablatio show` and return its exit code."""
     options = parser("show")
     options.add_argument("what", help=FORMS)
     what = options.parse_args(arguments).what
@@ -43,7 +44,7 @@ def run(arguments: list[str]) -> int:
         print_files({what: files})
     else:
         known = [*REGISTRIES, *yaml_files.files(), *schema.SECTIONS, "run"]
-        raise UserError(f"there is nothing called `{what}`{did_you_mean(what, known)}\n    show takes {FORMS}")
+        raise UserError(f"there is nothing called `{what}`{did_you_mean(what, known)}\n    show accepts {FORMS}")
     return 0
 
 
@@ -56,19 +57,21 @@ def _show_entry(console: Any, entry: PartSpec) -> None:
         console.print(knob_table(entry.knobs, f"{entry.kind}.{entry.name}." if many else f"{entry.kind}."))
     else:
         console.print("It has no knobs.")
-    console.print(f"\nsource    {escape(entry.paper or 'none given')}", highlight=False)
-    oracles = "; ".join(checked_against(entry)) or "nothing that was recorded for this source"
-    console.print(f"checked   against {escape(oracles)}", highlight=False)
-    console.print(f"distribution  {escape(str(entry.distribution))} ({entry.module}.{entry.qualname})", highlight=False)
+    console.print(f"\nsource         {escape(entry.paper or 'none given')}", highlight=False)
+    oracles = "; ".join(checked_against(entry)) or "no test recorded for its present source"
+    console.print(f"checked with   {escape(oracles)}", highlight=False)
+    console.print(
+        f"distribution   {escape(str(entry.distribution))} ({entry.module}.{entry.qualname})", highlight=False
+    )
     if entry.facts:
         facts = ", ".join(f"{k}: {v}" for k, v in entry.facts.items())
-        console.print(f"facts     {escape(facts)}", highlight=False)
+        console.print(f"facts          {escape(facts)}", highlight=False)
     if entry.wiring:
-        console.print(f"gets      {', '.join(entry.wiring)} from the model", highlight=False)
+        console.print(f"receives       {', '.join(entry.wiring)} from the framework", highlight=False)
 
 
 def _show_file(console: Any, group: str, name: str) -> None:
-    """A YAML file: its comment, then what it sets."""
+    """Print a YAML file: its comment, then its settings."""
     from rich.markup import escape
 
     known = yaml_files.files()
@@ -77,7 +80,7 @@ def _show_file(console: Any, group: str, name: str) -> None:
         raise UserError(f"there is no kind `{group}`{near}\n    try: ablatio list")
     if name not in known[group]:
         own = presets.sizes().get(name, []) if group == yaml_files.SIZE else []
-        near = f"; it is a size of preset={own[0]}" if own else did_you_mean(name, known[group])
+        near = f"; it is a size of preset={own[0]} only" if own else did_you_mean(name, known[group])
         raise UserError(f"there is no {group}={name}{near}\n    there are {', '.join(known[group])}")
     file = known[group][name]
     text = file.path.read_text(encoding="utf-8").splitlines()
@@ -85,12 +88,12 @@ def _show_file(console: Any, group: str, name: str) -> None:
     console.print(f"[bold]{group}={name}[/]\n\n{escape(file.doc)}\n", highlight=False)
     console.print(escape("\n".join(body).strip()), highlight=False)
     console.print(
-        f"\nprovider  {escape(str(file.distribution))} ({escape(str(file.path))})", highlight=False, soft_wrap=True
+        f"\ndistribution   {escape(str(file.distribution))} ({escape(str(file.path))})", highlight=False, soft_wrap=True
     )
 
 
 def knob_table(knobs: tuple[Knob, ...], prefix: str) -> Any:
-    """Setting, type, default, range and meaning."""
+    """Table of knobs: setting, type, default, range and meaning."""
     from rich.markup import escape
     from rich.table import Table
 

@@ -1,4 +1,4 @@
-"""`ablatio size preset=bloom size=176b`: parameters, FLOPs per token and memory of a config; nothing is allocated."""
+"""`ablatio size preset=bloom size=176b`: parameters, FLOPs per token and memory of a config, without allocating it."""
 
 import json
 from collections.abc import Mapping
@@ -10,9 +10,10 @@ UNITS = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 def run(arguments: list[str]) -> int:
+    """Run `ablatio size` and return its exit code."""
     options = parser("size", epilog="the settings are those of `ablatio train`: preset=bloom size=176b")
-    options.add_argument("--json", action="store_true", help="exact numbers, for programs")
-    asked, settings = options.parse_known_args(arguments)
+    options.add_argument("--json", action="store_true", help="print exact numbers as JSON")
+    args, settings = options.parse_known_args(arguments)
     from ablatio.api.adapter import composed
 
     config = composed(settings).config
@@ -20,8 +21,8 @@ def run(arguments: list[str]) -> int:
     from ablatio.training.run_spec import RunSpec
 
     found = estimate(RunSpec(config))
-    print(json.dumps(found, indent=1) if asked.json else "", end="\n" if asked.json else "")
-    if not asked.json:
+    print(json.dumps(found, indent=1) if args.json else "", end="\n" if args.json else "")
+    if not args.json:
         _print(found, config)
     return 0
 
@@ -34,21 +35,21 @@ def _print(found: Mapping[str, Any], config: Mapping[str, Any]) -> None:
     many = found["activations"]
     lines = [
         ("parameters", f"{found['parameters']:,}", ""),
-        ("active", f"{found['active']:,}", "a token passes through these"),
-        ("non-embedding", f"{found['non_embedding']:,}", "without the tables of tokens and positions"),
-        ("FLOPs per token", short(found["flops_per_token"]), f"forward, in rows of {length}"),
-        ("", short(found["train_flops_per_token"]), "forward and backward, with the weights that train"),
+        ("active", f"{found['active']:,}", "parameters used for one token"),
+        ("non-embedding", f"{found['non_embedding']:,}", "without token and position tables"),
+        ("FLOPs per token", short(found["flops_per_token"]), f"forward, in rows of {length} tokens"),
+        ("", short(found["train_flops_per_token"]), "forward and backward, for the weights that are trained"),
         ("weights", bytes_text(found["weights"]), "32 bits"),
         *([("reference", bytes_text(found["beside"]), "the weights before training")] if found["beside"] else []),
-        ("gradients", bytes_text(found["gradients"]), "32 bits, of the weights that train"),
+        ("gradients", bytes_text(found["gradients"]), "32 bits, for the weights that are trained"),
         (
             "optimizer",
             bytes_text(found["optimizer"]),
             f"state of {config['optimizer']['name']}",
         ),
-        ("activations", bytes_text(many), f"kept for the backward pass of one row of {length}, at 32 bits"),
-        ("", bytes_text(None if many is None else many * rows), f"of a batch of {rows}"),
-        ("cache", bytes_text(found["cache"]), "keys and values of one decoded token, at 32 bits"),
+        ("activations", bytes_text(many), f"kept for the backward pass of one row of {length} tokens, 32 bits"),
+        ("", bytes_text(None if many is None else many * rows), f"of a batch of {rows} rows"),
+        ("cache", bytes_text(found["cache"]), "keys and values of one decoded token, 32 bits"),
         ("this machine", bytes_text(found["machine"]), "memory"),
     ]
     table = Table(box=None, pad_edge=False, show_header=False)
@@ -60,10 +61,11 @@ def _print(found: Mapping[str, Any], config: Mapping[str, Any]) -> None:
 
 
 def short(number: float) -> str:
-    """360689172480 -> 360.7 G."""
+    """A number with a decimal unit prefix: 360689172480 gives `360.7 G`."""
     factor, unit = next(((f, u) for f, u in UNITS if number >= f), (1.0, ""))
     return f"{number / factor:.4g} {unit}".rstrip()
 
 
 def bytes_text(count: int | None) -> str:
+    """A number of bytes with a decimal unit prefix; None gives `unknown`."""
     return "unknown" if count is None else f"{short(count)}B" if count >= 1e3 else f"{count} B"

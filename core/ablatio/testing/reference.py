@@ -128,7 +128,7 @@ def _promises(registry: Registry[Any]) -> Iterator[tuple[str, str]]:
     if registry.optional:
         yield "optional", f"`{registry.kind}=null` is allowed"
     if registry.multiple:
-        yield "several", f"`{registry.kind}=[a,b]` chooses more than one; knobs are `{registry.kind}.NAME.KNOB`"
+        yield "multiple", f"`{registry.kind}=[a,b]` chooses more than one; knobs are `{registry.kind}.NAME.KNOB`"
     if not registry.in_run:
         yield "scope", "chosen for a sweep, not for a run"
 

@@ -30,7 +30,7 @@ def _observe(part: PartSpec, knobs: dict[str, Any] | None = None, seed: int = 0)
     try:
         return observe(part, knobs, seed)
     except TypeError as error:
-        if "was not handed over" in str(error):
+        if "which was not passed" in str(error):
             pytest.skip(f"nothing says how a {part.kind} is looked at; see ablatio.testing.observe.observes")
         raise
 

@@ -37,7 +37,7 @@ def test_says_what_it_is_scored_by(part: PartSpec) -> None:
     assert known, f"{checks.label(part)}: better is {facts['better']!r}; 'lower' or 'higher' was expected"
     gives = REGISTRIES["source"].any_of
     assert facts["accepts"] in gives, (
-        f"{checks.label(part)}: takes {facts['takes']!r}, and a source gives {' or '.join(gives)}"
+        f"{checks.label(part)}: accepts {facts['accepts']!r}, and a source provides {' or '.join(gives)}"
     )
 
 
