@@ -129,9 +129,8 @@ def test_scaling_command_prints_the_law(study: Path, capsys: pytest.CaptureFixtu
     assert 7 * best["parameters"] * best["tokens"] == pytest.approx(1e15) and len(best["loss"]) == 3
     assert main(["scaling", str(study), "--at", "2e7,3e7"]) == 0
     out = capsys.readouterr().out
-    assert (
-        "L = 1.5 + 300 / N^0.4 + 200 / D^0.3" in out and "predicted from the other runs" in out and "a run 20 M" in out
-    )
+    assert "L = 1.5 + 300 / N^0.4 + 200 / D^0.3" in out and "predicted from the other runs" in out
+    assert "a run 20 M" in out
 
 
 def test_scaling_command_rejects_far_extrapolation(study: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -329,7 +329,7 @@ def test_unknown_loss_input_is_refused_at_registration():
         def loss(self, chosen, rejectd):
             return chosen.sum(), {}
 
-    with pytest.raises(ContractError, match=r"`loss` asks for `rejectd`.*did you mean rejected"):
+    with pytest.raises(ContractError, match=r"`loss` has the parameter `rejectd`.*did you mean rejected"):
         alignments.register("odd_one", paper="arXiv:2305.18290")(Odd)
     assert "odd_one" not in alignments.entries
 
