@@ -31,7 +31,7 @@ def contract_tests() -> dict[str, Callable[..., None]]:
     `ABLATIO_DIST = "my-norms"` in that module keeps them to the parts of one distribution.
     """
     found: dict[str, Callable[..., None]] = {}
-    for package in suites():
+    for package in suite_packages():
         folder = Path(str(importlib.import_module(package).__file__)).parent
         for path in sorted(folder.glob("test_*.py")):
             module = importlib.import_module(f"{package}.{path.stem}")
@@ -40,7 +40,7 @@ def contract_tests() -> dict[str, Callable[..., None]]:
     return found
 
 
-def suites() -> list[str]:
+def suite_packages() -> list[str]:
     """The packages of suites: ours, and those that plugins bring for kinds of their own (`<package>.suites`)."""
     return [SUITES, *suites_of(discovery.sources())]
 
@@ -63,7 +63,7 @@ def check(dist: str) -> int:
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "pytest.ini").write_text("[pytest]\naddopts = --import-mode=importlib\n")
         command = [sys.executable, "-m", "pytest", "-p", "ablatio", "-c", "pytest.ini", "--pyargs", *options]
-        run = subprocess.run([*command, *suites()], cwd=folder, env=environment, check=False)
+        run = subprocess.run([*command, *suite_packages()], cwd=folder, env=environment, check=False)
     return FAILED if run.returncode else 0
 
 

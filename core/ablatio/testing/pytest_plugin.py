@@ -13,7 +13,7 @@ from ablatio.errors import UserError
 from ablatio.registry.discovery import failures, sources
 from ablatio.registry.knobs import Knob
 from ablatio.registry.registry import REGISTRIES, PartSpec, Registry
-from ablatio.testing import installed, suites
+from ablatio.testing import installed, suite_packages
 from ablatio.testing.oracle_records import Recorder, describe_marks
 
 PART = re.compile(r"(?<=\[)[a-z0-9_]+=[\w-]+?(?=[]-]|\.)")  # `norm=mine` in `test_x[norm=mine.eps]`
@@ -82,7 +82,7 @@ def _working(dist: str) -> str:
 
 @functools.cache
 def _packages() -> tuple[str, ...]:
-    return tuple(f"{package}." for package in suites())
+    return tuple(f"{package}." for package in suite_packages())
 
 
 def _is_suite(module: str) -> bool:
