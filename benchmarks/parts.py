@@ -26,7 +26,7 @@ from rich.markup import escape
 from rich.table import Table
 from torch import Tensor, nn
 
-from ablatio.model.build import ModelBuilder
+from ablatio.model.builder import ModelBuilder
 from ablatio.model.context import Context, make_context
 from ablatio.registry.registry import REGISTRIES, PartSpec
 from ablatio.testing import tiny_models

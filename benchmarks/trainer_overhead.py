@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 
 from ablatio.config.compose import compose_run
-from ablatio.model.build import PartChoice
+from ablatio.model.builder import PartChoice
 from ablatio.model.parameter_roles import groups_by_role, named_generator, named_seed
 from ablatio.registry import kinds
 from ablatio.storage.checkpoints import Checkpoints

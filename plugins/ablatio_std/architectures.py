@@ -1,7 +1,7 @@
 """Architectures: the stacks of a model and the tokens that each token attends to."""
 
 from ablatio import architectures
-from ablatio.model.build import ModelBuilder
+from ablatio.model.builder import ModelBuilder
 from ablatio.model.language_model import Encoder, EncoderDecoder, LanguageModel
 
 

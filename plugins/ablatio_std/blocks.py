@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from ablatio import blocks, rule
-from ablatio.model.build import LayerParts
+from ablatio.model.builder import LayerParts
 from ablatio.model.context import Context
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from ablatio.config.compose import compose_run
 from ablatio.config.inherit import folder_tokenizer
 from ablatio.config.kind_lists import shaping
-from ablatio.model.build import ModelBuilder
+from ablatio.model.builder import ModelBuilder
 
 PARTS = ["size=tiny", "tokenizer=bytes", "norm=layernorm", "init=mup", "objective=multi_token", "attention.qk_norm=dyt"]
 

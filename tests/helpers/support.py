@@ -5,7 +5,7 @@ from typing import Any
 from torch import nn
 
 from ablatio.config.kind_lists import shaping
-from ablatio.model.build import ModelBuilder
+from ablatio.model.builder import ModelBuilder
 from ablatio.registry.registry import REGISTRIES
 
 SIZES = {

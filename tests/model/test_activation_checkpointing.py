@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ablatio.config.kind_lists import shaping
 from ablatio.model.activation_checkpointing import Recomputed
-from ablatio.model.build import PartChoice, build_model
+from ablatio.model.build import build_model
+from ablatio.model.builder import PartChoice
 from ablatio.model.context import Record
 from ablatio.model.cost.memory import memory_of
 from ablatio.model.language_model import LanguageModel, loss_of

@@ -9,7 +9,8 @@ import torch
 from helpers.support import model_config
 from torch import Tensor, nn
 
-from ablatio.model.build import ModelBuilder, build_model
+from ablatio.model.build import build_model
+from ablatio.model.builder import ModelBuilder
 from ablatio.model.kv_cache import KVCache
 from ablatio.registry.registry import REGISTRIES, ContractError, Registry
 

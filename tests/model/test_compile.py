@@ -5,7 +5,8 @@ import torch
 from helpers.support import model_config
 
 from ablatio.config.compose import compose_run
-from ablatio.model.build import PartChoice, build_model
+from ablatio.model.build import build_model
+from ablatio.model.builder import PartChoice
 from ablatio.model.example import Example
 from ablatio.registry.kinds import objectives
 from ablatio.storage.paths import shipped

@@ -3,7 +3,7 @@
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ablatio.model.build import matched_width
+from ablatio.model.dims import matched_width
 
 
 def plain(d, f, bias):

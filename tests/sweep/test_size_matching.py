@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ablatio.errors import ConfigError
-from ablatio.model.build import ModelBuilder
+from ablatio.model.builder import ModelBuilder
 from ablatio.report.terminal.plan_table import duration, estimate_arms
 from ablatio.sweep.plan import plan_sweep
 from ablatio.sweep.size_matching import CLOSE, nearest

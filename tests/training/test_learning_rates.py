@@ -6,7 +6,8 @@ import pytest
 from helpers.runs import TINY, ablatio, cut_and_resumed, metrics
 
 from ablatio.config.compose import compose_run
-from ablatio.model.build import PartChoice, build_model
+from ablatio.model.build import build_model
+from ablatio.model.builder import PartChoice
 from ablatio.model.parameter_roles import apply_rates, describe, groups_by_role
 from ablatio.registry.kinds import optimizers
 from ablatio.registry.registry import REGISTRIES

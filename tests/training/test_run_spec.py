@@ -9,7 +9,7 @@ from rich.console import Console
 
 from ablatio.config.compose import compose_run
 from ablatio.errors import EnvironmentFault
-from ablatio.model.build import ModelBuilder
+from ablatio.model.builder import ModelBuilder
 from ablatio.model.cost import flops, parameters
 from ablatio.model.meta_copy import meta_copy
 from ablatio.model.task import Task

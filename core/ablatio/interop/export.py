@@ -13,7 +13,7 @@ from ablatio.data.types import Tokenizer
 from ablatio.errors import UserError
 from ablatio.interop.families import FAMILIES, family_of, incompatibilities
 from ablatio.interop.families.base import Family
-from ablatio.model.build import ORIGIN
+from ablatio.model.builder import ORIGIN
 from ablatio.model.language_model import LanguageModel
 from ablatio.registry.kinds import architectures
 from ablatio.storage.atomic_write import write_pieces, write_text

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+Side = Literal["encoder", "decoder"]
+
 
 @dataclass(frozen=True, slots=True)
 class ModelDims:

@@ -1,6 +1,7 @@
 """Training examples made by objectives, and the layout of source and target in one row for a decoder-only model."""
 
 from dataclasses import dataclass, fields, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -93,3 +94,16 @@ def positions_in_documents(segments: Tensor) -> Tensor:
     starts[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
     counted = index - torch.where(starts, index, 0).cummax(dim=1).values
     return torch.zeros_like(counted).scatter(1, order, counted)
+
+
+class Loss(NamedTuple):
+    """Loss of one batch.
+
+    total     sum of the weighted losses of the targets, in nats, plus the layers' auxiliary losses
+    weight    sum of the target weights; total / weight is the mean loss
+    measures  numbers for the log
+    """
+
+    total: Tensor
+    weight: Tensor
+    measures: dict[str, Tensor]

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -10,29 +10,17 @@ from torch import Tensor, nn
 from ablatio.errors import UserError
 from ablatio.model.context import EncoderOutput, MaskKind, Record
 from ablatio.model.cross_entropy import Tie, linear_cross_entropy, scored_rows, token_scores
-from ablatio.model.example import Example, joined
+from ablatio.model.dims import Side
+from ablatio.model.example import Example, Loss, joined
 from ablatio.model.kv_cache import KVCache
 from ablatio.model.matmul_backend import few_rows
-from ablatio.model.stack import Side, Stack
+from ablatio.model.stack import Stack
 
 if TYPE_CHECKING:
-    from ablatio.model.build import ModelBuilder
+    from ablatio.model.builder import ModelBuilder
 
 
 MIN_TOTAL_WEIGHT = 1e-6  # lower bound on the total target weight: avoids 0/0 for a batch without scored targets
-
-
-class Loss(NamedTuple):
-    """Loss of one batch.
-
-    total     sum of the weighted losses of the targets, in nats, plus the layers' auxiliary losses
-    weight    sum of the target weights; total / weight is the mean loss
-    measures  numbers for the log
-    """
-
-    total: Tensor
-    weight: Tensor
-    measures: dict[str, Tensor]
 
 
 class LanguageModel(nn.Module):

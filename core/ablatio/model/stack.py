@@ -1,7 +1,7 @@
 """Stack of blocks on an embedding: tokens to hidden states; parameters have LLaMA's names."""
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -9,12 +9,11 @@ from torch import Tensor, nn
 from ablatio.errors import UserError
 from ablatio.model.context import Context, EncoderOutput, MaskKind, Record, make_context
 from ablatio.model.cross_entropy import Tie, compute_dtype
+from ablatio.model.dims import Side
 from ablatio.model.kv_cache import KVCache, RecordingCache, VirtualTokensCache
 
 if TYPE_CHECKING:
-    from ablatio.model.build import ModelBuilder
-
-Side = Literal["encoder", "decoder"]
+    from ablatio.model.builder import ModelBuilder
 
 
 def run_in_order(layers: Sequence[nn.Module], x: Tensor, ctx: Context) -> Tensor:

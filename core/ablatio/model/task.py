@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ablatio.data.types import Tokenizer
 from ablatio.model.cost.flops import Work
-from ablatio.model.language_model import LanguageModel, Loss
+from ablatio.model.example import Loss
+from ablatio.model.language_model import LanguageModel
 from ablatio.model.optimizer_step import OptimizerStep
 from ablatio.registry.kinds import Batches
 

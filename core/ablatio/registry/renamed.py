@@ -40,7 +40,7 @@ MODULES: Mapping[str, str] = {
     "registry.kinds.model", "kinds.sweeps": "registry.kinds.sweep", "kinds.training": "registry.kinds.training",
     "kinds.tuning": "registry.kinds.tuning", "knobs": "registry.knobs", "launching": "sweep.launcher_choice",
     "manifest": "storage.manifest", "model.adapters": "model.peft.adapters", "model.answers": "model.rl.answers",
-    "model.assembly": "model.build", "model.attend": "model.attention.kernels", "model.blocked":
+    "model.assembly": "model.builder", "model.attend": "model.attention.kernels", "model.blocked":
     "model.attention.blocked", "model.branches": "model.decoding.shared_prefix", "model.cache": "model.kv_cache",
     "model.count": "model.cost.parameters", "model.estimates": "model.rl.kl", "model.few_rows":
     "model.matmul_backend", "model.logps": "model.rl.token_logprobs", "model.loss": "model.cross_entropy",

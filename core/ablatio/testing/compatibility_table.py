@@ -13,7 +13,8 @@ import torch
 from ablatio.config import kind_lists
 from ablatio.config import schema as run_config
 from ablatio.errors import Problem
-from ablatio.model.build import PartChoice, build_model
+from ablatio.model.build import build_model
+from ablatio.model.builder import PartChoice
 from ablatio.model.language_model import loss_of
 from ablatio.model.optimizer_step import OptimizerStep, Rewind, SkipStep
 from ablatio.model.parameter_roles import groups_by_role, named_generator

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ablatio.data.order import RowPlan
 from ablatio.data.types import Document
 from ablatio.errors import UserError
-from ablatio.model.build import ModelBuilder
+from ablatio.model.builder import ModelBuilder
 from ablatio.model.context import Context, make_context
 from ablatio.model.language_model import LanguageModel
 from ablatio.model.parameter_roles import ParameterGroup

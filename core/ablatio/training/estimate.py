@@ -13,7 +13,8 @@ from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from ablatio.errors import EnvironmentFault
-from ablatio.model.build import PartChoice, build_model
+from ablatio.model.build import build_model
+from ablatio.model.builder import PartChoice
 from ablatio.model.cost.memory import WIDTH
 from ablatio.model.parameter_roles import groups_by_role, named_generator
 from ablatio.registry import kinds

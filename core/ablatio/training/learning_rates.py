@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from ablatio.model.build import PartChoice
+from ablatio.model.builder import PartChoice
 from ablatio.model.language_model import LanguageModel
 from ablatio.model.parameter_roles import ROLES, ParameterInfo, Rate, describe
 from ablatio.registry import kinds

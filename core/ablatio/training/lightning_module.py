@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ablatio.errors import Diverged, UserError
-from ablatio.model.build import PartChoice
+from ablatio.model.builder import PartChoice
 from ablatio.model.language_model import LanguageModel
 from ablatio.model.optimizer_step import OptimizerStep, SkipStep
 from ablatio.model.parameter_roles import Rate, apply_rates, groups_by_role, named_generator, named_seed

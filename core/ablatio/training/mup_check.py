@@ -14,7 +14,7 @@ from ablatio.config import schema as run_config
 from ablatio.data.batches import TrainBatches
 from ablatio.data.order import RowPlan, WindowOrder
 from ablatio.errors import ConfigError, Diverged, UserError
-from ablatio.model.build import ModelBuilder, PartChoice
+from ablatio.model.builder import ModelBuilder, PartChoice
 from ablatio.model.cost.parameters import row_length
 from ablatio.model.example import Example
 from ablatio.model.language_model import LanguageModel

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Sampler
 from ablatio.data.order import RowPlan
 from ablatio.data.types import Tokenizer
 from ablatio.errors import UserError
-from ablatio.model.build import PartChoice
+from ablatio.model.builder import PartChoice
 from ablatio.model.cost.parameters import row_length
 from ablatio.model.language_model import LanguageModel
 from ablatio.model.peft.apply import AppliedPeft, tune

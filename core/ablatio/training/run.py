@@ -12,7 +12,7 @@ import lightning.pytorch as pl
 from rich.console import Console
 
 from ablatio.errors import AblatioError, EnvironmentFault
-from ablatio.model.build import PartChoice
+from ablatio.model.builder import PartChoice
 from ablatio.storage.checkpoints import Checkpoints, write_json
 from ablatio.training import provenance
 from ablatio.training.estimate import check_memory

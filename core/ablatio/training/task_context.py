@@ -12,7 +12,7 @@ from ablatio.data.chat import Template, with_special_tokens
 from ablatio.data.corpus import Corpus, prepare, train_or_load_tokenizer
 from ablatio.data.order import RowPlan
 from ablatio.data.types import Source, Tokenizer
-from ablatio.model.build import PartChoice
+from ablatio.model.builder import PartChoice
 from ablatio.model.cost.parameters import row_length
 from ablatio.model.rl.answers import Answer
 from ablatio.registry import kinds

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from ablatio import Fraction, Positive, objectives, rule
 from ablatio.model.cross_entropy import linear_divergence
-from ablatio.model.example import Example
-from ablatio.model.language_model import LanguageModel, Loss
+from ablatio.model.example import Example, Loss
+from ablatio.model.language_model import LanguageModel
 from ablatio_std.objectives.autoregressive import NextToken
 
 

@@ -12,7 +12,8 @@ from ablatio import OptionOf, Positive, alignments, rule, sources
 from ablatio.errors import UserError
 from ablatio.model.cost.flops import Work
 from ablatio.model.decoding.rollout import Rollout
-from ablatio.model.language_model import LanguageModel, Loss
+from ablatio.model.example import Loss
+from ablatio.model.language_model import LanguageModel
 from ablatio.model.optimizer_step import OptimizerStep, SkipStep
 from ablatio.model.parameter_roles import named_generator
 from ablatio.model.rl.answers import Answer, one_by_one, token_rewards

@@ -14,7 +14,8 @@ from torch import Tensor
 from ablatio import rule
 from ablatio.data.cache_store import get_or_build, key_of
 from ablatio.model.cost.flops import Work
-from ablatio.model.language_model import LanguageModel, Loss
+from ablatio.model.example import Loss
+from ablatio.model.language_model import LanguageModel
 from ablatio.model.task import Task
 from ablatio.registry import kinds
 from ablatio.registry.kinds import tasks

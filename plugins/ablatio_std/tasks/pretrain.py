@@ -9,8 +9,8 @@ from torch import Tensor
 from ablatio.data.batches import TrainBatches, ValidationBatches
 from ablatio.data.order import DocumentOrder, WindowOrder
 from ablatio.errors import UserError
-from ablatio.model.example import Example
-from ablatio.model.language_model import LanguageModel, Loss, loss_of
+from ablatio.model.example import Example, Loss
+from ablatio.model.language_model import LanguageModel, loss_of
 from ablatio.model.task import Task
 from ablatio.registry import kinds
 from ablatio.registry.kinds import tasks

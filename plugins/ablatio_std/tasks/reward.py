@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ablatio import NonNegative, rule
-from ablatio.model.language_model import LanguageModel, Loss
+from ablatio.model.example import Loss
+from ablatio.model.language_model import LanguageModel
 from ablatio.model.parameter_roles import named_generator
 from ablatio.model.task import Task
 from ablatio.registry.kinds import tasks

@@ -16,8 +16,8 @@ from ablatio.data.order import WindowOrder
 from ablatio.data.packing import ExampleOrder, PackedRows, first_fit
 from ablatio.errors import UserError
 from ablatio.model.decoding.generate import Sampling, generate
-from ablatio.model.example import Example
-from ablatio.model.language_model import LanguageModel, Loss
+from ablatio.model.example import Example, Loss
+from ablatio.model.language_model import LanguageModel
 from ablatio.model.parameter_roles import named_generator
 from ablatio.model.task import Task
 from ablatio.registry import kinds

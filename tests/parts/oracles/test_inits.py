@@ -8,7 +8,8 @@ from helpers.support import model_config
 from transformers import T5Config, T5ForConditionalGeneration
 
 from ablatio.config.schema import effective
-from ablatio.model.build import ModelBuilder, build_model
+from ablatio.model.build import build_model
+from ablatio.model.builder import ModelBuilder
 from ablatio.model.parameter_roles import apply_rates, describe, groups_by_role, named_generator
 from ablatio.registry.kinds import inits, optimizers
 from ablatio.registry.registry import ContractError

@@ -14,7 +14,7 @@ from ablatio.interop.families.weights import (
     to_native_weights,
     to_own_weights,
 )
-from ablatio.model.build import ModelBuilder
+from ablatio.model.builder import ModelBuilder
 from ablatio.model.parameter_roles import SIBLING
 from ablatio.registry.registry import REGISTRIES
 

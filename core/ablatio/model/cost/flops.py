@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ablatio.model.build import ModelBuilder
+from ablatio.model.builder import ModelBuilder
 from ablatio.model.context import Record
 from ablatio.model.cost.parameters import Hidden, example_of, measure, meta_model, shape_of
 from ablatio.model.language_model import LanguageModel

@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
 from ablatio.errors import UserError
-from ablatio.model.build import ModelBuilder, PartChoice
+from ablatio.model.builder import ModelBuilder, PartChoice
 from ablatio.model.context import Record
 from ablatio.model.cost.parameters import example_of
 from ablatio.model.kv_cache import KVCache

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ablatio.model.build import ModelBuilder, PartChoice
+from ablatio.model.builder import ModelBuilder, PartChoice
 from ablatio.model.context import Record
 from ablatio.model.example import Example
 from ablatio.model.language_model import LanguageModel
@@ -75,7 +75,8 @@ def parameters(config: Mapping[str, Any], vocab_size: int) -> int:
 def meta_model(config: Mapping[str, Any], vocab_size: int) -> LanguageModel:
     """Build the config's model on the meta device, without activation checkpointing: shapes without values."""
     with torch.device("meta"):
-        return ModelBuilder(json.loads(shape_of(config)), vocab_size).model()
+        model: LanguageModel = ModelBuilder(json.loads(shape_of(config)), vocab_size).model()
+    return model
 
 
 def row_length(config: Mapping[str, Any]) -> int:

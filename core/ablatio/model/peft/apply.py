@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ablatio.model.build import PartChoice
+from ablatio.model.builder import PartChoice
 from ablatio.model.language_model import LanguageModel
 from ablatio.model.parameter_roles import Rate
 from ablatio.registry import kinds

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from ablatio.model.context import Context
-    from ablatio.model.language_model import LanguageModel
     from ablatio.model.parameter_roles import ParameterInfo
 
 
@@ -158,7 +157,7 @@ class Block(Protocol):
 
 
 class Architecture(Protocol):
-    """Builds the LanguageModel from a `builder` (ablatio.model.build.ModelBuilder).
+    """Builds the LanguageModel from a `builder` (ablatio.model.builder.ModelBuilder).
 
     Facts:
     mask       which tokens each token attends to: causal | prefix | full | encoder_decoder
@@ -285,7 +284,7 @@ blocks: Registry[nn.Module] = Registry(
     usual="sequential",
 )
 
-architectures: Registry[LanguageModel] = Registry(
+architectures: Registry[nn.Module] = Registry(
     "architecture",
     "Which stacks the model has and which tokens each token attends to.",
     wiring=("builder",),

@@ -9,11 +9,10 @@ from ablatio.registry.registry import Registry
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from ablatio.data.types import Tokenizer
-    from ablatio.model.example import Example
-    from ablatio.model.language_model import LanguageModel, Loss
+    from ablatio.model.example import Example, Loss
     from ablatio.model.optimizer_step import OptimizerStep
 
 
@@ -64,7 +63,7 @@ class Checkpointing(Protocol):
                   (ablatio.model.activation_checkpointing)
     """
 
-    def apply(self, model: LanguageModel) -> None: ...
+    def apply(self, model: nn.Module) -> None: ...
 
 
 class Schedule(Protocol):

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ablatio.model.build import ModelBuilder
+from ablatio.model.builder import ModelBuilder
 from ablatio.model.language_model import LanguageModel
 from ablatio.registry.registry import PartSpec
 from ablatio.testing import checks, sample_parts, tiny_models

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ablatio.model.build import Sublayer, n_norms
+from ablatio.model.builder import Sublayer, n_norms
 from ablatio.registry.registry import PartSpec
 from ablatio.testing import checks, sample_parts
 

@@ -27,8 +27,7 @@ from ablatio import (
 from ablatio.data.batches import TrainBatches, ValidationBatches
 from ablatio.data.order import WindowOrder
 from ablatio.model.attention.kernels import merge_heads, split_heads
-from ablatio.model.example import Example
-from ablatio.model.language_model import Loss
+from ablatio.model.example import Example, Loss
 from ablatio.model.task import Task
 from ablatio.registry.kinds import tasks
 

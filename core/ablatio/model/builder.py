@@ -1,0 +1,343 @@
+"""Builder of models: each part gets the wiring that it asks for, and its own seed."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import nn
+
+from ablatio.errors import UserError
+from ablatio.model.attached import PLACES, chosen_at, put_on
+from ablatio.model.dims import ModelDims, Side, matched_width
+from ablatio.model.parameter_roles import describe, named_generator, named_seed, seeded
+from ablatio.registry import kinds
+from ablatio.registry.registry import Place, Registry
+
+T = TypeVar("T")
+ORIGIN = ("start", "path")  # settings of the model's origin, which do not affect its structure
+Sublayer = Literal["attention", "cross", "mlp", "both"]
+
+
+@dataclass(frozen=True, slots=True)
+class PartChoice:
+    """A chosen part: the option's name and the values of its knobs."""
+
+    name: str
+    knobs: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, node: Mapping[str, Any]) -> "PartChoice":
+        """Read a choice from a section {name, knobs ...} of a config."""
+        return cls(node["name"], {k: v for k, v in node.items() if k != "name"})
+
+
+@dataclass(frozen=True, slots=True)
+class LayerParts:
+    """Constructors of a block's parts; a block must call them in the order in which it applies the parts.
+
+    layer, n_layers   number of the layer in its stack, from 0, and number of layers
+    norms, placement  take the sublayer that they are for: attention | cross | mlp | both
+    cross             cross-attention to the encoder's states, in a decoder that has an encoder; else None
+    """
+
+    layer: int
+    n_layers: int
+    attention: Callable[[], nn.Module]
+    cross: Callable[[], nn.Module] | None
+    mlp: Callable[[], nn.Module]
+    norms: Callable[[Sublayer], nn.Module]
+    placement: Callable[[Sublayer], Any]
+
+
+class ModelBuilder:
+    """Builds a model from a resolved config: a part per kind, the sizes, and the seed of the initial weights.
+
+    vocab_size is the number of the tokenizer's ids. In the embedding they are followed by the ids that the objective
+    adds (sentinels, masks), then by unused rows up to `model.vocab_size`.
+    """
+
+    def __init__(self, config: Mapping[str, Any], vocab_size: int, eos: int = 0, seed: int = 0) -> None:
+        self.config, self.eos, self.seed = config, eos, seed
+        objective = objective_of(config, vocab_size, eos)
+        ids, self.ahead = vocab_size + int(getattr(objective, "extra_tokens", 0)), int(getattr(objective, "ahead", 1))
+        sizes = {k: v for k, v in config["model"].items() if k not in ORIGIN}
+        self.dims = ModelDims(**{**sizes, "vocab_size": rows_for(ids, sizes.get("vocab_size"))})
+        self.gated = bool(self._facts(kinds.activations)["gated"])
+        self.d_ff = self.dims.inner_width
+        if self.gated and config.get("match") == "params":
+            self.d_ff = matched_width(self.dims.d_model, self.dims.inner_width, self.dims.bias)
+        init = self.choice("init")
+        self.init = kinds.inits.build(init.name, init.knobs)
+        self.stacks: tuple[str, ...] = tuple(self._facts(kinds.architectures)["stacks"])
+
+    def choice(self, kind: str) -> PartChoice:
+        """Return the part that the config chooses for a kind."""
+        return PartChoice.of(self.config[kind])
+
+    def _facts(self, registry: Registry[Any]) -> Mapping[str, Any]:
+        return registry[self.choice(registry.kind).name].facts
+
+    def model(self) -> Any:
+        """Build and initialize the model; the weights of a part depend only on its name and the seed."""
+        choice = self.choice("architecture")
+        with seeded(self.seed):  # restores the global generator, so that dropout does not depend on the model's size
+            model = kinds.architectures.build(choice.name, choice.knobs, builder=self)
+        initialize(model, self.init, self.seed)
+        if self.config.get("checkpointing"):
+            again = self.choice("checkpointing")
+            kinds.checkpointings.build(again.name, again.knobs).apply(model)
+        return model
+
+    def depth(self, side: Side) -> int:
+        """Return the number of layers of a stack; an encoder with a decoder may have its own number."""
+        two = len(self.stacks) == 2
+        return self.dims.encoder_layers or self.dims.n_layers if side == "encoder" and two else self.dims.n_layers
+
+    def root(self, side: Side) -> str:
+        """Return the attribute path of a stack in the model."""
+        return "encoder" if side == "encoder" and len(self.stacks) == 2 else "model"
+
+    @property
+    def shared_prefix(self) -> bool:
+        """True if a cached prefix plus its continuation gives the output of one full pass, in training too."""
+        attention = self._facts(kinds.attentions)
+        attached = [r for place in PLACES for r in chosen_at(place, self.config)]
+        parts: list[Registry[Any]] = [kinds.mlps, kinds.placements, *attached]
+        whole = (self._facts(registry).get("batch_dependent", False) for registry in parts)
+        return bool(attention["caches"] and attention["takes_segments"]) and not any(whole)
+
+    @property
+    def logit_scale(self) -> float:
+        """Factor on the hidden states before the head: the config's, else the init's, else 1."""
+        given, asked = self.dims.logit_scale, getattr(self.init, "logit_scale", None)
+        return given if given is not None else float(asked(self.dims.d_model)) if asked else 1.0
+
+    @property
+    def attention_scale(self) -> float:
+        """Factor on q k^T: the config's, else the init's, else d_head^-1/2."""
+        given, asked, width = (
+            self.dims.attention_scale,
+            getattr(self.init, "attention_scale", None),
+            self.dims.head_width,
+        )
+        return given if given is not None else float(asked(width)) if asked else width**-0.5
+
+    def norm(self, path: str, width: int | None = None) -> nn.Module:
+        """Build a norm of this width (default d_model) for the place `path`."""
+        return self._make(kinds.norms, path, d_model=width or self.dims.d_model)
+
+    def norms(self, path: str, around: Sublayer, layer: int) -> nn.Module:
+        """Build the norms of one sublayer, as many as the placement uses: one module, or a list."""
+        count = n_norms(self._facts(kinds.placements), around, layer)
+        if count == 1:
+            return self.norm(path)
+        return nn.ModuleList([self.norm(f"{path}.{i}") for i in range(count)])
+
+    def final_norm(self, side: Side) -> nn.Module | None:
+        """Build the norm after the last layer of a stack, or None."""
+        return self._wanted_norm(f"{self.root(side)}.norm", self.dims.final_norm, "final_norm")
+
+    def embedding_norm(self, side: Side) -> nn.Module | None:
+        """Build the norm after the embedding of a stack, or None."""
+        return self._wanted_norm(f"{self.root(side)}.embed_norm", self.dims.embedding_norm, "embedding_norm")
+
+    def _wanted_norm(self, path: str, wanted: bool | None, fact: str) -> nn.Module | None:
+        """The norm at `path` if the config wants one, or, where the config leaves it open, the placement does."""
+        return self.norm(path) if (self._facts(kinds.placements)[fact] if wanted is None else wanted) else None
+
+    def placement(self, layer: int | None, side: Side = "decoder", sublayer: int = 0, around: Sublayer = "both") -> Any:
+        """Build the placement of one sublayer; layer None: the one that opens and closes the residual stream."""
+        return self._make(
+            kinds.placements,
+            f"{self.root(side)}.placement.{layer}.{sublayer}",
+            d_model=self.dims.d_model,
+            n_layers=self.depth(side),
+            layer=layer,
+            sublayer=sublayer,
+            around=around,
+            side=side,
+            encoder_layers=self.depth("encoder") if "encoder" in self.stacks else 0,
+            decoder_layers=self.depth("decoder") if "decoder" in self.stacks else 0,
+        )
+
+    def position(self, causal: bool, side: Side = "decoder") -> Any:
+        """Build the position encoding of a stack; causal: its queries see earlier keys only."""
+        d = self.dims
+        return self._make(
+            kinds.positions,
+            f"{self.root(side)}.position",
+            d_model=d.d_model,
+            d_head=d.head_width,
+            n_heads=d.n_heads,
+            n_layers=self.depth(side),
+            max_len=d.max_len,
+            causal=causal,
+        )
+
+    def attention(self, layer: int, path: str, side: Side = "decoder") -> nn.Module:
+        """Build the attention of one layer."""
+        d = self.dims
+        made = self._make(
+            kinds.attentions,
+            path,
+            d_model=d.d_model,
+            d_head=d.head_width,
+            n_heads=d.n_heads,
+            n_layers=self.depth(side),
+            max_len=d.max_len,
+            bias=d.bias,
+            dropout=d.dropout,
+            layer=layer,
+            scale=self.attention_scale,
+            inner_norm=self._inner_norm(path, "attention"),
+            head_norm=lambda name, place, width: self.head_norm(name, f"{path}.{place}", width),
+        )
+        return self.attach("sublayer", made, path, side, layer, "cross" if path.endswith("cross_attn") else "attention")
+
+    def mlp(self, layer: int, path: str, side: Side = "decoder") -> nn.Module:
+        """Build the MLP of one layer, with its activation."""
+        d = self.dims
+        activation = self._make(kinds.activations, f"{path}.activation", d_ff=self.d_ff)
+        made = self._make(
+            kinds.mlps,
+            path,
+            d_model=d.d_model,
+            d_ff=self.d_ff,
+            activation=activation,
+            gated=self.gated,
+            bias=d.bias,
+            dropout=d.dropout,
+            layer=layer,
+            n_layers=self.depth(side),
+            inner_norm=self._inner_norm(path, "mlp"),
+        )
+        return self.attach("sublayer", made, path, side, layer, "mlp")
+
+    def _inner_norm(self, path: str, sublayer: Sublayer) -> Callable[[int], nn.Module] | None:
+        """Constructor of the norm before a sublayer's last projection, or None if the placement has none there."""
+        if sublayer not in self._facts(kinds.placements)["inner_norm"]:
+            return None
+        return lambda width: self.norm(f"{path}.inner_norm", width)
+
+    def head_norm(self, name: str, path: str, width: int) -> nn.Module:
+        """The norm of queries, keys or values that an attention names: any option of the kind, with its defaults."""
+        own = getattr(kinds.norms.target(name), "for_heads", None)
+        with seeded(named_seed(self.seed, path)):
+            try:
+                made: nn.Module = own(width) if own else kinds.norms.build(name, d_model=width)
+            except UserError as error:
+                what = f"norm={name} cannot stand at {path}, which is {width} wide: {str(error).splitlines()[0]}"
+                raise UserError(f"{what}\n    try: attention.qk_norm=none attention.v_norm=none") from None
+        return made
+
+    def layers(self, side: Side = "decoder") -> list[nn.Module]:
+        """Build the layers of a stack, in order; some may share their weights."""
+        found = [self.block(i, side) for i in range(self.depth(side))]
+        count = min(self.dims.distinct_layers or len(found), len(found))
+        owners = dict[int, nn.Module]()
+        for i, layer in enumerate(found):
+            number = i % count if self.dims.sharing == "cycle" else i * count // len(found)
+            share_weights(owners.setdefault(number, layer), layer)
+        return found
+
+    def siblings(self, side: Side = "decoder") -> list[nn.Module]:
+        """Build siblings of a decoder's last layer: one per token that the objective predicts beyond the next one."""
+        count, last = self.ahead - 1 if side == "decoder" else 0, self.depth(side) - 1
+        return [self.block(last, side, f"{self.root(side)}.further.{i}") for i in range(count)]
+
+    def block(self, layer: int, side: Side = "decoder", path: str = "") -> nn.Module:
+        """Build one layer; path: its place in the model, by default the layer's own."""
+        path = path or f"{self.root(side)}.layers.{layer}"
+        # LLaMA's names for the first two norms of a layer; placements with more norms get numbers.
+        names = iter(("input_layernorm", "post_attention_layernorm", *(f"norm_{i}" for i in range(2, 16))))
+        sublayers = iter(range(16))
+        crossed = side == "decoder" and "encoder" in self.stacks
+        parts = LayerParts(
+            layer=layer,
+            n_layers=self.depth(side),
+            attention=lambda: self.attention(layer, f"{path}.self_attn", side),
+            cross=(lambda: self.attention(layer, f"{path}.cross_attn", side)) if crossed else None,
+            mlp=lambda: self.mlp(layer, f"{path}.mlp", side),
+            norms=lambda around: self.norms(f"{path}.{next(names)}", around, layer),
+            placement=lambda around: self.placement(layer, side, next(sublayers), around),
+        )
+        return self.attach("layer", self._make(kinds.blocks, path, parts=parts), path, side, layer)
+
+    def attach(
+        self,
+        place: Place,
+        module: nn.Module,
+        path: str,
+        side: Side,
+        layer: int | None = None,
+        sublayer: Sublayer | Literal[""] = "",
+    ) -> nn.Module:
+        """The module at `path` with the parts on it whose kinds attach there (`Registry.attaches`)."""
+        where = {"layer": layer, "sublayer": sublayer, "side": side}
+        sizes = {"d_model": self.dims.d_model, "n_layers": self.depth(side), "max_len": self.dims.max_len}
+        for registry in chosen_at(place, self.config):
+            put_on(module, registry.kind, self._make(registry, f"{path}.{registry.kind}", **where, **sizes))
+        return module
+
+    def _make(self, registry: Registry[T], path: str, **wiring: Any) -> T:
+        """Build the chosen part of a kind, seeded by its place in the model."""
+        choice = self.choice(registry.kind)
+        with seeded(named_seed(self.seed, path)):
+            return registry.build(choice.name, choice.knobs, **wiring)
+
+
+def share_weights(first: nn.Module, other: nn.Module) -> None:
+    """Make two modules share their parameters and buffers, also after either is moved or loaded.
+
+    Plain attributes, such as a layer's number in the cache or its own mask, are not shared. Raises UserError if the
+    modules differ in structure.
+    """
+    pairs = list(zip(first.named_modules(), other.named_modules(), strict=False))
+    shapes = [{n: t.shape for n, t in module.state_dict().items()} for module in (first, other)]
+    if shapes[0] != shapes[1]:
+        raise UserError(
+            "layers that share weights must have the same parts, but the parts of these layers differ\n"
+            "    try: model.distinct_layers=null"
+        )
+    for (_, one), (_, two) in pairs:  # share the dicts, as moving or loading a module replaces the tensors in them
+        two._parameters, two._buffers = one._parameters, one._buffers
+
+
+def n_norms(facts: Mapping[str, Any], around: Sublayer, layer: int) -> int:
+    """Return the number of norms that a placement with these facts uses around a sublayer of this layer."""
+    first = facts["first_norms"]
+    count: int | list[int] = facts["n_norms"] if layer or first is None else first
+    return count if isinstance(count, int) else count[around == "mlp"]
+
+
+def rows_for(ids: int, wanted: int | None) -> int:
+    """Return the number of embedding rows: `wanted`, or one per id if that is None. UserError if too few."""
+    if wanted is not None and wanted < ids:
+        raise UserError(f"model.vocab_size={wanted} is too small: there are {ids} ids\n    try: model.vocab_size={ids}")
+    return wanted or ids
+
+
+def objective_of(config: Mapping[str, Any], vocab_size: int, eos: int) -> kinds.Objective:
+    """Build the config's objective, which may add ids (sentinels, masks) and siblings of the last layer."""
+    choice, length = PartChoice.of(config["objective"]), int(config["model"]["max_len"])
+    return kinds.objectives.build(choice.name, choice.knobs, vocab_size=vocab_size, eos=eos, max_len=length)
+
+
+@torch.no_grad()
+def initialize(model: nn.Module, init: Any, seed: int) -> None:
+    """Initialize each matrix, embedding and head from a generator seeded by (seed, parameter name); biases to 0."""
+    for parameter, info in describe(model):
+        if parameter.is_meta:
+            continue
+        if info.role == "vector":
+            if info.name.endswith(".bias"):
+                parameter.zero_()
+            continue
+        # In place where possible: otherwise the largest matrix would exist twice for a moment.
+        plain = parameter.dtype == torch.float32 and parameter.is_contiguous() and parameter.is_cpu
+        weight = parameter.data if plain else torch.empty(parameter.shape, dtype=torch.float32)
+        init(weight, info, named_generator(seed, info.name))
+        weight.mul_(info.gain)
+        if not plain:
+            parameter.copy_(weight)
