@@ -131,7 +131,7 @@ def test_a_run_that_is_no_chat_is_refused_as_one(tmp_path: Path, text_file: Path
     given = [*TINY, f"source.path={text_file}", f"out={tmp_path}", "name=run", "template=chatml", "train.steps=2"]
     assert ablatio(["train", *given], tmp_path / "log").code == 0
     refused = ablatio(["generate", str(tmp_path / "run"), "Who?", "--chat"], tmp_path / "log")
-    assert refused.code == 2 and "it is no chat run" in refused.err
+    assert refused.code == 2 and "is not a chat run" in refused.err
 
 
 @pytest.mark.parametrize(
