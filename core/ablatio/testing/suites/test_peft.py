@@ -168,5 +168,5 @@ def test_groups_hold_what_trains(part: PartSpec) -> None:
 def test_targets_that_are_not_there(part: PartSpec) -> None:
     if part.knob("targets") is None:
         pytest.skip("it has no knob `targets`")
-    with pytest.raises(UserError, match=r"there are .*\n.*try: peft.targets="):
+    with pytest.raises(UserError, match=r"(there are|available layers:) .*\n.*try: peft.targets="):
         sample_parts.peft(part, {"targets": ("nowhere",)}).apply(tiny_models.model(part), 0)
