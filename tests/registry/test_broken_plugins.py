@@ -97,7 +97,7 @@ def test_check_names_the_failures_and_refuses(site, state):
 def test_check_of_what_is_not_there_lists_what_is(site, state):
     run = site.check("twin-on")
     assert run.returncode == 2 and "Traceback" not in run.stderr
-    assert "no installed distribution `twin-on` brings parts; did you mean twin-one or twin-two?" in run.stderr
+    assert "no installed distribution `twin-on` provides parts; did you mean twin-one or twin-two?" in run.stderr
     assert "with parts: ablatio, ablatio-broken, twin-one, twin-two" in run.stderr
 
 

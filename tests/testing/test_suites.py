@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from ablatio.testing import suites
+from ablatio import testing
 
-FILES = sorted(Path(suites.__file__).parent.glob("test_*.py"))
+FILES = sorted((Path(testing.__file__).parent / "suites").glob("test_*.py"))
 
 
 def functions(tree: ast.Module) -> list[ast.FunctionDef]:

@@ -1,4 +1,4 @@
-"""The one place in which the API touches how runs are composed, trained, restored and swept."""
+"""The only module through which the API composes, trains, restores and sweeps runs."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def composed(overrides: Sequence[str]) -> Composed:
-    """The checked config of one run; ConfigError with all problems at once."""
+    """Checked config of one run; raises ConfigError with all problems at once."""
     return compose_run(overrides)
 
 
@@ -29,7 +29,10 @@ def train_in(
     resume: bool = False,
     callbacks: "Sequence[Callback]" = (),
 ) -> dict[str, Any]:
-    """Train in `folder`, or go on with the run there, and return its summary.  public: what may be written down."""
+    """Train in `folder`, or continue the run there, and return its summary.
+
+    public: the config as it may be written to files
+    """
     from ablatio.training.run import train
     from ablatio.training.run_spec import RunSpec
 
@@ -43,7 +46,7 @@ def train_in(
 
 
 def check_callbacks(callbacks: "Sequence[Callback]") -> None:
-    """UserError for what is no callback, and for those that do what a run does by itself."""
+    """Raise UserError for objects that are not callbacks, and for callbacks whose work a run already does."""
     if not callbacks:
         return
     from lightning.pytorch import Callback
@@ -55,12 +58,12 @@ def check_callbacks(callbacks: "Sequence[Callback]") -> None:
         name = type(callback).__name__
         if isinstance(callback, type) or not isinstance(callback, Callback):
             got = f"the class {callback.__name__}" if isinstance(callback, type) else f"a {name}"
-            raise UserError(f"callbacks holds {got}; expected objects of lightning.pytorch.Callback\n"
+            raise UserError(f"callbacks contains {got}; expected objects of lightning.pytorch.Callback\n"
                             "    try: ablatio.train(callbacks=[MyCallback()])")  # fmt: skip
         for kind, why in own.items():
             if isinstance(callback, kind):
                 setting = why.partition(": ")
-                raise UserError(f"callbacks holds a {name}, and a run {setting[0]}\n    try: {setting[2]}")
+                raise UserError(f"callbacks contains a {name}, but a run {setting[0]}\n    try: {setting[2]}")
 
 
 def restored(folder: Path, step: int | None = None, *, scored: bool = False) -> "tuple[PreparedRun, int]":
@@ -71,14 +74,14 @@ def restored(folder: Path, step: int | None = None, *, scored: bool = False) -> 
 
 
 def needs_reference(config: Mapping[str, Any]) -> bool:
-    """True if scores compare the model with the one that it started as."""
+    """True if scores compare the model with its initial weights."""
     from ablatio.training.prepare import needs_start
 
     return needs_start(config)
 
 
 def built(config: Mapping[str, Any]) -> "nn.Module":
-    """The model of a config as `train` begins with it; no text is read for it."""
+    """The model of a config with its initial weights, as `train` starts with it; no text is read."""
     from ablatio.model.peft.apply import tune
     from ablatio.training.estimate import check_memory
     from ablatio.training.initial_weights import start_model
@@ -93,14 +96,14 @@ def built(config: Mapping[str, Any]) -> "nn.Module":
 
 
 def sweep(overrides: Sequence[str], *, quiet: bool) -> Path:
-    """Plan a study, run what is not done of it, and return its folder."""
+    """Plan a study, execute its unfinished runs, and return its folder."""
     from ablatio.api.multirun import multirun
 
     return multirun(overrides, quiet=quiet)
 
 
 def resume_sweep(folder: Path, overrides: Sequence[str], *, quiet: bool) -> Path:
-    """Go on with the study in `folder`."""
+    """Continue the study in `folder`."""
     from ablatio.api.multirun import resume
 
     return resume(folder, overrides, quiet=quiet)

@@ -1,4 +1,4 @@
-"""What a question to a run of a chat task becomes."""
+"""Conversion of a question to the messages and tokens of a chat run."""
 
 from pathlib import Path
 
@@ -8,18 +8,18 @@ from ablatio.errors import UserError
 
 
 def conversation(system: str, question: str) -> list[Message]:
-    """What a chat begins with."""
+    """Messages of a chat that starts with this question."""
     if not question.strip():
-        raise UserError('--chat answers a question, and none came\n    try: ablatio generate RUN "How many?" --chat')
+        raise UserError('--chat needs a question\n    try: ablatio generate RUN "How many?" --chat')
     return [*([Message("system", system)] if system else []), Message("user", question)]
 
 
 def with_template_tokens(tokenizer: Tokenizer, form: Template, run: Path) -> Tokenizer:
-    """The run's tokenizer; UserError when its model has never seen what the template writes."""
+    """The run's tokenizer; raises UserError if it lacks the special tokens of the template."""
     known = getattr(tokenizer, "specials", {})
     if missing := [sign for sign in form.signs if sign not in known]:
         raise UserError(
-            f"{run} was trained without {missing[0]}, which its template writes: it is no chat run\n"
+            f"{run} is not a chat run: it was trained without {missing[0]}, which its template uses\n"
             f"    try: ablatio generate {run} PROMPT, without --chat"
         )
     return tokenizer

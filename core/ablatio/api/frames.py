@@ -1,4 +1,4 @@
-"""Tables as pandas frames; pandas is needed for these alone."""
+"""Tables as pandas data frames; only these need pandas."""
 
 import importlib.util
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,10 @@ if TYPE_CHECKING:
 
 
 def frame(what: str, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> "DataFrame":
-    """One line a row; UserError with the command where pandas is missing.  what: the call that asked."""
+    """Data frame with one row per mapping; raises UserError if pandas is not installed.
+
+    what: the call, for the error
+    """
     try:
         installed = importlib.util.find_spec("pandas") is not None
     except ValueError:  # a module that stands in sys.modules as None

@@ -1,4 +1,4 @@
-"""What can be chosen, as a list of objects: `ablatio.list_parts`."""
+"""List of available parts: `ablatio.list_parts`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -52,7 +52,7 @@ def list_parts(kind: str | None = None) -> list[PartSummary]:
 
 
 def check_kind(kind: str | None) -> None:
-    """UserError where a kind came that there is not."""
+    """Raise UserError if there is no such kind."""
     discovery.load()
     known = [*REGISTRIES, *yaml_files.files()]
     if kind is not None and kind not in known:

@@ -16,7 +16,7 @@ def find_in(
     correction: "Correction" = "holm",
     interval: "Method" = "t",
 ) -> "Findings":
-    """What these folders say so far; several are one study.  UserError where they hold no runs."""
+    """Findings of these folders so far, as one study; raises UserError if they contain no runs."""
     from ablatio.report.analysis.findings import find
     from ablatio.report.read.table import read_table
 
@@ -24,7 +24,7 @@ def find_in(
 
 
 def write_report(findings: "Findings", folders: Sequence[Path], out: Path | None = None) -> Path:
-    """Write report.html, report.md, results.csv and costs.csv; the folder, by default FOLDER/report."""
+    """Write report.html, report.md, results.csv and costs.csv; returns their folder, by default FOLDER/report."""
     from ablatio.report.html.render import page_text
     from ablatio.report.markdown import markdown_text
     from ablatio.report.terminal import arm_table

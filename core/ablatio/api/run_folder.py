@@ -1,4 +1,4 @@
-"""A run folder as an object: what stands in it, and its model."""
+"""A run folder as an object: its files and its model."""
 
 import csv
 import json
@@ -64,20 +64,24 @@ class RunFolder:
 
     @cached_property
     def config(self) -> dict[str, Any]:
+        """The whole resolved config, as nested dicts."""
         from ablatio.training.run_folder import read_run
 
         return read_run(self.folder)
 
     @property
     def summary(self) -> dict[str, Any]:
+        """Results of the run; empty before its end."""
         return _object(self.folder / "summary.json")
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
+        """Provenance of the run: code, data, machine and versions."""
         return _object(self.folder / "manifest.json")
 
     @property
     def metrics(self) -> "DataFrame":
+        """Logged metrics as a pandas frame, one row per logged step."""
         from ablatio.training.metrics_csv import numbers
 
         path = self.folder / "metrics.csv"
@@ -91,17 +95,19 @@ class RunFolder:
 
     @property
     def step(self) -> int:
-        """The step of the checkpoint that `model` has its weights from."""
+        """Step of the checkpoint from which `model` is loaded."""
         if self._loaded is None and self._step is None:
             self._run()
         return int(self._step or 0)
 
     @property
     def model(self) -> "LanguageModel":
+        """The trained model, loaded on first use."""
         return self._run().model
 
     @property
     def tokenizer(self) -> "Tokenizer":
+        """The run's tokenizer."""
         return self._run().tokenizer
 
     def generate(
@@ -213,8 +219,11 @@ class RunFolder:
         return rows + refused
 
     def _run(self) -> "PreparedRun":
-        """The run that `model` belongs to.  One that can be scored costs more where a task compares with a reference,
-        and the model that it began with may be gone: such a task's run is loaded without."""
+        """The run that `model` belongs to.
+
+        If the task compares with a reference model, loading the run for scoring costs more, and the reference may no
+        longer exist: such a run is loaded without it.
+        """
         if self._loaded is None:
             self._scorable = not adapter.needs_reference(self.config)
             with computing():

@@ -1,4 +1,4 @@
-"""What a training may change of the process that it runs in, and how that is put back."""
+"""State of the process that training may change, and how it is restored."""
 
 import logging
 import os
@@ -14,7 +14,7 @@ _one_at_a_time = threading.RLock()
 
 @contextmanager
 def composing() -> Iterator[None]:
-    """Inside, configs are composed; a Hydra program that calls us finds Hydra's own state as it left it."""
+    """Context manager for composing configs: Hydra's global state of the caller is restored afterwards."""
     from hydra.core.global_hydra import GlobalHydra
 
     with _one_at_a_time:
@@ -27,11 +27,11 @@ def composing() -> Iterator[None]:
 
 @contextmanager
 def computing() -> Iterator[None]:
-    """Inside, models are trained, scored or sampled; afterwards the process is as it was.
+    """Context manager for training, scoring and sampling: the state of the process is restored afterwards.
 
-    Put back: the environment, torch's threads, its precision of float32 products and its random state, the filters of
-    warnings, and how much Lightning logs.  Signal handlers are the training loop's own business, which puts them back.
-    torch has one random state a process, so that two trainings in two threads take their turn.
+    Restored are the environment, torch's threads, its float32 matmul precision and its random state, the filters of
+    warnings, and Lightning's log level.  The training loop restores signal handlers itself.  torch has one random state
+    per process, so trainings in two threads run one after the other.
     """
     import torch
 
@@ -51,9 +51,9 @@ def computing() -> Iterator[None]:
 
 @contextmanager
 def executing() -> Iterator[None]:
-    """Inside, a study is executed; its runs are processes of their own, so that little changes here.
+    """Context manager for executing a study, whose runs are separate processes, so that little changes here.
 
-    torch is not imported for this: a process without it can be forked, and the runs start sooner.
+    torch is not imported: a process without it can be forked, and the runs start sooner.
     """
     environment = dict(os.environ)
     torch = sys.modules.get("torch")

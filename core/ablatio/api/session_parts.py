@@ -1,4 +1,4 @@
-"""A study refuses parts that only this session knows: its runs are executed in other processes."""
+"""Studies refuse parts that only this session knows, because their runs are executed in other processes."""
 
 from collections.abc import Iterator
 
@@ -8,7 +8,7 @@ from ablatio.sweep.plan import Plan
 
 
 def refuse_session_parts(plan: Plan) -> None:
-    """UserError when a run of the plan would need a part that no plugin brings."""
+    """Raise UserError if a run of the plan needs a part that no plugin provides."""
     known = session_parts()
     wanted = next((part for part in _named(plan) if part in known), None)
     if wanted is None:
@@ -16,13 +16,13 @@ def refuse_session_parts(plan: Plan) -> None:
     kind = wanted.partition("=")[0]
     raise UserError(
         f"{wanted} was defined in this session, and the runs of a study are executed in other processes, which do not "
-        f"know it; ablatio.train runs it here, and a plugin brings it everywhere\n"
+        f"know it; use ablatio.train in this session, or make it a plugin\n"
         f"    try: ablatio new-plugin my-{kind.replace('_', '-')}s"
     )
 
 
 def _named(plan: Plan) -> Iterator[str]:
-    """The parts that the plan's runs choose: `norm=rmsnorm`; a search has made no run yet, and its axes name them."""
+    """Parts that the plan's runs choose (`norm=rmsnorm`); of a search, which has no runs yet, those of its axes."""
     from ablatio.config.schema import chosen
 
     for axis in plan.study.axes:

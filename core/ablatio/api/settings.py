@@ -1,4 +1,4 @@
-"""What a call of the API is given, as the words of the command line."""
+"""Settings given to a call of the API, as command-line overrides."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from ablatio.errors import UserError
 def words_of(
     call: str, overrides: Sequence[str], name: str | None = None, out: "str | Path | None" = None
 ) -> list[str]:
-    """The overrides with `name=` and `out=`; UserError for what is no setting at all."""
+    """The overrides with `name=` and `out=`; raises UserError for arguments that are not settings."""
     for text in overrides:
         if not isinstance(text, str):
             raise UserError(
@@ -27,11 +27,11 @@ def words_of(
 
 
 def value(words: Sequence[str], key: str) -> str | None:
-    """What the last of the words says of a key; None where none does."""
+    """Value of a key, from the last override that sets it; None if none does."""
     found = [text.partition("=")[2] for text in words if text.lstrip("+").partition("=")[0] == key and "=" in text]
     return found[-1] if found else None
 
 
 def without(words: Sequence[str], key: str) -> list[str]:
-    """The words that say nothing of a key."""
+    """The overrides that do not set a key."""
     return [text for text in words if text.lstrip("+").partition("=")[0] != key]

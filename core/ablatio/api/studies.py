@@ -45,9 +45,9 @@ def run_study(
 
 
 def open_study(folder: "str | Path") -> "StudyFolder":
-    """The study in a folder, finished or not; a folder that holds single runs is one too.
+    """Open the study in a folder, finished or not; a folder of single runs counts as one.
 
-    Raises UserError where the folder holds no runs.
+    Raises UserError if the folder contains no runs.
     """
     from ablatio.report.read.table import read_table
 
@@ -57,9 +57,9 @@ def open_study(folder: "str | Path") -> "StudyFolder":
 
 
 def resume_study(folder: "str | Path", *overrides: str, quiet: bool = False) -> "StudyFolder":
-    """Do what is not done of an interrupted study: `ablatio resume STUDY` of the command line.
+    """Execute the unfinished runs of a study: `ablatio resume STUDY` on the command line.
 
-    overrides  how it is executed: `workers=2`, `timeout=3600`; `retry=failed` repeats what failed
+    overrides  how runs are executed: `workers=2`, `timeout=3600`; `retry=failed` repeats failed runs
     """
     from ablatio.sweep.study import STUDY
 

@@ -1,11 +1,11 @@
-"""Contract suites: the promises of each kind, tried on every registered part, ours and a plugin's alike.
+"""Contract suites: tests of each kind's contract, run on every registered part of ablatio and of plugins.
 
 ablatio check my-norms                              # the parts of one distribution
-pytest --pyargs ablatio.testing.suites              # every part that is registered
-globals().update(ablatio.testing.contract_tests())  # in a test module: the same, among your own tests
+pytest --pyargs ablatio.testing.suites              # every registered part
+globals().update(ablatio.testing.contract_tests())  # in a test module: the same tests, among your own
 
-A plugin that adds a kind brings its suite: modules `test_*.py` in the package `<plugin>.suites`, each with
-`KINDS = ("its_kind",)` and tests that take `part`.  They run on the parts that other distributions add to it, too.
+A plugin that adds a kind provides its suite: modules `test_*.py` in the package `<plugin>.suites`, each with
+`KINDS = ("its_kind",)` and tests that take `part`.  They also run on parts that other distributions add to the kind.
 """
 
 import importlib.util
@@ -26,9 +26,9 @@ FAILED = 2
 
 
 def contract_tests() -> dict[str, Callable[..., None]]:
-    """All tests of all suites by name; a module that puts them in its namespace runs them.
+    """All tests of all suites by name; a module that adds them to its namespace runs them.
 
-    `ABLATIO_DIST = "my-norms"` in that module keeps them to the parts of one distribution.
+    `ABLATIO_DIST = "my-norms"` in that module restricts them to the parts of one distribution.
     """
     found: dict[str, Callable[..., None]] = {}
     for package in suite_packages():
@@ -41,12 +41,15 @@ def contract_tests() -> dict[str, Callable[..., None]]:
 
 
 def suite_packages() -> list[str]:
-    """The packages of suites: ours, and those that plugins bring for kinds of their own (`<package>.suites`)."""
+    """Packages of suites: ablatio's, and those that plugins provide for their own kinds (`<package>.suites`).
+
+    Not called `suites`: importing the subpackage of that name would replace the function.
+    """
     return [SUITES, *suites_of(discovery.sources())]
 
 
 def check(dist: str) -> int:
-    """Run the suites on the parts of one distribution, in a process of its own; 0 when all pass, else 2."""
+    """Run the suites on the parts of one distribution in a separate process; returns 0 if all pass, else 2."""
     dist = installed(dist)
     if importlib.util.find_spec("pytest") is None:
         raise UserError("the suites run under pytest, which is not installed\n    try: pip install 'ablatio[test]'")
@@ -56,7 +59,7 @@ def check(dist: str) -> int:
     if failures:
         return FAILED
     options = ["--ablatio-dist", dist, "-q", "--no-header", "--tb=short", "-W", "error", "-p", "no:cacheprovider"]
-    # Nothing of the caller's pytest settings or other plugins has a say in the verdict.
+    # The caller's pytest settings and other plugins must not influence the result.
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTEST_ADDOPTS", "PYTEST_PLUGINS")}
     environment |= {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "OMP_NUM_THREADS": "1"}
     environment |= {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
@@ -68,17 +71,17 @@ def check(dist: str) -> int:
 
 
 def installed(dist: str) -> str:
-    """The distribution's own spelling of its name; UserError when it brings no plugin."""
+    """Name of an installed distribution in its own spelling; raises UserError if it provides no plugin."""
     names = sorted({s.distribution.name for s in plugin_sources()})
     for name in names:
         if canonical(name) == canonical(dist):
             return name
     raise UserError(
-        f"no installed distribution `{dist}` brings parts{did_you_mean(dist, names)}\n"
+        f"no installed distribution `{dist}` provides parts{did_you_mean(dist, names)}\n"
         f"    with parts: {', '.join(names) or 'none'}\n    try: ablatio check {names[0] if names else 'ablatio'}"
     )
 
 
 def canonical(name: str) -> str:
-    """A distribution's name as the index compares it: lower case, one dash."""
+    """Normalized name of a distribution, as package indexes compare it: lower case, single dashes."""
     return re.sub(r"[-_.]+", "-", name).lower()

@@ -1,4 +1,4 @@
-"""Small checks that several suites share; each says what was expected and what came."""
+"""Checks shared by several suites; each failure says what the part did and what was expected."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,36 +14,39 @@ from ablatio.registry.registry import PartSpec
 
 
 def label(part: PartSpec) -> str:
+    """Name of a part in messages: `norm=mine of my-norms 1.0`."""
     return f"{part.kind}={part.name} of {part.distribution}"
 
 
 def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Normal numbers that no global state has a say in."""
+    """Normally distributed numbers, independent of torch's global random state."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
 def same_shape(part: PartSpec, x: Tensor, y: Tensor, what: str = "output") -> None:
-    assert isinstance(y, Tensor), f"{label(part)}: the {what} is a {type(y).__name__}, a tensor was expected"
+    """Check that `y` is a tensor with the shape and dtype of `x`."""
+    assert isinstance(y, Tensor), f"{label(part)}: the {what} is a {type(y).__name__}; expected a tensor"
     assert y.shape == x.shape, f"{label(part)}: {tuple(x.shape)} went in, {tuple(y.shape)} came out; expected the same"
     assert y.dtype == x.dtype, f"{label(part)}: {x.dtype} went in, {y.dtype} came out; expected the same"
 
 
 def finite(part: PartSpec, y: Tensor, when: str) -> None:
+    """Check that all values are finite."""
     bad = int((~torch.isfinite(y)).sum())
     assert not bad, f"{label(part)}: {bad} of {y.numel()} values are NaN or infinite {when}"
 
 
 def near(part: PartSpec, a: Tensor, b: Tensor, what: str, tolerance: float = 1e-9) -> None:
-    """The largest difference, relative to the largest value."""
+    """Check that the largest difference, relative to the largest value of `b`, is within the tolerance."""
     assert a.shape == b.shape, f"{label(part)}: {what}: shapes {tuple(a.shape)} and {tuple(b.shape)}"
     size = max(1.0, float(b.detach().abs().max())) if b.numel() else 1.0
     gap = float((a - b).detach().abs().max()) / size if b.numel() else 0.0
-    assert gap <= tolerance, f"{label(part)}: {what}: they differ by {gap:.3g}, at most {tolerance:g} was expected"
+    assert gap <= tolerance, f"{label(part)}: {what}: they differ by {gap:.3g}; expected at most {tolerance:g}"
 
 
 @contextmanager
 def unchanged(part: PartSpec, *inputs: Tensor) -> Iterator[None]:
-    """The part may not write into what it is given."""
+    """Context manager: the part must not modify its inputs in place."""
     before = [x.detach().clone() for x in inputs]
     yield
     for i, (x, old) in enumerate(zip(inputs, before, strict=True)):
@@ -53,15 +56,15 @@ def unchanged(part: PartSpec, *inputs: Tensor) -> Iterator[None]:
 
 @contextmanager
 def draws_nothing(part: PartSpec, when: str) -> Iterator[None]:
-    """The global random state of torch stays as it is."""
+    """Context manager: the part must not use torch's global random state."""
     before = torch.random.get_rng_state()
     yield
     same = torch.equal(before, torch.random.get_rng_state())
-    assert same, f"{label(part)}: draws from torch's global random state {when}; take what it is handed instead"
+    assert same, f"{label(part)}: draws from torch's global random state {when}; use the generator it receives"
 
 
 def gradients_agree(part: PartSpec, function: Callable[..., Any], *inputs: Tensor) -> None:
-    """Autograd against differences, in float64; inputs that require no gradient are constants."""
+    """Compare autograd with finite differences in float64; inputs that require no gradient are constants."""
     wanted = [x for x in inputs if x.requires_grad]
     if not wanted:
         return
@@ -69,11 +72,11 @@ def gradients_agree(part: PartSpec, function: Callable[..., Any], *inputs: Tenso
     try:
         gradcheck(function, inputs, eps=1e-6, atol=1e-5, rtol=1e-3, nondet_tol=1e-10, fast_mode=True, **quick)
     except GradcheckError as error:
-        pytest.fail(f"{label(part)}: autograd's gradient is not the one that differences give: {error}")
+        pytest.fail(f"{label(part)}: autograd's gradient differs from finite differences: {error}")
 
 
 def module_gradients_agree(part: PartSpec, module: Any, function: Callable[..., Any], *inputs: Tensor) -> None:
-    """The same for the inputs and every parameter of a module: `function` calls the module on the inputs."""
+    """The same for the inputs and all parameters of a module; `function` calls the module on the inputs."""
     held = dict(module.named_parameters()) if isinstance(module, nn.Module) else {}
     constants = [x for x in inputs if not x.is_floating_point()]
     moving = [x.detach().clone().requires_grad_() for x in inputs if x.is_floating_point()]
@@ -100,5 +103,5 @@ class _Caller(nn.Module):
 
 
 def without_gradient(module: nn.Module) -> list[str]:
-    """The parameters that have got no gradient, or one of zeros alone."""
+    """Names of trainable parameters whose gradient is missing or all zero."""
     return [n for n, p in module.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]

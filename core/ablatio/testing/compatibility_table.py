@@ -1,4 +1,4 @@
-"""Every pair of options of two kinds: it trains a step, or a rule refuses it before any tensor, with a way out.
+"""Compatibility of every pair of options of two kinds: the pair trains a step, or a rule refuses it and offers a fix.
 
 python -m ablatio.testing.compatibility_table > docs/compatibility.md
 """
@@ -29,7 +29,7 @@ SIZES = {"d_model": 16, "n_layers": 2, "n_heads": 4, "max_len": 24, "d_ff": 24}
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Two options that cannot stand together: why, and the override that lets one of them stand."""
+    """Two incompatible options, the reason, and an override that keeps one of them."""
 
     first: PartSpec
     second: PartSpec
@@ -37,17 +37,17 @@ class Refusal:
 
 
 def paired_kinds() -> tuple[str, ...]:
-    """The kinds that meet in a training step."""
+    """Kinds that take part in a training step."""
     return tuple(kind for kind, registry in REGISTRIES.items() if registry.scope in ("model", "training"))
 
 
 def pairs() -> Iterator[tuple[str, str]]:
-    """Each two kinds that meet in a training step."""
+    """All pairs of kinds that take part in a training step."""
     return itertools.combinations(paired_kinds(), 2)
 
 
 def config_of(*parts: PartSpec) -> dict[str, Any]:
-    """The small config with these parts; what else a rule forbids beside them is changed as it proposes."""
+    """The small config with these parts; other options are changed where a rule does not allow them."""
     made = run_config.defaults()
     made["model"] |= SIZES
     for kind, name in kind_lists.usual_parts().items():
@@ -59,14 +59,14 @@ def config_of(*parts: PartSpec) -> dict[str, Any]:
 
 
 def refusals(first: str, second: str) -> Iterator[Refusal]:
-    """What the rules refuse of two kinds."""
+    """Pairs of options of two kinds that a rule refuses."""
     for a, b in itertools.product(REGISTRIES[first], REGISTRIES[second]):
         if problems := tiny_models.broken_rules(config_of(a, b)):
             yield Refusal(a, b, problems[0])
 
 
 def one_step(config: Mapping[str, Any]) -> float:
-    """The loss before one optimizer step in the small model, or NaN if the step leaves a bad number behind."""
+    """Loss before one optimizer step of the small model, or NaN if a parameter is not finite after it."""
     model = build_model(config, tiny_models.VOCAB).train()
     length = config["model"]["max_len"]
     objective = PartChoice.of(config["objective"])
@@ -81,7 +81,7 @@ def one_step(config: Mapping[str, Any]) -> float:
     if hasattr(make, "learn_from"):
         make.learn_from(build_model(config, tiny_models.VOCAB, seed=1))
     total, weight, _ = loss_of(make, model, example)
-    weight = weight.clamp(min=1)  # an objective may find nothing to ask in random tokens
+    weight = weight.clamp(min=1)  # an objective may find no targets in random tokens
     (total / weight).backward()  # type: ignore[no-untyped-call]
     chosen, factor = PartChoice.of(config["optimizer"]), factor_of(PartChoice.of(config["schedule"]))(1, 10, [])
     optimizer = kinds.optimizers.build(chosen.name, chosen.knobs, groups=groups_by_role(model))
@@ -113,7 +113,7 @@ def one_step(config: Mapping[str, Any]) -> float:
 
 
 def page() -> str:
-    """docs/compatibility.md: how many options of each two kinds stand together, and each refusal with its reason."""
+    """Text of docs/compatibility.md: numbers of refused pairs for each two kinds, and each refusal with its reason."""
     found = {pair: list(refusals(*pair)) for pair in pairs()}
     lines = [*heading()]
     kinds_ = paired_kinds()
@@ -127,7 +127,7 @@ def page() -> str:
 
 
 def heading() -> list[str]:
-    """What stands above the rows of the table."""
+    """Lines above the rows of the table."""
     columns = paired_kinds()
     counts = "  ".join(f"{kind} {len(REGISTRIES[kind].names())}" for kind in columns)
     return [
@@ -144,7 +144,7 @@ def heading() -> list[str]:
 
 
 def cell(row: str, column: str, refused: Sequence[Refusal]) -> str:
-    """What the table says of two kinds."""
+    """Cell of the table for two kinds."""
     if row == column:
         return ""
     total = len(REGISTRIES[row].names()) * len(REGISTRIES[column].names())
@@ -152,7 +152,7 @@ def cell(row: str, column: str, refused: Sequence[Refusal]) -> str:
 
 
 def section(first: str, second: str, refused: Sequence[Refusal]) -> list[str]:
-    """What is refused of two kinds."""
+    """Section with the refused pairs of two kinds."""
     if not refused:
         return []
     return [

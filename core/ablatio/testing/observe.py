@@ -1,6 +1,6 @@
-"""What can be seen of a part from outside, on fixed inputs, as one digest: equal digests, equal behaviour.
+"""Observable behavior of a part on fixed inputs, as one digest: equal digests mean equal behavior.
 
-A plugin that adds a kind can say, in any module of its package, how its parts are looked at:
+A plugin that adds a kind can define in any of its modules how the kind's parts are observed:
 
     @observes("sampler")
     def _sampler(entry, knobs):
@@ -32,7 +32,7 @@ TOTALS = (1, 2, 10, 1000)
 
 
 def observes(*kinds: str) -> Callable[[Observer], Observer]:
-    """Decorator: how the parts of these kinds are looked at.  The function gives tensors, numbers, texts, or nests."""
+    """Decorator: register the observer of these kinds, which returns tensors, numbers, strings or nests of them."""
 
     def add(function: Observer) -> Observer:
         OBSERVERS.update(dict.fromkeys(kinds, function))
@@ -42,7 +42,7 @@ def observes(*kinds: str) -> Callable[[Observer], Observer]:
 
 
 def observe(entry: PartSpec, knobs: Mapping[str, Any] | None = None, seed: int = 0) -> str:
-    """The digest of all that can be seen of a part with these knobs (the defaults for those not given)."""
+    """Digest of a part's observable behavior with these knobs; the others have their defaults."""
     REGISTRIES[entry.kind].target(entry.name)  # a plugin's module may bring the observer of its kind
     look = OBSERVERS.get(entry.kind, _attached if REGISTRIES[entry.kind].attaches else _plain_object)
     with isolated(seed):
@@ -51,7 +51,7 @@ def observe(entry: PartSpec, knobs: Mapping[str, Any] | None = None, seed: int =
 
 @contextmanager
 def isolated(seed: int = 0) -> Iterator[None]:
-    """Fixed global random states inside, the old ones after."""
+    """Context manager: fixed global random states inside, the previous ones restored afterwards."""
     states = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -65,7 +65,7 @@ def isolated(seed: int = 0) -> Iterator[None]:
 
 
 def digest(value: Any) -> str:
-    """sha256 over tensors, arrays, numbers, texts and nests of them."""
+    """sha256 of tensors, arrays, numbers, strings and nests of them."""
     total = hashlib.sha256()
     for piece in _pieces(value):
         total.update(piece)
@@ -103,17 +103,18 @@ def tensors_of(value: object) -> list[Tensor]:
 
 
 def gradients(value: object) -> list[Tensor | None]:
+    """Gradients of a module's parameters; empty for other objects."""
     return [p.grad for p in value.parameters()] if isinstance(value, nn.Module) else []
 
 
 def _plain_object(entry: PartSpec, knobs: Mapping[str, Any]) -> Any:
-    """Of a kind without an observer: the state of the part, when it can be made from its knobs alone."""
+    """For a kind without an observer: the attributes of a part that can be built from its knobs alone."""
     made = sample_parts.made(entry, knobs)
     return vars(made) if hasattr(made, "__dict__") else made
 
 
 def _attached(entry: PartSpec, knobs: Mapping[str, Any]) -> Any:
-    """Of a kind whose parts attach to the model: what one makes of random states, in training and in use."""
+    """For a kind whose parts attach to the model: outputs for random states in training and eval mode, gradients."""
     part = sample_parts.attached(entry, knobs).double()
     x = torch.randn(2, 5, 16, dtype=torch.float64, requires_grad=True)
     outputs = [part.train(training)(x) for training in (True, False)]
@@ -146,7 +147,7 @@ def _position(entry: PartSpec, knobs: Mapping[str, Any]) -> Any:
         part = sample_parts.position(entry, knobs, causal=causal)
         places = [*range(24), *([100, 150, 400, 900, 5000] if entry.facts["extends"] else [])]
         seen += [sample_parts.use_position(entry, part, torch.tensor(places)), tensors_of(part)]
-    # Frequencies by the number of turns within max_len differ only where there are more than a handful of pairs.
+    # Scalings that depend on the rotations within max_len only differ if there are enough frequency pairs.
     wide = sample_parts.position(entry, knobs, d_model=sample_parts.HEADS * 64, d_head=64, max_len=2048)
     seen.append(sample_parts.use_position(entry, wide, torch.tensor([0, 1, 100, 2000]), width=64))
     return [seen, _model(entry, knobs)]
@@ -186,7 +187,7 @@ def _optimizer(entry: PartSpec, knobs: Mapping[str, Any]) -> Any:
     for step in range(12):
         for p in sample_parts.parameters(groups):
             p.grad = torch.randn(p.shape, generator=generator, dtype=p.dtype) * 10.0 ** -(step % 4)
-        if hasattr(optimizer, "observe"):  # it looks at the step before it is taken
+        if hasattr(optimizer, "observe"):  # called before the step is taken
             weights, sizes = sample_parts.parameters(groups), [10.0 ** -(i % 3) for i in range(12)]
             loss = functools.partial(_bowl, weights, sizes[step])
             optimizer.observe(types.SimpleNamespace(index=step, n_targets=8, sampled_loss=loss))
@@ -247,7 +248,7 @@ def _checkpointing(entry: PartSpec, knobs: Mapping[str, Any]) -> Any:
 
 @observes("alignment")
 def _alignment(entry: PartSpec, knobs: Mapping[str, Any]) -> Any:
-    """Two batches: policy methods are told of a rollout's KL before the second."""
+    """Two batches; policy methods observe the KL of a rollout before the second."""
     part, seen, asks = sample_parts.made(entry, knobs), list[Any](), entry.facts["asks"]
     for seed in range(2):
         words = sample_alignments.batch(entry.facts["data"], seed, group=getattr(part, "group", 1))
@@ -275,7 +276,7 @@ def _reward(entry: PartSpec, knobs: Mapping[str, Any]) -> Any:
 
 @observes("launcher")
 def _launcher(entry: PartSpec, knobs: Mapping[str, Any]) -> Any:
-    """The settings that it runs by; what it does with them is in its suite and in tests/sweep."""
+    """Its settings only; what it does with them is tested in its suite and in tests/sweep."""
     part = sample_parts.launcher(entry, knobs)
     return [part.slots, {k: v for k, v in vars(part).items() if isinstance(v, int | float | str | None)}]
 
@@ -317,6 +318,6 @@ def _tokenizer(entry: PartSpec, knobs: Mapping[str, Any]) -> Any:
 
 @observes("logger")
 def _logger(entry: PartSpec, knobs: Mapping[str, Any]) -> Any:
-    """What it was told; what it writes is looked at in the suite of the kind."""
+    """Its settings only; what it writes is tested in the suite of the kind."""
     made = sample_parts.logger(entry, Path("runs") / "one", knobs)
     return sorted((k, v) for k, v in vars(made).items() if isinstance(v, str | bool | int))

@@ -1,4 +1,4 @@
-"""The part of the pytest plugin that records which oracles parts agreed with."""
+"""Recorder of the pytest plugin: which parts agreed with which oracles."""
 
 import json
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ MARK = "oracle"
 
 
 def describe_marks(items: list[pytest.Item]) -> None:
-    """Put what each oracle test is about into its report, which also travels between processes."""
+    """Add part and oracle to the report of each oracle test; reports also travel between processes."""
     for item in items:
         for mark in item.iter_markers(MARK):
             part, against = mark.args
@@ -22,7 +22,7 @@ def describe_marks(items: list[pytest.Item]) -> None:
 
 
 def _parts(said: str, item: pytest.Item) -> Iterator[PartSpec]:
-    """The part that is named, or, for a kind, what the test's parameter `name`, else any parameter, names of it."""
+    """The named part; for a kind, the parts named by the test's parameter `name` or, without it, by any parameter."""
     kind, _, name = said.partition("=")
     options = {e.name: e for e in REGISTRIES[kind]} if kind in REGISTRIES else {}  # loads the plugins
     parameters = getattr(getattr(item, "callspec", None), "params", {})
@@ -42,7 +42,7 @@ def _strings(value: Any) -> list[str]:
 
 
 class Recorder:
-    """Collects the oracles of passing tests and writes them down; parts with a failing one are left out."""
+    """Collects the oracles of passing tests and writes them to a file, except for parts with a failing one."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -50,6 +50,7 @@ class Recorder:
         self.failed: set[str] = set()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Note the result of an oracle test."""
         for key, value in report.user_properties:
             if key == MARK and report.failed:
                 self.failed.add(value[0])  # type: ignore[index]
@@ -57,8 +58,9 @@ class Recorder:
                 self.passed.setdefault(value[0], set()).add(value[1])  # type: ignore[index]
 
     def pytest_sessionfinish(self, exitstatus: int) -> None:
+        """Write the records unless the session was interrupted."""
         if exitstatus not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
-            return  # an interrupted run knows less than the file that is there
+            return  # the records of an interrupted session would be incomplete
         records = {}
         for label in sorted(self.passed.keys() - self.failed):
             kind, _, name = label.partition("=")

@@ -1,4 +1,4 @@
-"""Other legal values of a knob, found from its type, choices and range alone."""
+"""Valid values of a knob other than its default, derived from its type, choices and range."""
 
 import math
 from collections.abc import Iterator
@@ -9,11 +9,11 @@ from ablatio.registry.registry import REGISTRIES, PartSpec
 
 INTS = (1, 2, 3, 4, 6, 8, 16)
 FLOATS = (0.5, 0.1, 0.01, 0.9, 2.0, 10.0, 100.0)
-MOST = 14  # values that are tried for one knob
+MOST = 14  # maximum number of values tried for one knob
 
 
 def other_values(knob: Knob) -> list[Any]:
-    """Values that are not the default and that the knob's own check accepts; the plainest first."""
+    """Values that pass the knob's check and differ from the default, simplest first."""
     found: list[Any] = []
     for value in _candidates(knob):
         same = any(value == f and type(value) is type(f) for f in (*found, knob.default))
@@ -69,9 +69,9 @@ def _numbers(knob: Knob, default: Any) -> Iterator[Any]:
 
 
 def settings(entry: PartSpec, knob: Knob) -> Iterator[dict[str, Any]]:
-    """Values of the other knobs beside which `knob` may show: the defaults, then each switch thrown by itself.
+    """Settings of the other knobs under which `knob` may have an effect: the defaults, then one knob changed at a time.
 
-    `nesterov` shows only where there is momentum, the width of a window only where there is one.
+    For example, `nesterov` has an effect only with momentum.
     """
     yield entry.defaults
     for other in entry.knobs:

@@ -1,4 +1,4 @@
-"""The pytest plugin: hands each contract test the parts of its kinds, as the registries have them."""
+"""Pytest plugin: parametrizes each contract test with the registered parts of its kinds."""
 
 import functools
 import re
@@ -22,17 +22,19 @@ pytest.register_assert_rewrite("ablatio.testing.suites")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the options --ablatio-dist and --ablatio-record."""
     parser.getgroup("ablatio").addoption(
-        "--ablatio-dist", metavar="DIST", help="contract suites only on the parts that this distribution brings"
+        "--ablatio-dist", metavar="DIST", help="run contract suites only on the parts of this distribution"
     )
     parser.getgroup("ablatio").addoption(
-        "--ablatio-record", metavar="FILE", help="write down which oracles parts agreed with, for `ablatio list`"
+        "--ablatio-record", metavar="FILE", help="record which oracles parts agreed with, for `ablatio list`"
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    """Register the marker `oracle` and, with --ablatio-record, the recorder."""
     config.addinivalue_line(
-        "markers", "oracle(part, against): what a part (norm=rmsnorm), or each of a kind, is held to"
+        "markers", "oracle(part, against): the reference that a part (norm=rmsnorm), or a kind, is tested against"
     )
     path = config.getoption("--ablatio-record")
     if path and not hasattr(config, "workerinput"):
@@ -40,9 +42,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Parametrise `part` (each part of the suite's KINDS), `knob` (each of its knobs), `conf` (YAML files), `dist`.
+    """Parametrize `part` (each part of the suite's KINDS), `knob` (each of its knobs), `conf` (YAML files) and `dist`.
 
-    KINDS of a suite: names of kinds, or a function of a registry that says whether its parts are meant; None: all.
+    KINDS of a suite: names of kinds, or a function of a registry that is True for the kinds meant; None means all.
     """
     home = sys.modules[metafunc.function.__module__]
     dist = metafunc.config.getoption("--ablatio-dist") or getattr(metafunc.module, "ABLATIO_DIST", None)
@@ -53,24 +55,24 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     parts = [e for e in _entries(getattr(home, "KINDS", None)) if dist in (None, e.distribution.name)]
     if {"part", "knob"} <= names:
         pairs = [(e, k) for e in parts for k in e.knobs]
-        _parametrise(metafunc, "part, knob", pairs, [f"{_label(e)}.{k.name}" for e, k in pairs])
+        _parametrize(metafunc, "part, knob", pairs, [f"{_label(e)}.{k.name}" for e, k in pairs])
     elif "part" in names:
-        _parametrise(metafunc, "part", parts, [_label(e) for e in parts])
+        _parametrize(metafunc, "part", parts, [_label(e) for e in parts])
     elif "conf" in names:
         files = list(_conf_files(dist))
-        _parametrise(metafunc, "conf", files, [f"{p.parent.name}={p.stem}" for p in files])
+        _parametrize(metafunc, "conf", files, [f"{p.parent.name}={p.stem}" for p in files])
     elif "dist" in names:
         dists = sorted({e.distribution.name for e in parts})
-        _parametrise(metafunc, "dist", dists, dists)
+        _parametrize(metafunc, "dist", dists, dists)
 
 
-def _parametrise(metafunc: pytest.Metafunc, names: str, values: Sequence[Any], ids: list[str]) -> None:
+def _parametrize(metafunc: pytest.Metafunc, names: str, values: Sequence[Any], ids: list[str]) -> None:
     metafunc.parametrize(names, values, ids=ids)
 
 
 @functools.cache
 def _working(dist: str) -> str:
-    """The distribution's own spelling; a suite that finds nothing to try because nothing was loaded is no success."""
+    """The distribution's own spelling; usage error if it did not load, since a suite without parts must not pass."""
     try:
         name = installed(dist)
     except UserError as error:
@@ -90,7 +92,7 @@ def _is_suite(module: str) -> bool:
 
 
 def _entries(kinds: Sequence[str] | Callable[[Registry[Any]], bool] | None) -> list[PartSpec]:
-    """The parts of these kinds; of all kinds, a plugin's own too, when None is said."""
+    """Parts of these kinds; None means all kinds, including those of plugins."""
     next(iter(REGISTRIES.values())).names()  # fills the registries
     if callable(kinds):
         kinds = [kind for kind, registry in REGISTRIES.items() if kinds(registry)]
@@ -110,7 +112,7 @@ def _label(entry: PartSpec) -> str:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Suites without a part to try are left out, not shown as skipped; oracle tests say what they are about."""
+    """Deselect suites without a part to test, and describe the oracle tests in their reports."""
     describe_marks(items)
     empty = [item for item in items if _is_empty(item)]
     if empty:
@@ -130,7 +132,7 @@ def _is_value(value: object) -> bool:
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """With --ablatio-dist: one line per part, what passed and what failed."""
+    """With --ablatio-dist: print one line for each part with its passed and failed checks."""
     dist = config.getoption("--ablatio-dist")
     if not dist:
         return

@@ -1,4 +1,4 @@
-"""README's table of all options, made from the registries: `python -m ablatio.testing.readme_table` writes it."""
+"""README's table of options, generated from the registries by `python -m ablatio.testing.readme_table`."""
 
 from ablatio.config import kind_lists, yaml_files
 from ablatio.registry.catalogue import OURS
@@ -11,7 +11,7 @@ BEGIN, END = "<!-- options: made by `python -m ablatio.testing.readme_table` -->
 
 
 def table() -> str:
-    """One row for each kind in the order in which a run lists them, those of sweeps behind; the presets last."""
+    """One row for each kind in config order, then the kinds of sweeps, then the presets."""
     load()
     kinds = [*kind_lists.listed(), *(r for r in REGISTRIES.values() if not r.in_run)]
     rows = {r.kind: [e.name for e in r if e.distribution.name == OURS] for r in kinds}
@@ -25,13 +25,13 @@ def _is_ours(file: yaml_files.File) -> bool:
 
 
 def written(text: str) -> str:
-    """The README with the table between its two marks."""
+    """README text with the current table between its two markers."""
     before, _, rest = text.partition(BEGIN)
     return before + BEGIN + table() + END + rest.partition(END)[2]
 
 
 def current() -> bool:
-    """True if README.md holds the table that the registries give."""
+    """True if README.md contains the current table."""
     text = README.read_text(encoding="utf-8")
     return BEGIN in text and written(text) == text
 

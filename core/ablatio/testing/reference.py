@@ -97,7 +97,7 @@ def kind_page(registry: Registry[Any]) -> str:
 
 
 def contract(registry: Registry[Any]) -> list[str]:
-    """What the framework hands to a part of a kind, and what the part must say and do."""
+    """What the framework passes to a part of a kind, and what the part must declare and define."""
     rows = [[f"`{word}`", cell(what)] for word, what in _promises(registry)]
     lines = [*table(("contract", ""), rows)]
     for protocol in protocols(registry.kind):
@@ -112,7 +112,7 @@ def contract(registry: Registry[Any]) -> list[str]:
 
 def _promises(registry: Registry[Any]) -> Iterator[tuple[str, str]]:
     yield "register", f'`@{plural(registry)}.register("name")`, with `from ablatio import {plural(registry)}`'
-    yield "wiring", _words(registry.wiring) or "nothing is handed over"
+    yield "wiring", _words(registry.wiring) or "nothing is passed"
     if registry.calls:
         forms = (f"`({', '.join(form)})`" + (f" means {_facts(f)}" if f else "") for form, f in registry.calls.items())
         yield "function", "may be called with " + ", or with ".join(forms)
@@ -156,7 +156,7 @@ def protocols(kind: str) -> list[type]:
 
 
 def methods_of(protocol: type) -> list[str]:
-    """The methods that a protocol itself defines, as they are written."""
+    """Signatures of the methods that a protocol itself defines."""
     made = []
     for name, value in vars(protocol).items():
         plain = value.fget if isinstance(value, property) else value
@@ -167,7 +167,7 @@ def methods_of(protocol: type) -> list[str]:
 
 
 def _short(signature: str) -> str:
-    """A signature with types by their own names."""
+    """A signature with unqualified type names."""
     plain = re.sub(r"\b(?:(?!torch\.|nn\.)\w+\.)+(?=\w)", "", signature.replace("'", ""))
     return re.sub(r"ndarray\[tuple\[Any, \.\.\.\], dtype\[(\w+)\]\]", r"NDArray[\1]", plain)
 
@@ -181,7 +181,7 @@ def _broken(line: str) -> list[str]:
 
 
 def option_section(registry: Registry[Any], entry: PartSpec) -> list[str]:
-    """One option."""
+    """Section of one option."""
     prefix = f"{entry.kind}.{entry.name}." if registry.multiple else f"{entry.kind}."
     lines = [f"## {entry.name}", "", "```text", *fenced(entry.doc), "```", ""]
     lines += knob_table(entry.knobs, prefix) if entry.knobs else ["It has no knobs."]
@@ -213,7 +213,7 @@ def settings_page() -> str:
 
 
 def choices_page() -> str:
-    """The options that are YAML files, by group."""
+    """Options defined by YAML files, by group."""
     lines = ["# Choices that are files", "", GENERATED]
     for group, files in sorted(yaml_files.files().items()):
         rows = [[f"`{f.name}`", cell(f.summary), cell(str(f.distribution))] for f in files.values()]
@@ -264,7 +264,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def cell(text: str) -> str:
-    """Text that Markdown shows as it is, on one line; code spans stay."""
+    """Text escaped for a Markdown table, on one line; code spans are kept."""
     pieces = re.split(r"(`[^`]*`)", " ".join(text.split()))
     return "".join(p.replace("|", "\\|") if p.startswith("`") else _escaped(p) for p in pieces)
 
@@ -280,14 +280,14 @@ def code(text: str) -> str:
 
 
 def links(text: str) -> str:
-    """arXiv numbers and DOIs as links."""
+    """Text with arXiv numbers and DOIs as links."""
     for pattern, link in LINKS:
         text = pattern.sub(link, text)
     return text
 
 
 def fenced(text: str) -> list[str]:
-    """Lines for a fenced block: none of them can close it."""
+    """Lines for a fenced block, with inner fences replaced so that they cannot close it."""
     return text.replace("```", "'''").splitlines()
 
 
@@ -297,7 +297,7 @@ def text_of(lines: Iterable[str]) -> str:
 
 
 def with_contracts(text: str) -> str:
-    """A page of the guide with the contract of each kind that it marks, as the registry has it now."""
+    """A page of the guide with the marked contracts updated from the registry."""
 
     def fresh(found: re.Match[str]) -> str:
         body = "\n".join(contract(REGISTRIES[found[1]]))

@@ -1,4 +1,4 @@
-"""Made-up batches for alignment methods: every word that a method may ask for, consistent with one another."""
+"""Synthetic batches for alignment methods: every input that a method may request, consistent with the others."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,24 +14,25 @@ POLICY = ("chosen", "rejected", "chosen_tokens", "rejected_tokens", "logps", "va
 
 
 def batch(data: str, seed: int = 0, *, group: int = 1) -> dict[str, Any]:
-    """All words of a form of data, in float64: log-probabilities of a policy some way off its reference."""
+    """All inputs for one form of data, in float64; the policy differs somewhat from its reference."""
     generator = torch.Generator().manual_seed(seed)
     make = {"pairs": _pairs, "rankings": _rankings, "labelled": _labelled}
     return _prompts(generator, group) if data == "prompts" else make[data](generator)
 
 
 def logits() -> Tensor:
-    """Of what comes after each of B prompts: (B, 40)."""
+    """Logits of the next token after each of B prompts: (B, 40)."""
     return 3 * torch.randn(B, 40, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
 def leaves(words: Mapping[str, Any], asked: list[str]) -> dict[str, Any]:
-    """What a method asks for; what the policy says requires a gradient."""
+    """The inputs that a method requests; those computed by the policy require a gradient."""
     found = {w: words[w].detach().clone() if isinstance(words[w], Tensor) else words[w] for w in asked}
     return {w: x.requires_grad_() if w in POLICY else x for w, x in found.items()}
 
 
 def made(part: PartSpec, knobs: Mapping[str, Any] | None = None) -> Any:
+    """The alignment method, built from its knobs."""
     return sample_parts.made(part, knobs)
 
 
@@ -40,7 +41,7 @@ def _draw(generator: torch.Generator, *shape: int) -> Tensor:
 
 
 def _answers(generator: torch.Generator, *shape: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(token log-probabilities, the reference's, mask): (..., T), answers of unequal lengths."""
+    """(token log-probabilities, those of the reference, mask), each (..., T), for answers of unequal lengths."""
     length = torch.randint(2, T + 1, shape, generator=generator)
     mask = (torch.arange(T) < length[..., None]).double()
     tokens = -0.2 - 2 * _draw(generator, *shape, T)

@@ -1,4 +1,4 @@
-"""Parts made by themselves, with plausible wiring, and the inputs that the suites hand them."""
+"""Parts built in isolation with plausible wiring, and the inputs used by the suites."""
 
 import atexit
 import functools
@@ -49,7 +49,7 @@ TEXTS = (
 
 
 def made(entry: PartSpec, knobs: Knobs | None = None, **wiring: Any) -> Any:
-    """The part, made as the model makes it; a tokenizer with a knob `path` reads a generated tokenizer.json."""
+    """Build a part as the model does; a tokenizer with a knob `path` reads a generated tokenizer.json."""
     knob = entry.knob("path")
     if entry.kind == "tokenizer" and knob and (knobs or {}).get("path", knob.default) == knob.default:
         knobs = {**(knobs or {}), "path": str(_sample_tokenizer())}
@@ -57,7 +57,7 @@ def made(entry: PartSpec, knobs: Knobs | None = None, **wiring: Any) -> Any:
 
 
 def attached(entry: PartSpec, knobs: Knobs | None = None, **wiring: Any) -> Any:
-    """A part of a kind that attaches to the model (`Registry.attaches`), as in the first of two layers 16 wide."""
+    """A part of a kind that attaches to the model (`Registry.attaches`), as in the first of two layers of width 16."""
     plain = {"d_model": 16, "n_layers": 2, "layer": 0, "sublayer": "attention", "side": "decoder", "max_len": 32}
     return made(entry, knobs, **plain | wiring)
 
@@ -66,19 +66,19 @@ AXES = tuple(Axis(key, ("low", "high")) for key in ("norm", "position", "mlp", "
 
 
 def design(entry: PartSpec, knobs: Knobs | None = None) -> Any:
-    """A design of six axes of two values; the baseline has the first of each."""
+    """A design with six axes of two values; the baseline has the first value of each."""
     return made(entry, knobs, axes=AXES, baseline={axis.key: "low" for axis in AXES})
 
 
 def launcher(entry: PartSpec, knobs: Knobs | None = None) -> Any:
-    """One that calls `obey` for each order; a cluster that there may not be is played by this machine."""
+    """A launcher that calls `obey` for each request; a cluster is simulated on this machine."""
     knob = entry.knob("cluster")
     given = {"cluster": "local"} if knob and "local" in knob.choices else {}
     return made(entry, {**given, **(knobs or {})}, work=obey)
 
 
 def obey(order: LaunchRequest, threads: int) -> int:
-    """Leave with the code `attempt`; by that signal, or not at all, where the name of the job says so."""
+    """Exit with the code `order.attempt`; jobs named `signal` die by that signal, jobs named `sleep` do not end."""
     if order.job == "signal":
         os.kill(os.getpid(), order.attempt)
     if order.job == "sleep":
@@ -90,7 +90,7 @@ obey.warm = lambda: None  # type: ignore[attr-defined]
 
 
 def searched(part: Any, most: int = 200) -> list[Trial]:
-    """All that a search asks for; the loss grows with the number of high values."""
+    """All trials that a search proposes when the loss grows with the number of high values."""
     told: list[TrialResult] = []
     while len(told) < most and (asks := part.more(told)):
         told += [TrialResult(ask, loss_of(ask.arm) / ask.share) for ask in asks]
@@ -98,10 +98,12 @@ def searched(part: Any, most: int = 200) -> list[Trial]:
 
 
 def loss_of(arm: Arm) -> float:
+    """Loss of an arm: grows with each value `high`."""
     return sum((value == "high") * (i + 1) for i, value in enumerate(arm.values())) + 1.0
 
 
 def activation(entry: PartSpec, knobs: Knobs | None = None, *, d_ff: int, dtype: torch.dtype = torch.float32) -> Any:
+    """An activation in the given dtype."""
     part = made(entry, knobs, d_ff=d_ff)
     return part.to(dtype) if isinstance(part, nn.Module) else part
 
@@ -114,6 +116,7 @@ def position(
     dtype: torch.dtype = torch.float64,
     **sizes: int,
 ) -> Any:
+    """A position encoding for HEADS heads of width WIDTH, in the given dtype."""
     plain = {"d_model": HEADS * WIDTH, "d_head": WIDTH, "n_heads": HEADS, "n_layers": 2, "max_len": 32}
     part = made(entry, knobs, causal=causal, **plain | sizes)
     return part.to(dtype) if isinstance(part, nn.Module) else part
@@ -122,7 +125,7 @@ def position(
 def use_position(
     entry: PartSpec, part: Any, pos: Tensor, dtype: torch.dtype = torch.float64, width: int = WIDTH
 ) -> dict[str, Any]:
-    """All that a position gives at `pos` (T,) or (B, T) to heads of this width: method -> output."""
+    """Outputs of a position encoding at `pos` (T,) or (B, T) for heads of this width, by method."""
     rows, length = (pos.shape[0] if pos.dim() == 2 else 2), pos.shape[-1]
     generator = torch.Generator().manual_seed(3)
 
@@ -139,7 +142,7 @@ def use_position(
 
 
 def sublayer(entry: PartSpec, knobs: Knobs | None = None, **sizes: Any) -> tuple[nn.Module, Context, int]:
-    """An attention, mlp or block of its own; a context of 3 tokens; the width of its input.  In float64."""
+    """(attention, mlp or block; a context of 3 tokens; width of its input), in float64."""
     config = tiny_models.config(entry, knobs, **{"d_model": 16, "n_heads": 4, **sizes})
     builder = ModelBuilder(config, tiny_models.VOCAB)
     made_by = {
@@ -154,20 +157,21 @@ def sublayer(entry: PartSpec, knobs: Knobs | None = None, **sizes: Any) -> tuple
 
 
 def objective(entry: PartSpec, knobs: Knobs | None = None, max_len: int = 32) -> Any:
+    """An objective; one that distills gets a teacher that differs from the models of the suites."""
     part = made(entry, knobs, vocab_size=tiny_models.VOCAB, eos=0, max_len=max_len)
-    if hasattr(part, "learn_from"):  # from another model than those that suites make
+    if hasattr(part, "learn_from"):  # the seed makes the teacher differ from the models of the suites
         part.learn_from(tiny_models.model(seed=7, max_len=max_len))
     return part
 
 
 def schedule(entry: PartSpec, knobs: Knobs | None = None, scores: Sequence[float] = ()) -> Callable[[int, int], float]:
-    """A schedule in a run whose held-out losses up to now are `scores`."""
+    """A schedule in a run whose validation losses so far are `scores`."""
     part = made(entry, knobs)
     return (lambda step, total: part(step, total, scores)) if entry.facts["watches"] else part
 
 
 def token_rows(rows: int = 3, length: int = 33) -> tuple[Tensor, Tensor]:
-    """Tokens (B, T + 1) and the documents packed in them: eos opens each; every id stands somewhere."""
+    """Tokens (B, T + 1) and the index of the packed document of each: eos starts a document, and every id occurs."""
     order = torch.randperm(rows * length, generator=torch.Generator().manual_seed(5))
     tokens, starts = (
         (order % (tiny_models.VOCAB - 1) + 1).view(rows, length),
@@ -180,7 +184,7 @@ def token_rows(rows: int = 3, length: int = 33) -> tuple[Tensor, Tensor]:
 
 
 def groups(dtype: torch.dtype = torch.float32, seed: int = 0) -> list[ParameterGroup]:
-    """Parameters of each role."""
+    """Parameter groups, one for each role."""
     generator = torch.Generator().manual_seed(seed)
 
     def parameter(*shape: int) -> nn.Parameter:
@@ -195,11 +199,12 @@ def groups(dtype: torch.dtype = torch.float32, seed: int = 0) -> list[ParameterG
 
 
 def parameters(of: Iterable[ParameterGroup]) -> list[nn.Parameter]:
+    """All parameters of these groups."""
     return [p for group in of for p in group["params"]]
 
 
 def peft(entry: PartSpec, knobs: Knobs | None = None) -> Any:
-    """A method of peft; one that starts from trained adapters gets two of the small model's."""
+    """A PEFT method; one that starts from trained adapters gets two of the small model."""
     given = dict(knobs or {})
     if entry.knob("adapters") and not given.get("adapters"):
         given["adapters"] = _sample_adapters()
@@ -208,7 +213,7 @@ def peft(entry: PartSpec, knobs: Knobs | None = None) -> Any:
 
 @functools.cache
 def _sample_adapters() -> tuple[str, ...]:
-    """Two LoRAs of the small model, in folders that last as long as the process."""
+    """Two LoRA adapters of the small model, in folders that are removed at the end of the process."""
     folders = []
     for seed in (0, 1):
         net, part = tiny_models.model(), REGISTRIES["peft"].build("lora")
@@ -221,7 +226,7 @@ def _sample_adapters() -> tuple[str, ...]:
 
 
 def tuned(entry: PartSpec, knobs: Knobs | None = None, seed: int = 0) -> tuple[LanguageModel, Any]:
-    """The small model with the method applied, and the method."""
+    """(the small model with the method applied, the method)."""
     net, part = tiny_models.model(entry, seed=0), peft(entry, knobs)
     if hasattr(part, "prepare"):
         part.prepare(net)
@@ -230,7 +235,7 @@ def tuned(entry: PartSpec, knobs: Knobs | None = None, seed: int = 0) -> tuple[L
 
 
 def tuned_and_trained(entry: PartSpec, knobs: Knobs | None = None, steps: int = 4) -> LanguageModel:
-    """The same in float64 after a few steps: nothing of it is zero any more."""
+    """The same in float64 after a few steps, so that none of its weights is still zero."""
     net, part = tuned(entry, knobs)
     net.double()
     tiny_models.tune(net, part, steps, lr=3e-2)
@@ -238,14 +243,14 @@ def tuned_and_trained(entry: PartSpec, knobs: Knobs | None = None, steps: int = 
 
 
 def recomputed(entry: PartSpec, knobs: Knobs | None = None) -> LanguageModel:
-    """Six layers with dropout under this kind of checkpointing."""
+    """Model with six layers and dropout under this kind of checkpointing."""
     net = tiny_models.model(n_layers=6, dropout=0.2).train()
     made(entry, knobs).apply(net)
     return net
 
 
 def kept_for_backward(net: LanguageModel) -> tuple[Tensor, int]:
-    """The loss of the small batch, and the bytes that are kept for its backward pass beside the weights."""
+    """(loss of the small batch, bytes kept for its backward pass in addition to the weights)."""
     weights = {p.data_ptr() for p in net.parameters()}
     kept: dict[int, int] = {}
 
@@ -262,7 +267,7 @@ def kept_for_backward(net: LanguageModel) -> tuple[Tensor, int]:
 
 @functools.cache
 def _sample_files() -> list[Path]:
-    """A few documents in the formats that sources read; the folder lasts as long as the process."""
+    """A few documents in the formats that sources read, in folders that are removed at the end of the process."""
     folder = Path(tempfile.mkdtemp(prefix="ablatio-samples-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     paragraphs = [f"Document {i}.\n\n{text * 3}" for i, text in enumerate(TEXTS[2:5])]
@@ -328,11 +333,12 @@ def source(entry: PartSpec, knobs: Knobs | None = None) -> Any:
 
 
 def first_documents(part: Any, count: int = 50) -> Iterator[Document]:
+    """The first documents of a source."""
     return itertools.islice(part.documents(), count)
 
 
 def task(entry: PartSpec, knobs: Knobs | None = None, **settings: Any) -> tuple[Any, Any]:
-    """A task on sample texts, and the small model that it trains; settings: sections and options of the config."""
+    """A task on sample texts, and the small model it trains; `settings` replaces sections and options of the config."""
     given = tiny_models.config(entry, knobs, max_len=160)
     for section, values in {"data": {"val_fraction": 0.3}, "train": {"batch_size": 4}, **settings}.items():
         given[section] = values if "name" in values else given[section] | values
@@ -346,7 +352,7 @@ def task(entry: PartSpec, knobs: Knobs | None = None, **settings: Any) -> tuple[
 
 
 def _learned_from(takes: str) -> dict[str, Any]:
-    """A source of sample texts and a tokenizer that has nothing to learn."""
+    """A source of sample texts, and a tokenizer that needs no training."""
     name, path = {"documents": ("text", 0), "conversations": ("chats", 3), "feedback": ("feedback", 4)}[takes]
     return {
         "source": {"name": name, **REGISTRIES["source"][name].defaults, "path": str(_sample_files()[path])},
@@ -355,7 +361,7 @@ def _learned_from(takes: str) -> dict[str, Any]:
 
 
 def tokenizer(entry: PartSpec, knobs: Knobs | None = None) -> Any:
-    """A tokenizer, trained on the samples if it has to be."""
+    """A tokenizer, trained on the sample texts if necessary."""
     part = made(entry, knobs)
     if entry.facts["trained"]:
         part.train([text * 20 for text in TEXTS])
@@ -363,14 +369,14 @@ def tokenizer(entry: PartSpec, knobs: Knobs | None = None) -> Any:
 
 
 def answers() -> list[Answer]:
-    """Answers to a sum, right and wrong, long and short; each letter is a token."""
+    """Answers to a sum: right and wrong, long and short; each byte is a token."""
     texts = ["12 + 30 = 42\n#### 42", "12 + 30 = 41\nso 41 + 1 = 42\n#### 41", "I love this day!", "no 42", "?"]
     prompt = "A great sum: 12 + 30?\n"
     return [Answer(prompt, text, tuple(prompt.encode()), tuple(text.encode()), truth="42") for text in texts]
 
 
 def reward(entry: PartSpec, knobs: Knobs | None = None) -> Any:
-    """A reward as a task calls it: of answers; a run that it opens counts letters."""
+    """A reward as a task calls it, on answers; a reward model that it opens counts letters."""
     if entry.wiring == ("answer",):
         judge = made(entry, knobs)
         return lambda answers: torch.tensor([float(judge(a)) for a in answers])
@@ -388,5 +394,5 @@ def reward(entry: PartSpec, knobs: Knobs | None = None) -> Any:
 
 
 def logger(entry: PartSpec, folder: Path, knobs: Knobs | None = None) -> Any:
-    """A logger of a run with a secret in its config, as it is written down."""
+    """A logger of a run whose public config refers to a secret in the environment."""
     return made(entry, knobs, folder=folder, config={"seed": 1, "model": {"d_model": 16}, "note": "${oc.env:SECRET}"})

@@ -1,4 +1,4 @@
-"""The small model, batch and run in which parts are tried: the defaults of `ablatio train`, a few thousand weights."""
+"""Small model, batch and run in which parts are tested: the defaults of `ablatio train` with a few thousand weights."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
@@ -22,9 +22,10 @@ SIZES = {"d_model": 32, "n_layers": 2, "n_heads": 4, "max_len": 32}
 
 
 def config(entry: PartSpec | None = None, knobs: Mapping[str, Any] | None = None, **sizes: Any) -> dict[str, Any]:
-    """The default config with this part in it.  UserError when its knobs break a rule.
+    """The default config with this part in it; raises UserError if its knobs violate a rule.
 
-    What a rule forbids beside the part is changed as the rule proposes; else the first other option that fits is taken.
+    Other options that a rule does not allow with the part are changed as the rule proposes, or else replaced by the
+    first option that fits.
     """
     made = run_config.defaults()
     made["model"] |= SIZES | sizes
@@ -46,14 +47,14 @@ def config(entry: PartSpec | None = None, knobs: Mapping[str, Any] | None = None
 
 
 def given(entry: PartSpec) -> dict[str, Any]:
-    """A part's defaults, and a name for the run that it learns from, which has no default."""
+    """A part's defaults, and a path for a teacher run, which has no default."""
     return entry.defaults | ({"teacher": "runs/teacher"} if entry.knob("teacher") else {})
 
 
 def fitted(made: dict[str, Any], keep: Collection[str]) -> dict[str, Any]:
-    """The config with what no rule forbids beside the kinds in `keep`: a rule's own proposal, or another option.
+    """The config adapted to the kinds in `keep`, by the fixes of violated rules or by other options.
 
-    It comes back with its broken rules where neither helps: then the kept parts cannot stand together.
+    If neither helps, the config is returned with its violations: then the kept parts are incompatible.
     """
     made = mended(made, keep)
     if not broken_rules(made):
@@ -67,7 +68,7 @@ def fitted(made: dict[str, Any], keep: Collection[str]) -> dict[str, Any]:
 
 
 def mended(made: dict[str, Any], keep: Collection[str]) -> dict[str, Any]:
-    """The config after the fixes that its broken rules propose, as long as they leave the kinds in `keep` alone."""
+    """The config after the fixes of its violated rules, except fixes that change a kind in `keep`."""
     import yaml
 
     for _ in range(8):
@@ -87,6 +88,7 @@ def mended(made: dict[str, Any], keep: Collection[str]) -> dict[str, Any]:
 
 
 def broken_rules(made: Mapping[str, Any]) -> list[Any]:
+    """Problems for the rules that the config violates."""
     return rules.violated_rules(run_config.effective(made))
 
 
@@ -103,11 +105,13 @@ def tokens(rows: int = 4, length: int = 24, seed: int = 0) -> Tensor:
 
 
 def example(rows: int = 4, length: int = 24, seed: int = 0) -> Example:
+    """A random example for next-token prediction: inputs and targets (rows, length)."""
     row = tokens(rows, length + 1, seed)
     return Example(row[:, :-1], row[:, 1:])
 
 
 def mean_loss(net: LanguageModel, batch: Example) -> Tensor:
+    """Mean loss per target."""
     total, count, _ = net.loss(batch)
     return total / count
 
@@ -121,10 +125,11 @@ def run(
     spike: int | None = None,
     seen: Callable[[str, Mapping[str, Any]], None] = lambda hook, metrics: None,
 ) -> list[float]:
-    """Train on one batch and give the losses.
+    """Train on one batch and return the losses.
 
-    hooks: stabilizers; spike: the step whose loss is 100 times larger; seen: gets what hooks give, or "raised" and what
-    they ask for when they leave a step out.
+    hooks: stabilizers
+    spike: step whose loss is multiplied by 100
+    seen: called with the metrics of each hook, or with "raised" and the exception's data when a hook skips a step
     """
     net.train()
     for hook in hooks:
@@ -161,17 +166,17 @@ def run(
 
 
 def attention_facts(entry: PartSpec | None = None) -> Mapping[str, Any]:
-    """What the attention of the small model with this part can do."""
+    """Facts of the attention in the small model with this part."""
     return REGISTRIES["attention"][config(entry)["attention"]["name"]].facts
 
 
 def adamw(net: LanguageModel, lr: float = 1e-2) -> torch.optim.Optimizer:
-    """A plain optimizer for suites of parts that are none."""
+    """A plain optimizer for suites of other kinds."""
     return torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=0.0)
 
 
 def tune(net: LanguageModel, part: Any, steps: int, lr: float = 1e-2) -> list[float]:
-    """Train what a method of peft leaves to train, at its own rates; the losses."""
+    """Train the weights that a PEFT method leaves trainable, at its own rates, and return the losses."""
     groups = groups_by_role(net, getattr(part, "rate", None))
     optimizer = torch.optim.AdamW([{"params": g["params"], "lr": lr * g["rate"]} for g in groups], weight_decay=0.0)
     return run(net, optimizer, steps, hooks=[part])

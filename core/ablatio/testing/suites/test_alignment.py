@@ -15,7 +15,7 @@ KINDS = ("alignment",)
 
 
 def _words(part: PartSpec, method: Any, seed: int = 0) -> dict[str, Any]:
-    """What the task would hand over; a policy method's advantages are its own."""
+    """Inputs that the task would pass; the advantages of a policy method are computed by the method itself."""
     words = sample_alignments.batch(part.facts["data"], seed, group=getattr(method, "group", 1))
     if part.facts["data"] == "prompts":
         found = _advantages(part, method, words)
@@ -27,7 +27,7 @@ def _advantages(part: PartSpec, method: Any, words: dict[str, Any]) -> Advantage
     with torch.no_grad():
         found = method.advantages(**{w: words[w] for w in part.facts["asks"]["advantages"]})
     right = isinstance(found, Advantages)
-    assert right, f"{checks.label(part)}: advantages gives {type(found).__name__}, an Advantages was expected"
+    assert right, f"{checks.label(part)}: advantages gives {type(found).__name__}; expected an Advantages"
     return found  # type: ignore[no-any-return]
 
 
@@ -42,7 +42,7 @@ def test_data_is_known(part: PartSpec) -> None:
     assert data in WORDS, f"{checks.label(part)}: data is {data!r}; there are {', '.join(WORDS)}"
     for method, asked in part.facts["asks"].items():
         strange = [w for w in asked if w not in WORDS[data]]
-        assert not strange, f"{checks.label(part)}: `{method}` asks for {strange}, which {data} do not have"
+        assert not strange, f"{checks.label(part)}: `{method}` has the parameters {strange}, which {data} lack"
     if data == "prompts":
         method = sample_alignments.made(part)
         lacks = [a for a in ("advantages", "group", "epochs", "minibatches") if not hasattr(method, a)]
@@ -52,11 +52,11 @@ def test_data_is_known(part: PartSpec) -> None:
 def test_loss_is_one_finite_number(part: PartSpec) -> None:
     method = sample_alignments.made(part)
     loss, given, metrics = _loss(part, method, _words(part, method))
-    assert loss.shape == (), f"{checks.label(part)}: the loss has the shape {tuple(loss.shape)}, () was expected"
+    assert loss.shape == (), f"{checks.label(part)}: the loss has the shape {tuple(loss.shape)}; expected ()"
     checks.finite(part, loss, "in the loss")
     loss.backward()  # type: ignore[no-untyped-call]
     learns = [w for w, x in given.items() if w in POLICY and x.grad is not None and x.grad.any()]
-    assert learns, f"{checks.label(part)}: no gradient reaches what the policy says"
+    assert learns, f"{checks.label(part)}: no gradient reaches the policy's log-probabilities"
     for word in learns:
         checks.finite(part, given[word].grad, f"in the gradient of {word}")
     said = set(part.facts["metrics"])
@@ -95,7 +95,7 @@ def test_order_of_the_batch_does_not_matter(part: PartSpec) -> None:
 
 
 def test_padding_does_not_matter(part: PartSpec) -> None:
-    """Another column behind the end of each answer changes nothing."""
+    """Additional padding columns after each answer change nothing."""
     method = sample_alignments.made(part)
     words = _words(part, method)
     wider = {
@@ -121,7 +121,7 @@ def test_inputs_stay_as_they_are(part: PartSpec) -> None:
 
 
 def test_better_answers_are_preferred(part: PartSpec) -> None:
-    """A little way, or some way, from the reference to the better answer and off the worse one, the loss is lower."""
+    """Moving the policy from the reference towards the better answer, slightly or far, lowers the loss."""
     if part.facts["data"] != "pairs":
         pytest.skip("it does not learn from pairs of answers")
     method, words = sample_alignments.made(part), sample_alignments.batch("pairs")
@@ -138,7 +138,7 @@ def test_better_answers_are_preferred(part: PartSpec) -> None:
 
 
 def test_equal_rewards_teach_nothing_wrong(part: PartSpec) -> None:
-    """All answers are as good: advantages are finite, and 0 where they compare the answers of a group."""
+    """With equal rewards for all answers, advantages are finite."""
     if part.facts["data"] != "prompts":
         pytest.skip("it does not learn from rewards of sampled answers")
     method = sample_alignments.made(part)
@@ -164,7 +164,7 @@ def test_more_reward_is_no_disadvantage(part: PartSpec) -> None:
 
 
 def test_state_comes_back(part: PartSpec) -> None:
-    """What lasts from rollout to rollout is in state_dict: another instance goes on alike."""
+    """State that lasts between rollouts is in state_dict: a restored instance continues identically."""
     first, again = sample_alignments.made(part), sample_alignments.made(part)
     if not hasattr(first, "state_dict"):
         pytest.skip("it keeps no state (no state_dict)")
@@ -173,4 +173,4 @@ def test_state_comes_back(part: PartSpec) -> None:
     again.load_state_dict(first.state_dict())
     words = sample_alignments.batch("prompts", group=first.group)
     a, b = (_advantages(part, method, words).advantages for method in (first, again))
-    assert torch.equal(a, b), f"{checks.label(part)}: with the state of another instance it goes on differently"
+    assert torch.equal(a, b), f"{checks.label(part)}: with the state of another instance it behaves differently"

@@ -1,4 +1,4 @@
-"""Architectures: an builder of parts -> a model."""
+"""Architectures: a ModelBuilder -> a model."""
 
 from typing import Any
 
@@ -19,11 +19,9 @@ def _made(part: PartSpec, **sizes: Any) -> LanguageModel:
 
 def test_is_a_model(part: PartSpec) -> None:
     net = _made(part)
-    assert isinstance(net, nn.Module), f"{checks.label(part)}: gives {type(net).__name__}, an nn.Module was expected"
+    assert isinstance(net, nn.Module), f"{checks.label(part)}: gives {type(net).__name__}; expected an nn.Module"
     shape, expected = tuple(net(tiny_models.tokens()).shape), (4, 24, net.vocab_size)
-    assert shape == expected, (
-        f"{checks.label(part)}: logits have the shape {shape}, (B, T, V) = {expected} was expected"
-    )
+    assert shape == expected, f"{checks.label(part)}: logits have the shape {shape}; expected (B, T, V) = {expected}"
 
 
 def test_loss_is_that_of_its_logits(part: PartSpec) -> None:

@@ -1,4 +1,4 @@
-"""Checkpointing: less is kept for the backward pass, and nothing that can be seen of a step is another."""
+"""Checkpointing: less memory is kept for the backward pass, and all results of a step stay the same."""
 
 import torch
 from torch import Tensor
@@ -31,12 +31,12 @@ def test_loss_and_gradients_are_those_of_the_plain_pass(part: PartSpec) -> None:
     assert our_gradients.keys() == gradients.keys()
     for name, gradient in gradients.items():
         assert torch.equal(our_gradients[name], gradient), f"{checks.label(part)}: the gradient of {name} is another"
-    assert torch.equal(our_after, after), f"{checks.label(part)}: what is drawn after a step is something else"
+    assert torch.equal(our_after, after), f"{checks.label(part)}: random numbers drawn after a step differ"
 
 
 def test_keeps_no_more_than_the_plain_pass(part: PartSpec) -> None:
     plain, ours = (sample_parts.kept_for_backward(net)[1] for net in (_plain(), sample_parts.recomputed(part)))
-    assert ours <= plain, f"{checks.label(part)}: {ours} bytes wait for the backward pass, {plain} without it"
+    assert ours <= plain, f"{checks.label(part)}: {ours} bytes are kept for the backward pass, {plain} without it"
 
 
 def test_scores_and_gradients_of_accumulated_batches(part: PartSpec) -> None:
@@ -58,7 +58,7 @@ def test_reading_is_as_it_was(part: PartSpec) -> None:
 
 
 def test_gradients_pass_what_is_frozen(part: PartSpec) -> None:
-    """What trains lies behind an embedding that does not, and its gradient is not lost with that of the stream."""
+    """Trained layers after a frozen embedding still get gradients."""
     net = sample_parts.recomputed(part)
     net.requires_grad_(False)
     trained = list(net.model.layers[2].requires_grad_().parameters())

@@ -1,4 +1,4 @@
-"""What every part of every kind promises: a complete signature, a docstring, live knobs, no chance of its own."""
+"""Contract of every part of every kind: complete signature, docstring, effective knobs, no hidden randomness."""
 
 import inspect
 import json
@@ -20,18 +20,18 @@ from ablatio.testing import checks
 from ablatio.testing.observe import OBSERVERS, digest, isolated, observe
 from ablatio.testing.other_knob_values import other_values, settings
 
-KINDS = None  # all that are registered
-DATA = ("source", "tokenizer")  # come from their own makers
+KINDS = None  # all registered kinds
+DATA = ("source", "tokenizer")  # kinds whose parts need no paper
 SOURCE = re.compile(r"arXiv:\d{4}\.\d{4,5}|doi:10\.\S+|https?://\S+|\bSource: \S+")
 
 
 def _observe(part: PartSpec, knobs: dict[str, Any] | None = None, seed: int = 0) -> str:
-    """The digest of the part; kinds that nobody said how to look at are left alone when they cannot be made."""
+    """Digest of the part's behavior; skips kinds that cannot be built because no observer is defined for them."""
     try:
         return observe(part, knobs, seed)
     except TypeError as error:
         if "which was not passed" in str(error):
-            pytest.skip(f"nothing says how a {part.kind} is looked at; see ablatio.testing.observe.observes")
+            pytest.skip(f"no observer is defined for the kind {part.kind}; see ablatio.testing.observe.observes")
         raise
 
 
@@ -50,9 +50,9 @@ def test_defaults_are_legal(part: PartSpec) -> None:
 
 
 def test_says_what_it_does(part: PartSpec) -> None:
-    """The first line of the docstring stands in `ablatio list`."""
+    """The first line of the docstring is shown by `ablatio list`."""
     words = part.summary.split()
-    assert len(words) >= 3, f"{checks.label(part)}: the docstring starts with {part.summary!r}; a formula was expected"
+    assert len(words) >= 3, f"{checks.label(part)}: the docstring starts with {part.summary!r}; expected a formula"
 
 
 def test_says_where_it_comes_from(part: PartSpec) -> None:
@@ -60,8 +60,8 @@ def test_says_where_it_comes_from(part: PartSpec) -> None:
         pytest.skip(f"a {part.kind} has no paper: its docstring says where the data come from")
     said = SOURCE.search(part.paper) or SOURCE.search(part.doc) or SOURCE.search(_module_doc(part))
     assert said, (
-        f"{checks.label(part)}: no source; register(..., paper='arXiv:1910.07467') was expected, or a line "
-        "`Source: who, where` in the docstring"
+        f"{checks.label(part)}: no source; expected register(..., paper='arXiv:1910.07467') or a line "
+        "`Source: AUTHOR, PLACE` in the docstring"
     )
 
 
@@ -70,28 +70,30 @@ def _module_doc(part: PartSpec) -> str:
 
 
 def test_same_twice(part: PartSpec) -> None:
-    assert _observe(part) == _observe(part), f"{checks.label(part)}: made twice from one seed, it does different things"
+    assert _observe(part) == _observe(part), f"{checks.label(part)}: built twice from one seed, it behaves differently"
 
 
 def test_made_from_json(part: PartSpec) -> None:
-    """Configs are kept as JSON: the knobs that come back make the same part."""
+    """Configs are stored as JSON: knobs read from JSON build the same part."""
     given = json.loads(json.dumps(part.defaults))
     assert _observe(part, given) == _observe(part), (
-        f"{checks.label(part)}: its defaults, given as JSON, make another part"
+        f"{checks.label(part)}: its defaults, read from JSON, build a different part"
     )
 
 
 def test_knob_is_live(part: PartSpec, knob: Knob) -> None:
-    """Some other value of the knob changes something that can be seen."""
+    """At least one other value of the knob changes the part's behavior."""
     live, tried, refused = _try_other_values(part, knob)
     if not live and not tried:
         pytest.skip(f"no other value of `{knob.name}` can be tried: {'; '.join(refused[:1]) or 'it has none'}")
     values = ", ".join(dict.fromkeys(map(str, tried)))
-    assert live, f"{checks.label(part)}: the knob `{knob.name}` is dead: {values} all do what {knob.default} does"
+    assert live, (
+        f"{checks.label(part)}: the knob `{knob.name}` has no effect: {values} behave like the default {knob.default}"
+    )
 
 
 def _try_other_values(part: PartSpec, knob: Knob) -> tuple[bool, list[Any], list[str]]:
-    """(True if a value changed the part, the values that changed nothing, why the part refused the others)."""
+    """(True if some value changed the part, values without effect, reasons of refused values)."""
     tried: list[Any] = []
     refused: list[str] = []
     for beside in settings(part, knob):
@@ -112,7 +114,7 @@ def _try_other_values(part: PartSpec, knob: Knob) -> tuple[bool, list[Any], list
 
 
 def test_leaves_the_process_alone(part: PartSpec) -> None:
-    """No seeding, no default dtype or device, no threads, no switches of torch."""
+    """The part does not set seeds, default dtype or device, threads or other switches of torch."""
     before, seen = dict(_switches()), []
     for seed in (1, 2):
         with isolated(seed):
@@ -121,7 +123,7 @@ def test_leaves_the_process_alone(part: PartSpec) -> None:
     after = dict(_switches())
     changed = [f"{k} from {before[k]} to {after[k]}" for k in before if before[k] != after[k]]
     assert not changed, f"{checks.label(part)}: changes {', '.join(changed)}"
-    assert not torch.equal(*seen), f"{checks.label(part)}: sets torch's global seed; take a generator instead"
+    assert not torch.equal(*seen), f"{checks.label(part)}: sets torch's global seed; use a generator instead"
 
 
 def _observe_unseeded(part: PartSpec) -> None:

@@ -1,4 +1,4 @@
-"""The YAML options of a plugin: each composes into a config that may run."""
+"""YAML options of a plugin: each composes into a valid config."""
 
 from pathlib import Path
 

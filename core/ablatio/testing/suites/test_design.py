@@ -1,4 +1,4 @@
-"""Designs: axes -> arms, or a search that asks for them."""
+"""Designs: axes -> arms, or an adaptive search that proposes trials."""
 
 import pytest
 
@@ -9,7 +9,7 @@ KINDS = ("design",)
 
 
 def test_gives_arms(part: PartSpec) -> None:
-    """Each arm has one value of each axis; there are as many as were counted, at most."""
+    """Each arm has one value of each axis, and there are at most as many arms as count() says."""
     design = sample_parts.design(part)
     kind = "more" if hasattr(design, "more") else "arms"
     arms = (
@@ -20,14 +20,14 @@ def test_gives_arms(part: PartSpec) -> None:
         good = all(arm.get(axis.key) in axis.values for axis in sample_parts.AXES) and len(arm) == len(
             sample_parts.AXES
         )
-        assert good, f"{checks.label(part)}: {kind} gives {arm}; one value of each axis was expected"
+        assert good, f"{checks.label(part)}: {kind} gives {arm}; expected one value of each axis"
     different = {tuple(sorted(arm.items())) for arm in arms}
     count = design.count()
     assert len(different) <= count, f"{checks.label(part)}: {len(different)} arms came, count() said {count}"
 
 
 def test_a_search_is_a_function_of_what_it_was_told(part: PartSpec) -> None:
-    """So that a resumed sweep asks for the same; it ends, and only its survivors are final."""
+    """A resumed sweep repeats the same proposals; the search ends, and only its survivors are final."""
     design = sample_parts.design(part)
     if not hasattr(design, "more"):
         pytest.skip("its arms are fixed: it does not search (no `more`)")

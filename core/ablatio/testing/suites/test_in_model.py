@@ -1,4 +1,4 @@
-"""Parts in the small default model: what a whole model must do, whatever it is made of."""
+"""Parts in a small default model: properties that every model must have."""
 
 import math
 from typing import Any
@@ -19,7 +19,7 @@ EXACT = 1e-9  # of float64 models, relative
 
 
 def KINDS(registry: Registry[Any]) -> bool:  # noqa: N802
-    """What the forward pass consists of, a plugin's kinds too."""
+    """True for kinds of which the forward pass consists, including those of plugins."""
     return registry.scope == "model"
 
 
@@ -35,15 +35,13 @@ def _causal(part: PartSpec) -> None:
 
 @torch.no_grad()
 def test_causality(part: PartSpec) -> None:
-    """Tokens after t have no say in the logits up to t: exactly none."""
+    """Tokens after position t do not change the logits up to t at all."""
     _causal(part)
     net, tokens = _model(part), tiny_models.tokens()
     changed = tokens.clone()
     changed[:, 15:] = changed[:, 15:] % (tiny_models.VOCAB - 1) + 1
     gap = (net(tokens) - net(changed))[:, :15].abs().max()
-    assert gap == 0, (
-        f"{checks.label(part)}: tokens from 15 on change the logits before them by {gap:.3g}; 0 was expected"
-    )
+    assert gap == 0, f"{checks.label(part)}: tokens from 15 on change the logits before them by {gap:.3g}; expected 0"
 
 
 @torch.no_grad()
@@ -56,7 +54,7 @@ def test_rows_by_themselves(part: PartSpec) -> None:
 
 @torch.no_grad()
 def test_packed_is_separate(part: PartSpec) -> None:
-    """Two documents in one row, the second of them changed."""
+    """Two documents packed in a row equal each alone, and changing the first does not affect the second."""
     if not tiny_models.attention_facts(part)["takes_segments"]:
         pytest.skip("its attention does not take packed documents (takes_segments = False)")
     net, tokens = _model(part), tiny_models.tokens()
@@ -67,7 +65,7 @@ def test_packed_is_separate(part: PartSpec) -> None:
     changed = tokens.clone()
     changed[:, :11] = changed[:, :11] % (tiny_models.VOCAB - 1) + 1
     gap = (net(changed, segments) - packed)[:, 11:].abs().max()
-    assert gap == 0, f"{checks.label(part)}: a document changes the logits of the next one by {gap:.3g}; 0 was expected"
+    assert gap == 0, f"{checks.label(part)}: a document changes the logits of the next one by {gap:.3g}; expected 0"
 
 
 @torch.no_grad()
@@ -84,10 +82,10 @@ def test_cached_decoding_is_the_full_pass(part: PartSpec) -> None:
 
 
 def test_a_prompt_read_once_is_learnt_as_in_whole_rows(part: PartSpec) -> None:
-    """Answers that go on from one prompt have the states and the gradients, in training, of rows by themselves."""
+    """Answers that share an encoded prompt have the states and gradients of full rows, in training."""
     net = tiny_models.model(part).double().train()
     if not net.shared_prefix:
-        pytest.skip("it reads each text in one pass: no cache, no padding, or batch_dependent = True")
+        pytest.skip("it needs full rows: no cache, no padding, or batch_dependent = True")
     prompts, answers, weights = (
         tiny_models.tokens(2, 12),
         tiny_models.tokens(4, 7, seed=1),
@@ -109,12 +107,12 @@ def test_a_prompt_read_once_is_learnt_as_in_whole_rows(part: PartSpec) -> None:
 def test_starts_undecided(part: PartSpec) -> None:
     net = tiny_models.model(part)
     loss, expected = float(tiny_models.mean_loss(net, tiny_models.example()).detach()), math.log(net.vocab_size)
-    came = f"the loss at initialisation is {loss:.3f}, ln(vocabulary) = {expected:.3f} +- 0.1 was expected"
+    came = f"the loss at initialization is {loss:.3f}; expected ln(vocabulary) = {expected:.3f} +- 0.1"
     assert abs(loss - expected) < 0.1, f"{checks.label(part)}: {came}"
 
 
 def test_gradient_reaches_every_parameter(part: PartSpec) -> None:
-    """In one of six steps: what starts closed (a gain of 0) opens first."""
+    """Within six steps every parameter gets a gradient; a gain initialized to 0 blocks it in the first."""
     net = tiny_models.model(part)
     optimizer, lost = tiny_models.adamw(net), {n for n, p in net.named_parameters() if p.requires_grad}
 
@@ -130,13 +128,13 @@ def test_learns_one_batch(part: PartSpec) -> None:
     net = tiny_models.model(part)
     losses = tiny_models.run(net, tiny_models.adamw(net), 60)
     checks.finite(part, torch.tensor(losses), "in the loss")
-    came = f"60 steps of AdamW on one batch go from {losses[0]:.3f} to {losses[-1]:.3f}, half was expected"
+    came = f"60 steps of AdamW on one batch go from {losses[0]:.3f} to {losses[-1]:.3f}; expected at most half"
     assert losses[-1] < losses[0] / 2, f"{checks.label(part)}: {came}"
 
 
 @torch.no_grad()
 def test_weights_go_through_a_file(part: PartSpec) -> None:
-    """All that the logits depend on is in the state_dict (or follows from the config): safetensors, and back."""
+    """Everything the logits depend on is in the state_dict or follows from the config."""
     from safetensors.torch import load, save
 
     net, other = tiny_models.model(part), tiny_models.model(part, seed=1)
@@ -144,7 +142,7 @@ def test_weights_go_through_a_file(part: PartSpec) -> None:
     state = {n: t.contiguous() for n, t in net.state_dict().items() if seen.setdefault(t.data_ptr(), n) == n}
     missing, unexpected = other.load_state_dict(load(save(state)), strict=False)
     lost = [n for n in [*missing, *unexpected] if n in state]
-    assert not lost, f"{checks.label(part)}: {lost} do not come back"
+    assert not lost, f"{checks.label(part)}: {lost} are not restored from the state_dict"
     same = torch.equal(net.eval()(tiny_models.tokens()), other.eval()(tiny_models.tokens()))
     assert same, f"{checks.label(part)}: a model with the loaded weights gives other logits; is a tensor no buffer?"
 
@@ -167,7 +165,7 @@ def test_moves(part: PartSpec, device: str) -> None:
     expected = net.eval()(tiny_models.tokens()).detach()
     net.to(device)
     stayed = [name for name, tensor in _held(net) if tensor.device.type != device]
-    assert not stayed, f"{checks.label(part)}: {stayed} stay behind in .to({device!r}); register them as buffers"
+    assert not stayed, f"{checks.label(part)}: {stayed} are not moved by .to({device!r}); register them as buffers"
     logits = net(tiny_models.tokens().to(device))
     assert logits.device.type == device, f"{checks.label(part)}: the logits are on {logits.device}"
     if device == "cuda":
@@ -175,7 +173,7 @@ def test_moves(part: PartSpec, device: str) -> None:
 
 
 def _held(net: nn.Module) -> list[tuple[str, Tensor]]:
-    """Every tensor that a module, or a plain object in it, holds: also those that `.to` does not know of."""
+    """All tensors held by modules or plain objects in them, including those that `.to` does not move."""
     found = []
     for path, module in net.named_modules():
         found += [(f"{path}.{n}", t) for n, t in module.named_parameters(recurse=False)]

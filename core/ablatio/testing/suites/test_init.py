@@ -1,4 +1,4 @@
-"""Inits: fill one matrix in place, from the generator that they are handed."""
+"""Inits: fill one weight in place, using the generator that they receive."""
 
 import itertools
 
@@ -27,13 +27,13 @@ def _draw(part: PartSpec, info: ParameterInfo, seed: int = 0) -> Tensor:
 
 def test_fills_the_whole_weight(part: PartSpec) -> None:
     for role, residual in itertools.product(SHAPES, (False, True)):
-        with checks.draws_nothing(part, "although it is handed a generator"):
+        with checks.draws_nothing(part, "although it receives a generator"):
             weight = _draw(part, _info(role, residual=residual))
-        checks.finite(part, weight, f"for a {role} (the weight came full of NaN, every element has to be written)")
+        checks.finite(part, weight, f"for a {role} (the weight was filled with NaN; every element must be written)")
 
 
 def test_scale_is_sane(part: PartSpec) -> None:
-    """A matrix that is all zero stops the signal; one with a gain of 30 blows it up."""
+    """An all-zero matrix blocks the signal, and a gain of 30 makes it explode."""
     for role in ("matrix", "embedding"):
         size = float(_draw(part, _info(role)).square().mean().sqrt())
         assert 1e-5 < size < 5, f"{checks.label(part)}: the root mean square of a {role} is {size:.3g}, not 1e-5 ... 5"
@@ -48,7 +48,7 @@ def test_follows_the_generator(part: PartSpec) -> None:
 
 
 def test_names_draw_for_themselves(part: PartSpec) -> None:
-    """In a model: layers differ, and a deeper model starts with the weights of the shallower one's names."""
+    """Weights are drawn by parameter name: layers differ, and a deeper model keeps the weights of shared names."""
     shallow, deep = (dict(tiny_models.model(part, n_layers=n).named_parameters()) for n in (2, 3))
     first = {n: p for n, p in shallow.items() if ".layers.0." in n and p.dim() > 1 and p.any()}
     assert first, f"{checks.label(part)}: all matrices of the first layer start at zero"

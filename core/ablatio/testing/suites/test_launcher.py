@@ -1,4 +1,4 @@
-"""Launchers: each order is worked on in a process of its own, and its end comes back once."""
+"""Launchers: each request runs in a process of its own, and its outcome is returned once."""
 
 import time
 from collections.abc import Callable
@@ -17,7 +17,7 @@ PATIENCE = 120.0  # seconds: a cluster starts slowly on a busy machine
 
 
 def start(launcher: Any) -> None:
-    """Skips where a library is missing that comes as an extra."""
+    """Start the launcher; skip the test if a library of an extra is not installed."""
     try:
         launcher.start()
     except UserError as error:
@@ -27,7 +27,7 @@ def start(launcher: Any) -> None:
 
 
 def ends(launcher: Any, orders: list[LaunchRequest], act: Callable[[], None] = lambda: None) -> list[LaunchOutcome]:
-    """What comes back of the orders."""
+    """Outcomes of the requests."""
     start(launcher)
     try:
         for order in orders:
@@ -43,7 +43,7 @@ def ends(launcher: Any, orders: list[LaunchRequest], act: Callable[[], None] = l
 
 
 def order(folder: Path, name: str, code: int = 0) -> LaunchRequest:
-    """samples.obey leaves with the code `attempt`."""
+    """A request whose process exits with `code` (samples.obey exits with the number of the attempt)."""
     return LaunchRequest(str(folder), name, code, 0)
 
 
@@ -51,14 +51,14 @@ def test_each_end_comes_back_once(part: PartSpec, tmp_path: Path) -> None:
     wanted = [order(tmp_path, name, code) for name, code in {"a": 0, "b": 3, "c": 0, "signal": 9}.items()]
     found = {e.order.job: (e.how, e.code) for e in ends(sample_parts.launcher(part), wanted)}
     expected = {"a": ("exit", 0), "b": ("exit", 3), "c": ("exit", 0), "signal": ("signal", 9)}
-    assert found == expected, f"{checks.label(part)}: the ends are {found}, {expected} was expected"
+    assert found == expected, f"{checks.label(part)}: the outcomes are {found}; expected {expected}"
 
 
 def test_cancel_asks_one_run_to_stop(part: PartSpec, tmp_path: Path) -> None:
     launcher = sample_parts.launcher(part)
     found = ends(launcher, [order(tmp_path, "sleep")], lambda: launcher.cancel("sleep"))
     assert [e.order.job for e in found] == ["sleep"], (
-        f"{checks.label(part)}: a cancelled run gave {found}, one end was due"
+        f"{checks.label(part)}: a canceled run gave {found}; expected one outcome"
     )
 
 

@@ -1,4 +1,4 @@
-"""Loggers: offline, silent, in their place, and not in the way of the numbers."""
+"""Loggers: offline, silent, writing only to their folder, without effect on the numbers."""
 
 import socket
 from pathlib import Path
@@ -19,7 +19,7 @@ ROWS = [{"step": s, "tokens": 64 * s, "train/loss": 5.0 - 0.1 * s, "val/loss": f
 def test_writes_in_its_place_and_nothing_else(
     part: PartSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """A run, and its continuation from step 4: no word, no network, no secret, no file elsewhere, no random number."""
+    """A run and its continuation from step 4: no output, network, secrets, files elsewhere or random numbers."""
 
     def refused(self: socket.socket, address: Any) -> None:
         local = self.family == socket.AF_UNIX or address[0] in ("127.0.0.1", "::1", "localhost")

@@ -1,4 +1,4 @@
-"""Norms: (..., D) -> (..., D), each position by itself."""
+"""Norms: (..., D) -> (..., D), independently for each position."""
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ def test_runs_in(part: PartSpec, dtype: torch.dtype) -> None:
 
 
 def test_takes_bfloat16_beside_float32_weights(part: PartSpec) -> None:
-    """Under autocast a norm of a sublayer's output, or of queries, gets bfloat16; its own gains are float32."""
+    """Under autocast a norm may get bfloat16 inputs while its gains are float32."""
     norm, x = sample_parts.made(part, d_model=D), checks.randn(2, 3, D)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         y = norm(x.bfloat16())
@@ -45,7 +45,7 @@ def test_each_position_by_itself(part: PartSpec) -> None:
 
 
 def test_invariance_holds_at_all_sizes(part: PartSpec) -> None:
-    """Where a tenfold (or shifted) input gives the same output, any other factor (or shift) has to as well."""
+    """If a factor of 10 (or a shift of 1) leaves the output unchanged, so does any other factor (or shift)."""
     norm = sample_parts.made(part, d_model=D).double()
     x = checks.randn(5, D, dtype=torch.float64)
     y = norm(x)

@@ -21,7 +21,7 @@ def _made(part: PartSpec, segments: bool, seed: int = 0) -> Example:
 def test_example_is_whole(part: PartSpec) -> None:
     for segments in (False, True):
         got = _made(part, segments)
-        assert isinstance(got, Example), f"{checks.label(part)}: gives {type(got).__name__}, an Example was expected"
+        assert isinstance(got, Example), f"{checks.label(part)}: gives {type(got).__name__}; expected an Example"
         for name in ("inputs", "targets", "source", "further"):
             if getattr(got, name) is not None:
                 _check_tokens(part, name, getattr(got, name))
@@ -35,7 +35,7 @@ def test_example_is_whole(part: PartSpec) -> None:
         for name in ("further", "further_weights") if ahead > 1 else ():
             came = None if getattr(got, name) is None else tuple(getattr(got, name).shape)
             expected = (*shape, ahead - 1)
-            assert came == expected, f"{checks.label(part)}: {name} is {came}, {expected} was expected"
+            assert came == expected, f"{checks.label(part)}: {name} is {came}; expected {expected}"
         if got.source_segments is not None:
             same = got.source is not None and got.source_segments.shape == got.source.shape
             assert same, f"{checks.label(part)}: source_segments do not have the shape of source"
@@ -44,12 +44,13 @@ def test_example_is_whole(part: PartSpec) -> None:
 
 
 def _check_tokens(part: PartSpec, name: str, ids: Tensor) -> None:
-    assert ids.dtype is torch.long, f"{checks.label(part)}: {name} is {ids.dtype}, torch.long was expected"
+    assert ids.dtype is torch.long, f"{checks.label(part)}: {name} is {ids.dtype}; expected torch.long"
     low, high, size = int(ids.min()), int(ids.max()), tiny_models.VOCAB + extra(part)
     assert low >= 0 and high < size, f"{checks.label(part)}: {name} has ids {low} ... {high}, 0 ... {size - 1} expected"
 
 
 def extra(part: PartSpec) -> int:
+    """Number of special token ids that the objective adds."""
     return int(getattr(sample_parts.objective(part), "extra_tokens", 0))
 
 
@@ -63,7 +64,7 @@ def test_weights(part: PartSpec) -> None:
 
 
 def test_some_architecture_takes_it(part: PartSpec) -> None:
-    """What it gives is what it says, and there is a model that learns from it."""
+    """The objective produces what it declares, and some architecture accepts that."""
     gives = part.facts["produces"]
     takers = [e.name for e in REGISTRIES["architecture"] if gives in e.facts["accepts"]]
     assert takers, f"{checks.label(part)}: gives {gives!r}, and no architecture takes that"
@@ -75,7 +76,7 @@ def test_some_architecture_takes_it(part: PartSpec) -> None:
 
 
 def test_fits_the_model(part: PartSpec) -> None:
-    """A decoder alone reads source and inputs in one row, which its position tables must hold."""
+    """A decoder-only model reads source and inputs in one row, which must fit its position tables."""
     for segments in (False, True):
         got = _made(part, segments)
         length = joined(got).tokens.shape[1]
@@ -83,7 +84,7 @@ def test_fits_the_model(part: PartSpec) -> None:
 
 
 def test_follows_the_generator_alone(part: PartSpec) -> None:
-    with checks.draws_nothing(part, "although it is handed a generator"):
+    with checks.draws_nothing(part, "although it receives a generator"):
         a, b = (digest(_made(part, segments=True, seed=3)) for _ in range(2))
     assert a == b, f"{checks.label(part)}: equal generators give different examples"
 
@@ -95,7 +96,7 @@ def test_leaves_tokens_alone(part: PartSpec) -> None:
 
 
 def test_an_own_loss_teaches_the_model_alone(part: PartSpec) -> None:
-    """A sum over the targets, with gradients for the model and none for a teacher."""
+    """A custom loss is a sum over the targets, with gradients for the model and none for a teacher."""
     objective = sample_parts.objective(part)
     if not hasattr(objective, "loss"):
         pytest.skip("it has no loss of its own: cross-entropy is used")

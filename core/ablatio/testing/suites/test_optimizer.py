@@ -29,7 +29,7 @@ def _steps(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], cou
 def test_takes_every_parameter_once(part: PartSpec) -> None:
     optimizer, parameters = _made(part)
     came = isinstance(optimizer, torch.optim.Optimizer)
-    assert came, f"{checks.label(part)}: gives {type(optimizer).__name__}, a torch Optimizer was expected"
+    assert came, f"{checks.label(part)}: gives {type(optimizer).__name__}; expected a torch Optimizer"
     held = [id(p) for group in optimizer.param_groups for p in group["params"]]
     missing = [i for i, p in enumerate(parameters) if held.count(id(p)) != 1]
     assert not missing, f"{checks.label(part)}: parameters {missing} are not in its groups exactly once"
@@ -82,9 +82,7 @@ def test_state_is_plain(part: PartSpec) -> None:
     optimizer, parameters = _made(part)
     _steps(optimizer, parameters, 2)
     wrong = list(dict.fromkeys(_objects(optimizer.state_dict())))
-    assert not wrong, (
-        f"{checks.label(part)}: its state holds {', '.join(wrong)}; tensors and plain values were expected"
-    )
+    assert not wrong, f"{checks.label(part)}: its state holds {', '.join(wrong)}; expected tensors and plain values"
 
 
 def _objects(value: Any) -> list[str]:
@@ -107,7 +105,7 @@ def test_skips_what_has_no_gradient(part: PartSpec) -> None:
 
 
 def test_takes_rates_by_parameter(part: PartSpec) -> None:
-    """An init (mup) may ask for learning rates of their own: the groups that come in are kept, or split."""
+    """An init (mup) may set learning rates per parameter: the optimizer keeps or splits the groups it receives."""
 
     def rate(info: ParameterInfo) -> float:
         return 0.5 if info.layer == 0 else 1.0
@@ -134,7 +132,7 @@ def test_follows_the_learning_rate(part: PartSpec) -> None:
 
 
 def test_takes_a_closure(part: PartSpec) -> None:
-    """The trainer hands forward and backward over: they run first, with gradients, and their loss comes back."""
+    """The trainer passes a closure that runs forward and backward; step calls it first and returns its loss."""
     optimizer, parameters = _made(part)
     before = [p.detach().clone() for p in parameters]
 
@@ -147,6 +145,6 @@ def test_takes_a_closure(part: PartSpec) -> None:
     expected = sum(float(b.square().sum()) for b in before)
     came = optimizer.step(closure)
     back = came is not None and abs(float(torch.as_tensor(came).detach()) - expected) < 1e-9 * expected
-    assert back, f"{checks.label(part)}: step(closure) gives {came}, the closure's loss {expected} was expected"
+    assert back, f"{checks.label(part)}: step(closure) gives {came}; expected the closure's loss {expected}"
     still = [i for i, (p, b) in enumerate(zip(parameters, before, strict=True)) if torch.equal(p, b)]
     assert not still, f"{checks.label(part)}: step(closure) leaves parameters {still} where they are"

@@ -1,4 +1,4 @@
-"""PEFT: a frozen base and something small that learns beside it; alone, packed, cached, merged and kept."""
+"""PEFT: a frozen base and few trained weights; in training, packed, cached, merged and restored."""
 
 from typing import Any
 
@@ -36,7 +36,7 @@ def test_starts_at_the_base(part: PartSpec) -> None:
 
 
 def test_base_stays_as_it_is(part: PartSpec) -> None:
-    """Bit for bit, after steps in which something else learns."""
+    """Frozen weights are unchanged bit for bit after training steps."""
     net, made = sample_parts.tuned(part)
     before = {name: t.clone() for name, t in net.state_dict().items()}
     trains = {name for name, p in net.named_parameters(remove_duplicate=False) if p.requires_grad}
@@ -58,9 +58,9 @@ def test_few_weights_train(part: PartSpec) -> None:
 
 
 def test_a_prompt_read_once_teaches_what_whole_rows_teach(part: PartSpec) -> None:
-    """Answers behind prompts of two lengths, in training: states and gradients of rows by themselves."""
+    """Answers that share encoded prompts of two lengths have the states and gradients of full rows, in training."""
     if part.facts["batch_dependent"]:
-        pytest.skip("it reads each text in one pass (batch_dependent = True)")
+        pytest.skip("it needs full rows (batch_dependent = True)")
     net, _ = sample_parts.tuned(part, {"dropout": 0.0} if part.knob("dropout") else None)
     net.double().train()
     learnt = [p for p in net.parameters() if p.requires_grad]
@@ -99,7 +99,7 @@ def test_looks_back_only(part: PartSpec) -> None:
     net, tokens = sample_parts.tuned_and_trained(part), tiny_models.tokens()
     other = torch.cat([tokens[:, :12], tiny_models.tokens(seed=9)[:, 12:]], dim=1)
     apart = (_logits(net, tokens) - _logits(net, other))[:, :12].abs().max()
-    assert apart == 0, f"{checks.label(part)}: what comes later changes logits by {apart:g}"
+    assert apart == 0, f"{checks.label(part)}: later tokens change the logits by {apart:g}"
 
 
 def test_decodes_with_the_cache(part: PartSpec) -> None:
@@ -107,7 +107,7 @@ def test_decodes_with_the_cache(part: PartSpec) -> None:
     whole = _logits(net, tokens)
     pieces = [_logits(net, tokens[:, a:b], cache=cache) for a, b in ((0, 9), (9, 10), (10, 24))]
     apart = float((torch.cat(pieces, 1) - whole).abs().max())
-    assert apart < 1e-9, f"{checks.label(part)}: decoding is {apart:g} from the whole pass"
+    assert apart < 1e-9, f"{checks.label(part)}: cached decoding differs from one full pass by {apart:g}"
 
 
 def test_packed_documents_are_alone(part: PartSpec) -> None:
@@ -118,7 +118,7 @@ def test_packed_documents_are_alone(part: PartSpec) -> None:
     packed = _logits(net, rows, segments=segments)
     alone = torch.cat([_logits(net, rows[:, a:b]) for a, b in ((0, 7), (7, 19), (19, 24))], dim=1)
     apart = float((packed - alone).abs().max())
-    assert apart < 1e-9, f"{checks.label(part)}: packed documents are {apart:g} from what they are alone"
+    assert apart < 1e-9, f"{checks.label(part)}: packed documents differ from each alone by {apart:g}"
 
 
 def test_merges_and_comes_apart(part: PartSpec) -> None:
@@ -131,7 +131,7 @@ def test_merges_and_comes_apart(part: PartSpec) -> None:
         assert torch.equal(_logits(net, tokens), before), f"{checks.label(part)}: a refused merge changes the model"
         pytest.skip(f"it cannot be merged, and the refused merge changed nothing: {error}")
     apart = float((_logits(net, tokens) - before).abs().max())
-    assert apart < 1e-6, f"{checks.label(part)}: merged into the weights it says something else, by {apart:g}"
+    assert apart < 1e-6, f"{checks.label(part)}: merging into the weights changes the logits by {apart:g}"
     assert not list(adapted(net))
     merged.restore()
     back = net.state_dict()
@@ -140,22 +140,23 @@ def test_merges_and_comes_apart(part: PartSpec) -> None:
 
 
 def test_comes_back_from_its_state(part: PartSpec) -> None:
-    """What a checkpoint keeps makes the same model again, on which training goes on alike."""
+    """A model restored from a checkpoint's state gives the same logits."""
     first, other = sample_parts.tuned_and_trained(part), sample_parts.tuned(part, seed=5)[0].double()
     other.load_state_dict(first.state_dict())
     tokens = tiny_models.tokens()
     assert torch.equal(_logits(first, tokens), _logits(other, tokens)), (
-        f"{checks.label(part)}: its state is not all of it"
+        f"{checks.label(part)}: its state does not determine its logits"
     )
 
 
 def test_seed_decides(part: PartSpec) -> None:
-    """The same seed, the same start, whatever was drawn before."""
+    """The initial weights depend on the seed alone, not on earlier draws."""
     starts = []
     for drawn in (0, 3):
         torch.rand(drawn)
         starts.append(sample_parts.tuned(part)[0].state_dict())
-    assert all(torch.equal(starts[0][n], starts[1][n]) for n in starts[0]), f"{checks.label(part)}: starts by chance"
+    same = all(torch.equal(starts[0][n], starts[1][n]) for n in starts[0])
+    assert same, f"{checks.label(part)}: its initial weights depend on the global random state"
 
 
 def test_groups_hold_what_trains(part: PartSpec) -> None:
@@ -167,5 +168,5 @@ def test_groups_hold_what_trains(part: PartSpec) -> None:
 def test_targets_that_are_not_there(part: PartSpec) -> None:
     if part.knob("targets") is None:
         pytest.skip("it has no knob `targets`")
-    with pytest.raises(UserError, match=r"there are .*\n.*try: peft.targets="):
+    with pytest.raises(UserError, match=r"(there are|available layers:) .*\n.*try: peft.targets="):
         sample_parts.peft(part, {"targets": ("nowhere",)}).apply(tiny_models.model(part), 0)

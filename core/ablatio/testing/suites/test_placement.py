@@ -45,7 +45,7 @@ def test_wraps_the_sublayer(part: PartSpec, around: Sublayer, layer: int) -> Non
     assert calls[0].shape == x.shape, (
         f"{checks.label(part)}: the sublayer got {tuple(calls[0].shape)}, not {tuple(x.shape)}"
     )
-    assert len(calls) == 1, f"{checks.label(part)}: calls its sublayer {len(calls)} times, once was expected"
+    assert len(calls) == 1, f"{checks.label(part)}: calls its sublayer {len(calls)} times; expected once"
 
 
 def _opened(part: PartSpec, x: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ def _opened(part: PartSpec, x: Tensor) -> Tensor:
 def test_gain_is_a_number(part: PartSpec) -> None:
     gain = getattr(_made(part)[0], "gain", None)
     number = isinstance(gain, int | float) and math.isfinite(gain) and gain > 0
-    assert number, f"{checks.label(part)}: `gain` is {gain!r}, a positive number was expected (1.0 for no change)"
+    assert number, f"{checks.label(part)}: `gain` is {gain!r}; expected a positive number (1.0 for no change)"
 
 
 @pytest.mark.parametrize("layer", [0, 1])

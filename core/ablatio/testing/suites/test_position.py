@@ -42,12 +42,12 @@ def _check_shape(part: PartSpec, method: str, y: Any, pos: Tensor) -> None:
     }
     if method == "rotate":
         pair = isinstance(y, tuple) and len(y) == 2
-        assert pair, f"{checks.label(part)}: rotate gives {type(y).__name__}, the pair (q, k) was expected"
+        assert pair, f"{checks.label(part)}: rotate gives {type(y).__name__}; expected the pair (q, k)"
     for tensor in y if isinstance(y, tuple) else (y,):
         shape, wanted = tuple(tensor.shape), " or ".join(map(str, expected[method]))
         where = f"{method} with positions {tuple(pos.shape)}"
         assert shape in expected[method], f"{checks.label(part)}: {where} gives {shape}, expected {wanted}"
-        assert tensor.is_floating_point(), f"{checks.label(part)}: {where} gives {tensor.dtype}, floats were expected"
+        assert tensor.is_floating_point(), f"{checks.label(part)}: {where} gives {tensor.dtype}; expected floats"
         checks.finite(part, tensor, f"in {where}")
 
 
@@ -58,7 +58,7 @@ def test_embed_and_rotate_keep_dtype(part: PartSpec) -> None:
             tensors = found.get(method, ())
             for tensor in tensors if isinstance(tensors, tuple) else (tensors,):
                 came = f"{method} gives {tensor.dtype} for {dtype}"
-                assert tensor.dtype == dtype, f"{checks.label(part)}: {came}; the dtype of its input was expected"
+                assert tensor.dtype == dtype, f"{checks.label(part)}: {came}; expected the dtype of its input"
 
 
 def test_rows_by_themselves(part: PartSpec) -> None:

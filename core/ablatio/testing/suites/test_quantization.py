@@ -1,4 +1,4 @@
-"""Quantisation: fewer bits, nearly the same answers; or weights that learn to stand their rounding."""
+"""Quantization: fewer bits and nearly the same outputs; or quantization-aware training."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ def _allowed(part: PartSpec) -> float:
 
 
 def _weights(net: nn.Module) -> dict[str, Tensor]:
-    """The matrices of the linear maps, as they are read."""
+    """Weight matrices of the linear layers, as used in the forward pass."""
     layers: dict[str, Any] = dict(targets_of(net, ("linear",)))
     return {name: layer.weight.detach().clone() for name, layer in layers.items()}
 
@@ -64,11 +64,11 @@ def test_no_token_feels_a_later_one(part: PartSpec) -> None:
     other = torch.cat([tokens[:, :12], tiny_models.tokens(seed=9)[:, 12:]], dim=1)
     with torch.no_grad():
         apart = (net.eval()(tokens) - net(other))[:, :12].abs().max()
-    assert apart == 0, f"{checks.label(part)}: what comes later changes logits by {apart:g}"
+    assert apart == 0, f"{checks.label(part)}: later tokens change the logits by {apart:g}"
 
 
 def test_comes_back(part: PartSpec) -> None:
-    """From its state, and as plain matrices with the same values."""
+    """Restored from its state, and dequantized to plain matrices with the same values."""
     nets = [tiny_models.model(part, seed=seed) for seed in (0, 1)]
     for net in nets:
         sample_parts.made(part).apply(net)

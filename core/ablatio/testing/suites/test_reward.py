@@ -17,7 +17,7 @@ def test_scores_are_finite_numbers(part: PartSpec) -> None:
 
 
 def test_each_answer_is_judged_by_itself(part: PartSpec) -> None:
-    """Or, where a reward compares, its place in the row does not matter."""
+    """Each answer is scored independently; a reward that compares answers does not depend on their order."""
     reward, answers = sample_parts.reward(part), sample_parts.answers()
     if part.facts["compares"]:
         forward, backward = (judged(reward, part.name, row)[0] for row in (answers, answers[::-1]))

@@ -1,4 +1,4 @@
-"""Sources: documents, in a stream that can be read again and is the same each time."""
+"""Sources: documents in a stream that can be read repeatedly and is the same each time."""
 
 from collections import Counter
 
@@ -14,18 +14,18 @@ def test_documents_are_documents(part: PartSpec) -> None:
     assert found, f"{checks.label(part)}: gives no document"
     for document in found:
         kind = type(document).__name__
-        assert isinstance(document, Document), f"{checks.label(part)}: gives a {kind}, Document(text, id) was expected"
+        assert isinstance(document, Document), f"{checks.label(part)}: gives a {kind}; expected Document(text, id)"
         texts = isinstance(document.text, str) and isinstance(document.id, str)
-        assert texts, f"{checks.label(part)}: text and id are {document.text!r:.40} and {document.id!r}; texts expected"
+        assert texts, f"{checks.label(part)}: text and id are {document.text!r:.40}, {document.id!r}; expected strings"
         legal = document.split in ("train", "validation", "")
-        assert legal, f"{checks.label(part)}: split is {document.split!r}; train, validation or '' was expected"
+        assert legal, f"{checks.label(part)}: split is {document.split!r}; expected train, validation or ''"
         document.text.encode("utf-8")  # half of a surrogate pair would stop the tokenizer
 
 
 def test_ids_are_unique(part: PartSpec) -> None:
     ids = [d.id for d in sample_parts.source(part).documents()]
     twice = [i for i, count in Counter(ids).items() if count > 1][:5]
-    assert not twice, f"{checks.label(part)}: the ids {twice} come more than once"
+    assert not twice, f"{checks.label(part)}: the ids {twice} occur more than once"
 
 
 def test_same_each_time(part: PartSpec) -> None:
@@ -34,14 +34,14 @@ def test_same_each_time(part: PartSpec) -> None:
     assert first == list(sample_parts.first_documents(a)), (
         f"{checks.label(part)}: its second reading gives other documents"
     )
-    assert first == list(sample_parts.first_documents(b)), f"{checks.label(part)}: made again, it gives other documents"
+    assert first == list(sample_parts.first_documents(b)), f"{checks.label(part)}: built again, it gives others"
 
 
 def test_fingerprint(part: PartSpec) -> None:
     a, b = sample_parts.source(part), sample_parts.source(part)
     before = a.fingerprint()
     text = isinstance(before, str) and bool(before)
-    assert text, f"{checks.label(part)}: the fingerprint is {before!r}, a text was expected"
+    assert text, f"{checks.label(part)}: the fingerprint is {before!r}; expected a non-empty string"
     list(sample_parts.first_documents(a))
     assert before == a.fingerprint(), f"{checks.label(part)}: reading changes the fingerprint"
     assert before == b.fingerprint(), f"{checks.label(part)}: made again, it has another fingerprint"

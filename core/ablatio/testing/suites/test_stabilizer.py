@@ -1,4 +1,4 @@
-"""Stabilizers: hooks before and after each optimizer step that give numbers to log."""
+"""Stabilizers: hooks before and after each optimizer step that return numbers to log."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -19,10 +19,10 @@ def test_metrics_are_declared(part: PartSpec) -> None:
     def look(hook: str, metrics: Mapping[str, Any]) -> None:
         if hook == "raised":
             asked = "Rewind" not in metrics or part.facts["rewinds"]
-            assert asked, f"{checks.label(part)}: raises Rewind, and the class does not say `rewinds = True`"
+            assert asked, f"{checks.label(part)}: raises Rewind, and the class does not set `rewinds = True`"
             return
         mapping = isinstance(metrics, Mapping)
-        assert mapping, f"{checks.label(part)}: {hook} gives {type(metrics).__name__}, a dict of numbers was expected"
+        assert mapping, f"{checks.label(part)}: {hook} gives {type(metrics).__name__}; expected a dict of numbers"
         unknown = sorted(metrics.keys() - said)
         assert not unknown, (
             f"{checks.label(part)}: {hook} gives {unknown}, which `metrics` {sorted(said)} does not name"
@@ -30,7 +30,7 @@ def test_metrics_are_declared(part: PartSpec) -> None:
         for name, value in metrics.items():
             checks.finite(part, torch.as_tensor(value, dtype=torch.float64), f"in {name}")
             one = torch.as_tensor(value).numel() == 1
-            assert one, f"{checks.label(part)}: {name} has {torch.as_tensor(value).numel()} values, one was expected"
+            assert one, f"{checks.label(part)}: {name} has {torch.as_tensor(value).numel()} values; expected one"
         seen.update(metrics)
 
     net = tiny_models.model()
@@ -48,7 +48,7 @@ def test_a_run_still_learns(part: PartSpec) -> None:
 
 
 def test_state_comes_back(part: PartSpec) -> None:
-    """What lasts from step to step is in state_dict: another instance goes on alike."""
+    """State that lasts between steps is in state_dict: a restored instance continues identically."""
     first = sample_parts.made(part)
     if not hasattr(first, "state_dict"):
         pytest.skip("it keeps no state (no state_dict)")
@@ -65,5 +65,5 @@ def test_state_comes_back(part: PartSpec) -> None:
         tiny_models.run(net, optimizer, 12, hooks=[used], spike=9, seen=lambda *given, told=told: told.append(given))
         outcomes.append(digest([told, net.state_dict(), used.state_dict()]))
     assert outcomes[0] == outcomes[1], (
-        f"{checks.label(part)}: with the state of another instance it goes on differently"
+        f"{checks.label(part)}: with the state of another instance it behaves differently"
     )

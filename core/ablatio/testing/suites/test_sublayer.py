@@ -1,4 +1,4 @@
-"""Attention, mlp and block by themselves: (B, T, D) -> (B, T, D)."""
+"""Attention, mlp and block in isolation: (B, T, D) -> (B, T, D)."""
 
 from dataclasses import replace
 
@@ -33,7 +33,7 @@ def test_extra_losses_are_scalars(part: PartSpec) -> None:
     named = {**ctx.record.losses, **ctx.record.measures}
     for name, value in named.items():
         scalar = isinstance(value, Tensor) and value.dim() == 0
-        assert scalar, f"{checks.label(part)}: {name} got {value!r}, a scalar tensor was expected"
+        assert scalar, f"{checks.label(part)}: {name} got {value!r}; expected a scalar tensor"
         checks.finite(part, value, f"in {name}")
     said = set(part.facts.get("metrics", ()))
     unknown = sorted(named.keys() - said)
@@ -49,7 +49,7 @@ def test_dropout_is_used(part: PartSpec) -> None:
         a, b = module.train()(x, ctx), module(x, ctx)
         c, d = module.eval()(x, ctx), module(x, ctx)
     assert not torch.equal(a, b), f"{checks.label(part)}: asks for `dropout` and gives the same twice in training"
-    assert torch.equal(c, d), f"{checks.label(part)}: gives different outputs in eval mode; no dropout was expected"
+    assert torch.equal(c, d), f"{checks.label(part)}: gives different outputs in eval mode; expected no dropout"
 
 
 def test_bias_is_used(part: PartSpec) -> None:

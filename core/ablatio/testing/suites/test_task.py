@@ -1,4 +1,4 @@
-"""Tasks: batches by number, an example and a loss of each, scores of a model."""
+"""Tasks: numbered batches, an example and a loss for each, scores of a model."""
 
 import copy
 import itertools
@@ -34,7 +34,7 @@ def test_says_what_it_is_scored_by(part: PartSpec) -> None:
     named = facts["main"] in facts["scores"]
     assert named, f"{checks.label(part)}: the main score `{facts['main']}` is none of its scores {facts['scores']}"
     known = facts["better"] in ("lower", "higher")
-    assert known, f"{checks.label(part)}: better is {facts['better']!r}; 'lower' or 'higher' was expected"
+    assert known, f"{checks.label(part)}: better is {facts['better']!r}; expected 'lower' or 'higher'"
     gives = REGISTRIES["source"].any_of
     assert facts["accepts"] in gives, (
         f"{checks.label(part)}: accepts {facts['accepts']!r}, and a source provides {' or '.join(gives)}"
@@ -42,22 +42,22 @@ def test_says_what_it_is_scored_by(part: PartSpec) -> None:
 
 
 def test_batches_depend_on_their_number_alone(part: PartSpec) -> None:
-    """So workers, resume and the order in which batches are asked for cannot change a run."""
+    """Workers, resuming and the order of requests cannot change the batches of a run."""
     (first, _), (second, _) = sample_parts.task(part), sample_parts.task(part)
     numbers = (0, 1, 7, 40)
     forth = {n: digest([first.training[n], _example(first, n)]) for n in numbers}
     back = {n: digest([second.training[n], _example(second, n)]) for n in reversed(numbers)}
     differing = [n for n in numbers if forth[n] != back[n]]
-    assert not differing, f"{checks.label(part)}: batch {differing[0]} is another one when it is asked for earlier"
+    assert not differing, f"{checks.label(part)}: batch {differing[0]} depends on the order of requests"
     assert len(set(forth.values())) > 1, f"{checks.label(part)}: all batches are equal"
     for n in numbers:
         said = first.training[n].get("number")
-        assert said is not None and int(said) == n, f"{checks.label(part)}: batch {n} says that its number is {said}"
+        assert said is not None and int(said) == n, f"{checks.label(part)}: batch {n} has the number {said}"
 
 
 def test_examples_draw_from_their_generator(part: PartSpec) -> None:
     task, _ = sample_parts.task(part)
-    with checks.draws_nothing(part, "although it is handed a generator"):
+    with checks.draws_nothing(part, "although it receives a generator"):
         _example(task, 3)
 
 
@@ -66,7 +66,7 @@ def test_loss(part: PartSpec) -> None:
     total, weight, measures = _loss(task, net.train(), 0)
     for name, value in {"total": total, "weight": weight}.items():
         one = isinstance(value, torch.Tensor) and value.numel() == 1
-        assert one, f"{checks.label(part)}: the loss's {name} is {value!r:.60}; a tensor with one number was expected"
+        assert one, f"{checks.label(part)}: the loss's {name} is {value!r:.60}; expected a tensor with one number"
         checks.finite(part, value.detach().double(), f"in the loss's {name}")
     assert float(weight) > 0, f"{checks.label(part)}: the weight of a batch is {float(weight)}"
     methods = [m for e in REGISTRIES["alignment"] for m in e.facts["metrics"]]
@@ -87,13 +87,13 @@ def test_scores(part: PartSpec) -> None:
     assert not missing, f"{checks.label(part)}: `scores` names {missing}, which score() does not give"
     for name, value in found.items():
         plain = isinstance(value, int | float)
-        assert plain, f"{checks.label(part)}: the score {name} is {value!r:.60}; a plain number was expected"
+        assert plain, f"{checks.label(part)}: the score {name} is {value!r:.60}; expected a plain number"
     checks.finite(part, torch.tensor(found[part.facts["main"]], dtype=torch.float64), "in the main score")
     assert seen, f"{checks.label(part)}: score() never calls `between`, so a signal cannot stop it"
     assert net.training == mode, f"{checks.label(part)}: score() leaves the model in another mode"
     changed = [n for n, w in net.state_dict().items() if not torch.equal(w, before[n])]
     assert not changed, f"{checks.label(part)}: score() changes {changed[0]}"
-    assert found == _scores(task, net), f"{checks.label(part)}: scored twice, a model gets two scores"
+    assert found == _scores(task, net), f"{checks.label(part)}: scoring the same model twice gives different scores"
 
 
 def test_tokens_add_up(part: PartSpec) -> None:
@@ -121,7 +121,7 @@ def test_a_run_still_learns(part: PartSpec) -> None:
 
 
 def test_state_comes_back(part: PartSpec) -> None:
-    """What lasts from step to step is in state_dict: another instance goes on alike."""
+    """State that lasts between steps is in state_dict: a restored instance continues identically."""
     task, net = sample_parts.task(part)
     for step in range(3):
         _loss(task, net, step, step)
@@ -130,12 +130,12 @@ def test_state_comes_back(part: PartSpec) -> None:
     again.load_state_dict(copy.deepcopy(task.state_dict()))
     outcomes = [digest([_loss(t, n, k, k)[:2] for k in range(3, 6)]) for t, n in ((task, net), (again, other))]
     assert outcomes[0] == outcomes[1], (
-        f"{checks.label(part)}: with the state of another instance it goes on differently"
+        f"{checks.label(part)}: with the state of another instance it behaves differently"
     )
 
 
 def test_adds_its_weights_from_the_seed(part: PartSpec) -> None:
-    """What it attaches starts alike each time; and the model's own weights stay what they were."""
+    """Weights that the task adds depend on the seed alone, and the model keeps all of its own."""
     (_, net), (_, again) = sample_parts.task(part), sample_parts.task(part)
     plain = tiny_models.model(vocab_size=net.vocab_size)
     assert digest(net.state_dict()) == digest(again.state_dict()), (

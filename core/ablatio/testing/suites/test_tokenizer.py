@@ -1,4 +1,4 @@
-"""Tokenizers: text to ids and back, without loss."""
+"""Tokenizers: lossless conversion of text to ids and back."""
 
 import json
 from typing import Any
@@ -17,7 +17,7 @@ _trained: dict[tuple[str, str], Any] = {}
 
 
 def _made(part: PartSpec) -> Any:
-    """Trained once for all tests."""
+    """The trained tokenizer, cached for all tests."""
     key = part.name, part.digest
     if key not in _trained:
         _trained[key] = sample_parts.tokenizer(part)
@@ -44,9 +44,7 @@ def test_many_as_one_by_one(part: PartSpec) -> None:
     together, alone = tokenizer.encode(sample_parts.TEXTS), [tokenizer.encode([t])[0] for t in sample_parts.TEXTS]
     for text, a, b in zip(sample_parts.TEXTS, together, alone, strict=True):
         array = isinstance(a, np.ndarray) and (a.dtype.kind == "u" or not len(a))
-        assert array, (
-            f"{checks.label(part)}: encode gives {getattr(a, 'dtype', type(a))}, unsigned integers were expected"
-        )
+        assert array, f"{checks.label(part)}: encode gives {getattr(a, 'dtype', type(a))}; expected unsigned integers"
         assert np.array_equal(a, b), f"{checks.label(part)}: {text!r} encodes differently among other texts"
 
 
@@ -58,10 +56,8 @@ def test_sizes_are_known_before_training(part: PartSpec) -> None:
     assert 0 <= fresh.eos < fresh.vocab_size, f"{checks.label(part)}: eos={fresh.eos}, vocab_size={fresh.vocab_size}"
     table = tokenizer.token_bytes()
     shape, expected = table.shape, (tokenizer.vocab_size,)
-    assert shape == expected, f"{checks.label(part)}: token_bytes has the shape {shape}, {expected} was expected"
-    assert table[tokenizer.eos] == 0, (
-        f"{checks.label(part)}: eos stands for {table[tokenizer.eos]} bytes, 0 was expected"
-    )
+    assert shape == expected, f"{checks.label(part)}: token_bytes has the shape {shape}; expected {expected}"
+    assert table[tokenizer.eos] == 0, f"{checks.label(part)}: eos decodes to {table[tokenizer.eos]} bytes; expected 0"
 
 
 def test_state_restores(part: PartSpec) -> None:
