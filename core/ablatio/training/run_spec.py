@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from ablatio.model.cost.memory import MemoryEstimate
     from ablatio.model.cost.parameters import Size
     from ablatio.model.language_model import LanguageModel
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,11 @@ class RunSpec:
         method = (lambda model: tune(model, self.config, 0)) if is_tuned(self.config) else None
         try:
             return memory_of(self.config, self.vocabulary, method, copies)
-        except Exception:  # a method may ask for the numbers in its tensors, which shapes do not have
+        except Exception as error:  # a peft method may read values of tensors, which the meta device does not have
+            _log.warning(
+                "memory is estimated without quantization and peft, which cannot be applied on the meta device: %s",
+                error,
+            )
             return memory_of(self.config, self.vocabulary, None, copies)
 
     def count_on(self, model: LanguageModel, row_length: int | None = None) -> None:
