@@ -1,4 +1,4 @@
-"""The one place in which the API touches how runs are composed, trained, restored and swept."""
+"""Calls from the API into the packages that compose, train, restore and sweep; the only module that makes them."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def composed(overrides: Sequence[str]) -> Composed:
-    """The checked config of one run; ConfigError with all problems at once."""
+    """Compose and check the config of one run; ConfigError with all problems at once."""
     return compose_run(overrides)
 
 
@@ -29,7 +29,12 @@ def train_in(
     resume: bool = False,
     callbacks: "Sequence[Callback]" = (),
 ) -> dict[str, Any]:
-    """Train in `folder`, or go on with the run there, and return its summary.  public: what may be written down."""
+    """Train in `folder`, or continue the run there with resume=True, and return its summary.
+
+    public  the config as it may be written to a file, with values from the environment left open
+
+    Raises EnvironmentFault if a file cannot be read or written, UserError for unsuitable callbacks.
+    """
     from ablatio.training.run import train
     from ablatio.training.run_spec import RunSpec
 
@@ -43,7 +48,10 @@ def train_in(
 
 
 def check_callbacks(callbacks: "Sequence[Callback]") -> None:
-    """UserError for what is no callback, and for those that do what a run does by itself."""
+    """Raise UserError for an object that is no Lightning callback, and for checkpoint and progress callbacks.
+
+    The training loop writes checkpoints and shows progress itself.
+    """
     if not callbacks:
         return
     from lightning.pytorch import Callback
@@ -64,21 +72,24 @@ def check_callbacks(callbacks: "Sequence[Callback]") -> None:
 
 
 def restored(folder: Path, step: int | None = None, *, scored: bool = False) -> "tuple[PreparedRun, int]":
-    """The run in `folder` with the weights of a checkpoint, and the checkpoint's step."""
+    """Load the run in `folder` with the weights of a checkpoint; return it with the checkpoint's step.
+
+    scored  True if scores will be computed, for which the task may need the model that the run began with
+    """
     from ablatio.training.load import load_run
 
     return load_run(folder, step, scored=scored)
 
 
 def needs_reference(config: Mapping[str, Any]) -> bool:
-    """True if scores compare the model with the one that it started as."""
+    """True if the scores of the config's task compare the model with the one that the run began with."""
     from ablatio.training.prepare import needs_start
 
     return needs_start(config)
 
 
 def built(config: Mapping[str, Any]) -> "nn.Module":
-    """The model of a config as `train` begins with it; no text is read for it."""
+    """Build the model of a config as `train` begins with it; reads no text and trains no tokenizer."""
     from ablatio.model.peft.apply import tune
     from ablatio.training.estimate import check_memory
     from ablatio.training.initial_weights import start_model
@@ -100,7 +111,7 @@ def sweep(overrides: Sequence[str], *, quiet: bool) -> Path:
 
 
 def resume_sweep(folder: Path, overrides: Sequence[str], *, quiet: bool) -> Path:
-    """Go on with the study in `folder`."""
+    """Run what is not done of the study in `folder`."""
     from ablatio.api.multirun import resume
 
     return resume(folder, overrides, quiet=quiet)

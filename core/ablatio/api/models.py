@@ -1,4 +1,4 @@
-"""A model without a run: `ablatio.build_model`."""
+"""Build a model without a run: `ablatio.build_model`."""
 
 from typing import TYPE_CHECKING
 
@@ -11,13 +11,13 @@ if TYPE_CHECKING:
 
 
 def build_model(*overrides: str) -> "nn.Module":
-    """The model that `ablatio.train` with these settings begins with: a plain nn.Module, with its initial weights.
+    """Build the model that `ablatio.train` with these settings begins with: an nn.Module with its initial weights.
 
         model = ablatio.build_model("preset=llama2", "size=tiny")
-        logits = model(tokens)  # tokens: (B, T), whole numbers; logits: (B, T, vocabulary)
+        logits = model(tokens)  # tokens: (B, T), integers; logits: (B, T, vocabulary)
 
-    Raises ConfigError with everything that is wrong with the settings, and EnvironmentFault where training the model
-    needs more memory than this machine has.
+    Raises ConfigError with all problems of the settings, and EnvironmentFault if training the model needs more memory
+    than this machine has.
     """
     words = words_of("build_model", overrides)
     with composing():

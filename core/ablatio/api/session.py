@@ -1,4 +1,4 @@
-"""What a training may change of the process that it runs in, and how that is put back."""
+"""Restore the state of the calling process after training, composing and sweeping."""
 
 import logging
 import os
@@ -14,7 +14,7 @@ _one_at_a_time = threading.RLock()
 
 @contextmanager
 def composing() -> Iterator[None]:
-    """Inside, configs are composed; a Hydra program that calls us finds Hydra's own state as it left it."""
+    """Context for composing configs; afterwards Hydra's global state is as before, for callers that use Hydra."""
     from hydra.core.global_hydra import GlobalHydra
 
     with _one_at_a_time:
@@ -27,11 +27,11 @@ def composing() -> Iterator[None]:
 
 @contextmanager
 def computing() -> Iterator[None]:
-    """Inside, models are trained, scored or sampled; afterwards the process is as it was.
+    """Context for training, scoring and sampling; afterwards the process is as before.
 
-    Put back: the environment, torch's threads, its precision of float32 products and its random state, the filters of
-    warnings, and how much Lightning logs.  Signal handlers are the training loop's own business, which puts them back.
-    torch has one random state a process, so that two trainings in two threads take their turn.
+    Restored are the environment, torch's number of threads, float32 matmul precision and random state, warning filters
+    and Lightning's log levels.  The training loop restores signal handlers itself.  torch has one random state per
+    process, so only one thread at a time may be inside.
     """
     import torch
 
@@ -51,9 +51,9 @@ def computing() -> Iterator[None]:
 
 @contextmanager
 def executing() -> Iterator[None]:
-    """Inside, a study is executed; its runs are processes of their own, so that little changes here.
+    """Context for executing a study, whose runs are processes of their own; afterwards the environment is as before.
 
-    torch is not imported for this: a process without it can be forked, and the runs start sooner.
+    torch is not imported here: a process without it can be forked, so that runs start faster.
     """
     environment = dict(os.environ)
     torch = sys.modules.get("torch")
@@ -71,7 +71,10 @@ def executing() -> Iterator[None]:
 
 
 def _all_threads() -> None:
-    """The estimate of a study imports torch with one thread, to be forked; what comes later has the usual number."""
+    """Give torch the usual number of threads again.
+
+    The estimate of a study imports torch with one thread, so that the process can be forked.
+    """
     if torch := sys.modules.get("torch"):
         from ablatio.training.device import cores
 
@@ -79,7 +82,7 @@ def _all_threads() -> None:
 
 
 def restore(environment: dict[str, str]) -> None:
-    """Make os.environ say what it said, variable by variable."""
+    """Set os.environ back to `environment`, changing only the variables that differ."""
     for name in os.environ.keys() - environment.keys():
         del os.environ[name]
     for name, value in environment.items():

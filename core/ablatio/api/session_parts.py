@@ -1,4 +1,4 @@
-"""A study refuses parts that only this session knows: its runs are executed in other processes."""
+"""Refuse session-defined parts in a study, because its runs are executed in other processes."""
 
 from collections.abc import Iterator
 
@@ -8,9 +8,9 @@ from ablatio.sweep.plan import Plan
 
 
 def refuse_session_parts(plan: Plan) -> None:
-    """UserError when a run of the plan would need a part that no plugin brings."""
+    """Raise UserError if a run of the plan needs a part that was defined in this session."""
     known = session_parts()
-    wanted = next((part for part in _named(plan) if part in known), None)
+    wanted = next((part for part in _chosen_parts(plan) if part in known), None)
     if wanted is None:
         return
     kind = wanted.partition("=")[0]
@@ -21,8 +21,11 @@ def refuse_session_parts(plan: Plan) -> None:
     )
 
 
-def _named(plan: Plan) -> Iterator[str]:
-    """The parts that the plan's runs choose: `norm=rmsnorm`; a search has made no run yet, and its axes name them."""
+def _chosen_parts(plan: Plan) -> Iterator[str]:
+    """Yield the parts that the plan chooses, as `norm=rmsnorm`.
+
+    Those of the axes too, since a search has no jobs before it starts.
+    """
     from ablatio.config.schema import chosen
 
     for axis in plan.study.axes:
