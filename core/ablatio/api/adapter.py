@@ -1,4 +1,4 @@
-"""Calls from the API into the packages that compose, train, restore and sweep; the only module that makes them."""
+"""Internal functions on which the API builds: compose, build, train, restore and sweep."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -33,12 +33,12 @@ settings (`ablatio show SECTION` explains each):
 {sections}
 
 A run leaves config.json, manifest.json, metrics.csv, summary.json and checkpoints/ in runs/TIME (out=, name=)."""
-MANY = ("-m", "--multirun")
-HYDRA_QUESTIONS = ("--cfg", "-c", "--info", "-i", "--hydra-help")
+MANY = ("-m", "--multirun")  # flags of a sweep
+HYDRA_QUESTIONS = ("--cfg", "-c", "--info", "-i", "--hydra-help")  # flags that print and do not train
 SWEEPING = ("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper")
-PLUGIN_CONF = "bring options as a plugin's conf folder (`ablatio new-plugin my-options` writes one)"
+PLUGIN_CONF = "put options into a plugin's conf folder (`ablatio new-plugin my-options` writes one)"
 REFUSED_FLAGS = {
-    "--experimental-rerun": "it loads a pickle, which can run any code",
+    "--experimental-rerun": "it loads a pickle, which can execute arbitrary code",
     "--config-name": "the config is conf/train.yaml; put yours into an experiment: +experiment=NAME",
     "--config-path": f"the config is conf/train.yaml; {PLUGIN_CONF}",
     "--config-dir": PLUGIN_CONF,
@@ -60,10 +60,10 @@ def run(arguments: list[str]) -> int:
     overrides = [a for a in arguments if not a.startswith("-")]
     if any(o.lstrip("+").startswith(f"{recipes.RECIPE}=") for o in overrides):
         return _recipe(overrides, flags)
-    if asked := [flag for flag in flags if flag.split("=")[0] in HYDRA_QUESTIONS]:
+    if shown := [flag for flag in flags if flag.split("=")[0] in HYDRA_QUESTIONS]:
         if several := [flag for flag in flags if flag in MANY]:
             raise UserError(
-                f"{asked[0]} shows a single run; it cannot be combined with {several[0]}\n"
+                f"{shown[0]} shows a single run; it cannot be combined with {several[0]}\n"
                 "    try: ablatio train --cfg job, with one value of each setting"
             )
         from ablatio.cli.hydra_flags import hydra_flags

@@ -16,10 +16,10 @@ Factor = Callable[[int, int, Sequence[float]], float]
 
 def factor_of(choice: PartChoice) -> Factor:
     """Return a schedule as factor(step, total steps, held-out losses so far), whether it watches the losses or not."""
-    made: Any = kinds.schedules.build(choice.name, choice.knobs)
+    schedule: Any = kinds.schedules.build(choice.name, choice.knobs)
     if kinds.schedules[choice.name].facts["watches"]:
-        return lambda step, total, scores: float(made(step, total, scores))
-    return lambda step, total, scores: float(made(step, total))
+        return lambda step, total, scores: float(schedule(step, total, scores))
+    return lambda step, total, scores: float(schedule(step, total))
 
 
 class LearningRates:

@@ -25,8 +25,8 @@ class MetricsFile:
     def start(self, after_step: int | None = None) -> None:
         """Begin a new file, or keep the old one without the rows later than `after_step`."""
         rows = self.read() if after_step is not None and self.path.exists() else []
-        kept = [r for r in rows if r["step"] and int(r["step"]) <= (after_step or 0)]
-        write_text(self.path, self._lines([self.columns, *([r.get(c, "") for c in self.columns] for r in kept)]))
+        earlier = [r for r in rows if r["step"] and int(r["step"]) <= (after_step or 0)]
+        write_text(self.path, self._lines([self.columns, *([r.get(c, "") for c in self.columns] for r in earlier)]))
 
     def write(self, row: Mapping[str, float]) -> dict[str, float]:
         """Append one row and return its numbers as written, rounded to nine digits.

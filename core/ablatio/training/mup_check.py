@@ -104,10 +104,10 @@ def at_width(config: Mapping[str, Any], width: int) -> dict[str, Any]:
                     f"model.n_heads={max(1, sizes['d_model'] // 16)}"
                 )
             scaled[key] = int(exact)
-    made = {**config, "model": {**sizes, **scaled}}
-    if problems := run_config.check(made):
+    wider = {**config, "model": {**sizes, **scaled}}
+    if problems := run_config.check(wider):
         raise ConfigError(problems)
-    return made
+    return wider
 
 
 class Watched(ModelBuilder):

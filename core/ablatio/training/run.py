@@ -106,8 +106,8 @@ def _class_names(callbacks: Sequence[Any]) -> dict[str, Any]:
 def _tokenizer(run: PreparedRun) -> dict[str, Any]:
     """Content of tokenizer.json: name, knobs and trained state, from which other runs load the same tokenizer."""
     choice = PartChoice.of(run.config["tokenizer"])
-    made = getattr(run.tokenizer, "made_as", {"name": choice.name, "knobs": dict(choice.knobs)})
-    return {**made, "state": run.tokenizer.state()}
+    origin = getattr(run.tokenizer, "made_as", {"name": choice.name, "knobs": dict(choice.knobs)})
+    return {**origin, "state": run.tokenizer.state()}
 
 
 def _manifest(run: PreparedRun) -> dict[str, Any]:

@@ -41,8 +41,8 @@ def run_id(config: Mapping[str, Any]) -> str:
     from ablatio.config.kind_lists import volatile
     from ablatio.config.schema import changed
 
-    made = {k: v for k, v in changed(config).items() if k not in volatile()}
-    return hashlib.sha256(json.dumps(renamed.first_names(made), sort_keys=True).encode()).hexdigest()[:16]
+    relevant = {k: v for k, v in changed(config).items() if k not in volatile()}
+    return hashlib.sha256(json.dumps(renamed.first_names(relevant), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def read_run(folder: Path) -> dict[str, Any]:
@@ -78,8 +78,8 @@ def _refuse_missing_parts(config: Mapping[str, Any], folder: Path) -> None:
         recorded = {}
     kind, name = missing[0]
     record = recorded.get(f"{kind}/{name}", {})
-    kept = f"; its source is in {folder / 'manifest.json'}" if record.get("source") else ""
-    why = how_to_register(kind, name, record.get("distribution", ""), kept)
+    source_note = f"; its source is in {folder / 'manifest.json'}" if record.get("source") else ""
+    why = how_to_register(kind, name, record.get("distribution", ""), source_note)
     raise UserError(f"{folder} cannot be opened: {why}")
 
 

@@ -66,8 +66,8 @@ class TaskContext:
 
     def source(self) -> Source:
         """Build the config's source."""
-        made: Source = self.part("source")
-        return made
+        source: Source = self.part("source")
+        return source
 
     def corpus(self, source: Source) -> tuple[Corpus, Tokenizer]:
         """Return the source as token streams, and the tokenizer trained on its training documents."""
@@ -83,8 +83,8 @@ class TaskContext:
     @property
     def template(self) -> Template:
         """The config's conversation template."""
-        made: Template = self.part("template")
-        return made
+        template: Template = self.part("template")
+        return template
 
     def chat(self, source: Source) -> tuple[Tokenizer, Template]:
         """Return the trained tokenizer with the template's special tokens, and the template."""
@@ -95,5 +95,5 @@ class TaskContext:
         """Return the untrained tokenizer and its cache key: name, source digest and knobs."""
         choice = PartChoice.of(self.config["tokenizer"])
         digest = kinds.tokenizers[choice.name].digest
-        made = kinds.tokenizers.build(choice.name, choice.knobs)
-        return made, json.dumps([choice.name, digest, dict(choice.knobs)], sort_keys=True)
+        tokenizer = kinds.tokenizers.build(choice.name, choice.knobs)
+        return tokenizer, json.dumps([choice.name, digest, dict(choice.knobs)], sort_keys=True)
