@@ -42,7 +42,7 @@ def test_old_interrupted_run_resumes_to_the_same_metrics(old: Path, cut: str, wh
 
 def test_old_run_can_start_a_new_run(old: Path) -> None:
     done = run(old, "train", "model=run", "model.path=runs/whole", "train.steps=2", "name=next")
-    assert "tensors come from" in done.out and "newly initialized" not in done.out
+    assert "tensors come from" in done.out and "anew" not in done.out
 
 
 def test_old_study_is_reported_with_the_same_results(old: Path) -> None:

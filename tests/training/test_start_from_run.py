@@ -42,7 +42,7 @@ def test_start_keeps_the_tokenizer_on_other_text(first: Path, tmp_path: Path) ->
     assert ended.code == 0, ended.err
     (run, _), (old, _) = load_run(tmp_path / "next"), load_run(first)
     assert run.tokenizer.encode(["We, the people"])[0].tolist() == old.tokenizer.encode(["We, the people"])[0].tolist()
-    assert "newly initialized" in ended.out and "mlp" in ended.out
+    assert "anew" in ended.out and "mlp" in ended.out
 
 
 def test_finished_run_loads_without_its_origin(first: Path, tmp_path: Path, text_file: Path) -> None:

@@ -39,7 +39,7 @@ class TakenOver:
         total = len(self.taken) + len(self.anew)
         text = f"{len(self.taken)} of {total} tensors come from {self.origin}"
         shown = ", ".join(self.anew[:3]) + (" ..." if len(self.anew) > 3 else "")
-        return f"{text}; newly initialized: {shown}" if self.anew else text
+        return f"{text}; initialized anew: {shown}" if self.anew else text
 
 
 def start_model(
