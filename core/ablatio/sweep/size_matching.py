@@ -22,11 +22,9 @@ class Matching:
     """Resizes the arms of a sweep to the size of its baseline.
 
     known  what `found` was when the study began.  Times are taken from there: timing an arm again gives a slightly
-           different
-           result, and thus a different arm.
+           different result, and thus a different arm
     found  attribute: for each arm what was measured (what, value), the relative difference that remains (residual), and
-           the
-           changed settings (set)
+           the changed settings (set)
 
     Raises ConfigError if the knob in `resize` cannot change the measure in `match`.
     """

@@ -25,8 +25,7 @@ class Score:
     bpb          bits per byte of the text that the tokens encode; comparable between tokenizers
     accuracy     share of predicted tokens to which the model gives the highest probability
     error        standard error of the loss over the choice of held-out text, with each row as a cluster, because the
-                 tokens
-                 of a row are correlated (arXiv:2411.00640, equation 4):
+                 tokens of a row are correlated (arXiv:2411.00640, equation 4):
                  sqrt(sum over rows of (nats - loss * tokens)^2) / total tokens.
                  Models scored on the same text share most of this error
     tokens       number of scored tokens

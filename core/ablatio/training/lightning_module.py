@@ -25,7 +25,7 @@ TINIEST = 1e-6  # lower bound on the total target weight of a step: avoids 0/0 i
 
 
 class TrainingModule(pl.LightningModule):
-    """Training of any task: dropout seeds, examples, loss, stabilizers and learning rate of each step.
+    """LightningModule of a run: seeds, examples, loss, stabilizers and learning rate of each step, for any task.
 
     Step k is a function of the weights, the state of optimizer and stabilizers, k and the numbers of its batches alone.
     So a run that is resumed after any step continues bit for bit.

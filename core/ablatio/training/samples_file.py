@@ -53,6 +53,7 @@ class SamplesFile:
 
 
 def _side_by_side(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, str]:
+    """Merge two rows of one prompt: answers as before and after, changed values as `old -> new`."""
     rest = [key for key in before if key not in ("step", "answer")]
     kept = {key: str(after.get(key, "")) for key in rest}
     moved = {key: f"{before[key]} -> {kept[key]}" for key in rest if str(before[key]) != kept[key]}
