@@ -85,7 +85,7 @@ def test_all_problems_come_at_once() -> None:
     [
         (["train", "--experimental-rerun=x.pickle"], "loads a pickle"),
         (["train", "--config-name=x"], "--config-name is refused"),
-        (["train", "-m", "norm=layernorm,rmsnorm", "--cfg", "job"], "--cfg asks of one run, and -m means several"),
+        (["train", "-m", "norm=layernorm,rmsnorm", "--cfg", "job"], "it cannot be combined with -m"),
         (["train", "--flag"], "no flag --flag"),
         (["train", "--config-dir=x"], "new-plugin"),
         (["train", "--package=x"], "no flag --package"),

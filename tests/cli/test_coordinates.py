@@ -133,7 +133,7 @@ def test_it_leaves_the_global_generator_alone() -> None:
     [
         (["--widths", "64"], "two or more whole numbers"),
         (["--widths", "64,x"], "--widths 64,128"),
-        (["--widths", "48,64"], "widths are multiples of 32"),
+        (["--widths", "48,64"], "widths must be multiples of 32"),
         (["--steps", "0"], "--steps 4"),
         (["init=mup", "optimizer=sgd"], "optimizer=adamw"),
         (["norm=rms"], "rmsnorm"),

@@ -111,7 +111,7 @@ def _write_run(folder: Path, fake: Fake, place: int, arm: Mapping[str, str], see
         summary["samples"] = list(fake.samples)
     if state == "diverged":
         summary["error"] = (
-            f"the run diverged: loss is nan at step {last}; nothing of it was saved\n    try: a lower rate"
+            f"the run diverged: loss is nan at step {last}; the diverged state was not saved\n    try: a lower rate"
         )
     elif not done:
         summary["error"] = f"it was {state} at step {last}"

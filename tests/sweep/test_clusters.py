@@ -230,8 +230,8 @@ def test_own_launcher_takes_precedence_over_hydra_plugin(
     ("said", "words"),
     [
         (["hydra/launcher=basic"], "without a ledger(.|\n)*expected one of pool, ray, slurm(.|\n)*hydra/launcher=pool"),
-        (["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"], "joblib came; it runs jobs without a ledger"),
-        (["launcher=submitit_local"], "submitit_local came; it runs jobs without a ledger"),
+        (["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"], "joblib runs jobs without a ledger"),
+        (["launcher=submitit_local"], "submitit_local runs jobs without a ledger"),
         (["launcher=slurmm"], "did you mean slurm"),
         (["launcher=ray,slurm"], "one of pool, ray, slurm was expected"),
         (["~hydra/launcher"], "one launcher and its knobs were expected"),

@@ -77,7 +77,7 @@ def test_match_trainable_adapts_lora_rank_to_targets() -> None:
 @pytest.mark.parametrize(
     "words, what",
     [
-        (["peft=lora,lntuning"], "lntuning has no knob with which more"),
+        (["peft=lora,lntuning"], "lntuning has no knob that changes"),
         (["peft=lora,adapter", "resize=model.d_ff"], "those of a peft method"),
     ],
 )

@@ -1,4 +1,4 @@
-"""`ablatio train [SETTING=VALUE ...]`: one run, a sweep with -m, or the continuation of a run."""
+"""`ablatio train [SETTING=VALUE ...]`: train one run, run a sweep with -m, or resume a run."""
 
 import sys
 from pathlib import Path
@@ -17,14 +17,14 @@ ablatio train [-m] [SETTING=VALUE ...]
   train.steps=500 seed=2    set how long, how big, how often
   size=tiny                 a model size: {sizes}
   preset=gpt2               a published combination: {presets}
-  preset=bloom size=176b    at its true size; `ablatio size preset=bloom size=176b` says what that takes
+  preset=bloom size=176b    at its true size; `ablatio size preset=bloom size=176b` shows what that takes
   +experiment=NAME          settings from a file of conf/ or of a plugin
   recipe=instructgpt        runs that follow one another: {recipes}
-  stages.sft.train.steps=50 a setting of one stage of a recipe; all others go to each stage
+  stages.sft.train.steps=50 set a knob of one stage of a recipe; other settings apply to all stages
   resume=RUN                continue an interrupted run or recipe; only trainer.* may be changed
   -m norm=a,b seed=1,2      all combinations, one after the other; -m +sweep=NAME takes a study: {sweeps}
-                            with recipe= an arm is a whole recipe, and stages that arms have in common run once
-  --cfg job                 print the composed config and stop; --info, --hydra-help: Hydra's own
+                            with recipe= an arm is a whole recipe; stages that arms share run once
+  --cfg job                 print the composed config and stop; --info, --hydra-help: flags of Hydra
 
 parts:
 {parts}
@@ -33,12 +33,12 @@ settings (`ablatio show SECTION` explains each):
 {sections}
 
 A run leaves config.json, manifest.json, metrics.csv, summary.json and checkpoints/ in runs/TIME (out=, name=)."""
-MANY = ("-m", "--multirun")
-HYDRA_QUESTIONS = ("--cfg", "-c", "--info", "-i", "--hydra-help")
+MANY = ("-m", "--multirun")  # flags of a sweep
+HYDRA_QUESTIONS = ("--cfg", "-c", "--info", "-i", "--hydra-help")  # flags that print and do not train
 SWEEPING = ("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper")
-PLUGIN_CONF = "bring options as a plugin's conf folder (`ablatio new-plugin my-options` writes one)"
+PLUGIN_CONF = "put options into a plugin's conf folder (`ablatio new-plugin my-options` writes one)"
 REFUSED_FLAGS = {
-    "--experimental-rerun": "it loads a pickle, which can run any code",
+    "--experimental-rerun": "it loads a pickle, which can execute arbitrary code",
     "--config-name": "the config is conf/train.yaml; put yours into an experiment: +experiment=NAME",
     "--config-path": f"the config is conf/train.yaml; {PLUGIN_CONF}",
     "--config-dir": PLUGIN_CONF,
@@ -47,6 +47,7 @@ REFUSED_FLAGS = {
 
 
 def run(arguments: list[str]) -> int:
+    """Execute the command with its arguments and return the exit code."""
     if "-h" in arguments or "--help" in arguments:
         print(_usage())
         return 0
@@ -59,10 +60,10 @@ def run(arguments: list[str]) -> int:
     overrides = [a for a in arguments if not a.startswith("-")]
     if any(o.lstrip("+").startswith(f"{recipes.RECIPE}=") for o in overrides):
         return _recipe(overrides, flags)
-    if asked := [flag for flag in flags if flag.split("=")[0] in HYDRA_QUESTIONS]:
+    if shown := [flag for flag in flags if flag.split("=")[0] in HYDRA_QUESTIONS]:
         if several := [flag for flag in flags if flag in MANY]:
             raise UserError(
-                f"{asked[0]} asks of one run, and {several[0]} means several\n"
+                f"{shown[0]} shows a single run; it cannot be combined with {several[0]}\n"
                 "    try: ablatio train --cfg job, with one value of each setting"
             )
         from ablatio.cli.hydra_flags import hydra_flags
@@ -80,16 +81,17 @@ def run(arguments: list[str]) -> int:
 
 
 def _recipe(overrides: list[str], flags: list[str]) -> int:
-    """Stages one after the other; the same command goes on where it ended."""
+    """Run the stages of a recipe one after the other, or a sweep over recipes; the same command resumes it."""
     if flags:
         name = next(o for o in overrides if o.lstrip("+").startswith(f"{recipes.RECIPE}="))
         if wrong := [flag for flag in flags if flag not in MANY]:
-            raise UserError(f"{wrong[0]} asks of one run, and a recipe is several\n    try: ablatio show {name}")
+            raise UserError(f"{wrong[0]} shows a single run, and a recipe has several\n    try: ablatio show {name}")
         return _study(overrides)
     return _single(overrides)
 
 
 def _study(overrides: list[str]) -> int:
+    """Run a sweep."""
     from ablatio.api.studies import run_study
 
     run_study(*overrides)
@@ -97,6 +99,7 @@ def _study(overrides: list[str]) -> int:
 
 
 def _single(overrides: list[str]) -> int:
+    """Train one run."""
     from ablatio.api.training_runs import train
 
     train(*overrides)
@@ -106,7 +109,7 @@ def _single(overrides: list[str]) -> int:
 def _resume(folder: Path, overrides: list[str], many: bool) -> int:
     """Continue the run in `folder` with its own config."""
     if many:
-        raise UserError("resume= continues one run; -m has no meaning with it")
+        raise UserError("resume= continues one run; it cannot be combined with -m\n    try: ablatio train resume=RUN")
     from ablatio.api.training_runs import resume_run
 
     resume_run(folder, *overrides)
@@ -114,10 +117,12 @@ def _resume(folder: Path, overrides: list[str], many: bool) -> int:
 
 
 def _failures() -> list[discovery.Failure]:
+    """Plugins that could not be loaded."""
     return discovery.failures()
 
 
 def _usage() -> str:
+    """Text of --help, with the parts, sizes, presets, sweeps and recipes that are installed."""
     discovery.load()
     files = yaml_files.files()
     groups = {

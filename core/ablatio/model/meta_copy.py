@@ -1,4 +1,4 @@
-"""Copies of models without numbers: the modules of a model that stands, on the meta device."""
+"""Copy a model to the meta device: shapes without values."""
 
 import copy
 from typing import Any, TypeVar
@@ -10,7 +10,7 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def meta_copy(model: M) -> M:
-    """A copy of a model on the meta device: shapes without numbers, for counting; nothing is built or allocated.
+    """Copy a model to the meta device, for counting parameters and FLOPs; nothing is initialized or allocated.
 
     Tensors that the model shares (a tied head) are shared in the copy.
     """
@@ -24,7 +24,7 @@ def meta_copy(model: M) -> M:
 
 
 class _ToMeta(TorchFunctionMode):
-    """Copies tensors that parts hold beside parameters and buffers (tables) to the meta device."""
+    """Makes deepcopy put on the meta device also tensors that are neither parameters nor buffers (lookup tables)."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is Tensor.__deepcopy__:

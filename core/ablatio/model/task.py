@@ -1,4 +1,4 @@
-"""Base class of tasks: what a task must define, and the hooks that it may override."""
+"""Base class of tasks: the methods that a task must define, and the hooks that it may override."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -16,21 +16,21 @@ from ablatio.registry.kinds import Batches
 
 
 class Task(ABC):
-    """What a run learns: its data, the loss of a batch, the scores of a model.  It knows neither Lightning nor Hydra.
+    """What a run trains on: its data, the loss of a batch, the scores of a model.  Knows neither Lightning nor Hydra.
 
-    A task is made from `setup` (ablatio.training.task_context.TaskContext) and its own knobs.  It sets `tokenizer`,
-    `content` and `training`, defines the abstract methods, and overrides the hooks that it needs; each hook does
-    nothing by default.
+    A task is built from `setup` (ablatio.training.task_context.TaskContext) and its own knobs.  It sets `tokenizer`,
+    `content` and `training`, defines the abstract methods, and overrides the hooks that it needs; by default a hook
+    does nothing.
 
     tokenizer   trained, with all ids that the model must know
-    content     plain values about the data for the manifest, a fingerprint among them
-    training    batches by number, without an end: item k is {"number": k, ...} and depends on k alone
-    objective   the objective of the loss, where there is one: it may ask for a teacher
-    row_length  tokens of a row for the FLOPs of a run; None: `data.length`
-    template    fact: whether texts are written in the form of `template`
+    content     description of the data for the manifest: plain values, among them a fingerprint
+    training    endless batches by number: item k is {"number": k, ...} and depends on k alone
+    objective   objective that computes the loss, if there is one; it may need a teacher
+    row_length  tokens per row, for the FLOPs of a run; None: `data.length`
+    template    fact: True if texts are written in the form of `template`
 
-    Called in a run in this order: attach, prepare, score, then for each optimizer step begin_step, example and loss of
-    each batch, before_step; score and samples now and then; state_dict with each checkpoint.
+    Order of calls in a run: attach, prepare, score, then for each optimizer step begin_step, example and loss of each
+    batch, before_step; score and samples at validations; state_dict at checkpoints.
     """
 
     tokenizer: Tokenizer
@@ -42,72 +42,75 @@ class Task(ABC):
 
     @abstractmethod
     def validation(self, length: int | None = None, tokens: int | None = None) -> Any:
-        """The fixed held-out batches, in rows of `length` and at most `tokens` tokens; None: as the config says."""
+        """Return the fixed held-out batches, rows of `length` and at most `tokens` tokens; None: as in the config."""
 
     @abstractmethod
     def tokens(self, steps: int) -> int:
-        """Tokens that this many optimizer steps train on."""
+        """Number of tokens that this many optimizer steps train on."""
 
     @abstractmethod
     def example(self, batch: Mapping[str, Tensor], generator: torch.Generator) -> Any:
-        """The input of `loss`, made of a batch on the CPU; has `.to(device)`, and is deterministic in the generator."""
+        """Turn a batch into the input of `loss`, on the CPU; must have `.to(device)`.
+
+        Deterministic in the generator, which is seeded by the batch number.
+        """
 
     @abstractmethod
     def loss(self, model: LanguageModel, example: Any) -> Loss:
-        """The summed loss, the number to divide it by, and tensors to log under the names in `metrics`."""
+        """Return the summed loss, the count to divide it by, and tensors to log under the names in `metrics`."""
 
     @abstractmethod
     def score(
         self, model: LanguageModel, batches: Any, device: torch.device, between: Callable[[int], None]
     ) -> dict[str, float]:
-        """{name: value}, for the names in `scores` at least; calls `between(n)` after batch number n (from 1)."""
+        """Return {name: value} with at least the names in `scores`; calls `between(n)` after batch n (from 1)."""
 
     def attach(self, model: LanguageModel) -> None:
-        """Add modules that train beside the model (a reward head, a value head); once, when the model is built."""
+        """Add modules that train with the model (reward head, value head); called once, after it is built."""
         return
 
     def prepare(self, model: LanguageModel) -> None:
-        """Record what the task needs of the untrained model, as a reference; once, on the model's device.
+        """Record what the task needs of the untrained model, such as a reference; called once, on the model's device.
 
         A task that overrides this gets the same untrained model again when its run is resumed (`needs_start`).
         """
         return
 
     def begin_step(self, model: LanguageModel, step: int) -> None:
-        """Do what comes before the first batch of optimizer step `step` (from 0): sample new rollouts."""
+        """Prepare optimizer step `step` (from 0) before its first batch, for example sample new rollouts."""
         return
 
     def before_step(self, step: OptimizerStep) -> dict[str, Tensor]:
-        """Inspect the gradients before the optimizer uses them; returns tensors to log, may raise SkipStep."""
+        """Inspect the gradients before the optimizer uses them; returns tensors to log and may raise SkipStep."""
         return {}
 
     def redrawn(self, model: LanguageModel, example: Any, generator: torch.Generator) -> Any:
-        """The example with targets drawn from the model, for curvature estimates; None: the task has none."""
+        """Return the example with targets sampled from the model, for curvature estimates; None: not supported."""
         return None
 
     def samples(self, model: LanguageModel) -> list[dict[str, str]]:
-        """Answers of the model now, as rows of texts for samples.jsonl."""
+        """Return answers of the model to sample prompts, as rows of texts for samples.jsonl."""
         return []
 
     def work(self, steps: int) -> Work:
-        """Tokens that these steps pass through models; by default all of `tokens`, forward and backward."""
+        """Tokens that pass through models in these steps; by default `tokens(steps)`, forward and backward."""
         return Work.trained(self.tokens(steps))
 
     def ask(self, objective: str, model: LanguageModel) -> None:
-        """Score what another objective asks for from now on; NotImplementedError where the task has one loss only."""
+        """Score another objective from now on; NotImplementedError if the task supports one loss only."""
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
-        """What lasts from step to step beside the weights, for the checkpoint."""
+        """Return state beyond the weights that must survive a resume, for the checkpoint."""
         return {}
 
     def load_state_dict(self, state: Any) -> None:
-        """Go on from what `state_dict` returned."""
+        """Restore what `state_dict` returned."""
         return
 
     @classmethod
     def needs_start(cls) -> bool:
-        """True if a resumed run needs the untrained model once more: the task overrides `prepare`."""
+        """True if a resumed run needs the untrained model again: the task overrides `prepare`."""
         return cls.prepare is not Task.prepare
 
     @classmethod

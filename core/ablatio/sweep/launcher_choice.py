@@ -1,4 +1,4 @@
-"""Launcher of a sweep: read its name and knobs from the overrides, and refuse what cannot be one before planning."""
+"""Read the launcher of a sweep and its knobs from the overrides, and refuse invalid ones before planning."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -11,32 +11,32 @@ from ablatio.registry.kinds import launchers
 
 SHORT = "launcher"  # launcher=ray means hydra/launcher=ray
 GROUP, KNOBS = f"hydra/{SHORT}", f"hydra.{SHORT}."
-HYDRA_ONLY = (  # launchers of Hydra and its plugins, which have no counterpart of the same name here
+HYDRA_ONLY = (  # launchers of Hydra and its plugins that have no counterpart of the same name here
     "basic", "joblib", "ray_aws", "rq", "submitit_local", "submitit_slurm",
 )  # fmt: skip
 
 
 def usual() -> str:
-    """The launcher of a sweep that chooses none."""
+    """Name of the default launcher."""
     return str(launchers.usual)
 
 
 class LauncherChoice(NamedTuple):
-    """A launcher by its name, and the values of all its knobs."""
+    """Name of a launcher and the values of all its knobs."""
 
     name: str
     knobs: Mapping[str, Any]
 
 
 def chosen_launcher(overrides: Sequence[str]) -> LauncherChoice:
-    """The launcher that these overrides choose: `launcher=ray launcher.num_cpus=2`, or with `hydra/` and `hydra.`.
+    """Return the launcher that the overrides choose: `launcher=ray launcher.num_cpus=2`, or with `hydra/` and `hydra.`.
 
-    Raises ConfigError with everything that is wrong with it; UserError for a launcher of Hydra's.
+    Raises ConfigError with all problems at once, UserError for a launcher that only Hydra has.
     """
-    said = [text for text in map(long_form, overrides) if key_of(text).startswith("hydra") and SHORT in key_of(text)]
-    name, problems = _name(said)
+    chosen = [text for text in map(long_form, overrides) if key_of(text).startswith("hydra") and SHORT in key_of(text)]
+    name, problems = _name(chosen)
     knobs, values = {knob.name: knob for knob in launchers[name].knobs}, dict(launchers[name].defaults)
-    for text in said:
+    for text in chosen:
         key = key_of(text)
         knob = key.removeprefix(KNOBS)
         where, parsed = f"{SHORT}.{knob}", parse(text)
@@ -56,21 +56,21 @@ def chosen_launcher(overrides: Sequence[str]) -> LauncherChoice:
 
 
 def long_form(text: str) -> str:
-    """`launcher=ray` -> `hydra/launcher=ray`, `launcher.num_cpus=2` -> `hydra.launcher.num_cpus=2`."""
+    """Add Hydra's prefix: launcher=ray -> hydra/launcher=ray, launcher.num_cpus=2 -> hydra.launcher.num_cpus=2."""
     if text.startswith(f"{SHORT}="):
         return f"hydra/{text}"
     return f"hydra.{text}" if text.startswith(f"{SHORT}.") else text
 
 
-def _name(said: Sequence[str]) -> tuple[str, list[Problem]]:
-    """(the name that was chosen last, what is wrong with it): the default one in place of one that is wrong."""
+def _name(chosen: Sequence[str]) -> tuple[str, list[Problem]]:
+    """Return the name chosen last and the problems with it; the default launcher in place of an invalid name."""
     names = launchers.names()
-    name = next((value_of(text) for text in reversed(said) if key_of(text) == GROUP), usual())
+    name = next((value_of(text) for text in reversed(chosen) if key_of(text) == GROUP), usual())
     if name in names:
         return name, []
     if name in HYDRA_ONLY:
         raise UserError(
-            f"{GROUP}={name} came; it runs jobs without a ledger, so nothing could be resumed; expected one of "
+            f"{GROUP}={name} runs jobs without a ledger, so a study could not be resumed; expected one of "
             f"{', '.join(names)}\n    try: {GROUP}={usual()}"
         )
     if "," in name or not name:

@@ -1,4 +1,4 @@
-"""Arms of equal size: d_ff, layers, steps or an adapter's rank change until all have what the baseline has."""
+"""Match the size of arms to the baseline: adapt d_ff, layers, steps or an adapter's rank."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -12,17 +12,21 @@ from ablatio.training import estimate
 from ablatio.training.run_spec import RunSpec
 
 MEASURES = ("params", "trainable", "flops", "time")
-CLOSE = 0.01  # what counts as equal
-TRIES = 24
+CLOSE = 0.01  # relative difference that counts as equal
+TRIES = 24  # sizes that a search tries at most
 TIMES = 10  # steps that are timed for match=time
-PEFT = "peft"  # resize: the knob of an arm's own method that makes it larger
+PEFT = "peft"  # value of resize: the knob of each arm's peft method that sets its size
 
 
 class Matching:
-    """Resizes cells to the baseline; `found` says for each arm what was changed and how near it came.
+    """Resizes the arms of a sweep to the size of its baseline.
 
-    known: what was found when the study began.  Times hold: an arm that is timed again comes out a little different,
-    and would be another one.
+    known  what `found` was when the study began.  Times are taken from there: timing an arm again gives a slightly
+           different result, and thus a different arm
+    found  attribute: for each arm what was measured (what, value), the relative difference that remains (residual), and
+           the changed settings (set)
+
+    Raises ConfigError if the knob in `resize` cannot change the measure in `match`.
     """
 
     def __init__(self, planner: Planner, known: Mapping[str, Mapping[str, Any]] = MappingProxyType({})) -> None:
@@ -34,27 +38,33 @@ class Matching:
         self._target: float | None = None
         self._seconds: dict[str, float] = {}
         if self.what == "params" and self.resize == "train.steps":
-            raise ConfigError([Problem("resize", "more steps make no parameters", "resize=model.d_ff")])
+            raise ConfigError(
+                [Problem("resize", "the number of steps does not change the number of parameters", "resize=model.d_ff")]
+            )
         if self.what == "time" and self.resize != "train.steps":
-            what = f"time is measured, and {self.resize} would have to be measured at each width"
+            what = f"match=time adapts train.steps: each value of {self.resize} would have to be timed"
             raise ConfigError([Problem("resize", what, "resize=train.steps")])
         if (self.what == "trainable") != (self.resize == PEFT):
-            what = f"match={self.what} and resize={self.resize}: parameters that train are those of a peft method"
+            what = f"match={self.what} and resize={self.resize}: trainable parameters are set by a peft method"
             raise ConfigError([Problem("resize", what, "resize=null")])
 
     def matched(self, cells: Sequence[Cell]) -> list[Cell]:
+        """Resize all cells."""
         return [self.one(cell) for cell in cells]
 
     @property
     def target(self) -> float:
-        """What the baseline has."""
+        """Size of the baseline."""
         if self._target is None:
             overrides = self.planner.applicable(self.planner.sweep.first)[1]
             self._target = self.measure(self.planner.composer.compose(overrides).config)
         return self._target
 
     def one(self, cell: Cell) -> Cell:
-        """The cell at the size of the baseline."""
+        """Resize one cell and record the change in `found`.
+
+        Raises ConfigError if the cell is too large to be timed, or if its peft method has no suitable knob.
+        """
         if self.what == "time" and (before := self.known.get(cell.label)):
             self.found[cell.label] = dict(before)
             return replace(cell, more={**cell.more, **before["set"]})
@@ -63,7 +73,7 @@ class Matching:
             raise ConfigError([Problem("match", f"{cell.label} is too large to be timed", "match=flops")])
         changed: dict[str, str] = {}
         if abs(value / self.target - 1) > CLOSE:
-            key = self._grows(cell) if self.resize == PEFT else self.resize
+            key = self._peft_knob(cell) if self.resize == PEFT else self.resize
             now = _now(cell.config, key)
             size, value = nearest(lambda n: self._at(cell, key, n), now, self.target)
             changed = {key: str(size)} if size != now else {}
@@ -72,21 +82,23 @@ class Matching:
         return replace(cell, more={**cell.more, **changed})
 
     def _at(self, cell: Cell, key: str, size: int) -> float:
-        if key == "train.steps":  # in proportion, and nothing is timed twice
+        """Size of the cell with the setting `key` at `size`."""
+        if key == "train.steps":  # proportional, so no second timing is needed
             return self.measure(cell.config) * size / _now(cell.config, key)
         return self.measure(self.planner.composed(cell, {key: str(size)}).config)
 
-    def _grows(self, cell: Cell) -> str:
-        """The first whole-number knob of the cell's method with which more trains: a rank, a width, virtual tokens."""
+    def _peft_knob(self, cell: Cell) -> str:
+        """Return the first integer knob of the peft method that adds trainable parameters (rank, width, tokens)."""
         peft = cell.config[PEFT]
         for knob in pefts[peft["name"]].knobs:
             now = peft[knob.name]
             if type(now) is int and self._at(cell, key := f"{PEFT}.{knob.name}", 2 * now) > self.measure(cell.config):
                 return key
-        what = f"{cell.label}: peft={peft['name']} has no knob with which more or fewer parameters train"
+        what = f"{cell.label}: peft={peft['name']} has no knob that changes the number of trainable parameters"
         raise ConfigError([Problem("match", what, "match=none")])
 
     def measure(self, config: Mapping[str, Any]) -> float:
+        """Measure a config: parameters, trainable parameters, FLOPs, or seconds of training."""
         spec = RunSpec(config)
         if self.what == "params":
             return float(spec.parameters)
@@ -103,14 +115,18 @@ class Matching:
 
 
 def _now(config: Mapping[str, Any], key: str) -> int:
-    """The size that the config has; an open d_ff is 4 d_model."""
+    """Current value of the setting `key`; an unset d_ff is 4 * d_model."""
     section, _, name = key.partition(".")
     value = config[section][name]
     return int(value) if value is not None else 4 * int(config["model"]["d_model"])
 
 
 def nearest(of: Callable[[int], float], start: int, target: float) -> tuple[int, float]:
-    """(n, of(n)) with of(n) nearest to the target; `of` grows with n, in a nearly straight line."""
+    """Return (n, of(n)) with of(n) nearest to the target, for n >= 1.
+
+    Interpolates linearly between bounds, so `of` should grow with n almost linearly; evaluates `of` about TRIES times
+    at most.
+    """
     known: dict[int, float] = {}
 
     def value(n: int) -> float:

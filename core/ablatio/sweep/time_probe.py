@@ -1,7 +1,7 @@
-"""How long the runs of a recipe take: each stage of one arm is begun, in a folder that is gone afterwards.
+"""Estimate the run times of a recipe: run each stage of one arm briefly, in a temporary folder.
 
-What a step of a stage costs follows from no shape: a policy answers before it learns, a preference asks its reference.
-So the very runs are started, one after the other as the recipe has them, and stopped after a second of training.
+The cost of a step cannot be computed from shapes: a policy samples answers before it trains, a preference method
+evaluates its reference.  So the stages are run in the order of the recipe, each stopped after a second of training.
 """
 
 import tempfile
@@ -20,15 +20,21 @@ from ablatio.sweep.study import JOBS, RUNS, Job, placed, read_job, run_folder, r
 from ablatio.sweep.worker import LOG, log_into, stoppable, train_job, warm
 from ablatio.training.run_spec import RunSpec
 
-TRAINED = 1.0  # seconds of training that a stage is tried
-PATIENCE = 30.0  # seconds for all stages: what the user waits for the estimate
-TICK = 0.05
-METRICS = "metrics.csv"  # its second line is the score before the first step
+TRAINED = 1.0  # seconds of training per stage
+PATIENCE = 30.0  # seconds for all stages: how long the user waits for the estimate
+TICK = 0.05  # seconds between two looks at a running stage
+METRICS = "metrics.csv"  # its second line, the score before training, appears when training begins
 
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """Seconds of a run's way to its first step, of each step, and of each score after the first; FLOPs of a step."""
+    """Measured speed of a stage.
+
+    start  seconds before the first step
+    step   seconds per step
+    score  seconds per validation after the first
+    flops  FLOPs per step; 0 if unknown
+    """
 
     start: float
     step: float
@@ -36,7 +42,7 @@ class Pace:
     flops: float
 
     def of(self, config: Mapping[str, Any], flops: float) -> float:
-        """Seconds of a run with this config; one with other FLOPs takes more or less in proportion."""
+        """Estimate the seconds of a run with this config; steps and scores scale with its FLOPs per step, `flops`."""
         train = config["train"]
         steps, every = int(train["steps"]), train["val_every"]
         scores = 1 + (steps - 1) // every if every else 1
@@ -46,15 +52,22 @@ class Pace:
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """seconds: of a run, by the id of its job; untold: the first stage that was too slow or failed, of which and of
-    whose followers nothing is known."""
+    """Estimated run times.
+
+    seconds  {job id: seconds}
+    untold   first stage that was too slow or failed; it and the stages after it have no estimate.  Empty: none
+    """
 
     seconds: Mapping[str, float] = field(default_factory=dict)
     untold: str = ""
 
 
 def times(jobs: Sequence[Job], line: Sequence[Job], study: Path | None, patience: float = PATIENCE) -> Times:
-    """Of each job, from runs of this study that are done, or from a rehearsal of `line`, the stages of one arm."""
+    """Estimate the seconds of each job from finished runs of this study, or else from a rehearsal.
+
+    line   the stages of one arm, in order, which a rehearsal runs
+    study  folder of the study; None: a new one
+    """
     with tempfile.TemporaryDirectory(prefix="ablatio-") as name:
         folder = Path(name)
         paces = _from_done(jobs, study)
@@ -72,6 +85,7 @@ def times(jobs: Sequence[Job], line: Sequence[Job], study: Path | None, patience
 
 
 def _from_done(jobs: Iterable[Job], study: Path | None) -> dict[str, Pace]:
+    """Speed of each stage that has a finished run."""
     found: dict[str, Pace] = {}
     for job in jobs if study else ():
         summary = summary_of(run_folder(study, job.id)) if study and job.stage not in found else {}
@@ -81,23 +95,26 @@ def _from_done(jobs: Iterable[Job], study: Path | None) -> dict[str, Pace]:
 
 
 def _flops(config: Mapping[str, Any]) -> float:
-    """Of a step; 0 where its tokenizer is that of a run which is not there."""
+    """FLOPs per step; 0 if the config needs the tokenizer of a run that does not exist yet."""
     with suppress(AblatioError):
         return RunSpec(config).train_flops / int(config["train"]["steps"])
     return 0.0
 
 
 def rehearse(line: Sequence[Job], folder: Path, patience: float = PATIENCE) -> dict[str, Pace]:
-    """The pace of each stage of `line`, a job behind those that it takes something from; ends with one that fails."""
+    """Measure the speed of each stage in `line`, whose jobs stand after those that they depend on.
+
+    Ends early at a stage that fails or exceeds `patience` seconds in all.
+    """
     for name in (RUNS, JOBS):
         make_folder(folder / name)
     deadline, found = time.monotonic() + patience, dict[str, Pace]()
     pool = launchers.build(str(launchers.usual), {"workers": 1}, work=begin)
     pool.start()
     try:
-        pool.poll(patience)  # until the server is ready
+        pool.poll(patience)  # waits until the pool is ready, so that its start is not counted
         for job in line:
-            write_job(folder, replace(job, config=_unhurried(job.config)))
+            write_job(folder, replace(job, config=_bare(job.config)))
             began = time.monotonic()
             _run(pool, folder, job, deadline)
             whole, summary = time.monotonic() - began, summary_of(run_folder(folder, job.id))
@@ -112,13 +129,13 @@ def rehearse(line: Sequence[Job], folder: Path, patience: float = PATIENCE) -> d
     return found
 
 
-def _unhurried(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Without scores and checkpoints on the way, each is done once and counted; and told to no logger."""
+def _bare(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Config without validations and checkpoints during training, so that each happens once, and without loggers."""
     return {**config, "train": {**config["train"], "val_every": None, "checkpoint_every": None}, "logger": {}}
 
 
 def _run(pool: Launcher, folder: Path, job: Job, deadline: float) -> None:
-    """Submit a job, ask it to stop when it has trained for a while, and wait for its end."""
+    """Submit a job, ask it to stop after TRAINED seconds of training or at the deadline, and wait for its end."""
     pool.submit(LaunchRequest(str(folder), job.id, 1, 0))
     path, trains, asked = run_folder(folder, job.id) / METRICS, 0.0, False
     while True:
@@ -132,6 +149,7 @@ def _run(pool: Launcher, folder: Path, job: Job, deadline: float) -> None:
 
 
 def _rows(path: Path) -> int:
+    """Number of lines of a file; 0 if it cannot be read."""
     try:
         return path.read_bytes().count(b"\n")
     except OSError:
@@ -139,7 +157,7 @@ def _rows(path: Path) -> int:
 
 
 def begin(order: LaunchRequest, threads: int) -> int:
-    """The work of the pool: a run that stands in no ledger."""
+    """Work function of the pool: train a job without an entry in a ledger; returns the exit code."""
     stoppable()
     folder = Path(order.folder)
     run = make_folder(run_folder(folder, order.job))

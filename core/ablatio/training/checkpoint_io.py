@@ -1,4 +1,4 @@
-"""Checkpoints during a run, through our own writer; and the two ways to be stopped without losing anything."""
+"""Lightning's checkpoint interface on `storage.checkpoints`, and the handling of stop signals."""
 
 import signal
 import threading
@@ -17,27 +17,36 @@ _PREFIX = "model."
 
 
 class RunCheckpointIO(CheckpointIO):
-    """What Lightning would pickle goes through `Checkpoints`: verified, atomic, weights in a file of their own."""
+    """Lightning plugin that stores checkpoints with `Checkpoints`: atomic, verified, weights in a safetensors file.
+
+    It replaces Lightning's pickled checkpoints.
+    """
 
     def __init__(self, checkpoints: Checkpoints) -> None:
         self.checkpoints = checkpoints
         self.loaded: Checkpoint | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Save the weights and the remaining state; the last component of `path` is the step number."""
         model = {k.removeprefix(_PREFIX): v for k, v in checkpoint.pop("state_dict").items()}
         self.checkpoints.save(int(Path(path).name), model, checkpoint)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """Return the checkpoint as Lightning's dict: `self.loaded` if set, else that of the step in `path`.
+
+        `state_dict` holds the weights to continue training from, which differ from the saved ones if a part averages
+        them.
+        """
         found = self.loaded or self.checkpoints.load(int(Path(path).name))
         averaged = {_PREFIX + k: v for k, v in found.model.items()}
         return {**found.state, "state_dict": found.state.get(TRAINING, averaged)}
 
     def remove_checkpoint(self, path: Any) -> None:
-        """`Checkpoints` decides what stays."""
+        """Do nothing: `Checkpoints` decides which checkpoints are kept."""
 
 
 class StopRequest:
-    """Set by SIGTERM or SIGINT; a second Ctrl-C interrupts at once."""
+    """Flag that SIGTERM or SIGINT sets, so that the loop can stop cleanly; a second SIGINT interrupts at once."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
@@ -47,6 +56,7 @@ class StopRequest:
 
     @property
     def name(self) -> str:
+        """Name of the signal that was received; empty if none was."""
         return self.signal.name if self.signal else ""
 
     def _set(self, number: int, frame: FrameType | None) -> None:
@@ -55,15 +65,21 @@ class StopRequest:
         self.signal = signal.Signals(number)
 
     def take(self) -> None:
-        """Make the two signals ours; once more when `fit` has begun, for Lightning puts a handler of its own before it,
-        which ends the process in the middle of an accumulated step, without a checkpoint and with code 0."""
+        """Install this object's handler for SIGTERM and SIGINT; does nothing outside the main thread.
+
+        Called again when `fit` has begun: Lightning installs its own handler before that, which ends the process within
+        an accumulated step, without a checkpoint and with exit code 0.
+        """
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, self._set)
 
     @contextmanager
     def listening(self) -> Iterator["StopRequest"]:
-        """Take the two signals inside; only the main thread can."""
+        """Handle the two signals inside the context and restore the previous handlers on exit.
+
+        Outside the main thread no handler is installed, since Python allows that in the main thread only.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield self
             return

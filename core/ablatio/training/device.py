@@ -1,4 +1,4 @@
-"""What the machine offers: device, precision and threads, chosen from what it does natively."""
+"""Device, precision and threads of a run, chosen from the capabilities of the machine."""
 
 import ctypes
 import os
@@ -13,16 +13,23 @@ import torch
 
 from ablatio.errors import EnvironmentFault
 
-WIDE = 128  # d_model: of narrower ones a run is over before oneDNN's kernels, half a millisecond a shape, have paid
-FLOAT32 = 1e-5  # how far a product of float32 may be from the exact one; of bfloat16 it is 2e-3
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's names for mallopt
-_KEPT, _LARGEST = 2**31 - 1, 2**25  # bytes: all that is freed; what glibc takes at most for the second
+# d_model from which oneDNN is used: it compiles a kernel per shape (0.5 ms), which does not pay for narrower models.
+WIDE = 128
+FLOAT32 = 1e-5  # largest relative error of a matrix product in true float32; with bfloat16 it is 2e-3
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of glibc's mallopt
+_KEEP_ALL = 2**31 - 1  # trim threshold in bytes: never return freed memory to the system
+_LARGEST_MMAP_THRESHOLD = 2**25  # bytes; the largest value that glibc accepts
 LIGHTNING_PRECISION = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """device: cpu or cuda; precision: 32, bf16 or 16; threads: of torch on the CPU."""
+    """Hardware settings of a run.
+
+    device     cpu or cuda
+    precision  32, bf16 or 16
+    threads    threads of torch on the CPU
+    """
 
     device: str
     precision: str
@@ -30,16 +37,19 @@ class Machine:
 
     @classmethod
     def choose(cls, trainer: Mapping[str, Any]) -> "Machine":
-        """`auto` settings by capability.
+        """Resolve the `auto` settings of the `trainer` section from the capabilities of the machine.
 
-        On the CPU 32 bits: without bf16 units in the processor autocast makes a small step 2.5x slower, and with them
-        results would differ between a laptop and a cluster.  On a GPU bf16 where the chip computes it, else 32 bits.
+        On the CPU the precision is 32 bits: without bf16 units in the processor autocast makes a small step 2.5x
+        slower, and with them results would differ between a laptop and a cluster.  On a GPU it is bf16 if the chip
+        computes it natively, else 32 bits.
+
+        Raises EnvironmentFault for trainer.device=cuda without a GPU.
         """
         device = trainer["device"]
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         if device == "cuda" and not torch.cuda.is_available():
-            raise EnvironmentFault("trainer.device=cuda came, and torch sees no GPU here\n    try: trainer.device=cpu")
+            raise EnvironmentFault("trainer.device=cuda came, but torch finds no GPU here\n    try: trainer.device=cpu")
         precision = trainer["precision"]
         if precision == "auto":
             native = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -47,9 +57,9 @@ class Machine:
         return cls(device, precision, trainer["threads"] or cores())
 
     def prepare(self, width: int) -> None:
-        """Make torch use it, for a model of this width."""
+        """Apply these settings to torch, for a model with d_model = `width`."""
         torch.set_num_threads(self.threads)
-        # Said anew for each model: the sweep that forks its runs may have timed a wider one for its table.
+        # Set explicitly for each run: a sweep forks its runs from a process that may have timed a wider model before.
         torch.set_float32_matmul_precision("high" if self.device == "cuda" else "highest")
         if self.device == "cpu":
             keep_freed_memory()
@@ -57,7 +67,7 @@ class Machine:
                 multiply_with_onednn()
 
     def peak_memory(self) -> int:
-        """The most bytes that were in use at once: of the GPU, or of this process."""
+        """Peak memory use in bytes: of the GPU with device=cuda, else of this process."""
         if self.device == "cuda":
             return torch.cuda.max_memory_allocated()
         unit = 1 if sys.platform == "darwin" else 1024
@@ -65,39 +75,40 @@ class Machine:
 
 
 def keep_freed_memory() -> None:
-    """Let this process reuse what it frees.
+    """Make glibc keep freed memory for reuse instead of returning it to the system.
 
-    glibc gives it back to the system, which clears each page before it gives it out again: 800 to 3600 pages a step of
-    small models, 1 to 3 % of its time.  Blocks of more than 32 MB still go back; the peak is the same.
+    The system clears each page before it hands it out again: 800 to 3600 pages per step of a small model, 1 to 3 % of
+    its time.  Blocks of more than 32 MB are still returned, and the peak stays the same.
     """
     with suppress(AttributeError, OSError, TypeError):  # not glibc
         adjust = ctypes.CDLL(None).mallopt
-        adjust(_TRIM_THRESHOLD, _KEPT)
-        adjust(_MMAP_THRESHOLD, _LARGEST)
+        adjust(_TRIM_THRESHOLD, _KEEP_ALL)
+        adjust(_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD)
 
 
 def onednn_is_faster() -> bool:
-    """Whether oneDNN multiplies float32 faster than MKL: twice as fast on AMD processors with AVX-512."""
+    """True if oneDNN multiplies float32 faster than MKL: about twice as fast on AMD processors with AVX-512."""
     known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return "AMD" in str(known.get("cpu_name")) and bool(known.get("avx512_f"))
 
 
 def multiply_with_onednn() -> bool:
-    """Hand float32 products to oneDNN, unless it would round them; whether it has them.
+    """Route float32 matrix products to oneDNN unless it rounds them to bfloat16; True if it is used.
 
-    torch does so where it may round to bfloat16 ("medium"), and there is no other switch.  oneDNN rounds on processors
-    with units for it (AMX) alone, and a product is tried, for what a later version does is not known.
+    torch calls oneDNN for float32 only with the precision "medium", which permits rounding to bfloat16; there is no
+    other switch.  Today oneDNN rounds only on processors with AMX units.  A test product is computed, because a later
+    version may behave differently.
     """
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
     thirds = torch.arange(1.0, 16385.0).view(128, 128) / 3
     exact = thirds.double() @ thirds.double().T
-    apart = float(((thirds @ thirds.T).double() - exact).norm() / exact.norm())
-    if apart > FLOAT32:
+    relative_error = float(((thirds @ thirds.T).double() - exact).norm() / exact.norm())
+    if relative_error > FLOAT32:
         torch.set_float32_matmul_precision(before)
-    return apart <= FLOAT32
+    return relative_error <= FLOAT32
 
 
 def cores() -> int:
-    """The cores that this process may use."""
+    """Number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""Estimates of a run before it starts: sizes, FLOPs, memory of this machine, and the seconds of a step."""
+"""Estimates of a run before it starts: parameters, FLOPs, memory, and seconds per step."""
 
 import os
 import time
@@ -23,13 +23,16 @@ from ablatio.training.run_spec import RunSpec
 
 T = TypeVar("T")
 CGROUP = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
-MOST = 16 * WIDTH  # bytes that a parameter can take at most: weight, gradient, optimizer state, references
-PROBE_FLOPS = 5e10  # of a timed step: half a second on one core; a larger batch is timed on some of its rows
-PROBE_PARAMETERS = 100_000_000
+MOST = 16 * WIDTH  # upper bound on the bytes per parameter: weight, gradient, optimizer state, references
+PROBE_FLOPS = 5e10  # limit of a timed step, half a second on one core; of a larger batch only some rows are timed
+PROBE_PARAMETERS = 100_000_000  # larger models are not timed
 
 
 def estimate(spec: RunSpec) -> dict[str, Any]:
-    """Parameters, FLOPs per token and bytes; `machine`: the memory of the device that would train."""
+    """Return sizes and costs of a run as a flat dict: parameters, train FLOPs per token, bytes by use, row length.
+
+    `machine` is the memory in bytes of the device that would train it.
+    """
     size = spec.size
     counts = {"non_embedding": size.non_embedding, "train_flops_per_token": spec.cost().train}
     here = {"length": spec.length, "machine": memory_here(spec.config["trainer"])}
@@ -37,7 +40,7 @@ def estimate(spec: RunSpec) -> dict[str, Any]:
 
 
 def memory_here(trainer: Mapping[str, Any]) -> int:
-    """Bytes of the GPU, or those that this process may have of the machine."""
+    """Memory in bytes that this process may use: of the GPU, or the machine's within its cgroup limits."""
     if Machine.choose(trainer).device == "cuda":
         return int(torch.cuda.mem_get_info()[1])
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
@@ -48,18 +51,20 @@ def memory_here(trainer: Mapping[str, Any]) -> int:
 
 
 def check_memory(spec: RunSpec) -> None:
-    """EnvironmentFault when the weights, gradients and optimizer state of the run need more memory than there is.
+    """Raise EnvironmentFault if weights, gradients and optimizer state of the run do not fit into memory.
 
-    Done at once for a model whose plain layers alone are near the limit; `within_memory` watches the others.
+    Decided at once for a model whose plain layers alone come near the limit; all others are checked while they are
+    built, by `within_memory`.
     """
     if MOST * _plain_parameters(spec) >= memory_here(spec.config["trainer"]):
         _refuse_too_large(spec)
 
 
 def within_memory(spec: RunSpec, build: Callable[[], T]) -> T:
-    """What `build` returns, a model; EnvironmentFault where its training needs more memory than there is.
+    """Return the model that `build` makes; EnvironmentFault if its training needs more memory than there is.
 
-    The model is counted while it is built.  Only when it comes near the limit it is counted on shapes.
+    Parameters are counted while the model is built.  If they come near the limit, building stops, and the memory is
+    computed from shapes before it starts again.
     """
     try:
         with _parameter_limit(memory_here(spec.config["trainer"]) // MOST):
@@ -70,12 +75,12 @@ def within_memory(spec: RunSpec, build: Callable[[], T]) -> T:
 
 
 class _NearLimit(Exception):
-    """Ends a building: the model has more parameters than are surely held."""
+    """Raised while a model is built, when it has more parameters than are certain to fit."""
 
 
 @contextmanager
 def _parameter_limit(limit: int) -> Iterator[None]:
-    """Raise _NearLimit as soon as the modules that are made inside have more parameters."""
+    """Raise _NearLimit as soon as the modules created inside have more than `limit` parameters."""
     seen: dict[int, int] = {}
 
     def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
@@ -92,7 +97,11 @@ def _parameter_limit(limit: int) -> Iterator[None]:
 
 
 def _plain_parameters(spec: RunSpec) -> int:
-    """Parameters that the sizes alone promise: tables, and layers with one attention and one MLP of two matrices."""
+    """Rough parameter count from the sizes alone, without building anything.
+
+    vocab * d_model for the embedding, and per layer 2 * d_model * (attention width + d_ff): an attention and an MLP of
+    two matrices each.
+    """
     sizes = spec.config["model"]
     width = int(sizes["d_model"])
     inner = int(sizes["d_ff"] or 4 * width)
@@ -102,6 +111,7 @@ def _plain_parameters(spec: RunSpec) -> int:
 
 
 def _refuse_too_large(spec: RunSpec) -> None:
+    """Raise EnvironmentFault if the memory computed from shapes exceeds that of the machine; else return."""
     room, memory = memory_here(spec.config["trainer"]), spec.memory
     if memory.lasting > room:
         held = "weights, a reference" if memory.beside else "weights"
@@ -113,12 +123,13 @@ def _refuse_too_large(spec: RunSpec) -> None:
 
 
 def seconds_per_step(spec: RunSpec, times: int = 3) -> float:
-    """The least of some timed steps on random tokens, on as many threads as a run has; 0 for a model too large to try.
+    """Estimate the seconds of an optimizer step on this CPU: the minimum of `times` timed steps on random tokens.
 
-    Of a large batch some rows are timed: cost per token x tokens.
+    Uses as many threads as the run would.  Of a large batch only some rows are timed, and the time is scaled to the
+    whole batch.  Returns 0 for a model that is too large to time.
     """
     config, rows = spec.config, int(spec.config["train"]["batch_size"])
-    row_flops = spec.cost().train * spec.length
+    row_flops = spec.cost().train * spec.length  # forward and backward, of one row
     if spec.parameters > PROBE_PARAMETERS or row_flops > 20 * PROBE_FLOPS:
         return 0.0
     few = max(1, min(rows, int(PROBE_FLOPS / row_flops)))
@@ -128,7 +139,7 @@ def seconds_per_step(spec: RunSpec, times: int = 3) -> float:
         with torch.random.fork_rng(devices=[]):
             forward, step = _probe(spec, few)
             passes, updates = [], []
-            for _ in range(times + 1):  # the first warms up
+            for _ in range(times + 1):  # the first one is a warm-up and not counted
                 start = time.perf_counter()
                 forward()
                 middle = time.perf_counter()
@@ -142,12 +153,12 @@ def seconds_per_step(spec: RunSpec, times: int = 3) -> float:
 
 
 def _probe(spec: RunSpec, rows: int) -> tuple[Callable[[], None], Callable[[], None]]:
-    """(a pass forward and backward, an update of the weights), to be timed."""
+    """Return (forward and backward pass, optimizer step) as functions to be timed."""
     config, vocabulary, length = spec.config, spec.vocabulary, spec.length
     model = build_model(config, vocabulary, 0, 0)
-    choice, asked = PartChoice.of(config["optimizer"]), PartChoice.of(config["objective"])
+    choice, target = PartChoice.of(config["optimizer"]), PartChoice.of(config["objective"])
     optimizer = kinds.optimizers.build(choice.name, choice.knobs, groups=groups_by_role(model))
-    objective = kinds.objectives.build(asked.name, asked.knobs, vocab_size=vocabulary, eos=0, max_len=length)
+    objective = kinds.objectives.build(target.name, target.knobs, vocab_size=vocabulary, eos=0, max_len=length)
     tokens = torch.randint(1, vocabulary, (rows, length + 1), generator=named_generator(0, "probe"))
     example = objective(tokens, None, named_generator(0, "objective"))
 

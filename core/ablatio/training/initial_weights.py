@@ -1,4 +1,4 @@
-"""Where a task's model gets its initial weights: drawn anew, or those of a model that exists where they fit."""
+"""Initial weights of a run: drawn from the seed, or copied from a run folder or a transformers folder."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,12 +19,17 @@ from ablatio.model.peft.merge import merge
 from ablatio.model.quantized import dequantize
 from ablatio.training.restore import read_checkpoint, restore_model
 
-ROWS = ("embed_tokens.weight", "lm_head.weight")  # a vocabulary may have grown: the rows that there were keep theirs
+ROWS = ("embed_tokens.weight", "lm_head.weight")  # one row per token id: the rows that both have are copied
 
 
 @dataclass(frozen=True, slots=True)
 class TakenOver:
-    """Names of weights: those that came from the origin, and those that start anew because nothing fits."""
+    """Which weights of a model were copied from another one.
+
+    origin  the folder that they came from
+    taken   names of the copied weights
+    anew    names of the weights that keep their initialization, because nothing in the origin fits
+    """
 
     origin: str
     taken: tuple[str, ...]
@@ -34,15 +39,17 @@ class TakenOver:
         total = len(self.taken) + len(self.anew)
         text = f"{len(self.taken)} of {total} tensors come from {self.origin}"
         shown = ", ".join(self.anew[:3]) + (" ..." if len(self.anew) > 3 else "")
-        return f"{text}; anew: {shown}" if self.anew else text
+        return f"{text}; initialized anew: {shown}" if self.anew else text
 
 
 def start_model(
     config: Mapping[str, Any], tokenizer: Tokenizer, seed: int, *, fresh: bool = True
 ) -> tuple[LanguageModel, TakenOver | None]:
-    """The model of a config before its task's first step, and what it took over; the one place that decides on weights.
+    """Build the model of a config with the weights that its training starts from, and report what was copied.
 
-    Drawn weights depend on the name of their part and the seed alone.  fresh: False where a checkpoint will fill it.
+    Drawn weights depend on the parameter's name and the seed alone.
+
+    fresh  False if a checkpoint will be loaded into the model: then nothing is copied from its origin
     """
     model = build_model(config, tokenizer.vocab_size, tokenizer.eos, seed)
     return model, take_over(model, config["model"]) if fresh else None
@@ -50,9 +57,9 @@ def start_model(
 
 @torch.no_grad()
 def take_over(model: LanguageModel, settings: Mapping[str, Any]) -> TakenOver | None:
-    """Fill the model from its origin (`model.start`, `model.path`); None where it has none.
+    """Copy the weights of the model's origin (`model.start`, `model.path`) into it; None with start=scratch.
 
-    Raises UserError when nothing fits: then it is another model.
+    Raises UserError if no weight fits: then the origin is a different architecture.
     """
     if settings["start"] == "scratch":
         return None
@@ -64,11 +71,12 @@ def take_over(model: LanguageModel, settings: Mapping[str, Any]) -> TakenOver | 
         (taken if fits else anew).append(name)
     if not taken:
         theirs, ours = next(iter(found)), next(iter(model.state_dict()))
-        raise UserError(f"no weight of {folder} fits this model: it has {theirs} ..., here is {ours} ...")
+        raise UserError(f"no weight of {folder} fits this model: it has {theirs} ..., this model has {ours} ...")
     return TakenOver(str(folder), tuple(taken), tuple(anew))
 
 
 def _copy(weight: Tensor, source: Tensor, name: str) -> bool:
+    """Copy a weight if the shapes allow it, rows of ROWS as far as both have them; True if it was copied."""
     if weight.shape == source.shape:
         weight.copy_(source)
         return True
@@ -80,7 +88,7 @@ def _copy(weight: Tensor, source: Tensor, name: str) -> bool:
 
 
 def weights_of(start: str, folder: Path) -> dict[str, Tensor]:
-    """The weights in a run folder or in a folder of transformers', under our names."""
+    """Return the weights of a run folder (start=run) or of a transformers folder, under this package's names."""
     return _of_run(folder) if start == "run" else _of_hf(folder)
 
 
@@ -89,7 +97,8 @@ def _of_run(folder: Path) -> dict[str, Tensor]:
     if not is_tuned(saved.spec.config):
         return saved.checkpoint.model
     model = restore_model(folder).model
-    dequantize(model)  # its codes become plain numbers, and its adapters part of the weights
+    # A new run starts from plain weights: undo the quantization and merge the adapters.
+    dequantize(model)
     merge(model)
     return dict(model.state_dict())
 
@@ -99,14 +108,15 @@ def _of_hf(folder: Path) -> dict[str, Tensor]:
 
     from ablatio.interop.families import reader_of
 
-    config = compose_run(["model=hf", f"model.path='{folder}'"]).config  # its own parts, whatever the run replaces
+    # The folder's own parts, whichever of them the new run replaces: its tensors are named after them.
+    config = compose_run(["model=hf", f"model.path='{folder}'"]).config
     theirs = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     family = reader_of(theirs["model_type"])(config, int(theirs["vocab_size"]))
-    return family.from_native(_tensors(folder), rescaled=False)  # the config that was read has their factors
+    return family.from_native(_tensors(folder), rescaled=False)  # its scale factors stand in that config
 
 
 def _tensors(folder: Path) -> dict[str, Tensor]:
-    """All tensors of the folder's safetensors files, in float32."""
+    """Read all tensors of the folder's safetensors files; floating-point ones as float32."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -118,5 +128,5 @@ def _tensors(folder: Path) -> dict[str, Tensor]:
         try:
             found |= load_file(path)
         except (SafetensorError, OSError) as error:
-            raise UserError(f"{path} is no safetensors file that can be read: {error}") from None
+            raise UserError(f"{path} cannot be read as a safetensors file: {error}") from None
     return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in found.items()}

@@ -1,4 +1,4 @@
-"""What multiplies the learning rate of each group of parameters: the init, the role, and a schedule."""
+"""Learning rate of each parameter group: base rate x factor of the init and of the role x schedule."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,24 +15,29 @@ Factor = Callable[[int, int, Sequence[float]], float]
 
 
 def factor_of(choice: PartChoice) -> Factor:
-    """A schedule as a function of the step, their number, and the held-out losses up to now."""
-    made: Any = kinds.schedules.build(choice.name, choice.knobs)
+    """Return a schedule as factor(step, total steps, held-out losses so far), whether it watches the losses or not."""
+    schedule: Any = kinds.schedules.build(choice.name, choice.knobs)
     if kinds.schedules[choice.name].facts["watches"]:
-        return lambda step, total, scores: float(made(step, total, scores))
-    return lambda step, total, scores: float(made(step, total))
+        return lambda step, total, scores: float(schedule(step, total, scores))
+    return lambda step, total, scores: float(schedule(step, total))
 
 
 class LearningRates:
-    """rate  the constant factor of a parameter: the init's times its role's; None where all are 1"""
+    """Learning rates of all parameter groups in each step.
 
-    def __init__(self, config: Mapping[str, Any], asked: Rate | None) -> None:
+    config      of the run; its `roles` section gives factors and schedules by role
+    init_rate   the init's factor of a parameter (muP), or None
+    rate        attribute: constant factor of a parameter, init's times role's; None if all are 1
+    """
+
+    def __init__(self, config: Mapping[str, Any], init_rate: Rate | None) -> None:
         roles = config["roles"]
         by_role = {role: float(roles[f"{role}_rate"]) for role in ROLES}
-        self.rate = asked
+        self.rate = init_rate
         if any(factor != 1.0 for factor in by_role.values()):
 
             def rate(info: ParameterInfo) -> float:
-                return by_role[info.role] * (asked(info) if asked else 1.0)
+                return by_role[info.role] * (init_rate(info) if init_rate else 1.0)
 
             self.rate = rate
         plain = PartChoice.of(config["schedule"])
@@ -41,7 +46,10 @@ class LearningRates:
         self._groups: list[str] = []
 
     def bind(self, optimizer: torch.optim.Optimizer, model: LanguageModel) -> None:
-        """Know which schedule each of the optimizer's groups goes by; ContractError where it merged several."""
+        """Find the schedule of each of the optimizer's groups; must be called before `set`.
+
+        Raises ContractError if the optimizer merged groups with different schedules.
+        """
         role = {id(parameter): info.role for parameter, info in describe(model)}
         self._groups = []
         for group in optimizer.param_groups:
@@ -54,14 +62,14 @@ class LearningRates:
             self._groups.append(names.pop())
 
     def set(self, optimizer: torch.optim.Optimizer, step: int, total: int, scores: Sequence[float]) -> None:
-        """Give each group its rate of this step."""
+        """Set the rate of each group for step number `step` (from 0) of `total`."""
         factors = {name: factor(step, total, scores) for name, factor in self._factors.items()}
         for group, name in zip(optimizer.param_groups, self._groups, strict=True):
             group["lr"] = group.setdefault("initial_lr", group["lr"]) * factors[name]
 
 
 def _own(name: str | None, plain: PartChoice) -> PartChoice:
-    """The schedule of a role: the run's, or another one with those of the run's knobs that it has too."""
+    """Return the schedule of a role: the run's, or the named one with those of the run's knobs that it also has."""
     if name is None or name == plain.name:
         return plain
     known = {knob.name for knob in kinds.schedules[name].knobs}

@@ -1,4 +1,4 @@
-"""The one LightningModule: it hosts any task, and what all of them share stands in here, once."""
+"""LightningModule for all tasks: loss, optimizer step, stabilizers, metrics, checkpoint state."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -20,15 +20,15 @@ from ablatio.registry.kinds import Stabilizer
 from ablatio.training.learning_rates import LearningRates
 from ablatio.training.task_context import TaskContext
 
-TRAINING = "training_weights"
-TINIEST = 1e-6  # targets of a step that has none: its gradients are zero
+TRAINING = "training_weights"  # checkpoint key: weights to continue from, if they differ from the scored ones
+TINIEST = 1e-6  # lower bound on the total target weight of a step: avoids 0/0 if no target is scored
 
 
 class TrainingModule(pl.LightningModule):
-    """One optimizer step: seeded dropout, the task's example, its loss, stabilizers, the scheduled rate.
+    """LightningModule of a run: seeds, examples, loss, stabilizers and learning rate of each step, for any task.
 
-    What happens in step k is a function of the weights, the optimizer's and the stabilizers' state, k and the numbers
-    of its batches: so a run that is resumed after any step continues bit for bit.
+    Step k is a function of the weights, the state of optimizer and stabilizers, k and the numbers of its batches alone.
+    So a run that is resumed after any step continues bit for bit.
     """
 
     def __init__(
@@ -47,24 +47,27 @@ class TrainingModule(pl.LightningModule):
         rate: Rate | None = getattr(setup.part("init"), "rate", None)
         self.rates = LearningRates(config, tuning.rate(rate) if tuning else rate)
         self.peft = tuning.part if tuning else None
-        self.scores: list[float] = []  # held-out scores up to now, lower ones better, for schedules that watch them
+        self.scores: list[float] = []  # held-out scores so far, lower is better; for schedules that watch them
         self.optimizer_choice = PartChoice.of(config["optimizer"])
-        for part in self._having("attach"):
+        for part in self._parts_with("attach"):
             part.attach(model)
         self.finite: Tensor | bool = True
         self.metrics: dict[str, Tensor] = {}
         self.measures: dict[str, Tensor] = {}
         self.loss_sum, self.loss_count = torch.zeros(()), 0
         self._step_losses: list[Tensor] = []
-        self._targets: Tensor | int = 0  # of the batches of this step; weighted ones are counted on the device
+        self._targets: Tensor | int = 0  # total weight in this step; stays on the device if the targets are weighted
         self._example: Any = None
         self._targets_per_batch = self.settings["batch_size"] * setup.length
-        self.rewinds = any(kinds.stabilizers[name].facts["rewinds"] for name in stabilizers)  # so a bad loss is no end
+        # With a stabilizer that rewinds, a loss that is not finite must not end the run.
+        self.rewinds = any(kinds.stabilizers[name].facts["rewinds"] for name in stabilizers)
 
-    def _having(self, method: str) -> list[Any]:
+    def _parts_with(self, method: str) -> list[Any]:
+        """Return the peft method and the stabilizers that define `method`."""
         return [part for part in (self.peft, *self.stabilizers.values()) if hasattr(part, method)]
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Build the optimizer from parameter groups by role, with the rates of init, roles and peft."""
         choice, rate = self.optimizer_choice, self.rates.rate
         self._trainable = [p for p in self.model.parameters() if p.requires_grad]
         optimizer = kinds.optimizers.build(choice.name, choice.knobs, groups=groups_by_role(self.model, rate))
@@ -74,18 +77,19 @@ class TrainingModule(pl.LightningModule):
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
-        """The one optimizer, without Lightning's wrapper."""
+        """The run's single optimizer, without Lightning's wrapper."""
         return self.trainer.optimizers[0]
 
     def on_before_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int) -> Any:
-        """The task's example, made on the CPU: what it draws depends on the number of the batch alone."""
+        """Make the task's example on the CPU; its random draws depend on the batch number alone."""
         number = int(batch["number"])
         generator = named_generator(self.seeds.data, f"objective/{number}")
         return {"number": number, "example": self.task.example(batch, generator)}
 
     def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Seed dropout for this batch, set the learning rates, and call `begin_step` at a step's first batch."""
         seed = named_seed(self.seeds.dropout, f"batch/{batch['number']}/{self.global_rank}")
-        # Not torch.manual_seed: it formats three stack traces for devices that are not there, half a millisecond.
+        # Not torch.manual_seed: it formats three stack traces for devices that do not exist, which takes 0.5 ms.
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
@@ -94,22 +98,30 @@ class TrainingModule(pl.LightningModule):
             self.task.begin_step(self.model, self.global_step)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """Return the batch's summed loss over the number of targets of a full batch, batch_size * length.
+
+        `on_before_optimizer_step` corrects the gradients to the true number of targets of the step.
+        """
         example = batch["example"]
         self._example = example
         total, weight, self.measures = self.task.loss(self.model, example)
-        mean = total.detach() / torch.where(weight > 0, weight, 1.0)  # a batch may have nothing to say
+        mean = total.detach() / torch.where(weight > 0, weight, 1.0)  # a batch may have no scored target
         if not self.rewinds:
             self._watch(mean, "loss")
         self._step_losses.append(mean)
         self.loss_sum, self.loss_count = self.loss_sum + mean, self.loss_count + 1
-        # Gradients are summed over the accumulated batches here and divided by the true count before the step: a mean
-        # of means is wrong when the batches have unequal numbers of targets.
-        count = getattr(example, "count", None)  # None: only the device knows
+        # Gradients are summed over the accumulated batches and divided by the true count before the step: a mean of
+        # means is wrong if the batches differ in their number of targets.
+        count = getattr(example, "count", None)  # None: the weight is known on the device only, and a sync would wait
         self._targets = self._targets + (weight if count is None else count)
         loss: Tensor = total / self._targets_per_batch
         return loss
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Scale the gradients to a mean over the step's targets, then let peft, stabilizers and task inspect them.
+
+        Gradients so far are relative to batch_size * length * accumulate targets.
+        """
         expected, targets = self._targets_per_batch * self.settings["accumulate"], self._targets
         if isinstance(targets, Tensor) or targets != expected:
             factor = expected / torch.as_tensor(targets, device=self.device).clamp(min=TINIEST)
@@ -117,7 +129,7 @@ class TrainingModule(pl.LightningModule):
         self._targets = 0
         step = self._step()
         self._step_losses = []
-        for part in (*self._having("before_step"), self.task):
+        for part in (*self._parts_with("before_step"), self.task):
             self.metrics |= part.before_step(step)
         if hasattr(self.optimizer, "observe"):
             self.optimizer.observe(step)
@@ -125,16 +137,18 @@ class TrainingModule(pl.LightningModule):
             self._watch(value, name)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Update the weights and call `after_step` of the parts; a SkipStep leaves the weights unchanged."""
         try:
             super().optimizer_step(*args, **kwargs)
         except SkipStep:
             return
-        if after := self._having("after_step"):
+        if after := self._parts_with("after_step"):
             step = self._step()
             for part in after:
                 self.metrics |= part.after_step(step)
 
     def _step(self) -> OptimizerStep:
+        """Describe the current step for stabilizers, task and optimizer."""
         losses = self._step_losses or [torch.zeros(())]
         return OptimizerStep(
             self.model,
@@ -148,21 +162,24 @@ class TrainingModule(pl.LightningModule):
         )
 
     def _sampled_loss(self) -> Tensor:
-        """The mean loss of the last batch, with targets drawn from the model's own distribution."""
+        """Mean loss of the step's last batch, with targets sampled from the model's own predictions."""
         generator = torch.Generator(self.device).manual_seed(
             named_seed(self.seeds.dropout, f"drawn/{self.global_step}")
         )
         redrawn = self.task.redrawn(self.model, self._example, generator)
         if redrawn is None:
             raise UserError(
-                f"optimizer={self.optimizer_choice.name} asks for targets that the model draws, and task={self.name} "
-                "has none\n    try: optimizer=adamw"
+                f"optimizer={self.optimizer_choice.name} needs targets sampled from the model; "
+                f"task={self.name} provides none\n    try: optimizer=adamw"
             )
         total, weight, _ = self.task.loss(self.model, redrawn)
         return total / weight
 
     def _watch(self, value: Tensor, what: str) -> None:
-        """Stop at once when a number is no longer finite; on a GPU, where asking waits, at the next `check_finite`."""
+        """Raise Diverged if a value is not finite.
+
+        On a GPU reading the value would wait for the device, so it is only recorded there for the next `check_finite`.
+        """
         if value.device.type == "cpu":
             if not torch.isfinite(value):
                 self._diverge(what, value.item())
@@ -170,18 +187,21 @@ class TrainingModule(pl.LightningModule):
             self.finite = torch.isfinite(value) & self.finite
 
     def check_finite(self) -> None:
-        """Raise Diverged when a loss or a gradient was not finite since the start."""
+        """Raise Diverged if a recorded loss or gradient metric was not finite since the start."""
         if not bool(self.finite):
             self._diverge("loss or gradient", float("nan"))
 
     def _diverge(self, what: str, value: float) -> None:
         raise Diverged(
-            f"the run diverged: {what} is {value} at step {self.global_step}; nothing of it was saved\n"
+            f"the run diverged: {what} is {value} at step {self.global_step}; the diverged state was not saved\n"
             f"    try: a lower rate (optimizer.lr), a longer warm-up (schedule.warmup) or a stabilizer"
         )
 
     def take_metrics(self) -> dict[str, float]:
-        """The mean loss since the last call, the rate, and what stabilizers and layers measured last."""
+        """Return the metrics to log: mean loss since the last call, learning rate, latest values of the parts.
+
+        Raises Diverged if a value was not finite.
+        """
         self.check_finite()
         rate = self.optimizer.param_groups[0]["lr"]
         row = {"train/loss": float(self.loss_sum) / max(1, self.loss_count), "train/lr": rate}
@@ -190,12 +210,12 @@ class TrainingModule(pl.LightningModule):
 
     @property
     def averages(self) -> bool:
-        """Whether the weights that are scored and kept are others than those that train."""
-        return bool(self._having("averaged")) or hasattr(self.optimizer, "eval")
+        """True if the weights to score and save differ from those in training (averaging, schedule-free)."""
+        return bool(self._parts_with("averaged")) or hasattr(self.optimizer, "eval")
 
     @contextmanager
     def scored_weights(self) -> Iterator[None]:
-        """Inside, the model holds the weights that are to be scored and kept: averages, if a part makes some."""
+        """Context in which the model holds the weights to score and save: averages if a part makes them."""
         if getattr(self, "_trainer", None) is None or not self.trainer.optimizers:
             yield
             return
@@ -203,11 +223,16 @@ class TrainingModule(pl.LightningModule):
             if hasattr(self.optimizer, "eval"):
                 self.optimizer.eval()
                 stack.callback(self.optimizer.train)  # type: ignore[attr-defined]
-            for part in self._having("averaged"):
+            for part in self._parts_with("averaged"):
                 stack.enter_context(part.averaged(self.model))
             yield
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the state of loss, stabilizers and task to the checkpoint; `state_dict` becomes the weights to score.
+
+        If those are averages, the training weights are stored under TRAINING.  Raises Diverged if a value was not
+        finite.
+        """
         self.check_finite()
         checkpoint["loss_sum"], checkpoint["loss_count"] = self.loss_sum, self.loss_count
         checkpoint["stabilizers"] = {
@@ -221,6 +246,7 @@ class TrainingModule(pl.LightningModule):
                 checkpoint["state_dict"] = {name: weight.clone() for name, weight in self.state_dict().items()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore the state of loss, stabilizers and task."""
         self.loss_sum, self.loss_count = checkpoint["loss_sum"], checkpoint["loss_count"]
         for name, state in checkpoint["stabilizers"].items():
             self.stabilizers[name].load_state_dict(state)  # type: ignore[attr-defined]

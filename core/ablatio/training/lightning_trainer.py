@@ -1,8 +1,8 @@
-"""Lightning's Trainer as a run's config says, and nothing else.
+"""Lightning's Trainer, configured by the run's config alone.
 
-Lightning fills settings that it is not given from variables (PL_TRAINER_GRADIENT_CLIP_VAL=0.1), and adds callbacks of
-every installed package that has an entry point for them: neither stands in a config, and both would change the arms of
-a study without a trace.
+Lightning also reads settings from environment variables (PL_TRAINER_GRADIENT_CLIP_VAL=0.1) and adds callbacks from
+entry points of installed packages.  Neither appears in a config, and both would change the arms of a study without a
+trace.
 """
 
 import inspect
@@ -13,7 +13,7 @@ import lightning.pytorch as pl
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-_OURS: dict[str, Any] = {  # what a run does itself, and Lightning shall not
+_OURS: dict[str, Any] = {  # features of Lightning that the training loop replaces
     "logger": False,
     "enable_checkpointing": False,
     "enable_progress_bar": False,
@@ -25,26 +25,29 @@ _OURS: dict[str, Any] = {  # what a run does itself, and Lightning shall not
 
 
 class RunTrainer(pl.Trainer):
-    """`pl.Trainer` on one device, from the settings that it is given and Lightning's own defaults alone.
+    """`pl.Trainer` on one device, with the given settings and Lightning's defaults only.
 
-    Logs, checkpoints, progress and validation are the training loop's own, so Lightning's are off.
+    Logging, checkpoints, progress and validation are turned off, because the training loop does them.
     """
 
-    # Lightning reads the variable PL_<CLASS>_<PARAMETER> for each parameter of the class: here it finds none.
+    # Lightning reads PL_<CLASS>_<PARAMETER> for each parameter in the signature; an empty one prevents that.
     __signature__ = inspect.Signature()
 
     def __init__(self, *, callbacks: Sequence[pl.Callback] = (), **settings: Any) -> None:
         super().__init__(devices=1, callbacks=list(callbacks), **_OURS, **settings)
-        self.callbacks = list(callbacks)  # without those that Lightning found in installed packages
+        self.callbacks = list(callbacks)  # drops those that Lightning took from installed packages
 
 
 def make_trainer(**settings: Any) -> pl.Trainer:
-    """The trainer of a run."""
+    """Make the trainer of a run; `settings` are arguments of `pl.Trainer`."""
     return RunTrainer(**settings)
 
 
 class _Idle(pl.LightningModule):
-    """A task that learns nothing: a backward pass would start threads of autograd, and a fork loses them."""
+    """Module that trains nothing.
+
+    It has no backward pass, because that would start autograd threads, which do not survive a fork.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,6 +61,9 @@ class _Idle(pl.LightningModule):
 
 
 def fit_nothing() -> None:
-    """Let Lightning find out what it finds out once per process, 7 ms of each run that is forked from this one."""
+    """Run an empty fit, so that Lightning's once-per-process initialization is done before the process is forked.
+
+    Saves 7 ms in each forked run.
+    """
     trainer = make_trainer(max_steps=1, max_epochs=-1, accelerator="cpu")
     trainer.fit(_Idle(), DataLoader(TensorDataset(torch.zeros(1)), batch_size=None))

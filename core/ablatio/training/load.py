@@ -1,4 +1,4 @@
-"""A finished or interrupted run with its task, ready to be scored, sampled or exported."""
+"""Load a saved run together with its task, to score, sample or export it."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -8,9 +8,11 @@ from ablatio.training.restore import read_checkpoint
 
 
 def load_run(folder: Path, step: int | None = None, *, scored: bool = False) -> tuple[PreparedRun, int]:
-    """The run in `folder` with the weights of its newest valid checkpoint (or of `step`), in evaluation mode.
+    """Load the run in `folder` in evaluation mode, with the weights of its newest valid checkpoint or of `step`.
 
-    scored: whether its task will be asked for scores, which may need the model as it started
+    scored  True if scores will be computed, for which the task may need the model that the run began with
+
+    Returns the run and the step of its checkpoint.
     """
     saved = read_checkpoint(folder, step)
     config = saved.spec.config

@@ -1,4 +1,4 @@
-"""What a run logs to: metrics.csv, and the loggers that its config names."""
+"""Loggers of a run: metrics.csv, and those that its config names."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,24 +14,33 @@ from ablatio.training.metrics_csv import MetricsFile, numbers
 
 
 def make_loggers(config: Mapping[str, Any], public: Mapping[str, Any], folder: Path) -> dict[str, Logger]:
-    """The loggers of a config but metrics.csv; UserError where one lacks its library.  Nothing is written yet."""
+    """Make the config's loggers except metrics.csv; nothing is written yet.
+
+    config  of the run
+    public  the config as it may be written down, with values from the environment left open
+
+    Raises UserError if a logger's library is not installed.
+    """
     options = config.get("logger") or {}
     wanted = {n: knobs for n, knobs in options.items() if not kinds.loggers[n].facts["record"]}
     return {n: kinds.loggers.build(n, knobs, folder=folder, config=public) for n, knobs in wanted.items()}
 
 
 class Logs:
-    """metrics.csv, which reports and `resume` read, and then the others, with the very numbers that stand in it.
+    """Writes each row to metrics.csv, which reports and `resume` read, and then the same numbers to the other loggers.
 
-    A logger that breaks during the run is left out from there on, and the console says so: a run of hours does not end
-    for the copy of a number.
+    A logger that fails during the run is dropped with a message on the console: a failed copy of the metrics must not
+    end a run of hours.
     """
 
     def __init__(self, file: MetricsFile, loggers: Mapping[str, Logger], console: Console) -> None:
         self.file, self.loggers, self.console = file, dict(loggers), console
 
     def start(self, after_step: int | None = None) -> None:
-        """New logs, or the old ones without the rows later than `after_step`."""
+        """Begin new logs, or continue the old ones without the rows later than `after_step`.
+
+        Raises EnvironmentFault if a logger cannot start.
+        """
         self.file.start(after_step)
         rows = [numbers(row) for row in self.file.read()] if self.loggers else []
         for name, logger in self.loggers.items():
@@ -45,10 +54,12 @@ class Logs:
                 ) from error
 
     def write(self, row: Mapping[str, float]) -> None:
+        """Log one row of metrics, with `step` and `tokens`."""
         written = self.file.write(row)
         self._each(lambda logger: logger.log(written))
 
     def finish(self, status: str) -> None:
+        """End all logs; status: done, preempted, diverged or failed."""
         self._each(lambda logger: logger.finish(status))
 
     def _each(self, call: Callable[[Logger], None]) -> None:
@@ -57,5 +68,5 @@ class Logs:
                 call(logger)
             except Exception as error:
                 del self.loggers[name]
-                said = escape(f"{type(error).__name__}: {error}")
-                self.console.print(f"[yellow]logger={name} is left out from here on:[/] {said}", highlight=False)
+                reason = escape(f"{type(error).__name__}: {error}")
+                self.console.print(f"[yellow]logger={name} failed and is left out:[/] {reason}", highlight=False)

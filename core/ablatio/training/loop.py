@@ -1,4 +1,4 @@
-"""One stretch of training: log, validate, save, stop."""
+"""Training loop of a run: log, validate, save and stop between optimizer steps."""
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,7 +28,12 @@ from ablatio.training.task_scores import TaskScores
 
 
 class TrainingLoop:
-    """One stretch of training: from the start or from a checkpoint to the end, or to a signal."""
+    """Trains a run from its start or a checkpoint to its last step, to `until`, or to a stop signal.
+
+    found      the checkpoint to continue from; None: a new run
+    until      pause at this step; None: at the last
+    callbacks  Lightning callbacks of the caller
+    """
 
     def __init__(
         self,
@@ -48,26 +53,31 @@ class TrainingLoop:
         self.steps, self.start = int(self.settings["steps"]), found.step if found else 0
         self.until = min(until or self.steps, self.steps)
         extra = [m for entry, _ in chosen(run.config) for m in entry.facts.get("metrics", ())]
-        self.told = TaskScores.of(run.config)
-        self.file = Logs(MetricsFile(folder / "metrics.csv", [*self.told.columns, *extra]), loggers, console)
-        self.answers = SamplesFile(folder / "samples.jsonl")
+        self.task_scores = TaskScores.of(run.config)
+        self.file = Logs(MetricsFile(folder / "metrics.csv", [*self.task_scores.columns, *extra]), loggers, console)
+        self.samples_file = SamplesFile(folder / "samples.jsonl")
         self.scores: dict[str, Any] = {}
-        self.held_out: list[list[float]] = []  # step and score of each validation: schedules may watch
-        self.rewinds: list[
-            dict[str, Any]
-        ] = []  # each with the step of the spike, the step gone back to, batches skipped
+        self.held_out: list[list[float]] = []  # [step, score] of each validation; schedules may watch the scores
+        # Step of each spike (at), step that training went back to (to), steps whose batches are skipped, reason (why).
+        self.rewinds: list[dict[str, Any]] = []
         self.seconds = 0.0
-        self.trained = self.resumed_at = 0.0  # seconds of steps alone, and when the last stretch of them began
-        self.unscored = False  # a signal came before the validation of the last step was done
+        # Seconds spent in steps alone, and the time at which the current stretch of steps began.
+        self.trained = self.resumed_at = 0.0
+        self.unscored = False  # True if a signal interrupted the validation of the last step
         if found:
             self.scores, self.seconds = dict(found.state["scores"]), float(found.state["seconds"])
             self.unscored, self.rewinds = bool(found.state["unscored"]), list(found.state["rewinds"])
-            self._remember(found.state.get("held_out", ()))  # older runs have none
+            self._remember(found.state.get("held_out", ()))  # missing in folders of older versions
             self.trained = float(found.state.get("trained", 0.0))
         shown = run.config["trainer"]["progress"]
         self.progress = RunProgress(console, self.steps, run.task.tokens, self.start, shown=shown)
 
     def train(self) -> dict[str, Any]:
+        """Train, write summary.json, and return the summary.
+
+        Raises Preempted after a stop signal, with a checkpoint written, and Diverged if a loss is not finite or a
+        stabilizer has used up its rewinds.
+        """
         run = self.run
         self._start_files(self.start if self.found else None)
         with ExitStack() as stack:
@@ -83,8 +93,8 @@ class TrainingLoop:
                 try:
                     trainer.fit(run.learner, batches, ckpt_path=path)
                     break
-                except Rewind as asked:
-                    self._go_back(asked, trainer.global_step)
+                except Rewind as rewind:
+                    self._go_back(rewind, trainer.global_step)
                 except _Paused:
                     break
         whole = self.until == self.steps
@@ -94,8 +104,9 @@ class TrainingLoop:
         return summary
 
     def _start_files(self, after_step: int | None) -> None:
+        """Begin metrics and samples, or truncate those of a resumed run to `after_step`."""
         self.file.start(after_step)
-        self.answers.start(after_step)
+        self.samples_file.start(after_step)
 
     def _trainer(self) -> pl.Trainer:
         machine = self.run.machine
@@ -105,34 +116,38 @@ class TrainingLoop:
             accumulate_grad_batches=self.settings["accumulate"],
             accelerator="gpu" if machine.device == "cuda" else "cpu",
             precision=LIGHTNING_PRECISION[machine.precision],
-            callbacks=[*self.callbacks, _Keep(self)],  # theirs first: what they ask for is done after this step
+            # The caller's callbacks come first: a stop that they request takes effect after the same step.
+            callbacks=[*self.callbacks, _AfterStep(self)],
             plugins=[self.io],
             default_root_dir=str(self.folder),
         )
 
-    def _go_back(self, asked: Rewind, step: int) -> None:
-        """Load an older checkpoint, forget what came later, and go on behind the batches of the spike."""
-        if len(self.rewinds) >= asked.most:
+    def _go_back(self, rewind: Rewind, step: int) -> None:
+        """Load an older checkpoint, drop later records, and continue with the batches after the loss spike.
+
+        Raises Diverged if the stabilizer's maximum number of rewinds is reached.
+        """
+        if len(self.rewinds) >= rewind.most:
             raise Diverged(
-                f"{asked.why} at step {step}, after {asked.most} rewinds; nothing of it was saved\n"
+                f"{rewind.why} at step {step}, after {rewind.most} rewinds; the diverged state was not saved\n"
                 "    try: a lower rate (optimizer.lr) or a longer warm-up (schedule.warmup)"
             )
         known = self.io.checkpoints.steps()
-        target = max((s for s in known if s <= step - asked.back), default=known[0])
+        target = max((s for s in known if s <= step - rewind.back), default=known[0])
         self.io.loaded = self.found = self.io.checkpoints.load(target)
         self.io.checkpoints.forget(after=target)
-        self.rewinds.append({"at": step, "to": target, "skipped": max(asked.skip, step - target + 1), "why": asked.why})
+        skipped = max(rewind.skip, step - target + 1)
+        self.rewinds.append({"at": step, "to": target, "skipped": skipped, "why": rewind.why})
         self.start = self.progress.step = target
         self._remember(seen for seen in self.held_out if seen[0] <= target)
         self._start_files(target)
         self.progress.console.print(
-            f"[yellow]rewind:[/] {asked.why} at step {step}; back to step {target}, "
-            f"{self.rewinds[-1]['skipped']} steps' batches left out",
+            f"[yellow]rewind:[/] {rewind.why} at step {step}; back to step {target}, {skipped} steps of data skipped",
             highlight=False,
         )
 
     def _validate_first(self) -> None:
-        """The score of the untrained model, or the one that a signal cut off at the step from which we continue."""
+        """Score the untrained model, or repeat a validation that a signal interrupted."""
         self.progress.describe("validating")
         if self.found:
             self.run.model.load_state_dict(self.found.model)
@@ -143,29 +158,35 @@ class TrainingLoop:
         self.progress.describe("training")
 
     def _validate(self, when: str, step: int) -> bool:
-        """Score the held-out text; False when a signal came first."""
+        """Score the held-out data as `when` (before or after) and log it; False if a signal interrupted it."""
         try:
             with self.run.learner.scored_weights():
-                found = self.run.score(self.run.task.validation(), self._between)
-                self.answers.write(step, self.run.samples())
-        except _SignalCame:
+                found = self.run.score(self.run.task.validation(), self._check_signal)
+                self.samples_file.write(step, self.run.samples())
+        except _ValidationInterrupted:
             return False
         self.scores[when] = found
-        self._remember([*self.held_out, [step, found[self.told.name] * (1 if self.told.better == "lower" else -1)]])
-        self.file.write({"step": step, "tokens": self.run.task.tokens(step)} | self.told.row(found))
-        self.progress.update(step, score=self.told.line(found))
+        sign = 1 if self.task_scores.better == "lower" else -1  # schedules take lower as better
+        self._remember([*self.held_out, [step, found[self.task_scores.name] * sign]])
+        self.file.write({"step": step, "tokens": self.run.task.tokens(step)} | self.task_scores.row(found))
+        self.progress.update(step, score=self.task_scores.line(found))
         return True
 
     def _remember(self, held_out: Iterable[Sequence[float]]) -> None:
+        """Keep the held-out scores and pass them to the schedules."""
         self.held_out = [list(seen) for seen in held_out]
         self.run.learner.scores = [score for _, score in self.held_out]
 
-    def _between(self, batch: int) -> None:
+    def _check_signal(self, batch: int) -> None:
+        """Interrupt a validation, between two batches, if a stop signal has come."""
         if self.stop:
-            raise _SignalCame
+            raise _ValidationInterrupted
 
     def after_step(self, trainer: pl.Trainer, step: int) -> None:
-        """What follows optimizer step number `step` (from 1): log, validate, save, stop."""
+        """Log, validate, save and stop as due after optimizer step number `step` (from 1).
+
+        Raises Preempted after a stop signal, and _Paused at `until`.
+        """
         last = step == self.steps
         self.trained += time.monotonic() - self.resumed_at
         if last or self._every("log_every", step):
@@ -175,7 +196,7 @@ class TrainingLoop:
             self.progress.update(step, loss=row["train/loss"])
         else:
             self.progress.update(step)
-        if trainer.should_stop:  # a callback asks to end here: the run pauses, and resume goes on
+        if trainer.should_stop:  # a callback requested a stop: pause here, so that the run can be resumed
             self.until = step
         pause = step == self.until
         self.unscored = (last or pause or self._every("val_every", step)) and not self._validate("after", step)
@@ -191,11 +212,12 @@ class TrainingLoop:
         self.resumed_at = time.monotonic()
 
     def _every(self, key: str, step: int) -> bool:
+        """True if `step` is a multiple of the setting `key`; 0 or null means never."""
         every = self.settings[key]
         return bool(every) and step % every == 0
 
     def extra_state(self) -> dict[str, Any]:
-        """What a checkpoint keeps beside the task's own state."""
+        """Return what a checkpoint stores of the loop: scores, times, rewinds."""
         seconds = self.seconds + time.monotonic() - self.progress.started
         return {
             "scores": self.scores,
@@ -207,19 +229,23 @@ class TrainingLoop:
         }
 
     def _flops(self, step: int) -> float:
-        """Of all steps: what this task passes through this model, as it is tuned."""
+        """FLOPs of the first `step` steps: of the tokens that the task passes through this model, with its tuning."""
         task = self.run.task
         return self.run.spec.cost(task.row_length).of(task.work(step))
 
     def summary(self, status: str) -> dict[str, Any]:
+        """Return the results for summary.json: status, scores before and after, steps, tokens, seconds, bytes, FLOPs.
+
+        status  done, paused, preempted, diverged or failed
+        """
         size, step = self.run.spec.size, self.progress.step
         seconds = self.seconds + time.monotonic() - self.progress.started
         tokens = self.run.task.tokens(step)
         after = self.scores.get("after") or {}
         return {
             "status": status,
-            "score": self.told.main(after),
-            **self.told.row(after),
+            "score": self.task_scores.main(after),
+            **self.task_scores.row(after),
             "before": self.scores.get("before"),
             "after": after or None,
             "steps": step,
@@ -234,35 +260,37 @@ class TrainingLoop:
             "weight_bytes": self.run.tuning.bytes,
             "peak_memory_bytes": peak_memory(),
             "train_flops": self._flops(step),
-        } | {key: found for key, found in (("rewinds", self.rewinds), ("samples", self.answers.compared())) if found}
+        } | {
+            key: found for key, found in (("rewinds", self.rewinds), ("samples", self.samples_file.compared())) if found
+        }
 
 
-class _SignalCame(Exception):
-    """Ends a validation early."""
+class _ValidationInterrupted(Exception):
+    """Raised to end a validation after a stop signal."""
 
 
 class _Paused(Exception):
-    """Ends the training at `until`."""
+    """Raised to end the training at `until`."""
 
 
-class _Keep(pl.Callback):
-    """Calls the session after each optimizer step (not after each batch: a step may take several)."""
+class _AfterStep(pl.Callback):
+    """Lightning callback that calls the loop after each optimizer step; a step may consist of several batches."""
 
-    def __init__(self, session: TrainingLoop) -> None:
-        self.session, self.step = session, session.start
+    def __init__(self, loop: TrainingLoop) -> None:
+        self.loop, self.step = loop, loop.start
 
     def on_train_start(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
-        session = self.session
-        session.stop.take()
-        # Who may go back needs a place to go to, and must know after a crash what it has left out.
-        if session.rewinds or (session.run.learner.rewinds and not session.found):
-            trainer.save_checkpoint(session.folder / CHECKPOINTS / str(session.start))
-        session.resumed_at = time.monotonic()
+        loop = self.loop
+        loop.stop.take()
+        # A rewind needs a checkpoint to go back to; after one, the skipped batches must survive a crash.
+        if loop.rewinds or (loop.run.learner.rewinds and not loop.found):
+            trainer.save_checkpoint(loop.folder / CHECKPOINTS / str(loop.start))
+        loop.resumed_at = time.monotonic()
 
     def on_train_batch_end(self, trainer: pl.Trainer, task: pl.LightningModule, *args: Any) -> None:
         if trainer.global_step != self.step:
             self.step = trainer.global_step
-            self.session.after_step(trainer, self.step)
+            self.loop.after_step(trainer, self.step)
 
     def on_save_checkpoint(self, trainer: pl.Trainer, task: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
-        checkpoint |= self.session.extra_state()
+        checkpoint |= self.loop.extra_state()

@@ -1,4 +1,4 @@
-"""metrics.csv: one row per log, columns known from the start, cut back to the checkpoint when a run is resumed."""
+"""metrics.csv: one row per log entry, with fixed columns; truncated to the checkpoint when a run is resumed."""
 
 import csv
 import io
@@ -13,26 +13,33 @@ COLUMNS = (
 
 
 class MetricsFile:
-    """Rows of numbers; what a row lacks stays empty."""
+    """Writer and reader of metrics.csv; a number that a row does not have stays empty.
+
+    extra  columns beyond COLUMNS, for the metrics of task and parts
+    """
 
     def __init__(self, path: Path, extra: Sequence[str] = ()) -> None:
         self.path = path
-        self.columns = list(dict.fromkeys([*COLUMNS, *extra]))  # a task and its method may both name one
+        self.columns = list(dict.fromkeys([*COLUMNS, *extra]))  # task and parts may declare the same name
 
     def start(self, after_step: int | None = None) -> None:
-        """A new file, or the old one without the rows later than `after_step`."""
+        """Begin a new file, or keep the old one without the rows later than `after_step`."""
         rows = self.read() if after_step is not None and self.path.exists() else []
-        kept = [r for r in rows if r["step"] and int(r["step"]) <= (after_step or 0)]
-        write_text(self.path, self._lines([self.columns, *([r.get(c, "") for c in self.columns] for r in kept)]))
+        earlier = [r for r in rows if r["step"] and int(r["step"]) <= (after_step or 0)]
+        write_text(self.path, self._lines([self.columns, *([r.get(c, "") for c in self.columns] for r in earlier)]))
 
     def write(self, row: Mapping[str, float]) -> dict[str, float]:
-        """Append one row and give its numbers as they are written; it is on its way to the disk when this returns."""
+        """Append one row and return its numbers as written, rounded to nine digits.
+
+        The row has been passed to the operating system when this returns.
+        """
         texts = {c: _text(row.get(c)) for c in self.columns}
         with explained("write", self.path), self.path.open("a", newline="", encoding="utf-8") as file:
             file.write(self._lines([[*texts.values()]]))
         return numbers(texts)
 
     def read(self) -> list[dict[str, str]]:
+        """Read all rows as text, {column: text}."""
         with self.path.open(newline="", encoding="utf-8") as file:
             return list(csv.DictReader(file))
 
@@ -44,7 +51,7 @@ class MetricsFile:
 
 
 def numbers(row: Mapping[str, str]) -> dict[str, float]:
-    """The numbers of a row of the file; what it lacks is left out."""
+    """Parse a row of the file into {column: number}, without its empty cells."""
     return {c: int(text) if text.lstrip("-").isdigit() else float(text) for c, text in row.items() if text}
 
 

@@ -1,5 +1,6 @@
-"""muP's coordinate check (arXiv:2203.03466, appendix D.1): do activations, and what training changes in them, grow
-with the width?  If nothing does, the learning rate of a narrow model is good for a wide one.
+"""muP's coordinate check (arXiv:2203.03466, appendix D.1): do activations or their updates grow with the width?
+
+If neither grows, the learning rate of a narrow model carries over to a wide one.
 """
 
 import math
@@ -22,14 +23,18 @@ from ablatio.model.parameter_roles import apply_rates, groups_by_role, named_gen
 from ablatio.registry import kinds
 from ablatio.training.task_context import TaskContext
 
-FLAT = 0.05  # the largest slope of log size against log width that counts as none
-VOCAB = 256
-Sizes = dict[str, tuple[float, float]]
+FLAT = 0.05  # largest slope of log size over log width that counts as no growth
+VOCAB = 256  # token ids of random text
+Sizes = dict[str, tuple[float, float]]  # output: (mean size before training, mean size of its change)
 
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """One batch to train on: rows of tokens (B, T + 1), and the documents in them."""
+    """One training batch.
+
+    tokens    (B, T + 1) token ids
+    segments  (B, T + 1) document number of each token; None: one document per row
+    """
 
     tokens: Tensor
     segments: Tensor | None
@@ -39,7 +44,11 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Growth:
-    """Mean absolute values of one output over the widths: before training, and of its change by training."""
+    """Size of one output over the widths; a size is the mean absolute value.
+
+    start, change              size before training, and size of the change by training, at each width
+    start_slope, change_slope  slope of log size over log width
+    """
 
     name: str
     start: list[float]
@@ -49,19 +58,24 @@ class Growth:
 
     @property
     def grows(self) -> bool:
-        """A NaN grows: the run diverged."""
+        """True if either slope reaches FLAT or is NaN (the run diverged)."""
         return not (self.start_slope < FLAT and self.change_slope < FLAT)
 
 
 def coordinates(
     config: Mapping[str, Any], widths: Sequence[int], steps: int = 4, seeds: int = 4, *, corpus: bool = False
 ) -> list[Growth]:
-    """Train a few steps at each width and fit log size = slope * log width, for each kind of output.
+    """Train a few steps at each width and fit log size = slope * log width + c for each kind of output.
 
-    The text is random, or with `corpus` from the config's own source.
+    Outputs: attention, feed-forward, residual stream (each the mean over the layers) and logits, of the parts that the
+    config names.  d_head stays fixed, so wider models have more heads; all widths train on the same batch.
 
-    Attention, feed-forward, residual stream (the mean over the layers) and logits are looked at, of whatever parts the
-    config names.  Heads keep their width, so that a wider model has more of them; all widths see the same batch.
+    config  of the model; its seed is the first of `seeds` consecutive ones, over which sizes are averaged
+    widths  values of d_model, at least two
+    corpus  True: the first batch of the config's source; False: random tokens
+
+    Raises UserError for fewer than two widths or one that the ratios do not allow, Diverged for a loss that is not
+    finite.
     """
     if len(set(widths)) < 2:
         raise UserError(f"{len(set(widths))} width came, two or more were expected\n    try: --widths 64,128,256")
@@ -73,7 +87,10 @@ def coordinates(
 
 
 def at_width(config: Mapping[str, Any], width: int) -> dict[str, Any]:
-    """The config with this d_model, and as many heads and inner features as the ratio asks for."""
+    """Return the config at another d_model, with n_heads and d_ff in proportion and d_head unchanged.
+
+    Raises UserError if the proportion gives no whole number.
+    """
     sizes = config["model"]
     scaled = {"d_model": width, "d_head": sizes["d_head"] or sizes["d_model"] // sizes["n_heads"]}
     for key in ("n_heads", "d_ff"):
@@ -82,19 +99,19 @@ def at_width(config: Mapping[str, Any], width: int) -> dict[str, Any]:
             if exact != int(exact) or exact < 1:
                 step = sizes["d_model"] // math.gcd(sizes["d_model"], sizes[key])
                 raise UserError(
-                    f"a width of {width} would have model.{key}={exact:g}; widths are multiples of {step}\n"
+                    f"a width of {width} gives model.{key}={exact:g}; widths must be multiples of {step}\n"
                     f"    try: --widths {step},{2 * step},{4 * step}, or smaller heads: model.d_head=16 "
                     f"model.n_heads={max(1, sizes['d_model'] // 16)}"
                 )
             scaled[key] = int(exact)
-    made = {**config, "model": {**sizes, **scaled}}
-    if problems := run_config.check(made):
+    wider = {**config, "model": {**sizes, **scaled}}
+    if problems := run_config.check(wider):
         raise ConfigError(problems)
-    return made
+    return wider
 
 
 class Watched(ModelBuilder):
-    """An builder that remembers what goes out of its attentions, feed-forward parts and layers while `on` is set."""
+    """ModelBuilder that records the outputs of attentions, feed-forward parts and layers while `on` is True."""
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
@@ -102,12 +119,15 @@ class Watched(ModelBuilder):
         self.on = False
 
     def attention(self, *args: Any, **settings: Any) -> nn.Module:
+        """Build an attention whose outputs are recorded."""
         return self._watch("attention", super().attention(*args, **settings))
 
     def mlp(self, *args: Any, **settings: Any) -> nn.Module:
+        """Build a feed-forward part whose outputs are recorded."""
         return self._watch("mlp", super().mlp(*args, **settings))
 
     def block(self, *args: Any, **settings: Any) -> nn.Module:
+        """Build a layer whose output, the residual stream, is recorded."""
         return self._watch("residual stream", super().block(*args, **settings))
 
     def _watch(self, name: str, module: nn.Module) -> nn.Module:
@@ -120,7 +140,7 @@ class Watched(ModelBuilder):
 
     @torch.no_grad()
     def outputs(self, model: LanguageModel, example: Example) -> dict[str, list[Tensor]]:
-        """What went out, in the order of the layers; the logits last."""
+        """Return the outputs for an example in evaluation mode, {kind: one tensor per layer}; the logits last."""
         self.seen, self.on = {}, True
         training = model.training
         logits = model.eval().logits(model.hidden(example))
@@ -130,7 +150,7 @@ class Watched(ModelBuilder):
 
 
 def _trained(config: Mapping[str, Any], steps: int, seed: int, text: Text) -> Sizes:
-    """Each output's mean size before training, and that of its change, on the batch that is trained on."""
+    """Train one model; return the mean size of each output before training and of its change."""
     builder = Watched(config, text.vocab_size, text.eos, seed)
     with torch.random.fork_rng(devices=[]):  # dropout; the same in all widths
         torch.default_generator.manual_seed(seed)
@@ -146,7 +166,7 @@ def _trained(config: Mapping[str, Any], steps: int, seed: int, text: Text) -> Si
 def _steps(
     config: Mapping[str, Any], builder: ModelBuilder, model: LanguageModel, example: Example, steps: int
 ) -> Iterator[float]:
-    """The losses of training at the full rate, without schedule and stabilizers."""
+    """Train at the full rate, without schedule and stabilizers, and yield the loss of each step."""
     choice, rate = PartChoice.of(config["optimizer"]), getattr(builder.init, "rate", None)
     optimizer = kinds.optimizers.build(choice.name, choice.knobs, groups=groups_by_role(model, rate))
     apply_rates(optimizer, model, rate)
@@ -163,7 +183,7 @@ def _steps(
 
 
 def _example(config: Mapping[str, Any], seed: int, text: Text) -> Example:
-    """The text as the objective shows it."""
+    """Make the objective's example of the text."""
     choice = PartChoice.of(config["objective"])
     objective = kinds.objectives.build(
         choice.name, choice.knobs, vocab_size=text.vocab_size, eos=text.eos, max_len=row_length(config)
@@ -173,13 +193,14 @@ def _example(config: Mapping[str, Any], seed: int, text: Text) -> Example:
 
 
 def _random(config: Mapping[str, Any], seeds: Iterable[int]) -> Iterator[Text]:
+    """Yield a batch of random tokens for each seed."""
     rows = config["train"]["batch_size"], row_length(config) + 1
     for seed in seeds:
         yield Text(torch.randint(1, VOCAB, rows, generator=named_generator(seed, "tokens")), None, VOCAB, 0)
 
 
 def _corpus(config: Mapping[str, Any], seeds: Iterable[int]) -> Iterator[Text]:
-    """The first batch of a run with each seed."""
+    """Yield the first training batch that a run with each seed would have."""
     setup = TaskContext(config, RowPlan(config["train"]["batch_size"]))
     found, tokenizer = setup.corpus(setup.source())
     for seed in seeds:
@@ -190,16 +211,21 @@ def _corpus(config: Mapping[str, Any], seeds: Iterable[int]) -> Iterator[Text]:
 
 
 def _size(outputs: Sequence[Tensor]) -> float:
+    """Mean absolute value, averaged over the layers."""
     return sum(float(x.abs().mean()) for x in outputs) / len(outputs)
 
 
 def _growth(name: str, widths: Sequence[int], found: Sequence[Sequence[Sizes]]) -> Growth:
+    """Average the sizes of one output over the seeds and fit its slopes."""
     start, change = ([sum(s[name][i] for s in runs) / len(runs) for runs in found] for i in (0, 1))
     return Growth(name, start, change, slope(widths, start), slope(widths, change))
 
 
 def slope(widths: Sequence[int], sizes: Sequence[float]) -> float:
-    """Of log size against log width, by least squares; 0 for what is zero at every width."""
+    """Least-squares slope of log size over log width.
+
+    0 if the output is zero at every width, NaN if it is zero at some of them.
+    """
     if not any(sizes):
         return 0.0
     if not all(sizes):

@@ -1,4 +1,4 @@
-"""Everything that a config makes before the first step: machine, data, model, task."""
+"""Build everything that a run needs before its first step: machine settings, data, model, task."""
 
 import os
 import tempfile
@@ -29,12 +29,18 @@ from ablatio.training.reward_model import open_reward
 from ablatio.training.run_spec import RunSpec
 from ablatio.training.task_context import TaskContext
 
-COMPILED = "TORCHINDUCTOR_CACHE_DIR"
+COMPILED = "TORCHINDUCTOR_CACHE_DIR"  # environment variable
 
 
 @dataclass(slots=True)
 class PreparedRun:
-    """A run that is ready to start: everything made from the config, nothing trained yet."""
+    """A run that is ready to start: everything built from the config, nothing trained yet.
+
+    setup    what the task was built from
+    learner  the LightningModule around task and model
+    origin   which weights were copied from another model; None if all were drawn
+    tuning   effect of quantization and peft on the model
+    """
 
     spec: RunSpec
     setup: TaskContext
@@ -47,47 +53,54 @@ class PreparedRun:
 
     @property
     def config(self) -> Mapping[str, Any]:
+        """The run's config, resolved and checked."""
         return self.spec.config
 
     @property
     def tokenizer(self) -> Tokenizer:
+        """The task's trained tokenizer."""
         return self.task.tokenizer
 
     @property
     def length(self) -> int:
+        """Tokens per row."""
         return self.spec.length
 
     def begin(self) -> None:
-        """What the task needs of the model as it is now: `prepare` of the contract, on the model's device."""
+        """Move the model to its device and call `Task.prepare`, which may record the untrained model."""
         self.model.to(self.machine.device)
         with self._precision():
             self.task.prepare(self.model)
 
     def training(self, start: int, skipped: int = 0) -> "DataLoader[dict[str, torch.Tensor]]":
-        """Batches from number `start` on, `skipped` batches later in the data; resume needs no other position."""
+        """Return the loader of the training batches from number `start` on.
+
+        start    batches done so far: the whole position that a resumed run needs
+        skipped  added to the batch numbers: batches of the data that were left out after rewinds
+        """
         train, workers = self.config["train"], self.config["trainer"]["workers"]
-        sampler = _From(start, train["steps"] * train["accumulate"], skipped)
+        sampler = _BatchNumbers(start, train["steps"] * train["accumulate"], skipped)
         batches: Any = self.task.training
         return DataLoader(
             batches, batch_size=None, sampler=sampler, num_workers=workers, persistent_workers=workers > 0
         )
 
     def ask(self, name: str) -> None:
-        """Score what another objective asks for."""
+        """Make the task score another objective from now on; UserError if it supports one loss only."""
         try:
             self.task.ask(name, self.model)
         except NotImplementedError:
             task = self.config["task"]["name"]
-            raise UserError(f"--objective {name} came, and task={task} knows one loss alone") from None
+            raise UserError(f"task={task} does not support --objective {name}: it has one loss only") from None
 
     def score(self, batches: Batches, between: Callable[[int], None] = lambda n: None) -> dict[str, float]:
-        """What the task finds of the model: {name: value}, those in its `scores` and what they rest on."""
+        """Score the model with its task: {name: value}, the names in the task's `scores` and its counts and errors."""
         device = next(self.model.parameters()).device
         with self._precision():
             return self.task.score(self.model, batches, device, between)
 
     def samples(self) -> list[dict[str, str]]:
-        """What the model answers now, if its task asks for samples."""
+        """Return answers of the model to the task's sample prompts; empty if it has none."""
         with self._precision():
             return self.task.samples(self.model)
 
@@ -97,8 +110,8 @@ class PreparedRun:
 
 
 @dataclass(frozen=True, slots=True)
-class _Ramp:
-    """A stabilizer's batch size, which counts tokens, as one that counts rows."""
+class _RowRamp:
+    """Batch-size ramp of a stabilizer, converted from seen tokens to seen rows."""
 
     part: Any
     length: int
@@ -107,8 +120,11 @@ class _Ramp:
         return int(self.part.batch_rows(seen * self.length, full))
 
 
-class _From(Sampler[int]):
-    """start ... total - 1, each plus `skipped`.  Its length is the total: Lightning counts the whole run's batches."""
+class _BatchNumbers(Sampler[int]):
+    """Sampler of the batch numbers start ... total - 1, each plus `skipped`.
+
+    Its length is `total`, because Lightning counts the batches of the whole run.
+    """
 
     def __init__(self, start: int, total: int, skipped: int) -> None:
         self.start, self.total, self.skipped = start, total, skipped
@@ -121,23 +137,23 @@ class _From(Sampler[int]):
 
 
 def row_plan(config: Mapping[str, Any], stabilizers: Mapping[str, Stabilizer]) -> RowPlan:
-    """Which rows each batch has; a stabilizer may let it grow."""
+    """Return the number of rows of each batch; a stabilizer with `batch_rows` may let it grow."""
     train = config["train"]
     ramps = [part for part in stabilizers.values() if hasattr(part, "batch_rows")]
-    return RowPlan(train["batch_size"], train["accumulate"], _Ramp(ramps[0], row_length(config)) if ramps else None)
+    return RowPlan(train["batch_size"], train["accumulate"], _RowRamp(ramps[0], row_length(config)) if ramps else None)
 
 
 def needs_start(config: Mapping[str, Any]) -> bool:
-    """Whether the task needs the model as it started, even where the run goes on from a checkpoint."""
+    """True if the task needs the model that the run began with, even in a run resumed from a checkpoint."""
     task: Any = kinds.tasks.target(config["task"]["name"])
     return bool(task.needs_start())
 
 
 def _share_compiled_code() -> None:
-    """The runs of a sweep compile the same layers: they find them in our cache, 38 s of work become 5.
+    """Let the runs of a sweep share compiled layers in this package's cache: 5 s instead of 38 s for each further run.
 
-    A folder of the user's own stays.  That in the temporary folder is torch's default, which it writes into the
-    environment as soon as it is imported.
+    A folder that the user has set is kept.  torch sets the variable itself on import, to a folder in the temporary
+    folder, so that value does not count as the user's.
     """
     chosen = os.environ.get(COMPILED)
     if chosen is None or Path(chosen).parent == Path(tempfile.gettempdir()):
@@ -145,10 +161,12 @@ def _share_compiled_code() -> None:
 
 
 def prepare_run(spec: RunSpec, *, fresh: bool = True, counted: bool = True) -> PreparedRun:
-    """Machine, data, model and task of a run; the one place where the model that trains is built.
+    """Build machine settings, data, model and task of a run; the only place that builds a model for training.
 
-    fresh    False where a checkpoint will fill the model
-    counted  whether size and cost will be asked for: they are counted on this model
+    fresh    False if a checkpoint will be loaded into the model
+    counted  True if size and cost will be asked for: they are counted on this model then
+
+    Raises EnvironmentFault if training needs more memory than there is.
     """
     config = spec.config
     machine = Machine.choose(config["trainer"])

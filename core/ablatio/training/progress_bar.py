@@ -1,4 +1,4 @@
-"""What one sees while a run trains: a bar with loss, tokens/s and time left; plain lines without a terminal."""
+"""Progress of a training run: a bar with loss, tokens/s and time left; plain lines if there is no terminal."""
 
 import time
 from collections.abc import Callable
@@ -7,17 +7,22 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-REFRESH_SECONDS = 0.2
-LINE_SECONDS = 15.0
+REFRESH_SECONDS = 0.2  # between updates of the bar
+LINE_SECONDS = 15.0  # between plain lines
 
 
 class RunProgress:
-    """`update` may be called every step: it draws only when something can be seen."""
+    """Progress display of a run; `update` may be called in every step and draws only when an update is due.
+
+    total   optimizer steps of the run
+    tokens  tokens(n) is the number of tokens in the first n steps
+    done    steps done before, in a resumed run
+    shown   False: display nothing
+    """
 
     def __init__(
         self, console: Console, total: int, tokens: Callable[[int], int], done: int = 0, shown: bool = True
     ) -> None:
-        """tokens(n): how many tokens the first n steps take."""
         self.console, self.total, self.tokens, self.shown = console, total, tokens, shown
         self.started, self.first = time.monotonic(), done
         self._next = self.started
@@ -47,16 +52,16 @@ class RunProgress:
 
     @property
     def rate(self) -> float:
-        """Tokens per second since the start."""
+        """Tokens per second since this process began training."""
         done = self.tokens(self.step) - self.tokens(self.first)
         return max(0, done) / max(1e-9, time.monotonic() - self.started)
 
     def due(self) -> bool:
-        """Whether it is time to draw: asking for the loss waits for the device, so nobody asks before."""
+        """True if it is time to draw; reading the loss before would wait for the device in vain."""
         return self.shown and time.monotonic() >= self._next
 
     def update(self, step: int, loss: float | None = None, score: str = "") -> None:
-        """score: the main one of a validation, as it is shown."""
+        """Record step, loss and a validation's formatted score; draw if due or if a score came."""
         self.step = step
         if loss is not None:
             self._loss = f"loss {loss:.3f} "
@@ -66,12 +71,13 @@ class RunProgress:
             self.draw()
 
     def describe(self, what: str) -> None:
-        """Say what is going on instead of training."""
+        """Set the label of the bar, such as "validating"."""
         self._bar.update(self._task, description=what)
         if self.console.is_terminal and self.shown:
             self._bar.refresh()
 
     def draw(self) -> None:
+        """Draw the bar, or print a line if there is no terminal."""
         speed = f"{self.rate:,.0f} tokens/s" if self.step > self.first else ""
         info = f"{self._loss}{self._score}{speed}".rstrip()
         if not self.shown:

@@ -1,4 +1,4 @@
-"""What a run was made of: versions and hashes of code, parts, plugins and data."""
+"""Provenance of a run: versions of libraries, hashes of code, parts, plugins and data."""
 
 import functools
 import hashlib
@@ -20,7 +20,7 @@ LIBRARIES = ("ablatio", "torch", "lightning", "hydra-core", "numpy", "tokenizers
 
 
 def hash_of(files: Iterable[Path]) -> str:
-    """sha256 over names and contents, in the order of the names."""
+    """SHA-256 of the names and contents of files, in sorted order."""
     total = hashlib.sha256()
     for path in sorted(files):
         total.update(f"{path.name}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
@@ -29,7 +29,7 @@ def hash_of(files: Iterable[Path]) -> str:
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """Of Python, the system and the libraries that the numbers depend on."""
+    """Versions of Python, the system and the libraries that affect the numbers."""
     found = {"python": sys.version.split()[0], "system": platform.platform()}
     for name in LIBRARIES:
         try:
@@ -40,18 +40,25 @@ def versions() -> dict[str, str]:
 
 
 def parts(config: Mapping[str, Any]) -> dict[str, dict[str, str | None]]:
-    """The chosen options: who provides them, and the hash of their source."""
+    """Return {kind/name: distribution and source hash} for each part that the config chooses."""
     return {f"{entry.kind}/{entry.name}": _part(entry) for entry, _ in chosen(config)}
 
 
 def _part(entry: PartSpec) -> dict[str, str | None]:
-    """`source`: the text of a part that no distribution keeps; None where it is gone."""
-    told: dict[str, str | None] = {"distribution": str(entry.distribution), "sha256": entry.digest}
-    return told | {"source": source_of(entry)} if is_of_session(entry) else told
+    """Record of one part; for a part defined in a session also its source code, which no distribution keeps.
+
+    `source` is None if the code cannot be retrieved.
+    """
+    record: dict[str, str | None] = {"distribution": str(entry.distribution), "sha256": entry.digest}
+    return record | {"source": source_of(entry)} if is_of_session(entry) else record
 
 
 def code(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Hashes of the core and of every plugin, as they were when this process first asked: what it has imported."""
+    """Hashes of the core, of every plugin and of the chosen parts.
+
+    Core and plugins are hashed once per process, when first asked for, so the hashes are those of the imported code
+    even if files change later.
+    """
     return {
         "core": _core(),
         "plugins": {f"{s.name} ({s.distribution})": _hash_once(s) for s in discovery.sources()},

@@ -1,4 +1,4 @@
-"""The model of a run that stands in a folder: rebuilt from its config, with the weights of a checkpoint."""
+"""Rebuild the model of a saved run from its config, with the weights of a checkpoint."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,7 +22,12 @@ from ablatio.training.task_context import TaskContext
 
 @dataclass(frozen=True, slots=True)
 class SavedRun:
-    """A run folder that was read: spec, with the run's own tokenizer; id, under which it was trained; checkpoint."""
+    """Content of a run folder.
+
+    spec        config of the run, with the tokenizer stored in the folder
+    id          id of the run in its checkpoints, computed from the config as it was trained
+    checkpoint  weights and training state
+    """
 
     spec: RunSpec
     id: str
@@ -34,9 +39,9 @@ class RestoredModel:
     """A trained model without its task.
 
     model      on the CPU, in evaluation mode, with quantization and adapters applied as in training
-    tuning     what quantization and peft made of it
-    tokenizer  with the template's special tokens where the run wrote them
-    heads      weights of modules that the task had attached (reward_head.weight), which are not in `model`
+    tuning     effect of quantization and peft on the model
+    tokenizer  with the special tokens of the template if the run's task writes them
+    heads      weights of modules that the task had attached (reward_head.weight), which `model` does not have
     id, step   the run, and the optimizer step that its weights come from
     """
 
@@ -50,7 +55,10 @@ class RestoredModel:
 
 
 def read_checkpoint(folder: Path, step: int | None = None) -> SavedRun:
-    """Read a run folder: its checked config, and its newest valid checkpoint or that of `step`."""
+    """Read a run folder: its checked config and its newest valid checkpoint, or that of `step`.
+
+    Raises UserError if the folder is no run folder, EnvironmentFault if a file is damaged.
+    """
     spec = RunSpec(read_run(folder))
     found = Checkpoints(folder / CHECKPOINTS, run=spec.id).load(step)
     return SavedRun(spec.with_own_tokenizer(folder), spec.id, found)
@@ -59,7 +67,7 @@ def read_checkpoint(folder: Path, step: int | None = None) -> SavedRun:
 def restore_model(folder: Path, step: int | None = None) -> RestoredModel:
     """Rebuild the model of the run in `folder` with the weights of its newest valid checkpoint, or of `step`.
 
-    Its task is not made, so neither its data nor a model that it began with has to be there.
+    The task is not built, so neither its data nor the model that the run began with has to exist.
     """
     saved = read_checkpoint(folder, step)
     config = saved.spec.config
@@ -74,7 +82,7 @@ def restore_model(folder: Path, step: int | None = None) -> RestoredModel:
 
 
 def tokenizer_of(config: Mapping[str, Any]) -> Tokenizer:
-    """The trained tokenizer of a run, with the special tokens of its template where its task writes them."""
+    """Return a run's trained tokenizer, with the template's special tokens if its task writes them."""
     setup = TaskContext(config, RowPlan(config["train"]["batch_size"], config["train"]["accumulate"]))
     tokenizer = setup.tokenizer(setup.source())
     task: Any = kinds.tasks.target(config["task"]["name"])

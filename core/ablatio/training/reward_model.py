@@ -1,4 +1,4 @@
-"""A reward model that a run trained, as a function of answers."""
+"""Score answers with a trained reward model."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,11 +13,19 @@ from ablatio.model.rl.answers import Answer
 from ablatio.training.restore import restore_model
 
 HEAD = "reward_head.weight"
-AT_ONCE = 16  # answers that are judged together
+AT_ONCE = 16  # answers per forward pass
 
 
 def open_reward(path: str, tokenizer: Tokenizer) -> Callable[[Sequence[Answer]], Tensor]:
-    """The reward of an answer: a linear map of the state at its end.  UserError where the run is no reward model."""
+    """Load the reward model of a run as a function from answers to rewards (N,).
+
+    reward = w . h, with h the hidden state at the answer's last token and w the weight of the reward head.
+
+    path       folder of a run of task=reward
+    tokenizer  of the run that asks; must have as many ids as the reward model's
+
+    Raises UserError if the run has no reward model or another number of token ids.
+    """
     found = restore_model(Path(path))
     if HEAD not in found.heads:
         raise UserError(
@@ -28,7 +36,7 @@ def open_reward(path: str, tokenizer: Tokenizer) -> Callable[[Sequence[Answer]],
     theirs, ours = found.tokenizer.vocab_size, tokenizer.vocab_size
     if theirs != ours:
         raise UserError(
-            f"the reward model {path} reads {theirs} ids and this run's tokenizer writes {ours}; train both with one "
+            f"the reward model {path} has {theirs} token ids and this run's tokenizer {ours}; train both with the same "
             "tokenizer and source"
         )
 
@@ -38,9 +46,9 @@ def open_reward(path: str, tokenizer: Tokenizer) -> Callable[[Sequence[Answer]],
         for start in range(0, len(answers), AT_ONCE):
             rows = [[*a.prompt_ids, *a.ids] for a in answers[start : start + AT_ONCE]]
             longest = max(map(len, rows))
-            tokens = torch.tensor([r + [0] * (longest - len(r)) for r in rows], device=device)
+            tokens = torch.tensor([r + [0] * (longest - len(r)) for r in rows], device=device)  # (B, T)
             last = torch.tensor([len(r) - 1 for r in rows], device=device)
-            hidden = model.hidden(Example(tokens, tokens))
+            hidden = model.hidden(Example(tokens, tokens))  # (B, T, d_model)
             scores.append((hidden[torch.arange(len(rows)), last] @ weight.to(hidden.dtype)).float())
         return torch.cat(scores).cpu()
 

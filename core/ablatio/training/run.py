@@ -1,4 +1,4 @@
-"""One run from a checked config to its folder: training, scores, and what it was made of."""
+"""Train one run from a checked config: write its folder with checkpoints, metrics, summary and provenance."""
 
 import json
 import logging
@@ -36,54 +36,60 @@ def train(
 ) -> dict[str, Any]:
     """Train the run of `spec` in `folder` and return its summary.
 
-    until: pause at this step of the run's own schedule, with a score and a checkpoint; resume=True goes on from there
-    callbacks: Lightning callbacks of the caller's own; the manifest names their classes
+    resume     continue from the newest valid checkpoint in `folder`, if there is one
+    until      pause at this step of the run's schedule, with a score and a checkpoint; resume=True continues from there
+    callbacks  Lightning callbacks of the caller; the manifest records their classes
+
+    Raises EnvironmentFault if memory does not suffice, Diverged, or Preempted after a stop signal.  For an error during
+    training, summary.json gets its status and message.
     """
     quiet_libraries()
     config = spec.config
     checkpoints = Checkpoints(folder / CHECKPOINTS, config["train"]["keep"], run=spec.id)
-    goes_on = resume and checkpoints.latest() is not None
-    if goes_on:
+    resumes = resume and checkpoints.latest() is not None
+    if resumes:
         refuse_a_lost_one(config, folder)
-    made = spec.with_own_tokenizer(folder) if goes_on else spec
-    check_memory(made)
+    # On resume the tokenizer is read from the run folder, because the files it was trained on may be gone.
+    run_spec = spec.with_own_tokenizer(folder) if resumes else spec
+    check_memory(run_spec)
     loggers = make_loggers(config, spec.written, folder)
-    found = checkpoints.load() if goes_on else None
-    for sentence in found.skipped if found else ():
-        console.print(f"[yellow]checkpoint left out:[/] {sentence}", highlight=False)
-    run = prepare_run(made, fresh=not found or needs_start(config))
+    found = checkpoints.load() if resumes else None
+    for reason in found.skipped if found else ():
+        console.print(f"[yellow]checkpoint skipped:[/] {reason}", highlight=False)
+    run = prepare_run(run_spec, fresh=not found or needs_start(config))
     recorded = _recorded(folder / "manifest.json") if found else {}
     refuse_another(run, str(recorded.get("reference", "")), folder)
     teacher = attach_teacher(run, recorded.get("teacher"))
     if not found:
         if run.origin:
             console.print(str(run.origin), highlight=False)
-        told = {key: text for key, text in (("teacher", teacher), ("reference", digest_of(run))) if text}
+        models = {key: mark for key, mark in (("teacher", teacher), ("reference", digest_of(run))) if mark}
         write_json(folder / "config.json", spec.written)
         write_json(folder / TOKENIZER, _tokenizer(run))
-        write_json(folder / "manifest.json", _manifest(run) | told | _named(callbacks))
+        write_json(folder / "manifest.json", _manifest(run) | models | _class_names(callbacks))
     run.begin()
-    session = TrainingLoop(run, folder, console, checkpoints, found, loggers, until, callbacks)
+    loop = TrainingLoop(run, folder, console, checkpoints, found, loggers, until, callbacks)
     try:
-        return session.train()
+        return loop.train()
     except AblatioError as error:
         status = {4: "diverged", 75: "preempted"}.get(error.exit_code, "failed")
-        write_json(folder / "summary.json", session.summary(status) | {"error": str(error)})
-        session.file.finish(status)
+        write_json(folder / "summary.json", loop.summary(status) | {"error": str(error)})
+        loop.file.finish(status)
         raise
 
 
 def quiet_libraries() -> None:
-    """Silence advice that does not apply here."""
+    """Silence messages and warnings of Lightning that do not apply to these runs."""
     for name in ("lightning", "lightning.pytorch", "lightning.fabric", "pytorch_lightning"):
-        if (logger := logging.getLogger(name)).level != logging.ERROR:  # setting it goes through all loggers there are
+        # Only if needed: setting a level clears the caches of all loggers.
+        if (logger := logging.getLogger(name)).level != logging.ERROR:
             logger.setLevel(logging.ERROR)
-    # Lightning's advice on workers and loggers, and that our loader cannot be resumed (it can: by its first number).
+    # Advice on workers and loggers, and that the loader cannot be resumed (it can, from a batch number).
     warnings.filterwarnings("ignore", module=r"lightning\..*")
 
 
 def _recorded(path: Path) -> dict[str, Any]:
-    """The manifest of a run that is resumed."""
+    """Read the manifest of the run that is resumed."""
     try:
         found: Any = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -91,20 +97,21 @@ def _recorded(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _named(callbacks: Sequence[Any]) -> dict[str, Any]:
-    """The classes of the caller's callbacks; a run without any says nothing of them."""
+def _class_names(callbacks: Sequence[Any]) -> dict[str, Any]:
+    """Manifest entry with the classes of the caller's callbacks; empty without callbacks."""
     names = [f"{type(callback).__module__}.{type(callback).__qualname__}" for callback in callbacks]
     return {"callbacks": names} if names else {}
 
 
 def _tokenizer(run: PreparedRun) -> dict[str, Any]:
-    """The tokenizer with what it has learnt: other runs and tasks start from it, whatever they read."""
+    """Content of tokenizer.json: name, knobs and trained state, from which other runs load the same tokenizer."""
     choice = PartChoice.of(run.config["tokenizer"])
-    made = getattr(run.tokenizer, "made_as", {"name": choice.name, "knobs": dict(choice.knobs)})
-    return {**made, "state": run.tokenizer.state()}
+    origin = getattr(run.tokenizer, "made_as", {"name": choice.name, "knobs": dict(choice.knobs)})
+    return {**origin, "state": run.tokenizer.state()}
 
 
 def _manifest(run: PreparedRun) -> dict[str, Any]:
+    """Content of manifest.json: versions, hashes of code and data, seeds, sizes, machine settings."""
     size, seeds = run.spec.size, run.setup.seeds
     return {
         "run": run.spec.id,

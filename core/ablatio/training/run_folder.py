@@ -1,4 +1,4 @@
-"""Run folders: a fresh one, and what an existing one says of its run."""
+"""Run folders: create a new one, and read the config of an existing one."""
 
 import hashlib
 import json
@@ -17,7 +17,10 @@ CHECKPOINTS, TOKENIZER = "checkpoints", "tokenizer.json"
 
 
 def new_folder(config: Mapping[str, Any], name: str | None = None) -> Path:
-    """A fresh run folder under `out`; an existing one with a run in it is never overwritten."""
+    """Create the run folder OUT/NAME; the default name is the time.
+
+    Raises UserError if a run of that name exists; with the default name a number is appended instead.
+    """
     root = Path(config["out"]).expanduser()
     name = name or config["name"] or time.strftime("%Y-%m-%d_%H-%M-%S")
     folder = root / name
@@ -31,19 +34,23 @@ def new_folder(config: Mapping[str, Any], name: str | None = None) -> Path:
 
 
 def run_id(config: Mapping[str, Any]) -> str:
-    """Names the run in its checkpoints: a hash of the settings that make its numbers, where they are not the default.
+    """Return the id of a run in its checkpoints: a hash of the non-default settings that affect its numbers.
 
-    So a setting that a later version adds leaves the names of older runs as they are.
+    Defaults are left out, so that a setting added by a later version does not change the ids of older runs.
     """
     from ablatio.config.kind_lists import volatile
     from ablatio.config.schema import changed
 
-    made = {k: v for k, v in changed(config).items() if k not in volatile()}
-    return hashlib.sha256(json.dumps(renamed.first_names(made), sort_keys=True).encode()).hexdigest()[:16]
+    relevant = {k: v for k, v in changed(config).items() if k not in volatile()}
+    return hashlib.sha256(json.dumps(renamed.first_names(relevant), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """The config of a run folder, with values from the environment filled in, checked like any other."""
+    """Read the config of a run folder, fill in values from the environment, and check it like any other config.
+
+    Raises UserError if the folder holds no run or needs a part that is not installed, EnvironmentFault if config.json
+    cannot be read, ConfigError for invalid settings.
+    """
     path = folder / "config.json"
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
@@ -56,28 +63,35 @@ def read_run(folder: Path) -> dict[str, Any]:
     try:
         return resolved(data, str(path))
     except ConfigError:
-        _refuse_lost_parts(data, folder)
+        _refuse_missing_parts(data, folder)
         raise
 
 
-def _refuse_lost_parts(config: Mapping[str, Any], folder: Path) -> None:
-    """UserError where the run was made of a part that nothing registers here."""
-    lost = unregistered(renamed.current_config(config)[0])
-    if not lost:
+def _refuse_missing_parts(config: Mapping[str, Any], folder: Path) -> None:
+    """Raise UserError if the run uses a part that is not registered here."""
+    missing = unregistered(renamed.current_config(config)[0])
+    if not missing:
         return
     try:
-        made_of = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["code"]["parts"]
+        recorded = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["code"]["parts"]
     except (OSError, ValueError, KeyError, TypeError):
-        made_of = {}
-    kind, name = lost[0]
-    told = made_of.get(f"{kind}/{name}", {})
-    kept = f"; its source is in {folder / 'manifest.json'}" if told.get("source") else ""
-    why = how_to_register(kind, name, told.get("distribution", ""), kept)
+        recorded = {}
+    kind, name = missing[0]
+    record = recorded.get(f"{kind}/{name}", {})
+    source_note = f"; its source is in {folder / 'manifest.json'}" if record.get("source") else ""
+    why = how_to_register(kind, name, record.get("distribution", ""), source_note)
     raise UserError(f"{folder} cannot be opened: {why}")
 
 
 def resolved(public: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """A config that was written down in `where`, with values from the environment filled in, checked like any other."""
+    """Resolve and check a config that was read from a file.
+
+    public  the config as written, with values from the environment left open
+    where   its file, for error messages
+
+    Names of older versions are translated, and settings that they lack get their defaults.  Raises UserError if a value
+    cannot be resolved, ConfigError for invalid settings.
+    """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -89,20 +103,20 @@ def resolved(public: Mapping[str, Any], where: str) -> dict[str, Any]:
     try:
         to_fill = "${" in text
         config: Any = OmegaConf.to_container(OmegaConf.create(text), resolve=True) if to_fill else json.loads(text)
-    except OmegaConfBaseException as error:  # such as a variable that this environment does not have
+    except OmegaConfBaseException as error:  # for example an environment variable that is not set
         raise UserError(f"{where} cannot be resolved here: {str(error).splitlines()[0]}") from None
     config, renames = renamed.current_config(config)
     if renames:
         print(f"ablatio: {where} was written by an older version; read as {', '.join(renames)}", file=sys.stderr)
-    config = completed(config)  # a run of an older version lacks the settings that came later
+    config = completed(config)  # a run of an older version lacks later settings
     if problems := check(config):
         raise ConfigError(problems)
     return cast(config)
 
 
 def with_own_tokenizer(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """The config of the run in `folder` with the tokenizer that lies there: where that came from may be gone."""
-    if not (folder / TOKENIZER).exists():  # written before runs kept theirs
+    """Return the config with the tokenizer stored in `folder`, since what it was trained on may be gone."""
+    if not (folder / TOKENIZER).exists():  # a run of a version that did not store it
         return dict(config)
     from ablatio.config.inherit import folder_tokenizer
 

@@ -1,8 +1,9 @@
-"""Specification of a run: what follows from its config, worked out once and handed on."""
+"""Specification of a run: its config and what is derived from it, each computed once."""
 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -18,14 +19,17 @@ if TYPE_CHECKING:
     from ablatio.model.cost.parameters import Size
     from ablatio.model.language_model import LanguageModel
 
+_log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class RunSpec:
-    """The config of a run and its sizes; each is computed when it is first asked for, and then kept.
+    """The config of a run and its sizes; each size is computed on first use and kept.
 
-    config   resolved and checked: what the run uses
-    public   the config as it may be written down, with values from the environment left open; None: as `config`
-    ids      of the tokenizer that the run has made; None: counted on the untrained one, which has as many
+    config  resolved and checked: what the run uses
+    public  the config as it may be written to a file, with values from the environment left open; None: same as
+            `config`
+    ids     number of token ids of the trained tokenizer; None: counted on the untrained one, which has the same number
     """
 
     config: Mapping[str, Any]
@@ -34,67 +38,67 @@ class RunSpec:
 
     @property
     def written(self) -> Mapping[str, Any]:
-        """The config for config.json."""
+        """The config to write to config.json."""
         return self.config if self.public is None else self.public
 
     @cached_property
     def id(self) -> str:
-        """Name of the run in its checkpoints: a hash of the settings that make its numbers."""
+        """Id of the run in its checkpoints: a hash of the settings that affect its numbers."""
         return run_id(self.config)
 
     @cached_property
     def vocabulary(self) -> int:
-        """Ids of the tokenizer, with the template's special tokens where the task writes them."""
+        """Number of token ids, with the template's special tokens if the task writes them."""
         return vocabulary_of(self.config) if self.ids is None else self.ids
 
     @cached_property
     def length(self) -> int:
-        """Tokens of a row."""
+        """Tokens per row."""
         from ablatio.model.cost.parameters import row_length
 
         return row_length(self.config)
 
     @property
     def tokens_per_step(self) -> int:
-        """Tokens of the rows of one optimizer step."""
+        """Tokens per optimizer step, batch_size * accumulate * length."""
         train = self.config["train"]
         return int(train["batch_size"] * train["accumulate"]) * self.length
 
     @cached_property
     def size(self) -> Size:
-        """Parameters and forward FLOPs of the model; modules that a task attaches (a reward head) are not counted."""
+        """Parameters and forward FLOPs of the model, without modules that the task attaches (a reward head)."""
         from ablatio.model.cost.parameters import measure
 
         return measure(self.config, self.vocabulary)
 
     @cached_property
     def parameters(self) -> int:
-        """Parameters of the model, each counted once: `size.parameters`, in a fraction of its time."""
+        """Number of parameters, shared ones counted once; same as `size.parameters`, but much faster."""
         from ablatio.model.cost.parameters import parameters
 
         return parameters(self.config, self.vocabulary)
 
     @cached_property
     def trainable(self) -> int:
-        """Parameters that the optimizer gets."""
+        """Number of parameters that the optimizer updates."""
         from ablatio.model.cost.parameters import shape_of
 
         return _trainable(shape_of(self.config), self.vocabulary)
 
     def cost(self, row_length: int | None = None) -> Cost:
-        """FLOPs of a token, with the weights that train, in rows of this length; None: `length`."""
+        """FLOPs per token, given which weights train, in rows of `row_length` tokens; None: `length`."""
         from ablatio.model.cost.flops import cost_of
 
         return cost_of(self.config, self.vocabulary, row_length)
 
     @property
     def train_flops(self) -> float:
-        """FLOPs of all steps, forward and backward."""
+        """FLOPs of the whole training, forward and backward."""
         return self.cost().train * self.tokens_per_step * int(self.config["train"]["steps"])
 
     @cached_property
     def memory(self) -> MemoryEstimate:
-        """Bytes of the training: with the weights that train alone, and with a reference where there is one."""
+        """Training memory in bytes: gradients and optimizer state for trainable weights only; includes references."""
         from ablatio.model.cost.memory import memory_of
         from ablatio.model.peft.apply import is_tuned, tune
 
@@ -102,33 +106,38 @@ class RunSpec:
         method = (lambda model: tune(model, self.config, 0)) if is_tuned(self.config) else None
         try:
             return memory_of(self.config, self.vocabulary, method, copies)
-        except Exception:  # a method may ask for the numbers in its tensors, which shapes do not have
+        except Exception as error:  # a peft method may read values of tensors, which the meta device does not have
+            _log.warning(
+                "memory is estimated without quantization and peft, which cannot be applied on the meta device: %s",
+                error,
+            )
             return memory_of(self.config, self.vocabulary, None, copies)
 
     def count_on(self, model: LanguageModel, row_length: int | None = None) -> None:
-        """Compute size and cost on this model, untuned, so that none is built on shapes for them."""
+        """Compute size and cost on this model before tuning, so that no second model is built for counting."""
         from ablatio.model.cost.flops import cost_of
         from ablatio.model.cost.parameters import measure
         from ablatio.model.meta_copy import meta_copy
         from ablatio.registry.kinds import checkpointings
 
         if not checkpointings.is_default(self.config.get("checkpointing") or {"name": checkpointings.default}):
-            return  # what is computed a second time would be counted
+            return  # recomputed activations would be counted twice
         copied = meta_copy(model)
         measure(self.config, self.vocabulary, copied)
         cost_of(self.config, self.vocabulary, row_length, copied)
 
     def with_ids(self, ids: int) -> RunSpec:
-        """The specification with the ids of the tokenizer that its task has made."""
+        """Return the specification with the number of token ids of the trained tokenizer."""
         return self if ids == self.vocabulary else replace(self, ids=ids)
 
     def with_own_tokenizer(self, folder: Path) -> RunSpec:
-        """The specification of the run in `folder`, with the tokenizer that lies there."""
+        """Return the specification with the tokenizer that is stored in `folder`."""
         return replace(self, config=with_own_tokenizer(self.config, folder))
 
 
 @lru_cache(4096)
 def _trainable(shape: str, vocabulary: int) -> int:
+    """Count trainable parameters on the meta device; `shape`: the settings that determine them, as JSON."""
     import torch
 
     from ablatio.model.cost.parameters import meta_model
@@ -140,12 +149,15 @@ def _trainable(shape: str, vocabulary: int) -> int:
 
 
 def vocabulary_of(config: Mapping[str, Any]) -> int:
-    """Ids of the config's tokenizer and of the special tokens that its task writes; the tokenizer is not trained."""
+    """Number of token ids of a config, with the special tokens that its task writes; trains no tokenizer."""
     return int(untrained_tokenizer(config).vocab_size)
 
 
 def untrained_tokenizer(config: Mapping[str, Any]) -> Tokenizer:
-    """The config's tokenizer with the special tokens that its task writes; it has the ids of the trained one."""
+    """Build the config's tokenizer without training it, with the special tokens that its task writes.
+
+    It has as many ids as the trained one.
+    """
     from ablatio.data.chat import with_special_tokens
     from ablatio.registry import kinds
 
@@ -162,7 +174,7 @@ def untrained_tokenizer(config: Mapping[str, Any]) -> Tokenizer:
 
 
 def models_beside(config: Mapping[str, Any]) -> int:
-    """Models that a run holds beside the one that trains: references of its task and of its alignment method."""
+    """Number of models held in memory beside the trained one: references of the task and the alignment method."""
     from ablatio.registry import kinds
 
     copies = int(kinds.tasks[config["task"]["name"]].facts["copies"])

@@ -1,4 +1,4 @@
-"""What was assembled and what came out, as tables for the terminal."""
+"""Terminal tables of a run: its parts before training, its results afterwards."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,13 +11,13 @@ from rich.table import Table
 from ablatio.config.schema import chosen
 from ablatio.registry.registry import REGISTRIES, PartSpec
 
-ANSWERED = 2  # prompts whose answers are shown when a run ends; its summary has all
+ANSWERED = 2  # prompts whose answers are printed at the end of a run; summary.json has all
 LABELS = {"bpb": "bits per byte", "loss": "nats per token"}
-SHOWN = 4  # knobs of a part that are listed whatever their values
+SHOWN = 4  # first knobs of a part, listed even at their defaults
 
 
 def show_parts(console: Console, config: Mapping[str, Any], folder: Path) -> None:
-    """One row per kind: the chosen option and its knobs; then the sizes."""
+    """Print one row per part that is not the default: kind, name and knobs; then the sizes and the folder."""
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(style="dim")
     table.add_column(style="bold")
@@ -35,12 +35,12 @@ def show_parts(console: Console, config: Mapping[str, Any], folder: Path) -> Non
 
 
 def _knobs(entry: PartSpec, knobs: Mapping[str, Any]) -> str:
-    """All knobs of a part that has few; else the first ones and those that were changed."""
+    """Format the knobs of a part: all if it has few, else the first ones and those that differ from their defaults."""
     leading = {k.name for k in entry.knobs[: SHOWN if len(entry.knobs) > SHOWN + 1 else SHOWN + 1]}
-    told = {k: v for k, v in knobs.items() if k in leading or v != entry.defaults.get(k)}
-    rest = len(knobs) - len(told)
+    listed = {k: v for k, v in knobs.items() if k in leading or v != entry.defaults.get(k)}
+    rest = len(knobs) - len(listed)
     more = [f"(+{rest} at their defaults)"] if rest else []
-    return "  ".join([*(f"{k}={_short(v)}" for k, v in told.items()), *more])
+    return "  ".join([*(f"{k}={_short(v)}" for k, v in listed.items()), *more])
 
 
 def _short(value: Any) -> str:
@@ -48,7 +48,7 @@ def _short(value: Any) -> str:
 
 
 def show_result(console: Console, summary: Mapping[str, Any], folder: Path) -> None:
-    """The scores before and after, and what it cost."""
+    """Print the scores before and after training, sample answers, and the cost."""
     before, after = summary.get("before") or {}, summary.get("after") or {}
     table = Table(box=None, pad_edge=False)
     for column in ("held-out text", "before", "after"):
@@ -69,23 +69,23 @@ def show_result(console: Console, summary: Mapping[str, Any], folder: Path) -> N
 
 
 def _digits(x: float) -> str:
-    """Three that count: 0.0484, 19.4, 1,234."""
+    """Format a number with three significant digits: 0.0484, 19.4, 1,234."""
     return f"{x:.3g}" if x < 999.5 else f"{x:,.0f}"
 
 
 def side_by_side(samples: Sequence[Mapping[str, str]]) -> Table:
-    """The answers before and after under their prompts, and what was expected."""
+    """Table of prompts with the answers before and after training; the expected answer under the prompt."""
     table = Table(show_lines=True, expand=True, header_style="dim")
     for column in ("prompt", "before", "after"):
         table.add_column(column, ratio=1, overflow="fold")
     for row in samples:
-        more = [f"[dim]{key}:[/] {_plainly(v)}" for key, v in row.items() if key not in ("prompt", "before", "after")]
-        asked = "\n\n".join([_plainly(row.get("prompt", "")), *more])
-        table.add_row(asked, *(_plainly(row.get(when, "")) for when in ("before", "after")))
+        more = [f"[dim]{key}:[/] {_printable(v)}" for key, v in row.items() if key not in ("prompt", "before", "after")]
+        prompt = "\n\n".join([_printable(row.get("prompt", "")), *more])
+        table.add_row(prompt, *(_printable(row.get(when, "")) for when in ("before", "after")))
     return table
 
 
-def _plainly(text: str) -> str:
-    """Line by line what can be printed, for rich: neither escape codes nor [markup]."""
+def _printable(text: str) -> str:
+    """Escape what cannot be printed and rich's [markup], line by line."""
     lines = ("".join(c if c.isprintable() else repr(c)[1:-1] for c in line) for line in text.strip().splitlines())
     return escape("\n".join(lines))

@@ -1,4 +1,4 @@
-"""What a task is made from: the config, the seeds, which rows each batch has, and how its tokenizer learns."""
+"""What a task is built from: config, seeds, rows per batch, corpus and tokenizer."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +23,7 @@ OpenReward = Callable[[str, Tokenizer], Callable[[Sequence[Answer]], Tensor]]
 
 
 class Seeds:
-    """Independent streams of chance: init, data, dropout; each is `seed` unless it was set."""
+    """Seeds of the independent random streams init, data and dropout; each is `seed` unless set in `seeds`."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         def pick(name: str) -> int:
@@ -35,9 +35,13 @@ class Seeds:
 
 @dataclass(frozen=True, slots=True)
 class TaskContext:
-    """config: of the run, resolved and checked; length: tokens of a row; plan: which rows each batch has.
+    """Config and derived values that a task is built from.
 
-    open_reward  turns the folder of a run of task=reward into a function of answers; None outside a run
+    config       of the run, resolved and checked
+    plan         number of rows of each batch
+    open_reward  open_reward(folder, tokenizer) returns the reward model of a run as a function; None outside training
+    length       tokens per row
+    seeds        seeds of the random streams
     """
 
     config: Mapping[str, Any]
@@ -52,43 +56,44 @@ class TaskContext:
 
     @property
     def cache(self) -> Path:
-        """The folder for what is made once and used by many runs."""
+        """Folder of files that many runs share: tokenizers, tokenized corpora."""
         return cache_root()
 
     def part(self, kind: str, **wiring: Any) -> Any:
-        """The config's option of a kind, made."""
+        """Build the config's part of a kind; `wiring` are the arguments that the model or task supplies."""
         choice = PartChoice.of(self.config[kind])
         return REGISTRIES[kind].build(choice.name, choice.knobs, **wiring)
 
     def source(self) -> Source:
-        made: Source = self.part("source")
-        return made
+        """Build the config's source."""
+        source: Source = self.part("source")
+        return source
 
     def corpus(self, source: Source) -> tuple[Corpus, Tokenizer]:
-        """The source as streams of tokens, and the tokenizer, which learned on its training documents."""
+        """Return the source as token streams, and the tokenizer trained on its training documents."""
         tokenizer, key = self._tokenizer()
         return prepare(source, tokenizer, key, self.cache, self.config["data"]["val_fraction"]), tokenizer
 
     def tokenizer(self, source: Source) -> Tokenizer:
-        """The tokenizer alone."""
+        """Return the trained tokenizer alone, without the corpus."""
         tokenizer, key = self._tokenizer()
         train_or_load_tokenizer(source, tokenizer, key, self.cache, self.config["data"]["val_fraction"])
         return tokenizer
 
     @property
     def template(self) -> Template:
-        """The form of the conversations."""
-        made: Template = self.part("template")
-        return made
+        """The config's conversation template."""
+        template: Template = self.part("template")
+        return template
 
     def chat(self, source: Source) -> tuple[Tokenizer, Template]:
-        """The tokenizer with the signs of the template, and the template."""
+        """Return the trained tokenizer with the template's special tokens, and the template."""
         template = self.template
         return with_special_tokens(self.tokenizer(source), template), template
 
     def _tokenizer(self) -> tuple[Tokenizer, str]:
-        """Untrained, and what names it with its knobs and version."""
+        """Return the untrained tokenizer and its cache key: name, source digest and knobs."""
         choice = PartChoice.of(self.config["tokenizer"])
         digest = kinds.tokenizers[choice.name].digest
-        made = kinds.tokenizers.build(choice.name, choice.knobs)
-        return made, json.dumps([choice.name, digest, dict(choice.knobs)], sort_keys=True)
+        tokenizer = kinds.tokenizers.build(choice.name, choice.knobs)
+        return tokenizer, json.dumps([choice.name, digest, dict(choice.knobs)], sort_keys=True)

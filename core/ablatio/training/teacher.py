@@ -1,4 +1,4 @@
-"""A finished run as the teacher of another one: read like any run, and the same one after a resume."""
+"""Teacher of a distillation run: load it from a run folder, and check on resume that it is the same."""
 
 from pathlib import Path
 from typing import Any
@@ -9,13 +9,14 @@ from ablatio.training.prepare import PreparedRun
 from ablatio.training.restore import restore_model
 from ablatio.training.run_folder import read_run
 
-Mark = dict[str, Any]  # names the weights of a teacher
+Mark = dict[str, Any]  # {"run": id, "step": step}: identifies the weights of a teacher
 
 
 def load_teacher(folder: Path, run: PreparedRun) -> tuple[LanguageModel, Mark]:
-    """The model of the newest valid checkpoint in `folder`, and what names it; UserError where it cannot teach `run`.
+    """Load the model of the newest valid checkpoint in `folder`, and the Mark that identifies it.
 
-    The folder's config is checked as that of any run, and its weights against their digests.
+    Config and weights are checked as for any run.  Raises UserError if tokenizer or vocabulary differ from those of
+    `run`.
     """
     found = restore_model(folder)
     model, ours = found.model, run.config["tokenizer"]["name"]
@@ -27,23 +28,28 @@ def load_teacher(folder: Path, run: PreparedRun) -> tuple[LanguageModel, Mark]:
         )
     if model.vocab_size != run.model.vocab_size:
         raise UserError(
-            f"the teacher in {folder} knows {model.vocab_size} ids and this model {run.model.vocab_size}\n"
+            f"the teacher in {folder} has {model.vocab_size} token ids and this model {run.model.vocab_size}\n"
             f"    try: model.vocab_size={max(model.vocab_size, run.model.vocab_size)} in both"
         )
     return model, {"run": found.id, "step": found.step}
 
 
 def attach_teacher(run: PreparedRun, recorded: Mark | None) -> Mark | None:
-    """Hand the objective its teacher, if it asks for one; `recorded`: whom the run had before it was interrupted."""
+    """Pass the teacher's model to the objective, if it needs one, and return its Mark; else None.
+
+    recorded  Mark of the teacher with which the run began; None for a new run
+
+    Raises UserError if a resumed run would get another teacher.
+    """
     objective = run.task.objective
-    asked = getattr(objective, "teacher", None)
-    if asked is None:
+    folder = getattr(objective, "teacher", None)
+    if folder is None:
         return None
-    model, mark = load_teacher(Path(asked).expanduser(), run)
+    model, mark = load_teacher(Path(folder).expanduser(), run)
     if recorded is not None and recorded != mark:
         raise UserError(
-            f"the teacher in {asked} is at step {mark['step']} of run {mark['run']}; this run began with step "
-            f"{recorded['step']} of run {recorded['run']}\n    try: a run of its own, under another name"
+            f"the teacher in {folder} is at step {mark['step']} of run {mark['run']}; this run began with step "
+            f"{recorded['step']} of run {recorded['run']}\n    try: a new run, with another name="
         )
     objective.learn_from(model)
     return mark

@@ -215,6 +215,6 @@ def test_failed_stage_is_reported_and_can_be_retried(tmp_path: Path) -> None:
     """The first stage of one arm diverges; the other arm is completed."""
     ended = train(tmp_path, "-m", "stages.sft.optimizer.lr=1e-3,1e30", "workers=1", "table=0")
     assert ended.code == 3
-    assert "1 of 6 runs failed, and 2 that go on from them have not begun" in ended.err
+    assert "1 of 6 runs failed, and 2 that depend on them were not started" in ended.err
     again = ablatio(["resume", str(tmp_path / "r"), "retry=failed"], tmp_path / "log")
     assert again.code == 3 and "1 of 6 runs failed" in again.err

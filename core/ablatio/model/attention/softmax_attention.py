@@ -180,4 +180,5 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
+        """(..., width) -> same."""
         return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6) * self.weight
