@@ -210,7 +210,9 @@ def test_own_launcher_takes_precedence_over_hydra_plugin(
 ) -> None:
     """Plugins such as hydra-ray-launcher register launchers of the same names in Hydra's ConfigStore."""
     from hydra.core.config_store import ConfigStore
+    from hydra.core.plugins import Plugins
 
+    Plugins.instance()  # imports Hydra's own plugins, which fill the store once per process
     store = ConfigStore.instance()
     monkeypatch.setattr(store, "repo", dict(store.repo))
     store.repo["hydra"] = {**store.repo["hydra"], "launcher": dict(store.repo["hydra"].get("launcher", {}))}
@@ -237,7 +239,7 @@ def test_own_launcher_takes_precedence_over_hydra_plugin(
         (["~hydra/launcher"], "one launcher and its knobs were expected"),
         (["hydra/launcher@x=ray"], "one launcher and its knobs were expected"),
         (["launcher.workerz=2"], "did you mean workers"),
-        (["launcher=ray", "launcher.num_cpus=many"], "launcher.num_cpus: 'many' came"),
+        (["launcher=ray", "launcher.num_cpus=many"], "launcher.num_cpus: expected float, got 'many'"),
     ],
 )
 def test_what_is_no_launcher_of_a_study_is_refused(said: list[str], words: str) -> None:

@@ -14,9 +14,15 @@ if TYPE_CHECKING:
 
     from ablatio.training.prepare import PreparedRun
 
+SWEEPING = ("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper")
+
 
 def composed(overrides: Sequence[str]) -> Composed:
-    """Checked config of one run; raises ConfigError with all problems at once."""
+    """Checked config of one run; raises ConfigError with all problems at once, UserError for a sweep's launcher."""
+    if sweeping := [text for text in overrides if text.lstrip("+~").startswith(SWEEPING)]:
+        raise UserError(
+            f"{sweeping[0]}: only a sweep has a launcher, and this is one run\n    try: ablatio train -m ..."
+        )
     return compose_run(overrides)
 
 

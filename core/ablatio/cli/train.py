@@ -35,7 +35,6 @@ settings (`ablatio show SECTION` explains each):
 A run leaves config.json, manifest.json, metrics.csv, summary.json and checkpoints/ in runs/TIME (out=, name=)."""
 MANY = ("-m", "--multirun")  # flags of a sweep
 HYDRA_QUESTIONS = ("--cfg", "-c", "--info", "-i", "--hydra-help")  # flags that print and do not train
-SWEEPING = ("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper")
 PLUGIN_CONF = "put options into a plugin's conf folder (`ablatio new-plugin my-options` writes one)"
 REFUSED_FLAGS = {
     "--experimental-rerun": "it loads a pickle, which can execute arbitrary code",
