@@ -188,7 +188,7 @@ def test_a_callback_that_stops_pauses_the_run_and_resume_ends_it(
     [
         (ModelCheckpoint(), "writes its own checkpoints"),
         (TQDMProgressBar(), "shows its own progress"),
-        (Watching, "holds the class Watching"),
+        (Watching, "contains the class Watching"),
         (print, "expected objects of lightning.pytorch.Callback"),
     ],
 )

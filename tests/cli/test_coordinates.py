@@ -131,7 +131,7 @@ def test_it_leaves_the_global_generator_alone() -> None:
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        (["--widths", "64"], "two or more whole numbers"),
+        (["--widths", "64"], "expected two or more positive integers"),
         (["--widths", "64,x"], "--widths 64,128"),
         (["--widths", "48,64"], "widths must be multiples of 32"),
         (["--steps", "0"], "--steps 4"),

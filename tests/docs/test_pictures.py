@@ -15,6 +15,7 @@ from ablatio.config.compose import compose_run
 from ablatio.registry.kinds import stabilizers, tasks
 from ablatio.registry.registry import transaction
 from ablatio.training.run import train
+from ablatio.training.run_spec import RunSpec
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +102,7 @@ def calls_in_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Mapping[s
         config = {**config, "task": {"name": "spied"}, "stabilizer": {"watcher": {}}}
         folder = tmp_path / "run"
         folder.mkdir()
-        train(config, config, folder, Console(quiet=True))
+        train(RunSpec(config), folder, Console(quiet=True))
         raise Undo
     return told
 

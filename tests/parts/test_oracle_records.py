@@ -40,7 +40,7 @@ def test_list_and_show_print_the_oracles(capsys: pytest.CaptureFixture[str]) -> 
     list_command.run(["norm"])
     assert "checked against" in capsys.readouterr().out
     show_command.run(["norm=gemma_rmsnorm"])
-    assert f"against {'; '.join(against)}" in capsys.readouterr().out
+    assert f"checked with   {'; '.join(against)}" in capsys.readouterr().out
 
 
 PART = """
