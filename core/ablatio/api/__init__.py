@@ -1,5 +1,5 @@
-"""The Python API: what `import ablatio` offers beside the registries.
+"""The Python API: what `import ablatio` offers besides the registries.
 
-Each name stands in the module of its subject and reaches the user as `ablatio.NAME`, which imports it on first use.
-The command line calls the same functions.
+Each function is defined in the module of its subject and is available as `ablatio.NAME`, which imports that module on
+first use.  The command line calls the same functions.
 """

@@ -1,4 +1,4 @@
-"""Conversion of a question to the messages and tokens of a chat run."""
+"""Conversation that a prompt to a chat model becomes."""
 
 from pathlib import Path
 
@@ -8,18 +8,18 @@ from ablatio.errors import UserError
 
 
 def conversation(system: str, question: str) -> list[Message]:
-    """Messages of a chat that starts with this question."""
+    """Return the system message, if any, and the question as messages; UserError for an empty question."""
     if not question.strip():
-        raise UserError('--chat needs a question\n    try: ablatio generate RUN "How many?" --chat')
+        raise UserError('--chat needs a question, but none came\n    try: ablatio generate RUN "How many?" --chat')
     return [*([Message("system", system)] if system else []), Message("user", question)]
 
 
 def with_template_tokens(tokenizer: Tokenizer, form: Template, run: Path) -> Tokenizer:
-    """The run's tokenizer; raises UserError if it lacks the special tokens of the template."""
+    """Return the run's tokenizer; UserError if its model was trained without the template's special tokens."""
     known = getattr(tokenizer, "specials", {})
-    if missing := [sign for sign in form.signs if sign not in known]:
+    if missing := [token for token in form.signs if token not in known]:
         raise UserError(
-            f"{run} is not a chat run: it was trained without {missing[0]}, which its template uses\n"
+            f"{run} was trained without the special token {missing[0]} of its template: it is no chat run\n"
             f"    try: ablatio generate {run} PROMPT, without --chat"
         )
     return tokenizer

@@ -1,4 +1,4 @@
-"""Tables as pandas data frames; only these need pandas."""
+"""Tables as pandas data frames; the only use of pandas."""
 
 import importlib.util
 from collections.abc import Mapping, Sequence
@@ -11,13 +11,13 @@ if TYPE_CHECKING:
 
 
 def frame(what: str, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> "DataFrame":
-    """Data frame with one row per mapping; raises UserError if pandas is not installed.
+    """Make a data frame with one line per row; UserError with the install command if pandas is missing.
 
-    what: the call, for the error
+    what  name of the API call, for the error message
     """
     try:
         installed = importlib.util.find_spec("pandas") is not None
-    except ValueError:  # a module that stands in sys.modules as None
+    except ValueError:  # sys.modules["pandas"] is None
         installed = False
     if not installed:
         missing = f"{what} is a pandas table, and pandas is not installed"

@@ -1,4 +1,4 @@
-"""A model without a run: `ablatio.build_model`."""
+"""Build a model without a run: `ablatio.build_model`."""
 
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def build_model(*overrides: str) -> "nn.Module":
-    """Build the model with which `ablatio.train` starts for these settings: an nn.Module with its initial weights.
+    """Build the model that `ablatio.train` with these settings begins with: an nn.Module with its initial weights.
 
         model = ablatio.build_model("preset=llama2", "size=tiny")
         logits = model(tokens)  # tokens: (B, T), integers; logits: (B, T, vocabulary)

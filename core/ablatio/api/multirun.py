@@ -1,4 +1,4 @@
-"""`-m`: all arms are planned and checked before the first one starts; then the engine runs what is not done."""
+"""Sweeps (`-m`): plan and check all arms before the first one starts, then run what is not done."""
 
 import os
 import sys
@@ -23,34 +23,40 @@ from ablatio.sweep.stale_jobs import in_words
 from ablatio.sweep.study import LEDGER, STUDY, Study
 from ablatio.sweep.worker import work
 
-KNOBS = ("workers", "timeout")  # settings of the sweep that are knobs of its launcher
+KNOBS = ("workers", "timeout")  # sweep settings that are passed on as knobs of the launcher
 HANG = "hang"
-PASSING = ("retry", "join")  # of one command: they are not repeated when the study is resumed
+PASSING = ("retry", "join")  # settings of one command only: not stored, so not repeated on resume
 
 
 def multirun(overrides: Sequence[str], folder: Path | None = None, *, quiet: bool = False) -> Path:
-    """Plan the sweep, run what is not done, and return its folder; SweepFailed when some runs failed.
+    """Plan the sweep, run what is not done, and return its folder.
 
-    folder: of a study to go on with
-    quiet: print nothing, and do not spend seconds on an estimate that nobody sees
+    overrides  settings as on the command line
+    folder     of a study to continue; None: a new one, or the one that `name` chooses
+    quiet      print nothing, and skip the estimate, which takes seconds
+
+    Raises ConfigError for invalid arms, UserError for a folder of another study, SweepFailed if some runs failed.
     """
-    # The sweeper computes next to nothing; without threads of torch's it can be forked, so imports are paid once.
+    # This process computes little.  Without torch threads it can be forked, so that runs need not import again.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    said = [long_form(text) for text in overrides]
-    for text in said:
+    settings = [long_form(text) for text in overrides]
+    for text in settings:
         if text.startswith(("hydra/sweeper", "hydra.sweeper")):
-            raise UserError(f"{text} came: arms are planned by ablatio's own sweeper\n    try: design=full, or another")
-    launcher = chosen_launcher(said)
-    plan = plan_sweep(said, folder)
-    plan.study.overrides = [text for text in said if text.split("=")[0] not in PASSING]
+            raise UserError(f"{text} came, but ablatio plans the arms itself\n    try: design=full, or another")
+    launcher = chosen_launcher(settings)
+    plan = plan_sweep(settings, folder)
+    plan.study.overrides = [text for text in settings if text.split("=")[0] not in PASSING]
     refuse_session_parts(plan)
     folder = folder or _folder(plan)
-    _execute(plan, folder, _replaced(folder, plan), launcher, quiet)
+    _execute(plan, folder, _stale_jobs(folder, plan), launcher, quiet)
     return folder
 
 
 def resume(folder: Path, overrides: Sequence[str], *, quiet: bool = False) -> Path:
-    """Go on with the study in `folder`; only how it is executed can be changed."""
+    """Run what is not done of the study in `folder`.
+
+    overrides  launcher, workers, timeout, hang, retry, join: how the study is executed; UserError for any other setting
+    """
     allowed = (*KNOBS, HANG, *PASSING)
     for text in map(long_form, overrides):
         key = text.split("=")[0]
@@ -65,34 +71,37 @@ def resume(folder: Path, overrides: Sequence[str], *, quiet: bool = False) -> Pa
 
 
 def _folder(plan: Plan) -> Path:
+    """Folder of a new study, OUT/NAME; the default name is that of the study with the time."""
     name = plan.config["name"] or f"{plan.study.name}_{time.strftime('%Y-%m-%d_%H-%M-%S')}"
     return Path(plan.config["out"]).expanduser() / name
 
 
-def _replaced(folder: Path, plan: Plan) -> list[str]:
-    """The jobs in the folder that this plan has others for: of the same command, when the source of a part is another.
+def _stale_jobs(folder: Path, plan: Plan) -> list[str]:
+    """Return the folder's jobs that the plan replaces: same command, but the code of a part has changed.
 
-    UserError where they are another study's.  A folder takes the same one again, or one that has all its jobs and more.
+    Raises UserError if the folder holds another study.  Accepted are the same study again, and one with additional
+    jobs.
     """
     if not folder.exists() or not any(folder.iterdir()):
         return []
     other = f"    try: the same command with name={folder.name}-2"
     if not (folder / STUDY).exists():
-        raise UserError(f"{folder} holds runs already, and is no study\n{other}")
+        raise UserError(f"{folder} holds files but no study: it has no {STUDY}\n{other}")
     old, planned = Study.read(folder), {job.id for job in plan.jobs}
     entries = Ledger(folder / LEDGER).read()
     missing = [name for name, entry in entries.items() if name not in planned and entry.state != "replaced"]
     if missing and lasting(old.overrides) != lasting(plan.study.overrides):
         raise UserError(
-            f"{folder} holds another study: {len(missing)} of its jobs are no part of this one\n{other}, or "
+            f"{folder} holds another study: {len(missing)} of its jobs do not belong to this one\n{other}, or "
             f"`ablatio resume {folder}`"
         )
-    if missing and plan.adaptive:  # another sweep may have planned more since
+    if missing and plan.adaptive:  # a search may have planned more jobs since
         missing = [name for name in missing if name not in current(folder)]
     return missing
 
 
 def _execute(plan: Plan, folder: Path, replaced: Sequence[str], choice: LauncherChoice, quiet: bool = False) -> int:
+    """Run the jobs of the plan and print tables; SweepFailed if some failed."""
     from rich.console import Console
 
     settings = plan.settings
@@ -120,14 +129,14 @@ def _execute(plan: Plan, folder: Path, replaced: Sequence[str], choice: Launcher
         waiting = len(engine.jobs) - len(results)
         raise SweepFailed(
             f"{len(failed)} of {len(engine.jobs)} runs failed"
-            + (f", and {waiting} that go on from them have not begun" if waiting else "")
+            + (f", and {waiting} that depend on them were not started" if waiting else "")
             + f"; each one's error is in its folder in {folder / 'runs'}\n    try: ablatio resume {folder} retry=failed"
         )
     return 0
 
 
 def show_table(results: Sequence[Result], folder: Path) -> None:
-    """The runs, the best score first; failed ones last."""
+    """Print the runs, best score first and failed ones last."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table

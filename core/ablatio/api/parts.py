@@ -1,4 +1,4 @@
-"""List of available parts: `ablatio.list_parts`."""
+"""List the available options as objects: `ablatio.list_parts`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,12 +12,12 @@ from ablatio.registry.registry import REGISTRIES, PartSpec
 
 @dataclass(frozen=True, slots=True)
 class PartSummary:
-    """One option of a kind, or of a group of files such as `preset`.
+    """One option of a kind, or of a group of config files such as `preset`.
 
     summary       what it does, in one line
-    knobs         its settings and their defaults: `norm.eps` is the knob `eps` of the chosen norm
-    paper         where it comes from, if it says so
-    distribution  the package that brings it
+    knobs         {knob: default}; `norm.eps` sets the knob `eps` of the chosen norm
+    paper         its source, if it states one
+    distribution  the package that provides it
     """
 
     kind: str
@@ -28,7 +28,7 @@ class PartSummary:
     distribution: str = ""
 
     def __str__(self) -> str:
-        """As the command line chooses it: `norm=rmsnorm`."""
+        """Return the setting that chooses it: `norm=rmsnorm`."""
         return f"{self.kind}={self.name}"
 
     def __repr__(self) -> str:
@@ -36,12 +36,12 @@ class PartSummary:
 
 
 def list_parts(kind: str | None = None) -> list[PartSummary]:
-    """The options of a kind (`norm`, `optimizer`, `preset`, `size`, ...), or of all kinds; no plugin is imported.
+    """List the options of a kind (`norm`, `preset`, `size`, ...), or of all kinds, without importing plugins.
 
         for part in ablatio.list_parts("norm"):
             print(part, part.knobs)
 
-    Raises UserError where there is no such kind.
+    Raises UserError for an unknown kind.
     """
     check_kind(kind)
     found = [_of_part(entry) for name, r in REGISTRIES.items() if kind in (None, name) for entry in r]
@@ -52,7 +52,7 @@ def list_parts(kind: str | None = None) -> list[PartSummary]:
 
 
 def check_kind(kind: str | None) -> None:
-    """Raise UserError if there is no such kind."""
+    """Raise UserError if `kind` is neither None nor a kind or group."""
     discovery.load()
     known = [*REGISTRIES, *yaml_files.files()]
     if kind is not None and kind not in known:

@@ -1,4 +1,4 @@
-"""The report of a study as files: what `ablatio report` and `StudyFolder.report` write."""
+"""Write the report of a study to files, for `ablatio report` and `StudyFolder.report`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +16,12 @@ def find_in(
     correction: "Correction" = "holm",
     interval: "Method" = "t",
 ) -> "Findings":
-    """Findings of these folders so far, as one study; raises UserError if they contain no runs."""
+    """Analyze the runs in these folders, several of which count as one study.
+
+    metric, baseline, correction, interval  as for `StudyFolder`
+
+    Raises UserError if the folders hold no runs.
+    """
     from ablatio.report.analysis.findings import find
     from ablatio.report.read.table import read_table
 
@@ -24,7 +29,7 @@ def find_in(
 
 
 def write_report(findings: "Findings", folders: Sequence[Path], out: Path | None = None) -> Path:
-    """Write report.html, report.md, results.csv and costs.csv; returns their folder, by default FOLDER/report."""
+    """Write report.html, report.md, results.csv and costs.csv; return their folder, by default FOLDER/report."""
     from ablatio.report.html.render import page_text
     from ablatio.report.markdown import markdown_text
     from ablatio.report.terminal import arm_table

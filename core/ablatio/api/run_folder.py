@@ -22,26 +22,28 @@ if TYPE_CHECKING:
 
 
 def open_run(folder: "str | Path", step: int | None = None) -> "RunFolder":
-    """The run in a folder that `ablatio.train` or the command line has written; UserError where there is none.
+    """Open a run folder that `ablatio.train` or the command line wrote.
 
         run = ablatio.open_run("runs/first")
         run.summary["val/bpb"], run.generate("The people", tokens=40)
 
-    step  of the checkpoint whose weights are wanted; by default the newest
+    step  load the weights of the checkpoint of this step; by default the newest
+
+    Raises UserError if the folder holds no run.
     """
     run = RunFolder(Path(folder).expanduser(), step)
-    _ = run.config  # says at once where there is no run
+    _ = run.config  # raises at once if there is no run
     return run
 
 
 class RunFolder:
-    """One run.  Its files are read when they are asked for, and its model is loaded once, on first use.
+    """One run.  Its files are read when asked for; its model is loaded once, on first use.
 
-    folder     where it lies
-    config     its whole config, resolved: nested dicts
-    summary    its results: status, scores before and after, steps, tokens, seconds, parameters; empty before its end
-    manifest   what it was made of: versions, hashes of code, parts and data, seeds, machine
-    metrics    what it logged, a pandas frame with one line per log or validation
+    folder     path of the run folder
+    config     the whole config, resolved: nested dicts
+    summary    results: status, scores before and after, steps, tokens, seconds, parameters; empty until the run ends
+    manifest   provenance: versions, hashes of code, parts and data, seeds, machine settings
+    metrics    logged metrics: a pandas data frame with one line per log entry or validation
     model      the model with the weights of the checkpoint, an nn.Module in evaluation mode
     tokenizer  encode(texts) and decode(ids)
     """
@@ -50,38 +52,38 @@ class RunFolder:
         self.folder = folder
         self._step = step
         self._loaded: PreparedRun | None = None
-        self._scorable = False  # its task knows the model that the run began with
+        self._scorable = False  # True if the task of `_loaded` has recorded its reference
 
     def __repr__(self) -> str:
         summary = self.summary
         score = summary.get("score") or {}
-        told = [str(summary.get("status", "not finished"))]
+        words = [str(summary.get("status", "not finished"))]
         if "steps" in summary:
-            told.append(f"{summary['steps']} of {self.config['train']['steps']} steps")
+            words.append(f"{summary['steps']} of {self.config['train']['steps']} steps")
         if isinstance(value := score.get("value"), int | float):
-            told.append(f"{score['name']} {value:.4f}")
-        return f"<ablatio run {self.folder}: {', '.join(told)}>"
+            words.append(f"{score['name']} {value:.4f}")
+        return f"<ablatio run {self.folder}: {', '.join(words)}>"
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """The whole resolved config, as nested dicts."""
+        """The whole config, resolved: nested dicts."""
         from ablatio.training.run_folder import read_run
 
         return read_run(self.folder)
 
     @property
     def summary(self) -> dict[str, Any]:
-        """Results of the run; empty before its end."""
+        """The results in summary.json; empty until the run ends."""
         return _object(self.folder / "summary.json")
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
-        """Provenance of the run: code, data, machine and versions."""
+        """The provenance in manifest.json."""
         return _object(self.folder / "manifest.json")
 
     @property
     def metrics(self) -> "DataFrame":
-        """Logged metrics as a pandas frame, one row per logged step."""
+        """The logged metrics as a data frame; UserError if nothing is logged yet."""
         from ablatio.training.metrics_csv import numbers
 
         path = self.folder / "metrics.csv"
@@ -95,14 +97,14 @@ class RunFolder:
 
     @property
     def step(self) -> int:
-        """Step of the checkpoint from which `model` is loaded."""
+        """Step of the checkpoint whose weights `model` has."""
         if self._loaded is None and self._step is None:
             self._run()
         return int(self._step or 0)
 
     @property
     def model(self) -> "LanguageModel":
-        """The trained model, loaded on first use."""
+        """The model with the weights of the checkpoint, in evaluation mode."""
         return self._run().model
 
     @property
@@ -122,14 +124,14 @@ class RunFolder:
         chat: bool = False,
         system: str = "",
     ) -> str:
-        """The prompt and what follows it; with `chat` the prompt is a question, and the answer comes back alone.
+        """Return the prompt with its continuation; with chat=True the answer to the prompt alone.
 
-        tokens       new ones at most
-        temperature  0 takes the likeliest token each time
-        top_k        only the k likeliest tokens; 0: all
-        top_p        only the likeliest tokens that together have this probability
-        seed         of the draws: the same call gives the same text
-        system       with `chat`: what the system says first
+        tokens       maximum number of new tokens
+        temperature  0 always takes the most probable token
+        top_k        sample from the k most probable tokens only; 0: all
+        top_p        sample from the smallest set of most probable tokens with this total probability
+        seed         of the sampling: the same call gives the same text
+        system       with chat=True: the system message
         """
         return self.generate_many(
             [prompt], tokens=tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, chat=chat,
@@ -148,7 +150,7 @@ class RunFolder:
         chat: bool = False,
         system: str = "",
     ) -> list[str]:
-        """As `generate`, for several prompts in one batch; the same prompt again draws another text."""
+        """Like `generate`, for several prompts in one batch; a repeated prompt gets another sample."""
         from ablatio.model.decoding.generate import Sampling, answer, complete
 
         sampling = Sampling(temperature, top_k, top_p, seed)
@@ -171,15 +173,16 @@ class RunFolder:
         objective: str | None = None,
         quantization: str | None = None,
     ) -> dict[str, Any]:
-        """The scores of `model`, as it is now, on held-out text.
+        """Score `model`, as it is now, on held-out text.
 
-        length        tokens a row; by default that of training
-        tokens        how many to score at most; 0: the whole split
-        objective     score what this objective asks for; by default that of training
-        quantization  score a copy of the model that is quantized so: int8, int4; `cost` is what its loss rises by
+        length        tokens per row; by default that of training
+        tokens        maximum number of scored tokens; 0: the whole split
+        objective     score this objective instead of that of training
+        quantization  score a quantized copy of the model (int8, int4); `cost` is the increase of its loss
 
         Returns the length, the scores of the run's task (`loss` in nats per token, `bpb` in bits per byte, ...), the
-        standard error of the loss and the number of tokens.  Raises UserError where the model cannot read that length.
+        standard error of the loss and the number of tokens.  Raises UserError if the model does not support that
+        length.
         """
         lengths = None if length is None else [length]
         found = self.evaluate_lengths(lengths, tokens=tokens, objective=objective, quantization=quantization)[-1]
@@ -195,9 +198,9 @@ class RunFolder:
         objective: str | None = None,
         quantization: str | None = None,
     ) -> list[dict[str, Any]]:
-        """As `evaluate`, for several lengths: a dict for each, then one for each that is quantized, then the refused.
+        """Like `evaluate`, for several lengths: dicts of plain scores, of quantized ones, of refused lengths.
 
-        A length that the model cannot read gives {"length": ..., "refused": why}.
+        A length that the model does not support gives {"length": ..., "refused": reason}.
         """
         with computing():
             run = self._for_scores(fresh=bool(objective or quantization))
@@ -219,10 +222,10 @@ class RunFolder:
         return rows + refused
 
     def _run(self) -> "PreparedRun":
-        """The run that `model` belongs to.
+        """Load the run that `model` belongs to, once.
 
-        If the task compares with a reference model, loading the run for scoring costs more, and the reference may no
-        longer exist: such a run is loaded without it.
+        It is loaded ready for scoring unless its task needs a reference: that costs time, and the model that the run
+        began with may be gone.
         """
         if self._loaded is None:
             self._scorable = not adapter.needs_reference(self.config)
@@ -231,7 +234,10 @@ class RunFolder:
         return self._loaded
 
     def _for_scores(self, *, fresh: bool) -> "PreparedRun":
-        """The run, ready to be scored; fresh: one that may be changed, with the weights that `model` has now."""
+        """Return the run, ready for scoring.
+
+        fresh  True: a copy that may be modified, with the current weights of `model`
+        """
         if not fresh and (self._scorable or not adapter.needs_reference(self.config)):
             return self._run()
         run = self._restored(scored=True)
@@ -242,6 +248,7 @@ class RunFolder:
         return run
 
     def _restored(self, *, scored: bool) -> "PreparedRun":
+        """Load the run and remember the step of its checkpoint."""
         run, self._step = adapter.restored(self.folder, self._step, scored=scored)
         return run
 
@@ -253,7 +260,7 @@ def _scores(run: "PreparedRun", length: int, tokens: int) -> dict[str, Any]:
 
 
 def _object(path: Path) -> dict[str, Any]:
-    """An object of a JSON file; empty where there is no file yet."""
+    """Read a JSON object; empty if the file does not exist yet."""
     try:
         found: Any = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""State of the process that training may change, and how it is restored."""
+"""Restore the state of the calling process after training, composing and sweeping."""
 
 import logging
 import os
@@ -14,7 +14,7 @@ _one_at_a_time = threading.RLock()
 
 @contextmanager
 def composing() -> Iterator[None]:
-    """Context manager for composing configs: Hydra's global state of the caller is restored afterwards."""
+    """Context for composing configs; afterwards Hydra's global state is as before, for callers that use Hydra."""
     from hydra.core.global_hydra import GlobalHydra
 
     with _one_at_a_time:
@@ -27,11 +27,11 @@ def composing() -> Iterator[None]:
 
 @contextmanager
 def computing() -> Iterator[None]:
-    """Context manager for training, scoring and sampling: the state of the process is restored afterwards.
+    """Context for training, scoring and sampling; afterwards the process is as before.
 
-    Restored are the environment, torch's threads, its float32 matmul precision and its random state, the filters of
-    warnings, and Lightning's log level.  The training loop restores signal handlers itself.  torch has one random state
-    per process, so trainings in two threads run one after the other.
+    Restored are the environment, torch's number of threads, float32 matmul precision and random state, warning filters
+    and Lightning's log levels.  The training loop restores signal handlers itself.  torch has one random state per
+    process, so only one thread at a time may be inside.
     """
     import torch
 
@@ -51,9 +51,9 @@ def computing() -> Iterator[None]:
 
 @contextmanager
 def executing() -> Iterator[None]:
-    """Context manager for executing a study, whose runs are separate processes, so that little changes here.
+    """Context for executing a study, whose runs are processes of their own; afterwards the environment is as before.
 
-    torch is not imported: a process without it can be forked, and the runs start sooner.
+    torch is not imported here: a process without it can be forked, so that runs start faster.
     """
     environment = dict(os.environ)
     torch = sys.modules.get("torch")
@@ -71,7 +71,10 @@ def executing() -> Iterator[None]:
 
 
 def _all_threads() -> None:
-    """The estimate of a study imports torch with one thread, to be forked; what comes later has the usual number."""
+    """Give torch the usual number of threads again.
+
+    The estimate of a study imports torch with one thread, so that the process can be forked.
+    """
     if torch := sys.modules.get("torch"):
         from ablatio.training.device import cores
 
@@ -79,7 +82,7 @@ def _all_threads() -> None:
 
 
 def restore(environment: dict[str, str]) -> None:
-    """Make os.environ say what it said, variable by variable."""
+    """Set os.environ back to `environment`, changing only the variables that differ."""
     for name in os.environ.keys() - environment.keys():
         del os.environ[name]
     for name, value in environment.items():

@@ -1,4 +1,4 @@
-"""Studies refuse parts that only this session knows, because their runs are executed in other processes."""
+"""Refuse session-defined parts in a study, because its runs are executed in other processes."""
 
 from collections.abc import Iterator
 
@@ -8,21 +8,24 @@ from ablatio.sweep.plan import Plan
 
 
 def refuse_session_parts(plan: Plan) -> None:
-    """Raise UserError if a run of the plan needs a part that no plugin provides."""
+    """Raise UserError if a run of the plan needs a part that was defined in this session."""
     known = session_parts()
-    wanted = next((part for part in _named(plan) if part in known), None)
+    wanted = next((part for part in _chosen_parts(plan) if part in known), None)
     if wanted is None:
         return
     kind = wanted.partition("=")[0]
     raise UserError(
         f"{wanted} was defined in this session, and the runs of a study are executed in other processes, which do not "
-        f"know it; use ablatio.train in this session, or make it a plugin\n"
+        f"know it; ablatio.train runs it here, and a plugin brings it everywhere\n"
         f"    try: ablatio new-plugin my-{kind.replace('_', '-')}s"
     )
 
 
-def _named(plan: Plan) -> Iterator[str]:
-    """Parts that the plan's runs choose (`norm=rmsnorm`); of a search, which has no runs yet, those of its axes."""
+def _chosen_parts(plan: Plan) -> Iterator[str]:
+    """Yield the parts that the plan chooses, as `norm=rmsnorm`.
+
+    Those of the axes too, since a search has no jobs before it starts.
+    """
     from ablatio.config.schema import chosen
 
     for axis in plan.study.axes:

@@ -1,4 +1,4 @@
-"""Settings given to a call of the API, as command-line overrides."""
+"""Turn the arguments of an API call into overrides as on the command line."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +10,12 @@ from ablatio.errors import UserError
 def words_of(
     call: str, overrides: Sequence[str], name: str | None = None, out: "str | Path | None" = None
 ) -> list[str]:
-    """The overrides with `name=` and `out=`; raises UserError for arguments that are not settings."""
+    """Return the overrides with `name=` and `out=` appended.
+
+    call  name of the API function, for error messages
+
+    Raises UserError for an override that is no text or is a flag.
+    """
     for text in overrides:
         if not isinstance(text, str):
             raise UserError(
@@ -19,7 +24,7 @@ def words_of(
             )
         if text.startswith("-"):
             raise UserError(
-                f"{call} got the flag {text}; it takes settings alone, and several runs are a study\n"
+                f"{call} got the flag {text}, but it takes settings only; for several runs use run_study\n"
                 f'    try: ablatio.run_study("norm=layernorm,rmsnorm", "seed=1,2,3")'
             )
     places = [] if out is None else [f"out={quoted(str(out))}"]
@@ -27,11 +32,11 @@ def words_of(
 
 
 def value(words: Sequence[str], key: str) -> str | None:
-    """Value of a key, from the last override that sets it; None if none does."""
+    """Return the value of the last override of `key`; None if there is none."""
     found = [text.partition("=")[2] for text in words if text.lstrip("+").partition("=")[0] == key and "=" in text]
     return found[-1] if found else None
 
 
 def without(words: Sequence[str], key: str) -> list[str]:
-    """The overrides that do not set a key."""
+    """Return the overrides except those of `key`."""
     return [text for text in words if text.lstrip("+").partition("=")[0] != key]

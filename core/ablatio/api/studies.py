@@ -1,4 +1,4 @@
-"""A study: `ablatio.run_study`, and its folder as an object."""
+"""Studies: `ablatio.run_study`, and a study folder as an object."""
 
 import math
 from collections.abc import Mapping
@@ -25,19 +25,19 @@ if TYPE_CHECKING:
 def run_study(
     *overrides: str, name: str | None = None, out: "str | Path | None" = None, quiet: bool = False
 ) -> "StudyFolder":
-    """Run every arm with every seed and return the study: `ablatio train -m` of the command line.
+    """Run every arm with every seed and return the study, like `ablatio train -m` on the command line.
 
         study = ablatio.run_study("norm=layernorm,rmsnorm", "seed=1,2,3", name="norms")
         print(study.verdict)
 
-    overrides  settings as on the command line, one a string; several values, with commas, are an axis
-    name, out  of the study's folder, OUT/NAME; by default the time, in `runs`
+    overrides  settings as on the command line, one per string; several values separated by commas are an axis
+    name, out  of the study folder, OUT/NAME; by default the time, in `runs`
     quiet      print nothing
 
-    The runs are processes of their own, so a study takes the parts of installed plugins, and refuses those that this
-    session defined.  The same call again does what is not done yet.  Raises ConfigError with everything that is wrong
-    before the first run, SweepFailed when some runs failed (the others are done, and `open_study` opens them), and
-    Preempted when the study was interrupted.
+    The runs are processes of their own, so parts must come from installed plugins; parts defined in this session are
+    refused.  Repeating the call runs what is not done yet.  Raises ConfigError with all problems before the first run,
+    SweepFailed if some runs failed (the others are done, and `open_study` opens them), and Preempted if the study was
+    interrupted.
     """
     words = words_of("run_study", overrides, name, out)
     with executing():
@@ -45,21 +45,21 @@ def run_study(
 
 
 def open_study(folder: "str | Path") -> "StudyFolder":
-    """Open the study in a folder, finished or not; a folder of single runs counts as one.
+    """Open a study folder, finished or not; a folder of single runs counts as a study.
 
-    Raises UserError if the folder contains no runs.
+    Raises UserError if the folder holds no runs.
     """
     from ablatio.report.read.table import read_table
 
     study = StudyFolder(Path(folder).expanduser())
-    read_table([study.folder])  # says at once where there is no study
+    read_table([study.folder])  # raises at once if there is no study
     return study
 
 
 def resume_study(folder: "str | Path", *overrides: str, quiet: bool = False) -> "StudyFolder":
-    """Execute the unfinished runs of a study: `ablatio resume STUDY` on the command line.
+    """Run what is not done of a study, like `ablatio resume STUDY` on the command line.
 
-    overrides  how runs are executed: `workers=2`, `timeout=3600`; `retry=failed` repeats failed runs
+    overrides  how it is executed: `workers=2`, `timeout=3600`; `retry=failed` repeats failed runs
     """
     from ablatio.sweep.study import STUDY
 
@@ -72,12 +72,12 @@ def resume_study(folder: "str | Path", *overrides: str, quiet: bool = False) -> 
 
 @dataclass(frozen=True, slots=True)
 class StudyVerdict:
-    """What a study says; print it for the text.
+    """Conclusions of a study; print it for the text.
 
-    headline   the answer in one sentence
-    sentences  one for each pair of arms, the largest resolved difference first: `kind` is "resolved", "not resolved" or
+    headline   the main result in one sentence
+    sentences  one per pair of arms, largest resolved difference first: `kind` is "resolved", "not resolved" or
                "no statement", and `pair` has the numbers
-    notes      what holds for all of them
+    notes      remarks that apply to all of them
     """
 
     headline: str
@@ -86,7 +86,7 @@ class StudyVerdict:
 
     @property
     def resolved(self) -> "list[Sentence]":
-        """The sentences on differences that are more than chance."""
+        """Sentences about statistically resolved differences."""
         return [sentence for sentence in self.sentences if sentence.kind == "resolved"]
 
     def __str__(self) -> str:
@@ -95,16 +95,16 @@ class StudyVerdict:
 
 
 class StudyFolder:
-    """One study.  Its files are read anew at each question, so a study that still runs says what it says so far.
+    """One study.  Its files are read again at each call, so a running study gives its results so far.
 
-    folder  where it lies
+    folder  path of the study folder
 
-    `runs`, `arms` and `comparisons` are pandas frames.  They, `verdict` and `report` compare by the score that the task
-    is judged by, and with the study's own baseline, unless they are asked otherwise:
+    `runs`, `arms` and `comparisons` are pandas data frames.  These, `verdict` and `report` compare by the main score of
+    the task and with the study's own baseline, unless set otherwise:
 
     metric      another score: "val/loss"
     baseline    another arm: "norm=rmsnorm position=rope"
-    correction  of p for many comparisons: "holm", "dunnett", "bh" (Benjamini-Hochberg), "none"
+    correction  of p for multiple comparisons: "holm", "dunnett", "bh" (Benjamini-Hochberg), "none"
     interval    "t" (paired), "bootstrap" (BCa, for 20 seeds or more), "permutation"
     """
 
@@ -123,16 +123,16 @@ class StudyFolder:
         correction: "Correction" = "holm",
         interval: "Method" = "t",
     ) -> "Findings":
-        """All that the report is written from, as objects."""
+        """Return the analysis on which the report is based, as objects."""
         return find_in([self.folder], metric, baseline, correction, interval)
 
     def runs(self) -> "DataFrame":
-        """One line a run: the settings of its arm, its seed and state, its scores, its size, its cost, its folder."""
+        """Data frame with one line per run: settings of its arm, seed, state, scores, size, cost, folder."""
         table = self.findings().table
         return frame("runs()", [_run_row(run) for run in table.runs])
 
     def arms(self, metric: str | None = None, baseline: str | None = None) -> "DataFrame":
-        """One line an arm, the best first: how many seeds, mean and standard deviation, parameters, seconds a run."""
+        """Data frame with one line per arm, best first: seeds, mean, sd, parameters, seconds."""
         found = self.findings(metric, baseline)
         rows = [
             {
@@ -150,16 +150,19 @@ class StudyFolder:
         correction: "Correction" = "holm",
         interval: "Method" = "t",
     ) -> "DataFrame":
-        """One line a pair of arms: the difference a - b over shared seeds, its 95 % interval, p and what that says."""
+        """Data frame with one line per pair of arms.
+
+        Columns: difference a - b over shared seeds, its 95 % interval, p, and the conclusion as kind and sentence.
+        """
         found = self.findings(metric, baseline, correction, interval)
-        said = {(s.pair.a, s.pair.b): s for s in _verdict_of(found).sentences}
+        sentences = {(s.pair.a, s.pair.b): s for s in _verdict_of(found).sentences}
         pairs = found.comparison.pairs if found.comparison else ()
-        rows = [_pair_row(pair, said.get((pair.a, pair.b))) for pair in pairs]
+        rows = [_pair_row(pair, sentences.get((pair.a, pair.b))) for pair in pairs]
         return frame("comparisons()", rows, PAIR_COLUMNS)
 
     @property
     def verdict(self) -> StudyVerdict:
-        """What the study says so far, in words and as objects."""
+        """Conclusions so far, as text and objects."""
         return _verdict_of(self.findings())
 
     def report(
@@ -171,9 +174,9 @@ class StudyFolder:
         correction: "Correction" = "holm",
         interval: "Method" = "t",
     ) -> Path:
-        """Write the page, and report.md, results.csv and costs.csv beside it; the path of the page.
+        """Write report.html with report.md, results.csv and costs.csv beside it; return the path of report.html.
 
-        out  the folder for them; by default FOLDER/report
+        out  folder of the files; by default FOLDER/report
         """
         found = self.findings(metric, baseline, correction, interval)
         return write_report(found, [self.folder], None if out is None else Path(out).expanduser()) / "report.html"
@@ -193,8 +196,16 @@ def _pair_row(pair: "Pair", sentence: "Sentence | None") -> dict[str, Any]:
     d = pair.difference
     known = {"difference": d.mean, "low": d.low, "high": d.high, "p": pair.p}
     numbers = {key: None if math.isnan(value) else value for key, value in known.items()}
-    said = {"kind": sentence.kind, "sentence": sentence.text} if sentence else {}
-    return {"a": pair.a, "b": pair.b, **numbers, "n": d.n, "better": pair.better, "more_seeds": pair.more_seeds, **said}
+    verdict = {"kind": sentence.kind, "sentence": sentence.text} if sentence else {}
+    return {
+        "a": pair.a,
+        "b": pair.b,
+        **numbers,
+        "n": d.n,
+        "better": pair.better,
+        "more_seeds": pair.more_seeds,
+        **verdict,
+    }
 
 
 def _verdict_of(found: "Findings") -> StudyVerdict:

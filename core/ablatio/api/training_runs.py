@@ -1,4 +1,4 @@
-"""One run: `ablatio.train`, and the continuation of a run that was interrupted."""
+"""Train one run, and resume one: `ablatio.train`, `ablatio.resume_run`."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -27,18 +27,19 @@ def train(
     callbacks: "Sequence[Callback]" = (),
     quiet: bool = False,
 ) -> RunFolder:
-    """Train one model and return its run: `ablatio train` of the command line, with its settings and its numbers.
+    """Train one model and return its run, like `ablatio train` on the command line, with the same settings and numbers.
 
         run = ablatio.train("norm=rmsnorm", "optimizer.lr=1e-3", "seed=1", name="first")
 
-    overrides  settings as on the command line, one a string
+    overrides  settings as on the command line, one per string
     name, out  of the run folder, OUT/NAME; by default the time, in `runs`
-    callbacks  Lightning callbacks of your own; the run's manifest names their classes
+    callbacks  your own Lightning callbacks; the run's manifest records their classes
     quiet      print nothing
 
-    Raises ConfigError with everything that is wrong with the settings, Diverged when a loss is no longer finite, and
-    Preempted when the run was interrupted: then it has a checkpoint, and `ablatio.resume_run(folder)` goes on.
-    With recipe=NAME the stages follow one another, and the run of the last one comes back.
+    With recipe=NAME the stages run one after the other, and the run of the last stage is returned.
+
+    Raises ConfigError with all problems of the settings, Diverged if a loss is not finite, and Preempted if the run was
+    interrupted: then it has a checkpoint, and `ablatio.resume_run(folder)` continues it.
     """
     words = words_of("train", overrides, name, out)
     console = console_for(quiet)
@@ -63,10 +64,10 @@ def train(
 def resume_run(
     folder: "str | Path", *overrides: str, callbacks: "Sequence[Callback]" = (), quiet: bool = False
 ) -> RunFolder:
-    """Go on with an interrupted run from its last checkpoint, bit for bit: `ablatio resume RUN` of the command line.
+    """Continue an interrupted run from its last checkpoint, bit for bit, like `ablatio resume RUN` on the command line.
 
-    overrides  `trainer.*` alone may be changed
-    callbacks  as for `train`; the manifest names those of the beginning
+    overrides  only `trainer.*` may be changed
+    callbacks  as for `train`; the manifest keeps those with which the run began
     """
     folder, words = Path(folder), words_of("resume_run", overrides)
     console = console_for(quiet)
@@ -88,14 +89,14 @@ def resume_run(
 
 
 def console_for(quiet: bool) -> "Console":
-    """Where a run says how it goes."""
+    """Return the console on which a run reports its progress."""
     from rich.console import Console
 
     return Console(quiet=quiet)
 
 
 def _run_recipe(plan: "Plan", console: "Console", callbacks: "Sequence[Callback]") -> RunFolder:
-    """Stages one after the other; the same call goes on where it ended."""
+    """Run the stages one after the other; repeating the call continues where it ended."""
     from ablatio.sweep.recipes.run import run_recipe, show_table
 
     def stage(settings: Mapping[str, Any], public: Mapping[str, Any], folder: Path, resume: bool) -> None:
@@ -117,14 +118,17 @@ def _train(
 ) -> None:
     from ablatio.training.run_summary import show_parts, show_result
 
-    show_parts(console, settings, folder)  # before the seconds that the import of torch takes
+    show_parts(console, settings, folder)  # first, because the import of torch takes seconds
     with computing():
         summary = adapter.train_in(folder, settings, public, console, resume=resume, callbacks=callbacks)
     show_result(console, summary, folder)
 
 
 def _resumed_settings(folder: Path, words: Sequence[str]) -> dict[str, Any]:
-    """The run's own config with what may be changed; UserError for a setting that makes its numbers."""
+    """Return the run's own config with the changed `trainer.*` settings.
+
+    Raises UserError for a setting that affects the numbers, ConfigError for invalid values.
+    """
     foreign = [text for text in words if not text.startswith("trainer.")]
     if foreign:
         raise UserError(
