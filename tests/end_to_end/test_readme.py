@@ -2,6 +2,8 @@
 
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from ablatio.registry.registry import REGISTRIES, transaction
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PYTHON = re.findall(r"```python\n(.*?)```", README, re.S)
 
 
 def commands() -> list[str]:
@@ -20,16 +23,21 @@ def commands() -> list[str]:
     return sorted({(a or b).split("  #")[0].strip() for a, b in blocks})
 
 
+@pytest.mark.slow
+def test_readme_python_api_works(tmp_path: Path) -> None:
+    (code,) = [block for block in PYTHON if "ablatio.train(" in block]
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "runs" / "first-run" / "summary.json").exists() and "rmsnorm" in done.stdout
+
+
 def test_readme_part_works(tmp_path: Path) -> None:
-    code = re.search(r"```python\n(.*?)```", README, re.S)
-    assert code
-    (tmp_path / "readme_part.py").write_text(code[1])
+    (code,) = [block for block in PYTHON if "@norms.register" in block]
+    (tmp_path / "readme_part.py").write_text(code)
 
     class Undo(Exception): ...
 
     with pytest.raises(Undo), transaction():
-        import sys
-
         sys.path.insert(0, str(tmp_path))
         import readme_part  # noqa: F401
 

@@ -120,7 +120,10 @@ def test_each_shipped_recipe_can_be_planned(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "wrong, messages",
     [
-        (["stages.ppo.alignment.clip=-1", "stages.reward.task.margin=x"], ["stages.ppo.alignment.clip", "margin: 'x'"]),
+        (
+            ["stages.ppo.alignment.clip=-1", "stages.reward.task.margin=x"],
+            ["stages.ppo.alignment.clip", "margin: expected float, got 'x'"],
+        ),
         (["norm=rmsnrom"], ["  norm: there is no `rmsnrom`; did you mean rmsnorm"]),
         (["stages.reward.model.path=${stage.ppo}"], ["reward has no earlier stage `ppo`"]),
         (["stages.reward.model.path=${stage.sft}/x"], ["a reference is the whole value"]),
