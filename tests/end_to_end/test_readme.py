@@ -1,4 +1,4 @@
-"""The README's part, commands, error message and table of options are executed and compared."""
+"""The README's part, commands, printed output and table of options are executed and compared."""
 
 import re
 import shlex
@@ -79,10 +79,30 @@ def test_readme_names_exactly_the_existing_commands() -> None:
 
 
 def test_readme_error_message_is_up_to_date(capsys: pytest.CaptureFixture[str]) -> None:
-    block = re.search(r"```text\n\$ ablatio (train .*?)\n(.*?)```", README, re.S)
+    block = re.search(r"```text\n\$ ablatio (train [^\n]*)\n(ablatio: .*?)```", README, re.S)
     assert block
     assert main(shlex.split(block[1])) == 2
     assert capsys.readouterr().err.strip() == block[2].strip()
+
+
+@pytest.mark.slow
+def test_readme_demo_run_is_up_to_date(tmp_path: Path) -> None:
+    """Settings are equal; losses to 2 %, as the number of threads changes their rounding; speeds may differ."""
+    block = re.search(r"```text\n\$ ablatio (train experiment=demo [^\n]*)\n(.*?)```", README, re.S)
+    assert block
+    command = [sys.executable, "-m", "ablatio.cli", *shlex.split(block[1])]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+    def settings(text: str) -> list[str]:
+        return [line.rstrip() for line in text.partition("step 0/")[0].splitlines()]
+
+    def losses(text: str) -> list[float]:
+        rows = re.findall(r"^(?:bits per byte|nats per token) +(\S+) +(\S+)$", text, re.M)
+        return [float(value) for row in rows for value in row]
+
+    assert settings(done.stdout) == settings(block[2])
+    assert len(losses(block[2])) == 4 and losses(done.stdout) == pytest.approx(losses(block[2]), rel=0.02)
 
 
 def test_demo_commands_compose() -> None:

@@ -78,7 +78,7 @@ def test_match_trainable_adapts_lora_rank_to_targets() -> None:
     "words, what",
     [
         (["peft=lora,lntuning"], "lntuning has no knob that changes"),
-        (["peft=lora,adapter", "resize=model.d_ff"], "those of a peft method"),
+        (["peft=lora,adapter", "resize=model.d_ff"], "trainable parameters are set by a peft method"),
     ],
 )
 def test_match_trainable_rejects_unmatchable_arms(words: list[str], what: str) -> None:

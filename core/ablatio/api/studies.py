@@ -76,7 +76,7 @@ class StudyVerdict:
 
     headline   the main result in one sentence
     sentences  one per pair of arms, largest resolved difference first: `kind` is "resolved", "not resolved" or
-               "no statement", and `pair` has the numbers
+               "not testable", and `pair` has the numbers
     notes      remarks that apply to all of them
     """
 
@@ -90,8 +90,8 @@ class StudyVerdict:
         return [sentence for sentence in self.sentences if sentence.kind == "resolved"]
 
     def __str__(self) -> str:
-        texts = [sentence.text for sentence in self.sentences]
-        return "\n".join([*([] if texts == [self.headline] else [self.headline]), *texts, *self.notes])
+        others = [sentence.text for sentence in self.sentences if sentence.text != self.headline]
+        return "\n".join([self.headline, *others, *self.notes])
 
 
 class StudyFolder:

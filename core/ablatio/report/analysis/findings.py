@@ -117,12 +117,12 @@ class Findings:
         return {n: smallest_difference(n, sd, alpha=alpha_of(self.table.study)) for n in range(2, most + 1)}
 
     def said(self, language: Language = "en") -> Sequence[str]:
-        """Headline (unless it is the only sentence), sentences, and notes."""
+        """Headline, the other sentences, and notes."""
         words = self.verdicts.get(language)
         if words is None:
             return ()
-        texts = [s.text for s in words.sentences]
-        return [*([] if texts == [words.headline] else [words.headline]), *texts, *words.notes]
+        others = [s.text for s in words.sentences if s.text != words.headline]
+        return [words.headline, *others, *words.notes]
 
     @property
     def caption(self) -> str:
