@@ -87,7 +87,7 @@ def test_readme_error_message_is_up_to_date(capsys: pytest.CaptureFixture[str]) 
 
 @pytest.mark.slow
 def test_readme_demo_run_is_up_to_date(tmp_path: Path) -> None:
-    """Settings are equal; losses to 2 %, as the number of threads changes their rounding; speeds may differ."""
+    """Settings are equal; losses to 5 %, as the number of threads changes their rounding; speeds may differ."""
     block = re.search(r"```text\n\$ ablatio (train experiment=demo [^\n]*)\n(.*?)```", README, re.S)
     assert block
     command = [sys.executable, "-m", "ablatio.cli", *shlex.split(block[1])]
@@ -102,7 +102,7 @@ def test_readme_demo_run_is_up_to_date(tmp_path: Path) -> None:
         return [float(value) for row in rows for value in row]
 
     assert settings(done.stdout) == settings(block[2])
-    assert len(losses(block[2])) == 4 and losses(done.stdout) == pytest.approx(losses(block[2]), rel=0.02)
+    assert len(losses(block[2])) == 4 and losses(done.stdout) == pytest.approx(losses(block[2]), rel=0.05)
 
 
 def test_demo_commands_compose() -> None:

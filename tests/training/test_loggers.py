@@ -212,7 +212,7 @@ def test_failing_logger_is_dropped_and_the_run_continues(tmp_path: Path) -> None
     logs.finish("done")
     assert [r["step"] for r in logs.file.read()] == ["1", "2"]
     text = console.export_text()
-    assert text.count("logger=broken is left out") == 1 and "disk [full]" in text
+    assert text.count("logger=broken failed and is left out") == 1 and "disk [full]" in text
 
 
 def test_loggers_get_rounded_rows_replayed_rows_and_status(tmp_path: Path) -> None:

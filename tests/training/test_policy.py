@@ -154,7 +154,7 @@ def test_run_killed_at_any_step_resumes_bit_for_bit(tmp_path, text_file, method,
 
 def test_policy_without_reward_is_rejected(tmp_path, text_file):
     run = ablatio(["train", *TINY, "task=policy", "alignment=grpo", f"out={tmp_path}"], tmp_path / "log")
-    assert run.code == 2 and "task=policy needs one" in run.err and "reward=length" in run.err
+    assert run.code == 2 and "task=policy needs it" in run.err and "reward=length" in run.err
 
 
 def test_conversations_give_prompts_and_reference_answers():

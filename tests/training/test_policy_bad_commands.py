@@ -137,5 +137,5 @@ def test_policy_without_method_or_reward_suggests_defaults(tmp_path: Path) -> No
 def test_knob_without_its_method_lists_methods_that_have_it(tmp_path: Path) -> None:
     kept = [s for s in SMALL if not s.startswith("alignment=")]
     refused = ablatio(["train", *kept, "reward=length", f"out={tmp_path}", "name=run"], tmp_path / "log")
-    assert refused.code == 2 and "alignment.group: no alignment is chosen" in refused.err, refused.err
+    assert refused.code == 2 and "alignment.group: sets a knob, but no alignment is chosen" in refused.err, refused.err
     assert "grpo" in refused.err and "rloo" in refused.err
