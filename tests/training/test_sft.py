@@ -131,7 +131,7 @@ def test_generate_chat_requires_a_chat_run(tmp_path: Path, text_file: Path) -> N
     given = [*TINY, f"source.path={text_file}", f"out={tmp_path}", "name=run", "template=chatml", "train.steps=2"]
     assert ablatio(["train", *given], tmp_path / "log").code == 0
     refused = ablatio(["generate", str(tmp_path / "run"), "Who?", "--chat"], tmp_path / "log")
-    assert refused.code == 2 and "is not a chat run" in refused.err
+    assert refused.code == 2 and "was trained without the special" in refused.err
 
 
 @pytest.mark.parametrize(
