@@ -63,7 +63,7 @@ def test_learned_positions_refuse_longer_texts(tmp_path: Path) -> None:
     ended = ablatio([*STUDY, f"out={tmp_path}", "position=learned,rope", "train.steps=4"], tmp_path / "log")
     assert ended.code == 0, ended.err
     known, beyond = scores(runs(tmp_path / "study")["position=learned"], tmp_path / "log")
-    assert "bpb" in known and "model.max_len=128 and no more" in str(beyond["refused"])
+    assert "bpb" in known and "at most model.max_len=128" in str(beyond["refused"])
 
 
 def start_model(name: str, folder: Path) -> list[str]:

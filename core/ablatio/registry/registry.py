@@ -370,7 +370,10 @@ def _load_plugins() -> None:
 
 @contextmanager
 def transaction() -> Iterator[None]:
-    """Context manager: undo every registration made inside if an exception is raised."""
+    """Context manager: undo every registration made inside if an exception is raised.
+
+    Targets of parts listed before are kept: their modules stay imported, so nothing would register them again.
+    """
     kinds = dict(REGISTRIES)
     contents = {k: (dict(r.entries), dict(r._targets)) for k, r in REGISTRIES.items()}
     try:
@@ -379,5 +382,6 @@ def transaction() -> Iterator[None]:
         REGISTRIES.clear()
         REGISTRIES.update(kinds)
         for kind, (entries, targets) in contents.items():
-            REGISTRIES[kind].entries, REGISTRIES[kind]._targets = entries, targets
+            imported = {name: t for name, t in REGISTRIES[kind]._targets.items() if name in entries}
+            REGISTRIES[kind].entries, REGISTRIES[kind]._targets = entries, imported | targets
         raise
