@@ -9,6 +9,7 @@ FIRST_USE_INSIDE = """
 from ablatio.registry.kinds import optimizers
 from ablatio.registry.registry import transaction
 
+assert "adamw" in optimizers.names()
 try:
     with transaction():
         optimizers.target("adamw")

@@ -11,12 +11,13 @@ from ablatio.registry.kinds import tasks
 
 CHAT = [{"prompt": f"{i} and {j}?", "completion": "even" if (i + j) % 2 else "odd"} for i in range(6) for j in range(6)]
 FEEDBACK = [{"prompt": f"{i} and {j}?", "chosen": "yes!", "rejected": "no"} for i in range(6) for j in range(6)]
+GRPO = ["alignment=grpo", "alignment.group=4", "reward=length", "reward.target=3", "task.answer_tokens=4"]
 SETTINGS = {
     "pretrain": [],
     "sft": ["source=chats", "model.max_len=64"],
     "reward": ["source=feedback", "model.max_len=64"],
     "preference": ["source=feedback", "model.max_len=64", "alignment=dpo"],
-    "policy": ["model.max_len=32", "alignment=grpo", "alignment.group=4", "reward=length", "reward.target=3"],
+    "policy": ["model.max_len=32", *GRPO],
 }
 
 
