@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 
 class AblatioError(Exception):
-    """Base class: the message says what is wrong and what to do about it; it is printed without a traceback."""
+    """Base class of errors that the command line prints without a traceback: what is wrong, and what to do."""
 
     exit_code = 2
 

@@ -37,7 +37,7 @@ def open_run(folder: "str | Path", step: int | None = None) -> "RunFolder":
 
 
 class RunFolder:
-    """One run.  Its files are read when asked for; its model is loaded once, on first use.
+    """The folder of one run.  Its files are read on each access, its model is loaded on the first.
 
     folder     path of the run folder
     config     the whole config, resolved: nested dicts

@@ -1,4 +1,4 @@
-"""Builder of models: each part gets the wiring that it asks for, and its own seed."""
+"""Builder of models: each part receives the arguments of its constructor, and a seed of its own."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

@@ -16,7 +16,7 @@ from ablatio.registry.kinds import Batches
 
 
 class Task(ABC):
-    """What a run trains on: its data, the loss of a batch, the scores of a model.  Knows neither Lightning nor Hydra.
+    """Data, loss and scores of a run, independent of Lightning and Hydra.
 
     A task is built from `setup` (ablatio.training.task_context.TaskContext) and its own knobs.  It sets `tokenizer`,
     `content` and `training`, defines the abstract methods, and overrides the hooks that it needs; by default a hook

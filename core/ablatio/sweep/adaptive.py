@@ -39,7 +39,7 @@ def trial_seed(seeds: Sequence[int]) -> int:
 
 
 class Search:
-    """Runs the trials that a design asks for until it names its survivors, which then run with all seeds."""
+    """Search by trials: the design proposes trials and then its survivors, which run with all seeds."""
 
     def __init__(
         self, planner: Planner, design: Any, matched: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
@@ -57,7 +57,7 @@ class Search:
 
     @property
     def matched(self) -> Mapping[str, Mapping[str, Any]]:
-        """What `match=` changed, per arm."""
+        """Settings that `match=` chose, by arm."""
         return self._matching.found if self._matching else {}
 
     def remember(self, jobs: Iterable[Job]) -> None:

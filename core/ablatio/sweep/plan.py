@@ -19,7 +19,7 @@ Follow = Callable[[Results], list[Job]]
 
 @dataclass(slots=True)
 class Plan:
-    """What is to be done.
+    """A planned study: its jobs, and what their execution needs.
 
     study     written before the first run, and again when `more` adds jobs: it records tuned settings
     jobs      in execution order: all arms of one seed, then the next

@@ -1,4 +1,4 @@
-"""What a command line asks of a sweep: settings of its own, axes, seeds, and what all runs share."""
+"""Parsing of a sweep's command line: settings of the sweep, axes, seeds, and overrides that all runs share."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -25,7 +25,7 @@ EXECUTION = ("workers", "timeout", "hang", "retry", "join", "table")
 
 @dataclass(frozen=True, slots=True)
 class SweepRequest:
-    """A sweep as it was asked for.
+    """A parsed command line of a sweep.
 
     fixed     overrides that all arms share
     axes      what varies; the seed is none of them
@@ -102,7 +102,7 @@ def read(overrides: Sequence[str]) -> SweepRequest:
 
 
 def lasting(overrides: Sequence[str]) -> list[str]:
-    """What of a command makes the jobs of a study, and not how they are executed."""
+    """Return the sorted overrides that define the jobs of a study, without those of their execution."""
     return sorted(text for text in overrides if key_of(text) not in EXECUTION and not key_of(text).startswith(LAUNCHER))
 
 

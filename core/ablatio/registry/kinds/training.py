@@ -106,7 +106,7 @@ class Stabilizer(Protocol):
 
 
 class Task(Protocol):
-    """What a run trains on: its data, the loss of a batch, the scores of a model.  Knows neither Lightning nor Hydra.
+    """Data, loss and scores of a run, independent of Lightning and Hydra.
 
     It is built from `setup`, a TaskContext with the config, the seeds and the rows of each batch.
 

@@ -93,7 +93,7 @@ def _fill(arms: Sequence[Arm], table: Table, metric: str) -> None:
 
 
 def choose_metric(table: Table, asked: str | None) -> str:
-    """Return the compared score: the one asked for, else the task's main score, else one that all runs have."""
+    """Return the name of the compared score: `asked`, or the task's main score, or one that all runs have."""
     common = [set(r.scores) for r in table.counted]
     known = sorted(set.intersection(*common)) if common else []
     if asked is None:
@@ -105,7 +105,7 @@ def choose_metric(table: Table, asked: str | None) -> str:
 
 
 def higher_is_better(table: Table, metric: str) -> bool:
-    """True if a higher score is better: as the task says of its main score, else by the score's name."""
+    """True if a higher score is better; the task declares it of its main score, the name tells it of others."""
     said = next((r.main.get("better") for r in table.counted if r.main.get("name") == metric), None)
     return said == "higher" if said else metric.rsplit("/", 1)[-1].endswith(HIGHER)
 
@@ -116,7 +116,7 @@ def tuned(table: Table, arm: Arm) -> Mapping[str, str]:
 
 
 def matched(table: Table, arm: Arm) -> str:
-    """What `match=` changed for this arm and how close it came: `model.d_ff=341, params +0.02%`."""
+    """Settings that `match=` chose for this arm, and the remaining difference: `model.d_ff=341, params +0.02%`."""
     found = table.study.matched.get(arm.label)
     if not found:
         return ""

@@ -126,7 +126,7 @@ class Findings:
 
     @property
     def caption(self) -> str:
-        """What the differences in the table are: pairing, intervals, correction, direction."""
+        """Caption of the table: how differences are paired, their intervals, correction and direction."""
         if self.comparison is None or not self.comparison.pairs:
             return ""
         against = "the baseline" if self.comparison.baseline else "every other arm"
