@@ -135,7 +135,6 @@ def test_a_study_refuses_a_part_of_the_session_and_names_the_command_for_a_plugi
 
 
 def test_an_export_with_such_a_part_says_so_where_it_is_loaded(notebook: Path, tmp_path: Path) -> None:
-    pytest.importorskip("transformers")
     export = f'from ablatio.cli.main import main; main(["export", {str(notebook)!r}, "--to", "out"])'
     done = python(NOTEBOOK.format(cell=CELL) + export, tmp_path)
     assert "as ablatio" in done.stdout, done.stderr

@@ -46,7 +46,6 @@ def test_parts_benchmark_measures_each_named_part(tmp_path):
 @pytest.mark.oracle("task=reward", "trl's RewardTrainer, step by step")
 def test_training_losses_match_trl(monkeypatch):
     """The speed comparison is fair only if both sides train alike: the losses of three successive steps agree."""
-    pytest.importorskip("trl")
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     for name in ("ABLATIO_CACHE", "HF_HOME", "HF_HUB_OFFLINE", "TQDM_DISABLE"):
         monkeypatch.setenv(name, "1")  # lets monkeypatch restore them after the test
@@ -64,7 +63,6 @@ def test_training_losses_match_trl(monkeypatch):
 
 @pytest.mark.slow
 def test_preferences_benchmark_runs():
-    pytest.importorskip("trl")
     small = ["--turns", "1", "--pairs", "2", "--width", "32", "--layers", "1", "--vocab", "512"]
     command = [sys.executable, BENCHMARKS / "preferences.py", *small, "--case", "short", "--task", "reward"]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -76,7 +74,6 @@ def test_preferences_benchmark_runs():
 @pytest.mark.slow
 def test_policies_benchmark_runs(tmp_path):
     """The benchmark itself asserts equal work on both sides: one model, prompts and answers of equal length."""
-    pytest.importorskip("trl")
     found = tmp_path / "policies.json"
     sizes = ["--width", "32", "--turns", "1", "--prompt", "4", "--new", "4"]
     command = [sys.executable, BENCHMARKS / "policies.py", "--only", "generation", "grpo", *sizes, "--json", found]

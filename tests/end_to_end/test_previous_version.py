@@ -86,7 +86,6 @@ def test_old_recipe_is_reported(old: Path) -> None:
 
 
 def test_old_export_loads(old: Path) -> None:
-    pytest.importorskip("transformers")
     from ablatio.hf import load
 
     found = sum(p.numel() for p in load("exported").parameters())

@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 END, CHATML_TOKENS = "</s>", ("<|im_start|>", "<|im_end|>")
@@ -11,7 +10,8 @@ END, CHATML_TOKENS = "</s>", ("<|im_start|>", "<|im_end|>")
 
 def small_llama(folder: Path) -> Path:
     """Write the model with a byte-level tokenizer; texts end with `</s>`, answers with `<|im_end|>`."""
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     tokens = [END, *CHATML_TOKENS, *sorted(pre_tokenizers.ByteLevel.alphabet())]
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
     config = transformers.LlamaConfig(**sizes, num_key_value_heads=2, vocab_size=len(tokens), tie_word_embeddings=True)

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from ablatio.config.compose import compose_run
 from ablatio.errors import UserError
 from ablatio.model.build import build_model
 from ablatio.training.initial_weights import take_over
 
-transformers = pytest.importorskip("transformers")
 V, D, L, H = 96, 32, 2, 4
 LLAMA = {
     "vocab_size": V, "hidden_size": D, "intermediate_size": 48, "num_hidden_layers": L, "num_attention_heads": H,

@@ -81,7 +81,8 @@ def test_dunnett_of_two_arms_equals_paired_t() -> None:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_ranks_match_scipy_and_scikit_posthocs() -> None:
-    posthocs = pytest.importorskip("scikit_posthocs")
+    import scikit_posthocs as posthocs
+
     scores = np.round(numbers(9, 5) + np.arange(5) * 0.6, 1)
     scores[3, 1] = scores[3, 2]  # ties
     ours = ranks(scores)

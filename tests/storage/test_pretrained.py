@@ -3,17 +3,17 @@
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 import torch
+import transformers
 from tokenizers.pre_tokenizers import ByteLevel
 
 from ablatio.errors import EnvironmentFault, UserError
 from ablatio.storage import pretrained
 from ablatio.storage.gguf import NAMES, convert
 
-gguf = pytest.importorskip("gguf")
-transformers = pytest.importorskip("transformers")
 D, HEADS, GROUPS, LAYERS = 32, 4, 2, 2
 
 

@@ -50,7 +50,6 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def cluster(importable: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Ray cluster: a head node without CPUs and one worker node with one CPU."""
-    pytest.importorskip("ray")
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     from ray.cluster_utils import Cluster
@@ -112,7 +111,6 @@ def test_run_of_a_lost_ray_node_resumes_on_another_node(cluster: Any, tmp_path: 
 @pytest.mark.slow
 def test_sigterm_preempts_ray_sweep_which_can_be_resumed(tmp_path: Path) -> None:
     """Ray installs its own SIGTERM handler in this process; the sweep's handler must take precedence."""
-    pytest.importorskip("ray")
     with pytest.raises(Preempted, match="ablatio resume"):
         engine(tmp_path, job("slow", "once:slow"), launcher="ray", watcher=Stop(tmp_path), knobs={"workers": 1}).run()
     assert Ledger(tmp_path / "ledger.jsonl").read()["slow"].state == "preempted"
@@ -132,7 +130,6 @@ class Stop:
 
 
 def test_submitit_gives_the_results_of_the_pool(tmp_path: Path) -> None:
-    pytest.importorskip("submitit")
     engine(tmp_path / "pool", JOBS[0], *TROUBLE[::2]).run()
     made = engine(tmp_path / "local", JOBS[0], *TROUBLE[::2], launcher="slurm", knobs=LOCAL)
     kinds = {r.job.id: r.entry.kind for r in made.run()}
@@ -142,7 +139,6 @@ def test_submitit_gives_the_results_of_the_pool(tmp_path: Path) -> None:
 
 
 def test_sigterm_preempts_submitit_sweep_which_can_be_resumed(tmp_path: Path) -> None:
-    pytest.importorskip("submitit")
     with pytest.raises(Preempted, match="ablatio resume"):
         engine(tmp_path, job("slow", "once:slow"), launcher="slurm", watcher=Stop(tmp_path), knobs=LOCAL).run()
     assert Ledger(tmp_path / "ledger.jsonl").read()["slow"].state == "preempted"
@@ -152,7 +148,6 @@ def test_sigterm_preempts_submitit_sweep_which_can_be_resumed(tmp_path: Path) ->
 
 
 def test_ready_jobs_are_submitted_as_one_slurm_array(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("submitit")
     commands = tmp_path / "bin"
     commands.mkdir()
     for name, text in {"sbatch": SBATCH, "srun": SRUN, "sacct": "#!/bin/sh\necho 'JobID|State'\n"}.items():
@@ -173,7 +168,6 @@ def test_ready_jobs_are_submitted_as_one_slurm_array(tmp_path: Path, monkeypatch
 @pytest.mark.filterwarnings("ignore:.*DEBUG_.*_log:pytest.PytestUnraisableExceptionWarning")
 def test_debug_cluster_runs_jobs_sequentially(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In this process, without changing its signal handlers; submitit leaves log files open, hence the filter."""
-    pytest.importorskip("submitit")
     handler = signal.getsignal(signal.SIGTERM)
     made = engine(tmp_path, *JOBS[:2], TROUBLE[0], launcher="slurm", knobs={"cluster": "debug"})
     assert made.launcher.slots == 1
@@ -191,7 +185,6 @@ def test_missing_launcher_library_gives_install_command(
 
 
 def test_slurm_launcher_without_slurm_suggests_local_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("submitit")
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match=r"srun(.|\n)*launcher.cluster=local"):
         engine(tmp_path / "study", JOBS[0], launcher="slurm").run()

@@ -131,7 +131,6 @@ def run_name(run: Path) -> str:
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n == "mlflow" else []) for n in READERS])
 def test_resumed_run_is_logged_completely(name: str, tmp_path: Path, text: Path, plain: Path) -> None:
-    pytest.importorskip(name)
     kill_when = tmp_path / "runs/one/checkpoints/step-00000008.json"
     run = run_with(f"[csv,{name}]", text, tmp_path, kill_when)
     done = ablatio(["train", f"resume={run}"], tmp_path / "output")
@@ -158,7 +157,6 @@ def _log_alone(name: str, folder: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["mlflow", "trackio"])
 def test_concurrent_runs_share_a_database(name: str, tmp_path: Path) -> None:
-    pytest.importorskip(name)
     kinds.loggers.target(name)
     folders = [tmp_path / f"run{i}" for i in range(3)]
     workers = [mp.get_context("fork").Process(target=_log_alone, args=(name, folder)) for folder in folders]
@@ -172,7 +170,6 @@ def test_concurrent_runs_share_a_database(name: str, tmp_path: Path) -> None:
 
 
 def test_metrics_csv_is_always_written(tmp_path: Path, text: Path, plain: Path) -> None:
-    pytest.importorskip("tensorboard")
     assert metrics(run_with("tensorboard", text, tmp_path)) == metrics(plain)
 
 
@@ -187,7 +184,6 @@ def test_missing_logger_library_is_reported_before_the_run(tmp_path: Path, monke
 
 @pytest.mark.parametrize("uri", ["file:///tmp/mlruns", "./mlruns", "http://tracking.example.com"])
 def test_mlflow_accepts_only_sqlite_uris(uri: str, tmp_path: Path) -> None:
-    pytest.importorskip("mlflow")
     with pytest.raises(UserError, match="sqlite:///PATH was expected"):
         kinds.loggers.build("mlflow", {"uri": uri}, folder=tmp_path, config={})
 

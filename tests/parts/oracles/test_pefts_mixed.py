@@ -105,8 +105,6 @@ def test_every_peft_method_is_supported_or_refused() -> None:
 @pytest.mark.filterwarnings("ignore:Sparse invariant checks")  # of frod
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_of_peft(method: str) -> None:
-    if method == "adamss":
-        pytest.importorskip("sklearn")
     net, theirs = wide(), wide()
     part = pefts.build("hf", {"method": method, "targets": ("linear",), "settings": METHODS[method]})
     part.apply(net, 0)
@@ -132,8 +130,6 @@ def test_every_method_of_peft(method: str) -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_outputs_depend_neither_on_later_tokens_nor_on_other_texts(method: str) -> None:
     """Merging, where peft supports it, keeps the outputs, and unmerging restores the weights bit for bit."""
-    if method == "adamss":
-        pytest.importorskip("sklearn")
     net, rows = tiny_models.model(), tiny_models.tokens(2)
     part = pefts.build("hf", {"method": method, "settings": METHODS[method]})
     part.apply(net, 0)

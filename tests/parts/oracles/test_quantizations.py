@@ -56,7 +56,8 @@ def test_int4_takes_the_nearest_table_entry(code: str, width: int, group: int) -
 @pytest.mark.parametrize("width, group", [(128, 64), (192, 64), (256, 32)])
 def test_int4_equals_bitsandbytes(width: int, group: int, double: bool) -> None:
     """Equal codes and scales of the same matrix, and equal weights from the kernel that a GPU uses."""
-    functional = pytest.importorskip("bitsandbytes.functional")
+    from bitsandbytes import functional
+
     weight = torch.randn(48, width, generator=torch.Generator().manual_seed(0))
     codec = quantizations.build("int4", {"group": group, "double": double})
     held = codec.encode(weight)

@@ -1,13 +1,12 @@
 """Rewards against reasoning-gym's answers and scorer, VADER itself, tables, and sums by hand."""
 
 import pytest
+import reasoning_gym as gym
 import torch
 
 from ablatio.errors import UserError
 from ablatio.model.rl.answers import Answer
 from ablatio.registry.kinds import rewards
-
-gym = pytest.importorskip("reasoning_gym")
 
 
 def judge(name, text, truth=None, **knobs):
@@ -47,7 +46,9 @@ def test_format_reward_of_a_wrong_number():
 
 @pytest.mark.oracle("reward=sentiment", "vaderSentiment")
 def test_sentiment_equals_vader():
-    vader = pytest.importorskip("vaderSentiment.vaderSentiment").SentimentIntensityAnalyzer()
+    from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+
+    vader = SentimentIntensityAnalyzer()
     texts = ["I love it!", "This is the worst day of my life.", "A table.", "not GOOD at all :("]
     assert [judge("sentiment", t) for t in texts] == [vader.polarity_scores(t)["compound"] for t in texts]
     assert judge("sentiment", "great") > judge("sentiment", "great", with_prompt=True) - 1
