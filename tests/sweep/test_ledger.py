@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ablatio.sweep.ledger import Claim, Entry, Ledger, alive, started
+from ablatio.sweep.ledger import Claim, Entry, Ledger, _sealed, alive, started
 
 
 def filled(path: Path) -> Ledger:
@@ -95,6 +95,22 @@ def test_superseded_claim_can_neither_begin_nor_end(tmp_path: Path) -> None:
     assert Ledger(tmp_path / "ledger.jsonl").begin(new)
     ledger.end(old, "failed", "killed")
     assert Ledger(tmp_path / "ledger.jsonl").read()["b"].state == "running"
+
+
+def test_late_record_of_an_older_attempt_does_not_take_the_claim_of_a_new_one(tmp_path: Path) -> None:
+    """A sweeper records that a run died while another sweeper, which saw it dead, has already claimed it again."""
+    path = tmp_path / "ledger.jsonl"
+    ledger = filled(path)
+    old = ledger.claim("b", ledger.entries["b"])
+    assert old and Ledger(path).begin(old)
+    new = ledger.claim("b", Ledger(path).read()["b"])
+    assert new and new.attempt == 2
+    size = path.stat().st_size
+    ledger.end(old, "preempted", "killed")
+    assert path.stat().st_size == size
+    with path.open("ab") as file:  # as versions before this one wrote it
+        file.write(_sealed(Entry("b", "preempted", old.attempt)))
+    assert Ledger(path).begin(new) and Ledger(path).read()["b"].attempt == 2
 
 
 def test_process_is_identified_by_pid_and_start_time(tmp_path: Path) -> None:

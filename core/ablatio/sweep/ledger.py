@@ -69,7 +69,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """The right to run a job: valid until a line after byte `offset` mentions the job."""
+    """The right to run a job: valid until a line after byte `offset` says that this attempt or a later one has begun."""
 
     job: str
     attempt: int
@@ -117,16 +117,18 @@ class Ledger:
         """Record that this process runs the job; False if the claim is no longer valid."""
         with self._locked(claim.offset) as file:
             now = self.entries.get(claim.job)  # None: no later line mentions the job
-            if now and (now.state, now.attempt) != ("claimed", claim.attempt):
+            if now and now.attempt >= claim.attempt and (now.state, now.attempt) != ("claimed", claim.attempt):
                 return False
             self._append(file, [Entry(claim.job, "running", claim.attempt, **this_process())])
             return True
 
     def end(self, claim: Claim, state: State, kind: Kind = "", message: str = "", step: int = 0) -> None:
-        """Record the outcome of an attempt."""
+        """Record the outcome of an attempt, unless a later attempt has begun."""
         line = Entry(claim.job, state, claim.attempt, **this_process(), kind=kind, message=message, step=step)
         with self._locked(claim.offset) as file:
-            self._append(file, [line])
+            now = self.entries.get(claim.job)
+            if now is None or now.attempt <= claim.attempt:
+                self._append(file, [line])
 
     @contextmanager
     def _locked(self, start: int | None = None) -> Iterator[BinaryIO]:
