@@ -69,7 +69,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """The right to run a job: valid until a line after byte `offset` says that this attempt or a later one has begun."""
+    """The right to run a job: valid until a line after byte `offset` shows that this or a later attempt has begun."""
 
     job: str
     attempt: int
