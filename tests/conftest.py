@@ -45,11 +45,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(autouse=True)
 def reset_global_state() -> Iterator[None]:
-    """Restore what a training changes in this process: the matmul precision, and CC and CXX, which peft may set."""
+    """Restore what a training changes in this process: threads and matmul precision, and CC and CXX, which peft may set.
+
+    One thread, because runs are forked from this process (helpers/runs.py): once torch has computed with two, the
+    second is missing in the child, which waits for it for ever.
+    """
     compilers = {key: os.environ[key] for key in ("CC", "CXX") if key in os.environ}
     yield
     if torch := sys.modules.get("torch"):
         torch.set_float32_matmul_precision("highest")
+        torch.set_num_threads(1)
     for key in ("CC", "CXX"):
         os.environ.pop(key, None)
     os.environ.update(compilers)

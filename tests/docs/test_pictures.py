@@ -98,7 +98,7 @@ def calls_in_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Mapping[s
         stabilizers.register("watcher")(watcher)
         small = ["model.d_model=16", "model.n_layers=1", "model.n_heads=2", "model.max_len=32", "tokenizer=bytes"]
         data = ["data.val_tokens=256", "train.steps=2", "train.batch_size=2", "train.accumulate=1"]
-        config = compose_run([*small, *data, "trainer.progress=false"]).config
+        config = compose_run([*small, *data, "trainer.progress=false", "trainer.threads=1"]).config
         config = {**config, "task": {"name": "spied"}, "stabilizer": {"watcher": {}}}
         folder = tmp_path / "run"
         folder.mkdir()
