@@ -45,7 +45,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(autouse=True)
 def reset_global_state() -> Iterator[None]:
-    """Restore what a training changes in this process: threads and matmul precision, and CC and CXX, which peft may set.
+    """Restore what a training changes in this process: threads, matmul precision, and CC and CXX, which peft may set.
 
     One thread, because runs are forked from this process (helpers/runs.py): once torch has computed with two, the
     second is missing in the child, which waits for it for ever.

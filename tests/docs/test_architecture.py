@@ -11,8 +11,8 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from helpers.one_core import one_core
 from helpers.doc_pages import DOCS, ROOT, pages
+from helpers.one_core import one_core
 from helpers.studies import Fake, write_study
 
 from ablatio.cli.main import main
