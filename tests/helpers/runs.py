@@ -63,18 +63,25 @@ def begin(arguments: Sequence[str], folder: Path) -> mp.process.BaseProcess:
 
 
 def ablatio(
-    arguments: Sequence[str], folder: Path, kill_when: Path | None = None, number: int = signal.SIGKILL
+    arguments: Sequence[str],
+    folder: Path,
+    kill_when: Path | None = None,
+    number: int = signal.SIGKILL,
+    seconds: float = 120.0,
 ) -> Finished:
-    """Run `ablatio ARGUMENTS` in a forked child; send it signal `number` as soon as the file `kill_when` exists."""
+    """Run `ablatio ARGUMENTS` in a forked child; send it signal `number` as soon as the file `kill_when` exists.
+
+    seconds: the run must end within this time
+    """
     process = begin(arguments, folder)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + seconds
     while process.is_alive() and time.monotonic() < deadline:
         if kill_when is not None and kill_when.exists():
             assert process.pid
             os.kill(process.pid, number)
             kill_when = None
         process.join(0.002)
-    assert not process.is_alive(), "the run did not end within 120 s"
+    assert not process.is_alive(), f"the run did not end within {seconds:g} s"
     out, err = (folder / "out").read_text(), (folder / "err").read_text()
     return Finished(process.exitcode or 0, out, err)
 
