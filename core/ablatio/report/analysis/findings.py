@@ -11,6 +11,7 @@ from statistics import median
 from ablatio.errors import UserError
 from ablatio.report.analysis.arms import UNMATCHED, Arm, arms_of, choose_metric, higher_is_better, rate_is_free, tuned
 from ablatio.report.analysis.effects_verdict import effects_verdict, fitted_effects
+from ablatio.report.analysis.study_effects import StudyEffects
 from ablatio.report.analysis.verdict import ArmFacts, Language, Verdict, verdict
 from ablatio.report.read.curves import COLLAPSED
 from ablatio.report.read.run import RATE
@@ -19,7 +20,6 @@ from ablatio.report.statistics import (
     Better,
     Comparison,
     Correction,
-    Factors,
     Method,
     Noise,
     Pair,
@@ -72,7 +72,7 @@ class Findings:
     better: str
     rows: Sequence[Row]
     comparison: Comparison | None
-    factors: Factors | None
+    factors: StudyEffects | None
     verdicts: Mapping[Language, Verdict]
 
     @property
