@@ -159,7 +159,7 @@ class _Speaker:
         return known[other].ratio >= LEAST * known[best].ratio and known[other].terms <= known[best].terms
 
     def notes(self) -> list[str]:
-        found, shown = self.found, list(self.found.notes)
+        found, shown = self.found, list[str]()
         if found.follow_up and (self.unclear or any(found.aliases(n) for n in (*self.sure, *self.crossed))):
             shown.append(self.say("follow up", runs=found.follow_up.runs, command=found.follow_up.command))
         if found.fit.diverged:

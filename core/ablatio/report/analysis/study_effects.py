@@ -27,7 +27,6 @@ class StudyEffects:
     screen        all differences between levels, tested together
     alternatives  claimed effect -> interactions that explain the same data without it, the best first
     metric        the score: bits per byte if the compared score depends on the tokenizer and tokenizers differ
-    notes         why the score differs from the compared one, and which effects include a difference in budget
     follow_up     command that adds runs which tell claimed effects from their aliases
     """
 
@@ -36,7 +35,6 @@ class StudyEffects:
     alternatives: Mapping[str, tuple[Alternative, ...]]
     metric: str
     alpha: float
-    notes: tuple[str, ...] = ()
     follow_up: FollowUp | None = None
 
     @property
@@ -71,8 +69,8 @@ def fitted_effects(table: Table, metric: str) -> StudyEffects | None:
     if len(varied) < 2 or not design_facts(table.study)["factors"]:
         return None
     score, notes = _comparable(runs, metric, varied)
+    table.notes += notes
     if score is None:
-        table.notes += notes
         return None
     levels = {axis.key: axis.values for axis in table.study.axes}
     try:
@@ -83,10 +81,10 @@ def fitted_effects(table: Table, metric: str) -> StudyEffects | None:
         return None
     if not model.fitted:
         return None
-    return _tested(model, table, score, notes)
+    return _tested(model, table, score)
 
 
-def _tested(model: Model, table: Table, score: str, notes: Sequence[str]) -> StudyEffects:
+def _tested(model: Model, table: Table, score: str) -> StudyEffects:
     lost = sum(run.state == "diverged" and run.role == "run" for run in table.runs)
     found = fit(model, len(model.y) + lost)
     tested, alpha = screen(model), float(table.study.settings.get("alpha", 0.05))
@@ -94,13 +92,13 @@ def _tested(model: Model, table: Table, score: str, notes: Sequence[str]) -> Stu
     plain = [name for name, c in claimed.items() if len(c.factors) == 1]
     lone = [name for name, c in claimed.items() if not c.separate]
     best = sorted(lone, key=lambda name: (claimed[name].p, -abs(claimed[name].value)))[:1]
-    other = {**alternatives(model, plain, tested.sd), **alternatives(model, best, tested.sd)}
-    made = StudyEffects(found, tested, other, score, alpha, tuple(notes))
+    other = alternatives(model, [*plain, *best], tested.sd)
+    made = StudyEffects(found, tested, other, score, alpha)
     unclear = [n for n in claimed if made.aliases(n) or made.instead(n)]
     if not unclear:
         return made
     more = follow_up(table)
-    return StudyEffects(found, tested, other, score, alpha, tuple(notes), more)
+    return StudyEffects(found, tested, other, score, alpha, more)
 
 
 def _comparable(runs: Sequence[Run], metric: str, varied: Sequence[str]) -> tuple[str | None, list[str]]:
@@ -116,14 +114,14 @@ def _comparable(runs: Sequence[Run], metric: str, varied: Sequence[str]) -> tupl
             ]
         metric = BITS
         notes.append(
-            f"Effects are on {BITS}, because the runs have different tokenizers and {LOSS} is per token of each."
+            f"effects are on {BITS}, because the runs have different tokenizers and {LOSS} is per token of each"
         )
     if len({r.size.get("tokens") for r in runs}) > 1:
         budgets = sorted(r.size["tokens"] for r in runs if "tokens" in r.size)
         names = ", ".join(_with_budget(runs, varied)) or "some settings"
         notes.append(
-            f"The runs were trained on {budgets[0]:,.0f} to {budgets[-1]:,.0f} tokens: an effect of {names} includes "
-            "that of the budget."
+            f"the runs were trained on {budgets[0]:,.0f} to {budgets[-1]:,.0f} tokens: an effect of {names} includes "
+            "that of the budget"
         )
     return metric, notes
 

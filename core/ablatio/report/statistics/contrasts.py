@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import lru_cache, reduce
 from itertools import combinations, pairwise, product
 from typing import Any
 
@@ -87,11 +87,23 @@ def model_of(
     kept = [i for i, v in enumerate(values) if math.isfinite(v)]
     if len(kept) < 2:
         raise ValueError(f"effects need two runs or more that did not diverge; {len(kept)} came")
-    rows, y = [arms[i] for i in kept], np.array([values[i] for i in kept], dtype=np.float64)
-    nuisance = block([seeds[i] for i in kept])
-    known = terms(rows, nuisance, 2, levels)
-    fitted = told_apart(known if interactions else [t for t in known if len(t.factors) == 1], nuisance)
-    return Model(rows, y, nuisance, known, fitted)
+    rows = tuple(tuple(arms[i].items()) for i in kept)
+    order = tuple((key, tuple(names)) for key, names in (levels or {}).items())
+    columns = _columns(rows, tuple(seeds[i] for i in kept), order, interactions)
+    return Model([arms[i] for i in kept], np.array([values[i] for i in kept], dtype=np.float64), *columns)
+
+
+@lru_cache(maxsize=4)
+def _columns(
+    rows: tuple[tuple[tuple[str, str], ...], ...],
+    seeds: tuple[int, ...],
+    levels: tuple[tuple[str, tuple[str, ...]], ...],
+    interactions: bool,
+) -> tuple[Array, list[Columns], list[Columns]]:
+    """(nuisance, known, fitted) of a model; they depend on the design alone, so simulations compute them once."""
+    nuisance = block(seeds)
+    known = terms([dict(row) for row in rows], nuisance, 2, dict(levels))
+    return nuisance, known, told_apart(known if interactions else [t for t in known if len(t.factors) == 1], nuisance)
 
 
 def told_apart(known: Sequence[Columns], nuisance: Array) -> list[Columns]:
@@ -147,6 +159,8 @@ def cosine(a: Columns, b: Columns) -> float:
     """Largest cosine between two effects: 1 if they share a direction (aliased), 0 if they are orthogonal."""
     if not (a.basis.size and b.basis.size):
         return 0.0
+    if a.basis.shape[1] == 1 == b.basis.shape[1]:
+        return abs(float(a.basis[:, 0] @ b.basis[:, 0]))
     return float(np.linalg.svd(a.basis.T @ b.basis, compute_uv=False)[0])
 
 
