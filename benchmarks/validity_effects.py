@@ -236,7 +236,7 @@ def _standard_error(share: float, studies: int) -> float:
 
 
 def main() -> None:
-    """Simulate all cells, or those whose name contains --only, and write their shares; planted ones a quarter as often."""
+    """Simulate the cells whose name contains --only, those with effects a quarter as often, and write their shares."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--studies", type=int, default=2000)
     options.add_argument("--only", default="")

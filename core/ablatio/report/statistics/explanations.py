@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from ablatio.report.statistics.contrasts import EXACT, Model, cosine, orthonormal
 
 Array = NDArray[np.floating[Any]]
+TINY = 1e-12  # squared length below which a column lies in the span of the others
 AS_WELL = 20.0  # ratio of likelihoods up to which one explanation is about as good as another
 
 
@@ -91,32 +93,49 @@ class _Search:
     def _grow(self, first: str, excluded: str = "") -> tuple[float, tuple[str, ...]]:
         """(cost, terms) of the best model that starts with `first`, with main effects added one at a time."""
         names, pool = [first], [n for n in self.mains if n != excluded]
-        left = {n: self.bases[n] for n in pool}
-        y, used, cost = self.y, 0, float(self.y @ self.y)
-        basis = self.bases[first]
+        left = np.hstack([self.bases[first][:, :0], *(self.bases[n] for n in pool)])
+        blocks = _slices([self.bases[n].shape[1] for n in pool])
+        y, used, basis = self.y, 0, self.bases[first]
         while True:
             q = _orthonormal(basis)
-            y = y - q @ (q.T @ y)
+            y, left = y - q @ (q.T @ y), left - q @ (q.T @ left)
             used += basis.shape[1]
             cost = float(y @ y) + 2 * used
-            left = {n: b - q @ (q.T @ b) for n, b in left.items()}
-            gains = {n: _explained(b, y) - 2 * b.shape[1] for n, b in left.items()}
-            chosen = max(gains, key=lambda n: gains[n], default="")
-            if not chosen or gains[chosen] <= 0 or used + left[chosen].shape[1] > max(self.size, used):
+            gains = _gains(left, blocks, y)
+            best = int(gains.argmax()) if len(gains) else 0
+            if (
+                not len(gains)
+                or gains[best] <= 0
+                or used + blocks[best].stop - blocks[best].start > max(self.size, used)
+            ):
                 return cost, tuple(names)
-            basis = left.pop(chosen)
-            names.append(chosen)
+            basis = left[:, blocks[best]]
+            names.append(pool[best])
+
+
+def _slices(sizes: Sequence[int]) -> list[slice]:
+    ends = np.cumsum([0, *sizes])
+    return [slice(int(a), int(b)) for a, b in pairwise(ends)]
+
+
+def _gains(left: Array, blocks: Sequence[slice], y: Array) -> Array:
+    """Fall of the criterion for each block of columns that is added to the model."""
+    if left.shape[1] == len(blocks):  # one column each
+        lengths = (left**2).sum(0)
+        known = lengths > TINY
+        return np.where(known, (left.T @ y) ** 2 / np.where(known, lengths, 1.0), 0.0) - 2.0
+    return np.array([_explained(left[:, b], y) - 2.0 * (b.stop - b.start) for b in blocks])
 
 
 def _orthonormal(columns: Array) -> Array:
+    if columns.shape[1] == 1:
+        length = float(np.linalg.norm(columns))
+        return columns / length if length**2 > TINY else columns[:, :0]
     u, s, _ = np.linalg.svd(columns, full_matrices=False)
-    return np.asarray(u[:, s > 1e-6])
+    return np.asarray(u[:, s**2 > TINY])
 
 
 def _explained(columns: Array, y: Array) -> float:
     """Sum of squares of y in the span of the columns."""
-    if columns.shape[1] == 1:
-        length = float((columns[:, 0] ** 2).sum())
-        return float(columns[:, 0] @ y) ** 2 / length if length > 1e-12 else 0.0
     q = _orthonormal(columns)
     return float(((q.T @ y) ** 2).sum())
