@@ -12,8 +12,6 @@ from ablatio.errors import AblatioError
 from ablatio.report import rerun_command
 from ablatio.report.read.table import Table
 from ablatio.sweep.ledger import Ledger
-from ablatio.sweep.plan import design_of, plan_sweep
-from ablatio.sweep.request import read
 from ablatio.sweep.study import LEDGER, STUDY
 
 DEFAULT_OUT = "runs"
@@ -45,6 +43,8 @@ def follow_up(table: Table) -> FollowUp | None:
 
 @functools.lru_cache(maxsize=16)
 def _checked(folder: Path, overrides: tuple[str, ...]) -> FollowUp | None:
+    from ablatio.sweep.plan import plan_sweep  # loads torch, which a report without a follow-up does not need
+
     try:
         words = _extended(folder, overrides)
         if not words:
@@ -63,6 +63,9 @@ def _checked(folder: Path, overrides: tuple[str, ...]) -> FollowUp | None:
 
 def _extended(folder: Path, overrides: tuple[str, ...]) -> list[str]:
     """Overrides of the study with the settings of its design that add arms; empty if the design has none."""
+    from ablatio.sweep.plan import design_of
+    from ablatio.sweep.request import read
+
     if not overrides:
         return []
     design = design_of(read(overrides))
