@@ -10,6 +10,7 @@ from ablatio.report.analysis.study_effects import StudyEffects
 from ablatio.report.escape import csv_text, latex
 from ablatio.report.statistics import Contrast, Term
 
+PAIRS = 15  # differences of one setting that a table shows; of more, the most certain
 NAMED = 3  # aliases that a cell names; it counts the others
 HEAD = ("effect", "contrast", "difference", "interval", "p", "aliases")
 
@@ -47,14 +48,17 @@ def effect_rows(found: StudyEffects, *, every: bool = False) -> list[EffectRow]:
            an interaction has its most certain contrast, and the first kind appears only if it is beyond chance
     """
     terms = {t.name: t for t in found.fit.terms}
-    mains = [_row(c, terms) for name in found.settings for c in found.screen.contrasts if c.name == name]
+    mains: list[EffectRow] = []
+    for name in found.settings:
+        pairs = [c for c in found.screen.contrasts if c.name == name]
+        mains += [_row(c, terms) for c in (pairs if every or len(pairs) <= PAIRS else found.screen.of(name)[:PAIRS])]
     crossed: dict[str, list[Contrast]] = {}
     for c in found.screen.contrasts:
         if len(c.factors) == 2 and (every or c.separate or c.p <= found.alpha):
             crossed.setdefault(c.name, []).append(c)
-    pairs = [c for name in crossed for c in (crossed[name] if every else found.screen.of(name)[:1])]
-    pairs.sort(key=lambda c: math.inf if math.isnan(c.p) else c.p)
-    return [*mains, *(_row(c, terms) for c in pairs)]
+    shown = [c for name in crossed for c in (crossed[name] if every else found.screen.of(name)[:1])]
+    shown.sort(key=lambda c: math.inf if math.isnan(c.p) else c.p)
+    return [*mains, *(_row(c, terms) for c in shown)]
 
 
 def effects_csv(found: StudyEffects) -> str:

@@ -93,7 +93,9 @@ class _Speaker:
             for c in others
             if c.p <= self.found.alpha
         ]
-        return self.words["mark"].join([text, *([self.say("resolved", pairs=self.listed(also))] if also else [])])
+        return self.words["mark"].join(
+            [text, *([self.say("resolved", pairs=self.listed(also, NAMED))] if also else [])]
+        )
 
     def crossing(self, name: str) -> str:
         """Sentence on an interaction, with its aliases."""

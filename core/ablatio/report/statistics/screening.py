@@ -18,7 +18,8 @@ from ablatio.report.statistics.effects import Factors
 
 Array = NDArray[np.floating[Any]]
 Kind = Literal["pair", "crossing", "cell"]
-DRAWS = 20_000  # of the null distribution; the 95 % quantile has a standard error of 0.02
+DRAWS = 20_000  # of the null distribution; the 95 % quantile has a standard error of about 0.02
+FEWEST, WORK = 4_000, 4e9  # draws, and multiplications, up to which large studies have all draws
 SEED = 20_240_501  # of those draws: the same study always gives the same p
 REPLICATED = 3  # degrees of freedom between equal arms from which on their spread is the scale
 LEVEL = 0.95
@@ -86,13 +87,12 @@ def screen(model: Model) -> Screen:
     values of Lenth's method by simulation: Ye and Hamada 2000, doi:10.1080/00224065.2000.11979971.
     """
     named = [*_contrasts(model)]
-    space = orthonormal(np.eye(len(model.y)), model.nuisance)  # (n, m)
-    ordered = _ordered(model, space)  # orthonormal contrasts, those of the fitted terms first
-    y = ordered.T @ model.y
     scale: Literal["residual", "lenth", "none"] = "residual"
     sd, df = spread_between_equal_arms(model)
+    space: Array | None = None
     if df < REPLICATED:
-        scale, df, sd = "lenth", math.nan, float(pseudo_standard_error(y[None])[0])
+        space = _orthonormal_contrasts(model)
+        scale, df, sd = "lenth", math.nan, float(pseudo_standard_error((model.y @ space)[None])[0])
     rounding = EXACT * max(1.0, float(np.abs(model.y).max()))
     if not named or not sd > rounding:
         blank = tuple(
@@ -101,7 +101,8 @@ def screen(model: Model) -> Screen:
         return Screen(blank, "none", math.nan, math.nan, math.nan, math.nan)
     weights = np.array([w for _, w, _ in named])
     lengths = np.linalg.norm(weights, axis=1)
-    largest = null_maxima(np.ascontiguousarray(weights @ ordered / lengths[:, None]), df)
+    unit = weights / lengths[:, None]
+    largest = null_maxima(_compressed(unit) if space is None else unit @ space, df)
     critical = float(np.quantile(largest, LEVEL))
     found = []
     for (name, w, separate), length in zip(named, lengths, strict=True):
@@ -125,11 +126,17 @@ def pseudo_standard_error(contrasts: Array) -> Array:
 
 def spread_between_equal_arms(model: Model) -> tuple[float, float]:
     """(standard deviation between runs of equal arms, its degrees of freedom), differences between seeds taken out."""
-    labels = [tuple(sorted(arm.items())) for arm in model.arms]
-    columns = np.array([[label == other for other in dict.fromkeys(labels)] for label in labels], dtype=np.float64)
-    left = model.y - _projected(np.hstack([columns, model.nuisance]), model.y)
-    df = len(model.y) - int(np.linalg.matrix_rank(np.hstack([columns, model.nuisance])))
-    return (math.sqrt(float(left @ left) / df) if df else math.nan), df
+    numbers: dict[tuple[tuple[str, str], ...], int] = {}
+    arm = np.array([numbers.setdefault(tuple(sorted(a.items())), len(numbers)) for a in model.arms])
+    columns = np.column_stack([model.y, model.nuisance[:, 1:]])
+    means = np.zeros((len(numbers), columns.shape[1]))
+    np.add.at(means, arm, columns)
+    left = columns - (means / np.bincount(arm)[:, None])[arm]  # what differs within an arm
+    y, seeds = left[:, 0], left[:, 1:]
+    if seeds.shape[1]:
+        y = y - seeds @ np.linalg.lstsq(seeds, y)[0]
+    df = len(y) - len(numbers) - (int(np.linalg.matrix_rank(seeds)) if seeds.shape[1] else 0)
+    return (math.sqrt(float(y @ y) / df) if df > 0 else math.nan), float(max(df, 0))
 
 
 def null_maxima(weights: Array, df: float) -> Array:
@@ -137,16 +144,17 @@ def null_maxima(weights: Array, df: float) -> Array:
 
     df  of the standard deviation; nan: Lenth's pseudo standard error of the m orthonormal contrasts
     """
-    return _null_maxima(weights.tobytes(), weights.shape, df)
+    return _null_maxima(np.ascontiguousarray(weights).tobytes(), weights.shape, df)
 
 
 @functools.lru_cache(maxsize=8)
 def _null_maxima(weights: bytes, shape: tuple[int, int], df: float) -> Array:
     rows = np.frombuffer(weights, dtype=np.float64).reshape(shape).astype(np.float32)
     generator = np.random.default_rng(SEED)
+    draws = int(min(DRAWS, max(FEWEST, WORK / (shape[0] * shape[1]))))
     found = []
     for _ in range(10):
-        z = generator.standard_normal((DRAWS // 10, shape[1]), dtype=np.float32)
+        z = generator.standard_normal((draws // 10, shape[1]), dtype=np.float32)
         scale = pseudo_standard_error(z) if math.isnan(df) else np.sqrt(generator.chisquare(df, len(z)) / df)
         found.append(np.abs(z @ rows.T).max(1) / scale)
     return np.sort(np.concatenate(found))
@@ -187,17 +195,20 @@ def _named(term: Columns) -> Iterator[tuple[Name, Array]]:
             yield (term.factors, "cell", tuple((level,) for level in levels)), unit[i]
 
 
-def _ordered(model: Model, space: Array) -> Array:
-    """Orthonormal contrasts: those of each fitted term in turn, then those of the residual."""
+def _orthonormal_contrasts(model: Model) -> Array:
+    """(n, n - seeds) orthonormal contrasts: those of each fitted term in turn, then those of the residual."""
     left, found = model.nuisance, []
     for term in model.fitted:
         found.append(orthonormal(term.values, left))
         left = np.hstack([left, term.values])
-    return np.hstack([*found, orthonormal(space, left)])
+    return np.hstack([*found, orthonormal(np.eye(len(model.y)), left)])
 
 
-def _projected(columns: Array, y: Array) -> Array:
-    return np.asarray(columns @ np.linalg.lstsq(columns, y)[0])
+def _compressed(rows: Array) -> Array:
+    """Rows with the same inner products in as few columns as they span."""
+    u, s, _ = np.linalg.svd(rows, full_matrices=False)
+    kept = s > EXACT * s[0]
+    return np.asarray(u[:, kept] * s[kept])
 
 
 @dataclass(frozen=True, slots=True)
