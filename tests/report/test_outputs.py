@@ -116,9 +116,11 @@ def test_report_command_writes_all_files_and_prints_verdict(tmp_path: Path, caps
 
 def test_screening_design_is_summarized_by_settings(tmp_path: Path):
     found = find(read_table([write_study(tmp_path / "s", plackett_burman())]))
-    verdict_text = " ".join(found.said())
-    assert "2 of 7 settings matter" in verdict_text and "norm, from rmsnorm to layernorm: +0.0" in verdict_text
-    assert "activation" in verdict_text.split("Not resolved")[0] and "position" in verdict_text.split("Not resolved")[1]
+    headline, *sentences = found.said()
+    assert headline == "2 of 7 settings stand out, each aliased with interactions: norm, activation."
+    assert sentences[0].startswith("norm, from rmsnorm to layernorm: +0.0") and "cannot tell it from" in sentences[0]
+    assert sentences[1].startswith("activation, from swiglu to gelu: +0.0")
+    assert "position" in next(s for s in sentences if s.startswith("Not resolved"))
 
 
 def test_study_without_results_has_a_report(tmp_path: Path):

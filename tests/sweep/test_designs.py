@@ -7,6 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from ablatio.config.grammar import parse
 from ablatio.errors import UserError
 from ablatio.registry.kinds import designs
 from ablatio.registry.kinds.search_space import Axis, Interval
@@ -74,6 +75,64 @@ def test_aliases_follow_the_defining_relation() -> None:
     ]  # fmt: skip
     assert made("fractional", axes(5), resolution=5).aliases() == []
     assert all(" = " in line for line in made("fractional", axes(6), resolution=3).aliases())
+
+
+def test_foldover_of_a_fractional_design_frees_what_it_says() -> None:
+    """2^(7-4) folded over all axes has resolution IV; 2^(4-1) folded over one axis is the full design."""
+    names = lambda lines: {name.lstrip("-") for line in lines for name in line.split(" = ")}  # noqa: E731
+    three = made("fractional", axes(7), resolution=3)
+    assert set("abcdefg") <= names(three.aliases()) and three.follow_up() == {"design.foldover": "all"}
+    folded = made("fractional", axes(7), resolution=3, foldover="all")
+    assert not set("abcdefg") & names(folded.aliases()) and folded.follow_up() == {}
+    half = made("fractional", axes(4), generators="a b c abc")
+    assert half.follow_up() == {"design.foldover": "a"}
+    whole = [tuple(arm.values()) for arm in made("fractional", axes(4), generators="a b c abc", foldover="a").arms()]
+    assert len(set(whole)) == 16
+    with pytest.raises(UserError, match="expected `all`, or one of the axes: a, b, c, d"):
+        made("fractional", axes(4), foldover="x")
+
+
+@pytest.mark.parametrize(("levels", "rows"), [((3, 3, 3, 3), 9), ((3, 3, 3), 9), ((2, 2, 2), 4)])
+def test_added_arms_separate_main_effects_from_interactions(levels: tuple[int, ...], rows: int) -> None:
+    """Oracle: the largest canonical correlation (numpy) of a main effect with two-way interactions of other axes."""
+    over = tuple(Axis(key, tuple(f"{key}{i}" for i in range(n))) for key, n in zip(KEYS, levels, strict=False))
+
+    def shared(arms: list[dict[str, str]]) -> float:
+        coded = [
+            np.array([[arm[axis.key] == v for v in axis.values[1:]] for arm in arms], float) for axis in over
+        ]  # fmt: skip
+        bases = [np.linalg.qr(c - c.mean(0))[0] for c in coded]
+        found = []
+        for i, j, k in itertools.permutations(range(len(over)), 3):
+            if j < k:
+                pair = np.hstack([a[:, None] * b[:, None] for a in coded[j].T for b in coded[k].T])
+                rest = np.hstack([np.ones((len(arms), 1)), coded[j], coded[k]])
+                left = pair - rest @ np.linalg.lstsq(rest, pair, rcond=None)[0]
+                basis, sizes, _ = np.linalg.svd(left, full_matrices=False)
+                basis = basis[:, sizes > 1e-9]
+                found.append(np.linalg.svd(bases[i].T @ basis, compute_uv=False).max(initial=0.0))
+        return float(max(found))
+
+    plain = made("orthogonal", over)
+    first = list(plain.arms())
+    added = min(rows, math.prod(levels) - rows)
+    assert len(first) == rows and plain.follow_up() == {"design.augment": str(added)}
+    more = made("orthogonal", over, augment=added)
+    arms = list(more.arms())
+    assert arms[:rows] == first and len({tuple(a.values()) for a in arms}) == rows + added == more.count()
+    assert shared(first) > 0.999 > 0.95 > shared(arms) and more.follow_up() == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "knobs"), [("plackett_burman", {"runs": 12}), ("fractional", {"resolution": 3}), ("orthogonal", {})]
+)
+def test_follow_up_keeps_the_arms_of_the_design(name: str, knobs: dict[str, object]) -> None:
+    over = axes(5)
+    first = made(name, over, **knobs)
+    parsed = [parse(f"{key}={value}") for key, value in first.follow_up().items()]
+    more = {p.key_or_group.removeprefix("design."): p.value() for p in parsed if p is not None}
+    arms = list(made(name, over, **knobs, **more).arms())
+    assert more and [arm for arm in first.arms() if arm not in arms] == [] and len(arms) > first.count()
 
 
 @pytest.mark.parametrize("levels", [(2, 2, 2), (3, 3, 3, 3), (2, 3, 3, 3), (4, 4, 4), (5, 5), (2, 4, 4), (6, 3, 3)])

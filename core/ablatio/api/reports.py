@@ -29,7 +29,11 @@ def find_in(
 
 
 def write_report(findings: "Findings", folders: Sequence[Path], out: Path | None = None) -> Path:
-    """Write report.html, report.md, results.csv and costs.csv; return their folder, by default FOLDER/report."""
+    """Write report.html, report.md, results.csv and costs.csv; return their folder, by default FOLDER/report.
+
+    A study that estimates effects of settings also gets effects.csv and effects.tex.
+    """
+    from ablatio.report.effects_table import effects_csv, effects_latex
     from ablatio.report.html.render import page_text
     from ablatio.report.markdown import markdown_text
     from ablatio.report.terminal import arm_table
@@ -38,6 +42,9 @@ def write_report(findings: "Findings", folders: Sequence[Path], out: Path | None
     out = make_folder(out or (folders[0] if len(folders) == 1 else Path()) / "report")
     write_text(out / "results.csv", arm_table.results_csv(findings.table))
     write_text(out / "costs.csv", arm_table.costs_csv(findings.table))
+    if findings.factors is not None:
+        write_text(out / "effects.csv", effects_csv(findings.factors))
+        write_text(out / "effects.tex", effects_latex(findings.factors))
     write_text(out / "report.md", markdown_text(findings))
     write_text(out / "report.html", page_text(findings))
     return out

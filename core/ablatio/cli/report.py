@@ -34,5 +34,6 @@ def run(arguments: list[str]) -> int:
     if not args.quiet:
         arm_table.show(Console(), findings)
     out = write_report(findings, args.folders, args.out)
-    print(f"written: {visible(out)}/report.html, report.md, results.csv, costs.csv")
+    effects = ", effects.csv, effects.tex" if findings.factors is not None else ""
+    print(f"written: {visible(out)}/report.html, report.md, results.csv, costs.csv{effects}")
     return 0

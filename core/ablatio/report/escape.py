@@ -1,4 +1,4 @@
-"""Escape text from configs and plugins for each output: terminal, Markdown, CSV, JSON inside HTML."""
+"""Escape text from configs and plugins for each output: terminal, Markdown, CSV, LaTeX, JSON inside HTML."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ from typing import Any
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _MARKDOWN = {c: "\\" + c for c in "\\|*_[]`~#"} | {"<": "&lt;", ">": "&gt;", "&": "&amp;"}
+
+_LATEX = {c: "\\" + c for c in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    "<": r"\textless{}", ">": r"\textgreater{}",
+}  # fmt: skip
 
 
 def visible(text: object) -> str:
@@ -38,6 +43,11 @@ def terminal(text: object) -> str:
 def markdown(text: object) -> str:
     """Escape for one cell of a Markdown table: no markup, no HTML, no new cell."""
     return "".join(_MARKDOWN.get(c, c) for c in visible(text))
+
+
+def latex(text: object) -> str:
+    """Escape for LaTeX text: no command, no math, no new cell."""
+    return "".join(_LATEX.get(c, c) for c in visible(text))
 
 
 def cell(value: Any) -> str:

@@ -9,6 +9,7 @@ from ablatio.registry.kinds import designs
 from ablatio.report.analysis.arms import Arm, matched, rate_is_free, tuned
 from ablatio.report.analysis.findings import Findings, Row
 from ablatio.report.analysis.reward_kl_frontier import frontier, in_words
+from ablatio.report.effects_table import HEAD, caption, effect_rows
 from ablatio.report.escape import lines_of, markdown, visible
 from ablatio.report.read.provenance import provenance
 from ablatio.report.read.stages import stages_of
@@ -36,6 +37,7 @@ def markdown_text(findings: Findings) -> str:
     lines += ["", *_grid([_head(findings), *(_cells(findings, row) for row in findings.rows)])]
     if findings.caption:
         lines += ["", markdown(findings.caption)]
+    lines += _effects(findings)
     if distance := in_words(frontier(findings)):
         lines += ["", "## Reward against KL", "", markdown(distance)]
     for title, items in (
@@ -60,6 +62,15 @@ def _grid(rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
     head, *body = ["| " + " | ".join(map(markdown, row)) + " |" for row in rows]
     right = len(rows[0]) - left - 1
     return [head, "|" + "---|" * min(left, len(rows[0])) + "---:|" * max(0, right) + "---|" * (right >= 0), *body]
+
+
+def _effects(findings: Findings) -> list[str]:
+    """Main effects and interactions with their aliases."""
+    found = findings.factors
+    if found is None:
+        return []
+    table = _grid([HEAD, *(row.cells for row in effect_rows(found))], left=2)
+    return ["", "## Effects", "", *table, "", markdown(caption(found))]
 
 
 def _head(findings: Findings) -> tuple[str, ...]:

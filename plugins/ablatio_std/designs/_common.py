@@ -1,6 +1,8 @@
 """Shared code of the designs: two-level tables, aliases of effects, and the library pyDOE3."""
 
 import itertools
+import math
+import random
 from collections.abc import Sequence
 from typing import Any
 
@@ -49,3 +51,48 @@ def alias_table(signs: Any, axes: Sequence[Any]) -> list[str]:
         else:
             groups.append((np.array(column), [name]))
     return [" = ".join(names) for _, names in groups if len(names) > 1]
+
+
+CANDIDATES = 4096  # combinations among which `augmented` chooses; of more it draws that many
+
+
+def augmented(rows: Sequence[Sequence[int]], levels: Sequence[int], count: int) -> list[list[int]]:
+    """Return `count` further rows of level numbers that separate main effects from two-way interactions.
+
+    Bayesian D-optimality (DuMouchel and Jones 1994): each row maximizes x'(X'X + K)^-1 x; K has 1 for interactions.
+
+    rows    (arms, axes) level numbers that the design already has
+    levels  number of levels of each axis
+    """
+    import numpy as np
+
+    taken = {tuple(row) for row in rows}
+    total = math.prod(levels)
+    numbers = range(total) if total <= CANDIDATES else random.Random(0).sample(range(total), CANDIDATES)
+    pool = [row for row in (tuple(map(int, np.unravel_index(n, tuple(levels)))) for n in numbers) if row not in taken]
+    if not count or not pool:
+        return []
+    known, prior = _columns(np.array(rows), levels)
+    candidates, _ = _columns(np.array(pool), levels)
+    inverse = np.linalg.inv(known.T @ known + np.diag(prior) + 1e-6 * np.eye(len(prior)))
+    found: list[list[int]] = []
+    for _ in range(min(count, len(pool))):
+        gains = np.einsum("ij,jk,ik->i", candidates, inverse, candidates).round(9)
+        gains[[pool.index(tuple(row)) for row in found]] = -1.0
+        x = candidates[best := int(gains.argmax())]
+        inverse = inverse - np.outer(inverse @ x, x @ inverse) / (1 + x @ inverse @ x)
+        found.append(list(pool[best]))
+    return found
+
+
+def _columns(rows: Any, levels: Sequence[int]) -> tuple[Any, Any]:
+    """(columns of mean, main effects and two-way interactions; prior precision of each column)."""
+    import numpy as np
+
+    main = [np.vstack([np.eye(n - 1), -np.ones((1, n - 1))])[rows[:, i]] for i, n in enumerate(levels)]
+    pairs = [
+        (a[:, :, None] * b[:, None, :]).reshape(len(rows), -1) for a, b in itertools.combinations(main, 2)
+    ]  # fmt: skip
+    count = 1 + sum(m.shape[1] for m in main)
+    columns = np.hstack([np.ones((len(rows), 1)), *main, *pairs])
+    return columns, np.array([0.0] * count + [1.0] * (columns.shape[1] - count))

@@ -1,13 +1,14 @@
 """Screening designs: few runs for many axes, to find those that matter (tables from pyDOE3)."""
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any
 
-from ablatio import Positive, Range, designs
+from ablatio import NonNegative, Positive, Range, designs
 from ablatio.errors import UserError
 from ablatio.registry.kinds.search_space import Arm
-from ablatio_std.designs._common import alias_table, arms_of, check_two_levels, tables
+from ablatio_std.designs._common import alias_table, arms_of, augmented, check_two_levels, tables
 
 MAX_ROWS = 1024  # of a table
 
@@ -58,6 +59,9 @@ class PlackettBurman:
             *self._full_aliases(),
         ]
 
+    def follow_up(self) -> dict[str, str]:
+        return {} if self.foldover else {"design.foldover": "true"}
+
     def _full_aliases(self) -> list[str]:
         return alias_table(self.signs(), self.axes)
 
@@ -68,7 +72,9 @@ class Fractional:
 
     Resolution III: main effects are aliased with two-way interactions.  IV: main effects are aliased with three-way
     interactions, and two-way interactions with each other.  V: two-way interactions are not aliased with each other.
-    `generators` gives the products directly, a letter or product for each axis: "a b c abc".
+    `generators` gives the products directly, a letter or product for each axis: "a b c abc".  `foldover` adds each arm
+    with the values of all axes switched, which frees main effects of two-way interactions, or with those of one axis,
+    which frees that axis and its interactions (Montgomery, Design and Analysis of Experiments, 2017, section 8.6).
     """
 
     screens = True
@@ -79,10 +85,11 @@ class Fractional:
         *,
         resolution: Annotated[int, Range(3, 9), "length of the shortest word in the defining relation"] = 4,
         generators: Annotated[str | None, "columns, such as `a b c abc`; override the resolution"] = None,
+        foldover: Annotated[str | None, "add each arm with the values of `all` axes switched, or of one axis"] = None,
     ) -> None:
         check_two_levels("fractional", axes)
-        self.axes, self.resolution, self.generators = axes, resolution, generators
-        self._signs = self._table()
+        self.axes, self.resolution, self.generators, self.foldover = axes, resolution, generators, foldover
+        self._signs = self._folded(self._table())
 
     def _table(self) -> Any:
         """The table of -1 and 1: (arms, axes)."""
@@ -103,6 +110,20 @@ class Fractional:
                 "design.resolution=3, or design=plackett_burman"
             ) from None
 
+    def _folded(self, table: Any) -> Any:
+        import numpy as np
+
+        keys = [axis.key for axis in self.axes]
+        if self.foldover is None:
+            return table
+        if self.foldover not in ("all", *keys):
+            raise UserError(
+                f"design.foldover={self.foldover} came; expected `all`, or one of the axes: {', '.join(keys)}\n"
+                "    try: design.foldover=all"
+            )
+        switched = [key if self.foldover == "all" else self.foldover for key in keys]
+        return np.vstack([table, np.where(np.array(switched) == np.array(keys), -table, table)])
+
     def count(self) -> int:
         return len(self._signs)
 
@@ -112,19 +133,38 @@ class Fractional:
     def aliases(self) -> list[str]:
         return alias_table(self._signs, self.axes)
 
+    def follow_up(self) -> dict[str, str]:
+        named = [name.lstrip("-").split(" x ") for line in self.aliases() for name in line.split(" = ")]
+        if self.foldover is not None or not named:
+            return {}
+        if any(len(keys) == 1 for keys in named):
+            return {"design.foldover": "all"}
+        often = Counter(key for keys in named for key in keys)
+        return {"design.foldover": max(often, key=lambda key: often[key])}
+
 
 @designs.register("orthogonal", paper="doi:10.1007/978-1-4612-1478-6")
 class Orthogonal:
     """The smallest orthogonal array: each pair of values of two axes occurs equally often; axes with 2 to 6 values.
 
-    Source: Hedayat, Sloane and Stufken, Orthogonal Arrays, 1999.
+    `augment` adds arms that separate main effects from two-way interactions: one at a time the combination x with the
+    largest x'(X'X + K)^-1 x, with a prior that interactions are small (K = 1 for them, 0 for main effects).
+
+    Sources: Hedayat, Sloane and Stufken, Orthogonal Arrays, 1999; for `augment` DuMouchel and Jones, A Simple Bayesian
+    Modification of D-Optimal Designs, 1994, doi:10.1080/00401706.1994.10485399.
     """
 
     screens = True
 
-    def __init__(self, axes: Sequence[Any]) -> None:
-        self.axes = axes
-        self.rows = self._smallest_array()
+    def __init__(
+        self,
+        axes: Sequence[Any],
+        *,
+        augment: Annotated[int, NonNegative, "arms added to separate effects that the array aliases"] = 0,
+    ) -> None:
+        self.axes, self.augment = axes, augment
+        self.array = self._smallest_array()
+        self.rows = [*self.array, *augmented(self.array, [len(axis.values) for axis in axes], augment)]
 
     def _smallest_array(self) -> list[list[int]]:
         """Indices of values, for each arm and axis, from the smallest array of pyDOE3 with fitting columns."""
@@ -155,6 +195,10 @@ class Orthogonal:
     def arms(self) -> Iterable[Arm]:
         for row in self.rows:
             yield {axis.key: axis.values[x] for axis, x in zip(self.axes, row, strict=True)}
+
+    def follow_up(self) -> dict[str, str]:
+        left = math.prod(len(axis.values) for axis in self.axes) - len(self.array)
+        return {} if self.augment or not left else {"design.augment": str(min(len(self.array), left))}
 
 
 def _is_orthogonal(array: Any) -> bool:

@@ -24,6 +24,7 @@ class Design(Protocol):
     more(told) optional: the next search_space.Trials, for a searching design; a pure function of the TrialResults
                told so far, so that a resumed sweep makes the same choices
     aliases()  optional: sentences naming the effects that the arms cannot tell apart
+    follow_up()  optional: settings that add arms which tell them apart, {"design.foldover": "true"}; empty: none
 
     Facts:
     intervals       True if an axis may be an interval

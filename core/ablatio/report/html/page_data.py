@@ -170,21 +170,23 @@ def _broken(found: Findings, name: str) -> list[dict[str, Any]]:
 
 def _factors(found: Findings) -> dict[str, Any] | None:
     """Main effects and interactions and, for a screening design, its half-normal plot."""
-    fit = found.factors
-    if fit is None:
+    if found.factors is None:
         return None
+    fit, screen = found.factors.fit, found.factors.screen
     sieve = half_normal(fit) if found.screening or fit.df == 0 else None
+    corrected = {t.name: min((c.p for c in screen.of(t.name)), default=math.nan) for t in fit.terms}
     return {
-        "mean": fit.mean, "sd": fit.sd, "df": fit.df, "left_out": fit.left_out,
+        "metric": found.factors.metric, "mean": fit.mean, "sd": fit.sd, "df": fit.df, "left_out": fit.left_out,
         "terms": [
             {
-                "factors": t.factors, "p": t.p, "aliases": t.aliases, "touched": t.touched_by, "size": t.difference,
-                "effects": [[e.levels, e.value, e.low, e.high] for e in t.effects],
+                "factors": t.factors, "p": corrected[t.name], "aliases": t.aliases, "touched": t.touched_by,
+                "size": t.difference, "effects": [[e.levels, e.value, e.low, e.high] for e in t.effects],
             }
             for t in fit.terms
         ],
         "half_normal": None if sieve is None or not sieve.names else {
-            "names": sieve.names, "sizes": sieve.sizes, "quantiles": sieve.quantiles, "margin": sieve.margin,
+            "names": sieve.names, "sizes": sieve.sizes, "quantiles": sieve.quantiles, "margin": sieve.simultaneous,
+            "error": sieve.error,
         },
         "aliases": found.table.study.aliases,
     }  # fmt: skip

@@ -1,15 +1,16 @@
 """Statistics of comparisons: pure functions of numbers, without files and without torch."""
 
 from ablatio.report.statistics.comparison import ArmScore, Better, Comparison, Correction, Pair, compare
-from ablatio.report.statistics.effects import Effect, Factors, Term, effects, half_normal
+from ablatio.report.statistics.effects import Effect, Factors, Term, effects
 from ablatio.report.statistics.multiple_testing import Ranks, benjamini_hochberg, dunnett, holm, ranks
 from ablatio.report.statistics.noise import Noise, noise, rate_sensitivity
 from ablatio.report.statistics.paired_tests import Difference, Method, paired
 from ablatio.report.statistics.power import power, seeds_needed, smallest_difference
+from ablatio.report.statistics.screening import Contrast, Screen, half_normal, screen
 
 __all__ = [
-    "ArmScore", "Better", "Comparison", "Correction", "Difference", "Effect", "Factors", "Method", "Noise", "Pair",
-    "Ranks", "Term",
+    "ArmScore", "Better", "Comparison", "Contrast", "Correction", "Difference", "Effect", "Factors", "Method", "Noise",
+    "Pair", "Ranks", "Screen", "Term",
     "benjamini_hochberg", "compare", "dunnett", "effects", "half_normal", "holm", "noise", "paired",
-    "power", "ranks", "rate_sensitivity", "seeds_needed", "smallest_difference",
+    "power", "ranks", "rate_sensitivity", "screen", "seeds_needed", "smallest_difference",
 ]  # fmt: skip

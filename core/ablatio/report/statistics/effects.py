@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-from ablatio.report.statistics.contrasts import EXACT, Columns, block, cosine, independent, terms
+from ablatio.report.statistics.contrasts import EXACT, Columns, Model, cosine, model_of
 
 Array = NDArray[np.floating[Any]]
 
@@ -82,46 +82,27 @@ def effects(
     Raises:
         ValueError: fewer than two runs have a value.
     """
-    kept = [i for i, v in enumerate(values) if math.isfinite(v)]
-    if len(kept) < 2:
-        raise ValueError(f"effects need two runs or more that did not diverge; {len(kept)} came")
-    rows, y = [arms[i] for i in kept], np.array([values[i] for i in kept], dtype=np.float64)
-    nuisance = block([seeds[i] for i in kept])
-    known = terms(rows, nuisance, 2)
-    fitted = _told_apart(known if interactions else [t for t in known if len(t.factors) == 1], nuisance)
-    design = np.hstack([nuisance, *(t.values for t in fitted)])
+    return fit(model_of(arms, seeds, values, interactions=interactions), len(values))
+
+
+def fit(model: Model, runs: int | None = None) -> Factors:
+    """Fit a model by least squares.  runs: number of runs including the diverged ones, which it leaves out."""
+    y, design = model.y, model.design
     inverse: Array = np.linalg.inv(design.T @ design)
     beta: Array = np.linalg.lstsq(design, y)[0]
     df = len(y) - design.shape[1]
     sd = math.sqrt(float(((y - design @ beta) ** 2).sum()) / df) if df else math.nan
-    found, at = [], nuisance.shape[1]
-    for term in fitted:
-        here = slice(at, at := at + term.values.shape[1])
-        found.append(_term(term, known, beta[here], inverse[here, here], sd, df))
+    found = [
+        _term(term, model.known, beta[here], inverse[here, here], sd, df)
+        for term, here in zip(model.fitted, model.slices, strict=True)
+    ]
     named = {n for t in found for n in (t.name, *t.aliases)}
-    everything = dict.fromkeys(k for arm in rows for k in arm if len({a.get(k) for a in rows}) > 1)
-    left_out = [n for n in (*everything, *(t.name for t in known)) if n not in named]
+    everything = dict.fromkeys(k for arm in model.arms for k in arm if len({a.get(k) for a in model.arms}) > 1)
+    left_out = [n for n in (*everything, *(t.name for t in model.known)) if n not in named]
     return Factors(
-        float(beta[0]), sd, df, tuple(found), tuple(dict.fromkeys(left_out)), tuple(_contrasts(fitted, y)),
-        len(values) - len(kept),
+        float(beta[0]), sd, df, tuple(found), tuple(dict.fromkeys(left_out)), tuple(_contrasts(model.fitted, y)),
+        0 if runs is None else runs - len(y),
     )  # fmt: skip
-
-
-def _told_apart(known: Sequence[Columns], nuisance: Array) -> list[Columns]:
-    """All terms if they can be estimated together; else main effects and the terms orthogonal to all others."""
-    if independent(known, nuisance):
-        return list(known)
-    found: list[Columns] = []
-    for term in known:
-        if len(term.factors) == 1:
-            if independent([*found, term], nuisance):
-                found.append(term)
-        elif independent([term], nuisance):
-            shared = [cosine(term, other) for other in known if other is not term]
-            alone = all(c < EXACT or c > 1 - EXACT for c in shared)
-            if alone and all(cosine(term, other) < EXACT for other in found):
-                found.append(term)
-    return found
 
 
 def _term(term: Columns, known: Sequence[Columns], beta: Array, inverse: Array, sd: float, df: int) -> Term:
@@ -151,29 +132,3 @@ def _contrasts(fitted: Sequence[Columns], y: Array) -> list[tuple[str, float]]:
         names = [term.name] if len(sizes) == 1 else [f"{term.name} ({i + 1})" for i in range(len(sizes))]
         found += [(name, float(s)) for name, s in zip(names, sizes, strict=True)]
     return found
-
-
-@dataclass(frozen=True, slots=True)
-class HalfNormal:
-    """Points of a half-normal plot, smallest first, and Lenth's margin of error."""
-
-    names: tuple[str, ...]
-    sizes: tuple[float, ...]
-    quantiles: tuple[float, ...]
-    margin: float
-
-
-def half_normal(factors: Factors) -> HalfNormal:
-    """Half-normal quantiles and Lenth's margin, for designs without replicates to estimate the spread from.
-
-    Lenth (1989, Technometrics 31): s0 = 1.5 median |c|; s = 1.5 median of those |c| < 2.5 s0; margin t(m / 3) s.
-    """
-    ordered: list[tuple[str, Any]] = sorted(factors.contrasts, key=lambda c: abs(c[1]))
-    sizes = np.abs([c[1] for c in ordered])
-    m = len(sizes)
-    if not m:
-        return HalfNormal((), (), (), math.nan)
-    small = sizes[sizes <= 2.5 * 1.5 * np.median(sizes)]
-    margin = -float(special.stdtrit(m / 3, 0.025)) * 1.5 * float(np.median(small))
-    quantiles = special.ndtri(0.5 + 0.5 * (np.arange(m) + 0.5) / m)
-    return HalfNormal(tuple(c[0] for c in ordered), tuple(sizes.tolist()), tuple(quantiles.tolist()), margin)

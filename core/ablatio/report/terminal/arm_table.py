@@ -13,6 +13,7 @@ from ablatio.report.escape import csv_text, terminal
 from ablatio.report.read.run import Run
 from ablatio.report.read.stages import Stage, stages_of
 from ablatio.report.read.table import Table
+from ablatio.report.terminal.effects_grid import show_effects
 from ablatio.sweep.study import label_of
 
 if TYPE_CHECKING:
@@ -91,6 +92,9 @@ def show(console: Console, findings: Findings) -> None:
     console.print(_grid(findings, console.width))
     if len(findings.rows) > SHOWN:
         console.print(f"... and {len(findings.rows) - SHOWN} arms more in the files", highlight=False)
+    if findings.factors is not None:
+        console.print()
+        show_effects(console, findings.factors)
     for sentence in lost(findings.table):
         console.print(terminal(sentence), highlight=False)
     for refused in findings.table.refused:

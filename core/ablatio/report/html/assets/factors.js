@@ -87,7 +87,7 @@ function drawHeat(data, term, cells, us, vs, width, t) {
 }
 
 function drawHalfNormal(data, width, t) {
-  const { names, sizes, quantiles, margin } = data.factors.half_normal;
+  const { names, sizes, quantiles, margin, error } = data.factors.half_normal;
   const f = frame(width, Math.max(280, Math.min(380, width * 0.5)), { left: 56, right: width > 480 ? 130 : 30, top: 26, bottom: 42 }, t("half_normal"));
   const x = linear(0, Math.max(...quantiles) * 1.08, f.box.left, f.box.right);
   const y = linear(0, Math.max(...sizes, known(margin) ? margin : 0) * 1.08, f.box.bottom, f.box.top);
@@ -96,7 +96,7 @@ function drawHalfNormal(data, width, t) {
   if (known(margin)) {
     f.root.append(s("line", { class: "dash", x1: f.box.left, x2: f.box.right, y1: y(margin), y2: y(margin) }));
     f.root.append(s("text", { class: "faint", x: f.box.left + 6, y: y(margin) - 6 }, t("margin")));
-    const slope = margin / 2; // through the origin: twice the spread of chance at the margin's height
+    const slope = error; // through the origin: where effects that are chance alone lie
     const end = Math.min(x.domain[1], y.domain[1] / slope);
     f.root.append(s("line", { class: "ghost", x1: x(0), y1: y(0), x2: x(end), y2: y(end * slope) }));
   }

@@ -1,0 +1,85 @@
+"""The command that adds arms to a screening study, so that aliased effects can be told apart."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+
+from ablatio.config.inherit import quoted
+from ablatio.config.words import key_of, value_of
+from ablatio.errors import AblatioError
+from ablatio.report import rerun_command
+from ablatio.report.read.table import Table
+from ablatio.sweep.ledger import Ledger
+from ablatio.sweep.study import LEDGER, STUDY
+
+DEFAULT_OUT = "runs"
+
+
+@dataclass(frozen=True, slots=True)
+class FollowUp:
+    """A command that extends a study.
+
+    command  `ablatio train -m ...`, quoted for a shell
+    runs     number of runs that it adds
+    """
+
+    command: str
+    runs: int
+
+
+def follow_up(table: Table) -> FollowUp | None:
+    """Return the command with which a study's own design extends it; None if there is none, or it would not compose.
+
+    The command is planned as `ablatio train -m` would plan it: every arm is composed and checked, and every run of the
+    study must be among its runs.
+    """
+    if len(table.folders) != 1 or not (table.folders[0] / STUDY).exists():
+        return None
+    folder = table.folders[0].resolve()
+    return _checked(folder, tuple(text for text in table.study.overrides if text != "-m"))
+
+
+@functools.lru_cache(maxsize=16)
+def _checked(folder: Path, overrides: tuple[str, ...]) -> FollowUp | None:
+    from ablatio.sweep.plan import plan_sweep  # loads torch, which a report without a follow-up does not need
+
+    try:
+        words = _extended(folder, overrides)
+        if not words:
+            return None
+        plan = plan_sweep(words)
+        entries = Ledger(folder / LEDGER).read()
+    except (AblatioError, OSError, ValueError):
+        return None  # a study of other parts, or of an older version: no command can be promised
+    planned = {job.id for job in plan.jobs}
+    known = {job for job, entry in entries.items() if entry.state != "replaced"}
+    place = Path(plan.config["out"]).expanduser() / str(plan.config["name"])
+    if plan.adaptive or not known or not known < planned or place.resolve() != folder:
+        return None
+    return FollowUp(rerun_command.line(words, many=True), len(planned - known))
+
+
+def _extended(folder: Path, overrides: tuple[str, ...]) -> list[str]:
+    """Overrides of the study with the settings of its design that add arms; empty if the design has none."""
+    from ablatio.sweep.plan import design_of
+    from ablatio.sweep.request import read
+
+    if not overrides:
+        return []
+    design = design_of(read(overrides))
+    more = design.follow_up() if hasattr(design, "follow_up") else {}
+    if not more:
+        return []
+    replaced = {*more, "name", "retry", "join"}
+    kept = [text for text in overrides if key_of(text) not in replaced]
+    out = next((value_of(text) for text in kept if key_of(text) == "out"), DEFAULT_OUT)
+    if Path(out).expanduser().resolve() != folder.parent:
+        kept = [*(text for text in kept if key_of(text) != "out"), f"out={_word(str(folder.parent))}"]
+    return [*kept, *(f"{key}={value}" for key, value in more.items()), f"name={_word(folder.name)}"]
+
+
+def _word(text: str) -> str:
+    """A text in Hydra's grammar."""
+    return text if all(c.isalnum() or c in "_./+-" for c in text) else quoted(text)

@@ -1,0 +1,146 @@
+"""Effects of settings that vary together, estimated from all runs of a study at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ablatio.report.analysis.follow_up import FollowUp, follow_up
+from ablatio.report.read.run import Run
+from ablatio.report.read.table import Table
+from ablatio.report.statistics import Factors, Screen, screen
+from ablatio.report.statistics.contrasts import Model, model_of
+from ablatio.report.statistics.effects import fit
+from ablatio.report.statistics.explanations import AS_WELL, Alternative, alternatives
+from ablatio.report.statistics.screening import Contrast
+from ablatio.sweep.study import design_facts
+
+LOSS, BITS = "val/loss", "val/bpb"
+LEAST = 1 / AS_WELL  # ratio of likelihoods below which an explanation is dismissed
+
+
+@dataclass(frozen=True, slots=True)
+class StudyEffects:
+    """Effects of a study on one score.
+
+    fit           least squares: a value with an interval for each level
+    screen        all differences between levels, tested together
+    alternatives  claimed effect -> interactions that explain the same data without it, the best first
+    metric        the score: bits per byte if the compared score depends on the tokenizer and tokenizers differ
+    follow_up     command that adds runs which tell claimed effects from their aliases
+    """
+
+    fit: Factors
+    screen: Screen
+    alternatives: Mapping[str, tuple[Alternative, ...]]
+    metric: str
+    alpha: float
+    follow_up: FollowUp | None = None
+
+    @property
+    def settings(self) -> list[str]:
+        """Factors whose main effect is estimated."""
+        return [t.factors[0] for t in self.fit.terms if len(t.factors) == 1]
+
+    def claimed(self, order: int) -> list[str]:
+        """Terms of this order with a contrast beyond chance, the most certain first."""
+        found = [c for c in self.screen.contrasts if c.p <= self.alpha and len(c.factors) == order and c.separate]
+        return list(dict.fromkeys(c.name for c in sorted(found, key=lambda c: (c.p, -abs(c.value)))))
+
+    def aliases(self, name: str) -> tuple[str, ...]:
+        """Effects that no data of this design can tell from a term."""
+        return next((t.aliases for t in self.fit.terms if t.name == name), ())
+
+    def instead(self, name: str) -> list[Alternative]:
+        """Interactions that explain the data about as well without this effect."""
+        return [a for a in self.alternatives.get(name, ()) if a.ratio >= LEAST]
+
+    @property
+    def lone_interaction(self) -> Contrast | None:
+        """The best of the interactions that cannot be told from one another, if it is beyond chance."""
+        found = [c for c in self.screen.contrasts if c.p <= self.alpha and not c.separate]
+        return min(found, key=lambda c: (c.p, -abs(c.value)), default=None)
+
+
+def fitted_effects(table: Table, metric: str) -> StudyEffects | None:
+    """Estimate the effects of settings, if two or more vary together; why there are none becomes a note."""
+    runs = [r for r in table.counted if metric in r.scores]
+    varied = [k for k in dict.fromkeys(k for r in runs for k in r.arm) if len({r.arm.get(k) for r in runs}) > 1]
+    if len(varied) < 2 or not design_facts(table.study)["factors"]:
+        return None
+    score, notes = _comparable(runs, metric, varied)
+    table.notes += notes
+    if score is None:
+        return None
+    levels = {axis.key: axis.values for axis in table.study.axes}
+    try:
+        model = model_of(
+            [r.arm for r in runs], [r.seed for r in runs], [r.scores[score] for r in runs], levels=levels
+        )  # fmt: skip
+    except ValueError:
+        return None
+    if not model.fitted:
+        return None
+    return _tested(model, table, score)
+
+
+def _tested(model: Model, table: Table, score: str) -> StudyEffects:
+    lost = sum(run.state == "diverged" and run.role == "run" for run in table.runs)
+    found = fit(model, len(model.y) + lost)
+    tested, alpha = screen(model), float(table.study.settings.get("alpha", 0.05))
+    claimed = {c.name: c for c in tested.contrasts if c.p <= alpha}
+    plain = [name for name, c in claimed.items() if len(c.factors) == 1]
+    lone = [name for name, c in claimed.items() if not c.separate]
+    best = sorted(lone, key=lambda name: (claimed[name].p, -abs(claimed[name].value)))[:1]
+    other = alternatives(model, [*plain, *best], tested.sd)
+    made = StudyEffects(found, tested, other, score, alpha)
+    unclear = [n for n in claimed if made.aliases(n) or made.instead(n)]
+    if not unclear:
+        return made
+    more = follow_up(table)
+    return StudyEffects(found, tested, other, score, alpha, more)
+
+
+def _comparable(runs: Sequence[Run], metric: str, varied: Sequence[str]) -> tuple[str | None, list[str]]:
+    """(score on which all runs are comparable or None, notes on it)."""
+    if len({r.data for r in runs}) > 1:
+        return None, ["effects of settings are not estimated: the runs were scored on different texts"]
+    notes = []
+    if len({r.tokenizer for r in runs}) > 1 and metric == LOSS:
+        if not all(BITS in r.scores for r in runs):
+            return None, [
+                "effects of settings are not estimated: a loss per token is not comparable across tokenizers, and "
+                f"not every run has {BITS}"
+            ]
+        metric = BITS
+        notes.append(
+            f"effects are on {BITS}, because the runs have different tokenizers and {LOSS} is per token of each"
+        )
+    if len({r.size.get("tokens") for r in runs}) > 1:
+        budgets = sorted(r.size["tokens"] for r in runs if "tokens" in r.size)
+        names = ", ".join(_with_budget(runs, varied)) or "some settings"
+        notes.append(
+            f"the runs were trained on {budgets[0]:,.0f} to {budgets[-1]:,.0f} tokens: an effect of {names} includes "
+            "that of the budget"
+        )
+    return metric, notes
+
+
+def _with_budget(runs: Sequence[Run], varied: Sequence[str]) -> list[str]:
+    """Settings of which a change alone, all others equal, changes the number of tokens; else those that go with it."""
+    found = []
+    for key in varied:
+        by_rest: dict[tuple[tuple[str, str], ...], set[float | None]] = {}
+        for run in runs:
+            rest = tuple(sorted((k, v) for k, v in run.arm.items() if k != key))
+            by_rest.setdefault(rest, set()).add(run.size.get("tokens"))
+        if any(len(budgets) > 1 for budgets in by_rest.values()):
+            found.append(key)
+    return found or [
+        key for key in varied if len({_mean_budget(runs, key, v) for v in {r.arm.get(key) for r in runs}}) > 1
+    ]
+
+
+def _mean_budget(runs: Sequence[Run], key: str, value: str | None) -> float:
+    budgets = [r.size.get("tokens", 0.0) for r in runs if r.arm.get(key) == value]
+    return sum(budgets) / len(budgets)

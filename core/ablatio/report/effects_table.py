@@ -1,0 +1,123 @@
+"""Effects of settings as a table: rows shared by the terminal and Markdown, CSV and LaTeX."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ablatio.report.analysis.study_effects import StudyEffects
+from ablatio.report.escape import csv_text, latex
+from ablatio.report.statistics import Contrast, Term
+
+PAIRS = 15  # differences of one setting that a table shows; of more, the most certain
+NAMED = 3  # aliases that a cell names; it counts the others
+HEAD = ("effect", "contrast", "difference", "interval", "p", "aliases")
+
+
+@dataclass(frozen=True, slots=True)
+class EffectRow:
+    """One contrast of a main effect or an interaction.
+
+    contrast  `rope to alibi`; `layernorm to rmsnorm, alibi minus rope` for an interaction of two settings with two
+              values; `layernorm, rope` for a combination of values, beyond the sum of their main effects
+    aliases   effects that the design cannot tell from it; partial: those that it partly shares
+    """
+
+    effect: str
+    contrast: str
+    tested: Contrast
+    aliases: tuple[str, ...]
+    partial: tuple[str, ...]
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """Cells under HEAD, signs as hyphens."""
+        c = self.tested
+        interval = "" if math.isnan(c.low) else f"[{c.low:+.4f}, {c.high:+.4f}]"
+        p = "" if math.isnan(c.p) else "< 0.001" if c.p < 0.001 else f"{c.p:.3f}"
+        partly = [f"partly {_few(self.partial)}"] if self.partial else []
+        aliases = "; ".join([*([_few(self.aliases)] if self.aliases else []), *partly])
+        return self.effect, self.contrast, f"{c.value:+.4f}", interval, p, aliases
+
+
+def effect_rows(found: StudyEffects, *, every: bool = False) -> list[EffectRow]:
+    """Return all differences between the values of a setting, then interactions, the most certain first.
+
+    every  include interactions that are only estimated as if no other one existed, and all combinations of values; else
+           an interaction has its most certain contrast, and the first kind appears only if it is beyond chance
+    """
+    terms = {t.name: t for t in found.fit.terms}
+    mains: list[EffectRow] = []
+    for name in found.settings:
+        pairs = [c for c in found.screen.contrasts if c.name == name]
+        mains += [_row(c, terms) for c in (pairs if every or len(pairs) <= PAIRS else found.screen.of(name)[:PAIRS])]
+    crossed: dict[str, list[Contrast]] = {}
+    for c in found.screen.contrasts:
+        if len(c.factors) == 2 and (every or c.separate or c.p <= found.alpha):
+            crossed.setdefault(c.name, []).append(c)
+    shown = [c for name in crossed for c in (crossed[name] if every else found.screen.of(name)[:1])]
+    shown.sort(key=lambda c: math.inf if math.isnan(c.p) else c.p)
+    return [*mains, *(_row(c, terms) for c in shown)]
+
+
+def effects_csv(found: StudyEffects) -> str:
+    """CSV of all contrasts, with numbers in full precision."""
+    header = ("score", "effect", "contrast", "difference", "low", "high", "p", "separate", "aliases", "partial_aliases")
+
+    def line(row: EffectRow) -> list[object]:
+        c = row.tested
+        numbers = [None if math.isnan(x) else x for x in (c.value, c.low, c.high, c.p)]
+        aliases = " = ".join(row.aliases), ", ".join(row.partial)
+        return [found.metric, row.effect, row.contrast, *numbers, c.separate, *aliases]
+
+    return csv_text(header, map(line, effect_rows(found, every=True)))
+
+
+def effects_latex(found: StudyEffects) -> str:
+    """LaTeX table of the effects, for the package booktabs."""
+    rows = effect_rows(found)
+    aliased = any(r.aliases or r.partial for r in rows)
+    head = ["effect", "contrast", "difference", r"95\,\% interval", "$p$", *(["aliases"] if aliased else [])]
+    lines = [
+        "% needs \\usepackage{booktabs}; intervals and p hold for all differences together",
+        f"\\begin{{tabular}}{{llrrr{'l' * aliased}}}",
+        "\\toprule",
+        " & ".join(head) + r" \\",
+        "\\midrule",
+    ]
+    for row in rows:
+        effect, contrast, value, interval, p, aliases = row.cells
+        words = [latex(effect), latex(contrast), *(f"${x}$" if x else "" for x in (value, interval, p))]
+        lines.append(" & ".join([*words, *([latex(aliases)] if aliased else [])]) + r" \\")
+    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"]) + "\n"
+
+
+def caption(found: StudyEffects) -> str:
+    """What the intervals and p of the table mean."""
+    scale = {
+        "residual": f"the spread between runs of equal arms ({found.screen.df:g} degrees of freedom)",
+        "lenth": "Lenth's pseudo standard error, for lack of replicates",
+        "none": "",
+    }[found.screen.scale]
+    if not scale:
+        return f"Differences in {found.metric}; equal arms do not differ at all, so there is no test."
+    count = len(found.screen.contrasts)
+    return f"Differences in {found.metric}; 95 % intervals and p hold for all {count} together, from {scale}."
+
+
+def _row(c: Contrast, terms: Mapping[str, Term]) -> EffectRow:
+    term = terms.get(c.name)  # none for an interaction that is estimated as if it were the only one
+    return EffectRow(c.name, _contrast(c), c, term.aliases if term else (), term.touched_by if term else ())
+
+
+def _contrast(c: Contrast) -> str:
+    if c.kind == "cell":
+        return ", ".join(levels[0] for levels in c.levels)
+    (low, high), *others = c.levels
+    return f"{low} to {high}" + "".join(f", {given} minus {without}" for without, given in others)
+
+
+def _few(names: Sequence[str]) -> str:
+    text = ", ".join(names[:NAMED])
+    return text if len(names) <= NAMED else f"{text} and {len(names) - NAMED} more"
