@@ -66,7 +66,8 @@ def invalid_data(place: Place, came: str, expected: str = "", fix: str = "") -> 
     fix       a command or change that helps; by default a command that shows the place
     """
     todo = fix or place.command + (", then correct or delete it" if place.unit else "")
-    return UserError(f"{place}: {came}{f'; expected {expected}' if expected else ''}\n    try: {todo}")
+    message = f"{place}: {came}{f'; expected {expected}' if expected else ''}\n    try: {todo}"
+    return UserError(message.encode("utf-8", "backslashreplace").decode())  # names of fields may be no valid text
 
 
 def shown(value: Any, limit: int = 40) -> str:

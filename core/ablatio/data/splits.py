@@ -55,7 +55,9 @@ def refuse_empty_split(items: Sequence[Conversation | Feedback], val_fraction: f
     empty = "train" if found == {"validation"} else "validation"
     keys = {item.split_key for item in items if not item.split}
     fraction = fraction_for_both(_digest(k) for k in keys)
-    if len(keys) == 1 and len(items) > 1:
+    if not keys:
+        why, fix = f"the source assigns all {len(items)} {unit} to the other one", "a source that assigns some to each"
+    elif len(keys) == 1 and len(items) > 1:
         why = f"all {len(items)} {unit} have the same {key}, and equal ones stay in one split"
         fix = "source.split_by=all, which splits by everything that they hold"
     else:

@@ -179,7 +179,7 @@ def _no_text(record: Record, field: str) -> UserError:
     came = (
         f"the field {field!r} holds {type(held[field]).__name__}" if field in held else f"there is no field {field!r}"
     )
-    texts = [name for name, other in held.items() if isinstance(other, str)]
+    texts = [name for name, other in held.items() if isinstance(other, str) and name.isidentifier()]
     close = get_close_matches(field, texts, n=1, cutoff=0.5) or texts[:1] or ["FIELD"]
     names = ", ".join(shown(name) for name in list(held)[:20]) or "none"
     return invalid_data(
