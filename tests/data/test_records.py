@@ -18,9 +18,9 @@ import pyarrow.parquet
 import pytest
 
 from ablatio import sources
-from ablatio.data.data_files import EXPANSION_FREE, Place, invalid_data, read_text
+from ablatio.data.data_files import EXPANSION_FREE, Place, invalid_data, read_all, read_text
 from ablatio.data.records import Record, UnusedFields, records
-from ablatio.errors import UserError
+from ablatio.errors import EnvironmentFault, UserError
 
 PAIRS: list[dict[str, Any]] = [
     {"prompt": f"Which is larger,\n{i} or {i + 1}?", "chosen": f"{i + 1}, naïve 世界", "rejected": f'"{i}"'}
@@ -153,7 +153,7 @@ def test_empty_cells_of_a_table_are_missing_fields(tmp_path: Path) -> None:
     [
         ("a.json", b"[1]", "a.json, record 1: found a int"),
         ("a.json", b'[{"text": "a"}\n {"text": "b"}]', "a.json, line 2: no comma after record 1"),
-        ("a.json", b'[{"text": "a"},\n{"text": ]', "a.json, line 2: not valid JSON in record 2"),
+        ("a.json", b'[{"text": "a"},\n\n{"text": ]', "a.json, line 3: not valid JSON in record 2"),
         ("a.json", b'[{"text": "a"}] {"text": "b"}', "text after the end of the list"),
         ("a.json", b'[{"text": "a"},', "not valid JSON in record 2"),
         ("a.json", b"[" * 100_000, "not valid JSON in record 1"),
@@ -231,6 +231,16 @@ except AblatioError as error:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "Traceback" not in done.stderr and "needs more memory than this process has" in done.stdout
+
+
+def test_items_that_exceed_the_memory_end_with_one_message() -> None:
+    def items() -> Any:
+        yield from range(5)
+        raise MemoryError
+
+    with pytest.raises(EnvironmentFault, match="the lines of the source need more memory .*: 5 were"):
+        read_all(items(), "lines")
+    assert read_all(range(3), "lines") == [0, 1, 2]
 
 
 def test_half_of_a_surrogate_pair_is_refused_wherever_it_stands(tmp_path: Path) -> None:

@@ -106,6 +106,9 @@ def test_the_classics_are_held_out_by_hash() -> None:
     assert len({d.id for d in documents}) == len(documents)
 
 
+CHATS = sources.build("chats", {})
+
+
 def chats(*questions: str) -> list[Conversation]:
     return [
         Conversation((Message("user", q), Message("assistant", f"answer {i}")), str(i)) for i, q in enumerate(questions)
@@ -117,7 +120,7 @@ def test_every_empty_split_has_a_message_whose_suggestion_fills_both(questions: 
     """The suggested setting is applied: afterwards neither split is empty."""
     items = [replace(c, key=c.messages[0].text or "empty") for c in chats(*questions)]
     try:
-        refuse_empty_split(items, fraction, "conversations", "first question")
+        refuse_empty_split(CHATS, items, fraction, "conversations", "first question")
     except UserError as error:
         message = str(error)
     else:
@@ -126,7 +129,7 @@ def test_every_empty_split_has_a_message_whose_suggestion_fills_both(questions: 
     keys = {item.split_key for item in items}
     if len(keys) > 1:
         suggested = float(message.partition("try: data.val_fraction=")[2])
-        refuse_empty_split(items, suggested, "conversations", "first question")
+        refuse_empty_split(CHATS, items, suggested, "conversations", "first question")
         assert f"have {len(keys)} different ones" in message
     elif len(items) > 1:
         assert f"all {len(items)} conversations have the same first question" in message
@@ -138,11 +141,13 @@ def test_every_empty_split_has_a_message_whose_suggestion_fills_both(questions: 
 
 
 def test_split_of_a_source_without_items_and_of_named_splits() -> None:
+    with pytest.raises(UserError, match="try: data with another first question"):
+        refuse_empty_split(None, chats("a", "a"), 0.5, "conversations", "first question")
     with pytest.raises(UserError, match="the source has no conversations"):
-        refuse_empty_split([], 0.5, "conversations", "first question")
+        refuse_empty_split(CHATS, [], 0.5, "conversations", "first question")
     named = [replace(c, split="train") for c in chats("a", "b")]
     with pytest.raises(UserError, match="the validation split is empty: the source assigns all 2 conversations"):
-        refuse_empty_split(named, 0.5, "conversations", "first question")
+        refuse_empty_split(CHATS, named, 0.5, "conversations", "first question")
 
 
 def test_equal_questions_can_be_split_by_all_that_they_hold(tmp_path: Path) -> None:
@@ -155,8 +160,8 @@ def test_equal_questions_can_be_split_by_all_that_they_hold(tmp_path: Path) -> N
         made: list[Any] = [sources.build(name, {"path": str(file)} | by) for by in ({}, {"split_by": "all"})]
         first, second = (list(getattr(source, method)()) for source in made)
         with pytest.raises(UserError, match=r"all 60 .* have the same"):
-            refuse_empty_split(first, 0.2, "items", "text")
-        refuse_empty_split(second, 0.2, "items", "text")
+            refuse_empty_split(CHATS, first, 0.2, "items", "text")
+        refuse_empty_split(CHATS, second, 0.2, "items", "text")
         assert made[0].fingerprint() != made[1].fingerprint()
 
 

@@ -14,12 +14,12 @@ import logging
 import lzma
 import shlex
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, TypeVar, cast
 
 from ablatio.errors import EnvironmentFault, UserError
 
@@ -31,6 +31,7 @@ _CHUNK = 1 << 20
 _BOM = b"\xef\xbb\xbf"
 _TESTS = {".gz": "gzip --test", ".xz": "xz --test", ".zst": "zstd --test"}
 
+T = TypeVar("T")
 log = logging.getLogger("ablatio")
 
 
@@ -156,6 +157,20 @@ def readable(file: Path) -> Iterator[None]:
         raise EnvironmentFault(
             f"{file}: reading it needs more memory than this process has.\n    try: split it into several files"
         ) from None
+
+
+def read_all(items: Iterable[T], unit: str) -> list[T]:
+    """Return the items of a source as a list; EnvironmentFault if they need more memory than the process has."""
+    found: list[T] = []
+    try:
+        found.extend(items)
+    except MemoryError:
+        count, found = len(found), []  # the memory for the message is taken from them
+        raise EnvironmentFault(
+            f"the {unit} of the source need more memory than this process has: {count} were read.\n"
+            "    try: a part of the files with source.path=FILE"
+        ) from None
+    return found
 
 
 def _damaged(file: Path, error: Exception) -> UserError:

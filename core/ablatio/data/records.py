@@ -90,13 +90,14 @@ def records(file: Path, expected: Expected = Expected()) -> Iterator[Record]:
 
 def _json(file: Path, stream: IO[bytes], expected: Expected) -> Iterator[Record]:
     """JSON Lines, unless the first character is that of a list, or the whole file is one object."""
-    lines = ((number, text) for number, text in read_lines(file, stream) if text.strip())
+    every = read_lines(file, stream)
+    lines = ((number, text) for number, text in every if text.strip())
     number, text = next(lines, (0, ""))
     if text.lstrip().startswith("["):
-        yield from _json_list(file, text + "".join(line for _, line in lines), number, expected)
+        yield from _json_list(file, text + "".join(line for _, line in every), number, expected)
         return
     if text.strip() == "{" or (text and kind_of(file) == ".json" and not _is_json(text)):
-        text += "".join(line for _, line in lines)
+        text += "".join(line for _, line in every)
     while text:
         place = Place(file, "line", number)
         yield _record(_loaded(text, place, expected), place, number, expected)

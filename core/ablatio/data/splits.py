@@ -5,6 +5,7 @@ import logging
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
+from typing import Any
 
 from ablatio.data.types import Conversation, Document, Feedback, Source, Split
 from ablatio.errors import UserError
@@ -38,10 +39,13 @@ def key_split(item: Conversation | Feedback, val_fraction: float) -> Split:
     return item.split or hash_split(_digest(item.split_key), val_fraction)
 
 
-def refuse_empty_split(items: Sequence[Conversation | Feedback], val_fraction: float, unit: str, key: str) -> None:
+def refuse_empty_split(
+    source: Any, items: Sequence[Conversation | Feedback], val_fraction: float, unit: str, key: str
+) -> None:
     """Raise UserError if `key_split` assigns none of the items to one of the splits.
 
     Args:
+        source: where the items come from; if it has the knob `split_by`, a message can propose it
         items: conversations or lines of feedback
         val_fraction: share of the keys that is held out
         unit: name of the items in the message
@@ -59,7 +63,8 @@ def refuse_empty_split(items: Sequence[Conversation | Feedback], val_fraction: f
         why, fix = f"the source assigns all {len(items)} {unit} to the other one", "a source that assigns some to each"
     elif len(keys) == 1 and len(items) > 1:
         why = f"all {len(items)} {unit} have the same {key}, and equal ones stay in one split"
-        fix = "source.split_by=all, which splits by everything that they hold"
+        splits = hasattr(source, "split_by")
+        fix = "source.split_by=all, which splits by everything that they hold" if splits else f"data with another {key}"
     else:
         why = (
             f"a hash of the {key} holds out about data.val_fraction={val_fraction}, and the {len(items)} {unit} have "

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ablatio.data.chat import reading_notes, write
+from ablatio.data.data_files import read_all
 from ablatio.data.packing import ExampleOrder, PackedRows
 from ablatio.data.splits import key_split, refuse_empty_split
 from ablatio.data.types import Feedback, Ids, Message
@@ -119,8 +120,8 @@ class AnswerSet:
         self.answers: list[TokenizedAnswer] = []
         self.judged: dict[str, list[RatedAnswers]] = {split: [] for split in SPLITS}
         self.content: dict[str, Any] = {"fingerprint": source.fingerprint()}
-        lines = list(source.feedback())
-        refuse_empty_split(lines, setup.config["data"]["val_fraction"], "lines of feedback", "prompt")
+        lines = read_all(source.feedback(), "lines of feedback")
+        refuse_empty_split(source, lines, setup.config["data"]["val_fraction"], "lines of feedback", "prompt")
         self.content |= reading_notes(source, self.form, lines)
         self._read(lines)
 

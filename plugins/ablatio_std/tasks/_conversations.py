@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ablatio.data.chat import Template, Written, reading_notes, truncate_to_length, write
+from ablatio.data.data_files import read_all
 from ablatio.data.splits import key_split, refuse_empty_split
 from ablatio.data.types import Conversation, Tokenizer
 from ablatio.errors import UserError
@@ -173,9 +174,9 @@ class TokenizedConversations:
         self.content: dict[str, Any] = {"fingerprint": source.fingerprint()}
         self.held: dict[str, list[Conversation]] = {}
         self.written: dict[str, list[Written]] = {}
-        every = list(source.conversations())
+        every = read_all(source.conversations(), "conversations")
         fraction = setup.config["data"]["val_fraction"]
-        refuse_empty_split(every, fraction, "conversations", "first question")
+        refuse_empty_split(source, every, fraction, "conversations", "first question")
         self.content |= reading_notes(source, form, every)
         for split in SPLITS:
             self._write(split, [c for c in every if key_split(c, fraction) == split])

@@ -10,6 +10,7 @@ import torch
 from ablatio.data.batches import Windows
 from ablatio.data.chat import reading_notes, sign_id, write
 from ablatio.data.corpus import Corpus
+from ablatio.data.data_files import read_all
 from ablatio.data.order import WindowOrder
 from ablatio.data.splits import key_split, refuse_empty_split
 from ablatio.errors import UserError
@@ -61,8 +62,8 @@ class ChatPrompts:
         self.tokenizer, form = setup.chat(source)
         self.stop, self.seed = sign_id(self.tokenizer, form.end), setup.seeds.data
         self.pools: dict[str, list[Prompt]] = {"train": [], "validation": []}
-        every, fraction = list(source.conversations()), setup.config["data"]["val_fraction"]
-        refuse_empty_split(every, fraction, "conversations", "first question")
+        every, fraction = read_all(source.conversations(), "conversations"), setup.config["data"]["val_fraction"]
+        refuse_empty_split(source, every, fraction, "conversations", "first question")
         self.notes = reading_notes(source, form, every)
         prompts = write(self.tokenizer, form, [c.messages[:-1] for c in every], answering=True)
         truths = [c.messages[-1].content for c in every]
