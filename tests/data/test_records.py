@@ -238,7 +238,7 @@ def test_items_that_exceed_the_memory_end_with_one_message() -> None:
         yield from range(5)
         raise MemoryError
 
-    with pytest.raises(EnvironmentFault, match="the lines of the source need more memory .*: 5 were"):
+    with pytest.raises(EnvironmentFault, match=r"the lines of the source need more memory .*: 5 were"):
         read_all(items(), "lines")
     assert read_all(range(3), "lines") == [0, 1, 2]
 
