@@ -15,25 +15,33 @@ from ablatio.registry.kinds import templates
 
 @templates.register("plain", paper="https://github.com/huggingface/trl")
 class Plain:
-    """User: question (newline) Assistant: answer (end) (newline).  It adds no tokens and works with any tokenizer."""
+    """User: question (newline) Assistant: answer (end) (newline).  It adds no tokens and works with any tokenizer.
 
-    signs, end = (), EOS
+    Tools, calls and results of tools are written as JSON: Tools: [definition, ...], Assistant: call, Tool: result.
+    """
+
+    signs, end, tools = (), EOS, True
     jinja = (
-        "{{ bos_token }}{% for m in messages %}{{ m.role | capitalize + ': ' + m.content }}"
+        "{{ bos_token }}{% if tools %}{{ 'Tools: ' + tools | tojson + '\n' }}{% endif %}"
+        "{% for m in messages %}{{ m.role | capitalize + ': ' + (m.content or '') }}"
+        "{% for c in m.tool_calls or [] %}{{ ('\n' if m.content or not loop.first else '') + '{\"name\": ' }}"
+        "{{ c.function.name | tojson + ', \"arguments\": ' + c.function.arguments | tojson + '}' }}{% endfor %}"
         "{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}{{ '\n' }}{% endfor %}"
         "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
     )
 
     def __call__(self, messages: Sequence[Message], answering: bool = False) -> Iterator[ChatSegment]:
         for message in messages:
+            if message.tools:
+                yield ChatSegment(f"Tools: [{', '.join(message.tools)}]\n")
             if message.role == "assistant":
                 yield ChatSegment("Assistant:")
                 yield from (
-                    ChatSegment(f" {message.text}", said=True),
-                    ChatSegment(EOS, sign=True, said=True),
+                    ChatSegment(f" {message.content}", said=True, weight=message.weight),
+                    ChatSegment(EOS, sign=True, said=True, weight=message.weight),
                     ChatSegment("\n"),
                 )
-            else:
+            elif message.text or not message.tools:
                 yield ChatSegment(f"{message.role.capitalize()}: {message.text}\n")
         if answering:
             yield ChatSegment("Assistant:")
@@ -52,16 +60,31 @@ class Bare:
     def __call__(self, messages: Sequence[Message], answering: bool = False) -> Iterator[ChatSegment]:
         for message in messages:
             said = message.role == "assistant"
-            yield ChatSegment(f" {message.text}" if said else message.text, said=said)
+            yield ChatSegment(f" {message.text}" if said else message.text, said=said, weight=message.weight)
             if said:
-                yield ChatSegment(EOS, sign=True, said=True)
+                yield ChatSegment(EOS, sign=True, said=True, weight=message.weight)
+
+
+_TOOLS_OPENING = (
+    "# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
+    "You are provided with function signatures within <tools></tools> XML tags:\n<tools>"
+)
+_TOOLS_END = (
+    "\n</tools>\n\nFor each function call, return a json object with function name and arguments within "
+    '<tool_call></tool_call> XML tags:\n<tool_call>\n{"name": <function-name>, "arguments": <args-json-object>}\n'
+    "</tool_call>"
+)
 
 
 @templates.register("chatml", paper="https://github.com/openai/openai-python/blob/v0.28.1/chatml.md")
 class ChatML:
-    """<|im_start|>role (newline) text<|im_end|> (newline).  It adds two tokens."""
+    """<|im_start|>role (newline) text<|im_end|> (newline).  It adds two tokens.
 
-    signs, end = ("<|im_start|>", "<|im_end|>"), "<|im_end|>"
+    Tools stand in the system message, calls in <tool_call>, and results in <tool_response> as a turn of the user, as in
+    the template of Qwen2.5 (arXiv:2412.15115).
+    """
+
+    signs, end, tools = ("<|im_start|>", "<|im_end|>"), "<|im_end|>", True
 
     def __init__(self, *, system: Annotated[str, "system message for conversations without one"] = "") -> None:
         self.system = system
@@ -70,25 +93,58 @@ class ChatML:
     def jinja(self) -> str:
         """The template in Jinja, with the system message as a constant."""
         default = f"<|im_start|>system\n{self.system}<|im_end|>\n"
+        first = f"{self.system}\n\n" if self.system else ""  # in front of the definitions of tools
         opening = "{% if messages[0].role != 'system' %}{{ " + repr(default) + " }}{% endif %}" if self.system else ""
-        turn = "'<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n'"
         return (
-            f"{{{{ bos_token }}}}{opening}{{% for m in messages %}}{{{{ {turn} }}}}{{% endfor %}}"
+            "{{ bos_token }}{% if tools %}{{ '<|im_start|>system\n' }}"
+            "{% if messages[0].role == 'system' %}{{ messages[0].content + '\n\n' }}"
+            f"{{% else %}}{{{{ {first!r} }}}}{{% endif %}}"
+            f"{{{{ {_TOOLS_OPENING!r} }}}}{{% for tool in tools %}}{{{{ '\n' + tool | tojson }}}}{{% endfor %}}"
+            f"{{{{ {_TOOLS_END!r} + '<|im_end|>\n' }}}}{{% else %}}{opening}{{% endif %}}"
+            "{% for m in (messages[1:] if tools and messages[0].role == 'system' else messages) %}"
+            "{% if m.role == 'tool' %}"
+            "{{ '' if loop.previtem is defined and loop.previtem.role == 'tool' else '<|im_start|>user' }}"
+            "{{ '\n<tool_response>\n' + m.content + '\n</tool_response>' }}"
+            "{{ '' if loop.nextitem is defined and loop.nextitem.role == 'tool' else '<|im_end|>\n' }}"
+            "{% else %}{{ '<|im_start|>' + m.role + '\n' + (m.content or '') }}{% for c in m.tool_calls or [] %}"
+            "{{ ('\n' if m.content or not loop.first else '') + '<tool_call>\n{\"name\": ' }}"
+            "{{ c.function.name | tojson + ', \"arguments\": ' + c.function.arguments | tojson }}"
+            "{{ '}\n</tool_call>' }}{% endfor %}{{ '<|im_end|>\n' }}{% endif %}{% endfor %}"
             "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
         )
 
     def __call__(self, messages: Sequence[Message], answering: bool = False) -> Iterator[ChatSegment]:
         opening = [Message("system", self.system)] if self.system and not _has_system(messages) else []
+        before = ""
         for message in (*opening, *messages):
-            said = message.role == "assistant"
-            yield from (ChatSegment("<|im_start|>", sign=True), ChatSegment(f"{message.role}\n"))
-            yield from (
-                ChatSegment(message.text, said=said),
-                ChatSegment("<|im_end|>", sign=True, said=said),
-                ChatSegment("\n"),
-            )
+            if before == "tool" != message.role:
+                yield from (ChatSegment("<|im_end|>", sign=True), ChatSegment("\n"))
+            if message.role == "tool":
+                if before != "tool":
+                    yield from (ChatSegment("<|im_start|>", sign=True), ChatSegment("user"))
+                yield ChatSegment(f"\n<tool_response>\n{message.text}\n</tool_response>")
+            else:
+                yield from self._turn(message)
+            before = message.role
+        if before == "tool":
+            yield from (ChatSegment("<|im_end|>", sign=True), ChatSegment("\n"))
         if answering:
             yield from (ChatSegment("<|im_start|>", sign=True), ChatSegment("assistant\n"))
+
+    def _turn(self, message: Message) -> Iterator[ChatSegment]:
+        said, parts = message.role == "assistant", [message.text] if message.text else []
+        parts += [f"<tool_call>\n{call}\n</tool_call>" for call in message.calls]
+        text = "\n".join(parts)
+        if message.tools:
+            definitions = "".join(f"\n{tool}" for tool in message.tools)
+            first = message.text or self.system
+            text = "\n\n".join([*([first] if first else []), f"{_TOOLS_OPENING}{definitions}{_TOOLS_END}"])
+        yield from (ChatSegment("<|im_start|>", sign=True), ChatSegment(f"{message.role}\n"))
+        yield from (
+            ChatSegment(text, said=said, weight=message.weight),
+            ChatSegment("<|im_end|>", sign=True, said=said, weight=message.weight),
+            ChatSegment("\n"),
+        )
 
 
 @templates.register("llama3", paper="arXiv:2407.21783")
@@ -106,7 +162,10 @@ class Llama3:
         for message in messages:
             said = message.role == "assistant"
             yield from self._header(message.role)
-            yield from (ChatSegment(message.text.strip(), said=said), ChatSegment("<|eot_id|>", sign=True, said=said))
+            yield from (
+                ChatSegment(message.text.strip(), said=said, weight=message.weight),
+                ChatSegment("<|eot_id|>", sign=True, said=said, weight=message.weight),
+            )
         if answering:
             yield from self._header("assistant")
 
@@ -147,7 +206,10 @@ class Llama2:
                 yield ChatSegment(f"[INST] {system}{message.text.strip()} [/INST]")
                 system, first = "", False
             else:
-                yield from (ChatSegment(f" {message.text.strip()} ", said=True), ChatSegment(EOS, sign=True, said=True))
+                yield from (
+                    ChatSegment(f" {message.text.strip()} ", said=True, weight=message.weight),
+                    ChatSegment(EOS, sign=True, said=True, weight=message.weight),
+                )
 
 
 @templates.register("alpaca", paper="https://github.com/tatsu-lab/stanford_alpaca")
@@ -178,8 +240,9 @@ class Alpaca:
                     f"{'' if before is None else f'{chr(10)}{chr(10)}'}### Instruction:\n{message.text}\n\n"
                 )
             else:
-                yield from (ChatSegment("### Response:\n"), ChatSegment(message.text, said=True))
-                yield ChatSegment(EOS, sign=True, said=True)
+                yield ChatSegment("### Response:\n")
+                yield ChatSegment(message.text, said=True, weight=message.weight)
+                yield ChatSegment(EOS, sign=True, said=True, weight=message.weight)
         if answering:
             yield ChatSegment("### Response:\n")
 

@@ -184,7 +184,7 @@ class TestPaths:
     [
         ("{'text': 1}", ("line 3", "not valid JSON", 'as {"text": "..."}')),
         ("[" * 100_000, ("line 3", "not valid JSON")),
-        ('["a"]', ("line 3: a list", "expected one object per line")),
+        ('["a"]', ("line 3: found a list", "expected one JSON object per line")),
         ('{"texts": "a", "n": 1}', ("line 3: there is no field 'text'", "'texts', 'n'", "source.text=texts")),
         ('{"body": "a"}', ("there is no field 'text'", "source.text=body")),
         ('{"text": 5}', ("the field 'text' holds int",)),

@@ -1,13 +1,19 @@
 """Train-validation split: determined by the text alone, and disjoint."""
 
 import hashlib
+import json
 import logging
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from ablatio.data.splits import TrainValSplit, hash_split, split_rule
-from ablatio.data.types import Document
+from ablatio import sources
+from ablatio.data.splits import TrainValSplit, hash_split, key_split, refuse_empty_split, split_rule
+from ablatio.data.types import Conversation, Document, Message
 from ablatio.errors import UserError
 from ablatio_std.sources import ChineseClassics, StateOfTheUnion
 
@@ -98,3 +104,73 @@ def test_the_classics_are_held_out_by_hash() -> None:
     documents = list(ChineseClassics().documents())
     assert len(documents) == 21_197 and {d.split for d in documents} == {""}
     assert len({d.id for d in documents}) == len(documents)
+
+
+CHATS = sources.build("chats", {})
+
+
+def chats(*questions: str) -> list[Conversation]:
+    return [
+        Conversation((Message("user", q), Message("assistant", f"answer {i}")), str(i)) for i, q in enumerate(questions)
+    ]
+
+
+@given(st.lists(st.text(st.characters(codec="utf-8"), max_size=4), min_size=1, max_size=30), st.floats(0, 1))
+def test_every_empty_split_has_a_message_whose_suggestion_fills_both(questions: list[str], fraction: float) -> None:
+    """The suggested setting is applied: afterwards neither split is empty."""
+    items = [replace(c, key=c.messages[0].text or "empty") for c in chats(*questions)]
+    try:
+        refuse_empty_split(CHATS, items, fraction, "conversations", "first question")
+    except UserError as error:
+        message = str(error)
+    else:
+        assert {key_split(item, fraction) for item in items} == {"train", "validation"}
+        return
+    keys = {item.split_key for item in items}
+    if len(keys) > 1:
+        suggested = float(message.partition("try: data.val_fraction=")[2])
+        refuse_empty_split(CHATS, items, suggested, "conversations", "first question")
+        assert f"have {len(keys)} different ones" in message
+    elif len(items) > 1:
+        assert f"all {len(items)} conversations have the same first question" in message
+        assert "try: source.split_by=all" in message
+        items = [replace(item, key=item.text) for item in items]
+        assert len({item.split_key for item in items}) == len(items)
+    else:
+        assert "a source with more than one" in message
+
+
+def test_split_of_a_source_without_items_and_of_named_splits() -> None:
+    with pytest.raises(UserError, match="try: data with another first question"):
+        refuse_empty_split(None, chats("a", "a"), 0.5, "conversations", "first question")
+    with pytest.raises(UserError, match="the source has no conversations"):
+        refuse_empty_split(CHATS, [], 0.5, "conversations", "first question")
+    named = [replace(c, split="train") for c in chats("a", "b")]
+    with pytest.raises(UserError, match="the validation split is empty: the source assigns all 2 conversations"):
+        refuse_empty_split(CHATS, named, 0.5, "conversations", "first question")
+
+
+def test_equal_questions_can_be_split_by_all_that_they_hold(tmp_path: Path) -> None:
+    """60 conversations with one question, and 60 pairs with one prompt: refused, and the suggested setting works."""
+    answers = [{"prompt": "Go on.", "completion": f"a{i}"} for i in range(60)]
+    pairs = [{"prompt": "Go on.", "chosen": f"a{i}", "rejected": "b"} for i in range(60)]
+    for name, method, rows in (("chats", "conversations", answers), ("feedback", "feedback", pairs)):
+        file = tmp_path / f"{name}.jsonl"
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        made: list[Any] = [sources.build(name, {"path": str(file)} | by) for by in ({}, {"split_by": "all"})]
+        first, second = (list(getattr(source, method)()) for source in made)
+        with pytest.raises(UserError, match=r"all 60 .* have the same"):
+            refuse_empty_split(CHATS, first, 0.2, "items", "text")
+        refuse_empty_split(CHATS, second, 0.2, "items", "text")
+        assert made[0].fingerprint() != made[1].fingerprint()
+
+
+def test_equal_documents_are_counted_in_the_message(toy: Any) -> None:
+    with pytest.raises(UserError, match=r"60 document\(s\) with 1 different text\(s\)"):
+        texts(TrainValSplit(toy([Document("same", str(i)) for i in range(60)]), 0.1), "train")
+    documents = [Document(f"text {i}", str(i)) for i in range(3)]
+    with pytest.raises(UserError) as error:
+        texts(TrainValSplit(toy(documents), 1e-9), "train")
+    suggested = float(str(error.value).partition("try: data.val_fraction=")[2].partition(",")[0])
+    division = TrainValSplit(toy(documents), suggested)
+    assert texts(division, "train") and texts(division, "validation")

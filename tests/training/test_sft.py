@@ -9,10 +9,14 @@ import torch
 import torch.nn.functional as F
 from helpers.runs import TINY, ablatio, cut_and_resumed, metrics, summary
 
+from ablatio.data.order import RowPlan
 from ablatio.data.types import Message
 from ablatio.model.parameter_roles import named_generator
 from ablatio.registry import kinds
-from ablatio.testing import sample_parts
+from ablatio.registry.registry import REGISTRIES
+from ablatio.testing import sample_parts, tiny_models
+from ablatio.training.initial_weights import start_model
+from ablatio.training.task_context import TaskContext
 
 SFT = kinds.tasks["sft"]
 
@@ -56,6 +60,81 @@ def test_packed_loss_equals_sum_over_single_conversations() -> None:
             tokens += int((labels[1:] >= 0).sum())
     assert float(weight) == tokens
     torch.testing.assert_close(total.double(), nats, rtol=1e-9, atol=1e-9)
+
+
+def weighted(tmp_path: Path, knobs: dict[str, Any], parts: dict[str, Any]) -> tuple[Any, Any]:
+    """A task on conversations whose first answer has weight 0 or 0.25, and its model; one conversation has no loss."""
+
+    def turn(role: str, text: str, **beside: Any) -> dict[str, Any]:
+        return {"role": role, "content": text, **beside}
+
+    rows = [
+        [
+            turn("user", f"{i}?"), turn("assistant", "wrong", weight=(0, 0.25)[i % 2]),
+            turn("user", "again"), turn("assistant", f"right {i}"),
+        ]
+        for i in range(24)
+    ]  # fmt: skip
+    rows.append([turn("user", "none?"), turn("assistant", "no", train=False)])
+    path = tmp_path / "weighted.jsonl"
+    path.write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows), encoding="utf-8")
+    given = tiny_models.config(SFT, knobs, max_len=160) | parts
+    given["data"] |= {"val_fraction": 0.3}
+    given["train"] |= {"batch_size": 4}
+    given["source"] = {"name": "chats", **kinds.sources["chats"].defaults, "path": str(path)}
+    given["tokenizer"] = {"name": "bytes"}
+    setup = TaskContext(given, RowPlan(4))
+    task = sample_parts.made(SFT, knobs, setup=setup)
+    return task, start_model(given, task.tokenizer, 0)[0].double().eval()
+
+
+@pytest.mark.parametrize("knobs", [{"packing": p, "prompts": q} for p in (True, False) for q in (True, False)])
+def test_loss_of_a_turn_counts_with_its_weight(tmp_path: Path, knobs: dict[str, bool]) -> None:
+    """Oracle: each conversation by itself, with the tokens of each turn found by the template's text."""
+    task, model = weighted(tmp_path, knobs, {})
+    total, weight, _ = task.loss(model, task.example(task.training[0], named_generator(0, "unused")))
+    first, count = task.setup.plan.batch(0)
+    nats, tokens = torch.zeros((), dtype=torch.float64), 0.0
+    for i in [i for row in range(first, first + count) for i in task.rows.row(row)]:
+        messages = task.held["train"][i].messages
+        ids = torch.from_numpy(task.written["train"][i].ids.astype("int64"))
+        losses = F.cross_entropy(model(ids[None])[0, :-1], ids[1:], reduction="none")
+        # The bytes of the text, after the token that opens it, are "User: 3?\nAssistant: wrong" and the end token.
+        factors, at = torch.full((len(ids) - 1,), float(knobs["prompts"])).double(), 0
+        for message in messages:
+            if message.role == "assistant":
+                size = len(f" {message.text}") + 1
+                at += len("Assistant:")
+                factors[at : at + size] = message.weight
+                at += size + 1
+            else:
+                at += len(f"User: {message.text}\n")
+        assert at == len(losses)
+        nats, tokens = nats + (losses * factors).sum(), tokens + float(factors.sum())
+    assert float(weight) == pytest.approx(tokens)
+    torch.testing.assert_close(total.double(), nats, rtol=1e-9, atol=1e-9)
+    left_out = sum(task.content[split].get("without_loss", 0) for split in ("train", "validation"))
+    assert left_out == (0 if knobs["prompts"] else 1)
+
+
+def test_source_and_target_have_the_weights_of_their_answer(tmp_path: Path) -> None:
+    """An answer of weight 0 is no target of its own, but stays in the source of the next one."""
+    parts = {
+        kind: {"name": name, **REGISTRIES[kind][name].defaults}
+        for kind, name in (("architecture", "encoder_decoder"), ("objective", "span_corruption"))
+    }
+    task, _ = weighted(tmp_path, {}, parts)
+    pieces = [*zip(task.held["train"], task.written["train"], strict=True)]
+    texts = [(task.tokenizer.decode(p.ids[p.said][:-1].tolist()).strip(), p, c) for c, p in pieces]
+    assert {text for text, _, c in texts if c.messages[1].weight == 0} == {
+        c.messages[3].text for c, _ in pieces if c.messages[1].weight == 0
+    }
+    for text, piece, c in texts:
+        assert set(piece.loss_weights[piece.said].tolist()) == {0.25 if text == "wrong" else 1.0}
+        source = task.tokenizer.decode(piece.ids[~piece.said].tolist())
+        assert ("wrong" in source) == (text != "wrong") and len(c.messages) == 4
+        row = task.reading.row([piece])
+        assert row["weights"].tolist() == piece.loss_weights[piece.said].tolist()
 
 
 def test_packing_does_not_change_the_score() -> None:
@@ -157,3 +236,32 @@ def test_train_and_validation_share_no_question() -> None:
     task, _ = sample_parts.task(SFT)
     sides: list[Any] = [{c.messages[0] for c in task.held[split]} for split in ("train", "validation")]
     assert sides[0] and sides[1] and not sides[0] & sides[1] and isinstance(next(iter(sides[0])), Message)
+
+
+@pytest.mark.parametrize(
+    ("task", "rows", "same"),
+    [
+        ("sft", [{"prompt": "Go on.", "completion": f"a{i}"} for i in range(30)], "the same first question"),
+        (
+            "reward",
+            [{"prompt": "Go on.", "chosen": f"a{i}", "rejected": "b"} for i in range(30)],
+            "the same prompt",
+        ),
+    ],
+)
+def test_equal_first_questions_are_the_message_and_the_suggestion_runs(
+    tmp_path: Path, task: str, rows: list[Any], same: str
+) -> None:
+    path = tmp_path / "same.jsonl"
+    path.write_text("".join(json.dumps(row | {"lang": "en"}) + "\n" for row in rows), encoding="utf-8")
+    given = [s for s in settings(tmp_path, path) if not s.startswith(("task", "source="))] + [
+        "train.steps=2",
+        "name=run",
+    ]
+    given += [f"task={task}", "source=" + ("chats" if task == "sft" else "feedback")]
+    refused = ablatio(["train", *given], tmp_path / "log")
+    assert refused.code == 2 and f"have {same}, and equal ones stay in one split" in refused.err
+    done = ablatio(["train", *given, "source.split_by=all", "name=all"], tmp_path / "log")
+    assert done.code == 0, done.err
+    assert json.loads((tmp_path / "all/manifest.json").read_text())["data"]["unused_fields"] == {"lang": 30}
+    assert done.err.count("does not use these fields") + done.out.count("does not use these fields") == 1

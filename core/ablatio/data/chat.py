@@ -2,16 +2,19 @@
 
 import functools
 import json
+import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ablatio.data.types import Ids, Message, Tokenizer, token_type
+from ablatio.data.types import Conversation, Feedback, Ids, Message, Source, Tokenizer, token_type
 from ablatio.errors import UserError
+from ablatio.registry.kinds import templates
 
+log = logging.getLogger("ablatio")
 EOS = ""  # stands in templates for the tokenizer's own end-of-document token
 
 
@@ -19,13 +22,15 @@ EOS = ""  # stands in templates for the tokenizer's own end-of-document token
 class ChatSegment:
     """A segment of a formatted conversation.
 
-    sign  `text` is the name of a special token (one id), not text of a message
-    said  the assistant wrote it: fine-tuning computes its loss on these tokens
+    sign    `text` is the name of a special token (one id), not text of a message
+    said    the assistant wrote it: fine-tuning computes its loss on these tokens
+    weight  factor of that loss: the `weight` of the message
     """
 
     text: str
     sign: bool = False
     said: bool = False
+    weight: float = 1.0
 
 
 class Template(Protocol):
@@ -35,6 +40,7 @@ class Template(Protocol):
     end    name of the special token that ends an answer and stops decoding; EOS: the tokenizer's own end token
     jinja  optional: the same template as Jinja source for transformers, where `bos_token` and `eos_token` are the
            tokenizer's own end token
+    tools  optional: True if it writes the tools of a system message, the calls of the assistant and the turns of tools
 
     With `answering`, the opening of an assistant turn follows the messages, for a model to continue. The segments
     before an answer are the same with and without it.
@@ -114,10 +120,19 @@ def with_special_tokens(tokenizer: Tokenizer, template: Template) -> Tokenizer:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Written:
-    """A tokenized conversation: `ids` (n,), starting with eos; `said` (n,): True for tokens of the assistant."""
+    """A tokenized conversation: `ids` (n,), starting with eos; `said` (n,): True for tokens of the assistant.
+
+    `weights` (n,): factors of the loss, 0 where `said` is False; None: 1 for all tokens of the assistant.
+    """
 
     ids: Ids
     said: NDArray[np.bool_]
+    weights: NDArray[np.float32] | None = None
+
+    @property
+    def loss_weights(self) -> NDArray[np.float32]:
+        """The factor of the loss of each token: (n,)."""
+        return self.said.astype(np.float32) if self.weights is None else self.weights
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -126,8 +141,11 @@ class Written:
 def write(
     tokenizer: Tokenizer, template: Template, conversations: Sequence[Sequence[Message]], answering: bool = False
 ) -> list[Written]:
-    """Format each conversation with the template and tokenize it; `answering`: end with the opening of an answer."""
-    formatted = [list(template(messages, answering)) for messages in conversations]
+    """Format each conversation with the template and tokenize it; `answering`: end with the opening of an answer.
+
+    Raises UserError for tool calls if the template has no form for them, and for weights that it does not pass on.
+    """
+    formatted = [_formatted(template, messages, answering) for messages in conversations]
     texts = list(dict.fromkeys(s.text for segments in formatted for s in segments if not s.sign))  # each encoded once
     ids = dict(zip(texts, tokenizer.encode(texts), strict=True)) if texts else {}
     dtype = token_type(tokenizer.vocab_size)
@@ -139,9 +157,66 @@ def write(
             part = np.array([sign_id(tokenizer, segment.text)]) if segment.sign else ids[segment.text]
             parts.append(part.astype(dtype))
             said.append(np.full(len(part), segment.said))
-        return Written(np.concatenate(parts), np.concatenate(said))
+        return Written(np.concatenate(parts), np.concatenate(said), weights_of(segments, said[1:]))
+
+    def weights_of(segments: list[ChatSegment], said: list[NDArray[np.bool_]]) -> NDArray[np.float32] | None:
+        if all(segment.weight == 1 for segment in segments):
+            return None
+        found = [mask * np.float32(segment.weight) for segment, mask in zip(segments, said, strict=True)]
+        return np.concatenate([np.zeros(1, dtype=np.float32), *found])
 
     return [tokenized(segments) for segments in formatted]
+
+
+def _formatted(template: Template, messages: Sequence[Message], answering: bool) -> list[ChatSegment]:
+    """The segments of a conversation; of tools only what the template has a place for."""
+    if not getattr(template, "tools", False):
+        if any(m.calls or m.role == "tool" for m in messages):
+            raise UserError(f"the conversation calls tools, {_no_place(template)}")
+        messages = [replace(m, tools=()) if m.tools else m for m in messages if m.text or not m.tools]
+    segments = list(template(messages, answering))
+    weights = {m.weight for m in messages if m.role == "assistant"}
+    if weights - {1.0} and not weights <= {segment.weight for segment in segments if segment.said}:
+        raise UserError(
+            f"turns have the loss weights {', '.join(map(str, sorted(weights)))}, which the template "
+            f"{_name_of(template)} does not pass on\n    try: ChatSegment(text, said=True, weight=message.weight) in it"
+        )
+    return segments
+
+
+def _no_place(template: Template) -> str:
+    able = [entry.name for entry in templates if entry.facts["tools"]]
+    return f"for which template={_name_of(template)} has no form\n    try: template={' or template='.join(able)}"
+
+
+def _name_of(template: Template) -> str:
+    kind = type(template)
+    return next(
+        (e.name for e in templates if (e.module, e.qualname) == (kind.__module__, kind.__qualname__)), kind.__name__
+    )
+
+
+def reading_notes(source: Source, template: Template, items: Sequence[Conversation | Feedback]) -> dict[str, Any]:
+    """Notes for the manifest on what of the data was not used.
+
+    `unused_fields`: fields that the source did not use; `tools_left_out`: number of conversations with definitions of
+    tools for which the template has no place.  Raises UserError for the first conversation that calls tools if the
+    template has no form for calls.
+    """
+    unused: dict[str, int] = getattr(source, "unused_fields", {})
+    notes: dict[str, Any] = {"unused_fields": dict(unused)} if unused else {}
+    if getattr(template, "tools", False):
+        return notes
+    left_out = 0
+    for item in items:
+        messages = item.messages if isinstance(item, Conversation) else item.prompt
+        if any(m.calls or m.role == "tool" for m in messages):
+            raise UserError(f"{item.id}: the conversation calls tools, {_no_place(template)}")
+        left_out += any(m.tools for m in messages)
+    if left_out:
+        log.warning("the tools of %d of %d conversations are left out, %s", left_out, len(items), _no_place(template))
+        notes["tools_left_out"] = left_out
+    return notes
 
 
 def sign_id(tokenizer: Tokenizer, sign: str) -> int:
@@ -177,6 +252,8 @@ def truncate_to_length(written: Written, length: int, too_long: str, where: str,
             f"    try: model.max_len={len(written) - ahead}, or task.too_long=cut"
         )
     first = len(written) - room + 1  # one place is taken by the eos that opens the row
-    kept = Written(np.concatenate([written.ids[:1], written.ids[first:]]), np.append(False, written.said[first:]))
-    whole = bool(written.said[first:].any()) and not written.said[first]
+    weights = written.weights if written.weights is None else np.append(np.float32(0), written.weights[first:])
+    ids, said = np.append(written.ids[:1], written.ids[first:]), np.append(False, written.said[first:])
+    kept = Written(ids, said, weights)
+    whole = bool(kept.loss_weights.any()) and not written.said[first]
     return kept if too_long == "cut" and whole else None

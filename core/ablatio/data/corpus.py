@@ -36,7 +36,9 @@ class Corpus:
     train_starts: NDArray[np.int64]
     validation_starts: NDArray[np.int64]
     tokenizer: Tokenizer
-    counts: dict[str, dict[str, int]]  # split -> {"documents", "tokens", "bytes"}; tokens include each document's eos
+    # split -> {"documents", "tokens", "bytes"}; tokens include each document's eos.  A source with fields that it does
+    # not use adds "unused_fields": name -> number of records.
+    counts: dict[str, dict[str, int]]
     fingerprint: str
     key: str
     folder: Path
@@ -106,7 +108,8 @@ def _tokenize(tokenizer: Tokenizer, by_split: TrainValSplit, folder: Path) -> di
         write_pieces(folder / f"{split}.bin", _stream(tokenizer, by_split.documents(split), counts[split], starts))
         write_bytes(folder / f"{split}.documents", np.concatenate(starts).tobytes())
     log.info("tokenized %s in %.1f s", counts, time.perf_counter() - begin)
-    return counts
+    unused: dict[str, int] = getattr(by_split.source, "unused_fields", {})
+    return counts | ({"unused_fields": dict(unused)} if unused else {})
 
 
 def _stream(

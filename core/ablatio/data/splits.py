@@ -2,10 +2,12 @@
 
 import hashlib
 import logging
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
+from typing import Any
 
-from ablatio.data.types import Document, Source, Split
+from ablatio.data.types import Conversation, Document, Feedback, Source, Split
 from ablatio.errors import UserError
 
 log = logging.getLogger("ablatio")
@@ -30,6 +32,60 @@ def hash_split(digest: bytes, val_fraction: float) -> Split:
 def split_rule(val_fraction: float) -> str:
     """Name the rule, for cache keys; increase its number if documents are assigned differently."""
     return f"split-1:{float(val_fraction)!r}"
+
+
+def key_split(item: Conversation | Feedback, val_fraction: float) -> Split:
+    """Return the split that the source names, else the one that a hash of the item's `split_key` assigns."""
+    return item.split or hash_split(_digest(item.split_key), val_fraction)
+
+
+def refuse_empty_split(
+    source: Any, items: Sequence[Conversation | Feedback], val_fraction: float, unit: str, key: str
+) -> None:
+    """Raise UserError if `key_split` assigns none of the items to one of the splits.
+
+    Args:
+        source: where the items come from; if it has the knob `split_by`, a message can propose it
+        items: conversations or lines of feedback
+        val_fraction: share of the keys that is held out
+        unit: name of the items in the message
+        key: name of the text whose hash assigns the split
+    """
+    found = {key_split(item, val_fraction) for item in items}
+    if len(found) == 2:
+        return
+    if not items:
+        raise UserError(f"the source has no {unit}\n    try: source.path=FILE, a file with at least two")
+    empty = "train" if found == {"validation"} else "validation"
+    keys = {item.split_key for item in items if not item.split}
+    fraction = fraction_for_both(_digest(k) for k in keys)
+    if not keys:
+        why, fix = f"the source assigns all {len(items)} {unit} to the other one", "a source that assigns some to each"
+    elif len(keys) == 1 and len(items) > 1:
+        why = f"all {len(items)} {unit} have the same {key}, and equal ones stay in one split"
+        splits = hasattr(source, "split_by")
+        fix = "source.split_by=all, which splits by everything that they hold" if splits else f"data with another {key}"
+    else:
+        why = (
+            f"a hash of the {key} holds out about data.val_fraction={val_fraction}, and the {len(items)} {unit} have "
+            f"{len(keys)} different ones"
+        )
+        fix = "a source with more than one" if fraction is None else f"data.val_fraction={fraction:g}"
+    raise UserError(f"the {empty} split is empty: {why}\n    try: {fix}")
+
+
+def fraction_for_both(digests: Iterable[bytes]) -> float | None:
+    """Return the shortest decimal fraction for which `hash_split` fills both splits; None if there is none."""
+    shares = sorted({int.from_bytes(digest[:8], "big") / 2.0**64 for digest in digests})
+    for digits in range(1, 12) if len(shares) > 1 else ():
+        fraction = math.floor(shares[0] * 10.0**digits + 1) / 10.0**digits
+        if shares[0] < fraction <= shares[-1] and fraction < 1:
+            return fraction
+    return None
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()
 
 
 class TrainValSplit:
@@ -73,9 +129,13 @@ class TrainValSplit:
     def _empty(self, split: Split, total: int) -> str:
         if not total:
             return "the source has no document with text.\n    try: ablatio train source=sotu"
+        digests = {digest for _, digest, document in self._assigned() if not document.split}
+        fraction = fraction_for_both(digests)
+        different = f" with {len(digests)} different text(s)" if len(digests) < total else ""
+        number = "" if fraction is None else f"data.val_fraction={fraction:g}, or "
         return (
-            f"the {split} split is empty: the source has {total} document(s), and a hash of the text holds out about "
-            f"val_fraction={self.val_fraction} of them.\n    try: data.val_fraction=0.2, or more and shorter documents "
+            f"the {split} split is empty: the source has {total} document(s){different}, and a hash of the text holds "
+            f"out about val_fraction={self.val_fraction} of them.\n    try: {number}more and shorter documents "
             "(for a text file: source.separator='\\n\\n')"
         )
 

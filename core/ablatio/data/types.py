@@ -29,7 +29,8 @@ class Source(Protocol):
     """A stream of documents that can be read repeatedly and is the same each time.
 
     A source may also offer `conversations()`, yielding Conversation, or `feedback()`, yielding Feedback, for tasks that
-    train on those; its documents are then their texts.
+    train on those; its documents are then their texts.  Optional: `unused_fields`, {name: number of records} of the
+    fields that its last pass did not use, for the manifest.
     """
 
     def documents(self) -> Iterator[Document]:
@@ -86,15 +87,29 @@ class Tokenizer(Protocol):
         ...
 
 
-Role = Literal["system", "user", "assistant"]
+Role = Literal["system", "user", "assistant", "tool"]
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation."""
+    """One turn of a conversation; the turn of a tool is the result of a call.
+
+    text    empty only beside `calls` or `tools`, or as the result of a tool
+    weight  factor of the loss on this turn of the assistant; 0: no loss
+    calls   tool calls of the assistant, each as JSON: {"name": ..., "arguments": {...}}
+    tools   definitions of the tools that a system message offers, each as JSON
+    """
 
     role: Role
     text: str
+    weight: float = 1.0
+    calls: tuple[str, ...] = ()
+    tools: tuple[str, ...] = ()
+
+    @property
+    def content(self) -> str:
+        """The text and the tool calls, each on a line of its own."""
+        return "\n".join([*([self.text] if self.text else []), *self.calls])
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,17 +117,24 @@ class Conversation:
     """Messages of which the last is an answer of the assistant; `id` names their origin (a file and its line).
 
     group  the data set it belongs to in a mixture; a cap holds per group
+    key    text whose hash assigns the split if `split` is empty; by default the first question
     """
 
     messages: tuple[Message, ...]
     id: str
     split: Literal["train", "validation", ""] = ""
     group: str = ""
+    key: str = ""
 
     @property
     def text(self) -> str:
-        """All messages, separated by blank lines."""
-        return "\n\n".join(message.text for message in self.messages)
+        """All messages with their tools and calls, separated by blank lines."""
+        return _joined(self.messages)
+
+    @property
+    def split_key(self) -> str:
+        """The text whose hash assigns the split: equal first questions get the same one."""
+        return self.key or next(m.text for m in self.messages if m.role == "user")
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +142,8 @@ class Feedback:
     """Answers to one prompt with their scores: higher is better, equal means undecided.
 
     A preference pair has the scores (1, 0), a ranking of K answers the negated ranks; with `elo` the scores are Elo
-    ratings: a difference of 400 means odds of ten to one.
+    ratings: a difference of 400 means odds of ten to one.  `key` is the text whose hash assigns the split if `split` is
+    empty; by default the prompt.
     """
 
     prompt: tuple[Message, ...]
@@ -129,8 +152,18 @@ class Feedback:
     id: str
     split: Literal["train", "validation", ""] = ""
     elo: bool = False
+    key: str = ""
 
     @property
     def text(self) -> str:
         """Prompt and all answers, separated by blank lines."""
-        return "\n\n".join([*(message.text for message in self.prompt), *self.answers])
+        return "\n\n".join([_joined(self.prompt), *self.answers])
+
+    @property
+    def split_key(self) -> str:
+        """The text whose hash assigns the split: equal prompts get the same one."""
+        return self.key or _joined(self.prompt)
+
+
+def _joined(messages: Sequence[Message]) -> str:
+    return "\n\n".join(part for m in messages for part in (*m.tools, m.content) if part)

@@ -1,22 +1,19 @@
-"""Sources of conversations: JSON Lines in common layouts, dialogue trees, a generated set, and mixtures."""
+"""Sources of conversations: data files in common layouts, dialogue trees, a generated set, and mixtures."""
 
 import hashlib
 import json
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from dataclasses import replace
+from typing import Annotated, Any, Literal
 
 from ablatio import Range, sources
-from ablatio.data.types import Conversation, Document, Message, Role, Source
+from ablatio.data.data_files import Place, files_digest, find_files, invalid_data, shown
+from ablatio.data.records import ENDINGS, Record, UnusedFields, checked_text, records
+from ablatio.data.types import Conversation, Document, Message, Source
 from ablatio.errors import EnvironmentFault, UserError
 
-from .text import _find, _fingerprint, _open, _readable, _utf8
+from ._turns import SWITCHES, Reader, role_of, until_last_answer, with_system
 
-ROLES: dict[str, Role] = {
-    "system": "system", "user": "user", "human": "user", "prompter": "user", "assistant": "assistant",
-    "gpt": "assistant", "model": "assistant", "bot": "assistant",
-}  # fmt: skip
 LAYOUTS = {
     "alpaca": '{"instruction": "...", "input": "", "output": "..."}',
     "sharegpt": '{"conversations": [{"from": "human", "value": "..."}, {"from": "gpt", "value": "..."}]}',
@@ -28,41 +25,63 @@ KEYS = {
     "alpaca": "instruction", "sharegpt": "conversations", "messages": "messages", "tree": "replies",
     "completion": "completion",
 }  # fmt: skip
+# Fields that a record may have in any layout, and those of each layout.
+BESIDE = {"system", "tools", "history", "weights", *SWITCHES}
+FIELDS = {
+    "alpaca": {"instruction", "input", "output"}, "sharegpt": {"conversations"}, "messages": {"messages"},
+    "tree": {"prompt", "role", "text", "replies"}, "completion": {"prompt", "completion"},
+}  # fmt: skip
+_NODE = {"role", "text", "replies", *SWITCHES}
+DEEPEST = 100  # messages of a path in a dialogue tree
 Layout = Literal["auto", "alpaca", "sharegpt", "messages", "tree", "completion"]
 
 
 @sources.register("chats")
 class Chats:
-    """Conversations, one JSON object per line: a file, the .jsonl files of a folder, or a glob.
+    """Conversations from JSON Lines, a JSON list, CSV, Parquet or Arrow: a file, the files of a folder, or a glob.
 
     Layouts: alpaca (instruction, input, output), sharegpt (conversations with from and value), messages (with role and
     content), completion (prompt, completion), and tree (a message with its `replies`; each path to an answer without
     a reply is a conversation).  Turns after the last answer of a conversation are left out.
+
+    Beside the turns, a record may have `system`, `tools`, `history` (pairs of question and answer), and `weights` of
+    the turns or answers.  `weight` (0 to 1), `train` or `trainable` of a turn or record scale the loss.  Tool calls
+    (`tool_calls`, function_call turns) and the turns of tools need a template with a form for them.
     """
 
     def __init__(
         self,
         *,
-        path: Annotated[str, "a file, a folder or a glob; .xz and .gz are decompressed"] = "",
-        layout: Annotated[Layout, "layout of the lines; auto: by the fields of each line"] = "auto",
+        path: Annotated[str, "a file, a folder or a glob; .gz, .xz and .zst are decompressed"] = "",
+        layout: Annotated[Layout, "layout of the records; auto: by the fields of each record"] = "auto",
+        split_by: Annotated[
+            Literal["question", "all"], "text whose hash assigns the split: the first question, or all turns"
+        ] = "question",
     ) -> None:
-        self.path, self.layout = path, layout
+        self.path, self.layout, self.split_by = path, layout, split_by
+        self.unused_fields: dict[str, int] = {}
+
+    def _files(self) -> list[Any]:
+        return find_files(self.path, "chats", ENDINGS, "data.jsonl")
 
     def conversations(self) -> Iterator[Conversation]:
-        for file in _find(self.path, "chats", (".jsonl",)):
-            for number, record in objects(file):
-                where = f"{file}, line {number}"
-                turns = list(_turns(record, self.layout, where))
-                if not turns:
-                    raise bad_line(where, "this tree has no answer")
-                for i, messages in enumerate(turns):
-                    yield Conversation(_checked(messages, where), f"{file.name}:{number}{f'.{i}' if i else ''}")
+        unused = UnusedFields()
+        for file in self._files():
+            for record in records(file):
+                found = list(_conversations(record, self.layout, unused))
+                if not found:
+                    raise invalid_data(record.place, "this tree has no answer", "an answer to one of its questions")
+                for i, messages in enumerate(found):
+                    made = Conversation(messages, f"{record.id}{f'.{i}' if i else ''}")
+                    yield replace(made, key=made.text) if self.split_by == "all" else made
+        self.unused_fields = unused.close("chats")
 
     def documents(self) -> Iterator[Document]:
         yield from (Document(c.text, c.id, c.split) for c in self.conversations())
 
     def fingerprint(self) -> str:
-        return _fingerprint(_find(self.path, "chats", (".jsonl",)), "chats-1", self.layout)
+        by = [] if self.split_by == "question" else [self.split_by]
+        return files_digest(self._files(), "chats-2", self.layout, *by)
 
 
 @sources.register("gsm_symbolic")
@@ -114,6 +133,7 @@ class Several:
         of: Annotated[tuple[str, ...], "sources of conversations, each as name or name:path"] = ("gsm_symbolic",),
     ) -> None:
         self.of = list(of)
+        self.unused_fields: dict[str, int] = {}
 
     def _parts(self) -> Iterator[tuple[str, Any]]:
         if not self.of:
@@ -125,9 +145,12 @@ class Several:
             yield written, sources.build(name, {"path": path} if colon else {})
 
     def conversations(self) -> Iterator[Conversation]:
+        unused: dict[str, int] = {}
         for written, part in self._parts():
             for c in part.conversations():
-                yield Conversation(c.messages, f"{written}/{c.id}", c.split, written)
+                yield replace(c, id=f"{written}/{c.id}", group=written)
+            unused |= {f"{written}/{name}": n for name, n in getattr(part, "unused_fields", {}).items()}
+        self.unused_fields = unused
 
     def documents(self) -> Iterator[Document]:
         yield from (Document(c.text, c.id, c.split) for c in self.conversations())
@@ -138,93 +161,162 @@ class Several:
         return hashlib.sha256(json.dumps(["several-1", held]).encode()).hexdigest()
 
 
-def bad_line(where: str, what: str) -> UserError:
-    """Error about a line of a file, with a command that shows the line; `where` is `FILE, line N`."""
-    file, _, number = where.rpartition(", line ")
-    reader = {".xz": "xzcat", ".gz": "zcat"}.get(Path(file).suffix, "cat")
-    return UserError(
-        f"{where}: {what}\n    try: {reader} {shlex.quote(file)} | sed -n {number}p, then correct or delete it"
-    )
+def layout_of(record: Record) -> str:
+    """Return the name of the layout that the fields of a record have; UserError if they have none."""
+    prompt = record.fields.get("prompt")
+    flat = prompt if isinstance(prompt, Mapping) else record.fields
+    found = next((name for name, key in KEYS.items() if key in flat), "")
+    if not found:
+        forms = "\n".join(f"    {name}: {form}" for name, form in LAYOUTS.items())
+        raise invalid_data(
+            record.place, f"the fields {field_names(record)} match no layout; layouts are\n{forms}",
+            fix=f"{record.place.command}, then rename its fields",
+        )  # fmt: skip
+    return found
 
 
-def objects(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (line number, JSON object) for each line that is not blank."""
-    offset = 0
-    with _readable(file), _open(file) as stream:
-        for number, line in enumerate(stream, 1):
-            text = _utf8(line, file, offset)
-            offset += len(line)
-            if not text.strip():
-                continue
-            try:
-                record = json.loads(text)
-            except (ValueError, RecursionError) as error:
-                raise bad_line(f"{file}, line {number}", f"not valid JSON ({error})") from None
-            if not isinstance(record, dict):
-                raise UserError(f"{file}, line {number}: expected a JSON object, found a {type(record).__name__}")
-            yield number, record
+def field_names(record: Record) -> str:
+    """The names of a record's fields, for messages."""
+    names = [shown(str(name))[1:-1] for name in list(record.fields)[:20]]
+    return ", ".join(names) or "none"
 
 
-def _turns(record: Mapping[str, Any], layout: str, where: str) -> Iterator[list[tuple[Any, Any]]]:
-    """Yield the turns (role, text) of each conversation of a line, unchecked."""
-    if layout == "auto":
-        flat = record.get("prompt") if isinstance(record.get("prompt"), Mapping) else record
-        layout = next((name for name, key in KEYS.items() if key in cast(Any, flat)), "")
-        if not layout:
-            forms = "\n".join(f"    {name}: {form}" for name, form in LAYOUTS.items())
-            raise bad_line(where, f"the fields {', '.join(record) or 'none'} match no layout; layouts are\n{forms}")
+def _conversations(record: Record, layout: str, unused: UnusedFields) -> Iterator[tuple[Message, ...]]:
+    """Yield the conversations of a record: one, or several of a tree."""
+    layout = layout_of(record) if layout == "auto" else layout
+    unused.add(record.fields, FIELDS[layout] | BESIDE)
+    if layout == "tree":
+        root = record.fields.get("prompt", record.fields)
+        if root is not record.fields and isinstance(root, Mapping):
+            unused.add(root, _NODE, "prompt.")
+        reader = Reader(record.place, UnusedFields(), "replies")  # a message is in several paths: it is counted below
+        for turns in _paths(root, record.place, unused):
+            yield conversation(record, turns, reader)
+        return
+    yield conversation(record, _turns(record, layout), Reader(record.place, unused, KEYS[layout]))
+
+
+def _turns(record: Record, layout: str) -> list[Any]:
+    """The turns of a record that is no tree, unchecked."""
+    fields = record.fields
     if layout == "alpaca":
-        question = [field(record, "instruction", where), field(record, "input", where, optional=True)]
-        yield [("user", "\n\n".join(filter(None, question))), ("assistant", record.get("output"))]
-    elif layout == "completion":
-        yield [("user", field(record, "prompt", where)), ("assistant", record.get("completion"))]
-    elif layout == "tree":
-        yield from _paths(record.get("prompt", record), where, "user")
-    else:
-        names = ("from", "value") if layout == "sharegpt" else ("role", "content")
-        turns = record.get(KEYS[layout])
-        if not isinstance(turns, list) or not all(isinstance(turn, Mapping) for turn in turns):
-            raise UserError(f"{where}: `{KEYS[layout]}` is not a list of turns; expected {LAYOUTS[layout]}")
-        yield [(turn.get(names[0]), turn.get(names[1])) for turn in turns]
+        return [user(question(record)), {"role": "assistant", "content": fields.get("output")}]
+    if layout == "completion":
+        asked, answer = fields.get("prompt"), fields.get("completion")
+        asked = asked if isinstance(asked, list) else [user(field(record, "prompt"))]
+        return [*asked, *(answer if isinstance(answer, list) else [{"role": "assistant", "content": answer}])]
+    turns = fields.get(KEYS[layout])
+    if not isinstance(turns, list) or not all(isinstance(turn, Mapping) for turn in turns):
+        raise invalid_data(record.place, f"`{KEYS[layout]}` is not a list of turns", LAYOUTS[layout])
+    return turns
 
 
-def _paths(node: Any, where: str, role: Role) -> Iterator[list[tuple[Any, Any]]]:
-    """Yield the paths of a dialogue tree from its root to each answer without an answered reply."""
-    if not isinstance(node, Mapping):
-        raise UserError(f"{where}: a message is a {type(node).__name__}; expected {LAYOUTS['tree']}")
-    here = (node.get("role", role), node.get("text"))
-    other: Role = "assistant" if ROLES.get(str(here[0])) == "user" else "user"
-    replies = node.get("replies") or []
-    below = [path for reply in replies for path in _paths(reply, where, other)]
-    if other == "user" and not below:
-        yield [here]
-    yield from ([here, *path] for path in below)
+def user(text: str) -> dict[str, str]:
+    """A turn of the user."""
+    return {"role": "user", "content": text}
 
 
-def field(record: Mapping[str, Any], name: str, where: str, *, optional: bool = False) -> str:
-    """Text of a field; UserError if it is missing, empty (unless `optional`) or not text."""
-    value = record.get(name, "" if optional else None)
-    if not isinstance(value, str) or not (optional or value.strip()):
-        came = "is missing" if name not in record else "is empty" if value == "" else f"is {value!r:.40}"
-        raise bad_line(where, f"`{name}` {came}; expected text")
-    return value
+def question(record: Record) -> str:
+    """The question of a record in the layout alpaca."""
+    return "\n\n".join(filter(None, [field(record, "instruction"), field(record, "input", optional=True)]))
 
 
-def _checked(turns: Sequence[tuple[Any, Any]], where: str) -> tuple[Message, ...]:
-    """Turns as messages: known roles, nonempty texts, the last one an answer, at least one question before it."""
-    while turns and ROLES.get(str(turns[-1][0])) in ("user", "system"):
-        turns = turns[:-1]
+def conversation(record: Record, turns: Sequence[Any], reader: Reader) -> tuple[Message, ...]:
+    """The messages of a conversation with what stands beside them; UserError without a question and an answer."""
+    turns = [*_history(record), *turns]
+    weights = _weights(record, turns, reader)
+    turns = until_last_answer(turns)
     if not turns:
-        raise bad_line(where, "the conversation has no answer of the assistant")
-    messages = []
-    for i, (role, text) in enumerate(turns, 1):
-        if str(role) not in ROLES:
-            raise UserError(f"{where}: turn {i} has the role {role!r}; expected one of {', '.join(ROLES)}")
-        if not isinstance(text, str) or not text.strip():
-            what = "answer" if ROLES[str(role)] == "assistant" else "turn"
-            came = "is missing" if text is None else "is empty" if isinstance(text, str) else f"is {text!r:.40}"
-            raise bad_line(where, f"the {what} in turn {i} {came}; expected text")
-        messages.append(Message(ROLES[str(role)], text))
+        raise invalid_data(
+            record.place, "the conversation has no answer of the assistant", "an answer as its last turn"
+        )
+    factor = reader.weight(record.fields, "the record")
+    messages = [
+        replace(m, weight=m.weight * w * factor) if m.role == "assistant" else m
+        for m, w in zip(reader.messages(turns), weights, strict=False)
+    ]
     if not any(m.role == "user" for m in messages[:-1]):
-        raise bad_line(where, "the conversation has no question before its last answer")
-    return tuple(messages)
+        raise invalid_data(
+            record.place, "the conversation has no question before its last answer", "a turn of the user"
+        )
+    return with_system(messages, system_of(record, reader), record.place)
+
+
+def prompt_messages(record: Record, turns: Sequence[Any], reader: Reader) -> tuple[Message, ...]:
+    """The messages of a prompt with what stands beside them; UserError without a question."""
+    messages = beside(record, reader.messages(turns), reader)
+    if not any(m.role == "user" for m in messages):
+        raise invalid_data(record.place, "the prompt has no question", "a turn of the user")
+    return messages
+
+
+def beside(record: Record, messages: Sequence[Message], reader: Reader) -> tuple[Message, ...]:
+    """The messages of a record with its history, system message and tools in front of them."""
+    return with_system((*reader.messages(_history(record)), *messages), system_of(record, reader), record.place)
+
+
+def system_of(record: Record, reader: Reader) -> Message | None:
+    """The system message that the fields `system` and `tools` of a record make; None without them."""
+    text, tools = field(record, "system", optional=True), reader.tools(record.fields.get("tools"))
+    return Message("system", text, tools=tools) if text.strip() or tools else None
+
+
+def _history(record: Record) -> list[Any]:
+    """The turns of the field `history`: pairs of question and answer, or turns."""
+    found: list[Any] = []
+    held = record.fields.get("history")
+    for entry in [] if held is None else held if isinstance(held, list) else [held]:
+        if isinstance(entry, Mapping):
+            found.append(entry)
+        elif isinstance(entry, list) and len(entry) == 2:
+            found += [user(entry[0]), {"role": "assistant", "content": entry[1]}]
+        else:
+            raise invalid_data(record.place, f"`history` holds {shown(entry)}", "pairs [question, answer]")
+    return found
+
+
+def _weights(record: Record, turns: Sequence[Any], reader: Reader) -> list[float]:
+    """The factor of each turn that the field `weights` gives: a number per turn, or per answer of the assistant."""
+    held = record.fields.get("weights")
+    if held is None:
+        return [1.0] * len(turns)
+    answers = [i for i, turn in enumerate(turns) if role_of(turn) in ("assistant", "call")]
+    places = {len(answers): answers, len(turns): list(range(len(turns)))}
+    if not isinstance(held, list) or len(held) not in places:
+        came = f"{len(held)} numbers" if isinstance(held, list) else shown(held)
+        raise invalid_data(
+            record.place, f"`weights` is {came}", f"{len(answers)}, one per answer, or {len(turns)}, one per turn"
+        )
+    given = dict(zip(places[len(held)], held, strict=True))
+    return [reader.weight({"weight": given.get(i)}, f"`weights` of turn {i + 1}") for i in range(len(turns))]
+
+
+def _paths(root: Any, place: Place, unused: UnusedFields) -> list[list[Any]]:
+    """The paths of a dialogue tree from its root to each answer without an answered reply."""
+
+    def below(node: Any, role: str, depth: int) -> list[list[Any]]:
+        if not isinstance(node, Mapping):
+            raise invalid_data(place, f"a message is a {type(node).__name__}", LAYOUTS["tree"])
+        if depth > DEEPEST:
+            raise invalid_data(place, f"replies are nested deeper than {DEEPEST} messages", "shorter conversations")
+        if depth > 1:
+            unused.add(node, _NODE, "replies[].")
+        here = {"role": role, **{k: v for k, v in node.items() if k in _NODE and v is not None}}
+        other = "assistant" if role_of(here) == "user" else "user"
+        replies = node.get("replies") or []
+        if not isinstance(replies, list):
+            raise invalid_data(place, f"`replies` is {shown(replies)}", "a list of messages")
+        found = [[here, *path] for reply in replies for path in below(reply, other, depth + 1)]
+        return found or ([[here]] if other == "user" else [])
+
+    return below(root, "user", 1)
+
+
+def field(record: Record, name: str, *, optional: bool = False) -> str:
+    """Text of a field; UserError if it is missing, empty (unless `optional`) or not text."""
+    value = record.fields.get(name, "" if optional else None)
+    value = "" if optional and value is None else value
+    if not isinstance(value, str) or not (optional or value.strip()):
+        came = "is missing" if name not in record.fields else "is empty" if value == "" else f"is {shown(value)}"
+        raise invalid_data(record.place, f"`{name}` {came}", "text")
+    return checked_text(value, f"`{name}`", record.place)

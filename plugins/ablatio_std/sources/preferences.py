@@ -1,47 +1,58 @@
-"""Sources of preference feedback: pairs, rankings, scores and Elo ratings in JSON Lines, and a generated set."""
+"""Sources of preference feedback: pairs, rankings, scores and Elo ratings in data files, and a generated set."""
 
 import hashlib
-import json
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 
 from ablatio import Range, sources
+from ablatio.data.data_files import files_digest, find_files
+from ablatio.data.records import ENDINGS, UnusedFields, records
 from ablatio.data.types import Conversation, Document, Feedback, Message
 from ablatio.errors import EnvironmentFault
 
-from .conversations import _checked, bad_line, field, objects
-from .text import _find, _fingerprint
-
-LAYOUTS = """\
-    pair: {"prompt": "...", "chosen": "...", "rejected": "..."}
-    ranking: {"prompt": "...", "answers": ["best", "...", "worst"]}
-    scores: {"prompt": "...", "answers": ["...", "..."], "scores": [3.5, 1]}
-    elo: {"prompt": "...", "answers": ["...", "..."], "elo": [1250, 980]}
-    label: {"prompt": "...", "completion": "...", "label": true}"""
+from ._judged import feedback_of
 
 
 @sources.register("feedback")
 class FeedbackLines:
-    """Answers to prompts with preferences, one JSON object per line: a file, a folder's .jsonl files, or a glob.
+    """Answers to prompts with preferences from JSON Lines, a JSON list, CSV, Parquet or Arrow: a file, folder or glob.
 
-    A line is a pair (chosen, rejected), a ranking (answers, the best first), answers with scores or Elo ratings, or
-    one answer with a label.  A prompt is a text or a list of messages (role, content).  For tasks that train on
-    conversations it provides the best answer of each line, and of labeled answers those with a true label.
+    A record is a pair (chosen, rejected), a ranking (answers, the best first), answers with scores or Elo ratings, or
+    one answer with a label.  A prompt is a text or a list of messages (role, content); the turns of `conversations` or
+    `messages` and the fields of alpaca (instruction, input) are one, too.  If chosen and rejected are whole
+    conversations, as messages or as strings of "Human:" and "Assistant:", their common turns are the prompt.
+
+    For tasks that train on conversations it provides the best answer of each record, and of labeled answers those with
+    a true label.
     """
 
     def __init__(
-        self, *, path: Annotated[str, "a file, a folder or a glob; .xz and .gz are decompressed"] = ""
+        self,
+        *,
+        path: Annotated[str, "a file, a folder or a glob; .gz, .xz and .zst are decompressed"] = "",
+        split_by: Annotated[
+            Literal["prompt", "all"], "text whose hash assigns the split: the prompt, or prompt and answers"
+        ] = "prompt",
     ) -> None:
-        self.path = path
+        self.path, self.split_by = path, split_by
+        self.unused_fields: dict[str, int] = {}
+
+    def _files(self) -> list[Path]:
+        return find_files(self.path, "feedback", ENDINGS, "data.jsonl")
 
     def feedback(self) -> Iterator[Feedback]:
-        for file in _find(self.path, "feedback", (".jsonl",)):
-            for number, record in objects(file):
-                yield _feedback(record, f"{file}, line {number}", f"{file.name}:{number}")
+        unused = UnusedFields()
+        for file in self._files():
+            for record in records(file):
+                found = feedback_of(record, unused)
+                yield replace(found, key=found.text) if self.split_by == "all" else found
+        self.unused_fields = unused.close("feedback")
 
     def conversations(self) -> Iterator[Conversation]:
         yield from _demonstrations(self.feedback())
@@ -50,7 +61,8 @@ class FeedbackLines:
         yield from (Document(f.text, f.id, f.split) for f in self.feedback())
 
     def fingerprint(self) -> str:
-        return _fingerprint(_find(self.path, "feedback", (".jsonl",)), "feedback-1")
+        by = [] if self.split_by == "prompt" else [self.split_by]
+        return files_digest(self._files(), "feedback-2", *by)
 
 
 @sources.register("sentiment")
@@ -131,7 +143,7 @@ def _demonstrations(feedback: Iterable[Feedback]) -> Iterator[Conversation]:
     for line in feedback:
         score, answer = max(zip(line.scores, line.answers, strict=True), key=lambda pair: pair[0])
         if len(line.answers) > 1 or score > 0:
-            yield Conversation((*line.prompt, Message("assistant", answer)), line.id, line.split)
+            yield Conversation((*line.prompt, Message("assistant", answer)), line.id, line.split, key=line.key)
 
 
 def sentiment_of() -> Any:
@@ -144,53 +156,3 @@ def sentiment_of() -> Any:
         ) from None
     analyzer = SentimentIntensityAnalyzer()
     return lambda text: float(analyzer.polarity_scores(text)["compound"])
-
-
-def _feedback(record: Mapping[str, Any], where: str, name: str) -> Feedback:
-    answers, scores = _judged(record, where)
-    for i, answer in enumerate(answers, 1):
-        if not isinstance(answer, str) or not answer.strip():
-            came = "is empty" if isinstance(answer, str) else f"is {answer!r:.40}"
-            raise bad_line(where, f"answer {i} {came}; expected text")
-    return Feedback(_prompt(record, where), tuple(answers), tuple(scores), name, elo="elo" in record)
-
-
-def _judged(record: Mapping[str, Any], where: str) -> tuple[list[Any], list[float]]:
-    """Answers of a line and their scores; UserError if the line has no known layout or lacks something."""
-    if "chosen" in record or "rejected" in record:
-        answers = [_text(record.get(key), key, where) for key in ("chosen", "rejected")]
-        if answers[0] == answers[1]:
-            raise bad_line(where, "`chosen` and `rejected` are the same answer")
-        return answers, [1.0, 0.0]
-    if "answers" in record:
-        answers = record["answers"]
-        if not isinstance(answers, list) or len(answers) < 2:
-            raise bad_line(where, f"`answers` is {answers!r:.40}; expected a list of two or more")
-        key = "elo" if "elo" in record else "scores"
-        scores = record.get(key, [float(-i) for i in range(len(answers))])
-        numbers = isinstance(scores, list) and all(isinstance(s, int | float) and np.isfinite(s) for s in scores)
-        if not numbers or len(scores) != len(answers):
-            raise bad_line(where, f"`{key}` is {scores!r:.60}; expected {len(answers)} numbers, one per answer")
-        return answers, [float(s) for s in scores]
-    if "label" in record:
-        if not isinstance(record["label"], bool | int):
-            raise bad_line(where, f"`label` is {record['label']!r:.40}; expected true or false")
-        return [record.get("completion")], [float(bool(record["label"]))]
-    raise bad_line(where, f"the fields {', '.join(record) or 'none'} match no layout; layouts are\n{LAYOUTS}")
-
-
-def _text(value: Any, key: str, where: str) -> Any:
-    """An answer as text; data sets in trl's format hold it as a list of messages, of which the last is taken."""
-    if isinstance(value, list) and value and isinstance(value[-1], dict):
-        return value[-1].get("content")
-    if value is None:
-        raise bad_line(where, f"`{key}` is missing")
-    return value
-
-
-def _prompt(record: Mapping[str, Any], where: str) -> tuple[Message, ...]:
-    if isinstance(record.get("prompt"), list):
-        turns = [(turn.get("role"), turn.get("content")) for turn in record["prompt"] if isinstance(turn, dict)]
-        # A placeholder answer, since _checked expects one and its checks of the turns before it are wanted.
-        return _checked([*turns, ("assistant", json.dumps(record)[:1])], where)[:-1]
-    return (Message("user", field(record, "prompt", where)),)

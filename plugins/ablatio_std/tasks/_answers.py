@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ablatio.data.chat import write
+from ablatio.data.chat import reading_notes, write
+from ablatio.data.data_files import read_all
 from ablatio.data.packing import ExampleOrder, PackedRows
-from ablatio.data.splits import hash_split
+from ablatio.data.splits import key_split, refuse_empty_split
 from ablatio.data.types import Feedback, Ids, Message
 from ablatio.errors import UserError
 from ablatio.model.decoding.shared_prefix import answer_states
@@ -119,7 +120,10 @@ class AnswerSet:
         self.answers: list[TokenizedAnswer] = []
         self.judged: dict[str, list[RatedAnswers]] = {split: [] for split in SPLITS}
         self.content: dict[str, Any] = {"fingerprint": source.fingerprint()}
-        self._read(list(source.feedback()))
+        lines = read_all(source.feedback(), "lines of feedback")
+        refuse_empty_split(source, lines, setup.config["data"]["val_fraction"], "lines of feedback", "prompt")
+        self.content |= reading_notes(source, self.form, lines)
+        self._read(lines)
 
     def _read(self, lines: Sequence[Feedback]) -> None:
         prompts = write(self.tokenizer, self.form, [line.prompt for line in lines], answering=True)
@@ -168,13 +172,9 @@ class AnswerSet:
             answers = [TokenizedAnswer(np.append(a.ids[:1], a.ids[1 + over :]), a.first - over) for a in answers]
         members = tuple(range(len(self.answers), len(self.answers) + len(answers)))
         self.answers += answers
-        self.judged[self._split(line)].append(RatedAnswers(members, line.scores, line.elo, line))
-
-    def _split(self, line: Feedback) -> str:
-        if line.split:
-            return line.split
-        prompt = "\n\n".join(message.text for message in line.prompt)
-        return hash_split(hashlib.sha256(prompt.encode()).digest(), self.setup.config["data"]["val_fraction"])
+        self.judged[key_split(line, self.setup.config["data"]["val_fraction"])].append(
+            RatedAnswers(members, line.scores, line.elo, line)
+        )
 
     def digest(self) -> str:
         """Hash of all tokens in their present state (a task may replace answers)."""

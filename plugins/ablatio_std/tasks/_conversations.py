@@ -1,6 +1,5 @@
 """Tokenized conversations and their rows in a batch: as one text, or as source and target."""
 
-import hashlib
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -10,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ablatio.data.chat import Template, Written, truncate_to_length, write
-from ablatio.data.splits import hash_split
+from ablatio.data.chat import Template, Written, reading_notes, truncate_to_length, write
+from ablatio.data.data_files import read_all
+from ablatio.data.splits import key_split, refuse_empty_split
 from ablatio.data.types import Conversation, Tokenizer
 from ablatio.errors import UserError
 from ablatio.model.example import PADDING, Example
@@ -38,7 +38,9 @@ class ConversationFormat(Protocol):
     fill: dict[str, float]
     even: ClassVar[bool]
 
-    def pieces(self, written: Written) -> list[Written]: ...
+    def pieces(self, written: Written) -> list[Written]:
+        """The pieces of a conversation that have a loss."""
+        ...
 
     def row(self, pieces: Sequence[Written]) -> Row: ...
 
@@ -63,12 +65,12 @@ class TextFormat:
         self.fill: dict[str, float] = {"inputs": eos, "targets": eos, "weights": 0.0, "segments": PADDING}
 
     def pieces(self, written: Written) -> list[Written]:
-        return [written]
+        return [written] if self.prompts or written.loss_weights.any() else []
 
     def row(self, pieces: Sequence[Written]) -> Row:
         """Pieces one after the other, as separate documents; the last token of a piece is only a target."""
         ids = [w.ids.astype(np.int64) for w in pieces]
-        scored = [np.ones(len(w), dtype=bool) if self.prompts else w.said for w in pieces]
+        scored = [np.where(w.said, w.loss_weights, 1.0) if self.prompts else w.loss_weights for w in pieces]
         return _tensors(
             inputs=[i[:-1] for i in ids],
             targets=[i[1:] for i in ids],
@@ -110,7 +112,12 @@ class SourceTargetFormat:
 
     def pieces(self, written: Written) -> list[Written]:
         borders = np.flatnonzero(np.diff(written.said, prepend=False, append=False)).reshape(-1, 2)
-        return [Written(written.ids[:end], np.arange(end) >= first) for first, end in borders.tolist()]
+        weights = written.loss_weights
+        return [
+            Written(written.ids[:end], (here := np.arange(end) >= first), weights[:end] * here)
+            for first, end in borders.tolist()
+            if weights[first:end].any()
+        ]
 
     def row(self, pieces: Sequence[Written]) -> Row:
         ids = [w.ids.astype(np.int64) for w in pieces]
@@ -119,7 +126,7 @@ class SourceTargetFormat:
         return _tensors(
             inputs=[np.append(self.eos, t[:-1]) for t in targets],
             targets=targets,
-            weights=[np.ones(len(t), dtype=np.float32) for t in targets],
+            weights=[w.loss_weights[w.said] for w in pieces],
             segments=[np.full(len(t), n) for n, t in enumerate(targets)],
             source=sources,
             source_segments=[np.full(len(s), n) for n, s in enumerate(sources)],
@@ -167,16 +174,12 @@ class TokenizedConversations:
         self.content: dict[str, Any] = {"fingerprint": source.fingerprint()}
         self.held: dict[str, list[Conversation]] = {}
         self.written: dict[str, list[Written]] = {}
-        every = list(source.conversations())
+        every = read_all(source.conversations(), "conversations")
+        fraction = setup.config["data"]["val_fraction"]
+        refuse_empty_split(source, every, fraction, "conversations", "first question")
+        self.content |= reading_notes(source, form, every)
         for split in SPLITS:
-            self._write(split, [c for c in every if self._split(c) == split])
-
-    def _split(self, conversation: Conversation) -> str:
-        """Split of a conversation; equal first questions always get the same one."""
-        if conversation.split:
-            return conversation.split
-        question = next(m.text for m in conversation.messages if m.role == "user")
-        return hash_split(hashlib.sha256(question.encode()).digest(), self.setup.config["data"]["val_fraction"])
+            self._write(split, [c for c in every if key_split(c, fraction) == split])
 
     def _write(self, split: str, conversations: Sequence[Conversation]) -> None:
         length, reading = self.setup.length, self.reading
@@ -193,6 +196,15 @@ class TokenizedConversations:
                 held.append(conversation)
         self.held[split], self.written[split] = held, found
         self.content[split] = dict(count) | {reading.unit: len(found), "tokens": sum(map(len, found))}
+        unscored = sum(not reading.pieces(written) for written in whole)
+        if unscored:
+            self.content[split]["without_loss"] = unscored
+            log.warning("%s: %d conversations are left out: all their turns have weight 0", split, unscored)
+        if not pieces:
+            raise UserError(
+                f"the {split} split is empty: all turns of its {len(conversations)} conversations have weight 0\n"
+                "    try: data.val_fraction=0.2, or a positive weight for an answer"
+            )
         if not found:
             raise UserError(
                 f"the {split} split is empty: of {len(pieces)} {reading.unit}, {count['dropped']} do not fit into "

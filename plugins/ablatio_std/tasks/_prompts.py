@@ -1,6 +1,5 @@
 """Prompts by number: passages of a text, or the questions of conversations."""
 
-import hashlib
 import logging
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -9,11 +8,11 @@ import numpy as np
 import torch
 
 from ablatio.data.batches import Windows
-from ablatio.data.chat import sign_id, write
+from ablatio.data.chat import reading_notes, sign_id, write
 from ablatio.data.corpus import Corpus
+from ablatio.data.data_files import read_all
 from ablatio.data.order import WindowOrder
-from ablatio.data.splits import hash_split
-from ablatio.data.types import Conversation
+from ablatio.data.splits import key_split, refuse_empty_split
 from ablatio.errors import UserError
 from ablatio.model.parameter_roles import named_generator
 from ablatio.training.task_context import TaskContext
@@ -63,20 +62,16 @@ class ChatPrompts:
         self.tokenizer, form = setup.chat(source)
         self.stop, self.seed = sign_id(self.tokenizer, form.end), setup.seeds.data
         self.pools: dict[str, list[Prompt]] = {"train": [], "validation": []}
-        every = list(source.conversations())
+        every, fraction = read_all(source.conversations(), "conversations"), setup.config["data"]["val_fraction"]
+        refuse_empty_split(source, every, fraction, "conversations", "first question")
+        self.notes = reading_notes(source, form, every)
         prompts = write(self.tokenizer, form, [c.messages[:-1] for c in every], answering=True)
-        truths = [c.messages[-1].text for c in every]
+        truths = [c.messages[-1].content for c in every]
         answers = self.tokenizer.encode(truths)
-        fraction = setup.config["data"]["val_fraction"]
         for c, prompt, truth, ids in zip(every, prompts, truths, answers, strict=True):
             found = Prompt(prompt.ids.tolist(), list(map(int, ids)), truth)
-            self.pools[c.split or self._split(c, fraction)].append(found)
+            self.pools[key_split(c, fraction)].append(found)
         self._check(source, room)
-
-    @staticmethod
-    def _split(conversation: Conversation, fraction: float) -> str:
-        question = next(m.text for m in conversation.messages if m.role == "user")
-        return hash_split(hashlib.sha256(question.encode()).digest(), fraction)
 
     def _check(self, source: Any, room: int) -> None:
         """Leave out prompts that do not fit next to an answer, with a warning: a cut question would be another one."""
@@ -96,6 +91,7 @@ class ChatPrompts:
             log.warning("%s: they are left out", reason)
         self.longest = max(len(p.ids) for p in self.pools["train"])
         self.content: dict[str, Any] = {"fingerprint": source.fingerprint(), "left_out": left}
+        self.content |= self.notes
         self.content |= {split: len(pool) for split, pool in self.pools.items()}
 
     def __call__(self, numbers: Sequence[int], split: str = "train") -> list[Prompt]:

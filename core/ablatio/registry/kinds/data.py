@@ -36,7 +36,7 @@ templates: Registry[Template] = Registry(
     "template",
     "How a conversation is written as text: the chat template.",
     methods=("__call__",),
-    facts={"signs": (), "end": ""},
+    facts={"signs": (), "end": "", "tools": False},  # tools: it has a form for tools, their calls and their results
     default="plain",
     scope="data",
 )

@@ -1,0 +1,275 @@
+"""Records of data files: JSON Lines, a JSON list, CSV, Parquet and Arrow, each plain, .gz, .xz or .zst.
+
+`python -m ablatio.data.records FILE NUMBER` prints one record.
+"""
+
+import csv
+import io
+import itertools
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from ablatio.data.data_files import (
+    COMPRESSIONS,
+    LINE_LIMIT,
+    Place,
+    invalid_data,
+    log_once,
+    opened,
+    read_bytes,
+    read_lines,
+    readable,
+    shown,
+)
+from ablatio.errors import AblatioError, UserError
+
+# Groups of endings in the order in which they are preferred in a folder.
+ENDINGS = ((".jsonl", ".ndjson"), (".parquet",), (".arrow",), (".json",), (".csv", ".tsv"))
+TABLES = (".parquet", ".arrow")
+_ROWS = 256  # rows of a table that are held in memory as Python objects
+_NAMES = 50  # different names of unused fields that are counted; a file could have a new one in each record
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One record of a data file: `fields` by name, `place` for messages, `number` from 1 for its id."""
+
+    fields: dict[str, Any]
+    place: Place
+    number: int
+
+    @property
+    def id(self) -> str:
+        """File name and number, as an id of what is read from the record."""
+        return f"{self.place.file.name}:{self.number}"
+
+
+def kind_of(file: Path) -> str:
+    """Return the ending of a file that tells its format, without the ending of its compression."""
+    return (Path(file.stem) if file.suffix in COMPRESSIONS else file).suffix.lower()
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What a reader expects of JSON files, for messages: an example of an object, and a command for other files."""
+
+    example: str = ""
+    fix: str = ""
+
+    def invalid(self, place: Place, came: str) -> UserError:
+        """The error for JSON that holds no objects."""
+        example = f", as {self.example}" if self.example else ""
+        return invalid_data(place, came, f"one JSON object per line{example}, or one list of them", self.fix)
+
+
+def records(file: Path, expected: Expected = Expected()) -> Iterator[Record]:
+    """Yield the records of a file.
+
+    The format is that of the ending (.csv, .tsv) or of the first bytes (Parquet, Arrow); otherwise it is JSON, one
+    object per line or one list of objects.  Raises UserError for content that cannot be read.
+    """
+    kind = kind_of(file)
+    with readable(file), opened(file) as stream:
+        # Files that are not compressed are buffered readers, too.
+        head: bytes = stream.peek(8)[:8]  # type: ignore[attr-defined]
+        if head.startswith(b"PAR1") or kind == ".parquet":
+            yield from _table(file, _parquet(file))
+        elif head.startswith((b"ARROW1", b"\xff\xff\xff\xff")) or kind == ".arrow":
+            yield from _table(file, _arrow(file, head.startswith(b"ARROW1")))
+        elif kind in (".csv", ".tsv"):
+            yield from _csv(file, stream, "\t" if kind == ".tsv" else ",")
+        else:
+            yield from _json(file, stream, expected)
+
+
+def _json(file: Path, stream: IO[bytes], expected: Expected) -> Iterator[Record]:
+    """JSON Lines, unless the first character is that of a list, or the whole file is one object."""
+    every = read_lines(file, stream)
+    lines = ((number, text) for number, text in every if text.strip())
+    number, text = next(lines, (0, ""))
+    if text.lstrip().startswith("["):
+        yield from _json_list(file, text + "".join(line for _, line in every), number, expected)
+        return
+    if text.strip() == "{" or (text and kind_of(file) == ".json" and not _is_json(text)):
+        text += "".join(line for _, line in every)
+    while text:
+        place = Place(file, "line", number)
+        yield _record(_loaded(text, place, expected), place, number, expected)
+        number, text = next(lines, (0, ""))
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _loaded(text: str, place: Place, expected: Expected) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise expected.invalid(place, f"not valid JSON ({error})") from None
+
+
+def _record(value: Any, place: Place, number: int, expected: Expected) -> Record:
+    if not isinstance(value, dict):
+        raise expected.invalid(place, f"found a {type(value).__name__}")
+    return Record(value, place, number)
+
+
+def _json_list(file: Path, text: str, line: int, expected: Expected) -> Iterator[Record]:
+    """The records of one JSON list, decoded one by one; `line` is the number of the first line of `text`."""
+    decoder, at = json.JSONDecoder(), text.index("[") + 1
+
+    def skip(at: int) -> int:
+        while at < len(text) and text[at] in " \t\r\n":
+            at += 1
+        return at
+
+    def broken(at: int, came: str) -> UserError:
+        return expected.invalid(Place(file, "line", line + text.count("\n", 0, at)), came)
+
+    at = skip(at)
+    if text[at : at + 1] == "]":
+        return
+    for number in itertools.count(1):
+        try:
+            value, end = decoder.raw_decode(text, at)
+        except (ValueError, RecursionError) as error:
+            raise broken(at, f"not valid JSON in record {number} ({error})") from None
+        yield _record(value, Place(file, "record", number), number, expected)
+        at = skip(end)
+        if text[at : at + 1] == "]":
+            if rest := text[skip(at + 1) :]:
+                raise broken(at, f"text after the end of the list: {shown(rest)}")
+            return
+        if text[at : at + 1] != ",":
+            raise broken(at, f"no comma after record {number}, but {shown(text[at : at + 20])}")
+        at = skip(at + 1)
+
+
+def _csv(file: Path, stream: IO[bytes], delimiter: str) -> Iterator[Record]:
+    """Rows of a table in text; the first one names the columns."""
+    csv.field_size_limit(LINE_LIMIT)  # its own limit of 128 KiB is less than a document
+    rows = csv.reader((text for _, text in read_lines(file, stream)), delimiter=delimiter, strict=True)
+    names: list[str] = []
+    line = 1
+    for number in itertools.count(0):
+        try:
+            row = next(rows, None)
+        except csv.Error as error:
+            raise invalid_data(Place(file, "line", line), f"not valid CSV ({error})", "a row of cells") from None
+        if row is None:
+            return
+        place, line = Place(file, "line", line), rows.line_num + 1
+        if not names:
+            names = row
+            if len(set(names)) < len(names) or "" in names:
+                raise invalid_data(place, f"the columns {shown(names, 80)}", "a name for each column, each once")
+        elif row:
+            if len(row) != len(names):
+                raise invalid_data(place, f"{len(row)} cells", f"{len(names)}, as the first line has")
+            yield Record(dict(zip(names, row, strict=True)), place, number)
+
+
+def _parquet(file: Path) -> Iterator[Any]:
+    import pyarrow.parquet
+
+    with pyarrow.parquet.ParquetFile(_seekable(file)) as table:
+        yield from table.iter_batches(batch_size=_ROWS, use_threads=False)
+
+
+def _arrow(file: Path, random_access: bool) -> Iterator[Any]:
+    import pyarrow.ipc
+
+    content = _seekable(file)
+    with pyarrow.ipc.open_file(content) if random_access else pyarrow.ipc.open_stream(content) as table:
+        batches = (table.get_batch(i) for i in range(table.num_record_batches)) if random_access else table
+        for batch in batches:
+            yield from (batch.slice(start, _ROWS) for start in range(0, batch.num_rows, _ROWS))
+
+
+def _seekable(file: Path) -> Any:
+    """The file for a reader that needs random access: an archive is decompressed in memory."""
+    return io.BytesIO(read_bytes(file)) if file.suffix in COMPRESSIONS else str(file)
+
+
+def _table(file: Path, batches: Iterator[Any]) -> Iterator[Record]:
+    """Rows of a table without their empty cells, which stand for missing fields."""
+    number = 0
+    while True:
+        with _valid_table(file):
+            batch = next(batches, None)
+            if batch is None:
+                return
+            rows = batch.to_pylist()
+        for row in rows:
+            number += 1
+            yield Record({n: v for n, v in row.items() if v is not None}, Place(file, "row", number), number)
+
+
+@contextmanager
+def _valid_table(file: Path) -> Iterator[None]:
+    import pyarrow
+
+    try:
+        yield
+    except MemoryError:
+        raise
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError, TypeError, KeyError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise invalid_data(Place(file), f"not a valid table ({str(error)[:200]})", "Parquet or Arrow") from None
+
+
+def checked_text(value: str, name: str, place: Place) -> str:
+    """Return `value`; UserError if it holds half of a surrogate pair, which is no text and cannot be encoded."""
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise invalid_data(
+            place, f"character {error.start} of {name} is half of a surrogate pair (U+{ord(value[error.start]):04X})",
+            "valid Unicode text",
+        ) from None  # fmt: skip
+    return value
+
+
+class UnusedFields:
+    """Counts of the fields that a reader does not use, over one pass of a source."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+
+    def add(self, record: Mapping[str, Any], known: set[str], prefix: str = "") -> None:
+        """Count the fields of `record` that are not `known` and not null."""
+        for name in record.keys() - known:
+            if record[name] is not None:
+                self.count(prefix + str(name).encode("utf-8", "backslashreplace").decode()[:80])
+
+    def count(self, name: str) -> None:
+        """Count one field by its name."""
+        self._counts[name if name in self._counts or len(self._counts) < _NAMES else "further fields"] += 1
+
+    def close(self, source: str) -> dict[str, int]:
+        """Return the counts, sorted by name, and log them once."""
+        found = dict(sorted(self._counts.items()))
+        if found:
+            named = ", ".join(f"{name} ({count})" for name, count in found.items())
+            log_once(f"source={source} does not use these fields (number of times that they occur): {named}")
+        return found
+
+
+if __name__ == "__main__":
+    chosen, wanted = Path(sys.argv[1]), int(sys.argv[2])
+    try:
+        print(next((r.fields for r in records(chosen) if r.number == wanted), f"{chosen} has no record {wanted}"))
+    except AblatioError as error:
+        sys.exit(str(error))
