@@ -13,7 +13,7 @@ from typing import Any
 from ablatio.errors import AblatioError, Diverged, EnvironmentFault, Preempted
 from ablatio.registry.kinds.launch_types import LaunchRequest
 from ablatio.storage.atomic_write import make_folder, write_text
-from ablatio.sweep.ledger import Claim, Kind, Ledger
+from ablatio.sweep.ledger import Claim, Kind, Ledger, State, digests_of
 from ablatio.sweep.study import LEDGER, Job, placed, read_job, run_folder, run_of, summary_of
 
 LOG, ERROR = "log.txt", "error.txt"
@@ -70,7 +70,8 @@ def _work(order: LaunchRequest, threads: int, run_job: RunJob) -> int:
         ledger.end(claim, "failed" if kind else "preempted", kind, message.splitlines()[0] if message else "")
         return code
     (run / ERROR).unlink(missing_ok=True)  # from an earlier attempt
-    ledger.end(claim, "paused" if summary["status"] == "paused" else "done", step=int(summary["steps"]))
+    state: State = "paused" if summary["status"] == "paused" else "done"
+    ledger.end(claim, state, step=int(summary["steps"]), files=digests_of(run))
     return 0
 
 

@@ -244,6 +244,7 @@ class TrainingLoop:
         after = self.scores.get("after") or {}
         return {
             "status": status,
+            "run": self.run.spec.id,
             "score": self.task_scores.main(after),
             **self.task_scores.row(after),
             "before": self.scores.get("before"),
