@@ -11,6 +11,7 @@ from ablatio.api.session import composing, computing
 from ablatio.api.settings import value, without, words_of
 from ablatio.config import schema
 from ablatio.errors import ConfigError, UserError
+from ablatio.storage.streams import lasting_stdout
 from ablatio.sweep.recipes import schema as recipes
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def console_for(quiet: bool) -> "Console":
     """Return the console on which a run reports its progress."""
     from rich.console import Console
 
-    return Console(quiet=quiet)
+    return Console(quiet=quiet, file=lasting_stdout())
 
 
 def _run_recipe(plan: "Plan", console: "Console", callbacks: "Sequence[Callback]") -> RunFolder:

@@ -17,6 +17,13 @@ STOP_SIGNALS = (
 )
 
 
+class Stopped(KeyboardInterrupt):
+    """A stop signal came while no handler of the training loop could save anything.
+
+    It is no Exception, so that nothing between the signal and the command line takes it for an error of its own.
+    """
+
+
 def stop_signals() -> tuple[signal.Signals, ...]:
     """The stop signals to handle: without SIGHUP and the like if the caller ignores them, as `nohup` does."""
     always = (signal.SIGTERM, signal.SIGINT)

@@ -25,6 +25,7 @@ from typing import BinaryIO, Literal
 
 from ablatio.storage.atomic_write import explained, make_folder
 from ablatio.storage.process import is_alive, this_process
+from ablatio.storage.secrets import redact
 
 State = Literal["planned", "claimed", "running", "done", "failed", "paused", "preempted", "replaced"]
 Kind = Literal["", "user", "diverged", "environment", "crash", "killed", "timeout", "hung", "exited", "lost"]
@@ -196,7 +197,9 @@ def digests_in(files: str) -> dict[str, str]:
 
 
 def _sealed(entry: Entry) -> bytes:
-    said = {"time": round(time.time(), 3)} | {k: v for k, v in asdict(entry).items() if v not in ("", 0, 0.0)}
+    said = {"time": round(time.time(), 3)} | {
+        k: redact(v) if k == "message" else v for k, v in asdict(entry).items() if v not in ("", 0, 0.0)
+    }
     text = json.dumps(said)
     return f'{text[:-1]}{_SEAL}{_digest(text)}"}}\n'.encode()
 

@@ -14,6 +14,8 @@ from rich.console import Console
 from ablatio.errors import AblatioError, EnvironmentFault
 from ablatio.model.builder import PartChoice
 from ablatio.storage.checkpoints import Checkpoints, write_json
+from ablatio.storage.early_stop import training
+from ablatio.storage.secrets import redact
 from ablatio.training import provenance
 from ablatio.training.estimate import check_memory
 from ablatio.training.loggers import make_loggers
@@ -44,8 +46,11 @@ def train(
     Preempted after a stop signal.  For an error during training, summary.json gets its status and message.
     """
     quiet_libraries()
+    training(ended=False)
     with owned(folder, resume=resume):
-        return _train(spec, folder, console, resume=resume, until=until, callbacks=callbacks)
+        summary = _train(spec, folder, console, resume=resume, until=until, callbacks=callbacks)
+        training(ended=True)
+        return summary
 
 
 def _train(
@@ -76,7 +81,7 @@ def _train(
     teacher = attach_teacher(run, recorded.get("teacher"))
     if not found:
         if run.origin:
-            console.print(str(run.origin), highlight=False)
+            console.print(redact(str(run.origin)), highlight=False)
         models = {key: mark for key, mark in (("teacher", teacher), ("reference", digest_of(run))) if mark}
         digest = write_json(folder / "config.json", spec.written)
         write_json(folder / TOKENIZER, _tokenizer(run))

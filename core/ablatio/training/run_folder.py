@@ -6,7 +6,7 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from ablatio.registry.session_parts import how_to_register, unregistered
 from ablatio.storage.atomic_write import explained
 from ablatio.storage.checkpoints import make_folder
 from ablatio.storage.folder_lock import Owner, own, owner_of
+from ablatio.storage.json_files import read_object, read_text
 
 CHECKPOINTS, TOKENIZER = "checkpoints", "tokenizer.json"
 LOCK = "run.lock"  # held by the process that trains in the folder
@@ -34,7 +35,7 @@ def new_folder(config: Mapping[str, Any]) -> Path:
     refuse_link(folder)
     if owner := owner_of(folder / LOCK):
         raise UserError(_in_use(folder, owner))
-    if (folder / "config.json").exists():
+    if holds_a_run(folder):
         raise UserError(_holds_a_run(folder))
     return make_folder(folder)
 
@@ -65,9 +66,26 @@ def owned(folder: Path, *, resume: bool) -> Iterator[None]:
     with own(make_folder(folder) / LOCK) as other:
         if other:
             raise UserError(_in_use(folder, other))
-        if not resume and (folder / "config.json").exists():  # another process was faster
+        if not resume and holds_a_run(folder):  # another process was faster
             raise UserError(_holds_a_run(folder))
         yield
+
+
+def holds_a_run(folder: Path) -> bool:
+    """True if a run has begun in the folder.  One that was stopped before its first step leaves it free."""
+    if not (folder / "config.json").exists():
+        return False
+    if not (folder / LOCK).exists() or any((folder / CHECKPOINTS).glob("step-*")):
+        return True
+    try:
+        with suppress(FileNotFoundError):
+            if read_object(folder / "summary.json").get("steps", 1):
+                return True
+        with suppress(FileNotFoundError):
+            return read_text(folder / "metrics.csv").count("\n") > 2  # header, and the score before the first step
+    except EnvironmentFault:
+        return True
+    return False
 
 
 def refuse_link(folder: Path) -> None:
@@ -166,14 +184,17 @@ def resolved(public: Mapping[str, Any], where: str) -> dict[str, Any]:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    from ablatio.config.environment import from_environment
     from ablatio.config.schema import cast, check, completed
     from ablatio.registry.discovery import load
 
     load()
-    text = json.dumps(public)
+    config: Any = json.loads(json.dumps(public))
     try:
-        to_fill = "${" in text
-        config: Any = OmegaConf.to_container(OmegaConf.create(text), resolve=True) if to_fill else json.loads(text)
+        if "${" in json.dumps(public):
+            node = OmegaConf.create(config)
+            raw, config = config, OmegaConf.to_container(node, resolve=True)
+            from_environment(node, raw, config)
     except OmegaConfBaseException as error:  # for example an environment variable that is not set
         raise UserError(f"{where} cannot be resolved here: {str(error).splitlines()[0]}") from None
     config, renames = renamed.current_config(config)
