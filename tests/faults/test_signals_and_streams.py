@@ -44,9 +44,9 @@ def _child(arguments: Sequence[str], log: str, which: int, stream: str, ignored:
     if stream == "closed":
         os.close(which)
     encoding = "ascii" if stream == "ascii" else "utf-8"
-    streams = [None if stream == "closed" and number == which else open(number, "w", encoding=encoding, closefd=False)
-               for number in (1, 2)]  # fmt: skip
-    sys.stdout, sys.stderr = streams  # type: ignore[assignment]
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        lacking = stream == "closed" and number == which
+        setattr(sys, name, None if lacking else io.TextIOWrapper(io.FileIO(number, "w", closefd=False), encoding))
     if ignored:
         signal.signal(ignored, signal.SIG_IGN)
     code = main(list(arguments))

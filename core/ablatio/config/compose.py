@@ -13,7 +13,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ablatio.config import kind_lists
+from ablatio.config import kind_lists, yaml_files
 from ablatio.config import schema as run_config
 from ablatio.config.environment import Path, from_environment
 from ablatio.config.hydra_sources import groups, register_with_hydra
@@ -46,6 +46,11 @@ def compose_run(overrides: Sequence[str], coming: Coming = MappingProxyType({}))
     coming: configs of planned runs, by their folders; the model of this run may start from one of them
     """
     register_with_hydra()
+    with yaml_files.read_once():
+        return _compose_run(overrides, coming)
+
+
+def _compose_run(overrides: Sequence[str], coming: Coming) -> Composed:
     words = cleaned(overrides, coming)
     good, values, problems = classify_overrides(words)
     node = None if problems else try_compose(words)
@@ -95,7 +100,8 @@ def _hydra_compose(overrides: list[str]) -> Any:
 def try_compose(overrides: list[str]) -> Any:
     """The node that Hydra composes, with Hydra's own settings; None if Hydra refuses the overrides."""
     try:
-        return _hydra_compose(overrides)
+        with yaml_files.read_once():
+            return _hydra_compose(overrides)
     except (HydraException, OmegaConfBaseException, ValueError):
         return None
 

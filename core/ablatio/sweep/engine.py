@@ -20,6 +20,7 @@ from ablatio.errors import EnvironmentFault, Preempted, UserError
 from ablatio.registry.kinds import Launcher
 from ablatio.registry.kinds.launch_types import LaunchOutcome, LaunchRequest
 from ablatio.storage.atomic_write import make_folder
+from ablatio.storage.paths import shell_word
 from ablatio.storage.process import stop_signals
 from ablatio.sweep.hang_detector import HangDetector
 from ablatio.sweep.ledger import Claim, Entry, Ledger, Retry, alive
@@ -113,7 +114,7 @@ class Engine:
                 self._release()
         if self.stopped:
             raise Preempted(
-                f"{self.stopped} came; what ran has a checkpoint\n    try: ablatio resume {self.folder}",
+                f"{self.stopped} came; what ran has a checkpoint\n    try: ablatio resume {shell_word(self.folder)}",
             )
         return self.results()
 

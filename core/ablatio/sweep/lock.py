@@ -7,6 +7,7 @@ from pathlib import Path
 from ablatio.errors import UserError
 from ablatio.storage.atomic_write import make_folder
 from ablatio.storage.folder_lock import own
+from ablatio.storage.paths import shell_word
 
 LOCK = "sweeper.lock"
 
@@ -19,6 +20,6 @@ def owned(folder: Path, join: bool) -> Iterator[bool]:
         if other and not join:
             raise UserError(
                 f"{other} runs this sweep already\n"
-                f"    try: the same command with join=true, or `ablatio report {folder}`"
+                f"    try: the same command with join=true, or `ablatio report {shell_word(folder)}`"
             )
         yield other is None

@@ -18,6 +18,7 @@ from ablatio.storage.atomic_write import explained
 from ablatio.storage.checkpoints import make_folder
 from ablatio.storage.folder_lock import Owner, own, owner_of
 from ablatio.storage.json_files import read_object, read_text
+from ablatio.storage.paths import shell_word
 
 CHECKPOINTS, TOKENIZER = "checkpoints", "tokenizer.json"
 LOCK = "run.lock"  # held by the process that trains in the folder
@@ -144,7 +145,9 @@ def read_run(folder: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{folder} is no run folder: it has no config.json\n    try: ls {folder.parent}") from None
+        raise UserError(
+            f"{folder} is no run folder: it has no config.json\n    try: ls {shell_word(folder.parent)}"
+        ) from None
     except (OSError, ValueError) as error:
         raise EnvironmentFault(f"{path} cannot be read: {error}") from None
     if not isinstance(data, dict):

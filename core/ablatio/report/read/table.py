@@ -15,6 +15,7 @@ from ablatio.errors import AblatioError, EnvironmentFault, UserError
 from ablatio.report.read.run import STATES, Run, read_folder, what_must_agree
 from ablatio.report.read.single_runs import folders_in, runs_of
 from ablatio.report.read.stages import RECIPE, of_recipes, ordered
+from ablatio.storage.paths import shell_word
 from ablatio.sweep.ledger import Entry, Ledger, alive
 from ablatio.sweep.study import JOBS, LEDGER, NO_DESIGN, STUDY, Refused, Study, read_job, run_folder
 
@@ -64,7 +65,7 @@ def read_table(folders: Sequence[Path]) -> Table:
         else:
             raise UserError(
                 f"{folder} holds no runs: neither {STUDY} nor a run folder with config.json is in it\n"
-                f"    try: ls {folder.parent}"
+                f"    try: ls {shell_word(folder.parent)}"
             )
     table.runs += runs_of(plain)
     stages, notes = of_recipes(recipes)
