@@ -11,6 +11,7 @@ from ablatio.registry import catalogue
 from ablatio.registry.catalogue import Catalogue, PluginSource
 
 FAILURE = {"plugin": "slow", "dist": "slow", "version": "1", "reason": "did not finish loading within 30 s"}
+LASTING = {"plugin": "bad", "dist": "bad", "version": "1", "reason": "the knob `eps` has no type", "lasting": "yes"}
 
 
 class Scans:
@@ -49,7 +50,7 @@ def test_a_change_deep_in_the_core_is_seen(scans: Scans, tmp_path: Path) -> None
 
 def test_an_installation_is_seen(scans: Scans, tmp_path: Path) -> None:
     """A plugin that failed for lack of a library is scanned again once it is installed."""
-    scans.failures = [FAILURE]
+    scans.failures = [LASTING]
     catalogue.read([])
     os.utime(tmp_path / "packages", ns=(1, 1))
     catalogue.read([])
@@ -57,9 +58,9 @@ def test_an_installation_is_seen(scans: Scans, tmp_path: Path) -> None:
 
 
 def test_a_failure_expires(scans: Scans, tmp_path: Path) -> None:
-    scans.failures = [FAILURE]
-    assert catalogue.read([]).failures == catalogue.read([]).failures == [FAILURE]
-    assert scans.count == 1, "a plugin that hangs would cost its time at every command"
+    scans.failures = [LASTING]
+    assert catalogue.read([]).failures == catalogue.read([]).failures == [LASTING]
+    assert scans.count == 1
     (path,) = (tmp_path / "cache" / "catalogue").glob("*.json")
     past = time.time() - catalogue.RETRY_SECONDS - 1
     os.utime(path, (past, past))
@@ -69,6 +70,46 @@ def test_a_failure_expires(scans: Scans, tmp_path: Path) -> None:
     os.utime(path, (past, past))
     catalogue.read([])
     assert scans.count == 2, "a catalogue without failures does not age"
+
+
+def test_a_plugin_that_was_slow_once_is_tried_again_at_once(scans: Scans) -> None:
+    scans.failures = [LASTING, FAILURE]
+    assert catalogue.read([]).failures == scans.failures
+    scans.failures = [LASTING]
+    assert catalogue.read([]).failures == [LASTING] and scans.count == 2
+    assert catalogue.read([]).failures == [LASTING] and scans.count == 2
+
+
+def test_without_our_own_parts_no_command_runs_and_nothing_is_remembered(scans: Scans) -> None:
+    scans.failures = [FAILURE | {"dist": "ablatio", "lasting": "yes"}]
+    with pytest.raises(EnvironmentFault, match="the parts of ablatio cannot be read: plugin slow did not finish"):
+        catalogue.read([])
+    scans.failures = []
+    assert catalogue.read([]).failures == [] and scans.count == 2
+
+
+def test_a_plugin_that_is_killed_once_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    ends: list[tuple[Catalogue | None, str, str]] = [
+        (None, "one:a", "was killed by SIGKILL"), (None, "two:b", "was killed by SIGKILL"), (Catalogue(), "", ""),
+    ]  # fmt: skip
+    asked = list[dict[str, str]]()
+
+    def scan(count: int, lost: dict[str, str]) -> tuple[Catalogue | None, str, str]:
+        asked.append(dict(lost))
+        return ends.pop(0)
+
+    monkeypatch.setattr(catalogue, "_scan_in_child", scan)
+    assert catalogue._scan([]) == Catalogue() and asked == [{}, {}, {}]
+    ends += [(None, "one:a", "was killed by SIGKILL")] * 2 + [(Catalogue(), "", "")]
+    assert catalogue._scan([]) == Catalogue() and asked[-1] == {"one:a": "was killed by SIGKILL"}
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", "null", '{"digest": 1}', '{"digest": "x", "catalogue": []}'])
+def test_a_damaged_catalogue_is_made_anew(scans: Scans, tmp_path: Path, content: str) -> None:
+    catalogue.read([])
+    (path,) = (tmp_path / "cache" / "catalogue").glob("*.json")
+    path.write_text(content)
+    assert catalogue.read([]) == Catalogue() and scans.count == 2
 
 
 def test_a_scan_that_dies_outside_any_plugin_is_an_environment_fault(monkeypatch: pytest.MonkeyPatch) -> None:

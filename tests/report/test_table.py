@@ -90,8 +90,8 @@ def test_damaged_run_stays_in_the_table(tmp_path: Path, what: str):
     assert page_text(find(table)) and results_csv(table)
     assert len(table.runs) == 4
     damaged_run = next(r for r in table.runs if r.folder == path.parent)
-    assert damaged_run.state == ("damaged" if name == "summary.json" and "number" not in what else "done")
-    assert "summary.json" in damaged_run.why or damaged_run.state == "done"
+    assert damaged_run.state == ("done" if name == "metrics.csv" else "damaged")
+    assert name in damaged_run.why or damaged_run.state == "done"
 
 
 def test_damaged_job_and_study_files_are_reported(tmp_path: Path):

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ablatio.sweep.ledger import Claim, Entry, Ledger, _sealed, alive, started
+from ablatio.storage.process import started
+from ablatio.sweep.ledger import Claim, Entry, Ledger, _sealed, alive
 
 
 def filled(path: Path) -> Ledger:

@@ -13,6 +13,7 @@ from ablatio.registry.kinds import launchers
 from ablatio.report.terminal.live_table import LiveTable
 from ablatio.report.terminal.plan_table import show
 from ablatio.report.terminal.stage_table import show_recipes, show_results
+from ablatio.storage.paths import shell_word
 from ablatio.sweep.engine import Engine, Result
 from ablatio.sweep.launcher_choice import LauncherChoice, chosen_launcher, long_form
 from ablatio.sweep.ledger import Ledger
@@ -63,7 +64,7 @@ def resume(folder: Path, overrides: Sequence[str], *, quiet: bool = False) -> Pa
         if key not in allowed and not key.startswith(("hydra/launcher", "hydra.launcher")):
             raise UserError(
                 f"{text} came: a study that is resumed keeps its settings; {', '.join(allowed)} and launcher can "
-                f"change\n    try: ablatio resume {folder}"
+                f"change\n    try: ablatio resume {shell_word(folder)}"
             )
     given = {long_form(text).split("=")[0] for text in overrides}
     kept = [text for text in Study.read(folder).overrides if text.split("=")[0] not in given]
@@ -93,7 +94,7 @@ def _stale_jobs(folder: Path, plan: Plan) -> list[str]:
     if missing and lasting(old.overrides) != lasting(plan.study.overrides):
         raise UserError(
             f"{folder} holds another study: {len(missing)} of its jobs do not belong to this one\n{other}, or "
-            f"`ablatio resume {folder}`"
+            f"`ablatio resume {shell_word(folder)}`"
         )
     if missing and plan.adaptive:  # a search may have planned more jobs since
         missing = [name for name in missing if name not in current(folder)]
@@ -123,14 +124,15 @@ def _execute(plan: Plan, folder: Path, replaced: Sequence[str], choice: Launcher
         print(f"ablatio: line {number} of {folder / LEDGER} is damaged and was left out", file=sys.stderr)
     if not quiet:
         show_results(results, plan.study.stages, folder) if plan.study.stages else show_table(results, folder)
-        print(f"ablatio report {folder}  says what can be concluded from them", flush=True)
+        print(f"ablatio report {shell_word(folder)}  says what can be concluded from them", flush=True)
     failed = [r for r in results if r.entry.state == "failed"]
     if failed:
         waiting = len(engine.jobs) - len(results)
         raise SweepFailed(
             f"{len(failed)} of {len(engine.jobs)} runs failed"
             + (f", and {waiting} that depend on them were not started" if waiting else "")
-            + f"; each one's error is in its folder in {folder / 'runs'}\n    try: ablatio resume {folder} retry=failed"
+            + f"; each one's error is in its folder in {folder / 'runs'}\n"
+            f"    try: ablatio resume {shell_word(folder)} retry=failed"
         )
     return 0
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from ablatio.config.inherit import quoted
+from ablatio.config.words import quoted
 from ablatio.errors import UserError
 
 

@@ -11,6 +11,8 @@ from ablatio.api.session import composing, computing
 from ablatio.api.settings import value, without, words_of
 from ablatio.config import schema
 from ablatio.errors import ConfigError, UserError
+from ablatio.storage.paths import shell_word
+from ablatio.storage.streams import lasting_stdout
 from ablatio.sweep.recipes import schema as recipes
 
 if TYPE_CHECKING:
@@ -92,7 +94,7 @@ def console_for(quiet: bool) -> "Console":
     """Return the console on which a run reports its progress."""
     from rich.console import Console
 
-    return Console(quiet=quiet)
+    return Console(quiet=quiet, file=lasting_stdout())
 
 
 def _run_recipe(plan: "Plan", console: "Console", callbacks: "Sequence[Callback]") -> RunFolder:
@@ -133,7 +135,7 @@ def _resumed_settings(folder: Path, words: Sequence[str]) -> dict[str, Any]:
     if foreign:
         raise UserError(
             f"{foreign[0]} came with resume=: a resumed run keeps its settings, to equal an uninterrupted one\n"
-            f"    try: ablatio train resume={folder}"
+            f"    try: ablatio train resume={shell_word(folder)}"
         )
     from ablatio.training.run_folder import read_run
 

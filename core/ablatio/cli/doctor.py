@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 from ablatio.cli.commands import parser
+from ablatio.config import presets, yaml_files
 from ablatio.registry import discovery
 from ablatio.storage.paths import cache_root, shipped
 
@@ -33,10 +34,17 @@ def run(arguments: list[str]) -> int:
     for source in discovery.sources():
         print(f"{'plugin':<12} {source.name} from {source.distribution}")
     problems += [str(f) for f in discovery.failures()]
+    problems += broken_files()
     for problem in problems:
         print(f"PROBLEM      {problem}", file=sys.stderr)
     print("no problems found" if not problems else f"{len(problems)} problem(s)")
     return 5 if problems else 0
+
+
+def broken_files() -> list[str]:
+    """Options in YAML files that cannot be used; everything else works."""
+    found = yaml_files.broken() | {f"{yaml_files.PRESET}/{name}": why for name, why in presets.broken().items()}
+    return [f"{name.replace('/', '=')} cannot be used: {why}\n    try: mend the file" for name, why in found.items()]
 
 
 def _machine() -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ablatio.cli.commands import parser
+from ablatio.storage.paths import shell_word
 
 if TYPE_CHECKING:
     from ablatio.training.prepare import PreparedRun
@@ -26,7 +27,7 @@ def run(arguments: list[str]) -> int:
     from ablatio.training.load import load_run
 
     if args.to is None and args.adapter is None:
-        raise UserError(f"export needs a folder to write to\n    try: ablatio export {args.run} --to DIR")
+        raise UserError(f"export needs a folder to write to\n    try: ablatio export {shell_word(args.run)} --to DIR")
     run, step = load_run(args.run, args.step)
     if args.adapter is not None:
         _adapter(run, args.adapter, args.kind)

@@ -5,9 +5,13 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 from ablatio.cli.commands import COMMANDS
-from ablatio.errors import AblatioError
+from ablatio.errors import AblatioError, EnvironmentFault, Preempted
+from ablatio.storage.early_stop import early_stops
+from ablatio.storage.process import Stopped
+from ablatio.storage.streams import SafeStream, safe_streams
 
 HELP = """\
 ablatio measures what one part of a language model, or of its training, contributes.
@@ -36,16 +40,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Imports create a million long-lived objects; scanning them for garbage takes a quarter of the import time
     # (1.2 of 5 s), so the collector runs less often.
     gc.set_threshold(10_000, 10, 10)
+    with safe_streams() as (out, _):
+        code = _guarded(words)
+        out.flush()
+        return code if out.error is None or out.is_broken_pipe else _lost_output(out, words, code)
+
+
+def _guarded(words: list[str]) -> int:
+    """Run one command; an error becomes a message and an exit code."""
     try:
-        return _dispatch(words)
+        with early_stops() if _trains(words) else nullcontext():
+            return _dispatch(words)
     except AblatioError as error:
         print(f"ablatio: {error}", file=sys.stderr)
         return error.exit_code
-    except BrokenPipeError:  # `ablatio list | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except Stopped as error:
+        print(f"ablatio: {error}", file=sys.stderr)
+        return Preempted.exit_code
     except KeyboardInterrupt:
         return 130
+
+
+def _trains(words: list[str]) -> bool:
+    return bool(words) and words[0] in ("train", "resume")
+
+
+def _lost_output(out: SafeStream, words: list[str], code: int) -> int:
+    """Say that the output could not be written.  A run is not its output: its files and its exit code stand."""
+    print(f"ablatio: the output could not be written to stdout: {out.why()}", file=sys.stderr)
+    return code or (0 if _trains(words) else EnvironmentFault.exit_code)
 
 
 def _dispatch(words: list[str]) -> int:

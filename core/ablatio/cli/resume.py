@@ -19,7 +19,8 @@ Run: continues from its last checkpoint; trainer.* may be changed."""
 
 def run(arguments: list[str]) -> int:
     """Run `ablatio resume` and return its exit code."""
-    folders = [a for a in arguments if "=" not in a and not a.startswith("-")]
+    # The path of a folder may contain `=`, as a setting does.
+    folders = [a for a in arguments if not a.startswith("-") and ("=" not in a or Path(a).is_dir())]
     if "-h" in arguments or "--help" in arguments:
         print(USAGE)
         return 0

@@ -1,8 +1,7 @@
 """Compose a run's config with Hydra and report all its problems at once, with a corrected command that runs."""
 
-import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -14,8 +13,9 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ablatio.config import kind_lists
+from ablatio.config import kind_lists, yaml_files
 from ablatio.config import schema as run_config
+from ablatio.config.environment import Path, from_environment
 from ablatio.config.hydra_sources import groups, register_with_hydra
 from ablatio.config.inherit import Coming, inherited
 from ablatio.config.overrides import classify_overrides, key_problem, normal
@@ -46,6 +46,11 @@ def compose_run(overrides: Sequence[str], coming: Coming = MappingProxyType({}))
     coming: configs of planned runs, by their folders; the model of this run may start from one of them
     """
     register_with_hydra()
+    with yaml_files.read_once():
+        return _compose_run(overrides, coming)
+
+
+def _compose_run(overrides: Sequence[str], coming: Coming) -> Composed:
     words = cleaned(overrides, coming)
     good, values, problems = classify_overrides(words)
     node = None if problems else try_compose(words)
@@ -95,7 +100,8 @@ def _hydra_compose(overrides: list[str]) -> Any:
 def try_compose(overrides: list[str]) -> Any:
     """The node that Hydra composes, with Hydra's own settings; None if Hydra refuses the overrides."""
     try:
-        return _hydra_compose(overrides)
+        with yaml_files.read_once():
+            return _hydra_compose(overrides)
     except (HydraException, OmegaConfBaseException, ValueError):
         return None
 
@@ -110,15 +116,20 @@ def plain(node: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     except OmegaConfBaseException as error:
         raise ConfigError([Problem("config", _first_lines(error))]) from None
     resolved = kind_lists.without_unused(resolved)
-    return _merge_public({k: v for k, v in raw.items() if k in resolved}, resolved), resolved
+    kept = {k: v for k, v in raw.items() if k in resolved}
+    return _merge_public(kept, resolved, from_environment(node, kept, resolved), ()), resolved
 
 
-def _merge_public(raw: Any, resolved: Any) -> Any:
+def _merge_public(raw: Any, resolved: Any, open_paths: Collection[Path], here: Path) -> Any:
+    """The resolved config, with the values at `open_paths` as they were written."""
+    if here in open_paths:
+        return raw
     if isinstance(raw, dict):
-        return {k: _merge_public(v, resolved[k]) for k, v in raw.items()}
+        return {k: _merge_public(v, resolved[k], open_paths, (*here, k)) for k, v in raw.items()}
     if isinstance(raw, list):
-        return [_merge_public(a, b) for a, b in zip(raw, resolved, strict=True)]
-    return raw if isinstance(raw, str) and re.search(r"\$\{\s*(oc\.)?env:", raw) else resolved
+        pairs = enumerate(zip(raw, resolved, strict=True))
+        return [_merge_public(a, b, open_paths, (*here, number)) for number, (a, b) in pairs]
+    return resolved
 
 
 def refuse_hydra_settings(node: Any) -> None:

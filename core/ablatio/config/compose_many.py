@@ -49,6 +49,10 @@ class Composer:
 
     def compose(self, overrides: Sequence[str]) -> Composed:
         """Same result as `compose_run` for these overrides; raises ConfigError with all problems at once."""
+        with yaml_files.read_once():
+            return self._compose(overrides)
+
+    def _compose(self, overrides: Sequence[str]) -> Composed:
         tree = self.tree(overrides)
         if tree is None:
             return compose.compose_run(overrides)

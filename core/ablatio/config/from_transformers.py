@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ablatio.errors import UserError
+from ablatio.storage.paths import shell_word
 
 Settings = Mapping[str, Any]
 READERS: dict[str, Callable[[Settings], dict[str, Any]]] = {}
@@ -40,7 +41,9 @@ def read(folder: Path) -> dict[str, Any]:
         theirs = json.loads(path.read_text(encoding="utf-8"))
         kind = str(theirs["model_type"])
     except FileNotFoundError:
-        raise UserError(f"{folder} is not a model folder: no config.json\n    try: ls {folder.parent}") from None
+        raise UserError(
+            f"{folder} is not a model folder: no config.json\n    try: ls {shell_word(folder.parent)}"
+        ) from None
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not a model config ({type(error).__name__}: {error})") from None
     if kind not in READERS:

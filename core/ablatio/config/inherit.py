@@ -8,7 +8,6 @@ precedence over the model's, too.
 
 import functools
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -16,8 +15,10 @@ from typing import Any
 
 from ablatio.config import from_transformers, yaml_files
 from ablatio.config.kind_lists import shaping
+from ablatio.config.words import quoted
 from ablatio.errors import UserError
 from ablatio.registry.registry import REGISTRIES, PartSpec
+from ablatio.storage.paths import shell_word
 
 ORIGINS = ("scratch", "run", "hf")
 FILES = ("experiment", yaml_files.SWEEP)  # groups of files that may name the model to start from
@@ -60,7 +61,7 @@ def _settings_in(path: Path, changed: int) -> Mapping[str, str]:
     found: dict[str, str] = {}
     for key, value in yaml_files.read_yaml(path).items():
         if key == "defaults":
-            choices = [item for item in value if isinstance(item, Mapping)]
+            choices = [item for item in value if isinstance(item, Mapping)] if isinstance(value, list) else []
             found |= {_group(k): str(option) for item in choices for k, option in item.items()}
         elif isinstance(value, Mapping) and key != yaml_files.SWEEP:
             found |= {f"{key}.{knob}": str(setting) for knob, setting in value.items()}
@@ -92,7 +93,9 @@ def folder_of(path: str, making: str = "") -> Path:
     if folder.is_dir():
         return folder
     if path not in MODELS:
-        raise UserError(f"model.path: there is no folder {folder}\n    try: {making or f'ls {folder.parent}'}")
+        raise UserError(
+            f"model.path: there is no folder {folder}\n    try: {making or f'ls {shell_word(folder.parent)}'}"
+        )
     if not verified(place_of(path)):
         raise UserError(f"{path} is not on this machine yet\n    try: ablatio fetch {path}")
     return place_of(path)
@@ -123,7 +126,9 @@ def _of_run(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{folder} is not a run folder: no config.json\n    try: ls {folder.parent}") from None
+        raise UserError(
+            f"{folder} is not a run folder: no config.json\n    try: ls {shell_word(folder.parent)}"
+        ) from None
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON: {error}") from None
     refuse_objects(config, str(path))
@@ -155,8 +160,3 @@ def _overrides(settings: Mapping[str, Any], given: Mapping[str, str]) -> Iterato
 def _text(value: Any) -> str:
     """A value in Hydra's override grammar."""
     return json.dumps(value, ensure_ascii=False) if not isinstance(value, str) else quoted(value)
-
-
-def quoted(text: str) -> str:
-    """A string as a quoted value in Hydra's grammar, where a backslash is literal unless a quote follows it."""
-    return "'" + re.sub(r"(\\*)('|\Z)", lambda found: found[1] * 2 + found[2].replace("'", "\\'"), text) + "'"

@@ -11,6 +11,7 @@ from hydra.errors import HydraException
 from ablatio.config import presets, yaml_files
 from ablatio.config import schema as run_config
 from ablatio.config.hydra_sources import groups
+from ablatio.config.words import quoted
 from ablatio.errors import Problem
 from ablatio.registry import renamed
 from ablatio.registry.registry import REGISTRIES
@@ -40,7 +41,8 @@ def classify_overrides(overrides: list[str]) -> tuple[list[str], list[tuple[str,
         try:
             parsed = OverridesParser.create().parse_override(text)
         except HydraException:  # the base class: the parser raises several types for a malformed override
-            problems.append(Problem(text, f"{text!r} is not a setting; write key=value, and quote special characters"))
+            what = f"{text!r} is not a setting; write key=value, and quote special characters"
+            problems.append(Problem(text, what, _as_text(text)))
             continue
         if parsed.key_or_group in options and not parsed.is_delete():
             found = list(_group_problems(parsed, options, chosen))
@@ -76,6 +78,28 @@ def _group_problems(parsed: Override, options: dict[str, list[str]], chosen: dic
     for name in names:
         if name not in options[group]:
             yield run_config.no_option(group, str(name), options[group])
+        elif group == yaml_files.PRESET and (why := presets.broken().get(str(name))):
+            yield Problem(group, f"{name} cannot be used: {why}")
+
+
+def _as_text(override: str) -> str:
+    """The override with its value as one quoted text; empty if that is no setting either."""
+    key, equals, value = override.partition("=")
+    if not equals or value.startswith(("'", '"')):
+        return ""
+    fixed = f"{key}={quoted(value)}"
+    try:
+        parsed = OverridesParser.create().parse_override(fixed)
+    except HydraException:
+        return ""
+    return fixed if parsed.value() is not None else ""
+
+
+def _takes_text(key: str, tree: Any) -> bool:
+    """True if the setting is a text now, or none: then several values may be one text with commas."""
+    for part in key.split("."):
+        tree = tree.get(part) if isinstance(tree, dict) else None
+    return tree is None or isinstance(tree, str)
 
 
 def _swept(parsed: Override) -> str:
@@ -99,9 +123,8 @@ def key_problem(parsed: Override, tree: Any, options: dict[str, list[str]]) -> P
     """
     key = parsed.key_or_group
     if parsed.is_sweep_override():
-        return Problem(
-            key, f"got several values ({_swept(parsed)}) for one run; -m runs one after the other, quotes make one text"
-        )
+        what = f"got several values ({_swept(parsed)}) for one run; -m runs one after the other, quotes make one text"
+        return Problem(key, what, _as_text(parsed.input_line or "") if _takes_text(key, tree) else "")
     if parsed.is_add() or key.startswith("hydra"):
         return None
     if (now := renamed.key(key)) != key:

@@ -23,8 +23,9 @@ from typing import Any
 
 from ablatio.config import schema as run_config
 from ablatio.config import yaml_files
-from ablatio.errors import Problem
+from ablatio.errors import EnvironmentFault, Problem
 from ablatio.registry.registry import REGISTRIES, ContractError
+from ablatio.storage.json_files import damaged
 
 OWN_KEYS = ("paper", "published", "sizes")
 
@@ -63,8 +64,27 @@ def merged(settings: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, An
 
 
 def presets() -> dict[str, Preset]:
-    """All presets by name: those of ablatio, and those in the folder conf/preset of plugins."""
-    return {name: load(file) for name, file in yaml_files.options_of(yaml_files.PRESET).items()}
+    """All presets by name: those of ablatio, and those in the folder conf/preset of plugins; without broken ones."""
+    return _all()[0]
+
+
+def broken() -> dict[str, str]:
+    """Presets that cannot be used, and why; the others work."""
+    return _all()[1]
+
+
+def _all() -> tuple[dict[str, Preset], dict[str, str]]:
+    return yaml_files.once("presets", _read_all)
+
+
+def _read_all() -> tuple[dict[str, Preset], dict[str, str]]:
+    good, bad = dict[str, Preset](), dict[str, str]()
+    for name, file in yaml_files.options_of(yaml_files.PRESET).items():
+        try:
+            good[name] = load(file)
+        except (OSError, EnvironmentFault, ContractError) as error:
+            bad[name] = f"{str(error).splitlines()[0]} (from {file.distribution})"
+    return good, bad
 
 
 def load(file: yaml_files.File) -> Preset:
@@ -75,15 +95,23 @@ def load(file: yaml_files.File) -> Preset:
 @functools.cache
 def _load(name: str, path: Path, changed: int) -> Preset:
     data = yaml_files.read_yaml(path)
+    with damaged(str(path), "a preset"):
+        return _preset(name, path, data)
+
+
+def _preset(name: str, path: Path, data: Mapping[str, Any]) -> Preset:
     known = [*OWN_KEYS, *REGISTRIES, *run_config.SECTIONS, *(k.name for k in run_config.section_knobs(run_config.Run))]
-    if not isinstance(data, dict) or (unknown := [key for key in data if key not in known]):
-        what = f"`{unknown[0]}`" if isinstance(data, dict) else type(data).__name__
-        raise ContractError(f"{path}: {what} is not a setting of a preset; valid: {', '.join(known)}")
+    if unknown := [key for key in data if key not in known]:
+        raise ContractError(f"{path}: `{unknown[0]}` is not a setting of a preset; valid: {', '.join(known)}")
+    if wrong := [k for k in (*run_config.SECTIONS, "published", "sizes") if not isinstance(data.get(k) or {}, dict)]:
+        raise ContractError(f"{path}: `{wrong[0]}` is {data[wrong[0]]!r}; expected settings, `key: value`")
     parts: dict[str, Any] = {}
     settings: dict[str, Any] = {}
     for key, value in data.items():
         if key in REGISTRIES:
             named = isinstance(value, dict)
+            if not named and not (isinstance(value, str) or (isinstance(value, list) and REGISTRIES[key].multiple)):
+                raise ContractError(f"{path}: `{key}` is {value!r}; expected the name of an option, or {{name: ...}}")
             parts[key] = value["name"] if named else value
             settings |= {key: {k: v for k, v in value.items() if k != "name"}} if named else {}
         elif key not in OWN_KEYS:
@@ -95,6 +123,10 @@ def _load(name: str, path: Path, changed: int) -> Preset:
 
 def sizes() -> dict[str, list[str]]:
     """Sizes defined by presets only, with the presets that define them."""
+    return yaml_files.once("sizes", _sizes_of_presets)
+
+
+def _sizes_of_presets() -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for preset in presets().values():
         for size in preset.sizes:

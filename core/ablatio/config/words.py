@@ -1,5 +1,10 @@
 """Key and value of a setting on the command line: `key=value`, `+key=value`, `~key`, `group@package=option`."""
 
+import re
+
+_PLAIN = re.compile(r"[A-Za-z_./][\w./+-]*", re.ASCII)
+_OTHER = re.compile(r"null|true|false|nan|inf|[.\d][\d._]*(e[-+]?\d+)?", re.ASCII | re.IGNORECASE)
+
 
 def key_of(text: str) -> str:
     """The key of a setting: `+sweep=glu_variants` gives `sweep`."""
@@ -9,3 +14,13 @@ def key_of(text: str) -> str:
 def value_of(text: str) -> str:
     """The value of a setting: `seed=1,2` gives `1,2`; empty if it has none."""
     return text.partition("=")[2]
+
+
+def quoted(text: str) -> str:
+    """A string as a quoted value in Hydra's grammar, where a backslash is literal unless a quote follows it."""
+    return "'" + re.sub(r"(\\*)('|\Z)", lambda found: found[1] * 2 + found[2].replace("'", "\\'"), text) + "'"
+
+
+def text_value(text: str) -> str:
+    """A string as a value in Hydra's grammar: quoted unless it is read as that string without quotes."""
+    return text if _PLAIN.fullmatch(text) and not _OTHER.fullmatch(text) else quoted(text)

@@ -1,14 +1,21 @@
 """Options defined by YAML files: sizes, presets, studies and experiments of ablatio and of plugins' conf folders."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from ablatio.errors import DamagedFile, EnvironmentFault
 from ablatio.registry import discovery
 from ablatio.registry.catalogue import OURS
-from ablatio.registry.registry import Distribution
+from ablatio.registry.registry import ContractError, Distribution
+from ablatio.storage.json_files import damaged, read_text
 from ablatio.storage.paths import shipped
+
+T = TypeVar("T")
+_seen: ContextVar[dict[str, Any] | None] = ContextVar("seen", default=None)
 
 SWEEP, PRESET, SIZE = "sweep", "preset", "size"
 
@@ -26,7 +33,7 @@ class File:
     def doc(self) -> str:
         """The leading comment, without Hydra's `# @package` line."""
         lines = []
-        for line in self.path.read_text(encoding="utf-8").splitlines():
+        for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
             if not line.startswith("#"):
                 break
             if not line.startswith("# @package"):
@@ -48,18 +55,53 @@ class File:
         return {"kind": self.group, "name": self.name, "doc": self.doc, **who}
 
 
-def read_yaml(path: Path) -> Any:
-    """Content of a YAML file as plain values; keys that would build objects are refused."""
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Settings in a YAML file as plain values; DamagedFile if it holds something else.
+
+    Keys that would build objects are refused with a ContractError.
+    """
     import yaml
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml is ten times as fast, but not in every build
-    reader = loader(path.read_text(encoding="utf-8"))
-    try:
-        data = reader.get_single_data() or {}
-    finally:
-        reader.dispose()
+    text = read_text(path)
+    with damaged(str(path), "settings in YAML"):
+        try:
+            reader = loader(text)
+            try:
+                data = reader.get_single_data()
+            finally:
+                reader.dispose()
+        except yaml.YAMLError as error:
+            raise ValueError(" ".join(str(error).split())) from None
+    data = {} if data is None else data
+    if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
+        raise DamagedFile(f"{path} holds {type(data).__name__}; expected settings, `key: value`")
     discovery.refuse_objects(data, str(path))
     return data
+
+
+@contextmanager
+def read_once() -> Iterator[None]:
+    """While the context lasts, the folders are listed once: a composition asks for the files a hundred times."""
+    if _seen.get() is not None:
+        yield
+        return
+    token = _seen.set({})
+    try:
+        yield
+    finally:
+        _seen.reset(token)
+
+
+def once(key: str, make: Callable[[], T]) -> T:
+    """Return what `make` returns; inside `read_once` it is called once for each key."""
+    seen = _seen.get()
+    if seen is None:
+        return make()
+    if key not in seen:
+        seen[key] = make()
+    found: T = seen[key]
+    return found
 
 
 def _folders() -> Iterator[tuple[Path, Distribution]]:
@@ -74,6 +116,10 @@ def _folders() -> Iterator[tuple[Path, Distribution]]:
 
 def files() -> dict[str, dict[str, File]]:
     """All groups of YAML files and their options; if a name occurs twice, the first file found is used."""
+    return once("files", _list_files)
+
+
+def _list_files() -> dict[str, dict[str, File]]:
     ours = next(_folders())[1]
     found: dict[str, dict[str, File]] = {
         SWEEP: {p.stem: File(SWEEP, p.stem, p, ours) for p in sorted(shipped("sweeps").glob("*.yaml"))}
@@ -89,3 +135,15 @@ def files() -> dict[str, dict[str, File]]:
 def options_of(group: str) -> dict[str, File]:
     """The YAML files of a group, by option name."""
     return files().get(group, {})
+
+
+def broken() -> dict[str, str]:
+    """Files that cannot be read: {group/name: why}."""
+    found = {}
+    for group, options in files().items():
+        for name, file in options.items():
+            try:
+                file.read()
+            except (OSError, EnvironmentFault, ContractError) as error:
+                found[f"{group}/{name}"] = str(error).splitlines()[0]
+    return found

@@ -11,6 +11,7 @@ import importlib.metadata
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -22,14 +23,18 @@ from pathlib import Path
 from typing import Any
 
 from ablatio.errors import EnvironmentFault
-from ablatio.registry.registry import Distribution
+from ablatio.registry.part_spec import Distribution, PartSpec
+from ablatio.storage.json_files import damaged, read_object
 from ablatio.storage.paths import HERE, cache_root
 
 GROUP = "ablatio.plugins"
 OURS = "ablatio"
 LOAD_SECONDS = float(os.environ.get("ABLATIO_PLUGIN_SECONDS", "30"))  # time limit for all modules of one plugin
 RETRY_SECONDS = 3600.0  # age of a failure after which the plugin is tried again
-FORMAT = 2
+FORMAT = 3
+FOLDER = "catalogue"  # in the cache
+LASTING = "lasting"  # key of a failure that only a change of files can mend; no other is remembered
+KILLED = "was killed by"
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,21 +114,47 @@ class Catalogue:
 def read(sources: list[PluginSource]) -> Catalogue:
     """Catalogue of these plugins: from the cache if none of their files has changed, otherwise from a new scan."""
     key = _fingerprint(sources)
-    path = cache_root() / "catalogue" / f"{key}.json"
-    with contextlib.suppress(OSError, ValueError, TypeError):
-        stored = json.loads(path.read_text())
-        if stored["digest"] == _digest(stored["catalogue"]) and not _to_be_retried(path, stored["catalogue"]):
-            return Catalogue(**stored["catalogue"])
+    path = cache_root() / FOLDER / f"{key}.json"
+    with contextlib.suppress(OSError, EnvironmentFault):
+        stored = read_object(path, {"digest": str, "catalogue": dict})
+        with damaged(str(path), "a catalogue"):
+            data = stored["catalogue"]
+            if stored["digest"] == _digest(data) and not _to_be_retried(path, data) and _is_of(data, sources):
+                return Catalogue(**data)
     found = _scan(sources)
+    _refuse_without_ours(found)
     data = {f: getattr(found, f) for f in Catalogue.__slots__}
-    with contextlib.suppress(OSError):  # without a cache the next command scans again, which only costs time
-        _replace(path, json.dumps({"digest": _digest(data), "catalogue": data}))
+    if all(failure.get(LASTING) for failure in found.failures):
+        with contextlib.suppress(OSError):  # without a cache the next command scans again, which only costs time
+            _replace(path, json.dumps({"digest": _digest(data), "catalogue": data}))
     return found
+
+
+def _is_of(data: Mapping[str, Any], sources: Iterable[PluginSource]) -> bool:
+    """True if each part is in a package of the distribution that is said to provide it.
+
+    A part's module is imported when the part is used, so it is not taken from a file that others may write.  What the
+    file says of the part is compared with its source then (`Registry.register`).
+    """
+    known = {(s.distribution.name, s.distribution.version, s.module.split(".")[0]) for s in sources}
+    known |= {(name, version, HERE.name) for name, version, _ in known if name == OURS}
+    entries = [PartSpec.from_json(entry) for entry in data["entries"]]  # raises for other shapes
+    return all((e.distribution.name, e.distribution.version, e.module.split(".")[0]) in known for e in entries)
+
+
+def _refuse_without_ours(found: Catalogue) -> None:
+    """Raise EnvironmentFault if our own parts could not be read: without them no command works."""
+    for failure in found.failures:
+        if failure["dist"] == OURS:
+            raise EnvironmentFault(
+                f"the parts of {OURS} cannot be read: plugin {failure['plugin']} {failure['reason']}\n"
+                "    try: the same command again, or ablatio doctor"
+            )
 
 
 def _to_be_retried(path: Path, catalogue: Mapping[str, Any]) -> bool:
     """True if a plugin failed a while ago: it may have been slow, or a missing library may be installed by now."""
-    return bool(catalogue["failures"]) and time.time() - path.stat().st_mtime > RETRY_SECONDS
+    return bool(catalogue.get("failures")) and time.time() - path.stat().st_mtime > RETRY_SECONDS
 
 
 def _digest(data: Any) -> str:
@@ -161,11 +192,14 @@ def _stamp(path: Path) -> str:
 
 def _scan(sources: list[PluginSource]) -> Catalogue:
     """Import all plugins in a child process; a plugin that ends or hangs the child is left out of the next try."""
-    lost: dict[str, str] = {}
+    lost, killed = dict[str, str](), set[str]()
     while True:
         found, culprit, ending = _scan_in_child(len(sources), lost)
         if found is not None:
             return found
+        if culprit and KILLED in ending and culprit not in killed:  # perhaps for lack of memory at that moment
+            killed.add(culprit)
+            continue
         if not culprit or culprit in lost:
             raise EnvironmentFault(
                 f"the plugins cannot be read: the process that imports them {ending}\n"
@@ -190,7 +224,10 @@ def _scan_in_child(count: int, lost: dict[str, str]) -> tuple[Catalogue | None, 
                 timeout=30 + LOAD_SECONDS * (count + 1),
                 check=False,
             )
-            ending = f"ended the process with code {run.returncode} {run.stderr.strip()[-300:]}".strip()
+            how = f"ended the process with code {run.returncode}"
+            if run.returncode < 0:
+                how = f"{KILLED} {signal.Signals(-run.returncode).name} while it was imported"
+            ending = f"{how} {run.stderr.strip()[-300:]}".strip()
         except subprocess.TimeoutExpired:
             ending = f"did not finish loading within {LOAD_SECONDS:g} s"
         if result.exists():

@@ -15,7 +15,7 @@ from types import FrameType
 from typing import Any
 
 from ablatio.registry import renamed, rules
-from ablatio.registry.catalogue import LOAD_SECONDS, Catalogue, PluginSource, conf_files, plugin_sources, read
+from ablatio.registry.catalogue import LASTING, LOAD_SECONDS, Catalogue, PluginSource, conf_files, plugin_sources, read
 from ablatio.registry.registry import (
     REGISTRIES,
     SESSION,
@@ -23,6 +23,7 @@ from ablatio.registry.registry import (
     Distribution,
     PartSpec,
     Registry,
+    others_unchanged,
     provided_by,
     transaction,
 )
@@ -111,7 +112,9 @@ def scan(found: list[PluginSource], leave_out: Mapping[str, str], progress: Path
         if progress:
             with progress.open("a") as file:
                 file.write(f"\n{source.key}")
-        reason = leave_out.get(source.key) or _import(source, conf_names)
+        reason, lasts = leave_out.get(source.key, ""), False
+        if not reason:
+            reason, lasts = _import(source, conf_names)
         if reason:
             distribution = source.distribution
             failure = {
@@ -119,7 +122,7 @@ def scan(found: list[PluginSource], leave_out: Mapping[str, str], progress: Path
                 "dist": distribution.name,
                 "version": distribution.version,
                 "reason": reason,
-            }
+            } | ({LASTING: "yes"} if lasts else {})
             catalogue.failures.append(failure)
     for registry in REGISTRIES.values():
         catalogue.entries += [e.to_json() for e in registry.entries.values()]
@@ -128,11 +131,19 @@ def scan(found: list[PluginSource], leave_out: Mapping[str, str], progress: Path
     return catalogue
 
 
-def _import(source: PluginSource, conf_names: dict[str, Distribution]) -> str:
-    """Import all modules of a plugin and check its YAML; returns the reason to leave it out, or ""."""
+def _import(source: PluginSource, conf_names: dict[str, Distribution]) -> tuple[str, bool]:
+    """Import all modules of a plugin and check its YAML; returns (the reason to leave it out or "", does it last?).
+
+    A reason lasts if only a change of files can remove it.  Any other may be gone at the next command.
+    """
     before, taken = list(rules.RULES), dict(conf_names)
     try:
-        with transaction(), provided_by(source.distribution), _time_limit(LOAD_SECONDS):
+        with (
+            transaction(),
+            others_unchanged(source.distribution),
+            provided_by(source.distribution),
+            _time_limit(LOAD_SECONDS),
+        ):
             for module in _modules(source):
                 importlib.import_module(module)
             _check_conf(source, taken)
@@ -140,9 +151,9 @@ def _import(source: PluginSource, conf_names: dict[str, Distribution]) -> str:
         raise
     except BaseException as error:  # a plugin may raise anything, including SystemExit
         rules.RULES[:] = before
-        return _reason(error, source)
+        return _reason(error, source), isinstance(error, ContractError | SyntaxError | ModuleNotFoundError)
     conf_names.update(taken)
-    return ""
+    return "", True
 
 
 def _modules(source: PluginSource) -> Iterator[str]:
@@ -199,7 +210,9 @@ def _check_conf(source: PluginSource, taken: dict[str, Distribution]) -> None:
             raise ContractError(f"the option {name} already exists, provided by {owner}; rename {path}")
         if (shipped("conf") / f"{name}.yaml").exists():
             raise ContractError(f"the option {name} already exists, provided by ablatio; rename {path}")
-        refuse_objects(yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
+        # A file that cannot be read costs its own option alone; `ablatio doctor` names it.
+        with contextlib.suppress(yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError):
+            refuse_objects(yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
 
 
 def refuse_objects(data: Any, where: str) -> None:

@@ -1,12 +1,16 @@
 """Description of a part without importing it, and the distribution that provides it."""
 
+import json
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
+from ablatio.errors import EnvironmentFault
 from ablatio.registry.knobs import Knob
+from ablatio.storage.paths import cache_root
 
 
 class ContractError(TypeError):
@@ -94,3 +98,16 @@ class PartSpec:
             knobs=tuple(Knob.from_json(k) for k in data["knobs"]),
             **plain,
         )
+
+
+def refuse_another_description(listed: PartSpec, found: PartSpec) -> None:
+    """Raise EnvironmentFault if the catalogue, a file that others may write, describes a part unlike its source."""
+    for what in ("module", "qualname", "wiring", "knobs", "facts"):
+        first, second = (json.dumps(part.to_json().get(what), sort_keys=True) for part in (listed, found))
+        if first != second:
+            folder = cache_root() / "catalogue"
+            shutil.rmtree(folder, ignore_errors=True)
+            raise EnvironmentFault(
+                f"the catalogue of parts in {folder} does not describe {found.kind}={found.name} as its source does: "
+                f"{what} {first[:200]}, and not {second[:200]}.  The catalogue was removed\n    try: the same command"
+            )

@@ -5,7 +5,6 @@ import importlib
 import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Generic, Literal, TypeVar, get_args
 
@@ -18,7 +17,11 @@ from ablatio.registry.part_spec import Distribution as Distribution
 from ablatio.registry.part_spec import PartSpec as PartSpec
 from ablatio.registry.part_spec import current_distribution as current_distribution
 from ablatio.registry.part_spec import provided_by as provided_by
+from ablatio.registry.part_spec import refuse_another_description as refuse_another_description
 from ablatio.registry.source_digest import source_digest
+from ablatio.registry.transactions import REGISTRIES as REGISTRIES
+from ablatio.registry.transactions import others_unchanged as others_unchanged
+from ablatio.registry.transactions import transaction as transaction
 
 T = TypeVar("T")
 Target = TypeVar("Target", bound=Callable[..., Any])
@@ -190,6 +193,8 @@ class Registry(Generic[T]):
             # The catalogue's entry is current (its cache key covers all files), so its digest can be reused.
             listed = old if name not in self._targets else None
             entry = self._describe(name, target, paper, facts, listed.digest if listed else "")
+            if listed and listed.distribution != SESSION:
+                refuse_another_description(listed, entry)
             if old and (old.module, old.qualname) != (entry.module, entry.qualname):
                 raise ContractError(
                     f"{self.kind}={name} already exists, provided by {old.distribution} ({old.module}); "
@@ -303,7 +308,7 @@ class Registry(Generic[T]):
         """The class or function of an option; its module is imported if necessary."""
         entry = self[name]
         if name not in self._targets:
-            with provided_by(entry.distribution):
+            with others_unchanged(entry.distribution), provided_by(entry.distribution):
                 importlib.import_module(entry.module)
         return self._targets[name]
 
@@ -353,7 +358,6 @@ def _plain(value: Any, key: str, where: str) -> Any:
     return value
 
 
-REGISTRIES: dict[str, Registry[Any]] = {}
 _loader: Callable[[], None] | None = None
 
 
@@ -366,22 +370,3 @@ def on_first_lookup(loader: Callable[[], None]) -> None:
 def _load_plugins() -> None:
     if _loader is not None:
         _loader()
-
-
-@contextmanager
-def transaction() -> Iterator[None]:
-    """Context manager: undo every registration made inside if an exception is raised.
-
-    Targets of parts listed before are kept: their modules stay imported, so nothing would register them again.
-    """
-    kinds = dict(REGISTRIES)
-    contents = {k: (dict(r.entries), dict(r._targets)) for k, r in REGISTRIES.items()}
-    try:
-        yield
-    except BaseException:
-        REGISTRIES.clear()
-        REGISTRIES.update(kinds)
-        for kind, (entries, targets) in contents.items():
-            imported = {name: t for name, t in REGISTRIES[kind]._targets.items() if name in entries}
-            REGISTRIES[kind].entries, REGISTRIES[kind]._targets = entries, imported | targets
-        raise

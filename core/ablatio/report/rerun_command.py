@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import functools
 import json
-import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ablatio.config.words import key_of, value_of
+from ablatio.config.words import key_of, text_value, value_of
 from ablatio.registry.kinds import designs
 
 if TYPE_CHECKING:
@@ -19,7 +18,6 @@ PLACES = ("out", "name")  # the folder of a run does not change its numbers
 SEED = "seed"
 THREADS = "trainer.threads"
 ONE_ARM = (f"design={designs.usual}", "tune=null")  # the arms of a study file are chosen and tuned already
-_PLAIN = re.compile(r"[\w./+-]+")
 
 
 def line(command: Sequence[str], *, many: bool = False) -> str:
@@ -115,10 +113,8 @@ def _values(mine: Mapping[str, Any], base: Mapping[str, Any], prefix: str) -> It
 
 def _text(value: Any) -> str:
     """Write a value in Hydra's grammar."""
-    from ablatio.config.inherit import quoted
-
     if isinstance(value, str):
-        return value if _PLAIN.fullmatch(value) else quoted(value)
+        return text_value(value)
     if isinstance(value, list):
         return f"[{','.join(map(_text, value))}]"
     if isinstance(value, Mapping):

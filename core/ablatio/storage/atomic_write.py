@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ablatio.errors import EnvironmentFault, UserError
+from ablatio.storage.secrets import redact, redact_tree
 
 _PIECE = 1 << 20  # bytes hashed, then written, at a time: small enough to stay in the processor's cache between the two
 _TEMP = ".ablatio-{}.tmp"
@@ -64,13 +65,13 @@ def write_bytes(path: str | Path, data: bytes) -> str:
 
 def write_text(path: str | Path, text: str) -> str:
     r"""`write_bytes` of UTF-8 text, newlines unchanged; a lone surrogate, which UTF-8 lacks, is written as \uXXXX."""
-    return write_bytes(path, text.encode(errors="backslashreplace"))
+    return write_bytes(path, redact(text).encode(errors="backslashreplace"))
 
 
 def write_json(path: str | Path, obj: Any) -> str:
     """`write_bytes` of indented JSON, key order unchanged. UserError for values that JSON lacks (NaN, other types)."""
     check_json(obj, Path(path).name)
-    return write_text(path, json.dumps(obj, indent=2, ensure_ascii=False) + "\n")
+    return write_text(path, json.dumps(redact_tree(obj), indent=2, ensure_ascii=False) + "\n")
 
 
 def check_json(obj: Any, where: str, depth: int = 0) -> None:

@@ -2,10 +2,16 @@
 
 import contextlib
 import os
+import shlex
 import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parents[1]
+
+
+def shell_word(path: str | Path) -> str:
+    """The path as one word of a shell command that a message shows; quoted only if necessary."""
+    return shlex.quote(str(path))
 
 
 def shipped(folder: str) -> Path:

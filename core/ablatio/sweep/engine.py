@@ -20,6 +20,8 @@ from ablatio.errors import EnvironmentFault, Preempted, UserError
 from ablatio.registry.kinds import Launcher
 from ablatio.registry.kinds.launch_types import LaunchOutcome, LaunchRequest
 from ablatio.storage.atomic_write import make_folder
+from ablatio.storage.paths import shell_word
+from ablatio.storage.process import stop_signals
 from ablatio.sweep.hang_detector import HangDetector
 from ablatio.sweep.ledger import Claim, Entry, Ledger, Retry, alive
 from ablatio.sweep.lock import owned
@@ -112,7 +114,7 @@ class Engine:
                 self._release()
         if self.stopped:
             raise Preempted(
-                f"{self.stopped} came; what ran has a checkpoint\n    try: ablatio resume {self.folder}",
+                f"{self.stopped} came; what ran has a checkpoint\n    try: ablatio resume {shell_word(self.folder)}",
             )
         return self.results()
 
@@ -299,7 +301,7 @@ class Engine:
 
     @contextmanager
     def _listening(self) -> Iterator[None]:
-        """Let SIGINT and SIGTERM end the sweep in order; a second Ctrl-C ends it at once."""
+        """Let the stop signals end the sweep in order; a second Ctrl-C ends it at once."""
 
         def stop(number: int, frame: FrameType | None) -> None:
             if self.stopped and number == signal.SIGINT:
@@ -307,7 +309,7 @@ class Engine:
             self.stopped = signal.Signals(number).name
 
         main = threading.current_thread() is threading.main_thread()  # only there may signals be taken
-        old = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM) if main}
+        old = {number: signal.signal(number, stop) for number in stop_signals() if main}
         try:
             yield
         finally:

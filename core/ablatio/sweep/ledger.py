@@ -16,15 +16,16 @@ import fcntl
 import hashlib
 import json
 import os
-import socket
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import BinaryIO, Literal
 
 from ablatio.storage.atomic_write import explained, make_folder
+from ablatio.storage.process import is_alive, this_process
+from ablatio.storage.secrets import redact
 
 State = Literal["planned", "claimed", "running", "done", "failed", "paused", "preempted", "replaced"]
 Kind = Literal["", "user", "diverged", "environment", "crash", "killed", "timeout", "hung", "exited", "lost"]
@@ -32,6 +33,7 @@ Kind = Literal["", "user", "diverged", "environment", "crash", "killed", "timeou
 Retry = Literal[
     "failed", "running", "user", "diverged", "environment", "crash", "killed", "timeout", "hung", "exited", "lost"
 ]
+RESULTS = ("config.json", "manifest.json", "metrics.csv", "summary.json")  # files that reports read
 _SEAL = ', "sha256": "'
 
 
@@ -43,6 +45,7 @@ class Entry:
     pid, host, start  process of the sweeper (claimed) or of the run; start distinguishes reused pids
     kind, message     why it failed or was stopped
     step              step at which a rung is paused
+    files             digests of the result files when the run ended: `summary.json=1a2b... metrics.csv=3c4d...`
     """
 
     job: str
@@ -55,6 +58,7 @@ class Entry:
     kind: Kind = ""
     message: str = ""
     step: int = 0
+    files: str = ""
 
     @property
     def taken(self) -> bool:
@@ -122,9 +126,13 @@ class Ledger:
             self._append(file, [Entry(claim.job, "running", claim.attempt, **this_process())])
             return True
 
-    def end(self, claim: Claim, state: State, kind: Kind = "", message: str = "", step: int = 0) -> None:
+    def end(
+        self, claim: Claim, state: State, kind: Kind = "", message: str = "", step: int = 0, files: str = ""
+    ) -> None:
         """Record the outcome of an attempt, unless a later attempt has begun."""
-        line = Entry(claim.job, state, claim.attempt, **this_process(), kind=kind, message=message, step=step)
+        line = Entry(
+            claim.job, state, claim.attempt, **this_process(), kind=kind, message=message, step=step, files=files
+        )
         with self._locked(claim.offset) as file:
             now = self.entries.get(claim.job)
             if now is None or now.attempt <= claim.attempt:
@@ -177,8 +185,21 @@ class Ledger:
             self.entries[entry.job] = entry
 
 
+def digests_of(run: Path) -> str:
+    """Digests of the result files in a run folder, for `Entry.files`."""
+    found = [path for name in RESULTS if (path := run / name).is_file()]
+    return " ".join(f"{path.name}={hashlib.sha256(path.read_bytes()).hexdigest()[:16]}" for path in found)
+
+
+def digests_in(files: str) -> dict[str, str]:
+    """Parse `Entry.files` into {file name: digest}."""
+    return dict(word.split("=", 1) for word in files.split() if "=" in word)
+
+
 def _sealed(entry: Entry) -> bytes:
-    said = {"time": round(time.time(), 3)} | {k: v for k, v in asdict(entry).items() if v not in ("", 0, 0.0)}
+    said = {"time": round(time.time(), 3)} | {
+        k: redact(v) if k == "message" else v for k, v in asdict(entry).items() if v not in ("", 0, 0.0)
+    }
     text = json.dumps(said)
     return f'{text[:-1]}{_SEAL}{_digest(text)}"}}\n'.encode()
 
@@ -200,29 +221,6 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def this_process() -> dict[str, Any]:
-    """pid, host and start time of this process."""
-    return {"pid": os.getpid(), "host": socket.gethostname(), "start": started(os.getpid())}
-
-
 def alive(entry: Entry) -> bool | None:
     """True if the entry's process is alive; None if it is on another machine."""
-    if entry.host != socket.gethostname():
-        return None
-    try:
-        os.kill(entry.pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # alive, but owned by another user
-        pass
-    return started(entry.pid) == entry.start
-
-
-def started(pid: int) -> int:
-    """Start time of a process in kernel ticks since boot; 0 if unknown, -1 if it is gone."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
-        return -1 if Path("/proc/self/stat").exists() else 0
-    state, *rest = stat.rpartition(")")[2].split()
-    return -1 if state in "ZX" else int(rest[18])
+    return is_alive(entry.pid, entry.host, entry.start)

@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 
 from ablatio.config import schema as run_config
 from ablatio.config.compose import Composed, compose_run
-from ablatio.config.inherit import Coming, quoted
-from ablatio.config.words import key_of, value_of
+from ablatio.config.inherit import Coming
+from ablatio.config.words import key_of, quoted, value_of
 from ablatio.errors import ConfigError, Problem
 from ablatio.registry.kinds.search_space import Arm
 from ablatio.registry.registry import REGISTRIES

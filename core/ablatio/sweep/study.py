@@ -8,21 +8,32 @@ ledger.jsonl    state changes of each job (ablatio.sweep.ledger)
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+from ablatio.errors import EnvironmentFault
 from ablatio.registry import renamed
 from ablatio.registry.kinds import designs
 from ablatio.registry.kinds.search_space import Arm, Axis
 from ablatio.storage.atomic_write import write_json
+from ablatio.storage.json_files import Types, damaged, read_object
 
 NO_DESIGN = "runs"  # what stands for the design of run folders that no study has planned
 STUDY, JOBS, RUNS, LEDGER = "study.json", "jobs", "runs", "ledger.jsonl"
 Role = Literal["run", "trial", "rung", "stage"]
+_NONE = type(None)
+_STUDY: dict[str, Types] = {
+    "name": str, "question": str, "expected": str, "design": dict, "axes": list, "seeds": list, "baseline":
+    (dict, _NONE), "refused": list, "settings": dict, "overrides": list, "tuned": dict, "matched": dict, "same": dict,
+    "aliases": list, "stages": list,
+}  # fmt: skip
+_JOB: dict[str, Types] = {
+    "id": str, "arm": dict, "seed": int, "overrides": list, "config": dict, "role": str, "until": (int, _NONE),
+    "rungs": dict, "stage": str, "takes": list, "tried": dict,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,13 +137,21 @@ class Study:
 
     @classmethod
     def read(cls, folder: Path) -> Study:
-        """Read study.json, with renamed settings under their present names."""
-        data = json.loads((folder / STUDY).read_text(encoding="utf-8"))
-        data.pop("format")
-        data["axes"] = [Axis(renamed.key(a["key"]), tuple(a["values"])) for a in data["axes"]]
-        data["overrides"] = [renamed.override(text) for text in data.get("overrides", ())]
-        data["refused"] = [Refused(**r) for r in data["refused"]]
-        return cls(**data)
+        """Read study.json, with renamed settings under their present names; DamagedFile if it holds something else."""
+        path = folder / STUDY
+        data = read_object(path, _STUDY)
+        with damaged(str(path), "a study as ablatio writes it"):
+            data.pop("format")
+            data["axes"] = [Axis(renamed.key(a["key"]), tuple(texts(a["values"]))) for a in data["axes"]]
+            data["overrides"] = [renamed.override(text) for text in texts(data.get("overrides", []))]
+            data["refused"] = [Refused(plain_arm(r["arm"]), str(r["why"])) for r in data["refused"]]
+            data["baseline"] = None if (found := data.get("baseline")) is None else plain_arm(found)
+            for key in ("tuned", "matched"):
+                data[key] = {label: dict(values) for label, values in data.get(key, {}).items()}
+            for key in ("aliases", "stages"):
+                data[key] = texts(data.get(key, []))
+            data["seeds"] = [whole(seed) for seed in data.get("seeds", [1])]
+            return cls(**data)
 
 
 def write_job(folder: Path, job: Job) -> None:
@@ -141,11 +160,37 @@ def write_job(folder: Path, job: Job) -> None:
 
 
 def read_job(folder: Path, job_id: str) -> Job:
-    """Read jobs/ID.json, with renamed settings under their present names."""
-    data = json.loads((folder / JOBS / f"{job_id}.json").read_text(encoding="utf-8"))
-    data["arm"] = {renamed.key(key): value for key, value in data["arm"].items()}
-    data["overrides"] = [renamed.override(text) for text in data.get("overrides", ())]
-    return Job(**data | {key: tuple(data.get(key, ())) for key in ("overrides", "takes")})
+    """Read jobs/ID.json, with renamed settings under their present names; DamagedFile if it holds something else."""
+    path = folder / JOBS / f"{job_id}.json"
+    data = read_object(path, _JOB)
+    with damaged(str(path), f"the job {job_id} as ablatio writes it"):
+        if data["id"] != job_id:
+            raise ValueError(f"it is the job {data['id']}")
+        if data.get("role", "run") not in get_args(Role):
+            raise ValueError(f"`role` is {data['role']}")
+        data["arm"] = {renamed.key(key): value for key, value in plain_arm(data["arm"]).items()}
+        data["overrides"] = tuple(renamed.override(text) for text in texts(data.get("overrides", [])))
+        data["takes"] = tuple(texts(data.get("takes", [])))
+        return Job(**data)
+
+
+def texts(values: Sequence[Any]) -> list[str]:
+    """The values as they are; ValueError if one is no text."""
+    if wrong := [value for value in values if not isinstance(value, str)]:
+        raise ValueError(f"{str(wrong[0])[:40]} is no text")
+    return list(values)
+
+
+def plain_arm(arm: Mapping[str, Any]) -> dict[str, str]:
+    """An arm read from a file; ValueError if one of its values is no text."""
+    return dict(zip(arm, texts([*arm.values()]), strict=True))
+
+
+def whole(value: Any) -> int:
+    """The value as it is; ValueError if it is no whole number."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ValueError(f"{str(value)[:40]} is no whole number")
+    return value
 
 
 def jobs_of(folder: Path) -> Iterator[Job]:
@@ -180,10 +225,9 @@ def is_done(study: Path | None, job: str) -> bool:
 
 def summary_of(run: Path) -> dict[str, Any]:
     """Read summary.json of a run; empty if it is missing or damaged."""
-    found: Any = None
-    with suppress(OSError, ValueError):
-        found = json.loads((run / "summary.json").read_text(encoding="utf-8"))
-    return found if isinstance(found, dict) else {}
+    with suppress(OSError, EnvironmentFault):
+        return read_object(run / "summary.json")
+    return {}
 
 
 def design_facts(study: Study) -> Mapping[str, Any]:

@@ -13,7 +13,9 @@ from typing import Any
 from ablatio.errors import AblatioError, Diverged, EnvironmentFault, Preempted
 from ablatio.registry.kinds.launch_types import LaunchRequest
 from ablatio.storage.atomic_write import make_folder, write_text
-from ablatio.sweep.ledger import Claim, Kind, Ledger
+from ablatio.storage.process import Stopped, stop_signals
+from ablatio.storage.streams import SafeStream
+from ablatio.sweep.ledger import Claim, Kind, Ledger, State, digests_of
 from ablatio.sweep.study import LEDGER, Job, placed, read_job, run_folder, run_of, summary_of
 
 LOG, ERROR = "log.txt", "error.txt"
@@ -63,14 +65,15 @@ def _work(order: LaunchRequest, threads: int, run_job: RunJob) -> int:
         summary = run_job(read_job(folder, order.job), run, threads)
     except BaseException as error:  # a part may raise anything, SystemExit included
         kind, code = _kind(error)
-        message = str(error) if isinstance(error, AblatioError) else f"{type(error).__name__}: {error}"
+        message = str(error) if isinstance(error, AblatioError | Stopped) else f"{type(error).__name__}: {error}"
         if kind:
             write_text(run / ERROR, message if isinstance(error, AblatioError) else traceback.format_exc())
         print(message if kind != "crash" else traceback.format_exc(), file=sys.stderr)
         ledger.end(claim, "failed" if kind else "preempted", kind, message.splitlines()[0] if message else "")
         return code
     (run / ERROR).unlink(missing_ok=True)  # from an earlier attempt
-    ledger.end(claim, "paused" if summary["status"] == "paused" else "done", step=int(summary["steps"]))
+    state: State = "paused" if summary["status"] == "paused" else "done"
+    ledger.end(claim, state, step=int(summary["steps"]), files=digests_of(run))
     return 0
 
 
@@ -110,12 +113,12 @@ def _kind(error: BaseException) -> tuple[Kind, int]:
 
 
 def stoppable() -> None:
-    """Handle SIGTERM and SIGINT until training installs its own handlers."""
+    """Handle the stop signals until training installs its own handlers."""
 
     def stop(number: int, frame: FrameType | None) -> None:
-        raise Preempted(f"{signal.Signals(number).name} came before the first step")
+        raise Stopped(f"{signal.Signals(number).name} came before the first step")
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in stop_signals():
         signal.signal(number, stop)
 
 
@@ -127,5 +130,6 @@ def log_into(path: Path) -> None:
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.close(log)
-    sys.stdout = open(1, "w", encoding="utf-8", buffering=1, closefd=False)  # noqa: SIM115
-    sys.stderr = open(2, "w", encoding="utf-8", buffering=1, closefd=False)  # noqa: SIM115
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        file = open(number, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)  # noqa: SIM115
+        setattr(sys, name, SafeStream(file))

@@ -11,6 +11,7 @@ from typing import Any
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 
 from ablatio.storage.checkpoints import Checkpoint, Checkpoints
+from ablatio.storage.process import stop_signals
 from ablatio.training.lightning_module import TRAINING
 
 _PREFIX = "model."
@@ -46,10 +47,11 @@ class RunCheckpointIO(CheckpointIO):
 
 
 class StopRequest:
-    """Flag that SIGTERM or SIGINT sets, so that the loop can stop cleanly; a second SIGINT interrupts at once."""
+    """Flag that a stop signal sets, so that the loop can stop cleanly; a second SIGINT interrupts at once."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
+        self.handled: tuple[signal.Signals, ...] = ()  # the signals to handle, chosen before any handler is installed
 
     def __bool__(self) -> bool:
         return self.signal is not None
@@ -65,26 +67,27 @@ class StopRequest:
         self.signal = signal.Signals(number)
 
     def take(self) -> None:
-        """Install this object's handler for SIGTERM and SIGINT; does nothing outside the main thread.
+        """Install this object's handler for the stop signals; does nothing outside the main thread.
 
         Called again when `fit` has begun: Lightning installs its own handler before that, which ends the process within
         an accumulated step, without a checkpoint and with exit code 0.
         """
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in self.handled or stop_signals():
                 signal.signal(number, self._set)
 
     @contextmanager
     def listening(self) -> Iterator["StopRequest"]:
-        """Handle the two signals inside the context and restore the previous handlers on exit.
+        """Handle the stop signals inside the context and restore the previous handlers on exit.
 
         Outside the main thread no handler is installed, since Python allows that in the main thread only.
         """
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
+        self.handled = stop_signals()
         old: dict[signal.Signals, Callable[[int, FrameType | None], Any] | int | None] = {}
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in self.handled:
             old[number] = signal.getsignal(number)
         self.take()
         try:

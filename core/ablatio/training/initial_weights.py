@@ -18,6 +18,7 @@ from ablatio.model.peft.apply import is_tuned
 from ablatio.model.peft.merge import merge
 from ablatio.model.quantized import dequantize
 from ablatio.training.restore import read_checkpoint, restore_model
+from ablatio.training.run_folder import refuse_living
 
 ROWS = ("embed_tokens.weight", "lm_head.weight")  # one row per token id: the rows that both have are copied
 
@@ -64,6 +65,7 @@ def take_over(model: LanguageModel, settings: Mapping[str, Any]) -> TakenOver | 
     if settings["start"] == "scratch":
         return None
     folder = folder_of(settings["path"])
+    refuse_living(folder, "model.path")
     found = weights_of(settings["start"], folder)
     taken, anew = list[str](), list[str]()
     for name, weight in model.state_dict().items():

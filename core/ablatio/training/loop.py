@@ -15,6 +15,7 @@ from ablatio.model.optimizer_step import Rewind
 from ablatio.model.peft.apply import peak_memory
 from ablatio.registry.kinds import Logger
 from ablatio.storage.checkpoints import Checkpoint, Checkpoints, write_json
+from ablatio.storage.paths import shell_word
 from ablatio.training.checkpoint_io import RunCheckpointIO, StopRequest
 from ablatio.training.device import LIGHTNING_PRECISION
 from ablatio.training.lightning_trainer import make_trainer
@@ -205,7 +206,7 @@ class TrainingLoop:
         if self.stop and (self.unscored or not last):
             raise Preempted(
                 f"{self.stop.name} came at step {step}; the checkpoint is written\n"
-                f"    try: ablatio train resume={self.folder}"
+                f"    try: ablatio train resume={shell_word(self.folder)}"
             )
         if pause and not last:
             raise _Paused
@@ -244,6 +245,7 @@ class TrainingLoop:
         after = self.scores.get("after") or {}
         return {
             "status": status,
+            "run": self.run.spec.id,
             "score": self.task_scores.main(after),
             **self.task_scores.row(after),
             "before": self.scores.get("before"),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ablatio.errors import UserError
+from ablatio.storage.paths import shell_word
 from ablatio.training.prepare import PreparedRun, needs_start
 
 
@@ -27,7 +28,7 @@ def refuse_a_lost_one(config: Mapping[str, Any], folder: Path) -> None:
         reason = str(error).splitlines()[0]
         raise UserError(
             f"cannot resume {folder}: task={config['task']['name']} needs its reference, the model in {path} that "
-            f"the run began with: {reason}\n    try: ablatio train resume={folder}, once that model is back"
+            f"the run began with: {reason}\n    try: ablatio train resume={shell_word(folder)}, once that model is back"
         ) from None
 
 
@@ -51,5 +52,6 @@ def refuse_another(run: PreparedRun, recorded: str, folder: Path) -> None:
         raise UserError(
             f"{run.config['model']['path']} holds another model than the one that {folder} began with and uses as its "
             f"reference: its weights have the digest {found[:12]}, {recorded[:12]} was expected\n"
-            f"    try: ablatio train resume={folder}, once the first model is back, or start a run with another name="
+            f"    try: ablatio train resume={shell_word(folder)}, once the first model is back,"
+            f" or start a run with another name="
         )

@@ -11,6 +11,7 @@ from ablatio.errors import UserError
 from ablatio.model.example import Example
 from ablatio.model.rl.answers import Answer
 from ablatio.training.restore import restore_model
+from ablatio.training.run_folder import refuse_living
 
 HEAD = "reward_head.weight"
 AT_ONCE = 16  # answers per forward pass
@@ -26,6 +27,7 @@ def open_reward(path: str, tokenizer: Tokenizer) -> Callable[[Sequence[Answer]],
 
     Raises UserError if the run has no reward model or another number of token ids.
     """
+    refuse_living(Path(path), "reward.path")
     found = restore_model(Path(path))
     if HEAD not in found.heads:
         raise UserError(

@@ -14,13 +14,15 @@ from rich.console import Console
 from ablatio.errors import AblatioError, EnvironmentFault
 from ablatio.model.builder import PartChoice
 from ablatio.storage.checkpoints import Checkpoints, write_json
+from ablatio.storage.early_stop import training
+from ablatio.storage.secrets import redact
 from ablatio.training import provenance
 from ablatio.training.estimate import check_memory
 from ablatio.training.loggers import make_loggers
 from ablatio.training.loop import TrainingLoop
 from ablatio.training.prepare import PreparedRun, needs_start, prepare_run
 from ablatio.training.reference import digest_of, refuse_a_lost_one, refuse_another
-from ablatio.training.run_folder import CHECKPOINTS, TOKENIZER
+from ablatio.training.run_folder import CHECKPOINTS, TOKENIZER, owned
 from ablatio.training.run_spec import RunSpec
 from ablatio.training.teacher import attach_teacher
 
@@ -40,10 +42,27 @@ def train(
     until      pause at this step of the run's schedule, with a score and a checkpoint; resume=True continues from there
     callbacks  Lightning callbacks of the caller; the manifest records their classes
 
-    Raises EnvironmentFault if memory does not suffice, Diverged, or Preempted after a stop signal.  For an error during
-    training, summary.json gets its status and message.
+    Raises UserError if another process trains in `folder`, EnvironmentFault if memory does not suffice, Diverged, or
+    Preempted after a stop signal.  For an error during training, summary.json gets its status and message.
     """
     quiet_libraries()
+    training(ended=False)
+    with owned(folder, resume=resume):
+        summary = _train(spec, folder, console, resume=resume, until=until, callbacks=callbacks)
+        training(ended=True)
+        return summary
+
+
+def _train(
+    spec: RunSpec,
+    folder: Path,
+    console: Console,
+    *,
+    resume: bool,
+    until: int | None,
+    callbacks: Sequence[pl.Callback],
+) -> dict[str, Any]:
+    """Train in a folder that this process owns; arguments as for `train`."""
     config = spec.config
     checkpoints = Checkpoints(folder / CHECKPOINTS, config["train"]["keep"], run=spec.id)
     resumes = resume and checkpoints.latest() is not None
@@ -62,11 +81,11 @@ def train(
     teacher = attach_teacher(run, recorded.get("teacher"))
     if not found:
         if run.origin:
-            console.print(str(run.origin), highlight=False)
+            console.print(redact(str(run.origin)), highlight=False)
         models = {key: mark for key, mark in (("teacher", teacher), ("reference", digest_of(run))) if mark}
-        write_json(folder / "config.json", spec.written)
+        digest = write_json(folder / "config.json", spec.written)
         write_json(folder / TOKENIZER, _tokenizer(run))
-        write_json(folder / "manifest.json", _manifest(run) | models | _class_names(callbacks))
+        write_json(folder / "manifest.json", _manifest(run) | {"config": digest} | models | _class_names(callbacks))
     run.begin()
     loop = TrainingLoop(run, folder, console, checkpoints, found, loggers, until, callbacks)
     try:
@@ -111,7 +130,7 @@ def _tokenizer(run: PreparedRun) -> dict[str, Any]:
 
 
 def _manifest(run: PreparedRun) -> dict[str, Any]:
-    """Content of manifest.json: versions, hashes of code and data, seeds, sizes, machine settings."""
+    """Content of manifest.json: id, versions, hashes of code and data, seeds, sizes, machine settings."""
     size, seeds = run.spec.size, run.setup.seeds
     return {
         "run": run.spec.id,

@@ -2,35 +2,125 @@
 
 import hashlib
 import json
+import shlex
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from ablatio.errors import ConfigError, EnvironmentFault, UserError
 from ablatio.registry import renamed
 from ablatio.registry.session_parts import how_to_register, unregistered
+from ablatio.storage.atomic_write import explained
 from ablatio.storage.checkpoints import make_folder
+from ablatio.storage.folder_lock import Owner, own, owner_of
+from ablatio.storage.json_files import read_object, read_text
+from ablatio.storage.paths import shell_word
 
 CHECKPOINTS, TOKENIZER = "checkpoints", "tokenizer.json"
+LOCK = "run.lock"  # held by the process that trains in the folder
 
 
-def new_folder(config: Mapping[str, Any], name: str | None = None) -> Path:
+def new_folder(config: Mapping[str, Any]) -> Path:
     """Create the run folder OUT/NAME; the default name is the time.
 
     Raises UserError if a run of that name exists; with the default name a number is appended instead.
     """
-    root = Path(config["out"]).expanduser()
-    name = name or config["name"] or time.strftime("%Y-%m-%d_%H-%M-%S")
+    root, name = Path(config["out"]).expanduser(), config["name"]
+    if not name:
+        return _folder_of_now(make_folder(root))
     folder = root / name
-    if (folder / "config.json").exists():
-        if config["name"]:
-            raise UserError(
-                f"{folder} holds a run already\n    try: ablatio train resume={folder}, or another name={name}-2"
-            )
-        return new_folder(config, f"{name}_{time.time_ns() % 1000:03d}")
+    refuse_link(folder)
+    if owner := owner_of(folder / LOCK):
+        raise UserError(_in_use(folder, owner))
+    if holds_a_run(folder):
+        raise UserError(_holds_a_run(folder))
     return make_folder(folder)
+
+
+def _folder_of_now(root: Path) -> Path:
+    """Create a folder named after the time; two processes never get the same one."""
+    stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
+    for number in count(1):
+        folder = root / (stamp if number == 1 else f"{stamp}_{number}")
+        with explained("make the folder", folder):
+            try:
+                folder.mkdir()
+            except FileExistsError:
+                continue
+        return make_folder(folder)
+    raise AssertionError
+
+
+@contextmanager
+def owned(folder: Path, *, resume: bool) -> Iterator[None]:
+    """Own the run folder while the context lasts, so that no other process trains in it; a dead owner is replaced.
+
+    Raises UserError if another process owns it, if it or its checkpoints are a link, or if it holds a run already and
+    `resume` is not set.
+    """
+    refuse_link(folder)
+    refuse_link(folder / CHECKPOINTS)
+    with own(make_folder(folder) / LOCK) as other:
+        if other:
+            raise UserError(_in_use(folder, other))
+        if not resume and holds_a_run(folder):  # another process was faster
+            raise UserError(_holds_a_run(folder))
+        yield
+
+
+def holds_a_run(folder: Path) -> bool:
+    """True if a run has begun in the folder.  One that was stopped before its first step leaves it free."""
+    if not (folder / "config.json").exists():
+        return False
+    if not (folder / LOCK).exists() or any((folder / CHECKPOINTS).glob("step-*")):
+        return True
+    try:
+        with suppress(FileNotFoundError):
+            if read_object(folder / "summary.json").get("steps", 1):
+                return True
+        with suppress(FileNotFoundError):
+            return read_text(folder / "metrics.csv").count("\n") > 2  # header, and the score before the first step
+    except EnvironmentFault:
+        return True
+    return False
+
+
+def refuse_link(folder: Path) -> None:
+    """Raise UserError for a link in place of a folder: files would be written to a place that its name hides."""
+    if folder.is_symlink():
+        target = folder.resolve()
+        raise UserError(
+            f"{folder} is a link to {target}; a run writes into folders only\n    try: ls -l {shlex.quote(str(folder))}"
+        )
+
+
+def refuse_living(folder: Path, what: str) -> None:
+    """Raise UserError if a process trains in `folder`, whose weights are about to be copied as `what`."""
+    if owner := owner_of(folder / LOCK):
+        raise UserError(
+            f"{what}: the run in {folder} is not finished, {owner} trains it\n    try: the same command when it has "
+            f"ended; `{owner.stop}` makes it save a checkpoint and end now"
+        )
+
+
+def _in_use(folder: Path, owner: Owner) -> str:
+    return (
+        f"{folder} is in use: {owner} trains in it\n    try: another name=, or `{owner.stop}`, which makes it save a "
+        f"checkpoint and end, and then {resume_command(folder)}"
+    )
+
+
+def _holds_a_run(folder: Path) -> str:
+    return f"{folder} holds a run already\n    try: {resume_command(folder)}, or another name={folder.name}-2"
+
+
+def resume_command(folder: Path) -> str:
+    """Command that continues the run in `folder`, quoted for a shell."""
+    return shlex.join(["ablatio", "train", f"resume={folder}"])
 
 
 def run_id(config: Mapping[str, Any]) -> str:
@@ -55,7 +145,9 @@ def read_run(folder: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{folder} is no run folder: it has no config.json\n    try: ls {folder.parent}") from None
+        raise UserError(
+            f"{folder} is no run folder: it has no config.json\n    try: ls {shell_word(folder.parent)}"
+        ) from None
     except (OSError, ValueError) as error:
         raise EnvironmentFault(f"{path} cannot be read: {error}") from None
     if not isinstance(data, dict):
@@ -95,14 +187,17 @@ def resolved(public: Mapping[str, Any], where: str) -> dict[str, Any]:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    from ablatio.config.environment import from_environment
     from ablatio.config.schema import cast, check, completed
     from ablatio.registry.discovery import load
 
     load()
-    text = json.dumps(public)
+    config: Any = json.loads(json.dumps(public))
     try:
-        to_fill = "${" in text
-        config: Any = OmegaConf.to_container(OmegaConf.create(text), resolve=True) if to_fill else json.loads(text)
+        if "${" in json.dumps(public):
+            node = OmegaConf.create(config)
+            raw, config = config, OmegaConf.to_container(node, resolve=True)
+            from_environment(node, raw, config)
     except OmegaConfBaseException as error:  # for example an environment variable that is not set
         raise UserError(f"{where} cannot be resolved here: {str(error).splitlines()[0]}") from None
     config, renames = renamed.current_config(config)

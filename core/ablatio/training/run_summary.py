@@ -10,6 +10,7 @@ from rich.table import Table
 
 from ablatio.config.schema import chosen
 from ablatio.registry.registry import REGISTRIES, PartSpec
+from ablatio.storage.secrets import redact
 
 ANSWERED = 2  # prompts whose answers are printed at the end of a run; summary.json has all
 LABELS = {"bpb": "bits per byte", "loss": "nats per token"}
@@ -44,7 +45,7 @@ def _knobs(entry: PartSpec, knobs: Mapping[str, Any]) -> str:
 
 
 def _short(value: Any) -> str:
-    return "null" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+    return "null" if value is None else f"{value:g}" if isinstance(value, float) else redact(str(value))
 
 
 def show_result(console: Console, summary: Mapping[str, Any], folder: Path) -> None:

@@ -7,7 +7,7 @@ from ablatio.errors import UserError
 from ablatio.model.language_model import LanguageModel
 from ablatio.training.prepare import PreparedRun
 from ablatio.training.restore import restore_model
-from ablatio.training.run_folder import read_run
+from ablatio.training.run_folder import read_run, refuse_living
 
 Mark = dict[str, Any]  # {"run": id, "step": step}: identifies the weights of a teacher
 
@@ -18,6 +18,7 @@ def load_teacher(folder: Path, run: PreparedRun) -> tuple[LanguageModel, Mark]:
     Config and weights are checked as for any run.  Raises UserError if tokenizer or vocabulary differ from those of
     `run`.
     """
+    refuse_living(folder, "objective.teacher")
     found = restore_model(folder)
     model, ours = found.model, run.config["tokenizer"]["name"]
     if found.tokenizer.state() != run.tokenizer.state():

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ablatio.errors import DamagedFile, UserError
 from ablatio.storage.atomic_write import make_folder, write_json, write_pieces
+from ablatio.storage.paths import shell_word
 from ablatio.storage.safetensors_io import read_tensors, tensor_pieces
 
 INDEX, TENSORS, FORMAT = "adapter.json", "adapter.safetensors", 1
@@ -62,7 +63,8 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         record = index["tensors"]
     except FileNotFoundError:
         raise UserError(
-            f"{folder} is not an adapter folder: it has no {INDEX}\n    try: ablatio export RUN --adapter {folder}"
+            f"{folder} is not an adapter folder: it has no {INDEX}\n"
+            f"    try: ablatio export RUN --adapter {shell_word(folder)}"
         ) from None
     except (ValueError, KeyError, TypeError) as error:
         raise DamagedFile(f"{folder / INDEX} cannot be read: {error}") from None

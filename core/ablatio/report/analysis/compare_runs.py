@@ -11,6 +11,7 @@ from ablatio.errors import UserError
 from ablatio.report.read.run import Run, inner
 from ablatio.report.read.single_runs import flatten
 from ablatio.report.read.table import read_table
+from ablatio.storage.paths import shell_word
 
 COSTS = (
     "parameters", "non_embedding", "flops_per_token", "tokens", "steps", "seconds", "step_seconds", "memory",
@@ -47,7 +48,9 @@ def one_run(folder: Path) -> Run:
     """Return the run in a folder.  Raises UserError unless the folder holds exactly one."""
     runs = read_table([folder]).runs
     if len(runs) != 1:
-        raise UserError(f"{folder} holds {len(runs)} runs, one was expected\n    try: ablatio report {folder}")
+        raise UserError(
+            f"{folder} holds {len(runs)} runs, one was expected\n    try: ablatio report {shell_word(folder)}"
+        )
     return runs[0]
 
 

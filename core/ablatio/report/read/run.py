@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from ablatio.errors import EnvironmentFault
 from ablatio.report.read.curves import Curves, read_curves
+from ablatio.report.read.identity import LARGEST, MANIFEST, SUMMARY, contradictions, is_score
 from ablatio.report.rerun_command import of_run
+from ablatio.storage.json_files import read_object, short_error
 from ablatio.sweep.study import Job, label_of
 
 DONE = "done"
@@ -110,32 +111,50 @@ def what_must_agree(run: Run) -> tuple[str, str, float]:
     return run.data, run.tokenizer, run.size.get("tokens", 0)
 
 
-def read_folder(folder: Path, group: str, job: Job) -> Run:
-    """Read a run folder, whatever its state."""
-    summary, trouble = object_in(folder / "summary.json")
-    manifest, config = object_in(folder / "manifest.json")[0], object_in(folder / "config.json")[0] or job.config
-    state, why = _state(folder, summary, trouble)
-    curves, bad = read_curves(folder / "metrics.csv")
-    if bad and state == DONE:
-        why = f"{bad} rows of metrics.csv cannot be read"
+def read_folder(folder: Path, group: str, job: Job, recorded: str = "", planned: bool = False) -> Run:
+    """Read a run folder, whatever its state.
+
+    recorded  digests of its result files in the ledger of its study
+    planned   True if a study has planned the job: then its config must be that of the run
+    """
+    summary, bad_summary = object_in(folder / "summary.json", SUMMARY)
+    manifest, bad_manifest = object_in(folder / "manifest.json", MANIFEST)
+    config, bad_config = object_in(folder / "config.json")
+    command = of_run(job.overrides, config or job.config, manifest)
+    state, why = _state(folder, summary, bad_summary)
+    curves, bad_rows = read_curves(folder / "metrics.csv")
+    if state == DONE:
+        known = config or job.config
+        found = contradictions(folder, job.config if planned else {}, recorded, known, manifest, summary, curves)
+        why = bad_manifest or bad_config or next(found, "")
+        state = "damaged" if why else DONE
+        if bad_rows and not why:
+            why = f"{bad_rows} rows of metrics.csv cannot be read"
+    place = Run(folder, group, job.id, job.arm, job.seed, job.role, state, why, command=command, stage=job.stage,
+                takes=job.takes)  # fmt: skip
+    if state == "damaged":
+        return replace(place, config=job.config)
+    return _with_results(place, summary, manifest, config or job.config, curves)
+
+
+def _with_results(
+    run: Run, summary: Mapping[str, Any], manifest: Mapping[str, Any], config: Mapping[str, Any], curves: Curves
+) -> Run:
     after = inner(summary, "after")
     places = [k for k in after if k.startswith("position/")]
-    return Run(
-        folder, group, job.id, job.arm, job.seed, job.role, state, why,
+    return replace(
+        run,
         main=inner(summary, "score"),
-        scores={k: v for k, v in summary.items() if "/" in k and _number(v)},
+        scores={k: v for k, v in summary.items() if "/" in k and is_score(v)},
         size=_size(summary, manifest),
         cost=_cost(summary, curves),
         curves=curves,
         by_position=[v if _number(v := after.get(f"position/{i}")) else None for i in range(1, len(places) + 1)],
         samples=_samples(summary),
-        command=of_run(job.overrides, config, manifest),
         config=config,
         manifest=manifest,
         before=_before(summary),
-        stage=job.stage,
-        takes=job.takes,
-    )  # fmt: skip
+    )
 
 
 def _before(summary: Mapping[str, Any]) -> float | None:
@@ -199,17 +218,17 @@ def _samples(summary: Mapping[str, Any]) -> list[dict[str, str]]:
     ]
 
 
-def object_in(path: Path) -> tuple[dict[str, Any], str]:
-    """Return (JSON object in a file, problem); a missing file is an empty object without a problem."""
+def object_in(path: Path, expected: Mapping[str, Any] | None = None) -> tuple[dict[str, Any], str]:
+    """Return (JSON object in a file, problem); a missing file is an empty object without a problem.
+
+    expected  types of values, as for `read_object`
+    """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
+        return read_object(path, expected), ""
+    except FileNotFoundError:
         return {}, ""
-    except (OSError, ValueError) as error:
-        return {}, f"{path} cannot be read: {short_error(error)}"
-    if not isinstance(data, dict):
-        return {}, f"{path} holds {type(data).__name__}, not an object"
-    return data, ""
+    except EnvironmentFault as error:
+        return {}, str(error).splitlines()[0]
 
 
 def inner(node: Mapping[str, Any], key: str) -> Mapping[str, Any]:
@@ -227,10 +246,5 @@ def _first_line(path: Path) -> str:
     return (lines[-1] if lines[0].startswith("Traceback") else lines[0]) if lines else ""
 
 
-def short_error(error: Exception) -> str:
-    """First line of an error with its type, at most 200 characters."""
-    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
-
-
 def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST

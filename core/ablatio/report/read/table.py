@@ -11,10 +11,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ablatio.errors import AblatioError, UserError
-from ablatio.report.read.run import STATES, Run, read_folder, short_error, what_must_agree
+from ablatio.errors import AblatioError, EnvironmentFault, UserError
+from ablatio.report.read.run import STATES, Run, read_folder, what_must_agree
 from ablatio.report.read.single_runs import folders_in, runs_of
 from ablatio.report.read.stages import RECIPE, of_recipes, ordered
+from ablatio.storage.paths import shell_word
 from ablatio.sweep.ledger import Entry, Ledger, alive
 from ablatio.sweep.study import JOBS, LEDGER, NO_DESIGN, STUDY, Refused, Study, read_job, run_folder
 
@@ -64,7 +65,7 @@ def read_table(folders: Sequence[Path]) -> Table:
         else:
             raise UserError(
                 f"{folder} holds no runs: neither {STUDY} nor a run folder with config.json is in it\n"
-                f"    try: ls {folder.parent}"
+                f"    try: ls {shell_word(folder.parent)}"
             )
     table.runs += runs_of(plain)
     stages, notes = of_recipes(recipes)
@@ -78,8 +79,8 @@ def read_table(folders: Sequence[Path]) -> Table:
 def _add_study(table: Table, studies: list[Study], folder: Path) -> None:
     try:
         study = Study.read(folder)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        table.notes.append(f"{folder / STUDY} cannot be read ({short_error(error)}); the axes come from the jobs")
+    except EnvironmentFault as error:
+        table.notes.append(f"{first_line(error)}; the axes come from the jobs")
         study = Study(folder.name)
     studies.append(study)
     table.notes += [
@@ -98,12 +99,12 @@ def _add_study(table: Table, studies: list[Study], folder: Path) -> None:
             continue
         try:
             job = read_job(folder, path.stem)
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            why = f"{path} cannot be read: {short_error(error)}"
-            table.runs.append(Run(folder, folder.name, path.stem, {}, 0, "run", "damaged", why))
+        except (OSError, EnvironmentFault) as error:
+            table.runs.append(Run(folder, folder.name, path.stem, {}, 0, "run", "damaged", first_line(error)))
             continue
-        run = read_folder(run_folder(folder, job.id), folder.name, job)
-        table.runs.append(settled(run, known.get(job.id)))
+        recorded = word.files if word and word.state in ("done", "paused") else ""
+        run = read_folder(run_folder(folder, job.id), folder.name, job, recorded, planned=True)
+        table.runs.append(settled(run, word))
 
 
 def _ledger(folder: Path, notes: list[str]) -> Mapping[str, Entry]:
@@ -112,12 +113,17 @@ def _ledger(folder: Path, notes: list[str]) -> Mapping[str, Entry]:
     try:
         found = ledger.read()
     except AblatioError as error:
-        notes.append(f"{folder / LEDGER} cannot be read: {short_error(error)}")
+        notes.append(first_line(error))
         return {}
     if ledger.damaged:
         lines = ", ".join(map(str, ledger.damaged[:10]))
         notes.append(f"{folder / LEDGER}: damaged lines are left out: {lines}")
     return found
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, without its advice."""
+    return str(error).splitlines()[0]
 
 
 def settled(run: Run, word: Entry | None) -> Run:

@@ -17,9 +17,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 from ablatio.config.compose import Composed, compose_run
-from ablatio.config.inherit import Coming, quoted
+from ablatio.config.inherit import Coming
 from ablatio.config.schema import NAME_PATTERN, Run, is_run_name, section_knobs
-from ablatio.config.words import key_of, value_of
+from ablatio.config.words import key_of, quoted, value_of
 from ablatio.errors import ConfigError, Problem, UserError, did_you_mean
 from ablatio.registry.registry import REGISTRIES
 from ablatio.sweep.recipes.schema import RECIPE, Recipe, Stage, find, folder_name

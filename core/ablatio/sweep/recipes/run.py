@@ -11,9 +11,11 @@ from typing import Any
 
 from ablatio.errors import AblatioError, EnvironmentFault, Preempted, UserError
 from ablatio.storage.atomic_write import make_folder, write_json
+from ablatio.storage.folder_lock import own
+from ablatio.storage.paths import shell_word
 from ablatio.sweep.recipes.plan import Plan, Planned, plan_recipe
 from ablatio.sweep.recipes.schema import FILE
-from ablatio.training.run_folder import run_id
+from ablatio.training.run_folder import LOCK, refuse_link, run_id
 
 Train = Callable[[Mapping[str, Any], Mapping[str, Any], Path, bool], None]  # (settings, public, folder, resume)
 
@@ -23,8 +25,19 @@ def run_recipe(plan: Plan, train: Train, say: Callable[[str], None] = print) -> 
 
     say: takes a line on each stage
     """
+    refuse_link(plan.folder)
     _refuse_another(plan)
-    make_folder(plan.folder)
+    with own(make_folder(plan.folder) / LOCK) as other:
+        if other:
+            raise UserError(
+                f"{plan.folder} is in use: {other} runs this recipe\n    try: `{other.stop}`, which makes it save a "
+                f"checkpoint and end, and then ablatio resume {shell_word(plan.folder)}"
+            )
+        return _run(plan, train, say)
+
+
+def _run(plan: Plan, train: Train, say: Callable[[str], None]) -> dict[str, Any]:
+    """Run the open stages of a plan in a folder that this process owns; arguments as for `run_recipe`."""
     for number, stage in enumerate(plan.stages, 1):
         write_json(plan.folder / FILE, told(plan))
         what = f": {stage.what}" if stage.what else ""
@@ -36,7 +49,7 @@ def run_recipe(plan: Plan, train: Train, say: Callable[[str], None] = print) -> 
             train(stage.composed.config, stage.composed.public, make_folder(stage.folder), True)
         except Preempted as error:
             first = str(error).splitlines()[0]
-            raise Preempted(f"stage {stage.name}: {first}\n    try: ablatio resume {plan.folder}") from None
+            raise Preempted(f"stage {stage.name}: {first}\n    try: ablatio resume {shell_word(plan.folder)}") from None
         except AblatioError as error:
             error.args = (f"stage {stage.name}: {error}",)
             raise
@@ -63,7 +76,7 @@ def resumed(folder: Path, overrides: list[str]) -> Plan:
     if foreign:
         raise UserError(
             f"{foreign[0]} came with resume=: a resumed recipe keeps its settings; trainer.* may change\n"
-            f"    try: ablatio resume {folder}"
+            f"    try: ablatio resume {shell_word(folder)}"
         )
     given = {text.split("=")[0] for text in overrides}
     kept = [text for text in read(folder)["overrides"] if text.split("=")[0] not in given]
@@ -78,7 +91,7 @@ def resumed(folder: Path, overrides: list[str]) -> Plan:
 
 def _refuse_another(plan: Plan) -> None:
     """Refuse a folder that holds anything but the same recipe."""
-    if not plan.folder.exists() or not any(plan.folder.iterdir()):
+    if not plan.folder.exists() or not any(path.name != LOCK for path in plan.folder.iterdir()):
         return
     other = f"    try: the same command with name={plan.folder.name}-2"
     if not (plan.folder / FILE).exists():
@@ -89,7 +102,7 @@ def _refuse_another(plan: Plan) -> None:
         changed = ", ".join(name for name in {**old, **new} if old.get(name) != new.get(name))
         raise UserError(
             f"{plan.folder} holds a recipe with other settings; they differ in {changed}\n{other}, or "
-            f"`ablatio resume {plan.folder}`"
+            f"`ablatio resume {shell_word(plan.folder)}`"
         )
 
 
