@@ -10,6 +10,7 @@ from statistics import median
 
 from ablatio.errors import UserError
 from ablatio.report.analysis.arms import UNMATCHED, Arm, arms_of, choose_metric, higher_is_better, rate_is_free, tuned
+from ablatio.report.analysis.effects_verdict import effects_verdict, fitted_effects
 from ablatio.report.analysis.verdict import ArmFacts, Language, Verdict, verdict
 from ablatio.report.read.curves import COLLAPSED
 from ablatio.report.read.run import RATE
@@ -23,8 +24,6 @@ from ablatio.report.statistics import (
     Noise,
     Pair,
     compare,
-    effects,
-    holm,
     noise,
     smallest_difference,
 )
@@ -157,7 +156,7 @@ def find(
     base = next((a for a in arms if a.baseline), None)
     scored = {a.name: a.values for a in arms if a.values}
     against = base.name if base and base.name in scored else None
-    factors = _factors(table, metric)
+    factors = fitted_effects(table, metric)
     comparison = None
     if factors and design_facts(table.study)["screens"]:
         pass  # effects are estimated from all arms together
@@ -189,7 +188,7 @@ def find(
     sign = 1 if better == "low" else -1
     rows.sort(key=lambda r: math.inf if r.mean is None else sign * r.mean)
     unit = UNITS.get(metric.rsplit("/", 1)[-1], metric)
-    words = _verdicts(comparison, unit, table, arms) or _on_effects(factors, unit, alpha_of(table.study))
+    words = _verdicts(comparison, unit, table, arms) or effects_verdict(factors, unit, alpha_of(table.study))
     return Findings(table, metric, better, rows, comparison, factors, words)
 
 
@@ -220,63 +219,6 @@ def _row(arm: Arm, base: Arm | None, comparison: Comparison | None) -> Row:
             if mine is not None and other:
                 residual[key] = mine / other - 1
     return Row(arm, len(found), mean, sd, rank, pair, residual)
-
-
-def _factors(table: Table, metric: str) -> Factors | None:
-    """Effects of settings, if two or more vary together."""
-    runs = [r for r in table.counted if metric in r.scores]
-    keys = dict.fromkeys(k for r in runs for k in r.arm)
-    axes = [k for k in keys if len({r.arm.get(k) for r in runs}) > 1]
-    if len(axes) < 2 or table.several_data or not design_facts(table.study)["factors"]:
-        return None
-    try:
-        fit = effects([r.arm for r in runs], [r.seed for r in runs], [r.scores[metric] for r in runs])
-    except ValueError:
-        return None
-    return fit if fit.terms else None
-
-
-def _on_effects(factors: Factors | None, unit: str, alpha: float) -> Mapping[Language, Verdict]:
-    """Verdict of a screening design: main effects beyond chance, the largest first."""
-    main = (
-        sorted((t for t in factors.terms if len(t.factors) == 1), key=lambda t: -abs(t.difference)) if factors else []
-    )
-    if not main:
-        return {}
-    corrected = holm([t.p for t in main])
-    found: dict[Language, Verdict] = {}
-    for language in LANGUAGES:
-        words = WORDS[language]
-        sure: list[str] = []
-        rest: list[str] = []
-        for term, p in zip(main, corrected, strict=True):
-            text = words["effect"].format(
-                factor=term.factors[0], low=term.effects[0].levels[0], high=term.effects[-1].levels[0],
-                size=f"{term.difference:+.3f}", unit=unit, p="< 0.001" if p < 0.001 else f"= {p:.3f}",
-            )  # fmt: skip
-            (sure if p <= alpha else rest).append(text if not math.isnan(p) else term.factors[0])
-        headline = words["some"].format(k=len(sure), m=len(main)) if sure else words["none"].format(m=len(main))
-        notes = [words["rest"].format(names=words["comma"].join(rest))] if rest and sure else []
-        found[language] = Verdict(headline, (), (*sure, *notes))
-    return found
-
-
-WORDS: Mapping[Language, Mapping[str, str]] = {
-    "en": {
-        "effect": "{factor}, from {low} to {high}: {size} {unit}, Holm p {p}",
-        "some": "{k} of {m} settings matter.",
-        "none": "None of {m} settings is resolved; the half-normal plot shows which stand out.",
-        "rest": "Not resolved: {names}.",
-        "comma": "; ",
-    },
-    "zh": {
-        "effect": "{factor}，从 {low} 到 {high}：{size} {unit}，Holm p {p}",
-        "some": "{m} 个设置中有 {k} 个起作用。",
-        "none": "{m} 个设置均未能分辨；半正态图显示哪些突出。",
-        "rest": "未能分辨：{names}。",
-        "comma": "；",
-    },
-}
 
 
 def _verdicts(
