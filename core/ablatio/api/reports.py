@@ -15,17 +15,25 @@ def find_in(
     baseline: str | None = None,
     correction: "Correction" = "holm",
     interval: "Method" = "t",
+    *,
+    alpha: float | None = None,
+    margin: str | None = None,
+    target: str | None = None,
 ) -> "Findings":
     """Analyze the runs in these folders, several of which count as one study.
 
     metric, baseline, correction, interval  as for `StudyFolder`
+    alpha, margin, target                   instead of the study's own
 
     Raises UserError if the folders hold no runs.
     """
     from ablatio.report.analysis.findings import find
     from ablatio.report.read.table import read_table
 
-    return find(read_table(folders), metric, baseline, correction=correction, method=interval)
+    return find(
+        read_table(folders), metric, baseline, correction=correction, method=interval, alpha=alpha, margin=margin,
+        target=target,
+    )  # fmt: skip
 
 
 def write_report(findings: "Findings", folders: Sequence[Path], out: Path | None = None) -> Path:

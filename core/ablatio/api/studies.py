@@ -105,7 +105,7 @@ class StudyFolder:
     metric      another score: "val/loss"
     baseline    another arm: "norm=rmsnorm position=rope"
     correction  of p for multiple comparisons: "holm", "dunnett", "bh" (Benjamini-Hochberg), "none"
-    interval    "t" (paired), "bootstrap" (BCa, for 20 seeds or more), "permutation"
+    interval    "t" (paired), "moderated" (few seeds), "bootstrap" (BCa, for 20 seeds or more), "permutation"
     """
 
     def __init__(self, folder: Path) -> None:
