@@ -102,7 +102,7 @@ class Study:
     matched    arm label -> quantity held equal (`match=`), what was changed for it, and the residual
     same       arm label -> label of the equal arm that runs for both
     stages     of a recipe, in order: an arm is then one run of each
-    registered  metric, unit, alpha, margin and target as they were before the first run; later changes are in `settings`
+    registered  metric, unit, alpha, margin and target as they were before the first run; later ones: `settings`
     """
 
     name: str

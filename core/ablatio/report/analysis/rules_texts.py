@@ -18,8 +18,8 @@ TEXTS: Mapping[Language, Mapping[str, str]] = {
         "margin: superior": "Margin {margin}: {a} beats {b} by more than the margin ({figures})",
         "margin: equivalent": "Margin {margin}: {a} and {b} are equal within the margin ({figures})",
         "margin: not inferior": "Margin {margin}: {a} is not worse than {b} by the margin or more ({figures})",
-        "margin: open": "Margin {margin}: for {a} and {b} neither a difference beyond the margin nor equality within it "
-        "is shown ({mean}, n = {n})",
+        "margin: open": "Margin {margin}: for {a} and {b} neither a difference beyond the margin nor equality within "
+        "it is shown ({mean}, n = {n})",
         "margin: no test": "Margin {margin}: no test of {a} and {b} (shared seeds: {n})",
         "reached": "{arm} reaches the target of {target}: mean {mean} {unit}, one-sided limit {bound}, {p} (one-sided, "
         "times the number of arms), n = {n}",
@@ -70,8 +70,10 @@ TEXTS: Mapping[Language, Mapping[str, str]] = {
         "target: open": "{arm}（均值 {mean}，{p}，n = {n}）",
         "target: no test": "{arm}（均值 {mean}，n = {n}，无法检验）",
         "target: diverged": "{arm}（均值 {mean}，未计入 {runs} 次运行中发散的 {k} 次，无法检验）",
-        "at stops": "在各自的停止步，{a} 第 {first} 步，{b} 第 {second} 步：{figures}；步数由这些运行选定，故 p 仅作描述，不构成证明",
-        "disagree": "两个指标不一致：按 {metric}，{winner} 优于 {loser}；按 {other}，{loser} 优于 {winner}（{figures}）",
+        "at stops": "在各自的停止步，{a} 第 {first} 步，{b} 第 {second} 步：{figures}；"
+        "步数由这些运行选定，故 p 仅作描述，不构成证明",
+        "disagree": "两个指标不一致：按 {metric}，{winner} 优于 {loser}；"
+        "按 {other}，{loser} 优于 {winner}（{figures}）",
         "no rule": "研究的一条规则未应用：{why}",
         "moderated": "p 来自调节 t 检验，其中全部 {m} 组的方差使每组的方差更稳定；区间来自配对 t 检验。",
         "deviates": "这与首次运行前登记的内容不同：{what}。",

@@ -5,10 +5,10 @@
     t_i = mean_i / sqrt(v_i / n_i)  has  (1 + w)(n_i - 1)  degrees of freedom
 
 The form is that of Smyth (2004, Stat. Appl. Genet. Mol. Biol. 3, art. 3), whose prior degrees of freedom d0 are here
-w (n - 1).  Smyth estimates d0 from the variances, taking them as independent.  Pairs that share a baseline are not: in
-benchmarks/validity.py his estimate names a false winner in 8 to 11 % of studies with 3 seeds, and the variance pooled
-over all arms in 9 to 23 % if one arm varies three times as much or the baseline has noise of its own.  A pool that never
-weighs more than the pair's own seeds stays at 5 % or below in all of these cells.
+w (n - 1).  Smyth estimates d0 from the variances, taking them as independent.  Pairs that share a baseline are not: his
+estimate names a false winner in 8 to 11 % of studies with 3 seeds, and the variance pooled over all arms in 9 to 23 %
+if one arm varies three times as much, or if all arms but the baseline are correlated.  A pool that never weighs more
+than the pair's own seeds stays at 5 % or below in all of these cells (benchmarks/validity.py).
 """
 
 import math
