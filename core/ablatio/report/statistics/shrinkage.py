@@ -12,6 +12,7 @@ study at hand: the uncertainty of tau and of the variances is not in it, and no 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from scipy import special
@@ -59,9 +60,14 @@ def _best(means: np.ndarray, sd: float) -> np.ndarray:
     if sd == 0:
         lowest = means == means.min()
         return np.asarray(lowest / lowest.sum())
-    nodes, weights = np.polynomial.hermite_e.hermegauss(POINTS)
+    nodes, weights = _nodes()
     points = means[:, None] + sd * nodes  # (arms, nodes)
     above = special.log_ndtr((means[None, :, None] - points[:, None, :]) / sd)  # (arm, other, nodes)
     above[np.arange(k), np.arange(k)] = 0.0
     found = np.exp(above.sum(1)) @ weights
     return np.asarray(found / found.sum())
+
+
+@cache
+def _nodes() -> tuple[np.ndarray, np.ndarray]:
+    return np.polynomial.hermite_e.hermegauss(POINTS)
