@@ -67,8 +67,8 @@ def against_margin(
     not_worse = [one_sided(m, d.sd, d.n, -margin) for m, d in zip(mean, found, strict=True)]
     not_better = [one_sided(-m, d.sd, d.n, -margin) for m, d in zip(mean, found, strict=True)]
     families = {
-        "superior": [min(1.0, sides * p) for p in above],
-        "inferior": [min(1.0, sides * p) for p in below],
+        "superior": [_at_most_1(sides * p) for p in above],
+        "inferior": [_at_most_1(sides * p) for p in below],
         "equivalent": [max(p, q) for p, q in zip(not_worse, not_better, strict=True)],
         "not inferior": not_worse,
     }
@@ -77,6 +77,10 @@ def against_margin(
         MarginTest(m, d.n, p := {name: values[i] for name, values in corrected.items()}, _outcome(p, alpha))
         for i, (m, d) in enumerate(zip(mean, found, strict=True))
     ]
+
+
+def _at_most_1(p: float) -> float:
+    return p if math.isnan(p) else min(1.0, p)
 
 
 def _outcome(p: dict[str, float], alpha: float) -> Outcome:
