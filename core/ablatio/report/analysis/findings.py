@@ -166,8 +166,8 @@ def find(
     method                 of intervals and p: t, moderated, bootstrap (BCa), permutation
     alpha, margin, target  instead of the study's
     """
-    ask_anew(table, alpha=alpha, margin=margin, target=target)
     metric = choose_metric(table, primary(table, metric))
+    ask_anew(table, metric, alpha=alpha, margin=margin, target=target)
     better = "high" if higher_is_better(table, metric) else "low"
     arms = arms_of(table, metric, baseline)
     base = next((a for a in arms if a.baseline), None)

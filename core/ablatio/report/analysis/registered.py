@@ -13,25 +13,26 @@ from ablatio.sweep.registration import AMOUNTS, Amount, amount_in, read_amount
 ALPHA = 0.05  # of studies that name none
 
 
-def ask_anew(table: Table, **asked: Any) -> None:
-    """Let alpha, margin or target of a report's command take the place of the study's."""
+def ask_anew(table: Table, metric: str, **asked: Any) -> None:
+    """Let alpha, margin or target of a report's command take the place of the study's; a bare amount is of `metric`."""
     given = {k: v for k, v in asked.items() if v is not None}
     for name in AMOUNTS:
         if name in given:
-            _checked(name, str(given[name]))
+            given[name] = _checked(name, str(given[name]), metric)
     if "alpha" in given and not 0 < given["alpha"] < 1:
         raise UserError(f"alpha is between 0 and 1, got {given['alpha']:g}\n    try: --alpha 0.05")
     if given:
         table.study = replace(table.study, settings={**table.study.settings, **given})
 
 
-def _checked(name: str, text: str) -> Amount:
+def _checked(name: str, text: str, metric: str) -> str:
+    """The amount with its unit."""
     try:
-        return read_amount(name, text)
+        found = amount_in(name, text, metric)
     except ConfigError as error:
-        raise UserError(
-            f"--{name}: {error.problems[0].what}\n    try: --{error.problems[0].fix.replace('=', ' ')}"
-        ) from None
+        problem = error.problems[0]
+        raise UserError(f"--{name}: {problem.what}\n    try: --{problem.fix.replace('=', ' ')}") from None
+    return f"{found.value!r}{found.unit}"
 
 
 def primary(table: Table, asked: str | None) -> str | None:
@@ -52,7 +53,7 @@ def amount(table: Table, name: str, metric: str) -> Amount | None:
     try:
         found = amount_in(name, str(text), metric)
     except ConfigError as error:
-        raise ValueError(error.problems[0].what) from None
+        raise ValueError(f"{name}: {error.problems[0].what}") from None
     meant = table.study.registered.get("metric", metric)
     if not read_amount(name, str(text)).unit and meant != metric:
         raise ValueError(f"{name}={text} was given for {meant}, and the report compares {metric}")
