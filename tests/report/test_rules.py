@@ -18,6 +18,7 @@ from ablatio.report.html.page_data import content
 from ablatio.report.markdown import markdown_text
 from ablatio.report.read.run import Run
 from ablatio.report.read.table import Table, read_table
+from ablatio.report.shrunk_table import shrunk_csv
 from ablatio.sweep.plan import plan_sweep
 from ablatio.sweep.registration import amount_in, read_amount
 from ablatio.sweep.study import RUNS, Axis, Study
@@ -66,6 +67,12 @@ def test_margin_sentences_carry_unit_p_and_n() -> None:
     page = content(found)["verdict"]
     assert good in page["en"]["notes"] and good in markdown_text(found).replace("\\", "").replace("&lt;", "<")
     assert any("界限 0.005 nats：good 优于 base" in s for s in page["zh"]["notes"])
+
+
+def test_margin_is_not_tested_on_the_survivors_of_divergence() -> None:
+    arms = {"base": _around(3.2), "lucky": [3.1, 3.101, 3.102, math.nan, math.nan]}
+    found = find(_table(arms, baseline="base", settings={"margin": "0.005nats"}))
+    assert _said(found, "Margin") == ["Margin 0.005 nats: no test of lucky and base, because runs diverged"]
 
 
 def test_target_that_arms_reach_with_the_step_and_those_that_do_not() -> None:
@@ -199,6 +206,9 @@ def test_shrunk_means_stand_in_page_and_markdown(tmp_path: Path) -> None:
     found = find(read_table([write_study(tmp_path / "s", ACTIVATIONS)]), method="moderated")
     arms = content(found)["arms"]
     assert sum(arm["shrunk"]["best"] for arm in arms) == pytest.approx(1)
+    header, best, *rest = shrunk_csv(found).splitlines()
+    assert header.split(",")[-1] == "probability_best" and len(rest) == len(arms) - 1
+    assert best.startswith("activation=swiglu,5,") and float(best.split(",")[-1]) > 0.5
     assert "## Shrunk means" in markdown_text(found) and "best with probability" in markdown_text(found)
     assert any("moderated t-test" in s for s in found.said())
 

@@ -37,15 +37,21 @@ def find_in(
 
 
 def write_report(findings: "Findings", folders: Sequence[Path], out: Path | None = None) -> Path:
-    """Write report.html, report.md, results.csv and costs.csv; return their folder, by default FOLDER/report."""
+    """Write report.html, report.md, results.csv and costs.csv; return their folder, by default FOLDER/report.
+
+    A study of four arms or more also gets shrunk.csv: means shrunk towards each other, probabilities to be the best.
+    """
     from ablatio.report.html.render import page_text
     from ablatio.report.markdown import markdown_text
+    from ablatio.report.shrunk_table import shrunk_csv
     from ablatio.report.terminal import arm_table
     from ablatio.storage.atomic_write import make_folder, write_text
 
     out = make_folder(out or (folders[0] if len(folders) == 1 else Path()) / "report")
     write_text(out / "results.csv", arm_table.results_csv(findings.table))
     write_text(out / "costs.csv", arm_table.costs_csv(findings.table))
+    if findings.shrunk:
+        write_text(out / "shrunk.csv", shrunk_csv(findings))
     write_text(out / "report.md", markdown_text(findings))
     write_text(out / "report.html", page_text(findings))
     return out

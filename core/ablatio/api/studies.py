@@ -212,4 +212,4 @@ def _verdict_of(found: "Findings") -> StudyVerdict:
     words = found.verdicts.get("en")
     if words is None:
         return StudyVerdict("No run is done yet: there is nothing to compare.", (), ())
-    return StudyVerdict(words.headline, words.sentences, words.notes)
+    return StudyVerdict(words.headline, words.sentences, (*found.rules.get("en", ()), *words.notes))

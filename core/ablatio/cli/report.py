@@ -39,5 +39,6 @@ def run(arguments: list[str]) -> int:
     if not args.quiet:
         arm_table.show(Console(), findings)
     out = write_report(findings, args.folders, args.out)
-    print(f"written: {visible(out)}/report.html, report.md, results.csv, costs.csv")
+    shrunk = ", shrunk.csv" if findings.shrunk else ""
+    print(f"written: {visible(out)}/report.html, report.md, results.csv, costs.csv{shrunk}")
     return 0

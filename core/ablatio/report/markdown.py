@@ -12,6 +12,7 @@ from ablatio.report.analysis.reward_kl_frontier import frontier, in_words
 from ablatio.report.escape import lines_of, markdown, visible
 from ablatio.report.read.provenance import provenance
 from ablatio.report.read.stages import stages_of
+from ablatio.report.shrunk_table import shrunk_in_words
 from ablatio.report.terminal.arm_table import (
     LOST,
     STAGES,
@@ -40,7 +41,7 @@ def markdown_text(findings: Findings) -> str:
         lines += ["", "## Reward against KL", "", markdown(distance)]
     for title, items in (
         ("Noise", _noise(findings)),
-        ("Shrunk means", _shrunk(findings)),
+        ("Shrunk means", shrunk_in_words(findings)),
         ("Design", _design(findings)),
         ("Refused", (f"{label_of(r.arm)}: {r.why}" for r in findings.table.refused)),
         ("Failed and diverged", _lost(findings)),
@@ -107,12 +108,6 @@ def _noise(findings: Findings) -> Iterator[str]:
     if asked:
         sizes = ", ".join(f"{number(seen[n])} with {n} seeds" for n in sorted(asked))
         yield f"a true difference is found in 4 of 5 studies from {sizes} on"
-
-
-def _shrunk(findings: Findings) -> Iterator[str]:
-    """Empirical-Bayes mean of each arm with its probability to be the best, the most probable first."""
-    found = sorted(findings.shrunk.items(), key=lambda item: -item[1].best)
-    yield from (f"{name}: {number(s.mean)}, sd {number(s.sd)}, best with probability {s.best:.2f}" for name, s in found)
 
 
 def _design(findings: Findings) -> Iterator[str]:

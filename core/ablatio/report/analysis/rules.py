@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from ablatio.report.analysis.arms import HIGHER, Arm, higher_is_better
 from ablatio.report.analysis.registered import amount, deviations
@@ -69,6 +70,17 @@ def _other_scores(
     return found
 
 
+def _has_diverged(comparison: Comparison, pair: Pair) -> bool:
+    return any(comparison.arm(label).diverged for label in (pair.a, pair.b))
+
+
+def _without_survivors(comparison: Comparison, pair: Pair) -> Difference:
+    """The difference of a pair; untestable if runs diverged, because the others are a selection of the best."""
+    if not _has_diverged(comparison, pair):
+        return pair.difference
+    return replace(pair.difference, mean=math.nan, sd=math.nan, low=math.nan, high=math.nan, p=math.nan)
+
+
 _KNOWN = (*HIGHER, *UNITS)  # endings of scores whose direction is known
 
 
@@ -104,16 +116,17 @@ class _Speaker:
         if comparison is None or not comparison.pairs:
             yield self.say("margin without pairs", margin=text)
             return
-        tests = against_margin(
-            [pair.difference for pair in comparison.pairs], margin, better=better, alpha=self.alpha,
-            directed=comparison.baseline is not None,
-        )  # fmt: skip
-        side = "p one-sided" if comparison.baseline is not None else "p either side"
+        directed = comparison.baseline is not None
+        differences = [_without_survivors(comparison, pair) for pair in comparison.pairs]
+        tests = against_margin(differences, margin, better=better, alpha=self.alpha, directed=directed)
+        side = "p one-sided" if directed else "p either side"
         for pair, test in zip(comparison.pairs, tests, strict=True):
-            yield self._on_margin(pair, test, text, side)
+            yield self._on_margin(pair, test, text, side, _has_diverged(comparison, pair))
 
-    def _on_margin(self, pair: Pair, test: MarginTest, margin: str, side: str) -> str:
+    def _on_margin(self, pair: Pair, test: MarginTest, margin: str, side: str, diverged: bool) -> str:
         d, outcome = pair.difference, test.outcome
+        if outcome == "no test" and diverged:
+            return self.say("margin: diverged", a=pair.a, b=pair.b, margin=margin)
         if outcome == "no test":
             return self.say("margin: no test", a=pair.a, b=pair.b, margin=margin, n=test.n)
         if outcome == "open":

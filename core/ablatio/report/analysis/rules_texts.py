@@ -21,6 +21,7 @@ TEXTS: Mapping[Language, Mapping[str, str]] = {
         "margin: open": "Margin {margin}: for {a} and {b} neither a difference beyond the margin nor equality within "
         "it is shown ({mean}, n = {n})",
         "margin: no test": "Margin {margin}: no test of {a} and {b} (shared seeds: {n})",
+        "margin: diverged": "Margin {margin}: no test of {a} and {b}, because runs diverged",
         "reached": "{arm} reaches the target of {target}: mean {mean} {unit}, one-sided limit {bound}, {p} (one-sided, "
         "times the number of arms), n = {n}",
         "from step": "; with all seeds stopped at one step, from step {step} on{cost}",
@@ -59,6 +60,7 @@ TEXTS: Mapping[Language, Mapping[str, str]] = {
         "margin: not inferior": "界限 {margin}：{a} 不比 {b} 差到界限的程度（{figures}）",
         "margin: open": "界限 {margin}：{a} 与 {b} 既未显示超出界限的差异，也未显示在界限内相等（{mean}，n = {n}）",
         "margin: no test": "界限 {margin}：{a} 与 {b} 无法检验（共同的种子：{n}）",
+        "margin: diverged": "界限 {margin}：{a} 与 {b} 无法检验，因为有运行发散",
         "reached": "{arm} 达到目标 {target}：均值 {mean} {unit}，单侧置信限 {bound}，{p}（单侧，乘以方案数），n = {n}",
         "from step": "；所有种子在同一步停止时，自第 {step} 步起{cost}",
         "tokens": "{amount} 个词元",
