@@ -15,27 +15,37 @@ def find_in(
     baseline: str | None = None,
     correction: "Correction" = "holm",
     interval: "Method" = "t",
+    *,
+    alpha: float | None = None,
+    margin: str | None = None,
+    target: str | None = None,
 ) -> "Findings":
     """Analyze the runs in these folders, several of which count as one study.
 
     metric, baseline, correction, interval  as for `StudyFolder`
+    alpha, margin, target                   instead of the study's own
 
     Raises UserError if the folders hold no runs.
     """
     from ablatio.report.analysis.findings import find
     from ablatio.report.read.table import read_table
 
-    return find(read_table(folders), metric, baseline, correction=correction, method=interval)
+    return find(
+        read_table(folders), metric, baseline, correction=correction, method=interval, alpha=alpha, margin=margin,
+        target=target,
+    )  # fmt: skip
 
 
 def write_report(findings: "Findings", folders: Sequence[Path], out: Path | None = None) -> Path:
     """Write report.html, report.md, results.csv and costs.csv; return their folder, by default FOLDER/report.
 
-    A study that estimates effects of settings also gets effects.csv and effects.tex.
+    A study that estimates effects of settings also gets effects.csv and effects.tex; one of four arms or more gets
+    shrunk.csv: means shrunk towards each other, probabilities to be the best.
     """
     from ablatio.report.effects_table import effects_csv, effects_latex
     from ablatio.report.html.render import page_text
     from ablatio.report.markdown import markdown_text
+    from ablatio.report.shrunk_table import shrunk_csv
     from ablatio.report.terminal import arm_table
     from ablatio.storage.atomic_write import make_folder, write_text
 
@@ -45,6 +55,8 @@ def write_report(findings: "Findings", folders: Sequence[Path], out: Path | None
     if findings.factors is not None:
         write_text(out / "effects.csv", effects_csv(findings.factors))
         write_text(out / "effects.tex", effects_latex(findings.factors))
+    if findings.shrunk:
+        write_text(out / "shrunk.csv", shrunk_csv(findings))
     write_text(out / "report.md", markdown_text(findings))
     write_text(out / "report.html", page_text(findings))
     return out

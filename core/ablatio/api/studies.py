@@ -105,7 +105,7 @@ class StudyFolder:
     metric      another score: "val/loss"
     baseline    another arm: "norm=rmsnorm position=rope"
     correction  of p for multiple comparisons: "holm", "dunnett", "bh" (Benjamini-Hochberg), "none"
-    interval    "t" (paired), "bootstrap" (BCa, for 20 seeds or more), "permutation"
+    interval    "t" (paired), "moderated" (few seeds), "bootstrap" (BCa, for 20 seeds or more), "permutation"
     """
 
     def __init__(self, folder: Path) -> None:
@@ -212,4 +212,4 @@ def _verdict_of(found: "Findings") -> StudyVerdict:
     words = found.verdicts.get("en")
     if words is None:
         return StudyVerdict("No run is done yet: there is nothing to compare.", (), ())
-    return StudyVerdict(words.headline, words.sentences, words.notes)
+    return StudyVerdict(words.headline, words.sentences, (*found.rules.get("en", ()), *words.notes))

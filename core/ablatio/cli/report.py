@@ -19,9 +19,13 @@ def run(arguments: list[str]) -> int:
         help="correction for multiple comparisons; dunnett: pooled variance; bh: Benjamini-Hochberg, for screening",
     )  # fmt: skip
     options.add_argument(
-        "--interval", choices=("t", "bootstrap", "permutation"), default="t",
-        help="t: paired t; bootstrap: BCa, for 20 seeds or more; permutation: p from the signs of the differences",
+        "--interval", choices=("t", "moderated", "bootstrap", "permutation"), default="t",
+        help="t: paired t; moderated: p with variances steadied by all pairs, for few seeds; "
+        "bootstrap: BCa, for 20 seeds or more; permutation: p from the signs of the differences",
     )  # fmt: skip
+    options.add_argument("--alpha", type=float, help="share of false claims that is accepted; by default the study's")
+    options.add_argument("--margin", help="test against this difference: 0.005nats; by default the study's")
+    options.add_argument("--target", help="test which arms reach this score: 3.28; by default the study's")
     options.add_argument("--quiet", action="store_true", help="write the files and print only their paths")
     args = options.parse_args(arguments)
     from rich.console import Console
@@ -30,10 +34,12 @@ def run(arguments: list[str]) -> int:
     from ablatio.report.escape import visible
     from ablatio.report.terminal import arm_table
 
-    findings = find_in(args.folders, args.metric, args.baseline, args.correction, args.interval)
+    findings = find_in(args.folders, args.metric, args.baseline, args.correction, args.interval,
+                       alpha=args.alpha, margin=args.margin, target=args.target)  # fmt: skip
     if not args.quiet:
         arm_table.show(Console(), findings)
     out = write_report(findings, args.folders, args.out)
-    effects = ", effects.csv, effects.tex" if findings.factors is not None else ""
-    print(f"written: {visible(out)}/report.html, report.md, results.csv, costs.csv{effects}")
+    more = ", effects.csv, effects.tex" if findings.factors is not None else ""
+    more += ", shrunk.csv" if findings.shrunk else ""
+    print(f"written: {visible(out)}/report.html, report.md, results.csv, costs.csv{more}")
     return 0

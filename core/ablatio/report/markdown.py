@@ -13,6 +13,7 @@ from ablatio.report.effects_table import HEAD, caption, effect_rows
 from ablatio.report.escape import lines_of, markdown, visible
 from ablatio.report.read.provenance import provenance
 from ablatio.report.read.stages import stages_of
+from ablatio.report.shrunk_table import shrunk_in_words
 from ablatio.report.terminal.arm_table import (
     LOST,
     STAGES,
@@ -42,6 +43,7 @@ def markdown_text(findings: Findings) -> str:
         lines += ["", "## Reward against KL", "", markdown(distance)]
     for title, items in (
         ("Noise", _noise(findings)),
+        ("Shrunk means", shrunk_in_words(findings)),
         ("Design", _design(findings)),
         ("Refused", (f"{label_of(r.arm)}: {r.why}" for r in findings.table.refused)),
         ("Failed and diverged", _lost(findings)),

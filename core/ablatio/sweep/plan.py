@@ -11,6 +11,7 @@ from ablatio.registry.kinds import designs
 from ablatio.sweep import request, size_matching
 from ablatio.sweep.adaptive import Results, Search, TuningDriver
 from ablatio.sweep.arms import Cell, Planner, by_problem, distinct, job_id
+from ablatio.sweep.registration import register
 from ablatio.sweep.request import SweepRequest
 from ablatio.sweep.study import STUDY, Job, Refused, Study, jobs_of
 
@@ -77,6 +78,7 @@ def plan_sweep(overrides: Sequence[str], folder: Path | None = None) -> Plan:
         matching = size_matching.Matching(planner, begun.matched if begun else {})
         cells = matching.matched(cells)
     study = _study(sweep, planner, design)
+    study.registered = register(sweep.settings.values, cells[0].config["task"]["name"])
     study.matched = matching.found if matching else {}
     plan = Plan(study, [], cells, cells[0].config, sweep.settings.values, sweep.launcher)
     if sweep.settings["tune"]:
@@ -116,6 +118,7 @@ def _search(sweep: SweepRequest, planner: Planner, design: Any, folder: Path | N
         search = Search(planner, design, begun.matched)
         search.more({})
     study = _study(sweep, planner, design)
+    study.registered = register(sweep.settings.values, search.cells[0].config["task"]["name"])
     plan = Plan(study, [], search.cells, search.cells[0].config, sweep.settings.values, sweep.launcher)
     known = current(place) if begun else {}
     search.remember(known.values())

@@ -16,6 +16,7 @@ from ablatio.registry.kinds.search_space import Axis
 from ablatio.sweep import settings
 from ablatio.sweep.recipes.plan import merge_overrides
 from ablatio.sweep.recipes.schema import RECIPE
+from ablatio.sweep.registration import AMOUNTS
 from ablatio.sweep.settings import Settings
 
 SEED = "seed"
@@ -136,12 +137,16 @@ def _plain(key: str, value: Any) -> Any:
     """A setting of a study's file, as the command line would have it."""
     if key == "baseline" and isinstance(value, Mapping):
         return ",".join(f"{k}={text_of(v)}" for k, v in value.items())
+    if key in AMOUNTS and value is not None:
+        return text_of(value)
     return value
 
 
 def _setting_value(key: str, text: str) -> Any:
     if key == "baseline":  # holds `=`, which Hydra's grammar does not take in a value
         return text.split("=", 1)[1] or None
+    if key in AMOUNTS:  # `3.28` and `3.28nats` alike
+        return None if (said := text.split("=", 1)[1].strip("'\"")) in ("", "null") else said
     parsed = parse(text)
     return text.split("=", 1)[-1] if parsed is None or parsed.is_sweep_override() else parsed.value()
 

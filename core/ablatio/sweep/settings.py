@@ -13,6 +13,7 @@ from ablatio.errors import Problem
 from ablatio.registry.kinds import designs
 from ablatio.registry.knobs import Fraction, NonNegative, Positive
 from ablatio.sweep.ledger import Retry
+from ablatio.sweep.registration import AMOUNTS, amount_problems
 
 DESIGN = "design"
 WORDS = (
@@ -46,6 +47,13 @@ class Sweep:
     plan: Annotated[float | None, Positive, "difference in nats to detect: prints how many seeds that needs"] = None
     alpha: Annotated[float, Fraction, "share of studies without any effect that may name a winner"] = 0.05
     power: Annotated[float, Fraction, "share of studies that should detect a difference of plan="] = 0.8
+    primary: Annotated[str | None, "score that decides: val/bpb; null: the main score of the task"] = None
+    margin: Annotated[
+        str | None, "difference that matters, in the score's unit: `0.005nats`; the report tests against it"
+    ] = None
+    target: Annotated[str | None, "score to reach, `3.28nats`: the report tests which arms do, and from which step"] = (
+        None
+    )
     workers: Annotated[int | None, Positive, "parallel runs; by default one per core"] = None
     timeout: Annotated[float | None, Positive, "seconds after which a run is stopped and fails"] = None
     hang: Annotated[
@@ -92,6 +100,7 @@ def check(given: Mapping[str, Any]) -> tuple[Settings | None, list[Problem]]:
         elif key in knobs:
             problems += (found := list(value_problems(key, knobs[key], value)))
             values[key] = None if found else knobs[key].cast(value)
+            problems += amount_problems(key, value) if key in AMOUNTS and values[key] is not None else []
         elif key != DESIGN:
             problems.append(unknown(key, key, [*knobs, DESIGN]))
     problems += _design_problems(design)

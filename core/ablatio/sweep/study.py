@@ -113,6 +113,7 @@ class Study:
     matched    arm label -> quantity held equal (`match=`), what was changed for it, and the residual
     same       arm label -> label of the equal arm that runs for both
     stages     of a recipe, in order: an arm is then one run of each
+    registered  metric, unit, alpha, margin and target as they were before the first run; later ones: `settings`
     """
 
     name: str
@@ -130,9 +131,12 @@ class Study:
     same: Mapping[str, str] = field(default_factory=dict)
     aliases: Sequence[str] = ()  # effects that a fractional design cannot tell apart
     stages: Sequence[str] = ()
+    registered: Mapping[str, Any] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
-        """Write study.json."""
+        """Write study.json; what was registered stays as it was once there is a run."""
+        if (folder / RUNS).exists():
+            self.registered = _registered(folder) or self.registered
         write_json(folder / STUDY, {"format": 1} | asdict(self))
 
     @classmethod
@@ -152,6 +156,13 @@ class Study:
                 data[key] = texts(data.get(key, []))
             data["seeds"] = [whole(seed) for seed in data.get("seeds", [1])]
             return cls(**data)
+
+
+def _registered(folder: Path) -> Mapping[str, Any]:
+    with suppress(OSError, ValueError, AttributeError):
+        found = json.loads((folder / STUDY).read_text(encoding="utf-8")).get("registered")
+        return found if isinstance(found, dict) else {}
+    return {}
 
 
 def write_job(folder: Path, job: Job) -> None:

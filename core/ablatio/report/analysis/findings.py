@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import median
 
 from ablatio.errors import UserError
 from ablatio.report.analysis.arms import UNMATCHED, Arm, arms_of, choose_metric, higher_is_better, rate_is_free, tuned
 from ablatio.report.analysis.effects_verdict import effects_verdict, fitted_effects
+from ablatio.report.analysis.registered import ask_anew, primary
+from ablatio.report.analysis.rules import rule_sentences
 from ablatio.report.analysis.study_effects import StudyEffects
 from ablatio.report.analysis.verdict import ArmFacts, Language, Verdict, verdict
 from ablatio.report.read.curves import COLLAPSED
@@ -23,8 +25,10 @@ from ablatio.report.statistics import (
     Method,
     Noise,
     Pair,
+    Shrunk,
     compare,
     noise,
+    shrink,
     smallest_difference,
 )
 from ablatio.sweep.study import Study, design_facts
@@ -33,6 +37,7 @@ UNITS = {"loss": "nats", "bpb": "bits/byte"}  # units of scores, by the last par
 CORRECTIONS = {"holm": "Holm", "dunnett": "Dunnett", "bh": "Benjamini-Hochberg", "none": ""}
 LANGUAGES: tuple[Language, ...] = ("en", "zh")
 
+SHRUNK = 4  # arms from which their means are shrunk
 ALL_PAIRS = 8  # arms; with more there are too many pairs for a page and a correction
 
 
@@ -65,7 +70,11 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """Everything a report says.  rows: the best first; arms without a value last."""
+    """Everything a report says.  rows: the best first; arms without a value last.
+
+    rules   sentences on margin, target, scores that disagree, and deviations from the registration
+    shrunk  posterior of each arm by name, of studies with SHRUNK arms or more
+    """
 
     table: Table
     metric: str
@@ -74,6 +83,8 @@ class Findings:
     comparison: Comparison | None
     factors: StudyEffects | None
     verdicts: Mapping[Language, Verdict]
+    rules: Mapping[Language, Sequence[str]] = field(default_factory=dict)
+    shrunk: Mapping[str, Shrunk] = field(default_factory=dict)
 
     @property
     def screening(self) -> bool:
@@ -117,11 +128,11 @@ class Findings:
 
     def said(self, language: Language = "en") -> Sequence[str]:
         """Headline, the other sentences, and notes."""
-        words = self.verdicts.get(language)
+        words, rules = self.verdicts.get(language), self.rules.get(language, ())
         if words is None:
-            return ()
+            return rules
         others = [s.text for s in words.sentences if s.text != words.headline]
-        return [words.headline, *others, *words.notes]
+        return [words.headline, *rules, *others, *words.notes]
 
     @property
     def caption(self) -> str:
@@ -144,13 +155,18 @@ def find(
     *,
     correction: Correction = "holm",
     method: Method = "t",
+    alpha: float | None = None,
+    margin: str | None = None,
+    target: str | None = None,
 ) -> Findings:
-    """Compare the arms of a table at the alpha of its study.
+    """Compare the arms of a table.
 
-    correction  for many comparisons: holm, dunnett, bh (Benjamini-Hochberg, for screening), none
-    method      of intervals and p: t, bootstrap (BCa), permutation
+    correction             for many comparisons: holm, dunnett, bh (Benjamini-Hochberg, for screening), none
+    method                 of intervals and p: t, moderated, bootstrap (BCa), permutation
+    alpha, margin, target  instead of the study's
     """
-    metric = choose_metric(table, metric)
+    metric = choose_metric(table, primary(table, metric))
+    ask_anew(table, metric, alpha=alpha, margin=margin, target=target)
     better = "high" if higher_is_better(table, metric) else "low"
     arms = arms_of(table, metric, baseline)
     base = next((a for a in arms if a.baseline), None)
@@ -189,7 +205,10 @@ def find(
     rows.sort(key=lambda r: math.inf if r.mean is None else sign * r.mean)
     unit = UNITS.get(metric.rsplit("/", 1)[-1], metric)
     words = _verdicts(comparison, unit, table, arms) or effects_verdict(factors, unit, alpha_of(table.study))
-    return Findings(table, metric, better, rows, comparison, factors, words)
+    level = alpha_of(table.study)
+    rules = rule_sentences(table, metric, comparison, arms, better=better, alpha=level, method=method)
+    shrunk = shrink(scored, better=better) if len(scored) >= SHRUNK else {}
+    return Findings(table, metric, better, rows, comparison, factors, words, rules, shrunk)
 
 
 def _collapses(arms: Sequence[Arm]) -> list[str]:

@@ -39,7 +39,7 @@ def content(found: Findings) -> dict[str, Any]:
         "written": time.strftime("%Y-%m-%d %H:%M"),
         "states": table.count(),
         "metric": found.metric, "better": found.better,
-        "verdict": {n: _verdict(found, v) for n, v in found.verdicts.items()},
+        "verdict": {n: _verdict(found, v, found.rules.get(n, ())) for n, v in found.verdicts.items()},
         "correction": CORRECTIONS[found.comparison.correction] if found.comparison else "",
         "seeds": len({n for r in found.rows for n in r.arm.values}),
         "arms": [_arm(found, row) for row in found.rows],
@@ -78,7 +78,7 @@ def clean(node: Any) -> Any:
     return node if node is None or isinstance(node, bool | int) else visible(node)
 
 
-def _verdict(found: Findings, words: Verdict) -> dict[str, Any]:
+def _verdict(found: Findings, words: Verdict, rules: Sequence[str]) -> dict[str, Any]:
     """Sentences, each with the first arm's outcome in its pair: better, worse or open."""
     base = found.comparison.baseline if found.comparison else None
 
@@ -86,7 +86,7 @@ def _verdict(found: Findings, words: Verdict) -> dict[str, Any]:
         return "open" if pair.better is None else "worse" if pair.better == base else "better"
 
     said = [{"text": s.text, "kind": kind(s.pair)} for s in words.sentences]
-    return {"headline": words.headline, "sentences": said, "notes": words.notes}
+    return {"headline": words.headline, "sentences": said, "notes": [*rules, *words.notes]}
 
 
 def _arm(found: Findings, row: Row) -> dict[str, Any]:
@@ -102,7 +102,7 @@ def _arm(found: Findings, row: Row) -> dict[str, Any]:
         "residual": row.residual, "unmatched": row.unmatched,
         "matched": matched(found.table, arm),
         "rate": arm.rate, "tuned": tuned(found.table, arm), "rate_is_free": rate_is_free(found.table),
-        "command": arm.again,
+        "command": arm.again, "shrunk": asdict(found.shrunk[arm.name]) if arm.name in found.shrunk else None,
     } | {k: arm.size(k) for k in SIZES} | {k: arm.cost(k) for k in COSTS}  # fmt: skip
 
 

@@ -26,8 +26,11 @@ Curves = Mapping[str, Curve]
 Band = dict[str, list[float]]
 
 
-def read_curves(path: Path) -> tuple[dict[str, Curve], int]:
-    """Return (column -> curve, number of unreadable rows); an unfinished last row is not counted."""
+def read_curves(path: Path, *, thin: bool = True, also: Sequence[str] = ()) -> tuple[dict[str, Curve], int]:
+    """Return (column -> curve, number of unreadable rows); an unfinished last row is not counted.
+
+    thin: to POINTS, for a chart; False keeps each logged value.  also: columns wanted besides val/... and READ
+    """
     try:
         text = path.read_text(encoding="utf-8", errors="replace").replace("\0", "")
         rows = list(csv.reader(text.splitlines()))
@@ -43,10 +46,10 @@ def read_curves(path: Path) -> tuple[dict[str, Curve], int]:
         return {}, max(0, whole.count(False) - 1)
     steps, found = [int(text) for text in columns[place]], dict[str, Curve]()
     for name, column in zip(header, columns, strict=True):
-        if (name.startswith("val/") or name in READ) and any(column):
+        if (name.startswith("val/") or name in READ or name in also) and any(column):
             curve = _curve(steps, column)
             if curve[0]:
-                found[name] = _thinned(*curve)
+                found[name] = _thinned(*curve) if thin else curve
     return found, whole[:-1].count(False)
 
 

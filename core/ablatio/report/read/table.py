@@ -165,6 +165,7 @@ def _merged(studies: Sequence[Study], table: Table) -> Study:
         tuned={k: v for s in reversed(studies) for k, v in s.tuned.items()},
         matched={k: v for s in reversed(studies) for k, v in s.matched.items()},
         aliases=first.aliases,
+        registered=first.registered,
     )
 
 

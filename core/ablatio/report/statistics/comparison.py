@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 
+from ablatio.report.statistics.moderated import moderate
 from ablatio.report.statistics.multiple_testing import benjamini_hochberg, dunnett, holm
 from ablatio.report.statistics.paired_tests import Difference, Method, paired
 from ablatio.report.statistics.power import seeds_needed
@@ -104,6 +105,7 @@ def compare(
     sound = {arm: {s: float(v) for s, v in of.items() if math.isfinite(v)} for arm, of in values.items()}
     names = [(a, baseline) for a in values if a != baseline] if baseline is not None else list(combinations(values, 2))
     found = [_difference(sound[a], sound[b], method) for a, b in names]
+    found = moderate(found) if method == "moderated" else found
     corrected = _corrected(sound, baseline, found, correction)
     pairs = [
         _pair(a, b, difference, p, len(sound[a].keys() ^ sound[b].keys()), len(names), better, alpha)

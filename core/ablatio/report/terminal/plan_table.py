@@ -10,6 +10,8 @@ from typing import Any
 from ablatio.registry.kinds import tasks
 from ablatio.sweep.arms import Cell
 from ablatio.sweep.plan import Plan
+from ablatio.sweep.registration import AMOUNTS
+from ablatio.sweep.registration import sentence as registration_in_words
 from ablatio.sweep.score import score_of
 from ablatio.sweep.study import STUDY, Study, is_done, jobs_of, label_of, run_folder, summary_of
 from ablatio.training.run_spec import RunSpec
@@ -129,6 +131,8 @@ def sentences(plan: Plan, seen: Sequence[ArmEstimate], folder: Path | None = Non
         total = sum(seconds) / len(seconds) * (shares + plan.coming)
         text += f", {'at least' if plan.adaptive else 'about'} {duration(total)} of computing on one core"
     yield text + "."
+    if any(plan.settings.get(name) for name in ("primary", *AMOUNTS)):
+        yield registration_in_words(plan.study.registered)
     each = sum(seconds) / len(seconds) if seconds else None
     yield from seeds_sentence(plan, folder, each)
 
