@@ -22,6 +22,7 @@ from ablatio.storage.atomic_write import write_json
 
 NO_DESIGN = "runs"  # what stands for the design of run folders that no study has planned
 STUDY, JOBS, RUNS, LEDGER = "study.json", "jobs", "runs", "ledger.jsonl"
+SEEDS_ADDED = "seeds added"  # kind of a deviation: seeds came when results of the others were there
 Role = Literal["run", "trial", "rung", "stage"]
 
 
@@ -102,6 +103,9 @@ class Study:
     matched    arm label -> quantity held equal (`match=`), what was changed for it, and the residual
     same       arm label -> label of the equal arm that runs for both
     stages     of a recipe, in order: an arm is then one run of each
+    trial_seed  seed of the trials of tune= or of a search: no comparison may use it; None: there are none
+    sequential  planned looks of until=resolved, their boundaries, and what each look decided (`sequential_study`)
+    deviations  what was changed after results had been there (`SEEDS_ADDED`: the seeds before and the added ones)
     """
 
     name: str
@@ -119,6 +123,9 @@ class Study:
     same: Mapping[str, str] = field(default_factory=dict)
     aliases: Sequence[str] = ()  # effects that a fractional design cannot tell apart
     stages: Sequence[str] = ()
+    trial_seed: int | None = None
+    sequential: dict[str, Any] = field(default_factory=dict)
+    deviations: Sequence[Mapping[str, Any]] = ()
 
     def write(self, folder: Path) -> None:
         """Write study.json."""

@@ -109,12 +109,15 @@ class Findings:
         return median(spread) if (spread := [p.difference.sd for p in pairs if p.difference.sd > 0]) else None
 
     def smallest_visible(self, most: int = 20) -> dict[int, float]:
-        """n -> smallest true difference between two arms that n seeds detect with power 0.8."""
+        """n -> smallest true difference between two arms that n seeds detect with power 0.8.
+
+        The spread is that of these runs, and as uncertain as they leave it (`statistics.assurance`).
+        """
         floor = self.noise
         if floor is None:
             return {}
-        sd = self.pair_sd or floor.sd * math.sqrt(2)
-        return {n: smallest_difference(n, sd, alpha=alpha_of(self.table.study)) for n in range(2, most + 1)}
+        sd, alpha = self.pair_sd or floor.sd * math.sqrt(2), alpha_of(self.table.study)
+        return {n: smallest_difference(n, sd, alpha=alpha, df=floor.n - 1) for n in range(2, most + 1)}
 
     def said(self, language: Language = "en") -> Sequence[str]:
         """Headline, the other sentences, and notes."""

@@ -5,11 +5,11 @@ from ablatio.report.statistics.effects import Effect, Factors, Term, effects, ha
 from ablatio.report.statistics.multiple_testing import Ranks, benjamini_hochberg, dunnett, holm, ranks
 from ablatio.report.statistics.noise import Noise, noise, rate_sensitivity
 from ablatio.report.statistics.paired_tests import Difference, Method, paired
-from ablatio.report.statistics.power import power, seeds_needed, smallest_difference
+from ablatio.report.statistics.power import assurance, power, seeds_needed, smallest_difference
 
 __all__ = [
     "ArmScore", "Better", "Comparison", "Correction", "Difference", "Effect", "Factors", "Method", "Noise", "Pair",
     "Ranks", "Term",
-    "benjamini_hochberg", "compare", "dunnett", "effects", "half_normal", "holm", "noise", "paired",
+    "assurance", "benjamini_hochberg", "compare", "dunnett", "effects", "half_normal", "holm", "noise", "paired",
     "power", "ranks", "rate_sensitivity", "seeds_needed", "smallest_difference",
 ]  # fmt: skip
