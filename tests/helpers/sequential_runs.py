@@ -1,4 +1,4 @@
-"""Runs a planned sweep through the real engine with runs that only write a loss: `python sequential_runs.py OVERRIDE...`
+"""Runs a planned sweep through the real engine; its runs only write a loss: `python sequential_runs.py OVERRIDE...`
 
 PLANTED={"rmsnorm": -0.3}  nats that an arm's value adds to its loss; "diverge" and "crash" are outcomes
 KILL_AFTER=2               SIGKILL of the sweeper when this many looks are made: `before` or `after` they are on disk

@@ -163,6 +163,8 @@ class Engine:
                 continue
             for end in self.launcher.poll(TICK):
                 self._settle(end)
+        if self.watcher:  # the last results may have made a look
+            self.watcher.update(self)
 
     def _unfinished(self, entry: Entry) -> bool:
         job = self.jobs.get(entry.job)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 from ablatio.errors import UserError
 from ablatio.report.analysis.arms import UNMATCHED, Arm, arms_of, choose_metric, higher_is_better, rate_is_free, tuned
+from ablatio.report.analysis.sequential import Standing, notes_of, standings_of, with_looks, words_of
 from ablatio.report.analysis.verdict import ArmFacts, Language, Verdict, verdict
 from ablatio.report.read.curves import COLLAPSED
 from ablatio.report.read.run import RATE
@@ -161,7 +162,7 @@ def find(
     scored = {a.name: a.values for a in arms if a.values}
     against = base.name if base and base.name in scored else None
     factors = _factors(table, metric)
-    comparison = None
+    comparison, standings = None, dict[str, Standing]()
     if factors and design_facts(table.study)["screens"]:
         pass  # effects are estimated from all arms together
     elif scored and (against or len(scored) <= ALL_PAIRS):
@@ -174,6 +175,8 @@ def find(
         comparison = compare(
             scored, against, better=how, correction=correction, method=method, alpha=alpha_of(table.study)
         )
+        standings = standings_of(table.study, comparison, scored, {a.name: a.label for a in arms})
+        comparison = with_looks(comparison, standings, table.study)
     elif scored:
         table.notes.append(
             f"{len(scored)} arms without a baseline are listed, not compared; choose one with --baseline"
@@ -192,7 +195,7 @@ def find(
     sign = 1 if better == "low" else -1
     rows.sort(key=lambda r: math.inf if r.mean is None else sign * r.mean)
     unit = UNITS.get(metric.rsplit("/", 1)[-1], metric)
-    words = _verdicts(comparison, unit, table, arms) or _on_effects(factors, unit, alpha_of(table.study))
+    words = _verdicts(comparison, unit, table, arms, standings) or _on_effects(factors, unit, alpha_of(table.study))
     return Findings(table, metric, better, rows, comparison, factors, words)
 
 
@@ -283,10 +286,14 @@ WORDS: Mapping[Language, Mapping[str, str]] = {
 
 
 def _verdicts(
-    comparison: Comparison | None, unit: str, table: Table, arms: Sequence[Arm]
+    comparison: Comparison | None, unit: str, table: Table, arms: Sequence[Arm], standings: Mapping[str, Standing]
 ) -> Mapping[Language, Verdict]:
     if comparison is None:
         return {}
     free = rate_is_free(table)
     facts = {a.name: ArmFacts(a.size("parameters"), None if free else RATE in tuned(table, a)) for a in arms}
-    return {n: verdict(comparison, facts=facts, unit=unit, language=n) for n in LANGUAGES}
+    found = {}
+    for n in LANGUAGES:
+        said = verdict(comparison, facts=facts, unit=unit, language=n, looks=words_of(standings, unit, n))
+        found[n] = replace(said, notes=(*said.notes, *notes_of(table.study, standings, n)))
+    return found
