@@ -19,7 +19,7 @@ from ablatio.sweep.recipes.schema import RECIPE
 from ablatio.sweep.settings import Settings
 
 SEED = "seed"
-MOST_SEEDS = 200  # of a sequential study that a budget limits
+MOST_SEEDS = 100  # of a sequential study that a budget limits
 FEWEST = 3  # seeds at the first look of a sequential study, unless set
 LAUNCHER = ("hydra/launcher", "hydra.launcher")
 AS_WRITTEN = ("baseline", "seeds", "budget")  # `=`, `3..20` and `2h` are no values of Hydra's grammar

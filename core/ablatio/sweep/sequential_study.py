@@ -40,7 +40,8 @@ def plan_looks(sweep: SweepRequest, planner: Planner, cells: Sequence[Cell]) -> 
     baseline = _baseline(sweep, planner, cells)
     limits = settings.seed_limits(sweep.settings["seeds"] or "")
     budget = settings.seconds_of(sweep.settings["budget"] or "")
-    seconds = 0.0 if sweep.of_recipes else seconds_per_seed([cell.config for cell in cells])
+    timed = not sweep.of_recipes and (budget is not None or limits is None)
+    seconds = seconds_per_seed([cell.config for cell in cells]) if timed else 0.0
     first = len(sweep.seeds)
     if limits is None and budget is None:
         raise ConfigError([_no_limit(first, len(cells), seconds)])

@@ -111,7 +111,7 @@ def sentences(plan: Plan, seen: Sequence[ArmEstimate], folder: Path | None = Non
     text += f", {len(plan.study.refused)} refused" if plan.study.refused else ""
     text += f", {len(plan.study.same)} the same as another" if plan.study.same else ""
     if plan.study.sequential:
-        yield from looks_sentences(plan, folder)
+        yield from looks_sentences(plan, seen, folder)
         return
     if plan.adaptive:
         text += f"; {others} trials first, then {seeds} seed{'s' * (seeds != 1)} of what they choose"
@@ -187,7 +187,7 @@ def visible_sentence(plan: Plan, folder: Path | None) -> Iterator[str]:
         yield f"Warning: few settings make such a difference. {advice[0].upper()}{advice[1:]}."
 
 
-def looks_sentences(plan: Plan, folder: Path | None) -> Iterator[str]:
+def looks_sentences(plan: Plan, seen: Sequence[ArmEstimate], folder: Path | None) -> Iterator[str]:
     """Yield the plan of a sequential study: most runs, their time, looks, and what it can show."""
     from ablatio.report.statistics import smallest_difference
     from ablatio.sweep.group_sequential import Boundaries
@@ -198,8 +198,9 @@ def looks_sentences(plan: Plan, folder: Path | None) -> Iterator[str]:
     runs = arms * sizes[-1]
     trials = sum(job.role == "trial" for job in plan.jobs)
     text = f"{arms} arms: at most {runs} runs" + (f" after {trials} trials" if trials else "")
-    if record["run_seconds"]:
-        text += f", {duration(record['run_seconds'] * (runs + trials))} of computing on one core"
+    times = [s.seconds for s in seen if s.seconds is not None]
+    if each := record["run_seconds"] or (sum(times) / len(times) if times else 0.0):
+        text += f", {duration(each * (runs + trials))} of computing on one core"
     text += f", budget {plan.settings['budget']}" if record["budget"] else ""
     yield f"{text}. Looks at n = {', '.join(map(str, sizes))} seeds" + (f", {made} of them made." if made else ".")
     margin = f" equal within {record['margin']:g}," if record["margin"] else ""
