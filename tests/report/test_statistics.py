@@ -102,7 +102,7 @@ def test_noise_interval_covers_95_percent() -> None:
     found = [noise(x) for x in numbers(4000, 4)]
     assert np.mean([f.low <= 1 <= f.high for f in found]) == pytest.approx(0.95, abs=0.01)
     one = noise([1.0, 1.2, 1.1, 1.3])
-    assert one.smallest == statistics.smallest_difference(4, one.sd * math.sqrt(2))
+    assert one.smallest == statistics.smallest_difference(4, one.sd * math.sqrt(2), df=3)
     assert noise([1.0, 1.2, 1.1, 1.3], correlation=0.83).smallest == pytest.approx(one.smallest * math.sqrt(0.17))
     assert math.isnan(noise([1.0, math.nan]).sd) and noise([1.0, math.nan]).n == 1
 

@@ -39,13 +39,22 @@ def trial_seed(seeds: Sequence[int]) -> int:
 
 
 class Search:
-    """Search by trials: the design proposes trials and then its survivors, which run with all seeds."""
+    """Search by trials: the design proposes trials and then its survivors, which run with all seeds.
+
+    A named baseline is a survivor too, whatever its trials gave: without it the others are compared with nothing.
+    seed: of the trials, if the study has begun; by default one that no comparison uses.
+    """
 
     def __init__(
-        self, planner: Planner, design: Any, matched: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
+        self,
+        planner: Planner,
+        design: Any,
+        matched: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+        seed: int | None = None,
     ) -> None:
         self.planner, self.design = planner, design
         self.seeds = planner.sweep.seeds
+        self.trial_seed = trial_seed(self.seeds) if seed is None else seed
         self.cells: list[Cell] = []
         self._cells: dict[tuple[tuple[str, str], ...], Cell | None] = {}
         self._losses: dict[tuple[str, int | None], float] = {}
@@ -67,12 +76,22 @@ class Search:
     def more(self, results: Results) -> list[Job]:
         """Return the jobs that the design waits for; empty when the search is over."""
         told: list[TrialResult] = []
-        while asks := self.design.more(told):
+        while asks := self._with_baseline(self.design.more(told)):
             outcomes = [self._outcome(ask, results) for ask in asks]
             if waiting := [job for jobs, loss in outcomes if loss is None for job in jobs]:
                 return waiting
             told += [TrialResult(ask, loss or 0.0) for ask, (_, loss) in zip(asks, outcomes, strict=True)]
         return []
+
+    def _with_baseline(self, asks: Sequence[Trial]) -> list[Trial]:
+        """Add the baseline to the final trials."""
+        baseline = self.planner.sweep.baseline
+        if baseline is None or not any(ask.final for ask in asks):
+            return list(asks)
+        cell = self._cell(baseline)
+        if cell is None or any(self._cell(ask.arm) is cell for ask in asks):
+            return list(asks)
+        return [*asks, Trial(baseline, final=True)]
 
     def _outcome(self, ask: Trial, results: Results) -> tuple[list[Job], float | None]:
         """(jobs of a trial, its loss once known); the loss of an arm that cannot run is infinite."""
@@ -93,9 +112,7 @@ class Search:
         steps = int(cell.config["train"]["steps"])
         until = max(1, math.ceil(share * steps - 1e-9))
         ends = until >= steps
-        job = self.planner.job(
-            cell, trial_seed(self.seeds), role="trial" if ends else "rung", until=None if ends else until
-        )
+        job = self.planner.job(cell, self.trial_seed, role="trial" if ends else "rung", until=None if ends else until)
         earlier = {str(u): x for (i, u), x in self._losses.items() if i == job.id and u and (ends or u < until)}
         return job.with_rungs(earlier)
 
@@ -113,14 +130,22 @@ class Search:
 
 
 class TuningDriver:
-    """Gives each arm its own best value of one setting, from equally many trials on a logarithmic grid."""
+    """Gives each arm its own best value of one setting, from equally many trials on a logarithmic grid.
+
+    seed: of the trials, if the study has begun: more seeds reuse the trials, and so the values that they chose.
+    """
 
     def __init__(
-        self, planner: Planner, cells: Sequence[Cell], tuned: Mapping[str, Mapping[str, str]] | None = None
+        self,
+        planner: Planner,
+        cells: Sequence[Cell],
+        tuned: Mapping[str, Mapping[str, str]] | None = None,
+        seed: int | None = None,
     ) -> None:
         self.planner, self.cells = planner, cells
         self.key, self.trials = planner.sweep.settings["tune"], planner.sweep.settings["trials"]
         self.tuned = dict(tuned or {})
+        self.trial_seed = trial_seed(planner.sweep.seeds) if seed is None else seed
         if any(axis.key == self.key for axis in planner.sweep.axes):
             what = f"{self.key} is an axis: each of its values is an arm of its own"
             raise ConfigError([Problem("tune", what, "tune=null")])
@@ -130,20 +155,24 @@ class TuningDriver:
 
     def more(self, results: Results) -> list[Job]:
         """Return open trials, and the runs of arms whose trials are finished."""
-        waiting, ready = list[Job](), list[Job]()
+        waiting, ready, seeds = list[Job](), list[Job](), list(self.planner.sweep.seeds)
         for cell in self.cells:
-            trials = {value: self._trial(cell, value) for value in self.values(cell)}
-            losses = {value: outcome(job, results) for value, job in trials.items()}
-            if None in losses.values():
-                waiting += trials.values()
-                continue
-            chosen: dict[str, str] = {}
-            if trials:
-                chosen = {self.key: min(trials, key=lambda value: losses[value] or 0.0)}
-                self.tuned[cell.label] = chosen
-            ready += [self.planner.job(cell, seed, more=chosen) for seed in self.planner.sweep.seeds]
-        seeds = list(self.planner.sweep.seeds)
+            trials, runs = self.jobs_of(cell, seeds, results)
+            waiting += trials
+            ready += runs
         return waiting + sorted(ready, key=lambda job: seeds.index(job.seed))
+
+    def jobs_of(self, cell: Cell, seeds: Sequence[int], results: Results) -> tuple[list[Job], list[Job]]:
+        """(the trials of an arm, if some are open; else its runs with the best value)."""
+        trials = {value: self._trial(cell, value) for value in self.values(cell)}
+        losses = {value: outcome(job, results) for value, job in trials.items()}
+        if None in losses.values():
+            return list(trials.values()), []
+        chosen: dict[str, str] = {}
+        if trials:
+            chosen = {self.key: min(trials, key=lambda value: losses[value] or 0.0)}
+            self.tuned[cell.label] = chosen
+        return [], [self.planner.job(cell, seed, more=chosen) for seed in seeds]
 
     def values(self, cell: Cell) -> list[str]:
         """The default value times powers of 2; empty if the arm has no such setting."""
@@ -157,5 +186,4 @@ class TuningDriver:
         return float(value) if isinstance(value, int | float) and not isinstance(value, bool) and value > 0 else None
 
     def _trial(self, cell: Cell, value: str) -> Job:
-        seed = trial_seed(self.planner.sweep.seeds)
-        return self.planner.job(cell, seed, more={self.key: value}, role="trial")
+        return self.planner.job(cell, self.trial_seed, more={self.key: value}, role="trial")

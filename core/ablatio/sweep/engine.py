@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -42,6 +43,11 @@ class Result:
     job: Job
     entry: Entry
     summary: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _failure(result: Result) -> Mapping[str, Any] | None:
+    """What `more` is told of a run without a summary: divergence is an outcome, other failures are None."""
+    return {"status": "diverged"} if result.entry.kind == "diverged" else None
 
 
 # Function from results (job id -> summary, None if failed) to the next jobs.
@@ -159,6 +165,8 @@ class Engine:
                 continue
             for end in self.launcher.poll(TICK):
                 self._settle(end)
+        if self.watcher:  # the last results may have made a look
+            self.watcher.update(self)
 
     def _unfinished(self, entry: Entry) -> bool:
         job = self.jobs.get(entry.job)
@@ -201,11 +209,12 @@ class Engine:
 
     def _extend(self) -> bool:
         """Ask for further jobs; True if there are any."""
-        jobs = list(self.more({r.job.id: r.summary or None for r in self.results()}))
+        before = deepcopy(self.study)
+        jobs = list(self.more({r.job.id: r.summary or _failure(r) for r in self.results()}))
+        if self.study and self.study != before:  # it records tuned settings and looks: before the runs that follow
+            self.study.write(self.folder)
         if jobs:
             self._write(jobs)
-            if self.study:
-                self.study.write(self.folder)  # it records tuned settings
         return bool(jobs)
 
     def is_open(self, job: Job, entry: Entry | None) -> bool:

@@ -1,19 +1,24 @@
 """The plan of a sweep: arms, refused arms and why, and jobs, all known before the first run."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ablatio.config.grammar import MAX_JOBS, too_many
-from ablatio.errors import AblatioError, ConfigError, Problem
+from ablatio.errors import AblatioError, ConfigError, Problem, UserError
 from ablatio.registry.kinds import designs
 from ablatio.sweep import request, size_matching
-from ablatio.sweep.adaptive import Results, Search, TuningDriver
+from ablatio.sweep.adaptive import Results, Search, TuningDriver, trial_seed
 from ablatio.sweep.arms import Cell, Planner, by_problem, distinct, job_id
 from ablatio.sweep.registration import register
 from ablatio.sweep.request import SweepRequest
-from ablatio.sweep.study import STUDY, Job, Refused, Study, jobs_of
+from ablatio.sweep.sequential_study import JobsOf, SequentialDriver, plan_looks
+from ablatio.sweep.settings import seed_limits
+from ablatio.sweep.study import SEEDS_ADDED, STUDY, Job, Refused, Study, is_done, jobs_of
 
 Follow = Callable[[Results], list[Job]]
 
@@ -72,24 +77,45 @@ def plan_sweep(overrides: Sequence[str], folder: Path | None = None) -> Plan:
     cells = planner.cells(design.arms())
     if not cells:
         raise ConfigError(by_problem(planner.refused, len(planner.refused)))
-    begun, place = _begun(sweep, cells[0].config, folder)
+    past = History.of(sweep, cells[0].config, folder)
     matching = None
     if sweep.settings["match"] in size_matching.MEASURES:
-        matching = size_matching.Matching(planner, begun.matched if begun else {})
+        matching = size_matching.Matching(planner, past.study.matched if past.study else {})
         cells = matching.matched(cells)
-    study = _study(sweep, planner, design)
+    study = _study(sweep, planner, design, past)
     study.registered = register(sweep.settings.values, cells[0].config["task"]["name"])
     study.matched = matching.found if matching else {}
     plan = Plan(study, [], cells, cells[0].config, sweep.settings.values, sweep.launcher)
-    if sweep.settings["tune"]:
-        tuning = TuningDriver(planner, cells, begun.tuned if begun else {})
-        _follow(plan, tuning.more, current(place) if begun else {})
+    if sweep.settings["until"]:
+        _add_looks(plan, sweep, planner, past)
+    elif sweep.settings["tune"]:
+        tuning = TuningDriver(planner, cells, past.study.tuned if past.study else {}, past.trial_seed)
+        study.trial_seed = tuning.trial_seed
+        past.refuse_trial_seed(sweep.seeds)
+        _follow(plan, tuning.more, past.jobs)
         plan.coming = len(cells) * len(sweep.seeds) - sum(job.role == "run" for job in plan.jobs)
         study.tuned = tuning.tuned  # filled as tuning proceeds
     else:
         plan.jobs = distinct(job for seed in sweep.seeds for cell in cells for job in planner.jobs(cell, seed))
     study.stages = tuple(dict.fromkeys(job.stage for job in plan.jobs if job.stage))
     return plan
+
+
+def _add_looks(plan: Plan, sweep: SweepRequest, planner: Planner, past: History) -> None:
+    """Make the plan that of a sequential study: the jobs of its first look, and the rest as looks decide."""
+    if designs[sweep.settings.design["name"]].facts["screens"]:
+        what = f"design={sweep.settings.design['name']} estimates effects from all arms; no arm of it can stop early"
+        raise ConfigError([Problem("until", what, "until=null")])
+    study = plan.study
+    study.sequential = past.study.sequential if past.study else plan_looks(sweep, planner, plan.cells, study.registered)
+    study.seeds = study.sequential["seeds"]
+    study.baseline = next(cell.arm for cell in plan.cells if cell.label == study.sequential["baseline"])
+    jobs_of: JobsOf = lambda cell, seeds, results: ([], [j for seed in seeds for j in planner.jobs(cell, seed)])  # noqa: E731
+    if sweep.settings["tune"]:
+        seed = past.trial_seed if past.study else trial_seed(study.seeds)
+        tuning = TuningDriver(planner, plan.cells, past.study.tuned if past.study else {}, seed)
+        study.trial_seed, study.tuned, jobs_of = tuning.trial_seed, tuning.tuned, tuning.jobs_of
+    _follow(plan, SequentialDriver(plan.cells, study.sequential, jobs_of).more, past.jobs)
 
 
 def planner_of(sweep: SweepRequest) -> Planner:
@@ -109,18 +135,25 @@ def _search(sweep: SweepRequest, planner: Planner, design: Any, folder: Path | N
         name = sweep.settings.design["name"]
         what = f"design={name} searches itself; make {sweep.settings['tune']} one of its axes"
         raise ConfigError([Problem("tune", what, "tune=null")])
+    if sweep.settings["until"]:
+        name = sweep.settings.design["name"]
+        what = f"design={name} compares its survivors over the seeds of seed=; a second study can add seeds to them"
+        raise ConfigError([Problem("until", what, "until=null")])
     search = Search(planner, design)
     if not search.more({}):
         raise ConfigError(by_problem(planner.refused, len(planner.refused)))
-    begun, place = _begun(sweep, search.cells[0].config, folder)
-    if begun and begun.matched:
+    past = History.of(sweep, search.cells[0].config, folder)
+    begun = past.study
+    if begun:
         planner = Planner(sweep)
-        search = Search(planner, design, begun.matched)
+        search = Search(planner, design, begun.matched, past.trial_seed)
         search.more({})
-    study = _study(sweep, planner, design)
+    past.refuse_trial_seed(sweep.seeds)
+    study = _study(sweep, planner, design, past)
     study.registered = register(sweep.settings.values, search.cells[0].config["task"]["name"])
+    study.trial_seed = search.trial_seed
     plan = Plan(study, [], search.cells, search.cells[0].config, sweep.settings.values, sweep.launcher)
-    known = current(place) if begun else {}
+    known = past.jobs
     search.remember(known.values())
 
     def follow(results: Results) -> list[Job]:
@@ -142,13 +175,80 @@ def _follow(plan: Plan, follow: Follow, known: Mapping[str, Job]) -> None:
     plan._given |= {(job.id, job.until) for job in plan.jobs}
 
 
-def _begun(sweep: SweepRequest, config: Mapping[str, Any], folder: Path | None) -> tuple[Study | None, Path]:
-    """(study that the same command began or None, its folder)."""
-    folder = folder or Path(config["out"]).expanduser() / (config["name"] or "")
-    if not (folder / STUDY).exists():
-        return None, folder
-    begun = Study.read(folder)
-    return (begun if request.lasting(begun.overrides) == request.lasting(sweep.overrides) else None), folder
+@dataclass(frozen=True)
+class History:
+    """What the folder of a planned study holds already.
+
+    study   the study that the same command began, or the same one with fewer seeds; None: there is none
+    place   its folder
+    added   seeds that this command adds
+    """
+
+    study: Study | None
+    place: Path
+    added: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, sweep: SweepRequest, config: Mapping[str, Any], folder: Path | None) -> History:
+        """Read the folder; UserError if it holds a sequential study, or another one that is to become one."""
+        place = folder or Path(config["out"]).expanduser() / (config["name"] or "")
+        if not (place / STUDY).exists():
+            return cls(None, place)
+        old = Study.read(place)
+        if request.lasting(old.overrides) == request.lasting(sweep.overrides):
+            return cls(old, place)
+        if old.sequential or sweep.settings["until"]:
+            raise UserError(_planned_looks(place, bool(old.sequential)))
+        added = tuple(seed for seed in sweep.seeds if seed not in old.seeds)
+        same = request.lasting_but_seeds(old.overrides) == request.lasting_but_seeds(sweep.overrides)
+        if same and added and set(old.seeds) <= set(sweep.seeds):
+            return cls(old, place, added)
+        return cls(None, place)
+
+    @cached_property
+    def jobs(self) -> Mapping[str, Job]:
+        """Its jobs that the present code would plan unchanged."""
+        return current(self.place) if self.study else {}
+
+    @property
+    def trial_seed(self) -> int | None:
+        """Seed of the trials that were run; None without trials."""
+        if self.study is None or self.study.trial_seed is not None:
+            return self.study.trial_seed if self.study else None
+        return next((job.seed for job in self.jobs.values() if job.role in ("trial", "rung")), None)
+
+    def refuse_trial_seed(self, seeds: Sequence[int]) -> None:
+        """Raise ConfigError if the arms were chosen by runs with one of these seeds: they would look too good."""
+        taken = self.trial_seed
+        if taken in seeds:
+            free = [seed for seed in seeds if seed != taken]
+            fresh = max(seeds) + 1
+            what = f"{taken} is the seed of this study's trials, which chose its settings: it cannot compare arms too"
+            raise ConfigError([Problem("seed", what, f"seed={','.join(map(str, [*free, fresh]))}")])
+
+    @property
+    def deviations(self) -> list[Mapping[str, Any]]:
+        """Deviations of the study so far, and the seeds that are added now that results are there.
+
+        Every finished run counts as seen: its score is printed when it ends, and reports leave no trace.
+        """
+        if self.study is None:
+            return []
+        known = list(self.study.deviations)
+        done = self.added and sum(job.role == "run" and is_done(self.place, job.id) for job in jobs_of(self.place))
+        if not done:
+            return known
+        return [*known, {"kind": SEEDS_ADDED, "seeds": list(self.study.seeds), "added": list(self.added), "done": done}]
+
+
+def _planned_looks(place: Path, old: bool) -> str:
+    why = (
+        "holds a sequential study, whose looks, seeds and budget were fixed before its first run"
+        if old
+        else "holds results, and until=resolved plans its looks before the first one"
+    )
+    go_on = f", or `ablatio resume {place}`" if old else ""
+    return f"{place} {why}\n    try: the same command with name={place.name}-2{go_on}"
 
 
 def current(folder: Path) -> dict[str, Job]:
@@ -178,6 +278,8 @@ def design_of(sweep: SweepRequest) -> Any:
 def _count(sweep: SweepRequest, design: Any) -> None:
     """Raise UserError if there are too many runs, by counting, before any is created."""
     name, seeds = sweep.settings.design["name"], len(sweep.seeds)
+    if limits := seed_limits(sweep.settings["seeds"] or ""):
+        seeds = max(seeds, limits[1])
     trials = sweep.settings["trials"] if sweep.settings["tune"] else 0
     if (count := design.count() * (seeds + trials)) > MAX_JOBS:
         raise too_many(f"design={name} with {seeds} seed{'s' * (seeds > 1)}", count)
@@ -188,7 +290,7 @@ def _count(sweep: SweepRequest, design: Any) -> None:
         raise ConfigError([Problem(intervals[0], what, f"design={able[0]}")])
 
 
-def _study(sweep: SweepRequest, planner: Planner, design: Any) -> Study:
+def _study(sweep: SweepRequest, planner: Planner, design: Any, past: History) -> Study:
     return Study(
         name=sweep.name,
         question=str(sweep.study.get("question", "")),
@@ -202,6 +304,7 @@ def _study(sweep: SweepRequest, planner: Planner, design: Any) -> Study:
         overrides=sweep.overrides,
         same=dict(planner.same),
         aliases=design.aliases() if hasattr(design, "aliases") else (),
+        deviations=past.deviations,
     )
 
 

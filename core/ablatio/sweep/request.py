@@ -20,7 +20,10 @@ from ablatio.sweep.registration import AMOUNTS
 from ablatio.sweep.settings import Settings
 
 SEED = "seed"
+MOST_SEEDS = 100  # of a sequential study that a budget limits
+FEWEST = 3  # seeds at the first look of a sequential study, unless set
 LAUNCHER = ("hydra/launcher", "hydra.launcher")
+AS_WRITTEN = ("baseline", "seeds", "budget")  # `=`, `3..20` and `2h` are no values of Hydra's grammar
 EXECUTION = ("workers", "timeout", "hang", "retry", "join", "table")
 
 
@@ -30,7 +33,7 @@ class SweepRequest:
 
     fixed     overrides that all arms share
     axes      what varies; the seed is none of them
-    seeds     the blocks: each arm runs with each of them
+    seeds     the blocks: each arm runs with each of them; with until=, those of the first look
     launcher  overrides of Hydra's launcher, for the engine
     study     the words of the study's file: question, expected ...
     """
@@ -98,6 +101,8 @@ def read(overrides: Sequence[str]) -> SweepRequest:
     problems += [*more, *wrong, *_axis_problems(axes.values())]
     if problems or checked is None:
         raise ConfigError(problems)
+    if checked["until"]:
+        seeds = _growing(seeds, checked)
     parts = tuple(fixed), tuple(axes.values()), seeds, checked, tuple(launcher), study_name, study, tuple(overrides)
     return SweepRequest(*parts)
 
@@ -105,6 +110,11 @@ def read(overrides: Sequence[str]) -> SweepRequest:
 def lasting(overrides: Sequence[str]) -> list[str]:
     """Return the sorted overrides that define the jobs of a study, without those of their execution."""
     return sorted(text for text in overrides if key_of(text) not in EXECUTION and not key_of(text).startswith(LAUNCHER))
+
+
+def lasting_but_seeds(overrides: Sequence[str]) -> list[str]:
+    """What `lasting` returns, without the seeds."""
+    return [text for text in lasting(overrides) if key_of(text) != SEED]
 
 
 def _study(overrides: Sequence[str]) -> tuple[str, Mapping[str, Any]]:
@@ -143,7 +153,7 @@ def _plain(key: str, value: Any) -> Any:
 
 
 def _setting_value(key: str, text: str) -> Any:
-    if key == "baseline":  # holds `=`, which Hydra's grammar does not take in a value
+    if key in AS_WRITTEN:
         return text.split("=", 1)[1] or None
     if key in AMOUNTS:  # `3.28` and `3.28nats` alike
         return None if (said := text.split("=", 1)[1].strip("'\"")) in ("", "null") else said
@@ -159,6 +169,19 @@ def _seeds(given: Axis | None, fixed: list[str]) -> tuple[tuple[int, ...], list[
     values = [int(t) if t.lstrip("-").isdigit() else t for t in texts]
     problems = [p for v in values for p in run_config.value_problems(SEED, knob, v)]
     return tuple(v for v in values if isinstance(v, int)), rest, problems
+
+
+def _growing(seeds: Sequence[int], checked: Settings) -> tuple[int, ...]:
+    """Seeds of the first look of a sequential study."""
+    limits = settings.seed_limits(checked["seeds"] or "")
+    first = limits[0] if limits else max(FEWEST, len(seeds))
+    return first_seeds(seeds, max(first, len(seeds)))
+
+
+def first_seeds(seeds: Sequence[int], count: int) -> tuple[int, ...]:
+    """Return `count` seeds: the given ones, and then the numbers after the largest of them."""
+    given = tuple(dict.fromkeys(seeds))
+    return (*given, *range(max(given) + 1, max(given) + 1 + count - len(given)))[:count]
 
 
 def _axis_problems(axes: Iterable[Axis]) -> Iterator[Problem]:

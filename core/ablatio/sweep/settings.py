@@ -4,7 +4,8 @@ They say how arms are chosen, compared and executed.  None of them enters a run'
 every sweep.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -16,6 +17,7 @@ from ablatio.sweep.ledger import Retry
 from ablatio.sweep.registration import AMOUNTS, amount_problems
 
 DESIGN = "design"
+DURATIONS = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 WORDS = (
     "question",
     "expected",
@@ -49,11 +51,17 @@ class Sweep:
     power: Annotated[float, Fraction, "share of studies that should detect a difference of plan="] = 0.8
     primary: Annotated[str | None, "score that decides: val/bpb; null: the main score of the task"] = None
     margin: Annotated[
-        str | None, "difference that matters, in the score's unit: `0.005nats`; the report tests against it"
+        str | None, "difference that matters, in the score's unit: `0.005nats`; smaller ones count as equal"
     ] = None
     target: Annotated[str | None, "score to reach, `3.28nats`: the report tests which arms do, and from which step"] = (
         None
     )
+    until: Annotated[
+        Literal["resolved"] | None,
+        "add seeds in planned looks until each comparison is resolved, equal within margin=, or hopeless",
+    ] = None
+    seeds: Annotated[str | None, "fewest and most seeds of until=resolved: 3..20"] = None
+    budget: Annotated[str | None, "most computing time of until=resolved, all runs together: 2h, 90min"] = None
     workers: Annotated[int | None, Positive, "parallel runs; by default one per core"] = None
     timeout: Annotated[float | None, Positive, "seconds after which a run is stopped and fails"] = None
     hang: Annotated[
@@ -104,7 +112,36 @@ def check(given: Mapping[str, Any]) -> tuple[Settings | None, list[Problem]]:
         elif key != DESIGN:
             problems.append(unknown(key, key, [*knobs, DESIGN]))
     problems += _design_problems(design)
+    if values["seeds"] and not values["until"]:
+        values["until"] = "resolved"
+    problems += _limit_problems(values)
     return (None if problems else Settings(_cast(design), values)), problems
+
+
+def seed_limits(text: str) -> tuple[int, int] | None:
+    """`3..20` as (3, 20); None unless both are whole numbers, the first 2 or more, the second no smaller."""
+    first, dots, most = text.partition("..")
+    if not (dots and first.isdigit() and most.isdigit()):
+        return None
+    return (int(first), int(most)) if 2 <= int(first) <= int(most) else None
+
+
+def seconds_of(text: str) -> float | None:
+    """`90s`, `5min`, `2h` or `1d` in seconds; None for anything else."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)(s|min|h|d)", text)
+    return float(found[1]) * DURATIONS[found[2]] if found and float(found[1]) else None
+
+
+def _limit_problems(values: Mapping[str, Any]) -> Iterator[Problem]:
+    """Problems of the limits of a sequential study."""
+    seeds, budget = values["seeds"], values["budget"]
+    if seeds and seed_limits(seeds) is None:
+        what = f"expected the fewest and the most seeds, 2 or more, got {seeds!r}"
+        yield Problem("seeds", what, "seeds=3..20")
+    if budget and seconds_of(budget) is None:
+        yield Problem("budget", f"expected a time in s, min, h or d, got {budget!r}", "budget=2h")
+    if budget and not values["until"]:
+        yield Problem("budget", "it limits a study that adds seeds until it is resolved", "until=resolved")
 
 
 def _design_problems(design: Mapping[str, Any]) -> list[Problem]:

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from ablatio.errors import EnvironmentFault
+from ablatio.errors import DamagedFile, EnvironmentFault
 from ablatio.registry import renamed
 from ablatio.registry.kinds import designs
 from ablatio.registry.kinds.search_space import Arm, Axis
@@ -23,12 +23,14 @@ from ablatio.storage.json_files import Types, damaged, read_object
 
 NO_DESIGN = "runs"  # what stands for the design of run folders that no study has planned
 STUDY, JOBS, RUNS, LEDGER = "study.json", "jobs", "runs", "ledger.jsonl"
+SEEDS_ADDED = "seeds added"  # kind of a deviation: seeds came when results of the others were there
 Role = Literal["run", "trial", "rung", "stage"]
 _NONE = type(None)
 _STUDY: dict[str, Types] = {
     "name": str, "question": str, "expected": str, "design": dict, "axes": list, "seeds": list, "baseline":
     (dict, _NONE), "refused": list, "settings": dict, "overrides": list, "tuned": dict, "matched": dict, "same": dict,
-    "aliases": list, "stages": list,
+    "aliases": list, "stages": list, "registered": dict, "trial_seed": (int, _NONE), "sequential": dict,
+    "deviations": list,
 }  # fmt: skip
 _JOB: dict[str, Types] = {
     "id": str, "arm": dict, "seed": int, "overrides": list, "config": dict, "role": str, "until": (int, _NONE),
@@ -114,6 +116,9 @@ class Study:
     same       arm label -> label of the equal arm that runs for both
     stages     of a recipe, in order: an arm is then one run of each
     registered  metric, unit, alpha, margin and target as they were before the first run; later ones: `settings`
+    trial_seed  seed of the trials of tune= or of a search: no comparison may use it; None: there are none
+    sequential  planned looks of until=resolved, their boundaries, and what each look decided (`sequential_study`)
+    deviations  what was changed after results had been there (`SEEDS_ADDED`: the seeds before and the added ones)
     """
 
     name: str
@@ -132,6 +137,9 @@ class Study:
     aliases: Sequence[str] = ()  # effects that a fractional design cannot tell apart
     stages: Sequence[str] = ()
     registered: Mapping[str, Any] = field(default_factory=dict)
+    trial_seed: int | None = None
+    sequential: dict[str, Any] = field(default_factory=dict)
+    deviations: Sequence[Mapping[str, Any]] = ()
 
     def write(self, folder: Path) -> None:
         """Write study.json; what was registered stays as it was once there is a run."""
@@ -159,9 +167,9 @@ class Study:
 
 
 def _registered(folder: Path) -> Mapping[str, Any]:
-    with suppress(OSError, ValueError, AttributeError):
-        found = json.loads((folder / STUDY).read_text(encoding="utf-8")).get("registered")
-        return found if isinstance(found, dict) else {}
+    """What study.json in the folder has registered; empty if it has nothing, or cannot be read."""
+    with suppress(FileNotFoundError, DamagedFile, EnvironmentFault):
+        return dict(read_object(folder / STUDY, _STUDY).get("registered", {}))
     return {}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median
 
 from ablatio.errors import UserError
@@ -13,6 +13,7 @@ from ablatio.report.analysis.arms import UNMATCHED, Arm, arms_of, choose_metric,
 from ablatio.report.analysis.effects_verdict import effects_verdict, fitted_effects
 from ablatio.report.analysis.registered import ask_anew, primary
 from ablatio.report.analysis.rules import rule_sentences
+from ablatio.report.analysis.sequential import Standing, notes_of, standings_of, with_looks, words_of
 from ablatio.report.analysis.study_effects import StudyEffects
 from ablatio.report.analysis.verdict import ArmFacts, Language, Verdict, verdict
 from ablatio.report.read.curves import COLLAPSED
@@ -119,12 +120,15 @@ class Findings:
         return median(spread) if (spread := [p.difference.sd for p in pairs if p.difference.sd > 0]) else None
 
     def smallest_visible(self, most: int = 20) -> dict[int, float]:
-        """n -> smallest true difference between two arms that n seeds detect with power 0.8."""
+        """n -> smallest true difference between two arms that n seeds detect with power 0.8.
+
+        The spread is that of these runs, and as uncertain as they leave it (`statistics.assurance`).
+        """
         floor = self.noise
         if floor is None:
             return {}
-        sd = self.pair_sd or floor.sd * math.sqrt(2)
-        return {n: smallest_difference(n, sd, alpha=alpha_of(self.table.study)) for n in range(2, most + 1)}
+        sd, alpha = self.pair_sd or floor.sd * math.sqrt(2), alpha_of(self.table.study)
+        return {n: smallest_difference(n, sd, alpha=alpha, df=floor.n - 1) for n in range(2, most + 1)}
 
     def said(self, language: Language = "en") -> Sequence[str]:
         """Headline, the other sentences, and notes."""
@@ -173,7 +177,7 @@ def find(
     scored = {a.name: a.values for a in arms if a.values}
     against = base.name if base and base.name in scored else None
     factors = fitted_effects(table, metric)
-    comparison = None
+    comparison, standings = None, dict[str, Standing]()
     if factors and design_facts(table.study)["screens"]:
         pass  # effects are estimated from all arms together
     elif scored and (against or len(scored) <= ALL_PAIRS):
@@ -186,6 +190,8 @@ def find(
         comparison = compare(
             scored, against, better=how, correction=correction, method=method, alpha=alpha_of(table.study)
         )
+        standings = standings_of(table.study, comparison, scored, {a.name: a.label for a in arms})
+        comparison = with_looks(comparison, standings, table.study)
     elif scored:
         table.notes.append(
             f"{len(scored)} arms without a baseline are listed, not compared; choose one with --baseline"
@@ -204,8 +210,8 @@ def find(
     sign = 1 if better == "low" else -1
     rows.sort(key=lambda r: math.inf if r.mean is None else sign * r.mean)
     unit = UNITS.get(metric.rsplit("/", 1)[-1], metric)
-    words = _verdicts(comparison, unit, table, arms) or effects_verdict(factors, unit, alpha_of(table.study))
     level = alpha_of(table.study)
+    words = _verdicts(comparison, unit, table, arms, standings) or effects_verdict(factors, unit, level)
     rules = rule_sentences(table, metric, comparison, arms, better=better, alpha=level, method=method)
     shrunk = shrink(scored, better=better) if len(scored) >= SHRUNK else {}
     return Findings(table, metric, better, rows, comparison, factors, words, rules, shrunk)
@@ -241,10 +247,14 @@ def _row(arm: Arm, base: Arm | None, comparison: Comparison | None) -> Row:
 
 
 def _verdicts(
-    comparison: Comparison | None, unit: str, table: Table, arms: Sequence[Arm]
+    comparison: Comparison | None, unit: str, table: Table, arms: Sequence[Arm], standings: Mapping[str, Standing]
 ) -> Mapping[Language, Verdict]:
     if comparison is None:
         return {}
     free = rate_is_free(table)
     facts = {a.name: ArmFacts(a.size("parameters"), None if free else RATE in tuned(table, a)) for a in arms}
-    return {n: verdict(comparison, facts=facts, unit=unit, language=n) for n in LANGUAGES}
+    found = {}
+    for n in LANGUAGES:
+        said = verdict(comparison, facts=facts, unit=unit, language=n, looks=words_of(standings, unit, n))
+        found[n] = replace(said, notes=(*said.notes, *notes_of(table.study, standings, n)))
+    return found

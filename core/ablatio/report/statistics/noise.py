@@ -16,7 +16,8 @@ class Noise:
     """Spread of one arm over its seeds; what n seeds cannot determine is nan.
 
     low, high  95 % interval of sd (chi-square, for normally distributed scores)
-    smallest   smallest true difference from another arm that n seeds detect with power 0.8
+    smallest   smallest true difference from another arm that n seeds detect with power 0.8, on average over what the
+               true spread may be (`assurance`)
     """
 
     n: int
@@ -40,7 +41,7 @@ def noise(values: ArrayLike, *, correlation: float = 0.0, arms: int = 2) -> Nois
         return Noise(n, mean, math.nan, math.nan, math.nan, math.nan)
     sd = float(x.std(ddof=1))
     low, high = (sd * math.sqrt((n - 1) / special.chdtri(n - 1, tail)) for tail in (0.025, 0.975))
-    return Noise(n, mean, sd, low, high, smallest_difference(n, sd * math.sqrt(2 * (1 - correlation)), arms))
+    return Noise(n, mean, sd, low, high, smallest_difference(n, sd * math.sqrt(2 * (1 - correlation)), arms, df=n - 1))
 
 
 def rate_sensitivity(losses: Mapping[float, float], initial: float) -> float:

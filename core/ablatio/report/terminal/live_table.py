@@ -23,6 +23,11 @@ from ablatio.sweep.study import Job, run_folder
 REFRESH_SECONDS = 0.5
 SHOWN = 20  # running jobs listed at most
 BAR = 30  # characters
+END = {
+    "decided": "every comparison is decided: no more seeds",
+    "last look": "this was the last planned look: what is open stays open",
+    "budget": "the budget does not pay for the next look: what is open stays open",
+}
 
 
 class RunningJob(NamedTuple):
@@ -40,6 +45,7 @@ class LiveTable:
         self.live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
         self.known: dict[str, Entry] = {}
         self.next = 0.0
+        self.looks: int | None = None  # looks of a sequential study that were printed
         self.start: tuple[float, int] | None = None  # (time, steps done) when progress was first seen
 
     def __enter__(self) -> "LiveTable":
@@ -56,6 +62,7 @@ class LiveTable:
     def update(self, engine: Engine) -> None:
         """Print what changed and redraw, at most every REFRESH_SECONDS."""
         self._say_changes(engine)
+        self._say_looks(engine)
         now = time.monotonic()
         if self.live and now >= self.next:
             self.next = now + REFRESH_SECONDS
@@ -76,6 +83,20 @@ class LiveTable:
                     highlight=False,
                     soft_wrap=True,
                 )
+
+    def _say_looks(self, engine: Engine) -> None:
+        """Print one line for each look that a sequential study has made since the last call."""
+        record = engine.study.sequential if engine.study else {}
+        looks = record.get("looks", [])
+        for number in range(len(looks) if self.looks is None else self.looks, len(looks)):
+            states = ", ".join(
+                f"{label}: {one['state']} (n = {one['n']})" for label, one in looks[number]["comparisons"].items()
+            )
+            planned = len(record["boundaries"]["sizes"])
+            self.console.print(escape(f"look {number + 1} of {planned}: {states}"), highlight=False, soft_wrap=True)
+        if len(looks) > (self.looks or 0) and record.get("end"):
+            self.console.print(END[record["end"]], highlight=False, soft_wrap=True)
+        self.looks = len(looks)
 
     def _drawn(self, engine: Engine) -> Group:
         entries = engine.ledger.entries

@@ -12,11 +12,15 @@ from ablatio.sweep.arms import Cell
 from ablatio.sweep.plan import Plan
 from ablatio.sweep.registration import AMOUNTS
 from ablatio.sweep.registration import sentence as registration_in_words
+from ablatio.sweep.run_cost import run_seconds
 from ablatio.sweep.score import score_of
-from ablatio.sweep.study import STUDY, Study, is_done, jobs_of, label_of, run_folder, summary_of
+from ablatio.sweep.study import STUDY, Study, design_facts, is_done, jobs_of, label_of, run_folder, summary_of
 from ablatio.training.run_spec import RunSpec
 
 PROBE_SECONDS = 3.0  # what the user waits for the estimate
+HOPELESS = 5.0  # sd of a paired difference: a study that shows only larger differences gets a warning
+WORTH_SEEING = 2.0  # sd; the plan that is proposed instead shows this difference
+MOST_SEEDS = 20  # of the sequential study that is proposed
 ASSUMED_SD = 0.03  # nats, of a paired difference: small models on the embedded corpora have 0.01 to 0.06
 
 
@@ -30,11 +34,12 @@ class ArmEstimate:
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Standard deviation of a paired difference, its source, and its unit."""
+    """Standard deviation of a paired difference, its source, unit and degrees of freedom; df None: not measured."""
 
     sd: float
     source: str
     unit: str = "nats"
+    df: int | None = None
 
 
 def estimate_arms(
@@ -52,23 +57,11 @@ def estimate_arms(
         spec = RunSpec(config)
         flops = spec.train_flops
         if reference is None:
-            reference = _timed(spec), flops
+            reference = run_seconds(spec), flops
             started = time.monotonic()  # that one has imported torch
         took = reference[0] * flops / reference[1] if reference[0] else None
         found.append(ArmEstimate(spec.parameters, took))
     return found
-
-
-def _timed(spec: RunSpec) -> float:
-    """Seconds of a run: its steps, and passes over the held-out text, which cost a third per token."""
-    from ablatio.training.estimate import seconds_per_step
-
-    step = seconds_per_step(spec)
-    if not step:
-        return 0.0
-    train, data, tokens = spec.config["train"], spec.config["data"], spec.tokens_per_step
-    passes = 2 + (train["steps"] // train["val_every"] if train["val_every"] else 0)
-    return step * float(train["steps"] + passes * (data["val_tokens"] or 0) / tokens / 3)
 
 
 def spread(plan: Plan, folder: Path | None) -> Spread | None:
@@ -86,7 +79,7 @@ def spread(plan: Plan, folder: Path | None) -> Spread | None:
         if groups:
             squares = sum((d - sum(group) / len(group)) ** 2 for group in groups for d in group)
             free, pairs = sum(len(group) - 1 for group in groups), sum(map(len, groups))
-            return Spread(math.sqrt(squares / free), f"{pairs} pairs of runs in {place}", unit)
+            return Spread(math.sqrt(squares / free), f"{pairs} pairs of runs in {place}", unit, free)
     return Spread(ASSUMED_SD, "assumed; `ablatio noise` measures it", unit) if unit == "nats" else None
 
 
@@ -119,6 +112,9 @@ def sentences(plan: Plan, seen: Sequence[ArmEstimate], folder: Path | None = Non
     text = f"{arms} arm{'s' * (arms != 1)}"
     text += f", {len(plan.study.refused)} refused" if plan.study.refused else ""
     text += f", {len(plan.study.same)} the same as another" if plan.study.same else ""
+    if plan.study.sequential:
+        yield from looks_sentences(plan, seen, folder)
+        return
     if plan.adaptive:
         text += f"; {others} trials first, then {seeds} seed{'s' * (seeds != 1)} of what they choose"
     else:
@@ -138,7 +134,11 @@ def sentences(plan: Plan, seen: Sequence[ArmEstimate], folder: Path | None = Non
 
 
 def seeds_sentence(plan: Plan, folder: Path | None, seconds: float | None = None) -> Iterator[str]:
-    """Yield how many seeds the difference of `plan=` needs.  seconds: of one run, if known."""
+    """Yield which differences the seeds can show, and how many seeds that of `plan=` needs.
+
+    seconds: of one run, if known
+    """
+    yield from visible_sentence(plan, folder)
     delta = plan.settings.get("plan")
     if not delta:
         return
@@ -151,7 +151,7 @@ def seeds_sentence(plan: Plan, folder: Path | None, seconds: float | None = None
             "same command says it when two seeds are done."
         )
         return
-    need = seeds_needed(delta, known.sd, max(2, arms), plan.settings["alpha"], plan.settings["power"])
+    need = seeds_needed(delta, known.sd, max(2, arms), plan.settings["alpha"], plan.settings["power"], known.df)
     cost = f", {need * arms} runs" if not plan.study.stages else ""
     if seconds:
         cost += f", {duration(seconds * need * arms)}"
@@ -159,6 +159,64 @@ def seeds_sentence(plan: Plan, folder: Path | None, seconds: float | None = None
         f"To see {delta:g} {known.unit} between {arms} arms takes {need} seeds{cost} "
         f"(sd of a paired difference {known.sd:.3g} {known.unit}: {known.source}). This sweep has {seeds}."
     )
+
+
+def visible_sentence(plan: Plan, folder: Path | None) -> Iterator[str]:
+    """Yield the smallest difference that the study can show, and a better plan if that is hopelessly large."""
+    from ablatio.report.statistics import seeds_needed, smallest_difference
+
+    arms, seeds = len(plan.cells), len(plan.study.seeds)
+    if arms < 2 or plan.settings["plan"] or design_facts(plan.study)["screens"]:
+        return
+    alpha, power = plan.settings["alpha"], plan.settings["power"]
+    better = seeds_needed(WORTH_SEEING, 1.0, arms, alpha, power)
+    advice = (
+        f"{better} seeds would show {WORTH_SEEING:g} sd, and until=resolved seeds=3..{max(MOST_SEEDS, better)} adds "
+        "seeds only where they are needed"
+    )
+    if seeds < 2:
+        yield f"With one seed no difference can be tested: {advice}."
+        return
+    least = smallest_difference(seeds, 1.0, arms, alpha, power)
+    text = f"{arms} arms with {seeds} seeds show a difference of {least:.2g} sd in {100 * power:.0f} % of studies"
+    known = spread(plan, folder)
+    if known and known.df:
+        measured = smallest_difference(seeds, known.sd, arms, alpha, power, known.df)
+        text += f": {measured:.2g} {known.unit}, from {known.source}"
+    else:
+        text += "; sd is that of a paired difference between seeds"
+        text += f", about {known.sd:g} {known.unit} for small models" if known else ""
+    yield text + "."
+    if least > HOPELESS:
+        yield f"Warning: few settings make such a difference. {advice[0].upper()}{advice[1:]}."
+
+
+def looks_sentences(plan: Plan, seen: Sequence[ArmEstimate], folder: Path | None) -> Iterator[str]:
+    """Yield the plan of a sequential study: most runs, their time, looks, and what it can show."""
+    from ablatio.report.statistics import smallest_difference
+    from ablatio.sweep.group_sequential import Boundaries
+
+    record, arms = plan.study.sequential, len(plan.cells)
+    boundaries = Boundaries.read(record["boundaries"])
+    sizes, made = boundaries.sizes, len(record["looks"])
+    runs = arms * sizes[-1]
+    trials = sum(job.role == "trial" for job in plan.jobs)
+    text = f"{arms} arms: at most {runs} runs" + (f" after {trials} trials" if trials else "")
+    times = [s.seconds for s in seen if s.seconds is not None]
+    if each := record["run_seconds"] or (sum(times) / len(times) if times else 0.0):
+        text += f", {duration(each * (runs + trials))} of computing on one core"
+    text += f", budget {plan.settings['budget']}" if record["budget"] else ""
+    yield f"{text}. Looks at n = {', '.join(map(str, sizes))} seeds" + (f", {made} of them made." if made else ".")
+    margin = f" equal within {record['margin']:g}," if record["margin"] else ""
+    yield f"An arm stops when its comparison with {record['baseline']} is resolved,{margin} or hopeless."
+    last = boundaries.p_at(len(sizes) - 1, record["alpha"] / record["comparisons"])
+    known, power = spread(plan, folder), plan.settings["power"]
+    least = smallest_difference(sizes[-1], 1.0, 2, last, power)
+    text = f"With {sizes[-1]} seeds it shows a difference of {least:.2g} sd in {100 * power:.0f} % of studies"
+    if known and known.df:
+        measured = smallest_difference(sizes[-1], known.sd, 2, last, power, known.df)
+        text += f": {measured:.2g} {known.unit}, from {known.source}"
+    yield text + "."
 
 
 def duration(seconds: float) -> str:
