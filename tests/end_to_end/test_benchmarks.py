@@ -62,6 +62,7 @@ def test_training_losses_match_trl(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_preferences_benchmark_runs():
     small = ["--turns", "1", "--pairs", "2", "--width", "32", "--layers", "1", "--vocab", "512"]
     command = [sys.executable, BENCHMARKS / "preferences.py", *small, "--case", "short", "--task", "reward"]
@@ -72,6 +73,7 @@ def test_preferences_benchmark_runs():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_policies_benchmark_runs(tmp_path):
     """The benchmark itself asserts equal work on both sides: one model, prompts and answers of equal length."""
     found = tmp_path / "policies.json"

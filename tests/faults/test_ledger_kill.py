@@ -84,6 +84,7 @@ def sweep_killed_at(folder: Path, word: str, share: float) -> None:
     assert (folder / "killed").exists()
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("word", STATES)
 def test_truncated_ledger_line_loses_or_repeats_no_job(
     tmp_path: Path, word: str, monkeypatch: pytest.MonkeyPatch

@@ -93,6 +93,7 @@ def kill(who: str, sweeper: mp.process.BaseProcess, wait: float) -> int:
     return 0
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("who", ["run", "server", "sweeper"])
 def test_kills_do_not_change_the_results(tmp_path: Path, text: Path, whole: tuple[float, bytes], who: str) -> None:
     """Two kills at random times, then the same command until all jobs are done."""

@@ -13,7 +13,7 @@ import pytest
 
 SHARE = 8  # `usual` runs one in eight parameters of a matrix
 FEW = 2  # maximum number of parameters of one test in `fast`
-NOT_FAST = {"slow", "faults", "matrix"}
+NOT_FAST = {"slow", "faults", "matrix", "long"}
 TESTS = Path(__file__).parents[1]
 # Not even imported by `fast`: browser, wheels, clusters, killed processes, other libraries, whole trainings.
 NOT_FAST_PATHS = (
@@ -55,7 +55,8 @@ def selected(items: Sequence[pytest.Item], select: str) -> list[pytest.Item]:
 
 
 def _usual(family: list[pytest.Item]) -> list[pytest.Item]:
-    """All tests of a family, but only 1/SHARE of its matrix parameters (rounded up)."""
+    """All tests of a family but the long ones, and 1/SHARE of its matrix parameters (rounded up)."""
+    family = [item for item in family if not item.get_closest_marker("long")]
     rest = [item for item in family if not item.get_closest_marker("matrix")]
     return rest + _sample([item for item in family if item.get_closest_marker("matrix")], SHARE)
 

@@ -77,6 +77,7 @@ def test_unusual_but_honest_parts_pass(tmp_path, new_site):
 
 
 @pytest.mark.slow
+@pytest.mark.matrix
 @pytest.mark.parametrize("kind", [kind for kind in STARTS if kind != "norm"])  # whose wheel is tried in test_wheels
 def test_what_new_plugin_writes_keeps_its_contract(tmp_path, new_site, kind):
     """The part, the experiment, and the tests that lie beside them."""

@@ -23,6 +23,9 @@ def test_slow(): pass
 
 @pytest.mark.matrix
 def test_one(): pass
+
+@pytest.mark.long
+def test_long(): pass
 """
 
 
@@ -50,7 +53,7 @@ def run(folder: Path, select: str) -> dict[str, int]:
 @pytest.mark.parametrize(
     "select, expected",
     [
-        ("all", {"test_matrix": 20, "test_plain": 5, "test_slow": 1, "test_one": 1}),
+        ("all", {"test_matrix": 20, "test_plain": 5, "test_slow": 1, "test_one": 1, "test_long": 1}),
         ("usual", {"test_matrix": 3, "test_plain": 5, "test_slow": 1, "test_one": 1}),
         ("fast", {"test_plain": 2}),
     ],
