@@ -10,6 +10,8 @@ from statistics import median
 
 from ablatio.errors import UserError
 from ablatio.report.analysis.arms import UNMATCHED, Arm, arms_of, choose_metric, higher_is_better, rate_is_free, tuned
+from ablatio.report.analysis.scaling_verdict import ArmTrend, arm_trends
+from ablatio.report.analysis.scaling_verdict import sentences as trend_sentences
 from ablatio.report.analysis.verdict import ArmFacts, Language, Verdict, verdict
 from ablatio.report.read.curves import COLLAPSED
 from ablatio.report.read.run import RATE
@@ -115,6 +117,17 @@ class Findings:
             return {}
         sd = self.pair_sd or floor.sd * math.sqrt(2)
         return {n: smallest_difference(n, sd, alpha=alpha_of(self.table.study)) for n in range(2, most + 1)}
+
+    @property
+    def trends(self) -> Sequence[ArmTrend]:
+        """Change of each arm's gain over the sizes and lengths of the study; empty without them."""
+        places = {id(run): place for place, run in enumerate(self.table.runs)}
+        arms = sorted((r.arm for r in self.rows), key=lambda a: min(places.get(id(r), 0) for r in a.runs))
+        return arm_trends(arms, self.better, alpha_of(self.table.study))
+
+    def said_of_scales(self, language: Language = "en") -> Sequence[str]:
+        """Verdict across scales, one sentence per arm."""
+        return trend_sentences(self.trends, UNITS.get(self.metric.rsplit("/", 1)[-1], ""), language)
 
     def said(self, language: Language = "en") -> Sequence[str]:
         """Headline, the other sentences, and notes."""
