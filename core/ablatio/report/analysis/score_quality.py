@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from ablatio.report.analysis.arms import arms_of, higher_is_better
 from ablatio.report.analysis.scaling_verdict import families
-from ablatio.report.read.run import Run
+from ablatio.report.read.run import Run, what_must_agree
 from ablatio.report.read.table import Table
 from ablatio.report.statistics.signal_noise import LAST, ScoreQuality, score_quality
 
@@ -35,7 +35,7 @@ def score_qualities(table: Table) -> dict[str, ScoreQuality]:
     arms: dict[tuple[tuple[str, str], ...], list[Run]] = {}
     for run in runs:
         arms.setdefault(tuple(run.arm.items()), []).append(run)
-    if len(arms) < 2 or table.several_data:
+    if len(arms) < 2 or len({what_must_agree(r) for r in runs}) > 1:
         return {}
     names = set.intersection(*(set(r.scores) for r in runs))
     found = {}
