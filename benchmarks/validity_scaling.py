@@ -199,6 +199,7 @@ def main() -> None:
     options.add_argument(
         "--studies", type=int, default=400, help="per cell of the coverage; verdicts take 25 times as many"
     )
+    options.add_argument("--only", default="", help="one section, such as coverage")
     options.add_argument(
         "--epoch", type=Path, help="data/svg_extracted_data.csv of epoch-research/analyzing-chinchilla"
     )
@@ -217,6 +218,8 @@ def main() -> None:
     ]
     args.out.parent.mkdir(parents=True, exist_ok=True)
     for title, cells, measure, number in sections:
+        if args.only not in title:
+            continue
         found[title] = {}
         for name, cell in cells.items():
             found[title][name] = measure(cell, number)

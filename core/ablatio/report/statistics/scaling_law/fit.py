@@ -2,9 +2,10 @@
 
 Intervals come from a parametric bootstrap: each draw adds fresh noise to the fitted losses and fits again.  The noise
 has the spread of the residuals, and that spread is itself drawn (sd * sqrt(df / chi2)), which widens the percentiles of
-a small study as Student's t does.  A shift that the runs of one seed share is drawn per seed; df is then
-Satterthwaite's.  Resampling runs or residuals instead covers 88 of 100 predictions with 16 runs: the runs are few, and
-Huber's loss is nearly a median regression.  benchmarks/validity_scaling.py measures the coverage.
+a small study as Student's t does.  A shift that the runs of one seed share is drawn per seed; predictions are widened
+by Student's t with the degrees of freedom of both (Satterthwaite), since seeds are few.  Resampling runs or residuals
+instead covers 88 of 100 predictions with 16 runs: the runs are few, and Huber's loss is nearly a median regression.
+benchmarks/validity_scaling.py measures the coverage.
 """
 
 import math
@@ -29,7 +30,8 @@ class Fit:
     w          coefficients as the form stores them; draws (b, p): those of simulated studies
     residuals  log of observed minus log of predicted loss per run (for a task: the difference itself)
     noise      sd of a run around the law within one seed; seed_noise: sd of the shift that the runs of a seed share
-    scales     (b, 2): sd of both noises in each draw
+    scales     (b,): the noise in each draw
+    freedom    degrees of freedom of both; the second is 0 for one seed
     reach      column -> (min, max) over the runs
     """
 
@@ -40,6 +42,7 @@ class Fit:
     noise: float
     seed_noise: float
     scales: Array
+    freedom: tuple[int, int]
     reach: dict[str, tuple[float, float]]
 
     @property
@@ -63,16 +66,37 @@ class Fit:
         """95 % interval of the mean loss at a place, over all runs that could be made there."""
         if not len(self.draws):
             return math.nan, math.nan
-        return _percentiles(self.form.score(self.form.log_loss(self.draws, _column(place))[:, 0]))
+        return self._widened(self.form.log_loss(self.draws, _column(place))[:, 0], place, self._seeds)
 
     def run_interval(self, place: Place, runs: int = 1, seed: int = 0) -> tuple[float, float]:
         """95 % interval of the mean of `runs` new runs at a place, each with a new seed: it contains their noise."""
         if not len(self.draws):
             return math.nan, math.nan
         middle = self.form.log_loss(self.draws, _column(place))[:, 0]
-        spread = np.sqrt((self.scales**2).sum(1) / runs)
+        spread = np.sqrt((self.scales**2 + self.seed_noise**2) / runs)
         noise = np.random.default_rng(seed).normal(0, spread)
-        return _percentiles(self.form.score(middle + noise))
+        return self._widened(middle + noise, place, self._seeds + 1 / runs)
+
+    @property
+    def _seeds(self) -> float:
+        """Share of the variance between seeds that a mean over the seeds has."""
+        return 1 / (self.freedom[1] + 1)
+
+    def _widened(self, draws: Array, place: Place, shared: float) -> tuple[float, float]:
+        """Percentiles of the draws; their distances from the estimate grow by Student's t for the few seeds."""
+        low, high = _percentiles(draws)
+        between = shared * self.seed_noise**2
+        if between and self.freedom[1]:
+            from scipy.special import stdtrit
+
+            whole = max(float(draws.var()), between)
+            own = max((whole - between) ** 2 / self.freedom[0], 1e-6 * whole**2)  # which the draws contain
+            df, drawn = whole**2 / (own + between**2 / self.freedom[1]), whole**2 / own
+            factor = float(stdtrit(df, 0.975) / stdtrit(drawn, 0.975))
+            middle = float(self.form.log_loss(self.w, _column(place))[0])
+            low, high = middle - factor * (middle - low), middle + factor * (high - middle)
+        found = self.form.score(np.array([low, high]))
+        return float(found[0]), float(found[1])
 
     def beyond(self, place: Place) -> float:
         """Factor by which the place exceeds the largest run, in the column in which it exceeds it most."""
@@ -98,14 +122,14 @@ def fit_form(
     residuals = target - fitted
     noise, shared, blocks = _spread(residuals, p, seeds)
     rng = np.random.default_rng(seed)
-    scales = _drawn(noise, shared, p / n, draws, rng)
+    scales = _drawn(*noise, draws, rng)
     made: Array = np.zeros((0, p))
     if draws and noise[1] > 0:
-        errors = rng.normal(size=(draws, n)) * scales[:, :1]
-        errors += (rng.normal(size=(draws, blocks.max() + 1)) * scales[:, 1:])[:, blocks]
+        errors = rng.normal(size=(draws, n)) * scales[:, None]
+        errors += rng.normal(0, shared[0], (draws, blocks.max() + 1))[:, blocks]
         made = refit(form, x, fitted + errors, w)
     reach = {name: (float(v.min()), float(v.max())) for name, v in x.items()}
-    return Fit(form, w, residuals.tolist(), made, noise[0], shared[0], scales, reach)
+    return Fit(form, w, residuals.tolist(), made, noise[0], shared[0], scales, (noise[1], shared[1]), reach)
 
 
 def _spread(residuals: Array, p: int, seeds: Sequence[int]) -> tuple[tuple[float, int], tuple[float, int], Any]:
@@ -124,18 +148,9 @@ def _spread(residuals: Array, p: int, seeds: Sequence[int]) -> tuple[tuple[float
     return (math.sqrt(within), df), (math.sqrt(max(0.0, between - within) / each), many - 1), blocks
 
 
-def _drawn(
-    noise: tuple[float, int], shared: tuple[float, int], leverage: float, draws: int, rng: np.random.Generator
-) -> Array:
-    """Spreads (draws, 2) that could have led to the two estimates.
-
-    One factor for both, with the degrees of freedom of their sum in the variance of a prediction (Satterthwaite).
-    """
-    own, between = noise[0] ** 2 * leverage, shared[0] ** 2 / (shared[1] + 1)
-    if not draws or not noise[1] or not own:
-        return np.zeros((draws, 2))
-    df = (own + between) ** 2 / (own**2 / noise[1] + (between**2 / shared[1] if between else 0.0))
-    return np.array([noise[0], shared[0]]) * np.sqrt(df / rng.chisquare(df, draws))[:, None]
+def _drawn(sd: float, df: int, draws: int, rng: np.random.Generator) -> Array:
+    """Spreads that could have led to the estimate `sd` with df degrees of freedom."""
+    return sd * np.sqrt(df / rng.chisquare(df, draws)) if df else np.zeros(draws)
 
 
 def different(values: Array) -> int:
