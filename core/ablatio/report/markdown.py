@@ -9,6 +9,8 @@ from ablatio.registry.kinds import designs
 from ablatio.report.analysis.arms import Arm, matched, rate_is_free, tuned
 from ablatio.report.analysis.findings import Findings, Row
 from ablatio.report.analysis.reward_kl_frontier import frontier, in_words
+from ablatio.report.analysis.score_quality import CAPTION, quality_cells, score_qualities
+from ablatio.report.analysis.score_quality import HEAD as QUALITY_HEAD
 from ablatio.report.effects_table import HEAD, caption, effect_rows
 from ablatio.report.escape import lines_of, markdown, visible
 from ablatio.report.read.provenance import provenance
@@ -42,6 +44,7 @@ def markdown_text(findings: Findings) -> str:
     if distance := in_words(frontier(findings)):
         lines += ["", "## Reward against KL", "", markdown(distance)]
     for title, items in (
+        ("Across scales", findings.said_of_scales()),
         ("Noise", _noise(findings)),
         ("Shrunk means", shrunk_in_words(findings)),
         ("Design", _design(findings)),
@@ -51,6 +54,8 @@ def markdown_text(findings: Findings) -> str:
     ):
         if told := [f"- {markdown(item)}" for item in items]:
             lines += ["", f"## {title}", "", *told]
+    if scores := quality_cells(score_qualities(findings.table)):
+        lines += ["", "## Which score separates the arms", "", *_grid([QUALITY_HEAD, *scores]), "", markdown(CAPTION)]
     if findings.table.notes:
         lines += ["", *(f"Note: {markdown(note)}" for note in findings.table.notes)]
     lines += _answers(of_one_run(findings))

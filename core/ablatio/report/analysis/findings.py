@@ -13,6 +13,8 @@ from ablatio.report.analysis.arms import UNMATCHED, Arm, arms_of, choose_metric,
 from ablatio.report.analysis.effects_verdict import effects_verdict, fitted_effects
 from ablatio.report.analysis.registered import ask_anew, primary
 from ablatio.report.analysis.rules import rule_sentences
+from ablatio.report.analysis.scaling_verdict import ArmTrend, arm_trends
+from ablatio.report.analysis.scaling_verdict import sentences as trend_sentences
 from ablatio.report.analysis.sequential import Standing, notes_of, standings_of, with_looks, words_of
 from ablatio.report.analysis.study_effects import StudyEffects
 from ablatio.report.analysis.verdict import ArmFacts, Language, Verdict, verdict
@@ -129,6 +131,17 @@ class Findings:
             return {}
         sd, alpha = self.pair_sd or floor.sd * math.sqrt(2), alpha_of(self.table.study)
         return {n: smallest_difference(n, sd, alpha=alpha, df=floor.n - 1) for n in range(2, most + 1)}
+
+    @property
+    def trends(self) -> Sequence[ArmTrend]:
+        """Change of each arm's gain over the sizes and lengths of the study; empty without them."""
+        places = {id(run): place for place, run in enumerate(self.table.runs)}
+        arms = sorted((r.arm for r in self.rows), key=lambda a: min(places.get(id(r), 0) for r in a.runs))
+        return arm_trends(arms, self.better, alpha_of(self.table.study))
+
+    def said_of_scales(self, language: Language = "en") -> Sequence[str]:
+        """Verdict across scales, one sentence per arm."""
+        return trend_sentences(self.trends, UNITS.get(self.metric.rsplit("/", 1)[-1], ""), language)
 
     def said(self, language: Language = "en") -> Sequence[str]:
         """Headline, the other sentences, and notes."""

@@ -11,8 +11,10 @@ from typing import Any
 
 from ablatio.report import rerun_command
 from ablatio.report.analysis.arms import COSTS, SIZES, Arm, matched, rate_is_free, tuned
-from ablatio.report.analysis.findings import CORRECTIONS, Findings, Row, alpha_of
+from ablatio.report.analysis.findings import CORRECTIONS, LANGUAGES, Findings, Row, alpha_of
 from ablatio.report.analysis.reward_kl_frontier import frontier
+from ablatio.report.analysis.scaling_verdict import trend_chart
+from ablatio.report.analysis.score_quality import quality_cells, score_qualities
 from ablatio.report.analysis.verdict import Verdict
 from ablatio.report.escape import lines_of, visible
 from ablatio.report.read.curves import POLICY, Curve, band, minus
@@ -52,6 +54,9 @@ def content(found: Findings) -> dict[str, Any]:
         "frontier": frontier(found),
         "positions": _positions(found),
         "noise": _noise(found),
+        "trends": [trend_chart(t) for t in found.trends],
+        "trends_said": {n: found.said_of_scales(n) for n in LANGUAGES},
+        "signal": quality_cells(score_qualities(table)),
         "stages": [asdict(stage) for stage in stages_of(table.runs)],
         "lost": [_lost(r) for r in table.runs if r.state in ("failed", "diverged", "damaged", "preempted")],
         "refused": [{"label": label_of(r.arm), "why": r.why} for r in table.refused],

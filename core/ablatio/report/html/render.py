@@ -15,7 +15,7 @@ from ablatio.report.analysis.findings import LANGUAGES, Findings
 from ablatio.report.escape import script_json, visible
 from ablatio.report.html.page_data import content
 
-STYLES, SCRIPTS = ("page.css",), ("draw.js", "charts.js", "factors.js", "frontier.js", "page.js")
+STYLES, SCRIPTS = ("page.css",), ("draw.js", "charts.js", "factors.js", "frontier.js", "scales.js", "page.js")
 
 PAGE = """\
 <!doctype html>
@@ -54,13 +54,14 @@ def page_text(findings: Findings) -> str:
         title=html.escape(title),
         plain="".join(f"<p>{html.escape(visible(s))}</p>" for s in findings.said()),
         style=style,
-        style_hash=_hash(style),
+        style_hash=digest(style),
         script=script,
-        script_hash=_hash(script),
+        script_hash=digest(script),
         data=script_json(content(findings)),
         words=script_json(words),
     )
 
 
-def _hash(text: str) -> str:
+def digest(text: str) -> str:
+    """The hash of a style or script, as a Content-Security-Policy lists it."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

@@ -300,6 +300,21 @@ function noiseSection() {
   return section("noise", t("noise"), [first, second], h("div", { class: "panels two" }, panels));
 }
 
+/** Whether gains shrink, hold or grow with the size and length of the runs. */
+function scalesSection() {
+  if (!data.trends.length) return null;
+  const said = h("ul", { class: "plain-list" }, data.trends_said[language].map((x) => h("li", {}, x)));
+  const panels = data.trends.slice(0, 12).map((x) => h("div", { class: "panel" }, h("h3", {}, t("scale_over", x)), figure((width) => drawTrend(x, width, t))));
+  return section("scales", t("scales"), [t("scales_caption")], [said, h("div", { class: panels.length > 1 ? "panels two" : "" }, panels)]);
+}
+
+function signalSection() {
+  if (!data.signal.length) return null;
+  const heads = t("signal_heads").split("|").map((text, i) => h("th", { scope: "col", class: i ? null : "text" }, text));
+  const body = data.signal.map((row) => h("tr", {}, row.map((text, i) => h("td", { class: i ? null : "text name" }, text || "–"))));
+  return section("signal", t("signal"), [t("signal_caption")], h("div", { class: "box" }, h("table", {}, h("thead", {}, h("tr", {}, heads)), h("tbody", {}, body))), true);
+}
+
 // ---------------------------------------------------------------- what went wrong, what it took, what it was made of
 
 function stagesTable() {
@@ -337,7 +352,7 @@ function provenance() {
 
 // ---------------------------------------------------------------- the whole
 
-const SECTIONS = [forest, armTable, stagesTable, frontierSection, curves, effectsSection, interactions, halfNormal, aliases, ranksSection, costs, rates, positions, samplesSection, noiseSection, lost, bill, provenance];
+const SECTIONS = [forest, scalesSection, armTable, stagesTable, frontierSection, curves, effectsSection, interactions, halfNormal, aliases, ranksSection, costs, rates, positions, samplesSection, noiseSection, signalSection, lost, bill, provenance];
 
 function theme() {
   return document.documentElement.dataset.theme;

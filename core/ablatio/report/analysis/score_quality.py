@@ -1,0 +1,85 @@
+"""Which scores of a study separate its arms: signal-to-noise of each, as a table for all outputs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from ablatio.report.analysis.arms import arms_of, higher_is_better
+from ablatio.report.analysis.scaling_verdict import families
+from ablatio.report.read.run import Run, what_must_agree
+from ablatio.report.read.table import Table
+from ablatio.report.statistics.signal_noise import LAST, ScoreQuality, score_quality
+
+HEAD = (
+    "score", "signal", "sd of seeds", "signal / seeds", f"sd of last {LAST}", "signal / last", "monotone",
+    "ranks stable", "order at half",
+)  # fmt: skip
+CAPTION = (
+    "Signal: largest difference between two arms. sd of seeds: of a run, without the shift that all arms share in a "
+    f"seed; sd of last {LAST}: of the last {LAST} validations around their trend. Monotone: rank correlation with the "
+    "steps, 1 is always improving. Ranks stable: Kendall's tau of the order of the arms with that at the end, over the "
+    "second half. "
+    "Order at half: share of pairs ordered at half of the training as at its end. Compare arms by a score with a high "
+    "signal / seeds (arXiv:2508.13144)."
+)
+
+
+def score_qualities(table: Table) -> dict[str, ScoreQuality]:
+    """Return the quality of each score that all finished runs have, the best signal over seeds first.
+
+    Of a study over sizes the arms of the largest size count, since sizes differ by more than arms do.  Empty for fewer
+    than two arms.
+    """
+    runs = _at_largest_size(table)
+    arms: dict[tuple[tuple[str, str], ...], list[Run]] = {}
+    for run in runs:
+        arms.setdefault(tuple(run.arm.items()), []).append(run)
+    if len(arms) < 2 or len({what_must_agree(r) for r in runs}) > 1:
+        return {}
+    names = set.intersection(*(set(r.scores) for r in runs))
+    found = {}
+    for name in sorted(names):
+        finals = {str(key): {r.seed: r.scores[name] for r in of} for key, of in arms.items()}
+        curves = {str(key): [r.curves[name] for r in of if name in r.curves] for key, of in arms.items()}
+        if len({v for by in finals.values() for v in by.values()}) > 1:
+            found[name] = score_quality(finals, curves, higher=higher_is_better(table, name))
+    return dict(sorted(found.items(), key=lambda item: -_known(item[1].snr_seed)))
+
+
+def _at_largest_size(table: Table) -> Sequence[Run]:
+    arms = arms_of(table, "")
+    grouped = families(arms)
+    if not grouped:
+        return table.counted
+    chosen = [
+        max(members, key=lambda a: (a.size("parameters") or 0, a.size("tokens") or 0)) for members in grouped.values()
+    ]
+    return [r for a in chosen for r in a.runs if r.done and r.role == "run"]
+
+
+def quality_cells(found: Mapping[str, ScoreQuality]) -> list[tuple[str, ...]]:
+    """Rows of the table as text, without its head."""
+    return [
+        (
+            name, _three(q.signal), _three(q.seed_noise), _three(q.snr_seed), _three(q.checkpoint_noise),
+            _three(q.snr_checkpoint), _two(q.monotonicity), _two(q.rank_stability), _percent(q.decisions),
+        )
+        for name, q in found.items()
+    ]  # fmt: skip
+
+
+def _known(value: float) -> float:
+    return -math.inf if math.isnan(value) else value
+
+
+def _three(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.3g}"
+
+
+def _two(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.2f}"
+
+
+def _percent(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.0%}"
