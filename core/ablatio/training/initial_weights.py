@@ -66,13 +66,30 @@ def take_over(model: LanguageModel, settings: Mapping[str, Any]) -> TakenOver | 
     folder = folder_of(settings["path"])
     found = weights_of(settings["start"], folder)
     taken, anew = list[str](), list[str]()
-    for name, weight in model.state_dict().items():
+    own = model.state_dict()
+    _refuse_several_values(own, found, folder)
+    for name, weight in own.items():
         fits = name in found and _copy(weight, found[name], name)
         (taken if fits else anew).append(name)
     if not taken:
         theirs, ours = next(iter(found)), next(iter(model.state_dict()))
         raise UserError(f"no weight of {folder} fits this model: it has {theirs} ..., this model has {ours} ...")
     return TakenOver(str(folder), tuple(taken), tuple(anew))
+
+
+def _refuse_several_values(own: Mapping[str, Tensor], found: Mapping[str, Tensor], folder: Path) -> None:
+    """Raise UserError if weights that are one tensor here (a tied head, shared layers) differ in the origin.
+
+    Layers that shared their weights no longer do after adapters were merged into them.
+    """
+    first = dict[int, str]()
+    for name, weight in own.items():
+        other = name if weight.is_meta else first.setdefault(weight.data_ptr(), name)
+        if name in found and other in found and not torch.equal(found[name], found[other]):
+            raise UserError(
+                f"{other} and {name} share one weight in this model, but have different weights in {folder}\n"
+                f"    try: {'model.tied=false' if name.startswith('lm_head') else 'model.distinct_layers=null'}"
+            )
 
 
 def _copy(weight: Tensor, source: Tensor, name: str) -> bool:
