@@ -73,7 +73,7 @@ def quantized(net: LanguageModel, which: str) -> None:
 @pytest.mark.parametrize("sharing", SHARING)
 @pytest.mark.parametrize("name", METHODS)
 def test_merge_and_restore_on_shared_layers(name: str, sharing: str) -> None:
-    """Merged logits equal those with adapters; restored, the model is the one before, tensor by tensor, still shared."""
+    """Merged logits equal those with adapters; restored, it is the model before, tensor by tensor, still shared."""
     net = made(sharing)
     tuned(net, name)
     dequantize(net)  # of qlora: codes cannot be merged into

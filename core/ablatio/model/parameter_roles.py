@@ -167,7 +167,8 @@ def apply_rates(optimizer: torch.optim.Optimizer, model: nn.Module, rate: Rate |
         if len(found) > 1:
             raise ContractError(
                 f"{type(optimizer).__name__} merges parameter groups to which the init assigns different learning-rate "
-                f"factors {sorted(factor for factor, _ in found)}; an optimizer may keep or split the groups that it is given"
+                f"factors {sorted(factor for factor, _ in found)}; an optimizer may keep or split the groups that it "
+                "is given"
             )
         factor, divisor = found.pop() if found else (1.0, 1.0)
         group["lr"] = group["lr"] * factor
