@@ -1,6 +1,8 @@
 """Architectures: the stacks of a model and the tokens that each token attends to."""
 
-from ablatio import architectures
+from typing import Annotated
+
+from ablatio import NonNegative, architectures
 from ablatio.model.builder import ModelBuilder
 from ablatio.model.language_model import Encoder, EncoderDecoder, LanguageModel
 
@@ -27,7 +29,10 @@ class Prefix(LanguageModel):
 
 @architectures.register("encoder_decoder", paper="arXiv:1706.03762")
 class EncoderAndDecoder(EncoderDecoder):
-    """A bidirectional encoder of the source, and a causal decoder whose layers attend to the encoder's states."""
+    """A bidirectional encoder of the source, and a causal decoder whose layers attend to the encoder's states.
+
+    T5 (arXiv:1910.10683) begins a target with its padding token and ends a source with its end-of-document token.
+    """
 
     mask, accepts, stacks, objective = (
         "encoder_decoder",
@@ -36,8 +41,16 @@ class EncoderAndDecoder(EncoderDecoder):
         "span_corruption",
     )
 
-    def __init__(self, builder: ModelBuilder) -> None:
-        super().__init__(builder)
+    def __init__(
+        self,
+        builder: ModelBuilder,
+        *,
+        decoder_start: Annotated[
+            int | None, NonNegative, "id of the decoder's first input; null: the end-of-document token"
+        ] = None,
+        source_end: Annotated[bool, "the end-of-document token ends a source, rather than beginning it"] = False,
+    ) -> None:
+        super().__init__(builder, decoder_start=decoder_start, source_end=source_end)
 
 
 @architectures.register("encoder", paper="arXiv:1810.04805")

@@ -114,7 +114,7 @@ class T5:
 
     Tables of relative positions are N(0, 1 / d_model).  With `fold` the factor d_head^-1/2 of the attention logits is
     folded into the initial q_proj and not applied in the attention, as in T5; without, it stays in the attention, as in
-    PaLM (arXiv:2204.02311, section 5).
+    PaLM (arXiv:2204.02311, section 5), and so it does where the attention normalizes its queries (qk_norm).
     """
 
     def __init__(self, *, fold: Annotated[bool, "fold the factor d_head^-1/2 into the initial q_proj"] = True) -> None:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ablatio import NonNegative, Positive, quantizations
+from ablatio import NonNegative, Positive, quantizations, rule
 from ablatio.model.quantized import quantize
 
 Aware = Annotated[bool, "quantization-aware training: round trainable weights in each pass (straight-through)"]
@@ -140,6 +140,14 @@ class Int4:
         codes = held["scales"]
         number = torch.arange(codes.numel(), device=codes.device).view_as(codes)[rows]
         return codes[rows].to(held["mean"].dtype) * held["steps"][number // SCALES] + held["mean"]
+
+
+rule(
+    when="quantization.qat and peft.name != 'none'",
+    why="quantization-aware training trains the weights that it rounds, and peft={peft.name} freezes them",
+    fix="quantization.qat=false",
+    where="quantization.qat",
+)
 
 
 @functools.cache

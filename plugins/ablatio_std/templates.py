@@ -1,14 +1,14 @@
 """Chat templates: how turns are written and where an answer ends.  Only text of the assistant is marked `said`.
 
-The tokenizer's end-of-document token stands in front of each conversation; it takes the place of the published
-templates' <s> or <|begin_of_text|>.  Each template also has the same form in Jinja, for exported models.
+The tokenizer's own bos stands in front of each conversation (<s>, <|begin_of_text|>), or, if it has none, its
+end-of-document token.  Each template also has the same form in Jinja, for exported models.
 """
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Annotated
 
-from ablatio.data.chat import EOS, ChatSegment
+from ablatio.data.chat import BOS, EOS, ChatSegment
 from ablatio.data.types import Message
 from ablatio.registry.kinds import templates
 
@@ -181,7 +181,7 @@ class Llama3:
 
 @templates.register("llama2", paper="arXiv:2307.09288")
 class Llama2:
-    """[INST] <<SYS>> system <</SYS>> question [/INST] answer (end); an end-of-document token precedes each question.
+    """[INST] <<SYS>> system <</SYS>> question [/INST] answer (end); the token that opens a text precedes each question.
 
     The markers are ordinary text, and the system message is part of the first question.  It adds no tokens.
     """
@@ -202,7 +202,7 @@ class Llama2:
                 system = f"<<SYS>>\n{message.text}\n<</SYS>>\n\n"
             elif message.role == "user":
                 if not first:
-                    yield ChatSegment(EOS, sign=True)
+                    yield ChatSegment(BOS, sign=True)
                 yield ChatSegment(f"[INST] {system}{message.text.strip()} [/INST]")
                 system, first = "", False
             else:

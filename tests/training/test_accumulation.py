@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.runs import TINY, ablatio
+from helpers.runs import TINY, ablatio, metrics
 from safetensors.torch import load_file
 
 OBJECTIVES = [
@@ -22,14 +22,18 @@ def test_accumulated_batches_equal_one_large_batch(tmp_path: Path, overrides: st
     path = tmp_path / "short.txt"
     path.write_text("\n\n".join(f"{i} {text}" for i, text in enumerate(texts)), encoding="utf-8")
     settings = [*TINY, f"source.path={path}", f"out={tmp_path}", "model.max_len=32", "train.steps=4"]
-    settings += ["optimizer=sgd", "optimizer.lr=0.5", *overrides.split()]
-    found = []
+    settings += ["optimizer=sgd", "optimizer.lr=0.5", "train.log_every=2", *overrides.split()]
+    found, logged = [], []
     for batch, accumulate in ((8, 1), (4, 2), (1, 8)):
         name = f"run-{accumulate}"
         sizes = [f"train.batch_size={batch}", f"train.accumulate={accumulate}", f"name={name}"]
         ended = ablatio(["train", *settings, *sizes], tmp_path / "log")
         assert ended.code == 0, ended.err
         found.append(load_file(tmp_path / name / "checkpoints/step-00000004.model.safetensors"))
+        logged.append([float(row["train/loss"]) for row in metrics(tmp_path / name) if row["train/loss"]])
     for other in found[1:]:
         for name, weight in found[0].items():
             torch.testing.assert_close(other[name], weight, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+    # The logged loss of a step is the mean over all its targets, not a mean of its batches' means.
+    assert len(logged[0]) == 2 and logged[1] == pytest.approx(logged[0], rel=2e-5)
+    assert logged[2] == pytest.approx(logged[0], rel=2e-5)

@@ -13,10 +13,14 @@ import torch.nn.functional as F
 from helpers.runs import TINY, ablatio, cut_and_resumed, metrics, summary
 from torch import Tensor
 
+from ablatio.data.order import RowPlan
+from ablatio.errors import UserError
 from ablatio.model.parameter_roles import named_generator
 from ablatio.registry import kinds
 from ablatio.registry.registry import REGISTRIES
-from ablatio.testing import sample_parts
+from ablatio.testing import sample_parts, tiny_models
+from ablatio.training.task_context import TaskContext
+from ablatio_std.tasks.preference import _next_different
 
 REWARD, PREFERENCE = kinds.tasks["reward"], kinds.tasks["preference"]
 
@@ -91,6 +95,57 @@ def test_each_alignment_gets_its_inputs(name: str) -> None:
     total, weight, _ = task.loss(model, example)
     (total / weight).backward()
     assert torch.isfinite(total) and any(p.grad is not None and bool(p.grad.any()) for p in model.parameters())
+
+
+def kto(lines: list[dict[str, Any]], folder: Path) -> Any:
+    """task=preference with alignment=kto on these lines."""
+    path = folder / "feedback.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    config = tiny_models.config(PREFERENCE, None, max_len=160)
+    config["source"] = {"name": "feedback", "path": str(path)}
+    config["alignment"] = {"name": "kto", **kinds.alignments["kto"].defaults}
+    config["tokenizer"], config["data"] = {"name": "bytes"}, config["data"] | {"val_fraction": 0.3}
+    return sample_parts.made(PREFERENCE, None, setup=TaskContext(config, RowPlan(4)))
+
+
+def test_kl_answers_of_kto_belong_to_other_prompts(tmp_path: Path) -> None:
+    """Several answers to a prompt, one of whose prompts is so long that it is cut; each answer is used once."""
+    lines = [{"prompt": f"{i}?", "answers": [f"a{i}", f"b{i}", f"c{i}"], "scores": [2, 1, 0]} for i in range(20)]
+    lines += [{"prompt": "long " * 60 + "?", "chosen": "y" * 30, "rejected": "n"}, {"prompt": "x?", "chosen": "Yes",
+              "rejected": "No"}]  # fmt: skip
+    task = kto(lines, tmp_path)
+    prompt_of = {i: line.source.prompt for line in task.set.judged["train"] for i in line.members}
+    text_of = {i: task.set.answers[i].ids[task.set.answers[i].first :].tolist() for i in prompt_of}
+    used = []
+    for (members, _), number in zip(task.units, task.kl_answers, strict=True):
+        found = task.set.answers[number]
+        answer = found.ids[found.first :].tolist()
+        strangers = [i for i in prompt_of if text_of[i] == answer and prompt_of[i] != prompt_of[members[0]]]
+        assert strangers and len(found.ids) <= task.setup.length + 1
+        own = task.set.answers[members[0]]
+        start = own.ids[: own.first].tolist()
+        assert found.ids[0] == start[0] and found.ids[1 : found.first].tolist() == start[len(start) - found.first + 1 :]
+        used.append(strangers[0])
+    assert sorted(used) == sorted(members[0] for members, _ in task.units)
+
+
+def test_kl_answers_of_one_answer_per_prompt_keep_their_order(tmp_path: Path) -> None:
+    lines = [{"prompt": f"{i}?", "completion": f"a{i}", "label": i % 2 == 0} for i in range(30)]
+    task = kto(lines, tmp_path)
+    order = [i for line in task.set.judged["train"] for i in line.members]
+    assert [members[0] for members, _ in task.units] == order
+
+
+@pytest.mark.parametrize(
+    ("prompts", "expected"), [("abab", [1, 2, 3, 0]), ("aab", [2, 2, 0]), ("baa", [1, 0, 0]), ("abbb", [1, 0, 0, 0])]
+)
+def test_next_different_prompt(prompts: str, expected: list[int]) -> None:
+    assert _next_different(prompts) == expected
+
+
+def test_kto_on_a_single_prompt_is_refused() -> None:
+    with pytest.raises(UserError, match="other prompts"):
+        _next_different("aaa")
 
 
 def test_reference_logps_are_cached(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,18 +29,21 @@ def run(arguments: list[str]) -> int:
     if args.to is None and args.adapter is None:
         raise UserError(f"export needs a folder to write to\n    try: ablatio export {shell_word(args.run)} --to DIR")
     run, step = load_run(args.run, args.step)
+    config = run.config
     if args.adapter is not None:
         _adapter(run, args.adapter, args.kind)
         if args.to is None:
             return 0
     else:
-        from ablatio.model.peft.merge import merge
+        from ablatio.model.peft.merge import merge, unshare
         from ablatio.model.quantized import dequantize
 
         dequantize(run.model)
-        merge(run.model)
+        if merge(run.model).unshared:
+            unshare(run.model)
+            config = {**config, "model": {**config["model"], "distinct_layers": None}}
     template = run.setup.template if kinds.tasks[run.config["task"]["name"]].facts["template"] else None
-    kind = export(run.config, run.model, run.tokenizer, args.to, args.kind, template)
+    kind = export(config, run.model, run.tokenizer, args.to, args.kind, template)
     apart = difference(args.to, run.model)
     if apart is not None and not apart < 1e-3:
         raise EnvironmentFault(f"{args.to} is wrong: its logits differ from the run's by {apart:g}; do not use it")

@@ -5,10 +5,12 @@ Nothing here imports torch, because a command line is composed from it.
 """
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ablatio.config.transformers_keys import ReadSettings, refuse_unread
 from ablatio.errors import UserError
 from ablatio.storage.paths import shell_word
 
@@ -18,6 +20,7 @@ CODE_KEYS = ("auto_map", "custom_pipelines", "_attn_implementation_internal", "q
 CODE_FILES = (".py", ".bin", ".pt", ".pth", ".pkl", ".ckpt")
 GATED = {"silu": "swiglu", "swish": "swiglu", "relu": "reglu"}
 TANH = ("gelu_pytorch_tanh", "gelu_new", "gelu_fast", "gelu_accurate")
+HEAD_NORM_EPS = 1e-6  # of norm=rmsnorm in attention.qk_norm, which has its defaults
 EXACT = ("gelu", "gelu_python")
 
 
@@ -48,13 +51,18 @@ def read(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not a model config ({type(error).__name__}: {error})") from None
     if kind not in READERS:
         raise UserError(f"{path}: model_type {kind} cannot be read; supported: {', '.join(sorted(READERS))}")
+    settings = ReadSettings(theirs)
     try:
-        ours = READERS[kind](theirs)
+        ours = READERS[kind](settings)
+        # T5's vocabulary size is left open: the objective appends its sentinel ids to those of the tokenizer.
+        rows = {} if "architecture" in ours else {"vocab_size": settings["vocab_size"]}
+        ours["model"] = {**rows, "tied": _tied(settings), **ours["model"]}
     except KeyError as error:
         raise UserError(f"{path}: `{error.args[0]}` is missing, which model_type {kind} needs") from None
-    # T5's vocabulary size is left open: the objective appends its sentinel ids to those of the tokenizer.
-    rows = {} if "architecture" in ours else {"vocab_size": theirs["vocab_size"]}
-    ours["model"] = {**rows, "tied": _tied(theirs), **ours["model"]}
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{path}: a setting has a value of another type than expected: {error}") from None
+    settings.read.add("vocab_size")
+    refuse_unread(settings, str(path))
     usual = {"placement": "pre", "mlp": "dense", "block": "sequential", "architecture": "causal", "objective": "lm"}
     return {**{kind: {"name": name} for kind, name in usual.items()}, "match": "none", **ours}
 
@@ -94,16 +102,25 @@ def _layernorm(theirs: Settings, key: str) -> dict[str, Any]:
     return {"name": "layernorm", "eps": theirs.get(key, 1e-5)}
 
 
-def _rope(theirs: Settings) -> dict[str, Any]:
-    """RoPE base, fraction and scaling from transformers 5 (rope_parameters) or 4 (rope_theta, ...)."""
+ROPE_KEYS = (
+    "rope_type", "type", "rope_theta", "partial_rotary_factor", "factor", "original_max_position_embeddings",
+    "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate", "low_freq_factor",
+    "high_freq_factor", "finetuned",
+)  # fmt: skip
+
+
+def _rope(theirs: Settings, fraction: float = 1.0) -> dict[str, Any]:
+    """RoPE base, fraction and scaling from transformers 5 (rope_parameters) or 4 (rope_theta, ...).
+
+    fraction  share of a head that is rotated, if the config does not say it
+    """
     said: dict[str, Any] = {**(theirs.get("rope_scaling") or {}), **(theirs.get("rope_parameters") or {})}
+    if other := [key for key in said if key not in ROPE_KEYS]:
+        raise UserError(f"rope_parameters has the setting {other[0]!r} = {said[other[0]]!r}, which cannot be read")
     method = said.get("rope_type", said.get("type", "default"))
-    found = {
-        "name": "rope",
-        "layout": "half",
-        "base": float(said.get("rope_theta") or theirs.get("rope_theta") or theirs.get("rotary_emb_base") or 10000.0),
-        "fraction": float(said.get("partial_rotary_factor") or theirs.get("partial_rotary_factor") or 1.0),
-    }
+    base = said.get("rope_theta") or theirs.get("rope_theta") or theirs.get("rotary_emb_base") or 10000.0
+    partial = said.get("partial_rotary_factor") or theirs.get("partial_rotary_factor") or fraction
+    found = {"name": "rope", "layout": "half", "base": float(base), "fraction": float(partial)}
     if method == "default":
         return found
     known: dict[str, tuple[str, ...]] = {
@@ -115,30 +132,63 @@ def _rope(theirs: Settings) -> dict[str, Any]:
     if method not in known:
         raise UserError(f"transformers' RoPE scaling {method!r} cannot be read; supported: {', '.join(known)}")
     original = said.get("original_max_position_embeddings", theirs.get("max_position_embeddings"))
+    factor = said.get("factor")
+    if method == "yarn":
+        factor = factor or theirs["max_position_embeddings"] / original
+        said["attention_factor"] = said.get("attention_factor") or _yarn_attention_factor(said, factor)
+        if said.get("truncate") is False:
+            raise UserError(
+                "yarn with truncate=false cannot be read: here the ends of its ramp are rounded to integers"
+            )
     more = {key: said[key] for key in known[method] if said.get(key) is not None}
-    return {**found, "scaling": method, "factor": said["factor"], "original_max_len": original, **more}
+    return {**found, "scaling": method, "factor": factor or said["factor"], "original_max_len": original, **more}
+
+
+def _yarn_attention_factor(said: Settings, factor: float) -> float | None:
+    """m(mscale) / m(mscale_all_dim) with m(a) = 0.1 a log(factor) + 1, if the config has both; None: the default."""
+    mscale, of_all = said.get("mscale"), said.get("mscale_all_dim")
+    if not (mscale and of_all):
+        return None
+    growth = 0.1 * math.log(max(1.0, factor))
+    return float((growth * mscale + 1) / (growth * of_all + 1))
 
 
 @_reader("llama", "mistral", "qwen2", "qwen3")
 def _llama(theirs: Settings) -> dict[str, Any]:
     kind, heads = theirs["model_type"], theirs["num_attention_heads"]
     groups = theirs.get("num_key_value_heads") or heads
-    if theirs.get("use_sliding_window") or (kind == "mistral" and theirs.get("sliding_window")):
+    if theirs.get("use_sliding_window") or (theirs.get("sliding_window") and kind == "mistral"):
         raise UserError(
             "sliding-window attention in all layers is not supported; turn it off in config.json if it is not needed"
         )
     if bool(theirs.get("attention_bias")) != bool(theirs.get("mlp_bias")) and kind == "llama":
         raise UserError("attention_bias and mlp_bias differ; ablatio has biases in both or in neither")
-    head = theirs.get("head_dim") or theirs["hidden_size"] // heads
+    if kind == "qwen3" and theirs.get("attention_bias"):
+        raise UserError("attention_bias of qwen3 cannot be read: it has biases in o_proj and none in its MLP")
+    eps = theirs.get("rms_norm_eps", 1e-6)
+    if kind == "qwen3" and eps != HEAD_NORM_EPS:
+        raise UserError(
+            f"rms_norm_eps={eps} of qwen3 cannot be read: it is also that of the norms of queries and keys, which have "
+            f"eps={HEAD_NORM_EPS} here"
+        )
+    if other := set(theirs.get("layer_types") or ()) - {"full_attention"}:
+        raise UserError(f"layer_types with {sorted(other)[0]!r} cannot be read; expected full_attention in each layer")
+    position = _rope(theirs)
+    if position["fraction"] != 1.0:
+        raise UserError(
+            f"partial_rotary_factor={position['fraction']} of {kind} cannot be read: transformers does not use it "
+            "there and rotates whole heads\n    try: delete it from config.json if it was trained with whole heads"
+        )
+    head = theirs.get("head_dim") or (128 if kind == "qwen3" else theirs["hidden_size"] // heads)
     attention: dict[str, Any] = {"name": "mha"} if groups == heads else {"name": "gqa", "n_kv_heads": groups}
     if kind == "qwen2":
         attention["qkv_bias"] = True
     if kind == "qwen3":
         attention["qk_norm"] = "rmsnorm"
     return {
-        "norm": {"name": "rmsnorm", "eps": theirs.get("rms_norm_eps", 1e-6)},
+        "norm": {"name": "rmsnorm", "eps": eps},
         "activation": _gated(theirs.get("hidden_act", "silu")),
-        "position": _rope(theirs),
+        "position": position,
         "attention": attention,
         "model": {
             "d_model": theirs["hidden_size"],
@@ -166,6 +216,7 @@ def _gpt2(theirs: Settings) -> dict[str, Any]:
             "d_ff": theirs.get("n_inner") or 4 * theirs["n_embd"],
             "max_len": theirs["n_positions"],
             "bias": True,
+            "attention_scale": None if theirs.get("scale_attn_weights", True) else 1.0,
         },
     }
 
@@ -186,6 +237,7 @@ def _opt(theirs: Settings) -> dict[str, Any]:
             "d_ff": theirs["ffn_dim"],
             "max_len": theirs["max_position_embeddings"],
             "bias": bool(theirs.get("enable_bias", True)),
+            "final_norm": False if theirs.get("_remove_final_layer_norm") else None,
         },
     }
 
@@ -198,7 +250,7 @@ def _bloom(theirs: Settings) -> dict[str, Any]:
         "position": {"name": "alibi"},
         "attention": {"name": "mha"},
         "model": {
-            "d_model": theirs["hidden_size"],
+            "d_model": theirs.get("n_embed") or theirs["hidden_size"],
             "n_layers": theirs["n_layer"],
             "n_heads": theirs["n_head"],
             "max_len": theirs.get("seq_length", 2048),
@@ -211,12 +263,12 @@ def _bloom(theirs: Settings) -> dict[str, Any]:
 @_reader("gpt_neox")
 def _gpt_neox(theirs: Settings) -> dict[str, Any]:
     parallel = theirs.get("use_parallel_residual", True)
-    rope = _rope({"partial_rotary_factor": theirs.get("rotary_pct", 0.25), **theirs})
+    rope = _rope(theirs, float(theirs.get("rotary_pct", 0.25)))
     return {
         "norm": _layernorm(theirs, "layer_norm_eps"),
         "activation": _plain(theirs.get("hidden_act", "gelu")),
         "position": rope,
-        "attention": {"name": "mha"},
+        "attention": {"name": "mha"} | ({} if theirs.get("attention_bias", True) else {"qkv_bias": False}),
         "block": {"name": "parallel", "own_norms": True} if parallel else {"name": "sequential"},
         "model": {
             "d_model": theirs["hidden_size"],
@@ -246,7 +298,11 @@ def _t5(theirs: Settings) -> dict[str, Any]:
             "max_distance": theirs.get("relative_attention_max_distance", 128),
         },
         "attention": {"name": "mha"},
-        "architecture": {"name": "encoder_decoder"},
+        "architecture": {
+            "name": "encoder_decoder",
+            "decoder_start": theirs.get("decoder_start_token_id", theirs.get("pad_token_id")),
+            "source_end": True,
+        },
         "objective": {"name": "span_corruption"},
         "model": {
             "d_model": theirs["d_model"],

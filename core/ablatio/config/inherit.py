@@ -132,7 +132,11 @@ def _of_run(folder: Path) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON: {error}") from None
     refuse_objects(config, str(path))
-    return _shaping(config)
+    found = _shaping(config)
+    tuned = (config.get("peft") or {}).get("name", REGISTRIES["peft"].default) != REGISTRIES["peft"].default
+    if tuned and found["model"].get("distinct_layers") is not None:
+        found["model"]["distinct_layers"] = None  # merged adapters give each layer weights of its own
+    return found
 
 
 def _shaping(config: Mapping[str, Any]) -> dict[str, Any]:

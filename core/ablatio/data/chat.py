@@ -1,6 +1,7 @@
 """Conversations as tokens: chat templates, their special tokens, and which tokens the assistant wrote."""
 
 import functools
+import itertools
 import json
 import logging
 from collections.abc import Callable, Iterable, Sequence
@@ -10,12 +11,13 @@ from typing import Any, ClassVar, Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from ablatio.data.types import Conversation, Feedback, Ids, Message, Source, Tokenizer, token_type
+from ablatio.data.types import Conversation, Feedback, Ids, Message, Source, Tokenizer, start_id, token_type
 from ablatio.errors import UserError
 from ablatio.registry.kinds import templates
 
 log = logging.getLogger("ablatio")
 EOS = ""  # stands in templates for the tokenizer's own end-of-document token
+BOS = "\N{START OF TEXT}"  # stands for the token that opens a text: its bos or, without one, its end-of-document token
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +40,8 @@ class Template(Protocol):
 
     signs  names of the special tokens that it adds to the vocabulary
     end    name of the special token that ends an answer and stops decoding; EOS: the tokenizer's own end token
-    jinja  optional: the same template as Jinja source for transformers, where `bos_token` and `eos_token` are the
-           tokenizer's own end token
+    jinja  optional: the same template as Jinja source for transformers, where `bos_token` opens a text and `eos_token`
+           is the tokenizer's own end token
     tools  optional: True if it writes the tools of a system message, the calls of the assistant and the turns of tools
 
     With `answering`, the opening of an assistant turn follows the messages, for a model to continue. The segments
@@ -120,7 +122,7 @@ def with_special_tokens(tokenizer: Tokenizer, template: Template) -> Tokenizer:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Written:
-    """A tokenized conversation: `ids` (n,), starting with eos; `said` (n,): True for tokens of the assistant.
+    """A tokenized conversation: `ids` (n,), from the start token on; `said` (n,): True for tokens of the assistant.
 
     `weights` (n,): factors of the loss, 0 where `said` is False; None: 1 for all tokens of the assistant.
     """
@@ -143,18 +145,23 @@ def write(
 ) -> list[Written]:
     """Format each conversation with the template and tokenize it; `answering`: end with the opening of an answer.
 
+    Text between two special tokens is tokenized as one text if the tokenizer can tell which tokens belong to which
+    segment (`encode_joined`), as in transformers, which tokenizes the whole conversation as one text.
+
     Raises UserError for tool calls if the template has no form for them, and for weights that it does not pass on.
     """
     formatted = [_formatted(template, messages, answering) for messages in conversations]
-    texts = list(dict.fromkeys(s.text for segments in formatted for s in segments if not s.sign))  # each encoded once
-    ids = dict(zip(texts, tokenizer.encode(texts), strict=True)) if texts else {}
+    groups = list(dict.fromkeys(g for segments in formatted for g in _groups_of_text(segments)))  # each encoded once
+    encode = getattr(tokenizer, "encode_joined", None) or functools.partial(_encode_apart, tokenizer)
+    ids = dict(zip(groups, encode(groups), strict=True)) if groups else {}
     dtype = token_type(tokenizer.vocab_size)
 
     def tokenized(segments: list[ChatSegment]) -> Written:
-        parts = [np.array([tokenizer.eos], dtype=dtype)]
+        parts = [np.array([start_id(tokenizer)], dtype=dtype)]
         said = [np.zeros(1, dtype=bool)]
+        texts = iter([part for group in _groups_of_text(segments) for part in ids[group]])
         for segment in segments:
-            part = np.array([sign_id(tokenizer, segment.text)]) if segment.sign else ids[segment.text]
+            part = np.array([sign_id(tokenizer, segment.text)]) if segment.sign else next(texts)
             parts.append(part.astype(dtype))
             said.append(np.full(len(part), segment.said))
         return Written(np.concatenate(parts), np.concatenate(said), weights_of(segments, said[1:]))
@@ -219,10 +226,22 @@ def reading_notes(source: Source, template: Template, items: Sequence[Conversati
     return notes
 
 
+def _groups_of_text(segments: Iterable[ChatSegment]) -> list[tuple[str, ...]]:
+    """Texts of the segments, those between two special tokens together."""
+    return [tuple(s.text for s in group) for sign, group in itertools.groupby(segments, lambda s: s.sign) if not sign]
+
+
+def _encode_apart(tokenizer: Tokenizer, groups: Sequence[Sequence[str]]) -> list[list[Ids]]:
+    """Ids of each text of each group, encoded by itself."""
+    texts = list(dict.fromkeys(text for group in groups for text in group))
+    ids = dict(zip(texts, tokenizer.encode(texts), strict=True))
+    return [[ids[text] for text in group] for group in groups]
+
+
 def sign_id(tokenizer: Tokenizer, sign: str) -> int:
     """Return the id of a special token by its name. Raises UserError if the tokenizer does not have it."""
-    if sign == EOS:
-        return tokenizer.eos
+    if sign in (EOS, BOS):
+        return tokenizer.eos if sign == EOS else start_id(tokenizer)
     known: dict[str, int] = getattr(tokenizer, "specials", {})
     if sign not in known:
         raise UserError(

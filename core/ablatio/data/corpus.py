@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ablatio.data.cache_store import get_or_build, key_of
 from ablatio.data.splits import TrainValSplit, split_rule
-from ablatio.data.types import Document, Ids, Source, Split, Tokenizer, token_type
+from ablatio.data.types import Document, Ids, Source, Split, Tokenizer, start_id, token_type
 from ablatio.errors import UserError
 from ablatio.storage.atomic_write import explained, write_bytes, write_pieces
 
@@ -45,8 +45,8 @@ class Corpus:
 
     @property
     def eos(self) -> int:
-        """Id of the end-of-document token, which opens each document in the streams."""
-        return self.tokenizer.eos
+        """Id of the token that opens each document in the streams: bos or, without one, the end-of-document token."""
+        return start_id(self.tokenizer)
 
     @property
     def vocab_size(self) -> int:
@@ -62,7 +62,7 @@ def prepare(source: Source, tokenizer: Tokenizer, tokenizer_key: str, cache: Pat
     """
     by_split, fingerprint, content = train_or_load_tokenizer(source, tokenizer, tokenizer_key, cache, val_fraction)
     state = hashlib.sha256(tokenizer.state().encode()).hexdigest()
-    key = key_of("tokens", content, state, str(tokenizer.vocab_size), str(tokenizer.eos))
+    key = key_of("tokens", content, state, str(tokenizer.vocab_size), str(start_id(tokenizer)))
     folder = cache / "tokens" / key
     counts = get_or_build(folder, partial(_tokenize, tokenizer, by_split))
     dtype = token_type(tokenizer.vocab_size)
@@ -116,14 +116,14 @@ def _stream(
     tokenizer: Tokenizer, documents: Iterator[Document], count: dict[str, int], starts: list[NDArray[np.int64]]
 ) -> Iterator[bytes]:
     """Yield the stream in pieces; fills `count` and `starts` (positions of the documents) on the way."""
-    eos = np.array([tokenizer.eos], dtype=np.int64)
+    start = np.array([start_id(tokenizer)], dtype=np.int64)
     dtype = token_type(tokenizer.vocab_size)
     for texts in _groups(documents):
         encoded = tokenizer.encode(texts)
         if len(encoded) != len(texts):
             raise UserError(f"tokenizer {type(tokenizer).__name__}: {len(encoded)} results for {len(texts)} texts")
         lengths = np.array([len(ids) + 1 for ids in encoded], dtype=np.int64)
-        piece = np.concatenate([part for ids in encoded for part in (eos, ids)])
+        piece = np.concatenate([part for ids in encoded for part in (start, ids)])
         _check(piece, len(texts), tokenizer)  # before the cast below, which would wrap invalid ids silently
         starts.append(count["tokens"] + np.cumsum(lengths) - lengths)
         count["documents"] += len(texts)
@@ -154,7 +154,8 @@ def _check(piece: Ids, documents: int, tokenizer: Tokenizer) -> None:
     low, high = int(piece.min()), int(piece.max())
     if low < 0 or high >= tokenizer.vocab_size:
         raise UserError(f"tokenizer {name}: ids from {low} to {high}, expected 0 to {tokenizer.vocab_size - 1}")
-    if int((piece == tokenizer.eos).sum()) != documents:
+    if int((piece == (start := start_id(tokenizer))).sum()) != documents:
+        token = "eos" if start == tokenizer.eos else "bos"
         raise UserError(
-            f"tokenizer {name}: a text encodes to eos ({tokenizer.eos}), which is reserved for the start of documents"
+            f"tokenizer {name}: a text encodes to {token} ({start}), which is reserved for the start of documents"
         )

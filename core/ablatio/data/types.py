@@ -45,6 +45,9 @@ class Source(Protocol):
 class Tokenizer(Protocol):
     """Lossless conversion of text to ids and back.
 
+    Optional members of a tokenizer that was made elsewhere: `bos`, id that opens a text in place of eos, and
+    `encode_joined`, which encodes groups of texts, each as one text, and returns the ids of each of its texts.
+
     Optional members: `specials`, {name: id} of tokens that no text encodes to, such as a chat template's special
     tokens; `fast(eos)`, the same tokenizer as a `tokenizers.Tokenizer` whose end token is written `eos`, for export;
     `made_as`, the option and knobs that restore it, if they differ from those of the config.
@@ -167,3 +170,8 @@ class Feedback:
 
 def _joined(messages: Sequence[Message]) -> str:
     return "\n\n".join(part for m in messages for part in (*m.tools, m.content) if part)
+
+
+def start_id(tokenizer: Tokenizer) -> int:
+    """Return the id that opens each text: the tokenizer's own bos where it puts one there, else its eos."""
+    return int(getattr(tokenizer, "bos", tokenizer.eos))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ablatio.config.kind_lists import shaping
 from ablatio.data.chat import Template, sign_id
-from ablatio.data.types import Tokenizer
+from ablatio.data.types import Tokenizer, start_id
 from ablatio.errors import UserError
 from ablatio.interop.families import FAMILIES, family_of, incompatibilities
 from ablatio.interop.families.base import Family
@@ -50,12 +50,14 @@ def export(
     _write_tensors(folder / "model.safetensors", tensors)
     for name, data in _tokenizer_files(tokenizer, int(config["model"]["max_len"]), template).items():
         (write_text if isinstance(data, str) else write_json)(folder / name, data)
-    starts = {"decoder_start_token_id": tokenizer.eos} if settings.get("is_encoder_decoder") else {}
+    starts = {key: settings[key] for key in ("decoder_start_token_id",) if key in settings}
     stops = list(
         dict.fromkeys([tokenizer.eos if template is None else sign_id(tokenizer, template.end), tokenizer.eos])
     )
     last = stops if len(stops) > 1 else tokenizer.eos
-    ends = {"bos_token_id": tokenizer.eos, "eos_token_id": last, "pad_token_id": tokenizer.eos}
+    start = start_id(tokenizer)
+    ends = {"bos_token_id": start, "eos_token_id": last, "pad_token_id": tokenizer.eos}
+    settings = settings | {"bos_token_id": start}
     write_json(folder / "generation_config.json", {**ends, **starts})
     write_json(folder / "config.json", settings)  # last: without it transformers does not load the folder
     return str(settings["model_type"])
@@ -120,10 +122,10 @@ def _tokenizer_files(tokenizer: Tokenizer, length: int, template: Template | Non
     if to_fast is None:
         return {}
     fast, jinja = to_fast(END), getattr(template, "jinja", None)
-    end = fast.id_to_token(tokenizer.eos)
+    end, start = (fast.id_to_token(i) for i in (tokenizer.eos, start_id(tokenizer)))
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": end,
+        "bos_token": start,
         "eos_token": end,
         "pad_token": end,
         "model_max_length": length,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ablatio.interop.families.base import Family
-from ablatio.model.peft.merge import base_of
+from ablatio.model.peft.adapters import base_of
 from ablatio.registry.kinds import Peft
 from ablatio.storage.atomic_write import make_folder, write_json, write_pieces
 from ablatio.storage.safetensors_io import tensor_pieces

@@ -115,13 +115,22 @@ class ModelBuilder:
 
     @property
     def attention_scale(self) -> float:
-        """Factor on q k^T: the config's, else the init's, else d_head^-1/2."""
+        """Factor on q k^T: the config's, else the init's, else d_head^-1/2, as where the init cannot fold it."""
         given, asked, width = (
             self.dims.attention_scale,
             getattr(self.init, "attention_scale", None),
             self.dims.head_width,
         )
-        return given if given is not None else float(asked(width)) if asked else width**-0.5
+        if given is not None:
+            return given
+        folded = getattr(self.init, "fold", False) and not self._queries_scale
+        return float(asked(width)) if asked and not folded else width**-0.5
+
+    @property
+    def _queries_scale(self) -> bool:
+        """True if a factor on the queries of the attention is a factor on its logits: nothing normalizes them."""
+        normed = self.choice("attention").knobs.get("qk_norm", "none") != "none"
+        return bool(self._facts(kinds.attentions)["queries_scale"]) and not normed
 
     def norm(self, path: str, width: int | None = None) -> nn.Module:
         """Build a norm of this width (default d_model) for the place `path`."""

@@ -197,10 +197,21 @@ class Encoder(LanguageModel):
 
 
 class EncoderDecoder(LanguageModel):
-    """Encoder for the source and decoder for the target, with a shared embedding."""
+    """Encoder for the source and decoder for the target, with a shared embedding.
 
-    def __init__(self, builder: "ModelBuilder") -> None:
+    decoder_start  id of the decoder's first input; None: eos, with which objectives and tasks begin a target
+    source_end     True if eos ends a source for the encoder; objectives and tasks begin a source with it
+    """
+
+    def __init__(self, builder: "ModelBuilder", *, decoder_start: int | None = None, source_end: bool = False) -> None:
         super().__init__(builder, "causal")
+        self.decoder_start = self.eos if decoder_start is None else decoder_start
+        self.source_end = source_end
+        if self.decoder_start >= self.vocab_size:
+            raise UserError(
+                f"architecture.decoder_start={decoder_start} is no id of this model, which has {self.vocab_size}\n"
+                "    try: architecture.decoder_start=null"
+            )
         self.shared_prefix = False  # a prompt belongs to the encoder, whose states are shared through `memory` instead
         self.encoder = Stack(builder, "full", "encoder", table=self.model.embed_tokens)
 
@@ -220,14 +231,42 @@ class EncoderDecoder(LanguageModel):
 
     def hidden(self, example: Example, record: Record | None = None, tie: Tie | None = None) -> Tensor:
         """Decoder states from which the targets are predicted: (B, T, D); without a source, inputs are encoded."""
+        inputs = example.inputs
         if example.source is None:
-            memory = self.encode(example.inputs, example.segments, record)
+            memory = self.encode(inputs, example.segments, record)
         else:
-            memory = self.encode(example.source, example.source_segments, record)
-        states: Tensor = self.model(example.inputs, example.segments, memory=memory, record=record, tie=tie)
+            memory = self.encode(self._source(example.source, example.source_segments), example.source_segments, record)
+            if self.decoder_start != self.eos:
+                begins = starts_of(inputs, example.segments) & (inputs == self.eos)
+                inputs = inputs.masked_fill(begins, self.decoder_start)
+        states: Tensor = self.model(inputs, example.segments, memory=memory, record=record, tie=tie)
         return states
+
+    def _source(self, source: Tensor, segments: Tensor | None) -> Tensor:
+        """Sources (B, S) as the encoder reads them: with `source_end`, an eos at the beginning moves to the end."""
+        return eos_to_the_end(source, segments, self.eos) if self.source_end else source
 
     def read(self, tokens: Tensor, segments: Tensor | None, cache: KVCache) -> Tensor:
         """Encode the prompts (B, T) and return the logits (B, V) of the decoder's first token."""
-        cache.memory = self.encode(tokens, segments)
-        return self.extend(tokens.new_full((len(tokens), 1), self.eos), cache)
+        cache.memory = self.encode(self._source(tokens, segments), segments)
+        return self.extend(tokens.new_full((len(tokens), 1), self.decoder_start), cache)
+
+
+def starts_of(tokens: Tensor, segments: Tensor | None) -> Tensor:
+    """True for the first token of each document of a row: (B, T)."""
+    found = torch.zeros_like(tokens, dtype=torch.bool)
+    found[:, 0] = True
+    if segments is not None:
+        found[:, 1:] = segments[:, 1:] != segments[:, :-1]
+    return found
+
+
+def eos_to_the_end(tokens: Tensor, segments: Tensor | None, eos: int) -> Tensor:
+    """Move eos from the beginning of each document of a row to its end; documents without it stay: (B, T) -> same."""
+    first = starts_of(tokens, segments)
+    place = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+    beginning = torch.where(first, place, 0).cummax(1).values  # of the document of each token
+    moved = (first & (tokens == eos)).gather(1, beginning)
+    last = torch.cat([first[:, 1:], torch.ones_like(first[:, :1])], dim=1)
+    shifted = torch.where(last, eos, tokens.roll(-1, 1))
+    return torch.where(moved, shifted, tokens)

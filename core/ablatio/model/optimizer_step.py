@@ -26,7 +26,7 @@ class Rewind(Exception):
 class OptimizerStep:
     """One optimizer step, with gradients in the parameters; `index` counts from 0 to `total` - 1.
 
-    loss          mean over the step's batches, in nats per target
+    loss          mean over all targets of the step's batches, in nats per target
     sampled_loss  computes the loss of the last batch with targets drawn from the model, for curvature estimates
     n_targets     number of targets in the mean of that loss
     """

@@ -1,11 +1,12 @@
 """Role of each parameter (matrix, vector, embedding, head), by which init, weight decay and optimizers treat it."""
 
 import hashlib
+import math
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, TypedDict
+from typing import Any, Literal, TypedDict, TypeVar
 
 import torch
 from torch import nn
@@ -17,6 +18,7 @@ ROLES: tuple[Role, ...] = ("matrix", "vector", "embedding", "head")
 RESIDUAL_OUT = ("o_proj", "down_proj")  # their outputs are added to the residual stream
 LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 SIBLING = re.compile(r"(?:^|\.)further\.\d+\.")  # siblings of the last layer, for multi-token prediction
+R = TypeVar("R", bound=Callable[..., Any])
 GAINED = ("v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # matrices that a placement's gain scales
 
 
@@ -45,6 +47,37 @@ class ParameterInfo:
 
 
 Rate = Callable[[ParameterInfo], float]
+
+
+def with_fixed_decay(rate: R) -> R:
+    """Mark a rate whose factors do not change weight_decay, so that the decay per step, lr * weight_decay, follows it.
+
+    By default `apply_rates` divides weight_decay by the factor, which leaves the decay per step unchanged (muP).
+    """
+    rate.decay_factor = lambda info: 1.0  # type: ignore[attr-defined]
+    return rate
+
+
+class ProductRate:
+    """Product of several rates.
+
+    decay_factor  the factors by which `apply_rates` divides weight_decay: those of rates without a fixed decay
+    """
+
+    def __init__(self, *rates: Rate) -> None:
+        self.rates = rates
+
+    def __call__(self, info: ParameterInfo) -> float:
+        """Return the factor on the learning rate of a parameter."""
+        return math.prod(rate(info) for rate in self.rates)
+
+    def decay_factor(self, info: ParameterInfo) -> float:
+        """Return the divisor of the weight decay of a parameter."""
+        return math.prod(_decay_factor(rate)(info) for rate in self.rates)
+
+
+def _decay_factor(rate: Rate) -> Rate:
+    return getattr(rate, "decay_factor", rate)
 
 
 class ParameterGroup(TypedDict):
@@ -110,34 +143,37 @@ def groups_by_role(model: nn.Module, rate: Rate | None = None) -> list[Parameter
 
     rate: factor on the learning rate of each parameter, given by the init; None: 1 for all.
     """
-    groups: dict[tuple[Role, float], ParameterGroup] = {}
+    groups: dict[tuple[Role, float, float], ParameterGroup] = {}
     for parameter, info in describe(model):
         if parameter.requires_grad:
-            key = (info.role, rate(info) if rate else 1.0)
+            key = (info.role, rate(info), _decay_factor(rate)(info)) if rate else (info.role, 1.0, 1.0)
             groups.setdefault(key, {"params": [], "role": key[0], "rate": key[1]})["params"].append(parameter)
     return sorted(groups.values(), key=lambda group: ROLES.index(group["role"]))
 
 
 def apply_rates(optimizer: torch.optim.Optimizer, model: nn.Module, rate: Rate | None) -> None:
-    """Multiply each group's learning rate by the init's `rate` and divide its weight decay by it.
+    """Multiply each group's learning rate by `rate` and divide its weight decay by it.
 
-    Call once, before the first step; the decay per step, lr * weight_decay, is unchanged. Raises ContractError if a
-    group mixes parameters with different rates: then the optimizer merged groups of `groups_by_role(model, rate)`.
+    Call once, before the first step; the decay per step, lr * weight_decay, is unchanged, except where the rate has a
+    fixed decay (`with_fixed_decay`). Raises ContractError if a group mixes parameters with different rates: then the
+    optimizer merged groups of `groups_by_role(model, rate)`.
     """
     if rate is None:
         return
-    rates = {id(parameter): rate(info) for parameter, info in describe(model)}
+    decay_factor = _decay_factor(rate)
+    rates = {id(parameter): (rate(info), decay_factor(info)) for parameter, info in describe(model)}
     for group in optimizer.param_groups:
         found = {rates[id(parameter)] for parameter in group["params"]}
         if len(found) > 1:
             raise ContractError(
                 f"{type(optimizer).__name__} merges parameter groups to which the init assigns different learning-rate "
-                f"factors {sorted(found)}; an optimizer may keep or split the groups that it is given"
+                f"factors {sorted(factor for factor, _ in found)}; an optimizer may keep or split the groups that it "
+                "is given"
             )
-        factor = found.pop() if found else 1.0
+        factor, divisor = found.pop() if found else (1.0, 1.0)
         group["lr"] = group["lr"] * factor
         if "weight_decay" in group:
-            group["weight_decay"] = group["weight_decay"] / factor
+            group["weight_decay"] = group["weight_decay"] / divisor
 
 
 def named_seed(seed: int, name: str) -> int:

@@ -113,13 +113,16 @@ def quantize(model: nn.Module, codec: Codec, *, qat: bool) -> None:
         raise UserError(
             f"{len(done)} of this model's linear layers are already quantized\n    try: a run with quantization=none"
         )
+    tables = set[int]()  # of layers that share their weights (share_weights) the first quantizes for all
     for layer in layers:
         if not qat:
-            held = codec.encode(layer.weight)
-            layer.coded = layer.weight.numel()
-            del layer._parameters["weight"]  # the property of `Coded` takes its place
-            for name, tensor in held.items():
-                layer.register_buffer(name, tensor)
+            if id(layer._parameters) not in tables:
+                held = codec.encode(layer.weight)
+                del layer._parameters["weight"]  # the property of `Coded` takes its place
+                for name, tensor in held.items():
+                    layer.register_buffer(name, tensor)
+                tables.add(id(layer._parameters))
+                layer.coded = layer.in_features * layer.out_features
             if layer.bias is not None:
                 layer.bias.requires_grad_(False)
         layer.codec = codec
@@ -130,13 +133,16 @@ def quantize(model: nn.Module, codec: Codec, *, qat: bool) -> None:
 def dequantize(model: nn.Module) -> None:
     """Replace all quantized layers by plain linear layers with the dequantized weights."""
     found: list[Any] = [m for m in model.modules() if isinstance(m, Coded | Aware)]
+    weights = dict[int, Tensor]()  # by the table of parameters, which layers may share
     for layer in found:
-        weight = layer.weight
-        if isinstance(layer, Aware):
-            weight = layer.codec.decode(layer.codec.encode(weight), layer.in_features)
-        for name in list(layer._buffers):
-            del layer._buffers[name]
+        if (table := id(layer._parameters)) not in weights:
+            weight = layer.weight
+            aware = isinstance(layer, Aware)
+            weights[table] = layer.codec.decode(layer.codec.encode(weight), layer.in_features) if aware else weight
+    for layer in found:
+        layer._buffers.clear()
         layer.__class__ = nn.Linear
         layer.__dict__.pop("coded", None)
         del layer.codec
-        layer.weight = nn.Parameter(weight, requires_grad=False)
+        if id(layer._parameters) in weights:
+            layer.weight = nn.Parameter(weights.pop(id(layer._parameters)), requires_grad=False)

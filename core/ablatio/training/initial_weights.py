@@ -30,17 +30,21 @@ class TakenOver:
     origin  the folder that they came from
     taken   names of the copied weights
     anew    names of the weights that keep their initialization, because nothing in the origin fits
+    unused  names of the origin's weights for which this model has no place, because parts were replaced
     """
 
     origin: str
     taken: tuple[str, ...]
     anew: tuple[str, ...]
+    unused: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         total = len(self.taken) + len(self.anew)
         text = f"{len(self.taken)} of {total} tensors come from {self.origin}"
-        shown = ", ".join(self.anew[:3]) + (" ..." if len(self.anew) > 3 else "")
-        return f"{text}; initialized anew: {shown}" if self.anew else text
+        for what, names in (("initialized anew", self.anew), ("without a place here", self.unused)):
+            shown = ", ".join(names[:3]) + (f" ... ({len(names)})" if len(names) > 3 else "")
+            text += f"; {what}: {shown}" if names else ""
+        return text
 
 
 def start_model(
@@ -68,13 +72,30 @@ def take_over(model: LanguageModel, settings: Mapping[str, Any]) -> TakenOver | 
     refuse_living(folder, "model.path")
     found = weights_of(settings["start"], folder)
     taken, anew = list[str](), list[str]()
-    for name, weight in model.state_dict().items():
+    own = model.state_dict()
+    _refuse_several_values(own, found, folder)
+    for name, weight in own.items():
         fits = name in found and _copy(weight, found[name], name)
         (taken if fits else anew).append(name)
     if not taken:
         theirs, ours = next(iter(found)), next(iter(model.state_dict()))
         raise UserError(f"no weight of {folder} fits this model: it has {theirs} ..., this model has {ours} ...")
-    return TakenOver(str(folder), tuple(taken), tuple(anew))
+    return TakenOver(str(folder), tuple(taken), tuple(anew), tuple(name for name in found if name not in own))
+
+
+def _refuse_several_values(own: Mapping[str, Tensor], found: Mapping[str, Tensor], folder: Path) -> None:
+    """Raise UserError if weights that are one tensor here (a tied head, shared layers) differ in the origin.
+
+    Layers that shared their weights no longer do after adapters were merged into them.
+    """
+    first = dict[int, str]()
+    for name, weight in own.items():
+        other = name if weight.is_meta else first.setdefault(weight.data_ptr(), name)
+        if name in found and other in found and not torch.equal(found[name], found[other]):
+            raise UserError(
+                f"{other} and {name} share one weight in this model, but have different weights in {folder}\n"
+                f"    try: {'model.tied=false' if name.startswith('lm_head') else 'model.distinct_layers=null'}"
+            )
 
 
 def _copy(weight: Tensor, source: Tensor, name: str) -> bool:
@@ -108,13 +129,17 @@ def _of_run(folder: Path) -> dict[str, Tensor]:
 def _of_hf(folder: Path) -> dict[str, Tensor]:
     import json
 
+    from ablatio.interop.compare import check_loaded
     from ablatio.interop.families import reader_of
 
     # The folder's own parts, whichever of them the new run replaces: its tensors are named after them.
     config = compose_run(["model=hf", f"model.path='{folder}'"]).config
     theirs = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    family = reader_of(theirs["model_type"])(config, int(theirs["vocab_size"]))
-    return family.from_native(_tensors(folder), rescaled=False)  # its scale factors stand in that config
+    rows = int(theirs["vocab_size"])
+    family = reader_of(theirs["model_type"])(config, rows)
+    found = family.from_native(_tensors(folder), rescaled=False)  # its scale factors stand in that config
+    check_loaded(folder, config, found, rows)
+    return found
 
 
 def _tensors(folder: Path) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ import torch
 
 from ablatio.model.builder import PartChoice
 from ablatio.model.language_model import LanguageModel
-from ablatio.model.parameter_roles import ROLES, ParameterInfo, Rate, describe
+from ablatio.model.parameter_roles import ROLES, ParameterInfo, ProductRate, Rate, describe
 from ablatio.registry import kinds
 from ablatio.registry.registry import ContractError
 
@@ -36,10 +36,10 @@ class LearningRates:
         self.rate = init_rate
         if any(factor != 1.0 for factor in by_role.values()):
 
-            def rate(info: ParameterInfo) -> float:
-                return by_role[info.role] * (init_rate(info) if init_rate else 1.0)
+            def of_role(info: ParameterInfo) -> float:
+                return by_role[info.role]
 
-            self.rate = rate
+            self.rate = ProductRate(of_role, init_rate) if init_rate else of_role
         plain = PartChoice.of(config["schedule"])
         self._schedules = {role: _own(roles[f"{role}_schedule"], plain) for role in ROLES}
         self._factors = {choice.name: factor_of(choice) for choice in self._schedules.values()}

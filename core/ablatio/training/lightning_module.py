@@ -1,6 +1,6 @@
 """LightningModule for all tasks: loss, optimizer step, stabilizers, metrics, checkpoint state."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -55,7 +55,7 @@ class TrainingModule(pl.LightningModule):
         self.metrics: dict[str, Tensor] = {}
         self.measures: dict[str, Tensor] = {}
         self.loss_sum, self.loss_count = torch.zeros(()), 0
-        self._step_losses: list[Tensor] = []
+        self._step_losses: list[tuple[Tensor, Tensor]] = []  # summed loss and total weight of the step's batches
         self._targets: Tensor | int = 0  # total weight in this step; stays on the device if the targets are weighted
         self._example: Any = None
         self._targets_per_batch = self.settings["batch_size"] * setup.length
@@ -108,8 +108,7 @@ class TrainingModule(pl.LightningModule):
         mean = total.detach() / torch.where(weight > 0, weight, 1.0)  # a batch may have no scored target
         if not self.rewinds:
             self._watch(mean, "loss")
-        self._step_losses.append(mean)
-        self.loss_sum, self.loss_count = self.loss_sum + mean, self.loss_count + 1
+        self._step_losses.append((total.detach(), weight))
         # Gradients are summed over the accumulated batches and divided by the true count before the step: a mean of
         # means is wrong if the batches differ in their number of targets.
         count = getattr(example, "count", None)  # None: the weight is known on the device only, and a sync would wait
@@ -129,6 +128,7 @@ class TrainingModule(pl.LightningModule):
         self._targets = 0
         step = self._step()
         self._step_losses = []
+        self.loss_sum, self.loss_count = self.loss_sum + step.loss, self.loss_count + 1
         for part in (*self._parts_with("before_step"), self.task):
             self.metrics |= part.before_step(step)
         if hasattr(self.optimizer, "observe"):
@@ -149,14 +149,13 @@ class TrainingModule(pl.LightningModule):
 
     def _step(self) -> OptimizerStep:
         """Describe the current step for stabilizers, task and optimizer."""
-        losses = self._step_losses or [torch.zeros(())]
         return OptimizerStep(
             self.model,
             self._trainable,
             self.optimizer,
             self.global_step,
             self.settings["steps"],
-            loss=torch.stack(losses).mean(),
+            loss=_mean_over_targets(self._step_losses),
             sampled_loss=self._sampled_loss,
             n_targets=self._example.targets.numel() if hasattr(self._example, "targets") else 0,
         )
@@ -198,7 +197,7 @@ class TrainingModule(pl.LightningModule):
         )
 
     def take_metrics(self) -> dict[str, float]:
-        """Return the metrics to log: mean loss since the last call, learning rate, latest values of the parts.
+        """Return the metrics to log: mean loss of the steps since the last call, learning rate, values of the parts.
 
         Raises Diverged if a value was not finite.
         """
@@ -252,3 +251,15 @@ class TrainingModule(pl.LightningModule):
             self.stabilizers[name].load_state_dict(state)  # type: ignore[attr-defined]
         if "task" in checkpoint:
             self.task.load_state_dict(checkpoint["task"])
+
+
+def _mean_over_targets(batches: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """Loss of a step from (summed loss, total weight) of its batches: the mean over all its targets.
+
+    Batches differ in their number of targets, so the mean of their means would be another number.
+    """
+    if not batches:
+        return torch.zeros(())
+    totals, weights = (torch.stack([*values]) for values in zip(*batches, strict=True))
+    weight = weights.sum()
+    return totals.sum() / torch.where(weight > 0, weight, 1.0)  # a step may have no scored target

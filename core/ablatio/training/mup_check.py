@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ablatio.config import schema as run_config
 from ablatio.data.batches import TrainBatches
 from ablatio.data.order import RowPlan, WindowOrder
+from ablatio.data.types import start_id
 from ablatio.errors import ConfigError, Diverged, UserError
 from ablatio.model.builder import ModelBuilder, PartChoice
 from ablatio.model.cost.parameters import row_length
@@ -206,7 +207,7 @@ def _corpus(config: Mapping[str, Any], seeds: Iterable[int]) -> Iterator[Text]:
     for seed in seeds:
         order = WindowOrder(len(found.train), row_length(config), seed)
         mask = config["data"]["document_mask"]
-        batch = TrainBatches(found.train, order, setup.plan, eos=tokenizer.eos, document_mask=mask)[0]
+        batch = TrainBatches(found.train, order, setup.plan, eos=start_id(tokenizer), document_mask=mask)[0]
         yield Text(batch["tokens"], batch.get("segments"), tokenizer.vocab_size, tokenizer.eos)
 
 

@@ -99,6 +99,7 @@ class Performer(KernelAttention):
     + eps.  The w_i are drawn once, saved with the weights, and not trained.
     """
 
+    queries_scale = False
     directions: Tensor
 
     def __init__(

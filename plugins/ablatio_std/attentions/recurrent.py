@@ -74,6 +74,8 @@ class GatedDeltaNet(Recurrent):
     position rotates q and k.
     """
 
+    queries_scale = False
+
     def __init__(
         self,
         *,

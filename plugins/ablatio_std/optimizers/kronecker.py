@@ -65,6 +65,9 @@ class SOAP(Foreach):
 
     L and R are moving averages (betas[1]) of G G^T and G^T G.  The first bases are from eigh; every `every` steps
     Q <- qr(L Q).  Adam's m is kept in the original basis, v in the eigenbasis.  Vectors are updated by AdamW.
+
+    The first step only sets L, R and the bases, as in the authors' code: in the eigenbases of its own G L and R, a
+    gradient is diagonal up to rounding, and Adam would divide that rounding by itself.
     """
 
     buffers = ("m", "v")
@@ -93,6 +96,9 @@ class SOAP(Foreach):
         return state
 
     def update(self, group: Group, t: int, w: Tensors, g: Tensors, *buffers: Tensors) -> None:
+        if t == 1:
+            return None
+        t -= 1  # steps of Adam
         if group["role"] == "vector":
             return adamw_(group, t, w, g, *buffers)
         shrink(group, w)
@@ -108,8 +114,7 @@ class SOAP(Foreach):
             u = rotated_m / (1 - b1**t) / ((v / (1 - b2**t)).sqrt() + group["eps"])
             for side in sides:
                 u = _apply(u, side, state[f"{side}_basis"])
-                if t > 1:
-                    state[side].lerp_(_outer(grad, side), 1 - b2)
+                state[side].lerp_(_outer(grad, side), 1 - b2)
                 if t % group["every"] == 0:
                     state[f"{side}_basis"].copy_(torch.linalg.qr(state[side] @ state[f"{side}_basis"]).Q)
             p.add_(u, alpha=-group["lr"])

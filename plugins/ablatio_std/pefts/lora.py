@@ -1,14 +1,17 @@
 """LoRA and close variants: a frozen matrix with a low-rank update."""
 
 import math
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ablatio import Positive, pefts, rule
-from ablatio.model.parameter_roles import ParameterInfo
-from ablatio.model.peft.adapters import LayerPeft, Targets, adapted, weight_of, widths
+from ablatio.errors import UserError
+from ablatio.model.parameter_roles import ParameterInfo, with_fixed_decay
+from ablatio.model.peft.adapters import LayerPeft, Targets, adapted, shares_weights, targets_of, weight_of, widths
+from ablatio.model.quantized import Coded
 from ablatio.registry import kinds
 from ablatio_std.pefts._common import QUERY_VALUE, Alpha, Dropout, LowRank, Rank, ToPeft, as_lora
 
@@ -19,6 +22,7 @@ Init = Annotated[
     "initial A with B = 0; or A and B split off from W: pissa (arXiv:2404.02948) its largest singular directions, "
     "olora (arXiv:2406.01775) the first r of its QR factorization",
 ]
+SPLIT_OFF = ("pissa", "olora")
 
 
 @pefts.register("lora", paper="arXiv:2106.09685")
@@ -43,6 +47,11 @@ class LoRA(LayerPeft):
         self.rank, self.dropout, self.init, self.lr_ratio = rank, dropout, init, lr_ratio
         self.scale = alpha / math.sqrt(rank) if rank_stabilized else alpha / rank
 
+    def apply(self, model: nn.Module, seed: int) -> None:
+        if self.init in SPLIT_OFF:
+            refuse_shared_or_quantized(self.init, list(targets_of(model, self.targets, self.fits).values()), model)
+        super().apply(model, seed)
+
     def adapter(self, layer: Any, path: str) -> LowRank:
         adapter = LowRank(*widths(layer), self.rank, self.scale, self.dropout)
         if self.init == "gaussian":
@@ -55,8 +64,20 @@ class LoRA(LayerPeft):
         pairs = {path: (a.lora_A, a.lora_B) for path, _, a in adapted(model) if isinstance(a, LowRank)}
         return as_lora(pairs, self.scale, lora_dropout=self.dropout)
 
+    @with_fixed_decay
     def rate(self, info: ParameterInfo) -> float:
         return self.lr_ratio if info.name.endswith("lora_B") else 1.0
+
+
+def refuse_shared_or_quantized(method: str, layers: Sequence[nn.Module], model: nn.Module) -> None:
+    """Raise UserError for layers whose W cannot be replaced by W': those that share W, and those that hold codes."""
+    if shares_weights(model, layers):
+        why, fix = "layers that share their weights have one W' for several B A", "model.distinct_layers=null"
+    elif any(type(layer) is Coded for layer in layers):
+        why, fix = "a quantized W cannot be replaced by W - s B A", "quantization=none"
+    else:
+        return
+    raise UserError(f"peft.init={method} changes the frozen weights, and {why}\n    try: peft.init=kaiming, or {fix}")
 
 
 @torch.no_grad()
@@ -154,3 +175,23 @@ class DoRA(LoRA):
         for path, _, adapter in adapted(model):
             layers[path]["lora_magnitude_vector"] = adapter.get_parameter("magnitude")
         return config | {"use_dora": True}, layers, {*(by_row or ()), "lora_magnitude_vector"}
+
+
+for _shared, _why, _fix in (
+    (
+        "model.distinct_layers is not None and model.distinct_layers < model.n_layers",
+        "layers that share their weights (model.distinct_layers={model.distinct_layers}) have one W' for several B A",
+        "model.distinct_layers=null",
+    ),
+    (
+        "quantization.name != 'none' and not quantization.qat",
+        "a quantized W (quantization={quantization.name}) cannot be replaced by W - s B A",
+        "quantization=none",
+    ),
+):
+    rule(
+        when=f"(peft.init == 'pissa' or peft.init == 'olora') and {_shared}",
+        why=f"peft.init={{peft.init}} changes the frozen weights, and {_why}",
+        fix=_fix,
+        where="peft.init",
+    )

@@ -120,7 +120,7 @@ class Policy(Task):
         corpus, self.tokenizer = setup.corpus(source)
         self.stop = self.tokenizer.eos
         self.content = {"fingerprint": corpus.fingerprint, "key": corpus.key, **corpus.counts}
-        where = self.prompt_tokens, self.answer_tokens, self.stop, setup.seeds.data
+        where = self.prompt_tokens, self.answer_tokens, corpus.eos, setup.seeds.data
         self.prompts = TextPrompts(corpus, *where)
 
     def _chosen(self, kind: str, usual: str) -> str:

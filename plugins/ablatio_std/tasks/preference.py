@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from ablatio import rule
 from ablatio.data.cache_store import get_or_build, key_of
+from ablatio.errors import UserError
 from ablatio.model.cost.flops import Work
 from ablatio.model.example import Loss
 from ablatio.model.language_model import LanguageModel
@@ -88,17 +90,29 @@ class Preference(Task):
         return [((i,), (float(s > middle),)) for i, s in zip(line.members, line.scores, strict=True)]
 
     def _add_kl_answers(self) -> list[int]:
-        """For each unit, add the next unit's answer after its own prompt (KTO's KL estimate); return their indices."""
+        """For each unit, add an answer to another prompt after its own (KTO's KL estimate); return their indices.
+
+        It is the answer of the next unit with another prompt. The units are put in an order in which neighbors have
+        different prompts, the first answers of all prompts before the second ones, so that each answer is used once.
+        Raises UserError if there is only one prompt.
+        """
+        prompts = [tuple(line.source.prompt) for line in self.set.judged["train"] for _ in self._units_of(line)]
+        counts, ranks = Counter[Any](), list[int]()
+        for prompt in prompts:
+            counts[prompt] += 1
+            ranks.append(counts[prompt])
+        order = sorted(range(len(prompts)), key=ranks.__getitem__)
+        self.units, prompts = [self.units[i] for i in order], [prompts[i] for i in order]
         made = []
-        for number, (members, _) in enumerate(self.units):
-            own, other = (
-                self.set.answers[members[0]],
-                self.set.answers[self.units[(number + 1) % len(self.units)][0][0]],
-            )
-            room = self.setup.length + 1 - own.first
-            ids = np.concatenate([own.ids[: own.first], other.ids[other.first :][: max(1, room)]])
+        for (members, _), stranger in zip(self.units, _next_different(prompts), strict=True):
+            own, other = self.set.answers[members[0]], self.set.answers[self.units[stranger][0][0]]
+            room = self.setup.length + 1
+            # A prompt that is too long for the answer is cut at its beginning, after the token that opens a document.
+            over = min(max(0, own.first + other.length - room), own.first - 2)
+            prompt = np.append(own.ids[:1], own.ids[1 + over : own.first])
+            ids = np.concatenate([prompt, other.ids[other.first :]])[:room]
             made.append(len(self.set.answers))
-            self.set.answers.append(TokenizedAnswer(ids, own.first))
+            self.set.answers.append(TokenizedAnswer(ids, len(prompt)))
         return made
 
     def attach(self, model: LanguageModel) -> None:
@@ -308,6 +322,22 @@ class Preference(Task):
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         if self.reference is not None:
             self.reference.load_state_dict(state)
+
+
+def _next_different(prompts: Sequence[Any]) -> list[int]:
+    """For each prompt, return the index of the next different one, cyclically. Raises UserError if all are the same."""
+    count = len(prompts)
+    found, following = [0] * count, -1
+    for i in range(2 * count - 1, -1, -1):  # twice around: the last prompts are followed by the first ones
+        if prompts[i % count] != prompts[(i + 1) % count]:
+            following = (i + 1) % count
+        found[i % count] = following
+    if following < 0:
+        raise UserError(
+            f"all {count} training answers are answers to one prompt, and this method compares them with answers to "
+            "other prompts\n    try: alignment=dpo, or a source with more prompts"
+        )
+    return found
 
 
 rule(

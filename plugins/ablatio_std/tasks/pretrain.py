@@ -47,7 +47,7 @@ class Pretrain(Task):
         where = len(self.corpus.train), self.setup.length, self.setup.seeds.data
         order = DocumentOrder(self.corpus.train_starts, *where) if self.by_document else WindowOrder(*where)
         mask = self.setup.config["data"]["document_mask"]
-        return TrainBatches(self.corpus.train, order, self.setup.plan, eos=self.tokenizer.eos, document_mask=mask)
+        return TrainBatches(self.corpus.train, order, self.setup.plan, eos=self.corpus.eos, document_mask=mask)
 
     def validation(self, length: int | None = None, tokens: int | None = None) -> ValidationBatches:
         """The fixed held-out rows of `length` tokens, in batches of about 4096 tokens."""
@@ -57,7 +57,7 @@ class Pretrain(Task):
             self.corpus.validation,
             length,
             max(1, 4096 // length),
-            eos=self.tokenizer.eos,
+            eos=self.corpus.eos,
             document_mask=data["document_mask"],
             val_tokens=cap or 0,
             documents=self.corpus.validation_starts if self.by_document else None,

@@ -14,6 +14,7 @@ from ablatio.data.chat import Written, sign_id, write
 from ablatio.data.corpus import prepare
 from ablatio.data.order import WindowOrder
 from ablatio.data.packing import ExampleOrder, PackedRows, first_fit
+from ablatio.data.types import start_id
 from ablatio.errors import UserError
 from ablatio.model.decoding.generate import Sampling, generate
 from ablatio.model.example import Example, Loss
@@ -117,7 +118,7 @@ class SupervisedFineTuning(Task):
         windows, order = self.plain
         tokens = windows(order.starts(np.array([texts])))
         generator = named_generator(self.setup.seeds.data, f"text/{texts}")
-        return self.reading.plain(tokens, segments(tokens, self.tokenizer.eos), generator)
+        return self.reading.plain(tokens, segments(tokens, start_id(self.tokenizer)), generator)
 
     def _batch(self, rows: Sequence[Row]) -> Row:
         """Stack rows, padded to the longest, or to `data.length` if packed and `reading.even`."""

@@ -18,8 +18,11 @@ BYTE_OF = _byte_alphabet()
 
 
 def text_of(table: Sequence[bytes], ids: Sequence[int]) -> str:
-    """Decode ids by their bytes; ids without bytes are left out, an incomplete character becomes U+FFFD."""
-    return b"".join(table[i] for i in ids).decode("utf-8", errors="replace")
+    """Decode ids by their bytes; ids without bytes are left out, an incomplete character becomes U+FFFD.
+
+    Ids beyond the table have no bytes: a model may have more rows than its tokenizer has ids.
+    """
+    return b"".join(table[i] for i in ids if i < len(table)).decode("utf-8", errors="replace")
 
 
 def state_of(text: str) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """The tokenizer of an existing model: that of a run, or the tokenizer.json of a folder written by transformers."""
 
+import functools
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,11 +25,16 @@ class Fast:
     """A tokenizer of the tokenizers library; text that looks like a special token is encoded as ordinary text.
 
     specials   ids of the special tokens by name, for chat templates
+    bos        id that opens a text: the token that the tokenizer itself puts there, or else its end-of-document token
+    closes     True if the tokenizer ends each text with its end-of-document token (T5)
     """
 
     trained = False
 
-    def __init__(self, model: hf.Tokenizer, eos: str | None, answer_end: str, where: str) -> None:
+    def __init__(
+        self, model: hf.Tokenizer, eos: str | None, answer_end: str, where: str, adds: Mapping[str, str | None]
+    ) -> None:
+        before, after = _added_tokens(model)
         model.encode_special_tokens = True
         model.no_truncation()
         model.no_padding()
@@ -44,6 +50,9 @@ class Fast:
                 f"{', '.join(list(self.specials)[:8]) or 'none'}\n    try: tokenizer.eos=..."
             )
         self.eos = int(found[0])
+        own = model.token_to_id(adds["bos"]) if adds.get("bos") else None  # of tokenizer_config.json or a saved state
+        self.bos = int(own if own is not None else before[0] if before and "bos" not in adds else self.eos)
+        self.closes = bool(after) and after[-1] == self.eos
         self._table = self._bytes()
 
     def _bytes(self) -> list[bytes]:
@@ -72,6 +81,43 @@ class Fast:
             found += [np.array(result.ids, dtype=dtype) for result in encoded]
         return found
 
+    def encode_joined(self, groups: Sequence[Sequence[str]]) -> list[list[Ids]]:
+        """Encode the texts of each group as one text; return the ids of each of them.
+
+        As the text between two special tokens of a conversation, which is not the beginning of a text. Where a token
+        would belong to two texts of a group, so that an answer would begin inside it, they are encoded one by one.
+        """
+        found = list[list[Ids]]()
+        for start in range(0, len(groups), _AT_ONCE):
+            part = groups[start : start + _AT_ONCE]
+            encoded = self._inside.encode_batch(["".join(group) for group in part], add_special_tokens=False)
+            found += [self._split(group, result) for group, result in zip(part, encoded, strict=True)]
+        return found
+
+    def _split(self, group: Sequence[str], encoded: hf.Encoding) -> list[Ids]:
+        """Ids of each text of a group that was encoded as one text."""
+        if not "".join(group):  # some normalizers would make a token of nothing
+            return [np.zeros(0, dtype=token_type(self.vocab_size)) for _ in group]
+        ids, places = np.array(encoded.ids, dtype=token_type(self.vocab_size)), np.array(encoded.offsets)
+        borders = np.cumsum([len(text) for text in group])[:-1, None]
+        if bool(((places[:, 0] < borders) & (borders < places[:, 1])).any()):
+            return [self._split([text], self._inside.encode(text, add_special_tokens=False))[0] for text in group]
+        return np.split(ids, np.searchsorted(places[:, 0], borders[:, 0]))
+
+    @functools.cached_property
+    def _inside(self) -> hf.Tokenizer:
+        """The model for a text in the middle of another one: with no space in front where only a beginning gets one."""
+        data = json.loads(self._model.to_str())
+        steps = data.get("pre_tokenizer") or {}
+        first = [s for s in (steps, *steps.get("pretokenizers", ())) if s.get("prepend_scheme") == "first"]
+        if not first:
+            return self._model
+        for step in first:
+            step["prepend_scheme"] = "never"
+        made = hf.Tokenizer.from_str(json.dumps(data))
+        made.encode_special_tokens = True
+        return made
+
     def decode(self, ids: Sequence[int]) -> str:
         return text_of(self._table, ids)
 
@@ -80,16 +126,23 @@ class Fast:
 
     def state(self) -> str:
         eos = self._model.id_to_token(self.eos)
-        return json.dumps({"tokenizer": "pretrained", "eos": eos, "model": json.loads(self._model.to_str())})
+        bos = {} if self.bos == self.eos else {"bos": self._model.id_to_token(self.bos)}
+        return json.dumps({"tokenizer": "pretrained", "eos": eos, **bos, "model": json.loads(self._model.to_str())})
 
     def restore(self, state: str) -> None:
-        if state_of(state) != state_of(self.state()):
+        saved, own = state_of(state), state_of(self.state())
+        bos, own_bos = saved.pop("bos", None), own.pop("bos", None)
+        if saved != own or bos not in (None, own_bos):
             raise DamagedFile("the saved state is not that of tokenizer=pretrained with this folder")
+        # Before a tokenizer's own bos was used, texts began with eos: such a run goes on as it began.
+        self.bos = self.eos if bos is None else int(self._model.token_to_id(bos))
 
     def fast(self, eos: str) -> hf.Tokenizer:
-        """A copy that puts its own end-of-document token (not `eos`) in front of each text, as in training."""
-        copied, own_eos = hf.Tokenizer.from_str(self._model.to_str()), self._model.id_to_token(self.eos)
-        copied.post_processor = hf.processors.TemplateProcessing(f"{own_eos} $A", special_tokens=[(own_eos, self.eos)])
+        """A copy that puts the token in front of each text (its own, not `eos`) that it has there in training."""
+        copied, start = hf.Tokenizer.from_str(self._model.to_str()), self._model.id_to_token(self.bos)
+        if not self.closes:
+            adds = [(start, self.bos)]
+            copied.post_processor = hf.processors.TemplateProcessing(f"{start} $A", special_tokens=adds)
         return copied
 
 
@@ -112,6 +165,7 @@ def pretrained(
         raise UserError(f"{file} is not JSON: {error}") from None
     if not isinstance(data, dict):
         raise UserError(f"{file} holds a {type(data).__name__}; expected a tokenizer")
+    adds = _added_by_config(file.parent)
     if "state" in data:  # written by a run: name and knobs of the option, and its trained state
         if data["name"] != "pretrained":
             found: Any = tokenizers.build(str(data["name"]), data["knobs"])
@@ -120,12 +174,30 @@ def pretrained(
             found.made_as = {"name": data["name"], "knobs": data["knobs"]}
             return found
         state = state_of(data["state"])
-        data, eos = state["model"], state["eos"]
+        data, eos, adds = state["model"], state["eos"], {"bos": state.get("bos")}
     try:
         model = hf.Tokenizer.from_str(json.dumps(data))
     except Exception as error:  # the library raises plain Exceptions for files that it cannot parse
         raise UserError(f"{file} cannot be read as a tokenizer: {error}") from None
-    return Fast(model, eos, _answer_end(file.parent), str(file))
+    return Fast(model, eos, _answer_end(file.parent), str(file), adds)
+
+
+def _added_tokens(model: hf.Tokenizer) -> tuple[list[int], list[int]]:
+    """Ids that the tokenizer puts before and after a text by itself."""
+    plain, whole = (model.encode("a", add_special_tokens=added).ids for added in (False, True))
+    places = [i for i in range(len(whole) - len(plain) + 1) if whole[i : i + len(plain)] == plain]
+    return (whole[: places[0]], whole[places[0] + len(plain) :]) if places else ([], [])
+
+
+def _added_by_config(folder: Path) -> dict[str, str | None]:
+    """{"bos": its name, or None} if tokenizer_config.json says whether bos is added; {} if it does not say."""
+    path = folder / "tokenizer_config.json"
+    data: Any = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if not isinstance(data.get("add_bos_token"), bool):
+        return {}
+    token = data.get("bos_token")
+    name = token.get("content") if isinstance(token, dict) else token
+    return {"bos": name if data["add_bos_token"] else None}
 
 
 def _answer_end(folder: Path) -> str:

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from helpers.optimizer_oracle import STEPS, adamw_by_hand, assert_follows
+from helpers.optimizer_oracle import STEPS, adamw_by_hand, assert_follows, assert_like
 
 from ablatio.registry.kinds import optimizers
 
@@ -120,22 +120,24 @@ def test_muon_treats_more_axes_as_a_stack():
 
 
 def rotated_adam(w, grads, rates, knobs, decay):
-    """SOAP for sides of at most `largest`, computed in the eigenbases of each step: G' = Q_L^T G Q_R."""
+    """SOAP for sides of at most `largest`, computed in the eigenbases of each step: G' = Q_L^T G Q_R.
+
+    The first gradient only sets the bases, as in the authors' code.
+    """
     b1, b2 = knobs["betas"]
     use = [n <= knobs["largest"] for n in w.shape]
     grams = [lambda g: g @ g.T, lambda g: g.T @ g]
     factor = [(1 - b2) * gram(grads[0]) for gram in grams]
     basis = [eigenvectors(f) if u else torch.eye(len(f), dtype=w.dtype) for f, u in zip(factor, use, strict=True)]
     v = torch.zeros_like(w)
-    for t, (g, lr) in enumerate(zip(grads, rates, strict=True), start=1):
-        m = sum((1 - b1) * b1 ** (t - s) * x for s, x in enumerate(grads[:t], start=1)) / (1 - b1**t)
+    for t, (g, lr) in enumerate(zip(grads[1:], rates[1:], strict=True), start=1):
+        m = sum((1 - b1) * b1 ** (t - s) * x for s, x in enumerate(grads[1 : t + 1], start=1)) / (1 - b1**t)
         left, right = basis
         v = b2 * v + (1 - b2) * (left.T @ g @ right) ** 2
         u = left @ ((left.T @ m @ right) / ((v / (1 - b2**t)).sqrt() + knobs["eps"])) @ right.T
         w = w - lr * decay * w - lr * u
         for side in (0, 1):
-            if t > 1:
-                factor[side] = b2 * factor[side] + (1 - b2) * grams[side](g)
+            factor[side] = b2 * factor[side] + (1 - b2) * grams[side](g)
             if t % knobs["every"] == 0 and use[side]:
                 basis[side] = gram_schmidt(factor[side] @ basis[side])
     return w
@@ -155,6 +157,10 @@ def gram_schmidt(x):
     return torch.stack(found, dim=1)
 
 
+def later_adamw(w, grads, rates, knobs, decay):
+    return adamw_by_hand(w, grads[1:], rates[1:], knobs, decay)
+
+
 SOAP = {"lr": 0.03, "betas": (0.9, 0.95), "eps": 1e-6, "weight_decay": 0.1}
 
 
@@ -162,12 +168,38 @@ SOAP = {"lr": 0.03, "betas": (0.9, 0.95), "eps": 1e-6, "weight_decay": 0.1}
 @pytest.mark.parametrize("every", [1, 4])
 def test_soap_by_hand(every):
     """Sides of 8 have bases; those of longer sides would have a null space, in which the basis is arbitrary."""
-    by_role = dict.fromkeys(("matrix", "embedding", "head"), rotated_adam) | {"vector": adamw_by_hand}
+    by_role = dict.fromkeys(("matrix", "embedding", "head"), rotated_adam) | {"vector": later_adamw}
     assert_follows("soap", SOAP | {"every": every, "largest": 8}, by_role, rtol=1e-6)
 
 
-def test_soap_without_bases_is_adamw():
-    assert_follows("soap", SOAP | {"largest": 1}, adamw_by_hand)
+def test_soap_without_bases_is_adamw_from_its_second_step_on():
+    assert_follows("soap", SOAP | {"largest": 1}, later_adamw)
+
+
+def test_soap_equals_pytorch_optimizer():
+    """Also in its first step, which moves nothing; bases that are kept throughout, as that library re-sorts them."""
+    import pytorch_optimizer
+
+    knobs = SOAP | {"every": STEPS + 1, "largest": 8}
+    settings = {"betas": knobs["betas"], "eps": 1e-30, "precondition_frequency": STEPS + 1, "max_precondition_dim": 8}
+
+    def make(groups):
+        return pytorch_optimizer.SOAP(groups, lr=knobs["lr"], **settings)
+
+    assert_like("soap", knobs | {"eps": 1e-30, "weight_decay": 0.0}, make, rtol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-2, 1e-3])
+def test_soap_takes_no_step_of_rounding_noise(scale):
+    """No entry moves by more than Adam's bound: in float32 the first gradient's own eigenbases gave up to 31 lr."""
+    generator = torch.Generator().manual_seed(0)
+    p = torch.nn.Parameter(torch.randn(32, 96, generator=generator))
+    optimizer = optimizers.build("soap", {"lr": 1.0, "weight_decay": 0.0}, groups=[{"params": [p], "role": "matrix"}])
+    for step in range(3):
+        before, p.grad = p.detach().clone(), torch.randn(32, 96, generator=generator) * scale
+        optimizer.step()
+        moved = (p.detach() - before).square().mean().sqrt()
+        assert moved == 0 if step == 0 else 0.1 < moved < 1.5
 
 
 def test_soap_is_equivariant_to_rotations():

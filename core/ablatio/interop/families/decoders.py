@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
+from ablatio.config.from_transformers import HEAD_NORM_EPS
 from ablatio.interop.families.base import Family
 from ablatio.interop.families.weights import (
     ATTENTION,
@@ -89,9 +90,11 @@ class Qwen3(Llama):
     fixed: ClassVar = {"attention.qk_norm": "rmsnorm"}
 
     def own_incompatibilities(self) -> Iterator[str]:
-        """Biases."""
+        """Biases, and an epsilon that the norms of queries and keys do not have."""
         if self.dims.bias:
             yield "model.bias=true"
+        if self.knob("norm.eps") != HEAD_NORM_EPS:
+            yield f"norm.eps={self.knob('norm.eps')} (it supports {HEAD_NORM_EPS}, that of attention.qk_norm=rmsnorm)"
 
     def modules(self) -> Iterator[WeightMap]:
         """Yield the modules of `Qwen3ForCausalLM`: LLaMA's and the norms of queries and keys."""

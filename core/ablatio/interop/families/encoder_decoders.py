@@ -24,7 +24,10 @@ class T5(Family):
         "block": ("sequential",),
         "architecture": ("encoder_decoder",),
     }
-    free = ("norm.eps", "activation.approximate", "position.buckets", "position.max_distance")
+    free = (
+        "norm.eps", "activation.approximate", "position.buckets", "position.max_distance",
+        "architecture.decoder_start", "architecture.source_end",
+    )  # fmt: skip
 
     def own_incompatibilities(self) -> Iterator[str]:
         """Biases."""
@@ -57,9 +60,15 @@ class T5(Family):
             "layer_norm_epsilon": self.knob("norm.eps"),
             "feed_forward_proj": f"{gated}{name}",
             "is_encoder_decoder": True,
-            "decoder_start_token_id": self.eos,
-            "pad_token_id": self.eos,
+            "decoder_start_token_id": self.decoder_start,
+            "pad_token_id": self.decoder_start,
         }
+
+    @property
+    def decoder_start(self) -> int:
+        """Id of the decoder's first input."""
+        given = self.knob("architecture.decoder_start")
+        return self.eos if given is None else int(given)
 
     def modules(self) -> Iterator[WeightMap]:
         """Yield the modules of `T5ForConditionalGeneration`."""

@@ -4,6 +4,7 @@ A tensor of a transformers class is made of one or several of ablatio's. Only re
 permuting is involved, so the same functions map gradients, too.
 """
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -115,9 +116,13 @@ def to_native_weights(tensors: Mapping[str, Tensor], modules: Iterable[WeightMap
     return found
 
 
+# Constants that older versions of transformers stored beside the weights: masks and the frequencies of RoPE.
+CONSTANT = re.compile(r"\.(attn|attention)\.(bias|masked_bias)$|\.rotary_emb\.inv_freq$")
+
+
 def to_own_weights(tensors: Mapping[str, Tensor], modules: Iterable[WeightMap]) -> dict[str, Tensor]:
     """Convert tensors of the transformers class to ablatio's. Raises UserError if a tensor has no counterpart."""
-    left, found = dict(tensors), dict[str, Tensor]()
+    left, found = {n: t for n, t in tensors.items() if not CONSTANT.search(n)}, dict[str, Tensor]()
     for module in modules:
         for kind in ("weight", "bias"):
             tensor = left.pop(f"{module.native}.{kind}", None)
@@ -125,7 +130,8 @@ def to_own_weights(tensors: Mapping[str, Tensor], modules: Iterable[WeightMap]) 
                 parts = module.split(tensor, len(module.names))
                 found |= {f"{name}.{kind}": part for name, part in zip(module.names, parts, strict=True)}
     if left:
-        raise UserError(f"{next(iter(left))} has no counterpart in ablatio's model ({len(left)} such tensors)")
+        names = ", ".join(list(left)[:4])
+        raise UserError(f"{names} has no counterpart in ablatio's model ({len(left)} such tensors)")
     return found
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ablatio.data.chat import Template, sign_id, write
-from ablatio.data.types import Message, Tokenizer
+from ablatio.data.types import Message, Tokenizer, start_id
 from ablatio.errors import UserError
 from ablatio.model.example import PADDING
 from ablatio.model.kv_cache import KVCache
@@ -35,9 +35,11 @@ def complete(
     model: LanguageModel, tokenizer: Tokenizer, prompts: Sequence[str], new_tokens: int, sampling: Sampling
 ) -> list[str]:
     """Return each prompt with its continuation; a text ends at its end-of-document token."""
-    rows = [[tokenizer.eos, *map(int, ids)] for ids in tokenizer.encode(list(prompts))]
+    start = start_id(tokenizer)
+    rows = [[start, *map(int, ids)] for ids in tokenizer.encode(list(prompts))]
     texts = []
     for row, new in zip(rows, generate(model, rows, new_tokens, sampling, stop=tokenizer.eos), strict=True):
+        new = new[: new.index(start)] if start in new else new  # the start of another document ends this one, too
         text = [
             i for i in (*row[1:], *new) if i < tokenizer.vocab_size
         ]  # ids beyond the tokenizer's (sentinels) have no text

@@ -6,7 +6,7 @@ Works on any nn.Module. The parameters of the base keep their names; those of an
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from typing import Annotated, Any
 
@@ -189,6 +189,17 @@ def _no_match(pattern: str, candidates: dict[str, nn.Module]) -> str:
         f"peft.targets: {pattern or 'an empty list'} matches no layer of this model; available layers: {listed}"
         f"\n    try: peft.targets=[{first}]"
     )
+
+
+def base_of(layer: Any) -> Any:
+    """Return the layer itself, or the layer inside a wrapper of the peft library."""
+    return layer.get_base_layer() if "base_layer" in layer._modules else layer
+
+
+def shares_weights(model: nn.Module, layers: Iterable[Any]) -> bool:
+    """True if one of the layers has its weights in common with another module (model.distinct_layers)."""
+    users = Counter(id(module._parameters) for module in model.modules())
+    return any(users[id(base_of(layer)._parameters)] > 1 for layer in layers)
 
 
 def _device_and_dtype(layer: nn.Module) -> tuple[torch.device, torch.dtype]:

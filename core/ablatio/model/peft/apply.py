@@ -9,7 +9,7 @@ from torch import nn
 
 from ablatio.model.builder import PartChoice
 from ablatio.model.language_model import LanguageModel
-from ablatio.model.parameter_roles import Rate
+from ablatio.model.parameter_roles import ProductRate, Rate
 from ablatio.registry import kinds
 from ablatio.registry.kinds import Peft
 from ablatio.registry.registry import Registry
@@ -35,7 +35,7 @@ class AppliedPeft:
         own: Rate | None = getattr(self.part, "rate", None)
         if own is None or of_init is None:
             return own or of_init
-        return lambda info: own(info) * of_init(info)
+        return ProductRate(own, of_init)
 
     def to_json(self) -> dict[str, int]:
         """Return the sizes for the run's summary."""

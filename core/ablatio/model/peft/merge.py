@@ -1,31 +1,53 @@
 """Merge adapters into the weights and undo it, for ablatio's adapters and for layers of the peft library."""
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ablatio.errors import UserError
-from ablatio.model.peft.adapters import Adapter, MatrixAdapter, adapted, attach, bias_of, detach, weight_of
+from ablatio.model.peft.adapters import (
+    Adapter,
+    MatrixAdapter,
+    adapted,
+    attach,
+    base_of,
+    bias_of,
+    detach,
+    shares_weights,
+    weight_of,
+)
 
 
 class Merged:
-    """Records the layers as they were before `merge`, so that `restore` can undo it bit for bit."""
+    """Records the layers as they were before `merge`, so that `restore` can undo it bit for bit.
+
+    unshared  True if layers that shared their weights have weights of their own now, because their adapters differ
+    """
 
     def __init__(self) -> None:
-        self.held: list[tuple[Any, Adapter, Tensor, Tensor | None]] = []
+        self.held: list[tuple[Any, Adapter, dict[str, nn.Parameter | None]]] = []
         self.wrapped: list[tuple[nn.Module, str, nn.Module]] = []
+        self.unshared = False
 
     @torch.no_grad()
-    def fold(self, layer: Any, adapter: MatrixAdapter) -> None:
-        """Replace a layer's weight and bias by the adapted ones and remove its adapter."""
-        weight, bias = adapter.fold(weight_of(layer), bias_of(layer))
-        self.held.append((layer, adapter, layer.weight, layer.bias))
-        detach(layer)
-        weight = (weight if isinstance(layer, nn.Linear) else weight.T).to(layer.weight.dtype).contiguous()
-        layer.weight = nn.Parameter(weight, requires_grad=False)
-        layer.bias = None if bias is None else nn.Parameter(bias.clone(), requires_grad=False)
+    def fold(self, pairs: Sequence[tuple[Any, MatrixAdapter]]) -> None:
+        """Replace weight and bias of each layer by the adapted ones and remove its adapter.
+
+        All are computed before the first is replaced: layers may share their weights, and an adapter is a change of
+        the weight that all of them had.
+        """
+        folded = [(layer, adapter, adapter.fold(weight_of(layer), bias_of(layer))) for layer, adapter in pairs]
+        for layer, adapter, (weight, bias) in folded:
+            before = layer._parameters
+            self.held.append((layer, adapter, before))
+            detach(layer)
+            layer._parameters = dict(before)  # not in place: another layer may use the same dict (share_weights)
+            weight = (weight if isinstance(layer, nn.Linear) else weight.T).to(layer.weight.dtype).contiguous()
+            layer.weight = nn.Parameter(weight, requires_grad=False)
+            layer.bias = None if bias is None else nn.Parameter(bias.clone(), requires_grad=False)
 
     @torch.no_grad()
     def unwrap(self, parent: nn.Module, name: str, layer: Any) -> None:
@@ -39,10 +61,10 @@ class Merged:
         """Put back all original layers and adapters."""
         for parent, name, layer in self.wrapped:
             parent._modules[name] = layer
-        for layer, adapter, weight, bias in self.held:
-            layer.weight, layer.bias = weight, bias
+        for layer, adapter, parameters in self.held:
+            layer._parameters = parameters
             attach(layer, adapter)
-        self.held, self.wrapped = [], []
+        self.held, self.wrapped, self.unshared = [], [], False
 
 
 def wrapped_by_peft(model: nn.Module) -> list[tuple[nn.Module, str, Any]]:
@@ -50,11 +72,6 @@ def wrapped_by_peft(model: nn.Module) -> list[tuple[nn.Module, str, Any]]:
     found = [(path, layer) for path, layer in model.named_modules() if "base_layer" in layer._modules]
     places = [(path.rpartition("."), layer) for path, layer in found]
     return [(model.get_submodule(parent), name, layer) for (parent, _, name), layer in places]
-
-
-def base_of(layer: Any) -> Any:
-    """Return the layer itself, or the layer inside a wrapper of the peft library."""
-    return layer.get_base_layer() if "base_layer" in layer._modules else layer
 
 
 def bare_base(model: nn.Module) -> None:
@@ -79,8 +96,11 @@ def merge(model: nn.Module) -> Merged:
             "\n    try: keep them in a separate folder (ablatio export RUN --adapter DIR)"
         )
     merged = Merged()
+    wrapped = wrapped_by_peft(model)
+    merged.unshared = shares_weights(model, [*(m for _, m, _ in adapted(model)), *(m for _, _, m in wrapped)])
+    pairs = list[tuple[Any, MatrixAdapter]]()
     try:
-        for path, layer, adapter in list(adapted(model)):
+        for path, layer, adapter in adapted(model):
             if "codes" in layer._buffers:
                 raise UserError(
                     f"{path} is quantized, so an adapter cannot be merged into it\n    try: dequantize it first"
@@ -90,8 +110,9 @@ def merge(model: nn.Module) -> Merged:
                     f"{type(adapter).__name__} at {path} is not a change of the weight, so it cannot be merged into it"
                     "\n    try: keep the adapter in a separate folder (ablatio export RUN --adapter DIR)"
                 )
-            merged.fold(layer, adapter)
-        for parent, name, layer in wrapped_by_peft(model):
+            pairs.append((layer, adapter))
+        merged.fold(pairs)
+        for parent, name, layer in wrapped:
             try:
                 merged.unwrap(parent, name, layer)
             except (AttributeError, NotImplementedError, ValueError, RuntimeError) as error:
@@ -103,3 +124,15 @@ def merge(model: nn.Module) -> Merged:
         merged.restore()
         raise
     return merged
+
+
+@torch.no_grad()
+def unshare(model: nn.Module) -> None:
+    """Give each layer its own copy of the weights that it shares with others, as in a model without distinct_layers."""
+    for tables in ("_parameters", "_buffers"):
+        seen = set[int]()
+        for module in model.modules():
+            table = getattr(module, tables)
+            if table and id(table) in seen:
+                setattr(module, tables, {name: None if t is None else copy.deepcopy(t) for name, t in table.items()})
+            seen.add(id(table))

@@ -128,6 +128,8 @@ class Attention(Protocol):
     bidirectional        can attend to later tokens, when `ctx.mask` is "full" or the row has a visible prefix
     prefix               accepts keys and values of virtual tokens in front of the text, as prefix tuning adds them
     rotates_cached_keys  can cache unrotated keys, for a position with the fact of the same name
+    queries_scale        scales its logits where its queries are scaled, which a norm of the queries undoes; False:
+                         the factor d_head^-1/2 cannot be folded into q_proj.  With a knob `qk_norm` it is its default's
     metrics              (names, not a flag) numbers logged through `ctx.measure`
     """
 
@@ -181,6 +183,10 @@ class Init(Protocol):
     rate(info)                factor on the learning rate of a parameter
     logit_scale(d_model)      factor on the output logits, used if `model.logit_scale` is null
     attention_scale(d_head)   factor on the attention logits, used if `model.attention_scale` is null
+
+    Optional attribute:
+    fold  True if `attention_scale` folds a factor into the initial q_proj; it is not asked if the attention normalizes
+          its queries, which would undo the fold
     """
 
     def __call__(self, weight: Tensor, info: ParameterInfo, generator: torch.Generator) -> None: ...
@@ -264,6 +270,7 @@ attentions: Registry[nn.Module] = Registry(
         "caches": True,
         "takes_bias": True,
         "takes_segments": True,
+        "queries_scale": True,
         "cross": False,
         "bidirectional": True,
         "prefix": False,

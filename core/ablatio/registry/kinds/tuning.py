@@ -40,7 +40,8 @@ class Peft(Protocol):
     Methods:
     apply(model, seed)  changes the model in place; afterwards exactly the trainable parameters have `requires_grad`
     prepare(model)      optional, called before `apply`: changes the base itself, as by quantizing it
-    rate(info)          optional: factor on the learning rate of a parameter (ablatio.model.parameter_roles)
+    rate(info)          optional: factor on the learning rate of a parameter; weight_decay is divided by it, unless the
+                        method is marked with `with_fixed_decay` (ablatio.model.parameter_roles)
     before_step(step), after_step(step)  optional, as of a Stabilizer; state must be kept in buffers of the model
 
     Facts:

@@ -98,7 +98,8 @@ def test_skips_what_has_no_gradient(part: PartSpec) -> None:
     before = [p.detach().clone() for p in parameters]
     for p in parameters[1:]:
         p.grad = torch.ones_like(p)
-    optimizer.step()
+    for _ in range(2):  # one may only prepare the second (soap)
+        optimizer.step()
     assert torch.equal(parameters[0], before[0]), f"{checks.label(part)}: moves a parameter that has no gradient"
     still = [i for i, (p, b) in enumerate(zip(parameters, before, strict=True)) if i and torch.equal(p, b)]
     assert not still, f"{checks.label(part)}: leaves parameters {still} where they are, although they have gradients"
