@@ -114,6 +114,17 @@ def test_text_of_every_compression(tmp_path: Path, compression: str) -> None:
     assert train.text + validation.text == read_text(file)
 
 
+@pytest.mark.parametrize("compression", [".gz", ".xz", ".zst"])
+@pytest.mark.parametrize("source", ["text", "jsonl"])
+def test_archive_without_its_ending_is_named(tmp_path: Path, source: str, compression: str) -> None:
+    file = tmp_path / "it's.jsonl"
+    file.write_bytes(COMPRESSIONS[compression](jsonl(TEXTS)))
+    with pytest.raises(UserError, match=f"an archive without the ending {compression}; expected UTF-8 text") as error:
+        list(sources.build(source, {"path": str(file)}).documents())
+    subprocess.run(str(error.value).partition("try: ")[2], shell=True, check=True)
+    assert len(list(sources.build("jsonl", {"path": f"{file}{compression}"}).documents())) == len(TEXTS)
+
+
 def test_text_reads_the_column_of_a_table(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(parquet(TEXTS))
     found = sources.build("text", {"path": str(tmp_path / "a.parquet")}).documents()
