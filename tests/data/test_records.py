@@ -114,6 +114,17 @@ def test_text_of_every_compression(tmp_path: Path, compression: str) -> None:
     assert train.text + validation.text == read_text(file)
 
 
+@pytest.mark.parametrize("compression", [".gz", ".xz", ".zst"])
+@pytest.mark.parametrize("source", ["text", "jsonl"])
+def test_archive_without_its_ending_is_named(tmp_path: Path, source: str, compression: str) -> None:
+    file = tmp_path / "it's.jsonl"
+    file.write_bytes(COMPRESSIONS[compression](jsonl(TEXTS)))
+    with pytest.raises(UserError, match=f"an archive without the ending {compression}; expected UTF-8 text") as error:
+        list(sources.build(source, {"path": str(file)}).documents())
+    subprocess.run(str(error.value).partition("try: ")[2], shell=True, check=True)
+    assert len(list(sources.build("jsonl", {"path": f"{file}{compression}"}).documents())) == len(TEXTS)
+
+
 def test_text_reads_the_column_of_a_table(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(parquet(TEXTS))
     found = sources.build("text", {"path": str(tmp_path / "a.parquet")}).documents()
@@ -209,28 +220,28 @@ def test_archive_that_expands_without_end_is_refused(tmp_path: Path, source: str
         list(getattr(sources.build(source, {"path": str(file)}), method)())
 
 
-@pytest.mark.parametrize("source", ["text", "jsonl", "chats", "feedback"])
-def test_archive_under_a_memory_limit_ends_with_one_message(tmp_path: Path, source: str) -> None:
+def test_archive_under_a_memory_limit_ends_with_one_message(tmp_path: Path) -> None:
     """Data that compress well enough to pass as data, under a limit that they exceed: an error, no traceback."""
-    line = json.dumps([{"text": f"{i:x}" * 60} for i in range(60_000)]).encode()
     file = tmp_path / "a.json.gz"
     with gzip.open(file, "wb", 1) as stream:
-        stream.write(line)
+        stream.write(json.dumps([{"text": f"{i:x}" * 60} for i in range(60_000)]).encode())
         stream.write(b"," * (24 << 20))
     code = f"""
-import resource, sys
+import resource
 from ablatio import sources
-from ablatio.errors import AblatioError
-source = sources.build({source!r}, {{"path": {str(file)!r}}})
+from ablatio.errors import EnvironmentFault
+methods = {{"text": "documents", "jsonl": "documents", "chats": "conversations", "feedback": "feedback"}}
+made = [getattr(sources.build(name, {{"path": {str(file)!r}}}), method) for name, method in methods.items()]
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + (60 << 20),) * 2)
-try:
-    list(getattr(source, {{"chats": "conversations", "feedback": "feedback"}}.get({source!r}, "documents"))())
-except AblatioError as error:
-    print(type(error).__name__, error)
+for read in made:
+    try:
+        list(read())
+    except EnvironmentFault as error:
+        print(error)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "Traceback" not in done.stderr and "needs more memory than this process has" in done.stdout
+    assert "Traceback" not in done.stderr and done.stdout.count("needs more memory than this process has") == 4
 
 
 def test_items_that_exceed_the_memory_end_with_one_message() -> None:

@@ -29,6 +29,7 @@ EXPANSION_FREE = 1 << 26  # bytes that any archive may expand to
 COMPRESSIONS = {".gz": "zcat", ".xz": "xzcat", ".zst": "zstdcat"}
 _CHUNK = 1 << 20
 _BOM = b"\xef\xbb\xbf"
+_MAGIC = {".gz": b"\x1f\x8b", ".xz": b"\xfd7zXZ\0", ".zst": b"(\xb5/\xfd"}
 _TESTS = {".gz": "gzip --test", ".xz": "xz --test", ".zst": "zstd --test"}
 
 T = TypeVar("T")
@@ -256,6 +257,12 @@ def read_lines(file: Path, stream: IO[bytes]) -> Iterator[tuple[int, str]]:
 def utf8(raw: bytes, file: Path, offset: int) -> str:
     """Decode `raw`, which begins at byte `offset` of the file's content, without a byte order mark at its beginning."""
     quoted = shlex.quote(str(file))
+    archive = next((e for e, magic in _MAGIC.items() if offset == 0 and raw.startswith(magic)), "")
+    if archive:
+        raise invalid_data(
+            Place(file), f"an archive without the ending {archive}", "UTF-8 text, or an archive with its ending",
+            f"mv {quoted} {shlex.quote(f'{file}{archive}')}",
+        )  # fmt: skip
     utf16 = offset == 0 and raw[:2] in (b"\xff\xfe", b"\xfe\xff")
     if not utf16 and (nul := raw.find(0)) >= 0:
         raise UserError(
