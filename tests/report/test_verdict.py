@@ -139,6 +139,15 @@ def test_many_arms_are_compared_with_the_best() -> None:
     assert [s.kind for s in found.sentences].count("not testable") == 2
 
 
+def test_a_sequential_study_says_the_state_of_each_comparison() -> None:
+    values = {"a": arm(2.0, 0.0), "b": arm(1.9), "c": arm(2.001), "d": {1: 2.0}}
+    looks = {"b": "after look 1 of 3", "c": "undecided after look 2 of 3", "d": "before the first of 3 looks"}
+    found = verdict(compare(values, "a"), looks=looks)
+    assert found.headline.startswith("b beats a by 0.100") and found.headline.endswith("; after look 1 of 3")
+    assert [s.text.split("; ")[-1] for s in found.sentences[1:2]] == ["undecided after look 2 of 3"]
+    assert found.sentences[2].text.startswith("d and a: before the first of 3 looks")
+
+
 def test_an_arm_that_diverged_more_often_never_wins() -> None:
     base = {s: 2.0 + 0.1 * s for s in range(20)}
     better = {s: v - 0.5 - 0.01 * (s % 3) for s, v in base.items()} | {4: math.nan}

@@ -15,12 +15,21 @@ NAMED = 2  # budgets in one sentence; the table has all
 
 
 class Speaker:
-    """Puts pairs into words; `words` are the texts of one language."""
+    """Puts pairs into words.
+
+    words   the texts of one language
+    states  first arm of a pair -> what a sequential study says of the state of the comparison
+    """
 
     def __init__(
-        self, comparison: Comparison, facts: Mapping[str, ArmFacts], unit: str, words: Mapping[str, str]
+        self,
+        comparison: Comparison,
+        facts: Mapping[str, ArmFacts],
+        unit: str,
+        words: Mapping[str, str],
+        states: Mapping[str, str],
     ) -> None:
-        self.comparison, self.facts, self.unit, self.words = comparison, facts, unit, words
+        self.comparison, self.facts, self.unit, self.words, self.states = comparison, facts, unit, words, states
 
     def say(self, key: str, **values: object) -> str:
         """Fill in a text."""
@@ -48,7 +57,8 @@ class Speaker:
         if pair.ranked:
             return self.say("ranked", winner=pair.better, loser=loser, p=self.chance(pair.p), n=pair.difference.n)
         figures = self.figures(pair.difference, pair.p, size=True)
-        return self.say("resolved", winner=pair.better, loser=loser, figures=figures)
+        text = self.say("resolved", winner=pair.better, loser=loser, figures=figures)
+        return self.words["mark"].join([text, self.states[pair.a]]) if pair.a in self.states else text
 
     def _open(self, pair: Pair) -> str:
         if pair.ranked:
@@ -57,6 +67,8 @@ class Speaker:
         if self.comparison.best is not None:
             return self.say("best open", arm=pair.a, figures=figures)  # a note has what could have been seen
         said = [self.say("open", a=pair.a, b=pair.b, figures=figures)]
+        if pair.a in self.states:  # more seeds come by plan
+            return self.words["mark"].join([*said, self.states[pair.a]])
         if pair.detectable > 0 and math.isfinite(pair.detectable):
             said.append(self.say("detectable", size=rounded_up(pair.detectable)))
         if pair.planned_seeds is not None and pair.planned_seeds <= PLANNED:
@@ -75,6 +87,8 @@ class Speaker:
                 return self.say(key, a=pair.a, b=pair.b, arm=label, runs=arm.runs)
         if self.comparison.best is not None and not difference.n:
             return self.say("best untested", arm=pair.a)
+        if pair.a in self.states:
+            return self.say("state", a=pair.a, b=pair.b, state=self.states[pair.a])
         key = "no common" if not difference.n else "one seed" if difference.n == 1 else "no spread"
         mean = "" if math.isnan(difference.mean) else f"{difference.mean:+.3f}"
         return self.say(key, a=pair.a, b=pair.b, mean=mean, n=difference.n)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from ablatio.report.analysis.pair_sentences import Speaker, rounded_up
 from ablatio.report.analysis.verdict_texts import TEXTS
@@ -28,13 +29,15 @@ def verdict(
     unit: str = "nats",
     language: Language = "en",
     notes: Sequence[tuple[str, Mapping[str, object]]] = (),
+    looks: Mapping[str, str] = MappingProxyType({}),
 ) -> Verdict:
     """Put a comparison into words.
 
     facts  by label; arms without facts are taken as they are
     notes  further notes: keys of TEXTS with their values
+    looks  of a sequential study: arm -> what to say of the state of its comparison
     """
-    speaker = _Headlines(comparison, facts or {}, unit, TEXTS[language])
+    speaker = _Headlines(comparison, facts or {}, unit, TEXTS[language], looks)
     said = [speaker.sentence(pair) for pair in comparison.pairs]
     said.sort(key=lambda s: (ORDER[s.kind], _rank(s)))
     outcomes = speaker.outcomes()
