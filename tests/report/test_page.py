@@ -20,7 +20,8 @@ STUDIES = {"activations": ACTIVATIONS, "mixed": MIXED, "rates": RATES, "screenin
 SECTIONS = {
     "activations": "differences arms curves ranks costs positions noise signal bill provenance",
     "mixed": "differences arms curves effects interactions ranks costs positions noise signal lost bill provenance",
-    "rates": "arms curves effects interactions ranks costs rates positions samples noise signal bill provenance",
+    "rates":
+        "differences arms curves effects interactions ranks costs rates positions samples noise signal bill provenance",
     "policies":
         "differences arms frontier curves effects interactions ranks costs positions noise signal bill provenance",
     "screening": "arms curves effects half-normal aliases ranks costs positions noise signal bill provenance",

@@ -121,7 +121,7 @@ def test_few_runs_give_no_test() -> None:
     assert (one.mean, one.n, one.method) == (-0.5, 1, "one seed: no test")
     assert math.isnan(one.p) and math.isnan(one.low)
     pair = compare({"a": {1: 1.0}, "b": {1: 1.5}}).pairs[0]
-    assert pair.better is None and pair.more_seeds is None and math.isnan(pair.p)
+    assert pair.better is None and pair.planned_seeds is None and math.isnan(pair.p) and math.isnan(pair.detectable)
     two = paired([1.0, 1.1], [1.5, 1.7])
     assert two.high - two.low > 1  # 12.7 standard errors each way
 
@@ -146,12 +146,13 @@ def test_diverged_and_missing_runs_are_left_out_and_counted() -> None:
     )
     pairs = {p.a: p for p in found.pairs}
     assert (pairs["late"].difference.n, pairs["late"].left_out) == (3, 1)
-    assert (pairs["wild"].difference.n, pairs["wild"].left_out) == (2, 2)
+    assert pairs["wild"].ranked and (pairs["wild"].difference.n, pairs["wild"].left_out) == (4, 0)
+    assert pairs["wild"].difference.mean == pytest.approx(-0.475) and math.isnan(pairs["wild"].difference.low)
     assert found.arm("wild").diverged == (2, 3) and found.arm("wild").n == 2
     assert found.arm("gone").n == 0 and math.isnan(found.arm("gone").mean) and math.isnan(pairs["gone"].p)
     assert [a.label for a in found.ordered][:3] == ["wild", "late", "base"]
     assert found.arm("wild").rank == 1 and math.isnan(found.arm("none").rank)
-    # Holm's correction counts all four comparisons, also the two without a p-value.
+    # Holm's correction counts all four comparisons, also those without a p-value.
     assert pairs["late"].p == pytest.approx(4 * pairs["late"].difference.p)
 
 
@@ -166,11 +167,17 @@ def test_compare_applies_each_correction() -> None:
     rng = np.random.default_rng(3)
     values = {f"a{i}": dict(enumerate(rng.normal(0.4 * i, 1, 8))) for i in range(4)}
     raw = [p.difference.p for p in compare(values, "a0").pairs]
+    assert raw == pytest.approx(
+        [paired(list(values[f"a{i}"].values()), list(values["a0"].values())).p for i in (1, 2, 3)]
+    )
     for correction, expected in (("holm", holm(raw)), ("bh", benjamini_hochberg(raw)), ("none", raw)):
         found = [p.p for p in compare(values, "a0", correction=correction).pairs]  # type: ignore[arg-type]
         assert found == pytest.approx(list(expected))
     table = np.array([[values[a][s] for a in values] for s in range(8)])
-    assert [p.p for p in compare(values, "a0", correction="dunnett").pairs] == pytest.approx(dunnett(table).tolist())
+    guarded = np.maximum(dunnett(table), np.minimum(1, 2 * np.array(raw)))
+    assert [p.p for p in compare(values, "a0", correction="dunnett").pairs] == pytest.approx(guarded.tolist())
+    lost = compare(values | {"gone": {}}, "a0", correction="dunnett").pairs
+    assert math.isnan(lost[-1].p) and all(a.p >= b - 1e-12 for a, b in zip(lost, guarded, strict=False))
     with pytest.raises(ValueError, match="baseline"):
         compare(values, correction="dunnett")
     with pytest.raises(ValueError, match="none of the arms"):

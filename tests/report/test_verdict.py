@@ -6,8 +6,8 @@ import string
 import numpy as np
 import pytest
 
-from ablatio.report.analysis.verdict import TEXTS, ArmFacts, verdict
-from ablatio.report.statistics import compare
+from ablatio.report.analysis.verdict import TEXTS, ArmFacts, Sentence, verdict
+from ablatio.report.statistics import compare, compare_with_best, smallest_difference
 
 SEEDS = range(1, 6)
 SPREAD = dict(zip(SEEDS, (0.004, -0.006, 0.001, 0.005, -0.004), strict=True))
@@ -25,9 +25,10 @@ def test_sentences_for_resolved_and_unresolved_pairs() -> None:
     assert found.headline == first.text
     pair = second.pair
     assert second.text == (
-        f"geglu and gelu: not resolved (+0.001 nats [-0.005, +0.007], Holm p = {pair.p:.2f}, n = 5), "
-        f"about {pair.more_seeds} more seeds needed"
+        f"geglu and gelu: not resolved (+0.001 nats [-0.005, +0.007], Holm p = {pair.p:.2f}, n = 5); "
+        "a difference above 0.01 nats would have been seen in 4 of 5 studies"
     )
+    assert pair.detectable == pytest.approx(smallest_difference(5, pair.difference.sd, 3))
     assert second.kind == "not resolved" and not second.fair
 
 
@@ -50,8 +51,9 @@ def test_unmatched_or_diverged_wins_are_marked_unfair() -> None:
     assert near.sentences[0].fair and any("not tuned for large" in n for n in near.notes)
     values["large"][3] = math.nan
     wild = verdict(compare(values, "small"))
-    assert "large diverged in 1 of 5 runs" in wild.headline and "lacks their seed: 1" in wild.headline
-    assert not wild.sentences[0].fair and len(wild.notes) == 1 and TEXTS["en"]["interval"] in wild.notes[0]
+    assert wild.headline == f"{wild.outcomes[0]}. No arm beats small: 1 not resolved."
+    assert wild.outcomes[0].startswith("large diverged in 1 of 5 runs, small in 0 of 5 (Fisher's exact test, Holm p = ")
+    assert "no verdict on the mean" in wild.sentences[0].text and not wild.sentences[0].fair
 
 
 @pytest.mark.parametrize(
@@ -63,7 +65,7 @@ def test_unmatched_or_diverged_wins_are_marked_unfair() -> None:
         (dict.fromkeys(SEEDS, math.nan), "all 5 runs of other diverged"),
         ({}, "other has no finished run"),
         ({s: 2.3 + 0.1 * s for s in SEEDS}, "exactly +0.300 nats in each of 5 seeds"),
-        (arm(2.0 + 1e-7), "more than 1000 more seeds needed"),
+        (arm(2.0 + 1e-7), "would have been seen in 4 of 5 studies"),
     ],
 )
 def test_sentences_when_no_test_is_possible(other: dict[int, float], words: str) -> None:
@@ -81,8 +83,79 @@ def test_headline_for_each_kind_of_study() -> None:
     assert verdict(compare(three)).headline.startswith("2 of 3 pairs resolved. Largest difference: ")
     assert verdict(compare({"a": arm(2.0, 0.0), "b": arm(2.0)})).headline.startswith("a and b: not resolved")
     assert verdict(compare({x: arm(2.0, i) for i, x in enumerate("abc")})).headline == "None of 3 pairs is resolved."
+    alike = {"a": arm(2.0), "b": arm(2.0), "c": arm(2.0, 2.0), "d": {1: 2.0}}
+    assert verdict(compare(alike)).headline == "None of 2 pairs is resolved (1 equal, 3 not testable)."
+    assert verdict(compare(alike, "a")).headline == "No arm beats a: 1 not resolved, 1 equal, 1 not testable."
     assert verdict(compare({"a": {1: 1.0}, "b": {1: 2.0}})).headline.startswith("No test possible")
     assert verdict(compare({"a": arm(1.0)})).headline.startswith("Only one arm")
+
+
+def test_budgets_that_differ_are_named_with_the_arm_that_has_more() -> None:
+    """The largest two of different kinds; what follows from the tokens is not named beside them."""
+    values = {"8": arm(1.9), "4": arm(2.0, 0.0)}
+    small = {"tokens": 1000.0, "bytes": 3000.0, "epochs": 0.1, "flops": 6e9, "steps": 10, "seconds": 60.0}
+    twice = {key: 2 * v for key, v in small.items()} | {"steps": 10}
+
+    def said(first: dict[str, float], second: dict[str, float], parameters: float = 1000) -> Sentence:
+        facts = {"8": ArmFacts(parameters, True, first), "4": ArmFacts(1000, True, second)}
+        return verdict(compare(values, "4"), facts=facts).sentences[0]
+
+    assert said(twice, small).text.endswith("; unmatched: 8 has twice the tokens and twice the wall time")
+    assert said(small, twice).text.endswith("; unmatched: 4 has twice the tokens and twice the wall time")
+    assert not said(small, twice).fair and not said(twice, small).fair
+    slow = said(small | {"seconds": 90.0}, small)
+    assert slow.text.endswith("; unmatched: 8 has 50 % more wall time") and slow.fair
+    assert "unmatched" not in said(small | {"seconds": 65.0, "tokens": 1009.0}, small).text
+    both = said(small | {"flops": 6.6e9}, small, 900).text
+    assert both.endswith("; unmatched: 8 has 10 % more training FLOPs, 4 has 11.1 % more parameters")
+    other_tokenizer = said(small | {"bytes": 9000.0}, small).text
+    assert other_tokenizer.endswith("; unmatched: 8 has 3 times the bytes of text")
+    fewer_steps = said(small | {"steps": 5}, small)
+    assert fewer_steps.text.endswith("; unmatched: 4 has twice the steps") and not fewer_steps.fair
+
+
+def test_many_arms_are_compared_with_the_best() -> None:
+    rng = np.random.default_rng(2)
+
+    def study(gap: dict[int, float], arms: int = 10) -> dict[str, dict[int, float]]:
+        return {f"a{i}": {s: gap.get(i, 0.3) + 0.1 * s + 0.01 * rng.normal() for s in range(4)} for i in range(arms)}
+
+    one = verdict(compare_with_best(study({3: 0.0})))
+    assert one.headline.startswith("a3 is the best of 10 arms, ahead of the next by 0.")
+    assert len(one.sentences) == 9 and all(
+        s.kind == "resolved" and "worse than the best" in s.text for s in one.sentences
+    )
+    three = verdict(compare_with_best(study({1: 0.0, 2: 0.0, 5: 0.0})))
+    assert three.headline.endswith("are not told apart from the best; the other 7 are worse.")
+    assert set(three.headline.split(" are not")[0].split(", ")) == {"a1", "a2", "a5"}
+    none = verdict(compare_with_best(study(dict.fromkeys(range(10), 0.0))))
+    assert none.headline.startswith("None of 10 arms is told apart from the best; a")
+    high = verdict(compare_with_best(study({3: 0.9}), better="high"))
+    assert high.headline.startswith("a3 is the best of 10 arms, ahead of the next by 0.5")
+    lost = study({3: 0.0}) | {"gone": {}, "wild": {0: 0.2, 1: math.nan, 2: 0.2, 3: 0.2}}
+    found = verdict(compare_with_best(lost))
+    assert "a3 is the best of the 10 arms that could be compared" in found.headline
+    assert found.headline.startswith("wild diverged in 1 of 4 runs, the other arms together in 0 of 40")
+    assert [s.kind for s in found.sentences].count("not testable") == 2
+
+
+def test_a_sequential_study_says_the_state_of_each_comparison() -> None:
+    values = {"a": arm(2.0, 0.0), "b": arm(1.9), "c": arm(2.001), "d": {1: 2.0}}
+    looks = {"b": "after look 1 of 3", "c": "undecided after look 2 of 3", "d": "before the first of 3 looks"}
+    found = verdict(compare(values, "a"), looks=looks)
+    assert found.headline.startswith("b beats a by 0.100") and found.headline.endswith("; after look 1 of 3")
+    assert [s.text.split("; ")[-1] for s in found.sentences[1:2]] == ["undecided after look 2 of 3"]
+    assert found.sentences[2].text.startswith("d and a: before the first of 3 looks")
+
+
+def test_an_arm_that_diverged_more_often_never_wins() -> None:
+    base = {s: 2.0 + 0.1 * s for s in range(20)}
+    better = {s: v - 0.5 - 0.01 * (s % 3) for s, v in base.items()} | {4: math.nan}
+    found = verdict(compare({"base": base, "wild": better}, "base"))
+    assert found.sentences[0].pair.p < 0.05 and found.sentences[0].kind == "not resolved"
+    assert "No arm beats base" in found.headline
+    turned = verdict(compare({"base": better, "tame": base}, "base"))  # tame has the higher loss in 19 of 20 seeds
+    assert turned.sentences[0].kind == "not resolved" or turned.sentences[0].pair.better == "base"
 
 
 def test_languages_have_the_same_sentences_and_fields() -> None:

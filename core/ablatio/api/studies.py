@@ -75,14 +75,16 @@ class StudyVerdict:
     """Conclusions of a study; print it for the text.
 
     headline   the main result in one sentence
-    sentences  one per pair of arms, largest resolved difference first: `kind` is "resolved", "not resolved" or
-               "not testable", and `pair` has the numbers
+    sentences  one per pair of arms, largest resolved difference first: `kind` is "resolved", "not resolved", "equal"
+               (the same numbers) or "not testable", and `pair` has the numbers
     notes      remarks that apply to all of them
+    outcomes   one sentence per arm of which runs diverged
     """
 
     headline: str
     sentences: "tuple[Sentence, ...]"
     notes: tuple[str, ...]
+    outcomes: tuple[str, ...] = ()
 
     @property
     def resolved(self) -> "list[Sentence]":
@@ -90,8 +92,8 @@ class StudyVerdict:
         return [sentence for sentence in self.sentences if sentence.kind == "resolved"]
 
     def __str__(self) -> str:
-        others = [sentence.text for sentence in self.sentences if sentence.text != self.headline]
-        return "\n".join([self.headline, *others, *self.notes])
+        told = (*self.outcomes, *(sentence.text for sentence in self.sentences))
+        return "\n".join([self.headline, *(text for text in told if text not in self.headline), *self.notes])
 
 
 class StudyFolder:
@@ -152,7 +154,9 @@ class StudyFolder:
     ) -> "DataFrame":
         """Data frame with one line per pair of arms.
 
-        Columns: difference a - b over shared seeds, its 95 % interval, p, and the conclusion as kind and sentence.
+        Columns: difference a - b over shared seeds, its 95 % interval, p, the conclusion as kind and sentence, the
+        smallest difference that this study would have resolved, and the seeds per arm of a new study planned for the
+        difference that was found.
         """
         found = self.findings(metric, baseline, correction, interval)
         sentences = {(s.pair.a, s.pair.b): s for s in _verdict_of(found).sentences}
@@ -182,7 +186,9 @@ class StudyFolder:
         return write_report(found, [self.folder], None if out is None else Path(out).expanduser()) / "report.html"
 
 
-PAIR_COLUMNS = ("a", "b", "difference", "low", "high", "p", "n", "better", "kind", "more_seeds", "sentence")
+PAIR_COLUMNS = (
+    "a", "b", "difference", "low", "high", "p", "n", "better", "kind", "detectable", "planned_seeds", "sentence",
+)  # fmt: skip
 
 
 def _run_row(run: "Run") -> dict[str, Any]:
@@ -203,7 +209,8 @@ def _pair_row(pair: "Pair", sentence: "Sentence | None") -> dict[str, Any]:
         **numbers,
         "n": d.n,
         "better": pair.better,
-        "more_seeds": pair.more_seeds,
+        "detectable": None if math.isnan(pair.detectable) else pair.detectable,
+        "planned_seeds": pair.planned_seeds,
         **verdict,
     }
 
@@ -212,4 +219,5 @@ def _verdict_of(found: "Findings") -> StudyVerdict:
     words = found.verdicts.get("en")
     if words is None:
         return StudyVerdict("No run is done yet: there is nothing to compare.", (), ())
-    return StudyVerdict(words.headline, words.sentences, (*found.rules.get("en", ()), *words.notes))
+    notes = (*found.rules.get("en", ()), *words.notes)
+    return StudyVerdict(words.headline, words.sentences, notes, words.outcomes)

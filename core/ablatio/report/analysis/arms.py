@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
+from typing import Any
 
 from ablatio.errors import UserError
 from ablatio.report.escape import visible
@@ -16,7 +17,9 @@ from ablatio.sweep.study import design_facts, label_of
 
 LOSS = "val/loss"
 HIGHER = ("accuracy", "reward", "win_rate", "score", "margin", "match")  # endings of scores where higher is better
-UNMATCHED = 0.01  # relative difference in size above which two arms count as unequal
+CONDITIONS = (
+    "train.steps", "train.batch_size", "train.accumulate", "data.length", "tokenizer.name", "tokenizer.vocab_size",
+)  # fmt: skip
 SIZES = ("parameters", "trainable", "non_embedding", "flops_per_token", "tokens", "steps")
 COSTS = ("seconds", "step_seconds", "memory")
 
@@ -27,6 +30,8 @@ class Arm:
 
     label     as written: `norm=rmsnorm position=rope`
     name      the shortest label that tells it from the other arms
+    conditions  steps, batch, row length, tokenizer of its runs, if runs of the same settings differ in them: these runs
+              are several arms, and only arms of equal conditions are compared
     values    block -> score; nan for a diverged run, no entry for an unfinished or failed one.  A block is a seed, or a
               seed within one folder if the folders hold different data
     """
@@ -36,6 +41,7 @@ class Arm:
     settings: Mapping[str, str]
     runs: list[Run]
     baseline: bool = False
+    conditions: Mapping[str, str] = field(default_factory=dict)
     values: dict[int, float] = field(default_factory=dict)
 
     def count(self, state: str) -> int:
@@ -59,6 +65,11 @@ class Arm:
         return next((r.rate for r in self.runs if r.rate is not None), None)
 
     @property
+    def cell(self) -> str:
+        """Its label in the study, where what was tuned or matched for it stands."""
+        return label_of(self.settings)
+
+    @property
     def again(self) -> str:
         """The command that repeats all of its runs."""
         return of_arm([r.command for r in self.runs])
@@ -70,11 +81,44 @@ def arms_of(table: Table, metric: str, baseline: str | None = None) -> list[Arm]
     for run in table.runs:
         if run.role == "run" and (run.arm or run.state != "damaged"):
             grouped.setdefault(label_of(run.arm), []).append(run)
-    arms = [Arm(label, label, runs[0].arm, runs) for label, runs in grouped.items()]
+    arms = _by_conditions(grouped)
     _mark(arms, table, baseline)
     _name(arms, bool(design_facts(table.study)["single_changes"]))
     _fill(arms, table, metric)
     return arms
+
+
+def _by_conditions(grouped: Mapping[str, Sequence[Run]]) -> list[Arm]:
+    """Make one arm of the runs of a label, or several if they had different budgets or tokenizers.
+
+    Seeds of a short and of a long run of one arm are not two samples: they share initial weights and data order.
+    """
+    keys = dict.fromkeys(
+        key
+        for runs in grouped.values()
+        for key in CONDITIONS
+        if len({_value_at(r.config, key) for r in runs if r.config}) > 1
+    )
+    arms = []
+    for runs in grouped.values():
+        found: dict[tuple[str, ...], list[Run]] = {}
+        whole = [tuple(_value_at(r.config, key) for key in keys) for r in runs if r.config]
+        for run in runs:
+            place = tuple(_value_at(run.config, key) for key in keys) if run.config else whole[0] if whole else ()
+            found.setdefault(place, []).append(run)
+        for place, some in found.items():
+            conditions = dict(zip(keys, place, strict=False))
+            label = label_of({**some[0].arm, **conditions})
+            arms.append(Arm(label, label, some[0].arm, some, conditions=conditions))
+    return arms
+
+
+def _value_at(config: Mapping[str, Any], key: str) -> str:
+    """Value that a config has under `train.steps`, as text; empty if it has none."""
+    node: Any = config
+    for word in key.split("."):
+        node = node.get(word) if isinstance(node, Mapping) else None
+    return "" if node is None else str(node)
 
 
 def _fill(arms: Sequence[Arm], table: Table, metric: str) -> None:
@@ -87,7 +131,8 @@ def _fill(arms: Sequence[Arm], table: Table, metric: str) -> None:
             block = blocks.setdefault((run.group, run.seed), len(blocks)) if several else run.seed
             if block in arm.values:
                 where = visible(run.folder)
-                table.notes.append(f"{arm.label} seed={run.seed} in {where} is there twice; the first one counts")
+                note = f"{arm.label} seed={run.seed} in {where} is there twice; the first one counts"
+                table.notes += [note] if note not in table.notes else []
             else:
                 arm.values[block] = run.scores[metric] if run.done else math.nan
 
@@ -112,12 +157,31 @@ def higher_is_better(table: Table, metric: str) -> bool:
 
 def tuned(table: Table, arm: Arm) -> Mapping[str, str]:
     """Settings that were tuned for this arm."""
-    return table.study.tuned.get(arm.label, {})
+    return table.study.tuned.get(arm.cell, {})
+
+
+def tuned_to_the_edge(table: Table, arm: Arm) -> Mapping[str, str]:
+    """Return `setting=value` -> smallest or largest, for tuned values at an end of those that were tried."""
+    trials = [r for r in table.runs if r.role == "trial" and label_of(r.arm) == arm.cell]
+    found = {}
+    for key, value in tuned(table, arm).items():
+        tried = {v for r in trials if (v := _number(_value_at(r.config, key))) is not None}
+        chosen = _number(str(value))
+        if chosen is not None and len(tried) > 1 and (chosen <= min(tried) or chosen >= max(tried)):
+            found[f"{key}={value}"] = "smallest" if chosen <= min(tried) else "largest"
+    return found
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 def matched(table: Table, arm: Arm) -> str:
     """Settings that `match=` chose for this arm, and the remaining difference: `model.d_ff=341, params +0.02%`."""
-    found = table.study.matched.get(arm.label)
+    found = table.study.matched.get(arm.cell)
     if not found:
         return ""
     changed = " ".join(f"{k}={v}" for k, v in found["set"].items()) or "as it is"
@@ -131,16 +195,17 @@ def rate_is_free(table: Table) -> bool:
 
 def _mark(arms: Sequence[Arm], table: Table, asked: str | None) -> None:
     if asked is None:
-        for arm in arms:
-            arm.baseline = table.study.baseline is not None and dict(arm.settings) == dict(table.study.baseline)
-        return
-    wanted = set(asked.split())
-    found = [a for a in arms if wanted <= {*a.label.split(), *a.settings.values()}]
-    exact = [a for a in found if wanted in (set(a.label.split()), set(a.settings.values()))]
-    if len(exact or found) != 1:
-        known = "\n    ".join(a.label for a in (found or arms)[:20])
-        raise UserError(f"--baseline {asked!r} names {len(found)} arms, one was expected\n    {known}")
-    (exact or found)[0].baseline = True
+        base = table.study.baseline
+        chosen = [a for a in arms if base is not None and dict(a.settings) == dict(base)]
+    else:
+        wanted = set(asked.split())
+        found = [a for a in arms if wanted <= {*a.label.split(), *a.settings.values()}]
+        chosen = [a for a in found if wanted in (set(a.label.split()), set(a.settings.values()))] or found
+        if len({a.cell for a in chosen}) != 1:
+            known = "\n    ".join(a.label for a in (found or arms)[:20])
+            raise UserError(f"--baseline {asked!r} names {len(found)} arms, one was expected\n    {known}")
+    if chosen:  # of several budgets, the one with most finished runs, then the largest
+        max(chosen, key=lambda a: (a.count("done"), a.size("tokens") or 0)).baseline = True
 
 
 def _name(arms: Sequence[Arm], single_changes: bool) -> None:
@@ -149,15 +214,14 @@ def _name(arms: Sequence[Arm], single_changes: bool) -> None:
     In a design of single changes a name holds only what differs from the baseline.  Arms that would share a name keep
     their whole label.
     """
-    seen = {
-        k: {a.settings[k] for a in arms if k in a.settings} for k in dict.fromkeys(k for a in arms for k in a.settings)
-    }
-    varies = [k for k, values in seen.items() if len(values) > 1 or any(k not in a.settings for a in arms)]
-    base = next((a for a in arms if a.baseline), None)
-    for arm in arms:
-        told = {k: v for k, v in arm.settings.items() if k in varies} or dict(arm.settings)
+    whole = [{**a.settings, **a.conditions} for a in arms]
+    seen = {k: {of[k] for of in whole if k in of} for k in dict.fromkeys(k for of in whole for k in of)}
+    varies = [k for k, values in seen.items() if len(values) > 1 or any(k not in of for of in whole)]
+    base = next((of for a, of in zip(arms, whole, strict=True) if a.baseline), None)
+    for arm, settings in zip(arms, whole, strict=True):
+        told = {k: v for k, v in settings.items() if k in varies} or dict(settings)
         if base is not None and single_changes:
-            told = {k: v for k, v in told.items() if base.settings.get(k) != v} or told
+            told = {k: v for k, v in told.items() if base.get(k) != v} or told
         arm.name = " ".join(_said(k, v, seen, len(varies) == 1) for k, v in told.items()) or arm.label
     names = [a.name for a in arms]
     for arm in arms:

@@ -9,7 +9,9 @@ from dataclasses import dataclass, field, replace
 from statistics import median
 
 from ablatio.errors import UserError
-from ablatio.report.analysis.arms import UNMATCHED, Arm, arms_of, choose_metric, higher_is_better, rate_is_free, tuned
+from ablatio.report.analysis.arms import Arm, arms_of, higher_is_better, rate_is_free, tuned, tuned_to_the_edge
+from ablatio.report.analysis.budgets import budgets_of, tolerance
+from ablatio.report.analysis.comparability import Score, comparable_score, comparison_classes
 from ablatio.report.analysis.effects_verdict import effects_verdict, fitted_effects
 from ablatio.report.analysis.registered import ask_anew, primary
 from ablatio.report.analysis.rules import rule_sentences
@@ -17,11 +19,13 @@ from ablatio.report.analysis.scaling_verdict import ArmTrend, arm_trends
 from ablatio.report.analysis.scaling_verdict import sentences as trend_sentences
 from ablatio.report.analysis.sequential import Standing, notes_of, standings_of, with_looks, words_of
 from ablatio.report.analysis.study_effects import StudyEffects
-from ablatio.report.analysis.verdict import ArmFacts, Language, Verdict, verdict
+from ablatio.report.analysis.verdict import LANGUAGES, ArmFacts, Language, Verdict, refusal, verdict
 from ablatio.report.read.curves import COLLAPSED
 from ablatio.report.read.run import RATE
+from ablatio.report.read.run import what_must_agree as agreement
 from ablatio.report.read.table import Table
 from ablatio.report.statistics import (
+    ALL_PAIRS,
     Better,
     Comparison,
     Correction,
@@ -30,18 +34,17 @@ from ablatio.report.statistics import (
     Pair,
     Shrunk,
     compare,
+    compare_with_best,
     noise,
     shrink,
     smallest_difference,
 )
-from ablatio.sweep.study import Study, design_facts
+from ablatio.sweep.study import Study, design_facts, label_of
 
 UNITS = {"loss": "nats", "bpb": "bits/byte"}  # units of scores, by the last part of their name
-CORRECTIONS = {"holm": "Holm", "dunnett": "Dunnett", "bh": "Benjamini-Hochberg", "none": ""}
-LANGUAGES: tuple[Language, ...] = ("en", "zh")
-
+CORRECTIONS = {"holm": "Holm", "dunnett": "Dunnett", "bh": "Benjamini-Hochberg", "none": "", "hsu": "closed testing"}
 SHRUNK = 4  # arms from which their means are shrunk
-ALL_PAIRS = 8  # arms; with more there are too many pairs for a page and a correction
+Notes = list[tuple[str, Mapping[str, object]]]  # keys of the verdict's texts, with their values
 
 
 def alpha_of(study: Study) -> float:
@@ -54,7 +57,7 @@ class Row:
     """One arm in the results table; unknown values are None.
 
     pair      comparison with the baseline
-    residual  size key -> relative excess over the baseline's
+    residual  budget -> relative excess over the baseline's
     """
 
     arm: Arm
@@ -67,8 +70,8 @@ class Row:
 
     @property
     def unmatched(self) -> list[str]:
-        """Sizes that exceed the baseline's: a win may be due to them."""
-        return [k for k, share in self.residual.items() if share > UNMATCHED]
+        """Budgets of which it had more or less than the baseline: a difference may be due to them."""
+        return [k for k, share in self.residual.items() if max(1 + share, 1 / (1 + share)) > 1 + tolerance(k)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,14 +151,20 @@ class Findings:
         words, rules = self.verdicts.get(language), self.rules.get(language, ())
         if words is None:
             return rules
-        others = [s.text for s in words.sentences if s.text != words.headline]
-        return [words.headline, *rules, *others, *words.notes]
+        told = (*words.outcomes, *(s.text for s in words.sentences))
+        return [words.headline, *rules, *(text for text in told if text not in words.headline), *words.notes]
 
     @property
     def caption(self) -> str:
         """Caption of the table: how differences are paired, their intervals, correction and direction."""
         if self.comparison is None or not self.comparison.pairs:
             return ""
+        if self.comparison.best is not None:
+            return (
+                f"Differences are paired by seed, to the best of the other arms (Hsu 1984), with intervals that hold "
+                f"together; p after closed testing; {self.metric}, "
+                f"{'lower' if self.better == 'low' else 'higher'} is better."
+            )
         against = "the baseline" if self.comparison.baseline else "every other arm"
         corrected = CORRECTIONS[self.comparison.correction]
         return (
@@ -182,52 +191,100 @@ def find(
     method                 of intervals and p: t, moderated, bootstrap (BCa), permutation
     alpha, margin, target  instead of the study's
     """
-    metric = choose_metric(table, primary(table, metric))
+    score = comparable_score(table, primary(table, metric))
+    metric = score.metric
     ask_anew(table, metric, alpha=alpha, margin=margin, target=target)
-    better = "high" if higher_is_better(table, metric) else "low"
+    better: Better = "high" if higher_is_better(table, metric) else "low"
     arms = arms_of(table, metric, baseline)
     base = next((a for a in arms if a.baseline), None)
-    scored = {a.name: a.values for a in arms if a.values}
-    against = base.name if base and base.name in scored else None
-    factors = fitted_effects(table, metric)
+    factors = None if score.refused else fitted_effects(table, metric)
+    asked: Notes = []
     comparison, standings = None, dict[str, Standing]()
-    if factors and design_facts(table.study)["screens"]:
-        pass  # effects are estimated from all arms together
-    elif scored and (against or len(scored) <= ALL_PAIRS):
-        if correction == "dunnett" and against is None:
+    refused = "refused tokenizers" if score.refused else ""
+    if not (factors and design_facts(table.study)["screens"]) and any(a.values for a in arms) and not refused:
+        if correction == "dunnett" and base is None:
             raise UserError(
                 "--correction dunnett compares with a baseline, and there is none\n    try: --baseline "
                 f"{shlex.quote(next(iter(arms)).label)}"
             )
-        how: Better = "high" if better == "high" else "low"
-        comparison = compare(
-            scored, against, better=how, correction=correction, method=method, alpha=alpha_of(table.study)
-        )
-        standings = standings_of(table.study, comparison, scored, {a.name: a.label for a in arms})
-        comparison = with_looks(comparison, standings, table.study)
-    elif scored:
-        table.notes.append(
-            f"{len(scored)} arms without a baseline are listed, not compared; choose one with --baseline"
-        )
-    if table.several_data:
-        table.notes.append(
-            "the runs differ in text, tokenizer or token budget: differences are taken within each folder, "
-            "and means mix the folders"
-        )
-    if (codes := len({run.code for run in table.counted if run.code})) > 1:
-        table.notes.append(
-            f"the runs were made by {codes} versions of ablatio's own code: a difference may come from the version"
-        )
+        comparison = _compared(table, arms, asked, better, correction, method)
+        if comparison.best is None:
+            values, cells = {a.name: a.values for a in arms}, {a.name: a.cell for a in arms}
+            standings = standings_of(table.study, comparison, values, cells)
+            comparison = with_looks(comparison, standings, table.study)
+        refused = "" if comparison.pairs or len(arms) < 2 else _reason(arms)
+    table.notes += _cautions(table, arms)
     table.notes += _collapses(arms)
     rows = [_row(a, base, comparison) for a in arms]
     sign = 1 if better == "low" else -1
     rows.sort(key=lambda r: math.inf if r.mean is None else sign * r.mean)
     unit = UNITS.get(metric.rsplit("/", 1)[-1], metric)
+    if refused:
+        names = ", ".join(score.tokenizers)
+        words: Mapping[Language, Verdict] = {n: refusal(refused, n, metric=metric, names=names) for n in LANGUAGES}
+        return Findings(table, metric, better, rows, None, factors, words)
     level = alpha_of(table.study)
-    words = _verdicts(comparison, unit, table, arms, standings) or effects_verdict(factors, unit, level)
+    words = _verdicts(comparison, unit, table, arms, [*_on_score(score), *asked], standings)
+    words = words or effects_verdict(factors, unit, level)
     rules = rule_sentences(table, metric, comparison, arms, better=better, alpha=level, method=method)
+    scored = {a.name: a.values for a in arms if a.values}
     shrunk = shrink(scored, better=better) if len(scored) >= SHRUNK else {}
     return Findings(table, metric, better, rows, comparison, factors, words, rules, shrunk)
+
+
+def _compared(
+    table: Table, arms: Sequence[Arm], asked: Notes, better: Better, correction: Correction, method: Method
+) -> Comparison:
+    """Compare the arms: with the baseline, else all pairs, else, of many arms, with the best.  `asked` gets notes."""
+    alpha, agree = alpha_of(table.study), comparison_classes(arms)
+    base = next((a for a in arms if a.baseline), None)
+    if base is not None and not base.values and any(a.values for a in arms):
+        asked.append(("no baseline", {"base": base.name}))
+        base = None
+    elif base is None and table.study.baseline is not None:
+        asked.append(("no baseline", {"base": label_of(table.study.baseline)}))
+    values = {a.name: a.values for a in arms}
+    if base is not None:
+        if others := [a.name for a in arms if agree[a.name] != agree[base.name]]:
+            asked.append(("not compared", {"base": base.name, "arms": ", ".join(others)}))
+    elif len(set(agree.values())) > 1:
+        asked.append(("not compared pairs", {}))
+    elif len(arms) > ALL_PAIRS:
+        if (correction, method) != ("holm", "t"):
+            table.notes.append("more than 8 arms without a baseline are compared with the best, by a pooled t")
+        return compare_with_best(values, better=better, alpha=alpha)
+    against = base.name if base is not None else None
+    correction = "holm" if against is None and correction == "dunnett" else correction
+    return compare(values, against, better=better, correction=correction, method=method, alpha=alpha, groups=agree)
+
+
+def _reason(arms: Sequence[Arm]) -> str:
+    """Why no two arms can be compared; empty if they could, and only lack seeds."""
+    agree = comparison_classes(arms).values()
+    if len({text for text, _ in agree}) > 1:
+        return "refused text"
+    return "refused conditions" if len({conditions for _, conditions in agree}) > 1 else ""
+
+
+def _on_score(score: Score) -> Notes:
+    return [("per byte", {"names": ", ".join(score.tokenizers)})] if score.tokenizers else []
+
+
+def _cautions(table: Table, arms: Sequence[Arm]) -> list[str]:
+    """Notes on what differs between the folders of an arm and between versions of the code."""
+    said = []
+    groups = dict.fromkeys(run.group for run in table.counted)
+    in_each = [[{agreement(r) for r in arm.runs if r.done and r.group == group} for group in groups] for arm in arms]
+    if any(len({frozenset(of) for of in found if of}) > 1 for found in in_each):
+        said.append(
+            "the runs differ in text, tokenizer or token budget: differences are taken within each folder, "
+            "and means mix the folders"
+        )
+    if (codes := len({run.code for run in table.counted if run.code})) > 1:
+        said.append(
+            f"the runs were made by {codes} versions of ablatio's own code: a difference may come from the version"
+        )
+    return said
 
 
 def _collapses(arms: Sequence[Arm]) -> list[str]:
@@ -250,24 +307,33 @@ def _row(arm: Arm, base: Arm | None, comparison: Comparison | None) -> Row:
     if comparison:
         pair = next((p for p in comparison.pairs if p.a == arm.name), None) if comparison.baseline else None
         rank = next((a.rank for a in comparison.arms if a.label == arm.name and not math.isnan(a.rank)), None)
-    residual = {}
+    residual: dict[str, float] = {}
     if base is not None and not arm.baseline:
-        for key in ("parameters", "trainable", "flops_per_token", "tokens"):
-            mine, other = arm.size(key), base.size(key)
-            if mine is not None and other:
-                residual[key] = mine / other - 1
+        mine, others = ({**budgets_of(a), "flops_per_token": a.size("flops_per_token")} for a in (arm, base))
+        residual = {k: v / other - 1 for k, v in mine.items() if v and (other := others.get(k))}
     return Row(arm, len(found), mean, sd, rank, pair, residual)
 
 
 def _verdicts(
-    comparison: Comparison | None, unit: str, table: Table, arms: Sequence[Arm], standings: Mapping[str, Standing]
+    comparison: Comparison | None,
+    unit: str,
+    table: Table,
+    arms: Sequence[Arm],
+    notes: Notes,
+    standings: Mapping[str, Standing],
 ) -> Mapping[Language, Verdict]:
     if comparison is None:
         return {}
     free = rate_is_free(table)
-    facts = {a.name: ArmFacts(a.size("parameters"), None if free else RATE in tuned(table, a)) for a in arms}
+    facts = {
+        a.name: ArmFacts(
+            a.size("parameters"), None if free else RATE in tuned(table, a), budgets_of(a), tuned_to_the_edge(table, a)
+        )
+        for a in arms
+    }
     found = {}
     for n in LANGUAGES:
-        said = verdict(comparison, facts=facts, unit=unit, language=n, looks=words_of(standings, unit, n))
+        looks = words_of(standings, unit, n)
+        said = verdict(comparison, facts=facts, unit=unit, language=n, notes=notes, looks=looks)
         found[n] = replace(said, notes=(*said.notes, *notes_of(table.study, standings, n)))
     return found

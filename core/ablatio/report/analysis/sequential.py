@@ -104,7 +104,15 @@ def with_looks(comparison: Comparison, standings: Mapping[str, Standing], study:
         difference = standing.difference
         lower = pair.a if (difference.mean < 0) == (comparison.better == "low") else pair.b
         better = lower if p <= comparison.alpha else None
-        new = replace(pair, difference=difference, p=p, better=better, more_seeds=None, left_out=standing.left_out)
+        new = replace(
+            pair,
+            difference=difference,
+            p=p,
+            better=better,
+            planned_seeds=None,
+            detectable=math.nan,
+            left_out=standing.left_out,
+        )
         pairs.append(new)
     return replace(comparison, pairs=tuple(pairs))
 

@@ -42,6 +42,7 @@ def content(found: Findings) -> dict[str, Any]:
         "states": table.count(),
         "metric": found.metric, "better": found.better,
         "verdict": {n: _verdict(found, v, found.rules.get(n, ())) for n, v in found.verdicts.items()},
+        "best": found.comparison.best if found.comparison else None,
         "correction": CORRECTIONS[found.comparison.correction] if found.comparison else "",
         "seeds": len({n for r in found.rows for n in r.arm.values}),
         "arms": [_arm(found, row) for row in found.rows],
@@ -85,12 +86,15 @@ def clean(node: Any) -> Any:
 
 def _verdict(found: Findings, words: Verdict, rules: Sequence[str]) -> dict[str, Any]:
     """Sentences, each with the first arm's outcome in its pair: better, worse or open."""
-    base = found.comparison.baseline if found.comparison else None
+    base = (found.comparison.baseline or found.comparison.best) if found.comparison else None
 
     def kind(pair: Pair) -> str:
         return "open" if pair.better is None else "worse" if pair.better == base else "better"
 
-    said = [{"text": s.text, "kind": kind(s.pair)} for s in words.sentences]
+    said = [{"text": text, "kind": "open"} for text in words.outcomes]
+    said += [{"text": s.text, "kind": kind(s.pair)} for s in words.sentences]
+    if all(s["text"] in words.headline for s in said):
+        said = []
     return {"headline": words.headline, "sentences": said, "notes": [*rules, *words.notes]}
 
 
@@ -115,7 +119,7 @@ def _pair(pair: Pair) -> dict[str, Any]:
     d = pair.difference
     return {
         "a": pair.a, "b": pair.b, "mean": d.mean, "low": d.low, "high": d.high, "n": d.n, "p": pair.p,
-        "better": pair.better, "more": pair.more_seeds, "left_out": pair.left_out,
+        "better": pair.better, "planned": pair.planned_seeds, "left_out": pair.left_out,
     }  # fmt: skip
 
 
@@ -133,6 +137,8 @@ def _visible(found: Findings) -> float | None:
     if found.pair_sd is None or found.comparison is None:
         return None
     pairs = found.comparison.pairs
+    if found.comparison.best is not None:
+        return next((p.detectable for p in pairs if p.detectable > 0), None)
     n = int(median(p.difference.n for p in pairs if p.difference.sd > 0))
     return smallest_difference(n, found.pair_sd, len(pairs) + 1, alpha_of(found.table.study))
 

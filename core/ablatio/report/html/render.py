@@ -11,7 +11,8 @@ import html
 import json
 from importlib.resources import files
 
-from ablatio.report.analysis.findings import LANGUAGES, Findings
+from ablatio.report.analysis.findings import Findings
+from ablatio.report.analysis.verdict import LANGUAGES
 from ablatio.report.escape import script_json, visible
 from ablatio.report.html.page_data import content
 

@@ -1,6 +1,16 @@
 """Statistics of comparisons: pure functions of numbers, without files and without torch."""
 
-from ablatio.report.statistics.comparison import ArmScore, Better, Comparison, Correction, Pair, compare
+from ablatio.report.statistics.comparison import (
+    ALL_PAIRS,
+    ArmScore,
+    Better,
+    Comparison,
+    Correction,
+    Pair,
+    compare,
+    compare_with_best,
+)
+from ablatio.report.statistics.divergence import Divergence
 from ablatio.report.statistics.effects import Effect, Factors, Term, effects
 from ablatio.report.statistics.equivalence import MarginTest, against_margin
 from ablatio.report.statistics.moderated import moderate
@@ -13,9 +23,9 @@ from ablatio.report.statistics.shrinkage import Shrunk, shrink
 from ablatio.report.statistics.target import TargetTest, against_target, stopping_step
 
 __all__ = [
-    "ArmScore", "Better", "Comparison", "Contrast", "Correction", "Difference", "Effect", "Factors", "MarginTest",
-    "Method", "Noise", "Pair", "Ranks", "Screen", "Shrunk", "TargetTest", "Term",
-    "against_margin", "against_target", "assurance", "benjamini_hochberg", "compare", "dunnett", "effects",
-    "half_normal", "holm", "moderate", "noise", "paired", "power", "ranks", "rate_sensitivity", "screen",
+    "ALL_PAIRS", "ArmScore", "Better", "Comparison", "Contrast", "Correction", "Difference", "Divergence", "Effect",
+    "Factors", "MarginTest", "Method", "Noise", "Pair", "Ranks", "Screen", "Shrunk", "TargetTest", "Term",
+    "against_margin", "against_target", "assurance", "benjamini_hochberg", "compare", "compare_with_best", "dunnett",
+    "effects", "half_normal", "holm", "moderate", "noise", "paired", "power", "ranks", "rate_sensitivity", "screen",
     "seeds_needed", "shrink", "smallest_difference", "stopping_step",
 ]  # fmt: skip

@@ -1,21 +1,27 @@
-"""Compare all arms of a study over their seeds: differences, corrected p values, seeds still needed."""
+"""Compare all arms of a study over their seeds: differences, corrected p values, what the study could have shown."""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
+from ablatio.report.statistics.best import with_best
+from ablatio.report.statistics.divergence import RANKED, Divergence, divergences, ranked_difference
 from ablatio.report.statistics.moderated import moderate
 from ablatio.report.statistics.multiple_testing import benjamini_hochberg, dunnett, holm
 from ablatio.report.statistics.paired_tests import Difference, Method, paired
-from ablatio.report.statistics.power import seeds_needed
+from ablatio.report.statistics.power import seeds_needed, smallest_difference
+from ablatio.report.statistics.robustness import GUARD, UNEQUAL, skew_corrected, skewed, unequal_spread
 
 Better = Literal["low", "high"]
 Correction = Literal["holm", "dunnett", "bh", "none"]
 Values = Mapping[str, Mapping[int, float]]
+SKEWED = "paired t, corrected for skewness"  # method of a Difference
+WITH_BEST = "comparison with the best"  # likewise
+ALL_PAIRS = 8  # arms; without a baseline more arms are compared with the best one
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +48,16 @@ class ArmScore:
 class Pair:
     """Arm a compared with arm b.
 
-    difference  a - b over the seeds in which both have a value
-    p           corrected for the comparisons of the study; nan if there can be no test
-    better      label of the better arm if the difference is resolved (p <= alpha), else None
-    more_seeds  further seeds that would resolve it with power 0.8 if it is as large as observed; None if it is
-                resolved or the number cannot be computed
-    left_out    seeds for which only one of the two has a value (not run, failed, diverged)
+    difference     a - b over the seeds in which both have a value.  If a run of either diverged, the p of it comes from
+                   ranks in which a diverged run is the worst result, and the mean has no interval (`ranked_difference`)
+    p              corrected for the comparisons of the study; nan if there can be no test
+    better         label of the better arm if the difference is resolved (p <= alpha), else None; an arm that diverged
+                   more often than the other is never the better one
+    left_out       seeds that only one of the two ran, or ran to a result
+    detectable     smallest true difference that this study would have resolved in 4 of 5 cases; nan if unknown
+    planned_seeds  seeds per arm with which a new study resolves a difference as large as this one in 4 of 5 cases;
+                   None if it is resolved or the number cannot be computed.  Adding seeds to this study until p is small
+                   is another matter: it finds differences where there are none
     """
 
     a: str
@@ -55,20 +65,43 @@ class Pair:
     difference: Difference
     p: float
     better: str | None
-    more_seeds: int | None
     left_out: int
+    detectable: float = math.nan
+    planned_seeds: int | None = None
+
+    @property
+    def ranked(self) -> bool:
+        """True if some run of the two arms diverged, and the pair is compared by ranks."""
+        return self.difference.method == RANKED
+
+    @property
+    def equal(self) -> bool:
+        """True if both arms gave the same numbers in all of two or more seeds."""
+        return self.difference.n > 1 and self.difference.mean == 0 == self.difference.sd
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A compared study.  `pairs`: each arm against the baseline, or all pairs if there is no baseline."""
+    """A compared study.
+
+    pairs       each arm against the baseline; all pairs without a baseline; each arm against the best one if `best`
+    best        label of the arm with the best mean, if all others are compared with it (see `with_best`)
+    lead        of the best arm: its difference to the next one
+    divergence  how often each arm diverged; empty if no run did
+    correction  that was applied
+    unequal     True if the spread of the arms differs too much for the pooled test that was asked for
+    """
 
     arms: tuple[ArmScore, ...]
     pairs: tuple[Pair, ...]
     baseline: str | None
     better: Better
-    correction: Correction
+    correction: Correction | Literal["hsu"]
     alpha: float
+    divergence: tuple[Divergence, ...] = ()
+    best: str | None = None
+    lead: Difference | None = None
+    unequal: bool = False
 
     def arm(self, label: str) -> ArmScore:
         """The arm with this label."""
@@ -89,11 +122,16 @@ def compare(
     correction: Correction = "holm",
     method: Method = "t",
     alpha: float = 0.05,
+    groups: Mapping[str, Hashable] | None = None,
 ) -> Comparison:
     """Compare arms.  values: arm -> seed -> final score; nan or infinity marks a diverged run.
 
-    A seed that an arm lacks was not run or failed.  Two arms are compared over the seeds in which both have a value;
-    what is left out is counted in the pair and in the arm, never dropped silently.
+    groups  arm -> what two arms must have in common to be compared; without it all are compared
+
+    A seed that an arm lacks was not run or failed; an arm without any seed stays a comparison, so that its failure
+    makes the other claims no easier.  Two arms are compared over the seeds in which both have a value; what is left
+    out is counted in the pair and in the arm, never dropped silently.  Differences that look skewed get a t-test
+    corrected for it (`skew_corrected`).  Dunnett's test gives way to Holm's if the spread of the arms differs.
 
     Raises:
         ValueError: the baseline is not an arm, or Dunnett's test is asked for without a baseline.
@@ -102,67 +140,166 @@ def compare(
         raise ValueError(f"the baseline {baseline!r} is none of the arms: {', '.join(values)}")
     if correction == "dunnett" and baseline is None:
         raise ValueError("Dunnett's test is against a baseline, and none was given; use correction='holm'")
-    sound = {arm: {s: float(v) for s, v in of.items() if math.isfinite(v)} for arm, of in values.items()}
     names = [(a, baseline) for a in values if a != baseline] if baseline is not None else list(combinations(values, 2))
-    found = [_difference(sound[a], sound[b], method) for a, b in names]
+    names = [(a, b) for a, b in names if groups is None or groups.get(a) == groups.get(b)]
+    compared = [_difference(values[a], values[b], method, better) for a, b in names]
+    found, signs = [d for d, _ in compared], [sign for _, sign in compared]
     found = moderate(found) if method == "moderated" else found
-    corrected = _corrected(sound, baseline, found, correction)
+    unequal = correction == "dunnett" and _unequal(values, [*dict.fromkeys(x for pair in names for x in pair)])
+    applied: Correction = "holm" if unequal else correction
+    corrected = _corrected(values, names, [d.p for d in found], applied)
+    family = 1 if correction == "none" else len(names)
     pairs = [
-        _pair(a, b, difference, p, len(sound[a].keys() ^ sound[b].keys()), len(names), better, alpha)
-        for (a, b), difference, p in zip(names, found, corrected, strict=True)
+        _pair(a, b, values, (difference, sign), p, family, better, alpha)
+        for (a, b), difference, sign, p in zip(names, found, signs, corrected, strict=True)
     ]
-    placed = _ranks(sound, better)
-    arms = [_score(arm, values[arm], sound[arm], placed[arm]) for arm in values]
-    return Comparison(tuple(arms), tuple(pairs), baseline, better, correction, alpha)
+    scores = _scores(values, better)
+    return Comparison(
+        scores, tuple(pairs), baseline, better, applied, alpha, _divergence(values, baseline), unequal=unequal
+    )
 
 
-def _difference(a: Mapping[int, float], b: Mapping[int, float], method: Method) -> Difference:
+def compare_with_best(values: Values, *, better: Better = "low", alpha: float = 0.05) -> Comparison:
+    """Compare many arms with the best of them (Hsu 1984); values as for `compare`.
+
+    The mean is compared over the seeds that most arms have, between arms that have all of these and no diverged run;
+    the other arms stay in the correction and have no p.
+    """
+    sound = {arm: of for arm, of in values.items() if of and all(map(math.isfinite, of.values()))}
+    seeds = sorted({s for of in sound.values() for s in of if 2 * sum(s in o for o in sound.values()) > len(sound)})
+    whole = [arm for arm, of in sound.items() if all(s in of for s in seeds)]
+    scores, diverged = _scores(values, better), _divergence(values, None)
+    if len(whole) < 2 or len(seeds) < 2:
+        return Comparison(scores, (), None, better, "hsu", alpha, diverged)
+    sign = 1 if better == "low" else -1
+    table = sign * np.array([[values[arm][s] for arm in whole] for s in seeds])  # (seeds, arms)
+    found = with_best(table, len(values), alpha)
+    top = whole[found.top]
+
+    def difference(i: int) -> Difference:
+        low, high = sorted((sign * found.low[i], sign * found.high[i]))
+        sd = float((table[:, i] - table[:, found.top]).std(ddof=1))
+        gap = 0.0 if sd == 0 and found.p[i] == 1 else sign * found.gap[i]
+        return Difference(gap, low, high, found.p[i], len(seeds), sd, WITH_BEST)
+
+    def pair(arm: str) -> Pair:
+        if arm not in whole:
+            lacking = Difference(math.nan, math.nan, math.nan, math.nan, 0, math.nan, "no test")
+            return Pair(arm, top, lacking, math.nan, None, len(seeds))
+        d = difference(whole.index(arm))
+        left_out = len(values[arm].keys() ^ set(seeds))
+        return Pair(arm, top, d, d.p, top if d.p <= alpha else None, left_out, found.visible)
+
+    pairs = tuple(pair(arm) for arm in values if arm != top)
+    return Comparison(
+        scores, pairs, None, better, "hsu", alpha, diverged, top, difference(found.top), not found.pooled
+    )  # fmt: skip
+
+
+def _divergence(values: Values, baseline: str | None) -> tuple[Divergence, ...]:
+    if all(math.isfinite(v) for of in values.values() for v in of.values()):
+        return ()
+    return divergences(values, baseline)
+
+
+def _sound(of: Mapping[int, float]) -> dict[int, float]:
+    return {s: float(v) for s, v in of.items() if math.isfinite(v)}
+
+
+def _difference(
+    a: Mapping[int, float], b: Mapping[int, float], method: Method, better: Better
+) -> tuple[Difference, int]:
+    """Return the difference and its sign: that of the mean, or of the ranks if a run diverged."""
+    if not all(math.isfinite(v) for v in (*a.values(), *b.values())):
+        return ranked_difference(a, b, better)
     common = sorted(a.keys() & b.keys())
-    return paired([a[s] for s in common], [b[s] for s in common], method=method)
+    found = paired([a[s] for s in common], [b[s] for s in common], method=method)
+    gaps = [a[s] - b[s] for s in common]
+    if method == "t" and found.sd > 0 and skewed(gaps):
+        low, high, p = skew_corrected(gaps)
+        found = replace(found, low=low, high=high, p=p, method=SKEWED)
+    return found, -1 if found.mean < 0 else 1
+
+
+def _unequal(values: Values, arms: Sequence[str]) -> bool:
+    table = _table(values, arms)
+    return len(table) > 0 and unequal_spread(table) <= UNEQUAL
+
+
+def _table(values: Values, arms: Sequence[str]) -> Any:
+    """Scores (seeds, arms) of the seeds that all these arms have, without arms that have none or diverged."""
+    kept = [a for a in arms if values[a] and all(map(math.isfinite, values[a].values()))]
+    seeds = _shared({a: values[a] for a in kept}) if kept else []
+    return np.array([[values[a][s] for a in kept] for s in seeds])
 
 
 def _corrected(
-    sound: Values, baseline: str | None, found: Sequence[Difference], correction: Correction
+    values: Values, names: Sequence[tuple[str, str]], raw: Sequence[float], correction: Correction
 ) -> Sequence[float]:
-    raw = [d.p for d in found]
     if not raw or correction == "none":
         return raw
     if correction == "dunnett":
-        assert baseline is not None
-        return _dunnett(sound, baseline)
+        return _dunnett(values, names, raw)
     return [float(p) for p in (holm(raw) if correction == "holm" else benjamini_hochberg(raw))]
 
 
-def _dunnett(sound: Values, baseline: str) -> list[float]:
-    """Dunnett's p over the seeds that all arms have; arms without any value are left out."""
-    alive = [a for a in sound if a != baseline and sound[a]]
-    seeds = _shared({a: sound[a] for a in (baseline, *alive)})
-    if len(seeds) < 2 or not alive:
-        return [math.nan for a in sound if a != baseline]
-    p = dict(zip(alive, dunnett([[sound[a][s] for a in (baseline, *alive)] for s in seeds]), strict=True))
-    return [float(p.get(a, math.nan)) for a in sound if a != baseline]
+def _dunnett(values: Values, names: Sequence[tuple[str, str]], raw: Sequence[float]) -> list[float]:
+    """Dunnett's p over the seeds that all arms have, at least GUARD times the pair's own p.
+
+    Arms without a value are counted.  If a run of any arm diverged, the pooled test has no common ground: Holm's p.
+    """
+    if any(not math.isfinite(v) for pair in names for arm in pair for v in values[arm].values()):
+        return [float(p) for p in holm(raw)]
+    base = names[0][1]
+    alive = [a for a, _ in names if values[a]]
+    table = _table(values, [base, *alive])
+    if not values[base] or len(table) < 2 or not alive:
+        return [math.nan] * len(names)
+    p = dict(zip(alive, dunnett(table, len(names)), strict=True))
+    return [
+        float(min(1.0, max(p.get(a, math.nan), GUARD * own))) if not math.isnan(own) else math.nan
+        for (a, _), own in zip(names, raw, strict=True)
+    ]
 
 
-def _shared(sound: Values) -> list[int]:
-    return sorted(set.intersection(*(set(of) for of in sound.values())))
+def _shared(values: Values) -> list[int]:
+    return sorted(set.intersection(*(set(of) for of in values.values())))
 
 
 def _pair(
-    a: str, b: str, difference: Difference, p: float, left_out: int, comparisons: int, better: Better, alpha: float
+    a: str, b: str, values: Values, found: tuple[Difference, int], p: float, family: int, better: Better, alpha: float
 ) -> Pair:
-    if p <= alpha:
-        a_is_better = (difference.mean < 0) == (better == "low")
-        return Pair(a, b, difference, p, a if a_is_better else b, None, left_out)
-    return Pair(a, b, difference, p, None, _more_seeds(difference, comparisons + 1, alpha), left_out)
+    difference, sign = found
+    ranked = difference.method == RANKED
+    left_out = len(values[a].keys() ^ values[b].keys())
+    winner = a if (sign < 0) == (better == "low") else b
+    if p <= alpha and sign and not (ranked and _diverged_more(values, winner, a if winner == b else b)):
+        return Pair(a, b, difference, p, winner, left_out)
+    if difference.method != "paired t" or math.isnan(difference.p):
+        return Pair(a, b, difference, p, None, left_out)
+    detectable = smallest_difference(difference.n, difference.sd, family + 1, alpha)
+    return Pair(a, b, difference, p, None, left_out, detectable, _planned_seeds(difference, family + 1, alpha))
 
 
-def _more_seeds(difference: Difference, arms: int, alpha: float) -> int | None:
-    if math.isnan(difference.p) or difference.mean == 0:
+def _diverged_more(values: Values, arm: str, other: str) -> bool:
+    """True if `arm` lost a larger share of its runs than `other`."""
+    lost = [sum(not math.isfinite(v) for v in values[x].values()) / max(1, len(values[x])) for x in (arm, other)]
+    return lost[0] > lost[1]
+
+
+def _planned_seeds(difference: Difference, arms: int, alpha: float) -> int | None:
+    if difference.mean == 0:
         return None
     try:
-        return max(1, seeds_needed(difference.mean, difference.sd, arms, alpha) - difference.n)
+        return seeds_needed(difference.mean, difference.sd, arms, alpha)
     except ValueError:  # more seeds than the search allows
         return None
+
+
+def _scores(values: Values, better: Better) -> tuple[ArmScore, ...]:
+    sound = {arm: _sound(of) for arm, of in values.items()}
+    placed = _ranks(sound, better)
+    return tuple(_score(arm, values[arm], sound[arm], placed[arm]) for arm in values)
 
 
 def _score(label: str, of: Mapping[int, float], sound: Mapping[int, float], rank: float) -> ArmScore:

@@ -73,7 +73,7 @@ const FOREST = 30;
 function forest() {
   if (!data.pairs.length) return null;
   const side = t(data.better === "low" ? "lower_better" : "higher_better");
-  const text = based ? t("forest_base", { base: base.name, metric: data.metric, better: side }) : t("forest_pairs", { metric: data.metric, better: side });
+  const text = based ? t("forest_base", { base: base.name, metric: data.metric, better: side }) : t(data.best ? "forest_best" : "forest_pairs", { best: data.best, metric: data.metric, better: side });
   const pairs = [...data.pairs].sort((a, b) => (data.better === "low" ? a.mean - b.mean : b.mean - a.mean));
   const cutDown = pairs.length > FOREST ? [...pairs.slice(0, FOREST / 2), ...pairs.slice(-FOREST / 2)] : pairs;
   let shown = cutDown;
@@ -90,7 +90,7 @@ const ROWS = 60;
 /** Columns: title, what sorts it, what it shows; a column that no arm has a value for is not there. */
 function columns() {
   const digits = digitsFor(Math.max(...data.arms.map((a) => a.sd || 0)) || 0.01);
-  const size = (key, text) => [t(key), (a) => a[key], (a) => [text(a[key]), a.unmatched.includes(key) && h("span", { class: "mark", title: t("unmatched", { x: percent(a.residual[key]) }) }, ` +${percent(a.residual[key])}`)]];
+  const size = (key, text) => [t(key), (a) => a[key], (a) => [text(a[key]), a.unmatched.includes(key) && h("span", { class: "mark", title: t("unmatched", { x: excess(a.residual[key]) }) }, ` ${excess(a.residual[key])}`)]];
   const all = [
     [t("n"), (a) => a.n, (a) => String(a.n)],
     [`${t("mean")} ${data.metric}`, (a) => a.mean, (a) => fixed(a.mean, digits)],
@@ -108,6 +108,7 @@ function columns() {
 }
 
 const percent = (x) => `${trim(x * 100)} %`;
+const excess = (x) => (x < 0 ? "−" : "+") + percent(Math.abs(x));
 
 function differenceCell(a, digits) {
   if (a.baseline) return h("span", { class: "tag" }, t("baseline"));

@@ -1,0 +1,63 @@
+"""What a verdict is made of: facts about arms, sentences on pairs, and the verdict itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ablatio.report.statistics import Pair
+
+Kind = Literal["resolved", "not resolved", "equal", "not testable"]
+Language = Literal["en", "zh"]
+LANGUAGES: tuple[Language, ...] = ("en", "zh")
+
+
+@dataclass(frozen=True, slots=True)
+class ArmFacts:
+    """Facts about an arm beside its score; None or missing: unknown, and not mentioned.
+
+    tuned    True if the learning rate was tuned for this arm
+    budgets  what the arm was given, beside its parameters: see `budgets.BUDGETS`
+    edges    settings that were tuned to the end of what was tried: {"optimizer.lr=0.012": "largest"}
+    """
+
+    parameters: float | None = None
+    tuned: bool | None = None
+    budgets: Mapping[str, float] = field(default_factory=dict)
+    edges: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def given(self) -> Mapping[str, float]:
+        """Budgets and size."""
+        return {**self.budgets, **({"parameters": self.parameters} if self.parameters else {})}
+
+
+@dataclass(frozen=True, slots=True)
+class Sentence:
+    """The sentence on one pair.
+
+    fair  True for a resolved difference between arms of equal size and budget of which none diverged.  Wall time is
+          named but does not count: it is measured, and depends on what else the machine did
+    """
+
+    text: str
+    kind: Kind
+    pair: Pair
+    fair: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The conclusions of a study.
+
+    headline   the answer; begins with divergence if an arm diverged
+    sentences  on pairs, largest resolved difference first
+    notes      on all of them
+    outcomes   sentences on divergence, one per arm that diverged
+    """
+
+    headline: str
+    sentences: tuple[Sentence, ...]
+    notes: tuple[str, ...]
+    outcomes: tuple[str, ...] = ()
