@@ -51,6 +51,9 @@ def test_hold_out_predicts_the_largest_size_from_the_others() -> None:
     assert straight.hold_out is not None and straight.hold_out.passed and straight.reach == FAR
     assert straight.hold_out.predicted == pytest.approx(0.04, abs=5e-3)
     assert bent.hold_out is not None and not bent.hold_out.passed and bent.reach == 1
+    wide = np.random.default_rng(6).normal(0, 0.2, (3, 3))
+    (vague,) = trends({"N": n}, line + wide)
+    assert vague.hold_out is not None and vague.hold_out.passed and vague.vague and vague.reach == 1
     (short,) = trends({"N": n[:2]}, (line + noise)[:, :2])
     assert short.hold_out is None and short.reach == 1
     (narrow,) = trends({"N": [1e6, 2e6, 4e6]}, 0.05 + noise)
