@@ -79,6 +79,8 @@ def test_what_few_seeds_cannot_tell() -> None:
     (partial,) = trends({"N": n[:3]}, [[0.1, 0.2, math.nan], [0.1, 0.2, 0.3]])
     assert [t.verdict() for t in (none, one, partial)] == ["not testable"] * 3
     assert scatter.verdict() == "grows" and partial.seeds == 1  # one seed: the scatter of five sizes
+    (jump,) = trends({"N": n}, [[0.1, 0.21, 0.3, 0.39, 0.9]])
+    assert jump.hold_out is not None and not jump.hold_out.passed and jump.reach == 1
     line = stats.linregress(np.log10(n), [0.1, 0.21, 0.3, 0.38, 0.52])
     assert scatter.slope.p == pytest.approx(line.pvalue)
 

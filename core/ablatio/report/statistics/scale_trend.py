@@ -182,7 +182,9 @@ def _hold_out(name: str, logs: dict[str, Array], d: Array) -> HoldOut | None:
     predicted = float((d @ row).mean()) if len(d) else math.nan
     row[largest] = -1 / largest.sum()
     measured = float(d[:, largest].mean()) if len(d) else math.nan
-    return HoldOut(float(10 ** own.max()), predicted, measured, _estimate(row, d, _design(logs)))
+    # One seed: the scatter of the other sizes alone, since the largest may not judge itself.
+    without = np.concatenate([_design(logs), np.eye(len(own))[:, largest]], 1)
+    return HoldOut(float(10 ** own.max()), predicted, measured, _estimate(row, d, without))
 
 
 def _estimate(row: Array, d: Array, design: Array) -> Estimate:
