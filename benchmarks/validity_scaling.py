@@ -206,7 +206,7 @@ def main() -> None:
     options.add_argument("--out", type=Path, default=Path("benchmarks/results/validity_scaling.json"))
     args = options.parse_args()
     found: dict[str, Any] = json.loads(args.out.read_text()) if args.out.exists() else {}
-    found |= {"studies": args.studies, "noise free": noise_free()}
+    found |= {"noise free": noise_free()}
     if args.epoch:
         found["epoch"] = epoch_points(args.epoch)
     many = 25 * args.studies
@@ -222,7 +222,7 @@ def main() -> None:
             continue
         found[title] = {}
         for name, cell in cells.items():
-            found[title][name] = measure(cell, number)
+            found[title][name] = {"studies": number} | measure(cell, number)
             print(title, "|", name, "|", {k: round(v, 3) for k, v in found[title][name].items() if v}, flush=True)
             args.out.write_text(json.dumps(found, indent=2) + "\n")
 

@@ -51,6 +51,9 @@ def test_hold_out_predicts_the_largest_size_from_the_others() -> None:
     assert straight.hold_out is not None and straight.hold_out.passed and straight.reach == FAR
     assert straight.hold_out.predicted == pytest.approx(0.04, abs=5e-3)
     assert bent.hold_out is not None and not bent.hold_out.passed and bent.reach == 1
+    wide = np.random.default_rng(6).normal(0, 0.2, (3, 3))
+    (vague,) = trends({"N": n}, line + wide)
+    assert vague.hold_out is not None and vague.hold_out.passed and vague.vague and vague.reach == 1
     (short,) = trends({"N": n[:2]}, (line + noise)[:, :2])
     assert short.hold_out is None and short.reach == 1
     (narrow,) = trends({"N": [1e6, 2e6, 4e6]}, 0.05 + noise)
@@ -76,6 +79,8 @@ def test_what_few_seeds_cannot_tell() -> None:
     (partial,) = trends({"N": n[:3]}, [[0.1, 0.2, math.nan], [0.1, 0.2, 0.3]])
     assert [t.verdict() for t in (none, one, partial)] == ["not testable"] * 3
     assert scatter.verdict() == "grows" and partial.seeds == 1  # one seed: the scatter of five sizes
+    (jump,) = trends({"N": n}, [[0.1, 0.21, 0.3, 0.39, 0.9]])
+    assert jump.hold_out is not None and not jump.hold_out.passed and jump.reach == 1
     line = stats.linregress(np.log10(n), [0.1, 0.21, 0.3, 0.38, 0.52])
     assert scatter.slope.p == pytest.approx(line.pvalue)
 

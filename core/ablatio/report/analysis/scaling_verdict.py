@@ -198,7 +198,7 @@ def _hold_out(trend: Trend, unit: str, words: Words) -> str:
         return words["mark"] + words["two sizes"].format(scale=words[trend.over])
     if math.isnan(held.error.low):
         return ""
-    key = "predicted" if held.passed else "not predicted"
+    key = "not predicted" if not held.passed else "vague" if trend.vague else "predicted"
     return words["mark"] + words[key].format(
         at=short_number(held.at), predicted=f"{held.predicted:+.4f}", measured=f"{held.measured:+.4f}", unit=unit,
         error=_figures(held.error), reach=f"{trend.reach:.2g}",

@@ -25,6 +25,9 @@ WORDS: Mapping[str, Words] = {
         "predicted":
             "the smaller ones predict {predicted} at {at}, and {measured} was measured (error {error}), so predictions "
             "reach up to {reach} times beyond",
+        "vague":
+            "the smaller ones predict {predicted} at {at}, and {measured} was measured (error {error}): too uncertain "
+            "to predict anything beyond it",
         "not predicted":
             "the smaller ones predict {predicted} at {at}, but {measured} was measured (error {error}), so nothing is "
             "predicted beyond it",
@@ -52,6 +55,8 @@ WORDS: Mapping[str, Words] = {
         "predicted":
             "由较小规模预测 {at} 处为 {predicted}，实测 {measured}（误差 {error}），因此预测最多可外推 {reach} "
             "倍",
+        "vague":
+            "由较小规模预测 {at} 处为 {predicted}，实测 {measured}（误差 {error}）：误差过大，不作外推",
         "not predicted": "由较小规模预测 {at} 处为 {predicted}，而实测 {measured}（误差 {error}），因此不作外推",
         "at": "{n} 参数、{d} 词元处 {arm} 相对 {base} 的优势：{figures} {unit}",
         "too far": "不预测该处 {arm} 相对 {base} 的优势：这些运行最多允许外推到其最大{scale}（{end}）的 {reach} 倍",

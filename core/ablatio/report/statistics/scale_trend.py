@@ -81,12 +81,18 @@ class Trend:
     def reach(self) -> float:
         """Largest factor beyond the largest size at which a prediction is made; 1: none.
 
-        Half of the measured range on a log scale, at most FAR; none with two sizes, or if the largest size was not
-        predicted by the others.
+        Half of the measured range on a log scale, at most FAR; none with two sizes, if the largest size was not
+        predicted by the others, or if its prediction is too vague to be a check.
         """
-        if self.scales < 3 or self.hold_out is None or not self.hold_out.passed:
+        if self.scales < 3 or self.hold_out is None or not self.hold_out.passed or self.vague:
             return 1.0
         return min(FAR, math.sqrt(self.ends[1] / self.ends[0]))
+
+    @property
+    def vague(self) -> bool:
+        """True if the interval of the hold-out's error is wider to each side than the gain: anything passes."""
+        error = self.hold_out.error if self.hold_out else None
+        return error is not None and not (error.high - error.low) / 2 <= max(abs(self.gain.mean), abs(self.last.mean))
 
     def verdict(self, p: float | None = None, alpha: float = 0.05) -> Kind:
         """Put the trend into one word.  p: of the slope after a correction for several comparisons."""
@@ -176,7 +182,9 @@ def _hold_out(name: str, logs: dict[str, Array], d: Array) -> HoldOut | None:
     predicted = float((d @ row).mean()) if len(d) else math.nan
     row[largest] = -1 / largest.sum()
     measured = float(d[:, largest].mean()) if len(d) else math.nan
-    return HoldOut(float(10 ** own.max()), predicted, measured, _estimate(row, d, _design(logs)))
+    # One seed: the scatter of the other sizes alone, since the largest may not judge itself.
+    without = np.concatenate([_design(logs), np.eye(len(own))[:, largest]], 1)
+    return HoldOut(float(10 ** own.max()), predicted, measured, _estimate(row, d, without))
 
 
 def _estimate(row: Array, d: Array, design: Array) -> Estimate:

@@ -11,6 +11,7 @@ from ablatio.report.statistics.scaling_law.fitting import Array, Columns, LogFor
 
 GRID = np.geomspace(0.02, 2.0, 28)  # grid of exponents
 STARTS = 4
+NOTHING = 1e-6  # an irreducible loss below it counts as 0: the fit sends its log to minus infinity
 COARSE = 37  # every so many grid points are tried whatever their unconstrained error
 TERMS = {"A": ("N", "alpha"), "B": ("D", "beta")}
 
@@ -58,6 +59,7 @@ class Chinchilla(LogForm):
     def natural(self, w: Array) -> dict[str, float]:
         """Coefficients; the E of a fit that needs none is 0."""
         values = [exponential(v) if i == 0 or i % 2 else float(v) for i, v in enumerate(w)]
+        values[0] = values[0] if values[0] > NOTHING else 0.0
         return dict(zip(self.names, values, strict=True))
 
 
