@@ -75,7 +75,7 @@ class Cell:
 PB, ARRAY = "plackett_burman", "orthogonal"
 THREE = {"generators": "a b c ab ac bc abc"}  # 2^(7-4), resolution III
 INTERACTION = [
-    Cell(f"interaction of {size}: Plackett-Burman, {seeds} seeds", PB, [2] * 11, seeds, pair=("f0", "f1", size))
+    Cell(f"interaction of {size}: Plackett-Burman, {seeds} seed{'s' * (seeds > 1)}", PB, [2] * 11, seeds, pair=("f0", "f1", size))
     for size, seeds in ((0.08, 3), (0.04, 3), (0.02, 3), (0.08, 1))
 ]
 CELLS = [
