@@ -75,8 +75,8 @@ class Cell:
 PB, ARRAY = "plackett_burman", "orthogonal"
 THREE = {"generators": "a b c ab ac bc abc"}  # 2^(7-4), resolution III
 INTERACTION = [
-    Cell(f"interaction of {size}: Plackett-Burman, {seeds} seeds", PB, [2] * 11, seeds, pair=("f0", "f1", size))
-    for size, seeds in ((0.08, 3), (0.04, 3), (0.02, 3), (0.08, 1))
+    Cell(f"interaction of {size}: Plackett-Burman, {seeds}", PB, [2] * 11, int(seeds[0]), pair=("f0", "f1", size))
+    for size, seeds in ((0.08, "3 seeds"), (0.04, "3 seeds"), (0.02, "3 seeds"), (0.08, "1 seed"))
 ]
 CELLS = [
     Cell("null: Plackett-Burman, 11 factors, 3 seeds", PB, [2] * 11, 3),

@@ -84,7 +84,7 @@ def test_the_verdict_is_words_and_objects(tmp_path: Path) -> None:
 
 def test_a_screening_and_lost_runs_are_told_too(tmp_path: Path) -> None:
     screening = ablatio.open_study(write_study(tmp_path / "screening", plackett_burman()))
-    assert "settings matter" in screening.verdict.headline and screening.comparisons().empty
+    assert "settings stand out" in screening.verdict.headline and screening.comparisons().empty
     mixed = ablatio.open_study(write_study(tmp_path / "mixed", MIXED))
     lost = mixed.runs().query("state == 'diverged'")
     assert len(lost) == 3 and lost["why"].str.contains("diverged").all()

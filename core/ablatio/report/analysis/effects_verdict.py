@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from ablatio.report.analysis.study_effects import LEAST, StudyEffects, fitted_effects
+from ablatio.report.analysis.study_effects import StudyEffects, fitted_effects
 from ablatio.report.analysis.verdict import Language, Verdict
 from ablatio.report.statistics.screening import Contrast
 
@@ -158,7 +158,7 @@ class _Speaker:
         known = {a.name: a for a in self.found.instead(effect)}
         if best not in known or other not in known:
             return False
-        return known[other].ratio >= LEAST * known[best].ratio and known[other].terms <= known[best].terms
+        return known[other].ratio >= self.found.least * known[best].ratio and known[other].terms <= known[best].terms
 
     def notes(self) -> list[str]:
         found, shown = self.found, list[str]()

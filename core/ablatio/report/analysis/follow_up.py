@@ -11,8 +11,8 @@ from ablatio.config.words import key_of, value_of
 from ablatio.errors import AblatioError
 from ablatio.report import rerun_command
 from ablatio.report.read.table import Table
-from ablatio.sweep.ledger import Ledger
-from ablatio.sweep.study import LEDGER, STUDY
+from ablatio.report.rerun_command import SEED
+from ablatio.sweep.study import STUDY
 
 DEFAULT_OUT = "runs"
 
@@ -32,33 +32,39 @@ class FollowUp:
 def follow_up(table: Table) -> FollowUp | None:
     """Return the command with which a study's own design extends it; None if there is none, or it would not compose.
 
-    The command is planned as `ablatio train -m` would plan it: every arm is composed and checked, and every run of the
-    study must be among its runs.
+    Its arms are planned with the first seed as `ablatio train -m` would plan them: each is composed and checked, and
+    the runs of the study with that seed must be among them.
     """
-    if len(table.folders) != 1 or not (table.folders[0] / STUDY).exists():
+    study = table.study
+    if len(table.folders) != 1 or not (table.folders[0] / STUDY).exists() or not study.seeds:
         return None
+    known = {seed: frozenset(r.id for r in table.runs if r.seed == seed) for seed in study.seeds}
+    overrides = tuple(text for text in study.overrides if text != "-m")
     folder = table.folders[0].resolve()
-    return _checked(folder, tuple(text for text in table.study.overrides if text != "-m"))
+    command = _checked(folder, overrides, study.seeds[0], known[study.seeds[0]])
+    if command is None:
+        return None
+    arms, words = command
+    return FollowUp(words, arms * len(study.seeds) - sum(map(len, known.values())))
 
 
 @functools.lru_cache(maxsize=16)
-def _checked(folder: Path, overrides: tuple[str, ...]) -> FollowUp | None:
+def _checked(folder: Path, overrides: tuple[str, ...], seed: int, known: frozenset[str]) -> tuple[int, str] | None:
+    """(number of arms after the extension, the command); None unless it keeps the known runs of the seed."""
     from ablatio.sweep.plan import plan_sweep  # loads torch, which a report without a follow-up does not need
 
     try:
         words = _extended(folder, overrides)
         if not words:
             return None
-        plan = plan_sweep(words)
-        entries = Ledger(folder / LEDGER).read()
+        plan = plan_sweep([*(text for text in words if key_of(text) != SEED), f"{SEED}={seed}"])
     except (AblatioError, OSError, ValueError):
         return None  # a study of other parts, or of an older version: no command can be promised
     planned = {job.id for job in plan.jobs}
-    known = {job for job, entry in entries.items() if entry.state != "replaced"}
     place = Path(plan.config["out"]).expanduser() / str(plan.config["name"])
     if plan.adaptive or not known or not known < planned or place.resolve() != folder:
         return None
-    return FollowUp(rerun_command.line(words, many=True), len(planned - known))
+    return len(planned), rerun_command.line(words, many=True)
 
 
 def _extended(folder: Path, overrides: tuple[str, ...]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,12 +12,11 @@ from ablatio.report.read.table import Table
 from ablatio.report.statistics import Factors, Screen, screen
 from ablatio.report.statistics.contrasts import Model, model_of
 from ablatio.report.statistics.effects import fit
-from ablatio.report.statistics.explanations import AS_WELL, Alternative, alternatives
+from ablatio.report.statistics.explanations import Alternative, alternatives, as_well
 from ablatio.report.statistics.screening import Contrast
 from ablatio.sweep.study import design_facts
 
 LOSS, BITS = "val/loss", "val/bpb"
-LEAST = 1 / AS_WELL  # ratio of likelihoods below which an explanation is dismissed
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,12 @@ class StudyEffects:
 
     def instead(self, name: str) -> list[Alternative]:
         """Interactions that explain the data about as well without this effect."""
-        return [a for a in self.alternatives.get(name, ()) if a.ratio >= LEAST]
+        return [a for a in self.alternatives.get(name, ()) if a.ratio >= self.least]
+
+    @property
+    def least(self) -> float:
+        """Ratio of likelihoods below which an explanation is dismissed."""
+        return 1 / _tolerance(self.screen)
 
     @property
     def lone_interaction(self) -> Contrast | None:
@@ -92,13 +97,17 @@ def _tested(model: Model, table: Table, score: str) -> StudyEffects:
     plain = [name for name, c in claimed.items() if len(c.factors) == 1]
     lone = [name for name, c in claimed.items() if not c.separate]
     best = sorted(lone, key=lambda name: (claimed[name].p, -abs(claimed[name].value)))[:1]
-    other = alternatives(model, [*plain, *best], tested.sd)
+    other = alternatives(model, [*plain, *best], tested.sd, _tolerance(tested))
     made = StudyEffects(found, tested, other, score, alpha)
     unclear = [n for n in claimed if made.aliases(n) or made.instead(n)]
     if not unclear:
         return made
     more = follow_up(table)
     return StudyEffects(found, tested, other, score, alpha, more)
+
+
+def _tolerance(tested: Screen) -> float:
+    return as_well(tested.critical if tested.scale == "residual" else math.nan)
 
 
 def _comparable(runs: Sequence[Run], metric: str, varied: Sequence[str]) -> tuple[str | None, list[str]]:

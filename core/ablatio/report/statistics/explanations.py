@@ -15,6 +15,7 @@ from ablatio.report.statistics.contrasts import EXACT, Model, cosine, orthonorma
 
 Array = NDArray[np.floating[Any]]
 TINY = 1e-12  # squared length below which a column lies in the span of the others
+MOST = 200.0  # largest tolerance: a larger ratio is evidence in any study
 AS_WELL = 20.0  # ratio of likelihoods up to which one explanation is about as good as another
 
 
@@ -32,14 +33,25 @@ class Alternative:
     terms: int
 
 
-def alternatives(model: Model, claimed: Sequence[str], sd: float) -> Mapping[str, tuple[Alternative, ...]]:
+def as_well(critical: float) -> float:
+    """Ratio of likelihoods within which explanations are about equally good, in a study with this critical |t|.
+
+    A main effect that is pure noise beside a true interaction improves C by t^2 - 2; it must not be claimed unless |t|
+    exceeds the critical value of the whole study.  nan: Lenth's method, whose critical value stands for its small df.
+    """
+    return AS_WELL if math.isnan(critical) else min(MOST, max(AS_WELL, math.exp((critical**2 - 2) / 2)))
+
+
+def alternatives(
+    model: Model, claimed: Sequence[str], sd: float, tolerance: float = AS_WELL
+) -> Mapping[str, tuple[Alternative, ...]]:
     """Return for each claimed effect the interactions that explain the same data without it, the best first.
 
     Compared are the model of all claimed effects and, for each two-way interaction, the best model that it starts,
     grown by main effects one at a time (Akaike's criterion with known variance, C = RSS / s^2 + 2 k), with no more
     degrees of freedom than the claimed effects have together.  An explanation whose likelihood is within a factor of
-    AS_WELL of another's cannot be dismissed.  Interactions that are fully aliased with an effect are left out: no data
-    of this design can tell them apart.
+    `tolerance` of another's cannot be dismissed.  Interactions that are fully aliased with an effect are left out: no
+    data of this design can tell them apart.
 
     claimed  names of main effects, or of interactions that are not separately estimable
     sd       standard deviation of a run
@@ -50,11 +62,14 @@ def alternatives(model: Model, claimed: Sequence[str], sd: float) -> Mapping[str
     if not claimed or not sd > 0:
         return {}
     search = _Search(model, claimed, sd)
+    search.tolerance = tolerance
     return {name: search.without(name) for name in claimed}
 
 
 class _Search:
     """Models of few terms in the space of the differences between arms."""
+
+    tolerance = AS_WELL
 
     def __init__(self, model: Model, claimed: Sequence[str], sd: float) -> None:
         self.terms = {term.name: term for term in model.known}
@@ -72,7 +87,7 @@ class _Search:
         """Interactions in place of an effect, the best first; those that are fully aliased with it left out."""
         term = self.terms[effect]
         best = min([self._plain, *(c for c, names in self._grown.values() if effect in names)])
-        limit = best + 2 * math.log(AS_WELL)
+        limit = best + 2 * math.log(self.tolerance)
         near = [n for n in self.crossings if n != effect and EXACT < cosine(term, self.terms[n]) <= 1 - EXACT]
         near.sort(key=lambda name: self._grown[name][0])
         found: list[Alternative] = []
