@@ -265,12 +265,14 @@ def main() -> int:
     options.add_argument("--folders", type=int, default=200, help="studies that are written and reported as folders")
     options.add_argument("--only", default="", help="cells whose name contains this")
     options.add_argument("--out", type=Path, default=RESULTS)
+    options.add_argument("--resume", action="store_true", help="keep the cells that the file has")
     args = options.parse_args()
     from ablatio.registry.discovery import load
 
     load()
-    made = []
-    for cell in (c for c in all_cells() if args.only in c.name):
+    made: list[dict[str, Any]] = json.loads(args.out.read_text())["cells"] if args.resume else []
+    known = {found["name"] for found in made}
+    for cell in (c for c in all_cells() if args.only in c.name and c.name not in known):
         made.append(found := run_cell(cell, args.studies))
         mark = "" if found["kept"] else "   NOT KEPT"
         print(f"{found['share']:.4f} ± {found['standard_error']:.4f}  {cell.name}{mark}", flush=True)
