@@ -79,11 +79,11 @@ def false_equality(comparisons: int, most: int, studies: int, margin: float = 1.
     return {"comparisons": comparisons, "most seeds": most, "margin": margin, "false equality": wrong}
 
 
-def efficiency(comparisons: int, delta: float, studies: int, more: float = 1.3) -> dict[str, Any]:
+def efficiency(comparisons: int, delta: float, studies: int, more: float = 2.0) -> dict[str, Any]:
     """Runs of sequential studies as a share of those of the fixed plan with the same power at `delta`.
 
     The true difference of each comparison is drawn from EFFECTS; power is that of the comparisons with `delta`.
-    more: most seeds of the sequential study over those of the fixed plan with power 0.8
+    more: most seeds of the sequential study over those of a fixed plan with power 0.8
     """
     most = int(np.ceil(more * seeds_needed(delta, 1.0, comparisons + 1)))
     rule = StoppingRule(Boundaries.of(look_sizes(3, most)), comparisons)
@@ -92,7 +92,10 @@ def efficiency(comparisons: int, delta: float, studies: int, more: float = 1.3) 
     found = run_studies(rule, d)
     planned = units == 1.0
     power = float((found["states"] == RESOLVED)[planned].mean())
-    fixed = next(n for n in range(2, 2 * most + 1) if _fixed_power(d, n, planned) >= power)
+    low, fixed = 1, 2 * most
+    while fixed - low > 1:
+        middle = (low + fixed) // 2
+        low, fixed = (low, middle) if _fixed_power(d, middle, planned) >= power else (middle, fixed)
     runs = found["runs"].mean() / (comparisons + 1)
     each = {
         str(effect): float(run_studies(rule, differences(studies // 4, comparisons, most, effect * delta, rng=4))
@@ -124,15 +127,21 @@ def measure(studies: int, comparisons: Sequence[int] = (1, 3, 7), most: Sequence
         if noise == "normal" or n == most[-1]
     ]  # fmt: skip
     found["at the margin"] = [false_equality(m, n, studies) for m in comparisons for n in most]
-    found["efficiency"] = [efficiency(m, delta, studies) for m in comparisons for delta in (1.0, 0.6)]
-    found["mean share of the runs of the fixed plan"] = float(
-        np.mean([cell["share of its runs"] for cell in found["efficiency"]])
-    )
+    found["efficiency"] = [
+        {"most seeds over those of a plan with power 0.8": more} | efficiency(m, delta, studies, more)
+        for more in (1.3, 2.0) for m in comparisons for delta in (1.2, 0.8)
+    ]  # fmt: skip
+    half = len(found["efficiency"]) // 2
+    for name, cells in (("1.3", found["efficiency"][:half]), ("2", found["efficiency"][half:])):
+        mean = float(np.mean([cell["share of its runs"] for cell in cells]))
+        found[f"mean share of the runs of the fixed plan, with {name} times the seeds at most"] = mean
     plain, levels = group_sequential.spent, group_sequential.LEVELS
     group_sequential.spent = obrien_fleming
     group_sequential.LEVELS = tuple(x for x in levels if x <= 0.3)  # with higher ones its boundaries are not nested
     try:
-        found["efficiency with spending of O'Brien-Fleming type"] = [efficiency(m, 1.0, studies) for m in comparisons]
+        found["efficiency with spending of O'Brien-Fleming type"] = [
+            efficiency(m, 1.2, studies, 2.0) for m in comparisons
+        ]
     finally:
         group_sequential.spent, group_sequential.LEVELS = plain, levels
     return found

@@ -22,7 +22,7 @@ SEED = "seed"
 MOST_SEEDS = 100  # of a sequential study that a budget limits
 FEWEST = 3  # seeds at the first look of a sequential study, unless set
 LAUNCHER = ("hydra/launcher", "hydra.launcher")
-AS_WRITTEN = ("baseline", "seeds", "budget")  # `=`, `3..20` and `2h` are no values of Hydra's grammar
+AS_WRITTEN = ("baseline", "seeds", "budget", "margin")  # `=`, `3..20` and `2h` are no values of Hydra's grammar
 EXECUTION = ("workers", "timeout", "hang", "retry", "join", "table")
 
 
@@ -151,7 +151,7 @@ def _plain(key: str, value: Any) -> Any:
 
 def _setting_value(key: str, text: str) -> Any:
     if key in AS_WRITTEN:
-        return text.split("=", 1)[1] or None
+        return None if (said := text.split("=", 1)[1]) in ("", "null") else said
     parsed = parse(text)
     return text.split("=", 1)[-1] if parsed is None or parsed.is_sweep_override() else parsed.value()
 

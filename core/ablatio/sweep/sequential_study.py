@@ -56,7 +56,7 @@ def plan_looks(sweep: SweepRequest, planner: Planner, cells: Sequence[Cell]) -> 
         "baseline": baseline,
         "comparisons": len(cells) - 1,
         "alpha": sweep.settings["alpha"],
-        "margin": sweep.settings["margin"],
+        "margin": settings.number_of(sweep.settings["margin"] or ""),
         "seeds": list(request.first_seeds(sweep.seeds, sizes[-1])),
         "boundaries": Boundaries.of(sizes).as_dict(),
         "budget": budget,

@@ -48,13 +48,15 @@ class Sweep:
     plan: Annotated[float | None, Positive, "difference in nats to detect: prints how many seeds that needs"] = None
     alpha: Annotated[float, Fraction, "share of studies without any effect that may name a winner"] = 0.05
     power: Annotated[float, Fraction, "share of studies that should detect a difference of plan="] = 0.8
+    margin: Annotated[
+        str | None, "difference that matters, in the score's unit: `0.005nats`; the report tests against it"
+    ] = None
     until: Annotated[
         Literal["resolved"] | None,
         "add seeds in planned looks until each comparison is resolved, equal within margin=, or hopeless",
     ] = None
     seeds: Annotated[str | None, "fewest and most seeds of until=resolved: 3..20"] = None
     budget: Annotated[str | None, "most computing time of until=resolved, all runs together: 2h, 90min"] = None
-    margin: Annotated[float | None, Positive, "difference in the main score below which two arms count as equal"] = None
     workers: Annotated[int | None, Positive, "parallel runs; by default one per core"] = None
     timeout: Annotated[float | None, Positive, "seconds after which a run is stopped and fails"] = None
     hang: Annotated[
@@ -118,6 +120,12 @@ def seed_limits(text: str) -> tuple[int, int] | None:
     return (int(first), int(most)) if 2 <= int(first) <= int(most) else None
 
 
+def number_of(amount: str) -> float | None:
+    """The number of `0.005nats` or `0.005`; None unless it is above 0."""
+    found = re.match(r"\d*\.?\d+(?:e-?\d+)?", amount)
+    return float(found[0]) if found and float(found[0]) else None
+
+
 def seconds_of(text: str) -> float | None:
     """`90s`, `5min`, `2h` or `1d` in seconds; None for anything else."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)(s|min|h|d)", text)
@@ -130,6 +138,8 @@ def _limit_problems(values: Mapping[str, Any]) -> Iterator[Problem]:
     if seeds and seed_limits(seeds) is None:
         what = f"expected the fewest and the most seeds, 2 or more, got {seeds!r}"
         yield Problem("seeds", what, "seeds=3..20")
+    if values["margin"] and number_of(values["margin"]) is None:
+        yield Problem("margin", f"expected a number above 0, got {values['margin']!r}", "margin=0.005nats")
     if budget and seconds_of(budget) is None:
         yield Problem("budget", f"expected a time in s, min, h or d, got {budget!r}", "budget=2h")
     if budget and not values["until"]:

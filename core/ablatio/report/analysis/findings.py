@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import median
 
 from ablatio.errors import UserError
 from ablatio.report.analysis.arms import UNMATCHED, Arm, arms_of, choose_metric, higher_is_better, rate_is_free, tuned
-from ablatio.report.analysis.sequential import Standing, notes_of, standings_of, with_looks, words_of
+from ablatio.report.analysis.sequential import Standing, standings_of, with_looks, with_standings
 from ablatio.report.analysis.verdict import ArmFacts, Language, Verdict, verdict
 from ablatio.report.read.curves import COLLAPSED
 from ablatio.report.read.run import RATE
@@ -292,8 +292,5 @@ def _verdicts(
         return {}
     free = rate_is_free(table)
     facts = {a.name: ArmFacts(a.size("parameters"), None if free else RATE in tuned(table, a)) for a in arms}
-    found = {}
-    for n in LANGUAGES:
-        said = verdict(comparison, facts=facts, unit=unit, language=n, looks=words_of(standings, unit, n))
-        found[n] = replace(said, notes=(*said.notes, *notes_of(table.study, standings, n)))
-    return found
+    plain = {n: verdict(comparison, facts=facts, unit=unit, language=n) for n in LANGUAGES}
+    return {n: with_standings(said, table.study, standings, unit, n) for n, said in plain.items()}

@@ -11,9 +11,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 from ablatio.errors import UserError
+from ablatio.report.analysis.verdict import Language, Sentence, Verdict
 from ablatio.report.statistics import Comparison, Correction, Difference, Pair, benjamini_hochberg, holm
 from ablatio.sweep.group_sequential import Boundaries
 from ablatio.sweep.stopping_rule import State, StoppingRule, moments, t_test_p
@@ -117,13 +118,34 @@ def _corrected(raw: Sequence[float], correction: Correction) -> list[float]:
     return [float(p) for p in (holm(raw) if correction == "holm" else benjamini_hochberg(raw))]
 
 
-def words_of(standings: Mapping[str, Standing], unit: str, language: Literal["en", "zh"]) -> dict[str, str]:
-    """Return for each arm what the sentence on its comparison says of the looks."""
-    words = WORDS[language]
-    return {
-        arm: words[_key(one)].format(look=one.look, looks=one.looks, margin=f"{one.margin or 0:g}", unit=unit)
-        for arm, one in standings.items()
-    }
+def with_standings(
+    verdict: Verdict, study: Study, standings: Mapping[str, Standing], unit: str, language: Language
+) -> Verdict:
+    """Return the verdict with what the looks decided: in the sentence on each pair, and in notes."""
+    words, headline, sentences = WORDS[language], verdict.headline, list[Sentence]()
+    for sentence in verdict.sentences:
+        standing = standings.get(sentence.pair.a)
+        text = sentence.text if standing is None else _sentence(sentence, standing, unit, words)
+        headline = headline.replace(sentence.text, text)
+        sentences.append(replace(sentence, text=text))
+    notes = (*verdict.notes, *notes_of(study, standings, language))
+    return replace(verdict, headline=headline, sentences=tuple(sentences), notes=notes)
+
+
+def _sentence(sentence: Sentence, standing: Standing, unit: str, words: Mapping[str, str]) -> str:
+    """A resolved pair keeps its sentence; of others the further seeds are not a guess but planned."""
+    said = {"look": standing.look, "looks": standing.looks, "margin": f"{standing.margin or 0:g}", "unit": unit}
+    state, pair = words[_key(standing)].format(**said), sentence.pair
+    d = pair.difference
+    if sentence.kind == "resolved" or (d.mean == 0 == d.sd):
+        return words["join"].join([sentence.text, state])
+    figures = ""
+    if not math.isnan(d.low):
+        places = min(6, max(3, -math.floor(math.log10(max(d.high - d.low, 1e-9) / 2))))
+        p = "< 0.001" if pair.p < 0.001 else f"= {pair.p:.3f}" if pair.p < 0.1 else f"= {pair.p:.2f}"
+        interval = f"[{d.low:+.{places}f}, {d.high:+.{places}f}]"
+        figures = words["figures"].format(mean=f"{d.mean:+.{places}f}", unit=unit, interval=interval, p=p, n=d.n)
+    return words["pair"].format(a=pair.a, b=pair.b, state=state, figures=figures)
 
 
 def _key(standing: Standing) -> str:
@@ -134,7 +156,7 @@ def _key(standing: Standing) -> str:
     return standing.state
 
 
-def notes_of(study: Study, standings: Mapping[str, Standing], language: Literal["en", "zh"]) -> list[str]:
+def notes_of(study: Study, standings: Mapping[str, Standing], language: Language) -> list[str]:
     """Return remarks on the looks and on deviations from the plan."""
     words, found = WORDS[language], list[str]()
     if standings:
@@ -154,13 +176,16 @@ def notes_of(study: Study, standings: Mapping[str, Standing], language: Literal[
 WORDS: Mapping[str, Mapping[str, str]] = {
     "en": {
         "comma": ", ",
+        "join": "; ",
+        "pair": "{a} and {b}: {state}{figures}",
+        "figures": " ({mean} {unit} {interval}, p {p}, n = {n})",
         "resolved": "after look {look} of {looks}",
         "equal": "equal within the margin of {margin} {unit} after look {look} of {looks}",
-        "hopeless": "given up after look {look} of {looks}: the planned seeds would hardly resolve it",
-        "open": "undecided after look {look} of {looks}",
-        "before": "before the first of {looks} looks",
-        "last look": "undecided at the last of {looks} looks",
-        "budget": "undecided when the budget was used up, after look {look} of {looks}",
+        "hopeless": "not resolved, given up after look {look} of {looks}: the planned seeds would hardly resolve it",
+        "open": "not resolved yet, after look {look} of {looks}",
+        "before": "no test before the first of {looks} looks",
+        "last look": "not resolved at the last of {looks} looks",
+        "budget": "not resolved when the budget was used up, after look {look} of {looks}",
         "untested": "no test of the mean, because runs diverged: the others are no fair sample of the arm",
         "looks": "A sequential study with alpha spending, {made} looks made, planned at {sizes} seeds: p and intervals "
         "allow for the looks, and at most {alpha} in 100 studies without any effect name a winner.",
@@ -171,9 +196,12 @@ WORDS: Mapping[str, Mapping[str, str]] = {
     },
     "zh": {
         "comma": "、",
+        "join": "；",
+        "pair": "{a} 与 {b}：{state}{figures}",
+        "figures": "（{mean} {unit} {interval}，p {p}，n = {n}）",
         "resolved": "第 {look} 次检视（共计划 {looks} 次）后判定",
         "equal": "第 {look} 次检视（共计划 {looks} 次）后判定：在 {margin} {unit} 的界限内相等",
-        "hopeless": "第 {look} 次检视（共计划 {looks} 次）后放弃：计划内的种子很难分辨",
+        "hopeless": "未能分辨，第 {look} 次检视（共计划 {looks} 次）后放弃：计划内的种子很难分辨",
         "open": "第 {look} 次检视（共计划 {looks} 次）后尚未判定",
         "before": "尚未进行第一次检视（共计划 {looks} 次）",
         "last look": "最后一次检视（共 {looks} 次）时仍未判定",

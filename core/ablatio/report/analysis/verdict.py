@@ -8,7 +8,6 @@ gives a headline and one sentence per pair.  Labels are inserted as they are; th
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Literal
 
 from ablatio.report.statistics import Comparison, Pair
@@ -58,13 +57,9 @@ def verdict(
     facts: Mapping[str, ArmFacts] | None = None,
     unit: str = "nats",
     language: Language = "en",
-    looks: Mapping[str, str] = MappingProxyType({}),
 ) -> Verdict:
-    """Put a comparison into words.  `facts` by label; arms without facts are taken as they are.
-
-    looks: of a sequential study, what to say of the state of each arm's comparison, by label
-    """
-    speaker = _Speaker(comparison, facts or {}, unit, TEXTS[language], looks)
+    """Put a comparison into words.  `facts` by label; arms without facts are taken as they are."""
+    speaker = _Speaker(comparison, facts or {}, unit, TEXTS[language])
     order: dict[Kind, int] = {"resolved": 0, "not resolved": 1, "not testable": 2}
     said = [speaker.sentence(pair) for pair in comparison.pairs]
     said.sort(key=lambda s: (order[s.kind], -abs(s.pair.difference.mean) if s.kind != "not testable" else 0))
@@ -73,14 +68,9 @@ def verdict(
 
 class _Speaker:
     def __init__(
-        self,
-        comparison: Comparison,
-        facts: Mapping[str, ArmFacts],
-        unit: str,
-        words: Mapping[str, str],
-        looks: Mapping[str, str],
+        self, comparison: Comparison, facts: Mapping[str, ArmFacts], unit: str, words: Mapping[str, str]
     ) -> None:
-        self.comparison, self.facts, self.unit, self.words, self.looks = comparison, facts, unit, words, looks
+        self.comparison, self.facts, self.unit, self.words = comparison, facts, unit, words
 
     def say(self, key: str, **values: object) -> str:
         return self.words[key].format(unit=self.unit, **values)
@@ -95,14 +85,11 @@ class _Speaker:
 
     def _resolved(self, pair: Pair) -> str:
         loser = pair.b if pair.better == pair.a else pair.a
-        text = self.say("resolved", winner=pair.better, loser=loser, figures=self._figures(pair, size=True))
-        return self.words["mark"].join([text, self.looks[pair.a]]) if pair.a in self.looks else text
+        return self.say("resolved", winner=pair.better, loser=loser, figures=self._figures(pair, size=True))
 
     def _open(self, pair: Pair) -> str:
         if pair.difference.mean == 0 == pair.difference.sd:
             return self.say("equal", a=pair.a, b=pair.b, n=pair.difference.n)
-        if pair.a in self.looks:
-            return self.say("open", a=pair.a, b=pair.b, figures=self._figures(pair), need=self.looks[pair.a])
         more = pair.more_seeds
         some = "need one" if more == 1 else "need"
         need = self.say(some, more=more) if more is not None and more <= MANY else self.say("need many", many=MANY)
@@ -115,8 +102,6 @@ class _Speaker:
             if not arm.n:
                 key = "all diverged" if arm.runs else "no runs"
                 return self.say(key, a=pair.a, b=pair.b, arm=label, runs=arm.runs)
-        if pair.a in self.looks:
-            return self.say("no look", a=pair.a, b=pair.b, why=self.looks[pair.a])
         key = "no common" if not difference.n else "one seed" if difference.n == 1 else "no spread"
         mean = "" if math.isnan(difference.mean) else f"{difference.mean:+.3f}"
         return self.say(key, a=pair.a, b=pair.b, mean=mean, n=difference.n)
@@ -211,7 +196,6 @@ TEXTS: Mapping[Language, Mapping[str, str]] = {
         "one seed": "{a} and {b}: only one shared seed ({mean} {unit}), no test possible",
         "no common": "{a} and {b}: no test possible, they share no finished seed",
         "no spread": "{a} and {b}: exactly {mean} {unit} in each of {n} seeds, no test possible",
-        "no look": "{a} and {b}: {why}",
         "all diverged": "{a} and {b}: no test possible, all {runs} runs of {arm} diverged",
         "no runs": "{a} and {b}: no test possible, {arm} has no finished run",
         "unmatched": "unmatched: {arm} has {share} % more parameters",
@@ -246,7 +230,6 @@ TEXTS: Mapping[Language, Mapping[str, str]] = {
         "one seed": "{a} 与 {b}：只有一个种子（{mean} {unit}），无法下结论",
         "no common": "{a} 与 {b}：无法下结论，没有两者都有结果的种子",
         "no spread": "{a} 与 {b}：{n} 个种子的差值均为 {mean} {unit}，分毫不差，无法下结论",
-        "no look": "{a} 与 {b}：{why}",
         "all diverged": "{a} 与 {b}：无法下结论，{arm} 的 {runs} 次运行全部发散",
         "no runs": "{a} 与 {b}：无法下结论，{arm} 没有完成的运行",
         "unmatched": "规模不等：{arm} 的参数多 {share} %",
