@@ -146,6 +146,8 @@ def _plain(key: str, value: Any) -> Any:
     """A setting of a study's file, as the command line would have it."""
     if key == "baseline" and isinstance(value, Mapping):
         return ",".join(f"{k}={text_of(v)}" for k, v in value.items())
+    if key in AS_WRITTEN and isinstance(value, int | float):
+        return str(value)
     return value
 
 
