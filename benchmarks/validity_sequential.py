@@ -10,7 +10,7 @@ arm does.
 import argparse
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from ablatio.sweep.group_sequential import Boundaries, look_sizes
 from ablatio.sweep.stopping_rule import EQUAL, OPEN, RESOLVED, StoppingRule, t_test_p
 
 RESULTS = Path(__file__).parent / "results" / "validity_sequential.json"
+COMPARISONS, MOST = (1, 3, 7), (8, 20)  # arms besides the baseline; most seeds
+DELTAS = (1.2, 0.8)  # planned differences, in sd
 EFFECTS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)  # true differences, in units of the planned one
 NOISES: dict[str, Callable[[np.random.Generator, tuple[int, ...]], Any]] = {
     "normal": lambda rng, shape: rng.normal(size=shape),
@@ -79,11 +81,11 @@ def false_equality(comparisons: int, most: int, studies: int, margin: float = 1.
     return {"comparisons": comparisons, "most seeds": most, "margin": margin, "false equality": wrong}
 
 
-def efficiency(comparisons: int, delta: float, studies: int, more: float = 1.3) -> dict[str, Any]:
+def efficiency(comparisons: int, delta: float, studies: int, more: float = 2.0) -> dict[str, Any]:
     """Runs of sequential studies as a share of those of the fixed plan with the same power at `delta`.
 
     The true difference of each comparison is drawn from EFFECTS; power is that of the comparisons with `delta`.
-    more: most seeds of the sequential study over those of the fixed plan with power 0.8
+    more: most seeds of the sequential study over those of a fixed plan with power 0.8
     """
     most = int(np.ceil(more * seeds_needed(delta, 1.0, comparisons + 1)))
     rule = StoppingRule(Boundaries.of(look_sizes(3, most)), comparisons)
@@ -92,7 +94,10 @@ def efficiency(comparisons: int, delta: float, studies: int, more: float = 1.3) 
     found = run_studies(rule, d)
     planned = units == 1.0
     power = float((found["states"] == RESOLVED)[planned].mean())
-    fixed = next(n for n in range(2, 2 * most + 1) if _fixed_power(d, n, planned) >= power)
+    low, fixed = 1, 2 * most
+    while fixed - low > 1:
+        middle = (low + fixed) // 2
+        low, fixed = (low, middle) if _fixed_power(d, middle, planned) >= power else (middle, fixed)
     runs = found["runs"].mean() / (comparisons + 1)
     each = {
         str(effect): float(run_studies(rule, differences(studies // 4, comparisons, most, effect * delta, rng=4))
@@ -116,34 +121,57 @@ def obrien_fleming(level: Any, share: Any) -> Any:
     return 2 * special.ndtr(special.ndtri(np.asarray(level) / 2) / np.sqrt(share))
 
 
-def measure(studies: int, comparisons: Sequence[int] = (1, 3, 7), most: Sequence[int] = (8, 20)) -> dict[str, Any]:
-    """All cells."""
-    found: dict[str, Any] = {"studies": studies, "date": time.strftime("%Y-%m-%d")}
-    found["no effect"] = [
-        false_claims(m, n, studies, noise) for noise in NOISES for m in comparisons for n in most
-        if noise == "normal" or n == most[-1]
-    ]  # fmt: skip
-    found["at the margin"] = [false_equality(m, n, studies) for m in comparisons for n in most]
-    found["efficiency"] = [efficiency(m, delta, studies) for m in comparisons for delta in (1.0, 0.6)]
-    found["mean share of the runs of the fixed plan"] = float(
-        np.mean([cell["share of its runs"] for cell in found["efficiency"]])
-    )
+def spending(studies: int) -> list[dict[str, Any]]:
+    """The efficiency cells with spending of O'Brien-Fleming type instead of the power family."""
     plain, levels = group_sequential.spent, group_sequential.LEVELS
     group_sequential.spent = obrien_fleming
     group_sequential.LEVELS = tuple(x for x in levels if x <= 0.3)  # with higher ones its boundaries are not nested
     try:
-        found["efficiency with spending of O'Brien-Fleming type"] = [efficiency(m, 1.0, studies) for m in comparisons]
+        return [efficiency(m, 1.2, studies) for m in COMPARISONS]
     finally:
         group_sequential.spent, group_sequential.LEVELS = plain, levels
+
+
+# Shares of runs vary less than false claims: a fifth of the studies is enough for them.
+PARTS: dict[str, Callable[[int], list[dict[str, Any]]]] = {
+    "no effect": lambda n: [
+        false_claims(m, most, n, noise)
+        for noise in NOISES for m in COMPARISONS for most in MOST if noise == "normal" or most == MOST[-1]
+    ],
+    "at the margin": lambda n: [false_equality(m, most, n) for m in COMPARISONS for most in MOST],
+    "efficiency, 1.3 times the seeds at most": lambda n: [
+        efficiency(m, delta, n // 5, 1.3) for m in COMPARISONS for delta in DELTAS
+    ],
+    "efficiency, twice the seeds at most": lambda n: [
+        efficiency(m, delta, n // 5) for m in COMPARISONS for delta in DELTAS
+    ],
+    "efficiency with spending of O'Brien-Fleming type": lambda n: spending(n // 5),
+}  # fmt: skip
+
+
+def summary(cells: dict[str, Any]) -> dict[str, float]:
+    """Largest share of false claims with normal noise, and mean shares of the runs of a fixed plan."""
+    found = {}
+    for name, rows in cells.items():
+        if "false winners" in rows[0]:
+            found["most false winners, normal noise"] = max(r["false winners"] for r in rows if r["noise"] == "normal")
+        if "share of its runs" in rows[0]:
+            found[f"mean share of the runs: {name}"] = float(np.mean([r["share of its runs"] for r in rows]))
     return found
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--studies", type=int, default=20_000)
+    parser.add_argument("--only", choices=[*PARTS], nargs="*", help="parts to measure anew; the others stay")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
-    results = measure(args.studies)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(results, indent=2) + "\n")
-    print(json.dumps(results, indent=2))
+    for part in args.only or PARTS:
+        rows = {"studies": args.studies, "cells": PARTS[part](args.studies)}
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        known = json.loads(args.out.read_text()) if args.out.exists() else {"parts": {}}
+        parts = known["parts"] | {part: rows}
+        results = {"date": time.strftime("%Y-%m-%d"), "parts": {name: parts[name] for name in PARTS if name in parts}}
+        results["summary"] = summary({name: of["cells"] for name, of in results["parts"].items()})
+        args.out.write_text(json.dumps(results, indent=2) + "\n")
+        print(json.dumps({part: rows, "summary": results["summary"]}, indent=2), flush=True)

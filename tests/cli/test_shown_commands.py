@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 from helpers.runs import TINY
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from ablatio.cli import resume
 from ablatio.config.compose import compose_run

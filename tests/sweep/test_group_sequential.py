@@ -97,7 +97,9 @@ def test_look_sizes_start_and_end_as_asked() -> None:
     assert look_sizes(3, 8) == (3, 4, 5, 6, 7, 8) and look_sizes(5, 5) == (5,)
     for first, most in ((2, 40), (3, 200), (10, 11)):
         sizes = look_sizes(first, most)
-        assert sizes[0] == first and sizes[-1] == most and (np.diff(sizes) > 0).all()
+        steps = np.diff(sizes)
+        assert sizes[0] == first and sizes[-1] == most and (steps > 0).all() and (np.diff(steps) >= -1).all()
+        assert steps[-1] >= steps[-2:][0]  # the last look is no afterthought: it would be left little to spend
     for bad in ((1, 5), (5, 4)):
         with pytest.raises(ValueError, match="looks from"):
             look_sizes(*bad)

@@ -118,7 +118,7 @@ def noisy(job: Job) -> float:
 
 
 def test_margin_makes_equal_arms_stop_early() -> None:
-    plan = plan_sweep([*TINY, "norm=layernorm,rmsnorm", "seeds=4..12", "margin=1.0"])
+    plan = plan_sweep([*TINY, "norm=layernorm,rmsnorm", "seeds=4..12", "margin=1.0nats"])
     run(plan, noisy)
     (look,) = plan.study.sequential["looks"]
     assert look["comparisons"]["norm=rmsnorm"]["state"] == "equal" and plan.study.sequential["end"] == "decided"
@@ -147,7 +147,7 @@ def test_budget_limits_seeds_before_the_start_and_runs_on_the_way(monkeypatch: p
         (["until=resolved", "budget=soon"], "expected a time in s, min, h or d"),
         (["seeds=3..4", "seed=1,2,3,4,5"], r"first look needs them all"),
         (["seeds=3..9", "design=halving"], "compares its survivors"),
-        (["seeds=3..9", "margin=-1"], "margin"),
+        (["seeds=3..9", "margin=-1"], r"margin(.|\n)*try: margin=0.005nats"),
     ],
 )
 def test_invalid_sequential_study_is_refused(overrides: list[str], message: str) -> None:

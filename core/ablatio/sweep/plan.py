@@ -110,7 +110,11 @@ def _add_looks(plan: Plan, sweep: SweepRequest, planner: Planner, past: History)
     study.sequential = past.study.sequential if past.study else plan_looks(sweep, planner, plan.cells, study.registered)
     study.seeds = study.sequential["seeds"]
     study.baseline = next(cell.arm for cell in plan.cells if cell.label == study.sequential["baseline"])
-    jobs_of: JobsOf = lambda cell, seeds, results: ([], [j for seed in seeds for j in planner.jobs(cell, seed)])  # noqa: E731
+
+    def untuned(cell: Cell, seeds: Sequence[int], results: Results) -> tuple[list[Job], list[Job]]:
+        return [], [job for seed in seeds for job in planner.jobs(cell, seed)]
+
+    jobs_of: JobsOf = untuned
     if sweep.settings["tune"]:
         seed = past.trial_seed if past.study else trial_seed(study.seeds)
         tuning = TuningDriver(planner, plan.cells, past.study.tuned if past.study else {}, seed)

@@ -149,12 +149,14 @@ def _plain(key: str, value: Any) -> Any:
         return ",".join(f"{k}={text_of(v)}" for k, v in value.items())
     if key in AMOUNTS and value is not None:
         return text_of(value)
+    if key in AS_WRITTEN and isinstance(value, int | float):
+        return str(value)
     return value
 
 
 def _setting_value(key: str, text: str) -> Any:
     if key in AS_WRITTEN:
-        return text.split("=", 1)[1] or None
+        return None if (said := text.split("=", 1)[1]) in ("", "null") else said
     if key in AMOUNTS:  # `3.28` and `3.28nats` alike
         return None if (said := text.split("=", 1)[1].strip("'\"")) in ("", "null") else said
     parsed = parse(text)

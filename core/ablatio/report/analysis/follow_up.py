@@ -6,8 +6,7 @@ import functools
 from dataclasses import dataclass
 from pathlib import Path
 
-from ablatio.config.words import quoted
-from ablatio.config.words import key_of, value_of
+from ablatio.config.words import key_of, quoted, value_of
 from ablatio.errors import AblatioError
 from ablatio.report import rerun_command
 from ablatio.report.read.table import Table

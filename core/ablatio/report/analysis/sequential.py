@@ -11,9 +11,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 from ablatio.errors import UserError
+from ablatio.report.analysis.verdict_types import Language
 from ablatio.report.statistics import Comparison, Correction, Difference, Pair, benjamini_hochberg, holm
 from ablatio.sweep.group_sequential import Boundaries
 from ablatio.sweep.stopping_rule import State, StoppingRule, moments, t_test_p
@@ -125,7 +126,7 @@ def _corrected(raw: Sequence[float], correction: Correction) -> list[float]:
     return [float(p) for p in (holm(raw) if correction == "holm" else benjamini_hochberg(raw))]
 
 
-def words_of(standings: Mapping[str, Standing], unit: str, language: Literal["en", "zh"]) -> dict[str, str]:
+def words_of(standings: Mapping[str, Standing], unit: str, language: Language) -> dict[str, str]:
     """Return for each arm what the sentence on its comparison says of the looks."""
     words = WORDS[language]
     return {
@@ -142,7 +143,7 @@ def _key(standing: Standing) -> str:
     return standing.state
 
 
-def notes_of(study: Study, standings: Mapping[str, Standing], language: Literal["en", "zh"]) -> list[str]:
+def notes_of(study: Study, standings: Mapping[str, Standing], language: Language) -> list[str]:
     """Return remarks on the looks and on deviations from the plan."""
     words, found = WORDS[language], list[str]()
     if standings:
@@ -164,11 +165,11 @@ WORDS: Mapping[str, Mapping[str, str]] = {
         "comma": ", ",
         "resolved": "after look {look} of {looks}",
         "equal": "equal within the margin of {margin} {unit} after look {look} of {looks}",
-        "hopeless": "given up after look {look} of {looks}: the planned seeds would hardly resolve it",
-        "open": "undecided after look {look} of {looks}",
-        "before": "before the first of {looks} looks",
-        "last look": "undecided at the last of {looks} looks",
-        "budget": "undecided when the budget was used up, after look {look} of {looks}",
+        "hopeless": "not resolved, given up after look {look} of {looks}: the planned seeds would hardly resolve it",
+        "open": "not resolved yet, after look {look} of {looks}",
+        "before": "no test before the first of {looks} looks",
+        "last look": "not resolved at the last of {looks} looks",
+        "budget": "not resolved when the budget was used up, after look {look} of {looks}",
         "untested": "no test of the mean, because runs diverged: the others are no fair sample of the arm",
         "looks": "A sequential study with alpha spending, {made} looks made, planned at {sizes} seeds: p and intervals "
         "allow for the looks, and at most {alpha} in 100 studies without any effect name a winner.",
@@ -181,7 +182,7 @@ WORDS: Mapping[str, Mapping[str, str]] = {
         "comma": "、",
         "resolved": "第 {look} 次检视（共计划 {looks} 次）后判定",
         "equal": "第 {look} 次检视（共计划 {looks} 次）后判定：在 {margin} {unit} 的界限内相等",
-        "hopeless": "第 {look} 次检视（共计划 {looks} 次）后放弃：计划内的种子很难分辨",
+        "hopeless": "未能分辨，第 {look} 次检视（共计划 {looks} 次）后放弃：计划内的种子很难分辨",
         "open": "第 {look} 次检视（共计划 {looks} 次）后尚未判定",
         "before": "尚未进行第一次检视（共计划 {looks} 次）",
         "last look": "最后一次检视（共 {looks} 次）时仍未判定",
