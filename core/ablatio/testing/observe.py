@@ -165,6 +165,9 @@ def _model(entry: PartSpec, knobs: Mapping[str, Any]) -> Any:
         cache, row = KVCache(), tiny_models.tokens(1)
         with torch.no_grad():
             seen += [net.eval()(row[:, :10], cache=cache), net(row[:, 10:], cache=cache)]
+            if hasattr(net, "encoder"):  # a source that begins with eos, and the first token of its target
+                row[:, 0] = net.eos
+                seen.append(net.read(row, None, KVCache()))
     return seen
 
 

@@ -66,9 +66,9 @@ class Speaker:
         figures = self.figures(pair.difference, pair.p)
         if self.comparison.best is not None:
             return self.say("best open", arm=pair.a, figures=figures)  # a note has what could have been seen
-        said = [self.say("open", a=pair.a, b=pair.b, figures=figures)]
         if pair.a in self.states:  # more seeds come by plan
-            return self.words["mark"].join([*said, self.states[pair.a]])
+            return self.say("open state", a=pair.a, b=pair.b, state=self.states[pair.a], figures=figures)
+        said = [self.say("open", a=pair.a, b=pair.b, figures=figures)]
         if pair.detectable > 0 and math.isfinite(pair.detectable):
             said.append(self.say("detectable", size=rounded_up(pair.detectable)))
         if pair.planned_seeds is not None and pair.planned_seeds <= PLANNED:

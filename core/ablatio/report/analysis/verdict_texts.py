@@ -20,6 +20,7 @@ TEXTS: Mapping[Language, Mapping[str, str]] = {
         "worst, not resolved ({p}, n = {n})",
         "worse than best": "{arm} is worse than the best by {figures}",
         "open": "{a} and {b}: not resolved ({figures})",
+        "open state": "{a} and {b}: {state} ({figures})",
         "best open": "{arm} is not told apart from the best ({figures})",
         "detectable": "a difference above {size} {unit} would have been seen in 4 of 5 studies",
         "detectable to the best": "A difference to the best above {size} {unit} would have been seen in 4 of 5 "
@@ -113,6 +114,7 @@ TEXTS: Mapping[Language, Mapping[str, str]] = {
         "ranked open": "{a} 与 {b}：有运行发散，不对均值下结论；发散的运行按最差计，排名未能分辨（{p}，n = {n}）",
         "worse than best": "{arm} 不如最优方案，相差 {figures}",
         "open": "{a} 与 {b}：未能分辨（{figures}）",
+        "open state": "{a} 与 {b}：{state}（{figures}）",
         "best open": "{arm} 与最优方案未能分辨（{figures}）",
         "detectable": "若真实差值大于 {size} {unit}，5 次研究中有 4 次能够分辨",
         "detectable to the best": "与最优方案的真实差值若大于 {size} {unit}，5 次研究中有 4 次能够分辨。",
