@@ -36,7 +36,7 @@ def test_the_command_that_resumes_a_run_names_its_folder(name: str, tmp_path: Pa
     folder.mkdir()
     assert typed(resume_command(folder)) == ["ablatio", "train", f"resume={folder}"]
     assert typed(f"ablatio resume {shell_word(folder)}") == ["ablatio", "resume", str(folder)]
-    with pytest.raises(UserError, match="it has no config.json"):  # and not: expected one folder
+    with pytest.raises(UserError, match=r"it has no config\.json"):  # and not: expected one folder
         resume.run([str(folder)])
 
 

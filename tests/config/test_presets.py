@@ -9,7 +9,7 @@ from helpers.runs import TINY, ablatio, summary
 from ablatio.cli.completion import candidates
 from ablatio.config import presets, yaml_files
 from ablatio.config.compose import compose_run
-from ablatio.errors import ConfigError
+from ablatio.errors import ConfigError, DamagedFile
 from ablatio.registry import discovery
 from ablatio.registry.registry import ContractError, Distribution
 
@@ -93,13 +93,13 @@ def test_a_size_without_its_preset_leaves_no_default_behind():
     [
         ("norm: rmsnorm\nlearning_rate: 3\n", "`learning_rate` is not a setting of a preset"),
         ("norm: {_target_: os.system}\n", "would build an object"),
-        ("- norm\n", "not a setting of a preset"),
+        ("- norm\n", "holds list; expected settings"),
     ],
 )
 def test_a_bad_file_is_named(tmp_path, text, why):
     path = tmp_path / "mine.yaml"
     path.write_text(text)
-    with pytest.raises(ContractError, match=why) as caught:
+    with pytest.raises((ContractError, DamagedFile), match=why) as caught:
         presets.load(yaml_files.File("preset", "mine", path, yaml_files.Distribution("x", "1")))
     assert str(path) in str(caught.value)
 

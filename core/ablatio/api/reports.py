@@ -47,9 +47,10 @@ def write_report(findings: "Findings", folders: Sequence[Path], out: Path | None
     from ablatio.report.markdown import markdown_text
     from ablatio.report.shrunk_table import shrunk_csv
     from ablatio.report.terminal import arm_table
-    from ablatio.storage.atomic_write import make_folder, write_text
+    from ablatio.storage.atomic_write import make_folder, remove_stray, write_text
 
     out = make_folder(out or (folders[0] if len(folders) == 1 else Path()) / "report")
+    remove_stray(out)  # of a report that was killed
     write_text(out / "results.csv", arm_table.results_csv(findings.table))
     write_text(out / "costs.csv", arm_table.costs_csv(findings.table))
     if findings.factors is not None:

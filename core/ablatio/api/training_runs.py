@@ -1,6 +1,5 @@
 """Train one run, and resume one: `ablatio.train`, `ablatio.resume_run`."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from ablatio.api.session import composing, computing
 from ablatio.api.settings import value, without, words_of
 from ablatio.config import schema
 from ablatio.errors import ConfigError, UserError
+from ablatio.storage.json_files import read_object
 from ablatio.storage.paths import shell_word
 from ablatio.storage.streams import lasting_stdout
 from ablatio.sweep.recipes import schema as recipes
@@ -82,10 +82,10 @@ def resume_run(
         return _run_recipe(plan, console, callbacks)
     with composing():
         settings = _resumed_settings(folder, words)
-    if json.loads(_read(folder / "summary.json", "{}")).get("status") == "done":
+    if _read(folder / "summary.json").get("status") == "done":
         console.print(f"{folder} is finished; nothing is left to do", highlight=False)
     else:
-        public = json.loads(_read(folder / "config.json", "{}"))
+        public = _read(folder / "config.json")
         _train(settings, public, folder, console, callbacks, resume=True)
     return RunFolder(folder)
 
@@ -150,5 +150,9 @@ def _resumed_settings(folder: Path, words: Sequence[str]) -> dict[str, Any]:
     return settings
 
 
-def _read(path: Path, default: str) -> str:
-    return path.read_text(encoding="utf-8") if path.exists() else default
+def _read(path: Path) -> dict[str, Any]:
+    """Read a JSON object; empty if there is no file."""
+    try:
+        return read_object(path)
+    except FileNotFoundError:
+        return {}

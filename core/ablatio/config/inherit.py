@@ -17,7 +17,8 @@ from ablatio.config import from_transformers, yaml_files
 from ablatio.config.kind_lists import shaping
 from ablatio.config.words import quoted
 from ablatio.errors import UserError
-from ablatio.registry.registry import REGISTRIES, PartSpec
+from ablatio.registry.registry import REGISTRIES, ContractError, PartSpec
+from ablatio.storage.json_files import read_object
 from ablatio.storage.paths import shell_word
 
 ORIGINS = ("scratch", "run", "hf")
@@ -124,14 +125,17 @@ def _of_run(folder: Path) -> dict[str, Any]:
 
     path = folder / "config.json"
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_object(path, {"model": dict})
     except FileNotFoundError:
         raise UserError(
             f"{folder} is not a run folder: no config.json\n    try: ls {shell_word(folder.parent)}"
         ) from None
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from None
-    refuse_objects(config, str(path))
+    try:
+        refuse_objects(config, str(path))
+    except ContractError as error:
+        raise UserError(str(error)) from None
+    if "model" not in config:
+        raise UserError(f"{path} is no config of a run: it has no `model`\n    try: ls {shell_word(folder.parent)}")
     found = _shaping(config)
     tuned = (config.get("peft") or {}).get("name", REGISTRIES["peft"].default) != REGISTRIES["peft"].default
     if tuned and found["model"].get("distinct_layers") is not None:

@@ -66,6 +66,11 @@ def _group_problems(parsed: Override, options: dict[str, list[str]], chosen: dic
     if value is None and group in REGISTRIES and REGISTRIES[group].optional:
         return  # `peft=null`: none
     names = value if isinstance(value, list) else [value]
+    if value == [] and not multiple:
+        known = REGISTRIES.get(group)
+        usual = "" if known is None else "null" if known.optional else str(known.usual)
+        yield Problem(group, f"got no option, a model has one {group}", f"{group}={usual}" if usual else "")
+        return
     if isinstance(value, list) and not multiple:
         given = ", ".join(map(str, names))
         yield Problem(group, f"got {len(names)} options ({given}), a model has one {group}", f"{group}={names[0]}")

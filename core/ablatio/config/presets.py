@@ -23,9 +23,9 @@ from typing import Any
 
 from ablatio.config import schema as run_config
 from ablatio.config import yaml_files
-from ablatio.errors import EnvironmentFault, Problem
+from ablatio.errors import DamagedFile, EnvironmentFault, Problem
 from ablatio.registry.registry import REGISTRIES, ContractError
-from ablatio.storage.json_files import damaged
+from ablatio.storage.json_files import short_error
 
 OWN_KEYS = ("paper", "published", "sizes")
 
@@ -95,8 +95,12 @@ def load(file: yaml_files.File) -> Preset:
 @functools.cache
 def _load(name: str, path: Path, changed: int) -> Preset:
     data = yaml_files.read_yaml(path)
-    with damaged(str(path), "a preset"):
+    try:
         return _preset(name, path, data)
+    except ContractError:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DamagedFile(f"{path} cannot be read: {short_error(error)}; expected a preset") from None
 
 
 def _preset(name: str, path: Path, data: Mapping[str, Any]) -> Preset:

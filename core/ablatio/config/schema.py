@@ -10,7 +10,7 @@ from ablatio.config.kind_lists import is_default, needed
 from ablatio.errors import Problem, did_you_mean
 from ablatio.registry import renamed, rules
 from ablatio.registry.discovery import refuse_objects
-from ablatio.registry.knobs import Knob, NonNegative, OptionOf, Positive, Range, read_signature
+from ablatio.registry.knobs import Knob, NonNegative, OptionOf, Positive, Processes, Range, Size, read_signature
 from ablatio.registry.registry import REGISTRIES, ContractError, PartSpec, Registry
 
 NAME_PATTERN = "letters, digits, `.`, `_` and `-`, at most 100, the first a letter or digit"
@@ -36,13 +36,13 @@ class Model:
         Literal["scratch", "run", "hf"], "random initialization, an ablatio run, or a transformers folder"
     ] = "scratch"
     path: Annotated[str | None, "folder of the run or model to start from"] = None
-    d_model: Annotated[int, Positive, "width of the residual stream"] = 128
-    n_layers: Annotated[int, Positive] = 4
-    n_heads: Annotated[int, Positive] = 4
-    d_head: Annotated[int | None, Positive, "width of a head; by default d_model / n_heads"] = None
-    d_ff: Annotated[int | None, Positive, "inner width of the feed-forward part; by default 4 d_model"] = None
-    vocab_size: Annotated[int | None, Positive, "rows of the embedding; by default the number of token ids"] = None
-    max_len: Annotated[int, Positive, "maximum sequence length in training, and size of position tables"] = 128
+    d_model: Annotated[int, Size, "width of the residual stream"] = 128
+    n_layers: Annotated[int, Range(0, 10_000, open_low=True)] = 4
+    n_heads: Annotated[int, Size] = 4
+    d_head: Annotated[int | None, Size, "width of a head; by default d_model / n_heads"] = None
+    d_ff: Annotated[int | None, Size, "inner width of the feed-forward part; by default 4 d_model"] = None
+    vocab_size: Annotated[int | None, Size, "rows of the embedding; by default the number of token ids"] = None
+    max_len: Annotated[int, Size, "maximum sequence length in training, and size of position tables"] = 128
     tied: Annotated[bool, "the output head shares the embedding matrix"] = True
     bias: Annotated[bool, "biases in the linear layers"] = False
     dropout: Annotated[float, Range(0, 1, open_high=True)] = 0.0
@@ -64,7 +64,7 @@ class Model:
 class Data:
     """How documents become batches."""
 
-    length: Annotated[int | None, Positive, "tokens per row; by default model.max_len"] = None
+    length: Annotated[int | None, Size, "tokens per row; by default model.max_len"] = None
     val_fraction: Annotated[
         float, Range(0, 0.5, open_low=True), "fraction of documents for validation, of those without a given split"
     ] = 0.02
@@ -79,9 +79,9 @@ class Data:
 class Train:
     """Length of training, and intervals of logging, validation and checkpoints."""
 
-    steps: Annotated[int, Positive, "optimizer steps"] = 2400
-    batch_size: Annotated[int, Positive, "rows per batch"] = 4
-    accumulate: Annotated[int, Positive, "batches per optimizer step (gradient accumulation)"] = 1
+    steps: Annotated[int, Range(0, 10**9, open_low=True), "optimizer steps"] = 2400
+    batch_size: Annotated[int, Size, "rows per batch"] = 4
+    accumulate: Annotated[int, Size, "batches per optimizer step (gradient accumulation)"] = 1
     label_smoothing: Annotated[
         float, Range(0, 1, open_high=True), "probability mass of a target spread over the vocabulary"
     ] = 0.0
@@ -126,8 +126,8 @@ class Trainer:
     precision: Annotated[Literal["auto", "32", "bf16", "16"], "auto: bf16 where the device computes it natively"] = (
         "auto"
     )
-    threads: Annotated[int | None, Positive, "threads of torch; by default one per core"] = None
-    workers: Annotated[int, NonNegative, "processes that load data"] = 0
+    threads: Annotated[int | None, Processes, "threads of torch; by default one per core"] = None
+    workers: Annotated[int, Range(0, 1024), "processes that load data"] = 0
     compile: Annotated[bool, "torch.compile each block: 1.2x faster after a minute of compilation"] = False
     progress: Annotated[bool, "show a progress bar"] = True
 
@@ -183,7 +183,7 @@ def _given_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
             continue
         if registry.multiple:
             found[kind] = {n: registry.entries[n].defaults for n in node if n in registry.entries}
-        elif node.get("name") in registry.entries:
+        elif str(node.get("name")) in registry.entries:
             found[kind] = registry.entries[str(node["name"])].defaults
     return found
 
@@ -251,7 +251,9 @@ def effective(config: Mapping[str, Any], leave_out: set[str] | frozenset[str] = 
     view["facts"] = {
         kind: {**(entry := registry.entries[view[kind]["name"]]).facts, "wiring": entry.wiring}
         for kind, registry in REGISTRIES.items()
-        if not registry.multiple and isinstance(view.get(kind), dict) and view[kind].get("name") in registry.entries
+        if not registry.multiple
+        and isinstance(view.get(kind), dict)
+        and str(view[kind].get("name")) in registry.entries
     }
     model = view.get("model", {})
     if isinstance(model, dict) and {"d_model", "n_heads", "d_head", "d_ff"} <= set(model):
@@ -287,15 +289,14 @@ def is_run_name(name: str) -> bool:
 
 def _sections(config: Mapping[str, Any]) -> Iterator[Problem]:
     for name, section in SECTIONS.items():
-        node = config.get(name)
-        if node is None:
+        if name not in config:
             continue
+        node, knobs = config[name], section_knobs(section)
         if not isinstance(node, Mapping):
-            yield Problem(
-                name, f"expected a section of settings, got {node!r}", f"{name}.{section_knobs(section)[0].name}=..."
-            )
+            first = f"{name}.{knobs[0].name}={knobs[0].default_text}"
+            yield Problem(name, f"expected a section of settings, got {str(node)[:60]}", first)
             continue
-        yield from _knobs(name, node, section_knobs(section))
+        yield from _knobs(name, node, knobs)
 
 
 def _knobs(where: str, node: Mapping[str, Any], knobs: tuple[Knob, ...]) -> Iterator[Problem]:
@@ -317,10 +318,7 @@ def value_problems(where: str, knob: Knob, value: Any) -> Iterator[Problem]:
             yield unknown(where, value, options, prefix=f"{where}=")
             return
     if problem := knob.problem(value):
-        default = (
-            "null" if knob.default is None else str(knob.default).replace(" ", "").replace("(", "[").replace(")", "]")
-        )
-        yield Problem(where, problem, f"{where}={default}")
+        yield Problem(where, problem, f"{where}={knob.default_text}")
 
 
 def unknown(where: str, word: str, known: Iterable[str], prefix: str = "") -> Problem:
@@ -345,7 +343,7 @@ def _parts(config: Mapping[str, Any]) -> Iterator[Problem]:
         elif not isinstance(node, Mapping) or "name" not in node:
             if kind in config:
                 yield Problem(kind, f"expected one option, got {node!r}", f"{kind}={next(iter(registry.entries), '')}")
-        elif node["name"] not in registry.entries:
+        elif str(node["name"]) not in registry.entries:
             yield no_option(kind, str(node["name"]), registry.entries)
         else:
             yield from _knobs(kind, node, registry.entries[node["name"]].knobs)
@@ -368,8 +366,14 @@ def no_option(kind: str, name: str, options: Any) -> Problem:
 
 
 def _several(kind: str, registry: Registry[Any], node: Any) -> Iterator[Problem]:
-    for name, knobs in (node or {}).items() if isinstance(node, Mapping | None) else ():
+    if not isinstance(node, Mapping | None):
+        yield Problem(kind, f"expected a list of options, got {str(node)[:60]}", f"{kind}=[]")
+        return
+    for name, knobs in (node or {}).items():
         if name not in registry.entries:
             yield no_option(kind, name, registry.entries)
+        elif not isinstance(knobs, Mapping | None):
+            what = f"expected the knobs of {kind}={name}, got {str(knobs)[:60]}"
+            yield Problem(f"{kind}.{name}", what, f"{kind}=[{name}]")
         else:
             yield from _knobs(f"{kind}.{name}", knobs or {}, registry.entries[name].knobs)

@@ -6,6 +6,7 @@ list[X], tuple[X, ...], tuple[X, Y].  `Annotated[float, Range(0, 1), "meaning"]`
 
 import inspect
 import math
+import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -44,6 +45,9 @@ class Range:
         return f"{'(' if self.open_low else '['}{self.low:g}, {self.high:g}{')' if self.open_high else ']'}"
 
 
+LARGEST: dict[str, float] = {"int": 2**63 - 1, "float": sys.float_info.max}  # numbers that torch and numpy can hold
+Size = Range(0, 2**26, open_low=True)  # of a dimension or a count that memory limits
+Processes = Range(0, 4096, open_low=True)
 Positive = Range(0, open_low=True)
 NonNegative = Range(0)
 Fraction = Range(0, 1)
@@ -120,9 +124,11 @@ class Knob:
         if value == REQUIRED:
             return f"expected {self.type_text}, but no value is set"
         if not self._has_type(value):
-            return f"expected {self.type_text}, got {value!r} ({type(value).__name__})"
-        if self.type in ("int", "float") and not math.isfinite(value):
-            return f"expected a finite number, got {value}"
+            return f"expected {self.type_text}, got {repr(value)[:200]} ({type(value).__name__})"
+        largest = LARGEST.get(self.type)
+        if largest and not -largest <= value <= largest:  # NaN, too, is not between them
+            finite = "finite number" if isinstance(value, float) else f"number up to {largest}"
+            return f"expected a {finite}, got {str(value)[:40]}"
         if self.range is not None and value not in self.range:
             return f"expected a value {'in ' if str(self.range)[0] in '([' else ''}{self.range}, got {value}"
         return ""
@@ -153,6 +159,12 @@ class Knob:
         if isinstance(choice, str):
             return not isinstance(value, bool) and str(value) == choice
         return type(value) is type(choice) and bool(value == choice)
+
+    @property
+    def default_text(self) -> str:
+        """The default value, as on the command line."""
+        text = "null" if self.default is None else str(self.default)
+        return text.replace(" ", "").replace("(", "[").replace(")", "]")
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for the catalogue; an infinite bound becomes null."""

@@ -242,7 +242,8 @@ class Checkpoints:
         with explained("tidy", self.folder / "step-*"):
             for path in list(self.folder.iterdir()):
                 match = _DATA.fullmatch(path.name)
-                if match and not self._is_referenced(int(match[1]), revision=1 if match[2] else 0):
+                lost = match and not path.is_dir() and not self._is_referenced(int(match[1]), 1 if match[2] else 0)
+                if lost:
                     path.unlink(missing_ok=True)
 
     def _is_referenced(self, step: int, revision: int) -> bool:
@@ -265,4 +266,4 @@ class Checkpoints:
     def _removable(self, step: int) -> bool:
         with suppress(DamagedFile):
             return self._is_own(read_manifest(self._manifest_path(step), step)[0])
-        return True
+        return not self._manifest_path(step).is_dir()

@@ -56,7 +56,8 @@ def readable(path: Path) -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.EIO):  # missing, or unreadable on the disk
+            # missing, unreadable on the disk, or something other than a file
+            if error.errno not in (errno.ENOENT, errno.EIO, errno.EISDIR, errno.ENOTDIR, errno.ELOOP):
                 raise
             raise DamagedFile(f"{path.name} cannot be read ({error.strerror}).") from error
 

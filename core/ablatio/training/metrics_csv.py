@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ablatio.storage.atomic_write import explained, write_text
+from ablatio.storage.json_files import damaged, read_text
 
 COLUMNS = (
     "step", "tokens", "train/loss", "train/lr", "val/loss", "val/bpb", "val/accuracy", "tokens_per_second", "seconds",
@@ -25,7 +26,8 @@ class MetricsFile:
     def start(self, after_step: int | None = None) -> None:
         """Begin a new file, or keep the old one without the rows later than `after_step`."""
         rows = self.read() if after_step is not None and self.path.exists() else []
-        earlier = [r for r in rows if r["step"] and int(r["step"]) <= (after_step or 0)]
+        steps = ((r, r.get("step") or "") for r in rows)
+        earlier = [r for r, step in steps if step.isascii() and step.isdecimal() and int(step) <= (after_step or 0)]
         write_text(self.path, self._lines([self.columns, *([r.get(c, "") for c in self.columns] for r in earlier)]))
 
     def write(self, row: Mapping[str, float]) -> dict[str, float]:
@@ -40,8 +42,11 @@ class MetricsFile:
 
     def read(self) -> list[dict[str, str]]:
         """Read all rows as text, {column: text}."""
-        with self.path.open(newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
+        with damaged(str(self.path), "rows of numbers"), explained("read", self.path):
+            try:
+                return list(csv.DictReader(io.StringIO(read_text(self.path).replace("\0", ""), newline="")))
+            except csv.Error as error:
+                raise ValueError(str(error)) from None
 
     @staticmethod
     def _lines(rows: Sequence[Sequence[str]]) -> str:

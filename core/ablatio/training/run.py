@@ -1,6 +1,5 @@
 """Train one run from a checked config: write its folder with checkpoints, metrics, summary and provenance."""
 
-import json
 import logging
 import warnings
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from ablatio.errors import AblatioError, EnvironmentFault
 from ablatio.model.builder import PartChoice
 from ablatio.storage.checkpoints import Checkpoints, write_json
 from ablatio.storage.early_stop import training
+from ablatio.storage.json_files import read_object
 from ablatio.storage.secrets import redact
 from ablatio.training import provenance
 from ablatio.training.estimate import check_memory
@@ -110,10 +110,9 @@ def quiet_libraries() -> None:
 def _recorded(path: Path) -> dict[str, Any]:
     """Read the manifest of the run that is resumed."""
     try:
-        found: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise EnvironmentFault(f"{path} cannot be read: {error}") from None
-    return found if isinstance(found, dict) else {}
+        return read_object(path)
+    except FileNotFoundError:
+        raise EnvironmentFault(f"{path} is missing, which a run writes at its beginning") from None
 
 
 def _class_names(callbacks: Sequence[Any]) -> dict[str, Any]:

@@ -143,15 +143,11 @@ def read_run(folder: Path) -> dict[str, Any]:
     """
     path = folder / "config.json"
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = read_object(path)
     except FileNotFoundError:
         raise UserError(
             f"{folder} is no run folder: it has no config.json\n    try: ls {shell_word(folder.parent)}"
         ) from None
-    except (OSError, ValueError) as error:
-        raise EnvironmentFault(f"{path} cannot be read: {error}") from None
-    if not isinstance(data, dict):
-        raise EnvironmentFault(f"{path} holds no config: {type(data).__name__} came, an object was expected")
     try:
         return resolved(data, str(path))
     except ConfigError:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ablatio.storage.atomic_write import explained, write_text
+from ablatio.storage.json_files import check_types, parse_object, read_text
 
 
 class SamplesFile:
@@ -29,10 +30,12 @@ class SamplesFile:
         """Read all complete rows; empty if there is no file."""
         if not self.path.exists():
             return []
-        with explained("read", self.path):
-            text = self.path.read_text(encoding="utf-8")
         # Not splitlines: it also splits at other characters, which answers may contain.
-        return [json.loads(line) for line in text.split("\n")[:-1]]
+        lines = read_text(self.path).split("\n")[:-1]
+        rows = [parse_object(line, f"line {number} of {self.path}") for number, line in enumerate(lines, 1)]
+        for number, row in enumerate(rows, 1):
+            check_types({"step": None} | row, {"step": int}, f"line {number} of {self.path}")
+        return rows
 
     def write(self, step: int, rows: Sequence[Mapping[str, str]]) -> None:
         """Append samples of a step; nothing if there are none."""

@@ -99,7 +99,7 @@ def of_recipes(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
 
     The settings in which the recipes' commands differ are the arm; the last stage is the compared run.
     """
-    told = [object_in(folder / RECIPE) for folder in folders]
+    told = [object_in(folder / RECIPE, {"overrides": list, "stages": list}) for folder in folders]
     said = [{key_of(str(text)): value_of(str(text)) for text in one.get("overrides") or ()} for one, _ in told]
     keys = dict.fromkeys(k for one in said for k in one if k.split(".")[0] not in OF_CHANCE)
     axes = [k for k in keys if len({one.get(k) for one in said}) > 1]
@@ -108,15 +108,19 @@ def of_recipes(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
         arm = {k: words[k] for k in axes if k in words}
         command = tuple(str(text) for text in one.get("overrides") or ())
         stages = [stage for stage in one.get("stages") or () if isinstance(stage, Mapping)]
-        ids = {stage.get("stage"): f"{folder.name}/{stage.get('folder')}" for stage in stages}
+        ids = {str(stage.get("stage")): f"{folder.name}/{stage.get('folder')}" for stage in stages}
         for number, stage in enumerate(stages, 1):
             place = folder / str(stage.get("folder"))
             config = object_in(place / "config.json")[0]
             seed = config.get("seed")
             job = Job(
-                ids[stage.get("stage")], arm, seed if isinstance(seed, int) else 0, command, config,
+                ids[str(stage.get("stage"))], arm, seed if isinstance(seed, int) else 0, command, config,
                 "run" if number == len(stages) else "stage", stage=str(stage.get("stage")),
-                takes=tuple(ids[name] for name in stage.get("takes") or () if name in ids),
+                takes=tuple(ids[name] for name in _list(stage.get("takes")) if str(name) in ids),
             )  # fmt: skip
             runs.append(replace(read_folder(place, folder.name, job), group=folder.parent.name))
     return runs, [trouble for _, trouble in told if trouble]
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []

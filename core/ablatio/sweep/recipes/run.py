@@ -4,7 +4,6 @@ FOLDER/recipe.json   the command, and for each stage its settings, its inputs an
 FOLDER/01-sft/       run folder of the first stage, as `ablatio train` writes one
 """
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from ablatio.errors import AblatioError, EnvironmentFault, Preempted, UserError
 from ablatio.storage.atomic_write import make_folder, write_json
 from ablatio.storage.folder_lock import own
+from ablatio.storage.json_files import read_object
 from ablatio.storage.paths import shell_word
 from ablatio.sweep.recipes.plan import Plan, Planned, plan_recipe
 from ablatio.sweep.recipes.schema import FILE
@@ -62,7 +62,7 @@ def read(folder: Path) -> dict[str, Any]:
     """Read recipe.json of a folder."""
     path = folder / FILE
     try:
-        found: Any = json.loads(path.read_text(encoding="utf-8"))
+        found: Any = read_object(path)
         if not isinstance(found["overrides"], list) or not isinstance(found["stages"], list):
             raise ValueError("overrides and stages are lists")
     except (OSError, ValueError, TypeError, KeyError) as error:
@@ -146,12 +146,9 @@ def summary_of(folder: Path) -> dict[str, Any]:
     """Read the summary of a stage's run; empty if there is none yet."""
     path = folder / "summary.json"
     try:
-        found: Any = json.loads(path.read_text(encoding="utf-8"))
+        return read_object(path, {"score": (dict, type(None)), "before": (dict, type(None))})
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
-        raise EnvironmentFault(f"{path} cannot be read: {error}") from None
-    return found if isinstance(found, dict) else {}
 
 
 def show_table(found: Mapping[str, Any], folder: Path) -> None:
