@@ -6,8 +6,9 @@ A comparison is tested at planned looks with n_1 < ... < n_K pairs of runs.  By 
 
 of its level: alpha spending (Lan and DeMets 1983, doi:10.1093/biomet/70.3.659) by the power family (Kim and DeMets
 1987, doi:10.1093/biomet/74.1.149).  The boundary of look k is a nominal two-sided p: the test rejects if the p of the
-paired t-test over n_k pairs is at most that.  Spending of O'Brien-Fleming type leaves the looks at 3 to 6 seeds so
-little that they never reject, and needs 4 to 5 % more runs (benchmarks/validity_sequential.py).
+paired t-test over n_k pairs is at most that.  Spending of O'Brien-Fleming type leaves the looks
+at 3 to 6 seeds so little that they hardly ever reject, and needs a few percent more runs (benchmarks/
+validity_sequential.py).
 
 The usual boundaries assume normal statistics and exceed their level with few pairs.  These are computed for t
 statistics.  With normal differences under the null hypothesis, the direction of the data is independent of their mean
