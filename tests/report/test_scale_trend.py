@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.studies import Fake, write_study
+from helpers.studies import Fake, change_result, write_study
 from scipy import stats
 
 from ablatio.cli.main import main
@@ -105,13 +105,12 @@ def write(folder: Path, *, gone: bool = False, diverged: bool = False, seeds: tu
         job = json.loads(path.read_text())
         size = list(SIZES).index(job["arm"]["model.d_model"])
         gain = (0.06, 0.04, 0.02)[size] if gone else 0.05
-        summary = folder / "runs" / path.stem / "summary.json"
-        found = json.loads(summary.read_text()) | {"parameters": SIZES[job["arm"]["model.d_model"]]}
-        if found["status"] == "done":
+        run, more = folder / "runs" / path.stem, {"parameters": SIZES[job["arm"]["model.d_model"]]}
+        if json.loads((run / "summary.json").read_text())["status"] == "done":
             shift = np.random.default_rng(job["seed"]).normal(0, 0.02)
             better = gain if job["arm"]["norm"] == "rmsnorm" else 0.0
-            found["val/loss"] = 3 - 0.3 * size + shift - better + rng.normal(0, 1e-3)
-        summary.write_text(json.dumps(found))
+            more["val/loss"] = 3 - 0.3 * size + shift - better + rng.normal(0, 1e-3)
+        change_result(run, **more)
     return folder
 
 

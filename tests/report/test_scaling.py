@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.studies import Fake, write_study
+from helpers.studies import Fake, change_result, write_study
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import curve_fit, minimize_scalar
@@ -287,9 +287,8 @@ def study(tmp_path: Path) -> Path:
     for job in (folder / "jobs").glob("*.json"):
         arm = json.loads(job.read_text())["arm"]
         n, d = SIZES[arm["model.d_model"]], STEPS[arm["train.steps"]]
-        path = folder / "runs" / job.stem / "summary.json"
         more = {"parameters": n, "tokens": d, "train_flops": 7 * n * d, "val/loss": float(loss(LAW, n, d))}
-        path.write_text(json.dumps(json.loads(path.read_text()) | more))
+        change_result(folder / "runs" / job.stem, **more)
     return folder
 
 

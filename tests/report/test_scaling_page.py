@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.browser import CHROMIUM, browser
-from helpers.studies import Fake, write_study
+from helpers.studies import Fake, change_result, write_study
 
 from ablatio.cli.main import main
 
@@ -36,9 +36,8 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
         n, d = SIZES[arm["model.d_model"]], STEPS[arm["train.steps"]]
         gain = 0.02 * np.log10(n * d / 2e11) * (arm["norm"] == "rmsnorm")
         loss = 1.5 + 300 / n**0.4 + 200 / d**0.3 - gain + rng.normal(0, 1e-3)
-        summary = folder / "runs" / path.stem / "summary.json"
         more = {"parameters": n, "tokens": d, "train_flops": 6 * n * d, "val/loss": float(loss)}
-        summary.write_text(json.dumps(json.loads(summary.read_text()) | more))
+        change_result(folder / "runs" / path.stem, **more)
     return folder
 
 

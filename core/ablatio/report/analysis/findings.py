@@ -19,7 +19,7 @@ from ablatio.report.analysis.scaling_verdict import ArmTrend, arm_trends
 from ablatio.report.analysis.scaling_verdict import sentences as trend_sentences
 from ablatio.report.analysis.sequential import Standing, notes_of, standings_of, with_looks, words_of
 from ablatio.report.analysis.study_effects import StudyEffects
-from ablatio.report.analysis.verdict import LANGUAGES, ArmFacts, Language, Verdict, refusal, verdict
+from ablatio.report.analysis.verdict import LANGUAGES, TEXTS, ArmFacts, Language, Verdict, refusal, verdict
 from ablatio.report.read.curves import COLLAPSED
 from ablatio.report.read.run import RATE
 from ablatio.report.read.run import what_must_agree as agreement
@@ -225,7 +225,7 @@ def find(
         return Findings(table, metric, better, rows, None, factors, words)
     level = alpha_of(table.study)
     words = _verdicts(comparison, unit, table, arms, [*_on_score(score), *asked], standings)
-    words = words or effects_verdict(factors, unit, level)
+    words = _with_effects(words, effects_verdict(factors, unit, level), comparison, _on_score(score))
     rules = rule_sentences(table, metric, comparison, arms, better=better, alpha=level, method=method)
     scored = {a.name: a.values for a in arms if a.values}
     shrunk = shrink(scored, better=better) if len(scored) >= SHRUNK else {}
@@ -264,6 +264,20 @@ def _reason(arms: Sequence[Arm]) -> str:
     if len({text for text, _ in agree}) > 1:
         return "refused text"
     return "refused conditions" if len({conditions for _, conditions in agree}) > 1 else ""
+
+
+def _with_effects(
+    arms: Mapping[Language, Verdict], effects: Mapping[Language, Verdict], comparison: Comparison | None, notes: Notes
+) -> Mapping[Language, Verdict]:
+    """Verdict on the arms; of a design whose arms are not compared, or are too many to compare in pairs, on effects."""
+    if not effects or (arms and (comparison is None or comparison.best is None)):
+        return arms
+    found = dict[Language, Verdict]()
+    for language, of in effects.items():
+        best = arms.get(language)
+        own = (best.headline, *best.notes) if best else [TEXTS[language][key].format(**v) for key, v in notes]
+        found[language] = replace(of, notes=(*of.notes, *own), outcomes=best.outcomes if best else ())
+    return found
 
 
 def _on_score(score: Score) -> Notes:

@@ -57,6 +57,8 @@ def _other_scores(
     """The same comparison by each other score that all finished runs have and whose direction is known."""
     if comparison is None or not any(pair.better for pair in comparison.pairs) or table.several_data:
         return {}
+    if comparison.correction == "hsu":  # its pairs are those with the best arm by this score
+        return {}
     common = set.intersection(*(set(run.scores) for run in table.counted))
     known = [m for m in sorted(common - {metric}) if m.startswith("val/") and m.rsplit("/", 1)[-1].endswith(_KNOWN)]
     found = {}
@@ -113,7 +115,7 @@ class _Speaker:
     def margin(self, comparison: Comparison | None, margin: float, better: str) -> Iterator[str]:
         """One sentence per pair."""
         text = f"{margin:g} {self.unit}"
-        if comparison is None or not comparison.pairs:
+        if comparison is None or not comparison.pairs or comparison.best is not None:
             yield self.say("margin without pairs", margin=text)
             return
         directed = comparison.baseline is not None

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from ablatio.errors import UserError
 from ablatio.report.analysis.verdict_types import Language
@@ -118,7 +118,7 @@ def with_looks(comparison: Comparison, standings: Mapping[str, Standing], study:
     return replace(comparison, pairs=tuple(pairs))
 
 
-def _corrected(raw: Sequence[float], correction: Correction) -> list[float]:
+def _corrected(raw: Sequence[float], correction: Correction | Literal["hsu"]) -> list[float]:
     if correction == "dunnett":
         raise UserError("Dunnett's test does not count the looks of a sequential study\n    try: --correction holm")
     if correction == "none":

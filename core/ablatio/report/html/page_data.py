@@ -11,11 +11,11 @@ from typing import Any
 
 from ablatio.report import rerun_command
 from ablatio.report.analysis.arms import COSTS, SIZES, Arm, matched, rate_is_free, tuned
-from ablatio.report.analysis.findings import CORRECTIONS, LANGUAGES, Findings, Row, alpha_of
+from ablatio.report.analysis.findings import CORRECTIONS, Findings, Row, alpha_of
 from ablatio.report.analysis.reward_kl_frontier import frontier
 from ablatio.report.analysis.scaling_verdict import trend_chart
 from ablatio.report.analysis.score_quality import quality_cells, score_qualities
-from ablatio.report.analysis.verdict import Verdict
+from ablatio.report.analysis.verdict import LANGUAGES, Verdict
 from ablatio.report.escape import lines_of, visible
 from ablatio.report.read.curves import POLICY, Curve, band, minus
 from ablatio.report.read.provenance import provenance
