@@ -93,8 +93,7 @@ def _verdict(found: Findings, words: Verdict, rules: Sequence[str]) -> dict[str,
 
     said = [{"text": text, "kind": "open"} for text in words.outcomes]
     said += [{"text": s.text, "kind": kind(s.pair)} for s in words.sentences]
-    if all(s["text"] in words.headline for s in said):
-        said = []
+    said = [s for s in said if s["text"] not in words.headline]
     return {"headline": words.headline, "sentences": said, "notes": [*rules, *words.notes]}
 
 
