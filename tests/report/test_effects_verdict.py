@@ -152,6 +152,16 @@ def test_effects_across_tokenizers_are_in_bits_per_byte(tmp_path: Path) -> None:
     assert any("bits per byte" in sentence for sentence in found.said())
 
 
+def test_a_sequential_study_has_no_effects(tmp_path: Path) -> None:
+    """Their p would not allow for the looks, after which single arms stop."""
+    axes = {"norm": ["rms", "layer"], "position": ["rope", "none"]}
+    table = read_table([write_study(tmp_path / "s", Fake(axes, effects={"norm=layer": 0.2}))])
+    assert find(table).factors is not None
+    looked = dataclasses.replace(table.study, sequential={"baseline": "another", "comparisons": 3, "looks": [{}]})
+    found = find(dataclasses.replace(table, study=looked, notes=[]))
+    assert found.factors is None and any("does not allow for its looks" in note for note in found.table.notes)
+
+
 def test_effects_across_texts_are_refused_with_a_reason(tmp_path: Path) -> None:
     table = read_table([write_study(tmp_path / "s", plackett_burman())])
     run = table.runs[0]
