@@ -123,3 +123,12 @@ def test_job_overrides_reproduce_its_config(tmp_path: Path) -> None:
     (tmp_path / "jobs").mkdir()
     write_job(tmp_path, plan.jobs[0])
     assert read_job(tmp_path, plan.jobs[0].id) == plan.jobs[0]
+
+
+def test_bits_per_byte_are_registered_where_tokenizers_differ() -> None:
+    same, other = (
+        plan_sweep(["size=tiny", axis, "seed=1,2"]).study.registered
+        for axis in ("norm=layernorm,rmsnorm", "tokenizer=bytes,bpe")
+    )
+    assert (same["metric"], same["unit"]) == ("val/loss", "nats")
+    assert (other["metric"], other["unit"]) == ("val/bpb", "bits/byte")

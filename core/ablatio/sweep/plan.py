@@ -83,7 +83,7 @@ def plan_sweep(overrides: Sequence[str], folder: Path | None = None) -> Plan:
         matching = size_matching.Matching(planner, past.study.matched if past.study else {})
         cells = matching.matched(cells)
     study = _study(sweep, planner, design, past)
-    study.registered = register(sweep.settings.values, cells[0].config["task"]["name"])
+    study.registered = register(sweep.settings.values, [cell.config for cell in cells])
     study.matched = matching.found if matching else {}
     plan = Plan(study, [], cells, cells[0].config, sweep.settings.values, sweep.launcher)
     if sweep.settings["until"]:
@@ -154,7 +154,7 @@ def _search(sweep: SweepRequest, planner: Planner, design: Any, folder: Path | N
         search.more({})
     past.refuse_trial_seed(sweep.seeds)
     study = _study(sweep, planner, design, past)
-    study.registered = register(sweep.settings.values, search.cells[0].config["task"]["name"])
+    study.registered = register(sweep.settings.values, [cell.config for cell in search.cells])
     study.trial_seed = search.trial_seed
     plan = Plan(study, [], search.cells, search.cells[0].config, sweep.settings.values, sweep.launcher)
     known = past.jobs

@@ -5,7 +5,7 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from ablatio.errors import ConfigError, Problem, did_you_mean
 from ablatio.registry.kinds import tasks
 
 AMOUNTS = ("margin", "target")  # settings that are amounts of the score
+PER_BYTE = "bpb"  # comparable between tokenizers
 UNITS = {"loss": "nats", "bpb": "bits/byte"}  # units of scores by the last part of their name
 OTHER_NAMES = {
     "nat": "nats", "nats/token": "nats", "nats per token": "nats", "bpb": "bits/byte", "bits per byte": "bits/byte",
@@ -73,13 +74,17 @@ def _wrong(name: str, what: str) -> ConfigError:
     return ConfigError([Problem(name, what, EXAMPLES[name])])
 
 
-def register(settings: Mapping[str, Any], task: str) -> dict[str, Any]:
+def register(settings: Mapping[str, Any], configs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return what stands in study.json: metric, unit, alpha, and margin and target if they were given.
+
+    configs  of the arms; with different tokenizers bits per byte decide, if the task has them
 
     Raises ConfigError for a score that the task does not have, and for an amount in another unit.
     """
+    task = configs[0]["task"]["name"]
     facts = tasks[task].facts
-    metric = settings["primary"] or f"val/{facts['main']}"
+    several = any(config.get("tokenizer") != configs[0].get("tokenizer") for config in configs)
+    metric = settings["primary"] or f"val/{PER_BYTE if several and PER_BYTE in facts['scores'] else facts['main']}"
     known = [f"val/{name}" for name in facts["scores"]]
     if metric not in known:
         what = f"task={task} has no score {metric}{did_you_mean(metric, known)}; it has {', '.join(known)}"
