@@ -30,6 +30,7 @@ from ablatio.storage.paths import HERE, cache_root
 GROUP = "ablatio.plugins"
 OURS = "ablatio"
 LOAD_SECONDS = float(os.environ.get("ABLATIO_PLUGIN_SECONDS", "30"))  # time limit for all modules of one plugin
+OUR_SECONDS = 10 * LOAD_SECONDS  # for the parts of this distribution: a busy machine is no reason to run without them
 RETRY_SECONDS = 3600.0  # age of a failure after which the plugin is tried again
 FORMAT = 3
 FOLDER = "catalogue"  # in the cache
@@ -49,6 +50,11 @@ class PluginSource:
     def key(self) -> str:
         """Unique name of this plugin; entry points of two distributions may have the same name."""
         return f"{self.distribution.name}:{self.name}"
+
+    @property
+    def seconds(self) -> float:
+        """Time limit for loading all of its modules."""
+        return OUR_SECONDS if self.distribution.name == OURS else LOAD_SECONDS
 
     @property
     def files(self) -> list[Path]:
@@ -221,7 +227,7 @@ def _scan_in_child(count: int, lost: dict[str, str]) -> tuple[Catalogue | None, 
                 env=environment,
                 capture_output=True,
                 text=True,
-                timeout=30 + LOAD_SECONDS * (count + 1),
+                timeout=30 + OUR_SECONDS + LOAD_SECONDS * count,
                 check=False,
             )
             how = f"ended the process with code {run.returncode}"
@@ -229,7 +235,7 @@ def _scan_in_child(count: int, lost: dict[str, str]) -> tuple[Catalogue | None, 
                 how = f"{KILLED} {signal.Signals(-run.returncode).name} while it was imported"
             ending = f"{how} {run.stderr.strip()[-300:]}".strip()
         except subprocess.TimeoutExpired:
-            ending = f"did not finish loading within {LOAD_SECONDS:g} s"
+            ending = "did not finish loading in time"
         if result.exists():
             return Catalogue(**json.loads(result.read_text())), "", ending
         return None, progress.read_text().split("\n")[-1] if progress.exists() else "", ending

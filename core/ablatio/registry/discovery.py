@@ -15,7 +15,7 @@ from types import FrameType
 from typing import Any
 
 from ablatio.registry import renamed, rules
-from ablatio.registry.catalogue import LASTING, LOAD_SECONDS, Catalogue, PluginSource, conf_files, plugin_sources, read
+from ablatio.registry.catalogue import LASTING, Catalogue, PluginSource, conf_files, plugin_sources, read
 from ablatio.registry.registry import (
     REGISTRIES,
     SESSION,
@@ -142,7 +142,7 @@ def _import(source: PluginSource, conf_names: dict[str, Distribution]) -> tuple[
             transaction(),
             others_unchanged(source.distribution),
             provided_by(source.distribution),
-            _time_limit(LOAD_SECONDS),
+            _time_limit(source.seconds),
         ):
             for module in _modules(source):
                 importlib.import_module(module)
