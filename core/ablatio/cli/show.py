@@ -99,7 +99,7 @@ def knob_table(knobs: tuple[Knob, ...], prefix: str) -> Any:
 
     table = Table(box=None, pad_edge=False)
     for column in ("setting", "type", "default", "range", "meaning"):
-        table.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold", no_wrap=column == "setting")
     for knob in knobs:
         default = "null" if knob.default is None else str(knob.default)
         table.add_row(

@@ -42,7 +42,13 @@ class Range:
             return f"> {self.low:g}" if self.open_low else f">= {self.low:g}"
         if self.low == -math.inf:
             return f"< {self.high:g}" if self.open_high else f"<= {self.high:g}"
-        return f"{'(' if self.open_low else '['}{self.low:g}, {self.high:g}{')' if self.open_high else ']'}"
+        return f"{'(' if self.open_low else '['}{self.low:g}, {_bound(self.high)}{')' if self.open_high else ']'}"
+
+
+def _bound(x: float) -> str:
+    """`2^26` for a large power of two, else as usual."""
+    exponent = math.log2(x) if x >= 2**16 else 0.5
+    return f"2^{exponent:.0f}" if exponent.is_integer() else f"{x:g}"
 
 
 LARGEST: dict[str, float] = {"int": 2**63 - 1, "float": sys.float_info.max}  # numbers that torch and numpy can hold
