@@ -36,7 +36,7 @@ def start_model(name: str, folder: Path) -> list[str]:
     return [f"model.path={folder / start}"]
 
 
-@pytest.mark.matrix
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("name", checked())
 def test_cheapest_arm_gives_its_recorded_score(tmp_path: Path, name: str) -> None:

@@ -7,6 +7,8 @@ import pytest
 from helpers.runs import TINY, ablatio, cut_and_resumed, metrics, summary
 from safetensors.torch import load_file
 
+from ablatio.report.read.table import read_table
+
 
 def weights(run: Path, step: int) -> bytes:
     return (run / "checkpoints" / f"step-{step:08d}.model.safetensors").read_bytes()
@@ -26,6 +28,8 @@ def test_killed_and_resumed_equals_uninterrupted(
     assert weights(cut, 12) == weights(tmp_path / "whole", 12)
     assert metrics(cut) == metrics(tmp_path / "whole")
     assert summary(cut)["after"] == summary(tmp_path / "whole")["after"]
+    states = {run.folder.name: (run.state, run.why) for run in read_table([cut, tmp_path / "whole"]).runs}
+    assert states == {"cut": ("done", ""), "whole": ("done", "")}
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

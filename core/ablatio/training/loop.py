@@ -245,7 +245,7 @@ class TrainingLoop:
         after = self.scores.get("after") or {}
         return {
             "status": status,
-            "run": self.run.spec.id,
+            "run": self.io.checkpoints.run,  # that of a resumed run names the stored tokenizer in its config
             "score": self.task_scores.main(after),
             **self.task_scores.row(after),
             "before": self.scores.get("before"),
