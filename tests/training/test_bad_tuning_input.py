@@ -38,12 +38,17 @@ def write_pairs(folder: Path) -> Path:
         (SFT, "chats", {"prompt": "Who?"}, "match no layout"),
         (SFT, "chats", {"instruction": "Who?"}, "the answer in turn 2 is missing"),
         (SFT, "chats", {"messages": [{"role": "user", "content": "Who?"}]}, "no answer of the assistant"),
-        (SFT, "chats", {**CHAT, "completion": "  "}, "the answer in turn 2 is empty"),
+        (SFT, "chats", {**CHAT, "completion": "  "}, "the answer in turn 2 is '  '; expected text"),
         (PREFERENCE, "feedback", {"prompt": "Who?", "chosen": "You."}, "`rejected` is missing"),
         (PREFERENCE, "feedback", {**PAIR, "rejected": "You."}, "`chosen` and `rejected` are the same answer"),
         (PREFERENCE, "feedback", {**PAIR, "chosen": ""}, "answer 1 is empty"),
         (REWARD, "feedback", {**PAIR, "rejected": None}, "`rejected` is missing"),
-        (REWARD, "feedback", {"prompt": "Who?", "answers": ["You.", "You."], "scores": [1, 0]}, "are the same: 'You.'"),
+        (
+            [*REWARD, "source.split_by=all", "data.val_fraction=0.1"],
+            "feedback",
+            {"prompt": "Who?", "answers": ["You.", "You."], "scores": [1, 0]},
+            "are the same: 'You.'",
+        ),
     ],
 )
 def test_invalid_line_is_reported_before_training(
