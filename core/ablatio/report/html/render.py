@@ -16,7 +16,10 @@ from ablatio.report.analysis.verdict import LANGUAGES
 from ablatio.report.escape import script_json, visible
 from ablatio.report.html.page_data import content
 
-STYLES, SCRIPTS = ("page.css",), ("draw.js", "charts.js", "factors.js", "frontier.js", "scales.js", "page.js")
+STYLES, SCRIPTS = (
+    ("page.css",),
+    ("frame.js", "draw.js", "charts.js", "factors.js", "frontier.js", "scales.js", "page.js"),
+)
 
 PAGE = """\
 <!doctype html>

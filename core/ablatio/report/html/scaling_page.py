@@ -24,7 +24,7 @@ from ablatio.report.statistics.scaling_law import different
 
 LINES = 7  # curves of the law in the chart
 GRID = 40  # points of each
-SCRIPTS = ("draw.js", "scales.js", "scaling.js")
+SCRIPTS = ("frame.js", "draw.js", "scales.js", "scaling.js")
 LANGUAGES = ("en", "zh")
 
 

@@ -1,23 +1,8 @@
 "use strict";
 // The page: its sections, its words, its two switches.  A section without data is not there.
 
-const read = (id) => JSON.parse(document.getElementById(id).textContent);
-const data = read("data");
-const words = read("words");
-let language = (navigator.language || "en").startsWith("zh") ? "zh" : "en";
-
-function t(key, values = {}) {
-  const text = words[language][key] ?? words.en[key] ?? key;
-  return text.replace(/\{(\w+)\}/g, (_, name) => (values[name] === undefined ? "" : String(values[name])));
-}
-
 const base = data.arms.find((a) => a.baseline);
 const based = Boolean(base) && data.pairs.length > 0;
-
-function section(id, title, captions, body, wide = false) {
-  const texts = captions.filter(Boolean).map((c) => h("p", {}, c));
-  return h("section", { id, class: wide ? "wide" : null }, h("div", { class: "side" }, h("h2", {}, title), ...texts), h("div", {}, body));
-}
 
 // ---------------------------------------------------------------- head
 

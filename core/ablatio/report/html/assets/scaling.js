@@ -1,21 +1,6 @@
 "use strict";
 // The page of a scaling law: the fit, its residuals, runs of equal cost, learning curves, and gains over the sizes.
 
-const read = (id) => JSON.parse(document.getElementById(id).textContent);
-const data = read("data");
-const words = read("words");
-let language = (navigator.language || "en").startsWith("zh") ? "zh" : "en";
-
-function t(key, values = {}) {
-  const text = words[language][key] ?? words.en[key] ?? key;
-  return text.replace(/\{(\w+)\}/g, (_, name) => (values[name] === undefined ? "" : String(values[name])));
-}
-
-function section(id, title, captions, body) {
-  const texts = captions.filter(Boolean).map((c) => h("p", {}, c));
-  return h("section", { id }, h("div", { class: "side" }, h("h2", {}, title), ...texts), h("div", {}, body));
-}
-
 function pointTip(node, p) {
   return tip(node, p.title, [[t("seed"), String(p.seed)], [t("parameters"), short(p.N)], [t("tokens"), short(p.D)], [data.metric, fixed(p.loss)], [t("residual"), `${signed(100 * p.residual, 2)} %`]]);
 }
