@@ -82,7 +82,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def read_once() -> Iterator[None]:
-    """While the context lasts, the folders are listed once: a composition asks for the files a hundred times."""
+    """List the conf folders once inside this context, as one composition asks for their files about 135 times."""
     if _seen.get() is not None:
         yield
         return

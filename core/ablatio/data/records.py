@@ -57,7 +57,7 @@ def kind_of(file: Path) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What a reader expects of JSON files, for messages: an example of an object, and a command for other files."""
+    """Texts for a reader's errors: an example of a valid JSON object, and a command for files of another kind."""
 
     example: str = ""
     fix: str = ""

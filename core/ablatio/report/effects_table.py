@@ -94,7 +94,7 @@ def effects_latex(found: StudyEffects) -> str:
 
 
 def caption(found: StudyEffects) -> str:
-    """What the intervals and p of the table mean."""
+    """Caption of the table: score, meaning of intervals and p, and source of the spread."""
     scale = {
         "residual": f"the spread between runs of equal arms ({found.screen.df:g} degrees of freedom)",
         "lenth": "Lenth's pseudo standard error, for lack of replicates",

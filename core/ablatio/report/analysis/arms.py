@@ -150,7 +150,7 @@ def choose_metric(table: Table, asked: str | None) -> str:
 
 
 def higher_is_better(table: Table, metric: str) -> bool:
-    """True if a higher score is better; the task declares it of its main score, the name tells it of others."""
+    """True if a higher score is better: as the task declares for its main score, else by the end of the name."""
     said = next((r.main.get("better") for r in table.counted if r.main.get("name") == metric), None)
     return said == "higher" if said else metric.rsplit("/", 1)[-1].endswith(HIGHER)
 

@@ -1,4 +1,4 @@
-"""What arms were given: parameters, text, compute, updates, time; and which arm was given more."""
+"""Budgets of arms (parameters, text, compute, updates, time), and which of two arms had more."""
 
 from __future__ import annotations
 

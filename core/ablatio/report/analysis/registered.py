@@ -1,4 +1,4 @@
-"""What a study registered before its first run against what a report does: settings asked anew, and deviations."""
+"""Settings that a study registered before its first run, those that a report replaces, and the deviations."""
 
 from __future__ import annotations
 

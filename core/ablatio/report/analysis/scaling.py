@@ -213,6 +213,9 @@ def predict(result: ScalingResult, n: float, d: float, budget: float | None = No
 
 
 def predict_budget(result: ScalingResult, flops_: float) -> Prediction:
-    """Predict the best use of a budget.  Raises ValueError if the law does not say it."""
+    """Predict parameters, tokens and loss of the best run with this many FLOPs.
+
+    Raises ValueError for a law without an optimum.
+    """
     n, d = best_use(result.fit.coefficients, flops_, result.per)
     return predict(result, n, d, flops_)

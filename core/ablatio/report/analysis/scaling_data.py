@@ -1,4 +1,4 @@
-"""What the laws of scaling are fitted to, from the folders of runs: sizes, tokens, FLOPs, epochs, learning curves."""
+"""Data for scaling laws, read from run folders: sizes, tokens, FLOPs, epochs, learning curves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a fitted scaling law says, in sentences, in English or Chinese."""
+"""Sentences on a fitted scaling law, in English or Chinese."""
 
 from __future__ import annotations
 

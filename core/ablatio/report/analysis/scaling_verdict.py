@@ -150,7 +150,7 @@ def predicted_gain(found: ArmTrend, n: float, d: float) -> Estimate:
 
 
 def extrapolated(found: Sequence[ArmTrend], n: float, d: float, unit: str, language: str = "en") -> list[str]:
-    """Gain of each arm at n parameters and d tokens, or why the data do not allow to say it."""
+    """Return a sentence per arm: its predicted gain at n parameters and d tokens, or why there is no prediction."""
     words, said = WORDS["zh" if language == "zh" else "en"], []
     for arm in dict.fromkeys(t.arm for t in found):
         own = [t for t in found if t.arm == arm and not t.diverged and not math.isnan(t.trend.slope.p)]

@@ -25,7 +25,7 @@ Values = Mapping[str, Mapping[int, float]]
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """What a sequential study knows of one comparison with the baseline.
+    """State of one comparison with the baseline in a sequential study.
 
     state       resolved, equal (within the margin), hopeless, untested (a run diverged) or open
     look        the last look that it took part in, from 1; 0 before the first
@@ -127,7 +127,7 @@ def _corrected(raw: Sequence[float], correction: Correction | Literal["hsu"]) ->
 
 
 def words_of(standings: Mapping[str, Standing], unit: str, language: Language) -> dict[str, str]:
-    """Return for each arm what the sentence on its comparison says of the looks."""
+    """Return arm -> state of its comparison in words, for the sentence on it."""
     words = WORDS[language]
     return {
         arm: words[_key(one)].format(look=one.look, looks=one.looks, margin=f"{one.margin or 0:g}", unit=unit)

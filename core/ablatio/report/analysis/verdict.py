@@ -59,7 +59,7 @@ def _rank(sentence: Sentence) -> float:
 
 
 class _Headlines(Speaker):
-    """Adds what is said of all pairs together."""
+    """Sentences on single pairs, and the headline and notes on all of them."""
 
     def outcomes(self) -> list[str]:
         """Return a sentence for each arm that diverged, and for each that the baseline's divergence tells apart."""

@@ -1,4 +1,4 @@
-"""What a verdict is made of: facts about arms, sentences on pairs, and the verdict itself."""
+"""Types of a verdict: facts about arms, the sentence on a pair, and the verdict itself."""
 
 from __future__ import annotations
 

@@ -122,7 +122,7 @@ def _ledger(folder: Path, notes: list[str]) -> Mapping[str, Entry]:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, without its advice."""
+    """First line of an error, which does not hold its suggestion."""
     return str(error).splitlines()[0]
 
 
