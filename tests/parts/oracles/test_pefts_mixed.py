@@ -1,6 +1,6 @@
 """LoraHub against its formula, and methods of peft=hf against the library peft itself."""
 
-import importlib.util
+import sys
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -264,8 +264,9 @@ def test_the_library_peft_loads_exported_adapters(tmp_path: Path, name: str, lay
     torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4)
 
 
-def test_a_missing_library_of_a_method_is_named() -> None:
-    if importlib.util.find_spec("sklearn"):
-        pytest.skip("scikit-learn is here")
+def test_a_missing_library_of_a_method_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] == "sklearn"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "sklearn", None)  # as if it were not installed
     with pytest.raises(EnvironmentFault, match=r"scikit-learn is required.*\n.*try: pip install scikit-learn"):
         pefts.build("hf", {"method": "adamss", "targets": ("linear",)}).apply(base(), 0)
