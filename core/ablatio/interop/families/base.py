@@ -16,6 +16,7 @@ from ablatio.interop.families.weights import (
 )
 from ablatio.model.builder import ModelBuilder
 from ablatio.model.parameter_roles import SIBLING
+from ablatio.registry import per_layer
 from ablatio.registry.registry import REGISTRIES
 
 SIZES = (
@@ -123,6 +124,7 @@ class Family:
 
     def _parts(self) -> Iterator[str]:
         """Unsupported parts and knobs."""
+        yield from (f"layers.{kind} (another option per layer)" for kind in per_layer.varied(self.config))
         for registry in REGISTRIES.values():
             kind: str = registry.kind
             chosen: Mapping[str, Any] | None = self.config.get(kind)
