@@ -60,6 +60,9 @@ def test_knobs_of_the_run_hold_in_each_layer_that_has_them() -> None:
     sliding, retention, mha = per_layer.nodes(config, REGISTRIES["attention"], 3)
     assert (sliding["qk_norm"], mha["qk_norm"], sliding["window"]) == ("rmsnorm", "rmsnorm", 16)
     assert "qk_norm" not in retention
+    groups = compose_run(["attention=gqa", "layers.attention=[sliding,gqa]"]).config
+    sliding, gqa = per_layer.nodes(groups, REGISTRIES["attention"], 2)
+    assert sliding["n_kv_heads"] == gqa["n_kv_heads"] == REGISTRIES["attention"]["gqa"].defaults["n_kv_heads"]
 
 
 def test_arms_of_a_sweep_compose_as_single_runs_do() -> None:

@@ -58,8 +58,8 @@ layers.at.KIND   single layers by number: 0 is the first, -1 the last
 KIND             {kinds}
 
 An entry is a name, `name*3` for three layers, or `{{name: {{knob: value}}}}`.
-A knob comes from the entry; else from the run, if it changes a knob that the
-option has (attention.qk_norm=rmsnorm holds in all layers); else the default.
+A knob comes from the entry; else from the run's option, if both have it
+(attention.qk_norm=rmsnorm holds in all layers); else it has its default.
 
 layers.attention=[gated_deltanet*3,mha]   three linear layers, then a full one
 layers.attention=[{{sliding*5: {{window: 128}}}},mha]

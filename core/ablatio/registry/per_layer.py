@@ -1,8 +1,8 @@
 """Options per layer: `layers.KIND=[a*3,b]` is cycled over the depth, `layers.at.KIND={0: a}` names single layers.
 
 An entry is the name of an option, `name*3` for three layers, or `{name: {knob: value}}` for its knobs.  An option takes
-its knobs from, in this order: the entry, the run where it changes a knob that the option has, the option's defaults.
-So `attention.qk_norm=rmsnorm` holds in every layer whose attention has that knob.
+its knobs from, in this order: the entry, the run's option if both have the knob, its own defaults.  So
+`attention.qk_norm=rmsnorm` and `attention.n_kv_heads=2` hold in every layer whose attention has that knob.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -115,14 +115,13 @@ def nodes(config: Mapping[str, Any], registry: Registry[Any], depth: int) -> lis
     run = config[registry.kind]
     if registry.kind not in varied(config):
         return [run] * depth
-    return [run if e is None else _node(registry[e.name], e.knobs, run, registry) for e in
+    return [run if e is None else _node(registry[e.name], e.knobs, run) for e in
             entries_at(config, registry.kind, depth)]  # fmt: skip
 
 
-def _node(part: PartSpec, knobs: Mapping[str, Any], run: Mapping[str, Any], registry: Registry[Any]) -> dict[str, Any]:
-    usual = registry[run["name"]].defaults
-    changed = {k: v for k, v in run.items() if k != "name" and usual.get(k) != _plain(v)}
-    return {"name": part.name} | part.defaults | {k: v for k, v in changed.items() if part.knob(k)} | dict(knobs)
+def _node(part: PartSpec, knobs: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
+    shared = {k: v for k, v in run.items() if part.knob(k)}
+    return {"name": part.name} | part.defaults | shared | dict(knobs)
 
 
 def _plain(value: Any) -> Any:
@@ -280,9 +279,9 @@ def stack_problems(config: Mapping[str, Any]) -> Iterator[Problem]:
             found = nodes(config, registry, depth)
             for layer, node in enumerate(found):
                 yield from _taken_over(where, registry, layer, node)
-            names = [str(node["name"]) for node in found]
-            whole = [n for n in dict.fromkeys(names) if _connects_layers(registry[n])]
-            if whole and (len(set(names)) > 1 or any(node != found[0] for node in found)):
+            stands = [*found, config[kind]] if registry.per_layer == "also outside" else found
+            whole = [n for n in dict.fromkeys(str(node["name"]) for node in stands) if _connects_layers(registry[n])]
+            if whole and any(node != stands[0] for node in stands):
                 yield Problem(where, f"{kind}={whole[0]} must be the same in all layers: it connects them", usual)
             if distinct and distinct < depth:
                 owner = [i % distinct if sharing == "cycle" else i * distinct // depth for i in range(depth)]
