@@ -10,24 +10,33 @@ from ablatio.model.context import Context
 
 @blocks.register("sequential", paper="arXiv:1706.03762")
 class Sequential(nn.Module):
-    """Attention, then feed-forward, each with its own norm and residual.  (B, T, D) -> same."""
+    """Attention, then feed-forward, each with its own norm and residual.  (B, T, D) -> same.
 
-    cross = True
+    A layer without one of them (`mlp=none`) has neither its norm nor its residual connection.
+    """
+
+    cross, optional_sublayers = True, True
 
     def __init__(self, parts: LayerParts) -> None:
         super().__init__()
-        self.self_attn, self.mlp = parts.attention(), parts.mlp()
-        self.input_layernorm, self.post_attention_layernorm = parts.norms("attention"), parts.norms("mlp")
-        self.around_attention, self.around_mlp = parts.placement("attention"), parts.placement("mlp")
+        attention, mlp = parts.attention, parts.mlp
+        self.self_attn, self.mlp = attention and attention(), mlp and mlp()
+        self.input_layernorm = attention and parts.norms("attention")
+        self.post_attention_layernorm = mlp and parts.norms("mlp")
+        self.around_attention = attention and parts.placement("attention")
+        self.around_mlp = mlp and parts.placement("mlp")
         self.cross_attn = parts.cross() if parts.cross else None
         if parts.cross:
             self.cross_layernorm, self.around_cross = parts.norms("cross"), parts.placement("cross")
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
-        x = self.around_attention(x, lambda h: self.self_attn(h, ctx), self.input_layernorm)
+        if self.self_attn is not None:
+            x = self.around_attention(x, lambda h: self.self_attn(h, ctx), self.input_layernorm)
         if self.cross_attn is not None:
             x = self.around_cross(x, lambda h: self.cross_attn(h, ctx.cross), self.cross_layernorm)  # type: ignore[misc]
-        return self.around_mlp(x, lambda h: self.mlp(h, ctx), self.post_attention_layernorm)
+        if self.mlp is not None:
+            x = self.around_mlp(x, lambda h: self.mlp(h, ctx), self.post_attention_layernorm)
+        return x
 
 
 @blocks.register("unet", paper="arXiv:2209.12152")
@@ -38,6 +47,8 @@ class UNet(Sequential):
     sum is that of modded-nanogpt.  (B, T, D) -> same.
     """
 
+    whole_stack = True
+
     def __init__(self, parts: LayerParts, *, initial: float = 1.0) -> None:
         super().__init__(parts)
         half, self.layer, self.mirror = parts.n_layers // 2, parts.layer, parts.n_layers - 1 - parts.layer
@@ -46,9 +57,9 @@ class UNet(Sequential):
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
         if self.skip is not None:
-            x = x + self.skip * ctx.shared(("skip", self.mirror), lambda: x)
+            x = x + self.skip * ctx.passed_on(("skip", self.mirror), lambda: x)
         y = super().forward(x, ctx)
-        return ctx.shared(("skip", self.layer), lambda: y) if self.gives else y
+        return ctx.passed_on(("skip", self.layer), lambda: y) if self.gives else y
 
 
 rule(
@@ -67,24 +78,31 @@ class Macaron(nn.Module):
     The two feed-forward parts have separate weights and the width d_ff each.  (B, T, D) -> same.
     """
 
-    cross = True
+    cross, optional_sublayers = True, True
 
     def __init__(self, parts: LayerParts) -> None:
         super().__init__()
-        self.mlp_before, self.self_attn, self.mlp = parts.mlp(), parts.attention(), parts.mlp()
-        self.mlp_before_layernorm, self.around_mlp_before = parts.norms("mlp"), parts.placement("mlp")
-        self.input_layernorm, self.around_attention = parts.norms("attention"), parts.placement("attention")
-        self.post_attention_layernorm, self.around_mlp = parts.norms("mlp"), parts.placement("mlp")
+        attention, mlp = parts.attention, parts.mlp
+        self.mlp_before, self.self_attn, self.mlp = mlp and mlp(), attention and attention(), mlp and mlp()
+        self.mlp_before_layernorm = mlp and parts.norms("mlp")
+        self.around_mlp_before = mlp and parts.placement("mlp")
+        self.input_layernorm = attention and parts.norms("attention")
+        self.around_attention = attention and parts.placement("attention")
+        self.post_attention_layernorm, self.around_mlp = mlp and parts.norms("mlp"), mlp and parts.placement("mlp")
         self.cross_attn = parts.cross() if parts.cross else None
         if parts.cross:
             self.cross_layernorm, self.around_cross = parts.norms("cross"), parts.placement("cross")
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
-        x = self.around_mlp_before(x, lambda h: 0.5 * self.mlp_before(h, ctx), self.mlp_before_layernorm)
-        x = self.around_attention(x, lambda h: self.self_attn(h, ctx), self.input_layernorm)
+        if self.mlp_before is not None:
+            x = self.around_mlp_before(x, lambda h: 0.5 * self.mlp_before(h, ctx), self.mlp_before_layernorm)
+        if self.self_attn is not None:
+            x = self.around_attention(x, lambda h: self.self_attn(h, ctx), self.input_layernorm)
         if self.cross_attn is not None:
             x = self.around_cross(x, lambda h: self.cross_attn(h, ctx.cross), self.cross_layernorm)  # type: ignore[misc]
-        return self.around_mlp(x, lambda h: 0.5 * self.mlp(h, ctx), self.post_attention_layernorm)
+        if self.mlp is not None:
+            x = self.around_mlp(x, lambda h: 0.5 * self.mlp(h, ctx), self.post_attention_layernorm)
+        return x
 
 
 @blocks.register("parallel", paper="arXiv:2204.02311")
@@ -94,23 +112,26 @@ class Parallel(nn.Module):
     Both share one norm as in GPT-J and PaLM; with `own_norms` each has its own as in GPT-NeoX (arXiv:2204.06745).
     """
 
-    cross, joint_sublayer = True, True
+    cross, joint_sublayer, optional_sublayers = True, True, True
 
     def __init__(self, parts: LayerParts, *, own_norms: bool = False) -> None:
         super().__init__()
-        self.self_attn, self.mlp = parts.attention(), parts.mlp()
+        self.self_attn = parts.attention() if parts.attention else None
+        self.mlp = parts.mlp() if parts.mlp else None
         self.input_layernorm = parts.norms("both")
-        self.post_attention_layernorm = parts.norms("mlp") if own_norms else None
+        self.post_attention_layernorm = parts.norms("mlp") if own_norms and self.mlp is not None else None
         self.around = parts.placement("both")
         self.cross_attn = parts.cross() if parts.cross else None
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
         def both(h: Tensor) -> Tensor:
-            y = self.self_attn(h, ctx)
+            found = [self.self_attn(h, ctx)] if self.self_attn is not None else []
             if self.cross_attn is not None:
-                y = y + self.cross_attn(h, ctx.cross)
-            own = self.post_attention_layernorm
-            return y + self.mlp(h if own is None else own(x), ctx)  # type: ignore[no-any-return]
+                found.append(self.cross_attn(h, ctx.cross))
+            if self.mlp is not None:
+                own = self.post_attention_layernorm
+                found.append(self.mlp(h if own is None else own(x), ctx))
+            return sum(found[1:], found[0])
 
         return self.around(x, both, self.input_layernorm)
 

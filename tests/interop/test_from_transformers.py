@@ -20,6 +20,11 @@ LLAMA = {
 }  # fmt: skip
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
           "original_max_position_embeddings": 32}  # fmt: skip
+MIXED = ["sliding_attention", "full_attention"]
+GEMMA = LLAMA | {"head_dim": 8, "layer_types": MIXED, "sliding_window": 7, "query_pre_attn_scalar": 10,
+                 "pad_token_id": 0, "bos_token_id": 1}  # fmt: skip
+TWO_ROPES = {"full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+             "sliding_attention": {"rope_type": "default", "rope_theta": 500.0}}  # fmt: skip
 GPT2 = {
     "vocab_size": V,
     "n_embd": D,
@@ -51,7 +56,12 @@ FORMS = {
     "llama": ("Llama", LLAMA | {"tie_word_embeddings": True}),
     "llama 3": ("Llama", LLAMA | {"rope_parameters": LLAMA3}),
     "mistral": ("Mistral", LLAMA | {"sliding_window": None}),
+    "mistral, windows": ("Mistral", LLAMA | {"sliding_window": 7}),
     "qwen2": ("Qwen2", LLAMA),
+    "qwen3, windows": ("Qwen3", LLAMA | {"layer_types": MIXED, "sliding_window": 7, "use_sliding_window": True}),
+    "smollm3": ("SmolLM3", LLAMA | {"no_rope_layers": [0, 1], "pad_token_id": 0}),
+    "gemma3": ("Gemma3Text", GEMMA),
+    "gemma3, local rotation": ("Gemma3Text", GEMMA | {"rope_parameters": TWO_ROPES}),
     "qwen3": ("Qwen3", LLAMA | {"head_dim": 16}),
     "gpt2": ("GPT2", GPT2),
     "opt": ("OPT", OPT),
@@ -64,7 +74,7 @@ FORMS = {
         T5 | {"decoder_start_token_id": 0, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
     ),
 }
-CLASSES = {"GPT2": "GPT2LMHeadModel", "T5": "T5ForConditionalGeneration"}
+CLASSES = {"Gemma3Text": "Gemma3ForCausalLM", "GPT2": "GPT2LMHeadModel", "T5": "T5ForConditionalGeneration"}
 
 
 def written(folder: Path, form: str) -> Any:

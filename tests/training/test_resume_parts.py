@@ -11,6 +11,10 @@ from ablatio.testing import tiny_models
 OPTIMIZERS = [f"optimizer={e.name}" for e in REGISTRIES["optimizer"]]
 STABILIZERS = [f"stabilizer=[{e.name}]" for e in REGISTRIES["stabilizer"]]
 MLPS = ["mlp=moe", "mlp=deepseek_moe mlp.bias_rate=0.01"]  # router noise, and a bias updated at each step
+LAYERS = [
+    "layers.attention=[gated_deltanet,mha] layers.at.mlp={0:none,-1:moe} model.n_layers=3",
+    "layers.position=[alibi,rope] layers.placement=[pre,sandwich] checkpointing=full model.n_layers=3",
+]
 EXAMPLES = [
     f"architecture={a.name} objective={o.name}"
     for o in REGISTRIES["objective"]
@@ -35,7 +39,7 @@ def with_required(overrides: str) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.matrix
-@pytest.mark.parametrize("overrides", [*OPTIMIZERS, *STABILIZERS, *MLPS, *EXAMPLES])
+@pytest.mark.parametrize("overrides", [*OPTIMIZERS, *STABILIZERS, *MLPS, *LAYERS, *EXAMPLES])
 def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, text_file: Path, overrides: str) -> None:
     settings = [*TINY, f"source.path={text_file}", f"out={tmp_path}", "model.dropout=0.1", "train.batch_size=8"]
     settings += ["model.max_len=32", *with_required(overrides)]

@@ -5,7 +5,8 @@
 
 from ablatio.cli.commands import COMMANDS, parser
 from ablatio.config import kind_lists, presets, schema, yaml_files
-from ablatio.registry import discovery
+from ablatio.registry import discovery, per_layer
+from ablatio.registry.per_layer import AT, LAYERS
 from ablatio.registry.registry import REGISTRIES
 
 BASH = """\
@@ -59,7 +60,7 @@ def candidates(words: list[str]) -> list[str]:
     if before[0] == "list":
         found = [*REGISTRIES, *yaml_files.files(), "--json"]
     elif before[0] == "show":
-        found = [f"{kind}={e.name}" for kind, r in REGISTRIES.items() for e in r] + [*schema.SECTIONS, "run"]
+        found = [f"{kind}={e.name}" for kind, r in REGISTRIES.items() for e in r] + [*schema.SECTIONS, LAYERS, "run"]
         found += [f"{group}={name}" for group, files in yaml_files.files().items() for name in files]
     elif before[0] in ("train", "size", "coordinates"):
         found = _settings(last, before[1:])
@@ -76,18 +77,22 @@ def _settings(last: str, before: list[str]) -> list[str]:
     key, equals, value = last.partition("=")
     if equals:
         head = f"{key}=" + (f"{value.rpartition(',')[0]}," if "," in value else "")
+        if (kind := key.removeprefix(f"{LAYERS}.")) != key:  # a list, whose first option follows `[`
+            return [f"{head}{'' if ',' in value else '['}{v}" for v in _values(kind, before)]
         return [head + v for v in _values(key, before)]
     chosen = kind_lists.usual_parts() | {w.split("=")[0]: w.split("=")[1] for w in before if w.count("=") == 1}
     top = [f"{k.name}=" for k in schema.section_knobs(schema.Run)] + ["-m", "resume=", "--help", "--cfg"]
     if "." not in last:
         return [
             *(f"{kind}=" for kind in [*REGISTRIES, *yaml_files.files()]),
-            *(f"{s}." for s in [*schema.SECTIONS, *REGISTRIES]),
+            *(f"{s}." for s in [*schema.SECTIONS, LAYERS, *REGISTRIES]),
             *top,
         ]
     section = key.split(".")[0]
     if section in schema.SECTIONS:
         return [f"{section}.{k.name}=" for k in schema.section_knobs(schema.SECTIONS[section])]
+    if section == LAYERS:
+        return [f"{LAYERS}.{form}{r.kind}=" for form in ("", f"{AT}.") for r in per_layer.kinds()]
     registry = REGISTRIES.get(section)
     if registry is None:
         return []

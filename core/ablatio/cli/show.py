@@ -5,7 +5,7 @@ from typing import Any
 from ablatio.cli.commands import parser
 from ablatio.config import presets, schema, yaml_files
 from ablatio.errors import UserError, did_you_mean
-from ablatio.registry import discovery
+from ablatio.registry import discovery, per_layer
 from ablatio.registry.knobs import Knob
 from ablatio.registry.oracles import checked_against
 from ablatio.registry.registry import REGISTRIES, PartSpec
@@ -34,6 +34,9 @@ def run(arguments: list[str]) -> int:
         console.print(f"[bold]{what}[/]  {section.__doc__}\n")
         prefix = "" if what == "run" else f"{what}."
         console.print(knob_table(schema.section_knobs(section), prefix))
+    elif what == per_layer.LAYERS:
+        kinds = ", ".join(registry.kind for registry in per_layer.kinds())
+        console.print(LAYERS_HELP.format(kinds=kinds), highlight=False, markup=False)
     elif what in REGISTRIES:
         from ablatio.cli.list import print_kinds
 
@@ -43,9 +46,27 @@ def run(arguments: list[str]) -> int:
 
         print_files({what: files})
     else:
-        known = [*REGISTRIES, *yaml_files.files(), *schema.SECTIONS, "run"]
+        known = [*REGISTRIES, *yaml_files.files(), *schema.SECTIONS, per_layer.LAYERS, "run"]
         raise UserError(f"there is nothing called `{what}`{did_you_mean(what, known)}\n    show accepts {FORMS}")
     return 0
+
+
+LAYERS_HELP = """layers  The parts of each layer, where they differ.
+
+layers.KIND      a list that is cycled over the depth
+layers.at.KIND   single layers by number: 0 is the first, -1 the last
+KIND             {kinds}
+
+An entry is a name, `name*3` for three layers, or `{{name: {{knob: value}}}}`.
+A knob comes from the entry; else from the run's option, if both have it
+(attention.qk_norm=rmsnorm holds in all layers); else it has its default.
+
+layers.attention=[gated_deltanet*3,mha]   three linear layers, then a full one
+layers.attention=[{{sliding*5: {{window: 128}}}},mha]
+                                          five local layers, then a global one
+layers.position=[rope*3,none]             no rotation in every fourth layer
+layers.at.mlp={{0: none, -1: moe}}          the first and the last layer
+-m layers.attention=null,[sliding,mha]    two arms of a sweep"""
 
 
 def _show_entry(console: Any, entry: PartSpec) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ablatio.config import schema, yaml_files
 from ablatio.errors import UserError
-from ablatio.registry import discovery
+from ablatio.registry import discovery, per_layer
 from ablatio.registry.registry import REGISTRIES
 from ablatio.sweep.recipes import schema as recipes
 
@@ -133,8 +133,7 @@ def _usage() -> str:
     options = {word: ", ".join(sorted(files[group])) for word, group in groups.items()}
     width = max(map(len, REGISTRIES)) + 1
     parts = "\n".join(f"  {kind + '=':<{width}}  {', '.join(r.entries)}" for kind, r in REGISTRIES.items())
-    rows = {"run": schema.Run, **schema.SECTIONS}
-    sections = "\n".join(
-        f"  {n:<{width}}  {', '.join(k.name for k in schema.section_knobs(s))}" for n, s in rows.items()
-    )
+    rows = {n: [k.name for k in schema.section_knobs(s)] for n, s in {"run": schema.Run, **schema.SECTIONS}.items()}
+    rows[per_layer.LAYERS] = [registry.kind for registry in per_layer.kinds()] + [per_layer.AT]
+    sections = "\n".join(f"  {n:<{width}}  {', '.join(names)}" for n, names in rows.items())
     return USAGE.format(**options, parts=parts, sections=sections)

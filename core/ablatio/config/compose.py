@@ -115,8 +115,8 @@ def plain(node: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         resolved: Any = OmegaConf.to_container(node, resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError([Problem("config", _first_lines(error))]) from None
-    resolved = kind_lists.without_unused(resolved)
-    kept = {k: v for k, v in raw.items() if k in resolved}
+    resolved = kind_lists.without_equal_layers(kind_lists.without_unused(resolved))
+    kept = {k: v for k, v in kind_lists.without_equal_layers(raw).items() if k in resolved}
     return _merge_public(kept, resolved, from_environment(node, kept, resolved), ()), resolved
 
 

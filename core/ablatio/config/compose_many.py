@@ -57,7 +57,7 @@ class Composer:
         if tree is None:
             return compose.compose_run(overrides)
         node, interpolated = tree
-        slim = kind_lists.without_unused(node)
+        slim = kind_lists.without_equal_layers(kind_lists.without_unused(node))
         public, resolved = compose.plain(OmegaConf.create(node)) if interpolated else (slim, slim)
         if problems := run_config.check(resolved):
             raise ConfigError(problems)

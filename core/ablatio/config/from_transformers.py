@@ -5,23 +5,30 @@ Nothing here imports torch, because a command line is composed from it.
 """
 
 import json
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ablatio.config.transformers_keys import ReadSettings, refuse_unread
+from ablatio.config.transformers_parts import (
+    FULL,
+    SLIDING,
+    TANH,
+    Settings,
+    attentions,
+    gated,
+    layernorm,
+    plain,
+    rope,
+    windows,
+)  # fmt: skip
 from ablatio.errors import UserError
 from ablatio.storage.paths import shell_word
 
-Settings = Mapping[str, Any]
 READERS: dict[str, Callable[[Settings], dict[str, Any]]] = {}
 CODE_KEYS = ("auto_map", "custom_pipelines", "_attn_implementation_internal", "quantization_config")
 CODE_FILES = (".py", ".bin", ".pt", ".pth", ".pkl", ".ckpt")
-GATED = {"silu": "swiglu", "swish": "swiglu", "relu": "reglu"}
-TANH = ("gelu_pytorch_tanh", "gelu_new", "gelu_fast", "gelu_accurate")
 HEAD_NORM_EPS = 1e-6  # of norm=rmsnorm in attention.qk_norm, which has its defaults
-EXACT = ("gelu", "gelu_python")
 
 
 def refuse_code(folder: Path) -> None:
@@ -80,87 +87,9 @@ def _reader(*names: str) -> Callable[[Callable[[Settings], dict[str, Any]]], Cal
     return keep
 
 
-def _plain(name: str) -> dict[str, Any]:
-    """Elementwise activation for transformers' name of it."""
-    if name in TANH or name in EXACT:
-        return {"name": "gelu", "approximate": "tanh" if name in TANH else "none"}
-    if name in ("relu", "silu", "mish", "quick_gelu", "relu2"):
-        return {"name": name}
-    raise UserError(f"transformers' activation {name!r} has no equivalent in ablatio")
-
-
-def _gated(name: str) -> dict[str, Any]:
-    """Gated unit for transformers' name of the activation on its gate."""
-    if name in TANH or name in EXACT:
-        return {"name": "geglu", "approximate": "tanh" if name in TANH else "none"}
-    if name in GATED:
-        return {"name": GATED[name]}
-    raise UserError(f"transformers' gated activation {name!r} has no equivalent in ablatio")
-
-
-def _layernorm(theirs: Settings, key: str) -> dict[str, Any]:
-    return {"name": "layernorm", "eps": theirs.get(key, 1e-5)}
-
-
-ROPE_KEYS = (
-    "rope_type", "type", "rope_theta", "partial_rotary_factor", "factor", "original_max_position_embeddings",
-    "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate", "low_freq_factor",
-    "high_freq_factor", "finetuned",
-)  # fmt: skip
-
-
-def _rope(theirs: Settings, fraction: float = 1.0) -> dict[str, Any]:
-    """RoPE base, fraction and scaling from transformers 5 (rope_parameters) or 4 (rope_theta, ...).
-
-    fraction  share of a head that is rotated, if the config does not say it
-    """
-    said: dict[str, Any] = {**(theirs.get("rope_scaling") or {}), **(theirs.get("rope_parameters") or {})}
-    if other := [key for key in said if key not in ROPE_KEYS]:
-        raise UserError(f"rope_parameters has the setting {other[0]!r} = {said[other[0]]!r}, which cannot be read")
-    method = said.get("rope_type", said.get("type", "default"))
-    base = said.get("rope_theta") or theirs.get("rope_theta") or theirs.get("rotary_emb_base") or 10000.0
-    partial = said.get("partial_rotary_factor") or theirs.get("partial_rotary_factor") or fraction
-    found = {"name": "rope", "layout": "half", "base": float(base), "fraction": float(partial)}
-    if method == "default":
-        return found
-    known: dict[str, tuple[str, ...]] = {
-        "linear": (),
-        "dynamic": (),
-        "yarn": ("beta_fast", "beta_slow", "attention_factor"),
-        "llama3": ("low_freq_factor", "high_freq_factor"),
-    }
-    if method not in known:
-        raise UserError(f"transformers' RoPE scaling {method!r} cannot be read; supported: {', '.join(known)}")
-    original = said.get("original_max_position_embeddings", theirs.get("max_position_embeddings"))
-    factor = said.get("factor")
-    if method == "yarn":
-        factor = factor or theirs["max_position_embeddings"] / original
-        said["attention_factor"] = said.get("attention_factor") or _yarn_attention_factor(said, factor)
-        if said.get("truncate") is False:
-            raise UserError(
-                "yarn with truncate=false cannot be read: here the ends of its ramp are rounded to integers"
-            )
-    more = {key: said[key] for key in known[method] if said.get(key) is not None}
-    return {**found, "scaling": method, "factor": factor or said["factor"], "original_max_len": original, **more}
-
-
-def _yarn_attention_factor(said: Settings, factor: float) -> float | None:
-    """m(mscale) / m(mscale_all_dim) with m(a) = 0.1 a log(factor) + 1, if the config has both; None: the default."""
-    mscale, of_all = said.get("mscale"), said.get("mscale_all_dim")
-    if not (mscale and of_all):
-        return None
-    growth = 0.1 * math.log(max(1.0, factor))
-    return float((growth * mscale + 1) / (growth * of_all + 1))
-
-
 @_reader("llama", "mistral", "qwen2", "qwen3")
 def _llama(theirs: Settings) -> dict[str, Any]:
     kind, heads = theirs["model_type"], theirs["num_attention_heads"]
-    groups = theirs.get("num_key_value_heads") or heads
-    if theirs.get("use_sliding_window") or (theirs.get("sliding_window") and kind == "mistral"):
-        raise UserError(
-            "sliding-window attention in all layers is not supported; turn it off in config.json if it is not needed"
-        )
     if bool(theirs.get("attention_bias")) != bool(theirs.get("mlp_bias")) and kind == "llama":
         raise UserError("attention_bias and mlp_bias differ; ablatio has biases in both or in neither")
     if kind == "qwen3" and theirs.get("attention_bias"):
@@ -171,25 +100,21 @@ def _llama(theirs: Settings) -> dict[str, Any]:
             f"rms_norm_eps={eps} of qwen3 cannot be read: it is also that of the norms of queries and keys, which have "
             f"eps={HEAD_NORM_EPS} here"
         )
-    if other := set(theirs.get("layer_types") or ()) - {"full_attention"}:
-        raise UserError(f"layer_types with {sorted(other)[0]!r} cannot be read; expected full_attention in each layer")
-    position = _rope(theirs)
+    position = rope(theirs)
     if position["fraction"] != 1.0:
         raise UserError(
             f"partial_rotary_factor={position['fraction']} of {kind} cannot be read: transformers does not use it "
             "there and rotates whole heads\n    try: delete it from config.json if it was trained with whole heads"
         )
     head = theirs.get("head_dim") or (128 if kind == "qwen3" else theirs["hidden_size"] // heads)
-    attention: dict[str, Any] = {"name": "mha"} if groups == heads else {"name": "gqa", "n_kv_heads": groups}
-    if kind == "qwen2":
-        attention["qkv_bias"] = True
-    if kind == "qwen3":
-        attention["qk_norm"] = "rmsnorm"
-    return {
+    types = windows(theirs, theirs["num_hidden_layers"])
+    if kind == "qwen2" and SLIDING in types:
+        raise UserError("sliding windows of qwen2 cannot be read: attention=sliding has no biases on queries and keys")
+    own: dict[str, dict[str, Any]] = {"qwen2": {"qkv_bias": True}, "qwen3": {"qk_norm": "rmsnorm"}}
+    return attentions(theirs, types, own.get(kind, {})) | {
         "norm": {"name": "rmsnorm", "eps": eps},
-        "activation": _gated(theirs.get("hidden_act", "silu")),
+        "activation": gated(theirs.get("hidden_act", "silu")),
         "position": position,
-        "attention": attention,
         "model": {
             "d_model": theirs["hidden_size"],
             "n_layers": theirs["num_hidden_layers"],
@@ -202,11 +127,84 @@ def _llama(theirs: Settings) -> dict[str, Any]:
     }
 
 
+@_reader("smollm3")
+def _smollm3(theirs: Settings) -> dict[str, Any]:
+    count, every = theirs["num_hidden_layers"], theirs.get("no_rope_layer_interval", 4)
+    rotated = theirs.get("no_rope_layers") or [int((i + 1) % every != 0) for i in range(count)]
+    if len(rotated) < count or not any(rotated[:count]):
+        raise UserError(
+            f"no_rope_layers has {sum(map(bool, rotated))} rotated of {len(rotated)} layers; expected {count}"
+        )
+    if theirs.get("rope_scaling") or (theirs.get("rope_parameters") or {}).get("rope_type", "default") != "default":
+        raise UserError("RoPE scaling of smollm3 cannot be read")
+    found = _llama({**theirs, "rope_theta": theirs.get("rope_theta") or 2000000.0})
+    return found | {
+        "layers": found.get("layers", {}) | {"position": ["rope" if r else "none" for r in rotated[:count]]}
+    }
+
+
+@_reader("gemma3_text")
+def _gemma3(theirs: Settings) -> dict[str, Any]:
+    d_model, head = theirs["hidden_size"], theirs.get("head_dim", 256)
+    if soft := [k for k in ("attn_logit_softcapping", "final_logit_softcapping") if theirs.get(k)]:
+        raise UserError(f"`{soft[0]}` of gemma3_text cannot be read; published models have none")
+    if theirs.get("use_bidirectional_attention") or theirs.get("attention_bias"):
+        raise UserError("gemma3_text with bidirectional attention or biases cannot be read")
+    if (eps := theirs.get("rms_norm_eps", 1e-6)) != HEAD_NORM_EPS:
+        raise UserError(f"rms_norm_eps={eps} of gemma3_text cannot be read: norms of heads have {HEAD_NORM_EPS} here")
+    types = windows(theirs, theirs["num_hidden_layers"])
+    whole, local = _gemma_rotations(theirs)
+    return (
+        attentions(theirs, types, {"qk_norm": "gemma_rmsnorm"})
+        | {
+            "norm": {"name": "gemma_rmsnorm", "eps": eps},
+            "placement": {"name": "sandwich"},
+            "activation": gated(theirs.get("hidden_activation") or theirs.get("hidden_act") or "gelu_pytorch_tanh"),
+            "position": whole if FULL in types else local,
+            "model": {
+                "d_model": d_model,
+                "n_layers": theirs["num_hidden_layers"],
+                "n_heads": theirs["num_attention_heads"],
+                "d_head": head,
+                "d_ff": theirs["intermediate_size"],
+                "max_len": theirs.get("max_position_embeddings", 131072),
+                "bias": False,
+                "embedding_scale": d_model**0.5,
+                "attention_scale": theirs.get("query_pre_attn_scalar", 256) ** -0.5,
+            },
+        }
+        | _local_rotations(theirs, types, whole, local)
+    )
+
+
+def _gemma_rotations(theirs: Settings) -> tuple[dict[str, Any], dict[str, Any]]:
+    """RoPE of the global and of the local layers, from transformers 5 or 4."""
+    said = theirs.get("rope_parameters") or {}
+    if FULL in said or SLIDING in said:
+        whole, local = ({"model_type": "gemma3_text", "rope_parameters": said.get(k) or {}} for k in (FULL, SLIDING))
+        theirs.get("rope_theta")
+    else:
+        whole = {k: theirs.get(k) for k in ("rope_theta", "rope_scaling", "rope_parameters") if theirs.get(k)}
+        local = {"rope_theta": theirs.get("rope_local_base_freq", 10000.0)}
+        whole.setdefault("rope_theta", 1000000.0)
+    return rope(whole), rope(local)
+
+
+def _local_rotations(
+    theirs: Settings, types: list[str], whole: dict[str, Any], local: dict[str, Any]
+) -> dict[str, Any]:
+    if FULL not in types or SLIDING not in types or whole == local:
+        return {}
+    own = {k: v for k, v in local.items() if k != "name"} | {"scaling": "none"}
+    layers = attentions(theirs, types, {"qk_norm": "gemma_rmsnorm"})["layers"]
+    return {"layers": layers | {"position": [{"rope": own} if t == SLIDING else "rope" for t in types]}}
+
+
 @_reader("gpt2")
 def _gpt2(theirs: Settings) -> dict[str, Any]:
     return {
-        "norm": _layernorm(theirs, "layer_norm_epsilon"),
-        "activation": _plain(theirs.get("activation_function", "gelu_new")),
+        "norm": layernorm(theirs, "layer_norm_epsilon"),
+        "activation": plain(theirs.get("activation_function", "gelu_new")),
         "position": {"name": "learned"},
         "attention": {"name": "mha"},
         "model": {
@@ -227,7 +225,7 @@ def _opt(theirs: Settings) -> dict[str, Any]:
         raise UserError("OPT-350m cannot be read: it has post-norm layers and a projected, narrower embedding")
     return {
         "norm": {"name": "layernorm", "eps": 1e-5},
-        "activation": _plain(theirs.get("activation_function", "relu")),
+        "activation": plain(theirs.get("activation_function", "relu")),
         "position": {"name": "learned"},
         "attention": {"name": "mha"},
         "model": {
@@ -245,7 +243,7 @@ def _opt(theirs: Settings) -> dict[str, Any]:
 @_reader("bloom")
 def _bloom(theirs: Settings) -> dict[str, Any]:
     return {
-        "norm": _layernorm(theirs, "layer_norm_epsilon"),
+        "norm": layernorm(theirs, "layer_norm_epsilon"),
         "activation": {"name": "gelu", "approximate": "tanh"},
         "position": {"name": "alibi"},
         "attention": {"name": "mha"},
@@ -263,11 +261,11 @@ def _bloom(theirs: Settings) -> dict[str, Any]:
 @_reader("gpt_neox")
 def _gpt_neox(theirs: Settings) -> dict[str, Any]:
     parallel = theirs.get("use_parallel_residual", True)
-    rope = _rope(theirs, float(theirs.get("rotary_pct", 0.25)))
+    position = rope(theirs, float(theirs.get("rotary_pct", 0.25)))
     return {
-        "norm": _layernorm(theirs, "layer_norm_eps"),
-        "activation": _plain(theirs.get("hidden_act", "gelu")),
-        "position": rope,
+        "norm": layernorm(theirs, "layer_norm_eps"),
+        "activation": plain(theirs.get("hidden_act", "gelu")),
+        "position": position,
         "attention": {"name": "mha"} | ({} if theirs.get("attention_bias", True) else {"qkv_bias": False}),
         "block": {"name": "parallel", "own_norms": True} if parallel else {"name": "sequential"},
         "model": {
@@ -285,13 +283,13 @@ def _gpt_neox(theirs: Settings) -> dict[str, Any]:
 def _t5(theirs: Settings) -> dict[str, Any]:
     form = theirs.get("feed_forward_proj", "relu")
     activation = form.removeprefix("gated-")
-    gated = form != activation
-    if gated and activation == "gelu":
+    has_gate = form != activation
+    if has_gate and activation == "gelu":
         activation = TANH[0]  # transformers reads `gated-gelu` as the tanh approximation, despite its name
     scaled = theirs.get("scale_decoder_outputs", _tied(theirs))  # T5 1.0 scales the logits, 1.1 does not
     return {
         "norm": {"name": "rmsnorm", "eps": theirs.get("layer_norm_epsilon", 1e-6)},
-        "activation": _gated(activation) if gated else _plain(activation),
+        "activation": gated(activation) if has_gate else plain(activation),
         "position": {
             "name": "t5",
             "buckets": theirs.get("relative_attention_num_buckets", 32),

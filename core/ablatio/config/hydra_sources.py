@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from ablatio.config import kind_lists, presets, yaml_files
 from ablatio.config import schema as run_config
-from ablatio.registry import discovery
+from ablatio.registry import discovery, per_layer
 from ablatio.registry.registry import REGISTRIES
 from ablatio.storage.paths import shipped
 
@@ -80,7 +80,7 @@ class RegistrySource(ConfigSource):
 def _content(group: str, name: str) -> tuple[Any, str | None]:
     """(the config of an option, the package it goes into)."""
     if group == BASE:
-        return run_config.defaults(), None
+        return run_config.defaults() | {per_layer.LAYERS: per_layer.empty()}, None
     if group == MAIN:
         return main_config(), None
     if group == run_config.SWEEP:

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ablatio.config import from_transformers, yaml_files
-from ablatio.config.kind_lists import shaping
+from ablatio.config.kind_lists import model_keys
 from ablatio.config.words import quoted
 from ablatio.errors import UserError
 from ablatio.registry.registry import REGISTRIES, ContractError, PartSpec
@@ -146,7 +146,7 @@ def _of_run(folder: Path) -> dict[str, Any]:
 def _shaping(config: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a run's config that determines its model."""
     model = {k: v for k, v in config["model"].items() if k not in ("start", "path")}
-    return {key: config[key] for key in (*shaping(), "match") if key in config} | {"model": model}
+    return {key: config[key] for key in model_keys() if key in config} | {"model": model}
 
 
 def _overrides(settings: Mapping[str, Any], given: Mapping[str, str]) -> Iterator[str]:
@@ -166,5 +166,9 @@ def _overrides(settings: Mapping[str, Any], given: Mapping[str, str]) -> Iterato
 
 
 def _text(value: Any) -> str:
-    """A value in Hydra's override grammar."""
+    """A value in Hydra's override grammar; keys of a dict are written plainly, as the grammar has no quoted ones."""
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{_text(v)}" for key, v in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(map(_text, value)) + "]"
     return json.dumps(value, ensure_ascii=False) if not isinstance(value, str) else quoted(value)

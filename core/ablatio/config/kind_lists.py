@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ablatio.registry import kinds as _kinds  # noqa: F401  (registers them)
+from ablatio.registry import per_layer
 from ablatio.registry.catalogue import OURS
 from ablatio.registry.registry import REGISTRIES, SCOPES, SESSION, Distribution, Registry
 
@@ -31,6 +32,11 @@ def shaping() -> list[str]:
     return [registry.kind for registry in REGISTRIES.values() if registry.shapes_model]
 
 
+def model_keys() -> tuple[str, ...]:
+    """Keys of a config that determine a model."""
+    return (*shaping(), "model", "match", per_layer.LAYERS)
+
+
 def volatile() -> tuple[str, ...]:
     """Sections and kinds that do not affect any number."""
     return (*PLACES, *(registry.kind for registry in REGISTRIES.values() if registry.volatile))
@@ -47,6 +53,24 @@ def without_unused(config: Mapping[str, Any]) -> dict[str, Any]:
         return foreign and is_default(registry, config.get(registry.kind))
 
     return {k: v for k, v in config.items() if not (k in REGISTRIES and unused(REGISTRIES[k]))}
+
+
+def without_equal_layers(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Drop from `layers` what is null, and `layers` itself where nothing is left: all layers are equal.
+
+    Numbers of layers become texts, as JSON has no other keys.
+    """
+    kept, node = dict(config), config.get(per_layer.LAYERS)
+    if isinstance(node, Mapping):
+        layers = {k: v for k, v in node.items() if v is not None}
+        if isinstance(at := layers.get(per_layer.AT), Mapping):
+            layers[per_layer.AT] = {kind: _text_keys(v) for kind, v in at.items() if v is not None}
+        kept[per_layer.LAYERS] = {k: v for k, v in layers.items() if v != {}}
+    return {k: v for k, v in kept.items() if k != per_layer.LAYERS or (v is not None and v != {})}
+
+
+def _text_keys(node: Any) -> Any:
+    return {str(k): v for k, v in node.items()} if isinstance(node, Mapping) else node
 
 
 def is_default(registry: Registry[Any], node: Any) -> bool:

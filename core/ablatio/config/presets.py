@@ -24,6 +24,7 @@ from typing import Any
 from ablatio.config import schema as run_config
 from ablatio.config import yaml_files
 from ablatio.errors import DamagedFile, EnvironmentFault, Problem
+from ablatio.registry.per_layer import AT, LAYERS
 from ablatio.registry.registry import REGISTRIES, ContractError
 from ablatio.storage.json_files import short_error
 
@@ -48,7 +49,13 @@ class Preset:
     def values(self, chosen: Mapping[str, str]) -> dict[str, Any]:
         """The preset's settings that apply to the `chosen` options: {size: 176b, norm: layernorm, ...}."""
         found = merged(self.settings, self.sizes.get(chosen.get(yaml_files.SIZE, ""), {}))
-        return {key: value for key, value in found.items() if self._stands(key, chosen)}
+        kept = {key: value for key, value in found.items() if self._stands(key, chosen)}
+        return kept | ({LAYERS: self._layers(kept[LAYERS], chosen)} if LAYERS in kept else {})
+
+    def _layers(self, layers: Mapping[str, Any], chosen: Mapping[str, str]) -> dict[str, Any]:
+        """The options per layer of the kinds for which the preset's own option is chosen."""
+        own = {key: value for key, value in layers.items() if key != AT and self._stands(key, chosen)}
+        return own | {AT: {key: value for key, value in (layers.get(AT) or {}).items() if self._stands(key, chosen)}}
 
     def _stands(self, key: str, chosen: Mapping[str, str]) -> bool:
         """True if the settings of `key` apply: those of a part do while the chosen part is the preset's own."""
@@ -104,10 +111,11 @@ def _load(name: str, path: Path, changed: int) -> Preset:
 
 
 def _preset(name: str, path: Path, data: Mapping[str, Any]) -> Preset:
-    known = [*OWN_KEYS, *REGISTRIES, *run_config.SECTIONS, *(k.name for k in run_config.section_knobs(run_config.Run))]
+    sections, top = [*run_config.SECTIONS, LAYERS], run_config.section_knobs(run_config.Run)
+    known = [*OWN_KEYS, *REGISTRIES, *sections, *(k.name for k in top)]
     if unknown := [key for key in data if key not in known]:
         raise ContractError(f"{path}: `{unknown[0]}` is not a setting of a preset; valid: {', '.join(known)}")
-    if wrong := [k for k in (*run_config.SECTIONS, "published", "sizes") if not isinstance(data.get(k) or {}, dict)]:
+    if wrong := [k for k in (*sections, "published", "sizes") if not isinstance(data.get(k) or {}, dict)]:
         raise ContractError(f"{path}: `{wrong[0]}` is {data[wrong[0]]!r}; expected settings, `key: value`")
     parts: dict[str, Any] = {}
     settings: dict[str, Any] = {}

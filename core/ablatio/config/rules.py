@@ -81,14 +81,15 @@ rule(
     where="position",
 )
 rule(
-    when="'attention' in facts.placement.inner_norm and 'inner_norm' not in facts.attention.wiring",
+    when="'attention' in facts.placement.inner_norm and 'inner_norm' not in facts.attention.wiring "
+    "and not facts.attention.absent",
     why="placement={placement.name} puts a norm before the output projection of attention, and "
     "attention={attention.name} does not accept one",
     fix=_usual("attention"),
     where="placement",
 )
 rule(
-    when="'mlp' in facts.placement.inner_norm and 'inner_norm' not in facts.mlp.wiring",
+    when="'mlp' in facts.placement.inner_norm and 'inner_norm' not in facts.mlp.wiring and not facts.mlp.absent",
     why="placement={placement.name} puts a norm before the last projection of the feed-forward part, and "
     "mlp={mlp.name} does not accept one",
     fix=_usual("mlp"),
@@ -108,6 +109,18 @@ rule(
     "{model.distinct_layers} makes later layers share its weights",
     fix="model.distinct_layers=null",
     where="model.distinct_layers",
+)
+rule(
+    when="facts.attention.absent and facts.mlp.absent",
+    why="a layer with neither attention nor feed-forward part does nothing",
+    fix=_usual("mlp"),
+    where="mlp",
+)
+rule(
+    when="(facts.attention.absent or facts.mlp.absent) and not facts.block.optional_sublayers",
+    why="attention={attention.name} mlp={mlp.name} leaves a sublayer out, and block={block.name} needs both",
+    fix=_usual("block"),
+    where="block",
 )
 rule(
     when="facts.schedule.watches and train.val_every is None",

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from ablatio.config import rules as _own_rules  # noqa: F401  (registers them)
 from ablatio.config.kind_lists import is_default, needed
 from ablatio.errors import Problem, did_you_mean
-from ablatio.registry import renamed, rules
+from ablatio.registry import per_layer, renamed, rules
 from ablatio.registry.discovery import refuse_objects
 from ablatio.registry.knobs import Knob, NonNegative, OptionOf, Positive, Processes, Range, Size, read_signature
 from ablatio.registry.registry import REGISTRIES, ContractError, PartSpec, Registry
@@ -157,9 +157,29 @@ def check(config: Mapping[str, Any]) -> list[Problem]:
         refuse_objects(config, "config")
     except ContractError as error:
         return [Problem("config", str(error))]
-    problems = [*_top_level(config), *_sections(config), *_parts(config), *_needs(config)]
+    problems = [*_top_level(config), *_sections(config), *_parts(config), *_needs(config), *per_layer.problems(config)]
     bad = {p.where for p in problems}
-    return problems + [p for p in rules.violated_rules(effective(config, bad)) if p.where not in bad]
+    layered = per_layer.varied(config) if not any(w.startswith(per_layer.LAYERS) for w in bad) else []
+    if not layered or bad & {*layered, "architecture", "model.n_layers", "model.encoder_layers", "model"}:
+        return problems + [p for p in rules.violated_rules(effective(config, bad)) if p.where not in bad]
+    problems += per_layer.stack_problems(config)
+    return problems + [p for p in _layer_rules(config, bad) if p.where not in bad]
+
+
+def _layer_rules(config: Mapping[str, Any], bad: set[str]) -> Iterator[Problem]:
+    """Problems for the rules that a layer violates; the first layer is named."""
+    lists, seen = per_layer.section(config)[0], set[tuple[str, str]]()
+    for layers, nodes in per_layer.combinations(config):
+        for p in rules.violated_rules(effective({**config, **nodes}, bad)):
+            if (p.where, p.what) in seen:
+                continue
+            seen.add((p.where, p.what))
+            if p.where.split(".")[0] not in nodes:
+                yield Problem(p.where, f"layer {layers[0]}: {p.what}", p.fix, combination=True)
+                continue
+            kind = p.where.split(".")[0]
+            where = f"{per_layer.LAYERS}.{kind}" if kind in lists else f"{per_layer.LAYERS}.{per_layer.AT}.{kind}"
+            yield Problem(where, f"layer {layers[0]}: {p.what}", f"{where}=null", combination=True)
 
 
 def cast(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -171,7 +191,13 @@ def cast(config: Mapping[str, Any]) -> dict[str, Any]:
             found[kind] = {n: _cast(v or {}, registry.entries[n].knobs) for n, v in (config[kind] or {}).items()}
         elif config.get(kind) is not None:
             knobs[kind] = registry.entries[config[kind]["name"]].knobs
-    return _cast(found, section_knobs(Run)) | {name: _cast(found[name], k) for name, k in knobs.items()}
+    found.pop(per_layer.LAYERS, None)
+    layers = per_layer.cast(config)
+    return (
+        _cast(found, section_knobs(Run))
+        | {name: _cast(found[name], k) for name, k in knobs.items()}
+        | ({per_layer.LAYERS: layers} if layers else {})
+    )
 
 
 def _given_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -225,8 +251,10 @@ def chosen(config: Mapping[str, Any]) -> Iterator[tuple[PartSpec, dict[str, Any]
     """(part, its knobs) for each option that the config chooses; a kind added by a plugin may be missing."""
     for kind, registry in REGISTRIES.items():
         node = config.get(kind) or {}
-        options = node if registry.multiple else {node["name"]: node} if node else {}
-        for name, knobs in options.items():
+        options = [*node.items()] if registry.multiple else [(node["name"], node)] if node else []
+        if kind in per_layer.varied(config):
+            options += [(n["name"], n) for n in per_layer.in_use(config, registry) if n["name"] != node["name"]]
+        for name, knobs in options:
             yield registry[name], {k: v for k, v in (knobs or {}).items() if k != "name"}
 
 
@@ -267,7 +295,7 @@ def effective(config: Mapping[str, Any], leave_out: set[str] | frozenset[str] = 
 
 def _top_level(config: Mapping[str, Any]) -> Iterator[Problem]:
     knobs = {k.name: k for k in section_knobs(Run)}
-    known = [*knobs, *SECTIONS, *REGISTRIES, SWEEP]
+    known = [*knobs, *SECTIONS, *REGISTRIES, SWEEP, per_layer.LAYERS]
     for key, value in config.items():
         if key in knobs:
             yield from value_problems(key, knobs[key], value)

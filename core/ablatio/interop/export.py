@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ablatio.config.kind_lists import shaping
+from ablatio.config.kind_lists import model_keys
 from ablatio.data.chat import Template, sign_id
 from ablatio.data.types import Tokenizer, start_id
 from ablatio.errors import UserError
@@ -99,7 +99,7 @@ def own_config(config: Mapping[str, Any], model: LanguageModel, tokenizer: Token
         "bos_token_id": tokenizer.eos,
         "eos_token_id": tokenizer.eos,
         "pad_token_id": None,
-        "parts": {key: config[key] for key in (*shaping(), "model", "match") if config.get(key) is not None}
+        "parts": {key: config[key] for key in model_keys() if config.get(key) is not None}
         | {"model": {k: v for k, v in config["model"].items() if k not in ORIGIN}}
         | {"objective": _without_folders(config["objective"])},
     }

@@ -174,7 +174,7 @@ def checked(parts: Mapping[str, Any]) -> dict[str, Any]:
     """
     discovery.load()
     refuse_builders(parts, "parts")
-    shaping = (*kind_lists.shaping(), "model", "match")
+    shaping = kind_lists.model_keys()
     given = run_config.defaults() | {key: parts[key] for key in shaping if key in parts}
     others = {kind for kind in kind_lists.needed() if kind not in shaping}  # how it was trained does not matter here
     if problems := [p for p in run_config.check(given) if p.where not in others]:

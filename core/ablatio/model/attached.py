@@ -11,17 +11,21 @@ from typing import Any, get_args
 
 from torch import Tensor, nn
 
+from ablatio.registry.per_layer import varied
 from ablatio.registry.registry import REGISTRIES, ContractError, Place, Registry
 
 PLACES: tuple[Place, ...] = tuple(place for place in get_args(Place) if place)
 
 
 def chosen_at(place: Place, config: Mapping[str, Any]) -> list[Registry[Any]]:
-    """Kinds that attach at `place` and of which the config names an option with an effect."""
+    """Kinds that attach at `place` and of which the config names an option with an effect, perhaps for some layers."""
+    some = varied(config)
     return [
         registry
         for registry in REGISTRIES.values()
-        if registry.attaches == place and (node := config.get(registry.kind)) and node["name"] != registry.default
+        if registry.attaches == place
+        and (node := config.get(registry.kind))
+        and (node["name"] != registry.default or registry.kind in some)
     ]
 
 

@@ -11,6 +11,8 @@ from ablatio.errors import UserError
 from ablatio.model.attached import PLACES, chosen_at, put_on
 from ablatio.model.dims import ModelDims, Side, matched_width
 from ablatio.model.parameter_roles import describe, named_generator, named_seed, seeded
+from ablatio.model.part_choices import PartChoice as PartChoice
+from ablatio.model.part_choices import PartChoices
 from ablatio.registry import kinds
 from ablatio.registry.registry import Place, Registry
 
@@ -20,32 +22,20 @@ Sublayer = Literal["attention", "cross", "mlp", "both"]
 
 
 @dataclass(frozen=True, slots=True)
-class PartChoice:
-    """A chosen part: the option's name and the values of its knobs."""
-
-    name: str
-    knobs: Mapping[str, Any]
-
-    @classmethod
-    def of(cls, node: Mapping[str, Any]) -> "PartChoice":
-        """Read a choice from a section {name, knobs ...} of a config."""
-        return cls(node["name"], {k: v for k, v in node.items() if k != "name"})
-
-
-@dataclass(frozen=True, slots=True)
 class LayerParts:
     """Constructors of a block's parts; a block must call them in the order in which it applies the parts.
 
     layer, n_layers   number of the layer in its stack, from 0, and number of layers
     norms, placement  take the sublayer that they are for: attention | cross | mlp | both
+    attention, mlp    None in a layer without it (`attention=none`, `mlp=none`)
     cross             cross-attention to the encoder's states, in a decoder that has an encoder; else None
     """
 
     layer: int
     n_layers: int
-    attention: Callable[[], nn.Module]
+    attention: Callable[[], nn.Module] | None
     cross: Callable[[], nn.Module] | None
-    mlp: Callable[[], nn.Module]
+    mlp: Callable[[], nn.Module] | None
     norms: Callable[[Sublayer], nn.Module]
     placement: Callable[[Sublayer], Any]
 
@@ -58,25 +48,29 @@ class ModelBuilder:
     """
 
     def __init__(self, config: Mapping[str, Any], vocab_size: int, eos: int = 0, seed: int = 0) -> None:
-        self.config, self.eos, self.seed = config, eos, seed
+        self.config, self.eos, self.seed, self._choices = config, eos, seed, PartChoices(config)
         objective = objective_of(config, vocab_size, eos)
         ids, self.ahead = vocab_size + int(getattr(objective, "extra_tokens", 0)), int(getattr(objective, "ahead", 1))
         sizes = {k: v for k, v in config["model"].items() if k not in ORIGIN}
         self.dims = ModelDims(**{**sizes, "vocab_size": rows_for(ids, sizes.get("vocab_size"))})
-        self.gated = bool(self._facts(kinds.activations)["gated"])
-        self.d_ff = self.dims.inner_width
-        if self.gated and config.get("match") == "params":
-            self.d_ff = matched_width(self.dims.d_model, self.dims.inner_width, self.dims.bias)
         init = self.choice("init")
         self.init = kinds.inits.build(init.name, init.knobs)
         self.stacks: tuple[str, ...] = tuple(self._facts(kinds.architectures)["stacks"])
 
-    def choice(self, kind: str) -> PartChoice:
-        """Return the part that the config chooses for a kind."""
-        return PartChoice.of(self.config[kind])
+    def choice(self, kind: str, layer: int | None = None, side: Side = "decoder") -> PartChoice:
+        """Return the part that the config chooses for a kind: in this layer of a stack, or outside the layers."""
+        return self._choices.of_run(kind) if layer is None else self._choices.at(kind, layer, self.depth(side))
 
-    def _facts(self, registry: Registry[Any]) -> Mapping[str, Any]:
-        return registry[self.choice(registry.kind).name].facts
+    def varies(self, kind: str) -> bool:
+        """Return True if the config chooses the parts of a kind per layer."""
+        return kind in self._choices.varied
+
+    def _facts(self, registry: Registry[Any], layer: int | None = None, side: Side = "decoder") -> Mapping[str, Any]:
+        return registry[self.choice(registry.kind, layer, side).name].facts
+
+    def _facts_in_use(self, registry: Registry[Any]) -> list[Mapping[str, Any]]:
+        """Facts of the different parts of a kind in any layer of the model."""
+        return [registry[choice.name].facts for choice in self._choices.in_use(registry)]
 
     def model(self) -> Any:
         """Build and initialize the model; the weights of a part depend only on its name and the seed."""
@@ -101,11 +95,11 @@ class ModelBuilder:
     @property
     def shared_prefix(self) -> bool:
         """True if a cached prefix plus its continuation gives the output of one full pass, in training too."""
-        attention = self._facts(kinds.attentions)
         attached = [r for place in PLACES for r in chosen_at(place, self.config)]
         parts: list[Registry[Any]] = [kinds.mlps, kinds.placements, *attached]
-        whole = (self._facts(registry).get("batch_dependent", False) for registry in parts)
-        return bool(attention["caches"] and attention["takes_segments"]) and not any(whole)
+        whole = (facts.get("batch_dependent", False) for part in parts for facts in self._facts_in_use(part))
+        attentions = self._facts_in_use(kinds.attentions)
+        return all(facts["caches"] and facts["takes_segments"] for facts in attentions) and not any(whole)
 
     @property
     def logit_scale(self) -> float:
@@ -115,6 +109,10 @@ class ModelBuilder:
 
     @property
     def attention_scale(self) -> float:
+        """Factor on q k^T in attention outside a mixed stack; see `scale_at`."""
+        return self.scale_at(None)
+
+    def scale_at(self, layer: int | None, side: Side = "decoder") -> float:
         """Factor on q k^T: the config's, else the init's, else d_head^-1/2, as where the init cannot fold it."""
         given, asked, width = (
             self.dims.attention_scale,
@@ -123,25 +121,24 @@ class ModelBuilder:
         )
         if given is not None:
             return given
-        folded = getattr(self.init, "fold", False) and not self._queries_scale
+        folded = getattr(self.init, "fold", False) and not self._queries_scale(layer, side)
         return float(asked(width)) if asked and not folded else width**-0.5
 
-    @property
-    def _queries_scale(self) -> bool:
+    def _queries_scale(self, layer: int | None, side: Side) -> bool:
         """True if a factor on the queries of the attention is a factor on its logits: nothing normalizes them."""
-        normed = self.choice("attention").knobs.get("qk_norm", "none") != "none"
-        return bool(self._facts(kinds.attentions)["queries_scale"]) and not normed
+        normed = self.choice("attention", layer, side).knobs.get("qk_norm", "none") != "none"
+        return bool(self._facts(kinds.attentions, layer, side)["queries_scale"]) and not normed
 
-    def norm(self, path: str, width: int | None = None) -> nn.Module:
-        """Build a norm of this width (default d_model) for the place `path`."""
-        return self._make(kinds.norms, path, d_model=width or self.dims.d_model)
+    def norm(self, path: str, width: int | None = None, layer: int | None = None, side: Side = "decoder") -> nn.Module:
+        """Build a norm of this width (default d_model) for the place `path`, in a layer or outside the layers."""
+        return self._make(kinds.norms, path, layer, side, d_model=width or self.dims.d_model)
 
-    def norms(self, path: str, around: Sublayer, layer: int) -> nn.Module:
+    def norms(self, path: str, around: Sublayer, layer: int, side: Side = "decoder") -> nn.Module:
         """Build the norms of one sublayer, as many as the placement uses: one module, or a list."""
-        count = n_norms(self._facts(kinds.placements), around, layer)
+        count = n_norms(self._facts(kinds.placements, layer, side), around, layer)
         if count == 1:
-            return self.norm(path)
-        return nn.ModuleList([self.norm(f"{path}.{i}") for i in range(count)])
+            return self.norm(path, None, layer, side)
+        return nn.ModuleList([self.norm(f"{path}.{i}", None, layer, side) for i in range(count)])
 
     def final_norm(self, side: Side) -> nn.Module | None:
         """Build the norm after the last layer of a stack, or None."""
@@ -160,22 +157,32 @@ class ModelBuilder:
         return self._make(
             kinds.placements,
             f"{self.root(side)}.placement.{layer}.{sublayer}",
+            layer,
+            side,
             d_model=self.dims.d_model,
             n_layers=self.depth(side),
-            layer=layer,
             sublayer=sublayer,
             around=around,
-            side=side,
             encoder_layers=self.depth("encoder") if "encoder" in self.stacks else 0,
             decoder_layers=self.depth("decoder") if "decoder" in self.stacks else 0,
         )
 
-    def position(self, causal: bool, side: Side = "decoder") -> Any:
-        """Build the position encoding of a stack; causal: its queries see earlier keys only."""
+    def positions(self, causal: bool, side: Side = "decoder") -> tuple[list[Any], list[int]]:
+        """Build the position encodings of a stack: (the run's own, then others of layers; number for each layer).
+
+        causal: its queries see earlier keys only.
+        """
+        chosen, own = [self.choice("position", i, side) for i in range(self.depth(side))], self.choice("position")
+        different = [own, *(c for i, c in enumerate(chosen) if c != own and c not in chosen[:i])]
+        made = [self._position(causal, side, choice, i) for i, choice in enumerate(different)]
+        return made, [different.index(choice) for choice in chosen]
+
+    def _position(self, causal: bool, side: Side, choice: PartChoice, number: int) -> Any:
         d = self.dims
-        return self._make(
+        return self._build(
             kinds.positions,
-            f"{self.root(side)}.position",
+            f"{self.root(side)}.other_positions.{number - 1}" if number else f"{self.root(side)}.position",
+            choice,
             d_model=d.d_model,
             d_head=d.head_width,
             n_heads=d.n_heads,
@@ -190,6 +197,8 @@ class ModelBuilder:
         made = self._make(
             kinds.attentions,
             path,
+            layer,
+            side,
             d_model=d.d_model,
             d_head=d.head_width,
             n_heads=d.n_heads,
@@ -197,9 +206,8 @@ class ModelBuilder:
             max_len=d.max_len,
             bias=d.bias,
             dropout=d.dropout,
-            layer=layer,
-            scale=self.attention_scale,
-            inner_norm=self._inner_norm(path, "attention"),
+            scale=self.scale_at(layer, side),
+            inner_norm=self._inner_norm(path, "attention", layer, side),
             head_norm=lambda name, place, width: self.head_norm(name, f"{path}.{place}", width),
         )
         return self.attach("sublayer", made, path, side, layer, "cross" if path.endswith("cross_attn") else "attention")
@@ -207,27 +215,46 @@ class ModelBuilder:
     def mlp(self, layer: int, path: str, side: Side = "decoder") -> nn.Module:
         """Build the MLP of one layer, with its activation."""
         d = self.dims
-        activation = self._make(kinds.activations, f"{path}.activation", d_ff=self.d_ff)
+        gated = bool(self._facts(kinds.activations, layer, side)["gated"])
+        d_ff = self.inner_width(gated)
+        activation = self._make(kinds.activations, f"{path}.activation", layer, side, d_ff=d_ff)
         made = self._make(
             kinds.mlps,
             path,
+            layer,
+            side,
             d_model=d.d_model,
-            d_ff=self.d_ff,
+            d_ff=d_ff,
             activation=activation,
-            gated=self.gated,
+            gated=gated,
             bias=d.bias,
             dropout=d.dropout,
-            layer=layer,
             n_layers=self.depth(side),
-            inner_norm=self._inner_norm(path, "mlp"),
+            inner_norm=self._inner_norm(path, "mlp", layer, side),
         )
         return self.attach("sublayer", made, path, side, layer, "mlp")
 
-    def _inner_norm(self, path: str, sublayer: Sublayer) -> Callable[[int], nn.Module] | None:
+    @property
+    def gated(self) -> bool:
+        """True if the run's activation is gated."""
+        return bool(self._facts(kinds.activations)["gated"])
+
+    @property
+    def d_ff(self) -> int:
+        """Inner width of an MLP with the run's activation."""
+        return self.inner_width(self.gated)
+
+    def inner_width(self, gated: bool) -> int:
+        """Inner width of an MLP: under match=params a gated one is narrower, to have as many parameters."""
+        d = self.dims
+        matched = gated and self.config.get("match") == "params"
+        return matched_width(d.d_model, d.inner_width, d.bias) if matched else d.inner_width
+
+    def _inner_norm(self, path: str, sublayer: Sublayer, layer: int, side: Side) -> Callable[[int], nn.Module] | None:
         """Constructor of the norm before a sublayer's last projection, or None if the placement has none there."""
-        if sublayer not in self._facts(kinds.placements)["inner_norm"]:
+        if sublayer not in self._facts(kinds.placements, layer, side)["inner_norm"]:
             return None
-        return lambda width: self.norm(f"{path}.inner_norm", width)
+        return lambda width: self.norm(f"{path}.inner_norm", width, layer, side)
 
     def head_norm(self, name: str, path: str, width: int) -> nn.Module:
         """The norm of queries, keys or values that an attention names: any option of the kind, with its defaults."""
@@ -262,16 +289,17 @@ class ModelBuilder:
         names = iter(("input_layernorm", "post_attention_layernorm", *(f"norm_{i}" for i in range(2, 16))))
         sublayers = iter(range(16))
         crossed = side == "decoder" and "encoder" in self.stacks
+        without = [r.kind for r in (kinds.attentions, kinds.mlps) if self._facts(r, layer, side)["absent"]]
         parts = LayerParts(
             layer=layer,
             n_layers=self.depth(side),
-            attention=lambda: self.attention(layer, f"{path}.self_attn", side),
+            attention=None if "attention" in without else lambda: self.attention(layer, f"{path}.self_attn", side),
             cross=(lambda: self.attention(layer, f"{path}.cross_attn", side)) if crossed else None,
-            mlp=lambda: self.mlp(layer, f"{path}.mlp", side),
-            norms=lambda around: self.norms(f"{path}.{next(names)}", around, layer),
+            mlp=None if "mlp" in without else lambda: self.mlp(layer, f"{path}.mlp", side),
+            norms=lambda around: self.norms(f"{path}.{next(names)}", around, layer, side),
             placement=lambda around: self.placement(layer, side, next(sublayers), around),
         )
-        return self.attach("layer", self._make(kinds.blocks, path, parts=parts), path, side, layer)
+        return self.attach("layer", self._make(kinds.blocks, path, layer, side, parts=parts), path, side, layer)
 
     def attach(
         self,
@@ -283,15 +311,18 @@ class ModelBuilder:
         sublayer: Sublayer | Literal[""] = "",
     ) -> nn.Module:
         """The module at `path` with the parts on it whose kinds attach there (`Registry.attaches`)."""
-        where = {"layer": layer, "sublayer": sublayer, "side": side}
         sizes = {"d_model": self.dims.d_model, "n_layers": self.depth(side), "max_len": self.dims.max_len}
         for registry in chosen_at(place, self.config):
-            put_on(module, registry.kind, self._make(registry, f"{path}.{registry.kind}", **where, **sizes))
+            if self.choice(registry.kind, layer, side).name != registry.default:
+                made = self._make(registry, f"{path}.{registry.kind}", layer, side, sublayer=sublayer, **sizes)
+                put_on(module, registry.kind, made)
         return module
 
-    def _make(self, registry: Registry[T], path: str, **wiring: Any) -> T:
-        """Build the chosen part of a kind, seeded by its place in the model."""
-        choice = self.choice(registry.kind)
+    def _make(self, registry: Registry[T], path: str, layer: int | None, side: Side, **wiring: Any) -> T:
+        """Build the part of a kind that is chosen for a layer, seeded by its place in the model."""
+        return self._build(registry, path, self.choice(registry.kind, layer, side), layer=layer, side=side, **wiring)
+
+    def _build(self, registry: Registry[T], path: str, choice: PartChoice, **wiring: Any) -> T:
         with seeded(named_seed(self.seed, path)):
             return registry.build(choice.name, choice.knobs, **wiring)
 

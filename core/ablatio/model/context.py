@@ -73,6 +73,7 @@ class Context:
     virtual: int = 0
     record: Record = field(default_factory=Record)
     _shared: dict[Hashable, Any] = field(default_factory=dict)
+    _passed_on: dict[Hashable, Any] = field(default_factory=dict)
 
     @property
     def length(self) -> int:
@@ -103,11 +104,15 @@ class Context:
         to[name] = to[name] + value if name in to else value
 
     def shared(self, key: Hashable, make: Callable[[], T]) -> T:
-        """Return the value for `key`; `make` computes it for the first layer, the others of this pass reuse it."""
-        if key not in self._shared:
-            self._shared[key] = make()
-        found: T = self._shared[key]
-        return found
+        """Return what is derived from this context for `key`: the first layer computes it, the others reuse it.
+
+        Layers with another position encoding have a context of their own, and so another value.
+        """
+        return _once(self._shared, key, make)
+
+    def passed_on(self, key: Hashable, make: Callable[[], T]) -> T:
+        """Return what one layer hands on to later ones for `key`, such as a skip; the first to ask makes it."""
+        return _once(self._passed_on, key, make)
 
     def keys_values(
         self, layer: int, x: Tensor, project: Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -150,7 +155,15 @@ class Context:
         copy: Context = object.__new__(Context)
         cross = None if self.cross is None else self.cross.snapshot()
         copy.__dict__.update(self.__dict__, cross=cross, record=Record(), _shared=dict(self._shared))
+        copy.__dict__.update(_passed_on=dict(self._passed_on))
         return copy
+
+    def with_position(self, position: Any, dtype: torch.dtype) -> "Context":
+        """Return the context of the layers that have another position encoding."""
+        bias, prepared, prepared_keys = _of_position(
+            position, self.q_pos, self.k_pos, self.key_segments, self.past, dtype
+        )
+        return replace(self, position=position, bias=bias, prepared=prepared, prepared_keys=prepared_keys, _shared={})
 
     def moved(self, place: Callable[[Tensor], Tensor], dtype: torch.dtype) -> "Context":
         """Return this context with other positions, as given by `place`; the mask does not change."""
@@ -219,23 +232,32 @@ def make_context(
     if virtual and opened is not None:
         opened = F.pad(opened, (past, 0), value=True)  # virtual tokens are visible to all
     q_pos, record = k_pos[..., past:], record or Record()
-    bias = position.bias(q_pos, k_pos).to(dtype) if hasattr(position, "bias") else None
-    prepared = prepared_keys = None
-    if hasattr(position, "prepare"):
-        seen = (
-            _lengths(k_pos, key_segments)
-            if getattr(position, "rotates_cached_keys", False)
-            else k_pos.new_tensor(past + length)
-        )
-        prepared = position.prepare(q_pos, dtype, seen[..., past:] if seen.dim() else seen)
-        prepared_keys = (
-            position.prepare(k_pos, dtype, seen) if getattr(position, "rotates_cached_keys", False) else None
-        )
+    bias, prepared, prepared_keys = _of_position(position, q_pos, k_pos, key_segments, past, dtype)
     cross = None if memory is None else _cross(q_pos, segments, memory, cache, record)
     return Context(
         mask, q_pos, k_pos, past, position, segments, key_segments, cache, bias, prepared, prepared_keys, opened,
         cross=cross, virtual=virtual, record=record,
     )  # fmt: skip
+
+
+def _of_position(
+    position: Any, q_pos: Tensor, k_pos: Tensor, key_segments: Tensor | None, past: int, dtype: torch.dtype
+) -> tuple[Tensor | None, Any, Any]:
+    """(bias on the logits, what `rotate` gets for queries, and for cached keys) of a position encoding."""
+    bias = position.bias(q_pos, k_pos).to(dtype) if hasattr(position, "bias") else None
+    if not hasattr(position, "prepare"):
+        return bias, None, None
+    late = getattr(position, "rotates_cached_keys", False)
+    seen = _lengths(k_pos, key_segments) if late else k_pos.new_tensor(k_pos.shape[-1])
+    prepared = position.prepare(q_pos, dtype, seen[..., past:] if seen.dim() else seen)
+    return bias, prepared, position.prepare(k_pos, dtype, seen) if late else None
+
+
+def _once(held: dict[Hashable, Any], key: Hashable, make: Callable[[], T]) -> T:
+    if key not in held:
+        held[key] = make()
+    found: T = held[key]
+    return found
 
 
 def _cross(

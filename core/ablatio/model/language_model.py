@@ -42,11 +42,7 @@ class LanguageModel(nn.Module):
         self.eos = builder.eos
         self.opens, self.logit_scale, self.z_loss, self.smoothing = opens, builder.logit_scale, 0.0, 0.0
         self.model = Stack(builder, mask, side, opens=opens)
-        self.shared_prefix = (
-            mask == "causal"
-            and builder.shared_prefix
-            and not getattr(self.model.position, "rotates_cached_keys", False)
-        )
+        self.shared_prefix = mask == "causal" and builder.shared_prefix and not self.model.rotates_cached_keys
         self.lm_head = nn.Linear(dims.d_model, dims.vocab_size, bias=False)
         if dims.tied:
             self.lm_head.weight = self.model.embed_tokens.weight

@@ -109,11 +109,17 @@ def describe(model: nn.Module) -> Iterator[tuple[nn.Parameter, ParameterInfo]]:
         owner = owners[id(parameter)]
         role = _role(name, parameter, owner)
         fan_out, fan_in = _fans(parameter, owner)
-        gain = float(stack.gain) if stack is not None and role == "matrix" and parent in GAINED else 1.0
         depth = int(stack.depth) if stack is not None else 1
         numbered = LAYER.search(name)
         layer = int(numbered[1]) if numbered else depth - 1 if SIBLING.search(name) else None
+        gain = _gain(stack, layer) if stack is not None and role == "matrix" and parent in GAINED else 1.0
         yield parameter, ParameterInfo(name, role, fan_in, fan_out, depth, parent in RESIDUAL_OUT, gain, layer, d_model)
+
+
+def _gain(stack: Any, layer: int | None) -> float:
+    """Factor of the placement of a layer; `gains` of a stack has one per layer where the placements differ."""
+    gains = getattr(stack, "gains", ())
+    return float(gains[layer] if gains and layer is not None else stack.gain)
 
 
 def _length(found: tuple[str, nn.Module | None]) -> int:

@@ -23,6 +23,12 @@ def run_in_order(layers: Sequence[nn.Module], x: Tensor, ctx: Context) -> Tensor
     return x
 
 
+def spans(numbers: Sequence[int]) -> list[tuple[int, int, int]]:
+    """Consecutive layers with the same number, as (start, stop, number): [0, 0, 1] -> [(0, 2, 0), (2, 3, 1)]."""
+    cuts = [i for i in range(len(numbers)) if i == 0 or numbers[i] != numbers[i - 1]]
+    return [(start, stop, numbers[start]) for start, stop in zip(cuts, [*cuts[1:], len(numbers)], strict=True)]
+
+
 Run = Callable[[Sequence[nn.Module], Tensor, Context], Tensor]
 
 
@@ -46,6 +52,8 @@ class Stack(nn.Module):
     run      function that applies the layers: in order, or with activation checkpointing
 
     depth, d_model, gain  read by inits: number of layers, width, and the placement's factor on some matrices
+    gains                 that factor for each layer, where the placements of the layers differ
+    position              the run's position encoding; `other_positions` are those of layers that have another one
     further               siblings of the last layer for objectives that predict tokens further ahead: each reads the
                           same input as the last layer; used in training only
     """
@@ -61,13 +69,16 @@ class Stack(nn.Module):
     ) -> None:
         """Build the stack; opens: a prefix is attended to in both directions; table: embedding shared with another."""
         super().__init__()
-        dims, placed = builder.dims, builder.placement(None, side)
+        dims, placed, mixed = builder.dims, builder.placement(None, side), builder.varies("placement")
         self.mask, self.depth, self.gain = mask, builder.depth(side), float(placed.gain)
+        self.gains = tuple(float(builder.placement(i, side).gain) for i in range(self.depth)) if mixed else ()
         self.d_model = dims.d_model
         self.max_len, self.dropout, self.scale = dims.max_len, dims.dropout, dims.embedding_scale
         self.embed_tokens = table or nn.Embedding(dims.vocab_size, dims.d_model)
         self.embed_norm = builder.embedding_norm(side)
-        self.position = builder.position(mask == "causal" and not opens, side)
+        (self.position, *others), numbers = builder.positions(mask == "causal" and not opens, side)
+        self._others, self._spans = others, spans(numbers)
+        self.other_positions = nn.ModuleList(p if isinstance(p, nn.Module) else nn.Identity() for p in others)
         self.layers = nn.ModuleList(builder.layers(side))
         self.further = nn.ModuleList(builder.siblings(side))
         self.norm = builder.final_norm(side)
@@ -104,8 +115,7 @@ class Stack(nn.Module):
             cache = virtual if cache is None else virtual.put_before(cache, len(tokens))
         x = self.embed_tokens(tokens) if tie is None else tie.embed(self.embed_tokens.weight, tokens)  # (B, T, D)
         x = x if self.scale == 1.0 else x * self.scale
-        ctx = self._context(tokens, segments, cache, x.dtype, opened, memory, record)
-        x = self.through(x, ctx, record)
+        x = self.through(x, self._contexts(tokens, segments, cache, x.dtype, opened, memory, record), record)
         if cache is not None:
             cache.advance(tokens.shape[1])
         return x
@@ -114,19 +124,25 @@ class Stack(nn.Module):
         """Return each layer's keys and values, (H_kv, n, d_head), for embeddings (n, D) at the start of a text."""
         recording = RecordingCache()
         ids = torch.zeros(1, len(x), dtype=torch.long, device=x.device)  # only their shape is used
-        self.through(x[None], self._context(ids, None, recording, x.dtype, None, None, None))
+        self.through(x[None], self._contexts(ids, None, recording, x.dtype, None, None, None))
         return recording.seen
 
-    def through(self, x: Tensor, ctx: Context, record: Record | None = None) -> Tensor:
-        """Apply position, embedding norm, layers and final norm: embeddings (B, T, D) -> hidden states (B, T, D)."""
+    def through(self, x: Tensor, contexts: Sequence[Context], record: Record | None = None) -> Tensor:
+        """Apply position, embedding norm, layers and final norm: embeddings (B, T, D) -> hidden states (B, T, D).
+
+        contexts: one for each position encoding of the stack, the run's own first
+        """
         if hasattr(self.position, "embed"):
-            x = self.position.embed(x, ctx.q_pos)
+            x = self.position.embed(x, contexts[0].q_pos)
         x = x if self.embed_norm is None else self.embed_norm(x)
         x = x if self.embedded is None else self.embedded(x)
         x = nn.functional.dropout(x, self.dropout, self.training) if self.dropout else x
         x = x if self.stream is None else self.stream.open(x)
         *layers, last = self.layers  # the last layer runs apart: its siblings read the same input
-        x = self.run(layers, x, ctx)
+        for start, stop, number in self._spans:
+            if part := layers[start:stop]:
+                x = self.run(part, x, contexts[number])
+        ctx = contexts[self._spans[-1][2]]
         if record is not None and record.further is not None:
             record.further += [self._close_stream(self.run([sibling], x, ctx)) for sibling in self.further]
         return self._close_stream(self.run([last], x, ctx))
@@ -143,9 +159,15 @@ class Stack(nn.Module):
 
     def _supports(self, length: int) -> bool:
         # Positions are computed for any length unless they say otherwise: tables end at max_len.
-        return length <= self.max_len or bool(getattr(self.position, "extends", True))
+        positions = (self.position, *self._others)
+        return length <= self.max_len or all(getattr(p, "extends", True) for p in positions)
 
-    def _context(
+    @property
+    def rotates_cached_keys(self) -> bool:
+        """True if a position of some layer depends on the length, so that all cached keys are rotated in each pass."""
+        return any(getattr(p, "rotates_cached_keys", False) for p in (self.position, *self._others))
+
+    def _contexts(
         self,
         tokens: Tensor,
         segments: Tensor | None,
@@ -154,7 +176,7 @@ class Stack(nn.Module):
         opened: Tensor | None,
         memory: EncoderOutput | None,
         record: Record | None,
-    ) -> Context:
+    ) -> list[Context]:
         length = tokens.shape[1] + (cache.length if cache is not None else 0)
         if not self._supports(length):
             raise UserError(
@@ -162,6 +184,7 @@ class Stack(nn.Module):
                 f"{self.max_len}\n    try: train with model.max_len={length}, or with position=alibi or position=rope"
             )
         dtype = compute_dtype(tokens.device, dtype)
-        return make_context(
+        first = make_context(
             tokens, self.position, self.mask, segments, cache, dtype, opened=opened, memory=memory, record=record
         )
+        return [first, *(first.with_position(position, dtype) for position in self._others)]

@@ -29,6 +29,7 @@ NAME = re.compile(r"[a-z][a-z0-9_]{0,63}\Z")
 Scope = Literal["task", "model", "training", "tuning", "memory", "data", "feedback", "output", "sweep"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)  # in the order in which a config lists the kinds
 Place = Literal["", "embedding", "sublayer", "layer", "hidden"]
+PerLayer = Literal["", "inside", "also outside"]
 ATTACHED_WIRING = ("d_model", "n_layers", "layer", "sublayer", "side", "max_len")
 
 
@@ -82,6 +83,9 @@ class Registry(Generic[T]):
                   `<kind>` of the module that it is attached to; its initial weights are seeded by that path.  The kind
                   needs a `default` or `optional=True`: if no option is chosen, no part is built, and the model is the
                   same as before the kind existed
+        per_layer "inside": each layer may have another option (`layers.KIND=[a*3,b]`), and parts stand in layers only;
+                  "also outside": so they do, and the run's own option also acts outside the layers, as a final norm
+                  does; "" (the default, unless parts attach to layers or sublayers): one option for the whole run
 
     A kind added by a plugin needs `default` or `optional=True`, so that older runs still load.
 
@@ -111,6 +115,7 @@ class Registry(Generic[T]):
         optional: bool = False,
         attaches: Place = "",
         base: str = "",
+        per_layer: PerLayer = "",
     ) -> None:
         if not NAME.match(kind):
             raise ContractError(f"{kind!r} is not a valid name of a kind; use lower-case letters, digits and _")
@@ -123,6 +128,7 @@ class Registry(Generic[T]):
         self.wiring, self.calls, self.facts = wiring, dict(calls or {}), dict(facts or {})
         self.methods, self.any_of = methods, any_of
         self.asks = dict(asks or {})
+        self.per_layer: PerLayer = per_layer or ("inside" if attaches in ("sublayer", "layer") else "")
         self._check_scope()
         self.distribution = current_distribution()
         # A kind of a plugin may be known from the catalogue before its module defines it: both share their entries.

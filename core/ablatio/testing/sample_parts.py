@@ -150,7 +150,7 @@ def sublayer(entry: PartSpec, knobs: Knobs | None = None, **sizes: Any) -> tuple
         "mlp": lambda: builder.mlp(0, "part"),
         "block": lambda: builder.block(0),
     }
-    place = builder.position(causal=True)
+    place = builder.positions(causal=True)[0][0]
     place = place.double() if isinstance(place, nn.Module) else place
     ctx = make_context(torch.ones(2, 3, dtype=torch.long), place, "causal", None, None, torch.float64)
     return made_by[entry.kind]().double(), ctx, 16

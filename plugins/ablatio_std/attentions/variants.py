@@ -128,7 +128,7 @@ class ValueResidual(SoftmaxAttention):
 
     def keys_values(self, x: Tensor, ctx: Context) -> tuple[Tensor, Tensor]:
         k, v = super().keys_values(x, ctx)
-        first = ctx.shared("first values", lambda: v)
+        first = ctx.passed_on("first values", lambda: v)
         if self.layer == 0:
             return k, v
         a, b = (self.start, self.start) if self.shares is None else self.shares.to(v.dtype)

@@ -17,7 +17,21 @@ V, LENGTH = 61, 19
 TINY = ["model.d_model=32", "model.n_layers=3", "model.n_heads=4", "model.max_len=32", "model.dropout=0"]
 NEOX = ["preset=gpt_neox"]
 T5 = ["preset=t5", "objective.sentinels=1", "position.buckets=8", "position.max_distance=20", "model.d_head=10"]
+GEMMA = [
+    "norm=gemma_rmsnorm", "placement=sandwich", "activation=geglu", "activation.approximate=tanh", "attention=gqa",
+    "attention.n_kv_heads=2", "attention.qk_norm=gemma_rmsnorm", "layers.attention=[{sliding*2: {window: 4}},gqa]",
+    "layers.position=[{rope*2: {base: 500}},rope]", f"model.embedding_scale={32**0.5}", "model.attention_scale=0.25",
+]  # fmt: skip
 CASES = {
+    "gemma3": ("gemma3_text", GEMMA, torch.float32),
+    "gemma3-half": ("gemma3_text", [*GEMMA[:-3], "position.layout=half", *GEMMA[-2:]], torch.float32),
+    "smollm3": ("smollm3", ["preset=llama", "layers.position=[rope,none,rope]", "attention=gqa"], torch.float32),
+    "mistral": ("mistral", ["preset=llama", "attention=sliding", "attention.window=5"], torch.float32),
+    "qwen3-windows": (
+        "qwen3",
+        ["preset=llama", "norm.eps=1e-6", "attention.qk_norm=rmsnorm", "layers.attention=[{sliding: {window: 5}},mha]"],
+        torch.float32,
+    ),
     "gpt2": ("gpt2", ["preset=gpt2"], torch.float64),
     "gpt2-wide": ("gpt2", ["preset=gpt2", "model.d_ff=40", "model.tied=false"], torch.float64),
     "llama": ("llama", ["preset=llama"], torch.float32),

@@ -16,6 +16,7 @@ from ablatio.interop.families.weights import (
 )
 from ablatio.model.builder import ModelBuilder
 from ablatio.model.parameter_roles import SIBLING
+from ablatio.registry import per_layer
 from ablatio.registry.registry import REGISTRIES
 
 SIZES = (
@@ -39,6 +40,7 @@ class Family:
     free        knobs that the class has, too; all other knobs of a chosen part must have their defaults
     fixed       knobs that must have this value instead of their default
     plain_head  True if the width of a head must be d_model / n_heads
+    layered     kinds whose parts may differ between layers
     Subclasses check biases, tying and norms.
     """
 
@@ -48,6 +50,7 @@ class Family:
     free: ClassVar[Sequence[str]] = ()
     fixed: ClassVar[Mapping[str, Any]] = {}
     plain_head: ClassVar[bool] = True
+    layered: ClassVar[Sequence[str]] = ()
     embedding_norm: ClassVar[bool] = False
 
     def __init__(self, config: Mapping[str, Any], vocab_size: int, eos: int = 0) -> None:
@@ -76,6 +79,10 @@ class Family:
 
     def logit_scale(self) -> float:
         """Return the class's factor on the logits."""
+        return 1.0
+
+    def embedding_scale(self) -> float:
+        """Return the class's factor on the embeddings."""
         return 1.0
 
     def to_native(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -123,6 +130,8 @@ class Family:
 
     def _parts(self) -> Iterator[str]:
         """Unsupported parts and knobs."""
+        varied = per_layer.varied(self.config)
+        yield from (f"layers.{kind} (it has one {kind} for all layers)" for kind in varied if kind not in self.layered)
         for registry in REGISTRIES.values():
             kind: str = registry.kind
             chosen: Mapping[str, Any] | None = self.config.get(kind)
@@ -131,21 +140,26 @@ class Family:
             if kind not in self.parts:  # a plugin's kind, which no native class has
                 yield from () if chosen["name"] == registry.default else (f"{kind}={chosen['name']} (it has none)",)
                 continue
-            if chosen["name"] not in self.parts[kind]:
-                yield f"{kind}={chosen['name']} (it supports {' or '.join(self.parts[kind])})"
-                continue
-            for knob in REGISTRIES[kind][chosen["name"]].knobs:
-                where = f"{kind}.{knob.name}"
-                wanted = self.fixed.get(where, knob.cast(knob.default))
-                if where not in self.free and knob.cast(chosen.get(knob.name)) != wanted:
-                    yield f"{where}={chosen.get(knob.name)} (it supports {wanted})"
+            for node in per_layer.in_use(self.config, registry) if kind in varied else [chosen]:
+                yield from self._part(kind, node)
+
+    def _part(self, kind: str, chosen: Mapping[str, Any]) -> Iterator[str]:
+        """The unsupported part or knobs of one choice."""
+        if chosen["name"] not in self.parts[kind]:
+            yield f"{kind}={chosen['name']} (it supports {' or '.join(self.parts[kind])})"
+            return
+        for knob in REGISTRIES[kind][chosen["name"]].knobs:
+            where = f"{kind}.{knob.name}"
+            wanted = self.fixed.get(where, knob.cast(knob.default))
+            if where not in self.free and knob.cast(chosen.get(knob.name)) != wanted:
+                yield f"{where}={chosen.get(knob.name)} (it supports {wanted})"
 
     def _sizes(self) -> Iterator[str]:
         """Unsupported settings of the model section."""
         d = self.dims
         if self.plain_head and d.head_width * d.n_heads != d.d_model:
             yield f"model.d_head={d.head_width} (it supports d_model / n_heads)"
-        if d.embedding_scale != 1.0:
+        if d.embedding_scale != self.embedding_scale():
             yield f"model.embedding_scale={d.embedding_scale}"
         if bool(d.embedding_norm) != self.embedding_norm:
             yield f"model.embedding_norm={bool(d.embedding_norm)}"

@@ -1,9 +1,8 @@
-"""Decoder-only families: LLaMA, Mistral, Qwen2, Qwen3, GPT-2, OPT, BLOOM, GPT-NeoX."""
+"""Decoder-only families whose layers are equal: LLaMA, Qwen2, GPT-2, OPT, BLOOM, GPT-NeoX."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
-from ablatio.config.from_transformers import HEAD_NORM_EPS
 from ablatio.interop.families.base import Family
 from ablatio.interop.families.weights import (
     ATTENTION,
@@ -31,7 +30,9 @@ class Llama(Family):
         "attention": ("mha", "gqa", "mqa"),
         "block": ("sequential",),
     }
-    free = ("norm.eps", "activation.approximate", "position.base", "position.layout", "attention.n_kv_heads")
+    free: ClassVar[Sequence[str]] = (
+        "norm.eps", "activation.approximate", "position.base", "position.layout", "attention.n_kv_heads",
+    )  # fmt: skip
 
     def settings(self) -> dict[str, Any]:
         """Return the entries of `LlamaConfig`."""
@@ -61,12 +62,6 @@ class Llama(Family):
             yield WeightMap(name, name)
 
 
-class Mistral(Llama):
-    """Mistral: LLaMA under another name, if it has no sliding window; only read, never chosen for an export."""
-
-    model_type, class_name = "mistral", "MistralForCausalLM"
-
-
 class Qwen2(Llama):
     """Qwen2: LLaMA with biases on queries, keys and values only."""
 
@@ -81,26 +76,6 @@ class Qwen2(Llama):
     def settings(self) -> dict[str, Any]:
         """Return the entries of `Qwen2Config`, which has no switches for biases."""
         return {k: v for k, v in super().settings().items() if k not in ("attention_bias", "mlp_bias")}
-
-
-class Qwen3(Llama):
-    """Qwen3: LLaMA with an RMSNorm on the queries and keys of each head."""
-
-    model_type, class_name = "qwen3", "Qwen3ForCausalLM"
-    fixed: ClassVar = {"attention.qk_norm": "rmsnorm"}
-
-    def own_incompatibilities(self) -> Iterator[str]:
-        """Biases, and an epsilon that the norms of queries and keys do not have."""
-        if self.dims.bias:
-            yield "model.bias=true"
-        if self.knob("norm.eps") != HEAD_NORM_EPS:
-            yield f"norm.eps={self.knob('norm.eps')} (it supports {HEAD_NORM_EPS}, that of attention.qk_norm=rmsnorm)"
-
-    def modules(self) -> Iterator[WeightMap]:
-        """Yield the modules of `Qwen3ForCausalLM`: LLaMA's and the norms of queries and keys."""
-        yield from super().modules()
-        for name in ("q_norm", "k_norm"):
-            yield WeightMap(f"{LAYER}.self_attn.{name}", f"{LAYER}.self_attn.{name}")
 
 
 class GPT2(Family):

@@ -138,14 +138,17 @@ def to_own_weights(tensors: Mapping[str, Tensor], modules: Iterable[WeightMap]) 
 def permute_rope_pairs(
     tensors: Mapping[str, Tensor], d_head: int, width: int, *, back: bool = False
 ) -> dict[str, Tensor]:
-    """Move RoPE's pairs (2i, 2i+1) of each head to (i, i + width/2), in the rows of q_proj and k_proj; or back."""
+    """Move RoPE's pairs (2i, 2i+1) of each head to (i, i + width/2), in the rows of q_proj and k_proj; or back.
+
+    The gains of the norms of queries and keys, (d_head,), move with them.
+    """
     order = torch.arange(width).view(-1, 2).T.flatten()  # 0 2 4 ... 1 3 5 ...
     order = torch.cat([order.argsort() if back else order, torch.arange(width, d_head)])  # the rest is not rotated
 
     def moved(tensor: Tensor) -> Tensor:
         return _heads(tensor, d_head)[:, order.to(tensor.device)].flatten(0, 1)
 
-    rows = (".q_proj.", ".k_proj.")
+    rows = (".q_proj.", ".k_proj.", ".q_norm.", ".k_norm.")
     return {name: moved(t) if any(r in name for r in rows) else t for name, t in tensors.items()}
 
 

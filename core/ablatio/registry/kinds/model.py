@@ -50,7 +50,8 @@ class Placement(Protocol):
     Optional, for a residual stream whose shape is not (B, T, D):
     open(x)          makes the stream from the embeddings (B, T, D), before the first layer
     close(x, norm)   turns it back into (B, T, D) after the last layer and applies the final norm (the identity if there
-                     is none).  Both are called on an instance with `layer` None, which needs no sublayer weights
+                     is none).  Both are called on an instance with `layer` None, which needs no sublayer weights.  All
+                     layers of a stack must have such a placement
     """
 
     n_norms: ClassVar[int | tuple[int, int]]
@@ -80,6 +81,7 @@ class Mlp(Protocol):
     batch_dependent  True if the output for a token in training depends on the other tokens of the forward pass, as
                      with expert capacity.  Splitting a batch or a row into several passes would change the result, so
                      each answer is then encoded together with its prompt, not after a prompt encoded once for all
+    absent           True for the option that leaves the feed-forward part out: layers are built without it
 
     Attributes:
     idle_parameters  optional: number of weights that one token does not use, as those of experts not routed to
@@ -130,6 +132,7 @@ class Attention(Protocol):
     rotates_cached_keys  can cache unrotated keys, for a position with the fact of the same name
     queries_scale        scales its logits where its queries are scaled, which a norm of the queries undoes; False:
                          the factor d_head^-1/2 cannot be folded into q_proj.  With a knob `qk_norm` it is its default's
+    absent               is left out: layers are built without attention, its norms and its residual connection
     metrics              (names, not a flag) numbers logged through `ctx.measure`
     """
 
@@ -150,10 +153,14 @@ class Block(Protocol):
     Facts:
     cross           True if the block uses `parts.cross`
     joint_sublayer  True if attention and feed-forward form one sublayer inside one placement
+    optional_sublayers  True if the block can do without attention (`parts.attention` is None) or feed-forward
+    whole_stack     True if it connects layers of the stack, so that all of them must have this block
     """
 
     cross: ClassVar[bool]
     joint_sublayer: ClassVar[bool]
+    optional_sublayers: ClassVar[bool]
+    whole_stack: ClassVar[bool]
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor: ...
 
@@ -198,6 +205,7 @@ norms: Registry[nn.Module] = Registry(
     wiring=("d_model",),
     methods=("forward",),
     scope="model",
+    per_layer="also outside",
     usual="rmsnorm",
 )
 
@@ -214,7 +222,9 @@ placements: Registry[Placement] = Registry(
         "inner_norm": (),
         "batch_dependent": False,
     },
+    any_of=("open", "close"),
     scope="model",
+    per_layer="also outside",
     usual="pre",
 )
 
@@ -226,6 +236,7 @@ activations: Registry[Activation] = Registry(
     methods=("forward",),
     facts={"gated": False},
     scope="model",
+    per_layer="inside",
     usual="swiglu",
 )
 
@@ -234,8 +245,9 @@ mlps: Registry[nn.Module] = Registry(
     "The feed-forward part of a layer.",
     wiring=("d_model", "d_ff", "activation", "gated", "bias", "dropout", "layer", "n_layers", "inner_norm"),
     methods=("forward",),
-    facts={"metrics": (), "batch_dependent": False},
+    facts={"metrics": (), "batch_dependent": False, "absent": False},
     scope="model",
+    per_layer="inside",
     usual="dense",
 )
 
@@ -246,6 +258,7 @@ positions: Registry[Position] = Registry(
     any_of=("embed", "rotate", "bias", "score"),
     facts={"extends": True, "rotates_cached_keys": False},
     scope="model",
+    per_layer="also outside",
     usual="rope",
 )
 
@@ -276,8 +289,10 @@ attentions: Registry[nn.Module] = Registry(
         "prefix": False,
         "rotates_cached_keys": True,
         "metrics": (),
+        "absent": False,
     },
     scope="model",
+    per_layer="inside",
     usual="mha",
 )
 
@@ -286,8 +301,9 @@ blocks: Registry[nn.Module] = Registry(
     "How attention and feed-forward are combined into a layer.",
     wiring=("parts",),
     methods=("forward",),
-    facts={"cross": False, "joint_sublayer": False},
+    facts={"cross": False, "joint_sublayer": False, "optional_sublayers": False, "whole_stack": False},
     scope="model",
+    per_layer="inside",
     usual="sequential",
 )
 

@@ -1,0 +1,45 @@
+"""The parts that a config chooses, for the run and per layer."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from ablatio.registry import per_layer
+from ablatio.registry.registry import REGISTRIES, Registry
+
+
+@dataclass(frozen=True, slots=True)
+class PartChoice:
+    """A chosen part: the option's name and the values of its knobs."""
+
+    name: str
+    knobs: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, node: Mapping[str, Any]) -> "PartChoice":
+        """Read a choice from a section {name, knobs ...} of a config."""
+        return cls(node["name"], {k: v for k, v in node.items() if k != "name"})
+
+
+class PartChoices:
+    """The parts of a config by kind and layer; `ablatio.registry.per_layer` says what a layer has."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self.config, self.varied = config, per_layer.varied(config)
+        self._layers = cache(self._read)
+
+    def of_run(self, kind: str) -> PartChoice:
+        """Return the part of a kind outside the layers, and in all layers that name no other."""
+        return PartChoice.of(self.config[kind])
+
+    def at(self, kind: str, layer: int, depth: int) -> PartChoice:
+        """Return the part of a kind in a layer of a stack with `depth` layers."""
+        return self._layers(kind, depth)[layer] if kind in self.varied else self.of_run(kind)
+
+    def in_use(self, registry: Registry[Any]) -> list[PartChoice]:
+        """Return the different parts of a kind in the layers of all stacks."""
+        return [PartChoice.of(node) for node in per_layer.in_use(self.config, registry)]
+
+    def _read(self, kind: str, depth: int) -> list[PartChoice]:
+        return [PartChoice.of(node) for node in per_layer.nodes(self.config, REGISTRIES[kind], depth)]
