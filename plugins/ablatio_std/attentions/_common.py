@@ -1,15 +1,14 @@
-"""Shared code of the recurrent attentions: tokens sorted by document, recurrences in chunks, short convolutions."""
+"""Shared code of the recurrent attentions: tokens sorted by document, short convolutions, base class without heads."""
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
+from typing import Any, TypedDict, Unpack
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ablatio.model.context import Context
-
-CHUNK = 64  # tokens; within a chunk all pairs are computed at once, across chunks the state is carried
 
 
 class Rows:
@@ -43,6 +42,13 @@ class Rows:
         """Undo `sorted`.  (B, ..., T, F) -> same."""
         return x if self.order is None else _permute_tokens(x, self.back)
 
+    def starts(self, length: int, device: torch.device) -> Tensor:
+        """True for tokens whose document differs from that of the token before them: (B, T), or (1, T) of False."""
+        if self.documents is None:
+            return torch.zeros(1, length, dtype=torch.bool, device=device)
+        before = self.documents[:, :1] if self.before is None or not self.before.shape[1] else self.before[:, -1:]
+        return self.documents != torch.cat([before, self.documents[:, :-1]], dim=1)
+
 
 def _permute_tokens(x: Tensor, index: Tensor) -> Tensor:
     """Gather x (B, ..., T, F) at index (B, T) along the axis of the tokens."""
@@ -50,78 +56,58 @@ def _permute_tokens(x: Tensor, index: Tensor) -> Tensor:
     return x.gather(-2, index.view(shape).expand(x.shape))
 
 
-class Chunk(NamedTuple):
-    """Decay factors of C consecutive tokens in a recurrence S_t = a_t S_{t-1} + ..., reset between documents.
+class MixerWiring(TypedDict):
+    """Arguments that the model passes to an attention without heads."""
 
-    part                  slice of the chunk in the row
-    within  (B, H, C, C)  decay from s <= t to t; 0 for s > t
-    start   (B, H, C, 1)  decay from the state before the chunk to t
-    end     (B, H, C, 1)  decay from t to the end of the chunk
-    whole   (B, H, 1, 1)  decay from the state before the chunk to its end
+    d_model: int
+    bias: bool
+    dropout: float
+    layer: int
+    inner_norm: Callable[[int], nn.Module] | None
+
+
+class Mixer(nn.Module):
+    """Base of attentions without heads, queries and keys: o_proj(mixed), (B, T, inner) -> (B, T, d_model)."""
+
+    takes_bias = False
+    bidirectional = False
+
+    def __init__(self, inner: int, **wiring: Unpack[MixerWiring]) -> None:
+        super().__init__()
+        norm = wiring["inner_norm"]
+        self.o_proj = nn.Linear(inner, wiring["d_model"], bias=wiring["bias"])
+        self.inner_norm = norm(inner) if norm else None
+        self.dropout, self.layer = wiring["dropout"], wiring["layer"]
+
+    def project(self, y: Tensor) -> Tensor:
+        """Output projection: (B, T, inner) -> (B, T, D)."""
+        y = self.o_proj(y if self.inner_norm is None else self.inner_norm(y))
+        return F.dropout(y, self.dropout, self.training) if self.dropout else y
+
+
+def previous(x: Tensor, rows: Rows, past: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return x_{t-1}, 0 for the first token of a document, and the past for the next call.
+
+    x (B, T, D), in the order of `rows`; past (B, 1, D): the input before x; None for zeros.
     """
-
-    part: slice
-    within: Tensor
-    start: Tensor
-    end: Tensor
-    whole: Tensor
-
-
-def chunks(length: int, log_decay: Tensor, rows: Rows, size: int = CHUNK) -> Iterator[Chunk]:
-    """Split a row of `length` tokens into chunks of `size` and yield the decay factors of each.
-
-    log_decay (B or 1, H, T): log a_t, in the order of `rows`; (1, 1, 1) of zero for no decay.
-
-    The logs are summed for each pair of tokens separately: a difference of cumulative sums over the row would carry
-    rounding errors from one document into the next.
-    """
-    log_decay, carried = log_decay.expand(*log_decay.shape[:2], length), None
-    if rows.before is not None and rows.before.shape[1]:
-        carried = rows.before[:, -1:]
-    for begin in range(0, length, size):
-        part = slice(begin, min(begin + size, length))
-        width = part.stop - begin
-        pairs = torch.ones(width, width, dtype=torch.bool, device=log_decay.device).tril()
-        documents = None if rows.documents is None else rows.documents[:, part]  # (B, C)
-        if documents is not None:
-            pairs = (pairs & (documents[:, :, None] == documents[:, None, :]))[:, None]  # (B, 1, C, C)
-        # (B, H, C, C): the sum of log a_l over l = s ... t; shifted by one below, since a_s acts before s is added
-        sums = (log_decay[..., None, part] * pairs).flip(-1).cumsum(-1).flip(-1)
-        start = sums[..., :1].exp()
-        within = nn.functional.pad(sums[..., 1:], (0, 1)).exp() * pairs
-        end, whole = within[..., -1:, :].mT, start[..., -1:, :]
-        if documents is not None and carried is not None:  # the carried state counts for its own document only
-            start = start * (documents == carried)[:, None, :, None]
-            whole = start[..., -1:, :]
-        if documents is not None:
-            carried = documents[:, -1:]
-        yield Chunk(part, within, start, end, whole)
-
-
-def accumulate(
-    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, rows: Rows, state: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """o_t = q_t S_t with S_t = a_t S_{t-1} + k_t^T v_t, computed chunk by chunk.
-
-    q, k (B, H, T, F), v (B, H, T, V), all in the order of `rows`; `state` (B, H, F, V) precedes the first token, None
-    for zero.  Returns o, (B, H, T, V), and the last state, (B, H, F, V).
-    """
-    last = q.new_zeros(*q.shape[:2], k.shape[-1], v.shape[-1]) if state is None else state
-    outputs = []
-    for part, within, start, end, whole in chunks(q.shape[2], log_decay, rows):
-        q_, k_, v_ = q[:, :, part], k[:, :, part], v[:, :, part]
-        outputs.append((q_ @ k_.mT * within) @ v_ + (q_ * start) @ last)
-        last = last * whole + (k_ * end).mT @ v_
-    return torch.cat(outputs, dim=2), last
+    past = x.new_zeros(len(x), 1, x.shape[2]) if past is None else past.to(x.dtype)
+    before = torch.cat([past, x[:, :-1]], dim=1)
+    if rows.documents is not None:
+        before = before.masked_fill(rows.starts(x.shape[1], x.device)[..., None], 0.0)
+    return before, x[:, -1:]
 
 
 class ShortConv(nn.Module):
-    """y_t = sum_i w_i * x_{t-i}, i < width, within the document, for each channel.  (B, T, D) -> same."""
+    """y_t = b + sum_i w_i * x_{t-i}, i < width, within the document, for each channel.  (B, T, D) -> same.
+
+    b is 0 without `bias`.
+    """
 
     roles = {"weight": "vector"}  # noqa: RUF012  (keeps its own initial scale, which no init changes)
 
-    def __init__(self, channels: int, width: int) -> None:
+    def __init__(self, channels: int, width: int, *, bias: bool = False) -> None:
         super().__init__()
+        self.bias = nn.Parameter(torch.zeros(channels)) if bias else None
         self.weight = nn.Parameter(torch.empty(width, channels).uniform_(-(width**-0.5), width**-0.5))
 
     def forward(self, x: Tensor, rows: Rows, past: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -141,7 +127,28 @@ class ShortConv(nn.Module):
         for i in range(1, reach + 1):
             earlier = inputs[:, reach - i : reach - i + length]  # (B, T, D): x_{t-i}
             y = y + (earlier if same is None else earlier * same[..., reach - i, None]) * self.weight[i]
-        return y, inputs[:, length:]
+        return y if self.bias is None else y + self.bias, inputs[:, length:]
+
+
+def held(ctx: Context, layer: int, count: int) -> tuple[Any, ...]:
+    """Return the `count` tensors that `layer` keeps in the cache; None for each at the start of a text."""
+    state = None if ctx.cache is None else ctx.cache.state(layer)
+    return (None,) * count if state is None else state
+
+
+def rms(x: Tensor, eps: float = 1e-6) -> Tensor:
+    """x / sqrt(mean(x^2) + eps), the mean over the last axis.  (..., D) -> same."""
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
+
+
+def inverse_softplus(y: Tensor) -> Tensor:
+    """x with softplus(x) = y > 0."""
+    return y + torch.log(-torch.expm1(-y))
+
+
+def step_sizes(*shape: int) -> Tensor:
+    """Draw dt so that softplus(dt) is log-uniform in [0.001, 0.1], as in Mamba."""
+    return inverse_softplus(torch.exp(torch.empty(*shape).uniform_(-6.9, -2.3)))
 
 
 def at_least_float32(*tensors: Tensor) -> tuple[Tensor, ...]:

@@ -62,8 +62,8 @@ class Convolution(nn.Module):
 
 
 rule(
-    when="attention.name == 'convolution' and 'rotate' in facts.position.uses",
-    why="position={position.name} rotates queries and keys, and attention=convolution has neither",
+    when="attention.name in ('convolution', 'mamba', 'mamba2', 'mingru', 'rwkv7') and 'rotate' in facts.position.uses",
+    why="position={position.name} rotates queries and keys, which attention={attention.name} does not have",
     fix="position=none",
     where="position",
 )
