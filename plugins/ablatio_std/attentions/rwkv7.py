@@ -29,7 +29,7 @@ class LowRank(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.up(self.inner(self.down(x)))
-        return x if self.offset is None else x + self.offset
+        return x if self.offset is None else x + self.offset.to(x.dtype)
 
 
 @attentions.register("rwkv7", paper="arXiv:2503.14456")
@@ -88,7 +88,7 @@ class RWKV7(SoftmaxAttention):
         r, d, k, v, e, g = (torch.lerp(inner, before, self.mixtures[name].to(x.dtype)) for name in MIXED)
         own, rate, gate = self.v_proj(v), self.rate(e).sigmoid(), self.out_gate(g)
         first = ctx.shared("rwkv7 values", lambda: own)
-        v = own if self.value_gate is None else torch.lerp(own, first, self.value_gate(v).sigmoid())
+        v = own if self.value_gate is None else own + self.value_gate(v).sigmoid() * (first - own)
         r, k, d = self.q_proj(r), self.k_proj(k), self.decay(d)
         with without_autocast(x.device):
             r, k, v, d, rate = at_least_float32(r, k, v, d, rate)

@@ -21,7 +21,8 @@ from ablatio_std.attentions._common import (
     step_sizes,
     without_autocast,
 )
-from ablatio_std.attentions._recurrences import accumulate, scan
+from ablatio_std.attentions._recurrences import accumulate
+from ablatio_std.attentions._scans import scan, selective_scan
 
 Expand = Annotated[int, Range(1), "number of channels as a multiple of the input's"]
 Conv = Annotated[int, Range(1), "width of the convolution before the recurrence; 1: a scale for each channel"]
@@ -35,7 +36,7 @@ class Mamba(Mixer):
     dt_proj x_proj u) through `rank` numbers, B and C (B, T, state) = x_proj u; h (B, T, channels, state).  A < 0
     (channels, state) starts at -1 ... -state, D at 1, dt so that softplus(dt) is in [0.001, 0.1].
 
-    Takes no position.  h, which training keeps in memory for all tokens, has channels * state numbers per token.
+    Takes no position.  h is computed token by token, in small operations that a GPU does slowly.
     """
 
     roles = {"log_a": "vector"}  # noqa: RUF012  (no init replaces -1 ... -state)
@@ -70,9 +71,8 @@ class Mamba(Mixer):
         with without_autocast(x.device):
             u, b, c, step = at_least_float32(u, b, c, step)
             step = F.softplus(step + self.dt)  # (B, T, channels)
-            decay = torch.exp(step[..., None] * -self.log_a.exp())  # (B, T, channels, state)
-            h, last = scan(decay, (step * u)[..., None] * b[:, :, None], rows, state)
-            y = (h @ c[..., None])[..., 0] + self.skip * u
+            y, last = selective_scan(step * u, step, -self.log_a.exp(), b, c, rows, state)
+            y = y + self.skip * u
         if ctx.cache is not None:
             ctx.cache.keep(self.layer, last, past)
         return self.project(rows.restored(y.to(x.dtype) * F.silu(z)))

@@ -1,6 +1,7 @@
 """Recurrent and state-space mixers against their papers' recurrences, token by token, and transformers' layers."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -179,3 +180,57 @@ def test_chunks_equal_the_recurrence_token_by_token(name, packed):
             expected[b, segments[b] == d] = part.o_proj(globals()[name](part, x[b, segments[b] == d]))
     ours = part(x, context(LONG, segments=segments if packed else None))
     torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("padded", [False, True])
+@torch.no_grad()
+def test_decoding_holds_one_state(name, padded):
+    """A prompt and single tokens, more than a chunk, give the result of one full pass; the cache does not grow."""
+    sizes = {"d_model": 16, "n_layers": 2, "n_heads": 4, "max_len": 200, "tied": False}
+    model = build_model(model_config(attention=name, position="none", **sizes), 50).double().eval()
+    for p in model.parameters():
+        if p.dim() > 1:
+            torch.nn.init.normal_(p, std=0.4)
+    tokens, cache, pads = torch.randint(0, 50, (3, 100)), KVCache(), (0, 2, 8) if padded else (0, 0, 0)
+    segments = torch.tensor([[-1] * pad + [0] * (100 - pad) for pad in pads]) if padded else None
+    logits, sizes = [model(tokens[:, :9], segments[:, :9] if padded else None, cache)], set()
+    for chunk in tokens[:, 9:].split([1] * 10 + [70] + [1] * 11, dim=1):
+        logits.append(model(chunk, cache=cache))
+        sizes.add(sum(t.numel() for state in cache._states.values() for t in state))
+    assert len(sizes) == 1 and not cache._buffers
+    for row, pad in enumerate(pads):
+        alone = model(tokens[row : row + 1, pad:])
+        torch.testing.assert_close(torch.cat(logits, dim=1)[row, pad:], alone[0], rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_by_differences(name):
+    part, x = made(name, KNOBS.get(name)), torch.randn(2, 5, D, dtype=torch.float64, requires_grad=True)
+    ctx = context(5, segments=torch.tensor([[0, 0, 1, 1, 1], [0] * 5]))
+    assert torch.autograd.gradcheck(lambda x: part(x, replace(ctx, _shared={})), (x,), fast_mode=True)
+
+
+@pytest.mark.parametrize("name", ["mamba", "mingru"])
+def test_gradients_of_a_scan_are_those_of_a_loop(name):
+    """Gradients of all parameters, over more than a block of tokens, against autograd through the loops above."""
+    part, x = made(name, KNOBS.get(name)), torch.randn(1, 70, D, dtype=torch.float64)
+    weight, gradients = torch.randn(70, D, dtype=torch.float64), []
+    for y in (part(x, context(70, batch=1))[0], part.o_proj(globals()[name](part, x[0]))):
+        gradients.append(torch.autograd.grad((y * weight).sum(), list(part.parameters())))
+    for (label, _), ours, theirs in zip(part.named_parameters(), *gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9, msg=lambda m, n=label: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("name", ["gla", "kda"])
+def test_decays_that_underflow(name):
+    """Decays of exp(-1000) forget all before a token: exact zeros, and the finite gradients of a loop."""
+    part, x = made(name, KNOBS.get(name)).float(), torch.randn(1, 100, D)
+    with torch.no_grad():
+        (part.a_up.bias if name == "gla" else part.dt).fill_(-16e3 if name == "gla" else 1e3)
+    y = part(x, context(100, batch=1))
+    moved = torch.cat([x[:, :50] + 1, x[:, 50:]], dim=1)
+    later = 50 if name == "gla" else 53  # the convolution of kda reads three tokens before
+    assert torch.equal(part(moved, context(100, batch=1))[:, later:], y[:, later:])
+    y.sum().backward()
+    assert all(p.grad.isfinite().all() for p in part.parameters() if p.grad is not None)
