@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ablatio_std.attentions._common import Rows
+from ablatio.model.local_mixing import Rows
 
 CHUNK = 64  # tokens
 # (n, q, k, rate) -> rate_t * (the sum for t and s <= t), 0 for s > t, in chunk n: q, k (B, H, C, F), rate (B, H, C, 1)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ablatio_std.attentions._common import Rows
+from ablatio.model.local_mixing import Rows
 
 BLOCK = 32  # tokens whose states are in memory at the same time in a selective scan
 

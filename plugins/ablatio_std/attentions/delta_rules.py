@@ -10,15 +10,8 @@ from ablatio import Range, attentions
 from ablatio.model.attention.kernels import merge_heads, split_heads
 from ablatio.model.attention.softmax_attention import AttentionWiring, SoftmaxAttention
 from ablatio.model.context import Context
-from ablatio_std.attentions._common import (
-    Rows,
-    ShortConv,
-    at_least_float32,
-    held,
-    rms,
-    step_sizes,
-    without_autocast,
-)
+from ablatio.model.local_mixing import Rows, ShortConv, held
+from ablatio_std.attentions._common import at_least_float32, rms, step_sizes, without_autocast
 from ablatio_std.attentions._recurrences import delta_rule
 
 Conv = Annotated[int, Range(1), "width of the convolutions of q, k and v; 1: a scale for each channel"]

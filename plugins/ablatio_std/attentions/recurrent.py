@@ -10,7 +10,8 @@ from ablatio import Range, attentions
 from ablatio.model.attention.kernels import merge_heads, split_heads
 from ablatio.model.attention.softmax_attention import AttentionWiring, SoftmaxAttention
 from ablatio.model.context import Context
-from ablatio_std.attentions._common import Rows, at_least_float32, held, rms, without_autocast
+from ablatio.model.local_mixing import Rows, held
+from ablatio_std.attentions._common import at_least_float32, rms, without_autocast
 from ablatio_std.attentions._recurrences import accumulate
 
 

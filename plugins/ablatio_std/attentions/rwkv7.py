@@ -11,7 +11,8 @@ from ablatio import Range, attentions, rule
 from ablatio.model.attention.kernels import merge_heads, split_heads
 from ablatio.model.attention.softmax_attention import AttentionWiring, SoftmaxAttention
 from ablatio.model.context import Context
-from ablatio_std.attentions._common import Rows, at_least_float32, held, previous, without_autocast
+from ablatio.model.local_mixing import Rows, held, previous
+from ablatio_std.attentions._common import at_least_float32, without_autocast
 from ablatio_std.attentions._recurrences import generalized_delta_rule
 
 MIXED = {"r": 0.2, "d": 0.9, "k": 0.7, "v": 0.7, "e": 0.9, "g": 0.2}  # exponents of the initial mixtures

@@ -10,17 +10,8 @@ from torch import Tensor, nn
 from ablatio import Range, attentions
 from ablatio.model.attention.kernels import merge_heads, split_heads
 from ablatio.model.context import Context
-from ablatio_std.attentions._common import (
-    Mixer,
-    MixerWiring,
-    Rows,
-    ShortConv,
-    at_least_float32,
-    held,
-    rms,
-    step_sizes,
-    without_autocast,
-)
+from ablatio.model.local_mixing import Rows, ShortConv, held
+from ablatio_std.attentions._common import Mixer, MixerWiring, at_least_float32, rms, step_sizes, without_autocast
 from ablatio_std.attentions._recurrences import accumulate
 from ablatio_std.attentions._scans import scan, selective_scan
 

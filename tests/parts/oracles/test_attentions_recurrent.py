@@ -182,6 +182,66 @@ def test_chunks_equal_the_recurrence_token_by_token(name, packed):
     torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-10)
 
 
+@torch.no_grad()
+def scatter(layer):
+    """Random weights, in which every term counts."""
+    for p in layer.parameters():
+        torch.nn.init.normal_(p, std=0.5)
+
+
+def layers_of_transformers(name):
+    """A layer of transformers with random weights, and these under the names of ours."""
+    if name == "kda":
+        from transformers.models.kimi_linear import KimiLinearConfig
+        from transformers.models.kimi_linear.modeling_kimi_linear import KimiLinearDeltaAttention
+
+        sizes = {"hidden_size": D, "linear_num_heads": H, "linear_head_dim": WIDTH, "num_hidden_layers": 1}
+        sizes |= {"layer_types": ["linear_attention"], "rms_norm_eps": 1e-6}
+        layer = KimiLinearDeltaAttention(KimiLinearConfig(**sizes), 0)
+        scatter(layer)
+        gate, convs = layer.forget_gate, layer.conv1d.weight[:, 0].T.flip(0).chunk(3, dim=1)
+        own = {f"{c}_conv.weight": w for c, w in zip("qkv", convs, strict=True)} | {
+            "a_down.weight": gate.f_a_proj.weight, "a_up.weight": gate.f_b_proj.weight, "dt": gate.dt_bias,
+            "g_down.weight": layer.g_a_proj.weight, "g_up.weight": layer.g_b_proj.weight,
+            "log_a": gate.A_log.flatten(), "norm": layer.o_norm.weight,
+        }  # fmt: skip
+        return layer, own | {f"{n}_proj.weight": getattr(layer, f"{n}_proj").weight for n in "qkvbo"}
+    if name == "mamba":
+        from transformers.models.mamba import MambaConfig
+        from transformers.models.mamba.modeling_mamba import MambaMixer
+
+        layer = MambaMixer(MambaConfig(hidden_size=D, state_size=5, time_step_rank=2, num_hidden_layers=1), 0)
+        scatter(layer)
+        own = {"x_proj.weight": layer.x_proj.weight, "dt_proj.weight": layer.dt_proj.weight, "dt": layer.dt_proj.bias}
+    else:
+        from transformers.models.mamba2 import Mamba2Config
+        from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
+
+        sizes = {"hidden_size": D, "state_size": 5, "num_heads": 2 * H, "head_dim": WIDTH, "n_groups": 1}
+        layer = Mamba2Mixer(Mamba2Config(**sizes, chunk_size=32, num_hidden_layers=1), 0)
+        scatter(layer)
+        own = {"dt": layer.dt_bias, "norm": layer.norm.weight}
+    return layer, own | {
+        "in_proj.weight": layer.in_proj.weight, "o_proj.weight": layer.out_proj.weight, "log_a": layer.A_log,
+        "skip": layer.D, "conv.weight": layer.conv1d.weight[:, 0].T.flip(0), "conv.bias": layer.conv1d.bias,
+    }  # fmt: skip
+
+
+@pytest.mark.oracle("attention=kda", "transformers KimiLinearDeltaAttention")
+@pytest.mark.oracle("attention=mamba", "transformers MambaMixer")
+@pytest.mark.oracle("attention=mamba2", "transformers Mamba2Mixer")
+@pytest.mark.parametrize("name", ["kda", "mamba", "mamba2"])
+@torch.no_grad()
+def test_layers_are_those_of_transformers(name, monkeypatch):
+    """The whole layer, in float32; their |x| is sqrt(x . x + 1e-6), ours at least 1e-12 as in F.normalize."""
+    theirs, own = layers_of_transformers(name)
+    if name == "kda":
+        monkeypatch.setattr("transformers.models.kimi_linear.modeling_kimi_linear.l2norm", lambda x, **_: unit(x))
+    part, x = made(name, KNOBS.get(name), bias=False).float(), torch.randn(2, LONG, D)
+    part.load_state_dict(own)  # strict: none is missing
+    torch.testing.assert_close(part(x, context(LONG)), theirs.eval()(x), rtol=2e-4, atol=2e-4)
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("padded", [False, True])
 @torch.no_grad()
