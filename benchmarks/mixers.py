@@ -2,7 +2,7 @@
 
     python benchmarks/mixers.py [--mixers mamba kda] [--length 1024] [--turns 9] [--json FILE]
 
-A step is forward, loss on all tokens, backward, clipping to norm 1 and fused AdamW of a model with the default parts but
+A step is forward, loss on all tokens, backward, clipping to norm 1 and fused AdamW; the model has the default parts but
 for the attention: width 256, 4 layers, 4 heads, vocabulary 4096, one row of random ids.  mha and the mixer take turns
 (A B A B ...), each in its own process on one thread; a ratio is the median over the turns of theirs / mha's CPU time.
 Peak memory is relative to the process's memory after the imports and a tiny step.

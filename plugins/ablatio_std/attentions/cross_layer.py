@@ -24,7 +24,7 @@ class CrossLayer(SoftmaxAttention):
     def __init__(
         self,
         *,
-        share: Annotated[int, Range(2), "layers that share their keys and values"] = 2,
+        share: Annotated[int, Range(1), "number of layers that share their keys and values; 1: none do"] = 2,
         n_kv_heads: KVHeads = None,
         qk_norm: QKNorm = "none",
         **wiring: Unpack[AttentionWiring],

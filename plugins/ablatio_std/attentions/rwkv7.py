@@ -39,7 +39,7 @@ class RWKV7(SoftmaxAttention):
 
     r, k', v', w, e and the gate g each read their own mixture x_t + m * (x_{t-1} - x_t).  In each head, with learned
     vectors p, q, u: w = exp(-exp(-1/2) sigmoid(d)); c = q * k' of length 1; k = k' * (1 + (e - 1) * p); v = v' + n *
-    (v_1 - v'), v_1 the first layer's v' (values=own: v = v'); y = g * (layernorm_h(o) + (r . (u * k)) v).  d =
+    (v_1 - v'), v_1 that v' of the first layer (values=own: v = v'); y = g * (layernorm_h(o) + (r . (u * k)) v).  d =
     tanh(x A) B + c and the gates e, n = sigmoid(x A B + c), g = sigmoid(x A) B are of low rank.
 
     Takes no position.  The paper's channel mixing is left to the kind `mlp`.

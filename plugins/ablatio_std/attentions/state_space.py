@@ -124,8 +124,8 @@ class Mamba2(Mixer):
 class MinGRU(Mixer):
     """h_t = (1 - z_t) * h_{t-1} + z_t * g(h_proj x'_t), z = sigmoid(z_proj x'): a GRU whose gates ignore the state.
 
-    g(x) = x + 1/2 for x >= 0, else sigmoid(x); h (B, T, expand * d_model).  x' is x after a short convolution, as in
-    the paper's language models.  Takes no position.
+    g(x) = x + 1/2 for x >= 0, else sigmoid(x); h (B, T, expand * d_model).  x' is x after a short convolution; the
+    recurrence alone has conv=1, a scale and an offset for each channel.  Takes no position.
     """
 
     def __init__(self, *, expand: Expand = 1, conv: Conv = 4, **wiring: Unpack[MixerWiring]) -> None:

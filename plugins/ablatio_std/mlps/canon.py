@@ -17,8 +17,8 @@ class Canon(nn.Module):
     """down(activation(y + conv(y))), y = up(x) or (gate(x), up(x)), on x + conv'(x) in place of x.  (B, T, D) -> same.
 
     conv' on the input is Canon-C, conv on the inner units Canon-D; `on` chooses.  They add the preceding tokens of the
-    document and are initialized to zero, so that the initial model is that of mlp=dense.  attention=conv_mha with
-    attention.on=both has Canon-A and B.
+    document, in an encoder too, and are initialized to zero, so that the initial model is that of mlp=dense.
+    attention=conv_mha with attention.on=both has Canon-A and B.
     """
 
     def __init__(

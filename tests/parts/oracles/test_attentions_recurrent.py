@@ -70,14 +70,14 @@ def delta(part, x):
 
 
 def deltanet(part, x):
-    """S_t = (I - b k k^T) S_{t-1} + b k v^T (2406.06484, eq. 2, transposed)."""
+    """S_t = (I - b k k^T) S_{t-1} + b k v^T."""
     q, k, v, b = delta(part, x)
     o = recur(torch.eye(WIDTH) - outer(b * k, k), outer(b * k, v), q)
     return (rms(o) * part.norm).flatten(1)
 
 
 def kda(part, x):
-    """S_t = (I - b k k^T) Diag(a) S_{t-1} + b k v^T (2510.26692, eq. 1)."""
+    """S_t = (I - b k k^T) Diag(a) S_{t-1} + b k v^T."""
     q, k, v, b = delta(part, x)
     step = F.softplus(part.a_up(part.a_down(x)) + part.dt)
     a = torch.exp(-part.log_a.exp()[:, None] * heads(step))
@@ -86,7 +86,7 @@ def kda(part, x):
 
 
 def gla(part, x):
-    """S_t = Diag(a) S_{t-1} + k v^T (2312.06635, eq. 3), a = sigmoid(...)^(1/16)."""
+    """S_t = Diag(a) S_{t-1} + k v^T, a = sigmoid(...)^(1/16)."""
     q, k, v = (heads(p(x)) for p in (part.q_proj, part.k_proj, part.v_proj))
     a = heads(torch.sigmoid(part.a_up(part.a_down(x))) ** (1 / 16))
     o = recur(torch.diag_embed(a), outer(k, v), q / math.sqrt(WIDTH))
@@ -94,7 +94,7 @@ def gla(part, x):
 
 
 def hgrn2(part, x):
-    """S_t = Diag(f) S_{t-1} + (1 - f) i^T (2404.07904, eq. 4); layer 0 of 1: l = sigmoid(bound)."""
+    """S_t = Diag(f) S_{t-1} + (1 - f) i^T; layer 0 of 1: l = sigmoid(bound)."""
     low = torch.sigmoid(part.bound)
     f = heads(low + (1 - low) * torch.sigmoid(part.k_proj(x)))
     o = recur(torch.diag_embed(f), outer(1 - f, heads(silu(part.v_proj(x)))), heads(torch.sigmoid(part.q_proj(x))))
@@ -102,7 +102,7 @@ def hgrn2(part, x):
 
 
 def mamba(part, x):
-    """h_t = exp(s A) h_{t-1} + s B u, y = C h + D u (2312.00752, algorithm 2), the state of each channel by itself."""
+    """h_t = exp(s A) h_{t-1} + s B u, y = C h + D u, the state of each channel by itself."""
     u, z = part.in_proj(x).chunk(2, -1)
     u = silu(convolved(u, part.conv))
     low, b, c = part.x_proj(u).split([2, 5, 5], -1)
@@ -117,7 +117,7 @@ def mamba(part, x):
 
 
 def mamba2(part, x):
-    """S_t = a S_{t-1} + B (s u)^T, o = C S + D u (2405.21060, eq. 16), a = exp(s A) for each of 2 H heads."""
+    """S_t = a S_{t-1} + B (s u)^T, o = C S + D u, a = exp(s A) for each of 2 H heads."""
     z, mixed, step = part.in_proj(x).split([2 * D, 2 * D + 10, 2 * H], -1)
     u, b, c = silu(convolved(mixed, part.conv)).split([2 * D, 5, 5], -1)
     u, step = u.unflatten(-1, (2 * H, -1)), torch.log(1 + torch.exp(step + part.dt))
@@ -129,7 +129,7 @@ def mamba2(part, x):
 
 
 def mingru(part, x):
-    """h_t = (1 - z) h_{t-1} + z g(h') (2410.01201, sections 3.1 and B.2.1)."""
+    """h_t = (1 - z) h_{t-1} + z g(h')."""
     x = convolved(x, part.conv)
     z, new = torch.sigmoid(part.z_proj(x)), part.h_proj(x)
     new, h, outputs = torch.where(new >= 0, new + 0.5, torch.sigmoid(new)), 0.0, []
@@ -140,7 +140,7 @@ def mingru(part, x):
 
 
 def rwkv7(part, x):
-    """S_t = S_{t-1} (Diag(w) - c^T (e * c)) + v^T k (2503.14456, eqs. 3 to 20), here transposed."""
+    """S_t = S_{t-1} (Diag(w) - c^T (e * c)) + v^T k, here transposed."""
     before = torch.cat([torch.zeros_like(x[:1]), x[:-1]])
 
     def read(name):
