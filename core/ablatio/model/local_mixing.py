@@ -58,7 +58,7 @@ def _permute_tokens(x: Tensor, index: Tensor) -> Tensor:
     return x.gather(-2, index.view(shape).expand(x.shape))
 
 
-def held(ctx: Context, layer: Hashable, count: int) -> tuple[Any, ...]:
+def cached_state(ctx: Context, layer: Hashable, count: int) -> tuple[Any, ...]:
     """Return the `count` tensors that `layer` keeps in the cache; None for each at the start of a text."""
     state = None if ctx.cache is None else ctx.cache.state(layer)
     return (None,) * count if state is None else state

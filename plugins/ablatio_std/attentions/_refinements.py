@@ -11,7 +11,7 @@ from ablatio import Range
 from ablatio.model.attention.kernels import AttentionView, merge_heads, repeated, split_heads
 from ablatio.model.attention.softmax_attention import SoftmaxAttention
 from ablatio.model.context import Context
-from ablatio.model.local_mixing import Rows, held, previous
+from ablatio.model.local_mixing import Rows, cached_state, previous
 
 Exclusive = Annotated[
     Literal["none", "full", "learned"],
@@ -64,7 +64,7 @@ class Refined(SoftmaxAttention):
 
     def shift(self, k: Tensor, ctx: Context) -> Tensor:
         """Replace the last channels of k (B, H_kv, T, d_head) by those of the token before in its document."""
-        rows, (past,), key = Rows.of(ctx), held(ctx, ("key offset", self.layer), 1), ("key offset", self.layer)
+        rows, (past,), key = Rows.of(ctx), cached_state(ctx, ("key offset", self.layer), 1), ("key offset", self.layer)
         own = rows.sorted(merge_heads(k[..., -self.shifted :]))  # (B, T, H_kv * shifted)
         first = rows.starts(own.shape[1], own.device)
         if past is None:

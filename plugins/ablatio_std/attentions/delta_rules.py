@@ -10,7 +10,7 @@ from ablatio import Range, attentions
 from ablatio.model.attention.kernels import merge_heads, split_heads
 from ablatio.model.attention.softmax_attention import AttentionWiring, SoftmaxAttention
 from ablatio.model.context import Context
-from ablatio.model.local_mixing import Rows, ShortConv, held
+from ablatio.model.local_mixing import Rows, ShortConv, cached_state
 from ablatio_std.attentions._common import at_least_float32, rms, step_sizes, without_autocast
 from ablatio_std.attentions._recurrences import delta_rule
 
@@ -49,7 +49,7 @@ class DeltaRule(SoftmaxAttention):
         return None
 
     def heads(self, x: Tensor, ctx: Context) -> Tensor:
-        rows, (state, *pasts) = Rows.of(ctx), held(ctx, self.layer, 4)  # S, and the convolutions' last inputs
+        rows, (state, *pasts) = Rows.of(ctx), cached_state(ctx, self.layer, 4)  # S, and the convolutions' last inputs
         inner = rows.sorted(x)
         (q, q_past), (k, k_past), (v, v_past) = (
             conv(project(inner), rows, past)

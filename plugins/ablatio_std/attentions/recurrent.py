@@ -10,7 +10,7 @@ from ablatio import Range, attentions
 from ablatio.model.attention.kernels import merge_heads, split_heads
 from ablatio.model.attention.softmax_attention import AttentionWiring, SoftmaxAttention
 from ablatio.model.context import Context
-from ablatio.model.local_mixing import Rows, held
+from ablatio.model.local_mixing import Rows, cached_state
 from ablatio_std.attentions._common import at_least_float32, rms, without_autocast
 from ablatio_std.attentions._recurrences import accumulate
 
@@ -84,7 +84,7 @@ class GatedLinear(Recurrent):
         q, (k, v) = self.queries(x), self.keys_values(x, ctx)
         decay = split_heads(self.a_up(self.a_down(x)), self.d_head)
         q, k = ctx.rotate(q, k, self.layer)
-        rows, (state,) = Rows.of(ctx), held(ctx, self.layer, 1)
+        rows, (state,) = Rows.of(ctx), cached_state(ctx, self.layer, 1)
         with without_autocast(x.device):
             q, k, v, decay = (rows.sorted(t) for t in at_least_float32(q * self.scale, k, v, decay))
             y, last = accumulate(q, k, v, F.logsigmoid(decay) / self.temperature, rows, state)
@@ -117,7 +117,7 @@ class HGRN2(SoftmaxAttention):
         self.bound = nn.Parameter(torch.full((inner,), -6.0))
 
     def heads(self, x: Tensor, ctx: Context) -> Tensor:
-        rows, (state,) = Rows.of(ctx), held(ctx, self.layer, 1)
+        rows, (state,) = Rows.of(ctx), cached_state(ctx, self.layer, 1)
         q, f, v = (project(rows.sorted(x)) for project in (self.q_proj, self.k_proj, self.v_proj))
         with without_autocast(x.device):
             q, f, v = at_least_float32(q, f, v)

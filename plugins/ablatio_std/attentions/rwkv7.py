@@ -11,7 +11,7 @@ from ablatio import Range, attentions, rule
 from ablatio.model.attention.kernels import merge_heads, split_heads
 from ablatio.model.attention.softmax_attention import AttentionWiring, SoftmaxAttention
 from ablatio.model.context import Context
-from ablatio.model.local_mixing import Rows, held, previous
+from ablatio.model.local_mixing import Rows, cached_state, previous
 from ablatio_std.attentions._common import at_least_float32, without_autocast
 from ablatio_std.attentions._recurrences import generalized_delta_rule
 
@@ -83,7 +83,7 @@ class RWKV7(SoftmaxAttention):
         self.norm_bias = nn.Parameter(torch.zeros(width))
 
     def heads(self, x: Tensor, ctx: Context) -> Tensor:
-        rows, (state, past) = Rows.of(ctx), held(ctx, self.layer, 2)
+        rows, (state, past) = Rows.of(ctx), cached_state(ctx, self.layer, 2)
         inner = rows.sorted(x)
         before, past = previous(inner, rows, past)
         r, d, k, v, e, g = (torch.lerp(inner, before, self.mixtures[name].to(x.dtype)) for name in MIXED)

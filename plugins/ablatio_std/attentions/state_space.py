@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ablatio import Range, attentions
 from ablatio.model.attention.kernels import merge_heads, split_heads
 from ablatio.model.context import Context
-from ablatio.model.local_mixing import Rows, ShortConv, held
+from ablatio.model.local_mixing import Rows, ShortConv, cached_state
 from ablatio_std.attentions._common import Mixer, MixerWiring, at_least_float32, rms, step_sizes, without_autocast
 from ablatio_std.attentions._recurrences import accumulate
 from ablatio_std.attentions._scans import scan, selective_scan
@@ -53,7 +53,7 @@ class Mamba(Mixer):
         self.state = state
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
-        rows, (state, past) = Rows.of(ctx), held(ctx, self.layer, 2)
+        rows, (state, past) = Rows.of(ctx), cached_state(ctx, self.layer, 2)
         u, z = self.in_proj(rows.sorted(x)).chunk(2, dim=-1)
         u, past = self.conv(u, rows, past)
         u = F.silu(u)
@@ -101,7 +101,7 @@ class Mamba2(Mixer):
         self.norm = nn.Parameter(torch.ones(inner))
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
-        rows, (state, past) = Rows.of(ctx), held(ctx, self.layer, 2)
+        rows, (state, past) = Rows.of(ctx), cached_state(ctx, self.layer, 2)
         z, mixed, step = self.in_proj(rows.sorted(x)).split(self.sizes, dim=-1)
         mixed, past = self.conv(mixed, rows, past)
         with without_autocast(x.device):
@@ -135,7 +135,7 @@ class MinGRU(Mixer):
         self.z_proj, self.h_proj = (nn.Linear(width, inner, bias=wiring["bias"]) for _ in range(2))
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
-        rows, (state, past) = Rows.of(ctx), held(ctx, self.layer, 2)
+        rows, (state, past) = Rows.of(ctx), cached_state(ctx, self.layer, 2)
         inner, past = self.conv(rows.sorted(x), rows, past)
         gate, new = self.z_proj(inner.to(x.dtype)), self.h_proj(inner.to(x.dtype))
         with without_autocast(x.device):
