@@ -64,8 +64,8 @@ class GatedLinear(Recurrent):
     """o_t = q_t S_t, S_t = Diag(a_t) S_{t-1} + k_t^T v_t with a decay a_t for each channel of the keys.
 
     a = sigmoid(x A B + b)^(1 / temperature), A (d_model, rank), B (rank, H * d_head); y = swish(g x) * rmsnorm_h(o),
-    with RMSNorm as in the authors' code.  The paper uses position=none, and q and k of half the width; a rotary position
-    rotates q and k.
+    with RMSNorm as in the authors' code.  The paper uses position=none and halves the width of q and k.  A rotary
+    position rotates q and k.
     """
 
     def __init__(
