@@ -62,11 +62,14 @@ class KVCache:
             held = self._states["once", layer] = make()
         return held[0], held[1]
 
-    def state(self, layer: int) -> tuple[Tensor, ...] | None:
-        """Return what `keep` stored for `layer`: tensors with the batch first; None at the start of a text."""
+    def state(self, layer: Hashable) -> tuple[Tensor, ...] | None:
+        """Return what `keep` stored for `layer`: tensors with the batch first; None at the start of a text.
+
+        A part with a state besides its keys and values names it by another key, such as ("key offset", layer).
+        """
         return self._states.get(layer)
 
-    def keep(self, layer: int, *state: Tensor) -> None:
+    def keep(self, layer: Hashable, *state: Tensor) -> None:
         """Store the state of a layer that does not use keys and values (linear attention, a convolution)."""
         self._states[layer] = state
 

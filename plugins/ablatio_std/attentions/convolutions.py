@@ -1,6 +1,6 @@
 """Short causal convolutions: as the only mixing of tokens, and before softmax attention."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from typing import Annotated, Literal, Unpack
 
 import torch
@@ -11,20 +11,9 @@ from ablatio import Range, attentions, rule
 from ablatio.model.attention.kernels import merge_heads, split_heads
 from ablatio.model.attention.softmax_attention import AttentionWiring, KVHeads, SoftmaxAttention
 from ablatio.model.context import Context
-from ablatio_std.attentions._common import Rows, ShortConv
+from ablatio.model.local_mixing import ShortConv, convolve
 
 Width = Annotated[int, Range(1), "number of tokens in the convolution, the current one included"]
-
-
-def convolve(convs: Iterable[nn.Module], inputs: Sequence[Tensor], layer: int, ctx: Context) -> list[Tensor]:
-    """Apply to each input (B, T, D) its convolution, within documents; the cache keeps the last inputs of each."""
-    rows, results = Rows.of(ctx), []
-    state = None if ctx.cache is None else ctx.cache.state(layer)
-    for i, (conv, x) in enumerate(zip(convs, inputs, strict=True)):
-        results.append(conv(rows.sorted(x), rows, None if state is None else state[i]))
-    if ctx.cache is not None:
-        ctx.cache.keep(layer, *(past for _, past in results))
-    return [rows.restored(y) for y, _ in results]
 
 
 @attentions.register("convolution", paper="arXiv:2312.04927")
@@ -62,8 +51,8 @@ class Convolution(nn.Module):
 
 
 rule(
-    when="attention.name == 'convolution' and 'rotate' in facts.position.uses",
-    why="position={position.name} rotates queries and keys, and attention=convolution has neither",
+    when="attention.name in ('convolution', 'mamba', 'mamba2', 'mingru', 'rwkv7') and 'rotate' in facts.position.uses",
+    why="position={position.name} rotates queries and keys, which attention={attention.name} does not have",
     fix="position=none",
     where="position",
 )
@@ -73,7 +62,8 @@ rule(
 class ConvolvedMultiHead(SoftmaxAttention):
     """Softmax attention on y + conv(y), a short causal convolution that adds the preceding tokens to each token.
 
-    on=projections: y is q, k and v, with a convolution for each (Primer's multi-dconv-head).  on=input: y is x.  The
+    on=projections: y is q, k and v, with a convolution for each (Primer's multi-dconv-head, the layer Canon-B of
+    arXiv:2512.17351).  on=input: y is x (Canon-A).  on=both: one after the other; mlp=canon has Canon-C and D.  The
     convolutions are initialized to zero, so that the initial model is that of attention=mha.
     """
 
@@ -84,25 +74,28 @@ class ConvolvedMultiHead(SoftmaxAttention):
         self,
         *,
         conv: Width = 4,
-        on: Literal["input", "projections"] = "projections",
+        on: Literal["input", "projections", "both"] = "projections",
         n_kv_heads: KVHeads = None,
         **wiring: Unpack[AttentionWiring],
     ) -> None:
         n_kv = n_kv_heads or wiring["n_heads"]
         super().__init__(n_kv, **wiring)
         queries, keys = wiring["n_heads"] * wiring["d_head"], n_kv * wiring["d_head"]
-        channels = [wiring["d_model"]] if on == "input" else [queries, keys, keys]
+        channels = [wiring["d_model"]] * (on != "projections") + [queries, keys, keys] * (on != "input")
         convs = [ShortConv(n, conv) for n in channels]
         for module in convs:
             nn.init.zeros_(module.weight)
         self.on, self.convs = on, nn.ModuleList(convs)
 
     def heads(self, x: Tensor, ctx: Context) -> Tensor:
-        inputs = [x] if self.on == "input" else [p(x) for p in (self.q_proj, self.k_proj, self.v_proj)]
-        mixed = convolve(self.convs, inputs, self.layer, ctx)
-        outputs = [a + b.to(a.dtype) for a, b in zip(inputs, mixed, strict=True)]
+        convs, key = list(self.convs), self.layer
+        if self.on != "projections":
+            (mixed,) = convolve(convs[:1], [x], ("input", key) if self.on == "both" else key, ctx)
+            x, convs = x + mixed.to(x.dtype), convs[1:]
         if self.on == "input":
-            return super().heads(outputs[0], ctx)
-        q, k, v = (split_heads(t, self.d_head) for t in outputs)
+            return super().heads(x, ctx)
+        inputs = [p(x) for p in (self.q_proj, self.k_proj, self.v_proj)]
+        mixed = convolve(convs, inputs, key, ctx)
+        q, k, v = (split_heads(a + b.to(a.dtype), self.d_head) for a, b in zip(inputs, mixed, strict=True))
         q, k, v, view = self.place(q, k, v, ctx)
         return merge_heads(self.mix(q, k, v, view))

@@ -9,13 +9,13 @@ from ablatio.model.attention.softmax_attention import (
     QKVBias,
     Sinks,
     Softcap,
-    SoftmaxAttention,
     VNorm,
 )
+from ablatio_std.attentions._refinements import Exclusive, KeyOffset, QueryGain, Refined, SSMax
 
 
 @attentions.register("mha", paper="arXiv:1706.03762")
-class MultiHead(SoftmaxAttention):
+class MultiHead(Refined):
     """softmax(q k^T / sqrt(d_head)) v in n_heads heads, each with its own keys and values.  (B, T, D) -> same."""
 
     prefix = True
@@ -28,15 +28,20 @@ class MultiHead(SoftmaxAttention):
         softcap: Softcap = 0.0,
         sinks: Sinks = False,
         qkv_bias: QKVBias = None,
+        exclusive: Exclusive = "none",
+        key_offset: KeyOffset = 0.0,
+        query_gain: QueryGain = None,
+        ssmax: SSMax = False,
         **wiring: Unpack[AttentionWiring],
     ) -> None:
         super().__init__(
-            wiring["n_heads"], qk_norm=qk_norm, v_norm=v_norm, softcap=softcap, sinks=sinks, qkv_bias=qkv_bias, **wiring
+            wiring["n_heads"], qk_norm=qk_norm, v_norm=v_norm, softcap=softcap, sinks=sinks, qkv_bias=qkv_bias,
+            exclusive=exclusive, key_offset=key_offset, query_gain=query_gain, ssmax=ssmax, **wiring,
         )  # fmt: skip
 
 
 @attentions.register("mqa", paper="arXiv:1911.02150")
-class MultiQuery(SoftmaxAttention):
+class MultiQuery(Refined):
     """softmax(q k^T / sqrt(d_head)) v with one key-value head for all query heads.  (B, T, D) -> same.
 
     The cache is n_heads times smaller than that of attention=mha.
@@ -52,15 +57,20 @@ class MultiQuery(SoftmaxAttention):
         softcap: Softcap = 0.0,
         sinks: Sinks = False,
         qkv_bias: QKVBias = None,
+        exclusive: Exclusive = "none",
+        key_offset: KeyOffset = 0.0,
+        query_gain: QueryGain = None,
+        ssmax: SSMax = False,
         **wiring: Unpack[AttentionWiring],
     ) -> None:
         super().__init__(
-            1, qk_norm=qk_norm, v_norm=v_norm, softcap=softcap, sinks=sinks, qkv_bias=qkv_bias, **wiring
+            1, qk_norm=qk_norm, v_norm=v_norm, softcap=softcap, sinks=sinks, qkv_bias=qkv_bias,
+            exclusive=exclusive, key_offset=key_offset, query_gain=query_gain, ssmax=ssmax, **wiring,
         )  # fmt: skip
 
 
 @attentions.register("gqa", paper="arXiv:2305.13245")
-class GroupedQuery(SoftmaxAttention):
+class GroupedQuery(Refined):
     """softmax(q k^T / sqrt(d_head)) v with one key-value head for each n_heads / n_kv_heads query heads."""
 
     prefix = True
@@ -74,10 +84,15 @@ class GroupedQuery(SoftmaxAttention):
         softcap: Softcap = 0.0,
         sinks: Sinks = False,
         qkv_bias: QKVBias = None,
+        exclusive: Exclusive = "none",
+        key_offset: KeyOffset = 0.0,
+        query_gain: QueryGain = None,
+        ssmax: SSMax = False,
         **wiring: Unpack[AttentionWiring],
     ) -> None:
         super().__init__(
-            n_kv_heads, qk_norm=qk_norm, v_norm=v_norm, softcap=softcap, sinks=sinks, qkv_bias=qkv_bias, **wiring
+            n_kv_heads, qk_norm=qk_norm, v_norm=v_norm, softcap=softcap, sinks=sinks, qkv_bias=qkv_bias,
+            exclusive=exclusive, key_offset=key_offset, query_gain=query_gain, ssmax=ssmax, **wiring,
         )  # fmt: skip
 
 

@@ -1,6 +1,6 @@
-"""Recurrent attention with decay: a state of fixed size in place of keys and values; causal only."""
+"""Linear attention with decay: a state of fixed size in place of keys and values; causal only."""
 
-from typing import Annotated, Any, Unpack
+from typing import Annotated, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -10,14 +10,9 @@ from ablatio import Range, attentions
 from ablatio.model.attention.kernels import merge_heads, split_heads
 from ablatio.model.attention.softmax_attention import AttentionWiring, SoftmaxAttention
 from ablatio.model.context import Context
-from ablatio_std.attentions._common import (
-    Rows,
-    ShortConv,
-    accumulate,
-    at_least_float32,
-    chunks,
-    without_autocast,
-)
+from ablatio.model.local_mixing import Rows, cached_state
+from ablatio_std.attentions._common import at_least_float32, rms, without_autocast
+from ablatio_std.attentions._recurrences import accumulate
 
 
 class Recurrent(SoftmaxAttention):
@@ -64,79 +59,74 @@ class Retention(Recurrent):
         return F.silu(self.g_proj(x)) * merge_heads(y)
 
 
-@attentions.register("gated_deltanet", paper="arXiv:2412.06464")
-class GatedDeltaNet(Recurrent):
-    """o_t = S_t q_t, S_t = a_t S_{t-1} (1 - b_t k_t k_t^T) + b_t v_t k_t^T: writes correct the value stored for k_t.
+@attentions.register("gla", paper="arXiv:2312.06635")
+class GatedLinear(Recurrent):
+    """o_t = q_t S_t, S_t = Diag(a_t) S_{t-1} + k_t^T v_t with a decay a_t for each channel of the keys.
 
-    b = sigmoid(b_proj x) and log a = -A softplus(a_proj x + dt) in each head, (B, T, H); q, k and v pass a short
-    convolution and SiLU, q and k are normalized to length 1; y = swish(g x) * rmsnorm_h(o).  A is initialized uniformly
-    in [1, 16), dt so that softplus(dt) is in [0.001, 0.1], as in Mamba 2.  The paper uses position=none; a rotary
+    a = sigmoid(x A B + b)^(1 / temperature), A (d_model, rank), B (rank, H * d_head); y = swish(g x) * rmsnorm_h(o),
+    with RMSNorm as in the authors' code.  The paper uses position=none and halves the width of q and k.  A rotary
     position rotates q and k.
     """
-
-    queries_scale = False
 
     def __init__(
         self,
         *,
-        conv: Annotated[int, Range(1), "width of the convolutions of q, k and v; 1: a scale for each channel"] = 4,
+        rank: Annotated[int, Range(1), "rank of the projection to the decays"] = 16,
+        temperature: Annotated[float, Range(0, open_low=True), "tau in sigmoid(...)^(1 / tau)"] = 16.0,
         **wiring: Unpack[AttentionWiring],
     ) -> None:
         super().__init__(**wiring)
-        heads, width = wiring["n_heads"], wiring["d_head"]
-        self.a_proj, self.b_proj = (nn.Linear(wiring["d_model"], heads, bias=False) for _ in range(2))
-        self.q_conv, self.k_conv, self.v_conv = (ShortConv(heads * width, conv) for _ in range(3))
-        self.log_a = nn.Parameter(torch.empty(heads).uniform_(1, 16).log())
-        step = torch.exp(torch.empty(heads).uniform_(-6.9, -2.3))
-        self.dt = nn.Parameter(step + torch.log(-torch.expm1(-step)))  # softplus(dt) = step
-        self.norm = nn.Parameter(torch.ones(width))
+        self.a_down = nn.Linear(wiring["d_model"], rank, bias=False)
+        self.a_up = nn.Linear(rank, wiring["n_heads"] * wiring["d_head"])
+        self.temperature, self.norm = temperature, nn.Parameter(torch.ones(wiring["d_head"]))
 
     def heads(self, x: Tensor, ctx: Context) -> Tensor:
-        rows = Rows.of(ctx)
-        inner = rows.sorted(x)
-        state: tuple[Any, ...] = (None,) * 4  # S, and the last inputs of the three convolutions
-        if ctx.cache is not None:
-            state = ctx.cache.state(self.layer) or state
-        (q, q_past), (k, k_past), (v, v_past) = (
-            conv(project(inner), rows, past)
-            for project, conv, past in zip(
-                (self.q_proj, self.k_proj, self.v_proj),
-                (self.q_conv, self.k_conv, self.v_conv),
-                state[1:],
-                strict=True,
-            )
-        )
-        q, k, v = (split_heads(F.silu(t), self.d_head) for t in (q, k, v))
+        q, (k, v) = self.queries(x), self.keys_values(x, ctx)
+        decay = split_heads(self.a_up(self.a_down(x)), self.d_head)
+        q, k = ctx.rotate(q, k, self.layer)
+        rows, (state,) = Rows.of(ctx), cached_state(ctx, self.layer, 1)
         with without_autocast(x.device):
-            q, k, v, a, b = at_least_float32(q, k, v, self.a_proj(inner), self.b_proj(inner))
-            q, k = F.normalize(q, dim=-1) * self.scale, F.normalize(k, dim=-1)
-            q, k = (rows.sorted(t) for t in ctx.rotate(rows.restored(q), rows.restored(k), self.layer))
-            log_decay = (-self.log_a.exp() * F.softplus(a + self.dt)).transpose(1, 2)  # (B, H, T)
-            y, last = delta_rule(q, k, v, log_decay, b.sigmoid().transpose(1, 2), rows, state[0])
-            y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + 1e-6) * self.norm
+            q, k, v, decay = (rows.sorted(t) for t in at_least_float32(q * self.scale, k, v, decay))
+            y, last = accumulate(q, k, v, F.logsigmoid(decay) / self.temperature, rows, state)
         if ctx.cache is not None:
-            ctx.cache.keep(self.layer, last, q_past, k_past, v_past)
-        return F.silu(self.g_proj(x)) * merge_heads(rows.restored(y)).to(x.dtype)
+            ctx.cache.keep(self.layer, last)
+        y = (rms(rows.restored(y)) * self.norm).to(x.dtype)
+        return F.silu(self.g_proj(x)) * merge_heads(y)
 
 
-def delta_rule(
-    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, rate: Tensor, rows: Rows, state: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Outputs o, (B, H, T, V), and last state, (B, H, F, V), of the gated delta rule.
+@attentions.register("hgrn2", paper="arXiv:2404.07904")
+class HGRN2(SoftmaxAttention):
+    """o_t = q_t S_t, S_t = Diag(f_t) S_{t-1} + (1 - f_t)^T v_t: the forget gate f decides what is written, too.
 
-    q, k (B, H, T, F), v (B, H, T, V), log_decay = log a and rate = b (B, H, T), all in the order of `rows`; `state`
-    (B, H, F, V) precedes the first token, None for zero.
-
-    Each token writes u_t = b_t (v_t - a_t S_{t-1}^T k_t).  Within a chunk u_t depends on the earlier writes, so that
-    the u of a chunk solve one triangular system.
+    q = sigmoid(q_proj x), v = swish(v_proj x), f = l + (1 - l) sigmoid(k_proj x), (B, T, H * d_head) each; y =
+    rmsnorm(o).  The lower bound l, (H * d_head,), grows with the depth: layer i of n learns it within (i / n,
+    (i + 1) / n) and starts near i / n.  In the paper l is a cumulative softmax over the layers, which starts there.  It
+    uses position=none; a rotary position rotates q and 1 - f.
     """
-    last = q.new_zeros(*q.shape[:2], k.shape[-1], v.shape[-1]) if state is None else state
-    outputs = []
-    for part, within, start, end, whole in chunks(q.shape[2], log_decay, rows):
-        q_, k_, b = q[:, :, part], k[:, :, part], rate[:, :, part, None]
-        system = (b * (k_ @ k_.mT) * within).tril(-1) + torch.eye(k_.shape[2], dtype=k.dtype, device=k.device)
-        target = b * (v[:, :, part] - (k_ * start) @ last)  # (B, H, C, V)
-        u = torch.linalg.solve_triangular(system, target, upper=False, unitriangular=True)
-        outputs.append((q_ @ k_.mT * within) @ u + (q_ * start) @ last)
-        last = last * whole + (k_ * end).mT @ u
-    return torch.cat(outputs, dim=2), last
+
+    takes_bias = False
+    rotates_cached_keys = False
+    cross = False
+    bidirectional = False
+    queries_scale = False
+
+    def __init__(self, n_layers: int, **wiring: Unpack[AttentionWiring]) -> None:
+        super().__init__(wiring["n_heads"], **wiring)
+        inner = wiring["n_heads"] * wiring["d_head"]
+        self.n_layers, self.norm = n_layers, nn.Parameter(torch.ones(inner))
+        self.bound = nn.Parameter(torch.full((inner,), -6.0))
+
+    def heads(self, x: Tensor, ctx: Context) -> Tensor:
+        rows, (state,) = Rows.of(ctx), cached_state(ctx, self.layer, 1)
+        q, f, v = (project(rows.sorted(x)) for project in (self.q_proj, self.k_proj, self.v_proj))
+        with without_autocast(x.device):
+            q, f, v = at_least_float32(q, f, v)
+            bound = (self.layer + self.bound.sigmoid()) / self.n_layers  # (H * d_head,)
+            k, log_f = (1 - bound) * (-f).sigmoid(), torch.log(bound + (1 - bound) * f.sigmoid())
+            q, k, v, log_f = (split_heads(t, self.d_head) for t in (q.sigmoid(), k, F.silu(v), log_f))
+            q, k = (rows.sorted(t) for t in ctx.rotate(rows.restored(q), rows.restored(k), self.layer))
+            y, last = accumulate(q, k, v, log_f, rows, state)
+            y = rms(merge_heads(rows.restored(y))) * self.norm
+        if ctx.cache is not None:
+            ctx.cache.keep(self.layer, last)
+        return y.to(x.dtype)

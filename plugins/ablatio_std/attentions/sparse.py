@@ -13,6 +13,7 @@ from ablatio.model.attention.kernels import AttentionView
 from ablatio.model.attention.softmax_attention import AttentionWiring, KVHeads, QKNorm, Sinks, Softcap
 from ablatio.model.context import Context
 from ablatio_std.attentions._patterns import Patterned, near
+from ablatio_std.attentions._refinements import Exclusive, KeyOffset, QueryGain, Refined, SSMax
 
 Window = Annotated[int | None, Range(1), "tokens in the window, the query's own included; null: model.max_len / 8"]
 FullEvery = Annotated[int, Range(0), "layers n, 2n, ... (counted from 1) see every key; 0: no layer does"]
@@ -87,7 +88,7 @@ class Windowed(Patterned):
 
 
 @attentions.register("sliding", paper="arXiv:2004.05150")
-class SlidingWindow(Windowed):
+class SlidingWindow(Refined, Windowed):
     """Softmax over the keys less than `window` tokens away; every `full_every`-th layer sees all keys.
 
     In decoding the cache of a windowed layer holds `window` keys.  full_every=2 is Gemma 2, 6 Gemma 3, 0 Mistral.
@@ -102,9 +103,16 @@ class SlidingWindow(Windowed):
         qk_norm: QKNorm = "none",
         softcap: Softcap = 0.0,
         sinks: Sinks = False,
+        exclusive: Exclusive = "none",
+        key_offset: KeyOffset = 0.0,
+        query_gain: QueryGain = None,
+        ssmax: SSMax = False,
         **wiring: Unpack[AttentionWiring],
     ) -> None:
-        super().__init__(n_kv_heads, window, 0, full_every, qk_norm=qk_norm, softcap=softcap, sinks=sinks, **wiring)
+        super().__init__(
+            n_kv_heads, window, 0, full_every, qk_norm=qk_norm, softcap=softcap, sinks=sinks,
+            exclusive=exclusive, key_offset=key_offset, query_gain=query_gain, ssmax=ssmax, **wiring,
+        )  # fmt: skip
 
 
 @attentions.register("lambda_window", paper="arXiv:2308.16137")

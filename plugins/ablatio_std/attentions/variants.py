@@ -11,13 +11,15 @@ from ablatio import Range, attentions, rule
 from ablatio.model.attention.kernels import AttentionView, Reach, attend, attend_by_steps, merge_heads
 from ablatio.model.attention.softmax_attention import AttentionWiring, KVHeads, QKNorm, SoftmaxAttention
 from ablatio.model.context import Context
+from ablatio_std.attentions._refinements import Exclusive, KeyOffset, QueryGain, Refined, SSMax
 
 
 @attentions.register("gated", paper="arXiv:2505.06708")
-class Gated(SoftmaxAttention):
+class Gated(Refined):
     """o(sigmoid(g_proj x) * heads(x)): the head outputs are gated by a projection of the query's token.
 
-    per=element: one gate for each feature (the paper's G1); per=head: one for each head.
+    per=element: one gate for each feature (the paper's G1); per=head: one for each head.  channels=12 with per=head is
+    the sparse gate of modded-nanogpt (record of 2025-08-23), which reads 12 channels of x.
     """
 
     prefix = True
@@ -26,18 +28,37 @@ class Gated(SoftmaxAttention):
         self,
         *,
         per: Literal["element", "head"] = "element",
+        channels: Annotated[int | None, Range(1), "the gate reads the first channels of x; null: all"] = None,
         n_kv_heads: KVHeads = None,
         qk_norm: QKNorm = "none",
+        exclusive: Exclusive = "none",
+        key_offset: KeyOffset = 0.0,
+        query_gain: QueryGain = None,
+        ssmax: SSMax = False,
         **wiring: Unpack[AttentionWiring],
     ) -> None:
-        super().__init__(n_kv_heads or wiring["n_heads"], qk_norm=qk_norm, **wiring)
+        super().__init__(
+            n_kv_heads or wiring["n_heads"], qk_norm=qk_norm,
+            exclusive=exclusive, key_offset=key_offset, query_gain=query_gain, ssmax=ssmax, **wiring,
+        )  # fmt: skip
         width = wiring["d_head"] if per == "element" else 1
-        self.g_proj = nn.Linear(wiring["d_model"], wiring["n_heads"] * width, bias=wiring["bias"])
+        self.channels = channels or wiring["d_model"]
+        self.g_proj = nn.Linear(self.channels, wiring["n_heads"] * width, bias=wiring["bias"])
         self.repeats = wiring["d_head"] // width
 
     def heads(self, x: Tensor, ctx: Context) -> Tensor:
-        gate: Tensor = self.g_proj(x).sigmoid().repeat_interleave(self.repeats, dim=-1)  # (B, T, H * d_head)
+        gate: Tensor = (
+            self.g_proj(x[..., : self.channels]).sigmoid().repeat_interleave(self.repeats, dim=-1)
+        )  # (B, T, H * d_head)
         return super().heads(x, ctx) * gate
+
+
+rule(
+    when="attention.name == 'gated' and attention.channels is not None and attention.channels > model.d_model",
+    why="the gate reads attention.channels={attention.channels} of model.d_model={model.d_model} channels",
+    fix="attention.channels={model.d_model}",
+    where="attention",
+)
 
 
 @attentions.register("talking_heads", paper="arXiv:2003.02436")

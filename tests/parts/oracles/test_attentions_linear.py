@@ -198,8 +198,8 @@ def test_delta_rule_is_transformers():
     """The recurrence of transformers' Qwen3-Next, in float32."""
     from transformers.models.qwen3_next.modeling_qwen3_next import torch_recurrent_gated_delta_rule
 
-    from ablatio_std.attentions._common import Rows
-    from ablatio_std.attentions.recurrent import delta_rule
+    from ablatio.model.local_mixing import Rows
+    from ablatio_std.attentions._recurrences import delta_rule
 
     q, k, v = (torch.randn(2, H, LONG, 8) for _ in range(3))
     k = F.normalize(k, dim=-1)

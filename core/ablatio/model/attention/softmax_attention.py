@@ -50,7 +50,8 @@ class AttentionWiring(TypedDict):
 class SoftmaxAttention(nn.Module):
     """y = o_proj(softmax(scale q k^T + bias) v) with `n_kv_heads` key and value heads.  (B, T, D) -> same.
 
-    A part overrides `place` to attend to other keys, `mix` to weight them differently, `heads` to change the output.
+    A part overrides `place` to attend to other keys, `mix` to weight them differently, `finish` to change what a head
+    gives, `heads` to change the output.
 
     qk_norm  of each head, before positions turn it; l2: g cos(q, k), g starts at log2(L^2 - L), L = max_len
              (arXiv:2010.04245); whole_...: of all heads together, as in OLMo 2 (arXiv:2501.00656)
@@ -108,9 +109,9 @@ class SoftmaxAttention(nn.Module):
     def heads(self, x: Tensor, ctx: Context) -> Tensor:
         """Concatenated head outputs before o_proj: (B, T, D) -> (B, T, H * d_head)."""
         q = self.queries(x)
-        k, v = ctx.keys_values(self.layer, x, lambda x: self.keys_values(x, ctx))
-        q, k, v, sight = self.place(q, k, v, ctx)
-        return merge_heads(self.mix(q, k, v, sight))
+        k, new = ctx.keys_values(self.layer, x, lambda x: self.keys_values(x, ctx))
+        q, k, v, sight = self.place(q, k, new, ctx)
+        return merge_heads(self.finish(self.mix(q, k, v, sight), new, ctx))
 
     def queries(self, x: Tensor) -> Tensor:
         """Queries before rotation: (B, T, D) -> (B, H, T, d_head)."""
@@ -141,6 +142,10 @@ class SoftmaxAttention(nn.Module):
             return attend(q, k, v, ctx, scale=self.scale, dropout=dropout)
         cap = self.cap if self.softcap else None
         return attend_by_steps(q, k, v, ctx, scale=self.scale, dropout=dropout, on_scores=cap, sinks=self.sinks)
+
+    def finish(self, y: Tensor, v: Tensor, ctx: Context) -> Tensor:
+        """Change the mixed values y (B, H, T, d_head), given the values of the new tokens, (B, H_kv, T, d_head)."""
+        return y
 
     def cap(self, scores: Tensor) -> Tensor:
         """Bound the scores smoothly to (-softcap, softcap)."""
