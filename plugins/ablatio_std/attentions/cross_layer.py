@@ -38,13 +38,13 @@ class CrossLayer(SoftmaxAttention):
         self, q: Tensor, k: Tensor, v: Tensor, ctx: Context
     ) -> tuple[Tensor, Tensor, Tensor, Context | AttentionView]:
         q, k, v = ctx.place(self.layer, q, k, v)
-        ctx.shared(("keys and values", self.layer), lambda: (k, v))
+        ctx.passed_on(("keys and values", self.layer), lambda: (k, v))
         return q, k, v, ctx
 
     def heads(self, x: Tensor, ctx: Context) -> Tensor:
         if self.source == self.layer:
             return super().heads(x, ctx)
-        k, v = ctx.shared(("keys and values", self.source), self.missing)
+        k, v = ctx.passed_on(("keys and values", self.source), self.missing)
         q = self.queries(x)
         return merge_heads(self.mix(ctx.rotate(q, q, self.layer)[0], k, v, ctx))
 

@@ -88,7 +88,7 @@ class RWKV7(SoftmaxAttention):
         before, past = previous(inner, rows, past)
         r, d, k, v, e, g = (torch.lerp(inner, before, self.mixtures[name].to(x.dtype)) for name in MIXED)
         own, rate, gate = self.v_proj(v), self.rate(e).sigmoid(), self.out_gate(g)
-        first = ctx.shared("rwkv7 values", lambda: own)
+        first = ctx.passed_on("rwkv7 values", lambda: own)
         v = own if self.value_gate is None else own + self.value_gate(v).sigmoid() * (first - own)
         r, k, d = self.q_proj(r), self.k_proj(k), self.decay(d)
         with without_autocast(x.device):
