@@ -30,6 +30,7 @@ def test_preset_composes_at_a_trainable_size_and_at_each_published_size(name):
             assert found == values if not isinstance(values, dict) else {k: found[k] for k in values} == values
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("name", NAMES)
 def test_learns(name, tmp_path, text_file):
     """A preset trains with its own optimizer and schedule, at a size that takes a second."""

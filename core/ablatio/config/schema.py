@@ -168,18 +168,19 @@ def check(config: Mapping[str, Any]) -> list[Problem]:
 
 def _layer_rules(config: Mapping[str, Any], bad: set[str]) -> Iterator[Problem]:
     """Problems for the rules that a layer violates; the first layer is named."""
-    lists, seen = per_layer.section(config)[0], set[tuple[str, str]]()
+    lists, found = per_layer.section(config)[0], dict[tuple[str, str, str], list[int]]()
     for layers, nodes in per_layer.combinations(config):
         for p in rules.violated_rules(effective({**config, **nodes}, bad)):
-            if (p.where, p.what) in seen:
-                continue
-            seen.add((p.where, p.what))
-            if p.where.split(".")[0] not in nodes:
-                yield Problem(p.where, f"layer {layers[0]}: {p.what}", p.fix, combination=True)
-                continue
-            kind = p.where.split(".")[0]
+            found.setdefault((p.where, p.what, p.fix), []).extend(layers)
+    varied = per_layer.varied(config)
+    for (where, what, fix), layers in found.items():
+        kind, option = where.split(".")[0], fix.partition("=")[2]
+        if kind in varied:
             where = f"{per_layer.LAYERS}.{kind}" if kind in lists else f"{per_layer.LAYERS}.{per_layer.AT}.{kind}"
-            yield Problem(where, f"layer {layers[0]}: {p.what}", f"{where}=null", combination=True)
+            fix = f"{where}=null"
+        elif kind == fix.partition("=")[0] and kind in REGISTRIES and REGISTRIES[kind].per_layer:
+            fix = per_layer.replaced(config, kind, layers, option)
+        yield Problem(where, f"layer {min(layers)}: {what}", fix, combination=True)
 
 
 def cast(config: Mapping[str, Any]) -> dict[str, Any]:

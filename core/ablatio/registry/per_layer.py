@@ -159,6 +159,15 @@ def in_use(config: Mapping[str, Any], registry: Registry[Any]) -> list[Mapping[s
     return found
 
 
+def replaced(config: Mapping[str, Any], kind: str, layers: Sequence[int], option: str) -> str:
+    """Override that gives these layers another option of a kind and leaves the others that of the run."""
+    names = [option if i in layers else str(config[kind]["name"]) for i in range(max(depths(config)))]
+    entries = shortest([Entry(name, {}) for name in names])
+    if len(entries) == 1:
+        return f"{kind}={option}"
+    return f"{LAYERS}.{kind}=[{','.join(str(entry.to_yaml()) for entry in entries)}]"
+
+
 def cast(config: Mapping[str, Any]) -> dict[str, Any]:
     """The checked section `layers` in its shortest form, without kinds that do not vary; {} if none does."""
     lists, single = section(config)
