@@ -8,7 +8,7 @@ from typing import Any
 from ablatio.config import schema as run_config
 from ablatio.config import yaml_files
 from ablatio.config.grammar import axis, parse, text_of
-from ablatio.config.hydra_sources import groups, register_with_hydra
+from ablatio.config.hydra_sources import groups, register_with_hydra, take_in
 from ablatio.config.overrides import normal
 from ablatio.config.words import key_of, value_of
 from ablatio.errors import ConfigError, Problem, UserError, did_you_mean
@@ -67,11 +67,12 @@ class SweepRequest:
 def read(overrides: Sequence[str]) -> SweepRequest:
     """Sort a command line; ConfigError with everything that is wrong with it."""
     register_with_hydra()
+    take_in(overrides)
     study_name, study = _study(overrides)
     given: dict[str, Any] = {k: _plain(k, v) for k, v in study.items() if k not in settings.WORDS}
     file_axes = {str(key): [text_of(v) for v in values] for key, values in (study.get("axes") or {}).items()}
     fixed, axes, launcher, problems = list[str](), dict[str, Axis](), list[str](), list[Problem]()
-    for text in [*_of_recipe(study_name, study, overrides), *overrides]:
+    for text in [*_of_recipe(study, overrides), *overrides]:
         key = key_of(text)
         if key.startswith(LAUNCHER):
             launcher.append(text)
@@ -119,7 +120,7 @@ def lasting_but_seeds(overrides: Sequence[str]) -> list[str]:
 
 def _study(overrides: Sequence[str]) -> tuple[str, Mapping[str, Any]]:
     """(name, content of `sweep:`) of the study that was asked for by `+sweep=NAME`."""
-    name = next((o.split("=", 1)[1] for o in overrides if o.lstrip("+").startswith("sweep=")), None)
+    name = _study_option(overrides)
     if name is None:
         return "sweep", {}
     files = yaml_files.options_of(yaml_files.SWEEP)
@@ -127,14 +128,20 @@ def _study(overrides: Sequence[str]) -> tuple[str, Mapping[str, Any]]:
         raise UserError(
             f"there is no sweep {name}{did_you_mean(name, files)}\n    there are {', '.join(files) or 'none'}"
         )
-    return name, files[name].read().get("sweep") or {}
+    return files[name].name, files[name].read().get("sweep") or {}
 
 
-def _of_recipe(name: str, study: Mapping[str, Any], overrides: Sequence[str]) -> tuple[str, ...]:
+def _study_option(overrides: Sequence[str]) -> str | None:
+    """The option that `+sweep=NAME` chooses: a name, or the path of a file."""
+    return next((o.split("=", 1)[1] for o in overrides if o.lstrip("+").startswith("sweep=")), None)
+
+
+def _of_recipe(study: Mapping[str, Any], overrides: Sequence[str]) -> tuple[str, ...]:
     """What the file of a study on a recipe says of all arms, less what the command line says anew."""
     if RECIPE not in study:
         return ()
     own = [f"{RECIPE}={study[RECIPE]}", *study.get("overrides", ())]
+    name = str(_study_option(overrides))
     if beside := [key for key in yaml_files.options_of(yaml_files.SWEEP)[name].read() if key != yaml_files.SWEEP]:
         raise UserError(
             f"the study {name} is on recipe={study[RECIPE]}, and `{beside[0]}:` stands beside `sweep:`: stages have "
