@@ -4,6 +4,7 @@ from typing import Any
 
 from ablatio.cli.commands import parser
 from ablatio.config import presets, schema, yaml_files
+from ablatio.config.hydra_sources import take_in
 from ablatio.errors import UserError, did_you_mean
 from ablatio.registry import discovery
 from ablatio.registry.knobs import Knob
@@ -19,6 +20,7 @@ def run(arguments: list[str]) -> int:
     options.add_argument("what", help=FORMS)
     what = options.parse_args(arguments).what
     discovery.load()
+    take_in([what])
     from rich.console import Console
 
     console = Console()
@@ -81,6 +83,7 @@ def _show_file(console: Any, group: str, name: str) -> None:
     if name not in known[group]:
         own = presets.sizes().get(name, []) if group == yaml_files.SIZE else []
         near = f"; it is a size of preset={own[0]} only" if own else did_you_mean(name, known[group])
+        near += yaml_files.why_left_out(group, name)
         raise UserError(f"there is no {group}={name}{near}\n    there are {', '.join(known[group])}")
     file = known[group][name]
     text = file.path.read_text(encoding="utf-8").splitlines()

@@ -20,6 +20,7 @@ from ablatio.config.hydra_sources import groups, register_with_hydra, take_in
 from ablatio.config.inherit import Coming, inherited
 from ablatio.config.overrides import classify_overrides, key_problem, normal
 from ablatio.errors import ConfigError, Problem, UserError
+from ablatio.registry import parts_file
 from ablatio.storage.paths import shipped
 
 MAIN = "train"
@@ -174,7 +175,7 @@ def _config_error(problems: list[Problem], overrides: list[str], coming: Coming)
     kept = [o for o in overrides if o not in wrong and not {o.lstrip("+").split("=")[0]} & (wrong | set(fixes))]
     repaired = [*kept, *fixes.values()]
     if repaired != overrides and _runs(repaired, coming):
-        error.args = (f"{error}\nThis runs: {shlex.join(['ablatio', 'train', *repaired])}",)
+        error.args = (f"{error}\nThis runs: {shlex.join(['ablatio', 'train', *parts_file.words(), *repaired])}",)
     return error
 
 

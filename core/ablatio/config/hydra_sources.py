@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from ablatio.config import kind_lists, local_files, presets, yaml_files
 from ablatio.config import schema as run_config
+from ablatio.config.yaml_file import header
 from ablatio.registry import discovery
 from ablatio.registry.registry import REGISTRIES
 from ablatio.storage.paths import shipped
@@ -93,7 +94,7 @@ def _content_of_file(group: str, name: str) -> tuple[Any, str | None] | None:
     file = _local(group).get(name)
     if file is None:
         return None
-    return file.read(), local_files.header(file.path).get("package", local_files.PACKAGES.get(group))
+    return file.read(), header(file.path).get("package", local_files.PACKAGES.get(group))
 
 
 def _content(group: str, name: str) -> tuple[Any, str | None]:

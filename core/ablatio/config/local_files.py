@@ -13,6 +13,7 @@ import functools
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,21 @@ Found = dict[str, dict[str, File]]
 _named: dict[str, dict[str, Path]] = {}  # group -> path as typed -> absolute path
 
 
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A file of a local folder that cannot be used, and why."""
+
+    group: str
+    name: str
+    path: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.path} is left out: {self.why}"
+
+
 def folders() -> list[tuple[Path, str]]:
-    """Local folders of options with the name under which they are shown; UserError for a named folder that is missing."""
+    """Local folders of options, each with the name that is shown; UserError for a named folder that is missing."""
     named = [Path(text).expanduser() for text in os.environ.get(VARIABLE, "").split(os.pathsep) if text]
     if missing := [folder for folder in named if not folder.is_dir()]:
         raise UserError(f"{VARIABLE} or --config-dir names {missing[0]}, and there is no such folder\n"
@@ -59,9 +73,9 @@ def _yaml_in(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES and path.is_file())
 
 
-def add_to(found: Found) -> dict[str, str]:
-    """Add the local files to the groups in `found`; returns those that are left out, {path: why}."""
-    groups, refused = {*found, *REGISTRIES}, dict[str, str]()
+def add_to(found: Found) -> list[LeftOut]:
+    """Add the local files to the groups in `found`; returns those that are left out."""
+    groups, refused = {*found, *REGISTRIES}, list[LeftOut]()
     for folder, shown in folders():
         for group, path in _files_in(folder):
             file = File(group, path.stem, path, Distribution(shown, ""), local=True)
@@ -69,7 +83,7 @@ def add_to(found: Found) -> dict[str, str]:
             if old is not None and old.path.read_bytes() == path.read_bytes():
                 continue  # a copy of what is there, as in a checkout beside an installation
             if why := _problem(file, groups, old):
-                refused[f"{shown}/{path.relative_to(folder)}"] = why
+                refused.append(LeftOut(group, file.name, f"{shown}/{path.relative_to(folder)}", why))
             else:
                 found.setdefault(group, {})[file.name] = file
     for group, paths in _named.items():
@@ -85,8 +99,8 @@ def _problem(file: File, groups: set[str], old: File | None) -> str:
     if not file.group:
         return "it is in no group; a conf folder holds GROUP/OPTION.yaml, such as experiment/mine.yaml"
     if file.group not in groups:
-        known = sorted({*groups} - {*REGISTRIES})
-        return f"there is no group `{file.group}`{did_you_mean(file.group, groups)}; groups of files: {', '.join(known)}"
+        known = ", ".join(sorted({*groups} - {*REGISTRIES}))
+        return f"there is no group `{file.group}`{did_you_mean(file.group, groups)}; groups of files: {known}"
     if file.group in REGISTRIES and file.name in REGISTRIES[file.group].entries:
         owner = REGISTRIES[file.group].entries[file.name].distribution
         return f"{file.group}={file.name} is a part of {owner}; rename the file"
@@ -119,8 +133,9 @@ def replaced(overrides: Sequence[str], found: Mapping[str, Mapping[str, File]]) 
     """A sentence for each override that chooses a local file in place of an option of the same name."""
     sentences = []
     for text in overrides:
-        file = found.get(key_of(text), {}).get(value_of(text))
-        if file is not None and file.local and file.name == value_of(text) and (whose := header(file.path).get(REPLACES)):
+        name = value_of(text)
+        file = found.get(key_of(text), {}).get(name)
+        if file and file.local and file.name == name and (whose := header(file.path).get(REPLACES)):
             sentences.append(f"{key_of(text)}={file.name} is {_shown(file.path)}, which replaces that of {whose}")
     return sentences
 

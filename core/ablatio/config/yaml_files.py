@@ -1,5 +1,4 @@
-"""Options defined by YAML files: sizes, presets, studies and experiments of ablatio, of plugins' conf folders, and the
-user's own (ablatio.config.local_files)."""
+"""Options defined by YAML files: sizes, presets, studies and experiments of ablatio, of plugins, and of the user."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -64,12 +63,17 @@ def files() -> dict[str, dict[str, File]]:
     return once("files", _list_files)[0]
 
 
-def left_out() -> dict[str, str]:
-    """Files of local folders that cannot be used: {path: why}."""
+def left_out() -> list[local_files.LeftOut]:
+    """Files of local folders that cannot be used, and why."""
     return once("files", _list_files)[1]
 
 
-def _list_files() -> tuple[dict[str, dict[str, File]], dict[str, str]]:
+def why_left_out(group: str, name: str) -> str:
+    """`; ./conf/GROUP/NAME.yaml is left out: why` if there is such a file, for the error of an unknown option."""
+    return next((f"; {file}" for file in left_out() if (file.group, file.name) == (group, name)), "")
+
+
+def _list_files() -> tuple[dict[str, dict[str, File]], list[local_files.LeftOut]]:
     ours = next(_folders())[1]
     found: dict[str, dict[str, File]] = {
         SWEEP: {p.stem: File(SWEEP, p.stem, p, ours) for p in sorted(shipped("sweeps").glob("*.yaml"))}

@@ -114,6 +114,10 @@ class Registry(Generic[T]):
     ) -> None:
         if not NAME.match(kind):
             raise ContractError(f"{kind!r} is not a valid name of a kind; use lower-case letters, digits and _")
+        if kind == "parts":
+            raise ContractError(
+                "a kind cannot be called `parts`: on the command line, parts=FILE names a file of parts"
+            )
         old = REGISTRIES.get(kind)
         if old is not None and not old.from_catalogue:
             raise ContractError(f"the kind {kind!r} already exists, provided by {old.distribution}")

@@ -125,9 +125,8 @@ def _study(overrides: Sequence[str]) -> tuple[str, Mapping[str, Any]]:
         return "sweep", {}
     files = yaml_files.options_of(yaml_files.SWEEP)
     if name not in files:
-        raise UserError(
-            f"there is no sweep {name}{did_you_mean(name, files)}\n    there are {', '.join(files) or 'none'}"
-        )
+        why = yaml_files.why_left_out(yaml_files.SWEEP, name) or did_you_mean(name, files)
+        raise UserError(f"there is no sweep {name}{why}\n    there are {', '.join(files) or 'none'}")
     return files[name].name, files[name].read().get("sweep") or {}
 
 
