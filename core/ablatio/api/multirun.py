@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ablatio.api.session_parts import parts_file_of, refuse_session_parts
+from ablatio.config import kept_files
 from ablatio.errors import SweepFailed, UserError
 from ablatio.registry.kinds import launchers
-from ablatio.registry.parts_file import COPY, recorded_in, refuse_another
+from ablatio.registry.parts_file import COPY, refuse_another
 from ablatio.registry.parts_file import current as parts_file
 from ablatio.registry.parts_file import words as parts_words
 from ablatio.report.terminal.live_table import LiveTable
@@ -72,10 +73,12 @@ def resume(folder: Path, overrides: Sequence[str], *, quiet: bool = False) -> Pa
                 f"{text} came: a study that is resumed keeps its settings; {', '.join(allowed)} and launcher can "
                 f"change\n    try: ablatio resume {shell_word(folder)}"
             )
-    refuse_another(recorded_in(folder / STUDY), folder)
+    study = Study.read(folder)
+    refuse_another(study.parts_file, folder)
     given = {long_form(text).split("=")[0] for text in overrides}
-    kept = [text for text in Study.read(folder).overrides if text.split("=")[0] not in given]
-    return multirun([*kept, *overrides], folder, quiet=quiet)
+    kept = [text for text in study.overrides if text.split("=")[0] not in given]
+    with kept_files.kept(study.files, folder):
+        return multirun([*kept, *overrides], folder, quiet=quiet)
 
 
 def _folder(plan: Plan) -> Path:
@@ -122,6 +125,7 @@ def _execute(plan: Plan, folder: Path, replaced: Sequence[str], choice: Launcher
         print(f"{len(plan.jobs)} runs in {folder}", flush=True)
     if plan.study.parts_file and (file := parts_file()):
         write_text(make_folder(folder) / COPY, file.text)
+    plan.study.files = kept_files.keep(plan.study.overrides, folder)
     with LiveTable(Console(quiet=quiet)) as board:
         engine = Engine(
             folder, plan.jobs, launcher,

@@ -2,7 +2,8 @@
 
 import shlex
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -19,8 +20,10 @@ from ablatio.config.environment import Path, from_environment
 from ablatio.config.hydra_sources import groups, register_with_hydra, take_in
 from ablatio.config.inherit import Coming, inherited
 from ablatio.config.overrides import classify_overrides, key_problem, normal
-from ablatio.errors import ConfigError, Problem, UserError
+from ablatio.config.words import key_of, value_of
+from ablatio.errors import ConfigError, EnvironmentFault, Problem, UserError
 from ablatio.registry import parts_file
+from ablatio.registry.registry import ContractError
 from ablatio.storage.paths import shipped
 
 MAIN = "train"
@@ -62,13 +65,13 @@ def _compose_run(overrides: Sequence[str], coming: Coming) -> Composed:
     if not problems and node is None:
         _compose(words)  # raises: Hydra refuses the whole although each override alone is valid
     if node is None:
-        raise _config_error(problems, [normal(o) for o in overrides], coming)
+        raise _config_error(with_origin(problems, words), [normal(o) for o in overrides], coming)
     refuse_hydra_settings(node)
     public, resolved = plain(node)
     interpolated = "${" in repr(OmegaConf.to_container(node, resolve=False))
     problems += [p for p in run_config.check(resolved) if p.where not in {q.where for q in problems}]
     if problems:
-        raise _config_error(problems, [normal(o) for o in overrides], coming)
+        raise _config_error(with_origin(problems, words), [normal(o) for o in overrides], coming)
     return Composed(run_config.cast(resolved), public, list(overrides), interpolated)
 
 
@@ -145,6 +148,18 @@ def refuse_hydra_settings(node: Any) -> None:
             raise UserError(
                 f"{key} would build handlers from names in the config; leave it at `none`, a run writes its own log"
             )
+
+
+def with_origin(problems: Sequence[Problem], overrides: Sequence[str]) -> list[Problem]:
+    """Problems of values that a YAML file sets say so, and where it comes from."""
+    said, origins = {key_of(text) for text in overrides}, dict[str, str]()
+    for text in overrides:
+        file = yaml_files.options_of(key_of(text)).get(value_of(text).strip("'\""))
+        with suppress(OSError, EnvironmentFault, ContractError):
+            settings = file.read() if file else {}
+            keys = {f"{k}.{knob}" for k, v in settings.items() if isinstance(v, dict) for knob in v} | {*settings}
+            origins |= dict.fromkeys(keys - said, file.origin if file else "")
+    return [replace(p, what=f"{p.what} (set in {origins[p.where]})") if p.where in origins else p for p in problems]
 
 
 def _first_lines(error: BaseException) -> str:

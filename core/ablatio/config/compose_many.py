@@ -60,7 +60,7 @@ class Composer:
         slim = kind_lists.without_unused(node)
         public, resolved = compose.plain(OmegaConf.create(node)) if interpolated else (slim, slim)
         if problems := run_config.check(resolved):
-            raise ConfigError(problems)
+            raise ConfigError(compose.with_origin(problems, overrides))
         return Composed(run_config.cast(resolved), public, list(overrides))
 
     def tree(self, overrides: Sequence[str]) -> tuple[dict[str, Any], bool] | None:

@@ -13,8 +13,11 @@ import functools
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from ablatio.config.words import key_of, value_of
@@ -31,6 +34,7 @@ PACKAGES = {"experiment": "_global_", SWEEP: "_global_", "size": "model"}  # whe
 
 Found = dict[str, dict[str, File]]
 _named: dict[str, dict[str, Path]] = {}  # group -> path as typed -> absolute path
+_copies: ContextVar[Mapping[tuple[str, str], Path]] = ContextVar("copies", default=MappingProxyType({}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +95,24 @@ def add_to(found: Found) -> list[LeftOut]:
             if not path.is_file():
                 continue
             found.setdefault(group, {})[text] = File(group, _plain_name(path), path, Distribution(text, ""), local=True)
+    for (group, option), path in _copies.get().items():
+        found.setdefault(group, {})[option] = File(group, _first_name(path), path, Distribution(option, ""), local=True)
     return refused
+
+
+@contextmanager
+def standing_for(copies: Mapping[tuple[str, str], Path]) -> Iterator[None]:
+    """Context in which files stand for local ones: {(group, option): copy}."""
+    token = _copies.set(copies)
+    try:
+        yield
+    finally:
+        _copies.reset(token)
+
+
+def _first_name(copy: Path) -> str:
+    """Name of the file that was copied as `1-NAME.yaml`."""
+    return copy.stem.partition("-")[2] or copy.stem
 
 
 def _problem(file: File, groups: set[str], old: File | None) -> str:
@@ -136,7 +157,7 @@ def replaced(overrides: Sequence[str], found: Mapping[str, Mapping[str, File]]) 
         name = value_of(text)
         file = found.get(key_of(text), {}).get(name)
         if file and file.local and file.name == name and (whose := header(file.path).get(REPLACES)):
-            sentences.append(f"{key_of(text)}={file.name} is {_shown(file.path)}, which replaces that of {whose}")
+            sentences.append(f"{key_of(text)}={file.name} is {file.origin}, which replaces that of {whose}")
     return sentences
 
 
@@ -150,6 +171,8 @@ def take_in(overrides: Sequence[str], groups: Mapping[str, Any]) -> None:
         if text.startswith("~") or (group not in groups and group not in REGISTRIES):
             continue
         for word in _paths(value_of(text)):
+            if (group, word) in _copies.get():
+                continue
             _named.setdefault(group, {})[word] = _file_at(group, word, groups)
 
 
@@ -184,8 +207,3 @@ def _file_at(group: str, text: str, groups: Mapping[str, Any]) -> Path:
 def _plain_name(path: Path) -> str:
     """Name of an option that may name a folder: `my study.yaml` gives `my_study`."""
     return re.sub(r"[^A-Za-z0-9._-]", "_", path.stem)
-
-
-def _shown(path: Path) -> str:
-    """The path as seen from the working directory."""
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

@@ -363,8 +363,8 @@ def _needs(config: Mapping[str, Any]) -> Iterator[Problem]:
 
 def no_option(kind: str, name: str, options: Any) -> Problem:
     """Problem of an option that does not exist in its group."""
-    problem = unknown(kind, name, list(options), prefix=f"{kind}=")
-    return replace(problem, what=problem.what + yaml_files.why_left_out(kind, name))
+    found = unknown(kind, name, list(options), prefix=f"{kind}=")
+    return replace(found, what=found.what + yaml_files.why_left_out(kind, name))
 
 
 def _several(kind: str, registry: Registry[Any], node: Any) -> Iterator[Problem]:

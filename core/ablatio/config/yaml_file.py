@@ -44,6 +44,11 @@ class File:
         """First line of the leading comment."""
         return self.doc.split("\n")[0]
 
+    @property
+    def origin(self) -> str:
+        """Where it comes from, for errors: a local file's path, or an option of a distribution."""
+        return str(shown(self.path)) if self.local else f"{self.group}={self.name} of {self.distribution}"
+
     def read(self) -> Any:
         """Content as plain values; keys that would build objects are refused."""
         return read_yaml(self.path)
@@ -86,6 +91,11 @@ def _loader() -> Any:
     loader = type("Loader", (base,), {})
     loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+0123456789"))  # type: ignore[attr-defined]
     return loader
+
+
+def shown(path: Path) -> Path:
+    """The path as seen from the working directory."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def header(path: Path) -> dict[str, str]:

@@ -196,9 +196,15 @@ def loaded(file: PartsFile | None) -> Iterator[None]:
         unload()
 
 
-def words() -> list[str]:
-    """The setting that names the current file, for commands in messages: [`parts=my_parts.py`], or nothing."""
-    return [f"{KEY}={_current.path}"] if _current else []
+def words(record: Any = None) -> list[str]:
+    """The setting that names a file, for commands in messages and reports: [`parts=my_parts.py`], or nothing.
+
+    record  of a run or study; None: the current file
+    """
+    if record is None:
+        return [f"{KEY}={_current.path}"] if _current else []
+    path = record.get("file") if isinstance(record, Mapping) else None
+    return [f"{KEY}={path}"] if isinstance(path, str) else []
 
 
 def record_for(entries: Iterable[PartSpec]) -> dict[str, str]:
