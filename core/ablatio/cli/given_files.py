@@ -25,6 +25,8 @@ def given_files(words: Sequence[str]) -> Iterator[list[str]]:
     folder, rest = taken_folder(words)
     paths = [word.removeprefix(PREFIX) for word in rest if word.startswith(PREFIX)]
     rest = [word for word in rest if not word.startswith(PREFIX)]
+    if added := [word for word in rest if word.lstrip("+~").startswith(PREFIX)]:
+        raise UserError(f"{added[0]}: a file of parts is no setting of a config\n    try: {added[0].lstrip('+~')}")
     file = _file(paths, rest)
     with config_dir(folder), loaded(file):
         yield rest

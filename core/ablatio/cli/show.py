@@ -4,7 +4,6 @@ from typing import Any
 
 from ablatio.cli.commands import parser
 from ablatio.config import presets, schema, yaml_files
-from ablatio.config.hydra_sources import take_in
 from ablatio.errors import UserError, did_you_mean
 from ablatio.registry import discovery
 from ablatio.registry.knobs import Knob
@@ -20,7 +19,7 @@ def run(arguments: list[str]) -> int:
     options.add_argument("what", help=FORMS)
     what = options.parse_args(arguments).what
     discovery.load()
-    take_in([what])
+    yaml_files.take_in([what])
     from rich.console import Console
 
     console = Console()

@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ablatio.config import kind_lists, yaml_files
 from ablatio.config import schema as run_config
 from ablatio.config.environment import Path, from_environment
-from ablatio.config.hydra_sources import groups, register_with_hydra, take_in
+from ablatio.config.hydra_sources import groups, register_with_hydra
 from ablatio.config.inherit import Coming, inherited
 from ablatio.config.overrides import classify_overrides, key_problem, normal
 from ablatio.config.words import key_of, value_of
@@ -50,7 +50,7 @@ def compose_run(overrides: Sequence[str], coming: Coming = MappingProxyType({}))
     coming: configs of planned runs, by their folders; the model of this run may start from one of them
     """
     register_with_hydra()
-    take_in(overrides)
+    yaml_files.take_in(overrides)
     with yaml_files.read_once():
         return _compose_run(overrides, coming)
 

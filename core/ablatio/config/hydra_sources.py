@@ -1,6 +1,6 @@
 """Registries and presets as Hydra config groups, through the scheme `registry://`."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from typing import Any
 
 from hydra.core.config_search_path import ConfigSearchPath
@@ -94,7 +94,13 @@ def _content_of_file(group: str, name: str) -> tuple[Any, str | None] | None:
     file = _local(group).get(name)
     if file is None:
         return None
-    return file.read(), header(file.path).get("package", local_files.PACKAGES.get(group))
+    data, package = file.read(), header(file.path).get("package", local_files.PACKAGES.get(group))
+    part = REGISTRIES[group].entries.get(str(data.get("name"))) if group in REGISTRIES else None
+    if part is None or "defaults" in data:
+        return data, package
+    if REGISTRIES[group].multiple:
+        return part.defaults | {k: v for k, v in data.items() if k != "name"}, f"{group}.{part.name}"
+    return {"name": part.name} | part.defaults | data, package
 
 
 def _content(group: str, name: str) -> tuple[Any, str | None]:
@@ -168,11 +174,6 @@ def register_with_hydra() -> None:
     if RegistrySource not in Plugins.instance().discover(ConfigSource):
         Plugins.instance().register(RegistrySource)
         Plugins.instance().register(AblatioSearchPath)
-
-
-def take_in(overrides: Sequence[str]) -> None:
-    """Make options of the YAML files that overrides name by their path; UserError if one cannot be used."""
-    local_files.take_in(overrides, yaml_files.files())
 
 
 def groups() -> dict[str, list[str]]:

@@ -86,6 +86,8 @@ def add_to(found: Found) -> list[LeftOut]:
             old = found.get(group, {}).get(file.name)
             if old is not None and old.path.read_bytes() == path.read_bytes():
                 continue  # a copy of what is there, as in a checkout beside an installation
+            if shown == "./conf" and group not in groups and not did_you_mean(group, groups):
+                continue  # ./conf is a usual name: these are the files of another program
             if why := _problem(file, groups, old):
                 refused.append(LeftOut(group, file.name, f"{shown}/{path.relative_to(folder)}", why))
             else:
@@ -128,7 +130,7 @@ def _problem(file: File, groups: set[str], old: File | None) -> str:
     try:
         check(file)
     except (OSError, EnvironmentFault, ContractError) as error:
-        return str(error).splitlines()[0]
+        return str(error).splitlines()[0].removeprefix(f"{file.path}: ")
     if old is not None and (old.local or header(file.path).get(REPLACES) != old.distribution.name):
         head = "" if old.local else f", or say so in its first line: # @{REPLACES} {old.distribution.name}"
         return f"{file.group}={file.name} exists already, from {old.distribution}; rename the file{head}"
@@ -200,7 +202,7 @@ def _file_at(group: str, text: str, groups: Mapping[str, Any]) -> Path:
     try:
         _check(path, path.stat().st_mtime_ns)
     except ContractError as error:
-        raise UserError(f"{group}={text}: {error}") from None
+        raise UserError(f"{group}={text}: {str(error).removeprefix(f'{path}: ')}") from None
     return path
 
 

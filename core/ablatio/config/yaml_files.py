@@ -1,6 +1,6 @@
 """Options defined by YAML files: sizes, presets, studies and experiments of ablatio, of plugins, and of the user."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -61,6 +61,11 @@ def files() -> dict[str, dict[str, File]]:
     The user's own files are among them: those in local folders, and those named by their path.
     """
     return once("files", _list_files)[0]
+
+
+def take_in(overrides: Sequence[str]) -> None:
+    """Make options of the YAML files that overrides name by their path; UserError if one cannot be used."""
+    local_files.take_in(overrides, files())
 
 
 def left_out() -> list[local_files.LeftOut]:

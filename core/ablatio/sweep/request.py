@@ -8,7 +8,7 @@ from typing import Any
 from ablatio.config import schema as run_config
 from ablatio.config import yaml_files
 from ablatio.config.grammar import axis, parse, text_of
-from ablatio.config.hydra_sources import groups, register_with_hydra, take_in
+from ablatio.config.hydra_sources import groups, register_with_hydra
 from ablatio.config.overrides import normal
 from ablatio.config.words import key_of, value_of
 from ablatio.errors import ConfigError, Problem, UserError, did_you_mean
@@ -67,7 +67,7 @@ class SweepRequest:
 def read(overrides: Sequence[str]) -> SweepRequest:
     """Sort a command line; ConfigError with everything that is wrong with it."""
     register_with_hydra()
-    take_in(overrides)
+    yaml_files.take_in(overrides)
     study_name, study = _study(overrides)
     given: dict[str, Any] = {k: _plain(k, v) for k, v in study.items() if k not in settings.WORDS}
     file_axes = {str(key): [text_of(v) for v in values] for key, values in (study.get("axes") or {}).items()}

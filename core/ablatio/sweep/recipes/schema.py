@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from ablatio.config import yaml_files
-from ablatio.config.hydra_sources import take_in
 from ablatio.config.schema import is_run_name
 from ablatio.registry.registry import ContractError
 
@@ -88,7 +87,7 @@ def find(name: str) -> Recipe:
     from ablatio.config.schema import no_option
     from ablatio.errors import ConfigError
 
-    take_in([f"{RECIPE}={name}"])
+    yaml_files.take_in([f"{RECIPE}={name}"])
     files = yaml_files.options_of(RECIPE)
     if name not in files:
         raise ConfigError([no_option(RECIPE, name, list(files))])
