@@ -19,7 +19,8 @@ from ablatio.sweep.recipes.plan import plan_recipe
 FILES = {
     "experiment": "# Mine.\ndefaults:\n  - override /size: tiny\noptimizer: {lr: 3e-4}\ntrain: {steps: 7}\n",
     "sweep": "# Mine.\nsweep:\n  axes: {norm: [rmsnorm, layernorm], optimizer.lr: [1e-3]}\ntrain: {steps: 7}\n",
-    "preset": "# Mine.\nnorm: {name: layernorm, eps: 1e-4}\nsizes:\n  mini: {model: {d_model: 24, n_layers: 1, n_heads: 2}}\n",
+    "preset": "# Mine.\nnorm: {name: layernorm, eps: 1e-4}\n"
+    "sizes:\n  mini: {model: {d_model: 24, n_layers: 1, n_heads: 2}}\n",
     "recipe": "# Mine.\noverrides: [size=tiny]\nstages:\n  - {stage: only, overrides: [train.steps=7]}\n",
     "size": "# Mine.\nd_model: 24\nn_layers: 1\nn_heads: 2\n",
     "optimizer": "# Mine.\nname: adamw\nlr: 0.5\n",

@@ -9,7 +9,7 @@ from ablatio.config import schema as run_config
 from ablatio.config import yaml_files
 from ablatio.config.grammar import axis, parse, text_of
 from ablatio.config.hydra_sources import groups, register_with_hydra
-from ablatio.config.overrides import normal
+from ablatio.config.overrides import NOT_BY_CONFIG, PARTS_FILE, normal
 from ablatio.config.words import key_of, value_of
 from ablatio.errors import ConfigError, Problem, UserError, did_you_mean
 from ablatio.registry.kinds.search_space import Axis
@@ -100,6 +100,8 @@ def read(overrides: Sequence[str]) -> SweepRequest:
         del given["baseline"]  # the study's, of an axis that has other values now
     checked, wrong = settings.check(given)
     problems += [*more, *wrong, *_axis_problems(axes.values())]
+    if PARTS_FILE in (*fixed_keys, *axes):
+        problems.append(Problem(PARTS_FILE, NOT_BY_CONFIG))
     if problems or checked is None:
         raise ConfigError(problems)
     if checked["until"]:
