@@ -9,10 +9,11 @@ from ablatio.config import schema as run_config
 from ablatio.config import yaml_files
 from ablatio.config.grammar import axis, parse, text_of
 from ablatio.config.hydra_sources import groups, register_with_hydra
-from ablatio.config.overrides import NOT_BY_CONFIG, PARTS_FILE, normal
+from ablatio.config.overrides import NOT_BY_CONFIG, normal
 from ablatio.config.words import key_of, value_of
 from ablatio.errors import ConfigError, Problem, UserError, did_you_mean
 from ablatio.registry.kinds.search_space import Axis
+from ablatio.registry.parts_file import KEY as PARTS_FILE
 from ablatio.sweep import settings
 from ablatio.sweep.recipes.plan import merge_overrides
 from ablatio.sweep.recipes.schema import RECIPE
