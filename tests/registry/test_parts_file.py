@@ -1,10 +1,13 @@
 """A file of parts: executed only when the user names it, registered like a plugin's parts, forgotten afterwards."""
 
 import hashlib
+import importlib
 import importlib.util
 import pickle
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,7 @@ import pytest
 from ablatio.errors import UserError
 from ablatio.registry import parts_file, rules
 from ablatio.registry.parts_file import PartsFile, PartsNeeded, load, loaded, refuse_another
-from ablatio.registry.registry import REGISTRIES, ContractError, Registry
+from ablatio.registry.registry import REGISTRIES, ContractError, Distribution, Registry, provided_by, transaction
 from ablatio.registry.source_digest import source_digest
 
 PART = '''\
@@ -84,7 +87,7 @@ def test_the_text_that_was_read_is_executed_and_hashed(tmp_path: Path) -> None:
     assert Path(importlib.util.cache_from_source(str(path))).exists()
     with loaded(file):
         assert float(REGISTRIES["norm"].build("halved", d_model=1)(1.0).detach()) == 0.5
-        assert file.record()["sha256"] == hashlib.sha256(PART.encode()).hexdigest()
+        assert file.record([])["sha256"] == hashlib.sha256(PART.encode()).hexdigest()
         with loaded(written(tmp_path)):
             assert REGISTRIES["norm"]["halved"].digest  # of the other text
     with loaded(pickle.loads(pickle.dumps(file))):  # as a process of a sweep gets it
@@ -146,7 +149,8 @@ def test_the_refusal_shows_a_file_that_fits(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "run").mkdir()
     file = PartsFile.read(written(tmp_path).path)
     record = {"file": "my_parts.py", "sha256": file.sha256}
-    refuse_another({}, tmp_path)
+    for nothing in (None, {}, [], {"file": 3, "sha256": "0"}, {"file": "x", "sha256": ["0"]}, {"file": "x"}, "x"):
+        refuse_another(nothing, tmp_path)
     with loaded(file):
         refuse_another(record, tmp_path)
 
@@ -166,3 +170,30 @@ def test_the_refusal_shows_a_file_that_fits(tmp_path: Path, monkeypatch: pytest.
         assert "my_parts.py is another file or another version of it" in shown()
     (tmp_path / "run/parts.py").write_text("# changed by somebody")
     assert shown().endswith("parts=FILE.py")
+
+
+def test_a_plugin_with_the_same_source_is_as_good_as_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part that moved from a file into a package: its runs open without the file."""
+    with loaded(written(tmp_path)) as _:
+        file = parts_file.current()
+        assert file is not None
+        record = file.record(file.parts)
+        assert record == parts_file.record_for([*REGISTRIES["norm"].entries.values()])
+    with pytest.raises(PartsNeeded):
+        refuse_another(record, tmp_path)
+    (tmp_path / "an_installed_package.py").write_text(PART)
+    monkeypatch.syspath_prepend(tmp_path)
+    with transaction_undone(), provided_by(Distribution("my-norms", "1")):
+        importlib.import_module("an_installed_package")
+        refuse_another(record, tmp_path)
+        for other in ({"norm/halved": "0" * 64}, {"norm/halved": record["parts"]["norm/halved"], "norm/gone": "0"}, {}):
+            with pytest.raises(PartsNeeded):
+                refuse_another({**record, "parts": other}, tmp_path)
+
+
+@contextmanager
+def transaction_undone() -> Iterator[None]:
+    """Undo what is registered inside."""
+    with suppress(RuntimeError), transaction():
+        yield
+        raise RuntimeError

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ablatio.errors import UserError
 from ablatio.registry import parts_file
@@ -27,7 +27,7 @@ def load_parts(path: "str | Path") -> list[str]:
     return [f"{entry.kind}={entry.name}" for entry in file.parts]
 
 
-def parts_file_of(plan: "Plan") -> dict[str, str]:
+def parts_file_of(plan: "Plan") -> dict[str, Any]:
     """Record of the file of parts that runs of the plan use; empty if they use none."""
     chosen = {tuple(part.split("=", 1)) for part in _chosen_parts(plan)}
     entries = (registry.entries.get(name) for kind, registry in REGISTRIES.items() for k, name in chosen if k == kind)

@@ -75,9 +75,10 @@ class PartsFile:
         entries = (entry for registry in REGISTRIES.values() for entry in registry.entries.values())
         return [entry for entry in entries if entry.distribution == self.distribution]
 
-    def record(self) -> dict[str, str]:
-        """Entry of a manifest: path, digest, name of the copy."""
-        return {"file": self.path, "sha256": self.sha256, "copy": COPY}
+    def record(self, used: Iterable[PartSpec]) -> dict[str, Any]:
+        """Entry of a manifest: path, digest, name of the copy, and the digest of each part that is used."""
+        digests = {f"{entry.kind}/{entry.name}": entry.digest for entry in used}
+        return {"file": self.path, "sha256": self.sha256, "copy": COPY, "parts": digests}
 
 
 class PartsNeeded(UserError):
@@ -207,36 +208,58 @@ def words(record: Any = None) -> list[str]:
     return [f"{KEY}={path}"] if isinstance(path, str) else []
 
 
-def record_for(entries: Iterable[PartSpec]) -> dict[str, str]:
-    """The record of the current file if it provides one of these parts; else empty."""
-    used = _current is not None and any(entry.distribution == _current.distribution for entry in entries)
-    return _current.record() if used and _current else {}
+def record_for(entries: Iterable[PartSpec]) -> dict[str, Any]:
+    """The record of the current file if it provides some of these parts; else empty."""
+    if _current is None:
+        return {}
+    used = [entry for entry in entries if entry.distribution == _current.distribution]
+    return _current.record(used) if used else {}
 
 
-def recorded_in(manifest: Path) -> dict[str, str]:
-    """The record of a file of parts in manifest.json or study.json; empty if there is none that can be read."""
+def recorded_in(manifest: Path) -> Any:
+    """The record of a file of parts in manifest.json or recipe.json; None if there is none that can be read."""
     with suppress(OSError, EnvironmentFault):
-        found = read_object(manifest).get(RECORD)
-        if isinstance(found, Mapping) and all(isinstance(found.get(key), str) for key in ("file", "sha256")):
-            return {"file": found["file"], "sha256": found["sha256"], "copy": COPY}
-    return {}
+        return read_object(manifest).get(RECORD)
+    return None
 
 
-def refuse_another(recorded: Mapping[str, Any], folder: Path) -> None:
-    """Raise PartsNeeded unless the file that was named is the one recorded by the run or study in `folder`."""
-    if not recorded or (_current is not None and _current.sha256 == recorded["sha256"]):
+def refuse_another(record: Any, folder: Path) -> None:
+    """Raise PartsNeeded unless the file that was named is the one recorded by the run or study in `folder`.
+
+    record  as it stands in a file that others may have changed: what does not look like a record asks for nothing
+
+    A plugin that provides the recorded parts with the same source is as good as the file.
+    """
+    path, sha256 = (record.get("file"), record.get("sha256")) if isinstance(record, Mapping) else (None, None)
+    if not isinstance(path, str) or not isinstance(sha256, str) or _is_installed(record.get("parts")):
         return
-    made = f"{folder} uses parts of the file {recorded['file']} (sha256 {recorded['sha256'][:SHOWN]})"
-    fitting = [p for p in (recorded["file"], str(folder / COPY)) if _digest_of(p) == recorded["sha256"]]
+    if _current is not None and _current.sha256 == sha256:
+        return
+    made = f"{folder} uses parts of the file {path} (sha256 {sha256[:SHOWN]})"
+    fitting = [place for place in (path, str(folder / COPY)) if _digest_of(place) == sha256]
     if _current is None:
         what = f"{made}, and only you may name code that is to be executed"
     else:
         what = f"{made}, and {_current.path} is another file or another version of it ({_current.sha256[:SHOWN]})"
-    if fitting and fitting[0] != recorded["file"]:
+    if fitting and fitting[0] != path:
         what += f"\n    {fitting[0]} is the copy that was kept; read it before you execute it"
     elif not fitting:
-        what += f"\n    neither {recorded['file']} nor the copy {folder / COPY} is that file now"
+        what += f"\n    neither {path} nor the copy {folder / COPY} is that file now"
     raise PartsNeeded(what, fitting[0] if fitting else "FILE.py")
+
+
+def _is_installed(parts: Any) -> bool:
+    """True if plugins provide all recorded parts with the same source."""
+    if not isinstance(parts, Mapping) or not parts:
+        return False
+    discovery.load()
+    for name, digest in parts.items():
+        kind, _, option = str(name).partition("/")
+        entry = REGISTRIES[kind].entries.get(option) if kind in REGISTRIES else None
+        ours = _current is not None and entry is not None and entry.distribution == _current.distribution
+        if entry is None or ours or entry.digest != digest or not digest:
+            return False
+    return True
 
 
 def _digest_of(path: str) -> str:

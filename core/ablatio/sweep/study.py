@@ -142,7 +142,7 @@ class Study:
     trial_seed: int | None = None
     sequential: dict[str, Any] = field(default_factory=dict)
     deviations: Sequence[Mapping[str, Any]] = ()
-    parts_file: Mapping[str, str] = field(default_factory=dict)
+    parts_file: Mapping[str, Any] = field(default_factory=dict)
     files: Sequence[Mapping[str, str]] = ()
 
     def write(self, folder: Path) -> None:

@@ -45,7 +45,7 @@ def parts(config: Mapping[str, Any]) -> dict[str, dict[str, str | None]]:
     return {f"{entry.kind}/{entry.name}": _part(entry) for entry, _ in chosen(config)}
 
 
-def parts_file(config: Mapping[str, Any]) -> dict[str, str]:
+def parts_file(config: Mapping[str, Any]) -> dict[str, Any]:
     """Record of the file of parts that the user named, if the config chooses one of its parts; else empty."""
     return record_for(entry for entry, _ in chosen(config))
 
