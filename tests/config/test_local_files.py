@@ -181,7 +181,8 @@ def test_a_name_that_exists_is_taken_only_by_a_file_that_says_so(capsys: pytest.
     assert "# @replaces ablatio" in str(yaml_files.left_out()[0])
     write("conf/size/tiny.yaml", f"# @replaces ablatio\n{FILES['size']}")
     assert compose_run(["size=tiny"]).config["model"]["d_model"] == 24
-    assert main(["train", "size=tiny", "norm=nothing"]) == 2
+    write("conf/experiment/uses.yaml", "defaults:\n  - override /size: tiny\nnorm: {epsilon: 1}\n")
+    assert main(["train", "experiment=uses"]) == 2  # the size is chosen by the file
     assert "size=tiny is conf/size/tiny.yaml, which replaces that of ablatio" in capsys.readouterr().err
     assert yaml_files.options_of("size")["tiny"].summary == "Mine."
 
@@ -201,6 +202,34 @@ def test_the_folders_of_other_programs_are_left_alone() -> None:
     (Path("conf") / "size" / "tiny.yaml").write_bytes((shipped("conf") / "size/tiny.yaml").read_bytes())  # a copy
     assert [file.path for file in yaml_files.left_out()] == ["./conf/experiments/mine.yaml"]
     assert "did you mean experiment" in yaml_files.left_out()[0].why
+
+
+def test_a_folder_that_cannot_be_read_costs_nothing_else(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inside = Path.iterdir
+
+    def refused(path: Path) -> object:
+        if path.name == "conf":
+            raise PermissionError(13, "Permission denied")
+        return inside(path)
+
+    (here / "conf").mkdir()
+    monkeypatch.setattr(Path, "iterdir", refused)
+    assert [str(file) for file in yaml_files.left_out()] == ["./conf is left out: Permission denied"]
+    assert "demo" in yaml_files.options_of("experiment")
+    monkeypatch.setattr(Path, "iterdir", inside)
+    gone = here / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert "demo" in yaml_files.options_of("experiment")
+
+
+def test_a_stage_of_a_recipe_may_name_a_file() -> None:
+    write("p.yaml", FILES["preset"])
+    write("r.yaml", "stages:\n  - {stage: only, overrides: [preset=./p.yaml, size=mini]}\n")
+    assert plan_recipe(["recipe=./r.yaml"]).stages[0].composed.config["model"]["d_model"] == 24
+    plan = plan_sweep(["recipe=./r.yaml", "seed=1,2"])
+    assert [job.config["norm"]["eps"] for job in plan.jobs] == [1e-4] * 2
 
 
 @pytest.mark.parametrize(

@@ -262,6 +262,38 @@ def test_looking_at_parts_of_a_file(command_: str, desk: Desk) -> None:
     assert ("my_parts.py" in done.out) == (command_ != "size") and desk.executed == 1
 
 
+RECIPE = "overrides: [norm=halved]\nstages:\n  - {stage: a, overrides: []}\n  - {stage: b, overrides: [seed=2]}\n"
+
+
+@pytest.mark.long
+def test_a_recipe_is_resumed_with_its_files(desk: Desk) -> None:
+    """Its YAML from the copy, its parts from the file that the user names again."""
+    Path("two.yaml").write_text(RECIPE)
+    begun = desk("train", "recipe=./two.yaml", "parts=my_parts.py", *ONE, "name=rec")
+    assert begun.code == 0, begun.err
+    Path("two.yaml").unlink()
+    shutil.rmtree("runs/rec/02-b")
+    for _ in range(2):  # the second one has nothing left to do
+        refused = desk("resume", "runs/rec")
+        assert refused.code == 2 and desk.tried(refused) == ["resume", "runs/rec", "parts=my_parts.py"]
+        done = desk(*desk.tried(refused))
+        assert done.code == 0, done.err
+    assert json.loads(Path("runs/rec/02-b/summary.json").read_text())["status"] == "done"
+
+
+@pytest.mark.long
+def test_an_edited_file_runs_anew_only_what_it_changes(desk: Desk) -> None:
+    words = ["train", "-m", "parts=my_parts.py", "norm=halved,rmsnorm", *ONE, "name=edited"]
+    assert desk(*words).code == 0
+    before = {path.parent.name: path.stat().st_mtime_ns for path in Path("runs/edited/runs").glob("*/summary.json")}
+    Path("my_parts.py").write_text(PARTS.replace("/ 2", "/ 4"))
+    assert desk("resume", "runs/edited", "parts=my_parts.py").code == 2  # what is resumed stays as it was
+    assert desk(*words).code == 0
+    after = {path.parent.name: path.stat().st_mtime_ns for path in Path("runs/edited/runs").glob("*/summary.json")}
+    assert before.items() < after.items() and len(after) == len(before) + 1
+    assert "/ 4" in Path("runs/edited/parts.py").read_text()
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("good", [True, False])
 def test_check_runs_the_contract_suites_on_the_file(good: bool, desk: Desk) -> None:

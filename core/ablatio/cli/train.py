@@ -58,7 +58,7 @@ def run(arguments: list[str]) -> int:
     for failure in _failures():
         print(f"ablatio: {failure}", file=sys.stderr)
     overrides = [a for a in arguments if not a.startswith("-")]
-    for sentence in local_files.replaced(overrides, yaml_files.files()):
+    for sentence in local_files.replacements(yaml_files.files()):
         print(f"ablatio: {sentence}", file=sys.stderr)
     if any(o.lstrip("+").startswith(f"{recipes.RECIPE}=") for o in overrides):
         return _recipe(overrides, flags)

@@ -49,6 +49,7 @@ class Composer:
 
     def compose(self, overrides: Sequence[str]) -> Composed:
         """Same result as `compose_run` for these overrides; raises ConfigError with all problems at once."""
+        yaml_files.take_in(overrides)
         with yaml_files.read_once():
             return self._compose(overrides)
 

@@ -13,7 +13,7 @@ import functools
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,9 +56,10 @@ def folders() -> list[tuple[Path, str]]:
     if missing := [folder for folder in named if not folder.is_dir()]:
         raise UserError(f"{VARIABLE} or --config-dir names {missing[0]}, and there is no such folder\n"
                         f"    try: ls {shell_word(missing[0].parent)}")  # fmt: skip
-    here = Path.cwd()
     found = [(folder.resolve(), str(folder)) for folder in named]
-    found += [(here / name, f"./{name}") for name in ("conf", SWEEPS) if (here / name).is_dir()]
+    with suppress(OSError):  # the working directory may be gone
+        here = Path.cwd()
+        found += [(here / name, f"./{name}") for name in ("conf", SWEEPS) if (here / name).is_dir()]
     ours = [shipped(name).resolve() for name in ("conf", SWEEPS)]
     return [(folder, shown) for folder, shown in found if folder.resolve() not in ours]
 
@@ -81,11 +82,17 @@ def add_to(found: Found) -> list[LeftOut]:
     """Add the local files to the groups in `found`; returns those that are left out."""
     groups, refused = {*found, *REGISTRIES}, list[LeftOut]()
     for folder, shown in folders():
-        for group, path in _files_in(folder):
+        try:
+            inside = list(_files_in(folder))
+        except OSError as error:
+            refused.append(LeftOut("", "", shown, str(error.strerror)))
+            continue
+        for group, path in inside:
             file = File(group, path.stem, path, Distribution(shown, ""), local=True)
             old = found.get(group, {}).get(file.name)
-            if old is not None and old.path.read_bytes() == path.read_bytes():
-                continue  # a copy of what is there, as in a checkout beside an installation
+            with suppress(OSError):
+                if old is not None and old.path.read_bytes() == path.read_bytes():
+                    continue  # a copy of what is there, as in a checkout beside an installation
             if shown == "./conf" and group not in groups and not did_you_mean(group, groups):
                 continue  # ./conf is a usual name: these are the files of another program
             if why := _problem(file, groups, old):
@@ -152,15 +159,19 @@ def _check(path: Path, changed: int) -> None:
                 raise ContractError(f"{path}: `{key}` changes a setting of Hydra; only the command line may")
 
 
-def replaced(overrides: Sequence[str], found: Mapping[str, Mapping[str, File]]) -> list[str]:
-    """A sentence for each override that chooses a local file in place of an option of the same name."""
-    sentences = []
-    for text in overrides:
-        name = value_of(text)
-        file = found.get(key_of(text), {}).get(name)
-        if file and file.local and file.name == name and (whose := header(file.path).get(REPLACES)):
-            sentences.append(f"{key_of(text)}={file.name} is {file.origin}, which replaces that of {whose}")
-    return sentences
+def replacements(found: Mapping[str, Mapping[str, File]]) -> list[str]:
+    """A sentence for each local file that stands in place of an option of the same name."""
+    return [
+        f"{group}={name} is {file.origin}, which replaces that of {whose}"
+        for group, options in found.items()
+        for name, file in options.items()
+        if file.local and file.name == name and (whose := header(file.path).get(REPLACES))
+    ]
+
+
+def may_name(overrides: Sequence[str]) -> bool:
+    """True if an override may name a file by its path; False needs no look at the disk."""
+    return any(_paths(value_of(text)) for text in overrides)
 
 
 def take_in(overrides: Sequence[str], groups: Mapping[str, Any]) -> None:

@@ -95,7 +95,10 @@ def _loader() -> Any:
 
 def shown(path: Path) -> Path:
     """The path as seen from the working directory."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    try:
+        return path.relative_to(Path.cwd())
+    except (ValueError, OSError):  # elsewhere, or the working directory is gone
+        return path
 
 
 def header(path: Path) -> dict[str, str]:

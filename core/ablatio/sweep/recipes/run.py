@@ -66,6 +66,8 @@ def _run(plan: Plan, train: Train, say: Callable[[str], None]) -> dict[str, Any]
 def _keep_files(plan: Plan) -> dict[str, Any]:
     """Copy the user's own files that the recipe needs into its folder; returns their entries of recipe.json."""
     files = kept_files.keep(plan.overrides, plan.folder)
+    if not files and (plan.folder / FILE).exists():  # a resumed recipe was read from its copies
+        files = read(plan.folder).get(kept_files.RECORD) or []
     parts = next(filter(None, (provenance.parts_file(stage.composed.config) for stage in plan.stages)), {})
     if parts and (file := parts_file.current()):
         write_text(plan.folder / parts_file.COPY, file.text)
