@@ -1,6 +1,7 @@
 """Classify and check the overrides of a command line, `key=value` in Hydra's grammar."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from dataclasses import replace
 from difflib import SequenceMatcher
 from typing import Any
 
@@ -90,9 +91,15 @@ def _group_problems(parsed: Override, options: dict[str, list[str]], chosen: dic
     chosen[group] = str(value)
     for name in names:
         if name not in options[group]:
-            yield run_config.no_option(group, str(name), options[group])
+            yield no_option(group, str(name), options[group])
         elif group == yaml_files.PRESET and (why := presets.broken().get(str(name))):
             yield Problem(group, f"{name} cannot be used: {why}")
+
+
+def no_option(group: str, name: str, options: Collection[str]) -> Problem:
+    """Problem of an option that does not exist; it names a local file of that name that is left out."""
+    problem = run_config.no_option(group, name, options)
+    return replace(problem, what=problem.what + yaml_files.why_left_out(group, name))
 
 
 def _as_text(override: str) -> str:

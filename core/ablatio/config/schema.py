@@ -2,11 +2,10 @@
 
 import functools
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from ablatio.config import rules as _own_rules  # noqa: F401  (registers them)
-from ablatio.config import yaml_files
 from ablatio.config.kind_lists import is_default, needed
 from ablatio.errors import Problem, did_you_mean
 from ablatio.registry import renamed, rules
@@ -363,8 +362,7 @@ def _needs(config: Mapping[str, Any]) -> Iterator[Problem]:
 
 def no_option(kind: str, name: str, options: Any) -> Problem:
     """Problem of an option that does not exist in its group."""
-    found = unknown(kind, name, list(options), prefix=f"{kind}=")
-    return replace(found, what=found.what + yaml_files.why_left_out(kind, name))
+    return unknown(kind, name, list(options), prefix=f"{kind}=")
 
 
 def _several(kind: str, registry: Registry[Any], node: Any) -> Iterator[Problem]:

@@ -9,7 +9,7 @@ from ablatio.config import schema as run_config
 from ablatio.config import yaml_files
 from ablatio.config.grammar import axis, parse, text_of
 from ablatio.config.hydra_sources import groups, register_with_hydra
-from ablatio.config.overrides import NOT_BY_CONFIG, normal
+from ablatio.config.overrides import NOT_BY_CONFIG, no_option, normal
 from ablatio.config.words import key_of, value_of
 from ablatio.errors import ConfigError, Problem, UserError, did_you_mean
 from ablatio.registry.kinds.search_space import Axis
@@ -204,7 +204,7 @@ def _axis_problems(axes: Iterable[Axis]) -> Iterator[Problem]:
             for name in one.values:
                 for single in name.strip("[]").split(",") if name != "null" else ():
                     if single and single.strip() not in options[one.key]:
-                        yield run_config.no_option(one.key, single.strip(), options[one.key])
+                        yield no_option(one.key, single.strip(), options[one.key])
 
 
 def _baseline(text: str, axes: Sequence[Axis]) -> dict[str, str]:
