@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ablatio.api.models import build_model
     from ablatio.api.parts import PartSummary, list_parts
     from ablatio.api.run_folder import RunFolder, open_run
+    from ablatio.api.session_parts import load_parts
     from ablatio.api.studies import StudyFolder, StudyVerdict, open_study, resume_study, run_study
     from ablatio.api.training_runs import resume_run, train
     from ablatio.errors import AblatioError, ConfigError, Diverged, EnvironmentFault, Preempted, SweepFailed, UserError
@@ -34,6 +35,7 @@ _LAZY = {
     "ablatio.api.models": ("build_model",),
     "ablatio.api.parts": ("PartSummary", "list_parts"),
     "ablatio.api.run_folder": ("RunFolder", "open_run"),
+    "ablatio.api.session_parts": ("load_parts",),
     "ablatio.api.studies": ("StudyFolder", "StudyVerdict", "open_study", "resume_study", "run_study"),
     "ablatio.api.training_runs": ("resume_run", "train"),
     "ablatio.errors": (
@@ -43,8 +45,8 @@ _LAZY = {
 _MODULE_OF = {name: module for module, names in _LAZY.items() for name in names}
 __all__ += [
     "AblatioError", "ConfigError", "Diverged", "EnvironmentFault", "PartSummary", "Preempted", "RunFolder",
-    "StudyFolder", "StudyVerdict", "SweepFailed", "UserError", "build_model", "list_parts", "open_run", "open_study",
-    "resume_run", "resume_study", "run_study", "train",
+    "StudyFolder", "StudyVerdict", "SweepFailed", "UserError", "build_model", "list_parts", "load_parts", "open_run",
+    "open_study", "resume_run", "resume_study", "run_study", "train",
 ]  # fmt: skip
 
 

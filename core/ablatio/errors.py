@@ -13,6 +13,10 @@ class AblatioError(Exception):
 
     exit_code = 2
 
+    def for_command(self, words: Sequence[str]) -> str:
+        """The message after a command; `words`: the words of the command, without those that name files."""
+        return str(self)
+
 
 class UserError(AblatioError):
     """The command, the config or an input file cannot be used as it is."""

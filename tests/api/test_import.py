@@ -11,7 +11,8 @@ from ablatio.registry.registry import Registry
 
 HEAVY = "heavy = [m for m in ('torch', 'hydra', 'omegaconf', 'lightning', 'pandas', 'rich') if m in sys.modules]"
 CALLS = {
-    "build_model", "list_parts", "open_run", "open_study", "resume_run", "resume_study", "run_study", "train",
+    "build_model", "list_parts", "load_parts", "open_run", "open_study", "resume_run", "resume_study",
+    "run_study", "train",
 }  # fmt: skip
 ERRORS = {"AblatioError", "ConfigError", "Diverged", "EnvironmentFault", "Preempted", "SweepFailed", "UserError"}
 

@@ -130,8 +130,33 @@ def test_a_study_refuses_a_part_of_the_session_and_names_the_command_for_a_plugi
     said = done.stdout.splitlines()
     assert len(said) == 6 and len(set(said)) == 2, (done.stdout, done.stderr)
     assert "norm=halved was defined in this session" in said[0] and "other processes" in said[0]
-    assert said[1] == "    try: ablatio new-plugin my-norms"
+    assert said[1].startswith("    try: ablatio.load_parts('my_norms.py')")
+    assert said[1].endswith("or ablatio new-plugin my-norms")
     assert not (tmp_path / "runs/study").exists()
+
+
+LOADED = """
+print(ablatio.load_parts("my_norms.py"))
+study = ablatio.run_study({settings}, "norm=halved,rmsnorm", "train.steps=1", name="study", out={out!r}, quiet=True)
+print(len(study.findings().table.runs))
+try:
+    ablatio.train("parts=my_norms.py", "norm=halved")
+except ablatio.UserError as error:
+    print(error)
+"""
+
+
+@pytest.mark.slow
+def test_parts_of_a_file_that_a_session_loads_run_in_a_study(settings: tuple[str, ...], tmp_path: Path) -> None:
+    (tmp_path / "my_norms.py").write_text(CELL)
+    code = LOADED.format(settings=", ".join(map(repr, settings)), out=str(tmp_path / "runs"))
+    done = python("import ablatio\n" + code, tmp_path)
+    said = done.stdout.splitlines()
+    assert said[:2] == ["['norm=halved']", "2"], done.stderr
+    assert "may not name code" in said[2] and said[3] == "    try: ablatio.load_parts('my_norms.py'), before"
+    with pytest.raises(ablatio.UserError, match=r"try: ablatio\.load_parts\('.*parts\.py'\), and the same call"):
+        for folder in (tmp_path / "runs/study/runs").iterdir():
+            ablatio.open_run(folder)
 
 
 def test_an_export_with_such_a_part_says_so_where_it_is_loaded(notebook: Path, tmp_path: Path) -> None:

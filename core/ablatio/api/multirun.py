@@ -1,18 +1,24 @@
 """Sweeps (`-m`): plan and check all arms before the first one starts, then run what is not done."""
 
 import os
+import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ablatio.api.session_parts import refuse_session_parts
+from ablatio.api.session_parts import parts_file_of, refuse_session_parts
+from ablatio.config import kept_files
 from ablatio.errors import SweepFailed, UserError
 from ablatio.registry.kinds import launchers
+from ablatio.registry.parts_file import COPY, refuse_another
+from ablatio.registry.parts_file import current as parts_file
+from ablatio.registry.parts_file import words as parts_words
 from ablatio.report.terminal.live_table import LiveTable
 from ablatio.report.terminal.plan_table import show
 from ablatio.report.terminal.stage_table import show_recipes, show_results
+from ablatio.storage.atomic_write import make_folder, write_text
 from ablatio.storage.paths import shell_word
 from ablatio.sweep.engine import Engine, Result
 from ablatio.sweep.launcher_choice import LauncherChoice, chosen_launcher, long_form
@@ -22,7 +28,7 @@ from ablatio.sweep.request import lasting
 from ablatio.sweep.score import UNITS, cost_of, score_of
 from ablatio.sweep.stale_jobs import in_words
 from ablatio.sweep.study import LEDGER, STUDY, Study
-from ablatio.sweep.worker import work
+from ablatio.sweep.worker import with_parts, work
 
 KNOBS = ("workers", "timeout")  # sweep settings that are passed on as knobs of the launcher
 HANG = "hang"
@@ -48,6 +54,7 @@ def multirun(overrides: Sequence[str], folder: Path | None = None, *, quiet: boo
     plan = plan_sweep(settings, folder)
     plan.study.overrides = [text for text in settings if text.split("=")[0] not in PASSING]
     refuse_session_parts(plan)
+    plan.study.parts_file = parts_file_of(plan)
     folder = folder or _folder(plan)
     _execute(plan, folder, _stale_jobs(folder, plan), launcher, quiet)
     return folder
@@ -66,9 +73,12 @@ def resume(folder: Path, overrides: Sequence[str], *, quiet: bool = False) -> Pa
                 f"{text} came: a study that is resumed keeps its settings; {', '.join(allowed)} and launcher can "
                 f"change\n    try: ablatio resume {shell_word(folder)}"
             )
+    study = Study.read(folder)
+    refuse_another(study.parts_file, folder)
     given = {long_form(text).split("=")[0] for text in overrides}
-    kept = [text for text in Study.read(folder).overrides if text.split("=")[0] not in given]
-    return multirun([*kept, *overrides], folder, quiet=quiet)
+    kept = [text for text in study.overrides if text.split("=")[0] not in given]
+    with kept_files.kept(study.files, folder):
+        return multirun([*kept, *overrides], folder, quiet=quiet)
 
 
 def _folder(plan: Plan) -> Path:
@@ -107,12 +117,15 @@ def _execute(plan: Plan, folder: Path, replaced: Sequence[str], choice: Launcher
 
     settings = plan.settings
     knobs = {**choice.knobs, **{key: settings[key] for key in KNOBS if settings[key] is not None}}
-    launcher = launchers.build(choice.name, knobs, work=work)
+    launcher = launchers.build(choice.name, knobs, work=with_parts(work))
     if not quiet:
         (show_recipes if plan.study.stages else show)(plan, folder)
         if replaced and not settings["join"]:
             print(in_words(folder, replaced), flush=True)
         print(f"{len(plan.jobs)} runs in {folder}", flush=True)
+    if plan.study.parts_file and (file := parts_file()):
+        write_text(make_folder(folder) / COPY, file.text)
+    plan.study.files = kept_files.keep(plan.study.overrides, folder)
     with LiveTable(Console(quiet=quiet)) as board:
         engine = Engine(
             folder, plan.jobs, launcher,
@@ -132,7 +145,7 @@ def _execute(plan: Plan, folder: Path, replaced: Sequence[str], choice: Launcher
             f"{len(failed)} of {len(engine.jobs)} runs failed"
             + (f", and {waiting} that depend on them were not started" if waiting else "")
             + f"; each one's error is in its folder in {folder / 'runs'}\n"
-            f"    try: ablatio resume {shell_word(folder)} retry=failed"
+            f"    try: {shlex.join(['ablatio', 'resume', str(folder), 'retry=failed', *parts_words()])}"
         )
     return 0
 

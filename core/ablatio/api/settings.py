@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ablatio.config.words import quoted
 from ablatio.errors import UserError
+from ablatio.registry.parts_file import KEY as PARTS_FILE
 
 
 def words_of(
@@ -21,6 +22,11 @@ def words_of(
             raise UserError(
                 f"{call} got {text!r}; settings are text, as on the command line\n"
                 f'    try: ablatio.{call}("norm=rmsnorm", "seed=1")'
+            )
+        if text.lstrip("+~").startswith(f"{PARTS_FILE}="):
+            path = text.partition("=")[2]
+            raise UserError(
+                f"{call} got {text}, and its settings may not name code\n    try: ablatio.load_parts({path!r}), before"
             )
         if text.startswith("-"):
             raise UserError(

@@ -3,9 +3,15 @@
 `ablatio completion bash` prints code for the shell to evaluate; the shell then calls `ablatio __complete WORD ...`.
 """
 
+from pathlib import Path
+
 from ablatio.cli.commands import COMMANDS, parser
+from ablatio.cli.given_files import config_dir, taken_folder
 from ablatio.config import kind_lists, presets, schema, yaml_files
+from ablatio.config.local_files import SUFFIXES
+from ablatio.errors import UserError
 from ablatio.registry import discovery, per_layer
+from ablatio.registry.parts_file import KEY as PARTS_FILE
 from ablatio.registry.per_layer import AT, LAYERS
 from ablatio.registry.registry import REGISTRIES
 
@@ -18,7 +24,7 @@ _ablatio() {
     # readline splits words at = and :, so only the text after the last of them is replaced
     local head="${cur%"${cur##*[=:]}"}"
     [[ -n "$head" ]] && COMPREPLY=("${COMPREPLY[@]#"$head"}")
-    [[ "${COMPREPLY[0]}" == *[=.] ]] && compopt -o nospace
+    [[ "${COMPREPLY[0]}" == *[=./] ]] && compopt -o nospace
 }
 complete -o default -F _ablatio ablatio
 """
@@ -44,10 +50,15 @@ def run(arguments: list[str]) -> int:
 
 
 def answer(words: list[str]) -> int:
-    """Print the completions of the last word."""
+    """Print the completions of the last word.  No file of parts is executed for them."""
     discovery.load()
-    for candidate in candidates(words):
-        print(candidate)
+    try:
+        folder, before = taken_folder(words[:-1])
+        with config_dir(folder):
+            found = candidates([*before, *words[-1:]])
+    except UserError:  # a folder that is not there: the command itself says so
+        found = candidates(words)
+    print("\n".join(found), end="\n" if found else "")
     return 0
 
 
@@ -75,6 +86,8 @@ def candidates(words: list[str]) -> list[str]:
 
 def _settings(last: str, before: list[str]) -> list[str]:
     key, equals, value = last.partition("=")
+    if equals and (key == PARTS_FILE or ("/" in value and key.lstrip("+") in yaml_files.files())):
+        return _paths(f"{key}=", value, (".py",) if key == PARTS_FILE else SUFFIXES)
     if equals:
         head = f"{key}=" + (f"{value.rpartition(',')[0]}," if "," in value else "")
         if (kind := key.removeprefix(f"{LAYERS}.")) != key:  # a list, whose first option follows `[`
@@ -82,6 +95,7 @@ def _settings(last: str, before: list[str]) -> list[str]:
         return [head + v for v in _values(key, before)]
     chosen = kind_lists.usual_parts() | {w.split("=")[0]: w.split("=")[1] for w in before if w.count("=") == 1}
     top = [f"{k.name}=" for k in schema.section_knobs(schema.Run)] + ["-m", "resume=", "--help", "--cfg"]
+    top += [f"{PARTS_FILE}=", "--config-dir"]
     if "." not in last:
         return [
             *(f"{kind}=" for kind in [*REGISTRIES, *yaml_files.files()]),
@@ -100,6 +114,17 @@ def _settings(last: str, before: list[str]) -> list[str]:
         return [f"{section}.{e.name}.{k.name}=" for e in registry for k in e.knobs]
     options = [o for o in chosen.get(section, "").split(",") if o in registry.entries] or list(registry.entries)
     return list(dict.fromkeys(f"{section}.{k.name}=" for o in options for k in registry.entries[o].knobs))
+
+
+def _paths(head: str, value: str, suffixes: tuple[str, ...]) -> list[str]:
+    """Folders, and files with one of the suffixes, whose paths begin with `value`."""
+    start = value[: value.rfind("/") + 1]
+    try:
+        inside = sorted(Path(start or ".").expanduser().iterdir())
+    except OSError:
+        return []
+    shown = [p for p in inside if not p.name.startswith(".") and (p.is_dir() or p.suffix in suffixes)]
+    return [f"{head}{start}{p.name}{'/' if p.is_dir() else ''}" for p in shown]
 
 
 def _values(key: str, before: list[str]) -> list[str]:

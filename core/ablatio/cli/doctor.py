@@ -35,6 +35,7 @@ def run(arguments: list[str]) -> int:
         print(f"{'plugin':<12} {source.name} from {source.distribution}")
     problems += [str(f) for f in discovery.failures()]
     problems += broken_files()
+    problems += [f"{file}\n    try: mend, rename or remove the file" for file in yaml_files.left_out()]
     for problem in problems:
         print(f"PROBLEM      {problem}", file=sys.stderr)
     print("no problems found" if not problems else f"{len(problems)} problem(s)")

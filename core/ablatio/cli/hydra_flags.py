@@ -2,6 +2,7 @@
 
 import sys
 
+from ablatio.config import yaml_files
 from ablatio.config.hydra_sources import register_with_hydra
 from ablatio.storage.paths import shipped
 
@@ -12,6 +13,7 @@ def hydra_flags(arguments: list[str]) -> int:
     from hydra.core.global_hydra import GlobalHydra
 
     register_with_hydra()
+    yaml_files.take_in([word for word in arguments if not word.startswith("-")])
     GlobalHydra.instance().clear()
     old, sys.argv = sys.argv, ["ablatio", *arguments]
     try:

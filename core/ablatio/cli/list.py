@@ -35,6 +35,9 @@ def run(arguments: list[str]) -> int:
         print_files(groups)
     for failure in discovery.failures():
         print(f"ablatio: {failure}", file=sys.stderr)
+    for file in yaml_files.left_out():
+        if args.kind in (None, file.group):
+            print(f"ablatio: {file}", file=sys.stderr)
     return 0
 
 
@@ -70,12 +73,12 @@ def print_files(groups: Mapping[str, Mapping[str, yaml_files.File]]) -> None:
     for group, files in groups.items():
         usual = next(iter(files.values())).distribution if files else ""
         options = {
-            file.name: [
+            name: [
                 file.summary,
                 _field("sizes", " ".join(presets.load(file).sizes) if group == yaml_files.PRESET else ""),
                 _field("from", str(file.distribution) if file.distribution != usual else ""),
             ]
-            for file in files.values()
+            for name, file in files.items()
         }
         _print_group(f"{group}= (from {usual} unless stated)", options)
 

@@ -52,7 +52,7 @@ def _guarded(words: list[str]) -> int:
         with early_stops() if _trains(words) else nullcontext():
             return _dispatch(words)
     except AblatioError as error:
-        print(f"ablatio: {error}", file=sys.stderr)
+        print(f"ablatio: {error.for_command(_without_files(words))}", file=sys.stderr)
         return error.exit_code
     except Stopped as error:
         print(f"ablatio: {error}", file=sys.stderr)
@@ -63,6 +63,11 @@ def _guarded(words: list[str]) -> int:
 
 def _trains(words: list[str]) -> bool:
     return bool(words) and words[0] in ("train", "resume")
+
+
+def _without_files(words: list[str]) -> list[str]:
+    """The words of a command without `parts=FILE`, for a message that names the right file."""
+    return [word for word in words if not word.startswith("parts=")]
 
 
 def _lost_output(out: SafeStream, words: list[str], code: int) -> int:
@@ -81,20 +86,23 @@ def _dispatch(words: list[str]) -> int:
 
         print(f"ablatio {__version__}")
         return 0
-    command, rest = words[0], words[1:]
+    command = words[0]
     if command == "__complete":
         from ablatio.cli import completion
 
-        return completion.answer(rest)
+        return completion.answer(words[1:])
     if command not in COMMANDS:
         from ablatio.errors import did_you_mean
 
         print(f"ablatio: there is no command `{command}`{did_you_mean(command, COMMANDS)}", file=sys.stderr)
         print("    try: ablatio --help", file=sys.stderr)
         return 2
-    module = importlib.import_module(f"ablatio.cli.{command.replace('-', '_')}")
-    run = module.run
-    return int(run(rest))
+    from ablatio.cli.given_files import given_files
+
+    with given_files(words) as (_, *rest):
+        module = importlib.import_module(f"ablatio.cli.{command.replace('-', '_')}")
+        run = module.run
+        return int(run(rest))
 
 
 if __name__ == "__main__":

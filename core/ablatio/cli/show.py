@@ -19,6 +19,7 @@ def run(arguments: list[str]) -> int:
     options.add_argument("what", help=FORMS)
     what = options.parse_args(arguments).what
     discovery.load()
+    yaml_files.take_in([what])
     from rich.console import Console
 
     console = Console()
@@ -102,6 +103,7 @@ def _show_file(console: Any, group: str, name: str) -> None:
     if name not in known[group]:
         own = presets.sizes().get(name, []) if group == yaml_files.SIZE else []
         near = f"; it is a size of preset={own[0]} only" if own else did_you_mean(name, known[group])
+        near += yaml_files.why_left_out(group, name)
         raise UserError(f"there is no {group}={name}{near}\n    there are {', '.join(known[group])}")
     file = known[group][name]
     text = file.path.read_text(encoding="utf-8").splitlines()

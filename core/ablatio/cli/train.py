@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from ablatio.config import schema, yaml_files
+from ablatio.config import local_files, schema, yaml_files
 from ablatio.errors import UserError
 from ablatio.registry import discovery, per_layer
 from ablatio.registry.registry import REGISTRIES
@@ -18,7 +18,10 @@ ablatio train [-m] [SETTING=VALUE ...]
   size=tiny                 a model size: {sizes}
   preset=gpt2               a published combination: {presets}
   preset=bloom size=176b    at its true size; `ablatio size preset=bloom size=176b` shows what that takes
-  +experiment=NAME          settings from a file of conf/ or of a plugin
+  experiment=NAME           settings from a file of ./conf/experiment, of ablatio or of a plugin
+  experiment=./my.yaml      settings from any file; so do +sweep=./study.yaml, preset=./x.yaml, recipe=./r.yaml
+  parts=./my_parts.py       execute a file of your own that registers parts, and use them by name
+  --config-dir DIR          a folder of options besides ./conf and ./sweeps: DIR/GROUP/NAME.yaml
   recipe=instructgpt        runs that follow one another: {recipes}
   stages.sft.train.steps=50 set a knob of one stage of a recipe; other settings apply to all stages
   resume=RUN                continue an interrupted run or recipe; only trainer.* may be changed
@@ -35,13 +38,11 @@ settings (`ablatio show SECTION` explains each):
 A run leaves config.json, manifest.json, metrics.csv, summary.json and checkpoints/ in runs/TIME (out=, name=)."""
 MANY = ("-m", "--multirun")  # flags of a sweep
 HYDRA_QUESTIONS = ("--cfg", "-c", "--info", "-i", "--hydra-help")  # flags that print and do not train
-PLUGIN_CONF = "put options into a plugin's conf folder (`ablatio new-plugin my-options` writes one)"
+OWN_CONF = "put options into ./conf/GROUP/NAME.yaml, or name another such folder with --config-dir DIR"
 REFUSED_FLAGS = {
     "--experimental-rerun": "it loads a pickle, which can execute arbitrary code",
     "--config-name": "the config is conf/train.yaml; put yours into an experiment: +experiment=NAME",
-    "--config-path": f"the config is conf/train.yaml; {PLUGIN_CONF}",
-    "--config-dir": PLUGIN_CONF,
-    "-cd": PLUGIN_CONF,
+    "--config-path": f"the config is conf/train.yaml; {OWN_CONF}",
 }
 
 
@@ -57,6 +58,8 @@ def run(arguments: list[str]) -> int:
     for failure in _failures():
         print(f"ablatio: {failure}", file=sys.stderr)
     overrides = [a for a in arguments if not a.startswith("-")]
+    for sentence in local_files.replacements(yaml_files.files()):
+        print(f"ablatio: {sentence}", file=sys.stderr)
     if any(o.lstrip("+").startswith(f"{recipes.RECIPE}=") for o in overrides):
         return _recipe(overrides, flags)
     if shown := [flag for flag in flags if flag.split("=")[0] in HYDRA_QUESTIONS]:

@@ -2,7 +2,8 @@
 
 import shlex
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -19,7 +20,10 @@ from ablatio.config.environment import Path, from_environment
 from ablatio.config.hydra_sources import groups, register_with_hydra
 from ablatio.config.inherit import Coming, inherited
 from ablatio.config.overrides import classify_overrides, key_problem, normal
-from ablatio.errors import ConfigError, Problem, UserError
+from ablatio.config.words import key_of, value_of
+from ablatio.errors import ConfigError, EnvironmentFault, Problem, UserError
+from ablatio.registry import parts_file
+from ablatio.registry.registry import ContractError
 from ablatio.storage.paths import shipped
 
 MAIN = "train"
@@ -46,6 +50,7 @@ def compose_run(overrides: Sequence[str], coming: Coming = MappingProxyType({}))
     coming: configs of planned runs, by their folders; the model of this run may start from one of them
     """
     register_with_hydra()
+    yaml_files.take_in(overrides)
     with yaml_files.read_once():
         return _compose_run(overrides, coming)
 
@@ -60,13 +65,13 @@ def _compose_run(overrides: Sequence[str], coming: Coming) -> Composed:
     if not problems and node is None:
         _compose(words)  # raises: Hydra refuses the whole although each override alone is valid
     if node is None:
-        raise _config_error(problems, [normal(o) for o in overrides], coming)
+        raise _config_error(with_origin(problems, words), [normal(o) for o in overrides], coming)
     refuse_hydra_settings(node)
     public, resolved = plain(node)
     interpolated = "${" in repr(OmegaConf.to_container(node, resolve=False))
     problems += [p for p in run_config.check(resolved) if p.where not in {q.where for q in problems}]
     if problems:
-        raise _config_error(problems, [normal(o) for o in overrides], coming)
+        raise _config_error(with_origin(problems, words), [normal(o) for o in overrides], coming)
     return Composed(run_config.cast(resolved), public, list(overrides), interpolated)
 
 
@@ -145,6 +150,18 @@ def refuse_hydra_settings(node: Any) -> None:
             )
 
 
+def with_origin(problems: Sequence[Problem], overrides: Sequence[str]) -> list[Problem]:
+    """Problems of values that a YAML file sets say so, and where it comes from."""
+    said, origins = {key_of(text) for text in overrides}, dict[str, str]()
+    for text in overrides:
+        file = yaml_files.options_of(key_of(text)).get(value_of(text).strip("'\""))
+        with suppress(OSError, EnvironmentFault, ContractError):
+            settings = file.read() if file else {}
+            keys = {f"{k}.{knob}" for k, v in settings.items() if isinstance(v, dict) for knob in v} | {*settings}
+            origins |= dict.fromkeys(keys - said, file.origin if file else "")
+    return [replace(p, what=f"{p.what} (set in {origins[p.where]})") if p.where in origins else p for p in problems]
+
+
 def _first_lines(error: BaseException) -> str:
     chain: list[str] = []
     while error is not None and len(chain) < 2:
@@ -173,7 +190,7 @@ def _config_error(problems: list[Problem], overrides: list[str], coming: Coming)
     kept = [o for o in overrides if o not in wrong and not {o.lstrip("+").split("=")[0]} & (wrong | set(fixes))]
     repaired = [*kept, *fixes.values()]
     if repaired != overrides and _runs(repaired, coming):
-        error.args = (f"{error}\nThis runs: {shlex.join(['ablatio', 'train', *repaired])}",)
+        error.args = (f"{error}\nThis runs: {shlex.join(['ablatio', 'train', *parts_file.words(), *repaired])}",)
     return error
 
 

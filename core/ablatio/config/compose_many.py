@@ -49,6 +49,7 @@ class Composer:
 
     def compose(self, overrides: Sequence[str]) -> Composed:
         """Same result as `compose_run` for these overrides; raises ConfigError with all problems at once."""
+        yaml_files.take_in(overrides)
         with yaml_files.read_once():
             return self._compose(overrides)
 
@@ -60,7 +61,7 @@ class Composer:
         slim = kind_lists.without_equal_layers(kind_lists.without_unused(node))
         public, resolved = compose.plain(OmegaConf.create(node)) if interpolated else (slim, slim)
         if problems := run_config.check(resolved):
-            raise ConfigError(problems)
+            raise ConfigError(compose.with_origin(problems, overrides))
         return Composed(run_config.cast(resolved), public, list(overrides))
 
     def tree(self, overrides: Sequence[str]) -> tuple[dict[str, Any], bool] | None:

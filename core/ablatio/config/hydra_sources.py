@@ -10,8 +10,9 @@ from hydra.plugins.config_source import ConfigLoadError, ConfigResult, ConfigSou
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import OmegaConf
 
-from ablatio.config import kind_lists, presets, yaml_files
+from ablatio.config import kind_lists, local_files, presets, yaml_files
 from ablatio.config import schema as run_config
+from ablatio.config.yaml_file import header
 from ablatio.registry import discovery, per_layer
 from ablatio.registry.registry import REGISTRIES
 from ablatio.storage.paths import shipped
@@ -24,6 +25,8 @@ MAIN = "train"  # conf/train.yaml, with its lists of kinds expanded
 
 class RegistrySource(ConfigSource):
     """Hydra config source: each part is the option `<kind>/<name>`; `settings` has the defaults of the sections.
+
+    The user's own YAML files are read here too, after their checks: no local folder is on Hydra's search path.
 
     conf/train.yaml is read through this source too: its entries `kinds`, `preset_values` and `launcher` are replaced by
     lines generated from the registries, so that no file names a kind.
@@ -41,12 +44,14 @@ class RegistrySource(ConfigSource):
 
     def is_group(self, config_path: str) -> bool:
         path = config_path.strip("/")
-        return path in REGISTRIES or path in ("", run_config.SWEEP, yaml_files.PRESET, yaml_files.SIZE, VALUES)
+        known = ("", run_config.SWEEP, yaml_files.PRESET, yaml_files.SIZE, VALUES)
+        return path in REGISTRIES or path in known or bool(_local(path))
 
     def is_config(self, config_path: str) -> bool:
         group, _, name = _bare(config_path).partition("/")
         return (
             name in self._names(group)
+            or name in _local(group)
             or (group in (BASE, MAIN) and not name)
             or (name == OPEN and group in REGISTRIES)
             or (group == VALUES and _split(name)[0] in presets.presets())
@@ -57,16 +62,16 @@ class RegistrySource(ConfigSource):
         if not self.is_config(path):
             raise ConfigLoadError(f"there is no config {path}")
         group, _, name = path.partition("/")
-        content, package = _content(group, name)
+        content, package = _content_of_file(group, name) or _content(group, name)
         # Struct and read-only flags are left off: ablatio checks every value after the composition.
         return ConfigResult("registry", "registry://", OmegaConf.create(content), {"package": package})
 
     def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
         path = config_path.strip("/")
-        top = [*REGISTRIES, run_config.SWEEP, yaml_files.PRESET, yaml_files.SIZE]
+        top = {*REGISTRIES, run_config.SWEEP, yaml_files.PRESET, yaml_files.SIZE}
         if results_filter == ObjectType.GROUP or path == "":
             return sorted(top) if path == "" and results_filter != ObjectType.CONFIG else []
-        return sorted(self._names(path))
+        return sorted({*self._names(path), *_local(path)})
 
     @staticmethod
     def _names(group: str) -> Collection[str]:
@@ -75,6 +80,27 @@ class RegistrySource(ConfigSource):
         if group in (run_config.SWEEP, yaml_files.PRESET):
             return yaml_files.options_of(group)
         return REGISTRIES[group].entries if group in REGISTRIES else ()
+
+
+def _local(group: str) -> dict[str, yaml_files.File]:
+    """The user's own files of a group, which Hydra finds nowhere else; presets and studies are read as all others."""
+    if group in (run_config.SWEEP, yaml_files.PRESET):
+        return {}
+    return {name: file for name, file in yaml_files.options_of(group).items() if file.local}
+
+
+def _content_of_file(group: str, name: str) -> tuple[Any, str | None] | None:
+    """(the config of a file of the user, the package it goes into); None if the option is none of them."""
+    file = _local(group).get(name)
+    if file is None:
+        return None
+    data, package = file.read(), header(file.path).get("package", local_files.PACKAGES.get(group))
+    part = REGISTRIES[group].entries.get(str(data.get("name"))) if group in REGISTRIES else None
+    if part is None or "defaults" in data:
+        return data, package
+    if REGISTRIES[group].multiple:
+        return part.defaults | {k: v for k, v in data.items() if k != "name"}, f"{group}.{part.name}"
+    return {"name": part.name} | part.defaults | data, package
 
 
 def _content(group: str, name: str) -> tuple[Any, str | None]:
@@ -136,7 +162,10 @@ class AblatioSearchPath(SearchPathPlugin):
 
 
 def _bare(path: str) -> str:
-    return path.strip("/").removesuffix(".yaml")
+    """A config path as `GROUP/OPTION`; the option of a file that was named by its path is that path."""
+    group, _, name = path.lstrip("/").partition("/")
+    named = name in yaml_files.options_of(group)
+    return f"{group}/{name}" if named else path.strip("/").removesuffix(".yaml")
 
 
 def register_with_hydra() -> None:
@@ -148,7 +177,7 @@ def register_with_hydra() -> None:
 
 
 def groups() -> dict[str, list[str]]:
-    """All config groups and their options: kinds, and the YAML files of ablatio and of plugins."""
+    """All config groups and their options: kinds, and the YAML files of ablatio, of plugins and of the user."""
     found: dict[str, list[str]] = {kind: sorted(r.entries) for kind, r in REGISTRIES.items()}
     for group, files in yaml_files.files().items():
         found[group] = [*found.get(group, []), *(name for name in files if name not in found.get(group, []))]

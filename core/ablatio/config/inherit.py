@@ -17,6 +17,7 @@ from ablatio.config import from_transformers, yaml_files
 from ablatio.config.kind_lists import model_keys
 from ablatio.config.words import quoted
 from ablatio.errors import UserError
+from ablatio.registry.parts_file import recorded_in, refuse_another
 from ablatio.registry.registry import REGISTRIES, ContractError, PartSpec
 from ablatio.storage.json_files import read_object
 from ablatio.storage.paths import shell_word
@@ -136,6 +137,7 @@ def _of_run(folder: Path) -> dict[str, Any]:
         raise UserError(str(error)) from None
     if "model" not in config:
         raise UserError(f"{path} is no config of a run: it has no `model`\n    try: ls {shell_word(folder.parent)}")
+    refuse_another(recorded_in(folder / "manifest.json"), folder)
     found = _shaping(config)
     tuned = (config.get("peft") or {}).get("name", REGISTRIES["peft"].default) != REGISTRIES["peft"].default
     if tuned and found["model"].get("distinct_layers") is not None:

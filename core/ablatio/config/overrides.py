@@ -1,6 +1,7 @@
 """Classify and check the overrides of a command line, `key=value` in Hydra's grammar."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from dataclasses import replace
 from difflib import SequenceMatcher
 from typing import Any
 
@@ -11,12 +12,17 @@ from hydra.errors import HydraException
 from ablatio.config import presets, yaml_files
 from ablatio.config import schema as run_config
 from ablatio.config.hydra_sources import groups
-from ablatio.config.words import quoted
+from ablatio.config.words import key_of, quoted
 from ablatio.errors import Problem
 from ablatio.registry import renamed
+from ablatio.registry.parts_file import KEY as PARTS_FILE
 from ablatio.registry.registry import REGISTRIES
 
 ADDED = ("experiment", run_config.SWEEP)
+NOT_BY_CONFIG = (
+    "names a file of code, so only you may set it, as a word of the command: ablatio train parts=my_parts.py ... (in "
+    "Python: ablatio.load_parts); no YAML file, recipe, study or run folder may"
+)
 
 
 def normal(override: str) -> str:
@@ -38,6 +44,9 @@ def classify_overrides(overrides: list[str]) -> tuple[list[str], list[tuple[str,
     options, problems, chosen = groups(), list[Problem](), dict[str, str]()
     good, values = list[str](), list[tuple[str, Override]]()
     for text in overrides:
+        if key_of(text).split(".")[0] == PARTS_FILE:
+            problems.append(Problem(PARTS_FILE, NOT_BY_CONFIG))
+            continue
         try:
             parsed = OverridesParser.create().parse_override(text)
         except HydraException:  # the base class: the parser raises several types for a malformed override
@@ -82,9 +91,15 @@ def _group_problems(parsed: Override, options: dict[str, list[str]], chosen: dic
     chosen[group] = str(value)
     for name in names:
         if name not in options[group]:
-            yield run_config.no_option(group, str(name), options[group])
+            yield no_option(group, str(name), options[group])
         elif group == yaml_files.PRESET and (why := presets.broken().get(str(name))):
             yield Problem(group, f"{name} cannot be used: {why}")
+
+
+def no_option(group: str, name: str, options: Collection[str]) -> Problem:
+    """Problem of an option that does not exist; it names a local file of that name that is left out."""
+    problem = run_config.no_option(group, name, options)
+    return replace(problem, what=problem.what + yaml_files.why_left_out(group, name))
 
 
 def _as_text(override: str) -> str:

@@ -140,9 +140,9 @@ def sizes() -> dict[str, list[str]]:
 
 def _sizes_of_presets() -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
-    for preset in presets().values():
+    for name, preset in presets().items():
         for size in preset.sizes:
-            found.setdefault(size, []).append(preset.name)
+            found.setdefault(size, []).append(name)
     return {size: names for size, names in found.items() if size not in yaml_files.options_of(yaml_files.SIZE)}
 
 

@@ -1,83 +1,24 @@
-"""Options defined by YAML files: sizes, presets, studies and experiments of ablatio and of plugins' conf folders."""
+"""Options defined by YAML files: sizes, presets, studies and experiments of ablatio, of plugins, and of the user."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ablatio.errors import DamagedFile, EnvironmentFault
+from ablatio.config import local_files
+from ablatio.config.yaml_file import File as File
+from ablatio.config.yaml_file import read_yaml as read_yaml
+from ablatio.errors import EnvironmentFault
 from ablatio.registry import discovery
 from ablatio.registry.catalogue import OURS
 from ablatio.registry.registry import ContractError, Distribution
-from ablatio.storage.json_files import damaged, read_text
 from ablatio.storage.paths import shipped
 
 T = TypeVar("T")
 _seen: ContextVar[dict[str, Any] | None] = ContextVar("seen", default=None)
 
-SWEEP, PRESET, SIZE = "sweep", "preset", "size"
-
-
-@dataclass(frozen=True, slots=True)
-class File:
-    """One option of a group: conf/GROUP/NAME.yaml, documented by its leading comment."""
-
-    group: str
-    name: str
-    path: Path
-    distribution: Distribution
-
-    @property
-    def doc(self) -> str:
-        """The leading comment, without Hydra's `# @package` line."""
-        lines = []
-        for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
-            if not line.startswith("#"):
-                break
-            if not line.startswith("# @package"):
-                lines.append(line.removeprefix("#").removeprefix(" "))
-        return "\n".join(lines).strip()
-
-    @property
-    def summary(self) -> str:
-        """First line of the leading comment."""
-        return self.doc.split("\n")[0]
-
-    def read(self) -> Any:
-        """Content as plain values; keys that would build objects are refused."""
-        return read_yaml(self.path)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data for `ablatio list --json`."""
-        who = {"dist": self.distribution.name, "version": self.distribution.version}
-        return {"kind": self.group, "name": self.name, "doc": self.doc, **who}
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Settings in a YAML file as plain values; DamagedFile if it holds something else.
-
-    Keys that would build objects are refused with a ContractError.
-    """
-    import yaml
-
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml is ten times as fast, but not in every build
-    text = read_text(path)
-    with damaged(str(path), "settings in YAML"):
-        try:
-            reader = loader(text)
-            try:
-                data = reader.get_single_data()
-            finally:
-                reader.dispose()
-        except yaml.YAMLError as error:
-            raise ValueError(" ".join(str(error).split())) from None
-    data = {} if data is None else data
-    if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
-        raise DamagedFile(f"{path} holds {type(data).__name__}; expected settings, `key: value`")
-    discovery.refuse_objects(data, str(path))
-    return data
+SWEEP, PRESET, SIZE = local_files.SWEEP, "preset", "size"
 
 
 @contextmanager
@@ -115,11 +56,32 @@ def _folders() -> Iterator[tuple[Path, Distribution]]:
 
 
 def files() -> dict[str, dict[str, File]]:
-    """All groups of YAML files and their options; if a name occurs twice, the first file found is used."""
-    return once("files", _list_files)
+    """All groups of YAML files and their options; if a name occurs twice, the first file found is used.
+
+    The user's own files are among them: those in local folders, and those named by their path.
+    """
+    return once("files", _list_files)[0]
 
 
-def _list_files() -> dict[str, dict[str, File]]:
+def take_in(overrides: Sequence[str]) -> None:
+    """Make options of the YAML files that overrides name by their path; UserError if one cannot be used."""
+    if local_files.may_name(overrides):
+        local_files.take_in(overrides, files())
+        if seen := _seen.get():
+            seen.clear()
+
+
+def left_out() -> list[local_files.LeftOut]:
+    """Files of local folders that cannot be used, and why."""
+    return once("files", _list_files)[1]
+
+
+def why_left_out(group: str, name: str) -> str:
+    """`; ./conf/GROUP/NAME.yaml is left out: why` if there is such a file, for the error of an unknown option."""
+    return next((f"; {file}" for file in left_out() if (file.group, file.name) == (group, name)), "")
+
+
+def _list_files() -> tuple[dict[str, dict[str, File]], list[local_files.LeftOut]]:
     ours = next(_folders())[1]
     found: dict[str, dict[str, File]] = {
         SWEEP: {p.stem: File(SWEEP, p.stem, p, ours) for p in sorted(shipped("sweeps").glob("*.yaml"))}
@@ -129,7 +91,8 @@ def _list_files() -> dict[str, dict[str, File]]:
             group = path.parent.relative_to(folder).as_posix()
             if group != ".":
                 found.setdefault(group, {}).setdefault(path.stem, File(group, path.stem, path, distribution))
-    return found
+    refused = local_files.add_to(found)
+    return found, refused
 
 
 def options_of(group: str) -> dict[str, File]:

@@ -232,6 +232,8 @@ def refuse_objects(data: Any, where: str) -> None:
                     )
                 if not path and str(key).split(".")[0] == "hydra":
                     raise ContractError(f"{where}: `{full}` changes a setting of Hydra; only the command line may")
+                if not path and str(key).split(".")[0] == "parts":
+                    raise ContractError(f"{where}: `{full}` would name a file of code; only you may, by parts=FILE")
                 stack.append((value, full))
         elif isinstance(node, list | tuple):
             stack.extend((v, f"{path}.{i}") for i, v in enumerate(node))

@@ -100,6 +100,11 @@ class PartSpec:
         )
 
 
+def is_description_of(listed: PartSpec, found: PartSpec) -> bool:
+    """True if the catalogue's entry is meant to describe `found`, and not a part of someone else with the same name."""
+    return listed.distribution == found.distribution or listed.module.split(".")[0] == found.module.split(".")[0]
+
+
 def refuse_another_description(listed: PartSpec, found: PartSpec) -> None:
     """Raise EnvironmentFault if the catalogue, a file that others may write, describes a part unlike its source."""
     for what in ("module", "qualname", "wiring", "knobs", "facts"):

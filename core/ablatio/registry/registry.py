@@ -16,6 +16,7 @@ from ablatio.registry.part_spec import ContractError as ContractError
 from ablatio.registry.part_spec import Distribution as Distribution
 from ablatio.registry.part_spec import PartSpec as PartSpec
 from ablatio.registry.part_spec import current_distribution as current_distribution
+from ablatio.registry.part_spec import is_description_of as is_description_of
 from ablatio.registry.part_spec import provided_by as provided_by
 from ablatio.registry.part_spec import refuse_another_description as refuse_another_description
 from ablatio.registry.source_digest import source_digest
@@ -119,6 +120,10 @@ class Registry(Generic[T]):
     ) -> None:
         if not NAME.match(kind):
             raise ContractError(f"{kind!r} is not a valid name of a kind; use lower-case letters, digits and _")
+        if kind == "parts":
+            raise ContractError(
+                "a kind cannot be called `parts`: on the command line, parts=FILE names a file of parts"
+            )
         old = REGISTRIES.get(kind)
         if old is not None and not old.from_catalogue:
             raise ContractError(f"the kind {kind!r} already exists, provided by {old.distribution}")
@@ -199,7 +204,7 @@ class Registry(Generic[T]):
             # The catalogue's entry is current (its cache key covers all files), so its digest can be reused.
             listed = old if name not in self._targets else None
             entry = self._describe(name, target, paper, facts, listed.digest if listed else "")
-            if listed and listed.distribution != SESSION:
+            if listed and listed.distribution != SESSION and is_description_of(listed, entry):
                 refuse_another_description(listed, entry)
             if old and (old.module, old.qualname) != (entry.module, entry.qualname):
                 raise ContractError(

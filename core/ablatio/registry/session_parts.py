@@ -81,6 +81,11 @@ def how_to_register(kind: str, name: str, distribution: str = "", kept: str = ""
             f"    try: run the cell or script that registers it, then open the run in the same session; to make it "
             "available in every session: ablatio new-plugin"
         )
+    if (file := distribution.rpartition(" ")[0]).endswith(".py"):
+        return f"{lost}: it came from the file of parts {file}\n    try: the same command with parts={file}"
     if distribution:
         return f"{lost}: it came from {distribution}\n    try: pip install '{distribution.replace(' ', '==')}'"
-    return f"{lost}, and nothing says where it came from\n    try: ablatio list {kind}"
+    return (
+        f"{lost}, and nothing says where it came from\n    try: ablatio list {kind}; parts=FILE names a file of yours "
+        "(in Python: ablatio.load_parts)"
+    )

@@ -90,6 +90,9 @@ def _names(statement: ast.stmt) -> Iterator[tuple[str, str]]:
 
 
 def _read(module: str) -> _Module | None:
+    held = getattr(getattr(sys.modules.get(module), "__loader__", None), "held", None)
+    if isinstance(held, str):  # a file of parts: what is executed is this text, whatever the file holds by now
+        return _parse(module, held)
     path = _path(module)
     try:
         return _parsed(module, path, path.stat().st_mtime_ns) if path else None
@@ -99,9 +102,12 @@ def _read(module: str) -> _Module | None:
 
 @functools.lru_cache(maxsize=512)
 def _parsed(module: str, path: Path, stamp: int) -> _Module:
-    text = path.read_text(encoding="utf-8")
+    return _parse(module, path.read_text(encoding="utf-8"), is_package=path.name == "__init__.py")
+
+
+def _parse(module: str, text: str, *, is_package: bool = False) -> _Module:
     tree, read = ast.parse(text), _Module(text)
-    parent = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    parent = module if is_package else module.rpartition(".")[0]
     for statement in tree.body:
         if isinstance(statement, ast.ImportFrom | ast.Import):
             read.imports.update(_imports(statement, parent, module.split(".")[0]))

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ablatio.config.words import key_of, text_value, value_of
+from ablatio.registry import parts_file
 from ablatio.registry.kinds import designs
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def of_run(overrides: Sequence[str], config: Mapping[str, Any], manifest: Mappin
     on_cpu = _inner(manifest, "machine").get("device") == "cpu"
     if kept and on_cpu and isinstance(threads, int) and THREADS not in map(key_of, kept):
         kept.append(f"{THREADS}={threads}")
-    return tuple(kept)
+    return (*kept, *(parts_file.words(_inner(manifest, parts_file.RECORD)) if kept else ()))
 
 
 def of_arm(commands: Sequence[Sequence[str]]) -> str:

@@ -9,10 +9,11 @@ from ablatio.config import schema as run_config
 from ablatio.config import yaml_files
 from ablatio.config.grammar import axis, parse, text_of
 from ablatio.config.hydra_sources import groups, register_with_hydra
-from ablatio.config.overrides import normal
+from ablatio.config.overrides import NOT_BY_CONFIG, no_option, normal
 from ablatio.config.words import key_of, value_of
 from ablatio.errors import ConfigError, Problem, UserError, did_you_mean
 from ablatio.registry.kinds.search_space import Axis
+from ablatio.registry.parts_file import KEY as PARTS_FILE
 from ablatio.sweep import settings
 from ablatio.sweep.recipes.plan import merge_overrides
 from ablatio.sweep.recipes.schema import RECIPE
@@ -67,11 +68,12 @@ class SweepRequest:
 def read(overrides: Sequence[str]) -> SweepRequest:
     """Sort a command line; ConfigError with everything that is wrong with it."""
     register_with_hydra()
+    yaml_files.take_in(overrides)
     study_name, study = _study(overrides)
     given: dict[str, Any] = {k: _plain(k, v) for k, v in study.items() if k not in settings.WORDS}
     file_axes = {str(key): [text_of(v) for v in values] for key, values in (study.get("axes") or {}).items()}
     fixed, axes, launcher, problems = list[str](), dict[str, Axis](), list[str](), list[Problem]()
-    for text in [*_of_recipe(study_name, study, overrides), *overrides]:
+    for text in [*_of_recipe(study, overrides), *overrides]:
         key = key_of(text)
         if key.startswith(LAUNCHER):
             launcher.append(text)
@@ -99,6 +101,8 @@ def read(overrides: Sequence[str]) -> SweepRequest:
         del given["baseline"]  # the study's, of an axis that has other values now
     checked, wrong = settings.check(given)
     problems += [*more, *wrong, *_axis_problems(axes.values())]
+    if PARTS_FILE in (*fixed_keys, *axes):
+        problems.append(Problem(PARTS_FILE, NOT_BY_CONFIG))
     if problems or checked is None:
         raise ConfigError(problems)
     if checked["until"]:
@@ -119,22 +123,27 @@ def lasting_but_seeds(overrides: Sequence[str]) -> list[str]:
 
 def _study(overrides: Sequence[str]) -> tuple[str, Mapping[str, Any]]:
     """(name, content of `sweep:`) of the study that was asked for by `+sweep=NAME`."""
-    name = next((o.split("=", 1)[1] for o in overrides if o.lstrip("+").startswith("sweep=")), None)
+    name = _study_option(overrides)
     if name is None:
         return "sweep", {}
     files = yaml_files.options_of(yaml_files.SWEEP)
     if name not in files:
-        raise UserError(
-            f"there is no sweep {name}{did_you_mean(name, files)}\n    there are {', '.join(files) or 'none'}"
-        )
-    return name, files[name].read().get("sweep") or {}
+        why = yaml_files.why_left_out(yaml_files.SWEEP, name) or did_you_mean(name, files)
+        raise UserError(f"there is no sweep {name}{why}\n    there are {', '.join(files) or 'none'}")
+    return files[name].name, files[name].read().get("sweep") or {}
 
 
-def _of_recipe(name: str, study: Mapping[str, Any], overrides: Sequence[str]) -> tuple[str, ...]:
+def _study_option(overrides: Sequence[str]) -> str | None:
+    """The option that `+sweep=NAME` chooses: a name, or the path of a file."""
+    return next((o.split("=", 1)[1] for o in overrides if o.lstrip("+").startswith("sweep=")), None)
+
+
+def _of_recipe(study: Mapping[str, Any], overrides: Sequence[str]) -> tuple[str, ...]:
     """What the file of a study on a recipe says of all arms, less what the command line says anew."""
     if RECIPE not in study:
         return ()
     own = [f"{RECIPE}={study[RECIPE]}", *study.get("overrides", ())]
+    name = str(_study_option(overrides))
     if beside := [key for key in yaml_files.options_of(yaml_files.SWEEP)[name].read() if key != yaml_files.SWEEP]:
         raise UserError(
             f"the study {name} is on recipe={study[RECIPE]}, and `{beside[0]}:` stands beside `sweep:`: stages have "
@@ -195,7 +204,7 @@ def _axis_problems(axes: Iterable[Axis]) -> Iterator[Problem]:
             for name in one.values:
                 for single in name.strip("[]").split(",") if name != "null" else ():
                     if single and single.strip() not in options[one.key]:
-                        yield run_config.no_option(one.key, single.strip(), options[one.key])
+                        yield no_option(one.key, single.strip(), options[one.key])
 
 
 def _baseline(text: str, axes: Sequence[Axis]) -> dict[str, str]:

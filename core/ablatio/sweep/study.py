@@ -30,7 +30,7 @@ _STUDY: dict[str, Types] = {
     "name": str, "question": str, "expected": str, "design": dict, "axes": list, "seeds": list, "baseline":
     (dict, _NONE), "refused": list, "settings": dict, "overrides": list, "tuned": dict, "matched": dict, "same": dict,
     "aliases": list, "stages": list, "registered": dict, "trial_seed": (int, _NONE), "sequential": dict,
-    "deviations": list,
+    "deviations": list, "parts_file": dict, "files": list,
 }  # fmt: skip
 _JOB: dict[str, Types] = {
     "id": str, "arm": dict, "seed": int, "overrides": list, "config": dict, "role": str, "until": (int, _NONE),
@@ -118,6 +118,8 @@ class Study:
     registered  metric, unit, alpha, margin and target as they were before the first run; later ones: `settings`
     trial_seed  seed of the trials of tune= or of a search: no comparison may use it; None: there are none
     sequential  planned looks of until=resolved, their boundaries, and what each look decided (`sequential_study`)
+    parts_file  path and sha256 of the file of parts that its arms use; empty if they use none
+    files       copies of the user's own YAML files that its command chose (`config.kept_files`)
     deviations  what was changed after results had been there (`SEEDS_ADDED`: the seeds before and the added ones)
     """
 
@@ -140,6 +142,8 @@ class Study:
     trial_seed: int | None = None
     sequential: dict[str, Any] = field(default_factory=dict)
     deviations: Sequence[Mapping[str, Any]] = ()
+    parts_file: Mapping[str, Any] = field(default_factory=dict)
+    files: Sequence[Mapping[str, str]] = ()
 
     def write(self, folder: Path) -> None:
         """Write study.json; what was registered stays as it was once there is a run."""

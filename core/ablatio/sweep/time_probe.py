@@ -17,7 +17,7 @@ from ablatio.registry.kinds import Launcher, launchers
 from ablatio.registry.kinds.launch_types import LaunchRequest
 from ablatio.storage.atomic_write import make_folder
 from ablatio.sweep.study import JOBS, RUNS, Job, placed, read_job, run_folder, run_of, summary_of, write_job
-from ablatio.sweep.worker import LOG, log_into, stoppable, train_job, warm
+from ablatio.sweep.worker import LOG, log_into, stoppable, train_job, warm, with_parts
 from ablatio.training.run_spec import RunSpec
 
 TRAINED = 1.0  # seconds of training per stage
@@ -109,7 +109,7 @@ def rehearse(line: Sequence[Job], folder: Path, patience: float = PATIENCE) -> d
     for name in (RUNS, JOBS):
         make_folder(folder / name)
     deadline, found = time.monotonic() + patience, dict[str, Pace]()
-    pool = launchers.build(str(launchers.usual), {"workers": 1}, work=begin)
+    pool = launchers.build(str(launchers.usual), {"workers": 1}, work=with_parts(begin))
     pool.start()
     try:
         pool.poll(patience)  # waits until the pool is ready, so that its start is not counted

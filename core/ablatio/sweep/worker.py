@@ -6,12 +6,16 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from ablatio.errors import AblatioError, Diverged, EnvironmentFault, Preempted
 from ablatio.registry.kinds.launch_types import LaunchRequest
+from ablatio.registry.parts_file import PartsFile
+from ablatio.registry.parts_file import current as parts_file
+from ablatio.registry.parts_file import load as load_parts
 from ablatio.storage.atomic_write import make_folder, write_text
 from ablatio.storage.process import Stopped, stop_signals
 from ablatio.storage.streams import SafeStream
@@ -97,6 +101,33 @@ def warm() -> None:
 
 
 work.warm = warm  # type: ignore[attr-defined]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkWithParts:
+    """Work function of runs that use a file of parts: the processes that execute them are handed its text and load it.
+
+    Nothing in a study's folder can name code, so the text comes from the process in which the user named the file.
+    """
+
+    work: Any
+    file: PartsFile
+
+    def __call__(self, order: LaunchRequest, threads: int) -> int:
+        """Execute a request."""
+        load_parts(self.file)
+        return int(self.work(order, threads))
+
+    def warm(self) -> None:
+        """Load the parts, and do once what each run would repeat."""
+        load_parts(self.file)
+        self.work.warm()
+
+
+def with_parts(work: Any) -> Any:
+    """The work function, with the file of parts that was named in this process, if there is one."""
+    file = parts_file()
+    return WorkWithParts(work, file) if file else work
 
 
 def _kind(error: BaseException) -> tuple[Kind, int]:

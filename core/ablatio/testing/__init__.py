@@ -20,6 +20,7 @@ from pathlib import Path
 from ablatio.errors import UserError, did_you_mean
 from ablatio.registry import discovery
 from ablatio.registry.catalogue import plugin_sources, suites_of
+from ablatio.registry.parts_file import PartsFile
 
 SUITES = "ablatio.testing.suites"
 FAILED = 2
@@ -51,14 +52,26 @@ def suite_packages() -> list[str]:
 def check(dist: str) -> int:
     """Run the suites on the parts of one distribution in a separate process; returns 0 if all pass, else 2."""
     dist = installed(dist)
-    if importlib.util.find_spec("pytest") is None:
-        raise UserError("the suites run under pytest, which is not installed\n    try: pip install 'ablatio[test]'")
+    _refuse_without_pytest()
     failures = [f for f in discovery.failures() if f.distribution.name == dist]
     for failure in failures:
         print(failure, flush=True)
-    if failures:
-        return FAILED
-    options = ["--ablatio-dist", dist, "-q", "--no-header", "--tb=short", "-W", "error", "-p", "no:cacheprovider"]
+    return FAILED if failures else _run_suites("--ablatio-dist", dist)
+
+
+def check_file(file: PartsFile) -> int:
+    """Run the suites on the parts of a file of parts in a separate process; returns 0 if all pass, else 2."""
+    _refuse_without_pytest()
+    return _run_suites("--ablatio-parts", str(Path(file.path).absolute()))
+
+
+def _refuse_without_pytest() -> None:
+    if importlib.util.find_spec("pytest") is None:
+        raise UserError("the suites run under pytest, which is not installed\n    try: pip install 'ablatio[test]'")
+
+
+def _run_suites(*which: str) -> int:
+    options = [*which, "-q", "--no-header", "--tb=short", "-W", "error", "-p", "no:cacheprovider"]
     # The caller's pytest settings and other plugins must not influence the result.
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTEST_ADDOPTS", "PYTEST_PLUGINS")}
     environment |= {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "OMP_NUM_THREADS": "1"}

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from ablatio.errors import UserError
+from ablatio.registry import parts_file
 from ablatio.registry.discovery import failures, sources
 from ablatio.registry.knobs import Knob
 from ablatio.registry.registry import REGISTRIES, PartSpec, Registry
@@ -22,9 +23,12 @@ pytest.register_assert_rewrite("ablatio.testing.suites")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the options --ablatio-dist and --ablatio-record."""
+    """Add the options --ablatio-dist, --ablatio-parts and --ablatio-record."""
     parser.getgroup("ablatio").addoption(
         "--ablatio-dist", metavar="DIST", help="run contract suites only on the parts of this distribution"
+    )
+    parser.getgroup("ablatio").addoption(
+        "--ablatio-parts", metavar="FILE", help="execute this file, and run contract suites only on its parts"
     )
     parser.getgroup("ablatio").addoption(
         "--ablatio-record", metavar="FILE", help="record which oracles parts agreed with, for `ablatio list`"
@@ -32,7 +36,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the marker `oracle` and, with --ablatio-record, the recorder."""
+    """Register the marker `oracle` and, with --ablatio-record, the recorder; load the file of --ablatio-parts."""
+    if file := config.getoption("--ablatio-parts"):
+        try:
+            parts_file.load(parts_file.PartsFile.read(file))
+        except UserError as error:
+            raise pytest.UsageError(str(error)) from None
     config.addinivalue_line(
         "markers", "oracle(part, against): the reference that a part (norm=rmsnorm), or a kind, is tested against"
     )
@@ -50,7 +59,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     dist = metafunc.config.getoption("--ablatio-dist") or getattr(metafunc.module, "ABLATIO_DIST", None)
     if not _is_suite(home.__name__):
         return
-    dist = dist and _working(dist)
+    dist = _of_file(metafunc.config) or (dist and _working(dist))
     names = set(metafunc.fixturenames)
     parts = [e for e in _entries(getattr(home, "KINDS", None)) if dist in (None, e.distribution.name)]
     if {"part", "knob"} <= names:
@@ -64,6 +73,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     elif "dist" in names:
         dists = sorted({e.distribution.name for e in parts})
         _parametrize(metafunc, "dist", dists, dists)
+
+
+def _of_file(config: pytest.Config) -> str:
+    """Name under which the parts of --ablatio-parts are registered; empty without that option."""
+    file = parts_file.current() if config.getoption("--ablatio-parts") else None
+    return file.distribution.name if file else ""
 
 
 def _parametrize(metafunc: pytest.Metafunc, names: str, values: Sequence[Any], ids: list[str]) -> None:
@@ -132,8 +147,8 @@ def _is_value(value: object) -> bool:
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """With --ablatio-dist: print one line for each part with its passed and failed checks."""
-    dist = config.getoption("--ablatio-dist")
+    """With --ablatio-dist or --ablatio-parts: print one line for each part with its passed and failed checks."""
+    dist = _of_file(config) or config.getoption("--ablatio-dist")
     if not dist:
         return
     terminalreporter.section(f"contracts of {dist}")

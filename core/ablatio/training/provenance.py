@@ -12,6 +12,7 @@ from typing import Any
 from ablatio.config.schema import chosen
 from ablatio.registry import discovery
 from ablatio.registry.catalogue import PluginSource
+from ablatio.registry.parts_file import record_for
 from ablatio.registry.registry import PartSpec
 from ablatio.registry.session_parts import is_of_session, source_of
 from ablatio.storage.paths import HERE
@@ -42,6 +43,11 @@ def versions() -> dict[str, str]:
 def parts(config: Mapping[str, Any]) -> dict[str, dict[str, str | None]]:
     """Return {kind/name: distribution and source hash} for each part that the config chooses."""
     return {f"{entry.kind}/{entry.name}": _part(entry) for entry, _ in chosen(config)}
+
+
+def parts_file(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Record of the file of parts that the user named, if the config chooses one of its parts; else empty."""
+    return record_for(entry for entry, _ in chosen(config))
 
 
 def _part(entry: PartSpec) -> dict[str, str | None]:

@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,8 @@ from rich.console import Console
 
 from ablatio.errors import AblatioError, EnvironmentFault
 from ablatio.model.builder import PartChoice
+from ablatio.registry import parts_file
+from ablatio.storage.atomic_write import write_text
 from ablatio.storage.checkpoints import Checkpoints, write_json
 from ablatio.storage.early_stop import training
 from ablatio.storage.json_files import read_object
@@ -84,8 +86,10 @@ def _train(
             console.print(redact(str(run.origin)), highlight=False)
         models = {key: mark for key, mark in (("teacher", teacher), ("reference", digest_of(run))) if mark}
         digest = write_json(folder / "config.json", spec.written)
+        file = _keep_parts_file(config, folder)
         write_json(folder / TOKENIZER, _tokenizer(run))
-        write_json(folder / "manifest.json", _manifest(run) | {"config": digest} | models | _class_names(callbacks))
+        more = {"config": digest} | file | models | _class_names(callbacks)
+        write_json(folder / "manifest.json", _manifest(run) | more)
     run.begin()
     loop = TrainingLoop(run, folder, console, checkpoints, found, loggers, until, callbacks)
     try:
@@ -95,6 +99,15 @@ def _train(
         write_json(folder / "summary.json", loop.summary(status) | {"error": str(error)})
         loop.file.finish(status)
         raise
+
+
+def _keep_parts_file(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Copy the file of parts that the run uses into its folder; returns its entry of the manifest."""
+    record, file = provenance.parts_file(config), parts_file.current()
+    if not record or file is None:
+        return {}
+    write_text(folder / parts_file.COPY, file.text)
+    return {parts_file.RECORD: record}
 
 
 def quiet_libraries() -> None:

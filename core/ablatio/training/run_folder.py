@@ -13,6 +13,8 @@ from typing import Any
 
 from ablatio.errors import ConfigError, EnvironmentFault, UserError
 from ablatio.registry import renamed
+from ablatio.registry.parts_file import recorded_in, refuse_another
+from ablatio.registry.parts_file import words as parts_words
 from ablatio.registry.session_parts import how_to_register, unregistered
 from ablatio.storage.atomic_write import explained
 from ablatio.storage.checkpoints import make_folder
@@ -120,7 +122,7 @@ def _holds_a_run(folder: Path) -> str:
 
 def resume_command(folder: Path) -> str:
     """Command that continues the run in `folder`, quoted for a shell."""
-    return shlex.join(["ablatio", "train", f"resume={folder}"])
+    return shlex.join(["ablatio", "train", f"resume={folder}", *parts_words()])
 
 
 def run_id(config: Mapping[str, Any]) -> str:
@@ -138,7 +140,8 @@ def run_id(config: Mapping[str, Any]) -> str:
 def read_run(folder: Path) -> dict[str, Any]:
     """Read the config of a run folder, fill in values from the environment, and check it like any other config.
 
-    Raises UserError if the folder holds no run or needs a part that is not installed, EnvironmentFault if config.json
+    Raises UserError if the folder holds no run or needs a part that is not installed, PartsNeeded if its file of parts
+    was not named, EnvironmentFault if config.json
     cannot be read, ConfigError for invalid settings.
     """
     path = folder / "config.json"
@@ -148,6 +151,7 @@ def read_run(folder: Path) -> dict[str, Any]:
         raise UserError(
             f"{folder} is no run folder: it has no config.json\n    try: ls {shell_word(folder.parent)}"
         ) from None
+    refuse_another(recorded_in(folder / "manifest.json"), folder)
     try:
         return resolved(data, str(path))
     except ConfigError:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ablatio.config.words import key_of, quoted, value_of
 from ablatio.errors import AblatioError
+from ablatio.registry import parts_file
 from ablatio.report import rerun_command
 from ablatio.report.read.table import Table
 from ablatio.report.rerun_command import SEED
@@ -63,7 +64,7 @@ def _checked(folder: Path, overrides: tuple[str, ...], seed: int, known: frozens
     place = Path(plan.config["out"]).expanduser() / str(plan.config["name"])
     if plan.adaptive or not known or not known < planned or place.resolve() != folder:
         return None
-    return len(planned), rerun_command.line(words, many=True)
+    return len(planned), rerun_command.line([*words, *parts_file.words()], many=True)
 
 
 def _extended(folder: Path, overrides: tuple[str, ...]) -> list[str]:

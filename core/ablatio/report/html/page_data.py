@@ -9,6 +9,7 @@ from dataclasses import asdict
 from statistics import median
 from typing import Any
 
+from ablatio.registry import parts_file
 from ablatio.report import rerun_command
 from ablatio.report.analysis.arms import COSTS, SIZES, Arm, matched, rate_is_free, tuned
 from ablatio.report.analysis.findings import CORRECTIONS, Findings, Row, alpha_of
@@ -22,7 +23,7 @@ from ablatio.report.read.provenance import provenance
 from ablatio.report.read.run import RATE, Run
 from ablatio.report.read.stages import stages_of
 from ablatio.report.statistics import Pair, half_normal, ranks, rate_sensitivity, smallest_difference
-from ablatio.sweep.study import label_of
+from ablatio.sweep.study import Study, label_of
 
 CURVES = ("train/loss", "train/grad_norm", *POLICY)  # in addition to the compared score
 BEST, WORST = 24, 8  # arms whose curves are stored in the page, which draws at most a dozen
@@ -34,7 +35,7 @@ def content(found: Findings) -> dict[str, Any]:
     made: dict[str, Any] = clean({
         "study": {
             "name": study.name, "question": study.question, "expected": study.expected,
-            "design": study.design.get("name", ""), "settings": study.settings, "overrides": _asked(study.overrides),
+            "design": study.design.get("name", ""), "settings": study.settings, "overrides": _asked(study),
             "axes": [a.key for a in study.axes if len(a.values) > 1],
             "folders": [str(f) for f in table.folders],
         },
@@ -68,9 +69,10 @@ def content(found: Findings) -> dict[str, Any]:
     return made | {"samples": _samples(found)}  # samples keep their line breaks
 
 
-def _asked(overrides: Sequence[str]) -> str:
+def _asked(study: Study) -> str:
     """The command that the user gave."""
-    return rerun_command.line([o for o in overrides if o != "-m"], many=True)
+    words = [text for text in study.overrides if text != "-m"]
+    return rerun_command.line([*words, *parts_file.words(study.parts_file)] if words else [], many=True)
 
 
 def clean(node: Any) -> Any:

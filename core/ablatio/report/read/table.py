@@ -161,6 +161,7 @@ def _merged(studies: Sequence[Study], table: Table) -> Study:
         baseline=next((s.baseline for s in studies if s.baseline is not None), None),
         settings=first.settings,
         overrides=first.overrides,
+        parts_file=first.parts_file,
         same={k: v for s in reversed(studies) for k, v in s.same.items()},
         tuned={k: v for s in reversed(studies) for k, v in s.tuned.items()},
         matched={k: v for s in reversed(studies) for k, v in s.matched.items()},

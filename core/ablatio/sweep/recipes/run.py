@@ -8,13 +8,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ablatio.config import kept_files
 from ablatio.errors import AblatioError, EnvironmentFault, Preempted, UserError
-from ablatio.storage.atomic_write import make_folder, write_json
+from ablatio.registry import parts_file
+from ablatio.registry.parts_file import refuse_another
+from ablatio.storage.atomic_write import make_folder, write_json, write_text
 from ablatio.storage.folder_lock import own
 from ablatio.storage.json_files import read_object
 from ablatio.storage.paths import shell_word
 from ablatio.sweep.recipes.plan import Plan, Planned, plan_recipe
 from ablatio.sweep.recipes.schema import FILE
+from ablatio.training import provenance
 from ablatio.training.run_folder import LOCK, refuse_link, run_id
 
 Train = Callable[[Mapping[str, Any], Mapping[str, Any], Path, bool], None]  # (settings, public, folder, resume)
@@ -38,8 +42,9 @@ def run_recipe(plan: Plan, train: Train, say: Callable[[str], None] = print) -> 
 
 def _run(plan: Plan, train: Train, say: Callable[[str], None]) -> dict[str, Any]:
     """Run the open stages of a plan in a folder that this process owns; arguments as for `run_recipe`."""
+    record = _keep_files(plan)
     for number, stage in enumerate(plan.stages, 1):
-        write_json(plan.folder / FILE, told(plan))
+        write_json(plan.folder / FILE, told(plan) | record)
         what = f": {stage.what}" if stage.what else ""
         say(f"\nstage {number} of {len(plan.stages)}, {stage.name}{what}")
         if status_of(stage.folder) == "done":
@@ -54,8 +59,19 @@ def _run(plan: Plan, train: Train, say: Callable[[str], None]) -> dict[str, Any]
             error.args = (f"stage {stage.name}: {error}",)
             raise
         finally:
-            write_json(plan.folder / FILE, told(plan))
+            write_json(plan.folder / FILE, told(plan) | record)
     return told(plan)
+
+
+def _keep_files(plan: Plan) -> dict[str, Any]:
+    """Copy the user's own files that the recipe needs into its folder; returns their entries of recipe.json."""
+    files = kept_files.keep(plan.overrides, plan.folder)
+    if not files and (plan.folder / FILE).exists():  # a resumed recipe was read from its copies
+        files = read(plan.folder).get(kept_files.RECORD) or []
+    parts = next(filter(None, (provenance.parts_file(stage.composed.config) for stage in plan.stages)), {})
+    if parts and (file := parts_file.current()):
+        write_text(plan.folder / parts_file.COPY, file.text)
+    return ({kept_files.RECORD: files} if files else {}) | ({parts_file.RECORD: parts} if parts else {})
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -79,8 +95,11 @@ def resumed(folder: Path, overrides: list[str]) -> Plan:
             f"    try: ablatio resume {shell_word(folder)}"
         )
     given = {text.split("=")[0] for text in overrides}
-    kept = [text for text in read(folder)["overrides"] if text.split("=")[0] not in given]
-    plan = plan_recipe([*kept, *overrides])
+    state = read(folder)
+    kept = [text for text in state["overrides"] if text.split("=")[0] not in given]
+    refuse_another(parts_file.recorded_in(folder / FILE), folder)
+    with kept_files.kept(state.get(kept_files.RECORD), folder):
+        plan = plan_recipe([*kept, *overrides])
     if plan.folder.resolve() != folder.resolve():
         raise UserError(
             f"{folder} was begun as {plan.folder}, and its stages look for one another there\n"

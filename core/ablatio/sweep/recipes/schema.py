@@ -84,9 +84,10 @@ def _overrides(data: Mapping[str, Any], where: str) -> tuple[str, ...]:
 
 def find(name: str) -> Recipe:
     """Return a recipe by name.  Raises ConfigError if there is none."""
-    from ablatio.config.schema import no_option
+    from ablatio.config.overrides import no_option
     from ablatio.errors import ConfigError
 
+    yaml_files.take_in([f"{RECIPE}={name}"])
     files = yaml_files.options_of(RECIPE)
     if name not in files:
         raise ConfigError([no_option(RECIPE, name, list(files))])

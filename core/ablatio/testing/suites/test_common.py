@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from ablatio.errors import UserError
+from ablatio.registry import parts_file
 from ablatio.registry.knobs import Knob, read_signature
 from ablatio.registry.registry import REGISTRIES, PartSpec
 from ablatio.testing import checks
@@ -153,7 +155,8 @@ def look():
             numpy.random.get_state()[1][:3].tolist(), torch.is_grad_enabled(), sorted(os.environ), os.getcwd()]
 import ablatio
 before = look()
-for name in sys.argv[1:]: importlib.import_module(name)
+from ablatio.registry.parts_file import PartsFile, load
+for name in sys.argv[1:]: load(PartsFile.read(name)) if name.endswith(".py") else importlib.import_module(name)
 print(json.dumps([before, look()]))
 """
 
@@ -161,6 +164,8 @@ print(json.dumps([before, look()]))
 def test_import_leaves_the_process_alone(dist: str) -> None:
     modules = sorted({e.module for r in REGISTRIES.values() for e in r.entries.values() if e.distribution.name == dist})
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    if (file := parts_file.current()) and modules == [parts_file.MODULE]:
+        modules = [str(Path(file.path).absolute())]
     command = [sys.executable, "-c", IMPORTS, *modules]
     run = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert run.returncode == 0, f"{dist}: its modules cannot be imported: {run.stderr[-500:]}"
