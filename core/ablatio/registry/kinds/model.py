@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 class Norm(Protocol):
     """Normalizes the last axis: (..., D) -> (..., D).
 
+    Wiring:
+    d_model           D, length of the last axis
+
+    Methods:
+    forward(x)        (..., D) -> (..., D)
     for_heads(width)  optional, static: the module for queries, keys or values of a head (`attention.qk_norm`), if it
                       differs from the part itself with its default knobs
     """
@@ -25,16 +30,30 @@ class Norm(Protocol):
     def forward(self, x: Tensor) -> Tensor: ...
 
 
+class NormMethods(Protocol):
+    """Optional methods of a Norm."""
+
+    @staticmethod
+    def for_heads(width: int) -> nn.Module: ...
+
+
 class Placement(Protocol):
     """Wraps one sublayer with its norms and its residual connection: (B, T, D) -> (B, T, D).
 
     Wiring:
+    d_model          D, width of the residual stream
+    n_layers         number of layers of the stack
+    layer            number of the layer, from 0; None for the instance that opens and closes the stream
+    sublayer         position of the sublayer in its layer, from 0
     around           which sublayer this instance wraps: attention | cross | mlp | both (attention and feed-forward of a
                      joint sublayer)
+    side             encoder | decoder: the stack
+    encoder_layers   number of layers of the encoder, 0 without one
+    decoder_layers   number of layers of the decoder, 0 without one
 
-    Call:
-    (x, sublayer, norm)  `sublayer` is a function (B, T, D) -> (B, T, D); `norm` is one module if `n_norms` is 1, else a
-                     ModuleList of `n_norms` modules
+    Methods:
+    __call__(x, sublayer, norm)  x (B, T, D) -> (B, T, D); `sublayer` is a function (B, T, D) -> (B, T, D); `norm` is
+                     one module if `n_norms` is 1, else a ModuleList of `n_norms` modules
 
     Facts:
     n_norms          norms per sublayer; a pair gives those of an attention and those of a feed-forward part
@@ -64,8 +83,29 @@ class Placement(Protocol):
     def __call__(self, x: Tensor, sublayer: Any, norm: nn.Module) -> Tensor: ...
 
 
+class PlacementMethods(Protocol):
+    """Optional methods of a Placement."""
+
+    def open(self, x: Tensor) -> Tensor: ...
+
+    def close(self, x: Tensor, norm: nn.Module) -> Tensor: ...
+
+
 class Activation(Protocol):
-    """Elementwise function of `(x)`, or gated function of `(gate, up)`, for which the MLP adds a gate projection."""
+    """Elementwise function of `(x)`, or gated function of `(gate, up)`, for which the MLP adds a gate projection.
+
+    A class defines `forward` with the same arguments.
+
+    Wiring:
+    d_ff               F, width inside the feed-forward part
+
+    Methods:
+    forward(x)         (..., F) -> (..., F); for an elementwise one
+    forward(gate, up)  (..., F), (..., F) -> (..., F); for a gated one
+
+    Facts:
+    gated              True if it takes (gate, up); set from the signature of a function
+    """
 
     def __call__(self, *args: Tensor) -> Tensor: ...
 
@@ -74,6 +114,20 @@ class Mlp(Protocol):
     """Feed-forward part of a layer: (B, T, D) -> (B, T, D).
 
     Auxiliary losses and logged numbers are passed to `ctx.add_loss("train/balance", x)` and `ctx.measure(...)`.
+
+    Wiring:
+    d_model          D, width of the residual stream
+    d_ff             F, width inside
+    activation       the chosen activation, a function of (x) or, if `gated`, of (gate, up)
+    gated            True if the activation takes (gate, up)
+    bias             True if the linear maps have a bias (`model.bias`)
+    dropout          probability of dropout
+    layer            number of the layer, from 0
+    n_layers         number of layers of the stack
+    inner_norm       norm of this width before the last projection, or None: a function width -> module
+
+    Methods:
+    forward(x, ctx)  (B, T, D) -> (B, T, D); `ctx` is the pass's Context (ablatio.model.context)
 
     Facts:
     metrics          names of those losses and numbers
@@ -92,6 +146,14 @@ class Mlp(Protocol):
 
 class Position(Protocol):
     """Position encoding: defines one or more of embed, rotate, bias and score.  Positions are (T,) or (B, T) integers.
+
+    Wiring:
+    d_model                  D, width of the residual stream
+    d_head                   width of a head
+    n_heads                  H, number of heads
+    n_layers                 number of layers of the stack
+    max_len                  largest number of tokens in training
+    causal                   True if tokens attend to earlier tokens only
 
     Methods:
     embed(x, pos)            (B, T, D) -> (B, T, D); called once per forward pass, on the embeddings
@@ -113,10 +175,40 @@ class Position(Protocol):
     rotates_cached_keys: ClassVar[bool]
 
 
+class PositionMethods(Protocol):
+    """Methods of a Position, of which it defines some."""
+
+    def embed(self, x: Tensor, pos: Tensor) -> Tensor: ...
+
+    def rotate(self, q: Tensor, k: Tensor, pos: Any) -> tuple[Tensor, Tensor]: ...
+
+    def bias(self, q_pos: Tensor, k_pos: Tensor) -> Tensor: ...
+
+    def score(self, q: Tensor, k: Tensor, q_pos: Tensor, k_pos: Tensor) -> Tensor: ...
+
+    def prepare(self, pos: Tensor, dtype: torch.dtype, length: Tensor) -> Any: ...
+
+    def skips(self, layer: int) -> bool: ...
+
+
 class Attention(Protocol):
     """Attention sublayer: (B, T, D) -> (B, T, D); `ctx` holds positions, mask and cache.
 
+    Wiring:
+    d_model              D, width of the residual stream
+    d_head               width of a head
+    n_heads              H, number of query heads
+    n_layers             number of layers of the stack
+    max_len              largest number of tokens in training
+    bias                 True if the linear maps have a bias (`model.bias`)
+    dropout              probability of dropout on the attention weights
+    layer                number of the layer, from 0
+    scale                factor on the logits; None: d_head^-1/2
+    inner_norm           norm before o_proj, or None: a function width -> module
+    head_norm            norm of queries and keys, for a knob `qk_norm`: a function (name, place, width) -> module
+
     Methods:
+    forward(x, ctx)      (B, T, D) -> (B, T, D); `ctx` is the pass's Context (ablatio.model.context)
     hidden_flops(ctx)    optional: FLOPs per row that a FLOP counter counts although the attention pattern masks the
                          pairs; they are subtracted from the count
 
@@ -144,8 +236,21 @@ class Attention(Protocol):
     def forward(self, x: Tensor, ctx: Context) -> Tensor: ...
 
 
+class AttentionMethods(Protocol):
+    """Optional methods of an Attention."""
+
+    def hidden_flops(self, ctx: Context) -> int: ...
+
+
 class Block(Protocol):
     """One layer: (B, T, D) -> (B, T, D); with `parts.cross` it also attends to an encoder, through `ctx.cross`.
+
+    Wiring:
+    parts           functions that make the layer's parts: attention, cross, mlp, norms, placement
+                    (ablatio.model.builder.LayerParts)
+
+    Methods:
+    forward(x, ctx)  (B, T, D) -> (B, T, D); `ctx` is the pass's Context (ablatio.model.context)
 
     Facts:
     cross           True if the block uses `parts.cross`
@@ -160,6 +265,11 @@ class Block(Protocol):
 
 class Architecture(Protocol):
     """Builds the LanguageModel from a `builder` (ablatio.model.builder.ModelBuilder).
+
+    A class inherits from ablatio.model.language_model.LanguageModel.
+
+    Wiring:
+    builder    makes the stacks and their parts from the config
 
     Facts:
     mask       which tokens each token attends to: causal | prefix | full | encoder_decoder
@@ -179,6 +289,10 @@ class Init(Protocol):
 
     Seeding by name gives a parameter the same initial value in every arm that has it, whatever the other parts are.
 
+    Methods:
+    __call__(weight, info, generator)  sets `weight` in place; `info` has name, role, shape and fans of the parameter
+                              (ablatio.model.parameter_roles.ParameterInfo)
+
     Optional methods:
     rate(info)                factor on the learning rate of a parameter
     logit_scale(d_model)      factor on the output logits, used if `model.logit_scale` is null
@@ -192,9 +306,20 @@ class Init(Protocol):
     def __call__(self, weight: Tensor, info: ParameterInfo, generator: torch.Generator) -> None: ...
 
 
+class InitMethods(Protocol):
+    """Optional methods of an Init."""
+
+    def rate(self, info: ParameterInfo) -> float: ...
+
+    def logit_scale(self, d_model: int) -> float: ...
+
+    def attention_scale(self, d_head: int) -> float: ...
+
+
 norms: Registry[nn.Module] = Registry(
     "norm",
     "How the residual stream is normalized.",
+    contract=(Norm, NormMethods),
     wiring=("d_model",),
     methods=("forward",),
     scope="model",
@@ -204,6 +329,7 @@ norms: Registry[nn.Module] = Registry(
 placements: Registry[Placement] = Registry(
     "placement",
     "Where the norms are placed around a sublayer, and how the residual is scaled.",
+    contract=(Placement, PlacementMethods),
     wiring=("d_model", "n_layers", "layer", "sublayer", "around", "side", "encoder_layers", "decoder_layers"),
     methods=("__call__",),
     facts={
@@ -221,6 +347,7 @@ placements: Registry[Placement] = Registry(
 activations: Registry[Activation] = Registry(
     "activation",
     "The nonlinearity of the feed-forward part; gated activations take (gate, up).",
+    contract=(Activation,),
     wiring=("d_ff",),
     calls={("x",): {"gated": False}, ("gate", "up"): {"gated": True}},
     methods=("forward",),
@@ -232,6 +359,7 @@ activations: Registry[Activation] = Registry(
 mlps: Registry[nn.Module] = Registry(
     "mlp",
     "The feed-forward part of a layer.",
+    contract=(Mlp,),
     wiring=("d_model", "d_ff", "activation", "gated", "bias", "dropout", "layer", "n_layers", "inner_norm"),
     methods=("forward",),
     facts={"metrics": (), "batch_dependent": False},
@@ -242,6 +370,7 @@ mlps: Registry[nn.Module] = Registry(
 positions: Registry[Position] = Registry(
     "position",
     "How token positions are encoded.",
+    contract=(Position, PositionMethods),
     wiring=("d_model", "d_head", "n_heads", "n_layers", "max_len", "causal"),
     any_of=("embed", "rotate", "bias", "score"),
     facts={"extends": True, "rotates_cached_keys": False},
@@ -252,6 +381,7 @@ positions: Registry[Position] = Registry(
 attentions: Registry[nn.Module] = Registry(
     "attention",
     "How tokens attend to one another.",
+    contract=(Attention, AttentionMethods),
     wiring=(
         "d_model",
         "d_head",
@@ -284,6 +414,7 @@ attentions: Registry[nn.Module] = Registry(
 blocks: Registry[nn.Module] = Registry(
     "block",
     "How attention and feed-forward are combined into a layer.",
+    contract=(Block,),
     wiring=("parts",),
     methods=("forward",),
     facts={"cross": False, "joint_sublayer": False},
@@ -294,6 +425,7 @@ blocks: Registry[nn.Module] = Registry(
 architectures: Registry[nn.Module] = Registry(
     "architecture",
     "Which stacks the model has and which tokens each token attends to.",
+    contract=(Architecture,),
     wiring=("builder",),
     facts={"mask": "causal", "accepts": ("next tokens",), "stacks": ("decoder",), "objective": "lm"},
     scope="model",
@@ -303,6 +435,7 @@ architectures: Registry[nn.Module] = Registry(
 inits: Registry[Init] = Registry(
     "init",
     "How matrices are initialized; vectors are initialized by the part that owns them.",
+    contract=(Init, InitMethods),
     calls={("weight", "info", "generator"): {}},
     methods=("__call__",),
     scope="training",
