@@ -1,13 +1,18 @@
 """`ablatio check` finds a part that breaks one promise, and says which: the suites are tested with bad parts."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 
+from ablatio.cli.main import main
 from ablatio.cli.scaffold.plugin import new_plugin
 from ablatio.cli.scaffold.templates import STARTS
 from ablatio.errors import UserError
+from ablatio.testing import check_run
+from ablatio.testing.check_table import render
+from ablatio.testing.outcomes import DISTRIBUTION, Outcome
 
 FOUND = {
     "norm=narrow": r"\(16,\) went in, \(15,\) came out",
@@ -32,28 +37,99 @@ FOUND = {
 
 
 @pytest.fixture(scope="module")
-def verdict(site):
-    return site.add("careless", "careless").check("careless")
+def outcomes(site):
+    """Outcomes of all checks of the distribution `careless`."""
+    run = site.add("careless", "careless").run("-m", "ablatio.cli", "check", "careless", "--json")
+    assert run.returncode == 2, run.stderr
+    return [Outcome(**said) for said in json.loads(run.stdout)["outcomes"]]
 
 
 @pytest.mark.parametrize("part", FOUND)
-def test_bad_part_is_found(verdict, part):
-    assert re.search(rf"{part} of careless 1.0: .*{FOUND[part]}", verdict.stdout), verdict.stdout[-3000:]
-    assert re.search(rf"^{part}: BROKEN, \d+ of \d+ checks failed$", verdict.stdout, re.MULTILINE)
+def test_bad_part_is_found(outcomes, part):
+    said = [o.reason for o in outcomes if o.part == part and o.state == "failed"]
+    assert any(re.search(rf"{part} of careless 1.0: .*{FOUND[part]}", reason) for reason in said), said
 
 
-def test_exit_code_is_that_of_a_user_error(verdict):
-    assert verdict.returncode == 2
+def test_only_the_distribution_is_tried(outcomes):
+    assert {o.part for o in outcomes} == {*FOUND, DISTRIBUTION}
 
 
-def test_only_the_distribution_is_tried(verdict):
-    assert "of ablatio 0.1.0" not in verdict.stdout and "norm=rmsnorm:" not in verdict.stdout
+def test_the_table_has_a_row_for_each_part_and_its_first_reason(outcomes):
+    lines = render(outcomes)
+    assert len(lines) < 120 and max(map(len, lines)) <= 80
+    rows = {line.split()[0]: line.split()[1:] for line in lines[1 : 1 + len(FOUND)]}
+    assert rows.keys() == FOUND.keys()
+    assert rows["norm=deadknob"] == ["ok", "ok", "ok", "1/1", "ok", "1/7", "ok"]
+    assert rows["source=stutter"][1] == "-" and rows["norm=narrow"][-1] == "12/12"
+    at = lines.index("norm=narrow: BROKEN, 14 of 26 checks failed")
+    assert lines[at + 1].startswith("  keeps shape and dtype: (16,) went in, (15,) came out")
+    every = "\n".join(render(outcomes, verbose=1))
+    assert every.count("went in, (15,) came out") == 1 and "causality: RuntimeError" in every
+    assert lines[-1] == "1 of 19 keep their contract: 361 checks, 53 failed"
+
+
+@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("checks", [1, 30])
+def test_the_table_of_twenty_broken_parts_is_short(width, checks):
+    reason = "a value that is long enough for many lines " * 20
+    names = [f"optimizer={'x' * 16}_{i}" for i in range(20)]
+    broken = [
+        Outcome(f"{n} {c}", n, "test_optimizer", f"check_{c}", "failed", reason, "detail")
+        for n in names
+        for c in range(checks)
+    ]
+    assert len(render(broken, width)) < 120 and max(map(len, render(broken, width))) <= width
+    assert "detail" not in "\n".join(render(broken, width, 1)) and "detail" in "\n".join(render(broken, width, 2))
+
+
+def test_a_part_without_a_source_is_a_warning(tmp_path, new_site):
+    """It keeps its contract; and a part that is left out is told before the table, which has the others."""
+    source = """
+from torch import Tensor, nn
+from ablatio import norms
+
+@norms.register("sourceless")
+class Sourceless(nn.Module):
+    \"\"\"x as it is.  (..., d_model) -> same.\"\"\"
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+"""
+    (tmp_path / "sourceless.py").write_text(source)
+    faulty = source.replace("sourceless", "two").replace("forward(self, x", "forward(self, x, ctx")
+    (tmp_path / "faulty.py").write_text(faulty + source.replace("sourceless", "three").split("import norms\n")[1])
+    site = (
+        new_site(tmp_path / "site").add("plain", "sourceless", origin=tmp_path).add("half", "faulty", origin=tmp_path)
+    )
+    run = site.check("plain")
+    assert run.returncode == 0, run.stdout
+    assert re.search(r"^norm=sourceless +ok +warn +ok +- +ok +ok +ok$", run.stdout, re.M), run.stdout
+    assert "norm=sourceless: a warning\n  says where it comes from: no source; give register(" in run.stdout
+    run = site.check("half")
+    first, second, *_ = run.stdout.splitlines()
+    assert run.returncode == 2 and first.startswith("checking 1 part of half with pytest ")
+    assert second == (
+        "norm=two of half 1.0 is left out: faulty.Sourceless: "
+        "forward(x, ctx) was found, a norm's forward(x) was expected"
+    )
+    assert re.search(r"^norm=three +ok +warn", run.stdout, re.M)
+
+
+def test_what_it_needs_is_said_first(monkeypatch, capsys):
+    monkeypatch.setattr(check_run.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pytest, which is not installed\n    try: pip install 'ablatio\[test\]'"):
+        check_run.check("no-such-distribution")
+    with pytest.raises(SystemExit):
+        main(["check", "--help"])
+    assert "It needs pytest: pip install 'ablatio[test]'" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_kind_of_a_plugin_gets_the_common_suite(site):
     verdict = site.add("kindly", "newkind").check("kindly")
-    assert "sampler=steady: keeps its contract" in verdict.stdout, verdict.stdout + verdict.stderr
-    assert "sampler=stuck of kindly 1.0: the knob `temperature` has no effect" in verdict.stdout
+    assert verdict.returncode == 2 and re.search(r"^sampler=steady +ok +ok +ok +ok +ok +- +-$", verdict.stdout, re.M)
+    assert (
+        "sampler=stuck: BROKEN, 1 of 8" in verdict.stdout and "the knob `temperature` has no effect" in verdict.stdout
+    )
+    assert "warning: the kind `sampler` of kindly 1.0 is used by nothing that is installed" in verdict.stdout
 
 
 COMPOSE = """
