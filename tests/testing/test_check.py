@@ -7,8 +7,6 @@ from pathlib import Path
 import pytest
 
 from ablatio.cli.main import main
-from ablatio.cli.scaffold.plugin import new_plugin
-from ablatio.cli.scaffold.templates import STARTS
 from ablatio.errors import UserError
 from ablatio.testing import check_run
 from ablatio.testing.check_table import render
@@ -150,29 +148,6 @@ def test_unusual_but_honest_parts_pass(tmp_path, new_site):
         .check("unusual")
     )
     assert verdict.returncode == 0, verdict.stdout[-5000:]
-
-
-@pytest.mark.slow
-@pytest.mark.matrix
-@pytest.mark.parametrize("kind", [kind for kind in STARTS if kind != "norm"])  # whose wheel is tried in test_wheels
-def test_what_new_plugin_writes_keeps_its_contract(tmp_path, new_site, kind):
-    """The part, the experiment, and the tests that lie beside them."""
-    place = new_plugin(f"my-{kind}", tmp_path, kind)
-    site = new_site(tmp_path / "site").add(f"my-{kind}", f"my_{kind}", origin=place)
-    report = site.check(f"my-{kind}")
-    assert report.returncode == 0, report.stdout[-3000:] + report.stderr
-    for part in (f"{kind}=my_{kind}", f"experiment=my_{kind}"):
-        assert f"{part}: keeps its contract" in report.stdout
-    its_own = [str(place / "tests"), "-k", "beyond_the_margin or gain_per_output or finished_sentence"]
-    own = site.run("-m", "pytest", "-p", "no:cacheprovider", *its_own)
-    assert own.returncode == 0 and " passed" in own.stdout, own.stdout
-
-
-def test_new_plugin_begins_with_a_kind_that_it_knows(tmp_path):
-    with pytest.raises(UserError, match=r"did you mean alignment\? there are norm, alignment, peft, reward"):
-        new_plugin("my-losses", tmp_path, "aligment")
-    with pytest.raises(UserError, match="would register alignment=dpo, which ablatio"):
-        new_plugin("dpo", tmp_path, "alignment")
 
 
 def test_nothing_to_try_is_no_success(tmp_path, new_site):

@@ -4,14 +4,15 @@ An option of a kind has an effect in one of three ways:
 
 - the kind declares `attaches`: the model is built with the option that the config names
 - a part names an option in a knob, `Annotated[str, OptionOf("filler")]`, and builds it
-- code of a plugin, such as a task, reads the config's choice and builds it: `fillers.build(config["filler"]["name"])`
+- code of a plugin, such as a task, reads the config's choice and builds it: `setup.part("filler")`, or
+  `fillers.build(config["filler"]["name"])`
 
 The third is found in the source of the installed plugins, which is read and not imported.
 """
 
 import ast
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from ablatio.registry.registry import REGISTRIES, SESSION, Registry
 
 GUIDE = "docs/howto/new-kind.md"
 BUILDERS = ("build", "target")  # methods of a registry that make a part
+BOTH = "part"  # TaskContext.part("filler") builds the config's choice
 READERS = ("get", "choice", "of", "pop")  # functions that take the name of a kind and read the config's choice
 
 
@@ -40,6 +42,17 @@ def unused(registry: Registry[Any]) -> str:
 def without_effect(config: Mapping[str, Any]) -> list[str]:
     """A sentence for each option that a config names and that nothing reads."""
     return [said for kind, node in config.items() if (said := _choice_without_effect(kind, node))]
+
+
+def axes_without_effect(overrides: Iterable[str]) -> list[str]:
+    """The same for the settings of a sweep: `sampler=steady,stuck`."""
+    axes = (text.lstrip("+").partition("=") for text in overrides)
+    found: dict[str, str] = {}
+    for kind, _, names in axes:
+        for name in names.split(","):
+            if said := _choice_without_effect(kind, {"name": name.strip(" []")}):
+                found.setdefault(kind, said)  # the first option stands for all
+    return [*found.values()]
 
 
 def _choice_without_effect(kind: str, node: Any) -> str:
@@ -84,8 +97,10 @@ def _source_uses(registry: Registry[Any]) -> dict[str, bool]:
             found["builds"] |= _is_registry(node.value, names, registry.kind)
         elif isinstance(node, ast.Subscript):
             found["reads"] |= _names_kind(node.slice, names, registry.kind) and not _is_registries(node.value)
-        elif isinstance(node, ast.Call) and node.args and _last(node.func) in READERS:
-            found["reads"] |= _names_kind(node.args[0], names, registry.kind)
+        elif isinstance(node, ast.Call) and node.args and _last(node.func) in (*READERS, BOTH):
+            reads = _names_kind(node.args[0], names, registry.kind)
+            found["reads"] |= reads
+            found["builds"] |= reads and _last(node.func) == BOTH
     return found
 
 

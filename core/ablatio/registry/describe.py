@@ -131,6 +131,8 @@ def _method_faults(registry: Registry[Any], target: type, facts: Mapping[str, An
             base = f"; inherit from {registry.base}, which has the optional ones" if registry.base else ""
             yield f"{signatures.article(registry.kind)} {registry.kind} needs the method `{name}`{base}"
     expected = signatures.methods_of(registry.contract)
+    if registry.attaches:
+        expected |= {"forward": signatures.Method("forward", (signatures.positional("x"),))}
     for form, implied in registry.calls.items():
         # A class says which form it has by its facts; the method that is called is the first of `methods`.
         if all(facts.get(k) == v for k, v in implied.items()):
@@ -147,8 +149,7 @@ def _form_of(registry: Registry[Any], form: tuple[str, ...]) -> dict[str, signat
     declared = signatures.methods_of(registry.contract).get(name)
     if declared and [p.name for p in declared.parameters][: len(form)] != [*form]:
         return {}  # a class of this kind is called in another way than a function, as a reward on all answers
-    parameters = tuple(inspect.Parameter(p, inspect.Parameter.POSITIONAL_OR_KEYWORD) for p in form)
-    return {name: signatures.Method(name, parameters)}
+    return {name: signatures.Method(name, tuple(map(signatures.positional, form)))}
 
 
 def _asked_faults(registry: Registry[Any], method: str, asked: list[str]) -> Iterator[str]:

@@ -39,6 +39,11 @@ class Method:
         return [p.name for p in self.parameters if p.default is not p.empty]
 
 
+def positional(name: str) -> Parameter:
+    """A parameter that is passed by position."""
+    return Parameter(name, Parameter.POSITIONAL_OR_KEYWORD)
+
+
 def written(parameter: Parameter) -> str:
     """A parameter without its type: `x`, `length=None`, `*args`."""
     return str(parameter.replace(annotation=Parameter.empty)).replace(" ", "")

@@ -80,7 +80,10 @@ def example(kind: str) -> str:
     path = EXAMPLES / f"{kind}.py"
     if path.is_file():
         return path.read_text(encoding="utf-8")
-    found = [text for entry in REGISTRIES[kind] if (text := part_source(entry))]
+    entries = sorted(REGISTRIES[kind], key=lambda entry: entry.name == REGISTRIES[kind].default)
+    found = [text for entry in entries if (text := part_source(entry))]
+    if found and REGISTRIES[kind].default:
+        found = found[:-1] or found  # the option that means "as before" shows least
     if not found:
         raise UserError(
             f"the kind {kind} of {REGISTRIES[kind].distribution} has no part to start from\n"

@@ -78,6 +78,7 @@ class Alignment(Protocol):
 
     Methods:
     loss(...)        (loss, metrics): the mean loss over the batch, and the numbers to log
+    reference_rate(step)  optional, with the fact `moves_reference`: the rate of step `step`
 
     Facts:
     data             what it is trained on: pairs | rankings | labelled | prompts
