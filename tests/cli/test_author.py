@@ -128,6 +128,7 @@ def test_new_plugin_names_the_kinds_and_the_part_that_is_taken(tmp_path: Path) -
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_kind_of_a_plugin_has_a_page_and_an_example(tmp_path: Path) -> None:
     """Its page is made from its registry, and its example from its shortest part; what is made from that works."""

@@ -12,7 +12,7 @@ from torch import nn
 
 from ablatio.registry import signatures
 from ablatio.registry.knobs import SignatureError, read_signature
-from ablatio.registry.registry import REGISTRIES, ContractError, Registry
+from ablatio.registry.registry import REGISTRIES, ContractError, Registry, transaction
 from ablatio.registry.signatures import Method
 
 OURS = [r for r in REGISTRIES.values() if r.contract]
@@ -163,6 +163,15 @@ def test_a_hook_of_a_task_is_compared_with_the_base_class(hook: str, parameters:
     with pytest.raises(ContractError) as caught:
         REGISTRIES["task"].register("mine")(part)
     assert str(caught.value).endswith(f": {hook}({parameters}) was found, a task's {expected} was expected")
+
+
+def test_a_part_that_attaches_is_called_with_one_input() -> None:
+    """A plugin's kind without a protocol: the place says how its parts are called."""
+    with pytest.raises(ContractError) as caught, transaction():
+        gates: Registry[Any] = Registry("gate", "For tests.", optional=True, attaches="layer", methods=("forward",))
+        gates.register("good")(type("Good", (nn.Module,), {"forward": method_of("h")}))
+        gates.register("bad")(type("Bad", (nn.Module,), {"forward": method_of("x, ctx")}))
+    assert str(caught.value).endswith("forward(x, ctx) was found, a gate's forward(x) was expected")
 
 
 def test_a_method_instead_of_a_property_is_named() -> None:

@@ -80,36 +80,50 @@ def test_the_table_of_twenty_broken_parts_is_short(width, checks):
     assert "detail" not in "\n".join(render(broken, width, 1)) and "detail" in "\n".join(render(broken, width, 2))
 
 
-def test_a_part_without_a_source_is_a_warning(tmp_path, new_site):
-    """It keeps its contract; and a part that is left out is told before the table, which has the others."""
-    source = """
-from torch import Tensor, nn
-from ablatio import norms
+SOURCELESS = """
+from ablatio import schedules
 
-@norms.register("sourceless")
-class Sourceless(nn.Module):
-    \"\"\"x as it is.  (..., d_model) -> same.\"\"\"
-    def forward(self, x: Tensor) -> Tensor:
-        return x
+@schedules.register("{name}")
+def {name}({parameters}) -> float:
+    \"\"\"The factor is 1 in every step.\"\"\"
+    return 1.0
 """
-    (tmp_path / "sourceless.py").write_text(source)
-    faulty = source.replace("sourceless", "two").replace("forward(self, x", "forward(self, x, ctx")
-    (tmp_path / "faulty.py").write_text(faulty + source.replace("sourceless", "three").split("import norms\n")[1])
-    site = (
-        new_site(tmp_path / "site").add("plain", "sourceless", origin=tmp_path).add("half", "faulty", origin=tmp_path)
-    )
-    run = site.check("plain")
-    assert run.returncode == 0, run.stdout
-    assert re.search(r"^norm=sourceless +ok +warn +ok +- +ok +ok +ok$", run.stdout, re.M), run.stdout
-    assert "norm=sourceless: a warning\n  says where it comes from: no source; give register(" in run.stdout
-    run = site.check("half")
+
+
+SWEEP = """
+# @package _global_
+sweep: {{axes: {{activation: [{options}], seed: [1, 2]}}}}
+"""
+
+
+def test_all_that_a_distribution_brings_is_tested(tmp_path, new_site):
+    """A part that is left out is told before the table; one without a source is a warning; sweeps are planned."""
+    good = SOURCELESS.format(name="flat", parameters="step, total")
+    sweeps = tmp_path / "odd_parts" / "conf" / "sweep"
+    sweeps.mkdir(parents=True)
+    (tmp_path / "odd_parts" / "__init__.py").write_text(SOURCELESS.format(name="odd", parameters="step") + good)
+    (sweeps / "right.yaml").write_text(SWEEP.format(options="relu, gelu"))
+    (sweeps / "wrong.yaml").write_text(SWEEP.format(options="relu, gelou"))
+    run = new_site(tmp_path / "site").add("half", "odd_parts", origin=tmp_path).check("half")
     first, second, *_ = run.stdout.splitlines()
-    assert run.returncode == 2 and first.startswith("checking 1 part of half with pytest ")
+    assert run.returncode == 2 and first.startswith("checking 1 part, 2 YAML options of half with ")
     assert second == (
-        "norm=two of half 1.0 is left out: faulty.Sourceless: "
-        "forward(x, ctx) was found, a norm's forward(x) was expected"
+        "schedule=odd of half 1.0 is left out: odd_parts.odd: odd(step) was found, "
+        "a schedule function odd(step, total) or odd(step, total, scores) was expected"
     )
-    assert re.search(r"^norm=three +ok +warn", run.stdout, re.M)
+    assert re.search(r"^schedule=flat +ok +warn +ok +- +ok +ok +-$", run.stdout, re.M), run.stdout
+    assert "schedule=flat: a warning\n  says where it comes from: no source; give register(" in run.stdout
+    assert re.search(r"^sweep=right( +-){5} +ok +-$", run.stdout, re.M)
+    assert re.search(r"^sweep=wrong: BROKEN, 1 of 1 checks failed\n  composes: .*gelou", run.stdout, re.M | re.S)
+    assert "3 of 4 keep their contract" in run.stdout and "1 failed, 1 warned" in run.stdout
+
+
+@pytest.mark.parametrize(("state", "code"), [("passed", 0), ("warned", 0), ("skipped", 0), ("failed", 2)])
+def test_only_failures_count(monkeypatch, capsys, state, code):
+    outcome = Outcome("test", "norm=rmsnorm", "test_norm", "keeps_shape", state, "why")
+    monkeypatch.setattr(check_run, "_outcomes", lambda dist: [outcome])
+    assert check_run.check("ablatio") == code
+    assert (state in ("warned", "failed")) == ("keeps shape: why" in capsys.readouterr().out)
 
 
 def test_what_it_needs_is_said_first(monkeypatch, capsys):
