@@ -112,10 +112,16 @@ def methods(registry: Registry[Any]) -> dict[str, tuple[str, str, str]]:
 
 
 def need(registry: Registry[Any], name: str) -> str:
-    """Whether a part has to define a method."""
+    """Whether a part has to define a method; one of `any_of` is optional if the docstring says so."""
     if name in registry.methods:
         return "required"
-    return "one or more of these" if name in registry.any_of else "optional"
+    optional = {
+        word.split("(")[0]
+        for title, words in described(registry).sections.items()
+        for word, said in words.items()
+        if title.startswith("Optional") or said.startswith("optional")
+    }
+    return "one or more of these" if name in registry.any_of and name not in optional else "optional"
 
 
 def short(signature: str) -> str:

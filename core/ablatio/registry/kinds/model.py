@@ -1,18 +1,22 @@
-"""Kinds of model parts, from the norm of a vector to the architecture of the whole model."""
+"""Kinds of model parts, from the norm of a vector to a layer."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from ablatio.registry.kinds.model_methods import (
+    AttentionMethods,
+    NormMethods,
+    PlacementMethods,
+    PositionMethods,
+)
 from ablatio.registry.registry import Registry
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor, nn
 
     from ablatio.model.context import Context
-    from ablatio.model.parameter_roles import ParameterInfo
 
 
 class Norm(Protocol):
@@ -28,13 +32,6 @@ class Norm(Protocol):
     """
 
     def forward(self, x: Tensor) -> Tensor: ...
-
-
-class NormMethods(Protocol):
-    """Optional methods of a Norm."""
-
-    @staticmethod
-    def for_heads(width: int) -> nn.Module: ...
 
 
 class Placement(Protocol):
@@ -81,14 +78,6 @@ class Placement(Protocol):
     batch_dependent: ClassVar[bool]
 
     def __call__(self, x: Tensor, sublayer: Any, norm: nn.Module) -> Tensor: ...
-
-
-class PlacementMethods(Protocol):
-    """Optional methods of a Placement."""
-
-    def open(self, x: Tensor) -> Tensor: ...
-
-    def close(self, x: Tensor, norm: nn.Module) -> Tensor: ...
 
 
 class Activation(Protocol):
@@ -175,22 +164,6 @@ class Position(Protocol):
     rotates_cached_keys: ClassVar[bool]
 
 
-class PositionMethods(Protocol):
-    """Methods of a Position, of which it defines some."""
-
-    def embed(self, x: Tensor, pos: Tensor) -> Tensor: ...
-
-    def rotate(self, q: Tensor, k: Tensor, pos: Any) -> tuple[Tensor, Tensor]: ...
-
-    def bias(self, q_pos: Tensor, k_pos: Tensor) -> Tensor: ...
-
-    def score(self, q: Tensor, k: Tensor, q_pos: Tensor, k_pos: Tensor) -> Tensor: ...
-
-    def prepare(self, pos: Tensor, dtype: torch.dtype, length: Tensor) -> Any: ...
-
-    def skips(self, layer: int) -> bool: ...
-
-
 class Attention(Protocol):
     """Attention sublayer: (B, T, D) -> (B, T, D); `ctx` holds positions, mask and cache.
 
@@ -236,12 +209,6 @@ class Attention(Protocol):
     def forward(self, x: Tensor, ctx: Context) -> Tensor: ...
 
 
-class AttentionMethods(Protocol):
-    """Optional methods of an Attention."""
-
-    def hidden_flops(self, ctx: Context) -> int: ...
-
-
 class Block(Protocol):
     """One layer: (B, T, D) -> (B, T, D); with `parts.cross` it also attends to an encoder, through `ctx.cross`.
 
@@ -261,59 +228,6 @@ class Block(Protocol):
     joint_sublayer: ClassVar[bool]
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor: ...
-
-
-class Architecture(Protocol):
-    """Builds the LanguageModel from a `builder` (ablatio.model.builder.ModelBuilder).
-
-    A class inherits from ablatio.model.language_model.LanguageModel.
-
-    Wiring:
-    builder    makes the stacks and their parts from the config
-
-    Facts:
-    mask       which tokens each token attends to: causal | prefix | full | encoder_decoder
-    accepts    kinds of examples that the model can be trained on: the fact `produces` of an objective
-    stacks     the stacks it has: encoder, decoder or both
-    objective  name of the usual objective for it, proposed in error messages
-    """
-
-    mask: ClassVar[str]
-    accepts: ClassVar[Sequence[str]]
-    stacks: ClassVar[Sequence[str]]
-    objective: ClassVar[str]
-
-
-class Init(Protocol):
-    """Initializes one parameter in place; called for each one, with a generator seeded by the parameter's name.
-
-    Seeding by name gives a parameter the same initial value in every arm that has it, whatever the other parts are.
-
-    Methods:
-    __call__(weight, info, generator)  sets `weight` in place; `info` has name, role, shape and fans of the parameter
-                              (ablatio.model.parameter_roles.ParameterInfo)
-
-    Optional methods:
-    rate(info)                factor on the learning rate of a parameter
-    logit_scale(d_model)      factor on the output logits, used if `model.logit_scale` is null
-    attention_scale(d_head)   factor on the attention logits, used if `model.attention_scale` is null
-
-    Optional attribute:
-    fold  True if `attention_scale` folds a factor into the initial q_proj; it is not asked if the attention normalizes
-          its queries, which would undo the fold
-    """
-
-    def __call__(self, weight: Tensor, info: ParameterInfo, generator: torch.Generator) -> None: ...
-
-
-class InitMethods(Protocol):
-    """Optional methods of an Init."""
-
-    def rate(self, info: ParameterInfo) -> float: ...
-
-    def logit_scale(self, d_model: int) -> float: ...
-
-    def attention_scale(self, d_head: int) -> float: ...
 
 
 norms: Registry[nn.Module] = Registry(
@@ -420,25 +334,4 @@ blocks: Registry[nn.Module] = Registry(
     facts={"cross": False, "joint_sublayer": False},
     scope="model",
     usual="sequential",
-)
-
-architectures: Registry[nn.Module] = Registry(
-    "architecture",
-    "Which stacks the model has and which tokens each token attends to.",
-    contract=(Architecture,),
-    wiring=("builder",),
-    facts={"mask": "causal", "accepts": ("next tokens",), "stacks": ("decoder",), "objective": "lm"},
-    scope="model",
-    usual="causal",
-)
-
-inits: Registry[Init] = Registry(
-    "init",
-    "How matrices are initialized; vectors are initialized by the part that owns them.",
-    contract=(Init, InitMethods),
-    calls={("weight", "info", "generator"): {}},
-    methods=("__call__",),
-    scope="training",
-    shapes_model=True,
-    usual="gpt2",
 )
