@@ -36,6 +36,13 @@ REASONS = {
     "untyped": "the knob `eps` has no type; write `eps: float = ...`",
     "wiring": "has the parameter `vocab_size`, which the framework does not pass to a norm",
 }
+LEFT_OUT = {  # where it is less than the plugin
+    "callbacks": "experiment=calls, with the other YAML files,",
+    "shadows": "norm=rmsnorm",
+    "target": "experiment=evil, with the other YAML files,",
+    "untyped": "norm=untyped",
+    "wiring": "norm=greedy",
+}
 
 
 def test_every_broken_plugin_is_expected():
@@ -58,7 +65,8 @@ def state(site):
 def test_is_named_with_its_reason(state, name):
     text, dist = state["failures"][name]
     assert dist == "ablatio-broken"
-    assert text.startswith(f"plugin {name} of ablatio-broken 1.0 is left out: ")
+    what = LEFT_OUT.get(name, f"plugin {name}")
+    assert text.startswith(f"{what} of ablatio-broken 1.0 is left out: ")
     assert REASONS[name] in text
 
 
@@ -78,7 +86,7 @@ def test_second_of_two_names_is_refused_naming_both(state):
 def test_the_rest_works(state):
     assert state["failures"].keys() == REASONS.keys() | {"second_twin"}
     assert state["norms"]["rmsnorm"] == "ablatio" and state["builds"] == "RMSNorm"
-    assert state["sources"] == ["ablatio", "twin-one"]
+    assert state["sources"] == ["ablatio", *["ablatio-broken"] * len(LEFT_OUT), "twin-one", "twin-two"]
 
 
 def test_no_trace_of_a_half_registered_plugin(state):
@@ -90,8 +98,8 @@ def test_no_trace_of_a_half_registered_plugin(state):
 def test_check_names_the_failures_and_refuses(site, state):
     run = site.check("Ablatio.Broken")
     assert run.returncode == 2 and run.stderr == ""
-    assert len(run.stdout.splitlines()) == len(REASONS)
-    assert "plugin untyped of ablatio-broken 1.0 is left out" in run.stdout
+    assert run.stdout.count("ablatio-broken 1.0 is left out: ") == len(REASONS)
+    assert "norm=untyped of ablatio-broken 1.0 is left out" in run.stdout
 
 
 def test_check_of_what_is_not_there_lists_what_is(site, state):
@@ -112,3 +120,76 @@ def test_equal_entry_points_of_two_distributions(tmp_path, new_site):
     state = site.ask(STATE)
     assert list(state["failures"]) == ["parts"] and state["failures"]["parts"][1] == "bad"
     assert state["norms"]["twin"] == "good"
+
+
+SEVERAL = {
+    "__init__": "",
+    "a_broken": "import several.z_good\nraise RuntimeError('on purpose')",
+    "faulty": """
+from torch import Tensor, nn
+from ablatio import mlps, norms
+from ablatio.registry import rules
+
+@norms.register("worst", wrong=1)
+class Worst(nn.Module):
+    \"\"\"x.  (..., d_model) -> same.\"\"\"
+    def __init__(self, d_model: int, height: int, *, eps=1e-6, affine: object = True) -> None:
+        super().__init__()
+
+@mlps.register("late")
+class Late(nn.Module):
+    \"\"\"x.  (B, T, D) -> same.\"\"\"
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+@norms.register("between")
+class Between(nn.Module):
+    \"\"\"x.  (..., d_model) -> same.\"\"\"
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+""",
+    "z_good": """
+from torch import Tensor, nn
+from ablatio import norms
+
+@norms.register("good")
+class Good(nn.Module):
+    \"\"\"x.  (..., d_model) -> same.\"\"\"
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+""",
+}
+SEEN = """
+from ablatio import mlps, norms
+from ablatio.registry import discovery
+known = {"norm": norms.names(), "mlp": mlps.names()}
+answer = {
+    "failures": sorted(map(str, discovery.failures())),
+    "good": [type(norms.build(n, d_model=4)).__name__ for n in ("good", "between")],
+    "known": {kind: [n for n in names if n in ("worst", "late")] for kind, names in known.items()},
+}
+"""
+
+
+def test_all_faults_are_told_and_only_what_is_faulty_is_left_out(tmp_path, new_site):
+    (tmp_path / "source" / "several").mkdir(parents=True)
+    for name, text in SEVERAL.items():
+        (tmp_path / "source" / "several" / f"{name}.py").write_text(text)
+    answer = new_site(tmp_path).add("several", "several", origin=tmp_path / "source").ask(SEEN)
+    assert answer["good"] == ["Good", "Between"] and answer["known"] == {"norm": [], "mlp": []}
+    late, worst, broken = answer["failures"]
+    assert late == (
+        "mlp=late of several 1.0 is left out: several.faulty.Late: "
+        "forward(x) was found, an mlp's forward(x, ctx) was expected"
+    )
+    assert broken.startswith("the module several.a_broken of several 1.0 is left out: RuntimeError: on purpose (")
+    first, *rest = worst.splitlines()
+    assert first == "norm=worst of several 1.0 is left out: several.faulty.Worst: 5 faults"
+    for fault in (
+        "`wrong` is not a fact",
+        "`eps` has no type",
+        "`affine` has the type",
+        "parameter `height`",
+        "`forward`",
+    ):
+        assert sum(fault in line for line in rest) == 1, worst

@@ -128,7 +128,7 @@ def test_a_function_part_has_a_signature_of_its_kind() -> None:
     def wrong(y: float, *, a: float = 1.0) -> float:
         return y
 
-    with pytest.raises(ContractError, match=r"takes \(y\) left of `\*`; a schedule takes \(step, total\)"):
+    with pytest.raises(ContractError, match=r"wrong\(y\) was found, a schedule function wrong\(step, total\) or"):
         REGISTRIES["schedule"].register("wrong")(wrong)
 
 

@@ -1,13 +1,16 @@
 """`ablatio check` finds a part that breaks one promise, and says which: the suites are tested with bad parts."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 
-from ablatio.cli.scaffold.plugin import new_plugin
-from ablatio.cli.scaffold.templates import STARTS
+from ablatio.cli.main import main
 from ablatio.errors import UserError
+from ablatio.testing import check_run
+from ablatio.testing.check_table import render
+from ablatio.testing.outcomes import DISTRIBUTION, Outcome
 
 FOUND = {
     "norm=narrow": r"\(16,\) went in, \(15,\) came out",
@@ -32,28 +35,113 @@ FOUND = {
 
 
 @pytest.fixture(scope="module")
-def verdict(site):
-    return site.add("careless", "careless").check("careless")
+def outcomes(site):
+    """Outcomes of all checks of the distribution `careless`."""
+    run = site.add("careless", "careless").run("-m", "ablatio.cli", "check", "careless", "--json")
+    assert run.returncode == 2, run.stderr
+    return [Outcome(**said) for said in json.loads(run.stdout)["outcomes"]]
 
 
 @pytest.mark.parametrize("part", FOUND)
-def test_bad_part_is_found(verdict, part):
-    assert re.search(rf"{part} of careless 1.0: .*{FOUND[part]}", verdict.stdout), verdict.stdout[-3000:]
-    assert re.search(rf"^{part}: BROKEN, \d+ of \d+ checks failed$", verdict.stdout, re.MULTILINE)
+def test_bad_part_is_found(outcomes, part):
+    said = [o.reason for o in outcomes if o.part == part and o.state == "failed"]
+    assert any(re.search(rf"{part} of careless 1.0: .*{FOUND[part]}", reason) for reason in said), said
 
 
-def test_exit_code_is_that_of_a_user_error(verdict):
-    assert verdict.returncode == 2
+def test_only_the_distribution_is_tried(outcomes):
+    assert {o.part for o in outcomes} == {*FOUND, DISTRIBUTION}
 
 
-def test_only_the_distribution_is_tried(verdict):
-    assert "of ablatio 0.1.0" not in verdict.stdout and "norm=rmsnorm:" not in verdict.stdout
+def test_the_table_has_a_row_for_each_part_and_its_first_reason(outcomes):
+    lines = render(outcomes)
+    assert len(lines) < 120 and max(map(len, lines)) <= 80
+    rows = {line.split()[0]: line.split()[1:] for line in lines[1 : 1 + len(FOUND)]}
+    assert rows.keys() == FOUND.keys()
+    assert rows["norm=deadknob"] == ["ok", "ok", "ok", "1/1", "ok", "1/7", "ok"]
+    assert rows["source=stutter"][1] == "-" and rows["norm=narrow"][-1] == "12/12"
+    at = lines.index("norm=narrow: BROKEN, 14 of 26 checks failed")
+    assert lines[at + 1].startswith("  keeps shape and dtype: (16,) went in, (15,) came out")
+    every = "\n".join(render(outcomes, verbose=1))
+    assert every.count("went in, (15,) came out") == 1 and "causality: RuntimeError" in every
+    assert lines[-1] == "1 of 19 keep their contract: 361 checks, 53 failed"
+
+
+@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("checks", [1, 30])
+def test_the_table_of_twenty_broken_parts_is_short(width, checks):
+    reason = "a value that is long enough for many lines " * 20
+    names = [f"optimizer={'x' * 16}_{i}" for i in range(20)]
+    broken = [
+        Outcome(f"{n} {c}", n, "test_optimizer", f"check_{c}", "failed", reason, "detail")
+        for n in names
+        for c in range(checks)
+    ]
+    assert len(render(broken, width)) < 120 and max(map(len, render(broken, width))) <= width
+    assert "detail" not in "\n".join(render(broken, width, 1)) and "detail" in "\n".join(render(broken, width, 2))
+
+
+SOURCELESS = """
+from ablatio import schedules
+
+@schedules.register("{name}")
+def {name}({parameters}) -> float:
+    \"\"\"The factor is 1 in every step.\"\"\"
+    return 1.0
+"""
+
+
+SWEEP = """
+# @package _global_
+sweep: {{axes: {{activation: [{options}], seed: [1, 2]}}}}
+"""
+
+
+def test_all_that_a_distribution_brings_is_tested(tmp_path, new_site):
+    """A part that is left out is told before the table; one without a source is a warning; sweeps are planned."""
+    good = SOURCELESS.format(name="flat", parameters="step, total")
+    sweeps = tmp_path / "odd_parts" / "conf" / "sweep"
+    sweeps.mkdir(parents=True)
+    (tmp_path / "odd_parts" / "__init__.py").write_text(SOURCELESS.format(name="odd", parameters="step") + good)
+    (sweeps / "right.yaml").write_text(SWEEP.format(options="relu, gelu"))
+    (sweeps / "wrong.yaml").write_text(SWEEP.format(options="relu, gelou"))
+    run = new_site(tmp_path / "site").add("half", "odd_parts", origin=tmp_path).check("half")
+    first, second, *_ = run.stdout.splitlines()
+    assert run.returncode == 2 and first.startswith("checking 1 part, 2 YAML options of half with ")
+    assert second == (
+        "schedule=odd of half 1.0 is left out: odd_parts.odd: odd(step) was found, "
+        "a schedule function odd(step, total) or odd(step, total, scores) was expected"
+    )
+    assert re.search(r"^schedule=flat +ok +warn +ok +- +ok +ok +-$", run.stdout, re.M), run.stdout
+    assert "schedule=flat: a warning\n  says where it comes from: no source; give register(" in run.stdout
+    assert re.search(r"^sweep=right( +-){5} +ok +-$", run.stdout, re.M)
+    assert re.search(r"^sweep=wrong: BROKEN, 1 of 1 checks failed\n  composes: .*gelou", run.stdout, re.M | re.S)
+    assert "3 of 4 keep their contract" in run.stdout and "1 failed, 1 warned" in run.stdout
+
+
+@pytest.mark.parametrize(("state", "code"), [("passed", 0), ("warned", 0), ("skipped", 0), ("failed", 2)])
+def test_only_failures_count(monkeypatch, capsys, state, code):
+    outcome = Outcome("test", "norm=rmsnorm", "test_norm", "keeps_shape", state, "why")
+    monkeypatch.setattr(check_run, "_outcomes", lambda dist: [outcome])
+    assert check_run.check("ablatio") == code
+    assert (state in ("warned", "failed")) == ("keeps shape: why" in capsys.readouterr().out)
+
+
+def test_what_it_needs_is_said_first(monkeypatch, capsys):
+    monkeypatch.setattr(check_run.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pytest, which is not installed\n    try: pip install 'ablatio\[test\]'"):
+        check_run.check("no-such-distribution")
+    with pytest.raises(SystemExit):
+        main(["check", "--help"])
+    assert "It needs pytest: pip install 'ablatio[test]'" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_kind_of_a_plugin_gets_the_common_suite(site):
     verdict = site.add("kindly", "newkind").check("kindly")
-    assert "sampler=steady: keeps its contract" in verdict.stdout, verdict.stdout + verdict.stderr
-    assert "sampler=stuck of kindly 1.0: the knob `temperature` has no effect" in verdict.stdout
+    assert verdict.returncode == 2 and re.search(r"^sampler=steady +ok +ok +ok +ok +ok +- +-$", verdict.stdout, re.M)
+    assert (
+        "sampler=stuck: BROKEN, 1 of 8" in verdict.stdout and "the knob `temperature` has no effect" in verdict.stdout
+    )
+    assert "warning: the kind `sampler` of kindly 1.0 is used by nothing that is installed" in verdict.stdout
 
 
 COMPOSE = """
@@ -74,29 +162,6 @@ def test_unusual_but_honest_parts_pass(tmp_path, new_site):
         .check("unusual")
     )
     assert verdict.returncode == 0, verdict.stdout[-5000:]
-
-
-@pytest.mark.slow
-@pytest.mark.matrix
-@pytest.mark.parametrize("kind", [kind for kind in STARTS if kind != "norm"])  # whose wheel is tried in test_wheels
-def test_what_new_plugin_writes_keeps_its_contract(tmp_path, new_site, kind):
-    """The part, the experiment, and the tests that lie beside them."""
-    place = new_plugin(f"my-{kind}", tmp_path, kind)
-    site = new_site(tmp_path / "site").add(f"my-{kind}", f"my_{kind}", origin=place)
-    report = site.check(f"my-{kind}")
-    assert report.returncode == 0, report.stdout[-3000:] + report.stderr
-    for part in (f"{kind}=my_{kind}", f"experiment=my_{kind}"):
-        assert f"{part}: keeps its contract" in report.stdout
-    its_own = [str(place / "tests"), "-k", "beyond_the_margin or gain_per_output or finished_sentence"]
-    own = site.run("-m", "pytest", "-p", "no:cacheprovider", *its_own)
-    assert own.returncode == 0 and " passed" in own.stdout, own.stdout
-
-
-def test_new_plugin_begins_with_a_kind_that_it_knows(tmp_path):
-    with pytest.raises(UserError, match=r"did you mean alignment\? there are norm, alignment, peft, reward"):
-        new_plugin("my-losses", tmp_path, "aligment")
-    with pytest.raises(UserError, match="would register alignment=dpo, which ablatio"):
-        new_plugin("dpo", tmp_path, "alignment")
 
 
 def test_nothing_to_try_is_no_success(tmp_path, new_site):

@@ -19,9 +19,9 @@ COMMANDS = {
     "coordinates": "test whether a learning rate transfers to other widths (muP's coordinate check)",
     "size": "compute parameters, FLOPs and memory of a config without allocating it",
     "list": "list the parts of all kinds or of one",
-    "show": "show one part (position=rope) or section (train): formula, knobs, source",
-    "check": "run the contract suites on the parts of a plugin",
-    "new-plugin": "create a plugin that installs and passes its contract suite",
+    "show": "show one part (position=rope) or section (train): formula, knobs, source; --author: a kind's contract",
+    "check": "run the contract suites on all that a plugin brings: a table of parts and promises",
+    "new-plugin": "create a plugin with parts of any kind that installs and passes its contract suite",
     "doctor": "show versions, device, folders and plugins, and what is wrong with them",
     "completion": "print the shell code that completes parts and knobs",
 }

@@ -1,5 +1,6 @@
 """`ablatio show position=rope`: formula, knobs with type, default and range, source, and distribution of a part."""
 
+import difflib
 from typing import Any
 
 from ablatio.cli.commands import parser
@@ -17,9 +18,18 @@ def run(arguments: list[str]) -> int:
     """Run `ablatio show` and return its exit code."""
     options = parser("show")
     options.add_argument("what", help=FORMS)
-    what = options.parse_args(arguments).what
+    options.add_argument(
+        "--author",
+        action="store_true",
+        help="of a kind: what a part receives and defines, its facts, rules, an example",
+    )
+    args = options.parse_args(arguments)
+    what = args.what
     discovery.load()
     yaml_files.take_in([what])
+    if args.author:
+        _show_contract(what)
+        return 0
     from rich.console import Console
 
     console = Console()
@@ -68,6 +78,18 @@ layers.attention=[{{sliding*5: {{window: 128}}}},mha]
 layers.position=[rope*3,none]             no rotation in every fourth layer
 layers.at.mlp={{0: none, -1: moe}}          the first and the last layer
 -m layers.attention=null,[sliding,mha]    two arms of a sweep"""
+
+
+def _show_contract(kind: str) -> None:
+    if kind not in REGISTRIES:
+        part = kind.partition("=")[0].partition("/")[0]
+        near = part if part in REGISTRIES else (difflib.get_close_matches(kind, REGISTRIES, 1, 0.5) or ["norm"])[0]
+        raise UserError(
+            f"--author shows the contract of a kind, and `{kind}` is none\n    try: ablatio show {near} --author"
+        )
+    from ablatio.cli.author_page import author_page
+
+    print(author_page(kind), end="")
 
 
 def _show_entry(console: Any, entry: PartSpec) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ablatio.config import local_files, schema, yaml_files
 from ablatio.errors import UserError
-from ablatio.registry import discovery, per_layer
+from ablatio.registry import consumers, discovery, per_layer
 from ablatio.registry.registry import REGISTRIES
 from ablatio.sweep.recipes import schema as recipes
 
@@ -96,6 +96,8 @@ def _study(overrides: list[str]) -> int:
     """Run a sweep."""
     from ablatio.api.studies import run_study
 
+    for said in consumers.axes_without_effect(overrides):
+        print(f"ablatio: warning: {said}", file=sys.stderr)
     run_study(*overrides)
     return 0
 

@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Protocol, cast
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ablatio.data.types import Conversation, Feedback, Ids, Message, Source, Tokenizer, start_id, token_type
 from ablatio.errors import UserError
 from ablatio.registry.kinds import templates
+from ablatio.registry.kinds.data import Template as Template
 
 log = logging.getLogger("ablatio")
 EOS = ""  # stands in templates for the tokenizer's own end-of-document token
@@ -33,27 +34,6 @@ class ChatSegment:
     sign: bool = False
     said: bool = False
     weight: float = 1.0
-
-
-class Template(Protocol):
-    """A chat template: called with the messages of a conversation, it yields the segments of the formatted text.
-
-    signs  names of the special tokens that it adds to the vocabulary
-    end    name of the special token that ends an answer and stops decoding; EOS: the tokenizer's own end token
-    jinja  optional: the same template as Jinja source for transformers, where `bos_token` opens a text and `eos_token`
-           is the tokenizer's own end token
-    tools  optional: True if it writes the tools of a system message, the calls of the assistant and the turns of tools
-
-    With `answering`, the opening of an assistant turn follows the messages, for a model to continue. The segments
-    before an answer are the same with and without it.
-    """
-
-    signs: ClassVar[Sequence[str]]
-    end: ClassVar[str]
-
-    def __call__(self, messages: Sequence[Message], answering: bool = False) -> Iterable[ChatSegment]:
-        """Yield the segments of the formatted conversation."""
-        ...
 
 
 class SpecialTokenTokenizer:

@@ -1,11 +1,14 @@
 """Contracts of the data layer: documents, sources, tokenizers, conversations and feedback."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ablatio.registry.kinds.data import Source as Source
+from ablatio.registry.kinds.data import Tokenizer as Tokenizer
 
 Split = Literal["train", "validation"]
 Ids = NDArray[Any]  # (n,) of any unsigned integer type
@@ -23,71 +26,6 @@ class Document:
     text: str
     id: str
     split: Literal["train", "validation", ""] = ""
-
-
-class Source(Protocol):
-    """A stream of documents that can be read repeatedly and is the same each time.
-
-    A source may also offer `conversations()`, yielding Conversation, or `feedback()`, yielding Feedback, for tasks that
-    train on those; its documents are then their texts.  Optional: `unused_fields`, {name: number of records} of the
-    fields that its last pass did not use, for the manifest.
-    """
-
-    def documents(self) -> Iterator[Document]:
-        """Yield the documents, from the first one on."""
-        ...
-
-    def fingerprint(self) -> str:
-        """Return a sha256 over the content and the knobs that affect it, but not over its location."""
-        ...
-
-
-class Tokenizer(Protocol):
-    """Lossless conversion of text to ids and back.
-
-    Optional members of a tokenizer that was made elsewhere: `bos`, id that opens a text in place of eos, and
-    `encode_joined`, which encodes groups of texts, each as one text, and returns the ids of each of its texts.
-
-    Optional members: `specials`, {name: id} of tokens that no text encodes to, such as a chat template's special
-    tokens; `fast(eos)`, the same tokenizer as a `tokenizers.Tokenizer` whose end token is written `eos`, for export;
-    `made_as`, the option and knobs that restore it, if they differ from those of the config.
-    """
-
-    trained: ClassVar[bool]  # True if it must be trained on the training documents first
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of ids; known before training, because the size of the model depends on it."""
-        ...
-
-    @property
-    def eos(self) -> int:
-        """Id of the token that opens each document in the token stream; no text encodes to it."""
-        ...
-
-    def train(self, texts: Iterable[str]) -> None:
-        """Learn the vocabulary from the training texts."""
-        ...
-
-    def encode(self, texts: Sequence[str]) -> list[Ids]:
-        """Return the ids of each text, without eos."""
-        ...
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of `ids`."""
-        ...
-
-    def token_bytes(self) -> NDArray[np.int64]:
-        """Return the number of UTF-8 bytes of each id: (V,); 0 for eos and for ids that training left unused."""
-        ...
-
-    def state(self) -> str:
-        """Return the trained state as JSON; equal training gives equal state."""
-        ...
-
-    def restore(self, state: str) -> None:
-        """Set the trained state to what `state()` returned."""
-        ...
 
 
 Role = Literal["system", "user", "assistant", "tool"]

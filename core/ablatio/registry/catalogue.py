@@ -32,7 +32,7 @@ OURS = "ablatio"
 LOAD_SECONDS = float(os.environ.get("ABLATIO_PLUGIN_SECONDS", "30"))  # time limit for all modules of one plugin
 OUR_SECONDS = 10 * LOAD_SECONDS  # for the parts of this distribution: a busy machine is no reason to run without them
 RETRY_SECONDS = 3600.0  # age of a failure after which the plugin is tried again
-FORMAT = 3
+FORMAT = 4
 FOLDER = "catalogue"  # in the cache
 LASTING = "lasting"  # key of a failure that only a change of files can mend; no other is remembered
 KILLED = "was killed by"
@@ -45,6 +45,7 @@ class PluginSource:
     name: str
     module: str
     distribution: Distribution
+    has_conf: bool = True  # False: its YAML options are left out
 
     @property
     def key(self) -> str:
@@ -75,7 +76,7 @@ class PluginSource:
     @property
     def conf(self) -> Path | None:
         """Folder with the plugin's YAML options, if it has one."""
-        folder = self.folder
+        folder = self.folder if self.has_conf else None
         return folder / "conf" if folder is not None and (folder / "conf").is_dir() else None
 
 
@@ -153,7 +154,8 @@ def _refuse_without_ours(found: Catalogue) -> None:
     for failure in found.failures:
         if failure["dist"] == OURS:
             raise EnvironmentFault(
-                f"the parts of {OURS} cannot be read: plugin {failure['plugin']} {failure['reason']}\n"
+                f"the parts of {OURS} cannot be read: {failure.get('what') or 'plugin ' + failure['plugin']} "
+                f"{failure['reason']}\n"
                 "    try: the same command again, or ablatio doctor"
             )
 

@@ -9,13 +9,14 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from ablatio.registry import renamed, rules
 from ablatio.registry.catalogue import LASTING, Catalogue, PluginSource, conf_files, plugin_sources, read
+from ablatio.registry.part_spec import faulty_parts
 from ablatio.registry.registry import (
     REGISTRIES,
     SESSION,
@@ -31,18 +32,20 @@ from ablatio.storage.paths import shipped
 from ablatio.storage.state_json import BUILDER_KEYS
 
 MAX_NODES = 100_000
+YAML = ", with the other YAML files,"  # end of `what` of a failure, if a plugin's options are left out
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A plugin that is left out, and the reason."""
+    """What is left out of a plugin, and the reason; `what` "": the whole plugin."""
 
     plugin: str
     distribution: Distribution
     reason: str
+    what: str = ""
 
     def __str__(self) -> str:
-        return f"plugin {self.plugin} of {self.distribution} is left out: {self.reason}"
+        return f"{self.what or f'plugin {self.plugin}'} of {self.distribution} is left out: {self.reason}"
 
 
 _failures: list[Failure] = []
@@ -70,10 +73,14 @@ def load() -> None:
     for r in catalogue.rules:
         rules.rule(**r)
     _failures.extend(
-        Failure(f["plugin"], Distribution(f["dist"], f["version"]), f["reason"]) for f in catalogue.failures
+        Failure(f["plugin"], Distribution(f["dist"], f["version"]), f["reason"], f["what"]) for f in catalogue.failures
     )
-    bad = {(f.plugin, f.distribution) for f in _failures}
-    _sources.extend(s for s in sources if (s.name, s.distribution) not in bad)
+    left_out = {(f.plugin, f.distribution) for f in _failures if not f.what}
+    without_yaml = {(f.plugin, f.distribution) for f in _failures if f.what.endswith(YAML)}
+    for source in sources:
+        key = (source.name, source.distribution)
+        if key not in left_out:
+            _sources.append(replace(source, has_conf=key not in without_yaml))
 
 
 def _same_source(first: PartSpec, second: PartSpec) -> bool:
@@ -81,7 +88,7 @@ def _same_source(first: PartSpec, second: PartSpec) -> bool:
 
 
 def failures() -> list[Failure]:
-    """Plugins that are left out."""
+    """Plugins, modules, parts and YAML files that are left out."""
     load()
     return list(_failures)
 
@@ -112,16 +119,16 @@ def scan(found: list[PluginSource], leave_out: Mapping[str, str], progress: Path
         if progress:
             with progress.open("a") as file:
                 file.write(f"\n{source.key}")
-        reason, lasts = leave_out.get(source.key, ""), False
-        if not reason:
-            reason, lasts = _import(source, conf_names)
-        if reason:
-            distribution = source.distribution
+        reason = leave_out.get(source.key, "")
+        told = [("", reason, False)] if reason else _import(source, conf_names)
+        distribution = source.distribution
+        for what, reason, lasts in told:
             failure = {
                 "plugin": source.name,
                 "dist": distribution.name,
                 "version": distribution.version,
                 "reason": reason,
+                "what": what,
             } | ({LASTING: "yes"} if lasts else {})
             catalogue.failures.append(failure)
     for registry in REGISTRIES.values():
@@ -131,41 +138,68 @@ def scan(found: list[PluginSource], leave_out: Mapping[str, str], progress: Path
     return catalogue
 
 
-def _import(source: PluginSource, conf_names: dict[str, Distribution]) -> tuple[str, bool]:
-    """Import all modules of a plugin and check its YAML; returns (the reason to leave it out or "", does it last?).
+Fault = tuple[str, str, bool]  # (what is left out, "" for the whole plugin; the reason; does it last?)
+
+
+def _import(source: PluginSource, conf_names: dict[str, Distribution]) -> list[Fault]:
+    """Import all modules of a plugin and check its YAML; returns all that is left out, with reasons.
+
+    A faulty part is left out alone, a module that cannot be imported with its parts, and YAML files together.  The
+    whole plugin is left out if its package cannot be imported, takes too long or replaces parts of others.
 
     A reason lasts if only a change of files can remove it.  Any other may be gone at the next command.
     """
-    before, taken = list(rules.RULES), dict(conf_names)
+    before, found = list(rules.RULES), list[Fault]()
     try:
         with (
             transaction(),
             others_unchanged(source.distribution),
             provided_by(source.distribution),
             _time_limit(source.seconds),
+            faulty_parts() as parts,
         ):
-            for module in _modules(source):
-                importlib.import_module(module)
-            _check_conf(source, taken)
+            importlib.import_module(source.module)
+            for module in _modules(source.module):
+                found += _import_module(module, source)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a plugin may raise anything, including SystemExit
         rules.RULES[:] = before
-        return _reason(error, source), isinstance(error, ContractError | SyntaxError | ModuleNotFoundError)
-    conf_names.update(taken)
-    return "", True
+        return [("", _reason(error, source), _lasts(error))]
+    found = [(f"{p.kind}={p.name}", f"{p.place}: {p.reason}", True) for p in dict.fromkeys(parts)] + found
+    return found + _check_conf(source, conf_names)
 
 
-def _modules(source: PluginSource) -> Iterator[str]:
-    """Names of the entry point's module and, for a package, all its modules: a new part is just a new file.
+def _import_module(module: str, source: PluginSource) -> list[Fault]:
+    """Import one module of a plugin; if it fails, what it registered is taken back."""
+    before, known = list(rules.RULES), set(sys.modules)
+    try:
+        with transaction():
+            importlib.import_module(module)
+    except (KeyboardInterrupt, TimeoutError):
+        raise
+    except BaseException as error:
+        rules.RULES[:] = before
+        # Modules that it imported first have lost their parts with it: they are imported anew on their own.
+        for name in [n for n in sys.modules if n not in known and n.startswith(f"{source.module}.")]:
+            del sys.modules[name]
+        return [(f"the module {module}", _reason(error, source), _lasts(error))]
+    return []
+
+
+def _lasts(error: BaseException) -> bool:
+    return isinstance(error, ContractError | SyntaxError | ModuleNotFoundError)
+
+
+def _modules(package: str) -> Iterator[str]:
+    """Names of all modules in a package: a new part is just a new file.
 
     Contract suites are skipped, because they import pytest, which a run does not require.
     """
-    yield source.module
-    package = sys.modules.get(source.module)
-    for info in pkgutil.walk_packages(getattr(package, "__path__", []), f"{source.module}."):
+    for info in pkgutil.iter_modules(getattr(sys.modules.get(package), "__path__", []), f"{package}."):
         if not {"conf", "suites", "__main__"} & set(info.name.split(".")):
             yield info.name
+            yield from _modules(info.name)
 
 
 def _reason(error: BaseException, source: PluginSource) -> str:
@@ -196,23 +230,33 @@ def _time_limit(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, old)
 
 
-def _check_conf(source: PluginSource, taken: dict[str, Distribution]) -> None:
-    """Check a plugin's YAML: it adds options to groups, builds no objects and changes no setting of Hydra."""
-    if source.conf is None:
-        return
+def _check_conf(source: PluginSource, taken: dict[str, Distribution]) -> list[Fault]:
+    """Faults of a plugin's YAML, which adds options to groups, builds no objects and changes no setting of Hydra."""
+    found, names = list[Fault](), dict(taken)
+    for path in conf_files(source.conf) if source.conf is not None else ():
+        try:
+            _check_yaml(path, source, names)
+        except ContractError as error:
+            option = f"{path.parent.name}={path.stem}"
+            found.append((f"{option}{YAML}", str(error), True))
+    if not found:
+        taken.update(names)
+    return found
+
+
+def _check_yaml(path: Path, source: PluginSource, taken: dict[str, Distribution]) -> None:
     import yaml
 
-    for path in conf_files(source.conf):
-        name = path.relative_to(source.conf).with_suffix("").as_posix()
-        if "/" not in name or name.startswith("hydra"):
-            raise ContractError(f"{path} is not an option of a group; a plugin's conf folder holds GROUP/OPTION.yaml")
-        if (owner := taken.setdefault(name, source.distribution)) != source.distribution:
-            raise ContractError(f"the option {name} already exists, provided by {owner}; rename {path}")
-        if (shipped("conf") / f"{name}.yaml").exists():
-            raise ContractError(f"the option {name} already exists, provided by ablatio; rename {path}")
-        # A file that cannot be read costs its own option alone; `ablatio doctor` names it.
-        with contextlib.suppress(yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError):
-            refuse_objects(yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
+    name = path.relative_to(source.conf or path).with_suffix("").as_posix()
+    if "/" not in name or name.startswith("hydra"):
+        raise ContractError(f"{path} is not an option of a group; a plugin's conf folder holds GROUP/OPTION.yaml")
+    if (owner := taken.setdefault(name, source.distribution)) != source.distribution:
+        raise ContractError(f"the option {name} already exists, provided by {owner}; rename {path}")
+    if (shipped("conf") / f"{name}.yaml").exists():
+        raise ContractError(f"the option {name} already exists, provided by ablatio; rename {path}")
+    # A file that cannot be read costs its own option alone; `ablatio doctor` names it.
+    with contextlib.suppress(yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError):
+        refuse_objects(yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
 
 
 def refuse_objects(data: Any, where: str) -> None:

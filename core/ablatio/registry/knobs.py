@@ -21,7 +21,14 @@ REQUIRED = "???"
 
 
 class SignatureError(TypeError):
-    """A part's signature lacks information that the registry needs, or has a parameter that it does not support."""
+    """A part's signature lacks information that the registry needs, or has a parameter that it does not support.
+
+    faults: a sentence for each of its faults; wiring: the parameters left of its `*`
+    """
+
+    def __init__(self, *faults: str, wiring: tuple[str, ...] = ()) -> None:
+        super().__init__("\n".join(faults))
+        self.faults, self.wiring = faults, wiring
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +66,8 @@ NonNegative = Range(0)
 Fraction = Range(0, 1)
 
 
-# The inherited __init__ of an nn.Module that defines none: recognized by name, so that torch is not imported.
-NO_OWN_INIT = ("torch.nn.modules.module", "Module.__init__")
+# The inherited __init__ of a class that defines none: recognized by name, so that torch is not imported.
+NO_OWN_INIT = (("torch.nn.modules.module", "Module.__init__"), ("typing", "_no_init_or_replace_init"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,17 +259,30 @@ def read_signature(target: Callable[..., Any], where: str) -> tuple[tuple[str, .
     `**wiring: Unpack[SomeWiring]` requests everything named in the TypedDict SomeWiring, to pass it to a base class.
     """
     function = target.__init__ if inspect.isclass(target) else target
-    if function is object.__init__ or (function.__module__, function.__qualname__) == NO_OWN_INIT:
+    if inspect.isclass(target) and _has_no_own_init(function):
         return (), ()
-    hints = typing.get_type_hints(function, include_extras=True)
-    wiring, knobs = [], []
+    try:
+        hints = typing.get_type_hints(function, include_extras=True)
+    except NameError as error:
+        raise SignatureError(f"{where}: an annotation names `{error.name}`, which its module does not define") from None
+    wiring, knobs, faults = [], [], list[str]()
     for p in list(inspect.signature(function).parameters.values())[1 if inspect.isclass(target) else 0 :]:
         if p.kind is p.VAR_KEYWORD and typing.get_origin(hints.get(p.name)) is typing.Unpack:
             wiring.extend(typing.get_args(hints[p.name])[0].__annotations__)
         elif p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
-            raise SignatureError(f"{where}: `{p}` hides the knobs; write each one out, with a type and a default")
+            faults.append(f"{where}: `{p}` hides the knobs; write each one out, with a type and a default")
         elif p.kind is p.KEYWORD_ONLY:
-            knobs.append(knob_from(p.name, hints.get(p.name, p.empty), p.default, where))
+            try:
+                knobs.append(knob_from(p.name, hints.get(p.name, p.empty), p.default, where))
+            except SignatureError as error:
+                faults += error.faults
         else:
             wiring.append(p.name)
+    if faults:
+        raise SignatureError(*faults, wiring=tuple(wiring))
     return tuple(wiring), tuple(knobs)
+
+
+def _has_no_own_init(function: Any) -> bool:
+    """True for the inherited __init__ of object and other types written in C, of nn.Module and of Protocol."""
+    return inspect.ismethoddescriptor(function) or (function.__module__, function.__qualname__) in NO_OWN_INIT

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -15,6 +15,49 @@ from ablatio.storage.paths import cache_root
 
 class ContractError(TypeError):
     """A part violates the contract of its kind, or its name is taken."""
+
+
+@dataclass(frozen=True, slots=True)
+class PartFault:
+    """A part that is left out: its class or function as `module.Name`, and all that is wrong with it."""
+
+    kind: str
+    name: str
+    place: str
+    reason: str
+
+
+_faults: ContextVar[list[PartFault] | None] = ContextVar("faults", default=None)
+
+
+@contextmanager
+def faulty_parts() -> Iterator[list[PartFault]]:
+    """Context manager: a faulty part that is registered inside is left out and listed, and the import goes on.
+
+    Used where ablatio imports a plugin.  Elsewhere `register` raises, so that authors see the line.
+    """
+    found: list[PartFault] = []
+    token = _faults.set(found)
+    try:
+        yield found
+    finally:
+        _faults.reset(token)
+
+
+def leave_out(fault: PartFault) -> bool:
+    """List a faulty part; False outside `faulty_parts`, where the error has to be raised."""
+    found = _faults.get()
+    if found is not None:
+        found.append(fault)
+    return found is not None
+
+
+def told_together(where: str, faults: Sequence[str]) -> str:
+    """One text for all faults of `where`; a fault may begin with `where` already."""
+    bare = [fault.removeprefix(f"{where}: ") for fault in faults]
+    if len(bare) == 1:
+        return f"{where}: {bare[0]}"
+    return f"{where}: {len(bare)} faults" + "".join(f"\n    {fault}" for fault in bare)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,11 +141,6 @@ class PartSpec:
             knobs=tuple(Knob.from_json(k) for k in data["knobs"]),
             **plain,
         )
-
-
-def is_description_of(listed: PartSpec, found: PartSpec) -> bool:
-    """True if the catalogue's entry is meant to describe `found`, and not a part of someone else with the same name."""
-    return listed.distribution == found.distribution or listed.module.split(".")[0] == found.module.split(".")[0]
 
 
 def refuse_another_description(listed: PartSpec, found: PartSpec) -> None:

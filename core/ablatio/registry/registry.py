@@ -9,17 +9,15 @@ from dataclasses import replace
 from typing import Any, Generic, Literal, TypeVar, get_args
 
 from ablatio.errors import UserError, did_you_mean
-from ablatio.registry import renamed
-from ablatio.registry.knobs import read_signature
+from ablatio.registry.describe import describe, place_of
 from ablatio.registry.part_spec import SESSION as SESSION
 from ablatio.registry.part_spec import ContractError as ContractError
 from ablatio.registry.part_spec import Distribution as Distribution
+from ablatio.registry.part_spec import PartFault, faulty_parts, leave_out
 from ablatio.registry.part_spec import PartSpec as PartSpec
 from ablatio.registry.part_spec import current_distribution as current_distribution
-from ablatio.registry.part_spec import is_description_of as is_description_of
 from ablatio.registry.part_spec import provided_by as provided_by
 from ablatio.registry.part_spec import refuse_another_description as refuse_another_description
-from ablatio.registry.source_digest import source_digest
 from ablatio.registry.transactions import REGISTRIES as REGISTRIES
 from ablatio.registry.transactions import others_unchanged as others_unchanged
 from ablatio.registry.transactions import transaction as transaction
@@ -47,6 +45,8 @@ class Registry(Generic[T]):
                   with the wiring, like a class
         methods   methods that a class must define
         base      class that a part must inherit from; it defines those of `methods` that are optional
+        contract  protocols that describe the kind to authors (`ablatio show KIND --author`).  A method that a part has
+                  of these must take the arguments that it takes there
         any_of    optional methods; the fact `uses` lists those that the part defines
         facts     class attributes, with defaults, that rules and the model read; plain values, known from the catalogue
                   without importing the part
@@ -117,6 +117,7 @@ class Registry(Generic[T]):
         attaches: Place = "",
         base: str = "",
         per_layer: PerLayer = "",
+        contract: tuple[type, ...] = (),
     ) -> None:
         if not NAME.match(kind):
             raise ContractError(f"{kind!r} is not a valid name of a kind; use lower-case letters, digits and _")
@@ -134,6 +135,7 @@ class Registry(Generic[T]):
         self.methods, self.any_of = methods, any_of
         self.asks = dict(asks or {})
         self.per_layer: PerLayer = per_layer or ("inside" if attaches in ("sublayer", "layer") else "")
+        self.contract = contract
         self._check_scope()
         self.distribution = current_distribution()
         # A kind of a plugin may be known from the catalogue before its module defines it: both share their entries.
@@ -195,22 +197,25 @@ class Registry(Generic[T]):
             facts: facts of a function; a class states them as class attributes.
 
         Raises:
-            ContractError: the name is taken, or the part does not keep the contract of the kind.
-            SignatureError: a knob has no type, no default, or a type that is not supported.
+            ContractError: the name is taken, a knob has no type, no default or a type that is not supported, or the
+                part does not keep the contract of the kind.  Inside `faulty_parts` such a part is left out instead.
         """
 
         def add(target: Target) -> Target:
             old = self.entries.get(name)
             # The catalogue's entry is current (its cache key covers all files), so its digest can be reused.
             listed = old if name not in self._targets else None
-            entry = self._describe(name, target, paper, facts, listed.digest if listed else "")
-            if listed and listed.distribution != SESSION and is_description_of(listed, entry):
+            try:
+                entry = self._describe(name, target, paper, facts, listed.digest if listed else "")
+                self._refuse_taken(old, entry)
+            except ContractError as error:
+                where = f"{target.__module__}.{target.__qualname__}"
+                reason = str(error).removeprefix(f"{place_of(self.kind, name, target)}: ")
+                if not leave_out(PartFault(self.kind, name, where, reason)):
+                    raise
+                return target
+            if listed and listed.distribution != SESSION:
                 refuse_another_description(listed, entry)
-            if old and (old.module, old.qualname) != (entry.module, entry.qualname):
-                raise ContractError(
-                    f"{self.kind}={name} already exists, provided by {old.distribution} ({old.module}); "
-                    f"{entry.distribution} ({entry.module}) registers the same name; rename one of them"
-                )
             # A part imported after its catalogue entry was read keeps the distribution that the scan found.
             if old and entry.distribution == SESSION:
                 entry = replace(entry, distribution=old.distribution)
@@ -220,61 +225,20 @@ class Registry(Generic[T]):
 
         return add
 
+    def _refuse_taken(self, old: PartSpec | None, entry: PartSpec) -> None:
+        if old and (old.module, old.qualname) != (entry.module, entry.qualname):
+            raise ContractError(
+                f"{self.kind}={entry.name} already exists, provided by {old.distribution} ({old.module}); "
+                f"{entry.distribution} ({entry.module}) registers the same name; rename one of them"
+            )
+
     def _describe(
         self, name: str, target: Callable[..., Any], paper: str, said: Mapping[str, Any], digest: str
     ) -> PartSpec:
-        where = f"{self.kind}={name} ({target.__module__}.{target.__qualname__})"
         if not NAME.match(name):
+            where = place_of(self.kind, name, target)
             raise ContractError(f"{where}: not a valid name; use lower-case letters, digits and _, a letter first")
-        for old, new in renamed.FACTS.get(self.kind, {}).items():
-            if old in said or (inspect.isclass(target) and old in vars(target)):
-                raise ContractError(f"{where}: the fact `{old}` is now called `{new}`; rename it")
-        if unknown := said.keys() - self.facts:
-            known = ", ".join(self.facts) or "none"
-            raise ContractError(f"{where}: `{min(unknown)}` is not a fact of the kind {self.kind}; it has {known}")
-        wiring, knobs = read_signature(target, where)
-        defaults = {k: getattr(target, k, default) for k, default in self.facts.items()}
-        facts = {k: _plain(value, k, where) for k, value in (defaults | dict(said)).items()}
-        if self.calls and not inspect.isclass(target):
-            if wiring not in self.calls:
-                forms = " or ".join(f"({', '.join(form)})" for form in self.calls)
-                raise ContractError(f"{where}: takes ({', '.join(wiring)}) left of `*`; a {self.kind} takes {forms}")
-            facts |= self.calls[wiring]
-        else:
-            self._check_made(target, wiring, where)
-        if self.any_of:
-            facts["uses"] = [m for m in self.any_of if callable(getattr(target, m, None))]
-        if self.asks:
-            facts["asks"] = {m: self._asked(target, m, where) for m in self.asks if hasattr(target, m)}
-        if reserved := {k.name for k in knobs} & {"name", *self.wiring}:
-            raise ContractError(f"{where}: the knob `{reserved.pop()}` has a name that is reserved by the framework")
-        return PartSpec(
-            kind=self.kind,
-            name=name,
-            module=target.__module__,
-            qualname=target.__qualname__,
-            distribution=current_distribution(),
-            wiring=wiring,
-            knobs=knobs,
-            facts=facts,
-            doc=inspect.getdoc(target) or "",
-            paper=paper,
-            digest=digest or source_digest(target.__module__, target.__qualname__),
-        )
-
-    def _check_made(self, target: Callable[..., Any], wiring: tuple[str, ...], where: str) -> None:
-        if unknown := [w for w in wiring if w not in self.wiring]:
-            if new := renamed.WIRING.get(self.kind, {}).get(unknown[0]):
-                raise ContractError(f"{where}: the parameter `{unknown[0]}` is now called `{new}`; rename it")
-            raise ContractError(
-                f"{where}: has the parameter `{unknown[0]}`, which the framework does not pass to a {self.kind}; it "
-                f"passes {', '.join(self.wiring) or 'nothing'}. Knobs go to the right of a bare `*`"
-            )
-        found = {m: getattr(target, m, None) for m in self.methods}
-        missing = [m for m, f in found.items() if not callable(f) or getattr(f, "__isabstractmethod__", False)]
-        if missing and inspect.isclass(target):
-            base = f"; inherit from {self.base}, which has the optional ones" if self.base else ""
-            raise ContractError(f"{where}: a {self.kind} needs the method `{missing[0]}`{base}")
+        return describe(self, name, target, paper, said, digest)
 
     def is_default(self, node: Any) -> bool:
         """True if a config's node of this kind means the same as leaving the kind out."""
@@ -284,17 +248,6 @@ class Registry(Generic[T]):
             return False
         held = self.entries[self.default].defaults
         return all(held.get(k) == (list(v) if isinstance(v, tuple) else v) for k, v in node.items() if k != "name")
-
-    def _asked(self, target: Callable[..., Any], method: str, where: str) -> list[str]:
-        """Parameters of a method, each checked against the names available to it."""
-        names = [name for name in inspect.signature(getattr(target, method)).parameters if name != "self"]
-        words = self.asks[method]
-        if unknown := [n for n in names if n not in words]:
-            near = did_you_mean(unknown[0], words) or f"; available: {', '.join(words)}"
-            raise ContractError(
-                f"{where}: `{method}` has the parameter `{unknown[0]}`, which no {self.kind} receives{near}"
-            )
-        return names
 
     def names(self) -> list[str]:
         """Names of all options, sorted; loads the plugins first."""
@@ -319,8 +272,11 @@ class Registry(Generic[T]):
         """The class or function of an option; its module is imported if necessary."""
         entry = self[name]
         if name not in self._targets:
-            with others_unchanged(entry.distribution), provided_by(entry.distribution):
+            with others_unchanged(entry.distribution), provided_by(entry.distribution), faulty_parts() as faults:
                 importlib.import_module(entry.module)
+            for fault in faults:
+                if (fault.kind, fault.name) == (self.kind, name):
+                    raise ContractError(f"{self.kind}={name} ({fault.place}): {fault.reason}")
         return self._targets[name]
 
     def build(self, name: str, knobs: Mapping[str, Any] | None = None, **wiring: Any) -> T:
@@ -351,7 +307,8 @@ class Registry(Generic[T]):
         return target(**{w: wiring[w] for w in entry.wiring}, **values)
 
 
-_SAID = tuple(inspect.signature(Registry.__init__).parameters)[1:]
+# What a catalogue says of a kind; its contract is code, which is imported with the kind.
+_SAID = tuple(name for name in inspect.signature(Registry.__init__).parameters if name not in ("self", "contract"))
 
 
 def _tuples(value: Any) -> Any:
@@ -359,14 +316,6 @@ def _tuples(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {k: _tuples(v) for k, v in value.items()}
     return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
-
-
-def _plain(value: Any, key: str, where: str) -> Any:
-    if isinstance(value, tuple | list | set | frozenset):
-        return sorted(value) if isinstance(value, set | frozenset) else list(value)
-    if not isinstance(value, bool | int | float | str | None):
-        raise ContractError(f"{where}: the fact `{key}` must be a plain value set on the class; got {value!r}")
-    return value
 
 
 _loader: Callable[[], None] | None = None

@@ -1,9 +1,9 @@
 """Pytest plugin: parametrizes each contract test with the registered parts of its kinds."""
 
 import functools
-import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +13,17 @@ from ablatio.errors import UserError
 from ablatio.registry import parts_file
 from ablatio.registry.discovery import failures, sources
 from ablatio.registry.knobs import Knob
+from ablatio.registry.part_spec import faulty_parts
 from ablatio.registry.registry import REGISTRIES, PartSpec, Registry
 from ablatio.testing import installed, suite_packages
 from ablatio.testing.oracle_records import Recorder, describe_marks
-
-PART = re.compile(r"(?<=\[)[a-z0-9_]+=[\w-]+?(?=[]-]|\.)")  # `norm=mine` in `test_x[norm=mine.eps]`
+from ablatio.testing.outcomes import DISTRIBUTION, PART, OutcomeWriter
 
 pytest.register_assert_rewrite("ablatio.testing.suites")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the options --ablatio-dist, --ablatio-parts and --ablatio-record."""
+    """Add the options --ablatio-dist, --ablatio-parts, --ablatio-record and --ablatio-outcomes."""
     parser.getgroup("ablatio").addoption(
         "--ablatio-dist", metavar="DIST", help="run contract suites only on the parts of this distribution"
     )
@@ -33,15 +33,24 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.getgroup("ablatio").addoption(
         "--ablatio-record", metavar="FILE", help="record which oracles parts agreed with, for `ablatio list`"
     )
+    parser.getgroup("ablatio").addoption(
+        "--ablatio-outcomes", metavar="FILE", help="append the outcome of each contract test as a line of JSON"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the marker `oracle` and, with --ablatio-record, the recorder; load the file of --ablatio-parts."""
+    """Register the marker `oracle` and the recorders that are asked for; load the file of --ablatio-parts."""
+    config.addinivalue_line("filterwarnings", "default::ablatio.testing.Advice")
     if file := config.getoption("--ablatio-parts"):
         try:
             parts_file.load(parts_file.PartsFile.read(file))
         except UserError as error:
             raise pytest.UsageError(str(error)) from None
+    if outcomes := config.getoption("--ablatio-outcomes"):
+        config.pluginmanager.register(OutcomeWriter(Path(outcomes)))
+        stack = ExitStack()
+        stack.enter_context(faulty_parts())  # suites of a plugin import its modules
+        config.add_cleanup(stack.close)
     config.addinivalue_line(
         "markers", "oracle(part, against): the reference that a part (norm=rmsnorm), or a kind, is tested against"
     )
@@ -59,7 +68,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     dist = metafunc.config.getoption("--ablatio-dist") or getattr(metafunc.module, "ABLATIO_DIST", None)
     if not _is_suite(home.__name__):
         return
-    dist = _of_file(metafunc.config) or (dist and _working(dist))
+    listed = bool(metafunc.config.getoption("--ablatio-outcomes"))
+    dist = _of_file(metafunc.config) or (dist and _working(dist, listed))
     names = set(metafunc.fixturenames)
     parts = [e for e in _entries(getattr(home, "KINDS", None)) if dist in (None, e.distribution.name)]
     if {"part", "knob"} <= names:
@@ -86,13 +96,17 @@ def _parametrize(metafunc: pytest.Metafunc, names: str, values: Sequence[Any], i
 
 
 @functools.cache
-def _working(dist: str) -> str:
-    """The distribution's own spelling; usage error if it did not load, since a suite without parts must not pass."""
+def _working(dist: str, listed: bool) -> str:
+    """The distribution's own spelling; usage error if something of it did not load, as its tests must not pass then.
+
+    listed: what did not load is told elsewhere (`ablatio check`)
+    """
     try:
         name = installed(dist)
     except UserError as error:
         raise pytest.UsageError(str(error)) from None
-    if broken := [str(f) for f in failures() if f.distribution.name == name]:
+    broken = [str(f) for f in failures() if f.distribution.name == name]
+    if broken and not listed:
         raise pytest.UsageError("\n".join(broken))
     return name
 
@@ -156,7 +170,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     for outcome in ("passed", "failed", "error"):
         for report in terminalreporter.stats.get(outcome, []):
             found = PART.search(report.nodeid)
-            label = found[0] if found else "the distribution"
+            label = found[0] if found else DISTRIBUTION
             counts = tally.setdefault(label, {})
             counts[outcome] = counts.get(outcome, 0) + 1
     for label, counts in sorted(tally.items()):

@@ -19,7 +19,6 @@ from typing import Any
 
 import ablatio
 from ablatio.config import schema, yaml_files
-from ablatio.data import chat, types
 from ablatio.registry import discovery, kinds
 from ablatio.registry.catalogue import OURS
 from ablatio.registry.kinds.alignment_inputs import WORDS
@@ -100,7 +99,7 @@ def contract(registry: Registry[Any]) -> list[str]:
     """What the framework passes to a part of a kind, and what the part must declare and define."""
     rows = [[f"`{word}`", cell(what)] for word, what in _promises(registry)]
     lines = [*table(("contract", ""), rows)]
-    for protocol in protocols(registry.kind):
+    for protocol in registry.contract:
         lines += ["", "```text", *fenced(f"{protocol.__name__}: {inspect.getdoc(protocol) or ''}"), "```"]
         if signatures := methods_of(protocol):
             lines += ["", "```py", *signatures, "```"]
@@ -144,15 +143,6 @@ def home_of(registry: Registry[Any]) -> str:
     if hasattr(ablatio, plural(registry)):
         return "ablatio"
     return "ablatio.registry.kinds" if hasattr(kinds, plural(registry)) else "its plugin"
-
-
-def protocols(kind: str) -> list[type]:
-    """The documented protocol of a kind, and those that extend it."""
-    name = "".join(word.title() for word in kind.split("_"))
-    found = next((vars(m)[name] for m in (kinds, types, chat) if inspect.isclass(vars(m).get(name))), None)
-    if found is None:
-        return []
-    return [found, *(c for c in vars(kinds).values() if inspect.isclass(c) and found in c.__mro__[1:])]
 
 
 def methods_of(protocol: type) -> list[str]:

@@ -13,6 +13,7 @@ from rich.console import Console
 from ablatio.errors import AblatioError, EnvironmentFault
 from ablatio.model.builder import PartChoice
 from ablatio.registry import parts_file
+from ablatio.registry.consumers import without_effect
 from ablatio.storage.atomic_write import write_text
 from ablatio.storage.checkpoints import Checkpoints, write_json
 from ablatio.storage.early_stop import training
@@ -82,6 +83,8 @@ def _train(
     refuse_another(run, str(recorded.get("reference", "")), folder)
     teacher = attach_teacher(run, recorded.get("teacher"))
     if not found:
+        for said in without_effect(config):
+            console.print(f"warning: {said}", highlight=False, markup=False, soft_wrap=True)
         if run.origin:
             console.print(redact(str(run.origin)), highlight=False)
         models = {key: mark for key, mark in (("teacher", teacher), ("reference", digest_of(run))) if mark}

@@ -1,16 +1,17 @@
-"""`ablatio new-plugin NAME`: creates a distribution with one part, one experiment and their tests to start from."""
+"""`ablatio new-plugin NAME`: creates a distribution with parts, their tests and experiments to start from."""
 
 import importlib.util
 import keyword
 import re
 import sys
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from string import Template
 
-from ablatio.cli.scaffold.templates import STARTS
-from ablatio.errors import EnvironmentFault, UserError, did_you_mean
+from ablatio.cli.scaffold.templates import example, option_of, renamed, test_of, tried
+from ablatio.errors import EnvironmentFault, UserError
 from ablatio.registry.registry import REGISTRIES
+from ablatio.registry.signatures import article
 
 DISTRIBUTION = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9])?")
 
@@ -49,12 +50,11 @@ Parts for ablatio.
 
     pip install -e .
     ablatio check $dist                         # contract tests of these parts
-    ablatio show $kind=$package
-    ablatio train -m $tries seed=1,2,3
-    ablatio train experiment=$package
+$usage
 
 Each module in `$package/` is imported. Each registered class or function becomes an option, and each parameter right of
-its bare `*` a knob (`ablatio show $kind=$package`); parameters left of it are passed by the framework. YAML files in
+its bare `*` a knob (`ablatio show $kind=$package`); parameters left of it are passed by the framework.
+`ablatio show $kind --author` prints what a part of the kind may take and must define. YAML files in
 `$package/conf/experiment/` become `experiment=NAME`.
 """
 
@@ -64,64 +64,95 @@ INIT = '''\
 
 EXPERIMENT = """\
 # @package _global_
-# ablatio train experiment=$package
+# ablatio train experiment=$experiment
 defaults:
-${defaults}
-model: {d_model: 64, n_layers: 2}
+${defaults}model: {d_model: 64, n_layers: 2}
 train: {steps: 200}
-"""
+${settings}"""
 
-TESTS = '''\
-"""Contract tests of the kinds on the parts of this distribution; then tests of each part's own properties."""
+CONTRACTS = '''\
+"""Contract tests of the kinds on the parts of this distribution."""
 
-$imports
 from ablatio.testing import contract_tests
 
 ABLATIO_DIST = "$dist"
 globals().update(contract_tests())
+'''
+
+PART = '"""$what to start from: replace its name, formula and source by yours."""\n\n$text'
+TEST = '"""A test of the formula of $kind=$package."""\n\n$text'
 
 
-$test'''
+def new_plugin(name: str, folder: Path, kinds: Sequence[str] = ("norm",)) -> Path:
+    """Write the distribution `name` with one part of each kind into `folder`/`name`, and return that path.
 
-FILES = {
-    "pyproject.toml": PYPROJECT,
-    "README.md": README,
-    "$package/__init__.py": INIT,
-    "$package/$module.py": "$part",
-    "$package/conf/experiment/$package.yaml": EXPERIMENT,
-    "tests/test_$package.py": TESTS,
-}
-
-
-def new_plugin(name: str, folder: Path, kind: str = "norm") -> Path:
-    """Write the distribution `name` with one part of `kind` into `folder`/`name`, and return that path.
-
-    Raises UserError if the name is invalid or taken, or the path exists; EnvironmentFault if it cannot be written.
+    Raises UserError if a name or kind is invalid or a name is taken, or the path exists; EnvironmentFault if it cannot
+    be written.
     """
-    if kind not in STARTS:
-        near, known = did_you_mean(kind, list(STARTS)), ", ".join(STARTS)
-        raise UserError(
-            f"there is no template for --kind {kind}{near or ';'} there are {known}; write other kinds like them\n"
-            f"    try: ablatio new-plugin {name} --kind norm"
-        )
-    package = import_name(name, kind)
+    kinds = list(dict.fromkeys(kinds))
+    for kind in kinds:
+        example(kind)
+    package = import_name(name, kinds)
     place = folder.expanduser() / name
     if place.exists():
         raise UserError(f"{place} already exists and is not overwritten\n    try: ablatio new-plugin {name}-2")
-    own = asdict(STARTS[kind])
-    inner = {key: Template(text).substitute(package=package) for key, text in own.items()}
-    words = {"dist": name, "package": package, "kind": kind, **inner}
+    files = dict(_files(name, package, kinds))
     try:
-        for path, text in FILES.items():
-            target = place / Template(path).substitute(words)
+        for path, text in files.items():
+            target = place / path
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_text(Template(text).substitute(words), encoding="utf-8")
+            target.write_text(text, encoding="utf-8")
     except OSError as error:
         raise EnvironmentFault(f"{place} cannot be written: {error.strerror}") from None
     return place
 
 
-def import_name(name: str, kind: str = "norm") -> str:
+def _files(name: str, package: str, kinds: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """(path, content) of each file of the distribution."""
+    words = {"dist": name, "package": package, "kind": kinds[0]}
+    usage = "\n".join(line for kind in kinds for line in _usage(package, kind, kinds))
+    yield "pyproject.toml", Template(PYPROJECT).substitute(words)
+    yield "README.md", Template(README).substitute(words, usage=usage)
+    yield f"{package}/__init__.py", INIT
+    yield f"tests/test_{package}.py", Template(CONTRACTS).substitute(words)
+    for kind in kinds:
+        text, test = example(kind), test_of(kind)
+        old = option_of(text)
+        what = f"{article(kind).title()} {kind}"
+        yield f"{package}/{kind}s.py", Template(PART).substitute(what=what, text=renamed(text, old, package))
+        if test:
+            own = renamed(test, old, package)
+            yield f"tests/test_{kind}.py", Template(TEST).substitute(words, kind=kind, text=own)
+        if tried(kind).run:
+            experiment = _experiment_name(package, kind, kinds)
+            yield f"{package}/conf/experiment/{experiment}.yaml", _experiment(experiment, package, kind)
+
+
+def _experiment_name(package: str, kind: str, kinds: Sequence[str]) -> str:
+    """Name of the experiment of a kind: the package's, if it is the only one."""
+    return package if len(kinds) == 1 else f"{package}_{kind}"
+
+
+def _experiment(name: str, package: str, kind: str) -> str:
+    options = [o for o in tried(kind).beside if "." not in o.partition("=")[0]]
+    settings = [o for o in tried(kind).beside if o not in options]
+    usual = REGISTRIES[kind].usual
+    chosen = f"[{', '.join([*usual, package])}]" if REGISTRIES[kind].multiple else package
+    listed = "override " if REGISTRIES[kind].listed else ""
+    lines = [f"  - override /{o.replace('=', ': ')}\n" for o in options] + [f"  - {listed}/{kind}: {chosen}\n"]
+    nested = [f"{o.partition('.')[0]}: {{{o.partition('.')[2].replace('=', ': ')}}}\n" for o in settings]
+    return Template(EXPERIMENT).substitute(experiment=name, defaults="".join(lines), settings="".join(nested))
+
+
+def _usage(package: str, kind: str, kinds: Sequence[str]) -> Iterator[str]:
+    """Lines of the README that try the part of a kind."""
+    yield f"    ablatio show {kind}={package}"
+    yield f"    ablatio train -m {tried(kind).sweep.replace('$name', package)} seed=1,2,3"
+    if tried(kind).run:
+        yield f"    ablatio train experiment={_experiment_name(package, kind, kinds)}"
+
+
+def import_name(name: str, kinds: Sequence[str] = ("norm",)) -> str:
     """Import name of a distribution `name`; UserError if either name is invalid or taken."""
     if not DISTRIBUTION.fullmatch(name):
         raise UserError(
@@ -139,11 +170,12 @@ def import_name(name: str, kind: str = "norm") -> str:
             f"{name!r} would be imported as `{package}`, and a package of that name is already installed\n"
             f"    try: ablatio new-plugin {_repaired(name)}"
         )
-    if package in (known := REGISTRIES[kind]).names():
-        raise UserError(
-            f"{name!r} would register {kind}={package}, which {known[package].distribution} already registers\n"
-            f"    try: ablatio new-plugin {_repaired(name)}"
-        )
+    for kind in kinds:
+        if package in (known := REGISTRIES[kind]).names():
+            raise UserError(
+                f"{name!r} would register {kind}={package}, which {known[package].distribution} already registers\n"
+                f"    try: ablatio new-plugin {_repaired(name)}"
+            )
     return package
 
 

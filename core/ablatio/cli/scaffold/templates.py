@@ -1,195 +1,122 @@
-"""Templates of `ablatio new-plugin`: for some kinds a complete part, a test and an experiment."""
+"""The example of each kind, its test, and the settings with which it is tried.
 
+`examples/KIND.py` is a complete part, the shortest that keeps its contract: `ablatio show KIND --author` prints it and
+`ablatio new-plugin --kind KIND` starts from it.  `examples/tests/KIND.py` is a test of its formula.
+"""
+
+import re
 from dataclasses import dataclass
+from pathlib import Path
+
+from ablatio.cli.scaffold.part_source import part_source
+from ablatio.errors import UserError, did_you_mean
+from ablatio.registry.consumers import knobs_of
+from ablatio.registry.registry import REGISTRIES
+
+EXAMPLES = Path(__file__).parent / "examples"
+NAME = re.compile(r"\.register\(\s*[\"'](\w+)[\"']")
 
 
 @dataclass(frozen=True, slots=True)
-class Start:
-    """The texts that differ between kinds; $package in them is replaced.
+class Tried:
+    """How a part of a kind is tried.
 
-    module    name of the module
-    imports   imports of the test
-    part      source of the module
-    test      source of the test
-    defaults  defaults list of the experiment
-    tries     overrides of the sweep in the README
+    beside  options that a run with such a part needs
+    sweep   overrides of a sweep in which it is compared; $name is the part
+    run     False if a run's config cannot name it, because it is chosen for a sweep
     """
 
-    module: str
-    imports: str
-    part: str
-    test: str
-    defaults: str
-    tries: str
+    beside: tuple[str, ...] = ()
+    sweep: str = ""
+    run: bool = True
 
 
-NORM = Start(
-    module="norms",
-    imports="import torch\n\nfrom ablatio import norms",
-    part='''\
-"""A norm to start from: replace its name, formula and paper by yours."""
-
-from typing import Annotated
-
-import torch
-from torch import Tensor, nn
-
-from ablatio import Positive, norms
-
-
-@norms.register("$package", paper="arXiv:1803.01814")
-class MeanAbsoluteNorm(nn.Module):
-    """y = g * x / (mean|x| + eps), the mean over the last axis.  (..., d_model) -> same."""
-
-    def __init__(self, d_model: int, *, eps: Annotated[float, Positive] = 1e-6, affine: bool = True) -> None:
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(d_model)) if affine else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = x / (x.abs().mean(-1, keepdim=True) + self.eps)
-        return y if self.weight is None else y * self.weight
-''',
-    test="""\
-def test_output_has_mean_absolute_value_one():
-    y = norms.build("$package", d_model=8)(torch.linspace(-3, 5, 8))
-    torch.testing.assert_close(y.abs().mean(), torch.tensor(1.0))
-""",
-    defaults="""\
-  - override /norm: $package
-""",
-    tries="norm=rmsnorm,$package",
-)
-
-ALIGNMENT = Start(
-    module="alignments",
-    imports="import torch\n\nfrom ablatio import alignments",
-    part='''\
-"""A preference method to start from: replace its name, formula and paper by yours."""
-
-from typing import Annotated
-
-import torch
-from torch import Tensor
-
-from ablatio import Positive, alignments
+TRIED: dict[str, Tried] = {
+    "norm": Tried(sweep="norm=rmsnorm,$name"),
+    "placement": Tried(sweep="placement=pre,$name"),
+    "activation": Tried(sweep="activation=gelu,$name"),
+    "mlp": Tried(sweep="mlp=dense,$name"),
+    "position": Tried(sweep="position=rope,$name"),
+    "attention": Tried(
+        ("position=none", "data.document_mask=false"),
+        "position=none data.document_mask=false attention=mha,$name",
+    ),
+    "block": Tried(sweep="block=sequential,$name"),
+    "architecture": Tried(sweep="architecture=causal,$name"),
+    "init": Tried(sweep="init=gpt2,$name"),
+    "objective": Tried(sweep="objective=lm,$name"),
+    "optimizer": Tried(sweep="optimizer=adamw,$name"),
+    "schedule": Tried(sweep="schedule=cosine,$name"),
+    "stabilizer": Tried(sweep="stabilizer=clip,$name"),
+    "checkpointing": Tried(sweep="checkpointing=none,$name"),
+    "task": Tried(sweep="task=pretrain,$name"),
+    "logger": Tried(sweep="norm=rmsnorm,layernorm logger=[csv,$name]"),
+    "quantization": Tried(("peft=lora",), "peft=lora quantization=none,$name"),
+    "peft": Tried(sweep="peft=lora,$name"),
+    "alignment": Tried(("task=preference", "source=sentiment"), "task=preference source=sentiment alignment=dpo,$name"),
+    "reward": Tried(
+        ("task=policy", "source=sentiment", "alignment=grpo"),
+        "task=policy source=sentiment alignment=grpo reward=length,$name",
+    ),
+    "source": Tried(sweep="source=sotu,$name"),
+    "tokenizer": Tried(sweep="tokenizer=bytes,$name"),
+    "template": Tried(("task=sft", "source=gsm_symbolic"), "task=sft source=gsm_symbolic template=plain,$name"),
+    "design": Tried(sweep="norm=rmsnorm,layernorm position=rope,alibi design=$name", run=False),
+    "launcher": Tried(sweep="norm=rmsnorm,layernorm launcher=$name", run=False),
+}
 
 
-@alignments.register("$package", paper="arXiv:2305.10425")
-class Margin:
-    """L = max(0, delta - (log p(w) / |w| - log p(l) / |l|)): w the better answer, l the worse one.
+def example(kind: str) -> str:
+    """Source of the example of a kind: ours, or for a kind of a plugin the shortest of its parts.
 
-    The parameters of `loss` name its inputs (see ablatio.registry.kinds.alignment_inputs); with `ref_chosen` among
-    them, the run would have a reference model.
+    Raises:
+        UserError: there is no such kind, or it has no part whose source can be read.
     """
-
-    data = "pairs"
-    metrics = ("train/reward_margin",)
-
-    def __init__(self, *, delta: Annotated[float, Positive, "margin in nats per token"] = 1.0) -> None:
-        self.delta = delta
-
-    def loss(
-        self, chosen: Tensor, rejected: Tensor, chosen_length: Tensor, rejected_length: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        margin = chosen / chosen_length.clamp(min=1) - rejected / rejected_length.clamp(min=1)  # (B,)
-        return torch.relu(self.delta - margin).mean(), {"train/reward_margin": margin.detach().mean()}
-''',
-    test="""\
-def test_loss_is_zero_beyond_the_margin():
-    chosen, rejected, lengths = torch.tensor([-4.0, -9.0]), torch.tensor([-12.0, -10.0]), torch.tensor([4, 4])
-    loss, _ = alignments.build("$package", {"delta": 1.0}).loss(chosen, rejected, lengths, lengths)
-    torch.testing.assert_close(loss, torch.tensor((0 + 0.75) / 2))
-""",
-    defaults="""\
-  - override /task: preference
-  - override /source: sentiment
-  - override /alignment: $package
-""",
-    tries="task=preference source=sentiment alignment=dpo,$package",
-)
-
-PEFT = Start(
-    module="pefts",
-    imports="import torch\n\nfrom ablatio import pefts",
-    part='''\
-"""An adapter to start from: replace its name, formula and paper by yours."""
-
-from typing import Any
-
-import torch
-from torch import Tensor, nn
-
-from ablatio import pefts
-from ablatio.model.peft.adapters import LayerPeft, MatrixAdapter, Targets, widths
+    if kind not in REGISTRIES:
+        raise UserError(
+            f"there is no kind {kind}{did_you_mean(kind, REGISTRIES) or ';'} there are {', '.join(REGISTRIES)}\n"
+            "    try: ablatio new-plugin my-parts --kind norm"
+        )
+    path = EXAMPLES / f"{kind}.py"
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    entries = sorted(REGISTRIES[kind], key=lambda entry: entry.name == REGISTRIES[kind].default)
+    found = [text for entry in entries if (text := part_source(entry))]
+    if found and REGISTRIES[kind].default:
+        found = found[:-1] or found  # the option that means "as before" shows least
+    if not found:
+        raise UserError(
+            f"the kind {kind} of {REGISTRIES[kind].distribution} has no part to start from\n"
+            "    try: ablatio new-plugin my-parts --kind norm"
+        )
+    return min(found, key=len)
 
 
-class Gain(MatrixAdapter):
-    """diag(1 + g) W: the adapted matrix, which is all that an adapter defines; merging follows from it."""
-
-    def __init__(self, out: int) -> None:
-        super().__init__()
-        self.gain = nn.Parameter(torch.zeros(out))
-
-    def matrix(self, weight: Tensor) -> Tensor:
-        return (1 + self.gain)[:, None] * weight
-
-
-@pefts.register("$package", paper="arXiv:2205.05638")
-class OutputGain(LayerPeft):
-    """y = (1 + g) * (W x) + b: W and b are frozen; g (out,) starts at zero, so that the model starts as the base."""
-
-    def __init__(self, *, targets: Targets = ("q_proj", "v_proj")) -> None:
-        super().__init__(targets)
-
-    def adapter(self, layer: Any, path: str) -> Gain:
-        return Gain(widths(layer)[0])
-''',
-    test="""\
-def test_only_one_gain_per_output_is_trained():
-    model = torch.nn.Sequential()
-    model.add_module("q_proj", torch.nn.Linear(3, 5))
-    pefts.build("$package", {"targets": ["q_proj"]}).apply(model, 0)
-    assert [tuple(p.shape) for p in model.parameters() if p.requires_grad] == [(5,)]
-""",
-    defaults="""\
-  - override /peft: $package
-""",
-    tries="peft=lora,$package",
-)
-
-REWARD = Start(
-    module="rewards",
-    imports="from ablatio import rewards\nfrom ablatio.model.rl.answers import Answer",
-    part='''\
-"""A reward to start from, a function of one answer: replace its name, formula and paper by yours."""
-
-from typing import Annotated
-
-from ablatio import Fraction, rewards
-from ablatio.model.rl.answers import Answer
+def tried(kind: str) -> Tried:
+    """How a part of a kind is tried; for a kind of a plugin, what follows from its uses."""
+    if kind in TRIED:
+        return TRIED[kind]
+    registry = REGISTRIES[kind]
+    if knobs := [] if registry.attaches else knobs_of(kind):
+        part, _, knob = knobs[0].partition(".")
+        return Tried(sweep=f"{part} {part.partition('=')[0]}.{knob}=$name", run=False)
+    other = f"{registry.default}," if registry.default else ""
+    return Tried(sweep=f"{kind}={other}$name", run=registry.in_run)
 
 
-@rewards.register("$package", paper="arXiv:2501.12948")
-def finished(answer: Answer, *, unfinished: Annotated[float, Fraction, "reward of other answers"] = 0.1) -> float:
-    """1 if the answer ends with the end of a sentence, else `unfinished`.
+def option_of(text: str) -> str:
+    """The name under which an example registers."""
+    found = NAME.search(text)
+    assert found is not None, "an example registers a part"
+    return found[1]
 
-    `answer` has the prompt, the text, the token ids of both, and `truth`, the correct answer if the data has one.
-    """
-    return 1.0 if answer.text.rstrip().endswith((".", "!", "?")) else unfinished
-''',
-    test="""\
-def test_reward_is_one_for_a_finished_sentence():
-    reward = rewards.build("$package", {"unfinished": 0.2})
-    assert [reward(Answer("", text)) for text in ("Yes. ", "Yes, and")] == [1.0, 0.2]
-""",
-    defaults="""\
-  - override /task: policy
-  - override /source: sentiment
-  - override /alignment: grpo
-  - override /reward: $package
-""",
-    tries="task=policy source=sentiment alignment=grpo reward=length,$package",
-)
 
-STARTS = {"norm": NORM, "alignment": ALIGNMENT, "peft": PEFT, "reward": REWARD}
+def renamed(text: str, old: str, new: str) -> str:
+    """An example or its test with another option name."""
+    return re.sub(rf"(?<=[\"'=]){old}(?=[\"'\s])", new, text)
+
+
+def test_of(kind: str) -> str:
+    """Source of the test of an example; "" for kinds of plugins."""
+    path = EXAMPLES / "tests" / f"{kind}.py"
+    return path.read_text(encoding="utf-8") if path.is_file() else ""

@@ -1,23 +1,32 @@
-"""Kinds of model parts, from the norm of a vector to the architecture of the whole model."""
+"""Kinds of model parts, from the norm of a vector to a layer."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from ablatio.registry.kinds.model_methods import (
+    AttentionMethods,
+    NormMethods,
+    PlacementMethods,
+    PositionMethods,
+)
 from ablatio.registry.registry import Registry
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor, nn
 
     from ablatio.model.context import Context
-    from ablatio.model.parameter_roles import ParameterInfo
 
 
 class Norm(Protocol):
     """Normalizes the last axis: (..., D) -> (..., D).
 
+    Wiring:
+    d_model           D, length of the last axis
+
+    Methods:
+    forward(x)        (..., D) -> (..., D)
     for_heads(width)  optional, static: the module for queries, keys or values of a head (`attention.qk_norm`), if it
                       differs from the part itself with its default knobs
     """
@@ -29,12 +38,19 @@ class Placement(Protocol):
     """Wraps one sublayer with its norms and its residual connection: (B, T, D) -> (B, T, D).
 
     Wiring:
+    d_model          D, width of the residual stream
+    n_layers         number of layers of the stack
+    layer            number of the layer, from 0; None for the instance that opens and closes the stream
+    sublayer         position of the sublayer in its layer, from 0
     around           which sublayer this instance wraps: attention | cross | mlp | both (attention and feed-forward of a
                      joint sublayer)
+    side             encoder | decoder: the stack
+    encoder_layers   number of layers of the encoder, 0 without one
+    decoder_layers   number of layers of the decoder, 0 without one
 
-    Call:
-    (x, sublayer, norm)  `sublayer` is a function (B, T, D) -> (B, T, D); `norm` is one module if `n_norms` is 1, else a
-                     ModuleList of `n_norms` modules
+    Methods:
+    __call__(x, sublayer, norm)  x (B, T, D) -> (B, T, D); `sublayer` is a function (B, T, D) -> (B, T, D); `norm` is
+                     one module if `n_norms` is 1, else a ModuleList of `n_norms` modules
 
     Facts:
     n_norms          norms per sublayer; a pair gives those of an attention and those of a feed-forward part
@@ -66,7 +82,20 @@ class Placement(Protocol):
 
 
 class Activation(Protocol):
-    """Elementwise function of `(x)`, or gated function of `(gate, up)`, for which the MLP adds a gate projection."""
+    """Elementwise function of `(x)`, or gated function of `(gate, up)`, for which the MLP adds a gate projection.
+
+    A class defines `forward` with the same arguments.
+
+    Wiring:
+    d_ff               F, width inside the feed-forward part
+
+    Methods:
+    forward(x)         (..., F) -> (..., F); for an elementwise one
+    forward(gate, up)  (..., F), (..., F) -> (..., F); for a gated one
+
+    Facts:
+    gated              True if it takes (gate, up); set from the signature of a function
+    """
 
     def __call__(self, *args: Tensor) -> Tensor: ...
 
@@ -75,6 +104,20 @@ class Mlp(Protocol):
     """Feed-forward part of a layer: (B, T, D) -> (B, T, D).
 
     Auxiliary losses and logged numbers are passed to `ctx.add_loss("train/balance", x)` and `ctx.measure(...)`.
+
+    Wiring:
+    d_model          D, width of the residual stream
+    d_ff             F, width inside
+    activation       the chosen activation, a function of (x) or, if `gated`, of (gate, up)
+    gated            True if the activation takes (gate, up)
+    bias             True if the linear maps have a bias (`model.bias`)
+    dropout          probability of dropout
+    layer            number of the layer, from 0
+    n_layers         number of layers of the stack
+    inner_norm       norm of this width before the last projection, or None: a function width -> module
+
+    Methods:
+    forward(x, ctx)  (B, T, D) -> (B, T, D); `ctx` is the pass's Context (ablatio.model.context)
 
     Facts:
     metrics          names of those losses and numbers
@@ -94,6 +137,14 @@ class Mlp(Protocol):
 
 class Position(Protocol):
     """Position encoding: defines one or more of embed, rotate, bias and score.  Positions are (T,) or (B, T) integers.
+
+    Wiring:
+    d_model                  D, width of the residual stream
+    d_head                   width of a head
+    n_heads                  H, number of heads
+    n_layers                 number of layers of the stack
+    max_len                  largest number of tokens in training
+    causal                   True if tokens attend to earlier tokens only
 
     Methods:
     embed(x, pos)            (B, T, D) -> (B, T, D); called once per forward pass, on the embeddings
@@ -118,7 +169,21 @@ class Position(Protocol):
 class Attention(Protocol):
     """Attention sublayer: (B, T, D) -> (B, T, D); `ctx` holds positions, mask and cache.
 
+    Wiring:
+    d_model              D, width of the residual stream
+    d_head               width of a head
+    n_heads              H, number of query heads
+    n_layers             number of layers of the stack
+    max_len              largest number of tokens in training
+    bias                 True if the linear maps have a bias (`model.bias`)
+    dropout              probability of dropout on the attention weights
+    layer                number of the layer, from 0
+    scale                factor on the logits; None: d_head^-1/2
+    inner_norm           norm before o_proj, or None: a function width -> module
+    head_norm            norm of queries and keys, for a knob `qk_norm`: a function (name, place, width) -> module
+
     Methods:
+    forward(x, ctx)      (B, T, D) -> (B, T, D); `ctx` is the pass's Context (ablatio.model.context)
     hidden_flops(ctx)    optional: FLOPs per row that a FLOP counter counts although the attention pattern masks the
                          pairs; they are subtracted from the count
 
@@ -150,6 +215,13 @@ class Attention(Protocol):
 class Block(Protocol):
     """One layer: (B, T, D) -> (B, T, D); with `parts.cross` it also attends to an encoder, through `ctx.cross`.
 
+    Wiring:
+    parts           functions that make the layer's parts: attention, cross, mlp, norms, placement
+                    (ablatio.model.builder.LayerParts)
+
+    Methods:
+    forward(x, ctx)  (B, T, D) -> (B, T, D); `ctx` is the pass's Context (ablatio.model.context)
+
     Facts:
     cross           True if the block uses `parts.cross`
     joint_sublayer  True if attention and feed-forward form one sublayer inside one placement
@@ -165,43 +237,10 @@ class Block(Protocol):
     def forward(self, x: Tensor, ctx: Context) -> Tensor: ...
 
 
-class Architecture(Protocol):
-    """Builds the LanguageModel from a `builder` (ablatio.model.builder.ModelBuilder).
-
-    Facts:
-    mask       which tokens each token attends to: causal | prefix | full | encoder_decoder
-    accepts    kinds of examples that the model can be trained on: the fact `produces` of an objective
-    stacks     the stacks it has: encoder, decoder or both
-    objective  name of the usual objective for it, proposed in error messages
-    """
-
-    mask: ClassVar[str]
-    accepts: ClassVar[Sequence[str]]
-    stacks: ClassVar[Sequence[str]]
-    objective: ClassVar[str]
-
-
-class Init(Protocol):
-    """Initializes one parameter in place; called for each one, with a generator seeded by the parameter's name.
-
-    Seeding by name gives a parameter the same initial value in every arm that has it, whatever the other parts are.
-
-    Optional methods:
-    rate(info)                factor on the learning rate of a parameter
-    logit_scale(d_model)      factor on the output logits, used if `model.logit_scale` is null
-    attention_scale(d_head)   factor on the attention logits, used if `model.attention_scale` is null
-
-    Optional attribute:
-    fold  True if `attention_scale` folds a factor into the initial q_proj; it is not asked if the attention normalizes
-          its queries, which would undo the fold
-    """
-
-    def __call__(self, weight: Tensor, info: ParameterInfo, generator: torch.Generator) -> None: ...
-
-
 norms: Registry[nn.Module] = Registry(
     "norm",
     "How the residual stream is normalized.",
+    contract=(Norm, NormMethods),
     wiring=("d_model",),
     methods=("forward",),
     scope="model",
@@ -212,6 +251,7 @@ norms: Registry[nn.Module] = Registry(
 placements: Registry[Placement] = Registry(
     "placement",
     "Where the norms are placed around a sublayer, and how the residual is scaled.",
+    contract=(Placement, PlacementMethods),
     wiring=("d_model", "n_layers", "layer", "sublayer", "around", "side", "encoder_layers", "decoder_layers"),
     methods=("__call__",),
     facts={
@@ -231,6 +271,7 @@ placements: Registry[Placement] = Registry(
 activations: Registry[Activation] = Registry(
     "activation",
     "The nonlinearity of the feed-forward part; gated activations take (gate, up).",
+    contract=(Activation,),
     wiring=("d_ff",),
     calls={("x",): {"gated": False}, ("gate", "up"): {"gated": True}},
     methods=("forward",),
@@ -243,6 +284,7 @@ activations: Registry[Activation] = Registry(
 mlps: Registry[nn.Module] = Registry(
     "mlp",
     "The feed-forward part of a layer.",
+    contract=(Mlp,),
     wiring=("d_model", "d_ff", "activation", "gated", "bias", "dropout", "layer", "n_layers", "inner_norm"),
     methods=("forward",),
     facts={"metrics": (), "batch_dependent": False, "absent": False},
@@ -254,6 +296,7 @@ mlps: Registry[nn.Module] = Registry(
 positions: Registry[Position] = Registry(
     "position",
     "How token positions are encoded.",
+    contract=(Position, PositionMethods),
     wiring=("d_model", "d_head", "n_heads", "n_layers", "max_len", "causal"),
     any_of=("embed", "rotate", "bias", "score"),
     facts={"extends": True, "rotates_cached_keys": False},
@@ -265,6 +308,7 @@ positions: Registry[Position] = Registry(
 attentions: Registry[nn.Module] = Registry(
     "attention",
     "How tokens attend to one another.",
+    contract=(Attention, AttentionMethods),
     wiring=(
         "d_model",
         "d_head",
@@ -299,29 +343,11 @@ attentions: Registry[nn.Module] = Registry(
 blocks: Registry[nn.Module] = Registry(
     "block",
     "How attention and feed-forward are combined into a layer.",
+    contract=(Block,),
     wiring=("parts",),
     methods=("forward",),
     facts={"cross": False, "joint_sublayer": False, "optional_sublayers": False, "whole_stack": False},
     scope="model",
     per_layer="inside",
     usual="sequential",
-)
-
-architectures: Registry[nn.Module] = Registry(
-    "architecture",
-    "Which stacks the model has and which tokens each token attends to.",
-    wiring=("builder",),
-    facts={"mask": "causal", "accepts": ("next tokens",), "stacks": ("decoder",), "objective": "lm"},
-    scope="model",
-    usual="causal",
-)
-
-inits: Registry[Init] = Registry(
-    "init",
-    "How matrices are initialized; vectors are initialized by the part that owns them.",
-    calls={("weight", "info", "generator"): {}},
-    methods=("__call__",),
-    scope="training",
-    shapes_model=True,
-    usual="gpt2",
 )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from ablatio.registry.registry import Registry
 
 if TYPE_CHECKING:
     from ablatio.registry.kinds.launch_types import LaunchOutcome, LaunchRequest
+    from ablatio.registry.kinds.search_space import Arm, Trial, TrialResult
 
 
 class Design(Protocol):
@@ -41,6 +42,18 @@ class Design(Protocol):
     def count(self) -> int: ...
 
 
+class DesignMethods(Protocol):
+    """Optional methods of a Design."""
+
+    def arms(self) -> Iterable[Arm]: ...
+
+    def more(self, told: Sequence[TrialResult]) -> Sequence[Trial]: ...
+
+    def aliases(self) -> Sequence[str]: ...
+
+    def follow_up(self) -> dict[str, str]: ...
+
+
 class Launcher(Protocol):
     """Runs the jobs of a sweep, each in its own process.
 
@@ -54,7 +67,8 @@ class Launcher(Protocol):
     cancel(job)    ask one run to stop
     stop()         called last: ask the runs to write a checkpoint and return when they have ended
 
-    slots          attribute: number of jobs that run at the same time
+    Attributes:
+    slots          number of jobs that run at the same time
     """
 
     slots: int
@@ -73,6 +87,7 @@ class Launcher(Protocol):
 designs: Registry[Design] = Registry(
     "design",
     "Which arms a sweep runs.",
+    contract=(Design, DesignMethods),
     wiring=("axes", "baseline"),
     methods=("count",),
     any_of=("arms", "more", "aliases"),
@@ -84,6 +99,7 @@ designs: Registry[Design] = Registry(
 launchers: Registry[Launcher] = Registry(
     "launcher",
     "Where the runs of a sweep are executed.",
+    contract=(Launcher,),
     wiring=("work",),
     methods=("start", "submit", "poll", "cancel", "stop"),
     scope="sweep",

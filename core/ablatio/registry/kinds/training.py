@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from ablatio.registry.registry import Registry
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     import torch
     from torch import Tensor, nn
 
@@ -19,9 +21,14 @@ if TYPE_CHECKING:
 class Objective(Protocol):
     """Makes training examples: rows of tokens (B, T+1) -> Example with inputs and targets.
 
-    Call:
-    (tokens, segments, generator)  must be deterministic in the generator.  `segments` (B, T+1) numbers the documents of
-                  a packed row; None: one document per row
+    Wiring:
+    vocab_size    V, number of ids of the tokenizer
+    eos           id that opens each document
+    max_len       largest number of tokens in training
+
+    Methods:
+    __call__(tokens, segments, generator)  must be deterministic in the generator.  `tokens` and `segments` (B, T+1);
+                  segments numbers the documents of a packed row; None: one document per row
 
     Facts:
     produces      what the examples ask for: next tokens | source and target | blanks in place
@@ -34,6 +41,7 @@ class Objective(Protocol):
                   its last layer, each with its own weights, and the example has `further` targets for them
     loss(model, example)  replaces the model's cross-entropy as the training loss; validation still scores cross-entropy
     teacher       folder of the teacher's run; its model is passed to `learn_from(model)` before training
+    learn_from(model)  takes the teacher's model
     """
 
     produces: ClassVar[str]
@@ -42,8 +50,24 @@ class Objective(Protocol):
     def __call__(self, tokens: Tensor, segments: Tensor | None, generator: torch.Generator) -> Example: ...
 
 
+class ObjectiveMethods(Protocol):
+    """Optional methods of an Objective."""
+
+    def loss(self, model: Any, example: Example) -> Loss: ...
+
+    def learn_from(self, model: Any) -> None: ...
+
+
 class Optimizer(Protocol):
     """Factory of a torch Optimizer from parameter groups by role; a function part declares its facts in `register`.
+
+    Wiring:
+    groups     list of {"params": [...], "role": ..., "rate": ...}; role: matrix | vector | embedding | head; rate: a
+               factor on the learning rate
+
+    Optional methods:
+    observe(step)  called before each update with the OptimizerStep (ablatio.model.optimizer_step)
+    eval(), train()  switch to the weights to score and save, and back (schedule-free optimizers)
 
     Facts:
     decays     True if it has weight decay
@@ -56,9 +80,20 @@ class Optimizer(Protocol):
     entrywise: ClassVar[bool]
 
 
+class OptimizerMethods(Protocol):
+    """Optional methods of an Optimizer."""
+
+    def observe(self, step: OptimizerStep) -> None: ...
+
+    def eval(self) -> None: ...
+
+    def train(self) -> None: ...
+
+
 class Checkpointing(Protocol):
     """Activation checkpointing: stores fewer activations and recomputes the others in the backward pass.
 
+    Methods:
     apply(model)  sets it up in place.  Losses and gradients must stay bitwise the same
                   (ablatio.model.activation_checkpointing)
     """
@@ -73,6 +108,9 @@ class Schedule(Protocol):
     untrained model.  It must keep no state of its own: the scores are stored in checkpoints, so that a resumed run gets
     the same ones.
 
+    Methods:
+    __call__(step, total, scores)  the factor, 0 ... 1; `scores` only if it `watches`
+
     Facts:
     watches  True if it takes the scores; set from the signature of a function
     """
@@ -85,6 +123,7 @@ class Schedule(Protocol):
 class Stabilizer(Protocol):
     """Keeps training stable; defines one or more of these methods.
 
+    Methods:
     attach(model)       called once before training, to register hooks or set switches
     before_step(step)   called when the gradients of an optimizer step are ready; returns {metric: scalar} to log.  May
                         raise SkipStep (no update) or, with the fact `rewinds`, Rewind: ablatio.model.optimizer_step
@@ -105,10 +144,27 @@ class Stabilizer(Protocol):
     def before_step(self, step: OptimizerStep) -> dict[str, Tensor]: ...
 
 
+class StabilizerMethods(Protocol):
+    """Other methods of a Stabilizer."""
+
+    def attach(self, model: nn.Module) -> None: ...
+
+    def after_step(self, step: OptimizerStep) -> dict[str, Tensor]: ...
+
+    def averaged(self, model: nn.Module) -> AbstractContextManager[None]: ...
+
+    def batch_rows(self, seen: int, full: int) -> int: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
 class Task(Protocol):
     """Data, loss and scores of a run, independent of Lightning and Hydra.
 
-    It is built from `setup`, a TaskContext with the config, the seeds and the rows of each batch.
+    Wiring:
+    setup       the run's config, seeds and rows of each batch (ablatio.training.task_context.TaskContext)
 
     Attributes:
     tokenizer   the trained tokenizer, with all ids that the model must know
@@ -174,6 +230,10 @@ class Batches(Protocol):
 class Logger(Protocol):
     """Writes the metrics of a run, into the run's folder or next to it and nowhere else.
 
+    Wiring:
+    folder          the run's folder, a pathlib.Path
+    config          the run's config as a dict, secrets not resolved
+
     Methods:
     start(rows)     replace all that the log holds of this run by these rows: none for a new run, those up to the
                     resumed step for a resumed one; may be called again
@@ -196,6 +256,7 @@ class Logger(Protocol):
 objectives: Registry[Objective] = Registry(
     "objective",
     "Which tokens the model predicts, and from which.",
+    contract=(Objective, ObjectiveMethods),
     wiring=("vocab_size", "eos", "max_len"),
     methods=("__call__",),
     facts={"produces": "next tokens", "metrics": ()},
@@ -207,6 +268,7 @@ objectives: Registry[Objective] = Registry(
 optimizers: Registry[torch.optim.Optimizer] = Registry(
     "optimizer",
     "How gradients update the weights; parameters are grouped by role.",
+    contract=(Optimizer, OptimizerMethods),
     wiring=("groups",),
     facts={"decays": True, "entrywise": True},
     scope="training",
@@ -216,6 +278,7 @@ optimizers: Registry[torch.optim.Optimizer] = Registry(
 checkpointings: Registry[Checkpointing] = Registry(
     "checkpointing",
     "Which activations are stored for the backward pass; the others are recomputed.",
+    contract=(Checkpointing,),
     methods=("apply",),
     default="none",
     scope="memory",
@@ -224,6 +287,7 @@ checkpointings: Registry[Checkpointing] = Registry(
 schedules: Registry[Schedule] = Registry(
     "schedule",
     "How the learning rate changes over the run.",
+    contract=(Schedule,),
     calls={("step", "total"): {}, ("step", "total", "scores"): {"watches": True}},
     methods=("__call__",),
     facts={"watches": False},
@@ -234,6 +298,7 @@ schedules: Registry[Schedule] = Registry(
 stabilizers: Registry[Stabilizer] = Registry(
     "stabilizer",
     "Measures that keep training stable; several can be combined.",
+    contract=(Stabilizer, StabilizerMethods),
     any_of=("before_step", "after_step", "attach", "averaged", "batch_rows"),
     facts={"metrics": (), "rewinds": False},
     multiple=True,
@@ -250,6 +315,7 @@ TASK_METHODS = (  # the last twelve are hooks, which the base class has
 tasks: Registry[Task] = Registry(
     "task",
     "What a run trains on: its data, its loss, its scores.",
+    contract=(Task,),
     wiring=("setup",),
     methods=TASK_METHODS,
     base="ablatio.model.task.Task",
@@ -270,6 +336,7 @@ tasks: Registry[Task] = Registry(
 loggers: Registry[Logger] = Registry(
     "logger",
     "Where metrics are written, besides metrics.csv; several can be combined.",
+    contract=(Logger,),
     wiring=("folder", "config"),
     methods=("start", "log", "finish"),
     facts={"record": False},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from ablatio.registry.kinds.alignment_inputs import ALL_WORDS
 from ablatio.registry.registry import Registry
@@ -11,6 +11,8 @@ from ablatio.registry.registry import Registry
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from ablatio.model.optimizer_step import OptimizerStep
+    from ablatio.model.parameter_roles import ParameterInfo
     from ablatio.model.rl.answers import Answer
     from ablatio.model.rl.answers import ReasoningStep as AnswerStep
     from ablatio.registry.kinds.alignment_inputs import Advantages, Metrics
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 class Quantization(Protocol):
     """Stores the weight matrices of linear layers in few bits.
 
+    Methods:
     apply(model)  replaces the weights by codes, in place; the modules keep their names
 
     Facts:
@@ -58,11 +61,24 @@ class Peft(Protocol):
     def apply(self, model: nn.Module, seed: int) -> None: ...
 
 
+class PeftMethods(Protocol):
+    """Optional methods of a Peft."""
+
+    def prepare(self, model: nn.Module) -> None: ...
+
+    def rate(self, info: ParameterInfo) -> float: ...
+
+    def before_step(self, step: OptimizerStep) -> dict[str, Tensor]: ...
+
+    def after_step(self, step: OptimizerStep) -> dict[str, Tensor]: ...
+
+
 class Alignment(Protocol):
     """A pure loss on log-probabilities.  Parameters of its methods are names from alignment_inputs.
 
     Methods:
     loss(...)        (loss, metrics): the mean loss over the batch, and the numbers to log
+    reference_rate(step)  optional, with the fact `moves_reference`: the rate of step `step`
 
     Facts:
     data             what it is trained on: pairs | rankings | labelled | prompts
@@ -104,6 +120,22 @@ class Alignment(Protocol):
     loss: Callable[..., tuple[Tensor, Metrics]]
 
 
+class AlignmentMethods(Protocol):
+    """Optional methods of an Alignment."""
+
+    def reference_rate(self, step: int) -> float: ...
+
+    def observe(self, kl: float) -> None: ...
+
+    def stops(self, kl: float) -> bool: ...
+
+    def hardness(self, logits: Tensor) -> Tensor: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
 class PolicyMethod(Alignment, Protocol):
     """An Alignment method with data = prompts: it samples answers and learns from their rewards."""
 
@@ -122,6 +154,9 @@ class Reward(Protocol):
     Wiring:
     open_run  turns the run folder of a reward model into a function of answers
 
+    Methods:
+    __call__(answers)  (N,) scores of N answers
+
     Facts:
     per_step  True if it returns, for each answer, a list of ReasoningSteps in place of one score
     compares  True if it compares the answers to the same prompt, so that all of them must be passed together
@@ -136,6 +171,7 @@ class Reward(Protocol):
 quantizations: Registry[Quantization] = Registry(
     "quantization",
     "In how many bits the weights are stored.",
+    contract=(Quantization,),
     methods=("apply",),
     facts={"bits": 32},
     default="none",
@@ -145,6 +181,7 @@ quantizations: Registry[Quantization] = Registry(
 pefts: Registry[Peft] = Registry(
     "peft",
     "Which weights are trained: all, or a few added to a frozen base.",
+    contract=(Peft, PeftMethods),
     methods=("apply",),
     facts={"exact": True, "virtual": False, "metrics": (), "batch_dependent": False},
     default="none",
@@ -154,6 +191,7 @@ pefts: Registry[Peft] = Registry(
 alignments: Registry[Alignment] = Registry(
     "alignment",
     "How a model is trained on preferences or rewards: a loss on log-probabilities.",
+    contract=(Alignment, AlignmentMethods, PolicyMethod),
     methods=("loss",),
     facts={
         "data": "pairs",
@@ -172,6 +210,7 @@ alignments: Registry[Alignment] = Registry(
 rewards: Registry[Reward] = Registry(
     "reward",
     "How answers are scored.",
+    contract=(Reward,),
     wiring=("open_run",),
     calls={
         ("answer",): {"per_step": False, "compares": False},

@@ -1,4 +1,4 @@
-"""YAML options of a plugin: each composes into a valid config."""
+"""YAML options of a plugin: each composes into a valid config; a recipe and a sweep into a plan of valid runs."""
 
 from pathlib import Path
 
@@ -11,6 +11,8 @@ KINDS = ()
 
 def test_composes(conf: Path) -> None:
     from ablatio.config.compose import compose_run
+    from ablatio.config.yaml_files import SWEEP
+    from ablatio.sweep.plan import plan_sweep
     from ablatio.sweep.recipes.plan import plan_recipe
     from ablatio.sweep.recipes.schema import RECIPE
 
@@ -21,6 +23,8 @@ def test_composes(conf: Path) -> None:
     try:
         if group == RECIPE:
             plan_recipe([override])
+        elif group == SWEEP:
+            plan_sweep([override])
         else:
             compose_run([override])
     except AblatioError as error:
