@@ -34,13 +34,17 @@ from ablatio.sweep.study import label_of
 def markdown_text(findings: Findings) -> str:
     """Return the report: question, verdict and arms, then provenance, failures, and the command of each arm."""
     lines = [f"# {markdown(findings.question or findings.table.study.name)}", ""]
-    lines += [f"- {markdown(sentence)}" for sentence in findings.said()]
+    said, first = [f"- {markdown(sentence)}" for sentence in findings.said()], findings.leading
+    lines += said[:first]
+    if first:
+        lines += [*_effects(findings), "", "## Arms", ""]
+    lines += said[first:]
     if stages := stages_of(findings.table.runs):
         lines += ["", *_grid([STAGES, *(stage_cells(stage, {}) for stage in stages)], left=len(STAGES))]
     lines += ["", *_grid([_head(findings), *(_cells(findings, row) for row in findings.rows)])]
     if findings.caption:
         lines += ["", markdown(findings.caption)]
-    lines += _effects(findings)
+    lines += [] if first else _effects(findings)
     if distance := in_words(frontier(findings)):
         lines += ["", "## Reward against KL", "", markdown(distance)]
     for title, items in (

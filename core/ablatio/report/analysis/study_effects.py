@@ -42,6 +42,12 @@ class StudyEffects:
         """Factors whose main effect is estimated."""
         return [t.factors[0] for t in self.fit.terms if len(t.factors) == 1]
 
+    @property
+    def interactions(self) -> list[str]:
+        """Interactions of two settings that are estimated together with all others."""
+        found = [c.name for c in self.screen.contrasts if len(c.factors) == 2 and c.separate]
+        return list(dict.fromkeys(found))
+
     def claimed(self, order: int) -> list[str]:
         """Terms of this order with a contrast beyond chance, the most certain first."""
         found = [c for c in self.screen.contrasts if c.p <= self.alpha and len(c.factors) == order and c.separate]

@@ -91,9 +91,11 @@ def _verdict(found: Findings, words: Verdict, rules: Sequence[str]) -> dict[str,
     def kind(pair: Pair) -> str:
         return "open" if pair.better is None else "worse" if pair.better == base else "better"
 
+    first = f"{words.headline} {words.answer}"
+    lead = [*words.effects, *([words.answer] if words.answer else [])]
     said = [{"text": text, "kind": "open"} for text in words.outcomes]
     said += [{"text": s.text, "kind": kind(s.pair)} for s in words.sentences]
-    said = [s for s in said if s["text"] not in words.headline]
+    said = [{"text": text, "kind": "open"} for text in lead] + [s for s in said if s["text"] not in first]
     return {"headline": words.headline, "sentences": said, "notes": [*rules, *words.notes]}
 
 
@@ -115,10 +117,10 @@ def _arm(found: Findings, row: Row) -> dict[str, Any]:
 
 
 def _pair(pair: Pair) -> dict[str, Any]:
-    d = pair.difference
+    d, (low, high) = pair.difference, pair.interval
     return {
-        "a": pair.a, "b": pair.b, "mean": d.mean, "low": d.low, "high": d.high, "n": d.n, "p": pair.p,
-        "better": pair.better, "planned": pair.planned_seeds, "left_out": pair.left_out,
+        "a": pair.a, "b": pair.b, "mean": d.mean, "low": low, "high": high, "n": d.n, "p": pair.p,
+        "corrected": pair.corrected is not None, "better": pair.better, "planned": pair.planned_seeds, "left_out": pair.left_out,
     }  # fmt: skip
 
 

@@ -54,6 +54,7 @@ const done = () => (data.states.done || 0) > 0;
 // ---------------------------------------------------------------- differences
 
 const FOREST = 30;
+const starred = () => data.pairs.some((p) => p.corrected);
 
 function forest() {
   if (!data.pairs.length) return null;
@@ -65,7 +66,7 @@ function forest() {
   const chart = figure((width) => drawForest(data, shown, width, t));
   const more = pairs.length > FOREST && h("button", { class: "more", on: { click: () => { shown = shown === pairs ? cutDown : pairs; more.textContent = shown === pairs ? t("show_less") : t("show_all", { n: pairs.length }); redraw(true); } } }, t("show_all", { n: pairs.length }));
   const n = Math.round(data.pairs.reduce((a, p) => a + p.n, 0) / data.pairs.length);
-  return section("differences", t("forest"), [text, known(data.visible) && t("forest_band", { n })], [chart, more]);
+  return section("differences", t("forest"), [text, starred() && t("star"), known(data.visible) && t("forest_band", { n })], [chart, more]);
 }
 
 // ---------------------------------------------------------------- table of arms
@@ -98,7 +99,7 @@ const excess = (x) => (x < 0 ? "−" : "+") + percent(Math.abs(x));
 function differenceCell(a, digits) {
   if (a.baseline) return h("span", { class: "tag" }, t("baseline"));
   if (!a.pair || !known(a.pair.mean)) return "–";
-  const reach = known(a.pair.low) ? ` [${signed(a.pair.low, digits)}, ${signed(a.pair.high, digits)}]` : "";
+  const reach = known(a.pair.low) ? ` [${signed(a.pair.low, digits)}, ${signed(a.pair.high, digits)}]${a.pair.corrected ? "*" : ""}` : "";
   return h("span", { class: outcome(a.pair, a.name) }, h("span", { class: "tint" }, signed(a.pair.mean, digits)), reach);
 }
 
@@ -129,7 +130,7 @@ function armTable() {
   const find = data.arms.length > 12 && h("input", { class: "find", type: "search", placeholder: t("filter"), "aria-label": t("filter"), on: { input: (e) => { order.word = e.target.value.toLowerCase(); show(); } } });
   const table = h("table", {}, h("thead", {}, h("tr", {}, h("th", { class: "text", scope: "col" }, t("arm")), h("th", { scope: "col", "aria-label": t("again") }), heads)), body);
   const caption = based ? t("arms_caption", { p: t(data.correction ? "p_after" : "p_plain", { correction: data.correction }) }) : t("arms_plain");
-  return section("arms", t("arms"), [caption], [find, h("div", { class: "box" }, table), more], true);
+  return section("arms", t("arms"), [caption, based && starred() && t("star")], [find, h("div", { class: "box" }, table), more], true);
 }
 
 function compareKnown(a, b) {
