@@ -155,7 +155,8 @@ class Findings:
         first = f"{words.headline} {words.answer}"
         answer = [words.answer] if words.answer else []
         return [
-            words.headline, *rules, *words.effects, *answer, *(text for text in told if text not in first), *words.notes,
+            words.headline, *rules, *words.effects, *answer, *(text for text in told if text not in first),
+            *words.notes,
         ]  # fmt: skip
 
     @property

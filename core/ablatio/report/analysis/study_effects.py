@@ -79,6 +79,8 @@ def fitted_effects(table: Table, metric: str) -> StudyEffects | None:
     varied = [k for k in dict.fromkeys(k for r in runs for k in r.arm) if len({r.arm.get(k) for r in runs}) > 1]
     if len(varied) < 2 or not design_facts(table.study)["factors"]:
         return None
+    if any(axis.interval for axis in table.study.axes):  # each value occurs once: see `search.search_of`
+        return None
     if table.study.sequential:
         table.notes.append(
             "effects of settings are not estimated: a sequential study stops arms one by one, and p of effects does "

@@ -158,9 +158,10 @@ def compare(
     corrected = _corrected(values, names, [d.p for d in found], applied)
     family = 1 if correction == "none" else len(names)
     pairs = [
-        _with_corrected_interval(_pair(a, b, values, (difference, sign), p, family, better, alpha), values, family, alpha)
+        _pair(a, b, values, (difference, sign), p, family, better, alpha)
         for (a, b), difference, sign, p in zip(names, found, signs, corrected, strict=True)
     ]
+    pairs = [_with_corrected_interval(pair, values, family, alpha) for pair in pairs]
     scores = _scores(values, better)
     return Comparison(
         scores, tuple(pairs), baseline, better, applied, alpha, _divergence(values, baseline), unequal=unequal

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 from ablatio.report import rerun_command
 from ablatio.report.analysis.arms import COSTS, SIZES, Arm
 from ablatio.report.analysis.findings import Findings, Row
+from ablatio.report.analysis.search import search_of
 from ablatio.report.escape import csv_text, terminal
 from ablatio.report.read.run import Run
 from ablatio.report.read.stages import Stage, stages_of
 from ablatio.report.read.table import Table
 from ablatio.report.terminal.effects_grid import show_effects
+from ablatio.report.terminal.trials_table import show_search
 from ablatio.sweep.study import label_of
 
 if TYPE_CHECKING:
@@ -106,6 +108,9 @@ def show(console: Console, findings: Findings) -> None:
         console.print(f"refused: {terminal(label_of(refused.arm))}: {terminal(refused.why)}", highlight=False)
     for note in findings.table.notes:
         console.print(f"note: {terminal(note)}", highlight=False)
+    if (search := search_of(findings)) is not None:
+        console.print()
+        show_search(console, search)
     if samples := of_one_run(findings):
         from ablatio.training.run_summary import side_by_side
 

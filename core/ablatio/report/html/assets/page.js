@@ -339,7 +339,7 @@ function provenance() {
 
 // ---------------------------------------------------------------- the whole
 
-const SECTIONS = [forest, scalesSection, armTable, stagesTable, frontierSection, curves, effectsSection, interactions, halfNormal, aliases, ranksSection, costs, rates, positions, samplesSection, noiseSection, signalSection, lost, bill, provenance];
+const SECTIONS = [searchSection, knobsSection, parallelSection, importanceSection, effectsSection, interactions, forest, scalesSection, armTable, stagesTable, frontierSection, curves, halfNormal, aliases, ranksSection, costs, rates, positions, samplesSection, noiseSection, signalSection, lost, bill, provenance];
 
 function theme() {
   return document.documentElement.dataset.theme;
