@@ -10,6 +10,7 @@ COMMANDS = {
     "resume": "continue an interrupted sweep or run",
     "evaluate": "score a run on held-out text, at any sequence length",
     "report": "report a sweep: verdict, tables and charts as HTML, Markdown and CSV",
+    "runs": "list runs and studies; sort, filter and remove them",
     "compare": "compare two runs: their differences and their results side by side",
     "noise": "measure how much a score varies with the seed, and the difference that n seeds can detect",
     "scaling": "fit a scaling law to runs of several sizes, follow gains over the sizes, and plan a budget",

@@ -63,6 +63,7 @@ def content(found: Findings) -> dict[str, Any]:
         "stages": [asdict(stage) for stage in stages_of(table.runs)],
         "lost": [_lost(r) for r in table.runs if r.state in ("failed", "diverged", "damaged", "preempted")],
         "refused": [{"label": label_of(r.arm), "why": r.why} for r in table.refused],
+        "running": [_running(r) for r in table.runs if r.state == "running"],
         "cost": _cost(found),
         "provenance": provenance(table.runs),
         "notes": table.notes,
@@ -317,6 +318,17 @@ def _lost(run: Run) -> dict[str, Any]:
     return {
         "label": run.title if run.stage or not run.arm else label_of(run.arm), "seed": run.seed, "state": run.state,
         "why": run.why.split("\n")[0], "steps": run.size.get("steps"), "command": rerun_command.line(run.command),
+    }  # fmt: skip
+
+
+def _running(run: Run) -> dict[str, Any]:
+    """How far a run has come."""
+    steps, losses = run.curves.get("train/loss", ([], []))
+    whole = run.config.get("train")
+    return {
+        "title": run.title, "seed": run.seed, "step": steps[-1] if len(steps) else 0,
+        "steps": whole.get("steps") if isinstance(whole, Mapping) else None,
+        "loss": losses[-1] if len(losses) else None,
     }  # fmt: skip
 
 

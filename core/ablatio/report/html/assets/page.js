@@ -1,8 +1,7 @@
 "use strict";
 // The page: its sections, its words, its two switches.  A section without data is not there.
 
-const base = data.arms.find((a) => a.baseline);
-const based = Boolean(base) && data.pairs.length > 0;
+let base, based;
 
 // ---------------------------------------------------------------- head
 
@@ -20,7 +19,7 @@ function head() {
     h("p", { class: "over" }, `${t("report")} · ${data.study.name}`),
     h("h1", {}, data.study.question || fallback()),
     verdict(),
-    running && h("p", { class: "alert" }, t("running_now")),
+    running && h("p", { class: "alert" }, t("running_now"), ...data.running.map((r) => h("span", { class: "run" }, `${r.title} seed=${r.seed}`, h("progress", { value: r.step, max: r.steps || 1, "aria-label": r.title }), `${r.step} / ${r.steps || "?"}${known(r.loss) ? ` · train/loss ${fixed(r.loss, 3)}` : ""}`))),
     data.study.expected && h("p", { class: "facts" }, `${t("expected")}: ${data.study.expected}`),
     h("p", { class: "facts" }, facts.map((f) => h("span", {}, f))));
 }
@@ -66,7 +65,7 @@ function forest() {
   const chart = figure((width) => drawForest(data, shown, width, t));
   const more = pairs.length > FOREST && h("button", { class: "more", on: { click: () => { shown = shown === pairs ? cutDown : pairs; more.textContent = shown === pairs ? t("show_less") : t("show_all", { n: pairs.length }); redraw(true); } } }, t("show_all", { n: pairs.length }));
   const n = Math.round(data.pairs.reduce((a, p) => a + p.n, 0) / data.pairs.length);
-  return section("differences", t("forest"), [text, starred() && t("star"), known(data.visible) && t("forest_band", { n })], [chart, more]);
+  return section("differences", t("forest"), [text, starred() && t("star"), known(data.visible) && n > 1 && t("forest_band", { n })], [chart, more]);
 }
 
 // ---------------------------------------------------------------- table of arms
@@ -351,18 +350,40 @@ function setTheme(name) {
 
 function build() {
   figures.length = 0;
+  base = data.arms.find((a) => a.baseline);
+  based = Boolean(base) && data.pairs.length > 0;
   document.documentElement.lang = language;
   const made = SECTIONS.map((f) => f()).filter(Boolean);
   const links = made.map((x) => h("a", { href: `#${x.id}` }, x.querySelector("h2").textContent));
   const switches = [
+    typeof liveText === "function" && h("span", { id: "live", role: "status" }, liveText()),
     h("button", { id: "language", on: { click: () => { language = language === "en" ? "zh" : "en"; build(); } } }, t("language")),
     h("button", { id: "theme", title: t("theme"), "aria-label": t("theme"), on: { click: () => setTheme(theme() === "dark" ? "light" : "dark") } }, "◐"),
   ];
   const bar = h("div", { class: "bar" }, h("div", {}, h("nav", {}, links), switches));
-  const foot = h("footer", {}, `ablatio · ${data.study.folders.join(" ")} · ${data.written}`);
+  const foot = h("footer", {}, `ablatio · ${data.study.folders.join(" ")} · ${data.written} · ${t("keys")}`);
   document.getElementById("page").replaceChildren(bar, h("main", {}, head(), made, foot), tipBox);
   redraw();
 }
+
+/** j and k go to the next and the last section, l changes the language, d the theme. */
+function onKey(event) {
+  if (event.ctrlKey || event.metaKey || event.altKey || /^(INPUT|TEXTAREA|SELECT)$/.test(event.target.tagName)) return;
+  const step = { j: 1, k: -1 }[event.key];
+  if (step) {
+    const tops = [...document.querySelectorAll("main header, main section")];
+    const edge = document.querySelector(".bar").offsetHeight + 12;
+    const held = /^H[12]$/.test(document.activeElement.tagName) ? tops.indexOf(document.activeElement.closest("section, header")) : -1;
+    const at = held >= 0 ? held : tops.filter((x) => x.getBoundingClientRect().top <= edge).length - 1;
+    const next = tops[Math.max(0, Math.min(tops.length - 1, at + step))];
+    next.scrollIntoView();
+    next.querySelector("h1, h2").setAttribute("tabindex", "-1");
+    next.querySelector("h1, h2").focus({ preventScroll: true });
+  }
+  if (event.key === "l") document.getElementById("language").click();
+  if (event.key === "d") document.getElementById("theme").click();
+}
+addEventListener("keydown", onKey);
 
 const dark = matchMedia("(prefers-color-scheme: dark)");
 setTheme(dark.matches ? "dark" : "light");
