@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ablatio.api.session_parts import refuse_session_parts
+from ablatio.config.packages import check_packages
 from ablatio.errors import SweepFailed, UserError
 from ablatio.registry.kinds import launchers
 from ablatio.report.terminal.live_table import LiveTable
@@ -48,6 +49,7 @@ def multirun(overrides: Sequence[str], folder: Path | None = None, *, quiet: boo
     plan = plan_sweep(settings, folder)
     plan.study.overrides = [text for text in settings if text.split("=")[0] not in PASSING]
     refuse_session_parts(plan)
+    check_packages([job.config for job in plan.jobs], [launchers[launcher.name]])
     folder = folder or _folder(plan)
     _execute(plan, folder, _stale_jobs(folder, plan), launcher, quiet)
     return folder

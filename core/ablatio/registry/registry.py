@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any, Generic, Literal, TypeVar, get_args
 
 from ablatio.errors import UserError, did_you_mean
-from ablatio.registry import renamed
+from ablatio.registry import packages, renamed
 from ablatio.registry.knobs import read_signature
 from ablatio.registry.part_spec import SESSION as SESSION
 from ablatio.registry.part_spec import ContractError as ContractError
@@ -47,7 +47,7 @@ class Registry(Generic[T]):
         base      class that a part must inherit from; it defines those of `methods` that are optional
         any_of    optional methods; the fact `uses` lists those that the part defines
         facts     class attributes, with defaults, that rules and the model read; plain values, known from the catalogue
-                  without importing the part
+                  without importing the part.  A part of any kind may also state `packages`: see `registry.packages`
         asks      methods that receive only the values named by their parameters, and the names that are available.
                   The fact `asks` lists the parameters of each: `{"loss": ["chosen", "rejected"]}`
         multiple  True if several options may be chosen at once: `stabilizer=[clip,ema]`
@@ -218,12 +218,15 @@ class Registry(Generic[T]):
         for old, new in renamed.FACTS.get(self.kind, {}).items():
             if old in said or (inspect.isclass(target) and old in vars(target)):
                 raise ContractError(f"{where}: the fact `{old}` is now called `{new}`; rename it")
-        if unknown := said.keys() - self.facts:
+        if unknown := said.keys() - self.facts - {packages.FACT}:
             known = ", ".join(self.facts) or "none"
             raise ContractError(f"{where}: `{min(unknown)}` is not a fact of the kind {self.kind}; it has {known}")
         wiring, knobs = read_signature(target, where)
         defaults = {k: getattr(target, k, default) for k, default in self.facts.items()}
         facts = {k: _plain(value, k, where) for k, value in (defaults | dict(said)).items()}
+        facts.pop(packages.FACT, None)
+        if needed := packages.declared(said.get(packages.FACT, getattr(target, packages.FACT, ())), where):
+            facts[packages.FACT] = needed
         if self.calls and not inspect.isclass(target):
             if wiring not in self.calls:
                 forms = " or ".join(f"({', '.join(form)})" for form in self.calls)
