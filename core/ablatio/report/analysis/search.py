@@ -9,6 +9,7 @@ from functools import cached_property
 
 from ablatio.registry.kinds.search_space import Axis
 from ablatio.report import rerun_command
+from ablatio.report.analysis.arms import shortest_key
 from ablatio.report.analysis.findings import Findings
 from ablatio.report.analysis.verdict_types import Language
 from ablatio.report.read.run import Run
@@ -120,9 +121,8 @@ def search_of(findings: Findings) -> Search | None:
 
 
 def _knobs(axes: Sequence[Axis]) -> tuple[Knob, ...]:
-    last = [a.key.rsplit(".", 1)[-1] for a in axes]
-    names = [word if last.count(word) == 1 else axis.key for axis, word in zip(axes, last, strict=True)]
-    return tuple(Knob(a.key, name, _scale(a), a.values) for a, name in zip(axes, names, strict=True))
+    keys = [a.key for a in axes]
+    return tuple(Knob(a.key, shortest_key(a.key, keys), _scale(a), a.values) for a in axes)
 
 
 def _scale(axis: Axis) -> str:
