@@ -52,6 +52,7 @@ def test_list_sort_and_filter(runs: Path, capsys: pytest.CaptureFixture[str]) ->
     }  # fmt: skip
     assert names(listed(capsys, "--sort", "score"))[:2] == ["rmsnorm", "layernorm"]
     assert names(listed(capsys, "--sort", "score", "--reverse"))[:2] == ["layernorm", "rmsnorm"]
+    assert names(listed(capsys, "runs/study", "--sort", "score")) == ["study"]
     assert names(listed(capsys, "--sort", "norm"))[:4] == ["dyt", "layernorm", "none", "rmsnorm"]
     assert names(listed(capsys, "--filter", "norm=layernorm", "--filter", "kind=run")) == ["layernorm"]
     assert names(listed(capsys, "--filter", "state=d*", "--sort", "name")) == ["layernorm", "none", "rmsnorm"]

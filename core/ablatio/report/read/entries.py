@@ -181,7 +181,7 @@ def ordered(entries: Sequence[Entry], key: str, reverse: bool = False) -> list[E
     Raises UserError if no entry has a value under this key.
     """
     known = [e for e in entries if e.value(key) not in (None, "")]
-    if entries and not known:
+    if entries and not known and key not in FIELDS:
         raise UserError(f"no run has `{key}`\n    try: --sort {', --sort '.join(FIELDS)}, or a setting such as norm")
 
     def place(entry: Entry) -> tuple[int, float, str]:
