@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
@@ -21,6 +22,7 @@ CONDITIONS = (
     "train.steps", "train.batch_size", "train.accumulate", "data.length", "tokenizer.name", "tokenizer.vocab_size",
 )  # fmt: skip
 SIZES = ("parameters", "trainable", "non_embedding", "flops_per_token", "tokens", "steps")
+PATH = re.compile(r"[\w.~-]*(/[\w.-]+)+/?")
 COSTS = ("seconds", "step_seconds", "memory")
 
 
@@ -253,5 +255,7 @@ def shortest_key(key: str, keys: Collection[str]) -> str:
 
 def _shortest_value(value: str, values: Collection[str]) -> str:
     """The file name of a path, if the other values have other ones; other values as they are."""
+    if not PATH.fullmatch(value):
+        return value
     name = value.rstrip("/").rsplit("/", 1)[-1]
     return name if name and sum(v.rstrip("/").rsplit("/", 1)[-1] == name for v in values) == 1 else value
