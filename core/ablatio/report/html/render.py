@@ -18,7 +18,7 @@ from ablatio.report.html.page_data import content
 
 STYLES, SCRIPTS = (
     ("page.css",),
-    ("frame.js", "draw.js", "charts.js", "factors.js", "frontier.js", "scales.js", "search.js", "page.js"),
+    ("frame.js", "draw.js", "charts.js", "factors.js", "frontier.js", "scales.js", "search.js", "keys.js", "page.js"),
 )
 
 PAGE = """\
