@@ -48,13 +48,22 @@ class Page:
                 self.errors.append(payload["entry"]["text"])
 
     def open(self, file: Path, width: int = 1280, height: int = 900) -> None:
+        self.visit(file.resolve().as_uri(), width, height)
+
+    def visit(self, url: str, width: int = 1280, height: int = 900) -> None:
         for domain in ("Page", "Runtime", "Network", "Log"):
             self.call(f"{domain}.enable")
         self.resize(width, height)
-        self.call("Page.navigate", url=file.resolve().as_uri())
+        self.call("Page.navigate", url=url)
         deadline = time.monotonic() + 20
         while self.value("document.readyState") != "complete" and time.monotonic() < deadline:
             time.sleep(0.05)
+        self.settle()
+
+    def key(self, letter: str) -> None:
+        """Press and release a key."""
+        for kind in ("keyDown", "keyUp"):
+            self.call("Input.dispatchKeyEvent", type=kind, key=letter, text=letter if kind == "keyDown" else "")
         self.settle()
 
     def settle(self) -> None:
@@ -98,14 +107,15 @@ class Page:
 
 @contextmanager
 def browser(language: str = "en-US", dark: bool = False) -> Iterator[Page]:
-    """Start a new browser that cannot resolve host names; it is closed at the end."""
+    """Start a new browser that reaches this machine only; it is closed at the end."""
     from websockets.sync.client import connect
 
     assert CHROMIUM
     home = Path(tempfile.mkdtemp(prefix="ablatio-browser-"))
     arguments = [
         CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
-        "--remote-debugging-port=0", f"--user-data-dir={home}", "--host-resolver-rules=MAP * ~NOTFOUND",
+        "--remote-debugging-port=0", f"--user-data-dir={home}",
+        "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
         "--disable-background-networking", "--disable-component-update", f"--lang={language}",
         f"--accept-lang={language}", "about:blank",
     ]  # fmt: skip

@@ -12,7 +12,7 @@ from types import ModuleType
 
 import pytest
 from helpers.runs import TINY, ablatio
-from helpers.studies import Fake, plackett_burman, write_study
+from helpers.studies import MIXED, Fake, plackett_burman, write_study
 from rich.console import Console
 
 from ablatio.api.reports import write_report
@@ -209,3 +209,32 @@ def test_no_command_is_shown_that_would_not_compose(tmp_path: Path) -> None:
         found = find(dataclasses.replace(table, notes=[]))
         assert found.factors is not None and found.factors.follow_up is None
         assert not any("tell them apart: " in s for s in found.said())
+
+
+def test_effects_come_before_the_arms_of_a_factorial(tmp_path: Path) -> None:
+    """In the terminal, report.md and the page's data: effects, their table, the arms' answer; no unresolved pairs."""
+    fake = Fake(
+        axes={"norm": ["rmsnorm", "layernorm"], "position": ["rope", "alibi"]},
+        effects={"norm=layernorm": 0.05}, noise=0.004, seeds=(1, 2, 3),
+    )  # fmt: skip
+    found = find(read_table([write_study(tmp_path / "s", fake)]))
+    for language in ("en", "zh"):
+        said, words = found.said(language), found.verdicts[language]  # type: ignore[index]
+        assert said[0] == words.headline and "norm" in said[0] and said[1:3] == [*words.effects]
+        assert "norm x position" in said[2] and said[found.leading] == words.answer
+        assert all(s.kind == "resolved" for s in words.sentences)
+    console = Console(width=80, record=True, force_terminal=False)
+    arm_table.show(console, found)
+    shown, text = console.export_text(), markdown_text(found)
+    assert shown.index("norm x position  rmsnorm to layernorm") < shown.index("pairs resolved") < shown.index("arm  ")
+    assert text.index("## Effects") < text.index("## Arms") < text.index("pairs resolved") < text.index("| arm |")
+    headline = content(found)["verdict"]["en"]["headline"]
+    assert headline == found.said()[0]
+
+
+def test_comparisons_with_a_named_baseline_stay_behind_the_effects(tmp_path: Path) -> None:
+    found = find(read_table([write_study(tmp_path / "s", MIXED)]))
+    words = found.verdicts["en"]
+    assert words.headline.startswith(words.lost) and words.lost.startswith("3 of 9 arms have diverged runs")
+    assert "settings have an effect" in words.headline and words.answer.startswith("No arm beats rmsnorm rope")
+    assert {s.kind for s in words.sentences} >= {"resolved", "not resolved"}

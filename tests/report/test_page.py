@@ -19,12 +19,12 @@ STUDIES = {"activations": ACTIVATIONS, "mixed": MIXED, "rates": RATES, "screenin
            "policies": POLICIES}  # fmt: skip
 SECTIONS = {
     "activations": "differences arms curves ranks costs positions noise signal bill provenance",
-    "mixed": "differences arms curves effects interactions ranks costs positions noise signal lost bill provenance",
+    "mixed": "effects interactions differences arms curves ranks costs positions noise signal lost bill provenance",
     "rates":
-        "differences arms curves effects interactions ranks costs rates positions samples noise signal bill provenance",
+        "effects interactions differences arms curves ranks costs rates positions samples noise signal bill provenance",
     "policies":
-        "differences arms frontier curves effects interactions ranks costs positions noise signal bill provenance",
-    "screening": "arms curves effects half-normal aliases ranks costs positions noise signal bill provenance",
+        "effects interactions differences arms frontier curves ranks costs positions noise signal bill provenance",
+    "screening": "effects arms curves half-normal aliases ranks costs positions noise signal bill provenance",
 }  # fmt: skip
 INJECTED_CODE = """
     document.body.insertAdjacentHTML("beforeend", '<img src="http://evil.example/x" onerror="window.owned = 1">');
@@ -77,9 +77,10 @@ def test_language_and_theme_switches(reports: dict[str, Path]):
     """The sentences are generated in Chinese too, and every text of the page has a translation."""
     with browser() as page:
         page.open(reports["mixed"])
-        assert "No arm beats rmsnorm rope" in page.value("document.querySelector('.headline').textContent")
+        assert "settings have an effect" in page.value("document.querySelector('.headline').textContent")
+        assert "No arm beats rmsnorm rope" in page.value("document.querySelector('.verdict').textContent")
         page.click("#language")
-        assert "没有方案优于 rmsnorm rope" in page.value("document.querySelector('.headline').textContent")
+        assert "没有方案优于 rmsnorm rope" in page.value("document.querySelector('.verdict').textContent")
         assert page.value("document.documentElement.lang") == "zh"
         assert page.value("document.querySelector('#curves h2').textContent") == "学习曲线"
         page.click("#theme")

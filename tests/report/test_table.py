@@ -1,6 +1,8 @@
 """Reading result folders: studies, single runs, several at once; damage is reported and never fatal."""
 
+import itertools
 import json
+import random
 import shutil
 from pathlib import Path
 
@@ -8,12 +10,13 @@ import pytest
 from helpers.studies import ACTIVATIONS, MIXED, Fake, write_study
 
 from ablatio.errors import UserError
+from ablatio.report.analysis.arms import Arm, _name, shortest_key
 from ablatio.report.analysis.findings import find
 from ablatio.report.html.render import page_text
 from ablatio.report.read.table import read_table
 from ablatio.report.terminal.arm_table import results_csv
 from ablatio.sweep.ledger import Ledger
-from ablatio.sweep.study import LEDGER, Refused
+from ablatio.sweep.study import LEDGER, Refused, label_of
 
 SMALL = Fake(axes={"norm": ["rmsnorm", "layernorm"]}, seeds=(1, 2), steps=100, baseline={"norm": "rmsnorm"})
 
@@ -184,3 +187,31 @@ def test_refused_arms_are_kept_and_names_are_short(tmp_path: Path):
     assert {r.arm.name for r in found.rows} >= {"rmsnorm rope", "norm=none alibi", "layernorm position=none"}
     one = find(read_table([write_study(tmp_path / "a", ACTIVATIONS)]))
     assert {r.arm.name for r in one.rows} == set(ACTIVATIONS.axes["activation"])
+
+
+def test_arm_names_are_the_shortest_that_tell_them_apart() -> None:
+    """On drawn designs: names differ, no common setting is in them, and words of a key are left out where they may."""
+    keys = ["norm", "optimizer.lr", "stages.sft.optimizer.lr", "stages.dpo.optimizer.lr", "model.path", "model.d_model"]
+    assert [shortest_key(k, keys) for k in keys] == ["norm", "optimizer.lr", "sft.optimizer.lr", "dpo.optimizer.lr",
+                                                     "path", "d_model"]  # fmt: skip
+    rng = random.Random(0)
+    for _ in range(200):
+        used = rng.sample(keys, rng.randint(1, 4))
+        values = {k: rng.sample(["a", "b", "0.1", "/x/one", "/y/one", "/y/two", "none"], 3) for k in used}
+        settings = [dict(zip(used, row, strict=True)) for row in itertools.product(*values.values())]
+        arms = [Arm(label_of(s), label_of(s), s, []) for s in rng.sample(settings, min(len(settings), 6))]
+        _name(arms, False)
+        assert len({a.name for a in arms}) == len(arms)
+        assert all(len(a.name) <= len(a.label) for a in arms)
+        fixed = [k for k in used if len({a.settings[k] for a in arms}) == 1]
+        if len(fixed) < len(used):
+            assert not any(f"{shortest_key(k, used)}=" in a.name for a in arms for k in fixed if "." in k)
+
+
+def test_paths_in_names_are_file_names_where_these_differ() -> None:
+    arms = [Arm(p, p, {"source.path": p, "seed_of": s}, []) for p, s in (("/x/one.txt", "1"), ("/y/two.txt", "2"))]
+    _name(arms, False)
+    assert [a.name for a in arms] == ["path=one.txt seed_of=1", "path=two.txt seed_of=2"]
+    arms = [Arm(p, p, {"source.path": p}, []) for p in ("/x/one.txt", "/y/one.txt")]
+    _name(arms, False)
+    assert [a.name for a in arms] == ["path=/x/one.txt", "path=/y/one.txt"]

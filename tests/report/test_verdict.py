@@ -174,3 +174,43 @@ def test_labels_with_format_characters_are_kept_verbatim() -> None:
     }
     text = verdict(compare(values)).sentences[0].text
     assert "<script>{0}" in text and "=HYPERLINK(%s)" in text
+
+
+def test_no_interval_without_zero_beside_not_resolved() -> None:
+    """200 studies of 4 arms: the shown interval contains 0, or the sentence calls it uncorrected; both occur."""
+    rng, corrected, uncorrected = np.random.default_rng(0), 0, 0
+    for i in range(200):
+        drawn = rng.normal(size=(4, 5)) + rng.normal(size=(4, 1)) * 1.2
+        values = {name: dict(zip(SEEDS, map(float, row), strict=True)) for name, row in zip("abcd", drawn, strict=True)}
+        method = ("t", "moderated", "permutation", "t")[i % 4]
+        comparison = compare(values, "a", method=method, correction="dunnett" if i % 4 == 3 else "holm")  # type: ignore
+        for sentence in verdict(comparison).sentences:
+            if sentence.kind != "not resolved":
+                assert sentence.pair.corrected is None
+                continue
+            low, high = sentence.pair.interval
+            own = sentence.pair.difference
+            corrected += sentence.pair.corrected is not None
+            assert low <= min(own.low, own.high) and high >= own.high
+            if low > 0 or high < 0:
+                assert "an interval without that correction" in sentence.text
+                uncorrected += 1
+            elif own.low > 0 or own.high < 0:
+                assert f"[{low:+.3f}, {high:+.3f}], an interval for all 3 comparisons together" in sentence.text
+    assert corrected > 20 and uncorrected > 0
+
+
+def test_corrected_interval_is_that_of_the_t_test_at_the_corrected_level() -> None:
+    from scipy import stats
+
+    rng = np.random.default_rng(1)
+    for _ in range(100):
+        drawn = rng.normal(size=(3, 6)) + np.array([[0.0], [0.0], [1.4]])
+        values = {n: dict(enumerate(map(float, row))) for n, row in zip("abc", drawn, strict=True)}
+        for pair in (p for p in compare(values, "a").pairs if p.corrected):
+            gaps = [values[pair.a][s] - values["a"][s] for s in range(6)]
+            theirs = stats.ttest_1samp(gaps, 0).confidence_interval(1 - 0.05 / 2)
+            assert pair.corrected == pytest.approx(tuple(theirs))
+            assert 0.05 / 2 < pair.difference.p <= 0.05
+            return
+    pytest.fail("no study had a corrected interval")

@@ -182,9 +182,9 @@ def test_missing_logger_library_is_reported_before_the_run(tmp_path: Path, monke
         kinds.loggers.build("wandb", {}, folder=tmp_path, config={})
 
 
-@pytest.mark.parametrize("uri", ["file:///tmp/mlruns", "./mlruns", "http://tracking.example.com"])
-def test_mlflow_accepts_only_sqlite_uris(uri: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="sqlite:///PATH was expected"):
+@pytest.mark.parametrize("uri", ["file:///tmp/mlruns", "./mlruns", "postgresql://db"])
+def test_mlflow_accepts_sqlite_and_servers(uri: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"sqlite:///PATH or http\(s\)://HOST was expected"):
         kinds.loggers.build("mlflow", {"uri": uri}, folder=tmp_path, config={})
 
 

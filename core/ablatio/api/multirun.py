@@ -2,19 +2,23 @@
 
 import os
 import shlex
+import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from ablatio.api.session_parts import parts_file_of, refuse_session_parts
 from ablatio.config import kept_files
-from ablatio.errors import SweepFailed, UserError
+from ablatio.config.packages import check_packages
+from ablatio.errors import AblatioError, Preempted, SweepFailed, UserError
 from ablatio.registry.kinds import launchers
 from ablatio.registry.parts_file import COPY, refuse_another
 from ablatio.registry.parts_file import current as parts_file
 from ablatio.registry.parts_file import words as parts_words
+from ablatio.report.analysis.arms import short_names
 from ablatio.report.terminal.live_table import LiveTable
 from ablatio.report.terminal.plan_table import show
 from ablatio.report.terminal.stage_table import show_recipes, show_results
@@ -27,7 +31,7 @@ from ablatio.sweep.plan import Plan, current, plan_sweep
 from ablatio.sweep.request import lasting
 from ablatio.sweep.score import UNITS, cost_of, score_of
 from ablatio.sweep.stale_jobs import in_words
-from ablatio.sweep.study import LEDGER, STUDY, Study
+from ablatio.sweep.study import LEDGER, RUNS, STUDY, Study
 from ablatio.sweep.worker import with_parts, work
 
 KNOBS = ("workers", "timeout")  # sweep settings that are passed on as knobs of the launcher
@@ -55,6 +59,7 @@ def multirun(overrides: Sequence[str], folder: Path | None = None, *, quiet: boo
     plan.study.overrides = [text for text in settings if text.split("=")[0] not in PASSING]
     refuse_session_parts(plan)
     plan.study.parts_file = parts_file_of(plan)
+    check_packages([job.config for job in plan.jobs], [launchers[launcher.name]])
     folder = folder or _folder(plan)
     _execute(plan, folder, _stale_jobs(folder, plan), launcher, quiet)
     return folder
@@ -132,7 +137,8 @@ def _execute(plan: Plan, folder: Path, replaced: Sequence[str], choice: Launcher
             more=plan.more, study=plan.study, replaced=replaced, join=settings["join"], retry=settings["retry"],
             hang=settings[HANG], watcher=board,
         )  # fmt: skip
-        results = engine.run()
+        with _discard_unstarted(folder):
+            results = engine.run()
     for number in engine.ledger.damaged:
         print(f"ablatio: line {number} of {folder / LEDGER} is damaged and was left out", file=sys.stderr)
     if not quiet:
@@ -150,6 +156,22 @@ def _execute(plan: Plan, folder: Path, replaced: Sequence[str], choice: Launcher
     return 0
 
 
+@contextmanager
+def _discard_unstarted(folder: Path) -> Iterator[None]:
+    """Remove a new study folder if an error leaves it without a single run: the same command makes it again."""
+    is_new = not folder.exists()
+    try:
+        yield
+    except Preempted:
+        raise
+    except AblatioError:
+        if is_new and folder.is_dir() and not any((folder / RUNS).glob("*/*")):
+            shutil.rmtree(folder, ignore_errors=True)
+            with suppress(OSError):
+                folder.parent.rmdir()  # fails, as it should, if it holds anything else
+        raise
+
+
 def show_table(results: Sequence[Result], folder: Path) -> None:
     """Print the runs, best score first and failed ones last."""
     from rich.console import Console
@@ -163,12 +185,25 @@ def show_table(results: Sequence[Result], folder: Path) -> None:
     table = Table(title=f"{len(results)} runs in {escape(str(folder))}", title_justify="left", box=None, pad_edge=False)
     for column in ("arm", *columns.values(), "parameters", "seconds"):
         table.add_column(column, justify="left" if column == "arm" else "right", overflow="fold")
+    console = Console()
+    titles = _titles(results, console.width - 11 * len(columns) - 22)
     for result in sorted(results, key=lambda result: cost_of(result.summary)):
+        title = escape(titles[result.job.id])
         if result.entry.state == "failed":
-            table.add_row(escape(result.job.title), f"failed ({result.entry.kind})")
+            table.add_row(title, f"failed ({result.entry.kind})")
         else:
-            table.add_row(escape(result.job.title), *_numbers(result.summary, list(columns)))
-    Console().print(table)
+            table.add_row(title, *_numbers(result.summary, list(columns)))
+    console.print(table)
+
+
+def _titles(results: Sequence[Result], room: int) -> dict[str, str]:
+    """Title of each job; with the short names of the arms, as in the report, if the whole ones do not fit."""
+    jobs = [result.job for result in results]
+    titles = {job.id: job.title for job in jobs}
+    if max(map(len, titles.values()), default=0) <= room:
+        return titles
+    names = short_names([*{job.label: job.arm for job in jobs}.values()])
+    return {job.id: job.title.replace(job.label, names[job.label], 1) for job in jobs}
 
 
 def _numbers(summary: Mapping[str, Any], names: Sequence[str]) -> list[str]:

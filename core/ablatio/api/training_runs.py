@@ -9,6 +9,7 @@ from ablatio.api.run_folder import RunFolder
 from ablatio.api.session import composing, computing
 from ablatio.api.settings import value, without, words_of
 from ablatio.config import schema
+from ablatio.config.packages import check_packages
 from ablatio.errors import ConfigError, UserError
 from ablatio.storage.json_files import read_object
 from ablatio.storage.paths import shell_word
@@ -53,13 +54,16 @@ def train(
             from ablatio.sweep.recipes.plan import plan_recipe
 
             plan = plan_recipe(words)
+            check_packages([stage.composed.config for stage in plan.stages])
         return _run_recipe(plan, console, callbacks)
     with composing():
         composed = adapter.composed(words)
-    from ablatio.training.run_folder import new_folder
+        check_packages([composed.config])
+    from ablatio.training.run_folder import discard_empty, new_folder
 
     folder = new_folder(composed.config)
-    _train(composed.config, composed.public, folder, console, callbacks)
+    with discard_empty(folder):
+        _train(composed.config, composed.public, folder, console, callbacks)
     return RunFolder(folder)
 
 
@@ -82,6 +86,7 @@ def resume_run(
         return _run_recipe(plan, console, callbacks)
     with composing():
         settings = _resumed_settings(folder, words)
+        check_packages([settings])
     if _read(folder / "summary.json").get("status") == "done":
         console.print(f"{folder} is finished; nothing is left to do", highlight=False)
     else:

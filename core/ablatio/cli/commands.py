@@ -4,12 +4,16 @@ Each command is a module of this package and imports heavy libraries inside its 
 """
 
 import argparse
+import importlib
+from contextvars import ContextVar
+from typing import Any
 
 COMMANDS = {
     "train": "train a model assembled from named parts; -m runs a sweep",
     "resume": "continue an interrupted sweep or run",
     "evaluate": "score a run on held-out text, at any sequence length",
     "report": "report a sweep: verdict, tables and charts as HTML, Markdown and CSV",
+    "runs": "list runs and studies; sort, filter and remove them",
     "compare": "compare two runs: their differences and their results side by side",
     "noise": "measure how much a score varies with the seed, and the difference that n seeds can detect",
     "scaling": "fit a scaling law to runs of several sizes, follow gains over the sizes, and plan a budget",
@@ -27,6 +31,39 @@ COMMANDS = {
 }
 
 
-def parser(command: str, **settings: str) -> argparse.ArgumentParser:
+class Described(Exception):
+    """Raised instead of parsing while `describing`; parser: with all arguments of the command."""
+
+    def __init__(self, parser: argparse.ArgumentParser) -> None:
+        self.parser = parser
+
+
+describing = ContextVar("describing", default=False)
+
+
+class CommandParser(argparse.ArgumentParser):
+    """Argument parser that hands itself over while `describing`, so that completion knows the flags of a command."""
+
+    def parse_known_args(self, *arguments: Any, **settings: Any) -> Any:
+        """Parse as usual, or raise Described."""
+        if describing.get():
+            raise Described(self)
+        return super().parse_known_args(*arguments, **settings)
+
+
+def parser(command: str, **settings: Any) -> argparse.ArgumentParser:
     """Argument parser of one command."""
-    return argparse.ArgumentParser(f"ablatio {command}", description=COMMANDS[command], **settings)  # type: ignore[arg-type]
+    return CommandParser(f"ablatio {command}", description=COMMANDS[command], **settings)
+
+
+def arguments_of(command: str) -> list[argparse.Action]:
+    """Flags and positional arguments of a command; empty if it has no argument parser."""
+    module = importlib.import_module(f"ablatio.cli.{command.replace('-', '_')}")
+    token = describing.set(True)
+    try:
+        module.run(["--"])
+    except Described as found:
+        return list(found.parser._actions)
+    finally:
+        describing.reset(token)
+    return []

@@ -3,9 +3,10 @@
 `ablatio completion bash` prints code for the shell to evaluate; the shell then calls `ablatio __complete WORD ...`.
 """
 
+import argparse
 from pathlib import Path
 
-from ablatio.cli.commands import COMMANDS, parser
+from ablatio.cli.commands import COMMANDS, arguments_of, parser
 from ablatio.cli.given_files import config_dir, taken_folder
 from ablatio.config import kind_lists, presets, schema, yaml_files
 from ablatio.config.local_files import SUFFIXES
@@ -30,20 +31,50 @@ complete -o default -F _ablatio ablatio
 """
 ZSH = """\
 _ablatio() {
-    local -a found; found=("${(@f)$(ablatio __complete "${(@)words[2,CURRENT]}" 2>/dev/null)}")
-    compadd -Q -S '' -- $found
+    local -a found open whole
+    found=("${(@f)$(ablatio __complete "${(@)words[2,CURRENT]}" 2>/dev/null)}")
+    found=(${found:#})
+    if (( $#found )); then
+        open=(${(M)found:#*[=.]})
+        whole=(${found:#*[=.]})
+        (( $#open )) && compadd -Q -S '' -- $open
+        (( $#whole )) && compadd -Q -- $whole
+        return 0
+    fi
+    compset -P '*='
+    _files
 }
 compdef _ablatio ablatio
 """
 FISH = """\
-complete -c ablatio -f -a '(ablatio __complete (commandline -opc)[2..-1] (commandline -ct) 2>/dev/null)'
+function __ablatio_complete
+    set -l token (commandline -ct)
+    set -l words (commandline -opc)
+    set -e words[1]
+    set -l found (ablatio __complete $words "$token" 2>/dev/null)
+    if test (count $found) -gt 0
+        printf '%s\\n' $found
+        return
+    end
+    set -l head (string match -r '^.*=' -- "$token")
+    for path in (__fish_complete_path (string replace -r '^.*=' '' -- "$token"))
+        echo "$head$path"
+    end
+end
+complete -c ablatio -f -a '(__ablatio_complete)'
 """
+SETTINGS = ("train", "size", "coordinates")  # commands whose words are settings
+OWN_FLAGS = {  # of commands that read their words themselves
+    "train": ("-m", "--multirun", "--help", "--cfg", "--info", "--hydra-help", "--config-dir"),
+    "resume": ("--help",),
+}
 SHELLS = {"bash": BASH, "zsh": ZSH, "fish": FISH}
 
 
 def run(arguments: list[str]) -> int:
     """Run `ablatio completion` and return its exit code."""
-    options = parser("completion", epilog='bash: eval "$(ablatio completion bash)"')
+    epilog = 'bash, zsh: eval "$(ablatio completion bash)"; fish: ablatio completion fish | source'
+    options = parser("completion", epilog=epilog)
     options.add_argument("shell", choices=sorted(SHELLS))
     print(SHELLS[options.parse_args(arguments).shell], end="")
     return 0
@@ -63,25 +94,46 @@ def answer(words: list[str]) -> int:
 
 
 def candidates(words: list[str]) -> list[str]:
-    """Completions of the last of `words`, which are the words after `ablatio`."""
+    """Completions of the last of `words`, those after `ablatio`; if there are none, the shell completes files."""
     words = words or [""]
     last, before = words[-1], words[:-1]
     if not before:
         return [c for c in COMMANDS if c.startswith(last)]
-    if before[0] == "list":
-        found = [*REGISTRIES, *yaml_files.files(), "--json"]
-    elif before[0] == "show":
+    command = before[0]
+    if command not in COMMANDS:
+        return []
+    if last.startswith("-") or _flag(command, before[-1]) is not None:
+        return sorted(c for c in _flags(command, before) if c.startswith(last))
+    if command == "list":
+        found = [*REGISTRIES, *yaml_files.files()]
+    elif command == "show":
         found = [f"{kind}={e.name}" for kind, r in REGISTRIES.items() for e in r] + [*schema.SECTIONS, LAYERS, "run"]
         found += [f"{group}={name}" for group, files in yaml_files.files().items() for name in files]
-    elif before[0] in ("train", "size", "coordinates"):
+    elif command in SETTINGS:
         found = _settings(last, before[1:])
-    elif before[0] == "check":
+    elif command == "check":
         found = sorted({s.distribution.name for s in discovery.sources()})
-    elif before[0] == "completion":
+    elif command == "completion":
         found = list(SHELLS)
     else:
         found = []
     return sorted(c for c in found if c.startswith(last))
+
+
+def _flag(command: str, word: str) -> argparse.Action | None:
+    """The flag of a command that `word` is, if the next word is its value."""
+    if command in OWN_FLAGS or not word.startswith("-"):
+        return None
+    return next((a for a in arguments_of(command) if word in a.option_strings and a.nargs != 0), None)
+
+
+def _flags(command: str, before: list[str]) -> list[str]:
+    """The values of the flag that came last, or the flags of a command."""
+    if (asked := _flag(command, before[-1])) is not None:
+        return [str(choice) for choice in asked.choices or ()]
+    if command in OWN_FLAGS:
+        return list(OWN_FLAGS[command])
+    return [flag for action in arguments_of(command) for flag in action.option_strings if flag.startswith("--")]
 
 
 def _settings(last: str, before: list[str]) -> list[str]:
@@ -94,8 +146,7 @@ def _settings(last: str, before: list[str]) -> list[str]:
             return [f"{head}{'' if ',' in value else '['}{v}" for v in _values(kind, before)]
         return [head + v for v in _values(key, before)]
     chosen = kind_lists.usual_parts() | {w.split("=")[0]: w.split("=")[1] for w in before if w.count("=") == 1}
-    top = [f"{k.name}=" for k in schema.section_knobs(schema.Run)] + ["-m", "resume=", "--help", "--cfg"]
-    top += [f"{PARTS_FILE}=", "--config-dir"]
+    top = [f"{k.name}=" for k in schema.section_knobs(schema.Run)] + ["resume=", f"{PARTS_FILE}="]
     if "." not in last:
         return [
             *(f"{kind}=" for kind in [*REGISTRIES, *yaml_files.files()]),

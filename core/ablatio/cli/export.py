@@ -54,7 +54,7 @@ def run(arguments: list[str]) -> int:
     )
     print(f"{args.to}: step {step} as {kind}, {checked}")
     if kind == OWN:
-        print("    load it with: import ablatio.interop.transformers_model; AutoModelForCausalLM.from_pretrained(...)")
+        print(f"    AutoModelForCausalLM.from_pretrained({str(args.to)!r}) loads it where ablatio is installed")
     return 0
 
 

@@ -21,6 +21,7 @@ def run(arguments: list[str]) -> int:
     """Run `ablatio list` and return its exit code."""
     options = parser("list")
     options.add_argument("kind", nargs="?", help="norm, position, optimizer, preset, size ...; by default all")
+    options.add_argument("-v", "--verbose", action="store_true", help="print knobs, oracles and whole summaries too")
     options.add_argument("--json", action="store_true", help="print everything known about each option as JSON")
     args = options.parse_args(arguments)
     check_kind(args.kind)
@@ -31,8 +32,8 @@ def run(arguments: list[str]) -> int:
         parts = {r.kind: {e.name: _part_json(e) for e in r} for r in kinds}
         print(json.dumps(parts | {g: {n: _file_json(f) for n, f in o.items()} for g, o in groups.items()}, indent=1))
     else:
-        print_kinds(kinds)
-        print_files(groups)
+        print_kinds(kinds, args.verbose)
+        print_files(groups, args.verbose)
     for failure in discovery.failures():
         print(f"ablatio: {failure}", file=sys.stderr)
     for file in yaml_files.left_out():
@@ -52,8 +53,11 @@ def _file_json(file: yaml_files.File) -> dict[str, object]:
     return file.to_json() | {"paper": preset.paper, "parts": preset.parts, "sizes": [*preset.sizes]}
 
 
-def print_kinds(kinds: list[Registry[PartSpec]]) -> None:
-    """Print the parts of each kind: name, what it does, knobs, oracles that it agreed with, distribution."""
+def print_kinds(kinds: list[Registry[PartSpec]], verbose: bool = False) -> None:
+    """Print the parts of each kind, a line for each: name, what it does, distribution if it is not the usual one.
+
+    verbose  whole summaries, knobs, and oracles that the part agreed with
+    """
     for registry in kinds:
         usual = next((entry.distribution for entry in registry), registry.distribution)
         options = {
@@ -65,11 +69,11 @@ def print_kinds(kinds: list[Registry[PartSpec]]) -> None:
             ]
             for entry in registry
         }
-        _print_group(f"{registry.kind}= {registry.doc} (from {usual} unless stated)", options)
+        _print_group(f"{registry.kind}= {registry.doc} (from {usual} unless stated)", options, verbose)
 
 
-def print_files(groups: Mapping[str, Mapping[str, yaml_files.File]]) -> None:
-    """Print the options that are YAML files: name, first line of the comment, sizes, distribution."""
+def print_files(groups: Mapping[str, Mapping[str, yaml_files.File]], verbose: bool = False) -> None:
+    """Print the options that are YAML files: name, first line of the comment, distribution; `verbose`: sizes too."""
     for group, files in groups.items():
         usual = next(iter(files.values())).distribution if files else ""
         options = {
@@ -80,28 +84,43 @@ def print_files(groups: Mapping[str, Mapping[str, yaml_files.File]]) -> None:
             ]
             for name, file in files.items()
         }
-        _print_group(f"{group}= (from {usual} unless stated)", options)
+        _print_group(f"{group}= (from {usual} unless stated)", options, verbose)
 
 
 def _field(name: str, value: str) -> str:
     return f"{name}: {value}" if value else ""
 
 
-def _print_group(title: str, options: Mapping[str, list[str]]) -> None:
-    """Print a title, then each option's name beside its wrapped lines; not with rich, which takes 0.3 s for this."""
+def _print_group(title: str, options: Mapping[str, list[str]], verbose: bool) -> None:
+    """Print a title, then each option's name beside its text; not with rich, which takes 0.3 s for this.
+
+    The first text is the summary.  Without `verbose` it is cut to one line, with the distribution if that is stated.
+    """
     width = max(MIN_WIDTH, min(shutil.get_terminal_size().columns, MAX_WIDTH))
     indent = min(MAX_NAME, max(map(len, options), default=0)) + 2
     styled = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     lines = list(_wrap(title, width))
     for name, texts in options.items():
         left = f"\x1b[1m{name}\x1b[0m" if styled else name
-        body = [line for text in texts for line in _wrap(text, width - indent)]
-        if len(name) + 2 > indent:
+        room = width - max(indent, len(name) + 2)
+        body = [line for text in texts for line in _wrap(text, width - indent)] if verbose else [_brief(texts, room)]
+        if not verbose:
+            lines.append(left + " " * max(2, indent - len(name)) + body.pop(0))
+        elif len(name) + 2 > indent:
             lines.append(left)
         elif body:
             lines.append(left + " " * (indent - len(name)) + body.pop(0))
         lines += [" " * indent + line for line in body]
     print("\n".join(lines), end="\n\n")
+
+
+def _brief(texts: list[str], room: int) -> str:
+    """The summary in `room` characters, before the distribution that provides the option."""
+    source = next((f" [{text}]" for text in texts[1:] if text.startswith("from: ")), "")
+    summary, room = texts[0], max(MIN_WIDTH // 2, room - len(source))
+    return (
+        summary if len(summary) <= room else summary[: room - 3].rpartition(" ")[0].rstrip(" ,;:(.") + " ..."
+    ) + source
 
 
 def _wrap(text: str, width: int) -> Iterator[str]:

@@ -1,8 +1,13 @@
 """`ablatio report FOLDER...`: results of a finished or running study, in the terminal and as files."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ablatio.cli.commands import parser
+
+if TYPE_CHECKING:
+    from ablatio.report.analysis.findings import Findings
 
 
 def run(arguments: list[str]) -> int:
@@ -27,6 +32,10 @@ def run(arguments: list[str]) -> int:
     options.add_argument("--margin", help="test against this difference: 0.005nats; by default the study's")
     options.add_argument("--target", help="test which arms reach this score: 3.28; by default the study's")
     options.add_argument("--quiet", action="store_true", help="write the files and print only their paths")
+    options.add_argument(
+        "--serve", action="store_true", help="show the page on this machine, refreshed while runs go on"
+    )
+    options.add_argument("--port", type=int, default=8417, help="port of --serve on 127.0.0.1; 0 takes a free one")
     args = options.parse_args(arguments)
     from rich.console import Console
 
@@ -34,12 +43,31 @@ def run(arguments: list[str]) -> int:
     from ablatio.report.escape import visible
     from ablatio.report.terminal import arm_table
 
-    findings = find_in(args.folders, args.metric, args.baseline, args.correction, args.interval,
+    def load() -> "Findings":
+        return find_in(args.folders, args.metric, args.baseline, args.correction, args.interval,
                        alpha=args.alpha, margin=args.margin, target=args.target)  # fmt: skip
+
+    if args.serve:
+        return _serve(args.folders, load, args.port)
+    findings = load()
     if not args.quiet:
         arm_table.show(Console(), findings)
     out = write_report(findings, args.folders, args.out)
     more = ", effects.csv, effects.tex" if findings.factors is not None else ""
     more += ", shrunk.csv" if findings.shrunk else ""
     print(f"written: {visible(out)}/report.html, report.md, results.csv, costs.csv{more}")
+    return 0
+
+
+def _serve(folders: Sequence[Path], load: "Callable[[], Findings]", port: int) -> int:
+    """Serve the page until Ctrl-C."""
+    from ablatio.report.html.live import LiveReport, LiveServer
+
+    with LiveServer(LiveReport(folders, load), port) as server:
+        print(f"{server.url}  (this machine only; Ctrl-C ends it)", flush=True)
+        print(f"    from another machine: ssh -L {server.server_port}:127.0.0.1:{server.server_port} HOST", flush=True)
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            print()
     return 0

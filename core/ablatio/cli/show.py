@@ -51,11 +51,11 @@ def run(arguments: list[str]) -> int:
     elif what in REGISTRIES:
         from ablatio.cli.list import print_kinds
 
-        print_kinds([REGISTRIES[what]])
+        print_kinds([REGISTRIES[what]], verbose=True)
     elif files := yaml_files.options_of(what):
         from ablatio.cli.list import print_files
 
-        print_files({what: files})
+        print_files({what: files}, verbose=True)
     else:
         known = [*REGISTRIES, *yaml_files.files(), *schema.SECTIONS, per_layer.LAYERS, "run"]
         raise UserError(f"there is nothing called `{what}`{did_you_mean(what, known)}\n    show accepts {FORMS}")

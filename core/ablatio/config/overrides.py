@@ -68,10 +68,13 @@ def classify_overrides(overrides: list[str]) -> tuple[list[str], list[tuple[str,
 
 def _group_problems(parsed: Override, options: dict[str, list[str]], chosen: dict[str, str]) -> Iterator[Problem]:
     group, value = parsed.key_or_group, parsed.value()
-    if parsed.is_sweep_override():
-        yield Problem(group, f"got several values ({_swept(parsed)}) for one run; -m runs one after the other")
-        return
     multiple = group in REGISTRIES and REGISTRIES[group].multiple
+    if parsed.is_sweep_override():
+        together = f"{group}=[{_swept(parsed)}]" if multiple else ""
+        yield Problem(
+            group, f"got several values ({_swept(parsed)}) for one run; -m runs one after the other", together
+        )
+        return
     if value is None and group in REGISTRIES and REGISTRIES[group].optional:
         return  # `peft=null`: none
     names = value if isinstance(value, list) else [value]

@@ -1,6 +1,7 @@
 """Transformers classes for ablatio's models.
 
-After `import ablatio.hf`, AutoModelForCausalLM loads the folders that `ablatio export` writes.
+AutoModelForCausalLM loads the folders that `ablatio export` writes: where ablatio is installed, `autoload` makes
+transformers know the class; `import ablatio.hf` does so, too.
 
 All code comes from the installed package. A folder holds only numbers and a config of plain values, which is checked
 like the config of a run; a folder that refers to code is refused.
@@ -18,7 +19,6 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     GenerationMixin,
-    PreTrainedConfig,
     PreTrainedModel,
 )
 from transformers.cache_utils import Cache
@@ -26,8 +26,9 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ablatio.config import kind_lists
 from ablatio.config import schema as run_config
-from ablatio.config.from_transformers import CODE_KEYS, refuse_code
+from ablatio.config.from_transformers import refuse_code
 from ablatio.errors import ConfigError, UserError, did_you_mean
+from ablatio.interop.transformers_config import MODEL_TYPE, AblatioConfig
 from ablatio.model.build import build_model
 from ablatio.model.example import PADDING
 from ablatio.model.kv_cache import KVCache
@@ -35,26 +36,6 @@ from ablatio.registry import discovery
 from ablatio.registry.registry import REGISTRIES
 from ablatio.registry.session_parts import how_to_register, unregistered
 from ablatio.storage.state_json import refuse_builders
-
-
-class AblatioConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
-    """Config of an exported model.
-
-    parts  sections of the run's resolved config that shape the model
-    ids    number of the tokenizer's ids, which are followed by those of the objective
-    """
-
-    model_type = "ablatio"
-
-    def __init__(self, parts: Mapping[str, Any] | None = None, ids: int = 257, **settings: Any) -> None:
-        self.parts, self.ids = dict(parts or {}), ids
-        if found := [key for key in CODE_KEYS if settings.get(key)]:
-            raise UserError(f"config.json has the key `{found[0]}`, which refers to code; only installed code is run")
-        model = self.parts.get("model") or {}
-        settings.setdefault("tie_word_embeddings", bool(model.get("tied", True)))
-        self.num_hidden_layers = int(model.get("n_layers") or 1)
-        self.hidden_size = int(model.get("d_model") or 1)
-        super().__init__(**settings)
 
 
 class DecodingCache(Cache):
@@ -195,5 +176,5 @@ def load(folder: str | Path) -> PreTrainedModel:
     return found
 
 
-AutoConfig.register("ablatio", AblatioConfig, exist_ok=True)
+AutoConfig.register(MODEL_TYPE, AblatioConfig, exist_ok=True)
 AutoModelForCausalLM.register(AblatioConfig, AblatioForCausalLM, exist_ok=True)

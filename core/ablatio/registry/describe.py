@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ablatio.errors import did_you_mean
-from ablatio.registry import renamed, signatures
+from ablatio.registry import packages, renamed, signatures
 from ablatio.registry.knobs import Knob, SignatureError, read_signature
 from ablatio.registry.part_spec import ContractError, PartSpec, current_distribution, told_together
 from ablatio.registry.source_digest import source_digest
@@ -52,6 +52,11 @@ def describe(
             facts[key] = plain_value(said.get(key, getattr(target, key, default)), key)
         except ContractError as error:
             faults.append(str(error))
+    try:
+        if needed := packages.declared(said.get(packages.FACT, getattr(target, packages.FACT, ()))):
+            facts[packages.FACT] = needed
+    except ContractError as error:
+        faults.append(str(error))
     faults += _contract_faults(registry, target, wiring, knobs, facts)
     if faults:
         raise ContractError(told_together(where, faults))
@@ -75,7 +80,7 @@ def _facts_with_old_or_unknown_names(registry: Registry[Any], target: Target, sa
     for old, new in old_names.items():
         if old in said or (inspect.isclass(target) and old in vars(target)):
             yield f"the fact `{old}` is now called `{new}`; rename it"
-    for unknown in sorted(said.keys() - registry.facts - old_names.keys()):
+    for unknown in sorted(said.keys() - registry.facts - old_names.keys() - {packages.FACT}):
         known = ", ".join(registry.facts) or "none"
         yield f"`{unknown}` is not a fact of the kind {registry.kind}; it has {known}"
 

@@ -49,7 +49,7 @@ class Registry(Generic[T]):
                   of these must take the arguments that it takes there
         any_of    optional methods; the fact `uses` lists those that the part defines
         facts     class attributes, with defaults, that rules and the model read; plain values, known from the catalogue
-                  without importing the part
+                  without importing the part.  A part of any kind may also state `packages`: see `registry.packages`
         asks      methods that receive only the values named by their parameters, and the names that are available.
                   The fact `asks` lists the parameters of each: `{"loss": ["chosen", "rejected"]}`
         multiple  True if several options may be chosen at once: `stabilizer=[clip,ema]`

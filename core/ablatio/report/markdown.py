@@ -11,6 +11,7 @@ from ablatio.report.analysis.findings import Findings, Row
 from ablatio.report.analysis.reward_kl_frontier import frontier, in_words
 from ablatio.report.analysis.score_quality import CAPTION, quality_cells, score_qualities
 from ablatio.report.analysis.score_quality import HEAD as QUALITY_HEAD
+from ablatio.report.analysis.search import search_of
 from ablatio.report.effects_table import HEAD, caption, effect_rows
 from ablatio.report.escape import lines_of, markdown, visible
 from ablatio.report.read.provenance import provenance
@@ -28,19 +29,25 @@ from ablatio.report.terminal.arm_table import (
     stage_cells,
     state_text,
 )
+from ablatio.report.terminal.trials_table import LISTED, trial_cells
 from ablatio.sweep.study import label_of
 
 
 def markdown_text(findings: Findings) -> str:
     """Return the report: question, verdict and arms, then provenance, failures, and the command of each arm."""
     lines = [f"# {markdown(findings.question or findings.table.study.name)}", ""]
-    lines += [f"- {markdown(sentence)}" for sentence in findings.said()]
+    said, first = [f"- {markdown(sentence)}" for sentence in findings.said()], findings.leading
+    lines += said[:first]
+    if first:
+        lines += [*_effects(findings), "", "## Arms", ""]
+    lines += said[first:]
     if stages := stages_of(findings.table.runs):
         lines += ["", *_grid([STAGES, *(stage_cells(stage, {}) for stage in stages)], left=len(STAGES))]
     lines += ["", *_grid([_head(findings), *(_cells(findings, row) for row in findings.rows)])]
     if findings.caption:
         lines += ["", markdown(findings.caption)]
-    lines += _effects(findings)
+    lines += [] if first else _effects(findings)
+    lines += _trials(findings)
     if distance := in_words(frontier(findings)):
         lines += ["", "## Reward against KL", "", markdown(distance)]
     for title, items in (
@@ -78,6 +85,16 @@ def _effects(findings: Findings) -> list[str]:
         return []
     table = _grid([HEAD, *(row.cells for row in effect_rows(found))], left=2)
     return ["", "## Effects", "", *table, "", markdown(caption(found))]
+
+
+def _trials(findings: Findings) -> list[str]:
+    """The best trials of a search, and what is known about its settings."""
+    search = search_of(findings)
+    if search is None:
+        return []
+    lines = ["", "## Search", "", *(f"- {markdown(sentence)}" for sentence in search.said())]
+    rows = trial_cells(search, LISTED)
+    return [*lines, "", *_grid([(*row, "") for row in rows])] if rows[1:] else lines
 
 
 def _head(findings: Findings) -> tuple[str, ...]:

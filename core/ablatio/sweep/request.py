@@ -14,6 +14,7 @@ from ablatio.config.words import key_of, value_of
 from ablatio.errors import ConfigError, Problem, UserError, did_you_mean
 from ablatio.registry.kinds.search_space import Axis
 from ablatio.registry.parts_file import KEY as PARTS_FILE
+from ablatio.registry.registry import REGISTRIES
 from ablatio.sweep import settings
 from ablatio.sweep.recipes.plan import merge_overrides
 from ablatio.sweep.recipes.schema import RECIPE
@@ -200,6 +201,11 @@ def _axis_problems(axes: Iterable[Axis]) -> Iterator[Problem]:
     for one in axes:
         if not one.values:
             yield Problem(one.key, "no value is left")
+        if one.key in REGISTRIES and REGISTRIES[one.key].multiple and REGISTRIES[one.key].scope == "output":
+            together = f"{one.key}=[{','.join(v.strip('[]') for v in one.values)}]"
+            yield Problem(
+                one.key, "does not change what a run computes, so it is no axis; one run takes several", together
+            )
         if one.key in options:
             for name in one.values:
                 for single in name.strip("[]").split(",") if name != "null" else ():

@@ -9,6 +9,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 REFRESH_SECONDS = 0.2  # between updates of the bar
 LINE_SECONDS = 15.0  # between plain lines
+BAR, LEAST_BAR = 30, 8  # columns of the bar
+CLOCK = 7  # columns of the time left
 
 
 class RunProgress:
@@ -27,9 +29,10 @@ class RunProgress:
         self.started, self.first = time.monotonic(), done
         self._next = self.started
         self.step, self._loss, self._score = done, "", ""
+        self._column = BarColumn(bar_width=BAR)
         self._bar = Progress(
             TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=30),
+            self._column,
             MofNCompleteColumn(),
             TextColumn("{task.fields[info]}"),
             TimeRemainingColumn(elapsed_when_finished=True),
@@ -73,18 +76,36 @@ class RunProgress:
     def describe(self, what: str) -> None:
         """Set the label of the bar, such as "validating"."""
         self._bar.update(self._task, description=what)
+        self._bar.update(self._task, info=self._fitted(self._speed()))
         if self.console.is_terminal and self.shown:
             self._bar.refresh()
 
+    def _speed(self) -> str:
+        return f"{self.rate:,.0f} tokens/s" if self.step > self.first else ""
+
+    def _fitted(self, speed: str) -> str:
+        """Loss, score and speed in the columns that the terminal has; sets the width of the bar.
+
+        Where they do not fit beside a bar, the unit of the score goes first, then the speed, then the score.
+        """
+        label = len(self._bar.tasks[0].description)
+        room = self.console.width - label - (2 * len(str(self.total)) + 1) - CLOCK - 5  # four gaps, and the cursor
+        plain = " ".join(self._score.split()[:2]) + " " if self._score else ""
+        forms = [(self._score, speed), (plain, speed), (plain, ""), ("", "")]
+        texts = [f"{self._loss}{score}{rate}".rstrip() for score, rate in forms]
+        text = next((t for t in texts if len(t) + LEAST_BAR <= room), texts[-1])
+        self._column.bar_width = max(1, min(BAR, room - len(text)))
+        return text
+
     def draw(self) -> None:
         """Draw the bar, or print a line if there is no terminal."""
-        speed = f"{self.rate:,.0f} tokens/s" if self.step > self.first else ""
+        speed = self._speed()
         info = f"{self._loss}{self._score}{speed}".rstrip()
         if not self.shown:
             return
         if self.console.is_terminal:
             self._next = time.monotonic() + REFRESH_SECONDS
-            self._bar.update(self._task, completed=self.step, info=info)
+            self._bar.update(self._task, completed=self.step, info=self._fitted(speed))
             self._bar.refresh()
         else:
             self._next = time.monotonic() + LINE_SECONDS

@@ -58,6 +58,21 @@ def _folder_of_now(root: Path) -> Path:
 
 
 @contextmanager
+def discard_empty(folder: Path) -> Iterator[None]:
+    """Remove a new run folder, and the folder that holds it, if an error leaves nothing of the run in it."""
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):
+            found = {p.name for p in folder.iterdir()}
+            if found <= {LOCK} and not owner_of(folder / LOCK):
+                (folder / LOCK).unlink(missing_ok=True)
+                folder.rmdir()
+                folder.parent.rmdir()  # fails, as it should, if it holds anything else
+        raise
+
+
+@contextmanager
 def owned(folder: Path, *, resume: bool) -> Iterator[None]:
     """Own the run folder while the context lasts, so that no other process trains in it; a dead owner is replaced.
 

@@ -62,6 +62,8 @@ class Ray:
     Source: Moritz et al. 2018, Ray: A Distributed Framework for Emerging AI Applications
     """
 
+    packages = ("ray=ablatio[ray]",)
+
     def __init__(
         self,
         work: Work,
@@ -74,6 +76,7 @@ class Ray:
     ) -> None:
         self.work, self.timeout, self.address = work, timeout, address
         self.workers, self.num_cpus, self.num_gpus = workers, num_cpus, num_gpus
+        self.connected = False
         self.slots = workers or 1  # start() counts the cluster's resources
         # Requests go to runners that Ray has placed: one that is not placed may never be.
         self.waiting: list[LaunchRequest] = []

@@ -62,6 +62,8 @@ class Slurm:
     Source: submitit, github.com/facebookincubator/submitit
     """
 
+    packages = ("submitit=ablatio[slurm]",)
+
     def __init__(
         self,
         work: Work,

@@ -11,39 +11,57 @@ from ablatio.errors import UserError
 from ablatio_std.loggers._common import BatchedRows, Row, exclusive, flat, needs, quiet
 
 STATUS = {"done": "FINISHED", "preempted": "KILLED"}
-OFFLINE = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "MLFLOW_LOGGING_LEVEL": "ERROR"}
+QUIET = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_LOGGING_LEVEL": "ERROR",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # a server that is away must not hold up the training for minutes
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+}
 
 
 @loggers.register("mlflow")
 class MLflow(BatchedRows):
     """MLflow database mlflow.db beside the run's folder, shared by a sweep: `mlflow ui --backend-store-uri URI`.
 
-    A resumed run replaces its entry in the database.
+    With a `uri` of http or https, the runs are sent to that tracking server.  A resumed run replaces its entry.
     Source: MLflow, https://mlflow.org
     """
+
+    packages = ("mlflow=ablatio[mlflow]",)
 
     def __init__(
         self,
         folder: Path,
         config: Mapping[str, Any],
         *,
-        uri: Annotated[str | None, "sqlite:///PATH; null: mlflow.db beside the run's folder"] = None,
+        uri: Annotated[str | None, "sqlite:///PATH or a server; null: mlflow.db beside the run's folder"] = None,
         experiment: Annotated[str, "name of the MLflow experiment that holds the runs"] = "ablatio",
+        run_name: Annotated[str | None, "name of the run in MLflow; null: that of its folder"] = None,
+        tags: Annotated[tuple[str, ...], "tags of the run: [KEY:VALUE]"] = (),
     ) -> None:
         super().__init__()
         needs("mlflow", "mlflow")
-        if uri is not None and not uri.startswith("sqlite:///"):
+        if uri is not None and not uri.startswith(("sqlite:///", "http://", "https://")):
             raise UserError(
-                f"logger.mlflow.uri={uri} came, sqlite:///PATH was expected: runs are logged without a network, and "
-                "MLflow no longer supports plain folders\n    try: logger.mlflow.uri=sqlite:///runs/mlflow.db"
+                f"logger.mlflow.uri={uri} came, sqlite:///PATH or http(s)://HOST was expected: MLflow no longer "
+                "supports plain folders\n    try: logger.mlflow.uri=sqlite:///runs/mlflow.db"
             )
+        if wrong := [tag for tag in tags if ":" not in tag]:
+            raise UserError(f"logger.mlflow.tags has {wrong[0]!r}, KEY:VALUE was expected\n    try: tag:{wrong[0]}")
+        self.tags = dict(tag.split(":", 1) for tag in tags)
+        self.run_name = run_name or folder.name
         self.folder, self.config, self.experiment = folder, config, experiment
         self.uri = uri or f"sqlite:///{folder.absolute().parent / 'mlflow.db'}"
 
     @contextmanager
     def _database(self) -> Iterator[None]:
         """Lock the database: two processes that create its tables at once, which takes seconds, would both fail."""
-        with quiet("mlflow", **OFFLINE):
+        with quiet("mlflow", **QUIET):
+            if not self.uri.startswith("sqlite:///"):
+                yield
+                return
             import mlflow.store.tracking.sqlalchemy_store  # noqa: F401  (a slow import, done before taking the lock)
 
             path = Path(self.uri.removeprefix("sqlite:///"))
@@ -60,8 +78,8 @@ class MLflow(BatchedRows):
             name = str(self.folder.absolute())
             for old in self.client.search_runs([experiment], f"tags.folder = '{name.replace(chr(39), '')}'"):
                 self.client.delete_run(old.info.run_id)
-            tags = {"folder": name.replace("'", "")}
-            self.id = self.client.create_run(experiment, tags=tags, run_name=self.folder.name).info.run_id
+            tags = self.tags | {"folder": name.replace("'", "")}
+            self.id = self.client.create_run(experiment, tags=tags, run_name=self.run_name).info.run_id
             params = [Param(key, str(value)[:6000]) for key, value in flat(self.config).items()]
             for i in range(0, len(params), 100):  # MLflow's limit for one call
                 self.client.log_batch(self.id, params=params[i : i + 100])
@@ -70,6 +88,8 @@ class MLflow(BatchedRows):
         experiment = self.client.get_experiment_by_name(self.experiment)
         if experiment is not None:
             return str(experiment.experiment_id)
+        if not self.uri.startswith("sqlite:///"):  # the server knows where it keeps files
+            return str(self.client.create_experiment(self.experiment))
         files = self.folder.absolute().parent / "mlflow-files"
         return str(self.client.create_experiment(self.experiment, artifact_location=files.as_uri()))
 

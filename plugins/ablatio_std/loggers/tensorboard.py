@@ -4,9 +4,9 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from ablatio import loggers
+from ablatio import Positive, loggers
 from ablatio_std.loggers._common import needs, quiet
 
 
@@ -14,12 +14,24 @@ from ablatio_std.loggers._common import needs, quiet
 class TensorBoard:
     """TensorBoard event files in RUN/tensorboard: `tensorboard --logdir runs` shows all runs side by side.
 
+    With `log_dir` they are in LOG_DIR/FOLDER/RUN, where FOLDER holds the run.
     Source: TensorBoard, https://github.com/tensorflow/tensorboard
     """
 
-    def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
+    packages = ("tensorboard=ablatio[tensorboard]",)
+
+    def __init__(
+        self,
+        folder: Path,
+        config: Mapping[str, Any],
+        *,
+        log_dir: Annotated[str | None, "folder for the event files of all runs; null: RUN/tensorboard"] = None,
+        flush_secs: Annotated[int, Positive, "seconds between writes to the disk"] = 120,
+    ) -> None:
         needs("tensorboard", "tensorboard")
-        self.folder, self.config = folder / "tensorboard", config
+        whole = folder.absolute()
+        own = Path(log_dir).expanduser() / whole.parent.name / whole.name if log_dir else folder / "tensorboard"
+        self.folder, self.config, self.flush_secs = own, config, flush_secs
         self.writer: Any = None
 
     def start(self, rows: Sequence[Mapping[str, float]]) -> None:
@@ -29,7 +41,7 @@ class TensorBoard:
             if self.writer:
                 self.writer.close()
             shutil.rmtree(self.folder, ignore_errors=True)
-            self.writer = SummaryWriter(str(self.folder))
+            self.writer = SummaryWriter(str(self.folder), flush_secs=self.flush_secs)
         self.writer.add_text("config", f"```\n{json.dumps(self.config, indent=1)}\n```")
         for row in rows:
             self.log(row)

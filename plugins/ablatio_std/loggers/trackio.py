@@ -18,6 +18,8 @@ class Trackio(BatchedRows):
     Source: Trackio, https://github.com/gradio-app/trackio
     """
 
+    packages = ("trackio=ablatio[trackio]",)
+
     def __init__(
         self,
         folder: Path,

@@ -58,9 +58,11 @@ class HuggingFace:
     peft.settings=['r=4','lora_alpha=8'].
 
     Raises:
-        EnvironmentFault: peft, or a library that the method needs, is not installed.
-        UserError: peft does not have the method, or refuses the settings or the model.
+        EnvironmentFault: a library that the method needs is not installed.
+        UserError: peft is not installed, does not have the method, or refuses the settings or the model.
     """
+
+    packages = ("peft=ablatio[tuning]",)
 
     def __init__(
         self,
@@ -104,7 +106,7 @@ class HuggingFace:
             from peft import PEFT_TYPE_TO_CONFIG_MAPPING as CONFIGS
             from peft import PEFT_TYPE_TO_TUNER_MAPPING as TUNERS
         except ImportError:
-            raise EnvironmentFault("peft=hf needs the library peft\n    try: pip install peft") from None
+            raise UserError("peft=hf needs the library peft\n    try: pip install 'ablatio[tuning]'") from None
         known = {kind.value.lower(): kind for kind in TUNERS if kind.value.lower() not in ELSEWHERE}
         if self.method in ELSEWHERE:
             why, instead = ELSEWHERE[self.method]

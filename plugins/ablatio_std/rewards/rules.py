@@ -5,7 +5,7 @@ import re
 from typing import Annotated, Any
 
 from ablatio import Positive, Range, rewards
-from ablatio.errors import EnvironmentFault
+from ablatio.errors import UserError
 from ablatio.model.rl.answers import Answer
 
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
@@ -58,7 +58,7 @@ def _holds(a: str, sign: str, b: str, c: str) -> bool:
     return abs(value - z) <= 1e-6 * max(1.0, abs(value))
 
 
-@rewards.register("sentiment", paper="doi:10.1609/icwsm.v8i1.14550")
+@rewards.register("sentiment", paper="doi:10.1609/icwsm.v8i1.14550", packages=("vaderSentiment=ablatio[sentiment]",))
 def sentiment(
     answer: Answer,
     *,
@@ -74,7 +74,7 @@ def _vader() -> Any:
     try:
         from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
     except ImportError:
-        raise EnvironmentFault(
+        raise UserError(
             "reward=sentiment needs vaderSentiment, which is not installed\n    try: pip install 'ablatio[sentiment]'"
         ) from None
     return SentimentIntensityAnalyzer()

@@ -10,7 +10,7 @@ from ablatio import Range, sources
 from ablatio.data.data_files import Place, files_digest, find_files, invalid_data, shown
 from ablatio.data.records import ENDINGS, Record, UnusedFields, checked_text, records
 from ablatio.data.types import Conversation, Document, Message, Source
-from ablatio.errors import EnvironmentFault, UserError
+from ablatio.errors import UserError
 
 from ._turns import SWITCHES, Reader, role_of, until_last_answer, with_system
 
@@ -91,6 +91,8 @@ class GsmSymbolic:
     An answer ends with `#### n`, so that it can be checked.  Source: Mirzadeh et al. 2024, arXiv:2410.05229.
     """
 
+    packages = ("reasoning_gym=ablatio[reasoning]",)
+
     def __init__(
         self,
         *,
@@ -104,7 +106,7 @@ class GsmSymbolic:
         try:
             import reasoning_gym
         except ImportError:
-            raise EnvironmentFault(
+            raise UserError(
                 "source=gsm_symbolic needs reasoning-gym, which is not installed\n"
                 "    try: pip install 'ablatio[reasoning]'"
             ) from None

@@ -14,7 +14,7 @@ from ablatio import Range, sources
 from ablatio.data.data_files import files_digest, find_files
 from ablatio.data.records import ENDINGS, UnusedFields, records
 from ablatio.data.types import Conversation, Document, Feedback, Message
-from ablatio.errors import EnvironmentFault
+from ablatio.errors import UserError
 
 from ._judged import feedback_of
 
@@ -74,6 +74,8 @@ class Sentiment:
     conversations it provides the best continuation of each prompt, or all of them.
     Source: controlled sentiment, as in arXiv:2305.18290, section 6.
     """
+
+    packages = ("vaderSentiment=ablatio[sentiment]",)
 
     def __init__(
         self,
@@ -151,7 +153,7 @@ def sentiment_of() -> Any:
     try:
         from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
     except ImportError:
-        raise EnvironmentFault(
+        raise UserError(
             "source=sentiment needs vaderSentiment, which is not installed\n    try: pip install 'ablatio[sentiment]'"
         ) from None
     analyzer = SentimentIntensityAnalyzer()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
@@ -21,6 +22,7 @@ CONDITIONS = (
     "train.steps", "train.batch_size", "train.accumulate", "data.length", "tokenizer.name", "tokenizer.vocab_size",
 )  # fmt: skip
 SIZES = ("parameters", "trainable", "non_embedding", "flops_per_token", "tokens", "steps")
+PATH = re.compile(r"[\w.~-]*(/[\w.-]+)+/?")
 COSTS = ("seconds", "step_seconds", "memory")
 
 
@@ -229,10 +231,31 @@ def _name(arms: Sequence[Arm], single_changes: bool) -> None:
             arm.name = arm.label
 
 
+def short_names(arms: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """Label of each arm -> the shortest name that tells it from the others, as in a report."""
+    made = [Arm(label_of(arm), label_of(arm), arm, []) for arm in arms]
+    _name(made, single_changes=False)
+    return {arm.label: arm.name for arm in made}
+
+
 def _said(key: str, value: str, seen: Mapping[str, set[str]], alone: bool) -> str:
     """One setting in a name: its value if no other setting has that word (`none` is too common, `4` is no word)."""
     word = value[:1].isalpha() and value not in ("true", "false", "null", *(() if alone else ("none",)))
     if word and sum(value in values for values in seen.values()) == 1 and " " not in value:
         return value
-    last = key.rsplit(".", 1)[-1]
-    return f"{last if sum(k.rsplit('.', 1)[-1] == last for k in seen) == 1 else key}={value}"
+    return f"{shortest_key(key, seen)}={_shortest_value(value, seen[key])}"
+
+
+def shortest_key(key: str, keys: Collection[str]) -> str:
+    """The last words of a key that tell it from the other keys: `lr`, `sft.optimizer.lr`; at worst the whole key."""
+    words = key.split(".")
+    ends = (".".join(words[-n:]) for n in range(1, len(words)))
+    return next((end for end in ends if sum(f".{k}".endswith(f".{end}") for k in keys) == 1), key)
+
+
+def _shortest_value(value: str, values: Collection[str]) -> str:
+    """The file name of a path, if the other values have other ones; other values as they are."""
+    if not PATH.fullmatch(value):
+        return value
+    name = value.rstrip("/").rsplit("/", 1)[-1]
+    return name if name and sum(v.rstrip("/").rsplit("/", 1)[-1] == name for v in values) == 1 else value

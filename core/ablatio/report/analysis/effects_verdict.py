@@ -51,9 +51,11 @@ class _Speaker:
         if self.lone is not None:
             shown.append(self.lone_interaction(self.lone))
         rest = [n for n in self.found.settings if n not in (*self.sure, *self.unclear)]
+        crossed = [n for n in self.found.interactions if n not in self.crossed]
+        rest += crossed if len(crossed) <= NAMED else []
         if rest and shown and self.found.screen.scale != "none":
             shown.append(self.say("rest", names=self.listed(rest)))
-        return Verdict(self.headline(), (), (*shown, *self.notes()))
+        return Verdict(self.headline(), (), tuple(self.notes()), effects=tuple(shown))
 
     def headline(self) -> str:
         found, m = self.found, len(self.found.settings)

@@ -152,7 +152,18 @@ class Findings:
         if words is None:
             return rules
         told = (*words.outcomes, *(s.text for s in words.sentences))
-        return [words.headline, *rules, *(text for text in told if text not in words.headline), *words.notes]
+        first = f"{words.headline} {words.answer}"
+        answer = [words.answer] if words.answer else []
+        return [
+            words.headline, *rules, *words.effects, *answer, *(text for text in told if text not in first),
+            *words.notes,
+        ]  # fmt: skip
+
+    @property
+    def leading(self) -> int:
+        """Number of the first sentences of `said` that are on effects of settings; 0 if the arms come first."""
+        words = self.verdicts.get("en")
+        return 1 + len(self.rules.get("en", ())) + len(words.effects) if words and words.effects else 0
 
     @property
     def caption(self) -> str:
@@ -165,10 +176,11 @@ class Findings:
                 f"together; p after closed testing; {self.metric}, "
                 f"{'lower' if self.better == 'low' else 'higher'} is better."
             )
+        star = ", with * corrected for all comparisons" if any(p.corrected for p in self.comparison.pairs) else ""
         against = "the baseline" if self.comparison.baseline else "every other arm"
         corrected = CORRECTIONS[self.comparison.correction]
         return (
-            f"Differences are paired by seed, against {against}, with 95 % intervals; "
+            f"Differences are paired by seed, against {against}, with 95 % intervals{star}; "
             f"p {f'after {corrected}' if corrected else 'not corrected'}; {self.metric}, "
             f"{'lower' if self.better == 'low' else 'higher'} is better."
         )
@@ -225,7 +237,7 @@ def find(
         return Findings(table, metric, better, rows, None, factors, words)
     level = alpha_of(table.study)
     words = _verdicts(comparison, unit, table, arms, [*_on_score(score), *asked], standings)
-    words = _with_effects(words, effects_verdict(factors, unit, level), comparison, _on_score(score))
+    words = _with_effects(words, effects_verdict(factors, unit, level), factors, _on_score(score))
     rules = rule_sentences(table, metric, comparison, arms, better=better, alpha=level, method=method)
     scored = {a.name: a.values for a in arms if a.values}
     shrunk = shrink(scored, better=better) if len(scored) >= SHRUNK else {}
@@ -267,17 +279,29 @@ def _reason(arms: Sequence[Arm]) -> str:
 
 
 def _with_effects(
-    arms: Mapping[Language, Verdict], effects: Mapping[Language, Verdict], comparison: Comparison | None, notes: Notes
+    arms: Mapping[Language, Verdict], effects: Mapping[Language, Verdict], found: StudyEffects | None, notes: Notes
 ) -> Mapping[Language, Verdict]:
-    """Verdict on the arms; of a design whose arms are not compared, or are too many to compare in pairs, on effects."""
-    if not effects or (arms and (comparison is None or comparison.best is None)):
+    """Verdict of a study whose settings vary together: effects first, then the arms; of pairs only the resolved ones.
+
+    Without a test of effects the arms come first.  Comparisons with a baseline, which somebody asked for, all stay.
+    """
+    if not effects or found is None:
         return arms
-    found = dict[Language, Verdict]()
-    for language, of in effects.items():
-        best = arms.get(language)
-        own = (best.headline, *best.notes) if best else [TEXTS[language][key].format(**v) for key, v in notes]
-        found[language] = replace(of, notes=(*of.notes, *own), outcomes=best.outcomes if best else ())
-    return found
+    if not arms:
+        own = {n: tuple(TEXTS[n][key].format(**v) for key, v in notes) for n in effects}
+        return {n: replace(of, notes=(*of.notes, *own[n])) for n, of in effects.items()}
+    if found.screen.scale == "none":
+        return arms
+    return {n: _after_effects(of, arms[n]) for n, of in effects.items()}
+
+
+def _after_effects(effects: Verdict, arms: Verdict) -> Verdict:
+    answer = arms.headline.removeprefix(arms.lost).strip()
+    kept = tuple(s for s in arms.sentences if s.asked or s.kind == "resolved")
+    return Verdict(
+        " ".join(filter(None, [arms.lost, effects.headline])), kept, (*effects.notes, *arms.notes), arms.outcomes,
+        effects.effects, answer, arms.lost,
+    )  # fmt: skip
 
 
 def _on_score(score: Score) -> Notes:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 from ablatio.report.analysis.budgets import TIME, More, differing
 from ablatio.report.analysis.verdict_types import ArmFacts, Kind, Sentence
 from ablatio.report.statistics import Comparison, Difference, Pair
+from ablatio.report.statistics.comparison import excludes_zero
 
 PLANNED = 100  # seeds; a new study of more is not suggested
 TESTS = {"holm": "Holm p", "dunnett": "Dunnett p", "bh": "Benjamini-Hochberg p", "none": "p", "hsu": "p"}
@@ -48,7 +50,7 @@ class Speaker:
         marks = [*self._unmatched(pair, more), *self._diverged(pair), *self._left_out(pair)]
         diverged = any(self.comparison.arm(label).diverged for label in (pair.a, pair.b))
         fair = kind == "resolved" and not diverged and all(m.budget == TIME for m in more)
-        return Sentence(self.words["mark"].join([text, *marks]), kind, pair, fair)
+        return Sentence(self.words["mark"].join([text, *marks]), kind, pair, fair, self.comparison.baseline is not None)
 
     def _resolved(self, pair: Pair) -> str:
         if self.comparison.best is not None:
@@ -63,7 +65,7 @@ class Speaker:
     def _open(self, pair: Pair) -> str:
         if pair.ranked:
             return self.say("ranked open", a=pair.a, b=pair.b, p=self.chance(pair.p), n=pair.difference.n)
-        figures = self.figures(pair.difference, pair.p)
+        figures = self.open_figures(pair)
         if self.comparison.best is not None:
             return self.say("best open", arm=pair.a, figures=figures)  # a note has what could have been seen
         if pair.a in self.states:  # more seeds come by plan
@@ -98,7 +100,16 @@ class Speaker:
         p_text = "< 0.001" if p < 0.001 else f"= {p:.3f}" if p < 0.1 else f"= {p:.2f}"
         return f"{TESTS[self.comparison.correction]} {p_text}"
 
-    def figures(self, d: Difference, p: float, size: bool = False) -> str:
+    def open_figures(self, pair: Pair) -> str:
+        """Numbers of a difference that is not resolved; an interval without 0 is corrected, or called uncorrected."""
+        d, key = pair.difference, ""
+        if pair.corrected is not None:
+            d, key = replace(d, low=pair.corrected[0], high=pair.corrected[1]), "figures corrected"
+        elif excludes_zero(d.low, d.high) and self.comparison.best is None:
+            key = "figures uncorrected"
+        return self.figures(d, pair.p, key=key or "figures")
+
+    def figures(self, d: Difference, p: float, size: bool = False, key: str = "figures") -> str:
         """`0.021 nats [0.012, 0.030], Holm p = 0.003, n = 5`; size: without the sign, which the words give."""
         mean, low, high = (d.mean, d.low, d.high) if d.mean >= 0 or not size else (-d.mean, -d.high, -d.low)
         places = min(6, max(3, -math.floor(math.log10(max(high - low, 1e-9) / 2))))
@@ -108,7 +119,8 @@ class Speaker:
         number = f"{mean:{sign}.{places}f}"
         if math.isnan(p):
             return self.say("figures alone", mean=number, interval=interval, n=d.n)
-        return self.say("figures", mean=number, interval=interval, p=self.chance(p), n=d.n)
+        m = len(self.comparison.pairs)
+        return self.say(key, mean=number, interval=interval, p=self.chance(p), n=d.n, m=m)
 
     def _more(self, pair: Pair) -> list[More]:
         none = ArmFacts()

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from ablatio.errors import UserError
 from ablatio.report.analysis.verdict_types import Language
 from ablatio.report.statistics import Comparison, Correction, Difference, Pair, benjamini_hochberg, holm
+from ablatio.report.statistics.comparison import excludes_zero
 from ablatio.sweep.group_sequential import Boundaries
 from ablatio.sweep.stopping_rule import State, StoppingRule, moments, t_test_p
 from ablatio.sweep.study import SEEDS_ADDED, Study
@@ -41,6 +42,7 @@ class Standing:
     difference: Difference
     end: str
     margin: float | None
+    corrected: tuple[float, float]  # interval that allows for the other comparisons, too
     left_out: int  # seeds up to that look for which only one of the two has a value
 
 
@@ -70,7 +72,7 @@ def _standing(
 ) -> Standing:
     state: State = "open"
     difference = Difference(math.nan, math.nan, math.nan, math.nan, 0, math.nan, "before the first look")
-    p, last, left_out = 1.0, 0, 0
+    p, last, left_out, wide = 1.0, 0, 0, (math.nan, math.nan)
     for look, told in enumerate(record["looks"]):
         if label not in told["comparisons"] or state != "open":
             state = told["comparisons"].get(label, {}).get("state", state)
@@ -84,8 +86,9 @@ def _standing(
         tested = n > 1 and state != "untested" and (sd > 0 or mean == 0)
         p = float(min(p, rule.boundaries.level_of(look, t_test_p(mean, sd, n)))) if tested else p
         low, high = rule.interval(look, mean, sd, n) if tested else (math.nan, math.nan)
+        wide = rule.interval(look, mean, sd, n, 1 - rule.alpha / rule.comparisons) if tested else wide
         difference = Difference(mean, low, high, p if tested else math.nan, n, sd, "sequential paired t")
-    return Standing(state, last, len(rule.sizes), difference, record["end"], record["margin"], left_out)
+    return Standing(state, last, len(rule.sizes), difference, record["end"], record["margin"], wide, left_out)
 
 
 def with_looks(comparison: Comparison, standings: Mapping[str, Standing], study: Study) -> Comparison:
@@ -113,9 +116,16 @@ def with_looks(comparison: Comparison, standings: Mapping[str, Standing], study:
             planned_seeds=None,
             detectable=math.nan,
             left_out=standing.left_out,
+            corrected=_corrected_interval(standing) if better is None else None,
         )
         pairs.append(new)
     return replace(comparison, pairs=tuple(pairs))
+
+
+def _corrected_interval(standing: Standing) -> tuple[float, float] | None:
+    """The interval that allows for all comparisons, if only that one contains 0."""
+    own = excludes_zero(standing.difference.low, standing.difference.high)
+    return standing.corrected if own and not excludes_zero(*standing.corrected) else None
 
 
 def _corrected(raw: Sequence[float], correction: Correction | Literal["hsu"]) -> list[float]:

@@ -42,6 +42,12 @@ class StudyEffects:
         """Factors whose main effect is estimated."""
         return [t.factors[0] for t in self.fit.terms if len(t.factors) == 1]
 
+    @property
+    def interactions(self) -> list[str]:
+        """Interactions of two settings that are estimated together with all others."""
+        found = [c.name for c in self.screen.contrasts if len(c.factors) == 2 and c.separate]
+        return list(dict.fromkeys(found))
+
     def claimed(self, order: int) -> list[str]:
         """Terms of this order with a contrast beyond chance, the most certain first."""
         found = [c for c in self.screen.contrasts if c.p <= self.alpha and len(c.factors) == order and c.separate]
@@ -72,6 +78,8 @@ def fitted_effects(table: Table, metric: str) -> StudyEffects | None:
     runs = [r for r in table.counted if metric in r.scores]
     varied = [k for k in dict.fromkeys(k for r in runs for k in r.arm) if len({r.arm.get(k) for r in runs}) > 1]
     if len(varied) < 2 or not design_facts(table.study)["factors"]:
+        return None
+    if any(axis.interval for axis in table.study.axes):  # each value occurs once: see `search.search_of`
         return None
     if table.study.sequential:
         table.notes.append(

@@ -44,7 +44,7 @@ def verdict(
     first = speaker.diverged_headline(outcomes)
     headline = speaker.words["stop"].join(filter(None, [first, speaker.headline(said)]))
     more = [speaker.say(key, **values) for key, values in notes]
-    return Verdict(headline, tuple(said), (*more, *speaker.notes()), tuple(outcomes))
+    return Verdict(headline, tuple(said), (*more, *speaker.notes()), tuple(outcomes), lost=first)
 
 
 def refusal(reason: str, language: Language, **values: object) -> Verdict:

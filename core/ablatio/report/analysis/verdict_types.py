@@ -39,12 +39,14 @@ class Sentence:
 
     fair  True for a resolved difference between arms of equal size and budget of which none diverged.  Wall time is
           named but does not count: it is measured, and depends on what else the machine did
+    asked  True if somebody asked for this comparison by naming the baseline
     """
 
     text: str
     kind: Kind
     pair: Pair
     fair: bool
+    asked: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +57,14 @@ class Verdict:
     sentences  on pairs, largest resolved difference first
     notes      on all of them
     outcomes   sentences on divergence, one per arm that diverged
+    effects    sentences on settings that vary together; answer: of the arms, which comes after them
+    lost       what the headline begins with if arms diverged
     """
 
     headline: str
     sentences: tuple[Sentence, ...]
     notes: tuple[str, ...]
     outcomes: tuple[str, ...] = ()
+    effects: tuple[str, ...] = ()
+    answer: str = ""
+    lost: str = ""

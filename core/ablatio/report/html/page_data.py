@@ -16,6 +16,7 @@ from ablatio.report.analysis.findings import CORRECTIONS, Findings, Row, alpha_o
 from ablatio.report.analysis.reward_kl_frontier import frontier
 from ablatio.report.analysis.scaling_verdict import trend_chart
 from ablatio.report.analysis.score_quality import quality_cells, score_qualities
+from ablatio.report.analysis.search import placed, search_of
 from ablatio.report.analysis.verdict import LANGUAGES, Verdict
 from ablatio.report.escape import lines_of, visible
 from ablatio.report.read.curves import POLICY, Curve, band, minus
@@ -36,7 +37,7 @@ def content(found: Findings) -> dict[str, Any]:
         "study": {
             "name": study.name, "question": study.question, "expected": study.expected,
             "design": study.design.get("name", ""), "settings": study.settings, "overrides": _asked(study),
-            "axes": [a.key for a in study.axes if len(a.values) > 1],
+            "axes": [a.key for a in study.axes if len(a.values) > 1 or a.interval],
             "folders": [str(f) for f in table.folders],
         },
         "written": time.strftime("%Y-%m-%d %H:%M"),
@@ -51,6 +52,7 @@ def content(found: Findings) -> dict[str, Any]:
         "visible": _visible(found),
         "curves": _curves(found),
         "factors": _factors(found),
+        "search": _search(found),
         "ranks": _ranks(found),
         "rates": _rates(found),
         "frontier": frontier(found),
@@ -62,6 +64,7 @@ def content(found: Findings) -> dict[str, Any]:
         "stages": [asdict(stage) for stage in stages_of(table.runs)],
         "lost": [_lost(r) for r in table.runs if r.state in ("failed", "diverged", "damaged", "preempted")],
         "refused": [{"label": label_of(r.arm), "why": r.why} for r in table.refused],
+        "running": [_running(r) for r in table.runs if r.state == "running"],
         "cost": _cost(found),
         "provenance": provenance(table.runs),
         "notes": table.notes,
@@ -93,9 +96,12 @@ def _verdict(found: Findings, words: Verdict, rules: Sequence[str]) -> dict[str,
     def kind(pair: Pair) -> str:
         return "open" if pair.better is None else "worse" if pair.better == base else "better"
 
+    first = f"{words.headline} {words.answer}"
+    lead = [{"text": text, "kind": "effect"} for text in words.effects]
+    lead += [{"text": words.answer, "kind": "open"}] if words.answer else []
     said = [{"text": text, "kind": "open"} for text in words.outcomes]
     said += [{"text": s.text, "kind": kind(s.pair)} for s in words.sentences]
-    said = [s for s in said if s["text"] not in words.headline]
+    said = lead + [s for s in said if s["text"] not in first]
     return {"headline": words.headline, "sentences": said, "notes": [*rules, *words.notes]}
 
 
@@ -117,10 +123,11 @@ def _arm(found: Findings, row: Row) -> dict[str, Any]:
 
 
 def _pair(pair: Pair) -> dict[str, Any]:
-    d = pair.difference
+    d, (low, high) = pair.difference, pair.interval
     return {
-        "a": pair.a, "b": pair.b, "mean": d.mean, "low": d.low, "high": d.high, "n": d.n, "p": pair.p,
-        "better": pair.better, "planned": pair.planned_seeds, "left_out": pair.left_out,
+        "a": pair.a, "b": pair.b, "mean": d.mean, "low": low, "high": high, "n": d.n, "p": pair.p,
+        "corrected": pair.corrected is not None, "better": pair.better, "planned": pair.planned_seeds,
+        "left_out": pair.left_out,
     }  # fmt: skip
 
 
@@ -201,6 +208,27 @@ def _factors(found: Findings) -> dict[str, Any] | None:
             "error": sieve.error,
         },
         "aliases": found.table.study.aliases,
+    }  # fmt: skip
+
+
+def _search(found: Findings) -> dict[str, Any] | None:
+    """Trials of a search with their places on each knob's axis; the best first."""
+    search = search_of(found)
+    if search is None:
+        return None
+    return {
+        "knobs": [asdict(k) for k in search.knobs],
+        "trials": [
+            {
+                "at": [placed(k, t.arm) for k in search.knobs], "text": [t.arm.get(k.key, "") for k in search.knobs],
+                "score": t.score, "final": t.final, "runs": t.runs, "command": t.command,
+            }
+            for t in search.trials
+        ],
+        "importance": [
+            [key, one.share, one.p if search.sampled else None] for key, one in search.importance.items()
+        ],
+        "said": {n: search.said(n) for n in LANGUAGES}, "sampled": search.sampled,
     }  # fmt: skip
 
 
@@ -292,6 +320,17 @@ def _lost(run: Run) -> dict[str, Any]:
     return {
         "label": run.title if run.stage or not run.arm else label_of(run.arm), "seed": run.seed, "state": run.state,
         "why": run.why.split("\n")[0], "steps": run.size.get("steps"), "command": rerun_command.line(run.command),
+    }  # fmt: skip
+
+
+def _running(run: Run) -> dict[str, Any]:
+    """How far a run has come."""
+    steps, losses = run.curves.get("train/loss", ([], []))
+    whole = run.config.get("train")
+    return {
+        "title": run.title, "seed": run.seed, "step": steps[-1] if len(steps) else 0,
+        "steps": whole.get("steps") if isinstance(whole, Mapping) else None,
+        "loss": losses[-1] if len(losses) else None,
     }  # fmt: skip
 
 

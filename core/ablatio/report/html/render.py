@@ -18,7 +18,7 @@ from ablatio.report.html.page_data import content
 
 STYLES, SCRIPTS = (
     ("page.css",),
-    ("frame.js", "draw.js", "charts.js", "factors.js", "frontier.js", "scales.js", "page.js"),
+    ("frame.js", "draw.js", "charts.js", "factors.js", "frontier.js", "scales.js", "search.js", "keys.js", "page.js"),
 )
 
 PAGE = """\
@@ -27,7 +27,7 @@ PAGE = """\
 <head>
 <meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src {style_hash}; \
-script-src {script_hash}; img-src data:; base-uri 'none'; form-action 'none'">
+script-src {script_hash}; {connect}img-src data:; base-uri 'none'; form-action 'none'">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <meta name="referrer" content="no-referrer">
@@ -47,11 +47,12 @@ beside it hold the same numbers.</p></noscript>
 """
 
 
-def page_text(findings: Findings) -> str:
-    """The whole page."""
+def page_text(findings: Findings, *, live: bool = False) -> str:
+    """The whole page.  live: served by `LiveServer`, it asks for new data by itself."""
     assets = files("ablatio.report.html") / "assets"
     style = "\n".join(assets.joinpath(name).read_text(encoding="utf-8") for name in STYLES)
-    script = "\n".join(assets.joinpath(name).read_text(encoding="utf-8") for name in SCRIPTS)
+    scripts = (*SCRIPTS[:-1], *(["live.js"] if live else []), SCRIPTS[-1])  # page.js builds the page, so it is last
+    script = "\n".join(assets.joinpath(name).read_text(encoding="utf-8") for name in scripts)
     words = {n: json.loads(assets.joinpath(f"words.{n}.json").read_text(encoding="utf-8")) for n in LANGUAGES}
     title = visible(findings.question or findings.table.study.name)
     return PAGE.format(
@@ -60,6 +61,7 @@ def page_text(findings: Findings) -> str:
         style=style,
         style_hash=digest(style),
         script=script,
+        connect="connect-src 'self'; " if live else "",
         script_hash=digest(script),
         data=script_json(content(findings)),
         words=script_json(words),

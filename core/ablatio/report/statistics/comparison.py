@@ -12,7 +12,7 @@ from ablatio.report.statistics.best import with_best
 from ablatio.report.statistics.divergence import RANKED, Divergence, divergences, ranked_difference
 from ablatio.report.statistics.moderated import moderate
 from ablatio.report.statistics.multiple_testing import benjamini_hochberg, dunnett, holm
-from ablatio.report.statistics.paired_tests import Difference, Method, paired
+from ablatio.report.statistics.paired_tests import Difference, Method, paired, t_test
 from ablatio.report.statistics.power import seeds_needed, smallest_difference
 from ablatio.report.statistics.robustness import GUARD, UNEQUAL, skew_corrected, skewed, unequal_spread
 
@@ -58,6 +58,8 @@ class Pair:
     planned_seeds  seeds per arm with which a new study resolves a difference as large as this one in 4 of 5 cases;
                    None if it is resolved or the number cannot be computed.  Adding seeds to this study until p is small
                    is another matter: it finds differences where there are none
+    corrected      of a difference that is not resolved though its own interval lies to one side of 0: the interval that
+                   allows for all comparisons of the study (Bonferroni), which contains 0; else None
     """
 
     a: str
@@ -68,6 +70,12 @@ class Pair:
     left_out: int
     detectable: float = math.nan
     planned_seeds: int | None = None
+    corrected: tuple[float, float] | None = None
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The interval to show: the corrected one, if there is one."""
+        return self.corrected or (self.difference.low, self.difference.high)
 
     @property
     def ranked(self) -> bool:
@@ -153,6 +161,7 @@ def compare(
         _pair(a, b, values, (difference, sign), p, family, better, alpha)
         for (a, b), difference, sign, p in zip(names, found, signs, corrected, strict=True)
     ]
+    pairs = [_with_corrected_interval(pair, values, family, alpha) for pair in pairs]
     scores = _scores(values, better)
     return Comparison(
         scores, tuple(pairs), baseline, better, applied, alpha, _divergence(values, baseline), unequal=unequal
@@ -279,6 +288,26 @@ def _pair(
         return Pair(a, b, difference, p, None, left_out)
     detectable = smallest_difference(difference.n, difference.sd, family + 1, alpha)
     return Pair(a, b, difference, p, None, left_out, detectable, _planned_seeds(difference, family + 1, alpha))
+
+
+def _with_corrected_interval(pair: Pair, values: Values, family: int, alpha: float) -> Pair:
+    """Add the interval of confidence 1 - alpha / family, if the pair's own one contradicts its p.
+
+    Without the correction an interval may lie to one side of 0 beside a corrected p above alpha.
+    """
+    d = pair.difference
+    if pair.better is not None or family < 2 or math.isnan(d.low) or not excludes_zero(d.low, d.high):
+        return pair
+    gaps = [values[pair.a][s] - values[pair.b][s] for s in sorted(values[pair.a].keys() & values[pair.b].keys())]
+    confidence = 1 - alpha / family
+    low, high = skew_corrected(gaps, confidence)[:2] if d.method == SKEWED else t_test(gaps, confidence)[2:4]
+    wide = (float(low), float(high))
+    return pair if excludes_zero(*wide) else replace(pair, corrected=wide)
+
+
+def excludes_zero(low: float, high: float) -> bool:
+    """True if an interval lies to one side of 0."""
+    return low > 0 or high < 0
 
 
 def _diverged_more(values: Values, arm: str, other: str) -> bool:

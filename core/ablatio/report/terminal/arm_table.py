@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 from ablatio.report import rerun_command
 from ablatio.report.analysis.arms import COSTS, SIZES, Arm
 from ablatio.report.analysis.findings import Findings, Row
+from ablatio.report.analysis.search import search_of
 from ablatio.report.escape import csv_text, terminal
 from ablatio.report.read.run import Run
 from ablatio.report.read.stages import Stage, stages_of
 from ablatio.report.read.table import Table
 from ablatio.report.terminal.effects_grid import show_effects
+from ablatio.report.terminal.trials_table import show_search
 from ablatio.sweep.study import label_of
 
 if TYPE_CHECKING:
@@ -52,11 +54,13 @@ def number(value: float | None, signed: bool = False) -> str:
 
 
 def interval(row: Row) -> str:
-    """`+0.0213 [+0.0120, +0.0306]`, the difference to the baseline."""
+    """`+0.0213 [+0.0120, +0.0306]`, the difference to the baseline; `*`: corrected for all comparisons."""
     d = row.pair.difference if row.pair else None
     if d is None or math.isnan(d.mean):
         return ""
-    reach = "" if math.isnan(d.low) else f" [{number(d.low, True)}, {number(d.high, True)}]"
+    low, high = row.pair.interval if row.pair else (d.low, d.high)
+    star = "*" if row.pair and row.pair.corrected else ""
+    reach = "" if math.isnan(low) else f" [{number(low, True)}, {number(high, True)}]{star}"
     return number(d.mean, True) + reach
 
 
@@ -80,9 +84,11 @@ def show(console: Console, findings: Findings) -> None:
     """Print question, verdict and arms, the best first."""
     if findings.question:
         console.print(f"[bold]{terminal(findings.question)}[/]", highlight=False)
-    said = findings.said()
-    for sentence in said[:SENTENCES]:
-        console.print(f"  {terminal(sentence)}", highlight=False)
+    said, first = findings.said(), findings.leading
+    _say(console, said[:first])
+    if first:
+        _show_effects(console, findings)
+    _say(console, said[first:SENTENCES])
     if len(said) > SENTENCES:
         console.print(f"  ... and {len(said) - SENTENCES} sentences more in report.md", highlight=False)
     console.print()
@@ -92,20 +98,36 @@ def show(console: Console, findings: Findings) -> None:
     console.print(_grid(findings, console.width))
     if len(findings.rows) > SHOWN:
         console.print(f"... and {len(findings.rows) - SHOWN} arms more in the files", highlight=False)
-    if findings.factors is not None:
-        console.print()
-        show_effects(console, findings.factors)
+    if any(row.pair and row.pair.corrected for row in findings.rows):
+        console.print("* interval corrected for all comparisons", highlight=False, markup=False)
+    if not first:
+        _show_effects(console, findings)
     for sentence in lost(findings.table):
         console.print(terminal(sentence), highlight=False)
     for refused in findings.table.refused:
         console.print(f"refused: {terminal(label_of(refused.arm))}: {terminal(refused.why)}", highlight=False)
     for note in findings.table.notes:
         console.print(f"note: {terminal(note)}", highlight=False)
+    if (search := search_of(findings)) is not None:
+        console.print()
+        show_search(console, search)
     if samples := of_one_run(findings):
         from ablatio.training.run_summary import side_by_side
 
         console.print()
         console.print(side_by_side(samples))
+
+
+def _say(console: Console, sentences: Sequence[str]) -> None:
+    for sentence in sentences:
+        console.print(f"  {terminal(sentence)}", highlight=False)
+
+
+def _show_effects(console: Console, findings: Findings) -> None:
+    if findings.factors is not None:
+        console.print()
+        show_effects(console, findings.factors)
+        console.print()
 
 
 def lost(table: Table) -> Iterator[str]:
@@ -161,10 +183,11 @@ def _grid(findings: Findings, width: int) -> Grid:
     from rich.table import Table as Grid
 
     grid = Grid(box=None, pad_edge=False)
-    longest = max((len(row.arm.name) for row in findings.rows), default=0)
+    longest = max((len(word) for row in findings.rows for word in row.arm.name.split()), default=0)
+    longest = max((len(row.arm.name) for row in findings.rows), default=0) if width >= 100 else longest
     marks = ["baseline" if row.arm.baseline else state_text(row.arm) for row in findings.rows]
     widest = max((len(word) for mark in marks for word in mark.split()), default=0)
-    least = {"arm": min(longest, 24 if width >= 100 else 12), "": widest}  # no word of these is cut
+    least = {"arm": min(longest, 24 if width >= 100 else 18), "": widest}  # no word of these is cut
     for name in head:
         words = name in least
         grid.add_column(terminal(name), justify="left" if words else "right", overflow="fold", no_wrap=not words,

@@ -234,6 +234,7 @@ function hideTip() {
 
 function tip(node, title, rows) {
   node.addEventListener("pointermove", (event) => showTip(event, title, rows));
+  node.addEventListener("pointerdown", (event) => showTip(event, title, rows)); // a finger does not hover
   node.addEventListener("pointerleave", hideTip);
   return node;
 }

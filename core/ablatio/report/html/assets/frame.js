@@ -2,7 +2,7 @@
 // What both pages begin with: their data, the words of the chosen language, and the frame of a section.
 
 const read = (id) => JSON.parse(document.getElementById(id).textContent);
-const data = read("data");
+let data = read("data"); // a served page gets new data
 const words = read("words");
 let language = (navigator.language || "en").startsWith("zh") ? "zh" : "en";
 

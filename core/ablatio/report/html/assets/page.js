@@ -1,8 +1,7 @@
 "use strict";
 // The page: its sections, its words, its two switches.  A section without data is not there.
 
-const base = data.arms.find((a) => a.baseline);
-const based = Boolean(base) && data.pairs.length > 0;
+let base, based;
 
 // ---------------------------------------------------------------- head
 
@@ -20,7 +19,7 @@ function head() {
     h("p", { class: "over" }, `${t("report")} · ${data.study.name}`),
     h("h1", {}, data.study.question || fallback()),
     verdict(),
-    running && h("p", { class: "alert" }, t("running_now")),
+    running && h("p", { class: "alert" }, t("running_now"), ...data.running.map((r) => h("span", { class: "run" }, `${r.title} seed=${r.seed}`, h("progress", { value: r.step, max: r.steps || 1, "aria-label": r.title }), `${r.step} / ${r.steps || "?"}${known(r.loss) ? ` · train/loss ${fixed(r.loss, 3)}` : ""}`))),
     data.study.expected && h("p", { class: "facts" }, `${t("expected")}: ${data.study.expected}`),
     h("p", { class: "facts" }, facts.map((f) => h("span", {}, f))));
 }
@@ -54,6 +53,7 @@ const done = () => (data.states.done || 0) > 0;
 // ---------------------------------------------------------------- differences
 
 const FOREST = 30;
+const starred = () => data.pairs.some((p) => p.corrected);
 
 function forest() {
   if (!data.pairs.length) return null;
@@ -65,7 +65,7 @@ function forest() {
   const chart = figure((width) => drawForest(data, shown, width, t));
   const more = pairs.length > FOREST && h("button", { class: "more", on: { click: () => { shown = shown === pairs ? cutDown : pairs; more.textContent = shown === pairs ? t("show_less") : t("show_all", { n: pairs.length }); redraw(true); } } }, t("show_all", { n: pairs.length }));
   const n = Math.round(data.pairs.reduce((a, p) => a + p.n, 0) / data.pairs.length);
-  return section("differences", t("forest"), [text, known(data.visible) && t("forest_band", { n })], [chart, more]);
+  return section("differences", t("forest"), [text, starred() && t("star"), known(data.visible) && n > 1 && t("forest_band", { n })], [chart, more]);
 }
 
 // ---------------------------------------------------------------- table of arms
@@ -98,7 +98,7 @@ const excess = (x) => (x < 0 ? "−" : "+") + percent(Math.abs(x));
 function differenceCell(a, digits) {
   if (a.baseline) return h("span", { class: "tag" }, t("baseline"));
   if (!a.pair || !known(a.pair.mean)) return "–";
-  const reach = known(a.pair.low) ? ` [${signed(a.pair.low, digits)}, ${signed(a.pair.high, digits)}]` : "";
+  const reach = known(a.pair.low) ? ` [${signed(a.pair.low, digits)}, ${signed(a.pair.high, digits)}]${a.pair.corrected ? "*" : ""}` : "";
   return h("span", { class: outcome(a.pair, a.name) }, h("span", { class: "tint" }, signed(a.pair.mean, digits)), reach);
 }
 
@@ -129,7 +129,7 @@ function armTable() {
   const find = data.arms.length > 12 && h("input", { class: "find", type: "search", placeholder: t("filter"), "aria-label": t("filter"), on: { input: (e) => { order.word = e.target.value.toLowerCase(); show(); } } });
   const table = h("table", {}, h("thead", {}, h("tr", {}, h("th", { class: "text", scope: "col" }, t("arm")), h("th", { scope: "col", "aria-label": t("again") }), heads)), body);
   const caption = based ? t("arms_caption", { p: t(data.correction ? "p_after" : "p_plain", { correction: data.correction }) }) : t("arms_plain");
-  return section("arms", t("arms"), [caption], [find, h("div", { class: "box" }, table), more], true);
+  return section("arms", t("arms"), [caption, based && starred() && t("star")], [find, h("div", { class: "box" }, table), more], true);
 }
 
 function compareKnown(a, b) {
@@ -338,7 +338,7 @@ function provenance() {
 
 // ---------------------------------------------------------------- the whole
 
-const SECTIONS = [forest, scalesSection, armTable, stagesTable, frontierSection, curves, effectsSection, interactions, halfNormal, aliases, ranksSection, costs, rates, positions, samplesSection, noiseSection, signalSection, lost, bill, provenance];
+const SECTIONS = [searchSection, knobsSection, parallelSection, importanceSection, effectsSection, interactions, forest, scalesSection, armTable, stagesTable, frontierSection, curves, halfNormal, aliases, ranksSection, costs, rates, positions, samplesSection, noiseSection, signalSection, lost, bill, provenance];
 
 function theme() {
   return document.documentElement.dataset.theme;
@@ -350,15 +350,18 @@ function setTheme(name) {
 
 function build() {
   figures.length = 0;
+  base = data.arms.find((a) => a.baseline);
+  based = Boolean(base) && data.pairs.length > 0;
   document.documentElement.lang = language;
   const made = SECTIONS.map((f) => f()).filter(Boolean);
   const links = made.map((x) => h("a", { href: `#${x.id}` }, x.querySelector("h2").textContent));
   const switches = [
+    typeof liveText === "function" && h("span", { id: "live", role: "status" }, liveText()),
     h("button", { id: "language", on: { click: () => { language = language === "en" ? "zh" : "en"; build(); } } }, t("language")),
     h("button", { id: "theme", title: t("theme"), "aria-label": t("theme"), on: { click: () => setTheme(theme() === "dark" ? "light" : "dark") } }, "◐"),
   ];
   const bar = h("div", { class: "bar" }, h("div", {}, h("nav", {}, links), switches));
-  const foot = h("footer", {}, `ablatio · ${data.study.folders.join(" ")} · ${data.written}`);
+  const foot = h("footer", {}, `ablatio · ${data.study.folders.join(" ")} · ${data.written} · ${t("keys")}`);
   document.getElementById("page").replaceChildren(bar, h("main", {}, head(), made, foot), tipBox);
   redraw();
 }

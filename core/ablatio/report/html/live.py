@@ -1,0 +1,148 @@
+"""Serve the report of a study on this machine while it runs: one page that refreshes itself from the folder.
+
+The server listens on 127.0.0.1 alone and answers two paths: the page, and its data.  It reads no file by name, and
+refuses requests for another host name (a page elsewhere could otherwise read it by DNS rebinding).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+from ablatio.errors import AblatioError, EnvironmentFault
+from ablatio.report.analysis.findings import Findings
+from ablatio.report.escape import visible
+from ablatio.report.html.page_data import content
+from ablatio.report.html.render import page_text
+from ablatio.sweep.study import JOBS, LEDGER, RUNS, STUDY
+
+HOST = "127.0.0.1"
+WATCHED = (
+    STUDY,
+    LEDGER,
+    "config.json",
+    "metrics.csv",
+    "summary.json",
+    "error.txt",
+)  # files whose change changes a report
+LEAST_SECONDS = 2.0  # between two analyses
+
+
+class LiveReport:
+    """The report of folders, analyzed again when a file in them has changed.
+
+    load  analyzes the folders; an error leaves the last report standing and is shown in it
+    """
+
+    def __init__(self, folders: Sequence[Path], load: Callable[[], Findings]) -> None:
+        self.folders, self.load = [Path(f) for f in folders], load
+        self.lock = threading.Lock()
+        self.seen, self.at = -1, 0.0
+        self.findings = load()
+        self.trouble = ""
+        self.seen, self.at = fingerprint(self.folders), time.monotonic()
+
+    def refresh(self) -> None:
+        """Analyze the folders again if they have changed and the last analysis is not just over."""
+        with self.lock:
+            if time.monotonic() - self.at < LEAST_SECONDS:
+                return
+            now = fingerprint(self.folders)
+            if now != self.seen:
+                try:
+                    self.findings, self.trouble = self.load(), ""
+                except AblatioError as error:
+                    self.trouble = visible(str(error).splitlines()[0])
+                self.seen = now
+            self.at = time.monotonic()
+
+    def page(self) -> str:
+        """The page, which asks for new data by itself."""
+        return page_text(self.findings, live=True)
+
+    def data(self) -> str:
+        """Data of the page as JSON, with its version."""
+        return json.dumps(
+            {"version": self.seen, "trouble": self.trouble, "data": content(self.findings)}, allow_nan=False
+        )
+
+
+def fingerprint(folders: Sequence[Path]) -> int:
+    """A number that changes when a watched file in the folders changes."""
+    found: list[tuple[str, int, int]] = []
+    for folder in folders:
+        places = [folder, *folder.glob("*"), *(folder / RUNS).glob("*")]
+        for path in (p / name for p in places for name in WATCHED):
+            with suppress(OSError):
+                stat = path.stat()
+                found.append((str(path), stat.st_mtime_ns, stat.st_size))
+        with suppress(OSError):
+            found.append((str(folder), (folder / JOBS).stat().st_mtime_ns, 0))
+    return abs(hash(tuple(found))) % (1 << 52)
+
+
+class LiveServer(ThreadingHTTPServer):
+    """HTTP server of one live report on 127.0.0.1; port 0 takes a free one.
+
+    Raises EnvironmentFault if the port is taken.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, report: LiveReport, port: int) -> None:
+        self.report = report
+        try:
+            super().__init__((HOST, port), _Handler)
+        except OSError as error:
+            why = os.strerror(error.errno or 0)
+            raise EnvironmentFault(
+                f"port {port} of {HOST} cannot be used: {why}\n    try: --port 0, for a free one"
+            ) from None
+
+    @property
+    def url(self) -> str:
+        """Address of the page."""
+        return f"http://{HOST}:{self.server_port}/"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: LiveServer
+    server_version, sys_version = "ablatio", ""
+
+    def do_GET(self) -> None:
+        if self.headers.get("Host", "") not in self._hosts():
+            self._answer(403, "text/plain", "this page is served to 127.0.0.1 only\n")
+        elif self.path == "/":
+            self._answer(200, "text/html", self.server.report.page())
+        elif self.path == "/data":
+            self.server.report.refresh()
+            self._answer(200, "application/json", self.server.report.data())
+        else:
+            self._answer(404, "text/plain", "there is / and /data\n")
+
+    def _hosts(self) -> set[str]:
+        names = (HOST, "localhost")
+        return {f"{name}:{self.server.server_port}" for name in names} | (
+            set(names) if self.server.server_port == 80 else set()
+        )
+
+    def _answer(self, code: int, kind: str, text: str) -> None:
+        body = text.encode()
+        self.send_response(code)
+        for name, value in {
+            "Content-Type": f"{kind}; charset=utf-8", "Content-Length": str(len(body)), "Cache-Control": "no-store",
+            "X-Content-Type-Options": "nosniff", "Cross-Origin-Resource-Policy": "same-origin",
+        }.items():  # fmt: skip
+            self.send_header(name, value)
+        self.end_headers()
+        with suppress(ConnectionError):
+            self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing: a request every few seconds is no news."""
