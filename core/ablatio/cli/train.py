@@ -24,7 +24,7 @@ ablatio train [-m] [SETTING=VALUE ...]
   resume=RUN                continue an interrupted run or recipe; only trainer.* may be changed
   -m norm=a,b seed=1,2      all combinations, one after the other; -m +sweep=NAME takes a study: {sweeps}
                             with recipe= an arm is a whole recipe; stages that arms share run once
-  --cfg job                 print the composed config and stop; --info, --hydra-help: flags of Hydra
+  --cfg job                 print the composed config and stop; --info, --hydra-help: what Hydra knows
 
 parts:
 {parts}

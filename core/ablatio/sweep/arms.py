@@ -10,7 +10,9 @@ from ablatio.config import schema as run_config
 from ablatio.config.compose import Composed
 from ablatio.config.compose_many import Composer, has, is_value
 from ablatio.config.grammar import parse
-from ablatio.errors import ConfigError, Problem
+from ablatio.config.hydra_sources import groups
+from ablatio.config.suggestions import unknown_key
+from ablatio.errors import AblatioError, ConfigError, Problem
 from ablatio.registry.kinds.search_space import Arm
 from ablatio.registry.registry import REGISTRIES
 from ablatio.sweep import request
@@ -141,9 +143,17 @@ class Planner:
             having = [e.name for e in REGISTRIES[section] if e.knob(bare.split(".", 1)[1])]
             why = f"no arm has it; it is a knob of {section}={', '.join(having)}"
             return Problem(key, why, f"{whose}{section}={having[0]}")
-        problem = run_config.unknown(key, bare, known)
-        fix = f"{whose}{problem.fix}={values}" if problem.fix else ""
-        return Problem(key, f"no arm has it: {problem.what}" if fix else "no arm has it", fix)
+        tree = self.composer.tree([text for text in self.sweep.fixed if not self._value_key(text)])
+        problem = unknown_key(bare, values, tree[0] if tree else {}, groups())
+        fix = f"{whose}{problem.fix}" if problem.fix and self._composes(whose, problem.fix) else ""
+        return Problem(key, f"no arm has it: {problem.what}", fix)
+
+    def _composes(self, whose: str, fix: str) -> bool:
+        """True if the first value of a corrected axis composes; that of a stage of a recipe is not tried."""
+        try:
+            return bool(whose) or bool(self.composer.compose([*self.sweep.fixed, fix.split(",")[0]]))
+        except AblatioError:
+            return False
 
     def composed(self, cell: Cell, more: Mapping[str, str] | None = None) -> Composed:
         """Compose a cell with further settings."""

@@ -5,11 +5,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ablatio.config import hydra_habits, yaml_files
 from ablatio.config import schema as run_config
-from ablatio.config import yaml_files
 from ablatio.config.grammar import axis, parse, text_of
+from ablatio.config.hydra_habits import knobs_of
 from ablatio.config.hydra_sources import groups, register_with_hydra
 from ablatio.config.overrides import normal
+from ablatio.config.problems import no_option, value_problems
 from ablatio.config.words import key_of, value_of
 from ablatio.errors import ConfigError, Problem, UserError, did_you_mean
 from ablatio.registry.kinds.search_space import Axis
@@ -70,7 +72,8 @@ def read(overrides: Sequence[str]) -> SweepRequest:
     study_name, study = _study(overrides)
     given: dict[str, Any] = {k: _plain(k, v) for k, v in study.items() if k not in settings.WORDS}
     file_axes = {str(key): [text_of(v) for v in values] for key, values in (study.get("axes") or {}).items()}
-    fixed, axes, launcher, problems = list[str](), dict[str, Axis](), list[str](), list[Problem]()
+    fixed, axes, launcher, problems = list[str](), dict[str, Axis](), list[str](), hydra_habits.refused(overrides)
+    overrides = [text for text in overrides if not hydra_habits.is_refused(text)]
     for text in [*_of_recipe(study_name, study, overrides), *overrides]:
         key = key_of(text)
         if key.startswith(LAUNCHER):
@@ -85,7 +88,7 @@ def read(overrides: Sequence[str]) -> SweepRequest:
             problems.append(Problem(text, f"{text!r} is no setting; write key=value, and quote special characters"))
         elif parsed.is_sweep_override():
             problems += [Problem(key, "came twice; give all its values at once")] if key in axes else []
-            axes[key] = axis(parsed)
+            axes[key] = _typed(axis(parsed))
         else:
             fixed.append(normal(text))
     said = {key_of(text) for text in overrides}
@@ -105,6 +108,19 @@ def read(overrides: Sequence[str]) -> SweepRequest:
         seeds = _growing(seeds, checked)
     parts = tuple(fixed), tuple(axes.values()), seeds, checked, tuple(launcher), study_name, study, tuple(overrides)
     return SweepRequest(*parts)
+
+
+def notes(axes: Iterable[Axis], overrides: Sequence[str]) -> Iterator[str]:
+    """What an interval means where its logarithm was likely meant; none if `uniform(low,high)` was written."""
+    evenly = {key_of(text) for text in overrides if value_of(text).lower().startswith("uniform(")}
+    for one in axes:
+        if one.key not in evenly and one.interval and one.interval.spans_decades:
+            low, high = one.interval.low, one.interval.high
+            yield (
+                f"{one.key}: interval() is even, so 9 of 10 values are above {low + (high - low) / 10:.2g}; "
+                f"'{one.key}=log({low:g},{high:g})' is even in the logarithm, '{one.key}=uniform({low:g},{high:g})' "
+                "is this one without the remark"
+            )
 
 
 def lasting(overrides: Sequence[str]) -> list[str]:
@@ -169,7 +185,7 @@ def _seeds(given: Axis | None, fixed: list[str]) -> tuple[tuple[int, ...], list[
     rest = [t for t in fixed if key_of(t) != SEED]
     knob = next(k for k in run_config.section_knobs(run_config.Run) if k.name == SEED)
     values = [int(t) if t.lstrip("-").isdigit() else t for t in texts]
-    problems = [p for v in values for p in run_config.value_problems(SEED, knob, v)]
+    problems = [p for v in values for p in value_problems(SEED, knob, v)]
     return tuple(v for v in values if isinstance(v, int)), rest, problems
 
 
@@ -186,16 +202,32 @@ def first_seeds(seeds: Sequence[int], count: int) -> tuple[int, ...]:
     return (*given, *range(max(given) + 1, max(given) + 1 + count - len(given)))[:count]
 
 
+def _typed(one: Axis) -> Axis:
+    """The axis; an interval of a setting that takes whole numbers holds whole numbers."""
+    interval = one.interval
+    if interval is None or interval.whole or not _is_whole(one.key):
+        return one
+    inner = f"int(interval({interval.low:g},{interval.high:g}))"
+    return Axis(one.key, (f"tag(log,{inner})" if interval.log else inner,))
+
+
+def _is_whole(key: str) -> bool:
+    found = [*knobs_of(key)]
+    return bool(found) and all(knob.type == "int" and knob.length is None for knob in found)
+
+
 def _axis_problems(axes: Iterable[Axis]) -> Iterator[Problem]:
     options = groups()
     for one in axes:
+        if one.interval and one.interval.problem:
+            yield Problem(one.key, one.interval.problem)
         if not one.values:
             yield Problem(one.key, "no value is left")
         if one.key in options:
             for name in one.values:
                 for single in name.strip("[]").split(",") if name != "null" else ():
                     if single and single.strip() not in options[one.key]:
-                        yield run_config.no_option(one.key, single.strip(), options[one.key])
+                        yield no_option(one.key, single.strip(), options[one.key])
 
 
 def _baseline(text: str, axes: Sequence[Axis]) -> dict[str, str]:

@@ -62,6 +62,8 @@ class Ray:
     Source: Moritz et al. 2018, Ray: A Distributed Framework for Emerging AI Applications
     """
 
+    replaces = ("ray_aws",)
+
     def __init__(
         self,
         work: Work,

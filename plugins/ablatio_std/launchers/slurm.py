@@ -62,6 +62,8 @@ class Slurm:
     Source: submitit, github.com/facebookincubator/submitit
     """
 
+    replaces = ("submitit_slurm", "submitit_local launcher.cluster=local")
+
     def __init__(
         self,
         work: Work,

@@ -55,9 +55,13 @@ class Launcher(Protocol):
     stop()         called last: ask the runs to write a checkpoint and return when they have ended
 
     slots          attribute: number of jobs that run at the same time
+
+    Facts:
+    replaces       launchers of Hydra whose work this one does, for errors: "NAME", or "NAME SETTING"
     """
 
     slots: int
+    replaces: ClassVar[Sequence[str]]
 
     def start(self) -> None: ...
 
@@ -86,6 +90,7 @@ launchers: Registry[Launcher] = Registry(
     "Where the runs of a sweep are executed.",
     wiring=("work",),
     methods=("start", "submit", "poll", "cancel", "stop"),
+    facts={"replaces": ()},
     scope="sweep",
     usual="pool",
 )

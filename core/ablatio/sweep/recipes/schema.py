@@ -84,7 +84,7 @@ def _overrides(data: Mapping[str, Any], where: str) -> tuple[str, ...]:
 
 def find(name: str) -> Recipe:
     """Return a recipe by name.  Raises ConfigError if there is none."""
-    from ablatio.config.schema import no_option
+    from ablatio.config.problems import no_option
     from ablatio.errors import ConfigError
 
     files = yaml_files.options_of(RECIPE)
