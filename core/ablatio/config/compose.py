@@ -2,7 +2,7 @@
 
 import re
 import shlex
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
@@ -14,7 +14,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ablatio.config import hydra_habits, kind_lists, yaml_files
+from ablatio.config import budget, hydra_habits, kind_lists, yaml_files
 from ablatio.config import schema as run_config
 from ablatio.config.environment import Path, from_environment
 from ablatio.config.hydra_sources import groups, register_with_hydra
@@ -24,6 +24,7 @@ from ablatio.errors import ConfigError, Problem, UserError
 from ablatio.storage.paths import shipped
 
 MAIN = "train"
+SETTLED = ("steps", "tokens", "epochs", "batch_tokens", "batch_size", "accumulate")  # of the section `train`
 PLAIN_LOGGING = {"version", "root", "disable_existing_loggers"}
 
 
@@ -69,10 +70,24 @@ def _compose_run(overrides: Sequence[str], coming: Coming) -> Composed:
     public, resolved = plain(node)
     interpolated = "${" in repr(OmegaConf.to_container(node, resolve=False))
     wrong = {p.where for p in problems}
-    problems += [_decoded(p, public) for p in run_config.check(resolved) if p.where not in wrong]
+    config, more = checked(resolved, overrides)
+    problems += [_decoded(p, public) for p in more if p.where not in wrong]
     if problems:
         raise _config_error(problems, [normal(o) for o in overrides], coming)
-    return Composed(run_config.cast(resolved), public, list(asked), interpolated)
+    return Composed(config, with_budget(public, config), list(asked), interpolated)
+
+
+def checked(resolved: Mapping[str, Any], overrides: Sequence[str]) -> tuple[dict[str, Any], list[Problem]]:
+    """(the config with the types of its knobs and the steps of its budget, problems); without problems it can run."""
+    if problems := run_config.check(resolved):
+        return {}, problems
+    return budget.settled(run_config.cast(resolved), overrides)
+
+
+def with_budget(public: dict[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config for files, with the steps and batches of the checked one where they follow from another setting."""
+    train = {k: v for k, v in config["train"].items() if k in SETTLED and v != public["train"].get(k)}
+    return {**public, "train": {**public["train"], **train}} if train else public
 
 
 def cleaned(overrides: Sequence[str], coming: Coming = MappingProxyType({})) -> list[str]:
@@ -218,6 +233,6 @@ def _left_over(overrides: list[str], coming: Coming) -> set[str] | None:
     """Keys with a problem in the config composed from these overrides; None if it cannot be composed."""
     try:
         node = try_compose(cleaned(overrides, coming))
-        return None if node is None else {p.where for p in run_config.check(plain(node)[1])}
+        return None if node is None else {p.where for p in checked(plain(node)[1], overrides)[1]}
     except UserError:
         return None

@@ -21,6 +21,8 @@ def value_problems(where: str, knob: Knob, value: Any) -> Iterator[Problem]:
         if meant := VALUES.get(where, {}).get(str(value), ""):
             problem = f"{problem.partition('; did you mean')[0]}; {meant} means the same"
         meant = meant or next(iter(nearest(str(value), map(str, knob.choices))), "")
+        if knob.length == -1 and not isinstance(value, list | tuple) and not knob.problem([value]):
+            meant = f"[{value}]"
         yield Problem(where, problem, f"{where}={meant or knob.default_text}")
 
 

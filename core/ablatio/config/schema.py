@@ -25,6 +25,7 @@ class Run:
     match: Annotated[
         Literal["none", "params"], "params: gated units get a smaller d_ff, so that parameter counts match"
     ] = "params"
+    freeze: Annotated[tuple[str, ...], "weights that are not trained, by role or place: [embedding,layers.0-3]"] = ()
     out: Annotated[str, "folder that contains the run folders"] = "runs"
     name: Annotated[str | None, "name of the run folder; by default the current time"] = None
 
@@ -81,6 +82,9 @@ class Train:
     """Length of training, and intervals of logging, validation and checkpoints."""
 
     steps: Annotated[int, Range(0, 10**9, open_low=True), "optimizer steps"] = 2400
+    tokens: Annotated[float | None, Positive, "training tokens instead of steps, rounded up to whole steps"] = None
+    epochs: Annotated[float | None, Positive, "passes over the training data instead of steps"] = None
+    batch_tokens: Annotated[float | None, Positive, "tokens per optimizer step, instead of accumulate"] = None
     batch_size: Annotated[int, Size, "rows per batch"] = 4
     accumulate: Annotated[int, Size, "batches per optimizer step (gradient accumulation)"] = 1
     label_smoothing: Annotated[

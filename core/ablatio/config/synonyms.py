@@ -10,7 +10,6 @@ ALIASES: Mapping[str, str] = {
         "num_iterations train_steps",
         "train.tokens": "max_tokens total_tokens num_tokens n_tokens train_tokens token_budget",
         "train.epochs": "max_epochs num_epochs n_epochs num_train_epochs",
-        "train.minutes": "max_minutes",
         "train.batch_tokens": "tokens_per_batch tokens_per_step total_batch_size_tokens",
         "train.batch_size": "per_device_train_batch_size train_batch_size micro_batch_size device_batch_size bsz bs",
         "train.accumulate": "accumulate_grad_batches gradient_accumulation_steps grad_accum grad_accumulation "
@@ -87,6 +86,6 @@ NOTES: Mapping[str, str] = {
         "it is a part, chosen by name: `ablatio list checkpointing`",
     ),
     "devices": "one process uses one device; `ablatio list launcher` has ways to run several at a time",
-    "max_time": "the budget of a run in time is train.minutes",
+    "max_time": "a run has a budget of train.steps, train.tokens or train.epochs; timeout= ends the runs of a sweep",
     **dict.fromkeys(("freeze_layers", "frozen"), "weights are frozen by role or place: freeze=[embed,layers.0-3]"),
 }

@@ -3,9 +3,10 @@
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ablatio.config import budget
 from ablatio.config import schema as run_config
 from ablatio.config.compose import Composed
 from ablatio.config.compose_many import Composer, has, is_value
@@ -102,7 +103,7 @@ class Planner:
 
     def made(self, arm: Arm, overrides: Sequence[str]) -> Cell:
         """Compose a cell from an arm's overrides."""
-        return Cell(arm, self.composer.compose(overrides))
+        return Cell(arm, _settled(self.composer.compose(overrides)))
 
     def applicable(self, wish: Arm) -> tuple[Arm, list[str]]:
         """Return (the arm without settings that do not apply, its overrides).
@@ -157,8 +158,10 @@ class Planner:
 
     def composed(self, cell: Cell, more: Mapping[str, str] | None = None) -> Composed:
         """Compose a cell with further settings."""
-        said = [f"{k}={v}" for k, v in {**cell.more, **(more or {})}.items()]
-        return self.composer.compose([*nameless(cell.composed.overrides), *said])
+        settings = {**cell.more, **(more or {})}
+        shared = nameless(cell.composed.overrides)
+        shared = budget.without(shared) if budget.STEPS in settings else shared
+        return _settled(self.composer.compose([*shared, *(f"{k}={v}" for k, v in settings.items())]))
 
     def jobs(self, cell: Cell, seed: int) -> list[Job]:
         """All jobs of an arm with a seed."""
@@ -183,6 +186,17 @@ class Planner:
         public = {k: v for k, v in composed.public.items() if k != run_config.SWEEP}
         tried = dict(more or {}) if role == "trial" else {}
         return Job(job_id(composed.config), cell.arm, seed, tuple(composed.overrides), public, role, until, tried=tried)
+
+
+def _settled(found: Composed) -> Composed:
+    """The config with its number of steps, if that follows from the data: epochs, or tokens of a task."""
+    if not budget.is_open(found.config):
+        return found
+    from ablatio.training.budget import settled
+    from ablatio.training.run_spec import RunSpec
+
+    spec = settled(RunSpec(found.config, found.public))
+    return replace(found, config=dict(spec.config), public=dict(spec.written))
 
 
 def distinct(jobs: Iterable[Job]) -> list[Job]:

@@ -17,6 +17,7 @@ from ablatio.storage.early_stop import training
 from ablatio.storage.json_files import read_object
 from ablatio.storage.secrets import redact
 from ablatio.training import provenance
+from ablatio.training.budget import settled
 from ablatio.training.estimate import check_memory
 from ablatio.training.loggers import make_loggers
 from ablatio.training.loop import TrainingLoop
@@ -47,6 +48,7 @@ def train(
     """
     quiet_libraries()
     training(ended=False)
+    spec = settled(spec)
     with owned(folder, resume=resume):
         summary = _train(spec, folder, console, resume=resume, until=until, callbacks=callbacks)
         training(ended=True)

@@ -241,10 +241,10 @@ stabilizers: Registry[Stabilizer] = Registry(
     usual=("clip",),
 )
 
-TASK_METHODS = (  # the last twelve are hooks, which the base class has
+TASK_METHODS = (  # the last thirteen are hooks, which the base class has
     "validation", "tokens", "example", "loss", "score",
-    "attach", "prepare", "begin_step", "before_step", "redrawn", "samples", "work", "ask", "state_dict",
-    "load_state_dict", "needs_start", "uses_template",
+    "attach", "prepare", "begin_step", "before_step", "redrawn", "samples", "work", "epoch_rows", "ask",
+    "state_dict", "load_state_dict", "needs_start", "uses_template",
 )  # fmt: skip
 
 tasks: Registry[Task] = Registry(
