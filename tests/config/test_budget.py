@@ -47,9 +47,8 @@ def test_batch_tokens_are_exact_or_refused_with_a_multiple(plain: Config, rows: 
     train = found["train"]
     assert not problems and train["batch_size"] * train["accumulate"] * length == wanted
     if rows * length > 1:
-        (problem,) = budget.settled(given_train(plain, batch_tokens=wanted + 0.5, batch_size=rows, length=length), [])[
-            1
-        ]
+        asked["train"]["batch_tokens"] = wanted + 0.5
+        (problem,) = budget.settled(asked, [])[1]
         assert problem.where == "train.batch_tokens"
         if problem.fix:
             repaired = float(problem.fix.partition("=")[2])
@@ -63,9 +62,9 @@ def test_a_budget_said_otherwise_is_the_same_run() -> None:
 
 
 def test_a_run_has_one_budget_and_the_command_line_comes_before_a_file() -> None:
-    with pytest.raises(ConfigError, match="is a second budget beside train.tokens"):
+    with pytest.raises(ConfigError, match="is a second budget beside"):
         compose_run(["train.tokens=1e6", "train.steps=10"])
-    assert compose_run(["experiment=demo", "train.tokens=1e6"]).config["train"]["steps"] == 489
+    assert compose_run(["experiment=demo", "train.tokens=1e6"]).config["train"]["steps"] == 977
     assert compose_run(["train.tokens=null", "train.steps=7"]).config["train"]["steps"] == 7
 
 

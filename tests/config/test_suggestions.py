@@ -31,7 +31,7 @@ def test_every_word_of_another_library_leads_to_a_setting_that_exists(tree: dict
             assert target.endswith(".max_norm")
             continue
         assert target == setting, word
-        node: object = {**tree, **options, "resume": None}
+        node: object = {**options, **tree, "resume": None}
         for part in setting.split("."):
             assert isinstance(node, dict)
             if setting != "attention.n_kv_heads":  # a knob of grouped attention only

@@ -76,7 +76,7 @@ def test_a_pattern_fits_consecutive_parts_of_a_name(pattern: str, name: str, fit
 
 
 def test_flops_are_of_the_backward_passes_that_are_left() -> None:
-    """The more lowest layers are frozen the cheaper; with all of them nothing runs backward but the norm and the head."""
+    """The more of the lowest layers are frozen, the cheaper; with all of them only norm and head run backward."""
     costs = [spec(f"freeze=[embed,{layers}]").cost() for layers in ("vector", "layers.0", "layers.0-1", "layers.0-2")]
     full = spec().cost()
     backward = [full.layers_backward, *(cost.layers_backward for cost in costs)]
@@ -127,7 +127,7 @@ def test_a_pattern_without_a_weight_and_a_model_without_a_trained_one_are_refuse
 ) -> None:
     with pytest.raises(UserError, match=r"no weight is called `embeddin`; did you mean embedding"):
         _ = spec("freeze=[embeddin]").trainable
-    with pytest.raises(UserError, match="no weight is called `layers.3`"):
+    with pytest.raises(UserError, match=r"no weight is called `layers\.3`"):
         _ = spec("freeze=[layers.3]").trainable
     words = [*TINY, f"source.path={text_file}", f"out={tmp_path}", "freeze=[matrix,vector,embedding]"]
     with pytest.raises(UserError, match="all weights are frozen"):

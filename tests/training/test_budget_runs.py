@@ -49,8 +49,15 @@ def test_tokens_are_counted_as_the_task_counts_them(words: list[str]) -> None:
 
 
 def test_a_task_that_samples_has_no_epochs() -> None:
-    words = ["size=tiny", "tokenizer=bytes", "task=policy", "alignment=grpo", "reward=correct", "source=gsm_symbolic"]
-    config = compose_run([*words, "source.size=20", "model.max_len=512", "train.epochs=1"]).config
+    words = [
+        "size=tiny",
+        "tokenizer=bytes",
+        "task=policy",
+        "alignment=grpo",
+        "reward=exact_answer",
+        "source=gsm_symbolic",
+    ]
+    config = compose_run([*words, "source.size=20", "model.max_len=512", "train.epochs=1", "train.batch_size=8"]).config
     with pytest.raises(UserError, match="task=policy has no epochs"):
         settled(RunSpec(config))
 

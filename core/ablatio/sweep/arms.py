@@ -177,8 +177,9 @@ class Planner:
         until: int | None = None,
     ) -> Job:
         """One run of a cell; `more`: settings beyond the cell's own."""
-        if more or cell.more or self.composer.interpolated:
-            composed = self.composed(cell, {**(more or {}), request.SEED: str(seed)})
+        block = self.sweep.blocks.get(seed)
+        if block or more or cell.more or self.composer.interpolated:
+            composed = self.composed(cell, {**(more or {}), **(block or {request.SEED: str(seed)})})
         else:  # the seed is the only difference
             known = cell.composed
             seeded = {**known.config, request.SEED: seed}, {**known.public, request.SEED: seed}

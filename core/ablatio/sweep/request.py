@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ablatio.config import hydra_habits, yaml_files
@@ -15,7 +15,7 @@ from ablatio.config.problems import no_option, value_problems
 from ablatio.config.words import key_of, value_of
 from ablatio.errors import ConfigError, Problem, UserError, did_you_mean
 from ablatio.registry.kinds.search_space import Axis
-from ablatio.sweep import settings
+from ablatio.sweep import replicates, settings
 from ablatio.sweep.recipes.plan import merge_overrides
 from ablatio.sweep.recipes.schema import RECIPE
 from ablatio.sweep.registration import AMOUNTS
@@ -38,6 +38,7 @@ class SweepRequest:
     seeds     the blocks: each arm runs with each of them; with until=, those of the first look
     launcher  overrides of Hydra's launcher, for the engine
     study     the words of the study's file: question, expected ...
+    blocks    settings of each block, by its number, if single random streams vary (`replicates`)
     """
 
     fixed: tuple[str, ...]
@@ -48,6 +49,7 @@ class SweepRequest:
     name: str
     study: Mapping[str, Any]
     overrides: tuple[str, ...]
+    blocks: Mapping[int, Mapping[str, str]] = field(default_factory=dict)
 
     @property
     def of_recipes(self) -> bool:
@@ -98,20 +100,37 @@ def read(overrides: Sequence[str]) -> SweepRequest:
     fixed_keys = {key_of(text) for text in fixed}
     problems += [Problem(key, f"came with one value and with several; drop {key}=") for key in fixed_keys & axes.keys()]
     seeds, fixed, more = _seeds(axes.pop(SEED, None), fixed)
+    streams = [axes.pop(key) for key in replicates.STREAMS if key in axes]
+    more += [*replicates.problems(streams)]
+    blocks = {} if more else replicates.blocks(seeds or (1,), streams)
+    seeds = tuple(blocks) or seeds
     if "baseline" in study and "baseline" not in said and not _is_arm(given["baseline"], [*axes.values()]):
         del given["baseline"]  # the study's, of an axis that has other values now
     checked, wrong = settings.check(given)
     problems += [*more, *wrong, *_axis_problems(axes.values())]
     if problems or checked is None:
         raise ConfigError(problems)
+    if streams and (problem := _refuse_streams(streams[0].key, checked, RECIPE in {*map(key_of, fixed), *axes})):
+        raise ConfigError([problem])
     if checked["until"]:
         seeds = _growing(seeds, checked)
-    parts = tuple(fixed), tuple(axes.values()), seeds, checked, tuple(launcher), study_name, study, tuple(overrides)
+    parts = (
+        tuple(fixed),
+        tuple(axes.values()),
+        seeds,
+        checked,
+        tuple(launcher),
+        study_name,
+        study,
+        tuple(overrides),
+        blocks,
+    )
     return SweepRequest(*parts)
 
 
 def notes(axes: Iterable[Axis], overrides: Sequence[str]) -> Iterator[str]:
-    """What an interval means where its logarithm was likely meant; none if `uniform(low,high)` was written."""
+    """What replicates and intervals mean where another meaning is likely; `uniform(low,high)` is clear."""
+    yield from replicates.note(overrides)
     evenly = {key_of(text) for text in overrides if value_of(text).lower().startswith("uniform(")}
     for one in axes:
         if one.key not in evenly and one.interval and one.interval.spans_decades:
@@ -130,7 +149,7 @@ def lasting(overrides: Sequence[str]) -> list[str]:
 
 def lasting_but_seeds(overrides: Sequence[str]) -> list[str]:
     """What `lasting` returns, without the seeds."""
-    return [text for text in lasting(overrides) if key_of(text) != SEED]
+    return [text for text in lasting(overrides) if key_of(text) not in (SEED, *replicates.STREAMS)]
 
 
 def _study(overrides: Sequence[str]) -> tuple[str, Mapping[str, Any]]:
@@ -187,6 +206,13 @@ def _seeds(given: Axis | None, fixed: list[str]) -> tuple[tuple[int, ...], list[
     values = [int(t) if t.lstrip("-").isdigit() else t for t in texts]
     problems = [p for v in values for p in value_problems(SEED, knob, v)]
     return tuple(v for v in values if isinstance(v, int)), rest, problems
+
+
+def _refuse_streams(key: str, checked: Settings, of_recipe: bool) -> Problem | None:
+    """Problem of replicates that vary single random streams, where seeds are counted or shared in another way."""
+    if checked["until"]:
+        return Problem(key, "until=resolved adds values of seed=, in which all random streams vary", "until=null")
+    return Problem(key, "an arm of this sweep is a recipe, whose stages take seed=") if of_recipe else None
 
 
 def _growing(seeds: Sequence[int], checked: Settings) -> tuple[int, ...]:
