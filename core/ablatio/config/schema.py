@@ -26,6 +26,7 @@ class Run:
         Literal["none", "params"], "params: gated units get a smaller d_ff, so that parameter counts match"
     ] = "params"
     freeze: Annotated[tuple[str, ...], "weights that are not trained, by role or place: [embedding,layers.0-3]"] = ()
+    extend: Annotated[str | None, "folder of a finished run to continue with a longer budget and a new schedule"] = None
     out: Annotated[str, "folder that contains the run folders"] = "runs"
     name: Annotated[str | None, "name of the run folder; by default the current time"] = None
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from ablatio.config import hydra_habits, yaml_files
 from ablatio.config import schema as run_config
+from ablatio.config.extend import extended
 from ablatio.config.grammar import axis, parse, text_of
 from ablatio.config.hydra_habits import knobs_of
 from ablatio.config.hydra_sources import groups, register_with_hydra
@@ -71,6 +72,8 @@ class SweepRequest:
 def read(overrides: Sequence[str]) -> SweepRequest:
     """Sort a command line; ConfigError with everything that is wrong with it."""
     register_with_hydra()
+    if extended(overrides):
+        raise UserError("extend= continues one run, so it has no arms\n    try: ablatio train extend=..., without -m")
     study_name, study = _study(overrides)
     given: dict[str, Any] = {k: _plain(k, v) for k, v in study.items() if k not in settings.WORDS}
     file_axes = {str(key): [text_of(v) for v in values] for key, values in (study.get("axes") or {}).items()}

@@ -64,6 +64,7 @@ class TrainingLoop:
         self.seconds = 0.0
         # Seconds spent in steps alone, and the time at which the current stretch of steps began.
         self.trained = self.resumed_at = 0.0
+        self.extends = False  # True if `found` is the end of another run, which this one continues
         self.unscored = False  # True if a signal interrupted the validation of the last step
         if found:
             self.scores, self.seconds = dict(found.state["scores"]), float(found.state["seconds"])
@@ -284,8 +285,10 @@ class _AfterStep(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
         loop = self.loop
         loop.stop.take()
-        # A rewind needs a checkpoint to go back to; after one, the skipped batches must survive a crash.
-        if loop.rewinds or (loop.run.learner.rewinds and not loop.found):
+        # A rewind needs a checkpoint to go back to; after one, the skipped batches must survive a crash.  A run that
+        # continues another one is resumed from its own folder.
+        if loop.rewinds or loop.extends or (loop.run.learner.rewinds and not loop.found):
+            loop.extends = False
             trainer.save_checkpoint(loop.folder / CHECKPOINTS / str(loop.start))
         loop.resumed_at = time.monotonic()
 
