@@ -73,6 +73,11 @@ def test_without_one_setting_that_works_none_is_shown(override: str) -> None:
     assert "try:" not in str(caught.value) and "This runs" not in str(caught.value)
 
 
+def test_a_knob_of_an_option_that_is_not_chosen_says_how_to_choose_it() -> None:
+    with pytest.raises(ConfigError, match=r"is not chosen; stabilizer=\[clip,ema\] chooses it"):
+        compose_run(["stabilizer.ema.decay=0.9"])
+
+
 def test_callbacks_point_to_stabilizers_and_loggers() -> None:
     for word in ("callbacks", "early_stopping", "patience"):
         assert "ablatio list stabilizer" in NOTES[word] and "callbacks=[...]" in NOTES[word]

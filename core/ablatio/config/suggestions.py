@@ -26,6 +26,9 @@ def unknown_key(key: str, value: str, tree: Mapping[str, Any], options: Mapping[
     """
     first, _, rest = key.partition(".")
     word = key.rpartition(".")[2]
+    if listed := _with_option(tree, first, rest):
+        what = f"{first}={rest.partition('.')[0]} is not chosen; {first}=[{listed}] chooses it"
+        return Problem(key, what)
     if (note := NOTES.get(word)) and not _holds(tree, first, rest):
         return Problem(key, note)
     for guess in (_in_section, _of_another_library, _by_last_word, _misspelled):
@@ -48,6 +51,16 @@ def _problem(key: str, value: str, found: list[str]) -> Problem:
     within = setting.rpartition(".")[0] == key.rpartition(".")[0]
     shown = setting.rpartition(".")[2] if within else setting
     return Problem(key, f"there is no `{word}`; did you mean {shown}?", f"{setting}={given}" if given else "")
+
+
+def _with_option(tree: Mapping[str, Any], kind: str, rest: str) -> str:
+    """Options of a kind that takes several, and the one whose knob was set without choosing it; else empty."""
+    option, _, knob = rest.partition(".")
+    registry = REGISTRIES.get(kind)
+    if registry is None or not registry.multiple or option not in registry.entries or not knob:
+        return ""
+    chosen = tree.get(kind) or {}
+    return "" if option in chosen else ",".join([*chosen, option])
 
 
 def _holds(tree: Mapping[str, Any], first: str, rest: str) -> bool:

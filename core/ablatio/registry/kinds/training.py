@@ -91,6 +91,8 @@ class Stabilizer(Protocol):
     after_step(step)    called after the weights were updated; returns the same
     averaged(model)     context manager inside which the model holds the weights to evaluate and to save
     batch_rows(seen, full)  number of rows of the next batch, after `seen` training tokens; `full`: train.batch_size
+    stops(scores)       True if the run shall end now; called after each validation with the held-out scores so far,
+                        lower is better, beginning with that of the untrained model.  It must keep no state of its own
 
     Optional:
     state_dict(), load_state_dict(state)  state beyond the weights that must survive a resume
@@ -234,7 +236,7 @@ schedules: Registry[Schedule] = Registry(
 stabilizers: Registry[Stabilizer] = Registry(
     "stabilizer",
     "Measures that keep training stable; several can be combined.",
-    any_of=("before_step", "after_step", "attach", "averaged", "batch_rows"),
+    any_of=("before_step", "after_step", "attach", "averaged", "batch_rows", "stops"),
     facts={"metrics": (), "rewinds": False},
     multiple=True,
     scope="training",
