@@ -77,6 +77,7 @@ def test_two_spellings_give_one_config(plain: str, others: list[str]) -> None:
         ("~train.steps", "needs a value"),
         ("~norm", "every run has one norm"),
         ("~model", "every run has this section"),
+        ("~stabilizer=clip", "name the options that remain"),
         ("~experiment", "no file is chosen"),
         ("~nothing.x", "no such key"),
         ("~optimizer.foo", "no such key"),

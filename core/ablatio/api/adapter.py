@@ -1,11 +1,9 @@
 """The only module through which the API composes, trains, restores and sweeps runs."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ablatio.config.budget import is_open
 from ablatio.config.compose import Composed, compose_run
 from ablatio.errors import EnvironmentFault, UserError
 
@@ -25,18 +23,9 @@ def composed(overrides: Sequence[str]) -> Composed:
         raise UserError(
             f"{sweeping[0]}: only a sweep has a launcher, and this is one run\n    try: ablatio train -m ..."
         )
-    return settled(compose_run(overrides))
+    from ablatio.training.budget import with_steps
 
-
-def settled(found: Composed) -> Composed:
-    """The config with its number of steps, if that follows from the data: epochs, or tokens of a task."""
-    if not is_open(found.config):
-        return found
-    from ablatio.training.budget import settled as with_steps
-    from ablatio.training.run_spec import RunSpec
-
-    spec = with_steps(RunSpec(found.config, found.public))
-    return replace(found, config=dict(spec.config), public=dict(spec.written))
+    return with_steps(compose_run(overrides))
 
 
 def train_in(

@@ -99,6 +99,8 @@ def _removed(text: str) -> str:
     key = key_of(text)
     if key in REGISTRIES:
         registry = REGISTRIES[key]
+        if registry.multiple and "=" in text:
+            return text  # one option of several: which others are chosen is not known here
         return f"{key}=[]" if registry.multiple else f"{key}=null" if registry.optional else text
     if key == yaml_files.PRESET:
         return f"{key}=null"
@@ -149,6 +151,8 @@ def of_hydra(key: str) -> Problem:
 def _removal(text: str) -> Problem:
     """The problem of `~key` for a key that every run needs."""
     key = key_of(text)
+    if key in REGISTRIES and REGISTRIES[key].multiple:
+        return Problem(key, f"name the options that remain, {key}=[...], or none, {key}=[]")
     if key in REGISTRIES:
         what = f"every run has one {key}, so it cannot be removed; `ablatio list {key}` has the others"
         return Problem(key, what, f"{key}={REGISTRIES[key].usual}")

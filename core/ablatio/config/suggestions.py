@@ -31,6 +31,8 @@ def unknown_key(key: str, value: str, tree: Mapping[str, Any], options: Mapping[
         return Problem(key, what)
     if (note := NOTES.get(word)) and not _holds(tree, first, rest):
         return Problem(key, note)
+    if problem := _option_as_key(key, value, tree):
+        return problem
     for guess in (_in_section, _of_another_library, _by_last_word, _misspelled):
         if found := list(dict.fromkeys(guess(key, tree, options))):
             return _problem(key, value, found)
@@ -51,6 +53,18 @@ def _problem(key: str, value: str, found: list[str]) -> Problem:
     within = setting.rpartition(".")[0] == key.rpartition(".")[0]
     shown = setting.rpartition(".")[2] if within else setting
     return Problem(key, f"there is no `{word}`; did you mean {shown}?", f"{setting}={given}" if given else "")
+
+
+def _option_as_key(key: str, value: str, tree: Mapping[str, Any]) -> Problem | None:
+    """Problem of `rope=true`: the name of an option, where its kind was expected."""
+    kinds = [kind for kind, registry in REGISTRIES.items() if registry.in_run and key in registry.entries]
+    if not kinds:
+        return None
+    if len(kinds) > 1:
+        return Problem(key, f"is an option of {' and of '.join(kinds)}; choose it by {kinds[0]}={key}")
+    (kind,) = kinds
+    chosen = f"[{','.join([*(tree.get(kind) or {}), key])}]" if REGISTRIES[kind].multiple else key
+    return Problem(key, f"is an option of {kind}", f"{kind}={chosen}" if value.lower() in ("true", "1") else "")
 
 
 def _with_option(tree: Mapping[str, Any], kind: str, rest: str) -> str:

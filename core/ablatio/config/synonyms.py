@@ -73,7 +73,7 @@ HOOKS = (
 NOTES: Mapping[str, str] = {
     **dict.fromkeys(("callbacks", "callback", "hooks"), HOOKS),
     **dict.fromkeys(
-        ("early_stopping", "early_stop", "patience", "early_stopping_patience"),
+        ("early_stopping", "patience", "early_stopping_patience"),
         f"early stopping is the work of a stabilizer; {HOOKS}",
     ),
     **dict.fromkeys(

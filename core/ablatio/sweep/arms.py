@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from ablatio.config import budget
@@ -20,6 +20,7 @@ from ablatio.sweep import request
 from ablatio.sweep.recipes.plan import split
 from ablatio.sweep.request import SweepRequest
 from ablatio.sweep.study import Job, Role, label_of
+from ablatio.training.budget import with_steps
 from ablatio.training.run_folder import run_id
 
 ORIGIN = ("model", "model.start", "model.path")  # settings that choose parts
@@ -103,7 +104,7 @@ class Planner:
 
     def made(self, arm: Arm, overrides: Sequence[str]) -> Cell:
         """Compose a cell from an arm's overrides."""
-        return Cell(arm, _settled(self.composer.compose(overrides)))
+        return Cell(arm, with_steps(self.composer.compose(overrides)))
 
     def applicable(self, wish: Arm) -> tuple[Arm, list[str]]:
         """Return (the arm without settings that do not apply, its overrides).
@@ -161,7 +162,7 @@ class Planner:
         settings = {**cell.more, **(more or {})}
         shared = nameless(cell.composed.overrides)
         shared = budget.without(shared) if budget.STEPS in settings else shared
-        return _settled(self.composer.compose([*shared, *(f"{k}={v}" for k, v in settings.items())]))
+        return with_steps(self.composer.compose([*shared, *(f"{k}={v}" for k, v in settings.items())]))
 
     def jobs(self, cell: Cell, seed: int) -> list[Job]:
         """All jobs of an arm with a seed."""
@@ -187,17 +188,6 @@ class Planner:
         public = {k: v for k, v in composed.public.items() if k != run_config.SWEEP}
         tried = dict(more or {}) if role == "trial" else {}
         return Job(job_id(composed.config), cell.arm, seed, tuple(composed.overrides), public, role, until, tried=tried)
-
-
-def _settled(found: Composed) -> Composed:
-    """The config with its number of steps, if that follows from the data: epochs, or tokens of a task."""
-    if not budget.is_open(found.config):
-        return found
-    from ablatio.training.budget import settled
-    from ablatio.training.run_spec import RunSpec
-
-    spec = settled(RunSpec(found.config, found.public))
-    return replace(found, config=dict(spec.config), public=dict(spec.written))
 
 
 def distinct(jobs: Iterable[Job]) -> list[Job]:

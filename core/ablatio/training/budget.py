@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from ablatio.config.budget import MOST_STEPS, is_open
+from ablatio.config.compose import Composed
 from ablatio.errors import UserError
 from ablatio.training.run_spec import RunSpec
 
@@ -21,6 +22,14 @@ def settled(spec: RunSpec) -> RunSpec:
         return spec
     steps = _steps(spec)
     return replace(spec, config=_with(spec.config, steps), public=_with(spec.public, steps) if spec.public else None)
+
+
+def with_steps(found: Composed) -> Composed:
+    """Return a composed config with its number of steps; unchanged if that does not follow from the data."""
+    if not is_open(found.config):
+        return found
+    spec = settled(RunSpec(found.config, found.public))
+    return replace(found, config=dict(spec.config), public=dict(spec.written))
 
 
 def _with(config: Mapping[str, Any], steps: int) -> dict[str, Any]:
