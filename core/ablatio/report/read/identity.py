@@ -154,7 +154,7 @@ def _other_scores(folder: Path, config: Mapping[str, Any], summary: Mapping[str,
     train = config.get("train")
     asked = train.get("steps") if isinstance(train, Mapping) else None
     early = isinstance(summary.get("stopped"), Mapping)  # a stabilizer ended the run before its last step
-    if fits(asked, (int,)) and fits(steps, (int,)) and asked != steps and not (early and steps < asked):
+    if isinstance(asked, int) and isinstance(steps, int) and (steps > asked if early else steps != asked):
         yield f"{path} has {steps} steps, and {folder / 'config.json'} asks for {asked}"
     for name, (at, values) in curves.items():
         if name.startswith("val/") and at[-1] == steps:
