@@ -1,7 +1,7 @@
 """Stabilizers: gradient clipping, auxiliary losses, weight averaging, and handling of loss spikes."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any
 
@@ -222,6 +222,37 @@ rule(
     why="stabilizer=spike_rewind needs checkpoints during the run, and train.checkpoint_every=null writes none",
     fix="train.checkpoint_every=100",
     where="train.checkpoint_every",
+)
+
+
+@stabilizers.register("early_stop", paper="doi:10.1007/3-540-49430-8_3")
+class EarlyStop:
+    """Ends the run when the last `patience` validations have not lowered the best held-out loss by `min_delta`.
+
+    The weights are those of the last step, not of the best one (Prechelt 1998, Early Stopping - But When?).
+    """
+
+    def __init__(
+        self,
+        *,
+        patience: Annotated[int, Positive, "validations without improvement after which the run ends"] = 3,
+        min_delta: Annotated[float, NonNegative, "smallest decrease that counts as an improvement"] = 0.0,
+    ) -> None:
+        self.patience, self.min_delta = patience, min_delta
+
+    def stops(self, scores: Sequence[float]) -> bool:
+        best, waited = math.inf, 0
+        for score in scores:
+            improved = score < best - self.min_delta
+            best, waited = (score, 0) if improved else (best, waited + 1)
+        return waited >= self.patience
+
+
+rule(
+    when="stabilizer.early_stop is not None and train.val_every is None",
+    why="stabilizer=early_stop needs validations during the run, and train.val_every=null makes none",
+    fix="train.val_every=100",
+    where="train.val_every",
 )
 
 

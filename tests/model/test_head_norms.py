@@ -8,7 +8,7 @@ from helpers.support import model_config
 from torch import Tensor, nn
 
 from ablatio import norms
-from ablatio.config.schema import value_problems
+from ablatio.config.problems import value_problems
 from ablatio.errors import UserError
 from ablatio.model.attention.softmax_attention import WHOLE
 from ablatio.model.build import build_model

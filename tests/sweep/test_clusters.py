@@ -224,9 +224,10 @@ def test_own_launcher_takes_precedence_over_hydra_plugin(
 @pytest.mark.parametrize(
     ("said", "words"),
     [
-        (["hydra/launcher=basic"], "without a ledger(.|\n)*expected one of pool, ray, slurm(.|\n)*hydra/launcher=pool"),
-        (["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"], "joblib runs jobs without a ledger"),
-        (["launcher=submitit_local"], "submitit_local runs jobs without a ledger"),
+        (["hydra/launcher=basic"], "without a ledger(.|\n)*expected one of pool, ray, slurm(.|\n)*launcher=pool"),
+        (["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"], "joblib runs jobs without a ledger(.|\n)*launcher=pool"),
+        (["launcher=submitit_local"], "without a ledger(.|\n)*try: launcher=slurm launcher.cluster=local"),
+        (["launcher=submitit_slurm"], "without a ledger(.|\n)*try: launcher=slurm$"),
         (["launcher=slurmm"], "did you mean slurm"),
         (["launcher=ray,slurm"], "one of pool, ray, slurm was expected"),
         (["~hydra/launcher"], "one launcher and its knobs were expected"),

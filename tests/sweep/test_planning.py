@@ -40,7 +40,7 @@ def test_equivalent_arms_are_one_job() -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["norm=layernorm,dyt", "norm.epps=1,2"], "did you mean norm.eps"),
+        (["norm=layernorm,dyt", "norm.epps=1,2"], "did you mean eps"),
         (["position=alibi", "position.base=1,2"], "no arm has it; it is a knob of position="),
         (["norm=layernorm,rmsnrom"], "did you mean rmsnorm"),
         (["norm=layernorm,rmsnorm", "norm.eps=abc"], "expected float"),

@@ -23,7 +23,9 @@ def composed(overrides: Sequence[str]) -> Composed:
         raise UserError(
             f"{sweeping[0]}: only a sweep has a launcher, and this is one run\n    try: ablatio train -m ..."
         )
-    return compose_run(overrides)
+    from ablatio.training.budget import with_steps
+
+    return with_steps(compose_run(overrides))
 
 
 def train_in(

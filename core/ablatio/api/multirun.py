@@ -28,7 +28,7 @@ from ablatio.sweep.engine import Engine, Result
 from ablatio.sweep.launcher_choice import LauncherChoice, chosen_launcher, long_form
 from ablatio.sweep.ledger import Ledger
 from ablatio.sweep.plan import Plan, current, plan_sweep
-from ablatio.sweep.request import lasting
+from ablatio.sweep.request import lasting, notes
 from ablatio.sweep.score import UNITS, cost_of, score_of
 from ablatio.sweep.stale_jobs import in_words
 from ablatio.sweep.study import LEDGER, RUNS, STUDY, Study
@@ -124,6 +124,8 @@ def _execute(plan: Plan, folder: Path, replaced: Sequence[str], choice: Launcher
     knobs = {**choice.knobs, **{key: settings[key] for key in KNOBS if settings[key] is not None}}
     launcher = launchers.build(choice.name, knobs, work=with_parts(work))
     if not quiet:
+        for note in notes(plan.study.axes, plan.study.overrides):
+            print(note, flush=True)
         (show_recipes if plan.study.stages else show)(plan, folder)
         if replaced and not settings["join"]:
             print(in_words(folder, replaced), flush=True)

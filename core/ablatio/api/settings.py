@@ -3,9 +3,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from ablatio.config.hydra_habits import with_places
 from ablatio.config.words import quoted
 from ablatio.errors import UserError
 from ablatio.registry.parts_file import KEY as PARTS_FILE
+
+FOLDERS = {"train": "hydra.run.dir", "run_study": "hydra.sweep.dir"}  # Hydra's setting for the folder of each call
 
 
 def words_of(
@@ -33,6 +36,7 @@ def words_of(
                 f"{call} got the flag {text}, but it takes settings only; for several runs use run_study\n"
                 f'    try: ablatio.run_study("norm=layernorm,rmsnorm", "seed=1,2,3")'
             )
+    overrides = with_places(overrides, FOLDERS.get(call, ""))
     places = [] if out is None else [f"out={quoted(str(out))}"]
     return [*overrides, *places, *([] if name is None else [f"name={name}"])]
 

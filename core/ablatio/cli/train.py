@@ -24,10 +24,11 @@ ablatio train [-m] [SETTING=VALUE ...]
   --config-dir DIR          a folder of options besides ./conf and ./sweeps: DIR/GROUP/NAME.yaml
   recipe=instructgpt        runs that follow one another: {recipes}
   stages.sft.train.steps=50 set a knob of one stage of a recipe; other settings apply to all stages
+  extend=RUN train.steps=N  continue a finished run with a longer budget; its schedule is computed anew
   resume=RUN                continue an interrupted run or recipe; only trainer.* may be changed
   -m norm=a,b seed=1,2      all combinations, one after the other; -m +sweep=NAME takes a study: {sweeps}
                             with recipe= an arm is a whole recipe; stages that arms share run once
-  --cfg job                 print the composed config and stop; --info, --hydra-help: flags of Hydra
+  --cfg job                 print the composed config and stop; --info, --hydra-help: what Hydra knows
 
 parts:
 {parts}

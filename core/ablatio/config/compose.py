@@ -1,7 +1,8 @@
 """Compose a run's config with Hydra and report all its problems at once, with a corrected command that runs."""
 
+import re
 import shlex
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -14,7 +15,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ablatio.config import kind_lists, yaml_files
+from ablatio.config import budget, hydra_habits, kind_lists, yaml_files
 from ablatio.config import schema as run_config
 from ablatio.config.environment import Path, from_environment
 from ablatio.config.hydra_sources import groups, register_with_hydra
@@ -27,6 +28,7 @@ from ablatio.registry.registry import ContractError
 from ablatio.storage.paths import shipped
 
 MAIN = "train"
+SETTLED = ("steps", "tokens", "epochs", "batch_tokens", "batch_size", "accumulate")  # of the section `train`
 PLAIN_LOGGING = {"version", "root", "disable_existing_loggers"}
 
 
@@ -56,8 +58,11 @@ def compose_run(overrides: Sequence[str], coming: Coming = MappingProxyType({}))
 
 
 def _compose_run(overrides: Sequence[str], coming: Coming) -> Composed:
+    asked, problems = overrides, hydra_habits.refused(overrides)
+    overrides = [text for text in overrides if not hydra_habits.is_refused(text)]
     words = cleaned(overrides, coming)
-    good, values, problems = classify_overrides(words)
+    good, values, more = classify_overrides(words)
+    problems += more
     node = None if problems else try_compose(words)
     if node is None:
         node, more = _diagnose(good, values)
@@ -69,10 +74,25 @@ def _compose_run(overrides: Sequence[str], coming: Coming) -> Composed:
     refuse_hydra_settings(node)
     public, resolved = plain(node)
     interpolated = "${" in repr(OmegaConf.to_container(node, resolve=False))
-    problems += [p for p in run_config.check(resolved) if p.where not in {q.where for q in problems}]
+    wrong = {p.where for p in problems}
+    config, more = checked(resolved, overrides)
+    problems += [_decoded(p, public) for p in more if p.where not in wrong]
     if problems:
         raise _config_error(with_origin(problems, words), [normal(o) for o in overrides], coming)
-    return Composed(run_config.cast(resolved), public, list(overrides), interpolated)
+    return Composed(config, with_budget(public, config), list(asked), interpolated)
+
+
+def checked(resolved: Mapping[str, Any], overrides: Sequence[str]) -> tuple[dict[str, Any], list[Problem]]:
+    """(the config with the types of its knobs and the steps of its budget, problems); without problems it can run."""
+    if problems := run_config.check(resolved):
+        return {}, problems
+    return budget.settled(run_config.cast(resolved), overrides)
+
+
+def with_budget(public: dict[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config for files, with the steps and batches of the checked one where they follow from another setting."""
+    train = {k: v for k, v in config["train"].items() if k in SETTLED and v != public["train"].get(k)}
+    return {**public, "train": {**public["train"], **train}} if train else public
 
 
 def cleaned(overrides: Sequence[str], coming: Coming = MappingProxyType({})) -> list[str]:
@@ -119,7 +139,7 @@ def plain(node: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
         resolved: Any = OmegaConf.to_container(node, resolve=True)
     except OmegaConfBaseException as error:
-        raise ConfigError([Problem("config", _first_lines(error))]) from None
+        raise ConfigError([_unresolved(error)]) from None
     resolved = kind_lists.without_equal_layers(kind_lists.without_unused(resolved))
     kept = {k: v for k, v in kind_lists.without_equal_layers(raw).items() if k in resolved}
     return _merge_public(kept, resolved, from_environment(node, kept, resolved), ()), resolved
@@ -138,16 +158,38 @@ def _merge_public(raw: Any, resolved: Any, open_paths: Collection[Path], here: P
 
 
 def refuse_hydra_settings(node: Any) -> None:
-    """Raise UserError for callbacks and logging handlers: Hydra would build these objects from names in the config."""
-    if OmegaConf.select(node, "hydra.callbacks"):
-        raise UserError(
-            "hydra.callbacks would build objects from names in the config; parts are chosen by name from a registry"
-        )
-    for key in ("hydra.job_logging", "hydra.hydra_logging"):
-        if set(OmegaConf.select(node, key) or {}) - PLAIN_LOGGING:
-            raise UserError(
-                f"{key} would build handlers from names in the config; leave it at `none`, a run writes its own log"
-            )
+    """Raise ConfigError for settings of Hydra that have no effect, or would build objects from names in the config."""
+    hydra: Any = OmegaConf.to_container(node.hydra, resolve=False)
+    problems = hydra_habits.of_files(hydra)
+    if hydra.get("callbacks"):
+        problems.append(hydra_habits.of_hydra("hydra.callbacks"))
+    for key in ("job_logging", "hydra_logging"):
+        if set(hydra.get(key) or {}) - PLAIN_LOGGING:
+            problems.append(hydra_habits.of_hydra(f"hydra.{key}"))
+    if problems:
+        raise ConfigError(problems)
+
+
+def _decoded(problem: Problem, public: Any) -> Problem:
+    """The problem of a value; for one from the environment, which is text, with the way to read it as a number."""
+    raw = public
+    for part in problem.where.split("."):
+        raw = raw.get(part) if isinstance(raw, dict) else None
+    if not isinstance(raw, str) or "oc.env:" not in raw or "oc.decode" in raw:
+        return problem
+    what = f"{problem.what}; a value from the environment is text, and oc.decode reads it as a number or a list"
+    return replace(problem, what=what, fix=f"{problem.where}=${{oc.decode:{raw}}}")
+
+
+def _unresolved(error: BaseException) -> Problem:
+    """Problem of a reference that leads nowhere."""
+    text = _first_lines(error)
+    missing = re.search(r"Environment variable '([^']*)' not found", text)
+    where = re.search(r"full_key: (\S+)", str(error))
+    if missing is None:
+        return Problem("config", text)
+    key, name = where[1] if where else "config", missing[1]
+    return Problem(key, f"the environment variable {name} is not set; `export {name}=...` sets it")
 
 
 def with_origin(problems: Sequence[Problem], overrides: Sequence[str]) -> list[Problem]:
@@ -183,17 +225,32 @@ def _diagnose(good: list[str], values: list[tuple[str, Override]]) -> tuple[Any,
 
 
 def _config_error(problems: list[Problem], overrides: list[str], coming: Coming) -> ConfigError:
-    """ConfigError with the problems and, if it composes, the user's command with all fixes applied."""
-    error = ConfigError(problems)
-    fixes = {p.fix.split("=")[0]: p.fix for p in problems if "=" in p.fix}
+    """ConfigError with the problems, and the command with all fixes applied if every problem has one.
+
+    A fix is shown only if the config composed with it no longer has the problem.
+    """
     wrong = {p.where for p in problems if not p.combination}
+    fixes = {p.fix.split("=")[0]: p.fix for p in reversed(problems) if "=" in p.fix}  # of one key the first fix
     kept = [o for o in overrides if o not in wrong and not {o.lstrip("+").split("=")[0]} & (wrong | set(fixes))]
     repaired = [*kept, *fixes.values()]
-    if repaired != overrides and _runs(repaired, coming):
-        error.args = (f"{error}\nThis runs: {shlex.join(['ablatio', 'train', *parts_file.words(), *repaired])}",)
-    return error
+    if all("=" in p.fix for p in problems) and repaired != overrides and _left_over(repaired, coming) == set():
+        error = ConfigError(problems)
+        command = shlex.join(["ablatio", "train", *parts_file.words(), *repaired])
+        error.args = (f"{error}\nThis runs: {command}",)
+        return error
+    known = {p.where for p in problems}
+    for number, p in enumerate(problems):
+        if "=" in p.fix:
+            left = _left_over([*kept, p.fix], coming)
+            if left is None or p.fix.split("=")[0] in left or p.where in left or left - known:
+                problems[number] = replace(p, fix="")
+    return ConfigError(problems)
 
 
-def _runs(overrides: list[str], coming: Coming) -> bool:
-    node = try_compose(cleaned(overrides, coming))
-    return node is not None and not run_config.check(plain(node)[1])
+def _left_over(overrides: list[str], coming: Coming) -> set[str] | None:
+    """Keys with a problem in the config composed from these overrides; None if it cannot be composed."""
+    try:
+        node = try_compose(cleaned(overrides, coming))
+        return None if node is None else {p.where for p in checked(plain(node)[1], overrides)[1]}
+    except UserError:
+        return None

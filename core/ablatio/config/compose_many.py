@@ -16,7 +16,6 @@ from hydra.core.override_parser.types import Override, OverrideType
 from omegaconf import OmegaConf
 
 from ablatio.config import compose, kind_lists, presets, yaml_files
-from ablatio.config import schema as run_config
 from ablatio.config.compose import Composed
 from ablatio.config.grammar import parse
 from ablatio.config.hydra_sources import OPEN
@@ -60,9 +59,10 @@ class Composer:
         node, interpolated = tree
         slim = kind_lists.without_equal_layers(kind_lists.without_unused(node))
         public, resolved = compose.plain(OmegaConf.create(node)) if interpolated else (slim, slim)
-        if problems := run_config.check(resolved):
+        config, problems = compose.checked(resolved, overrides)
+        if problems:
             raise ConfigError(compose.with_origin(problems, overrides))
-        return Composed(run_config.cast(resolved), public, list(overrides))
+        return Composed(config, compose.with_budget(public, config), list(overrides))
 
     def tree(self, overrides: Sequence[str]) -> tuple[dict[str, Any], bool] | None:
         """(the config before interpolations are resolved, True if it has any); None if only Hydra can compose it."""

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ablatio.config import from_transformers, yaml_files
+from ablatio.config.extend import extended, settings_of
 from ablatio.config.kind_lists import model_keys
 from ablatio.config.words import quoted
 from ablatio.errors import UserError
@@ -32,6 +33,8 @@ def inherited(overrides: Sequence[str], coming: Coming = MappingProxyType({})) -
 
     coming: configs of planned runs, by their folders
     """
+    if folder := extended(overrides):
+        return [*settings_of(folder, overrides), *overrides]
     said = [f"model.start={o.removeprefix('model=')}" if o.startswith("model=") else o for o in overrides]
     given = in_files(said) | {key: value for key, _, value in (o.partition("=") for o in said)}
     start, path = given.get("model.start", "scratch"), given.get("model.path", "").strip("\"'")

@@ -10,8 +10,11 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
 from ablatio.config import presets, yaml_files
+from ablatio.config import problems as config_problems
 from ablatio.config import schema as run_config
+from ablatio.config.hydra_habits import spelled
 from ablatio.config.hydra_sources import groups
+from ablatio.config.suggestions import unknown_key
 from ablatio.config.words import key_of, quoted
 from ablatio.errors import Problem
 from ablatio.registry import renamed
@@ -31,6 +34,7 @@ def normal(override: str) -> str:
     `+` is added for groups and kinds that are in no config by default.  All other kinds are in every config, possibly
     as null: `+reward=x` becomes `reward=x`, and `reward=null` removes an option chosen in a file.
     """
+    override = spelled(override)
     key, _, value = override.partition("=")
     if value == "null" and key in REGISTRIES and REGISTRIES[key].optional:
         return f"~{key}" if REGISTRIES[key].listed else override
@@ -77,6 +81,12 @@ def _group_problems(parsed: Override, options: dict[str, list[str]], chosen: dic
         return
     if value is None and group in REGISTRIES and REGISTRIES[group].optional:
         return  # `peft=null`: none
+    if value is None and group in (*ADDED, yaml_files.PRESET):
+        yield Problem(group, f"no file is chosen unless {group}=NAME chooses one; leave it out")
+        return
+    if parsed.package is not None:
+        yield Problem(parsed.input_line or group, f"a {group} has its own section of the config", f"{group}={value}")
+        return
     names = value if isinstance(value, list) else [value]
     if value == [] and not multiple:
         known = REGISTRIES.get(group)
@@ -101,7 +111,7 @@ def _group_problems(parsed: Override, options: dict[str, list[str]], chosen: dic
 
 def no_option(group: str, name: str, options: Collection[str]) -> Problem:
     """Problem of an option that does not exist; it names a local file of that name that is left out."""
-    problem = run_config.no_option(group, name, options)
+    problem = config_problems.no_option(group, name, options)
     return replace(problem, what=problem.what + yaml_files.why_left_out(group, name))
 
 
@@ -157,18 +167,12 @@ def key_problem(parsed: Override, tree: Any, options: dict[str, list[str]]) -> P
         if not isinstance(node, dict) or part not in node:
             if not path and part in REGISTRIES and not isinstance(node.get(part), dict):
                 return _knob_of_nothing(part, key)
-            known = [k for k in (node if isinstance(node, dict) else {}) if k not in ("hydra", "name")]
-            if not path:
-                known += [g for g in options if "/" not in g]
             if having := _options_with(path, part):
                 chosen = str(node.get("name"))
                 nearest = max(having, key=lambda name: SequenceMatcher(None, name, chosen).ratio())
                 what = f"there is no `{part}` in {path}={chosen}; it is a knob of {', '.join(having)}"
                 return Problem(key, what, f"{path}={nearest}")
-            problem = run_config.unknown(key, part, known, prefix=f"{path}.".lstrip("."))
-            return Problem(
-                key, problem.what, f"{problem.fix}={parsed.get_value_element_as_str()}" if problem.fix else ""
-            )
+            return unknown_key(key, _swept(parsed), tree, options)
         node, path = node[part], f"{path}.{part}".lstrip(".")
     return None
 

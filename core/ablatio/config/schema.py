@@ -1,13 +1,14 @@
 """The config of a run: sections with typed settings, and a check that finds all problems of a composed config."""
 
 import functools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from ablatio.config import rules as _own_rules  # noqa: F401  (registers them)
 from ablatio.config.kind_lists import is_default, needed
-from ablatio.errors import Problem, did_you_mean
+from ablatio.config.problems import no_option, unknown, value_problems
+from ablatio.errors import Problem
 from ablatio.registry import per_layer, renamed, rules
 from ablatio.registry.discovery import refuse_objects
 from ablatio.registry.knobs import Knob, NonNegative, OptionOf, Positive, Processes, Range, Size, read_signature
@@ -24,6 +25,8 @@ class Run:
     match: Annotated[
         Literal["none", "params"], "params: gated units get a smaller d_ff, so that parameter counts match"
     ] = "params"
+    freeze: Annotated[tuple[str, ...], "weights that are not trained, by role or place: [embedding,layers.0-3]"] = ()
+    extend: Annotated[str | None, "folder of a finished run to continue with a longer budget and a new schedule"] = None
     out: Annotated[str, "folder that contains the run folders"] = "runs"
     name: Annotated[str | None, "name of the run folder; by default the current time"] = None
 
@@ -80,6 +83,9 @@ class Train:
     """Length of training, and intervals of logging, validation and checkpoints."""
 
     steps: Annotated[int, Range(0, 10**9, open_low=True), "optimizer steps"] = 2400
+    tokens: Annotated[float | None, Positive, "training tokens instead of steps, rounded up to whole steps"] = None
+    epochs: Annotated[float | None, Positive, "passes over the training data instead of steps"] = None
+    batch_tokens: Annotated[float | None, Positive, "tokens per optimizer step, instead of accumulate"] = None
     batch_size: Annotated[int, Size, "rows per batch"] = 4
     accumulate: Annotated[int, Size, "batches per optimizer step (gradient accumulation)"] = 1
     label_smoothing: Annotated[
@@ -339,26 +345,6 @@ def _knobs(where: str, node: Mapping[str, Any], knobs: tuple[Knob, ...]) -> Iter
             yield unknown(f"{where}.{key}", key, by_name, prefix=f"{where}.")
 
 
-def value_problems(where: str, knob: Knob, value: Any) -> Iterator[Problem]:
-    """Problems of one value; the fix is the knob's default."""
-    if knob.option_of in REGISTRIES and isinstance(value, str):
-        options = knob.named(REGISTRIES[knob.option_of].entries)
-        if value not in options:
-            yield unknown(where, value, options, prefix=f"{where}=")
-            return
-    if problem := knob.problem(value):
-        yield Problem(where, problem, f"{where}={knob.default_text}")
-
-
-def unknown(where: str, word: str, known: Iterable[str], prefix: str = "") -> Problem:
-    """Problem of a name that does not exist; the fix is the closest one that does."""
-    known = sorted(set(known))
-    near = did_you_mean(word, known)
-    fix = f"{prefix}{near.split('did you mean ')[1].split(' or ')[0].rstrip('?')}" if near else ""
-    what = f"there is no `{word}`{near}" if near else f"there is no `{word}`; there are {', '.join(known) or 'none'}"
-    return Problem(where, what, fix)
-
-
 def _parts(config: Mapping[str, Any]) -> Iterator[Problem]:
     for kind, registry in REGISTRIES.items():
         node = config.get(kind)
@@ -387,11 +373,6 @@ def _needs(config: Mapping[str, Any]) -> Iterator[Problem]:
         kind = usual.partition("=")[0]
         if config.get(kind) is None:
             yield Problem(kind, f"is not set, and task={name} needs it", usual)
-
-
-def no_option(kind: str, name: str, options: Any) -> Problem:
-    """Problem of an option that does not exist in its group."""
-    return unknown(kind, name, list(options), prefix=f"{kind}=")
 
 
 def _several(kind: str, registry: Registry[Any], node: Any) -> Iterator[Problem]:

@@ -82,6 +82,11 @@ class TrainBatches(Dataset[Batch]):
         self.windows, self.order, self.plan = Windows(tokens, order.length), order, plan
         self.eos, self.document_mask, self.rank, self.world = eos, document_mask, rank, world
 
+    @property
+    def epoch_rows(self) -> int:
+        """Rows of one epoch."""
+        return self.order.windows
+
     def __getitem__(self, step: int) -> Batch:
         first, count = self.plan.batch(step)
         rows = self.order.rows(first, count, self.rank, self.world)

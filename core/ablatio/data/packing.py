@@ -65,6 +65,11 @@ class PackedRows:
         epoch = int(np.searchsorted(self._first, number, side="right")) - 1
         return self._epoch(epoch)[number - self._first[epoch]]
 
+    @property
+    def epoch_rows(self) -> int:
+        """Rows of the first epoch; packed, another order may need some rows more or less."""
+        return len(self._epoch(0))
+
     def _epoch(self, epoch: int) -> list[list[int]]:
         if epoch not in self._held:
             while len(self._held) > 1:  # keep two epochs: a batch may span both

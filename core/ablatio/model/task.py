@@ -96,6 +96,10 @@ class Task(ABC):
         """Tokens that pass through models in these steps; by default `tokens(steps)`, forward and backward."""
         return Work.trained(self.tokens(steps))
 
+    def epoch_rows(self) -> int | None:
+        """Rows of one pass over the training data, if the task's batches say so (`epoch_rows`); None: no epochs."""
+        return getattr(self.training, "epoch_rows", None)
+
     def ask(self, objective: str, model: LanguageModel) -> None:
         """Score another objective from now on; NotImplementedError if the task supports one loss only."""
         raise NotImplementedError

@@ -6,17 +6,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ablatio.config import budget
 from ablatio.config import schema as run_config
 from ablatio.config.compose import Composed
 from ablatio.config.compose_many import Composer, has, is_value
 from ablatio.config.grammar import parse
-from ablatio.errors import ConfigError, Problem
+from ablatio.config.hydra_sources import groups
+from ablatio.config.suggestions import unknown_key
+from ablatio.errors import AblatioError, ConfigError, Problem
 from ablatio.registry.kinds.search_space import Arm
 from ablatio.registry.registry import REGISTRIES
 from ablatio.sweep import request
 from ablatio.sweep.recipes.plan import split
 from ablatio.sweep.request import SweepRequest
 from ablatio.sweep.study import Job, Role, label_of
+from ablatio.training.budget import with_steps
 from ablatio.training.run_folder import run_id
 
 ORIGIN = ("model", "model.start", "model.path")  # settings that choose parts
@@ -100,7 +104,7 @@ class Planner:
 
     def made(self, arm: Arm, overrides: Sequence[str]) -> Cell:
         """Compose a cell from an arm's overrides."""
-        return Cell(arm, self.composer.compose(overrides))
+        return Cell(arm, with_steps(self.composer.compose(overrides)))
 
     def applicable(self, wish: Arm) -> tuple[Arm, list[str]]:
         """Return (the arm without settings that do not apply, its overrides).
@@ -141,14 +145,24 @@ class Planner:
             having = [e.name for e in REGISTRIES[section] if e.knob(bare.split(".", 1)[1])]
             why = f"no arm has it; it is a knob of {section}={', '.join(having)}"
             return Problem(key, why, f"{whose}{section}={having[0]}")
-        problem = run_config.unknown(key, bare, known)
-        fix = f"{whose}{problem.fix}={values}" if problem.fix else ""
-        return Problem(key, f"no arm has it: {problem.what}" if fix else "no arm has it", fix)
+        tree = self.composer.tree([text for text in self.sweep.fixed if not self._value_key(text)])
+        problem = unknown_key(bare, values, tree[0] if tree else {}, groups())
+        fix = f"{whose}{problem.fix}" if problem.fix and self._composes(whose, problem.fix) else ""
+        return Problem(key, f"no arm has it: {problem.what}", fix)
+
+    def _composes(self, whose: str, fix: str) -> bool:
+        """True if the first value of a corrected axis composes; that of a stage of a recipe is not tried."""
+        try:
+            return bool(whose) or bool(self.composer.compose([*self.sweep.fixed, fix.split(",")[0]]))
+        except AblatioError:
+            return False
 
     def composed(self, cell: Cell, more: Mapping[str, str] | None = None) -> Composed:
         """Compose a cell with further settings."""
-        said = [f"{k}={v}" for k, v in {**cell.more, **(more or {})}.items()]
-        return self.composer.compose([*nameless(cell.composed.overrides), *said])
+        settings = {**cell.more, **(more or {})}
+        shared = nameless(cell.composed.overrides)
+        shared = budget.without(shared) if budget.STEPS in settings else shared
+        return with_steps(self.composer.compose([*shared, *(f"{k}={v}" for k, v in settings.items())]))
 
     def jobs(self, cell: Cell, seed: int) -> list[Job]:
         """All jobs of an arm with a seed."""
@@ -164,8 +178,9 @@ class Planner:
         until: int | None = None,
     ) -> Job:
         """One run of a cell; `more`: settings beyond the cell's own."""
-        if more or cell.more or self.composer.interpolated:
-            composed = self.composed(cell, {**(more or {}), request.SEED: str(seed)})
+        block = self.sweep.blocks.get(seed)
+        if block or more or cell.more or self.composer.interpolated:
+            composed = self.composed(cell, {**(more or {}), **(block or {request.SEED: str(seed)})})
         else:  # the seed is the only difference
             known = cell.composed
             seeded = {**known.config, request.SEED: seed}, {**known.public, request.SEED: seed}

@@ -4,16 +4,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ablatio.config.grammar import parse
-from ablatio.config.schema import unknown, value_problems
+from ablatio.config.problems import unknown, value_problems
 from ablatio.config.words import key_of, value_of
 from ablatio.errors import ConfigError, Problem, UserError
 from ablatio.registry.kinds import launchers
 
 SHORT = "launcher"  # launcher=ray means hydra/launcher=ray
 GROUP, KNOBS = f"hydra/{SHORT}", f"hydra.{SHORT}."
-HYDRA_ONLY = (  # launchers of Hydra and its plugins that have no counterpart of the same name here
-    "basic", "joblib", "ray_aws", "rq", "submitit_local", "submitit_slurm",
-)  # fmt: skip
+HYDRA_ONLY = ("rq",)  # launchers of Hydra and its plugins whose work none of ours does
 
 
 def usual() -> str:
@@ -68,10 +66,12 @@ def _name(chosen: Sequence[str]) -> tuple[str, list[Problem]]:
     name = next((value_of(text) for text in reversed(chosen) if key_of(text) == GROUP), usual())
     if name in names:
         return name, []
-    if name in HYDRA_ONLY:
+    replaced = [(ours, *theirs.partition(" ")) for ours in names for theirs in launchers[ours].facts["replaces"]]
+    instead = {theirs: f"{_fix(ours)} {setting}" for ours, theirs, _, setting in replaced}
+    if name in (*HYDRA_ONLY, *instead):
         raise UserError(
             f"{GROUP}={name} runs jobs without a ledger, so a study could not be resumed; expected one of "
-            f"{', '.join(names)}\n    try: {GROUP}={usual()}"
+            f"{', '.join(names)}\n    try: {instead.get(name, _fix(usual())).strip()}"
         )
     if "," in name or not name:
         what = f"{SHORT}={name} came; one of {', '.join(names)} was expected"

@@ -2,20 +2,23 @@
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from ablatio.config import hydra_habits, yaml_files
 from ablatio.config import schema as run_config
-from ablatio.config import yaml_files
+from ablatio.config.extend import extended
 from ablatio.config.grammar import axis, parse, text_of
+from ablatio.config.hydra_habits import knobs_of
 from ablatio.config.hydra_sources import groups, register_with_hydra
 from ablatio.config.overrides import NOT_BY_CONFIG, no_option, normal
+from ablatio.config.problems import value_problems
 from ablatio.config.words import key_of, value_of
 from ablatio.errors import ConfigError, Problem, UserError, did_you_mean
 from ablatio.registry.kinds.search_space import Axis
 from ablatio.registry.parts_file import KEY as PARTS_FILE
 from ablatio.registry.registry import REGISTRIES
-from ablatio.sweep import settings
+from ablatio.sweep import replicates, settings
 from ablatio.sweep.recipes.plan import merge_overrides
 from ablatio.sweep.recipes.schema import RECIPE
 from ablatio.sweep.registration import AMOUNTS
@@ -38,6 +41,7 @@ class SweepRequest:
     seeds     the blocks: each arm runs with each of them; with until=, those of the first look
     launcher  overrides of Hydra's launcher, for the engine
     study     the words of the study's file: question, expected ...
+    blocks    settings of each block, by its number, if single random streams vary (`replicates`)
     """
 
     fixed: tuple[str, ...]
@@ -48,6 +52,7 @@ class SweepRequest:
     name: str
     study: Mapping[str, Any]
     overrides: tuple[str, ...]
+    blocks: Mapping[int, Mapping[str, str]] = field(default_factory=dict)
 
     @property
     def of_recipes(self) -> bool:
@@ -69,11 +74,17 @@ class SweepRequest:
 def read(overrides: Sequence[str]) -> SweepRequest:
     """Sort a command line; ConfigError with everything that is wrong with it."""
     register_with_hydra()
+    if extended(overrides):
+        raise UserError(
+            "extend= continues one run, so it has no arms\
+    try: ablatio train extend=..., without -m"
+        )
     yaml_files.take_in(overrides)
     study_name, study = _study(overrides)
     given: dict[str, Any] = {k: _plain(k, v) for k, v in study.items() if k not in settings.WORDS}
     file_axes = {str(key): [text_of(v) for v in values] for key, values in (study.get("axes") or {}).items()}
-    fixed, axes, launcher, problems = list[str](), dict[str, Axis](), list[str](), list[Problem]()
+    fixed, axes, launcher, problems = list[str](), dict[str, Axis](), list[str](), hydra_habits.refused(overrides)
+    overrides = [text for text in overrides if not hydra_habits.is_refused(text)]
     for text in [*_of_recipe(study, overrides), *overrides]:
         key = key_of(text)
         if key.startswith(LAUNCHER):
@@ -88,7 +99,7 @@ def read(overrides: Sequence[str]) -> SweepRequest:
             problems.append(Problem(text, f"{text!r} is no setting; write key=value, and quote special characters"))
         elif parsed.is_sweep_override():
             problems += [Problem(key, "came twice; give all its values at once")] if key in axes else []
-            axes[key] = axis(parsed)
+            axes[key] = _typed(axis(parsed))
         else:
             fixed.append(normal(text))
     said = {key_of(text) for text in overrides}
@@ -98,6 +109,10 @@ def read(overrides: Sequence[str]) -> SweepRequest:
     fixed_keys = {key_of(text) for text in fixed}
     problems += [Problem(key, f"came with one value and with several; drop {key}=") for key in fixed_keys & axes.keys()]
     seeds, fixed, more = _seeds(axes.pop(SEED, None), fixed)
+    streams = [axes.pop(key) for key in replicates.STREAMS if key in axes]
+    more += [*replicates.problems(streams)]
+    blocks = {} if more else replicates.blocks(seeds or (1,), streams)
+    seeds = tuple(blocks) or seeds
     if "baseline" in study and "baseline" not in said and not _is_arm(given["baseline"], [*axes.values()]):
         del given["baseline"]  # the study's, of an axis that has other values now
     checked, wrong = settings.check(given)
@@ -106,10 +121,36 @@ def read(overrides: Sequence[str]) -> SweepRequest:
         problems.append(Problem(PARTS_FILE, NOT_BY_CONFIG))
     if problems or checked is None:
         raise ConfigError(problems)
+    if streams and (problem := _refuse_streams(streams[0].key, checked, RECIPE in {*map(key_of, fixed), *axes})):
+        raise ConfigError([problem])
     if checked["until"]:
         seeds = _growing(seeds, checked)
-    parts = tuple(fixed), tuple(axes.values()), seeds, checked, tuple(launcher), study_name, study, tuple(overrides)
+    parts = (
+        tuple(fixed),
+        tuple(axes.values()),
+        seeds,
+        checked,
+        tuple(launcher),
+        study_name,
+        study,
+        tuple(overrides),
+        blocks,
+    )
     return SweepRequest(*parts)
+
+
+def notes(axes: Iterable[Axis], overrides: Sequence[str]) -> Iterator[str]:
+    """What replicates and intervals mean where another meaning is likely; `uniform(low,high)` is clear."""
+    yield from replicates.note(overrides)
+    evenly = {key_of(text) for text in overrides if value_of(text).lower().startswith("uniform(")}
+    for one in axes:
+        if one.key not in evenly and one.interval and one.interval.spans_decades:
+            low, high = one.interval.low, one.interval.high
+            yield (
+                f"{one.key}: interval() is even, so 9 of 10 values are above {low + (high - low) / 10:.2g}; "
+                f"'{one.key}=log({low:g},{high:g})' is even in the logarithm, '{one.key}=uniform({low:g},{high:g})' "
+                "is this one without the remark"
+            )
 
 
 def lasting(overrides: Sequence[str]) -> list[str]:
@@ -119,7 +160,7 @@ def lasting(overrides: Sequence[str]) -> list[str]:
 
 def lasting_but_seeds(overrides: Sequence[str]) -> list[str]:
     """What `lasting` returns, without the seeds."""
-    return [text for text in lasting(overrides) if key_of(text) != SEED]
+    return [text for text in lasting(overrides) if key_of(text) not in (SEED, *replicates.STREAMS)]
 
 
 def _study(overrides: Sequence[str]) -> tuple[str, Mapping[str, Any]]:
@@ -179,8 +220,15 @@ def _seeds(given: Axis | None, fixed: list[str]) -> tuple[tuple[int, ...], list[
     rest = [t for t in fixed if key_of(t) != SEED]
     knob = next(k for k in run_config.section_knobs(run_config.Run) if k.name == SEED)
     values = [int(t) if t.lstrip("-").isdigit() else t for t in texts]
-    problems = [p for v in values for p in run_config.value_problems(SEED, knob, v)]
+    problems = [p for v in values for p in value_problems(SEED, knob, v)]
     return tuple(v for v in values if isinstance(v, int)), rest, problems
+
+
+def _refuse_streams(key: str, checked: Settings, of_recipe: bool) -> Problem | None:
+    """Problem of replicates that vary single random streams, where seeds are counted or shared in another way."""
+    if checked["until"]:
+        return Problem(key, "until=resolved adds values of seed=, in which all random streams vary", "until=null")
+    return Problem(key, "an arm of this sweep is a recipe, whose stages take seed=") if of_recipe else None
 
 
 def _growing(seeds: Sequence[int], checked: Settings) -> tuple[int, ...]:
@@ -196,9 +244,25 @@ def first_seeds(seeds: Sequence[int], count: int) -> tuple[int, ...]:
     return (*given, *range(max(given) + 1, max(given) + 1 + count - len(given)))[:count]
 
 
+def _typed(one: Axis) -> Axis:
+    """The axis; an interval of a setting that takes whole numbers holds whole numbers."""
+    interval = one.interval
+    if interval is None or interval.whole or not _is_whole(one.key):
+        return one
+    inner = f"int(interval({interval.low:g},{interval.high:g}))"
+    return Axis(one.key, (f"tag(log,{inner})" if interval.log else inner,))
+
+
+def _is_whole(key: str) -> bool:
+    found = [*knobs_of(key)]
+    return bool(found) and all(knob.type == "int" and knob.length is None for knob in found)
+
+
 def _axis_problems(axes: Iterable[Axis]) -> Iterator[Problem]:
     options = groups()
     for one in axes:
+        if one.interval and one.interval.problem:
+            yield Problem(one.key, one.interval.problem)
         if not one.values:
             yield Problem(one.key, "no value is left")
         if one.key in REGISTRIES and REGISTRIES[one.key].multiple and REGISTRIES[one.key].scope == "output":

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from ablatio.config.schema import section_knobs, unknown, value_problems
+from ablatio.config.problems import unknown, value_problems
+from ablatio.config.schema import section_knobs
 from ablatio.errors import Problem
 from ablatio.registry.kinds import designs
 from ablatio.registry.knobs import Fraction, NonNegative, Positive

@@ -57,7 +57,7 @@ class Matching:
         """Size of the baseline."""
         if self._target is None:
             overrides = self.planner.applicable(self.planner.sweep.first)[1]
-            self._target = self.measure(self.planner.composer.compose(overrides).config)
+            self._target = self.measure(self.planner.made(self.planner.sweep.first, overrides).config)
         return self._target
 
     def one(self, cell: Cell) -> Cell:

@@ -217,6 +217,8 @@ def _stabilizer(entry: PartSpec, knobs: Mapping[str, Any]) -> Any:
     losses = tiny_models.run(net, optimizer, 48, hooks=[part], spike=40, seen=lambda *given: seen.append(given))
     rows = [part.batch_rows(n * 1000, 64) for n in range(500)] if hasattr(part, "batch_rows") else []
     kept = part.state_dict() if hasattr(part, "state_dict") else {}
+    flat = [5.0, 4.0, 3.999, 3.998, *[3.9] * 40]
+    rows += [part.stops(flat[:n]) for n in range(len(flat) + 1)] if hasattr(part, "stops") else []
     return [losses, seen, rows, kept, net.state_dict(), tensors_of(part)]
 
 

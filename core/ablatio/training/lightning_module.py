@@ -70,6 +70,8 @@ class TrainingModule(pl.LightningModule):
         """Build the optimizer from parameter groups by role, with the rates of init, roles and peft."""
         choice, rate = self.optimizer_choice, self.rates.rate
         self._trainable = [p for p in self.model.parameters() if p.requires_grad]
+        if not self._trainable:
+            raise UserError("all weights are frozen, so nothing is trained\n    try: a shorter list in freeze=")
         optimizer = kinds.optimizers.build(choice.name, choice.knobs, groups=groups_by_role(self.model, rate))
         apply_rates(optimizer, self.model, rate)
         self.rates.bind(optimizer, self.model)

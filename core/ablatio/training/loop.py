@@ -64,6 +64,8 @@ class TrainingLoop:
         self.seconds = 0.0
         # Seconds spent in steps alone, and the time at which the current stretch of steps began.
         self.trained = self.resumed_at = 0.0
+        self.stopped_by = ""  # stabilizer that ended the run before its last step
+        self.extends = False  # True if `found` is the end of another run, which this one continues
         self.unscored = False  # True if a signal interrupted the validation of the last step
         if found:
             self.scores, self.seconds = dict(found.state["scores"]), float(found.state["seconds"])
@@ -86,6 +88,8 @@ class TrainingLoop:
             stack.enter_context(self.progress)
             if not self.found or self.unscored:
                 self._validate_first()
+            if self.found and not self.extends:
+                self._end_early(self.start)  # a run that was interrupted after it had been ended stays ended
             while self.start < self.until:
                 trainer = self._trainer()
                 path = str(self.folder / CHECKPOINTS / str(self.start)) if self.found else None
@@ -98,7 +102,7 @@ class TrainingLoop:
                     self._go_back(rewind, trainer.global_step)
                 except _Paused:
                     break
-        whole = self.until == self.steps
+        whole = self.until == self.steps or bool(self.stopped_by)
         summary = self.summary("done" if whole else "paused")
         write_json(self.folder / "summary.json", summary)
         self.file.finish("done" if whole else "preempted")
@@ -200,7 +204,10 @@ class TrainingLoop:
         if trainer.should_stop:  # a callback requested a stop: pause here, so that the run can be resumed
             self.until = step
         pause = step == self.until
-        self.unscored = (last or pause or self._every("val_every", step)) and not self._validate("after", step)
+        scored = last or pause or self._every("val_every", step)
+        self.unscored = scored and not self._validate("after", step)
+        if scored and not (self.unscored or last):
+            pause = self._end_early(step) or pause
         if last or pause or self.stop or self._every("checkpoint_every", step):
             trainer.save_checkpoint(self.folder / CHECKPOINTS / str(step))
         if self.stop and (self.unscored or not last):
@@ -211,6 +218,23 @@ class TrainingLoop:
         if pause and not last:
             raise _Paused
         self.resumed_at = time.monotonic()
+
+    def _end_early(self, step: int) -> bool:
+        """True if a stabilizer ends the run at this step, by the held-out scores so far.
+
+        Scores of validations at a pause are left out, so that a run with pauses ends where one without them does.
+        """
+        if not self._every("val_every", step):
+            return False
+        scores = [score for at, score in self.held_out if at % self.settings["val_every"] == 0]
+        parts = {name: part for name, part in self.run.learner.stabilizers.items() if hasattr(part, "stops")}
+        self.stopped_by = next((name for name, part in parts.items() if part.stops(scores)), "")
+        if self.stopped_by:
+            self.until = step
+            self.progress.console.print(
+                f"{self.stopped_by} ends the run at step {step} of {self.steps}", highlight=False
+            )
+        return bool(self.stopped_by)
 
     def _every(self, key: str, step: int) -> bool:
         """True if `step` is a multiple of the setting `key`; 0 or null means never."""
@@ -263,7 +287,13 @@ class TrainingLoop:
             "peak_memory_bytes": peak_memory(),
             "train_flops": self._flops(step),
         } | {
-            key: found for key, found in (("rewinds", self.rewinds), ("samples", self.samples_file.compared())) if found
+            key: found
+            for key, found in (
+                ("rewinds", self.rewinds),
+                ("samples", self.samples_file.compared()),
+                ("stopped", {"by": self.stopped_by, "planned_steps": self.steps} if self.stopped_by else None),
+            )
+            if found
         }
 
 
@@ -284,8 +314,10 @@ class _AfterStep(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
         loop = self.loop
         loop.stop.take()
-        # A rewind needs a checkpoint to go back to; after one, the skipped batches must survive a crash.
-        if loop.rewinds or (loop.run.learner.rewinds and not loop.found):
+        # A rewind needs a checkpoint to go back to; after one, the skipped batches must survive a crash.  A run that
+        # continues another one is resumed from its own folder.
+        if loop.rewinds or loop.extends or (loop.run.learner.rewinds and not loop.found):
+            loop.extends = False
             trainer.save_checkpoint(loop.folder / CHECKPOINTS / str(loop.start))
         loop.resumed_at = time.monotonic()
 

@@ -160,6 +160,16 @@ def _share_compiled_code() -> None:
         os.environ[COMPILED] = str(cache_root() / "compiled")
 
 
+def build_task(spec: RunSpec) -> tuple[TaskContext, Any, dict[str, Stabilizer]]:
+    """Read the data of a run and build its task: (context, task, stabilizers by name)."""
+    config = spec.config
+    options = config["stabilizer"] or {}
+    stabilizers = {name: kinds.stabilizers.build(name, knobs) for name, knobs in options.items()}
+    setup = TaskContext(config, row_plan(config, stabilizers), open_reward)
+    choice = PartChoice.of(config["task"])
+    return setup, kinds.tasks.build(choice.name, choice.knobs, setup=setup), stabilizers
+
+
 def prepare_run(spec: RunSpec, *, fresh: bool = True, counted: bool = True) -> PreparedRun:
     """Build machine settings, data, model and task of a run; the only place that builds a model for training.
 
@@ -171,11 +181,7 @@ def prepare_run(spec: RunSpec, *, fresh: bool = True, counted: bool = True) -> P
     config = spec.config
     machine = Machine.choose(config["trainer"])
     machine.prepare(int(config["model"]["d_model"]))
-    options = config["stabilizer"] or {}
-    stabilizers = {name: kinds.stabilizers.build(name, knobs) for name, knobs in options.items()}
-    setup = TaskContext(config, row_plan(config, stabilizers), open_reward)
-    choice = PartChoice.of(config["task"])
-    task: Any = kinds.tasks.build(choice.name, choice.knobs, setup=setup)
+    setup, task, stabilizers = build_task(spec)
     spec = spec.with_ids(int(task.tokenizer.vocab_size))
     model, origin = within_memory(spec, lambda: start_model(config, task.tokenizer, setup.seeds.init, fresh=fresh))
     if counted:

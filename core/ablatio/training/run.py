@@ -20,7 +20,9 @@ from ablatio.storage.early_stop import training
 from ablatio.storage.json_files import read_object
 from ablatio.storage.secrets import redact
 from ablatio.training import provenance
+from ablatio.training.budget import settled
 from ablatio.training.estimate import check_memory
+from ablatio.training.extension import extension_of
 from ablatio.training.loggers import make_loggers
 from ablatio.training.loop import TrainingLoop
 from ablatio.training.prepare import PreparedRun, needs_start, prepare_run
@@ -50,6 +52,7 @@ def train(
     """
     quiet_libraries()
     training(ended=False)
+    spec = settled(spec)
     with owned(folder, resume=resume):
         summary = _train(spec, folder, console, resume=resume, until=until, callbacks=callbacks)
         training(ended=True)
@@ -75,26 +78,32 @@ def _train(
     run_spec = spec.with_own_tokenizer(folder) if resumes else spec
     check_memory(run_spec)
     loggers = make_loggers(config, spec.written, folder)
-    found = checkpoints.load() if resumes else None
+    extension = None if resumes else extension_of(config)
+    found = checkpoints.load() if resumes else extension.checkpoint if extension else None
     for reason in found.skipped if found else ():
         console.print(f"[yellow]checkpoint skipped:[/] {reason}", highlight=False)
     run = prepare_run(run_spec, fresh=not found or needs_start(config))
-    recorded = _recorded(folder / "manifest.json") if found else {}
+    recorded = extension.manifest if extension else _recorded(folder / "manifest.json") if found else {}
     refuse_another(run, str(recorded.get("reference", "")), folder)
     teacher = attach_teacher(run, recorded.get("teacher"))
-    if not found:
+    if not resumes:
         for said in without_effect(config):
             console.print(f"warning: {said}", highlight=False, markup=False, soft_wrap=True)
         if run.origin:
             console.print(redact(str(run.origin)), highlight=False)
-        models = {key: mark for key, mark in (("teacher", teacher), ("reference", digest_of(run))) if mark}
+        origins = {"teacher": teacher, "reference": digest_of(run), "extends": extension and extension.to_json()}
+        models = {key: mark for key, mark in origins.items() if mark}
         digest = write_json(folder / "config.json", spec.written)
         file = _keep_parts_file(config, folder)
         write_json(folder / TOKENIZER, _tokenizer(run))
         more = {"config": digest} | file | models | _class_names(callbacks)
         write_json(folder / "manifest.json", _manifest(run) | more)
+        if extension:
+            extension.copy_records(folder)
+            console.print(redact(extension.sentence(config)), highlight=False)
     run.begin()
     loop = TrainingLoop(run, folder, console, checkpoints, found, loggers, until, callbacks)
+    loop.extends = extension is not None
     try:
         return loop.train()
     except AblatioError as error:

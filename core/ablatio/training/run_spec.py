@@ -100,10 +100,10 @@ class RunSpec:
     def memory(self) -> MemoryEstimate:
         """Training memory in bytes: gradients and optimizer state for trainable weights only; includes references."""
         from ablatio.model.cost.memory import memory_of
-        from ablatio.model.peft.apply import is_tuned, tune
+        from ablatio.model.peft.apply import trains_all, tune
 
         copies = models_beside(self.config)
-        method = (lambda model: tune(model, self.config, 0)) if is_tuned(self.config) else None
+        method = (lambda model: tune(model, self.config, 0)) if not trains_all(self.config) else None
         try:
             return memory_of(self.config, self.vocabulary, method, copies)
         except Exception as error:  # a peft method may read values of tensors, which the meta device does not have

@@ -31,6 +31,8 @@ class Pool:
     Source: prefork servers, as in Apache httpd and multiprocessing's forkserver
     """
 
+    replaces = ("basic", "joblib")
+
     def __init__(
         self,
         work: Work,

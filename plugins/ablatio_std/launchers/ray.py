@@ -63,6 +63,7 @@ class Ray:
     """
 
     packages = ("ray=ablatio[ray]",)
+    replaces = ("ray_aws",)
 
     def __init__(
         self,

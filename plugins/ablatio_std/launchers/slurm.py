@@ -63,6 +63,7 @@ class Slurm:
     """
 
     packages = ("submitit=ablatio[slurm]",)
+    replaces = ("submitit_slurm", "submitit_local launcher.cluster=local")
 
     def __init__(
         self,

@@ -244,6 +244,10 @@ class UnitBatches:
         self.setup, self.make = setup, make
         self.rows = PackedRows([1] * count, ExampleOrder([""] * count, setup.seeds.data), None)
 
+    @property
+    def epoch_rows(self) -> int:
+        return self.rows.epoch_rows
+
     def __getitem__(self, number: int) -> dict[str, Tensor]:
         first, count = self.setup.plan.batch(number)
         units = [self.rows.row(g)[0] for g in range(first, first + count)]

@@ -189,6 +189,13 @@ class RowBatches:
     def __init__(self, task: SupervisedFineTuning) -> None:
         self.task = task
 
+    @property
+    def epoch_rows(self) -> int:
+        """Rows in which every conversation occurs once, with their share of plain text."""
+        if self.task.share == 1 and self.task.plain:
+            return self.task.plain[1].windows
+        return round(self.task.rows.epoch_rows / (1 - self.task.share))
+
     def __getitem__(self, number: int) -> dict[str, Tensor]:
         first, count = self.task.setup.plan.batch(number)
         rows = [self.task.row(g) for g in range(first, first + count)]

@@ -85,3 +85,22 @@ def test_spike_rewind_by_the_statistics_of_losses(rise):
         seen.append(expected)
         losses += [] if expected else [loss]  # a step that is rewound does not enter the window
     assert 3 < sum(seen) < 150
+
+
+@pytest.mark.oracle("stabilizer=early_stop", "Lightning's EarlyStopping")
+@pytest.mark.parametrize(("patience", "min_delta"), [(1, 0.0), (3, 0.0), (2, 0.3), (4, 0.05)])
+def test_early_stop_ends_when_lightnings_callback_does(patience, min_delta):
+    from lightning.pytorch.callbacks import EarlyStopping
+
+    ended = 0
+    for seed in range(40):
+        draw = random.Random(seed)
+        scores = [4 - 0.2 * n**0.5 + draw.gauss(0, 0.2) for n in range(30)]
+        theirs = EarlyStopping("val/loss", min_delta=min_delta, patience=patience)
+        stopped = [theirs._evaluate_stopping_criteria(torch.tensor(score, dtype=torch.float64))[0] for score in scores]
+        part = stabilizers.build("early_stop", {"patience": patience, "min_delta": min_delta})
+        first = stopped.index(True) if True in stopped else len(scores)  # the callback counts on after it has stopped
+        ours = [part.stops(scores[: n + 1]) for n in range(len(scores))]
+        assert ours[: first + 1] == stopped[: first + 1]
+        ended += first < len(scores)
+    assert ended > 20

@@ -11,7 +11,7 @@ from ablatio.model.builder import ModelBuilder
 from ablatio.model.context import Record
 from ablatio.model.cost.parameters import Hidden, example_of, measure, meta_model, shape_of
 from ablatio.model.language_model import LanguageModel
-from ablatio.model.peft.apply import is_tuned, tune
+from ablatio.model.peft.apply import trains_all, tune
 
 log = logging.getLogger(__name__)
 
@@ -87,11 +87,11 @@ def cost_of(
 
 
 def _cost(config: Mapping[str, Any], vocab_size: int, model: LanguageModel | None) -> Cost:
-    if is_tuned(config):
+    if not trains_all(config):
         try:
             return _counted(config, vocab_size, model or meta_model(config, vocab_size))
         except Exception as error:  # a method may read values of its tensors, which meta tensors do not have
-            log.warning("FLOPs are those of training all weights, as counting them with PEFT failed: %s", error)
+            log.warning("FLOPs are those of training all weights, as counting the trained ones failed: %s", error)
     size = measure(config, vocab_size)
     head = float(2 * config["model"]["d_model"] * size_of_head(config, vocab_size))
     layers = size.flops_per_token - head
@@ -114,11 +114,13 @@ def _counted(config: Mapping[str, Any], vocab_size: int, model: LanguageModel) -
         tune(model.eval(), config, 0)
         with Hidden(model) as hidden, FlopCounterMode(display=False) as forward:
             states = model.states(example, Record())
+        # Cut off from the layers, so that the gradient of a tied head does not run through them to the embedding.
+        cut = [s.detach().requires_grad_(s.requires_grad) for s in states]
         with FlopCounterMode(display=False) as head:
-            logits = [model.logits(s) for s in states]
+            logits = [model.logits(s) for s in cut]
         with FlopCounterMode(display=False) as head_backward:
             differentiable = [x for x in logits if x.requires_grad]
-            inner = [s for s in states if s.requires_grad]  # empty if nothing below the head is trained
+            inner = [s for s in cut if s.requires_grad]  # empty if nothing below the head is trained
             weights = [p for p in model.lm_head.parameters() if p.requires_grad]
             gradients = torch.autograd.grad(
                 differentiable,
@@ -128,7 +130,7 @@ def _counted(config: Mapping[str, Any], vocab_size: int, model: LanguageModel) -
             )
         with FlopCounterMode(display=False) as backward:
             if inner:
-                torch.autograd.backward(inner, list(gradients[: len(inner)]))
+                torch.autograd.backward([s for s in states if s.requires_grad], list(gradients[: len(inner)]))
     in_layers, in_backward, in_head, in_head_backward = (
         c.get_total_flops() for c in (forward, backward, head, head_backward)
     )

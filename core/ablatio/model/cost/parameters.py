@@ -87,7 +87,7 @@ def row_length(config: Mapping[str, Any]) -> int:
 def shape_of(config: Mapping[str, Any]) -> str:
     """Return everything that sizes and costs depend on, as JSON: the key of the cached counts."""
     kinds_that_count = (r.kind for r in REGISTRIES.values() if r.shapes_model or r.scope == "tuning")
-    keys = {"model", "match", "data", "layers", *kinds_that_count}
+    keys = {"model", "match", "data", "layers", "freeze", *kinds_that_count}
     return json.dumps({k: v for k, v in config.items() if k in keys}, sort_keys=True)
 
 

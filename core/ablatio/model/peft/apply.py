@@ -1,13 +1,14 @@
 """Apply quantization and a PEFT method to a model, so that only some of its weights are trained."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from ablatio.model.builder import PartChoice
+from ablatio.model.freezing import freeze
 from ablatio.model.language_model import LanguageModel
 from ablatio.model.parameter_roles import ProductRate, Rate
 from ablatio.registry import kinds
@@ -48,10 +49,19 @@ def is_tuned(config: Mapping[str, Any]) -> bool:
 
 
 def tune(model: nn.Module, config: Mapping[str, Any], seed: int) -> AppliedPeft:
-    """Apply the config's quantization, then its PEFT method, to a model that holds its base weights."""
+    """Apply the config's quantization, its PEFT method and `freeze` to a model that holds its base weights."""
     quantization, peft = _choice(config, kinds.quantizations), _choice(config, kinds.pefts)
     kinds.quantizations.build(quantization.name, quantization.knobs).apply(model)
-    return apply_peft(model, kinds.pefts.build(peft.name, peft.knobs), seed)
+    found = apply_peft(model, kinds.pefts.build(peft.name, peft.knobs), seed)
+    if not (patterns := config.get("freeze")):
+        return found
+    freeze(model, patterns)
+    return replace(found, trainable=sum(p.numel() for p in model.parameters() if p.requires_grad))
+
+
+def trains_all(config: Mapping[str, Any]) -> bool:
+    """True if all weights are trained as they are: no quantization, no PEFT method, nothing frozen."""
+    return not (is_tuned(config) or config.get("freeze"))
 
 
 def _choice(config: Mapping[str, Any], registry: Registry[Any]) -> PartChoice:

@@ -47,6 +47,18 @@ class Interval:
             return None
         return cls(float(found["low"]), float(found["high"]), "log" in text, "int(" in text)
 
+    @property
+    def problem(self) -> str:
+        """Why no value can be drawn from it, or "" if one can."""
+        if not self.low < self.high:
+            return f"expected an interval from low to high, got {self.low:g} to {self.high:g}"
+        return f"a logarithmic interval begins above 0, got {self.low:g}" if self.log and self.low <= 0 else ""
+
+    @property
+    def spans_decades(self) -> bool:
+        """True if evenly spaced values leave the lower decades of the interval almost empty."""
+        return not (self.log or self.whole) and self.low > 0 and self.high >= 10 * self.low
+
     def at(self, u: float) -> str:
         """Return the value at the fraction 0 <= u < 1 of the interval, as text."""
         if self.log:

@@ -67,11 +67,14 @@ class Launcher(Protocol):
     cancel(job)    ask one run to stop
     stop()         called last: ask the runs to write a checkpoint and return when they have ended
 
-    Attributes:
-    slots          number of jobs that run at the same time
+    slots          attribute: number of jobs that run at the same time
+
+    Facts:
+    replaces       launchers of Hydra whose work this one does, for errors: "NAME", or "NAME SETTING"
     """
 
     slots: int
+    replaces: ClassVar[Sequence[str]]
 
     def start(self) -> None: ...
 
@@ -102,6 +105,7 @@ launchers: Registry[Launcher] = Registry(
     contract=(Launcher,),
     wiring=("work",),
     methods=("start", "submit", "poll", "cancel", "stop"),
+    facts={"replaces": ()},
     scope="sweep",
     usual="pool",
 )

@@ -130,6 +130,8 @@ class Stabilizer(Protocol):
     after_step(step)    called after the weights were updated; returns the same
     averaged(model)     context manager inside which the model holds the weights to evaluate and to save
     batch_rows(seen, full)  number of rows of the next batch, after `seen` training tokens; `full`: train.batch_size
+    stops(scores)       True if the run shall end now; called after each validation with the held-out scores so far,
+                        lower is better, beginning with that of the untrained model.  It must keep no state of its own
 
     Optional:
     state_dict(), load_state_dict(state)  state beyond the weights that must survive a resume
@@ -299,17 +301,17 @@ stabilizers: Registry[Stabilizer] = Registry(
     "stabilizer",
     "Measures that keep training stable; several can be combined.",
     contract=(Stabilizer, StabilizerMethods),
-    any_of=("before_step", "after_step", "attach", "averaged", "batch_rows"),
+    any_of=("before_step", "after_step", "attach", "averaged", "batch_rows", "stops"),
     facts={"metrics": (), "rewinds": False},
     multiple=True,
     scope="training",
     usual=("clip",),
 )
 
-TASK_METHODS = (  # the last twelve are hooks, which the base class has
+TASK_METHODS = (  # the last thirteen are hooks, which the base class has
     "validation", "tokens", "example", "loss", "score",
-    "attach", "prepare", "begin_step", "before_step", "redrawn", "samples", "work", "ask", "state_dict",
-    "load_state_dict", "needs_start", "uses_template",
+    "attach", "prepare", "begin_step", "before_step", "redrawn", "samples", "work", "epoch_rows", "ask",
+    "state_dict", "load_state_dict", "needs_start", "uses_template",
 )  # fmt: skip
 
 tasks: Registry[Task] = Registry(

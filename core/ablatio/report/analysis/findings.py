@@ -14,6 +14,7 @@ from ablatio.report.analysis.budgets import budgets_of, tolerance
 from ablatio.report.analysis.comparability import Score, comparable_score, comparison_classes
 from ablatio.report.analysis.effects_verdict import effects_verdict, fitted_effects
 from ablatio.report.analysis.registered import ask_anew, primary
+from ablatio.report.analysis.replicates import replicate_sentences
 from ablatio.report.analysis.rules import rule_sentences
 from ablatio.report.analysis.scaling_verdict import ArmTrend, arm_trends
 from ablatio.report.analysis.scaling_verdict import sentences as trend_sentences
@@ -239,6 +240,8 @@ def find(
     words = _verdicts(comparison, unit, table, arms, [*_on_score(score), *asked], standings)
     words = _with_effects(words, effects_verdict(factors, unit, level), factors, _on_score(score))
     rules = rule_sentences(table, metric, comparison, arms, better=better, alpha=level, method=method)
+    replicates = replicate_sentences(arms, metric, unit)
+    rules = {language: [*rules.get(language, ()), *replicates[language]] for language in LANGUAGES}
     scored = {a.name: a.values for a in arms if a.values}
     shrunk = shrink(scored, better=better) if len(scored) >= SHRUNK else {}
     return Findings(table, metric, better, rows, comparison, factors, words, rules, shrunk)

@@ -153,7 +153,8 @@ def _other_scores(folder: Path, config: Mapping[str, Any], summary: Mapping[str,
     path, steps = folder / "summary.json", summary.get("steps")
     train = config.get("train")
     asked = train.get("steps") if isinstance(train, Mapping) else None
-    if fits(asked, (int,)) and fits(steps, (int,)) and asked != steps:
+    early = isinstance(summary.get("stopped"), Mapping)  # a stabilizer ended the run before its last step
+    if isinstance(asked, int) and isinstance(steps, int) and (steps > asked if early else steps != asked):
         yield f"{path} has {steps} steps, and {folder / 'config.json'} asks for {asked}"
     for name, (at, values) in curves.items():
         if name.startswith("val/") and at[-1] == steps:

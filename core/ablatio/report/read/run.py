@@ -108,7 +108,11 @@ class Run:
 
 def what_must_agree(run: Run) -> tuple[str, str, float]:
     """Return (text, tokenizer, token budget): losses are comparable only if these are equal."""
-    return run.data, run.tokenizer, run.size.get("tokens", 0)
+    tokens, steps = run.size.get("tokens", 0), run.size.get("steps", 0)
+    planned = inner(run.config, "train").get("steps")
+    if isinstance(planned, int) and 0 < steps < planned and run.done:  # ended by a stabilizer: the budget is the plan
+        tokens = round(tokens * planned / steps)
+    return run.data, run.tokenizer, tokens
 
 
 def read_folder(folder: Path, group: str, job: Job, recorded: str = "", planned: bool = False) -> Run:

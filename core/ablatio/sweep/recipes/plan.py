@@ -16,6 +16,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
+from ablatio.config.budget import BUDGETS
 from ablatio.config.compose import Composed, compose_run
 from ablatio.config.inherit import Coming
 from ablatio.config.schema import NAME_PATTERN, Run, is_run_name, section_knobs
@@ -103,6 +104,7 @@ def merge_overrides(*layers: Iterable[str]) -> tuple[str, ...]:
     found: list[str] = []
     for layer in map(tuple, layers):
         keys = {key_of(text) for text in layer}
+        keys |= set(BUDGETS) if keys & set(BUDGETS) else set()  # a run has one budget: the later one
         knobs = tuple(f"{key}." for key in keys if split(key)[1] in REGISTRIES)
         found = [text for text in found if key_of(text) not in keys and not key_of(text).startswith(knobs)]
         found += layer  # duplicates within one layer stay, for composition to refuse
