@@ -3,6 +3,7 @@
 import sys
 
 from ablatio.config.hydra_sources import register_with_hydra
+from ablatio.config.words import with_quoted_schedules
 from ablatio.storage.paths import shipped
 
 
@@ -13,7 +14,7 @@ def hydra_flags(arguments: list[str]) -> int:
 
     register_with_hydra()
     GlobalHydra.instance().clear()
-    old, sys.argv = sys.argv, ["ablatio", *arguments]
+    old, sys.argv = sys.argv, ["ablatio", *map(with_quoted_schedules, arguments)]
     try:
         hydra.main(config_path=str(shipped("conf")), config_name="train", version_base="1.3")(lambda node: None)()
     finally:

@@ -18,7 +18,7 @@ from ablatio.config import schema as run_config
 from ablatio.config.environment import Path, from_environment
 from ablatio.config.hydra_sources import groups, register_with_hydra
 from ablatio.config.inherit import Coming, inherited
-from ablatio.config.overrides import classify_overrides, key_problem, normal
+from ablatio.config.overrides import classify_overrides, key_problem, normal, prefixed
 from ablatio.errors import ConfigError, Problem, UserError
 from ablatio.storage.paths import shipped
 
@@ -60,13 +60,13 @@ def _compose_run(overrides: Sequence[str], coming: Coming) -> Composed:
     if not problems and node is None:
         _compose(words)  # raises: Hydra refuses the whole although each override alone is valid
     if node is None:
-        raise _config_error(problems, [normal(o) for o in overrides], coming)
+        raise _config_error(problems, [prefixed(o) for o in overrides], coming)
     refuse_hydra_settings(node)
     public, resolved = plain(node)
     interpolated = "${" in repr(OmegaConf.to_container(node, resolve=False))
     problems += [p for p in run_config.check(resolved) if p.where not in {q.where for q in problems}]
     if problems:
-        raise _config_error(problems, [normal(o) for o in overrides], coming)
+        raise _config_error(problems, [prefixed(o) for o in overrides], coming)
     return Composed(run_config.cast(resolved), public, list(overrides), interpolated)
 
 

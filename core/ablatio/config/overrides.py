@@ -11,7 +11,7 @@ from hydra.errors import HydraException
 from ablatio.config import presets, yaml_files
 from ablatio.config import schema as run_config
 from ablatio.config.hydra_sources import groups
-from ablatio.config.words import quoted
+from ablatio.config.words import quoted, with_quoted_schedules
 from ablatio.errors import Problem
 from ablatio.registry import renamed
 from ablatio.registry.registry import REGISTRIES
@@ -20,6 +20,11 @@ ADDED = ("experiment", run_config.SWEEP)
 
 
 def normal(override: str) -> str:
+    """The override in Hydra's grammar: with the `+` that Hydra wants, and schedules in quotes."""
+    return with_quoted_schedules(prefixed(override))
+
+
+def prefixed(override: str) -> str:
     """Add or remove the `+` that Hydra wants: `experiment=x` becomes `+experiment=x`.
 
     `+` is added for groups and kinds that are in no config by default.  All other kinds are in every config, possibly

@@ -1,17 +1,29 @@
 """The config of a run: sections with typed settings, and a check that finds all problems of a composed config."""
 
 import functools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from ablatio.config import rules as _own_rules  # noqa: F401  (registers them)
 from ablatio.config.kind_lists import is_default, needed
-from ablatio.errors import Problem, did_you_mean
+from ablatio.config.problems import held_problems, no_option, unknown, value_problems, with_schedulable
+from ablatio.errors import Problem
 from ablatio.registry import renamed, rules
 from ablatio.registry.discovery import refuse_objects
-from ablatio.registry.knobs import Knob, NonNegative, OptionOf, Positive, Processes, Range, Size, read_signature
+from ablatio.registry.knobs import (
+    Knob,
+    NonNegative,
+    OptionOf,
+    Positive,
+    Processes,
+    Range,
+    Schedulable,
+    Size,
+    read_signature,
+)  # fmt: skip
 from ablatio.registry.registry import REGISTRIES, ContractError, PartSpec, Registry
+from ablatio.registry.value_schedules import is_value_schedule, mapped, schedules_of, settled
 
 NAME_PATTERN = "letters, digits, `.`, `_` and `-`, at most 100, the first a letter or digit"
 
@@ -43,9 +55,11 @@ class Model:
     d_ff: Annotated[int | None, Size, "inner width of the feed-forward part; by default 4 d_model"] = None
     vocab_size: Annotated[int | None, Size, "rows of the embedding; by default the number of token ids"] = None
     max_len: Annotated[int, Size, "maximum sequence length in training, and size of position tables"] = 128
-    tied: Annotated[bool, "the output head shares the embedding matrix"] = True
+    tied: Annotated[
+        bool, Schedulable(), "the output head shares the embedding matrix; stages(true@0,false@0.66) unties it"
+    ] = True
     bias: Annotated[bool, "biases in the linear layers"] = False
-    dropout: Annotated[float, Range(0, 1, open_high=True)] = 0.0
+    dropout: Annotated[float, Range(0, 1, open_high=True), Schedulable()] = 0.0
     encoder_layers: Annotated[int | None, Positive, "encoder layers of an encoder-decoder; by default n_layers"] = None
     distinct_layers: Annotated[int | None, Positive, "layers with their own weights; the other layers share them"] = (
         None
@@ -64,7 +78,7 @@ class Model:
 class Data:
     """How documents become batches."""
 
-    length: Annotated[int | None, Size, "tokens per row; by default model.max_len"] = None
+    length: Annotated[int | None, Size, Schedulable(flops=True), "tokens per row; by default model.max_len"] = None
     val_fraction: Annotated[
         float, Range(0, 0.5, open_low=True), "fraction of documents for validation, of those without a given split"
     ] = 0.02
@@ -80,10 +94,10 @@ class Train:
     """Length of training, and intervals of logging, validation and checkpoints."""
 
     steps: Annotated[int, Range(0, 10**9, open_low=True), "optimizer steps"] = 2400
-    batch_size: Annotated[int, Size, "rows per batch"] = 4
+    batch_size: Annotated[int, Size, Schedulable(), "rows per batch"] = 4
     accumulate: Annotated[int, Size, "batches per optimizer step (gradient accumulation)"] = 1
     label_smoothing: Annotated[
-        float, Range(0, 1, open_high=True), "probability mass of a target spread over the vocabulary"
+        float, Range(0, 1, open_high=True), Schedulable(), "probability mass of a target spread over the vocabulary"
     ] = 0.0
     log_every: Annotated[int, Positive, "steps between logged metrics"] = 20
     val_every: Annotated[int | None, Positive, "steps between validations; null: only before and after"] = 600
@@ -107,6 +121,9 @@ class Roles:
     vector_schedule: OwnSchedule = None
     embedding_schedule: OwnSchedule = None
     head_schedule: OwnSchedule = None
+    frozen: Annotated[
+        tuple[str, ...], Schedulable(), "what keeps its weights: roles (matrix ...) and layers (layers.0 ...)"
+    ] = ()
 
 
 @dataclass(kw_only=True)
@@ -157,9 +174,33 @@ def check(config: Mapping[str, Any]) -> list[Problem]:
         refuse_objects(config, "config")
     except ContractError as error:
         return [Problem("config", str(error))]
-    problems = [*_top_level(config), *_sections(config), *_parts(config), *_needs(config)]
+    problems = [*_top_level(config), *_sections(config), *_parts(config), *_needs(config), *held_problems(config)]
+    problems = [with_schedulable(p, settings_of(config)) for p in problems]
     bad = {p.where for p in problems}
-    return problems + [p for p in rules.violated_rules(effective(config, bad)) if p.where not in bad]
+    broken = (p for view in _views(config, bad) for p in rules.violated_rules(view) if p.where not in bad)
+    return problems + list({(p.where, p.what): p for p in broken}.values())
+
+
+def _views(config: Mapping[str, Any], bad: set[str]) -> list[Mapping[str, Any]]:
+    """The configs that must keep the rules: with schedules, those with their largest and their smallest values."""
+    given = config if bad else cast(config)
+    scheduled = schedules_of(given)
+    if not scheduled:
+        return [effective(config, bad)]
+    extremes = settled(given), mapped(given, lambda path, schedule: schedule.lowest)
+    return [effective(view) | {"scheduled": [*scheduled]} for view in extremes]
+
+
+def settings_of(config: Mapping[str, Any]) -> dict[str, Knob]:
+    """All settings of sections and chosen parts, by their paths: {"train.steps": ...}."""
+    found = {f"{name}.{k.name}": k for name, section in SECTIONS.items() for k in section_knobs(section)}
+    for kind, registry in REGISTRIES.items():
+        node = config.get(kind)
+        if isinstance(node, Mapping):
+            names = {f"{kind}.{n}": n for n in node} if registry.multiple else {kind: str(node.get("name"))}
+            parts = {path: registry.entries[name] for path, name in names.items() if name in registry.entries}
+            found |= {f"{path}.{k.name}": k for path, part in parts.items() for k in part.knobs}
+    return found
 
 
 def cast(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -238,15 +279,21 @@ def _cast(node: Mapping[str, Any], knobs: tuple[Knob, ...]) -> dict[str, Any]:
 def effective(config: Mapping[str, Any], leave_out: set[str] | frozenset[str] = frozenset()) -> dict[str, Any]:
     """The config as rules see it: derived sizes filled in, plus `given` (values as set) and `facts` of chosen parts.
 
-    Keys in `leave_out` are removed, so that rules do not report values that are invalid by themselves.
+    `scheduled` lists the settings that change during training.
+
+    Keys in `leave_out` are removed, so that rules do not report values that are invalid by themselves, and schedules,
+    which have no single value.
     """
     view: dict[str, Any] = {}
     for key, value in config.items():
         if key in leave_out:
             continue
         view[key] = (
-            {k: v for k, v in value.items() if f"{key}.{k}" not in leave_out} if isinstance(value, Mapping) else value
+            {k: v for k, v in value.items() if f"{key}.{k}" not in leave_out and not is_value_schedule(v)}
+            if isinstance(value, Mapping)
+            else value
         )
+    view["scheduled"] = []
     view["given"] = {k: dict(v) for k, v in view.items() if isinstance(v, Mapping)}
     view["facts"] = {
         kind: {**(entry := registry.entries[view[kind]["name"]]).facts, "wiring": entry.wiring}
@@ -310,26 +357,6 @@ def _knobs(where: str, node: Mapping[str, Any], knobs: tuple[Knob, ...]) -> Iter
             yield unknown(f"{where}.{key}", key, by_name, prefix=f"{where}.")
 
 
-def value_problems(where: str, knob: Knob, value: Any) -> Iterator[Problem]:
-    """Problems of one value; the fix is the knob's default."""
-    if knob.option_of in REGISTRIES and isinstance(value, str):
-        options = knob.named(REGISTRIES[knob.option_of].entries)
-        if value not in options:
-            yield unknown(where, value, options, prefix=f"{where}=")
-            return
-    if problem := knob.problem(value):
-        yield Problem(where, problem, f"{where}={knob.default_text}")
-
-
-def unknown(where: str, word: str, known: Iterable[str], prefix: str = "") -> Problem:
-    """Problem of a name that does not exist; the fix is the closest one that does."""
-    known = sorted(set(known))
-    near = did_you_mean(word, known)
-    fix = f"{prefix}{near.split('did you mean ')[1].split(' or ')[0].rstrip('?')}" if near else ""
-    what = f"there is no `{word}`{near}" if near else f"there is no `{word}`; there are {', '.join(known) or 'none'}"
-    return Problem(where, what, fix)
-
-
 def _parts(config: Mapping[str, Any]) -> Iterator[Problem]:
     for kind, registry in REGISTRIES.items():
         node = config.get(kind)
@@ -358,11 +385,6 @@ def _needs(config: Mapping[str, Any]) -> Iterator[Problem]:
         kind = usual.partition("=")[0]
         if config.get(kind) is None:
             yield Problem(kind, f"is not set, and task={name} needs it", usual)
-
-
-def no_option(kind: str, name: str, options: Any) -> Problem:
-    """Problem of an option that does not exist in its group."""
-    return unknown(kind, name, list(options), prefix=f"{kind}=")
 
 
 def _several(kind: str, registry: Registry[Any], node: Any) -> Iterator[Problem]:

@@ -13,6 +13,7 @@ from ablatio.model.dims import ModelDims, Side, matched_width
 from ablatio.model.parameter_roles import describe, named_generator, named_seed, seeded
 from ablatio.registry import kinds
 from ablatio.registry.registry import Place, Registry
+from ablatio.registry.value_schedules import settled
 
 T = TypeVar("T")
 ORIGIN = ("start", "path")  # settings of the model's origin, which do not affect its structure
@@ -58,6 +59,7 @@ class ModelBuilder:
     """
 
     def __init__(self, config: Mapping[str, Any], vocab_size: int, eos: int = 0, seed: int = 0) -> None:
+        config = settled(config)
         self.config, self.eos, self.seed = config, eos, seed
         objective = objective_of(config, vocab_size, eos)
         ids, self.ahead = vocab_size + int(getattr(objective, "extra_tokens", 0)), int(getattr(objective, "ahead", 1))
@@ -293,7 +295,10 @@ class ModelBuilder:
         """Build the chosen part of a kind, seeded by its place in the model."""
         choice = self.choice(registry.kind)
         with seeded(named_seed(self.seed, path)):
-            return registry.build(choice.name, choice.knobs, **wiring)
+            made = registry.build(choice.name, choice.knobs, **wiring)
+        if isinstance(made, nn.Module):
+            made.built_as = registry.kind  # type: ignore[assignment]  # scheduled knobs find their modules by it
+        return made
 
 
 def share_weights(first: nn.Module, other: nn.Module) -> None:

@@ -22,6 +22,7 @@ from ablatio.registry.source_digest import source_digest
 from ablatio.registry.transactions import REGISTRIES as REGISTRIES
 from ablatio.registry.transactions import others_unchanged as others_unchanged
 from ablatio.registry.transactions import transaction as transaction
+from ablatio.registry.value_schedules import ValueSchedule
 
 T = TypeVar("T")
 Target = TypeVar("Target", bound=Callable[..., Any])
@@ -332,7 +333,8 @@ class Registry(Generic[T]):
                 raise UserError(f"{self.kind}={name} has no knob `{key}`{did_you_mean(key, known)}")
             if problem := knob.problem(value):
                 raise UserError(f"{self.kind}.{key}: {problem}")
-            values[key] = knob.cast(value)
+            made = knob.cast(value)
+            values[key] = made.peak if isinstance(made, ValueSchedule) else made
         if self.calls and not inspect.isclass(target):
             return functools.partial(target, **values)  # type: ignore[return-value]
         if lacking := [w for w in entry.wiring if w not in wiring]:

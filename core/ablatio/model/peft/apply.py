@@ -1,7 +1,7 @@
 """Apply quantization and a PEFT method to a model, so that only some of its weights are trained."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,12 +23,14 @@ class AppliedPeft:
     trainable  number of trainable parameters
     total      number of all parameters, including quantized ones
     bytes      memory of all weights
+    quantization  the part that quantized the weights
     """
 
     part: Peft
     trainable: int
     total: int
     bytes: int
+    quantization: Any = None
 
     def rate(self, of_init: Rate | None) -> Rate | None:
         """Combine the learning-rate factors of the init and of the method by their product."""
@@ -50,8 +52,9 @@ def is_tuned(config: Mapping[str, Any]) -> bool:
 def tune(model: nn.Module, config: Mapping[str, Any], seed: int) -> AppliedPeft:
     """Apply the config's quantization, then its PEFT method, to a model that holds its base weights."""
     quantization, peft = _choice(config, kinds.quantizations), _choice(config, kinds.pefts)
-    kinds.quantizations.build(quantization.name, quantization.knobs).apply(model)
-    return apply_peft(model, kinds.pefts.build(peft.name, peft.knobs), seed)
+    quantizer = kinds.quantizations.build(quantization.name, quantization.knobs)
+    quantizer.apply(model)
+    return replace(apply_peft(model, kinds.pefts.build(peft.name, peft.knobs), seed), quantization=quantizer)
 
 
 def _choice(config: Mapping[str, Any], registry: Registry[Any]) -> PartChoice:

@@ -136,6 +136,7 @@ class Task(Protocol):
     needs     optional kinds that this task requires, each with the usual option, as "alignment=dpo"
     metrics   names of the numbers that `loss` logs
     copies    number of models held in memory beside the trained one, as a reference
+    length_changes  True if `data.length` may be a schedule: its rows follow the plan of its TaskContext
     """
 
     accepts: ClassVar[str]
@@ -146,6 +147,7 @@ class Task(Protocol):
     needs: ClassVar[Sequence[str]]
     metrics: ClassVar[Sequence[str]]
     copies: ClassVar[int]
+    length_changes: ClassVar[bool]
     tokenizer: Tokenizer
     content: dict[str, Any]
 
@@ -262,6 +264,7 @@ tasks: Registry[Task] = Registry(
         "needs": (),
         "metrics": (),
         "copies": 0,
+        "length_changes": False,
     },
     default="pretrain",
     scope="task",
