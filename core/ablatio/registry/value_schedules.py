@@ -20,6 +20,7 @@ from typing import Any, Literal, NamedTuple
 
 FORMS = ("stages", "steps", "linear", "cosine")
 CALL = re.compile(rf"({'|'.join(FORMS)})\(([^()]*)\)")
+COLUMN = "setting/"  # before the path of a scheduled setting, in the names of its columns in metrics.csv
 EXAMPLE = "linear(64,1024), linear(0,0.1,until=0.5), stages(0.1@0,0@0.9) or steps(64,128,256)"
 Unit = Literal["", "steps", "tokens"]
 Value = Any  # bool, int, float, str, or a tuple of these

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ablatio.model.cost.parameters import Size
     from ablatio.model.language_model import LanguageModel
 
-MEASURED = 33  # distinct costs that are measured for one run
+MEASURED = 17  # distinct costs that are measured for one run
 _log = logging.getLogger(__name__)
 
 

@@ -7,9 +7,9 @@ import torch
 
 from ablatio.model.language_model import LanguageModel
 from ablatio.registry.registry import REGISTRIES, ContractError
+from ablatio.registry.value_schedules import COLUMN
 from ablatio.training.timeline import BATCH, LENGTH, Timeline
 
-COLUMN = "setting/"  # of metrics.csv, before the path of a scheduled setting
 OPTIMIZER = "optimizer"
 Setter = Callable[[Any], None]
 

@@ -17,6 +17,7 @@ from ablatio.report.analysis.scaling_verdict import trend_chart
 from ablatio.report.analysis.score_quality import quality_cells, score_qualities
 from ablatio.report.analysis.verdict import LANGUAGES, Verdict
 from ablatio.report.escape import lines_of, visible
+from ablatio.registry.value_schedules import COLUMN
 from ablatio.report.read.curves import POLICY, Curve, band, minus
 from ablatio.report.read.provenance import provenance
 from ablatio.report.read.run import RATE, Run
@@ -143,16 +144,23 @@ def _visible(found: Findings) -> float | None:
 
 
 def _curves(found: Findings) -> list[dict[str, Any]]:
-    """Per score: mean over seeds of each arm with one sd to each side, and its paired difference to the baseline."""
+    """Per score: mean over seeds of each arm with one sd to each side, and its paired difference to the baseline.
+
+    Settings that changed during training follow after the scores, under their paths.
+    """
     last = len(found.rows)
     shown = [i for i, row in enumerate(found.rows) if i < BEST or i >= last - WORST or row.arm.baseline]
     made: list[dict[str, Any]] = []
-    for name in dict.fromkeys([found.metric, *CURVES]):
+    runs = (run for row in found.rows for run in row.arm.runs)
+    scheduled = sorted({name for run in runs for name in run.curves if name.startswith(COLUMN)})
+    for name in dict.fromkeys([found.metric, *CURVES, *scheduled]):
         arms = {i: _by_seed(found.rows[i].arm, name) for i in shown}
         base = next((arms[i] for i in shown if found.rows[i].arm.baseline), {})
         bands = [_of(i, list(c.values())) for i, c in arms.items() if c]
         if any(len(b["steps"]) > 1 for b in bands):
-            made.append({"name": name, "difference": False, "arms": bands, "broken": _broken(found, name)})
+            title, setting = name.removeprefix(COLUMN), name.startswith(COLUMN)
+            shared = {"name": title, "difference": False, "setting": setting}
+            made.append({**shared, "arms": bands, "broken": _broken(found, name)})
         if name != found.metric or not base:
             continue
         gaps = {i: [minus(c[s], base[s]) for s in c if s in base] for i, c in arms.items() if c is not base}
