@@ -41,7 +41,20 @@ def test_values_by_hand(text: str) -> None:
 
 
 def test_values_of_whole_numbers_are_rounded_and_pairs_are_connected_entry_by_entry() -> None:
-    assert [ValueSchedule("linear(2,6)", whole=True).at(k, 12) for k in range(12)] == [2, 2, 3, 3, 3, 4, 4, 5, 5, 5, 6, 6]
+    assert [ValueSchedule("linear(2,6)", whole=True).at(k, 12) for k in range(12)] == [
+        2,
+        2,
+        3,
+        3,
+        3,
+        4,
+        4,
+        5,
+        5,
+        5,
+        6,
+        6,
+    ]
     betas = ValueSchedule("linear([0.9,0.9],[0.9,0.99])")
     assert betas.at(0, 11) == (0.9, 0.9) and betas.at(10, 11) == (0.9, 0.99)
     assert betas.at(5, 11) == pytest.approx((0.9, 0.945))
@@ -99,7 +112,9 @@ def test_only_schedulable_knobs_take_schedules_and_each_value_is_checked() -> No
     fixed, text = knob_from("eps", float, 0.5, "here"), knob_from("path", str, "x", "here")
     assert (share.schedulable, share.flops, rows.flops, fixed.schedulable) == (True, False, True, False)
     assert Knob.from_json(json.loads(json.dumps(rows.to_json()))) == rows
-    assert not share.problem("linear(0,1)") and share.problem("linear(0,1.5)").startswith("linear(0,1.5) has the value 1.5")
+    assert not share.problem("linear(0,1)") and share.problem("linear(0,1.5)").startswith(
+        "linear(0,1.5) has the value 1.5"
+    )
     assert "expected int" in rows.problem("linear(1,2.5)") and "expected a value > 0" in rows.problem("steps(2,0)")
     assert "cannot change during training" in fixed.problem("linear(0,1)")
     assert not text.problem("linear(0,1)") and text.cast("linear(0,1)") == "linear(0,1)"  # a text may look like that
@@ -109,6 +124,10 @@ def test_only_schedulable_knobs_take_schedules_and_each_value_is_checked() -> No
 
 def test_schedules_of_a_config_are_found_and_settled() -> None:
     schedule = ValueSchedule("linear(4,16)", whole=True)
-    config = {"attention": {"name": "sliding", "window": schedule}, "stabilizer": {"clip": {"max_norm": 1.0}}, "seed": 1}
+    config = {
+        "attention": {"name": "sliding", "window": schedule},
+        "stabilizer": {"clip": {"max_norm": 1.0}},
+        "seed": 1,
+    }
     assert schedules_of(config) == {"attention.window": schedule}
     assert settled(config) == {**config, "attention": {"name": "sliding", "window": 16}}

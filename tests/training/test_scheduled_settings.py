@@ -1,6 +1,7 @@
 """Settings that change during training: exact resume, a hand-written loop, counts, saved runs, refusals."""
 
 import io
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -72,7 +73,24 @@ WEIGHTS = (
 @pytest.fixture(scope="module")
 def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small learnable text."""
-    words = "the people of a great nation want peace and work for all who live in it".split()
+    words = [
+        "the",
+        "people",
+        "of",
+        "a",
+        "great",
+        "nation",
+        "want",
+        "peace",
+        "and",
+        "work",
+        "for",
+        "all",
+        "who",
+        "live",
+        "in",
+        "it",
+    ]
     documents = [" ".join(words[(i * (n % 7 + 1) + n) % len(words)] for i in range(80)) for n in range(60)]
     path = tmp_path_factory.mktemp("text") / "text.txt"
     path.write_text("\n\n".join(documents), encoding="utf-8")
@@ -130,17 +148,15 @@ def test_a_checkpoint_has_the_values_of_its_last_step(whole: Path) -> None:
 
 
 def of_parts() -> list[tuple[PartSpec, tuple[Knob, ...]]]:
-    parts = [part for registry in REGISTRIES.values() for part in registry.entries.values()]
+    parts = [part for registry in REGISTRIES.values() for part in registry]
     return [(part, found) for part in parts if (found := tuple(k for k in part.knobs if k.schedulable))]
 
 
 def changing(knob: Knob) -> str:
-    """A schedule from the default to another value of the knob, the larger one last."""
-    value = knob.default if knob.default is not None else 8
+    """A schedule from the default to another value of the knob."""
+    value = 8 if knob.default is None else knob.default
     other = next(v for v in other_values(knob) if v is not None and v != value and not knob.problem(v))
-    other, value = (min(1.0, float(x)) if knob.type == "float" and knob.range and 1 in knob.range else x
-                    for x in (other, value)) if knob.length is None else (other, value)  # fmt: skip
-    return f"stages({text(value)}@0,{text(other)}@0.5)" if value != other else f"stages({text(value)}@0,0.5@0.5)"
+    return f"stages({text(value)}@0,{text(other)}@0.5)"
 
 
 def text(value: Any) -> str:
@@ -153,11 +169,14 @@ def text(value: Any) -> str:
 def test_two_halves_equal_one_whole_with_each_schedulable_knob(
     tmp_path: Path, text_file: Path, part: PartSpec, knobs: tuple[Knob, ...]
 ) -> None:
-    if part.name == "distillation":
-        pytest.skip("needs the run of a teacher")
+    if part.name == "distillation" or part.kind == "alignment":
+        pytest.skip("needs the run of a teacher, or answers")
     multiple = REGISTRIES[part.kind].multiple
     section = f"{part.kind}.{part.name}" if multiple else part.kind
     chosen = [f"{part.kind}=[{part.name}]" if multiple else f"{part.kind}={part.name}"]
+    if part.kind == "objective":
+        accepting = (a.name for a in REGISTRIES["architecture"] if part.facts["produces"] in a.facts["accepts"])
+        chosen += [f"architecture={next(accepting)}"]
     chosen += ["quantization.qat=true"] if part.kind == "quantization" else []
     chosen += ["schedule=constant"] if part.name in ("schedule_free", "prodigy") else []
     settings = settings_for(text_file, *chosen, *(f"{section}.{k.name}={changing(k)}" for k in knobs))
@@ -165,6 +184,22 @@ def test_two_halves_equal_one_whole_with_each_schedulable_knob(
     halves_equal(tmp_path / "whole", settings, tmp_path / "cut")
     plain = run(settings_for(text_file, *chosen), tmp_path / "plain")
     assert plain["after"] != summary(tmp_path / "whole")["after"], "the schedules change nothing"
+
+
+@pytest.mark.long
+@pytest.mark.matrix
+def test_two_halves_equal_one_whole_of_a_preference_run(tmp_path: Path) -> None:
+    """The rows of a batch and the weight of the KL change; a pair of answers has no one length."""
+    lines = [{"prompt": f"{i} and {j}?", "chosen": "yes!", "rejected": "no"} for i in range(6) for j in range(6)]
+    path = tmp_path / "feedback.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    plain = [s for s in TINY if not s.startswith(("source", "model.max_len"))]
+    settings = [*plain, "source=feedback", f"source.path={path}", "model.max_len=64", "task=preference"]
+    settings += ["alignment=dpo", "alignment.beta=linear(0.1,0.5)", "train.batch_size=linear(2,4)", "train.log_every=1"]
+    run(settings, tmp_path / "whole")
+    halves_equal(tmp_path / "whole", settings, tmp_path / "cut")
+    beta = [float(row["setting/alignment.beta"]) for row in metrics(tmp_path / "whole") if row["train/loss"]]
+    assert beta == pytest.approx([0.1 + 0.4 * k / 11 for k in range(STEPS)])
 
 
 @pytest.mark.long
@@ -184,7 +219,8 @@ def test_a_run_equals_a_hand_written_loop(tmp_path: Path, text_file: Path) -> No
         "data.length=stages(8@0,16@0.5)", "train.batch_size=linear(2,6)", "attention=sliding",
         "attention.window=linear(2,16)", "attention.softcap=stages(5@0,0@0.75)", "position.base=linear(100,1000)",
         "optimizer.eps=1e-3", "optimizer.weight_decay=linear(0.4,0)", "optimizer.betas=linear([0.9,0.9],[0.8,0.99])",
-        "train.label_smoothing=linear(0.2,0,until=0.5)", "stabilizer=[z_loss]", "stabilizer.z_loss.weight=linear(0,0.01)",
+        "train.label_smoothing=linear(0.2,0,until=0.5)", "stabilizer=[z_loss]",
+        "stabilizer.z_loss.weight=linear(0,0.01)",
     ]  # fmt: skip
     settings = settings_for(text_file, *schedules, "schedule=constant", "schedule.warmup=0")
     run(settings, tmp_path / "run")
@@ -196,7 +232,10 @@ def test_a_run_equals_a_hand_written_loop(tmp_path: Path, text_file: Path) -> No
     assert rows == [2, 2, 3, 3, 3, 4, 4, 5, 5, 5, 6, 6]
 
     def model_of(k: int) -> Any:
-        constants = {"attention.window": math.floor(2 + 14 * share[k] + 0.5), "attention.softcap": 5 * (share[k] < 0.75)}
+        constants = {
+            "attention.window": math.floor(2 + 14 * share[k] + 0.5),
+            "attention.softcap": 5 * (share[k] < 0.75),
+        }
         constants["position.base"] = 100 + 900 * share[k]
         plain = [f"{key}={value}" for key, value in constants.items()]
         config = compose_run([*settings_for(text_file, "attention=sliding"), *plain]).config

@@ -18,6 +18,7 @@ from ablatio.config.kind_lists import shaping
 from ablatio.config.words import quoted
 from ablatio.errors import UserError
 from ablatio.registry.registry import REGISTRIES, ContractError, PartSpec
+from ablatio.registry.value_schedules import ended
 from ablatio.storage.json_files import read_object
 from ablatio.storage.paths import shell_word
 
@@ -144,9 +145,12 @@ def _of_run(folder: Path) -> dict[str, Any]:
 
 
 def _shaping(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a run's config that determines its model."""
+    """The part of a run's config that determines its model, at the end of its training."""
     model = {k: v for k, v in config["model"].items() if k not in ("start", "path")}
-    return {key: config[key] for key in (*shaping(), "match") if key in config} | {"model": model}
+    found: dict[str, Any] = ended(
+        {key: config[key] for key in (*shaping(), "match") if key in config} | {"model": model}
+    )
+    return found
 
 
 def _overrides(settings: Mapping[str, Any], given: Mapping[str, str]) -> Iterator[str]:

@@ -7,9 +7,18 @@ from typing import Annotated, Any, Literal
 
 from ablatio.config import rules as _own_rules  # noqa: F401  (registers them)
 from ablatio.config.kind_lists import is_default, needed
-from ablatio.config.problems import held_problems, no_option, unknown, value_problems, with_schedulable
+from ablatio.config.problems import (
+    held_problems,
+    knob_problems,
+    missing_kinds,
+    several_problems,
+    with_schedulable,
+)
+from ablatio.config.problems import no_option as no_option
+from ablatio.config.problems import unknown as unknown
+from ablatio.config.problems import value_problems as value_problems
 from ablatio.errors import Problem
-from ablatio.registry import renamed, rules
+from ablatio.registry import rules
 from ablatio.registry.discovery import refuse_objects
 from ablatio.registry.knobs import (
     Knob,
@@ -22,7 +31,7 @@ from ablatio.registry.knobs import (
     Size,
     read_signature,
 )  # fmt: skip
-from ablatio.registry.registry import REGISTRIES, ContractError, PartSpec, Registry
+from ablatio.registry.registry import REGISTRIES, ContractError, PartSpec
 from ablatio.registry.value_schedules import is_value_schedule, mapped, schedules_of, settled
 
 NAME_PATTERN = "letters, digits, `.`, `_` and `-`, at most 100, the first a letter or digit"
@@ -174,7 +183,13 @@ def check(config: Mapping[str, Any]) -> list[Problem]:
         refuse_objects(config, "config")
     except ContractError as error:
         return [Problem("config", str(error))]
-    problems = [*_top_level(config), *_sections(config), *_parts(config), *_needs(config), *held_problems(config)]
+    problems = [
+        *_top_level(config),
+        *_sections(config),
+        *_parts(config),
+        *missing_kinds(config),
+        *held_problems(config),
+    ]
     problems = [with_schedulable(p, settings_of(config)) for p in problems]
     bad = {p.where for p in problems}
     broken = (p for view in _views(config, bad) for p in rules.violated_rules(view) if p.where not in bad)
@@ -343,18 +358,7 @@ def _sections(config: Mapping[str, Any]) -> Iterator[Problem]:
             first = f"{name}.{knobs[0].name}={knobs[0].default_text}"
             yield Problem(name, f"expected a section of settings, got {str(node)[:60]}", first)
             continue
-        yield from _knobs(name, node, knobs)
-
-
-def _knobs(where: str, node: Mapping[str, Any], knobs: tuple[Knob, ...]) -> Iterator[Problem]:
-    by_name = {k.name: k for k in knobs}
-    for key, value in node.items():
-        if key in by_name:
-            yield from value_problems(f"{where}.{key}", by_name[key], value)
-        elif (now := renamed.key(f"{where}.{key}")) != f"{where}.{key}":
-            yield Problem(f"{where}.{key}", f"is now called {now}", f"{now}={value}")
-        elif key != "name":
-            yield unknown(f"{where}.{key}", key, by_name, prefix=f"{where}.")
+        yield from knob_problems(name, node, knobs)
 
 
 def _parts(config: Mapping[str, Any]) -> Iterator[Problem]:
@@ -364,7 +368,7 @@ def _parts(config: Mapping[str, Any]) -> Iterator[Problem]:
             if kind in config:
                 yield Problem(kind, "applies only to a sweep, and this is one run; add -m")
         elif registry.multiple:
-            yield from _several(kind, registry, node)
+            yield from several_problems(kind, registry, node)
         elif node is None and registry.optional:
             continue
         elif not isinstance(node, Mapping) or "name" not in node:
@@ -373,29 +377,4 @@ def _parts(config: Mapping[str, Any]) -> Iterator[Problem]:
         elif str(node["name"]) not in registry.entries:
             yield no_option(kind, str(node["name"]), registry.entries)
         else:
-            yield from _knobs(kind, node, registry.entries[node["name"]].knobs)
-
-
-def _needs(config: Mapping[str, Any]) -> Iterator[Problem]:
-    """Problems of optional kinds that are not chosen although the task needs them."""
-    node = config.get("task")
-    name = node.get("name") if isinstance(node, Mapping) else None
-    entry = REGISTRIES["task"].entries.get(str(name))
-    for usual in entry.facts["needs"] if entry else ():
-        kind = usual.partition("=")[0]
-        if config.get(kind) is None:
-            yield Problem(kind, f"is not set, and task={name} needs it", usual)
-
-
-def _several(kind: str, registry: Registry[Any], node: Any) -> Iterator[Problem]:
-    if not isinstance(node, Mapping | None):
-        yield Problem(kind, f"expected a list of options, got {str(node)[:60]}", f"{kind}=[]")
-        return
-    for name, knobs in (node or {}).items():
-        if name not in registry.entries:
-            yield no_option(kind, name, registry.entries)
-        elif not isinstance(knobs, Mapping | None):
-            what = f"expected the knobs of {kind}={name}, got {str(knobs)[:60]}"
-            yield Problem(f"{kind}.{name}", what, f"{kind}=[{name}]")
-        else:
-            yield from _knobs(f"{kind}.{name}", knobs or {}, registry.entries[name].knobs)
+            yield from knob_problems(kind, node, registry.entries[node["name"]].knobs)

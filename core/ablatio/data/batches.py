@@ -63,9 +63,9 @@ class TrainBatches(Dataset[Batch]):
     """Training batches by number: {"tokens": (B, T + 1) int64, "segments": (B, T + 1) int32, "number": ()}.
 
     "segments" is present only if some row holds several documents and `document_mask` is set. `plan` gives the rows of
-    a batch over all ranks and their length; it is endless: one epoch continues into the next. While the length stays the
-    same, a token is a target once per epoch; rows of another length have an order of their own, which is entered after
-    as many tokens as were trained on.
+    a batch over all ranks and their length; it is endless: one epoch continues into the next. While the length stays
+    the same, a token is a target once per epoch; rows of another length have an order of their own, which is entered
+    after as many tokens as were trained on.
     """
 
     def __init__(
@@ -94,7 +94,10 @@ class TrainBatches(Dataset[Batch]):
 
     def _of_length(self, length: int) -> tuple[Windows, WindowOrder]:
         if length not in self._windows:
-            self._windows[length] = Windows(self._windows[self.order.length][0].tokens, length), self.order.of_length(length)
+            self._windows[length] = (
+                Windows(self._windows[self.order.length][0].tokens, length),
+                self.order.of_length(length),
+            )
         return self._windows[length]
 
 

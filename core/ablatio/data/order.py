@@ -82,6 +82,7 @@ class DocumentOrder(WindowOrder):
         self.windows, self.offsets = len(self.documents), 1
 
     def of_length(self, length: int) -> "DocumentOrder":
+        """The same order for rows of another length."""
         return self if length == self.length else DocumentOrder(self.all_documents, self.n_tokens, length, self.seed)
 
     def _first(self, offset: int, windows: Positions) -> Positions:
@@ -131,7 +132,9 @@ class RowPlan:
 
     def _step(self, index: int) -> tuple[int, int, int, int]:
         assert self.shape is not None
-        while len(self._steps) <= index:  # a shape may depend on the tokens so far: steps are computed in order and kept
+        while (
+            len(self._steps) <= index
+        ):  # a shape may depend on the tokens so far: steps are computed in order and kept
             before, count, tokens, length = self._steps[-1] if self._steps else (0, 0, 0, 0)
             rows = count * self.accumulate
             shape = self.shape(len(self._steps), tokens + rows * length)

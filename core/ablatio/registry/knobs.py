@@ -124,6 +124,11 @@ class Knob:
             text = f"list of {text}" if self.length < 0 else f"{self.length} x {text}"
         return f"{text} or null" if self.optional else text
 
+    @property
+    def note(self) -> str:
+        """The help text, and whether the value may be a schedule."""
+        return "; ".join(text for text in (self.help, "schedulable" if self.schedulable else "") if text)
+
     def named(self, options: Iterable[str]) -> list[str]:
         """Allowed values of a knob that names an option of another kind, given the names of these options."""
         return [*self.also, *(form.format(name) for form in self.forms for name in options)]

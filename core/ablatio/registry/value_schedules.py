@@ -13,6 +13,7 @@ linear and cosine also take from= and until=, the places of the first and the la
 multiples of it.
 """
 
+import itertools
 import math
 import re
 from collections.abc import Mapping
@@ -49,6 +50,7 @@ class ValueSchedule(str):
     whole: bool
 
     def __new__(cls, text: str, whole: bool = False) -> "ValueSchedule":
+        """Parse the text of a schedule."""
         made = super().__new__(cls, re.sub(r"\s+", "", text))
         if not (found := CALL.fullmatch(made)):
             raise ValueError(f"{text!r} is not a schedule; expected {EXAMPLE}")
@@ -72,7 +74,9 @@ class ValueSchedule(str):
         widths = {len(v) if isinstance(v, tuple) else 0 for v in self.values}
         numbers = [x for v in self.values for x in (v if isinstance(v, tuple) else (v,))]
         if wrong := [x for x in numbers if isinstance(x, bool | str)]:
-            raise ValueError(f"{self.form} connects numbers, got {wrong[0]!r}; stages({wrong[0]}@0,...) takes any value")
+            raise ValueError(
+                f"{self.form} connects numbers, got {wrong[0]!r}; stages({wrong[0]}@0,...) takes any value"
+            )
         if len(widths) > 1:
             raise ValueError(f"{self}: its values differ in length")
 
@@ -138,6 +142,16 @@ def mapped(config: Any, value_of: Any, path: str = "") -> Any:
     return config
 
 
+def ended(written: Any) -> Any:
+    """A config as written to a file, with the last value of each schedule in its place: the model after training."""
+    if isinstance(written, Mapping):
+        return {k: ended(v) for k, v in written.items()}
+    if not is_value_schedule(written):
+        return written
+    last = ValueSchedule(written).values[-1]
+    return list(last) if isinstance(last, tuple) else last
+
+
 def schedules_of(config: Any, path: str = "") -> dict[str, ValueSchedule]:
     """All schedules of a checked config, by the path of their setting: {"attention.window": ...}."""
     if isinstance(config, ValueSchedule):
@@ -166,15 +180,17 @@ def _points(form: str, values: list[str], named: Mapping[str, str]) -> tuple[tup
         return tuple(Point(p, _value(v)) for p, v in zip(places, values, strict=True)), _one_unit(units)
     if not all(placed):
         without = values[placed.index(False)]
-        raise ValueError(f"`{without}` has no place; write {without}@0.5 (a fraction of the run), @200steps, @1e6tokens")
+        raise ValueError(
+            f"`{without}` has no place; write {without}@0.5 (a fraction of the run), @200steps, @1e6tokens"
+        )
     if given := {"from", "until"} & named.keys():
         raise ValueError(f"`{given.pop()}` and places (`{values[0]}`) exclude each other")
     pairs = [value.rsplit("@", 1) for value in values]
-    places, units = zip(*(_place(place) for _, place in pairs), strict=True)
-    unit = _one_unit(units)
-    if any(b <= a for a, b in zip(places, places[1:], strict=False)):
+    found = [_place(place) for _, place in pairs]
+    unit = _one_unit([where for _, where in found])
+    if any(b <= a for (a, _), (b, _) in itertools.pairwise(found)):
         raise ValueError("places must rise: " + ", ".join(place for _, place in pairs))
-    return tuple(Point(p, _value(v)) for p, (v, _) in zip(places, pairs, strict=True)), unit
+    return tuple(Point(p, _value(v)) for (p, _), (v, _) in zip(found, pairs, strict=True)), unit
 
 
 def _even(form: str, count: int, named: Mapping[str, str]) -> tuple[list[float], list[tuple[Unit, float]]]:

@@ -130,7 +130,7 @@ def built_and_set(part: PartSpec, knobs: Mapping[str, Any], later: Mapping[str, 
             changed.append(made)
         return made
 
-    Registry.build = patched  # type: ignore[method-assign]
+    Registry.build = patched  # type: ignore[method-assign, assignment]
     try:
         yield changed
     finally:

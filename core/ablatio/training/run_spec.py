@@ -120,6 +120,18 @@ class RunSpec:
         """FLOPs of the whole training, forward and backward."""
         return self.flops(int(self.config["train"]["steps"]), self._trained)
 
+    @property
+    def full_steps(self) -> float:
+        """Number of steps with the largest rows and batches that cost as much as the run: `train.steps` if none change.
+
+        A timed step has the largest values.
+        """
+        train = self.config["train"]
+        if not self.schedules:
+            return float(train["steps"])
+        full = self.cost().train * float(train["batch_size"] * train["accumulate"] * self.length)
+        return self.train_flops / full
+
     def _trained(self, steps: int) -> Work:
         from ablatio.model.cost.flops import Work
 

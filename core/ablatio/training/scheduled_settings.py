@@ -123,4 +123,3 @@ def on_groups(optimizer: torch.optim.Optimizer, name: str, built: Any) -> Setter
             group[name] = value if same else first * (value / built) if built else first
 
     return set_
-

@@ -52,7 +52,10 @@ class Timeline:
     def plan_with(self, ramp: Any) -> RowPlan:
         """Rows and row lengths of each batch; ramp: stabilizer with `batch_rows`, or None."""
         train = self.config["train"]
-        rows, length = self.schedules.get(BATCH, train["batch_size"]), self.schedules.get(LENGTH, row_length(self.config))
+        rows, length = (
+            self.schedules.get(BATCH, train["batch_size"]),
+            self.schedules.get(LENGTH, row_length(self.config)),
+        )
         constant = ramp is None and not self.schedules.keys() & {BATCH, LENGTH}
         shape = None if constant else _Shape(rows, length, self.total, ramp)
         return RowPlan(train["batch_size"], train["accumulate"], shape)

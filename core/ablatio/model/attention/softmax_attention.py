@@ -21,7 +21,10 @@ QKNorm = Annotated[
 ]
 VNorm = Annotated[str, OptionOf("norm", also=("none",), forms=("{}", f"{WHOLE}{{}}")), "norm of the values, likewise"]
 Softcap = Annotated[
-    float, Range(0), Schedulable(), "c in c tanh(x / c), applied to the scores before bias and mask; 0: off (arXiv:2408.00118)"
+    float,
+    Range(0),
+    Schedulable(),
+    "c in c tanh(x / c), applied to the scores before bias and mask; 0: off (arXiv:2408.00118)",
 ]
 QKVBias = Annotated[bool | None, "biases of the query, key and value projections; null: as model.bias"]
 Sinks = Annotated[bool, "a learned logit per head for attending to no key (arXiv:2309.17453)"]

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from statistics import median
 from typing import Any
 
+from ablatio.registry.value_schedules import COLUMN
 from ablatio.report import rerun_command
 from ablatio.report.analysis.arms import COSTS, SIZES, Arm, matched, rate_is_free, tuned
 from ablatio.report.analysis.findings import CORRECTIONS, Findings, Row, alpha_of
@@ -17,7 +18,6 @@ from ablatio.report.analysis.scaling_verdict import trend_chart
 from ablatio.report.analysis.score_quality import quality_cells, score_qualities
 from ablatio.report.analysis.verdict import LANGUAGES, Verdict
 from ablatio.report.escape import lines_of, visible
-from ablatio.registry.value_schedules import COLUMN
 from ablatio.report.read.curves import POLICY, Curve, band, minus
 from ablatio.report.read.provenance import provenance
 from ablatio.report.read.run import RATE, Run
