@@ -147,10 +147,8 @@ def _of_run(folder: Path) -> dict[str, Any]:
 def _shaping(config: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a run's config that determines its model, at the end of its training."""
     model = {k: v for k, v in config["model"].items() if k not in ("start", "path")}
-    found: dict[str, Any] = ended(
-        {key: config[key] for key in (*shaping(), "match") if key in config} | {"model": model}
-    )
-    return found
+    found = {key: config[key] for key in (*shaping(), "match") if key in config}
+    return dict(ended(found | {"model": model}))
 
 
 def _overrides(settings: Mapping[str, Any], given: Mapping[str, str]) -> Iterator[str]:
