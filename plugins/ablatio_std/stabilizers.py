@@ -258,3 +258,9 @@ rule(
     fix="train.batch_size={train.batch_size}",
     where="stabilizer",
 )
+rule(
+    when="'spike_rewind' in stabilizer and ('train.batch_size' in scheduled or 'data.length' in scheduled)",
+    why="stabilizer=spike_rewind skips batches, and the rows of a batch with a schedule follow from its number",
+    fix="stabilizer=[clip]",
+    where="stabilizer",
+)

@@ -24,7 +24,9 @@ def test_schedules_are_quoted_for_the_grammar_of_overrides(text: str, quoted: st
 
 def test_a_schedule_is_a_value_of_a_run_and_of_an_axis() -> None:
     run = compose_run(["attention=sliding", "attention.window=linear(8, 32)", "optimizer.weight_decay=steps(0.1,0)"])
-    assert run.config["attention"]["window"] == "linear(8,32)" and run.config["optimizer"]["weight_decay"].at(9, 10) == 0
+    assert (
+        run.config["attention"]["window"] == "linear(8,32)" and run.config["optimizer"]["weight_decay"].at(9, 10) == 0
+    )
     said = ["attention=sliding", "attention.window=linear(8,32),16", "optimizer.weight_decay=0.1,stages(0.1@0,0@0.9)"]
     sweep = read([*said, "baseline=attention.window=linear(8,32),optimizer.weight_decay=0.1"])
     assert {axis.key: axis.values for axis in sweep.axes} == {

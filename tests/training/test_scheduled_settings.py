@@ -43,6 +43,15 @@ def settings_for(text_file: Path, *more: str) -> list[str]:
     return [*TINY, f"source.path={text_file}", "train.log_every=1", "model.n_layers=2", f"train.steps={STEPS}", *more]
 
 
+def set_in(config: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """A copy of a config with other knobs, by their paths."""
+    copy = {k: dict(v) if isinstance(v, dict) else v for k, v in config.items()}
+    for path, value in values.items():
+        section, knob = path.split(".")
+        copy[section][knob] = value
+    return copy
+
+
 def halves_equal(whole: Path, settings: Sequence[str], cut: Path) -> None:
     """Two runs, up to and from step 5, leave the same files as the run `whole`, but for the clock."""
     run(settings, cut, until=5)
@@ -126,9 +135,10 @@ def test_tokens_flops_and_metrics_are_those_of_each_step(whole: Path, text_file:
     decay = [float(row["setting/optimizer.weight_decay"]) for row in logged]
     assert decay == [0.5] * 7 + [0.0] * 5 and float(logged[-1]["setting/optimizer.betas.1"]) == 0.99
     flops = 0.0
+    constant = compose_run(settings_for(text_file, "attention=sliding")).config
     for t, w, n in zip(length, window, tokens, strict=True):
-        constant = settings_for(text_file, "attention=sliding", f"attention.window={w}", f"data.length={t}")
-        flops += RunSpec(compose_run(constant).config).cost().of(Work.trained(n))
+        config = set_in(constant, {"attention.window": w, "data.length": t})
+        flops += RunSpec(config).cost().of(Work.trained(n))
     assert summary(whole)["train_flops"] == pytest.approx(flops, rel=1e-12)
     spec = RunSpec(compose_run(settings_for(text_file, *ROWS)).config)
     assert spec.train_flops == pytest.approx(flops, rel=1e-12)
@@ -231,14 +241,15 @@ def test_a_run_equals_a_hand_written_loop(tmp_path: Path, text_file: Path) -> No
     rows = [math.floor(2 + 4 * p + 0.5) for p in share]
     assert rows == [2, 2, 3, 3, 3, 4, 4, 5, 5, 5, 6, 6]
 
+    plain = compose_run(settings_for(text_file, "attention=sliding")).config
+
     def model_of(k: int) -> Any:
         constants = {
             "attention.window": math.floor(2 + 14 * share[k] + 0.5),
             "attention.softcap": 5 * (share[k] < 0.75),
         }
         constants["position.base"] = 100 + 900 * share[k]
-        plain = [f"{key}={value}" for key, value in constants.items()]
-        config = compose_run([*settings_for(text_file, "attention=sliding"), *plain]).config
+        config = set_in(plain, constants)
         made = build_model(config, corpus_size, corpus.eos, 1).double()
         made.smoothing, made.z_loss = max(0.0, 0.2 - 0.4 * share[k]), 0.01 * share[k]
         return made
@@ -311,6 +322,9 @@ REFUSED = {
     "model.tied=stages(false@0,true@0.5)": "can only be untied",
     "roles.frozen=[layers.7]": "there is no `layers.7`",
     "roles.frozen=stages([matrx]@0,[]@0.5)": "there is no `matrx`; did you mean matrix",
+    "stabilizer=[spike_rewind] data.length=linear(8,16)": "skips batches, and the rows of a batch with a schedule",
+    "task=policy alignment=ppo reward=length train.batch_size=linear(2,4)": "equally many prompts in each step",
+    "task=policy alignment=ppo reward=length alignment.kl_coef=linear(0,1) alignment.kl_target=6": "adapts",
     "task=sft source=gsm_symbolic data.length=linear(8,16)": "the rows of task=sft have one length",
 }
 

@@ -33,6 +33,12 @@ rule(
     where="data.length",
 )
 rule(
+    when="'train.batch_size' in scheduled and not facts.task.batch_changes",
+    why="train.batch_size is a schedule, and task={task.name} takes equally many prompts in each step",
+    fix="train.batch_size={train.batch_size}",
+    where="train.batch_size",
+)
+rule(
     when="'data.length' in scheduled and not facts.task.length_changes",
     why="data.length is a schedule, and the rows of task={task.name} have one length",
     fix="data.length={data.length}",
