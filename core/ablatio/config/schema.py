@@ -32,7 +32,7 @@ from ablatio.registry.knobs import (
     read_signature,
 )  # fmt: skip
 from ablatio.registry.registry import REGISTRIES, ContractError, PartSpec
-from ablatio.registry.value_schedules import is_value_schedule, mapped, schedules_of, settled
+from ablatio.registry.value_schedules import is_value_schedule, mapped, mentions_schedule, schedules_of, settled
 
 NAME_PATTERN = "letters, digits, `.`, `_` and `-`, at most 100, the first a letter or digit"
 
@@ -198,8 +198,7 @@ def check(config: Mapping[str, Any]) -> list[Problem]:
 
 def _views(config: Mapping[str, Any], bad: set[str]) -> list[Mapping[str, Any]]:
     """The configs that must keep the rules: with schedules, those with their largest and their smallest values."""
-    given = config if bad else cast(config)
-    scheduled = schedules_of(given)
+    scheduled = schedules_of(given := cast(config)) if not bad and mentions_schedule(config) else {}
     if not scheduled:
         return [effective(config, bad)]
     extremes = settled(given), mapped(given, lambda path, schedule: schedule.lowest)

@@ -152,14 +152,23 @@ def ended(written: Any) -> Any:
     return list(last) if isinstance(last, tuple) else last
 
 
-def schedules_of(config: Any, path: str = "") -> dict[str, ValueSchedule]:
+def schedules_of(config: Mapping[str, Any], path: str = "") -> dict[str, ValueSchedule]:
     """All schedules of a checked config, by the path of their setting: {"attention.window": ...}."""
-    if isinstance(config, ValueSchedule):
-        return {path: config}
-    if not isinstance(config, Mapping):
-        return {}
-    below = (schedules_of(v, f"{path}.{k}" if path else str(k)) for k, v in config.items())
-    return {where: schedule for found in below for where, schedule in found.items()}
+    found: dict[str, ValueSchedule] = {}
+    for key, value in config.items():
+        if isinstance(value, ValueSchedule):
+            found[f"{path}{key}"] = value
+        elif isinstance(value, Mapping):
+            found |= schedules_of(value, f"{path}{key}.")
+    return found
+
+
+def mentions_schedule(config: Mapping[str, Any]) -> bool:
+    """True if a value of the config, checked or not, is written as a schedule."""
+    return any(
+        mentions_schedule(v) if isinstance(v, Mapping) else isinstance(v, str) and "(" in v and is_value_schedule(v)
+        for v in config.values()
+    )
 
 
 def _arguments(text: str) -> tuple[list[str], dict[str, str]]:
