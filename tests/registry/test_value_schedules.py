@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ablatio import Fraction, Positive, Schedulable
+from ablatio import Fraction, Positive, Schedulable, stabilizers
+from ablatio.errors import UserError
 from ablatio.registry.knobs import Knob, knob_from
 from ablatio.registry.value_schedules import ValueSchedule, is_value_schedule, schedules_of, settled
 
@@ -131,3 +132,9 @@ def test_schedules_of_a_config_are_found_and_settled() -> None:
     }
     assert schedules_of(config) == {"attention.window": schedule}
     assert settled(config) == {**config, "attention": {"name": "sliding", "window": 16}}
+
+
+def test_a_part_is_built_with_constants_only() -> None:
+    """A schedule that nothing would apply must not be mistaken for its largest value."""
+    with pytest.raises(UserError, match="is a schedule here"):
+        stabilizers.build("clip", {"max_norm": "linear(1,2)"})

@@ -143,6 +143,8 @@ def test_tokens_flops_and_metrics_are_those_of_each_step(whole: Path, text_file:
     spec = RunSpec(compose_run(settings_for(text_file, *ROWS)).config)
     assert spec.train_flops == pytest.approx(flops, rel=1e-12)
     assert spec.tokens_per_step == round(sum(tokens) / STEPS) and spec.length == 16
+    written = RunSpec(json.loads(json.dumps(spec.written)))  # as a job of a sweep holds it
+    assert (written.schedules, written.id, written.train_flops) == (spec.schedules, spec.id, spec.train_flops)
 
 
 def test_a_checkpoint_has_the_values_of_its_last_step(whole: Path) -> None:

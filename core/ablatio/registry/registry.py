@@ -333,8 +333,11 @@ class Registry(Generic[T]):
                 raise UserError(f"{self.kind}={name} has no knob `{key}`{did_you_mean(key, known)}")
             if problem := knob.problem(value):
                 raise UserError(f"{self.kind}.{key}: {problem}")
-            made = knob.cast(value)
-            values[key] = made.peak if isinstance(made, ValueSchedule) else made
+            values[key] = knob.cast(value)
+            if isinstance(values[key], ValueSchedule):  # a run takes its schedules out before it builds parts
+                where = f"{self.kind}.{key}"
+                raise UserError(f"{where}: {value} is a schedule here, where only a constant is supported\n"
+                                f"    try: {where}={value}, for the option of the run")  # fmt: skip
         if self.calls and not inspect.isclass(target):
             return functools.partial(target, **values)  # type: ignore[return-value]
         if lacking := [w for w in entry.wiring if w not in wiring]:

@@ -10,7 +10,8 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ablatio.registry.value_schedules import ValueSchedule, schedules_of, settled
+from ablatio.config.schema import cast
+from ablatio.registry.value_schedules import ValueSchedule, mentions_schedule, schedules_of, settled
 from ablatio.training.run_folder import run_id, with_own_tokenizer
 from ablatio.training.timeline import LENGTH, Timeline, with_values
 
@@ -43,8 +44,10 @@ class RunSpec:
 
     def __post_init__(self) -> None:
         if self.schedules is None:
-            object.__setattr__(self, "schedules", schedules_of(self.config))
-            object.__setattr__(self, "config", settled(self.config))
+            # A config that was read from the file of a job has its schedules as text.
+            given = cast(self.config) if mentions_schedule(self.config) else self.config
+            object.__setattr__(self, "schedules", schedules_of(given))
+            object.__setattr__(self, "config", settled(given) if self.schedules else given)
 
     @property
     def given(self) -> Mapping[str, Any]:
