@@ -9,10 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ablatio import NonNegative, Positive, quantizations, rule
+from ablatio import Fraction, NonNegative, Positive, Schedulable, quantizations, rule
 from ablatio.model.quantized import quantize
 
 Aware = Annotated[bool, "quantization-aware training: round trainable weights in each pass (straight-through)"]
+Rounding = Annotated[
+    float, Fraction, Schedulable(), "qat: share of the rounding error in the weights; stages(0@0,1@0.75) starts late"
+]
 # Quantiles of a normal distribution, a sixteenth of it between neighbors, scaled to [-1, 1], with an exact zero:
 # arXiv:2305.14314, appendix E.
 NF4 = (
@@ -53,8 +56,10 @@ class Int8:
         activations: Annotated[bool, "round the inputs of layers too"] = True,
         threshold: Annotated[float, NonNegative, "absolute value above which an input is an outlier; 0: none is"] = 6.0,
         qat: Aware = False,
+        rounding: Rounding = 1.0,
     ) -> None:
         self.group, self.activations, self.threshold, self.qat = group, activations, threshold, qat
+        self.rounding = rounding
 
     def apply(self, model: nn.Module) -> None:
         quantize(model, self, qat=self.qat)
@@ -97,9 +102,10 @@ class Int4:
         group: Annotated[int, Positive, "weights of a row that share a scale"] = 64,
         double: Annotated[bool, "quantize the scales too"] = True,
         qat: Aware = False,
+        rounding: Rounding = 1.0,
     ) -> None:
         self.table: Sequence[float] = NF4 if code == "nf4" else ABSMAX
-        self.group, self.double, self.qat = group, double, qat
+        self.group, self.double, self.qat, self.rounding = group, double, qat, rounding
 
     def apply(self, model: nn.Module) -> None:
         quantize(model, self, qat=self.qat)

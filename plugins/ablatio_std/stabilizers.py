@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 
-from ablatio import Fraction, NonNegative, Positive, Range, rule, stabilizers
+from ablatio import Fraction, NonNegative, Positive, Range, Schedulable, rule, stabilizers
 from ablatio.model.optimizer_step import OptimizerStep, Rewind, SkipStep
 from ablatio.model.parameter_roles import describe
 
@@ -19,7 +19,7 @@ class Clip:
 
     metrics = ("train/grad_norm",)
 
-    def __init__(self, *, max_norm: Annotated[float, Positive] = 1.0) -> None:
+    def __init__(self, *, max_norm: Annotated[float, Positive, Schedulable()] = 1.0) -> None:
         self.max_norm = max_norm
 
     def before_step(self, step: OptimizerStep) -> dict[str, Tensor]:
@@ -33,7 +33,7 @@ class EmbeddingShrink:
     The gradient that a tied embedding gets from the output head is not scaled.
     """
 
-    def __init__(self, *, alpha: Annotated[float, Fraction] = 0.1) -> None:
+    def __init__(self, *, alpha: Annotated[float, Fraction, Schedulable()] = 0.1) -> None:
         self.alpha = alpha
 
     def attach(self, model: Any) -> None:
@@ -47,11 +47,22 @@ class EmbeddingShrink:
 class ZLoss:
     """loss += weight * log^2 Z, Z the normalizer of the output softmax: keeps the logits from drifting (PaLM)."""
 
-    def __init__(self, *, weight: Annotated[float, NonNegative] = 1e-4) -> None:
-        self.weight = weight
+    def __init__(self, *, weight: Annotated[float, NonNegative, Schedulable()] = 1e-4) -> None:
+        self._weight, self._model = weight, None
 
     def attach(self, model: Any) -> None:
-        model.z_loss = self.weight
+        self._model, model.z_loss = model, self.weight
+
+    @property
+    def weight(self) -> float:
+        """Weight of the loss; may be set during training."""
+        return self._weight
+
+    @weight.setter
+    def weight(self, value: float) -> None:
+        self._weight = value
+        if self._model is not None:
+            self._model.z_loss = value
 
 
 @stabilizers.register("unit_weights", paper="arXiv:2410.01131")
@@ -91,7 +102,7 @@ rule(
 class Ema:
     """a <- d a + (1 - d) w after step t, d = min(decay, (1 + t) / (10 + t)); a is evaluated and saved, w trains."""
 
-    def __init__(self, *, decay: Annotated[float, Fraction] = 0.999) -> None:
+    def __init__(self, *, decay: Annotated[float, Fraction, Schedulable()] = 0.999) -> None:
         self.decay = decay
         self.held: dict[str, Tensor] = {}
 
@@ -270,3 +281,17 @@ class BatchRamp:
 
     def batch_rows(self, seen: int, full: int) -> int:
         return round(full * (self.start + (1 - self.start) * min(1.0, seen / self.tokens)))
+
+
+rule(
+    when="'batch_ramp' in stabilizer and 'train.batch_size' in scheduled",
+    why="stabilizer=batch_ramp sets the batch size of each step, and train.batch_size is a schedule",
+    fix="train.batch_size={train.batch_size}",
+    where="stabilizer",
+)
+rule(
+    when="'spike_rewind' in stabilizer and ('train.batch_size' in scheduled or 'data.length' in scheduled)",
+    why="stabilizer=spike_rewind skips batches, and the rows of a batch with a schedule follow from its number",
+    fix="stabilizer=[clip]",
+    where="stabilizer",
+)

@@ -86,11 +86,11 @@ def test_batch_not_divisible_by_ranks_is_refused() -> None:
 
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_ramp_uses_each_row_once_and_ends_with_full_batches(accumulate: int) -> None:
-    plan = RowPlan(16, accumulate, lambda seen, full: round(full * min(1.0, 0.1 + seen / 200)))
+    plan = RowPlan(16, accumulate, lambda step, tokens: (round(16 * min(1.0, 0.1 + tokens / 7 / 200)), 7))
     flat = [row for number in range(90) for first, count in [plan.batch(number)] for row in range(first, first + count)]
     assert flat == list(range(len(flat)))
     sizes = [plan.step(s)[1] for s in range(90 // accumulate)]
     assert sizes == sorted(sizes) and sizes[0] == 2 and sizes[-1] == 16
-    fresh = RowPlan(16, accumulate, plan.ramp)
+    fresh = RowPlan(16, accumulate, plan.shape)
     assert fresh.batch(47) == plan.batch(47)  # whatever was asked before
     assert RowPlan(16, accumulate).batch(5) == (80, 16)

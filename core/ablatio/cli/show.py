@@ -148,6 +148,6 @@ def knob_table(knobs: tuple[Knob, ...], prefix: str) -> Any:
     for knob in knobs:
         default = "null" if knob.default is None else str(knob.default)
         table.add_row(
-            f"[bold]{prefix}{knob.name}[/]", escape(knob.type_text), escape(default), str(knob.range or ""), knob.help
+            f"[bold]{prefix}{knob.name}[/]", escape(knob.type_text), escape(default), str(knob.range or ""), knob.note
         )
     return table

@@ -20,10 +20,11 @@ def run(arguments: list[str]) -> int:
     from ablatio.training.estimate import estimate
     from ablatio.training.run_spec import RunSpec
 
-    found = estimate(RunSpec(config))
+    spec = RunSpec(config)
+    found = estimate(spec)
     print(json.dumps(found, indent=1) if args.json else "", end="\n" if args.json else "")
     if not args.json:
-        _print(found, config)
+        _print(found, spec.config)
     return 0
 
 

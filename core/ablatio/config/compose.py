@@ -20,7 +20,7 @@ from ablatio.config import schema as run_config
 from ablatio.config.environment import Path, from_environment
 from ablatio.config.hydra_sources import groups, register_with_hydra
 from ablatio.config.inherit import Coming, inherited
-from ablatio.config.overrides import classify_overrides, key_problem, normal
+from ablatio.config.overrides import classify_overrides, key_problem, normal, prefixed
 from ablatio.config.words import key_of, value_of
 from ablatio.errors import ConfigError, EnvironmentFault, Problem, UserError
 from ablatio.registry import parts_file
@@ -70,7 +70,7 @@ def _compose_run(overrides: Sequence[str], coming: Coming) -> Composed:
     if not problems and node is None:
         _compose(words)  # raises: Hydra refuses the whole although each override alone is valid
     if node is None:
-        raise _config_error(with_origin(problems, words), [normal(o) for o in overrides], coming)
+        raise _config_error(with_origin(problems, words), [prefixed(o) for o in overrides], coming)
     refuse_hydra_settings(node)
     public, resolved = plain(node)
     interpolated = "${" in repr(OmegaConf.to_container(node, resolve=False))
@@ -78,7 +78,7 @@ def _compose_run(overrides: Sequence[str], coming: Coming) -> Composed:
     config, more = checked(resolved, overrides)
     problems += [_decoded(p, public) for p in more if p.where not in wrong]
     if problems:
-        raise _config_error(with_origin(problems, words), [normal(o) for o in overrides], coming)
+        raise _config_error(with_origin(problems, words), [prefixed(o) for o in overrides], coming)
     return Composed(config, with_budget(public, config), list(asked), interpolated)
 
 

@@ -5,13 +5,14 @@ from itertools import islice
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, IntervalSweep, Override, RangeSweep, Transformer
+from hydra.core.override_parser.types import Glob, IntervalSweep, Override, QuotedString, RangeSweep, Transformer
 from hydra.errors import HydraException
 
 from ablatio.config.hydra_sources import groups
 from ablatio.config.overrides import normal
 from ablatio.errors import UserError
 from ablatio.registry.kinds.search_space import Axis
+from ablatio.registry.value_schedules import is_value_schedule
 
 MAX_JOBS = 10_000
 
@@ -35,12 +36,17 @@ def axis(parsed: Override) -> Axis:
     if isinstance(value, Glob):
         return Axis(key, tuple(value.filter(groups().get(key, []))))
     found = islice(parsed.sweep_iterator(Transformer.identity), MAX_JOBS + 1)
-    values = tuple(
-        dict.fromkeys(text_of(v) if isinstance(v, bool | None) else str(Transformer.encode(v)) for v in found)
-    )
+    values = tuple(dict.fromkeys(_as_written(v) for v in found))
     if len(values) > MAX_JOBS:
         raise too_many(key)
     return Axis(key, values)
+
+
+def _as_written(value: Any) -> str:
+    """A value of an axis as on the command line: a schedule, which `normal` quotes, without its quotes."""
+    if isinstance(value, QuotedString) and is_value_schedule(value.text):
+        return value.text
+    return text_of(value) if isinstance(value, bool | None) else str(Transformer.encode(value))
 
 
 def too_many(what: str, count: int | None = None) -> UserError:

@@ -20,6 +20,7 @@ from ablatio.config.words import quoted
 from ablatio.errors import UserError
 from ablatio.registry.parts_file import recorded_in, refuse_another
 from ablatio.registry.registry import REGISTRIES, ContractError, PartSpec
+from ablatio.registry.value_schedules import ended
 from ablatio.storage.json_files import read_object
 from ablatio.storage.paths import shell_word
 
@@ -149,9 +150,10 @@ def _of_run(folder: Path) -> dict[str, Any]:
 
 
 def _shaping(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a run's config that determines its model."""
+    """The part of a run's config that determines its model, at the end of its training."""
     model = {k: v for k, v in config["model"].items() if k not in ("start", "path")}
-    return {key: config[key] for key in model_keys() if key in config} | {"model": model}
+    found = {key: config[key] for key in model_keys() if key in config}
+    return dict(ended(found | {"model": model}))
 
 
 def _overrides(settings: Mapping[str, Any], given: Mapping[str, str]) -> Iterator[str]:

@@ -15,7 +15,7 @@ from ablatio.config import schema as run_config
 from ablatio.config.hydra_habits import spelled
 from ablatio.config.hydra_sources import groups
 from ablatio.config.suggestions import unknown_key
-from ablatio.config.words import key_of, quoted
+from ablatio.config.words import key_of, quoted, with_quoted_schedules
 from ablatio.errors import Problem
 from ablatio.registry import renamed
 from ablatio.registry.parts_file import KEY as PARTS_FILE
@@ -29,6 +29,11 @@ NOT_BY_CONFIG = (
 
 
 def normal(override: str) -> str:
+    """The override in Hydra's grammar: with the `+` that Hydra wants, and schedules in quotes."""
+    return with_quoted_schedules(prefixed(override))
+
+
+def prefixed(override: str) -> str:
     """Add or remove the `+` that Hydra wants: `experiment=x` becomes `+experiment=x`.
 
     `+` is added for groups and kinds that are in no config by default.  All other kinds are in every config, possibly

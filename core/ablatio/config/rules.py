@@ -33,6 +33,18 @@ rule(
     where="data.length",
 )
 rule(
+    when="'train.batch_size' in scheduled and not facts.task.batch_changes",
+    why="train.batch_size is a schedule, and task={task.name} takes equally many prompts in each step",
+    fix="train.batch_size={train.batch_size}",
+    where="train.batch_size",
+)
+rule(
+    when="'data.length' in scheduled and not facts.task.length_changes",
+    why="data.length is a schedule, and the rows of task={task.name} have one length",
+    fix="data.length={data.length}",
+    where="data.length",
+)
+rule(
     when="facts.objective.produces not in facts.architecture.accepts",
     why="objective={objective.name} produces {facts.objective.produces}, and architecture={architecture.name} accepts "
     "{facts.architecture.accepts}",

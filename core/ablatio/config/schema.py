@@ -7,12 +7,32 @@ from typing import Annotated, Any, Literal
 
 from ablatio.config import rules as _own_rules  # noqa: F401  (registers them)
 from ablatio.config.kind_lists import is_default, needed
-from ablatio.config.problems import no_option, unknown, value_problems
+from ablatio.config.problems import (
+    held_problems,
+    knob_problems,
+    missing_kinds,
+    several_problems,
+    with_schedulable,
+)
+from ablatio.config.problems import no_option as no_option
+from ablatio.config.problems import unknown as unknown
+from ablatio.config.problems import value_problems as value_problems
 from ablatio.errors import Problem
-from ablatio.registry import per_layer, renamed, rules
+from ablatio.registry import per_layer, rules
 from ablatio.registry.discovery import refuse_objects
-from ablatio.registry.knobs import Knob, NonNegative, OptionOf, Positive, Processes, Range, Size, read_signature
-from ablatio.registry.registry import REGISTRIES, ContractError, PartSpec, Registry
+from ablatio.registry.knobs import (
+    Knob,
+    NonNegative,
+    OptionOf,
+    Positive,
+    Processes,
+    Range,
+    Schedulable,
+    Size,
+    read_signature,
+)  # fmt: skip
+from ablatio.registry.registry import REGISTRIES, ContractError, PartSpec
+from ablatio.registry.value_schedules import is_value_schedule, mapped, mentions_schedule, schedules_of, settled
 
 NAME_PATTERN = "letters, digits, `.`, `_` and `-`, at most 100, the first a letter or digit"
 
@@ -46,9 +66,11 @@ class Model:
     d_ff: Annotated[int | None, Size, "inner width of the feed-forward part; by default 4 d_model"] = None
     vocab_size: Annotated[int | None, Size, "rows of the embedding; by default the number of token ids"] = None
     max_len: Annotated[int, Size, "maximum sequence length in training, and size of position tables"] = 128
-    tied: Annotated[bool, "the output head shares the embedding matrix"] = True
+    tied: Annotated[
+        bool, Schedulable(), "the output head shares the embedding matrix; stages(true@0,false@0.66) unties it"
+    ] = True
     bias: Annotated[bool, "biases in the linear layers"] = False
-    dropout: Annotated[float, Range(0, 1, open_high=True)] = 0.0
+    dropout: Annotated[float, Range(0, 1, open_high=True), Schedulable()] = 0.0
     encoder_layers: Annotated[int | None, Positive, "encoder layers of an encoder-decoder; by default n_layers"] = None
     distinct_layers: Annotated[int | None, Positive, "layers with their own weights; the other layers share them"] = (
         None
@@ -67,7 +89,7 @@ class Model:
 class Data:
     """How documents become batches."""
 
-    length: Annotated[int | None, Size, "tokens per row; by default model.max_len"] = None
+    length: Annotated[int | None, Size, Schedulable(flops=True), "tokens per row; by default model.max_len"] = None
     val_fraction: Annotated[
         float, Range(0, 0.5, open_low=True), "fraction of documents for validation, of those without a given split"
     ] = 0.02
@@ -86,10 +108,10 @@ class Train:
     tokens: Annotated[float | None, Positive, "training tokens instead of steps, rounded up to whole steps"] = None
     epochs: Annotated[float | None, Positive, "passes over the training data instead of steps"] = None
     batch_tokens: Annotated[float | None, Positive, "tokens per optimizer step, instead of accumulate"] = None
-    batch_size: Annotated[int, Size, "rows per batch"] = 4
+    batch_size: Annotated[int, Size, Schedulable(), "rows per batch"] = 4
     accumulate: Annotated[int, Size, "batches per optimizer step (gradient accumulation)"] = 1
     label_smoothing: Annotated[
-        float, Range(0, 1, open_high=True), "probability mass of a target spread over the vocabulary"
+        float, Range(0, 1, open_high=True), Schedulable(), "probability mass of a target spread over the vocabulary"
     ] = 0.0
     log_every: Annotated[int, Positive, "steps between logged metrics"] = 20
     val_every: Annotated[int | None, Positive, "steps between validations; null: only before and after"] = 600
@@ -113,6 +135,9 @@ class Roles:
     vector_schedule: OwnSchedule = None
     embedding_schedule: OwnSchedule = None
     head_schedule: OwnSchedule = None
+    frozen: Annotated[
+        tuple[str, ...], Schedulable(), "what keeps its weights: roles (matrix ...) and layers (layers.0 ...)"
+    ] = ()
 
 
 @dataclass(kw_only=True)
@@ -163,21 +188,32 @@ def check(config: Mapping[str, Any]) -> list[Problem]:
         refuse_objects(config, "config")
     except ContractError as error:
         return [Problem("config", str(error))]
-    problems = [*_top_level(config), *_sections(config), *_parts(config), *_needs(config), *per_layer.problems(config)]
+    problems = [
+        *_top_level(config),
+        *_sections(config),
+        *_parts(config),
+        *missing_kinds(config),
+        *held_problems(config),
+        *per_layer.problems(config),
+    ]
+    problems = [with_schedulable(p, settings_of(config)) for p in problems]
     bad = {p.where for p in problems}
     layered = per_layer.varied(config) if not any(w.startswith(per_layer.LAYERS) for w in bad) else []
-    if not layered or bad & {*layered, "architecture", "model.n_layers", "model.encoder_layers", "model"}:
-        return problems + [p for p in rules.violated_rules(effective(config, bad)) if p.where not in bad]
-    problems += per_layer.stack_problems(config)
-    return problems + [p for p in _layer_rules(config, bad) if p.where not in bad]
+    if layered and not bad & {*layered, "architecture", "model.n_layers", "model.encoder_layers", "model"}:
+        problems += per_layer.stack_problems(config)
+        broken = [*_layer_rules(config, bad)]
+    else:
+        broken = [p for view in _views(config, bad) for p in rules.violated_rules(view)]
+    return problems + list({(p.where, p.what): p for p in broken if p.where not in bad}.values())
 
 
 def _layer_rules(config: Mapping[str, Any], bad: set[str]) -> Iterator[Problem]:
     """Problems for the rules that a layer violates; the first layer is named."""
     lists, found = per_layer.section(config)[0], dict[tuple[str, str, str], list[int]]()
     for layers, nodes in per_layer.combinations(config):
-        for p in rules.violated_rules(effective({**config, **nodes}, bad)):
-            found.setdefault((p.where, p.what, p.fix), []).extend(layers)
+        for view in _views({**config, **nodes}, bad):
+            for p in rules.violated_rules(view):
+                found.setdefault((p.where, p.what, p.fix), []).extend(layers)
     varied = per_layer.varied(config)
     for (where, what, fix), layers in found.items():
         kind, option = where.split(".")[0], fix.partition("=")[2]
@@ -187,6 +223,27 @@ def _layer_rules(config: Mapping[str, Any], bad: set[str]) -> Iterator[Problem]:
         elif kind == fix.partition("=")[0] and kind in REGISTRIES and REGISTRIES[kind].per_layer:
             fix = per_layer.replaced(config, kind, layers, option)
         yield Problem(where, f"layer {min(layers)}: {what}", fix, combination=True)
+
+
+def _views(config: Mapping[str, Any], bad: set[str]) -> list[Mapping[str, Any]]:
+    """The configs that must keep the rules: with schedules, those with their largest and their smallest values."""
+    scheduled = schedules_of(given := cast(config)) if not bad and mentions_schedule(config) else {}
+    if not scheduled:
+        return [effective(config, bad)]
+    extremes = settled(given), mapped(given, lambda path, schedule: schedule.lowest)
+    return [effective(view) | {"scheduled": [*scheduled]} for view in extremes]
+
+
+def settings_of(config: Mapping[str, Any]) -> dict[str, Knob]:
+    """All settings of sections and chosen parts, by their paths: {"train.steps": ...}."""
+    found = {f"{name}.{k.name}": k for name, section in SECTIONS.items() for k in section_knobs(section)}
+    for kind, registry in REGISTRIES.items():
+        node = config.get(kind)
+        if isinstance(node, Mapping):
+            names = {f"{kind}.{n}": n for n in node} if registry.multiple else {kind: str(node.get("name"))}
+            parts = {path: registry.entries[name] for path, name in names.items() if name in registry.entries}
+            found |= {f"{path}.{k.name}": k for path, part in parts.items() for k in part.knobs}
+    return found
 
 
 def cast(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -273,15 +330,21 @@ def _cast(node: Mapping[str, Any], knobs: tuple[Knob, ...]) -> dict[str, Any]:
 def effective(config: Mapping[str, Any], leave_out: set[str] | frozenset[str] = frozenset()) -> dict[str, Any]:
     """The config as rules see it: derived sizes filled in, plus `given` (values as set) and `facts` of chosen parts.
 
-    Keys in `leave_out` are removed, so that rules do not report values that are invalid by themselves.
+    `scheduled` lists the settings that change during training.
+
+    Keys in `leave_out` are removed, so that rules do not report values that are invalid by themselves, and schedules,
+    which have no single value.
     """
     view: dict[str, Any] = {}
     for key, value in config.items():
         if key in leave_out:
             continue
         view[key] = (
-            {k: v for k, v in value.items() if f"{key}.{k}" not in leave_out} if isinstance(value, Mapping) else value
+            {k: v for k, v in value.items() if f"{key}.{k}" not in leave_out and not is_value_schedule(v)}
+            if isinstance(value, Mapping)
+            else value
         )
+    view["scheduled"] = []
     view["given"] = {k: dict(v) for k, v in view.items() if isinstance(v, Mapping)}
     view["facts"] = {
         kind: {**(entry := registry.entries[view[kind]["name"]]).facts, "wiring": entry.wiring}
@@ -331,18 +394,7 @@ def _sections(config: Mapping[str, Any]) -> Iterator[Problem]:
             first = f"{name}.{knobs[0].name}={knobs[0].default_text}"
             yield Problem(name, f"expected a section of settings, got {str(node)[:60]}", first)
             continue
-        yield from _knobs(name, node, knobs)
-
-
-def _knobs(where: str, node: Mapping[str, Any], knobs: tuple[Knob, ...]) -> Iterator[Problem]:
-    by_name = {k.name: k for k in knobs}
-    for key, value in node.items():
-        if key in by_name:
-            yield from value_problems(f"{where}.{key}", by_name[key], value)
-        elif (now := renamed.key(f"{where}.{key}")) != f"{where}.{key}":
-            yield Problem(f"{where}.{key}", f"is now called {now}", f"{now}={value}")
-        elif key != "name":
-            yield unknown(f"{where}.{key}", key, by_name, prefix=f"{where}.")
+        yield from knob_problems(name, node, knobs)
 
 
 def _parts(config: Mapping[str, Any]) -> Iterator[Problem]:
@@ -352,7 +404,7 @@ def _parts(config: Mapping[str, Any]) -> Iterator[Problem]:
             if kind in config:
                 yield Problem(kind, "applies only to a sweep, and this is one run; add -m")
         elif registry.multiple:
-            yield from _several(kind, registry, node)
+            yield from several_problems(kind, registry, node)
         elif node is None and registry.optional:
             continue
         elif not isinstance(node, Mapping) or "name" not in node:
@@ -361,29 +413,4 @@ def _parts(config: Mapping[str, Any]) -> Iterator[Problem]:
         elif str(node["name"]) not in registry.entries:
             yield no_option(kind, str(node["name"]), registry.entries)
         else:
-            yield from _knobs(kind, node, registry.entries[node["name"]].knobs)
-
-
-def _needs(config: Mapping[str, Any]) -> Iterator[Problem]:
-    """Problems of optional kinds that are not chosen although the task needs them."""
-    node = config.get("task")
-    name = node.get("name") if isinstance(node, Mapping) else None
-    entry = REGISTRIES["task"].entries.get(str(name))
-    for usual in entry.facts["needs"] if entry else ():
-        kind = usual.partition("=")[0]
-        if config.get(kind) is None:
-            yield Problem(kind, f"is not set, and task={name} needs it", usual)
-
-
-def _several(kind: str, registry: Registry[Any], node: Any) -> Iterator[Problem]:
-    if not isinstance(node, Mapping | None):
-        yield Problem(kind, f"expected a list of options, got {str(node)[:60]}", f"{kind}=[]")
-        return
-    for name, knobs in (node or {}).items():
-        if name not in registry.entries:
-            yield no_option(kind, name, registry.entries)
-        elif not isinstance(knobs, Mapping | None):
-            what = f"expected the knobs of {kind}={name}, got {str(knobs)[:60]}"
-            yield Problem(f"{kind}.{name}", what, f"{kind}=[{name}]")
-        else:
-            yield from _knobs(f"{kind}.{name}", knobs or {}, registry.entries[name].knobs)
+            yield from knob_problems(kind, node, registry.entries[node["name"]].knobs)

@@ -2,6 +2,8 @@
 
 import re
 
+from ablatio.registry.value_schedules import CALL
+
 _PLAIN = re.compile(r"[A-Za-z_./][\w./+-]*", re.ASCII)
 _OTHER = re.compile(r"null|true|false|nan|inf|[.\d][\d._]*(e[-+]?\d+)?", re.ASCII | re.IGNORECASE)
 
@@ -24,3 +26,11 @@ def quoted(text: str) -> str:
 def text_value(text: str) -> str:
     """A string as a value in Hydra's grammar: quoted unless it is read as that string without quotes."""
     return text if _PLAIN.fullmatch(text) and not _OTHER.fullmatch(text) else quoted(text)
+
+
+def with_quoted_schedules(override: str) -> str:
+    """The override with quotes around schedules, whose commas are not those of a sweep: `lr=linear(0,1),0.5`."""
+    key, equals, value = override.partition("=")
+    if "(" not in value or "'" in value or '"' in value:
+        return override
+    return key + equals + CALL.sub(lambda found: f"'{found[0]}'", value)

@@ -63,7 +63,9 @@ class TrainBatches(Dataset[Batch]):
     """Training batches by number: {"tokens": (B, T + 1) int64, "segments": (B, T + 1) int32, "number": ()}.
 
     "segments" is present only if some row holds several documents and `document_mask` is set. `plan` gives the rows of
-    a batch over all ranks; it is endless: one epoch continues into the next.
+    a batch over all ranks and their length; it is endless: one epoch continues into the next. While the length stays
+    the same, a token is a target once per epoch; rows of another length have an order of their own, which is entered
+    after as many tokens as were trained on.
     """
 
     def __init__(
@@ -79,7 +81,8 @@ class TrainBatches(Dataset[Batch]):
     ) -> None:
         if order.n_tokens != len(tokens):
             raise ValueError(f"the order was made for {order.n_tokens} tokens, but the stream has {len(tokens)}")
-        self.windows, self.order, self.plan = Windows(tokens, order.length), order, plan
+        self.plan, self.order = plan, order
+        self._windows = {order.length: (Windows(tokens, order.length), order)}  # by length of the rows
         self.eos, self.document_mask, self.rank, self.world = eos, document_mask, rank, world
 
     @property
@@ -89,9 +92,18 @@ class TrainBatches(Dataset[Batch]):
 
     def __getitem__(self, step: int) -> Batch:
         first, count = self.plan.batch(step)
-        rows = self.order.rows(first, count, self.rank, self.world)
-        made = _batch(self.windows(self.order.starts(rows)), self.eos, self.document_mask)
+        windows, order = self._of_length(self.plan.row_length(step // self.plan.accumulate, self.order.length))
+        rows = order.rows(first, count, self.rank, self.world)
+        made = _batch(windows(order.starts(rows)), self.eos, self.document_mask)
         return made | {"number": torch.tensor(step)}
+
+    def _of_length(self, length: int) -> tuple[Windows, WindowOrder]:
+        if length not in self._windows:
+            self._windows[length] = (
+                Windows(self._windows[self.order.length][0].tokens, length),
+                self.order.of_length(length),
+            )
+        return self._windows[length]
 
 
 class ValidationBatches(Dataset[Batch]):

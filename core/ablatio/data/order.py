@@ -60,6 +60,10 @@ class WindowOrder:
             starts[here] = self._first(offset, permutation[places[here]])
         return starts
 
+    def of_length(self, length: int) -> "WindowOrder":
+        """The same order for rows of another length."""
+        return self if length == self.length else WindowOrder(self.n_tokens, length, self.seed)
+
     def _first(self, offset: int, windows: Positions) -> Positions:
         return offset + self.length * windows
 
@@ -74,8 +78,12 @@ class DocumentOrder(WindowOrder):
     def __init__(self, documents: Positions, n_tokens: int, length: int, seed: int) -> None:
         """`documents`: start positions of the documents, ascending."""
         super().__init__(n_tokens, length, seed)
-        self.documents = whole_rows(documents, n_tokens, length)
+        self.all_documents, self.documents = documents, whole_rows(documents, n_tokens, length)
         self.windows, self.offsets = len(self.documents), 1
+
+    def of_length(self, length: int) -> "DocumentOrder":
+        """The same order for rows of another length."""
+        return self if length == self.length else DocumentOrder(self.all_documents, self.n_tokens, length, self.seed)
 
     def _first(self, offset: int, windows: Positions) -> Positions:
         return self.documents[windows]
@@ -93,29 +101,53 @@ def whole_rows(documents: Positions, n_tokens: int, length: int) -> Positions:
 
 
 class RowPlan:
-    """Rows of each batch: `full` of them, or fewer during a batch-size ramp.
+    """Rows of each batch, and tokens of each row where they change: a function of the step.
 
-    ramp(seen, full) returns the rows per batch of a step, given the rows `seen` before it; a step has `accumulate`
-    batches. A pure function of the batch number, so resume needs no other state.
+    full        rows per batch
+    accumulate  batches per step
+    shape       shape(step, tokens before it) returns (rows per batch, tokens per row) of a step; None: `full` rows of
+                one length
+
+    A pure function of the batch number, so resume needs no other state.
     """
 
-    def __init__(self, full: int, accumulate: int = 1, ramp: Callable[[int, int], int] | None = None) -> None:
-        self.full, self.accumulate, self.ramp = full, accumulate, ramp
-        self._steps: list[tuple[int, int]] = []  # per ramped step: rows before it, rows of each of its batches
+    def __init__(
+        self, full: int, accumulate: int = 1, shape: Callable[[int, int], tuple[int, int]] | None = None
+    ) -> None:
+        self.full, self.accumulate, self.shape = full, accumulate, shape
+        # Per step: rows before it, rows of each of its batches, tokens before it, tokens per row.
+        self._steps: list[tuple[int, int, int, int]] = []
 
     def step(self, index: int) -> tuple[int, int]:
         """Return the rows before this step and the rows of each of its batches."""
-        if self.ramp is None:
-            return index * self.accumulate * self.full, self.full
-        while len(self._steps) <= index:
-            before, count = self._steps[-1] if self._steps else (0, 0)
-            seen = before + count * self.accumulate
-            # The ramp is evaluated from the rows seen so far, so the steps are computed in order and kept.
-            self._steps.append((seen, min(self.full, max(1, self.ramp(seen, self.full)))))
+        return (index * self.accumulate * self.full, self.full) if self.shape is None else self._step(index)[:2]
+
+    def tokens(self, steps: int, length: int) -> int:
+        """Number of tokens in the rows of the first `steps` steps; length: tokens per row if no shape is given."""
+        return self.step(steps)[0] * length if self.shape is None else self._step(steps)[2]
+
+    def row_length(self, step: int, length: int) -> int:
+        """Tokens per row in a step; length: if no shape is given."""
+        return length if self.shape is None else self._step(step)[3]
+
+    def _step(self, index: int) -> tuple[int, int, int, int]:
+        assert self.shape is not None
+        while (
+            len(self._steps) <= index
+        ):  # a shape may depend on the tokens so far: steps are computed in order and kept
+            before, count, tokens, length = self._steps[-1] if self._steps else (0, 0, 0, 0)
+            rows = count * self.accumulate
+            shape = self.shape(len(self._steps), tokens + rows * length)
+            self._steps.append((before + rows, shape[0], tokens + rows * length, shape[1]))
         return self._steps[index]
 
     def batch(self, number: int) -> tuple[int, int]:
-        """Return the first row and the number of rows of a batch."""
+        """Return the first row and the number of rows of a batch.
+
+        Rows are numbered as if all of them had this batch's length: the tokens before the step, in rows.
+        """
         step, place = divmod(number, self.accumulate)
-        before, count = self.step(step)
-        return before + place * count, count
+        if self.shape is None:
+            return number * self.full, self.full
+        _, count, tokens, length = self._step(step)
+        return -(-tokens // length) + place * count, count

@@ -15,6 +15,7 @@ from ablatio.model.part_choices import PartChoice as PartChoice
 from ablatio.model.part_choices import PartChoices
 from ablatio.registry import kinds
 from ablatio.registry.registry import Place, Registry
+from ablatio.registry.value_schedules import settled
 
 T = TypeVar("T")
 ORIGIN = ("start", "path")  # settings of the model's origin, which do not affect its structure
@@ -48,6 +49,7 @@ class ModelBuilder:
     """
 
     def __init__(self, config: Mapping[str, Any], vocab_size: int, eos: int = 0, seed: int = 0) -> None:
+        config = settled(config)
         self.config, self.eos, self.seed, self._choices = config, eos, seed, PartChoices(config)
         objective = objective_of(config, vocab_size, eos)
         ids, self.ahead = vocab_size + int(getattr(objective, "extra_tokens", 0)), int(getattr(objective, "ahead", 1))
@@ -324,7 +326,10 @@ class ModelBuilder:
 
     def _build(self, registry: Registry[T], path: str, choice: PartChoice, **wiring: Any) -> T:
         with seeded(named_seed(self.seed, path)):
-            return registry.build(choice.name, choice.knobs, **wiring)
+            made = registry.build(choice.name, choice.knobs, **wiring)
+        if isinstance(made, nn.Module):
+            made.built_as = registry.kind  # type: ignore[assignment]  # scheduled knobs find their modules by it
+        return made
 
 
 def share_weights(first: nn.Module, other: nn.Module) -> None:

@@ -83,16 +83,21 @@ class _CodedLinear(torch.autograd.Function):
 class Aware(nn.Linear):
     """Linear layer for quantization-aware training: y = decode(encode(W)) read(x) + b, straight-through gradients.
 
-    The gradients are those of W x + b.
+    The gradients are those of W x + b.  A codec with the attribute `rounding` applies that share of the rounding error.
     """
 
     codec: Codec
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer with quantized weights: (..., in) -> (..., out)."""
+        share = float(getattr(self.codec, "rounding", 1.0))
+        if not share:
+            return F.linear(x, self.weight, self.bias)
         with torch.no_grad():
             rounding = self.codec.decode(self.codec.encode(self.weight), self.in_features) - self.weight
             reading = self.codec.read(x) - x
+            if share != 1.0:
+                rounding, reading = share * rounding, share * reading
         return F.linear(x + reading, self.weight + rounding.to(x.dtype), self.bias)
 
 

@@ -14,10 +14,12 @@ from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from ablatio.errors import did_you_mean
+from ablatio.registry.value_schedules import ValueSchedule, is_value_schedule
 
 Scalar = bool | int | float | str | None
 SCALARS = {bool: "bool", int: "int", float: "float", str: "str"}
 REQUIRED = "???"
+CONSTANT = "this setting cannot change during training"
 
 
 class SignatureError(TypeError):
@@ -84,11 +86,26 @@ class OptionOf:
 
 
 @dataclass(frozen=True, slots=True)
+class Schedulable:
+    """Annotation of a knob that may change during training: `Annotated[float, Fraction, Schedulable()]`.
+
+    The value is then given as a constant, or as `linear(0,0.1)` and the like (registry/value_schedules.py).  The part
+    is built with the largest value and has an attribute of the knob's name; setting it takes effect in the next pass
+    and leaves the part's `state_dict` unchanged.  For an optimizer, the name is a key of its parameter groups.
+
+    flops: True if the FLOPs of a token depend on the value
+    """
+
+    flops: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Knob:
     """One setting of a part.
 
     length: None for a scalar, -1 for a list of any length, n for a tuple of n values
     option_of, also, forms: see OptionOf
+    schedulable, flops: see Schedulable
     """
 
     name: str
@@ -102,6 +119,8 @@ class Knob:
     help: str = ""
     also: tuple[str, ...] = ()
     forms: tuple[str, ...] = ("{}",)
+    schedulable: bool = False
+    flops: bool = False
 
     @property
     def type_text(self) -> str:
@@ -112,12 +131,19 @@ class Knob:
             text = f"list of {text}" if self.length < 0 else f"{self.length} x {text}"
         return f"{text} or null" if self.optional else text
 
+    @property
+    def note(self) -> str:
+        """The help text, and whether the value may be a schedule."""
+        return "; ".join(text for text in (self.help, "schedulable" if self.schedulable else "") if text)
+
     def named(self, options: Iterable[str]) -> list[str]:
         """Allowed values of a knob that names an option of another kind, given the names of these options."""
         return [*self.also, *(form.format(name) for form in self.forms for name in options)]
 
     def problem(self, value: Any) -> str:
-        """Why `value` is not allowed for this knob, or "" if it is."""
+        """Why `value` is not allowed for this knob, or "" if it is; a schedule is checked at each of its values."""
+        if self.reads_as_schedule(value):
+            return self._schedule_problem(value)
         if value is None:
             return "" if self.optional else f"expected {self.type_text}, got null"
         if self.length is None:
@@ -127,6 +153,21 @@ class Knob:
         if self.length >= 0 and len(value) != self.length:
             return f"expected {self.length} values, got {len(value)}"
         return next((p for p in map(self._scalar_problem, value) if p), "")
+
+    def reads_as_schedule(self, value: Any) -> bool:
+        """True if `value` is a schedule here: not for a knob whose values are free texts."""
+        free_text = self.type == "str" and not self.choices and not self.option_of
+        return is_value_schedule(value) and (self.schedulable or not free_text)
+
+    def _schedule_problem(self, text: str) -> str:
+        if not self.schedulable:
+            return f"got {text}, and {CONSTANT}"
+        try:
+            values = ValueSchedule(text).values
+        except ValueError as error:
+            return str(error)
+        found = next(((v, p) for v in values if (p := self.problem(v))), None)
+        return f"{text} has the value {found[0]}: {found[1]}" if found else ""
 
     def _scalar_problem(self, value: Any) -> str:
         if self.choices:
@@ -157,6 +198,8 @@ class Knob:
         """A checked value in the knob's Python type: an int becomes a float for a float knob, a list a tuple."""
         if value is None:
             return None
+        if self.reads_as_schedule(value):
+            return ValueSchedule(value, whole=self.type == "int")
         if self.length is not None:
             return tuple(self._cast(v) for v in value)
         return self._cast(value)
@@ -209,7 +252,7 @@ def knob_from(name: str, annotation: Any, default: Any, where: str) -> Knob:
         raise SignatureError(f"{where}: the knob `{name}` has no type; write `{name}: float = ...`")
     if default is inspect.Parameter.empty:
         raise SignatureError(f"{where}: the knob `{name}` has no default; use the paper's value as its default")
-    bounds, option, help_ = None, OptionOf(""), ""
+    bounds, option, help_, changes = None, OptionOf(""), "", None
     if get_origin(annotation) is Annotated:
         annotation, *extras = get_args(annotation)
         for extra in extras:
@@ -217,6 +260,8 @@ def knob_from(name: str, annotation: Any, default: Any, where: str) -> Knob:
                 bounds = extra
             elif isinstance(extra, OptionOf):
                 option = extra
+            elif isinstance(extra, Schedulable):
+                changes = extra
             elif isinstance(extra, str):
                 help_ = extra
     annotation, optional = _split_optional(annotation)
@@ -230,7 +275,7 @@ def knob_from(name: str, annotation: Any, default: Any, where: str) -> Knob:
             f"{where}: the knob `{name}` has the type {annotation!r}; supported types are bool, int, float, str, "
             "Literal, lists of them, or null"
         )
-    said = (option.kind, help_, option.also, option.forms)
+    said = (option.kind, help_, option.also, option.forms, changes is not None, bool(changes and changes.flops))
     knob = Knob(name, SCALARS[annotation], default, optional or default is None, length, choices, bounds, *said)
     if problem := knob.problem(default):
         raise SignatureError(f"{where}: the default of the knob `{name}` does not match its type: {problem}")

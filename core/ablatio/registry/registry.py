@@ -21,6 +21,7 @@ from ablatio.registry.part_spec import refuse_another_description as refuse_anot
 from ablatio.registry.transactions import REGISTRIES as REGISTRIES
 from ablatio.registry.transactions import others_unchanged as others_unchanged
 from ablatio.registry.transactions import transaction as transaction
+from ablatio.registry.value_schedules import ValueSchedule
 
 T = TypeVar("T")
 Target = TypeVar("Target", bound=Callable[..., Any])
@@ -300,6 +301,10 @@ class Registry(Generic[T]):
             if problem := knob.problem(value):
                 raise UserError(f"{self.kind}.{key}: {problem}")
             values[key] = knob.cast(value)
+            if isinstance(values[key], ValueSchedule):  # a run takes its schedules out before it builds parts
+                where = f"{self.kind}.{key}"
+                raise UserError(f"{where}: {value} is a schedule here, where only a constant is supported\n"
+                                f"    try: {where}={value}, for the option of the run")  # fmt: skip
         if self.calls and not inspect.isclass(target):
             return functools.partial(target, **values)  # type: ignore[return-value]
         if lacking := [w for w in entry.wiring if w not in wiring]:

@@ -278,9 +278,9 @@ def _axis_problems(axes: Iterable[Axis]) -> Iterator[Problem]:
 
 
 def _baseline(text: str, axes: Sequence[Axis]) -> dict[str, str]:
-    """`gelu`, or `activation=gelu,norm=rmsnorm`: one value for each axis; a list keeps its commas."""
+    """`gelu`, or `activation=gelu,norm=rmsnorm`: one value for each axis; a list and a schedule keep their commas."""
     found = {a.key: a.at(0.0) for a in axes}
-    for piece in re.split(r",(?![^\[]*\])", text.replace(" ", ",")):
+    for piece in re.split(r",(?![^\[]*\]|[^(]*\))", text.replace(" ", ",")):
         key, equals, value = piece.rpartition("=")
         having = [a.key for a in axes if (a.key == key or not equals) and value in a.values]
         if len(having) != 1:

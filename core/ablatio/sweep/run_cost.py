@@ -15,7 +15,7 @@ def run_seconds(spec: RunSpec) -> float:
         return 0.0
     train, data, tokens = spec.config["train"], spec.config["data"], spec.tokens_per_step
     passes = 2 + (train["steps"] // train["val_every"] if train["val_every"] else 0)
-    return step * float(train["steps"] + passes * (data["val_tokens"] or 0) / tokens / 3)
+    return step * float(spec.full_steps + passes * (data["val_tokens"] or 0) / tokens / 3)
 
 
 def seconds_per_seed(configs: Sequence[Mapping[str, Any]]) -> float:

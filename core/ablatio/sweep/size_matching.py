@@ -7,6 +7,7 @@ from typing import Any
 
 from ablatio.errors import ConfigError, Problem
 from ablatio.registry.kinds import pefts
+from ablatio.registry.value_schedules import schedules_of
 from ablatio.sweep.arms import Cell, Planner
 from ablatio.training import estimate
 from ablatio.training.run_spec import RunSpec
@@ -83,7 +84,7 @@ class Matching:
 
     def _at(self, cell: Cell, key: str, size: int) -> float:
         """Size of the cell with the setting `key` at `size`."""
-        if key == "train.steps":  # proportional, so no second timing is needed
+        if key == "train.steps" and not schedules_of(cell.config):  # proportional, so no second timing is needed
             return self.measure(cell.config) * size / _now(cell.config, key)
         return self.measure(self.planner.composed(cell, {key: str(size)}).config)
 
@@ -106,12 +107,11 @@ class Matching:
             return float(spec.trainable)
         if self.what == "flops":
             return spec.train_flops
-        steps = int(config["train"]["steps"])
         train = {k: v for k, v in config["train"].items() if k != "steps"}
         timed = str({k: v for k, v in config.items() if k not in ("seed", "seeds", "out", "name")} | {"train": train})
         if timed not in self._seconds:
             self._seconds[timed] = estimate.seconds_per_step(spec, TIMES)
-        return self._seconds[timed] * steps
+        return self._seconds[timed] * spec.full_steps
 
 
 def _now(config: Mapping[str, Any], key: str) -> int:

@@ -1,6 +1,6 @@
 """Checks shared by several suites; each failure says what the part did and what was expected."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.autograd.gradcheck import GradcheckError, gradcheck
 from torch.func import functional_call
 
-from ablatio.registry.registry import PartSpec
+from ablatio.registry.registry import PartSpec, Registry
+from ablatio.training.scheduled_settings import on_groups
 
 
 def label(part: PartSpec) -> str:
@@ -105,3 +106,32 @@ class _Caller(nn.Module):
 def without_gradient(module: nn.Module) -> list[str]:
     """Names of trainable parameters whose gradient is missing or all zero."""
     return [n for n, p in module.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
+
+
+@contextmanager
+def built_and_set(part: PartSpec, knobs: Mapping[str, Any], later: Mapping[str, Any]) -> Iterator[list[Any]]:
+    """Context in which the part is built with `knobs` and then set to the values `later`, as a schedule would.
+
+    Yields a list to which the objects that were set are added.
+    """
+    build, changed = Registry.build, list[Any]()
+
+    def patched(self: Registry[Any], name: str, given: Mapping[str, Any] | None = None, **wiring: Any) -> Any:
+        if (self.kind, name) != (part.kind, part.name):
+            return build(self, name, given, **wiring)
+        made = build(self, name, {**(given or {}), **knobs}, **wiring)
+        for key, value in later.items():
+            if isinstance(made, torch.optim.Optimizer):
+                on_groups(made, key, knobs[key])(value)
+            elif hasattr(made, key):
+                setattr(made, key, value)
+            else:  # a layer that does not have the part, such as a dense one between layers with experts
+                continue
+            changed.append(made)
+        return made
+
+    Registry.build = patched  # type: ignore[method-assign, assignment]
+    try:
+        yield changed
+    finally:
+        Registry.build = build  # type: ignore[method-assign]

@@ -228,7 +228,7 @@ def knob_table(knobs: Sequence[Knob], prefix: str) -> list[str]:
     """Setting, type, default, range and meaning."""
     rows = []
     for knob in knobs:
-        meaning = knob.help + (f" (an option of {knob.option_of})" if knob.option_of else "")
+        meaning = knob.note + (f" (an option of {knob.option_of})" if knob.option_of else "")
         default = "null" if knob.default is None else str(list_of(knob.default))
         rows.append([f"`{prefix}{knob.name}`", code(knob.type_text), code(default), cell(str(knob.range or "")),
                      cell(meaning)])  # fmt: skip

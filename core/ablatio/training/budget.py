@@ -21,7 +21,7 @@ def settled(spec: RunSpec) -> RunSpec:
     if not is_open(spec.config):
         return spec
     steps = _steps(spec)
-    return replace(spec, config=_with(spec.config, steps), public=_with(spec.public, steps) if spec.public else None)
+    return replace(spec, config=_with(spec.given, steps), public=_with(spec.public, steps) if spec.public else None)
 
 
 def with_steps(found: Composed) -> Composed:
@@ -29,7 +29,7 @@ def with_steps(found: Composed) -> Composed:
     if not is_open(found.config):
         return found
     spec = settled(RunSpec(found.config, found.public))
-    return replace(found, config=dict(spec.config), public=dict(spec.written))
+    return replace(found, config=dict(spec.given), public=dict(spec.written))
 
 
 def _with(config: Mapping[str, Any], steps: int) -> dict[str, Any]:

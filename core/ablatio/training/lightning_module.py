@@ -17,7 +17,9 @@ from ablatio.model.peft.apply import AppliedPeft
 from ablatio.model.task import Task
 from ablatio.registry import kinds
 from ablatio.registry.kinds import Stabilizer
+from ablatio.training.held_weights import HeldWeights
 from ablatio.training.learning_rates import LearningRates
+from ablatio.training.scheduled_settings import ScheduledSettings
 from ablatio.training.task_context import TaskContext
 
 TRAINING = "training_weights"  # checkpoint key: weights to continue from, if they differ from the scored ones
@@ -38,6 +40,7 @@ class TrainingModule(pl.LightningModule):
         model: LanguageModel,
         stabilizers: Mapping[str, Stabilizer],
         tuning: AppliedPeft | None = None,
+        scheduled: ScheduledSettings | None = None,
     ) -> None:
         super().__init__()
         config = setup.config
@@ -48,6 +51,8 @@ class TrainingModule(pl.LightningModule):
         self.rates = LearningRates(config, tuning.rate(rate) if tuning else rate)
         self.peft = tuning.part if tuning else None
         self.scores: list[float] = []  # held-out scores so far, lower is better; for schedules that watch them
+        self.scheduled = scheduled or None  # None: no setting changes during training
+        self.held = HeldWeights.of(config, scheduled.timeline.schedules if scheduled else (), model)
         self.optimizer_choice = PartChoice.of(config["optimizer"])
         for part in self._parts_with("attach"):
             part.attach(model)
@@ -75,6 +80,8 @@ class TrainingModule(pl.LightningModule):
         optimizer = kinds.optimizers.build(choice.name, choice.knobs, groups=groups_by_role(self.model, rate))
         apply_rates(optimizer, self.model, rate)
         self.rates.bind(optimizer, self.model)
+        if self.scheduled is not None:
+            self.scheduled.bind(optimizer)
         return optimizer
 
     @property
@@ -83,7 +90,12 @@ class TrainingModule(pl.LightningModule):
         return self.trainer.optimizers[0]
 
     def on_before_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int) -> Any:
-        """Make the task's example on the CPU; its random draws depend on the batch number alone."""
+        """Make the task's example on the CPU; its random draws depend on the batch number alone.
+
+        The values of scheduled settings are set first, at a step's first batch: an objective may have one.
+        """
+        if self.scheduled is not None and not self._step_losses:
+            self.scheduled.set(self.global_step)
         number = int(batch["number"])
         generator = named_generator(self.seeds.data, f"objective/{number}")
         return {"number": number, "example": self.task.example(batch, generator)}
@@ -123,6 +135,8 @@ class TrainingModule(pl.LightningModule):
 
         Gradients so far are relative to batch_size * length * accumulate targets.
         """
+        if self.held is not None:
+            self.held.before_step(self.optimizer)
         expected, targets = self._targets_per_batch * self.settings["accumulate"], self._targets
         if isinstance(targets, Tensor) or targets != expected:
             factor = expected / torch.as_tensor(targets, device=self.device).clamp(min=TINIEST)
@@ -144,6 +158,8 @@ class TrainingModule(pl.LightningModule):
             super().optimizer_step(*args, **kwargs)
         except SkipStep:
             return
+        if self.held is not None:
+            self.held.after_step()
         if after := self._parts_with("after_step"):
             step = self._step()
             for part in after:
@@ -207,6 +223,7 @@ class TrainingModule(pl.LightningModule):
         rate = self.optimizer.param_groups[0]["lr"]
         row = {"train/loss": float(self.loss_sum) / max(1, self.loss_count), "train/lr": rate}
         self.loss_sum, self.loss_count = torch.zeros(()), 0
+        row |= self.scheduled.metrics() if self.scheduled is not None else {}
         return row | {name: float(value) for name, value in (self.metrics | self.measures).items()}
 
     @property

@@ -54,6 +54,7 @@ class TrainingLoop:
         self.steps, self.start = int(self.settings["steps"]), found.step if found else 0
         self.until = min(until or self.steps, self.steps)
         extra = [m for entry, _ in chosen(run.config) for m in entry.facts.get("metrics", ())]
+        extra += run.learner.scheduled.columns if run.learner.scheduled is not None else []
         self.task_scores = TaskScores.of(run.config)
         self.file = Logs(MetricsFile(folder / "metrics.csv", [*self.task_scores.columns, *extra]), loggers, console)
         self.samples_file = SamplesFile(folder / "samples.jsonl")
@@ -157,6 +158,8 @@ class TrainingLoop:
         if self.found:
             self.run.model.load_state_dict(self.found.model)
         self.run.model.to(self.run.machine.device)
+        if self.run.learner.scheduled is not None:
+            self.run.learner.scheduled.set(self.start - 1)  # the values that the weights were trained with
         self.unscored = not self._validate("after" if self.found else "before", self.start)
         if self.unscored:
             raise Preempted(f"{self.stop.name} came before the first step; nothing is lost\n    try: the same command")
@@ -256,7 +259,7 @@ class TrainingLoop:
     def _flops(self, step: int) -> float:
         """FLOPs of the first `step` steps: of the tokens that the task passes through this model, with its tuning."""
         task = self.run.task
-        return self.run.spec.cost(task.row_length).of(task.work(step))
+        return self.run.spec.flops(step, task.work, task.row_length)
 
     def summary(self, status: str) -> dict[str, Any]:
         """Return the results for summary.json: status, scores before and after, steps, tokens, seconds, bytes, FLOPs.

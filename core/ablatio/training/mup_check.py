@@ -22,6 +22,7 @@ from ablatio.model.example import Example
 from ablatio.model.language_model import LanguageModel
 from ablatio.model.parameter_roles import apply_rates, groups_by_role, named_generator
 from ablatio.registry import kinds
+from ablatio.registry.value_schedules import settled
 from ablatio.training.task_context import TaskContext
 
 FLAT = 0.05  # largest slope of log size over log width that counts as no growth
@@ -80,6 +81,7 @@ def coordinates(
     """
     if len(set(widths)) < 2:
         raise UserError(f"{len(set(widths))} width came, two or more were expected\n    try: --widths 64,128,256")
+    config = settled(config)
     configs = [at_width(config, width) for width in sorted(set(widths))]
     numbers = range(int(config["seed"]), int(config["seed"]) + seeds)
     texts = list(_corpus(config, numbers) if corpus else _random(config, numbers))

@@ -14,7 +14,6 @@ from ablatio.data.order import RowPlan
 from ablatio.data.types import Tokenizer
 from ablatio.errors import UserError
 from ablatio.model.builder import PartChoice
-from ablatio.model.cost.parameters import row_length
 from ablatio.model.language_model import LanguageModel
 from ablatio.model.peft.apply import AppliedPeft, tune
 from ablatio.model.task import Task
@@ -27,7 +26,9 @@ from ablatio.training.initial_weights import TakenOver, start_model
 from ablatio.training.lightning_module import TrainingModule
 from ablatio.training.reward_model import open_reward
 from ablatio.training.run_spec import RunSpec
+from ablatio.training.scheduled_settings import ScheduledSettings, parts_of
 from ablatio.training.task_context import TaskContext
+from ablatio.training.timeline import Timeline
 
 COMPILED = "TORCHINDUCTOR_CACHE_DIR"  # environment variable
 
@@ -109,17 +110,6 @@ class PreparedRun:
         return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.machine.precision == "bf16")
 
 
-@dataclass(frozen=True, slots=True)
-class _RowRamp:
-    """Batch-size ramp of a stabilizer, converted from seen tokens to seen rows."""
-
-    part: Any
-    length: int
-
-    def __call__(self, seen: int, full: int) -> int:
-        return int(self.part.batch_rows(seen * self.length, full))
-
-
 class _BatchNumbers(Sampler[int]):
     """Sampler of the batch numbers start ... total - 1, each plus `skipped`.
 
@@ -136,11 +126,9 @@ class _BatchNumbers(Sampler[int]):
         return self.total
 
 
-def row_plan(config: Mapping[str, Any], stabilizers: Mapping[str, Stabilizer]) -> RowPlan:
-    """Return the number of rows of each batch; a stabilizer with `batch_rows` may let it grow."""
-    train = config["train"]
-    ramps = [part for part in stabilizers.values() if hasattr(part, "batch_rows")]
-    return RowPlan(train["batch_size"], train["accumulate"], _RowRamp(ramps[0], row_length(config)) if ramps else None)
+def row_plan(timeline: Timeline, stabilizers: Mapping[str, Stabilizer]) -> RowPlan:
+    """Return the rows and their length of each batch; schedules or a stabilizer with `batch_rows` may change them."""
+    return timeline.plan_with(next((part for part in stabilizers.values() if hasattr(part, "batch_rows")), None))
 
 
 def needs_start(config: Mapping[str, Any]) -> bool:
@@ -165,7 +153,7 @@ def build_task(spec: RunSpec) -> tuple[TaskContext, Any, dict[str, Stabilizer]]:
     config = spec.config
     options = config["stabilizer"] or {}
     stabilizers = {name: kinds.stabilizers.build(name, knobs) for name, knobs in options.items()}
-    setup = TaskContext(config, row_plan(config, stabilizers), open_reward)
+    setup = TaskContext(config, row_plan(spec.timeline, stabilizers), open_reward)
     choice = PartChoice.of(config["task"])
     return setup, kinds.tasks.build(choice.name, choice.knobs, setup=setup), stabilizers
 
@@ -186,10 +174,13 @@ def prepare_run(spec: RunSpec, *, fresh: bool = True, counted: bool = True) -> P
     model, origin = within_memory(spec, lambda: start_model(config, task.tokenizer, setup.seeds.init, fresh=fresh))
     if counted:
         spec.count_on(model, task.row_length)
+    scheduled = ScheduledSettings(spec.timeline, model)
     tuning = tune(model, config, setup.seeds.init)
     if config["trainer"]["compile"]:
         _share_compiled_code()
         model.compile_layers()
     task.attach(model)
-    learner = TrainingModule(setup, task, model, stabilizers, tuning)
+    learner = TrainingModule(setup, task, model, stabilizers, tuning, scheduled)
+    others = {"peft": tuning.part, "quantization": tuning.quantization, "task": task, "stabilizer": stabilizers}
+    scheduled.connect(parts_of(setup.built | others | dict.fromkeys(("roles", "model"), learner.held)))
     return PreparedRun(spec, setup, task, model, learner, machine, origin, tuning)

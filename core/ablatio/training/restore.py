@@ -24,7 +24,8 @@ from ablatio.training.task_context import TaskContext
 class SavedRun:
     """Content of a run folder.
 
-    spec        config of the run, with the tokenizer stored in the folder
+    spec        config of the run, with the tokenizer stored in the folder and, of scheduled settings, the values that
+                the checkpoint's last step was trained with
     id          id of the run in its checkpoints, computed from the config as it was trained
     checkpoint  weights and training state
     """
@@ -61,7 +62,7 @@ def read_checkpoint(folder: Path, step: int | None = None) -> SavedRun:
     """
     spec = RunSpec(read_run(folder))
     found = Checkpoints(folder / CHECKPOINTS, run=spec.id).load(step)
-    return SavedRun(spec.with_own_tokenizer(folder), spec.id, found)
+    return SavedRun(spec.at(found.step - 1).with_own_tokenizer(folder), spec.id, found)
 
 
 def restore_model(folder: Path, step: int | None = None) -> RestoredModel:

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ablatio.config.schema import cast
+from ablatio.registry.value_schedules import ValueSchedule, mentions_schedule, schedules_of, settled
 from ablatio.training.run_folder import run_id, with_own_tokenizer
+from ablatio.training.timeline import LENGTH, Timeline, with_values
 
 if TYPE_CHECKING:
     from ablatio.data.types import Tokenizer
-    from ablatio.model.cost.flops import Cost
+    from ablatio.model.cost.flops import Cost, Work
     from ablatio.model.cost.memory import MemoryEstimate
     from ablatio.model.cost.parameters import Size
     from ablatio.model.language_model import LanguageModel
 
+MEASURED = 17  # distinct costs that are measured for one run
 _log = logging.getLogger(__name__)
 
 
@@ -26,25 +30,48 @@ _log = logging.getLogger(__name__)
 class RunSpec:
     """The config of a run and its sizes; each size is computed on first use and kept.
 
-    config  resolved and checked: what the run uses
+    config  resolved and checked: what the run uses; of a schedule given in it, the largest value is kept here
     public  the config as it may be written to a file, with values from the environment left open; None: same as
             `config`
     ids     number of token ids of the trained tokenizer; None: counted on the untrained one, which has the same number
+    schedules  of settings that change during training, by path; None: those in `config`
     """
 
     config: Mapping[str, Any]
     public: Mapping[str, Any] | None = None
     ids: int | None = None
+    schedules: Mapping[str, ValueSchedule] | None = None
+
+    def __post_init__(self) -> None:
+        if self.schedules is None:
+            # A config that was read from the file of a job has its schedules as text.
+            given = cast(self.config) if mentions_schedule(self.config) else self.config
+            object.__setattr__(self, "schedules", schedules_of(given))
+            object.__setattr__(self, "config", settled(given) if self.schedules else given)
+
+    @property
+    def given(self) -> Mapping[str, Any]:
+        """The config with its schedules, as it was given."""
+        return with_values(self.config, self.schedules or {})
 
     @property
     def written(self) -> Mapping[str, Any]:
         """The config to write to config.json."""
-        return self.config if self.public is None else self.public
+        return self.given if self.public is None else self.public
+
+    @cached_property
+    def timeline(self) -> Timeline:
+        """Values of the scheduled settings at each step."""
+        return Timeline(self.config, self.schedules or {})
+
+    def at(self, step: int) -> RunSpec:
+        """The specification without schedules, with the values that step number `step` (from 0) trains with."""
+        return replace(self, config=self.timeline.config_at(step), schedules={})
 
     @cached_property
     def id(self) -> str:
         """Id of the run in its checkpoints: a hash of the settings that affect its numbers."""
-        return run_id(self.config)
+        return run_id(self.given)
 
     @cached_property
     def vocabulary(self) -> int:
@@ -53,16 +80,16 @@ class RunSpec:
 
     @cached_property
     def length(self) -> int:
-        """Tokens per row."""
+        """Tokens per row, the longest if they change."""
         from ablatio.model.cost.parameters import row_length
 
         return row_length(self.config)
 
     @property
     def tokens_per_step(self) -> int:
-        """Tokens per optimizer step, batch_size * accumulate * length."""
-        train = self.config["train"]
-        return int(train["batch_size"] * train["accumulate"]) * self.length
+        """Tokens per optimizer step, batch_size * accumulate * length; the mean if they change."""
+        steps = int(self.config["train"]["steps"])
+        return round(self.timeline.plan.tokens(steps, self.length) / steps)
 
     @cached_property
     def size(self) -> Size:
@@ -94,7 +121,46 @@ class RunSpec:
     @property
     def train_flops(self) -> float:
         """FLOPs of the whole training, forward and backward."""
-        return self.cost().train * self.tokens_per_step * int(self.config["train"]["steps"])
+        return self.flops(int(self.config["train"]["steps"]), self._trained)
+
+    @property
+    def full_steps(self) -> float:
+        """Number of steps with the largest rows and batches that cost as much as the run: `train.steps` if none change.
+
+        A timed step has the largest values.
+        """
+        train = self.config["train"]
+        if not self.schedules:
+            return float(train["steps"])
+        full = self.cost().train * float(train["batch_size"] * train["accumulate"] * self.length)
+        return self.train_flops / full
+
+    def _trained(self, steps: int) -> Work:
+        from ablatio.model.cost.flops import Work
+
+        return Work.trained(self.timeline.plan.tokens(steps, self.length))
+
+    def flops(self, steps: int, work: Callable[[int], Work], row_length: int | None = None) -> float:
+        """FLOPs of the first `steps` steps, each at the cost of its own row length, window and the like.
+
+        work        tokens that the first n steps pass through the model
+        row_length  tokens per row of the task; None: `length`
+
+        Where more than MEASURED values follow one another (a line), the cost is measured at some and interpolated.
+        """
+        from ablatio.model.cost.flops import cost_of, interpolated
+
+        stretches = list(self.timeline.stretches(steps))
+        if len(stretches) == 1 and not stretches[0][2]:
+            return self.cost(row_length).of(work(steps))
+
+        def cost(number: int) -> Cost:
+            values = stretches[number][2]
+            return cost_of(with_values(self.config, values), self.vocabulary, values.get(LENGTH, row_length))
+
+        costs = interpolated(cost, len(stretches), MEASURED)
+        parts = (work(end) + work(first) * -1 for first, end, _ in stretches)
+        return sum(c.of(part) for c, part in zip(costs, parts, strict=True))
 
     @cached_property
     def memory(self) -> MemoryEstimate:

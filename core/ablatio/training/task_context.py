@@ -40,8 +40,9 @@ class TaskContext:
     config       of the run, resolved and checked
     plan         number of rows of each batch
     open_reward  open_reward(folder, tokenizer) returns the reward model of a run as a function; None outside training
-    length       tokens per row
+    length       tokens per row, the longest if they change
     seeds        seeds of the random streams
+    built        parts built so far, by kind
     """
 
     config: Mapping[str, Any]
@@ -49,6 +50,7 @@ class TaskContext:
     open_reward: OpenReward | None = None
     length: int = field(init=False)
     seeds: Seeds = field(init=False)
+    built: dict[str, list[Any]] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "length", row_length(self.config))
@@ -62,7 +64,9 @@ class TaskContext:
     def part(self, kind: str, **wiring: Any) -> Any:
         """Build the config's part of a kind; `wiring` are the arguments that the model or task supplies."""
         choice = PartChoice.of(self.config[kind])
-        return REGISTRIES[kind].build(choice.name, choice.knobs, **wiring)
+        made = REGISTRIES[kind].build(choice.name, choice.knobs, **wiring)
+        self.built.setdefault(kind, []).append(made)
+        return made
 
     def source(self) -> Source:
         """Build the config's source."""

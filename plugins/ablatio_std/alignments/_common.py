@@ -7,12 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ablatio import Positive, Range
+from ablatio import Positive, Range, Schedulable
 
 Metrics = dict[str, Tensor]
 PAIR_METRICS = ("train/reward_chosen", "train/reward_rejected", "train/reward_margin", "train/reward_accuracy")
 
-Beta = Annotated[float, Positive, "weight of the penalty beta x KL(policy, reference)"]
+Beta = Annotated[float, Positive, Schedulable(), "weight of the penalty beta x KL(policy, reference)"]
 Smoothing = Annotated[float, Range(0, 0.5, open_high=True), "assumed share of mislabeled pairs"]
 Divergence = Annotated[
     Literal["reverse_kl", "forward_kl", "js", "alpha"], "divergence from the reference that is penalized (2309.16240)"

@@ -5,12 +5,12 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from ablatio import NonNegative, Positive, Range
+from ablatio import NonNegative, Positive, Range, Schedulable
 from ablatio.model.rl.kl import masked_mean
 from ablatio_std.alignments._common import Metrics
 
 Clip = Annotated[float, Positive, "the ratio of new to old probability is clipped at 1 +- clip"]
-KLWeight = Annotated[float, NonNegative, "weight of the KL to the reference"]
+KLWeight = Annotated[float, NonNegative, Schedulable(), "weight of the KL to the reference"]
 Group = Annotated[int, Range(2), "answers per prompt"]
 Answers = Annotated[int, Positive, "answers per prompt"]
 Epochs = Annotated[int, Positive, "passes over the answers of one rollout"]

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from ablatio import Fraction, NonNegative, Positive, alignments
+from ablatio import Fraction, NonNegative, Positive, Schedulable, alignments, rule
 from ablatio.model.rl.kl import masked_mean, whiten
 from ablatio.registry.kinds.alignment_inputs import Advantages
 from ablatio_std.alignments._common import Metrics
@@ -26,8 +26,8 @@ from ablatio_std.alignments._policy import (
 
 Gamma = Annotated[float, Fraction, "discount factor per token"]
 Lam = Annotated[float, Fraction, "lambda of the advantage estimate: 1 uses earned rewards only, 0 the critic's values"]
-ValueWeight = Annotated[float, NonNegative, "weight of the critic's loss"]
-EntropyWeight = Annotated[float, NonNegative, "weight of the entropy bonus"]
+ValueWeight = Annotated[float, NonNegative, Schedulable(), "weight of the critic's loss"]
+EntropyWeight = Annotated[float, NonNegative, Schedulable(), "weight of the entropy bonus"]
 
 
 def advantage_estimates(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> Tensor:
@@ -178,3 +178,11 @@ class A2C:
         value = masked_mean((values - returns).square(), mask) / 2
         metrics = {"train/value_loss": value.detach(), "train/policy_loss": policy.detach()}
         return policy + self.vf_coef * value - self.entropy_coef * masked_mean(entropy, mask), metrics
+
+
+rule(
+    when="'alignment.kl_coef' in scheduled and alignment.kl_target is not None",
+    why="alignment.kl_target adapts alignment.kl_coef to the measured KL, and alignment.kl_coef is a schedule",
+    fix="alignment.kl_target=null",
+    where="alignment.kl_target",
+)

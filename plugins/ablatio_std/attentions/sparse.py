@@ -8,14 +8,19 @@ from typing import Annotated, Any, Literal, Unpack
 import torch
 from torch import Tensor
 
-from ablatio import Positive, Range, attentions, rule
+from ablatio import Positive, Range, Schedulable, attentions, rule
 from ablatio.model.attention.kernels import AttentionView
 from ablatio.model.attention.softmax_attention import AttentionWiring, KVHeads, QKNorm, Sinks, Softcap
 from ablatio.model.context import Context
 from ablatio_std.attentions._patterns import Patterned, near
 from ablatio_std.attentions._refinements import Exclusive, KeyOffset, QueryGain, Refined, SSMax
 
-Window = Annotated[int | None, Range(1), "tokens in the window, the query's own included; null: model.max_len / 8"]
+Window = Annotated[
+    int | None,
+    Range(1),
+    Schedulable(flops=True),
+    "tokens in the window, the query's own included; null: model.max_len / 8",
+]
 FullEvery = Annotated[int, Range(0), "layers n, 2n, ... (counted from 1) see every key; 0: no layer does"]
 
 
@@ -62,9 +67,20 @@ class Windowed(Patterned):
 
     def __init__(self, n_kv_heads: int | None, window: int | None, first: int, full_every: int, **wiring: Any) -> None:
         window = window or max(1, wiring["max_len"] // 8)
-        pattern = (near_or_first, window, first) if first else (near, window)
-        super().__init__(n_kv_heads, pattern, full_every, **wiring)
-        self.window, self.first = window, first
+        super().__init__(n_kv_heads, (near, window), full_every, **wiring)
+        self.first = first
+        self.window = window
+
+    @property
+    def window(self) -> int:
+        """Tokens in the window; may be set during training."""
+        return self._window
+
+    @window.setter
+    def window(self, tokens: int) -> None:
+        self._window = tokens
+        if self.pattern is not None:  # None: this layer sees every key
+            self.pattern = (near_or_first, tokens, self.first) if self.first else (near, tokens)
 
     def place(
         self, q: Tensor, k: Tensor, v: Tensor, ctx: Context

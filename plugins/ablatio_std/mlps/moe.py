@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ablatio import Fraction, NonNegative, Range, mlps, rule
+from ablatio import Fraction, NonNegative, Range, Schedulable, mlps, rule
 from ablatio.model.context import Context
 
 from .dense import MlpWiring, build_dense
@@ -23,6 +23,7 @@ from .routing import (
     z_loss,
 )
 
+Balance = Annotated[float, NonNegative, Schedulable(), "weight of the balance loss"]
 METRICS = ("train/moe_balance", "train/moe_z", "train/moe_dropped", "train/moe_load")
 Part = TypeVar("Part", bound=Callable[..., nn.Module])
 
@@ -78,7 +79,8 @@ class TokenChoice(nn.Module):
         super().__init__()
         self.router, self.experts, self.shared, self.balance_bias = router, experts, shared, bias
         self.top_k, self.scores, self.normalize, self.factor = top_k, scores, normalize, factor
-        self.weights, self.sparse_layers, self.dropout = weights, sparse_layers, dropout
+        self.balance, self.z_loss = weights
+        self.sparse_layers, self.dropout = sparse_layers, dropout
         self.idle_parameters = (experts.experts - top_k) * experts.expert_parameters
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
@@ -100,11 +102,10 @@ class TokenChoice(nn.Module):
         """Record losses and measures of a training pass; return which assignments are kept: (B, T, k) bool."""
         count, real = self.experts.experts, None if ctx.segments is None else ctx.segments >= 0
         share = load_shares(chosen, count, real)
-        balance, z = self.weights
-        if balance:
-            ctx.add_loss("train/moe_balance", balance * balance_loss(normalize_gates(scores), share, real))
-        if z:
-            ctx.add_loss("train/moe_z", z * z_loss(logits, real))
+        if self.balance:
+            ctx.add_loss("train/moe_balance", self.balance * balance_loss(normalize_gates(scores), share, real))
+        if self.z_loss:
+            ctx.add_loss("train/moe_z", self.z_loss * z_loss(logits, real))
         if self.balance_bias is not None:
             self.balance_bias.update(share)
         kept = torch.ones_like(chosen, dtype=torch.bool)
@@ -130,8 +131,10 @@ def moe(
     capacity_factor: Annotated[
         float | None, Range(0.01, 1000), "an expert's capacity in training / mean load; null drops no token"
     ] = 1.25,
-    balance: Annotated[float, NonNegative, "weight of the balance loss"] = 0.01,
-    z_loss: Annotated[float, NonNegative, "weight of the router's z-loss (ST-MoE, arXiv:2202.08906)"] = 0.001,
+    balance: Balance = 0.01,
+    z_loss: Annotated[
+        float, NonNegative, Schedulable(), "weight of the router's z-loss (ST-MoE, arXiv:2202.08906)"
+    ] = 0.001,
     jitter: Annotated[float, Fraction, "relative noise on the router's input in training"] = 0.01,
     every: Annotated[int, Range(1, 1000), "every n-th layer has experts; the others are dense"] = 1,
     **wiring: Unpack[MlpWiring],
@@ -171,7 +174,7 @@ def deepseek_moe(
     scores: Annotated[Literal["softmax", "sigmoid"], "sigmoid as in DeepSeek-V3 (arXiv:2412.19437)"] = "softmax",
     normalize: Annotated[bool, "divide the gates of a token by their sum"] = False,
     bias_rate: Annotated[float, NonNegative, "step of the balancing bias (arXiv:2408.15664: 0.001); 0: no bias"] = 0.0,
-    balance: Annotated[float, NonNegative, "weight of the balance loss"] = 0.01,
+    balance: Balance = 0.01,
     dense_layers: Annotated[int, Range(0, 1000), "number of dense layers before the first sparse one"] = 0,
     **wiring: Unpack[MlpWiring],
 ) -> nn.Module:

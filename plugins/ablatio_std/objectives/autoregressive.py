@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ablatio import Fraction, NonNegative, Range, objectives
+from ablatio import Fraction, NonNegative, Range, Schedulable, objectives
 from ablatio.model.example import Example
 
 
@@ -41,7 +41,7 @@ class MultiToken(NextToken):
         self,
         *,
         ahead: Annotated[int, Range(2, 32), "number of next tokens predicted at each position"] = 4,
-        weight: Annotated[float, NonNegative, "weight of the loss of each token beyond the next"] = 1.0,
+        weight: Annotated[float, NonNegative, Schedulable(), "weight of the loss of each token beyond the next"] = 1.0,
     ) -> None:
         self.ahead, self.weight = ahead, weight
 

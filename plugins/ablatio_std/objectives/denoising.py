@@ -5,13 +5,15 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
-from ablatio import Fraction, Range, objectives
+from ablatio import Fraction, Range, Schedulable, objectives
 from ablatio.model.example import Example
 from ablatio_std.objectives._pairs import Pair, pack_pairs, shifted_targets
 from ablatio_std.objectives._spans import spans_of, without
 
 Sentinels = Annotated[int, Range(1, 10_000), "number of sentinel ids for hidden spans, after the tokenizer's ids"]
-Rate = Annotated[float, Range(0, 1, open_low=True, open_high=True), "share of the tokens that are hidden"]
+Rate = Annotated[
+    float, Range(0, 1, open_low=True, open_high=True), Schedulable(), "share of the tokens that are hidden"
+]
 Mean = Annotated[float, Range(1), "mean length of a hidden span in tokens"]
 
 

@@ -5,7 +5,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from ablatio import Fraction, Positive, objectives, rule
+from ablatio import Fraction, Positive, Schedulable, objectives, rule
 from ablatio.model.cross_entropy import linear_divergence
 from ablatio.model.example import Example, Loss
 from ablatio.model.language_model import LanguageModel
@@ -26,8 +26,8 @@ class Distillation(NextToken):
         self,
         *,
         teacher: Annotated[str | None, "folder of the teacher's run"] = None,
-        temperature: Annotated[float, Positive] = 2.0,
-        hard: Annotated[float, Fraction, "weight of the loss on the text's own next tokens"] = 0.5,
+        temperature: Annotated[float, Positive, Schedulable()] = 2.0,
+        hard: Annotated[float, Fraction, Schedulable(), "weight of the loss on the text's own next tokens"] = 0.5,
     ) -> None:
         self.teacher, self.temperature, self.hard = teacher, temperature, hard
 

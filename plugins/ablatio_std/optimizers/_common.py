@@ -7,15 +7,19 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ablatio import NonNegative, Positive
+from ablatio import NonNegative, Positive, Schedulable
 from ablatio.model.parameter_roles import ParameterGroup
 from ablatio.registry.knobs import Range
 
 Below1 = Range(0, 1, open_high=True)
-Betas = Annotated[tuple[float, float], Below1]
+Betas = Annotated[tuple[float, float], Below1, Schedulable()]
+Momentum = Annotated[float, Below1, Schedulable()]
 Eps = Annotated[float, Positive]
 Rate = Annotated[float, Positive, "learning rate at the peak of the schedule"]
-Decay = Annotated[float, NonNegative, "decoupled: lr * weight_decay * w per step; vectors are not decayed"]
+Decay = Annotated[
+    float, NonNegative, Schedulable(), "decoupled: lr * weight_decay * w per step; vectors are not decayed"
+]
+Coupled = Annotated[float, NonNegative, Schedulable(), "coupled: weight_decay * w is added to g; not for vectors"]
 Group = dict[str, Any]
 Tensors = list[Tensor]
 

@@ -10,6 +10,7 @@ from ablatio.model.parameter_roles import ParameterGroup
 from ablatio.registry.knobs import Range
 from ablatio_std.optimizers._common import (
     Betas,
+    Coupled,
     Decay,
     Eps,
     Foreach,
@@ -33,7 +34,7 @@ def adam(
     lr: LearningRate = 6e-3,
     betas: Betas = (0.9, 0.999),
     eps: Eps = 1e-8,
-    weight_decay: Annotated[float, NonNegative, "coupled: weight_decay * w is added to g; not for vectors"] = 0.0,
+    weight_decay: Coupled = 0.0,
     amsgrad: Annotated[bool, "use the running maximum of v (arXiv:1904.09237)"] = False,
 ) -> Optimizer:
     """w <- w - lr m / (sqrt(v) + eps), m and v the bias-corrected moving averages of g and g^2."""

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ablatio import Positive, optimizers
 from ablatio.model.parameter_roles import ParameterGroup
-from ablatio_std.optimizers._common import Below1, Betas, Decay, Eps, Foreach, Group, Rate, Tensors, adamw_, shrink
+from ablatio_std.optimizers._common import Betas, Decay, Eps, Foreach, Group, Momentum, Rate, Tensors, adamw_, shrink
 
 Every = Annotated[int, Positive, "steps between factorizations"]
 Largest = Annotated[int, Positive, "longer sides get no factor; that of a vocabulary would take most of the time"]
@@ -27,7 +27,7 @@ class Shampoo(Foreach):
         groups: list[ParameterGroup],
         *,
         lr: Rate = 0.02,
-        momentum: Annotated[float, Below1] = 0.9,
+        momentum: Momentum = 0.9,
         eps: Eps = 1e-4,
         every: Every = 10,
         largest: Largest = 1024,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ablatio import Positive, optimizers, rule
 from ablatio.model.parameter_roles import ParameterGroup
-from ablatio_std.optimizers._common import Below1, Betas, Decay, Eps, Foreach, Group, Tensors, adamw_, shrink
+from ablatio_std.optimizers._common import Betas, Decay, Eps, Foreach, Group, Momentum, Tensors, adamw_, shrink
 
 A, B, C = 3.4445, -4.7750, 2.0315  # a large slope at 0: 5 steps bring all singular values into 0.7 ... 1.2
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -30,7 +30,7 @@ class Muon(Foreach):
         groups: list[ParameterGroup],
         *,
         lr: Annotated[float, Positive, "learning rate of hidden matrices at the peak of the schedule"] = 0.02,
-        momentum: Annotated[float, Below1] = 0.95,
+        momentum: Momentum = 0.95,
         nesterov: bool = True,
         ns_steps: Annotated[int, Positive, "number of Newton-Schulz steps"] = 5,
         scale: Literal["shape", "rms"] = "shape",

@@ -7,9 +7,7 @@ from torch.optim import Optimizer
 
 from ablatio import NonNegative, optimizers, rule
 from ablatio.model.parameter_roles import ParameterGroup
-from ablatio_std.optimizers._common import Below1, Eps, Rate, decayed
-
-Coupled = Annotated[float, NonNegative, "coupled: weight_decay * w is added to g; not for vectors"]
+from ablatio_std.optimizers._common import Coupled, Eps, Momentum, Rate, decayed
 
 
 @optimizers.register("sgd", paper="doi:10.1214/aoms/1177729586", entrywise=False)
@@ -17,7 +15,7 @@ def sgd(
     groups: list[ParameterGroup],
     *,
     lr: Rate = 0.5,
-    momentum: Annotated[float, Below1] = 0.9,
+    momentum: Momentum = 0.9,
     nesterov: bool = False,
     weight_decay: Coupled = 0.0,
 ) -> Optimizer:

@@ -5,7 +5,7 @@ from typing import Annotated
 import torch
 from torch import Tensor, nn
 
-from ablatio import Positive, Range, placements
+from ablatio import Positive, Range, Schedulable, placements
 from ablatio_std.placements._common import Sublayer
 
 
@@ -56,14 +56,24 @@ class DropPath(nn.Module):
     batch_dependent = True
 
     def __init__(
-        self, n_layers: int, layer: int | None, *, rate: Annotated[float, Range(0, 1, open_high=True)] = 0.1
+        self,
+        n_layers: int,
+        layer: int | None,
+        *,
+        rate: Annotated[float, Range(0, 1, open_high=True), Schedulable()] = 0.1,
     ) -> None:
         super().__init__()
-        self.kept = 1 - rate * (0 if layer is None else layer + 1) / n_layers
+        self.rate, self.number, self.n_layers = rate, 0 if layer is None else layer + 1, n_layers
+
+    @property
+    def kept(self) -> float:
+        """Probability 1 - p that this layer's branch is kept."""
+        return 1 - self.rate * self.number / self.n_layers
 
     def forward(self, x: Tensor, sublayer: Sublayer, norm: nn.Module) -> Tensor:
         y = sublayer(norm(x))
-        if not self.training or self.kept == 1:
+        kept = self.kept
+        if not self.training or kept == 1:
             return x + y
-        rows = x.new_empty(len(x), 1, 1).bernoulli_(self.kept)
-        return x + y * (rows / self.kept)
+        rows = x.new_empty(len(x), 1, 1).bernoulli_(kept)
+        return x + y * (rows / kept)

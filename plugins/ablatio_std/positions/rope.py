@@ -1,11 +1,12 @@
 """Rotary positions, and their extension to longer contexts (the formulas are in scaling.py)."""
 
+from dataclasses import replace
 from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
-from ablatio import Positive, Range, positions, rule
+from ablatio import Positive, Range, Schedulable, positions, rule
 from ablatio_std.positions._common import Layout, frequencies, rotate_pairs
 from ablatio_std.positions.scaling import LENGTH_DEPENDENT, METHODS, Extension, Scaling, attention_scale
 
@@ -30,11 +31,11 @@ class Rope(nn.Module):
         d_head: int,
         max_len: int,
         *,
-        base: Annotated[float, Range(1, open_low=True)] = 10000.0,
+        base: Annotated[float, Range(1, open_low=True), Schedulable()] = 10000.0,
         fraction: Annotated[float, Range(0, 1, open_low=True), "share of each head's features that is rotated"] = 1.0,
         layout: Layout = "interleaved",
         scaling: Annotated[Scaling, "method of extension beyond the length trained at"] = "none",
-        factor: Annotated[float, Range(1), "extended length / length trained at"] = 4.0,
+        factor: Annotated[float, Range(1), Schedulable(), "extended length / length trained at"] = 4.0,
         original_max_len: Annotated[int | None, Range(2), "length trained at; null: model.max_len"] = None,
         beta_fast: Annotated[float, Positive, "yarn: pairs with more turns are unchanged"] = 32.0,
         beta_slow: Annotated[float, Positive, "yarn: pairs with fewer turns are interpolated"] = 1.0,
@@ -46,14 +47,24 @@ class Rope(nn.Module):
         skip_every: Annotated[int | None, Range(2), "every n-th layer has no positions; null: all have"] = None,
     ) -> None:
         super().__init__()
-        self.width, self.base, self.layout = int(d_head * fraction), base, layout
-        self.extension = Extension(
+        self.width, self.base, self.factor, self.layout = int(d_head * fraction), base, factor, layout
+        self._extension = Extension(
             base, factor, original_max_len or max_len, beta_fast, beta_slow, low_freq_factor, high_freq_factor,
             short_factors, long_factors,
         )  # fmt: skip
-        self.scaled = METHODS[scaling]
+        self.scaling, self.scaled = scaling, METHODS[scaling]
         self.rotates_cached_keys, self.skip_every = scaling in LENGTH_DEPENDENT, skip_every
-        self.attention_factor = attention_factor or attention_scale(scaling, self.extension)
+        self._attention_factor = attention_factor
+
+    @property
+    def extension(self) -> Extension:
+        """Settings of the extension, with the base and the factor of this step."""
+        return replace(self._extension, base=self.base, factor=self.factor)
+
+    @property
+    def attention_factor(self) -> float:
+        """Factor on q and on k: the knob's, else that of the method of extension."""
+        return self._attention_factor or attention_scale(self.scaling, self.extension)
 
     def skips(self, layer: int) -> bool:
         return self.skip_every is not None and (layer + 1) % self.skip_every == 0
@@ -61,10 +72,10 @@ class Rope(nn.Module):
     def prepare(self, pos: Tensor, dtype: torch.dtype, length: Tensor) -> tuple[Tensor, Tensor]:
         """Cosine and sine of the angles, times attention_factor: (T, d/2), or (B, 1, T, d/2) for positions (B, T)."""
         w = self.scaled(frequencies(self.width, self.base, pos.device), self.extension, length[..., None])
-        angles = pos[..., None] * w
+        angles, scale = pos[..., None] * w, self.attention_factor
         if pos.dim() == 2:
             angles = angles[:, None]
-        return (angles.cos() * self.attention_factor).to(dtype), (angles.sin() * self.attention_factor).to(dtype)
+        return (angles.cos() * scale).to(dtype), (angles.sin() * scale).to(dtype)
 
     def rotate(self, q: Tensor, k: Tensor, pos: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         # The model passes prepared tables: computing them in each layer would cost a compiled layer more than anything

@@ -6,7 +6,7 @@ from typing import Annotated
 import torch
 from torch import Tensor, nn
 
-from ablatio import Positive, Range, positions, rule
+from ablatio import Positive, Range, Schedulable, positions, rule
 from ablatio_std.positions._common import frequencies, rotate_pairs
 
 Tables = tuple[Tensor, Tensor, Tensor, Tensor]  # cosines and sines for queries, then for keys
@@ -26,7 +26,7 @@ class XPos(nn.Module):
         d_head: int,
         max_len: int,
         *,
-        base: Annotated[float, Range(1, open_low=True)] = 10000.0,
+        base: Annotated[float, Range(1, open_low=True), Schedulable()] = 10000.0,
         scale_base: Annotated[float, Positive, "distance S in tokens over which pair i decays by z_i"] = 512.0,
         gamma: Annotated[float, Positive, "a smaller gamma makes the fastest pair decay faster"] = 0.4,
     ) -> None:

@@ -54,6 +54,7 @@ class Policy(Task):
     accepts, main, better = "documents", "reward", "higher"
     scores = ("reward", "gold", "kl", "entropy", "answer_length")
     needs, copies = ("alignment=ppo", "reward=length"), 1
+    batch_changes = False
     metrics = (*MEASURES, "train/old_kl", "train/entropy", "train/clip_fraction")
 
     def __init__(

@@ -26,6 +26,7 @@ class Pretrain(Task):
     """
 
     accepts, scores, main, better = "documents", ("loss", "bpb", "accuracy"), "loss", "lower"
+    length_changes = True
 
     def __init__(self, setup: TaskContext) -> None:
         self.setup = setup
@@ -64,7 +65,7 @@ class Pretrain(Task):
         )
 
     def tokens(self, steps: int) -> int:
-        return self.setup.plan.step(steps)[0] * self.setup.length
+        return self.setup.plan.tokens(steps, self.setup.length)
 
     def example(self, batch: Mapping[str, Tensor], generator: torch.Generator) -> Example:
         made: Example = self.objective(batch["tokens"], batch.get("segments"), generator)

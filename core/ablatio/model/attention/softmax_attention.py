@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ablatio.model.attention.kernels import AttentionView, attend, attend_by_steps, merge_heads, split_heads
 from ablatio.model.context import Context
-from ablatio.registry.knobs import OptionOf, Range
+from ablatio.registry.knobs import OptionOf, Range, Schedulable
 
 KVHeads = Annotated[int | None, Range(1), "number of key and value heads, a divisor of model.n_heads; null: n_heads"]
 WHOLE = "whole_"
@@ -21,7 +21,10 @@ QKNorm = Annotated[
 ]
 VNorm = Annotated[str, OptionOf("norm", also=("none",), forms=("{}", f"{WHOLE}{{}}")), "norm of the values, likewise"]
 Softcap = Annotated[
-    float, Range(0), "c in c tanh(x / c), applied to the scores before bias and mask; 0: off (arXiv:2408.00118)"
+    float,
+    Range(0),
+    Schedulable(),
+    "c in c tanh(x / c), applied to the scores before bias and mask; 0: off (arXiv:2408.00118)",
 ]
 QKVBias = Annotated[bool | None, "biases of the query, key and value projections; null: as model.bias"]
 Sinks = Annotated[bool, "a learned logit per head for attending to no key (arXiv:2309.17453)"]

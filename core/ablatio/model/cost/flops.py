@@ -1,10 +1,11 @@
 """FLOPs of a run: cost of a token, given which weights are trained, times the tokens processed in each way."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+import numpy as np
 import torch
 
 from ablatio.model.builder import ModelBuilder
@@ -63,6 +64,16 @@ class Cost:
         """Total FLOPs of `work`."""
         layers = work.learnt * (self.layers + self.layers_backward) + work.read * self.layers
         return layers + work.learnt_said * (self.head + self.head_backward) + work.read_said * self.head
+
+
+def interpolated(cost: Callable[[int], Cost], count: int, most: int) -> list[Cost]:
+    """Costs number 0 to count - 1; of more than `most`, some are computed and the others interpolated linearly."""
+    if count <= most:
+        return [cost(i) for i in range(count)]
+    nodes = sorted({round(i * (count - 1) / (most - 1)) for i in range(most)})
+    known = [[getattr(cost(i), f.name) for f in fields(Cost)] for i in nodes]
+    columns = [np.interp(np.arange(count), nodes, column) for column in zip(*known, strict=True)]
+    return [Cost(*map(float, row)) for row in zip(*columns, strict=True)]
 
 
 _COSTS: dict[tuple[str, int], Cost] = {}

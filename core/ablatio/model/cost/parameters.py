@@ -15,6 +15,7 @@ from ablatio.model.language_model import LanguageModel
 from ablatio.model.parameter_roles import describe, named_generator
 from ablatio.registry import kinds
 from ablatio.registry.registry import REGISTRIES
+from ablatio.registry.value_schedules import settled
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,15 +81,19 @@ def meta_model(config: Mapping[str, Any], vocab_size: int) -> LanguageModel:
 
 
 def row_length(config: Mapping[str, Any]) -> int:
-    """Tokens of a row: `data.length`, or the longest input of the model."""
-    return int(config.get("data", {}).get("length") or config["model"]["max_len"])
+    """Tokens of a row, the longest if they change: `data.length`, or the longest input of the model."""
+    found = settled(config.get("data", {})).get("length") or config["model"]["max_len"]
+    return int(found)
 
 
 def shape_of(config: Mapping[str, Any]) -> str:
-    """Return everything that sizes and costs depend on, as JSON: the key of the cached counts."""
+    """Return everything that sizes and costs depend on, as JSON: the key of the cached counts.
+
+    Of a schedule, the largest value counts.
+    """
     kinds_that_count = (r.kind for r in REGISTRIES.values() if r.shapes_model or r.scope == "tuning")
     keys = {"model", "match", "data", "layers", "freeze", *kinds_that_count}
-    return json.dumps({k: v for k, v in config.items() if k in keys}, sort_keys=True)
+    return json.dumps(settled({k: v for k, v in config.items() if k in keys}), sort_keys=True)
 
 
 def _measured(config: Mapping[str, Any], vocab_size: int, model: LanguageModel) -> Size:

@@ -24,12 +24,14 @@ class AppliedPeft:
     trainable  number of trainable parameters
     total      number of all parameters, including quantized ones
     bytes      memory of all weights
+    quantization  the part that quantized the weights
     """
 
     part: Peft
     trainable: int
     total: int
     bytes: int
+    quantization: Any = None
 
     def rate(self, of_init: Rate | None) -> Rate | None:
         """Combine the learning-rate factors of the init and of the method by their product."""
@@ -51,8 +53,9 @@ def is_tuned(config: Mapping[str, Any]) -> bool:
 def tune(model: nn.Module, config: Mapping[str, Any], seed: int) -> AppliedPeft:
     """Apply the config's quantization, its PEFT method and `freeze` to a model that holds its base weights."""
     quantization, peft = _choice(config, kinds.quantizations), _choice(config, kinds.pefts)
-    kinds.quantizations.build(quantization.name, quantization.knobs).apply(model)
-    found = apply_peft(model, kinds.pefts.build(peft.name, peft.knobs), seed)
+    quantizer = kinds.quantizations.build(quantization.name, quantization.knobs)
+    quantizer.apply(model)
+    found = replace(apply_peft(model, kinds.pefts.build(peft.name, peft.knobs), seed), quantization=quantizer)
     if not (patterns := config.get("freeze")):
         return found
     freeze(model, patterns)

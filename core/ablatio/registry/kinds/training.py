@@ -194,6 +194,8 @@ class Task(Protocol):
     needs     optional kinds that this task requires, each with the usual option, as "alignment=dpo"
     metrics   names of the numbers that `loss` logs
     copies    number of models held in memory beside the trained one, as a reference
+    batch_changes   False if `train.batch_size` may not be a schedule: its batches do not follow that plan
+    length_changes  True if `data.length` may be a schedule: its rows follow the plan of its TaskContext
     """
 
     accepts: ClassVar[str]
@@ -204,6 +206,8 @@ class Task(Protocol):
     needs: ClassVar[Sequence[str]]
     metrics: ClassVar[Sequence[str]]
     copies: ClassVar[int]
+    batch_changes: ClassVar[bool]
+    length_changes: ClassVar[bool]
     tokenizer: Tokenizer
     content: dict[str, Any]
 
@@ -330,6 +334,8 @@ tasks: Registry[Task] = Registry(
         "needs": (),
         "metrics": (),
         "copies": 0,
+        "batch_changes": True,
+        "length_changes": False,
     },
     default="pretrain",
     scope="task",

@@ -10,6 +10,7 @@ from statistics import median
 from typing import Any
 
 from ablatio.registry import parts_file
+from ablatio.registry.value_schedules import COLUMN
 from ablatio.report import rerun_command
 from ablatio.report.analysis.arms import COSTS, SIZES, Arm, matched, rate_is_free, tuned
 from ablatio.report.analysis.findings import CORRECTIONS, Findings, Row, alpha_of
@@ -152,16 +153,23 @@ def _visible(found: Findings) -> float | None:
 
 
 def _curves(found: Findings) -> list[dict[str, Any]]:
-    """Per score: mean over seeds of each arm with one sd to each side, and its paired difference to the baseline."""
+    """Per score: mean over seeds of each arm with one sd to each side, and its paired difference to the baseline.
+
+    Settings that changed during training follow after the scores, under their paths.
+    """
     last = len(found.rows)
     shown = [i for i, row in enumerate(found.rows) if i < BEST or i >= last - WORST or row.arm.baseline]
     made: list[dict[str, Any]] = []
-    for name in dict.fromkeys([found.metric, *CURVES]):
+    runs = (run for row in found.rows for run in row.arm.runs)
+    scheduled = sorted({name for run in runs for name in run.curves if name.startswith(COLUMN)})
+    for name in dict.fromkeys([found.metric, *CURVES, *scheduled]):
         arms = {i: _by_seed(found.rows[i].arm, name) for i in shown}
         base = next((arms[i] for i in shown if found.rows[i].arm.baseline), {})
         bands = [_of(i, list(c.values())) for i, c in arms.items() if c]
         if any(len(b["steps"]) > 1 for b in bands):
-            made.append({"name": name, "difference": False, "arms": bands, "broken": _broken(found, name)})
+            title, setting = name.removeprefix(COLUMN), name.startswith(COLUMN)
+            shared = {"name": title, "difference": False, "setting": setting}
+            made.append({**shared, "arms": bands, "broken": _broken(found, name)})
         if name != found.metric or not base:
             continue
         gaps = {i: [minus(c[s], base[s]) for s in c if s in base] for i, c in arms.items() if c is not base}

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ablatio.registry.value_schedules import COLUMN
+
 POINTS = 160  # per curve; a chart is about 700 pixels wide and a line 2
 POLICY = ("train/reward", "train/kl_k3", "train/entropy")  # measured on a policy's rollouts
 COLLAPSED = "train/collapsed"  # 1 if the policy gives one answer to all prompts
@@ -29,7 +31,8 @@ Band = dict[str, list[float]]
 def read_curves(path: Path, *, thin: bool = True, also: Sequence[str] = ()) -> tuple[dict[str, Curve], int]:
     """Return (column -> curve, number of unreadable rows); an unfinished last row is not counted.
 
-    thin: to POINTS, for a chart; False keeps each logged value.  also: columns wanted besides val/... and READ
+    thin: to POINTS, for a chart; False keeps each logged value.  also: columns wanted besides val/...,
+    scheduled settings and READ
     """
     try:
         text = path.read_text(encoding="utf-8", errors="replace").replace("\0", "")
@@ -46,7 +49,7 @@ def read_curves(path: Path, *, thin: bool = True, also: Sequence[str] = ()) -> t
         return {}, max(0, whole.count(False) - 1)
     steps, found = [int(text) for text in columns[place]], dict[str, Curve]()
     for name, column in zip(header, columns, strict=True):
-        if (name.startswith("val/") or name in READ or name in also) and any(column):
+        if (name.startswith(("val/", COLUMN)) or name in READ or name in also) and any(column):
             curve = _curve(steps, column)
             if curve[0]:
                 found[name] = _thinned(*curve) if thin else curve

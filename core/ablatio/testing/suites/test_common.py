@@ -87,8 +87,10 @@ def test_made_from_json(part: PartSpec) -> None:
 
 
 def test_knob_is_live(part: PartSpec, knob: Knob) -> None:
-    """At least one other value of the knob changes the part's behavior."""
+    """At least one other value of the knob changes the part's behavior, and may be set later if it is schedulable."""
     live, tried, refused = _try_other_values(part, knob)
+    if live and knob.schedulable:
+        _check_schedulable(part, knob, live)
     if not live and not tried:
         pytest.skip(f"no other value of `{knob.name}` can be tried: {'; '.join(refused[:1]) or 'it has none'}")
     values = ", ".join(dict.fromkeys(map(str, tried)))
@@ -97,8 +99,8 @@ def test_knob_is_live(part: PartSpec, knob: Knob) -> None:
     )
 
 
-def _try_other_values(part: PartSpec, knob: Knob) -> tuple[bool, list[Any], list[str]]:
-    """(True if some value changed the part, values without effect, reasons of refused values)."""
+def _try_other_values(part: PartSpec, knob: Knob) -> tuple[dict[str, Any], list[Any], list[str]]:
+    """(settings that changed the part or {}, values without effect, reasons of refused values)."""
     tried: list[Any] = []
     refused: list[str] = []
     for beside in settings(part, knob):
@@ -113,9 +115,24 @@ def _try_other_values(part: PartSpec, knob: Knob) -> tuple[bool, list[Any], list
                 refused.append(str(error))
                 continue
             if after != before:
-                return True, tried, refused
+                return beside | {knob.name: value}, tried, refused
             tried.append(value)
-    return False, tried, refused
+    return {}, tried, refused
+
+
+def _check_schedulable(part: PartSpec, knob: Knob, live: dict[str, Any]) -> None:
+    """A part that is built with one value and then set to another behaves like one that was built with the other."""
+    label, values = checks.label(part), [knob.default, live[knob.name]]
+    if isinstance(knob.default, int | float):
+        values.sort(reverse=True)  # a run builds its parts with the largest value
+    built, other = ({**live, knob.name: value} for value in values)
+    with checks.built_and_set(part, built, {knob.name: values[1]}) as changed:
+        later = _observe(part, other)
+    assert changed, f"{label}: `{knob.name}` is schedulable, but no object that the part builds has this attribute"
+    assert later == _observe(part, other), (
+        f"{label}: `{knob.name}` is schedulable, but setting it to {values[1]} after the part was built with "
+        f"{values[0]} does not give the part built with {values[1]}: compute what depends on it when it is used"
+    )
 
 
 def test_leaves_the_process_alone(part: PartSpec) -> None:

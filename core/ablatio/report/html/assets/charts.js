@@ -92,7 +92,7 @@ function curveScales(f, bands, set) {
   const steps = bands.flatMap((b) => [b.steps[0], b.steps[b.steps.length - 1]]);
   const x = linear(Math.min(...steps), Math.max(...steps), f.box.left, f.box.right);
   // The fall from the first loss would hide what differs later: the axis begins where a fifth of the way is gone.
-  const from = set.difference ? 0.3 : 0.22;
+  const from = set.setting ? 0 : set.difference ? 0.3 : 0.22;
   const late = bands.flatMap((b) => {
     const last = b.steps[b.steps.length - 1];
     return b.steps.flatMap((step, i) => (step >= from * last ? [b.low[i], b.high[i]] : []));
