@@ -86,7 +86,7 @@ REFUSED = {
     "a wrong value": (["layers.attention=[{sliding: {window: -4}}]"], "sliding.window: expected a value"),
     "two options in one entry": (["layers.attention=[{sliding: {}, mha: {}}]"], "expected one option"),
     "a wrong count": (["layers.attention=['sliding*x']"], "expected a number of layers after `*`"),
-    "a kind of the whole run": (["+layers.optimizer=[adamw]"], "`optimizer` is the same in all layers"),
+    "a kind of the whole run": (["layers.optimizer=[adamw]"], "`optimizer` is the same in all layers"),
     "nothing": (["layers.attention=[]"], "expected at least one option"),
     "a position on the embeddings": (["layers.position=[rope,learned]"], "acts on the embeddings"),
     "an option that stands nowhere": (["attention=gqa", "layers.attention=[sliding]"], "stands in no layer"),

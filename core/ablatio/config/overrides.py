@@ -17,7 +17,7 @@ from ablatio.config.hydra_sources import groups
 from ablatio.config.suggestions import unknown_key
 from ablatio.config.words import key_of, quoted, with_quoted_schedules
 from ablatio.errors import Problem
-from ablatio.registry import renamed
+from ablatio.registry import per_layer, renamed
 from ablatio.registry.parts_file import KEY as PARTS_FILE
 from ablatio.registry.registry import REGISTRIES
 
@@ -172,6 +172,8 @@ def key_problem(parsed: Override, tree: Any, options: dict[str, list[str]]) -> P
         if not isinstance(node, dict) or part not in node:
             if not path and part in REGISTRIES and not isinstance(node.get(part), dict):
                 return _knob_of_nothing(part, key)
+            if path in (per_layer.LAYERS, f"{per_layer.LAYERS}.{per_layer.AT}"):
+                return per_layer.kind_problem(key, part)
             if having := _options_with(path, part):
                 chosen = str(node.get("name"))
                 nearest = max(having, key=lambda name: SequenceMatcher(None, name, chosen).ratio())

@@ -204,14 +204,21 @@ def problems(config: Mapping[str, Any]) -> Iterator[Problem]:
         (f"{LAYERS}.{AT}.{k}", k) for k in node.get(AT) or {}
     ]:
         if kind not in known:
-            what = f"`{kind}` is the same in all layers{did_you_mean(kind, known)}; per layer: {', '.join(known)}"
-            yield Problem(where, what, EXAMPLE)
+            yield kind_problem(where, kind)
     lists, single = section(config)
     for kind in known:
         if kind in lists:
             yield from _list_problems(config, kind, lists[kind])
         if kind in single:
             yield from _single_problems(config, kind, single[kind])
+
+
+def kind_problem(where: str, kind: str) -> Problem:
+    """The problem of a name under `layers` that is no kind which may differ between layers."""
+    known = [registry.kind for registry in kinds()]
+    what = f"`{kind}` is the same in all layers" if kind in REGISTRIES else f"there is no kind `{kind}`"
+    near = did_you_mean(kind, known)
+    return Problem(where, f"{what}{near}; layers may differ in {', '.join(known)}")
 
 
 def _list_problems(config: Mapping[str, Any], kind: str, value: Any) -> Iterator[Problem]:
