@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ablatio.model.cost.meta_tensors import is_meta_tensor
 from ablatio.model.local_mixing import Rows
 
 CHUNK = 64  # tokens
@@ -153,6 +154,23 @@ def decays(length: int, log_decay: Tensor, rows: Rows) -> Any:
     return (HeadDecay if log_decay.dim() == 3 else ChannelDecay)(length, log_decay, rows)
 
 
+def _shapes_only(q: Tensor, rows: Rows, state: Tensor | None) -> bool:
+    """True for one long row without values, whose FLOPs are counted: its chunks need not wait for one another."""
+    length = q.shape[2]
+    plain = len(q) == 1 and state is None and rows.documents is None
+    return plain and length > CHUNK and length % CHUNK == 0 and is_meta_tensor(q)
+
+
+def _chunks_as_batch(x: Tensor) -> Tensor:
+    """(1, H, T, ...) -> (chunks, H, CHUNK, ...); what is the same for all tokens, (1, H, 1, ...), stays."""
+    return x if x.shape[2] == 1 else x.unflatten(2, (-1, CHUNK)).movedim(2, 1).flatten(0, 1)
+
+
+def _joined(x: Tensor) -> Tensor:
+    """(chunks, H, CHUNK, V) -> (1, H, T, V)."""
+    return x.movedim(0, 1).flatten(1, 2)[None]
+
+
 def accumulate(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, rows: Rows, state: Tensor | None
 ) -> tuple[Tensor, Tensor]:
@@ -162,6 +180,9 @@ def accumulate(
     `state` (B, H, F, V) precedes the first token, None for zero.  Returns o, (B, H, T, V), and the last state,
     (B, H, F, V).
     """
+    if _shapes_only(q, rows, state):
+        found, last = accumulate(*map(_chunks_as_batch, (q, k, v, log_decay)), rows, None)
+        return _joined(found), last[:1]
     last = q.new_zeros(*v.shape[:2], k.shape[-1], v.shape[-1]) if state is None else state
     outputs, decay = [], decays(q.shape[2], log_decay, rows)
     pairs = decay.pairs(q, k)
@@ -184,6 +205,9 @@ def delta_rule(
     Each token writes u_t = b_t (v_t - k_t Diag(a_t) S_{t-1}).  Within a chunk u_t depends on the earlier writes, so
     that the u of a chunk solve one triangular system.
     """
+    if _shapes_only(q, rows, state):
+        found, last = delta_rule(*map(_chunks_as_batch, (q, k, v, log_decay, rate)), rows, None)
+        return _joined(found), last[:1]
     last = q.new_zeros(*q.shape[:2], k.shape[-1], v.shape[-1]) if state is None else state
     outputs, decay = [], decays(q.shape[2], log_decay, rows)
     scores, systems = decay.pairs(q, k), decay.pairs(k, k)
