@@ -105,21 +105,28 @@ class Ema:
 
     @contextmanager
     def averaged(self, model: nn.Module) -> Iterator[None]:
-        pairs = [(p, self.held[name]) for name, p in model.named_parameters() if name in self.held]
-        trained = [p.data for p, _ in pairs]
-        for p, average in pairs:
-            p.data = average.to(p.data)
-        try:
+        with exchanged_weights(model, self.held):
             yield
-        finally:
-            for (p, _), weight in zip(pairs, trained, strict=True):
-                p.data = weight
 
     def state_dict(self) -> dict[str, Tensor]:
         return dict(self.held)
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self.held = dict(state)
+
+
+@contextmanager
+def exchanged_weights(model: nn.Module, weights: dict[str, Tensor]) -> Iterator[None]:
+    """Context in which the model holds these weights, by parameter name, in the dtypes of its own."""
+    pairs = [(p, weights[name]) for name, p in model.named_parameters() if name in weights]
+    trained = [p.data for p, _ in pairs]
+    for p, weight in pairs:
+        p.data = weight.to(p.data)
+    try:
+        yield
+    finally:
+        for (p, _), weight in zip(pairs, trained, strict=True):
+            p.data = weight
 
 
 class _Recent:
