@@ -9,14 +9,16 @@ mish 4 to 7 in torch and 0.9 to 2 here.  Relative to relu: relu(x)^2 8 to 15 in 
 import math
 from collections.abc import Callable
 from itertools import repeat
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ablatio import Positive
 from ablatio.model.cost.meta_tensors import is_meta_tensor
 
+Beta = Annotated[float, Positive, "sharpness: x / 2 for small values, max(0, x) for large ones"]
 Kernel = Callable[[Tensor, Tensor, Tensor | None], None]  # (x, y, derivative): writes y and, unless None, derivative
 CHUNK = 1 << 17  # elements: 0.5 MiB of float32 stays in the cache, and Python's overhead is a fiftieth of the time
 SLOPE, CUBIC = math.sqrt(8 / math.pi), 0.044715  # tanh-GELU is x sigmoid(SLOPE (x + CUBIC x^3))
@@ -32,6 +34,11 @@ def gelu(x: Tensor, approximate: str) -> Tensor:
 def mish(x: Tensor) -> Tensor:
     """x tanh(log(1 + e^x)).  Any shape."""
     return _StoredDerivative.apply(x, _mish) if _has_fast_path(x) else F.mish(x)
+
+
+def silu(x: Tensor, beta: float) -> Tensor:
+    """x sigmoid(beta x).  Any shape."""
+    return F.silu(x) if beta == 1 else F.silu(beta * x) / beta
 
 
 def relu2(x: Tensor) -> Tensor:

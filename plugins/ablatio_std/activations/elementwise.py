@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ablatio import Positive, activations
+from ablatio import Positive, Range, activations
 from ablatio_std.activations import _common
+from ablatio_std.activations._common import Beta
 
 
 @activations.register("relu", paper="doi:10.5555/3104322.3104425")
@@ -21,6 +22,12 @@ def relu(x: Tensor) -> Tensor:
 def relu2(x: Tensor) -> Tensor:
     """max(0, x)^2.  Any shape."""
     return _common.relu2(x)
+
+
+@activations.register("leaky_relu2", paper="https://github.com/openai/parameter-golf")
+def leaky_relu2(x: Tensor, *, slope: Annotated[float, Range(0, 1)] = 0.5) -> Tensor:
+    """max(x, slope x)^2: squared ReLU that is slope^2 x^2 instead of 0 for x < 0.  Any shape."""
+    return F.leaky_relu(x, slope).square()
 
 
 @activations.register("gelu", paper="arXiv:1606.08415")
@@ -36,9 +43,9 @@ def quick_gelu(x: Tensor) -> Tensor:
 
 
 @activations.register("silu", paper="arXiv:1702.03118")
-def silu(x: Tensor) -> Tensor:
-    """x * sigmoid(x), also called swish.  Any shape."""
-    return F.silu(x)
+def silu(x: Tensor, *, beta: Beta = 1.0) -> Tensor:
+    """x * sigmoid(beta x), also called swish (arXiv:1710.05941).  Any shape."""
+    return _common.silu(x, beta)
 
 
 @activations.register("mish", paper="arXiv:1908.08681")

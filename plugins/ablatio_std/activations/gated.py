@@ -13,6 +13,7 @@ from ablatio import OptionOf, Positive, activations
 from ablatio.errors import UserError
 from ablatio.registry.rules import rule
 from ablatio_std.activations import _common
+from ablatio_std.activations._common import Beta
 
 
 @activations.register("glu", paper="arXiv:1612.08083")
@@ -40,9 +41,9 @@ def geglu(gate: Tensor, up: Tensor, *, approximate: Literal["none", "tanh"] = "n
 
 
 @activations.register("swiglu", paper="arXiv:2002.05202")
-def swiglu(gate: Tensor, up: Tensor) -> Tensor:
-    """silu(gate) * up.  Two tensors of one shape -> the same."""
-    return F.silu(gate) * up
+def swiglu(gate: Tensor, up: Tensor, *, beta: Beta = 1.0) -> Tensor:
+    """gate * sigmoid(beta gate) * up.  Two tensors of one shape -> the same."""
+    return _common.silu(gate, beta) * up
 
 
 @activations.register("clamped_swiglu", paper="arXiv:2508.10925")

@@ -31,9 +31,7 @@ class ExpertLinear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(experts, out)) if bias else None
 
     def forward(self, rows: Tensor, sizes: Sequence[int]) -> Tensor:
-        if is_meta_tensor(
-            rows
-        ):  # no values: one product has the shapes and the FLOPs of all, in a fraction of the time
+        if is_meta_tensor(rows):  # no values: one product has the shapes and the FLOPs of all
             return F.linear(rows, self.weight[0], None if self.bias is None else self.bias[0])
         # As fast as F.grouped_mm on the CPU, and for any dtype; half the time of gathering each expert's rows by index.
         biases = [None] * len(sizes) if self.bias is None else self.bias.unbind()

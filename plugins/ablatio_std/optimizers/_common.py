@@ -19,9 +19,14 @@ Rate = Annotated[float, Positive, "learning rate at the peak of the schedule"]
 Decay = Annotated[
     float, NonNegative, Schedulable(), "decoupled: lr * weight_decay * w per step; vectors are not decayed"
 ]
+Hyperball = Annotated[
+    bool, "hold the Frobenius norm of each hidden matrix, instead of decay; lr is relative to it (arXiv:2606.16899)"
+]
+CautiousDecay = Annotated[bool, "decay only entries that the update moves towards 0 too (arXiv:2510.12402)"]
 Coupled = Annotated[float, NonNegative, Schedulable(), "coupled: weight_decay * w is added to g; not for vectors"]
 Group = dict[str, Any]
 Tensors = list[Tensor]
+TINY = 1e-30  # lower bound of a norm, for the direction of a tensor that is 0
 
 
 def decayed(groups: list[ParameterGroup], weight_decay: float) -> list[dict[str, Any]]:
@@ -89,6 +94,34 @@ def shrink(group: Group, w: Tensors) -> None:
     """w <- (1 - lr weight_decay) w."""
     if group["weight_decay"]:
         torch._foreach_mul_(w, 1 - group["lr"] * group["weight_decay"])
+
+
+def descend(group: Group, w: Tensors, u: Tensors, size: float = 1.0, radius: Tensors | None = None) -> None:
+    """w <- w - lr (size u + weight_decay w), by the group's kind of decay.
+
+    cautious_decay  an entry decays only where u w >= 0 (arXiv:2510.12402)
+    radius          R of each matrix, (..., 1, 1): w <- R n(w - lr R n(u)) with n(x) = x / |x|, without decay
+                    (hyperball, arXiv:2606.16899); a matrix with R = 0 has no norm to keep and takes the plain step
+    """
+    if radius is None and not group.get("cautious_decay"):
+        shrink(group, w)
+        torch._foreach_add_(w, u, alpha=-group["lr"] * size)
+        return
+    decay = group["lr"] * group["weight_decay"]
+    for i, (p, d) in enumerate(zip(w, u, strict=True)):
+        factor: Any = (p * d >= 0).to(p.dtype) * decay if group.get("cautious_decay") else decay
+        if radius is None:
+            p.sub_(p * factor).add_(d, alpha=-group["lr"] * size)
+        else:
+            r = radius[i]
+            step = d * torch.where(r > 0, r / frobenius(d).clamp(min=TINY), size)
+            p.sub_(p * (r == 0).to(p.dtype) * factor).sub_(step, alpha=group["lr"])
+            p.mul_(torch.where(r > 0, r / frobenius(p).clamp(min=TINY), 1.0))
+
+
+def frobenius(x: Tensor) -> Tensor:
+    """Frobenius norm of each matrix.  (..., rows, columns) -> (..., 1, 1)."""
+    return torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True)
 
 
 def adam_moments(g: Tensors, m: Tensors, v: Tensors, b1: float, b2: float) -> None:

@@ -1,4 +1,4 @@
-"""Kronecker-factored preconditioners, with one factor for the rows and one for the columns: shampoo, soap."""
+"""Kronecker-factored preconditioners, with one factor for the rows and one for the columns: shampoo, soap, kl_soap."""
 
 from typing import Annotated
 
@@ -119,6 +119,92 @@ class SOAP(Foreach):
                     state[f"{side}_basis"].copy_(torch.linalg.qr(state[side] @ state[f"{side}_basis"]).Q)
             p.add_(u, alpha=-group["lr"])
         return None
+
+
+@optimizers.register("kl_soap", paper="arXiv:2509.03378", entrywise=False)
+class KLSOAP(Foreach):
+    """SOAP with factors that fit the covariance of G in the Kullback-Leibler divergence: each whitens by the other.
+
+    L <- b2 L + (1 - b2) G R^-1 G^T / columns,  R <- b2 R + (1 - b2) G^T L^-1 G / rows.
+
+    L^-1 is Q_L diag(1 / l) Q_L^T, with eigenvalues l <- b2 l + (1 - b2) diag(Q_L^T G R^-1 G^T Q_L) / columns, initially
+    `start`; the same for R.  Q_L <- qr(L Q_L) every `every` steps, all else in each step.  The update is SOAP's,
+    W <- W - lr (Q_L N Q_R^T + weight_decay W), with N = m / (sqrt(v) + eps).  As in the authors' code, m and v are not
+    corrected for their initial 0, the first step only sets L, R and the bases, and l is at least
+    1 / max(10, min(rows, 4000))^2.  Vectors are updated by AdamW.
+    """
+
+    buffers = ("m", "v")
+
+    def __init__(
+        self,
+        groups: list[ParameterGroup],
+        *,
+        lr: Rate = 6e-3,
+        betas: Betas = (0.9, 0.98),
+        eps: Eps = 1e-8,
+        every: Every = 10,
+        largest: Largest = 1024,
+        start: Annotated[float, Positive, "initial eigenvalues of the factors"] = 0.1,
+        weight_decay: Decay = 0.01,
+    ) -> None:
+        settings = {"lr": lr, "betas": betas, "eps": eps, "every": every, "largest": largest, "start": start}
+        super().__init__(groups, weight_decay=weight_decay, **settings)
+
+    def start(self, group: Group, p: Tensor) -> dict[str, Tensor]:
+        state = super().start(group, p)
+        if group["role"] != "vector" and p.grad is not None:
+            for side, n in _sides(p, group["largest"]):
+                state[side] = _outer(p.grad, side) * ((1 - group["betas"][1]) / _length_of_other(p, side))
+                state[f"{side}_basis"] = torch.linalg.eigh(state[side]).eigenvectors.flip(-1)
+                state[f"{side}_values"] = p.new_full((*p.shape[:-2], n), group["start"])
+        return state
+
+    def update(self, group: Group, t: int, w: Tensors, g: Tensors, *buffers: Tensors) -> None:
+        if t == 1:
+            return None
+        if group["role"] == "vector":
+            return adamw_(group, t - 1, w, g, *buffers)
+        shrink(group, w)
+        for p, grad, m, v in zip(w, g, *buffers, strict=True):
+            state, sides = self.state[p], [side for side, _ in _sides(p, group["largest"])]
+            m.lerp_(grad, 1 - group["betas"][0])
+            rotated_grad, rotated_m = grad, m  # into the eigenbases
+            for side in sides:
+                basis = state[f"{side}_basis"].mT
+                rotated_grad, rotated_m = (_apply(x, side, basis) for x in (rotated_grad, rotated_m))
+            v.lerp_(rotated_grad.square(), 1 - group["betas"][1])
+            u = rotated_m / (v.sqrt() + group["eps"])
+            for side in sides:
+                u = _apply(u, side, state[f"{side}_basis"])
+            _fit_factors(group, state, sides, grad, rotated_grad)
+            for side in sides:
+                if (t - 1) % group["every"] == 0:
+                    state[f"{side}_basis"].copy_(torch.linalg.qr(state[side] @ state[f"{side}_basis"]).Q)
+            p.add_(u, alpha=-group["lr"])
+        return None
+
+
+def _fit_factors(group: Group, state: dict[str, Tensor], sides: list[str], grad: Tensor, rotated: Tensor) -> None:
+    """Update the factors and eigenvalues of KL-SOAP in place, each from the others of before this step.
+
+    rotated: the gradient in both eigenbases
+    """
+    share, roots = 1 - group["betas"][1], {side: state[f"{side}_values"].rsqrt() for side in sides}
+    for side in sides:
+        other, n = ("right" if side == "left" else "left"), _length_of_other(grad, side)
+        whitened, diagonal = grad, rotated
+        if other in roots:
+            root = roots[other][..., None, :] if other == "right" else roots[other][..., :, None]
+            whitened, diagonal = _apply(grad, other, state[f"{other}_basis"].mT) * root, rotated * root
+        state[side].lerp_(_outer(whitened, side) / n, share)
+        values = state[f"{side}_values"].lerp_(diagonal.square().mean(-1 if side == "left" else -2), share)
+        values.clamp_(min=max(10, min(values.shape[-1], 4000)) ** -2.0)
+
+
+def _length_of_other(p: Tensor, side: str) -> int:
+    """Length of the side that the factor of `side` sums over."""
+    return p.shape[-1] if side == "left" else p.shape[-2]
 
 
 def _as_matrix(x: Tensor) -> Tensor:

@@ -1,7 +1,5 @@
-"""Muon: the update of a hidden matrix is its momentum, orthogonalized by Newton-Schulz steps."""
+"""Muon and normuon: the update of a hidden matrix is its momentum, orthogonalized by Newton-Schulz steps."""
 
-import functools
-from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 import torch
@@ -9,20 +7,70 @@ from torch import Tensor
 
 from ablatio import Positive, optimizers, rule
 from ablatio.model.parameter_roles import ParameterGroup
-from ablatio_std.optimizers._common import Betas, Decay, Eps, Foreach, Group, Momentum, Tensors, adamw_, shrink
+from ablatio_std.optimizers._common import (
+    Below1,
+    Betas,
+    CautiousDecay,
+    Decay,
+    Eps,
+    Foreach,
+    Group,
+    Hyperball,
+    Momentum,
+    Tensors,
+    adam_direction,
+    adamw_,
+    descend,
+    frobenius,
+)  # fmt: skip
+from ablatio_std.optimizers._orthogonal import Coefficients, Precision, batches, orthogonalized
 
-A, B, C = 3.4445, -4.7750, 2.0315  # a large slope at 0: 5 steps bring all singular values into 0.7 ... 1.2
-Precision = Literal["auto", "float32", "bfloat16"]
+Polynomials = Annotated[
+    Coefficients, "of the Newton-Schulz steps; polar_express: the best for each step (arXiv:2505.16932)"
+]
+
+
+class _Orthogonalized(Foreach):
+    """Base of muon and normuon: knobs by name in each group, AdamW at `aux_lr` for roles other than matrix."""
+
+    matrix_buffers = ("m",)
+
+    def __init__(self, groups: list[ParameterGroup], *, lr: float, aux_lr: float, **settings: Any) -> None:
+        rates: list[Any] = [{**g, "lr": lr if g["role"] == "matrix" else aux_lr} for g in groups]
+        super().__init__(rates, lr=lr, **settings)
+
+    def start(self, group: Group, p: Tensor) -> dict[str, Tensor]:
+        if group["role"] != "matrix":
+            return {"m": torch.zeros_like(p), "v": torch.zeros_like(p)}
+        state = {"m": torch.zeros_like(p)}
+        if "rows" in self.matrix_buffers:
+            state["rows"] = torch.zeros_like(p[..., :1])
+        return state | ({"radius": frobenius(p.detach())} if group.get("hyperball") else {})
+
+    def update(self, group: Group, t: int, w: Tensors, g: Tensors, *buffers: Tensors) -> None:
+        if group["role"] != "matrix":
+            return self._auxiliary(group, t, w, g)
+        names = [*self.matrix_buffers, *(["radius"] if group.get("hyperball") else [])]
+        for w_, g_, *held in batches(w, g, *([self.state[p][name] for p in w] for name in names)):
+            orthogonalized_step(group, w_, g_, **dict(zip(names, held, strict=True)))
+        return None
+
+    def _auxiliary(self, group: Group, t: int, w: Tensors, g: Tensors) -> None:
+        m, v = ([self.state[p][name] for p in w] for name in ("m", "v"))
+        if group.get("cautious_decay"):
+            descend(group, w, adam_direction(group, t, g, m, v))
+        else:
+            adamw_(group, t, w, g, m, v)
 
 
 @optimizers.register("muon", paper="https://kellerjordan.github.io/posts/muon/", entrywise=False)
-class Muon(Foreach):
+class Muon(_Orthogonalized):
     """W <- W - lr (scale U V^T + weight_decay W), U S V^T = momentum, for hidden matrices; AdamW for the other roles.
 
     M <- momentum M + (1 - momentum) G.  U V^T is approximated by `ns_steps` Newton-Schulz steps on M, or with Nesterov
     momentum on momentum M + (1 - momentum) G.  scale=shape is the factor sqrt(max(1, rows / columns)); scale=rms is
     0.2 sqrt(max(rows, columns)), which gives updates of the size of AdamW's (arXiv:2502.16982).  Tensors with more than
-    two axes are stacks of matrices.
+    two axes are stacks of matrices.  With hyperball the update has its own length, and `scale` has no effect.
     """
 
     def __init__(
@@ -33,127 +81,91 @@ class Muon(Foreach):
         momentum: Momentum = 0.95,
         nesterov: bool = True,
         ns_steps: Annotated[int, Positive, "number of Newton-Schulz steps"] = 5,
+        coefficients: Polynomials = "jordan",
         scale: Literal["shape", "rms"] = "shape",
         weight_decay: Decay = 0.1,
+        hyperball: Hyperball = False,
+        cautious_decay: CautiousDecay = False,
         aux_lr: Annotated[float, Positive, "peak learning rate of embedding, head and vectors (AdamW)"] = 6e-3,
         betas: Annotated[Betas, "of the auxiliary AdamW"] = (0.9, 0.95),
         eps: Eps = 1e-8,
         precision: Annotated[Precision, "of Newton-Schulz; auto: bfloat16 where the hardware supports it"] = "auto",
     ) -> None:
-        rates: list[Any] = [{**g, "lr": lr if g["role"] == "matrix" else aux_lr} for g in groups]
-        settings = {"momentum": momentum, "nesterov": nesterov, "ns_steps": ns_steps, "scale": scale}
+        settings = {"momentum": momentum, "nesterov": nesterov, "ns_steps": ns_steps, "coefficients": coefficients}
+        settings |= {"scale": scale, "hyperball": hyperball, "cautious_decay": cautious_decay}
         settings |= {"betas": betas, "eps": eps, "precision": precision}
-        super().__init__(rates, weight_decay=weight_decay, lr=lr, **settings)
-
-    def start(self, group: Group, p: Tensor) -> dict[str, Tensor]:
-        return {name: torch.zeros_like(p) for name in (("m",) if group["role"] == "matrix" else ("m", "v"))}
-
-    def update(self, group: Group, t: int, w: Tensors, g: Tensors, *buffers: Tensors) -> None:
-        m = [self.state[p]["m"] for p in w]
-        if group["role"] != "matrix":
-            return adamw_(group, t, w, g, m, [self.state[p]["v"] for p in w])
-        for batch in batches(w, g, m):
-            orthogonalized_step(group, *batch)
-        return None
+        super().__init__(groups, lr=lr, aux_lr=aux_lr, weight_decay=weight_decay, **settings)
 
 
-rule(
-    when="optimizer.name == 'muon' and optimizer.nesterov and optimizer.momentum == 0",
-    why="optimizer.nesterov=true needs momentum, and optimizer.momentum is 0",
-    fix="optimizer.nesterov=false",
-)
+@optimizers.register("normuon", paper="arXiv:2510.05491", entrywise=False)
+class NorMuon(_Orthogonalized):
+    """Muon with O = U V^T divided by sqrt(v), one v for each row (neuron): W <- W - lr (scale c O' + weight_decay W).
+
+    v <- beta2 v + (1 - beta2) mean(O^2) over each row, from 0 and without a correction;  O' = O / (sqrt(v) + 1e-10).
+    scale=shape: c gives O' the Frobenius norm of O, times Muon's sqrt(max(1, rows / columns)), as in the authors' code.
+    scale=rms: c gives O' the root mean square 0.2, as in the paper's algorithm 1.  All else as in muon.
+    """
+
+    matrix_buffers = ("m", "rows")
+
+    def __init__(
+        self,
+        groups: list[ParameterGroup],
+        *,
+        lr: Annotated[float, Positive, "learning rate of hidden matrices at the peak of the schedule"] = 0.02,
+        momentum: Momentum = 0.95,
+        beta2: Annotated[float, Below1, "decay of the mean square of each row"] = 0.95,
+        nesterov: bool = True,
+        ns_steps: Annotated[int, Positive, "number of Newton-Schulz steps"] = 5,
+        coefficients: Polynomials = "jordan",
+        scale: Literal["shape", "rms"] = "shape",
+        weight_decay: Decay = 0.1,
+        hyperball: Hyperball = False,
+        cautious_decay: CautiousDecay = False,
+        aux_lr: Annotated[float, Positive, "peak learning rate of embedding, head and vectors (AdamW)"] = 6e-3,
+        betas: Annotated[Betas, "of the auxiliary AdamW"] = (0.9, 0.95),
+        eps: Eps = 1e-8,
+        precision: Annotated[Precision, "of Newton-Schulz; auto: bfloat16 where the hardware supports it"] = "auto",
+    ) -> None:
+        settings = {"momentum": momentum, "nesterov": nesterov, "ns_steps": ns_steps, "coefficients": coefficients}
+        settings |= {"scale": scale, "hyperball": hyperball, "cautious_decay": cautious_decay, "beta2": beta2}
+        settings |= {"betas": betas, "eps": eps, "precision": precision}
+        super().__init__(groups, lr=lr, aux_lr=aux_lr, weight_decay=weight_decay, **settings)
 
 
-def orthogonalized_step(group: Group, w: Tensors, g: Tensors, m: Tensors) -> None:
+for _name in ("muon", "normuon"):
+    rule(
+        when=f"optimizer.name == '{_name}' and optimizer.nesterov and optimizer.momentum == 0",
+        why="optimizer.nesterov=true needs momentum, and optimizer.momentum is 0",
+        fix="optimizer.nesterov=false",
+    )
+
+
+def orthogonalized_step(
+    group: Group, w: Tensors, g: Tensors, m: Tensors, rows: Tensors | None = None, radius: Tensors | None = None
+) -> None:
     """Update matrices w of one shape, with gradients g and momenta m, in place.
 
     All operations are done on one batch of matrices before the next, while the batch is in the processor's cache.
+    rows: mean squares of the rows (rows, 1), for normuon
+    radius: Frobenius norms (1, 1) that the matrices keep, with hyperball
     """
     torch._foreach_lerp_(m, g, 1 - group["momentum"])
     u = torch._foreach_lerp(g, m, group["momentum"]) if group["nesterov"] else m
-    shrink(group, w)
-    rows, columns = w[0].shape
-    stack = (torch.stack(list(u)) if len(u) > 1 else u[0][None]).to(_precision(group["precision"], w[0]))
-    o = orthogonal(stack.mT, group["ns_steps"]).mT if rows > columns else orthogonal(stack, group["ns_steps"])
-    size = max(1, rows / columns) ** 0.5 if group["scale"] == "shape" else 0.2 * max(rows, columns) ** 0.5
-    torch._foreach_add_(w, list(o.to(w[0].dtype)), alpha=-group["lr"] * size)
+    # Checkpoints of versions without `coefficients` have no such entry in their groups.
+    o = orthogonalized(list(u), group["ns_steps"], group.get("coefficients", "jordan"), group["precision"])
+    n_rows, n_columns = w[0].shape
+    shape = max(1, n_rows / n_columns) ** 0.5
+    if rows is not None:
+        o, size = _normalized_rows(group, o.to(w[0].dtype), rows), shape if group["scale"] == "shape" else 1.0
+    else:
+        size = shape if group["scale"] == "shape" else 0.2 * max(n_rows, n_columns) ** 0.5
+    descend(group, w, list(o.to(w[0].dtype)), size, radius)
 
 
-def _precision(choice: Precision, w: Tensor) -> torch.dtype:
-    """Dtype of Newton-Schulz for weights w.  `auto` keeps float64, which is chosen for exactness."""
-    if choice != "auto":
-        return torch.float32 if choice == "float32" else torch.bfloat16
-    native = w.is_cuda or (w.is_cpu and _has_bfloat16_units())
-    return torch.bfloat16 if native and w.dtype != torch.float64 else torch.promote_types(w.dtype, torch.float32)
-
-
-@functools.cache
-def _has_bfloat16_units() -> bool:
-    """True if the CPU has bfloat16 instructions; without, bfloat16 products take up to 5 times as long as float32."""
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return any(capabilities.get(unit) for unit in ("avx512_bf16", "amx_bf16"))
-
-
-def batches(*tensors: Tensors) -> Iterator[list[Tensors]]:
-    """Yield batches of matrices of one shape, dtype and device, from parallel lists such as weights and gradients.
-
-    A batch holds as many matrices as fit the cache of a CPU, or enough to occupy a GPU.
-    """
-    groups: dict[Any, list[tuple[Tensor, ...]]] = {}
-    for parallel in zip(*tensors, strict=True):
-        key = parallel[0].shape[-2:], parallel[0].dtype, parallel[0].device
-        groups.setdefault(key, []).extend(zip(*map(_matrices, parallel), strict=True))
-    for (shape, _, device), items in groups.items():
-        count = max(1, (1 << 17 if device.type == "cpu" else 1 << 26) // shape.numel())
-        for i in range(0, len(items), count):
-            yield [list(matrices) for matrices in zip(*items[i : i + count], strict=True)]
-
-
-def _matrices(x: Tensor) -> Tensors:
-    """The matrices of a stack (..., m, n): views (m, n)."""
-    return [x] if x.dim() == 2 else list(x.reshape(-1, *x.shape[-2:]))
-
-
-def orthogonal(x: Tensor, steps: int) -> Tensor:
-    """x <- a x + b (x x^T) x + c (x x^T)^2 x, `steps` times from |x| = 1: U S V^T -> about U V^T.  (N, m, n), m <= n.
-
-    Each step multiplies x from the left by a polynomial p of x x^T, and these polynomials commute.  For a wide x it is
-    therefore enough to iterate the small x x^T, and to multiply x once by the product of the p.  This squares the
-    condition number, so it is not used in bfloat16.
-    """
-    x = x / x.flatten(1).norm(dim=1).clamp(min=1e-7)[:, None, None].to(x.dtype)
-    if 2 * x.shape[-1] < 3 * x.shape[-2] or x.dtype == torch.bfloat16:
-        for _ in range(steps):
-            gram = symmetric_product(x, x.mT)
-            x = torch.baddbmm(x, symmetric_product(gram, gram, gram, B, C), x, beta=A)
-        return x
-    gram, product = symmetric_product(x, x.mT), None  # (N, m, m)
-    for step in range(steps):
-        p = symmetric_product(gram, gram, gram, B, C)
-        p.diagonal(dim1=-2, dim2=-1).add_(A)
-        product = p if product is None else symmetric_product(product, p)
-        if step < steps - 1:
-            gram = symmetric_product(symmetric_product(gram, p), p)
-    assert product is not None
-    return product @ x
-
-
-def symmetric_product(
-    a: Tensor, b: Tensor, plus: Tensor | None = None, beta: float = 1.0, alpha: float = 1.0
-) -> Tensor:
-    """alpha a b + beta plus for a result known to be symmetric.  (N, n, k), (N, k, n) -> (N, n, n).
-
-    On the CPU the blocks below the diagonal are copied from those above, not computed.
-    """
-    n = a.shape[-2]
-    size = -(-n // 2) if n >= 256 and a.device.type == "cpu" and a.dtype != torch.bfloat16 else n
-    out = a.new_empty(*a.shape[:-1], n)
-    for i in range(0, n, size):
-        block, rest = out[:, i : i + size, i:], (a[:, i : i + size], b[:, :, i:])
-        if plus is None:
-            torch.bmm(*rest, out=block)
-        else:
-            torch.baddbmm(plus[:, i : i + size, i:], *rest, beta=beta, alpha=alpha, out=block)
-        if i + size < n:
-            out[:, i + size :, i : i + size] = block[:, :, size:].mT
-    return out
+def _normalized_rows(group: Group, o: Tensor, rows: Tensors) -> Tensor:
+    """Update the mean squares of the rows by o, and return normuon's c O'.  (N, rows, columns) -> same."""
+    torch._foreach_lerp_(rows, list(o.square().mean(-1, keepdim=True)), 1 - group["beta2"])
+    length = frobenius(o) if group["scale"] == "shape" else 0.2 * o[0].numel() ** 0.5
+    o = o / (torch.stack(rows).sqrt() + 1e-10)
+    return o * (length / (frobenius(o) + 1e-10))

@@ -48,6 +48,7 @@ SELU_SCALE, SELU_ALPHA = 1.0507009873554805, 1.6732632423543772
 SCALAR = {
     ("relu", None): lambda x: max(0.0, x),
     ("relu2", None): lambda x: max(0.0, x) ** 2,
+    ("leaky_relu2", None): lambda x: x**2 if x > 0 else 0.25 * x**2,
     ("gelu", "none"): lambda x: x * phi(x),
     ("gelu", "tanh"): tanh_gelu,
     ("quick_gelu", None): lambda x: x * sigmoid(1.702 * x),
@@ -92,6 +93,32 @@ def test_gated_by_hand(name, approximate):
     expected = [GATED[name, approximate](g, u) for g, u in zip(POINTS.tolist(), up.tolist(), strict=True)]
     actual = made(name, approximate)(POINTS, up)
     torch.testing.assert_close(actual, torch.tensor(expected, dtype=torch.float64), rtol=1e-10, atol=1e-15)
+
+
+@pytest.mark.oracle("activation=silu", "float64 loop")
+@pytest.mark.oracle("activation=swiglu", "float64 loop")
+@pytest.mark.parametrize("beta", [0.3, 1.0, 1.702, 50.0])
+def test_beta_by_hand(beta):
+    """beta=1.702 is quick_gelu; a large beta approaches max(0, x) and reglu."""
+    expected = torch.tensor([x * sigmoid(beta * x) for x in POINTS.tolist()], dtype=torch.float64)
+    up = torch.randn_like(POINTS)
+    silu, swiglu = (activations.build(name, {"beta": beta}, d_ff=4) for name in ("silu", "swiglu"))
+    torch.testing.assert_close(silu(POINTS), expected, rtol=1e-10, atol=1e-15)
+    torch.testing.assert_close(swiglu(POINTS, up), expected * up, rtol=1e-10, atol=1e-15)
+    if beta == 1:
+        assert torch.equal(silu(POINTS), F.silu(POINTS))
+    if beta == 1.702:
+        assert torch.equal(silu(POINTS), made("quick_gelu")(POINTS))
+    if beta == 50:
+        assert (silu(POINTS) - F.relu(POINTS)).abs().max() < 0.3 / beta
+
+
+@pytest.mark.oracle("activation=leaky_relu2", "torch leaky_relu, squared, and its ends relu2 and the square")
+@pytest.mark.parametrize("slope", [0.0, 0.5, 1.0])
+def test_slope_of_leaky_relu2(slope):
+    ours = activations.build("leaky_relu2", {"slope": slope}, d_ff=4)
+    theirs = {0.0: lambda x: F.relu(x).square(), 1.0: lambda x: x * x}.get(slope, lambda x: F.leaky_relu(x, 0.5) ** 2)
+    assert_all_close(value_and_gradients(ours, POINTS), value_and_gradients(theirs, POINTS), 1e-12)
 
 
 def value_and_gradients(function, *inputs):

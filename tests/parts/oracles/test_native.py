@@ -154,3 +154,13 @@ def test_siblings_of_the_last_layer_stay_at_home():
     kept = {n: t for n, t in model.state_dict().items() if ".further." not in n}
     assert named_.keys() == plain.to_native(kept).keys() and len(kept) < len(model.state_dict())
     assert all(torch.equal(plain.from_native(named_)[n], t) for n, t in kept.items())
+
+
+@pytest.mark.parametrize("name, preset", [("llama", "llama"), ("t5", "ul2")])
+def test_a_swiglu_with_another_beta_is_refused(name, preset):
+    """transformers' silu has no beta: exported with it, the model would compute something else."""
+    for beta, refused in ((1, False), (2, True)):
+        given = [*TINY, f"preset={preset}", "activation=swiglu", f"activation.beta={beta}"]
+        given += ["objective=span_corruption", *T5[1:]] if name == "t5" else []
+        reasons = incompatibilities(compose_run(given).config, V)[name]
+        assert any("activation.beta" in reason for reason in reasons) == refused, reasons

@@ -93,16 +93,16 @@ def test_muon_in_float32_is_closer_to_float64_than_torchs():
 @pytest.mark.parametrize("unit, taken", [("avx512_bf16", "bfloat16"), ("amx_bf16", "bfloat16"), ("avx2", "float32")])
 def test_muon_uses_bfloat16_if_the_processor_supports_it(monkeypatch, unit, taken):
     """`auto` equals, bit for bit, bfloat16 where it is native, and float32 elsewhere."""
-    from ablatio_std.optimizers import muon
+    from ablatio_std.optimizers import _orthogonal
 
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {unit: True, "amx_tile": False})
-    muon._has_bfloat16_units.cache_clear()
+    _orthogonal._has_bfloat16_units.cache_clear()
     moved = []
     for precision in ("auto", taken):
         weights = matrices(*SHAPES[:3])
         groups = [{"params": weights, "role": "matrix"}]
         moved.append(muon_steps(optimizers.build("muon", {"precision": precision}, groups=groups), weights))
-    muon._has_bfloat16_units.cache_clear()
+    _orthogonal._has_bfloat16_units.cache_clear()
     for a, b in zip(*moved, strict=True):
         assert torch.equal(a, b)
 
