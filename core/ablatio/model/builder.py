@@ -167,6 +167,15 @@ class ModelBuilder:
             decoder_layers=self.depth("decoder") if "decoder" in self.stacks else 0,
         )
 
+    def embedding(self, side: Side = "decoder") -> nn.Module | None:
+        """Build what makes the first layer's input from the rows of the token table; None for the default option."""
+        registry = kinds.embeddings
+        if registry.is_default(self.config.get(registry.kind)) or registry.kind not in self.config:
+            return None
+        d = self.dims
+        sizes = {"d_model": d.d_model, "vocab_size": d.vocab_size, "n_layers": self.depth(side), "max_len": d.max_len}
+        return self._make(registry, f"{self.root(side)}.embedding", None, side, **sizes)
+
     def positions(self, causal: bool, side: Side = "decoder") -> tuple[list[Any], list[int]]:
         """Build the position encodings of a stack: (the run's own, then others of layers; number for each layer).
 

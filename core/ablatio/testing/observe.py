@@ -153,7 +153,7 @@ def _position(entry: PartSpec, knobs: Mapping[str, Any]) -> Any:
     return [seen, _model(entry, knobs)]
 
 
-@observes("placement", "mlp", "attention", "block", "architecture", "init")
+@observes("placement", "mlp", "attention", "block", "embedding", "architecture", "init")
 def _model(entry: PartSpec, knobs: Mapping[str, Any]) -> Any:
     net = tiny_models.model(entry, knobs).double()
     seen: list[Any] = [net.state_dict(), net.eval()(tiny_models.tokens())]

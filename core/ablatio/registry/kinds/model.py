@@ -165,6 +165,24 @@ class Block(Protocol):
     def forward(self, x: Tensor, ctx: Context) -> Tensor: ...
 
 
+class Embedding(Protocol):
+    """Makes the input of the first layer from the rows of the token table: (B, T, W), (B, T) -> (B, T, D).
+
+    The token table `embed_tokens` (V, W) belongs to the stack, so that tied heads, exports and checkpoints know it by
+    that name; its rows come scaled by `model.embedding_scale`.  The default option is not built: the rows are the input.
+
+    forward(x, tokens, ctx)  x (B, T, W): rows of the token table; tokens (B, T): their ids; ctx: the pass.  A part that
+                     looks at earlier tokens keeps to their document (`ctx.segments`) and stores what decoding needs in
+                     `ctx.cache` (ablatio.model.local_mixing)
+
+    Attributes:
+    width            optional: width W of the token table; by default d_model.  A tied head then has a projection from
+                     d_model to W before it, `project_out`
+    """
+
+    def forward(self, x: Tensor, tokens: Tensor, ctx: Context) -> Tensor: ...
+
+
 class Architecture(Protocol):
     """Builds the LanguageModel from a `builder` (ablatio.model.builder.ModelBuilder).
 
@@ -305,6 +323,15 @@ blocks: Registry[nn.Module] = Registry(
     scope="model",
     per_layer="inside",
     usual="sequential",
+)
+
+embeddings: Registry[nn.Module] = Registry(
+    "embedding",
+    "What a token enters the first layer as.",
+    wiring=("d_model", "vocab_size", "n_layers", "max_len", "side"),
+    methods=("forward",),
+    scope="model",
+    default="plain",
 )
 
 architectures: Registry[nn.Module] = Registry(
