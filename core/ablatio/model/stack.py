@@ -1,6 +1,7 @@
 """Stack of blocks on an embedding: tokens to hidden states; parameters have LLaMA's names."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -54,6 +55,7 @@ class Stack(nn.Module):
     depth, d_model, gain  read by inits: number of layers, width, and the placement's factor on some matrices
     gains                 that factor for each layer, where the placements of the layers differ
     embedding             part that makes the embeddings from rows of `embed_tokens`; None: these are the embeddings
+    shortcut              part that acts after the last layer; those before layers are their submodules; or None
     position              the run's position encoding; `other_positions` are those of layers that have another one
     further               siblings of the last layer for objectives that predict tokens further ahead: each reads the
                           same input as the last layer; used in training only
@@ -81,13 +83,14 @@ class Stack(nn.Module):
         (self.position, *others), numbers = builder.positions(mask == "causal" and not opens, side)
         self._others, self._spans = others, spans(numbers)
         self.other_positions = nn.ModuleList(p if isinstance(p, nn.Module) else nn.Identity() for p in others)
-        self.layers = nn.ModuleList(builder.layers(side))
-        self.further = nn.ModuleList(builder.siblings(side))
+        self.layers = nn.ModuleList(layers := builder.layers(side))
+        self.further = nn.ModuleList(builder.siblings(layers, side))
         self.norm = builder.final_norm(side)
         self.stream = placed if hasattr(placed, "open") else None
         self.virtual: Virtual | None = None
         self.run: Run = run_in_order
         path = builder.root(side)
+        self.shortcut = builder.shortcut(self.depth, layers, f"{path}.shortcut", side)
         place = builder.attach("embedding", nn.Identity(), f"{path}.embedded", side)
         self.embedded = place if [*place.children()] else None  # parts of kinds that attach to the embedding
         builder.attach("hidden", self, path, side)
@@ -139,7 +142,8 @@ class Stack(nn.Module):
         """Return each layer's keys and values, (H_kv, n, d_head), for embeddings (n, D) at the start of a text."""
         recording = RecordingCache()
         ids = torch.zeros(1, len(x), dtype=torch.long, device=x.device)  # only their shape is used
-        self.through(x[None], self._contexts(ids, None, recording, x.dtype, None, None, None))
+        contexts = self._contexts(ids, None, recording, x.dtype, None, None, None)
+        self.through(x[None], [replace(ctx, tokens=None) for ctx in contexts])
         return recording.seen
 
     def through(self, x: Tensor, contexts: Sequence[Context], record: Record | None = None) -> Tensor:
@@ -159,11 +163,12 @@ class Stack(nn.Module):
                 x = self.run(part, x, contexts[number])
         ctx = contexts[self._spans[-1][2]]
         if record is not None and record.further is not None:
-            record.further += [self._close_stream(self.run([sibling], x, ctx)) for sibling in self.further]
-        return self._close_stream(self.run([last], x, ctx))
+            record.further += [self._close_stream(self.run([sibling], x, ctx), ctx) for sibling in self.further]
+        return self._close_stream(self.run([last], x, ctx), ctx)
 
-    def _close_stream(self, x: Tensor) -> Tensor:
+    def _close_stream(self, x: Tensor, ctx: Context) -> Tensor:
         """Close the residual stream after the last layer and apply the final norm -> hidden states (B, T, D)."""
+        x = x if self.shortcut is None else self.shortcut(x, ctx)
         norm = nn.Identity() if self.norm is None else self.norm
         hidden: Tensor = norm(x) if self.stream is None else self.stream.close(x, norm)
         return hidden

@@ -103,8 +103,8 @@ class NgramHash(nn.Module):
     """(x + sum_{n,k} W_nk E_nk[h_nk]) / (1 + K (N - 1)), n = 2 ... N, k = 1 ... K, h_nk a hash of the last n tokens.
 
     h_nk = sum_{i<n} t_{-i} V^i mod the rows of E_nk, which are `ratio` V + 1, + 3, + 5 ...  The K (N - 1) tables are
-    d_model / (K (N - 1)) wide, so all of them have about `ratio` V d_model parameters.  Tokens before the document count
-    as id 0.  The division is that of LongCat-Flash-Lite.  (B, T, D) -> same.
+    d_model / (K (N - 1)) wide, so all of them have about `ratio` V d_model parameters.  Tokens before the document
+    count as id 0.  The hash and the division are those of LongCat-Flash-Lite.  (B, T, D) -> same.
     """
 
     def __init__(

@@ -133,6 +133,7 @@ class Attention(Protocol):
     queries_scale        scales its logits where its queries are scaled, which a norm of the queries undoes; False:
                          the factor d_head^-1/2 cannot be folded into q_proj.  With a knob `qk_norm` it is its default's
     absent               is left out: layers are built without attention, its norms and its residual connection
+    takes_values         adds value embeddings to its values: it calls `ctx.with_values` and has a `value_width`
     metrics              (names, not a flag) numbers logged through `ctx.measure`
     """
 
@@ -163,24 +164,6 @@ class Block(Protocol):
     whole_stack: ClassVar[bool]
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor: ...
-
-
-class Embedding(Protocol):
-    """Makes the input of the first layer from the rows of the token table: (B, T, W), (B, T) -> (B, T, D).
-
-    The token table `embed_tokens` (V, W) belongs to the stack, so that tied heads, exports and checkpoints know it by
-    that name; its rows come scaled by `model.embedding_scale`.  The default option is not built: the rows are the input.
-
-    forward(x, tokens, ctx)  x (B, T, W): rows of the token table; tokens (B, T): their ids; ctx: the pass.  A part that
-                     looks at earlier tokens keeps to their document (`ctx.segments`) and stores what decoding needs in
-                     `ctx.cache` (ablatio.model.local_mixing)
-
-    Attributes:
-    width            optional: width W of the token table; by default d_model.  A tied head then has a projection from
-                     d_model to W before it, `project_out`
-    """
-
-    def forward(self, x: Tensor, tokens: Tensor, ctx: Context) -> Tensor: ...
 
 
 class Architecture(Protocol):
@@ -306,6 +289,7 @@ attentions: Registry[nn.Module] = Registry(
         "bidirectional": True,
         "prefix": False,
         "rotates_cached_keys": True,
+        "takes_values": False,
         "metrics": (),
         "absent": False,
     },
@@ -323,15 +307,6 @@ blocks: Registry[nn.Module] = Registry(
     scope="model",
     per_layer="inside",
     usual="sequential",
-)
-
-embeddings: Registry[nn.Module] = Registry(
-    "embedding",
-    "What a token enters the first layer as.",
-    wiring=("d_model", "vocab_size", "n_layers", "max_len", "side"),
-    methods=("forward",),
-    scope="model",
-    default="plain",
 )
 
 architectures: Registry[nn.Module] = Registry(
