@@ -13,7 +13,7 @@ from ablatio.testing import readme_table
 from ablatio.testing.compatibility_table import paired_kinds
 
 MODEL = [
-    "norm", "placement", "activation", "mlp", "position", "attention", "block", "architecture", "embedding", "shortcut",
+    "embedding", "shortcut", "norm", "placement", "activation", "mlp", "position", "attention", "block", "architecture",
 ]  # fmt: skip
 
 

@@ -12,8 +12,8 @@ in one of them, and no list.  The star imports keep the names known to type chec
 """
 
 # ruff: noqa: I001, F403  (kinds are listed in the order in which they are imported)
-from ablatio.registry.kinds.model import *
 from ablatio.registry.kinds.stack import *
+from ablatio.registry.kinds.model import *
 from ablatio.registry.kinds.training import *
 from ablatio.registry.kinds.tuning import *
 from ablatio.registry.kinds.data import *
