@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from ablatio.model.context import make_context
 from ablatio.model.kv_cache import KVCache
 from ablatio.registry.registry import PartSpec
-from ablatio.testing import checks, sample_parts, tiny_models
+from ablatio.testing import checks, sample_stack_parts, tiny_models
 
 KINDS = ("embedding",)
 D, T = 16, 12
@@ -25,7 +25,7 @@ def _enter(
 
 
 def test_makes_the_width_of_the_model(part: PartSpec) -> None:
-    module, width = sample_parts.embedding(part, width=D)
+    module, width = sample_stack_parts.embedding(part, width=D)
     x, tokens = _inputs(width)
     with checks.unchanged(part, x), checks.draws_nothing(part, "in eval mode"):
         y = _enter(module.eval(), x, tokens)
@@ -34,14 +34,14 @@ def test_makes_the_width_of_the_model(part: PartSpec) -> None:
 
 
 def test_gradients(part: PartSpec) -> None:
-    module, width = sample_parts.embedding(part, width=D)
+    module, width = sample_stack_parts.embedding(part, width=D)
     x, tokens = _inputs(width)
     checks.module_gradients_agree(part, module.eval(), lambda x: _enter(module, x, tokens), x)
 
 
 @torch.no_grad()
 def test_sees_no_later_token(part: PartSpec) -> None:
-    module, width = sample_parts.embedding(part, width=D)
+    module, width = sample_stack_parts.embedding(part, width=D)
     x, tokens = _inputs(width)
     y, other = _enter(module, x, tokens), _enter(module, x.roll(1, 0), tokens.roll(1, 0))
     mixed = torch.cat([x[:, :7], x.roll(1, 0)[:, 7:]], 1), torch.cat([tokens[:, :7], tokens.roll(1, 0)[:, 7:]], 1)
@@ -53,7 +53,7 @@ def test_sees_no_later_token(part: PartSpec) -> None:
 @torch.no_grad()
 def test_documents_stay_apart(part: PartSpec) -> None:
     """Also when the pieces of a document alternate with those of another, as rows of one batch may."""
-    module, width = sample_parts.embedding(part, width=D)
+    module, width = sample_stack_parts.embedding(part, width=D)
     x, tokens = _inputs(width)
     for segments in (torch.arange(T) >= 5, torch.arange(T) % 4 >= 2):
         packed = _enter(module, x, tokens, segments.long().expand(3, -1))
@@ -64,7 +64,7 @@ def test_documents_stay_apart(part: PartSpec) -> None:
 
 @torch.no_grad()
 def test_continues_from_the_cache(part: PartSpec) -> None:
-    module, width = sample_parts.embedding(part, width=D)
+    module, width = sample_stack_parts.embedding(part, width=D)
     x, tokens = _inputs(width)
     cache, found, start = KVCache(), list[Tensor](), 0
     for length in (1, 1, 4, 1, 5):

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ablatio.model.context import make_context
 from ablatio.registry.registry import PartSpec
-from ablatio.testing import checks, sample_parts, tiny_models
+from ablatio.testing import checks, sample_stack_parts, tiny_models
 
 KINDS = ("shortcut",)
 D, T, LAYERS = 16, 6, 5
@@ -30,7 +30,7 @@ def _inputs() -> tuple[Tensor, Tensor]:
 
 
 def test_keeps_shape_and_dtype(part: PartSpec) -> None:
-    shortcuts, (x, tokens), seen = sample_parts.shortcut(part, n_layers=LAYERS), _inputs(), list[Any]()
+    shortcuts, (x, tokens), seen = sample_stack_parts.shortcut(part, n_layers=LAYERS), _inputs(), list[Any]()
     with checks.unchanged(part, x), checks.draws_nothing(part, "in eval mode"):
         _run([s.eval() for s in shortcuts], x, tokens, seen)
     for y in seen:
@@ -38,14 +38,14 @@ def test_keeps_shape_and_dtype(part: PartSpec) -> None:
 
 
 def test_gradients(part: PartSpec) -> None:
-    shortcuts, (x, tokens) = nn.ModuleList(sample_parts.shortcut(part, n_layers=LAYERS)), _inputs()
+    shortcuts, (x, tokens) = nn.ModuleList(sample_stack_parts.shortcut(part, n_layers=LAYERS)), _inputs()
     checks.module_gradients_agree(part, shortcuts.eval(), lambda x: _run([*shortcuts], x, tokens), x)
 
 
 @torch.no_grad()
 def test_a_pass_leaves_nothing_behind(part: PartSpec) -> None:
     """States live in the pass: two passes at a time, or one after another, do not see each other."""
-    shortcuts, (x, tokens) = sample_parts.shortcut(part, n_layers=LAYERS), _inputs()
+    shortcuts, (x, tokens) = sample_stack_parts.shortcut(part, n_layers=LAYERS), _inputs()
     first = _run(shortcuts, x, tokens)
     _run(shortcuts, x.flip(0), tokens.flip(0))
     assert torch.equal(_run(shortcuts, x, tokens), first), f"{checks.label(part)}: another pass changes the result"
@@ -55,7 +55,7 @@ def test_a_pass_leaves_nothing_behind(part: PartSpec) -> None:
 
 @torch.no_grad()
 def test_treats_each_token_by_itself(part: PartSpec) -> None:
-    shortcuts, (x, tokens) = sample_parts.shortcut(part, n_layers=LAYERS), _inputs()
+    shortcuts, (x, tokens) = sample_stack_parts.shortcut(part, n_layers=LAYERS), _inputs()
     order = torch.tensor([3, 0, 5, 1, 4, 2])
     moved = _run(shortcuts, x[:, order], tokens[:, order])
     checks.near(part, moved, _run(shortcuts, x, tokens)[:, order], "tokens in another order", 1e-12)
@@ -64,7 +64,7 @@ def test_treats_each_token_by_itself(part: PartSpec) -> None:
 @torch.no_grad()
 def test_embeddings_without_tokens_pass(part: PartSpec) -> None:
     """Virtual tokens have embeddings and no ids."""
-    shortcuts, (x, tokens) = sample_parts.shortcut(part, n_layers=LAYERS), _inputs()
+    shortcuts, (x, tokens) = sample_stack_parts.shortcut(part, n_layers=LAYERS), _inputs()
     ctx = make_context(tokens, None, "causal", None, None, x.dtype)
     object.__setattr__(ctx, "tokens", None)
     for s in shortcuts:
