@@ -12,7 +12,9 @@ from ablatio.registry.registry import REGISTRIES, ContractError, Registry
 from ablatio.testing import readme_table
 from ablatio.testing.compatibility_table import paired_kinds
 
-MODEL = ["norm", "placement", "activation", "mlp", "position", "attention", "block", "architecture"]
+MODEL = [
+    "embedding", "shortcut", "norm", "placement", "activation", "mlp", "position", "attention", "block", "architecture",
+]  # fmt: skip
 
 
 @pytest.fixture

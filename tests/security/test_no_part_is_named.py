@@ -26,7 +26,7 @@ COMMON_WORDS = {
     "adapter", "answers", "bare", "bytes", "causal", "encoder", "feedback", "full", "gated", "hf", "length", "linear",
     "model", "none", "paired", "power", "prefix", "prompt", "reward", "rule", "symbols", "text", "plain", "process",
     "random", "run", "sequential", "parallel", "identity", "clip", "convolution", "drop_path", "exact_answer", "policy",
-    "preference", "jsonl", "csv", "tensorboard", "mlflow", "wandb", "position",
+    "preference", "jsonl", "csv", "tensorboard", "mlflow", "wandb", "position", "second",
 }  # fmt: skip
 
 

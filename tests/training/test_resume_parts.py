@@ -14,6 +14,8 @@ MLPS = ["mlp=moe", "mlp=deepseek_moe mlp.bias_rate=0.01"]  # router noise, and a
 LAYERS = [
     "layers.attention=[gated_deltanet,mha] layers.at.mlp={0:none,-1:moe} model.n_layers=3",
     "layers.position=[alibi,rope] layers.placement=[pre,sandwich] checkpointing=full model.n_layers=3",
+    "embedding=bigram_hash shortcut=value_embeddings checkpointing=full model.n_layers=3",
+    "embedding=factorized shortcut=denseformer model.n_layers=3",
 ]
 EXAMPLES = [
     f"architecture={a.name} objective={o.name}"

@@ -123,6 +123,19 @@ rule(
     where="model.distinct_layers",
 )
 rule(
+    when="facts.shortcut.adds_values and not facts.attention.takes_values and not facts.attention.absent",
+    why="shortcut={shortcut.name} adds to the values of attention, and attention={attention.name} does not accept that",
+    fix=_usual("attention"),
+    where="shortcut",
+)
+rule(
+    when="facts.shortcut.per_depth and model.distinct_layers is not None and model.distinct_layers < model.n_layers",
+    why="shortcut={shortcut.name} has other weights in each layer, and model.distinct_layers={model.distinct_layers} "
+    "of model.n_layers={model.n_layers} makes layers share their weights",
+    fix="model.distinct_layers=null",
+    where="model.distinct_layers",
+)
+rule(
     when="facts.attention.absent and facts.mlp.absent",
     why="a layer with neither attention nor feed-forward part does nothing",
     fix=_usual("mlp"),

@@ -38,6 +38,20 @@ def put_on(module: nn.Module, kind: str, part: nn.Module) -> None:
     module.register_forward_hook(partial(_through, kind))
 
 
+def put_before(module: nn.Module, kind: str, part: nn.Module) -> None:
+    """Add `part` as the submodule `kind` of a layer; it maps the layer's input: (x, ctx) -> (part(x, ctx), ctx)."""
+    if hasattr(module, kind):
+        raise ContractError(f"{type(module).__name__} has an attribute `{kind}` already; give the kind another name")
+    module.add_module(kind, part)
+    module.register_forward_pre_hook(partial(_before, kind))
+
+
+def _before(kind: str, module: nn.Module, inputs: tuple[Tensor, Any]) -> tuple[Tensor, Any]:
+    part: nn.Module = getattr(module, kind)
+    x, ctx = inputs
+    return part(x, ctx), ctx
+
+
 def _through(kind: str, module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
     part: nn.Module = getattr(module, kind)
     changed: Tensor = part(output)

@@ -1,18 +1,18 @@
 """Builder of models: each part receives the arguments of its constructor, and a seed of its own."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-import torch
 from torch import nn
 
 from ablatio.errors import UserError
-from ablatio.model.attached import PLACES, chosen_at, put_on
-from ablatio.model.dims import ModelDims, Side, matched_width
-from ablatio.model.parameter_roles import describe, named_generator, named_seed, seeded
+from ablatio.model.attached import PLACES, chosen_at, put_before, put_on
+from ablatio.model.dims import ModelDims, Side, matched_width, rows_for
+from ablatio.model.new_weights import initialize, share_weights
+from ablatio.model.parameter_roles import named_seed, seeded
 from ablatio.model.part_choices import PartChoice as PartChoice
-from ablatio.model.part_choices import PartChoices
+from ablatio.model.part_choices import PartChoices, objective_of
 from ablatio.registry import kinds
 from ablatio.registry.registry import Place, Registry
 from ablatio.registry.value_schedules import settled
@@ -169,6 +169,45 @@ class ModelBuilder:
             decoder_layers=self.depth("decoder") if "decoder" in self.stacks else 0,
         )
 
+    def embedding(self, side: Side = "decoder") -> nn.Module | None:
+        """Build what makes the first layer's input from the rows of the token table; None for the default option."""
+        if not self._in_use(kinds.embeddings):
+            return None
+        d = self.dims
+        sizes = {"d_model": d.d_model, "vocab_size": d.vocab_size, "n_layers": self.depth(side), "max_len": d.max_len}
+        return self._make(kinds.embeddings, f"{self.root(side)}.embedding", None, side, **sizes)
+
+    def _in_use(self, registry: Registry[Any]) -> bool:
+        """True if the config chooses another option of a kind than its default."""
+        node = self.config.get(registry.kind)
+        return node is not None and node["name"] != registry.default
+
+    def shortcut(self, layer: int, layers: Sequence[nn.Module], path: str, side: Side) -> nn.Module | None:
+        """Build what stands before a layer, or after the last of `layers`, and jumps over layers; None for none."""
+        if not self._in_use(kinds.shortcuts):
+            return None
+        d, attentions = self.dims, (getattr(m, "self_attn", None) for m in layers)
+        choice = self.choice(kinds.shortcuts.kind)
+        return self._build(
+            kinds.shortcuts,
+            path,
+            choice,
+            d_model=d.d_model,
+            d_head=d.head_width,
+            n_heads=d.n_heads,
+            vocab_size=d.vocab_size,
+            layer=layer,
+            n_layers=self.depth(side),
+            max_len=d.max_len,
+            side=side,
+            value_widths=tuple(int(getattr(attention, "value_width", 0)) for attention in attentions),
+        )
+
+    def _put_shortcut(self, layer: int, layers: Sequence[nn.Module], on: nn.Module, path: str, side: Side) -> None:
+        kind = kinds.shortcuts.kind
+        if (made := self.shortcut(layer, layers, f"{path}.{kind}", side)) is not None:
+            put_before(on, kind, made)
+
     def positions(self, causal: bool, side: Side = "decoder") -> tuple[list[Any], list[int]]:
         """Build the position encodings of a stack: (the run's own, then others of layers; number for each layer).
 
@@ -272,6 +311,8 @@ class ModelBuilder:
     def layers(self, side: Side = "decoder") -> list[nn.Module]:
         """Build the layers of a stack, in order; some may share their weights."""
         found = [self.block(i, side) for i in range(self.depth(side))]
+        for i, layer in enumerate(found):
+            self._put_shortcut(i, found, layer, f"{self.root(side)}.layers.{i}", side)
         count = min(self.dims.distinct_layers or len(found), len(found))
         owners = dict[int, nn.Module]()
         for i, layer in enumerate(found):
@@ -279,10 +320,14 @@ class ModelBuilder:
             share_weights(owners.setdefault(number, layer), layer)
         return found
 
-    def siblings(self, side: Side = "decoder") -> list[nn.Module]:
+    def siblings(self, layers: Sequence[nn.Module], side: Side = "decoder") -> list[nn.Module]:
         """Build siblings of a decoder's last layer: one per token that the objective predicts beyond the next one."""
         count, last = self.ahead - 1 if side == "decoder" else 0, self.depth(side) - 1
-        return [self.block(last, side, f"{self.root(side)}.further.{i}") for i in range(count)]
+        paths = [f"{self.root(side)}.further.{i}" for i in range(count)]
+        found = [self.block(last, side, path) for path in paths]
+        for path, sibling in zip(paths, found, strict=True):
+            self._put_shortcut(last, layers, sibling, path, side)
+        return found
 
     def block(self, layer: int, side: Side = "decoder", path: str = "") -> nn.Module:
         """Build one layer; path: its place in the model, by default the layer's own."""
@@ -332,57 +377,8 @@ class ModelBuilder:
         return made
 
 
-def share_weights(first: nn.Module, other: nn.Module) -> None:
-    """Make two modules share their parameters and buffers, also after either is moved or loaded.
-
-    Plain attributes, such as a layer's number in the cache or its own mask, are not shared. Raises UserError if the
-    modules differ in structure.
-    """
-    pairs = list(zip(first.named_modules(), other.named_modules(), strict=False))
-    shapes = [{n: t.shape for n, t in module.state_dict().items()} for module in (first, other)]
-    if shapes[0] != shapes[1]:
-        raise UserError(
-            "layers that share weights must have the same parts, but the parts of these layers differ\n"
-            "    try: model.distinct_layers=null"
-        )
-    for (_, one), (_, two) in pairs:  # share the dicts, as moving or loading a module replaces the tensors in them
-        two._parameters, two._buffers = one._parameters, one._buffers
-
-
 def n_norms(facts: Mapping[str, Any], around: Sublayer, layer: int) -> int:
     """Return the number of norms that a placement with these facts uses around a sublayer of this layer."""
     first = facts["first_norms"]
     count: int | list[int] = facts["n_norms"] if layer or first is None else first
     return count if isinstance(count, int) else count[around == "mlp"]
-
-
-def rows_for(ids: int, wanted: int | None) -> int:
-    """Return the number of embedding rows: `wanted`, or one per id if that is None. UserError if too few."""
-    if wanted is not None and wanted < ids:
-        raise UserError(f"model.vocab_size={wanted} is too small: there are {ids} ids\n    try: model.vocab_size={ids}")
-    return wanted or ids
-
-
-def objective_of(config: Mapping[str, Any], vocab_size: int, eos: int) -> kinds.Objective:
-    """Build the config's objective, which may add ids (sentinels, masks) and siblings of the last layer."""
-    choice, length = PartChoice.of(config["objective"]), int(config["model"]["max_len"])
-    return kinds.objectives.build(choice.name, choice.knobs, vocab_size=vocab_size, eos=eos, max_len=length)
-
-
-@torch.no_grad()
-def initialize(model: nn.Module, init: Any, seed: int) -> None:
-    """Initialize each matrix, embedding and head from a generator seeded by (seed, parameter name); biases to 0."""
-    for parameter, info in describe(model):
-        if parameter.is_meta:
-            continue
-        if info.role == "vector":
-            if info.name.endswith(".bias"):
-                parameter.zero_()
-            continue
-        # In place where possible: otherwise the largest matrix would exist twice for a moment.
-        plain = parameter.dtype == torch.float32 and parameter.is_contiguous() and parameter.is_cpu
-        weight = parameter.data if plain else torch.empty(parameter.shape, dtype=torch.float32)
-        init(weight, info, named_generator(seed, info.name))
-        weight.mul_(info.gain)
-        if not plain:
-            parameter.copy_(weight)

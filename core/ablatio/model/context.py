@@ -53,6 +53,7 @@ class Context:
     prepared, prepared_keys passed to the position's `rotate` instead of q_pos, k_pos, if the position prepares them
     memory                  (B, S, D): encoder states for keys and values in cross-attention; None in self-attention
     virtual                 number of virtual tokens at the start of the keys
+    tokens                  (B, T): ids of the new tokens; None for embeddings that belong to no token
     cross                   context of the cross-attention, in a decoder that has an encoder
     """
 
@@ -71,6 +72,7 @@ class Context:
     memory: Tensor | None = None
     cross: "Context | None" = None
     virtual: int = 0
+    tokens: Tensor | None = None
     record: Record = field(default_factory=Record)
     _shared: dict[Hashable, Any] = field(default_factory=dict)
     _passed_on: dict[Hashable, Any] = field(default_factory=dict)
@@ -113,6 +115,15 @@ class Context:
     def passed_on(self, key: Hashable, make: Callable[[], T]) -> T:
         """Return what one layer hands on to later ones for `key`, such as a skip; the first to ask makes it."""
         return _once(self._passed_on, key, make)
+
+    def hand_values(self, layer: int, change: Callable[[Tensor, Tensor], Tensor]) -> None:
+        """Let the attention of a layer change its values: (v, x) -> v, (B, T, H_kv * d_head), x its input (B, T, D)."""
+        self._passed_on["values", layer] = change
+
+    def with_values(self, layer: int, v: Tensor, x: Tensor) -> Tensor:
+        """Return the projected values v (B, T, H_kv * d_head) of x as a shortcut changes them; v itself without one."""
+        change: Callable[[Tensor, Tensor], Tensor] | None = self._passed_on.get(("values", layer))
+        return v if change is None else change(v, x)
 
     def keys_values(
         self, layer: int, x: Tensor, project: Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -236,7 +247,7 @@ def make_context(
     cross = None if memory is None else _cross(q_pos, segments, memory, cache, record)
     return Context(
         mask, q_pos, k_pos, past, position, segments, key_segments, cache, bias, prepared, prepared_keys, opened,
-        cross=cross, virtual=virtual, record=record,
+        cross=cross, virtual=virtual, tokens=tokens, record=record,
     )  # fmt: skip
 
 

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from ablatio.errors import UserError
+
 Side = Literal["encoder", "decoder"]
 
 
@@ -60,3 +62,10 @@ def matched_width(d_model: int, d_ff: int, bias: bool) -> int:
         if abs(width - exact) <= 0.01 * exact:
             return width
     return max(1, round(exact))
+
+
+def rows_for(ids: int, wanted: int | None) -> int:
+    """Return the number of embedding rows: `wanted`, or one per id if that is None. UserError if too few."""
+    if wanted is not None and wanted < ids:
+        raise UserError(f"model.vocab_size={wanted} is too small: there are {ids} ids\n    try: model.vocab_size={ids}")
+    return wanted or ids

@@ -27,6 +27,7 @@ class LanguageModel(nn.Module):
     """Decoder-only language model with an output head (`tied`: the head's matrix is the embedding's).
 
     opens      True: the source of an example is attended to in both directions (prefix LM); False: causally
+    project_out   maps hidden states to the width of a tied token table, if that is not d_model; else None
     eos        end-of-document id; a target starts with it after its source
     z_loss     weight of log^2 Z in the loss, Z the softmax normalizer (arXiv:2204.02311, section 5)
     bare       layers whose matrix is read without calling their `forward`, so adapters and hooks there have no effect
@@ -43,7 +44,9 @@ class LanguageModel(nn.Module):
         self.opens, self.logit_scale, self.z_loss, self.smoothing = opens, builder.logit_scale, 0.0, 0.0
         self.model = Stack(builder, mask, side, opens=opens)
         self.shared_prefix = mask == "causal" and builder.shared_prefix and not self.model.rotates_cached_keys
-        self.lm_head = nn.Linear(dims.d_model, dims.vocab_size, bias=False)
+        width = self.model.embed_tokens.embedding_dim if dims.tied else dims.d_model
+        self.project_out = nn.Linear(dims.d_model, width, bias=False) if width != dims.d_model else None
+        self.lm_head = nn.Linear(width, dims.vocab_size, bias=False)
         if dims.tied:
             self.lm_head.weight = self.model.embed_tokens.weight
 
@@ -171,8 +174,9 @@ class LanguageModel(nn.Module):
         return self.token_scores(example)[0]
 
     def scaled(self, hidden: Tensor) -> Tensor:
-        """Input of the output head: hidden states times `logit_scale`, (..., D) -> (..., D)."""
-        return hidden if self.logit_scale == 1.0 else hidden * self.logit_scale
+        """Input of the output head: hidden states times `logit_scale`, projected to its width, (..., D) -> (..., W)."""
+        hidden = hidden if self.logit_scale == 1.0 else hidden * self.logit_scale
+        return hidden if self.project_out is None else self.project_out(hidden)
 
 
 def loss_of(objective: Any, model: LanguageModel, example: Example) -> Loss:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from ablatio.registry import per_layer
+from ablatio.registry import kinds, per_layer
 from ablatio.registry.registry import REGISTRIES, Registry
 
 
@@ -43,3 +43,9 @@ class PartChoices:
 
     def _read(self, kind: str, depth: int) -> list[PartChoice]:
         return [PartChoice.of(node) for node in per_layer.nodes(self.config, REGISTRIES[kind], depth)]
+
+
+def objective_of(config: Mapping[str, Any], vocab_size: int, eos: int) -> kinds.Objective:
+    """Build the config's objective, which may add ids (sentinels, masks) and siblings of the last layer."""
+    choice, length = PartChoice.of(config["objective"]), int(config["model"]["max_len"])
+    return kinds.objectives.build(choice.name, choice.knobs, vocab_size=vocab_size, eos=eos, max_len=length)

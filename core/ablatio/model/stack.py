@@ -1,6 +1,7 @@
 """Stack of blocks on an embedding: tokens to hidden states; parameters have LLaMA's names."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -53,6 +54,8 @@ class Stack(nn.Module):
 
     depth, d_model, gain  read by inits: number of layers, width, and the placement's factor on some matrices
     gains                 that factor for each layer, where the placements of the layers differ
+    embedding             part that makes the embeddings from rows of `embed_tokens`; None: these are the embeddings
+    shortcut              part that acts after the last layer; those before layers are their submodules; or None
     position              the run's position encoding; `other_positions` are those of layers that have another one
     further               siblings of the last layer for objectives that predict tokens further ahead: each reads the
                           same input as the last layer; used in training only
@@ -74,18 +77,20 @@ class Stack(nn.Module):
         self.gains = tuple(float(builder.placement(i, side).gain) for i in range(self.depth)) if mixed else ()
         self.d_model = dims.d_model
         self.max_len, self.dropout, self.scale = dims.max_len, dims.dropout, dims.embedding_scale
-        self.embed_tokens = table or nn.Embedding(dims.vocab_size, dims.d_model)
+        self.embedding = builder.embedding(side)
+        self.embed_tokens = table or nn.Embedding(dims.vocab_size, getattr(self.embedding, "width", dims.d_model))
         self.embed_norm = builder.embedding_norm(side)
         (self.position, *others), numbers = builder.positions(mask == "causal" and not opens, side)
         self._others, self._spans = others, spans(numbers)
         self.other_positions = nn.ModuleList(p if isinstance(p, nn.Module) else nn.Identity() for p in others)
-        self.layers = nn.ModuleList(builder.layers(side))
-        self.further = nn.ModuleList(builder.siblings(side))
+        self.layers = nn.ModuleList(layers := builder.layers(side))
+        self.further = nn.ModuleList(builder.siblings(layers, side))
         self.norm = builder.final_norm(side)
         self.stream = placed if hasattr(placed, "open") else None
         self.virtual: Virtual | None = None
         self.run: Run = run_in_order
         path = builder.root(side)
+        self.shortcut = builder.shortcut(self.depth, layers, f"{path}.shortcut", side)
         place = builder.attach("embedding", nn.Identity(), f"{path}.embedded", side)
         self.embedded = place if [*place.children()] else None  # parts of kinds that attach to the embedding
         builder.attach("hidden", self, path, side)
@@ -113,18 +118,32 @@ class Stack(nn.Module):
         if self.virtual is not None and (cache is None or cache.length == 0):
             virtual = VirtualTokensCache(self.virtual(self))
             cache = virtual if cache is None else virtual.put_before(cache, len(tokens))
-        x = self.embed_tokens(tokens) if tie is None else tie.embed(self.embed_tokens.weight, tokens)  # (B, T, D)
-        x = x if self.scale == 1.0 else x * self.scale
-        x = self.through(x, self._contexts(tokens, segments, cache, x.dtype, opened, memory, record), record)
+        x = self.embed_tokens(tokens) if tie is None else tie.embed(self.embed_tokens.weight, tokens)  # (B, T, W)
+        contexts = self._contexts(tokens, segments, cache, x.dtype, opened, memory, record)
+        x = self.through(self.enter(x, tokens, contexts[0]), contexts, record)
         if cache is not None:
             cache.advance(tokens.shape[1])
         return x
+
+    def enter(self, rows: Tensor, tokens: Tensor, ctx: Context) -> Tensor:
+        """Make the embeddings (B, T, D) from rows of the token table (B, T, W): W = D, unless the part chooses it."""
+        rows = rows if self.scale == 1.0 else rows * self.scale
+        return rows if self.embedding is None else self.embedding(rows, tokens, ctx)
+
+    def embeddings_of(self, ids: Tensor) -> Tensor:
+        """Return the embeddings (n, D) that tokens with these ids (n,) enter as, each at the start of a text."""
+        tokens, rows = ids[:, None], self.embed_tokens(ids)[:, None]
+        if self.embedding is None:  # the rows alone: no context is needed
+            return self.enter(rows, tokens, None)[:, 0]  # type: ignore[arg-type]
+        context = make_context(tokens, None, self.mask, None, None, rows.dtype)
+        return self.enter(rows, tokens, context)[:, 0]
 
     def keys_values_of(self, x: Tensor) -> dict[int, tuple[Tensor, Tensor]]:
         """Return each layer's keys and values, (H_kv, n, d_head), for embeddings (n, D) at the start of a text."""
         recording = RecordingCache()
         ids = torch.zeros(1, len(x), dtype=torch.long, device=x.device)  # only their shape is used
-        self.through(x[None], self._contexts(ids, None, recording, x.dtype, None, None, None))
+        contexts = self._contexts(ids, None, recording, x.dtype, None, None, None)
+        self.through(x[None], [replace(ctx, tokens=None) for ctx in contexts])
         return recording.seen
 
     def through(self, x: Tensor, contexts: Sequence[Context], record: Record | None = None) -> Tensor:
@@ -144,11 +163,12 @@ class Stack(nn.Module):
                 x = self.run(part, x, contexts[number])
         ctx = contexts[self._spans[-1][2]]
         if record is not None and record.further is not None:
-            record.further += [self._close_stream(self.run([sibling], x, ctx)) for sibling in self.further]
-        return self._close_stream(self.run([last], x, ctx))
+            record.further += [self._close_stream(self.run([sibling], x, ctx), ctx) for sibling in self.further]
+        return self._close_stream(self.run([last], x, ctx), ctx)
 
-    def _close_stream(self, x: Tensor) -> Tensor:
+    def _close_stream(self, x: Tensor, ctx: Context) -> Tensor:
         """Close the residual stream after the last layer and apply the final norm -> hidden states (B, T, D)."""
+        x = x if self.shortcut is None else self.shortcut(x, ctx)
         norm = nn.Identity() if self.norm is None else self.norm
         hidden: Tensor = norm(x) if self.stream is None else self.stream.close(x, norm)
         return hidden

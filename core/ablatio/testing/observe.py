@@ -153,9 +153,14 @@ def _position(entry: PartSpec, knobs: Mapping[str, Any]) -> Any:
     return [seen, _model(entry, knobs)]
 
 
-@observes("placement", "mlp", "attention", "block", "architecture", "init")
+@observes("placement", "mlp", "attention", "block", "embedding", "architecture", "init")
 def _model(entry: PartSpec, knobs: Mapping[str, Any]) -> Any:
-    net = tiny_models.model(entry, knobs).double()
+    return _behavior(entry, knobs)
+
+
+def _behavior(entry: PartSpec, knobs: Mapping[str, Any], **sizes: int) -> Any:
+    """Weights, outputs and gradients of the small model with this part, with these sizes, and its decoding."""
+    net = tiny_models.model(entry, knobs, **sizes).double()
     seen: list[Any] = [net.state_dict(), net.eval()(tiny_models.tokens())]
     net.train()
     batch = tiny_models.example()
@@ -169,6 +174,12 @@ def _model(entry: PartSpec, knobs: Mapping[str, Any]) -> Any:
                 row[:, 0] = net.eos
                 seen.append(net.read(row, None, KVCache()))
     return seen
+
+
+@observes("shortcut")
+def _shortcut(entry: PartSpec, knobs: Mapping[str, Any]) -> Any:
+    """In a model of five layers, in which halves, ends and periods differ."""
+    return _behavior(entry, knobs, n_layers=5)
 
 
 @observes("objective")

@@ -50,6 +50,7 @@ class Patterned(SoftmaxAttention):
     pattern  the function and its settings; None if every key is seen
     """
 
+    takes_values = True
     pattern: Pattern | None
 
     def __init__(self, n_kv_heads: int | None, pattern: Pattern, full_every: int = 0, **wiring: Any) -> None:

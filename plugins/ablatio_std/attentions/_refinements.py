@@ -42,6 +42,8 @@ class Refined(SoftmaxAttention):
     query_gain, ssmax  factors on the queries after their norm; s starts at 1 / mean(log n) over n = 1 ... max_len
     """
 
+    takes_values = True
+
     def __init__(
         self,
         *args: Any,

@@ -68,7 +68,7 @@ class TalkingHeads(SoftmaxAttention):
     Both are initialized to the identity.  Bias and mask are applied between the first mixing and the softmax.
     """
 
-    prefix = True
+    prefix, takes_values = True, True
 
     roles = {"logits": "vector", "weights": "vector"}  # noqa: RUF012  (an init must not replace the identity)
 
@@ -103,6 +103,8 @@ class Differential(SoftmaxAttention):
     multiplied by 1 - l_start.  l = exp(lq1 . lk1) - exp(lq2 . lk2) + l_start, l_start = 0.8 - 0.6 exp(-0.3 layer).
     """
 
+    takes_values = True
+
     def __init__(self, *, qk_norm: QKNorm = "none", **wiring: Unpack[AttentionWiring]) -> None:
         super().__init__(wiring["n_heads"], qk_norm=qk_norm, **wiring)
         self.start = 0.8 - 0.6 * math.exp(-0.3 * wiring["layer"])
@@ -132,6 +134,8 @@ class ValueResidual(SoftmaxAttention):
 
     a and b are initialized to `start`; kind=identity keeps them fixed.
     """
+
+    takes_values = True
 
     def __init__(
         self,
@@ -175,6 +179,7 @@ class Forgetting(SoftmaxAttention):
 
     cross = False
     bidirectional = False
+    takes_values = True
 
     def __init__(
         self, *, n_kv_heads: KVHeads = None, qk_norm: QKNorm = "none", **wiring: Unpack[AttentionWiring]

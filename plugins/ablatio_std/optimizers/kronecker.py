@@ -51,7 +51,7 @@ class Shampoo(Foreach):
             for side, _ in sides:
                 state[side] += _outer(_as_matrix(grad), side)
                 if t < group["every"] or t % group["every"] == 0:
-                    values, basis = torch.linalg.eigh(state[side])
+                    values, basis = _eigh(state[side])
                     values = values.clamp(min=group["eps"]) ** (-0.5 / len(sides))
                     state[f"{side}_root"].copy_(basis * values[..., None, :] @ basis.mT)
                 u = _apply(u, side, state[f"{side}_root"])
@@ -92,7 +92,7 @@ class SOAP(Foreach):
             for side, _ in _sides(p, group["largest"]):
                 state[side] = _outer(p.grad, side) * (1 - group["betas"][1])
                 # eigh sorts eigenvalues in ascending order, qr(L Q) keeps the largest first
-                state[f"{side}_basis"] = torch.linalg.eigh(state[side]).eigenvectors.flip(-1)
+                state[f"{side}_basis"] = _eigh(state[side])[1].flip(-1)
         return state
 
     def update(self, group: Group, t: int, w: Tensors, g: Tensors, *buffers: Tensors) -> None:
@@ -216,6 +216,15 @@ def _sides(p: Tensor, largest: int) -> list[tuple[str, int]]:
     """The sides with a factor and their lengths: ("left", rows) and ("right", columns); of a vector the left only."""
     sides = [("left", p.shape[-2]), ("right", p.shape[-1])] if p.dim() > 1 else [("left", p.shape[0])]
     return [(side, n) for side, n in sides if n <= largest]
+
+
+def _eigh(m: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues and eigenvectors; in float64 where float32 does not converge, as with many unused rows of a table."""
+    try:
+        values, basis = torch.linalg.eigh(m)
+    except torch.linalg.LinAlgError:
+        values, basis = torch.linalg.eigh(m.double())
+    return values.to(m.dtype), basis.to(m.dtype)
 
 
 def _outer(g: Tensor, side: str) -> Tensor:

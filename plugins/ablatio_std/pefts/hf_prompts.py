@@ -62,6 +62,8 @@ class PeftPrompts(VirtualPeft):
         if self.method in (*KEYS_VALUES, "p_tuning"):
             encoder: nn.Module = self.encoder(self.config)
             return encoder
-        table = nn.Embedding.from_pretrained(stack.embed_tokens.weight.detach() * stack.scale)
+        table = nn.Embedding.from_pretrained(
+            stack.embeddings_of(torch.arange(stack.embed_tokens.num_embeddings)).detach()
+        )
         initialized: nn.Module = self.encoder(self.config, table)  # from embeddings of tokens
         return initialized

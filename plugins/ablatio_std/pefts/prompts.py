@@ -111,9 +111,10 @@ class PromptTuning(_PromptPeft):
         super().__init__(tokens)
 
     def before(self, stack: Stack) -> SoftPrompt:
-        table = stack.embed_tokens.weight.detach()
+        table = stack.embed_tokens.weight
+        table = stack.embed_tokens.weight
         ids = torch.randint(len(table), (self.tokens,), device=table.device)
-        return SoftPrompt(table[ids] * stack.scale)
+        return SoftPrompt(stack.embeddings_of(ids).detach())
 
 
 class LstmEncoder(nn.Module):

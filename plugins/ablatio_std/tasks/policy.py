@@ -162,7 +162,7 @@ class Policy(Task):
     def attach(self, model: LanguageModel) -> None:
         """Add the critic's value head if the method needs one."""
         if self.critic:
-            model.value_head = ValueHead(model.lm_head.in_features)
+            model.value_head = ValueHead(model.model.d_model)
 
     def prepare(self, model: LanguageModel) -> None:
         """Copy the model in its present state as the reference."""

@@ -65,7 +65,7 @@ class RewardModel(Task):
 
     def attach(self, model: LanguageModel) -> None:
         """Add the reward head."""
-        model.reward_head = ScalarHead(model.lm_head.in_features, self.setup.seeds.init, "reward_head")
+        model.reward_head = ScalarHead(model.model.d_model, self.setup.seeds.init, "reward_head")
 
     @property
     def training(self) -> UnitBatches:

@@ -92,6 +92,7 @@ class SoftmaxAttention(nn.Module):
         self.o_proj = nn.Linear(n_heads * d_head, d_model, bias=bias)
         self.inner_norm = inner_norm(n_heads * d_head) if inner_norm else None
         self.d_head, self.dropout, self.layer, self.softcap = d_head, dropout, layer, softcap
+        self.value_width = n_kv_heads * d_head
         self.scale = 1.0 if qk_norm == "l2" else scale
         self.whole_qk, self.whole_v = qk_norm.startswith(WHOLE), v_norm.startswith(WHOLE)
         self.q_norm: nn.Module | None
@@ -123,7 +124,7 @@ class SoftmaxAttention(nn.Module):
     def keys_values(self, x: Tensor, ctx: Context) -> tuple[Tensor, Tensor]:
         """Keys and values before rotation: (B, S, D) -> (B, H_kv, S, d_head) each."""
         k = self._heads(self.k_proj(x), self.k_norm, self.whole_qk)
-        return k, self._heads(self.v_proj(x), self.v_norm, self.whole_v)
+        return k, self._heads(ctx.with_values(self.layer, self.v_proj(x), x), self.v_norm, self.whole_v)
 
     def _heads(self, x: Tensor, norm: nn.Module | None, whole: bool) -> Tensor:
         """(B, T, H * d_head) -> (B, H, T, d_head), normed before or after it is split."""

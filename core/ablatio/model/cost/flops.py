@@ -104,14 +104,18 @@ def _cost(config: Mapping[str, Any], vocab_size: int, model: LanguageModel | Non
         except Exception as error:  # a method may read values of its tensors, which meta tensors do not have
             log.warning("FLOPs are those of training all weights, as counting the trained ones failed: %s", error)
     size = measure(config, vocab_size)
-    head = float(2 * config["model"]["d_model"] * size_of_head(config, vocab_size))
+    head = head_flops(config, vocab_size)
     layers = size.flops_per_token - head
     return Cost(layers, 2 * layers, head, 2 * head)
 
 
-def size_of_head(config: Mapping[str, Any], vocab_size: int) -> int:
-    """Return the number of rows of the head's matrix."""
-    return int(ModelBuilder(config, vocab_size).dims.vocab_size)
+def head_flops(config: Mapping[str, Any], vocab_size: int) -> float:
+    """Return the FLOPs of the logits of one token; a tied token table that is narrower adds its projection."""
+    builder = ModelBuilder(config, vocab_size)
+    d_model, rows = builder.dims.d_model, builder.dims.vocab_size
+    with torch.device("meta"):
+        width = getattr(builder.embedding(), "width", d_model) if builder.dims.tied else d_model
+    return float(2 * width * (rows + (d_model if width != d_model else 0)))
 
 
 def _counted(config: Mapping[str, Any], vocab_size: int, model: LanguageModel) -> Cost:

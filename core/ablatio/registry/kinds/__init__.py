@@ -12,6 +12,7 @@ in one of them, and no list.  The star imports keep the names known to type chec
 """
 
 # ruff: noqa: I001, F403  (kinds are listed in the order in which they are imported)
+from ablatio.registry.kinds.stack import *
 from ablatio.registry.kinds.model import *
 from ablatio.registry.kinds.whole_model import *
 from ablatio.registry.kinds.training import *

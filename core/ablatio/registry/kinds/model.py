@@ -198,6 +198,7 @@ class Attention(Protocol):
     queries_scale        scales its logits where its queries are scaled, which a norm of the queries undoes; False:
                          the factor d_head^-1/2 cannot be folded into q_proj.  With a knob `qk_norm` it is its default's
     absent               is left out: layers are built without attention, its norms and its residual connection
+    takes_values         adds value embeddings to its values: it calls `ctx.with_values` and has a `value_width`
     metrics              (names, not a flag) numbers logged through `ctx.measure`
     """
 
@@ -332,6 +333,7 @@ attentions: Registry[nn.Module] = Registry(
         "bidirectional": True,
         "prefix": False,
         "rotates_cached_keys": True,
+        "takes_values": False,
         "metrics": (),
         "absent": False,
     },

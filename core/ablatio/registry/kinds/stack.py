@@ -1,0 +1,75 @@
+"""Kinds of parts around the layers of a stack: what tokens enter as, and what jumps over layers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+from ablatio.registry.registry import Registry
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from ablatio.model.context import Context
+
+
+class Embedding(Protocol):
+    """Makes the input of the first layer from the rows of the token table: (B, T, W), (B, T) -> (B, T, D).
+
+    The token table `embed_tokens` (V, W) belongs to the stack, so that tied heads, exports and checkpoints know it by
+    that name; its rows come scaled by `model.embedding_scale`.  The default option is not built.
+
+    forward(x, tokens, ctx)  x (B, T, W): rows of the token table; tokens (B, T): their ids; ctx: the pass.  A part that
+                     looks at earlier tokens keeps to their document (`ctx.segments`) and stores what decoding needs in
+                     `ctx.cache` (ablatio.model.local_mixing)
+
+    Attributes:
+    width            optional: width W of the token table; by default d_model.  A tied head then has a projection from
+                     d_model to W before it, `project_out`
+    """
+
+    def forward(self, x: Tensor, tokens: Tensor, ctx: Context) -> Tensor: ...
+
+
+class Shortcut(Protocol):
+    """Jumps over layers: makes what a layer reads from the outputs of all layers before it.  (B, T, D) -> same.
+
+    A stack of L layers has one instance before each layer (`layer` 0 ... L - 1) and one after the last (`layer` = L).
+    The default option is not built: a layer reads the output of the layer before.
+
+    forward(x, ctx)  x: output of the layer before, the embeddings for layer 0; returns what the layer reads, or for
+                     `layer` = L what the final norm reads.  States for later layers are kept in the pass, not in the
+                     module: `ctx.passed_on((key, layer), lambda: x)`.  Each token is treated by itself.  Siblings of
+                     the last layer have an instance of their own with the same `layer`
+
+    Wiring:
+    value_widths     width of the values of each layer's attention; 0: `ctx.hand_values` has no effect there
+
+    Facts:
+    per_depth        True if the weights differ in shape between layers, so that layers cannot share them
+    adds_values      True if it hands value embeddings to attentions, through `ctx.hand_values`
+    """
+
+    per_depth: ClassVar[bool]
+    adds_values: ClassVar[bool]
+
+    def forward(self, x: Tensor, ctx: Context) -> Tensor: ...
+
+
+embeddings: Registry[nn.Module] = Registry(
+    "embedding",
+    "What a token enters the first layer as.",
+    wiring=("d_model", "vocab_size", "n_layers", "max_len", "side"),
+    methods=("forward",),
+    scope="model",
+    default="plain",
+)
+
+shortcuts: Registry[nn.Module] = Registry(
+    "shortcut",
+    "What jumps over layers.",
+    wiring=("d_model", "d_head", "n_heads", "vocab_size", "layer", "n_layers", "max_len", "side", "value_widths"),
+    methods=("forward",),
+    facts={"per_depth": False, "adds_values": False},
+    scope="model",
+    default="none",
+)
