@@ -13,10 +13,13 @@ CORE = Path(ablatio.__file__).parent
 
 # Files that may name parts, and why.
 ALLOWED = {
+    "cli/scaffold/": "writes plugins and their examples for authors",
     "interop/families/": "maps the parts of transformers' models to ours by name",
     "config/from_transformers.py": "translates configs of transformers' models into parts",
+    "config/transformers_parts.py": "translates settings of transformers' models into parts",
     "registry/kinds/": "declares the default and the empty option of each kind",
     "registry/renamed.py": "former names of knobs, by part",
+    "registry/value_schedules.py": "names of functions of progress, some of which are also those of schedules",
     "storage/gguf.py": "writes model configs in transformers' format",
     "storage/pretrained.py": "the cache folder for models is called like a tokenizer",
     "testing/sample_parts.py": "sample data needs matching sources, adapters to mix need a peft method",

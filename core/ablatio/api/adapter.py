@@ -23,9 +23,10 @@ def composed(overrides: Sequence[str]) -> Composed:
         raise UserError(
             f"{sweeping[0]}: only a sweep has a launcher, and this is one run\n    try: ablatio train -m ..."
         )
+    found = compose_run(overrides)  # before torch is imported: a config that cannot run is refused at once
     from ablatio.training.budget import with_steps
 
-    return with_steps(compose_run(overrides))
+    return with_steps(found)
 
 
 def train_in(

@@ -156,7 +156,7 @@ class KLSOAP(Foreach):
         if group["role"] != "vector" and p.grad is not None:
             for side, n in _sides(p, group["largest"]):
                 state[side] = _outer(p.grad, side) * ((1 - group["betas"][1]) / _length_of_other(p, side))
-                state[f"{side}_basis"] = torch.linalg.eigh(state[side]).eigenvectors.flip(-1)
+                state[f"{side}_basis"] = _eigh(state[side])[1].flip(-1)
                 state[f"{side}_values"] = p.new_full((*p.shape[:-2], n), group["start"])
         return state
 
