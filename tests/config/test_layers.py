@@ -94,6 +94,7 @@ REFUSED = {
     "a layer of nothing": (["layers.at.mlp={2: none}", "layers.at.attention={2: none}"], "layer 2: a layer with"),
     "a stream of another shape": (["layers.placement=[pre,hyper_connections]"], "must be the same in all layers"),
     "a block with skips": (["layers.block=[sequential,unet]"], "must be the same in all layers"),
+    "what another layer computes": (["layers.attention=[mha,cross_layer]"], "layer 1: attention=cross_layer uses what"),
     "shared weights": (["model.distinct_layers=2", "layers.attention=[mha*3,mqa]"], "layers 1 and 3 share"),
     "a mask that one lacks": (["architecture=prefix", "objective=prefix_lm", "layers.attention=[mha*3,retention]"],
                               "layer 3: architecture=prefix"),

@@ -30,6 +30,7 @@ STACKS = {
     "no attention": ["attention=none"],
     "no feed-forward": ["mlp=none"],
     "macaron without some": ["block=macaron", "layers.at.mlp={1: none}", "layers.at.attention={2: none}"],
+    "two feed-forward parts with a state in a layer": ["block=macaron", "mlp=canon"],
     "a skip over positions": ["block=unet", "layers.position=[rope,alibi]"],
     "values of the first layer": ["attention=value_residual", "layers.position=[rope,none]"],
 }  # fmt: skip

@@ -295,6 +295,7 @@ def stack_problems(config: Mapping[str, Any]) -> Iterator[Problem]:
             found = nodes(config, registry, depth)
             for layer, node in enumerate(found):
                 yield from _taken_over(where, registry, layer, node)
+            yield from _group_problems(where, registry, found)
             stands = [*found, config[kind]] if registry.per_layer == "also outside" else found
             whole = [n for n in dict.fromkeys(str(node["name"]) for node in stands) if _connects_layers(registry[n])]
             if whole and any(node != stands[0] for node in stands):
@@ -307,6 +308,18 @@ def stack_problems(config: Mapping[str, Any]) -> Iterator[Problem]:
                     what += f"{distinct}), but have different {kind}s"
                     yield Problem(where, what, "model.distinct_layers=null", combination=True)
         yield from _in_no_layer(config, registry, where)
+
+
+def _group_problems(where: str, registry: Registry[Any], found: Sequence[Mapping[str, Any]]) -> Iterator[Problem]:
+    """The problem of a layer that uses what another one computes, which has another part."""
+    for layer, node in enumerate(found):
+        knob = registry[node["name"]].facts.get("same_in_groups")
+        first = layer - layer % int(node[knob]) if knob else layer
+        if found[first] != node:
+            kind = registry.kind
+            what = f"layer {layer}: {kind}={node['name']} uses what layer {first} computes, which has another {kind}"
+            yield Problem(where, what, f"{where}=null")
+            return
 
 
 def _taken_over(where: str, registry: Registry[Any], layer: int, node: Mapping[str, Any]) -> Iterator[Problem]:

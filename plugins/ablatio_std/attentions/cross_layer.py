@@ -20,6 +20,7 @@ class CrossLayer(SoftmaxAttention):
 
     cross = False
     rotates_cached_keys = False
+    same_in_groups = "share"
 
     def __init__(
         self,

@@ -29,7 +29,6 @@ class Canon(nn.Module):
         gated: bool,
         bias: bool,
         dropout: float,
-        layer: int,
         inner_norm: Callable[[int], nn.Module] | None,
         *,
         conv: Annotated[int, Range(1), "number of tokens in the convolution, the current one included"] = 4,
@@ -45,7 +44,7 @@ class Canon(nn.Module):
         for module in (self.on_input, self.on_inner):
             if module is not None:
                 nn.init.zeros_(module.weight)
-        self.activation, self.dropout, self.layer = activation, dropout, layer
+        self.activation, self.dropout = activation, dropout
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
         x = self.mixed(self.on_input, x, ctx)
@@ -59,5 +58,5 @@ class Canon(nn.Module):
         """x + conv(x), (B, T, channels) -> same; x without `conv`."""
         if conv is None:
             return x
-        (added,) = convolve([conv], [x], ("mlp", conv is self.on_input, self.layer), ctx)
+        (added,) = convolve([conv], [x], conv, ctx)  # a block may have two such parts in a layer
         return x + added.to(x.dtype)

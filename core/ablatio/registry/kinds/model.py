@@ -200,6 +200,8 @@ class Attention(Protocol):
     absent               is left out: layers are built without attention, its norms and its residual connection
     takes_values         adds value embeddings to its values: it calls `ctx.with_values` and has a `value_width`
     metrics              (names, not a flag) numbers logged through `ctx.measure`
+    same_in_groups       (a name, not a flag) knob that says how many layers, from a multiple of it on, must have this
+                         attention, because the first of them computes what the others use; "": none
     """
 
     caches: ClassVar[bool]
@@ -336,6 +338,7 @@ attentions: Registry[nn.Module] = Registry(
         "takes_values": False,
         "metrics": (),
         "absent": False,
+        "same_in_groups": "",
     },
     scope="model",
     per_layer="inside",
