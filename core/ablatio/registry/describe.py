@@ -114,8 +114,8 @@ def _contract_faults(
     for name in sorted({k.name for k in knobs} & {"name", *registry.wiring}):
         passed = ", ".join(["name", *registry.wiring])
         faults.append(
-            f"the knob `{name}` has a name that is reserved: the framework itself passes {passed} to a {registry.kind}. "
-            "Rename it"
+            f"the knob `{name}` has a name that is reserved: the framework itself passes {passed} to a "
+            f"{registry.kind}. Rename it"
         )
     return faults
 

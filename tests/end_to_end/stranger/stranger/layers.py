@@ -49,14 +49,18 @@ class CosineAttention(nn.Module):
 
     caches, takes_bias, takes_segments, bidirectional = False, False, False, False
 
-    def __init__(self, d_model: int, d_head: int, n_heads: int, *, sharpness: Annotated[float, Positive] = 10.0) -> None:
+    def __init__(
+        self, d_model: int, d_head: int, n_heads: int, *, sharpness: Annotated[float, Positive] = 10.0
+    ) -> None:
         super().__init__()
         self.q_proj, self.k_proj, self.v_proj = (nn.Linear(d_model, n_heads * d_head, bias=False) for _ in "qkv")
         self.o_proj = nn.Linear(n_heads * d_head, d_model, bias=False)
         self.n_heads, self.sharpness = n_heads, sharpness
 
     def forward(self, x: Tensor, ctx: object) -> Tensor:
-        q, k, v = (p(x).unflatten(-1, (self.n_heads, -1)).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = (
+            p(x).unflatten(-1, (self.n_heads, -1)).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj)
+        )
         logits = self.sharpness * F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-1, -2)  # (B, H, T, T)
         future = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).triu(1)
         weights = logits.masked_fill(future, float("-inf")).softmax(-1)

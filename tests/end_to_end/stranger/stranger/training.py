@@ -69,7 +69,9 @@ class LaterTokens:
 
 
 @inits.register("triangular", paper="https://proceedings.mlr.press/v9/glorot10a.html")
-def triangular(weight: Tensor, info: Any, generator: torch.Generator, *, width: Annotated[float, Positive] = 0.05) -> None:
+def triangular(
+    weight: Tensor, info: Any, generator: torch.Generator, *, width: Annotated[float, Positive] = 0.05
+) -> None:
     """w is the sum of two uniform numbers from -width / 2 to width / 2."""
     other = torch.empty_like(weight).uniform_(-width / 2, width / 2, generator=generator)
     weight.uniform_(-width / 2, width / 2, generator=generator).add_(other)
