@@ -11,6 +11,7 @@ from rich.console import Console
 from ablatio.cli.scaffold.templates import EXAMPLES, option_of, renamed
 from ablatio.config import schema
 from ablatio.errors import UserError
+from ablatio.interop.families import family_of
 from ablatio.registry.parts_file import PartsFile, current, loaded
 from ablatio.registry.registry import REGISTRIES, ContractError
 from ablatio.registry.rules import violated_rules
@@ -130,3 +131,10 @@ def test_the_table_before_a_run_says_which_layers_and_what_is_frozen(tmp_path: P
     show_parts(console, made, tmp_path)
     rows = {" ".join(line.split()[:4]) for line in console.file.getvalue().splitlines()}  # type: ignore[attr-defined]
     assert "attention none layer 0" in rows and "attention mha layer 1" in rows and "freeze embed, layers.0" in rows
+
+
+@pytest.mark.parametrize("kind", ["attention", "mlp"])
+def test_a_model_with_a_layer_without_a_sublayer_has_no_native_form(kind: str) -> None:
+    made = tiny_models.config()
+    made["layers"] = {"at": {kind: {0: "none"}}}
+    assert family_of(made, 257) is None
