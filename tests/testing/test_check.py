@@ -63,7 +63,7 @@ def test_the_table_has_a_row_for_each_part_and_its_first_reason(outcomes):
     assert lines[at + 1].startswith("  keeps shape and dtype: (16,) went in, (15,) came out")
     every = "\n".join(render(outcomes, verbose=1))
     assert every.count("went in, (15,) came out") == 1 and "causality: RuntimeError" in every
-    assert lines[-1] == "1 of 19 keep their contract: 361 checks, 53 failed"
+    assert lines[-1] == "1 of 19 keep their contract: 362 checks, 53 failed"
 
 
 @pytest.mark.parametrize("width", [80, 120])
