@@ -90,7 +90,7 @@ def bad_name(self: Any, *, name: str = "x") -> None: ...
         (bad_default, "does not match its type"),
         (bad_variadic, "hides the knobs"),
         (bad_wiring, "has the parameter `depth`"),
-        (bad_name, "reserved by the framework"),
+        (bad_name, "is reserved: the framework itself passes name, width"),
     ],
 )
 def test_an_incomplete_signature_is_refused(things: Registry[Any], init: Any, message: str) -> None:

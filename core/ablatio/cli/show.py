@@ -85,7 +85,8 @@ def _show_contract(kind: str) -> None:
         part = kind.partition("=")[0].partition("/")[0]
         near = part if part in REGISTRIES else (difflib.get_close_matches(kind, REGISTRIES, 1, 0.5) or ["norm"])[0]
         raise UserError(
-            f"--author shows the contract of a kind, and `{kind}` is none\n    try: ablatio show {near} --author"
+            f"--author shows the contract of a kind, and `{kind}` is not the name of a kind\n"
+            f"    try: ablatio show {near} --author"
         )
     from ablatio.cli.author_page import author_page
 

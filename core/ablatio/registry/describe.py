@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ablatio.errors import did_you_mean
@@ -104,6 +104,7 @@ def _contract_faults(
             faults += _method_faults(registry, target, facts)
     if registry.any_of:
         facts["uses"] = [m for m in registry.any_of if callable(getattr(target, m, None))]
+        faults += _unused_faults(registry, target, facts["uses"])
     if registry.asks:
         facts["asks"] = {}
         for method in (m for m in registry.asks if hasattr(target, m)):
@@ -111,8 +112,24 @@ def _contract_faults(
             facts["asks"][method] = asked
             faults += _asked_faults(registry, method, asked)
     for name in sorted({k.name for k in knobs} & {"name", *registry.wiring}):
-        faults.append(f"the knob `{name}` has a name that is reserved by the framework")
+        passed = ", ".join(["name", *registry.wiring])
+        faults.append(
+            f"the knob `{name}` has a name that is reserved: the framework itself passes {passed} to a "
+            f"{registry.kind}. Rename it"
+        )
     return faults
+
+
+def _unused_faults(registry: Registry[Any], target: Target, uses: Sequence[str]) -> Iterator[str]:
+    """A class that has methods of which none is ever called, as after a slip in a name; `none` needs no method."""
+    own = [n for n, value in vars(target).items() if inspect.isfunction(value) and not n.startswith("_")]
+    if uses or registry.methods or not inspect.isclass(target) or not own:
+        return
+    near = next((hint for name in own if (hint := did_you_mean(name, registry.any_of))), "")
+    yield (
+        f"has the method{'s' * (len(own) > 1)} {', '.join(f'`{n}`' for n in own)}, and a {registry.kind} is called by "
+        f"one or more of {', '.join(registry.any_of)}{near}"
+    )
 
 
 def _wiring_faults(registry: Registry[Any], wiring: tuple[str, ...]) -> Iterator[str]:

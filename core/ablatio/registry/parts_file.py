@@ -20,6 +20,7 @@ from typing import Any
 
 from ablatio.errors import EnvironmentFault, UserError
 from ablatio.registry import discovery, rules
+from ablatio.registry.part_spec import PartFault, faulty_parts
 from ablatio.registry.registry import (
     REGISTRIES,
     ContractError,
@@ -132,8 +133,11 @@ def load(file: PartsFile) -> None:
     _rules_before[:] = rules.RULES
     kinds = set(REGISTRIES)
     try:
-        with transaction(), others_unchanged(file.distribution), provided_by(file.distribution):
+        ours = file.distribution
+        with transaction(), others_unchanged(ours), provided_by(ours), faulty_parts() as faults:
             _execute(file)
+            if faults:
+                raise ContractError(_told(faults))
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # the file may raise anything, including SystemExit
@@ -147,6 +151,13 @@ def load(file: PartsFile) -> None:
             f'{KEY}={file.path} registers no part; expected a class or function below `@norms.register("my_norm")`\n'
             "    try: ablatio show norm=rmsnorm, for what a part of a kind receives"
         )
+
+
+def _told(faults: Sequence[PartFault]) -> str:
+    """All faulty parts of a file, and the command that shows the contract of the first one's kind."""
+    lines = [f"{f.kind}={f.name} ({f.place.removeprefix(f'{MODULE}.')}): {f.reason}" for f in faults]
+    text = lines[0] if len(lines) == 1 else "\n".join([f"{len(lines)} parts do not keep their contract", *lines])
+    return text.replace("\n", "\n    ") + f"\n    try: ablatio show {faults[0].kind} --author"
 
 
 def _execute(file: PartsFile) -> None:

@@ -10,7 +10,8 @@ COLUMNS = ("signature", "source", "repeats", "knobs", "process", "contract", "mo
 MEANING = (
     "signature: readable without importing, defaults allowed, first line of the docstring; source: paper or origin; "
     "repeats: same seed, same behavior; knobs: each has an effect; process: global state is left alone; contract: the "
-    "suite of its kind; model: trains, decodes and moves in a small model"
+    "suite of its kind; model: trains, decodes and moves in a small model.  2/9: two of nine checks "
+    "failed; -: none applies"
 )
 COMMON = {
     "signature_is_complete": "signature",

@@ -370,7 +370,7 @@ def tokenizer(entry: PartSpec, knobs: Knobs | None = None) -> Any:
 
 def answers() -> list[Answer]:
     """Answers to a sum: right and wrong, long and short; each byte is a token."""
-    texts = ["12 + 30 = 42\n#### 42", "12 + 30 = 41\nso 41 + 1 = 42\n#### 41", "I love this day!", "no 42", "?"]
+    texts = ["12 + 30 = 42\n#### 42", "12 + 30 = 41\nso 41 + 1 = 42\n#### 41", "I love this day!", "no 42", "?", " "]
     prompt = "A great sum: 12 + 30?\n"
     return [Answer(prompt, text, tuple(prompt.encode()), tuple(text.encode()), truth="42") for text in texts]
 

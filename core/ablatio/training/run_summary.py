@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ablatio.config.schema import chosen
+from ablatio.registry import per_layer
 from ablatio.registry.registry import REGISTRIES, PartSpec
 from ablatio.storage.secrets import redact
 
@@ -26,13 +27,25 @@ def show_parts(console: Console, config: Mapping[str, Any], folder: Path) -> Non
     for entry, knobs in chosen(config):
         if REGISTRIES[entry.kind].is_default({"name": entry.name, **knobs}):
             continue
-        table.add_row(entry.kind, entry.name, escape(_knobs(entry, knobs)))
+        where = _layers(config, entry)
+        table.add_row(entry.kind, entry.name, "  ".join(filter(None, (where, escape(_knobs(entry, knobs))))))
     model, train = config["model"], config["train"]
     sizes = ("d_model", "n_layers", "n_heads", "max_len")
     table.add_row("model", "", "  ".join(f"{k}={model[k]}" for k in sizes))
     table.add_row("train", "", f"steps={train['steps']}  batch_size={train['batch_size']}  seed={config['seed']}")
+    if frozen := config.get("freeze"):
+        table.add_row("freeze", "", escape(", ".join(map(str, frozen))))
     table.add_row("folder", "", escape(str(folder)))
     console.print(table)
+
+
+def _layers(config: Mapping[str, Any], entry: PartSpec) -> str:
+    """`layers 0,3`: where a kind that varies between the layers has this part; empty for all other kinds."""
+    if entry.kind not in per_layer.varied(config) or len(depths := per_layer.depths(config)) != 1:
+        return ""
+    nodes = per_layer.nodes(config, REGISTRIES[entry.kind], depths[0])
+    numbers = [str(i) for i, node in enumerate(nodes) if node["name"] == entry.name]
+    return f"layer{'s' * (len(numbers) > 1)} {','.join(numbers)}" if numbers else ""
 
 
 def _knobs(entry: PartSpec, knobs: Mapping[str, Any]) -> str:

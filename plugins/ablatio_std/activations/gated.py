@@ -95,3 +95,10 @@ rule(
     fix="activation.gate=silu",
     where="activation.gate",
 )
+rule(
+    when="'activation' in facts.mlp.wiring and 'gated' not in facts.mlp.wiring and facts.activation.gated",
+    why="activation={activation.name} takes (gate, up), and mlp={mlp.name} does not ask for `gated`, so it calls "
+    "activation(x); an activation of one argument was expected",
+    fix="activation=gelu",
+    where="activation",
+)

@@ -113,7 +113,7 @@ def option_of(text: str) -> str:
 
 def renamed(text: str, old: str, new: str) -> str:
     """An example or its test with another option name."""
-    return re.sub(rf"(?<=[\"'=]){old}(?=[\"'\s])", new, text)
+    return re.sub(rf"(?<=[\"']){old}(?=[\"'])|(?<==){old}(?=[\"'\s])", new, text)
 
 
 def test_of(kind: str) -> str:

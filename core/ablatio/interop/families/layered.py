@@ -41,7 +41,9 @@ class Windowed(Llama):
     def groups(self) -> list[int]:
         """The different numbers of key-value heads."""
         plain = {"mha": self.dims.n_heads, "mqa": 1}
-        return sorted({int(plain.get(a.name) or a.knobs["n_kv_heads"] or self.dims.n_heads) for a in self.attentions})
+        return sorted(
+            {int(plain.get(a.name) or a.knobs.get("n_kv_heads") or self.dims.n_heads) for a in self.attentions}
+        )
 
     @property
     def layer_types(self) -> list[str]:

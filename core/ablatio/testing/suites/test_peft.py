@@ -32,7 +32,9 @@ def test_starts_at_the_base(part: PartSpec) -> None:
         after = net.eval()(tokens)
     apart = float((after - before).abs().max())
     allowed = 0.0 if part.facts["exact"] else ROUNDING
-    assert apart <= allowed, f"{checks.label(part)}: at step 0 its logits are {apart:g} from the base's"
+    assert apart <= allowed, (
+        f"{checks.label(part)}: at step 0 its logits differ by {apart:g} from the base's; expected {allowed:g}"
+    )
 
 
 def test_base_stays_as_it_is(part: PartSpec) -> None:

@@ -3,8 +3,10 @@
 from collections import Counter
 
 from ablatio.data.types import Document
+from ablatio.errors import UserError
 from ablatio.registry.registry import PartSpec
 from ablatio.testing import checks, sample_parts
+from ablatio.testing.other_knob_values import other_values
 
 KINDS = ("source",)
 
@@ -45,3 +47,21 @@ def test_fingerprint(part: PartSpec) -> None:
     list(sample_parts.first_documents(a))
     assert before == a.fingerprint(), f"{checks.label(part)}: reading changes the fingerprint"
     assert before == b.fingerprint(), f"{checks.label(part)}: made again, it has another fingerprint"
+
+
+def test_fingerprint_follows_the_documents(part: PartSpec) -> None:
+    """Other documents have another fingerprint: tokenized texts are kept under it and would be those of before."""
+    usual = sample_parts.source(part)
+    documents, fingerprint = list(sample_parts.first_documents(usual)), usual.fingerprint()
+    for knob in part.knobs:
+        for value in other_values(knob)[:4]:
+            try:
+                changed = sample_parts.source(part, {knob.name: value})
+                found = list(sample_parts.first_documents(changed))
+            except UserError:
+                continue
+            same = found != documents and changed.fingerprint() == fingerprint
+            assert not same, (
+                f"{checks.label(part)}: {knob.name}={value} gives other documents and the same fingerprint; expected "
+                "another one, for the cache of tokenized texts"
+            )
