@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ablatio.config import from_transformers, yaml_files
+from ablatio.config import schema as run_config
 from ablatio.config.extend import extended, settings_of
 from ablatio.config.kind_lists import model_keys
 from ablatio.config.words import override_text
@@ -158,7 +159,9 @@ def _shaping(config: Mapping[str, Any]) -> dict[str, Any]:
     rows = [train.get("batch_size"), train.get("accumulate"), config.get("data", {}).get("length") or model["max_len"]]
     steps, known = int(train.get("steps") or 1), all(isinstance(number, int) for number in rows)
     # Where rows change, their number is not known here: then a schedule over tokens counts as run to its end.
-    return dict(ended(found | {"model": model}, steps, math.prod(rows) * (steps - 1) if known else math.inf))
+    whole = {path for path, knob in run_config.settings_of(config).items() if knob.type == "int"}
+    tokens = math.prod(rows) * (steps - 1) if known else math.inf
+    return dict(ended(found | {"model": model}, steps, tokens, whole))
 
 
 def _overrides(settings: Mapping[str, Any], given: Mapping[str, str]) -> Iterator[str]:

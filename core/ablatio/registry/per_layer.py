@@ -286,8 +286,10 @@ def _entry_problems(where: str, kind: str, entry: Entry) -> Iterator[Problem]:
         elif wrong := knob.problem(value):
             yield Problem(where, f"{entry.name}.{name}: {wrong}", f"{where}=null")
         elif is_value_schedule(value):
-            what = f"{entry.name}.{name}: {value} is a schedule, and a layer's own values are constant; {kind}={entry.name} "
-            what += f'"{kind}.{name}={value}" holds in all layers that have the knob and do not set it'
+            what = f"{entry.name}.{name}: {value} is a schedule, and a layer's own values are constant; "
+            what += (
+                f'{kind}={entry.name} "{kind}.{name}={value}" holds in all layers that have the knob and do not set it'
+            )
             yield Problem(where, what, f"{where}=null")
 
 

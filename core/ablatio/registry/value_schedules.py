@@ -16,7 +16,7 @@ multiples of it.
 import itertools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Literal, NamedTuple
 
 FORMS = ("stages", "steps", "linear", "cosine")
@@ -152,16 +152,17 @@ def mapped(config: Any, value_of: Any, path: str = "") -> Any:
     return config
 
 
-def ended(written: Any, total: int, tokens: float = math.inf) -> Any:
+def ended(written: Any, total: int, tokens: float, whole: Collection[str] = (), path: str = "") -> Any:
     """A config as written to a file, with the value of each schedule at the end of `total` steps: the trained model.
 
     tokens  trained on before the last step
+    whole   paths of settings that take integers
     """
     if isinstance(written, Mapping):
-        return {k: ended(v, total, tokens) for k, v in written.items()}
+        return {k: ended(v, total, tokens, whole, f"{path}.{k}" if path else str(k)) for k, v in written.items()}
     if not is_value_schedule(written):
         return written
-    last = ValueSchedule(written).at(total - 1, total, tokens)
+    last = ValueSchedule(written, path in whole).at(total - 1, total, tokens)
     return list(last) if isinstance(last, tuple) else last
 
 
