@@ -93,7 +93,8 @@ CHANGING = [
     "train.batch_size=linear(2,4)", "data.length=stages(8@0,16@0.5)", "model.dropout=linear(0,0.2)",
     "attention=sliding", "attention.window=steps(4,8,12)", "optimizer.weight_decay=cosine(0.5,0)",
     "roles.frozen=stages([embedding]@0,[]@0.4)", "model.n_layers=2",
-    "layers.attention=[{sliding: {window: 5}},sliding]", "layers.at.mlp={1: none}", "train.accumulate=2", "schedule=constant", "schedule.warmup=0",
+    "layers.attention=[{sliding: {window: 5}},sliding]", "layers.at.mlp={1: none}",
+    "train.accumulate=2", "schedule=constant", "schedule.warmup=0",
 ]  # fmt: skip
 # The same with places in steps of a run of 6: step number 5 is its last.
 IN_STEPS = [
