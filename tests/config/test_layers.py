@@ -98,6 +98,15 @@ REFUSED = {
     "shared weights": (["model.distinct_layers=2", "layers.attention=[mha*3,mqa]"], "layers 1 and 3 share"),
     "a mask that one lacks": (["architecture=prefix", "objective=prefix_lm", "layers.attention=[mha*3,retention]"],
                               "layer 3: architecture=prefix"),
+    "a schedule in one layer": (["layers.attention=[{sliding: {window: 'linear(4,16)'}},mha]"], "values are constant"),
+    "a schedule in a single layer": (
+        ["layers.at.attention={0: {sliding: {window: 'stages(4@0,16@0.5)'}}}"], "values are constant"),
+    "a schedule that no layer follows": (
+        ["attention=sliding", "attention.window=linear(4,16)", "layers.attention=[{sliding: {window: 8}},mha]"],
+        "attention.window: linear(4,16) reaches no layer"),
+    "a schedule on an option without it": (
+        ["attention=sliding", "attention.window=linear(4,16)", "layers.attention=[sliding,bigbird]"],
+        "layer 1 takes over"),
     "no prefix": (["peft=prefix", "layers.at.attention={1: none}", "task=sft", "source=gsm_symbolic"], "layer 1"),
 }  # fmt: skip
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 import ablatio
 from ablatio.config.compose import compose_run
-from ablatio.errors import UserError
+from ablatio.errors import ConfigError, UserError
 from ablatio.model.freezing import is_at
 from ablatio.training.run_spec import RunSpec
 
@@ -132,3 +132,11 @@ def test_a_pattern_without_a_weight_and_a_model_without_a_trained_one_are_refuse
     words = [*TINY, f"source.path={text_file}", f"out={tmp_path}", "freeze=[matrix,vector,embedding]"]
     with pytest.raises(UserError, match="all weights are frozen"):
         ablatio.train(*words, quiet=True)
+    with pytest.raises(UserError, match=r"all weights are frozen.*\n.*freeze="):
+        _ = spec("peft=lora", "freeze=[matrix]").trainable
+    with pytest.raises(UserError, match=r"all weights are frozen.*\n.*roles\.frozen="):
+        ablatio.train(*words[:-1], "peft=lora", "roles.frozen=[matrix]", quiet=True)
+    for pattern in ("head", "lm_head", "lm_head.weight", "'*_head'"):
+        with pytest.raises(ConfigError, match="cannot be frozen by itself"):
+            spec(f"freeze=[{pattern}]", "model.tied=stages(true@0,false@0.5)")
+    spec("freeze=[embedding]", "model.tied=stages(true@0,false@0.5)")

@@ -138,3 +138,20 @@ def test_a_part_is_built_with_constants_only() -> None:
     """A schedule that nothing would apply must not be mistaken for its largest value."""
     with pytest.raises(UserError, match="is a schedule here"):
         stabilizers.build("clip", {"max_norm": "linear(1,2)"})
+
+
+@pytest.mark.parametrize("text", [*(text for text, values in VALUES.items() if values), "cosine([0,2],[1,4],by=0.5)"])
+@pytest.mark.parametrize("total", [1, 2, 11, 997])
+def test_in_steps_a_schedule_has_the_same_values_and_then_its_last(text: str, total: int) -> None:
+    """Property: the values do not depend on the length of the run any more."""
+    before, after = ValueSchedule(text), ValueSchedule(ValueSchedule(text).in_steps(total))
+
+    def values(schedule: ValueSchedule, planned: int, steps: int) -> list[object]:
+        found = [schedule.at(step, planned, 100 * step) for step in range(steps)]
+        return [pytest.approx(v, abs=1e-7) if not isinstance(v, bool) and v != () else v for v in found]
+
+    assert [after.at(step, total, 100 * step) for step in range(total)] == values(before, total, total)
+    assert [after.at(step, 3 * total, 100 * step) for step in range(total)] == values(before, total, total)
+    if not before.unit and total > 1:  # a single step has the first value only
+        assert after.at(2 * total, 3 * total) == values(before, total, total)[-1]
+    assert ValueSchedule(after.in_steps(5)) == after

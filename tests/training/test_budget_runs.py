@@ -48,6 +48,38 @@ def test_tokens_are_counted_as_the_task_counts_them(words: list[str]) -> None:
     assert task.tokens(steps - 1) < 9000 <= task.tokens(steps) and steps > 1
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train.batch_size=linear(2,8)"],
+        ["train.batch_size=linear(8,2)", "train.accumulate=2"],
+        ["train.batch_size=steps(1,2,4)", "data.length=stages(8@0,16@0.9)"],
+        ["data.length=stages(8@0,16@60steps)"],
+        ["train.batch_size=linear(2,16,until=3000tokens)"],
+    ],
+)
+def test_schedules_are_those_of_a_run_with_the_steps_of_its_budget(words: list[str], text_file: Path) -> None:
+    """Places are fractions of the run that the budget comes to: runs with so many steps, and one less, are counted."""
+    made = [*SHORT, f"source.path={text_file}", *words]
+    steps = settled(RunSpec(compose_run([*made, "train.tokens=9000"]).config)).config["train"]["steps"]
+
+    def trained(steps: int) -> int:
+        spec = RunSpec(compose_run([*made, f"train.steps={steps}"]).config)
+        return build_task(spec)[1].tokens(steps)
+
+    assert trained(steps - 1) < 9000 <= trained(steps) and steps > 3
+
+
+@pytest.mark.parametrize("words", [[], ["train.batch_size=linear(2,6)"]])
+def test_an_epoch_of_shorter_rows_has_more_of_them(words: list[str], text_file: Path) -> None:
+    made = [*SHORT, f"source.path={text_file}", *words]
+    tokens = list[int]()
+    for length in ("16", "stages(8@0,16@0.9)"):
+        spec = settled(RunSpec(compose_run([*made, f"data.length={length}", "train.epochs=1"]).config))
+        tokens.append(build_task(spec)[1].tokens(spec.config["train"]["steps"]))
+    assert 0 <= tokens[1] - tokens[0] < 16 * 6 or 0 <= tokens[0] - tokens[1] < 16 * 6  # up to the last step
+
+
 def test_a_task_that_samples_has_no_epochs() -> None:
     words = [
         "size=tiny",

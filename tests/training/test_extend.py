@@ -89,6 +89,39 @@ def test_a_new_schedule_is_said_and_the_run_can_be_resumed(
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+CHANGING = [
+    "train.batch_size=linear(2,4)", "data.length=stages(8@0,16@0.5)", "model.dropout=linear(0,0.2)",
+    "attention=sliding", "attention.window=steps(4,8,12)", "optimizer.weight_decay=cosine(0.5,0)",
+    "roles.frozen=stages([embedding]@0,[]@0.4)", "model.n_layers=2",
+    "layers.attention=[{sliding: {window: 5}},sliding]", "layers.at.mlp={1: none}",
+    "train.accumulate=2", "schedule=constant", "schedule.warmup=0",
+]  # fmt: skip
+# The same with places in steps of a run of 6: step number 5 is its last.
+IN_STEPS = [
+    "train.batch_size=linear(2,4,until=5steps)", "data.length=stages(8@0,16@2.5steps)",
+    "model.dropout=linear(0,0.2,until=5steps)", "attention.window=stages(4@0,8@1.6667steps,12@3.3333steps)",
+    "optimizer.weight_decay=cosine(0.5,0,until=5steps)", "roles.frozen=stages([embedding]@0,[]@2steps)",
+]  # fmt: skip
+
+
+def test_settings_that_change_keep_their_course(text: Path, tmp_path: Path) -> None:
+    """The oracle is a run that was planned with 10 steps and has its places in steps: weights, metrics, counts."""
+    short = ablatio.train(*settings(text, tmp_path, *CHANGING, "train.steps=6", "name=a"), quiet=True)
+    longer = ablatio.train(f"extend={short.folder}", "train.steps=10", f"out={tmp_path}", "name=b", quiet=True)
+    words = [*CHANGING, *IN_STEPS, "train.steps=10", "name=c"]
+    planned = ablatio.train(*settings(text, tmp_path, *words), quiet=True)
+    torch.testing.assert_close(weights(longer.folder, 10), weights(planned.folder, 10), rtol=1e-4, atol=1e-6)
+    for ours, theirs in zip(rows(longer.folder), rows(planned.folder), strict=True):
+        assert {k: float(v) for k, v in ours.items() if v} == pytest.approx(
+            {k: float(v) for k, v in theirs.items() if v}, rel=1e-4
+        )
+    assert [longer.summary[k] for k in ("tokens", "train_flops")] == [
+        planned.summary[k] for k in ("tokens", "train_flops")
+    ]
+    counted = [int(row["tokens"]) for row in rows(longer.folder)]
+    assert counted == sorted(counted)
+
+
 def test_its_settings_are_those_of_the_run_and_its_id_is_another(finished: Path) -> None:
     old, new = read_run(finished), compose_run([f"extend={finished}", "train.steps=12"]).config
     for key in old:

@@ -1,20 +1,21 @@
 """`extend=RUN train.steps=4800`: settings of a new run that continues a finished one with a longer budget.
 
 All settings that affect numbers come from RUN.  The budget and the schedule may change, as the schedule is computed
-anew for the longer run; so may what is logged and where it runs.
+anew for the longer run; so may what is logged and where it runs.  Settings that change during training keep the course
+that they had: their places are taken as steps of RUN, and after its end the last value holds.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ablatio.config.budget import BUDGETS
 from ablatio.config.kind_lists import volatile
-from ablatio.config.words import key_of, quoted, value_of
+from ablatio.config.words import key_of, override_text, value_of
 from ablatio.errors import UserError
 from ablatio.registry import renamed
 from ablatio.registry.registry import REGISTRIES
+from ablatio.registry.value_schedules import in_steps
 from ablatio.storage.json_files import read_object
 from ablatio.storage.paths import shell_word
 
@@ -59,11 +60,12 @@ def may_change(key: str) -> bool:
 
 
 def _overrides(config: Mapping[str, Any], given: set[str]) -> Iterator[str]:
-    for key, value in config.items():
+    steps = int(config["train"]["steps"])
+    for key, value in in_steps(config, steps).items():
         if key in (EXTEND, *volatile()) or key in given:
             continue
         if not isinstance(value, Mapping):
-            yield f"{key}={_text(value)}"
+            yield f"{key}={override_text(value)}"
         elif key in REGISTRIES and REGISTRIES[key].multiple:
             yield f"{key}=[{','.join(value)}]"
             yield from _knobs({f"{key}.{name}": knobs or {} for name, knobs in value.items()}, given)
@@ -74,8 +76,6 @@ def _overrides(config: Mapping[str, Any], given: set[str]) -> Iterator[str]:
 
 def _knobs(nodes: Mapping[str, Mapping[str, Any]], given: set[str]) -> Iterator[str]:
     for where, knobs in nodes.items():
-        yield from (f"{where}.{k}={_text(v)}" for k, v in knobs.items() if k != "name" and f"{where}.{k}" not in given)
-
-
-def _text(value: Any) -> str:
-    return quoted(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        for knob, value in knobs.items():
+            if knob != "name" and f"{where}.{knob}" not in given:
+                yield f"{where}.{knob}={override_text(value)}"

@@ -7,18 +7,20 @@ precedence over the model's, too.
 """
 
 import functools
-import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from ablatio.config import from_transformers, yaml_files
+from ablatio.config import schema as run_config
 from ablatio.config.extend import extended, settings_of
 from ablatio.config.kind_lists import model_keys
-from ablatio.config.words import quoted
+from ablatio.config.words import override_text
 from ablatio.errors import UserError
 from ablatio.registry.parts_file import recorded_in, refuse_another
+from ablatio.registry.per_layer import AT, LAYERS
 from ablatio.registry.registry import REGISTRIES, ContractError, PartSpec
 from ablatio.registry.value_schedules import ended
 from ablatio.storage.json_files import read_object
@@ -153,15 +155,21 @@ def _shaping(config: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a run's config that determines its model, at the end of its training."""
     model = {k: v for k, v in config["model"].items() if k not in ("start", "path")}
     found = {key: config[key] for key in model_keys() if key in config}
-    return dict(ended(found | {"model": model}))
+    train = config.get("train", {})
+    rows = [train.get("batch_size"), train.get("accumulate"), config.get("data", {}).get("length") or model["max_len"]]
+    steps, known = int(train.get("steps") or 1), all(isinstance(number, int) for number in rows)
+    # Where rows change, their number is not known here: then a schedule over tokens counts as run to its end.
+    whole = {path for path, knob in run_config.settings_of(config).items() if knob.type == "int"}
+    tokens = math.prod(rows) * (steps - 1) if known else math.inf
+    return dict(ended(found | {"model": model}, steps, tokens, whole))
 
 
 def _overrides(settings: Mapping[str, Any], given: Mapping[str, str]) -> Iterator[str]:
     """Settings as overrides, without those already given; a newly chosen option keeps its own knobs."""
-    for key, value in settings.items():
+    for key, value in _without_replaced_layers(settings, given).items():
         if not isinstance(value, Mapping):
             if key not in given:
-                yield f"{key}={_text(value)}"
+                yield f"{key}={override_text(value)}"
             continue
         if key in given:
             continue
@@ -169,13 +177,18 @@ def _overrides(settings: Mapping[str, Any], given: Mapping[str, str]) -> Iterato
             yield f"{key}={value['name']}"
         for knob, setting in value.items():
             if knob != "name" and f"{key}.{knob}" not in given:
-                yield f"{key}.{knob}={_text(setting)}"
+                yield f"{key}.{knob}={override_text(setting)}"
 
 
-def _text(value: Any) -> str:
-    """A value in Hydra's override grammar; keys of a dict are written plainly, as the grammar has no quoted ones."""
-    if isinstance(value, Mapping):
-        return "{" + ",".join(f"{key}:{_text(v)}" for key, v in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ",".join(map(_text, value)) + "]"
-    return json.dumps(value, ensure_ascii=False) if not isinstance(value, str) else quoted(value)
+def _without_replaced_layers(settings: Mapping[str, Any], given: Mapping[str, str]) -> dict[str, Any]:
+    """Settings without the options per layer of kinds for which another option is given, as for a preset."""
+
+    def kept(node: Mapping[str, Any]) -> dict[str, Any]:
+        own = {kind: (settings.get(kind) or {}).get("name") for kind in node}
+        return {kind: value for kind, value in node.items() if given.get(kind, own[kind]) == own[kind]}
+
+    layers = settings.get(LAYERS)
+    if not layers:
+        return dict(settings)
+    lists = kept({kind: value for kind, value in layers.items() if kind != AT})
+    return {**settings, LAYERS: lists | ({AT: single} if (single := kept(layers.get(AT) or {})) else {})}

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from typing import Any
 
 from ablatio.config.synonyms import VALUES
@@ -98,6 +99,9 @@ def held_problems(config: Mapping[str, Any]) -> Iterator[Problem]:
     if is_value_schedule(model.get("tied")) and _values(model["tied"]) not in ((), (True, False)):
         what = f"got {model['tied']}, and a head can only be untied, once"
         yield Problem("model.tied", what, "model.tied=stages(true@0,false@0.66)")
+    elif is_value_schedule(model.get("tied")) and (named := [p for p in config.get("freeze") or () if _is_head(p)]):
+        what = f"{named[0]} is the embedding until model.tied={model['tied']} unties it, and cannot be frozen by itself"
+        yield Problem("freeze", what, "model.tied=false")
     sizes = {"": model.get("n_layers"), "encoder.": model.get("encoder_layers") or model.get("n_layers")}
     known = [key.removesuffix("_rate") for key in roles if key.endswith("_rate")]
     known += [f"{side}layers.{i}" for side, n in sizes.items() if isinstance(n, int) for i in range(min(n, 10_000))]
@@ -108,6 +112,11 @@ def held_problems(config: Mapping[str, Any]) -> Iterator[Problem]:
         if name not in known:
             problem = unknown("roles.frozen", str(name), known)
             yield replace(problem, fix=f"roles.frozen=[{problem.fix}]" if problem.fix else "")
+
+
+def _is_head(pattern: Any) -> bool:
+    """True if a pattern of `freeze` names the head."""
+    return pattern == "head" or fnmatchcase("lm_head", str(pattern).split(".")[0])
 
 
 def _values(schedule: str) -> tuple[Any, ...]:

@@ -1,6 +1,9 @@
 """Key and value of a setting on the command line: `key=value`, `+key=value`, `~key`, `group@package=option`."""
 
+import json
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from ablatio.registry.value_schedules import CALL
 
@@ -26,6 +29,15 @@ def quoted(text: str) -> str:
 def text_value(text: str) -> str:
     """A string as a value in Hydra's grammar: quoted unless it is read as that string without quotes."""
     return text if _PLAIN.fullmatch(text) and not _OTHER.fullmatch(text) else quoted(text)
+
+
+def override_text(value: Any) -> str:
+    """A value of a config in Hydra's grammar; keys of a dict are written plainly, as the grammar has no quoted ones."""
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{override_text(v)}" for key, v in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(map(override_text, value)) + "]"
+    return quoted(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def with_quoted_schedules(override: str) -> str:

@@ -118,6 +118,10 @@ class RowPlan:
         # Per step: rows before it, rows of each of its batches, tokens before it, tokens per row.
         self._steps: list[tuple[int, int, int, int]] = []
 
+    def reshape(self, shape: Callable[[int, int], tuple[int, int]] | None) -> None:
+        """Replace `shape`; whoever holds the plan sees the new rows."""
+        self.shape, self._steps = shape, []
+
     def step(self, index: int) -> tuple[int, int]:
         """Return the rows before this step and the rows of each of its batches."""
         return (index * self.accumulate * self.full, self.full) if self.shape is None else self._step(index)[:2]

@@ -373,7 +373,9 @@ class ModelBuilder:
         with seeded(named_seed(self.seed, path)):
             made = registry.build(choice.name, choice.knobs, **wiring)
         if isinstance(made, nn.Module):
-            made.built_as = registry.kind  # type: ignore[assignment]  # scheduled knobs find their modules by it
+            # Scheduled knobs find their modules by these.
+            made.built_as = registry.kind  # type: ignore[assignment]
+            made.scheduled_knobs = {k.name for k in registry[choice.name].knobs} - choice.own  # type: ignore[assignment]
         return made
 
 

@@ -1,7 +1,7 @@
 """The parts that a config chooses, for the run and per layer."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -11,10 +11,14 @@ from ablatio.registry.registry import REGISTRIES, Registry
 
 @dataclass(frozen=True, slots=True)
 class PartChoice:
-    """A chosen part: the option's name and the values of its knobs."""
+    """A chosen part: the option's name and the values of its knobs.
+
+    own  schedulable knobs that a layer sets for itself: a schedule of the run does not reach them
+    """
 
     name: str
     knobs: Mapping[str, Any]
+    own: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, node: Mapping[str, Any]) -> "PartChoice":
@@ -42,7 +46,9 @@ class PartChoices:
         return [PartChoice.of(node) for node in per_layer.in_use(self.config, registry)]
 
     def _read(self, kind: str, depth: int) -> list[PartChoice]:
-        return [PartChoice.of(node) for node in per_layer.nodes(self.config, REGISTRIES[kind], depth)]
+        layers, own = per_layer.nodes(self.config, REGISTRIES[kind], depth), per_layer.own_knobs
+        pairs = zip(layers, own(self.config, REGISTRIES[kind], depth), strict=True)
+        return [replace(PartChoice.of(node), own=knobs) for node, knobs in pairs]
 
 
 def objective_of(config: Mapping[str, Any], vocab_size: int, eos: int) -> kinds.Objective:

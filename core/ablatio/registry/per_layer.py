@@ -12,6 +12,7 @@ from typing import Any
 from ablatio.errors import Problem, did_you_mean
 from ablatio.registry.part_spec import PartSpec
 from ablatio.registry.registry import REGISTRIES, Registry
+from ablatio.registry.value_schedules import is_value_schedule
 
 LAYERS, AT = "layers", "at"
 EXAMPLE = "layers.attention=[sliding*3,mha]"
@@ -117,6 +118,15 @@ def nodes(config: Mapping[str, Any], registry: Registry[Any], depth: int) -> lis
         return [run] * depth
     return [run if e is None else _node(registry[e.name], e.knobs, run) for e in
             entries_at(config, registry.kind, depth)]  # fmt: skip
+
+
+def own_knobs(config: Mapping[str, Any], registry: Registry[Any], depth: int) -> list[frozenset[str]]:
+    """Schedulable knobs that the entry of each of `depth` layers sets: a schedule of the run does not reach these."""
+    entries = entries_at(config, registry.kind, depth) if registry.kind in varied(config) else [None] * depth
+    return [
+        frozenset(k.name for k in registry[e.name].knobs if k.schedulable and k.name in e.knobs) if e else frozenset()
+        for e in entries
+    ]
 
 
 def _node(part: PartSpec, knobs: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
@@ -282,6 +292,12 @@ def _entry_problems(where: str, kind: str, entry: Entry) -> Iterator[Problem]:
             yield Problem(where, f"{kind}={entry.name} has no knob `{name}`{near}", f"{where}=null")
         elif wrong := knob.problem(value):
             yield Problem(where, f"{entry.name}.{name}: {wrong}", f"{where}=null")
+        elif is_value_schedule(value):
+            what = f"{entry.name}.{name}: {value} is a schedule, and a layer's own values are constant; "
+            what += (
+                f'{kind}={entry.name} "{kind}.{name}={value}" holds in all layers that have the knob and do not set it'
+            )
+            yield Problem(where, what, f"{where}=null")
 
 
 def stack_problems(config: Mapping[str, Any]) -> Iterator[Problem]:
@@ -308,6 +324,7 @@ def stack_problems(config: Mapping[str, Any]) -> Iterator[Problem]:
                     what += f"{distinct}), but have different {kind}s"
                     yield Problem(where, what, "model.distinct_layers=null", combination=True)
         yield from _in_no_layer(config, registry, where)
+        yield from _reaching_no_layer(config, registry)
 
 
 def _group_problems(where: str, registry: Registry[Any], found: Sequence[Mapping[str, Any]]) -> Iterator[Problem]:
@@ -348,6 +365,21 @@ def _in_no_layer(config: Mapping[str, Any], registry: Registry[Any], where: str)
         return
     what = f"{registry.kind}={name} stands in no layer: {where} chooses another option for each"
     yield Problem(where, what, f"{where}=null")
+
+
+def _reaching_no_layer(config: Mapping[str, Any], registry: Registry[Any]) -> Iterator[Problem]:
+    """Problems of schedules of the run's option that no layer follows."""
+    if registry.per_layer == "also outside":
+        return
+    layers = [
+        (registry[node["name"]], own)
+        for depth in depths(config)
+        for node, own in zip(nodes(config, registry, depth), own_knobs(config, registry, depth), strict=True)
+    ]
+    for name, value in config[registry.kind].items():
+        if is_value_schedule(value) and not any(part.knob(name) and name not in own for part, own in layers):
+            what = f"{value} reaches no layer: each has another option or sets {name} itself"
+            yield Problem(f"{registry.kind}.{name}", what, f"{LAYERS}.{registry.kind}=null")
 
 
 def _number(model: Any, key: str) -> int:

@@ -16,7 +16,7 @@ multiples of it.
 import itertools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Literal, NamedTuple
 
 FORMS = ("stages", "steps", "linear", "cosine")
@@ -114,6 +114,16 @@ class ValueSchedule(str):
             return tuple(self._rounded(a + (b - a) * share, a, b) for a, b in pairs)
         return self._rounded(before.value + (next_.value - before.value) * share, before.value, next_.value)
 
+    def in_steps(self, total: int) -> str:
+        """Text of the schedule with its places in steps of a run of `total`: the same values, also in a longer run."""
+        if self.unit:
+            return str(self)
+        form = "stages" if self.form == "steps" else self.form
+        last = max(1, total - 1)
+        # A step has the value of a place that it reaches, so rounding must not move a place past its step.
+        points = [f"{_text(point.value)}@{round(point.place * last, 9):.15g}steps" for point in self.points]
+        return f"{form}({','.join([*points, *([f'by={self.by!r}'] if self.by is not None else [])])})"
+
     def _rounded(self, value: float, a: float, b: float) -> float:
         """`value` between a and b as a multiple of `by`, if that still lies between them, and as an integer."""
         if self.by is not None:
@@ -142,14 +152,25 @@ def mapped(config: Any, value_of: Any, path: str = "") -> Any:
     return config
 
 
-def ended(written: Any) -> Any:
-    """A config as written to a file, with the last value of each schedule in its place: the model after training."""
+def ended(written: Any, total: int, tokens: float, whole: Collection[str] = (), path: str = "") -> Any:
+    """A config as written to a file, with the value of each schedule at the end of `total` steps: the trained model.
+
+    tokens  trained on before the last step
+    whole   paths of settings that take integers
+    """
     if isinstance(written, Mapping):
-        return {k: ended(v) for k, v in written.items()}
+        return {k: ended(v, total, tokens, whole, f"{path}.{k}" if path else str(k)) for k, v in written.items()}
     if not is_value_schedule(written):
         return written
-    last = ValueSchedule(written).values[-1]
+    last = ValueSchedule(written, path in whole).at(total - 1, total, tokens)
     return list(last) if isinstance(last, tuple) else last
+
+
+def in_steps(written: Any, total: int) -> Any:
+    """A config as written to a file, with the places of each schedule in steps of a run of `total` steps."""
+    if isinstance(written, Mapping):
+        return {k: in_steps(v, total) for k, v in written.items()}
+    return ValueSchedule(written).in_steps(total) if is_value_schedule(written) else written
 
 
 def schedules_of(config: Mapping[str, Any], path: str = "") -> dict[str, ValueSchedule]:
@@ -252,3 +273,10 @@ def _value(text: str) -> Value:
         return float(text)
     except ValueError:
         return text
+
+
+def _text(value: Value) -> str:
+    """A value as it is written in a schedule."""
+    if isinstance(value, tuple):
+        return f"[{','.join(map(_text, value))}]"
+    return str(value).lower() if isinstance(value, bool) else str(value)

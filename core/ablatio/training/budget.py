@@ -6,8 +6,10 @@ from typing import Any
 
 from ablatio.config.budget import MOST_STEPS, is_open
 from ablatio.config.compose import Composed
+from ablatio.data.order import RowPlan
 from ablatio.errors import UserError
 from ablatio.training.run_spec import RunSpec
+from ablatio.training.timeline import Timeline
 
 
 def settled(spec: RunSpec) -> RunSpec:
@@ -37,12 +39,25 @@ def _with(config: Mapping[str, Any], steps: int) -> dict[str, Any]:
 
 
 def _steps(spec: RunSpec) -> int:
-    from ablatio.training.prepare import build_task
+    from ablatio.training.prepare import build_task, row_plan
 
     train = spec.config["train"]
-    setup, task, _ = build_task(spec)
+    setup, task, stabilizers = build_task(spec)
+    plan = setup.plan
+
+    def plan_for(steps: int) -> RowPlan:
+        """Give the task the rows of a run of so many steps: schedules place their values in fractions of it."""
+        if spec.schedules:
+            own = Timeline(_with(spec.config, steps), spec.schedules)
+            plan.reshape(row_plan(own, stabilizers).shape)
+        return plan
+
+    def trained(steps: int) -> float:
+        plan_for(steps)
+        return float(task.tokens(steps))
+
     if (tokens := train["tokens"]) is not None:
-        return smallest(lambda steps: task.tokens(steps) >= tokens)
+        return smallest(lambda steps: trained(steps) >= tokens)
     rows = task.epoch_rows()
     if rows is None:
         name = spec.config["task"]["name"]
@@ -50,8 +65,9 @@ def _steps(spec: RunSpec) -> int:
             f"train.epochs={train['epochs']:g}: task={name} has no epochs, as it samples its data\n"
             "    try: train.steps=1000"
         )
-    wanted = train["epochs"] * rows
-    return smallest(lambda steps: setup.plan.step(steps)[0] >= wanted)
+    wanted, length = train["epochs"] * rows, setup.length
+    # In rows of full length: a shorter one is less of the data.
+    return smallest(lambda steps: plan_for(steps).tokens(steps, length) / length >= wanted)
 
 
 def smallest(reached: Callable[[int], bool]) -> int:

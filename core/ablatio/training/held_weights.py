@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from ablatio.errors import UserError
 from ablatio.model.language_model import LanguageModel
 from ablatio.model.parameter_roles import ParameterInfo, describe
 
@@ -29,10 +30,24 @@ class HeldWeights:
 
     @classmethod
     def of(cls, config: Mapping[str, Any], scheduled: Iterable[str], model: LanguageModel) -> "HeldWeights | None":
-        """Return those of a run, None if all of its weights always train; scheduled: paths of scheduled settings."""
+        """Return those of a run, None if all of its weights always train; scheduled: paths of scheduled settings.
+
+        Raises UserError if no weight is trained in any step.
+        """
         frozen = config["roles"]["frozen"]
         changing = {FROZEN, TIED} & {*scheduled}
-        return cls(model, frozen, unties=TIED in changing) if frozen or changing else None
+        if not (frozen or changing):
+            return None
+        held = cls(model, frozen, unties=TIED in changing)
+        if FROZEN not in changing and not held.trained:
+            raise UserError("all weights are frozen, so nothing is trained\n    try: a shorter list in roles.frozen=")
+        return held
+
+    @property
+    def trained(self) -> bool:
+        """True if a weight is neither frozen here nor by other means (`freeze=`, a PEFT method)."""
+        kept = {id(parameter) for parameter in self._kept}
+        return any(parameter.requires_grad and id(parameter) not in kept for parameter, _ in self._known)
 
     @property
     def frozen(self) -> tuple[str, ...]:
@@ -60,10 +75,15 @@ class HeldWeights:
             own = self.embedding.grad
             self.embedding.grad = self.head.grad if own is None else own + self.head.grad
             self.head.grad = None
-        elif self._unties and not optimizer.state.get(self.head) and optimizer.state.get(self.embedding):
+        elif self._untied_now(optimizer):
             optimizer.state[self.head] = deepcopy(optimizer.state[self.embedding])
         for parameter in self._kept:
             parameter.grad = None
+
+    def _untied_now(self, optimizer: torch.optim.Optimizer) -> bool:
+        """True if the head has no state yet, as it was tied until now, and is trained from here on."""
+        state = optimizer.state
+        return self._unties and self.head.requires_grad and not state.get(self.head) and bool(state.get(self.embedding))
 
     def after_step(self) -> None:
         """Make a tied head equal to the embedding again."""

@@ -45,7 +45,9 @@ class ScheduledSettings:
             elif path == "train.label_smoothing":
                 found, name = [self._model], "smoothing"
             else:
-                in_model = [m for m in self._model.modules() if getattr(m, "built_as", "") == section]
+                built: list[Any] = [m for m in self._model.modules() if getattr(m, "built_as", "") == section]
+                # Not the layers that set the knob themselves, or whose option has an attribute of its name only.
+                in_model = [m for m in built if name in getattr(m, "scheduled_knobs", (name,))]
                 found = [part for part in (*parts.get(section, ()), *in_model) if hasattr(part, name)]
             if not found:
                 raise ContractError(

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ablatio.errors import UserError
 from ablatio.model.builder import PartChoice
 from ablatio.model.freezing import freeze
 from ablatio.model.language_model import LanguageModel
@@ -59,7 +60,10 @@ def tune(model: nn.Module, config: Mapping[str, Any], seed: int) -> AppliedPeft:
     if not (patterns := config.get("freeze")):
         return found
     freeze(model, patterns)
-    return replace(found, trainable=sum(p.numel() for p in model.parameters() if p.requires_grad))
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    if not trainable:
+        raise UserError("all weights are frozen, so nothing is trained\n    try: a shorter list in freeze=")
+    return replace(found, trainable=trainable)
 
 
 def trains_all(config: Mapping[str, Any]) -> bool:
