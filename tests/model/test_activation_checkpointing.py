@@ -123,7 +123,7 @@ def test_only_streams_between_segments_are_stored(segment: int) -> None:
 
     model.model.norm = None  # it keeps what the last layer gives
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        model.model.through(torch.randn(B, T, D).requires_grad_(), _context(model))
+        model.model.through(torch.randn(B, T, D).requires_grad_(), [_context(model)])
     assert sorted(kept.values()) == [(B, T, D)] * (-(-8 // segment) + 1)
 
 

@@ -53,7 +53,7 @@ def test_prompts_are_embeddings_before_the_text(name: str, position: str) -> Non
     x = torch.cat([made.expand(2, -1, -1), stack.embed_tokens(row)], dim=1)
     ids = torch.zeros(2, 5 + T, dtype=torch.long)
     ctx = make_context(ids, stack.position, "causal", None, None, torch.float64)
-    wanted = net.logits(stack.through(x, ctx))[:, 5:]
+    wanted = net.logits(stack.through(x, [ctx]))[:, 5:]
     stack.virtual = virtual
     torch.testing.assert_close(net(row), wanted, rtol=1e-9, atol=1e-9)
 
