@@ -67,7 +67,7 @@ class Contender:
         builder = ModelBuilder(config, tiny_models.VOCAB)
         part = MEASURED[kind][0](builder)
         self.call = torch.compile(part) if compiled else part
-        self.kind, self.position = kind, builder.position(causal=True)
+        self.kind, self.position = kind, builder.positions(causal=True)[0][0]
         width, count = builder.dims.d_model, 1
         if kind == "activation":
             width, count = builder.d_ff, 1 + builder.gated

@@ -11,6 +11,7 @@ from torch import Tensor
 from ablatio.config.compose import compose_run
 from ablatio.errors import ConfigError, UserError
 from ablatio.model.build import build_model
+from ablatio.model.context import make_context
 from ablatio.model.language_model import LanguageModel
 from ablatio.model.parameter_roles import apply_rates, describe, groups_by_role
 from ablatio.model.peft.adapters import adapted
@@ -263,7 +264,8 @@ def test_attention_logits_start_with_standard_deviation_one(norm: str) -> None:
     attention: Any = net.model.layers[0].self_attn
     x = torch.randn(1, 64, 256, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        scores = attention.queries(x) @ attention.keys_values(x, None)[0].mT * attention.scale
+        ctx = make_context(torch.zeros(1, 64, dtype=torch.long), None, "causal", None, None, torch.float32)
+        scores = attention.queries(x) @ attention.keys_values(x, ctx)[0].mT * attention.scale
     assert float(scores.std()) == pytest.approx(1.0, abs=0.1)
 
 

@@ -179,7 +179,7 @@ def defaults() -> dict[str, Any]:
     """All sections with their default values."""
     top: dict[str, Any] = {k.name: k.default for k in section_knobs(Run)}
     top |= {kind: {} for kind, registry in REGISTRIES.items() if registry.multiple}
-    return top | {name: {k.name: k.default for k in section_knobs(s)} for name, s in SECTIONS.items()}
+    return top | {name: {k.name: _plain(k.default) for k in section_knobs(s)} for name, s in SECTIONS.items()}
 
 
 def check(config: Mapping[str, Any]) -> list[Problem]:

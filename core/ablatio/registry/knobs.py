@@ -69,7 +69,7 @@ Fraction = Range(0, 1)
 
 
 # The inherited __init__ of a class that defines none: recognized by name, so that torch is not imported.
-NO_OWN_INIT = (("torch.nn.modules.module", "Module.__init__"), ("typing", "_no_init_or_replace_init"))
+MODULE, PROTOCOL = "torch.nn.modules.module.Module", ("typing", "_no_init_or_replace_init")
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,7 +304,7 @@ def read_signature(target: Callable[..., Any], where: str) -> tuple[tuple[str, .
     `**wiring: Unpack[SomeWiring]` requests everything named in the TypedDict SomeWiring, to pass it to a base class.
     """
     function = target.__init__ if inspect.isclass(target) else target
-    if inspect.isclass(target) and _has_no_own_init(function):
+    if inspect.isclass(target) and _has_no_own_init(target):
         return (), ()
     try:
         hints = typing.get_type_hints(function, include_extras=True)
@@ -328,6 +328,12 @@ def read_signature(target: Callable[..., Any], where: str) -> tuple[tuple[str, .
     return tuple(wiring), tuple(knobs)
 
 
-def _has_no_own_init(function: Any) -> bool:
-    """True for the inherited __init__ of object and other types written in C, of nn.Module and of Protocol."""
-    return inspect.ismethoddescriptor(function) or (function.__module__, function.__qualname__) in NO_OWN_INIT
+def _has_no_own_init(target: type) -> bool:
+    """True if a class inherits the __init__ of object or another type written in C, of nn.Module or of Protocol.
+
+    nn.Module is known by its name, not by its function, which other libraries replace.
+    """
+    owner = next(c for c in target.__mro__ if "__init__" in vars(c))
+    function: Any = vars(owner)["__init__"]
+    said = (getattr(function, "__module__", ""), getattr(function, "__qualname__", ""))
+    return inspect.ismethoddescriptor(function) or f"{owner.__module__}.{owner.__qualname__}" == MODULE or said == PROTOCOL

@@ -62,6 +62,7 @@ embeddings: Registry[nn.Module] = Registry(
     methods=("forward",),
     scope="model",
     default="plain",
+    contract=(Embedding,),
 )
 
 shortcuts: Registry[nn.Module] = Registry(
@@ -72,4 +73,5 @@ shortcuts: Registry[nn.Module] = Registry(
     facts={"per_depth": False, "adds_values": False},
     scope="model",
     default="none",
+    contract=(Shortcut,),
 )
