@@ -336,4 +336,6 @@ def _has_no_own_init(target: type) -> bool:
     owner = next(c for c in target.__mro__ if "__init__" in vars(c))
     function: Any = vars(owner)["__init__"]
     said = (getattr(function, "__module__", ""), getattr(function, "__qualname__", ""))
-    return inspect.ismethoddescriptor(function) or f"{owner.__module__}.{owner.__qualname__}" == MODULE or said == PROTOCOL
+    return (
+        inspect.ismethoddescriptor(function) or f"{owner.__module__}.{owner.__qualname__}" == MODULE or said == PROTOCOL
+    )

@@ -22,6 +22,13 @@ class Embedding(Protocol):
                      looks at earlier tokens keeps to their document (`ctx.segments`) and stores what decoding needs in
                      `ctx.cache` (ablatio.model.local_mixing)
 
+    Wiring:
+    d_model          D, width of the residual stream
+    vocab_size       number V of token ids
+    n_layers         number of layers of the stack
+    max_len          longest text of training
+    side             stack: encoder | decoder
+
     Attributes:
     width            optional: width W of the token table; by default d_model.  A tied head then has a projection from
                      d_model to W before it, `project_out`
@@ -42,6 +49,14 @@ class Shortcut(Protocol):
                      the last layer have an instance of their own with the same `layer`
 
     Wiring:
+    d_model          D, width of the residual stream
+    d_head           width of a head
+    n_heads          number of heads
+    vocab_size       number of token ids
+    layer            number of the layer that it stands before, from 0; n_layers: after the last
+    n_layers         number of layers of the stack
+    max_len          longest text of training
+    side             stack: encoder | decoder
     value_widths     width of the values of each layer's attention; 0: `ctx.hand_values` has no effect there
 
     Facts:

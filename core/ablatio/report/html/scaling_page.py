@@ -40,7 +40,7 @@ def scaling_page(
     return PAGE.format(
         title=html.escape(visible(title or law_text(result.fit))),
         plain="".join(f"<p>{html.escape(visible(s))}</p>" for s in said),
-        style=style, style_hash=digest(style), script=script, script_hash=digest(script),
+        connect="", style=style, style_hash=digest(style), script=script, script_hash=digest(script),
         data=script_json(scaling_data(result, places, found, title)), words=script_json(words),
     )  # fmt: skip
 
