@@ -18,6 +18,7 @@ class Embedding(Protocol):
     The token table `embed_tokens` (V, W) belongs to the stack, so that tied heads, exports and checkpoints know it by
     that name; its rows come scaled by `model.embedding_scale`.  The default option is not built.
 
+    Methods:
     forward(x, tokens, ctx)  x (B, T, W): rows of the token table; tokens (B, T): their ids; ctx: the pass.  A part that
                      looks at earlier tokens keeps to their document (`ctx.segments`) and stores what decoding needs in
                      `ctx.cache` (ablatio.model.local_mixing)
@@ -43,6 +44,7 @@ class Shortcut(Protocol):
     A stack of L layers has one instance before each layer (`layer` 0 ... L - 1) and one after the last (`layer` = L).
     The default option is not built: a layer reads the output of the layer before.
 
+    Methods:
     forward(x, ctx)  x: output of the layer before, the embeddings for layer 0; returns what the layer reads, or for
                      `layer` = L what the final norm reads.  States for later layers are kept in the pass, not in the
                      module: `ctx.passed_on((key, layer), lambda: x)`.  Each token is treated by itself.  Siblings of

@@ -7,7 +7,7 @@ from ablatio.model.context import Context
 
 @shortcuts.register("two_back", paper="arXiv:1608.06993")
 class TwoBack(nn.Module):
-    """h_l + w_l h_{l-1}: each layer also reads what the layer before it read, with a learned w_l.  (B, T, D) -> same."""
+    """h_l + w_l h_{l-1}: a layer also reads what the layer before it read; w_l is learned.  (B, T, D) -> same."""
 
     def __init__(self, layer: int) -> None:
         super().__init__()
