@@ -32,6 +32,8 @@ class Tried:
 
 
 TRIED: dict[str, Tried] = {
+    "embedding": Tried(sweep="embedding=plain,$name"),
+    "shortcut": Tried(sweep="shortcut=none,$name"),
     "norm": Tried(sweep="norm=rmsnorm,$name"),
     "placement": Tried(sweep="placement=pre,$name"),
     "activation": Tried(sweep="activation=gelu,$name"),
