@@ -14,7 +14,8 @@ NAME = r"[^\s:;,()]+"
 FIGURES = rf"(?P<mean>{NUMBER}) (?P<unit>[^\[\]]+?) \[(?P<low>{NUMBER}), (?P<high>{NUMBER})\]"
 P = rf"(?P<test>[^,;()\[\]]*?)p (?P<sign>[<=]) (?P<p>{NUMBER})"
 BEATS = re.compile(rf"(?P<a>{NAME}) beats (?P<b>{NAME}) by {FIGURES}, {P}, n = (?P<n>\d+)")
-OPEN = re.compile(rf"(?P<a>{NAME}) and (?P<b>{NAME}): not resolved \({FIGURES}, {P}, n = (?P<n>\d+)")
+TOGETHER = r"(?:, an interval for all (?P<together>\d+) comparisons together)?"
+OPEN = re.compile(rf"(?P<a>{NAME}) and (?P<b>{NAME}): not resolved \({FIGURES}{TOGETHER}, {P}, n = (?P<n>\d+)")
 CLAIMS = (
     re.compile(rf"(?P<a>{NAME}) beats (?P<b>{NAME}) by (?!more than)"),
     re.compile(rf"(?P<a>{NAME}) ranks above (?P<b>{NAME})"),
@@ -34,7 +35,10 @@ STEP = re.compile(r"from step (?P<step>\d+) on")
 
 @dataclass(frozen=True)
 class Interval:
-    """A printed interval of score(a) - score(b); low and high as printed, turned for a sentence with `beats`."""
+    """A printed interval of score(a) - score(b); low and high as printed, turned for a sentence with `beats`.
+
+    together: number of comparisons that the interval holds for at the same time (Bonferroni)
+    """
 
     a: str
     b: str
@@ -45,6 +49,7 @@ class Interval:
     p_is_exact: bool
     n: int
     claimed: bool
+    together: int = 1
 
 
 def intervals(sentence: str, lower_is_better: bool = True) -> Iterator[Interval]:
@@ -54,8 +59,9 @@ def intervals(sentence: str, lower_is_better: bool = True) -> Iterator[Interval]
             mean, low, high = (float(m[k].replace("−", "-")) for k in ("mean", "low", "high"))
             if pattern is BEATS and lower_is_better:  # the words give the sign
                 mean, low, high = -mean, -high, -low
+            exact, together = m["sign"] == "=", int(m.groupdict().get("together") or 1)
             yield Interval(
-                m["a"], m["b"], mean, low, high, float(m["p"]), m["sign"] == "=", int(m["n"]), pattern is BEATS
+                m["a"], m["b"], mean, low, high, float(m["p"]), exact, int(m["n"]), pattern is BEATS, together
             )
 
 
@@ -108,7 +114,7 @@ def problems(markdown: str, results: str, metric: str = "val/loss") -> list[str]
         x, y = (np.array([values[k][s] for s in seeds]) for k in (a, b))
         test = stats.ttest_rel(x, y)
         raw.append(float(test.pvalue))
-        low, high = test.confidence_interval(0.95)
+        low, high = test.confidence_interval(1 - 0.05 / interval.together)
         digits = 0.6 * 10 ** -len(f"{interval.low}".partition(".")[2]) + 1e-9
         digits = max(digits, 0.6e-3)
         for what, printed, right in (
