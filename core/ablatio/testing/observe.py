@@ -336,4 +336,5 @@ def _tokenizer(entry: PartSpec, knobs: Mapping[str, Any]) -> Any:
 def _logger(entry: PartSpec, knobs: Mapping[str, Any]) -> Any:
     """Its settings only; what it writes is tested in the suite of the kind."""
     made = sample_parts.logger(entry, Path("runs") / "one", knobs)
-    return sorted((k, v) for k, v in vars(made).items() if isinstance(v, str | bool | int))
+    settings = (str, bool, int, Path, Mapping, tuple, list)
+    return sorted((k, repr(v)) for k, v in vars(made).items() if isinstance(v, settings))
