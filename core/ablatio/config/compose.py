@@ -70,7 +70,7 @@ def _compose_run(overrides: Sequence[str], coming: Coming) -> Composed:
     if not problems and node is None:
         _compose(words)  # raises: Hydra refuses the whole although each override alone is valid
     if node is None:
-        raise _config_error(with_origin(problems, words), [prefixed(o) for o in overrides], coming)
+        raise config_error(with_origin(problems, words), [prefixed(o) for o in overrides], coming)
     refuse_hydra_settings(node)
     public, resolved = plain(node)
     interpolated = "${" in repr(OmegaConf.to_container(node, resolve=False))
@@ -78,7 +78,7 @@ def _compose_run(overrides: Sequence[str], coming: Coming) -> Composed:
     config, more = checked(resolved, overrides)
     problems += [_decoded(p, public) for p in more if p.where not in wrong]
     if problems:
-        raise _config_error(with_origin(problems, words), [prefixed(o) for o in overrides], coming)
+        raise config_error(with_origin(problems, words), [prefixed(o) for o in overrides], coming)
     return Composed(config, with_budget(public, config), list(asked), interpolated)
 
 
@@ -193,7 +193,7 @@ def _unresolved(error: BaseException) -> Problem:
 
 
 def with_origin(problems: Sequence[Problem], overrides: Sequence[str]) -> list[Problem]:
-    """Problems of values that a YAML file sets say so, and where it comes from."""
+    """Return the problems; one of a value that a YAML file sets names the file."""
     said, origins = {key_of(text) for text in overrides}, dict[str, str]()
     for text in overrides:
         file = yaml_files.options_of(key_of(text)).get(value_of(text).strip("'\""))
@@ -224,7 +224,7 @@ def _diagnose(good: list[str], values: list[tuple[str, Override]]) -> tuple[Any,
     return node, [p for p in problems.values() if p]
 
 
-def _config_error(problems: list[Problem], overrides: list[str], coming: Coming) -> ConfigError:
+def config_error(problems: list[Problem], overrides: list[str], coming: Coming = MappingProxyType({})) -> ConfigError:
     """ConfigError with the problems, and the command with all fixes applied if every problem has one.
 
     A fix is shown only if the config composed with it no longer has the problem.

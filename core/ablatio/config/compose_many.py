@@ -19,7 +19,8 @@ from ablatio.config import compose, kind_lists, presets, yaml_files
 from ablatio.config.compose import Composed
 from ablatio.config.grammar import parse
 from ablatio.config.hydra_sources import OPEN
-from ablatio.errors import ConfigError
+from ablatio.config.overrides import prefixed
+from ablatio.errors import ConfigError, Problem
 from ablatio.registry.registry import REGISTRIES
 
 
@@ -44,6 +45,7 @@ class Composer:
 
     def __init__(self) -> None:
         self.interpolated = False  # True once a value of some frame refers to another
+        self._errors: dict[tuple[tuple[str, str, str], ...], list[Problem]] = {}
         self._frames: dict[tuple[tuple[str, ...], tuple[str, ...]], Frame | None] = {}
 
     def compose(self, overrides: Sequence[str]) -> Composed:
@@ -61,8 +63,15 @@ class Composer:
         public, resolved = compose.plain(OmegaConf.create(node)) if interpolated else (slim, slim)
         config, problems = compose.checked(resolved, overrides)
         if problems:
-            raise ConfigError(compose.with_origin(problems, overrides))
+            raise self._error(compose.with_origin(problems, overrides), overrides)
         return Composed(config, compose.with_budget(public, config), list(overrides))
+
+    def _error(self, problems: list[Problem], overrides: Sequence[str]) -> ConfigError:
+        """The error of an arm; which fixes compose is found once for all arms with the same problems."""
+        key = tuple((p.where, p.what, p.fix) for p in problems)
+        if key not in self._errors:
+            self._errors[key] = compose.config_error(problems, [prefixed(o) for o in overrides]).problems
+        return ConfigError(self._errors[key])
 
     def tree(self, overrides: Sequence[str]) -> tuple[dict[str, Any], bool] | None:
         """(the config before interpolations are resolved, True if it has any); None if only Hydra can compose it."""
