@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from helpers import selection
 from helpers.plugin_sites import new_site, site  # noqa: F401  (fixtures)
+from helpers.small_text import small_text
 
 collect_ignore = ["helpers"]  # plugins in there have suites of their own, which register their kinds when imported
 
@@ -63,28 +64,4 @@ def reset_global_state() -> Iterator[None]:
 @pytest.fixture
 def text_file(tmp_path: Path) -> Path:
     """A small learnable text: sentences over a few words, documents separated by blank lines."""
-    words = [
-        "the",
-        "people",
-        "of",
-        "a",
-        "great",
-        "nation",
-        "want",
-        "peace",
-        "and",
-        "work",
-        "for",
-        "all",
-        "who",
-        "live",
-        "in",
-        "it",
-    ]
-    documents = []
-    for number in range(60):
-        order = [words[(i * (number % 7 + 1) + number) % len(words)] for i in range(80)]
-        documents.append(" ".join(order) + ".")
-    path = tmp_path / "text.txt"
-    path.write_text("\n\n".join(documents), encoding="utf-8")
-    return path
+    return small_text(tmp_path / "text.txt")

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.runs import TINY, ablatio, cut_and_resumed, metrics, summary
+from helpers.small_text import small_text
 from rich.console import Console
 
 from ablatio.api.adapter import built
@@ -82,28 +83,7 @@ WEIGHTS = (
 @pytest.fixture(scope="module")
 def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small learnable text."""
-    words = [
-        "the",
-        "people",
-        "of",
-        "a",
-        "great",
-        "nation",
-        "want",
-        "peace",
-        "and",
-        "work",
-        "for",
-        "all",
-        "who",
-        "live",
-        "in",
-        "it",
-    ]
-    documents = [" ".join(words[(i * (n % 7 + 1) + n) % len(words)] for i in range(80)) for n in range(60)]
-    path = tmp_path_factory.mktemp("text") / "text.txt"
-    path.write_text("\n\n".join(documents), encoding="utf-8")
-    return path
+    return small_text(tmp_path_factory.mktemp("text") / "text.txt")
 
 
 @pytest.fixture(scope="module")

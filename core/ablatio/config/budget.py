@@ -1,4 +1,4 @@
-"""How long a run trains, in steps, tokens or epochs: one of them says it, and steps follow from it."""
+"""Length of a run: the config gives steps, tokens or epochs, and tokens and epochs are converted to steps."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence

@@ -27,7 +27,7 @@ class PartChoice:
 
 
 class PartChoices:
-    """The parts of a config by kind and layer; `ablatio.registry.per_layer` says what a layer has."""
+    """The parts of a config by kind and layer; the rules are in `ablatio.registry.per_layer`."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         self.config, self.varied = config, per_layer.varied(config)

@@ -97,7 +97,7 @@ class Task(ABC):
         return Work.trained(self.tokens(steps))
 
     def epoch_rows(self) -> int | None:
-        """Rows of one pass over the training data, if the task's batches say so (`epoch_rows`); None: no epochs."""
+        """Return the number of rows in one pass over the training data; None if the task has no epochs."""
         return getattr(self.training, "epoch_rows", None)
 
     def ask(self, objective: str, model: LanguageModel) -> None:

@@ -1,4 +1,4 @@
-"""Who uses the kinds of plugins: what builds their parts, and what reads the option that a config names.
+"""Detection of kinds that no code uses: none builds their parts or reads the option that a config names.
 
 An option of a kind has an effect in one of three ways:
 
@@ -88,7 +88,7 @@ def knobs_of(kind: str) -> list[str]:
 
 
 def _source_uses(registry: Registry[Any]) -> dict[str, bool]:
-    """Whether code of plugins builds parts of a kind, and whether it reads the choice that a config names."""
+    """Return {"builds", "reads"}: code of a plugin builds parts of the kind; code of a plugin reads its choice."""
     found = {"builds": False, "reads": False}
     trees = list(_trees())
     names = {name for tree in trees for name in _assigned(tree, registry.kind)}

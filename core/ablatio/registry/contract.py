@@ -38,7 +38,7 @@ class Described:
     sections: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def meaning(self, word: str) -> str:
-        """What a word means, in whichever section; a method is found by its name."""
+        """Return the meaning of a word from any section of the docstring; a method is looked up by its name."""
         for words in self.sections.values():
             for written, meaning in words.items():
                 if word in [part.split("(")[0].strip() for part in re.split(r", (?![^(]*\))", written)]:
@@ -112,7 +112,7 @@ def methods(registry: Registry[Any]) -> dict[str, tuple[str, str, str]]:
 
 
 def need(registry: Registry[Any], name: str) -> str:
-    """Whether a part has to define a method; one of `any_of` is optional if the docstring says so."""
+    """Return "required" or "optional" for a method; the docstring marks methods of `any_of` as optional."""
     if name in registry.methods:
         return "required"
     optional = {

@@ -37,7 +37,7 @@ YAML = ", with the other YAML files,"  # end of `what` of a failure, if a plugin
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """What is left out of a plugin, and the reason; `what` "": the whole plugin."""
+    """A part or file that is left out of a plugin, and the reason; an empty `what` means the whole plugin."""
 
     plugin: str
     distribution: Distribution

@@ -67,7 +67,7 @@ class PartsFile:
 
     @property
     def distribution(self) -> Distribution:
-        """What provides its parts in lists, errors and manifests: the file's name and the beginning of its digest."""
+        """Distribution of the file's parts in lists, errors and manifests: its name and the start of its digest."""
         return Distribution(Path(self.path).name, self.sha256[:SHOWN])
 
     @property
@@ -169,7 +169,7 @@ def _execute(file: PartsFile) -> None:
 
 
 def _reason(error: BaseException, file: PartsFile) -> str:
-    """What the error says, and the line of the file at which it was raised."""
+    """Return the message of the error and the line of the file at which it was raised."""
     if isinstance(error, ContractError):
         return str(error)
     frames = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == file.path]

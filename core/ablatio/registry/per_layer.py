@@ -43,7 +43,7 @@ def empty() -> dict[str, Any]:
 
 
 def read_entry(value: Any) -> Entry:
-    """Read one entry; ValueError says what was expected."""
+    """Read one entry; raises ValueError if its form is wrong."""
     text, knobs = value, dict[str, Any]()
     if isinstance(value, Mapping):
         if len(value) != 1:
@@ -60,7 +60,7 @@ def read_entry(value: Any) -> Entry:
 
 
 def read_list(value: Any) -> list[Entry]:
-    """Read a list of entries, or one entry for all layers; ValueError says what was expected."""
+    """Read a list of entries, or one entry for all layers; raises ValueError if its form is wrong."""
     found = [read_entry(v) for v in (value if isinstance(value, list | tuple) else [value])]
     if not found:
         raise ValueError("expected at least one option, got []")
