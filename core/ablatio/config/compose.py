@@ -230,7 +230,10 @@ def config_error(problems: list[Problem], overrides: list[str], coming: Coming =
     A fix is shown only if the config composed with it no longer has the problem.
     """
     wrong = {p.where for p in problems if not p.combination}
-    fixes = {p.fix.split("=")[0]: p.fix for p in reversed(problems) if "=" in p.fix}  # of one key the first fix
+    fixes = dict[str, str]()
+    for p in problems:  # of one key the first fix
+        if "=" in p.fix:
+            fixes.setdefault(p.fix.split("=")[0], p.fix)
     kept = [o for o in overrides if o not in wrong and not {o.lstrip("+").split("=")[0]} & (wrong | set(fixes))]
     repaired = [*kept, *fixes.values()]
     if all("=" in p.fix for p in problems) and repaired != overrides and _left_over(repaired, coming) == set():
