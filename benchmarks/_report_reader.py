@@ -14,6 +14,10 @@ NAME = r"[^\s:;,()]+"
 FIGURES = rf"(?P<mean>{NUMBER}) (?P<unit>[^\[\]]+?) \[(?P<low>{NUMBER}), (?P<high>{NUMBER})\]"
 P = rf"(?P<test>[^,;()\[\]]*?)p (?P<sign>[<=]) (?P<p>{NUMBER})"
 BEATS = re.compile(rf"(?P<a>{NAME}) beats (?P<b>{NAME}) by {FIGURES}, {P}, n = (?P<n>\d+)")
+PICKED = re.compile(
+    rf"(?P<a>{NAME}) beats (?P<b>{NAME}) by (?P<mean>{NUMBER}) (?P<unit>[^\[\]]+?), {P}, n = (?P<n>\d+) "
+    rf"\(picked because it is resolved, so it may look too large; \[(?P<low>{NUMBER}), (?P<high>{NUMBER})\] allows"
+)
 TOGETHER = r"(?:, an interval for all (?P<together>\d+) comparisons together)?"
 OPEN = re.compile(rf"(?P<a>{NAME}) and (?P<b>{NAME}): not resolved \({FIGURES}{TOGETHER}, {P}, n = (?P<n>\d+)")
 CLAIMS = (
@@ -54,14 +58,14 @@ class Interval:
 
 def intervals(sentence: str, lower_is_better: bool = True) -> Iterator[Interval]:
     """Every interval of a difference of two named arms in a sentence."""
-    for pattern in (BEATS, OPEN):
+    for pattern in (BEATS, PICKED, OPEN):
         for m in pattern.finditer(sentence):
             mean, low, high = (float(m[k].replace("−", "-")) for k in ("mean", "low", "high"))
-            if pattern is BEATS and lower_is_better:  # the words give the sign
+            if pattern is not OPEN and lower_is_better:  # the words give the sign
                 mean, low, high = -mean, -high, -low
             exact, together = m["sign"] == "=", int(m.groupdict().get("together") or 1)
             yield Interval(
-                m["a"], m["b"], mean, low, high, float(m["p"]), exact, int(m["n"]), pattern is BEATS, together
+                m["a"], m["b"], mean, low, high, float(m["p"]), exact, int(m["n"]), pattern is not OPEN, together
             )
 
 

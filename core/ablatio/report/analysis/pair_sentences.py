@@ -10,6 +10,7 @@ from ablatio.report.analysis.budgets import TIME, More, differing
 from ablatio.report.analysis.verdict_types import ArmFacts, Kind, Sentence
 from ablatio.report.statistics import Comparison, Difference, Pair
 from ablatio.report.statistics.comparison import excludes_zero
+from ablatio.report.statistics.selected import interval_of_picked
 
 PLANNED = 100  # seeds; a new study of more is not suggested
 TESTS = {"holm": "Holm p", "dunnett": "Dunnett p", "bh": "Benjamini-Hochberg p", "none": "p", "hsu": "p"}
@@ -77,6 +78,24 @@ class Speaker:
             said.append(self.say("new study", n=pair.planned_seeds))
         return self.words["mark"].join(said)
 
+    def picked(self, sentence: Sentence, of: int) -> str:
+        """Return the sentence of a headline on the largest of `of` resolved differences, of which only it is named.
+
+        Its usual interval would cover less often than it says, so one is given that allows for the choice.
+        """
+        if len(self.comparison.pairs) == 1 or sentence.pair.ranked or self.comparison.best is not None:
+            return sentence.text
+        usual = self.figures(sentence.pair.difference, sentence.pair.p, size=True)
+        return sentence.text.replace(usual, self._picked_figures(sentence.pair, of))
+
+    def _picked_figures(self, pair: Pair, of: int) -> str:
+        d = pair.difference
+        interval = interval_of_picked(self.comparison, pair, of)
+        if interval is None:
+            return self.say("figures picked alone", mean=self._digits(d, True)[0], p=self.chance(pair.p), n=d.n)
+        mean, low_high = self._digits(replace(d, low=interval[0], high=interval[1]), True)
+        return self.say("figures picked", mean=mean, interval=low_high, p=self.chance(pair.p), n=d.n)
+
     def _equal(self, pair: Pair) -> str:
         return self.say("equal", a=pair.a, b=pair.b, n=pair.difference.n)
 
@@ -111,16 +130,20 @@ class Speaker:
 
     def figures(self, d: Difference, p: float, size: bool = False, key: str = "figures") -> str:
         """`0.021 nats [0.012, 0.030], Holm p = 0.003, n = 5`; size: without the sign, which the words give."""
+        number, interval = self._digits(d, size)
+        if math.isnan(p):
+            return self.say("figures alone", mean=number, interval=interval, n=d.n)
+        m = len(self.comparison.pairs)
+        return self.say(key, mean=number, interval=interval, p=self.chance(p), n=d.n, m=m)
+
+    def _digits(self, d: Difference, size: bool) -> tuple[str, str]:
+        """Mean and interval with as many digits as the interval deserves; size: without the sign."""
         mean, low, high = (d.mean, d.low, d.high) if d.mean >= 0 or not size else (-d.mean, -d.high, -d.low)
         places = min(6, max(3, -math.floor(math.log10(max(high - low, 1e-9) / 2))))
         sign = "" if size else "+"
         low, high = low + 0.0, high + 0.0  # -0.0 is 0
         interval = f"[{low:{sign}.{places}f}, {high:{sign}.{places}f}]"
-        number = f"{mean:{sign}.{places}f}"
-        if math.isnan(p):
-            return self.say("figures alone", mean=number, interval=interval, n=d.n)
-        m = len(self.comparison.pairs)
-        return self.say(key, mean=number, interval=interval, p=self.chance(p), n=d.n, m=m)
+        return f"{mean:{sign}.{places}f}", interval
 
     def _more(self, pair: Pair) -> list[More]:
         none = ArmFacts()

@@ -16,6 +16,9 @@ TEXTS: Mapping[Language, Mapping[str, str]] = {
         "figures alone": "{mean} {unit} {interval}, n = {n}",
         "figures corrected": "{mean} {unit} {interval}, an interval for all {m} comparisons together, {p}, n = {n}",
         "figures uncorrected": "{mean} {unit} {interval}, an interval without that correction, {p}, n = {n}",
+        "figures picked": "{mean} {unit}, {p}, n = {n} (picked because it is resolved, so it may look too large; "
+        "{interval} allows for that)",
+        "figures picked alone": "{mean} {unit}, {p}, n = {n} (picked because it is resolved, so it may look too large)",
         "resolved": "{winner} beats {loser} by {figures}",
         "ranked": "{winner} ranks above {loser}, with diverged runs counted as the worst (signed ranks, {p}, n = {n})",
         "ranked open": "{a} and {b}: no verdict on the mean, because runs diverged; ranked with diverged runs as the "
@@ -113,6 +116,8 @@ TEXTS: Mapping[Language, Mapping[str, str]] = {
         "figures alone": "{mean} {unit} {interval}，n = {n}",
         "figures corrected": "{mean} {unit} {interval}，区间对全部 {m} 组比较同时成立，{p}，n = {n}",
         "figures uncorrected": "{mean} {unit} {interval}，区间未作此校正，{p}，n = {n}",
+        "figures picked": "{mean} {unit}，{p}，n = {n}（因已分辨才列于此，可能偏大；计入这一点的区间为 {interval}）",
+        "figures picked alone": "{mean} {unit}，{p}，n = {n}（因已分辨才列于此，可能偏大）",
         "resolved": "{winner} 优于 {loser}，相差 {figures}",
         "ranked": "{winner} 的排名高于 {loser}，发散的运行按最差计（符号秩检验，{p}，n = {n}）",
         "ranked open": "{a} 与 {b}：有运行发散，不对均值下结论；发散的运行按最差计，排名未能分辨（{p}，n = {n}）",

@@ -1,0 +1,96 @@
+"""The interval of a difference that is named because it is resolved, against simulation and brute force."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from ablatio.report.analysis.verdict import verdict
+from ablatio.report.statistics import benjamini_hochberg, compare, holm
+from ablatio.report.statistics.selected import (
+    largest_p_of_benjamini_hochberg,
+    largest_p_of_holm,
+    selected_interval,
+)
+
+
+@pytest.mark.parametrize(("truth", "n"), [(1.0, 5), (0.5, 3), (0.8, 8)])
+def test_shown_intervals_cover_and_usual_ones_do_not(truth: float, n: int) -> None:
+    rng = np.random.default_rng(n)
+    shown = covered = usual = 0
+    while shown < 600:
+        x = rng.normal(truth, 1, (4000, n))
+        p = stats.ttest_1samp(x, 0, axis=1).pvalue
+        for row in x[(p < 0.02) & (x.mean(1) > 0)][: 600 - shown]:
+            low, high = selected_interval(row.mean(), row.std(ddof=1), n, 0.02)
+            ends = stats.ttest_1samp(row, 0).confidence_interval()
+            shown, covered, usual = shown + 1, covered + (low <= truth <= high), usual + (ends[0] <= truth <= ends[1])
+    assert covered / shown == pytest.approx(0.95, abs=0.025)
+    assert usual < covered
+
+
+def test_ends_are_those_of_the_conditional_distribution() -> None:
+    """Samples with the observed sum of squares about mu: directions on a sphere, kept where the t-test resolves."""
+    x, limit = np.array([0.9, 1.4, 0.6, 1.2, 1.9]), 0.03
+    rng = np.random.default_rng(0)
+    for end, share in zip(selected_interval(x.mean(), x.std(ddof=1), 5, limit), (0.025, 0.975), strict=True):
+        directions = rng.normal(size=(1_000_000, 5))
+        directions *= np.linalg.norm(x - end) / np.linalg.norm(directions, axis=1, keepdims=True)
+        kept = directions[stats.ttest_1samp(end + directions, 0, axis=1).pvalue <= limit]
+        assert (kept.mean(1) >= x.mean() - end).mean() == pytest.approx(share, abs=0.004)
+
+
+def test_far_beyond_the_selection_it_is_the_usual_interval() -> None:
+    x = np.array([10.1, 9.9, 10.3, 9.8, 10.0])
+    usual = stats.ttest_1samp(x, 0).confidence_interval()
+    assert selected_interval(x.mean(), x.std(ddof=1), 5, 0.05) == pytest.approx(tuple(usual), abs=1e-4)
+    low, high = selected_interval(-x.mean(), x.std(ddof=1), 5, 0.05)
+    assert (-high, -low) == pytest.approx(tuple(usual), abs=1e-4)
+
+
+def test_interval_of_two_seeds_and_of_a_bare_selection_is_finite() -> None:
+    for n in (2, 3, 50):
+        t = -stats.t.ppf(0.025, n - 1)
+        low, high = selected_interval(t / math.sqrt(n), 1.0, n, 0.05, 0.99)
+        assert math.isfinite(low) and math.isfinite(high) and low < 0 < t / math.sqrt(n)
+
+
+@pytest.mark.parametrize(
+    ("largest", "corrected"), [(largest_p_of_holm, holm), (largest_p_of_benjamini_hochberg, benjamini_hochberg)]
+)
+def test_largest_p_is_where_the_correction_stops_resolving(largest: object, corrected: object) -> None:
+    rng = np.random.default_rng(3)
+    for _ in range(200):
+        p = list(rng.uniform(0, 1, int(rng.integers(1, 7))) ** 4)
+        limit = largest(p, 0, 0.05)
+        for factor, resolved in ((0.999, True), (1.001, False)):
+            assert (corrected([limit * factor, *p[1:]])[0] <= 0.05) == resolved
+
+
+def arms(**means: float) -> dict[str, dict[int, float]]:
+    wobble = {"base": (0, 1, -1, 2, 0), "a": (1, 0, -2, 1, 1), "b": (0, -1, 1, 0, 2), "c": (2, 1, 0, -1, 0)}
+    return {arm: {s: mean + 0.01 * wobble[arm][s] for s in range(5)} for arm, mean in means.items()}
+
+
+def test_headline_of_one_comparison_is_its_sentence() -> None:
+    """Nothing was chosen: the usual interval stands there, resolved or not."""
+    for mean in (0.9, 0.995):
+        found = verdict(compare(arms(base=1.0, a=mean), "base"))
+        assert found.headline == found.sentences[0].text and "picked" not in found.headline
+
+
+def test_headline_says_that_a_pair_was_picked() -> None:
+    found = verdict(compare(arms(base=1.0, a=0.9, b=1.0, c=1.01), "base"))
+    assert "a beats base by 0.102 nats, Holm p" in found.headline
+    assert "picked because it is resolved, so it may look too large; [0.0" in found.headline
+    assert "picked" not in " ".join(s.text for s in found.sentences)  # all of them are shown
+    chinese = verdict(compare(arms(base=1.0, a=0.9, b=1.0, c=1.01), "base"), language="zh").headline
+    assert "因已分辨才列于此" in chinese
+
+
+@pytest.mark.parametrize("options", [{"correction": "dunnett"}, {"method": "bootstrap"}])
+def test_headline_of_a_test_without_exact_interval_has_none(options: dict[str, str]) -> None:
+    found = verdict(compare(arms(base=1.0, a=0.5, b=0.4, c=1.01), "base", **options))
+    best = found.headline.partition("Largest difference")[2]
+    assert ("may look too large)" in best and "[" not in best) or not best
