@@ -177,7 +177,8 @@ def label(entry: PartSpec, knobs: Mapping[str, Any]) -> str:
 
 def rows(kind: str, args: argparse.Namespace) -> Iterator[tuple[str, list[Figures] | str]]:
     """Yield (label, figures at each width, or the error), the baselines first."""
-    entries = sorted(REGISTRIES[kind], key=lambda e: (e.facts.get("gated", False), e.name != plainest(e), e.name))
+    measured = (e for e in REGISTRIES[kind] if not e.facts.get("absent"))
+    entries = sorted(measured, key=lambda e: (e.facts.get("gated", False), e.name != plainest(e), e.name))
     for entry in entries:
         for knobs in variants(entry) if not args.parts or entry.name in args.parts else ():
             try:

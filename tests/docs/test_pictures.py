@@ -3,6 +3,7 @@
 import importlib.util
 import sys
 from collections.abc import Mapping
+from functools import wraps
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,6 +14,7 @@ from rich.console import Console
 
 from ablatio.config.compose import compose_run
 from ablatio.registry.kinds import stabilizers, tasks
+from ablatio.registry.kinds.training import Stabilizer, StabilizerMethods
 from ablatio.registry.registry import transaction
 from ablatio.training.run import train
 from ablatio.training.run_spec import RunSpec
@@ -51,14 +53,15 @@ class Undo(Exception):
 
 
 def spy(base: type, names: list[str], calls: list[str]) -> dict[str, Any]:
-    """Methods that write down their name, and do what `base` does, if it has them."""
+    """Methods that write down their name and do what those of `base` do, with the arguments of these."""
 
     def method(name: str) -> Any:
-        own = getattr(base, name, None)
+        own = getattr(base, name)
 
+        @wraps(own)
         def call(self: Any, *given: Any) -> Any:
             calls.append(name)
-            return own(self, *given) if own else {}
+            return own(self, *given) or {}  # a protocol's own method returns nothing
 
         return call
 
@@ -82,7 +85,8 @@ def calls_in_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Mapping[s
         return {}
 
     seen = type("SpiedTask", (pretrain,), made | {"training": property(training), "state_dict": state})
-    hooks = spy(object, ["attach", "before_step", "after_step"], told["stabilizer"])
+    hooks = spy(Stabilizer, ["before_step"], told["stabilizer"])
+    hooks |= spy(StabilizerMethods, ["attach", "after_step"], told["stabilizer"])
 
     def kept(self: Any) -> dict[str, int]:
         told["stabilizer"].append("state_dict")

@@ -37,7 +37,7 @@ def test_list_and_show_print_the_oracles(capsys: pytest.CaptureFixture[str]) -> 
     assert "transformers GemmaRMSNorm" in against
     list_command.run(["norm", "--json"])
     assert json.loads(capsys.readouterr().out)["norm"]["gemma_rmsnorm"]["oracles"] == list(against)
-    list_command.run(["norm"])
+    list_command.run(["norm", "-v"])
     assert "checked against" in capsys.readouterr().out
     show_command.run(["norm=gemma_rmsnorm"])
     assert f"checked with   {'; '.join(against)}" in capsys.readouterr().out

@@ -95,3 +95,21 @@ def test_macaron_has_two_separate_feed_forward_layers():
 def test_every_block_has_an_oracle():
     known = {n.removesuffix("_own_norms") for n in EQUATIONS} | {"unet"}
     assert known == {e.name for e in blocks if e.distribution.name == "ablatio"}
+
+
+@pytest.mark.oracle("attention=none", "the layer's equation without it, in float64")
+@pytest.mark.oracle("mlp=none", "the layer's equation without it, in float64")
+@pytest.mark.parametrize("without", ["attention", "mlp"])
+def test_a_layer_without_a_sublayer_has_neither_its_norm_nor_its_weights(without):
+    model = build_model(model_config(block="sequential", d_model=D, **{without: "none"}), V).double().eval()
+    for p in model.parameters():
+        p.data += 0.3 * torch.randn_like(p)
+    stack, tokens = model.model, torch.randint(0, V, (2, 7))
+    ctx = make_context(tokens, stack.position, "causal", None, None, torch.float64)
+    x = stack.embed_tokens(tokens)
+    for layer in stack.layers:
+        kept = layer.mlp if without == "attention" else layer.self_attn
+        norm = layer.post_attention_layernorm if without == "attention" else layer.input_layernorm
+        assert {id(p) for p in layer.parameters()} == {id(p) for m in (kept, norm) for p in m.parameters()}
+        x = x + kept(norm(x), ctx)
+    torch.testing.assert_close(model(tokens), model.logits(stack.norm(x)), rtol=0, atol=1e-12)

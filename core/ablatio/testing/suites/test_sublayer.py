@@ -24,7 +24,7 @@ def test_gradients(part: PartSpec) -> None:
     module, ctx, width = sample_parts.sublayer(part)
     x = checks.randn(2, 3, width, dtype=torch.float64)
     # Each call is a pass of its own: what layers hand to one another does not outlive it.
-    checks.module_gradients_agree(part, module.eval(), lambda x: module(x, replace(ctx, _shared={})), x)
+    checks.module_gradients_agree(part, module.eval(), lambda x: module(x, replace(ctx, _shared={}, _passed_on={})), x)
 
 
 def test_extra_losses_are_scalars(part: PartSpec) -> None:
