@@ -14,6 +14,7 @@ from ablatio.data.order import RowPlan
 from ablatio.data.types import Tokenizer
 from ablatio.errors import UserError
 from ablatio.model.builder import PartChoice
+from ablatio.model.evaluation.responder import Responder
 from ablatio.model.language_model import LanguageModel
 from ablatio.model.peft.apply import AppliedPeft, tune
 from ablatio.model.task import Task
@@ -22,6 +23,8 @@ from ablatio.registry.kinds import Batches, Stabilizer
 from ablatio.storage.paths import cache_root
 from ablatio.training.device import Machine
 from ablatio.training.estimate import within_memory
+from ablatio.training.evaluation.access import longest_row
+from ablatio.training.evaluation.evaluation import Evaluation, EvaluationResult
 from ablatio.training.initial_weights import TakenOver, start_model
 from ablatio.training.lightning_module import TrainingModule
 from ablatio.training.reward_model import open_reward
@@ -99,6 +102,12 @@ class PreparedRun:
         device = next(self.model.parameters()).device
         with self._precision():
             return self.task.score(self.model, batches, device, between)
+
+    def evaluate(self, evaluation: Evaluation, between: Callable[[int], None] = lambda n: None) -> EvaluationResult:
+        """Measure the model by an evaluation; calls `between(n)` after n requests."""
+        respond = Responder(self.model, self.tokenizer, longest_row(self.config), between=between)
+        with self._precision():
+            return evaluation.run(respond)
 
     def samples(self) -> list[dict[str, str]]:
         """Return answers of the model to the task's sample prompts; empty if it has none."""
