@@ -221,6 +221,21 @@ class RunFolder:
                     rows.append(found | {"quantization": quantization} | cost)
         return rows + refused
 
+    def measure(
+        self, *overrides: str, code: bool = False, save: bool = True
+    ) -> dict[str, dict[str, Any]]:
+        """Measure `model` by evaluations: `run.measure("eval=[addition,dyck]", "metric=[accuracy]")`.
+
+        overrides  settings of `eval` and `metric`, as on the command line
+        code       True if metrics may run programs that the model wrote
+        save       write the items to items.jsonl in the run folder, for comparisons by item
+
+        Returns {"eval/addition/accuracy": {"value", "error", "items", "better"}}; `error` is the standard error over
+        the choice of items.  Raises ConfigError for settings that cannot be used, UserError for a metric that needs
+        labels that the items do not have.
+        """
+        return adapter.measured(self._run(), self.step, self.folder if save else None, overrides, code=code)
+
     def _run(self) -> "PreparedRun":
         """Load the run that `model` belongs to, once.
 

@@ -16,7 +16,7 @@ class HeldOut:
     A document longer than a row of the model is read in rows, as lm-eval does.
     """
 
-    metrics = ("perplexity",)
+    measured_by = ("perplexity",)
 
     def __init__(
         self,

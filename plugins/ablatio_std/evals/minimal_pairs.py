@@ -74,7 +74,7 @@ class MinimalPairs:
     is 1/2.
     """
 
-    labels, metrics = ("target", "choices"), ("likelihood_choice",)
+    labels, measured_by = ("target", "choices"), ("likelihood_choice",)
 
     def __init__(
         self,

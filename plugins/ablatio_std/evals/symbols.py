@@ -51,7 +51,7 @@ class Dyck:
     choices are the closing brackets.  Chance is 1 / `kinds`.
     """
 
-    labels, metrics = ("target", "choices"), ("likelihood_choice",)
+    labels, measured_by = ("target", "choices"), ("likelihood_choice",)
 
     def __init__(
         self,

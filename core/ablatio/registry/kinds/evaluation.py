@@ -20,14 +20,17 @@ class Eval(Protocol):
     Methods:
     items()     yields the items (ablatio.data.items.Item); ids are unique
 
+    Optional attributes:
+    title       name of its values in files, such as that of a task file; by default the name of the option
+
     Facts:
-    labels   what its items have: target (a correct answer as a text), choices (with the index of the correct one), or
-             fields of `Item.more`
-    metrics  metrics by which it is scored if the config names none
+    labels       what all its items have: target (a correct answer as a text), choices (with the index of the correct
+                 one), or fields of `Item.more`
+    measured_by  metrics that apply if the config names none; an object may have an attribute of its own
     """
 
     labels: ClassVar[Sequence[str]]
-    metrics: ClassVar[Sequence[str]]
+    measured_by: ClassVar[Sequence[str]]
 
     def items(self) -> Iterable[Item]: ...
 
@@ -78,7 +81,7 @@ evals: Registry[Eval] = Registry(
     contract=(Eval,),
     wiring=("texts",),
     methods=("items",),
-    facts={"labels": ("target",), "metrics": ("accuracy",)},
+    facts={"labels": ("target",), "measured_by": ("accuracy",)},
     multiple=True,
     scope="measure",
 )

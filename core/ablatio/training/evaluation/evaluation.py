@@ -9,6 +9,7 @@ from ablatio.data.items import Item, Request, Response
 from ablatio.errors import UserError, did_you_mean
 from ablatio.model.evaluation.measure import Measure, built
 from ablatio.registry import kinds
+from ablatio.registry.kinds import Eval
 from ablatio.training.evaluation.access import Access
 from ablatio.training.task_scores import TaskScores
 
@@ -69,9 +70,10 @@ class Evaluation:
             return None
         measures = []
         for name, knobs in chosen.items():
-            items = _items(name, knobs or {}, access)
-            for metric in asked or kinds.evals[name].facts["metrics"]:
-                measures.append(_measure(name, items, metric, asked.get(metric) or {}, access))
+            part = kinds.evals.build(name, knobs or {}, texts=access.texts)
+            items, shown = _items(name, part), str(getattr(part, "title", name))
+            for metric in asked or getattr(part, "measured_by", kinds.evals[name].facts["measured_by"]):
+                measures.append(_measure(shown, items, metric, asked.get(metric) or {}, access))
         return cls(measures)
 
     @property
@@ -127,8 +129,7 @@ def evaluation_of(config: Mapping[str, Any], *, code: bool = False) -> Evaluatio
     return found
 
 
-def _items(name: str, knobs: Mapping[str, Any], access: Access) -> list[Item]:
-    part = kinds.evals.build(name, knobs, texts=access.texts)
+def _items(name: str, part: Eval) -> list[Item]:
     items, seen = list(part.items()), set[str]()
     if not items:
         raise UserError(f"eval={name} has no items\n    try: ablatio show eval={name}")
