@@ -221,9 +221,7 @@ class RunFolder:
                     rows.append(found | {"quantization": quantization} | cost)
         return rows + refused
 
-    def measure(
-        self, *overrides: str, code: bool = False, save: bool = True
-    ) -> dict[str, dict[str, Any]]:
+    def measure(self, *overrides: str, code: bool = False, save: bool = True) -> dict[str, dict[str, Any]]:
         """Measure `model` by evaluations: `run.measure("eval=[addition,dyck]", "metric=[accuracy]")`.
 
         overrides  settings of `eval` and `metric`, as on the command line

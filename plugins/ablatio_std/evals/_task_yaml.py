@@ -18,12 +18,13 @@ CODE = ("class", "custom_dataset", "use_prompt", "unsafe_code", "process_docs", 
         "doc_to_audio")  # fmt: skip
 READERS = ("json", "csv", "parquet", "arrow")  # `dataset_path` of local files
 DEEPEST = 8  # files that include one another
-KEYS = frozenset(
-    "task task_alias tag dataset_path dataset_name dataset_kwargs training_split validation_split test_split "
-    "fewshot_split fewshot_config doc_to_text doc_to_target doc_to_choice output_type target_delimiter "
-    "fewshot_delimiter description num_fewshot metric_list generation_kwargs repeats filter_list metadata "
-    "should_decontaminate doc_to_decontamination_query include gen_prefix".split()
-)
+KEYS = frozenset({
+    "task", "task_alias", "tag", "dataset_path", "dataset_name", "dataset_kwargs", "training_split",
+    "validation_split", "test_split", "fewshot_split", "fewshot_config", "doc_to_text", "doc_to_target",
+    "doc_to_choice", "output_type", "target_delimiter", "fewshot_delimiter", "description", "num_fewshot",
+    "metric_list", "generation_kwargs", "repeats", "filter_list", "metadata", "should_decontaminate",
+    "doc_to_decontamination_query", "include",
+})  # fmt: skip
 
 
 class TaskYaml:
@@ -72,7 +73,9 @@ class TaskYaml:
     def shown(self) -> str:
         """Name of the split from which examples are drawn."""
         given = (self.settings.get("fewshot_config") or {}).get("split") or self.settings.get("fewshot_split")
-        return str(given or self.settings.get("training_split") or self.settings.get("validation_split") or self.evaluated)
+        return str(
+            given or self.settings.get("training_split") or self.settings.get("validation_split") or self.evaluated
+        )
 
     def _files(self, split: str) -> list[Path]:
         reader = str(self.settings.get("dataset_path", ""))
@@ -101,7 +104,9 @@ class TaskYaml:
     def _of_folder(self, folder: Path, split: str) -> list[Path]:
         found = sorted(f for f in folder.iterdir() if f.is_file() and f.name.split(".")[0].split("-")[0] == split)
         if not found:
-            raise UserError(f"{self.path}: {folder} has no file of the split `{split}`\n    try: ls {shell_word(folder)}")
+            raise UserError(
+                f"{self.path}: {folder} has no file of the split `{split}`\n    try: ls {shell_word(folder)}"
+            )
         return found
 
     def field(self, key: str, doc: Record, default: Any = "") -> Any:
@@ -178,14 +183,16 @@ def _read(path: Path, depth: int) -> dict[str, Any]:
         raise UserError(f"{path}: files include one another more than {DEEPEST} deep")
     try:
         with path.open(encoding="utf-8") as file:
-            data = yaml.load(file, _Loader)  # noqa: S506  (a SafeLoader)
+            data = yaml.load(file, _Loader)  # a SafeLoader
     except OSError as error:
-        raise UserError(f"eval.task_file.path: {path}: {error.strerror}\n    try: ls {shell_word(path.parent)}") from None
+        raise UserError(
+            f"eval.task_file.path: {path}: {error.strerror}\n    try: ls {shell_word(path.parent)}"
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         said = " ".join(str(error).split())[:160]
         raise UserError(f"{path}: no YAML: {said}\n    try: a task file of lm-eval") from None
     if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
-        raise UserError(f"{path}: expected a task file with settings by name, as `doc_to_text: \"{{{{question}}}}\"`")
+        raise UserError(f'{path}: expected a task file with settings by name, as `doc_to_text: "{{{{question}}}}"`')
     included = data.get("include")
     base: dict[str, Any] = {}
     for name in included if isinstance(included, list) else [included] if included else []:

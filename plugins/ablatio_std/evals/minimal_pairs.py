@@ -10,7 +10,18 @@ from ablatio.data.items import Item
 from ._common import Count, Seed, draws
 
 SINGULAR = ("boy", "girl", "teacher", "senator", "doctor", "farmer", "soldier", "president", "worker", "child")
-PLURAL = ("boys", "girls", "teachers", "senators", "doctors", "farmers", "soldiers", "presidents", "workers", "children")
+PLURAL = (
+    "boys",
+    "girls",
+    "teachers",
+    "senators",
+    "doctors",
+    "farmers",
+    "soldiers",
+    "presidents",
+    "workers",
+    "children",
+)
 VERBS = (("walks", "walk"), ("knows", "know"), ("speaks", "speak"), ("works", "work"), ("believes", "believe"),
          ("remembers", "remember"))  # fmt: skip
 TRANSITIVE = ("saw", "helped", "called", "praised", "followed", "thanked")

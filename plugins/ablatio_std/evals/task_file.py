@@ -62,8 +62,9 @@ class TaskFile:
             return usual
         named = [str(m.get("metric")) for m in self.task.settings.get("metric_list") or [] if isinstance(m, dict)]
         if self.task.output == "generate_until" and self.task.settings.get("filter_list"):
-            log_once(f"{self.task.path}: filter_list is not applied; metric.answer_parse.find=number and the like parse "
-                     "an answer")  # fmt: skip
+            log_once(
+                f"{self.task.path}: filter_list is not applied; answers are parsed as metric.answer_parse.find says"
+            )
         return tuple(dict.fromkeys(SAME[name] for name in named if name in SAME)) or usual
 
     def items(self) -> Iterator[Item]:
@@ -134,5 +135,5 @@ class TaskFile:
             return target
         raise UserError(
             f"{self.task.path}: doc_to_target gives {target!r:.40} for {doc.place}; expected an index from 0 to "
-            f"{len(choices) - 1} or one of {list(choices)!r:.80}\n    try: doc_to_target: \"{{{{label}}}}\""
+            f'{len(choices) - 1} or one of {list(choices)!r:.80}\n    try: doc_to_target: "{{{{label}}}}"'
         )

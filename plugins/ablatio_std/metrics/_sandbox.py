@@ -1,7 +1,7 @@
 """Run a program in its own process, with limits on time, memory, files and processes, and without the network.
 
-The limits stop accidents: endless loops, memory, fork bombs, large files.  They are no protection against a program that
-was written to attack this machine; run untrusted models in a container.
+The limits stop accidents: endless loops, memory, fork bombs, large files.  They are no protection against a program
+that was written to attack this machine; run untrusted models in a container.
 """
 
 import os
@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-FILE_BYTES, PROCESSES = 1 << 20, 0
+FILE_BYTES = 1 << 20
 LIMITER = """\
 import os, resource, sys
 seconds, megabytes, file_bytes = map(int, sys.argv[1:4])

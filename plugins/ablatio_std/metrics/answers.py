@@ -16,9 +16,12 @@ BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
 
 
 def normalized(text: str) -> str:
-    """Lower case, without punctuation and articles, with single spaces (SQuAD's normalization)."""
+    """Lower case, without punctuation and articles, with single spaces (SQuAD's normalization).
+
+    A text of which nothing would be left, such as a bracket, stays as it is.
+    """
     plain = "".join(c for c in text.lower() if c not in string.punctuation)
-    return " ".join(ARTICLES.sub(" ", plain).split())
+    return " ".join(ARTICLES.sub(" ", plain).split()) or text.strip()
 
 
 @metrics.register("f1", paper="arXiv:1606.05250")
@@ -36,12 +39,12 @@ def f1(answer: str, target: str) -> float:
 
 @metrics.register("answer_parse", paper="arXiv:2110.14168")
 class AnswerParse:
-    """Share of items whose generated answer, after parsing, equals a correct answer that is parsed in the same way.
+    r"""Share of items whose generated answer, after parsing, equals a correct answer that is parsed in the same way.
 
     `marker`, if the text has it, announces the answer: what follows its last occurrence is parsed.
     number  the last number of the text, the first one after a marker; 1,000 equals 1000.0
     letter  the first capital letter that stands alone
-    boxed   the content of the last \\boxed{}
+    boxed   the content of the last \boxed{}
     line    the first line that is not blank
     text    all of it
     Texts are compared after SQuAD's normalization unless `exactly`.

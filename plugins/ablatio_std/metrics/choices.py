@@ -61,7 +61,8 @@ class LikelihoodChoice:
             "acc_tokens": [len(r.logps) for r in responses],
         }
         picked = {
-            name: _best([logp / max(1, size) for logp, size in zip(logps, by, strict=True)]) for name, by in sizes.items()
+            name: _best([logp / max(1, size) for logp, size in zip(logps, by, strict=True)])
+            for name, by in sizes.items()
         }
         found = {name: float(index == item.gold) for name, index in picked.items()}
         return found | {"probability": _probabilities(responses)[item.gold or 0]}

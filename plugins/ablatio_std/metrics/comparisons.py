@@ -21,9 +21,9 @@ class _Compared:
 
     def __init__(self, open_run: OpenRun, judge: str, by: str) -> None:
         self.open_run, self.judge = open_run, judge
-        if not judge and metrics[by].wiring != FORM:
+        if metrics[by].wiring != FORM:
             known = ", ".join(e.name for e in metrics if e.wiring == FORM)
-            raise UserError(f"by={by} is no function of an answer and a target\n    try: by={known}, or judge=FOLDER")
+            raise UserError(f"by={by} is no function of an answer and a target\n    try: by={known}")
         self.agreement: Any = None if judge else metrics.build(by)
 
     def requests(self, item: Item) -> list[Request]:
@@ -141,5 +141,3 @@ def ratings(won: Sequence[Sequence[float]], steps: int = 10_000, tolerance: floa
         if moved < tolerance:
             break
     return [400 * math.log10(s) for s in strength]
-
-

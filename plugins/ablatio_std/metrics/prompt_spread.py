@@ -51,8 +51,10 @@ class PromptSpread:
 
     def requests(self, item: Item) -> list[Request]:
         if lacking := [label for label in self.needed if not item.has(label)]:
-            raise UserError(f"metric=prompt_spread: its metric needs `{lacking[0]}`, which item {item.id} does not have\n"
-                            "    try: metric.prompt_spread.metric=accuracy")  # fmt: skip
+            raise UserError(
+                f"metric=prompt_spread: its metric needs `{lacking[0]}`, which item {item.id} does not have\n"
+                "    try: metric.prompt_spread.metric=accuracy"
+            )
         return [request for form in self._forms(item) for request in self.metric.requests(form)]
 
     def score(self, item: Item, responses: Sequence[Response]) -> dict[str, float]:

@@ -24,7 +24,9 @@ class Verified:
     ) -> None:
         if rewards[function].wiring != ("answer",):
             known = ", ".join(e.name for e in rewards if e.wiring == ("answer",))
-            raise UserError(f"metric.verified.function={function} is no function of one answer\n    try: one of {known}")
+            raise UserError(
+                f"metric.verified.function={function} is no function of one answer\n    try: one of {known}"
+            )
         self.function: Any = rewards.build(function)
 
     def requests(self, item: Item) -> list[Request]:

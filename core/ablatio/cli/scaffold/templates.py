@@ -63,6 +63,8 @@ TRIED: dict[str, Tried] = {
     "source": Tried(sweep="source=sotu,$name"),
     "tokenizer": Tried(sweep="tokenizer=bytes,$name"),
     "template": Tried(("task=sft", "source=gsm_symbolic"), "task=sft source=gsm_symbolic template=plain,$name"),
+    "eval": Tried(sweep="norm=rmsnorm,layernorm eval=[$name]"),
+    "metric": Tried(("eval=[copying]",), "norm=rmsnorm,layernorm eval=[copying] metric=[$name]"),
     "design": Tried(sweep="norm=rmsnorm,layernorm position=rope,alibi design=$name", run=False),
     "launcher": Tried(sweep="norm=rmsnorm,layernorm launcher=$name", run=False),
 }

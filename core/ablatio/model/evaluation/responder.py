@@ -201,9 +201,7 @@ def _target_states(model: LanguageModel, rollout: Rollout) -> Tensor:
     source_segments = torch.where(places < width - rollout.prompt_length[:, None], PADDING, 0)
     inputs = torch.cat([rollout.tokens.new_full((len(rollout), 1), model.eos), rollout.tokens[:, :-1]], dim=1)
     segments = torch.where(rollout.mask.bool(), 0, PADDING)
-    return model.hidden(
-        Example(inputs, rollout.tokens, rollout.mask, segments, rollout.prompts, source_segments)
-    )
+    return model.hidden(Example(inputs, rollout.tokens, rollout.mask, segments, rollout.prompts, source_segments))
 
 
 def _by_length(items: Sequence[T], size: int, length: Callable[[T], int]) -> Iterator[list[T]]:
