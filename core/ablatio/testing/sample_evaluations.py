@@ -113,6 +113,7 @@ def evaluation(entry: PartSpec, knobs: Mapping[str, Any] | None = None) -> Any:
     given = dict(knobs or {})
     if entry.knob("path") and not given.get("path"):
         given["path"] = str(_task_file())
+        given["cluster"] = "label" if given.get("cluster") else ""
     return REGISTRIES["eval"].build(entry.name, given, texts=texts)
 
 

@@ -45,11 +45,13 @@ class TaskFile:
         path: Annotated[str, "the YAML file"] = "",
         items: Annotated[int | None, Positive, "largest number of items; null: all"] = None,
         shots: Annotated[int | None, NonNegative, "examples in the prompt; null: those of the file"] = None,
+        cluster: Annotated[str, "field with equal values for items that belong together, as of one passage"] = "",
     ) -> None:
         if not path:
             raise UserError(
                 "eval=task_file needs a file in lm-eval's YAML format\n    try: eval.task_file.path=my_task.yaml"
             )
+        self.cluster = cluster
         self.task, self.count = TaskYaml(Path(path).expanduser()), items
         self.shots = int(self.task.settings.get("num_fewshot") or 0) if shots is None else shots
         self.measured_by = self._measures()
@@ -104,7 +106,7 @@ class TaskFile:
         until = settings.get("until", STOP)
         common: dict[str, Any] = {
             "id": doc.id, "prompt": "".join(before) + question, "question": question, "more": dict(doc.fields),
-            "stop": (until,) if isinstance(until, str) else tuple(map(str, until)),
+            "cluster": self._cluster(doc), "stop": (until,) if isinstance(until, str) else tuple(map(str, until)),
             "room": int(settings.get("max_gen_toks", ROOM)),
         }  # fmt: skip
         if task.output == "multiple_choice":
@@ -114,6 +116,14 @@ class TaskFile:
             prompt = "" if task.output == "loglikelihood_rolling" else common["prompt"]
             return Item(**common | {"prompt": prompt}, target=texts[0], delimiter="")
         return Item(**common, target=texts[0].strip(), references=tuple(t.strip() for t in texts[1:]))
+
+    def _cluster(self, doc: Record) -> str:
+        if self.cluster and self.cluster not in doc.fields:
+            raise UserError(
+                f"eval.task_file.cluster={self.cluster}: {doc.place} has no such field; its fields are "
+                f"{', '.join(doc.fields)}\n    try: eval.task_file.cluster={next(iter(doc.fields))}"
+            )
+        return str(doc.fields[self.cluster]) if self.cluster else ""
 
     def _question(self, doc: Record) -> str:
         return str(self.task.field("doc_to_text", doc))
