@@ -111,7 +111,7 @@ def _difference(column: str, pairs: Sequence[tuple[Mapping[str, Any], Mapping[st
     first, second = (math.fsum(v[i] for v in values) / n for i in (0, 1))
     apart = [y - x for x, y in values]
     error = clustered_error(apart, clusters)
-    low, high, p = _t_interval(second - first, error, groups)
+    low, high, p = t_interval(second - first, error, groups)
     binary = all(x in (0.0, 1.0) and y in (0.0, 1.0) for x, y in values)
     found = mcnemar(sum(d < 0 for d in apart), sum(d > 0 for d in apart)) if binary else None
     if found is not None and groups == n and n > 1:
@@ -119,7 +119,7 @@ def _difference(column: str, pairs: Sequence[tuple[Mapping[str, Any], Mapping[st
     return ItemDifference(column, first, second, error, low, high, p, n, groups, found)
 
 
-def _t_interval(mean: float, error: float, groups: int) -> tuple[float, float, float]:
+def t_interval(mean: float, error: float, groups: int) -> tuple[float, float, float]:
     """95 % interval and two-sided p of a mean with this error, t with groups - 1 degrees of freedom."""
     from scipy import special
 
