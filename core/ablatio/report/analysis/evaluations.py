@@ -1,4 +1,4 @@
-"""Evaluations of a study's arms: values with errors, and differences to the baseline paired by item, over all seeds."""
+"""Evaluations of a study's arms: values with errors, and differences to a reference paired by item, over all seeds."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from ablatio.report.analysis.item_comparison import t_interval
 from ablatio.report.read.run import Run
 from ablatio.training.evaluation.items_file import read_items
 
-HEAD = ("measure", "arm", "value", "difference to the baseline", "95 % interval", "p", "items")
+HEAD = ("measure", "arm", "value", "difference to the reference", "95 % interval", "p", "items")
 CAPTION = (
     "± is the standard error over the choice of items (with their clusters), in one run.  Differences are paired: the "
     "mean over the items of the difference of their values, each the mean over the seeds that both arms have; interval "
     "and p (t-test on clusters) are for the choice of items, not for the choice of seeds, and not corrected for the "
-    "number of measures."
+    "number of measures.  The reference is the baseline or, without one, the first arm."
 )
 Values = Mapping[tuple[str, str, str], tuple[str, Mapping[str, float]]]  # (eval, id, digest) -> cluster, values
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluationRow:
-    """One measure of one arm; nan for what is not known.  The difference is paired by item with the baseline."""
+    """One measure of one arm; nan for what is not known.  The difference is paired by item with the reference."""
 
     measure: str
     arm: str
@@ -38,13 +38,14 @@ class EvaluationRow:
     high: float
     p: float
     items: int
+    reference: bool
 
     @property
     def cells(self) -> tuple[str, ...]:
         """The row as text."""
         value = _number(self.value) + (f" ± {_number(self.error)}" if math.isfinite(self.error) else "")
         interval = f"[{self.low:+.3g}, {self.high:+.3g}]" if math.isfinite(self.low) else ""
-        apart = f"{self.difference:+.3g}" if math.isfinite(self.difference) else ""
+        apart = f"{self.difference:+.3g}" if math.isfinite(self.difference) else "reference" * self.reference
         p = "" if not math.isfinite(self.p) else "< 0.001" if self.p < 0.001 else f"{self.p:.3f}"
         return self.measure, self.arm, value, apart, interval, p, str(self.items)
 
@@ -56,7 +57,7 @@ def _number(value: float) -> str:
 def evaluation_rows(found: Findings) -> list[EvaluationRow]:
     """Rows of all measures that finished runs of the study have; the main values alone where a metric has several."""
     arms = [row.arm for row in found.rows]
-    base = next((arm for arm in arms if arm.baseline), None)
+    base = next((arm for arm in arms if arm.baseline), arms[0] if arms else None)
     columns = dict.fromkeys(c for arm in arms for run in _done(arm) for c in run.measured if c.count("/") == 2)
     by_run = {run.folder: _values(run) for arm in arms for run in _done(arm) if run.measured}
     return [
@@ -89,13 +90,13 @@ def _row(column: str, arm: Arm, base: Arm | None, by_run: Mapping[object, Values
     known = (math.nan,) * 4
     if base is not None and arm is not base:
         known = _paired(column, arm, base, by_run)
-    return EvaluationRow(column, arm.name, value, error, *known, items)
+    return EvaluationRow(column, arm.name, value, error, *known, items, arm is base)
 
 
 def _paired(
     column: str, arm: Arm, base: Arm, by_run: Mapping[object, Values]
 ) -> tuple[float, float, float, float]:
-    """Mean difference to the baseline by item, its 95 % interval and p."""
+    """Mean difference to the reference by item, its 95 % interval and p."""
     others = {(run.group, run.seed): run for run in _done(base)}
     apart: dict[tuple[str, str, str], list[float]] = {}
     clusters: dict[tuple[str, str, str], object] = {}

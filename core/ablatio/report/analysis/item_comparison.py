@@ -90,7 +90,7 @@ def compare_items(first: Path, second: Path) -> ItemComparison:
     notes = list(_unpaired(a, b, set(shared), first, second))
     pairs = [(a[key], b[key]) for key in shared]
     columns = list(dict.fromkeys(c for x, y in pairs for c in x["values"] if c in y["values"]))
-    return ItemComparison([_difference(c, pairs) for c in columns], notes, _answers(pairs))
+    return ItemComparison([item_difference(c, pairs) for c in columns], notes, _answers(pairs))
 
 
 def _unpaired(a: Rows, b: Rows, shared: set[tuple[str, str]], first: Path, second: Path) -> Iterator[str]:
@@ -103,7 +103,8 @@ def _unpaired(a: Rows, b: Rows, shared: set[tuple[str, str]], first: Path, secon
             yield f"eval {name}: {sizes[2]} items are the same, of {sizes[0]} and {sizes[1]}; only these are compared"
 
 
-def _difference(column: str, pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> ItemDifference:
+def item_difference(column: str, pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> ItemDifference:
+    """Compare two runs on one measure; pairs: the rows of each item in both."""
     having = [(x, y) for x, y in pairs if column in x["values"] and column in y["values"]]
     values = [(float(x["values"][column]), float(y["values"][column])) for x, y in having]
     clusters = [x["cluster"] or ("item", x["id"]) for x, _ in having]
