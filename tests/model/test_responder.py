@@ -70,7 +70,9 @@ def test_a_context_is_the_source_of_models_that_have_one(architecture: str) -> N
     for asked, found in zip(ASKED, Responder(net, TOKENIZER, LENGTH)(ASKED), strict=True):
         source, target = [TOKENIZER.eos, *ids(asked.context)], ids(asked.continuation)
         source = source[-(LENGTH + 1 - len(target)) :]
-        example = Example(torch.tensor([[net.eos, *target[:-1]]]), torch.tensor([target]), source=torch.tensor([source]))
+        example = Example(
+            torch.tensor([[net.eos, *target[:-1]]]), torch.tensor([target]), source=torch.tensor([source])
+        )
         expected = net.token_losses(example)[0]
         assert torch.tensor(found.logps).numpy() == pytest.approx(-expected.numpy(), abs=1e-4)
 

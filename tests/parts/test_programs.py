@@ -4,10 +4,10 @@ import time
 from pathlib import Path
 
 import pytest
-from ablatio_std.metrics._sandbox import runs
 
 from ablatio import metrics
 from ablatio.data.items import Item, Response
+from ablatio_std.metrics._sandbox import runs
 
 
 @pytest.mark.parametrize(

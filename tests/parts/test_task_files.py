@@ -68,7 +68,7 @@ def test_examples_come_first_and_never_contain_the_question(folder: Path) -> Non
 
 def test_likelihood_and_generation(folder: Path) -> None:
     last_word = CHOICE.replace("multiple_choice", "loglikelihood").replace("doc_to_choice: options\n", "")
-    last_word = last_word.replace("doc_to_text: \"Q: {{question}}\\nA:\"", "doc_to_text: passage")
+    last_word = last_word.replace('doc_to_text: "Q: {{question}}\\nA:"', "doc_to_text: passage")
     last_word = last_word.replace("doc_to_target: label", 'doc_to_target: " {{question}}"')
     first = items(folder, last_word)[0]
     assert (first.prompt, first.continued(first.target)) == ("p0", " Is it blue?")
@@ -122,7 +122,7 @@ def test_bad_files(folder: Path) -> None:
     with pytest.raises(UserError, match="needs a file in lm-eval's YAML format"):
         evals.build("task_file", {}, texts=None)
     (folder / "data" / "test.jsonl").write_text("")
-    with pytest.raises(UserError, match="test.jsonl|has no records"):
+    with pytest.raises(UserError, match=r"test\.jsonl|has no records"):
         items(folder, CHOICE)
 
 

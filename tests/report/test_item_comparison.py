@@ -30,7 +30,10 @@ def written(folder: Path, values, clusters=None, column: str = COLUMN, **more) -
 
 def compared(a, b, clusters=None, column: str = COLUMN):
     rows = [
-        [{"id": str(i), "cluster": clusters[i] if clusters else "", "values": {column: float(v)}} for i, v in enumerate(x)]
+        [
+            {"id": str(i), "cluster": clusters[i] if clusters else "", "values": {column: float(v)}}
+            for i, v in enumerate(x)
+        ]
         for x in (a, b)
     ]
     return item_difference(column, list(zip(*rows, strict=True)))

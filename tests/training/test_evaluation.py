@@ -120,7 +120,9 @@ def test_runs_are_compared_by_the_score_that_is_chosen(text_file: Path, tmp_path
 def test_bad_input_is_refused_before_training(
     words: tuple[str, ...], message: str, text_file: Path, tmp_path: Path
 ) -> None:
-    done = ablatio(["train", *TINY, f"source.path={text_file}", f"out={tmp_path}", *words, "name=bad"], tmp_path / "log")
+    done = ablatio(
+        ["train", *TINY, f"source.path={text_file}", f"out={tmp_path}", *words, "name=bad"], tmp_path / "log"
+    )
     assert done.code == 2 and message in done.err, done.err
     assert "try: " in done.err and not (tmp_path / "bad").exists()
 

@@ -61,7 +61,7 @@ def without(item: Item, labels: Sequence[str]) -> Item:
 
 
 def responses(requests: Sequence[Request], who: str = "") -> list[Response]:
-    """Responses that depend on the request and on `who` responds: 0 to 3 nats per byte, one of ANSWERS."""
+    """Responses that depend on the request and on `who` responds: 0 to 3 nats per byte, forms of the correct answer."""
     found = []
     for request in requests:
         digest = hashlib.sha256(f"{who}{request}".encode()).digest()
@@ -69,15 +69,21 @@ def responses(requests: Sequence[Request], who: str = "") -> list[Response]:
             logps = tuple(-3 * byte / 255 for byte in (digest * 8)[: max(1, len(request.continuation.encode()))])
             found.append(Response(logps, digest[0] < 128, len(request.continuation.encode())))
         else:
-            found.append(Response(texts=tuple(_answer(request.prompt, byte) for byte in digest[: request.samples])))
+            first = digest[0] if who else 0
+            texts = (_answer(request.prompt, first + sample) for sample in range(request.samples))
+            found.append(Response(texts=tuple(texts)))
     return found
 
 
 def _answer(prompt: str, number: int) -> str:
-    """One of ANSWERS, or a form of the correct one if the prompt has a sample question."""
-    correct = next((answer for question, answer, _ in QUESTIONS if question in prompt), "")
-    forms = (correct, correct.upper(), f"The {correct}!", f"{correct} x {correct}, {correct}", correct[:-1], *ANSWERS)
-    return forms[number % len(forms)]
+    """One of ANSWERS, or a form of the correct answer if the prompt has a sample question: other questions, others."""
+    place = next((i for i, (question, _, _) in enumerate(QUESTIONS) if question in prompt), None)
+    if place is None:
+        return ANSWERS[number % len(ANSWERS)]
+    correct = QUESTIONS[place][1]
+    forms = (correct, correct.upper(), f"no x {correct}", f"The {correct}!", f"So it is {correct}", correct[:-1])
+    every = (*forms, *ANSWERS)
+    return every[(place + number) % len(every)]
 
 
 def open_run(folder: str) -> Respond:

@@ -160,7 +160,9 @@ def literal(text: Any, where: str) -> Any:
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
-        raise UserError(f"{where} gives {shown(text)}; expected a list\n    try: a template as {{{{[a, b]}}}}") from None
+        raise UserError(
+            f"{where} gives {shown(text)}; expected a list\n    try: a template as {{{{[a, b]}}}}"
+        ) from None
 
 
 class _Loader(yaml.SafeLoader):

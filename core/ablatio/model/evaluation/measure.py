@@ -122,4 +122,7 @@ class Measure:
 def built(entry: PartSpec, build: Callable[..., Any], knobs: Mapping[str, Any], **wiring: Any) -> Metric:
     """Build a metric; a function of an answer and a target becomes one."""
     part: Any = build(entry.name, knobs, **wiring)
-    return Agreement(entry.name, part) if entry.wiring == ("answer", "target") else part
+    if entry.wiring == ("answer", "target"):
+        part = Agreement(entry.name, part)
+    found: Metric = part
+    return found

@@ -114,7 +114,9 @@ class Responder:
             logps.append(logits.gather(1, t[:, None])[:, 0] - logits.logsumexp(-1))
             hits.append(logits.argmax(-1) == t)
         sizes = [len(continuation) for _, continuation in pairs]
-        each = zip(torch.cat(logps).double().cpu().split(sizes), torch.cat(hits).cpu().split(sizes), strict=True)
+        each = zip(
+            torch.split(torch.cat(logps).double().cpu(), sizes), torch.split(torch.cat(hits).cpu(), sizes), strict=True
+        )
         return [(logp.tolist(), hit.tolist()) for logp, hit in each]
 
     def _generations(self, requests: Sequence[Generation]) -> dict[Request, Response]:

@@ -59,7 +59,7 @@ def evaluation_rows(found: Findings) -> list[EvaluationRow]:
     arms = [row.arm for row in found.rows]
     base = next((arm for arm in arms if arm.baseline), arms[0] if arms else None)
     columns = dict.fromkeys(c for arm in arms for run in _done(arm) for c in run.measured if c.count("/") == 2)
-    by_run = {run.folder: _values(run) for arm in arms for run in _done(arm) if run.measured}
+    by_run: dict[object, Values] = {run.folder: _values(run) for arm in arms for run in _done(arm) if run.measured}
     return [
         _row(column, arm, base, by_run)
         for column in columns
@@ -93,9 +93,7 @@ def _row(column: str, arm: Arm, base: Arm | None, by_run: Mapping[object, Values
     return EvaluationRow(column, arm.name, value, error, *known, items, arm is base)
 
 
-def _paired(
-    column: str, arm: Arm, base: Arm, by_run: Mapping[object, Values]
-) -> tuple[float, float, float, float]:
+def _paired(column: str, arm: Arm, base: Arm, by_run: Mapping[object, Values]) -> tuple[float, float, float, float]:
     """Mean difference to the reference by item, its 95 % interval and p."""
     others = {(run.group, run.seed): run for run in _done(base)}
     apart: dict[tuple[str, str, str], list[float]] = {}
@@ -111,5 +109,5 @@ def _paired(
         return (math.nan,) * 4
     means: Sequence[float] = [fmean(values) for values in apart.values()]
     groups = [clusters[key] for key in apart]
-    mean, error = fmean(means), clustered_error(means, groups)  # type: ignore[arg-type]
+    mean, error = fmean(means), clustered_error(means, groups)
     return (mean, *t_interval(mean, error, len(set(groups))))

@@ -26,8 +26,8 @@ class ItemDifference:
     first, second  means over the items that both have
     error     standard error of the mean difference, with clusters
     low, high 95 % interval of the difference
-    p         two-sided, that the means are equal: of McNemar's test for values 0 and 1 in single items, else of a t-test
-              on the clusters; nan if it cannot be tested
+    p         two-sided, that the means are equal: of McNemar's test for values 0 and 1 without clusters, else of a
+              t-test on the clusters; nan if it cannot be tested
     items, clusters  their numbers
     discordance  for values 0 and 1: items that one run alone answers correctly
     """
@@ -53,7 +53,9 @@ class ItemDifference:
         means = f"{self.column}: {self.first:.4g} and {self.second:.4g} on the same {self.items} items"
         if not math.isfinite(self.p):
             return f"{means}; one cluster of items: no test"
-        told = f"second - first = {self.difference:+.4g}, 95 % interval {self.low:+.4g} to {self.high:+.4g}, {_p(self.p)}"
+        told = (
+            f"second - first = {self.difference:+.4g}, 95 % interval {self.low:+.4g} to {self.high:+.4g}, {_p(self.p)}"
+        )
         if self.p < ALPHA:
             side = "higher" if self.difference > 0 else "lower"
             told = f"the second is {side}: {told}"
@@ -134,7 +136,7 @@ def t_interval(mean: float, error: float, groups: int) -> tuple[float, float, fl
 
 def _answers(pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> list[dict[str, str]]:
     """Generated answers side by side: the first items on which the runs answer differently."""
-    found = []
+    found: list[dict[str, str]] = []
     for x, y in pairs:
         if len(found) < SHOWN and "answer" in x and "answer" in y and x["answer"] != y["answer"]:
             row = {"prompt": str(x.get("prompt", "")), "first": str(x["answer"]), "second": str(y["answer"])}
