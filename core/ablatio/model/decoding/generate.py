@@ -1,16 +1,13 @@
-"""Batched decoding with the KV cache: one pass over the prompts, then one step per token for the whole batch."""
+"""Sampled continuations of token ids, texts and conversations."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from ablatio.data.chat import Template, sign_id, write
 from ablatio.data.types import Message, Tokenizer, start_id
-from ablatio.errors import UserError
-from ablatio.model.example import PADDING
-from ablatio.model.kv_cache import KVCache
+from ablatio.model.decoding.job import DecodingJob, Ending
+from ablatio.model.decoding.logits import LogitsProcessors
+from ablatio.model.decoding.steps import chooser, token_by_token
 from ablatio.model.language_model import LanguageModel
 
 
@@ -23,12 +20,10 @@ class Sampling:
     top_p: float = 1.0
     seed: int = 1
 
-    def __post_init__(self) -> None:
-        if not (self.temperature >= 0 and self.top_k >= 0 and 0 < self.top_p <= 1):
-            raise UserError(
-                f"temperature={self.temperature}, top-k={self.top_k}, top-p={self.top_p}; expected temperature >= 0, "
-                "top-k >= 0, 0 < top-p <= 1\n    try: --temperature 0.8 --top-k 0 --top-p 0.95"
-            )
+    @property
+    def processors(self) -> LogitsProcessors:
+        """The settings without the seed."""
+        return LogitsProcessors(self.temperature, self.top_k, self.top_p)
 
 
 def complete(
@@ -62,52 +57,10 @@ def answer(
     return [tokenizer.decode([i for i in ids if i < tokenizer.vocab_size]).strip() for ids in answers]
 
 
-@torch.no_grad()
 def generate(
     model: LanguageModel, prompts: Sequence[Sequence[int]], new_tokens: int, sampling: Sampling, stop: int | None = None
 ) -> list[list[int]]:
-    """Return up to `new_tokens` generated ids for each prompt, without `stop`; prompts may differ in length.
-
-    Shorter prompts are padded on the left; padding forms a separate segment, invisible to all other tokens.
-    """
-    device = next(model.parameters()).device
-    longest = max(map(len, prompts))
-    tokens = torch.zeros(len(prompts), longest, dtype=torch.long)
-    segments = torch.full_like(tokens, PADDING)
-    for i, prompt in enumerate(prompts):
-        tokens[i, longest - len(prompt) :] = torch.tensor(list(prompt))
-        segments[i, longest - len(prompt) :] = 0
-    packed = segments.to(device) if bool((segments == PADDING).any()) else None
-    generator = torch.Generator(device).manual_seed(sampling.seed)
-    cache, step = KVCache(), tokens.to(device)
-    generated: list[list[int]] = [[] for _ in prompts]
-    running, started = torch.ones(len(prompts), dtype=torch.bool), False  # rows without `stop` so far
-    for _ in range(new_tokens):
-        logits = model.extend(step, cache) if started else model.read(step, packed, cache)
-        started = True
-        chosen = pick(logits, sampling, generator)
-        for i, token in enumerate(chosen.tolist()):
-            if running[i] and token != stop:
-                generated[i].append(token)
-            else:
-                running[i] = False
-        if not bool(running.any()):
-            break
-        step = chosen[:, None]
-    return generated
-
-
-def pick(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> Tensor:
-    """Choose the next token of each row from its logits: (B, V) -> (B,)."""
-    if sampling.temperature == 0:
-        return logits.argmax(-1)
-    logits = logits.float() / sampling.temperature
-    if 0 < sampling.top_k < logits.shape[-1]:
-        least = logits.topk(sampling.top_k).values[:, -1:]
-        logits = logits.masked_fill(logits < least, float("-inf"))
-    if sampling.top_p < 1:
-        ordered, index = logits.sort(descending=True)
-        mass = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)  # mass of the more likely tokens
-        drop = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, index, mass >= sampling.top_p)
-        logits = logits.masked_fill(drop, float("-inf"))
-    return torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
+    """Return up to `new_tokens` generated ids for each prompt, without `stop`; prompts may differ in length."""
+    ending = Ending(new_tokens, () if stop is None else (stop,))
+    job = DecodingJob(model, prompts, ending, seed=sampling.seed)
+    return [found[0].ids for found in token_by_token(job, sampling.processors, chooser(job, sampling.processors))]

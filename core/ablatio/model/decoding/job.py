@@ -20,13 +20,15 @@ class Continuation:
     """A continuation of a prompt.
 
     ids       tokens, without the one that ended it and without the tokens of a stop string
-    logprob   log-probability of all its tokens under the model, in nats, with the token that ended it
+    logprob   log-probability of all tokens that were generated under the model, in nats
+    tokens    number of these: with the one that ended it, and with those of a stop string
     finished  what ended it: stop (a stop token or string, or a complete choice) | length
     score     by which a decode part ranks continuations; higher is better
     """
 
     ids: list[int]
     logprob: float
+    tokens: int
     finished: Finished
     score: float = 0.0
 
@@ -86,6 +88,18 @@ class DecodingJob:
     def open(self, model: Any = None) -> Texts:
         """Read the prompts and return the texts to continue, by default with the first model."""
         return Texts(self.model if model is None else model, self.prompts)
+
+    @property
+    def second_model(self) -> Any:
+        """The second model.  Raises UserError if there is none, or if it has other token ids."""
+        if self.second is None:
+            raise UserError("this decoding needs a second model, and none was given\n    try: second=RUN, a run folder")
+        if self.second.vocab_size != self.model.vocab_size:
+            raise UserError(
+                f"the second model has {self.second.vocab_size} token ids and the first {self.model.vocab_size}; "
+                "both need the same tokenizer\n    try: a second run with the same tokenizer"
+            )
+        return self.second
 
     def stream(self, row: int) -> int:
         """Number of the random stream of a prompt."""

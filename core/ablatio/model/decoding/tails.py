@@ -11,17 +11,17 @@ from ablatio.model.decoding.job import Continuation, Ending, Finished
 class Tail:
     """Tokens of one continuation so far and the sum of their log-probabilities."""
 
-    __slots__ = ("choices", "ending", "ids", "logprob")
+    __slots__ = ("choices", "count", "ending", "ids", "logprob")
 
     def __init__(self, ending: Ending, choices: Choices | None = None) -> None:
         self.ending, self.choices = ending, choices
         self.ids: list[int] = []
-        self.logprob = 0.0
+        self.logprob, self.count = 0.0, 0
 
     def copy(self) -> Tail:
         """An equal tail that grows by itself."""
         other = Tail(self.ending, self.choices)
-        other.ids, other.logprob = [*self.ids], self.logprob
+        other.ids, other.logprob, other.count = [*self.ids], self.logprob, self.count
         return other
 
     def allowed(self) -> list[int] | None:
@@ -34,6 +34,7 @@ class Tail:
     def add(self, token: int, logprob: float) -> Finished | None:
         """Append a token; return what ends the continuation with it, or None if it goes on."""
         self.logprob += logprob
+        self.count += 1
         if token in self.ending.stop_ids:
             return "stop"
         self.ids.append(token)
@@ -46,7 +47,7 @@ class Tail:
     def finished(self, how: Finished, score: float | None = None) -> Continuation:
         """The continuation, cut before its first stop string; `score`: by default its log-probability."""
         ids = cut(self.ids, self.ending) if self.ending.strings else [*self.ids]
-        return Continuation(ids, self.logprob, how, self.logprob if score is None else score)
+        return Continuation(ids, self.logprob, self.count, how, self.logprob if score is None else score)
 
     def _has_string(self) -> bool:
         """True if a stop string ends in the last token: only as many tokens are decoded as it may reach over."""

@@ -1,6 +1,7 @@
 """A batch of texts that a model continues, with their cache."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -8,7 +9,17 @@ from torch import Tensor
 
 from ablatio.errors import UserError
 from ablatio.model.example import PADDING
-from ablatio.model.kv_cache import KVCache
+from ablatio.model.kv_cache import CacheMark, KVCache
+from ablatio.model.matmul_backend import few_rows
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A place in texts: the state of the cache, the length (with padding) and the logits (R, V)."""
+
+    cache: CacheMark
+    length: int
+    logits: Tensor
 
 
 class Texts:
@@ -39,7 +50,12 @@ class Texts:
     @property
     def full(self) -> bool:
         """True if the model supports no further token."""
-        return not self.model.model.reaches(self.cache.length - self.cache.virtual + 1)
+        return not self.fits(1)
+
+    def fits(self, tokens: int) -> bool:
+        """True if the model supports so many further tokens."""
+        fits: bool = self.model.model.reaches(self.cache.length - self.cache.virtual + tokens)
+        return fits
 
     def log_probs(self) -> Tensor:
         """Log-probabilities of the next tokens under the model: (R, V)."""
@@ -52,10 +68,28 @@ class Texts:
 
     def extend_by(self, tokens: Tensor) -> Tensor:
         """Append n tokens to each text, (R, n), in one pass; return the logits after each: (R, n, V)."""
-        found: Tensor = self.model.logits(self.model.model(tokens, None, self.cache, memory=self.cache.memory)).float()
+        with few_rows(tokens.numel(), self.model.lm_head.in_features):
+            states = self.model.model(tokens, None, self.cache, memory=self.cache.memory)
+            found: Tensor = self.model.logits(states).float()
         self.logits = found[:, -1]
         self.tokens = torch.cat([self.tokens, tokens], dim=1)
         return found
+
+    def mark(self) -> Mark:
+        """What `keep` needs to come back to this length."""
+        return Mark(self.cache.mark(), self.tokens.shape[1], self.logits)
+
+    def keep(self, mark: Mark, tokens: Tensor, count: int) -> None:
+        """Forget what was appended since the mark, `tokens` (R, n), except the first `count` of it.
+
+        Append a token before using the logits: those after the kept tokens are not kept.
+        """
+        if count == tokens.shape[1]:
+            return
+        self.tokens, self.logits = self.tokens[:, : mark.length + count], mark.logits
+        if not self.cache.rewind(mark.cache, count) and count:
+            self.tokens = self.tokens[:, : mark.length]
+            self.extend_by(tokens[:, :count])  # layers with a state have to read them again
 
     def select(self, rows: Tensor) -> None:
         """Keep the texts `rows` (N,), in this order; a text may occur several times."""

@@ -44,9 +44,9 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """How questions and answers are written: prefixes of a question and of its answer, and what ends an answer.
+    r"""How questions and answers are written: prefixes of a question and of its answer, and what ends an answer.
 
-    With the default, two shots are "Q: ...\\nA: ...\\n\\nQ: ...\\nA:".
+    With the default, one example and a question are "Q: ...\nA: ...\n\nQ: ...\nA:".
     """
 
     question: str = "Q: "
