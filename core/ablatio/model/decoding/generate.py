@@ -1,14 +1,17 @@
-"""Sampled continuations of token ids, texts and conversations."""
+"""Continuations of token ids, texts and conversations."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ablatio.data.chat import Template, sign_id, write
 from ablatio.data.types import Message, Tokenizer, start_id
-from ablatio.model.decoding.job import DecodingJob, Ending
+from ablatio.model.decoding.job import Continuation, DecodingJob, Ending
 from ablatio.model.decoding.logits import LogitsProcessors
 from ablatio.model.decoding.steps import chooser, token_by_token
 from ablatio.model.language_model import LanguageModel
+
+Decode = Callable[[DecodingJob], Sequence[Sequence[Continuation]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,26 +23,65 @@ class Sampling:
     top_p: float = 1.0
     seed: int = 1
 
+    def __post_init__(self) -> None:
+        _ = self.processors  # refuses values that are not allowed
+
     @property
     def processors(self) -> LogitsProcessors:
         """The settings without the seed."""
         return LogitsProcessors(self.temperature, self.top_k, self.top_p)
 
+    def __call__(self, job: DecodingJob) -> list[list[Continuation]]:
+        """Continue each prompt once."""
+        return token_by_token(job, self.processors, chooser(job, self.processors))
 
-def complete(
-    model: LanguageModel, tokenizer: Tokenizer, prompts: Sequence[str], new_tokens: int, sampling: Sampling
-) -> list[str]:
-    """Return each prompt with its continuation; a text ends at its end-of-document token."""
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """How texts are to be continued.
+
+    decode   a decode part, or Sampling
+    stop     strings that end a text
+    choices  texts of which a continuation must be one
+    second   second model, for decode parts that need one
+    judge    scores of continuations, for decode parts that use them: (prompt, texts) -> one number each
+    """
+
+    new_tokens: int
+    decode: Decode
+    seed: int = 1
+    stop: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
+    second: Any = None
+    judge: Callable[[str, Sequence[str]], Sequence[float]] | None = None
+
+    def run(
+        self, model: LanguageModel, tokenizer: Tokenizer, rows: Sequence[Sequence[int]], stop_ids: tuple[int, ...]
+    ) -> list[list[str]]:
+        """Return the texts of the continuations of each row of token ids, best first."""
+
+        def text_of(ids: Sequence[int]) -> str:  # ids beyond the tokenizer's (sentinels) have no text
+            return tokenizer.decode([i for i in ids if i < tokenizer.vocab_size])
+
+        def judge(row: int, found: Sequence[Sequence[int]]) -> Sequence[float]:
+            assert self.judge is not None
+            return self.judge(text_of(rows[row][1:]), [text_of(ids) for ids in found])
+
+        choices = tuple(tuple(map(int, ids)) for ids in tokenizer.encode(list(self.choices)))
+        ending = Ending(self.new_tokens, stop_ids, self.stop, text_of, choices)
+        job = DecodingJob(model, rows, ending, self.second, judge if self.judge else None, self.seed)
+        return [
+            [text_of(c.ids) if c.text is None else c.text for c in continuations] for continuations in self.decode(job)
+        ]
+
+
+def complete(model: LanguageModel, tokenizer: Tokenizer, prompts: Sequence[str], request: Request) -> list[list[str]]:
+    """Return each prompt with its continuations, best first; a text ends at its end-of-document token."""
     start = start_id(tokenizer)
     rows = [[start, *map(int, ids)] for ids in tokenizer.encode(list(prompts))]
-    texts = []
-    for row, new in zip(rows, generate(model, rows, new_tokens, sampling, stop=tokenizer.eos), strict=True):
-        new = new[: new.index(start)] if start in new else new  # the start of another document ends this one, too
-        text = [
-            i for i in (*row[1:], *new) if i < tokenizer.vocab_size
-        ]  # ids beyond the tokenizer's (sentinels) have no text
-        texts.append(tokenizer.decode(text))
-    return texts
+    stop_ids = tuple(dict.fromkeys((tokenizer.eos, start)))  # the start of another document ends this one, too
+    found = request.run(model, tokenizer, rows, stop_ids)
+    return [[tokenizer.decode(row[1:]) + text for text in texts] for row, texts in zip(rows, found, strict=True)]
 
 
 def answer(
@@ -47,14 +89,12 @@ def answer(
     tokenizer: Tokenizer,
     template: Template,
     conversations: Sequence[Sequence[Message]],
-    new_tokens: int,
-    sampling: Sampling,
-) -> list[str]:
-    """Return the model's answer to each conversation, up to the template's end token."""
+    request: Request,
+) -> list[list[str]]:
+    """Return the model's answers to each conversation, best first, up to the template's end token."""
     rows = [written.ids.tolist() for written in write(tokenizer, template, conversations, answering=True)]
-    stop = sign_id(tokenizer, template.end)
-    answers = generate(model, rows, new_tokens, sampling, stop)
-    return [tokenizer.decode([i for i in ids if i < tokenizer.vocab_size]).strip() for ids in answers]
+    found = request.run(model, tokenizer, rows, (sign_id(tokenizer, template.end),))
+    return [[text.strip() for text in texts] for texts in found]
 
 
 def generate(
@@ -62,5 +102,4 @@ def generate(
 ) -> list[list[int]]:
     """Return up to `new_tokens` generated ids for each prompt, without `stop`; prompts may differ in length."""
     ending = Ending(new_tokens, () if stop is None else (stop,))
-    job = DecodingJob(model, prompts, ending, seed=sampling.seed)
-    return [found[0].ids for found in token_by_token(job, sampling.processors, chooser(job, sampling.processors))]
+    return [found[0].ids for found in sampling(DecodingJob(model, prompts, ending, seed=sampling.seed))]

@@ -24,6 +24,7 @@ class Continuation:
     tokens    number of these: with the one that ended it, and with those of a stop string
     finished  what ended it: stop (a stop token or string, or a complete choice) | length
     score     by which a decode part ranks continuations; higher is better
+    text      up to the first stop string; None: no stop strings were given, and `ids` are the whole continuation
     """
 
     ids: list[int]
@@ -31,6 +32,7 @@ class Continuation:
     tokens: int
     finished: Finished
     score: float = 0.0
+    text: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,8 +46,8 @@ class Tail:
 
     def finished(self, how: Finished, score: float | None = None) -> Continuation:
         """The continuation, cut before its first stop string; `score`: by default its log-probability."""
-        ids = cut(self.ids, self.ending) if self.ending.strings else [*self.ids]
-        return Continuation(ids, self.logprob, self.count, how, self.logprob if score is None else score)
+        ids, text = cut(self.ids, self.ending) if self.ending.strings else ([*self.ids], None)
+        return Continuation(ids, self.logprob, self.count, how, self.logprob if score is None else score, text)
 
     def _has_string(self) -> bool:
         """True if a stop string ends in the last token: only as many tokens are decoded as it may reach over."""
@@ -57,14 +57,14 @@ class Tail:
         return any(s in text for s in self.ending.strings)
 
 
-def cut(ids: Sequence[int], ending: Ending) -> list[int]:
-    """The tokens before the first stop string: the most whose text ends before it."""
+def cut(ids: Sequence[int], ending: Ending) -> tuple[list[int], str]:
+    """The text before the first stop string, and the most tokens whose text ends there or before."""
     assert ending.text_of is not None
     text = ending.text_of(ids)
     found = [place for s in ending.strings if (place := text.find(s)) >= 0]
     if not found:
-        return [*ids]
+        return [*ids], text
     kept = len(ids)
     while kept and len(ending.text_of(ids[:kept])) > min(found):
         kept -= 1
-    return [*ids[:kept]]
+    return [*ids[:kept]], text[: min(found)]

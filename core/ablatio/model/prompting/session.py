@@ -72,8 +72,8 @@ class Session:
                 numbers += [drawn[i : i + samples] for i in range(0, len(drawn), samples)]
         self.usage.calls += len(prompts)
         self.usage.read += sum(map(len, ids))
-        self.usage.generated += sum(len(c.ids) for row in numbers for c in row)
-        return [[self._completion(c, stop) for c in row] for row in numbers]
+        self.usage.generated += sum(c.tokens for row in numbers for c in row)
+        return [[self._completion(c) for c in row] for row in numbers]
 
     @torch.no_grad()
     def score(self, prompts: Sequence[str], continuations: Sequence[str]) -> NDArray[np.float64]:
@@ -137,7 +137,7 @@ class Session:
 
     def _decoder(self, samples: int, temperature: float | None) -> Any:
         """The decode part, or sampling if it gives only one continuation of a prompt."""
-        if temperature is None and (samples == 1 or self.decode.samples):
+        if temperature is None and (samples == 1 or getattr(self.decode, "samples", False)):
             return self.decode
         processors = (
             getattr(self.decode, "processors", LogitsProcessors()) if self.decode.samples else LogitsProcessors()
@@ -177,10 +177,8 @@ class Session:
         found: NDArray[np.float64] = -(losses.double().cpu() * scored).sum(1).numpy()
         return found
 
-    def _completion(self, found: Continuation, stop: Sequence[str]) -> Completion:
-        text = self.text(found.ids)
-        places = [place for s in stop if (place := text.find(s)) >= 0]
-        return Completion(text[: min(places)] if places else text, found.logprob, len(found.ids))
+    def _completion(self, found: Continuation) -> Completion:
+        return Completion(self.text(found.ids) if found.text is None else found.text, found.logprob, found.tokens)
 
 
 def _right_padded(rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
