@@ -105,7 +105,7 @@ class Session:
         return np.stack(found)
 
     def token_candidates(self, prompts: Sequence[str], trigger: str, answers: Sequence[str], k: int) -> list[list[str]]:
-        """Return the k tokens for each place of `trigger` that most lower the loss to first order; see TextModel."""
+        """Return triggers with one token replaced, k for each place; see TextModel."""
         return token_candidates(self, prompts, trigger, answers, k)
 
     def random(self, name: str) -> random.Random:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def token_candidates(
     session: "Session", prompts: Sequence[str], trigger: str, answers: Sequence[str], k: int
 ) -> list[list[str]]:
-    """Return, for each token of the trigger, the k tokens v with the largest -(e_v - e_t) . dL/de_t, as text.
+    """Return triggers with one token replaced: in each place, by the k tokens v of largest -(e_v - e_t) . dL/de_t.
 
     e are rows of the token table, t the token in that place, L the sum of -log p(answer | prompt) over the pairs.
     Raises UserError if a prompt does not hold the trigger as tokens of its own.
@@ -31,11 +31,15 @@ def token_candidates(
     gain = -(total @ table.T)  # (n, V); the term of e_t is the same for all v
     count = session.tokenizer.vocab_size
     order = gain[:, :count].argsort(dim=-1, descending=True, stable=True)
-    found = []
-    for row in order.tolist():
-        texts = [text for i in row[: 4 * k] if (text := session.text([i])).strip() and "\ufffd" not in text]
-        found.append(texts[:k])
-    return found
+    return [_replaced(session, wanted, place, row, k) for place, row in enumerate(order[:, : 8 * k].tolist())]
+
+
+def _replaced(session: "Session", wanted: Sequence[int], place: int, tokens: Sequence[int], k: int) -> list[str]:
+    """The triggers with the first k of the tokens in this place whose text has the same number of tokens again."""
+    rows = [[*wanted[:place], token, *wanted[place + 1 :]] for token in tokens if token != wanted[place]]
+    texts = [session.text(row) for row in rows]
+    again = [list(map(int, ids)) for ids in session.tokenizer.encode(texts)]
+    return [text for text, row, ids in zip(texts, rows, again, strict=True) if row == ids and "\ufffd" not in text][:k]
 
 
 def _place(ids: Sequence[int], wanted: Sequence[int], trigger: str, prompt: str) -> int:

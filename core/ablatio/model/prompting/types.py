@@ -127,10 +127,10 @@ class TextModel(Protocol):
         ...
 
     def token_candidates(self, prompts: Sequence[str], trigger: str, answers: Sequence[str], k: int) -> list[list[str]]:
-        """Return, for each token of `trigger`, the k tokens that most lower the loss to first order, as text.
+        """Return, for each token of `trigger`, k triggers in which it is replaced, those that lower the loss most.
 
-        A prompt holds its trigger once, at the first place where `trigger` occurs; the loss is -log p(answer | prompt),
-        summed over the pairs.  Models without gradients raise UserError.
+        To first order in the embedding of the token; the loss is -log p(answer | prompt), summed over the pairs.  Each
+        prompt holds the trigger; what is returned has as many tokens as it.  Models without gradients raise UserError.
         """
         ...
 
