@@ -66,10 +66,8 @@ class ScriptedModel:
 
     def token_candidates(self, prompts: Sequence[str], trigger: str, answers: Sequence[str], k: int) -> list[list[str]]:
         """For each word of the trigger, the k triggers with a letter in its place."""
-        words = trigger.split()
-        return [
-            [" ".join([*words[:i], letter, *words[i + 1 :]]) for letter in "abcdefgh"[:k]] for i in range(len(words))
-        ]
+        words, letters = trigger.split(), "abcdefgh"[:k]
+        return [[" ".join([*words[:i], a, *words[i + 1 :]]) for a in letters] for i in range(len(words))]
 
     def random(self, name: str) -> random.Random:
         """Random numbers by name."""

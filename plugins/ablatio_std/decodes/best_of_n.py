@@ -33,13 +33,13 @@ class BestOfN:
         no_repeat_ngram: NoRepeatNgram = 0,
     ) -> None:
         self.n, self.by = n, by
-        self.processors = LogitsProcessors(
+        self.settings = LogitsProcessors(
             temperature, top_k, top_p, repetition=repetition, no_repeat_ngram=no_repeat_ngram
         )
 
     def __call__(self, job: DecodingJob) -> Sequence[Sequence[Continuation]]:
         repeated = job.repeated(self.n)
-        drawn = [found[0] for found in token_by_token(repeated, self.processors, chooser(repeated, self.processors))]
+        drawn = [found[0] for found in token_by_token(repeated, self.settings, chooser(repeated, self.settings))]
         groups = [drawn[i : i + self.n] for i in range(0, len(drawn), self.n)]
         return [self._ranked(job, row, group) for row, group in enumerate(groups)]
 

@@ -48,7 +48,7 @@ class Speculative:
         no_repeat_ngram: NoRepeatNgram = 0,
     ) -> None:
         self.draft = draft
-        self.processors = LogitsProcessors(temperature, top_k, top_p, min_p, typical, repetition, no_repeat_ngram)
+        self.settings = LogitsProcessors(temperature, top_k, top_p, min_p, typical, repetition, no_repeat_ngram)
 
     def __call__(self, job: DecodingJob) -> Sequence[Sequence[Continuation]]:
         return [[self._one(job.only(row))] for row in range(len(job.prompts))]
@@ -108,8 +108,8 @@ class Speculative:
 
     def _chances(self, logits: Tensor, tokens: Tensor, tail: Tail) -> Tensor:
         """Probabilities (V,) of the next token: logits (V,), tokens (1, S) of the text."""
-        allowed = only_allowed(self.processors.penalize(logits[None], tokens), [tail])
-        return self.processors.warp(allowed).softmax(-1)[0]
+        allowed = only_allowed(self.settings.penalize(logits[None], tokens), [tail])
+        return self.settings.warp(allowed).softmax(-1)[0]
 
 
 class Reader:

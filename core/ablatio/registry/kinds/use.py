@@ -22,7 +22,8 @@ class Decode(Protocol):
                    prompts, and those of row i use only the random stream `job.stream(i)`
 
     Optional attributes:
-    processors     LogitsProcessors that it applies to the logits; policies sample their answers with the same ones
+    processors     LogitsProcessors, of a part that takes each token from the processed logits of the model alone;
+                   policies sample their answers with them
 
     Facts:
     needs_second_model  True if it needs `job.second`, a model with the same token ids: a draft, an amateur
