@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ablatio.model.prompting.types import Example, Reply
 
 Choice = str | Mapping[str, Any]
+Judge = Callable[[str, Sequence[str], Sequence[Sequence[int]]], Sequence[float]]
 USUAL = {"temperature": 0.8, "top_p": 0.95}
 
 
@@ -122,7 +123,7 @@ def _second(folder: str | Path | None, choice: Choice | None) -> Any:
     return open_run(folder).model
 
 
-def _judge(choice: Choice | None, decode: Choice | None) -> Callable[[str, Sequence[str]], Sequence[float]] | None:
+def _judge(choice: Choice | None, decode: Choice | None) -> Judge | None:
     if choice is None:
         return None
     if not isinstance(decode, Mapping) or decode.get("by") != "judge":
@@ -136,8 +137,9 @@ def _judge(choice: Choice | None, decode: Choice | None) -> Callable[[str, Seque
         raise UserError(f"reward={name} is not a function of one answer; choose one of {known}")
     rule = one_by_one(built(kinds.rewards, node), name)
 
-    def judge(prompt: str, texts: Sequence[str]) -> list[float]:
-        scores: list[float] = judged(rule, name, [Answer(prompt, text) for text in texts])[0].tolist()
+    def judge(prompt: str, texts: Sequence[str], ids: Sequence[Sequence[int]]) -> list[float]:
+        answers = [Answer(prompt, text, ids=row) for text, row in zip(texts, ids, strict=True)]
+        scores: list[float] = judged(rule, name, answers)[0].tolist()
         return scores
 
     return judge

@@ -44,7 +44,7 @@ class Request:
     stop     strings that end a text
     choices  texts of which a continuation must be one
     second   second model, for decode parts that need one
-    judge    scores of continuations, for decode parts that use them: (prompt, texts) -> one number each
+    judge    scores of continuations, for decode parts that use them: (prompt, texts, token ids) -> one number each
     """
 
     new_tokens: int
@@ -53,7 +53,7 @@ class Request:
     stop: tuple[str, ...] = ()
     choices: tuple[str, ...] = ()
     second: Any = None
-    judge: Callable[[str, Sequence[str]], Sequence[float]] | None = None
+    judge: Callable[[str, Sequence[str], Sequence[Sequence[int]]], Sequence[float]] | None = None
 
     def run(
         self, model: LanguageModel, tokenizer: Tokenizer, rows: Sequence[Sequence[int]], stop_ids: tuple[int, ...]
@@ -65,7 +65,7 @@ class Request:
 
         def judge(row: int, found: Sequence[Sequence[int]]) -> Sequence[float]:
             assert self.judge is not None
-            return self.judge(text_of(rows[row][1:]), [text_of(ids) for ids in found])
+            return self.judge(text_of(rows[row][1:]), [text_of(ids) for ids in found], found)
 
         choices = tuple(tuple(map(int, ids)) for ids in tokenizer.encode(list(self.choices)))
         ending = Ending(self.new_tokens, stop_ids, self.stop, text_of, choices)

@@ -139,9 +139,7 @@ class Session:
         """The decode part, or sampling if it gives only one continuation of a prompt."""
         if temperature is None and (samples == 1 or getattr(self.decode, "samples", False)):
             return self.decode
-        processors = (
-            getattr(self.decode, "processors", LogitsProcessors()) if self.decode.samples else LogitsProcessors()
-        )
+        processors = getattr(self.decode, "processors", LogitsProcessors())
         processors = replace(processors, temperature=1.0 if temperature is None else temperature)
         return lambda job: token_by_token(job, processors, chooser(job, processors))
 
