@@ -40,13 +40,15 @@ class BeamSearch:
     processors: LogitsProcessors
 
     @torch.no_grad()
-    def __call__(self, job: DecodingJob, texts: Any, scores: Callable[[], Tensor]) -> list[list[Continuation]]:
-        """Search from the opened texts; `scores`: scores (R, V) of their next tokens."""
+    def __call__(
+        self, job: DecodingJob, texts: Any, scores: Callable[[Tensor], Tensor] = lambda log_probs: log_probs
+    ) -> list[list[Continuation]]:
+        """Search from the opened texts; `scores`: log-probabilities of the next tokens -> their scores, (R, V)."""
         searches = [Search([(0.0, tail)]) for tail in tails_of(job.ending, len(job.prompts))]
         if job.ending.new_tokens == 0:
             return [[search.running[0][1].finished("length")] for search in searches]
         for length in range(1, job.ending.new_tokens + 1):
-            rows, tokens = self._step(searches, texts, scores(), length, job.ending.new_tokens)
+            rows, tokens = self._step(searches, texts, scores, length, job.ending.new_tokens)
             if not rows or texts.full:
                 break
             device = texts.logits.device
@@ -55,13 +57,13 @@ class BeamSearch:
         return [self._result(search) for search in searches]
 
     def _step(
-        self, searches: Sequence[Search], texts: Any, scores: Tensor, length: int, longest: int
+        self, searches: Sequence[Search], texts: Any, score: Callable[[Tensor], Tensor], length: int, longest: int
     ) -> tuple[list[int], list[int]]:
         """Extend all beams by a token; return the row of the batch and the token of each beam that goes on."""
         active = [search for search in searches if not search.done]
-        scores = self.processors.penalize(scores, texts.tokens)
-        scores = only_allowed(scores, [tail for search in active for _, tail in search.running])
         plain = texts.log_probs()
+        scores = self.processors.penalize(score(plain), texts.tokens)
+        scores = only_allowed(scores, [tail for search in active for _, tail in search.running])
         rows, tokens, first = list[int](), list[int](), 0
         for search in active:
             count = len(search.running)
@@ -81,12 +83,13 @@ class BeamSearch:
         best = total.flatten().topk(min(total.numel(), max(2, 1 + len(ending.stop_ids)) * self.width))
         places, old = list[tuple[int, int]](), search.running
         search.running = []
-        for rank, (score, place) in enumerate(zip(best.values.tolist(), best.indices.tolist(), strict=True)):
-            if score == MINUS_INFINITY:
+        found = zip(best.values.tolist(), best.indices.tolist(), plain.flatten()[best.indices].tolist(), strict=True)
+        for rank, (score, place, logprob) in enumerate(found):
+            if score == MINUS_INFINITY or (rank >= self.width and len(search.running) == self.width):
                 break
             row, token = divmod(place, total.shape[1])
             tail = old[row][1].copy()
-            ended = tail.add(token, float(plain[row, token]))
+            ended = tail.add(token, logprob)
             if ended and rank < self.width:  # of the others, only those count that go on
                 search.finished.append(tail.finished(ended, score / length**self.length_penalty))
             elif not ended and len(search.running) < self.width:

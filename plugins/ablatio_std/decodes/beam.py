@@ -34,5 +34,4 @@ class Beam:
         self.search = BeamSearch(width, length_penalty, stop, processors)
 
     def __call__(self, job: DecodingJob) -> Sequence[Sequence[Continuation]]:
-        texts = job.open()
-        return self.search(job, texts, texts.log_probs)
+        return self.search(job, job.open())

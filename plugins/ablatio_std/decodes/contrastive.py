@@ -72,10 +72,10 @@ class Contrastive:
 
     def __call__(self, job: DecodingJob) -> Sequence[Sequence[Continuation]]:
         pair = Pair(job.open(), job.open(job.second_model))
-        return self.search(job, pair, lambda: self.scores(pair.expert.logits, pair.amateur.logits))
+        return self.search(job, pair, lambda p: self.scores(p, pair.amateur.logits))
 
-    def scores(self, expert: Tensor, amateur: Tensor) -> Tensor:
-        """Scores of the next tokens from the logits of both models: (R, V)."""
-        p, q = expert.log_softmax(-1), (amateur / self.temperature).log_softmax(-1)
+    def scores(self, p: Tensor, amateur: Tensor) -> Tensor:
+        """Scores of the next tokens from the model's log-probabilities and the amateur's logits: (R, V)."""
+        q = (amateur / self.temperature).log_softmax(-1)
         least = p.amax(-1, keepdim=True) + torch.tensor(self.alpha).log()
         return (p - q).masked_fill(p < least, MINUS_INFINITY)
