@@ -26,7 +26,9 @@ from ablatio.registry.value_schedules import ValueSchedule
 T = TypeVar("T")
 Target = TypeVar("Target", bound=Callable[..., Any])
 NAME = re.compile(r"[a-z][a-z0-9_]{0,63}\Z")
-Scope = Literal["task", "model", "training", "tuning", "memory", "data", "feedback", "measure", "output", "sweep"]
+Scope = Literal[
+    "task", "model", "training", "tuning", "memory", "data", "feedback", "use", "measure", "output", "sweep",
+]  # fmt: skip
 SCOPES: tuple[Scope, ...] = get_args(Scope)  # in the order in which a config lists the kinds
 Place = Literal["", "embedding", "sublayer", "layer", "hidden"]
 PerLayer = Literal["", "inside", "also outside"]
@@ -65,6 +67,7 @@ class Registry(Generic[T]):
                   memory    how the same numbers are computed with less memory
                   data      documents, their token ids, their format
                   feedback  how preferences and rewards are used
+                  use       how a trained model is used: decoding, prompts
                   measure   what is measured of the trained model beside the task's own scores
                   output    where numbers are written.  Like what is measured, it affects no training, so it is not
                             part of a run's id and never distinguishes two arms

@@ -23,8 +23,9 @@ from torch import Tensor, nn
 
 from ablatio.model.kv_cache import KVCache
 from ablatio.model.parameter_roles import named_generator
+from ablatio.model.prompting.answers import answer_all
 from ablatio.registry.registry import REGISTRIES, PartSpec
-from ablatio.testing import sample_alignments, sample_evaluations, sample_parts, tiny_models
+from ablatio.testing import sample_alignments, sample_evaluations, sample_parts, sample_use, tiny_models
 
 Observer = Callable[[PartSpec, Mapping[str, Any]], Any]
 OBSERVERS: dict[str, Observer] = {}
@@ -305,6 +306,22 @@ def _metric(entry: PartSpec, knobs: Mapping[str, Any]) -> Any:
         return [asked, sorted(vars(measure.metric).items())]
     found = sample_evaluations.scored(measure)
     return [asked, [s.values for s in found], measure.summary(found)]
+
+
+@observes("decode")
+def _decode(entry: PartSpec, knobs: Mapping[str, Any]) -> Any:
+    """Continuations of a few prompts, short and long, that may also end at a token."""
+    part = sample_parts.made(entry, knobs)
+    with torch.no_grad():
+        return [part(sample_use.job(new_tokens=n)) for n in (3, 12)]
+
+
+@observes("prompt")
+def _prompt(entry: PartSpec, knobs: Mapping[str, Any]) -> Any:
+    """Replies to two questions, and all that was asked of the model."""
+    llm, program = sample_use.scripted(), sample_use.program(entry, knobs)
+    replies = answer_all(program, llm, sample_use.EXAMPLES, sample_use.QUESTIONS)
+    return [replies, llm.calls, llm.scored, llm.asked]
 
 
 @observes("launcher")
