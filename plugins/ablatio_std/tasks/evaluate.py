@@ -9,8 +9,8 @@ from .pretrain import Pretrain
 class Evaluate(Pretrain):
     """Score a model as it is: -log p of the source's held-out text, and what `eval` and `metric` measure.
 
-    No step is trained, so a sweep over `model.path`, `quantization` or `eval` compares finished models:
-    `model.start=run model.path=RUN`, or a transformers folder with `model.start=hf`.
+    No step is trained, so a sweep over `model.path`, `quantization`, `decode` or `prompt` compares finished models, or
+    ways to ask one: `model.start=run model.path=RUN`, or a transformers folder with `model.start=hf`.
     """
 
-    trains = False
+    trains, reads = False, ("decode", "prompt")

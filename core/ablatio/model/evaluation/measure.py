@@ -38,12 +38,14 @@ class Measure:
     entry   description of the metric
     metric  the built metric
     items   items of the evaluation
+    examples  solved items that are none of these, for prompts that show some
     """
 
     on: str
     entry: PartSpec
     metric: Metric
     items: Sequence[Item]
+    examples: Sequence[Item] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -72,10 +74,13 @@ class Measure:
                     "what each needs"
                 )
 
-    def score(self, responses: Sequence[Sequence[Response]]) -> list[Scored]:
-        """Return the values of each item; UserError if the metric does not give finite numbers."""
+    def score(self, responses: Sequence[Sequence[Response]], items: Sequence[Item] | None = None) -> list[Scored]:
+        """Return the values of each item; UserError if the metric does not give finite numbers.
+
+        items  the items as they were asked, if a prompt program has written their prompts
+        """
         found = []
-        for item, of_item in zip(self.items, responses, strict=True):
+        for item, of_item in zip(self.items if items is None else items, responses, strict=True):
             try:
                 values = {str(k): float(v) for k, v in self.metric.score(item, of_item).items()}
             except AblatioError:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -10,10 +10,11 @@ from torch import Tensor
 from ablatio.data.items import Generation, Likelihood, Request, Response
 from ablatio.data.types import Tokenizer, start_id
 from ablatio.errors import UserError
+from ablatio.model.decoding.job import DecodingJob, Ending
 from ablatio.model.decoding.rollout import Rollout, sample_rollouts
 from ablatio.model.example import PADDING, Example
 from ablatio.model.language_model import Encoder, EncoderDecoder, LanguageModel
-from ablatio.model.parameter_roles import named_generator
+from ablatio.model.parameter_roles import named_generator, named_seed
 from ablatio.model.rl.policy_outputs import states_of
 from ablatio.model.rl.token_logprobs import MAX_LOGITS
 
@@ -30,6 +31,7 @@ class Responder:
     length   most tokens of a row.  A longer context loses its beginning.  A continuation that does not fit by itself is
              read in windows of this length, each of which begins after the last token of the one before
     rows     requests that are processed at once
+    decode   part of the kind `decode` for single answers; None: the most probable token at each step
     between  called as between(n) after n requests, to show progress or to stop by an exception
     """
 
@@ -40,6 +42,7 @@ class Responder:
         length: int,
         *,
         rows: int = 32,
+        decode: Any = None,
         between: Callable[[int], None] = lambda done: None,
     ) -> None:
         if isinstance(model, Encoder):
@@ -48,7 +51,7 @@ class Responder:
                 "    try: a run with architecture=causal, prefix or encoder_decoder"
             )
         self.model, self.tokenizer, self.length, self.rows, self.between = model, tokenizer, length, rows, between
-        self.start, self.done = start_id(tokenizer), 0
+        self.start, self.done, self.decode = start_id(tokenizer), 0, decode
 
     @torch.no_grad()
     def __call__(self, requests: Sequence[Request]) -> list[Response]:
@@ -138,6 +141,8 @@ class Responder:
         room = min(tokens, self.length - 1)
         encoded = self.tokenizer.encode([r.prompt for r in requests])
         prompts = [[self.start, *map(int, ids)][-(self.length - room) :] for ids in encoded]
+        if self.decode is not None and samples == 1 and temperature == 0:
+            return self._decoded(requests, prompts, room)
         draws = None if temperature == 0 else _draws(requests, samples, room)
         rollout = sample_rollouts(
             self.model, prompts, draws, stop=self.tokenizer.eos, new_tokens=room, group=samples,
@@ -148,6 +153,13 @@ class Responder:
             tuple(until(text, request.stop) for text in answers[i * samples : (i + 1) * samples])
             for i, request in enumerate(requests)
         ]
+
+    def _decoded(self, requests: Sequence[Generation], prompts: list[list[int]], room: int) -> list[tuple[str, ...]]:
+        """The first answer of the decode part to each prompt; its random stream depends on the request alone."""
+        ending = Ending(room, tuple(dict.fromkeys((self.tokenizer.eos, self.start))))
+        streams = [named_seed(request.seed, request.prompt) for request in requests]
+        found = self.decode(DecodingJob(self.model, prompts, ending, seed=1, streams=streams))
+        return [(until(self._text(row[0].ids), r.stop),) for r, row in zip(requests, found, strict=True)]
 
     def _text(self, ids: Sequence[int]) -> str:
         """Decode ids up to the start of another document; ids beyond the tokenizer's have no text."""

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ablatio.data.items import Item, Request, Response
@@ -11,6 +11,7 @@ from ablatio.model.evaluation.measure import Measure, built
 from ablatio.registry import kinds
 from ablatio.registry.kinds import Eval
 from ablatio.training.evaluation.access import Access
+from ablatio.training.evaluation.prompting import Prompting, examples_of
 from ablatio.training.task_scores import TaskScores
 
 Respond = Callable[[Sequence[Request]], list[Response]]
@@ -72,8 +73,10 @@ class Evaluation:
         for name, knobs in chosen.items():
             part = kinds.evals.build(name, knobs or {}, texts=access.texts)
             items, shown = _items(name, part), str(getattr(part, "title", name))
+            examples = examples_of(name, knobs or {}, part, access.texts) if config.get("prompt") else []
             for metric in asked or getattr(part, "measured_by", kinds.evals[name].facts["measured_by"]):
-                measures.append(_measure(shown, items, metric, asked.get(metric) or {}, access))
+                measure = _measure(shown, items, metric, asked.get(metric) or {}, access)
+                measures.append(replace(measure, examples=examples))
         return cls(measures)
 
     @property
@@ -90,26 +93,49 @@ class Evaluation:
             f"there is no score {column}{did_you_mean(column, self.columns)}\n    try: one of {', '.join(self.columns)}"
         )
 
-    def run(self, respond: Respond) -> EvaluationResult:
-        """Ask everything at once, and compute all values."""
-        asked = [[list(m.metric.requests(item)) for item in m.items] for m in self.measures]
+    def run(self, respond: Respond, prompting: Prompting | None = None) -> EvaluationResult:
+        """Ask everything at once, and compute all values.
+
+        prompting  how the questions are put to the model; None: as the items say
+        """
+        prompted = [_prompted(m, prompting) for m in self.measures]
+        asked = [[list(m.metric.requests(item)) for item in p] for m, p in zip(self.measures, prompted, strict=True)]
+        respond = respond if prompting is None or prompting.writes else self._by_program(prompting, asked)
         responses = iter(respond([r for of_measure in asked for of_item in of_measure for r in of_item]))
         values: dict[str, Measured] = {}
         rows: dict[tuple[str, str], dict[str, Any]] = {}
-        for measure, of_measure in zip(self.measures, asked, strict=True):
+        for measure, items, of_measure in zip(self.measures, prompted, asked, strict=True):
             answered = [[next(responses) for _ in of_item] for of_item in of_measure]
-            scored = measure.score(answered)
+            scored = measure.score(answered, items)
             found, errors = measure.summary(scored), measure.errors(scored)
             for name in measure.names:
                 error = errors[name] if math.isfinite(errors[name]) else None
                 better = str(measure.entry.facts["better"])
                 values[measure.column(name)] = Measured(found[name], error, len(scored), better)
-            for one in scored:
-                row = rows.setdefault((measure.on, one.item.id), _row(measure.on, one.item))
+            for item, one in zip(measure.items, scored, strict=True):
+                row = rows.setdefault((measure.on, item.id), _row(measure.on, item))
                 texts = [text for response in one.responses for text in response.texts[:1]]
                 row |= {"answer": texts[0]} if texts else {}
                 row["values"] |= {measure.column(n): v for n, v in one.values.items() if n in measure.names}
         return EvaluationResult(values, [*rows.values()])
+
+    def _by_program(self, prompting: Prompting, asked: Sequence[Sequence[Sequence[Request]]]) -> Respond:
+        """Responses by a prompt program that answers by itself; each evaluation is asked once."""
+        known: dict[Request, Response] = {}
+        done = set[str]()
+        for measure, of_measure in zip(self.measures, asked, strict=True):
+            prompting.refuse_others(measure.entry.name, [r for of_item in of_measure for r in of_item])
+            if measure.on not in done:
+                known |= prompting.answered(measure.items, measure.examples)
+                done.add(measure.on)
+        return lambda requests: [known[request] for request in requests]
+
+
+def _prompted(measure: Measure, prompting: Prompting | None) -> Sequence[Item]:
+    """The items as they are asked."""
+    if prompting is None or not prompting.writes:
+        return measure.items
+    return prompting.written(measure.items, measure.examples)
 
 
 def evaluation_of(config: Mapping[str, Any], *, code: bool = False) -> Evaluation | None:
