@@ -152,3 +152,66 @@ def test_items_of_other_evaluations_are_kept(tmp_path: Path) -> None:
         file.write('{"step": 1, "eval": 3}\n')
     with pytest.raises(Exception, match=r"line 3 of .*: `eval` is 3; expected text"):
         read_items(tmp_path)
+
+
+def asked(run: Path, *words: str) -> dict:
+    found = open_run(run).measure("eval=[addition]", "eval.addition.items=6", *words, save=False)
+    return {name: one["value"] for name, one in found.items()}
+
+
+def test_a_decode_part_and_a_prompt_program_ask_the_items(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ablatio.training.evaluation import evaluation
+
+    seen: list[dict] = []
+    usual = evaluation.EvaluationResult
+    monkeypatch.setattr(evaluation, "EvaluationResult", lambda values, rows: seen.append(rows) or usual(values, rows))
+    text = ("metric=[answer_parse]", "eval.addition.shots=0")
+    asked(run, *text)
+    asked(run, *text, "decode=sample", "decode.temperature=5.0")
+    asked(run, *text, "decode=sample", "decode.temperature=5.0")
+    greedy, sampled, again = ([row["answer"] for row in rows] for rows in seen)
+    assert greedy != sampled == again
+    likely = ("metric=[accuracy]", "eval.addition.shots=0")
+    assert asked(run, *likely) != asked(run, *likely, "prompt=zero_shot")
+    prompts = [row["prompt"] for row in seen[-1]]
+    assert prompts == [row["prompt"] for row in seen[0]]  # the items stay what they are, so that runs can be paired
+
+
+def test_a_prompt_program_shows_other_items_and_its_answers_count() -> None:
+    from ablatio.registry import kinds
+    from ablatio.testing.scripted_model import ScriptedModel
+    from ablatio.training.evaluation.access import Access
+    from ablatio.training.evaluation.evaluation import Evaluation
+    from ablatio.training.evaluation.prompting import Prompting
+
+    knobs = kinds.evals["addition"].defaults | {"items": 5, "shots": 0, "digits": 1}
+    metric = {"answer_parse": kinds.metrics["answer_parse"].defaults | {"find": "number"}}
+    config = {"eval": {"addition": knobs}, "metric": metric, "prompt": {"name": "few_shot"}}
+    evaluation = Evaluation.of(config, Access(lambda split: iter(()), lambda folder: None))
+    assert evaluation is not None
+    (measure,) = evaluation.measures
+    assert len(measure.examples) == 5 and not {i.prompt for i in measure.examples} & {
+        i.prompt for i in measure.items[:1]
+    }
+
+    def says(prompt: str, number: int) -> str:
+        a, b = prompt.rsplit("Q: ", 1)[1].split("=")[0].split("+")
+        return f" The answer is {int(a) + int(b)}."
+
+    def prompting(config):
+        found = Prompting.of(config, ScriptedModel(says=says))
+        assert found is not None
+        return found
+
+    written = prompting({"prompt": {"name": "few_shot", "shots": 2}}).written(measure.items, measure.examples)
+    assert all(item.prompt.count("Q: ") == 3 and item.prompt.endswith(f"Q: {item.question}\nA:") for item in written)
+    voting = prompting({"prompt": {"name": "self_consistency", "draws": 3, "shots": 0}})
+    found = evaluation.run(lambda requests: [], voting)
+    assert found.numbers["eval/addition/answer_parse"] == 1.0
+    with pytest.raises(UserError, match="asks for likelihoods or samples, and prompt=self_consistency"):
+        likely = Evaluation.of(config | {"metric": {"accuracy": {}}}, Access(lambda s: iter(()), lambda f: None))
+        likely.run(lambda requests: [], voting)
+    with pytest.raises(UserError, match="needs a second model"):
+        from ablatio.training.evaluation.prompting import decode_part
+
+        decode_part({"decode": {"name": "contrastive"}})
