@@ -66,6 +66,15 @@ def test_examples_come_first_and_never_contain_the_question(folder: Path) -> Non
         items(folder, text, shots=3)
 
 
+def test_examples_for_prompt_programs_come_from_the_other_split(folder: Path) -> None:
+    (folder / "data" / "train.jsonl").write_text(json.dumps(ROWS[0] | {"question": "Is it new?"}) + "\n")
+    text = CHOICE.replace("{test: data/test.jsonl}", "{test: data/test.jsonl, train: data/train.jsonl}")
+    for more, questions in (("training_split: train\n", ["Q: Is it new?\nA:"]), ("", [])):
+        (folder / "task.yaml").write_text(text + more)
+        part = evals.build("task_file", {"path": str(folder / "task.yaml")}, texts=None)
+        assert [item.question for item in part.examples()] == questions
+
+
 def test_likelihood_and_generation(folder: Path) -> None:
     last_word = CHOICE.replace("multiple_choice", "loglikelihood").replace("doc_to_choice: options\n", "")
     last_word = last_word.replace('doc_to_text: "Q: {{question}}\\nA:"', "doc_to_text: passage")

@@ -78,6 +78,11 @@ class TaskFile:
             shown = self._examples(doc, pool, draws, first) if self.shots else []
             yield self._item(doc, shown)
 
+    def examples(self) -> Iterator[Item]:
+        """Items of the split from which examples are drawn, if it is not the one that is evaluated."""
+        if self.task.shown != self.task.evaluated:
+            yield from (self._item(doc, []) for doc in self.task.docs(self.task.shown))
+
     def _takes_first(self) -> bool:
         sampler = str((self.task.settings.get("fewshot_config") or {}).get("sampler", "default"))
         if sampler not in ("default", "first_n"):

@@ -35,6 +35,17 @@ class Eval(Protocol):
     def items(self) -> Iterable[Item]: ...
 
 
+class EvalMethods(Protocol):
+    """Optional methods of an Eval.
+
+    Methods:
+    examples()  solved items that are none of `items()`, which a prompt program may show; by default, of an evaluation
+                with a knob `seed`, the items of another seed
+    """
+
+    def examples(self) -> Iterable[Item]: ...
+
+
 class Metric(Protocol):
     """Measures a model on items: what to ask about an item, the values of one item, and those of all.
 
@@ -78,7 +89,7 @@ class MetricMethods(Protocol):
 evals: Registry[Eval] = Registry(
     "eval",
     "Questions with which a trained model is evaluated; several can be combined.",
-    contract=(Eval,),
+    contract=(Eval, EvalMethods),
     wiring=("texts",),
     methods=("items",),
     facts={"labels": ("target",), "measured_by": ("accuracy",)},
