@@ -61,7 +61,7 @@ def test_a_rule_about_a_fact_is_shown(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_what_is_no_kind_gets_a_command_that_works(capsys: pytest.CaptureFixture[str]) -> None:
-    for word, kind in (("norm=rmsnorm", "norm"), ("optimiser", "optimizer"), ("train", "norm")):
+    for word, kind in (("norm=rmsnorm", "norm"), ("optimiser", "optimizer"), ("xyz", "norm")):
         assert main(["show", word, "--author"]) == 2
         assert capsys.readouterr().err.endswith(f"try: ablatio show {kind} --author\n")
         assert main(["show", kind, "--author"]) == 0
@@ -97,7 +97,7 @@ def test_a_plugin_of_any_kind_has_the_part_under_its_own_name(kind: str, tmp_pat
     readme = (place / "README.md").read_text()
     assert f"ablatio show {kind}=my_parts" in readme and "$" not in readme
     experiment = place / "my_parts" / "conf" / "experiment" / "my_parts.yaml"
-    assert experiment.exists() == (kind not in ("design", "launcher"))
+    assert experiment.exists() == (kind not in ("design", "launcher", "decode", "prompt"))
 
 
 def test_several_kinds_make_one_plugin(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,7 +22,7 @@ from ablatio.data.chat import with_special_tokens, write
 from ablatio.data.types import Message, start_id
 from ablatio.interop.export import export
 from ablatio.model.build import build_model
-from ablatio.model.decoding.generate import Sampling, complete, generate
+from ablatio.model.decoding.generate import Request, Sampling, complete, generate
 from ablatio.model.example import Example
 from ablatio.model.kv_cache import KVCache
 from ablatio.model.language_model import eos_to_the_end
@@ -170,7 +170,7 @@ def test_training_generation_and_export_of_a_run(tmp_path: Path) -> None:
     assert ended.code == 0, ended.err
     run = restore_model(tmp_path / "run")
     assert run.tokenizer.bos == 1  # type: ignore[attr-defined]
-    assert len(complete(run.model, run.tokenizer, ["Add"], 8, Sampling())) == 1
+    assert len(complete(run.model, run.tokenizer, ["Add"], Request(8, Sampling()))) == 1
     assert run.model.vocab_size == 700 and run.tokenizer.decode([699, 5]) == run.tokenizer.decode([5])
     ended = ablatio(["export", str(tmp_path / "run"), "--to", str(tmp_path / "out")], tmp_path / "log")
     assert ended.code == 0, ended.err

@@ -4,7 +4,10 @@ import pytest
 import torch
 
 from ablatio.model.decoding.generate import Sampling, generate
+from ablatio.model.decoding.job import DecodingJob, Ending
+from ablatio.model.decoding.logits import LogitsProcessors
 from ablatio.model.decoding.rollout import sample_rollouts, streams
+from ablatio.model.decoding.steps import greedy, token_by_token
 from ablatio.model.kv_cache import KVCache
 from ablatio.model.matmul_backend import few_rows
 from ablatio.model.rl.policy_outputs import ValueHead, policy_outputs
@@ -135,3 +138,26 @@ def test_matmul_backend_by_number_of_rows(net, rows, whose, monkeypatch):
     with pytest.raises(RuntimeError), few_rows(1, 8):
         raise RuntimeError
     assert torch.get_float32_matmul_precision() == "medium"
+
+
+@pytest.mark.parametrize("stop", [None, 17])
+def test_processors_are_those_of_decoding(net, stop):
+    """Greedy answers equal decode=greedy; the log-probabilities remain those of the policy."""
+    processors = LogitsProcessors(repetition=1.5, no_repeat_ngram=2)
+    found = sample_rollouts(net, PROMPTS, None, stop=stop, new_tokens=8, processors=processors)
+    ending = Ending(8, () if stop is None else (stop,))
+    expected = token_by_token(DecodingJob(net, PROMPTS, ending), processors, greedy)
+    assert [found.answer(row, stop) for row in range(4)] == [c[0].ids for c in expected]
+    for row, prompt in enumerate(PROMPTS):
+        answer = found.answer(row)
+        with torch.no_grad():
+            log_p = net(torch.tensor([prompt + answer]))[0, len(prompt) - 1 : -1].log_softmax(-1)
+        assert torch.allclose(found.logps[row, : len(answer)], log_p[torch.arange(len(answer)), answer], atol=1e-5)
+
+
+def test_rollouts_keep_to_the_tokens_that_are_left(net):
+    few = drawn(net, PROMPTS, group=50, length=2, processors=LogitsProcessors(top_k=3))
+    with torch.no_grad():
+        best = torch.stack([net(torch.tensor([p]))[0, -1].topk(3).indices for p in PROMPTS])
+    assert all((few.tokens[50 * i : 50 * (i + 1), :1] == best[i]).any(1).all() for i in range(4))
+    assert torch.equal(few.tokens, drawn(net, PROMPTS, group=50, length=2, processors=LogitsProcessors(top_k=3)).tokens)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from ablatio.training.prepare import PreparedRun
 
+MEASURES = ("eval", "metric", "decode", "prompt")  # kinds that choose what is measured, and how a model is asked
 SWEEPING = ("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper")
 
 
@@ -80,6 +81,31 @@ def restored(folder: Path, step: int | None = None, *, scored: bool = False) -> 
     from ablatio.training.load import load_run
 
     return load_run(folder, step, scored=scored)
+
+
+def measured(
+    run: "PreparedRun", step: int, folder: Path | None, overrides: Sequence[str], *, code: bool = False
+) -> dict[str, dict[str, Any]]:
+    """Values of the evaluations that the overrides choose, as in summary.json; the items are written to `folder`."""
+    from ablatio.registry.kinds import tasks
+    from ablatio.training.evaluation.evaluation import evaluation_of
+    from ablatio.training.evaluation.items_file import write_items
+
+    other = [text for text in overrides if text.lstrip("+~").partition("=")[0].split(".")[0] not in MEASURES]
+    if other:
+        raise UserError(
+            f"{other[0]}: only evaluations and metrics can be chosen for a finished run\n    try: eval=[addition]"
+        )
+    reading = next(entry.name for entry in tasks if {*entry.facts["reads"]} >= {"decode", "prompt"})
+    chosen = composed([f"task={reading}", *overrides]).config
+    config = {**run.config, **{key: chosen.get(key) for key in MEASURES}, "score": None}
+    evaluation = evaluation_of(config, code=code)
+    if evaluation is None:
+        raise UserError("no evaluation is chosen\n    try: eval=[addition]; `ablatio list eval` shows all")
+    found = run.evaluate(evaluation, asking=config)
+    if folder is not None:
+        write_items(folder, [{"step": step, **row} for row in found.rows])
+    return {name: one.to_json() for name, one in found.values.items()}
 
 
 def needs_reference(config: Mapping[str, Any]) -> bool:

@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from ablatio.data.types import Tokenizer
     from ablatio.model.language_model import LanguageModel
+    from ablatio.model.prompting.types import Reply
     from ablatio.training.prepare import PreparedRun
 
 
@@ -112,58 +113,89 @@ class RunFolder:
         """The run's tokenizer."""
         return self._run().tokenizer
 
-    def generate(
-        self,
-        prompt: str = "",
-        *,
-        tokens: int = 200,
-        temperature: float = 0.8,
-        top_k: int = 0,
-        top_p: float = 0.95,
-        seed: int = 1,
-        chat: bool = False,
-        system: str = "",
-    ) -> str:
+    def generate(self, prompt: str = "", **settings: Any) -> str:
         """Return the prompt with its continuation; with chat=True the answer to the prompt alone.
 
-        tokens       maximum number of new tokens
-        temperature  0 always takes the most probable token
-        top_k        sample from the k most probable tokens only; 0: all
-        top_p        sample from the smallest set of most probable tokens with this total probability
-        seed         of the sampling: the same call gives the same text
-        system       with chat=True: the system message
+            run.generate("The people", tokens=40, temperature=0.7)
+            run.generate("The people", decode={"name": "beam", "width": 8}, stop=["."])
+
+        The settings are those of `generate_many`.
         """
-        return self.generate_many(
-            [prompt], tokens=tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, chat=chat,
-            system=system,
-        )[0]  # fmt: skip
+        return self.generate_many([prompt], **settings)[0]
 
     def generate_many(
         self,
         prompts: Sequence[str],
         *,
         tokens: int = 200,
-        temperature: float = 0.8,
-        top_k: int = 0,
-        top_p: float = 0.95,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
         seed: int = 1,
         chat: bool = False,
         system: str = "",
+        decode: "str | Mapping[str, Any] | None" = None,
+        stop: Sequence[str] = (),
+        choices: Sequence[str] = (),
+        second: "str | Path | None" = None,
+        reward: "str | Mapping[str, Any] | None" = None,
+        samples: int = 1,
     ) -> list[str]:
-        """Like `generate`, for several prompts in one batch; a repeated prompt gets another sample."""
-        from ablatio.model.decoding.generate import Sampling, answer, complete
+        """Continue several prompts in one batch; the texts of a prompt are consecutive, best first.
 
-        sampling = Sampling(temperature, top_k, top_p, seed)
-        run = self._run()
-        with computing():
-            if not chat:
-                return complete(run.model, run.tokenizer, list(prompts), tokens, sampling)
-            from ablatio.api.chat import conversation, with_template_tokens
+        tokens       maximum number of new tokens
+        temperature  0 always takes the most probable token; by default 0.8
+        top_k        sample from the k most probable tokens only; 0: all
+        top_p        sample from the smallest set of most probable tokens with this total probability; by default 0.95
+        seed         of the sampling: the same call gives the same text
+        chat         True: each prompt is a question to a chat model; only its answer is returned
+        system       with chat=True: the system message
+        decode       how tokens are chosen, "beam", or with settings {"name": "beam", "width": 8}; by default sampling.
+                     temperature, top_k and top_p are then settings of it
+        stop         strings that end a text
+        choices      texts of which the continuation must be one
+        second       run folder of the second model, for decoding with two models
+        reward       what decode=best_of_n ranks by with by="judge": a rule, "length", or with settings as `decode`
+        samples      texts of each prompt
+        """
+        from ablatio.api.decoding import generate
 
-            form = run.setup.template
-            questions = [conversation(system, prompt) for prompt in prompts]
-            tokenizer = with_template_tokens(run.tokenizer, form, self.folder)
-            return answer(run.model, tokenizer, form, questions, tokens, sampling)
+        given = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+        return generate(
+            self, prompts, tokens=tokens, given={k: v for k, v in given.items() if v is not None}, seed=seed, chat=chat,
+            system=system, decode=decode, stop=stop, choices=choices, second=second, reward=reward, samples=samples,
+        )  # fmt: skip
+
+    def answer(
+        self,
+        question: str,
+        *,
+        prompt: "str | Mapping[str, Any]",
+        examples: Sequence[Any] = (),
+        choices: Sequence[str] = (),
+        decode: "str | Mapping[str, Any] | None" = None,
+        tokens: int = 64,
+        seed: int = 1,
+    ) -> "Reply":
+        """Answer a question by a prompt program: the Reply (ablatio.model.prompting.types).
+
+            run.answer("2+3=", prompt={"name": "few_shot", "shots": 2}, examples=[Example("1+1=", "2"), ...])
+
+        prompt    the program, as `decode` of `generate_many`
+        examples  solved questions (ablatio.model.prompting.types.Example)
+        choices   the answers to choose from, if they are given
+        decode    how tokens are chosen, as of `generate_many`; by default the most probable ones
+        """
+        from ablatio.api.decoding import answer
+
+        return answer(
+            self, question, prompt=prompt, examples=examples, choices=choices, decode=decode, tokens=tokens, seed=seed
+        )
+
+    @property
+    def template(self) -> Any:
+        """The run's chat template."""
+        return self._run().setup.template
 
     def evaluate(
         self,
@@ -220,6 +252,19 @@ class RunFolder:
                     cost = {"cost": found["loss"] - row["loss"]} if "loss" in row else {}
                     rows.append(found | {"quantization": quantization} | cost)
         return rows + refused
+
+    def measure(self, *overrides: str, code: bool = False, save: bool = True) -> dict[str, dict[str, Any]]:
+        """Measure `model` by evaluations: `run.measure("eval=[addition,dyck]", "metric=[accuracy]")`.
+
+        overrides  settings of `eval` and `metric`, as on the command line
+        code       True if metrics may run programs that the model wrote
+        save       write the items to items.jsonl in the run folder, for comparisons by item
+
+        Returns {"eval/addition/accuracy": {"value", "error", "items", "better"}}; `error` is the standard error over
+        the choice of items.  Raises ConfigError for settings that cannot be used, UserError for a metric that needs
+        labels that the items do not have.
+        """
+        return adapter.measured(self._run(), self.step, self.folder if save else None, overrides, code=code)
 
     def _run(self) -> "PreparedRun":
         """Load the run that `model` belongs to, once.

@@ -1,41 +1,116 @@
-"""`ablatio evaluate RUN`: nats per token and bits per byte on held-out text, at the training length or any other."""
+"""`ablatio evaluate RUN`: loss on held-out text at any length, evaluations and metrics by name, or lm-eval's tasks."""
 
+import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ablatio.cli.commands import parser
 from ablatio.errors import UserError
 
+EPILOG = """\
+  ablatio evaluate RUN                                  held-out text; ± is the standard error of the loss
+  ablatio evaluate RUN eval=[addition,minimal_pairs]    evaluations; `ablatio list eval` and `ablatio list metric`
+  ablatio evaluate RUN task=my_task.yaml                a task file in lm-eval's format
+  ablatio evaluate RUN lm_eval=my_task --include tasks  lm-eval itself, on the exported run"""
+TASK, LM_EVAL = "task=", "lm_eval="
+SUFFIXES = (".yaml", ".yml")
+
 
 def run(arguments: list[str]) -> int:
     """Run `ablatio evaluate` and return its exit code: 2 if no length could be scored."""
-    options = parser("evaluate", epilog="± is the standard error of the loss over the held-out text.")
+    options = parser("evaluate", epilog=EPILOG)
+    options.formatter_class = argparse.RawDescriptionHelpFormatter
     options.add_argument("run", type=Path, help="a run folder")
+    options.add_argument("words", nargs="*", metavar="KEY=VALUE", help="settings of eval and metric; task=, lm_eval=")
     options.add_argument("--length", help="tokens per row, or several lengths: 128,256; by default that of training")
     options.add_argument("--tokens", type=int, default=0, help="maximum number of tokens to score; by default all")
     options.add_argument("--step", type=int, help="step of the checkpoint; by default the newest")
     options.add_argument("--objective", help="objective whose targets are scored; by default that of training")
     options.add_argument("--quantization", help="also score the quantized model: int8, int4")
+    options.add_argument("--run-code", action="store_true", help="let metrics run programs that the model wrote")
+    options.add_argument("--include", type=Path, help="with lm_eval=: folder of task files")
+    options.add_argument("--limit", type=int, help="with lm_eval=: largest number of items of a task")
     options.add_argument("--json", action="store_true", help="print JSON")
-    args = options.parse_args(arguments)
+    args = options.parse_intermixed_args(arguments)
+    if any(word.startswith(LM_EVAL) for word in args.words):
+        return _lm_eval(args)
+    return _evaluations(args) if args.words else _lengths_of(args)
+
+
+def _evaluations(args: argparse.Namespace) -> int:
+    """Measure the run by evaluations; the items are kept in its folder."""
+    from ablatio.api.run_folder import open_run
+    from ablatio.training.evaluation.evaluation import described
+    from ablatio.training.evaluation.items_file import ITEMS
+
+    run = open_run(args.run, args.step)
+    found = run.measure(*_overrides(args.words), code=args.run_code)
+    if args.json:
+        print(json.dumps({"run": str(args.run), "step": run.step, "values": found}))
+    else:
+        print(f"{args.run} at step {run.step}; items in {args.run / ITEMS}")
+        for line in described(found):
+            print(line)
+    return 0
+
+
+def _overrides(words: Sequence[str]) -> list[str]:
+    """Overrides of `eval` and `metric`; `task=` names one evaluation or one task file."""
+    found = []
+    for word in words:
+        name = word.removeprefix(TASK)
+        if not word.startswith(TASK):
+            found.append(word)
+        elif name.endswith(SUFFIXES):
+            found += ["eval=[task_file]", f"eval.task_file.path={name}"]
+        else:
+            found.append(f"eval=[{name}]")
+    return found
+
+
+def _lm_eval(args: argparse.Namespace) -> int:
+    """Run lm-eval on the exported run."""
+    from ablatio.cli.export import export_to
+    from ablatio.interop.lm_eval_tasks import lm_eval_scores
+
+    tasks = [name for word in args.words for name in word.removeprefix(LM_EVAL).split(",") if word.startswith(LM_EVAL)]
+    if other := [word for word in args.words if not word.startswith(LM_EVAL)]:
+        raise UserError(f"{other[0]} is no setting of lm-eval\n    try: ablatio evaluate RUN lm_eval={tasks[0]}")
+    found = lm_eval_scores(lambda folder: export_to(args.run, folder, args.step), tasks, args.include, args.limit)
+    if args.json:
+        print(json.dumps({"run": str(args.run), "scores": found}))
+        return 0
+    for task, values in found.items():
+        print(task + "  " + "  ".join(f"{name} {value:.4f}" for name, value in values.items()))
+    return 0
+
+
+def _lengths_of(args: argparse.Namespace) -> int:
+    """Score held-out text at one or several lengths."""
     lengths = _lengths(args.length)
     from ablatio.api.run_folder import open_run
 
     run = open_run(args.run, args.step)
     found = run.evaluate_lengths(lengths, tokens=args.tokens, objective=args.objective, quantization=args.quantization)
     rows = [row for row in found if "refused" not in row]
-    refused = [row for row in found if "refused" in row]
     if args.json:
         print(json.dumps({"run": str(args.run), "step": run.step, "scores": found}))
     else:
         print(f"{args.run} at step {run.step}")
-        for row in rows:
-            shown = {k: v for k, v in row.items() if k not in ("length", "quantization", *_UNTOLD)}
-            told = "  ".join(_told(k, v, "bpb" in row, row.get("error")) for k, v in shown.items())
-            print(f"length {row['length']:>5}  {told}" + (f"  {row['quantization']}" if "quantization" in row else ""))
-        for row in refused:
-            print(f"length {row['length']:>5}  refused: {row['refused']}")
+        _show_lengths(found)
     return 0 if rows else 2
+
+
+def _show_lengths(found: Sequence[dict[str, Any]]) -> None:
+    """Print a line for each length, then the refused ones."""
+    for row in (row for row in found if "refused" not in row):
+        shown = {k: v for k, v in row.items() if k not in ("length", "quantization", *_UNTOLD)}
+        told = "  ".join(_told(k, v, "bpb" in row, row.get("error")) for k, v in shown.items())
+        print(f"length {row['length']:>5}  {told}" + (f"  {row['quantization']}" if "quantization" in row else ""))
+    for row in (row for row in found if "refused" in row):
+        print(f"length {row['length']:>5}  refused: {row['refused']}")
 
 
 _UNITS = {"loss": "nats/token", "bpb": "bits/byte", "tokens": "tokens", "cost": "nats increase"}

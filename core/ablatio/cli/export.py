@@ -21,32 +21,20 @@ def run(arguments: list[str]) -> int:
         "--as", dest="kind", help="llama, gpt2, opt, bloom, gpt_neox, t5 or ablatio; by default the first that fits"
     )
     args = options.parse_args(arguments)
-    from ablatio.errors import EnvironmentFault, UserError
-    from ablatio.interop.export import OWN, difference, export
-    from ablatio.registry import kinds
+    from ablatio.errors import UserError
+    from ablatio.interop.export import OWN
     from ablatio.training.load import load_run
 
     if args.to is None and args.adapter is None:
         raise UserError(f"export needs a folder to write to\n    try: ablatio export {shell_word(args.run)} --to DIR")
     run, step = load_run(args.run, args.step)
-    config = run.config
     if args.adapter is not None:
         _adapter(run, args.adapter, args.kind)
         if args.to is None:
             return 0
     else:
-        from ablatio.model.peft.merge import merge, unshare
-        from ablatio.model.quantized import dequantize
-
-        dequantize(run.model)
-        if merge(run.model).unshared:
-            unshare(run.model)
-            config = {**config, "model": {**config["model"], "distinct_layers": None}}
-    template = run.setup.template if kinds.tasks[run.config["task"]["name"]].facts["template"] else None
-    kind = export(config, run.model, run.tokenizer, args.to, args.kind, template)
-    apart = difference(args.to, run.model)
-    if apart is not None and not apart < 1e-3:
-        raise EnvironmentFault(f"{args.to} is wrong: its logits differ from the run's by {apart:g}; do not use it")
+        _merge(run)
+    kind, apart = _export(run, args.to, args.kind)
     checked = (
         "not compared, because transformers is not installed"
         if apart is None
@@ -56,6 +44,43 @@ def run(arguments: list[str]) -> int:
     if kind == OWN:
         print(f"    AutoModelForCausalLM.from_pretrained({str(args.to)!r}) loads it where ablatio is installed")
     return 0
+
+
+def export_to(folder: Path, to: Path, step: int | None = None) -> None:
+    """Export the run in `folder`, with its adapter merged; EnvironmentFault if the exported model differs from it."""
+    from ablatio.training.load import load_run
+
+    run, _ = load_run(folder, step)
+    _merge(run)
+    _export(run, to)
+
+
+def _merge(run: "PreparedRun") -> None:
+    """Merge an adapter into the weights, and give layers that no longer share weights their own."""
+    from dataclasses import replace
+
+    from ablatio.model.peft.merge import merge, unshare
+    from ablatio.model.quantized import dequantize
+
+    dequantize(run.model)
+    if merge(run.model).unshared:
+        unshare(run.model)
+        config = {**run.config, "model": {**run.config["model"], "distinct_layers": None}}
+        run.spec = replace(run.spec, config=config)
+
+
+def _export(run: "PreparedRun", to: Path, kind: str | None = None) -> tuple[str, float | None]:
+    """Write the folder; returns its kind, and the largest difference of its logits from those of the run."""
+    from ablatio.errors import EnvironmentFault
+    from ablatio.interop.export import difference, export
+    from ablatio.registry import kinds
+
+    template = run.setup.template if kinds.tasks[run.config["task"]["name"]].facts["template"] else None
+    kind = export(run.config, run.model, run.tokenizer, to, kind, template)
+    apart = difference(to, run.model)
+    if apart is not None and not apart < 1e-3:
+        raise EnvironmentFault(f"{to} is wrong: its logits differ from the run's by {apart:g}; do not use it")
+    return kind, apart
 
 
 def _adapter(run: "PreparedRun", folder: Path, kind: str | None) -> None:

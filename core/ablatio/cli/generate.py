@@ -1,37 +1,129 @@
-"""`ablatio generate RUN "We the people"`: sample text from a run."""
+"""`ablatio generate RUN "We the people"`: continue texts, or answer questions, with a run."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 from ablatio.cli.commands import parser
+from ablatio.errors import UserError
+
+KINDS = ("decode", "prompt", "reward")
+FOLDERS = ("second", "examples")
+EPILOG = """words: decode=NAME decode.KNOB=VALUE chooses how tokens are chosen (`ablatio list decode`);
+prompt=NAME prompt.KNOB=VALUE answers the text as a question (`ablatio list prompt`), examples=FILE.jsonl names solved
+questions, one {"question": ..., "answer": ..., "rationale": ...} a line; second=RUN is the second model of a decoding
+with two; reward=NAME ranks the samples of decode=best_of_n decode.by=judge"""
 
 
 def run(arguments: list[str]) -> int:
     """Run `ablatio generate` and return its exit code."""
-    options = parser("generate")
+    options = parser("generate", epilog=EPILOG)
     options.add_argument("run", type=Path, help="a run folder")
-    options.add_argument("prompt", nargs="?", default="", help="beginning of the text; by default empty")
+    options.add_argument("words", nargs="*", metavar="prompt", help="beginning of the text, by default empty; settings")
     options.add_argument("--chat", action="store_true", help="treat the prompt as a question and print only the answer")
     options.add_argument("--system", default="", help="with --chat: the system message; by default none")
     options.add_argument("--tokens", type=int, default=200, help="number of new tokens; by default 200")
     options.add_argument("--samples", type=int, default=1, help="number of texts; by default 1")
     options.add_argument(
-        "--temperature", type=float, default=0.8, help="sampling temperature, 0 for greedy decoding; by default 0.8"
+        "--temperature", type=float, help="sampling temperature, 0 for greedy decoding; by default 0.8"
     )
-    options.add_argument("--top-k", type=int, default=0, help="sample from the k likeliest tokens; by default 0: all")
+    options.add_argument("--top-k", type=int, help="sample from the k likeliest tokens; by default 0: all")
     options.add_argument(
-        "--top-p", type=float, default=0.95, help="sample from the likeliest tokens with this total probability (0.95)"
+        "--top-p", type=float, help="sample from the likeliest tokens with this total probability (0.95)"
     )
+    options.add_argument("--stop", action="append", default=[], help="a string that ends the text; may be repeated")
+    options.add_argument("--choices", default="", help="the only continuations that are allowed: ' yes| no'")
     options.add_argument("--seed", type=int, default=1, help="seed of the sampling; by default 1")
     options.add_argument("--step", type=int, help="step of the checkpoint; by default the newest")
-    args = options.parse_args(arguments)
+    args = options.parse_intermixed_args(arguments)
+    text, chosen = _words(args.words)
+    if args.samples < 1:
+        raise UserError(f"--samples {args.samples}: expected 1 or more\n    try: --samples 3")
     from ablatio.api.run_folder import open_run
 
-    texts = open_run(args.run, args.step).generate_many(
-        [args.prompt] * args.samples, tokens=args.tokens, temperature=args.temperature, top_k=args.top_k,
-        top_p=args.top_p, seed=args.seed, chat=args.chat, system=args.system,
+    opened = open_run(args.run, args.step)
+    choices = [c for c in args.choices.split("|") if c]
+    if "prompt" in chosen:
+        _answer(opened, text, chosen, choices, args)
+        return 0
+    if "examples" in chosen:
+        raise UserError("examples=... are shown by a prompt program\n    try: prompt=few_shot examples=FILE.jsonl")
+    texts = opened.generate_many(
+        [text], samples=args.samples, tokens=args.tokens, temperature=args.temperature, top_k=args.top_k,
+        top_p=args.top_p, seed=args.seed, chat=args.chat, system=args.system, stop=args.stop, choices=choices, **chosen,
     )  # fmt: skip
-    for text in texts:
-        print(text)
+    for found in texts:
+        print(found)
         if args.samples > 1:
             print("---")
     return 0
+
+
+def _answer(opened: Any, text: str, chosen: dict[str, Any], choices: list[str], args: Any) -> None:
+    """Print the answer of a prompt program, and the text that holds it."""
+    if args.chat or args.stop or args.samples > 1 or args.temperature is not None or "second" in chosen:
+        raise UserError("with prompt=..., the program says what is asked and where it ends\n    try: decode=sample "
+                        "decode.temperature=0.8 in place of flags, and no --chat, --stop, --samples")  # fmt: skip
+    if not text.strip():
+        raise UserError('prompt=... needs a question\n    try: ablatio generate RUN "2+3=" prompt=zero_shot')
+    shown = _examples(Path(chosen["examples"])) if "examples" in chosen else []
+    reply = opened.answer(
+        text, prompt=chosen["prompt"], examples=shown, choices=choices, decode=chosen.get("decode"),
+        tokens=args.tokens, seed=args.seed,
+    )  # fmt: skip
+    print(reply.text.strip() or reply.answer)
+    print(f"answer: {reply.answer}")
+
+
+def _words(words: list[str]) -> tuple[str, dict[str, Any]]:
+    """The text, and the parts and folders that words choose: {"decode": {"name": "beam", "width": 4}}."""
+    texts, chosen = list[str](), dict[str, Any]()
+    for word in words:
+        key, equals, value = word.partition("=")
+        kind, _, knob = key.partition(".")
+        if equals and key in FOLDERS:
+            chosen[key] = value
+        elif equals and kind in KINDS and (not knob or knob.isidentifier()):
+            chosen.setdefault(kind, {})[knob or "name"] = _value(value) if knob else value
+        else:
+            texts.append(word)
+    if len(texts) > 1:
+        raise UserError(f"got {len(texts)} texts, {texts[0]!r} and {texts[1]!r}; expected one, in quotes\n"
+                        f"    try: ablatio generate RUN {' '.join(texts)!r}")  # fmt: skip
+    for kind in KINDS:
+        if kind in chosen and "name" not in chosen[kind]:
+            knob = next(iter(chosen[kind]))
+            raise UserError(f"{kind}.{knob} is a setting of no {kind}\n    try: {kind}=NAME {kind}.{knob}=..., as in "
+                            f"`ablatio list {kind}`")  # fmt: skip
+    return "".join(texts), chosen
+
+
+def _value(text: str) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def _examples(path: Path) -> list[Any]:
+    """Solved questions of a JSONL file."""
+    from ablatio.model.prompting.types import Example
+
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"examples={path} cannot be read: {error}") from None
+    found = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            found.append(Example(str(row["question"]), str(row["answer"]), str(row.get("rationale", ""))))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise UserError(
+                f'examples={path}, line {number}: {line[:80]!r}; expected {{"question": ..., "answer": ...}}'
+            ) from None
+    return found

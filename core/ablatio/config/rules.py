@@ -44,6 +44,13 @@ rule(
     fix="data.length={data.length}",
     where="data.length",
 )
+for _kind in ("decode", "prompt"):
+    rule(
+        when=f"{_kind}.name != '' and '{_kind}' not in facts.task.reads",
+        why=f"task={{task.name}} does not use a {_kind}",
+        fix=f"{_kind}=null",
+        where=_kind,
+    )
 rule(
     when="facts.objective.produces not in facts.architecture.accepts",
     why="objective={objective.name} produces {facts.objective.produces}, and architecture={architecture.name} accepts "

@@ -27,6 +27,9 @@ class Run:
     ] = "params"
     freeze: Annotated[tuple[str, ...], "weights that are not trained, by role or place: [embedding,layers.0-3]"] = ()
     extend: Annotated[str | None, "folder of a finished run to continue with a longer budget and a new schedule"] = None
+    score: Annotated[
+        str | None, "score by which runs are compared, as eval/addition/accuracy; by default the task's main one"
+    ] = None
     out: Annotated[str, "folder that contains the run folders"] = "runs"
     name: Annotated[str | None, "name of the run folder; by default the current time"] = None
 
@@ -95,6 +98,7 @@ class Train:
     ] = 0.0
     log_every: Annotated[int, Positive, "steps between logged metrics"] = 20
     val_every: Annotated[int | None, Positive, "steps between validations; null: only before and after"] = 600
+    eval_every: Annotated[int | None, Positive, "steps between evaluations by `eval`; null: only at the end"] = None
     checkpoint_every: Annotated[int | None, Positive, "steps between checkpoints; null: only at the end"] = 600
     keep: Annotated[int, Positive, "number of checkpoints kept"] = 2
 

@@ -1,10 +1,20 @@
 """Caches of keys, values and layer states, so that a new token costs one step instead of a pass over the whole text."""
 
 from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class CacheMark:
+    """State of a cache at some length: segments (B, S) and the states that layers store by `keep`."""
+
+    length: int
+    segments: Tensor | None
+    states: dict[Hashable, tuple[Tensor, ...]]
 
 
 class KVCache:
@@ -82,6 +92,22 @@ class KVCache:
     def advance(self, tokens: int) -> None:
         """Count `tokens` more as cached, after all layers have stored them."""
         self.length += tokens
+
+    def mark(self) -> CacheMark:
+        """Return what `rewind` needs to come back to this length; invalid after `select`."""
+        return CacheMark(self.length, self.segments, dict(self._states))
+
+    def rewind(self, mark: CacheMark, kept: int = 0) -> bool:
+        """Forget the tokens since the mark, except the first `kept`.
+
+        False if layers store states: these are known at the mark only, so all tokens since are forgotten.
+        """
+        exact = not any(self._states[key] is not mark.states.get(key) for key in self._states)
+        self.length = mark.length + (kept if exact else 0)
+        self._states = dict(mark.states)
+        if self.segments is not None:
+            self.segments = self.segments[:, : self.length]
+        return exact
 
     def select(self, rows: Tensor) -> None:
         """Keep the batch rows `rows` (N,), in this order; a row may occur several times."""

@@ -26,7 +26,9 @@ from ablatio.registry.value_schedules import ValueSchedule
 T = TypeVar("T")
 Target = TypeVar("Target", bound=Callable[..., Any])
 NAME = re.compile(r"[a-z][a-z0-9_]{0,63}\Z")
-Scope = Literal["task", "model", "training", "tuning", "memory", "data", "feedback", "output", "sweep"]
+Scope = Literal[
+    "task", "model", "training", "tuning", "memory", "data", "feedback", "use", "measure", "output", "sweep",
+]  # fmt: skip
 SCOPES: tuple[Scope, ...] = get_args(Scope)  # in the order in which a config lists the kinds
 Place = Literal["", "embedding", "sublayer", "layer", "hidden"]
 PerLayer = Literal["", "inside", "also outside"]
@@ -65,8 +67,10 @@ class Registry(Generic[T]):
                   memory    how the same numbers are computed with less memory
                   data      documents, their token ids, their format
                   feedback  how preferences and rewards are used
-                  output    where numbers are written.  It affects none of them, so it is not part of a run's id and
-                            never distinguishes two arms
+                  use       how a trained model is used: decoding, prompts
+                  measure   what is measured of the trained model beside the task's own scores
+                  output    where numbers are written.  Like what is measured, it affects no training, so it is not
+                            part of a run's id and never distinguishes two arms
                   sweep     which runs there are and where they run; it is not part of a run's config
         shapes_model
                   True if weights or scales of a model depend on the kind; by default, True for the scope `model`.  Such
@@ -172,8 +176,8 @@ class Registry(Generic[T]):
 
     @property
     def volatile(self) -> bool:
-        """True if the kind affects no number of a run: runs that differ only in it have the same id."""
-        return self.scope == "output"
+        """True if the kind affects no training: runs that differ only in it have the same id."""
+        return self.scope in ("measure", "output")
 
     def to_json(self) -> dict[str, Any]:
         """The arguments that describe the kind, as plain data for the catalogue."""

@@ -265,7 +265,7 @@ def _axis_problems(axes: Iterable[Axis]) -> Iterator[Problem]:
             yield Problem(one.key, one.interval.problem)
         if not one.values:
             yield Problem(one.key, "no value is left")
-        if one.key in REGISTRIES and REGISTRIES[one.key].multiple and REGISTRIES[one.key].scope == "output":
+        if one.key in REGISTRIES and REGISTRIES[one.key].multiple and REGISTRIES[one.key].volatile:
             together = f"{one.key}=[{','.join(v.strip('[]') for v in one.values)}]"
             yield Problem(
                 one.key, "does not change what a run computes, so it is no axis; one run takes several", together

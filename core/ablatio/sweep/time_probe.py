@@ -131,7 +131,13 @@ def rehearse(line: Sequence[Job], folder: Path, patience: float = PATIENCE) -> d
 
 def _bare(config: Mapping[str, Any]) -> dict[str, Any]:
     """Config without validations and checkpoints during training, so that each happens once, and without loggers."""
-    return {**config, "train": {**config["train"], "val_every": None, "checkpoint_every": None}, "logger": {}}
+    return {
+        **config,
+        "train": {**config["train"], "val_every": None, "checkpoint_every": None},
+        "logger": {},
+        "eval": {},
+        "metric": {},
+    }
 
 
 def _run(pool: Launcher, folder: Path, job: Job, deadline: float) -> None:

@@ -23,8 +23,9 @@ from torch import Tensor, nn
 
 from ablatio.model.kv_cache import KVCache
 from ablatio.model.parameter_roles import named_generator
+from ablatio.model.prompting.answers import answer_all
 from ablatio.registry.registry import REGISTRIES, PartSpec
-from ablatio.testing import sample_alignments, sample_parts, tiny_models
+from ablatio.testing import sample_alignments, sample_evaluations, sample_parts, sample_use, tiny_models
 
 Observer = Callable[[PartSpec, Mapping[str, Any]], Any]
 OBSERVERS: dict[str, Observer] = {}
@@ -288,6 +289,39 @@ def _alignment(entry: PartSpec, knobs: Mapping[str, Any]) -> Any:
 @observes("reward")
 def _reward(entry: PartSpec, knobs: Mapping[str, Any]) -> Any:
     return sample_parts.reward(entry, knobs)(sample_parts.answers())
+
+
+@observes("eval")
+def _eval(entry: PartSpec, knobs: Mapping[str, Any]) -> Any:
+    part = sample_evaluations.evaluation(entry, knobs)
+    return [list(part.items()), getattr(part, "measured_by", entry.facts["measured_by"])]
+
+
+@observes("metric")
+def _metric(entry: PartSpec, knobs: Mapping[str, Any]) -> Any:
+    """Requests and values of sample items; of a metric that runs programs its settings only."""
+    measure = sample_evaluations.metric(entry, knobs)
+    asked = [list(measure.metric.requests(item)) for item in measure.items]
+    if entry.facts["runs_code"]:
+        return [asked, sorted(vars(measure.metric).items())]
+    found = sample_evaluations.scored(measure)
+    return [asked, [s.values for s in found], measure.summary(found)]
+
+
+@observes("decode")
+def _decode(entry: PartSpec, knobs: Mapping[str, Any]) -> Any:
+    """Continuations of a few prompts, short and long, that may also end at a token."""
+    part = sample_parts.made(entry, knobs)
+    with torch.no_grad():
+        return [part(sample_use.job(new_tokens=n)) for n in (3, 12)]
+
+
+@observes("prompt")
+def _prompt(entry: PartSpec, knobs: Mapping[str, Any]) -> Any:
+    """Replies to two questions, and all that was asked of the model."""
+    llm, program = sample_use.scripted(), sample_use.program(entry, knobs)
+    replies = answer_all(program, llm, sample_use.EXAMPLES, sample_use.QUESTIONS)
+    return [replies, llm.calls, llm.scored, llm.asked]
 
 
 @observes("launcher")

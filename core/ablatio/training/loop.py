@@ -13,11 +13,14 @@ from ablatio.config.schema import chosen
 from ablatio.errors import Diverged, Preempted
 from ablatio.model.optimizer_step import Rewind
 from ablatio.model.peft.apply import peak_memory
+from ablatio.registry import kinds
 from ablatio.registry.kinds import Logger
 from ablatio.storage.checkpoints import Checkpoint, Checkpoints, write_json
 from ablatio.storage.paths import shell_word
 from ablatio.training.checkpoint_io import RunCheckpointIO, StopRequest
 from ablatio.training.device import LIGHTNING_PRECISION
+from ablatio.training.evaluation.evaluation import Evaluation
+from ablatio.training.evaluation.items_file import write_items
 from ablatio.training.lightning_trainer import make_trainer
 from ablatio.training.loggers import Logs
 from ablatio.training.metrics_csv import MetricsFile
@@ -34,6 +37,7 @@ class TrainingLoop:
     found      the checkpoint to continue from; None: a new run
     until      pause at this step; None: at the last
     callbacks  Lightning callbacks of the caller
+    evaluation what the config's `eval` and `metric` measure, at the end and along training; None: nothing
     """
 
     def __init__(
@@ -46,19 +50,24 @@ class TrainingLoop:
         loggers: Mapping[str, Logger],
         until: int | None = None,
         callbacks: Sequence[pl.Callback] = (),
+        evaluation: Evaluation | None = None,
     ) -> None:
         self.run, self.folder, self.found, self.callbacks = run, folder, found, callbacks
+        self.evaluation = evaluation
         self.io, self.stop = RunCheckpointIO(checkpoints), StopRequest()
         self.io.loaded = found
         self.settings = run.config["train"]
-        self.steps, self.start = int(self.settings["steps"]), found.step if found else 0
+        trains = kinds.tasks[run.config["task"]["name"]].facts["trains"]
+        self.steps, self.start = int(self.settings["steps"]) if trains else 0, found.step if found else 0
         self.until = min(until or self.steps, self.steps)
         extra = [m for entry, _ in chosen(run.config) for m in entry.facts.get("metrics", ())]
         extra += run.learner.scheduled.columns if run.learner.scheduled is not None else []
+        extra += evaluation.columns if evaluation else []
         self.task_scores = TaskScores.of(run.config)
         self.file = Logs(MetricsFile(folder / "metrics.csv", [*self.task_scores.columns, *extra]), loggers, console)
         self.samples_file = SamplesFile(folder / "samples.jsonl")
         self.scores: dict[str, Any] = {}
+        self.evaluated: dict[str, Any] = {}  # newest values of `evaluation`, as in summary.json
         self.held_out: list[list[float]] = []  # [step, score] of each validation; schedules may watch the scores
         # Step of each spike (at), step that training went back to (to), steps whose batches are skipped, reason (why).
         self.rewinds: list[dict[str, Any]] = []
@@ -72,6 +81,7 @@ class TrainingLoop:
             self.scores, self.seconds = dict(found.state["scores"]), float(found.state["seconds"])
             self.unscored, self.rewinds = bool(found.state["unscored"]), list(found.state["rewinds"])
             self._remember(found.state.get("held_out", ()))  # missing in folders of older versions
+            self.evaluated = dict(found.state.get("evaluated", {}))
             self.trained = float(found.state.get("trained", 0.0))
         shown = run.config["trainer"]["progress"]
         self.progress = RunProgress(console, self.steps, run.task.tokens, self.start, shown=shown)
@@ -160,7 +170,7 @@ class TrainingLoop:
         self.run.model.to(self.run.machine.device)
         if self.run.learner.scheduled is not None:
             self.run.learner.scheduled.set(self.start - 1)  # the values that the weights were trained with
-        self.unscored = not self._validate("after" if self.found else "before", self.start)
+        self.unscored = not self._validate("after" if self.found or not self.steps else "before", self.start)
         if self.unscored:
             raise Preempted(f"{self.stop.name} came before the first step; nothing is lost\n    try: the same command")
         self.progress.describe("training")
@@ -171,13 +181,39 @@ class TrainingLoop:
             with self.run.learner.scored_weights():
                 found = self.run.score(self.run.task.validation(), self._check_signal)
                 self.samples_file.write(step, self.run.samples())
+                if self.evaluation and (step == self.steps or self._every("eval_every", step)):
+                    self._evaluate(step)
         except _ValidationInterrupted:
             return False
         self.scores[when] = found
         sign = 1 if self.task_scores.better == "lower" else -1  # schedules take lower as better
         self._remember([*self.held_out, [step, found[self.task_scores.name] * sign]])
-        self.file.write({"step": step, "tokens": self.run.task.tokens(step)} | self.task_scores.row(found))
+        row = {"step": step, "tokens": self.run.task.tokens(step)} | self.task_scores.row(found)
+        of_step = self.evaluated if self.evaluated.get("step") == step else {}
+        self.file.write(row | {column: one["value"] for column, one in of_step.get("values", {}).items()})
         self.progress.update(step, score=self.task_scores.line(found))
+        return True
+
+    def _evaluate(self, step: int) -> None:
+        """Measure the model by the config's `eval` and `metric`; the items are written to items.jsonl."""
+        assert self.evaluation is not None
+        self.progress.describe("evaluating")
+        found = self.run.evaluate(self.evaluation, self._check_signal)
+        self.evaluated = {"step": step, "values": {name: one.to_json() for name, one in found.values.items()}}
+        write_items(self.folder, [{"step": step, **row} for row in found.rows])
+        self.progress.describe("training")
+
+    def _evaluate_at_end(self, step: int) -> bool:
+        """Evaluate a run that a stabilizer has ended before its last step; False if a signal interrupted it."""
+        if self.evaluation is None or self.evaluated.get("step") == step:
+            return True
+        try:
+            with self.run.learner.scored_weights():
+                self._evaluate(step)
+        except _ValidationInterrupted:
+            return False
+        values = {column: one["value"] for column, one in self.evaluated["values"].items()}
+        self.file.write({"step": step, "tokens": self.run.task.tokens(step)} | values)
         return True
 
     def _remember(self, held_out: Iterable[Sequence[float]]) -> None:
@@ -208,9 +244,11 @@ class TrainingLoop:
             self.until = step
         pause = step == self.until
         scored = last or pause or self._every("val_every", step)
+        scored = scored or (self.evaluation is not None and self._every("eval_every", step))
         self.unscored = scored and not self._validate("after", step)
         if scored and not (self.unscored or last):
             pause = self._end_early(step) or pause
+            self.unscored = bool(self.stopped_by) and not self._evaluate_at_end(step)
         if last or pause or self.stop or self._every("checkpoint_every", step):
             trainer.save_checkpoint(self.folder / CHECKPOINTS / str(step))
         if self.stop and (self.unscored or not last):
@@ -254,12 +292,25 @@ class TrainingLoop:
             "unscored": self.unscored,
             "rewinds": self.rewinds,
             "held_out": self.held_out,
+            "evaluated": self.evaluated,
         }
 
     def _flops(self, step: int) -> float:
         """FLOPs of the first `step` steps: of the tokens that the task passes through this model, with its tuning."""
         task = self.run.task
         return self.run.spec.flops(step, task.work, task.row_length)
+
+    def _main_score(self, after: Mapping[str, float]) -> dict[str, Any]:
+        """Name, value and direction of the score by which runs are compared: that of `score`, or the task's main."""
+        name = self.run.config["score"]
+        if name is None:
+            return self.task_scores.main(after)
+        if name in self.task_scores.columns:
+            better = self.task_scores.better if name == f"val/{self.task_scores.name}" else _direction(name)
+            return {"name": name, "value": after.get(name.removeprefix("val/")), "better": better}
+        found = self.evaluated.get("values", {}).get(name, {})
+        better = self.evaluation.better(name) if self.evaluation else "higher"
+        return {"name": name, "value": found.get("value"), "better": better}
 
     def summary(self, status: str) -> dict[str, Any]:
         """Return the results for summary.json: status, scores before and after, steps, tokens, seconds, bytes, FLOPs.
@@ -273,8 +324,9 @@ class TrainingLoop:
         return {
             "status": status,
             "run": self.io.checkpoints.run,  # that of a resumed run names the stored tokenizer in its config
-            "score": self.task_scores.main(after),
+            "score": self._main_score(after),
             **self.task_scores.row(after),
+            **{column: one["value"] for column, one in self.evaluated.get("values", {}).items()},
             "before": self.scores.get("before"),
             "after": after or None,
             "steps": step,
@@ -293,11 +345,17 @@ class TrainingLoop:
             key: found
             for key, found in (
                 ("rewinds", self.rewinds),
+                ("evaluation", self.evaluated),
                 ("samples", self.samples_file.compared()),
                 ("stopped", {"by": self.stopped_by, "planned_steps": self.steps} if self.stopped_by else None),
             )
             if found
         }
+
+
+def _direction(name: str) -> str:
+    """Whether lower or higher is better for a score of a task beside its main one."""
+    return "lower" if name in ("val/loss", "val/bpb") else "higher"
 
 
 class _ValidationInterrupted(Exception):

@@ -14,14 +14,19 @@ from ablatio.data.order import RowPlan
 from ablatio.data.types import Tokenizer
 from ablatio.errors import UserError
 from ablatio.model.builder import PartChoice
+from ablatio.model.evaluation.responder import Responder
 from ablatio.model.language_model import LanguageModel
 from ablatio.model.peft.apply import AppliedPeft, tune
+from ablatio.model.prompting.session import Session
 from ablatio.model.task import Task
 from ablatio.registry import kinds
 from ablatio.registry.kinds import Batches, Stabilizer
 from ablatio.storage.paths import cache_root
 from ablatio.training.device import Machine
 from ablatio.training.estimate import within_memory
+from ablatio.training.evaluation.access import longest_row
+from ablatio.training.evaluation.evaluation import Evaluation, EvaluationResult
+from ablatio.training.evaluation.prompting import Prompting, decode_part, most_probable
 from ablatio.training.initial_weights import TakenOver, start_model
 from ablatio.training.lightning_module import TrainingModule
 from ablatio.training.reward_model import open_reward
@@ -99,6 +104,23 @@ class PreparedRun:
         device = next(self.model.parameters()).device
         with self._precision():
             return self.task.score(self.model, batches, device, between)
+
+    def evaluate(
+        self,
+        evaluation: Evaluation,
+        between: Callable[[int], None] = lambda n: None,
+        asking: Mapping[str, Any] | None = None,
+    ) -> EvaluationResult:
+        """Measure the model by an evaluation; calls `between(n)` after n requests.
+
+        asking  config whose `decode` and `prompt` are used; None: that of the run
+        """
+        asking = self.config if asking is None else asking
+        decode = decode_part(asking)
+        respond = Responder(self.model, self.tokenizer, longest_row(self.config), decode=decode, between=between)
+        llm = Session(self.model, self.tokenizer, decode or most_probable)
+        with self._precision():
+            return evaluation.run(respond, Prompting.of(asking, llm))
 
     def samples(self) -> list[dict[str, str]]:
         """Return answers of the model to the task's sample prompts; empty if it has none."""

@@ -22,6 +22,7 @@ from ablatio.storage.secrets import redact
 from ablatio.training import provenance
 from ablatio.training.budget import settled
 from ablatio.training.estimate import check_memory
+from ablatio.training.evaluation.evaluation import evaluation_of
 from ablatio.training.extension import extension_of
 from ablatio.training.loggers import make_loggers
 from ablatio.training.loop import TrainingLoop
@@ -86,6 +87,7 @@ def _train(
     recorded = extension.manifest if extension else _recorded(folder / "manifest.json") if found else {}
     refuse_another(run, str(recorded.get("reference", "")), folder)
     teacher = attach_teacher(run, recorded.get("teacher"))
+    evaluation = evaluation_of(config)
     if not resumes:
         for said in without_effect(config):
             console.print(f"warning: {said}", highlight=False, markup=False, soft_wrap=True)
@@ -102,7 +104,7 @@ def _train(
             extension.copy_records(folder)
             console.print(redact(extension.sentence(config)), highlight=False)
     run.begin()
-    loop = TrainingLoop(run, folder, console, checkpoints, found, loggers, until, callbacks)
+    loop = TrainingLoop(run, folder, console, checkpoints, found, loggers, until, callbacks, evaluation)
     loop.extends = extension is not None
     try:
         return loop.train()

@@ -12,6 +12,7 @@ from ablatio.config.schema import chosen
 from ablatio.registry import per_layer
 from ablatio.registry.registry import REGISTRIES, PartSpec
 from ablatio.storage.secrets import redact
+from ablatio.training.evaluation.evaluation import described
 
 ANSWERED = 2  # prompts whose answers are printed at the end of a run; summary.json has all
 LABELS = {"bpb": "bits per byte", "loss": "nats per token"}
@@ -72,6 +73,8 @@ def show_result(console: Console, summary: Mapping[str, Any], folder: Path) -> N
     for name in ("bpb", "loss") if text else names:
         table.add_row(LABELS[name] if text else name, *(f"{s[name]:.3f}" if s else "-" for s in (before, after)))
     console.print(table)
+    for line in described((summary.get("evaluation") or {}).get("values", {})):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     if samples := summary.get("samples"):
         console.print(side_by_side(samples[:ANSWERED]))
     million, tokens, flops = summary["parameters"] / 1e6, summary["tokens"] / 1e6, summary["train_flops"] / 1e12

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ablatio import rewards
+from ablatio import decodes, rewards
 from ablatio.data.types import Tokenizer
 from ablatio.errors import UserError
 from ablatio.model.cost.flops import Work
+from ablatio.model.decoding.logits import LogitsProcessors
 from ablatio.model.decoding.rollout import Rollout, next_logits, sample_rollouts, streams
 from ablatio.model.language_model import LanguageModel
 from ablatio.model.rl.answers import Answer, ReasoningStep, judged, one_by_one
@@ -77,6 +78,7 @@ class RolloutSampler:
     stop: int
     answer_tokens: int
     temperature: float
+    processors: LogitsProcessors | None = None
     asked: int = 0
     work: Work = field(default_factory=Work)
     left_out: float = 0.0
@@ -93,7 +95,7 @@ class RolloutSampler:
         draws = None if stream is None else streams(seed, stream, rows, self.answer_tokens, first)
         rollout = sample_rollouts(
             model, [p.ids for p in prompts], draws, stop=self.stop, new_tokens=self.answer_tokens,
-            group=group, temperature=self.temperature,
+            group=group, temperature=self.temperature, processors=None if stream is None else self.processors,
         )  # fmt: skip
         texts = self.texts(prompts, rollout, group)
         return ScoredRollout(list(prompts), rollout, texts, *judged(self.judge, self.judge_name, texts))
@@ -205,6 +207,26 @@ def reward_of(setup: TaskContext, name: str, tokenizer: Tokenizer) -> Reward:
         )
     made: Any = setup.part("reward", open_run=open_run)
     return one_by_one(made, name) if rewards[name].wiring == ("answer",) else made
+
+
+def processors_of(setup: TaskContext) -> LogitsProcessors | None:
+    """Logits processors of the config's decode part; None if it has none."""
+    node = setup.config.get("decode")
+    if not node:
+        return None
+    name, part = node["name"], setup.part("decode")
+    processors: LogitsProcessors | None = getattr(part, "processors", None)
+    if processors is None or not decodes[name].facts["samples"]:
+        raise UserError(
+            f"decode={name}: the answers of a policy are sampled, token by token, from its own logits\n"
+            "    try: decode=sample decode.top_p=0.95"
+        )
+    if processors.temperature != 1:
+        raise UserError(
+            f"decode.temperature={processors.temperature:g}: the temperature of a policy is task.temperature, which "
+            f"its log-probabilities have, too\n    try: task.temperature={processors.temperature:g}"
+        )
+    return processors
 
 
 def rule_of(name: str) -> Reward:

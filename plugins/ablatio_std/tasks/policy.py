@@ -26,7 +26,7 @@ from ablatio.training.task_context import TaskContext
 from ._policy_evaluation import HeldOutEvaluation
 from ._prompts import ChatPrompts, TextPrompts
 from ._rollout_metrics import MEASURES, OF_POLICY, CollapseDetector, rollout_metrics
-from ._rollouts import Reward, RolloutSampler, ScoredRollout, reward_of
+from ._rollouts import Reward, RolloutSampler, ScoredRollout, processors_of, reward_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,8 @@ class Policy(Task):
     `alignment` is the policy method (data = prompts), `reward` scores the answers.  A batch has `train.batch_size`
     answers, a rollout as many as its minibatches need.  The reference is the model before its first step; a critic, if
     the method needs one, is a value head trained with the policy.  Prompts are the questions of a source of
-    conversations, or passages cut out of its documents.  `gold` also scores held-out answers and is never trained on:
+    conversations, or passages cut out of its documents.  `decode` truncates or penalizes the distribution that answers
+    are drawn from in training.  `gold` also scores held-out answers and is never trained on:
     if it falls while the reward rises, the reward is being over-optimized (arXiv:2210.10760).
     """
 
@@ -55,6 +56,7 @@ class Policy(Task):
     scores = ("reward", "gold", "kl", "entropy", "answer_length")
     needs, copies = ("alignment=ppo", "reward=length"), 1
     batch_changes = False
+    reads = ("decode",)
     metrics = (*MEASURES, "train/old_kl", "train/entropy", "train/clip_fraction")
 
     def __init__(
@@ -84,7 +86,7 @@ class Policy(Task):
         self._find_prompts()
         self.asking = RolloutSampler(
             setup, self.prompts, self.tokenizer, *self._judge(), self.asks["advantages"], self.stop, answer_tokens,
-            temperature,
+            temperature, processors_of(setup),
         )  # fmt: skip
         self.collapse = CollapseDetector(
             self.stop, self.asking.decode, float(setup.config["optimizer"].get("lr", 1e-3))

@@ -147,7 +147,8 @@ def _experiment(name: str, package: str, kind: str) -> str:
 def _usage(package: str, kind: str, kinds: Sequence[str]) -> Iterator[str]:
     """Lines of the README that try the part of a kind."""
     yield f"    ablatio show {kind}={package}"
-    yield f"    ablatio train -m {tried(kind).sweep.replace('$name', package)} seed=1,2,3"
+    command = tried(kind).command or f"train -m {tried(kind).sweep} seed=1,2,3"
+    yield f"    ablatio {command.replace('$name', package)}"
     if tried(kind).run:
         yield f"    ablatio train experiment={_experiment_name(package, kind, kinds)}"
 

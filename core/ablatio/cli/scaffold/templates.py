@@ -23,12 +23,14 @@ class Tried:
 
     beside  options that a run with such a part needs
     sweep   overrides of a sweep in which it is compared; $name is the part
-    run     False if a run's config cannot name it, because it is chosen for a sweep
+    run     False if a run's config cannot name it, because it is chosen for a sweep or for a trained model
+    command used in place of a sweep: the words after `ablatio`
     """
 
     beside: tuple[str, ...] = ()
     sweep: str = ""
     run: bool = True
+    command: str = ""
 
 
 TRIED: dict[str, Tried] = {
@@ -63,6 +65,10 @@ TRIED: dict[str, Tried] = {
     "source": Tried(sweep="source=sotu,$name"),
     "tokenizer": Tried(sweep="tokenizer=bytes,$name"),
     "template": Tried(("task=sft", "source=gsm_symbolic"), "task=sft source=gsm_symbolic template=plain,$name"),
+    "eval": Tried(sweep="norm=rmsnorm,layernorm eval=[$name]"),
+    "metric": Tried(("eval=[copying]",), "norm=rmsnorm,layernorm eval=[copying] metric=[$name]"),
+    "decode": Tried(command='generate runs/first "The people" decode=$name', run=False),
+    "prompt": Tried(command='generate runs/first "What is 2+3?" prompt=$name', run=False),
     "design": Tried(sweep="norm=rmsnorm,layernorm position=rope,alibi design=$name", run=False),
     "launcher": Tried(sweep="norm=rmsnorm,layernorm launcher=$name", run=False),
 }

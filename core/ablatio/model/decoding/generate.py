@@ -1,17 +1,17 @@
-"""Batched decoding with the KV cache: one pass over the prompts, then one step per token for the whole batch."""
+"""Continuations of token ids, texts and conversations."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import Any
 
 from ablatio.data.chat import Template, sign_id, write
 from ablatio.data.types import Message, Tokenizer, start_id
-from ablatio.errors import UserError
-from ablatio.model.example import PADDING
-from ablatio.model.kv_cache import KVCache
+from ablatio.model.decoding.job import Continuation, DecodingJob, Ending
+from ablatio.model.decoding.logits import LogitsProcessors
+from ablatio.model.decoding.steps import chooser, token_by_token
 from ablatio.model.language_model import LanguageModel
+
+Decode = Callable[[DecodingJob], Sequence[Sequence[Continuation]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,27 +24,64 @@ class Sampling:
     seed: int = 1
 
     def __post_init__(self) -> None:
-        if not (self.temperature >= 0 and self.top_k >= 0 and 0 < self.top_p <= 1):
-            raise UserError(
-                f"temperature={self.temperature}, top-k={self.top_k}, top-p={self.top_p}; expected temperature >= 0, "
-                "top-k >= 0, 0 < top-p <= 1\n    try: --temperature 0.8 --top-k 0 --top-p 0.95"
-            )
+        _ = self.processors  # refuses values that are not allowed
+
+    @property
+    def processors(self) -> LogitsProcessors:
+        """The settings without the seed."""
+        return LogitsProcessors(self.temperature, self.top_k, self.top_p)
+
+    def __call__(self, job: DecodingJob) -> list[list[Continuation]]:
+        """Continue each prompt once."""
+        return token_by_token(job, self.processors, chooser(job, self.processors))
 
 
-def complete(
-    model: LanguageModel, tokenizer: Tokenizer, prompts: Sequence[str], new_tokens: int, sampling: Sampling
-) -> list[str]:
-    """Return each prompt with its continuation; a text ends at its end-of-document token."""
+@dataclass(frozen=True, slots=True)
+class Request:
+    """How texts are to be continued.
+
+    decode   a decode part, or Sampling
+    stop     strings that end a text
+    choices  texts of which a continuation must be one
+    second   second model, for decode parts that need one
+    judge    scores of continuations, for decode parts that use them: (prompt, texts, token ids) -> one number each
+    """
+
+    new_tokens: int
+    decode: Decode
+    seed: int = 1
+    stop: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
+    second: Any = None
+    judge: Callable[[str, Sequence[str], Sequence[Sequence[int]]], Sequence[float]] | None = None
+
+    def run(
+        self, model: LanguageModel, tokenizer: Tokenizer, rows: Sequence[Sequence[int]], stop_ids: tuple[int, ...]
+    ) -> list[list[str]]:
+        """Return the texts of the continuations of each row of token ids, best first."""
+
+        def text_of(ids: Sequence[int]) -> str:  # ids beyond the tokenizer's (sentinels) have no text
+            return tokenizer.decode([i for i in ids if i < tokenizer.vocab_size])
+
+        def judge(row: int, found: Sequence[Sequence[int]]) -> Sequence[float]:
+            assert self.judge is not None
+            return self.judge(text_of(rows[row][1:]), [text_of(ids) for ids in found], found)
+
+        choices = tuple(tuple(map(int, ids)) for ids in tokenizer.encode(list(self.choices)))
+        ending = Ending(self.new_tokens, stop_ids, self.stop, text_of, choices)
+        job = DecodingJob(model, rows, ending, self.second, judge if self.judge else None, self.seed)
+        return [
+            [text_of(c.ids) if c.text is None else c.text for c in continuations] for continuations in self.decode(job)
+        ]
+
+
+def complete(model: LanguageModel, tokenizer: Tokenizer, prompts: Sequence[str], request: Request) -> list[list[str]]:
+    """Return each prompt with its continuations, best first; a text ends at its end-of-document token."""
     start = start_id(tokenizer)
     rows = [[start, *map(int, ids)] for ids in tokenizer.encode(list(prompts))]
-    texts = []
-    for row, new in zip(rows, generate(model, rows, new_tokens, sampling, stop=tokenizer.eos), strict=True):
-        new = new[: new.index(start)] if start in new else new  # the start of another document ends this one, too
-        text = [
-            i for i in (*row[1:], *new) if i < tokenizer.vocab_size
-        ]  # ids beyond the tokenizer's (sentinels) have no text
-        texts.append(tokenizer.decode(text))
-    return texts
+    stop_ids = tuple(dict.fromkeys((tokenizer.eos, start)))  # the start of another document ends this one, too
+    found = request.run(model, tokenizer, rows, stop_ids)
+    return [[tokenizer.decode(row[1:]) + text for text in texts] for row, texts in zip(rows, found, strict=True)]
 
 
 def answer(
@@ -52,62 +89,17 @@ def answer(
     tokenizer: Tokenizer,
     template: Template,
     conversations: Sequence[Sequence[Message]],
-    new_tokens: int,
-    sampling: Sampling,
-) -> list[str]:
-    """Return the model's answer to each conversation, up to the template's end token."""
+    request: Request,
+) -> list[list[str]]:
+    """Return the model's answers to each conversation, best first, up to the template's end token."""
     rows = [written.ids.tolist() for written in write(tokenizer, template, conversations, answering=True)]
-    stop = sign_id(tokenizer, template.end)
-    answers = generate(model, rows, new_tokens, sampling, stop)
-    return [tokenizer.decode([i for i in ids if i < tokenizer.vocab_size]).strip() for ids in answers]
+    found = request.run(model, tokenizer, rows, (sign_id(tokenizer, template.end),))
+    return [[text.strip() for text in texts] for texts in found]
 
 
-@torch.no_grad()
 def generate(
     model: LanguageModel, prompts: Sequence[Sequence[int]], new_tokens: int, sampling: Sampling, stop: int | None = None
 ) -> list[list[int]]:
-    """Return up to `new_tokens` generated ids for each prompt, without `stop`; prompts may differ in length.
-
-    Shorter prompts are padded on the left; padding forms a separate segment, invisible to all other tokens.
-    """
-    device = next(model.parameters()).device
-    longest = max(map(len, prompts))
-    tokens = torch.zeros(len(prompts), longest, dtype=torch.long)
-    segments = torch.full_like(tokens, PADDING)
-    for i, prompt in enumerate(prompts):
-        tokens[i, longest - len(prompt) :] = torch.tensor(list(prompt))
-        segments[i, longest - len(prompt) :] = 0
-    packed = segments.to(device) if bool((segments == PADDING).any()) else None
-    generator = torch.Generator(device).manual_seed(sampling.seed)
-    cache, step = KVCache(), tokens.to(device)
-    generated: list[list[int]] = [[] for _ in prompts]
-    running, started = torch.ones(len(prompts), dtype=torch.bool), False  # rows without `stop` so far
-    for _ in range(new_tokens):
-        logits = model.extend(step, cache) if started else model.read(step, packed, cache)
-        started = True
-        chosen = pick(logits, sampling, generator)
-        for i, token in enumerate(chosen.tolist()):
-            if running[i] and token != stop:
-                generated[i].append(token)
-            else:
-                running[i] = False
-        if not bool(running.any()):
-            break
-        step = chosen[:, None]
-    return generated
-
-
-def pick(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> Tensor:
-    """Choose the next token of each row from its logits: (B, V) -> (B,)."""
-    if sampling.temperature == 0:
-        return logits.argmax(-1)
-    logits = logits.float() / sampling.temperature
-    if 0 < sampling.top_k < logits.shape[-1]:
-        least = logits.topk(sampling.top_k).values[:, -1:]
-        logits = logits.masked_fill(logits < least, float("-inf"))
-    if sampling.top_p < 1:
-        ordered, index = logits.sort(descending=True)
-        mass = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)  # mass of the more likely tokens
-        drop = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, index, mass >= sampling.top_p)
-        logits = logits.masked_fill(drop, float("-inf"))
-    return torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
+    """Return up to `new_tokens` generated ids for each prompt, without `stop`; prompts may differ in length."""
+    ending = Ending(new_tokens, () if stop is None else (stop,))
+    return [found[0].ids for found in sampling(DecodingJob(model, prompts, ending, seed=sampling.seed))]

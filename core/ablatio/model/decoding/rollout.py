@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ablatio.model.decoding.logits import LogitsProcessors
 from ablatio.model.example import PADDING
 from ablatio.model.kv_cache import KVCache
 from ablatio.model.parameter_roles import named_generator
@@ -81,13 +82,16 @@ def sample_rollouts(
     new_tokens: int,
     group: int = 1,
     temperature: float = 1.0,
+    processors: LogitsProcessors | None = None,
     rows: int = 64,
 ) -> Rollout:
     """Sample `group` answers to each prompt, in consecutive rows.
 
-    draws  random numbers (prompts x group, new_tokens) from `streams`; None: take the most likely token
-    stop   token that ends an answer; None: every answer has `new_tokens` tokens
-    rows   number of answers that are decoded at once
+    draws       random numbers (prompts x group, new_tokens) from `streams`; None: take the most likely token
+    stop        token that ends an answer; None: every answer has `new_tokens` tokens
+    processors  change the logits, divided by the temperature, from which tokens are drawn; log-probabilities are always
+                those of the policy itself
+    rows        number of answers that are decoded at once
     """
     device = next(model.parameters()).device
     count = len(prompts) * group
@@ -99,7 +103,7 @@ def sample_rollouts(
     for bucket in _buckets(prompts, max(1, rows // group)):
         at = torch.tensor([i * group + k for i in bucket for k in range(group)], device=device)
         drawn = numbers[at] if numbers is not None else None
-        decoded = _decode(model, [prompts[i] for i in bucket], drawn, stop, new_tokens, group, temperature)
+        decoded = _decode(model, [prompts[i] for i in bucket], drawn, stop, new_tokens, group, temperature, processors)
         for whole, part in zip((tokens, logps, mask), decoded, strict=True):
             whole[at] = part
     model.train(training)
@@ -148,20 +152,25 @@ def _decode(
     new_tokens: int,
     group: int,
     temperature: float,
+    processors: LogitsProcessors | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Decode one bucket: (tokens, logps, mask), each (prompts x group, new_tokens)."""
     device = next(model.parameters()).device
     cache, count = KVCache(), len(prompts) * group
-    logits = model.read(*_padded(prompts, device), cache)
+    read, segments = _padded(prompts, device)
+    logits = model.read(read, segments, cache)
+    text = read if segments is None else read.masked_fill(segments == PADDING, PADDING)  # (rows, P), with the answers
     if group > 1:  # each prompt was encoded once; all its answers continue from copies of its cache
         siblings = torch.arange(len(prompts), device=device).repeat_interleave(group)
         cache.select(siblings)
-        logits = logits[siblings]
+        logits, text = logits[siblings], text[siblings]
     found = _SampledTokens(count, new_tokens, device)
     numbers = None if draws is None else draws.T.contiguous()  # (new_tokens, rows)
     running = torch.ones(count, dtype=torch.bool, device=device)
     for t in range(new_tokens):
-        chosen, logp = _draw(logits, None if numbers is None else numbers[t], temperature)
+        logits = logits.float() if temperature == 1 else logits.float() / temperature
+        processed = None if processors is None else processors(logits, text)
+        chosen, logp = _draw(logits, None if numbers is None else numbers[t], processed)
         found.add(chosen, logp, running)
         if stop is not None:
             running = running & (chosen != stop)
@@ -173,9 +182,10 @@ def _decode(
                 found.select(keep)
                 cache.select(keep)
                 numbers = None if numbers is None else numbers[:, keep]
-                chosen, running = chosen[keep], running[keep]
+                chosen, running, text = chosen[keep], running[keep], text[keep]
         if t + 1 < new_tokens:
             logits = model.extend(chosen[:, None], cache)
+            text = torch.cat([text, chosen[:, None]], dim=1) if processors is not None else text
     return found.taken()
 
 
@@ -207,12 +217,14 @@ class _SampledTokens:
         return self.tokens, self.logps, self.mask
 
 
-def _draw(logits: Tensor, numbers: Tensor | None, temperature: float) -> tuple[Tensor, Tensor]:
-    """Return the tokens and their log-probabilities, (B,) each.
+def _draw(logits: Tensor, numbers: Tensor | None, processed: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Return the tokens, drawn from `processed` logits if there are any, and their log-probabilities, (B,) each.
 
     Inverse-CDF sampling: the first token whose cumulative probability exceeds the row's random number.
     """
-    logits = logits.float() if temperature == 1 else logits.float() / temperature
+    if processed is not None:
+        chosen = _draw(processed, numbers)[0]
+        return chosen, logits.gather(1, chosen[:, None])[:, 0] - logits.logsumexp(-1)
     if numbers is None:
         best = logits.max(-1)
         return best.indices, best.values - logits.logsumexp(-1)

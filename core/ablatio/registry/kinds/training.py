@@ -198,6 +198,8 @@ class Task(Protocol):
     copies    number of models held in memory beside the trained one, as a reference
     batch_changes   False if `train.batch_size` may not be a schedule: its batches do not follow that plan
     length_changes  True if `data.length` may be a schedule: its rows follow the plan of its TaskContext
+    trains    False if it only scores the model: a run has no optimizer step
+    reads     kinds of the scope `use` that it builds, as ("decode", "prompt"); a config chooses no others
     """
 
     accepts: ClassVar[str]
@@ -210,6 +212,8 @@ class Task(Protocol):
     copies: ClassVar[int]
     batch_changes: ClassVar[bool]
     length_changes: ClassVar[bool]
+    trains: ClassVar[bool]
+    reads: ClassVar[Sequence[str]]
     tokenizer: Tokenizer
     content: dict[str, Any]
 
@@ -338,6 +342,8 @@ tasks: Registry[Task] = Registry(
         "copies": 0,
         "batch_changes": True,
         "length_changes": False,
+        "trains": True,
+        "reads": (),
     },
     default="pretrain",
     scope="task",

@@ -152,8 +152,9 @@ def choose_metric(table: Table, asked: str | None) -> str:
 
 
 def higher_is_better(table: Table, metric: str) -> bool:
-    """True if a higher score is better: as the task declares for its main score, else by the end of the name."""
+    """True if a higher score is better: as task or metric declare, else by the end of the name."""
     said = next((r.main.get("better") for r in table.counted if r.main.get("name") == metric), None)
+    said = said or next((r.measured[metric].get("better") for r in table.counted if metric in r.measured), None)
     return said == "higher" if said else metric.rsplit("/", 1)[-1].endswith(HIGHER)
 
 

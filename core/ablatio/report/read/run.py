@@ -27,6 +27,7 @@ class Run:
 
     state     one of STATES; only `done` runs have comparable numbers
     scores    final scores by name (`val/loss`)
+    measured  values of evaluations with their errors, as in summary.json: {column: {value, error, items, better}}
     main      {name, better} of the main score of its task
     size      parameters, trainable (if fewer), non_embedding, flops_per_token (of a training step), tokens, steps:
               the same on any machine
@@ -47,6 +48,7 @@ class Run:
     why: str = ""
     scores: Mapping[str, float] = field(default_factory=dict)
     main: Mapping[str, Any] = field(default_factory=dict)
+    measured: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     size: Mapping[str, float] = field(default_factory=dict)
     cost: Mapping[str, float] = field(default_factory=dict)
     curves: Curves = field(default_factory=dict)
@@ -149,6 +151,7 @@ def _with_results(
     return replace(
         run,
         main=inner(summary, "score"),
+        measured=_measured(summary),
         scores={k: v for k, v in summary.items() if "/" in k and is_score(v)},
         size=_size(summary, manifest),
         cost=_cost(summary, curves),
@@ -159,6 +162,19 @@ def _with_results(
         manifest=manifest,
         before=_before(summary),
     )
+
+
+def _measured(summary: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Values of evaluations; entries that are no numbers are ignored."""
+    values = inner(inner(summary, "evaluation"), "values")
+    return {
+        column: one
+        for column, one in values.items()
+        if isinstance(one, Mapping)
+        and _number(one.get("value"))
+        and (one.get("error") is None or _number(one["error"]))
+        and _number(one.get("items"))
+    }
 
 
 def _before(summary: Mapping[str, Any]) -> float | None:

@@ -1,0 +1,145 @@
+"""Continuations and answers of a run: parts by name, from Python and from the command line."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ablatio.api.session import computing
+from ablatio.errors import UserError
+from ablatio.registry import kinds
+from ablatio.registry.registry import Registry
+
+if TYPE_CHECKING:
+    from ablatio.api.run_folder import RunFolder
+    from ablatio.model.prompting.types import Example, Reply
+
+Choice = str | Mapping[str, Any]
+Judge = Callable[[str, Sequence[str], Sequence[Sequence[int]]], Sequence[float]]
+USUAL = {"temperature": 0.8, "top_p": 0.95}
+
+
+def generate(
+    run: "RunFolder",
+    prompts: Sequence[str],
+    *,
+    tokens: int,
+    given: Mapping[str, Any],
+    seed: int,
+    chat: bool,
+    system: str,
+    decode: Choice | None,
+    stop: Sequence[str],
+    choices: Sequence[str],
+    second: str | Path | None,
+    reward: Choice | None,
+    samples: int,
+) -> list[str]:
+    """Continue prompts, as documented at `RunFolder.generate_many`; `given`: settings of the sampling."""
+    from ablatio.model.decoding.generate import Request, answer, complete
+
+    part, several = _decode(decode, given, seed)
+    asked = list(prompts) if several else [prompt for prompt in prompts for _ in range(samples)]
+    with computing():
+        request = Request(
+            tokens, part, seed, tuple(stop), tuple(choices), _second(second, decode), _judge(reward, decode)
+        )
+        if not chat:
+            found = complete(run.model, run.tokenizer, asked, request)
+        else:
+            from ablatio.api.chat import conversation, with_template_tokens
+
+            questions = [conversation(system, prompt) for prompt in asked]
+            tokenizer = with_template_tokens(run.tokenizer, run.template, run.folder)
+            found = answer(run.model, tokenizer, run.template, questions, request)
+    return [text for texts in found for text in texts[: samples if several else 1]]
+
+
+def answer(
+    run: "RunFolder",
+    question: str,
+    *,
+    prompt: Choice,
+    examples: "Sequence[Example]",
+    choices: Sequence[str],
+    decode: Choice | None,
+    tokens: int,
+    seed: int,
+) -> "Reply":
+    """Answer a question by a prompt program, as documented at `RunFolder.answer`."""
+    from ablatio.model.decoding.generate import Sampling
+    from ablatio.model.prompting.answers import answer_all
+    from ablatio.model.prompting.parse import final_answer
+    from ablatio.model.prompting.session import Session
+    from ablatio.model.prompting.types import Form, Question
+
+    program = built(kinds.prompts, prompt, form=Form(), parse=final_answer, verify=None)
+    with computing():
+        part = Sampling(temperature=0) if decode is None else built(kinds.decodes, decode)
+        session = Session(run.model, run.tokenizer, part, tokens=tokens, seed=seed)
+        return answer_all(program, session, examples, [Question(question, tuple(choices))])[0]
+
+
+def built(registry: Registry[Any], choice: Choice, **wiring: Any) -> Any:
+    """Build a part from its name, or from {"name": ..., knob: value}."""
+    node = {"name": choice} if isinstance(choice, str) else dict(choice)
+    name = node.pop("name", None)
+    if not name:
+        raise UserError(f"{dict(choice)} names no {registry.kind}\n    try: {registry.kind}={registry.names()[0]}")
+    return registry.build(name, node, **wiring)
+
+
+def _decode(choice: Choice | None, given: Mapping[str, Any], seed: int) -> tuple[Any, bool]:
+    """The decode part, and whether it gives several continuations of a prompt."""
+    if choice is None:
+        from ablatio.model.decoding.generate import Sampling
+
+        return Sampling(**USUAL | dict(given), seed=seed), False
+    node = {"name": choice} if isinstance(choice, str) else dict(choice)
+    entry = kinds.decodes[str(node.get("name"))]
+    for setting in given:
+        if entry.knob(setting) is None:
+            flag = f"--{setting.replace('_', '-')}"
+            raise UserError(
+                f"decode={entry.name} has no {setting}, which {flag} sets\n    try: ablatio show decode={entry.name}"
+            )
+    part = built(kinds.decodes, {**given, **node})
+    return part, bool(entry.facts["beams"]) or entry.knob("n") is not None
+
+
+def _second(folder: str | Path | None, choice: Choice | None) -> Any:
+    name = None if choice is None else choice if isinstance(choice, str) else choice["name"]
+    needs = name is not None and kinds.decodes[name].facts["needs_second_model"]
+    if folder is None:
+        if needs:
+            raise UserError(f"decode={name} needs a second model\n    try: second=runs/small, a run folder")
+        return None
+    if not needs:
+        raise UserError(
+            f"second={folder} was given, and {f'decode={name}' if name else 'sampling'} uses one model\n"
+            "    try: decode=speculative"
+        )
+    from ablatio.api.run_folder import open_run
+
+    return open_run(folder).model
+
+
+def _judge(choice: Choice | None, decode: Choice | None) -> Judge | None:
+    if choice is None:
+        return None
+    if not isinstance(decode, Mapping) or decode.get("by") != "judge":
+        raise UserError("reward=... ranks samples\n    try: decode=best_of_n decode.by=judge reward=length")
+    from ablatio.model.rl.answers import Answer, judged, one_by_one
+
+    node = {"name": choice} if isinstance(choice, str) else dict(choice)
+    name = str(node["name"])
+    if kinds.rewards[name].wiring != ("answer",):
+        known = ", ".join(e.name for e in kinds.rewards if e.wiring == ("answer",))
+        raise UserError(f"reward={name} is not a function of one answer; choose one of {known}")
+    rule = one_by_one(built(kinds.rewards, node), name)
+
+    def judge(prompt: str, texts: Sequence[str], ids: Sequence[Sequence[int]]) -> list[float]:
+        answers = [Answer(prompt, text, ids=row) for text, row in zip(texts, ids, strict=True)]
+        scores: list[float] = judged(rule, name, answers)[0].tolist()
+        return scores
+
+    return judge

@@ -1,0 +1,1 @@
+"""Prompt programs: questions, examples and replies, and a language model as text in, text out."""

@@ -1,0 +1,113 @@
+"""Evaluations of a study's arms: values with errors, and differences to a reference paired by item, over all seeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from ablatio.errors import AblatioError
+from ablatio.model.evaluation.item_errors import clustered_error
+from ablatio.report.analysis.arms import Arm
+from ablatio.report.analysis.findings import Findings
+from ablatio.report.analysis.item_comparison import t_interval
+from ablatio.report.read.run import Run
+from ablatio.training.evaluation.items_file import read_items
+
+HEAD = ("measure", "arm", "value", "difference to the reference", "95 % interval", "p", "items")
+CAPTION = (
+    "± is the standard error over the choice of items (with their clusters), in one run.  Differences are paired: the "
+    "mean over the items of the difference of their values, each the mean over the seeds that both arms have; interval "
+    "and p (t-test on clusters) are for the choice of items, not for the choice of seeds, and not corrected for the "
+    "number of measures.  The reference is the baseline or, without one, the first arm."
+)
+Values = Mapping[tuple[str, str, str], tuple[str, Mapping[str, float]]]  # (eval, id, digest) -> cluster, values
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationRow:
+    """One measure of one arm; nan for what is not known.  The difference is paired by item with the reference."""
+
+    measure: str
+    arm: str
+    value: float
+    error: float
+    difference: float
+    low: float
+    high: float
+    p: float
+    items: int
+    reference: bool
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """The row as text."""
+        value = _number(self.value) + (f" ± {_number(self.error)}" if math.isfinite(self.error) else "")
+        interval = f"[{self.low:+.3g}, {self.high:+.3g}]" if math.isfinite(self.low) else ""
+        apart = f"{self.difference:+.3g}" if math.isfinite(self.difference) else "reference" * self.reference
+        p = "" if not math.isfinite(self.p) else "< 0.001" if self.p < 0.001 else f"{self.p:.3f}"
+        return self.measure, self.arm, value, apart, interval, p, str(self.items)
+
+
+def _number(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.4g}"
+
+
+def evaluation_rows(found: Findings) -> list[EvaluationRow]:
+    """Rows of all measures that finished runs of the study have; the main values alone where a metric has several."""
+    arms = [row.arm for row in found.rows]
+    base = next((arm for arm in arms if arm.baseline), arms[0] if arms else None)
+    columns = dict.fromkeys(c for arm in arms for run in _done(arm) for c in run.measured if c.count("/") == 2)
+    by_run: dict[object, Values] = {run.folder: _values(run) for arm in arms for run in _done(arm) if run.measured}
+    return [
+        _row(column, arm, base, by_run)
+        for column in columns
+        for arm in arms
+        if any(column in run.measured for run in _done(arm))
+    ]
+
+
+def _done(arm: Arm) -> list[Run]:
+    return [run for run in arm.runs if run.done]
+
+
+def _values(run: Run) -> Values:
+    """Values of a run's items; empty if its file is missing or cannot be read."""
+    try:
+        rows = read_items(run.folder)
+    except AblatioError:
+        return {}
+    return {(row["eval"], row["id"], row["item"]): (row["cluster"], row["values"]) for row in rows}
+
+
+def _row(column: str, arm: Arm, base: Arm | None, by_run: Mapping[object, Values]) -> EvaluationRow:
+    measured = [run.measured[column] for run in _done(arm) if column in run.measured]
+    value = fmean(m["value"] for m in measured)
+    errors = [m["error"] for m in measured if m.get("error") is not None]
+    error = fmean(errors) if errors else math.nan
+    items = max(int(m.get("items", 0)) for m in measured)
+    known = (math.nan,) * 4
+    if base is not None and arm is not base:
+        known = _paired(column, arm, base, by_run)
+    return EvaluationRow(column, arm.name, value, error, *known, items, arm is base)
+
+
+def _paired(column: str, arm: Arm, base: Arm, by_run: Mapping[object, Values]) -> tuple[float, float, float, float]:
+    """Mean difference to the reference by item, its 95 % interval and p."""
+    others = {(run.group, run.seed): run for run in _done(base)}
+    apart: dict[tuple[str, str, str], list[float]] = {}
+    clusters: dict[tuple[str, str, str], object] = {}
+    for run in _done(arm):
+        other = others.get((run.group, run.seed))
+        theirs = by_run.get(other.folder, {}) if other else {}
+        for key, (cluster, values) in by_run.get(run.folder, {}).items():
+            if key in theirs and column in values and column in theirs[key][1]:
+                apart.setdefault(key, []).append(float(values[column]) - float(theirs[key][1][column]))
+                clusters[key] = cluster or key
+    if not apart:
+        return (math.nan,) * 4
+    means: Sequence[float] = [fmean(values) for values in apart.values()]
+    groups = [clusters[key] for key in apart]
+    mean, error = fmean(means), clustered_error(means, groups)
+    return (mean, *t_interval(mean, error, len(set(groups))))

@@ -1,0 +1,1 @@
+"""Evaluation of a run: its items and metrics, and the file of items."""

@@ -1,0 +1,114 @@
+"""Items put to a model by a prompt program, and answers chosen by a decode part, as a config says."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any
+
+from ablatio.data.items import Generation, Item, Request, Response
+from ablatio.errors import UserError
+from ablatio.model.builder import PartChoice
+from ablatio.model.decoding.job import Continuation, DecodingJob
+from ablatio.model.decoding.logits import LogitsProcessors
+from ablatio.model.decoding.steps import chooser, token_by_token
+from ablatio.model.prompting.answers import check_examples
+from ablatio.model.prompting.parse import final_answer
+from ablatio.model.prompting.session import Session
+from ablatio.model.prompting.types import Example, Form, Question
+from ablatio.registry import kinds
+
+EXAMPLES = 32  # solved items that a prompt program may show
+
+
+def decode_part(config: Mapping[str, Any]) -> Any:
+    """The config's decode part; None: the most probable token at each step."""
+    if config.get("decode") is None:
+        return None
+    choice = PartChoice.of(config["decode"])
+    if kinds.decodes[choice.name].facts["needs_second_model"]:
+        raise UserError(
+            f"decode={choice.name} needs a second model, which an evaluation does not have\n    try: decode=greedy"
+        )
+    return kinds.decodes.build(choice.name, choice.knobs)
+
+
+def most_probable(job: DecodingJob) -> list[list[Continuation]]:
+    """Decode the most probable token at each step."""
+    processors = LogitsProcessors(temperature=0.0)
+    return token_by_token(job, processors, chooser(job, processors))
+
+
+@dataclass(frozen=True, slots=True)
+class Prompting:
+    """A prompt program with the text model that it calls.
+
+    A program that writes a prompt changes the prompt of the items, for likelihoods and for generated answers.  Any
+    other program (votes, trees) is asked for its answer, which stands for the generated one.
+    """
+
+    name: str
+    program: Any
+    llm: Session
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any], llm: Session) -> "Prompting | None":
+        """The config's prompt program; None if it has none."""
+        if config.get("prompt") is None:
+            return None
+        choice = PartChoice.of(config["prompt"])
+        if kinds.prompts[choice.name].facts["verifies"]:
+            raise UserError(
+                f"prompt={choice.name} needs a verifier, which an evaluation does not have\n"
+                "    try: prompt=self_consistency"
+            )
+        program = kinds.prompts.build(choice.name, choice.knobs, form=Form(), parse=final_answer, verify=None)
+        return cls(choice.name, program, llm)
+
+    @property
+    def writes(self) -> bool:
+        """True if the program writes a prompt whose continuation is the answer."""
+        return hasattr(self.program, "write")
+
+    def written(self, items: Sequence[Item], examples: Sequence[Item]) -> list[Item]:
+        """The items with the prompts of the program."""
+        shown = self._prepared(examples)
+        return [
+            replace(item, prompt=self.program.write(self.llm, shown, _question(item)), delimiter=" ", stop=Form().stop)
+            for item in items
+        ]
+
+    def answered(self, items: Sequence[Item], examples: Sequence[Item]) -> dict[Request, Response]:
+        """The program's answers to the items, as responses to the request for a generated answer."""
+        shown = self._prepared(examples)
+        found = {Generation.of(item): self.program.answer(self.llm, shown, _question(item)) for item in items}
+        return {request: Response(texts=(reply.answer,)) for request, reply in found.items()}
+
+    def refuse_others(self, metric: str, requests: Sequence[Request]) -> None:
+        """Raise UserError for requests that a program without a prompt of its own cannot answer."""
+        if not all(isinstance(r, Generation) and r.samples == 1 for r in requests):
+            raise UserError(
+                f"metric={metric} asks for likelihoods or samples, and prompt={self.name} gives answers only\n"
+                "    try: metric=[answer_parse], or prompt=few_shot"
+            )
+
+    def _prepared(self, examples: Sequence[Item]) -> list[Example]:
+        shown = [Example(_question(item).text, str(item.correct)) for item in examples if item.correct is not None]
+        check_examples(self.program, shown)
+        if hasattr(self.program, "fit"):
+            self.program.fit(self.llm, shown)
+        return shown
+
+
+def _question(item: Item) -> Question:
+    return Question(item.question or item.prompt, item.choices)
+
+
+def examples_of(name: str, knobs: Mapping[str, Any], part: Any, texts: Any) -> list[Item]:
+    """Solved items that are none of the evaluation's: its `examples()`, or the items of another seed; else none."""
+    if hasattr(part, "examples"):
+        return list(islice(part.examples(), EXAMPLES))
+    knob = kinds.evals[name].knob("seed")
+    if knob is None:
+        return []
+    other = {**knobs, "seed": int(knobs.get("seed", knob.default)) + 1}
+    return list(islice(kinds.evals.build(name, other, texts=texts).items(), EXAMPLES))

@@ -1,0 +1,1 @@
+"""Evaluations: capability probes made by rules, held-out text, and task files."""

@@ -1,0 +1,79 @@
+"""Probes with symbols: sums and nested brackets."""
+
+from collections.abc import Iterator
+from typing import Annotated
+
+from ablatio import Range, evals
+from ablatio.data.items import Item
+
+from ._common import Count, Seed, draws
+
+BRACKETS = {"(": ")", "[": "]", "{": "}", "<": ">"}
+
+
+@evals.register("addition", paper="arXiv:2307.03381")
+class Addition:
+    """Add two numbers, after worked examples: `3+4=7` lines, then `12+30=` -> `42`.
+
+    Both numbers have up to `digits` digits, each number of digits equally often.
+    """
+
+    def __init__(
+        self,
+        *,
+        digits: Annotated[int, Range(1, 18), "largest number of digits of a summand"] = 2,
+        shots: Annotated[int, Range(0, 64), "worked examples before the question"] = 4,
+        items: Count = 200,
+        seed: Seed = 0,
+    ) -> None:
+        self.digits, self.shots, self.count, self.seed = digits, shots, items, seed
+
+    def items(self) -> Iterator[Item]:
+        rng = draws("addition", self.seed)
+
+        def number() -> int:
+            size = rng.randint(1, self.digits)
+            return rng.randrange(10 ** (size - 1) if size > 1 else 0, 10**size)
+
+        for index in range(self.count):
+            sums = [(number(), number()) for _ in range(self.shots + 1)]
+            told = "".join(f"{a}+{b}={a + b}\n" for a, b in sums[:-1])
+            a, b = sums[-1]
+            question = f"{a}+{b}="
+            yield Item(str(index), told + question, str(a + b), delimiter="", question=question, room=self.digits + 4)
+
+
+@evals.register("dyck", paper="arXiv:2105.11115")
+class Dyck:
+    """Close the innermost open bracket of a Dyck word: `( [ { }` -> `]`.
+
+    The prompt is a random prefix of a word of Dyck-`kinds` with at most `depth` open brackets and at least one; the
+    choices are the closing brackets.  Chance is 1 / `kinds`.
+    """
+
+    labels, measured_by = ("target", "choices"), ("likelihood_choice",)
+
+    def __init__(
+        self,
+        *,
+        kinds: Annotated[int, Range(2, 4), "kinds of brackets"] = 3,
+        depth: Annotated[int, Range(1, 64), "largest number of open brackets"] = 4,
+        length: Annotated[int, Range(1, 1024), "brackets in the prompt"] = 16,
+        items: Count = 200,
+        seed: Seed = 0,
+    ) -> None:
+        self.kinds, self.depth, self.length, self.count, self.seed = kinds, depth, length, items, seed
+
+    def items(self) -> Iterator[Item]:
+        rng, opening = draws("dyck", self.seed), list(BRACKETS)[: self.kinds]
+        choices = tuple(BRACKETS[b] for b in opening)
+        for number in range(self.count):
+            word, stack = list[str](), list[str]()
+            while len(word) < self.length or not stack:
+                if not stack or (len(stack) < self.depth and rng.random() < 0.5):
+                    stack.append(rng.choice(opening))
+                    word.append(stack[-1])
+                else:
+                    word.append(BRACKETS[stack.pop()])
+            gold = choices.index(BRACKETS[stack[-1]])
+            yield Item(str(number), " ".join(word), choices=choices, gold=gold, room=4)

@@ -1,0 +1,154 @@
+"""Evaluations written as lm-eval's YAML task files, with data in local files."""
+
+import random
+import re
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any
+
+from ablatio import NonNegative, Positive, evals
+from ablatio.data.data_files import log_once
+from ablatio.data.items import Item
+from ablatio.data.records import Record
+from ablatio.errors import UserError
+
+from ._task_yaml import TaskYaml, answers, literal
+
+MEASURES = {
+    "multiple_choice": ("likelihood_choice",), "loglikelihood": ("accuracy",), "loglikelihood_rolling": ("perplexity",),
+    "generate_until": ("answer_parse",),
+}  # fmt: skip
+SAME = {"exact_match": "answer_parse", "bleu": "bleu", "chrf": "chrf", "rouge": "rouge", "f1": "f1",
+        "perplexity": "perplexity", "acc": "accuracy"}  # fmt: skip
+ROOM, STOP = 256, ("\n\n",)
+NAME = re.compile(r"[^\w.-]+")
+EXAMPLES_SEED = 1234  # of lm-eval's choice of examples
+
+
+@evals.register("task_file", paper="arXiv:2405.14782")
+class TaskFile:
+    """Items of a task file in lm-eval's YAML format, from data in local files.
+
+    Supported is what is data: `doc_to_text`, `doc_to_target`, `doc_to_choice` as Jinja templates (in a sandbox) or
+    names of fields, `output_type` multiple_choice, loglikelihood, loglikelihood_rolling and generate_until,
+    `description`, `num_fewshot` with lm-eval's random or first examples, `generation_kwargs.until`, `include`.
+    `dataset_path` is json, csv, parquet or arrow with `dataset_kwargs: {data_files: {test: FILE}}`, or a folder with a
+    file for each split.  Whatever names code, such as `!function`, is refused.
+    """
+
+    labels = ()
+
+    def __init__(
+        self,
+        *,
+        path: Annotated[str, "the YAML file"] = "",
+        items: Annotated[int | None, Positive, "largest number of items; null: all"] = None,
+        shots: Annotated[int | None, NonNegative, "examples in the prompt; null: those of the file"] = None,
+        cluster: Annotated[str, "field with equal values for items that belong together, as of one passage"] = "",
+    ) -> None:
+        if not path:
+            raise UserError(
+                "eval=task_file needs a file in lm-eval's YAML format\n    try: eval.task_file.path=my_task.yaml"
+            )
+        self.cluster = cluster
+        self.task, self.count = TaskYaml(Path(path).expanduser()), items
+        self.shots = int(self.task.settings.get("num_fewshot") or 0) if shots is None else shots
+        self.measured_by = self._measures()
+        self.title = NAME.sub("_", str(self.task.settings.get("task") or Path(path).stem))
+
+    def _measures(self) -> tuple[str, ...]:
+        """Metrics for the file's `output_type` and `metric_list`."""
+        usual = MEASURES[self.task.output]
+        if self.task.output == "multiple_choice":
+            return usual
+        named = [str(m.get("metric")) for m in self.task.settings.get("metric_list") or [] if isinstance(m, dict)]
+        if self.task.output == "generate_until" and self.task.settings.get("filter_list"):
+            log_once(
+                f"{self.task.path}: filter_list is not applied; answers are parsed as metric.answer_parse.find says"
+            )
+        return tuple(dict.fromkeys(SAME[name] for name in named if name in SAME)) or usual
+
+    def items(self) -> Iterator[Item]:
+        task = self.task
+        docs = task.docs(task.evaluated)
+        pool = docs if task.shown == task.evaluated else task.docs(task.shown) if self.shots else []
+        draws, first = random.Random(EXAMPLES_SEED), self._takes_first()
+        for doc in islice(docs, self.count):
+            shown = self._examples(doc, pool, draws, first) if self.shots else []
+            yield self._item(doc, shown)
+
+    def examples(self) -> Iterator[Item]:
+        """Items of the split from which examples are drawn, if it is not the one that is evaluated."""
+        if self.task.shown != self.task.evaluated:
+            yield from (self._item(doc, []) for doc in self.task.docs(self.task.shown))
+
+    def _takes_first(self) -> bool:
+        sampler = str((self.task.settings.get("fewshot_config") or {}).get("sampler", "default"))
+        if sampler not in ("default", "first_n"):
+            raise self.task.refused(f"fewshot_config.sampler={sampler}; expected default or first_n")
+        return sampler == "first_n"
+
+    def _examples(self, doc: Record, pool: list[Record], draws: random.Random, first: bool) -> list[Record]:
+        """Examples for the prompt, without the item itself."""
+        own = self.task.shown == self.task.evaluated
+        need = self.shots + own
+        if len(pool) < need:
+            raise UserError(
+                f"{self.task.path}: {self.shots} examples need {need} records, and the split `{self.task.shown}` has "
+                f"{len(pool)}\n    try: eval.task_file.shots={max(0, len(pool) - own)}"
+            )
+        drawn = pool if first else draws.sample(pool, need)
+        return [d for d in drawn if d.fields != doc.fields][: self.shots]
+
+    def _item(self, doc: Record, shown: list[Record]) -> Item:
+        task = self.task
+        before = [str(task.field("description", doc))]
+        separator = str(task.settings.get("fewshot_delimiter", "\n\n"))
+        before += [self._question(d) + task.delimiter + next(answers(*self._target(d))) + separator for d in shown]
+        target, choices = self._target(doc)
+        question, settings = self._question(doc), task.settings.get("generation_kwargs") or {}
+        until = settings.get("until", STOP)
+        common: dict[str, Any] = {
+            "id": doc.id, "prompt": "".join(before) + question, "question": question, "more": dict(doc.fields),
+            "cluster": self._cluster(doc), "stop": (until,) if isinstance(until, str) else tuple(map(str, until)),
+            "room": int(settings.get("max_gen_toks", ROOM)),
+        }  # fmt: skip
+        if task.output == "multiple_choice":
+            return Item(**common, choices=choices, gold=self._gold(doc, target, choices), delimiter=task.delimiter)
+        texts = list(answers(target, choices))
+        if task.output.startswith("loglikelihood"):
+            prompt = "" if task.output == "loglikelihood_rolling" else common["prompt"]
+            return Item(**common | {"prompt": prompt}, target=texts[0], delimiter="")
+        return Item(**common, target=texts[0].strip(), references=tuple(t.strip() for t in texts[1:]))
+
+    def _cluster(self, doc: Record) -> str:
+        if self.cluster and self.cluster not in doc.fields:
+            raise UserError(
+                f"eval.task_file.cluster={self.cluster}: {doc.place} has no such field; its fields are "
+                f"{', '.join(doc.fields)}\n    try: eval.task_file.cluster={next(iter(doc.fields))}"
+            )
+        return str(doc.fields[self.cluster]) if self.cluster else ""
+
+    def _question(self, doc: Record) -> str:
+        return str(self.task.field("doc_to_text", doc))
+
+    def _target(self, doc: Record) -> tuple[Any, tuple[str, ...]]:
+        """`doc_to_target` and `doc_to_choice` of a record."""
+        given = self.task.field("doc_to_choice", doc, None)
+        found = literal(given, f"{self.task.path}: doc_to_choice") if given is not None else ()
+        choices = tuple(map(str, found))
+        target = self.task.field("doc_to_target", doc)
+        if isinstance(target, str) and ((target.isdigit() and choices) or (target[:1] == "[" and target[-1:] == "]")):
+            target = literal(target, f"{self.task.path}: doc_to_target")
+        return target, choices
+
+    def _gold(self, doc: Record, target: Any, choices: tuple[str, ...]) -> int:
+        if isinstance(target, str) and target in choices:
+            return choices.index(target)
+        if isinstance(target, int) and not isinstance(target, bool) and 0 <= target < len(choices):
+            return target
+        raise UserError(
+            f"{self.task.path}: doc_to_target gives {target!r:.40} for {doc.place}; expected an index from 0 to "
+            f'{len(choices) - 1} or one of {list(choices)!r:.80}\n    try: doc_to_target: "{{{{label}}}}"'
+        )

@@ -1,0 +1,1 @@
+"""Metrics of evaluations: likelihoods, multiple choice, generated answers, comparisons of answers, training text."""

@@ -1,0 +1,96 @@
+"""Overlap of generated answers with correct ones, computed by torchmetrics: BLEU, ROUGE, chrF."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from ablatio import Range, metrics
+from ablatio.data.items import Generation, Item, Request, Response, Scored
+
+ROUGE = ("rougeL", "rouge1", "rouge2")
+
+
+class _Generated:
+    """Asks for the most probable answer; `corpus(answers, references)` is the value of many answers together."""
+
+    def requests(self, item: Item) -> list[Request]:
+        return [Generation.of(item)]
+
+    def texts(self, scored: Sequence[Scored]) -> tuple[list[str], list[list[str]]]:
+        """Answers, and the correct answers to each."""
+        return [_answer(s.responses) for s in scored], [list(s.item.correct_answers) for s in scored]
+
+
+def _answer(responses: Sequence[Response]) -> str:
+    return responses[0].texts[0].strip()
+
+
+@metrics.register("bleu", paper="arXiv:1804.08771")
+class Bleu(_Generated):
+    """BLEU of all answers: brevity penalty * geometric mean of the clipped n-gram precisions (SacreBLEU's definition).
+
+    The value of an item is the smoothed BLEU of its answer alone; n-grams are counted over all items for the corpus.
+    """
+
+    def __init__(
+        self,
+        *,
+        n_gram: Annotated[int, Range(1, 4), "longest n-gram"] = 4,
+        tokenize: Annotated[Literal["13a", "char", "none", "zh"], "SacreBLEU's tokenizer"] = "13a",
+        lowercase: bool = False,
+    ) -> None:
+        self.settings: dict[str, Any] = {"n_gram": n_gram, "tokenize": tokenize, "lowercase": lowercase}
+
+    def score(self, item: Item, responses: Sequence[Response]) -> dict[str, float]:
+        return {"bleu": self._bleu([_answer(responses)], [list(item.correct_answers)], smooth=True)}
+
+    def summary(self, scored: Sequence[Scored]) -> dict[str, float]:
+        return {"bleu": self._bleu(*self.texts(scored), smooth=False)}
+
+    def _bleu(self, answers: list[str], references: list[list[str]], *, smooth: bool) -> float:
+        from torchmetrics.functional.text import sacre_bleu_score
+
+        return min(1.0, float(sacre_bleu_score(answers, references, smooth=smooth, **self.settings)))
+
+
+@metrics.register("rouge", paper="doi:10.3115/1218955.1218963")
+class Rouge(_Generated):
+    """Mean F-measure of the longest common subsequence (rougeL), of words (rouge1) and of pairs of words (rouge2).
+
+    Of several correct answers, the one with the best F-measure counts.
+    """
+
+    scores = ROUGE
+
+    def score(self, item: Item, responses: Sequence[Response]) -> dict[str, float]:
+        from torchmetrics.functional.text import rouge_score
+
+        found = rouge_score([_answer(responses)], [list(item.correct_answers)], accumulate="best", rouge_keys=ROUGE)
+        return {name: float(found[f"{name}_fmeasure"]) for name in ROUGE}
+
+
+@metrics.register("chrf", paper="doi:10.18653/v1/W15-3049")
+class ChrF(_Generated):
+    """chrF of all answers: F_beta of character n-grams, and of word n-grams for chrF++ (`words` = 2).
+
+    The value of an item is the chrF of its answer alone.
+    """
+
+    def __init__(
+        self,
+        *,
+        characters: Annotated[int, Range(1, 32), "longest n-gram of characters"] = 6,
+        words: Annotated[int, Range(0, 8), "longest n-gram of words; 0: chrF, 2: chrF++"] = 0,
+        beta: Annotated[float, Range(0, 100, open_low=True), "weight of recall against precision"] = 2.0,
+    ) -> None:
+        self.settings: dict[str, Any] = {"n_char_order": characters, "n_word_order": words, "beta": beta}
+
+    def score(self, item: Item, responses: Sequence[Response]) -> dict[str, float]:
+        return {"chrf": self._chrf([_answer(responses)], [list(item.correct_answers)])}
+
+    def summary(self, scored: Sequence[Scored]) -> dict[str, float]:
+        return {"chrf": self._chrf(*self.texts(scored))}
+
+    def _chrf(self, answers: list[str], references: list[list[str]]) -> float:
+        from torchmetrics.functional.text import chrf_score
+
+        return float(chrf_score(answers, references, **self.settings))

@@ -1,0 +1,1 @@
+"""How a question is put to a model: shots, steps of reasoning, votes, decompositions, searched prompts."""

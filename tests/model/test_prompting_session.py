@@ -1,0 +1,127 @@
+"""A model as text in, text out: counts, scores by full passes, streams, gradients of triggers."""
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ablatio import decodes, tokenizers
+from ablatio.errors import UserError
+from ablatio.model.prompting.session import Session
+from ablatio.testing import tiny_models
+
+SIZES = {"max_len": 128, "tied": False}
+
+
+@pytest.fixture(scope="module")
+def net() -> Any:
+    from ablatio.model.build import build_model
+
+    model = build_model(tiny_models.config(**SIZES), 257, seed=0).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.dim() == 2:
+                p.normal_(0, 0.2, generator=generator)
+    return model
+
+
+def session(net: Any, decode: str = "greedy", **more: Any) -> Session:
+    return Session(net, tokenizers.build("bytes"), decodes.build(decode), **{"tokens": 6, **more})
+
+
+def texts(found: Any) -> list[list[str]]:
+    return [[c.text for c in row] for row in found]
+
+
+def test_tokens_are_counted(net: Any) -> None:
+    llm = session(net)
+    found = llm.complete(["ab", "c"], samples=1)
+    assert llm.usage.calls == 2 and llm.usage.read == 3 + 2  # with the token that opens a document
+    assert llm.usage.generated == sum(c.tokens for row in found for c in row) <= 12
+    llm.score(["ab"], ["cd"])
+    assert llm.usage.read == 5 + 5 and llm.usage.calls == 3
+
+
+def test_samples_do_not_depend_on_the_batch_or_on_other_calls(net: Any) -> None:
+    llm, other = session(net, "sample"), session(net, "sample", rows=3)
+    prompts = ["one", "two", "three", "two"]
+    first = texts(llm.complete(prompts, samples=4))
+    assert first == texts(other.complete(prompts, samples=4))
+    again = session(net, "sample")
+    again.complete(["unrelated"], samples=2)
+    assert texts(again.complete(["three"], samples=4))[0] == first[2]
+    assert first[1] != first[3] and len({*first[0]}) > 1  # asked again, other samples come
+    assert texts(session(net, "sample", seed=2).complete(prompts, samples=4)) != first
+
+
+def test_a_part_that_does_not_sample_gives_way_when_several_are_drawn(net: Any) -> None:
+    llm = session(net)
+    assert len({c.text for c in llm.complete(["x"], samples=6)[0]}) > 1
+    cold = llm.complete(["x"], samples=3, temperature=1e-4)[0]
+    assert {c.text for c in cold} == {session(net).complete(["x"])[0][0].text}
+
+
+def test_scores_are_those_of_a_full_pass(net: Any) -> None:
+    llm = session(net)
+    prompts, answers = ["ab", "a longer one", "ü"], [" yes", "", "é"]
+    found = llm.score(prompts, answers)
+    for prompt, answer, score in zip(prompts, answers, found, strict=True):
+        ids = torch.tensor(llm.ids([prompt + answer]))
+        before = 1 + len(prompt.encode())
+        with torch.no_grad():
+            log_p = net(ids)[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
+        assert score == pytest.approx(float(log_p[before - 1 :].sum()), abs=1e-3) or answer == ""
+
+
+def test_embeddings_are_means_of_hidden_states(net: Any) -> None:
+    llm = session(net)
+    found = llm.embed(["abc", "a text that is longer"])
+    for text, row in zip(["abc", "a text that is longer"], found, strict=True):
+        with torch.no_grad():
+            states = net.model(torch.tensor(llm.ids([text])))[0]
+        np.testing.assert_allclose(row, states.double().mean(0).numpy(), atol=1e-5)
+
+
+def test_candidates_lower_the_loss_to_first_order(net: Any) -> None:
+    """Against the gradient by finite differences of the token's row of the table, for one place."""
+    llm, trigger, prompts, answers = session(net), "xyz", ["a xyz b", "c xyz d"], [" e", " f"]
+    places = llm.token_candidates(prompts, trigger, answers, 12)
+    assert len(places) == 3 and all(len(texts) == 12 for texts in places)
+    for place, texts in enumerate(places):
+        assert all(t[:place] == "xyz"[:place] and t[place + 1 :] == "xyz"[place + 1 :] for t in texts)
+    losses = [-llm.score([p.replace(trigger, t) for p in prompts], answers).sum() for t in (trigger, *places[2])]
+    assert min(losses[1:]) < losses[0]
+    table, (place,) = net.model.embed_tokens.weight, llm.ids([trigger])
+    (ids,) = llm.ids(["a xyz b e"])
+    row = torch.tensor([ids])
+
+    def loss(shift: torch.Tensor) -> float:
+        seen = net.model.embed_tokens.register_forward_hook(lambda m, i, y: y + shift)
+        with torch.no_grad():
+            log_p = net(row[:, :-1])[0].double().log_softmax(-1)
+        seen.remove()
+        return -float(log_p[-2:].gather(1, row[0, -2:, None]).sum())
+
+    from ablatio.model.prompting.triggers import _gradient
+
+    where = ids.index(place[1])
+    gradient = _gradient(llm, ids, len(ids) - 2, where, 1)[0]
+    direction = torch.randn(table.shape[1], generator=torch.Generator().manual_seed(0))
+    step = torch.zeros(1, len(ids) - 1, table.shape[1])
+    step[0, where] = 1e-2 * direction
+    slope = (loss(step) - loss(-step)) / 2e-2
+    assert slope == pytest.approx(float(gradient @ direction), rel=0.05, abs=1e-3)
+    with pytest.raises(UserError, match="do not stand in the prompt"):
+        llm.token_candidates(["no trigger"], trigger, [" e"], 2)
+
+
+def test_stop_strings_cut_within_a_token(net: Any) -> None:
+    llm = session(net, tokens=20)
+    ((plain,),) = llm.complete(["q"])
+    place = next(i for i, (a, b) in enumerate(itertools.pairwise(plain.text)) if (a + b) not in plain.text[:i])
+    stop = plain.text[place : place + 2]
+    ((cut,),) = llm.complete(["q"], stop=[stop, "never"])
+    assert cut.text == plain.text[: plain.text.index(stop)]

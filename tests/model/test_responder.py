@@ -1,0 +1,142 @@
+"""Likelihoods and generated texts against plain loops over the model's logits."""
+
+import math
+
+import pytest
+import torch
+
+from ablatio.data.items import Generation, Likelihood
+from ablatio.errors import UserError
+from ablatio.model.build import build_model
+from ablatio.model.decoding.generate import Sampling, generate
+from ablatio.model.evaluation.responder import Responder, until
+from ablatio.model.example import Example
+from ablatio.registry import kinds
+from ablatio.testing import tiny_models
+
+TOKENIZER = kinds.tokenizers.build("bytes")
+LENGTH = 48
+ASKED = [
+    Likelihood("The people", " of"), Likelihood("", "A whole text, from its beginning."), Likelihood("a", "b"),
+    Likelihood("A longer context than the others have, with Größe", " and more"), Likelihood("The people", " gather"),
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def model_of(architecture: str = "causal", seed: int = 0):
+    entry = kinds.architectures[architecture]
+    config = tiny_models.config(entry, max_len=LENGTH)
+    net = build_model(config, TOKENIZER.vocab_size, TOKENIZER.eos, seed=seed).eval()
+    with torch.no_grad():
+        net.lm_head.weight.mul_(8)  # probabilities that differ clearly between tokens
+    return net
+
+
+def ids(text: str) -> list[int]:
+    return [*map(int, TOKENIZER.encode([text])[0])]
+
+
+@torch.no_grad()
+def by_loop(net, context: list[int], continuation: list[int]) -> list[float]:
+    """Log-probability of each token, from one pass for each token."""
+    found, row = [], list(context)
+    for token in continuation:
+        logits = net(torch.tensor([row]))[0, -1].double()
+        found.append(float(logits.log_softmax(-1)[token]))
+        row.append(token)
+    return found
+
+
+def test_likelihoods_are_those_of_a_loop_over_the_tokens() -> None:
+    net = model_of()
+    for asked, found in zip(ASKED[:3], Responder(net, TOKENIZER, LENGTH)(ASKED[:3]), strict=True):
+        expected = by_loop(net, [TOKENIZER.eos, *ids(asked.context)], ids(asked.continuation))
+        assert found.logps == pytest.approx(expected, abs=1e-4)
+        assert found.bytes == len(asked.continuation.encode())
+        assert found.logp == pytest.approx(sum(expected), abs=1e-3)
+
+
+@pytest.mark.parametrize("architecture", ["prefix", "encoder_decoder"])
+@torch.no_grad()
+def test_a_context_is_the_source_of_models_that_have_one(architecture: str) -> None:
+    net = model_of(architecture)
+    for asked, found in zip(ASKED, Responder(net, TOKENIZER, LENGTH)(ASKED), strict=True):
+        source, target = [TOKENIZER.eos, *ids(asked.context)], ids(asked.continuation)
+        source = source[-(LENGTH + 1 - len(target)) :]
+        example = Example(
+            torch.tensor([[net.eos, *target[:-1]]]), torch.tensor([target]), source=torch.tensor([source])
+        )
+        expected = net.token_losses(example)[0]
+        assert torch.tensor(found.logps).numpy() == pytest.approx(-expected.numpy(), abs=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ["causal", "prefix", "encoder_decoder"])
+def test_responses_depend_on_their_request_alone(architecture: str) -> None:
+    """Not on the batch size, the order, or the other requests."""
+    net = model_of(architecture)
+    asked = [*ASKED, Generation("The people", tokens=6), Generation("b", tokens=6, samples=3, temperature=1.0)]
+    together = Responder(net, TOKENIZER, LENGTH, rows=64)(asked)
+    back = Responder(net, TOKENIZER, LENGTH, rows=2)(asked[::-1])[::-1]
+    alone = [Responder(net, TOKENIZER, LENGTH, rows=1)([request])[0] for request in asked]
+    for first, second, third in zip(together, back, alone, strict=True):
+        assert first.logps == pytest.approx(second.logps, abs=1e-4)
+        assert first.logps == pytest.approx(third.logps, abs=1e-4)
+        assert first.texts == second.texts == third.texts
+
+
+def test_a_long_context_loses_its_beginning_and_a_long_text_is_read_in_rows() -> None:
+    net, respond = model_of(), Responder(model_of(), TOKENIZER, 12)
+    context, text = "0123456789abcdef", "a text of more than twelve bytes"
+    cut, whole = respond([Likelihood(context, "xyz"), Likelihood("", text)])
+    assert cut.logps == pytest.approx(by_loop(net, ids(context)[-10:], ids("xyz")), abs=1e-4)
+    tokens, expected = [TOKENIZER.eos, *ids(text)], list[float]()
+    for first in range(0, len(tokens) - 1, 12):
+        expected += by_loop(net, tokens[first : first + 1], tokens[first + 1 : first + 13])
+    assert whole.logps == pytest.approx(expected, abs=1e-4)
+
+
+def test_greedy_texts_are_those_of_generate_and_greedy_continuations_are_recognized() -> None:
+    net = model_of()
+    respond = Responder(net, TOKENIZER, LENGTH)
+    prompt = [TOKENIZER.eos, *ids("The people")]
+    expected = TOKENIZER.decode(generate(net, [prompt], 6, Sampling(temperature=0), TOKENIZER.eos)[0])
+    assert respond([Generation("The people", stop=(), tokens=6)])[0].texts == (expected,)
+    best = int(net(torch.tensor([prompt]))[0, -1].argmax())
+    other = next(i for i in range(97, 120) if i != best)
+    found = respond([Likelihood("The people", TOKENIZER.decode([i])) for i in (best, other)])
+    if best < 128:  # a byte that is a character by itself
+        assert [r.greedy for r in found] == [True, False]
+    assert not found[1].greedy
+
+
+@torch.no_grad()
+def test_samples_follow_the_distribution() -> None:
+    """First bytes of many samples against the probabilities: chi-squared within 5 standard deviations."""
+    net, samples = model_of(seed=3), 2000
+    texts = Responder(net, TOKENIZER, LENGTH, rows=500)(
+        [Generation("q", stop=(), tokens=1, samples=samples, temperature=1.0)]
+    )[0].texts
+    p = net(torch.tensor([[TOKENIZER.eos, *ids("q")]]))[0, -1].double().softmax(-1)[:128]  # ASCII: whole characters
+    counts = torch.tensor([sum(t == chr(i) for t in texts) for i in range(128)], dtype=torch.float64)
+    expected = samples * p
+    kept = expected > 5
+    chi = float(((counts - expected)[kept] ** 2 / expected[kept]).sum())
+    assert abs(chi - kept.sum()) < 5 * math.sqrt(2 * kept.sum())
+
+
+def test_texts_end_at_the_first_stop_text() -> None:
+    assert [until("one\ntwo##", stops) for stops in (("\n",), ("##", "two"), ("none",), ("",))] == [
+        "one", "one\n", "one\ntwo##", "one\ntwo##",
+    ]  # fmt: skip
+
+
+def test_an_encoder_is_refused_with_a_way_out() -> None:
+    with pytest.raises(UserError, match=r"(?s)is an encoder.*try: a run with architecture=causal"):
+        Responder(model_of("encoder"), TOKENIZER, LENGTH)
