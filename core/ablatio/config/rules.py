@@ -124,7 +124,7 @@ rule(
 )
 rule(
     when="facts.shortcut.adds_values and not facts.attention.takes_values and not facts.attention.absent",
-    why="shortcut={shortcut.name} adds to the values of attention, and attention={attention.name} does not accept that",
+    why="shortcut={shortcut.name} changes the values of attention, and attention={attention.name} does not accept that",
     fix=_usual("attention"),
     where="shortcut",
 )
