@@ -130,7 +130,7 @@ class Context:
         self._passed_on["inputs", layer] = k, v
 
     def inputs(self, layer: int, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what the keys and the values of a layer's attention are computed from: x twice, if nothing is handed."""
+        """Return what a layer's attention computes keys and values from, (B, T, D) each: x, if nothing was handed."""
         found: tuple[Tensor, Tensor] = self._passed_on.get(("inputs", layer), (x, x))
         return found
 
