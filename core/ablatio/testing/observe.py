@@ -245,7 +245,7 @@ def _peft(entry: PartSpec, knobs: Mapping[str, Any]) -> Any:
 @observes("quantization")
 def _quantization(entry: PartSpec, knobs: Mapping[str, Any]) -> Any:
     net = tiny_models.model(entry)
-    sample_parts.made(entry, knobs).apply(net)
+    tiny_models.quantize(net, sample_parts.made(entry, knobs))
     seen = [
         net.state_dict(),
         net.eval()(tiny_models.tokens()),

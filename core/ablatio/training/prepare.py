@@ -4,6 +4,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from ablatio.data.types import Tokenizer
 from ablatio.errors import UserError
 from ablatio.model.builder import PartChoice
 from ablatio.model.language_model import LanguageModel
+from ablatio.model.parameter_roles import named_generator
 from ablatio.model.peft.apply import AppliedPeft, tune
 from ablatio.model.task import Task
 from ablatio.registry import kinds
@@ -158,6 +160,13 @@ def build_task(spec: RunSpec) -> tuple[TaskContext, Any, dict[str, Stabilizer]]:
     return setup, kinds.tasks.build(choice.name, choice.knobs, setup=setup), stabilizers
 
 
+def _feed(model: LanguageModel, task: Task, seed: int, batches: int) -> None:
+    """Run the model on the first training batches, as calibration data of a quantization."""
+    for number in range(batches):
+        generator = named_generator(seed, f"objective/{number}")
+        model.hidden(task.example(task.training[number], generator))
+
+
 def prepare_run(spec: RunSpec, *, fresh: bool = True, counted: bool = True) -> PreparedRun:
     """Build machine settings, data, model and task of a run; the only place that builds a model for training.
 
@@ -175,7 +184,7 @@ def prepare_run(spec: RunSpec, *, fresh: bool = True, counted: bool = True) -> P
     if counted:
         spec.count_on(model, task.row_length)
     scheduled = ScheduledSettings(spec.timeline, model)
-    tuning = tune(model, config, setup.seeds.init)
+    tuning = tune(model, config, setup.seeds.init, partial(_feed, model, task, setup.seeds.data) if fresh else None)
     if config["trainer"]["compile"]:
         _share_compiled_code()
         model.compile_layers()
