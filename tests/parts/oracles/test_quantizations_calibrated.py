@@ -166,12 +166,12 @@ def test_a_run_is_calibrated_on_its_training_data(tmp_path: Path, text_file: Pat
     settings = [*TINY, f"source.path={text_file}", f"out={tmp_path}", "train.val_every=null", "peft=lora"]
     settings += ["quantization=gptq", "quantization.group=16", "train.steps=1", "optimizer.lr=1e-6"]
     for damp in ("0.01", "1.0"):
-        run = ablatio(["train", *settings, f"quantization.damp={damp}", f"name={damp}"], tmp_path / "log")
+        run = ablatio(["train", *settings, f"quantization.damp={damp}", f"name=damp{damp}"], tmp_path / "log")
         assert run.code == 0, run.err
-    codes = [read_checkpoint(tmp_path / damp).checkpoint.model for damp in ("0.01", "1.0")]
+    codes = [read_checkpoint(tmp_path / f"damp{damp}").checkpoint.model for damp in ("0.01", "1.0")]
     names = [name for name in codes[0] if name.endswith("codes")]
     assert names and not all(torch.equal(codes[0][name], codes[1][name]) for name in names)
-    model = restore_model(tmp_path / "0.01").model.state_dict()
+    model = restore_model(tmp_path / "damp0.01").model.state_dict()
     assert all(torch.equal(model[name], codes[0][name]) for name in names)
 
 
