@@ -189,7 +189,7 @@ def _objective(entry: PartSpec, knobs: Mapping[str, Any]) -> Any:
     examples = [part(rows, s, named_generator(i, "observe")) for s in (None, segments) for i in range(4)]
     if not hasattr(part, "loss"):
         return examples
-    losses = [part.loss(tiny_models.model(max_len=128), example) for example in examples[::4]]
+    losses = [part.loss(tiny_models.model(entry, max_len=128), example) for example in examples[::4]]
     return [examples, getattr(part, "teacher", None), losses]
 
 
