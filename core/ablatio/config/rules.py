@@ -45,6 +45,12 @@ rule(
     where="data.length",
 )
 rule(
+    when="'model.tied' in scheduled and peft.name != 'none'",
+    why="model.tied is a schedule that unties the head, and peft={peft.name} freezes head and embedding",
+    fix="model.tied=true",
+    where="model.tied",
+)
+rule(
     when="facts.objective.produces not in facts.architecture.accepts",
     why="objective={objective.name} produces {facts.objective.produces}, and architecture={architecture.name} accepts "
     "{facts.architecture.accepts}",
