@@ -15,14 +15,17 @@ def run(arguments: list[str]) -> int:
     options.add_argument("--tokens", type=int, default=0, help="maximum number of tokens to score; by default all")
     options.add_argument("--step", type=int, help="step of the checkpoint; by default the newest")
     options.add_argument("--objective", help="objective whose targets are scored; by default that of training")
-    options.add_argument("--quantization", help="also score the quantized model: int8, int4")
+    options.add_argument("--quantization", help="also score the quantized model: int8, int4, gptq")
+    options.add_argument("--stride", type=int, help="score with overlapping rows that begin this many tokens apart")
     options.add_argument("--json", action="store_true", help="print JSON")
     args = options.parse_args(arguments)
     lengths = _lengths(args.length)
     from ablatio.api.run_folder import open_run
 
     run = open_run(args.run, args.step)
-    found = run.evaluate_lengths(lengths, tokens=args.tokens, objective=args.objective, quantization=args.quantization)
+    found = run.evaluate_lengths(
+        lengths, tokens=args.tokens, objective=args.objective, quantization=args.quantization, stride=args.stride
+    )
     rows = [row for row in found if "refused" not in row]
     refused = [row for row in found if "refused" in row]
     if args.json:
@@ -30,7 +33,7 @@ def run(arguments: list[str]) -> int:
     else:
         print(f"{args.run} at step {run.step}")
         for row in rows:
-            shown = {k: v for k, v in row.items() if k not in ("length", "quantization", *_UNTOLD)}
+            shown = {k: v for k, v in row.items() if k not in ("length", "stride", "quantization", *_UNTOLD)}
             told = "  ".join(_told(k, v, "bpb" in row, row.get("error")) for k, v in shown.items())
             print(f"length {row['length']:>5}  {told}" + (f"  {row['quantization']}" if "quantization" in row else ""))
         for row in refused:

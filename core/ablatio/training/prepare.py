@@ -102,6 +102,10 @@ class PreparedRun:
         with self._precision():
             return self.task.score(self.model, batches, device, between)
 
+    def feed(self, batches: int) -> None:
+        """Run the model on the first training batches, as calibration data of a quantization."""
+        _feed(self.model, self.task, self.setup.seeds.data, batches)
+
     def samples(self) -> list[dict[str, str]]:
         """Return answers of the model to the task's sample prompts; empty if it has none."""
         with self._precision():
@@ -163,8 +167,8 @@ def build_task(spec: RunSpec) -> tuple[TaskContext, Any, dict[str, Stabilizer]]:
 def _feed(model: LanguageModel, task: Task, seed: int, batches: int) -> None:
     """Run the model on the first training batches, as calibration data of a quantization."""
     for number in range(batches):
-        generator = named_generator(seed, f"objective/{number}")
-        model.hidden(task.example(task.training[number], generator))
+        generator, device = named_generator(seed, f"objective/{number}"), next(model.parameters()).device
+        model.hidden(task.example(task.training[number], generator).to(device))
 
 
 def prepare_run(spec: RunSpec, *, fresh: bool = True, counted: bool = True) -> PreparedRun:
