@@ -39,8 +39,8 @@ class Sweep:
     ] = None
     match: Annotated[
         Literal["none", "params", "trainable", "bytes", "flops", "time"] | None,
-        "quantity equal across arms (trainable: trained parameters; bytes: of the stored weights); null: as each run has "
-        "it (gated: narrower d_ff)",
+        "quantity equal across arms (trainable: trained parameters; bytes: of the stored weights); null: as each run "
+        "has it (gated: narrower d_ff)",
     ] = None
     resize: Annotated[
         Literal["model.d_ff", "model.n_layers", "train.steps", "peft"] | None,
