@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ablatio import Fraction, NonNegative, Positive, Schedulable, quantizations, rule
+from ablatio.model.bit_codes import above_zero, in_groups
 from ablatio.model.quantized import quantize
 
 Aware = Annotated[bool, "quantization-aware training: round trainable weights in each pass (straight-through)"]
@@ -176,13 +177,3 @@ def by_bitsandbytes(packed: Tensor, scales: Tensor, group: int) -> Tensor:
     )
     found: Tensor = dequantize_4bit(packed.reshape(-1, 1), state)
     return found.to(scales.dtype)
-
-
-def in_groups(weight: Tensor, size: int) -> Tensor:
-    """Split rows into groups: (rows, in) -> (rows, groups, size), the last group padded with zeros."""
-    return F.pad(weight, (0, -weight.shape[1] % size)).unflatten(1, (-1, size))
-
-
-def above_zero(scales: Tensor) -> Tensor:
-    """Replace zero scales by 1, to divide by them: a group of zeros."""
-    return torch.where(scales > 0, scales, 1.0)

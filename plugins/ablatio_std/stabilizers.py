@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ablatio import Fraction, NonNegative, Positive, Range, Schedulable, rule, stabilizers
+from ablatio.model.exchanged_weights import exchanged_weights
 from ablatio.model.optimizer_step import OptimizerStep, Rewind, SkipStep
 from ablatio.model.parameter_roles import describe
 
@@ -124,20 +125,6 @@ class Ema:
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self.held = dict(state)
-
-
-@contextmanager
-def exchanged_weights(model: nn.Module, weights: dict[str, Tensor]) -> Iterator[None]:
-    """Context in which the model holds these weights, by parameter name, in the dtypes of its own."""
-    pairs = [(p, weights[name]) for name, p in model.named_parameters() if name in weights]
-    trained = [p.data for p, _ in pairs]
-    for p, weight in pairs:
-        p.data = weight.to(p.data)
-    try:
-        yield
-    finally:
-        for (p, _), weight in zip(pairs, trained, strict=True):
-            p.data = weight
 
 
 @stabilizers.register("outer", paper="arXiv:2510.15830")

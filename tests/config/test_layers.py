@@ -123,3 +123,10 @@ def test_a_suggested_command_runs() -> None:
     with pytest.raises(ConfigError) as refused:
         compose_run(["layers.attention=[sliding*9,mha]"])
     assert "This runs: ablatio train 'layers.attention=[sliding*9,mha]' model.n_layers=10" in str(refused.value)
+
+
+def test_lists_of_other_kinds_stay():
+    """preset=gemma3 has lists of attentions and positions: an option replaces that of its own kind."""
+    kept = compose_run(["preset=gemma3", "attention=mha"]).config
+    assert kept["layers"] == {"position": [{"rope": {"base": 10_000.0}}, "rope"]}
+    assert "layers" not in compose_run(["preset=gemma3", "attention=mha", "layers.position=null"]).config

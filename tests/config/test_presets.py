@@ -149,3 +149,17 @@ def test_an_experiment_starts_from_a_preset(plugin_conf):
     assert config["position"]["name"] == "rope" and config["activation"] == {"name": "gelu", "approximate": "tanh"}
     assert config["model"]["embedding_norm"] and not config["model"]["bias"]
     assert compose_run(["experiment=ours", "position=alibi"]).config["position"]["name"] == "alibi"
+
+
+def test_batches_grow_as_published():
+    """GPT-3 from 32 thousand to 3.2 million tokens, PaLM from 1 to 2 and 4 million; constant at sizes of ours."""
+    gpt3, palm = (compose_run([f"preset={name}", f"size={size}"]).config for name, size in GROWING)
+    rows = gpt3["train"]["batch_size"]
+    assert [rows.at(0, 100_000, 0), rows.at(50_000, 100_000, int(12e9))] == [16, 1600]
+    assert 16 * 2048 == 32_768 and 1600 * 2048 == 3_276_800 == 100 * 32_768
+    assert [palm["train"]["batch_size"].at(step, 255_000) for step in (0, 50_000, 115_000)] == [512, 1024, 2048]
+    assert palm["optimizer"]["name"] == "adafactor" and not palm["optimizer"]["factored"]
+    assert isinstance(compose_run(["preset=gpt3"]).config["train"]["batch_size"], int)
+
+
+GROWING = (("gpt3", "175b"), ("palm", "540b"))

@@ -4,6 +4,7 @@ import pytest
 
 from ablatio.config.compose import compose_run
 from ablatio.config.words import with_quoted_schedules
+from ablatio.errors import ConfigError
 from ablatio.sweep.request import read
 
 
@@ -34,3 +35,10 @@ def test_a_schedule_is_a_value_of_a_run_and_of_an_axis() -> None:
         "optimizer.weight_decay": ("0.1", "stages(0.1@0,0@0.9)"),
     }
     assert sweep.baseline == {"attention.window": "linear(8,32)", "optimizer.weight_decay": "0.1"}
+
+
+def test_adapters_cannot_untie_the_head() -> None:
+    """Head and embedding are frozen: the schedule would do nothing."""
+    with pytest.raises(ConfigError, match="freezes head and embedding"):
+        compose_run(["peft=lora", "model.tied=stages(true@0,false@0.5)"])
+    assert compose_run(["peft=lora", "model.tied=true"])

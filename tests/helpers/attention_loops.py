@@ -3,9 +3,11 @@
 import math
 
 import torch
-from helpers.support import head_norm
+from helpers.support import head_norm, model_config
 
+from ablatio.model.build import build_model
 from ablatio.model.context import make_context
+from ablatio.model.kv_cache import KVCache
 from ablatio.registry.kinds import attentions, positions
 
 D, H, WIDTH = 12, 4, 3
@@ -49,3 +51,23 @@ def by_loop(part, x, n_kv, bias, allowed, causal=True):
         for s, score in zip(seen, scores, strict=True):
             heads[b, t, h] += score / sum(scores) * v[b, s, g]
     return part.o_proj(heads.flatten(-2))
+
+
+@torch.no_grad()
+def assert_texts_alone(attention, position):
+    """With sharp weights, single tokens, packed documents and padded rows give the result of each text alone."""
+    sizes = {"d_model": 16, "n_layers": 4, "n_heads": 4, "max_len": 64, "tied": False}
+    model = build_model(model_config(attention=attention, position=position, **sizes), 50).double().eval()
+    for name, p in model.named_parameters():
+        if p.dim() > 1 or name.endswith("removed"):
+            torch.nn.init.normal_(p, std=0.4)
+    tokens, cache = torch.randint(0, 50, (2, 20)), KVCache()
+    segments = torch.tensor([[0] * 20, [-1] * 4 + [0] * 16])
+    steps = [model(tokens[:, :6], segments[:, :6], cache)]
+    steps += [model(t, cache=cache) for t in tokens[:, 6:].split([1, 5, 1, 1, 1, 1, 1, 1, 1, 1], dim=1)]
+    for row, pad in ((0, 0), (1, 4)):
+        alone = model(tokens[row : row + 1, pad:])
+        torch.testing.assert_close(torch.cat(steps, dim=1)[row, pad:], alone[0], rtol=1e-9, atol=1e-10)
+    packed = model(tokens, torch.tensor([[0] * 7 + [1] * 13] * 2))
+    alone = torch.cat([model(tokens[:, :7]), model(tokens[:, 7:])], dim=1)
+    torch.testing.assert_close(packed, alone, rtol=1e-9, atol=1e-10)

@@ -66,6 +66,10 @@ def test_learned_positions_refuse_longer_texts(tmp_path: Path) -> None:
     assert "bpb" in known and "at most model.max_len=128" in str(beyond["refused"])
 
 
+# One thread: a forked child hangs in a second one if the parent's OpenMP has started threads before the fork.
+SHORT = ("train.steps=2", "data.val_tokens=2048", "trainer.progress=false", "trainer.threads=1")
+
+
 def start_model(name: str, folder: Path) -> list[str]:
     """Train the start model of a study by the command in its header, shortened; a small LLaMA replaces SmolLM2."""
     file = options_of(SWEEP)[name]
@@ -75,7 +79,7 @@ def start_model(name: str, folder: Path) -> list[str]:
     if named == "smollm2":
         return [f"model.path={small_llama(folder / 'llama')}"]
     made = next(line.split()[1:] for line in file.doc.splitlines() if f"name={Path(named).name}" in line.split())
-    short = ["train.steps=2", "data.val_tokens=2048", "trainer.progress=false", f"out={folder}"]
+    short = [*SHORT, f"out={folder}"]
     ended = ablatio([word for word in made if not word.startswith("train.steps")] + short, folder / "log")
     assert ended.code == 0, ended.err
     return [f"model.path={folder / Path(named).name}"]
@@ -93,14 +97,7 @@ def test_each_shipped_study_is_complete_and_trains(tmp_path: Path, name: str) ->
     values = {text_of(value) for axis in study["axes"].values() for value in axis}
     assert {str(key).split()[0] for key in results["recorded"]} <= values
     for number, arm in enumerate((arms[0], arms[-1])):
-        short = [
-            "train.steps=2",
-            "data.val_tokens=2048",
-            "trainer.progress=false",
-            f"out={tmp_path}",
-            f"name=arm{number}",
-        ]
-        ended = ablatio(["train", *arm, *short, f"name=arm{number}"], tmp_path / "log")
+        ended = ablatio(["train", *arm, *SHORT, f"out={tmp_path}", f"name=arm{number}"], tmp_path / "log")
         assert ended.code == 0, ended.err
 
 

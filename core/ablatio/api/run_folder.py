@@ -204,6 +204,7 @@ class RunFolder:
         tokens: int = 0,
         objective: str | None = None,
         quantization: str | None = None,
+        stride: int | None = None,
     ) -> dict[str, Any]:
         """Score `model`, as it is now, on held-out text.
 
@@ -211,13 +212,17 @@ class RunFolder:
         tokens        maximum number of scored tokens; 0: the whole split
         objective     score this objective instead of that of training
         quantization  score a quantized copy of the model (int8, int4); `cost` is the increase of its loss
+        stride        score every token with at least length - stride tokens before it: rows overlap, and each begins
+                      `stride` tokens after the one before; null: rows follow one another
 
         Returns the length, the scores of the run's task (`loss` in nats per token, `bpb` in bits per byte, ...), the
         standard error of the loss and the number of tokens.  Raises UserError if the model does not support that
         length.
         """
         lengths = None if length is None else [length]
-        found = self.evaluate_lengths(lengths, tokens=tokens, objective=objective, quantization=quantization)[-1]
+        found = self.evaluate_lengths(
+            lengths, tokens=tokens, objective=objective, quantization=quantization, stride=stride
+        )[-1]
         if "refused" in found:
             raise UserError(f"length {found['length']} is refused: {found['refused']}")
         return found
@@ -229,6 +234,7 @@ class RunFolder:
         tokens: int = 0,
         objective: str | None = None,
         quantization: str | None = None,
+        stride: int | None = None,
     ) -> list[dict[str, Any]]:
         """Like `evaluate`, for several lengths: dicts of plain scores, of quantized ones, of refused lengths.
 
@@ -242,13 +248,13 @@ class RunFolder:
             refused: list[dict[str, Any]] = []
             for length in lengths or [run.length]:
                 try:
-                    rows.append(_scores(run, length, tokens))
+                    rows.append(_scores(run, length, tokens, stride))
                 except UserError as error:
                     refused.append({"length": length, "refused": str(error).split("\n")[0]})
             if quantization:
-                kinds.quantizations.build(quantization).apply(run.model)
+                _quantize(run, quantization)
                 for row in list(rows):
-                    found = _scores(run, row["length"], tokens)
+                    found = _scores(run, row["length"], tokens, stride)
                     cost = {"cost": found["loss"] - row["loss"]} if "loss" in row else {}
                     rows.append(found | {"quantization": quantization} | cost)
         return rows + refused
@@ -265,6 +271,26 @@ class RunFolder:
         labels that the items do not have.
         """
         return adapter.measured(self._run(), self.step, self.folder if save else None, overrides, code=code)
+
+    def artifact(self, quantization: str | None = None) -> dict[str, int]:
+        """Count the bytes of `model` as an artifact: what a reader needs who has the framework.
+
+        quantization  round the weights first (int6, gptq); by default as the run does, with qat=true for good
+
+        Returns `weights`, codes as they are and numbers in 16 bits; `compressed`, the same after LZMA; `code`, the
+        compressed sources of the parts in the model, with their settings; `artifact`, the sum of the last two.
+        """
+        from ablatio.model.cost.artifact import code_bytes, compressed_bytes, stored_bytes
+
+        with computing():
+            run, node = self._for_scores(fresh=True), self.config.get("quantization") or {}
+            if quantization:
+                _quantize(run, quantization)
+            elif node.get("qat"):
+                _quantize(run, node["name"], {**node, "qat": False})
+            compressed, code = compressed_bytes(run.model), code_bytes(self.config)
+            weights = stored_bytes(run.model)
+        return {"weights": weights, "compressed": compressed, "code": code, "artifact": compressed + code}
 
     def _run(self) -> "PreparedRun":
         """Load the run that `model` belongs to, once.
@@ -298,10 +324,32 @@ class RunFolder:
         return run
 
 
-def _scores(run: "PreparedRun", length: int, tokens: int) -> dict[str, Any]:
+def _quantize(run: "PreparedRun", name: str, node: Mapping[str, Any] | None = None) -> None:
+    """Quantize the run's model; a method that is calibrated reads training batches."""
+    quantizer: Any = kinds.quantizations.build(name, {k: v for k, v in (node or {}).items() if k != "name"})
+    if hasattr(quantizer, "calibrate"):
+        quantizer.calibrate(run.model, run.feed)
+    quantizer.apply(run.model)
+
+
+def _scores(run: "PreparedRun", length: int, tokens: int, stride: int | None) -> dict[str, Any]:
     names = kinds.tasks[run.config["task"]["name"]].facts["scores"]
-    found = run.score(run.task.validation(length, tokens))
-    return {"length": length} | {k: found[k] for k in (*names, "error", "tokens") if k in found}
+    batches = run.task.validation(length, tokens)
+    if stride is not None:
+        from ablatio.data.batches import ValidationBatches
+
+        if not isinstance(batches, ValidationBatches):
+            raise UserError(
+                f"task={run.config['task']['name']} scores whole conversations, not windows of a text\n"
+                "    try: a run with task=pretrain"
+            )
+        batches = batches.overlapping(stride)
+    found = run.score(batches)
+    return (
+        {"length": length}
+        | ({} if stride is None else {"stride": stride})
+        | {k: found[k] for k in (*names, "error", "tokens") if k in found}
+    )
 
 
 def _object(path: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ COMMANDS = {
     "train": "train a model assembled from named parts; -m runs a sweep",
     "resume": "continue an interrupted sweep or run",
     "evaluate": "score a run on held-out text, at any sequence length",
+    "artifact": "count the bytes of a run's compressed weights and of the code of its parts",
     "report": "report a sweep: verdict, tables and charts as HTML, Markdown and CSV",
     "runs": "list runs and studies; sort, filter and remove them",
     "compare": "compare two runs: their differences and their results side by side",

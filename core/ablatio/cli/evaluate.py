@@ -28,10 +28,11 @@ def run(arguments: list[str]) -> int:
     options.add_argument("--tokens", type=int, default=0, help="maximum number of tokens to score; by default all")
     options.add_argument("--step", type=int, help="step of the checkpoint; by default the newest")
     options.add_argument("--objective", help="objective whose targets are scored; by default that of training")
-    options.add_argument("--quantization", help="also score the quantized model: int8, int4")
+    options.add_argument("--quantization", help="also score the quantized model: int8, int4, gptq")
     options.add_argument("--run-code", action="store_true", help="let metrics run programs that the model wrote")
     options.add_argument("--include", type=Path, help="with lm_eval=: folder of task files")
     options.add_argument("--limit", type=int, help="with lm_eval=: largest number of items of a task")
+    options.add_argument("--stride", type=int, help="score with overlapping rows that begin this many tokens apart")
     options.add_argument("--json", action="store_true", help="print JSON")
     args = options.parse_intermixed_args(arguments)
     if any(word.startswith(LM_EVAL) for word in args.words):
@@ -93,7 +94,9 @@ def _lengths_of(args: argparse.Namespace) -> int:
     from ablatio.api.run_folder import open_run
 
     run = open_run(args.run, args.step)
-    found = run.evaluate_lengths(lengths, tokens=args.tokens, objective=args.objective, quantization=args.quantization)
+    found = run.evaluate_lengths(
+        lengths, tokens=args.tokens, objective=args.objective, quantization=args.quantization, stride=args.stride
+    )
     rows = [row for row in found if "refused" not in row]
     if args.json:
         print(json.dumps({"run": str(args.run), "step": run.step, "scores": found}))
@@ -106,7 +109,7 @@ def _lengths_of(args: argparse.Namespace) -> int:
 def _show_lengths(found: Sequence[dict[str, Any]]) -> None:
     """Print a line for each length, then the refused ones."""
     for row in (row for row in found if "refused" not in row):
-        shown = {k: v for k, v in row.items() if k not in ("length", "quantization", *_UNTOLD)}
+        shown = {k: v for k, v in row.items() if k not in ("length", "stride", "quantization", *_UNTOLD)}
         told = "  ".join(_told(k, v, "bpb" in row, row.get("error")) for k, v in shown.items())
         print(f"length {row['length']:>5}  {told}" + (f"  {row['quantization']}" if "quantization" in row else ""))
     for row in (row for row in found if "refused" in row):

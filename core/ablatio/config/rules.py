@@ -52,6 +52,12 @@ for _kind in ("decode", "prompt"):
         where=_kind,
     )
 rule(
+    when="'model.tied' in scheduled and peft.name != 'none'",
+    why="model.tied is a schedule that unties the head, and peft={peft.name} freezes head and embedding",
+    fix="model.tied=true",
+    where="model.tied",
+)
+rule(
     when="facts.objective.produces not in facts.architecture.accepts",
     why="objective={objective.name} produces {facts.objective.produces}, and architecture={architecture.name} accepts "
     "{facts.architecture.accepts}",
@@ -131,7 +137,7 @@ rule(
 )
 rule(
     when="facts.shortcut.adds_values and not facts.attention.takes_values and not facts.attention.absent",
-    why="shortcut={shortcut.name} adds to the values of attention, and attention={attention.name} does not accept that",
+    why="shortcut={shortcut.name} changes the values of attention, and attention={attention.name} does not accept that",
     fix=_usual("attention"),
     where="shortcut",
 )

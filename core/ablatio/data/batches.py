@@ -3,6 +3,7 @@
 Use with `DataLoader(dataset, batch_size=None, sampler=range(start, total), num_workers=...)`.
 """
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,32 @@ class ValidationBatches(Dataset[Batch]):
         self.windows, self.batch = Windows(tokens, length), batch
         self.eos, self.document_mask = eos, document_mask
 
+        self.stride: int | None = None
+
+    def overlapping(self, stride: int) -> "ValidationBatches":
+        """Return batches over the same targets whose windows begin `stride` tokens after one another.
+
+        Of each window the last `stride` targets are scored, so that all but those of the first window have at least
+        length - stride tokens before them: batches have "scored" (B, T), True for these.
+
+        Raises UserError if the windows do not follow one another, or for a stride that leaves targets out.
+        """
+        length = self.windows.length
+        if not 1 <= stride <= length:
+            raise UserError(
+                f"a stride of {stride} came; expected 1 to {length}\n    try: a stride of {length // 2 or 1}"
+            )
+        last = int(self.starts[-1])
+        if not np.array_equal(self.starts, np.arange(len(self.starts)) * length):
+            raise UserError(
+                "rows can overlap if they follow one another; these are spread over the text, or begin with documents\n"
+                "    try: a stride without a number of tokens, and data.rows=windows"
+            )
+        made = copy.copy(self)
+        made.stride, starts = stride, np.arange(0, last + 1, stride, dtype=np.int64)
+        made.starts = starts if starts[-1] == last else np.append(starts, last)
+        return made
+
     def __len__(self) -> int:
         return -(-len(self.starts) // self.batch)
 
@@ -147,4 +174,9 @@ class ValidationBatches(Dataset[Batch]):
         if not 0 <= index < len(self):
             raise IndexError(index)  # a plain `for batch in batches` loop ends at this error
         rows = self.starts[index * self.batch : (index + 1) * self.batch]
-        return _batch(self.windows(rows), self.eos, self.document_mask)
+        made = _batch(self.windows(rows), self.eos, self.document_mask)
+        if self.stride is None:
+            return made
+        before = np.concatenate([[-self.windows.length], self.starts])[index * self.batch :][: len(rows)]
+        new = torch.from_numpy(rows - before)[:, None]  # targets that the window before did not have
+        return made | {"scored": torch.arange(self.windows.length) >= self.windows.length - new}

@@ -53,6 +53,7 @@ class ModelBuilder:
         self.config, self.eos, self.seed, self._choices = config, eos, seed, PartChoices(config)
         objective = objective_of(config, vocab_size, eos)
         ids, self.ahead = vocab_size + int(getattr(objective, "extra_tokens", 0)), int(getattr(objective, "ahead", 1))
+        self.further_heads = int(getattr(objective, "further_heads", 0))
         sizes = {k: v for k, v in config["model"].items() if k not in ORIGIN}
         self.dims = ModelDims(**{**sizes, "vocab_size": rows_for(ids, sizes.get("vocab_size"))})
         init = self.choice("init")

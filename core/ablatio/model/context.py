@@ -125,6 +125,15 @@ class Context:
         change: Callable[[Tensor, Tensor], Tensor] | None = self._passed_on.get(("values", layer))
         return v if change is None else change(v, x)
 
+    def hand_inputs(self, layer: int, k: Tensor, v: Tensor) -> None:
+        """Let the attention of a layer compute its keys and values from k and v (B, T, D), not from its input."""
+        self._passed_on["inputs", layer] = k, v
+
+    def inputs(self, layer: int, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what a layer's attention computes keys and values from, (B, T, D) each: x, if nothing was handed."""
+        found: tuple[Tensor, Tensor] = self._passed_on.get(("inputs", layer), (x, x))
+        return found
+
     def keys_values(
         self, layer: int, x: Tensor, project: Callable[[Tensor], tuple[Tensor, Tensor]]
     ) -> tuple[Tensor, Tensor]:

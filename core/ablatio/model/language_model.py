@@ -1,6 +1,6 @@
 """Language models: one stack or two with an output head; losses, scores and decoding steps."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,12 @@ if TYPE_CHECKING:
 MIN_TOTAL_WEIGHT = 1e-6  # lower bound on the total target weight: avoids 0/0 for a batch without scored targets
 
 
+class _FurtherHead(nn.Linear):
+    """Output head of an objective: (..., D) -> (..., V)."""
+
+    roles = {"weight": "head"}  # noqa: RUF012
+
+
 class LanguageModel(nn.Module):
     """Decoder-only language model with an output head (`tied`: the head's matrix is the embedding's).
 
@@ -33,6 +39,7 @@ class LanguageModel(nn.Module):
     bare       layers whose matrix is read without calling their `forward`, so adapters and hooks there have no effect
     shared_prefix   True if a cached prefix plus its continuation gives the output of one full pass, in training too
     smoothing  share of the target probability that is spread over the vocabulary (arXiv:1512.00567, section 7)
+    further_heads  output heads that the objective adds, each with its own matrix; used in training only
     """
 
     bare = ("lm_head",)
@@ -49,6 +56,8 @@ class LanguageModel(nn.Module):
         self.lm_head = nn.Linear(width, dims.vocab_size, bias=False)
         if dims.tied:
             self.lm_head.weight = self.model.embed_tokens.weight
+        heads = (_FurtherHead(width, dims.vocab_size, bias=False) for _ in range(builder.further_heads))
+        self.further_heads = nn.ModuleList(heads)
 
     @property
     def vocab_size(self) -> int:
@@ -78,6 +87,11 @@ class LanguageModel(nn.Module):
         """Logits of hidden states: (..., D) -> (..., V)."""
         found: Tensor = self.lm_head(self.scaled(hidden))
         return found
+
+    def training_logits(self, states: Sequence[Tensor]) -> list[Tensor]:
+        """Logits that training computes from the result of `states`, (..., V) each, for counting its FLOPs."""
+        further = [head(self.scaled(states[0])) for head in self.further_heads]
+        return [*(self.logits(hidden) for hidden in states), *further]
 
     def read(self, tokens: Tensor, segments: Tensor | None, cache: KVCache) -> Tensor:
         """Process prompts (B, T) and return the logits (B, V) of the first new token.

@@ -18,6 +18,7 @@ ROLES: tuple[Role, ...] = ("matrix", "vector", "embedding", "head")
 RESIDUAL_OUT = ("o_proj", "down_proj")  # their outputs are added to the residual stream
 LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 SIBLING = re.compile(r"(?:^|\.)further\.\d+\.")  # siblings of the last layer, for multi-token prediction
+TRAINING_ONLY = re.compile(r"(?:^|\.)further(?:_heads)?\.\d+\.")  # these, and heads that an objective adds
 R = TypeVar("R", bound=Callable[..., Any])
 GAINED = ("v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # matrices that a placement's gain scales
 

@@ -3,7 +3,7 @@
 Quantizing changes only the class of a layer: it stays the same object, with its name, hooks and adapter.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -21,7 +21,10 @@ class Codec(Protocol):
     """A quantization format for matrices (out, in)."""
 
     def encode(self, weight: Tensor) -> dict[str, Tensor]:
-        """Quantize a matrix; return the tensors to store, among them `codes`."""
+        """Quantize a matrix; return the tensors to store, among them `codes`.
+
+        A codec that is calibrated takes a second argument, the `InputMoments` of the layer or None.
+        """
 
     def decode(self, held: dict[str, Tensor], width: int, rows: slice = ...) -> Tensor:
         """Dequantize some rows of what `encode` returned: (rows, width)."""
@@ -101,11 +104,51 @@ class Aware(nn.Linear):
         return F.linear(x + reading, self.weight + rounding.to(x.dtype), self.bias)
 
 
+class InputMoments:
+    """Moments of the inputs x of a linear layer, summed over the tokens that it has read.
+
+    second    (in, in) sum of x x^T
+    absolute  (in,) sum of |x|
+    tokens    number of tokens
+    """
+
+    def __init__(self, width: int, device: torch.device) -> None:
+        self.second, self.tokens = torch.zeros(width, width, device=device), 0
+        self.absolute = torch.zeros(width, device=device)
+
+    def add(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        """Add the inputs of one call; a forward pre-hook."""
+        rows = inputs[0].detach().flatten(0, -2).float()
+        self.second += rows.T @ rows
+        self.absolute += rows.abs().sum(0)
+        self.tokens += len(rows)
+
+
 @torch.no_grad()
-def quantize(model: nn.Module, codec: Codec, *, qat: bool) -> None:
+def moments_of_inputs(model: nn.Module, feed: Callable[[], None]) -> dict[str, InputMoments]:
+    """Return the moments of each linear layer's inputs, by its path, while `feed()` runs the model."""
+    layers: dict[str, Any] = dict(targets_of(model, ("linear",)))
+    found = {path: InputMoments(layer.in_features, layer.weight.device) for path, layer in layers.items()}
+    hooks = [layer.register_forward_pre_hook(found[path].add) for path, layer in layers.items()]
+    training = model.training
+    try:
+        model.eval()
+        feed()
+    finally:
+        model.train(training)
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+@torch.no_grad()
+def quantize(
+    model: nn.Module, codec: Codec, *, qat: bool = False, moments: Mapping[str, InputMoments] | None = None
+) -> None:
     """Quantize every linear layer of the blocks; embeddings and head, whose errors matter most, are left unchanged.
 
     qat: keep the weights and train them with simulated quantization, instead of replacing them by codes.
+    moments: of the inputs of each layer by its path, for a codec that is calibrated; None for others.
     """
     found = targets_of(model, ("linear",))
     if other := [path for path, layer in found.items() if not isinstance(layer, nn.Linear)]:
@@ -113,16 +156,17 @@ def quantize(model: nn.Module, codec: Codec, *, qat: bool) -> None:
             f"{other[0]} is a {type(found[other[0]]).__name__} of another library, which cannot be quantized here; "
             "expected torch.nn.Linear\n    try: model=hf model.path=DIR, which loads the folder into ablatio's layers"
         )
-    layers: list[Any] = list(found.values())
-    if done := [layer for layer in layers if type(layer) is Coded]:
+    layers: dict[str, Any] = dict(found)
+    if done := [layer for layer in layers.values() if type(layer) is Coded]:
         raise UserError(
             f"{len(done)} of this model's linear layers are already quantized\n    try: a run with quantization=none"
         )
     tables = set[int]()  # of layers that share their weights (share_weights) the first quantizes for all
-    for layer in layers:
+    for path, layer in layers.items():
         if not qat:
             if id(layer._parameters) not in tables:
-                held = codec.encode(layer.weight)
+                extra = () if moments is None else (moments.get(path),)
+                held = codec.encode(layer.weight, *extra)
                 del layer._parameters["weight"]  # the property of `Coded` takes its place
                 for name, tensor in held.items():
                     layer.register_buffer(name, tensor)

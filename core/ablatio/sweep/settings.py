@@ -38,8 +38,9 @@ class Sweep:
         str | None, "arm that the others are compared with: `gelu`, or `activation=gelu,norm=rmsnorm`; null: all pairs"
     ] = None
     match: Annotated[
-        Literal["none", "params", "trainable", "flops", "time"] | None,
-        "quantity equal across arms (trainable: trained parameters); null: as each run has it (gated: narrower d_ff)",
+        Literal["none", "params", "trainable", "bytes", "flops", "time"] | None,
+        "quantity equal across arms (trainable: trained parameters; bytes: of the stored weights); null: as each run "
+        "has it (gated: narrower d_ff)",
     ] = None
     resize: Annotated[
         Literal["model.d_ff", "model.n_layers", "train.steps", "peft"] | None,

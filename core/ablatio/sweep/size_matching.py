@@ -12,7 +12,7 @@ from ablatio.sweep.arms import Cell, Planner
 from ablatio.training import estimate
 from ablatio.training.run_spec import RunSpec
 
-MEASURES = ("params", "trainable", "flops", "time")
+MEASURES = ("params", "trainable", "bytes", "flops", "time")
 CLOSE = 0.01  # relative difference that counts as equal
 TRIES = 24  # sizes that a search tries at most
 TIMES = 10  # steps that are timed for match=time
@@ -38,10 +38,9 @@ class Matching:
         self.found: dict[str, dict[str, Any]] = {}
         self._target: float | None = None
         self._seconds: dict[str, float] = {}
-        if self.what == "params" and self.resize == "train.steps":
-            raise ConfigError(
-                [Problem("resize", "the number of steps does not change the number of parameters", "resize=model.d_ff")]
-            )
+        if self.what in ("params", "bytes") and self.resize == "train.steps":
+            what = f"the number of steps does not change what match={self.what} measures"
+            raise ConfigError([Problem("resize", what, "resize=model.d_ff")])
         if self.what == "time" and self.resize != "train.steps":
             what = f"match=time adapts train.steps: each value of {self.resize} would have to be timed"
             raise ConfigError([Problem("resize", what, "resize=train.steps")])
@@ -99,12 +98,14 @@ class Matching:
         raise ConfigError([Problem("match", what, "match=none")])
 
     def measure(self, config: Mapping[str, Any]) -> float:
-        """Measure a config: parameters, trainable parameters, FLOPs, or seconds of training."""
+        """Measure a config: parameters, trainable parameters, bytes of its weights, FLOPs, or seconds of training."""
         spec = RunSpec(config)
         if self.what == "params":
             return float(spec.parameters)
         if self.what == "trainable":
             return float(spec.trainable)
+        if self.what == "bytes":
+            return float(spec.stored_bytes)
         if self.what == "flops":
             return spec.train_flops
         train = {k: v for k, v in config["train"].items() if k != "steps"}

@@ -190,7 +190,7 @@ def _objective(entry: PartSpec, knobs: Mapping[str, Any]) -> Any:
     examples = [part(rows, s, named_generator(i, "observe")) for s in (None, segments) for i in range(4)]
     if not hasattr(part, "loss"):
         return examples
-    losses = [part.loss(tiny_models.model(max_len=128), example) for example in examples[::4]]
+    losses = [part.loss(tiny_models.model(entry, max_len=128), example) for example in examples[::4]]
     return [examples, getattr(part, "teacher", None), losses]
 
 
@@ -246,7 +246,7 @@ def _peft(entry: PartSpec, knobs: Mapping[str, Any]) -> Any:
 @observes("quantization")
 def _quantization(entry: PartSpec, knobs: Mapping[str, Any]) -> Any:
     net = tiny_models.model(entry)
-    sample_parts.made(entry, knobs).apply(net)
+    tiny_models.quantize(net, sample_parts.made(entry, knobs))
     seen = [
         net.state_dict(),
         net.eval()(tiny_models.tokens()),

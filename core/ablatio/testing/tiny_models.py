@@ -180,3 +180,15 @@ def tune(net: LanguageModel, part: Any, steps: int, lr: float = 1e-2) -> list[fl
     groups = groups_by_role(net, getattr(part, "rate", None))
     optimizer = torch.optim.AdamW([{"params": g["params"], "lr": lr * g["rate"]} for g in groups], weight_decay=0.0)
     return run(net, optimizer, steps, hooks=[part])
+
+
+def quantize(net: LanguageModel, part: Any) -> None:
+    """Apply a quantization; one that is calibrated reads small batches first."""
+
+    def feed(batches: int) -> None:
+        for seed in range(batches):
+            net(tokens(seed=seed))
+
+    if hasattr(part, "calibrate"):
+        part.calibrate(net, feed)
+    part.apply(net)

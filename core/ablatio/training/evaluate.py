@@ -79,6 +79,8 @@ def evaluate(
             losses, correct = model.token_scores(example)  # (B, T) each
             losses = losses.double()
             scored = torch.ones_like(losses) if example.weights is None else (example.weights > 0).double()
+            if "scored" in batch:  # overlapping windows: each target counts once
+                scored = scored * batch["scored"].to(device)
             each = torch.stack([losses * scored, scored])  # (2, B, T): nats and tokens
             by_row.append(each.sum(2))
             by_position = _add_padded(by_position, each.sum(1))

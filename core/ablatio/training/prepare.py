@@ -4,6 +4,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from ablatio.errors import UserError
 from ablatio.model.builder import PartChoice
 from ablatio.model.evaluation.responder import Responder
 from ablatio.model.language_model import LanguageModel
+from ablatio.model.parameter_roles import named_generator
 from ablatio.model.peft.apply import AppliedPeft, tune
 from ablatio.model.prompting.session import Session
 from ablatio.model.task import Task
@@ -122,6 +124,10 @@ class PreparedRun:
         with self._precision():
             return evaluation.run(respond, Prompting.of(asking, llm))
 
+    def feed(self, batches: int) -> None:
+        """Run the model on the first training batches, as calibration data of a quantization."""
+        _feed(self.model, self.task, self.setup.seeds.data, batches)
+
     def samples(self) -> list[dict[str, str]]:
         """Return answers of the model to the task's sample prompts; empty if it has none."""
         with self._precision():
@@ -180,6 +186,13 @@ def build_task(spec: RunSpec) -> tuple[TaskContext, Any, dict[str, Stabilizer]]:
     return setup, kinds.tasks.build(choice.name, choice.knobs, setup=setup), stabilizers
 
 
+def _feed(model: LanguageModel, task: Task, seed: int, batches: int) -> None:
+    """Run the model on the first training batches, as calibration data of a quantization."""
+    for number in range(batches):
+        generator, device = named_generator(seed, f"objective/{number}"), next(model.parameters()).device
+        model.hidden(task.example(task.training[number], generator).to(device))
+
+
 def prepare_run(spec: RunSpec, *, fresh: bool = True, counted: bool = True) -> PreparedRun:
     """Build machine settings, data, model and task of a run; the only place that builds a model for training.
 
@@ -197,7 +210,7 @@ def prepare_run(spec: RunSpec, *, fresh: bool = True, counted: bool = True) -> P
     if counted:
         spec.count_on(model, task.row_length)
     scheduled = ScheduledSettings(spec.timeline, model)
-    tuning = tune(model, config, setup.seeds.init)
+    tuning = tune(model, config, setup.seeds.init, partial(_feed, model, task, setup.seeds.data) if fresh else None)
     if config["trainer"]["compile"]:
         _share_compiled_code()
         model.compile_layers()

@@ -112,6 +112,15 @@ class RunSpec:
 
         return _trainable(shape_of(self.config), self.vocabulary)
 
+    @cached_property
+    def stored_bytes(self) -> int:
+        """Bytes of the weights as an artifact stores them: quantized ones as codes, the others in 16 bits."""
+        from ablatio.model.cost.parameters import shape_of
+
+        node = self.config.get("quantization") or {}
+        rounded = {**self.config, "quantization": {**node, "qat": False}} if node.get("qat") else self.config
+        return _stored(shape_of(rounded), self.vocabulary)
+
     def cost(self, row_length: int | None = None) -> Cost:
         """FLOPs per token, given which weights train, in rows of `row_length` tokens; None: `length`."""
         from ablatio.model.cost.flops import cost_of
@@ -212,6 +221,21 @@ def _trainable(shape: str, vocabulary: int) -> int:
     config = json.loads(shape)
     with torch.device("meta"):
         return tune(meta_model(config, vocabulary), config, 0).trainable
+
+
+@lru_cache(4096)
+def _stored(shape: str, vocabulary: int) -> int:
+    """Count the bytes of the stored weights on the meta device; `shape` as in `_trainable`."""
+    import torch
+
+    from ablatio.model.cost.artifact import stored_bytes
+    from ablatio.model.cost.parameters import meta_model
+    from ablatio.model.peft.apply import tune
+
+    config = json.loads(shape)
+    with torch.device("meta"):
+        tune(model := meta_model(config, vocabulary), config, 0)
+    return stored_bytes(model)
 
 
 def vocabulary_of(config: Mapping[str, Any]) -> int:

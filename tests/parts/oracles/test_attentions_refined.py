@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from helpers.attention_loops import WIDTH, D, H, context, made
+from helpers.attention_loops import WIDTH, D, H, assert_texts_alone, context, made
 from helpers.support import model_config
 
 from ablatio.config.schema import effective
@@ -129,24 +129,8 @@ DECODED = [
 
 @pytest.mark.parametrize("attention", DECODED, ids=lambda a: "-".join(map(str, a.values())))
 @pytest.mark.parametrize("position", ["rope", "alibi"])
-@torch.no_grad()
 def test_decoding_packing_and_padding(attention, position):
-    """With sharp weights, single tokens, packed documents and padded rows give the result of each text alone."""
-    sizes = {"d_model": 16, "n_layers": 4, "n_heads": 4, "max_len": 64, "tied": False}
-    model = build_model(model_config(attention=attention, position=position, **sizes), 50).double().eval()
-    for name, p in model.named_parameters():
-        if p.dim() > 1 or name.endswith("removed"):
-            torch.nn.init.normal_(p, std=0.4)
-    tokens, cache = torch.randint(0, 50, (2, 20)), KVCache()
-    segments = torch.tensor([[0] * 20, [-1] * 4 + [0] * 16])
-    steps = [model(tokens[:, :6], segments[:, :6], cache)]
-    steps += [model(t, cache=cache) for t in tokens[:, 6:].split([1, 5, 1, 1, 1, 1, 1, 1, 1, 1], dim=1)]
-    for row, pad in ((0, 0), (1, 4)):
-        alone = model(tokens[row : row + 1, pad:])
-        torch.testing.assert_close(torch.cat(steps, dim=1)[row, pad:], alone[0], rtol=1e-9, atol=1e-10)
-    packed = model(tokens, torch.tensor([[0] * 7 + [1] * 13] * 2))
-    alone = torch.cat([model(tokens[:, :7]), model(tokens[:, 7:])], dim=1)
-    torch.testing.assert_close(packed, alone, rtol=1e-9, atol=1e-10)
+    assert_texts_alone(attention, position)
 
 
 def test_a_group_of_layers_caches_once():

@@ -146,12 +146,13 @@ def test_what_transformers_does_not_have_fits_nowhere(overrides):
     assert all(incompatibilities(config, V).values()) and len(incompatibilities(config, V)) == len(FAMILIES)
 
 
-def test_siblings_of_the_last_layer_stay_at_home():
-    """They speak in training alone: what transformers loads is the model that decodes."""
-    config = compose_run([*TINY, "preset=llama", "objective=multi_token"]).config
+@pytest.mark.parametrize(("objective", "names"), [("multi_token", ".further."), ("token_order", "further_heads.")])
+def test_what_only_training_uses_is_not_exported(objective, names):
+    """Siblings of the last layer and further heads: what transformers loads is the model that decodes."""
+    config = compose_run([*TINY, "preset=llama", f"objective={objective}"]).config
     model, family = build_model(config, V), family_of(config, V)
     named_, plain = family.to_native(model.state_dict()), family_of(compose_run([*TINY, "preset=llama"]).config, V)
-    kept = {n: t for n, t in model.state_dict().items() if ".further." not in n}
+    kept = {n: t for n, t in model.state_dict().items() if names not in n}
     assert named_.keys() == plain.to_native(kept).keys() and len(kept) < len(model.state_dict())
     assert all(torch.equal(plain.from_native(named_)[n], t) for n, t in kept.items())
 

@@ -152,5 +152,50 @@ def test_value_embeddings_change_the_values(tables, layout, depth, gate):
 
 
 def test_every_shortcut_has_an_oracle():
-    known = {"none", "unet", "x0", "backout", "denseformer", "value_embeddings"}
+    known = {"none", "unet", "x0", "backout", "denseformer", "value_embeddings", "mudd"}
     assert known == {e.name for e in REGISTRIES["shortcut"] if e.distribution.name == "ablatio"}
+
+
+@pytest.mark.oracle("shortcut=mudd", "the plain model, whose k_proj and v_proj hooks read the sums of a loop")
+@pytest.mark.parametrize("attention", ["mha", {"name": "gqa", "n_kv_heads": 2}])
+def test_mudd_sums_for_the_stream_keys_and_values(attention):
+    model, plain, tokens = pair("mudd", {}, 3, attention=attention)
+
+    def read(layer, states):
+        if layer == 0:
+            return states[0]
+        part = weights_of(model, layer)
+        x = states[-1]
+        unit = x / (x.square().mean(-1, keepdim=True) + torch.finfo(x.dtype).eps).sqrt()
+        weights = torch.nn.functional.gelu(part.up(unit)) @ part.dynamic  # (B, T, C (l + 1))
+        sums = []
+        for way in range(3 if layer < 3 else 1):
+            total = 0
+            for j, state in enumerate(states):
+                total = total + (weights[..., way * (layer + 1) + j, None] + part.static[way, j]) * state
+            sums.append(total)
+        if layer < 3:
+            for norm, name, total in zip(part.norms, ("k_proj", "v_proj"), sums[1:], strict=True):
+                own = total / (total.square().mean(-1, keepdim=True) + 1e-6).sqrt() * norm.weight
+                projection = getattr(plain.model.layers[layer].self_attn, name)
+                projection.register_forward_pre_hook(lambda module, inputs, own=own: (own,))
+        return sums[0]
+
+    close(model(tokens), recurrence(plain, tokens, read))
+
+
+@torch.no_grad()
+def test_mudd_starts_from_the_plain_model():
+    """Up to rounding: keys and values pass another norm."""
+    tokens = torch.randint(0, V, (2, T))
+    models = [build_model(model_config(n_layers=4, **kinds), V).eval() for kinds in ({}, {"shortcut": "mudd"})]
+    torch.testing.assert_close(models[0](tokens), models[1](tokens), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_mudd_hands_nothing_to_layers_without_attention():
+    parts = {"shortcut": "mudd", "n_layers": 3}
+    config = model_config(**parts) | {"layers": {"at": {"attention": {1: "none"}}}}
+    model = build_model(config, V).eval()
+    assert [weights_of(model, i).ways for i in range(4)] == [3, 1, 3, 1]
+    assert model(torch.randint(0, V, (2, T))).isfinite().all()

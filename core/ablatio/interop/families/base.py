@@ -15,7 +15,7 @@ from ablatio.interop.families.weights import (
     to_own_weights,
 )
 from ablatio.model.builder import ModelBuilder
-from ablatio.model.parameter_roles import SIBLING
+from ablatio.model.parameter_roles import TRAINING_ONLY
 from ablatio.registry import per_layer
 from ablatio.registry.registry import REGISTRIES
 
@@ -86,8 +86,8 @@ class Family:
         return 1.0
 
     def to_native(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Convert weights to the transformers class, without a tied head and the siblings used in training only."""
-        tensors = {n: t for n, t in tensors.items() if n not in self._duplicates() and not SIBLING.search(n)}
+        """Convert weights to the transformers class, without a tied head and what only training uses."""
+        tensors = {n: t for n, t in tensors.items() if n not in self._duplicates() and not TRAINING_ONLY.search(n)}
         tensors = rescaled_weights(tensors, *self._factors())
         if self._interleaved:
             tensors = permute_rope_pairs(tensors, self.dims.head_width, self._rotated_width)

@@ -123,8 +123,10 @@ class SoftmaxAttention(nn.Module):
 
     def keys_values(self, x: Tensor, ctx: Context) -> tuple[Tensor, Tensor]:
         """Keys and values before rotation: (B, S, D) -> (B, H_kv, S, d_head) each."""
-        k = self._heads(self.k_proj(x), self.k_norm, self.whole_qk)
-        return k, self._heads(ctx.with_values(self.layer, self.v_proj(x), x), self.v_norm, self.whole_v)
+        of_keys, of_values = ctx.inputs(self.layer, x)
+        k = self._heads(self.k_proj(of_keys), self.k_norm, self.whole_qk)
+        v = ctx.with_values(self.layer, self.v_proj(of_values), x)
+        return k, self._heads(v, self.v_norm, self.whole_v)
 
     def _heads(self, x: Tensor, norm: nn.Module | None, whole: bool) -> Tensor:
         """(B, T, H * d_head) -> (B, H, T, d_head), normed before or after it is split."""

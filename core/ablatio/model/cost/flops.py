@@ -132,11 +132,12 @@ def _counted(config: Mapping[str, Any], vocab_size: int, model: LanguageModel) -
         # Cut off from the layers, so that the gradient of a tied head does not run through them to the embedding.
         cut = [s.detach().requires_grad_(s.requires_grad) for s in states]
         with FlopCounterMode(display=False) as head:
-            logits = [model.logits(s) for s in cut]
+            logits = model.training_logits(cut)
         with FlopCounterMode(display=False) as head_backward:
             differentiable = [x for x in logits if x.requires_grad]
             inner = [s for s in cut if s.requires_grad]  # empty if nothing below the head is trained
-            weights = [p for p in model.lm_head.parameters() if p.requires_grad]
+            heads = (model.lm_head, model.further_heads)
+            weights = [p for head in heads for p in head.parameters() if p.requires_grad]
             gradients = torch.autograd.grad(
                 differentiable,
                 [*inner, *weights],

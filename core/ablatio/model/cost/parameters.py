@@ -103,8 +103,7 @@ def _measured(config: Mapping[str, Any], vocab_size: int, model: LanguageModel) 
     with torch.device("meta"):
         model.eval()
         with Hidden(model) as hidden, FlopCounterMode(display=False) as counter, torch.no_grad():
-            for states in model.states(example, Record()):
-                model.logits(states)
+            model.training_logits(model.states(example, Record()))
     embedding = sum(p.numel() for p, info in describe(model) if info.role == "embedding")
     total = sum(p.numel() for p in model.parameters())
     idle = sum(int(getattr(m, "idle_parameters", 0)) for m in model.modules())

@@ -1,6 +1,6 @@
 """Apply quantization and a PEFT method to a model, so that only some of its weights are trained."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -51,10 +51,18 @@ def is_tuned(config: Mapping[str, Any]) -> bool:
     return any(_choice(config, registry).name != registry.default for registry in (kinds.quantizations, kinds.pefts))
 
 
-def tune(model: nn.Module, config: Mapping[str, Any], seed: int) -> AppliedPeft:
-    """Apply the config's quantization, its PEFT method and `freeze` to a model that holds its base weights."""
+def tune(
+    model: nn.Module, config: Mapping[str, Any], seed: int, feed: Callable[[int], None] | None = None
+) -> AppliedPeft:
+    """Apply the config's quantization, its PEFT method and `freeze` to a model that holds its base weights.
+
+    feed: runs the model on a number of training batches, for a quantization that is calibrated; None if the quantized
+    weights will be loaded
+    """
     quantization, peft = _choice(config, kinds.quantizations), _choice(config, kinds.pefts)
     quantizer = kinds.quantizations.build(quantization.name, quantization.knobs)
+    if feed is not None and hasattr(quantizer, "calibrate"):
+        quantizer.calibrate(model, feed)
     quantizer.apply(model)
     found = replace(apply_peft(model, kinds.pefts.build(peft.name, peft.knobs), seed), quantization=quantizer)
     if not (patterns := config.get("freeze")):

@@ -198,7 +198,8 @@ class Attention(Protocol):
     queries_scale        scales its logits where its queries are scaled, which a norm of the queries undoes; False:
                          the factor d_head^-1/2 cannot be folded into q_proj.  With a knob `qk_norm` it is its default's
     absent               is left out: layers are built without attention, its norms and its residual connection
-    takes_values         adds value embeddings to its values: it calls `ctx.with_values` and has a `value_width`
+    takes_values         takes what a shortcut hands to its keys and values: it computes them from `ctx.inputs`, passes
+                         its values through `ctx.with_values` and has a `value_width`
     metrics              (names, not a flag) numbers logged through `ctx.measure`
     same_in_groups       (a name, not a flag) knob that says how many layers, from a multiple of it on, must have this
                          attention, because the first of them computes what the others use; "": none

@@ -59,11 +59,12 @@ class Shortcut(Protocol):
     n_layers         number of layers of the stack
     max_len          longest text of training
     side             stack: encoder | decoder
-    value_widths     width of the values of each layer's attention; 0: `ctx.hand_values` has no effect there
+    value_widths     width of the values of each layer's attention; 0: nothing can be handed to it
 
     Facts:
     per_depth        True if the weights differ in shape between layers, so that layers cannot share them
-    adds_values      True if it hands value embeddings to attentions, through `ctx.hand_values`
+    adds_values      True if it changes the values of attentions, through `ctx.hand_values`, or what their keys and
+                     values are computed from, through `ctx.hand_inputs`
     """
 
     per_depth: ClassVar[bool]

@@ -39,6 +39,8 @@ class Objective(Protocol):
                   wiring alone
     ahead         number of future tokens predicted at each position, default 1; the model then has ahead - 1 copies of
                   its last layer, each with its own weights, and the example has `further` targets for them
+    further_heads  number of output heads that the objective trains beside the model's own, default 0; its `loss` finds
+                  them as `model.further_heads`
     loss(model, example)  replaces the model's cross-entropy as the training loss; validation still scores cross-entropy
     teacher       folder of the teacher's run; its model is passed to `learn_from(model)` before training
     learn_from(model)  takes the teacher's model

@@ -23,6 +23,9 @@ class Quantization(Protocol):
 
     Methods:
     apply(model)  replaces the weights by codes, in place; the modules keep their names
+    calibrate(model, feed)  optional, called before `apply` in a new run: `feed(n)` runs the model on the first n
+                  training batches, while which the method can record the inputs of layers
+                  (ablatio.model.quantized.moments_of_inputs).  Without it `apply` makes codes of the same shapes
 
     Facts:
     bits  bits of a code; 32: nothing is quantized
@@ -35,6 +38,12 @@ class Quantization(Protocol):
     bits: ClassVar[int]
 
     def apply(self, model: nn.Module) -> None: ...
+
+
+class QuantizationMethods(Protocol):
+    """Optional methods of a Quantization."""
+
+    def calibrate(self, model: nn.Module, feed: Callable[[int], None]) -> None: ...
 
 
 class Peft(Protocol):
@@ -171,7 +180,7 @@ class Reward(Protocol):
 quantizations: Registry[Quantization] = Registry(
     "quantization",
     "In how many bits the weights are stored.",
-    contract=(Quantization,),
+    contract=(Quantization, QuantizationMethods),
     methods=("apply",),
     facts={"bits": 32},
     default="none",

@@ -100,7 +100,7 @@ def test_an_own_loss_teaches_the_model_alone(part: PartSpec) -> None:
     objective = sample_parts.objective(part)
     if not hasattr(objective, "loss"):
         pytest.skip("it has no loss of its own: cross-entropy is used")
-    net = tiny_models.model()
+    net = tiny_models.model(part)
     total, count, measures = objective.loss(net, _made(part, segments=True))
     total.backward()
     checks.finite(part, total.detach(), "in its loss")

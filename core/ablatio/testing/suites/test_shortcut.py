@@ -14,14 +14,15 @@ D, T, LAYERS = 16, 6, 5
 
 
 def _run(shortcuts: list[nn.Module], x: Tensor, tokens: Tensor, seen: list[Any] | None = None) -> Tensor:
-    """A stack whose layer l, with attention's values v = sin(x), is x + tanh(x + l) + v / 2."""
+    """A stack whose layer l, with attention's keys k = cos(x) and values v = sin(x), is x + tanh(x + l) + k v / 2."""
     ctx = make_context(tokens, None, "causal", None, None, x.dtype)
     for layer, part in enumerate(shortcuts):
         x = part(x, ctx)
         if seen is not None:
             seen.append(x)
         if layer < len(shortcuts) - 1:
-            x = x + torch.tanh(x + layer) + ctx.with_values(layer, x.sin(), x) / 2
+            of_keys, of_values = ctx.inputs(layer, x)
+            x = x + torch.tanh(x + layer) + of_keys.cos() * ctx.with_values(layer, of_values.sin(), x) / 2
     return x
 
 
