@@ -133,44 +133,82 @@ rule(
 
 
 class MagnitudeDirection(LowRank):
-    """m V / |V|, V = W + s B A; m (out,) learned, |.| the norm of each row, detached from gradients (section 4.3)."""
+    """m V / |V|, V = W + s B A, with m learned and |.| the norms of V's rows (m: (out,)) or of its columns (m: (in,)).
 
-    def __init__(self, weight: Tensor, *low_rank: Any) -> None:
+    detached  True if the norm gets no gradient (section 4.3)
+    """
+
+    def __init__(self, weight: Tensor, *low_rank: Any, rows: bool = True, detached: bool = True) -> None:
         super().__init__(*low_rank)
+        self.rows, self.detached = rows, detached
         self.magnitude = nn.Parameter(self._norm(weight.detach()))
 
     def _norm(self, weight: Tensor) -> Tensor:
-        return torch.linalg.vector_norm(super().matrix(weight), dim=1)
+        return torch.linalg.vector_norm(super().matrix(weight), dim=1 if self.rows else 0)
 
     def _factor(self, weight: Tensor) -> Tensor:
-        with torch.no_grad():
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.detached):
             norm = self._norm(weight)
-        return self.magnitude / norm  # (out,)
+        return self.magnitude / norm  # exactly 1 initially, so that the model is exactly the base
 
     def forward(self, layer: Any, x: Tensor) -> Tensor:
+        factor = self._factor(weight_of(layer))
+        if not self.rows:
+            return super().forward(layer, x * factor.to(x.dtype))
         bias, y = layer.bias, super().forward(layer, x)
-        excess = self._factor(weight_of(layer)) - 1  # exactly 0 initially, so that the model is exactly the base
+        excess = factor - 1
         return y + excess * (y if bias is None else y - bias)
 
     def matrix(self, weight: Tensor) -> Tensor:
-        return self._factor(weight)[:, None] * super().matrix(weight)
+        factor = self._factor(weight)
+        return (factor[:, None] if self.rows else factor) * super().matrix(weight)
 
 
 @pefts.register("dora", paper="arXiv:2402.09353")
 class DoRA(LoRA):
-    """y = m (W + s B A) x / |W + s B A|: trains the norms m of the rows separately from their directions.
+    """y = m (W + s B A) x / |W + s B A|: trains the norms m separately from the directions.
 
-    |.| is the norm of each row; as in the paper's section 4.3, no gradient flows through it.
+    norm=rows: |.| is the norm of each row of W (out, in), one for each output, as in the library peft; norm=columns:
+    that of each column, one for each input, as section 4.1 writes it.  `detach`: no gradient flows through the norm,
+    which saves memory (section 4.3).
     """
+
+    def __init__(
+        self,
+        *,
+        targets: Targets = QUERY_VALUE,
+        rank: Rank = 8,
+        alpha: Alpha = 16.0,
+        dropout: Dropout = 0.0,
+        rank_stabilized: Stabilized = False,
+        lr_ratio: Ratio = 1.0,
+        init: Init = "kaiming",
+        norm: Annotated[Literal["rows", "columns"], "which norms of the matrix are trained"] = "rows",
+        detach: Annotated[bool, "treat the norm as a constant in the backward pass"] = True,
+    ) -> None:
+        super().__init__(
+            targets=targets,
+            rank=rank,
+            alpha=alpha,
+            dropout=dropout,
+            rank_stabilized=rank_stabilized,
+            lr_ratio=lr_ratio,
+            init=init,
+        )
+        self.rows, self.detached = norm == "rows", detach
 
     def adapter(self, layer: Any, path: str) -> LowRank:
         lora = super().adapter(layer, path)
-        adapter = MagnitudeDirection(weight_of(layer), *widths(layer), self.rank, self.scale, self.dropout)
+        low_rank = *widths(layer), self.rank, self.scale, self.dropout
+        adapter = MagnitudeDirection(weight_of(layer), *low_rank, rows=self.rows, detached=self.detached)
         adapter.lora_A.data, adapter.lora_B.data = lora.lora_A.data, lora.lora_B.data
         adapter.magnitude.data = adapter._norm(weight_of(layer).detach())
         return adapter
 
-    def to_peft(self, model: nn.Module) -> ToPeft:
+    def to_peft(self, model: nn.Module) -> ToPeft | None:
+        """Export with peft's magnitude vector, which is of rows: None for columns."""
+        if not self.rows:
+            return None
         config, layers, by_row = super().to_peft(model)
         for path, _, adapter in adapted(model):
             layers[path]["lora_magnitude_vector"] = adapter.get_parameter("magnitude")
