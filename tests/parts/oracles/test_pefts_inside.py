@@ -15,6 +15,7 @@ from ablatio.model.build import build_model
 from ablatio.model.context import make_context
 from ablatio.model.kv_cache import KVCache
 from ablatio.model.language_model import LanguageModel
+from ablatio.model.peft.merge import merge
 
 VOCAB, T = 50, 11
 PREFIXED = sorted(e.name for e in attentions if e.facts["prefix"])
@@ -315,3 +316,33 @@ def test_mix_and_match_is_its_methods_together(rank: int) -> None:
             weight = getattr(layer.self_attn, name).weight
             weight.data += mine.adapter.scale * mine.adapter.lora_B @ mine.adapter.lora_A
     torch.testing.assert_close(net(row), other(row), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.oracle("peft=lora", "each expert's own matrix W_e + s B_e A_e")
+@pytest.mark.parametrize("moe", ["moe", "deepseek_moe"])
+def test_lora_of_experts(moe: str) -> None:
+    """The tuned model is the plain one with changed matrices; `linear` leaves the experts out, a name selects them."""
+    net, row = tuned("lora", {"targets": ("experts",), "rank": 2}, mlp=moe), tokens()
+    trained = {n.split(".adapter.")[0] for n, p in net.named_parameters() if p.requires_grad}
+    assert trained and all("experts" in n for n in trained)
+    plain = build_model(model_config(mlp=moe), VOCAB).double().eval()
+    base = {n: t for n, t in net.state_dict().items() if ".adapter." not in n}
+    plain.load_state_dict(base)
+    for path in trained:
+        layer, adapter = plain.get_submodule(path), net.get_submodule(path).adapter
+        for e in range(len(layer.weight)):
+            layer.weight.data[e] += 8.0 * adapter.lora_B[e] @ adapter.lora_A[e]
+    torch.testing.assert_close(net(row), plain(row), rtol=1e-9, atol=1e-9)
+    before = net(row).detach()
+    merged = merge(net)
+    torch.testing.assert_close(net(row), before, rtol=1e-9, atol=1e-9)
+    merged.restore()
+    assert torch.equal(net(row), before)
+    for targets, some in ((("linear",), False), (("down_proj",), True)):
+        other = tuned("lora", {"targets": targets, "rank": 2}, mlp=moe)
+        found = [n for n, p in other.named_parameters() if p.requires_grad and p.dim() == 3]
+        assert bool(found) == some
+    with pytest.raises(UserError, match="experts of a mixture are not split"):
+        tuned("lora", {"targets": ("experts",), "init": "pissa"}, mlp=moe)
+    with pytest.raises(UserError, match="matches no layer"):
+        tuned("dora", {"targets": ("experts",)}, mlp=moe)
