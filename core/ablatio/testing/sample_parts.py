@@ -160,6 +160,8 @@ def sublayer(entry: PartSpec, knobs: Knobs | None = None, **sizes: Any) -> tuple
 def objective(entry: PartSpec, knobs: Knobs | None = None, max_len: int = 32) -> Any:
     """An objective; one that distills gets a teacher that differs from the models of the suites."""
     part = made(entry, knobs, vocab_size=tiny_models.VOCAB, eos=0, max_len=max_len)
+    if context := getattr(part, "context", ""):
+        part.take_context([1 + letter % (tiny_models.VOCAB - 1) for letter in context.encode()])
     if hasattr(part, "learn_from"):  # the seed makes the teacher differ from the models of the suites
         part.learn_from(tiny_models.model(seed=7, max_len=max_len))
     return part
