@@ -71,7 +71,7 @@ def open_model(path: str, key: str) -> FrozenModel:
             f"{key}: the model of {path} has architecture={architecture} and cannot continue a text\n"
             "    try: a run with architecture=causal"
         )
-    return FrozenModel(found.model, found.tokenizer, _template_of(found.config))
+    return FrozenModel(found.model.requires_grad_(False), found.tokenizer, _template_of(found.config))
 
 
 def _template_of(config: Mapping[str, Any]) -> Template | None:

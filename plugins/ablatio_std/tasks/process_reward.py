@@ -57,9 +57,10 @@ class ProcessRewardModel(Task):
         found = []
         for line in lines:
             for place, member in enumerate(line.members):
-                text, answer = line.source.answers[place], self.set.answers[member]
+                answer = self.set.answers[member]
                 ids = answer.ids[answer.first :].tolist()
-                steps = judged(self.judge, self.rule, [Answer("", text, (), ids)])[1]
+                # The decoded text, not that of the source: the template may begin an answer with a space.
+                steps = judged(self.judge, self.rule, [Answer("", self._decode(ids), (), ids)])[1]
                 ends = [step.end for step in (steps or [[]])[0]]
                 labels = [step.score for step in (steps or [[]])[0]]
                 if line.source.labels:

@@ -161,7 +161,7 @@ class SelfTraining(SupervisedFineTuning):
         model.train(mode)
         if not accepted:
             raise UserError(
-                f"no answer of {notes['questions']} questions has a reward above task.least={self.least:g}; the best "
+                f"no answer of {notes['questions']:g} questions has a reward above task.least={self.least:g}; the best "
                 f"has {notes['best']:.3g}\n    try: more training of the model that writes, or task.least="
                 f"{notes['best'] - 1e-3:.3g}"
             )
