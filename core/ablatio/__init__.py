@@ -14,7 +14,7 @@ from ablatio.registry.kinds import *  # noqa: F403  (every registry: norms, posi
 from ablatio.registry.knobs import Fraction, NonNegative, OptionOf, Positive, Range, Schedulable
 from ablatio.registry.rules import rule
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _registry.on_first_lookup(_plugins.load)
 

@@ -21,7 +21,12 @@ class Causal(LanguageModel):
 class Prefix(LanguageModel):
     """Decoder-only with bidirectional attention inside the source, causal in the target (UniLM's seq-to-seq mask)."""
 
-    mask, accepts, stacks, objective = "prefix", ("source and target",), ("decoder",), "prefix_lm"
+    mask, accepts, stacks, objective = (
+        "prefix",
+        ("source and target", "blanks under masks"),
+        ("decoder",),
+        "prefix_lm",
+    )
 
     def __init__(self, builder: ModelBuilder) -> None:
         super().__init__(builder, "causal", opens=True)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ablatio import Fraction, NonNegative, Positive, Schedulable, quantizations, rule
+from ablatio.errors import UserError
 from ablatio.model.bit_codes import above_zero, in_groups
 from ablatio.model.quantized import quantize
 
@@ -44,8 +45,8 @@ class Int8:
 
     The input of each token is rounded to 8 bits with its own scale; entries beyond `threshold` keep full precision and
     do not enter the scale.  LLM.int8 splits off outlier columns of the whole batch; here the split is per token, so
-    that no token depends on a later one.  With `group`, s is shared by that many weights of a row, as in ZeroQuant
-    (arXiv:2206.01861).
+    that no token depends on a later one.  granularity=tensor shares one s among all weights of a matrix.  With `group`,
+    s is shared by that many weights of a row, as in ZeroQuant (arXiv:2206.01861).
     """
 
     bits = 8
@@ -58,9 +59,15 @@ class Int8:
         threshold: Annotated[float, NonNegative, "absolute value above which an input is an outlier; 0: none is"] = 6.0,
         qat: Aware = False,
         rounding: Rounding = 1.0,
+        granularity: Annotated[Literal["row", "tensor"], "weights that share a scale, without `group`"] = "row",
     ) -> None:
         self.group, self.activations, self.threshold, self.qat = group, activations, threshold, qat
-        self.rounding = rounding
+        self.rounding, self.whole = rounding, granularity == "tensor"
+        if self.whole and group is not None:
+            raise UserError(
+                f"quantization.granularity=tensor has one scale for a matrix, and quantization.group={group} one for "
+                f"every {group} weights\n    try: quantization.group=null"
+            )
 
     def apply(self, model: nn.Module) -> None:
         quantize(model, self, qat=self.qat)
@@ -68,6 +75,8 @@ class Int8:
     def encode(self, weight: Tensor) -> dict[str, Tensor]:
         grouped = in_groups(weight.float(), self.group or weight.shape[1])  # (out, groups, group)
         scales = grouped.abs().amax(-1, keepdim=True) / 127
+        if self.whole:
+            scales = scales.amax().expand_as(scales).clone()
         codes = (grouped / above_zero(scales)).round().to(torch.int8).flatten(1)
         return {"codes": codes[:, : weight.shape[1]].contiguous(), "scales": scales[..., 0]}
 
@@ -91,7 +100,9 @@ class Int4:
 
     t: nf4, for normally distributed weights, or absmax: -7/7 ... 7/7.  On a GPU, bitsandbytes decodes nf4 if it is
     installed (`pip install ablatio[quantization]`).  With `double`, s - mean(s) is stored in 8 bits, with one
-    second-level scale per 256 values: 4.13 bits per weight instead of 4.5.
+    second-level scale per 256 values: 4.13 bits per weight instead of 4.5.  With `low_rank` r, W ~ s t[c] + U V: the r
+    largest singular directions of the rounding error are kept beside the codes (ZeroQuant-V2's low-rank compensation,
+    arXiv:2303.08302).
     """
 
     bits = 4
@@ -104,9 +115,11 @@ class Int4:
         double: Annotated[bool, "quantize the scales too"] = True,
         qat: Aware = False,
         rounding: Rounding = 1.0,
+        low_rank: Annotated[int, NonNegative, "rank of the compensation of the rounding error; 0: none"] = 0,
     ) -> None:
         self.table: Sequence[float] = NF4 if code == "nf4" else ABSMAX
         self.group, self.double, self.qat, self.rounding = group, double, qat, rounding
+        self.low_rank = low_rank
 
     def apply(self, model: nn.Module) -> None:
         quantize(model, self, qat=self.qat)
@@ -119,9 +132,20 @@ class Int4:
         codes = torch.bucketize(grouped / above_zero(scales)[..., None], between).to(torch.uint8).flatten(1)
         codes = F.pad(codes, (0, codes.shape[1] % 2))
         packed = {"codes": codes[:, ::2] << 4 | codes[:, 1::2]}  # the first code of each pair in the high bits
-        return packed | (self._in_8_bits(scales) if self.double else {"scales": scales})
+        held = packed | (self._in_8_bits(scales) if self.double else {"scales": scales})
+        return held | (self._compensation(weight, held) if self.low_rank else {})
+
+    def _compensation(self, weight: Tensor, held: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Best approximation U V of rank r of the rounding error: `left` (out, r) and `right` (r, in)."""
+        u, s, v = torch.linalg.svd(weight.float() - self._rounded(held, weight.shape[1], ALL), full_matrices=False)
+        root = s[: self.low_rank].sqrt()
+        return {"left": u[:, : self.low_rank] * root, "right": root[:, None] * v[: self.low_rank]}
 
     def decode(self, held: dict[str, Tensor], width: int, rows: slice = ALL) -> Tensor:
+        rounded = self._rounded(held, width, rows)
+        return rounded + held["left"][rows] @ held["right"] if self.low_rank else rounded
+
+    def _rounded(self, held: dict[str, Tensor], width: int, rows: slice) -> Tensor:
         packed = held["codes"][rows]
         scales = self._scales(held, rows) if self.double else held["scales"][rows]
         if packed.is_cuda and self.table is NF4 and width % self.group == 0 and self.group in KERNELS and has_kernels():
@@ -164,7 +188,7 @@ def has_kernels() -> bool:
 
 
 def by_bitsandbytes(packed: Tensor, scales: Tensor, group: int) -> Tensor:
-    """Same as `Int4.decode`, by one kernel of bitsandbytes, whose layout of codes, table and scales are the same.
+    """Same as `Int4._rounded`, by one kernel of bitsandbytes, whose layout of codes, table and scales are the same.
 
     packed (rows, in / 2), scales (rows, in / group), `in` a multiple of `group` -> (rows, in).
     """

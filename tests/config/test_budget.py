@@ -90,3 +90,24 @@ def test_arms_of_a_sweep_have_the_steps_of_their_own_batches() -> None:
     plan = plan_sweep(["model.d_model=64,128", "train.tokens=100000", "match=flops", "resize=train.steps"])
     first, second = (job.config["train"]["steps"] for job in plan.jobs)
     assert first == 98 and second < first
+
+
+@pytest.mark.parametrize(
+    ("words", "fix"),
+    [
+        (["train.batch_tokens=5120", "train.batch_size=16", "data.length=256"], "train.batch_size=10"),
+        (["train.batch_tokens=5121", "train.batch_size=32", "data.length=256"], "train.batch_tokens=8192"),
+    ],
+)
+def test_a_refused_step_always_has_a_command_that_runs(words: list[str], fix: str) -> None:
+    """A smaller batch that fits exactly, if there is one; else the nearest number of tokens."""
+    with pytest.raises(ConfigError, match=f"try: {fix}"):
+        compose_run(words)
+    key = fix.partition("=")[0]
+    train = compose_run([*(word for word in words if not word.startswith(f"{key}=")), fix]).config["train"]
+    assert train["batch_tokens"] is None and train["steps"] > 0
+
+
+def test_a_time_is_no_budget_and_the_answer_says_what_is() -> None:
+    with pytest.raises(ConfigError, match="a time does not say how many steps"):
+        compose_run(["train.minutes=5"])

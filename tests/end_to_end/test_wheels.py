@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from helpers.venvs import Venv
 
+import ablatio
 from ablatio.cli.scaffold.plugin import new_plugin
 from ablatio.errors import UserError
 
@@ -135,7 +136,7 @@ def test_experiment_trains_despite_broken_plugins(fresh, book, tmp_path):
         ("3norms", "not a valid name in Python", "my-3norms"),
         ("json", "already installed", "my-json"),
         ("torch", "already installed", "my-torch"),
-        ("rmsnorm", "ablatio 0.1.0 already registers", "my-rmsnorm"),
+        ("rmsnorm", f"ablatio {ablatio.__version__} already registers", "my-rmsnorm"),
     ],
 )
 def test_new_plugin_rejects_invalid_names(tmp_path, name, reason, command):

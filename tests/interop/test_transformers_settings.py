@@ -41,6 +41,7 @@ READ = {
     "opt without final norm": ("OPT", OPT | {"_remove_final_layer_norm": True}),
     "opt without biases": ("OPT", OPT | {"enable_bias": False}),
     "llama yarn": ("Llama", LLAMA | {"rope_parameters": YARN}),
+    "llama yarn without rounding": ("Llama", LLAMA | {"rope_parameters": YARN | {"truncate": False}}),
     "llama yarn mscale": ("Llama", LLAMA | {"rope_parameters": YARN | {"mscale": 1.0, "mscale_all_dim": 0.5}}),
     "llama biases": ("Llama", LLAMA | {"attention_bias": True, "mlp_bias": True}),
     "llama one head width": ("Llama", LLAMA | {"head_dim": 16, "pretraining_tp": 2}),
@@ -62,7 +63,6 @@ REFUSED = {
         "Llama", LLAMA | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
         "partial_rotary_factor",
     ),
-    "llama yarn truncate": ("Llama", LLAMA | {"rope_parameters": YARN | {"truncate": False}}, "truncate"),
     "qwen3 biases": ("Qwen3", LLAMA | {"attention_bias": True, "head_dim": 8}, "attention_bias"),
     "qwen3 eps": ("Qwen3", LLAMA | {"rms_norm_eps": 1e-2, "head_dim": 8}, "rms_norm_eps"),
     "qwen2 layers": (

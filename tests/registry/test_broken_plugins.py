@@ -1,6 +1,7 @@
 """A plugin that fails is reported with its distribution and leaves nothing behind; the others work."""
 
 import tomllib
+from importlib.metadata import version as installed
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ REASONS = {
     "exits": "ended the process with code 1",
     "missing": "No module named 'a_package_that_nobody_has'",
     "raises": "RuntimeError: this plugin fails on purpose",
-    "shadows": "norm=rmsnorm already exists, provided by ablatio 0.1.0",
+    "shadows": f"norm=rmsnorm already exists, provided by ablatio {installed('ablatio')}",
     "sleeps": "did not finish loading within 8 s",
     "sysexit": "SystemExit: 3",
     "target": "`train.steps._target_` would build an object",

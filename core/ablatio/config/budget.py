@@ -86,9 +86,11 @@ def _batches(train: dict[str, Any], config: Mapping[str, Any], overrides: Sequen
         rows, unit = int(wanted // length), int(wanted)
     if wanted % unit:
         near = max(unit, round(wanted / unit) * unit)
+        smaller = next((n for n in range(rows, 0, -1) if wanted % (n * length) == 0), 0)  # a batch that fits exactly
         what = (
             f"expected a multiple of train.batch_size * row length = {rows} * {length} = {unit:,}, got {wanted:,.12g}"
         )
-        yield Problem(BATCH, what, f"{BATCH}={near}" if abs(near - wanted) <= 0.1 * wanted else "")
+        other = f"train.batch_size={smaller}" if smaller else f"{BATCH}={near}"
+        yield Problem(BATCH, what, f"{BATCH}={near}" if abs(near - wanted) <= 0.1 * wanted else other)
         return
     train |= {"batch_size": rows, "accumulate": int(wanted // unit), "batch_tokens": None}

@@ -59,7 +59,7 @@ def rope(theirs: Settings, fraction: float = 1.0) -> dict[str, Any]:
     known: dict[str, tuple[str, ...]] = {
         "linear": (),
         "dynamic": (),
-        "yarn": ("beta_fast", "beta_slow", "attention_factor"),
+        "yarn": ("beta_fast", "beta_slow", "attention_factor", "truncate"),
         "llama3": ("low_freq_factor", "high_freq_factor"),
     }
     if method not in known:
@@ -69,10 +69,6 @@ def rope(theirs: Settings, fraction: float = 1.0) -> dict[str, Any]:
     if method == "yarn":
         factor = factor or theirs["max_position_embeddings"] / original
         said["attention_factor"] = said.get("attention_factor") or _yarn_attention_factor(said, factor)
-        if said.get("truncate") is False:
-            raise UserError(
-                "yarn with truncate=false cannot be read: here the ends of its ramp are rounded to integers"
-            )
     more = {key: said[key] for key in known[method] if said.get(key) is not None}
     return {**found, "scaling": method, "factor": factor or said["factor"], "original_max_len": original, **more}
 

@@ -23,6 +23,8 @@ class Example:
     further          (B, T, n) tokens after the targets, for the n siblings of a model's last layer (the objective's
                      `ahead` - 1)
     further_weights  (B, T, n) of their losses, 0 where there is no such token
+    opened           (B, T) True for inputs that their whole document sees, without a source; only models that read a
+                     source in both directions use it
     """
 
     inputs: Tensor
@@ -33,6 +35,7 @@ class Example:
     source_segments: Tensor | None = None
     further: Tensor | None = None
     further_weights: Tensor | None = None
+    opened: Tensor | None = None
 
     @property
     def count(self) -> int | None:
@@ -49,7 +52,7 @@ class Example:
 class Joined:
     """Source and inputs concatenated in rows of L tokens.
 
-    tokens, segments, opened  (B, L); opened: True for tokens of the source; None: no source
+    tokens, segments, opened  (B, L); opened: True for tokens that their whole document sees: the source; None: none
     places                    (B, T) positions of the inputs in the row; None: they are at its end
     """
 
@@ -68,7 +71,7 @@ class Joined:
 def joined(example: Example) -> Joined:
     """Concatenate source and inputs for a decoder-only model; the padding of both is moved to the end of the row."""
     if example.source is None:
-        return Joined(example.inputs, example.segments)
+        return Joined(example.inputs, example.segments, example.opened)
     tokens = torch.cat([example.source, example.inputs], dim=1)
     opened = torch.zeros_like(tokens, dtype=torch.bool)
     opened[:, : example.source.shape[1]] = True

@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 import time
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,8 @@ def sublayer(entry: PartSpec, knobs: Knobs | None = None, **sizes: Any) -> tuple
 def objective(entry: PartSpec, knobs: Knobs | None = None, max_len: int = 32) -> Any:
     """An objective; one that distills gets a teacher that differs from the models of the suites."""
     part = made(entry, knobs, vocab_size=tiny_models.VOCAB, eos=0, max_len=max_len)
+    if context := getattr(part, "context", ""):
+        part.take_context([1 + letter % (tiny_models.VOCAB - 1) for letter in context.encode()])
     if hasattr(part, "learn_from"):  # the seed makes the teacher differ from the models of the suites
         part.learn_from(tiny_models.model(seed=7, max_len=max_len))
     return part
@@ -375,6 +378,32 @@ def answers() -> list[Answer]:
     return [Answer(prompt, text, tuple(prompt.encode()), tuple(text.encode()), truth="42") for text in texts]
 
 
+class _SampleReward:
+    """A reward model that counts letters, those of its folder's name too: of an answer, or up to the end of a step."""
+
+    def __init__(self, path: str) -> None:
+        self.more = len(path)
+
+    def __call__(self, answers: Sequence[Answer]) -> Tensor:
+        return torch.tensor([(len(a.text) + self.more) / 9 for a in answers])
+
+    def at(self, answers: Sequence[Answer], ends: Sequence[Sequence[int]]) -> list[Tensor]:
+        """Rewards at these numbers of characters of each answer."""
+        return [(torch.tensor(found) + self.more) / 9 for found in ends]
+
+
+class _SampleModel:
+    """A language model whose log-probabilities follow from the letters of its folder, a question and an answer."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def logprobs(self, questions: Sequence[str], answers: Sequence[str]) -> Tensor:
+        """log p(answer | question): (N,)."""
+        texts = [f"{self.path}|{q}|{a}" for q, a in zip(questions, answers, strict=True)]
+        return torch.tensor([-(zlib.crc32(text.encode()) % 997) / 100 for text in texts])
+
+
 def reward(entry: PartSpec, knobs: Knobs | None = None) -> Any:
     """A reward as a task calls it, on answers; a reward model that it opens counts letters."""
     if entry.wiring == ("answer",):
@@ -388,9 +417,9 @@ def reward(entry: PartSpec, knobs: Knobs | None = None) -> Any:
         values["path"] = "a run"
 
     def open_run(path: str) -> Any:
-        return lambda answers: torch.tensor([len(a.text + path) / 9 for a in answers])
+        return _SampleReward(path)
 
-    return made(entry, values, open_run=open_run)
+    return made(entry, values, open_run=open_run, open_model=lambda path, key: _SampleModel(path))
 
 
 def logger(entry: PartSpec, folder: Path, knobs: Knobs | None = None) -> Any:

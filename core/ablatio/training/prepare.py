@@ -29,6 +29,7 @@ from ablatio.training.estimate import within_memory
 from ablatio.training.evaluation.access import longest_row
 from ablatio.training.evaluation.evaluation import Evaluation, EvaluationResult
 from ablatio.training.evaluation.prompting import Prompting, decode_part, most_probable
+from ablatio.training.frozen_model import open_model
 from ablatio.training.initial_weights import TakenOver, start_model
 from ablatio.training.lightning_module import TrainingModule
 from ablatio.training.reward_model import open_reward
@@ -181,7 +182,7 @@ def build_task(spec: RunSpec) -> tuple[TaskContext, Any, dict[str, Stabilizer]]:
     config = spec.config
     options = config["stabilizer"] or {}
     stabilizers = {name: kinds.stabilizers.build(name, knobs) for name, knobs in options.items()}
-    setup = TaskContext(config, row_plan(spec.timeline, stabilizers), open_reward)
+    setup = TaskContext(config, row_plan(spec.timeline, stabilizers), open_reward, open_model)
     choice = PartChoice.of(config["task"])
     return setup, kinds.tasks.build(choice.name, choice.knobs, setup=setup), stabilizers
 

@@ -84,7 +84,12 @@ def restore_model(folder: Path, step: int | None = None) -> RestoredModel:
 
 def tokenizer_of(config: Mapping[str, Any]) -> Tokenizer:
     """Return a run's trained tokenizer, with the template's special tokens if its task writes them."""
-    setup = TaskContext(config, RowPlan(config["train"]["batch_size"], config["train"]["accumulate"]))
+    setup = context_of(config)
     tokenizer = setup.tokenizer(setup.source())
     task: Any = kinds.tasks.target(config["task"]["name"])
     return with_special_tokens(tokenizer, setup.template) if task.uses_template(config) else tokenizer
+
+
+def context_of(config: Mapping[str, Any]) -> TaskContext:
+    """Return the context of a run's parts outside of its training."""
+    return TaskContext(config, RowPlan(config["train"]["batch_size"], config["train"]["accumulate"]))

@@ -1,6 +1,6 @@
 """Score answers with a trained reward model."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -9,7 +9,8 @@ from torch import Tensor
 from ablatio.data.types import Tokenizer
 from ablatio.errors import UserError
 from ablatio.model.example import Example
-from ablatio.model.rl.answers import Answer
+from ablatio.model.language_model import LanguageModel
+from ablatio.model.rl.answers import Answer, step_tokens
 from ablatio.training.restore import restore_model
 from ablatio.training.run_folder import refuse_living
 
@@ -17,12 +18,43 @@ HEAD = "reward_head.weight"
 AT_ONCE = 16  # answers per forward pass
 
 
-def open_reward(path: str, tokenizer: Tokenizer) -> Callable[[Sequence[Answer]], Tensor]:
-    """Load the reward model of a run as a function from answers to rewards (N,).
+class TrainedReward:
+    """The reward model of a run: reward = w . h, h the hidden state at a token and w the weight of the reward head."""
 
-    reward = w . h, with h the hidden state at the answer's last token and w the weight of the reward head.
+    def __init__(self, model: LanguageModel, weight: Tensor, tokenizer: Tokenizer) -> None:
+        self.model, self.weight, self.tokenizer = model, weight, tokenizer
 
-    path       folder of a run of task=reward
+    def __call__(self, answers: Sequence[Answer]) -> Tensor:
+        """Return the reward at the last token of each answer: (N,)."""
+        return torch.stack([row[-1] for row in self._at_tokens(answers)]) if answers else torch.zeros(0)
+
+    def at(self, answers: Sequence[Answer], ends: Sequence[Sequence[int]]) -> list[Tensor]:
+        """Return the rewards at the tokens that end at these numbers of characters of each answer."""
+        found = []
+        for answer, row, at in zip(answers, self._at_tokens(answers), ends, strict=True):
+            tokens = step_tokens(answer.ids, at, self._decode, len(answer.ids) - 1)
+            found.append(row[len(answer.prompt_ids) :][tokens])
+        return found
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return self.tokenizer.decode([i for i in ids if i < self.tokenizer.vocab_size])
+
+    @torch.no_grad()
+    def _at_tokens(self, answers: Sequence[Answer]) -> Iterator[Tensor]:
+        """Yield the rewards at all tokens of each prompt with its answer."""
+        for start in range(0, len(answers), AT_ONCE):
+            rows = [[*a.prompt_ids, *a.ids] for a in answers[start : start + AT_ONCE]]
+            longest = max(map(len, rows))
+            tokens = torch.tensor([r + [0] * (longest - len(r)) for r in rows])  # (B, T)
+            hidden = self.model.hidden(Example(tokens, tokens))  # (B, T, d_model)
+            values = (hidden @ self.weight.to(hidden.dtype)).float()
+            yield from (value[: len(row)] for value, row in zip(values, rows, strict=True))
+
+
+def open_reward(path: str, tokenizer: Tokenizer) -> TrainedReward:
+    """Load the reward model of a run.
+
+    path       folder of a run of task=reward or task=process_reward
     tokenizer  of the run that asks; must have as many ids as the reward model's
 
     Raises UserError if the run has no reward model or another number of token ids.
@@ -34,24 +66,10 @@ def open_reward(path: str, tokenizer: Tokenizer) -> Callable[[Sequence[Answer]],
             f"{path} is a run of task={found.config['task']['name']}, which has no reward model\n"
             "    try: ablatio train task=reward name=reward"
         )
-    weight, model, device = found.heads[HEAD], found.model, torch.device("cpu")
     theirs, ours = found.tokenizer.vocab_size, tokenizer.vocab_size
     if theirs != ours:
         raise UserError(
             f"the reward model {path} has {theirs} token ids and this run's tokenizer {ours}; train both with the same "
             "tokenizer and source"
         )
-
-    @torch.no_grad()
-    def judge(answers: Sequence[Answer]) -> Tensor:
-        scores = []
-        for start in range(0, len(answers), AT_ONCE):
-            rows = [[*a.prompt_ids, *a.ids] for a in answers[start : start + AT_ONCE]]
-            longest = max(map(len, rows))
-            tokens = torch.tensor([r + [0] * (longest - len(r)) for r in rows], device=device)  # (B, T)
-            last = torch.tensor([len(r) - 1 for r in rows], device=device)
-            hidden = model.hidden(Example(tokens, tokens))  # (B, T, d_model)
-            scores.append((hidden[torch.arange(len(rows)), last] @ weight.to(hidden.dtype)).float())
-        return torch.cat(scores).cpu()
-
-    return judge
+    return TrainedReward(found.model, found.heads[HEAD], tokenizer)

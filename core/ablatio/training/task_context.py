@@ -19,7 +19,8 @@ from ablatio.registry import kinds
 from ablatio.registry.registry import REGISTRIES
 from ablatio.storage.paths import cache_root
 
-OpenReward = Callable[[str, Tokenizer], Callable[[Sequence[Answer]], Tensor]]
+OpenReward = Callable[[str, Tokenizer], Callable[[Sequence[Answer]], Tensor]]  # a TrainedReward of reward_model
+OpenModel = Callable[[str, str], Any]  # -> ablatio.training.frozen_model.FrozenModel, which is built on this module
 
 
 class Seeds:
@@ -40,6 +41,7 @@ class TaskContext:
     config       of the run, resolved and checked
     plan         number of rows of each batch
     open_reward  open_reward(folder, tokenizer) returns the reward model of a run as a function; None outside training
+    open_model   open_model(folder, key) returns the FrozenModel of a run, key: the setting for errors; None outside
     length       tokens per row, the longest if they change
     seeds        seeds of the random streams
     built        parts built so far, by kind
@@ -48,6 +50,7 @@ class TaskContext:
     config: Mapping[str, Any]
     plan: RowPlan
     open_reward: OpenReward | None = None
+    open_model: OpenModel | None = None
     length: int = field(init=False)
     seeds: Seeds = field(init=False)
     built: dict[str, list[Any]] = field(init=False, default_factory=dict)

@@ -52,5 +52,7 @@ def attach_teacher(run: PreparedRun, recorded: Mark | None) -> Mark | None:
             f"the teacher in {folder} is at step {mark['step']} of run {mark['run']}; this run began with step "
             f"{recorded['step']} of run {recorded['run']}\n    try: a new run, with another name="
         )
+    if context := getattr(objective, "context", ""):
+        objective.take_context(list(map(int, run.tokenizer.encode([context])[0])))
     objective.learn_from(model)
     return mark

@@ -45,3 +45,47 @@ class Answers:
             weights=(scored & (tokens != self.eos))[:, 1:].float(),
             segments=None if segments is None else segments[:, :-1],
         )
+
+
+@objectives.register("meta_icl", paper="arXiv:2110.15943")
+class MetaICL:
+    """-log p(y | x_1, y_1, ..., x_k, y_k, x): examples of one task in a row, with the loss on the last answer alone.
+
+    Each document is an example: an input, the token `marker`, and the answer up to the document's end.  `shots` + 1
+    documents that follow one another in a row are an episode: they see one another, and the last marker's answer in the
+    last document is predicted.  At the end of a row an episode may have fewer.  A source must keep the examples of a
+    task together.  A document that began before the row is left out.  Episodes are kept apart by `data.document_mask`.
+    """
+
+    produces = "next tokens"
+
+    def __init__(
+        self,
+        vocab_size: int,
+        eos: int,
+        *,
+        shots: Annotated[int, NonNegative, "number k of examples before the one that is predicted"] = 4,
+        marker: Annotated[int, NonNegative, "id of the token between an input and its answer"] = 1,
+    ) -> None:
+        self.eos, self.shots, self.marker = eos, shots, marker
+
+    def __call__(self, tokens: Tensor, segments: Tensor | None, generator: torch.Generator) -> Example:
+        place = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+        opens = tokens == self.eos
+        number = opens.cumsum(1) - 1  # of the document in the row; -1 for one that began before it
+        episode = torch.where(number < 0, -1, number // (self.shots + 1))
+        last = episode.new_tensor(self.shots).minimum(number.amax(1, keepdim=True) - episode * (self.shots + 1))
+        asks = (number >= 0) & (number % (self.shots + 1) == last)  # the last document of its episode
+        begins = torch.where(opens, place, -1).cummax(1).values
+        marked = torch.where(tokens == self.marker, place, -1)
+        # The last marker of the document: that of the row so far, seen from the document's end.
+        ends = torch.where(opens.roll(-1, 1) & (place < tokens.shape[1] - 1), place, tokens.shape[1] - 1)
+        ends = ends.flip(1).cummin(1).values.flip(1)  # (B, T + 1): last token of the document
+        answer = marked.cummax(1).values.gather(1, ends)
+        scored = asks & (answer > begins) & (place > answer)
+        return Example(
+            inputs=tokens[:, :-1],
+            targets=tokens[:, 1:],
+            weights=scored[:, 1:].float(),
+            segments=None if segments is None else (episode + 1)[:, :-1],
+        )

@@ -1,11 +1,13 @@
 """Denoising objectives, which hide parts of a document and predict them: T5, GLM, BART, UL2, BERT, prefix LM."""
 
+import itertools
 from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
 from ablatio import Fraction, Range, Schedulable, objectives
+from ablatio.errors import UserError
 from ablatio.model.example import Example
 from ablatio_std.objectives._pairs import Pair, pack_pairs, shifted_targets
 from ablatio_std.objectives._spans import spans_of, without
@@ -177,6 +179,10 @@ class MixtureOfDenoisers:
         return pack_pairs(tokens, segments, self.eos, self.longest, hide)
 
 
+Masked = Annotated[float, Fraction, "share of the predicted tokens read as [MASK]"]
+Replaced = Annotated[float, Fraction, "share of the predicted tokens read as a random token"]
+
+
 @objectives.register("masked_lm", paper="arXiv:1810.04805")
 class MaskedLM:
     """BERT: -log p of a share `rate` of the tokens at their positions, of which a share `masked` is read as [MASK].
@@ -187,18 +193,16 @@ class MaskedLM:
     produces = "blanks in place"
     extra_tokens = 1
 
-    def __init__(
-        self,
-        vocab_size: int,
-        *,
-        rate: Rate = 0.15,
-        masked: Annotated[float, Fraction, "share of the predicted tokens read as [MASK]"] = 0.8,
-        random: Annotated[float, Fraction, "share of the predicted tokens read as a random token"] = 0.1,
-    ) -> None:
+    def __init__(self, vocab_size: int, *, rate: Rate = 0.15, masked: Masked = 0.8, random: Replaced = 0.1) -> None:
         self.vocab_size, self.rate, self.masked, self.random = vocab_size, rate, masked, random
 
     def __call__(self, tokens: Tensor, segments: Tensor | None, generator: torch.Generator) -> Example:
         targets = tokens[:, 1:]
+        inputs, asked = self.hide(targets, generator)
+        return Example(inputs, targets, asked.float(), None if segments is None else segments[:, 1:])
+
+    def hide(self, targets: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return the inputs, and True for the tokens that are predicted: (B, T) each."""
         count = max(1, round(self.rate * targets.shape[1]))
         chosen = torch.rand(targets.shape, generator=generator).argsort(dim=1)[:, :count]
         asked = torch.zeros(targets.shape, dtype=torch.bool).scatter(1, chosen, True)
@@ -207,5 +211,58 @@ class MaskedLM:
         )  # fmt: skip
         inputs = targets.masked_fill(asked & (fate < self.masked), self.vocab_size)
         swapped = asked & (fate >= self.masked) & (fate < self.masked + self.random)
-        inputs = torch.where(swapped, other, inputs)
-        return Example(inputs, targets, asked.float(), None if segments is None else segments[:, 1:])
+        return torch.where(swapped, other, inputs), asked
+
+
+@objectives.register("unilm", paper="arXiv:1905.03197")
+class UniLM(MaskedLM):
+    """Masked tokens at their positions, under one of four attention masks that is drawn for each document.
+
+    A share `bidirectional` of the documents is read in both directions, as in BERT.  Of a share `seq2seq` the first
+    part, up to a random place, is read in both directions, and the second part sees it and what is to its left.  Half
+    of the others is read from left to right, half from right to left: reversed, so that the causal mask applies and
+    positions are counted from the end.  Tokens are hidden as in masked_lm, one by one; the paper hides a fifth of them
+    as pairs or triples.
+
+    Raises:
+        UserError: the two shares are more than 1 together.
+    """
+
+    produces = "blanks under masks"
+
+    def __init__(
+        self,
+        vocab_size: int,
+        *,
+        rate: Rate = 0.15,
+        masked: Masked = 0.8,
+        random: Replaced = 0.1,
+        bidirectional: Annotated[float, Fraction, "share of documents read in both directions"] = 1 / 3,
+        seq2seq: Annotated[float, Fraction, "share with a source read in both directions and a target"] = 1 / 3,
+    ) -> None:
+        super().__init__(vocab_size, rate=rate, masked=masked, random=random)
+        self.both, self.source = bidirectional, seq2seq
+        if self.both + self.source > 1 + 1e-9:
+            raise UserError(
+                f"objective.bidirectional={bidirectional:g} and objective.seq2seq={seq2seq:g} are more than 1 together"
+                f"\n    try: objective.seq2seq={max(0.0, 1 - bidirectional):g}"
+            )
+
+    def __call__(self, tokens: Tensor, segments: Tensor | None, generator: torch.Generator) -> Example:
+        targets = tokens[:, 1:].clone()
+        documents = None if segments is None else segments[:, 1:]
+        opened = torch.zeros(targets.shape, dtype=torch.bool)
+        for row in range(len(targets)):
+            borders = [0, targets.shape[1]]
+            if documents is not None:
+                borders[1:1] = (documents[row].diff().nonzero().flatten() + 1).tolist()
+            for start, end in itertools.pairwise(borders):
+                mode, at = torch.rand(2, generator=generator).tolist()
+                if mode < self.both:
+                    opened[row, start:end] = True
+                elif mode < self.both + self.source:
+                    opened[row, start : start + max(1, round(at * (end - start)))] = True
+                elif mode >= (1 + self.both + self.source) / 2:
+                    targets[row, start:end] = targets[row, start:end].flip(0)
+        inputs, asked = self.hide(targets, generator)
+        return Example(inputs, targets, asked.float(), documents, opened=opened)

@@ -1,6 +1,6 @@
 """Shared code of the methods: low-rank updates of a frozen linear layer, and export to the library peft."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import torch
@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from ablatio.model.cost.meta_tensors import is_meta_tensor
 from ablatio.model.cross_entropy import compute_dtype
 from ablatio.model.peft.adapters import MatrixAdapter, adapted, bias_of, said, weight_of
 from ablatio.registry.knobs import Positive, Range
@@ -58,6 +59,22 @@ class LowRank(MatrixAdapter):
 
     def matrix(self, weight: Tensor) -> Tensor:
         return weight + self.scale * (self.lora_B @ self.lora_A)
+
+
+class LowRankExperts(LowRank):
+    """W_e x + b_e + s B_e A_e x for the rows x of expert e: A (E, r, in), B (E, out, r).  (N, in) -> (N, out)."""
+
+    def __init__(self, experts: int, out: int, width: int, rank: int, scale: float, dropout: float = 0.0) -> None:
+        super().__init__(out, width, rank, scale, dropout)
+        self.lora_A = nn.Parameter(torch.empty(experts, rank, width).uniform_(-(width**-0.5), width**-0.5))
+        self.lora_B = nn.Parameter(torch.zeros(experts, out, rank))
+
+    def forward(self, layer: nn.Module, rows: Tensor, sizes: Sequence[int]) -> Tensor:  # type: ignore[override]
+        y, x = said(layer, rows, sizes), F.dropout(rows, self.dropout, self.training)
+        if is_meta_tensor(rows):  # no values: one product has the shapes and the FLOPs of all
+            return y + self.scale * F.linear(F.linear(x, self.lora_A[0]), self.lora_B[0])
+        of_expert = zip(x.split(list(sizes)), self.lora_A, self.lora_B, strict=True)
+        return y + self.scale * torch.cat([F.linear(F.linear(part, a), b) for part, a, b in of_expert])
 
 
 def low_rank_linear(x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> Tensor:

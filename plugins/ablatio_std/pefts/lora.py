@@ -10,10 +10,20 @@ from torch import Tensor, nn
 from ablatio import Positive, pefts, rule
 from ablatio.errors import UserError
 from ablatio.model.parameter_roles import ParameterInfo, with_fixed_decay
-from ablatio.model.peft.adapters import LayerPeft, Targets, adapted, shares_weights, targets_of, weight_of, widths
+from ablatio.model.peft.adapters import (
+    LayerPeft,
+    Targets,
+    adapted,
+    is_linear,
+    is_stacked,
+    shares_weights,
+    targets_of,
+    weight_of,
+    widths,
+)
 from ablatio.model.quantized import Coded
 from ablatio.registry import kinds
-from ablatio_std.pefts._common import QUERY_VALUE, Alpha, Dropout, LowRank, Rank, ToPeft, as_lora
+from ablatio_std.pefts._common import QUERY_VALUE, Alpha, Dropout, LowRank, LowRankExperts, Rank, ToPeft, as_lora
 
 Stabilized = Annotated[bool, "alpha / sqrt(r) in place of alpha / r (rsLoRA, arXiv:2312.03732)"]
 Ratio = Annotated[float, Positive, "learning rate of B / that of A (LoRA+, arXiv:2402.12354: 16)"]
@@ -30,6 +40,7 @@ class LoRA(LayerPeft):
     """y = W x + (alpha / r) B A x: W frozen, A (r, in) random and B (out, r) initialized to 0.
 
     The low-rank products are accumulated into those with W, so that no further tensor of the layer's width is made.
+    targets=[experts] adapts the matrices of the experts of a mixture, each expert with an A and a B of its own.
     """
 
     def __init__(
@@ -47,20 +58,30 @@ class LoRA(LayerPeft):
         self.rank, self.dropout, self.init, self.lr_ratio = rank, dropout, init, lr_ratio
         self.scale = alpha / math.sqrt(rank) if rank_stabilized else alpha / rank
 
+    @staticmethod
+    def fits(layer: nn.Module) -> bool:
+        return is_linear(layer) or is_stacked(layer)
+
     def apply(self, model: nn.Module, seed: int) -> None:
         if self.init in SPLIT_OFF:
             refuse_shared_or_quantized(self.init, list(targets_of(model, self.targets, self.fits).values()), model)
         super().apply(model, seed)
 
     def adapter(self, layer: Any, path: str) -> LowRank:
-        adapter = LowRank(*widths(layer), self.rank, self.scale, self.dropout)
+        if is_stacked(layer):
+            adapter: LowRank = LowRankExperts(*layer.weight.shape, self.rank, self.scale, self.dropout)
+        else:
+            adapter = LowRank(*widths(layer), self.rank, self.scale, self.dropout)
         if self.init == "gaussian":
             nn.init.normal_(adapter.lora_A, std=1 / self.rank)
         elif self.init != "kaiming":
             split_off(layer, adapter, self.init)
         return adapter
 
-    def to_peft(self, model: nn.Module) -> ToPeft:
+    def to_peft(self, model: nn.Module) -> ToPeft | None:
+        """Export as peft's LoRA; None for experts, which peft does not stack."""
+        if any(is_stacked(layer) for _, layer, _ in adapted(model)):
+            return None
         pairs = {path: (a.lora_A, a.lora_B) for path, _, a in adapted(model) if isinstance(a, LowRank)}
         return as_lora(pairs, self.scale, lora_dropout=self.dropout)
 
@@ -75,6 +96,8 @@ def refuse_shared_or_quantized(method: str, layers: Sequence[nn.Module], model: 
         why, fix = "layers that share their weights have one W' for several B A", "model.distinct_layers=null"
     elif any(type(layer) is Coded for layer in layers):
         why, fix = "a quantized W cannot be replaced by W - s B A", "quantization=none"
+    elif any(is_stacked(layer) for layer in layers):
+        why, fix = "the experts of a mixture are not split", "peft.targets=[linear]"
     else:
         return
     raise UserError(f"peft.init={method} changes the frozen weights, and {why}\n    try: peft.init=kaiming, or {fix}")
@@ -133,45 +156,86 @@ rule(
 
 
 class MagnitudeDirection(LowRank):
-    """m V / |V|, V = W + s B A; m (out,) learned, |.| the norm of each row, detached from gradients (section 4.3)."""
+    """m V / |V|, V = W + s B A, with m learned and |.| the norms of V's rows (m: (out,)) or of its columns (m: (in,)).
 
-    def __init__(self, weight: Tensor, *low_rank: Any) -> None:
+    detached  True if the norm gets no gradient (section 4.3)
+    """
+
+    def __init__(self, weight: Tensor, *low_rank: Any, rows: bool = True, detached: bool = True) -> None:
         super().__init__(*low_rank)
+        self.rows, self.detached = rows, detached
         self.magnitude = nn.Parameter(self._norm(weight.detach()))
 
     def _norm(self, weight: Tensor) -> Tensor:
-        return torch.linalg.vector_norm(super().matrix(weight), dim=1)
+        return torch.linalg.vector_norm(super().matrix(weight), dim=1 if self.rows else 0)
 
     def _factor(self, weight: Tensor) -> Tensor:
-        with torch.no_grad():
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.detached):
             norm = self._norm(weight)
-        return self.magnitude / norm  # (out,)
+        return self.magnitude / norm  # exactly 1 initially, so that the model is exactly the base
 
     def forward(self, layer: Any, x: Tensor) -> Tensor:
+        factor = self._factor(weight_of(layer))
+        if not self.rows:
+            return super().forward(layer, x * factor.to(x.dtype))
         bias, y = layer.bias, super().forward(layer, x)
-        excess = self._factor(weight_of(layer)) - 1  # exactly 0 initially, so that the model is exactly the base
+        excess = factor - 1
         return y + excess * (y if bias is None else y - bias)
 
     def matrix(self, weight: Tensor) -> Tensor:
-        return self._factor(weight)[:, None] * super().matrix(weight)
+        factor = self._factor(weight)
+        return (factor[:, None] if self.rows else factor) * super().matrix(weight)
 
 
 @pefts.register("dora", paper="arXiv:2402.09353")
 class DoRA(LoRA):
-    """y = m (W + s B A) x / |W + s B A|: trains the norms m of the rows separately from their directions.
+    """y = m (W + s B A) x / |W + s B A|: trains the norms m separately from the directions.
 
-    |.| is the norm of each row; as in the paper's section 4.3, no gradient flows through it.
+    norm=rows: |.| is the norm of each row of W (out, in), one for each output, as in the library peft; norm=columns:
+    that of each column, one for each input, as section 4.1 writes it.  `detach`: no gradient flows through the norm,
+    which saves memory (section 4.3).
     """
+
+    def __init__(
+        self,
+        *,
+        targets: Targets = QUERY_VALUE,
+        rank: Rank = 8,
+        alpha: Alpha = 16.0,
+        dropout: Dropout = 0.0,
+        rank_stabilized: Stabilized = False,
+        lr_ratio: Ratio = 1.0,
+        init: Init = "kaiming",
+        norm: Annotated[Literal["rows", "columns"], "which norms of the matrix are trained"] = "rows",
+        detach: Annotated[bool, "treat the norm as a constant in the backward pass"] = True,
+    ) -> None:
+        super().__init__(
+            targets=targets,
+            rank=rank,
+            alpha=alpha,
+            dropout=dropout,
+            rank_stabilized=rank_stabilized,
+            lr_ratio=lr_ratio,
+            init=init,
+        )
+        self.rows, self.detached = norm == "rows", detach
+
+    fits = staticmethod(is_linear)
 
     def adapter(self, layer: Any, path: str) -> LowRank:
         lora = super().adapter(layer, path)
-        adapter = MagnitudeDirection(weight_of(layer), *widths(layer), self.rank, self.scale, self.dropout)
+        low_rank = *widths(layer), self.rank, self.scale, self.dropout
+        adapter = MagnitudeDirection(weight_of(layer), *low_rank, rows=self.rows, detached=self.detached)
         adapter.lora_A.data, adapter.lora_B.data = lora.lora_A.data, lora.lora_B.data
         adapter.magnitude.data = adapter._norm(weight_of(layer).detach())
         return adapter
 
-    def to_peft(self, model: nn.Module) -> ToPeft:
-        config, layers, by_row = super().to_peft(model)
+    def to_peft(self, model: nn.Module) -> ToPeft | None:
+        """Export with peft's magnitude vector, which is of rows: None for columns."""
+        exported = super().to_peft(model)
+        if exported is None or not self.rows:
+            return None
+        config, layers, by_row = exported
         for path, _, adapter in adapted(model):
             layers[path]["lora_magnitude_vector"] = adapter.get_parameter("magnitude")
         return config | {"use_dora": True}, layers, {*(by_row or ()), "lora_magnitude_vector"}

@@ -1,7 +1,7 @@
 """Virtual tokens: soft prompts before the embeddings, and prefixes of keys and values in each layer."""
 
-from collections.abc import Callable
-from typing import Annotated, Any
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ablatio import Positive, pefts, rule
 from ablatio.errors import UserError
 from ablatio.model.parameter_roles import named_seed, seeded
-from ablatio.model.peft.adapters import freeze, widths
+from ablatio.model.peft.adapters import Adapter, attach, freeze, said, widths
 from ablatio.model.stack import Stack, Virtual
 from ablatio_std.pefts._common import Layers, ToPeft, to_peft
 
@@ -94,6 +94,25 @@ class SoftPrompt(Virtual):
         return stack.keys_values_of(self.embeddings())
 
 
+class PlacedPrompt(Adapter):
+    """Embeddings of the virtual tokens in the places of given tokens, wherever these occur in a text: (B, T, W).
+
+    ids  (n,): the virtual token number i takes the place of each token ids[i]
+    """
+
+    def __init__(self, ids: Sequence[int], start: Tensor, made: Callable[[Tensor], Tensor] | None = None) -> None:
+        super().__init__()
+        self.register_buffer("ids", torch.tensor(list(ids)))
+        self.prompt, self.made = nn.Parameter(start), made
+
+    def forward(self, layer: nn.Module, tokens: Tensor) -> Tensor:
+        rows = said(layer, tokens)
+        own = self.prompt if self.made is None else self.made(self.prompt)
+        here = tokens[..., None] == self.ids  # (B, T, n)
+        placed = own[here.int().argmax(-1)].to(rows.dtype)
+        return torch.where(here.any(-1, keepdim=True), placed, rows)
+
+
 class _PromptPeft(VirtualPeft):
     def as_peft(self, stack: Stack) -> tuple[str, Layers, set[str] | None]:
         assert isinstance(stack.virtual, SoftPrompt)
@@ -104,17 +123,40 @@ class _PromptPeft(VirtualPeft):
 class PromptTuning(_PromptPeft):
     """[P; x]: n learned embeddings before those of the text, in a packed row before each document.
 
-    They are initialized to the embeddings of random tokens, as in the paper.
+    Initial values of P, as in the paper: embeddings of random tokens of the vocabulary, uniform numbers in -0.5 ... 0.5,
+    or, with `ids`, the embeddings of a text or of label words, repeated until all n have one.
+
+    Raises:
+        UserError: an id of `ids` is not in the vocabulary.
     """
 
-    def __init__(self, *, tokens: Tokens = 20) -> None:
+    def __init__(
+        self,
+        *,
+        tokens: Tokens = 20,
+        init: Annotated[Literal["vocabulary", "uniform"], "initial embeddings"] = "vocabulary",
+        ids: Annotated[tuple[int, ...], "token ids whose embeddings they start from, repeated; empty: as init"] = (),
+    ) -> None:
         super().__init__(tokens)
+        self.init, self.ids = init, ids
 
     def before(self, stack: Stack) -> SoftPrompt:
         table = stack.embed_tokens.weight
-        table = stack.embed_tokens.weight
+        refuse_unknown_ids("peft.ids", self.ids, len(table))
+        if self.init == "uniform" and not self.ids:
+            return SoftPrompt(torch.rand(self.tokens, stack.d_model) - 0.5)
         ids = torch.randint(len(table), (self.tokens,), device=table.device)
+        if self.ids:
+            ids = torch.tensor(self.ids, device=table.device)[torch.arange(self.tokens) % len(self.ids)]
         return SoftPrompt(stack.embeddings_of(ids).detach())
+
+
+def refuse_unknown_ids(knob: str, ids: Sequence[int], vocab_size: int) -> None:
+    """Raise UserError if an id is not one of the model's."""
+    if unknown := [i for i in ids if not 0 <= i < vocab_size]:
+        raise UserError(
+            f"{knob} has the token id {unknown[0]}; this model has the ids 0 to {vocab_size - 1}\n    try: {knob}=[1]"
+        )
 
 
 class LstmEncoder(nn.Module):
@@ -132,7 +174,14 @@ class LstmEncoder(nn.Module):
 
 @pefts.register("p_tuning", paper="arXiv:2103.10385")
 class PTuning(_PromptPeft):
-    """[MLP(LSTM(P)); x]: virtual embeddings from a bidirectional LSTM and two linear layers with a ReLU."""
+    """[MLP(LSTM(P)); x]: virtual embeddings from a bidirectional LSTM and two linear layers with a ReLU.
+
+    With `place` they stand anywhere in the text, as in the paper's templates: the i-th replaces the embedding of the
+    token with the i-th of these ids, for example of words of a template that mark its places.
+
+    Raises:
+        UserError: an id of `place` is not in the vocabulary, or occurs twice in it.
+    """
 
     def __init__(
         self,
@@ -140,13 +189,36 @@ class PTuning(_PromptPeft):
         tokens: Tokens = 20,
         hidden: Hidden = None,
         layers: Annotated[int, Positive, "number of layers of the LSTM"] = 2,
+        place: Annotated[
+            tuple[int, ...], "token ids in whose places they stand, one each; empty: `tokens` before each text"
+        ] = (),
     ) -> None:
         super().__init__(tokens)
-        self.hidden, self.layers = hidden, layers
+        self.hidden, self.layers, self.place = hidden, layers, place
+
+    def encoder(self, width: int) -> LstmEncoder:
+        return LstmEncoder(width, self.hidden or width, self.layers)
 
     def before(self, stack: Stack) -> SoftPrompt:
-        width = stack.d_model
-        return SoftPrompt(torch.randn(self.tokens, width), LstmEncoder(width, self.hidden or width, self.layers))
+        return SoftPrompt(torch.randn(self.tokens, stack.d_model), self.encoder(stack.d_model))
+
+    def apply(self, model: nn.Module, seed: int) -> None:
+        if not self.place:
+            super().apply(model, seed)
+            return
+        tables = [(path, m) for path, m in model.named_modules() if isinstance(m, nn.Embedding)]
+        path, table = next(pair for pair in tables if pair[0].endswith("embed_tokens"))
+        refuse_unknown_ids("peft.place", self.place, len(table.weight))
+        if twice := [i for i in self.place if self.place.count(i) > 1]:
+            raise UserError(f"peft.place has the token id {twice[0]} twice\n    try: peft.place=[{twice[0]}]")
+        freeze(model)
+        with seeded(named_seed(seed, f"{path}.adapter")), torch.device(table.weight.device):
+            width = table.embedding_dim
+            prompt = PlacedPrompt(self.place, torch.randn(len(self.place), width), self.encoder(width))
+        attach(table, prompt.to(table.weight.dtype))
+
+    def to_peft(self, model: nn.Module) -> ToPeft | None:
+        return None if self.place else super().to_peft(model)
 
 
 class Prefix(Virtual):

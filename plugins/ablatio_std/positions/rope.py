@@ -45,12 +45,13 @@ class Rope(nn.Module):
         long_factors: Annotated[list[float] | None, Positive, "longrope: the same beyond the original length"] = None,
         attention_factor: Annotated[float | None, Positive, "factor on q and on k; null: that of `scaling`"] = None,
         skip_every: Annotated[int | None, Range(2), "every n-th layer has no positions; null: all have"] = None,
+        truncate: Annotated[bool, "yarn: round the ends of the ramp to whole pairs"] = True,
     ) -> None:
         super().__init__()
         self.width, self.base, self.factor, self.layout = int(d_head * fraction), base, factor, layout
         self._extension = Extension(
             base, factor, original_max_len or max_len, beta_fast, beta_slow, low_freq_factor, high_freq_factor,
-            short_factors, long_factors,
+            short_factors, long_factors, truncate,
         )  # fmt: skip
         self.scaling, self.scaled = scaling, METHODS[scaling]
         self.rotates_cached_keys, self.skip_every = scaling in LENGTH_DEPENDENT, skip_every

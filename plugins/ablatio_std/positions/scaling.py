@@ -29,6 +29,7 @@ class Extension:
     high_freq_factor: float
     short_factors: tuple[float, ...] | None
     long_factors: tuple[float, ...] | None
+    truncate: bool = True
 
 
 def none(w: Tensor, x: Extension, length: Tensor) -> Tensor:
@@ -55,15 +56,18 @@ def dynamic(w: Tensor, x: Extension, length: Tensor) -> Tensor:
 def yarn(w: Tensor, x: Extension, length: Tensor) -> Tensor:
     """w for pairs with more than beta_fast turns, w / s for fewer than beta_slow, a ramp between (arXiv:2309.00071).
 
-    The ramp is linear in i, with its ends rounded to integers, as in the released code; the paper's is linear in r.
+    The ramp is linear in i, and `truncate` rounds its ends to integers, as in the released code; the paper's is linear
+    in r.
     """
     n = len(w)
 
     def pair(turns: float) -> float:  # the index i of the pair with this number of turns within L
         return n * math.log(x.original / (2 * math.pi * turns)) / math.log(x.base)
 
-    low = max(math.floor(pair(x.beta_fast)), 0)
-    high = min(math.ceil(pair(x.beta_slow)), 2 * n - 1)
+    low, high = pair(x.beta_fast), pair(x.beta_slow)
+    if x.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, 2 * n - 1)
     ramp = (torch.arange(n, dtype=w.dtype, device=w.device) - low) / (high - low if high != low else 0.001)
     return w.lerp(w / x.factor, ramp.clamp(0, 1))
 

@@ -1,7 +1,7 @@
 """Rewards built from others: weighted sums of rules, a trained reward model, and rewards per reasoning step."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
@@ -87,17 +87,23 @@ class Process:
     def __call__(self, answers: Sequence[Answer]) -> list[list[ReasoningStep]]:
         return [list(self._steps(a)) for a in answers]
 
-    def _steps(self, answer: Answer) -> list[ReasoningStep]:
-        ends = [m.end() for m in re.finditer(re.escape(self.separator), answer.text)] if self.separator else []
-        found, start, before = [], 0, 0.0
-        for end in [*ends, len(answer.text)]:
+    def _steps(self, answer: Answer) -> Iterator[ReasoningStep]:
+        before = 0.0
+        for start, end in steps_of(answer.text, self.separator):
             part = answer.text[start if self.of == "each" else 0 : end]
-            if not answer.text[start:end].strip():
-                continue
             score = self.function(replace(answer, text=part))
-            found.append(ReasoningStep(end, score if self.of == "each" else score - before))
-            start, before = end, score
-        return found
+            yield ReasoningStep(end, score if self.of == "each" else score - before)
+            before = score
+
+
+def steps_of(text: str, separator: str = "\n") -> Iterator[tuple[int, int]]:
+    """Yield the steps of an answer as (start, end) in characters, the separator included; blank ones are left out."""
+    start = 0
+    ends = [match.end() for match in re.finditer(re.escape(separator), text)] if separator else []
+    for end in [*ends, len(text)]:
+        if text[start:end].strip():
+            yield start, end
+            start = end
 
 
 rule(

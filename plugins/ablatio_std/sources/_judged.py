@@ -18,6 +18,7 @@ LAYOUTS = """\
     scores: {"prompt": "...", "answers": ["...", "..."], "scores": [3.5, 1]}
     elo: {"prompt": "...", "answers": ["...", "..."], "elo": [1250, 980]}
     label: {"prompt": "...", "completion": "...", "label": true}
+    steps: {"prompt": "...", "steps": ["...", "..."], "labels": [1, 0]}
     whole conversations: {"chosen": [{"role": "user", "content": "..."}, ...], "rejected": [...]}"""
 _LABELS = ("label", "kto_tag")
 _WORDS = {"true": True, "false": False, "1": True, "0": False}  # labels in a CSV file
@@ -25,7 +26,7 @@ _WORDS = {"true": True, "false": False, "1": True, "0": False}  # labels in a CS
 _PROMPTS = ("prompt", "conversations", "messages", "instruction")
 _FIELDS = {
     *_PROMPTS, "input", "chosen", "rejected", "answers", "scores", "elo", "completion", *_LABELS,
-    "system", "tools", "history",
+    "system", "tools", "history", "steps", "labels",
 }  # fmt: skip
 _SPEAKERS = re.compile(r"(?:^|\n\n)(Human|Assistant): ?")
 Turns = tuple[Message, ...]
@@ -33,6 +34,8 @@ Turns = tuple[Message, ...]
 
 def feedback_of(record: Record, unused: UnusedFields) -> Feedback:
     """Return the feedback of a record; UserError for one that has no known layout or lacks something."""
+    if "steps" in record.fields:
+        return _labelled_steps(record, unused)
     texts, scores = _answers(record)
     key = _prompt_key(record)
     spare = {*_PROMPTS, "input"} - ({key, "input"} if key == "instruction" else {key}) - {texts[0][0]}
@@ -48,6 +51,26 @@ def feedback_of(record: Record, unused: UnusedFields) -> Feedback:
     if texts[0][0] == "chosen" and last[0] == last[1]:
         raise invalid_data(record.place, "`chosen` and `rejected` are the same answer", "two different answers")
     return Feedback(prompt, tuple(last), tuple(scores), record.id, elo="elo" in record.fields)
+
+
+def _labelled_steps(record: Record, unused: UnusedFields) -> Feedback:
+    """A solution with a label for each of its steps, as in PRM800K: its score is the least of them."""
+    steps, labels = record.fields["steps"], record.fields.get("labels")
+    if not isinstance(steps, list) or not steps or not all(isinstance(s, str) and s.strip() for s in steps):
+        raise invalid_data(record.place, f"`steps` is {shown(steps)}", "a list of texts, one per step")
+    if not isinstance(labels, list) or len(labels) != len(steps) or not all(_is_label(label) for label in labels):
+        raise invalid_data(record.place, f"`labels` is {shown(labels)}", f"{len(steps)} numbers from 0 to 1, one each")
+    unused.add(record.fields, {*_FIELDS} - {"chosen", "rejected", "answers", "scores", "elo", "completion"})
+    prompt = _prompt(record, _prompt_key(record), unused) if _prompt_key(record) else None
+    if prompt is None:
+        raise invalid_data(record.place, "`prompt` is missing", "a text or messages")
+    lines = [checked_text(" ".join(step.split("\n")), "a step", record.place) for step in steps]
+    found = tuple(float(label) for label in labels)
+    return Feedback(prompt, ("\n".join(lines),), (min(found),), record.id, labels=(found,))
+
+
+def _is_label(value: Any) -> bool:
+    return _is_number(float(value) if isinstance(value, bool) else value) and 0 <= value <= 1
 
 
 def _answers(record: Record) -> tuple[list[tuple[str, Any]], list[float]]:

@@ -86,9 +86,10 @@ class Sentiment:
         gap: Annotated[float, Range(0, 2), "least difference in sentiment (-1 to 1) between two answers"] = 0.3,
         shown: Annotated[Literal["best", "all"], "answers provided as conversations"] = "best",
         seed: Annotated[int, Range(0, 2**31), "seed of the selection"] = 1,
+        before: Annotated[str, "text before each prompt, such as a tag that the model knows"] = "",
     ) -> None:
         self.size, self.answers, self.opening, self.gap, self.seed = size, answers, opening, gap, seed
-        self.shown = shown
+        self.shown, self.before = shown, before
 
     def feedback(self) -> Iterator[Feedback]:
         judge = sentiment_of()
@@ -107,7 +108,8 @@ class Sentiment:
             if len(chosen) < self.answers:
                 continue
             texts, scores = [t for _, t in chosen[: self.answers]], [s for s, _ in chosen[: self.answers]]
-            yield Feedback((Message("user", opening),), tuple(texts), tuple(scores), f"sentiment:{opening}")
+            asked = Message("user", self.before + opening)
+            yield Feedback((asked,), tuple(texts), tuple(scores), f"sentiment:{opening}")
             count += 1
             if count == self.size:
                 return
@@ -135,8 +137,9 @@ class Sentiment:
 
     def fingerprint(self) -> str:
         knobs = (self.size, self.answers, self.opening, self.gap, self.seed, sources.build("sotu").fingerprint())
-        # The default adds nothing: fingerprints of runs from before the knob `shown` stay valid.
+        # Defaults add nothing: fingerprints of runs from before the knobs `shown` and `before` stay valid.
         shown = "" if self.shown == "best" else f" {self.shown}"
+        shown += f" before={self.before!r}" if self.before else ""
         return hashlib.sha256(f"sentiment-1 {knobs}{shown}".encode()).hexdigest()
 
 

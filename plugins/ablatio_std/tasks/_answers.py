@@ -100,9 +100,13 @@ class Answers:
 
         return TokenLogProbs(unpacked(found.logps), None if found.collision is None else unpacked(found.collision))
 
+    def states(self, model: LanguageModel) -> Tensor:
+        """Hidden states at the last token of the prompt and at all tokens of the answer: (N, A + 1, D)."""
+        return answer_states(model, self.prompts, self.lengths, self.parents, self.tokens, self.longest)
+
     def last_states(self, model: LanguageModel) -> Tensor:
         """Hidden state at the last token of each answer: (N, D)."""
-        states = answer_states(model, self.prompts, self.lengths, self.parents, self.tokens, self.longest)
+        states = self.states(model)
         return states[torch.arange(len(states), device=states.device), self.mask.sum(1).long()]
 
 

@@ -200,12 +200,17 @@ def reward_of(setup: TaskContext, name: str, tokenizer: Tokenizer) -> Reward:
             raise UserError("reward=model can only be used inside a run, which loads the reward model")
         return setup.open_reward(path, tokenizer)
 
+    def open_model(path: str, key: str) -> Any:
+        if setup.open_model is None:
+            raise UserError(f"reward={name} can only be used inside a run, which loads its model")
+        return setup.open_model(path, key)
+
     if rewards[name].wiring == ("answer", "other"):
         raise UserError(
             f"reward={name} compares two answers; task=policy expects a reward of one answer\n"
             f"    try: reward=ranking reward.function={name}"
         )
-    made: Any = setup.part("reward", open_run=open_run)
+    made: Any = setup.part("reward", open_run=open_run, open_model=open_model)
     return one_by_one(made, name) if rewards[name].wiring == ("answer",) else made
 
 

@@ -207,7 +207,7 @@ def _padded(row: Tensor, length: int, value: float) -> Tensor:
 
 
 rule(
-    when="task.name == 'sft' and task.packing and not facts.attention.takes_segments",
+    when="task.name in ('sft', 'self_training') and task.packing and not facts.attention.takes_segments",
     why="attention={attention.name} cannot keep the conversations of a packed row apart",
     fix="task.packing=false",
     where="task.packing",

@@ -7,6 +7,7 @@ from typing import Any
 import peft
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ablatio import pefts
@@ -312,3 +313,31 @@ def test_qlora() -> None:
     x = torch.randn(3, IN)
     wanted = x @ (layer.weight + 3.0 * layer.adapter.lora_B @ layer.adapter.lora_A).T + layer.bias
     torch.testing.assert_close(quantized(x), wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.oracle("peft=dora", "section 4.1, on the whole matrix by autograd")
+@pytest.mark.parametrize("detach", [True, False])
+@pytest.mark.parametrize("norm", ["rows", "columns"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_dora_as_the_paper_writes_it(norm: str, detach: bool, bias: bool) -> None:
+    """W' = m (W0 + s B A) / |W0 + s B A|; with `detach` the denominator is a constant."""
+    model, plain = ours("dora", bias, rank=RANK, alpha=12.0, norm=norm, detach=detach)
+    adapter, generator = model[0].adapter, torch.Generator().manual_seed(1)
+    for p in adapter.parameters():
+        p.data += 0.3 * torch.randn(p.shape, generator=generator, dtype=p.dtype)
+    x = torch.randn(5, IN, generator=generator, dtype=torch.float64, requires_grad=True)
+    v = plain[0].weight.detach() + 12 / RANK * adapter.lora_B @ adapter.lora_A
+    length = (v.detach() if detach else v).square().sum(1 if norm == "rows" else 0, keepdim=True).sqrt()
+    m = adapter.magnitude[:, None] if norm == "rows" else adapter.magnitude[None]
+    assert m.numel() == (OUT if norm == "rows" else IN)
+    wanted = F.linear(x, m * v / length, plain[0].bias)
+    torch.testing.assert_close(model(x), wanted, rtol=1e-9, atol=1e-9)
+    learnt = [x, *adapter.parameters()]
+    for mine, theirs in zip(
+        torch.autograd.grad(model(x).square().sum(), learnt),
+        torch.autograd.grad(wanted.square().sum(), learnt),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, theirs, rtol=1e-8, atol=1e-8)
+    merge(model)
+    torch.testing.assert_close(model(x), wanted, rtol=1e-9, atol=1e-9)

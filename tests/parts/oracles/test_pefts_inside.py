@@ -15,6 +15,7 @@ from ablatio.model.build import build_model
 from ablatio.model.context import make_context
 from ablatio.model.kv_cache import KVCache
 from ablatio.model.language_model import LanguageModel
+from ablatio.model.peft.merge import merge
 
 VOCAB, T = 50, 11
 PREFIXED = sorted(e.name for e in attentions if e.facts["prefix"])
@@ -250,3 +251,98 @@ def test_only_biases_or_norms_are_trained() -> None:
             assert p.requires_grad == learned(n), n
     with pytest.raises(UserError, match="matches no bias"):
         pefts.build("bitfit").apply(build_model(model_config(), VOCAB), 0)
+
+
+@pytest.mark.oracle("peft=p_tuning", "embeddings replaced in a loop")
+def test_virtual_tokens_in_the_places_of_marked_ones() -> None:
+    net, row = tuned("p_tuning", {"place": (7, 3)}), tokens()
+    row[:, 2], row[:, 5], row[0, 9] = 3, 7, 7
+    table = net.model.embed_tokens
+    placed = table.adapter
+    made = placed.made(placed.prompt)
+    x = table.weight[row].clone()
+    for b in range(2):
+        for t in range(T):
+            if int(row[b, t]) in (7, 3):
+                x[b, t] = made[(7, 3).index(int(row[b, t]))]
+    ctx = make_context(row, net.model.position, "causal", None, None, torch.float64)
+    torch.testing.assert_close(net(row), net.logits(net.model.through(x, [ctx])), rtol=1e-9, atol=1e-9)
+    assert {n.rpartition(".")[0] for n, p in net.named_parameters() if p.requires_grad} >= {"model.embed_tokens.adapter"}
+    for place, said in (((7, 7), "twice"), ((99,), "0 to 49")):
+        with pytest.raises(UserError, match=said):
+            tuned("p_tuning", {"place": place})
+
+
+@pytest.mark.oracle("peft=prompt", "rows of the embedding table")
+def test_initial_prompts() -> None:
+    def initial(**knobs: Any) -> tuple[Tensor, Tensor]:
+        net = build_model(model_config(), VOCAB)
+        pefts.build("prompt", {"tokens": 5, **knobs}).apply(net, 0)
+        return net.model.virtual.prompt.detach(), net.model.embed_tokens.weight.detach()
+
+    prompt, table = initial(ids=(4, 9))
+    assert torch.equal(prompt, table[[4, 9, 4, 9, 4]])
+    prompt, table = initial()
+    assert all(bool((table == row).all(1).any()) for row in prompt)
+    prompt, table = initial(init="uniform")
+    assert float(prompt.abs().max()) <= 0.5 and float(prompt.std()) == pytest.approx(12**-0.5, abs=0.05)
+    with pytest.raises(UserError, match=r"peft\.ids has the token id 50"):
+        initial(ids=(50,))
+
+
+@pytest.mark.oracle("peft=mam", "the prefix's keys and values, and the adapters' loop, one after the other")
+@pytest.mark.parametrize("rank", [0, 2])
+def test_mix_and_match_is_its_methods_together(rank: int) -> None:
+    net, row = tuned("mam", {"tokens": 3, "size": 8, "rank": rank}), tokens()
+    trained = [n for n, p in net.named_parameters() if p.requires_grad]
+    assert all(".virtual." in n or ".adapter." in n for n in trained)
+    parts = {"virtual": [n for n in trained if ".virtual." in n], "mlp": [n for n in trained if ".mlp." in n]}
+    assert all(parts.values()) and any("q_proj" in n for n in trained) == bool(rank)
+    other = build_model(model_config(), VOCAB).double().eval()
+    base = {n: t for n, t in net.state_dict().items() if ".virtual." not in n and ".adapter." not in n}
+    other.load_state_dict(base)
+    other.model.virtual = net.model.virtual
+    for i, layer in enumerate(other.model.layers):
+        adapter = net.model.layers[i].mlp.adapter
+
+        def wrapped(module: nn.Module, inputs: Any, y: Tensor, adapter: Any = adapter) -> Tensor:
+            x = inputs[0]
+            inner = torch.relu(x @ adapter.down.weight.T + adapter.down.bias)
+            return y + 4.0 * (inner @ adapter.up.weight.T + adapter.up.bias)
+
+        layer.mlp.register_forward_hook(wrapped)
+        for name in ("q_proj", "v_proj") if rank else ():
+            mine = getattr(net.model.layers[i].self_attn, name)
+            weight = getattr(layer.self_attn, name).weight
+            weight.data += mine.adapter.scale * mine.adapter.lora_B @ mine.adapter.lora_A
+    torch.testing.assert_close(net(row), other(row), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.oracle("peft=lora", "each expert's own matrix W_e + s B_e A_e")
+@pytest.mark.parametrize("moe", ["moe", "deepseek_moe"])
+def test_lora_of_experts(moe: str) -> None:
+    """The tuned model is the plain one with changed matrices; `linear` leaves the experts out, a name selects them."""
+    net, row = tuned("lora", {"targets": ("experts",), "rank": 2}, mlp=moe), tokens()
+    trained = {n.split(".adapter.")[0] for n, p in net.named_parameters() if p.requires_grad}
+    assert trained and all("experts" in n for n in trained)
+    plain = build_model(model_config(mlp=moe), VOCAB).double().eval()
+    base = {n: t for n, t in net.state_dict().items() if ".adapter." not in n}
+    plain.load_state_dict(base)
+    for path in trained:
+        layer, adapter = plain.get_submodule(path), net.get_submodule(path).adapter
+        for e in range(len(layer.weight)):
+            layer.weight.data[e] += 8.0 * adapter.lora_B[e] @ adapter.lora_A[e]
+    torch.testing.assert_close(net(row), plain(row), rtol=1e-9, atol=1e-9)
+    before = net(row).detach()
+    merged = merge(net)
+    torch.testing.assert_close(net(row), before, rtol=1e-9, atol=1e-9)
+    merged.restore()
+    assert torch.equal(net(row), before)
+    for targets, some in ((("linear",), False), (("down_proj",), True)):
+        other = tuned("lora", {"targets": targets, "rank": 2}, mlp=moe)
+        found = [n for n, p in other.named_parameters() if p.requires_grad and p.dim() == 3]
+        assert bool(found) == some
+    with pytest.raises(UserError, match="experts of a mixture are not split"):
+        tuned("lora", {"targets": ("experts",), "init": "pissa"}, mlp=moe)
+    with pytest.raises(UserError, match="matches no layer"):
+        tuned("dora", {"targets": ("experts",)}, mlp=moe)

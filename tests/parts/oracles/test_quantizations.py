@@ -2,11 +2,13 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from ablatio import quantizations
+from ablatio.errors import UserError
 from ablatio.model.quantized import Coded
 from ablatio_std.quantizations import NF4, by_bitsandbytes
 
@@ -133,3 +135,33 @@ def test_blockwise_products_equal_the_whole_product() -> None:
     y.backward(g)
     torch.testing.assert_close(y, x @ held.weight.T + held.bias, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(x.grad, g @ held.weight, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.oracle("quantization=int8", "one scale for the matrix, weight by weight")
+def test_int8_with_one_scale() -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(40, 7)
+    weight = layer.weight.detach().clone()
+    held = coded("int8", layer, granularity="tensor")
+    scale = float(weight.abs().max()) / 127
+    wanted = [[round(w / scale) * scale for w in row] for row in weight.tolist()]
+    torch.testing.assert_close(held.weight, torch.tensor(wanted), rtol=1e-5, atol=1e-6)
+    with pytest.raises(UserError, match=r"quantization\.group=null"):
+        quantizations.build("int8", {"granularity": "tensor", "group": 16})
+
+
+@pytest.mark.oracle("quantization=int4", "the best approximation of the rounding error, by numpy")
+@pytest.mark.parametrize("rank", [1, 3, 40])
+def test_int4_keeps_the_largest_directions_of_its_error(rank: int) -> None:
+    """Eckart and Young: no matrix of rank r is nearer to the error than its first r singular directions."""
+    torch.manual_seed(0)
+    layer = nn.Linear(40, 12)
+    weight = layer.weight.detach().double().numpy()
+    plain = nn.Linear(40, 12)
+    plain.load_state_dict(layer.state_dict())
+    rounded = coded("int4", plain, group=8).weight.double().numpy()
+    u, s, v = np.linalg.svd(weight - rounded, full_matrices=False)
+    s[rank:] = 0
+    found = coded("int4", layer, group=8, low_rank=rank)
+    torch.testing.assert_close(found.weight.double(), torch.from_numpy(rounded + u * s @ v), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.rows(slice(3, 7)), found.weight[3:7])

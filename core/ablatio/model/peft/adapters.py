@@ -19,6 +19,7 @@ from ablatio.model.parameter_roles import named_seed, seeded
 
 ADAPTER = "adapter"
 Targets = Annotated[tuple[str, ...], "layers by name (q_proj), by path (*.layers.0.*), or `linear`: every linear layer"]
+EXPERTS = "experts"  # word of `targets` for all matrices of experts
 
 
 class Adapter(nn.Module):
@@ -117,10 +118,16 @@ def is_linear(layer: nn.Module) -> bool:
     return isinstance(layer, nn.Linear) or type(layer).__name__ == "Conv1D"
 
 
+def is_stacked(layer: nn.Module) -> bool:
+    """True for one linear layer for each expert of a mixture: weight (E, out, in), forward(rows, sizes)."""
+    weight = layer._parameters.get("weight")
+    return weight is not None and weight.dim() == 3 and "fans" in layer.__dict__
+
+
 def weight_of(layer: Any) -> Tensor:
-    """Return the matrix (out, in) of a linear layer."""
+    """Return the matrix (out, in) of a linear layer, or those of experts (E, out, in)."""
     weight: Tensor = layer.weight
-    return weight if isinstance(layer, nn.Linear) else weight.T
+    return weight if isinstance(layer, nn.Linear) or is_stacked(layer) else weight.T
 
 
 def bias_of(layer: Any) -> Tensor | None:
@@ -141,13 +148,14 @@ def targets_of(
 ) -> dict[str, nn.Module]:
     """Find the layers that the names or patterns `wanted` select, by path.
 
-    Output heads are never selected: where the loss reads a head's matrix (LanguageModel.bare) or the matrix is tied,
+    `experts` selects the matrices of the experts of a mixture, which `linear` leaves out.  Output heads are never
+    selected: where the loss reads a head's matrix (LanguageModel.bare) or the matrix is tied,
     an adapter on the head would be bypassed. Raises UserError, with the available layers, if a pattern selects none.
     """
     candidates = dict(_candidates(model, fits))
     found: dict[str, nn.Module] = {}
     for pattern in wanted:
-        selected = {path: layer for path, layer in candidates.items() if matches(pattern, path)}
+        selected = {path: layer for path, layer in candidates.items() if _selects(pattern, path, layer)}
         if not selected:
             raise UserError(_no_match(pattern, candidates))
         found |= selected
@@ -179,6 +187,13 @@ def _candidates(model: nn.Module, fits: Callable[[nn.Module], bool]) -> Iterator
 def matches(pattern: str, path: str) -> bool:
     """True if a pattern of `targets` selects the module at `path`."""
     return pattern == "linear" or pattern == path.rpartition(".")[2] or fnmatchcase(path, pattern)
+
+
+def _selects(pattern: str, path: str, layer: nn.Module) -> bool:
+    """True if a pattern selects the layer: `linear` leaves out the experts of a mixture, `experts` takes them alone."""
+    if pattern == EXPERTS or is_stacked(layer):
+        return is_stacked(layer) and (pattern == EXPERTS or (pattern != "linear" and matches(pattern, path)))
+    return matches(pattern, path)
 
 
 def _no_match(pattern: str, candidates: dict[str, nn.Module]) -> str:

@@ -16,6 +16,7 @@ from ablatio.model.peft.adapters import (
     base_of,
     bias_of,
     detach,
+    is_stacked,
     shares_weights,
     weight_of,
 )
@@ -45,7 +46,8 @@ class Merged:
             self.held.append((layer, adapter, before))
             detach(layer)
             layer._parameters = dict(before)  # not in place: another layer may use the same dict (share_weights)
-            weight = (weight if isinstance(layer, nn.Linear) else weight.T).to(layer.weight.dtype).contiguous()
+            straight = isinstance(layer, nn.Linear) or is_stacked(layer)
+            weight = (weight if straight else weight.T).to(layer.weight.dtype).contiguous()
             layer.weight = nn.Parameter(weight, requires_grad=False)
             layer.bias = None if bias is None else nn.Parameter(bias.clone(), requires_grad=False)
 

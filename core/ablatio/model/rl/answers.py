@@ -125,9 +125,16 @@ def token_rewards(
         return torch.zeros_like(mask).scatter(1, last[:, None], scores[:, None].to(mask)) * mask
     found = torch.zeros_like(mask)
     for row, (answer, of_row) in enumerate(zip(answers, steps, strict=True)):
-        # Decoding prefixes, not single tokens: a character may be spread over several tokens.
-        ends = [len(decode(answer.ids[: t + 1])) for t in range(len(answer.ids))]
-        for step in of_row:
-            at = next((t for t, end in enumerate(ends) if end >= step.end), int(last[row]))
+        places = step_tokens(answer.ids, [step.end for step in of_row], decode, int(last[row]))
+        for at, step in zip(places, of_row, strict=True):
             found[row, at] += step.score
     return found * mask
+
+
+def step_tokens(
+    ids: Sequence[int], ends: Sequence[int], decode: Callable[[Sequence[int]], str], last: int
+) -> list[int]:
+    """Return the index of the token with which each step ends; ends: in characters; last: index if there is none."""
+    # Decoding prefixes, not single tokens: a character may be spread over several tokens.
+    lengths = [len(decode(ids[: t + 1])) for t in range(len(ids))]
+    return [next((t for t, length in enumerate(lengths) if length >= end), last) for end in ends]

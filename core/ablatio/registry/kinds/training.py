@@ -31,7 +31,8 @@ class Objective(Protocol):
                   segments numbers the documents of a packed row; None: one document per row
 
     Facts:
-    produces      what the examples ask for: next tokens | source and target | blanks in place
+    produces      what the examples ask for: next tokens | source and target | blanks in place | blanks under masks;
+                  the last are masked tokens in documents that each have a mask of their own (Example.opened)
     metrics       names of the numbers that `loss` logs
 
     Optional attributes and methods:
@@ -44,6 +45,7 @@ class Objective(Protocol):
     loss(model, example)  replaces the model's cross-entropy as the training loss; validation still scores cross-entropy
     teacher       folder of the teacher's run; its model is passed to `learn_from(model)` before training
     learn_from(model)  takes the teacher's model
+    context       text that the teacher reads before each document; its token ids are passed to `take_context(ids)`
     """
 
     produces: ClassVar[str]
@@ -58,6 +60,8 @@ class ObjectiveMethods(Protocol):
     def loss(self, model: Any, example: Example) -> Loss: ...
 
     def learn_from(self, model: Any) -> None: ...
+
+    def take_context(self, ids: Sequence[int]) -> None: ...
 
 
 class Optimizer(Protocol):

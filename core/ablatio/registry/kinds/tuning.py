@@ -161,7 +161,9 @@ class Reward(Protocol):
     that the first is better; reward=ranking turns such comparisons into scores.
 
     Wiring:
-    open_run  turns the run folder of a reward model into a function of answers
+    open_run    turns the run folder of a reward model into a function of answers -> (N,); `at(answers, ends)` of the
+                function gives, for each answer, the rewards at the tokens that end at these numbers of characters
+    open_model  open_model(folder, setting) returns the language model of a run: logprobs(questions, answers) -> (N,)
 
     Methods:
     __call__(answers)  (N,) scores of N answers
@@ -220,7 +222,7 @@ rewards: Registry[Reward] = Registry(
     "reward",
     "How answers are scored.",
     contract=(Reward,),
-    wiring=("open_run",),
+    wiring=("open_run", "open_model"),
     calls={
         ("answer",): {"per_step": False, "compares": False},
         ("answer", "other"): {"per_step": False, "compares": True},

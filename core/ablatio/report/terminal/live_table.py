@@ -76,7 +76,7 @@ class LiveTable:
                 continue
             self.known[name] = entry
             if not first and entry.state in ("done", "failed", "paused"):
-                ended = sum(e.state in ("done", "failed") for e in engine.ledger.entries.values())
+                ended = sum(e.state in ("done", "failed") for e in self.known.values())  # up to this one
                 title = escape(engine.jobs[name].title)
                 self.console.print(
                     f"[{ended}/{len(engine.jobs)}]".replace("[", "\\[") + f" {title}: {_said(engine, entry)}",
