@@ -165,7 +165,7 @@ class Stack(nn.Module):
                 x = self.run(part, x, contexts[number])
         ctx = contexts[self._spans[-1][2]]
         if record is not None and record.further is not None:
-            caches = record.further_caches or [ctx.cache] * len(self.further)
+            caches: Sequence[KVCache | None] = record.further_caches or [ctx.cache] * len(self.further)
             for sibling, cache in zip(self.further, caches, strict=True):
                 own = ctx if cache is ctx.cache else replace(ctx, cache=cache)
                 record.further.append(self._close_stream(self.run([sibling], x, own), own))

@@ -59,7 +59,8 @@ class Texts:
 
     def log_probs(self) -> Tensor:
         """Log-probabilities of the next tokens under the model: (R, V)."""
-        return self.logits.log_softmax(-1)
+        found: Tensor = self.logits.log_softmax(-1)
+        return found
 
     def extend(self, tokens: Tensor) -> None:
         """Append one token to each text: (R,)."""
