@@ -41,7 +41,7 @@ def generate(
     asked = list(prompts) if several else [prompt for prompt in prompts for _ in range(samples)]
     with computing():
         request = Request(
-            tokens, part, seed, tuple(stop), tuple(choices), _second(second, decode), _judge(reward, decode)
+            tokens, part, seed, tuple(stop), tuple(choices), _second(type(run), second, decode), _judge(reward, decode)
         )
         if not chat:
             found = complete(run.model, run.tokenizer, asked, request)
@@ -106,7 +106,7 @@ def _decode(choice: Choice | None, given: Mapping[str, Any], seed: int) -> tuple
     return part, bool(entry.facts["beams"]) or entry.knob("n") is not None
 
 
-def _second(folder: str | Path | None, choice: Choice | None) -> Any:
+def _second(kind: "type[RunFolder]", folder: str | Path | None, choice: Choice | None) -> Any:
     name = None if choice is None else choice if isinstance(choice, str) else choice["name"]
     needs = name is not None and kinds.decodes[name].facts["needs_second_model"]
     if folder is None:
@@ -118,9 +118,7 @@ def _second(folder: str | Path | None, choice: Choice | None) -> Any:
             f"second={folder} was given, and {f'decode={name}' if name else 'sampling'} uses one model\n"
             "    try: decode=speculative"
         )
-    from ablatio.api.run_folder import open_run
-
-    return open_run(folder).model
+    return kind(Path(folder).expanduser(), None).model
 
 
 def _judge(choice: Choice | None, decode: Choice | None) -> Judge | None:

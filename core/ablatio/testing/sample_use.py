@@ -1,5 +1,6 @@
 """Jobs for decode parts, and questions for prompt programs, for their suites."""
 
+import copy
 import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,8 +25,9 @@ QUESTIONS = (Question("What is 2 and 9?"), Question("Which one?", choices=("red"
 
 @functools.cache
 def language_model(seed: int = 0) -> Any:
-    """The small model with weights so large that its continuations vary."""
+    """The small model with weights so large that its continuations vary, and two heads for tokens further ahead."""
     net, generator = tiny_models.model(seed=seed, tied=False).eval(), torch.Generator().manual_seed(seed)
+    net.model.further.extend(copy.deepcopy(net.model.layers[-1]) for _ in range(2))
     with torch.no_grad():
         for p in net.parameters():
             if p.dim() == 2:
