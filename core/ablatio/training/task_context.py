@@ -11,6 +11,7 @@ from torch import Tensor
 from ablatio.data.chat import Template, with_special_tokens
 from ablatio.data.corpus import Corpus, prepare, train_or_load_tokenizer
 from ablatio.data.order import RowPlan
+from ablatio.data.shards import Resources
 from ablatio.data.types import Source, Tokenizer
 from ablatio.model.builder import PartChoice
 from ablatio.model.cost.parameters import row_length
@@ -76,7 +77,9 @@ class TaskContext:
     def corpus(self, source: Source) -> tuple[Corpus, Tokenizer]:
         """Return the source as token streams, and the tokenizer trained on its training documents."""
         tokenizer, key = self._tokenizer()
-        return prepare(source, tokenizer, key, self.cache, self.config["data"]["val_fraction"]), tokenizer
+        trainer = self.config["trainer"]
+        resources = Resources(trainer["data_workers"], trainer["data_memory"])
+        return prepare(source, tokenizer, key, self.cache, self.config["data"]["val_fraction"], resources), tokenizer
 
     def tokenizer(self, source: Source) -> Tokenizer:
         """Return the trained tokenizer alone, without the corpus."""
