@@ -248,6 +248,23 @@ def read_text(file: Path) -> str:
         return utf8(read_bytes(file), file, 0)
 
 
+def read_parts(file: Path, separator: str) -> Iterator[str]:
+    """Yield the texts between the separators of a file, as `str.split`, with one of them in memory at a time."""
+    cut, held, tail, offset = separator.encode(), list[bytes](), b"", 0
+    with readable(file), opened(file) as stream:
+        while chunk := stream.read(_CHUNK):
+            held.append(chunk)
+            if cut not in tail + chunk:  # a separator may begin in the chunk before
+                tail = (tail + chunk)[-len(cut) :]
+                continue
+            *parts, rest = b"".join(held).split(cut)
+            for part in parts:
+                yield utf8(part, file, offset)
+                offset += len(part) + len(cut)
+            held, tail = [rest], rest[-len(cut) :]
+        yield utf8(b"".join(held), file, offset)
+
+
 def read_lines(file: Path, stream: IO[bytes]) -> Iterator[tuple[int, str]]:
     """Yield (number, text) of each line, with its line end; UserError for a line of more than `LINE_LIMIT` bytes."""
     offset = number = 0
