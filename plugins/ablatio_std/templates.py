@@ -274,7 +274,7 @@ class TaskTemplate:
 
     @property
     def jinja(self) -> str:
-        """The template in Jinja, with description and labels as constants; of a reversed one, for answers as prompts."""
+        """The template in Jinja, with description and labels as constants; not reversed."""
         given, asked = self.labels[::-1] if self.reversed else self.labels
         front = repr(f"{self.description}\n\n" if self.description else "")
         return (

@@ -24,6 +24,8 @@ from ablatio.errors import UserError
 from ablatio.storage.atomic_write import explained
 
 SECONDS = "encoding_seconds"
+ONE_PROCESS = Resources(workers=1)
+ONE_PROCESS = Resources(workers=1)
 
 log = logging.getLogger("ablatio")
 
@@ -63,14 +65,22 @@ def prepare(
     tokenizer_key: str,
     cache: Path,
     val_fraction: float,
-    resources: Resources = Resources(workers=1),
+    resources: Resources = ONE_PROCESS,
 ) -> Corpus:
     """Open the corpus from the cache, building it first if needed; trains or restores `tokenizer` in place.
 
     `tokenizer_key` identifies the tokenizer with its knobs and version. Raises UserError for input that cannot be
     used, EnvironmentFault if the cache cannot be written.
     """
-    by_split, fingerprint, content = train_or_load_tokenizer(source, tokenizer, tokenizer_key, cache, val_fraction)
+    split = train_or_load_tokenizer(source, tokenizer, tokenizer_key, cache, val_fraction)
+    return tokenized(split, tokenizer, cache, resources)
+
+
+def tokenized(
+    split: tuple[TrainValSplit, str, str], tokenizer: Tokenizer, cache: Path, resources: Resources = ONE_PROCESS
+) -> Corpus:
+    """Open the corpus of documents with their fingerprint and cache key, as `split_of` returns them."""
+    by_split, fingerprint, content = split
     state = hashlib.sha256(tokenizer.state().encode()).hexdigest()
     key = key_of("tokens", content, state, str(tokenizer.vocab_size), str(start_id(tokenizer)))
     folder = cache / "tokens" / key
@@ -93,17 +103,22 @@ def train_or_load_tokenizer(
 
     Returns the split of the documents, the source's fingerprint, and the cache key of source and split rule.
     """
+    split = by_split, _, content = split_of(source, val_fraction)
+    if tokenizer.trained:
+        entry = cache / "tokenizers" / key_of("tokenizer", content, tokenizer_key)
+        tokenizer.restore(get_or_build(entry, lambda _: _train(tokenizer, by_split))["state"])
+    return split
+
+
+def split_of(source: Source, val_fraction: float) -> tuple[TrainValSplit, str, str]:
+    """Return the split of the documents, the source's fingerprint, and the cache key of source and split rule."""
     if not 0.0 <= val_fraction < 1.0:
         raise UserError(
             f"val_fraction={val_fraction}: expected a fraction of the documents, 0 <= val_fraction < 1; try 0.05"
         )
     fingerprint = source.fingerprint()
     content = key_of("content", fingerprint, split_rule(val_fraction))
-    by_split = TrainValSplit(source, val_fraction)
-    if tokenizer.trained:
-        entry = cache / "tokenizers" / key_of("tokenizer", content, tokenizer_key)
-        tokenizer.restore(get_or_build(entry, lambda _: _train(tokenizer, by_split))["state"])
-    return by_split, fingerprint, content
+    return TrainValSplit(source, val_fraction), fingerprint, content
 
 
 def _train(tokenizer: Tokenizer, by_split: TrainValSplit) -> dict[str, str]:

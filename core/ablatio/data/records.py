@@ -182,9 +182,7 @@ def _json_list(file: Path, text: str, line: int, expected: Expected, bad: Report
         at = skip(at + 1)
 
 
-def _csv(
-    file: Path, stream: IO[bytes], delimiter: str, columns: Sequence[str], bad: Report
-) -> Iterator[Record]:
+def _csv(file: Path, stream: IO[bytes], delimiter: str, columns: Sequence[str], bad: Report) -> Iterator[Record]:
     """Rows of a table in text; the first one names the columns."""
     csv.field_size_limit(LINE_LIMIT)  # its own limit of 128 KiB is less than a document
     rows = csv.reader((text for _, text in read_lines(file, stream)), delimiter=delimiter, strict=True)
@@ -236,7 +234,9 @@ def _tar(file: Path, stream: IO[bytes], columns: Sequence[str]) -> Iterator[Reco
                 place = Place(file, "record", number + 1)
                 fields[ending] = _loaded(text, place, Expected()) if ending == "json" else text
     except tarfile.TarError as error:
-        raise invalid_data(Place(file), f"a damaged tar archive ({error})", fix=f"tar -tf {shlex.quote(str(file))}") from None
+        raise invalid_data(
+            Place(file), f"a damaged tar archive ({error})", fix=f"tar -tf {shlex.quote(str(file))}"
+        ) from None
     if fields:
         yield Record(fields, Place(file, "record", number + 1), number + 1)
 

@@ -41,11 +41,11 @@ log = logging.getLogger("ablatio")
 class Resources:
     """What the preparation of a corpus may use; it does not change the result.
 
-    workers  processes that tokenize; None: one per available core
+    workers  processes that tokenize; 0: one per available core
     memory   MiB for text and tokens on their way, of all processes together; limits the number of workers
     """
 
-    workers: int | None = None
+    workers: int = 0
     memory: int = 2048
 
     def processes(self) -> int:

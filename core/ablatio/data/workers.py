@@ -24,9 +24,9 @@ def available_cores() -> int:
 def ordered_map(function: Callable[[A], B], items: Iterable[A], workers: int) -> Iterator[B]:
     """Yield function(item) for each item, in the order of the items.
 
-    The workers are forked, so `function` need not be importable; items and results are sent through pipes. They end with this
-    process, however it ends. At most one item per worker is read ahead, which bounds the memory. An exception of
-    `function` is raised here; EnvironmentFault if a worker dies.
+    The workers are forked, so `function` need not be importable; items and results are sent through pipes. They end
+    with this process, however it ends. At most one item per worker is read ahead, which bounds the memory. An exception
+    of `function` is raised here; EnvironmentFault if a worker dies.
     """
     if workers == 1:
         yield from map(function, items)

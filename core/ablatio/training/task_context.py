@@ -41,6 +41,7 @@ class TaskContext:
     config       of the run, resolved and checked
     plan         number of rows of each batch
     open_reward  open_reward(folder, tokenizer) returns the reward model of a run as a function; None outside training
+    open_writer  open_writer(folder) returns the model of a run as a writer of text; None outside training
     length       tokens per row, the longest if they change
     seeds        seeds of the random streams
     built        parts built so far, by kind
@@ -49,6 +50,7 @@ class TaskContext:
     config: Mapping[str, Any]
     plan: RowPlan
     open_reward: OpenReward | None = None
+    open_writer: Callable[[str], Any] | None = None
     length: int = field(init=False)
     seeds: Seeds = field(init=False)
     built: dict[str, list[Any]] = field(init=False, default_factory=dict)
@@ -71,15 +73,20 @@ class TaskContext:
 
     def source(self) -> Source:
         """Build the config's source."""
-        source: Source = self.part("source")
+        source: Source = self.part("source", open_run=self.open_writer)
         return source
 
     def corpus(self, source: Source) -> tuple[Corpus, Tokenizer]:
         """Return the source as token streams, and the tokenizer trained on its training documents."""
         tokenizer, key = self._tokenizer()
+        fraction = self.config["data"]["val_fraction"]
+        return prepare(source, tokenizer, key, self.cache, fraction, self.resources), tokenizer
+
+    @property
+    def resources(self) -> Resources:
+        """Processes and memory for tokenizing."""
         trainer = self.config["trainer"]
-        resources = Resources(trainer["data_workers"], trainer["data_memory"])
-        return prepare(source, tokenizer, key, self.cache, self.config["data"]["val_fraction"], resources), tokenizer
+        return Resources(trainer["data_workers"], trainer["data_memory"])
 
     def tokenizer(self, source: Source) -> Tokenizer:
         """Return the trained tokenizer alone, without the corpus."""

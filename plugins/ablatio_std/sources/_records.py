@@ -1,13 +1,25 @@
 """What the sources of records share: files, a column of text by name, and rows that cannot be used."""
 
 import json
+import shlex
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
 
-from ablatio.data.data_files import files_digest, find_files, invalid_data, shown
-from ablatio.data.records import BadRows, Expected, Record, Report, UnusedFields, checked_text, records, refuse
+from ablatio.data.data_files import Place, files_digest, find_files, invalid_data, shown
+from ablatio.data.records import (
+    ENDINGS,
+    BadRows,
+    Expected,
+    Record,
+    Report,
+    UnusedFields,
+    checked_text,
+    kind_of,
+    records,
+    refuse,
+)
 from ablatio.data.types import Document
 from ablatio.errors import UserError
 
@@ -38,7 +50,7 @@ class ColumnOfText:
 
     def files(self) -> list[Path]:
         """The files of `path`, in order."""
-        return find_files(self.path, self.name, self.endings, self.example)
+        return files_of(self.path, self.name, self.endings, self.example)
 
     def documents(self) -> Iterator[Document]:
         bad, unused, used = BadRows(self.on_error == "skip"), UnusedFields(), 0
@@ -52,6 +64,19 @@ class ColumnOfText:
     def fingerprint(self) -> str:
         skip = [self.on_error] if self.on_error != "fail" else []
         return files_digest(self.files(), f"{self.name}-1", self.column, *skip)
+
+
+def files_of(path: str, name: str, endings: Sequence[Sequence[str]], example: str) -> list[Path]:
+    """The files of a path (see `find_files`). UserError for one whose ending is that of another format."""
+    files = find_files(path, name, endings, example)
+    own = [ending for group in endings for ending in group]
+    for file in files:
+        if (kind := kind_of(file)) not in own and any(kind in group for group in ENDINGS):
+            raise invalid_data(
+                Place(file), f"a {kind} file", f"{' or '.join(own)} for source={name}",
+                f"ablatio train source=jsonl source.path={shlex.quote(path)}, which reads every format",
+            )  # fmt: skip
+    return files
 
 
 def text_records(

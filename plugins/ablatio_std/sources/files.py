@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from ablatio import sources
-from ablatio.data.data_files import Place, files_digest, find_files, invalid_data, readable
+from ablatio.data.data_files import Place, files_digest, invalid_data, readable
 from ablatio.data.records import ENDINGS, BadRows
 from ablatio.data.types import Document
 from ablatio.errors import UserError
 
-from ._records import COLUMN, ON_ERROR, PATH, ColumnOfText, OnError, text_records
+from ._records import COLUMN, ON_ERROR, PATH, ColumnOfText, OnError, files_of, text_records
 
 HELD_OUT = ("validation", "valid", "val", "dev", "test")  # names of a dataset's held-out split, tried in this order
 
@@ -149,12 +149,15 @@ class Dataset:
     def _files_of(self, folder: Path) -> list[Path]:
         """The Arrow files that `state.json` names, in its order; without one, those of the path."""
         if not self.path or not (folder / "state.json").is_file():
-            return find_files(self.path, "dataset", ((".arrow",),), "saved_dataset")
+            return files_of(self.path, "dataset", ((".arrow",),), "saved_dataset")
         # Only names: a data file must not lead to files elsewhere.
         named = [Path(str(entry["filename"])).name for entry in _object(folder / "state.json").get("_data_files", [])]
         files = [folder / name for name in named]
         if missing := [f for f in files if not f.is_file()]:
-            raise UserError(f"{folder}: state.json names {missing[0].name}, which is missing\n    try: ls {shlex.quote(str(folder))}")
+            raise UserError(
+                f"{folder}: state.json names {missing[0].name}, which is missing\n"
+                f"    try: ls {shlex.quote(str(folder))}"
+            )
         return files
 
     def documents(self) -> Iterator[Document]:

@@ -1,4 +1,4 @@
-"""Generated sources that show in-context learning: linear functions, bursty classes, and mixtures of hidden Markov models.
+"""Generated sources that show in-context learning: linear functions, bursty classes, hidden Markov models.
 
 A text is written in the characters of tokenizer=symbols, one per token, and `?` announces what is to be predicted. The
 validation split asks for what no training text tells: other functions, other classes, examples of a hidden concept. So
@@ -93,9 +93,7 @@ class LinearFunctions:
         return _documents("linear_functions", self._rows())
 
     def fingerprint(self) -> str:
-        return _fingerprint(
-            "linear_functions", self.dim, self.examples, self.levels, self.noise, self.texts, self.seed
-        )
+        return _fingerprint("linear_functions", self.dim, self.examples, self.levels, self.noise, self.texts, self.seed)
 
 
 @sources.register("bursty")
@@ -106,8 +104,9 @@ class Bursty:
     learned in the weights.  In a share `bursty` of the texts the asked class occurs three times in the context of eight
     pairs, and another class as often, so it can be read there, too; the others draw all their classes at random, with
     the frequency rank^-zipf.  Held-out texts have classes that no training text has, two with four items each, and
-    labels drawn anew for each text: only the context tells them.  Score with objective=answers, objective.skip=3; guessing
-    among the two labels gives 1/2.  Source: Chan et al. 2022, arXiv:2205.05055.
+    labels drawn anew for each text: only the context tells them.  Score with objective=answers, objective.skip=3;
+    guessing among the two labels gives 1/2.  A text fills a row of 37 tokens.  Source: Chan et al. 2022,
+    arXiv:2205.05055.
     """
 
     context, width = 8, 3

@@ -3,12 +3,13 @@
 import hashlib
 import random
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import tokenizers as hf
 
 from ablatio_std.tokenizers._learned import pieces_of
 
-VARIANTS = 64  # segmentations that are drawn for each different word
+VARIANTS = 64  # 6 bits; segmentations that are drawn for each different word
 
 
 class MergeDropout:
@@ -30,7 +31,7 @@ class MergeDropout:
         for piece in pieces_of(text):
             written = self.model.normalizer.normalize_str(piece) if self.model.normalizer else piece
             for word, _ in self.model.pre_tokenizer.pre_tokenize_str(written):
-                ids += self._variant(word, draw.getrandbits(6) % VARIANTS)
+                ids += self._variant(word, draw.getrandbits(6))
         return ids
 
     def _variant(self, word: str, number: int) -> list[int]:
@@ -44,8 +45,7 @@ class MergeDropout:
     def _merged(self, word: str, draw: random.Random) -> list[str]:
         tokens = [symbol for character in word for symbol in self._symbols(character)]
         while True:
-            pairs = zip(tokens, tokens[1:], strict=False)
-            found = [(self.rank[pair], i) for i, pair in enumerate(pairs) if pair in self.rank]
+            found = [(self.rank[pair], i) for i, pair in enumerate(pairwise(tokens)) if pair in self.rank]
             kept = [pair for pair in found if draw.random() >= self.p]
             if not kept:
                 return tokens

@@ -76,6 +76,9 @@ class Spelling:
         return {token: i for i, token in enumerate((*SPELLED, *tokens))}, kept
 
 
+BYTES = Spelling()
+
+
 def without_rare(spelling: Spelling, pieces: Iterable[str], most: int) -> tuple[list[str], Iterator[str]]:
     """Return (the most frequent characters, at most `most`; the texts between the others).
 

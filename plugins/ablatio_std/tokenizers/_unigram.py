@@ -86,7 +86,7 @@ def fit_pieces(counts: Mapping[str, int], alphabet: Sequence[str], size: int) ->
 
 
 class _Model:
-    """Pieces with their log-probabilities, fitted to counts of words; a removed piece has a log-probability of -1e30."""
+    """Pieces with their log-probabilities, fitted to counts of words; a removed piece has -1e30."""
 
     def __init__(self, words: Mapping[str, int], alphabet: Sequence[str], size: int) -> None:
         seeds = _seeds(words, alphabet, SEEDS * size)
@@ -95,7 +95,7 @@ class _Model:
         self.scores = np.log(np.array([max(n, 1.0) for n in seeds.values()]))
         self.scores -= _log_sum(list(self.scores[:, None]))
         self.words = _tables(words, self.names)
-        self.pieces = _tables({name: 1 for name in self.names[self.kept :]}, self.names)  # pieces as words
+        self.pieces = _tables(dict.fromkeys(self.names[self.kept :], 1), self.names)  # pieces as words
 
     def ids(self) -> list[int]:
         """Ids of the pieces that are left."""

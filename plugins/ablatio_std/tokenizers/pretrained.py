@@ -157,7 +157,7 @@ def pretrained(
 ) -> Tokenizer:
     """The tokenizer that a model was trained with, unchanged, so that all ids keep their meaning.
 
-    Of a folder `tokenizer.json` is read, or else `tokenizer.model`, a SentencePiece model; a file is read by its ending.
+    Of a folder `tokenizer.json` is read, or else `tokenizer.model`, a SentencePiece model; a file by its ending.
     Some of these tokenizers normalize the text: what comes back is the normalized one.
     """
     place = Path(path).expanduser()
@@ -168,8 +168,8 @@ def pretrained(
         return Fast(model, eos, _answer_end(pieces.parent), str(pieces), _added_by_config(pieces.parent))
     if not path or not file.is_file():
         raise UserError(
-            f"tokenizer.path{f': there is no {file}' if path else ' is empty'}; expected the folder of a run or a model, "
-            "or a file tokenizer.json or tokenizer.model"
+            f"tokenizer.path{f': there is no {file}' if path else ' is empty'}; expected the folder of a run or a "
+            "model, or a file tokenizer.json or tokenizer.model"
             "\n    try: ablatio fetch smollm2"
         )
     try:

@@ -17,19 +17,19 @@ from ablatio.errors import DamagedFile, UserError
 from ablatio_std.tokenizers._common import BYTE_OF, state_of, text_of
 from ablatio_std.tokenizers._dropout import MergeDropout
 from ablatio_std.tokenizers._learned import Learned, opening, pieces_of
-from ablatio_std.tokenizers._spelling import Spelling, without_rare
+from ablatio_std.tokenizers._spelling import BYTES, Spelling, without_rare
 
 _BYTES = [*(bytes([byte]) for byte in range(256)), b""]
 
 Merges = Sequence[tuple[str, str]]
 
 
-def _bpe(vocab: dict[str, int], merges: Merges = (), spelling: Spelling = Spelling()) -> hf.Tokenizer:
+def _bpe(vocab: dict[str, int], merges: Merges = (), spelling: Spelling = BYTES) -> hf.Tokenizer:
     model = hf.Tokenizer(hf.models.BPE(vocab, list(merges), byte_fallback=spelling.byte_fallback))
     return spelling.applied(model)
 
 
-def _fast(vocab: dict[str, int], merges: Merges, eos: tuple[str, int], spelling: Spelling = Spelling()) -> hf.Tokenizer:
+def _fast(vocab: dict[str, int], merges: Merges, eos: tuple[str, int], spelling: Spelling = BYTES) -> hf.Tokenizer:
     """BPE that puts the end-of-document token in front of each text, as in training."""
     model = _bpe(vocab | dict([eos]), merges, spelling)
     model.decoder = spelling.decoder()

@@ -35,7 +35,9 @@ class Unigram(Learned):
     def _set_vocabulary(self, pieces: list[tuple[str, float]]) -> None:
         names = [piece for piece, _ in pieces]
         if names[:256] != _BYTES or len(names) >= self.vocab_size or len(set(names)) < len(names):
-            raise DamagedFile(f"a unigram model of {len(names)} ids does not fit tokenizer.vocab_size={self.vocab_size}")
+            raise DamagedFile(
+                f"a unigram model of {len(names)} ids does not fit tokenizer.vocab_size={self.vocab_size}"
+            )
         if not all(math.isfinite(score) for _, score in pieces):
             raise DamagedFile("a unigram model has log-probabilities that are not finite numbers")
         self._pieces, self._made = pieces, None

@@ -53,9 +53,7 @@ class WordPiece(Learned):
     def train(self, texts: Iterable[str]) -> None:
         # The library's own trainer numbers the pieces inside words in an order that differs between processes.
         alphabet = sorted([*_BYTES, *_INSIDES])
-        trainer = hf.trainers.BpeTrainer(
-            vocab_size=self.vocab_size - 1, initial_alphabet=alphabet, show_progress=False
-        )
+        trainer = hf.trainers.BpeTrainer(vocab_size=self.vocab_size - 1, initial_alphabet=alphabet, show_progress=False)
         model = hf.Tokenizer(hf.models.BPE())
         model.pre_tokenizer = hf.pre_tokenizers.Split("\n", "removed")
         model.train_from_iterator(_marked(texts), trainer)
