@@ -99,7 +99,7 @@ def records(
         elif kind in (".csv", ".tsv"):
             yield from _csv(file, stream, "\t" if kind == ".tsv" else ",", columns, bad)
         elif kind == ".tar":
-            yield from _tar(file, stream, columns)
+            yield from _tar(file, stream, columns, bad)
         else:
             yield from _json(file, stream, expected, bad)
 
@@ -208,37 +208,38 @@ def _csv(file: Path, stream: IO[bytes], delimiter: str, columns: Sequence[str], 
             yield Record(dict(zip(names, row, strict=True)), place, number)
 
 
-def _tar(file: Path, stream: IO[bytes], columns: Sequence[str]) -> Iterator[Record]:
+def _tar(file: Path, stream: IO[bytes], columns: Sequence[str], bad: Report) -> Iterator[Record]:
     """The samples of a shard: consecutive files with the same name up to the first dot; the fields are their endings.
 
     A field `json` is parsed, other fields are text; with `columns` only these are read.
     """
-    fields: dict[str, Any] = {}
-    sample, number = "", 0
+    number = 0
     try:
         with tarfile.open(fileobj=stream, mode="r|") as shard:
-            for member in shard:
-                if not member.isfile():
-                    continue
-                folder, slash, name = member.name.rpartition("/")
-                base, _, ending = name.partition(".")
-                if (key := f"{folder}{slash}{base}") != sample and fields:
-                    number += 1
-                    yield Record(fields, Place(file, "record", number), number)
-                    fields = {}
-                sample = key
-                if columns and ending not in columns:
-                    continue
-                content = shard.extractfile(member)
-                text = utf8(b"" if content is None else content.read(), Path(f"{file}:{member.name}"), 0)
-                place = Place(file, "record", number + 1)
-                fields[ending] = _loaded(text, place, Expected()) if ending == "json" else text
+            files = (member for member in shard if member.isfile())
+            for _, members in itertools.groupby(files, lambda member: _sample(member.name)[0]):
+                number += 1
+                place, fields, endings = Place(file, "record", number), dict[str, Any](), list[str]()
+                for member in members:
+                    endings.append(ending := _sample(member.name)[1])
+                    if not columns or ending in columns:
+                        content = shard.extractfile(member)
+                        text = utf8(b"" if content is None else content.read(), Path(f"{file}:{member.name}"), 0)
+                        fields[ending] = _loaded(text, place, Expected()) if ending == "json" else text
+                if missing := [column for column in columns if column not in endings]:
+                    bad(no_column(place, missing[0], endings))
+                else:
+                    yield Record(fields, place, number)
     except tarfile.TarError as error:
-        raise invalid_data(
-            Place(file), f"a damaged tar archive ({error})", fix=f"tar -tf {shlex.quote(str(file))}"
-        ) from None
-    if fields:
-        yield Record(fields, Place(file, "record", number + 1), number + 1)
+        show = f"tar -tf {shlex.quote(str(file))}"
+        raise invalid_data(Place(file), f"a damaged tar archive ({error})", fix=show) from None
+
+
+def _sample(path: str) -> tuple[str, str]:
+    """(name of the sample, ending) of a file in a shard: its name is cut at the first dot."""
+    folder, slash, name = path.rpartition("/")
+    base, _, ending = name.partition(".")
+    return f"{folder}{slash}{base}", ending
 
 
 def checked_text(value: str, name: str, place: Place) -> str:

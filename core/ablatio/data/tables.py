@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ablatio.data.data_files import COMPRESSIONS, Place, invalid_data, read_bytes
+from ablatio.errors import UserError
 
 PARQUET = b"PAR1"
 ARROW_FILE = b"ARROW1"
@@ -67,7 +68,7 @@ def _known(file: Path, columns: Sequence[str], names: Sequence[str]) -> list[str
     return list(columns)
 
 
-def no_column(place: Place, column: str, names: Sequence[str]) -> Exception:
+def no_column(place: Place, column: str, names: Sequence[str]) -> UserError:
     """Return the error for a column that a table lacks; it lists those that there are."""
     listed = ", ".join(names[:40]) or "none"
     return invalid_data(

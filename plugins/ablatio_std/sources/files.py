@@ -118,7 +118,8 @@ class Dataset:
         column: Annotated[str, COLUMN] = "text",
         split: Annotated[str, "split that is trained on"] = "train",
         held_out: Annotated[
-            str | None, "split that is held out; null: validation, valid, val, dev or test, the first that is there"
+            str | None,
+            "split that is held out; null: validation, valid, val, dev or test, the first that is there; empty: none",
         ] = None,
         on_error: Annotated[OnError, ON_ERROR] = "fail",
     ) -> None:
@@ -136,7 +137,8 @@ class Dataset:
         if not self.path or not (folder / "dataset_dict.json").is_file():
             return [("", self._files_of(folder))]
         splits: list[str] = _object(folder / "dataset_dict.json").get("splits", [])
-        wanted = [self.held_out] if self.held_out else [n for n in HELD_OUT if n in splits and n != self.split][:1]
+        usual = [n for n in HELD_OUT if n in splits and n != self.split][:1]
+        wanted = usual if self.held_out is None else [self.held_out] if self.held_out else []
         if unknown := [n for n in (self.split, *wanted) if n not in splits]:
             raise UserError(
                 f"{folder}: there is no split {unknown[0]!r}; it has {', '.join(splits) or 'none'}\n"
