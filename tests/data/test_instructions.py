@@ -106,18 +106,13 @@ def test_self_instruct_keeps_what_is_new_and_usable(seeds: str, tmp_path: Path) 
 
 
 def test_evolved_instructions_replace_their_origin(seeds: str) -> None:
-    texts = [
-        "Name a bird that cannot fly, and explain why it lost its wings.", "#Rewritten Prompt#: what?", "",
-        "Name a color in one word.",
-    ]  # fmt: skip
-    writer = Scripted(texts)
+    text = "Name a bird that cannot fly, and explain why it lost its wings."
+    writer = Scripted([text, "#Rewritten Prompt#: what?", "", "Name a color in one word."])
     found = conversations("evolved", writer, path=seeds, rounds=1, keep_seeds=False)
-    assert found == [
-        (texts_of := "Name a bird that cannot fly, and explain why it lost its wings.", "It has 63 signs.")
-    ]
+    assert found == [(text, "It has 63 signs.")]
     requests = [p for p in writer.prompts if not p.endswith("Output:")]
     assert len(requests) == 4 and all("#The Given Prompt#:\nName" in p for p in requests)
-    silent = Scripted([texts_of] * 4, {texts_of: "Sorry, I cannot."})
+    silent = Scripted([text] * 4, {text: "Sorry, I cannot."})
     silent.digest = "another"
     assert conversations("evolved", silent, path=seeds, rounds=1, keep_seeds=False) == []
 

@@ -33,7 +33,8 @@ BACK = {"prompt": ("{label:no|maybe|yes}: {premise}",), "answer": ("{hypothesis}
 @pytest.mark.oracle("source=table", "texts written by hand")
 def test_patterns_are_filled_with_cells(table: Path) -> None:
     assert pairs(table, **FORWARD) == [
-        ("It rains. Then: It is wet.", "yes"), ("It rains. Then: It is dry.", "no"), ("He sings. Then: He is good.", "maybe"),
+        ("It rains. Then: It is wet.", "yes"), ("It rains. Then: It is dry.", "no"),
+        ("He sings. Then: He is good.", "maybe"),
     ]  # fmt: skip
     assert pairs(table, **BACK)[0] == ("yes: It rains.", "It is wet.")
 
