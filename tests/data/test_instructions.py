@@ -35,17 +35,21 @@ def lcs(a: list[str], b: list[str]) -> int:
     return table[-1][-1]
 
 
-@pytest.mark.oracle("source=self_instruct", "torchmetrics' ROUGE-L for the novelty")
-def test_rouge_l_is_that_of_torchmetrics_and_of_a_table() -> None:
+@pytest.mark.slow
+def test_rouge_l_is_that_of_torchmetrics() -> None:
     from torchmetrics.functional.text.rouge import rouge_score
 
+    for a, b in (("Name a bird.", "Name two birds, a heron?"), ("Write 3 rhymes", "write 3 rhymes!")):
+        theirs = rouge_score(a, b, rouge_keys="rougeL")["rougeL_fmeasure"].item()
+        assert rouge_l(words_of(a), words_of(b)) == pytest.approx(theirs)
+
+
+@pytest.mark.oracle("source=self_instruct", "ROUGE-L by a table of common subsequences, and by torchmetrics")
+def test_rouge_l_is_that_of_a_table() -> None:
     draw = random.Random(0)
     for _ in range(60):
         a, b = ([draw.choice("abcdef") for _ in range(draw.randint(1, 80))] for _ in range(2))
         assert rouge_l(a, b) == pytest.approx(2 * lcs(a, b) / (len(a) + len(b)))
-    for a, b in (("Name a bird.", "Name two birds, a heron?"), ("Write 3 rhymes", "write 3 rhymes!")):
-        theirs = rouge_score(a, b, rouge_keys="rougeL")["rougeL_fmeasure"].item()
-        assert rouge_l(words_of(a), words_of(b)) == pytest.approx(theirs)
     assert rouge_l([], ["a"]) == rouge_l(["a"], []) == 0
     novel = Novelty(0.7)
     novel.add("Name a bird in one word")
@@ -132,8 +136,9 @@ def test_bad_seeds_and_runs_are_named(seeds: str, tmp_path: Path) -> None:
         conversations("self_instruct", SampleWriter("a"), path=str(tmp_path / "bad.jsonl"))
     done = ablatio(["train", "task=sft", "source=self_instruct", f"source.path={seeds}"], tmp_path / "log")
     assert done.code == 2 and "source.run is empty" in done.err
-    several = ablatio(["train", "task=sft", "source=several", "source.of=[evolved]"], tmp_path / "log")
-    assert several.code == 2 and "evolved needs a run" in several.err
+    several: Any = sources.build("several", {"of": ["evolved"]})
+    with pytest.raises(UserError, match="evolved needs a run"):
+        list(several.conversations())
 
 
 @pytest.mark.slow

@@ -82,12 +82,16 @@ class WrittenInstructions:
         return find_files(self.path, self.name, ENDINGS, "seed_tasks.jsonl")
 
     def fingerprint(self) -> str:
-        knobs = json.dumps(self.knobs | {"keep_seeds": self.keep_seeds}, sort_keys=True)
+        return key_of(self._key(), str(self.keep_seeds))
+
+    def _key(self) -> str:
+        """Identifies what is written: by the writer, the seeds and the knobs."""
+        knobs = json.dumps(self.knobs, sort_keys=True)
         return files_digest(self._files(), f"{self.name}-1", self.writer.digest, knobs)
 
     def _written(self) -> list[Instruction]:
         seeds = list(read_seeds(self._files()))
-        entry = cache_root() / "instructions" / key_of(self.name, self.fingerprint())
+        entry = cache_root() / "instructions" / key_of(self.name, self._key())
 
         def build(folder: Path) -> dict[str, Any]:
             dropped = Counter[str]()
