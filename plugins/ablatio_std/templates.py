@@ -249,3 +249,68 @@ class Alpaca:
 
 def _has_system(messages: Sequence[Message]) -> bool:
     return bool(messages) and messages[0].role == "system"
+
+
+@templates.register("task", paper="arXiv:2204.07705")
+class TaskTemplate:
+    """description (blank line) Input: question (blank line) Output: answer (end), with or without a description.
+
+    As tasks are written in Super-NaturalInstructions (Wang et al. 2022). A system message takes the description's
+    place.  With `reversed` the answer is given and the question is asked for and has the loss, as in the reversed
+    templates of P3 (arXiv:2110.08207); then a prompt is an answer.  It adds no tokens.
+    """
+
+    signs, end = (), EOS
+
+    def __init__(
+        self,
+        *,
+        description: Annotated[str, "what is to be done, in front of each conversation; empty: none"] = "",
+        input: Annotated[str, "label of the question"] = "Input",
+        output: Annotated[str, "label of the answer"] = "Output",
+        reversed: Annotated[bool, "the question is asked for, the answer is given"] = False,
+    ) -> None:
+        self.description, self.labels, self.reversed = description, (input, output), reversed
+
+    @property
+    def jinja(self) -> str:
+        """The template in Jinja, with description and labels as constants; not reversed."""
+        given, asked = self.labels[::-1] if self.reversed else self.labels
+        front = repr(f"{self.description}\n\n" if self.description else "")
+        return (
+            "{{ bos_token }}{{ messages[0].content + '\n\n' if messages[0].role == 'system' else "
+            + front
+            + " }}{% for m in messages if m.role != 'system' %}"
+            "{% if m.role == 'user' %}{{ '' if loop.first else '\n\n' }}"
+            f"{{{{ {f'{given}: '!r} + m.content + '\n\n' }}}}"
+            f"{{% else %}}{{{{ {f'{asked}: '!r} + m.content + eos_token }}}}{{% endif %}}{{% endfor %}}"
+            f"{{% if add_generation_prompt %}}{{{{ {f'{asked}:'!r} }}}}{{% endif %}}"
+        )
+
+    def __call__(self, messages: Sequence[Message], answering: bool = False) -> Iterator[ChatSegment]:
+        description = messages[0].text if _has_system(messages) else self.description
+        if description:
+            yield ChatSegment(f"{description}\n\n")
+        given, asked = self.labels[::-1] if self.reversed else self.labels
+        for i, (question, answer) in enumerate(_pairs(messages)):
+            shown, target = (answer, question) if self.reversed and answer else (question, answer)
+            yield ChatSegment(f"{chr(10) * 2 if i else ''}{given}: {shown.text if shown else ''}\n\n")
+            if answer or answering:
+                yield ChatSegment(f"{asked}:")
+            if answer and target:
+                yield ChatSegment(f" {target.text}", said=True, weight=answer.weight)
+                yield ChatSegment(EOS, sign=True, said=True, weight=answer.weight)
+
+
+def _pairs(messages: Sequence[Message]) -> Iterator[tuple[Message | None, Message | None]]:
+    """Each answer with the question before it; None for one that is missing."""
+    question: Message | None = None
+    for message in messages:
+        if message.role == "assistant":
+            yield question, message
+            question = None
+        elif message.role != "system":
+            text = f"{question.text}\n\n{message.text}" if question else message.text
+            question = Message("user", text)
+    if question:
+        yield question, None

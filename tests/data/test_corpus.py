@@ -49,7 +49,9 @@ def test_stream_is_eos_and_tokens_of_each_document(corpus: Corpus, toy: Any) -> 
         texts = [corpus.tokenizer.decode(part.tolist()) for part in np.split(stream, starts[1:])]
         assert set(texts) <= {document.text for document in toy().given}
         size = sum(len(text.encode()) for text in texts)
-        assert corpus.counts[split] == {"documents": len(texts), "tokens": len(stream), "bytes": size}
+        words = sum(len(text.split()) for text in texts)
+        expected = {"documents": len(texts), "tokens": len(stream), "bytes": size, "words": words}
+        assert corpus.counts[split] == expected
     assert sum(corpus.counts[split]["documents"] for split in SPLITS) == 40
 
 
@@ -82,7 +84,7 @@ def test_cache_key_covers_everything_that_changes_the_tokens(toy: Any, tmp_path:
 
 
 def test_group_size_does_not_change_the_stream(corpus: Corpus, toy: Any, tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr("ablatio.data.corpus._GROUP", 500)
+    monkeypatch.setattr("ablatio.data.shards._GROUP", 500)
     assert content(make(toy(), tmp_path / "other")) == content(corpus)
 
 
@@ -357,4 +359,5 @@ def test_state_of_the_union_with_the_default_tokenizer(tmp_path: Path) -> None:
         make(StateOfTheUnion(), tmp_path, BPE())
         times.append(time.perf_counter() - begin)
     assert min(times) < 0.2
-    assert json.loads((corpus.folder / "meta.json").read_text())["content"]["facts"] == corpus.counts
+    facts = json.loads((corpus.folder / "meta.json").read_text())["content"]["facts"]
+    assert facts == corpus.counts | {"encoding_seconds": corpus.encoding_seconds}

@@ -69,7 +69,7 @@ def test_json_lines(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl.xz").write_bytes(lzma.compress(data))
     for name in ("a.jsonl", "a.jsonl.gz", "a.jsonl.xz"):
         assert read(JsonLines(path=str(tmp_path / name))) == ["one", "two\nlines"]
-    assert read(JsonLines(path=str(tmp_path / "a.jsonl"), text="body")) == ["uno", "due"]
+    assert read(JsonLines(path=str(tmp_path / "a.jsonl"), column="body")) == ["uno", "due"]
     assert len(read(JsonLines(path=str(tmp_path)))) == 6
     assert [d.id for d in JsonLines(path=str(tmp_path / "a.jsonl")).documents()] == ["a.jsonl:1", "a.jsonl:2"]
 
@@ -86,7 +86,7 @@ def test_fingerprint_depends_on_content_and_knobs_not_on_location(tmp_path: Path
     assert first != Text(path=here).fingerprint()
     row = tmp_path / "a.jsonl"
     row.write_text('{"text": "a", "b": "c"}')
-    assert JsonLines(path=str(row)).fingerprint() != JsonLines(path=str(row), text="b").fingerprint()
+    assert JsonLines(path=str(row)).fingerprint() != JsonLines(path=str(row), column="b").fingerprint()
     assert len({StateOfTheUnion().fingerprint(), ChineseClassics().fingerprint()}) == 2
 
 
@@ -185,8 +185,8 @@ class TestPaths:
         ("{'text': 1}", ("line 3", "not valid JSON", 'as {"text": "..."}')),
         ("[" * 100_000, ("line 3", "not valid JSON")),
         ('["a"]', ("line 3: found a list", "expected one JSON object per line")),
-        ('{"texts": "a", "n": 1}', ("line 3: there is no field 'text'", "'texts', 'n'", "source.text=texts")),
-        ('{"body": "a"}', ("there is no field 'text'", "source.text=body")),
+        ('{"texts": "a", "n": 1}', ("line 3: there is no field 'text'", "'texts', 'n'", "source.column=texts")),
+        ('{"body": "a"}', ("there is no field 'text'", "source.column=body")),
         ('{"text": 5}', ("the field 'text' holds int",)),
         ("{}", ("Its fields: none",)),
     ],

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 import ablatio_std.tokenizers.trained as module
 from ablatio import tokenizers
 from ablatio.errors import DamagedFile
+from ablatio_std.tokenizers import _learned
 from ablatio_std.tokenizers.trained import BPE, Bytes, Symbols
 
 TEXTS = st.text() | st.text(alphabet=" \n\t\r\x1c\x85\xa0　ab'sS1.é世🙂", max_size=60)
@@ -162,13 +163,13 @@ def test_cached_tokens_need_no_library_tokenizer(small_bpe: BPE, monkeypatch: py
 
 @pytest.mark.oracle("tokenizer=bpe", "tokenizers library on the whole text")
 def test_long_text_encoded_in_pieces_equals_the_whole(small_bpe: BPE, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_PIECE", 3)
-    monkeypatch.setattr(module, "_AT_ONCE", 2)
+    monkeypatch.setattr(_learned, "_PIECE", 3)
+    monkeypatch.setattr(_learned, "_AT_ONCE", 2)
 
     @settings(max_examples=200, deadline=None)
     @given(TEXTS)
     def check(text: str) -> None:
-        assert "".join(module._pieces(text)) == text
+        assert "".join(_learned.pieces_of(text)) == text
         assert small_bpe.encode([text])[0].tolist() == small_bpe._model.encode(text).ids
 
     check()

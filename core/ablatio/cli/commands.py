@@ -10,6 +10,7 @@ from typing import Any
 
 COMMANDS = {
     "train": "train a model assembled from named parts; -m runs a sweep",
+    "prepare": "tokenize a corpus into the cache, and describe it with its tokenizer",
     "resume": "continue an interrupted sweep or run",
     "evaluate": "score a run on held-out text, at any sequence length",
     "artifact": "count the bytes of a run's compressed weights and of the code of its parts",

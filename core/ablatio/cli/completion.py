@@ -63,7 +63,7 @@ function __ablatio_complete
 end
 complete -c ablatio -f -a '(__ablatio_complete)'
 """
-SETTINGS = ("train", "size", "coordinates")  # commands whose words are settings
+SETTINGS = ("train", "size", "coordinates", "prepare")  # commands whose words are settings
 OWN_FLAGS = {  # of commands that read their words themselves
     "train": ("-m", "--multirun", "--help", "--cfg", "--info", "--hydra-help", "--config-dir"),
     "resume": ("--help",),

@@ -143,6 +143,10 @@ class Trainer:
     )
     threads: Annotated[int | None, Processes, "threads of torch; by default one per core"] = None
     workers: Annotated[int, Range(0, 1024), "processes that load data"] = 0
+    data_workers: Annotated[
+        int, Range(0, 1024), "processes that tokenize documents; 0: one per core for a large corpus"
+    ] = 0
+    data_memory: Annotated[int, Positive, "MiB for tokenizing a corpus, of all its processes"] = 2048
     compile: Annotated[bool, "torch.compile each block: 1.2x faster after a minute of compilation"] = False
     progress: Annotated[bool, "show a progress bar"] = True
 

@@ -60,7 +60,10 @@ class SpecialTokenTokenizer:
         """The base as a `tokenizers.Tokenizer`, with the special tokens added under their ids."""
         made = of_base(eos)
         data = json.loads(made.to_str())
-        data["model"]["vocab"] |= {sign: self.specials[sign] for sign in self._added}
+        if isinstance(vocab := data["model"]["vocab"], list):  # of a unigram model: the ids are the places
+            vocab += [[sign, -1e4] for sign in self._added]
+        else:
+            vocab |= {sign: self.specials[sign] for sign in self._added}
         found = type(made).from_str(json.dumps(data))
         found.add_special_tokens(self._added)
         return found

@@ -13,19 +13,24 @@ import json
 import logging
 import lzma
 import shlex
+import time
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
-from ablatio.errors import EnvironmentFault, UserError
+from ablatio.errors import AblatioError, EnvironmentFault, UserError
+from ablatio.storage.atomic_write import make_folder, write_text
+from ablatio.storage.paths import cache_root
 
 LINE_LIMIT = 1 << 28  # bytes of one line: bounds the memory for a file without line ends
 EXPANSION_LIMIT = 200  # bytes per compressed byte; text and JSON reach 3 to 50, an archive made to fill memory 1000
 EXPANSION_FREE = 1 << 26  # bytes that any archive may expand to
+REMEMBERED = 1 << 25  # bytes of a file from which on its digest is remembered
+_SETTLED = 5  # seconds after a change within which another one may leave the times of a file as they are
 COMPRESSIONS = {".gz": "zcat", ".xz": "xzcat", ".zst": "zstdcat"}
 _CHUNK = 1 << 20
 _BOM = b"\xef\xbb\xbf"
@@ -82,7 +87,7 @@ def shown(value: Any, limit: int = 40) -> str:
 
 
 def find_files(path: str, source: str, endings: Sequence[Sequence[str]], example: str) -> list[Path]:
-    """Return the files of a path, folder or glob, sorted by name.
+    """Return the files of a path, folder or glob, sorted by name; several paths are separated by `:`.
 
     endings  groups of file endings; of a folder the files of the first group that occurs are read, and a message names
              the data files of other groups that it holds
@@ -95,6 +100,9 @@ def find_files(path: str, source: str, endings: Sequence[Sequence[str]], example
         raise UserError(f"source.path={path!r}: source={source} needs a file, a folder or a glob.\n    try: {command}")
     place = Path(path).expanduser()
     with readable(place):
+        if ":" in path and not place.exists():
+            parts = [find_files(part, source, endings, example) for part in path.split(":")]
+            return [file for files in parts for file in files]
         if place.is_file():
             return [place]
         if place.is_dir():
@@ -240,6 +248,23 @@ def read_text(file: Path) -> str:
         return utf8(read_bytes(file), file, 0)
 
 
+def read_parts(file: Path, separator: str) -> Iterator[str]:
+    """Yield the texts between the separators of a file, as `str.split`, with one of them in memory at a time."""
+    cut, held, tail, offset = separator.encode(), list[bytes](), b"", 0
+    with readable(file), opened(file) as stream:
+        while chunk := stream.read(_CHUNK):
+            held.append(chunk)
+            if cut not in tail + chunk:  # a separator may begin in the chunk before
+                tail = (tail + chunk)[-len(cut) :]
+                continue
+            *parts, rest = b"".join(held).split(cut)
+            for part in parts:
+                yield utf8(part, file, offset)
+                offset += len(part) + len(cut)
+            held, tail = [rest], rest[-len(cut) :]
+        yield utf8(b"".join(held), file, offset)
+
+
 def read_lines(file: Path, stream: IO[bytes]) -> Iterator[tuple[int, str]]:
     """Yield (number, text) of each line, with its line end; UserError for a line of more than `LINE_LIMIT` bytes."""
     offset = number = 0
@@ -284,6 +309,33 @@ def files_digest(files: Sequence[Path], *knobs: str) -> str:
     """Return a sha256 of the files' contents in order, their suffixes and the knobs; independent of their location."""
     parts = []
     for file in files:
-        with readable(file), file.open("rb") as stream:
-            parts.append((file.suffix, hashlib.file_digest(stream, "sha256").hexdigest()))
+        with readable(file):
+            parts.append((file.suffix, content_digest(file)))
     return hashlib.sha256(json.dumps([knobs, parts]).encode()).hexdigest()
+
+
+def content_digest(file: Path) -> str:
+    """Return the sha256 of a file; that of a large one is remembered until its size, inode or times change.
+
+    So a corpus of any size is read for its digest once, not at the start of every run.  Call it inside `readable`.
+    """
+    stat = file.stat()
+    if stat.st_size < REMEMBERED:
+        return _sha256(file)
+    identity = json.dumps([str(file.resolve()), stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns])
+    entry = cache_root() / "digests" / hashlib.sha256(identity.encode()).hexdigest()
+    with suppress(OSError):
+        known = entry.read_text(encoding="ascii")
+        if len(known) == 64:
+            return known
+    found = _sha256(file)
+    if time.time() - max(stat.st_mtime, stat.st_ctime) > _SETTLED:
+        with suppress(AblatioError):  # a cache that cannot be written
+            make_folder(entry.parent)
+            write_text(entry, found)
+    return found
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,16 +1,16 @@
-"""Records of data files: JSON Lines, a JSON list, CSV, Parquet and Arrow, each plain, .gz, .xz or .zst.
+"""Records of data files: JSON Lines, a JSON list, CSV, Parquet, Arrow and tar shards, each plain, .gz, .xz or .zst.
 
 `python -m ablatio.data.records FILE NUMBER` prints one record.
 """
 
 import csv
-import io
 import itertools
 import json
+import shlex
 import sys
+import tarfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -22,17 +22,17 @@ from ablatio.data.data_files import (
     invalid_data,
     log_once,
     opened,
-    read_bytes,
     read_lines,
     readable,
     shown,
+    utf8,
 )
+from ablatio.data.tables import is_arrow, is_parquet, no_column, table_rows
 from ablatio.errors import AblatioError, UserError
 
 # Groups of endings in the order in which they are preferred in a folder.
-ENDINGS = ((".jsonl", ".ndjson"), (".parquet",), (".arrow",), (".json",), (".csv", ".tsv"))
+ENDINGS = ((".jsonl", ".ndjson"), (".parquet",), (".arrow",), (".json",), (".csv", ".tsv"), (".tar",))
 TABLES = (".parquet", ".arrow")
-_ROWS = 256  # rows of a table that are held in memory as Python objects
 _NAMES = 50  # different names of unused fields that are counted; a file could have a new one in each record
 
 
@@ -68,39 +68,60 @@ class Expected:
         return invalid_data(place, came, f"one JSON object per line{example}, or one list of them", self.fix)
 
 
-def records(file: Path, expected: Expected = Expected()) -> Iterator[Record]:
+Report = Callable[[UserError], None]  # called with the error of a row that cannot be used: raises it or counts it
+
+
+def refuse(error: UserError) -> None:
+    """Raise the error of a row: the first one ends the reading."""
+    raise error
+
+
+def records(
+    file: Path, expected: Expected = Expected(), *, columns: Sequence[str] = (), bad: Report = refuse
+) -> Iterator[Record]:
     """Yield the records of a file.
 
-    The format is that of the ending (.csv, .tsv) or of the first bytes (Parquet, Arrow); otherwise it is JSON, one
-    object per line or one list of objects.  Raises UserError for content that cannot be read.
+    The format is that of the ending (.csv, .tsv, .tar) or of the first bytes (Parquet, Arrow); otherwise it is JSON,
+    one object per line or one list of objects.
+
+    columns  of a table (Parquet, Arrow, CSV) those that are needed: others are not read from Parquet and Arrow, and
+             one that is missing is a UserError that lists the columns
+    bad      called with the UserError of a row that cannot be read; by default it raises it.  A file that is damaged
+             as a whole is always an error
     """
     kind = kind_of(file)
     with readable(file), opened(file) as stream:
         # Files that are not compressed are buffered readers, too.
         head: bytes = stream.peek(8)[:8]  # type: ignore[attr-defined]
-        if head.startswith(b"PAR1") or kind == ".parquet":
-            yield from _table(file, _parquet(file))
-        elif head.startswith((b"ARROW1", b"\xff\xff\xff\xff")) or kind == ".arrow":
-            yield from _table(file, _arrow(file, head.startswith(b"ARROW1")))
+        if is_parquet(head, kind) or is_arrow(head, kind):
+            for number, row in enumerate(table_rows(file, head, kind, columns), 1):
+                yield Record(row, Place(file, "row", number), number)
         elif kind in (".csv", ".tsv"):
-            yield from _csv(file, stream, "\t" if kind == ".tsv" else ",")
+            yield from _csv(file, stream, "\t" if kind == ".tsv" else ",", columns, bad)
+        elif kind == ".tar":
+            yield from _tar(file, stream, columns, bad)
         else:
-            yield from _json(file, stream, expected)
+            yield from _json(file, stream, expected, bad)
 
 
-def _json(file: Path, stream: IO[bytes], expected: Expected) -> Iterator[Record]:
+def _json(file: Path, stream: IO[bytes], expected: Expected, bad: Report) -> Iterator[Record]:
     """JSON Lines, unless the first character is that of a list, or the whole file is one object."""
     every = read_lines(file, stream)
     lines = ((number, text) for number, text in every if text.strip())
     number, text = next(lines, (0, ""))
     if text.lstrip().startswith("["):
-        yield from _json_list(file, text + "".join(line for _, line in every), number, expected)
+        yield from _json_list(file, text + "".join(line for _, line in every), number, expected, bad)
         return
     if text.strip() == "{" or (text and kind_of(file) == ".json" and not _is_json(text)):
         text += "".join(line for _, line in every)
     while text:
         place = Place(file, "line", number)
-        yield _record(_loaded(text, place, expected), place, number, expected)
+        try:
+            record = _record(_loaded(text, place, expected), place, number, expected)
+        except UserError as error:
+            bad(error)
+        else:
+            yield record
         number, text = next(lines, (0, ""))
 
 
@@ -125,7 +146,7 @@ def _record(value: Any, place: Place, number: int, expected: Expected) -> Record
     return Record(value, place, number)
 
 
-def _json_list(file: Path, text: str, line: int, expected: Expected) -> Iterator[Record]:
+def _json_list(file: Path, text: str, line: int, expected: Expected, bad: Report) -> Iterator[Record]:
     """The records of one JSON list, decoded one by one; `line` is the number of the first line of `text`."""
     decoder, at = json.JSONDecoder(), text.index("[") + 1
 
@@ -145,7 +166,12 @@ def _json_list(file: Path, text: str, line: int, expected: Expected) -> Iterator
             value, end = decoder.raw_decode(text, at)
         except (ValueError, RecursionError) as error:
             raise broken(at, f"not valid JSON in record {number} ({error})") from None
-        yield _record(value, Place(file, "record", number), number, expected)
+        try:
+            record = _record(value, Place(file, "record", number), number, expected)
+        except UserError as error:
+            bad(error)
+        else:
+            yield record
         at = skip(end)
         if text[at : at + 1] == "]":
             if rest := text[skip(at + 1) :]:
@@ -156,7 +182,7 @@ def _json_list(file: Path, text: str, line: int, expected: Expected) -> Iterator
         at = skip(at + 1)
 
 
-def _csv(file: Path, stream: IO[bytes], delimiter: str) -> Iterator[Record]:
+def _csv(file: Path, stream: IO[bytes], delimiter: str, columns: Sequence[str], bad: Report) -> Iterator[Record]:
     """Rows of a table in text; the first one names the columns."""
     csv.field_size_limit(LINE_LIMIT)  # its own limit of 128 KiB is less than a document
     rows = csv.reader((text for _, text in read_lines(file, stream)), delimiter=delimiter, strict=True)
@@ -174,60 +200,46 @@ def _csv(file: Path, stream: IO[bytes], delimiter: str) -> Iterator[Record]:
             names = row
             if len(set(names)) < len(names) or "" in names:
                 raise invalid_data(place, f"the columns {shown(names, 80)}", "a name for each column, each once")
+            if missing := [column for column in columns if column not in names]:
+                raise no_column(place, missing[0], names)
+        elif row and len(row) != len(names):
+            bad(invalid_data(place, f"{len(row)} cells", f"{len(names)}, as the first line has"))
         elif row:
-            if len(row) != len(names):
-                raise invalid_data(place, f"{len(row)} cells", f"{len(names)}, as the first line has")
             yield Record(dict(zip(names, row, strict=True)), place, number)
 
 
-def _parquet(file: Path) -> Iterator[Any]:
-    import pyarrow.parquet
+def _tar(file: Path, stream: IO[bytes], columns: Sequence[str], bad: Report) -> Iterator[Record]:
+    """The samples of a shard: consecutive files with the same name up to the first dot; the fields are their endings.
 
-    with pyarrow.parquet.ParquetFile(_seekable(file)) as table:
-        yield from table.iter_batches(batch_size=_ROWS, use_threads=False)
-
-
-def _arrow(file: Path, random_access: bool) -> Iterator[Any]:
-    import pyarrow.ipc
-
-    content = _seekable(file)
-    with pyarrow.ipc.open_file(content) if random_access else pyarrow.ipc.open_stream(content) as table:
-        batches = (table.get_batch(i) for i in range(table.num_record_batches)) if random_access else table
-        for batch in batches:
-            yield from (batch.slice(start, _ROWS) for start in range(0, batch.num_rows, _ROWS))
-
-
-def _seekable(file: Path) -> Any:
-    """The file for a reader that needs random access: an archive is decompressed in memory."""
-    return io.BytesIO(read_bytes(file)) if file.suffix in COMPRESSIONS else str(file)
-
-
-def _table(file: Path, batches: Iterator[Any]) -> Iterator[Record]:
-    """Rows of a table without their empty cells, which stand for missing fields."""
+    A field `json` is parsed, other fields are text; with `columns` only these are read.
+    """
     number = 0
-    while True:
-        with _valid_table(file):
-            batch = next(batches, None)
-            if batch is None:
-                return
-            rows = batch.to_pylist()
-        for row in rows:
-            number += 1
-            yield Record({n: v for n, v in row.items() if v is not None}, Place(file, "row", number), number)
-
-
-@contextmanager
-def _valid_table(file: Path) -> Iterator[None]:
-    import pyarrow
-
     try:
-        yield
-    except MemoryError:
-        raise
-    except (pyarrow.ArrowException, OSError, ValueError, OverflowError, TypeError, KeyError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
-        raise invalid_data(Place(file), f"not a valid table ({str(error)[:200]})", "Parquet or Arrow") from None
+        with tarfile.open(fileobj=stream, mode="r|") as shard:
+            files = (member for member in shard if member.isfile())
+            for _, members in itertools.groupby(files, lambda member: _sample(member.name)[0]):
+                number += 1
+                place, fields, endings = Place(file, "record", number), dict[str, Any](), list[str]()
+                for member in members:
+                    endings.append(ending := _sample(member.name)[1])
+                    if not columns or ending in columns:
+                        content = shard.extractfile(member)
+                        text = utf8(b"" if content is None else content.read(), Path(f"{file}:{member.name}"), 0)
+                        fields[ending] = _loaded(text, place, Expected()) if ending == "json" else text
+                if missing := [column for column in columns if column not in endings]:
+                    bad(no_column(place, missing[0], endings))
+                else:
+                    yield Record(fields, place, number)
+    except tarfile.TarError as error:
+        show = f"tar -tf {shlex.quote(str(file))}"
+        raise invalid_data(Place(file), f"a damaged tar archive ({error})", fix=show) from None
+
+
+def _sample(path: str) -> tuple[str, str]:
+    """(name of the sample, ending) of a file in a shard: its name is cut at the first dot."""
+    folder, slash, name = path.rpartition("/")
+    base, _, ending = name.partition(".")
+    return f"{folder}{slash}{base}", ending
 
 
 def checked_text(value: str, name: str, place: Place) -> str:
@@ -265,6 +277,33 @@ class UnusedFields:
             named = ", ".join(f"{name} ({count})" for name, count in found.items())
             log_once(f"source={source} does not use these fields (number of times that they occur): {named}")
         return found
+
+
+class BadRows:
+    """Rows that cannot be used, over one pass of a source: the first is raised, or they are counted and left out.
+
+    `BadRows(skip=...)` is called with the UserError of each.
+    """
+
+    def __init__(self, skip: bool) -> None:
+        self.skip, self.count = skip, 0
+        self.first: UserError | None = None
+
+    def __call__(self, error: UserError) -> None:
+        """Raise the error, or count its row."""
+        if not self.skip:
+            raise error
+        self.first = self.first or error
+        self.count += 1
+
+    def close(self, source: str, used: int) -> int:
+        """Return the count and log it once; UserError with the first row's error if no row could be used."""
+        if self.first is not None and not used:
+            raise UserError(f"none of the {self.count} row(s) can be used. {self.first}")
+        if self.first is not None:
+            came = str(self.first).partition("\n")[0]
+            log_once(f"source={source} left out {self.count} row(s) that cannot be used; the first: {came}")
+        return self.count
 
 
 if __name__ == "__main__":

@@ -91,8 +91,9 @@ def _digest(text: str) -> bytes:
 class TrainValSplit:
     """The documents of a source by split, read lazily; blank documents are skipped.
 
-    Training documents that repeat a held-out text are left out. A hash never separates equal texts, but a source that
-    names splits itself can.
+    Training documents that repeat a held-out text are left out. A hash never separates equal texts, so a source whose
+    `names_splits` is False is not read before its first document is yielded. A source that names splits itself can hold
+    copies, so it is read once for the held-out texts.
     """
 
     def __init__(self, source: Source, val_fraction: float) -> None:
@@ -101,7 +102,12 @@ class TrainValSplit:
 
     @cached_property
     def held_out(self) -> frozenset[bytes]:
-        """The digests of the validation texts; reads the source. Raises UserError if a split is empty."""
+        """The digests of the validation texts of a source that names splits; reads the source.
+
+        Raises UserError if the validation split is empty.
+        """
+        if not getattr(self.source, "names_splits", True):
+            return frozenset()
         total, held_out = 0, set()
         for split, digest, _ in self._assigned():
             total += 1
@@ -109,22 +115,28 @@ class TrainValSplit:
                 held_out.add(digest)
         if not held_out:
             raise UserError(self._empty("validation", total))
-        # A second pass, not a list of texts: the source may be larger than the memory.
-        if all(split == "validation" or digest in held_out for split, digest, _ in self._assigned()):
-            raise UserError(self._empty("train", total))
         return frozenset(held_out)
 
-    def documents(self, split: Split) -> Iterator[Document]:
-        """Yield the documents of one split."""
+    def assigned(self) -> Iterator[tuple[Split, Document]]:
+        """Yield all documents with their splits, in the source's order. Raises UserError at the end if one is empty."""
         held_out, copies = self.held_out, 0
-        for assigned, digest, document in self._assigned():
-            if split == "train" and assigned == "train" and digest in held_out:
+        counts: dict[Split, int] = {"train": 0, "validation": 0}
+        for split, digest, document in self._assigned():
+            if split == "train" and digest in held_out:
                 copies += 1
-            elif assigned == split:
-                yield document
+                continue
+            counts[split] += 1
+            yield split, document
+        for split, count in counts.items():
+            if not count:
+                raise UserError(self._empty(split, copies + sum(counts.values())))
         if copies and not self._warned:
             self._warned = True
             log.warning("%d training document(s) repeat the text of a held-out one and are left out", copies)
+
+    def documents(self, split: Split) -> Iterator[Document]:
+        """Yield the documents of one split."""
+        return (document for assigned, document in self.assigned() if assigned == split)
 
     def _empty(self, split: Split, total: int) -> str:
         if not total:
@@ -147,6 +159,11 @@ class TrainValSplit:
                 raise UserError(
                     f"document {document.id!r} has split={document.split!r}; expected 'train', 'validation' or '' "
                     "(a hash of the text decides).\n    try: Document(text, id, split='') in the source"
+                )
+            if document.split and not getattr(self.source, "names_splits", True):
+                raise UserError(
+                    f"document {document.id!r} has split={document.split!r}, but its source declares that it names no "
+                    f"splits\n    try: names_splits = True in {type(self.source).__name__}"
                 )
             digest = text_digest(document)  # also if the source names the split: it reveals copies across splits
             yield document.split or hash_split(digest, self.val_fraction), digest, document

@@ -14,6 +14,7 @@ KNOBS: Mapping[str, Mapping[str, str]] = {
     "alignment=a2c": {"vf": "vf_coef", "ent": "entropy_coef"},
     "quantization=int4": {"aware": "qat"},
     "quantization=int8": {"aware": "qat"},
+    "source=jsonl": {"text": "column"},
     "stabilizer=spike_rewind": {"back": "rewind_steps", "most": "max_rewinds"},
 }
 # kind -> fact or class attribute of a part -> its new name

@@ -29,6 +29,7 @@ from ablatio.registry.kinds.launch_types import LaunchRequest
 from ablatio.registry.kinds.search_space import Arm, Axis, Trial, TrialResult
 from ablatio.registry.registry import REGISTRIES, PartSpec
 from ablatio.testing import tiny_models
+from ablatio.testing.sample_tables import SampleWriter, sample_tables
 from ablatio.training.initial_weights import start_model
 from ablatio.training.task_context import TaskContext
 
@@ -294,7 +295,7 @@ def _sample_files() -> list[Path]:
     too_long = {"prompt": f"What is it that {'very ' * 40}many are?", "answers": ["Four.", "Many."], "scores": [2, 1]}
     judgements: list[dict[str, Any]] = [*pairs, *ranked, *rated, too_long]
     judged.write_text("".join(json.dumps(line) + "\n" for line in judgements), encoding="utf-8")
-    return [text, rows, folder, chats, judged]
+    return [text, rows, folder, chats, judged, *sample_tables(paragraphs)]
 
 
 @functools.cache
@@ -317,15 +318,15 @@ def _sample_tokenizer() -> Path:
 
 
 def source(entry: PartSpec, knobs: Knobs | None = None) -> Any:
-    """A source; one with a knob `path` reads the first generated file that it accepts (text, JSON lines, a folder)."""
+    """A source; one with a knob `path` reads the first generated file that it accepts (text, JSON lines, a table)."""
     knob = entry.knob("path")
     given = dict(knobs or {})
     if knob is None or given.get("path", knob.default) != knob.default:
-        return made(entry, given)
+        return made(entry, given, open_run=SampleWriter)
     problems = []
     for path in _sample_files():
         value = [str(path)] if knob.length is not None else str(path)
-        part = made(entry, given | {"path": value})
+        part = made(entry, given | {"path": value}, open_run=SampleWriter)
         try:
             next(iter(part.documents()))
         except (UserError, StopIteration) as error:

@@ -36,6 +36,7 @@ from ablatio.training.reward_model import open_reward
 from ablatio.training.run_spec import RunSpec
 from ablatio.training.scheduled_settings import ScheduledSettings, parts_of
 from ablatio.training.task_context import TaskContext
+from ablatio.training.text_writer import open_writer
 from ablatio.training.timeline import Timeline
 
 COMPILED = "TORCHINDUCTOR_CACHE_DIR"  # environment variable
@@ -182,7 +183,7 @@ def build_task(spec: RunSpec) -> tuple[TaskContext, Any, dict[str, Stabilizer]]:
     config = spec.config
     options = config["stabilizer"] or {}
     stabilizers = {name: kinds.stabilizers.build(name, knobs) for name, knobs in options.items()}
-    setup = TaskContext(config, row_plan(spec.timeline, stabilizers), open_reward, open_model)
+    setup = TaskContext(config, row_plan(spec.timeline, stabilizers), open_reward, open_model, open_writer)
     choice = PartChoice.of(config["task"])
     return setup, kinds.tasks.build(choice.name, choice.knobs, setup=setup), stabilizers
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from ablatio.data.chat import Template, with_special_tokens
 from ablatio.data.corpus import Corpus, prepare, train_or_load_tokenizer
 from ablatio.data.order import RowPlan
+from ablatio.data.shards import Resources
 from ablatio.data.types import Source, Tokenizer
 from ablatio.model.builder import PartChoice
 from ablatio.model.cost.parameters import row_length
@@ -42,6 +43,7 @@ class TaskContext:
     plan         number of rows of each batch
     open_reward  open_reward(folder, tokenizer) returns the reward model of a run as a function; None outside training
     open_model   open_model(folder, key) returns the FrozenModel of a run, key: the setting for errors; None outside
+    open_writer  open_writer(folder) returns the model of a run as a writer of text; None outside training
     length       tokens per row, the longest if they change
     seeds        seeds of the random streams
     built        parts built so far, by kind
@@ -51,6 +53,7 @@ class TaskContext:
     plan: RowPlan
     open_reward: OpenReward | None = None
     open_model: OpenModel | None = None
+    open_writer: Callable[[str], Any] | None = None
     length: int = field(init=False)
     seeds: Seeds = field(init=False)
     built: dict[str, list[Any]] = field(init=False, default_factory=dict)
@@ -73,13 +76,20 @@ class TaskContext:
 
     def source(self) -> Source:
         """Build the config's source."""
-        source: Source = self.part("source")
+        source: Source = self.part("source", open_run=self.open_writer)
         return source
 
     def corpus(self, source: Source) -> tuple[Corpus, Tokenizer]:
         """Return the source as token streams, and the tokenizer trained on its training documents."""
         tokenizer, key = self._tokenizer()
-        return prepare(source, tokenizer, key, self.cache, self.config["data"]["val_fraction"]), tokenizer
+        fraction = self.config["data"]["val_fraction"]
+        return prepare(source, tokenizer, key, self.cache, fraction, self.resources), tokenizer
+
+    @property
+    def resources(self) -> Resources:
+        """Processes and memory for tokenizing."""
+        trainer = self.config["trainer"]
+        return Resources(trainer["data_workers"], trainer["data_memory"])
 
     def tokenizer(self, source: Source) -> Tokenizer:
         """Return the trained tokenizer alone, without the corpus."""

@@ -144,6 +144,8 @@ class Several:
             name, colon, path = written.partition(":")
             if "conversations" not in sources[name].facts["uses"] or name == "several":
                 raise UserError(f"source.of: {name} does not provide conversations\n    try: source.of=[gsm_symbolic]")
+            if sources[name].wiring:
+                raise UserError(f"source.of: {name} needs a run, and can only be used alone: source={name}")
             yield written, sources.build(name, {"path": path} if colon else {})
 
     def conversations(self) -> Iterator[Conversation]:

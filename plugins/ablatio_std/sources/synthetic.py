@@ -78,3 +78,61 @@ rule(
     why="{source.pairs} pairs and as many questions need {5 * source.pairs + 1} tokens; source.length={source.length}",
     fix="source.length={5 * source.pairs + 1}",
 )
+
+
+@sources.register("arithmetic")
+class Arithmetic:
+    """Plain sums a+b=c in decimal digits, written `07+12?019`: `?` stands for the equals sign and asks for the sum.
+
+    All numbers have leading zeros, the summands `digits` digits and the sum one more, so an answer is the digits + 1
+    tokens after `?`: use tokenizer=symbols with tokenizer.alphabet=".?+0123456789", and objective=answers with
+    objective.skip=0 and objective.count=3 (for two digits).  A share `held_out` of the pairs {a, b}, chosen by a hash,
+    occurs in the validation split alone, in either order.  Source: generated.
+    """
+
+    def __init__(
+        self,
+        *,
+        digits: Annotated[int, Range(1, 15), "digits of each summand"] = 2,
+        sums: Annotated[int, Range(1, 10_000), "sums in a text"] = 3,
+        reverse: Annotated[bool, "digits of the sum from the last to the first, as carries are computed"] = False,
+        held_out: Annotated[float, Range(0, 1, open_low=True, open_high=True), "share of the pairs held out"] = 0.1,
+        texts: Annotated[int, Range(100, 10_000_000), "number of texts in both splits together"] = 40_000,
+        seed: Annotated[int, Range(0, 2**31), "seed of the texts"] = 0,
+    ) -> None:
+        self.digits, self.sums, self.reverse, self.held_out, self.texts, self.seed = (
+            digits, sums, reverse, held_out, texts, seed,
+        )  # fmt: skip
+
+    def documents(self) -> Iterator[Document]:
+        kept = {"train": self.texts - self.texts // 20, "validation": self.texts // 20}
+        number = 0
+        for split, count in kept.items():
+            rng = np.random.Generator(np.random.PCG64([self.seed, number]))
+            for _ in range(count):
+                pairs = [self._pair(rng, held_out=split == "validation") for _ in range(self.sums)]
+                yield Document("".join(self._written(a, b) for a, b in pairs), str(number), split)  # type: ignore[arg-type]
+                number += 1
+
+    def _pair(self, rng: np.random.Generator, held_out: bool) -> tuple[int, int]:
+        """A random pair of summands that belongs to this split."""
+        for _ in range(100_000):
+            a, b = map(int, rng.integers(10**self.digits, size=2))
+            if self._is_held_out(a, b) == held_out:
+                return a, b
+        raise UserError(
+            f"source.held_out={self.held_out}: the {10**self.digits} numbers have no pair for one of the splits\n"
+            "    try: source.held_out=0.2"
+        )
+
+    def _is_held_out(self, a: int, b: int) -> bool:
+        digest = hashlib.sha256(f"{self.seed}:{min(a, b)}+{max(a, b)}".encode()).digest()
+        return int.from_bytes(digest[:8], "big") < self.held_out * 2.0**64
+
+    def _written(self, a: int, b: int) -> str:
+        total = f"{a + b:0{self.digits + 1}d}"
+        return f"{a:0{self.digits}d}+{b:0{self.digits}d}{ASKED}{total[::-1] if self.reverse else total}"
+
+    def fingerprint(self) -> str:
+        knobs = (self.digits, self.sums, self.reverse, self.held_out, self.texts, self.seed)
+        return hashlib.sha256(f"arithmetic-1 {knobs}".encode()).hexdigest()

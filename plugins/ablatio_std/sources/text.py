@@ -1,22 +1,21 @@
-"""Sources of text: text files, records, and the two corpora that ship with ablatio (origins: corpora/NOTICE.md).
+"""Sources of text: text files, and the two corpora that ship with ablatio (origins: corpora/NOTICE.md).
 
 Files may be plain, .gz, .xz or .zst.  A file that cannot be read raises a UserError that names the place.
 """
 
 import hashlib
-import json
 import math
 import re
 from collections.abc import Iterator, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from ablatio import Range, sources
-from ablatio.data.data_files import files_digest, find_files, invalid_data, log_once, read_text, shown
-from ablatio.data.records import ENDINGS, TABLES, Expected, Record, UnusedFields, checked_text, kind_of, records
+from ablatio.data.data_files import files_digest, find_files, log_once, read_parts, read_text
+from ablatio.data.records import ENDINGS, TABLES, UnusedFields, kind_of
 from ablatio.data.types import Document
-from ablatio.errors import UserError
+
+from ._records import PATH, text_records
 
 CORPORA = Path(__file__).parents[1] / "corpora"
 _ENDINGS = ((".txt", ".md"),)
@@ -36,15 +35,19 @@ class Text:
     def __init__(
         self,
         *,
-        path: Annotated[str, "a file, a folder or a glob; .gz, .xz and .zst are decompressed"] = "",
+        path: Annotated[str, PATH] = "",
         separator: Annotated[str, r"text between two documents of a file, as \n\n; empty: one document per file"] = "",
     ) -> None:
         self.path, self.separator = path, re.sub(r"\\[nrt]", lambda m: _ESCAPES[m[0]], separator)
-
         self.unused_fields: dict[str, int] = {}
 
     def _files(self) -> list[Path]:
         return find_files(self.path, "text", _ENDINGS, "book.txt")
+
+    @property
+    def names_splits(self) -> bool:
+        """True for a single file that is one document: its last tenth is held out."""
+        return not self.separator and len(self._files()) == 1
 
     def documents(self) -> Iterator[Document]:
         files, unused = self._files(), UnusedFields()
@@ -56,11 +59,10 @@ class Text:
                 continue
             if any(kind in group for group in ENDINGS):
                 log_once(f"{file} is read as plain text; source=jsonl reads the text of its records")
-            whole = read_text(file)
             if len(files) == 1 and not self.separator:
-                yield from _with_tail(whole, file.name)
+                yield from _with_tail(read_text(file), file.name)
                 continue
-            texts = whole.split(self.separator) if self.separator else [whole]
+            texts = read_parts(file, self.separator) if self.separator else [read_text(file)]
             for number, text in enumerate(texts, 1):
                 if text.strip():
                     yield Document(text, f"{file.name}:{number}" if self.separator else file.name)
@@ -68,36 +70,6 @@ class Text:
 
     def fingerprint(self) -> str:
         return files_digest(self._files(), "text-1", self.separator)
-
-
-@sources.register("jsonl")
-class JsonLines:
-    """Records with their text in the field `text`: a file, the files of a folder, or a glob.
-
-    Records are JSON, one object per line or one list of objects, or the rows of a CSV, Parquet or Arrow file.
-    """
-
-    def __init__(
-        self,
-        *,
-        path: Annotated[str, "a file, a folder or a glob; .gz, .xz and .zst are decompressed"] = "",
-        text: Annotated[str, "field that holds the text"] = "text",
-    ) -> None:
-        self.path, self.text = path, text
-        self.unused_fields: dict[str, int] = {}
-
-    def _files(self) -> list[Path]:
-        return find_files(self.path, "jsonl", ENDINGS, "data.jsonl")
-
-    def documents(self) -> Iterator[Document]:
-        unused = UnusedFields()
-        for file in self._files():
-            for record in text_records(file, self.text, unused):
-                yield Document(record.fields[self.text], record.id)
-        self.unused_fields = unused.close("jsonl")
-
-    def fingerprint(self) -> str:
-        return files_digest(self._files(), "jsonl-1", self.text)
 
 
 @sources.register("sotu")
@@ -143,6 +115,8 @@ class StateOfTheUnion:
 class ChineseClassics:
     """Song lyrics, the Book of Songs and the Analects: 21,197 Chinese texts, 5.5 MB of UTF-8; split by text hash."""
 
+    names_splits = False
+
     def documents(self) -> Iterator[Document]:
         for record in text_records(CORPORA / "zh_classics.jsonl.xz", "text"):
             held = record.fields
@@ -160,29 +134,3 @@ def _with_tail(text: str, name: str) -> Iterator[Document]:
         yield Document(text[:cut], f"{name}:1", "train")
     if text[cut:].strip():
         yield Document(text[cut:], f"{name}:2", "validation")
-
-
-def text_records(file: Path, field: str, unused: UnusedFields | None = None) -> Iterator[Record]:
-    """Yield the records of a file, each with text in `field`; counts the fields that are not used."""
-    plain = "ablatio train source=text source.path=FILE, if it is plain text"
-    for record in records(file, Expected(f'{{{json.dumps(field)}: "..."}}', plain)):
-        if unused is not None:
-            unused.add(record.fields, {field})
-        if not isinstance(record.fields.get(field), str):
-            raise _no_text(record, field)
-        checked_text(record.fields[field], f"the field {field!r}", record.place)
-        yield record
-
-
-def _no_text(record: Record, field: str) -> UserError:
-    held = record.fields
-    came = (
-        f"the field {field!r} holds {type(held[field]).__name__}" if field in held else f"there is no field {field!r}"
-    )
-    texts = [name for name, other in held.items() if isinstance(other, str) and name.isidentifier()]
-    close = get_close_matches(field, texts, n=1, cutoff=0.5) or texts[:1] or ["FIELD"]
-    names = ", ".join(shown(name) for name in list(held)[:20]) or "none"
-    return invalid_data(
-        record.place, came, f"text. Its fields: {names}",
-        f"ablatio train source=jsonl source.path=FILE source.text={close[0]}",
-    )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The tokenizer of an existing model: that of a run, or the tokenizer.json of a folder written by transformers."""
+"""The tokenizer of an existing model: of a run, of a folder that transformers wrote, or a file of any library."""
 
 import functools
 import json
@@ -15,6 +15,7 @@ from ablatio import tokenizers
 from ablatio.data.types import Ids, Tokenizer, token_type
 from ablatio.errors import DamagedFile, UserError
 from ablatio_std.tokenizers._common import BYTE_OF, state_of, text_of
+from ablatio_std.tokenizers._sentencepiece import SentencePiece
 
 _AT_ONCE = 64  # texts per batch: the library keeps over a hundred bytes of memory per token
 _ENDS = ("<|endoftext|>", "</s>", "<eos>", "<|end_of_text|>", "[SEP]")  # end-of-document tokens tried in this order
@@ -149,14 +150,26 @@ class Fast:
 @tokenizers.register("pretrained", trained=False, reads_folder=True)
 def pretrained(
     *,
-    path: Annotated[str, "folder of a run, or a folder with transformers' tokenizer.json"] = "",
+    path: Annotated[
+        str, "folder of a run, folder with transformers' tokenizer.json, such a file, or a SentencePiece .model file"
+    ] = "",
     eos: Annotated[str | None, "end-of-document token; null: that of the folder"] = None,
 ) -> Tokenizer:
-    """The tokenizer that a model was trained with, unchanged, so that all ids keep their meaning."""
-    file = Path(path).expanduser() / "tokenizer.json"
+    """The tokenizer that a model was trained with, unchanged, so that all ids keep their meaning.
+
+    Of a folder `tokenizer.json` is read, or else `tokenizer.model`, a SentencePiece model; a file by its ending.
+    Some of these tokenizers normalize the text: what comes back is the normalized one.
+    """
+    place = Path(path).expanduser()
+    file = place if place.is_file() else place / "tokenizer.json"
+    pieces = file if file.suffix == ".model" else file.with_name("tokenizer.model")
+    if path and not (file.is_file() and file.suffix != ".model") and pieces.is_file():
+        model = SentencePiece.read(pieces).tokenizer()
+        return Fast(model, eos, _answer_end(pieces.parent), str(pieces), _added_by_config(pieces.parent))
     if not path or not file.is_file():
         raise UserError(
-            f"tokenizer.path{f': there is no {file}' if path else ' is empty'}; expected the folder of a run or a model"
+            f"tokenizer.path{f': there is no {file}' if path else ' is empty'}; expected the folder of a run or a "
+            "model, or a file tokenizer.json or tokenizer.model"
             "\n    try: ablatio fetch smollm2"
         )
     try:

@@ -1,9 +1,11 @@
-"""Tokenizers: bytes, byte-level BPE, symbols.  All are lossless for any text; no text is encoded to the id `eos`."""
+"""Tokenizers: bytes, byte-pair encoding, symbols.  At their defaults all are lossless for any text.
+
+No text is encoded to the id `eos`.
+"""
 
 import json
-import re
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Annotated
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import tokenizers as hf
@@ -13,40 +15,25 @@ from ablatio import Range, tokenizers
 from ablatio.data.types import Ids, token_type
 from ablatio.errors import DamagedFile, UserError
 from ablatio_std.tokenizers._common import BYTE_OF, state_of, text_of
-
-_AT_ONCE = 256  # pieces per batch: the library keeps over a hundred bytes of memory per token
-_PIECE = 1 << 14  # characters of a piece, at least
-_CUT = re.compile(r"(?<=\S)[ \n]")  # a space or line end after a non-space: no token crosses it
+from ablatio_std.tokenizers._dropout import MergeDropout
+from ablatio_std.tokenizers._learned import Learned, opening, pieces_of
+from ablatio_std.tokenizers._spelling import BYTES, Spelling, without_rare
 
 _BYTES = [*(bytes([byte]) for byte in range(256)), b""]
-_ALPHABET = {character: i for i, character in enumerate(sorted(BYTE_OF))}
-_AS_BYTES = str.maketrans({character: chr(byte) for character, byte in BYTE_OF.items()})
 
 Merges = Sequence[tuple[str, str]]
 
 
-def _bpe(vocab: dict[str, int], merges: Merges = ()) -> hf.Tokenizer:
-    model = hf.Tokenizer(hf.models.BPE(vocab, list(merges)))
-    model.pre_tokenizer = hf.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    return model
+def _bpe(vocab: dict[str, int], merges: Merges = (), spelling: Spelling = BYTES) -> hf.Tokenizer:
+    model = hf.Tokenizer(hf.models.BPE(vocab, list(merges), byte_fallback=spelling.byte_fallback))
+    return spelling.applied(model)
 
 
-def _pieces(text: str) -> Iterator[str]:
-    """Split a long text where the tokens of the pieces are those of the whole text."""
-    start = 0
-    while len(text) - start > _PIECE and (cut := _CUT.search(text, start + _PIECE)):
-        yield text[start : cut.start()]
-        start = cut.start()
-    yield text[start:]
-
-
-def _fast(vocab: dict[str, int], merges: Merges, eos: tuple[str, int]) -> hf.Tokenizer:
-    """Byte-level BPE that puts the end-of-document token in front of each text, as in training."""
-    model = _bpe(vocab | dict([eos]), merges)
-    model.decoder = hf.decoders.ByteLevel()
-    model.add_special_tokens([eos[0]])
-    model.post_processor = hf.processors.TemplateProcessing(f"{eos[0]} $A", special_tokens=[eos])
-    return model
+def _fast(vocab: dict[str, int], merges: Merges, eos: tuple[str, int], spelling: Spelling = BYTES) -> hf.Tokenizer:
+    """BPE that puts the end-of-document token in front of each text, as in training."""
+    model = _bpe(vocab | dict([eos]), merges, spelling)
+    model.decoder = spelling.decoder()
+    return opening(model, eos[0])
 
 
 @tokenizers.register("bytes")
@@ -80,20 +67,38 @@ class Bytes:
 
 
 @tokenizers.register("bpe", paper="arXiv:1508.07909")
-class BPE:
-    """Byte-level byte-pair encoding (Sennrich et al. 2016; on bytes: GPT-2, Radford et al. 2019).
+class BPE(Learned):
+    """Byte-pair encoding (Sennrich et al. 2016), by default on bytes (GPT-2, Radford et al. 2019).
 
     Starting from 256 bytes, the most frequent pair of adjacent tokens inside words becomes a new id, until there are
     vocab_size - 1 ids; eos is the last id.  If a small corpus has fewer pairs, the remaining ids stay unused.
+
+    byte_fallback  starts from the characters of the text instead (as in LLaMA, arXiv:2302.13971); a character without
+                   an id is written as its bytes, with 256 more ids.  It then takes at least 513 ids
+    normalize      nfkc loses the difference of compatible characters: the text that comes back is the normalized one,
+                   and bits per byte count its bytes
+    dropout        BPE-dropout (Provilkov et al. 2019, arXiv:1910.13267): each merge is left out with this probability
+                   where a training document is tokenized.  Held-out text and prompts are encoded without it.  The
+                   tokens are drawn once, so all epochs see the same
     """
 
-    trained = True
-
     def __init__(
-        self, *, vocab_size: Annotated[int, Range(257, 1_000_000), "number of ids, with 256 bytes and eos"] = 2048
+        self,
+        *,
+        vocab_size: Annotated[int, Range(257, 1_000_000), "number of ids, with 256 bytes and eos"] = 2048,
+        digits: Annotated[bool, "each digit is a token of its own"] = False,
+        byte_fallback: Annotated[bool, "tokens are made of characters, and of bytes for rare ones"] = False,
+        normalize: Annotated[Literal["none", "nfkc"], "Unicode normal form of all text before it is encoded"] = "none",
+        dropout: Annotated[float, Range(0, 1, open_high=True), "share of the merges left out in training text"] = 0.0,
     ) -> None:
-        self.vocab_size, self.eos = vocab_size, vocab_size - 1
-        self._set_vocabulary(_ALPHABET, [])
+        super().__init__(vocab_size)
+        self.spelling, self.dropout = Spelling(digits, byte_fallback, normalize), dropout
+        if byte_fallback and vocab_size < 513:
+            raise UserError(
+                f"tokenizer.vocab_size={vocab_size} is too small for byte_fallback: bytes, characters and eos need at "
+                "least 513 ids\n    try: tokenizer.vocab_size=2048"
+            )
+        self._set_vocabulary(self.spelling.alphabet, [])
 
     def _set_vocabulary(self, vocab: dict[str, int], merges: Merges) -> None:
         """Set vocabulary and merges.  Raises DamagedFile, KeyError, TypeError or ValueError if they are not consistent.
@@ -103,59 +108,60 @@ class BPE:
         tokens = sorted(vocab, key=vocab.__getitem__)
         if [vocab[token] for token in tokens] != list(range(len(tokens))) or not 256 <= len(tokens) < self.vocab_size:
             raise DamagedFile(f"a BPE of {len(tokens)} ids does not fit tokenizer.vocab_size={self.vocab_size}")
-        if unknown := set().union(*tokens) - BYTE_OF.keys():
+        if not self.spelling.byte_fallback and (unknown := set().union(*tokens) - BYTE_OF.keys()):
             raise ValueError(f"{min(unknown)!r} does not stand for a byte")
         for left, right in merges:
             if not (left in vocab and right in vocab and left + right in vocab):
                 raise ValueError(f"the merge of {left!r} and {right!r} needs a token that is not in the vocabulary")
         self._vocab, self._merges = {token: i for i, token in enumerate(tokens)}, merges
-        self._table = [token.translate(_AS_BYTES).encode("latin-1") for token in tokens]
+        self._table = [self.spelling.bytes_of(token) for token in tokens]
         self._table += [b""] * (self.vocab_size - len(tokens))
-        self._state = ""
-        self._made: hf.Tokenizer | None = None
+        self._state, self._made = "", None
+        self._dropped: MergeDropout | None = None
 
-    @property
-    def _model(self) -> hf.Tokenizer:
-        self._made = self._made or _bpe(self._vocab, self._merges)
-        return self._made
+    def _build(self) -> hf.Tokenizer:
+        return _bpe(self._vocab, self._merges, self.spelling)
 
     def train(self, texts: Iterable[str]) -> None:
-        model = _bpe(_ALPHABET)
+        pieces = (piece for text in texts for piece in pieces_of(text))
+        alphabet, base = sorted(BYTE_OF), 0
+        if self.spelling.byte_fallback:
+            base = 256
+            alphabet, pieces = without_rare(self.spelling, pieces, (self.vocab_size - 1 - base) // 2)
         trainer = hf.trainers.BpeTrainer(  # no special token, as the library would look for its name in the text
-            vocab_size=self.vocab_size - 1, initial_alphabet=sorted(BYTE_OF), show_progress=False
+            vocab_size=self.vocab_size - 1 - base, initial_alphabet=alphabet, show_progress=False
         )
-        model.train_from_iterator((piece for text in texts for piece in _pieces(text)), trainer)
+        model = self.spelling.applied(hf.Tokenizer(hf.models.BPE()))
+        model.train_from_iterator(pieces, trainer)
         trained = json.loads(model.to_str())["model"]
-        self._set_vocabulary(trained["vocab"], [(left, right) for left, right in trained["merges"]])
+        self._set_vocabulary(*self.spelling.completed(trained["vocab"], [(a, b) for a, b in trained["merges"]]))
 
-    def encode(self, texts: Sequence[str]) -> list[Ids]:
-        pieces = [(i, piece) for i, text in enumerate(texts) for piece in _pieces(text)]
-        parts: list[list[Ids]] = [[] for _ in texts]
+    def encode_train(self, texts: Sequence[str]) -> list[Ids]:
+        """Encode training documents: with dropout."""
+        if not self.dropout:
+            return self.encode(texts)
+        self._dropped = self._dropped or MergeDropout(self._model, self._vocab, self._merges, self.dropout)
         dtype = token_type(self.vocab_size)
-        for start in range(0, len(pieces), _AT_ONCE):
-            group = pieces[start : start + _AT_ONCE]
-            encoded = self._model.encode_batch_fast([piece for _, piece in group], add_special_tokens=False)
-            for (i, _), result in zip(group, encoded, strict=True):
-                parts[i].append(np.array(result.ids, dtype=dtype))
-        return [np.concatenate(part) for part in parts]
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return text_of(self._table, ids)
-
-    def token_bytes(self) -> NDArray[np.int64]:
-        return np.array([len(token) for token in self._table], dtype=np.int64)
+        return [np.array(self._dropped(text), dtype=dtype) for text in texts]
 
     def state(self) -> str:
         if not self._state:  # kept, as a run needs it several times
-            state = {"tokenizer": "bpe", "vocab": self._vocab, "merges": self._merges}
+            state = {"tokenizer": "bpe", "vocab": self._vocab, "merges": self._merges, **self._settings()}
             self._state = json.dumps(state, ensure_ascii=False)
         return self._state
 
+    def _settings(self) -> dict[str, Any]:
+        """Knobs beside the vocabulary that change the ids, if they differ from their defaults."""
+        return self.spelling.settings() | ({"dropout": self.dropout} if self.dropout else {})
+
     def fast(self, eos: str) -> hf.Tokenizer:
-        return _fast(self._vocab, self._merges, (eos, self.eos))
+        return _fast(self._vocab, self._merges, (eos, self.eos), self.spelling)
 
     def restore(self, state: str) -> None:
         saved = state_of(state)
+        own = self._settings()
+        if (kept := {k: v for k, v in saved.items() if k not in ("tokenizer", "vocab", "merges")}) != own:
+            raise DamagedFile(f"the saved state has the settings {kept or 'none'}, expected {own or 'none'}")
         try:
             self._set_vocabulary(saved["vocab"], [(left, right) for left, right in saved["merges"]])
         except (AttributeError, KeyError, TypeError, ValueError) as error:

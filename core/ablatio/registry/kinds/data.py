@@ -21,6 +21,9 @@ class Source(Protocol):
     A source may also offer conversations or feedback, for tasks that train on those; its documents are then their
     texts.
 
+    Wiring:
+    open_run         open_run(folder) returns the model of a run as a writer: see ablatio.training.text_writer
+
     Methods:
     documents()      yields the documents (ablatio.data.types.Document), from the first one on
     fingerprint()    a sha256 over the content and the knobs that affect it, but not over its location
@@ -29,6 +32,8 @@ class Source(Protocol):
 
     Optional attributes:
     unused_fields    {name: number of records} of the fields that its last pass did not use, for the manifest
+    skipped_rows     number of rows that its last pass left out because they cannot be used, for the manifest
+    names_splits     False if no document names its split: it is then not read before the first one is used
     """
 
     def documents(self) -> Iterator[Document]: ...
@@ -61,6 +66,7 @@ class Tokenizer(Protocol):
 
     Optional members of a tokenizer that was made elsewhere:
     bos            id that opens a text in place of eos
+    encode_train(texts)  encodes training documents, if they are encoded otherwise than other texts (BPE-dropout)
     encode_joined(groups)  encodes groups of texts, each as one text, and returns the ids of each of its texts
     specials       {name: id} of tokens that no text encodes to, such as a chat template's special tokens
     fast(eos)      the same tokenizer as a `tokenizers.Tokenizer` whose end token is written `eos`, for export
@@ -94,6 +100,8 @@ class Tokenizer(Protocol):
 
 class TokenizerMethods(Protocol):
     """Optional methods of a Tokenizer."""
+
+    def encode_train(self, texts: Sequence[str]) -> list[Ids]: ...
 
     def encode_joined(self, groups: Sequence[Sequence[str]]) -> list[list[Ids]]: ...
 
@@ -129,6 +137,7 @@ sources: Registry[Source] = Registry(
     "source",
     "Where documents, conversations or preference feedback are read from.",
     contract=(Source, SourceMethods),
+    wiring=("open_run",),
     methods=("documents", "fingerprint"),
     any_of=("documents", "conversations", "feedback"),
     scope="data",
