@@ -173,3 +173,9 @@ rule(
     fix="source={'gsm_symbolic' if facts.task.accepts == 'conversations' else 'sentiment'}",
     where="source",
 )
+rule(
+    when="len(filter) > 0 and facts.task.accepts != 'documents'",
+    why="filters read documents, and task={task.name} trains on {facts.task.accepts}",
+    fix="filter=[]",
+    where="filter",
+)

@@ -139,6 +139,8 @@ class Trainer:
     )
     threads: Annotated[int | None, Processes, "threads of torch; by default one per core"] = None
     workers: Annotated[int, Range(0, 1024), "processes that load data"] = 0
+    data_workers: Annotated[int, Range(0, 1024), "processes that filter documents; 0: the run's own"] = 0
+    data_engine: Annotated[Literal["processes", "ray"], "what runs them; ray: Ray Data, on many machines"] = "processes"
     compile: Annotated[bool, "torch.compile each block: 1.2x faster after a minute of compilation"] = False
     progress: Annotated[bool, "show a progress bar"] = True
 

@@ -60,7 +60,12 @@ def prepare(source: Source, tokenizer: Tokenizer, tokenizer_key: str, cache: Pat
     `tokenizer_key` identifies the tokenizer with its knobs and version. Raises UserError for input that cannot be
     used, EnvironmentFault if the cache cannot be written.
     """
-    by_split, fingerprint, content = train_or_load_tokenizer(source, tokenizer, tokenizer_key, cache, val_fraction)
+    return tokenized(train_or_load_tokenizer(source, tokenizer, tokenizer_key, cache, val_fraction), tokenizer, cache)
+
+
+def tokenized(split: tuple[TrainValSplit, str, str], tokenizer: Tokenizer, cache: Path) -> Corpus:
+    """Open the corpus of documents with their fingerprint and cache key, as `split_of` returns them."""
+    by_split, fingerprint, content = split
     state = hashlib.sha256(tokenizer.state().encode()).hexdigest()
     key = key_of("tokens", content, state, str(tokenizer.vocab_size), str(start_id(tokenizer)))
     folder = cache / "tokens" / key
@@ -79,17 +84,22 @@ def train_or_load_tokenizer(
 
     Returns the split of the documents, the source's fingerprint, and the cache key of source and split rule.
     """
+    split = by_split, _, content = split_of(source, val_fraction)
+    if tokenizer.trained:
+        entry = cache / "tokenizers" / key_of("tokenizer", content, tokenizer_key)
+        tokenizer.restore(get_or_build(entry, lambda _: _train(tokenizer, by_split))["state"])
+    return split
+
+
+def split_of(source: Source, val_fraction: float) -> tuple[TrainValSplit, str, str]:
+    """Return the split of the documents, the source's fingerprint, and the cache key of source and split rule."""
     if not 0.0 <= val_fraction < 1.0:
         raise UserError(
             f"val_fraction={val_fraction}: expected a fraction of the documents, 0 <= val_fraction < 1; try 0.05"
         )
     fingerprint = source.fingerprint()
     content = key_of("content", fingerprint, split_rule(val_fraction))
-    by_split = TrainValSplit(source, val_fraction)
-    if tokenizer.trained:
-        entry = cache / "tokenizers" / key_of("tokenizer", content, tokenizer_key)
-        tokenizer.restore(get_or_build(entry, lambda _: _train(tokenizer, by_split))["state"])
-    return by_split, fingerprint, content
+    return TrainValSplit(source, val_fraction), fingerprint, content
 
 
 def _train(tokenizer: Tokenizer, by_split: TrainValSplit) -> dict[str, str]:

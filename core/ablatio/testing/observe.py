@@ -21,10 +21,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ablatio.data.filters import verdicts
 from ablatio.model.kv_cache import KVCache
 from ablatio.model.parameter_roles import named_generator
 from ablatio.registry.registry import REGISTRIES, PartSpec
-from ablatio.testing import sample_alignments, sample_parts, tiny_models
+from ablatio.testing import sample_alignments, sample_parts, sample_texts, tiny_models
 
 Observer = Callable[[PartSpec, Mapping[str, Any]], Any]
 OBSERVERS: dict[str, Observer] = {}
@@ -308,6 +309,13 @@ def _design(entry: PartSpec, knobs: Mapping[str, Any]) -> Any:
 def _source(entry: PartSpec, knobs: Mapping[str, Any]) -> Any:
     part = sample_parts.source(entry, knobs)
     return [part.fingerprint(), list(sample_parts.first_documents(part))]
+
+
+@observes("filter")
+def _filter(entry: PartSpec, knobs: Mapping[str, Any]) -> Any:
+    given = {k: v for k, v in knobs.items() if v != ""}
+    part = sample_parts.filter_part(entry, given)
+    return list(verdicts(part, sample_texts.training(), sample_texts.held_out()))
 
 
 @observes("task")

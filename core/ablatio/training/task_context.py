@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from ablatio.data.chat import Template, with_special_tokens
-from ablatio.data.corpus import Corpus, prepare, train_or_load_tokenizer
+from ablatio.data.corpus import Corpus, prepare, split_of, tokenized, train_or_load_tokenizer
+from ablatio.data.filters import Pipeline
 from ablatio.data.order import RowPlan
 from ablatio.data.types import Source, Tokenizer
 from ablatio.model.builder import PartChoice
@@ -43,6 +44,7 @@ class TaskContext:
     length       tokens per row, the longest if they change
     seeds        seeds of the random streams
     built        parts built so far, by kind
+    pipeline     what was done to the data, for data.json: of filters, the documents that were dropped
     """
 
     config: Mapping[str, Any]
@@ -51,6 +53,7 @@ class TaskContext:
     length: int = field(init=False)
     seeds: Seeds = field(init=False)
     built: dict[str, list[Any]] = field(init=False, default_factory=dict)
+    pipeline: dict[str, Any] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "length", row_length(self.config))
@@ -74,9 +77,26 @@ class TaskContext:
         return source
 
     def corpus(self, source: Source) -> tuple[Corpus, Tokenizer]:
-        """Return the source as token streams, and the tokenizer trained on its training documents."""
+        """Return the source as token streams, after the config's filters, and the tokenizer.
+
+        It is trained on the training documents before they are filtered, so that runs with other filters share it.
+        """
         tokenizer, key = self._tokenizer()
-        return prepare(source, tokenizer, key, self.cache, self.config["data"]["val_fraction"]), tokenizer
+        fraction = self.config["data"]["val_fraction"]
+        if not (filters := self._filters):
+            return prepare(source, tokenizer, key, self.cache, fraction), tokenizer
+        train_or_load_tokenizer(source, tokenizer, key, self.cache, fraction)
+        filtered = filters.over(source)
+        corpus = tokenized(split_of(filtered, fraction), tokenizer, self.cache)
+        self.pipeline["filters"] = {"": filtered.record}
+        return corpus, tokenizer
+
+    @property
+    def _filters(self) -> Pipeline | None:
+        """The config's filters; None if it has none."""
+        machine, choices = self.config["trainer"], self.config.get("filter") or {}
+        where = self.cache, self.config["data"]["val_fraction"]
+        return Pipeline(choices, *where, machine["data_workers"], machine["data_engine"]) if choices else None
 
     def tokenizer(self, source: Source) -> Tokenizer:
         """Return the trained tokenizer alone, without the corpus."""

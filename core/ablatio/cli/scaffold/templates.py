@@ -62,6 +62,12 @@ TRIED: dict[str, Tried] = {
     ),
     "source": Tried(sweep="source=sotu,$name"),
     "tokenizer": Tried(sweep="tokenizer=bytes,$name"),
+    "filter": Tried(sweep="filter=[],[$name]"),
+    "mixture": Tried(
+        ("source=several", "source.of=[sotu,zh_classics]"),
+        "source=several source.of=[sotu,zh_classics] mixture=proportional,$name",
+    ),
+    "curriculum": Tried(sweep="curriculum=null,$name"),
     "template": Tried(("task=sft", "source=gsm_symbolic"), "task=sft source=gsm_symbolic template=plain,$name"),
     "design": Tried(sweep="norm=rmsnorm,layernorm position=rope,alibi design=$name", run=False),
     "launcher": Tried(sweep="norm=rmsnorm,layernorm launcher=$name", run=False),

@@ -18,4 +18,5 @@ from ablatio.registry.kinds.whole_model import *
 from ablatio.registry.kinds.training import *
 from ablatio.registry.kinds.tuning import *
 from ablatio.registry.kinds.data import *
+from ablatio.registry.kinds.pipeline import *
 from ablatio.registry.kinds.sweep import *
