@@ -318,6 +318,20 @@ def _filter(entry: PartSpec, knobs: Mapping[str, Any]) -> Any:
     return list(verdicts(part, sample_texts.training(), sample_texts.held_out()))
 
 
+@observes("mixture")
+def _mixture(entry: PartSpec, knobs: Mapping[str, Any]) -> Any:
+    return dict(sample_parts.mixture(entry, knobs).shares())
+
+
+@observes("curriculum")
+def _curriculum(entry: PartSpec, knobs: Mapping[str, Any]) -> Any:
+    part, seen, base = sample_parts.curriculum(entry, knobs), list[Any](), {"law": 0.2, "people": 0.3, "web": 0.5}
+    for place in (i / 40 for i in range(41)):
+        seen += [part.shares(place, base)] if hasattr(part, "shares") else []
+        seen += [part.easiest(place)] if hasattr(part, "easiest") else []
+    return [seen, [part.difficulty(t) for t in sample_texts.training()] if hasattr(part, "difficulty") else []]
+
+
 @observes("task")
 def _task(entry: PartSpec, knobs: Mapping[str, Any]) -> Any:
     part, net = sample_parts.task(entry, knobs)

@@ -27,7 +27,7 @@ from ablatio.model.rl.answers import Answer
 from ablatio.registry.kinds.launch_types import LaunchRequest
 from ablatio.registry.kinds.search_space import Arm, Axis, Trial, TrialResult
 from ablatio.registry.registry import REGISTRIES, PartSpec
-from ablatio.testing import sample_texts, tiny_models
+from ablatio.testing import sample_mixtures, sample_texts, tiny_models
 from ablatio.training.initial_weights import start_model
 from ablatio.training.task_context import TaskContext
 
@@ -348,6 +348,25 @@ def _sample_text() -> Path:
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     (folder / "given.txt").write_text("lorem\n\n" + "\n\n".join(map(sample_texts.prose, range(3, 40))))
     return folder / "given.txt"
+
+
+def mixture(entry: PartSpec, knobs: Knobs | None = None) -> Any:
+    """A mixture of three sample sources, with proxies that cost nothing."""
+    wiring = {"pools": sample_mixtures.pools(), "proxies": sample_mixtures.SampleProxies()}
+    given = dict(knobs or {})
+    if (knob := entry.knob("match")) and given.get("match", knob.default) not in ("", *sample_mixtures.NAMES):
+        given["match"] = sample_mixtures.NAMES[-1]
+    return made(entry, given, **wiring)
+
+
+def curriculum(entry: PartSpec, knobs: Knobs | None = None) -> Any:
+    """A curriculum over three sample sources; a knob that names one gets the second."""
+    given = dict(knobs or {})
+    for knob in entry.knobs:
+        if knob.type == "str" and not knob.choices and given.get(knob.name):
+            names = list(sample_mixtures.NAMES[1:])
+            given[knob.name] = names[0] if knob.length is None else names
+    return made(entry, given, names=sample_mixtures.NAMES)
 
 
 def first_documents(part: Any, count: int = 50) -> Iterator[Document]:

@@ -153,7 +153,7 @@ def build_task(spec: RunSpec) -> tuple[TaskContext, Any, dict[str, Stabilizer]]:
     config = spec.config
     options = config["stabilizer"] or {}
     stabilizers = {name: kinds.stabilizers.build(name, knobs) for name, knobs in options.items()}
-    setup = TaskContext(config, row_plan(spec.timeline, stabilizers), open_reward)
+    setup = TaskContext(config, row_plan(spec.timeline, stabilizers), open_reward, spec.timeline.schedules)
     choice = PartChoice.of(config["task"])
     return setup, kinds.tasks.build(choice.name, choice.knobs, setup=setup), stabilizers
 

@@ -1,7 +1,8 @@
 """What a task is built from: config, seeds, rows per batch, corpus and tokenizer."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,15 +10,18 @@ from typing import Any
 from torch import Tensor
 
 from ablatio.data.chat import Template, with_special_tokens
-from ablatio.data.corpus import Corpus, prepare, split_of, tokenized, train_or_load_tokenizer
+from ablatio.data.corpus import Corpus, split_of, tokenized, train_or_load_tokenizer
 from ablatio.data.filters import Pipeline
 from ablatio.data.order import RowPlan
+from ablatio.data.splits import TrainValSplit
 from ablatio.data.types import Source, Tokenizer
+from ablatio.errors import UserError
 from ablatio.model.builder import PartChoice
 from ablatio.model.cost.parameters import row_length
 from ablatio.model.rl.answers import Answer
 from ablatio.registry import kinds
 from ablatio.registry.registry import REGISTRIES
+from ablatio.registry.value_schedules import ValueSchedule
 from ablatio.storage.paths import cache_root
 
 OpenReward = Callable[[str, Tokenizer], Callable[[Sequence[Answer]], Tensor]]
@@ -41,6 +45,7 @@ class TaskContext:
     config       of the run, resolved and checked
     plan         number of rows of each batch
     open_reward  open_reward(folder, tokenizer) returns the reward model of a run as a function; None outside training
+    schedules    of settings that change during training, by path
     length       tokens per row, the longest if they change
     seeds        seeds of the random streams
     built        parts built so far, by kind
@@ -50,6 +55,7 @@ class TaskContext:
     config: Mapping[str, Any]
     plan: RowPlan
     open_reward: OpenReward | None = None
+    schedules: Mapping[str, ValueSchedule] = field(default_factory=dict)
     length: int = field(init=False)
     seeds: Seeds = field(init=False)
     built: dict[str, list[Any]] = field(init=False, default_factory=dict)
@@ -77,19 +83,33 @@ class TaskContext:
         return source
 
     def corpus(self, source: Source) -> tuple[Corpus, Tokenizer]:
-        """Return the source as token streams, after the config's filters, and the tokenizer.
+        """Return the source as token streams, after the config's filters, and the tokenizer."""
+        corpora, _, tokenizer = self.corpora(source, {"": source})
+        return corpora[""], tokenizer
 
-        It is trained on the training documents before they are filtered, so that runs with other filters share it.
+    def corpora(
+        self, source: Source, parts: Mapping[str, Source]
+    ) -> tuple[dict[str, Corpus], dict[str, TrainValSplit], Tokenizer]:
+        """Return the token streams and the documents of each part of a source, after the config's filters.
+
+        parts  {name: source}; {"": source} for the whole
+
+        The tokenizer is trained on the training documents of the whole source, before they are filtered, so that runs
+        with other filters or another mixture share it.
         """
         tokenizer, key = self._tokenizer()
         fraction = self.config["data"]["val_fraction"]
-        if not (filters := self._filters):
-            return prepare(source, tokenizer, key, self.cache, fraction), tokenizer
-        train_or_load_tokenizer(source, tokenizer, key, self.cache, fraction)
-        filtered = filters.over(source)
-        corpus = tokenized(split_of(filtered, fraction), tokenizer, self.cache)
-        self.pipeline["filters"] = {"": filtered.record}
-        return corpus, tokenizer
+        whole = train_or_load_tokenizer(source, tokenizer, key, self.cache, fraction)
+        corpora, documents = dict[str, Corpus](), dict[str, TrainValSplit]()
+        for name, part in parts.items():
+            with told_of(name):
+                split = whole if part is source else split_of(part, fraction)
+                if filters := self._filters:
+                    filtered = filters.over(part)
+                    self.pipeline.setdefault("filters", {})[name] = filtered.record
+                    split = split_of(filtered, fraction)
+                corpora[name], documents[name] = tokenized(split, tokenizer, self.cache), split[0]
+        return corpora, documents, tokenizer
 
     @property
     def _filters(self) -> Pipeline | None:
@@ -121,3 +141,14 @@ class TaskContext:
         digest = kinds.tokenizers[choice.name].digest
         tokenizer = kinds.tokenizers.build(choice.name, choice.knobs)
         return tokenizer, json.dumps([choice.name, digest, dict(choice.knobs)], sort_keys=True)
+
+
+@contextmanager
+def told_of(name: str) -> Iterator[None]:
+    """Begin the message of a UserError with the name of the source of a mixture that it is about."""
+    try:
+        yield
+    except UserError as error:
+        if not name:
+            raise
+        raise UserError(f"source {name}: {error}") from error

@@ -26,10 +26,16 @@ class Source(Protocol):
     fingerprint()    a sha256 over the content and the knobs that affect it, but not over its location
     conversations()  optional: yields ablatio.data.types.Conversation
     feedback()       optional: yields ablatio.data.types.Feedback
+    parts()          optional: {name: source} of a source that consists of several, for a mixture
+
+    Facts:
+    combines         True if it consists of several sources: it defines `parts`
 
     Optional attributes:
     unused_fields    {name: number of records} of the fields that its last pass did not use, for the manifest
     """
+
+    combines: ClassVar[bool]
 
     def documents(self) -> Iterator[Document]: ...
 
@@ -42,6 +48,8 @@ class SourceMethods(Protocol):
     def conversations(self) -> Iterator[Conversation]: ...
 
     def feedback(self) -> Iterator[Feedback]: ...
+
+    def parts(self) -> dict[str, Source]: ...
 
 
 class Tokenizer(Protocol):
@@ -131,6 +139,7 @@ sources: Registry[Source] = Registry(
     contract=(Source, SourceMethods),
     methods=("documents", "fingerprint"),
     any_of=("documents", "conversations", "feedback"),
+    facts={"combines": False},
     scope="data",
     usual="sotu",
 )

@@ -198,6 +198,7 @@ class Task(Protocol):
     copies    number of models held in memory beside the trained one, as a reference
     batch_changes   False if `train.batch_size` may not be a schedule: its batches do not follow that plan
     length_changes  True if `data.length` may be a schedule: its rows follow the plan of its TaskContext
+    mixes           True if its rows are drawn by `mixture` and `curriculum` (ablatio.training.data_streams.DataStreams)
     """
 
     accepts: ClassVar[str]
@@ -210,6 +211,7 @@ class Task(Protocol):
     copies: ClassVar[int]
     batch_changes: ClassVar[bool]
     length_changes: ClassVar[bool]
+    mixes: ClassVar[bool]
     tokenizer: Tokenizer
     content: dict[str, Any]
 
@@ -314,9 +316,9 @@ stabilizers: Registry[Stabilizer] = Registry(
     usual=("clip",),
 )
 
-TASK_METHODS = (  # the last thirteen are hooks, which the base class has
+TASK_METHODS = (  # the last fourteen are hooks, which the base class has
     "validation", "tokens", "example", "loss", "score",
-    "attach", "prepare", "begin_step", "before_step", "redrawn", "samples", "work", "epoch_rows", "ask",
+    "attach", "prepare", "begin_step", "before_step", "redrawn", "samples", "work", "epoch_rows", "drawn", "ask",
     "state_dict", "load_state_dict", "needs_start", "uses_template",
 )  # fmt: skip
 
@@ -338,6 +340,7 @@ tasks: Registry[Task] = Registry(
         "copies": 0,
         "batch_changes": True,
         "length_changes": False,
+        "mixes": False,
     },
     default="pretrain",
     scope="task",
