@@ -133,7 +133,14 @@ def test_the_corpus_holds_the_filtered_text(documents, tmp_path):
 def test_a_run_keeps_what_filters_did(tmp_path):
     """Through the command line: the record is in the run folder, and the order of filters is in the id of the run."""
     small = ["tokenizer=bytes", "model.d_model=16", "model.n_layers=1", "model.n_heads=2", "model.max_len=32"]
-    short = ["train.steps=2", "data.val_tokens=64", "trainer.progress=false", "source.since=1990", f"out={tmp_path}"]
+    short = [
+        "train.steps=2",
+        "data.val_tokens=64",
+        "trainer.progress=false",
+        "trainer.threads=1",
+        "source.since=1990",
+        f"out={tmp_path}",
+    ]
     command = [sys.executable, "-m", "ablatio", "train", *small, *short, "name=run", "filter=[statistics,pii]"]
     subprocess.run(command, check=True, capture_output=True)
     record = json.loads((tmp_path / "run" / "data.json").read_text())["filters"][""]
