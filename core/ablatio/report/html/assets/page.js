@@ -301,6 +301,19 @@ function signalSection() {
   return section("signal", t("signal"), [t("signal_caption")], h("div", { class: "box" }, h("table", {}, h("thead", {}, h("tr", {}, heads)), h("tbody", {}, body))), true);
 }
 
+/** A section with a table of text, and the same text as its heads in both languages; null without rows. */
+function textTable(id, rows, left) {
+  if (!rows.length) return null;
+  const kind = (i) => (i < left || i === rows[0].length - 1 ? "text" : null);
+  const heads = t(`${id}_heads`).split("|").map((text, i) => h("th", { scope: "col", class: kind(i) }, text));
+  const body = rows.map((row) => h("tr", {}, row.map((text, i) => h("td", { class: i ? kind(i) : "text name" }, text || "–"))));
+  return section(id, t(id), [t(`${id}_caption`)], h("div", { class: "box" }, h("table", {}, h("thead", {}, h("tr", {}, heads)), h("tbody", {}, body))));
+}
+
+const filtersSection = () => textTable("filters", data.data.filters, 3);
+const droppedSection = () => textTable("dropped", data.data.examples, 5);
+const sourcesSection = () => textTable("sources", data.data.sources, 2);
+
 // ---------------------------------------------------------------- what went wrong, what it took, what it was made of
 
 function stagesTable() {
@@ -338,7 +351,7 @@ function provenance() {
 
 // ---------------------------------------------------------------- the whole
 
-const SECTIONS = [searchSection, knobsSection, parallelSection, importanceSection, effectsSection, interactions, forest, scalesSection, armTable, stagesTable, frontierSection, curves, halfNormal, aliases, ranksSection, costs, rates, positions, samplesSection, noiseSection, signalSection, lost, bill, provenance];
+const SECTIONS = [searchSection, knobsSection, parallelSection, importanceSection, effectsSection, interactions, forest, scalesSection, armTable, stagesTable, frontierSection, curves, halfNormal, aliases, ranksSection, costs, rates, positions, sourcesSection, filtersSection, droppedSection, samplesSection, noiseSection, signalSection, lost, bill, provenance];
 
 function theme() {
   return document.documentElement.dataset.theme;
