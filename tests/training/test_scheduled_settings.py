@@ -217,7 +217,7 @@ def test_a_run_equals_a_hand_written_loop(tmp_path: Path, text_file: Path) -> No
     settings = settings_for(text_file, *schedules, "schedule=constant", "schedule.warmup=0")
     run(settings, tmp_path / "run")
     found, _ = load_run(tmp_path / "run")
-    corpus = found.task.corpus
+    corpus = found.task.data.corpora[""]
     share = [k / (STEPS - 1) for k in range(STEPS)]
     length = [8 if p < 0.5 else 16 for p in share]
     rows = [math.floor(2 + 4 * p + 0.5) for p in share]

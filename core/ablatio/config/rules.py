@@ -186,3 +186,34 @@ rule(
     fix="source={'gsm_symbolic' if facts.task.accepts == 'conversations' else 'sentiment'}",
     where="source",
 )
+rule(
+    when="len(filter) > 0 and facts.task.accepts != 'documents'",
+    why="filters read documents, and task={task.name} trains on {facts.task.accepts}",
+    fix="filter=[]",
+    where="filter",
+)
+rule(
+    when="mixture is not None and not facts.source.combines",
+    why="mixture={mixture.name} draws from several sources, and source={source.name} is one; source=several "
+    "source.of=[sotu,zh_classics] are two",
+    fix="mixture=null",
+    where="mixture",
+)
+rule(
+    when="mixture is not None and not facts.task.mixes",
+    why="the rows of task={task.name} are not drawn by a mixture",
+    fix="mixture=null",
+    where="mixture",
+)
+rule(
+    when="curriculum is not None and not facts.task.mixes",
+    why="the rows of task={task.name} are not drawn by a curriculum",
+    fix="curriculum=null",
+    where="curriculum",
+)
+rule(
+    when="'shares' in facts.curriculum.uses and mixture is None",
+    why="curriculum={curriculum.name} changes the shares of several sources, and no mixture is chosen",
+    fix="curriculum=null",
+    where="curriculum",
+)

@@ -190,7 +190,7 @@ def effective(config: Mapping[str, Any], leave_out: set[str] | frozenset[str] = 
     Keys in `leave_out` are removed, so that rules do not report values that are invalid by themselves, and schedules,
     which have no single value.
     """
-    view: dict[str, Any] = {}
+    view: dict[str, Any] = {kind: None for kind, r in REGISTRIES.items() if r.optional and kind not in leave_out}
     for key, value in config.items():
         if key in leave_out:
             continue

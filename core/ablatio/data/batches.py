@@ -55,7 +55,8 @@ def segments(tokens: Tensor, eos: int) -> Tensor | None:
     return opens.cumsum(1, dtype=torch.int32) if bool(opens.any()) else None
 
 
-def _batch(tokens: Tensor, eos: int, document_mask: bool) -> Batch:
+def batch_of(tokens: Tensor, eos: int, document_mask: bool) -> Batch:
+    """The batch of these rows: their tokens and, with `document_mask`, the number of the document of each token."""
     numbers = segments(tokens, eos) if document_mask else None
     return {"tokens": tokens} if numbers is None else {"tokens": tokens, "segments": numbers}
 
@@ -93,10 +94,18 @@ class TrainBatches(Dataset[Batch]):
 
     def __getitem__(self, step: int) -> Batch:
         first, count = self.plan.batch(step)
-        windows, order = self._of_length(self.plan.row_length(step // self.plan.accumulate, self.order.length))
-        rows = order.rows(first, count, self.rank, self.world)
-        made = _batch(windows(order.starts(rows)), self.eos, self.document_mask)
-        return made | {"number": torch.tensor(step)}
+        length = self.plan.row_length(step // self.plan.accumulate, self.order.length)
+        rows = self.order.rows(first, count, self.rank, self.world)
+        return batch_of(self.gather(rows, length), self.eos, self.document_mask) | {"number": torch.tensor(step)}
+
+    def gather(self, rows: Positions, length: int) -> Tensor:
+        """Tokens of the rows with these numbers, counted over all epochs: (B,) -> (B, length + 1) int64."""
+        windows, order = self._of_length(length)
+        return windows(order.starts(rows))
+
+    def windows(self, length: int) -> Windows:
+        """Rows of this many tokens by their start positions."""
+        return self._of_length(length)[0]
 
     def _of_length(self, length: int) -> tuple[Windows, WindowOrder]:
         if length not in self._windows:
@@ -174,7 +183,7 @@ class ValidationBatches(Dataset[Batch]):
         if not 0 <= index < len(self):
             raise IndexError(index)  # a plain `for batch in batches` loop ends at this error
         rows = self.starts[index * self.batch : (index + 1) * self.batch]
-        made = _batch(self.windows(rows), self.eos, self.document_mask)
+        made = batch_of(self.windows(rows), self.eos, self.document_mask)
         if self.stride is None:
             return made
         before = np.concatenate([[-self.windows.length], self.starts])[index * self.batch :][: len(rows)]

@@ -155,3 +155,37 @@ class RowPlan:
             return number * self.full, self.full
         _, count, tokens, length = self._step(step)
         return -(-tokens // length) + place * count, count
+
+
+class EasiestFirst:
+    """Another order of rows of a stream: drawn from those whose documents are the easiest.
+
+    The rows without an offset, at 0, T, 2 T ..., are sorted by the difficulty of the document in which they begin.  Row
+    g is then a uniform draw, by (seed, g), from the first `share` of them: a function of g and the share alone.
+
+    documents   start positions of the documents, ascending
+    difficulty  (n,) of each document
+    """
+
+    def __init__(self, documents: Positions, difficulty: NDArray[np.float64], n_tokens: int, seed: int) -> None:
+        self.documents, self.difficulty, self.n_tokens, self.seed = documents, difficulty, n_tokens, seed
+        self._sorted: dict[int, Positions] = {}  # start positions by length of the rows
+
+    def starts(self, rows: Positions, length: int, share: float) -> Positions:
+        """Position in the stream of each row's first token: (B,) -> (B,)."""
+        if length not in self._sorted:
+            starts = np.arange(max(1, (self.n_tokens - 1) // length), dtype=np.int64) * length
+            of_document = np.searchsorted(self.documents, starts, side="right") - 1
+            self._sorted[length] = starts[np.argsort(self.difficulty[of_document], kind="stable")]
+        pool = self._sorted[length]
+        count = max(1, int(np.ceil(share * len(pool))))
+        return pool[(uniforms(self.seed, rows, stream=1) * count).astype(np.int64)]
+
+
+def uniforms(seed: int, rows: Positions, stream: int = 0) -> NDArray[np.float64]:
+    """Uniform draws in [0, 1) that depend on (seed, stream, row) alone, for ascending rows: (B,) -> (B,)."""
+    if not len(rows):
+        return np.zeros(0)
+    first = int(rows[0])
+    generator = np.random.PCG64(np.random.SeedSequence([seed, 0x6D6978, stream])).advance(first)
+    return np.random.Generator(generator).random(int(rows[-1]) - first + 1)[rows - first]

@@ -1,7 +1,7 @@
 """Base class of tasks: the methods that a task must define, and the hooks that it may override."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -27,6 +27,7 @@ class Task(ABC):
     training    endless batches by number: item k is {"number": k, ...} and depends on k alone
     objective   objective that computes the loss, if there is one; it may need a teacher
     row_length  tokens per row, for the FLOPs of a run; None: `data.length`
+    more_scores  names of scores beyond the fact `scores`, known when the data are read: of each source of a mixture
     template    fact: True if texts are written in the form of `template`
 
     Order of calls in a run: attach, prepare, score, then for each optimizer step begin_step, example and loss of each
@@ -38,6 +39,7 @@ class Task(ABC):
     training: Batches
     objective: Any = None
     row_length: int | None = None
+    more_scores: Sequence[str] = ()
     template: ClassVar[bool] = False
 
     @abstractmethod
@@ -99,6 +101,10 @@ class Task(ABC):
     def epoch_rows(self) -> int | None:
         """Return the number of rows in one pass over the training data; None if the task has no epochs."""
         return getattr(self.training, "epoch_rows", None)
+
+    def drawn(self, steps: int) -> dict[str, dict[str, float]]:
+        """Return what these steps drew from each source of a mixture, for the summary; empty without one."""
+        return {}
 
     def ask(self, objective: str, model: LanguageModel) -> None:
         """Score another objective from now on; NotImplementedError if the task supports one loss only."""

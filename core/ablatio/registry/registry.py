@@ -56,6 +56,7 @@ class Registry(Generic[T]):
         asks      methods that receive only the values named by their parameters, and the names that are available.
                   The fact `asks` lists the parameters of each: `{"loss": ["chosen", "rejected"]}`
         multiple  True if several options may be chosen at once: `stabilizer=[clip,ema]`
+        ordered   True if the order of several options matters: they are then in a run's id in their order
 
     Arguments that describe the kind; all lists of kinds are derived from them:
 
@@ -114,6 +115,7 @@ class Registry(Generic[T]):
         facts: Mapping[str, Any] | None = None,
         asks: Mapping[str, tuple[str, ...]] | None = None,
         multiple: bool = False,
+        ordered: bool = False,
         scope: Scope = "training",
         shapes_model: bool | None = None,
         usual: str | tuple[str, ...] = "",
@@ -139,6 +141,7 @@ class Registry(Generic[T]):
         self.wiring, self.calls, self.facts = wiring, dict(calls or {}), dict(facts or {})
         self.methods, self.any_of = methods, any_of
         self.asks = dict(asks or {})
+        self.ordered = ordered
         self.per_layer: PerLayer = per_layer or ("inside" if attaches in ("sublayer", "layer") else "")
         self.contract = contract
         self._check_scope()

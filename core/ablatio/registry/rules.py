@@ -114,6 +114,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "int": int,
     "round": round,
     "len": len,
+    "sum": sum,
     "ceil": math.ceil,
     "nearest_divisor": _nearest_divisor,
 }

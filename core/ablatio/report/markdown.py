@@ -10,6 +10,7 @@ from ablatio.report.analysis.arms import Arm, matched, rate_is_free, tuned
 from ablatio.report.analysis.evaluations import CAPTION as EVALUATIONS
 from ablatio.report.analysis.evaluations import HEAD as EVALUATED
 from ablatio.report.analysis.evaluations import evaluation_rows
+from ablatio.report.analysis.data_use import EXAMPLES, FILTERS, SOURCES, data_tables
 from ablatio.report.analysis.findings import Findings, Row
 from ablatio.report.analysis.reward_kl_frontier import frontier, in_words
 from ablatio.report.analysis.score_quality import CAPTION, quality_cells, score_qualities
@@ -64,6 +65,7 @@ def markdown_text(findings: Findings) -> str:
     ):
         if told := [f"- {markdown(item)}" for item in items]:
             lines += ["", f"## {title}", "", *told]
+    lines += _data(findings)
     if scores := quality_cells(score_qualities(findings.table)):
         lines += ["", "## Which score separates the arms", "", *_grid([QUALITY_HEAD, *scores]), "", markdown(CAPTION)]
     if evaluated := [row.cells for row in evaluation_rows(findings)]:
@@ -90,6 +92,18 @@ def _effects(findings: Findings) -> list[str]:
         return []
     table = _grid([HEAD, *(row.cells for row in effect_rows(found))], left=2)
     return ["", "## Effects", "", *table, "", markdown(caption(found))]
+
+
+def _data(findings: Findings) -> list[str]:
+    """What filters dropped, with examples, and what a mixture drew."""
+    lines, found = list[str](), data_tables(findings)
+    for title, head, rows, left in (
+        ("What filters dropped", FILTERS, found["filters"], 3),
+        ("Examples of dropped and changed documents", EXAMPLES, found["examples"], 5),
+        ("Rows of each source", SOURCES, found["sources"], 2),
+    ):
+        lines += ["", f"## {title}", "", *_grid([head, *rows], left=left)] if rows else []
+    return lines
 
 
 def _trials(findings: Findings) -> list[str]:

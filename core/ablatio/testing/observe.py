@@ -21,11 +21,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ablatio.data.filters import verdicts
 from ablatio.model.kv_cache import KVCache
 from ablatio.model.parameter_roles import named_generator
 from ablatio.model.prompting.answers import answer_all
 from ablatio.registry.registry import REGISTRIES, PartSpec
-from ablatio.testing import sample_alignments, sample_evaluations, sample_parts, sample_use, tiny_models
+from ablatio.testing import (
+    sample_alignments,
+    sample_evaluations,
+    sample_parts,
+    sample_texts,
+    sample_use,
+    tiny_models,
+)
 
 Observer = Callable[[PartSpec, Mapping[str, Any]], Any]
 OBSERVERS: dict[str, Observer] = {}
@@ -342,6 +350,27 @@ def _design(entry: PartSpec, knobs: Mapping[str, Any]) -> Any:
 def _source(entry: PartSpec, knobs: Mapping[str, Any]) -> Any:
     part = sample_parts.source(entry, knobs)
     return [part.fingerprint(), list(sample_parts.first_documents(part))]
+
+
+@observes("filter")
+def _filter(entry: PartSpec, knobs: Mapping[str, Any]) -> Any:
+    given = {k: v for k, v in knobs.items() if v != ""}
+    part = sample_parts.filter_part(entry, given)
+    return list(verdicts(part, sample_texts.training(), sample_texts.held_out()))
+
+
+@observes("mixture")
+def _mixture(entry: PartSpec, knobs: Mapping[str, Any]) -> Any:
+    return dict(sample_parts.mixture(entry, knobs).shares())
+
+
+@observes("curriculum")
+def _curriculum(entry: PartSpec, knobs: Mapping[str, Any]) -> Any:
+    part, seen, base = sample_parts.curriculum(entry, knobs), list[Any](), {"law": 0.2, "people": 0.3, "web": 0.5}
+    for place in (i / 40 for i in range(41)):
+        seen += [part.shares(place, base)] if hasattr(part, "shares") else []
+        seen += [part.easiest(place)] if hasattr(part, "easiest") else []
+    return [seen, [part.difficulty(t) for t in sample_texts.training()] if hasattr(part, "difficulty") else []]
 
 
 @observes("task")

@@ -28,7 +28,7 @@ from ablatio.model.rl.answers import Answer
 from ablatio.registry.kinds.launch_types import LaunchRequest
 from ablatio.registry.kinds.search_space import Arm, Axis, Trial, TrialResult
 from ablatio.registry.registry import REGISTRIES, PartSpec
-from ablatio.testing import tiny_models
+from ablatio.testing import sample_mixtures, sample_texts, tiny_models
 from ablatio.testing.sample_tables import SampleWriter, sample_tables
 from ablatio.training.initial_weights import start_model
 from ablatio.training.task_context import TaskContext
@@ -334,6 +334,43 @@ def source(entry: PartSpec, knobs: Knobs | None = None) -> Any:
         else:
             return part
     raise UserError("no generated file could be read:\n" + "\n".join(problems))
+
+
+def filter_part(entry: PartSpec, knobs: Knobs | None = None) -> Any:
+    """A filter; one with a knob `good`, `against` or `path` reads a generated text file."""
+    given = dict(knobs or {})
+    for name in ("good", "against", "path"):
+        if (knob := entry.knob(name)) and knob.default == "" and name not in given:
+            given[name] = str(_sample_text())
+    return made(entry, given)
+
+
+@functools.cache
+def _sample_text() -> Path:
+    """A text file with a word that occurs in one of the sample documents, and paragraphs of prose."""
+    folder = Path(tempfile.mkdtemp(prefix="ablatio-samples-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    (folder / "given.txt").write_text("lorem\n\n" + "\n\n".join(map(sample_texts.prose, range(3, 40))))
+    return folder / "given.txt"
+
+
+def mixture(entry: PartSpec, knobs: Knobs | None = None) -> Any:
+    """A mixture of three sample sources, with proxies that cost nothing."""
+    wiring = {"pools": sample_mixtures.pools(), "proxies": sample_mixtures.SampleProxies()}
+    given = dict(knobs or {})
+    if (knob := entry.knob("match")) and given.get("match", knob.default) not in ("", *sample_mixtures.NAMES):
+        given["match"] = sample_mixtures.NAMES[-1]
+    return made(entry, given, **wiring)
+
+
+def curriculum(entry: PartSpec, knobs: Knobs | None = None) -> Any:
+    """A curriculum over three sample sources; a knob that names one gets the second."""
+    given = dict(knobs or {})
+    for knob in entry.knobs:
+        if knob.type == "str" and not knob.choices and given.get(knob.name):
+            names = list(sample_mixtures.NAMES[1:])
+            given[knob.name] = names[0] if knob.length is None else names
+    return made(entry, given, names=sample_mixtures.NAMES)
 
 
 def first_documents(part: Any, count: int = 50) -> Iterator[Document]:

@@ -47,7 +47,40 @@ class Score:
         return plain | {f"position/{i}": v for i, v in enumerate(self.by_position, 1) if math.isfinite(v)}
 
 
-@torch.no_grad()
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """Sums over scored rows, from which a Score is made; tallies of several sets of rows add up.
+
+    rows       (2, N): nats and number of tokens of each row
+    positions  (2, T): nats and number of tokens at each position
+    """
+
+    rows: Tensor
+    positions: Tensor
+    hits: int
+    bytes: int
+
+    def __add__(self, other: "Tally") -> "Tally":
+        rows, positions = torch.cat([self.rows, other.rows], 1), _add_padded(self.positions, other.positions)
+        return Tally(rows, positions, self.hits + other.hits, self.bytes + other.bytes)
+
+    def score(self) -> Score:
+        """The scores of these rows; UserError if no token was scored."""
+        nats, counts = self.rows
+        tokens = int(counts.sum())
+        if not tokens:
+            raise UserError(
+                "no token of the validation rows is scored: the objective finds no answer in these texts\n"
+                "    try: objective=lm, or set objective.marker to the id that announces an answer"
+            )
+        loss = nats.sum().item() / tokens
+        error = (nats - loss * counts).norm().item() / tokens
+        bpb = nats.sum().item() / math.log(2) / max(1, self.bytes)
+        parts = [part.sum(1).tolist() for part in self.positions.tensor_split(min(PARTS, self.positions.shape[1]), 1)]
+        by_position = tuple(total / count if count else math.nan for total, count in parts)
+        return Score(loss, bpb, self.hits / tokens, error, tokens, self.bytes, by_position)
+
+
 def evaluate(
     model: LanguageModel,
     objective: Objective,
@@ -56,13 +89,27 @@ def evaluate(
     device: torch.device,
     between: Callable[[int], None] = lambda batch: None,
 ) -> Score:
-    """Score a model on all batches and restore its training mode.
+    """Score a model on all batches and restore its training mode; arguments as for `tally`.
+
+    Raises UserError if no token is scored.
+    """
+    return tally(model, objective, batches, token_bytes, device, between).score()
+
+
+@torch.no_grad()
+def tally(
+    model: LanguageModel,
+    objective: Objective,
+    batches: Iterable[dict[str, Tensor]],
+    token_bytes: np.ndarray,
+    device: torch.device,
+    between: Callable[[int], None] = lambda batch: None,
+) -> Tally:
+    """Sum the losses of a model over all batches and restore its training mode.
 
     objective    makes the example of each batch; its random draws depend on the batch number alone
     token_bytes  (vocab,) bytes that each token id encodes
     between      called as between(n) after batch number n (from 1), to show progress or to stop by an exception
-
-    Raises UserError if no token is scored.
     """
     was_training = model.training
     model.eval()
@@ -89,19 +136,7 @@ def evaluate(
             between(index + 1)
     finally:
         model.train(was_training)
-    nats, counts = torch.cat(by_row, 1)
-    tokens = int(counts.sum())
-    if not tokens:
-        raise UserError(
-            "no token of the validation rows is scored: the objective finds no answer in these texts\n"
-            "    try: objective=lm, or set objective.marker to the id that announces an answer"
-        )
-    loss = nats.sum().item() / tokens
-    error = (nats - loss * counts).norm().item() / tokens
-    bpb = nats.sum().item() / math.log(2) / max(1, int(byte_count))
-    parts = [part.sum(1).tolist() for part in by_position.tensor_split(min(PARTS, by_position.shape[1]), dim=1)]
-    part_losses = tuple(total / count if count else math.nan for total, count in parts)
-    return Score(loss, bpb, int(hits) / tokens, error, tokens, int(byte_count), part_losses)
+    return Tally(torch.cat(by_row, 1), by_position, int(hits), int(byte_count))
 
 
 def _add_padded(a: Tensor, b: Tensor) -> Tensor:

@@ -63,7 +63,7 @@ class TrainingLoop:
         extra = [m for entry, _ in chosen(run.config) for m in entry.facts.get("metrics", ())]
         extra += run.learner.scheduled.columns if run.learner.scheduled is not None else []
         extra += evaluation.columns if evaluation else []
-        self.task_scores = TaskScores.of(run.config)
+        self.task_scores = TaskScores.of(run.config, run.task.more_scores)
         self.file = Logs(MetricsFile(folder / "metrics.csv", [*self.task_scores.columns, *extra]), loggers, console)
         self.samples_file = SamplesFile(folder / "samples.jsonl")
         self.scores: dict[str, Any] = {}
@@ -346,6 +346,7 @@ class TrainingLoop:
             for key, found in (
                 ("rewinds", self.rewinds),
                 ("evaluation", self.evaluated),
+                ("sources", self.run.task.drawn(step)),
                 ("samples", self.samples_file.compared()),
                 ("stopped", {"by": self.stopped_by, "planned_steps": self.steps} if self.stopped_by else None),
             )

@@ -183,7 +183,8 @@ def build_task(spec: RunSpec) -> tuple[TaskContext, Any, dict[str, Stabilizer]]:
     config = spec.config
     options = config["stabilizer"] or {}
     stabilizers = {name: kinds.stabilizers.build(name, knobs) for name, knobs in options.items()}
-    setup = TaskContext(config, row_plan(spec.timeline, stabilizers), open_reward, open_model, open_writer)
+    rows, schedules = row_plan(spec.timeline, stabilizers), spec.timeline.schedules
+    setup = TaskContext(config, rows, open_reward, open_model, open_writer, schedules)
     choice = PartChoice.of(config["task"])
     return setup, kinds.tasks.build(choice.name, choice.knobs, setup=setup), stabilizers
 

@@ -28,7 +28,7 @@ from ablatio.training.loggers import make_loggers
 from ablatio.training.loop import TrainingLoop
 from ablatio.training.prepare import PreparedRun, needs_start, prepare_run
 from ablatio.training.reference import digest_of, refuse_a_lost_one, refuse_another
-from ablatio.training.run_folder import CHECKPOINTS, TOKENIZER, owned
+from ablatio.training.run_folder import CHECKPOINTS, DATA, TOKENIZER, owned
 from ablatio.training.run_spec import RunSpec
 from ablatio.training.teacher import attach_teacher
 
@@ -98,6 +98,8 @@ def _train(
         digest = write_json(folder / "config.json", spec.written)
         file = _keep_parts_file(config, folder)
         write_json(folder / TOKENIZER, _tokenizer(run))
+        if run.setup.pipeline:
+            write_json(folder / DATA, run.setup.pipeline)
         more = {"config": digest} | file | models | _class_names(callbacks)
         write_json(folder / "manifest.json", _manifest(run) | more)
         if extension:

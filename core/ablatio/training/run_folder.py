@@ -15,6 +15,7 @@ from ablatio.errors import ConfigError, EnvironmentFault, UserError
 from ablatio.registry import renamed
 from ablatio.registry.parts_file import recorded_in, refuse_another
 from ablatio.registry.parts_file import words as parts_words
+from ablatio.registry.registry import REGISTRIES
 from ablatio.registry.session_parts import how_to_register, unregistered
 from ablatio.storage.atomic_write import explained
 from ablatio.storage.checkpoints import make_folder
@@ -23,6 +24,7 @@ from ablatio.storage.json_files import read_object, read_text
 from ablatio.storage.paths import shell_word
 
 CHECKPOINTS, TOKENIZER = "checkpoints", "tokenizer.json"
+DATA = "data.json"  # what filters and mixture did to the data, where there are any
 LOCK = "run.lock"  # held by the process that trains in the folder
 
 
@@ -149,6 +151,8 @@ def run_id(config: Mapping[str, Any]) -> str:
     from ablatio.config.schema import changed
 
     relevant = {k: v for k, v in changed(config).items() if k not in volatile()}
+    for kind in (r.kind for r in REGISTRIES.values() if r.ordered and config.get(r.kind)):
+        relevant[kind] = [[name, relevant.get(kind, {}).get(name, {})] for name in config[kind]]
     return hashlib.sha256(json.dumps(renamed.first_names(relevant), sort_keys=True).encode()).hexdigest()[:16]
 
 

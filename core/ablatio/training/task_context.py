@@ -1,7 +1,8 @@
 """What a task is built from: config, seeds, rows per batch, corpus and tokenizer."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,15 +10,19 @@ from typing import Any
 from torch import Tensor
 
 from ablatio.data.chat import Template, with_special_tokens
-from ablatio.data.corpus import Corpus, prepare, train_or_load_tokenizer
+from ablatio.data.corpus import Corpus, split_of, tokenized, train_or_load_tokenizer
+from ablatio.data.filters import Pipeline
 from ablatio.data.order import RowPlan
 from ablatio.data.shards import Resources
+from ablatio.data.splits import TrainValSplit
 from ablatio.data.types import Source, Tokenizer
+from ablatio.errors import UserError
 from ablatio.model.builder import PartChoice
 from ablatio.model.cost.parameters import row_length
 from ablatio.model.rl.answers import Answer
 from ablatio.registry import kinds
 from ablatio.registry.registry import REGISTRIES
+from ablatio.registry.value_schedules import ValueSchedule
 from ablatio.storage.paths import cache_root
 
 OpenReward = Callable[[str, Tokenizer], Callable[[Sequence[Answer]], Tensor]]  # a TrainedReward of reward_model
@@ -44,9 +49,11 @@ class TaskContext:
     open_reward  open_reward(folder, tokenizer) returns the reward model of a run as a function; None outside training
     open_model   open_model(folder, key) returns the FrozenModel of a run, key: the setting for errors; None outside
     open_writer  open_writer(folder) returns the model of a run as a writer of text; None outside training
+    schedules    of settings that change during training, by path
     length       tokens per row, the longest if they change
     seeds        seeds of the random streams
     built        parts built so far, by kind
+    pipeline     what was done to the data, for data.json: of filters, the documents that were dropped
     """
 
     config: Mapping[str, Any]
@@ -54,9 +61,11 @@ class TaskContext:
     open_reward: OpenReward | None = None
     open_model: OpenModel | None = None
     open_writer: Callable[[str], Any] | None = None
+    schedules: Mapping[str, ValueSchedule] = field(default_factory=dict)
     length: int = field(init=False)
     seeds: Seeds = field(init=False)
     built: dict[str, list[Any]] = field(init=False, default_factory=dict)
+    pipeline: dict[str, Any] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "length", row_length(self.config))
@@ -80,16 +89,46 @@ class TaskContext:
         return source
 
     def corpus(self, source: Source) -> tuple[Corpus, Tokenizer]:
-        """Return the source as token streams, and the tokenizer trained on its training documents."""
+        """Return the source as token streams, after the config's filters, and the tokenizer."""
+        corpora, _, tokenizer = self.corpora(source, {"": source})
+        return corpora[""], tokenizer
+
+    def corpora(
+        self, source: Source, parts: Mapping[str, Source]
+    ) -> tuple[dict[str, Corpus], dict[str, TrainValSplit], Tokenizer]:
+        """Return the token streams and the documents of each part of a source, after the config's filters.
+
+        parts  {name: source}; {"": source} for the whole
+
+        The tokenizer is trained on the training documents of the whole source, before they are filtered, so that runs
+        with other filters or another mixture share it.
+        """
         tokenizer, key = self._tokenizer()
         fraction = self.config["data"]["val_fraction"]
-        return prepare(source, tokenizer, key, self.cache, fraction, self.resources), tokenizer
+        whole = train_or_load_tokenizer(source, tokenizer, key, self.cache, fraction)
+        corpora, documents = dict[str, Corpus](), dict[str, TrainValSplit]()
+        for name, part in parts.items():
+            with told_of(name):
+                split = whole if part is source else split_of(part, fraction)
+                if filters := self._filters:
+                    filtered = filters.over(part)
+                    self.pipeline.setdefault("filters", {})[name] = filtered.record
+                    split = split_of(filtered, fraction)
+                corpora[name], documents[name] = tokenized(split, tokenizer, self.cache, self.resources), split[0]
+        return corpora, documents, tokenizer
 
     @property
     def resources(self) -> Resources:
         """Processes and memory for tokenizing."""
         trainer = self.config["trainer"]
         return Resources(trainer["data_workers"], trainer["data_memory"])
+
+    @property
+    def _filters(self) -> Pipeline | None:
+        """The config's filters; None if it has none."""
+        machine, choices = self.config["trainer"], self.config.get("filter") or {}
+        where = self.cache, self.config["data"]["val_fraction"]
+        return Pipeline(choices, *where, machine["data_workers"], machine["data_engine"]) if choices else None
 
     def tokenizer(self, source: Source) -> Tokenizer:
         """Return the trained tokenizer alone, without the corpus."""
@@ -114,3 +153,14 @@ class TaskContext:
         digest = kinds.tokenizers[choice.name].digest
         tokenizer = kinds.tokenizers.build(choice.name, choice.knobs)
         return tokenizer, json.dumps([choice.name, digest, dict(choice.knobs)], sort_keys=True)
+
+
+@contextmanager
+def told_of(name: str) -> Iterator[None]:
+    """Begin the message of a UserError with the name of the source of a mixture that it is about."""
+    try:
+        yield
+    except UserError as error:
+        if not name:
+            raise
+        raise UserError(f"source {name}: {error}") from error

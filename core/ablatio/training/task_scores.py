@@ -21,10 +21,10 @@ class TaskScores:
     better: str
 
     @classmethod
-    def of(cls, config: Mapping[str, Any]) -> "TaskScores":
-        """Read the scores from the facts of the config's task."""
+    def of(cls, config: Mapping[str, Any], more: Sequence[str] = ()) -> "TaskScores":
+        """Read the scores from the facts of the config's task; more: names of further ones."""
         facts = kinds.tasks[config["task"]["name"]].facts
-        return cls(facts["scores"], facts["main"], facts["better"])
+        return cls((*facts["scores"], *more), facts["main"], facts["better"])
 
     @property
     def columns(self) -> list[str]:

@@ -1,7 +1,6 @@
 """Sources of conversations: data files in common layouts, dialogue trees, a generated set, and mixtures."""
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal
@@ -9,7 +8,7 @@ from typing import Annotated, Any, Literal
 from ablatio import Range, sources
 from ablatio.data.data_files import Place, files_digest, find_files, invalid_data, shown
 from ablatio.data.records import ENDINGS, Record, UnusedFields, checked_text, records
-from ablatio.data.types import Conversation, Document, Message, Source
+from ablatio.data.types import Conversation, Document, Message
 from ablatio.errors import UserError
 
 from ._turns import SWITCHES, Reader, role_of, until_last_answer, with_system
@@ -120,49 +119,6 @@ class GsmSymbolic:
 
     def fingerprint(self) -> str:
         return hashlib.sha256(f"gsm_symbolic-1 {self.size} {self.seed} {self.worked}".encode()).hexdigest()
-
-
-@sources.register("several")
-class Several:
-    """The conversations of several sources together; `task.cap` limits each source by itself.
-
-    An entry is the name of a source, or `name:path` for a source that reads files: [gsm_symbolic,chats:a.jsonl].
-    """
-
-    def __init__(
-        self,
-        *,
-        of: Annotated[tuple[str, ...], "sources of conversations, each as name or name:path"] = ("gsm_symbolic",),
-    ) -> None:
-        self.of = list(of)
-        self.unused_fields: dict[str, int] = {}
-
-    def _parts(self) -> Iterator[tuple[str, Any]]:
-        if not self.of:
-            raise UserError("source.of is empty\n    try: source.of=[gsm_symbolic]")
-        for written in self.of:
-            name, colon, path = written.partition(":")
-            if "conversations" not in sources[name].facts["uses"] or name == "several":
-                raise UserError(f"source.of: {name} does not provide conversations\n    try: source.of=[gsm_symbolic]")
-            if sources[name].wiring:
-                raise UserError(f"source.of: {name} needs a run, and can only be used alone: source={name}")
-            yield written, sources.build(name, {"path": path} if colon else {})
-
-    def conversations(self) -> Iterator[Conversation]:
-        unused: dict[str, int] = {}
-        for written, part in self._parts():
-            for c in part.conversations():
-                yield replace(c, id=f"{written}/{c.id}", group=written)
-            unused |= {f"{written}/{name}": n for name, n in getattr(part, "unused_fields", {}).items()}
-        self.unused_fields = unused
-
-    def documents(self) -> Iterator[Document]:
-        yield from (Document(c.text, c.id, c.split) for c in self.conversations())
-
-    def fingerprint(self) -> str:
-        made: list[tuple[str, Source]] = list(self._parts())
-        held = [(written.partition(":")[0], part.fingerprint()) for written, part in made]
-        return hashlib.sha256(json.dumps(["several-1", held]).encode()).hexdigest()
 
 
 def layout_of(record: Record) -> str:

@@ -1,20 +1,21 @@
 """Pre-training on rows of a stream of documents."""
 
+import functools
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ablatio.data.batches import TrainBatches, ValidationBatches
-from ablatio.data.order import DocumentOrder, WindowOrder
 from ablatio.errors import UserError
 from ablatio.model.example import Example, Loss
 from ablatio.model.language_model import LanguageModel, loss_of
 from ablatio.model.task import Task
 from ablatio.registry import kinds
 from ablatio.registry.kinds import tasks
-from ablatio.training.evaluate import evaluate
+from ablatio.training.data_streams import Batches, DataStreams, HeldOut
+from ablatio.training.evaluate import tally
 from ablatio.training.task_context import TaskContext
 
 
@@ -26,43 +27,30 @@ class Pretrain(Task):
     """
 
     accepts, scores, main, better = "documents", ("loss", "bpb", "accuracy"), "loss", "lower"
-    length_changes = True
+    length_changes, mixes = True, True
 
     def __init__(self, setup: TaskContext) -> None:
         self.setup = setup
-        self.corpus, self.tokenizer = setup.corpus(setup.source())
+        self.data = DataStreams(setup, setup.source())
+        self.tokenizer = self.data.tokenizer
         self.objective = setup.part("objective", **self._wiring())
-        self.content: dict[str, Any] = {"fingerprint": self.corpus.fingerprint, "key": self.corpus.key}
-        self.content |= self.corpus.counts
+        self.content: dict[str, Any] = self.data.content
+        if self.data.mixed:
+            self.more_scores = [f"{score}/{name}" for score in ("loss", "bpb") for name in self.data.names]
 
     def _wiring(self) -> dict[str, int]:
         return {"vocab_size": self.tokenizer.vocab_size, "eos": self.tokenizer.eos, "max_len": self.setup.length}
 
     @property
-    def by_document(self) -> bool:
-        """True if each row begins with a document, False if rows are consecutive windows of the stream."""
-        return bool(self.setup.config["data"]["rows"] == "documents")
+    def training(self) -> Batches:
+        return self.data.training
 
-    @property
-    def training(self) -> TrainBatches:
-        where = len(self.corpus.train), self.setup.length, self.setup.seeds.data
-        order = DocumentOrder(self.corpus.train_starts, *where) if self.by_document else WindowOrder(*where)
-        mask = self.setup.config["data"]["document_mask"]
-        return TrainBatches(self.corpus.train, order, self.setup.plan, eos=self.corpus.eos, document_mask=mask)
-
-    def validation(self, length: int | None = None, tokens: int | None = None) -> ValidationBatches:
+    def validation(self, length: int | None = None, tokens: int | None = None) -> HeldOut:
         """The fixed held-out rows of `length` tokens, in batches of about 4096 tokens."""
-        length, data = length or self.setup.length, self.setup.config["data"]
-        cap = tokens if tokens is not None else data["val_tokens"]
-        return ValidationBatches(
-            self.corpus.validation,
-            length,
-            max(1, 4096 // length),
-            eos=self.corpus.eos,
-            document_mask=data["document_mask"],
-            val_tokens=cap or 0,
-            documents=self.corpus.validation_starts if self.by_document else None,
-        )
+        return self.data.validation(length, tokens)
+
+    def drawn(self, steps: int) -> dict[str, dict[str, float]]:
+        return self.data.drawn(steps)
 
     def tokens(self, steps: int) -> int:
         return self.setup.plan.tokens(steps, self.setup.length)
@@ -78,10 +66,20 @@ class Pretrain(Task):
         return model.redrawn(example, generator)
 
     def score(
-        self, model: LanguageModel, batches: ValidationBatches, device: torch.device, between: Callable[[int], None]
+        self, model: LanguageModel, batches: HeldOut, device: torch.device, between: Callable[[int], None]
     ) -> dict[str, float]:
-        sizes = self.tokenizer.token_bytes()
-        return evaluate(model, self.objective, iter(batches), sizes, device, between).numbers()
+        """Scores over all held-out rows and, of a mixture, loss and bits per byte of each source."""
+        sizes, parts = self.tokenizer.token_bytes(), getattr(batches, "parts", {"": batches})
+        found = {
+            name: tally(model, self.objective, (part[i] for i in range(len(part))), sizes, device, between)
+            for name, part in parts.items()
+        }
+        whole = functools.reduce(operator.add, found.values()).score().numbers()
+        if len(found) > 1:
+            for name, one in found.items():
+                score = one.score()
+                whole |= {f"loss/{name}": score.loss, f"bpb/{name}": score.bpb}
+        return whole
 
     def ask(self, name: str, model: LanguageModel) -> None:
         """Score another objective, with its default knobs, from now on; UserError if this model does not support it."""

@@ -64,6 +64,12 @@ TRIED: dict[str, Tried] = {
     ),
     "source": Tried(sweep="source=sotu,$name"),
     "tokenizer": Tried(sweep="tokenizer=bytes,$name"),
+    "filter": Tried(sweep="filter=[],[$name]"),
+    "mixture": Tried(
+        ("source=several", "source.of=[sotu,zh_classics]"),
+        "source=several source.of=[sotu,zh_classics] mixture=proportional,$name",
+    ),
+    "curriculum": Tried(sweep="curriculum=null,$name"),
     "template": Tried(("task=sft", "source=gsm_symbolic"), "task=sft source=gsm_symbolic template=plain,$name"),
     "eval": Tried(sweep="norm=rmsnorm,layernorm eval=[$name]"),
     "metric": Tried(("eval=[copying]",), "norm=rmsnorm,layernorm eval=[copying] metric=[$name]"),

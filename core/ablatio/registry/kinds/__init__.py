@@ -18,6 +18,7 @@ from ablatio.registry.kinds.whole_model import *
 from ablatio.registry.kinds.training import *
 from ablatio.registry.kinds.tuning import *
 from ablatio.registry.kinds.data import *
+from ablatio.registry.kinds.pipeline import *
 from ablatio.registry.kinds.use import *
 from ablatio.registry.kinds.evaluation import *
 from ablatio.registry.kinds.sweep import *

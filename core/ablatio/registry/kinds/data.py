@@ -29,12 +29,18 @@ class Source(Protocol):
     fingerprint()    a sha256 over the content and the knobs that affect it, but not over its location
     conversations()  optional: yields ablatio.data.types.Conversation
     feedback()       optional: yields ablatio.data.types.Feedback
+    parts()          optional: {name: source} of a source that consists of several, for a mixture
+
+    Facts:
+    combines         True if it consists of several sources: it defines `parts`
 
     Optional attributes:
     unused_fields    {name: number of records} of the fields that its last pass did not use, for the manifest
     skipped_rows     number of rows that its last pass left out because they cannot be used, for the manifest
     names_splits     False if no document names its split: it is then not read before the first one is used
     """
+
+    combines: ClassVar[bool]
 
     def documents(self) -> Iterator[Document]: ...
 
@@ -47,6 +53,8 @@ class SourceMethods(Protocol):
     def conversations(self) -> Iterator[Conversation]: ...
 
     def feedback(self) -> Iterator[Feedback]: ...
+
+    def parts(self) -> dict[str, Source]: ...
 
 
 class Tokenizer(Protocol):
@@ -140,6 +148,7 @@ sources: Registry[Source] = Registry(
     wiring=("open_run",),
     methods=("documents", "fingerprint"),
     any_of=("documents", "conversations", "feedback"),
+    facts={"combines": False},
     scope="data",
     usual="sotu",
 )

@@ -206,6 +206,7 @@ class Task(Protocol):
     length_changes  True if `data.length` may be a schedule: its rows follow the plan of its TaskContext
     trains    False if it only scores the model: a run has no optimizer step
     reads     kinds of the scope `use` that it builds, as ("decode", "prompt"); a config chooses no others
+    mixes           True if its rows are drawn by `mixture` and `curriculum` (ablatio.training.data_streams.DataStreams)
     """
 
     accepts: ClassVar[str]
@@ -220,6 +221,7 @@ class Task(Protocol):
     length_changes: ClassVar[bool]
     trains: ClassVar[bool]
     reads: ClassVar[Sequence[str]]
+    mixes: ClassVar[bool]
     tokenizer: Tokenizer
     content: dict[str, Any]
 
@@ -324,9 +326,9 @@ stabilizers: Registry[Stabilizer] = Registry(
     usual=("clip",),
 )
 
-TASK_METHODS = (  # the last thirteen are hooks, which the base class has
+TASK_METHODS = (  # the last fourteen are hooks, which the base class has
     "validation", "tokens", "example", "loss", "score",
-    "attach", "prepare", "begin_step", "before_step", "redrawn", "samples", "work", "epoch_rows", "ask",
+    "attach", "prepare", "begin_step", "before_step", "redrawn", "samples", "work", "epoch_rows", "drawn", "ask",
     "state_dict", "load_state_dict", "needs_start", "uses_template",
 )  # fmt: skip
 
@@ -350,6 +352,7 @@ tasks: Registry[Task] = Registry(
         "length_changes": False,
         "trains": True,
         "reads": (),
+        "mixes": False,
     },
     default="pretrain",
     scope="task",

@@ -14,6 +14,7 @@ from ablatio.registry.value_schedules import COLUMN
 from ablatio.report import rerun_command
 from ablatio.report.analysis.arms import COSTS, SIZES, Arm, matched, rate_is_free, tuned
 from ablatio.report.analysis.evaluations import evaluation_rows
+from ablatio.report.analysis.data_use import data_tables
 from ablatio.report.analysis.findings import CORRECTIONS, Findings, Row, alpha_of
 from ablatio.report.analysis.reward_kl_frontier import frontier
 from ablatio.report.analysis.scaling_verdict import trend_chart
@@ -65,6 +66,7 @@ def content(found: Findings) -> dict[str, Any]:
         "evaluations": [row.cells for row in evaluation_rows(found)],
         "signal": quality_cells(score_qualities(table)),
         "stages": [asdict(stage) for stage in stages_of(table.runs)],
+        "data": data_tables(found),
         "lost": [_lost(r) for r in table.runs if r.state in ("failed", "diverged", "damaged", "preempted")],
         "refused": [{"label": label_of(r.arm), "why": r.why} for r in table.refused],
         "running": [_running(r) for r in table.runs if r.state == "running"],
@@ -162,9 +164,10 @@ def _curves(found: Findings) -> list[dict[str, Any]]:
     last = len(found.rows)
     shown = [i for i, row in enumerate(found.rows) if i < BEST or i >= last - WORST or row.arm.baseline]
     made: list[dict[str, Any]] = []
-    runs = (run for row in found.rows for run in row.arm.runs)
+    runs = [run for row in found.rows for run in row.arm.runs]
     scheduled = sorted({name for run in runs for name in run.curves if name.startswith(COLUMN)})
-    for name in dict.fromkeys([found.metric, *CURVES, *scheduled]):
+    of_sources = sorted({name for run in runs for name in run.curves if name.startswith(f"{found.metric}/")})
+    for name in dict.fromkeys([found.metric, *of_sources, *CURVES, *scheduled]):
         arms = {i: _by_seed(found.rows[i].arm, name) for i in shown}
         base = next((arms[i] for i in shown if found.rows[i].arm.baseline), {})
         bands = [_of(i, list(c.values())) for i, c in arms.items() if c]

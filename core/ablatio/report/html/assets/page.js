@@ -302,6 +302,19 @@ function cellsSection(name, left) {
   return section(name, t(name), [t(`${name}_caption`)], h("div", { class: "box" }, h("table", {}, h("thead", {}, h("tr", {}, heads)), h("tbody", {}, body))), true);
 }
 
+/** A section with a table of text, and the same text as its heads in both languages; null without rows. */
+function textTable(id, rows, left) {
+  if (!rows.length) return null;
+  const kind = (i) => (i < left || i === rows[0].length - 1 ? "text" : null);
+  const heads = t(`${id}_heads`).split("|").map((text, i) => h("th", { scope: "col", class: kind(i) }, text));
+  const body = rows.map((row) => h("tr", {}, row.map((text, i) => h("td", { class: i ? kind(i) : "text name" }, text || "–"))));
+  return section(id, t(id), [t(`${id}_caption`)], h("div", { class: "box" }, h("table", {}, h("thead", {}, h("tr", {}, heads)), h("tbody", {}, body))));
+}
+
+const filtersSection = () => textTable("filters", data.data.filters, 3);
+const droppedSection = () => textTable("dropped", data.data.examples, 5);
+const sourcesSection = () => textTable("sources", data.data.sources, 2);
+
 // ---------------------------------------------------------------- what went wrong, what it took, what it was made of
 
 function stagesTable() {
@@ -339,7 +352,7 @@ function provenance() {
 
 // ---------------------------------------------------------------- the whole
 
-const SECTIONS = [searchSection, knobsSection, parallelSection, importanceSection, effectsSection, interactions, forest, scalesSection, armTable, stagesTable, frontierSection, curves, halfNormal, aliases, ranksSection, costs, rates, positions, samplesSection, noiseSection, () => cellsSection("evaluations", 2), () => cellsSection("signal", 1), lost, bill, provenance];
+const SECTIONS = [searchSection, knobsSection, parallelSection, importanceSection, effectsSection, interactions, forest, scalesSection, armTable, stagesTable, frontierSection, curves, halfNormal, aliases, ranksSection, costs, rates, positions, sourcesSection, filtersSection, droppedSection, samplesSection, noiseSection, () => cellsSection("evaluations", 2), () => cellsSection("signal", 1), lost, bill, provenance];
 
 function theme() {
   return document.documentElement.dataset.theme;

@@ -1,0 +1,1 @@
+"""Curricula: how sources and difficulty change over training."""

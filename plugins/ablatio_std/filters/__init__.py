@@ -1,0 +1,1 @@
+"""Filters of training documents: rules, models of the text, duplicates, personal data."""

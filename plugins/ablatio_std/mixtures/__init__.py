@@ -1,0 +1,1 @@
+"""Mixtures: how often each of several sources is drawn from."""
