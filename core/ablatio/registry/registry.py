@@ -26,7 +26,7 @@ from ablatio.registry.value_schedules import ValueSchedule
 T = TypeVar("T")
 Target = TypeVar("Target", bound=Callable[..., Any])
 NAME = re.compile(r"[a-z][a-z0-9_]{0,63}\Z")
-Scope = Literal["task", "model", "training", "tuning", "memory", "data", "feedback", "output", "sweep"]
+Scope = Literal["task", "model", "training", "tuning", "memory", "data", "feedback", "output", "devices", "sweep"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)  # in the order in which a config lists the kinds
 Place = Literal["", "embedding", "sublayer", "layer", "hidden"]
 PerLayer = Literal["", "inside", "also outside"]
@@ -67,6 +67,7 @@ class Registry(Generic[T]):
                   feedback  how preferences and rewards are used
                   output    where numbers are written.  It affects none of them, so it is not part of a run's id and
                             never distinguishes two arms
+                  devices   on which devices the same numbers are computed; no part of a run's id either
                   sweep     which runs there are and where they run; it is not part of a run's config
         shapes_model
                   True if weights or scales of a model depend on the kind; by default, True for the scope `model`.  Such
@@ -173,7 +174,7 @@ class Registry(Generic[T]):
     @property
     def volatile(self) -> bool:
         """True if the kind affects no number of a run: runs that differ only in it have the same id."""
-        return self.scope == "output"
+        return self.scope in ("output", "devices")
 
     def to_json(self) -> dict[str, Any]:
         """The arguments that describe the kind, as plain data for the catalogue."""

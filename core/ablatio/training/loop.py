@@ -13,13 +13,14 @@ from ablatio.config.schema import chosen
 from ablatio.errors import Diverged, Preempted
 from ablatio.model.optimizer_step import Rewind
 from ablatio.model.peft.apply import peak_memory
+from ablatio.model.ranks import ranks
 from ablatio.registry.kinds import Logger
 from ablatio.storage.checkpoints import Checkpoint, Checkpoints, write_json
 from ablatio.storage.paths import shell_word
 from ablatio.training.checkpoint_io import RunCheckpointIO, StopRequest
 from ablatio.training.device import LIGHTNING_PRECISION
 from ablatio.training.lightning_trainer import make_trainer
-from ablatio.training.loggers import Logs
+from ablatio.training.loggers import Logs, NoLogs
 from ablatio.training.metrics_csv import MetricsFile
 from ablatio.training.prepare import PreparedRun
 from ablatio.training.progress_bar import RunProgress
@@ -48,7 +49,8 @@ class TrainingLoop:
         callbacks: Sequence[pl.Callback] = (),
     ) -> None:
         self.run, self.folder, self.found, self.callbacks = run, folder, found, callbacks
-        self.io, self.stop = RunCheckpointIO(checkpoints), StopRequest()
+        self.io, self.stop = RunCheckpointIO(checkpoints, run.learner.strategy), StopRequest()
+        run.learner.stop_asked = lambda: self.stop.signal is not None
         self.io.loaded = found
         self.settings = run.config["train"]
         self.steps, self.start = int(self.settings["steps"]), found.step if found else 0
@@ -56,7 +58,8 @@ class TrainingLoop:
         extra = [m for entry, _ in chosen(run.config) for m in entry.facts.get("metrics", ())]
         extra += run.learner.scheduled.columns if run.learner.scheduled is not None else []
         self.task_scores = TaskScores.of(run.config)
-        self.file = Logs(MetricsFile(folder / "metrics.csv", [*self.task_scores.columns, *extra]), loggers, console)
+        columns = [*self.task_scores.columns, *extra]
+        self.file = Logs(MetricsFile(folder / "metrics.csv", columns), loggers, console) if ranks().first else NoLogs()
         self.samples_file = SamplesFile(folder / "samples.jsonl")
         self.scores: dict[str, Any] = {}
         self.held_out: list[list[float]] = []  # [step, score] of each validation; schedules may watch the scores
@@ -73,7 +76,7 @@ class TrainingLoop:
             self.unscored, self.rewinds = bool(found.state["unscored"]), list(found.state["rewinds"])
             self._remember(found.state.get("held_out", ()))  # missing in folders of older versions
             self.trained = float(found.state.get("trained", 0.0))
-        shown = run.config["trainer"]["progress"]
+        shown = run.config["trainer"]["progress"] and ranks().first
         self.progress = RunProgress(console, self.steps, run.task.tokens, self.start, shown=shown)
 
     def train(self) -> dict[str, Any]:
@@ -105,14 +108,16 @@ class TrainingLoop:
                     break
         whole = self.until == self.steps or bool(self.stopped_by)
         summary = self.summary("done" if whole else "paused")
-        write_json(self.folder / "summary.json", summary)
+        if ranks().first:
+            write_json(self.folder / "summary.json", summary)
         self.file.finish("done" if whole else "preempted")
         return summary
 
     def _start_files(self, after_step: int | None) -> None:
         """Begin metrics and samples, or truncate those of a resumed run to `after_step`."""
         self.file.start(after_step)
-        self.samples_file.start(after_step)
+        if ranks().first:
+            self.samples_file.start(after_step)
 
     def _trainer(self) -> pl.Trainer:
         machine = self.run.machine
@@ -121,6 +126,7 @@ class TrainingLoop:
             max_epochs=-1,
             accumulate_grad_batches=self.settings["accumulate"],
             accelerator="gpu" if machine.device == "cuda" else "cpu",
+            devices=[ranks().local] if machine.device == "cuda" else 1,
             precision=LIGHTNING_PRECISION[machine.precision],
             # The caller's callbacks come first: a stop that they request takes effect after the same step.
             callbacks=[*self.callbacks, _AfterStep(self)],
@@ -138,10 +144,11 @@ class TrainingLoop:
                 f"{rewind.why} at step {step}, after {rewind.most} rewinds; the diverged state was not saved\n"
                 "    try: a lower rate (optimizer.lr) or a longer warm-up (schedule.warmup)"
             )
-        known = self.io.checkpoints.steps()
+        known = ranks().told(self.io.checkpoints.steps)
         target = max((s for s in known if s <= step - rewind.back), default=known[0])
         self.io.loaded = self.found = self.io.checkpoints.load(target)
-        self.io.checkpoints.forget(after=target)
+        if ranks().first:
+            self.io.checkpoints.forget(after=target)
         skipped = max(rewind.skip, step - target + 1)
         self.rewinds.append({"at": step, "to": target, "skipped": skipped, "why": rewind.why})
         self.start = self.progress.step = target
@@ -156,7 +163,8 @@ class TrainingLoop:
         """Score the untrained model, or repeat a validation that a signal interrupted."""
         self.progress.describe("validating")
         if self.found:
-            self.run.model.load_state_dict(self.found.model)
+            weights = self.run.learner.strategy.scatter({"state_dict": dict(self.found.model)})["state_dict"]
+            self.run.model.load_state_dict(weights)
         self.run.model.to(self.run.machine.device)
         if self.run.learner.scheduled is not None:
             self.run.learner.scheduled.set(self.start - 1)  # the values that the weights were trained with
@@ -168,9 +176,11 @@ class TrainingLoop:
     def _validate(self, when: str, step: int) -> bool:
         """Score the held-out data as `when` (before or after) and log it; False if a signal interrupted it."""
         try:
-            with self.run.learner.scored_weights():
+            with self.run.learner.scored_weights(), self.run.learner.strategy.whole_weights():
                 found = self.run.score(self.run.task.validation(), self._check_signal)
-                self.samples_file.write(step, self.run.samples())
+                samples = self.run.samples()
+            if ranks().first:
+                self.samples_file.write(step, samples)
         except _ValidationInterrupted:
             return False
         self.scores[when] = found
@@ -186,7 +196,9 @@ class TrainingLoop:
         self.run.learner.scores = [score for _, score in self.held_out]
 
     def _check_signal(self, batch: int) -> None:
-        """Interrupt a validation, between two batches, if a stop signal has come."""
+        """Interrupt a validation, between two batches, if a stop signal has come to any rank."""
+        if ranks().world > 1:
+            self.stop.agreed = ranks().agree(self.stop.signal is not None)
         if self.stop:
             raise _ValidationInterrupted
 
@@ -197,6 +209,7 @@ class TrainingLoop:
         """
         last = step == self.steps
         self.trained += time.monotonic() - self.resumed_at
+        self.stop.agreed = self.run.learner.stopping
         if last or self._every("log_every", step):
             row = {"step": step, "tokens": self.run.task.tokens(step)} | self.run.learner.take_metrics()
             elapsed = self.seconds + time.monotonic() - self.progress.started

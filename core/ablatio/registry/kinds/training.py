@@ -164,6 +164,58 @@ class StabilizerMethods(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
+class Strategy(Protocol):
+    """How the devices of one run share its work; inherits from `ablatio.model.strategy.Strategy`, which is one device.
+
+    The base class documents each method and the order of calls; a part overrides those that it needs.
+
+    Wiring:
+    ranks     the processes of the run, one per device (ablatio.model.ranks.Ranks)
+
+    Methods:
+    place(step)               distribute the model over the ranks, in place
+    loss(example, last)       the loss of this rank's rows
+    backward(loss, last)      after the last one of a step, gradients are those of the sum over all ranks
+    optimizer(build, groups)  build the optimizer
+    scale_gradients(parameters, factor), gradient_norm(parameters)
+    whole_weights()           context in which every rank holds all weights
+    gather(checkpoint), scatter(checkpoint)  from the parts of the ranks to the checkpoint of one device, and back
+
+    Facts:
+    several   True if it trains on more than one device
+    shards    True if a device holds a part of the weights
+    engine    True if gradients stay inside a library, so that no part can read them as `p.grad`
+    updates   what must stay together in an update: entry | tensor | model.  An optimizer that needs more (its fact
+              `updates`) is refused
+
+    Losses after any step, weights and checkpoints must be those of one device up to rounding; what it cannot do exactly
+    must be refused by a rule.
+    """
+
+    several: ClassVar[bool]
+    shards: ClassVar[bool]
+    engine: ClassVar[bool]
+    updates: ClassVar[str]
+
+    def place(self, step: nn.Module) -> None: ...
+
+    def loss(self, example: Any, last: bool) -> Loss: ...
+
+    def backward(self, loss: Tensor, last: bool) -> None: ...
+
+    def optimizer(self, build: Callable[[Any], torch.optim.Optimizer], groups: Any) -> torch.optim.Optimizer: ...
+
+    def scale_gradients(self, parameters: Sequence[nn.Parameter], factor: Tensor) -> None: ...
+
+    def gradient_norm(self, parameters: Sequence[nn.Parameter]) -> Tensor: ...
+
+    def whole_weights(self) -> AbstractContextManager[None]: ...
+
+    def gather(self, checkpoint: dict[str, Any]) -> dict[str, Any]: ...
+
+    def scatter(self, checkpoint: dict[str, Any]) -> dict[str, Any]: ...
+
+
 class Task(Protocol):
     """Data, loss and scores of a run, independent of Lightning and Hydra.
 
@@ -292,6 +344,22 @@ checkpointings: Registry[Checkpointing] = Registry(
     scope="memory",
 )
 
+STRATEGY_METHODS = (  # all are defined by the base class
+    "place", "loss", "backward", "optimizer", "scale_gradients", "gradient_norm", "whole_weights", "gather", "scatter",
+)  # fmt: skip
+
+strategies: Registry[Strategy] = Registry(
+    "strategy",
+    "How several devices share one run.",
+    contract=(Strategy,),
+    wiring=("ranks",),
+    methods=STRATEGY_METHODS,
+    base="ablatio.model.strategy.Strategy",
+    facts={"several": True, "shards": False, "engine": False, "updates": "model"},
+    default="single",
+    scope="devices",
+)
+
 schedules: Registry[Schedule] = Registry(
     "schedule",
     "How the learning rate changes over the run.",
@@ -314,9 +382,9 @@ stabilizers: Registry[Stabilizer] = Registry(
     usual=("clip",),
 )
 
-TASK_METHODS = (  # the last thirteen are hooks, which the base class has
+TASK_METHODS = (  # the last fourteen are hooks, which the base class has
     "validation", "tokens", "example", "loss", "score",
-    "attach", "prepare", "begin_step", "before_step", "redrawn", "samples", "work", "epoch_rows", "ask",
+    "share", "attach", "prepare", "begin_step", "before_step", "redrawn", "samples", "work", "epoch_rows", "ask",
     "state_dict", "load_state_dict", "needs_start", "uses_template",
 )  # fmt: skip
 
