@@ -66,7 +66,7 @@ class Task(ABC):
     ) -> dict[str, float]:
         """Return {name: value} with at least the names in `scores`; calls `between(n)` after batch n (from 1)."""
 
-    def share(self, example: Any, ranks: Ranks) -> Any:
+    def own_rows(self, example: Any, ranks: Ranks) -> Any:
         """Cut the example of a whole batch to the rows of one rank; by default `example.rows(...)`.
 
         The example is made for the whole batch, so that its random draws are those of one device.

@@ -108,7 +108,8 @@ class Gang:
     def __init__(self, ranks: Sequence[Place], request: str, folder: Path, holds_store: bool) -> None:
         self.folder, self.ranks = folder, ranks
         self.stopping = False
-        environment = {**os.environ, STORE_OF_SUPERVISOR: "1"} if holds_store else dict(os.environ)
+        quiet = {"TORCH_CPP_LOG_LEVEL": "ERROR"}  # its warnings are advice to programmers
+        environment = quiet | os.environ | ({STORE_OF_SUPERVISOR: "1"} if holds_store else {})
         self.processes = [self._start(place, request, environment) for place in ranks]
 
     def _start(self, place: Place, request: str, environment: Mapping[str, str]) -> subprocess.Popen[str]:

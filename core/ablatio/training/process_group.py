@@ -1,5 +1,6 @@
 """The ranks of a run over torch.distributed: gloo between CPUs, NCCL between GPUs."""
 
+import itertools
 import json
 import os
 import time
@@ -19,6 +20,7 @@ from ablatio.storage.state_json import decode_state, encode_state
 from ablatio.training.rank_environment import STORE_OF_SUPERVISOR, Place
 
 T = TypeVar("T")
+_joined = itertools.count()  # several runs of one process use one store
 GRACE = 3.0  # seconds in which the ranks that wait for a lost one tell the others so
 
 
@@ -127,7 +129,7 @@ def joined(place: Place, device: torch.device, timeout: float) -> Iterator[Proce
 
     Raises EnvironmentFault if the port is taken or ranks do not come in time: it names them.
     """
-    group = Group(_store(place, timeout), timeout)
+    group = Group(dist.PrefixStore(f"run{next(_joined)}", _store(place, timeout)), timeout)
     backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
     dist.init_process_group(
         backend, store=group.store, rank=place.rank, world_size=place.world, timeout=timedelta(seconds=timeout)

@@ -64,3 +64,9 @@ def _number(name: str, default: int | None = None) -> int:
 def several_devices(trainer: Mapping[str, Any]) -> bool:
     """True if more than one device trains the run."""
     return int(trainer["devices"]) * int(trainer["nodes"]) > 1
+
+
+def is_first() -> bool:
+    """True unless this process is a rank other than 0."""
+    place = from_environment()
+    return place is None or place.rank == 0

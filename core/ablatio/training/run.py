@@ -3,7 +3,7 @@
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from rich.console import Console
 
 from ablatio.errors import AblatioError, EnvironmentFault, UserError
 from ablatio.model.builder import PartChoice
-from ablatio.model.ranks import ranks, using
+from ablatio.model.ranks import Ranks, ranks, using
 from ablatio.registry import parts_file
 from ablatio.registry.consumers import without_effect
 from ablatio.storage.atomic_write import write_text
@@ -30,7 +30,7 @@ from ablatio.training.extension import extension_of
 from ablatio.training.loggers import make_loggers
 from ablatio.training.loop import TrainingLoop
 from ablatio.training.prepare import PreparedRun, needs_start, prepare_run
-from ablatio.training.rank_environment import Place, from_environment, several_devices
+from ablatio.training.rank_environment import from_environment, several_devices
 from ablatio.training.reference import digest_of, refuse_a_lost_one, refuse_another
 from ablatio.training.run_folder import CHECKPOINTS, TOKENIZER, owned
 from ablatio.training.run_spec import RunSpec
@@ -58,30 +58,37 @@ def train(
     quiet_libraries()
     training(ended=False)
     spec = settled(spec)
-    place = from_environment()
-    if place is None and several_devices(spec.config["trainer"]):
+    if from_environment() is None and several_devices(spec.config["trainer"]):
         return _train_on_ranks(spec, folder, console, resume=resume, until=until, callbacks=callbacks)
-    with _ranks_of(place, spec), owned(folder, resume=resume) if ranks().first else nullcontext():
+    with ExitStack() as stack:
+        if stack.enter_context(among_ranks(spec.config["trainer"])).first:
+            stack.enter_context(owned(folder, resume=resume))
         summary = _train(spec, folder, console, resume=resume, until=until, callbacks=callbacks)
         training(ended=True)
         return summary
 
 
 @contextmanager
-def _ranks_of(place: Place | None, spec: RunSpec) -> Iterator[None]:
-    """Context in which `ranks()` are those of the run; torch.distributed is imported for several of them only."""
-    if place is None:
-        yield
+def among_ranks(trainer: Mapping[str, Any]) -> Iterator[Ranks]:
+    """Context in which `ranks()` are those of the run, as the environment of this process says.
+
+    trainer  section of the config
+
+    torch.distributed is used for several of them only.  Raises UserError if the environment and the config differ in
+    their number, EnvironmentFault if a rank does not come.
+    """
+    place = from_environment()
+    if place is None or ranks().world > 1:  # alone, or joined before
+        yield ranks()
         return
     from ablatio.training.process_group import joined, refuse_mismatch
 
-    trainer = spec.config["trainer"]
     refuse_mismatch(place, trainer)
     device = torch.device(Machine.choose(trainer).device)
     if device.type == "cuda":
         torch.cuda.set_device(place.local)
     with joined(place, device, trainer["timeout"]) as own, using(own):
-        yield
+        yield own
 
 
 def _train_on_ranks(

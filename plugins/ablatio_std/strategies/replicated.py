@@ -1,5 +1,6 @@
 """Data parallelism: every device holds the whole model and has a share of the rows."""
 
+import inspect
 from contextlib import nullcontext
 from typing import Annotated, Any
 
@@ -10,6 +11,12 @@ from ablatio import Positive, strategies
 from ablatio.model.example import Loss
 from ablatio.model.ranks import Ranks
 from ablatio.model.strategy import Pass, Strategy
+
+# Buffers are equal on all ranks; torch 2.13 renamed the argument that keeps DDP from sending them in each pass.
+_NAME = "forward_sync_buffers"
+_UNSYNCED_BUFFERS: dict[str, Any] = {
+    _NAME if _NAME in inspect.signature(DistributedDataParallel).parameters else "broadcast_buffers": False
+}
 
 
 @strategies.register("ddp", paper="arXiv:2006.15704")
@@ -27,7 +34,7 @@ class DataParallel(Strategy):
     def place(self, step: Pass) -> None:
         # A part may leave parameters without a gradient, and which ones may change with the step.
         self.step_module = self.replicas = DistributedDataParallel(
-            step, bucket_cap_mb=self.bucket_mb, broadcast_buffers=False, find_unused_parameters=True
+            step, bucket_cap_mb=self.bucket_mb, find_unused_parameters=True, **_UNSYNCED_BUFFERS
         )
 
     def loss(self, example: Any, last: bool) -> Loss:

@@ -384,7 +384,7 @@ stabilizers: Registry[Stabilizer] = Registry(
 
 TASK_METHODS = (  # the last fourteen are hooks, which the base class has
     "validation", "tokens", "example", "loss", "score",
-    "share", "attach", "prepare", "begin_step", "before_step", "redrawn", "samples", "work", "epoch_rows", "ask",
+    "own_rows", "attach", "prepare", "begin_step", "before_step", "redrawn", "samples", "work", "epoch_rows", "ask",
     "state_dict", "load_state_dict", "needs_start", "uses_template",
 )  # fmt: skip
 
