@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from ablatio.model.example import Loss
+from ablatio.model.parameter_roles import ParameterGroup
 from ablatio.model.ranks import Ranks
 
-Build = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
+Build = Callable[[list[ParameterGroup]], torch.optim.Optimizer]
 
 
 class Pass(nn.Module):
@@ -19,6 +20,9 @@ class Pass(nn.Module):
     def __init__(self, model: nn.Module, loss: Callable[[nn.Module, Any], Loss]) -> None:
         super().__init__()
         self.model, self._loss = model, loss
+
+    def touch(self) -> None:
+        """Do nothing: a call of this module without a forward pass."""
 
     def forward(self, example: Any) -> Loss:
         return self._loss(self.model, example)
@@ -58,9 +62,24 @@ class Strategy:
         """Add the gradients of a loss to those of the step."""
         loss.backward()  # type: ignore[no-untyped-call]
 
-    def optimizer(self, build: Build, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        """Build the optimizer for groups of parameters; build(groups) makes it for any tensors of the same layout."""
+    def optimizer(self, build: Build, groups: list[ParameterGroup], piece: str) -> torch.optim.Optimizer:
+        """Build the optimizer for groups of parameters; build(groups) makes it for any tensors of the same layout.
+
+        piece  what it must update together: entry | tensor | model
+
+        Tensors that stand in for a parameter have it as their attribute `stands_for`.
+        """
         return build(groups)
+
+    def before_update(self) -> None:
+        """Hand the optimizer the gradients; called when all that inspects them is done."""
+
+    def after_update(self) -> None:
+        """Take the weights from the optimizer."""
+
+    def zero_grad(self, optimizer: torch.optim.Optimizer) -> None:
+        """Drop the gradients of the last step."""
+        optimizer.zero_grad()
 
     def scale_gradients(self, parameters: Sequence[nn.Parameter], factor: Tensor) -> None:
         """Multiply the gradients of the step by a factor."""

@@ -86,6 +86,7 @@ class TrainingModule(pl.LightningModule):
         optimizer = self.strategy.optimizer(
             lambda groups: kinds.optimizers.build(choice.name, choice.knobs, groups=groups),
             groups_by_role(self.model, rate),
+            piece_of(choice),
         )
         apply_rates(optimizer, self.model, rate)
         self.rates.bind(optimizer, self.model)
@@ -170,6 +171,11 @@ class TrainingModule(pl.LightningModule):
             self.optimizer.observe(step)
         for name, value in self.metrics.items():
             self._watch(value, name)
+        self.strategy.before_update()
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
+        """Drop the gradients of the last step."""
+        self.strategy.zero_grad(optimizer)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Update the weights and call `after_step` of the parts; a SkipStep leaves the weights unchanged."""
@@ -177,6 +183,7 @@ class TrainingModule(pl.LightningModule):
             super().optimizer_step(*args, **kwargs)
         except SkipStep:
             return
+        self.strategy.after_update()
         if self.held is not None:
             self.held.after_step()
         if after := self._parts_with("after_step"):
@@ -306,6 +313,13 @@ class TrainingModule(pl.LightningModule):
             self.stabilizers[name].load_state_dict(state)  # type: ignore[attr-defined]
         if "task" in checkpoint:
             self.task.load_state_dict(checkpoint["task"])
+
+
+def piece_of(optimizer: PartChoice) -> str:
+    """Return what an optimizer must update together: entry, tensor or model."""
+    facts = kinds.optimizers[optimizer.name].facts
+    whole = facts["updates"] == "entry" and any(optimizer.knobs.get(name) for name in facts["whole_if"])
+    return "tensor" if whole else str(facts["updates"])
 
 
 def seed_all(seed: int, device: torch.device) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from ablatio import Positive, strategies
+from ablatio import Positive, rule, strategies
 from ablatio.model.example import Loss
 from ablatio.model.ranks import Ranks
 from ablatio.model.strategy import Pass, Strategy
@@ -44,3 +44,12 @@ class DataParallel(Strategy):
 
     def backward(self, loss: Tensor, last: bool) -> None:
         (loss * self.ranks.world).backward()  # type: ignore[no-untyped-call]  # torch takes the mean over the ranks
+
+
+rule(
+    when="not facts.strategy.several and trainer.devices * trainer.nodes > 1",
+    why="strategy={strategy.name} trains on one device, and trainer.devices * trainer.nodes = "
+    "{trainer.devices * trainer.nodes}",
+    fix="strategy=ddp",
+    where="strategy",
+)

@@ -74,10 +74,18 @@ class Optimizer(Protocol):
     entrywise  True if the step of each weight has a size of about lr, independent of the size of its gradient (Adam,
                Lion); muP's learning rates hold only then.  False if the step is proportional to the gradient (SGD) or
                scaled for a whole matrix (Muon, Shampoo, LAMB)
+    updates    the smallest piece that can be updated without the rest: entry (a weight, from its own gradients),
+               tensor (a parameter, whole), model (all parameters, as with a sum over all of them).  Devices that hold
+               parts of the weights update such pieces
+    whole_if   names of knobs that, when on, make an update need whole tensors although `updates` is entry
+    samples    True if `observe` asks for the loss of targets that are sampled from the model
     """
 
     decays: ClassVar[bool]
     entrywise: ClassVar[bool]
+    updates: ClassVar[str]
+    whole_if: ClassVar[Sequence[str]]
+    samples: ClassVar[bool]
 
 
 class OptimizerMethods(Protocol):
@@ -176,7 +184,8 @@ class Strategy(Protocol):
     place(step)               distribute the model over the ranks, in place
     loss(example, last)       the loss of this rank's rows
     backward(loss, last)      after the last one of a step, gradients are those of the sum over all ranks
-    optimizer(build, groups)  build the optimizer
+    optimizer(build, groups, piece)  build the optimizer, which updates pieces of this size: entry | tensor | model
+    before_update(), after_update(), zero_grad(optimizer)  around its step
     scale_gradients(parameters, factor), gradient_norm(parameters)
     whole_weights()           context in which every rank holds all weights
     gather(checkpoint), scatter(checkpoint)  from the parts of the ranks to the checkpoint of one device, and back
@@ -185,8 +194,8 @@ class Strategy(Protocol):
     several   True if it trains on more than one device
     shards    True if a device holds a part of the weights
     engine    True if gradients stay inside a library, so that no part can read them as `p.grad`
-    updates   what must stay together in an update: entry | tensor | model.  An optimizer that needs more (its fact
-              `updates`) is refused
+    updates   the largest piece that it updates together: entry | tensor | model.  An optimizer that needs a larger one
+              (its fact `updates`) is refused
 
     Losses after any step, weights and checkpoints must be those of one device up to rounding; what it cannot do exactly
     must be refused by a rule.
@@ -203,7 +212,15 @@ class Strategy(Protocol):
 
     def backward(self, loss: Tensor, last: bool) -> None: ...
 
-    def optimizer(self, build: Callable[[Any], torch.optim.Optimizer], groups: Any) -> torch.optim.Optimizer: ...
+    def optimizer(
+        self, build: Callable[[Any], torch.optim.Optimizer], groups: Any, piece: str
+    ) -> torch.optim.Optimizer: ...
+
+    def before_update(self) -> None: ...
+
+    def after_update(self) -> None: ...
+
+    def zero_grad(self, optimizer: torch.optim.Optimizer) -> None: ...
 
     def scale_gradients(self, parameters: Sequence[nn.Parameter], factor: Tensor) -> None: ...
 
@@ -249,6 +266,7 @@ class Task(Protocol):
     metrics   names of the numbers that `loss` logs
     copies    number of models held in memory beside the trained one, as a reference
     batch_changes   False if `train.batch_size` may not be a schedule: its batches do not follow that plan
+    several_devices  True if its loss is a sum over rows, or gathers what it compares, so that several ranks can train
     length_changes  True if `data.length` may be a schedule: its rows follow the plan of its TaskContext
     """
 
@@ -261,6 +279,7 @@ class Task(Protocol):
     metrics: ClassVar[Sequence[str]]
     copies: ClassVar[int]
     batch_changes: ClassVar[bool]
+    several_devices: ClassVar[bool]
     length_changes: ClassVar[bool]
     tokenizer: Tokenizer
     content: dict[str, Any]
@@ -330,7 +349,7 @@ optimizers: Registry[torch.optim.Optimizer] = Registry(
     "How gradients update the weights; parameters are grouped by role.",
     contract=(Optimizer, OptimizerMethods),
     wiring=("groups",),
-    facts={"decays": True, "entrywise": True},
+    facts={"decays": True, "entrywise": True, "updates": "tensor", "whole_if": (), "samples": False},
     scope="training",
     usual="adamw",
 )
@@ -345,7 +364,8 @@ checkpointings: Registry[Checkpointing] = Registry(
 )
 
 STRATEGY_METHODS = (  # all are defined by the base class
-    "place", "loss", "backward", "optimizer", "scale_gradients", "gradient_norm", "whole_weights", "gather", "scatter",
+    "place", "loss", "backward", "optimizer", "scale_gradients", "gradient_norm", "before_update", "after_update",
+    "zero_grad", "whole_weights", "gather", "scatter",
 )  # fmt: skip
 
 strategies: Registry[Strategy] = Registry(
@@ -406,6 +426,7 @@ tasks: Registry[Task] = Registry(
         "copies": 0,
         "batch_changes": True,
         "length_changes": False,
+        "several_devices": True,
     },
     default="pretrain",
     scope="task",
