@@ -46,9 +46,12 @@ class FullySharded(Strategy):
         for layer in _layers(step.model):
             fully_shard(layer, reshard_after_forward=self.reshard, **options)
         fully_shard(step, reshard_after_forward=False, **options)
+        named = step.model.named_parameters(remove_duplicate=False)
+        self.sharded = {name: p for name, p in named if isinstance(p, DTensor)}
         register_fsdp_forward_method(step, "touch")
         step.touch()  # makes `step` the root, also if the model is called without it at first
-        self.step_module, self.mesh, self.model = step, mesh, step.model
+        step.reshard()  # type: ignore[operator]
+        self.step_module, self.mesh = step, mesh
 
     def loss(self, example: Any, last: bool) -> Loss:
         assert isinstance(self.step_module, FSDPModule)
@@ -132,9 +135,7 @@ class FullySharded(Strategy):
         return whole.cpu() if self.ranks.first else whole.new_empty(0)
 
     def scatter(self, checkpoint: dict[str, Any]) -> dict[str, Any]:
-        named = self.model.named_parameters(remove_duplicate=False)
-        parameters = {name: p for name, p in named if isinstance(p, DTensor)}
-        parameters |= {f"model.{name}": p for name, p in parameters.items()}  # as Lightning names them
+        parameters = self.sharded | {f"model.{name}": p for name, p in self.sharded.items()}  # as Lightning names them
         # A task's models are whole on each rank; the optimizer's state is cut when the optimizer reads it.
         return {key: v if key in ("task", OPTIMIZER) else _by_name(v, parameters) for key, v in checkpoint.items()}
 
