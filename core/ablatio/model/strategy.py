@@ -71,6 +71,10 @@ class Strategy:
         """
         return build(groups)
 
+    def wrap(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+        """Return what steps in place of the optimizer, whose groups have their learning rates now."""
+        return optimizer
+
     def before_update(self) -> None:
         """Hand the optimizer the gradients; called when all that inspects them is done."""
 

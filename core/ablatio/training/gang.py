@@ -48,7 +48,7 @@ def train_on_ranks(config: Mapping[str, Any], request: Mapping[str, Any]) -> Non
     """
     trainer = config["trainer"]
     devices, nodes = int(trainer["devices"]), int(trainer["nodes"])
-    with tempfile.TemporaryDirectory(prefix="ablatio-ranks-") as place, _store(nodes) as (address, port, ours):
+    with tempfile.TemporaryDirectory(prefix="ablatio-ranks-") as place, store_of_supervisor(nodes) as (address, port, ours):
         first = _node(nodes) * devices
         ranks = [Place(first + i, nodes * devices, i, devices, address, port) for i in range(devices)]
         file = parts_file()
@@ -61,7 +61,7 @@ def train_on_ranks(config: Mapping[str, Any], request: Mapping[str, Any]) -> Non
 
 
 @contextmanager
-def _store(nodes: int) -> Iterator[tuple[str, int, bool]]:
+def store_of_supervisor(nodes: int) -> Iterator[tuple[str, int, bool]]:
     """Address and port of the store, and whether this process holds it: it outlives every rank, and no port is raced.
 
     With several machines, rank 0 holds it at MASTER_ADDR:MASTER_PORT.

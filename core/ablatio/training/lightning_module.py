@@ -92,7 +92,7 @@ class TrainingModule(pl.LightningModule):
         self.rates.bind(optimizer, self.model)
         if self.scheduled is not None:
             self.scheduled.bind(optimizer)
-        return optimizer
+        return self.strategy.wrap(optimizer)
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:

@@ -185,6 +185,7 @@ class Strategy(Protocol):
     loss(example, last)       the loss of this rank's rows
     backward(loss, last)      after the last one of a step, gradients are those of the sum over all ranks
     optimizer(build, groups, piece)  build the optimizer, which updates pieces of this size: entry | tensor | model
+    wrap(optimizer)           what steps in its place
     before_update(), after_update(), zero_grad(optimizer)  around its step
     scale_gradients(parameters, factor), gradient_norm(parameters)
     whole_weights()           context in which every rank holds all weights
@@ -215,6 +216,8 @@ class Strategy(Protocol):
     def optimizer(
         self, build: Callable[[Any], torch.optim.Optimizer], groups: Any, piece: str
     ) -> torch.optim.Optimizer: ...
+
+    def wrap(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer: ...
 
     def before_update(self) -> None: ...
 
@@ -364,7 +367,7 @@ checkpointings: Registry[Checkpointing] = Registry(
 )
 
 STRATEGY_METHODS = (  # all are defined by the base class
-    "place", "loss", "backward", "optimizer", "scale_gradients", "gradient_norm", "before_update", "after_update",
+    "place", "loss", "backward", "optimizer", "wrap", "scale_gradients", "gradient_norm", "before_update", "after_update",
     "zero_grad", "whole_weights", "gather", "scatter",
 )  # fmt: skip
 
