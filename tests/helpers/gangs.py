@@ -8,9 +8,10 @@ import time
 from pathlib import Path
 
 TINY = (
-    "model.d_model=32 model.n_layers=2 model.n_heads=2 model.max_len=32 train.steps=5 train.batch_size=8 "
-    "tokenizer=bytes data.val_tokens=256 train.log_every=1 trainer.progress=false trainer.device=cpu trainer.threads=1"
-).split()
+    "model.d_model=32", "model.n_layers=2", "model.n_heads=2", "model.max_len=32", "train.steps=5",
+    "train.batch_size=8", "tokenizer=bytes", "data.val_tokens=256", "train.log_every=1", "trainer.progress=false",
+    "trainer.device=cpu", "trainer.threads=1",
+)  # fmt: skip
 TWO = ("strategy=ddp", "trainer.devices=2")
 
 

@@ -41,7 +41,7 @@ def test_a_new_run_lists_every_kind_once() -> None:
     chosen = {kind: option for line in lines for kind, option in line.items() if kind in REGISTRIES}
     assert list(chosen) == [
         "task", *MODEL, "init", "objective", "optimizer", "schedule", "stabilizer", "quantization", "peft",
-        "checkpointing", "source", "tokenizer", "template", "alignment", "reward", "logger",
+        "checkpointing", "source", "tokenizer", "template", "alignment", "reward", "logger", "strategy",
     ]  # fmt: skip
     assert chosen["norm"] == "rmsnorm" and chosen["stabilizer"] == ["clip"] and chosen["reward"] is None
     for kind, option in chosen.items():

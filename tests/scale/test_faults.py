@@ -5,10 +5,9 @@ import signal
 from pathlib import Path
 
 import pytest
+from helpers.gangs import TINY, TWO, Running, finished
 
 from ablatio.storage.checkpoints import Checkpoints
-
-from helpers.gangs import TINY, TWO, Running, finished
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
 

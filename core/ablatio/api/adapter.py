@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ablatio.model.ranks import Ranks
-
     from ablatio.training.prepare import PreparedRun
 
 SWEEPING = ("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper")

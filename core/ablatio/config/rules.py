@@ -34,9 +34,10 @@ rule(
 )
 rule(
     when="facts.strategy.several and train.batch_size % (trainer.devices * trainer.nodes) != 0",
-    why="the rows of a batch are shared by trainer.devices * trainer.nodes = {trainer.devices * trainer.nodes} devices, "
-    "and train.batch_size={train.batch_size} does not divide",
-    fix="train.batch_size={ceil(train.batch_size / (trainer.devices * trainer.nodes)) * trainer.devices * trainer.nodes}",
+    why="trainer.devices * trainer.nodes = {trainer.devices * trainer.nodes} devices share the rows of a batch, and "
+    "train.batch_size={train.batch_size} does not divide",
+    fix="train.batch_size="
+    "{ceil(train.batch_size / (trainer.devices * trainer.nodes)) * trainer.devices * trainer.nodes}",
     where="train.batch_size",
 )
 rule(
@@ -48,7 +49,8 @@ rule(
 )
 rule(
     when="trainer.devices * trainer.nodes > 1 and not facts.task.several_devices",
-    why="task={task.name} trains on one device, and trainer.devices * trainer.nodes = {trainer.devices * trainer.nodes}",
+    why="task={task.name} trains on one device, and trainer.devices * trainer.nodes = "
+    "{trainer.devices * trainer.nodes}",
     fix="trainer.devices=1",
     where="task",
 )
@@ -79,7 +81,8 @@ rule(
     where="peft",
 )
 rule(
-    when="facts.strategy.updates != 'model' and trainer.devices * trainer.nodes > 1 and facts.optimizer.updates == 'model'",
+    when="facts.strategy.updates != 'model' and trainer.devices * trainer.nodes > 1 "
+    "and facts.optimizer.updates == 'model'",
     why="optimizer={optimizer.name} updates all weights together, and strategy={strategy.name} updates each "
     "{facts.strategy.updates} by itself",
     fix=_usual("optimizer"),

@@ -85,7 +85,7 @@ NOTES: Mapping[str, str] = {
         ("gradient_checkpointing", "activation_checkpointing", "use_checkpoint"),
         "it is a part, chosen by name: `ablatio list checkpointing`",
     ),
-    "devices": "one run on several devices: strategy=ddp trainer.devices=2; several runs at a time: `ablatio list launcher`",
+    "devices": "one run on several devices: trainer.devices=2 with a `strategy`; several runs at a time: a `launcher`",
     "max_time": "a run has a budget of train.steps, train.tokens or train.epochs; timeout= ends the runs of a sweep",
     **dict.fromkeys(("freeze_layers", "frozen"), "weights are frozen by role or place: freeze=[embed,layers.0-3]"),
 }

@@ -201,7 +201,9 @@ class Context:
         bias, prepared, prepared_keys = _of_position(
             position, self.q_pos, self.k_pos, self.key_segments, self.past, dtype
         )
-        return replace(self, position=position, bias=bias, prepared=prepared, prepared_keys=prepared_keys, _shared=Store())
+        return replace(
+            self, position=position, bias=bias, prepared=prepared, prepared_keys=prepared_keys, _shared=Store()
+        )
 
     def moved(self, place: Callable[[Tensor], Tensor], dtype: torch.dtype) -> "Context":
         """Return this context with other positions, as given by `place`; the mask does not change."""

@@ -13,8 +13,8 @@ from ablatio.model.cross_entropy import Tie, linear_cross_entropy, scored_rows, 
 from ablatio.model.dims import Side
 from ablatio.model.example import Example, Loss, joined
 from ablatio.model.kv_cache import KVCache
-from ablatio.model.ranks import ranks
 from ablatio.model.matmul_backend import few_rows
+from ablatio.model.ranks import ranks
 from ablatio.model.stack import Stack
 
 if TYPE_CHECKING:

@@ -27,7 +27,7 @@ class Ranks:
         return self.rank == 0
 
     def rows(self, count: int) -> slice:
-        """Return this rank's share of `count` rows; the shares of all ranks are disjoint and cover the rows in order."""
+        """Return this rank's share of `count` rows; the shares are disjoint, and in the order of the ranks."""
         return slice(count * self.rank // self.world, count * (self.rank + 1) // self.world)
 
     def total(self, value: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ Build = Callable[[list[ParameterGroup]], torch.optim.Optimizer]
 class Pass(nn.Module):
     """One forward pass as a module, so that strategies which hook into `forward` see it: forward(example) -> Loss."""
 
-    def __init__(self, model: nn.Module, loss: Callable[[nn.Module, Any], Loss]) -> None:
+    def __init__(self, model: nn.Module, loss: Callable[[Any, Any], Loss]) -> None:
         super().__init__()
         self.model, self._loss = model, loss
 
@@ -25,6 +25,7 @@ class Pass(nn.Module):
         """Do nothing: a call of this module without a forward pass."""
 
     def forward(self, example: Any) -> Loss:
+        """Return the loss of an example."""
         return self._loss(self.model, example)
 
 
@@ -104,5 +105,3 @@ class Strategy:
     def scatter(self, checkpoint: dict[str, Any]) -> dict[str, Any]:
         """Return this rank's part of a checkpoint that one device would read."""
         return checkpoint
-
-

@@ -103,7 +103,7 @@ def _steps(strategy: Strategy, ranks: Ranks) -> Steps:
                 strategy.zero_grad(optimizer)
             strategy.backward(loss.total / 64, last)
             sums += torch.stack([loss.total.detach(), loss.weight]).double()
-        total, weight = ranks.total(sums).tolist()
+        total, weight = (float(x) for x in ranks.total(sums))
         strategy.scale_gradients(parameters, torch.tensor(64 / weight))
         norms.append(float(strategy.gradient_norm(parameters)))
         strategy.before_update()

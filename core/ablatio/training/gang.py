@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import torch.distributed as dist
+from torch._C._distributed_c10d import TCPStore
 
 from ablatio.errors import AblatioError, Diverged, EnvironmentFault, Preempted, UserError
 from ablatio.registry.parts_file import current as parts_file
@@ -48,7 +48,10 @@ def train_on_ranks(config: Mapping[str, Any], request: Mapping[str, Any]) -> Non
     """
     trainer = config["trainer"]
     devices, nodes = int(trainer["devices"]), int(trainer["nodes"])
-    with tempfile.TemporaryDirectory(prefix="ablatio-ranks-") as place, store_of_supervisor(nodes) as (address, port, ours):
+    with (
+        tempfile.TemporaryDirectory(prefix="ablatio-ranks-") as place,
+        store_of_supervisor(nodes) as (address, port, ours),
+    ):
         first = _node(nodes) * devices
         ranks = [Place(first + i, nodes * devices, i, devices, address, port) for i in range(devices)]
         file = parts_file()
@@ -67,7 +70,7 @@ def store_of_supervisor(nodes: int) -> Iterator[tuple[str, int, bool]]:
     With several machines, rank 0 holds it at MASTER_ADDR:MASTER_PORT.
     """
     if nodes == 1:
-        store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         yield "127.0.0.1", store.port, True
         del store
         return

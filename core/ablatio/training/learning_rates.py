@@ -53,7 +53,9 @@ class LearningRates:
         role = {id(parameter): info.role for parameter, info in describe(model)}
         self._groups = []
         for group in optimizer.param_groups:
-            names = {self._schedules[role[id(stood_for(p))]].name for p in group["params"]} or {self._schedules["matrix"].name}
+            names = {self._schedules[role[id(stood_for(p))]].name for p in group["params"]} or {
+                self._schedules["matrix"].name
+            }
             if len(names) > 1:
                 raise ContractError(
                     f"{type(optimizer).__name__} merges groups of parameters whose schedules are {sorted(names)}; "

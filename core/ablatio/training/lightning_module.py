@@ -1,6 +1,6 @@
 """LightningModule for all tasks: loss, optimizer step, stabilizers, metrics, checkpoint state."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -140,7 +140,7 @@ class TrainingModule(pl.LightningModule):
     @property
     def _is_last_batch(self) -> bool:
         """True if the batch whose loss is computed is the last one of the optimizer step."""
-        return len(self._step_losses) + 1 >= self.settings["accumulate"]
+        return bool(len(self._step_losses) + 1 >= self.settings["accumulate"])
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Add the gradients of a batch to those of the step."""
@@ -203,7 +203,7 @@ class TrainingModule(pl.LightningModule):
             own = [torch.as_tensor(x, dtype=torch.float64, device=self.device) for x in (total, weight, targets, stop)]
             total, weight, targets, stops = ranks().total(torch.stack(own)).to(total.dtype)
             self.stopping = bool(stops)
-            targets = targets if targets.is_cuda else float(targets)
+            targets = float(targets) if self.device.type == "cpu" else targets
         return total / torch.where(weight > 0, weight, 1.0), targets  # a step may have no scored target
 
     def _step(self, loss: Tensor | None = None) -> OptimizerStep:

@@ -71,7 +71,7 @@ class PreparedRun:
         return self.spec.length
 
     def begin(self) -> None:
-        """Move the model to its device, call `Task.prepare`, which may record the untrained model, and distribute it."""
+        """Move the model to its device, let the task record the untrained model, and distribute the model."""
         self.model.to(self.machine.device)
         with self._precision():
             self.task.prepare(self.model)

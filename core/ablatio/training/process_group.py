@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import PrefixStore, TCPStore
 
 from ablatio.errors import EnvironmentFault, UserError
 from ablatio.model.ranks import Ranks
@@ -46,14 +47,18 @@ class ProcessRanks(Ranks):
         self.group, self.device = group, device
 
     def total(self, value: Tensor) -> Tensor:
+        """Sum a tensor of one shape over the ranks, without a gradient."""
         summed = value.detach().clone(memory_format=torch.contiguous_format)
         dist.all_reduce(summed)
         return summed
 
     def gather_rows(self, rows: Tensor, fill: float = 0) -> Tensor:
+        """Concatenate the rows of all ranks, padded to one width."""
         shapes = self._gathered(torch.tensor([*rows.shape], device=self.device))
         longest = [int(n) for n in torch.stack(shapes).amax(0)]
-        padding = [n for own, most in zip(reversed(rows.shape), reversed(longest), strict=True) for n in (0, most - own)]
+        padding = [
+            n for own, most in zip(reversed(rows.shape), reversed(longest), strict=True) for n in (0, most - own)
+        ]
         padded = torch.nn.functional.pad(rows, padding, value=fill) if any(padding) else rows
         counts = [int(shape[0]) for shape in shapes]
         gathered: Tensor = _GatherRows.apply(padded, self, counts)  # type: ignore[no-untyped-call]
@@ -66,9 +71,11 @@ class ProcessRanks(Ranks):
         return found
 
     def agree(self, flag: bool) -> bool:
+        """True if the flag is True on any rank."""
         return bool(self.total(torch.tensor(float(flag), device=self.device)) > 0)
 
     def told(self, make: Callable[[], T]) -> T:
+        """Return what rank 0 makes, on all ranks."""
         text = json.dumps(make()).encode() if self.first else b""
         said: T = json.loads(self._bytes_of(text, 0))
         return said
@@ -84,6 +91,7 @@ class ProcessRanks(Ranks):
         return bytes(data.cpu().numpy().tobytes())
 
     def collected(self, state: Any) -> list[Any]:
+        """Return the states of all ranks on rank 0."""
         structure, tensors = encode_state(state)
         found = [state] if self.first else []
         for source in range(1, self.world):
@@ -102,6 +110,7 @@ class ProcessRanks(Ranks):
         return found
 
     def wait(self) -> None:
+        """Return when all ranks have come here."""
         self.total(torch.zeros(1, device=self.device))
 
 
@@ -129,7 +138,7 @@ def joined(place: Place, device: torch.device, timeout: float) -> Iterator[Proce
 
     Raises EnvironmentFault if the port is taken or ranks do not come in time: it names them.
     """
-    group = Group(dist.PrefixStore(f"run{next(_joined)}", _store(place, timeout)), timeout)
+    group = Group(PrefixStore(f"run{next(_joined)}", _store(place, timeout)), timeout)
     backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
     dist.init_process_group(
         backend, store=group.store, rank=place.rank, world_size=place.world, timeout=timedelta(seconds=timeout)
@@ -146,7 +155,7 @@ def _store(place: Place, timeout: float) -> Any:
     where = f"{place.address}:{place.port}"
     hosts = place.rank == 0 and not os.environ.get(STORE_OF_SUPERVISOR)
     try:
-        store = dist.TCPStore(
+        store = TCPStore(
             place.address, place.port, place.world, hosts, timedelta(seconds=timeout), wait_for_workers=False
         )
     except RuntimeError as error:

@@ -37,7 +37,9 @@ class StandIns:
             device = own_rows(parameter).device if held else "meta"
             content = torch.empty(parameter.shape, dtype=parameter.dtype, device=device)
         else:
-            content = own_rows(parameter) if held else torch.empty(parameter.shape, dtype=parameter.dtype, device="meta")
+            content = (
+                own_rows(parameter) if held else torch.empty(parameter.shape, dtype=parameter.dtype, device="meta")
+            )
         made: Any = nn.Parameter(content)
         made.stands_for = parameter
         return made  # type: ignore[no-any-return]
@@ -85,7 +87,9 @@ class StandIns:
     def _collected(self, locals_: Sequence[Tensor], index: Sequence[int]) -> list[tuple[int, Tensor]]:
         """Send the rows of each tensor to its owner; returns (parameter number, whole tensor) of those of this rank."""
         world = self.ranks.world
-        pieces = [[x.flatten() for i, x in zip(index, locals_, strict=True) if self.owners[i] == r] for r in range(world)]
+        pieces = [
+            [x.flatten() for i, x in zip(index, locals_, strict=True) if self.owners[i] == r] for r in range(world)
+        ]
         mine = [i for i in index if self.owners[i] == self.ranks.rank]
         rows = {i: self._rows_by_rank(self.parameters[i]) for i in mine}
         width = {i: self.parameters[i].numel() // self.parameters[i].shape[0] for i in mine}

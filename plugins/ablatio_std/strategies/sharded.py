@@ -32,7 +32,7 @@ class FullySharded(Strategy):
     shards, updates = True, "tensor"
 
     def __init__(self, ranks: Ranks, *, reshard: bool = True) -> None:
-        """`reshard`: drop a layer's weights after its forward pass (ZeRO-3); False keeps them until the backward pass."""
+        """`reshard`: drop a layer's weights after its forward pass; False keeps them for the backward pass."""
         super().__init__(ranks)
         self.reshard = reshard
         self.loose: list[nn.Parameter] = []  # scalars, which every rank holds
@@ -67,9 +67,7 @@ class FullySharded(Strategy):
 
     def optimizer(self, build: Build, groups: list[ParameterGroup], piece: str) -> torch.optim.Optimizer:
         parameters = [p for group in groups for p in group["params"]]
-        self.stand_ins = StandIns(
-            [p for p in parameters if isinstance(p, DTensor)], self.ranks, whole=piece != "entry"
-        )
+        self.stand_ins = StandIns([p for p in parameters if isinstance(p, DTensor)], self.ranks, whole=piece != "entry")
         of = {id(p): tensor for p, tensor in zip(self.stand_ins.parameters, self.stand_ins.tensors, strict=True)}
         self.stand_ins.take_weights()
         made = build([{**group, "params": [of.get(id(p), p) for p in group["params"]]} for group in groups])

@@ -126,9 +126,7 @@ class EngineOptimizer(torch.optim.Optimizer):
     def _flat(self) -> Iterator[tuple[Tensor, list[torch.nn.Parameter]]]:
         """This rank's part of the vector of each group, and the group's parameters in the order of the vector."""
         partitioned = self.strategy.partitioned
-        yield from zip(
-            partitioned.single_partition_of_fp32_groups, partitioned.round_robin_bit16_groups, strict=True
-        )
+        yield from zip(partitioned.single_partition_of_fp32_groups, partitioned.round_robin_bit16_groups, strict=True)
 
     def state_dict(self) -> dict[str, Any]:
         numbers = {id(p): i for i, p in enumerate(self.strategy.parameters)}
@@ -172,7 +170,8 @@ class EngineOptimizer(torch.optim.Optimizer):
 
 _ENGINE = "facts.strategy.engine and trainer.devices * trainer.nodes > 1"
 for _when, _what, _fix in (
-    ("optimizer.name in ('schedule_free', 'adagrad')", "optimizer={optimizer.name} is built or scored", "optimizer=adamw"),
+    ("optimizer.name in ('schedule_free', 'adagrad')", "optimizer={optimizer.name} is built or scored",
+     "optimizer=adamw"),
     ("'skip_step' in stabilizer", "stabilizer=skip_step drops gradients", "strategy=fsdp"),
     ("'spike_rewind' in stabilizer", "stabilizer=spike_rewind drops gradients", "strategy=fsdp"),
     ("'unit_weights' in stabilizer", "stabilizer=unit_weights changes weights", "strategy=fsdp"),

@@ -55,6 +55,7 @@ class Policy(Task):
     scores = ("reward", "gold", "kl", "entropy", "answer_length")
     needs, copies = ("alignment=ppo", "reward=length"), 1
     batch_changes = False
+    several_devices = False
     metrics = (*MEASURES, "train/old_kl", "train/entropy", "train/clip_fraction")
 
     def __init__(

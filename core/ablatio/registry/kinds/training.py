@@ -269,7 +269,7 @@ class Task(Protocol):
     metrics   names of the numbers that `loss` logs
     copies    number of models held in memory beside the trained one, as a reference
     batch_changes   False if `train.batch_size` may not be a schedule: its batches do not follow that plan
-    several_devices  True if its loss is a sum over rows, or gathers what it compares, so that several ranks can train
+    several_devices  True if its loss is a sum over rows, or gathers what it compares: then several ranks can train
     length_changes  True if `data.length` may be a schedule: its rows follow the plan of its TaskContext
     """
 

@@ -30,7 +30,9 @@ def test_steps_are_those_of_one_device(part: PartSpec) -> None:
         raise
     one, where = _one_device(), checks.label(part)
     assert found.losses == pytest.approx(one.losses, abs=1e-5), f"{where}: the losses are not those of one device"
-    assert found.norms == pytest.approx(one.norms, rel=1e-4), f"{where}: gradient_norm is not that of the whole gradient"
+    assert found.norms == pytest.approx(one.norms, rel=1e-4), (
+        f"{where}: gradient_norm is not that of the whole gradient"
+    )
     missing = one.tensors.keys() ^ found.tensors.keys()
     assert not missing, f"{where}: a checkpoint differs from that of one device in {sorted(missing)[:3]}"
     for name, tensor in one.tensors.items():

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ablatio.model.context import Store
 from ablatio.registry.registry import PartSpec
 from ablatio.testing import checks, sample_parts
 from ablatio.testing.observe import isolated
@@ -24,7 +25,7 @@ def test_gradients(part: PartSpec) -> None:
     module, ctx, width = sample_parts.sublayer(part)
     x = checks.randn(2, 3, width, dtype=torch.float64)
     # Each call is a pass of its own: what layers hand to one another does not outlive it.
-    checks.module_gradients_agree(part, module.eval(), lambda x: module(x, replace(ctx, _shared={})), x)
+    checks.module_gradients_agree(part, module.eval(), lambda x: module(x, replace(ctx, _shared=Store())), x)
 
 
 def test_extra_losses_are_scalars(part: PartSpec) -> None:
