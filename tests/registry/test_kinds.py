@@ -31,7 +31,7 @@ def test_the_lists_of_our_kinds() -> None:
     assert [r.kind for r in REGISTRIES.values() if r.scope == "model"] == MODEL
     assert kind_lists.shaping() == [*MODEL, "init", "objective"]
     assert paired_kinds() == (*MODEL, "init", "objective", "optimizer", "schedule", "stabilizer")
-    assert kind_lists.volatile() == ("out", "name", "trainer", "sweep", "logger")
+    assert kind_lists.volatile() == ("out", "name", "trainer", "sweep", "strategy", "logger")
     assert {r.kind for r in kind_lists.listed()} - set(kind_lists.needed()) == {"alignment", "reward"}
     assert [r.kind for r in REGISTRIES.values() if not r.in_run] == ["design", "launcher"]
 

@@ -75,6 +75,21 @@ rule(
     where="model.tied",
 )
 rule(
+    when="facts.strategy.shards and trainer.devices * trainer.nodes > 1 and facts.alignment.moves_reference",
+    why="alignment={alignment.name} moves its reference towards the model, and strategy={strategy.name} divides the "
+    "model's weights",
+    fix="trainer.devices=1",
+    where="alignment",
+)
+rule(
+    when="(facts.strategy.shards or facts.strategy.engine) and trainer.devices * trainer.nodes > 1 "
+    "and trainer.precision == '16'",
+    why="trainer.precision=16 scales losses, and strategy={strategy.name} does not keep the scaled gradients in the "
+    "optimizer",
+    fix="trainer.precision=bf16",
+    where="trainer.precision",
+)
+rule(
     when="facts.strategy.shards and trainer.devices * trainer.nodes > 1 and facts.peft.reads_gradients",
     why="peft={peft.name} reads the gradients of whole weights, and strategy={strategy.name} divides them",
     fix=_usual("peft"),

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from helpers.attention_loops import WIDTH, D, H, context, made
 from helpers.support import model_config
 
-from ablatio.model.context import Store
 from ablatio.model.build import build_model
+from ablatio.model.context import Store
 from ablatio.model.kv_cache import KVCache
 
 LONG = 150  # more than two chunks

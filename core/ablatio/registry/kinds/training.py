@@ -367,8 +367,8 @@ checkpointings: Registry[Checkpointing] = Registry(
 )
 
 STRATEGY_METHODS = (  # all are defined by the base class
-    "place", "loss", "backward", "optimizer", "wrap", "scale_gradients", "gradient_norm", "before_update", "after_update",
-    "zero_grad", "whole_weights", "gather", "scatter",
+    "place", "loss", "backward", "optimizer", "wrap", "scale_gradients", "gradient_norm", "before_update",
+    "after_update", "zero_grad", "whole_weights", "gather", "scatter",
 )  # fmt: skip
 
 strategies: Registry[Strategy] = Registry(
