@@ -24,7 +24,9 @@ class Clip:
         self.max_norm = max_norm
 
     def before_step(self, step: OptimizerStep) -> dict[str, Tensor]:
-        return {"train/grad_norm": torch.nn.utils.clip_grad_norm_(step.parameters, self.max_norm, foreach=True)}
+        norm = step.gradient_norm()
+        step.scale_gradients((self.max_norm / (norm + 1e-6)).clamp(max=1.0))
+        return {"train/grad_norm": norm}
 
 
 @stabilizers.register("embedding_shrink", paper="arXiv:2210.02414")
@@ -227,8 +229,7 @@ class SkipStepOnOutliers:
         self.losses, self.norms, self.skipped = _Recent(window, sigma), _Recent(window, sigma), 0
 
     def before_step(self, step: OptimizerStep) -> dict[str, Tensor]:
-        gradients = [p.grad for p in step.parameters if p.grad is not None]
-        pairs = ((self.losses, float(step.loss)), (self.norms, float(nn.utils.get_total_norm(gradients))))
+        pairs = ((self.losses, float(step.loss)), (self.norms, float(step.gradient_norm())))
         outlying = any(recent.outlier(value) for recent, value in pairs)
         for recent, value in pairs:
             if math.isfinite(value):

@@ -8,10 +8,13 @@ from ablatio.config.compose import Composed, compose_run
 from ablatio.errors import EnvironmentFault, UserError
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from lightning.pytorch import Callback
     from rich.console import Console
     from torch import nn
 
+    from ablatio.model.ranks import Ranks
     from ablatio.training.prepare import PreparedRun
 
 MEASURES = ("eval", "metric", "decode", "prompt")  # kinds that choose what is measured, and how a model is asked
@@ -53,6 +56,13 @@ def train_in(
         raise EnvironmentFault(
             f"{error.filename or folder}: {error.strerror or error}\n    try: ablatio doctor"
         ) from error
+
+
+def joined_ranks(config: Mapping[str, Any]) -> "AbstractContextManager[Ranks]":
+    """Context in which this process is one of the ranks of a run of `config`."""
+    from ablatio.training.run import among_ranks
+
+    return among_ranks(config["trainer"])
 
 
 def check_callbacks(callbacks: "Sequence[Callback]") -> None:

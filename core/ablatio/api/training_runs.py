@@ -9,12 +9,14 @@ from ablatio.api.run_folder import RunFolder
 from ablatio.api.session import composing, computing
 from ablatio.api.settings import value, without, words_of
 from ablatio.config import schema
+from ablatio.config.compose import Composed
 from ablatio.config.packages import check_packages
 from ablatio.errors import ConfigError, UserError
 from ablatio.storage.json_files import read_object
 from ablatio.storage.paths import shell_word
 from ablatio.storage.streams import lasting_stdout
 from ablatio.sweep.recipes import schema as recipes
+from ablatio.training.rank_environment import from_environment, is_first
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback
@@ -61,6 +63,8 @@ def train(
         check_packages([composed.config])
     from ablatio.training.run_folder import discard_empty, new_folder
 
+    if from_environment() is not None:
+        return _train_as_rank(composed, console, callbacks)
     folder = new_folder(composed.config)
     with discard_empty(folder):
         _train(composed.config, composed.public, folder, console, callbacks)
@@ -72,11 +76,11 @@ def resume_run(
 ) -> RunFolder:
     """Continue an interrupted run from its last checkpoint, bit for bit, like `ablatio resume RUN` on the command line.
 
-    overrides  only `trainer.*` may be changed
+    overrides  only `trainer.*` and `strategy` may be changed: on which devices it runs
     callbacks  as for `train`; the manifest keeps those with which the run began
     """
     folder, words = Path(folder), words_of("resume_run", overrides)
-    console = console_for(quiet)
+    console = console_for(quiet or not is_first())
     adapter.check_callbacks(callbacks)
     if (folder / recipes.FILE).exists():
         with composing():
@@ -131,12 +135,25 @@ def _train(
     show_result(console, summary, folder)
 
 
+def _train_as_rank(composed: Composed, console: "Console", callbacks: "Sequence[Callback]") -> RunFolder:
+    """Train as one of the ranks that torchrun or Slurm has started; rank 0 makes the folder and reports."""
+    from ablatio.training.run_folder import new_folder
+
+    with computing(), adapter.joined_ranks(composed.config) as ranks:
+        folder = Path(ranks.told(lambda: str(new_folder(composed.config))))
+        _train(composed.config, composed.public, folder, console if ranks.first else console_for(True), callbacks)
+    return RunFolder(folder)
+
+
 def _resumed_settings(folder: Path, words: Sequence[str]) -> dict[str, Any]:
     """Return the run's own config with the changed `trainer.*` settings.
 
     Raises UserError for a setting that affects the numbers, ConfigError for invalid values.
     """
-    foreign = [text for text in words if not text.startswith("trainer.")]
+    from ablatio.registry.registry import REGISTRIES
+
+    machine = ("trainer.", *(f"{r.kind}{end}" for r in REGISTRIES.values() if r.scope == "devices" for end in "=."))
+    foreign = [text for text in words if not text.startswith(machine)]
     if foreign:
         raise UserError(
             f"{foreign[0]} came with resume=: a resumed run keeps its settings, to equal an uninterrupted one\n"
@@ -146,10 +163,14 @@ def _resumed_settings(folder: Path, words: Sequence[str]) -> dict[str, Any]:
 
     settings = read_run(folder)
     for text in words:
-        key, _, given = text.removeprefix("trainer.").partition("=")
-        settings["trainer"][key] = {"true": True, "false": False, "null": None}.get(given, given)
+        path, _, given = text.partition("=")
+        section, _, key = path.partition(".")
+        if not key:
+            settings[section] = {"name": given, **REGISTRIES[section][given].defaults}
+            continue
+        settings[section][key] = {"true": True, "false": False, "null": None}.get(given, given)
         if given.isdigit():
-            settings["trainer"][key] = int(given)
+            settings[section][key] = int(given)
     if problems := schema.check(settings):
         raise ConfigError(problems)
     return settings

@@ -33,6 +33,85 @@ rule(
     where="data.length",
 )
 rule(
+    when="facts.strategy.several and train.batch_size % (trainer.devices * trainer.nodes) != 0",
+    why="trainer.devices * trainer.nodes = {trainer.devices * trainer.nodes} devices share the rows of a batch, and "
+    "train.batch_size={train.batch_size} does not divide",
+    fix="train.batch_size="
+    "{ceil(train.batch_size / (trainer.devices * trainer.nodes)) * trainer.devices * trainer.nodes}",
+    where="train.batch_size",
+)
+rule(
+    when="trainer.devices * trainer.nodes > 1 and facts.optimizer.samples",
+    why="optimizer={optimizer.name} samples targets for the rows of one device, and trainer.devices * trainer.nodes = "
+    "{trainer.devices * trainer.nodes}",
+    fix=_usual("optimizer"),
+    where="optimizer",
+)
+rule(
+    when="trainer.devices * trainer.nodes > 1 and not facts.task.several_devices",
+    why="task={task.name} trains on one device, and trainer.devices * trainer.nodes = "
+    "{trainer.devices * trainer.nodes}",
+    fix="trainer.devices=1",
+    where="task",
+)
+rule(
+    when="facts.strategy.shards and trainer.devices * trainer.nodes > 1 and model.distinct_layers is not None",
+    why="strategy={strategy.name} divides each layer, and with model.distinct_layers={model.distinct_layers} layers "
+    "share their weights",
+    fix="model.distinct_layers=null",
+    where="model.distinct_layers",
+)
+rule(
+    when="facts.strategy.shards and trainer.devices * trainer.nodes > 1 and trainer.compile",
+    why="strategy={strategy.name} divides the weights of layers, which trainer.compile expects whole",
+    fix="trainer.compile=false",
+    where="trainer.compile",
+)
+rule(
+    when="facts.strategy.shards and trainer.devices * trainer.nodes > 1 and 'model.tied' in scheduled",
+    why="model.tied is a schedule: the head takes over the optimizer state of the embedding, and "
+    "strategy={strategy.name} divides it",
+    fix="model.tied={model.tied}",
+    where="model.tied",
+)
+rule(
+    when="facts.strategy.shards and trainer.devices * trainer.nodes > 1 and facts.alignment.moves_reference",
+    why="alignment={alignment.name} moves its reference towards the model, and strategy={strategy.name} divides the "
+    "model's weights",
+    fix="trainer.devices=1",
+    where="alignment",
+)
+rule(
+    when="(facts.strategy.shards or facts.strategy.engine) and trainer.devices * trainer.nodes > 1 "
+    "and trainer.precision == '16'",
+    why="trainer.precision=16 scales losses, and strategy={strategy.name} does not keep the scaled gradients in the "
+    "optimizer",
+    fix="trainer.precision=bf16",
+    where="trainer.precision",
+)
+rule(
+    when="facts.strategy.shards and trainer.devices * trainer.nodes > 1 and facts.peft.reads_gradients",
+    why="peft={peft.name} reads the gradients of whole weights, and strategy={strategy.name} divides them",
+    fix=_usual("peft"),
+    where="peft",
+)
+rule(
+    when="facts.strategy.updates != 'model' and trainer.devices * trainer.nodes > 1 "
+    "and facts.optimizer.updates == 'model'",
+    why="optimizer={optimizer.name} updates all weights together, and strategy={strategy.name} updates each "
+    "{facts.strategy.updates} by itself",
+    fix=_usual("optimizer"),
+    where="optimizer",
+)
+rule(
+    when="facts.strategy.updates == 'entry' and trainer.devices * trainer.nodes > 1 "
+    "and facts.optimizer.updates != 'entry'",
+    why="optimizer={optimizer.name} updates whole tensors, and strategy={strategy.name} has rows of weights in one "
+    "long vector",
+    fix=_usual("optimizer"),
+    where="optimizer",
+)
+rule(
     when="'train.batch_size' in scheduled and not facts.task.batch_changes",
     why="train.batch_size is a schedule, and task={task.name} takes equally many prompts in each step",
     fix="train.batch_size={train.batch_size}",

@@ -141,6 +141,9 @@ class Trainer:
     precision: Annotated[Literal["auto", "32", "bf16", "16"], "auto: bf16 where the device computes it natively"] = (
         "auto"
     )
+    devices: Annotated[int, Processes, "devices per machine that train one run; how they share it: `strategy`"] = 1
+    nodes: Annotated[int, Processes, "machines, each with so many devices"] = 1
+    timeout: Annotated[float, Positive, "seconds after which a process that does not answer the others is lost"] = 600.0
     threads: Annotated[int | None, Processes, "threads of torch; by default one per core"] = None
     workers: Annotated[int, Range(0, 1024), "processes that load data"] = 0
     data_workers: Annotated[

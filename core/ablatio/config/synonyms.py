@@ -85,7 +85,7 @@ NOTES: Mapping[str, str] = {
         ("gradient_checkpointing", "activation_checkpointing", "use_checkpoint"),
         "it is a part, chosen by name: `ablatio list checkpointing`",
     ),
-    "devices": "one process uses one device; `ablatio list launcher` has ways to run several at a time",
+    "devices": "one run on several devices: trainer.devices=2 with a `strategy`; several runs at a time: a `launcher`",
     **dict.fromkeys(
         ("minutes", "hours", "seconds", "max_time", "wall_time", "time_limit"),
         "a time does not say how many steps a run has, and its schedule and its repetition need that: a short run prints "

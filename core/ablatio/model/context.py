@@ -16,7 +16,6 @@ MaskKind = Literal["causal", "full"]
 T = TypeVar("T")
 
 
-@dataclass(slots=True)
 class Record:
     """Auxiliary outputs of the layers of one pass, by name; values under the same name are summed over layers.
 
@@ -24,12 +23,41 @@ class Record:
     measures  numbers for the log
     further   collects the states (B, T, D) of siblings of the last layer; None: the siblings are not computed
     further_caches  the cache of each sibling, when a text is decoded; None: no cache
+
+    Neither a dataclass nor a mapping: torch's fully_shard copies those when they hold tensors with a gradient, and all
+    layers write into this one.
     """
 
-    losses: dict[str, Tensor] = field(default_factory=dict)
-    measures: dict[str, Tensor] = field(default_factory=dict)
-    further: list[Tensor] | None = None
-    further_caches: Sequence[KVCache] | None = None
+    __slots__ = ("further", "further_caches", "losses", "measures")
+
+    def __init__(
+        self, further: list[Tensor] | None = None, further_caches: "Sequence[KVCache] | None" = None
+    ) -> None:
+        self.losses: dict[str, Tensor] = {}
+        self.measures: dict[str, Tensor] = {}
+        self.further, self.further_caches = further, further_caches
+
+
+class Store:
+    """Values that one layer leaves for others, by key; no mapping, for the same reason as Record."""
+
+    __slots__ = ("values",)
+
+    def __init__(self) -> None:
+        self.values: dict[Hashable, Any] = {}
+
+    def once(self, key: Hashable, make: Callable[[], T]) -> T:
+        """Return the value of `key`; the first to ask makes it."""
+        if key not in self.values:
+            self.values[key] = make()
+        found: T = self.values[key]
+        return found
+
+    def copy(self) -> "Store":
+        """Another store with the same values."""
+        copied = Store()
+        copied.values.update(self.values)
+        return copied
 
 
 @dataclass(slots=True)
@@ -78,8 +106,8 @@ class Context:
     virtual: int = 0
     tokens: Tensor | None = None
     record: Record = field(default_factory=Record)
-    _shared: dict[Hashable, Any] = field(default_factory=dict)
-    _passed_on: dict[Hashable, Any] = field(default_factory=dict)
+    _shared: Store = field(default_factory=Store)
+    _passed_on: Store = field(default_factory=Store)
 
     @property
     def length(self) -> int:
@@ -114,28 +142,28 @@ class Context:
 
         Layers with another position encoding have a context of their own, and so another value.
         """
-        return _once(self._shared, key, make)
+        return self._shared.once(key, make)
 
     def passed_on(self, key: Hashable, make: Callable[[], T]) -> T:
         """Return what one layer hands on to later ones for `key`, such as a skip; the first to ask makes it."""
-        return _once(self._passed_on, key, make)
+        return self._passed_on.once(key, make)
 
     def hand_values(self, layer: int, change: Callable[[Tensor, Tensor], Tensor]) -> None:
         """Let the attention of a layer change its values: (v, x) -> v, (B, T, H_kv * d_head), x its input (B, T, D)."""
-        self._passed_on["values", layer] = change
+        self._passed_on.values["values", layer] = change
 
     def with_values(self, layer: int, v: Tensor, x: Tensor) -> Tensor:
         """Return the projected values v (B, T, H_kv * d_head) of x as a shortcut changes them; v itself without one."""
-        change: Callable[[Tensor, Tensor], Tensor] | None = self._passed_on.get(("values", layer))
+        change: Callable[[Tensor, Tensor], Tensor] | None = self._passed_on.values.get(("values", layer))
         return v if change is None else change(v, x)
 
     def hand_inputs(self, layer: int, k: Tensor, v: Tensor) -> None:
         """Let the attention of a layer compute its keys and values from k and v (B, T, D), not from its input."""
-        self._passed_on["inputs", layer] = k, v
+        self._passed_on.values["inputs", layer] = k, v
 
     def inputs(self, layer: int, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return what a layer's attention computes keys and values from, (B, T, D) each: x, if nothing was handed."""
-        found: tuple[Tensor, Tensor] = self._passed_on.get(("inputs", layer), (x, x))
+        found: tuple[Tensor, Tensor] = self._passed_on.values.get(("inputs", layer), (x, x))
         return found
 
     def keys_values(
@@ -178,8 +206,8 @@ class Context:
         """Copy this context for recomputing layers; auxiliary outputs of the recomputation are discarded."""
         copy: Context = object.__new__(Context)
         cross = None if self.cross is None else self.cross.snapshot()
-        copy.__dict__.update(self.__dict__, cross=cross, record=Record(), _shared=dict(self._shared))
-        copy.__dict__.update(_passed_on=dict(self._passed_on))
+        copy.__dict__.update(self.__dict__, cross=cross, record=Record(), _shared=self._shared.copy())
+        copy.__dict__.update(_passed_on=self._passed_on.copy())
         return copy
 
     def with_position(self, position: Any, dtype: torch.dtype) -> "Context":
@@ -187,14 +215,16 @@ class Context:
         bias, prepared, prepared_keys = _of_position(
             position, self.q_pos, self.k_pos, self.key_segments, self.past, dtype
         )
-        return replace(self, position=position, bias=bias, prepared=prepared, prepared_keys=prepared_keys, _shared={})
+        return replace(
+            self, position=position, bias=bias, prepared=prepared, prepared_keys=prepared_keys, _shared=Store()
+        )
 
     def moved(self, place: Callable[[Tensor], Tensor], dtype: torch.dtype) -> "Context":
         """Return this context with other positions, as given by `place`; the mask does not change."""
         q_pos, k_pos, position = place(self.q_pos), place(self.k_pos), self.position
         bias = position.bias(q_pos, k_pos).to(dtype) if self.bias is not None else None
         prepared = None if self.prepared is None else position.prepare(q_pos, dtype, k_pos.amax() + 1)
-        return replace(self, q_pos=q_pos, k_pos=k_pos, bias=bias, prepared=prepared, _shared={})
+        return replace(self, q_pos=q_pos, k_pos=k_pos, bias=bias, prepared=prepared, _shared=Store())
 
     def _remember(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         return self.cache.update(layer, k, v) if self.cache is not None else (k, v)
@@ -281,13 +311,6 @@ def _of_position(
     seen = _lengths(k_pos, key_segments) if late else k_pos.new_tensor(k_pos.shape[-1])
     prepared = position.prepare(q_pos, dtype, seen[..., past:] if seen.dim() else seen)
     return bias, prepared, position.prepare(k_pos, dtype, seen) if late else None
-
-
-def _once(held: dict[Hashable, Any], key: Hashable, make: Callable[[], T]) -> T:
-    if key not in held:
-        held[key] = make()
-    found: T = held[key]
-    return found
 
 
 def _cross(

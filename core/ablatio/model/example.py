@@ -6,6 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ablatio.model.ranks import Ranks
+
 PADDING = -1  # segment number of padding tokens
 SHARED = -2  # segment number of virtual tokens, which every document sees
 
@@ -41,6 +43,12 @@ class Example:
     def count(self) -> int | None:
         """Sum of the weights if it is known without a device synchronization, else None."""
         return self.targets.numel() if self.weights is None else None
+
+    def rows(self, ranks: Ranks) -> "Example":
+        """The rows of one rank."""
+        held = {f.name: getattr(self, f.name) for f in fields(self)}
+        own = ranks.rows(len(self.inputs))
+        return replace(self, **{name: t[own] for name, t in held.items() if t is not None})
 
     def to(self, device: torch.device | str) -> "Example":
         """Copy the example to a device."""

@@ -1,8 +1,9 @@
-"""Weights that a model holds for a while in place of its own, to score or save an average of them."""
+"""Score a model with other weights than those that training goes on from."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 
 
@@ -10,11 +11,13 @@ from torch import Tensor, nn
 def exchanged_weights(model: nn.Module, weights: dict[str, Tensor]) -> Iterator[None]:
     """Context in which the model holds these weights, by parameter name, in the dtypes of its own."""
     pairs = [(p, weights[name]) for name, p in model.named_parameters() if name in weights]
-    trained = [p.data for p, _ in pairs]
-    for p, weight in pairs:
-        p.data = weight.to(p.data)
+    trained = [p.detach().clone() for p, _ in pairs]
+    with torch.no_grad():
+        for p, weight in pairs:
+            p.copy_(weight)  # in place: a strategy may hold the weights in storage of its own
     try:
         yield
     finally:
-        for (p, _), weight in zip(pairs, trained, strict=True):
-            p.data = weight
+        with torch.no_grad():
+            for (p, _), weight in zip(pairs, trained, strict=True):
+                p.copy_(weight)

@@ -14,6 +14,7 @@ from ablatio.model.dims import Side
 from ablatio.model.example import Example, Loss, joined
 from ablatio.model.kv_cache import KVCache
 from ablatio.model.matmul_backend import few_rows
+from ablatio.model.ranks import ranks
 from ablatio.model.stack import Stack
 
 if TYPE_CHECKING:
@@ -158,7 +159,7 @@ class LanguageModel(nn.Module):
             # Without the tie, which holds the gradient of one use of the head: autograd adds this one.
             total = total + self._cross_entropy(states, example.further, weights)
         for extra in record.losses.values():  # per target, while the total is a sum over targets
-            total = total + extra * count
+            total = total + extra * ranks().mean(count)
         return Loss(total, count, record.measures | {k: v.detach() for k, v in record.losses.items()})
 
     def _cross_entropy(self, hidden: Tensor, targets: Tensor, weights: Tensor | None, tie: Tie | None = None) -> Tensor:

@@ -1,10 +1,13 @@
 """One optimizer step as stabilizers and optimizers see it; free of Lightning, so that parts can import it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+
+from ablatio.model.ranks import Ranks
+from ablatio.model.strategy import Strategy
 
 
 class SkipStep(Exception):
@@ -29,6 +32,7 @@ class OptimizerStep:
     loss          mean over all targets of the step's batches, in nats per target
     sampled_loss  computes the loss of the last batch with targets drawn from the model, for curvature estimates
     n_targets     number of targets in the mean of that loss
+    strategy      where the gradients are, if several devices train
     """
 
     model: nn.Module
@@ -39,3 +43,12 @@ class OptimizerStep:
     loss: Tensor
     sampled_loss: Callable[[], Tensor]
     n_targets: int
+    strategy: Strategy = field(default_factory=lambda: Strategy(Ranks()))
+
+    def gradient_norm(self) -> Tensor:
+        """Euclidean norm of the whole gradient, over all parameters and devices."""
+        return self.strategy.gradient_norm(self.parameters)
+
+    def scale_gradients(self, factor: Tensor) -> None:
+        """Multiply all gradients by a factor."""
+        self.strategy.scale_gradients(self.parameters, factor)

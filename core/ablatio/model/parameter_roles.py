@@ -170,7 +170,7 @@ def apply_rates(optimizer: torch.optim.Optimizer, model: nn.Module, rate: Rate |
     decay_factor = _decay_factor(rate)
     rates = {id(parameter): (rate(info), decay_factor(info)) for parameter, info in describe(model)}
     for group in optimizer.param_groups:
-        found = {rates[id(parameter)] for parameter in group["params"]}
+        found = {rates[id(stood_for(parameter))] for parameter in group["params"]}
         if len(found) > 1:
             raise ContractError(
                 f"{type(optimizer).__name__} merges parameter groups to which the init assigns different learning-rate "
@@ -181,6 +181,12 @@ def apply_rates(optimizer: torch.optim.Optimizer, model: nn.Module, rate: Rate |
         group["lr"] = group["lr"] * factor
         if "weight_decay" in group:
             group["weight_decay"] = group["weight_decay"] / divisor
+
+
+def stood_for(parameter: Any) -> nn.Parameter:
+    """Return the parameter of the model that a tensor of an optimizer stands for; usually it is that parameter."""
+    found: nn.Parameter = getattr(parameter, "stands_for", parameter)
+    return found
 
 
 def named_seed(seed: int, name: str) -> int:

@@ -12,6 +12,7 @@ from ablatio.model.cost.flops import Work
 from ablatio.model.example import Loss
 from ablatio.model.language_model import LanguageModel
 from ablatio.model.optimizer_step import OptimizerStep
+from ablatio.model.ranks import Ranks
 from ablatio.registry.kinds import Batches
 
 
@@ -66,6 +67,13 @@ class Task(ABC):
         self, model: LanguageModel, batches: Any, device: torch.device, between: Callable[[int], None]
     ) -> dict[str, float]:
         """Return {name: value} with at least the names in `scores`; calls `between(n)` after batch n (from 1)."""
+
+    def own_rows(self, example: Any, ranks: Ranks) -> Any:
+        """Cut the example of a whole batch to the rows of one rank; by default `example.rows(...)`.
+
+        The example is made for the whole batch, so that its random draws are those of one device.
+        """
+        return example.rows(ranks)
 
     def attach(self, model: LanguageModel) -> None:
         """Add modules that train with the model (reward head, value head); called once, after it is built."""

@@ -27,7 +27,7 @@ T = TypeVar("T")
 Target = TypeVar("Target", bound=Callable[..., Any])
 NAME = re.compile(r"[a-z][a-z0-9_]{0,63}\Z")
 Scope = Literal[
-    "task", "model", "training", "tuning", "memory", "data", "feedback", "use", "measure", "output", "sweep",
+    "task", "model", "training", "tuning", "memory", "data", "feedback", "use", "measure", "output", "devices", "sweep",
 ]  # fmt: skip
 SCOPES: tuple[Scope, ...] = get_args(Scope)  # in the order in which a config lists the kinds
 Place = Literal["", "embedding", "sublayer", "layer", "hidden"]
@@ -72,6 +72,7 @@ class Registry(Generic[T]):
                   measure   what is measured of the trained model beside the task's own scores
                   output    where numbers are written.  Like what is measured, it affects no training, so it is not
                             part of a run's id and never distinguishes two arms
+                  devices   on which devices the same numbers are computed; no part of a run's id either
                   sweep     which runs there are and where they run; it is not part of a run's config
         shapes_model
                   True if weights or scales of a model depend on the kind; by default, True for the scope `model`.  Such
@@ -180,7 +181,7 @@ class Registry(Generic[T]):
     @property
     def volatile(self) -> bool:
         """True if the kind affects no training: runs that differ only in it have the same id."""
-        return self.scope in ("measure", "output")
+        return self.scope in ("measure", "output", "devices")
 
     def to_json(self) -> dict[str, Any]:
         """The arguments that describe the kind, as plain data for the catalogue."""

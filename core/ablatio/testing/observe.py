@@ -25,6 +25,7 @@ from ablatio.data.filters import verdicts
 from ablatio.model.kv_cache import KVCache
 from ablatio.model.parameter_roles import named_generator
 from ablatio.model.prompting.answers import answer_all
+from ablatio.model.ranks import Ranks
 from ablatio.registry.registry import REGISTRIES, PartSpec
 from ablatio.testing import (
     sample_alignments,
@@ -269,6 +270,13 @@ def _checkpointing(entry: PartSpec, knobs: Mapping[str, Any]) -> Any:
     loss, kept = sample_parts.kept_for_backward(net)
     loss.backward()  # type: ignore[no-untyped-call]
     return [kept, loss, gradients(net)]
+
+
+@observes("strategy")
+def _strategy(entry: PartSpec, knobs: Mapping[str, Any]) -> Any:
+    """Its settings: what it computes is that of one device (test_strategy)."""
+    made = sample_parts.made(entry, knobs, ranks=Ranks())
+    return {name: value for name, value in vars(made).items() if name != "ranks"}
 
 
 @observes("alignment")

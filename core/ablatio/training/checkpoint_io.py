@@ -10,6 +10,8 @@ from typing import Any
 
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 
+from ablatio.model.ranks import ranks
+from ablatio.model.strategy import Strategy
 from ablatio.storage.checkpoints import Checkpoint, Checkpoints
 from ablatio.storage.process import stop_signals
 from ablatio.training.lightning_module import TRAINING
@@ -23,14 +25,22 @@ class RunCheckpointIO(CheckpointIO):
     It replaces Lightning's pickled checkpoints.
     """
 
-    def __init__(self, checkpoints: Checkpoints) -> None:
-        self.checkpoints = checkpoints
+    def __init__(self, checkpoints: Checkpoints, strategy: Strategy) -> None:
+        self.checkpoints, self.strategy = checkpoints, strategy
         self.loaded: Checkpoint | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Save the weights and the remaining state; the last component of `path` is the step number."""
+        """Save the weights and the remaining state; the last component of `path` is the step number.
+
+        All ranks take part, and rank 0 writes; when they return, the checkpoint can be read.
+        """
+        checkpoint = self.strategy.gather(checkpoint)
+        if not ranks().first:
+            ranks().wait()
+            return
         model = {k.removeprefix(_PREFIX): v for k, v in checkpoint.pop("state_dict").items()}
         self.checkpoints.save(int(Path(path).name), model, checkpoint)
+        ranks().wait()
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Return the checkpoint as Lightning's dict: `self.loaded` if set, else that of the step in `path`.
@@ -40,7 +50,7 @@ class RunCheckpointIO(CheckpointIO):
         """
         found = self.loaded or self.checkpoints.load(int(Path(path).name))
         averaged = {_PREFIX + k: v for k, v in found.model.items()}
-        return {**found.state, "state_dict": found.state.get(TRAINING, averaged)}
+        return self.strategy.scatter({**found.state, "state_dict": found.state.get(TRAINING, averaged)})
 
     def remove_checkpoint(self, path: Any) -> None:
         """Do nothing: `Checkpoints` decides which checkpoints are kept."""
@@ -51,15 +61,16 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
+        self.agreed = False  # True if a rank has received one; several ranks stop after the same step
         self.handled: tuple[signal.Signals, ...] = ()  # the signals to handle, chosen before any handler is installed
 
     def __bool__(self) -> bool:
-        return self.signal is not None
+        return self.signal is not None if ranks().world == 1 else self.agreed
 
     @property
     def name(self) -> str:
         """Name of the signal that was received; empty if none was."""
-        return self.signal.name if self.signal else ""
+        return self.signal.name if self.signal else "a stop signal" if self.agreed else ""
 
     def _set(self, number: int, frame: FrameType | None) -> None:
         if self.signal == signal.SIGINT == number:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from ablatio.errors import EnvironmentFault
+from ablatio.training.rank_environment import Place
 
 # d_model from which oneDNN is used: it compiles a kernel per shape (0.5 ms), which does not pay for narrower models.
 WIDE = 128
@@ -36,12 +37,12 @@ class Machine:
     threads: int
 
     @classmethod
-    def choose(cls, trainer: Mapping[str, Any]) -> "Machine":
+    def choose(cls, trainer: Mapping[str, Any], place: Place | None = None) -> "Machine":
         """Resolve the `auto` settings of the `trainer` section from the capabilities of the machine.
 
         On the CPU the precision is 32 bits: without bf16 units in the processor autocast makes a small step 2.5x
         slower, and with them results would differ between a laptop and a cluster.  On a GPU it is bf16 if the chip
-        computes it natively, else 32 bits.
+        computes it natively, else 32 bits.  The ranks of a run on one machine (`place`) share its cores.
 
         Raises EnvironmentFault for trainer.device=cuda without a GPU.
         """
@@ -54,7 +55,7 @@ class Machine:
         if precision == "auto":
             native = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
             precision = "bf16" if native else "32"
-        return cls(device, precision, trainer["threads"] or cores())
+        return cls(device, precision, trainer["threads"] or max(1, cores() // (place.local_world if place else 1)))
 
     def prepare(self, width: int) -> None:
         """Apply these settings to torch, for a model with d_model = `width`."""

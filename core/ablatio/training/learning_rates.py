@@ -7,7 +7,7 @@ import torch
 
 from ablatio.model.builder import PartChoice
 from ablatio.model.language_model import LanguageModel
-from ablatio.model.parameter_roles import ROLES, ParameterInfo, ProductRate, Rate, describe
+from ablatio.model.parameter_roles import ROLES, ParameterInfo, ProductRate, Rate, describe, stood_for
 from ablatio.registry import kinds
 from ablatio.registry.registry import ContractError
 
@@ -53,7 +53,9 @@ class LearningRates:
         role = {id(parameter): info.role for parameter, info in describe(model)}
         self._groups = []
         for group in optimizer.param_groups:
-            names = {self._schedules[role[id(p)]].name for p in group["params"]} or {self._schedules["matrix"].name}
+            names = {self._schedules[role[id(stood_for(p))]].name for p in group["params"]} or {
+                self._schedules["matrix"].name
+            }
             if len(names) > 1:
                 raise ContractError(
                     f"{type(optimizer).__name__} merges groups of parameters whose schedules are {sorted(names)}; "

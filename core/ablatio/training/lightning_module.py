@@ -1,6 +1,6 @@
 """LightningModule for all tasks: loss, optimizer step, stabilizers, metrics, checkpoint state."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -14,6 +14,8 @@ from ablatio.model.language_model import LanguageModel
 from ablatio.model.optimizer_step import OptimizerStep, SkipStep
 from ablatio.model.parameter_roles import Rate, apply_rates, groups_by_role, named_generator, named_seed
 from ablatio.model.peft.apply import AppliedPeft
+from ablatio.model.ranks import Ranks, ranks
+from ablatio.model.strategy import Strategy
 from ablatio.model.task import Task
 from ablatio.registry import kinds
 from ablatio.registry.kinds import Stabilizer
@@ -41,11 +43,15 @@ class TrainingModule(pl.LightningModule):
         stabilizers: Mapping[str, Stabilizer],
         tuning: AppliedPeft | None = None,
         scheduled: ScheduledSettings | None = None,
+        strategy: Strategy | None = None,
     ) -> None:
         super().__init__()
         config = setup.config
         self.task, self.model, self.seeds, self.settings = task, model, setup.seeds, config["train"]
         self.name, self.stabilizers = config["task"]["name"], stabilizers
+        self.strategy = strategy or Strategy(Ranks())
+        self.stop_asked: Callable[[], bool] = lambda: False  # True if this rank got a stop signal
+        self.stopping = False  # True if any rank had got one when the last step ended: the same on all ranks
         model.smoothing = self.settings["label_smoothing"]
         rate: Rate | None = getattr(setup.part("init"), "rate", None)
         self.rates = LearningRates(config, tuning.rate(rate) if tuning else rate)
@@ -77,12 +83,16 @@ class TrainingModule(pl.LightningModule):
         self._trainable = [p for p in self.model.parameters() if p.requires_grad]
         if not self._trainable:
             raise UserError("all weights are frozen, so nothing is trained\n    try: a shorter list in freeze=")
-        optimizer = kinds.optimizers.build(choice.name, choice.knobs, groups=groups_by_role(self.model, rate))
+        optimizer = self.strategy.optimizer(
+            lambda groups: kinds.optimizers.build(choice.name, choice.knobs, groups=groups),
+            groups_by_role(self.model, rate),
+            piece_of(choice),
+        )
         apply_rates(optimizer, self.model, rate)
         self.rates.bind(optimizer, self.model)
         if self.scheduled is not None:
             self.scheduled.bind(optimizer)
-        return optimizer
+        return self.strategy.wrap(optimizer)
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -98,15 +108,13 @@ class TrainingModule(pl.LightningModule):
             self.scheduled.set(self.global_step)
         number = int(batch["number"])
         generator = named_generator(self.seeds.data, f"objective/{number}")
-        return {"number": number, "example": self.task.example(batch, generator)}
+        example = self.task.example(batch, generator)
+        return {"number": number, "example": self.task.own_rows(example, ranks()) if ranks().world > 1 else example}
 
     def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Seed dropout for this batch, set the learning rates, and call `begin_step` at a step's first batch."""
-        seed = named_seed(self.seeds.dropout, f"batch/{batch['number']}/{self.global_rank}")
-        # Not torch.manual_seed: it formats three stack traces for devices that do not exist, which takes 0.5 ms.
-        torch.default_generator.manual_seed(seed)
-        if self.device.type == "cuda":
-            torch.cuda.manual_seed(seed)
+        seed = named_seed(self.seeds.dropout, f"batch/{batch['number']}/{ranks().rank}")
+        seed_all(seed, self.device)
         self.rates.set(self.optimizer, self.global_step, self.settings["steps"], self.scores)
         if not self._step_losses:
             self.task.begin_step(self.model, self.global_step)
@@ -118,10 +126,9 @@ class TrainingModule(pl.LightningModule):
         """
         example = batch["example"]
         self._example = example
-        total, weight, self.measures = self.task.loss(self.model, example)
-        mean = total.detach() / torch.where(weight > 0, weight, 1.0)  # a batch may have no scored target
-        if not self.rewinds:
-            self._watch(mean, "loss")
+        total, weight, self.measures = self.strategy.loss(example, self._is_last_batch)
+        if not self.rewinds and ranks().world == 1:  # several ranks decide together, at the end of the step
+            self._watch(total.detach() / torch.where(weight > 0, weight, 1.0), "loss")  # weight 0: no scored target
         self._step_losses.append((total.detach(), weight))
         # Gradients are summed over the accumulated batches and divided by the true count before the step: a mean of
         # means is wrong if the batches differ in their number of targets.
@@ -130,6 +137,15 @@ class TrainingModule(pl.LightningModule):
         loss: Tensor = total / self._targets_per_batch
         return loss
 
+    @property
+    def _is_last_batch(self) -> bool:
+        """True if the batch whose loss is computed is the last one of the optimizer step."""
+        return bool(len(self._step_losses) + 1 >= self.settings["accumulate"])
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Add the gradients of a batch to those of the step."""
+        self.strategy.backward(loss, len(self._step_losses) >= self.settings["accumulate"])
+
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Scale the gradients to a mean over the step's targets, then let peft, stabilizers and task inspect them.
 
@@ -137,13 +153,17 @@ class TrainingModule(pl.LightningModule):
         """
         if self.held is not None:
             self.held.before_step(self.optimizer)
-        expected, targets = self._targets_per_batch * self.settings["accumulate"], self._targets
+        loss, targets = self._totals()
+        expected = self._targets_per_batch * self.settings["accumulate"]
         if isinstance(targets, Tensor) or targets != expected:
             factor = expected / torch.as_tensor(targets, device=self.device).clamp(min=TINIEST)
-            torch._foreach_mul_([p.grad for p in self._trainable if p.grad is not None], factor)
-        self._targets = 0
-        step = self._step()
-        self._step_losses = []
+            self.strategy.scale_gradients(self._trainable, factor)
+        self._targets, self._step_losses = 0, []
+        if ranks().world > 1:
+            if not self.rewinds:
+                self._watch(loss, "loss")
+            seed_all(named_seed(self.seeds.dropout, f"update/{self.global_step}"), self.device)  # equal updates
+        step = self._step(loss)
         self.loss_sum, self.loss_count = self.loss_sum + step.loss, self.loss_count + 1
         for part in (*self._parts_with("before_step"), self.task):
             self.metrics |= part.before_step(step)
@@ -151,6 +171,11 @@ class TrainingModule(pl.LightningModule):
             self.optimizer.observe(step)
         for name, value in self.metrics.items():
             self._watch(value, name)
+        self.strategy.before_update()
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
+        """Drop the gradients of the last step."""
+        self.strategy.zero_grad(optimizer)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Update the weights and call `after_step` of the parts; a SkipStep leaves the weights unchanged."""
@@ -158,6 +183,7 @@ class TrainingModule(pl.LightningModule):
             super().optimizer_step(*args, **kwargs)
         except SkipStep:
             return
+        self.strategy.after_update()
         if self.held is not None:
             self.held.after_step()
         if after := self._parts_with("after_step"):
@@ -165,7 +191,22 @@ class TrainingModule(pl.LightningModule):
             for part in after:
                 self.metrics |= part.after_step(step)
 
-    def _step(self) -> OptimizerStep:
+    def _totals(self) -> tuple[Tensor, Tensor | float]:
+        """Mean loss and number of targets of the step, over all its batches and ranks; the ranks agree on a stop too.
+
+        Batches differ in their number of targets, so the mean of their means would be another number.
+        """
+        total, weight = (torch.stack([*values]).sum() for values in zip(*self._step_losses, strict=True))
+        targets: Tensor | float = self._targets
+        if ranks().world > 1:
+            stop = float(self.stop_asked())
+            own = [torch.as_tensor(x, dtype=torch.float64, device=self.device) for x in (total, weight, targets, stop)]
+            total, weight, targets, stops = ranks().total(torch.stack(own)).to(total.dtype)
+            self.stopping = bool(stops)
+            targets = float(targets) if self.device.type == "cpu" else targets
+        return total / torch.where(weight > 0, weight, 1.0), targets  # a step may have no scored target
+
+    def _step(self, loss: Tensor | None = None) -> OptimizerStep:
         """Describe the current step for stabilizers, task and optimizer."""
         return OptimizerStep(
             self.model,
@@ -173,9 +214,10 @@ class TrainingModule(pl.LightningModule):
             self.optimizer,
             self.global_step,
             self.settings["steps"],
-            loss=_mean_over_targets(self._step_losses),
+            loss=torch.zeros(()) if loss is None else loss,
             sampled_loss=self._sampled_loss,
             n_targets=self._example.targets.numel() if hasattr(self._example, "targets") else 0,
+            strategy=self.strategy,
         )
 
     def _sampled_loss(self) -> Tensor:
@@ -224,7 +266,8 @@ class TrainingModule(pl.LightningModule):
         row = {"train/loss": float(self.loss_sum) / max(1, self.loss_count), "train/lr": rate}
         self.loss_sum, self.loss_count = torch.zeros(()), 0
         row |= self.scheduled.metrics() if self.scheduled is not None else {}
-        return row | {name: float(value) for name, value in (self.metrics | self.measures).items()}
+        measures = {name: ranks().mean(value) for name, value in self.measures.items()}  # of the rows of each rank
+        return row | {name: float(value) for name, value in (self.metrics | measures).items()}
 
     @property
     def averages(self) -> bool:
@@ -272,13 +315,16 @@ class TrainingModule(pl.LightningModule):
             self.task.load_state_dict(checkpoint["task"])
 
 
-def _mean_over_targets(batches: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-    """Loss of a step from (summed loss, total weight) of its batches: the mean over all its targets.
+def piece_of(optimizer: PartChoice) -> str:
+    """Return what an optimizer must update together: entry, tensor or model."""
+    facts = kinds.optimizers[optimizer.name].facts
+    whole = facts["updates"] == "entry" and any(optimizer.knobs.get(name) for name in facts["whole_if"])
+    return "tensor" if whole else str(facts["updates"])
 
-    Batches differ in their number of targets, so the mean of their means would be another number.
-    """
-    if not batches:
-        return torch.zeros(())
-    totals, weights = (torch.stack([*values]) for values in zip(*batches, strict=True))
-    weight = weights.sum()
-    return totals.sum() / torch.where(weight > 0, weight, 1.0)  # a step may have no scored target
+
+def seed_all(seed: int, device: torch.device) -> None:
+    """Seed the generators of the CPU and of this GPU."""
+    # Not torch.manual_seed: it formats three stack traces for devices that do not exist, which takes 0.5 ms.
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)

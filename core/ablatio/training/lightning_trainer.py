@@ -34,7 +34,7 @@ class RunTrainer(pl.Trainer):
     __signature__ = inspect.Signature()
 
     def __init__(self, *, callbacks: Sequence[pl.Callback] = (), **settings: Any) -> None:
-        super().__init__(devices=1, callbacks=list(callbacks), **_OURS, **settings)
+        super().__init__(devices=settings.pop("devices", 1), callbacks=list(callbacks), **_OURS, **settings)
         self.callbacks = list(callbacks)  # drops those that Lightning took from installed packages
 
 

@@ -70,3 +70,16 @@ class Logs:
                 del self.loggers[name]
                 reason = escape(f"{type(error).__name__}: {error}")
                 self.console.print(f"[yellow]logger={name} failed and is left out:[/] {reason}", highlight=False)
+
+
+class NoLogs(Logs):
+    """Logs of a rank that writes no files."""
+
+    def __init__(self) -> None:
+        self.loggers = {}
+
+    def start(self, after_step: int | None = None) -> None:
+        """Do nothing."""
+
+    def write(self, row: Mapping[str, float]) -> None:
+        """Do nothing."""

@@ -14,6 +14,7 @@ from ablatio.errors import Diverged, Preempted
 from ablatio.model.optimizer_step import Rewind
 from ablatio.model.peft.apply import peak_memory
 from ablatio.registry import kinds
+from ablatio.model.ranks import ranks
 from ablatio.registry.kinds import Logger
 from ablatio.storage.checkpoints import Checkpoint, Checkpoints, write_json
 from ablatio.storage.paths import shell_word
@@ -22,7 +23,7 @@ from ablatio.training.device import LIGHTNING_PRECISION
 from ablatio.training.evaluation.evaluation import Evaluation
 from ablatio.training.evaluation.items_file import write_items
 from ablatio.training.lightning_trainer import make_trainer
-from ablatio.training.loggers import Logs
+from ablatio.training.loggers import Logs, NoLogs
 from ablatio.training.metrics_csv import MetricsFile
 from ablatio.training.prepare import PreparedRun
 from ablatio.training.progress_bar import RunProgress
@@ -54,7 +55,8 @@ class TrainingLoop:
     ) -> None:
         self.run, self.folder, self.found, self.callbacks = run, folder, found, callbacks
         self.evaluation = evaluation
-        self.io, self.stop = RunCheckpointIO(checkpoints), StopRequest()
+        self.io, self.stop = RunCheckpointIO(checkpoints, run.learner.strategy), StopRequest()
+        run.learner.stop_asked = lambda: self.stop.signal is not None
         self.io.loaded = found
         self.settings = run.config["train"]
         trains = kinds.tasks[run.config["task"]["name"]].facts["trains"]
@@ -64,7 +66,8 @@ class TrainingLoop:
         extra += run.learner.scheduled.columns if run.learner.scheduled is not None else []
         extra += evaluation.columns if evaluation else []
         self.task_scores = TaskScores.of(run.config, run.task.more_scores)
-        self.file = Logs(MetricsFile(folder / "metrics.csv", [*self.task_scores.columns, *extra]), loggers, console)
+        columns = [*self.task_scores.columns, *extra]
+        self.file = Logs(MetricsFile(folder / "metrics.csv", columns), loggers, console) if ranks().first else NoLogs()
         self.samples_file = SamplesFile(folder / "samples.jsonl")
         self.scores: dict[str, Any] = {}
         self.evaluated: dict[str, Any] = {}  # newest values of `evaluation`, as in summary.json
@@ -83,7 +86,7 @@ class TrainingLoop:
             self._remember(found.state.get("held_out", ()))  # missing in folders of older versions
             self.evaluated = dict(found.state.get("evaluated", {}))
             self.trained = float(found.state.get("trained", 0.0))
-        shown = run.config["trainer"]["progress"]
+        shown = run.config["trainer"]["progress"] and ranks().first
         self.progress = RunProgress(console, self.steps, run.task.tokens, self.start, shown=shown)
 
     def train(self) -> dict[str, Any]:
@@ -115,14 +118,16 @@ class TrainingLoop:
                     break
         whole = self.until == self.steps or bool(self.stopped_by)
         summary = self.summary("done" if whole else "paused")
-        write_json(self.folder / "summary.json", summary)
+        if ranks().first:
+            write_json(self.folder / "summary.json", summary)
         self.file.finish("done" if whole else "preempted")
         return summary
 
     def _start_files(self, after_step: int | None) -> None:
         """Begin metrics and samples, or truncate those of a resumed run to `after_step`."""
         self.file.start(after_step)
-        self.samples_file.start(after_step)
+        if ranks().first:
+            self.samples_file.start(after_step)
 
     def _trainer(self) -> pl.Trainer:
         machine = self.run.machine
@@ -131,6 +136,7 @@ class TrainingLoop:
             max_epochs=-1,
             accumulate_grad_batches=self.settings["accumulate"],
             accelerator="gpu" if machine.device == "cuda" else "cpu",
+            devices=[ranks().local] if machine.device == "cuda" else 1,
             precision=LIGHTNING_PRECISION[machine.precision],
             # The caller's callbacks come first: a stop that they request takes effect after the same step.
             callbacks=[*self.callbacks, _AfterStep(self)],
@@ -148,10 +154,11 @@ class TrainingLoop:
                 f"{rewind.why} at step {step}, after {rewind.most} rewinds; the diverged state was not saved\n"
                 "    try: a lower rate (optimizer.lr) or a longer warm-up (schedule.warmup)"
             )
-        known = self.io.checkpoints.steps()
+        known = ranks().told(self.io.checkpoints.steps)
         target = max((s for s in known if s <= step - rewind.back), default=known[0])
         self.io.loaded = self.found = self.io.checkpoints.load(target)
-        self.io.checkpoints.forget(after=target)
+        if ranks().first:
+            self.io.checkpoints.forget(after=target)
         skipped = max(rewind.skip, step - target + 1)
         self.rewinds.append({"at": step, "to": target, "skipped": skipped, "why": rewind.why})
         self.start = self.progress.step = target
@@ -166,7 +173,8 @@ class TrainingLoop:
         """Score the untrained model, or repeat a validation that a signal interrupted."""
         self.progress.describe("validating")
         if self.found:
-            self.run.model.load_state_dict(self.found.model)
+            weights = self.run.learner.strategy.scatter({"state_dict": dict(self.found.model)})["state_dict"]
+            self.run.model.load_state_dict(weights)
         self.run.model.to(self.run.machine.device)
         if self.run.learner.scheduled is not None:
             self.run.learner.scheduled.set(self.start - 1)  # the values that the weights were trained with
@@ -178,11 +186,13 @@ class TrainingLoop:
     def _validate(self, when: str, step: int) -> bool:
         """Score the held-out data as `when` (before or after) and log it; False if a signal interrupted it."""
         try:
-            with self.run.learner.scored_weights():
+            with self.run.learner.scored_weights(), self.run.learner.strategy.whole_weights():
                 found = self.run.score(self.run.task.validation(), self._check_signal)
-                self.samples_file.write(step, self.run.samples())
+                samples = self.run.samples()
                 if self.evaluation and (step == self.steps or self._every("eval_every", step)):
                     self._evaluate(step)
+            if ranks().first:
+                self.samples_file.write(step, samples)
         except _ValidationInterrupted:
             return False
         self.scores[when] = found
@@ -200,7 +210,8 @@ class TrainingLoop:
         self.progress.describe("evaluating")
         found = self.run.evaluate(self.evaluation, self._check_signal)
         self.evaluated = {"step": step, "values": {name: one.to_json() for name, one in found.values.items()}}
-        write_items(self.folder, [{"step": step, **row} for row in found.rows])
+        if ranks().first:
+            write_items(self.folder, [{"step": step, **row} for row in found.rows])
         self.progress.describe("training")
 
     def _evaluate_at_end(self, step: int) -> bool:
@@ -208,7 +219,7 @@ class TrainingLoop:
         if self.evaluation is None or self.evaluated.get("step") == step:
             return True
         try:
-            with self.run.learner.scored_weights():
+            with self.run.learner.scored_weights(), self.run.learner.strategy.whole_weights():
                 self._evaluate(step)
         except _ValidationInterrupted:
             return False
@@ -222,7 +233,9 @@ class TrainingLoop:
         self.run.learner.scores = [score for _, score in self.held_out]
 
     def _check_signal(self, batch: int) -> None:
-        """Interrupt a validation, between two batches, if a stop signal has come."""
+        """Interrupt a validation, between two batches, if a stop signal has come to any rank."""
+        if ranks().world > 1:
+            self.stop.agreed = ranks().agree(self.stop.signal is not None)
         if self.stop:
             raise _ValidationInterrupted
 
@@ -233,6 +246,7 @@ class TrainingLoop:
         """
         last = step == self.steps
         self.trained += time.monotonic() - self.resumed_at
+        self.stop.agreed = self.run.learner.stopping
         if last or self._every("log_every", step):
             row = {"step": step, "tokens": self.run.task.tokens(step)} | self.run.learner.take_metrics()
             elapsed = self.seconds + time.monotonic() - self.progress.started

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.utils.data import DataLoader, Sampler
@@ -20,6 +20,8 @@ from ablatio.model.language_model import LanguageModel
 from ablatio.model.parameter_roles import named_generator
 from ablatio.model.peft.apply import AppliedPeft, tune
 from ablatio.model.prompting.session import Session
+from ablatio.model.ranks import ranks
+from ablatio.model.strategy import Pass, Strategy
 from ablatio.model.task import Task
 from ablatio.registry import kinds
 from ablatio.registry.kinds import Batches, Stabilizer
@@ -32,6 +34,7 @@ from ablatio.training.evaluation.prompting import Prompting, decode_part, most_p
 from ablatio.training.frozen_model import open_model
 from ablatio.training.initial_weights import TakenOver, start_model
 from ablatio.training.lightning_module import TrainingModule
+from ablatio.training.rank_environment import from_environment
 from ablatio.training.reward_model import open_reward
 from ablatio.training.run_spec import RunSpec
 from ablatio.training.scheduled_settings import ScheduledSettings, parts_of
@@ -77,10 +80,11 @@ class PreparedRun:
         return self.spec.length
 
     def begin(self) -> None:
-        """Move the model to its device and call `Task.prepare`, which may record the untrained model."""
+        """Move the model to its device, let the task record the untrained model, and distribute the model."""
         self.model.to(self.machine.device)
         with self._precision():
             self.task.prepare(self.model)
+        self.learner.strategy.place(Pass(self.model, self.task.loss))
 
     def training(self, start: int, skipped: int = 0) -> "DataLoader[dict[str, torch.Tensor]]":
         """Return the loader of the training batches from number `start` on.
@@ -161,6 +165,15 @@ def row_plan(timeline: Timeline, stabilizers: Mapping[str, Stabilizer]) -> RowPl
     return timeline.plan_with(next((part for part in stabilizers.values() if hasattr(part, "batch_rows")), None))
 
 
+def strategy_of(config: Mapping[str, Any]) -> Strategy:
+    """Build the strategy of the run for the ranks of this process; one device needs none."""
+    choice = PartChoice.of(config["strategy"])
+    if ranks().world == 1:
+        return Strategy(ranks())
+    built: Any = kinds.strategies.build(choice.name, choice.knobs, ranks=ranks())
+    return cast(Strategy, built)
+
+
 def needs_start(config: Mapping[str, Any]) -> bool:
     """True if the task needs the model that the run began with, even in a run resumed from a checkpoint."""
     task: Any = kinds.tasks.target(config["task"]["name"])
@@ -205,7 +218,7 @@ def prepare_run(spec: RunSpec, *, fresh: bool = True, counted: bool = True) -> P
     Raises EnvironmentFault if training needs more memory than there is.
     """
     config = spec.config
-    machine = Machine.choose(config["trainer"])
+    machine = Machine.choose(config["trainer"], from_environment())
     machine.prepare(int(config["model"]["d_model"]))
     setup, task, stabilizers = build_task(spec)
     spec = spec.with_ids(int(task.tokenizer.vocab_size))
@@ -218,7 +231,7 @@ def prepare_run(spec: RunSpec, *, fresh: bool = True, counted: bool = True) -> P
         _share_compiled_code()
         model.compile_layers()
     task.attach(model)
-    learner = TrainingModule(setup, task, model, stabilizers, tuning, scheduled)
+    learner = TrainingModule(setup, task, model, stabilizers, tuning, scheduled, strategy_of(config))
     others = {"peft": tuning.part, "quantization": tuning.quantization, "task": task, "stabilizer": stabilizers}
     scheduled.connect(parts_of(setup.built | others | dict.fromkeys(("roles", "model"), learner.held)))
     return PreparedRun(spec, setup, task, model, learner, machine, origin, tuning)

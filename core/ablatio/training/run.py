@@ -2,31 +2,36 @@
 
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from rich.console import Console
 
-from ablatio.errors import AblatioError, EnvironmentFault
+from ablatio.errors import AblatioError, EnvironmentFault, UserError
 from ablatio.model.builder import PartChoice
+from ablatio.model.ranks import Ranks, ranks, using
 from ablatio.registry import parts_file
 from ablatio.registry.consumers import without_effect
 from ablatio.storage.atomic_write import write_text
-from ablatio.storage.checkpoints import Checkpoints, write_json
+from ablatio.storage.checkpoints import Checkpoint, Checkpoints, write_json
 from ablatio.storage.early_stop import training
 from ablatio.storage.json_files import read_object
 from ablatio.storage.secrets import redact
 from ablatio.training import provenance
 from ablatio.training.budget import settled
+from ablatio.training.device import Machine
 from ablatio.training.estimate import check_memory
 from ablatio.training.evaluation.evaluation import evaluation_of
 from ablatio.training.extension import extension_of
 from ablatio.training.loggers import make_loggers
 from ablatio.training.loop import TrainingLoop
 from ablatio.training.prepare import PreparedRun, needs_start, prepare_run
+from ablatio.training.rank_environment import from_environment, several_devices
 from ablatio.training.reference import digest_of, refuse_a_lost_one, refuse_another
 from ablatio.training.run_folder import CHECKPOINTS, DATA, TOKENIZER, owned
 from ablatio.training.run_spec import RunSpec
@@ -54,10 +59,55 @@ def train(
     quiet_libraries()
     training(ended=False)
     spec = settled(spec)
-    with owned(folder, resume=resume):
+    if from_environment() is None and several_devices(spec.config["trainer"]):
+        return _train_on_ranks(spec, folder, console, resume=resume, until=until, callbacks=callbacks)
+    with ExitStack() as stack:
+        if stack.enter_context(among_ranks(spec.config["trainer"])).first:
+            stack.enter_context(owned(folder, resume=resume))
         summary = _train(spec, folder, console, resume=resume, until=until, callbacks=callbacks)
         training(ended=True)
         return summary
+
+
+@contextmanager
+def among_ranks(trainer: Mapping[str, Any]) -> Iterator[Ranks]:
+    """Context in which `ranks()` are those of the run, as the environment of this process says.
+
+    trainer  section of the config
+
+    torch.distributed is used for several of them only.  Raises UserError if the environment and the config differ in
+    their number, EnvironmentFault if a rank does not come.
+    """
+    place = from_environment()
+    if place is None or ranks().world > 1:  # alone, or joined before
+        yield ranks()
+        return
+    from ablatio.training.process_group import joined, refuse_mismatch
+
+    refuse_mismatch(place, trainer)
+    device = torch.device(Machine.choose(trainer).device)
+    if device.type == "cuda":
+        torch.cuda.set_device(place.local)
+    with joined(place, device, trainer["timeout"]) as own, using(own):
+        yield own
+
+
+def _train_on_ranks(
+    spec: RunSpec, folder: Path, console: Console, *, resume: bool, until: int | None, callbacks: Sequence[pl.Callback]
+) -> dict[str, Any]:
+    """Train on the devices of this machine, a process for each; arguments as for `train`."""
+    from ablatio.training.gang import train_on_ranks
+
+    if callbacks:
+        raise UserError(
+            "callbacks= came with trainer.devices > 1: the ranks of a run are processes of their own, and the objects "
+            "of this one do not reach them\n    try: trainer.devices=1 strategy=single"
+        )
+    machine = {"trainer": dict(spec.config["trainer"]), "strategy": dict(spec.config["strategy"])}
+    request = {"config": {**spec.written, **machine}, "folder": str(folder), "resume": resume, "until": until}
+    train_on_ranks(spec.config, request | {"quiet": console.quiet})
+    training(ended=True)
+    return read_object(folder / "summary.json")
 
 
 def _train(
@@ -72,15 +122,16 @@ def _train(
     """Train in a folder that this process owns; arguments as for `train`."""
     config = spec.config
     checkpoints = Checkpoints(folder / CHECKPOINTS, config["train"]["keep"], run=spec.id)
-    resumes = resume and checkpoints.latest() is not None
+    newest = ranks().told(checkpoints.latest) if resume else None
+    resumes = newest is not None
     if resumes:
         refuse_a_lost_one(config, folder)
     # On resume the tokenizer is read from the run folder, because the files it was trained on may be gone.
     run_spec = spec.with_own_tokenizer(folder) if resumes else spec
     check_memory(run_spec)
-    loggers = make_loggers(config, spec.written, folder)
+    loggers = make_loggers(config, spec.written, folder) if ranks().first else {}
     extension = None if resumes else extension_of(config)
-    found = checkpoints.load() if resumes else extension.checkpoint if extension else None
+    found = _load(checkpoints) if resumes else extension.checkpoint if extension else None
     for reason in found.skipped if found else ():
         console.print(f"[yellow]checkpoint skipped:[/] {reason}", highlight=False)
     run = prepare_run(run_spec, fresh=not found or needs_start(config))
@@ -95,16 +146,17 @@ def _train(
             console.print(redact(str(run.origin)), highlight=False)
         origins = {"teacher": teacher, "reference": digest_of(run), "extends": extension and extension.to_json()}
         models = {key: mark for key, mark in origins.items() if mark}
-        digest = write_json(folder / "config.json", spec.written)
-        file = _keep_parts_file(config, folder)
-        write_json(folder / TOKENIZER, _tokenizer(run))
-        if run.setup.pipeline:
-            write_json(folder / DATA, run.setup.pipeline)
-        more = {"config": digest} | file | models | _class_names(callbacks)
-        write_json(folder / "manifest.json", _manifest(run) | more)
-        if extension:
-            extension.copy_records(folder)
-            console.print(redact(extension.sentence(config)), highlight=False)
+        if ranks().first:
+            digest = write_json(folder / "config.json", spec.written)
+            file = _keep_parts_file(config, folder)
+            write_json(folder / TOKENIZER, _tokenizer(run))
+            if run.setup.pipeline:
+                write_json(folder / DATA, run.setup.pipeline)
+            more = {"config": digest} | file | models | _class_names(callbacks)
+            write_json(folder / "manifest.json", _manifest(run) | more)
+            if extension:
+                extension.copy_records(folder)
+                console.print(redact(extension.sentence(config)), highlight=False)
     run.begin()
     loop = TrainingLoop(run, folder, console, checkpoints, found, loggers, until, callbacks, evaluation)
     loop.extends = extension is not None
@@ -112,9 +164,17 @@ def _train(
         return loop.train()
     except AblatioError as error:
         status = {4: "diverged", 75: "preempted"}.get(error.exit_code, "failed")
-        write_json(folder / "summary.json", loop.summary(status) | {"error": str(error)})
+        if ranks().first:
+            write_json(folder / "summary.json", loop.summary(status) | {"error": str(error)})
         loop.file.finish(status)
         raise
+
+
+def _load(checkpoints: Checkpoints) -> Checkpoint:
+    """Load the newest valid checkpoint: all ranks that which rank 0 finds."""
+    own = checkpoints.load() if ranks().first else None
+    step = ranks().told(lambda: own.step if own else 0)
+    return own or checkpoints.load(step)
 
 
 def _keep_parts_file(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ablatio.model.ranks import ranks
+
 
 class Router(nn.Linear):
     """Logits x W^T, computed in float32 or wider: half precision would change the choice.  (..., D) -> (..., E).
@@ -49,9 +51,13 @@ def fits_capacity(chosen: Tensor, experts: int, limit: int, real: Tensor | None 
 
 
 def load_shares(chosen: Tensor, experts: int, real: Tensor | None = None) -> Tensor:
-    """Each expert's share of all assignments (B, T, k): (E,), with the sum 1.  real (B, T): False for padding."""
+    """Each expert's share of all assignments (B, T, k) of all ranks: (E,), with the sum 1.
+
+    real (B, T): False for padding.
+    """
     hot = F.one_hot(chosen, experts).sum(-2)  # (B, T, E)
     counts = (hot if real is None else hot * real[..., None]).flatten(0, -2).sum(0)  # (E,)
+    counts = ranks().total(counts)
     return counts / counts.sum().clamp(min=1)
 
 
@@ -70,10 +76,16 @@ def z_loss(logits: Tensor, real: Tensor | None = None) -> Tensor:
 
 
 def token_mean(values: Tensor, real: Tensor | None) -> Tensor:
-    """Mean over the tokens where `real` (B, T) is True; None: over all.  (B, T, F) -> (F,)."""
-    if real is None:
+    """Mean over the tokens where `real` (B, T) is True; None: over all.  (B, T, F) -> (F,).
+
+    With several ranks, the sum of this rank's tokens over the mean number of tokens of a rank: the mean of the results
+    of all ranks is the mean over all tokens.
+    """
+    if real is None and ranks().world == 1:
         return values.flatten(0, -2).mean(0)
-    return (values * real[..., None]).flatten(0, -2).sum(0) / real.sum().clamp(min=1)
+    real = torch.ones(values.shape[:2], dtype=torch.bool, device=values.device) if real is None else real
+    count = ranks().mean(real.sum().to(values.dtype))
+    return (values * real[..., None]).flatten(0, -2).sum(0) / count.clamp(min=1 / ranks().world)
 
 
 class BalanceBias(nn.Module):

@@ -32,7 +32,7 @@ LearningRate = Annotated[
 ]
 
 
-@optimizers.register("adam", paper="arXiv:1412.6980")
+@optimizers.register("adam", paper="arXiv:1412.6980", updates="entry")
 def adam(
     groups: list[ParameterGroup],
     *,
@@ -47,7 +47,7 @@ def adam(
     return torch.optim.Adam(decayed(groups, weight_decay), **settings, fused=True)
 
 
-@optimizers.register("adamw", paper="arXiv:1711.05101")
+@optimizers.register("adamw", paper="arXiv:1711.05101", updates="entry", whole_if=("hyperball",))
 def adamw(
     groups: list[ParameterGroup],
     *,
@@ -91,6 +91,7 @@ class NAdam(Foreach):
     mu = b1 (1 - 0.96^(t momentum_decay) / 2), mu' the value at step t + 1, M the product of all mu up to step t.
     """
 
+    updates = "entry"
     buffers = ("m", "v")
 
     def __init__(
@@ -120,7 +121,7 @@ class NAdam(Foreach):
         torch._foreach_addcdiv_(w, u, d, value=-group["lr"])
 
 
-@optimizers.register("radam", paper="arXiv:1908.03265")
+@optimizers.register("radam", paper="arXiv:1908.03265", updates="entry")
 def radam(
     groups: list[ParameterGroup],
     *,

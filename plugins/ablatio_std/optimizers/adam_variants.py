@@ -32,6 +32,7 @@ class AdEMAMix(Foreach):
     rises linearly from 0, and m2's decay from betas[0], so that its half-life rises linearly.
     """
 
+    updates = "entry"
     buffers = ("m", "v", "slow")
 
     def __init__(

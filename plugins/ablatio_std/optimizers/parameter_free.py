@@ -22,6 +22,7 @@ class ScheduleFree(Foreach):
     `eval()` sets them to x, and `train()` restores y bit for bit, also after a checkpoint in between.
     """
 
+    updates = "entry"
     buffers = ("z", "v")
 
     def __init__(
@@ -101,6 +102,7 @@ class Prodigy(Foreach):
     s does not contain lr, so that d does not grow too large during a warm-up.
     """
 
+    updates = "model"
     buffers = ("m", "v", "s", "origin")
 
     def __init__(

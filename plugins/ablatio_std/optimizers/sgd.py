@@ -10,7 +10,7 @@ from ablatio.model.parameter_roles import ParameterGroup
 from ablatio_std.optimizers._common import Coupled, Eps, Momentum, Rate, decayed
 
 
-@optimizers.register("sgd", paper="doi:10.1214/aoms/1177729586", entrywise=False)
+@optimizers.register("sgd", paper="doi:10.1214/aoms/1177729586", entrywise=False, updates="entry")
 def sgd(
     groups: list[ParameterGroup],
     *,
@@ -30,7 +30,7 @@ rule(
 )
 
 
-@optimizers.register("adagrad", paper="https://jmlr.org/papers/v12/duchi11a.html")
+@optimizers.register("adagrad", paper="https://jmlr.org/papers/v12/duchi11a.html", updates="entry")
 def adagrad(
     groups: list[ParameterGroup],
     *,

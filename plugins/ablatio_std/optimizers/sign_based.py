@@ -18,6 +18,7 @@ class Lion(Foreach):
     lr is a few times smaller than AdamW's, and weight_decay larger by the same factor: their product sets the decay.
     """
 
+    updates = "entry"
     buffers = ("m",)
 
     def __init__(
@@ -61,6 +62,7 @@ class Sophia(Foreach):
     calls of `observe` h is 0, and each entry moves by lr.
     """
 
+    updates, samples = "entry", True
     buffers = ("m", "h")
 
     def __init__(

@@ -21,6 +21,8 @@ class PSGD(Foreach):
     bound of the spectral one.  V follows from the step count, so that a resumed run draws the same.
     """
 
+    updates = "model"  # the random probes of all tensors are one stream
+
     def __init__(
         self,
         groups: list[ParameterGroup],

@@ -76,6 +76,8 @@ class AdaLoRA(LayerPeft):
     keeps A and B close to orthogonal.
     """
 
+    reads_gradients = True
+
     def __init__(
         self,
         *,

@@ -59,6 +59,8 @@ class LoraHub(LayerPeft):
         UserError: no adapters are given, one is no LoRA or of another base, or their shapes or scales differ.
     """
 
+    reads_gradients = True  # it trains without them
+
     def __init__(
         self,
         *,

@@ -19,6 +19,7 @@ from ablatio.data.types import Feedback, Ids, Message
 from ablatio.errors import UserError
 from ablatio.model.decoding.shared_prefix import answer_states
 from ablatio.model.language_model import LanguageModel
+from ablatio.model.ranks import Ranks, ranks
 from ablatio.model.rl.token_logprobs import TokenLogProbs, token_logps
 from ablatio.training.task_context import TaskContext
 
@@ -86,6 +87,10 @@ class Answers:
         held = {f.name: getattr(self, f.name) for f in fields(self)}
         moved = {name: value.to(device) for name, value in held.items() if isinstance(value, Tensor)}
         return replace(self, **moved, more={name: t.to(device) for name, t in self.more.items()})
+
+    def rows(self, ranks: Ranks) -> "Answers":
+        """The batch itself: `UnitBatches` has cut it."""
+        return self
 
     def token_logprobs(self, model: LanguageModel, collision: bool = False) -> TokenLogProbs:
         """Log-probability in nats of each answer token: (N, A), 0 in padding; `collision`: also log sum_v p(v)^2."""
@@ -242,10 +247,13 @@ def example_of(batch: Mapping[str, Tensor]) -> Answers:
 
 
 class UnitBatches:
-    """Training batches by number, each of `train.batch_size` units (pairs, rankings or answers), made by `make`."""
+    """Training batches by number, each of `train.batch_size` units (pairs, rankings or answers), made by `make`.
+
+    With several ranks a batch has this rank's units.
+    """
 
     def __init__(self, setup: TaskContext, count: int, make: Any) -> None:
-        self.setup, self.make = setup, make
+        self.setup, self.make, self.own = setup, make, ranks()
         self.rows = PackedRows([1] * count, ExampleOrder([""] * count, setup.seeds.data), None)
 
     @property
@@ -254,7 +262,8 @@ class UnitBatches:
 
     def __getitem__(self, number: int) -> dict[str, Tensor]:
         first, count = self.setup.plan.batch(number)
-        units = [self.rows.row(g)[0] for g in range(first, first + count)]
+        own = self.own.rows(count)
+        units = [self.rows.row(g)[0] for g in range(first + own.start, first + own.stop)]
         return {**self.make(units), "number": torch.tensor(number)}
 
 

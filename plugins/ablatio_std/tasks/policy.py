@@ -57,6 +57,7 @@ class Policy(Task):
     needs, copies = ("alignment=ppo", "reward=length"), 1
     batch_changes = False
     reads = ("decode",)
+    several_devices = False
     metrics = (*MEASURES, "train/old_kl", "train/entropy", "train/clip_fraction")
 
     def __init__(

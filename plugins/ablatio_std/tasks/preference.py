@@ -18,6 +18,7 @@ from ablatio.errors import UserError
 from ablatio.model.cost.flops import Work
 from ablatio.model.example import Loss
 from ablatio.model.language_model import LanguageModel
+from ablatio.model.ranks import ranks
 from ablatio.model.task import Task
 from ablatio.registry import kinds
 from ablatio.registry.kinds import tasks
@@ -246,9 +247,12 @@ class Preference(Task):
 
     def loss(self, model: LanguageModel, example: Answers) -> Loss:
         words = self.words(model, example)
-        loss, metrics = self.method.loss(**{word: words[word] for word in self.asked})
-        count = len(example.index) // 2 if self.data == "pairs" else len(example.more["scores"])
-        return Loss(loss * count, loss.new_tensor(float(count)), metrics)
+        # A method may compare the answers of a batch: all ranks compute the loss of all rows, each with its gradient.
+        given = {word: ranks().gather_rows(words[word]) for word in self.asked}
+        loss, metrics = self.method.loss(**given)
+        own = len(example.index) // 2 if self.data == "pairs" else len(example.more["scores"])
+        share = ranks().mean(loss.new_tensor(float(own)))
+        return Loss(loss * share, share, metrics)
 
     def words(self, model: LanguageModel, example: Answers) -> dict[str, Tensor]:
         """The inputs that a method may take, for this batch (ablatio.registry.kinds.alignment_inputs)."""

@@ -10,6 +10,7 @@ from helpers.attention_loops import WIDTH, D, H, context, made
 from helpers.support import model_config
 
 from ablatio.model.build import build_model
+from ablatio.model.context import Store
 from ablatio.model.kv_cache import KVCache
 
 LONG = 150  # more than two chunks
@@ -272,7 +273,7 @@ def test_decoding_holds_one_state(name, padded):
 def test_gradients_by_differences(name):
     part, x = made(name, KNOBS.get(name)), torch.randn(2, 5, D, dtype=torch.float64, requires_grad=True)
     ctx = context(5, segments=torch.tensor([[0, 0, 1, 1, 1], [0] * 5]))
-    assert torch.autograd.gradcheck(lambda x: part(x, replace(ctx, _shared={})), (x,), fast_mode=True)
+    assert torch.autograd.gradcheck(lambda x: part(x, replace(ctx, _shared=Store())), (x,), fast_mode=True)
 
 
 @pytest.mark.parametrize("name", ["mamba", "mingru"])

@@ -53,6 +53,7 @@ TRIED: dict[str, Tried] = {
     "schedule": Tried(sweep="schedule=cosine,$name"),
     "stabilizer": Tried(sweep="stabilizer=clip,$name"),
     "checkpointing": Tried(sweep="checkpointing=none,$name"),
+    "strategy": Tried(("trainer.devices=2",), "norm=rmsnorm,layernorm strategy=$name trainer.devices=2"),
     "task": Tried(sweep="task=pretrain,$name"),
     "logger": Tried(sweep="norm=rmsnorm,layernorm logger=[csv,$name]"),
     "quantization": Tried(("peft=lora",), "peft=lora quantization=none,$name"),

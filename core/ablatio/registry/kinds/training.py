@@ -80,10 +80,18 @@ class Optimizer(Protocol):
     entrywise  True if the step of each weight has a size of about lr, independent of the size of its gradient (Adam,
                Lion); muP's learning rates hold only then.  False if the step is proportional to the gradient (SGD) or
                scaled for a whole matrix (Muon, Shampoo, LAMB)
+    updates    the smallest piece that can be updated without the rest: entry (a weight, from its own gradients),
+               tensor (a parameter, whole), model (all parameters, as with a sum over all of them).  Devices that hold
+               parts of the weights update such pieces
+    whole_if   names of knobs that, when on, make an update need whole tensors although `updates` is entry
+    samples    True if `observe` asks for the loss of targets that are sampled from the model
     """
 
     decays: ClassVar[bool]
     entrywise: ClassVar[bool]
+    updates: ClassVar[str]
+    whole_if: ClassVar[Sequence[str]]
+    samples: ClassVar[bool]
 
 
 class OptimizerMethods(Protocol):
@@ -170,6 +178,70 @@ class StabilizerMethods(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
+class Strategy(Protocol):
+    """How the devices of one run share its work; inherits from `ablatio.model.strategy.Strategy`, which is one device.
+
+    The base class documents each method and the order of calls; a part overrides those that it needs.
+
+    Wiring:
+    ranks     the processes of the run, one per device (ablatio.model.ranks.Ranks)
+
+    Methods:
+    place(step)               distribute the model over the ranks, in place
+    loss(example, last)       the loss of this rank's rows
+    backward(loss, last)      after the last one of a step, gradients are those of the sum over all ranks
+    optimizer(build, groups, piece)  build the optimizer, which updates pieces of this size: entry | tensor | model
+    wrap(optimizer)           what steps in its place
+    before_update(), after_update(), zero_grad(optimizer)  around its step
+    scale_gradients(parameters, factor), gradient_norm(parameters)
+    whole_weights()           context in which every rank holds all weights
+    gather(checkpoint), scatter(checkpoint)  from the parts of the ranks to the checkpoint of one device, and back
+
+    Facts:
+    several   True if it trains on more than one device
+    shards    True if a device holds a part of the weights
+    engine    True if gradients stay inside a library, so that no part can read them as `p.grad`
+    updates   the largest piece that it updates together: entry | tensor | model.  An optimizer that needs a larger one
+              (its fact `updates`) is refused
+
+    Losses after any step, weights and checkpoints must be those of one device up to rounding; what it cannot do exactly
+    must be refused by a rule.
+    """
+
+    several: ClassVar[bool]
+    shards: ClassVar[bool]
+    engine: ClassVar[bool]
+    updates: ClassVar[str]
+
+    def place(self, step: nn.Module) -> None: ...
+
+    def loss(self, example: Any, last: bool) -> Loss: ...
+
+    def backward(self, loss: Tensor, last: bool) -> None: ...
+
+    def optimizer(
+        self, build: Callable[[Any], torch.optim.Optimizer], groups: Any, piece: str
+    ) -> torch.optim.Optimizer: ...
+
+    def wrap(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer: ...
+
+    def before_update(self) -> None: ...
+
+    def after_update(self) -> None: ...
+
+    def zero_grad(self, optimizer: torch.optim.Optimizer) -> None: ...
+
+    def scale_gradients(self, parameters: Sequence[nn.Parameter], factor: Tensor) -> None: ...
+
+    def gradient_norm(self, parameters: Sequence[nn.Parameter]) -> Tensor: ...
+
+    def whole_weights(self) -> AbstractContextManager[None]: ...
+
+    def gather(self, checkpoint: dict[str, Any]) -> dict[str, Any]: ...
+
+    def scatter(self, checkpoint: dict[str, Any]) -> dict[str, Any]: ...
+
+
 class Task(Protocol):
     """Data, loss and scores of a run, independent of Lightning and Hydra.
 
@@ -203,6 +275,7 @@ class Task(Protocol):
     metrics   names of the numbers that `loss` logs
     copies    number of models held in memory beside the trained one, as a reference
     batch_changes   False if `train.batch_size` may not be a schedule: its batches do not follow that plan
+    several_devices  True if its loss is a sum over rows, or gathers what it compares: then several ranks can train
     length_changes  True if `data.length` may be a schedule: its rows follow the plan of its TaskContext
     trains    False if it only scores the model: a run has no optimizer step
     reads     kinds of the scope `use` that it builds, as ("decode", "prompt"); a config chooses no others
@@ -218,6 +291,7 @@ class Task(Protocol):
     metrics: ClassVar[Sequence[str]]
     copies: ClassVar[int]
     batch_changes: ClassVar[bool]
+    several_devices: ClassVar[bool]
     length_changes: ClassVar[bool]
     trains: ClassVar[bool]
     reads: ClassVar[Sequence[str]]
@@ -290,7 +364,7 @@ optimizers: Registry[torch.optim.Optimizer] = Registry(
     "How gradients update the weights; parameters are grouped by role.",
     contract=(Optimizer, OptimizerMethods),
     wiring=("groups",),
-    facts={"decays": True, "entrywise": True},
+    facts={"decays": True, "entrywise": True, "updates": "tensor", "whole_if": (), "samples": False},
     scope="training",
     usual="adamw",
 )
@@ -302,6 +376,23 @@ checkpointings: Registry[Checkpointing] = Registry(
     methods=("apply",),
     default="none",
     scope="memory",
+)
+
+STRATEGY_METHODS = (  # all are defined by the base class
+    "place", "loss", "backward", "optimizer", "wrap", "scale_gradients", "gradient_norm", "before_update",
+    "after_update", "zero_grad", "whole_weights", "gather", "scatter",
+)  # fmt: skip
+
+strategies: Registry[Strategy] = Registry(
+    "strategy",
+    "How several devices share one run.",
+    contract=(Strategy,),
+    wiring=("ranks",),
+    methods=STRATEGY_METHODS,
+    base="ablatio.model.strategy.Strategy",
+    facts={"several": True, "shards": False, "engine": False, "updates": "model"},
+    default="single",
+    scope="devices",
 )
 
 schedules: Registry[Schedule] = Registry(
@@ -328,7 +419,8 @@ stabilizers: Registry[Stabilizer] = Registry(
 
 TASK_METHODS = (  # the last fourteen are hooks, which the base class has
     "validation", "tokens", "example", "loss", "score",
-    "attach", "prepare", "begin_step", "before_step", "redrawn", "samples", "work", "epoch_rows", "drawn", "ask",
+    "own_rows", "attach", "prepare", "begin_step", "before_step", "redrawn", "samples", "work", "epoch_rows", "drawn",
+    "ask",
     "state_dict", "load_state_dict", "needs_start", "uses_template",
 )  # fmt: skip
 
@@ -353,6 +445,7 @@ tasks: Registry[Task] = Registry(
         "trains": True,
         "reads": (),
         "mixes": False,
+        "several_devices": True,
     },
     default="pretrain",
     scope="task",

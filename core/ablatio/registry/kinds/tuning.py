@@ -61,11 +61,13 @@ class Peft(Protocol):
     virtual          True if it adds keys and values of virtual tokens, which the attention must support
     metrics          names of the numbers that its step methods log
     batch_dependent  see Mlp
+    reads_gradients  True if `before_step` or `after_step` reads the gradients of weights
     """
 
     exact: ClassVar[bool]
     virtual: ClassVar[bool]
     batch_dependent: ClassVar[bool]
+    reads_gradients: ClassVar[bool]
 
     def apply(self, model: nn.Module, seed: int) -> None: ...
 
@@ -194,7 +196,7 @@ pefts: Registry[Peft] = Registry(
     "Which weights are trained: all, or a few added to a frozen base.",
     contract=(Peft, PeftMethods),
     methods=("apply",),
-    facts={"exact": True, "virtual": False, "metrics": (), "batch_dependent": False},
+    facts={"exact": True, "virtual": False, "metrics": (), "batch_dependent": False, "reads_gradients": False},
     default="none",
     scope="tuning",
 )

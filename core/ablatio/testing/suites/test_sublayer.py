@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ablatio.model.context import Store
 from ablatio.registry.registry import PartSpec
 from ablatio.testing import checks, sample_parts
 from ablatio.testing.observe import isolated
@@ -23,8 +24,12 @@ def test_keeps_shape_and_dtype(part: PartSpec) -> None:
 def test_gradients(part: PartSpec) -> None:
     module, ctx, width = sample_parts.sublayer(part)
     x = checks.randn(2, 3, width, dtype=torch.float64)
-    # Each call is a pass of its own: what layers hand to one another does not outlive it.
-    checks.module_gradients_agree(part, module.eval(), lambda x: module(x, replace(ctx, _shared={}, _passed_on={})), x)
+
+    def call(x: Tensor) -> Tensor:
+        """Call it in a pass of its own: what layers hand to one another does not outlive it."""
+        return module(x, replace(ctx, _shared=Store(), _passed_on=Store()))
+
+    checks.module_gradients_agree(part, module.eval(), call, x)
 
 
 def test_extra_losses_are_scalars(part: PartSpec) -> None:

@@ -1,0 +1,44 @@
+"""Strategies: the steps, the weights and the checkpoint of several devices are those of one."""
+
+import functools
+
+import pytest
+import torch
+
+from ablatio.errors import EnvironmentFault
+from ablatio.registry.registry import PartSpec
+from ablatio.testing import checks, two_ranks
+
+KINDS = ("strategy",)
+
+
+@functools.cache
+def _one_device() -> two_ranks.Steps:
+    return two_ranks.one_device()
+
+
+@pytest.mark.slow
+def test_steps_are_those_of_one_device(part: PartSpec) -> None:
+    """Two processes, three steps of two accumulated batches, rows with different numbers of targets."""
+    if not part.facts["several"]:
+        pytest.skip("trains on one device")
+    try:
+        found = two_ranks.train(part)
+    except EnvironmentFault as error:
+        if "not installed" in str(error):
+            pytest.skip(str(error).splitlines()[0])
+        raise
+    one, where = _one_device(), checks.label(part)
+    assert found.losses == pytest.approx(one.losses, abs=1e-5), f"{where}: the losses are not those of one device"
+    assert found.norms == pytest.approx(one.norms, rel=1e-4), (
+        f"{where}: gradient_norm is not that of the whole gradient"
+    )
+    missing = one.tensors.keys() ^ found.tensors.keys()
+    assert not missing, f"{where}: a checkpoint differs from that of one device in {sorted(missing)[:3]}"
+    for name, tensor in one.tensors.items():
+        message = f"{where}: {name} of a checkpoint is not that of one device"
+        torch.testing.assert_close(found.tensors[name], tensor, rtol=1e-3, atol=1e-4, msg=message)
+
+
+def test_facts_are_known_values(part: PartSpec) -> None:
+    assert part.facts["updates"] in ("entry", "tensor", "model"), checks.label(part)

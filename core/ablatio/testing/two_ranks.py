@@ -1,0 +1,137 @@
+"""A few steps of a strategy on two processes of this machine, and the same on one, for contract tests."""
+
+import importlib
+import json
+import multiprocessing as mp
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ablatio.errors import EnvironmentFault
+from ablatio.model.example import Example
+from ablatio.model.parameter_roles import groups_by_role
+from ablatio.model.ranks import Ranks, using
+from ablatio.model.strategy import Pass, Strategy
+from ablatio.registry.registry import REGISTRIES, PartSpec
+from ablatio.testing import tiny_models
+
+WORLD, STEPS, BATCHES, ROWS = 2, 3, 2, 4
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """Losses and gradient norms of the steps; weights and state of the optimizer afterwards, flat, by name."""
+
+    losses: list[float]
+    norms: list[float]
+    tensors: dict[str, Any]
+
+
+def one_device() -> Steps:
+    """The steps without a strategy."""
+    return _steps(Strategy(Ranks()), Ranks())
+
+
+def train(entry: PartSpec, knobs: Mapping[str, Any] | None = None) -> Steps:
+    """The steps of a strategy on two processes.
+
+    Raises EnvironmentFault with the message of the first rank that failed.
+    """
+    from ablatio.training.gang import store_of_supervisor
+
+    with store_of_supervisor(1) as (_, port, _), tempfile.TemporaryDirectory() as folder:
+        arguments = (port, folder, entry.module, entry.name, dict(knobs or {}))
+        processes = [mp.get_context("spawn").Process(target=_rank, args=(rank, *arguments)) for rank in range(WORLD)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(120)
+            process.kill()
+        for rank in range(WORLD):
+            if (failed := Path(folder, f"failed{rank}")).exists():
+                raise EnvironmentFault(failed.read_text(encoding="utf-8"))
+        said = json.loads(Path(folder, "steps.json").read_text(encoding="utf-8"))
+        with np.load(Path(folder, "tensors.npz")) as arrays:
+            return Steps(said["losses"], said["norms"], {name: torch.from_numpy(arrays[name]) for name in arrays})
+
+
+def _rank(rank: int, port: int, folder: str, module: str, name: str, knobs: dict[str, Any]) -> None:
+    """Train as one rank; rank 0 writes what it has found."""
+    from ablatio.training.process_group import joined
+    from ablatio.training.rank_environment import STORE_OF_SUPERVISOR, Place
+
+    os.environ[STORE_OF_SUPERVISOR] = "1"
+    place = Place(rank, WORLD, rank, WORLD, "127.0.0.1", port)
+    os.environ.update(place.to_environment())
+    torch.set_num_threads(1)
+    try:
+        with joined(place, torch.device("cpu"), 60.0) as ranks, using(ranks):
+            importlib.import_module(module)
+            built: Any = REGISTRIES["strategy"].build(name, knobs, ranks=ranks)
+            found = _steps(built, ranks)
+            if ranks.first:
+                np.savez(Path(folder, "tensors.npz"), **{n: t.numpy() for n, t in found.tensors.items()})
+                said = {"losses": found.losses, "norms": found.norms}
+                Path(folder, "steps.json").write_text(json.dumps(said), encoding="utf-8")
+    except Exception as error:
+        Path(folder, f"failed{rank}").write_text(f"{type(error).__name__}: {error}", encoding="utf-8")
+        os._exit(1)
+
+
+def _steps(strategy: Strategy, ranks: Ranks) -> Steps:
+    """Accumulate two batches with unequal weights in each step, as the training module does."""
+    net = tiny_models.model().train()
+    strategy.place(Pass(net, lambda model, example: model.loss(example)))
+    parameters = [p for p in net.parameters() if p.requires_grad]
+    optimizer = strategy.wrap(
+        strategy.optimizer(lambda g: torch.optim.AdamW(_plain(g), lr=1e-2), groups_by_role(net), "entry")
+    )
+    losses, norms = [], []
+    for step in range(STEPS):
+        sums = torch.zeros(2, dtype=torch.float64)
+        for number in range(BATCHES):
+            last = number == BATCHES - 1
+            loss = strategy.loss(_example(step * BATCHES + number).rows(ranks), last)
+            if number == 0:
+                strategy.zero_grad(optimizer)
+            strategy.backward(loss.total / 64, last)
+            sums += torch.stack([loss.total.detach(), loss.weight]).double()
+        total, weight = (float(x) for x in ranks.total(sums))
+        strategy.scale_gradients(parameters, torch.tensor(64 / weight))
+        norms.append(float(strategy.gradient_norm(parameters)))
+        strategy.before_update()
+        optimizer.step()
+        strategy.after_update()
+        losses.append(total / weight)
+    state = strategy.gather({"state_dict": dict(net.state_dict()), "optimizer_states": [optimizer.state_dict()]})
+    return Steps(losses, norms, _flat(state))
+
+
+def _plain(groups: Sequence[Any]) -> list[dict[str, Any]]:
+    return [{"params": group["params"]} for group in groups]
+
+
+def _example(seed: int) -> Example:
+    """An example whose rows have different numbers of targets."""
+    example = tiny_models.example(ROWS, seed=seed)
+    example.weights = torch.ones(example.targets.shape)
+    for row in range(ROWS):
+        example.weights[row, 3 + 5 * row :] = 0
+    return example
+
+
+def _flat(tree: Any, path: str = "") -> dict[str, Tensor]:
+    """Tensors of nested data by their paths."""
+    if isinstance(tree, Tensor):
+        return {path: tree.detach().cpu()}
+    if not isinstance(tree, Mapping | list):
+        return {}
+    pairs = tree.items() if isinstance(tree, Mapping) else enumerate(tree)
+    return {name: tensor for key, value in pairs for name, tensor in _flat(value, f"{path}/{key}").items()}

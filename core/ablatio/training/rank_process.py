@@ -1,0 +1,68 @@
+"""One rank of a run that `gang` started: `python -m ablatio.training.rank_process FILE`, with the request on stdin.
+
+The request is one line of JSON: the config as it is written to files, the run's folder, `resume`, `until`, whether
+anything is shown, and the file of parts.  FILE receives {"code", "message"} if the rank fails.
+"""
+
+import json
+import os
+import sys
+import threading
+import traceback
+from pathlib import Path
+from typing import Any
+
+from ablatio.errors import AblatioError, EnvironmentFault, Preempted
+from ablatio.storage.early_stop import early_stops
+from ablatio.storage.process import Stopped
+from ablatio.storage.streams import lasting_stdout, safe_streams
+
+
+def main(failure: Path) -> int:
+    """Train as one rank; returns the exit code."""
+    request = json.loads(sys.stdin.readline())
+    threading.Thread(target=_end_with_supervisor, daemon=True).start()
+    with safe_streams():
+        try:
+            with early_stops():
+                _train(request)
+            return 0
+        except AblatioError as error:
+            code, message = error.exit_code, str(error)
+        except Stopped as error:
+            code, message = Preempted.exit_code, str(error)
+        except OSError as error:
+            code, message = EnvironmentFault.exit_code, f"{error.filename or ''}: {error.strerror or error}"
+        except BaseException as error:
+            traceback.print_exc()
+            code, message = 1, f"rank {os.environ['RANK']}: {type(error).__name__}: {error}"
+        failure.write_text(json.dumps({"code": code, "message": message}), encoding="utf-8")
+        return code
+
+
+def _end_with_supervisor() -> None:
+    """End this process when the supervisor is gone: a killed supervisor leaves no rank behind."""
+    sys.stdin.read()
+    os._exit(EnvironmentFault.exit_code)
+
+
+def _train(request: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    from ablatio.registry.parts_file import PartsFile, load
+    from ablatio.training.run import train
+    from ablatio.training.run_folder import resolved
+    from ablatio.training.run_spec import RunSpec
+
+    if request["parts"]:
+        load(PartsFile(**request["parts"]))
+    folder, public = Path(request["folder"]), request["config"]
+    console = Console(quiet=request["quiet"] or os.environ["RANK"] != "0", file=lasting_stdout())
+    spec = RunSpec(resolved(public, str(folder)), public)
+    train(spec, folder, console, resume=request["resume"], until=request["until"])
+
+
+if __name__ == "__main__":
+    code = main(Path(sys.argv[1]))
+    sys.stdout.flush()
+    os._exit(code)  # at once: threads of a process group whose peers are lost would hold the process

@@ -1,0 +1,1 @@
+"""Strategies: how several devices share one run."""

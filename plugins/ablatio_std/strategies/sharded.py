@@ -1,0 +1,215 @@
+"""Fully sharded data parallelism: every device holds a part of each weight, gradient and optimizer state."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+
+from ablatio import strategies
+from ablatio.model.example import Loss
+from ablatio.model.parameter_roles import ParameterGroup
+from ablatio.model.ranks import Ranks
+from ablatio.model.strategy import Build, Pass, Strategy
+
+from ._stand_ins import StandIns, own_rows
+
+OPTIMIZER = "optimizer_states"  # Lightning's key of a checkpoint
+
+
+@strategies.register("fsdp", paper="arXiv:2304.11277")
+class FullySharded(Strategy):
+    """Each device holds 1 / n of the rows of each weight, by torch's fully_shard; a layer is whole while it computes.
+
+    Optimizers that update single weights work on these rows.  For the others (muon, shampoo, ...) every tensor has an
+    owner, which gets weight and gradient whole; the result is that of one device.
+    """
+
+    shards, updates = True, "tensor"
+
+    def __init__(self, ranks: Ranks, *, reshard: bool = True) -> None:
+        """`reshard`: drop a layer's weights after its forward pass; False keeps them for the backward pass."""
+        super().__init__(ranks)
+        self.reshard = reshard
+        self.loose: list[nn.Parameter] = []  # scalars, which every rank holds
+        self.stand_ins: StandIns | None = None
+
+    def place(self, step: Pass) -> None:
+        device = next(step.parameters()).device.type
+        mesh = init_device_mesh(device, (self.ranks.world,))
+        self.loose = [p for p in step.parameters() if p.dim() == 0]
+        options: dict[str, Any] = {"mesh": mesh, "ignored_params": {*self.loose}}
+        for layer in _layers(step.model):
+            fully_shard(layer, reshard_after_forward=self.reshard, **options)
+        fully_shard(step, reshard_after_forward=False, **options)
+        named = step.model.named_parameters(remove_duplicate=False)
+        self.sharded = {name: p for name, p in named if isinstance(p, DTensor)}
+        register_fsdp_forward_method(step, "touch")
+        step.touch()  # makes `step` the root, also if the model is called without it at first
+        step.reshard()  # type: ignore[operator]
+        self.step_module, self.mesh = step, mesh
+
+    def loss(self, example: Any, last: bool) -> Loss:
+        assert isinstance(self.step_module, FSDPModule)
+        self.step_module.set_is_last_backward(last)
+        return super().loss(example, last)
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        (loss * self.ranks.world).backward()  # type: ignore[no-untyped-call]  # torch takes the mean over the ranks
+        if last:
+            for p in self.loose:
+                if p.grad is not None:
+                    p.grad = self.ranks.mean(p.grad)
+
+    def optimizer(self, build: Build, groups: list[ParameterGroup], piece: str) -> torch.optim.Optimizer:
+        parameters = [p for group in groups for p in group["params"]]
+        self.stand_ins = StandIns([p for p in parameters if isinstance(p, DTensor)], self.ranks, whole=piece != "entry")
+        of = {id(p): tensor for p, tensor in zip(self.stand_ins.parameters, self.stand_ins.tensors, strict=True)}
+        self.stand_ins.take_weights()
+        made = build([{**group, "params": [of.get(id(p), p) for p in group["params"]]} for group in groups])
+        made.register_load_state_dict_pre_hook(self._own_state)
+        self.built = made
+        return made
+
+    def scale_gradients(self, parameters: Any, factor: Tensor) -> None:
+        torch._foreach_mul_([own_rows(p.grad) for p in parameters if p.grad is not None], factor)
+
+    def gradient_norm(self, parameters: Any) -> Tensor:
+        found = [p.grad for p in parameters if p.grad is not None]
+        sharded = [own_rows(g) for g in found if isinstance(g, DTensor)]
+        own = sum((g.square().sum() for g in sharded), torch.zeros((), device=self.mesh.device_type))
+        loose = [g.square() for g in found if not isinstance(g, DTensor)]
+        return (self.ranks.total(own) + sum(loose)).sqrt()
+
+    def before_update(self) -> None:
+        assert self.stand_ins is not None
+        self.stand_ins.take_weights()
+        self.stand_ins.take_gradients()
+
+    @torch.no_grad()
+    def after_update(self) -> None:
+        assert self.stand_ins is not None
+        self.stand_ins.give_weights()
+
+    def zero_grad(self, optimizer: torch.optim.Optimizer) -> None:
+        optimizer.zero_grad()
+        for p in self.stand_ins.parameters if self.stand_ins else ():  # not those of the model, whole after a pass
+            p.grad = None
+
+    @contextmanager
+    def whole_weights(self) -> Iterator[None]:
+        sharded = [m for m in self._root.modules() if isinstance(m, FSDPModule)]
+        for module in sharded:
+            module.set_reshard_after_forward(False, recurse=False)
+            module.unshard()
+        try:
+            yield
+        finally:
+            for module in sharded:
+                module.reshard()
+                module.set_reshard_after_forward(self.reshard and module is not self._root, recurse=False)
+
+    @property
+    def _root(self) -> nn.Module:
+        assert self.step_module is not None
+        return self.step_module
+
+    def gather(self, checkpoint: dict[str, Any]) -> dict[str, Any]:
+        states = checkpoint.pop(OPTIMIZER, None)
+        gathered: dict[str, Any] = _mapped(checkpoint, self._whole)
+        if states is not None:
+            gathered[OPTIMIZER] = [self._whole_state(state) for state in states]
+        return gathered
+
+    def _whole(self, tensor: Tensor) -> Tensor:
+        """A sharded tensor whole, on rank 0; the other ranks take part and keep nothing."""
+        if not isinstance(tensor, DTensor):
+            return tensor
+        whole = tensor.detach().full_tensor()
+        return whole.cpu() if self.ranks.first else whole.new_empty(0)
+
+    def scatter(self, checkpoint: dict[str, Any]) -> dict[str, Any]:
+        parameters = self.sharded | {f"model.{name}": p for name, p in self.sharded.items()}  # as Lightning names them
+        # A task's models are whole on each rank; the optimizer's state is cut when the optimizer reads it.
+        return {key: v if key in ("task", OPTIMIZER) else _by_name(v, parameters) for key, v in checkpoint.items()}
+
+    def _in_order(self) -> list[Tensor]:
+        """The optimizer's tensors, by their numbers in its state_dict."""
+        return [tensor for group in self.built.param_groups for tensor in group["params"]]
+
+    def _whole_state(self, state: dict[str, Any]) -> dict[str, Any]:
+        """The optimizer's state as one device has it; complete on rank 0."""
+        assert self.stand_ins is not None
+        if self.stand_ins.whole:
+            merged: dict[Any, Any] = {}
+            for part in self.ranks.collected({int(k): v for k, v in state["state"].items()}):
+                merged |= {key: value for key, value in part.items() if key not in merged}
+            return {**state, "state": dict(sorted(merged.items()))}
+        # Rank 0 holds rows of each parameter, so it knows what there is: tensors of rows, or values.
+        rows = {
+            i: [name for name, v in held.items() if isinstance(v, Tensor) and v.dim()]
+            for i, held in state["state"].items()
+        }
+        whole = {key: dict(held) for key, held in state["state"].items()}
+        tensors = self._in_order()
+        for i, names in self.ranks.told(lambda: [*rows.items()]):
+            parameter = getattr(tensors[i], "stands_for", None)
+            for name in names if parameter is not None else ():
+                own = state["state"].get(i, {}).get(name)
+                own = own_rows(parameter) if own is None else own
+                whole.setdefault(i, {})[name] = self.ranks.gather_rows(own.detach()).cpu()
+        return {**state, "state": whole}
+
+    def _own_state(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+        """This rank's part of an optimizer's state that one device would load."""
+        assert self.stand_ins is not None
+        own = {}
+        for i, tensor in enumerate(self._in_order()):
+            found, parameter = state["state"].get(i), getattr(tensor, "stands_for", None)
+            if found is None or tensor.device.type == "meta":
+                continue
+            if parameter is None or self.stand_ins.whole:
+                own[i] = found
+            else:
+                cut = _like(parameter)
+                same = {k: isinstance(v, Tensor) and v.shape == parameter.shape for k, v in found.items()}
+                own[i] = {k: own_rows(cut(v)).clone() if same[k] else v for k, v in found.items()}
+        return {**state, "state": own}
+
+
+def _layers(model: nn.Module) -> list[nn.Module]:
+    """The layers of all stacks of a model, each once."""
+    stacks = [m for m in model.modules() if isinstance(getattr(m, "layers", None), nn.ModuleList)]
+    found = [layer for stack in stacks for layer in stack.layers]
+    return [layer for layer in dict.fromkeys(found) if any(True for _ in layer.parameters())]
+
+
+def _like(parameter: DTensor) -> Callable[[Tensor], Tensor]:
+    """Function that distributes a tensor, which all ranks hold, as a parameter is."""
+    mesh = parameter.device_mesh
+    return lambda t: distribute_tensor(t.to(parameter.device), mesh, [Shard(0)], src_data_rank=None)
+
+
+def _mapped(tree: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Apply a function to all tensors of nested data, in order."""
+    if isinstance(tree, Tensor):
+        return change(tree)
+    if isinstance(tree, Mapping):
+        return {key: _mapped(value, change) for key, value in tree.items()}
+    return type(tree)(_mapped(value, change) for value in tree) if type(tree) in (list, tuple) else tree
+
+
+def _by_name(tree: Any, parameters: Mapping[str, DTensor]) -> Any:
+    """Distribute the tensors that stand under the name of a parameter and have its shape."""
+    if not isinstance(tree, Mapping):
+        return [_by_name(value, parameters) for value in tree] if isinstance(tree, list) else tree
+    own = {}
+    for key, value in tree.items():
+        parameter = parameters.get(key)
+        fits = parameter is not None and isinstance(value, Tensor) and value.shape == parameter.shape
+        own[key] = _like(parameter)(value) if fits and parameter is not None else _by_name(value, parameters)
+    return own

@@ -1,0 +1,89 @@
+"""Start runs on several ranks, as a user does, and find their processes."""
+
+import csv
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+TINY = (
+    "model.d_model=32", "model.n_layers=2", "model.n_heads=2", "model.max_len=32", "train.steps=5",
+    "train.batch_size=8", "tokenizer=bytes", "data.val_tokens=256", "train.log_every=1", "trainer.progress=false",
+    "trainer.device=cpu", "trainer.threads=1",
+)  # fmt: skip
+TWO = ("strategy=ddp", "trainer.devices=2")
+
+
+def command(*words: str) -> list[str]:
+    return [sys.executable, "-m", "ablatio", "train", *words]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def finished(*words: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    """A run to its end."""
+    return subprocess.run(command(*words), capture_output=True, text=True, timeout=timeout, env=environment())
+
+
+def children(pid: int) -> list[int]:
+    """Processes that a process has started and that live."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            rest = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(rest[1]) == pid and rest[0] != "Z":
+            found.append(int(stat.parent.name))
+    return sorted(found)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+class Running:
+    """A run of many steps that has begun; `pids` are those of its ranks."""
+
+    def __init__(self, folder: Path, *words: str) -> None:
+        out, name = folder.parent, folder.name
+        self.process = subprocess.Popen(
+            command(*TINY, *TWO, "train.steps=100000", f"out={out}", f"name={name}", *words),
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment(),
+        )  # fmt: skip
+        end = time.monotonic() + 90
+        while time.monotonic() < end and self.process.poll() is None and last_step(folder) < 3:
+            time.sleep(0.1)
+        self.pids = children(self.process.pid)
+
+    def ended(self, within: float = 30) -> tuple[int, str]:
+        """Exit code and output; every rank must be gone."""
+        output = self.process.communicate(timeout=within)[0]
+        end = time.monotonic() + 5
+        while (left := [pid for pid in self.pids if _lives(pid)]) and time.monotonic() < end:
+            time.sleep(0.1)
+        assert not left, f"ranks {left} are left"
+        return self.process.returncode, output
+
+
+def rows(folder: Path) -> list[dict[str, float]]:
+    """metrics.csv without times."""
+    file = folder / "metrics.csv"
+    if not file.exists():
+        return []
+    with file.open() as lines:
+        return [
+            {name: float(text) for name, text in row.items() if text and not name.startswith(("tokens_per", "seconds"))}
+            for row in csv.DictReader(lines)
+            if None not in row.values()
+        ]
+
+
+def last_step(folder: Path) -> float:
+    return max((row["step"] for row in rows(folder)), default=0)

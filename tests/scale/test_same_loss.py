@@ -1,0 +1,108 @@
+"""Several devices give the losses, the gradient norms and the scores of one device."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+from helpers.gangs import TINY, environment, rows
+
+from ablatio.training.gang import store_of_supervisor
+from ablatio.training.rank_environment import STORE_OF_SUPERVISOR, Place
+
+SCRIPT = Path(__file__).parents[1] / "helpers" / "ranks_script.py"
+SENTIMENT = ("source=sentiment", "model.max_len=64")
+USUAL: dict[str, Sequence[str]] = {
+    "pretrain": ("train.accumulate=3", "stabilizer=[clip,skip_step,ema]"),
+    "masked_lm": ("architecture=encoder", "objective=masked_lm"),  # ranks have different numbers of targets
+    "moe": ("mlp=moe", "mlp.jitter=0"),
+    "kto": ("task=preference", "alignment=kto", *SENTIMENT),  # compares the answers of a batch
+}
+FURTHER: dict[str, Sequence[str]] = {
+    "tied_off": ("model.tied=false", "data.document_mask=false"),
+    "span_corruption": ("architecture=encoder_decoder", "objective=span_corruption"),
+    "multi_token": ("objective=multi_token",),
+    "sft": ("task=sft", "source=gsm_symbolic", "task.packing=false", "model.max_len=128"),
+    "biased_moe": ("mlp=deepseek_moe", "mlp.bias_rate=0.001"),
+    "dpo": ("task=preference", "alignment=dpo", *SENTIMENT),
+    "reward": ("task=reward", *SENTIMENT),
+    "lora": ("peft=lora",),
+    "value_residual": ("shortcut=value_residual",),
+    "recomputed": ("checkpointing=full",),
+}
+OPTIMIZERS = (
+    "adafactor", "adagrad", "adam", "adam_mini", "ademamix", "cautious_adamw", "dion", "galore", "kl_soap", "lamb",
+    "lion", "mars", "muon", "nadam", "normuon", "radam", "schedule_free", "scion", "sgd", "shampoo", "soap",
+)  # fmt: skip
+# These orthogonalize or invert nearly singular matrices: the rounding of a sum over two ranks grows 100-fold.
+LOOSE = dict.fromkeys(("dion", "galore", "kl_soap", "muon", "normuon", "scion", "shampoo", "soap"), 1e-3)
+
+
+def train(folder: Path, cases: Mapping[str, Sequence[str]], *strategy: str, ranks: int = 1) -> None:
+    """Train all cases in one process per rank."""
+    folder.mkdir()
+    listed = [[name, [*TINY, *words, *strategy, f"out={folder}", f"name={name}"]] for name, words in cases.items()]
+    file = folder / "runs.json"
+    file.write_text(json.dumps(listed))
+    with store_of_supervisor(1) as (address, port, _):
+        places = [Place(rank, ranks, rank, ranks, address, port) for rank in range(ranks)]
+        processes = [
+            subprocess.Popen(
+                [sys.executable, str(SCRIPT), str(file)],
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                env={**environment(), STORE_OF_SUPERVISOR: "1", **(place.to_environment() if ranks > 1 else {})},
+            )
+            for place in places
+        ]  # fmt: skip
+        for process in processes:
+            output = process.communicate(timeout=280)[0]
+            assert process.returncode == 0, output[-3000:]
+
+
+def compare(one: Path, other: Path, cases: Mapping[str, Sequence[str]]) -> None:
+    for name in cases:
+        tolerance = LOOSE.get(name, 1e-5)
+        first, second = rows(one / name), rows(other / name)
+        assert len(first) == len(second) > 5
+        for own, theirs in zip(first, second, strict=True):
+            assert own.keys() == theirs.keys()
+            for key, value in own.items():
+                wanted = pytest.approx(value, abs=tolerance, rel=tolerance)
+                assert theirs[key] == wanted, f"{name}: {key} at step {own['step']}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_tasks(tmp_path: Path, strategy: str) -> None:
+    train(tmp_path / "one", USUAL)
+    train(tmp_path / "two", USUAL, f"strategy={strategy}", "trainer.devices=2", ranks=2)
+    compare(tmp_path / "one", tmp_path / "two", USUAL)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_further_tasks_and_parts(tmp_path: Path, strategy: str) -> None:
+    train(tmp_path / "one", FURTHER)
+    train(tmp_path / "two", FURTHER, f"strategy={strategy}", "trainer.devices=2", ranks=2)
+    compare(tmp_path / "one", tmp_path / "two", FURTHER)
+
+
+@pytest.mark.long
+def test_optimizers_on_sharded_weights(tmp_path: Path) -> None:
+    """Those of single entries work on rows, the others on whole tensors at their owners."""
+    cases = {name: [f"optimizer={name}", "schedule=constant", "schedule.warmup=0"] for name in OPTIMIZERS}
+    train(tmp_path / "one", cases)
+    train(tmp_path / "two", cases, "strategy=fsdp", "trainer.devices=2", ranks=2)
+    compare(tmp_path / "one", tmp_path / "two", cases)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("strategy", ["zero1", "zero2"])
+def test_deepspeed(tmp_path: Path, strategy: str) -> None:
+    pytest.importorskip("deepspeed")
+    case = {"pretrain": ("train.accumulate=3", "stabilizer=[clip,ema]")}
+    train(tmp_path / "one", case)
+    train(tmp_path / "two", case, f"strategy={strategy}", "trainer.devices=2", ranks=2)
+    compare(tmp_path / "one", tmp_path / "two", case)
