@@ -128,16 +128,21 @@ class Ema:
 
 @contextmanager
 def exchanged_weights(model: nn.Module, weights: dict[str, Tensor]) -> Iterator[None]:
-    """Context in which the model holds these weights, by parameter name, in the dtypes of its own."""
+    """Context in which the model holds these weights, by parameter name, in the dtypes of its own.
+
+    Values are copied and parameters keep their storage, which others may refer to (shards, compiled graphs).
+    """
     pairs = [(p, weights[name]) for name, p in model.named_parameters() if name in weights]
-    trained = [p.data for p, _ in pairs]
-    for p, weight in pairs:
-        p.data = weight.to(p.data)
+    trained = [p.detach().clone() for p, _ in pairs]
+    with torch.no_grad():
+        for p, weight in pairs:
+            p.copy_(weight)
     try:
         yield
     finally:
-        for (p, _), weight in zip(pairs, trained, strict=True):
-            p.data = weight
+        with torch.no_grad():
+            for (p, _), weight in zip(pairs, trained, strict=True):
+                p.copy_(weight)
 
 
 @stabilizers.register("outer", paper="arXiv:2510.15830")

@@ -134,9 +134,9 @@ class Trainer:
     """Device, precision and processes."""
 
     device: Annotated[Literal["auto", "cpu", "cuda"], "auto: cuda when there is one"] = "auto"
-    precision: Annotated[Literal["auto", "32", "bf16", "16"], "auto: bf16 where the device computes it natively"] = (
-        "auto"
-    )
+    precision: Annotated[
+        Literal["auto", "32", "tf32", "bf16", "16"], "auto: bf16 where the device computes it natively"
+    ] = "auto"
     threads: Annotated[int | None, Processes, "threads of torch; by default one per core"] = None
     workers: Annotated[int, Range(0, 1024), "processes that load data"] = 0
     compile: Annotated[bool, "torch.compile each block: 1.2x faster after a minute of compilation"] = False

@@ -17,10 +17,11 @@ from ablatio.registry.kinds import Logger
 from ablatio.storage.checkpoints import Checkpoint, Checkpoints, write_json
 from ablatio.storage.paths import shell_word
 from ablatio.training.checkpoint_io import RunCheckpointIO, StopRequest
-from ablatio.training.device import LIGHTNING_PRECISION
 from ablatio.training.lightning_trainer import make_trainer
 from ablatio.training.loggers import Logs
+from ablatio.training.machine_history import KEY, MachineHistory
 from ablatio.training.metrics_csv import MetricsFile
+from ablatio.training.precision import precision_columns, precision_settings
 from ablatio.training.prepare import PreparedRun
 from ablatio.training.progress_bar import RunProgress
 from ablatio.training.run_folder import CHECKPOINTS
@@ -55,6 +56,7 @@ class TrainingLoop:
         self.until = min(until or self.steps, self.steps)
         extra = [m for entry, _ in chosen(run.config) for m in entry.facts.get("metrics", ())]
         extra += run.learner.scheduled.columns if run.learner.scheduled is not None else []
+        extra += precision_columns(run.machine)
         self.task_scores = TaskScores.of(run.config)
         self.file = Logs(MetricsFile(folder / "metrics.csv", [*self.task_scores.columns, *extra]), loggers, console)
         self.samples_file = SamplesFile(folder / "samples.jsonl")
@@ -68,6 +70,7 @@ class TrainingLoop:
         self.stopped_by = ""  # stabilizer that ended the run before its last step
         self.extends = False  # True if `found` is the end of another run, which this one continues
         self.unscored = False  # True if a signal interrupted the validation of the last step
+        self.machines = MachineHistory()
         if found:
             self.scores, self.seconds = dict(found.state["scores"]), float(found.state["seconds"])
             self.unscored, self.rewinds = bool(found.state["unscored"]), list(found.state["rewinds"])
@@ -115,17 +118,17 @@ class TrainingLoop:
         self.samples_file.start(after_step)
 
     def _trainer(self) -> pl.Trainer:
-        machine = self.run.machine
+        machine, precision = self.run.machine, precision_settings(self.run.machine)
         return make_trainer(
             max_steps=self.steps,
             max_epochs=-1,
             accumulate_grad_batches=self.settings["accumulate"],
             accelerator="gpu" if machine.device == "cuda" else "cpu",
-            precision=LIGHTNING_PRECISION[machine.precision],
             # The caller's callbacks come first: a stop that they request takes effect after the same step.
             callbacks=[*self.callbacks, _AfterStep(self)],
-            plugins=[self.io],
+            plugins=[self.io, *precision.pop("plugins")],
             default_root_dir=str(self.folder),
+            **precision,
         )
 
     def _go_back(self, rewind: Rewind, step: int) -> None:
@@ -254,6 +257,7 @@ class TrainingLoop:
             "unscored": self.unscored,
             "rewinds": self.rewinds,
             "held_out": self.held_out,
+            KEY: self.machines.entries,
         }
 
     def _flops(self, step: int) -> float:
@@ -293,6 +297,7 @@ class TrainingLoop:
             key: found
             for key, found in (
                 ("rewinds", self.rewinds),
+                (KEY, self.machines.mixed),
                 ("samples", self.samples_file.compared()),
                 ("stopped", {"by": self.stopped_by, "planned_steps": self.steps} if self.stopped_by else None),
             )

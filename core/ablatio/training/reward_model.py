@@ -43,6 +43,7 @@ def open_reward(path: str, tokenizer: Tokenizer) -> Callable[[Sequence[Answer]],
         )
 
     @torch.no_grad()
+    @torch.autocast(device.type, enabled=False)  # rewards do not depend on the precision of the run that asks
     def judge(answers: Sequence[Answer]) -> Tensor:
         scores = []
         for start in range(0, len(answers), AT_ONCE):

@@ -11,7 +11,8 @@ from ablatio.model.attention.kernels import merge_heads, split_heads
 from ablatio.model.attention.softmax_attention import AttentionWiring, SoftmaxAttention
 from ablatio.model.context import Context
 from ablatio.model.local_mixing import Rows, cached_state
-from ablatio_std.attentions._common import at_least_float32, rms, without_autocast
+from ablatio.model.number_format import without_autocast
+from ablatio_std.attentions._common import at_least_float32, rms
 from ablatio_std.attentions._recurrences import accumulate
 
 

@@ -11,7 +11,8 @@ from ablatio import Range, attentions
 from ablatio.model.attention.kernels import merge_heads, split_heads
 from ablatio.model.context import Context
 from ablatio.model.local_mixing import Rows, ShortConv, cached_state
-from ablatio_std.attentions._common import Mixer, MixerWiring, at_least_float32, rms, step_sizes, without_autocast
+from ablatio.model.number_format import without_autocast
+from ablatio_std.attentions._common import Mixer, MixerWiring, at_least_float32, rms, step_sizes
 from ablatio_std.attentions._recurrences import accumulate
 from ablatio_std.attentions._scans import scan, selective_scan
 
