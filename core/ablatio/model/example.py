@@ -6,6 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ablatio.model.transfer import to_device
+
 PADDING = -1  # segment number of padding tokens
 SHARED = -2  # segment number of virtual tokens, which every document sees
 
@@ -23,6 +25,7 @@ class Example:
     further          (B, T, n) tokens after the targets, for the n siblings of a model's last layer (the objective's
                      `ahead` - 1)
     further_weights  (B, T, n) of their losses, 0 where there is no such token
+    joined_length    tokens of the longest row of source and inputs without padding, 0 if no row has any; None: unknown
     """
 
     inputs: Tensor
@@ -33,6 +36,7 @@ class Example:
     source_segments: Tensor | None = None
     further: Tensor | None = None
     further_weights: Tensor | None = None
+    joined_length: int | None = None
 
     @property
     def count(self) -> int | None:
@@ -40,9 +44,10 @@ class Example:
         return self.targets.numel() if self.weights is None else None
 
     def to(self, device: torch.device | str) -> "Example":
-        """Copy the example to a device."""
+        """Copy the example to a device; what shapes depend on is read before, while it can be read at once."""
         held = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{name: t.to(device) for name, t in held.items() if t is not None})
+        moved = {name: to_device(t, device) for name, t in held.items() if isinstance(t, Tensor)}
+        return replace(self, **moved, joined_length=_joined_length(self))
 
 
 @dataclass(slots=True)
@@ -65,6 +70,15 @@ class Joined:
         return states.gather(1, self.places[:, :, None].expand(-1, -1, states.shape[-1]))
 
 
+def _joined_length(example: Example) -> int | None:
+    """`Example.joined_length` of an example, computed if it is not known and its tensors are on the CPU."""
+    segments, source = example.segments, example.source_segments
+    if example.joined_length is not None or segments is None or source is None or segments.device.type != "cpu":
+        return example.joined_length
+    real = (source != PADDING).sum(1) + (segments != PADDING).sum(1)  # (B,)
+    return int(real.max()) if int(real.min()) < source.shape[1] + segments.shape[1] else 0
+
+
 def joined(example: Example) -> Joined:
     """Concatenate source and inputs for a decoder-only model; the padding of both is moved to the end of the row."""
     if example.source is None:
@@ -75,11 +89,12 @@ def joined(example: Example) -> Joined:
     if example.segments is None or example.source_segments is None:
         return Joined(tokens, None, opened)
     segments = torch.cat([example.source_segments, example.segments], dim=1)
-    filler = segments == PADDING
-    if not bool(filler.any()):
+    filler, length = segments == PADDING, _joined_length(example)
+    if length is None:
+        length = int((~filler).sum(1).max()) if bool(filler.any()) else 0
+    if not length:
         return Joined(tokens, segments, opened)
     order = filler.long().argsort(dim=1, stable=True)
-    length = int((~filler).sum(1).max())
     places = order.argsort(dim=1)[:, example.source.shape[1] :].clamp(max=length - 1)
     rows = order[:, :length]
     return Joined(tokens.gather(1, rows), segments.gather(1, rows), opened.gather(1, rows), places)

@@ -73,9 +73,8 @@ class Machine:
         rounded = self.device == "cuda" and self.precision != "32"
         torch.set_float32_matmul_precision("high" if rounded else "highest")
         torch.backends.cudnn.allow_tf32 = rounded  # of convolutions, which torch rounds by default
-        if (
-            self.device == "cuda" and runs_on_gpu() > 1
-        ):  # a run that grows beyond its share fails itself, not the others
+        if self.device == "cuda" and runs_on_gpu() > 1:
+            # A run that grows beyond its share fails itself, not the others.
             torch.cuda.set_per_process_memory_fraction(1 / runs_on_gpu())
         if self.device == "cpu":
             keep_freed_memory()

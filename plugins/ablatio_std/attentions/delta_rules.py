@@ -25,6 +25,7 @@ class DeltaRule(SoftmaxAttention):
     to length 1.  Subclasses make `norm`, (d_head,), and define `log_decay` and `gate`.
     """
 
+    float32_products = True
     takes_bias = False
     rotates_cached_keys = False
     cross = False

@@ -24,6 +24,7 @@ class KernelAttention(SoftmaxAttention):
     prefix restrict them.  Positions rotate q and k before phi.  The cache holds one sum whatever the text's length.
     """
 
+    float32_products = True
     takes_bias = False
     rotates_cached_keys = False
     least: float | None = None  # lower bound of the denominator, for features that can be negative

@@ -19,6 +19,7 @@ from ablatio_std.attentions._recurrences import accumulate
 class Recurrent(SoftmaxAttention):
     """Base of attentions without softmax: the projections, with gated head outputs swish(g_proj x) * norm(o)."""
 
+    float32_products = True
     takes_bias = False
     rotates_cached_keys = False
     cross = False
@@ -105,6 +106,7 @@ class HGRN2(SoftmaxAttention):
     uses position=none; a rotary position rotates q and 1 - f.
     """
 
+    float32_products = True
     takes_bias = False
     rotates_cached_keys = False
     cross = False

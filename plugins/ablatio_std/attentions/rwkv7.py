@@ -46,6 +46,7 @@ class RWKV7(SoftmaxAttention):
     Takes no position.  The paper's channel mixing is left to the kind `mlp`.
     """
 
+    float32_products = True
     takes_bias = False
     rotates_cached_keys = False
     cross = False

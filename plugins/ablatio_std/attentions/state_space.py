@@ -31,6 +31,7 @@ class Mamba(Mixer):
     Takes no position.  h is computed token by token, in small operations that a GPU does slowly.
     """
 
+    float32_products = True
     roles = {"log_a": "vector"}  # noqa: RUF012  (no init replaces -1 ... -state)
 
     def __init__(
@@ -80,6 +81,8 @@ class Mamba2(Mixer):
 
     Takes no position.
     """
+
+    float32_products = True
 
     def __init__(
         self,

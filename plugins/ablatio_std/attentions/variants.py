@@ -183,6 +183,7 @@ class Forgetting(SoftmaxAttention):
     cross = False
     bidirectional = False
     takes_values = True
+    float32_products = True  # its decay is a bias on the logits
 
     def __init__(
         self, *, n_kv_heads: KVHeads = None, qk_norm: QKNorm = "none", **wiring: Unpack[AttentionWiring]

@@ -291,7 +291,7 @@ class Policy(Task):
             entropy = masked_mean(outputs.entropy.detach(), part["mask"])
         found = self.measures | {"train/clip_fraction": torch.zeros(())} | metrics
         found |= {"train/old_kl": old, "train/entropy": entropy}
-        return Loss(loss * len(rows), loss.new_tensor(float(len(rows))), found)
+        return Loss(loss * len(rows), loss.new_full((), float(len(rows))), found)
 
     def before_step(self, step: OptimizerStep) -> dict[str, Tensor]:
         if self.best_of > 1:

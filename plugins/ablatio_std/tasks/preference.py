@@ -251,7 +251,7 @@ class Preference(Task):
         words = self.words(model, example)
         loss, metrics = self.method.loss(**{word: words[word] for word in self.asked})
         count = len(example.index) // 2 if self.data == "pairs" else len(example.more["scores"])
-        return Loss(loss * count, loss.new_tensor(float(count)), metrics)
+        return Loss(loss * count, loss.new_full((), float(count)), metrics)
 
     def words(self, model: LanguageModel, example: Answers) -> dict[str, Tensor]:
         """The inputs that a method may take, for this batch (ablatio.registry.kinds.alignment_inputs)."""

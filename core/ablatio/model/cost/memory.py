@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.overrides import TorchFunctionMode
 
 from ablatio.errors import UserError
 from ablatio.model.builder import ModelBuilder, PartChoice
 from ablatio.model.context import Record
+from ablatio.model.cost.meta_tensors import ReadAsOne
 from ablatio.model.cost.parameters import example_of
 from ablatio.model.kv_cache import KVCache
 from ablatio.model.language_model import LanguageModel
@@ -81,19 +81,11 @@ def _optimizer(model: LanguageModel, choice: PartChoice) -> int | None:
     """Bytes of the optimizer's state after one step; parameters of the same role and shape are counted once."""
     shapes = Counter((group["role"], tuple(p.shape)) for group in groups_by_role(model) for p in group["params"])
     try:
-        with FakeTensorMode(), _Ones():
+        with FakeTensorMode(), ReadAsOne():
             return sum(count * _state(choice, role, shape) for (role, shape), count in shapes.items())
     except Exception as error:  # an optimizer may read values of its tensors, which fake tensors do not have
         log.warning("the memory of optimizer=%s is unknown: %s", choice.name, error)
         return None
-
-
-class _Ones(TorchFunctionMode):
-    """Gives 1 when an optimizer reads a value of a fake tensor, as Adafactor does for a tensor's mean square."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        values = {Tensor.item: 1.0, Tensor.__float__: 1.0, Tensor.__int__: 1, Tensor.__bool__: True}
-        return values[func] if func in values else func(*args, **(kwargs or {}))
 
 
 def _state(choice: PartChoice, role: Role, shape: tuple[int, ...]) -> int:
