@@ -15,6 +15,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from ablatio.errors import EnvironmentFault
 from ablatio.model.build import build_model
 from ablatio.model.builder import PartChoice
+from ablatio.model.cost.flops import recomputed_flops
 from ablatio.model.cost.memory import WIDTH
 from ablatio.model.parameter_roles import groups_by_role, named_generator
 from ablatio.registry import kinds
@@ -34,7 +35,9 @@ def estimate(spec: RunSpec) -> dict[str, Any]:
     `machine` is the memory in bytes of the device that would train it.
     """
     size = spec.size
-    counts = {"non_embedding": size.non_embedding, "train_flops_per_token": spec.cost().train}
+    counts: dict[str, Any] = {"non_embedding": size.non_embedding, "train_flops_per_token": spec.cost().train}
+    if (again := recomputed_flops(spec.config, spec.vocabulary)) != 0:
+        counts["recomputed_flops_per_token"] = again
     here = {"length": spec.length, "machine": memory_here(spec.config["trainer"])}
     return asdict(size) | counts | asdict(spec.memory) | here
 

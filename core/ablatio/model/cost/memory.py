@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ablatio.errors import UserError
+from ablatio.model.activation_checkpointing import observed_storage
 from ablatio.model.builder import ModelBuilder, PartChoice
 from ablatio.model.context import Record
 from ablatio.model.cost.meta_tensors import ReadAsOne
@@ -142,12 +143,14 @@ def _saved(config: Mapping[str, Any], vocab_size: int, layers: int) -> int:
     with fake:
         fields = {f.name: getattr(example, f.name) for f in dataclasses.fields(example)}
         example = dataclasses.replace(
-            example, **{k: torch.zeros(t.shape, dtype=t.dtype) for k, t in fields.items() if t is not None}
+            example, **{k: torch.zeros(t.shape, dtype=t.dtype) for k, t in fields.items() if isinstance(t, Tensor)}
         )
         model = model.to_empty(device="cpu")
         weights = {p.untyped_storage()._cdata for p in model.parameters()}
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), observed_storage() as stored:
             model.states(example, Record())
+            for tensor in stored():
+                pack(tensor)
     return sum(storage.nbytes() for key, storage in kept.items() if key not in weights)
 
 
