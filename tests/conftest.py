@@ -55,6 +55,7 @@ def reset_global_state() -> Iterator[None]:
     yield
     if torch := sys.modules.get("torch"):
         torch.set_float32_matmul_precision("highest")
+        torch.backends.cudnn.allow_tf32 = True
         torch.set_num_threads(1)
     for key in ("CC", "CXX"):
         os.environ.pop(key, None)

@@ -13,6 +13,7 @@ from ablatio import Fraction, NonNegative, Positive, Schedulable, quantizations,
 from ablatio.errors import UserError
 from ablatio.model.bit_codes import above_zero, in_groups
 from ablatio.model.quantized import quantize
+from ablatio.model.transfer import constants
 
 Aware = Annotated[bool, "quantization-aware training: round trainable weights in each pass (straight-through)"]
 Rounding = Annotated[
@@ -127,7 +128,7 @@ class Int4:
     def encode(self, weight: Tensor) -> dict[str, Tensor]:
         grouped = in_groups(weight.float(), self.group)
         scales = grouped.abs().amax(-1)  # (out, groups)
-        table = grouped.new_tensor(self.table)
+        table = constants(self.table, grouped)
         between = (table[1:] + table[:-1]) / 2
         codes = torch.bucketize(grouped / above_zero(scales)[..., None], between).to(torch.uint8).flatten(1)
         codes = F.pad(codes, (0, codes.shape[1] % 2))
@@ -151,7 +152,7 @@ class Int4:
         if packed.is_cuda and self.table is NF4 and width % self.group == 0 and self.group in KERNELS and has_kernels():
             return by_bitsandbytes(packed, scales, self.group)
         codes = torch.stack([packed >> 4, packed & 15], dim=-1).flatten(1)[:, :width]
-        values = scales.new_tensor(self.table)[codes.int()]
+        values = constants(self.table, scales)[codes.int()]
         return (in_groups(values, self.group) * scales[..., None]).flatten(1)[:, :width]
 
     def read(self, x: Tensor) -> Tensor:
@@ -195,7 +196,7 @@ def by_bitsandbytes(packed: Tensor, scales: Tensor, group: int) -> Tensor:
     from bitsandbytes.functional import QuantState, dequantize_4bit
 
     shape = torch.Size((scales.shape[0], scales.shape[1] * group))
-    table = scales.new_tensor(NF4, dtype=torch.float32)
+    table = constants(NF4, scales.float())
     state = QuantState(
         absmax=scales.float().flatten(), shape=shape, dtype=torch.float32, blocksize=group, quant_type="nf4", code=table
     )

@@ -1,5 +1,6 @@
 """`checkpointing=full` stores less; losses and gradients are bitwise unchanged, for all parts."""
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,11 +9,13 @@ import torch
 from torch import Tensor
 
 from ablatio.config.kind_lists import shaping
-from ablatio.model.activation_checkpointing import Recomputed
+from ablatio.model.activation_checkpointing import Offloaded, Recomputed
 from ablatio.model.build import build_model
 from ablatio.model.builder import PartChoice
 from ablatio.model.context import Record
+from ablatio.model.cost.flops import head_flops, recomputed_flops
 from ablatio.model.cost.memory import memory_of
+from ablatio.model.cost.parameters import measure
 from ablatio.model.language_model import LanguageModel, loss_of
 from ablatio.model.parameter_roles import named_generator
 from ablatio.model.peft.apply import tune
@@ -59,6 +62,79 @@ def assert_same_step(config: Mapping[str, Any], what: str, packed: bool = False,
 def test_step_is_identical_with_every_option(kind: str) -> None:
     for entry in REGISTRIES[kind]:
         assert_same_step(tiny_models.config(entry, n_layers=3, dropout=0.1), f"{kind}={entry.name}")
+
+
+SELECTIVE = {"name": "selective", "parts": ("attention", "mlp"), "stored": ("mm", "addmm")}
+
+
+@pytest.mark.parametrize("kind", ["attention", "mlp", "position", "block", "placement"])
+def test_step_is_identical_if_parts_are_recomputed(kind: str) -> None:
+    for entry in REGISTRIES[kind]:
+        config = tiny_models.config(entry, n_layers=2, dropout=0.1)
+        plain = stepped(config, packed=True)
+        for again in (SELECTIVE, SELECTIVE | {"stored": ()}):
+            ours = stepped({**config, "checkpointing": again}, packed=True)
+            assert torch.equal(plain[1], ours[1]) and torch.equal(plain[2], ours[2]), entry.name
+            for (name, p), q in zip(plain[0].named_parameters(), ours[0].parameters(), strict=True):
+                assert (p.grad is None and q.grad is None) or torch.equal(p.grad, q.grad), f"{entry.name}: {name}"
+
+
+@pytest.mark.oracle("checkpointing=selective", "the FLOPs of q k^T and of the weighted sum, 4 T D for each token")
+def test_recomputed_flops_are_those_of_the_attention_core() -> None:
+    sizes = {"d_model": 32, "n_layers": 6, "n_heads": 4, "max_len": 32}
+    config = tiny_models.config(**sizes)
+    config["checkpointing"] = {"name": "selective", "parts": ("attention",), "stored": ("mm", "addmm")}
+    assert recomputed_flops(config, tiny_models.VOCAB) == 6 * 4 * 32 * 32
+    config["checkpointing"]["stored"] = ()  # and the projections q, k, v; o is not needed again
+    assert recomputed_flops(config, tiny_models.VOCAB) == 6 * (4 * 32 * 32 + 3 * 2 * 32 * 32)
+    config["checkpointing"] = {"name": "none"}
+    assert recomputed_flops(config, tiny_models.VOCAB) == 0
+
+
+def test_recomputed_flops_of_whole_layers_are_a_forward_pass() -> None:
+    """All products of the layers but each last one, down_proj, whose result the backward pass does not read."""
+    config = tiny_models.config(n_layers=5)
+    plain = measure(config, tiny_models.VOCAB)
+    head = head_flops(config, tiny_models.VOCAB)
+    down = 5 * 2 * 32 * build_model(config, tiny_models.VOCAB).model.layers[0].mlp.down_proj.in_features
+    assert recomputed_flops(with_full(config), tiny_models.VOCAB) == plain.flops_per_token - head - down
+
+
+def test_selective_stores_less_where_the_core_stores_all_scores() -> None:
+    """Softcapped scores are (B, H, T, S) tensors: the estimate, and what is really kept, fall by most of them."""
+    knobs = {"softcap": 5.0}
+    config = tiny_models.config(REGISTRIES["attention"]["mha"], knobs, n_layers=3, max_len=128)
+    again = {**config, "checkpointing": {"name": "selective", "parts": ("attention",), "stored": ("mm", "addmm")}}
+    plain, ours = (memory_of(c, tiny_models.VOCAB).activations for c in (config, again))
+    assert plain - ours > 3 * 2 * 4 * 128 * 128 * 4  # at least two tensors of scores in each of three layers
+
+
+@pytest.mark.oracle("checkpointing=offload", "the plain pass, bit for bit, and a device that holds no activations")
+def test_offloaded_activations_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy stands for that on the CPU: all that the layers keep goes there but the weights, and it is what is read."""
+    moved: list[int] = []
+
+    def to_host(self: Offloaded, tensor: Tensor) -> Tensor:
+        moved.append(tensor.numel())
+        return tensor.clone()
+
+    monkeypatch.setattr(Offloaded, "to_host", to_host)
+    config = tiny_models.config(n_layers=3, dropout=0.1)
+    plain, ours = stepped(config), stepped({**config, "checkpointing": {"name": "offload"}})
+    assert torch.equal(plain[1], ours[1]) and len(moved) > 3 * 8
+    for (name, p), q in zip(plain[0].named_parameters(), ours[0].parameters(), strict=True):
+        assert torch.equal(p.grad, q.grad), name
+
+
+def test_a_copy_of_a_model_recomputes_its_own_parts() -> None:
+    """A reference is a deep copy: it must not read the weights of the model that is trained."""
+    model = build_model({**tiny_models.config(), "checkpointing": SELECTIVE}, tiny_models.VOCAB)
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        model.model.layers[0].self_attn.q_proj.weight.zero_()
+    batch = tiny_models.example()
+    assert tiny_models.mean_loss(model, batch) != tiny_models.mean_loss(other, batch)
+    assert other.model.layers[0].self_attn.forward.part[0] is other.model.layers[0].self_attn
 
 
 @pytest.mark.parametrize(

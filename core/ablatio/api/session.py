@@ -29,15 +29,15 @@ def composing() -> Iterator[None]:
 def computing() -> Iterator[None]:
     """Context for training, scoring and sampling; afterwards the process is as before.
 
-    Restored are the environment, torch's number of threads, float32 matmul precision and random state, warning filters
-    and Lightning's log levels.  The training loop restores signal handlers itself.  torch has one random state per
+    Restored are the environment, torch's number of threads, float32 precision and random state, warning filters and
+    Lightning's log levels.  The training loop restores signal handlers itself.  torch has one random state per
     process, so only one thread at a time may be inside.
     """
     import torch
 
     with _one_at_a_time, composing(), warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         environment, threads = dict(os.environ), torch.get_num_threads()
-        precision = torch.get_float32_matmul_precision()
+        precision, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
         levels = {name: logging.getLogger(name).level for name in LIBRARY_LOGGERS}
         try:
             yield
@@ -45,6 +45,7 @@ def computing() -> Iterator[None]:
             restore(environment)
             torch.set_num_threads(threads)
             torch.set_float32_matmul_precision(precision)
+            torch.backends.cudnn.allow_tf32 = convolutions
             for name, level in levels.items():
                 logging.getLogger(name).setLevel(level)
 

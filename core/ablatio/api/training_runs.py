@@ -173,7 +173,7 @@ def _resumed_settings(folder: Path, words: Sequence[str]) -> dict[str, Any]:
             settings[section][key] = int(given)
     if problems := schema.check(settings):
         raise ConfigError(problems)
-    return settings
+    return schema.cast(settings)  # 16 is the name of a precision, not a number
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -40,6 +40,7 @@ def _print(found: Mapping[str, Any], config: Mapping[str, Any]) -> None:
         ("non-embedding", f"{found['non_embedding']:,}", "without token and position tables"),
         ("FLOPs per token", short(found["flops_per_token"]), f"forward, in rows of {length} tokens"),
         ("", short(found["train_flops_per_token"]), "forward and backward, for the weights that are trained"),
+        *_recomputed(found, config),
         ("weights", bytes_text(found["weights"]), "32 bits"),
         *([("reference", bytes_text(found["beside"]), "the weights before training")] if found["beside"] else []),
         ("gradients", bytes_text(found["gradients"]), "32 bits, for the weights that are trained"),
@@ -59,6 +60,15 @@ def _print(found: Mapping[str, Any], config: Mapping[str, Any]) -> None:
     for line in lines:
         table.add_row(*line)
     Console().print(table, highlight=False)
+
+
+def _recomputed(found: Mapping[str, Any], config: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """The line on recomputation; none without it."""
+    if "recomputed_flops_per_token" not in found:
+        return []
+    count = found["recomputed_flops_per_token"]
+    said = f"recomputed in the backward pass by checkpointing={config['checkpointing']['name']}"
+    return [("", "unknown" if count is None else short(count), said)]
 
 
 def short(number: float) -> str:

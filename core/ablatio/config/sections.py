@@ -138,9 +138,9 @@ class Trainer:
     """Device, precision and processes."""
 
     device: Annotated[Literal["auto", "cpu", "cuda"], "auto: cuda when there is one"] = "auto"
-    precision: Annotated[Literal["auto", "32", "bf16", "16"], "auto: bf16 where the device computes it natively"] = (
-        "auto"
-    )
+    precision: Annotated[
+        Literal["auto", "32", "tf32", "bf16", "16"], "auto: bf16 where the device computes it natively"
+    ] = "auto"
     devices: Annotated[int, Processes, "devices per machine that train one run; how they share it: `strategy`"] = 1
     nodes: Annotated[int, Processes, "machines, each with so many devices"] = 1
     timeout: Annotated[float, Positive, "seconds after which a process that does not answer the others is lost"] = 600.0

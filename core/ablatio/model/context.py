@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ablatio.model.example import SHARED, positions_in_documents
 from ablatio.model.kv_cache import KVCache
+from ablatio.model.number_format import precise, without_autocast
 
 MaskKind = Literal["causal", "full"]
 T = TypeVar("T")
@@ -222,8 +223,8 @@ class Context:
     def moved(self, place: Callable[[Tensor], Tensor], dtype: torch.dtype) -> "Context":
         """Return this context with other positions, as given by `place`; the mask does not change."""
         q_pos, k_pos, position = place(self.q_pos), place(self.k_pos), self.position
-        bias = position.bias(q_pos, k_pos).to(dtype) if self.bias is not None else None
-        prepared = None if self.prepared is None else position.prepare(q_pos, dtype, k_pos.amax() + 1)
+        bias = _bias_of(position, q_pos, k_pos, dtype) if self.bias is not None else None
+        prepared = None if self.prepared is None else position.prepare(q_pos, precise(dtype), k_pos.amax() + 1)
         return replace(self, q_pos=q_pos, k_pos=k_pos, bias=bias, prepared=prepared, _shared=Store())
 
     def _remember(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -304,13 +305,20 @@ def _of_position(
     position: Any, q_pos: Tensor, k_pos: Tensor, key_segments: Tensor | None, past: int, dtype: torch.dtype
 ) -> tuple[Tensor | None, Any, Any]:
     """(bias on the logits, what `rotate` gets for queries, and for cached keys) of a position encoding."""
-    bias = position.bias(q_pos, k_pos).to(dtype) if hasattr(position, "bias") else None
+    bias = _bias_of(position, q_pos, k_pos, dtype) if hasattr(position, "bias") else None
     if not hasattr(position, "prepare"):
         return bias, None, None
-    late = getattr(position, "rotates_cached_keys", False)
-    seen = _lengths(k_pos, key_segments) if late else k_pos.new_tensor(k_pos.shape[-1])
+    late, dtype = getattr(position, "rotates_cached_keys", False), precise(dtype)
+    seen = _lengths(k_pos, key_segments) if late else k_pos.new_full((), k_pos.shape[-1])
     prepared = position.prepare(q_pos, dtype, seen[..., past:] if seen.dim() else seen)
     return bias, prepared, position.prepare(k_pos, dtype, seen) if late else None
+
+
+def _bias_of(position: Any, q_pos: Tensor, k_pos: Tensor, dtype: torch.dtype) -> Tensor:
+    """The position's bias in float32 or wider, under autocast too: in bfloat16 alibi has 641 biases for 2048 keys."""
+    with without_autocast(q_pos.device):
+        bias: Tensor = position.bias(q_pos, k_pos)
+    return bias.to(precise(dtype))
 
 
 def _cross(
@@ -330,7 +338,7 @@ def _cross(
 def _lengths(k_pos: Tensor, segments: Tensor | None) -> Tensor:
     """Length of each token's document: (B, S), or () if there is one document."""
     if segments is None:
-        return k_pos.new_tensor(k_pos.shape[-1])
+        return k_pos.new_full((), k_pos.shape[-1])
     same = (segments[:, :, None] == segments[:, None, :]) | (segments == SHARED)[:, None, :]
     return same.sum(-1)
 

@@ -5,6 +5,7 @@ forward pass computes the gradient of each block while its logits are in the pro
 only scales it: the same three matrix products, without the memory traffic.
 """
 
+import functools
 from typing import Any
 
 import torch
@@ -13,7 +14,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from ablatio.model.number_format import compute_dtype, precise
+
 MAX_SCORED_FRACTION = 0.9  # of the rows: above it, selecting the scored rows costs more than it saves
+GPU_BLOCK_LOGITS = 2**27  # 0.5 GB in float32
 BLOCK_LOGITS = 2**23  # 34 MB in float32; 128 rows are enough for full-speed matrix products, 64 are not
 
 
@@ -33,15 +37,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
         tie: "Tie | None",
         rows: Tensor | None,
     ) -> Tensor:
-        precise, matrix = _precise(hidden.dtype), weight.to(hidden.dtype)
-        total = hidden.new_zeros((), dtype=precise)
+        wide, matrix = precise(hidden.dtype), weight.to(hidden.dtype)
+        total = hidden.new_zeros((), dtype=wide)
         d_hidden = torch.empty_like(hidden) if hidden.requires_grad else None
         d_weight = torch.empty_like(weight) if weight.requires_grad else None
         # One buffer for all blocks: allocating it anew costs more (page faults) than the softmax that fills it.
         buffer = hidden.new_empty(min(chunk, len(hidden)), len(weight))
         for start in range(0, len(hidden), chunk):
             block, target = hidden[start : start + chunk], targets[start : start + chunk, None]
-            logits = torch.mm(block, matrix.T, out=buffer[: len(block)]).to(precise)
+            logits = torch.mm(block, matrix.T, out=buffer[: len(block)]).to(wide)
             largest = logits.amax(-1)
             target_logits = logits.gather(-1, target)[:, 0]  # (rows,)
             if smoothing:
@@ -50,7 +54,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             # The largest probability is exp(0) / sum, so its logarithm gives logsumexp without another pass of exp.
             log_z = largest - probs.amax(-1).log()
             losses = log_z - target_logits + z_loss * log_z.square() if z_loss else log_z - target_logits
-            scale = None if row_weights is None else row_weights[start : start + chunk].to(precise)
+            scale = None if row_weights is None else row_weights[start : start + chunk].to(wide)
             total += losses.sum() if scale is None else (losses * scale).sum()
             if d_hidden is None and d_weight is None:
                 continue
@@ -63,7 +67,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if d_hidden is not None:
                 torch.mm(d_logits, matrix, out=d_hidden[start : start + chunk])
             if d_weight is not None:
-                d_weight.addmm_(d_logits.T.to(weight.dtype), block.to(weight.dtype), beta=min(start, 1))
+                add_product(d_weight, d_logits, block, first=start == 0)
         if d_weight is not None and not len(hidden):
             d_weight.zero_()
         ctx.save_for_backward(d_hidden, d_weight)
@@ -133,20 +137,54 @@ class _TiedEmbedding(torch.autograd.Function):
         weight, tokens = ctx.saved_tensors
         d_weight = ctx.tie.take(weight)
         if grad is not None:
-            d_weight.index_add_(0, tokens.flatten(), grad.flatten(0, -2).to(d_weight.dtype))
+            add_rows(d_weight, tokens, grad.to(d_weight.dtype))
         return d_weight, None, None
 
 
-def compute_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype of matrix products: autocast's if it is enabled on the device, else `dtype`."""
-    if device.type == "meta" or not torch.is_autocast_enabled(device.type):
-        return dtype
-    return torch.get_autocast_dtype(device.type)
+def add_product(total: Tensor, left: Tensor, right: Tensor, *, first: bool) -> Tensor:
+    """total <- left^T right (first), or total + left^T right, summed in total's dtype: (N, V), (N, D) -> (V, D).
+
+    16-bit factors are multiplied as they are where the device returns sums of such products in float32 (CUDA).
+    """
+    if left.dtype == total.dtype or not _multiplies_16_bits_into_float32(left.device.type, left.dtype):
+        return total.addmm_(left.T.to(total.dtype), right.to(total.dtype), beta=0 if first else 1)
+    product = torch.mm(left.T, right, out_dtype=total.dtype)
+    return total.copy_(product) if first else total.add_(product)
 
 
-def block_rows(vocab: int) -> int:
-    """Return the rows per block of logits: 128 at a vocabulary of 50304, 512 below 16384."""
-    return max(128, min(512, BLOCK_LOGITS // vocab // 64 * 64))
+@functools.cache
+def _multiplies_16_bits_into_float32(device: str, dtype: torch.dtype) -> bool:
+    """True if torch.mm takes `out_dtype` on the device, and does not round to 16 bits on the way."""
+    if device != "cuda":
+        return False
+    thirds = (torch.arange(1.0, 4097.0, device=device).view(64, 64) / 3).to(dtype)
+    try:
+        found = torch.mm(thirds, thirds.T, out_dtype=torch.float32)
+    except (RuntimeError, TypeError, NotImplementedError):
+        return False
+    exact = thirds.double() @ thirds.double().T
+    return bool((found.double() - exact).norm() <= 1e-5 * exact.norm())
+
+
+def add_rows(total: Tensor, index: Tensor, rows: Tensor) -> Tensor:
+    """total[index[i]] += rows[i] in place, deterministically: (V, D), (...), (..., D) -> total.
+
+    On a GPU index_add_ adds atomically, in an order that changes from run to run, and rows of a frequent index wait for
+    one another; the gradient of torch's embedding sorts the index instead.
+    """
+    if total.is_cpu:
+        return total.index_add_(0, index.flatten(), rows.flatten(0, -2))
+    return total.add_(torch.ops.aten.embedding_dense_backward(rows, index, len(total), -1, False))
+
+
+def block_rows(vocab: int, device: torch.device) -> int:
+    """Return the rows per block of logits: on the CPU 128 at a vocabulary of 50304 and 512 below 16384.
+
+    A GPU needs large products and few kernels, and its cache holds no block anyway: 2624 rows at 50304, at most 8192.
+    """
+    if device.type == "cpu":
+        return max(128, min(512, BLOCK_LOGITS // vocab // 64 * 64))
+    return max(512, min(8192, GPU_BLOCK_LOGITS // vocab // 64 * 64))
 
 
 def scored_rows(weights: Tensor) -> Tensor | None:
@@ -161,12 +199,8 @@ def scored_rows(weights: Tensor) -> Tensor | None:
     return rows if len(rows) < MAX_SCORED_FRACTION * len(weights) else None
 
 
-def _precise(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
-
-
 def _logits(hidden: Tensor, weight: Tensor) -> Tensor:
-    return (hidden @ weight.to(hidden.dtype).T).to(_precise(hidden.dtype))
+    return (hidden @ weight.to(hidden.dtype).T).to(precise(hidden.dtype))
 
 
 def linear_cross_entropy(
@@ -193,7 +227,7 @@ def linear_cross_entropy(
     rows = None
     if tie is not None:
         rows, tie.rows = tie.rows, None  # breaks the reference cycle rows -> its graph node -> tie -> rows
-    chunk = chunk or block_rows(len(weight))
+    chunk = chunk or block_rows(len(weight), hidden.device)
     result: Tensor = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
         hidden, weight, targets, row_weights, chunk, z_loss, smoothing, tie, rows
     )
@@ -215,7 +249,7 @@ def linear_divergence(
     hidden (N, D), weight (V, D); other (N, D'), other_weight (V, D'), both without gradient -> scalar in nats.
     Logits are computed by blocks of rows, and recomputed for the gradient.
     """
-    chunk, total = chunk or block_rows(len(weight)), hidden.new_zeros((), dtype=_precise(hidden.dtype))
+    chunk, total = chunk or block_rows(len(weight), hidden.device), hidden.new_zeros((), dtype=precise(hidden.dtype))
 
     def block(states: Tensor, matrix: Tensor, other_states: Tensor, scale: Tensor | None) -> Tensor:
         p = torch.log_softmax(_logits(states, matrix) / temperature, -1)  # (rows, V)
@@ -235,16 +269,16 @@ def token_scores(hidden: Tensor, weight: Tensor, targets: Tensor, *, chunk: int 
     """Return -log softmax(hidden_i weight^T)[target_i] in nats and whether the target has the top logit: (N,) each."""
     # Without a gradient, small blocks that stay in the cache are faster: a quarter less time than blocks of 512 at a
     # vocabulary of 2048, no difference from 8192 on.
-    chunk = chunk or (128 if hidden.is_cpu else block_rows(len(weight)))
+    chunk = chunk or (128 if hidden.is_cpu else block_rows(len(weight), hidden.device))
     hidden = hidden.to(compute_dtype(hidden.device, hidden.dtype))
-    precise, matrix = _precise(hidden.dtype), weight.to(hidden.dtype)
-    losses = hidden.new_empty(len(hidden), dtype=precise)
+    wide, matrix = precise(hidden.dtype), weight.to(hidden.dtype)
+    losses = hidden.new_empty(len(hidden), dtype=wide)
     hits = torch.empty_like(targets, dtype=torch.bool)
     buffer = hidden.new_empty(min(chunk, len(hidden)), len(weight))
     for start in range(0, len(hidden), chunk):
         rows = slice(start, start + chunk)
         block, target = hidden[rows], targets[rows]
-        logits = torch.mm(block, matrix.T, out=buffer[: len(block)]).to(precise)
+        logits = torch.mm(block, matrix.T, out=buffer[: len(block)]).to(wide)
         hits[rows] = logits.argmax(-1) == target
         logps = torch.log_softmax(logits, -1, out=logits) if logits.is_cpu else torch.log_softmax(logits, -1)
         losses[rows] = -logps.gather(-1, target[:, None])[:, 0]

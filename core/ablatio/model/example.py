@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ablatio.model.ranks import Ranks
+from ablatio.model.transfer import to_device
 
 PADDING = -1  # segment number of padding tokens
 SHARED = -2  # segment number of virtual tokens, which every document sees
@@ -27,6 +28,7 @@ class Example:
     further_weights  (B, T, n) of their losses, 0 where there is no such token
     opened           (B, T) True for inputs that their whole document sees, without a source; only models that read a
                      source in both directions use it
+    joined_length    tokens of the longest row of source and inputs without padding, 0 if no row has any; None: unknown
     """
 
     inputs: Tensor
@@ -38,6 +40,7 @@ class Example:
     further: Tensor | None = None
     further_weights: Tensor | None = None
     opened: Tensor | None = None
+    joined_length: int | None = None
 
     @property
     def count(self) -> int | None:
@@ -48,12 +51,13 @@ class Example:
         """The rows of one rank."""
         held = {f.name: getattr(self, f.name) for f in fields(self)}
         own = ranks.rows(len(self.inputs))
-        return replace(self, **{name: t[own] for name, t in held.items() if t is not None})
+        return replace(self, **{name: t[own] for name, t in held.items() if isinstance(t, Tensor)}, joined_length=None)
 
     def to(self, device: torch.device | str) -> "Example":
-        """Copy the example to a device."""
+        """Copy the example to a device; what shapes depend on is read before, while it can be read at once."""
         held = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{name: t.to(device) for name, t in held.items() if t is not None})
+        moved = {name: to_device(t, device) for name, t in held.items() if isinstance(t, Tensor)}
+        return replace(self, **moved, joined_length=_joined_length(self))
 
 
 @dataclass(slots=True)
@@ -76,6 +80,15 @@ class Joined:
         return states.gather(1, self.places[:, :, None].expand(-1, -1, states.shape[-1]))
 
 
+def _joined_length(example: Example) -> int | None:
+    """`Example.joined_length` of an example, computed if it is not known and its tensors are on the CPU."""
+    segments, source = example.segments, example.source_segments
+    if example.joined_length is not None or segments is None or source is None or segments.device.type != "cpu":
+        return example.joined_length
+    real = (source != PADDING).sum(1) + (segments != PADDING).sum(1)  # (B,)
+    return int(real.max()) if int(real.min()) < source.shape[1] + segments.shape[1] else 0
+
+
 def joined(example: Example) -> Joined:
     """Concatenate source and inputs for a decoder-only model; the padding of both is moved to the end of the row."""
     if example.source is None:
@@ -86,11 +99,12 @@ def joined(example: Example) -> Joined:
     if example.segments is None or example.source_segments is None:
         return Joined(tokens, None, opened)
     segments = torch.cat([example.source_segments, example.segments], dim=1)
-    filler = segments == PADDING
-    if not bool(filler.any()):
+    filler, length = segments == PADDING, _joined_length(example)
+    if length is None:
+        length = int((~filler).sum(1).max()) if bool(filler.any()) else 0
+    if not length:
         return Joined(tokens, segments, opened)
     order = filler.long().argsort(dim=1, stable=True)
-    length = int((~filler).sum(1).max())
     places = order.argsort(dim=1)[:, example.source.shape[1] :].clamp(max=length - 1)
     rows = order[:, :length]
     return Joined(tokens.gather(1, rows), segments.gather(1, rows), opened.gather(1, rows), places)

@@ -148,7 +148,7 @@ class LanguageModel(nn.Module):
         total = total if share == 1.0 else share * total
         total = total if beside is None else total + beside(hidden)
         if example.weights is None:
-            count = total.new_tensor(float(example.targets.numel()))
+            count = total.new_full((), float(example.targets.numel()))
         else:
             count = example.weights.sum().clamp(min=MIN_TOTAL_WEIGHT).to(total.dtype)
         if example.further is not None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ablatio.errors import UserError
 from ablatio.model.context import Context, EncoderOutput, MaskKind, Record, make_context
-from ablatio.model.cross_entropy import Tie, compute_dtype
+from ablatio.model.cross_entropy import Tie
 from ablatio.model.dims import Side
 from ablatio.model.kv_cache import KVCache, RecordingCache, VirtualTokensCache
 
@@ -209,7 +209,6 @@ class Stack(nn.Module):
                 f"the text has {length} tokens, but this model's position supports at most model.max_len="
                 f"{self.max_len}\n    try: train with model.max_len={length}, or with position=alibi or position=rope"
             )
-        dtype = compute_dtype(tokens.device, dtype)
         first = make_context(
             tokens,
             self.position,

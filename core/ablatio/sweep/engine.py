@@ -246,7 +246,8 @@ class Engine:
                 self.again.discard(job.id)
                 self.held[job.id] = claim
                 where = str(self.folder.absolute())  # cluster nodes have another working directory
-                self.launcher.submit(LaunchRequest(where, job.id, claim.attempt, claim.offset))
+                together = min(self.launcher.slots, len(self.jobs))
+                self.launcher.submit(LaunchRequest(where, job.id, claim.attempt, claim.offset, together))
 
     def _settle(self, end: LaunchOutcome) -> None:
         """Record the end of a process that could not record it itself."""

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ablatio.data.order import RowPlan
 from ablatio.data.types import Document
 from ablatio.errors import UserError
+from ablatio.model.activation_checkpointing import observed_storage
 from ablatio.model.builder import ModelBuilder
 from ablatio.model.context import Context, make_context
 from ablatio.model.language_model import LanguageModel
@@ -264,8 +265,10 @@ def kept_for_backward(net: LanguageModel) -> tuple[Tensor, int]:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), observed_storage() as stored:
         loss = tiny_models.mean_loss(net, tiny_models.example())
+        for tensor in stored():
+            pack(tensor)
     return loss, sum(kept.values())
 
 

@@ -12,15 +12,17 @@ from typing import Any
 import torch
 
 from ablatio.errors import EnvironmentFault
+from ablatio.registry.kinds.launch_types import GPU_RUNS
 from ablatio.training.rank_environment import Place
 
 # d_model from which oneDNN is used: it compiles a kernel per shape (0.5 ms), which does not pay for narrower models.
 WIDE = 128
+TF32_SINCE = 8  # compute capability (Ampere)
 FLOAT32 = 1e-5  # largest relative error of a matrix product in true float32; with bfloat16 it is 2e-3
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of glibc's mallopt
 _KEEP_ALL = 2**31 - 1  # trim threshold in bytes: never return freed memory to the system
 _LARGEST_MMAP_THRESHOLD = 2**25  # bytes; the largest value that glibc accepts
-LIGHTNING_PRECISION = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
+AUTOCAST = {"bf16": torch.bfloat16, "16": torch.float16}  # dtype of matrix products; weights stay in float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +30,8 @@ class Machine:
     """Hardware settings of a run.
 
     device     cpu or cuda
-    precision  32, bf16 or 16
+    precision  32: float32; tf32: float32 whose matrix products a GPU rounds to 10 bits of mantissa; bf16, 16: matrix
+               products in 16 bits (autocast), weights and optimizer state in float32
     threads    threads of torch on the CPU
     """
 
@@ -44,7 +47,8 @@ class Machine:
         slower, and with them results would differ between a laptop and a cluster.  On a GPU it is bf16 if the chip
         computes it natively, else 32 bits.  The ranks of a run on one machine (`place`) share its cores.
 
-        Raises EnvironmentFault for trainer.device=cuda without a GPU.
+        Raises EnvironmentFault for trainer.device=cuda without a GPU, and for trainer.precision=tf32 on a device that
+        has no such units.
         """
         device = trainer["device"]
         if device == "auto":
@@ -55,17 +59,36 @@ class Machine:
         if precision == "auto":
             native = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
             precision = "bf16" if native else "32"
+        if precision == "tf32" and not (device == "cuda" and torch.cuda.get_device_capability()[0] >= TF32_SINCE):
+            raise EnvironmentFault(
+                f"trainer.precision=tf32 came, and device={device} here has no units for it: expected a GPU of compute "
+                f"capability {TF32_SINCE} or later\n    try: trainer.precision=32"
+            )
         return cls(device, precision, trainer["threads"] or max(1, cores() // (place.local_world if place else 1)))
 
     def prepare(self, width: int) -> None:
         """Apply these settings to torch, for a model with d_model = `width`."""
         torch.set_num_threads(self.threads)
         # Set explicitly for each run: a sweep forks its runs from a process that may have timed a wider model before.
-        torch.set_float32_matmul_precision("high" if self.device == "cuda" else "highest")
+        # Of a run in 16 bits, float32 products are those of 16-bit numbers and running sums: TF32 adds up in float32.
+        rounded = self.device == "cuda" and self.precision != "32"
+        torch.set_float32_matmul_precision("high" if rounded else "highest")
+        torch.backends.cudnn.allow_tf32 = rounded  # of convolutions, which torch rounds by default
+        if self.device == "cuda" and runs_on_gpu() > 1:
+            # A run that grows beyond its share fails itself, not the others.
+            torch.cuda.set_per_process_memory_fraction(1 / runs_on_gpu())
         if self.device == "cpu":
             keep_freed_memory()
             if width >= WIDE and onednn_is_faster():
                 multiply_with_onednn()
+
+    def autocast(self) -> torch.autocast:
+        """Context in which matrix products have the run's precision; it does nothing for 32 and tf32.
+
+        Everything that computes with the model is inside it: training, scores, rollouts, references.
+        """
+        dtype = AUTOCAST.get(self.precision)
+        return torch.autocast(self.device, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
 
     def peak_memory(self) -> int:
         """Peak memory use in bytes: of the GPU with device=cuda, else of this process."""
@@ -108,6 +131,12 @@ def multiply_with_onednn() -> bool:
     if relative_error > FLOAT32:
         torch.set_float32_matmul_precision(before)
     return relative_error <= FLOAT32
+
+
+def runs_on_gpu() -> int:
+    """Number of runs that may share this process's GPU, as its launcher says; 1 if nobody says anything."""
+    said = os.environ.get(GPU_RUNS, "")
+    return max(1, int(said)) if said.isdigit() else 1
 
 
 def cores() -> int:

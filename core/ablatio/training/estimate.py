@@ -15,10 +15,11 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from ablatio.errors import EnvironmentFault
 from ablatio.model.build import build_model
 from ablatio.model.builder import PartChoice
+from ablatio.model.cost.flops import recomputed_flops
 from ablatio.model.cost.memory import WIDTH
 from ablatio.model.parameter_roles import groups_by_role, named_generator
 from ablatio.registry import kinds
-from ablatio.training.device import Machine
+from ablatio.training.device import Machine, runs_on_gpu
 from ablatio.training.run_spec import RunSpec
 
 T = TypeVar("T")
@@ -34,15 +35,17 @@ def estimate(spec: RunSpec) -> dict[str, Any]:
     `machine` is the memory in bytes of the device that would train it.
     """
     size = spec.size
-    counts = {"non_embedding": size.non_embedding, "train_flops_per_token": spec.cost().train}
+    counts: dict[str, Any] = {"non_embedding": size.non_embedding, "train_flops_per_token": spec.cost().train}
+    if (again := recomputed_flops(spec.config, spec.vocabulary)) != 0:
+        counts["recomputed_flops_per_token"] = again
     here = {"length": spec.length, "machine": memory_here(spec.config["trainer"])}
     return asdict(size) | counts | asdict(spec.memory) | here
 
 
 def memory_here(trainer: Mapping[str, Any]) -> int:
-    """Memory in bytes that this process may use: of the GPU, or the machine's within its cgroup limits."""
+    """Memory in bytes that this process may use: its share of the GPU, or the machine's within its cgroup limits."""
     if Machine.choose(trainer).device == "cuda":
-        return int(torch.cuda.mem_get_info()[1])
+        return int(torch.cuda.mem_get_info()[1]) // runs_on_gpu()
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     limits += [
         int(text) for path in map(Path, CGROUP) if path.exists() and (text := path.read_text().strip()).isdigit()
@@ -115,10 +118,12 @@ def _refuse_too_large(spec: RunSpec) -> None:
     room, memory = memory_here(spec.config["trainer"]), spec.memory
     if memory.lasting > room:
         held = "weights, a reference" if memory.beside else "weights"
+        shared = Machine.choose(spec.config["trainer"]).device == "cuda" and runs_on_gpu() > 1
+        here = f"each of {runs_on_gpu()} runs on this GPU" if shared else "this machine"
         raise EnvironmentFault(
             f"this model has {spec.parameters:,} parameters: {held}, gradients and the "
-            f"optimizer's state take {memory.lasting / 1e9:,.1f} GB, and this machine has {room / 1e9:,.1f} GB\n"
-            "    try: size=small"
+            f"optimizer's state take {memory.lasting / 1e9:,.1f} GB, and {here} has {room / 1e9:,.1f} GB\n"
+            f"    try: {'workers=1, for fewer runs at a time' if shared else 'size=small'}"
         )
 
 

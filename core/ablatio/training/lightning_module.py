@@ -1,7 +1,7 @@
 """LightningModule for all tasks: loss, optimizer step, stabilizers, metrics, checkpoint state."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import lightning.pytorch as pl
@@ -63,6 +63,7 @@ class TrainingModule(pl.LightningModule):
         for part in self._parts_with("attach"):
             part.attach(model)
         self.finite: Tensor | bool = True
+        self.overflowed = False  # set by a precision with a loss scale: gradients of this step are not finite
         self.metrics: dict[str, Tensor] = {}
         self.measures: dict[str, Tensor] = {}
         self.loss_sum, self.loss_count = torch.zeros(()), 0
@@ -117,7 +118,9 @@ class TrainingModule(pl.LightningModule):
         seed_all(seed, self.device)
         self.rates.set(self.optimizer, self.global_step, self.settings["steps"], self.scores)
         if not self._step_losses:
-            self.task.begin_step(self.model, self.global_step)
+            # Rollouts and references in the precision of the loss that is compared with them.
+            with self.trainer.precision_plugin.forward_context():
+                self.task.begin_step(self.model, self.global_step)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Return the batch's summed loss over the number of targets of a full batch, batch_size * length.
@@ -165,6 +168,8 @@ class TrainingModule(pl.LightningModule):
             seed_all(named_seed(self.seeds.dropout, f"update/{self.global_step}"), self.device)  # equal updates
         step = self._step(loss)
         self.loss_sum, self.loss_count = self.loss_sum + step.loss, self.loss_count + 1
+        if self.overflowed:
+            raise SkipStep
         for part in (*self._parts_with("before_step"), self.task):
             self.metrics |= part.before_step(step)
         if hasattr(self.optimizer, "observe"):
@@ -231,7 +236,11 @@ class TrainingModule(pl.LightningModule):
                 f"optimizer={self.optimizer_choice.name} needs targets sampled from the model; "
                 f"task={self.name} provides none\n    try: optimizer=adamw"
             )
-        total, weight, _ = self.task.loss(self.model, redrawn)
+        precision = self.trainer.precision_plugin
+        # The optimizer differentiates this loss without a loss scale: 16-bit floats would round its gradients to 0.
+        scaled = getattr(precision, "scaler", None) is not None
+        with nullcontext() if scaled else precision.forward_context():
+            total, weight, _ = self.task.loss(self.model, redrawn)
         return total / weight
 
     def _watch(self, value: Tensor, what: str) -> None:
@@ -307,12 +316,24 @@ class TrainingModule(pl.LightningModule):
                 checkpoint["state_dict"] = {name: weight.clone() for name, weight in self.state_dict().items()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the state of loss, stabilizers and task."""
-        self.loss_sum, self.loss_count = checkpoint["loss_sum"], checkpoint["loss_count"]
+        """Restore the state of loss, stabilizers and task, on the device of the model."""
+        device = next(self.model.parameters()).device
+        self.loss_sum, self.loss_count = on_device(checkpoint["loss_sum"], device), checkpoint["loss_count"]
         for name, state in checkpoint["stabilizers"].items():
-            self.stabilizers[name].load_state_dict(state)  # type: ignore[attr-defined]
+            self.stabilizers[name].load_state_dict(on_device(state, device))  # type: ignore[attr-defined]
         if "task" in checkpoint:
-            self.task.load_state_dict(checkpoint["task"])
+            self.task.load_state_dict(on_device(checkpoint["task"], device))
+
+
+def on_device(state: Any, device: torch.device) -> Any:
+    """Copy the tensors of a state (dicts, lists and tuples of tensors and plain values) to a device."""
+    if isinstance(state, Tensor):
+        return state.to(device)
+    if isinstance(state, Mapping):
+        return {name: on_device(value, device) for name, value in state.items()}
+    if isinstance(state, list | tuple):
+        return type(state)(on_device(value, device) for value in state)
+    return state
 
 
 def piece_of(optimizer: PartChoice) -> str:

@@ -19,12 +19,13 @@ from ablatio.registry.kinds import Logger
 from ablatio.storage.checkpoints import Checkpoint, Checkpoints, write_json
 from ablatio.storage.paths import shell_word
 from ablatio.training.checkpoint_io import RunCheckpointIO, StopRequest
-from ablatio.training.device import LIGHTNING_PRECISION
 from ablatio.training.evaluation.evaluation import Evaluation
 from ablatio.training.evaluation.items_file import write_items
 from ablatio.training.lightning_trainer import make_trainer
 from ablatio.training.loggers import Logs, NoLogs
+from ablatio.training.machine_history import KEY, MachineHistory
 from ablatio.training.metrics_csv import MetricsFile
+from ablatio.training.precision import precision_columns, precision_settings
 from ablatio.training.prepare import PreparedRun
 from ablatio.training.progress_bar import RunProgress
 from ablatio.training.run_folder import CHECKPOINTS
@@ -64,7 +65,7 @@ class TrainingLoop:
         self.until = min(until or self.steps, self.steps)
         extra = [m for entry, _ in chosen(run.config) for m in entry.facts.get("metrics", ())]
         extra += run.learner.scheduled.columns if run.learner.scheduled is not None else []
-        extra += evaluation.columns if evaluation else []
+        extra += [*precision_columns(run.machine), *(evaluation.columns if evaluation else ())]
         self.task_scores = TaskScores.of(run.config, run.task.more_scores)
         columns = [*self.task_scores.columns, *extra]
         self.file = Logs(MetricsFile(folder / "metrics.csv", columns), loggers, console) if ranks().first else NoLogs()
@@ -80,6 +81,7 @@ class TrainingLoop:
         self.stopped_by = ""  # stabilizer that ended the run before its last step
         self.extends = False  # True if `found` is the end of another run, which this one continues
         self.unscored = False  # True if a signal interrupted the validation of the last step
+        self.machines = MachineHistory()
         if found:
             self.scores, self.seconds = dict(found.state["scores"]), float(found.state["seconds"])
             self.unscored, self.rewinds = bool(found.state["unscored"]), list(found.state["rewinds"])
@@ -130,18 +132,18 @@ class TrainingLoop:
             self.samples_file.start(after_step)
 
     def _trainer(self) -> pl.Trainer:
-        machine = self.run.machine
+        machine, precision = self.run.machine, precision_settings(self.run.machine)
         return make_trainer(
             max_steps=self.steps,
             max_epochs=-1,
             accumulate_grad_batches=self.settings["accumulate"],
             accelerator="gpu" if machine.device == "cuda" else "cpu",
             devices=[ranks().local] if machine.device == "cuda" else 1,
-            precision=LIGHTNING_PRECISION[machine.precision],
             # The caller's callbacks come first: a stop that they request takes effect after the same step.
             callbacks=[*self.callbacks, _AfterStep(self)],
-            plugins=[self.io],
+            plugins=[self.io, *precision.pop("plugins")],
             default_root_dir=str(self.folder),
+            **precision,
         )
 
     def _go_back(self, rewind: Rewind, step: int) -> None:
@@ -307,6 +309,7 @@ class TrainingLoop:
             "rewinds": self.rewinds,
             "held_out": self.held_out,
             "evaluated": self.evaluated,
+            KEY: self.machines.entries,
         }
 
     def _flops(self, step: int) -> float:
@@ -361,6 +364,7 @@ class TrainingLoop:
                 ("rewinds", self.rewinds),
                 ("evaluation", self.evaluated),
                 ("sources", self.run.task.drawn(step)),
+                (KEY, self.machines.mixed),
                 ("samples", self.samples_file.compared()),
                 ("stopped", {"by": self.stopped_by, "planned_steps": self.steps} if self.stopped_by else None),
             )

@@ -82,7 +82,7 @@ class PreparedRun:
     def begin(self) -> None:
         """Move the model to its device, let the task record the untrained model, and distribute the model."""
         self.model.to(self.machine.device)
-        with self._precision():
+        with self.machine.autocast():
             self.task.prepare(self.model)
         self.learner.strategy.place(Pass(self.model, self.task.loss))
 
@@ -110,7 +110,7 @@ class PreparedRun:
     def score(self, batches: Batches, between: Callable[[int], None] = lambda n: None) -> dict[str, float]:
         """Score the model with its task: {name: value}, the names in the task's `scores` and its counts and errors."""
         device = next(self.model.parameters()).device
-        with self._precision():
+        with self.machine.autocast():
             return self.task.score(self.model, batches, device, between)
 
     def evaluate(
@@ -136,12 +136,8 @@ class PreparedRun:
 
     def samples(self) -> list[dict[str, str]]:
         """Return answers of the model to the task's sample prompts; empty if it has none."""
-        with self._precision():
+        with self.machine.autocast():
             return self.task.samples(self.model)
-
-    def _precision(self) -> torch.autocast:
-        device = next(self.model.parameters()).device
-        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.machine.precision == "bf16")
 
 
 class _BatchNumbers(Sampler[int]):

@@ -46,8 +46,9 @@ class TrainedReward:
             rows = [[*a.prompt_ids, *a.ids] for a in answers[start : start + AT_ONCE]]
             longest = max(map(len, rows))
             tokens = torch.tensor([r + [0] * (longest - len(r)) for r in rows])  # (B, T)
-            hidden = self.model.hidden(Example(tokens, tokens))  # (B, T, d_model)
-            values = (hidden @ self.weight.to(hidden.dtype)).float()
+            with torch.autocast(tokens.device.type, enabled=False):  # independent of the precision of the run that asks
+                hidden = self.model.hidden(Example(tokens, tokens))  # (B, T, d_model)
+                values = (hidden @ self.weight.to(hidden.dtype)).float()
             yield from (value[: len(row)] for value, row in zip(values, rows, strict=True))
 
 

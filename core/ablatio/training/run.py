@@ -30,6 +30,7 @@ from ablatio.training.evaluation.evaluation import evaluation_of
 from ablatio.training.extension import extension_of
 from ablatio.training.loggers import make_loggers
 from ablatio.training.loop import TrainingLoop
+from ablatio.training.machine_history import MachineHistory
 from ablatio.training.prepare import PreparedRun, needs_start, prepare_run
 from ablatio.training.rank_environment import from_environment, several_devices
 from ablatio.training.reference import digest_of, refuse_a_lost_one, refuse_another
@@ -160,6 +161,9 @@ def _train(
     run.begin()
     loop = TrainingLoop(run, folder, console, checkpoints, found, loggers, until, callbacks, evaluation)
     loop.extends = extension is not None
+    loop.machines = MachineHistory.of(found.state if found else {}, recorded.get("machine", {}))
+    if said := loop.machines.proceed(run.machine, loop.start):
+        console.print(f"[yellow]precision:[/] {said}", highlight=False)
     try:
         return loop.train()
     except AblatioError as error:

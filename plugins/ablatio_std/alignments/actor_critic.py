@@ -88,7 +88,7 @@ class PPO:
         rewards = token_rewards - self.kl_coef * (old_logps - ref_logps)  # (B, T)
         estimates = advantage_estimates(rewards, old_values, mask, self.gamma, self.lam)
         returns = (estimates + old_values) * mask
-        coefficient = token_rewards.new_tensor(self.kl_coef)
+        coefficient = token_rewards.new_full((), self.kl_coef)
         advantages = whiten(estimates, mask) if self.whiten else estimates
         return Advantages(advantages, returns, {"train/kl_coef": coefficient})
 

@@ -1,12 +1,13 @@
 """Shared code of the recurrent attentions: base class without heads, norms, initial step sizes, precision."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import TypedDict, Unpack
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ablatio.model.number_format import precise
 
 
 class MixerWiring(TypedDict):
@@ -55,9 +56,4 @@ def step_sizes(*shape: int) -> Tensor:
 
 def at_least_float32(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Convert 16-bit tensors to float32: sums over a whole text lose too much precision in 16 bits."""
-    return tuple(t.to(torch.promote_types(t.dtype, torch.float32)) for t in tensors)
-
-
-def without_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """Context in which autocast is off; on the meta device, which has no autocast, it does nothing."""
-    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
+    return tuple(t.to(precise(t.dtype)) for t in tensors)

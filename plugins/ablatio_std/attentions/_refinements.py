@@ -98,5 +98,5 @@ class Refined(SoftmaxAttention):
 def _log_visible(ctx: Context, like: Tensor) -> Tensor:
     """log of the number of keys that each query sees: (), (T, 1) or (B, 1, T, 1)."""
     if ctx.visible is None:
-        return like.new_tensor(math.log(ctx.key_length))
+        return like.new_full((), math.log(ctx.key_length))
     return ctx.visible.sum(-1, dtype=like.dtype)[..., None].log()

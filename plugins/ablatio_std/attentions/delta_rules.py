@@ -11,7 +11,8 @@ from ablatio.model.attention.kernels import merge_heads, split_heads
 from ablatio.model.attention.softmax_attention import AttentionWiring, SoftmaxAttention
 from ablatio.model.context import Context
 from ablatio.model.local_mixing import Rows, ShortConv, cached_state
-from ablatio_std.attentions._common import at_least_float32, rms, step_sizes, without_autocast
+from ablatio.model.number_format import without_autocast
+from ablatio_std.attentions._common import at_least_float32, rms, step_sizes
 from ablatio_std.attentions._recurrences import delta_rule
 
 Conv = Annotated[int, Range(1), "width of the convolutions of q, k and v; 1: a scale for each channel"]
@@ -24,6 +25,7 @@ class DeltaRule(SoftmaxAttention):
     to length 1.  Subclasses make `norm`, (d_head,), and define `log_decay` and `gate`.
     """
 
+    float32_products = True
     takes_bias = False
     rotates_cached_keys = False
     cross = False

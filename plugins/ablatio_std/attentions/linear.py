@@ -12,7 +12,8 @@ from ablatio.model.attention.kernels import merge_heads
 from ablatio.model.attention.softmax_attention import AttentionWiring, QKNorm, SoftmaxAttention
 from ablatio.model.context import Context
 from ablatio.model.local_mixing import Rows
-from ablatio_std.attentions._common import at_least_float32, without_autocast
+from ablatio.model.number_format import without_autocast
+from ablatio_std.attentions._common import at_least_float32
 from ablatio_std.attentions._recurrences import accumulate
 
 
@@ -23,6 +24,7 @@ class KernelAttention(SoftmaxAttention):
     prefix restrict them.  Positions rotate q and k before phi.  The cache holds one sum whatever the text's length.
     """
 
+    float32_products = True
     takes_bias = False
     rotates_cached_keys = False
     least: float | None = None  # lower bound of the denominator, for features that can be negative

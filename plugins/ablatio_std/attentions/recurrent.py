@@ -11,13 +11,15 @@ from ablatio.model.attention.kernels import merge_heads, split_heads
 from ablatio.model.attention.softmax_attention import AttentionWiring, SoftmaxAttention
 from ablatio.model.context import Context
 from ablatio.model.local_mixing import Rows, cached_state
-from ablatio_std.attentions._common import at_least_float32, rms, without_autocast
+from ablatio.model.number_format import without_autocast
+from ablatio_std.attentions._common import at_least_float32, rms
 from ablatio_std.attentions._recurrences import accumulate
 
 
 class Recurrent(SoftmaxAttention):
     """Base of attentions without softmax: the projections, with gated head outputs swish(g_proj x) * norm(o)."""
 
+    float32_products = True
     takes_bias = False
     rotates_cached_keys = False
     cross = False
@@ -104,6 +106,7 @@ class HGRN2(SoftmaxAttention):
     uses position=none; a rotary position rotates q and 1 - f.
     """
 
+    float32_products = True
     takes_bias = False
     rotates_cached_keys = False
     cross = False

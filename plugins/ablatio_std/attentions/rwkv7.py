@@ -12,7 +12,8 @@ from ablatio.model.attention.kernels import merge_heads, split_heads
 from ablatio.model.attention.softmax_attention import AttentionWiring, SoftmaxAttention
 from ablatio.model.context import Context
 from ablatio.model.local_mixing import Rows, cached_state, previous
-from ablatio_std.attentions._common import at_least_float32, without_autocast
+from ablatio.model.number_format import without_autocast
+from ablatio_std.attentions._common import at_least_float32
 from ablatio_std.attentions._recurrences import generalized_delta_rule
 
 MIXED = {"r": 0.2, "d": 0.9, "k": 0.7, "v": 0.7, "e": 0.9, "g": 0.2}  # exponents of the initial mixtures
@@ -45,6 +46,7 @@ class RWKV7(SoftmaxAttention):
     Takes no position.  The paper's channel mixing is left to the kind `mlp`.
     """
 
+    float32_products = True
     takes_bias = False
     rotates_cached_keys = False
     cross = False

@@ -11,7 +11,8 @@ from ablatio import Range, attentions
 from ablatio.model.attention.kernels import merge_heads, split_heads
 from ablatio.model.context import Context
 from ablatio.model.local_mixing import Rows, ShortConv, cached_state
-from ablatio_std.attentions._common import Mixer, MixerWiring, at_least_float32, rms, step_sizes, without_autocast
+from ablatio.model.number_format import without_autocast
+from ablatio_std.attentions._common import Mixer, MixerWiring, at_least_float32, rms, step_sizes
 from ablatio_std.attentions._recurrences import accumulate
 from ablatio_std.attentions._scans import scan, selective_scan
 
@@ -30,6 +31,7 @@ class Mamba(Mixer):
     Takes no position.  h is computed token by token, in small operations that a GPU does slowly.
     """
 
+    float32_products = True
     roles = {"log_a": "vector"}  # noqa: RUF012  (no init replaces -1 ... -state)
 
     def __init__(
@@ -79,6 +81,8 @@ class Mamba2(Mixer):
 
     Takes no position.
     """
+
+    float32_products = True
 
     def __init__(
         self,

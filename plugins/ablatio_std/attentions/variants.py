@@ -11,6 +11,7 @@ from ablatio import Range, attentions, rule
 from ablatio.model.attention.kernels import AttentionView, Reach, attend, attend_by_steps, merge_heads
 from ablatio.model.attention.softmax_attention import AttentionWiring, KVHeads, QKNorm, SoftmaxAttention
 from ablatio.model.context import Context
+from ablatio.model.number_format import precise
 from ablatio_std.attentions._refinements import Exclusive, KeyOffset, QueryGain, Refined, SSMax
 
 
@@ -114,7 +115,9 @@ class Differential(SoftmaxAttention):
     def mix(self, q: Tensor, k: Tensor, v: Tensor, ctx: Context | AttentionView) -> Tensor:
         wide = torch.cat(v.chunk(2, dim=1), dim=-1).repeat(1, 2, 1, 1)  # (B, H, S, 2 d_head)
         dropout = self.dropout if self.training else 0.0
-        signal, noise = attend(q, k, wide, ctx, scale=self.scale, dropout=dropout).chunk(2, dim=1)
+        heads = attend(q, k, wide, ctx, scale=self.scale, dropout=dropout)
+        # Their difference in float32 or wider: the gradient of l is a small difference of large sums.
+        signal, noise = heads.to(precise(heads.dtype)).chunk(2, dim=1)
         first = torch.exp(torch.sum(self.lambda_q1 * self.lambda_k1))
         second = torch.exp(torch.sum(self.lambda_q2 * self.lambda_k2))
         y = (signal - (first - second + self.start) * noise).to(v.dtype)  # (B, H / 2, T, 2 d_head)
@@ -180,6 +183,7 @@ class Forgetting(SoftmaxAttention):
     cross = False
     bidirectional = False
     takes_values = True
+    float32_products = True  # its decay is a bias on the logits
 
     def __init__(
         self, *, n_kv_heads: KVHeads = None, qk_norm: QKNorm = "none", **wiring: Unpack[AttentionWiring]
@@ -201,7 +205,7 @@ class Forgetting(SoftmaxAttention):
         else:  # sums over the keys that each query sees, so that other documents contribute exactly zero
             since = (log_f[:, :, None] * ctx.visible).flip(-1).cumsum(-1).flip(-1)  # sum of log f_l over l = s ... t
             decay = F.pad(since[..., 1:], (0, 1))
-        decay = decay.to(q.dtype)
+        decay = decay.to(precise(q.dtype))
         bias = decay if ctx.bias is None else decay + ctx.bias
         view = AttentionView(ctx.visible, bias, ctx.position, ctx.q_pos, ctx.k_pos, Reach.of(ctx))
         return merge_heads(self.mix(q, k, v, view))

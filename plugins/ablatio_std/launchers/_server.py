@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 
-from ablatio.registry.kinds.launch_types import LaunchOutcome, LaunchRequest, Work
+from ablatio.registry.kinds.launch_types import GPU_RUNS, LaunchOutcome, LaunchRequest, Work
 from ablatio_std.launchers._gpus import gpus, least_used
 
 GRACE = 20.0  # seconds between SIGTERM and SIGKILL
@@ -116,7 +116,7 @@ class Server:
             return
         code = 1
         try:
-            self._set_up_child(server, gpu)
+            self._set_up_child(server, gpu, order.together)
             code = self.work(order, self.threads)
         except BaseException:  # an exception of the run must not continue in the server's loop
             traceback.print_exc()
@@ -126,8 +126,11 @@ class Server:
                     stream.flush()
             os._exit(code)
 
-    def _set_up_child(self, server: int, gpu: str) -> None:
-        """Undo the server's settings in the forked child: signals, pipes, garbage collection; choose its GPU."""
+    def _set_up_child(self, server: int, gpu: str, together: int) -> None:
+        """Undo the server's settings in the forked child: signals, pipes, garbage collection; choose its GPU.
+
+        The child is told how many of the runs that may be executed `together` share that GPU.
+        """
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)
@@ -143,6 +146,7 @@ class Server:
             os._exit(75)
         if gpu:
             os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+            os.environ[GPU_RUNS] = str(-(-together // len(self.gpus)))
 
     def _reap(self) -> None:
         """Collect ended children, kill the processes that they left, and send the outcomes."""

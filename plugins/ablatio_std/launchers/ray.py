@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from math import ceil
 from pathlib import Path
 from typing import Annotated, Any
@@ -106,7 +107,9 @@ class Ray:
         )
 
     def submit(self, order: LaunchRequest) -> None:
-        self.waiting.append(order)
+        # Ray reserves whole GPUs, or places as many runs on one as their shares fit.
+        reserved = {"together": max(1, int(1 / self.num_gpus))} if self.num_gpus else {}
+        self.waiting.append(replace(order, **reserved))
         self._send()
 
     def cancel(self, job: str) -> None:

@@ -29,6 +29,8 @@ class ExpertChoice(nn.Module):
     Loads are therefore even without a loss; a token may get any number of experts, including none.  (B, T, D) -> same.
     """
 
+    waits = "how many tokens the experts choose depends on the lengths of the documents"
+
     def __init__(
         self,
         *,
@@ -80,6 +82,8 @@ class SoftMoE(nn.Module):
     document's tokens, C = softmax of L over the slots.  No token is dropped, and routing is differentiable
     (Puigcerver et al. 2023).
     """
+
+    waits = "the number of slots depends on the number of documents in a row"
 
     def __init__(
         self,

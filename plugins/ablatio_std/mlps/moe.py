@@ -11,7 +11,7 @@ from ablatio import Fraction, NonNegative, Range, Schedulable, mlps, rule
 from ablatio.model.context import Context
 
 from .dense import MlpWiring, build_dense
-from .experts import Experts, build_experts
+from .experts import READS_LOADS, Experts, build_experts
 from .routing import (
     BalanceBias,
     Router,
@@ -123,7 +123,7 @@ def softmax(logits: Tensor) -> Tensor:
 
 
 @mlps.register("moe", paper="arXiv:2101.03961")
-@with_facts(metrics=METRICS, batch_dependent=True)
+@with_facts(metrics=METRICS, batch_dependent=True, waits=READS_LOADS)
 def moe(
     *,
     experts: Annotated[int, Range(2, 4096), "number of experts in each sparse layer"] = 8,
@@ -164,7 +164,7 @@ def moe(
 
 
 @mlps.register("deepseek_moe", paper="arXiv:2401.06066")
-@with_facts(metrics=METRICS, batch_dependent=True)
+@with_facts(metrics=METRICS, batch_dependent=True, waits=READS_LOADS)
 def deepseek_moe(
     *,
     experts: Annotated[int, Range(2, 4096), "number of routed experts in each sparse layer"] = 15,

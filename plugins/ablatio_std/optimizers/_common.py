@@ -150,7 +150,7 @@ def adam_direction(group: Group, t: int, g: Tensors, m: Tensors, v: Tensors) -> 
 
 def adamw_(group: Group, t: int, w: Tensors, g: Tensors, m: Tensors, v: Tensors) -> None:
     """Take one step of AdamW with torch's fused kernel, for roles that an optimizer for matrices does not handle."""
-    (b1, b2), steps = group["betas"], [torch.full((), float(t), device=p.device) for p in w]
+    (b1, b2), steps = group["betas"], [torch.full((), float(t), device=w[0].device)] * len(w)  # read only
     torch._fused_adamw_(
         w, g, m, v, [], steps,
         lr=group["lr"], beta1=b1, beta2=b2, weight_decay=group["weight_decay"], eps=group["eps"],

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ablatio.model.cost.meta_tensors import is_meta_tensor
-from ablatio.model.cross_entropy import compute_dtype
+from ablatio.model.number_format import compute_dtype
 from ablatio.model.peft.adapters import MatrixAdapter, adapted, bias_of, said, weight_of
 from ablatio.registry.knobs import Positive, Range
 

@@ -141,7 +141,7 @@ class AdaLoRA(LayerPeft):
     def prune(all_: list[Triplets], budget: int) -> None:
         """Set E = 0 for all but the `budget` most important triplets of the model."""
         scores = torch.cat([t.importance() for t in all_])
-        threshold = scores.kthvalue(len(scores) - budget).values if budget < len(scores) else scores.new_tensor(-1.0)
+        threshold = scores.kthvalue(len(scores) - budget).values if budget < len(scores) else scores.new_full((), -1.0)
         for triplets in all_:
             triplets.kept = triplets.importance()[:, None] > threshold
             triplets.lora_E *= triplets.kept

@@ -5,6 +5,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ablatio.model.number_format import precise
+
 Layout = Literal["interleaved", "half"]
 
 
@@ -32,13 +34,13 @@ def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor, layout: Layout = "interlea
     """Rotate pair i of the features of x by angle i.  (B, H, T, d) -> same.
 
     With fewer than d / 2 angles only the leading features of each head are rotated.  `layout` says which features form
-    pair i: (2i, 2i + 1) for "interleaved", (i, i + d / 2) for "half".
+    pair i: (2i, 2i + 1) for "interleaved", (i, i + d / 2) for "half".  16-bit features are rotated in float32 and
+    rounded once.
     """
     rotate = _rotate_interleaved if layout == "interleaved" else _rotate_halves
-    width = 2 * cos.shape[-1]
-    if width == x.shape[-1]:
-        return rotate(x, cos, sin)
-    return torch.cat([rotate(x[..., :width], cos, sin), x[..., width:]], dim=-1)
+    width, wide = 2 * cos.shape[-1], precise(x.dtype)
+    turned = rotate(x[..., :width].to(wide), cos.to(wide), sin.to(wide)).to(x.dtype)
+    return turned if width == x.shape[-1] else torch.cat([turned, x[..., width:]], dim=-1)
 
 
 def _rotate_interleaved(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ablatio import Positive, Range, Schedulable, positions, rule
+from ablatio.model.number_format import precise
 from ablatio_std.positions._common import Layout, frequencies, rotate_pairs
 from ablatio_std.positions.scaling import LENGTH_DEPENDENT, METHODS, Extension, Scaling, attention_scale
 
@@ -81,8 +82,8 @@ class Rope(nn.Module):
     def rotate(self, q: Tensor, k: Tensor, pos: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         # The model passes prepared tables: computing them in each layer would cost a compiled layer more than anything
         # but its matrix products.
-        prepared = self.prepare(pos, q.dtype, pos.amax(-1, keepdim=True) + 1) if isinstance(pos, Tensor) else pos
-        cos, sin = (t.to(q.dtype) for t in prepared)
+        dtype = precise(q.dtype)
+        cos, sin = self.prepare(pos, dtype, pos.amax(-1, keepdim=True) + 1) if isinstance(pos, Tensor) else pos
         return rotate_pairs(q, cos, sin, self.layout), rotate_pairs(k, cos, sin, self.layout)
 
 

@@ -13,6 +13,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ablatio.model.transfer import constants
+
 Scaling = Literal["none", "linear", "ntk", "dynamic", "yarn", "llama3", "longrope"]
 
 
@@ -85,8 +87,8 @@ def longrope(w: Tensor, x: Extension, length: Tensor) -> Tensor:
     The paper searches for both lists for each model.  Defaults: 1, and ntk's s^(2i/(d-2)), one of the starting points
     of that search.
     """
-    short = w / w.new_tensor(x.short_factors or (1.0,))
-    long = w / w.new_tensor(x.long_factors) if x.long_factors else ntk(w, x, length)
+    short = w / constants(x.short_factors or (1.0,), w)
+    long = w / constants(x.long_factors, w) if x.long_factors else ntk(w, x, length)
     return torch.where(length > x.original, long, short)
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ablatio import Positive, Range, Schedulable, positions, rule
+from ablatio.model.number_format import precise
 from ablatio_std.positions._common import frequencies, rotate_pairs
 
 Tables = tuple[Tensor, Tensor, Tensor, Tensor]  # cosines and sines for queries, then for keys
@@ -47,8 +48,8 @@ class XPos(nn.Module):
         return q.real.to(dtype), q.imag.to(dtype), k.real.to(dtype), k.imag.to(dtype)
 
     def rotate(self, q: Tensor, k: Tensor, pos: Tensor | Tables) -> tuple[Tensor, Tensor]:
-        prepared = self.prepare(pos, q.dtype, pos) if isinstance(pos, Tensor) else pos
-        q_cos, q_sin, k_cos, k_sin = (t.to(q.dtype) for t in prepared)
+        prepared = self.prepare(pos, precise(q.dtype), pos) if isinstance(pos, Tensor) else pos
+        q_cos, q_sin, k_cos, k_sin = prepared
         return rotate_pairs(q, q_cos, q_sin), rotate_pairs(k, k_cos, k_sin)
 
 

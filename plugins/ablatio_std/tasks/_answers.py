@@ -21,6 +21,7 @@ from ablatio.model.decoding.shared_prefix import answer_states
 from ablatio.model.language_model import LanguageModel
 from ablatio.model.ranks import Ranks, ranks
 from ablatio.model.rl.token_logprobs import TokenLogProbs, token_logps
+from ablatio.model.transfer import to_device
 from ablatio.training.task_context import TaskContext
 
 SPLITS = ("train", "validation")
@@ -85,8 +86,8 @@ class Answers:
     def to(self, device: torch.device | str) -> "Answers":
         """The same batch on another device."""
         held = {f.name: getattr(self, f.name) for f in fields(self)}
-        moved = {name: value.to(device) for name, value in held.items() if isinstance(value, Tensor)}
-        return replace(self, **moved, more={name: t.to(device) for name, t in self.more.items()})
+        moved = {name: to_device(value, device) for name, value in held.items() if isinstance(value, Tensor)}
+        return replace(self, **moved, more={name: to_device(t, device) for name, t in self.more.items()})
 
     def rows(self, ranks: Ranks) -> "Answers":
         """The batch itself: `UnitBatches` has cut it."""

@@ -14,6 +14,7 @@ from ablatio.model.cost.flops import Work
 from ablatio.model.decoding.rollout import Rollout
 from ablatio.model.example import Loss
 from ablatio.model.language_model import LanguageModel
+from ablatio.model.number_format import compute_dtype
 from ablatio.model.optimizer_step import OptimizerStep, SkipStep
 from ablatio.model.parameter_roles import named_generator
 from ablatio.model.rl.answers import Answer, one_by_one, token_rewards
@@ -247,16 +248,30 @@ class Policy(Task):
         reference, mode = policy_outputs(self.reference, rollout, **how), model.training
         model.eval()
         values = values_of(model, rollout, model.value_head) if self.critic else torch.zeros_like(mask)
-        old = policy_outputs(model, rollout, **how).logps if self.off_policy else rollout.logps
+        sixteen = compute_dtype(mask.device, torch.float32) != torch.float32
+        old = self._read_logps(model, rollout) if self.off_policy or sixteen else rollout.logps
         model.train(mode)
         answer_tokens, read = float(mask.sum()), tokens_read(model, rollout)
-        passes, logits = 1 + self.critic + self.off_policy, 1 + self.off_policy
+        again = self.off_policy or sixteen
+        passes, logits = 1 + self.critic + again, 1 + again
         self.asking.work += Work(read=passes * read, read_said=logits * answer_tokens)
         return {
             "rewards": scores, "mask": mask, "max_length": self.answer_tokens,
             "token_rewards": token_rewards(scores, drawn.steps, mask, drawn.texts, self.asking.decode),
             "old_logps": old, "ref_logps": reference.logps, "old_values": values,
         }  # fmt: skip
+
+    def _read_logps(self, model: LanguageModel, rollout: Rollout) -> Tensor:
+        """Log-probabilities of a rollout's tokens under the model before its first update: (N, T).
+
+        They are computed in the batches of the first pass.  In 16 bits the rounding of a row depends on the shapes of
+        the products, so those of decoding, or of other batches, would give a ratio to the policy that is not 1.
+        """
+        found = torch.zeros_like(rollout.mask)
+        for rows in self._order(0).split(int(self.setup.config["train"]["batch_size"])):
+            answers = rollout[rows.to(found.device)]
+            found[rows] = policy_outputs(model, answers, temperature=self.temperature, entropy=False).logps
+        return found
 
     def _head(self, model: LanguageModel) -> Any:
         return model.value_head if self.critic else None
@@ -279,7 +294,7 @@ class Policy(Task):
             entropy = masked_mean(outputs.entropy.detach(), part["mask"])
         found = self.measures | {"train/clip_fraction": torch.zeros(())} | metrics
         found |= {"train/old_kl": old, "train/entropy": entropy}
-        return Loss(loss * len(rows), loss.new_tensor(float(len(rows))), found)
+        return Loss(loss * len(rows), loss.new_full((), float(len(rows))), found)
 
     def before_step(self, step: OptimizerStep) -> dict[str, Tensor]:
         if self.best_of > 1:
@@ -287,13 +302,16 @@ class Policy(Task):
         return {}
 
     def _step_rows(self) -> Tensor:
-        """Rows of the rollout in this optimizer step; each pass shuffles them, by groups if the method needs it."""
-        minibatches, unit = self.method.minibatches, self.method.group if self._whole_groups else 1
-        epoch, place = divmod(self.cursor, minibatches)
+        """Rows of the rollout in this optimizer step."""
+        epoch, place = divmod(self.cursor, self.method.minibatches)
+        return self._order(epoch)[place * self.per_step : (place + 1) * self.per_step]
+
+    def _order(self, epoch: int) -> Tensor:
+        """Rows of the rollout in the order of a pass; each pass shuffles them, by groups if the method needs it."""
+        unit = self.method.group if self._whole_groups else 1
         generator = named_generator(self.setup.seeds.data, f"minibatches/{self.number}/{epoch}")
         order = torch.randperm(self.answers // unit, generator=generator)
-        rows = (order[:, None] * unit + torch.arange(unit)).flatten()
-        return rows[place * self.per_step : (place + 1) * self.per_step]
+        return (order[:, None] * unit + torch.arange(unit)).flatten()
 
     def _rows(self, number: int) -> Tensor:
         size = int(self.setup.config["train"]["batch_size"])

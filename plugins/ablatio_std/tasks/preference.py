@@ -18,6 +18,7 @@ from ablatio.errors import UserError
 from ablatio.model.cost.flops import Work
 from ablatio.model.example import Loss
 from ablatio.model.language_model import LanguageModel
+from ablatio.model.number_format import compute_dtype
 from ablatio.model.ranks import ranks
 from ablatio.model.task import Task
 from ablatio.registry import kinds
@@ -137,8 +138,10 @@ class Preference(Task):
         for name, tensor in model.state_dict().items():
             weights.update(name.encode() + tensor.detach().cpu().float().numpy().tobytes())
         device = next(model.parameters()).device
-        key = key_of("reference", weights.hexdigest(), self.set.digest(), str(self._wanted()), str(device.type),
-                     str(torch.is_autocast_enabled(device.type)))  # fmt: skip
+        precision = str(compute_dtype(device, torch.float32))
+        key = key_of(
+            "reference", weights.hexdigest(), self.set.digest(), str(self._wanted()), str(device.type), precision
+        )
         folder = self.setup.cache / "reference" / key
         self.starts = np.array(get_or_build(folder, lambda f: self._compute_reference(model, device, f))["starts"])
         self.said = np.fromfile(folder / "logps.bin", dtype=np.float32)
@@ -251,7 +254,7 @@ class Preference(Task):
         given = {word: ranks().gather_rows(words[word]) for word in self.asked}
         loss, metrics = self.method.loss(**given)
         own = len(example.index) // 2 if self.data == "pairs" else len(example.more["scores"])
-        share = ranks().mean(loss.new_tensor(float(own)))
+        share = ranks().mean(loss.new_full((), float(own)))
         return Loss(loss * share, share, metrics)
 
     def words(self, model: LanguageModel, example: Answers) -> dict[str, Tensor]:

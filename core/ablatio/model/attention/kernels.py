@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ablatio.model.attention.blocked import blocked_attention
 from ablatio.model.context import Context
+from ablatio.model.number_format import autocasts, precise, without_autocast
 
 LEAST = 512  # tokens from which blockwise attention beats a dense mask: 1.2 to 1.8x; at 256 it can be 0.8x
 LEAST_TRAINED = 128  # the same with a trained bias, whose gradient costs the fused kernel a sum over the batch: 1.1x
@@ -106,8 +107,14 @@ def attend(
     q (B, H, T, d_head); k, v (B, H_kv, S, d_head) with H a multiple of H_kv -> (B, H, T, d_head); v may have another
     width, which is then the output's.  scale: default 1 / sqrt(d_head).  dropout: of the attention probabilities.
     The fused causal kernel runs unless a bias, a score or several documents in a row need more; long rows with these
-    are trained blockwise on a CPU.
+    are trained blockwise on a CPU.  With a bias or a score the attention is computed in float32 under autocast too,
+    because fused kernels round both to the dtype of the queries.
     """
+    if _needs_float32(q, ctx):
+        wide = precise(q.dtype)
+        with without_autocast(q.device):
+            exact = attend(q.to(wide), k.to(wide), v.to(wide), ctx, scale=scale, dropout=dropout)
+        return exact.to(v.dtype)
     k, v, width = repeated(k, q.shape[1]), repeated(v, q.shape[1]), v.shape[-1]
     score = _with_score(q, k, ctx) if hasattr(ctx.position, "score") else None
     if width != q.shape[-1]:  # padded to one width for the fused kernel: 0.75x the unfused time at length 1024
@@ -124,6 +131,13 @@ def attend(
             mask = mask[None]
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scale)
     return y[..., :width]
+
+
+def _needs_float32(q: Tensor, ctx: Context | AttentionView) -> bool:
+    """True if a bias or score would be rounded to 16 bits: by autocast, or to the dtype of q."""
+    if autocasts(q.device):
+        return ctx.bias is not None or hasattr(ctx.position, "score")
+    return ctx.bias is not None and precise(q.dtype) != q.dtype
 
 
 def _reach(ctx: Context | AttentionView) -> Reach | None:
@@ -175,6 +189,9 @@ def shown(scores: Tensor, q: Tensor, k: Tensor, ctx: Context | AttentionView) ->
 
 
 def _with_score(q: Tensor, k: Tensor, ctx: Context | AttentionView) -> Tensor:
+    if autocasts(q.device):
+        with without_autocast(q.device):
+            return _with_score(q.to(precise(q.dtype)), k.to(precise(k.dtype)), ctx)
     extra: Tensor = ctx.position.score(q, k, ctx.q_pos, ctx.k_pos)
     if ctx.additive is not None:
         return extra + ctx.additive

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,9 @@ from ablatio.model.context import Record
 from ablatio.model.cost.parameters import Hidden, example_of, measure, meta_model, shape_of
 from ablatio.model.language_model import LanguageModel
 from ablatio.model.peft.apply import trains_all, tune
+from ablatio.registry.kinds import checkpointings
+
+FEW = 2  # layers, or segments of them, on which recomputation is counted
 
 log = logging.getLogger(__name__)
 
@@ -116,6 +119,56 @@ def head_flops(config: Mapping[str, Any], vocab_size: int) -> float:
     with torch.device("meta"):
         width = getattr(builder.embedding(), "width", d_model) if builder.dims.tied else d_model
     return float(2 * width * (rows + (d_model if width != d_model else 0)))
+
+
+def recomputed_flops(config: Mapping[str, Any], vocab_size: int) -> float | None:
+    """FLOPs per token that checkpointing recomputes in the backward pass; 0 without it, None if it cannot be counted.
+
+    Counted as the difference of a training pass with and without it; of deep models, on few layers and extrapolated.
+    """
+    if checkpointings.is_default(config.get("checkpointing") or {"name": checkpointings.default}):
+        return 0.0
+    layers = int(config["model"]["n_layers"])
+    segment = max(1, int((config["checkpointing"] or {}).get("segment") or 1))
+    several = FEW * segment
+
+    def again(depth: int) -> float:
+        sizes = {**config["model"], "n_layers": depth}
+        if sizes.get("encoder_layers") is not None:
+            sizes["encoder_layers"] = depth
+        small = {**config, "model": sizes}
+        return _pass_flops(small, vocab_size) - _pass_flops({**small, "checkpointing": None}, vocab_size)
+
+    try:
+        if layers <= 2 * several:
+            return again(layers)
+        few, more = again(several), again(2 * several)
+        return few + (more - few) * (layers - several) / several
+    except Exception as error:  # an operation of a plugin may not support fake tensors
+        log.warning("the FLOPs of recomputation are unknown: %s", error)
+        return None
+
+
+def _pass_flops(config: Mapping[str, Any], vocab_size: int) -> float:
+    """FLOPs per token of the layers, forward and backward, with what is recomputed, on tensors without values."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    example, length = example_of(config, vocab_size)
+    with torch.device("meta"):
+        model = ModelBuilder(config, vocab_size).model().train()
+    with FakeTensorMode(allow_non_fake_inputs=True), sdpa_kernel(SDPBackend.MATH):
+        tokens = {f.name: getattr(example, f.name) for f in fields(example)}
+        example = replace(
+            example,
+            **{k: torch.zeros(t.shape, dtype=t.dtype) for k, t in tokens.items() if isinstance(t, torch.Tensor)},
+        )
+        model = model.to_empty(device="cpu")
+        with FlopCounterMode(display=False) as counter:
+            states = model.states(example, Record())
+            torch.autograd.backward(states, [torch.ones_like(s) for s in states])
+    return float(counter.get_total_flops()) / length
 
 
 def _counted(config: Mapping[str, Any], vocab_size: int, model: LanguageModel) -> Cost:

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.overrides import TorchFunctionMode
 
 from ablatio.errors import UserError
+from ablatio.model.activation_checkpointing import observed_storage
 from ablatio.model.builder import ModelBuilder, PartChoice
 from ablatio.model.context import Record
+from ablatio.model.cost.meta_tensors import ReadAsOne
 from ablatio.model.cost.parameters import example_of
 from ablatio.model.kv_cache import KVCache
 from ablatio.model.language_model import LanguageModel
@@ -81,19 +82,11 @@ def _optimizer(model: LanguageModel, choice: PartChoice) -> int | None:
     """Bytes of the optimizer's state after one step; parameters of the same role and shape are counted once."""
     shapes = Counter((group["role"], tuple(p.shape)) for group in groups_by_role(model) for p in group["params"])
     try:
-        with FakeTensorMode(), _Ones():
+        with FakeTensorMode(), ReadAsOne():
             return sum(count * _state(choice, role, shape) for (role, shape), count in shapes.items())
     except Exception as error:  # an optimizer may read values of its tensors, which fake tensors do not have
         log.warning("the memory of optimizer=%s is unknown: %s", choice.name, error)
         return None
-
-
-class _Ones(TorchFunctionMode):
-    """Gives 1 when an optimizer reads a value of a fake tensor, as Adafactor does for a tensor's mean square."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        values = {Tensor.item: 1.0, Tensor.__float__: 1.0, Tensor.__int__: 1, Tensor.__bool__: True}
-        return values[func] if func in values else func(*args, **(kwargs or {}))
 
 
 def _state(choice: PartChoice, role: Role, shape: tuple[int, ...]) -> int:
@@ -150,12 +143,14 @@ def _saved(config: Mapping[str, Any], vocab_size: int, layers: int) -> int:
     with fake:
         fields = {f.name: getattr(example, f.name) for f in dataclasses.fields(example)}
         example = dataclasses.replace(
-            example, **{k: torch.zeros(t.shape, dtype=t.dtype) for k, t in fields.items() if t is not None}
+            example, **{k: torch.zeros(t.shape, dtype=t.dtype) for k, t in fields.items() if isinstance(t, Tensor)}
         )
         model = model.to_empty(device="cpu")
         weights = {p.untyped_storage()._cdata for p in model.parameters()}
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), observed_storage() as stored:
             model.states(example, Record())
+            for tensor in stored():
+                pack(tensor)
     return sum(storage.nbytes() for key, storage in kept.items() if key not in weights)
 
 

@@ -4,15 +4,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+GPU_RUNS = "ABLATIO_GPU_RUNS"  # environment variable of a run: number of runs that may share its GPU, and its memory
+
 
 @dataclass(frozen=True, slots=True)
 class LaunchRequest:
-    """One attempt at one job of the study in `folder`; `offset` is the byte offset of its claim in the ledger."""
+    """One attempt at one job of the study in `folder`; `offset` is the byte offset of its claim in the ledger.
+
+    together  largest number of runs that may be executed at the same time, this one included
+    """
 
     folder: str
     job: str
     attempt: int
     offset: int
+    together: int = 1
 
 
 @dataclass(frozen=True, slots=True)

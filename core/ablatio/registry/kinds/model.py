@@ -59,6 +59,7 @@ class Placement(Protocol):
     embedding_norm   True if a norm follows the embedding
     inner_norm       sublayers (attention, mlp) that get a norm before their last projection
     batch_dependent  see Mlp
+    waits            see Mlp
 
     Attributes:
     gain             factor on the initial value, output and feed-forward matrices (DeepNorm's beta)
@@ -125,6 +126,8 @@ class Mlp(Protocol):
                      with expert capacity.  Splitting a batch or a row into several passes would change the result, so
                      each answer is then encoded together with its prompt, not after a prompt encoded once for all
     absent           True for the option that leaves the feed-forward part out: layers are built without it
+    waits            why a training step makes the host wait for a GPU (it reads values, or shapes depend on them);
+                     "": it does not
 
     Attributes:
     idle_parameters  optional: number of weights that one token does not use, as those of experts not routed to
@@ -160,6 +163,10 @@ class Position(Protocol):
     extends              True if positions beyond `max_len` are supported
     rotates_cached_keys  True if the angles depend on `length`: the cache then holds unrotated keys, all of which are
                          rotated again at each decoding step
+    waits                see Mlp
+
+    Under 16-bit autocast a bias or a score, and the attention that they are added to, are computed in float32; `rotate`
+    gets 16-bit q and k, and tables in float32 from `prepare`, and rounds once.
     """
 
     extends: ClassVar[bool]
@@ -203,6 +210,9 @@ class Attention(Protocol):
     metrics              (names, not a flag) numbers logged through `ctx.measure`
     same_in_groups       (a name, not a flag) knob that says how many layers, from a multiple of it on, must have this
                          attention, because the first of them computes what the others use; "": none
+    float32_products     computes matrix products in float32 under 16-bit autocast, such as running sums over a text:
+                         more exact, and slower on a GPU than 16-bit products
+    waits                (a reason, not a flag) see Mlp
     """
 
     caches: ClassVar[bool]
@@ -265,6 +275,7 @@ placements: Registry[Placement] = Registry(
         "embedding_norm": False,
         "inner_norm": (),
         "batch_dependent": False,
+        "waits": "",
     },
     any_of=("open", "close"),
     scope="model",
@@ -291,7 +302,7 @@ mlps: Registry[nn.Module] = Registry(
     contract=(Mlp,),
     wiring=("d_model", "d_ff", "activation", "gated", "bias", "dropout", "layer", "n_layers", "inner_norm"),
     methods=("forward",),
-    facts={"metrics": (), "batch_dependent": False, "absent": False},
+    facts={"metrics": (), "batch_dependent": False, "absent": False, "waits": ""},
     scope="model",
     per_layer="inside",
     usual="dense",
@@ -303,7 +314,7 @@ positions: Registry[Position] = Registry(
     contract=(Position, PositionMethods),
     wiring=("d_model", "d_head", "n_heads", "n_layers", "max_len", "causal"),
     any_of=("embed", "rotate", "bias", "score"),
-    facts={"extends": True, "rotates_cached_keys": False},
+    facts={"extends": True, "rotates_cached_keys": False, "waits": ""},
     scope="model",
     per_layer="also outside",
     usual="rope",
@@ -340,6 +351,8 @@ attentions: Registry[nn.Module] = Registry(
         "metrics": (),
         "absent": False,
         "same_in_groups": "",
+        "float32_products": False,
+        "waits": "",
     },
     scope="model",
     per_layer="inside",

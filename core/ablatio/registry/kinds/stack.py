@@ -30,6 +30,9 @@ class Embedding(Protocol):
     max_len          longest text of training
     side             stack: encoder | decoder
 
+    Facts:
+    waits            why a training step makes the host wait for a GPU; "": it does not
+
     Attributes:
     width            optional: width W of the token table; by default d_model.  A tied head then has a projection from
                      d_model to W before it, `project_out`
@@ -65,6 +68,7 @@ class Shortcut(Protocol):
     per_depth        True if the weights differ in shape between layers, so that layers cannot share them
     adds_values      True if it changes the values of attentions, through `ctx.hand_values`, or what their keys and
                      values are computed from, through `ctx.hand_inputs`
+    waits            why a training step makes the host wait for a GPU; "": it does not
     """
 
     per_depth: ClassVar[bool]
@@ -78,6 +82,7 @@ embeddings: Registry[nn.Module] = Registry(
     "What a token enters the first layer as.",
     wiring=("d_model", "vocab_size", "n_layers", "max_len", "side"),
     methods=("forward",),
+    facts={"waits": ""},
     scope="model",
     default="plain",
     contract=(Embedding,),
@@ -88,7 +93,7 @@ shortcuts: Registry[nn.Module] = Registry(
     "What jumps over layers.",
     wiring=("d_model", "d_head", "n_heads", "vocab_size", "layer", "n_layers", "max_len", "side", "value_widths"),
     methods=("forward",),
-    facts={"per_depth": False, "adds_values": False},
+    facts={"per_depth": False, "adds_values": False, "waits": ""},
     scope="model",
     default="none",
     contract=(Shortcut,),

@@ -34,6 +34,7 @@ class Objective(Protocol):
     produces      what the examples ask for: next tokens | source and target | blanks in place | blanks under masks;
                   the last are masked tokens in documents that each have a mask of their own (Example.opened)
     metrics       names of the numbers that `loss` logs
+    waits         why its loss makes the host wait for a GPU; "": it does not
 
     Optional attributes and methods:
     extra_tokens  number of token ids needed beyond the tokenizer's (sentinels, masks); must follow from knobs and
@@ -353,7 +354,7 @@ objectives: Registry[Objective] = Registry(
     contract=(Objective, ObjectiveMethods),
     wiring=("vocab_size", "eos", "max_len"),
     methods=("__call__",),
-    facts={"produces": "next tokens", "metrics": ()},
+    facts={"produces": "next tokens", "metrics": (), "waits": ""},
     scope="training",
     shapes_model=True,
     usual="lm",

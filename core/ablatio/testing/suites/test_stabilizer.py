@@ -1,11 +1,15 @@
 """Stabilizers: hooks before and after each optimizer step that return numbers to log."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import pytest
 import torch
 
+from ablatio.model.cost.meta_tensors import ReadAsOne
+from ablatio.model.meta_copy import meta_copy
+from ablatio.model.optimizer_step import OptimizerStep, Rewind, SkipStep
 from ablatio.registry.registry import PartSpec
 from ablatio.testing import checks, sample_parts, tiny_models
 from ablatio.testing.observe import digest
@@ -67,3 +71,39 @@ def test_state_comes_back(part: PartSpec) -> None:
     assert outcomes[0] == outcomes[1], (
         f"{checks.label(part)}: with the state of another instance it behaves differently"
     )
+
+
+def test_state_comes_back_on_the_device_of_the_model(part: PartSpec) -> None:
+    """The trainer moves a checkpoint's tensors to the model's device before load_state_dict; they stay there."""
+    first = sample_parts.made(part)
+    if not hasattr(first, "state_dict"):
+        pytest.skip("it keeps no state (no state_dict)")
+    net = tiny_models.model()
+    tiny_models.run(net, tiny_models.adamw(net), 6, hooks=[first])
+    there = meta_copy(net)
+    for p in there.parameters():
+        p.grad = torch.zeros_like(p)
+    again = sample_parts.made(part)
+    again.load_state_dict(_moved(first.state_dict()))
+    optimizer, zero = tiny_models.adamw(there), torch.zeros((), device="meta")
+    step = OptimizerStep(
+        there, list(there.parameters()), optimizer, 6, 12, zero, sampled_loss=lambda: zero, n_targets=1
+    )
+    with ReadAsOne(), suppress(SkipStep, Rewind):
+        for hook in ("before_step", "after_step"):
+            if hasattr(again, hook):
+                getattr(again, hook)(step)
+    stayed = sorted({tensor.device.type for tensor in _tensors(again.state_dict())} - {"meta"})
+    assert not stayed, f"{checks.label(part)}: after a step on another device its state is on {stayed}"
+
+
+def _moved(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _moved(v) for k, v in value.items()}
+    return value.to("meta") if isinstance(value, torch.Tensor) else value
+
+
+def _tensors(value: Any) -> list[torch.Tensor]:
+    if isinstance(value, dict):
+        return [t for v in value.values() for t in _tensors(v)]
+    return [value] if isinstance(value, torch.Tensor) else []
