@@ -150,7 +150,9 @@ class Trainer:
         int, Range(0, 1024), "processes that filter and tokenize documents; 0: chosen by the size of the corpus"
     ] = 0
     data_memory: Annotated[int, Positive, "MiB for tokenizing a corpus, of all its processes"] = 2048
-    data_engine: Annotated[Literal["processes", "ray"], "what runs filters; ray: Ray Data, on many machines"] = "processes"
+    data_engine: Annotated[Literal["processes", "ray"], "what runs filters; ray: Ray Data, on many machines"] = (
+        "processes"
+    )
     compile: Annotated[bool, "torch.compile each block: 1.2x faster after a minute of compilation"] = False
     progress: Annotated[bool, "show a progress bar"] = True
 

@@ -31,9 +31,7 @@ class Record:
 
     __slots__ = ("further", "further_caches", "losses", "measures")
 
-    def __init__(
-        self, further: list[Tensor] | None = None, further_caches: "Sequence[KVCache] | None" = None
-    ) -> None:
+    def __init__(self, further: list[Tensor] | None = None, further_caches: "Sequence[KVCache] | None" = None) -> None:
         self.losses: dict[str, Tensor] = {}
         self.measures: dict[str, Tensor] = {}
         self.further, self.further_caches = further, further_caches

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from ablatio.registry.kinds import designs
 from ablatio.report.analysis.arms import Arm, matched, rate_is_free, tuned
+from ablatio.report.analysis.data_use import EXAMPLES, FILTERS, SOURCES, data_tables
 from ablatio.report.analysis.evaluations import CAPTION as EVALUATIONS
 from ablatio.report.analysis.evaluations import HEAD as EVALUATED
 from ablatio.report.analysis.evaluations import evaluation_rows
-from ablatio.report.analysis.data_use import EXAMPLES, FILTERS, SOURCES, data_tables
 from ablatio.report.analysis.findings import Findings, Row
 from ablatio.report.analysis.reward_kl_frontier import frontier, in_words
 from ablatio.report.analysis.score_quality import CAPTION, quality_cells, score_qualities

@@ -13,8 +13,8 @@ from ablatio.config.schema import chosen
 from ablatio.errors import Diverged, Preempted
 from ablatio.model.optimizer_step import Rewind
 from ablatio.model.peft.apply import peak_memory
-from ablatio.registry import kinds
 from ablatio.model.ranks import ranks
+from ablatio.registry import kinds
 from ablatio.registry.kinds import Logger
 from ablatio.storage.checkpoints import Checkpoint, Checkpoints, write_json
 from ablatio.storage.paths import shell_word

@@ -10,7 +10,8 @@ from ablatio.model.attention.softmax_attention import AttentionWiring, SoftmaxAt
 from ablatio.model.context import Context
 from ablatio.model.cost.meta_tensors import is_meta_tensor
 from ablatio.model.local_mixing import Rows, cached_state
-from ablatio_std.attentions._common import at_least_float32, without_autocast
+from ablatio.model.number_format import without_autocast
+from ablatio_std.attentions._common import at_least_float32
 
 EPS = 1e-6
 

@@ -13,8 +13,8 @@ from ablatio.registry import parts_file
 from ablatio.registry.value_schedules import COLUMN
 from ablatio.report import rerun_command
 from ablatio.report.analysis.arms import COSTS, SIZES, Arm, matched, rate_is_free, tuned
-from ablatio.report.analysis.evaluations import evaluation_rows
 from ablatio.report.analysis.data_use import data_tables
+from ablatio.report.analysis.evaluations import evaluation_rows
 from ablatio.report.analysis.findings import CORRECTIONS, Findings, Row, alpha_of
 from ablatio.report.analysis.reward_kl_frontier import frontier
 from ablatio.report.analysis.scaling_verdict import trend_chart
