@@ -48,6 +48,7 @@ def items() -> list[Item]:
     found = []
     for number, (question, answer, choices) in enumerate(QUESTIONS):
         more = {"test": "assert True", "entry_point": "print"}
+        more |= {"generator": "chain_sum", "entry": {"question": question, "answer": answer, "metadata": {}}}
         found.append(Item(str(number), question, answer, choices, choices.index(answer), room=4, more=more))
     return found
 
