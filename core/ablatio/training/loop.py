@@ -345,6 +345,7 @@ class TrainingLoop:
             key: found
             for key, found in (
                 ("rewinds", self.rewinds),
+                ("scored_only", not self.steps),
                 ("evaluation", self.evaluated),
                 ("samples", self.samples_file.compared()),
                 ("stopped", {"by": self.stopped_by, "planned_steps": self.steps} if self.stopped_by else None),
