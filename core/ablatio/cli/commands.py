@@ -11,7 +11,7 @@ from typing import Any
 COMMANDS = {
     "train": "train a model assembled from named parts; -m runs a sweep",
     "resume": "continue an interrupted sweep or run",
-    "evaluate": "score a run on held-out text, at any sequence length",
+    "evaluate": "score a run: held-out text at any length, evaluations and metrics by name, lm-eval's tasks",
     "report": "report a sweep: verdict, tables and charts as HTML, Markdown and CSV",
     "runs": "list runs and studies; sort, filter and remove them",
     "compare": "compare two runs: their differences and their results side by side",

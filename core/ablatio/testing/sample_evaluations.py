@@ -47,7 +47,7 @@ def items() -> list[Item]:
     """Items with all labels: a target, choices, and the tests of a program."""
     found = []
     for number, (question, answer, choices) in enumerate(QUESTIONS):
-        more = {"test": "assert True", "entry_point": "print"}
+        more: dict[str, Any] = {"test": "assert True", "entry_point": "print"}
         more |= {"generator": "chain_sum", "entry": {"question": question, "answer": answer, "metadata": {}}}
         found.append(Item(str(number), question, answer, choices, choices.index(answer), room=4, more=more))
     return found
