@@ -61,6 +61,7 @@ def test_an_evaluation_changes_nothing_else(run: Path, text_file: Path, tmp_path
     assert run_id(bare) == run_id({**bare, "eval": {}, "metric": {}}) == without["run"]
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_with_the_same_values(run: Path, text_file: Path, tmp_path: Path) -> None:
     settings = [*TINY, f"source.path={text_file}", f"out={tmp_path}", *EVAL, "train.eval_every=6"]
     cut = cut_and_resumed(settings, tmp_path)
