@@ -6,16 +6,15 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ablatio.data.items import Item, Likelihood, Request, Response, Scored
+from ablatio.data.items import Item, Likelihood, Request, Respond, Response, Scored
 from ablatio.model.evaluation.measure import Measure, built
 from ablatio.registry.registry import REGISTRIES, PartSpec
 
-Respond = Callable[[Sequence[Request]], list[Response]]
 QUESTIONS = (
     # question, correct answer, choices
     ("How many are 12 and 30?", "42", ("41", "42", "12 and 30")),
