@@ -74,12 +74,12 @@ def answer(
     from ablatio.model.prompting.types import Form, Question
 
     rule = None if reward is None else _rule(reward)
-    verify = (
-        None
-        if rule is None
-        else lambda asked, text: rule(asked, [text], [[*map(int, run.tokenizer.encode([text])[0])]])[0]
-    )
-    program = built(kinds.prompts, prompt, form=Form(), parse=final_answer, verify=verify)
+
+    def verify(asked: str, text: str) -> float:
+        assert rule is not None
+        return rule(asked, [text], [[*map(int, run.tokenizer.encode([text])[0])]])[0]
+
+    program = built(kinds.prompts, prompt, form=Form(), parse=final_answer, verify=None if rule is None else verify)
     with computing():
         part = Sampling(temperature=0) if decode is None else built(kinds.decodes, decode)
         session = Session(run.model, run.tokenizer, part, tokens=tokens, seed=seed)
