@@ -7,10 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from ablatio import decodes, tokenizers
+from ablatio import decodes, prompts, tokenizers
 from ablatio.errors import UserError
+from ablatio.model.prompting.answers import answer_all
+from ablatio.model.prompting.gather import run_together
+from ablatio.model.prompting.parse import final_answer
 from ablatio.model.prompting.session import Session
+from ablatio.model.prompting.types import Example, Form, Question
 from ablatio.testing import tiny_models
+from ablatio.testing.scripted_model import ScriptedModel
 
 SIZES = {"max_len": 128, "tied": False}
 
@@ -47,14 +52,14 @@ def test_tokens_are_counted(net: Any) -> None:
 
 def test_samples_do_not_depend_on_the_batch_or_on_other_calls(net: Any) -> None:
     llm, other = session(net, "sample"), session(net, "sample", rows=3)
-    prompts = ["one", "two", "three", "two"]
-    first = texts(llm.complete(prompts, samples=4))
-    assert first == texts(other.complete(prompts, samples=4))
+    asked = ["one", "two", "three", "two"]
+    first = texts(llm.complete(asked, samples=4))
+    assert first == texts(other.complete(asked, samples=4))
     again = session(net, "sample")
     again.complete(["unrelated"], samples=2)
     assert texts(again.complete(["three"], samples=4))[0] == first[2]
     assert first[1] != first[3] and len({*first[0]}) > 1  # asked again, other samples come
-    assert texts(session(net, "sample", seed=2).complete(prompts, samples=4)) != first
+    assert texts(session(net, "sample", seed=2).complete(asked, samples=4)) != first
 
 
 def test_a_part_that_does_not_sample_gives_way_when_several_are_drawn(net: Any) -> None:
@@ -66,9 +71,9 @@ def test_a_part_that_does_not_sample_gives_way_when_several_are_drawn(net: Any) 
 
 def test_scores_are_those_of_a_full_pass(net: Any) -> None:
     llm = session(net)
-    prompts, answers = ["ab", "a longer one", "ü"], [" yes", "", "é"]
-    found = llm.score(prompts, answers)
-    for prompt, answer, score in zip(prompts, answers, found, strict=True):
+    asked, answers = ["ab", "a longer one", "ü"], [" yes", "", "é"]
+    found = llm.score(asked, answers)
+    for prompt, answer, score in zip(asked, answers, found, strict=True):
         ids = torch.tensor(llm.ids([prompt + answer]))
         before = 1 + len(prompt.encode())
         with torch.no_grad():
@@ -87,12 +92,12 @@ def test_embeddings_are_means_of_hidden_states(net: Any) -> None:
 
 def test_candidates_lower_the_loss_to_first_order(net: Any) -> None:
     """Against the gradient by finite differences of the token's row of the table, for one place."""
-    llm, trigger, prompts, answers = session(net), "xyz", ["a xyz b", "c xyz d"], [" e", " f"]
-    places = llm.token_candidates(prompts, trigger, answers, 12)
+    llm, trigger, asked, answers = session(net), "xyz", ["a xyz b", "c xyz d"], [" e", " f"]
+    places = llm.token_candidates(asked, trigger, answers, 12)
     assert len(places) == 3 and all(len(texts) == 12 for texts in places)
     for place, texts in enumerate(places):
         assert all(t[:place] == "xyz"[:place] and t[place + 1 :] == "xyz"[place + 1 :] for t in texts)
-    losses = [-llm.score([p.replace(trigger, t) for p in prompts], answers).sum() for t in (trigger, *places[2])]
+    losses = [-llm.score([p.replace(trigger, t) for p in asked], answers).sum() for t in (trigger, *places[2])]
     assert min(losses[1:]) < losses[0]
     table, (place,) = net.model.embed_tokens.weight, llm.ids([trigger])
     (ids,) = llm.ids(["a xyz b e"])
@@ -125,3 +130,47 @@ def test_stop_strings_cut_within_a_token(net: Any) -> None:
     stop = plain.text[place : place + 2]
     ((cut,),) = llm.complete(["q"], stop=[stop, "never"])
     assert cut.text == plain.text[: plain.text.index(stop)]
+
+
+def test_programs_that_run_together_say_what_they_say_alone(net: Any) -> None:
+    """Their calls are batched in the order of the questions; the replies are those of one after another."""
+    examples = [Example(f"q{i}", str(i), f"step {i}.\nstep {i + 1}.") for i in range(4)]
+    questions = [Question(f"what is {i}?", choices=("a", "b") if i == 2 else ()) for i in range(5)]
+    for name, knobs in (("few_shot", {"choice": "both", "order": "similar"}), ("self_consistency", {"draws": 3}),
+                        ("least_to_most", {}), ("tree_of_thoughts", {"depth": 2})):  # fmt: skip
+        build = {"form": Form(), "parse": final_answer, "verify": None}
+        llm, alone = session(net, "sample"), session(net, "sample")
+        together = answer_all(prompts.build(name, knobs, **build), llm, examples, questions)
+        program = prompts.build(name, knobs, **build)
+        one_by_one = [answer_all(program, alone, examples, [q])[0] for q in questions]
+        assert [r.text for r in together] == [r.text for r in one_by_one], name
+        assert [r.answer for r in together] == [r.answer for r in one_by_one]
+        assert llm.usage.generated == alone.usage.generated
+
+
+def test_calls_of_several_programs_are_one_call() -> None:
+    llm = ScriptedModel(lambda prompt, n: prompt[-1])
+    found = run_together(
+        llm, lambda model, q: model.complete([q])[0][0].text + model.complete([q + "!"])[0][0].text, "abc"
+    )
+    assert found == ["a!", "b!", "c!"] and len(llm.asked) == 2
+    assert [p for p, _ in llm.calls] == ["a", "b", "c", "a!", "b!", "c!"]
+    uneven = run_together(
+        llm, lambda model, n: [model.complete(["x" * i])[0][0].text for i in range(1, n + 1)], [3, 0, 1]
+    )
+    assert uneven == [["x"] * 3, [], ["x"]]
+
+
+def test_the_error_of_the_first_program_that_fails_is_raised() -> None:
+    def program(model: Any, number: int) -> float:
+        model.complete([str(number)])
+        return 1 / (number - 2)
+
+    with pytest.raises(ZeroDivisionError):
+        run_together(ScriptedModel(), program, [1, 2, 3])
+
+    def broken(prompt: str, n: int) -> str:
+        raise UserError("the model fails")
+
+    with pytest.raises(UserError, match="the model fails"):
+        run_together(ScriptedModel(broken), lambda model, q: model.complete([q]), ["a", "b"])

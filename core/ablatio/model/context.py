@@ -1,6 +1,6 @@
 """Context of one forward pass, shared by all layers: positions, mask, position bias, cache."""
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, TypeVar
@@ -23,11 +23,13 @@ class Record:
     losses    scalars that are added to the training loss
     measures  numbers for the log
     further   collects the states (B, T, D) of siblings of the last layer; None: the siblings are not computed
+    further_caches  the cache of each sibling, when a text is decoded; None: no cache
     """
 
     losses: dict[str, Tensor] = field(default_factory=dict)
     measures: dict[str, Tensor] = field(default_factory=dict)
     further: list[Tensor] | None = None
+    further_caches: Sequence[KVCache] | None = None
 
 
 @dataclass(slots=True)
@@ -55,6 +57,7 @@ class Context:
     virtual                 number of virtual tokens at the start of the keys
     tokens                  (B, T): ids of the new tokens; None for embeddings that belong to no token
     cross                   context of the cross-attention, in a decoder that has an encoder
+    tree                    (T, T): True where a new token sees another, if they are a tree of continuations of one text
     """
 
     mask: MaskKind
@@ -71,6 +74,7 @@ class Context:
     opened: Tensor | None = None
     memory: Tensor | None = None
     cross: "Context | None" = None
+    tree: Tensor | None = None
     virtual: int = 0
     tokens: Tensor | None = None
     record: Record = field(default_factory=Record)
@@ -90,7 +94,7 @@ class Context:
     @property
     def is_causal(self) -> bool:
         """True if the plain causal mask is exact: no bias, one document, no prefix, empty cache."""
-        plain = self.bias is None and self.segments is None and self.opened is None
+        plain = self.bias is None and self.segments is None and self.opened is None and self.tree is None
         return self.mask == "causal" and plain and self.past == 0
 
     def add_loss(self, name: str, value: Tensor) -> None:
@@ -190,7 +194,9 @@ class Context:
     def visible(self) -> Tensor | None:
         """Mask, True where a query may attend: (T, S) or (B, 1, T, S); None: every key is visible."""
         device, rows = self.q_pos.device, None
-        if self.mask == "causal" and self.length > 1:
+        if self.tree is not None:
+            rows = F.pad(self.tree, (self.past, 0), value=True)
+        elif self.mask == "causal" and self.length > 1:
             q = torch.arange(self.past, self.past + self.length, device=device)
             rows = q[:, None] >= torch.arange(self.key_length, device=device)
             if self.opened is not None:
@@ -223,10 +229,12 @@ def make_context(
     opened: Tensor | None = None,
     memory: EncoderOutput | None = None,
     record: Record | None = None,
+    tree: Tensor | None = None,
 ) -> Context:
     """Build the context of one pass over `tokens` (B, T), which follow those in `cache`.
 
-    Positions are counted within each document, so a packed document gives the same output as alone.
+    Positions are counted within each document, so a packed document gives the same output as alone.  In a tree of
+    continuations, the position of a token is that in its own continuation.
     """
     past, length, device = cache.length if cache is not None else 0, tokens.shape[1], tokens.device
     key_segments = segments
@@ -238,6 +246,8 @@ def make_context(
         key_segments = cache.segments = _extend(before, segments, tokens, past)
         segments = key_segments[:, past:]
     one_document = torch.arange(past + length, device=device)  # (S,)
+    if tree is not None:  # depth of each token: number of its ancestors
+        one_document = torch.cat([one_document[:past], past + tree.sum(1) - 1])
     virtual = cache.virtual if cache is not None else 0
     k_pos = one_document if key_segments is None else _positions(key_segments, virtual)
     if virtual and opened is not None:
@@ -247,7 +257,7 @@ def make_context(
     cross = None if memory is None else _cross(q_pos, segments, memory, cache, record)
     return Context(
         mask, q_pos, k_pos, past, position, segments, key_segments, cache, bias, prepared, prepared_keys, opened,
-        cross=cross, virtual=virtual, tokens=tokens, record=record,
+        cross=cross, virtual=virtual, tokens=tokens, record=record, tree=tree,
     )  # fmt: skip
 
 

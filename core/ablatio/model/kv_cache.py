@@ -109,6 +109,18 @@ class KVCache:
             self.segments = self.segments[:, : self.length]
         return exact
 
+    @property
+    def has_states(self) -> bool:
+        """True if layers store states, from which no token can be taken out again."""
+        return any(not (isinstance(key, tuple) and key[0] == "once") for key in self._states)
+
+    def keep_tokens(self, start: int, kept: Tensor) -> None:
+        """Keep all tokens before `start` and of those after it only `kept` (N,), numbers from 0 at `start`."""
+        for keys, values in self._buffers.values():
+            for buffer in (keys, values):
+                buffer[:, :, start : start + len(kept)] = buffer.index_select(2, start + kept)
+        self.length = start + len(kept)
+
     def select(self, rows: Tensor) -> None:
         """Keep the batch rows `rows` (N,), in this order; a row may occur several times."""
         self._buffers = {i: (k.index_select(0, rows), v.index_select(0, rows)) for i, (k, v) in self._buffers.items()}

@@ -1,6 +1,6 @@
 """Language models: one stack or two with an output head; losses, scores and decoding steps."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -93,6 +93,20 @@ class LanguageModel(nn.Module):
         """Process the next token of each text (B, 1) and return the logits (B, V) of the one after it."""
         with few_rows(len(tokens), self.lm_head.in_features):
             return self.logits(self.model(tokens, None, cache, memory=cache.memory)[:, -1])
+
+    def read_ahead(
+        self, tokens: Tensor, cache: KVCache, caches: Sequence[KVCache], tree: Tensor | None = None
+    ) -> list[Tensor]:
+        """Process tokens (B, T); return the logits (B, T, V) of the next token, and of those further ahead.
+
+        caches  of the siblings of the last layer, one each
+        tree    (T, T): True where a token sees another: the tokens are a tree of continuations of the cached text
+        """
+        record = Record(further=[], further_caches=caches)
+        states = self.model(tokens, None, cache, record=record, tree=tree)
+        for own in caches:
+            own.advance(tokens.shape[1])
+        return [self.logits(x) for x in (states, *(record.further or ()))]
 
     def hidden(self, example: Example, record: Record | None = None, tie: Tie | None = None) -> Tensor:
         """Hidden states from which the targets are predicted: (B, T, D)."""

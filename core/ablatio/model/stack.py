@@ -105,6 +105,7 @@ class Stack(nn.Module):
         memory: EncoderOutput | None = None,
         record: Record | None = None,
         tie: Tie | None = None,
+        tree: Tensor | None = None,
     ) -> Tensor:
         """Compute hidden states: tokens (B, T) -> (B, T, D).
 
@@ -113,13 +114,14 @@ class Stack(nn.Module):
         memory           encoder output, for a decoder with cross-attention
         record           collects auxiliary losses and measures of the layers
         tie              shares the embedding's gradient with the output head
+        tree (T, T)      True where a token sees another: the tokens are a tree of continuations of the cached text
         """
         # Virtual tokens are computed anew in each pass, as they are trained; a filled cache already holds them.
         if self.virtual is not None and (cache is None or cache.length == 0):
             virtual = VirtualTokensCache(self.virtual(self))
             cache = virtual if cache is None else virtual.put_before(cache, len(tokens))
         x = self.embed_tokens(tokens) if tie is None else tie.embed(self.embed_tokens.weight, tokens)  # (B, T, W)
-        contexts = self._contexts(tokens, segments, cache, x.dtype, opened, memory, record)
+        contexts = self._contexts(tokens, segments, cache, x.dtype, opened, memory, record, tree)
         x = self.through(self.enter(x, tokens, contexts[0]), contexts, record)
         if cache is not None:
             cache.advance(tokens.shape[1])
@@ -163,7 +165,10 @@ class Stack(nn.Module):
                 x = self.run(part, x, contexts[number])
         ctx = contexts[self._spans[-1][2]]
         if record is not None and record.further is not None:
-            record.further += [self._close_stream(self.run([sibling], x, ctx), ctx) for sibling in self.further]
+            caches: Sequence[KVCache | None] = record.further_caches or [ctx.cache] * len(self.further)
+            for sibling, cache in zip(self.further, caches, strict=True):
+                own = ctx if cache is ctx.cache else replace(ctx, cache=cache)
+                record.further.append(self._close_stream(self.run([sibling], x, own), own))
         return self._close_stream(self.run([last], x, ctx), ctx)
 
     def _close_stream(self, x: Tensor, ctx: Context) -> Tensor:
@@ -196,6 +201,7 @@ class Stack(nn.Module):
         opened: Tensor | None,
         memory: EncoderOutput | None,
         record: Record | None,
+        tree: Tensor | None = None,
     ) -> list[Context]:
         length = tokens.shape[1] + (cache.length if cache is not None else 0)
         if not self._supports(length):
@@ -205,6 +211,15 @@ class Stack(nn.Module):
             )
         dtype = compute_dtype(tokens.device, dtype)
         first = make_context(
-            tokens, self.position, self.mask, segments, cache, dtype, opened=opened, memory=memory, record=record
+            tokens,
+            self.position,
+            self.mask,
+            segments,
+            cache,
+            dtype,
+            opened=opened,
+            memory=memory,
+            record=record,
+            tree=tree,
         )
         return [first, *(first.with_position(position, dtype) for position in self._others)]

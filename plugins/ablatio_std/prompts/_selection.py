@@ -54,31 +54,31 @@ class Selection:
     """The shots for questions, from one list of examples."""
 
     def __init__(self, llm: TextModel, form: Form, examples: Sequence[Example], choice: Choice, order: Order) -> None:
-        self.llm, self.form, self.examples, self.choice, self.order = llm, form, list(examples), choice, order
+        self.form, self.examples, self.choice, self.order = form, list(examples), choice, order
         embeds = choice in ("knn", "diverse", "both") or order == "similar"
         self.vectors = unit(llm.embed([e.question for e in examples])) if embeds and examples else None
-        self.gains = [self._gain(e) for e in examples] if choice == "gain" else []
+        self.gains = [self._gain(llm, e) for e in examples] if choice == "gain" else []
 
-    def shots(self, question: Question, count: int, orders: int) -> list[Example]:
+    def shots(self, llm: TextModel, question: Question, count: int, orders: int) -> list[Example]:
         """The examples to show before a question, in their order."""
         count = min(count, len(self.examples))
         if not count:
             return []
-        vector = None if self.vectors is None else unit(self.llm.embed([question.text]))[0]
-        picked = self._picked(vector, count)
+        vector = None if self.vectors is None else unit(llm.embed([question.text]))[0]
+        picked = self._picked(llm, vector, count)
         if self.order == "similar":
             assert self.vectors is not None and vector is not None
             similarity = self.vectors[picked] @ vector
             picked = [picked[i] for i in np.argsort(similarity, kind="stable")]
         elif self.order == "entropy":
-            picked = self._most_even(picked, labels_of(question, self.examples), orders)
+            picked = self._most_even(llm, picked, labels_of(question, self.examples), orders)
         else:
-            self.llm.random("order").shuffle(picked)
+            llm.random("order").shuffle(picked)
         return [self.examples[i] for i in picked]
 
-    def _picked(self, vector: Vectors | None, count: int) -> list[int]:
+    def _picked(self, llm: TextModel, vector: Vectors | None, count: int) -> list[int]:
         if self.choice == "random":
-            return self.llm.random("shots").sample(range(len(self.examples)), count)
+            return llm.random("shots").sample(range(len(self.examples)), count)
         if self.choice == "gain":
             return [int(i) for i in np.argsort(-np.array(self.gains), kind="stable")[:count]]
         assert self.vectors is not None and vector is not None
@@ -88,23 +88,23 @@ class Selection:
             return diverse(self.vectors, count)
         return relevant_and_diverse(self.vectors, vector, count)
 
-    def _gain(self, example: Example) -> float:
+    def _gain(self, llm: TextModel, example: Example) -> float:
         """H(uniform) - H(answers | question): how sure the model is of an example's answer (arXiv:2310.08923)."""
         labels = labels_of(Question(""), self.examples)
-        chances = probabilities(self.llm, self.form.ask(example.question), labels)
+        chances = probabilities(llm, self.form.ask(example.question), labels)
         return float(np.log(len(labels))) - entropy(chances)
 
-    def _most_even(self, picked: Sequence[int], labels: Sequence[str], orders: int) -> list[int]:
+    def _most_even(self, llm: TextModel, picked: Sequence[int], labels: Sequence[str], orders: int) -> list[int]:
         """The order under which the predicted answers to other examples have the largest entropy (arXiv:2104.08786).
 
         The paper's GlobalE; its probes are texts that the model writes, here they are the examples that are not shown.
         """
         others = [i for i in range(len(self.examples)) if i not in picked][:PROBES] or list(picked)[:PROBES]
         best, most = list(picked), -1.0
-        for candidate in self._orders(picked, orders):
+        for candidate in self._orders(llm, picked, orders):
             text = "".join(self.form.shot(self.examples[i]) for i in candidate)
             predicted = [
-                int(probabilities(self.llm, text + self.form.ask(self.examples[i].question), labels).argmax())
+                int(probabilities(llm, text + self.form.ask(self.examples[i].question), labels).argmax())
                 for i in others
             ]
             shares = np.bincount(predicted, minlength=len(labels)) / len(others)
@@ -112,13 +112,13 @@ class Selection:
                 best, most = list(candidate), found
         return best
 
-    def _orders(self, picked: Sequence[int], most: int) -> list[tuple[int, ...]]:
+    def _orders(self, llm: TextModel, picked: Sequence[int], most: int) -> list[tuple[int, ...]]:
         """All orders if there are at most `most` of them, else so many random ones, the given one first."""
         if len(picked) <= 5:
             every = list(itertools.permutations(picked))
             if len(every) <= most:
                 return every
-        rng = self.llm.random("orders")
+        rng = llm.random("orders")
         found = dict.fromkeys([tuple(picked)])
         for _ in range(20 * most):
             if len(found) >= most:

@@ -65,10 +65,10 @@ class FewShot:
         self.selection = Selection(llm, self.form, examples, self.choice, self.order)
 
     def write(self, llm: TextModel, examples: Sequence[Example], question: Question) -> str:
-        if self.selection is None or self.selection.llm is not llm or self.selection.examples != list(examples):
+        if self.selection is None or self.selection.examples != list(examples):
             self.fit(llm, examples)
         assert self.selection is not None
-        shown = self.selection.shots(question, self.shots, self.orders)
+        shown = self.selection.shots(llm, question, self.shots, self.orders)
         return "".join(self.form.shot(e) for e in shown) + self.form.ask(question.text)
 
     def answer(self, llm: TextModel, examples: Sequence[Example], question: Question) -> Reply:

@@ -37,8 +37,8 @@ class Texts:
         device = next(model.parameters()).device
         places = {prompt: place for place, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
         different = list(places)  # each is read once, however often it occurs
+        check_prompts(model, different)
         longest = max(map(len, different))
-        _check(model, different, longest)
         tokens = torch.tensor([[PADDING] * (longest - len(p)) + list(p) for p in different], dtype=torch.long)
         padded = bool((tokens == PADDING).any())
         segments = torch.where(tokens == PADDING, PADDING, 0).to(device) if padded else None
@@ -59,7 +59,8 @@ class Texts:
 
     def log_probs(self) -> Tensor:
         """Log-probabilities of the next tokens under the model: (R, V)."""
-        return self.logits.log_softmax(-1)
+        found: Tensor = self.logits.log_softmax(-1)
+        return found
 
     def extend(self, tokens: Tensor) -> None:
         """Append one token to each text: (R,)."""
@@ -97,15 +98,15 @@ class Texts:
         self.tokens, self.logits = self.tokens[rows], self.logits[rows]
 
 
-def _check(model: Any, prompts: Sequence[Sequence[int]], longest: int) -> None:
+def check_prompts(model: Any, prompts: Sequence[Sequence[int]]) -> None:
+    """Raise UserError if a prompt is empty, has unknown ids or is longer than the context."""
     if not all(map(len, prompts)):
         empty = next(i for i, p in enumerate(prompts) if not len(p))
         raise UserError(f"prompt {empty} has no token; expected at least the one that opens a text")
     unknown = [i for p in prompts for i in p if not 0 <= i < model.vocab_size]
     if unknown:
-        raise UserError(
-            f"a prompt has the token id {unknown[0]}, and this model has the ids 0 to {model.vocab_size - 1}"
-        )
+        raise UserError(f"a prompt has the token id {unknown[0]}; expected ids from 0 to {model.vocab_size - 1}")
+    longest = max(map(len, prompts))
     if not model.model.reaches(longest):
         raise UserError(
             f"a prompt has {longest} tokens, and this model's position supports at most model.max_len="

@@ -4,7 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from ablatio.errors import UserError
+from ablatio.model.prompting.gather import run_together
 from ablatio.model.prompting.types import Example, Question, Reply, TextModel
+
+TOGETHER = 32  # questions that are answered at the same time
 
 
 def answer_all(program: Any, llm: TextModel, examples: Sequence[Example], questions: Sequence[Question]) -> list[Reply]:
@@ -15,18 +18,24 @@ def answer_all(program: Any, llm: TextModel, examples: Sequence[Example], questi
     check_examples(program, examples)
     if hasattr(program, "fit"):
         program.fit(llm, examples)
-    return [program.answer(llm, examples, question) for question in questions]
+    return answers(program, llm, examples, questions)
+
+
+def answers(program: Any, llm: TextModel, examples: Sequence[Example], questions: Sequence[Question]) -> list[Reply]:
+    """Return the reply of a prepared program to each question; the calls of several questions are batched."""
+    found: list[Reply] = []
+    for start in range(0, len(questions), TOGETHER):
+        part = questions[start : start + TOGETHER]
+        found += run_together(llm, lambda model, question: program.answer(model, examples, question), part)
+    return found
 
 
 def check_examples(program: Any, examples: Sequence[Example]) -> None:
     """Raise UserError if the program needs examples, or their rationales, and there are none."""
     name = type(program).__name__
     if getattr(program, "examples", False) and not examples:
-        raise UserError(
-            f"the prompt program {name} shows solved examples, and none were given\n    try: prompt=zero_shot"
-        )
+        raise UserError(f"{name} shows solved examples, and none were given\n    try: prompt=zero_shot")
     if getattr(program, "rationale", False) and not any(e.rationale for e in examples):
         raise UserError(
-            f"the prompt program {name} shows the steps to an answer, and no example has a rationale\n"
-            "    try: prompt=few_shot"
+            f"{name} shows the steps to an answer, and no example has a rationale\n    try: prompt=few_shot"
         )

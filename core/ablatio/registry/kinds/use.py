@@ -48,7 +48,9 @@ class Prompt(Protocol):
     """A program that answers a question by calls of a language model.
 
     Its calls go to a TextModel (ablatio.model.prompting.types), which counts them and their tokens.  Everything random
-    is drawn from `llm.random(...)`, so that a reply is a function of the seed, the examples and the question.
+    is drawn from `llm.random(...)`, so that a reply is a function of the seed, the examples and the question.  Several
+    questions are answered at the same time, each in a thread, and their calls are put together in batches: `answer`
+    keeps no state between questions.
 
     Wiring:
     form    ablatio.model.prompting.types.Form: how questions and answers are written
