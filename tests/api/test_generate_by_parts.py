@@ -132,6 +132,11 @@ def test_a_question_is_answered_by_a_program(
         words = [f"prompt.{k}={v}" for k, v in knobs.items()]
         out = printed([str(run.folder), "why?", f"prompt={name}", *words, f"examples={file}", "--tokens", "5"], capsys)
         assert out.endswith(f"answer: {reply.answer}\n")
+    verified = run.answer(
+        "why?", prompt={"name": "verifier", "draws": 3}, examples=examples, tokens=5,
+        reward={"name": "length", "target": 5},
+    )  # fmt: skip
+    assert len(verified.candidates) == 3 and max(s for _, s in verified.candidates) > 0
     chosen = run.answer("why?", prompt="few_shot", examples=examples, choices=["peace", "work"])
     assert chosen.answer in ("peace", "work") and sum(chosen.choice_probabilities) == pytest.approx(1)
     file.write_text('{"question": "who?"}\n', encoding="utf-8")

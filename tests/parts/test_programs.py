@@ -31,6 +31,7 @@ def test_what_passes(program: str, passes: bool) -> None:
     assert runs(program, seconds=2, megabytes=256) is passes
 
 
+@pytest.mark.slow
 def test_an_endless_program_is_ended_with_its_children() -> None:
     begin = time.monotonic()
     assert not runs("while True: pass", seconds=1, megabytes=256)

@@ -78,6 +78,7 @@ def test_mcnemar_is_the_mid_p_of_statsmodels_exact_test() -> None:
     assert mcnemar(5, 5).p == 1.0 and mcnemar(0, 0).p == 1.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("clustered", [False, True])
 def test_the_sentences_hold_in_simulated_comparisons(clustered: bool) -> None:
     """Without a true difference at most 5 % claim one; intervals cover the true difference; a large one is found."""

@@ -61,6 +61,7 @@ def test_an_evaluation_changes_nothing_else(run: Path, text_file: Path, tmp_path
     assert run_id(bare) == run_id({**bare, "eval": {}, "metric": {}}) == without["run"]
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_with_the_same_values(run: Path, text_file: Path, tmp_path: Path) -> None:
     settings = [*TINY, f"source.path={text_file}", f"out={tmp_path}", *EVAL, "train.eval_every=6"]
     cut = cut_and_resumed(settings, tmp_path)
@@ -94,6 +95,10 @@ def test_the_task_evaluate_scores_a_model_without_training_it(run: Path, text_fi
     told = ablatio(["compare", str(run), str(tmp_path / "scored")], tmp_path / "log")
     assert told.code == 0, told.err
     assert "12 items; no difference is shown: second - first = +0" in told.out
+    listed = ablatio(["runs", str(tmp_path / "scored"), "--json"], tmp_path / "log")
+    assert json.loads(listed.out)[0]["state"] == "done"
+    reported = ablatio(["report", str(tmp_path / "scored"), "--out", str(tmp_path / "report")], tmp_path / "log")
+    assert reported.code == 0 and "damaged" not in (tmp_path / "report" / "report.md").read_text()
 
 
 def test_runs_are_compared_by_the_score_that_is_chosen(text_file: Path, tmp_path: Path) -> None:

@@ -8,8 +8,9 @@ from helpers.policies import made, step
 
 from ablatio.errors import UserError
 from ablatio.model.decoding.rollout import Rollout, next_logits, sample_rollouts, streams
-from ablatio.registry.kinds import alignments
+from ablatio.registry.kinds import alignments, decodes
 from ablatio.testing import tiny_models
+from ablatio_std.tasks._rollouts import processors_of
 
 
 def set_reward(task, model, wanted):
@@ -140,3 +141,31 @@ def test_resampling_methods_need_only_inputs_known_while_sampling():
     for entry in alignments:
         if entry.facts["data"] == "prompts" and entry.knob("resample"):
             assert set(entry.facts["asks"]["advantages"]) <= {"rewards", "mask", "max_length"}
+
+
+def test_training_draws_answers_with_the_processors_of_decode():
+    """top_k=1 leaves the most likely token; held-out answers are those of the policy itself."""
+    task, model = made("grpo", batch_size=8, method_knobs={"group": 4}, answer_tokens=6)
+    held_out = task.score(model, task.validation(), torch.device("cpu"), lambda n: None)
+    task.setup.config["decode"] = {"name": "sample", **decodes["sample"].defaults, "top_k": 1}
+    task.asking.processors = processors_of(task.setup)
+    step(task, model, 0)
+    prompts = [task.rollout.prompt(row) for row in range(8)]
+    greedy = sample_rollouts(model, prompts, None, stop=task.stop, new_tokens=6)
+    assert torch.equal(task.rollout.tokens, greedy.tokens)
+    assert torch.allclose(task.rollout.logps, greedy.logps, atol=1e-5)
+    assert task.score(model, task.validation(), torch.device("cpu"), lambda n: None) == held_out
+
+
+@pytest.mark.parametrize(
+    ("name", "knobs", "reason"),
+    [
+        ("beam", {}, "decode=sample"), ("greedy", {}, "decode=sample"), ("best_of_n", {}, "decode=sample"),
+        ("sample", {"temperature": 0.5}, r"task\.temperature=0\.5"),
+    ],
+)  # fmt: skip
+def test_other_ways_to_decode_are_refused_for_a_policy(name, knobs, reason):
+    task, _ = made("grpo", batch_size=8, method_knobs={"group": 4}, answer_tokens=6)
+    task.setup.config["decode"] = {"name": name, **decodes[name].defaults, **knobs}
+    with pytest.raises(UserError, match=reason):
+        processors_of(task.setup)

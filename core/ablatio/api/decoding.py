@@ -64,6 +64,7 @@ def answer(
     decode: Choice | None,
     tokens: int,
     seed: int,
+    reward: Choice | None,
 ) -> "Reply":
     """Answer a question by a prompt program, as documented at `RunFolder.answer`."""
     from ablatio.model.decoding.generate import Sampling
@@ -72,7 +73,13 @@ def answer(
     from ablatio.model.prompting.session import Session
     from ablatio.model.prompting.types import Form, Question
 
-    program = built(kinds.prompts, prompt, form=Form(), parse=final_answer, verify=None)
+    rule = None if reward is None else _rule(reward)
+
+    def verify(asked: str, text: str) -> float:
+        assert rule is not None
+        return rule(asked, [text], [[*map(int, run.tokenizer.encode([text])[0])]])[0]
+
+    program = built(kinds.prompts, prompt, form=Form(), parse=final_answer, verify=None if rule is None else verify)
     with computing():
         part = Sampling(temperature=0) if decode is None else built(kinds.decodes, decode)
         session = Session(run.model, run.tokenizer, part, tokens=tokens, seed=seed)
@@ -84,7 +91,7 @@ def built(registry: Registry[Any], choice: Choice, **wiring: Any) -> Any:
     node = {"name": choice} if isinstance(choice, str) else dict(choice)
     name = node.pop("name", None)
     if not name:
-        raise UserError(f"{dict(choice)} names no {registry.kind}\n    try: {registry.kind}={registry.names()[0]}")
+        raise UserError(f"{choice} names no {registry.kind}\n    try: {registry.kind}={registry.names()[0]}")
     return registry.build(name, node, **wiring)
 
 
@@ -126,6 +133,11 @@ def _judge(choice: Choice | None, decode: Choice | None) -> Judge | None:
         return None
     if not isinstance(decode, Mapping) or decode.get("by") != "judge":
         raise UserError("reward=... ranks samples\n    try: decode=best_of_n decode.by=judge reward=length")
+    return _rule(choice)
+
+
+def _rule(choice: Choice) -> Judge:
+    """A reward rule as a function of a prompt and its answers."""
     from ablatio.model.rl.answers import Answer, judged, one_by_one
 
     node = {"name": choice} if isinstance(choice, str) else dict(choice)

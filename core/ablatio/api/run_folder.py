@@ -176,6 +176,7 @@ class RunFolder:
         decode: "str | Mapping[str, Any] | None" = None,
         tokens: int = 64,
         seed: int = 1,
+        reward: "str | Mapping[str, Any] | None" = None,
     ) -> "Reply":
         """Answer a question by a prompt program: the Reply (ablatio.model.prompting.types).
 
@@ -185,12 +186,14 @@ class RunFolder:
         examples  solved questions (ablatio.model.prompting.types.Example)
         choices   the answers to choose from, if they are given
         decode    how tokens are chosen, as of `generate_many`; by default the most probable ones
+        reward    a rule that judges answers, for programs with a verifier
         """
         from ablatio.api.decoding import answer
 
         return answer(
-            self, question, prompt=prompt, examples=examples, choices=choices, decode=decode, tokens=tokens, seed=seed
-        )
+            self, question, prompt=prompt, examples=examples, choices=choices, decode=decode, tokens=tokens, seed=seed,
+            reward=reward,
+        )  # fmt: skip
 
     @property
     def template(self) -> Any:

@@ -12,7 +12,7 @@ COMMANDS = {
     "train": "train a model assembled from named parts; -m runs a sweep",
     "prepare": "tokenize a corpus into the cache, and describe it with its tokenizer",
     "resume": "continue an interrupted sweep or run",
-    "evaluate": "score a run on held-out text, at any sequence length",
+    "evaluate": "score a run: held-out text at any length, evaluations and metrics by name, lm-eval's tasks",
     "artifact": "count the bytes of a run's compressed weights and of the code of its parts",
     "report": "report a sweep: verdict, tables and charts as HTML, Markdown and CSV",
     "runs": "list runs and studies; sort, filter and remove them",

@@ -12,7 +12,7 @@ FOLDERS = ("second", "examples")
 EPILOG = """words: decode=NAME decode.KNOB=VALUE chooses how tokens are chosen (`ablatio list decode`);
 prompt=NAME prompt.KNOB=VALUE answers the text as a question (`ablatio list prompt`), examples=FILE.jsonl names solved
 questions, one {"question": ..., "answer": ..., "rationale": ...} a line; second=RUN is the second model of a decoding
-with two; reward=NAME ranks the samples of decode=best_of_n decode.by=judge"""
+with two; reward=NAME ranks the samples of decode=best_of_n decode.by=judge, and is the verifier of prompt=verifier"""
 
 
 def run(arguments: list[str]) -> int:
@@ -69,7 +69,7 @@ def _answer(opened: Any, text: str, chosen: dict[str, Any], choices: list[str], 
     shown = _examples(Path(chosen["examples"])) if "examples" in chosen else []
     reply = opened.answer(
         text, prompt=chosen["prompt"], examples=shown, choices=choices, decode=chosen.get("decode"),
-        tokens=args.tokens, seed=args.seed,
+        tokens=args.tokens, seed=args.seed, reward=chosen.get("reward"),
     )  # fmt: skip
     print(reply.text.strip() or reply.answer)
     print(f"answer: {reply.answer}")

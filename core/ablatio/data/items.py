@@ -2,9 +2,11 @@
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from ablatio.data.types import Split
 
 STOP = ("\n",)
 
@@ -128,3 +130,8 @@ class Scored:
     item: Item
     responses: Sequence[Response]
     values: Mapping[str, float]
+
+
+Texts = Callable[[Split], Iterator[str]]  # the texts of one split of a source
+Respond = Callable[[Sequence[Request]], list[Response]]
+OpenRun = Callable[[str], Respond]  # the responses of the model in a run folder

@@ -10,7 +10,7 @@ from ablatio.report.analysis.arms import Arm, matched, rate_is_free, tuned
 from ablatio.report.analysis.data_use import EXAMPLES, FILTERS, SOURCES, data_tables
 from ablatio.report.analysis.evaluations import CAPTION as EVALUATIONS
 from ablatio.report.analysis.evaluations import HEAD as EVALUATED
-from ablatio.report.analysis.evaluations import evaluation_rows
+from ablatio.report.analysis.evaluations import answer_rows, evaluation_rows
 from ablatio.report.analysis.findings import Findings, Row
 from ablatio.report.analysis.reward_kl_frontier import frontier, in_words
 from ablatio.report.analysis.score_quality import CAPTION, quality_cells, score_qualities
@@ -70,6 +70,8 @@ def markdown_text(findings: Findings) -> str:
         lines += ["", "## Which score separates the arms", "", *_grid([QUALITY_HEAD, *scores]), "", markdown(CAPTION)]
     if evaluated := [row.cells for row in evaluation_rows(findings)]:
         lines += ["", "## Evaluations", "", *_grid([EVALUATED, *evaluated], left=2), "", markdown(EVALUATIONS)]
+    if answered := answer_rows(findings):
+        lines += ["", "## Answers of the arms", "", *_grid([(*row, "") for row in answered], left=len(answered[0]))]
     if findings.table.notes:
         lines += ["", *(f"Note: {markdown(note)}" for note in findings.table.notes)]
     lines += _answers(of_one_run(findings))

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ablatio.registry import kinds
 from ablatio.training.run_spec import RunSpec
 
 
@@ -14,8 +15,10 @@ def run_seconds(spec: RunSpec) -> float:
     if not step:
         return 0.0
     train, data, tokens = spec.config["train"], spec.config["data"], spec.tokens_per_step
-    passes = 2 + (train["steps"] // train["val_every"] if train["val_every"] else 0)
-    return step * float(spec.full_steps + passes * (data["val_tokens"] or 0) / tokens / 3)
+    trains = kinds.tasks[spec.config["task"]["name"]].facts["trains"]
+    passes = 2 + (train["steps"] // train["val_every"] if train["val_every"] else 0) if trains else 1
+    steps = spec.full_steps if trains else 0.0
+    return step * float(steps + passes * (data["val_tokens"] or 0) / tokens / 3)
 
 
 def seconds_per_seed(configs: Sequence[Mapping[str, Any]]) -> float:

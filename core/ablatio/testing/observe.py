@@ -328,8 +328,9 @@ def _metric(entry: PartSpec, knobs: Mapping[str, Any]) -> Any:
 def _decode(entry: PartSpec, knobs: Mapping[str, Any]) -> Any:
     """Continuations of a few prompts, short and long, that may also end at a token."""
     part = sample_parts.made(entry, knobs)
+    jobs = (sample_use.job(new_tokens=3), sample_use.job(new_tokens=12), sample_use.job(stops=tuple(range(20, 32))))
     with torch.no_grad():
-        return [part(sample_use.job(new_tokens=n)) for n in (3, 12)]
+        return [part(job) for job in jobs]
 
 
 @observes("prompt")

@@ -6,16 +6,15 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ablatio.data.items import Item, Likelihood, Request, Response, Scored
+from ablatio.data.items import Item, Likelihood, Request, Respond, Response, Scored
 from ablatio.model.evaluation.measure import Measure, built
 from ablatio.registry.registry import REGISTRIES, PartSpec
 
-Respond = Callable[[Sequence[Request]], list[Response]]
 QUESTIONS = (
     # question, correct answer, choices
     ("How many are 12 and 30?", "42", ("41", "42", "12 and 30")),
@@ -47,7 +46,8 @@ def items() -> list[Item]:
     """Items with all labels: a target, choices, and the tests of a program."""
     found = []
     for number, (question, answer, choices) in enumerate(QUESTIONS):
-        more = {"test": "assert True", "entry_point": "print"}
+        more: dict[str, Any] = {"test": "assert True", "entry_point": "print"}
+        more |= {"generator": "chain_sum", "entry": {"question": question, "answer": answer, "metadata": {}}}
         found.append(Item(str(number), question, answer, choices, choices.index(answer), room=4, more=more))
     return found
 

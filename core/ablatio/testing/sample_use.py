@@ -15,7 +15,7 @@ from ablatio.testing import sample_parts, tiny_models
 from ablatio.testing.scripted_model import ScriptedModel, hashed
 
 PROMPTS = ([5, 9, 3], [7, 7, 1, 2, 30, 11], [8], [12, 4, 50])
-STOP = 17
+STOPS = (17, 18)
 EXAMPLES = tuple(
     Example(f"What is {a} and {b}?", str((a + b) % 3), "\n".join(f"Step {i}." for i in range(1 + a)))
     for a, b in ((1, 2), (3, 1), (2, 2), (4, 3), (0, 5), (2, 3))
@@ -35,10 +35,12 @@ def language_model(seed: int = 0) -> Any:
     return net
 
 
-def job(prompts: Sequence[Sequence[int]] = PROMPTS, new_tokens: int = 8, **more: Any) -> DecodingJob:
+def job(
+    prompts: Sequence[Sequence[int]] = PROMPTS, new_tokens: int = 8, stops: tuple[int, ...] = STOPS, **more: Any
+) -> DecodingJob:
     """A job with a second model, a judge and two stop tokens."""
     settings = {"second": language_model(1), "judge": judge, "seed": 3} | more
-    return DecodingJob(language_model(), prompts, Ending(new_tokens, (STOP, 18)), **settings)
+    return DecodingJob(language_model(), prompts, Ending(new_tokens, stops), **settings)
 
 
 def judge(row: int, found: Sequence[Sequence[int]]) -> list[float]:

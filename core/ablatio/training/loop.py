@@ -362,6 +362,7 @@ class TrainingLoop:
             key: found
             for key, found in (
                 ("rewinds", self.rewinds),
+                ("scored_only", not self.steps),
                 ("evaluation", self.evaluated),
                 ("sources", self.run.task.drawn(step)),
                 (KEY, self.machines.mixed),

@@ -5,8 +5,7 @@ from itertools import islice
 from typing import Annotated
 
 from ablatio import Positive, evals
-from ablatio.data.items import Item
-from ablatio.training.evaluation.access import Texts
+from ablatio.data.items import Item, Texts
 
 
 @evals.register("held_out", paper="arXiv:1609.07843")

@@ -1,11 +1,10 @@
 """Which of two answers is better: by a function, or by a language model that is asked."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-from ablatio.data.items import Item, Likelihood, Request, Response
+from ablatio.data.items import Item, Likelihood, Respond
 
-Respond = Callable[[Sequence[Request]], list[Response]]
 QUESTION = "Question: {question}\nAnswer 1: {first}\nAnswer 2: {second}\nThe better answer is answer"
 PLACES = (" 1", " 2")
 

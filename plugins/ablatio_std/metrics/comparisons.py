@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 from ablatio import OptionOf, metrics
-from ablatio.data.items import Generation, Item, Request, Response, Scored
+from ablatio.data.items import Generation, Item, OpenRun, Request, Response, Scored
 from ablatio.errors import UserError
-from ablatio.training.evaluation.access import OpenRun
 
 from ._preferences import higher_is_better, judged_better
 

@@ -5,8 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Annotated
 
 from ablatio import Range, metrics
-from ablatio.data.items import Item, Request, Response
-from ablatio.training.evaluation.access import Texts
+from ablatio.data.items import Item, Request, Response, Texts
 
 WORD = re.compile(r"\w+")
 

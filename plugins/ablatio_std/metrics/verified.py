@@ -36,3 +36,19 @@ class Verified:
         text = responses[0].texts[0]
         answer = Answer(item.prompt, text, ids=tuple(text.encode()), truth=item.correct, more=item.more)
         return {"verified": float(self.function(answer))}
+
+
+@metrics.register("verifier", paper="arXiv:2505.24760")
+class Verifier:
+    """Mean score of the generated answers by the verifier of their reasoning-gym problem, from 0 to 1."""
+
+    labels, packages = ("entry", "generator"), ("reasoning_gym=ablatio[reasoning]",)
+
+    def requests(self, item: Item) -> list[Request]:
+        return [Generation.of(item)]
+
+    def score(self, item: Item, responses: Sequence[Response]) -> dict[str, float]:
+        import reasoning_gym
+
+        verify = reasoning_gym.get_score_answer_fn(item.more["generator"])
+        return {"verifier": float(verify(responses[0].texts[0].strip(), item.more["entry"]))}

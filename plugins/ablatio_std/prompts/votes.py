@@ -82,7 +82,7 @@ class Verifier:
     def answer(self, llm: TextModel, examples: Sequence[Example], question: Question) -> Reply:
         if self.verify is None:
             raise UserError("prompt=verifier needs a verifier of answers, and there is none\n"
-                            "    try: prompt=self_consistency, which takes a vote")  # fmt: skip
+                            "    try: reward=length, or prompt=self_consistency, which takes a vote")  # fmt: skip
         found = chains(llm, self.form, examples, question, self.shots, "verifier", self.draws, self.temperature)
         scores = [float(self.verify(question.text, c.text)) for c in found]
         votes = [(self.parse(c.text), score) for c, score in zip(found, scores, strict=True)]

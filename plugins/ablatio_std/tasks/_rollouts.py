@@ -62,6 +62,7 @@ class ScoredRollout:
 class RolloutSampler:
     """Samples answers from a model and scores them.
 
+    processors  change the distribution of the answers that training uses
     words     parameter names of the method's `advantages`
     asked     number of prompts that training has used so far
     work      tokens that training has passed through models so far
@@ -85,24 +86,32 @@ class RolloutSampler:
     redrawn: float = 0.0
 
     def __call__(
-        self, model: LanguageModel, prompts: Sequence[Prompt], stream: int | None, *, group: int = 1, first: int = 0
+        self,
+        model: LanguageModel,
+        prompts: Sequence[Prompt],
+        stream: int | None,
+        *,
+        group: int = 1,
+        first: int = 0,
+        processors: LogitsProcessors | None = None,
     ) -> ScoredRollout:
         """Sample `group` answers per prompt with the random streams of rollout `stream`, from row `first` on.
 
-        `stream` None: greedy answers.
+        `stream` None: greedy answers; `processors` change what random ones are drawn from.
         """
         seed, rows = self.setup.seeds.data, len(prompts) * group
         draws = None if stream is None else streams(seed, stream, rows, self.answer_tokens, first)
         rollout = sample_rollouts(
             model, [p.ids for p in prompts], draws, stop=self.stop, new_tokens=self.answer_tokens,
-            group=group, temperature=self.temperature, processors=None if stream is None else self.processors,
+            group=group, temperature=self.temperature,
+            processors=None if draws is None else processors,
         )  # fmt: skip
         texts = self.texts(prompts, rollout, group)
         return ScoredRollout(list(prompts), rollout, texts, *judged(self.judge, self.judge_name, texts))
 
     def sample_and_count(self, *asked: Any, **how: Any) -> ScoredRollout:
         """Sample answers and count the work: each prompt is read once, and each answer without its last token."""
-        drawn = self(*asked, **how)
+        drawn = self(*asked, **how, processors=self.processors)
         answer_tokens = float(drawn.rollout.mask.sum())
         read = sum(len(p.ids) for p in drawn.prompts) + answer_tokens - len(drawn.texts)
         self.work += Work(read=read, read_said=len(drawn.prompts) + answer_tokens - len(drawn.texts))

@@ -78,7 +78,7 @@ def ids(found: Any) -> list[list[int]]:
 
 
 @pytest.mark.oracle("decode=greedy", "transformers' generate(do_sample=False), token by token")
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(
     ("ours", "their"),
     [
@@ -98,7 +98,7 @@ def test_greedy(net: Any, theirs: Any, seed: int, ours: dict[str, Any], their: d
 
 
 @pytest.mark.oracle("decode=sample", "transformers' generate(do_sample=True) with the same random numbers")
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize(
     ("ours", "their"),
     [
@@ -126,7 +126,7 @@ def test_sample(net: Any, theirs: Any, seed: int, ours: dict[str, Any], their: d
 
 
 @pytest.mark.oracle("decode=beam", "transformers' generate(num_beams=n), all continuations and their scores")
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize(
     ("ours", "their"),
     [
@@ -269,7 +269,7 @@ class Bigrams(torch.nn.Module):
 @pytest.mark.oracle("decode=speculative", "chi-square test of the counts of all texts of three tokens")
 @pytest.mark.parametrize("settings", [{"draft": 1}, {"draft": 3, "temperature": 0.7, "top_k": 4}])
 def test_speculative_decoding_has_the_distribution_of_sampling(settings: dict[str, Any]) -> None:
-    model, drafter, count = Bigrams(0), Bigrams(1), 2000
+    model, drafter, count = Bigrams(0), Bigrams(1), 800
     draws = DecodingJob(model, [[2]] * count, Ending(3), second=drafter, seed=11)
     texts = torch.tensor(ids(decodes.build("speculative", settings)(draws)))  # (count, 3)
     processors = LogitsProcessors(settings.get("temperature", 1.0), settings.get("top_k", 0))
@@ -284,7 +284,33 @@ def test_speculative_decoding_has_the_distribution_of_sampling(settings: dict[st
     assert distance < cells + 4 * (2 * cells) ** 0.5, (distance, cells)
 
 
-@pytest.mark.parametrize("draft", [1, 2, 5])
+@pytest.mark.parametrize("architecture", ["prefix", "encoder_decoder"])
+def test_models_that_read_the_prompt_as_a_source(architecture: str) -> None:
+    """Parts that become greedy with some setting do so here, too; scores of a text are those of its continuation."""
+    from ablatio import tokenizers
+    from ablatio.model.prompting.session import Session
+
+    model = tiny_models.model(REGISTRIES["architecture"][architecture], tied=False).eval()
+    with torch.no_grad():
+        model.lm_head.weight.normal_(0, 0.3, generator=torch.Generator().manual_seed(1))
+    ask = job(model, prompts(9), 7, second=model)
+    expected = decodes.build("greedy")(ask)
+    greedy = {
+        "beam": {"width": 1}, "speculative": {"temperature": 0.0, "draft": 3}, "contrastive_search": {"alpha": 0.0},
+        "contrastive": {"width": 1, "alpha": 1.0},
+    }  # fmt: skip
+    for name, knobs in greedy.items():
+        assert ids(decodes.build(name, knobs)(ask)) == ids(expected), name
+    session = Session(model, tokenizers.build("bytes"), decodes.build("greedy"))
+    rows = [([*p, *c[0].ids], len(p)) for p, c in zip(ask.prompts, expected, strict=True) if c[0].finished == "length"]
+    scores = [c[0].logprob for c in expected if c[0].finished == "length"]
+    with torch.no_grad():
+        assert list(session._scores(rows)) == pytest.approx(scores, abs=1e-3)
+    with pytest.raises(UserError):
+        decodes.build("medusa")(ask)
+
+
+@pytest.mark.parametrize("draft", [1, 4])
 @pytest.mark.parametrize("attention", ["mha", "gated_deltanet", "sliding"])
 def test_speculative_greedy_is_greedy(amateur: Any, draft: int, attention: str) -> None:
     """Also in models whose layers keep a state in place of keys and values."""

@@ -5,7 +5,8 @@ import re
 import pytest
 
 from ablatio import evals, metrics
-from ablatio.data.items import Item
+from ablatio.data.items import Item, Response
+from ablatio.errors import UserError
 from ablatio.testing import sample_evaluations as samples
 
 
@@ -107,3 +108,21 @@ def test_chance_does_not_pass(name: str) -> None:
     measure = samples.metric(metrics[evals[name].facts["measured_by"][0]], of=items_of(name))
     found = measure.summary(samples.scored(measure))[measure.names[0]]
     assert found < 0.65
+
+
+@pytest.mark.oracle("eval=reasoning_gym", "reasoning-gym itself")
+@pytest.mark.oracle("metric=verifier", "the verifier of reasoning-gym's own data set")
+def test_reasoning_gym() -> None:
+    gym = pytest.importorskip("reasoning_gym")
+    found, theirs = (
+        items_of("reasoning_gym", task="chain_sum", items=6),
+        gym.create_dataset("chain_sum", size=6, seed=0),
+    )
+    metric = metrics.build("verifier")
+    for item, entry in zip(found, theirs, strict=True):
+        assert entry["question"] in item.prompt and item.target == entry["answer"]
+        for answer in (entry["answer"], "the answer", f"{entry['answer']} maybe"):
+            scored = metric.score(item, [Response(texts=(f" {answer}",))])
+            assert scored["verifier"] == theirs.score_answer(answer, entry)
+    with pytest.raises(UserError, match="did you mean chain_sum"):
+        items_of("reasoning_gym", task="chain_sums")

@@ -167,6 +167,8 @@ class Session:
 
     def _scores(self, rows: Sequence[tuple[list[int], int]]) -> NDArray[np.float64]:
         """Log-probability of the tokens after the first n of each row."""
+        if self.model.opens or hasattr(self.model, "encoder"):
+            return np.array([self._score_after_source(ids[:n], ids[n:]) for ids, n in rows])
         tokens, mask = _right_padded([ids for ids, _ in rows])
         tokens = tokens.to(self._device)
         losses = self.model.eval().token_losses(Example(tokens[:, :-1], tokens[:, 1:]))
@@ -174,6 +176,13 @@ class Session:
         scored = mask[:, 1:] & (torch.arange(1, tokens.shape[1]) >= first)
         found: NDArray[np.float64] = -(losses.double().cpu() * scored).sum(1).numpy()
         return found
+
+    def _score_after_source(self, prompt: Sequence[int], answer: Sequence[int]) -> float:
+        """Log-probability of an answer in a model that reads the prompt as a source: the answer begins after eos."""
+        source, targets = torch.tensor([list(prompt)]), torch.tensor([list(answer)])
+        inputs = torch.tensor([[self.model.eos, *answer[:-1]]])
+        example = Example(inputs, targets, source=source).to(self._device)
+        return -float(self.model.eval().token_losses(example).double().sum())
 
     def _completion(self, found: Continuation) -> Completion:
         return Completion(self.text(found.ids) if found.text is None else found.text, found.logprob, found.tokens)

@@ -93,12 +93,12 @@ class Usage:
 
 
 class TextModel(Protocol):
-    """A language model as text in, text out.
+    """A language model as text in, text out."""
 
-    usage     what it has done so far
-    """
-
-    usage: Usage
+    @property
+    def usage(self) -> Usage:
+        """What it has done so far."""
+        ...
 
     def complete(
         self,

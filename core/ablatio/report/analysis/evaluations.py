@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Any
 
 from ablatio.errors import AblatioError
 from ablatio.model.evaluation.item_errors import clustered_error
@@ -22,6 +23,7 @@ CAPTION = (
     "and p (t-test on clusters) are for the choice of items, not for the choice of seeds, and not corrected for the "
     "number of measures.  The reference is the baseline or, without one, the first arm."
 )
+ANSWERED, SHOWN = 4, 3  # arms, and items of each evaluation, whose generated answers are shown
 Values = Mapping[tuple[str, str, str], tuple[str, Mapping[str, float]]]  # (eval, id, digest) -> cluster, values
 
 
@@ -68,17 +70,44 @@ def evaluation_rows(found: Findings) -> list[EvaluationRow]:
     ]
 
 
+def answer_rows(found: Findings) -> list[tuple[str, ...]]:
+    """Generated answers side by side: a head with the names of arms, then items on which their first runs differ.
+
+    The first ANSWERED arms with answers are shown, with the first SHOWN items of each evaluation.
+    """
+    arms: dict[str, dict[tuple[str, str, str], Mapping[str, Any]]] = {}
+    for row in found.rows:
+        run = next((r for r in _done(row.arm) if r.measured), None)
+        answers = {key: item for key, item in _rows(run).items() if "answer" in item} if run else {}
+        if answers and len(arms) < ANSWERED:
+            arms[row.arm.name] = answers
+    if len(arms) < 2:
+        return []
+    first, *others = arms.values()
+    rows, shown = list[tuple[str, ...]](), dict[str, int]()
+    for key, item in first.items():
+        said = [str(of[key]["answer"]) for of in (first, *others) if key in of]
+        if len(said) == len(arms) and len(set(said)) > 1 and shown.get(key[0], 0) < SHOWN:
+            shown[key[0]] = shown.get(key[0], 0) + 1
+            rows.append((f"{key[0]} {key[1]}", str(item.get("prompt", "")), str(item.get("target", "")), *said))
+    return [("item", "prompt", "expected", *arms), *rows] if rows else []
+
+
 def _done(arm: Arm) -> list[Run]:
     return [run for run in arm.runs if run.done]
 
 
 def _values(run: Run) -> Values:
     """Values of a run's items; empty if its file is missing or cannot be read."""
+    return {key: (row["cluster"], row["values"]) for key, row in _rows(run).items()}
+
+
+def _rows(run: Run) -> dict[tuple[str, str, str], Mapping[str, Any]]:
     try:
         rows = read_items(run.folder)
     except AblatioError:
         return {}
-    return {(row["eval"], row["id"], row["item"]): (row["cluster"], row["values"]) for row in rows}
+    return {(row["eval"], row["id"], row["item"]): row for row in rows}
 
 
 def _row(column: str, arm: Arm, base: Arm | None, by_run: Mapping[object, Values]) -> EvaluationRow:

@@ -14,7 +14,7 @@ from ablatio.registry.value_schedules import COLUMN
 from ablatio.report import rerun_command
 from ablatio.report.analysis.arms import COSTS, SIZES, Arm, matched, rate_is_free, tuned
 from ablatio.report.analysis.data_use import data_tables
-from ablatio.report.analysis.evaluations import evaluation_rows
+from ablatio.report.analysis.evaluations import answer_rows, evaluation_rows
 from ablatio.report.analysis.findings import CORRECTIONS, Findings, Row, alpha_of
 from ablatio.report.analysis.reward_kl_frontier import frontier
 from ablatio.report.analysis.scaling_verdict import trend_chart
@@ -64,6 +64,7 @@ def content(found: Findings) -> dict[str, Any]:
         "trends": [trend_chart(t) for t in found.trends],
         "trends_said": {n: found.said_of_scales(n) for n in LANGUAGES},
         "evaluations": [row.cells for row in evaluation_rows(found)],
+        "answers": answer_rows(found),
         "signal": quality_cells(score_qualities(table)),
         "stages": [asdict(stage) for stage in stages_of(table.runs)],
         "data": data_tables(found),

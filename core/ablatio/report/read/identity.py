@@ -19,7 +19,6 @@ from typing import Any
 from ablatio.config.kind_lists import volatile
 from ablatio.errors import AblatioError
 from ablatio.registry import renamed
-from ablatio.registry.kinds import tasks
 from ablatio.report.read.curves import Curves
 from ablatio.storage.json_files import NUMBER, check_types, fits
 from ablatio.sweep.ledger import RESULTS, digests_in
@@ -150,18 +149,11 @@ def is_score(value: Any) -> bool:
     return fits(value, NUMBER) and abs(value) < LARGEST  # False for NaN
 
 
-def _trains(config: Mapping[str, Any]) -> bool:
-    """False if the run's task only scores a model."""
-    task = config.get("task")
-    entry = tasks.entries.get(str(task.get("name"))) if isinstance(task, Mapping) else None
-    return entry is None or bool(entry.facts["trains"])
-
-
 def _other_scores(folder: Path, config: Mapping[str, Any], summary: Mapping[str, Any], curves: Curves) -> Iterator[str]:
     path, steps = folder / "summary.json", summary.get("steps")
     train = config.get("train")
     asked = train.get("steps") if isinstance(train, Mapping) else None
-    asked = asked if _trains(config) else 0
+    asked = 0 if summary.get("scored_only") is True else asked  # its task trains nothing
     early = isinstance(summary.get("stopped"), Mapping)  # a stabilizer ended the run before its last step
     if isinstance(asked, int) and isinstance(steps, int) and (steps > asked if early else steps != asked):
         yield f"{path} has {steps} steps, and {folder / 'config.json'} asks for {asked}"

@@ -1,20 +1,17 @@
 """What evaluations and metrics may read beside the model: the texts of the run's source, and other runs."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from ablatio.data.items import Request, Response
+from ablatio.data.items import OpenRun, Texts
 from ablatio.data.splits import TrainValSplit
 from ablatio.data.types import Split
 from ablatio.model.builder import PartChoice
 from ablatio.model.evaluation.responder import Responder
 from ablatio.registry import kinds
-
-Texts = Callable[[Split], Iterator[str]]
-OpenRun = Callable[[str], Callable[[Sequence[Request]], list[Response]]]
 
 
 @dataclass(frozen=True, slots=True)

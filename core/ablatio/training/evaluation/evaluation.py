@@ -1,11 +1,11 @@
 """The evaluations and metrics that a config chooses, and their results for one model."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ablatio.data.items import Item, Request, Response
+from ablatio.data.items import Item, Request, Respond, Response
 from ablatio.errors import UserError, did_you_mean
 from ablatio.model.evaluation.measure import Measure, built
 from ablatio.registry import kinds
@@ -14,7 +14,6 @@ from ablatio.training.evaluation.access import Access
 from ablatio.training.evaluation.prompting import Prompting, examples_of
 from ablatio.training.task_scores import TaskScores
 
-Respond = Callable[[Sequence[Request]], list[Response]]
 SHOWN = 600  # characters of a text in the file of items: the last ones of a prompt, the first ones of a target
 
 

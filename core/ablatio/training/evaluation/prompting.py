@@ -11,7 +11,7 @@ from ablatio.model.builder import PartChoice
 from ablatio.model.decoding.job import Continuation, DecodingJob
 from ablatio.model.decoding.logits import LogitsProcessors
 from ablatio.model.decoding.steps import chooser, token_by_token
-from ablatio.model.prompting.answers import check_examples
+from ablatio.model.prompting.answers import answers, check_examples
 from ablatio.model.prompting.parse import final_answer
 from ablatio.model.prompting.session import Session
 from ablatio.model.prompting.types import Example, Form, Question
@@ -80,8 +80,9 @@ class Prompting:
     def answered(self, items: Sequence[Item], examples: Sequence[Item]) -> dict[Request, Response]:
         """The program's answers to the items, as responses to the request for a generated answer."""
         shown = self._prepared(examples)
-        found = {Generation.of(item): self.program.answer(self.llm, shown, _question(item)) for item in items}
-        return {request: Response(texts=(reply.answer,)) for request, reply in found.items()}
+        replies = answers(self.program, self.llm, shown, [_question(item) for item in items])
+        pairs = zip(items, replies, strict=True)
+        return {Generation.of(item): Response(texts=(reply.answer,)) for item, reply in pairs}
 
     def refuse_others(self, metric: str, requests: Sequence[Request]) -> None:
         """Raise UserError for requests that a program without a prompt of its own cannot answer."""

@@ -294,10 +294,10 @@ function scalesSection() {
   return section("scales", t("scales"), [t("scales_caption")], [said, h("div", { class: panels.length > 1 ? "panels two" : "" }, panels)]);
 }
 
-function cellsSection(name, left) {
-  const rows = data[name] || [];
+function cellsSection(name, left, named) {
+  const rows = (data[name] || []).slice(named ? 1 : 0);
   if (!rows.length) return null;
-  const heads = t(`${name}_heads`).split("|").map((text, i) => h("th", { scope: "col", class: i < left ? "text" : null }, text));
+  const heads = [...t(`${name}_heads`).split("|"), ...(named ? data[name][0].slice(named) : [])].map((text, i) => h("th", { scope: "col", class: i < left ? "text" : null }, text));
   const body = rows.map((row) => h("tr", {}, row.map((text, i) => h("td", { class: i < left ? "text name" : null }, text || "–"))));
   return section(name, t(name), [t(`${name}_caption`)], h("div", { class: "box" }, h("table", {}, h("thead", {}, h("tr", {}, heads)), h("tbody", {}, body))), true);
 }
@@ -352,7 +352,7 @@ function provenance() {
 
 // ---------------------------------------------------------------- the whole
 
-const SECTIONS = [searchSection, knobsSection, parallelSection, importanceSection, effectsSection, interactions, forest, scalesSection, armTable, stagesTable, frontierSection, curves, halfNormal, aliases, ranksSection, costs, rates, positions, sourcesSection, filtersSection, droppedSection, samplesSection, noiseSection, () => cellsSection("evaluations", 2), () => cellsSection("signal", 1), lost, bill, provenance];
+const SECTIONS = [searchSection, knobsSection, parallelSection, importanceSection, effectsSection, interactions, forest, scalesSection, armTable, stagesTable, frontierSection, curves, halfNormal, aliases, ranksSection, costs, rates, positions, sourcesSection, filtersSection, droppedSection, samplesSection, noiseSection, () => cellsSection("evaluations", 2), () => cellsSection("answers", 9, 3), () => cellsSection("signal", 1), lost, bill, provenance];
 
 function theme() {
   return document.documentElement.dataset.theme;
