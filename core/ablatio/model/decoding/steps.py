@@ -73,7 +73,7 @@ def token_by_token(
     while True:
         logits = processors.penalize(texts.logits, texts.tokens) if processors.penalizes else texts.logits
         tokens = choose(only_allowed(logits, [tails[row] for row in rows]), rows)
-        logprobs = texts.log_probs().gather(-1, tokens[:, None])[:, 0].tolist()
+        logprobs = (texts.logits.gather(-1, tokens[:, None])[:, 0] - texts.logits.logsumexp(-1)).tolist()
         for row, token, logprob in zip(rows, tokens.tolist(), logprobs, strict=True):
             if row not in found and (ended := tails[row].add(token, logprob)):
                 found[row] = tails[row].finished(ended)
