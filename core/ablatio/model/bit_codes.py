@@ -46,7 +46,8 @@ class GroupedIntegers:
 
     def scales(self, weight: Tensor) -> Tensor:
         """Scale of each group: (rows, in) -> (rows, groups)."""
-        return in_groups(weight, self.group).abs().amax(-1) / self.largest
+        found: Tensor = in_groups(weight, self.group).abs().amax(-1) / self.largest
+        return found
 
     def encode(self, weight: Tensor) -> dict[str, Tensor]:
         """Round a matrix to the nearest codes."""
