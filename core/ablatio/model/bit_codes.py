@@ -7,7 +7,8 @@ from torch import Tensor
 
 def in_groups(weight: Tensor, size: int) -> Tensor:
     """Split rows into groups: (rows, in) -> (rows, groups, size), the last group padded with zeros."""
-    return F.pad(weight, (0, -weight.shape[1] % size)).unflatten(1, (-1, size))
+    padded = F.pad(weight, (0, -weight.shape[1] % size))
+    return padded.view(len(padded), -1, size)
 
 
 def above_zero(scales: Tensor) -> Tensor:
@@ -25,15 +26,16 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     """Pack codes 0 ... 2^bits - 1 of each row without gaps: (rows, n) -> (rows, n * bits / 8 rounded up) bytes."""
     places = torch.arange(bits, device=codes.device)
     ones = (codes.to(torch.int32)[..., None] >> places & 1).to(torch.uint8).flatten(1)
-    ones = F.pad(ones, (0, -ones.shape[1] % 8)).unflatten(1, (-1, 8))
-    return (ones << torch.arange(8, dtype=torch.uint8, device=codes.device)).sum(-1, dtype=torch.uint8)
+    ones = in_groups(ones, 8)
+    packed: Tensor = (ones << torch.arange(8, dtype=torch.uint8, device=codes.device)).sum(-1, dtype=torch.uint8)
+    return packed
 
 
 def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
     """Undo `pack`: (rows, bytes) -> (rows, count) int32."""
     ones = packed[..., None] >> torch.arange(8, dtype=torch.uint8, device=packed.device) & 1
-    places = torch.arange(bits, device=packed.device)
-    return (ones.flatten(1)[:, : count * bits].unflatten(1, (count, bits)).to(torch.int32) << places).sum(-1).int()
+    parts = ones.flatten(1)[:, : count * bits].reshape(len(packed), count, bits).to(torch.int32)
+    return (parts << torch.arange(bits, device=packed.device)).sum(-1).int()
 
 
 class GroupedIntegers:
@@ -44,7 +46,8 @@ class GroupedIntegers:
 
     def scales(self, weight: Tensor) -> Tensor:
         """Scale of each group: (rows, in) -> (rows, groups)."""
-        return in_groups(weight, self.group).abs().amax(-1) / self.largest
+        found: Tensor = in_groups(weight, self.group).abs().amax(-1) / self.largest
+        return found
 
     def encode(self, weight: Tensor) -> dict[str, Tensor]:
         """Round a matrix to the nearest codes."""
