@@ -64,6 +64,11 @@ class Pretrain(Task):
             documents=self.corpus.validation_starts if self.by_document else None,
         )
 
+    def attach(self, model: LanguageModel) -> None:
+        """Give a model that retrieves from the training text (`read_corpus`) this text."""
+        if hasattr(model, "read_corpus"):
+            model.read_corpus(self.corpus.train)
+
     def tokens(self, steps: int) -> int:
         return self.setup.plan.tokens(steps, self.setup.length)
 
