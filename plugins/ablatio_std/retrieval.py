@@ -123,8 +123,8 @@ class Retro(LanguageModel):
             self.passages.fill(ids)
 
     def recall(self, tokens: Tensor, segments: Tensor | None, record: Record | None = None) -> EncoderOutput:
-        """Encode the neighbors of all chunks of rows (B, T); `readers` (B, T): the chunk whose neighbors a token sees."""
-        batch, length = tokens.shape
+        """Encode the neighbors of all chunks of rows (B, T); its `readers` say whose neighbors a token attends to."""
+        batch = len(tokens)
         chunks, numbers, readers = self._chunks(tokens, segments)  # (B, U, m), (B, U), (B, T)
         if is_meta_tensor(tokens):  # no values: only shapes are used
             texts = tokens.new_zeros(batch, chunks.shape[1], self.neighbors, 2 * self.chunk)

@@ -62,7 +62,13 @@ def test_show_says_formula_knobs_source_and_provider(capsys: pytest.CaptureFixtu
 
     assert main(["show", "position=rope"]) == 0
     out = capsys.readouterr().out
-    for part in ("t * base^(-2i/d)", "position.fraction", "(0, 1]", "arXiv:2104.09864", f"ablatio {installed('ablatio')}"):
+    for part in (
+        "t * base^(-2i/d)",
+        "position.fraction",
+        "(0, 1]",
+        "arXiv:2104.09864",
+        f"ablatio {installed('ablatio')}",
+    ):
         assert part in out
     for section, knobs in SECTIONS.items():
         assert main(["show", section]) == 0

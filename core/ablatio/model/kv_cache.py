@@ -65,7 +65,9 @@ class KVCache:
 
     def forget_memory(self) -> None:
         """Drop the keys and values of the encoder's states, which have changed: the layers compute them again."""
-        self._states = {key: held for key, held in self._states.items() if not (isinstance(key, tuple) and "once" in key)}
+        self._states = {
+            key: held for key, held in self._states.items() if not (isinstance(key, tuple) and "once" in key)
+        }
 
     def state(self, layer: Hashable) -> tuple[Tensor, ...] | None:
         """Return what `keep` stored for `layer`: tensors with the batch first; None at the start of a text.

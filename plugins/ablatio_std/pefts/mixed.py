@@ -5,7 +5,6 @@ from typing import Annotated, Any
 from torch import nn
 
 from ablatio import NonNegative, Positive, pefts
-from ablatio.model.peft.adapters import adapted
 from ablatio_std.pefts._common import QUERY_VALUE
 
 

@@ -37,8 +37,9 @@ class ProcessRewardModel(Task):
         self,
         setup: TaskContext,
         *,
-        labels: Annotated[str, OptionOf("reward"), "rule that labels the steps of answers without labels"]
-        = "arithmetic",
+        labels: Annotated[
+            str, OptionOf("reward"), "rule that labels the steps of answers without labels"
+        ] = "arithmetic",
         too_long: Annotated[
             Literal["cut", "drop", "refuse"],
             "a prompt too long for its answers: cut its beginning, leave it out, or stop the run",

@@ -267,7 +267,9 @@ def test_virtual_tokens_in_the_places_of_marked_ones() -> None:
                 x[b, t] = made[(7, 3).index(int(row[b, t]))]
     ctx = make_context(row, net.model.position, "causal", None, None, torch.float64)
     torch.testing.assert_close(net(row), net.logits(net.model.through(x, [ctx])), rtol=1e-9, atol=1e-9)
-    assert {n.rpartition(".")[0] for n, p in net.named_parameters() if p.requires_grad} >= {"model.embed_tokens.adapter"}
+    assert {n.rpartition(".")[0] for n, p in net.named_parameters() if p.requires_grad} >= {
+        "model.embed_tokens.adapter"
+    }
     for place, said in (((7, 7), "twice"), ((99,), "0 to 49")):
         with pytest.raises(UserError, match=said):
             tuned("p_tuning", {"place": place})

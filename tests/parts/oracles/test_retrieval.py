@@ -60,7 +60,9 @@ def test_tokens_read_the_neighbors_of_the_last_whole_chunk() -> None:
     memory = net.recall(tokens, None)
     readers = [max(0, (t + 1) // M) for t in range(4 * M + 2)]
     assert memory.readers is not None and memory.readers[0].tolist() == readers
-    assert memory.segments is not None and memory.segments[0].tolist() == [0] + [u for u in (1, 2, 3, 4) for _ in range(2 * 2 * M)]
+    assert memory.segments is not None and memory.segments[0].tolist() == [0] + [
+        u for u in (1, 2, 3, 4) for _ in range(2 * 2 * M)
+    ]
     plain = net(tokens)
     real = net.passages.find
 
