@@ -11,7 +11,8 @@ from ablatio.registry.registry import REGISTRIES
 from ablatio.testing import tiny_models
 from ablatio.testing.compatibility_table import paired_kinds
 
-TESTED_ELSEWHERE = ("answers", "distillation")  # need special data or another run; they have tests of their own
+# These need special data or another run, and have tests of their own.
+TESTED_ELSEWHERE = ("answers", "meta_icl", "distillation", "context_distillation")
 QKV_NORM = ["attention.qk_norm=rmsnorm", "attention.v_norm=rmsnorm"]
 REQUIRED_KNOBS = {"placement=hybrid": QKV_NORM, "placement=hybrid_star": QKV_NORM}  # knobs that a rule requires
 OPTIONS = [

@@ -88,7 +88,7 @@ NOTES: Mapping[str, str] = {
     "devices": "one run on several devices: trainer.devices=2 with a `strategy`; several runs at a time: a `launcher`",
     **dict.fromkeys(
         ("minutes", "hours", "seconds", "max_time", "wall_time", "time_limit"),
-        "a time does not say how many steps a run has, and its schedule and its repetition need that: a short run prints "
+        "a time does not say how many steps a run has, which its schedule and its repetition need: a short run prints "
         "tokens per second, from which train.tokens follows; timeout= ends the runs of a sweep",
     ),
     **dict.fromkeys(("freeze_layers", "frozen"), "weights are frozen by role or place: freeze=[embed,layers.0-3]"),

@@ -84,8 +84,8 @@ class Feedback:
 
     A preference pair has the scores (1, 0), a ranking of K answers the negated ranks; with `elo` the scores are Elo
     ratings: a difference of 400 means odds of ten to one.  `labels` are those of the steps of each answer, its lines:
-    1 for a correct step, 0 for a wrong one; empty without labels.  `key` is the text whose hash assigns the split if `split` is
-    empty; by default the prompt.
+    1 for a correct step, 0 for a wrong one; empty without labels.  `key` is the text whose hash assigns the split if
+    `split` is empty; by default the prompt.
     """
 
     prompt: tuple[Message, ...]

@@ -61,14 +61,19 @@ class Store:
 
 @dataclass(slots=True)
 class EncoderOutput:
-    """Output of an encoder for its decoder: states (B, S, D), and the document (B, S) of each token."""
+    """Output of an encoder for its decoder: states (B, S, D), and the document (B, S) of each token.
+
+    readers (B, T)  which of these documents each new token of the decoder attends to; None: the one it stands in
+    """
 
     states: Tensor
     segments: Tensor | None = None
+    readers: Tensor | None = None
 
     def select(self, rows: Tensor) -> "EncoderOutput":
         """Return the batch rows `rows` (N,)."""
-        return EncoderOutput(self.states[rows], None if self.segments is None else self.segments[rows])
+        segments, readers = (None if x is None else x[rows] for x in (self.segments, self.readers))
+        return EncoderOutput(self.states[rows], segments, readers)
 
 
 @dataclass(frozen=True)
@@ -325,6 +330,7 @@ def _cross(
     """Context of cross-attention: each token sees all encoder states of its document; no position encoding."""
     batch, length = memory.states.shape[:2]
     k_pos = torch.arange(length, device=q_pos.device)
+    segments = segments if memory.readers is None else memory.readers
     if segments is None and memory.segments is not None:  # decoding: the target is one document per row
         segments = memory.segments.new_zeros(batch, q_pos.shape[-1])
     key_segments = memory.segments

@@ -25,6 +25,7 @@ class KVCache:
         self.segments: Tensor | None = None  # (B, S) document (or padding) of each cached token, if there are several
         self.virtual = 0  # number of virtual tokens at the start, visible to all documents
         self.memory: Any = None  # EncoderOutput for the steps of the decoder
+        self.tokens: Tensor | None = None  # (B, S) ids so far, of a model that looks at them again
         self._buffers: dict[int, tuple[Tensor, Tensor]] = {}
         self._states: dict[Hashable, tuple[Tensor, ...]] = {}
 
@@ -71,6 +72,12 @@ class KVCache:
         if held is None:
             held = self._states["once", layer] = make()
         return held[0], held[1]
+
+    def forget_memory(self) -> None:
+        """Drop the keys and values of the encoder's states, which have changed: the layers compute them again."""
+        self._states = {
+            key: held for key, held in self._states.items() if not (isinstance(key, tuple) and "once" in key)
+        }
 
     def state(self, layer: Hashable) -> tuple[Tensor, ...] | None:
         """Return what `keep` stored for `layer`: tensors with the batch first; None at the start of a text.
@@ -129,6 +136,8 @@ class KVCache:
             self.segments = self.segments[rows]
         if self.memory is not None:
             self.memory = self.memory.select(rows)
+        if self.tokens is not None:
+            self.tokens = self.tokens[rows]
 
 
 class SharedPrefixCache(KVCache):

@@ -123,8 +123,8 @@ class _PromptPeft(VirtualPeft):
 class PromptTuning(_PromptPeft):
     """[P; x]: n learned embeddings before those of the text, in a packed row before each document.
 
-    Initial values of P, as in the paper: embeddings of random tokens of the vocabulary, uniform numbers in -0.5 ... 0.5,
-    or, with `ids`, the embeddings of a text or of label words, repeated until all n have one.
+    Initial values of P, as in the paper: embeddings of random tokens of the vocabulary, uniform numbers in
+    -0.5 ... 0.5, or, with `ids`, the embeddings of a text or of label words, repeated until all n have one.
 
     Raises:
         UserError: an id of `ids` is not in the vocabulary.

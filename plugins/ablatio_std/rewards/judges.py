@@ -23,7 +23,7 @@ Answer: {answer}
 
 @rewards.register("judge", paper="arXiv:2306.05685")
 class Judge:
-    """p(yes) / (p(yes) + p(no)), with the probabilities that a language model gives to two verdicts.  N answers -> (N,).
+    """p(yes) / (p(yes) + p(no)), p the probability that a language model gives to a verdict.  N answers -> (N,).
 
     The model reads `form`, in which {prompt}, {answer} and {criteria} are replaced, and is asked for log p(yes) and
     log p(no) as continuations.  It is the model of a run, of any tokenizer; one trained on conversations is asked in

@@ -52,6 +52,11 @@ class Pretrain(Task):
     def drawn(self, steps: int) -> dict[str, dict[str, float]]:
         return self.data.drawn(steps)
 
+    def attach(self, model: LanguageModel) -> None:
+        """Give a model that retrieves from the training text (`read_corpus`) this text."""
+        if hasattr(model, "read_corpus"):
+            model.read_corpus(self.corpus.train)
+
     def tokens(self, steps: int) -> int:
         return self.setup.plan.tokens(steps, self.setup.length)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from helpers.runs import ablatio
 
-from ablatio import rewards
+from ablatio import rewards, sources
 from ablatio.errors import UserError
 from ablatio.model.rl.answers import Answer, judged
 from ablatio.training.frozen_model import open_model
@@ -113,3 +113,23 @@ def is_right(line: str) -> bool:
     left, _, result = line.partition("=")
     a, _, b = left.partition("+")
     return int(a) + int(b) == int(result)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('{"prompt": "1+1", "steps": ["1+1=2"], "labels": [1, 0]}', "1 numbers from 0 to 1"),
+        ('{"prompt": "1+1", "steps": ["1+1=2"], "labels": [2]}', "1 numbers from 0 to 1"),
+        ('{"prompt": "1+1", "steps": [], "labels": []}', "a list of texts, one per step"),
+        ('{"steps": ["1+1=2"], "labels": [1]}', "`prompt` is missing"),
+    ],
+)
+def test_records_of_labeled_steps_are_checked(tmp_path: Path, line: str, said: str) -> None:
+    path = tmp_path / "steps.jsonl"
+    path.write_text('{"prompt": "3+4", "steps": ["3+4=7", "#### 7"], "labels": [1, true]}\n' + line + "\n")
+    source = sources.build("feedback", {"path": str(path)})
+    read = source.feedback()
+    first = next(read)
+    assert first.answers == ("3+4=7\n#### 7",) and first.labels == ((1.0, 1.0),) and first.scores == (1.0,)
+    with pytest.raises(UserError, match=said):
+        next(read)
