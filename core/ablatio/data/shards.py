@@ -176,7 +176,8 @@ def _shards(groups: Iterable[Encoded]) -> Iterator[Shard]:
 def _encoded(tokenizer: Tokenizer, groups: Iterator[Group], resources: Resources) -> Iterator[Encoded]:
     encode = partial(encode_group, tokenizer)
     yield from map(encode, islice(groups, _ALONE))
-    yield from ordered_map(encode, groups, resources.processes())
+    if (first := next(groups, None)) is not None:
+        yield from ordered_map(encode, chain([first], groups), resources.processes())
 
 
 def _groups(documents: Iterable[tuple[Split, Any]]) -> Iterator[Group]:
