@@ -6,11 +6,12 @@ Text is made once: State of the Union messages, with the words of each document 
 Parquet file, encode each document with the same byte-level BPE of 2048 ids, and write the tokens to disk: ours as two
 memory-mapped streams with digests, in its cache; datasets as Arrow, by `map(batched=True)` with tokenizers'
 `encode_batch` on the same `num_proc`. They take turns (A B A B ...), each in a process of its own; time is the CPU time
-of that process and its workers, and the ratio is the median over the turns of theirs / ours. `--only ours` prepares the
-text and prints time and peak memory, for large corpora: `--megabytes 10000 --only ours`.
+of that process and its workers after the imports, and the ratio is the median over the turns of theirs / ours. `--only
+ours` prepares the text and prints time and peak memory, for large corpora: `--megabytes 10000 --only ours`.
 """
 
 import argparse
+import importlib
 import json
 import random
 import resource
@@ -103,19 +104,21 @@ def run(who: str, folder: Path, workers: int) -> dict[str, float]:
     """One turn in a process of its own: seconds on the clock, CPU seconds, tokens, peak MiB of a process."""
     with tempfile.TemporaryDirectory() as out:
         command = [sys.executable, __file__, "--child", who, str(folder), out, "--workers", str(workers)]
-        begin = time.perf_counter()
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         done = subprocess.run(command, check=True, capture_output=True, text=True)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-        return {"seconds": time.perf_counter() - begin, "cpu": cpu, **json.loads(done.stdout.splitlines()[-1])}
+        found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+        return found
 
 
 def child(who: str, folder: Path, out: Path, workers: int) -> None:
-    """Do the work and print its tokens and the peak memory of this process and of its largest worker."""
+    """Do the work; print its times without imports, its tokens, and the peak memory of the process and of a worker."""
+    importlib.import_module({"ours": "ablatio.data.corpus", "datasets": "datasets"}[who])
+    both, begin = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN), time.perf_counter()
+    before = sum(resource.getrusage(of).ru_utime + resource.getrusage(of).ru_stime for of in both)
     tokens = {"ours": ours, "datasets": theirs}[who](folder, out, workers)
-    peaks = (resource.getrusage(of).ru_maxrss / 1024 for of in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    print(json.dumps({"tokens": tokens, "peak": next(peaks), "worker_peak": next(peaks)}))
+    cpu = sum(resource.getrusage(of).ru_utime + resource.getrusage(of).ru_stime for of in both) - before
+    peak, worker = (resource.getrusage(of).ru_maxrss / 1024 for of in both)
+    seconds = time.perf_counter() - begin
+    print(json.dumps({"seconds": seconds, "cpu": cpu, "tokens": tokens, "peak": peak, "worker_peak": worker}))
 
 
 def main() -> None:

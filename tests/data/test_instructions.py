@@ -141,24 +141,25 @@ def test_bad_seeds_and_runs_are_named(seeds: str, tmp_path: Path) -> None:
         list(several.conversations())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_tiny_model_writes_instructions_that_another_run_trains_on(seeds: str, tmp_path: Path) -> None:
     words = ("birds", "rivers", "rhymes", "houses", "colors", "months", "trees", "stories")
     lines = [f"Task {i % 9 + 1}: {verb} {n} {word}" for i, word in enumerate(words) for verb in ("Name", "List", "Draw")
              for n in ("two", "three", "some old")]  # fmt: skip
     random.Random(0).shuffle(lines)
     (tmp_path / "text.txt").write_text("\n".join(lines * 20))
-    size = ["model.d_model=32", "model.n_layers=2", "model.n_heads=2", f"out={tmp_path}", "tokenizer=bytes"]
+    size = ["model.d_model=32", "model.n_layers=1", "model.n_heads=2", f"out={tmp_path}", "tokenizer=bytes"]
     done = ablatio(
-        ["train", "source=text", f"source.path={tmp_path}/text.txt", "model.max_len=128", "train.steps=150",
-         "train.batch_size=16", "optimizer.lr=1e-2", "train.val_every=null", "name=writer", *size], tmp_path / "log",
+        ["train", "source=text", f"source.path={tmp_path}/text.txt", "model.max_len=128", "train.steps=80",
+         "train.batch_size=8", "optimizer.lr=1e-2", "train.val_every=null", "name=writer", *size], tmp_path / "log",
+        seconds=600,
     )  # fmt: skip
     assert done.code == 0, done.err
     for name in ("self_instruct", "evolved"):
-        knobs = [f"source={name}", f"source.run={tmp_path}/writer", f"source.path={seeds}", "source.tokens=48"]
+        knobs = [f"source={name}", f"source.run={tmp_path}/writer", f"source.path={seeds}", "source.tokens=40"]
         knobs += ["source.size=6"] if name == "self_instruct" else ["source.rounds=2", "source.novelty=0.95"]
         tuned = ["task=sft", "train.steps=2", "train.batch_size=2", "model.max_len=160", "data.val_fraction=0.4"]
-        done = ablatio(["train", *knobs, *tuned, f"name={name}", *size], tmp_path / "log")
+        done = ablatio(["train", *knobs, *tuned, f"name={name}", *size], tmp_path / "log", seconds=600)
         assert done.code == 0, done.err
     written = [path.read_text().splitlines() for path in (tmp_path / "cache").glob("instructions/*/instructions.jsonl")]
     assert len(written) == 2 and max(map(len, written)) >= 3

@@ -138,4 +138,5 @@ def _tokenize(
     skipped = int(getattr(by_split.source, "skipped_rows", 0))
     notes: dict[str, Any] = {"unused_fields": dict(unused)} if unused else {}
     notes |= {"skipped_rows": skipped} if skipped else {}
-    return made["counts"] | notes | {SECONDS: made["seconds"]}
+    counts: dict[str, Any] = made["counts"]
+    return counts | notes | {SECONDS: made["seconds"]}

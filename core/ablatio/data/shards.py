@@ -28,7 +28,7 @@ SPLITS: tuple[Split, Split] = ("train", "validation")
 SHARD = 1 << 24  # tokens of a shard: 32 or 64 MiB, which are held in memory until the shard is written
 _GROUP = 1 << 20  # characters that are encoded at a time
 _ALONE = 16  # groups that this process encodes before it starts workers, which a small corpus does not need
-_BASE, _PER_WORKER = 192, 96  # MiB: of this process beside the rest of the program, and of each worker (measured)
+_BASE, _PER_WORKER = 192, 160  # MiB: of a shard and its groups, and of a worker with a million tokens (measured)
 _CHUNK = 1 << 22  # bytes that are copied at a time
 
 Facts = dict[str, Any]
@@ -176,7 +176,8 @@ def _shards(groups: Iterable[Encoded]) -> Iterator[Shard]:
 def _encoded(tokenizer: Tokenizer, groups: Iterator[Group], resources: Resources) -> Iterator[Encoded]:
     encode = partial(encode_group, tokenizer)
     yield from map(encode, islice(groups, _ALONE))
-    yield from ordered_map(encode, groups, resources.processes())
+    if (first := next(groups, None)) is not None:
+        yield from ordered_map(encode, chain([first], groups), resources.processes())
 
 
 def _groups(documents: Iterable[tuple[Split, Any]]) -> Iterator[Group]:

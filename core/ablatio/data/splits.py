@@ -101,12 +101,17 @@ class TrainValSplit:
         self._warned = False
 
     @cached_property
+    def names_splits(self) -> bool:
+        """True if a document of the source may name its split."""
+        return bool(getattr(self.source, "names_splits", True))
+
+    @cached_property
     def held_out(self) -> frozenset[bytes]:
         """The digests of the validation texts of a source that names splits; reads the source.
 
         Raises UserError if the validation split is empty.
         """
-        if not getattr(self.source, "names_splits", True):
+        if not self.names_splits:
             return frozenset()
         total, held_out = 0, set()
         for split, digest, _ in self._assigned():
@@ -160,7 +165,7 @@ class TrainValSplit:
                     f"document {document.id!r} has split={document.split!r}; expected 'train', 'validation' or '' "
                     "(a hash of the text decides).\n    try: Document(text, id, split='') in the source"
                 )
-            if document.split and not getattr(self.source, "names_splits", True):
+            if document.split and not self.names_splits:
                 raise UserError(
                     f"document {document.id!r} has split={document.split!r}, but its source declares that it names no "
                     f"splits\n    try: names_splits = True in {type(self.source).__name__}"

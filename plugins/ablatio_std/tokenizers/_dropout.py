@@ -9,11 +9,15 @@ import tokenizers as hf
 
 from ablatio_std.tokenizers._learned import pieces_of
 
-VARIANTS = 64  # 6 bits; segmentations that are drawn for each different word
+VARIANTS = 1024  # segmentations that are drawn for each different word
 
 
 class MergeDropout:
     """Encode a text with random merges: in each step each possible merge is left out with the probability p.
+
+    As in the authors' code (https://github.com/rsennrich/subword-nmt), the best merge of a step is made wherever it was
+    not left out. The tokenizers library's own dropout leaves out less, since merges that have become void bring back
+    those that were left out, and it cannot be seeded.
 
     Where a word occurs, one of its `VARIANTS` segmentations is taken. Both draws follow from the text alone, so a text
     has the same ids in every process.
@@ -31,7 +35,7 @@ class MergeDropout:
         for piece in pieces_of(text):
             written = self.model.normalizer.normalize_str(piece) if self.model.normalizer else piece
             for word, _ in self.model.pre_tokenizer.pre_tokenize_str(written):
-                ids += self._variant(word, draw.getrandbits(6))
+                ids += self._variant(word, draw.randrange(VARIANTS))
         return ids
 
     def _variant(self, word: str, number: int) -> list[int]:
@@ -49,8 +53,12 @@ class MergeDropout:
             kept = [pair for pair in found if draw.random() >= self.p]
             if not kept:
                 return tokens
-            _, i = min(kept)
-            tokens[i : i + 2] = [tokens[i] + tokens[i + 1]]
+            best, at, merged = min(kept)[0], 0, list[str]()
+            for rank, i in kept:
+                if rank == best and i >= at:  # of overlapping pairs the first is merged
+                    merged += [*tokens[at:i], tokens[i] + tokens[i + 1]]
+                    at = i + 2
+            tokens = merged + tokens[at:]
 
     def _symbols(self, character: str) -> list[str]:
         """The character, or its bytes if it has no id."""
