@@ -125,7 +125,8 @@ class DataStreams:
         step = min(step, self._steps - 1)
         tokens = self.setup.plan.tokens(step, self.setup.length) if schedule.unit == "tokens" else 0
         found = np.asarray(schedule.at(step, self._steps, tokens), dtype=np.float64)
-        return found / found.sum()
+        shares: Shares = found / found.sum()
+        return shares
 
     @property
     def _steps(self) -> int:
@@ -171,14 +172,13 @@ class DataStreams:
 
     def _easiest(self, name: str) -> EasiestFirst:
         """Rows of a source by the difficulty of their documents, which is kept in the cache."""
-        corpus, choice = self.corpora[name], PartChoice.of(self.config["curriculum"])
+        corpus, choice, curriculum = self.corpora[name], PartChoice.of(self.config["curriculum"]), self.curriculum
+        assert curriculum is not None
         made = [kinds.curricula[choice.name].digest, dict(choice.knobs), corpus.key]
         folder = self.setup.cache / "difficulty" / key_of("difficulty", json.dumps(made, sort_keys=True))
 
         def measure(folder: Any) -> dict[str, list[float]]:
-            return {
-                "found": [float(self.curriculum.difficulty(d.text)) for d in self.documents[name].documents("train")]
-            }
+            return {"found": [float(curriculum.difficulty(d.text)) for d in self.documents[name].documents("train")]}
 
         found = np.asarray(get_or_build(folder, measure)["found"], dtype=np.float64)
         return EasiestFirst(corpus.train_starts, found, len(corpus.train), self.setup.seeds.data)
