@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ablatio.config.kind_lists import volatile
 from ablatio.data.batches import TrainBatches, ValidationBatches
 from ablatio.data.cache_store import get_or_build, key_of
 from ablatio.data.corpus import Corpus
@@ -19,6 +18,7 @@ from ablatio.data.types import Source, Tokenizer
 from ablatio.errors import UserError
 from ablatio.model.builder import PartChoice
 from ablatio.registry import kinds
+from ablatio.registry.registry import REGISTRIES
 from ablatio.registry.value_schedules import ValueSchedule
 from ablatio.training.proxies import Proxies
 
@@ -109,7 +109,8 @@ class DataStreams:
 
     def _trained_with(self, name: str) -> Any:
         """What shares that are found by training depend on."""
-        rest = {k: v for k, v in self.config.items() if k not in (*volatile(), "train")}
+        unused = ("out", "name", "trainer", "sweep", "train", *(kind for kind, r in REGISTRIES.items() if r.volatile))
+        rest = {k: v for k, v in self.config.items() if k not in unused}
         return [kinds.mixtures[name].digest, rest, [corpus.key for corpus in self.corpora.values()]]
 
     @cached_property
