@@ -185,7 +185,7 @@ def test_filters_run_per_source_and_arms_share_the_tokenizer(of, tmp_path):
 
     more = "tokenizer=bpe", "tokenizer.vocab_size=280"
     made = []
-    for name, settings in (("a", []), ("b", ["filter=[difficulty]", "filter.difficulty.high=0.5"])):
+    for name, settings in (("a", []), ("b", ["filter=[coreset]", "filter.coreset.by=random"])):
         where = f"out={tmp_path}", f"name={name}"
         made.append(ablatio.train(*SMALL, *more, of, "train.steps=1", *where, "mixture=proportional", *settings))
     states = [json.loads((tmp_path / name / "tokenizer.json").read_text())["state"] for name in "ab"]

@@ -31,6 +31,7 @@ COMMON_WORDS = {
     "random", "run", "sequential", "parallel", "identity", "clip", "convolution", "drop_path", "exact_answer", "policy",
     "preference", "jsonl", "csv", "tensorboard", "mlflow", "wandb", "position", "second",
     "task", "json", "table", "dataset", "parquet",
+    "difficulty", "perplexity", "ray", "stages", "target", "weights",
 }  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from ablatio.data.cache_store import get_or_build, key_of
 from ablatio.data.parallel import Engine, map_texts
@@ -76,6 +76,8 @@ class FilteredSource:
 
     Raises UserError, when it is read, if a filter leaves no document.
     """
+
+    combines: ClassVar[bool] = False
 
     def __init__(self, source: Source, pipeline: Pipeline) -> None:
         self.source, self.pipeline = source, pipeline

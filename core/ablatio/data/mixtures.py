@@ -84,7 +84,8 @@ class Draws:
 
     def tokens(self, step: int) -> NDArray[np.int64]:
         """Tokens in the rows drawn from each source before step number `step`: (S,)."""
-        return self._block(step // _BLOCK)[0][step % _BLOCK]
+        before: NDArray[np.int64] = self._block(step // _BLOCK)[0][step % _BLOCK]
+        return before
 
     def sources(self, step: int) -> NDArray[np.int64]:
         """Source of each row of a step, of all its batches: (rows,)."""

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ablatio.config.kind_lists import volatile
 from ablatio.data.batches import TrainBatches, ValidationBatches
 from ablatio.data.cache_store import get_or_build, key_of
 from ablatio.data.corpus import Corpus
@@ -19,6 +18,7 @@ from ablatio.data.types import Source, Tokenizer
 from ablatio.errors import UserError
 from ablatio.model.builder import PartChoice
 from ablatio.registry import kinds
+from ablatio.registry.registry import REGISTRIES
 from ablatio.registry.value_schedules import ValueSchedule
 from ablatio.training.proxies import Proxies
 
@@ -109,7 +109,8 @@ class DataStreams:
 
     def _trained_with(self, name: str) -> Any:
         """What shares that are found by training depend on."""
-        rest = {k: v for k, v in self.config.items() if k not in (*volatile(), "train")}
+        unused = ("out", "name", "trainer", "sweep", "train", *(kind for kind, r in REGISTRIES.items() if r.volatile))
+        rest = {k: v for k, v in self.config.items() if k not in unused}
         return [kinds.mixtures[name].digest, rest, [corpus.key for corpus in self.corpora.values()]]
 
     @cached_property
@@ -125,7 +126,8 @@ class DataStreams:
         step = min(step, self._steps - 1)
         tokens = self.setup.plan.tokens(step, self.setup.length) if schedule.unit == "tokens" else 0
         found = np.asarray(schedule.at(step, self._steps, tokens), dtype=np.float64)
-        return found / found.sum()
+        shares: Shares = found / found.sum()
+        return shares
 
     @property
     def _steps(self) -> int:
@@ -171,14 +173,13 @@ class DataStreams:
 
     def _easiest(self, name: str) -> EasiestFirst:
         """Rows of a source by the difficulty of their documents, which is kept in the cache."""
-        corpus, choice = self.corpora[name], PartChoice.of(self.config["curriculum"])
+        corpus, choice, curriculum = self.corpora[name], PartChoice.of(self.config["curriculum"]), self.curriculum
+        assert curriculum is not None
         made = [kinds.curricula[choice.name].digest, dict(choice.knobs), corpus.key]
         folder = self.setup.cache / "difficulty" / key_of("difficulty", json.dumps(made, sort_keys=True))
 
         def measure(folder: Any) -> dict[str, list[float]]:
-            return {
-                "found": [float(self.curriculum.difficulty(d.text)) for d in self.documents[name].documents("train")]
-            }
+            return {"found": [float(curriculum.difficulty(d.text)) for d in self.documents[name].documents("train")]}
 
         found = np.asarray(get_or_build(folder, measure)["found"], dtype=np.float64)
         return EasiestFirst(corpus.train_starts, found, len(corpus.train), self.setup.seeds.data)

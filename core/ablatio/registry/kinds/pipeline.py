@@ -75,7 +75,11 @@ class Mixture(Protocol):
 
 
 class MixtureMethods(Protocol):
-    """Optional members of a Mixture."""
+    """Optional members of a Mixture.
+
+    Optional attributes:
+    weights    shares in the order of the sources, of which a schedule gives others during training
+    """
 
     weights: Sequence[float]
 
