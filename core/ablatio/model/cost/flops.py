@@ -161,7 +161,8 @@ def _pass_flops(config: Mapping[str, Any], vocab_size: int) -> float:
     with FakeTensorMode(allow_non_fake_inputs=True), sdpa_kernel(SDPBackend.MATH):
         given = {f.name: getattr(example, f.name) for f in fields(example)}
         tensors = {name: t for name, t in given.items() if isinstance(t, torch.Tensor)}
-        example = replace(example, **{name: torch.zeros(t.shape, dtype=t.dtype) for name, t in tensors.items()})
+        blank: dict[str, Any] = {name: torch.zeros(t.shape, dtype=t.dtype) for name, t in tensors.items()}
+        example = replace(example, **blank)
         model = model.to_empty(device="cpu")
         with FlopCounterMode(display=False) as counter:
             states = model.states(example, Record())
