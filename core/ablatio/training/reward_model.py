@@ -9,6 +9,7 @@ from torch import Tensor
 from ablatio.data.types import Tokenizer
 from ablatio.errors import UserError
 from ablatio.model.example import Example
+from ablatio.model.number_format import without_autocast
 from ablatio.model.rl.answers import Answer
 from ablatio.training.restore import restore_model
 from ablatio.training.run_folder import refuse_living
@@ -43,7 +44,6 @@ def open_reward(path: str, tokenizer: Tokenizer) -> Callable[[Sequence[Answer]],
         )
 
     @torch.no_grad()
-    @torch.autocast(device.type, enabled=False)  # rewards do not depend on the precision of the run that asks
     def judge(answers: Sequence[Answer]) -> Tensor:
         scores = []
         for start in range(0, len(answers), AT_ONCE):
@@ -51,8 +51,9 @@ def open_reward(path: str, tokenizer: Tokenizer) -> Callable[[Sequence[Answer]],
             longest = max(map(len, rows))
             tokens = torch.tensor([r + [0] * (longest - len(r)) for r in rows], device=device)  # (B, T)
             last = torch.tensor([len(r) - 1 for r in rows], device=device)
-            hidden = model.hidden(Example(tokens, tokens))  # (B, T, d_model)
-            scores.append((hidden[torch.arange(len(rows)), last] @ weight.to(hidden.dtype)).float())
+            with without_autocast(device):  # rewards do not depend on the precision of the run that asks
+                hidden = model.hidden(Example(tokens, tokens))  # (B, T, d_model)
+                scores.append((hidden[torch.arange(len(rows)), last] @ weight.to(hidden.dtype)).float())
         return torch.cat(scores).cpu()
 
     return judge

@@ -50,7 +50,7 @@ def _step(part: PartSpec, packed: bool) -> None:
     example = objective(tiny_models.tokens(ROWS, LENGTH + 1), segments, named_generator(0, "waits")).to("meta")
     with meta_as_gpu():
         total, weight, _ = loss_of(objective, net, example)
-        (total / weight).backward()
+        (total / weight).backward()  # type: ignore[no-untyped-call]
 
 
 def test_a_step_waits_for_the_device_only_if_it_says_so(part: PartSpec) -> None:
@@ -70,11 +70,11 @@ def test_a_step_waits_for_the_device_only_if_it_says_so(part: PartSpec) -> None:
     )
 
 
-class _Products(TorchDispatchMode):
+class _Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """FLOPs of matrix products by dtype."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.flops = Counter[torch.dtype]()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
