@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from ablatio import Range, checkpointings
+from ablatio import Range, checkpointings, rule
 from ablatio.model.activation_checkpointing import offload, recompute, recompute_parts
 from ablatio.model.language_model import LanguageModel
 
@@ -56,6 +56,14 @@ class Selective:
 
     def apply(self, model: LanguageModel) -> None:
         recompute_parts(model, self.parts, self.stored)
+
+
+rule(
+    when="checkpointing.name == 'selective' and trainer.compile",
+    why="checkpointing=selective chooses among single operations, which torch.compile fuses",
+    fix="trainer.compile=false",
+    where="checkpointing",
+)
 
 
 @checkpointings.register("offload", paper="arXiv:1602.08124")

@@ -6,12 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
+import ablatio.model.decoding.rollout as rollout_module
 import ablatio_std.mlps.experts as experts_module
 from ablatio.model.build import build_model
 from ablatio.model.example import PADDING, Example, joined
 from ablatio.model.meta_copy import meta_copy
 from ablatio.model.transfer import constants, to_device
 from ablatio.registry.registry import REGISTRIES
+from ablatio.storage.safetensors_io import suspicious
 from ablatio.testing import tiny_models
 from ablatio.testing.device_waits import WaitsForDevice, meta_as_gpu
 
@@ -102,3 +104,27 @@ def test_lengths_read_before_the_copy_give_the_same_rows(padded: bool) -> None:
         assert (a is None and b is None) or torch.equal(a, b)
     with meta_as_gpu():
         assert joined(example.to("meta")).tokens.shape == plain.tokens.shape
+
+
+def test_looking_seldom_at_rollouts_changes_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that end early, with and without a look at each token."""
+    net = tiny_models.model().eval()
+    prompts, draws = [[1, 2, 3], [4, 5], [6]], rollout_module.streams(0, 0, 12, 20)
+    found = []
+    for every in (1, 16, 7):
+        monkeypatch.setattr(rollout_module, "look_every", lambda device, every=every: every)
+        found.append(
+            rollout_module.sample_rollouts(net, prompts, draws, stop=5, new_tokens=20, group=4, temperature=3.0)
+        )
+    assert 0 < found[0].mask.mean() < 1, "no answer ended early"
+    for other in found[1:]:
+        assert torch.equal(other.tokens, found[0].tokens) and torch.equal(other.mask, found[0].mask)
+        torch.testing.assert_close(other.logps, found[0].logps, rtol=1e-5, atol=1e-6)
+
+
+def test_tensors_of_a_device_are_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    here, there = torch.ones(2), torch.ones(3, device="meta")
+    monkeypatch.setattr(Tensor, "__bool__", lambda self: True)
+    assert set(suspicious({"a": here, "b": there})) == {"a"}
+    monkeypatch.setattr(Tensor, "__bool__", lambda self: False)
+    assert set(suspicious({"a": here, "b": there})) == {"a", "b"}

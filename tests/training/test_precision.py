@@ -27,6 +27,7 @@ OPTIMIZERS = [entry.name for entry in REGISTRIES["optimizer"]]
 METHODS = [e.name for e in REGISTRIES["alignment"] if e.facts["data"] == "prompts"]
 
 
+@pytest.mark.slow
 def test_16_bits_follow_32_and_clip_sees_unscaled_gradients(tmp_path: Path, text_file: Path) -> None:
     """The oracle is the run in 32 bits: with the scale in it the norm would be 65536 times as large."""
     settings = [*TINY, f"source.path={text_file}", f"out={tmp_path}", "train.log_every=1", "trainer.device=cpu"]

@@ -71,7 +71,7 @@ class RecomputedPart:
         return _recomputed(self.inner, self.part, x, ctx, self._contexts)
 
     def _contexts(self) -> tuple[Any, Any]:
-        first, second = create_selective_checkpoint_contexts(self._policy)
+        first, second = create_selective_checkpoint_contexts(self._policy)  # type: ignore[no-untyped-call]
         for storages in _observers:
             storages.append(first.storage)
         return first, second
@@ -166,6 +166,6 @@ def _recomputed(
             for buffer, _, new in moved:
                 buffer.copy_(new)
 
-    more = {} if contexts is None else {"context_fn": contexts}
+    more: dict[str, Any] = {} if contexts is None else {"context_fn": contexts}
     found: Tensor = checkpoint(run, x, use_reentrant=False, **more)
     return found

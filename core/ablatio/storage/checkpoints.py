@@ -29,7 +29,7 @@ from ablatio.storage.atomic_write import (
     write_text,
 )
 from ablatio.storage.manifest import FORMAT, read_manifest, readable, seal, sealed, understood
-from ablatio.storage.safetensors_io import check_tensor, count_non_finite, read_tensors, tensor_pieces
+from ablatio.storage.safetensors_io import check_tensor, count_non_finite, read_tensors, suspicious, tensor_pieces
 from ablatio.storage.state_json import decode_state, encode_state, refuse_builders
 
 if TYPE_CHECKING:
@@ -173,7 +173,7 @@ class Checkpoints:
         for name, tensor in model.items():
             check_tensor(tensor, name)
         optimizer = {name: tensor for name, tensor in tensors.items() if name.startswith("state.optim")}
-        for name, tensor in (*model.items(), *optimizer.items()):
+        for name, tensor in suspicious({**model, **optimizer}).items():
             if bad := count_non_finite(tensor):
                 raise Diverged(
                     f"{name} at step {step}: {bad} of {tensor.numel()} values are NaN or infinite; not saved.\n"

@@ -58,6 +58,18 @@ def check_tensor(tensor: Any, where: str) -> None:
         raise UserError(f"{where}: {came} cannot be saved as safetensors; make it dense and load it first.")
 
 
+def suspicious(tensors: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
+    """Leave out tensors of a GPU if all of them are finite, which is read from it once."""
+    import torch
+
+    away = {name: t for name, t in tensors.items() if t.device.type != "cpu"}
+    by_device: dict[Any, list[Tensor]] = {}
+    for tensor in away.values():
+        by_device.setdefault(tensor.device, []).append(torch.isfinite(tensor.detach()).all())
+    finite = all(bool(torch.stack(flags).all()) for flags in by_device.values())
+    return {name: t for name, t in tensors.items() if name not in away} if finite else dict(tensors)
+
+
 def count_non_finite(tensor: "Tensor") -> int:
     """Count the NaN and infinite values; if there are none, this is one pass without a copy."""
     import torch

@@ -10,6 +10,7 @@ from ablatio.data.types import Tokenizer
 from ablatio.errors import UserError
 from ablatio.model.example import Example
 from ablatio.model.language_model import LanguageModel
+from ablatio.model.number_format import without_autocast
 from ablatio.model.rl.answers import Answer, step_tokens
 from ablatio.training.restore import restore_model
 from ablatio.training.run_folder import refuse_living
@@ -46,7 +47,7 @@ class TrainedReward:
             rows = [[*a.prompt_ids, *a.ids] for a in answers[start : start + AT_ONCE]]
             longest = max(map(len, rows))
             tokens = torch.tensor([r + [0] * (longest - len(r)) for r in rows])  # (B, T)
-            with torch.autocast(tokens.device.type, enabled=False):  # independent of the precision of the run that asks
+            with without_autocast(tokens.device):  # independent of the precision of the run that asks
                 hidden = self.model.hidden(Example(tokens, tokens))  # (B, T, d_model)
                 values = (hidden @ self.weight.to(hidden.dtype)).float()
             yield from (value[: len(row)] for value, row in zip(values, rows, strict=True))

@@ -181,7 +181,7 @@ class RolloutSampler:
 
     def texts(self, prompts: Sequence[Prompt], rollout: Rollout, group: int) -> list[Answer]:
         """The answers of a rollout as text, as rewards take them."""
-        answers = []
+        answers, rollout = [], rollout.cpu()  # once: each row is read below
         for row in range(len(rollout)):
             prompt, ids = prompts[row // group], rollout.answer(row)
             text = self.decode(rollout.answer(row, self.stop))

@@ -159,11 +159,10 @@ def _pass_flops(config: Mapping[str, Any], vocab_size: int) -> float:
     with torch.device("meta"):
         model = ModelBuilder(config, vocab_size).model().train()
     with FakeTensorMode(allow_non_fake_inputs=True), sdpa_kernel(SDPBackend.MATH):
-        tokens = {f.name: getattr(example, f.name) for f in fields(example)}
-        example = replace(
-            example,
-            **{k: torch.zeros(t.shape, dtype=t.dtype) for k, t in tokens.items() if isinstance(t, torch.Tensor)},
-        )
+        given = {f.name: getattr(example, f.name) for f in fields(example)}
+        tensors = {name: t for name, t in given.items() if isinstance(t, torch.Tensor)}
+        blank: dict[str, Any] = {name: torch.zeros(t.shape, dtype=t.dtype) for name, t in tensors.items()}
+        example = replace(example, **blank)
         model = model.to_empty(device="cpu")
         with FlopCounterMode(display=False) as counter:
             states = model.states(example, Record())

@@ -141,10 +141,10 @@ def _saved(config: Mapping[str, Any], vocab_size: int, layers: int) -> int:
     weights = {p.untyped_storage()._cdata for p in model.parameters()}  # saved, too, but counted elsewhere
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     with fake:
-        fields = {f.name: getattr(example, f.name) for f in dataclasses.fields(example)}
-        example = dataclasses.replace(
-            example, **{k: torch.zeros(t.shape, dtype=t.dtype) for k, t in fields.items() if isinstance(t, Tensor)}
-        )
+        given = {f.name: getattr(example, f.name) for f in dataclasses.fields(example)}
+        tensors = {name: t for name, t in given.items() if isinstance(t, Tensor)}
+        blank: dict[str, Any] = {name: torch.zeros(t.shape, dtype=t.dtype) for name, t in tensors.items()}
+        example = dataclasses.replace(example, **blank)
         model = model.to_empty(device="cpu")
         weights = {p.untyped_storage()._cdata for p in model.parameters()}
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), observed_storage() as stored:

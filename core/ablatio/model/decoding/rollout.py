@@ -40,6 +40,10 @@ class Rollout:
     def __getitem__(self, rows: Any) -> "Rollout":
         return Rollout(*(getattr(self, f.name)[rows] for f in fields(self)))
 
+    def cpu(self) -> "Rollout":
+        """Copy all tensors to the CPU."""
+        return Rollout(*(getattr(self, f.name).cpu() for f in fields(self)))
+
     @classmethod
     def joined(cls, parts: Sequence["Rollout"]) -> "Rollout":
         """Concatenate rollouts along the rows, padding prompts on the left and answers on the right."""
@@ -144,6 +148,11 @@ def _padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Ten
     return tokens.to(device), segments.to(device)
 
 
+def look_every(device: torch.device) -> int:
+    """Tokens between two looks at which rows have ended: on a GPU, each look waits for all that is queued there."""
+    return 1 if device.type == "cpu" else 16
+
+
 def _decode(
     model: Any,
     prompts: Sequence[Sequence[int]],
@@ -174,7 +183,8 @@ def _decode(
         found.add(chosen, logp, running)
         if stop is not None:
             running = running & (chosen != stop)
-            left = int(running.sum())
+            # Between two looks finished rows go on, and what they add is masked.
+            left = int(running.sum()) if (t + 1) % look_every(device) == 0 else len(running)
             if left == 0:
                 break
             if left <= 0.75 * len(running):  # copying the cache costs less than further steps on finished rows

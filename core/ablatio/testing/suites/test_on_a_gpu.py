@@ -20,6 +20,7 @@ from ablatio.testing import checks, tiny_models
 from ablatio.testing.device_waits import WaitsForDevice, meta_as_gpu
 
 ROWS, LENGTH = 4, 24
+SEES_DOCUMENTS = ("attention", "position", "mlp", "objective")  # kinds that take another way in packed rows
 LEAST = 0.05  # share of a model's FLOPs: the router of a mixture stays below it
 
 
@@ -49,7 +50,7 @@ def _step(part: PartSpec, packed: bool) -> None:
     example = objective(tiny_models.tokens(ROWS, LENGTH + 1), segments, named_generator(0, "waits")).to("meta")
     with meta_as_gpu():
         total, weight, _ = loss_of(objective, net, example)
-        (total / weight).backward()
+        (total / weight).backward()  # type: ignore[no-untyped-call]
 
 
 def test_a_step_waits_for_the_device_only_if_it_says_so(part: PartSpec) -> None:
@@ -57,7 +58,7 @@ def test_a_step_waits_for_the_device_only_if_it_says_so(part: PartSpec) -> None:
     # The smallest model in which the part runs may have other parts that wait.
     reasons = (other.facts.get("waits") for other in _parts(part))
     reason, found = next(filter(None, reasons), ""), list[str]()
-    for packed in (False, True):
+    for packed in (False, True) if part.kind in SEES_DOCUMENTS else (True,):
         try:
             _step(part, packed)
         except WaitsForDevice as wait:
@@ -69,11 +70,11 @@ def test_a_step_waits_for_the_device_only_if_it_says_so(part: PartSpec) -> None:
     )
 
 
-class _Products(TorchDispatchMode):
+class _Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """FLOPs of matrix products by dtype."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.flops = Counter[torch.dtype]()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
