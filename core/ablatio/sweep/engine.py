@@ -246,7 +246,8 @@ class Engine:
                 self.again.discard(job.id)
                 self.held[job.id] = claim
                 where = str(self.folder.absolute())  # cluster nodes have another working directory
-                self.launcher.submit(LaunchRequest(where, job.id, claim.attempt, claim.offset))
+                devices = int(job.config["trainer"].get("devices", 1))
+                self.launcher.submit(LaunchRequest(where, job.id, claim.attempt, claim.offset, devices))
 
     def _settle(self, end: LaunchOutcome) -> None:
         """Record the end of a process that could not record it itself."""

@@ -19,11 +19,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
 from torch._C._distributed_c10d import TCPStore
 
 from ablatio.errors import AblatioError, Diverged, EnvironmentFault, Preempted, UserError
 from ablatio.registry.parts_file import current as parts_file
 from ablatio.storage.process import stop_signals
+from ablatio.training.device import Machine
 from ablatio.training.process_group import PeerLost
 from ablatio.training.rank_environment import STORE_OF_SUPERVISOR, Place, node_rank
 
@@ -48,6 +50,11 @@ def train_on_ranks(config: Mapping[str, Any], request: Mapping[str, Any]) -> Non
     """
     trainer = config["trainer"]
     devices, nodes = int(trainer["devices"]), int(trainer["nodes"])
+    if Machine.choose(trainer).device == "cuda" and devices > torch.cuda.device_count():
+        raise EnvironmentFault(
+            f"trainer.devices={devices}, and this process sees {torch.cuda.device_count()} GPUs\n"
+            f"    try: trainer.devices={torch.cuda.device_count()}, or a launcher that gives a run more of them"
+        )
     with (
         tempfile.TemporaryDirectory(prefix="ablatio-ranks-") as place,
         store_of_supervisor(nodes) as (address, port, ours),

@@ -7,12 +7,16 @@ from typing import Literal, Protocol
 
 @dataclass(frozen=True, slots=True)
 class LaunchRequest:
-    """One attempt at one job of the study in `folder`; `offset` is the byte offset of its claim in the ledger."""
+    """One attempt at one job of the study in `folder`; `offset` is the byte offset of its claim in the ledger.
+
+    devices  number of devices that the run uses on its machine
+    """
 
     folder: str
     job: str
     attempt: int
     offset: int
+    devices: int = 1
 
 
 @dataclass(frozen=True, slots=True)
