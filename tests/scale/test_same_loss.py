@@ -29,7 +29,8 @@ FURTHER: dict[str, Sequence[str]] = {
     "dpo": ("task=preference", "alignment=dpo", *SENTIMENT),
     "reward": ("task=reward", *SENTIMENT),
     "lora": ("peft=lora",),
-    "value_residual": ("shortcut=value_residual",),
+    "value_residual": ("attention=value_residual",),
+    "value_embeddings": ("shortcut=value_embeddings",),
     "recomputed": ("checkpointing=full",),
 }
 OPTIMIZERS = (
