@@ -63,7 +63,7 @@ def _number(name: str, default: int | None = None) -> int:
 
 def several_devices(trainer: Mapping[str, Any]) -> bool:
     """True if more than one device trains the run."""
-    return int(trainer["devices"]) * int(trainer["nodes"]) > 1
+    return int(trainer.get("devices", 1)) * int(trainer.get("nodes", 1)) > 1
 
 
 def is_first() -> bool:
