@@ -137,7 +137,8 @@ def _refuse_too_large(spec: RunSpec) -> None:
         held = "weights, a reference" if memory.beside else "weights"
         raise EnvironmentFault(
             f"this model has {spec.parameters:,} parameters: {held}, gradients and the "
-            f"optimizer's state take {memory.lasting / 1e9:,.1f} GB, and {_where(spec.config)} has {room / 1e9:,.1f} GB\n"
+            f"optimizer's state take {memory.lasting / 1e9:,.1f} GB, and {_where(spec.config)} has "
+            f"{room / 1e9:,.1f} GB\n"
             "    try: size=small"
         )
 
