@@ -50,7 +50,8 @@ def folder_of_other_machine(config: Mapping[str, Any]) -> Path:
             f"trainer.nodes={config['trainer']['nodes']}: the machines of a run agree on its folder by name, and there "
             "is no name=\n    try: name=big on each of them"
         )
-    return Path(config["out"]).expanduser() / config["name"]
+    folder: Path = Path(config["out"]).expanduser() / config["name"]
+    return folder
 
 
 def _folder_of_now(root: Path) -> Path:
