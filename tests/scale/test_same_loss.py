@@ -39,7 +39,8 @@ OPTIMIZERS = (
 )  # fmt: skip
 # These orthogonalize or invert nearly singular matrices: the rounding of a sum over two ranks grows 100-fold; the
 # eigenbases of soap are arbitrary where the first gradients have no rank.  ddp, which changes no update, shows the same.
-LOOSE = dict.fromkeys(("dion", "galore", "muon", "normuon", "scion", "shampoo"), 1e-3) | {"soap": 2e-2, "kl_soap": 2e-2}
+LOOSE = dict.fromkeys(("dion", "galore", "muon", "normuon", "scion", "shampoo"), 1e-3)
+LOOSE |= {"soap": 2e-2, "kl_soap": 2e-2}
 
 
 def train(folder: Path, cases: Mapping[str, Sequence[str]], *strategy: str, ranks: int = 1) -> None:
