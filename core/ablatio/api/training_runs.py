@@ -16,7 +16,7 @@ from ablatio.storage.json_files import read_object
 from ablatio.storage.paths import shell_word
 from ablatio.storage.streams import lasting_stdout
 from ablatio.sweep.recipes import schema as recipes
-from ablatio.training.rank_environment import from_environment, is_first
+from ablatio.training.rank_environment import from_environment, is_first, node_rank
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback
@@ -61,10 +61,14 @@ def train(
     with composing():
         composed = adapter.composed(words)
         check_packages([composed.config])
-    from ablatio.training.run_folder import discard_empty, new_folder
+    from ablatio.training.run_folder import discard_empty, folder_of_other_machine, new_folder
 
     if from_environment() is not None:
         return _train_as_rank(composed, console, callbacks)
+    if node_rank(int(composed.config["trainer"]["nodes"])) > 0:  # the first machine makes the folder
+        folder = folder_of_other_machine(composed.config)
+        _train(composed.config, composed.public, folder, console_for(True), callbacks)
+        return RunFolder(folder)
     folder = new_folder(composed.config)
     with discard_empty(folder):
         _train(composed.config, composed.public, folder, console, callbacks)

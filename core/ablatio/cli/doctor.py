@@ -1,9 +1,11 @@
 """`ablatio doctor`: show versions, device, folders and plugins, and report each problem with a fix."""
 
+import importlib.util
 import os
 import shutil
 import sys
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 
 from ablatio.cli.commands import parser
@@ -20,9 +22,9 @@ def run(arguments: list[str]) -> int:
     from ablatio.training.provenance import versions
 
     problems: list[str] = []
-    for name, version in versions().items():
-        print(f"{name:<12} {version}")
-        if version == "not installed":
+    for name, found in versions().items():
+        print(f"{name:<12} {found}")
+        if found == "not installed":
             problems.append(f"{name} is not installed\n    try: pip install {name}")
     _machine()
     _folder("cache", cache_root(), problems)
@@ -60,6 +62,25 @@ def _machine() -> None:
         else f"{cores()} cores, {torch.backends.cpu.get_cpu_capability()}"
     )
     print(f"{'device':<12} {chosen.device} ({name}), precision {chosen.precision}, {chosen.threads} threads")
+    _several_devices()
+
+
+def _several_devices() -> None:
+    """Print what a run on several devices would use: GPUs and NCCL, or processes and gloo; and DeepSpeed."""
+    import torch
+    import torch.distributed as dist
+
+    gpus = torch.cuda.device_count()
+    if not dist.is_available():
+        means = "torch has no distributed package: one device per run"
+    elif gpus:
+        nccl = torch.cuda.nccl.version() if dist.is_nccl_available() else ("missing",)  # type: ignore[no-untyped-call]
+        means = f"{gpus} GPUs, NCCL {'.'.join(map(str, nccl))}"
+    else:
+        means = "processes on CPU cores, with gloo"
+    deepspeed = importlib.util.find_spec("deepspeed") is not None
+    zero = f"DeepSpeed {version('deepspeed')}" if deepspeed else "without DeepSpeed (zero1, zero2)"
+    print(f"{'strategies':<12} {means}; {zero}")
 
 
 def _folder(what: str, folder: Path, problems: list[str]) -> None:

@@ -247,7 +247,9 @@ class Engine:
                 self.held[job.id] = claim
                 where = str(self.folder.absolute())  # cluster nodes have another working directory
                 together = min(self.launcher.slots, len(self.jobs))
-                self.launcher.submit(LaunchRequest(where, job.id, claim.attempt, claim.offset, together))
+                devices = int(job.config["trainer"].get("devices", 1))
+                request = LaunchRequest(where, job.id, claim.attempt, claim.offset, together, devices)
+                self.launcher.submit(request)
 
     def _settle(self, end: LaunchOutcome) -> None:
         """Record the end of a process that could not record it itself."""

@@ -52,7 +52,7 @@ def train(entry: PartSpec, knobs: Mapping[str, Any] | None = None) -> Steps:
         for process in processes:
             process.start()
         for process in processes:
-            process.join(120)
+            process.join(240)
             process.kill()
         for rank in range(WORLD):
             if (failed := Path(folder, f"failed{rank}")).exists():

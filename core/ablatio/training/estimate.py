@@ -20,6 +20,7 @@ from ablatio.model.cost.memory import WIDTH
 from ablatio.model.parameter_roles import groups_by_role, named_generator
 from ablatio.registry import kinds
 from ablatio.training.device import Machine, runs_on_gpu
+from ablatio.training.rank_environment import several_devices
 from ablatio.training.run_spec import RunSpec
 
 T = TypeVar("T")
@@ -53,13 +54,32 @@ def memory_here(trainer: Mapping[str, Any]) -> int:
     return min(limits)
 
 
+def _room(config: Mapping[str, Any]) -> int:
+    """Bytes for one copy of weights, gradients and optimizer state: ranks on CPUs share a machine, shards are parts."""
+    trainer = config["trainer"]
+    if not several_devices(trainer):
+        return memory_here(trainer)
+    local, strategy = int(trainer["devices"]), kinds.strategies[config["strategy"]["name"]]
+    parts = local * int(trainer["nodes"]) if strategy.facts["shards"] else 1
+    copies_here = 1 if Machine.choose(trainer).device == "cuda" else local
+    return memory_here(trainer) * parts // copies_here
+
+
+def _where(config: Mapping[str, Any]) -> str:
+    """What has the memory, for messages."""
+    if not several_devices(config["trainer"]):
+        return "this machine"
+    devices = int(config["trainer"]["devices"]) * int(config["trainer"]["nodes"])
+    return f"strategy={config['strategy']['name']} on {devices} devices"
+
+
 def check_memory(spec: RunSpec) -> None:
     """Raise EnvironmentFault if weights, gradients and optimizer state of the run do not fit into memory.
 
     Decided at once for a model whose plain layers alone come near the limit; all others are checked while they are
     built, by `within_memory`.
     """
-    if MOST * _plain_parameters(spec) >= memory_here(spec.config["trainer"]):
+    if MOST * _plain_parameters(spec) >= _room(spec.config):
         _refuse_too_large(spec)
 
 
@@ -70,7 +90,7 @@ def within_memory(spec: RunSpec, build: Callable[[], T]) -> T:
     computed from shapes before it starts again.
     """
     try:
-        with _parameter_limit(memory_here(spec.config["trainer"]) // MOST):
+        with _parameter_limit(_room(spec.config) // MOST):
             return build()
     except _NearLimit:
         _refuse_too_large(spec)
@@ -115,11 +135,11 @@ def _plain_parameters(spec: RunSpec) -> int:
 
 def _refuse_too_large(spec: RunSpec) -> None:
     """Raise EnvironmentFault if the memory computed from shapes exceeds that of the machine; else return."""
-    room, memory = memory_here(spec.config["trainer"]), spec.memory
+    room, memory = _room(spec.config), spec.memory
     if memory.lasting > room:
         held = "weights, a reference" if memory.beside else "weights"
         shared = Machine.choose(spec.config["trainer"]).device == "cuda" and runs_on_gpu() > 1
-        here = f"each of {runs_on_gpu()} runs on this GPU" if shared else "this machine"
+        here = f"each of {runs_on_gpu()} runs on this GPU" if shared else _where(spec.config)
         raise EnvironmentFault(
             f"this model has {spec.parameters:,} parameters: {held}, gradients and the "
             f"optimizer's state take {memory.lasting / 1e9:,.1f} GB, and {here} has {room / 1e9:,.1f} GB\n"

@@ -19,13 +19,15 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
 from torch._C._distributed_c10d import TCPStore
 
 from ablatio.errors import AblatioError, Diverged, EnvironmentFault, Preempted, UserError
 from ablatio.registry.parts_file import current as parts_file
 from ablatio.storage.process import stop_signals
+from ablatio.training.device import Machine
 from ablatio.training.process_group import PeerLost
-from ablatio.training.rank_environment import STORE_OF_SUPERVISOR, Place
+from ablatio.training.rank_environment import STORE_OF_SUPERVISOR, Place, node_rank
 
 SETTLE = 5.0  # seconds in which the rank that failed first may end after those that lost it
 PATIENCE = 20.0  # seconds between SIGTERM and SIGKILL, when a rank has failed
@@ -48,11 +50,16 @@ def train_on_ranks(config: Mapping[str, Any], request: Mapping[str, Any]) -> Non
     """
     trainer = config["trainer"]
     devices, nodes = int(trainer["devices"]), int(trainer["nodes"])
+    if Machine.choose(trainer).device == "cuda" and devices > torch.cuda.device_count():
+        raise EnvironmentFault(
+            f"trainer.devices={devices}, and this process sees {torch.cuda.device_count()} GPUs\n"
+            f"    try: trainer.devices={torch.cuda.device_count()}, or a launcher that gives a run more of them"
+        )
     with (
         tempfile.TemporaryDirectory(prefix="ablatio-ranks-") as place,
         store_of_supervisor(nodes) as (address, port, ours),
     ):
-        first = _node(nodes) * devices
+        first = node_rank(nodes) * devices
         ranks = [Place(first + i, nodes * devices, i, devices, address, port) for i in range(devices)]
         file = parts_file()
         words = json.dumps({**request, "parts": {"path": file.path, "text": file.text} if file else None})
@@ -81,19 +88,6 @@ def store_of_supervisor(nodes: int) -> Iterator[tuple[str, int, bool]]:
             "    try: MASTER_ADDR=HOST MASTER_PORT=29500 NODE_RANK=0 ablatio train ..., with NODE_RANK=1 on the second"
         )
     yield address, int(os.environ.get("MASTER_PORT", "29500")), False
-
-
-def _node(nodes: int) -> int:
-    """Number of this machine among those of the run: NODE_RANK, or Slurm's."""
-    if nodes == 1:
-        return 0
-    text = os.environ.get("NODE_RANK") or os.environ.get("SLURM_NODEID") or ""
-    if not text.isdigit() or int(text) >= nodes:
-        raise UserError(
-            f"trainer.nodes={nodes}: NODE_RANK={text or 'not set'}; each machine needs its number, 0 ... {nodes - 1}\n"
-            "    try: NODE_RANK=0 ablatio train ..."
-        )
-    return int(text)
 
 
 def _first_host(nodes: str) -> str:

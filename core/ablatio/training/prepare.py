@@ -163,9 +163,9 @@ def row_plan(timeline: Timeline, stabilizers: Mapping[str, Stabilizer]) -> RowPl
 
 def strategy_of(config: Mapping[str, Any]) -> Strategy:
     """Build the strategy of the run for the ranks of this process; one device needs none."""
-    choice = PartChoice.of(config["strategy"])
     if ranks().world == 1:
         return Strategy(ranks())
+    choice = PartChoice.of(config["strategy"])
     built: Any = kinds.strategies.build(choice.name, choice.knobs, ranks=ranks())
     return cast(Strategy, built)
 

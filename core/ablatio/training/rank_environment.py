@@ -63,10 +63,23 @@ def _number(name: str, default: int | None = None) -> int:
 
 def several_devices(trainer: Mapping[str, Any]) -> bool:
     """True if more than one device trains the run."""
-    return int(trainer["devices"]) * int(trainer["nodes"]) > 1
+    return int(trainer.get("devices", 1)) * int(trainer.get("nodes", 1)) > 1
 
 
 def is_first() -> bool:
     """True unless this process is a rank other than 0."""
     place = from_environment()
     return place is None or place.rank == 0
+
+
+def node_rank(nodes: int) -> int:
+    """Number of this machine among those of the run: NODE_RANK, or Slurm's."""
+    if nodes == 1:
+        return 0
+    text = os.environ.get("NODE_RANK") or os.environ.get("SLURM_NODEID") or ""
+    if not text.isdigit() or int(text) >= nodes:
+        raise UserError(
+            f"trainer.nodes={nodes}: NODE_RANK={text or 'not set'}; each machine needs its number, 0 ... {nodes - 1}\n"
+            "    try: NODE_RANK=0 ablatio train ..."
+        )
+    return int(text)

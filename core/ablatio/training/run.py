@@ -66,6 +66,7 @@ def train(
         if stack.enter_context(among_ranks(spec.config["trainer"])).first:
             stack.enter_context(owned(folder, resume=resume))
         summary = _train(spec, folder, console, resume=resume, until=until, callbacks=callbacks)
+        ranks().wait()  # the summary is written when a rank returns
         training(ended=True)
         return summary
 

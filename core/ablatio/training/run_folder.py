@@ -45,6 +45,17 @@ def new_folder(config: Mapping[str, Any]) -> Path:
     return make_folder(folder)
 
 
+def folder_of_other_machine(config: Mapping[str, Any]) -> Path:
+    """Return the run folder OUT/NAME, which another machine of the run makes; UserError without a name."""
+    if not config["name"]:
+        raise UserError(
+            f"trainer.nodes={config['trainer']['nodes']}: the machines of a run agree on its folder by name, and there "
+            "is no name=\n    try: name=big on each of them"
+        )
+    folder: Path = Path(config["out"]).expanduser() / config["name"]
+    return folder
+
+
 def _folder_of_now(root: Path) -> Path:
     """Create a folder named after the time; two processes never get the same one."""
     stamp = time.strftime("%Y-%m-%d_%H-%M-%S")

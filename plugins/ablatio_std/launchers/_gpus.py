@@ -14,10 +14,10 @@ def gpus() -> list[str]:
     return [str(i) for i in range(torch.cuda.device_count())] if torch else []
 
 
-def least_used(names: Iterable[str], in_use: Iterable[str]) -> str:
-    """Return the name with the fewest occurrences in `in_use`; "" if there are no names."""
+def least_used(names: Iterable[str], in_use: Iterable[str], count: int = 1) -> list[str]:
+    """Return the `count` names with the fewest occurrences in `in_use`; all if there are fewer."""
     runs = dict.fromkeys(names, 0)
     for name in in_use:
         if name in runs:
             runs[name] += 1
-    return min(runs, key=runs.__getitem__, default="")
+    return sorted(runs, key=runs.__getitem__)[:count]

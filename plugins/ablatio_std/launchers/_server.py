@@ -28,7 +28,7 @@ class Child:
     """A running child process.
 
     deadline    time.monotonic() of the next signal: SIGTERM, or SIGKILL once it is `terminated`
-    gpu         name of its GPU; "" for none
+    gpu         names of its GPUs, separated by commas; "" for none
     terminated  True after SIGTERM was sent
     timed_out   True if SIGTERM was sent because of the timeout
     """
@@ -43,12 +43,15 @@ class Child:
 class Server:
     """Server of a pool, controlled by the messages of `pipe`.
 
-    A LaunchRequest starts a run, a job's id asks that job to stop, None asks all jobs to stop and ends the server.
+    A LaunchRequest starts a run, a job's id asks that job to stop, None asks all jobs to stop and ends the server.  A
+    run takes as many of the `places` as it has devices, and waits until they are free; one that needs more runs alone.
     """
 
-    def __init__(self, pipe: Connection, work: Work, threads: int, timeout: float | None) -> None:
+    def __init__(self, pipe: Connection, work: Work, threads: int, timeout: float | None, places: int) -> None:
         self.pipe, self.work, self.threads = pipe, work, threads
         self.timeout = timeout or float("inf")
+        self.places = places
+        self.waiting: list[LaunchRequest] = []
         self.children: dict[int, Child] = {}
         self.gpus: list[str] = []
         self.stopping = False
@@ -73,6 +76,7 @@ class Server:
                 self._handle_message()
             self._reap()
             self._enforce_deadlines()
+            self._start_waiting()
 
     def _install_signal_handlers(self) -> None:
         os.set_blocking(self.wake, False)
@@ -87,13 +91,24 @@ class Server:
         except (EOFError, OSError):  # the sweeper is gone
             message = None
         if isinstance(message, LaunchRequest):
-            self._fork(message)
+            self.waiting.append(message)
         elif message is None:
             self._stop()
         else:
             for pid, child in self.children.items():
                 if child.order.job == message:
                     self._terminate(pid, child)
+            for order in [order for order in self.waiting if order.job == message]:
+                self.waiting.remove(order)
+                self._send(LaunchOutcome(order, "lost"))
+
+    def _start_waiting(self) -> None:
+        """Start the runs that have waited longest, while there are places for them."""
+        while self.waiting and not self.stopping:
+            taken = sum(child.order.devices for child in self.children.values())
+            if taken and taken + self.waiting[0].devices > self.places:
+                return
+            self._fork(self.waiting.pop(0))
 
     def _stop(self) -> None:
         self.stopping = True
@@ -106,7 +121,8 @@ class Server:
             os.kill(pid, signal.SIGTERM)  # not reaped yet, so the pid cannot belong to another process
 
     def _fork(self, order: LaunchRequest) -> None:
-        server, gpu = os.getpid(), least_used(self.gpus, (child.gpu for child in self.children.values()))
+        in_use = [name for child in self.children.values() for name in child.gpu.split(",")]
+        server, gpu = os.getpid(), ",".join(least_used(self.gpus, in_use, order.devices))
         # SIGTERM is blocked until the child has reset its handlers: it would run the server's handler otherwise.
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
         pid = os.fork()
@@ -184,7 +200,9 @@ class Server:
             self.pipe.send(message)
 
 
-def serve(pipe: Connection, other_end: Connection | None, work: Work, threads: int, timeout: float | None) -> None:
+def serve(
+    pipe: Connection, other_end: Connection | None, work: Work, threads: int, timeout: float | None, places: int
+) -> None:
     """Main function of the server's process.
 
     Args:
@@ -193,7 +211,8 @@ def serve(pipe: Connection, other_end: Connection | None, work: Work, threads: i
         work: does one run.
         threads: threads of torch in each run.
         timeout: seconds after which a run is stopped; None for no limit.
+        places: number of devices that the runs use at a time.
     """
     if other_end is not None:
         other_end.close()
-    Server(pipe, work, threads, timeout).serve()
+    Server(pipe, work, threads, timeout, places).serve()

@@ -37,7 +37,7 @@ class Pool:
         self,
         work: Work,
         *,
-        workers: Annotated[int | None, Positive, "runs at a time; null: number of cores / threads"] = None,
+        workers: Annotated[int | None, Positive, "devices in use at a time; null: number of cores / threads"] = None,
         threads: Threads = 1,
         timeout: Seconds = None,
     ) -> None:
@@ -50,7 +50,7 @@ class Pool:
         method = "fork" if _may_fork() else "spawn"
         context = multiprocessing.get_context(method)
         self.pipe, theirs = context.Pipe()
-        arguments = (theirs, self.pipe if method == "fork" else None, self.work, self.threads, self.timeout)
+        arguments = (theirs, self.pipe if method == "fork" else None, self.work, self.threads, self.timeout, self.slots)
         self.server = context.Process(target=serve, args=arguments, name="ablatio-server")  # type: ignore[attr-defined]
         with _without_main():
             self.server.start()

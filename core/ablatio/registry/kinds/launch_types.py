@@ -12,6 +12,7 @@ class LaunchRequest:
     """One attempt at one job of the study in `folder`; `offset` is the byte offset of its claim in the ledger.
 
     together  largest number of runs that may be executed at the same time, this one included
+    devices  number of devices that the run uses on its machine
     """
 
     folder: str
@@ -19,6 +20,7 @@ class LaunchRequest:
     attempt: int
     offset: int
     together: int = 1
+    devices: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -193,10 +193,14 @@ class Strategy(Protocol):
     backward(loss, last)      after the last one of a step, gradients are those of the sum over all ranks
     optimizer(build, groups, piece)  build the optimizer, which updates pieces of this size: entry | tensor | model
     wrap(optimizer)           what steps in its place
-    before_update(), after_update(), zero_grad(optimizer)  around its step
-    scale_gradients(parameters, factor), gradient_norm(parameters)
+    before_update()           hand the optimizer the gradients
+    after_update()            take the weights from the optimizer
+    zero_grad(optimizer)      drop the gradients of the last step
+    scale_gradients(parameters, factor)  multiply all gradients
+    gradient_norm(parameters)  Euclidean norm of the whole gradient, the same on all ranks
     whole_weights()           context in which every rank holds all weights
-    gather(checkpoint), scatter(checkpoint)  from the parts of the ranks to the checkpoint of one device, and back
+    gather(checkpoint)        from the parts of the ranks to the checkpoint of one device, complete on rank 0
+    scatter(checkpoint)       this rank's part of the checkpoint of one device
 
     Facts:
     several   True if it trains on more than one device
