@@ -248,7 +248,7 @@ class Engine:
                 where = str(self.folder.absolute())  # cluster nodes have another working directory
                 together = min(self.launcher.slots, len(self.jobs))
                 devices = int(job.config["trainer"].get("devices", 1))
-                request = LaunchRequest(where, job.id, claim.attempt, claim.offset, together, devices)
+                request = LaunchRequest(where, job.id, claim.attempt, claim.offset, devices, together)
                 self.launcher.submit(request)
 
     def _settle(self, end: LaunchOutcome) -> None:

@@ -11,16 +11,16 @@ GPU_RUNS = "ABLATIO_GPU_RUNS"  # environment variable of a run: number of runs t
 class LaunchRequest:
     """One attempt at one job of the study in `folder`; `offset` is the byte offset of its claim in the ledger.
 
+    devices   number of devices that the run uses on its machine
     together  largest number of runs that may be executed at the same time, this one included
-    devices  number of devices that the run uses on its machine
     """
 
     folder: str
     job: str
     attempt: int
     offset: int
-    together: int = 1
     devices: int = 1
+    together: int = 1
 
 
 @dataclass(frozen=True, slots=True)
