@@ -43,10 +43,12 @@ def selected_interval(
     t = abs(mean) / sd * math.sqrt(n)
     critical = min(-float(special.stdtrit(n - 1, largest_p / 2)), t * (1 - 1e-12))
     tail = (1 - confidence) / 2
-    # In units of the standard error, in which the estimate is t.
-    low, high = (_solve(lambda mu, s=s: _share_above(mu, t, n, critical) - s, t) for s in (tail, 1 - tail))
-    ends = [sign * end * sd / math.sqrt(n) for end in (low, high)]
-    return min(ends), max(ends)
+    # _solve is in units of the standard error, in which the estimate is t.
+    def end(share: float) -> float:
+        return sign * sd / math.sqrt(n) * _solve(lambda mu: _share_above(mu, t, n, critical) - share, t)
+
+    low, high = sorted((end(tail), end(1 - tail)))
+    return low, high
 
 
 def interval_of_picked(comparison: Comparison, pair: Pair, of: int) -> tuple[float, float] | None:
