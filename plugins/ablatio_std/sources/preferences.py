@@ -24,9 +24,10 @@ class FeedbackLines:
     """Answers to prompts with preferences from JSON Lines, a JSON list, CSV, Parquet or Arrow: a file, folder or glob.
 
     A record is a pair (chosen, rejected), a ranking (answers, the best first), answers with scores or Elo ratings, one
-    answer with a label, or a solution in `steps` with their `labels`.  A prompt is a text or a list of messages (role, content); the turns of `conversations` or
-    `messages` and the fields of alpaca (instruction, input) are one, too.  If chosen and rejected are whole
-    conversations, as messages or as strings of "Human:" and "Assistant:", their common turns are the prompt.
+    answer with a label, or a solution in `steps` with their `labels`.  A prompt is a text or a list of messages (role,
+    content); the turns of `conversations` or `messages` and the fields of alpaca (instruction, input) are one, too.  If
+    chosen and rejected are whole conversations, as messages or as strings of "Human:" and "Assistant:", their common
+    turns are the prompt.
 
     For tasks that train on conversations it provides the best answer of each record, and of labeled answers those with
     a true label.
