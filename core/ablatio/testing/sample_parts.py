@@ -8,7 +8,6 @@ import os
 import shutil
 import tempfile
 import time
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from ablatio.registry.kinds.launch_types import LaunchRequest
 from ablatio.registry.kinds.search_space import Arm, Axis, Trial, TrialResult
 from ablatio.registry.registry import REGISTRIES, PartSpec
 from ablatio.testing import sample_mixtures, sample_texts, tiny_models
+from ablatio.testing.sample_judges import SampleModel, SampleReward
 from ablatio.testing.sample_tables import SampleWriter, sample_tables
 from ablatio.training.initial_weights import start_model
 from ablatio.training.task_context import TaskContext
@@ -419,32 +419,6 @@ def answers() -> list[Answer]:
     return [Answer(prompt, text, tuple(prompt.encode()), tuple(text.encode()), truth="42") for text in texts]
 
 
-class _SampleReward:
-    """A reward model that counts letters, those of its folder's name too: of an answer, or up to the end of a step."""
-
-    def __init__(self, path: str) -> None:
-        self.more = len(path)
-
-    def __call__(self, answers: Sequence[Answer]) -> Tensor:
-        return torch.tensor([(len(a.text) + self.more) / 9 for a in answers])
-
-    def at(self, answers: Sequence[Answer], ends: Sequence[Sequence[int]]) -> list[Tensor]:
-        """Rewards at these numbers of characters of each answer."""
-        return [(torch.tensor(found) + self.more) / 9 for found in ends]
-
-
-class _SampleModel:
-    """A language model whose log-probabilities follow from the letters of its folder, a question and an answer."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-
-    def logprobs(self, questions: Sequence[str], answers: Sequence[str]) -> Tensor:
-        """log p(answer | question): (N,)."""
-        texts = [f"{self.path}|{q}|{a}" for q, a in zip(questions, answers, strict=True)]
-        return torch.tensor([-(zlib.crc32(text.encode()) % 997) / 100 for text in texts])
-
-
 def reward(entry: PartSpec, knobs: Knobs | None = None) -> Any:
     """A reward as a task calls it, on answers; a reward model that it opens counts letters."""
     if entry.wiring == ("answer",):
@@ -458,9 +432,9 @@ def reward(entry: PartSpec, knobs: Knobs | None = None) -> Any:
         values["path"] = "a run"
 
     def open_run(path: str) -> Any:
-        return _SampleReward(path)
+        return SampleReward(path)
 
-    return made(entry, values, open_run=open_run, open_model=lambda path, key: _SampleModel(path))
+    return made(entry, values, open_run=open_run, open_model=lambda path, key: SampleModel(path))
 
 
 def logger(entry: PartSpec, folder: Path, knobs: Knobs | None = None) -> Any:

@@ -43,6 +43,7 @@ def selected_interval(
     t = abs(mean) / sd * math.sqrt(n)
     critical = min(-float(special.stdtrit(n - 1, largest_p / 2)), t * (1 - 1e-12))
     tail = (1 - confidence) / 2
+
     # _solve is in units of the standard error, in which the estimate is t.
     def end(share: float) -> float:
         return sign * sd / math.sqrt(n) * _solve(lambda mu: _share_above(mu, t, n, critical) - share, t)
