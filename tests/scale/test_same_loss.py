@@ -38,7 +38,7 @@ OPTIMIZERS = (
     "lion", "mars", "muon", "nadam", "normuon", "radam", "schedule_free", "scion", "sgd", "shampoo", "soap",
 )  # fmt: skip
 # These orthogonalize or invert nearly singular matrices: the rounding of a sum over two ranks grows 100-fold; the
-# eigenbases of soap are arbitrary where the first gradients have no rank.  ddp, which changes no update, shows the same.
+# eigenbases of soap are arbitrary where the first gradients have no rank.  ddp, with whole updates, shows the same.
 LOOSE = dict.fromkeys(("dion", "galore", "muon", "normuon", "scion", "shampoo"), 1e-3)
 LOOSE |= {"soap": 2e-2, "kl_soap": 2e-2}
 

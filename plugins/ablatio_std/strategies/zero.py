@@ -7,6 +7,7 @@ weights, are refused.
 
 import importlib.util
 import os
+import warnings
 from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar
 
@@ -51,7 +52,11 @@ class _Engine(Strategy):
         device = self.parameters[0].device.type
         os.environ.setdefault("DS_ACCELERATOR", device)
         import deepspeed
+        import deepspeed.ops
 
+        # DeepSpeed calls a collective by the name that it had before torch 2.13.
+        warnings.filterwarnings("ignore", "`torch.distributed.all_gather_into_tensor`", FutureWarning)
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # it would be compiled; gloo does the same
         deepspeed.init_distributed(dist_backend="gloo" if device == "cpu" else "nccl", auto_mpi_discovery=False)
         bucket = int(self.bucket_mb * MB)
         config = {
