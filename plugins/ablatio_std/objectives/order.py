@@ -68,7 +68,10 @@ def order_loss(hidden: Tensor, matrix: Tensor, tokens: Tensor, shares: Tensor) -
     Logits are computed by blocks of rows, and again for the gradient.
     """
     hidden, tokens, shares = hidden.flatten(0, 1), tokens.flatten(0, 1), shares.flatten(0, 1)
-    total, size = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32)), block_rows(len(matrix))
+    total, size = (
+        hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32)),
+        block_rows(len(matrix), hidden.device),
+    )
 
     def block(states: Tensor, weight: Tensor, wanted: Tensor, scale: Tensor) -> Tensor:
         logits = F.linear(states, weight.to(states.dtype)).to(total.dtype)
