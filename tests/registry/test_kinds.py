@@ -31,7 +31,7 @@ def test_the_lists_of_our_kinds() -> None:
     assert [r.kind for r in REGISTRIES.values() if r.scope == "model"] == MODEL
     assert kind_lists.shaping() == [*MODEL, "init", "objective"]
     assert paired_kinds() == (*MODEL, "init", "objective", "optimizer", "schedule", "stabilizer")
-    assert kind_lists.volatile() == ("out", "name", "trainer", "sweep", "eval", "metric", "logger", "strategy")
+    assert kind_lists.volatile() == ("out", "name", "trainer", "sweep", "strategy", "logger", "eval", "metric")
     optional = {r.kind for r in kind_lists.listed()} - set(kind_lists.needed())
     assert optional == {"mixture", "curriculum", "alignment", "reward", "decode", "prompt"}
     assert [r.kind for r in REGISTRIES.values() if not r.in_run] == ["design", "launcher"]
@@ -42,7 +42,7 @@ def test_a_new_run_lists_every_kind_once() -> None:
     chosen = {kind: option for line in lines for kind, option in line.items() if kind in REGISTRIES}
     assert list(chosen) == [
         "task", *MODEL, "init", "objective", "optimizer", "schedule", "stabilizer", "quantization", "peft",
-        "checkpointing", "source", "tokenizer", "template", "alignment", "reward", "filter", "mixture", "curriculum",
+        "checkpointing", "source", "tokenizer", "template", "filter", "mixture", "curriculum", "alignment", "reward",
         "decode", "prompt", "eval", "metric", "logger", "strategy",
     ]  # fmt: skip
     assert chosen["norm"] == "rmsnorm" and chosen["stabilizer"] == ["clip"] and chosen["reward"] is None

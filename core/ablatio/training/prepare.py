@@ -127,7 +127,7 @@ class PreparedRun:
         decode = decode_part(asking)
         respond = Responder(self.model, self.tokenizer, longest_row(self.config), decode=decode, between=between)
         llm = Session(self.model, self.tokenizer, decode or most_probable)
-        with self._precision():
+        with self.machine.autocast():
             return evaluation.run(respond, Prompting.of(asking, llm))
 
     def feed(self, batches: int) -> None:

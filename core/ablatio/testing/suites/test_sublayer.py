@@ -27,7 +27,8 @@ def test_gradients(part: PartSpec) -> None:
 
     def call(x: Tensor) -> Tensor:
         """Call it in a pass of its own: what layers hand to one another does not outlive it."""
-        return module(x, replace(ctx, _shared=Store(), _passed_on=Store()))
+        y: Tensor = module(x, replace(ctx, _shared=Store(), _passed_on=Store()))
+        return y
 
     checks.module_gradients_agree(part, module.eval(), call, x)
 
