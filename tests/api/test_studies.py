@@ -77,7 +77,7 @@ def test_the_verdict_is_words_and_objects(tmp_path: Path) -> None:
     assert "swiglu" in found.headline and str(found).splitlines()[0] == found.headline
     assert found.resolved and all(s.pair.better for s in found.resolved)
     assert len(found.sentences) == 5
-    assert len(str(found).splitlines()) == 1 + 4 + len(found.notes)  # the headline holds the largest difference
+    assert len(str(found).splitlines()) == 1 + 5 + len(found.notes)
     one = ablatio.open_study(write_study(tmp_path / "one", Fake(axes={"norm": ["rmsnorm"]}))).verdict
     assert one.headline == "Only one arm: nothing to compare it with." and not one.sentences
 

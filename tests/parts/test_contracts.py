@@ -5,7 +5,7 @@ import torch
 
 from ablatio.testing import contract_tests
 
-SLOW = ("test_launcher_", "test_common_import_")  # start clusters or new Python processes
+SLOW = ("test_launcher_", "test_strategy_", "test_common_import_")  # start clusters or new Python processes
 
 globals().update(
     {name: pytest.mark.slow(test) if name.startswith(SLOW) else test for name, test in contract_tests().items()}

@@ -47,8 +47,10 @@ def config(entry: PartSpec | None = None, knobs: Mapping[str, Any] | None = None
 
 
 def given(entry: PartSpec) -> dict[str, Any]:
-    """A part's defaults, and a path for a teacher run, which has no default."""
-    return entry.defaults | ({"teacher": "runs/teacher"} if entry.knob("teacher") else {})
+    """A part's defaults; a teacher's run and the text that it reads alone have none."""
+    samples = {"teacher": "runs/teacher", "context": "My fellow citizens: "}
+    needed = samples if entry.knob("teacher") else {}
+    return entry.defaults | {name: value for name, value in needed.items() if entry.knob(name)}
 
 
 def fitted(made: dict[str, Any], keep: Collection[str]) -> dict[str, Any]:

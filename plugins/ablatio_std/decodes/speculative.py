@@ -58,7 +58,7 @@ class Speculative:
         (tail,) = tails_of(job.ending, 1)
         target, drafter = Reader(job.open()), Reader(job.open(job.second_model))
         generator = job.generator(0, target.texts.logits.device)
-        while len(tail.ids) < job.ending.new_tokens and target.texts.fits(len(target.pending) + 1):
+        while len(tail.ids) < job.ending.new_tokens and target.fits(0):
             count = min(self.draft, job.ending.new_tokens - len(tail.ids) - 1)
             while count and not (target.fits(count) and drafter.fits(count)):
                 count -= 1

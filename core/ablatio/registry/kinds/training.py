@@ -46,7 +46,8 @@ class Objective(Protocol):
     loss(model, example)  replaces the model's cross-entropy as the training loss; validation still scores cross-entropy
     teacher       folder of the teacher's run; its model is passed to `learn_from(model)` before training
     learn_from(model)  takes the teacher's model
-    context       text that the teacher reads before each document; its token ids are passed to `take_context(ids)`
+    context       text that the teacher reads before each document
+    take_context(ids)  takes the token ids of `context`
     """
 
     produces: ClassVar[str]

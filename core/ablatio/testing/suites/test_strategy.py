@@ -17,7 +17,6 @@ def _one_device() -> two_ranks.Steps:
     return two_ranks.one_device()
 
 
-@pytest.mark.slow
 def test_steps_are_those_of_one_device(part: PartSpec) -> None:
     """Two processes, three steps of two accumulated batches, rows with different numbers of targets."""
     if not part.facts["several"]:
