@@ -39,7 +39,7 @@ ALIASES: Mapping[str, str] = {
         "model.d_ff": "intermediate_size n_inner ffn_dim dim_feedforward",
         "model.max_len": "max_position_embeddings block_size seq_len seq_length sequence_length max_seq_len "
         "max_seq_length context_length context_size n_positions n_ctx",
-        "model.dropout": "dropout_rate resid_pdrop hidden_dropout_prob",
+        "model.dropout": "dropout dropout_rate resid_pdrop hidden_dropout_prob",
         "model.tied": "tie_word_embeddings tie_weights",
         "model.path": "model_name_or_path model_path pretrained_model_name_or_path",
         "attention.n_kv_heads": "num_key_value_heads num_kv_heads",

@@ -120,6 +120,8 @@ class Gang:
             text=True,
             start_new_session=True,  # Ctrl-C reaches the supervisor alone, which forwards it
         )
+        if log:
+            log.close()  # the rank has its own
         assert process.stdin is not None
         process.stdin.write(request + "\n")
         process.stdin.flush()  # kept open: the rank ends when it closes, however this process ends

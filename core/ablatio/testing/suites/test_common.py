@@ -164,7 +164,8 @@ def _switches() -> Iterator[tuple[str, Any]]:
     yield "anomaly detection", torch.is_anomaly_enabled()
     yield "numpy's random state", digest(list(np.random.get_state(legacy=True)))
     yield "the working directory", os.getcwd()  # noqa: PTH109
-    yield "the environment", hash(tuple(sorted(os.environ.items())))
+    own = {key: value for key, value in os.environ.items() if key != "TORCHINDUCTOR_CACHE_DIR"}  # torch sets it itself
+    yield "the environment", hash(tuple(sorted(own.items())))
 
 
 IMPORTS = """
