@@ -100,6 +100,7 @@ class Retro(LanguageModel):
     and only every third layer of its decoder attends to neighbors.
     """
 
+    waits = "how many chunks a row has depends on the lengths of its documents"
     mask, accepts, stacks, objective = "encoder_decoder", ("next tokens",), ("encoder", "decoder"), "lm"
 
     def __init__(

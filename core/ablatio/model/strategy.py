@@ -92,7 +92,8 @@ class Strategy:
 
     def gradient_norm(self, parameters: Sequence[nn.Parameter]) -> Tensor:
         """Euclidean norm of the whole gradient, the same on all ranks."""
-        return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None], foreach=True)
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        return nn.utils.get_total_norm(gradients, foreach=not any(g.is_meta for g in gradients))
 
     def whole_weights(self) -> AbstractContextManager[None]:
         """Context in which every rank holds all weights, so that the model can be called as on one device."""

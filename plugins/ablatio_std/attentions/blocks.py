@@ -27,6 +27,7 @@ class MixtureOfBlocks(SoftmaxAttention):
     cross = False
     bidirectional = False
     takes_values = True
+    waits = "how many blocks a row has depends on the lengths of its documents"
 
     def __init__(
         self,
@@ -97,6 +98,7 @@ class NativeSparse(SoftmaxAttention):
     cross = False
     bidirectional = False
     takes_values = True
+    waits = "how many blocks a row has depends on the lengths of its documents"
 
     def __init__(
         self,

@@ -31,6 +31,8 @@ class TestTimeTraining(SoftmaxAttention):
     cross = False
     bidirectional = False
     queries_scale = False
+    float32_products = True
+    waits = "how many mini-batches a row has depends on the lengths of its documents"
     roles = {"start": "vector", "bias": "vector", "gain": "vector", "shift": "vector"}  # noqa: RUF012
 
     def __init__(

@@ -69,6 +69,8 @@ class ContextDistillation(Distillation):
     must reach beyond the row.
     """
 
+    waits = "where the context is inserted depends on where documents begin"
+
     def __init__(
         self,
         eos: int,

@@ -27,12 +27,14 @@ class Architecture(Protocol):
     accepts    kinds of examples that the model can be trained on: the fact `produces` of an objective
     stacks     the stacks it has: encoder, decoder or both
     objective  name of the usual objective for it, proposed in error messages
+    waits      why a training step makes the host wait for a GPU; "": it does not
     """
 
     mask: ClassVar[str]
     accepts: ClassVar[Sequence[str]]
     stacks: ClassVar[Sequence[str]]
     objective: ClassVar[str]
+    waits: ClassVar[str]
 
 
 class Init(Protocol):
@@ -72,7 +74,7 @@ architectures: Registry[nn.Module] = Registry(
     "Which stacks the model has and which tokens each token attends to.",
     contract=(Architecture,),
     wiring=("builder",),
-    facts={"mask": "causal", "accepts": ("next tokens",), "stacks": ("decoder",), "objective": "lm"},
+    facts={"mask": "causal", "accepts": ("next tokens",), "stacks": ("decoder",), "objective": "lm", "waits": ""},
     scope="model",
     usual="causal",
 )
