@@ -247,7 +247,7 @@ class Engine:
                 self.held[job.id] = claim
                 where = str(self.folder.absolute())  # cluster nodes have another working directory
                 together = min(self.launcher.slots, len(self.jobs))
-                devices = int(job.config["trainer"].get("devices", 1))
+                devices = int(job.config.get("trainer", {}).get("devices", 1))
                 request = LaunchRequest(where, job.id, claim.attempt, claim.offset, devices, together)
                 self.launcher.submit(request)
 
