@@ -30,7 +30,7 @@ COMMON_WORDS = {
     "model", "none", "paired", "power", "prefix", "prompt", "reward", "rule", "symbols", "text", "plain", "process",
     "random", "run", "sequential", "parallel", "identity", "clip", "convolution", "drop_path", "exact_answer", "policy",
     "preference", "jsonl", "csv", "tensorboard", "mlflow", "wandb", "position", "second",
-    "task", "json", "table", "dataset", "parquet",
+    "task", "json", "table", "dataset", "parquet", "accuracy", "evaluate", "judge", "memory", "sample", "win_rate",
     "difficulty", "perplexity", "ray", "stages", "target", "weights",
 }  # fmt: skip
 

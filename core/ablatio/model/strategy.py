@@ -88,7 +88,8 @@ class Strategy:
 
     def scale_gradients(self, parameters: Sequence[nn.Parameter], factor: Tensor) -> None:
         """Multiply the gradients of the step by a factor."""
-        torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], factor)
+        if gradients := [p.grad for p in parameters if p.grad is not None]:  # none: a search without gradients
+            torch._foreach_mul_(gradients, factor)
 
     def gradient_norm(self, parameters: Sequence[nn.Parameter]) -> Tensor:
         """Euclidean norm of the whole gradient, the same on all ranks."""

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ablatio.errors import EnvironmentFault
@@ -23,6 +23,7 @@ from ablatio.registry.registry import REGISTRIES, PartSpec
 from ablatio.testing import tiny_models
 
 WORLD, STEPS, BATCHES, ROWS = 2, 3, 2, 4
+TENSORS = "tensors.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +59,7 @@ def train(entry: PartSpec, knobs: Mapping[str, Any] | None = None) -> Steps:
             if (failed := Path(folder, f"failed{rank}")).exists():
                 raise EnvironmentFault(failed.read_text(encoding="utf-8"))
         said = json.loads(Path(folder, "steps.json").read_text(encoding="utf-8"))
-        with np.load(Path(folder, "tensors.npz")) as arrays:
-            return Steps(said["losses"], said["norms"], {name: torch.from_numpy(arrays[name]) for name in arrays})
+        return Steps(said["losses"], said["norms"], load_file(Path(folder, TENSORS)))
 
 
 def _rank(rank: int, port: int, folder: str, module: str, name: str, knobs: dict[str, Any]) -> None:
@@ -77,7 +77,7 @@ def _rank(rank: int, port: int, folder: str, module: str, name: str, knobs: dict
             built: Any = REGISTRIES["strategy"].build(name, knobs, ranks=ranks)
             found = _steps(built, ranks)
             if ranks.first:
-                np.savez(Path(folder, "tensors.npz"), **{n: t.numpy() for n, t in found.tensors.items()})
+                save_file({name: t.clone() for name, t in found.tensors.items()}, Path(folder, TENSORS))
                 said = {"losses": found.losses, "norms": found.norms}
                 Path(folder, "steps.json").write_text(json.dumps(said), encoding="utf-8")
     except Exception as error:

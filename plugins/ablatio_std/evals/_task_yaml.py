@@ -185,7 +185,7 @@ def _read(path: Path, depth: int) -> dict[str, Any]:
         raise UserError(f"{path}: files include one another more than {DEEPEST} deep")
     try:
         with path.open(encoding="utf-8") as file:
-            data = yaml.load(file, _Loader)  # a SafeLoader
+            data = _Loader(file).get_single_data()  # a SafeLoader
     except OSError as error:
         raise UserError(
             f"eval.task_file.path: {path}: {error.strerror}\n    try: ls {shell_word(path.parent)}"

@@ -1,5 +1,7 @@
 """Curricula: pure functions of the progress, with legal values over all of it."""
 
+import pytest
+
 from ablatio.registry.registry import PartSpec
 from ablatio.testing import checks, sample_mixtures, sample_parts, sample_texts
 
@@ -10,7 +12,7 @@ BASE = dict(zip(sample_mixtures.NAMES, (0.2, 0.3, 0.5), strict=True))
 
 def test_shares(part: PartSpec) -> None:
     if "shares" not in part.facts["uses"]:
-        return
+        pytest.skip("it changes no shares")
     made = sample_parts.curriculum(part)
     for place in PLACES:
         found = made.shares(place, dict(BASE))
@@ -23,7 +25,7 @@ def test_shares(part: PartSpec) -> None:
 
 def test_difficulty(part: PartSpec) -> None:
     if "easiest" not in part.facts["uses"]:
-        return
+        pytest.skip("it orders no documents")
     made = sample_parts.curriculum(part)
     for place in PLACES:
         share = made.easiest(place)

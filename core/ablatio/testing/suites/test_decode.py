@@ -62,11 +62,12 @@ def test_seed(part: PartSpec) -> None:
 
 
 def test_second_model(part: PartSpec) -> None:
-    if not part.facts["needs_second_model"]:
-        _found(part, sample_use.job(second=None))
-        return
-    with pytest.raises(UserError, match="second model"):
-        _found(part, sample_use.job(second=None))
+    job = sample_use.job(second=None)
+    if part.facts["needs_second_model"]:
+        with pytest.raises(UserError, match="second model"):
+            _found(part, job)
+    else:
+        assert _found(part, job), f"{checks.label(part)}: no continuation without a second model"
 
 
 def test_stops_at_strings(part: PartSpec) -> None:
