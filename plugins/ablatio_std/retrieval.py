@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ablatio import Positive, Range, architectures
+from ablatio import Positive, Range, architectures, rule
 from ablatio.model.builder import ModelBuilder
 from ablatio.model.context import EncoderOutput, Record
 from ablatio.model.cost.meta_tensors import is_meta_tensor
@@ -193,3 +193,11 @@ class Retro(LanguageModel):
         memory = self.recall(example.inputs, example.segments, record)
         states: Tensor = self.model(example.inputs, example.segments, memory=memory, record=record, tie=tie)
         return states
+
+
+rule(
+    when="architecture.name == 'retro' and mixture is not None",
+    why="architecture=retro retrieves from one training text, and mixture={mixture.name} draws from several",
+    fix="mixture=null",
+    where="mixture",
+)

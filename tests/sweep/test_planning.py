@@ -53,7 +53,10 @@ def test_equivalent_arms_are_one_job() -> None:
         (["optimizer.lr=0.1,0.2", "tune=optimizer.lr"], "optimizer.lr is an axis"),
         (["norm=layernorm,rmsnorm", "seed=1,x"], "seed: expected int, got 'x'"),
         (["norm=layernorm,rmsnorm", "position=rope,alibi,none", "design=paired"], "norm has 2, position has 3"),
-        (["norm=layernorm,rmsnorm", "match=params", "resize=train.steps"], "does not change what match=params measures"),
+        (
+            ["norm=layernorm,rmsnorm", "match=params", "resize=train.steps"],
+            "does not change what match=params measures",
+        ),
     ],
 )
 def test_invalid_override_is_rejected_at_planning(overrides: list[str], message: str) -> None:

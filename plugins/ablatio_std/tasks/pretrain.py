@@ -55,7 +55,8 @@ class Pretrain(Task):
     def attach(self, model: LanguageModel) -> None:
         """Give a model that retrieves from the training text (`read_corpus`) this text."""
         if hasattr(model, "read_corpus"):
-            model.read_corpus(self.corpus.train)
+            (corpus,) = self.data.corpora.values()  # a rule refuses a mixture
+            model.read_corpus(corpus.train)
 
     def tokens(self, steps: int) -> int:
         return self.setup.plan.tokens(steps, self.setup.length)
