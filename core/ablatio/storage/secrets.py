@@ -5,6 +5,7 @@ text, most of all as the missing path of an error message.  Every writer of text
 """
 
 import json
+import os
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,8 +24,8 @@ def hide(value: str, expression: str) -> None:
     forms = [value, plain, plain.rstrip("/"), json.dumps(plain)[1:-1], repr(plain)[1:-1], shlex.quote(plain)[1:-1]]
     forms.append(plain.replace("'", "\\'"))
     if "/" in plain or plain.startswith(("~", ".")):
-        path = Path(plain)
-        forms += [str(path), str(path.expanduser()), str(path.expanduser().absolute())]
+        path, at_home = Path(plain), Path(os.path.expanduser(plain))  # noqa: PTH111  (`~x` stays if there is no user x)
+        forms += [str(path), str(at_home), str(at_home.absolute())]
     _hidden.update(dict.fromkeys((form for form in forms if len(form) >= SHORTEST), expression))
 
 
