@@ -179,10 +179,10 @@ def coverage_cells() -> list[Cell]:
         Cell("coverage, one arm varies 3 times, 5 seeds", one_factor(some, 5, spread(1, 3)), covered, *limits),
         Cell("coverage, heavy tails, 5 seeds", one_factor(some, 5, heavy), covered, 0.94, 1.0),
         Cell("coverage, moderated, 4 arms, 3 seeds", one_factor(some, 3), covered, *limits, options=moderated),
-        Cell("coverage, headline, 4 arms, 5 seeds", one_factor(some, 5), covered_in_headline, *limits),
         Cell("coverage, headline, 2 arms, 5 seeds", one_factor([0, 1], 5), covered_in_headline, *limits, Asked(False)),
         Cell("coverage, headline, 2 arms, baseline, 5 seeds", one_factor([0, -1], 5), covered_in_headline, *limits),
         # The largest of several is given Bonferroni's interval, which covers more often than it says.
+        Cell("coverage, headline, 4 arms, 5 seeds", one_factor(some, 5), covered_in_headline, 0.94, 1.0),
         Cell("coverage, headline, many winners, 10 seeds", one_factor(many, 10), covered_in_headline, 0.94, 1.0),
         Cell("coverage, headline, weak winners, 5 seeds", one_factor(weak, 5), covered_in_headline, 0.94, 1.0),
     ]  # fmt: skip

@@ -81,12 +81,17 @@ def test_headline_of_one_comparison_is_its_sentence() -> None:
 
 
 def test_headline_says_that_a_pair_was_picked() -> None:
-    found = verdict(compare(arms(base=1.0, a=0.9, b=1.0, c=1.01), "base"))
-    assert "a beats base by 0.102 nats, Holm p" in found.headline
-    assert "picked because it is resolved, so it may look too large; [0.0" in found.headline
+    found = verdict(compare(arms(base=1.0, a=0.975, b=1.0, c=1.01), "base"))
+    assert "a beats base by 0.027 nats, Holm p" in found.headline
+    assert "picked because it is resolved, so it may look too large; [" in found.headline
     assert "picked" not in " ".join(s.text for s in found.sentences)  # all of them are shown
-    chinese = verdict(compare(arms(base=1.0, a=0.9, b=1.0, c=1.01), "base"), language="zh").headline
+    chinese = verdict(compare(arms(base=1.0, a=0.975, b=1.0, c=1.01), "base"), language="zh").headline
     assert "因已分辨才列于此" in chinese
+
+
+def test_a_difference_far_beyond_the_limit_keeps_its_sentence() -> None:
+    found = verdict(compare(arms(base=1.0, a=0.2, b=1.0, c=1.01), "base"))
+    assert found.headline == found.sentences[0].text and "picked" not in found.headline
 
 
 @pytest.mark.parametrize("options", [{"correction": "dunnett"}, {"method": "bootstrap"}])

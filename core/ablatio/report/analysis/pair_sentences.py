@@ -81,20 +81,21 @@ class Speaker:
     def picked(self, sentence: Sentence, of: int) -> str:
         """Return the sentence of a headline on the largest of `of` resolved differences, of which only it is named.
 
-        Its usual interval would cover less often than it says, so one is given that allows for the choice.
+        Its usual interval would cover less often than it says, so one is given that allows for the choice.  Where both
+        are the same to the printed digits, as far from the limit of the test, the sentence stays as it is.
         """
-        if len(self.comparison.pairs) == 1 or sentence.pair.ranked or self.comparison.best is not None:
+        pair, d = sentence.pair, sentence.pair.difference
+        if len(self.comparison.pairs) == 1 or pair.ranked or self.comparison.best is not None:
             return sentence.text
-        usual = self.figures(sentence.pair.difference, sentence.pair.p, size=True)
-        return sentence.text.replace(usual, self._picked_figures(sentence.pair, of))
-
-    def _picked_figures(self, pair: Pair, of: int) -> str:
-        d = pair.difference
-        interval = interval_of_picked(self.comparison, pair, of)
+        interval, (mean, usual) = interval_of_picked(self.comparison, pair, of), self._digits(d, size=True)
         if interval is None:
-            return self.say("figures picked alone", mean=self._digits(d, True)[0], p=self.chance(pair.p), n=d.n)
-        mean, low_high = self._digits(replace(d, low=interval[0], high=interval[1]), True)
-        return self.say("figures picked", mean=mean, interval=low_high, p=self.chance(pair.p), n=d.n)
+            figures = self.say("figures picked alone", mean=mean, p=self.chance(pair.p), n=d.n)
+        else:
+            mean, shown = self._digits(replace(d, low=interval[0], high=interval[1]), size=True)
+            if shown == usual:
+                return sentence.text
+            figures = self.say("figures picked", mean=mean, interval=shown, p=self.chance(pair.p), n=d.n)
+        return sentence.text.replace(self.figures(d, pair.p, size=True), figures)
 
     def _equal(self, pair: Pair) -> str:
         return self.say("equal", a=pair.a, b=pair.b, n=pair.difference.n)
