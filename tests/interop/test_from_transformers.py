@@ -79,7 +79,7 @@ CLASSES = {"Gemma3Text": "Gemma3ForCausalLM", "GPT2": "GPT2LMHeadModel", "T5": "
 
 def written(folder: Path, form: str) -> Any:
     """A small random transformers model, saved with save_pretrained, with a tokenizer."""
-    from ablatio.testing.sample_parts import _sample_tokenizer
+    from ablatio.testing.sample_files import sample_tokenizer
 
     name, settings = FORMS[form]
     torch.manual_seed(0)
@@ -89,7 +89,7 @@ def written(folder: Path, form: str) -> Any:
         for p in model.parameters():
             p.add_(torch.randn_like(p) * 0.05)
     model.save_pretrained(folder)
-    (folder / "tokenizer.json").write_bytes((_sample_tokenizer() / "tokenizer.json").read_bytes())
+    (folder / "tokenizer.json").write_bytes((sample_tokenizer() / "tokenizer.json").read_bytes())
     return model
 
 

@@ -168,7 +168,7 @@ def test_t5_folder_of_transformers_is_fine_tuned_and_exported(tmp_path: Path, ch
     """`model=hf` with T5: weights are imported, an adapter is trained, transformers loads the merged export."""
     import transformers
 
-    from ablatio.testing.sample_parts import _sample_tokenizer
+    from ablatio.testing.sample_files import sample_tokenizer
 
     folder = tmp_path / "t5"
     torch.manual_seed(0)
@@ -177,7 +177,7 @@ def test_t5_folder_of_transformers_is_fine_tuned_and_exported(tmp_path: Path, ch
         decoder_start_token_id=0,
     )  # fmt: skip
     transformers.T5ForConditionalGeneration(config).save_pretrained(folder)
-    (folder / "tokenizer.json").write_bytes((_sample_tokenizer() / "tokenizer.json").read_bytes())
+    (folder / "tokenizer.json").write_bytes((sample_tokenizer() / "tokenizer.json").read_bytes())
     plain = [s for s in settings(tmp_path, chats) if not s.startswith(("model", "tokenizer"))]
     given = [*plain, "model=hf", f"model.path={folder}", "data.length=64", "peft=lora", "template=chatml", "name=run"]
     tuned = ablatio(["train", *given, "objective.sentinels=10"], tmp_path / "log")

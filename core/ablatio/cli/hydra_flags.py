@@ -17,7 +17,7 @@ INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 
 
 def hydra_flags(arguments: Sequence[str]) -> int:
-    """Print what `--cfg`, `--info` or `--hydra-help` ask for, without starting a run.
+    """Answer `--cfg`, `--info` or `--hydra-help` without starting a run.
 
     `--cfg job` prints the checked config of the run; everything else is printed by Hydra, after the same check.
     """

@@ -27,7 +27,7 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a filter decides about one document.
+    """A filter's decision on one document.
 
     text    the text that is kept; None: the document is dropped
     reason  why it is dropped, in a few words that occur for many documents: they are counted
@@ -207,7 +207,7 @@ class Stage:
             self.examples.append({"what": what, "id": document.id, "why": why, "text": shown})
 
     def record(self) -> Record:
-        """What the filter did, as plain JSON."""
+        """Counts, reasons and examples of the filter, as plain JSON."""
         return {
             "filter": self.name, "seen": self.seen, "kept": self.seen - self.dropped, "changed": self.changed,
             "characters_removed": self.removed, "reasons": dict(self.reasons.most_common()),

@@ -1,4 +1,4 @@
-"""Items of an evaluation, what a metric asks of a model about them, and what the model responds."""
+"""Items of an evaluation, the requests that a metric sends to a model, and the model's responses."""
 
 import hashlib
 import math
@@ -104,7 +104,7 @@ Request = Likelihood | Generation
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """What a model responds to one request.
+    """A model's response to one request.
 
     logps   log-probability in nats of each token of the continuation
     greedy  True if each of its tokens is the most probable one

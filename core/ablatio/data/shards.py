@@ -39,7 +39,7 @@ log = logging.getLogger("ablatio")
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What the preparation of a corpus may use; it does not change the result.
+    """Processes and memory for the preparation of a corpus; they do not change the result.
 
     workers  processes that tokenize; 0: one per available core
     memory   MiB for text and tokens on their way, of all processes together; limits the number of workers

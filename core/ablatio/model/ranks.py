@@ -1,4 +1,4 @@
-"""What crosses the processes (ranks) that train one run together; at one device everything is returned as it came."""
+"""Communication between the processes (ranks) that train one run; with one device every method returns its input."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

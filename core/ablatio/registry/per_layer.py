@@ -201,7 +201,7 @@ def _cast(kind: str, entry: Entry) -> Entry:
 
 
 def problems(config: Mapping[str, Any]) -> Iterator[Problem]:
-    """What is wrong with the section `layers` by itself: forms, names, knobs, numbers of layers."""
+    """Yield the problems of the section `layers` by itself: forms, names, knobs, numbers of layers."""
     node = config.get(LAYERS)
     if node is None:
         return

@@ -30,6 +30,7 @@ from ablatio.registry.registry import REGISTRIES, PartSpec
 from ablatio.testing import (
     sample_alignments,
     sample_evaluations,
+    sample_files,
     sample_parts,
     sample_texts,
     sample_use,
@@ -401,7 +402,7 @@ def _task(entry: PartSpec, knobs: Mapping[str, Any]) -> Any:
 @observes("tokenizer")
 def _tokenizer(entry: PartSpec, knobs: Mapping[str, Any]) -> Any:
     part = sample_parts.tokenizer(entry, knobs)
-    return [part.vocab_size, part.eos, part.state(), list(part.encode(sample_parts.TEXTS)), part.token_bytes()]
+    return [part.vocab_size, part.eos, part.state(), list(part.encode(sample_files.TEXTS)), part.token_bytes()]
 
 
 @observes("logger")

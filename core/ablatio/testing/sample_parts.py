@@ -3,7 +3,6 @@
 import atexit
 import functools
 import itertools
-import json
 import os
 import shutil
 import tempfile
@@ -28,34 +27,22 @@ from ablatio.model.rl.answers import Answer
 from ablatio.registry.kinds.launch_types import LaunchRequest
 from ablatio.registry.kinds.search_space import Arm, Axis, Trial, TrialResult
 from ablatio.registry.registry import REGISTRIES, PartSpec
-from ablatio.testing import sample_mixtures, sample_texts, tiny_models
+from ablatio.testing import sample_mixtures, tiny_models
+from ablatio.testing.sample_files import TEXTS, sample_files, sample_text, sample_tokenizer
 from ablatio.testing.sample_judges import SampleModel, SampleReward
-from ablatio.testing.sample_tables import SampleWriter, sample_tables
+from ablatio.testing.sample_tables import SampleWriter
 from ablatio.training.initial_weights import start_model
 from ablatio.training.task_context import TaskContext
 
 Knobs = Mapping[str, Any]
 HEADS, WIDTH = 4, 8
-TEXTS = (
-    "",
-    " ",
-    "the quick brown fox, the lazy dog",
-    "  two  spaces and a tab\tand a line\r\nand one more\n\n",
-    "Größe, naïve, Ελληνικά, кириллица, 日本語, العربية, हिन्दी",
-    "👩‍👩‍👧‍👦 🏳️‍🌈 e\u0301 \u200b\ufeff\u202e zero width and marks",
-    "\x00\x01\x1b[31m controls \x7f",
-    "<|endoftext|> <s> </s> <eos> [CLS] [PAD] <unk> look like signs and are text",
-    "1234567890 3.14159 -1e-9 0xdeadbeef",
-    "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa" * 8,
-    "\U0001f600\U0010ffff\ud7ff\ue000",
-)
 
 
 def made(entry: PartSpec, knobs: Knobs | None = None, **wiring: Any) -> Any:
     """Build a part as the model does; a tokenizer with a knob `path` reads a generated tokenizer.json."""
     knob = entry.knob("path")
     if entry.kind == "tokenizer" and knob and (knobs or {}).get("path", knob.default) == knob.default:
-        knobs = {**(knobs or {}), "path": str(_sample_tokenizer())}
+        knobs = {**(knobs or {}), "path": str(sample_tokenizer())}
     return REGISTRIES[entry.kind].build(entry.name, knobs, **wiring)
 
 
@@ -272,54 +259,6 @@ def kept_for_backward(net: LanguageModel) -> tuple[Tensor, int]:
     return loss, sum(kept.values())
 
 
-@functools.cache
-def _sample_files() -> list[Path]:
-    """A few documents in the formats that sources read, in folders that are removed at the end of the process."""
-    folder = Path(tempfile.mkdtemp(prefix="ablatio-samples-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    paragraphs = [f"Document {i}.\n\n{text * 3}" for i, text in enumerate(TEXTS[2:5])]
-    text, rows = folder / "sample.txt", folder / "sample.jsonl"
-    text.write_text("\n\n\n".join(paragraphs), encoding="utf-8")
-    lines = [json.dumps({"text": p, "id": str(i)}, ensure_ascii=False) for i, p in enumerate(paragraphs)]
-    rows.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    chats = folder.with_name(f"{folder.name}-chats") / "chats.jsonl"
-    chats.parent.mkdir()
-    atexit.register(shutil.rmtree, chats.parent, ignore_errors=True)
-    questions = [f"How many are {i} and {i + j}?" for i in range(12) for j in range(2)]
-    asked = [{"prompt": q, "completion": f"There are {len(q)} of them."} for q in questions]
-    asked.append({"prompt": f"What is it that {'very ' * 40}many are?", "completion": "A long question."})
-    chats.write_text("".join(json.dumps(line) + "\n" for line in asked), encoding="utf-8")
-    judged = folder.with_name(f"{folder.name}-judged") / "judged.jsonl"
-    judged.parent.mkdir()
-    atexit.register(shutil.rmtree, judged.parent, ignore_errors=True)
-    pairs: list[dict[str, Any]] = [{"prompt": q, "chosen": f"{len(q)}.", "rejected": "No idea!"} for q in questions]
-    ranked = [{"prompt": f"{q} Really?", "answers": ["Yes.", "Perhaps.", "No, no."]} for q in questions]
-    rated = [{"prompt": f"{q} Sure?", "answers": ["Very.", "Hardly."], "elo": [1100, 1000]} for q in questions]
-    too_long = {"prompt": f"What is it that {'very ' * 40}many are?", "answers": ["Four.", "Many."], "scores": [2, 1]}
-    judgements: list[dict[str, Any]] = [*pairs, *ranked, *rated, too_long]
-    judged.write_text("".join(json.dumps(line) + "\n" for line in judgements), encoding="utf-8")
-    return [text, rows, folder, chats, judged, *sample_tables(paragraphs)]
-
-
-@functools.cache
-def _sample_tokenizer() -> Path:
-    """A folder with a byte-level tokenizer.json, as transformers writes it."""
-    import tokenizers as hf
-
-    folder = Path(tempfile.mkdtemp(prefix="ablatio-samples-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    model = hf.Tokenizer(hf.models.BPE())
-    model.pre_tokenizer, model.decoder = hf.pre_tokenizers.ByteLevel(add_prefix_space=False), hf.decoders.ByteLevel()
-    signs = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    letters = hf.pre_tokenizers.ByteLevel.alphabet()
-    trainer = hf.trainers.BpeTrainer(
-        vocab_size=300, special_tokens=signs, initial_alphabet=letters, show_progress=False
-    )
-    model.train_from_iterator(TEXTS, trainer)
-    model.save(str(folder / "tokenizer.json"))
-    return folder
-
-
 def source(entry: PartSpec, knobs: Knobs | None = None) -> Any:
     """A source; one with a knob `path` reads the first generated file that it accepts (text, JSON lines, a table)."""
     knob = entry.knob("path")
@@ -327,7 +266,7 @@ def source(entry: PartSpec, knobs: Knobs | None = None) -> Any:
     if knob is None or given.get("path", knob.default) != knob.default:
         return made(entry, given, open_run=SampleWriter)
     problems = []
-    for path in _sample_files():
+    for path in sample_files():
         value = [str(path)] if knob.length is not None else str(path)
         part = made(entry, given | {"path": value}, open_run=SampleWriter)
         try:
@@ -344,17 +283,8 @@ def filter_part(entry: PartSpec, knobs: Knobs | None = None) -> Any:
     given = dict(knobs or {})
     for name in ("good", "against", "path"):
         if (knob := entry.knob(name)) and knob.default == "" and name not in given:
-            given[name] = str(_sample_text())
+            given[name] = str(sample_text())
     return made(entry, given)
-
-
-@functools.cache
-def _sample_text() -> Path:
-    """A text file with a word that occurs in one of the sample documents, and paragraphs of prose."""
-    folder = Path(tempfile.mkdtemp(prefix="ablatio-samples-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    (folder / "given.txt").write_text("lorem\n\n" + "\n\n".join(map(sample_texts.prose, range(3, 40))))
-    return folder / "given.txt"
 
 
 def mixture(entry: PartSpec, knobs: Knobs | None = None) -> Any:
@@ -399,7 +329,7 @@ def _learned_from(takes: str) -> dict[str, Any]:
     """A source of sample texts, and a tokenizer that needs no training."""
     name, path = {"documents": ("text", 0), "conversations": ("chats", 3), "feedback": ("feedback", 4)}[takes]
     return {
-        "source": {"name": name, **REGISTRIES["source"][name].defaults, "path": str(_sample_files()[path])},
+        "source": {"name": name, **REGISTRIES["source"][name].defaults, "path": str(sample_files()[path])},
         "tokenizer": {"name": "bytes"},
     }
 

@@ -1,4 +1,4 @@
-"""What a decode part is asked for and what it returns."""
+"""A decoding job (prompts, models, limits) and the continuations that a decode part returns."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -37,7 +37,7 @@ class Continuation:
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """What ends a continuation.
+    """Conditions that end a continuation.
 
     new_tokens  largest number of tokens
     stop_ids    tokens that end it

@@ -77,7 +77,7 @@ class Texts:
         return found
 
     def mark(self) -> Mark:
-        """What `keep` needs to come back to this length."""
+        """Mark this length, so that `keep` can return to it."""
         return Mark(self.cache.mark(), self.tokens.shape[1], self.logits)
 
     def keep(self, mark: Mark, tokens: Tensor, count: int) -> None:

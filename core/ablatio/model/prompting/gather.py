@@ -40,7 +40,7 @@ class Waiting:
 
     @property
     def usage(self) -> Usage:
-        """What the model has done so far, for all programs."""
+        """Calls and tokens of the model so far, summed over all programs."""
         return self._llm.usage
 
     def complete(self, prompts: Sequence[str], **settings: Any) -> list[list[Completion]]:

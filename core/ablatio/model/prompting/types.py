@@ -78,7 +78,7 @@ class Completion:
 
 @dataclass(slots=True)
 class Usage:
-    """What a TextModel has done: calls, and tokens read and generated, each counted once per call."""
+    """Calls of a TextModel, and the tokens that it read and generated in them."""
 
     calls: int = 0
     read: int = 0
@@ -97,7 +97,7 @@ class TextModel(Protocol):
 
     @property
     def usage(self) -> Usage:
-        """What it has done so far."""
+        """Calls and tokens so far."""
         ...
 
     def complete(

@@ -15,6 +15,7 @@ in one of them, and no list.  The star imports keep the names known to type chec
 from ablatio.registry.kinds.stack import *
 from ablatio.registry.kinds.model import *
 from ablatio.registry.kinds.whole_model import *
+from ablatio.registry.kinds.devices import *
 from ablatio.registry.kinds.training import *
 from ablatio.registry.kinds.tuning import *
 from ablatio.registry.kinds.data import *

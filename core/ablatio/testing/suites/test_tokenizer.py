@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from ablatio.registry.registry import PartSpec
-from ablatio.testing import checks, sample_parts
+from ablatio.testing import checks, sample_files, sample_parts
 
 KINDS = ("tokenizer",)
-TRAINING = [text * 20 for text in sample_parts.TEXTS]
+TRAINING = [text * 20 for text in sample_files.TEXTS]
 
 
 _trained: dict[tuple[str, str], Any] = {}
@@ -24,7 +24,7 @@ def _made(part: PartSpec) -> Any:
     return _trained[key]
 
 
-@pytest.mark.parametrize("text", sample_parts.TEXTS, ids=range(len(sample_parts.TEXTS)))
+@pytest.mark.parametrize("text", sample_files.TEXTS, ids=range(len(sample_files.TEXTS)))
 def test_round_trip(part: PartSpec, text: str) -> None:
     tokenizer = _made(part)
     (ids,) = tokenizer.encode([text])
@@ -41,8 +41,8 @@ def test_round_trip(part: PartSpec, text: str) -> None:
 
 def test_many_as_one_by_one(part: PartSpec) -> None:
     tokenizer = _made(part)
-    together, alone = tokenizer.encode(sample_parts.TEXTS), [tokenizer.encode([t])[0] for t in sample_parts.TEXTS]
-    for text, a, b in zip(sample_parts.TEXTS, together, alone, strict=True):
+    together, alone = tokenizer.encode(sample_files.TEXTS), [tokenizer.encode([t])[0] for t in sample_files.TEXTS]
+    for text, a, b in zip(sample_files.TEXTS, together, alone, strict=True):
         array = isinstance(a, np.ndarray) and (a.dtype.kind == "u" or not len(a))
         assert array, f"{checks.label(part)}: encode gives {getattr(a, 'dtype', type(a))}; expected unsigned integers"
         assert np.array_equal(a, b), f"{checks.label(part)}: {text!r} encodes differently among other texts"
@@ -66,7 +66,7 @@ def test_state_restores(part: PartSpec) -> None:
     json.loads(state)
     fresh.restore(state)
     assert fresh.state() == state, f"{checks.label(part)}: restore(state()) has another state()"
-    for a, b in zip(fresh.encode(sample_parts.TEXTS), tokenizer.encode(sample_parts.TEXTS), strict=True):
+    for a, b in zip(fresh.encode(sample_files.TEXTS), tokenizer.encode(sample_files.TEXTS), strict=True):
         assert np.array_equal(a, b), f"{checks.label(part)}: encodes differently after restore(state())"
 
 

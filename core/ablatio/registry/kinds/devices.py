@@ -1,0 +1,102 @@
+"""The kind `strategy`: how the devices of one run share its work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from ablatio.registry.registry import Registry
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    import torch
+    from torch import Tensor, nn
+
+    from ablatio.model.example import Loss
+
+
+class Strategy(Protocol):
+    """How the devices of one run share its work; inherits from `ablatio.model.strategy.Strategy`, which is one device.
+
+    The base class documents each method and the order of calls; a part overrides those that it needs.
+
+    Wiring:
+    ranks     the processes of the run, one per device (ablatio.model.ranks.Ranks)
+
+    Methods:
+    place(step)               distribute the model over the ranks, in place
+    loss(example, last)       the loss of this rank's rows
+    backward(loss, last)      after the last one of a step, gradients are those of the sum over all ranks
+    optimizer(build, groups, piece)  build the optimizer, which updates pieces of this size: entry | tensor | model
+    wrap(optimizer)           what steps in its place
+    before_update()           hand the optimizer the gradients
+    after_update()            take the weights from the optimizer
+    zero_grad(optimizer)      drop the gradients of the last step
+    scale_gradients(parameters, factor)  multiply all gradients
+    gradient_norm(parameters)  Euclidean norm of the whole gradient, the same on all ranks
+    whole_weights()           context in which every rank holds all weights
+    gather(checkpoint)        from the parts of the ranks to the checkpoint of one device, complete on rank 0
+    scatter(checkpoint)       this rank's part of the checkpoint of one device
+
+    Facts:
+    several   True if it trains on more than one device
+    shards    True if a device holds a part of the weights
+    engine    True if gradients stay inside a library, so that no part can read them as `p.grad`
+    updates   the largest piece that it updates together: entry | tensor | model.  An optimizer that needs a larger one
+              (its fact `updates`) is refused
+
+    Losses after any step, weights and checkpoints must be those of one device up to rounding; what it cannot do exactly
+    must be refused by a rule.
+    """
+
+    several: ClassVar[bool]
+    shards: ClassVar[bool]
+    engine: ClassVar[bool]
+    updates: ClassVar[str]
+
+    def place(self, step: nn.Module) -> None: ...
+
+    def loss(self, example: Any, last: bool) -> Loss: ...
+
+    def backward(self, loss: Tensor, last: bool) -> None: ...
+
+    def optimizer(
+        self, build: Callable[[Any], torch.optim.Optimizer], groups: Any, piece: str
+    ) -> torch.optim.Optimizer: ...
+
+    def wrap(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer: ...
+
+    def before_update(self) -> None: ...
+
+    def after_update(self) -> None: ...
+
+    def zero_grad(self, optimizer: torch.optim.Optimizer) -> None: ...
+
+    def scale_gradients(self, parameters: Sequence[nn.Parameter], factor: Tensor) -> None: ...
+
+    def gradient_norm(self, parameters: Sequence[nn.Parameter]) -> Tensor: ...
+
+    def whole_weights(self) -> AbstractContextManager[None]: ...
+
+    def gather(self, checkpoint: dict[str, Any]) -> dict[str, Any]: ...
+
+    def scatter(self, checkpoint: dict[str, Any]) -> dict[str, Any]: ...
+
+
+STRATEGY_METHODS = (  # all are defined by the base class
+    "place", "loss", "backward", "optimizer", "wrap", "scale_gradients", "gradient_norm", "before_update",
+    "after_update", "zero_grad", "whole_weights", "gather", "scatter",
+)  # fmt: skip
+
+strategies: Registry[Strategy] = Registry(
+    "strategy",
+    "How several devices share one run.",
+    contract=(Strategy,),
+    wiring=("ranks",),
+    methods=STRATEGY_METHODS,
+    base="ablatio.model.strategy.Strategy",
+    facts={"several": True, "shards": False, "engine": False, "updates": "model"},
+    default="single",
+    scope="devices",
+)
