@@ -20,7 +20,7 @@ import tokenizers as hf
 
 from ablatio import tokenizers
 from ablatio.errors import DamagedFile, UserError
-from ablatio.testing.sample_parts import TEXTS
+from ablatio.testing.sample_files import TEXTS
 from ablatio_std.tokenizers._common import BYTE_OF
 from ablatio_std.tokenizers._learned import byte_words
 from ablatio_std.tokenizers.trained import BPE
