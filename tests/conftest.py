@@ -13,6 +13,9 @@ from helpers.small_text import small_text
 
 collect_ignore = ["helpers"]  # plugins in there have suites of their own, which register their kinds when imported
 
+# Runs are forked from test processes (helpers/runs.py): a pool of OpenMP threads would be missing in the child, which
+# would wait for it for ever.  With this limit there is no pool, whatever number of threads a training asks for.
+os.environ["OMP_THREAD_LIMIT"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -46,11 +49,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(autouse=True)
 def reset_global_state() -> Iterator[None]:
-    """Restore what a training changes in this process: threads, matmul precision, and CC and CXX, which peft may set.
-
-    One thread, because runs are forked from this process (helpers/runs.py): once torch has computed with two, the
-    second is missing in the child, which waits for it for ever.
-    """
+    """Restore what a training changes here: threads, matmul precision, and CC and CXX, which peft may set."""
     compilers = {key: os.environ[key] for key in ("CC", "CXX") if key in os.environ}
     yield
     if torch := sys.modules.get("torch"):

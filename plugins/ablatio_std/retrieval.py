@@ -114,7 +114,7 @@ class Retro(LanguageModel):
         super().__init__(builder, "causal")
         self.shared_prefix = False  # a row's memory depends on all of its tokens
         self.chunk, self.neighbors = chunk, neighbors
-        self.encoder = Stack(builder, "full", "encoder", table=self.model.embed_tokens)
+        self.encoder = Stack(builder.for_length(2 * chunk), "full", "encoder", table=self.model.embed_tokens)
         self.passages = Passages(builder.dims.vocab_size, chunk, entries)
         self.nothing = nn.Parameter(torch.zeros(builder.dims.d_model))
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 from helpers.doc_pages import DOCS, ROOT, pages
-from helpers.one_core import one_core
 from helpers.studies import Fake, write_study
 
 from ablatio.cli.main import main
@@ -89,8 +88,7 @@ def check(name: str, words: list[str]) -> None:
     steps = [f"{file}:{function}" for file, function in walk(name)]
     assert len(steps) > 9
     codes: list[int] = []
-    with one_core():
-        called = iter(calls(walk(name), lambda: codes.append(main(words))))
+    called = iter(calls(walk(name), lambda: codes.append(main(words))))
     assert codes == [0]
     reached = list(itertools.takewhile(lambda step: step in called, steps))
     assert reached == steps, f"after {reached[-1:]} no call of {steps[len(reached)]}"

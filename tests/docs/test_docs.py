@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 from helpers.doc_pages import LANGUAGES, Reader, blocks, pages
-from helpers.one_core import one_core
 
 from ablatio.registry import discovery, rules
 from ablatio.registry.registry import REGISTRIES
@@ -38,7 +37,7 @@ def read(page: str, folder: Path, monkeypatch: pytest.MonkeyPatch, *, slow: bool
     monkeypatch.chdir(folder)
     monkeypatch.setenv("COLUMNS", "80")
     reader = Reader(folder)
-    with taken_back(), one_core():
+    with taken_back():
         for block in blocks(page):
             if block.runs and (slow or not block.slow):
                 reader.do(block)

@@ -51,11 +51,8 @@ def _child(arguments: Sequence[str], folder: str) -> None:
 
 def begin(arguments: Sequence[str], folder: Path) -> mp.process.BaseProcess:
     """Start `ablatio ARGUMENTS` in a forked child, whose output goes to `folder`/out and `folder`/err."""
-    import torch
-
     import ablatio.training.run  # noqa: F401  (imported before the fork, once for all tests)
 
-    torch.set_num_threads(1)
     folder.mkdir(parents=True, exist_ok=True)
     process = mp.get_context("fork").Process(target=_child, args=(arguments, str(folder)))
     process.start()
@@ -81,7 +78,9 @@ def ablatio(
             os.kill(process.pid, number)
             kill_when = None
         process.join(0.002)
-    assert not process.is_alive(), f"the run did not end within {seconds:g} s"
+    if process.is_alive():
+        process.kill()  # else pytest waits for it at its own end
+        raise AssertionError(f"the run did not end within {seconds:g} s")
     out, err = (folder / "out").read_text(), (folder / "err").read_text()
     return Finished(process.exitcode or 0, out, err)
 

@@ -1,7 +1,8 @@
 """Builder of models: each part receives the arguments of its constructor, and a seed of its own."""
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
 from torch import nn
@@ -85,6 +86,12 @@ class ModelBuilder:
             again = self.choice("checkpointing")
             kinds.checkpointings.build(again.name, again.knobs).apply(model)
         return model
+
+    def for_length(self, max_len: int) -> "ModelBuilder":
+        """Return a builder of stacks that read texts of up to `max_len` tokens, whatever model.max_len is."""
+        other = copy.copy(self)
+        other.dims = replace(self.dims, max_len=max_len)
+        return other
 
     def depth(self, side: Side) -> int:
         """Return the number of layers of a stack; an encoder with a decoder may have its own number."""

@@ -100,3 +100,13 @@ def test_the_passages_are_kept_with_the_weights() -> None:
     other = build_model(model_config(architecture={"name": "retro", "chunk": M, "neighbors": 2, "entries": 64}), V)
     other.double().load_state_dict(net.state_dict())
     torch.testing.assert_close(other.eval()(text(12)), net(text(12)))
+
+
+@pytest.mark.parametrize("position", ["learned", "sinusoidal", "rope"])
+def test_passages_may_be_longer_than_the_text_that_the_decoder_reads(position: str) -> None:
+    """Passages of 2 m tokens are encoded at all lengths of the decoder's text, with a table of positions too."""
+    chosen = {"name": "retro", "chunk": 8, "neighbors": 2, "entries": 64}
+    net = build_model(model_config(architecture=chosen, position=position, max_len=12), V)
+    net.read_corpus(text(300, 9)[0].numpy())
+    assert net(text(12)).isfinite().all()
+    assert net.encoder.max_len == 16 and net.model.max_len == 12
