@@ -12,6 +12,9 @@ STAMP := $(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 CORE := $(VENV)/.core-$(STAMP)
 READY := $(VENV)/.ready-$(STAMP)
 
+# Tests start many processes: each would compile all modules anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo setup test test-all fast browser lint bench docs oracles clean
 
 # Python compiles a module when it is first imported: to compile the other thousands of torch takes a third of the time.

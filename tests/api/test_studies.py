@@ -98,6 +98,7 @@ def test_a_study_of_which_nothing_is_done_says_so(tmp_path: Path) -> None:
     assert "nothing to compare" in str(study.verdict) and study.comparisons().empty
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("how", ["script", "standard input"])
 def test_a_study_needs_no_main_guard(how: str, settings: tuple[str, ...], tmp_path: Path) -> None:
     """The server of the runs is spawned here, for torch has two threads: it must not run the program once more."""

@@ -33,13 +33,13 @@ def taken_back() -> Iterator[None]:
         rules.RULES[:] = rules_before
 
 
-def read(page: str, folder: Path, monkeypatch: pytest.MonkeyPatch, *, slow: bool) -> None:
+def read(page: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     monkeypatch.setenv("COLUMNS", "80")
     reader = Reader(folder)
     with taken_back():
         for block in blocks(page):
-            if block.runs and (slow or not block.slow):
+            if block.runs:
                 reader.do(block)
 
 
@@ -47,15 +47,15 @@ def has_slow(page: str) -> bool:
     return any(block.slow for block in blocks(page))
 
 
-@pytest.mark.parametrize("page", pages())
-def test_the_quick_blocks_of_a_page_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    read(page, tmp_path, monkeypatch, slow=False)
+@pytest.mark.parametrize("page", [page for page in pages() if not has_slow(page)])
+def test_a_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read(page, tmp_path, monkeypatch)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in pages() if has_slow(page)])
-def test_a_whole_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    read(page, tmp_path, monkeypatch, slow=True)
+def test_a_page_with_slow_blocks_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read(page, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("page", pages())

@@ -2,7 +2,7 @@
 
 A comment in front of a block says how it is executed:
 
-    <!-- slow -->              it runs in the slow tests only
+    <!-- slow -->              it takes seconds: `make fast` leaves out its page
     <!-- file: PATH -->        it is written to a file in the page's folder
     <!-- exit: N -->           its last command exits with this code
     <!-- exact -->             (text) `$ command` and its exact output

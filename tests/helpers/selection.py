@@ -2,6 +2,9 @@
 
 A matrix is a test marked `matrix`: its parameters are the cross product of options, or a training of each option.  The
 sample depends only on the tests' ids, so it is the same on every machine and in every process.
+
+The contract suites are such a matrix, of promises and parts: of a promise to many parts, `usual` tests one part in
+four.  Each promise has other parts in its sample, so that each part is tested for about a quarter of its promises.
 """
 
 import hashlib
@@ -11,10 +14,11 @@ from pathlib import Path
 
 import pytest
 
+TESTS = Path(__file__).parents[1]
+CONTRACTS, MANY, CONTRACT_SHARE = TESTS / "parts/test_contracts.py", 20, 4
 SHARE = 8  # `usual` runs one in eight parameters of a matrix
 FEW = 2  # maximum number of parameters of one test in `fast`
 NOT_FAST = {"slow", "faults", "matrix", "long"}
-TESTS = Path(__file__).parents[1]
 # Not even imported by `fast`: browser, wheels, clusters, killed processes, other libraries, whole trainings.
 NOT_FAST_PATHS = (
     "end_to_end",
@@ -58,6 +62,8 @@ def _usual(family: list[pytest.Item]) -> list[pytest.Item]:
     """All tests of a family but the long ones, and 1/SHARE of its matrix parameters (rounded up)."""
     family = [item for item in family if not item.get_closest_marker("long")]
     rest = [item for item in family if not item.get_closest_marker("matrix")]
+    if rest and rest[0].path == CONTRACTS and len(rest) >= MANY:
+        rest = _sample(rest, CONTRACT_SHARE)
     return rest + _sample([item for item in family if item.get_closest_marker("matrix")], SHARE)
 
 

@@ -94,6 +94,7 @@ def until_end(tokens: list[int], run) -> list[int]:
     return tokens[: tokens.index(run.tokenizer.eos)] if run.tokenizer.eos in tokens else tokens
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("name", [*NATIVE, *OWN])
 def test_transformers_loads_the_export_with_equal_outputs(name, tmp_path, text_file):
     options, own = (NATIVE | OWN)[name], name in OWN

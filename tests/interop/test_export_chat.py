@@ -60,6 +60,7 @@ def own_answers(run: Any) -> tuple[list[list[int]], list[list[int]]]:
     return ids, [generate(run.model, [i], 12, Sampling(temperature=0), stop)[0] for i in ids]
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("template, tokenizer", [("chatml", "bytes"), ("llama3", "bpe"), ("plain", "bpe")])
 def test_transformers_chat_equals_the_run(tmp_path: Path, chats: Path, template: str, tokenizer: str) -> None:
     """Oracle: transformers' own chat renderer, tokenizer and generate, in a process that never imports ablatio."""

@@ -5,10 +5,13 @@ import torch
 
 from ablatio.testing import contract_tests
 
-SLOW = ("test_launcher_", "test_strategy_", "test_common_import_")  # start clusters or new Python processes
+PROCESSES = ("test_launcher_", "test_strategy_", "test_common_import_")  # they start clusters or Python processes
 
 globals().update(
-    {name: pytest.mark.slow(test) if name.startswith(SLOW) else test for name, test in contract_tests().items()}
+    {
+        name: pytest.mark.slow(pytest.mark.matrix(test)) if name.startswith(PROCESSES) else test
+        for name, test in contract_tests().items()
+    }
 )
 
 

@@ -75,6 +75,7 @@ print(checked_against(REGISTRIES["activation"]["halved"]), checked_against(REGIS
 
 
 @pytest.mark.slow
+@pytest.mark.matrix
 @pytest.mark.parametrize("processes", [[], ["-n", "1"]], ids=["here", "another process"])
 def test_plugin_package_records_its_own_oracles(tmp_path: Path, processes: list[str]) -> None:
     """A part with a failing oracle is not recorded; a changed source or damaged file invalidates the record."""

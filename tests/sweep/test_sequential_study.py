@@ -77,6 +77,7 @@ def test_report_uses_p_and_intervals_of_the_looks(whole: Path) -> None:
     assert "for another baseline p is not corrected" in "\n".join(other.said())
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("kill", ["before 1", "after 1"])
 def test_killed_study_goes_on_to_the_same_decisions(whole: Path, tmp_path: Path, kill: str) -> None:
     """SIGKILL with a look made and not yet written, and with a look written and its runs not yet planned."""

@@ -26,6 +26,7 @@ def train(*arguments: str) -> None:
     assert ended.returncode == 0, ended.stderr
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_sweep_runs_reuse_compiled_code(tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ABLATIO_CACHE", str(tmp_path / "cache"))

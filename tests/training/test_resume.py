@@ -32,6 +32,7 @@ def test_killed_and_resumed_equals_uninterrupted(
     assert states == {"cut": ("done", ""), "whole": ("done", "")}
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_signal_saves_a_checkpoint_and_exits_with_75(

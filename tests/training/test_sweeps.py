@@ -47,6 +47,7 @@ def scores(run: Path, log: Path) -> list[dict[str, object]]:
     return list(json.loads(asked.out)["scores"])
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_alibi_extrapolates_and_rope_does_not(tmp_path: Path) -> None:
     """sweeps/position_extrapolation.yaml with two of its arms, evaluated at 128 and 512 bytes after training at 128."""

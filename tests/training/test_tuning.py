@@ -19,6 +19,7 @@ WIDE = ("model.n_layers=2", "train.steps=8", "train.checkpoint_every=4", "train.
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("dylora", "prefix", "qlora", "hf")]
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("peft", ["adalora", *SLOW])
 def test_peft_run_resumes_bit_for_bit(tmp_path: Path, text_file: Path, peft: str) -> None:
     settings = [*TINY, *WIDE, f"source.path={text_file}", f"out={tmp_path}", f"peft={peft}"]
@@ -36,6 +37,7 @@ def base(tmp_path: Path, text_file: Path) -> list[str]:
     return [*settings, "model.start=run", f"model.path={tmp_path / 'base'}"]
 
 
+@pytest.mark.matrix
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # of transformers, about its use by peft
 @pytest.mark.parametrize("peft", ["lora", "dora", "qlora"])

@@ -83,10 +83,12 @@ def _text(text: str, statement: ast.stmt) -> str:
 
 def _names(statement: ast.stmt) -> Iterator[tuple[str, str]]:
     """Each name that a statement reads, with the attribute accessed on it, or ""."""
-    taken = {id(n.value): n.attr for n in ast.walk(statement) if isinstance(n, ast.Attribute)}
-    for node in ast.walk(statement):
-        if isinstance(node, ast.Name):
-            yield node.id, taken.get(id(node), "")
+    accessed = dict[int, str]()
+    for node in ast.walk(statement):  # an attribute comes before the expression that it is accessed on
+        if isinstance(node, ast.Attribute):
+            accessed[id(node.value)] = node.attr
+        elif isinstance(node, ast.Name):
+            yield node.id, accessed.get(id(node), "")
 
 
 def _read(module: str) -> _Module | None:

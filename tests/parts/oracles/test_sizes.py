@@ -93,6 +93,7 @@ def counted(preset, size):
     return measure(config, vocabulary_of(config))
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize(("name", "size"), PUBLISHED, ids=["-".join(key) for key in PUBLISHED])
 def test_a_true_size_has_the_parameters_of_the_published_model(name, size):
     config, published = PUBLISHED[name, size]
@@ -154,6 +155,7 @@ def test_the_cache_of_one_token_is_its_keys_and_values():
     assert memory_of(config, 2048).cache == 3 * 2 * 8 * 128 * 4  # layers, k and v, heads of them, d_head, bytes
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("name", sorted(presets()))
 def test_each_size_is_called_after_its_parameters(name):
     for size in presets()[name].sizes:

@@ -185,6 +185,7 @@ def test_arms_start_from_the_shared_stage(whole: Path) -> None:
     assert origins == {None: 2, **dict.fromkeys(sft, 3)}  # the reward model, and ppo at two KL coefficients
 
 
+@pytest.mark.matrix
 @pytest.mark.faults
 @pytest.mark.slow
 @pytest.mark.parametrize("stage, file", [("sft", "summary.json"), ("reward", "checkpoints/step-00000002.json"),

@@ -69,6 +69,7 @@ def test_ppo_reward_equals_the_reward_model_score(whole: Path) -> None:
     assert torch.allclose(found, expected, atol=1e-5) and found.std() > 0
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("last", ["01-sft/summary.json", "02-reward/checkpoints/step-00000002.json",
                                   "03-ppo/checkpoints/step-00000002.json"])  # fmt: skip
 def test_killed_recipe_resumes_to_the_same_metrics(whole: Path, tmp_path: Path, last: str) -> None:
